@@ -1,0 +1,1 @@
+"""Building blocks of locality-aware mixture-of-experts layers for MindSpore, usable without the PanGu-Sigma model."""
