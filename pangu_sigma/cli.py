@@ -1,0 +1,210 @@
+"""The `pangu-sigma` command: alone, or as every rank of a job that msrun started.
+
+Exit status: 0 success; 2 bad input, with one line on stderr; 1 anything else; 130 interrupted. Nothing heavy is
+imported before it is needed: `--help` and most bad input are answered without MindSpore.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn, Optional, Sequence
+
+import yaml
+
+from locmoe_ops.errors import CollectiveError, InputError
+from pangu_sigma.config.load import load_config, to_dict
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import check_paths, resolve_runtime, validate
+
+SUCCESS, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+# msrun kills all ranks within a second of the first failure it sees; a failed rank stays this long so that its peers,
+# which fail for the same reason at nearly the same time, get to say so in their own words.
+_GRACE_S = 1.5
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Runs one command (`sys.argv` if None) and returns its exit status; errors are reported, never raised."""
+    try:
+        options = _parser().parse_args(arguments)
+        return _run(options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 (the outermost handler)
+        return report_error(error)
+
+
+def report_error(error: BaseException) -> int:
+    """Tells the user (one line; a traceback first if the error is none of the two they can act on).
+
+    Under the launcher the line goes to the job's `errors.log`, from which the launcher shows the first and gives
+    every rank's log its own. Returns the exit status that fits.
+    """
+    status = BAD_INPUT if isinstance(error, InputError) else FAILURE
+    message = " ".join(str(error).split())
+    if not isinstance(error, (InputError, CollectiveError)):
+        traceback.print_exception(type(error), error, error.__traceback__)
+        message = f"{_rank_prefix()}{type(error).__name__}: {message}"
+    line = f"pangu-sigma: error: {message}"
+    folder = os.environ.get("LOCMOE_LOG_DIR")
+    if not (folder and _is_worker() and _append(Path(folder) / "errors.log", _rank(), str(status), line)):
+        print(line, file=sys.stderr, flush=True)
+    elif status == FAILURE:
+        time.sleep(_GRACE_S)
+    return status
+
+
+def leave_now(error: BaseException) -> NoReturn:
+    """Reports the error and ends the process at once, from any thread, whatever the main thread is busy with."""
+    status = report_error(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse prints its usage and exits; here a wrong argument is bad input like any other."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="pangu-sigma", description="PanGu-Sigma with LocMoE routing on MindSpore")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_command(commands, "prepare", "train the tokenizer and write the data folder", _prepare)
+    _add_command(commands, "train", "train, alone or as a rank under msrun", _train)
+    bench = commands.add_parser("bench", help="measure this machine and the model on it")
+    benches = bench.add_subparsers(dest="bench", metavar="WHAT", required=True)
+    _add_command(benches, "step", "FLOP/s of the compiled step, and where its time goes", _bench_step)
+    config = _add_command(commands, "config", "check a configuration and print it with all defaults", _show_config)
+    config.add_argument("--ranks", type=_positive, default=1, metavar="N", help="check it for N ranks (default 1)")
+    config.add_argument("--key", metavar="PATH", help="print the value of this key only, as in train.output_dir")
+    return parser
+
+
+def _add_command(commands: Any, name: str, help: str, action: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
+    command.add_argument("config", metavar="CONFIG", help="YAML configuration file")
+    command.add_argument("--set", dest="overrides", metavar="KEY.PATH=VALUE", action="append", default=[],
+                         help="override one key; may be repeated")
+    command.set_defaults(action=action)
+    return command
+
+
+def _positive(text: str) -> int:
+    # argparse turns ValueError into its own message, which names the option and the value.
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+_positive.__name__ = "positive integer"
+
+
+def _run(options: argparse.Namespace) -> int:
+    under_msrun = "MS_ROLE" in os.environ
+    _join_launcher()
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        return _be_scheduler(options)
+    config = load_config(options.config, options.overrides)
+    if under_msrun and options.action is not _train:
+        raise InputError(f"{options.command} runs as one process, but MS_ROLE is set; expected to run without msrun")
+    status: int = options.action(config, options)
+    return status
+
+
+def _prepare(config: Config, options: argparse.Namespace) -> int:
+    check_paths(config)
+    from pangu_sigma.data.prepare import prepare
+
+    prepare(config)
+    return SUCCESS
+
+
+def _train(config: Config, options: argparse.Namespace) -> int:
+    validate(config, int(os.environ.get("MS_WORKER_NUM", "1")))
+    from pangu_sigma.train.run import train
+
+    return train(config)
+
+
+def _bench_step(config: Config, options: argparse.Namespace) -> int:
+    validate(config, 1)
+    from pangu_sigma.tools.bench import bench_step
+
+    return bench_step(config)
+
+
+def _show_config(config: Config, options: argparse.Namespace) -> int:
+    validate(config, options.ranks)
+    value: Any = to_dict(config)
+    for name in options.key.split(".") if options.key else []:
+        if not isinstance(value, dict) or name not in value:
+            raise InputError(f"--key {options.key}: no such key")
+        value = value[name]
+    text = value if isinstance(value, str) else yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip("\n")
+    print(text)
+    return SUCCESS
+
+
+def _be_scheduler(options: argparse.Namespace) -> int:
+    """msrun's extra process. The tcp mesh has no use for it; with hccl MindSpore forms its cluster around it."""
+    try:
+        config = load_config(options.config, options.overrides)
+    except InputError:
+        return SUCCESS  # every rank reports the same
+    if resolve_runtime(config).runtime.backend == "hccl":
+        from mindspore.communication import init
+
+        init()  # returns, or exits with status 0, when all ranks have left the cluster
+    return SUCCESS
+
+
+def _join_launcher() -> None:
+    """Under the launcher: says which process is which rank, and ties this process's life to msrun's."""
+    folder = os.environ.get("LOCMOE_LOG_DIR")
+    if not folder or "MS_ROLE" not in os.environ:
+        return
+    if _is_worker():
+        _append(Path(folder) / "workers.log", _rank(), str(os.getpid()))
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Asks Linux to end this process when msrun dies: killed outright, msrun leaves its workers behind."""
+    set_parent_death_signal = 1
+    try:
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    except (OSError, AttributeError):  # another system: the mesh still notices that the parent is gone
+        pass
+
+
+def _is_worker() -> bool:
+    return os.environ.get("MS_ROLE") == "MS_WORKER"
+
+
+def _rank() -> str:
+    return os.environ.get("RANK_ID", "0")
+
+
+def _rank_prefix() -> str:
+    return f"rank {_rank()}: " if _is_worker() else ""
+
+
+def _append(path: Path, *words: str) -> bool:
+    """Adds one line of tab-separated words; one write in append mode keeps several ranks' lines whole and in order."""
+    try:
+        with open(path, "ab", buffering=0) as log:
+            log.write(("\t".join(words) + "\n").encode("utf-8", "backslashreplace"))
+    except OSError:
+        return False
+    return True

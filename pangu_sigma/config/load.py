@@ -1,0 +1,248 @@
+"""YAML file + `--set` overrides -> `Config`, strictly: a key is known, typed and within its limits, or it is an error.
+
+Reading has three steps: parse (safe YAML, no duplicate keys), override, convert. Errors are `InputError`s that name the
+key's full path, the value found and the one expected.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any, Dict, Hashable, List, Mapping, Sequence, Tuple, Type, Union, get_args, get_origin
+from typing import get_type_hints as type_hints
+
+import yaml
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.config.schema import Config
+
+# YAML 1.1 reads `1e-4` (no dot) as a string; people mean a number.
+_SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+_EXPECTED = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+
+
+def load_config(path: Union[str, "os.PathLike[str]"], overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file, applies `key.path=value` overrides in order, and converts.
+
+    Raises:
+        InputError: the file is missing, not UTF-8, not YAML or not a mapping; a key is unknown, or its value has the
+            wrong type or lies outside its limits.
+    """
+    raw = _parse(_read_text(path), str(path))
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: found {_shown(raw)} at top level, expected a mapping of sections "
+                         f"({', '.join(_names(Config))})")
+    for override in overrides:
+        _apply_override(raw, override)
+    return config_from_dict(raw)
+
+
+def config_from_dict(raw: Mapping[str, Any]) -> Config:
+    """Converts a nested mapping (as parsed from YAML) into a `Config`; keys left out take their defaults."""
+    config: Config = _convert_section(Config, raw, "")
+    return config
+
+
+def to_dict(config: Any) -> Dict[str, Any]:
+    """The configuration as nested dicts and lists that YAML can hold; `config_from_dict` is its inverse."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def save_config(config: Config, path: Union[str, "os.PathLike[str]"]) -> None:
+    """Writes every key as YAML; the file appears whole or not at all."""
+    temporary = Path(f"{path}.tmp{os.getpid()}")
+    temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, dict) else value
+
+
+# ---- parsing
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice in one mapping (plain YAML keeps the last one, silently)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Dict[Hashable, Any]:
+        seen = set()
+        for key_node in (pair[0] for pair in node.value if isinstance(pair[0], yaml.ScalarNode)):
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key_node.value}' is given twice", key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read_text(path: Union[str, "os.PathLike[str]"]) -> str:
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}), expected a YAML file") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"{path}: cannot be read ({reason.lower()}), expected a YAML configuration file") from error
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty, expected a YAML configuration")
+    return text
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (derived from SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = f" line {mark.line + 1}" if mark and "\n" in text.strip("\n") else ""
+        raise InputError(f"{where}:{at} not valid YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{where}: not valid YAML: {reason}") from error
+
+
+def _apply_override(raw: Dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    names = path.strip().split(".")
+    if not equals or not all(names):
+        raise InputError(f"--set {_shown(override)}: expected key.path=value, as in model.hidden_size=256")
+    section = raw
+    for depth, name in enumerate(names[:-1], start=1):
+        # null stands for an optional section that is off; setting one of its keys turns it on.
+        child = section.get(name)
+        section[name] = child = {} if child is None else child
+        if not isinstance(child, dict):
+            raise InputError(f"--set {override}: {'.'.join(names[:depth])} holds {_shown(child)}, which has no keys")
+        section = child
+    section[names[-1]] = _parse(text, f"--set {override}")
+
+
+# ---- conversion
+
+
+def _convert_section(section: Type[Any], raw: Any, path: str) -> Any:
+    if not isinstance(raw, Mapping):
+        raise InputError(f"{path}: found {_shown(raw)}, expected a section with keys {', '.join(_names(section))}")
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    hints = type_hints(section)
+    values = {}
+    for name, value in raw.items():
+        if name not in fields:
+            raise _unknown_key(section, name, path)
+        where = f"{path}.{name}" if path else name
+        values[name] = _convert(hints[name], value, where, fields[name].metadata)
+    return section(**values)
+
+
+def _convert(hint: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Any:
+    optional = get_origin(hint) is Union
+    if optional:
+        hint = next(arm for arm in get_args(hint) if arm is not type(None))
+        if value is None:
+            return None
+    if dataclasses.is_dataclass(hint):
+        return _convert_section(hint, {} if value is None else value, path)  # type: ignore[arg-type]
+    if get_origin(hint) is tuple:
+        return _convert_sequence(get_args(hint)[0], value, path, limits)
+    if get_origin(hint) is dict:
+        return _convert_mapping(value, path)
+    converted = _convert_scalar(hint, value, path, limits, optional)
+    if not _within(converted, limits):
+        raise _wrong_value(hint, value, path, limits, optional)
+    return converted
+
+
+def _convert_sequence(element: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise InputError(f"{path}: found {_shown(value)}, expected a list, as in [0, 1]")
+    return tuple(_convert(element, item, f"{path}[{index}]", limits) for index, item in enumerate(value))
+
+
+def _convert_mapping(value: Any, path: str) -> Dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{path}: found {_shown(value)}, expected a mapping of names to paths")
+    for name, item in value.items():
+        # An unquoted `no:` is a boolean in YAML.
+        if not isinstance(name, str):
+            raise InputError(f"{path}: found the key {_shown(name)}, expected a string (put it in quotes)")
+        if not isinstance(item, str):
+            raise InputError(f"{path}.{name}: found {_shown(item)}, expected a string")
+    return dict(value)
+
+
+def _convert_scalar(kind: type, value: Any, path: str, limits: Mapping[str, Any], optional: bool) -> Any:
+    if kind is float:
+        if isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
+            value = float(value)
+        # An integer too large for a float cannot be a sensible setting either.
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300:
+            return float(value)
+    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise _wrong_value(kind, value, path, limits, optional)
+
+
+def _within(value: Any, limits: Mapping[str, Any]) -> bool:
+    return (
+        ("choices" not in limits or value in limits["choices"])
+        and ("minimum" not in limits or value >= limits["minimum"])
+        and ("above" not in limits or value > limits["above"])
+        and ("maximum" not in limits or value <= limits["maximum"])
+        and not (isinstance(value, float) and not math.isfinite(value))
+    )
+
+
+# ---- messages
+
+
+def _wrong_value(kind: type, value: Any, path: str, limits: Mapping[str, Any], optional: bool) -> InputError:
+    if "choices" in limits:
+        expected = "one of " + ", ".join(limits["choices"])
+        near = difflib.get_close_matches(str(value), limits["choices"], n=1)
+        expected += f" (did you mean {near[0]}?)" if near else ""
+    else:
+        bounds = [("minimum", ">="), ("above", ">"), ("maximum", "<=")]
+        parts = [f"{sign} {limits[name]}" for name, sign in bounds if name in limits]
+        expected = " ".join([_EXPECTED[kind], " and ".join(parts)]).strip()
+    return InputError(f"{path}: found {_shown(value)}, expected {expected}{' or null' if optional else ''}")
+
+
+def _unknown_key(section: Type[Any], name: Any, path: str) -> InputError:
+    where = f"{path}.{name}" if path else str(name)
+    near = difflib.get_close_matches(str(name), _names(section), n=1)
+    suggestions = [f"{path}.{near[0]}" if path else near[0]] if near else _paths_ending_in(str(name))
+    if suggestions:
+        return InputError(f"{_one_line(where)}: unknown key, did you mean {' or '.join(suggestions)}?")
+    return InputError(f"{_one_line(where)}: unknown key, expected one of {', '.join(_names(section))}")
+
+
+def _paths_ending_in(name: str) -> List[str]:
+    """Full paths of the keys of that very name in any section: the reader knew the key but not its place."""
+    return [path for path in _all_paths(Config, "") if path.rpartition(".")[2] == name]
+
+
+def _all_paths(section: Type[Any], prefix: str) -> List[str]:
+    paths = []
+    for name, hint in type_hints(section).items():
+        arms = [arm for arm in (get_args(hint) or (hint,)) if dataclasses.is_dataclass(arm)]
+        paths += [prefix + name] + [path for arm in arms for path in _all_paths(arm, f"{prefix}{name}.")]  # type: ignore
+    return paths
+
+
+def _names(section: Type[Any]) -> List[str]:
+    return [field.name for field in dataclasses.fields(section)]
+
+
+def _shown(value: Any, limit: int = 80) -> str:
+    """The value as one short line; null and booleans as YAML spells them."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = _one_line(repr(value))
+    return text if len(text) <= limit else text[:limit - 3] + "..."
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

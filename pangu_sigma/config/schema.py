@@ -1,0 +1,217 @@
+"""Every configuration key, its type, its default and its meaning: one frozen dataclass a section.
+
+The loader (`pangu_sigma.config.load`) fills these from YAML and `--set`; nothing else defines a key.
+Field metadata: `help` (one line), `choices`, `minimum` (inclusive), `above` (exclusive), `maximum` (inclusive).
+Annotations are evaluated at run time on Python 3.9, hence `Optional[int]` and not `int | None`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional, Tuple
+
+
+def key(default: Any, help: str, **limits: Any) -> Any:
+    """A documented dataclass field; mutable defaults (sections, mappings) are given as factories."""
+    metadata = {"help": help, **limits}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    hidden_size: int = key(256, "width d of the residual stream", minimum=1)
+    num_heads: int = key(4, "attention heads; must divide hidden_size", minimum=1)
+    ffn_hidden_size: Optional[int] = key(None, "inner width of dense FFN and experts; null: 4 x hidden_size", minimum=1)
+    dense_layers: int = key(2, "lower decoder layers with a dense FFN", minimum=0)
+    sparse_layers: int = key(2, "upper decoder layers with experts", minimum=0)
+    sparse_query_layer: bool = key(False, "give the query layer on top experts instead of a dense FFN")
+    sequence_length: int = key(256, "tokens a row; rows on disk hold one more", minimum=2)
+    vocab_size: Optional[int] = key(None, "rows of the word table; null: as the prepared data's tokenizer says",
+                                    minimum=1)
+    domain_embeddings: bool = key(False, "one word-embedding slot per domain instead of one shared table")
+    activation: str = key("gelu", "FFN nonlinearity; gelu is the exact erf form",
+                          choices=("gelu", "gelu_tanh", "fast_gelu", "relu"))
+    embedding_dropout: float = key(0.0, "dropout rate on embeddings", minimum=0.0, maximum=0.9)
+    attention_dropout: float = key(0.0, "dropout rate on attention probabilities", minimum=0.0, maximum=0.9)
+    hidden_dropout: float = key(0.0, "dropout rate on each sub-layer's output", minimum=0.0, maximum=0.9)
+    init_std: float = key(0.02, "standard deviation of initial weights", above=0.0)
+    layer_norm_epsilon: float = key(1e-5, "added to the variance in LayerNorm", above=0.0)
+
+
+@dataclass(frozen=True)
+class HashRouterConfig:
+    balance: str = key("uniform", "deal the vocabulary out evenly by count of ids, or by their frequency in the data",
+                       choices=("uniform", "frequency"))
+
+
+@dataclass(frozen=True)
+class SwitchRouterConfig:
+    aux_loss_weight: float = key(0.01, "alpha of the load-balancing loss", minimum=0.0)
+    jitter: float = key(0.0, "inputs of the gate are multiplied by uniform(1-jitter, 1+jitter) in training",
+                        minimum=0.0, maximum=0.5)
+
+
+@dataclass(frozen=True)
+class LocMoERouterConfig:
+    gate: str = key("grap", "grouped average pooling (fixed weights, LocMoE Eq. 4) or a learned dense gate",
+                    choices=("grap", "dense"))
+    aux_loss_weight: float = key(0.01, "alpha of L_aux (LocMoE Eq. 5)", minimum=0.0)
+    locality_loss_weight: float = key(0.01, "mu of L_loc (LocMoE Eq. 6); the paper does not give a value", minimum=0.0)
+    locality_smoothing: float = key(0.1, "share of the localised distribution D_l spread over all experts, so that KL stays finite",
+                                    above=0.0, maximum=1.0)
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    type: str = key("locmoe", "which level-2 router picks the expert; the sections below hold each router's own keys",
+                    choices=("hash", "switch", "locmoe"))
+    top_k: int = key(1, "experts a token is sent to (hash: 1)", minimum=1)
+    statistics: str = key("global", "tokens over which a loss's statistics are taken: of one rank, one node, or all ranks",
+                          choices=("rank", "node", "global"))
+    hash: HashRouterConfig = key(HashRouterConfig, "keys of the hash router")
+    switch: SwitchRouterConfig = key(SwitchRouterConfig, "keys of the switch router")
+    locmoe: LocMoERouterConfig = key(LocMoERouterConfig, "keys of the LocMoE router")
+
+
+@dataclass(frozen=True)
+class DispatchConfig:
+    type: str = key("flat", "how tokens travel: flat = one padded all-to-all over the expert-parallel group",
+                    choices=("flat",))
+    drop_priority: str = key("position", "which tokens keep their slots on overflow: earlier ones, or those of larger gate weight",
+                             choices=("position", "weight"))
+
+
+@dataclass(frozen=True)
+class CapacityConfig:
+    mode: str = key("factor", "factor: slots = ceil(factor x top_k x tokens / experts that compete for them)",
+                    choices=("factor",))
+    factor: float = key(1.25, "capacity factor in training", above=0.0)
+    evaluation_factor: float = key(2.0, "capacity factor in evaluation", above=0.0)
+
+
+@dataclass(frozen=True)
+class LayoutConfig:
+    """A cluster that losses and statistics refer to, whatever number of processes runs the job."""
+
+    world_size: int = key(1, "ranks", minimum=1)
+    ranks_per_node: int = key(1, "ranks a node", minimum=1)
+    expert: int = key(1, "expert-parallel degree", minimum=1)
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    num_experts: int = key(8, "experts a sparse layer, over all groups", minimum=1)
+    num_groups: int = key(1, "expert groups of level 1 (domain -> group); must divide num_experts", minimum=1)
+    domain_groups: Optional[Tuple[int, ...]] = key(None, "group of each domain; null: domain i uses group i, or 0 if there is one group")
+    placement: str = key("interleaved", "interleaved: each group spread over all ranks; node_grouped: a group's experts side by side",
+                         choices=("interleaved", "node_grouped"))
+    scale_by_gate: bool = key(True, "multiply expert outputs by their gate weight (hash never does)")
+    layout: Optional[LayoutConfig] = key(None, "cluster that locality and per-node statistics refer to; null: the one that runs the job")
+    router: RouterConfig = key(RouterConfig, "level-2 routing")
+    dispatch: DispatchConfig = key(DispatchConfig, "how tokens reach their experts")
+    capacity: CapacityConfig = key(CapacityConfig, "slots per expert")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    expert: int = key(1, "expert-parallel degree; must divide the number of ranks and moe.num_experts", minimum=1)
+    tensor: int = key(1, "tensor-parallel degree; this version supports 1", minimum=1, maximum=1)
+    ranks_per_node: Optional[int] = key(None, "ranks a node; null: all of them; give it to let one machine play several nodes", minimum=1)
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    sources: Dict[str, str] = key(dict, "domain name -> folder of text files, or JSONL file with `text` (and `domain`) fields")
+    vocab_size: int = key(8000, "pieces of the tokenizer to train", minimum=300)
+    tokenizer: Optional[str] = key(None, "existing SentencePiece model to use instead of training one")
+    tokenizer_training_bytes: int = key(20_000_000, "at most this much text, evenly over domains, trains the tokenizer",
+        minimum=10_000)
+    validation_fraction: float = key(0.02, "share of documents held out, chosen by a hash of their text",
+                                     above=0.0, maximum=0.5)
+    document_bytes: int = key(20_000, "longer documents are cut at line ends into pieces of about this size",
+                              minimum=200)
+    max_bytes_per_domain: Optional[int] = key(None, "stop reading a domain's source after this much text", minimum=1)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    path: str = key("data", "folder written by `pangu-sigma prepare`")
+    placement: str = key("shuffled", "which rows a rank sees: any, or the domains placed on its node",
+                         choices=("shuffled", "domain_by_node"))
+    mixing: str = key("balanced", "domains in equal shares within every rank's rows, or in proportion to their size",
+                      choices=("balanced", "proportional"))
+    reset_at_document_end: bool = key(True, "restart positions and block attention at document ends")
+    prepare: PrepareConfig = key(PrepareConfig, "used by `pangu-sigma prepare` only")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    learning_rate: float = key(3e-4, "peak learning rate", above=0.0)
+    end_learning_rate: float = key(2e-5, "learning rate at the end of decay", minimum=0.0)
+    schedule: str = key("cosine", "shape of the decay after warm-up", choices=("constant", "linear", "cosine"))
+    warmup_steps: int = key(100, "steps of linear warm-up", minimum=0)
+    decay_steps: Optional[int] = key(None, "step at which decay ends; null: train.steps", minimum=1)
+    beta1: float = key(0.8, "Adam first-moment decay", minimum=0.0, maximum=0.9999)
+    beta2: float = key(0.95, "Adam second-moment decay", minimum=0.0, maximum=0.99999)
+    epsilon: float = key(1e-8, "Adam epsilon outside experts", above=0.0)
+    expert_epsilon: float = key(1e-20, "Adam epsilon inside experts (hybrid Adam of PanGu-Sigma)", above=0.0)
+    weight_decay: float = key(0.01, "decoupled weight decay of matrices (not biases, norms)", minimum=0.0)
+    clip_norm: Optional[float] = key(1.0, "global gradient-norm limit over all parameters on all ranks; null: none",
+                                     above=0.0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = key(1000, "optimizer steps of the whole run", minimum=1)
+    stop_after: Optional[int] = key(None, "end after this step as if cut off there; the schedule still follows `steps`",
+                                    minimum=1)
+    seed: int = key(1, "seed of initialisation, hash maps, sampling and dropout", minimum=0)
+    global_batch_size: int = key(8, "rows an optimizer step, over all ranks", minimum=1)
+    micro_batch_size: Optional[int] = key(None, "rows a rank processes at once; null: global_batch_size / ranks",
+        minimum=1)
+    output_dir: str = key("runs/default", "run directory")
+    log_interval: int = key(10, "steps between console lines", minimum=1)
+    eval_interval: int = key(0, "steps between validations; 0: only at the end", minimum=0)
+    eval_rows: int = key(64, "validation rows (over all ranks and domains) of one validation; 0: no validation",
+                         minimum=0)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    interval: int = key(0, "steps between checkpoints; 0: only at the end", minimum=0)
+    keep: int = key(2, "newest checkpoints kept", minimum=1)
+    resume: Optional[str] = key(None, "null: start anew; auto: newest checkpoint of output_dir if any; or a checkpoint folder")
+
+
+@dataclass(frozen=True)
+class LossScaleConfig:
+    """Dynamic loss scale, used with fp16 only."""
+
+    initial: float = key(65536.0, "first loss scale", above=0.0)
+    growth_interval: int = key(1000, "steps without overflow before the scale doubles", minimum=1)
+    minimum: float = key(1.0, "never below this", above=0.0)
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    backend: str = key("auto", "collectives: MindSpore primitives (hccl) or the CPU mesh (tcp); auto: by device",
+                       choices=("auto", "hccl", "tcp"))
+    device: str = key("auto", "auto: Ascend where MindSpore finds one, else CPU", choices=("auto", "ascend", "cpu"))
+    mode: str = key("graph", "compiled steps, or PyNative for debugging", choices=("graph", "pynative"))
+    precision: str = key("fp32", "compute type of matmuls; norms, softmax, routers and loss stay fp32",
+                         choices=("fp32", "fp16", "bf16"))
+    join_timeout: float = key(60.0, "seconds in which all ranks must have joined", above=0.0)
+    collective_timeout: float = key(120.0, "seconds a collective may wait for its peers", above=0.0)
+    loss_scale: LossScaleConfig = key(LossScaleConfig, "dynamic loss scale (precision fp16)")
+
+
+@dataclass(frozen=True)
+class Config:
+    model: ModelConfig = key(ModelConfig, "the network")
+    moe: MoEConfig = key(MoEConfig, "sparse layers")
+    parallel: ParallelConfig = key(ParallelConfig, "degrees of parallelism; data parallel is what remains")
+    data: DataConfig = key(DataConfig, "corpora and sampling")
+    optimizer: OptimizerConfig = key(OptimizerConfig, "hybrid Adam and its schedule")
+    train: TrainConfig = key(TrainConfig, "the run")
+    checkpoint: CheckpointConfig = key(CheckpointConfig, "saving and resuming")
+    runtime: RuntimeConfig = key(RuntimeConfig, "device, backend, precision, deadlines")

@@ -1,0 +1,182 @@
+"""Checks across keys: what each key's own type and limits cannot say. All raise `InputError` naming keys and values."""
+
+import dataclasses
+from pathlib import Path
+from typing import Iterator, Tuple
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.config.schema import Config
+
+
+def validate(config: Config, world_size: int) -> None:
+    """Checks a configuration for a job of `world_size` ranks.
+
+    Raises:
+        InputError: two keys, or a key and the number of ranks, do not fit; names both with their values.
+    """
+    _check_model(config)
+    _check_experts(config)
+    _check_router(config)
+    _check_parallel(config, world_size)
+    _check_layout(config)
+    _check_batch(config, world_size)
+    _check_schedule(config)
+    _check_runtime(config)
+    check_paths(config)
+
+
+def check_paths(config: Config) -> None:
+    """`prepare` replaces the folder `data.path` as a whole, so nothing else that is needed may lie in it.
+
+    Raises:
+        InputError: the run directory, a source or the given tokenizer lies inside (or is) `data.path`.
+    """
+    folder = Path(config.data.path).absolute()
+    for key, text in _other_paths(config):
+        other = Path(text).absolute()
+        if other == folder or folder in other.parents:
+            raise InputError(f"{key} ({text}) lies inside data.path ({config.data.path}), "
+                             "which `prepare` replaces; expected separate folders")
+
+
+def runs_on_ascend(config: Config) -> bool:
+    """True if the job uses Ascend devices: as `runtime.device` says, or, if that is auto, where the driver shows any.
+
+    Needs no MindSpore, so that processes which have nothing to compute can decide quickly.
+    """
+    if config.runtime.device == "auto":
+        return any(Path("/dev").glob("davinci[0-9]*"))
+    return config.runtime.device == "ascend"
+
+
+def resolve_runtime(config: Config) -> Config:
+    """The configuration with `auto` in `runtime.device` and `runtime.backend` replaced by this machine's choice."""
+    ascend = runs_on_ascend(config)
+    backend = config.runtime.backend
+    if backend == "auto":
+        backend = "hccl" if ascend else "tcp"
+    runtime = dataclasses.replace(config.runtime, device="ascend" if ascend else "cpu", backend=backend)
+    return dataclasses.replace(config, runtime=runtime)
+
+
+def has_experts(config: Config) -> bool:
+    """True if any layer is sparse; without one, `moe` settings are of no consequence."""
+    return config.model.sparse_layers > 0 or config.model.sparse_query_layer
+
+
+def _require_divides(small: Tuple[str, int], large: Tuple[str, int]) -> None:
+    if large[1] % small[1]:
+        raise InputError(f"{small[0]} ({small[1]}) does not divide {large[0]} ({large[1]}); expected a divisor")
+
+
+def _other_paths(config: Config) -> Iterator[Tuple[str, str]]:
+    yield "train.output_dir", config.train.output_dir
+    for domain, source in config.data.prepare.sources.items():
+        yield f"data.prepare.sources.{domain}", source
+    if config.data.prepare.tokenizer is not None:
+        yield "data.prepare.tokenizer", config.data.prepare.tokenizer
+
+
+def _check_model(config: Config) -> None:
+    _require_divides(("model.num_heads", config.model.num_heads), ("model.hidden_size", config.model.hidden_size))
+
+
+def _check_experts(config: Config) -> None:
+    moe = config.moe
+    _require_divides(("moe.num_groups", moe.num_groups), ("moe.num_experts", moe.num_experts))
+    if moe.domain_groups is None:
+        return
+    if not moe.domain_groups:
+        raise InputError("moe.domain_groups is empty; expected one group per domain, or null")
+    for domain, group in enumerate(moe.domain_groups):
+        if not 0 <= group < moe.num_groups:
+            raise InputError(f"moe.domain_groups[{domain}] is {group}; expected a group from 0 to "
+                             f"{moe.num_groups - 1} (moe.num_groups is {moe.num_groups})")
+
+
+def _check_router(config: Config) -> None:
+    router, experts = config.moe.router, config.moe.num_experts // config.moe.num_groups
+    if not has_experts(config):
+        return
+    if router.type == "hash" and router.top_k > 1:
+        raise InputError(f"moe.router.top_k is {router.top_k} with moe.router.type hash, "
+                         "which picks one expert a token; expected 1")
+    if router.top_k > experts:
+        raise InputError(f"moe.router.top_k ({router.top_k}) exceeds the {experts} experts of a group "
+                         f"(moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups})")
+    if router.type == "locmoe" and router.locmoe.gate == "grap" and config.model.hidden_size % experts:
+        raise InputError(f"moe.router.locmoe.gate grap averages equal blocks of features: the {experts} experts of a "
+                         f"group (moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups}) "
+                         f"do not divide model.hidden_size ({config.model.hidden_size})")
+
+
+def _check_cluster(prefix: str, ranks: Tuple[str, int], node: Tuple[str, int], expert: int, num_experts: int) -> None:
+    """One cluster's degrees: nodes of equal size, expert groups that fill nodes evenly, experts that fill groups."""
+    _require_divides(node, ranks)
+    degree = (f"{prefix}.expert", expert)
+    _require_divides(degree, ranks)
+    _require_divides(degree, ("moe.num_experts", num_experts))
+    if expert % node[1] and node[1] % expert:
+        raise InputError(f"{degree[0]} ({expert}) and {node[0]} ({node[1]}) do not fit; "
+                         "expected one to be a multiple of the other")
+
+
+def _check_parallel(config: Config, world_size: int) -> None:
+    parallel = config.parallel
+    ranks = ("the number of ranks", world_size)
+    node = ("parallel.ranks_per_node", parallel.ranks_per_node or world_size)
+    _require_divides(("parallel.expert x parallel.tensor", parallel.expert * parallel.tensor), ranks)
+    _check_cluster("parallel", ranks, node, parallel.expert, config.moe.num_experts)
+
+
+def _check_layout(config: Config) -> None:
+    layout = config.moe.layout
+    if layout is None:
+        return
+    ranks = ("moe.layout.world_size", layout.world_size)
+    node = ("moe.layout.ranks_per_node", layout.ranks_per_node)
+    _check_cluster("moe.layout", ranks, node, layout.expert, config.moe.num_experts)
+    _require_divides(ranks, ("train.global_batch_size", config.train.global_batch_size))
+
+
+def _check_batch(config: Config, world_size: int) -> None:
+    rows = config.train.global_batch_size
+    replicas = world_size // config.parallel.tensor
+    _require_divides(("the number of data-parallel ranks", replicas), ("train.global_batch_size", rows))
+    micro = config.train.micro_batch_size
+    if micro is not None and rows % (replicas * micro):
+        raise InputError(f"train.global_batch_size ({rows}) is not a multiple of train.micro_batch_size ({micro}) x "
+                         f"{replicas} data-parallel ranks = {replicas * micro}")
+
+
+def _check_schedule(config: Config) -> None:
+    optimizer, train = config.optimizer, config.train
+    if train.stop_after is not None and train.stop_after > train.steps:
+        raise InputError(f"train.stop_after ({train.stop_after}) is beyond train.steps ({train.steps})")
+    if optimizer.schedule == "constant":
+        if optimizer.decay_steps is not None:
+            raise InputError(f"optimizer.decay_steps is {optimizer.decay_steps} with optimizer.schedule constant, "
+                             "which has no decay; expected null")
+        return
+    name = "train.steps" if optimizer.decay_steps is None else "optimizer.decay_steps"
+    decay = train.steps if optimizer.decay_steps is None else optimizer.decay_steps
+    if optimizer.warmup_steps > decay:
+        raise InputError(f"optimizer.warmup_steps ({optimizer.warmup_steps}) is beyond the end of decay, "
+                         f"{name} ({decay})")
+    if optimizer.end_learning_rate > optimizer.learning_rate:
+        raise InputError(f"optimizer.end_learning_rate ({optimizer.end_learning_rate}) exceeds "
+                         f"optimizer.learning_rate ({optimizer.learning_rate})")
+
+
+def _check_runtime(config: Config) -> None:
+    runtime = config.runtime
+    if (runtime.backend, runtime.device) in (("hccl", "cpu"), ("tcp", "ascend")):
+        raise InputError(f"runtime.backend {runtime.backend} does not run on runtime.device {runtime.device}; "
+                         "expected hccl on ascend, tcp on cpu, or auto")
+    if runtime.precision == "bf16" and (runtime.backend == "tcp" or not runs_on_ascend(config)):
+        raise InputError("runtime.precision bf16 is not supported on CPU (runtime.device "
+                         f"{runtime.device}); expected fp32 or fp16")
+    scale = runtime.loss_scale
+    if scale.minimum > scale.initial:
+        raise InputError(f"runtime.loss_scale.minimum ({scale.minimum}) exceeds "
+                         f"runtime.loss_scale.initial ({scale.initial})")

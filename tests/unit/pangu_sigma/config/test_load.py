@@ -1,0 +1,134 @@
+"""YAML and `--set` to `Config`: what is accepted, and that every refusal names the key, the value and what to give."""
+
+import math
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.config import Config, config_from_dict, load_config, save_config, to_dict
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(text):
+        path = tmp_path / "config.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
+        return path
+
+    return _write
+
+
+def test_keys_left_out_take_their_defaults(write):
+    config = load_config(write("model: {hidden_size: 64}\nmoe:\n"))
+    assert config.model.hidden_size == 64
+    assert config.model.num_heads == Config().model.num_heads
+    assert config.moe == Config().moe
+
+
+def test_overrides_apply_in_order_and_open_optional_sections(write):
+    config = load_config(write("moe: {layout: null}"), [
+        "moe.layout.world_size=4", "train.steps=5", "train.steps=7", "moe.domain_groups=[0, 1]",
+        "data.prepare.sources.zh=texts/zh", "optimizer.clip_norm=null", "data.path=a=b",
+    ])
+    assert config.moe.layout.world_size == 4
+    assert config.train.steps == 7
+    assert config.moe.domain_groups == (0, 1)
+    assert config.data.prepare.sources == {"zh": "texts/zh"}
+    assert config.optimizer.clip_norm is None
+    assert config.data.path == "a=b"
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("1e-4", 1e-4), ("1E-4", 1e-4), ("+2.5e3", 2500.0), (".5e0", 0.5), ("3", 3.0), ("0.25", 0.25), ("1.0e-4", 1e-4),
+])
+def test_floats_in_every_usual_spelling(write, text, value):
+    config = load_config(write(f"optimizer: {{learning_rate: {text}}}"))
+    assert config.optimizer.learning_rate == value
+    assert isinstance(config.optimizer.learning_rate, float)
+
+
+@pytest.mark.parametrize(("override", "fragments"), [
+    ("model.hidden_siz=3", ["model.hidden_siz: unknown key", "model.hidden_size?"]),
+    ("model.learning_rate=3", ["model.learning_rate: unknown key", "optimizer.learning_rate"]),
+    ("moe.router.locmoe.gat=grap", ["moe.router.locmoe.gat: unknown key", "moe.router.locmoe.gate?"]),
+    ("nonsense.x=3", ["nonsense: unknown key", "model, moe, parallel"]),
+    ("model=3", ["model: found 3", "a section with keys hidden_size"]),
+    ("model.hidden_size=wide", ["model.hidden_size: found 'wide'", "an integer >= 1"]),
+    ("model.hidden_size=2.0", ["model.hidden_size: found 2.0", "an integer"]),
+    ("model.hidden_size=true", ["model.hidden_size: found true", "an integer"]),
+    ("model.hidden_size=null", ["model.hidden_size: found null", "an integer"]),
+    ("model.hidden_size=0", ["model.hidden_size: found 0", ">= 1"]),
+    ("model.hidden_size.x=1", ["model.hidden_size", "an integer"]),
+    ("model.hidden_dropout=0.95", ["model.hidden_dropout: found 0.95", ">= 0.0 and <= 0.9"]),
+    ("model.init_std=0", ["model.init_std: found 0", "> 0.0"]),
+    ("optimizer.learning_rate=.nan", ["optimizer.learning_rate: found nan", "a number > 0.0"]),
+    ("optimizer.learning_rate=.inf", ["optimizer.learning_rate: found inf"]),
+    ("optimizer.learning_rate=fast", ["optimizer.learning_rate: found 'fast'", "a number"]),
+    ("optimizer.clip_norm=-1", ["optimizer.clip_norm: found -1", "> 0.0 or null"]),
+    ("model.domain_embeddings=1", ["model.domain_embeddings: found 1", "true or false"]),
+    ("data.path=3", ["data.path: found 3", "a string"]),
+    ("moe.router.type=localmoe", ["moe.router.type: found 'localmoe'", "hash, switch, locmoe", "mean locmoe?"]),
+    ("moe.domain_groups=1", ["moe.domain_groups: found 1", "a list"]),
+    ("moe.domain_groups=[0, a]", ["moe.domain_groups[1]: found 'a'", "an integer"]),
+    ("data.prepare.sources=[a]", ["data.prepare.sources: found ['a']", "a mapping"]),
+    ("data.prepare.sources={no: a}", ["data.prepare.sources: found the key false", "quotes"]),
+    ("data.prepare.sources.en=3", ["data.prepare.sources.en: found 3", "a string"]),
+    ("train.steps", ["'train.steps'", "expected key.path=value"]),
+    ("train..steps=3", ["'train..steps=3'", "expected key.path=value"]),
+    ("train.steps=[3", ["--set train.steps=[3", "not valid YAML"]),
+])
+def test_a_wrong_override_is_one_line_that_names_it(write, override, fragments):
+    with pytest.raises(InputError) as caught:
+        load_config(write("{}"), [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for fragment in fragments:
+        assert fragment in message
+
+
+@pytest.mark.parametrize(("content", "fragments"), [
+    (b"", ["config.yaml: the file is empty"]),
+    (b"- a\n- b\n", ["config.yaml: found ['a', 'b'] at top level", "mapping"]),
+    (b"model: {\xff\xfe}", ["config.yaml: not UTF-8 text (byte 8)"]),
+    (b"\xef\xbb\xbfmodel: 1\n  train: 2\n", ["config.yaml: line 2", "not valid YAML"]),
+    (b"train:\n  steps: 1\n  steps: 2\n", ["config.yaml: line 3", "key 'steps' is given twice"]),
+    (b"train: !!python/object/apply:os.getcwd []", ["config.yaml", "not valid YAML"]),
+    (b"--- {}\n--- {}\n", ["config.yaml", "not valid YAML"]),
+    (b"[" * 3000, ["config.yaml", "not valid YAML"]),
+    (b"? [a, b]\n: 1\n", ["config.yaml", "not valid YAML"]),
+    (b"train: {steps: 2024-13-45}", ["config.yaml", "not valid YAML"]),
+    (b"1: 2", ["1: unknown key"]),
+])
+def test_a_broken_file_is_named(write, content, fragments):
+    with pytest.raises(InputError) as caught:
+        load_config(write(content))
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_or_a_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match="absent.yaml: cannot be read"):
+        load_config(tmp_path / "absent.yaml")
+    with pytest.raises(InputError, match=r"cannot be read \(is a directory\)"):
+        load_config(tmp_path)
+
+
+def test_a_saved_configuration_reads_back_the_same(tmp_path):
+    config = config_from_dict({"moe": {"layout": {"world_size": 4}, "domain_groups": [0, 0]},
+                               "data": {"prepare": {"sources": {"中文": "文/本"}}}})
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+    assert [path.name for path in tmp_path.iterdir()] == ["saved.yaml"]
+
+
+@given(rate=st.floats(min_value=1e-300, max_value=1e300), path=st.text(min_size=1), domain=st.text())
+def test_any_value_survives_yaml(rate, path, domain):
+    raw = {"optimizer": {"learning_rate": rate}, "data": {"path": path, "prepare": {"sources": {domain: path}}}}
+    config = config_from_dict(yaml.safe_load(yaml.safe_dump(to_dict(config_from_dict(raw)))))
+    assert math.isclose(config.optimizer.learning_rate, rate, rel_tol=0.0)
+    assert config.data.path == path
+    assert config.data.prepare.sources == {domain: path}

@@ -1,0 +1,99 @@
+"""Checks across keys: each refusal names the keys and values that do not fit; what fits is let through."""
+
+import pytest
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.config import Config, config_from_dict, validate
+from pangu_sigma.config.validate import check_paths, resolve_runtime
+
+
+def _config(settings):
+    """`{"moe.num_experts": 6}` as a `Config`."""
+    raw = {}
+    for path, value in settings.items():
+        *sections, name = path.split(".")
+        section = raw
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[name] = value
+    return config_from_dict(raw)
+
+
+@pytest.mark.parametrize(("world_size", "settings"), [
+    (1, {}),
+    (4, {"parallel.expert": 4, "parallel.ranks_per_node": 2}),
+    (4, {"parallel.expert": 2, "parallel.ranks_per_node": 4}),
+    (1, {"moe.layout": {"world_size": 8, "ranks_per_node": 4, "expert": 8}}),
+    (3, {"train.global_batch_size": 12, "train.micro_batch_size": 2}),
+    (1, {"model.sparse_layers": 0, "moe.num_experts": 3}),
+    (1, {"model.sparse_layers": 0, "model.dense_layers": 0}),
+    (1, {"model.sparse_layers": 0, "moe.router.top_k": 99}),
+    (1, {"moe.num_experts": 6, "moe.router.type": "switch"}),
+    (1, {"moe.num_experts": 6, "moe.router.locmoe.gate": "dense"}),
+    (1, {"moe.num_experts": 6, "moe.num_groups": 3}),
+    (1, {"train.steps": 10, "optimizer.schedule": "constant"}),
+    (1, {"train.steps": 100, "optimizer.decay_steps": 5000}),
+    (1, {"runtime.precision": "bf16", "runtime.device": "ascend"}),
+    (1, {"data.path": "runs/a/data", "train.output_dir": "runs/a"}),
+    (1, {"data.path": "data/new", "data.prepare.sources": {"en": "data/texts"}}),
+])
+def test_what_fits_is_accepted(world_size, settings):
+    validate(_config(settings), world_size)
+
+
+@pytest.mark.parametrize(("world_size", "settings", "fragments"), [
+    (1, {"model.num_heads": 3}, ["model.num_heads (3)", "model.hidden_size (256)"]),
+    (1, {"moe.num_groups": 3}, ["moe.num_groups (3)", "moe.num_experts (8)"]),
+    (1, {"moe.domain_groups": []}, ["moe.domain_groups", "empty"]),
+    (1, {"moe.domain_groups": [0, 1]}, ["moe.domain_groups[1] is 1", "moe.num_groups is 1"]),
+    (1, {"moe.domain_groups": [-1]}, ["moe.domain_groups[0] is -1"]),
+    (1, {"moe.router.type": "hash", "moe.router.top_k": 2}, ["moe.router.top_k is 2", "moe.router.type hash"]),
+    (1, {"moe.num_groups": 4, "moe.router.top_k": 3}, ["moe.router.top_k (3)", "2 experts", "moe.num_groups 4"]),
+    (1, {"moe.num_experts": 6}, ["moe.router.locmoe.gate grap", "moe.num_experts 6", "model.hidden_size (256)"]),
+    (1, {"model.sparse_layers": 0, "model.sparse_query_layer": True, "moe.num_experts": 6}, ["gate grap"]),
+    (4, {"parallel.expert": 3}, ["parallel.expert x parallel.tensor (3)", "the number of ranks (4)"]),
+    (6, {"parallel.expert": 3}, ["parallel.expert (3)", "moe.num_experts (8)"]),
+    (4, {"parallel.ranks_per_node": 3}, ["parallel.ranks_per_node (3)", "the number of ranks (4)"]),
+    (12, {"parallel.expert": 4, "parallel.ranks_per_node": 6, "train.global_batch_size": 12},
+     ["parallel.expert (4)", "parallel.ranks_per_node (6)", "multiple"]),
+    (1, {"moe.layout": {"world_size": 4, "ranks_per_node": 3}}, ["moe.layout.ranks_per_node (3)", "world_size (4)"]),
+    (1, {"moe.layout": {"world_size": 4, "expert": 3}}, ["moe.layout.expert (3)", "moe.layout.world_size (4)"]),
+    (1, {"moe.layout": {"world_size": 3, "expert": 3}}, ["moe.layout.expert (3)", "moe.num_experts (8)"]),
+    (1, {"moe.layout": {"world_size": 16}}, ["moe.layout.world_size (16)", "train.global_batch_size (8)"]),
+    (3, {}, ["data-parallel ranks (3)", "train.global_batch_size (8)"]),
+    (2, {"train.micro_batch_size": 3}, ["train.micro_batch_size (3)", "train.global_batch_size (8)"]),
+    (1, {"train.stop_after": 2000}, ["train.stop_after (2000)", "train.steps (1000)"]),
+    (1, {"train.steps": 50}, ["optimizer.warmup_steps (100)", "train.steps (50)"]),
+    (1, {"optimizer.decay_steps": 50}, ["optimizer.warmup_steps (100)", "optimizer.decay_steps (50)"]),
+    (1, {"optimizer.schedule": "constant", "optimizer.decay_steps": 500}, ["optimizer.decay_steps is 500", "constant"]),
+    (1, {"optimizer.learning_rate": 1e-6}, ["optimizer.end_learning_rate (2e-05)", "optimizer.learning_rate (1e-06)"]),
+    (1, {"runtime.precision": "bf16", "runtime.device": "cpu"}, ["runtime.precision bf16", "fp32 or fp16"]),
+    (1, {"runtime.backend": "hccl", "runtime.device": "cpu"}, ["runtime.backend hccl", "runtime.device cpu"]),
+    (1, {"runtime.backend": "tcp", "runtime.device": "ascend"}, ["runtime.backend tcp", "runtime.device ascend"]),
+    (1, {"runtime.loss_scale": {"initial": 2.0, "minimum": 4.0}}, ["loss_scale.minimum (4.0)", "initial (2.0)"]),
+    (1, {"data.path": "x", "train.output_dir": "x"}, ["train.output_dir (x)", "data.path (x)"]),
+])
+def test_what_does_not_fit_names_both_keys(world_size, settings, fragments):
+    with pytest.raises(InputError) as caught:
+        validate(_config(settings), world_size)
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize(("settings", "fragment"), [
+    ({"data.path": "d", "data.prepare.sources": {"en": "d/en"}}, "data.prepare.sources.en (d/en) lies inside"),
+    ({"data.path": "d", "data.prepare.tokenizer": "./d/t.model"}, "data.prepare.tokenizer (./d/t.model) lies inside"),
+])
+def test_prepare_may_not_replace_its_own_inputs(settings, fragment):
+    with pytest.raises(InputError) as caught:
+        check_paths(_config(settings))
+    assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize(("device", "backend", "resolved"), [
+    ("cpu", "auto", ("cpu", "tcp")), ("ascend", "auto", ("ascend", "hccl")), ("ascend", "hccl", ("ascend", "hccl")),
+])
+def test_auto_follows_the_device(device, backend, resolved):
+    runtime = resolve_runtime(_config({"runtime.device": device, "runtime.backend": backend})).runtime
+    assert (runtime.device, runtime.backend) == resolved
+    assert resolve_runtime(Config()).runtime.backend in ("tcp", "hccl")
