@@ -1,0 +1,40 @@
+"""Expert capacity: how many slots an expert keeps for the tokens of one rank. Pure functions."""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+from locmoe_ops.errors import InputError
+
+# Factors are taken as the nearest fraction with at most this denominator: 1.1 means 11/10, not the double beside it.
+LARGEST_DENOMINATOR = 1_000_000
+
+
+def capacity_by_factor(tokens: int, top_k: int, experts_in_play: int, factor: float) -> int:
+    """Slots per (source rank, expert): min(tokens, ceil(factor * top_k * tokens / experts_in_play)), at least 1.
+
+    The usual rule of capacity factors (Switch Transformer, arXiv 2101.03961). More than `tokens` slots are never of
+    use: a token goes to an expert at most once.
+
+    Args:
+        tokens: tokens of one rank.
+        top_k: experts a token is sent to.
+        experts_in_play: experts among which these tokens spread.
+        factor: slots over the evenly spread load; above 0.
+
+    Raises:
+        InputError: a count below 1; a factor that is not a finite number above 0.
+    """
+    _require_count("tokens", tokens)
+    _require_count("top_k", top_k)
+    _require_count("experts_in_play", experts_in_play)
+    if not (math.isfinite(factor) and factor > 0.0):
+        raise InputError(f"capacity: factor is {factor!r}, expected a finite number above 0")
+    exact_factor = Fraction(factor).limit_denominator(LARGEST_DENOMINATOR)
+    slots = math.ceil(exact_factor * int(top_k) * int(tokens) / int(experts_in_play))
+    return max(1, min(int(tokens), slots))
+
+
+def _require_count(name: str, found: Any) -> None:
+    if found < 1 or found != int(found):
+        raise InputError(f"capacity: {name} is {found!r}, expected an integer of at least 1")

@@ -1,0 +1,125 @@
+"""Fixed random maps from token id to expert: level 2 of PanGu-Sigma's RRE (arXiv 2303.10845) and of Hash Layers.
+
+Nothing here is learned: a map is drawn once, at initialisation, and belongs to the checkpoint. Shape legend:
+V vocabulary size, G expert groups.
+"""
+
+import heapq
+from typing import Any, Optional, Union
+
+import numpy as np
+
+from locmoe_ops.errors import InputError
+
+Seed = Union[int, np.random.SeedSequence]
+KINDS = ("uniform", "frequency")
+
+
+def uniform_hash_map(vocab_size: int, experts: int, seed: Seed) -> np.ndarray:
+    """(V,) int32: shuffle the ids and deal them out, so that expert shares differ by at most one id.
+
+    The balanced random map of Random Routed Experts (arXiv 2303.10845) and of Hash Layers (arXiv 2106.04426). Raises
+    `InputError` for sizes below 1 and for a negative seed.
+    """
+    _require_at_least("vocab_size", vocab_size, 1)
+    _require_at_least("experts", experts, 1)
+    order = _generator(seed).permutation(vocab_size)
+    table = np.empty(vocab_size, np.int32)
+    table[order] = np.arange(vocab_size) % experts
+    return table
+
+
+def frequency_hash_map(counts: np.ndarray, experts: int, seed: Seed) -> np.ndarray:
+    """(V,) int32: give every id, the most frequent first, to the expert with the least text so far.
+
+    The greedy balanced assignment of Hash Layers (arXiv 2106.04426). Equal counts come in seeded random order. Ids that
+    never occur tell nothing about load; they are dealt out evenly, where greed would give all of them to one expert.
+
+    Args:
+        counts: (V,) integers >= 0, occurrences of each id in the training text.
+        experts: experts to choose from.
+        seed: of the order among equals.
+
+    Raises:
+        InputError: counts of another shape, type or sign; `experts` below 1; a negative seed.
+    """
+    counts = np.asarray(counts)
+    _check_counts(counts, dimensions=(1,))
+    _require_at_least("experts", experts, 1)
+    shuffled = _generator(seed).permutation(len(counts))
+    order = shuffled[np.argsort(counts[shuffled], kind="stable")[::-1]]
+    seen = int(np.count_nonzero(counts))
+    table = np.empty(len(counts), np.int32)
+    totals = [(0, expert) for expert in range(experts)]
+    for token_id in order[:seen]:
+        total, expert = totals[0]
+        table[token_id] = expert
+        heapq.heapreplace(totals, (total + int(counts[token_id]), expert))
+    table[order[seen:]] = np.arange(len(counts) - seen) % experts
+    return table
+
+
+def layer_hash_tables(
+    kind: str,
+    num_groups: int,
+    experts_per_group: int,
+    vocab_size: int,
+    layer: int,
+    seed: int,
+    counts: Optional[np.ndarray] = None,
+) -> np.ndarray:
+    """(G,V) int32: one sparse layer's maps, an expert 0..experts_per_group-1 within the group for every token id.
+
+    Every layer and every group draws from a random stream of its own, so that a map does not depend on how many others
+    there are.
+
+    Args:
+        kind: `uniform` or `frequency`.
+        layer: index of the layer, >= 0.
+        seed: of the whole model, >= 0.
+        counts: for `frequency`: occurrences of each id, (V,) for all groups alike or (G,V).
+
+    Raises:
+        InputError: an unknown kind, sizes below 1, counts missing or of another shape.
+    """
+    if kind not in KINDS:
+        raise InputError(f"hash map: kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    _require_at_least("num_groups", num_groups, 1)
+    _require_at_least("layer", layer, 0)
+    _require_at_least("seed", seed, 0)
+    streams = [np.random.SeedSequence(seed, spawn_key=(layer, group)) for group in range(num_groups)]
+    if kind == "uniform":
+        return np.stack([uniform_hash_map(vocab_size, experts_per_group, stream) for stream in streams])
+    counts = _counts_per_group(counts, num_groups, vocab_size)
+    return np.stack([frequency_hash_map(counts[g], experts_per_group, stream) for g, stream in enumerate(streams)])
+
+
+def _counts_per_group(counts: Optional[np.ndarray], num_groups: int, vocab_size: int) -> np.ndarray:
+    if counts is None:
+        raise InputError("hash map: counts are missing, expected token counts for kind 'frequency'")
+    counts = np.asarray(counts)
+    _check_counts(counts, dimensions=(1, 2))
+    if counts.shape not in ((vocab_size,), (num_groups, vocab_size)):
+        expected = f"({vocab_size},) or ({num_groups}, {vocab_size})"
+        raise InputError(f"hash map: counts have shape {counts.shape}, expected {expected}")
+    return np.broadcast_to(counts, (num_groups, vocab_size))
+
+
+def _check_counts(counts: np.ndarray, dimensions: tuple[int, ...]) -> None:
+    if counts.ndim not in dimensions or counts.size == 0:
+        raise InputError(f"hash map: counts have shape {counts.shape}, expected one count per token id")
+    if not np.issubdtype(counts.dtype, np.integer):
+        raise InputError(f"hash map: counts are of type {counts.dtype}, expected integers")
+    if counts.min() < 0:
+        raise InputError(f"hash map: counts go down to {counts.min()}, expected none below 0")
+
+
+def _require_at_least(name: str, found: Any, least: int) -> None:
+    if isinstance(found, bool) or not isinstance(found, (int, np.integer)) or found < least:
+        raise InputError(f"hash map: {name} is {found!r}, expected an integer of at least {least}")
+
+
+def _generator(seed: Seed) -> np.random.Generator:
+    if not isinstance(seed, np.random.SeedSequence):
+        _require_at_least("seed", seed, 0)
+    return np.random.default_rng(seed)

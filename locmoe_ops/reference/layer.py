@@ -1,0 +1,163 @@
+"""The MoE layer over N simulated ranks: route, keep what fits, compute the experts, combine; and the same way back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from locmoe_ops.reference import losses
+from locmoe_ops.reference.experts import expert_gradients, expert_output
+from locmoe_ops.reference.routing import Routing, combine_weight, gate_gradients, route
+from locmoe_ops.reference.slots import keep_within_capacity
+from locmoe_ops.reference.spec import (
+    LayerGradients,
+    LayerParameters,
+    LayerResult,
+    LayerSpec,
+    LayerStats,
+    RankTokens,
+    check_inputs,
+)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Where one rank's tokens go."""
+
+    tokens: RankTokens
+    routing: Routing
+    weight: np.ndarray  # (T,k) float64
+    kept: np.ndarray  # (T,k) bool
+
+    def kept_assignments(self) -> list[tuple[int, int, int]]:
+        """(token, choice, expert) of every assignment that found a slot."""
+        return [(int(t), int(choice), int(self.routing.expert[t, choice])) for t, choice in np.argwhere(self.kept)]
+
+
+def moe_layer(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[RankTokens]) -> LayerResult:
+    """Outputs, losses and statistics of the layer.
+
+    A token's output is the sum over its kept choices of weight * expert(token); a token that lost all its choices gets
+    0. Router jitter is not part of the reference. Raises `InputError` for ids out of range and missing parameters.
+    """
+    plans = _plan(spec, parameters, ranks)
+    routings = [plan.routing for plan in plans]
+    return LayerResult(
+        outputs=tuple(_combine(spec, parameters, plan) for plan in plans),
+        aux_loss=losses.aux_loss(spec, ranks, routings),
+        locality_loss=losses.locality_loss(spec, ranks, routings),
+        stats=_statistics(spec, plans),
+        expert=tuple(routing.expert for routing in routings),
+        weight=tuple(plan.weight for plan in plans),
+        kept=tuple(plan.kept for plan in plans),
+    )
+
+
+def moe_layer_gradients(
+    spec: LayerSpec,
+    parameters: LayerParameters,
+    ranks: Sequence[RankTokens],
+    output_gradients: Sequence[np.ndarray],
+    aux_weight: float,
+    locality_weight: float,
+) -> LayerGradients:
+    """Gradients of an objective J that stands for whatever follows the layer.
+
+    J = sum over ranks <output_gradients, outputs> + aux_weight * aux_loss + locality_weight * locality_loss.
+
+    Args:
+        output_gradients: (T,d) float per rank.
+        aux_weight: factor on a loss that already contains alpha: 1 for the training objective, 0 to leave it out.
+        locality_weight: likewise, for the loss that already contains mu.
+
+    The choice of experts and of kept assignments is constant; ReLU passes nothing back at 0. Raises as `moe_layer`.
+    """
+    plans = _plan(spec, parameters, ranks)
+    routings = [plan.routing for plan in plans]
+    aux = losses.aux_loss_gradient(spec, ranks, routings)
+    locality = losses.locality_loss_gradient(spec, ranks, routings)
+    total = _zero_gradients(spec, parameters, ranks)
+    for index, plan in enumerate(plans):
+        probability_gradient = aux_weight * aux[index] + locality_weight * locality[index]
+        output_gradient = output_gradients[index].astype(np.float64)
+        probability_gradient += _add_expert_gradients(spec, parameters, plan, output_gradient, total, total.x[index])
+        through_gate, gate = gate_gradients(spec, parameters, plan.tokens, plan.routing, probability_gradient)
+        total.x[index][:] += through_gate
+        if total.gate is not None:
+            total.gate[:] += gate
+    return total
+
+
+def _plan(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[RankTokens]) -> list[_Plan]:
+    check_inputs(spec, parameters, ranks)
+    plans = []
+    for tokens in ranks:
+        routing = route(spec, parameters, tokens)
+        # The gate weight ranks the assignments even where it does not scale the output.
+        kept = keep_within_capacity(routing.expert, routing.gate_weight, spec.capacity, spec.drop_priority)
+        plans.append(_Plan(tokens, routing, combine_weight(spec, routing), kept))
+    return plans
+
+
+def _combine(spec: LayerSpec, parameters: LayerParameters, plan: _Plan) -> np.ndarray:
+    output = np.zeros(plan.tokens.x.shape)
+    for t, choice, expert in plan.kept_assignments():
+        x = plan.tokens.x[t].astype(np.float64)
+        output[t] += plan.weight[t, choice] * expert_output(parameters, spec.activation, expert, x)
+    return output
+
+
+def _add_expert_gradients(
+    spec: LayerSpec,
+    parameters: LayerParameters,
+    plan: _Plan,
+    output_gradient: np.ndarray,
+    total: LayerGradients,
+    x_gradient: np.ndarray,
+) -> np.ndarray:
+    """Add one rank's part to the experts' gradients and to `x_gradient` (T,d).
+
+    Returns the gradient that reaches the probabilities (T,n) through the gate weights.
+    """
+    probability_gradient = np.zeros(plan.routing.probability.shape)
+    for t, choice, expert in plan.kept_assignments():
+        x = plan.tokens.x[t].astype(np.float64)
+        part = expert_gradients(parameters, spec.activation, expert, x, plan.weight[t, choice] * output_gradient[t])
+        x_gradient[t] += part.x
+        total.w1[expert] += part.w1
+        total.b1[expert] += part.b1
+        total.w2[expert] += part.w2
+        total.b2[expert] += part.b2
+        if spec.scale_by_gate:
+            output = expert_output(parameters, spec.activation, expert, x)
+            probability_gradient[t, expert % spec.experts_per_group] += np.dot(output_gradient[t], output)
+    return probability_gradient
+
+
+def _zero_gradients(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[RankTokens]) -> LayerGradients:
+    return LayerGradients(
+        x=tuple(np.zeros(tokens.x.shape) for tokens in ranks),
+        w1=np.zeros(parameters.w1.shape),
+        b1=np.zeros(parameters.b1.shape),
+        w2=np.zeros(parameters.w2.shape),
+        b2=np.zeros(parameters.b2.shape),
+        gate=np.zeros((spec.num_experts, parameters.w1.shape[1])) if spec.learns_gate else None,
+    )
+
+
+def _statistics(spec: LayerSpec, plans: Sequence[_Plan]) -> LayerStats:
+    tokens_per_expert = np.zeros(spec.num_experts, np.int64)
+    assignments = kept = local = 0
+    for plan in plans:
+        assignments += plan.routing.expert.size
+        for expert in plan.routing.expert.ravel():
+            tokens_per_expert[expert] += 1
+        for t, _, expert in plan.kept_assignments():
+            kept += 1
+            local += spec.is_local(spec.layout.node_of(int(plan.tokens.home[t])), expert)
+    return LayerStats(
+        tokens_per_expert=tokens_per_expert,
+        drop_fraction=(assignments - kept) / assignments if assignments else 0.0,
+        local_fraction=local / kept if kept else 0.0,
+        load_max_over_mean=float(tokens_per_expert.max() / tokens_per_expert.mean()) if assignments else 0.0,
+    )

@@ -1,0 +1,122 @@
+"""Load-balancing and locality losses of the reference layer, and their gradients for the routing probabilities.
+
+Both are sums over cells. A cell holds the tokens of one expert group within one segment; a segment is a set of home
+ranks.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from locmoe_ops.reference.routing import Routing
+from locmoe_ops.reference.spec import LayerSpec, RankTokens
+
+Ranks = Sequence[RankTokens]
+Routings = Sequence[Routing]
+CellKey = tuple[int, int]  # segment, group
+
+
+class Cell(NamedTuple):
+    """Sums over the tokens of one group in one segment."""
+
+    tokens: int
+    chosen: np.ndarray  # (n,) float64; assignments before drops, divided by top_k
+    probability: np.ndarray  # (n,) float64; sum of probabilities
+
+
+def aux_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
+    """L_aux = alpha * sum over cells of (share of the tokens) * n * sum_i f_i P_i (LocMoE Eq. 5 within each cell)."""
+    if spec.router == "hash":
+        return 0.0
+    total = _count_tokens(ranks)
+    loss = 0.0
+    for cell in _cells(spec, spec.statistics, ranks, routings).values():
+        fraction, mean = cell.chosen / cell.tokens, cell.probability / cell.tokens
+        loss += cell.tokens / total * spec.experts_per_group * float(np.dot(fraction, mean))
+    return spec.alpha * loss
+
+
+def locality_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
+    """L_loc = mu * sum over (node, group) of (share of the tokens) * KL(D_c || D_l), in nats (LocMoE Eq. 6)."""
+    if spec.router != "locmoe":
+        return 0.0
+    total = _count_tokens(ranks)
+    loss = 0.0
+    for (node, group), cell in _cells(spec, "node", ranks, routings).items():
+        current, localised = cell.probability / cell.tokens, localised_distribution(spec, node, group)
+        divergence = sum(c * math.log(c / target) for c, target in zip(current, localised) if c > 0.0)
+        loss += cell.tokens / total * divergence
+    return spec.mu * loss
+
+
+def aux_loss_gradient(spec: LayerSpec, ranks: Ranks, routings: Routings) -> list[np.ndarray]:
+    """Gradient of `aux_loss` with respect to each rank's probabilities (T,n); the counted choices are constants."""
+    slopes = {}
+    total = _count_tokens(ranks)
+    if spec.router != "hash":
+        for key, cell in _cells(spec, spec.statistics, ranks, routings).items():
+            slopes[key] = spec.alpha * spec.experts_per_group * cell.chosen / (cell.tokens * total)
+    return _spread(spec, spec.statistics, ranks, routings, slopes)
+
+
+def locality_loss_gradient(spec: LayerSpec, ranks: Ranks, routings: Routings) -> list[np.ndarray]:
+    """Gradient of `locality_loss` with respect to each rank's probabilities (T,n)."""
+    slopes = {}
+    total = _count_tokens(ranks)
+    if spec.router == "locmoe":
+        for key, cell in _cells(spec, "node", ranks, routings).items():
+            current, localised = cell.probability / cell.tokens, localised_distribution(spec, *key)
+            # Where D_c is 0 every probability is 0 and softmax passes nothing back: any finite slope will do.
+            safe = np.where(current > 0.0, current, 1.0)
+            slopes[key] = spec.mu / total * (np.log(safe / localised) + 1.0)
+    return _spread(spec, "node", ranks, routings, slopes)
+
+
+def localised_distribution(spec: LayerSpec, node: int, group: int) -> np.ndarray:
+    """D_l (n,) float64: uniform over the group's experts on this node, or over all of them where the node has none.
+
+    A share `smoothing` is spread over all of them in any case, so that KL stays finite.
+    """
+    size = spec.experts_per_group
+    local = np.array([spec.is_local(node, group * size + i) for i in range(size)], np.float64)
+    if not local.any():
+        local[:] = 1.0
+    return (1.0 - spec.smoothing) * local / local.sum() + spec.smoothing / size
+
+
+def _segment(spec: LayerSpec, scope: str, home: int) -> int:
+    return {"rank": home, "node": spec.layout.node_of(home), "global": 0}[scope]
+
+
+def _cells(spec: LayerSpec, scope: str, ranks: Ranks, routings: Routings) -> dict[CellKey, Cell]:
+    """The cells that hold tokens."""
+    size = spec.experts_per_group
+    cells: dict[CellKey, Cell] = {}
+    for tokens, routing in zip(ranks, routings):
+        for t in range(len(tokens.x)):
+            key = _segment(spec, scope, int(tokens.home[t])), int(routing.group[t])
+            cell = cells.get(key, Cell(0, np.zeros(size), np.zeros(size)))
+            for expert in routing.expert[t]:
+                cell.chosen[expert % size] += 1.0 / spec.top_k
+            cells[key] = Cell(cell.tokens + 1, cell.chosen, cell.probability + routing.probability[t])
+    return cells
+
+
+def _spread(
+    spec: LayerSpec, scope: str, ranks: Ranks, routings: Routings, slopes: dict[CellKey, np.ndarray]
+) -> list[np.ndarray]:
+    """Give every token the slope (n,) of its cell; zeros where no cell has one."""
+    gradients = []
+    for tokens, routing in zip(ranks, routings):
+        gradient = np.zeros(routing.probability.shape)
+        for t in range(len(tokens.x)):
+            key = _segment(spec, scope, int(tokens.home[t])), int(routing.group[t])
+            gradient[t] = slopes.get(key, 0.0)
+        gradients.append(gradient)
+    return gradients
+
+
+def _count_tokens(ranks: Sequence[RankTokens]) -> int:
+    return sum(len(tokens.x) for tokens in ranks)

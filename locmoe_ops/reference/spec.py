@@ -1,0 +1,175 @@
+"""What goes into the reference MoE layer and what comes out of it.
+
+Shape legend: T tokens of one rank, d hidden size, f inner width of an expert, E experts in all, G expert groups,
+n = E/G experts of a group, k experts a token is sent to, V vocabulary size. Floating-point inputs may have any
+precision; all work is done in float64.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import numpy as np
+
+from locmoe_ops.errors import InputError
+from locmoe_ops.reference.activations import ACTIVATIONS
+from locmoe_ops.topology import ExpertPlacement, Topology
+
+ROUTERS = ("hash", "switch", "locmoe")
+GATES = ("grap", "dense")
+STATISTICS = ("rank", "node", "global")
+PRIORITIES = ("position", "weight")
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """Every static choice of one MoE layer.
+
+    `layout` and `placement` describe the cluster that locality and statistics refer to; a token names its rank of that
+    cluster by its `home`. How many ranks are simulated is another matter: it is the number of `RankTokens` given.
+    Raises `InputError`.
+    """
+
+    layout: Topology
+    placement: ExpertPlacement
+    capacity: int  # slots per (simulated source rank, expert)
+    router: str = "locmoe"  # hash | switch | locmoe
+    gate: str = "grap"  # grap | dense; of the locmoe router only
+    domain_groups: tuple[int, ...] = (0,)  # expert group of each domain
+    top_k: int = 1
+    scale_by_gate: bool = True
+    activation: str = "gelu"  # gelu | gelu_tanh | fast_gelu | relu
+    drop_priority: str = "position"  # position | weight
+    statistics: str = "global"  # rank | node | global
+    alpha: float = 0.01  # weight of L_aux
+    mu: float = 0.01  # weight of L_loc
+    smoothing: float = 0.1  # share of D_l that is spread over all experts of the group
+
+    def __post_init__(self) -> None:
+        _require_choice("router", self.router, ROUTERS)
+        _require_choice("gate", self.gate, GATES)
+        _require_choice("activation", self.activation, tuple(ACTIVATIONS))
+        _require_choice("drop_priority", self.drop_priority, PRIORITIES)
+        _require_choice("statistics", self.statistics, STATISTICS)
+        most = 1 if self.router == "hash" else self.experts_per_group
+        _require(1 <= self.top_k <= most, "top_k", self.top_k, f"1..{most} ({self.router} router)")
+        _require(self.capacity >= 1, "capacity", self.capacity, "at least 1")
+        _require(0.0 < self.smoothing <= 1.0, "smoothing", self.smoothing, "above 0, at most 1")
+        known = all(0 <= group < self.num_groups for group in self.domain_groups)
+        _require(known, "domain_groups", self.domain_groups, f"groups 0..{self.num_groups - 1}")
+        expected_ep = f"layout.expert = {self.layout.expert}"
+        _require(self.layout.expert == self.placement.ep, "placement.ep", self.placement.ep, expected_ep)
+
+    @property
+    def num_experts(self) -> int:
+        return self.placement.num_experts
+
+    @property
+    def num_groups(self) -> int:
+        return self.placement.num_groups
+
+    @property
+    def experts_per_group(self) -> int:
+        return self.num_experts // self.num_groups
+
+    @property
+    def learns_gate(self) -> bool:
+        """Whether the router owns a weight matrix (E,d)."""
+        return self.router == "switch" or (self.router == "locmoe" and self.gate == "dense")
+
+    def is_local(self, node: int, expert: int) -> bool:
+        """Whether a rank of `node` finds `expert` on its own node, within its own expert-parallel group."""
+        rank = node * self.layout.ranks_per_node
+        holder = self.layout.group_of("ep", rank)[self.placement.ep_index_of(expert)]
+        return self.layout.node_of(holder) == node
+
+
+@dataclass(frozen=True)
+class LayerParameters:
+    """Weights of all experts, and the router's own: `gate` where it is learned, `table` for the hash router."""
+
+    w1: np.ndarray  # (E,d,f) float
+    b1: np.ndarray  # (E,f) float
+    w2: np.ndarray  # (E,f,d) float
+    b2: np.ndarray  # (E,d) float
+    gate: Optional[np.ndarray] = None  # (E,d) float
+    table: Optional[np.ndarray] = None  # (G,V) int; entries 0..n-1
+
+
+@dataclass(frozen=True)
+class RankTokens:
+    """The tokens of one simulated rank."""
+
+    x: np.ndarray  # (T,d) float
+    token_ids: np.ndarray  # (T,) int
+    domain: np.ndarray  # (T,) int
+    home: np.ndarray  # (T,) int; rank of `LayerSpec.layout`
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """Counts over all ranks; fractions lie in [0, 1] and are 0 where there is nothing to count."""
+
+    tokens_per_expert: np.ndarray  # (E,) int64; assignments before drops
+    drop_fraction: float  # dropped / all assignments
+    local_fraction: float  # kept assignments whose expert is on the node of the token's home / kept assignments
+    load_max_over_mean: float  # of tokens_per_expert
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """The layer's outputs; tuples hold one array per rank.
+
+    The losses are taken over all ranks and already contain alpha and mu.
+    """
+
+    outputs: tuple[np.ndarray, ...]  # (T,d) float64
+    aux_loss: float
+    locality_loss: float
+    stats: LayerStats
+    expert: tuple[np.ndarray, ...]  # (T,k) int64; global expert ids, best first
+    weight: tuple[np.ndarray, ...]  # (T,k) float64; factor on the expert's output, 1 without scale_by_gate
+    kept: tuple[np.ndarray, ...]  # (T,k) bool
+
+
+@dataclass(frozen=True)
+class LayerGradients:
+    """Gradients of one objective; those of parameters are summed over ranks."""
+
+    x: tuple[np.ndarray, ...]  # (T,d) float64 per rank
+    w1: np.ndarray  # (E,d,f) float64
+    b1: np.ndarray  # (E,f) float64
+    w2: np.ndarray  # (E,f,d) float64
+    b2: np.ndarray  # (E,d) float64
+    gate: Optional[np.ndarray]  # (E,d) float64; None where no gate is learned
+
+
+def check_inputs(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[RankTokens]) -> None:
+    """Raise `InputError` for missing parameters and for ids out of range: NumPy would wrap negative ones silently."""
+    experts, hidden = spec.num_experts, parameters.w1.shape[1]
+    _require(parameters.w1.shape[0] == experts, "w1.shape", parameters.w1.shape, f"(E = {experts}, d, f)")
+    if spec.learns_gate:
+        found = None if parameters.gate is None else parameters.gate.shape
+        _require(found == (experts, hidden), "gate.shape", found, f"(E, d) = {(experts, hidden)}")
+    if spec.router == "hash":
+        found = None if parameters.table is None else parameters.table.shape[:1]
+        _require(found == (spec.num_groups,), "table.shape[:1]", found, f"(G,) = ({spec.num_groups},)")
+    for index, tokens in enumerate(ranks):
+        _check_ids(f"ranks[{index}].domain", tokens.domain, len(spec.domain_groups))
+        _check_ids(f"ranks[{index}].home", tokens.home, spec.layout.world_size)
+        if parameters.table is not None and spec.router == "hash":
+            _check_ids(f"ranks[{index}].token_ids", tokens.token_ids, parameters.table.shape[1])
+
+
+def _check_ids(name: str, ids: np.ndarray, limit: int) -> None:
+    for value in ids:
+        _require(0 <= value < limit, name, int(value), f"ids 0..{limit - 1}")
+
+
+def _require_choice(name: str, found: str, choices: tuple[str, ...]) -> None:
+    _require(found in choices, name, found, f"one of {', '.join(choices)}")
+
+
+def _require(condition: bool, name: str, found: Any, expected: str) -> None:
+    if not condition:
+        raise InputError(f"reference MoE layer: {name} is {found!r}, expected {expected}")

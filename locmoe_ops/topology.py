@@ -1,0 +1,197 @@
+"""Which rank sits where, which groups it belongs to, and which expert lives on which rank.
+
+Shapes: W ranks of the world, E experts of a layer, G expert groups, n = E / G experts of a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from locmoe_ops.errors import InputError
+
+GROUP_KINDS = ("world", "tp", "ep", "dp", "edp", "node", "rail")
+PLACEMENT_KINDS = ("interleaved", "node_grouped")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Ranks on nodes, and the process groups of expert and tensor parallelism.
+
+    `rank = (edp_index * expert + ep_index) * tensor + tp_index` and `node = rank // ranks_per_node`: tensor-parallel
+    ranks are neighbours, an expert-parallel group spans `expert * tensor` consecutive ranks, its replicas follow.
+    """
+
+    world_size: int
+    ranks_per_node: int
+    expert: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("world_size", "ranks_per_node", "expert", "tensor"):
+            if getattr(self, name) < 1:
+                raise InputError(f"topology: {name} is {getattr(self, name)}, expected at least 1")
+        if self.world_size % self.ranks_per_node:
+            raise InputError(f"topology: {self.ranks_per_node} ranks a node do not divide {self.world_size} ranks")
+        if self.world_size % self.model_ranks:
+            raise InputError(f"topology: expert {self.expert} x tensor {self.tensor} = {self.model_ranks} "
+                             f"does not divide {self.world_size} ranks")
+        if self.model_ranks % self.ranks_per_node and self.ranks_per_node % self.model_ranks:
+            raise InputError(f"topology: expert {self.expert} x tensor {self.tensor} = {self.model_ranks} and "
+                             f"{self.ranks_per_node} ranks a node: one must divide the other")
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that hold one whole copy of the experts."""
+        return self.expert * self.tensor
+
+    @property
+    def nodes(self) -> int:
+        return self.world_size // self.ranks_per_node
+
+    @property
+    def data(self) -> int:
+        """Replicas of the dense parameters."""
+        return self.world_size // self.tensor
+
+    @property
+    def expert_data(self) -> int:
+        """Replicas of every expert."""
+        return self.world_size // self.model_ranks
+
+    def node_of(self, rank: int) -> int:
+        return self._checked(rank) // self.ranks_per_node
+
+    def tp_index(self, rank: int) -> int:
+        return self._checked(rank) % self.tensor
+
+    def ep_index(self, rank: int) -> int:
+        return self._checked(rank) // self.tensor % self.expert
+
+    def edp_index(self, rank: int) -> int:
+        return self._checked(rank) // self.model_ranks
+
+    def groups(self, kind: str) -> tuple[tuple[int, ...], ...]:
+        """The partition of all ranks into groups of `kind` (one of `GROUP_KINDS`).
+
+        Groups are ordered by their first rank and ranks ascend inside a group; the order is the same on every rank.
+        """
+        return _groups(self, kind)
+
+    def group_of(self, kind: str, rank: int) -> tuple[int, ...]:
+        """The ranks of the group of `kind` that `rank` belongs to."""
+        self._checked(rank)
+        return next(group for group in self.groups(kind) if rank in group)
+
+    def _checked(self, rank: int) -> int:
+        if not 0 <= rank < self.world_size:
+            raise InputError(f"topology: rank {rank} is outside 0..{self.world_size - 1}")
+        return rank
+
+    def _group_key(self, kind: str, rank: int) -> tuple[int, ...]:
+        """What the members of a group of `kind` have in common."""
+        tp, ep, edp = self.tp_index(rank), self.ep_index(rank), self.edp_index(rank)
+        keys: dict[str, tuple[int, ...]] = {
+            "world": (), "tp": (edp, ep), "ep": (edp, tp), "dp": (tp,), "edp": (ep, tp),
+            "node": (self.node_of(rank),), "rail": (rank % self.ranks_per_node,),
+        }
+        if kind not in keys:
+            raise InputError(f"topology: unknown group kind {kind!r}, expected one of {', '.join(GROUP_KINDS)}")
+        return keys[kind]
+
+
+@lru_cache(maxsize=256)
+def _groups(topology: Topology, kind: str) -> tuple[tuple[int, ...], ...]:
+    members: dict[tuple[int, ...], list[int]] = {}
+    for rank in range(topology.world_size):
+        members.setdefault(topology._group_key(kind, rank), []).append(rank)
+    return tuple(tuple(ranks) for ranks in members.values())
+
+
+@dataclass(frozen=True)
+class ExpertPlacement:
+    """Which expert-parallel index holds which expert, and in which order.
+
+    Experts of group g have the global ids `g*n .. g*n + n - 1`. Expert j of group g takes the position `j*G + g`
+    (`interleaved`: every group spread over all ranks) or `g*n + j` (`node_grouped`: a group side by side), and
+    position p lives at expert-parallel index `p // (E / ep)`.
+    """
+
+    num_experts: int
+    num_groups: int
+    ep: int
+    kind: str = "interleaved"
+
+    def __post_init__(self) -> None:
+        for name in ("num_experts", "num_groups", "ep"):
+            if getattr(self, name) < 1:
+                raise InputError(f"expert placement: {name} is {getattr(self, name)}, expected at least 1")
+        if self.kind not in PLACEMENT_KINDS:
+            raise InputError(f"expert placement: kind {self.kind!r}, expected one of {', '.join(PLACEMENT_KINDS)}")
+        if self.num_experts % self.num_groups:
+            raise InputError(f"expert placement: {self.num_groups} groups do not divide {self.num_experts} experts")
+        if self.num_experts % self.ep:
+            raise InputError(f"expert placement: {self.ep} expert-parallel ranks do not divide "
+                             f"{self.num_experts} experts")
+
+    @property
+    def experts_per_group(self) -> int:
+        return self.num_experts // self.num_groups
+
+    @property
+    def experts_per_rank(self) -> int:
+        return self.num_experts // self.ep
+
+    @cached_property
+    def position_of(self) -> np.ndarray:
+        """int32 (E,): position of every global expert id."""
+        ids = np.arange(self.num_experts, dtype=np.int32)
+        if self.kind == "node_grouped":
+            return _read_only(ids)
+        group, index = np.divmod(ids, self.experts_per_group)
+        return _read_only((index * self.num_groups + group).astype(np.int32))
+
+    @cached_property
+    def expert_at(self) -> np.ndarray:
+        """int32 (E,): global expert id at every position; the inverse of `position_of`."""
+        return _read_only(np.argsort(self.position_of).astype(np.int32))
+
+    def ep_index_of(self, expert: int) -> int:
+        """Expert-parallel index of the ranks that hold global expert id `expert`."""
+        if not 0 <= expert < self.num_experts:
+            raise InputError(f"expert placement: expert {expert} is outside 0..{self.num_experts - 1}")
+        return int(self.position_of[expert]) // self.experts_per_rank
+
+    def local_experts(self, ep_index: int) -> tuple[int, ...]:
+        """Global ids of the experts held at `ep_index`, in the order of their buffers."""
+        if not 0 <= ep_index < self.ep:
+            raise InputError(f"expert placement: expert-parallel index {ep_index} is outside 0..{self.ep - 1}")
+        start = ep_index * self.experts_per_rank
+        return tuple(int(e) for e in self.expert_at[start:start + self.experts_per_rank])
+
+
+def local_experts_table(topology: Topology, placement: ExpertPlacement) -> np.ndarray:
+    """bool (W, E): whether the copy of an expert that a rank would use is on the rank's own node.
+
+    A rank uses the copy inside its own expert-parallel group, even where a replica sits closer.
+
+    Raises:
+        InputError: the two disagree about the expert-parallel degree.
+    """
+    if topology.expert != placement.ep:
+        raise InputError(f"expert-parallel degree {topology.expert} of the topology differs from {placement.ep} "
+                         "of the expert placement")
+    table = np.zeros((topology.world_size, placement.num_experts), dtype=bool)
+    for rank in range(topology.world_size):
+        group = topology.group_of("ep", rank)
+        for expert in range(placement.num_experts):
+            holder = group[placement.ep_index_of(expert)]
+            table[rank, expert] = topology.node_of(holder) == topology.node_of(rank)
+    return table
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array

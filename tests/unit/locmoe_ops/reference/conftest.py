@@ -1,0 +1,66 @@
+"""Small random MoE layers for the tests of the reference."""
+
+from dataclasses import replace
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+import pytest
+
+from locmoe_ops.reference import LayerParameters, LayerSpec, RankTokens
+from locmoe_ops.topology import ExpertPlacement, Topology
+
+VOCABULARY = 11
+
+
+class Case(NamedTuple):
+    spec: LayerSpec
+    parameters: LayerParameters
+    ranks: list
+
+    def with_spec(self, **changes: Any) -> "Case":
+        return self._replace(spec=replace(self.spec, **changes))
+
+
+def build_case(
+    seed: int = 0,
+    ranks: int = 2,
+    tokens: int = 6,
+    hidden: int = 8,
+    inner: int = 5,
+    experts: int = 4,
+    groups: int = 2,
+    ep: int = 4,
+    **options: Any,
+) -> Case:
+    """A layer on a cluster of two nodes of two ranks; domain i uses group i; capacity drops nothing unless given."""
+    rng = np.random.default_rng(seed)
+    spec = LayerSpec(
+        layout=Topology(world_size=4, ranks_per_node=2, expert=ep),
+        placement=ExpertPlacement(experts, groups, ep, kind=options.pop("kind", "interleaved")),
+        capacity=options.pop("capacity", tokens),
+        domain_groups=tuple(range(groups)),
+        **options,
+    )
+    parameters = LayerParameters(
+        w1=rng.normal(size=(experts, hidden, inner)),
+        b1=rng.normal(size=(experts, inner)),
+        w2=rng.normal(size=(experts, inner, hidden)),
+        b2=rng.normal(size=(experts, hidden)),
+        gate=rng.normal(size=(experts, hidden)),
+        table=rng.integers(0, experts // groups, (groups, VOCABULARY)),
+    )
+    return Case(spec, parameters, [_rank_tokens(rng, tokens, hidden, groups) for _ in range(ranks)])
+
+
+def _rank_tokens(rng: np.random.Generator, tokens: int, hidden: int, groups: int) -> RankTokens:
+    return RankTokens(
+        x=rng.normal(size=(tokens, hidden)),
+        token_ids=rng.integers(0, VOCABULARY, tokens),
+        domain=rng.integers(0, groups, tokens),
+        home=rng.integers(0, 4, tokens),
+    )
+
+
+@pytest.fixture
+def make_case() -> Callable[..., Case]:
+    return build_case

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from locmoe_ops.reference.slots import keep_within_capacity
+
+
+def test_first_come_first_served():
+    kept = keep_within_capacity(np.array([[0], [1], [0], [0], [1]]), np.ones((5, 1)), 2, "position")
+    assert kept[:, 0].tolist() == [True, True, True, False, True]
+
+
+def test_all_first_choices_come_before_any_second_choice():
+    # Token 0's second choice and token 1's first choice want expert 1, which has one slot.
+    expert = np.array([[0, 1], [1, 0]])
+    kept = keep_within_capacity(expert, np.array([[0.6, 0.4], [0.6, 0.4]]), 1, "position")
+    assert kept.tolist() == [[True, False], [True, False]]
+
+
+def test_larger_gate_weights_come_first():
+    expert, weight = np.zeros((4, 1), int), np.array([[0.3], [0.9], [0.5], [0.7]])
+    assert keep_within_capacity(expert, weight, 2, "weight")[:, 0].tolist() == [False, True, False, True]
+
+
+def test_second_choice_of_larger_weight_takes_the_slot():
+    expert = np.array([[0, 1], [1, 0]])
+    kept = keep_within_capacity(expert, np.array([[0.5, 0.5], [0.4, 0.3]]), 1, "weight")
+    assert kept.tolist() == [[True, True], [False, False]]
+
+
+def test_equal_gate_weights_keep_their_positions():
+    expert, weight = np.zeros((4, 1), int), np.array([[0.5], [0.7], [0.5], [0.5]])
+    assert keep_within_capacity(expert, weight, 2, "weight")[:, 0].tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("priority", ["position", "weight"])
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), capacity=st.integers(1, 12))
+def test_every_expert_keeps_as_many_as_it_has_slots_for(priority, seed, capacity):
+    rng = np.random.default_rng(seed)
+    expert, weight = rng.integers(0, 4, (10, 2)), rng.random((10, 2))
+    kept = keep_within_capacity(expert, weight, capacity, priority)
+    wanted = np.bincount(expert.ravel(), minlength=4)
+    assert np.bincount(expert[kept], minlength=4).tolist() == np.minimum(wanted, capacity).tolist()

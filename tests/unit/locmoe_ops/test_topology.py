@@ -1,0 +1,119 @@
+"""Groups and placements against hand-written tables and against the defining formulas."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from locmoe_ops.errors import InputError
+from locmoe_ops.topology import GROUP_KINDS, ExpertPlacement, Topology, local_experts_table
+
+LAYOUTS = [(1, 1, 1, 1), (4, 2, 4, 1), (8, 4, 4, 1), (8, 2, 2, 2), (8, 4, 4, 2), (16, 4, 8, 2), (8, 8, 2, 1)]
+
+
+def test_groups_of_eight_ranks_by_hand():
+    topology = Topology(world_size=8, ranks_per_node=4, expert=2, tensor=2)
+
+    assert topology.nodes == 2 and topology.data == 4 and topology.expert_data == 2
+    assert topology.groups("world") == ((0, 1, 2, 3, 4, 5, 6, 7),)
+    assert topology.groups("tp") == ((0, 1), (2, 3), (4, 5), (6, 7))
+    assert topology.groups("ep") == ((0, 2), (1, 3), (4, 6), (5, 7))
+    assert topology.groups("dp") == ((0, 2, 4, 6), (1, 3, 5, 7))
+    assert topology.groups("edp") == ((0, 4), (1, 5), (2, 6), (3, 7))
+    assert topology.groups("node") == ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert topology.groups("rail") == ((0, 4), (1, 5), (2, 6), (3, 7))
+    assert topology.group_of("ep", 5) == (5, 7)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rank_formula(layout):
+    topology = Topology(*layout)
+    for rank in range(topology.world_size):
+        edp, ep, tp = topology.edp_index(rank), topology.ep_index(rank), topology.tp_index(rank)
+        assert (edp * topology.expert + ep) * topology.tensor + tp == rank
+        assert topology.node_of(rank) == rank // topology.ranks_per_node
+
+
+@pytest.mark.parametrize("kind", GROUP_KINDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_groups_partition_the_ranks(layout, kind):
+    topology = Topology(*layout)
+    groups = topology.groups(kind)
+    assert sorted(itertools.chain(*groups)) == list(range(topology.world_size))
+    assert len({len(group) for group in groups}) == 1
+    assert all(rank in topology.group_of(kind, rank) for rank in range(topology.world_size))
+
+
+@pytest.mark.parametrize("arguments, fragment", [
+    ((0, 1), "world_size is 0"),
+    ((4, 3), "3 ranks a node do not divide 4"),
+    ((4, 2, 3), "expert 3 x tensor 1 = 3 does not divide 4"),
+    ((12, 4, 6), "one must divide the other"),
+    ((4, 2, 2, 0), "tensor is 0"),
+])
+def test_impossible_layouts_are_named(arguments, fragment):
+    with pytest.raises(InputError, match=fragment):
+        Topology(*arguments)
+
+
+def test_unknown_kind_and_rank():
+    topology = Topology(4, 2)
+    with pytest.raises(InputError, match="unknown group kind 'pp'"):
+        topology.groups("pp")
+    with pytest.raises(InputError, match="rank 4 is outside 0..3"):
+        topology.node_of(4)
+
+
+@pytest.mark.parametrize("kind", ["interleaved", "node_grouped"])
+@pytest.mark.parametrize("experts, groups, ep", [(8, 2, 4), (8, 1, 2), (16, 4, 4), (6, 3, 1), (12, 2, 3)])
+def test_placement_formula(kind, experts, groups, ep):
+    placement = ExpertPlacement(experts, groups, ep, kind)
+    per_group = experts // groups
+    for group, index in itertools.product(range(groups), range(per_group)):
+        expert = group * per_group + index
+        position = index * groups + group if kind == "interleaved" else expert
+        assert placement.position_of[expert] == position
+        assert placement.expert_at[position] == expert
+        assert placement.ep_index_of(expert) == position // (experts // ep)
+    held = [placement.local_experts(i) for i in range(ep)]
+    assert sorted(itertools.chain(*held)) == list(range(experts))
+    assert all(placement.ep_index_of(expert) == i for i in range(ep) for expert in held[i])
+
+
+def test_interleaved_spreads_and_node_grouped_gathers():
+    assert ExpertPlacement(8, 2, 4, "interleaved").local_experts(1) == (1, 5)
+    assert ExpertPlacement(8, 2, 4, "node_grouped").local_experts(1) == (2, 3)
+
+
+def test_placement_tables_cannot_be_changed():
+    placement = ExpertPlacement(8, 2, 4)
+    assert placement.position_of.dtype == np.int32
+    with pytest.raises(ValueError):
+        placement.expert_at[0] = 3
+
+
+@pytest.mark.parametrize("arguments, fragment", [
+    ((8, 3, 1), "3 groups do not divide 8 experts"),
+    ((8, 2, 3), "3 expert-parallel ranks do not divide 8 experts"),
+    ((8, 2, 2, "scattered"), "kind 'scattered'"),
+])
+def test_impossible_placements_are_named(arguments, fragment):
+    with pytest.raises(InputError, match=fragment):
+        ExpertPlacement(*arguments)
+
+
+def test_local_experts_by_hand():
+    table = local_experts_table(Topology(4, 2, 4), ExpertPlacement(8, 2, 4, "node_grouped"))
+    own, other = [True] * 4, [False] * 4
+    assert table.tolist() == [own + other, own + other, other + own, other + own]
+
+
+def test_replicas_on_every_node_make_all_experts_local():
+    """Expert-parallel groups inside a node: each rank finds all experts at home."""
+    table = local_experts_table(Topology(8, 4, 4), ExpertPlacement(8, 2, 4))
+    assert table.all()
+
+
+def test_local_experts_need_matching_degrees():
+    with pytest.raises(InputError, match="degree 2 of the topology differs from 4"):
+        local_experts_table(Topology(4, 2, 2), ExpertPlacement(8, 2, 4))
