@@ -1,0 +1,1 @@
+"""From text to batches: corpora, tokenizer, MindRecord rows, sampling, loading."""

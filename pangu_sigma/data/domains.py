@@ -1,0 +1,42 @@
+"""Which expert group serves a domain, and which domains' rows a node receives."""
+
+from typing import Optional, Sequence, Tuple
+
+from locmoe_ops.errors import InputError
+
+
+def resolve_domain_groups(domain_groups: Optional[Sequence[int]], num_domains: int, num_groups: int) -> Tuple[int, ...]:
+    """Group of each domain, (num_domains,): as given, else domain i in group i, or all in the only group.
+
+    Raises:
+        InputError: `moe.domain_groups` of another length or out of range, or fewer groups than domains and none given.
+    """
+    if domain_groups is None:
+        if num_groups == 1:
+            return (0,) * num_domains
+        if num_domains > num_groups:
+            raise InputError(
+                f"moe.domain_groups: null gives each domain a group of its own, but the data has {num_domains} "
+                f"domains and moe.num_groups is {num_groups}; expected one group a domain, or a list"
+            )
+        return tuple(range(num_domains))
+    if len(domain_groups) != num_domains:
+        raise InputError(
+            f"moe.domain_groups: found {len(domain_groups)} entries; expected {num_domains}, one a domain of the data"
+        )
+    for group in domain_groups:
+        if not 0 <= group < num_groups:
+            raise InputError(f"moe.domain_groups: found group {group}; expected 0 to {num_groups - 1} (moe.num_groups)")
+    return tuple(domain_groups)
+
+
+def domains_of_node(node: int, nodes: int, domain_groups: Sequence[int], num_groups: int) -> Tuple[int, ...]:
+    """Domains placed on `node`, ascending: those whose group lives there.
+
+    Group g lives on node g * nodes // num_groups. Where there are more nodes than groups, a node without a group
+    serves group node * num_groups // nodes as well.
+    """
+    groups = {g for g in range(num_groups) if g * nodes // num_groups == node}
+    if not groups:
+        groups = {node * num_groups // nodes}
+    return tuple(d for d, group in enumerate(domain_groups) if group in groups)

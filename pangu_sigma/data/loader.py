@@ -1,0 +1,171 @@
+"""Micro-batches of one rank: training rows as the sampler draws them, and the fixed validation rows."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Dict, List, NamedTuple, Tuple
+
+import numpy as np
+
+from locmoe_ops.errors import InputError
+from locmoe_ops.topology import Topology
+from pangu_sigma.config.schema import Config
+
+from .batch import Batch, make_batch
+from .dataset import PreparedData
+from .domains import resolve_domain_groups
+from .sampler import BatchSampler, GlobalBatch, Zone, make_zones
+
+STEPS_READ_AT_ONCE = 64
+
+
+class LabelledRows(NamedTuple):
+    domain: np.ndarray  # (n,) int32
+    row: np.ndarray  # (n,) int64
+    home: np.ndarray  # (n,) int32
+
+
+class BatchLoader:
+    """Rows of rank `rank` out of `world_size` equal, contiguous shares of the global batch, in micro-batches.
+
+    A background thread reads the rows of the next 64 steps while the current ones are used.
+    """
+
+    def __init__(
+        self,
+        data: PreparedData,
+        sampler: BatchSampler,
+        rank: int,
+        world_size: int,
+        micro_batch_size: int,
+        reset_at_document_end: bool = True,
+        eval_rows: int = 0,
+    ) -> None:
+        """Raises InputError where `world_size` x `micro_batch_size` does not divide the global batch."""
+        if sampler.global_batch_size % (world_size * micro_batch_size):
+            raise InputError(
+                f"train.global_batch_size: found {sampler.global_batch_size}; expected a multiple of {world_size} "
+                f"(data-parallel ranks) x {micro_batch_size} (train.micro_batch_size)"
+            )
+        self._data = data
+        self._sampler = sampler
+        self._rank = rank
+        self._world_size = world_size
+        self._micro_batch_size = micro_batch_size
+        self._reset = reset_at_document_end
+        self._eval_rows = eval_rows
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch-loader")
+        self._blocks: Dict[int, Future[List[Tuple[LabelledRows, np.ndarray]]]] = {}
+
+    def step(self, step: int) -> List[Batch]:
+        """This rank's micro-batches of `step` (from 0), in order. Any step may be asked for; later ones come fast."""
+        block, place = divmod(step, STEPS_READ_AT_ONCE)
+        wanted = {number: self._blocks.get(number) for number in (block, block + 1)}
+        self._blocks = {
+            number: future or self._reader.submit(self._read_block, number) for number, future in wanted.items()
+        }
+        labels, rows = self._blocks[block].result()[place]
+        return self._batches(rows, labels, np.ones(len(rows), bool))
+
+    def validation(self) -> List[Batch]:
+        """This rank's share of the fixed validation rows.
+
+        Each rank has the same number of batches of micro_batch_size rows; rows that fill them up have loss_mask 0.
+        """
+        chosen = choose_validation_rows(
+            [self._data.rows("validation", d) for d in range(len(self._data.domains))],
+            self._eval_rows,
+            self._sampler.zones,
+        )
+        if not len(chosen.row):
+            return []
+        unit = self._world_size * self._micro_batch_size
+        padded = np.minimum(np.arange(-(-len(chosen.row) // unit) * unit), len(chosen.row) - 1)
+        share = len(padded) // self._world_size
+        places = np.arange(self._rank * share, (self._rank + 1) * share)
+        mine = LabelledRows(*(labels[padded[places]] for labels in chosen))
+        return self._batches(self._read("validation", mine.domain, mine.row), mine, places < len(chosen.row))
+
+    def close(self) -> None:
+        """Ends the background thread."""
+        self._reader.shutdown(wait=True)
+
+    def _labels(self, step: int) -> LabelledRows:
+        """This rank's rows of a step."""
+        batch: GlobalBatch = self._sampler.batch(step)
+        home = np.arange(len(batch.row), dtype=np.int32) // (len(batch.row) // self._sampler.layout.world_size)
+        share = len(batch.row) // self._world_size
+        mine = slice(self._rank * share, (self._rank + 1) * share)
+        return LabelledRows(batch.domain[mine], batch.row[mine], home[mine])
+
+    def _read_block(self, block: int) -> List[Tuple[LabelledRows, np.ndarray]]:
+        """Labels and rows (rows a step, S+1) of every step of a block. Runs in the background thread."""
+        first = block * STEPS_READ_AT_ONCE
+        labels = [self._labels(step) for step in range(first, first + STEPS_READ_AT_ONCE)]
+        rows = self._read(
+            "train", np.concatenate([part.domain for part in labels]), np.concatenate([part.row for part in labels])
+        )
+        return list(zip(labels, rows.reshape(len(labels), -1, rows.shape[1])))
+
+    def _read(self, split: str, domain: np.ndarray, row: np.ndarray) -> np.ndarray:
+        rows = np.empty((len(row), self._data.sequence_length + 1), np.int32)
+        for number in np.unique(domain):
+            chosen = domain == number
+            rows[chosen] = self._data.read(split, int(number), row[chosen])
+        return rows
+
+    def _batches(self, rows: np.ndarray, labels: LabelledRows, counts: np.ndarray) -> List[Batch]:
+        batch = make_batch(rows, labels.domain, labels.home, self._data.end_of_text, self._reset)
+        batch = batch._replace(loss_mask=batch.loss_mask * counts[:, None].astype(np.float32))
+        starts = range(0, len(rows), self._micro_batch_size)
+        return [Batch(*(array[start : start + self._micro_batch_size] for array in batch)) for start in starts]
+
+
+def choose_validation_rows(available: List[int], wanted: int, zones: List[Zone]) -> LabelledRows:
+    """`wanted` rows: domains in rotation, passing over one that runs out; a domain's rows spread evenly over its split.
+
+    The rows are the same for any zones; their homes are ranks of a zone that has their domain, in equal shares, and
+    they are ordered by home.
+    """
+    counts = _share_out(available, wanted)
+    domain = np.repeat(np.arange(len(available), dtype=np.int32), counts)
+    number = np.concatenate([np.arange(count) for count in counts]) if len(counts) else np.empty(0, np.int64)
+    row = number * np.asarray(available)[domain] // np.asarray(counts)[domain]
+    order = np.lexsort((domain, number))
+    home = np.empty(len(row), np.int32)
+    for zone in zones:
+        members = order[np.isin(domain[order], zone.domains)]
+        home[members] = np.asarray(zone.ranks)[np.arange(len(members)) * len(zone.ranks) // max(1, len(members))]
+    order = order[np.argsort(home[order], kind="stable")]
+    return LabelledRows(domain[order], row[order].astype(np.int64), home[order])
+
+
+def _share_out(available: List[int], wanted: int) -> List[int]:
+    """Rows of each domain when they are taken in turn until there are `wanted` or none is left."""
+    counts = [0] * len(available)
+    left = min(wanted, sum(available))
+    while left:
+        open_domains = [d for d, count in enumerate(counts) if count < available[d]]
+        for d in open_domains[:left]:
+            counts[d] += 1
+        left -= min(left, len(open_domains))
+    return counts
+
+
+def create_loader(config: Config, data: PreparedData, layout: Topology, rank: int, world_size: int) -> BatchLoader:
+    """The loader that `config` describes, for data-parallel rank `rank` of `world_size`; `layout` places the rows.
+
+    Raises:
+        InputError: domains, groups, layout and batch sizes that do not fit together.
+    """
+    train, moe = config.train, config.moe
+    groups = resolve_domain_groups(moe.domain_groups, len(data.domains), moe.num_groups)
+    sampler = BatchSampler(
+        [data.rows("train", domain) for domain in range(len(data.domains))],
+        layout,
+        make_zones(layout, config.data.placement, groups, moe.num_groups),
+        train.global_batch_size,
+        train.seed,
+        config.data.mixing,
+    )
+    micro_batch_size = train.micro_batch_size or max(1, train.global_batch_size // world_size)
+    reset = config.data.reset_at_document_end
+    return BatchLoader(data, sampler, rank, world_size, micro_batch_size, reset, train.eval_rows)

@@ -1,0 +1,124 @@
+"""`manifest.json` of a prepared data folder: what it holds, and the size and checksum of every file beside it."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Dict, Tuple
+
+from locmoe_ops.errors import InputError
+
+FORMAT = "pangu-sigma data"
+VERSION = 1
+NAME = "manifest.json"
+TOKENIZER = "tokenizer.model"
+TOKEN_COUNTS = "token_counts.npy"
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of the folder; `rows[split]` holds one count a domain, in the order of `domains`."""
+
+    fingerprint: str  # of inputs and settings: the same fingerprint, the same data
+    domains: Tuple[str, ...]
+    sequence_length: int
+    vocab_size: int
+    end_of_text: int
+    rows: Dict[str, Tuple[int, ...]]
+    documents: Dict[str, Tuple[int, ...]]
+    files: Dict[str, FileEntry]
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        return self.files[TOKENIZER].sha256
+
+
+def records_name(split: str, domain: str) -> str:
+    return f"{split}-{domain}.mindrecord"
+
+
+def describe_file(path: Path) -> FileEntry:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return FileEntry(path.stat().st_size, digest.hexdigest())
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
+    (folder / NAME).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises InputError where the folder, its manifest or a field is missing, malformed or of another version."""
+    path = folder / NAME
+    if not folder.is_dir():
+        raise InputError(f"data.path: '{folder}' is no folder; expected one written by `pangu-sigma prepare`")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"data.path: no {NAME} in '{folder}'; expected a folder written by `pangu-sigma prepare`"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected the file that prepare wrote") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{path}: is not of this program; expected format '{FORMAT}'")
+    if content.get("version") != VERSION:
+        raise InputError(
+            f"{path}: version {content.get('version')}; expected {VERSION}: run `pangu-sigma prepare` again"
+        )
+    try:
+        return _from_content(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: a field is missing or malformed ({error!r}); expected the file that prepare wrote"
+        ) from None
+
+
+def _from_content(content: Dict[str, Any]) -> Manifest:
+    manifest = Manifest(
+        fingerprint=str(content["fingerprint"]),
+        domains=tuple(content["domains"]),
+        sequence_length=int(content["sequence_length"]),
+        vocab_size=int(content["vocab_size"]),
+        end_of_text=int(content["end_of_text"]),
+        rows={split: tuple(map(int, content["rows"][split])) for split in SPLITS},
+        documents={split: tuple(map(int, content["documents"][split])) for split in SPLITS},
+        files={
+            str(name): FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in content["files"].items()
+        },
+    )
+    expected = {
+        TOKENIZER,
+        TOKEN_COUNTS,
+        *(records_name(s, d) + e for s in SPLITS for d in manifest.domains for e in ("", ".db")),
+    }
+    if set(manifest.files) != expected:
+        raise ValueError("files")
+    if any(len(manifest.rows[split]) != len(manifest.domains) for split in SPLITS):
+        raise ValueError("rows")
+    return manifest
+
+
+def check_files(manifest: Manifest, folder: Path, checksums: bool) -> None:
+    """Sizes of all files, and their checksums if asked for. Raises InputError naming the file that differs."""
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path}: is missing; expected {entry.size} bytes: run `pangu-sigma prepare` again")
+        size = path.stat().st_size
+        if size != entry.size:
+            raise InputError(f"{path}: found {size} bytes; expected {entry.size}: run `pangu-sigma prepare` again")
+        if checksums and describe_file(path).sha256 != entry.sha256:
+            raise InputError(
+                f"{path}: checksum differs from {NAME}; expected the file that prepare wrote: run it again"
+            )

@@ -1,0 +1,287 @@
+"""`pangu-sigma prepare`: text to tokenizer, packed rows in MindRecord files, and a manifest.
+
+1. survey   read every source once: hash its documents, choose those held out for validation
+2. skip     where the folder already holds data of the same inputs and settings
+3. tokenize train a tokenizer on training documents, or take the one given
+4. write    rows per split and domain into a folder beside the target
+5. publish  rename it to the target
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+
+import numpy as np
+from tqdm import tqdm
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.config.schema import Config, PrepareConfig
+
+from . import manifest as manifests
+from .corpus import cut, prefix, read_documents
+from .dataset import PreparedData
+from .manifest import SPLITS, Manifest
+from .packing import held_out, pack_rows
+from .records import write_rows
+from .tokenizer import Tokenizer, train_tokenizer
+
+_DOMAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_TRAIN, _VALIDATION = SPLITS
+
+
+class Source(NamedTuple):
+    """A domain's surveyed source.
+
+    A unit is what lies in one split, as a list of pieces: a document, or one piece where the source is one document.
+    """
+
+
+    domain: str
+    path: str
+    validates: np.ndarray  # (units,) bool
+    by_piece: bool
+    size: int  # bytes of UTF-8 text
+    digest: str
+
+    def units(self, settings: PrepareConfig, split: str) -> Iterator[List[str]]:
+        wanted = split == _VALIDATION
+        for unit, validates in zip(_read_units(self.domain, self.path, settings, self.by_piece), self.validates):
+            if validates == wanted:
+                yield unit
+
+
+class Split(NamedTuple):
+    rows: int
+    documents: int
+    counts: np.ndarray  # (vocab_size,) int64 occurrences of each id in the rows
+
+
+def prepare(config: Config) -> None:
+    """Writes the folder `data.path` from `data.prepare`, or says that it is up to date.
+
+    A folder already there is replaced only when the new one is whole.
+
+    Raises:
+        InputError: a bad source, tokenizer or setting; a `data.path` that this command did not write.
+    """
+    settings = config.data.prepare
+    _check_sources(settings)
+    target = Path(config.data.path).resolve()
+    _check_target(target)
+    given = Tokenizer.load(settings.tokenizer) if settings.tokenizer is not None else None
+    if given is not None:
+        _check_tags(given, settings)
+    sources = [_survey(domain, path, settings) for domain, path in settings.sources.items()]
+    fingerprint = _fingerprint(config, sources)
+    if _is_current(target, fingerprint):
+        print(f"{config.data.path}: up to date", flush=True)
+        return
+    with _new_folder(target) as folder:
+        tokenizer = _make_tokenizer(sources, settings, given, folder)
+        _write_data(config, sources, tokenizer, fingerprint, folder)
+    print(_summary(config.data.path, manifests.read_manifest(target)), flush=True)
+
+
+def _check_sources(settings: PrepareConfig) -> None:
+    if not settings.sources:
+        raise InputError("data.prepare.sources: found none; expected domain name -> folder or JSONL file")
+    for domain in settings.sources:
+        if not _DOMAIN_NAME.fullmatch(domain):
+            raise InputError(
+                f"data.prepare.sources: domain name '{domain}'; expected letters, digits, '-' and '_' (at most 64)"
+            )
+
+
+def _check_target(target: Path) -> None:
+    if target.is_dir():
+        if any(target.iterdir()) and not (target / manifests.NAME).is_file():
+            raise InputError(
+                f"data.path: '{target}' holds files that prepare did not write; expected a new or prepared folder"
+            )
+    elif target.exists():
+        raise InputError(f"data.path: '{target}' is a file; expected a folder, or nothing yet")
+
+
+def _check_tags(tokenizer: Tokenizer, settings: PrepareConfig) -> None:
+    missing = [domain for domain in settings.sources if domain not in tokenizer.domain_tags]
+    if missing:
+        raise InputError(
+            f"data.prepare.tokenizer: '{settings.tokenizer}' has no tag for {', '.join(missing)}; "
+            f"expected domains among: {', '.join(tokenizer.domains) or 'none'}"
+        )
+
+
+def _read_units(domain: str, path: str, settings: PrepareConfig, by_piece: bool) -> Iterator[List[str]]:
+    for document in read_documents(domain, path, settings.max_bytes_per_domain):
+        pieces = cut(document.text, settings.document_bytes)
+        if by_piece:
+            yield from ([piece] for piece in pieces)
+        else:
+            yield pieces
+
+
+def _survey(domain: str, path: str, settings: PrepareConfig) -> Source:
+    """A source of one document is split by pieces, for it cannot lie on both sides whole."""
+    by_piece = False
+    hashes = [_hash(unit) for unit in _read_units(domain, path, settings, by_piece)]
+    if len(hashes) == 1:
+        by_piece = True
+        hashes = [_hash(unit) for unit in _read_units(domain, path, settings, by_piece)]
+    if len(set(hashes)) < 2:
+        raise InputError(
+            f"{path}: domain '{domain}' is a single document of less than data.prepare.document_bytes "
+            f"({settings.document_bytes}); expected two different ones, to train on and to validate on"
+        )
+    numbers = np.asarray([int.from_bytes(digest[:8], "big") for digest in hashes], np.uint64)
+    size = sum(len(piece.encode("utf-8")) for unit in _read_units(domain, path, settings, by_piece) for piece in unit)
+    digest = hashlib.sha256(b"".join(hashes)).hexdigest()
+    return Source(domain, path, held_out(numbers, settings.validation_fraction), by_piece, size, digest)
+
+
+def _hash(unit: List[str]) -> bytes:
+    return hashlib.sha256("".join(unit).encode("utf-8")).digest()
+
+
+def _fingerprint(config: Config, sources: List[Source]) -> str:
+    settings = config.data.prepare
+    tokenizer = manifests.describe_file(Path(settings.tokenizer)).sha256 if settings.tokenizer is not None else None
+    inputs: Dict[str, Any] = {
+        "version": manifests.VERSION,
+        "sequence_length": config.model.sequence_length,
+        "sources": [(source.domain, source.digest) for source in sources],
+        "validation_fraction": settings.validation_fraction,
+        "document_bytes": settings.document_bytes,
+        "tokenizer": tokenizer or (settings.vocab_size, settings.tokenizer_training_bytes),
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _is_current(target: Path, fingerprint: str) -> bool:
+    try:
+        return PreparedData.open(str(target), verify=True).manifest.fingerprint == fingerprint
+    except InputError:
+        return False
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its place when the block ends well, and vanishes when it does not."""
+    folder = target.with_name(f".{target.name}.writing-{os.getpid()}")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"data.path: '{target.parent}' cannot be written ({error.strerror}); expected a writable folder"
+        ) from None
+    try:
+        yield folder
+        _publish(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, target: Path) -> None:
+    if not target.exists():
+        os.rename(folder, target)
+        return
+    previous = target.with_name(f".{target.name}.previous-{os.getpid()}")
+    os.rename(target, previous)
+    try:
+        os.rename(folder, target)
+    except OSError:
+        os.rename(previous, target)
+        raise
+    shutil.rmtree(previous)
+
+
+def _make_tokenizer(
+    sources: List[Source], settings: PrepareConfig, given: Optional[Tokenizer], folder: Path
+) -> Tokenizer:
+    path = folder / manifests.TOKENIZER
+    if given is not None:
+        shutil.copyfile(str(settings.tokenizer), path)
+        return given
+    share = settings.tokenizer_training_bytes // len(sources)
+    texts = [text for source in sources for text in _sample(source, settings, share)]
+    print(f"training a tokenizer on {sum(map(len, texts)) / 1e6:.1f} M characters", flush=True)
+    return train_tokenizer(texts, [source.domain for source in sources], settings.vocab_size, str(path))
+
+
+def _sample(source: Source, settings: PrepareConfig, share: int) -> Iterator[str]:
+    """Training pieces spread evenly over the source, at most `share` bytes in all."""
+    rate = min(1.0, share / source.size)
+    seen = taken = 0
+    for unit in source.units(settings, _TRAIN):
+        for piece in unit:
+            if taken < share and taken <= seen * rate:
+                sampled = prefix(piece, share - taken)
+                taken += len(sampled.encode("utf-8"))
+                yield sampled
+            seen += len(piece.encode("utf-8"))
+
+
+def _write_data(config: Config, sources: List[Source], tokenizer: Tokenizer, fingerprint: str, folder: Path) -> None:
+    splits: Dict[str, List[Split]] = {
+        name: [_write_split(config, source, number, name, tokenizer, folder) for number, source in enumerate(sources)]
+        for name in SPLITS
+    }
+    np.save(folder / manifests.TOKEN_COUNTS, np.stack([split.counts for split in splits[_TRAIN]]))
+    manifest = Manifest(
+        fingerprint=fingerprint,
+        domains=tuple(source.domain for source in sources),
+        sequence_length=config.model.sequence_length,
+        vocab_size=tokenizer.vocab_size,
+        end_of_text=tokenizer.end_of_text,
+        rows={name: tuple(split.rows for split in splits[name]) for name in SPLITS},
+        documents={name: tuple(split.documents for split in splits[name]) for name in SPLITS},
+        files={},
+    )
+    files = {path.name: manifests.describe_file(path) for path in sorted(folder.iterdir())}
+    manifests.write_manifest(replace(manifest, files=files), folder)
+
+
+def _write_split(config: Config, source: Source, number: int, name: str, tokenizer: Tokenizer, folder: Path) -> Split:
+    settings = config.data.prepare
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    documents = 0
+
+    def encoded() -> Iterator[List[int]]:
+        nonlocal documents
+        units = int(np.count_nonzero(source.validates == (name == _VALIDATION)))
+        with tqdm(total=units, desc=f"{source.domain} {name}", unit="doc", leave=False, dynamic_ncols=True) as bar:
+            for unit in source.units(settings, name):
+                documents += 1
+                bar.update()
+                for piece in unit:
+                    yield [tokenizer.domain_tags[source.domain], *tokenizer.encode(piece), tokenizer.end_of_text]
+
+    def counted() -> Iterator[np.ndarray]:
+        for row in pack_rows(encoded(), config.model.sequence_length):
+            counts[:] += np.bincount(row[1:], minlength=len(counts))
+            yield row
+
+    expected_bytes = 4 * source.size // 3
+    rows = write_rows(str(folder / manifests.records_name(name, source.domain)), counted(), number, expected_bytes)
+    if rows == 0:
+        raise InputError(
+            f"{source.path}: domain '{source.domain}' fills no {name} row of {config.model.sequence_length + 1} ids; "
+            "expected more text, a larger data.prepare.validation_fraction or a shorter model.sequence_length"
+        )
+    return Split(rows, documents, counts)
+
+
+def _summary(path: str, manifest: Manifest) -> str:
+    lines = [f"{path}: rows of {manifest.sequence_length} + 1 ids, vocabulary {manifest.vocab_size}"]
+    for number, domain in enumerate(manifest.domains):
+        counts = ", ".join(
+            f"{name} {manifest.rows[name][number]} rows of {manifest.documents[name][number]} documents"
+            for name in SPLITS
+        )
+        lines.append(f"  {domain}: {counts}")
+    return "\n".join(lines)

@@ -1,0 +1,230 @@
+import hashlib
+import json
+from pathlib import Path
+from typing import Callable, Dict, List
+
+import pytest
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.config.schema import Config
+from pangu_sigma.data import prepare as prepare_module
+from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.prepare import prepare
+from pangu_sigma.data.tokenizer import Tokenizer, train_tokenizer
+
+Corpora = Dict[str, str]
+MakeConfig = Callable[..., Config]
+
+
+def stream(data: PreparedData, split: str, domain: int) -> List[int]:
+    """Ids of all rows, each id once."""
+    rows = data.read(split, domain, range(data.rows(split, domain)))
+    for before, after in zip(rows[:-1], rows[1:]):
+        assert before[-1] == after[0]
+    return [int(rows[0, 0]), *(int(i) for row in rows for i in row[1:])]
+
+
+def documents(data: PreparedData, split: str, domain: int) -> List[str]:
+    """Whole documents of a split, decoded; the last one may be cut off."""
+    tokenizer = Tokenizer.load(data.tokenizer_path)
+    found: List[str] = []
+    current: List[int] = []
+    for token in stream(data, split, domain):
+        if token == tokenizer.end_of_text:
+            assert current[0] == tokenizer.domain_tags[data.domains[domain]]
+            found.append(tokenizer.decode(current[1:]))
+            current = []
+        else:
+            current.append(token)
+    return found
+
+
+def test_rows_hold_the_documents_of_their_split(tmp_path: Path, corpora: Corpora, make_config: MakeConfig) -> None:
+    prepare(make_config(tmp_path / "data", corpora))
+    data = PreparedData.open(str(tmp_path / "data"))
+    for domain, name in enumerate(data.domains):
+        texts = [path.read_bytes().decode() for path in sorted(Path(corpora[name]).iterdir())]
+        validates = [int.from_bytes(hashlib.sha256(t.encode()).digest()[:8], "big") < 0.2 * 2**64 for t in texts]
+        for split, wanted in (("train", False), ("validation", True)):
+            expected = [t for t, v in zip(texts, validates) if v == wanted]
+            found = documents(data, split, domain)
+            assert found == expected[: len(found)]
+            assert len(expected) - len(found) <= 1  # the tail that fills no row
+            assert data.manifest.documents[split][domain] == len(expected)
+
+
+def test_long_documents_are_cut_and_stay_on_one_side(tmp_path: Path, make_config: MakeConfig) -> None:
+    folder = tmp_path / "en"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number}.txt").write_text("".join(f"{number} line {line}\n" for line in range(200)))
+    prepare(make_config(tmp_path / "data", {"en": str(folder)}, document_bytes=500))
+    data = PreparedData.open(str(tmp_path / "data"))
+    sides = [{piece.split()[0] for piece in documents(data, split, 0)} for split in ("train", "validation")]
+    assert all(sides) and not sides[0] & sides[1]
+    assert max(len(piece) for piece in documents(data, "train", 0)) <= 500
+
+
+def test_the_only_document_is_split_by_pieces(tmp_path: Path, make_config: MakeConfig) -> None:
+    novel = tmp_path / "novel.txt"
+    novel.write_text("".join(f"sentence number {line}\n" for line in range(600)))
+    prepare(make_config(tmp_path / "data", {"en": str(novel)}, document_bytes=400))
+    data = PreparedData.open(str(tmp_path / "data"))
+    train, validation = (documents(data, split, 0) for split in ("train", "validation"))
+    assert train and validation and not set(train) & set(validation)
+    assert all(piece in novel.read_text() for piece in train + validation)
+
+
+def test_a_repeated_document_stays_on_one_side(tmp_path: Path, make_config: MakeConfig) -> None:
+    path = tmp_path / "x.jsonl"
+    lines = [json.dumps({"text": f"document {number % 10} " * 9}) for number in range(50)]
+    path.write_text("\n".join(lines))
+    prepare(make_config(tmp_path / "data", {"en": str(path)}))
+    data = PreparedData.open(str(tmp_path / "data"))
+    assert not set(documents(data, "train", 0)) & set(documents(data, "validation", 0))
+
+
+def test_second_run_is_up_to_date(
+    tmp_path: Path, corpora: Corpora, make_config: MakeConfig, capsys: pytest.CaptureFixture
+) -> None:
+    config = make_config(tmp_path / "data", corpora)
+    prepare(config)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()}
+    capsys.readouterr()
+    prepare(config)
+    assert "up to date" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()} == before
+
+
+@pytest.mark.parametrize("change", ["sequence_length", "text", "vocabulary", "damage"])
+def test_a_change_writes_the_folder_anew(
+    tmp_path: Path, corpora: Corpora, make_config: MakeConfig, change: str
+) -> None:
+    prepare(make_config(tmp_path / "data", corpora))
+    before = PreparedData.open(str(tmp_path / "data")).manifest
+    options = {"sequence_length": {"sequence_length": 16}, "vocabulary": {"vocab_size": 380}}.get(change, {})
+    if change == "text":
+        (Path(corpora["en"]) / "000.txt").write_text("something else altogether\n")
+    if change == "damage":
+        (tmp_path / "data" / "token_counts.npy").write_bytes(b"")
+    prepare(make_config(tmp_path / "data", corpora, **options))
+    after = PreparedData.open(str(tmp_path / "data"), verify=True).manifest
+    assert (after.fingerprint == before.fingerprint) == (change == "damage")
+    assert {p.name for p in tmp_path.iterdir()} == {"corpora", "data"}
+
+
+def test_same_inputs_give_the_same_rows(tmp_path: Path, corpora: Corpora, make_config: MakeConfig) -> None:
+    for name in ("a", "b"):
+        prepare(make_config(tmp_path / name, corpora))
+    opened = [PreparedData.open(str(tmp_path / name)) for name in ("a", "b")]
+    assert opened[0].manifest.fingerprint == opened[1].manifest.fingerprint
+    assert opened[0].manifest.tokenizer_sha256 == opened[1].manifest.tokenizer_sha256
+    for split in ("train", "validation"):
+        assert [stream(opened[0], split, d) for d in range(3)] == [stream(opened[1], split, d) for d in range(3)]
+
+
+def test_failure_leaves_the_old_folder(
+    tmp_path: Path,
+    corpora: Corpora,
+    make_config: MakeConfig,
+    folder_bytes: Callable[[Path], List[object]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepare(make_config(tmp_path / "data", corpora))
+    before = folder_bytes(tmp_path)
+
+    def fail(*_: object) -> int:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(prepare_module, "write_rows", fail)
+    with pytest.raises(OSError, match="disk full"):
+        prepare(make_config(tmp_path / "data", corpora, sequence_length=16))
+    assert folder_bytes(tmp_path) == before
+    assert {p.name for p in tmp_path.iterdir()} == {"corpora", "data"}
+
+
+def test_failure_to_publish_puts_the_old_folder_back(
+    tmp_path: Path,
+    corpora: Corpora,
+    make_config: MakeConfig,
+    folder_bytes: Callable[[Path], List[object]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepare(make_config(tmp_path / "data", corpora))
+    before = folder_bytes(tmp_path)
+    rename = prepare_module.os.rename
+
+    def refuse_new(source: Path, target: Path) -> None:
+        if "writing" in str(source):
+            raise OSError("no")
+        rename(source, target)
+
+    monkeypatch.setattr(prepare_module.os, "rename", refuse_new)
+    with pytest.raises(OSError, match="no"):
+        prepare(make_config(tmp_path / "data", corpora, sequence_length=16))
+    assert folder_bytes(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["foreign", "file"])
+def test_what_prepare_did_not_write_stays(tmp_path: Path, corpora: Corpora, make_config: MakeConfig, kind: str) -> None:
+    target = tmp_path / "data"
+    if kind == "foreign":
+        target.mkdir()
+    kept = target / "thesis.txt" if kind == "foreign" else target
+    kept.write_text("years of work")
+    with pytest.raises(InputError, match=r"data\.path"):
+        prepare(make_config(target, corpora))
+    assert kept.read_text() == "years of work"
+
+
+def test_a_given_tokenizer_is_used(tmp_path: Path, corpora: Corpora, make_config: MakeConfig) -> None:
+    path = tmp_path / "given.model"
+    train_tokenizer(["some text"], ["zh", "en", "code", "more"], 300, str(path))
+    prepare(make_config(tmp_path / "data", corpora, tokenizer=str(path)))
+    data = PreparedData.open(str(tmp_path / "data"))
+    assert Path(data.tokenizer_path).read_bytes() == path.read_bytes()
+    assert data.read("train", 1, [0])[0, 0] == Tokenizer.load(str(path)).domain_tags["zh"]
+
+
+def test_a_given_tokenizer_without_the_tags_is_refused(
+    tmp_path: Path, corpora: Corpora, make_config: MakeConfig
+) -> None:
+    path = tmp_path / "given.model"
+    train_tokenizer(["some text"], ["en"], 300, str(path))
+    with pytest.raises(InputError, match=r"data\.prepare\.tokenizer.*zh, code"):
+        prepare(make_config(tmp_path / "data", corpora, tokenizer=str(path)))
+
+
+def test_bad_settings_are_named(tmp_path: Path, corpora: Corpora, make_config: MakeConfig) -> None:
+    cases = [
+        ({"sources": {}}, r"data\.prepare\.sources: found none"),
+        ({"sources": {"a/b": corpora["en"]}}, "domain name 'a/b'"),
+        ({"sources": {"en": str(tmp_path / "none")}}, r"data\.prepare\.sources\.en"),
+        ({"sequence_length": 100_000}, "fills no train row of 100001 ids"),
+        ({"sequence_length": 1_200}, "fills no validation row of 1201 ids"),
+        ({"sources": {"en": corpora["en"] + "/000.txt"}}, "single document"),
+        ({"tokenizer": corpora["en"] + "/000.txt"}, r"000\.txt.*SentencePiece"),
+    ]
+    for change, complaint in cases:
+        options = {"sources": corpora, **change}
+        with pytest.raises(InputError, match=complaint):
+            prepare(make_config(tmp_path / "data", **options))
+        assert {p.name for p in tmp_path.iterdir()} == {"corpora"}
+
+
+def test_tokenizer_training_text_is_limited(
+    tmp_path: Path, corpora: Corpora, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: List[str] = []
+
+    def remember(texts: List[str], *rest: object) -> Tokenizer:
+        seen.extend(texts)
+        return train_tokenizer(texts, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prepare_module, "train_tokenizer", remember)
+    prepare(make_config(tmp_path / "data", corpora, tokenizer_training_bytes=3_000))
+    by_domain: Dict[str, int] = {}
+    for name, folder in corpora.items():
+        whole = "\0".join(path.read_bytes().decode() for path in Path(folder).iterdir())
+        by_domain[name] = sum(len(text.encode()) for text in seen if text in whole)
+    assert all(0.8 * 1_000 < size <= 1_000 for size in by_domain.values()), by_domain

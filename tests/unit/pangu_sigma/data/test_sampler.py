@@ -1,0 +1,135 @@
+from collections import Counter
+from typing import Dict, List, Tuple
+
+import numpy as np
+import pytest
+
+from locmoe_ops.errors import InputError
+from locmoe_ops.topology import Topology
+from pangu_sigma.data.sampler import BatchSampler, draws_before, make_zones, permutation
+
+ROWS = (11, 5, 24)
+
+
+def make(
+    world: int = 4, share: int = 3, mixing: str = "balanced", placement: str = "shuffled", **options: object
+) -> BatchSampler:
+    layout = Topology(world, int(options.pop("ranks_per_node", 2)))
+    groups = tuple(options.pop("groups", (0, 1, 2)))  # type: ignore[arg-type]
+    zones = make_zones(layout, placement, groups, max(groups) + 1)
+    return BatchSampler(ROWS, layout, zones, world * share, int(options.pop("seed", 1)), mixing)
+
+
+def pairs(sampler: BatchSampler, step: int) -> List[Tuple[int, int]]:
+    batch = sampler.batch(step)
+    return list(zip(batch.domain.tolist(), batch.row.tolist()))
+
+
+def test_permutation_is_one_and_depends_on_every_key() -> None:
+    base = permutation(1000, 1, 2, 3)
+    assert sorted(base) == list(range(1000))
+    for key in [(2, 2, 3), (1, 3, 3), (1, 2, 4)]:
+        # two unrelated permutations agree in 1 place on average; 12 has a chance below 1e-9
+        assert (permutation(1000, *key) == base).sum() < 12
+    assert permutation(5, 1).tolist() == permutation(5, 1).tolist()
+
+
+def test_permutation_is_that_of_splitmix64() -> None:
+    mask = 2**64 - 1
+
+    def scramble(value: int) -> int:
+        value = (value + 0x9E3779B97F4A7C15) & mask
+        value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & mask
+        value = ((value ^ value >> 27) * 0x94D049BB133111EB) & mask
+        return value ^ value >> 31
+
+    assert scramble(0) == 0xE220A8397B1DCDAF  # first output of the published generator seeded with 0
+    state = scramble(scramble(0 ^ 7) ^ (-1 & mask))
+    expected = sorted(range(40), key=lambda i: scramble(state + i & mask))
+    assert permutation(40, 7, -1).tolist() == expected
+
+
+@pytest.mark.parametrize(("count", "draws"), [(1, 4), (2, 3), (3, 12), (5, 3), (4, 4)])
+def test_draws_before_against_counting(count: int, draws: int) -> None:
+    seen: Counter = Counter()
+    for step in range(3 * count + 2):
+        assert [draws_before(i, count, step, draws) for i in range(count)] == [seen[i] for i in range(count)]
+        seen.update((step + q) % count for q in range(draws))
+
+
+@pytest.mark.parametrize("mixing", ["balanced", "proportional"])
+@pytest.mark.parametrize("placement", ["shuffled", "domain_by_node"])
+def test_any_step_without_the_steps_before(mixing: str, placement: str) -> None:
+    walked = make(mixing=mixing, placement=placement)
+    steps = [pairs(walked, step) for step in range(30)]
+    for step in (29, 0, 13):
+        assert pairs(make(mixing=mixing, placement=placement), step) == steps[step]
+    assert pairs(make(mixing=mixing, placement=placement, seed=2), 0) != steps[0]
+
+
+@pytest.mark.parametrize("share", [1, 2, 3, 4])
+def test_balanced_walks_each_domain_epoch_by_epoch(share: int) -> None:
+    sampler = make(share=share)
+    drawn: Dict[int, List[int]] = {0: [], 1: [], 2: []}
+    for step in range(40):
+        for domain, row in pairs(sampler, step):
+            drawn[domain].append(row)
+    for domain, rows in drawn.items():
+        size = ROWS[domain]
+        epochs = [rows[start : start + size] for start in range(0, len(rows), size)]
+        assert all(sorted(epoch) == list(range(size)) for epoch in epochs[:-1])
+        assert len(set(epochs[-1])) == len(epochs[-1])
+        assert size < 11 or epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize(("world", "share"), [(4, 1), (4, 3), (2, 4), (3, 2), (1, 5), (3, 1)])
+def test_balanced_shares_over_steps_and_ranks(world: int, share: int) -> None:
+    sampler = make(world, share, ranks_per_node=1)
+    whole = np.stack([sampler.batch(step).domain.reshape(world, share) for step in range(3)])  # (steps, ranks, rows)
+    for rank in range(world):
+        assert np.bincount(whole[:, rank].ravel(), minlength=3).tolist() == [share] * 3
+        for step in range(3):
+            counts = np.bincount(whole[step, rank], minlength=3)
+            assert counts.max() - counts.min() <= 1
+    for step in range(3):
+        counts = np.bincount(whole[step].ravel(), minlength=3)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_proportional_draws_each_row_once_an_epoch() -> None:
+    sampler = make(world=2, share=4, mixing="proportional")  # 40 rows, 8 a step
+    for epoch in range(3):
+        drawn = [pair for step in range(5 * epoch, 5 * epoch + 5) for pair in pairs(sampler, step)]
+        assert sorted(drawn) == [(d, r) for d, size in enumerate(ROWS) for r in range(size)]
+
+
+@pytest.mark.parametrize("mixing", ["balanced", "proportional"])
+def test_domain_by_node_keeps_domains_at_home(mixing: str) -> None:
+    sampler = make(world=4, share=3, mixing=mixing, placement="domain_by_node", groups=(0, 1, 1))
+    seen: List[set] = [set(), set()]
+    for step in range(20):
+        domains = sampler.batch(step).domain.reshape(4, 3)
+        for rank in range(4):
+            seen[rank // 2] |= set(domains[rank].tolist())
+    assert seen == [{0}, {1, 2}]
+
+
+def test_nodes_that_share_a_domain_walk_it_together() -> None:
+    sampler = make(world=4, share=2, placement="domain_by_node", groups=(0, 1, 1), ranks_per_node=1)
+    drawn = [row for step in range(11) for domain, row in pairs(sampler, step) if domain == 0]
+    assert sorted(drawn) == sorted(list(range(11)) * 4)  # 11 steps x 4 rows: every row of the domain four times
+
+
+def test_a_node_without_a_domain_is_an_error() -> None:
+    with pytest.raises(InputError, match="leaves node 1 of 2 without a domain"):
+        make_zones(Topology(2, 1), "domain_by_node", (0, 0, 0), 2)
+
+
+def test_a_batch_that_ranks_do_not_divide_is_an_error() -> None:
+    layout = Topology(4, 2)
+    with pytest.raises(InputError, match=r"train\.global_batch_size: found 6"):
+        BatchSampler(ROWS, layout, make_zones(layout, "shuffled", (0, 0, 0), 1), 6, 1)
+
+
+def test_epoch_counts_passes() -> None:
+    assert make(world=2, share=4).epoch(5) == 1.0
