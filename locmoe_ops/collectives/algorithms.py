@@ -1,0 +1,157 @@
+"""How each collective is done with point-to-point messages.
+
+Each algorithm is a generator that posts sends and receives on its `Operation` and yields until everything that it
+has posted to receive has arrived; what it returns is the result. The sums run in rank order on every rank, so that
+all ranks hold the same bits. float16 is summed in float32 and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Protocol
+
+import numpy as np
+
+# Below this many bytes two rounds of messages cost more than everybody summing everything.
+_SMALL_BYTES = 8192
+
+Algorithm = Generator[None, None, np.ndarray]
+
+
+class Exchange(Protocol):
+    """What an algorithm may do: `index` is this rank's place among `size` ranks."""
+
+    index: int
+    size: int
+
+    def others(self) -> list[int]:
+        """All indices but this rank's, starting behind it so that not all send to the same peer first."""
+
+    def send(self, peer: int, array: np.ndarray) -> None:
+        """Sends a C-contiguous array, which must stay as it is until the operation is done."""
+
+    def receive(self, peer: int, array: np.ndarray) -> None:
+        """Fills a C-contiguous array with what `peer` sends in this round."""
+
+
+def all_to_all(op: Exchange, array: np.ndarray) -> Algorithm:
+    """(P, ...) -> (P, ...)."""
+    result = np.empty_like(array)
+    for peer in op.others():
+        op.receive(peer, result[peer:peer + 1])
+    for peer in op.others():
+        op.send(peer, array[peer:peer + 1])
+    result[op.index] = array[op.index]
+    yield
+    return result
+
+
+def all_gather(op: Exchange, array: np.ndarray) -> Algorithm:
+    """(n, ...) -> (P * n, ...)."""
+    result = _exchange_whole(op, array)
+    yield
+    return result.reshape((op.size * array.shape[0],) + array.shape[1:])
+
+
+def reduce_scatter(op: Exchange, array: np.ndarray) -> Algorithm:
+    """(P * n, ...) -> (n, ...)."""
+    parts = array.reshape((op.size, array.size // op.size))
+    received = _exchange_parts(op, parts, [len(parts[0])] * op.size)
+    result = np.empty_like(parts[0])
+    yield
+    _sum_in_order(op, parts[op.index], received, result)
+    return result.reshape((len(array) // op.size,) + array.shape[1:])
+
+
+def all_reduce(op: Exchange, array: np.ndarray) -> Algorithm:
+    """Any shape: one round for small arrays, else reduce-scatter and all-gather over nearly equal parts."""
+    if array.nbytes <= _SMALL_BYTES:
+        whole = _exchange_whole(op, array)
+        total = np.empty_like(array)
+        yield
+        _sum_in_order(op, array, whole, total)
+        return total
+    flat = array.reshape(-1)
+    bounds = [flat.size * i // op.size for i in range(op.size + 1)]
+    parts = [flat[start:end] for start, end in zip(bounds, bounds[1:])]
+    received = _exchange_parts(op, parts, [len(part) for part in parts])
+    result = np.empty_like(flat)
+    pieces = [result[start:end] for start, end in zip(bounds, bounds[1:])]
+    yield
+    _sum_in_order(op, parts[op.index], received, pieces[op.index])
+    for peer in op.others():
+        op.receive(peer, pieces[peer])
+    for peer in op.others():
+        op.send(peer, pieces[op.index])
+    yield
+    return result.reshape(array.shape)
+
+
+def broadcast(op: Exchange, array: np.ndarray, root: int) -> Algorithm:
+    """Any shape; the array of `root` everywhere."""
+    result = np.empty_like(array)
+    if op.index == root:
+        for peer in op.others():
+            op.send(peer, array)
+        result[...] = array
+    else:
+        op.receive(root, result)
+    yield
+    return result
+
+
+def reduce(op: Exchange, array: np.ndarray, root: int) -> Algorithm:
+    """Any shape; the sum at `root`, zeros elsewhere."""
+    if op.index != root:
+        op.send(root, array)
+        yield
+        return np.zeros_like(array)
+    received = np.empty((op.size,) + array.shape, array.dtype)
+    for peer in op.others():
+        op.receive(peer, received[peer:peer + 1])
+    total = np.empty_like(array)
+    yield
+    _sum_in_order(op, array, received, total)
+    return total
+
+
+def barrier(op: Exchange, array: np.ndarray) -> Algorithm:
+    """An empty message from everybody to everybody."""
+    _exchange_whole(op, array)
+    yield
+    return array
+
+
+def _exchange_whole(op: Exchange, array: np.ndarray) -> np.ndarray:
+    """Posts everybody's array to everybody; (P, ...), own part filled in."""
+    result = np.empty((op.size,) + array.shape, array.dtype)
+    for peer in op.others():
+        op.receive(peer, result[peer:peer + 1])
+    for peer in op.others():
+        op.send(peer, array)
+    result[op.index] = array
+    return result
+
+
+def _exchange_parts(op: Exchange, parts: np.ndarray | list[np.ndarray], sizes: list[int]) -> np.ndarray:
+    """Posts part i to rank i; returns (P, own part) in which the own row is not filled."""
+    received = np.empty((op.size, sizes[op.index]), parts[0].dtype)
+    for peer in op.others():
+        op.receive(peer, received[peer:peer + 1])
+    for peer in op.others():
+        op.send(peer, parts[peer])
+    return received
+
+
+def _sum_in_order(op: Exchange, own: np.ndarray, received: np.ndarray, out: np.ndarray) -> None:
+    """Fills `out` with the sum of (P, ...) over ranks 0, 1, ... with `own` in this rank's row."""
+    rows = [own if i == op.index else received[i] for i in range(op.size)]
+    if own.dtype == np.float16:
+        out[...] = sum(rows[1:], rows[0].astype(np.float32))
+        return
+    if op.size == 1:
+        out[...] = own
+        return
+    np.add(rows[0], rows[1], out=out)
+    for row in rows[2:]:
+        np.add(out, row, out=out)

@@ -1,0 +1,125 @@
+"""Collectives as MindSpore's own primitives, for Ascend (graphs with them also compile, but do not run, on CPU)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mindspore import nn, ops
+from mindspore.communication import GlobalComm, create_group
+
+from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes
+from locmoe_ops.topology import Topology
+
+
+class HcclCollectives(Collectives):
+    """Cells of communication primitives; `mindspore.communication.init` comes before.
+
+    A process group is created with the first Cell that needs it, since each takes device memory. Every rank must
+    therefore make its Cells in the same order, as ranks that build the same model do.
+    """
+
+    def __init__(self, rank: int, topology: Topology) -> None:
+        super().__init__(rank, topology)
+        self._names = {topology.group_of("world", rank): GlobalComm.WORLD_COMM_GROUP}
+
+    def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
+        name = self._group_name(group, ranks)
+        if operation == "broadcast":
+            return _Broadcast(ranks[root], name, ranks[root] == self.rank)
+        if operation == "all_reduce":
+            return _AllReduce(name)
+        all_to_all = ops.AlltoAll(split_count=len(ranks), split_dim=0, concat_dim=0, group=name)
+        primitives = {
+            "all_to_all": (all_to_all, all_to_all),
+            "all_gather": (ops.AllGather(name), ops.ReduceScatter(ops.ReduceOp.SUM, name)),
+            "reduce_scatter": (ops.ReduceScatter(ops.ReduceOp.SUM, name), ops.AllGather(name)),
+        }
+        return _Primitive(*primitives[operation])
+
+    def _group_name(self, group: str, ranks: tuple[int, ...]) -> str:
+        if ranks not in self._names:
+            name = f"locmoe_{group}_{ranks[0]}_{len(ranks)}"
+            create_group(name, list(ranks))
+            self._names[ranks] = name
+        return self._names[ranks]
+
+    def barrier(self) -> None:
+        if self.topology.world_size > 1:
+            ops.Barrier(GlobalComm.WORLD_COMM_GROUP)()
+
+    def bytes_sent(self) -> BytesSent:
+        """Not counted: the primitives move data without passing through this process's Python."""
+        return BytesSent(0, 0, counted=False)
+
+    def times(self) -> CommunicationTimes:
+        """Not measured; the profiler of MindSpore does."""
+        return CommunicationTimes(0.0, 0.0)
+
+    def close(self) -> None:
+        """The process groups end with the process."""
+
+
+class _Primitive(nn.Cell):
+    """One primitive and, as its gradient, its adjoint."""
+
+    def __init__(self, forward: ops.Primitive, backward: ops.Primitive) -> None:
+        super().__init__()
+        self.forward_exchange = forward
+        self.backward_exchange = backward
+
+    def construct(self, x: Any) -> Any:
+        return self.forward_exchange(x)
+
+    def bprop(self, x: Any, out: Any, dout: Any) -> tuple[Any]:
+        return (self.backward_exchange(dout),)
+
+
+class _Sum(nn.Cell):
+    """AllReduce between two reshapes.
+
+    MindSpore's compiler rewrites `AddN(AllReduce(x) * y, z)`, as backward passes often have it, into
+    `AllReduce(AddN(x, z)) * y`, which is another function unless y is a mean's factor and z is the same everywhere. A
+    reshape between sum and product costs nothing and hides the pattern; a Depend does not, it is removed.
+    """
+
+    def __init__(self, group: str) -> None:
+        super().__init__()
+        self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)
+
+    def construct(self, x: Any) -> Any:
+        return ops.reshape(self.all_reduce(ops.reshape(x, (1,) + x.shape)), x.shape)
+
+
+class _AllReduce(nn.Cell):
+    """The sum over the group, which is its own adjoint."""
+
+    def __init__(self, group: str) -> None:
+        super().__init__()
+        self.sum = _Sum(group)
+
+    def construct(self, x: Any) -> Any:
+        return self.sum(x)
+
+    def bprop(self, x: Any, out: Any, dout: Any) -> tuple[Any]:
+        return (self.sum(dout),)
+
+
+class _Broadcast(nn.Cell):
+    """Broadcast from the global rank `root`; its gradient is the sum of all gradients there, zeros elsewhere."""
+
+    def __init__(self, root: int, group: str, is_root: bool) -> None:
+        super().__init__()
+        self.broadcast = ops.Broadcast(root, group)
+        self.sum = _Sum(group)
+        self.depend = ops.Depend()
+        self.is_root = is_root
+
+    def construct(self, x: Any) -> Any:
+        return self.broadcast((x,))[0]
+
+    def bprop(self, x: Any, out: Any, dout: Any) -> tuple[Any]:
+        total = self.sum(dout)
+        if self.is_root:
+            return (total,)
+        # Depend keeps the sum in the graph of ranks that do not use it: all ranks must take part.
+        return (self.depend(ops.zeros_like(dout), total),)

@@ -1,0 +1,130 @@
+"""The collectives that models and training are written against, the same on every backend."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
+
+from locmoe_ops.errors import InputError
+from locmoe_ops.topology import Topology
+
+if TYPE_CHECKING:  # the mesh and the command line need this module long before MindSpore
+    from mindspore import nn
+
+    from locmoe_ops.collectives.mesh import Mesh
+
+BACKENDS = ("hccl", "tcp", "local")
+
+
+class BytesSent(NamedTuple):
+    """Payload bytes this rank has sent since the start; headers and joining are left out."""
+
+    intra_node: int
+    inter_node: int
+    counted: bool = True  # False where the backend cannot see its traffic: the zeros then say nothing
+
+
+class CommunicationTimes(NamedTuple):
+    """Seconds this rank spent on collectives since the start, summed over collectives.
+
+    `communication_s`: from the first byte of the last peer to the end; `idle_s`: blocked before that byte;
+    `overlapped_s`: the part of `communication_s` in which the caller was not blocked.
+    """
+
+    communication_s: float
+    idle_s: float
+    overlapped_s: float = 0.0
+
+
+class Collectives(ABC):
+    """Makes Cells that exchange tensors within the named groups of a `Topology`.
+
+    P is the number of ranks of `group`, a kind of `locmoe_ops.topology.GROUP_KINDS`. Every rank of the group must
+    run the Cell, with equal shapes and dtypes. `tag` names the call site in errors and must be the same on all its
+    ranks and not be used elsewhere; a Cell may be run many times. Shapes are static. All Cells are differentiable:
+    the objective is the sum over ranks of their local losses, and each Cell's backward is its exact adjoint.
+    In a group of one rank every Cell is the identity.
+    """
+
+    def __init__(self, rank: int, topology: Topology) -> None:
+        if not 0 <= rank < topology.world_size:
+            raise InputError(f"collectives: rank {rank} is outside 0..{topology.world_size - 1}")
+        self.rank = rank
+        self.topology = topology
+
+    def all_to_all(self, group: str, tag: str) -> nn.Cell:
+        """(P, ...) -> (P, ...): slice i goes to the i-th rank of the group. Adjoint: all_to_all."""
+        return self._cell_or_identity("all_to_all", group, tag)
+
+    def all_gather(self, group: str, tag: str) -> nn.Cell:
+        """(n, ...) -> (P * n, ...): concatenated in group order. Adjoint: reduce_scatter."""
+        return self._cell_or_identity("all_gather", group, tag)
+
+    def reduce_scatter(self, group: str, tag: str) -> nn.Cell:
+        """(P * n, ...) -> (n, ...): rank i of the group keeps the sum of everybody's i-th part. Adjoint: all_gather."""
+        return self._cell_or_identity("reduce_scatter", group, tag)
+
+    def all_reduce(self, group: str, tag: str) -> nn.Cell:
+        """Any shape, summed over the group; the same bits on all its ranks (tcp). Adjoint: all_reduce."""
+        return self._cell_or_identity("all_reduce", group, tag)
+
+    def broadcast(self, group: str, tag: str, root: int = 0) -> nn.Cell:
+        """Any shape; everyone gets the input of the `root`-th rank of the group. Adjoint: sum at root, else zeros."""
+        size = len(self.topology.group_of(group, self.rank))
+        if not 0 <= root < size:
+            raise InputError(f"broadcast {tag!r}: root {root} is outside the {size} ranks of group {group}")
+        return self._cell_or_identity("broadcast", group, tag, root)
+
+    def _cell_or_identity(self, operation: str, group: str, tag: str, root: int = 0) -> nn.Cell:
+        ranks = self.topology.group_of(group, self.rank)
+        if len(ranks) == 1:
+            from mindspore import nn
+            return nn.Identity()
+        return self._cell(operation, group, ranks, tag, root)
+
+    @abstractmethod
+    def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
+        """The Cell of `operation` in a group of several ranks."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Returns when every rank of the world has called it."""
+
+    @abstractmethod
+    def bytes_sent(self) -> BytesSent:
+        """Bytes of all collectives so far; cheap."""
+
+    @abstractmethod
+    def times(self) -> CommunicationTimes:
+        """Times of all collectives so far; cheap."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leaves the job in good order; later collectives fail. Calling it again does nothing."""
+
+
+def create_collectives(backend: str, topology: Topology, rank: int, mesh: Mesh | None = None) -> Collectives:
+    """The collectives of this rank.
+
+    Args:
+        backend: `hccl` (MindSpore's primitives; `mindspore.communication.init` has been called), `tcp` (needs
+            `mesh`) or `local` (one process).
+        topology: the ranks of this job.
+        rank: this rank.
+        mesh: of `join_mesh`, for `tcp`.
+
+    Raises:
+        InputError: unknown backend, or a topology that does not fit it.
+    """
+    if backend == "local":
+        from locmoe_ops.collectives.local import LocalCollectives
+        return LocalCollectives(rank, topology)
+    if backend == "tcp":
+        from locmoe_ops.collectives.tcp import TcpCollectives
+        if mesh is None:
+            raise InputError("collectives: backend tcp needs a mesh (join_mesh), found none")
+        return TcpCollectives(rank, topology, mesh)
+    if backend == "hccl":
+        from locmoe_ops.collectives.hccl import HcclCollectives
+        return HcclCollectives(rank, topology)
+    raise InputError(f"collectives: unknown backend {backend!r}, expected one of {', '.join(BACKENDS)}")

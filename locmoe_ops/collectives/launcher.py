@@ -1,0 +1,26 @@
+"""A rank must not outlive the process that started it."""
+
+from __future__ import annotations
+
+import os
+
+
+class LauncherWatch:
+    """Notices the end of the process that started this one (also where that process was adopted meanwhile)."""
+
+    def __init__(self, pid: int | None) -> None:
+        self.pid = pid
+        self._direct = pid == os.getppid()
+
+    def gone(self) -> bool:
+        if self.pid is None:
+            return False
+        if self._direct:
+            return os.getppid() != self.pid
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False

@@ -1,0 +1,33 @@
+"""Collectives of a job of one process: every group has one rank, every Cell is the identity."""
+
+from __future__ import annotations
+
+from mindspore import nn
+
+from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes
+from locmoe_ops.errors import InputError
+from locmoe_ops.topology import Topology
+
+
+class LocalCollectives(Collectives):
+    """No peers, no bytes, no waiting."""
+
+    def __init__(self, rank: int, topology: Topology) -> None:
+        if topology.world_size != 1:
+            raise InputError(f"collectives: backend local serves one process, the topology has {topology.world_size}")
+        super().__init__(rank, topology)
+
+    def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
+        raise AssertionError(f"{operation} {tag!r}: a group of one process has one rank, not {ranks}")
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+    def bytes_sent(self) -> BytesSent:
+        return BytesSent(0, 0)
+
+    def times(self) -> CommunicationTimes:
+        return CommunicationTimes(0.0, 0.0)
+
+    def close(self) -> None:
+        """Nothing to close."""

@@ -1,0 +1,148 @@
+"""A full mesh of TCP connections between ranks, with collectives on NumPy arrays.
+
+A background thread moves bytes, so that a collective can be started, left alone and awaited. Every collective has a
+tag; its runs are numbered per tag, so that ranks may be at different collectives without mixing them up. Whatever
+goes wrong on one rank ends all ranks at once: each is told why before the connections close.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from locmoe_ops.collectives import algorithms
+from locmoe_ops.collectives.engine import Engine
+from locmoe_ops.collectives.operation import Operation
+from locmoe_ops.collectives.rendezvous import Address, connect_ranks
+from locmoe_ops.collectives.wire import collective_key
+from locmoe_ops.errors import InputError
+
+
+class MeshCounters(NamedTuple):
+    """Totals of this rank since it joined; see `interface.CommunicationTimes` for the times (seconds)."""
+
+    bytes_sent: np.ndarray  # int64 (world_size,): payload bytes by destination
+    communication_s: float
+    idle_s: float
+    overlapped_s: float
+
+
+def join_mesh(rank: int, world_size: int, root: Address, secret: bytes, bind: str = "127.0.0.1",
+              join_timeout: float = 60.0, collective_timeout: float = 120.0, parent_pid: int | None = None) -> Mesh:
+    """Connects this rank to all others; returns when every rank is connected.
+
+    Args:
+        rank: this rank, 0..world_size-1.
+        world_size: ranks of the job.
+        root: host and port where rank 0 listens while ranks join.
+        secret: known to the ranks of this job only.
+        bind: the local address to listen on and connect from.
+        join_timeout: seconds in which all ranks must have joined.
+        collective_timeout: seconds a collective may take from its start.
+        parent_pid: a process whose end ends this rank's mesh; None: no such process.
+
+    Raises:
+        InputError: rank or address is unusable, or the root port is in use.
+        CollectiveError: a rank did not join in time or was lost; the message names it.
+    """
+    if not 0 <= rank < world_size:
+        raise InputError(f"mesh: rank {rank} is outside 0..{world_size - 1}")
+    sockets = connect_ranks(rank, world_size, root, secret, bind, join_timeout) if world_size > 1 else {}
+    return Mesh(rank, world_size, sockets, collective_timeout, parent_pid)
+
+
+class Mesh(Engine):
+    """Collectives of one rank. `start_*` begins one and returns its handle; the plain names also wait.
+
+    `ranks` lists the group in its order, the same on all members, and holds this rank. `tag` names the call site.
+    `group` only makes errors readable. Arrays are of any plain dtype, equal in shape on all ranks, and are not copied:
+    they must not change before `wait` returns. Results are new arrays. Methods may be called from any thread.
+    """
+
+    @property
+    def counters(self) -> MeshCounters:
+        with self._lock:
+            return MeshCounters(self._bytes_sent.copy(), *map(float, self._seconds))
+
+    def start_all_to_all(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> Operation:
+        """(P, ...) -> (P, ...): slice i goes to the i-th rank."""
+        if array.shape[:1] != (len(ranks),):
+            raise InputError(f"all_to_all {tag!r}: shape {array.shape} for {len(ranks)} ranks")
+        return self._start("all_to_all", ranks, tag, array, group)
+
+    def start_all_gather(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> Operation:
+        """(n, ...) -> (P * n, ...)."""
+        if not array.ndim:
+            raise InputError(f"all_gather {tag!r}: a scalar has no first axis to gather along")
+        return self._start("all_gather", ranks, tag, array, group)
+
+    def start_reduce_scatter(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> Operation:
+        """(P * n, ...) -> (n, ...): the sum of everybody's i-th part at the i-th rank."""
+        if not array.ndim or len(array) % len(ranks):
+            raise InputError(f"reduce_scatter {tag!r}: shape {array.shape} for {len(ranks)} ranks")
+        return self._start("reduce_scatter", ranks, tag, array, group)
+
+    def start_all_reduce(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> Operation:
+        """Any shape: the sum, with the same bits on all ranks."""
+        return self._start("all_reduce", ranks, tag, array, group)
+
+    def start_broadcast(self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0,
+                        group: str = "") -> Operation:
+        """Any shape, equal on all ranks: the array of the `root`-th rank of the group."""
+        return self._start("broadcast", ranks, tag, array, group, root)
+
+    def start_reduce(self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0,
+                     group: str = "") -> Operation:
+        """Any shape: the sum at the `root`-th rank of the group, zeros elsewhere."""
+        return self._start("reduce", ranks, tag, array, group, root)
+
+    def all_to_all(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> np.ndarray:
+        return self.start_all_to_all(ranks, tag, array, group).wait()
+
+    def all_gather(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> np.ndarray:
+        return self.start_all_gather(ranks, tag, array, group).wait()
+
+    def reduce_scatter(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> np.ndarray:
+        return self.start_reduce_scatter(ranks, tag, array, group).wait()
+
+    def all_reduce(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> np.ndarray:
+        return self.start_all_reduce(ranks, tag, array, group).wait()
+
+    def broadcast(self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0,
+                  group: str = "") -> np.ndarray:
+        return self.start_broadcast(ranks, tag, array, root, group).wait()
+
+    def reduce(self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0, group: str = "") -> np.ndarray:
+        return self.start_reduce(ranks, tag, array, root, group).wait()
+
+    def barrier(self, ranks: Sequence[int], tag: str, group: str = "") -> None:
+        """Returns when all ranks of the group have come here."""
+        self._start("barrier", ranks, tag, np.empty((0,), np.uint8), group).wait()
+
+    def _start(self, name: str, ranks: Sequence[int], tag: str, array: np.ndarray, group: str,
+               *details: int) -> Operation:
+        members = self._checked(name, tag, ranks, *details)
+        title = f"{name} {tag!r} on {group + ' ' if group else ''}{list(members)}"
+        array = np.asarray(array, order="C")
+        if array.dtype.hasobject:
+            raise InputError(f"{title}: arrays of {array.dtype} cannot be sent")
+        key = collective_key(name, tag, members)
+        with self._lock:
+            if self.failure is not None or self._closing:
+                raise self.error_of(title)
+            sequence = self._sequences[key] = self._sequences.get(key, -1) + 1
+            operation = Operation(self, title, members, key, sequence)
+            self._launch(operation, getattr(algorithms, name)(operation, array, *details))
+        return operation
+
+    def _checked(self, name: str, tag: str, ranks: Sequence[int], root: int = 0) -> tuple[int, ...]:
+        members = tuple(int(rank) for rank in ranks)
+        inside = all(0 <= rank < self.world_size for rank in members)
+        if not inside or self.rank not in members or len(set(members)) < len(members):
+            raise InputError(f"{name} {tag!r}: ranks {list(members)}, expected distinct ranks of "
+                             f"0..{self.world_size - 1}, rank {self.rank} among them")
+        if not 0 <= root < len(members):
+            raise InputError(f"{name} {tag!r}: root {root} is outside the {len(members)} ranks of the group")
+        return members

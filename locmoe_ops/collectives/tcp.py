@@ -1,0 +1,120 @@
+"""Collectives on CPU: Python operations in the graph that exchange NumPy arrays over a `Mesh`.
+
+They block, one after another, so all ranks must run them in one order. MindSpore's CPU runtime starts whatever is ready
+first, and even changes between two ways of doing so by measuring itself; `fix_execution_order` makes it follow the
+order that the compiler has chosen. That is not the program's order, but the same on every rank as long as the graphs
+are equal, constants included. The compiler drops an operation whose result is not used and merges equal ones with
+equal inputs, on all ranks alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mindspore import get_context, nn, ops, runtime
+
+from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes
+from locmoe_ops.collectives.mesh import Mesh
+from locmoe_ops.errors import InputError
+from locmoe_ops.topology import Topology
+
+ADJOINTS = {
+    "all_to_all": "all_to_all", "all_gather": "reduce_scatter", "reduce_scatter": "all_gather",
+    "all_reduce": "all_reduce", "broadcast": "reduce",
+}
+
+
+def fix_execution_order() -> None:
+    """Makes graphs that are compiled from now on run their operations in the compiled order, one by one.
+
+    Memory optimisation O1 plans memory for that order and therefore keeps to it; nothing else in MindSpore does.
+    """
+    if get_context("memory_optimize_level") != 1:
+        runtime.set_memory(optimize_level="O1")
+
+
+class TcpCollectives(Collectives):
+    """Cells over `mesh`, which `close` closes. Made before the first graph is compiled (see the head of this file)."""
+
+    def __init__(self, rank: int, topology: Topology, mesh: Mesh) -> None:
+        super().__init__(rank, topology)
+        if (mesh.rank, mesh.world_size) != (rank, topology.world_size):
+            raise InputError(f"collectives: rank {rank} of {topology.world_size} was given the mesh of rank "
+                             f"{mesh.rank} of {mesh.world_size}")
+        fix_execution_order()
+        self.mesh = mesh
+        self._own_node = np.array([topology.node_of(peer) == topology.node_of(rank)
+                                   for peer in range(topology.world_size)])
+
+    def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
+        details = {"root": root} if operation == "broadcast" else {}
+        return _ExchangeCell(
+            _exchange(self.mesh, operation, group, ranks, tag, details),
+            _exchange(self.mesh, ADJOINTS[operation], group, ranks, f"{tag}/backward", details),
+        )
+
+    def barrier(self) -> None:
+        world = self.topology.group_of("world", self.rank)
+        self.mesh.barrier(world, "barrier", "world")
+
+    def bytes_sent(self) -> BytesSent:
+        sent = self.mesh.counters.bytes_sent
+        return BytesSent(int(sent[self._own_node].sum()), int(sent[~self._own_node].sum()))
+
+    def times(self) -> CommunicationTimes:
+        counters = self.mesh.counters
+        return CommunicationTimes(counters.communication_s, counters.idle_s, counters.overlapped_s)
+
+    def close(self) -> None:
+        self.mesh.close()
+
+
+class _ExchangeCell(nn.Cell):
+    """One collective and, as its gradient, its adjoint."""
+
+    def __init__(self, forward: ops.Custom, backward: ops.Custom) -> None:
+        super().__init__()
+        self.forward_exchange = forward
+        self.backward_exchange = backward
+
+    def construct(self, x: Any) -> Any:
+        # A Python operation is handed scalars as Python numbers, which have no dtype.
+        if x.ndim == 0:
+            return self.forward_exchange(x.reshape((1,))).reshape(())
+        return self.forward_exchange(x)
+
+    def bprop(self, x: Any, out: Any, dout: Any) -> tuple[Any]:
+        if dout.ndim == 0:
+            return (self.backward_exchange(dout.reshape((1,))).reshape(()),)
+        return (self.backward_exchange(dout),)
+
+
+def _exchange(mesh: Mesh, operation: str, group: str, ranks: tuple[int, ...], tag: str,
+              details: dict[str, int]) -> ops.Custom:
+    """The Python operation that runs `operation` on the mesh."""
+    collective = getattr(mesh, operation)
+
+    def run(array: np.ndarray) -> np.ndarray:
+        return collective(ranks, tag, array, group=group, **details)
+
+    return ops.Custom(run, _output_shape(operation, len(ranks)), _same_dtype, func_type="pyfunc")
+
+
+def _output_shape(operation: str, size: int) -> Callable[[Any], list[int]]:
+    def all_gather(shape: Any) -> list[int]:
+        return [shape[0] * size, *shape[1:]]
+
+    def reduce_scatter(shape: Any) -> list[int]:
+        return [shape[0] // size, *shape[1:]]
+
+    def unchanged(shape: Any) -> list[int]:
+        return list(shape)
+
+    return {"all_gather": all_gather, "reduce_scatter": reduce_scatter}.get(operation, unchanged)
+
+
+def _same_dtype(dtype: Any) -> Any:
+    return dtype

@@ -1,0 +1,56 @@
+"""One of four msrun workers: compiles all HCCL Cells forward and backward and writes the graph. Argument: folder."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+RANKS_PER_NODE = 2
+
+
+def main():
+    import mindspore as ms
+    from mindspore import nn
+    from mindspore.communication import get_group_size, get_rank, init
+
+    from locmoe_ops.collectives import create_collectives
+    from locmoe_ops.topology import Topology
+
+    ms.set_device("CPU")
+    ms.set_context(mode=ms.GRAPH_MODE)
+    init()
+    rank, size = get_rank(), get_group_size()
+    collectives = create_collectives("hccl", Topology(size, RANKS_PER_NODE, size), rank)
+
+    class All(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.exchange = collectives.all_to_all("world", "exchange")
+            self.gather = collectives.all_gather("node", "gather")
+            self.scatter = collectives.reduce_scatter("rail", "scatter")
+            self.total = collectives.all_reduce("dp", "total")
+            self.share = collectives.broadcast("node", "share", root=1)
+
+        def construct(self, x):  # (4, 3) -> (4, 3) -> (8, 3) -> (4, 3)
+            y = self.exchange(x)
+            z = self.gather(y * y)
+            w = self.scatter(z * z)
+            return self.total(self.share(w * w)).sum()
+
+    class Backward(nn.Cell):
+        def __init__(self, network):
+            super().__init__()
+            self.differentiate = ms.value_and_grad(network, 0)
+
+        def construct(self, x):
+            return self.differentiate(x)
+
+    folder = Path(sys.argv[1])
+    ms.export(Backward(All()), ms.Tensor(np.ones((size, 3), np.float32)), file_name=str(folder / f"graph_{rank}"),
+              file_format="MINDIR")
+    (folder / f"graph_{rank}.json").write_text(json.dumps({"counted": collectives.bytes_sent().counted}))
+
+
+if __name__ == "__main__":
+    main()

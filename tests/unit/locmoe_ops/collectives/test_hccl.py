@@ -1,0 +1,95 @@
+"""The HCCL graph of four ranks, compiled on CPU under msrun and read back: every rank must run the same exchanges."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORLD = 4
+HERE = Path(__file__).resolve().parent
+
+# Operation and kind of group of `hccl_worker`'s network, then of its adjoints in reverse.
+EXPECTED = [
+    ("AlltoAll", "world"), ("AllGather", "node"), ("ReduceScatter", "rail"), ("Broadcast", "node"),
+    ("AllReduce", "world"),
+    ("AllReduce", "world"), ("AllReduce", "node"), ("AllGather", "rail"), ("ReduceScatter", "node"),
+    ("AlltoAll", "world"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the workers wrote their graphs."""
+    folder = tmp_path_factory.mktemp("hccl")
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    beside_python = Path(sys.executable).with_name("msrun")
+    msrun = str(beside_python) if beside_python.exists() else shutil.which("msrun")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    command = [msrun, f"--worker_num={WORLD}", f"--local_worker_num={WORLD}", f"--master_port={port}", "--join=True",
+               f"--log_dir={folder / 'log'}", str(HERE / "hccl_worker.py"), str(folder)]
+    done = subprocess.run(command, cwd=folder, timeout=400, text=True, capture_output=True,
+                          env={**os.environ, "PATH": path, "PYTHONPATH": str(HERE.parents[3]), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+def nodes(folder, rank):
+    """(operation, inputs, outputs, attributes) of every node of a rank's graph, in order."""
+    from mindspore.train import mind_ir_pb2
+    model = mind_ir_pb2.ModelProto()
+    model.ParseFromString((folder / f"graph_{rank}.mindir").read_bytes())
+    attributes = {primitive.name: {a.name: a.s.decode() or a.i for a in primitive.attribute}
+                  for primitive in model.primitives}
+    for node in model.graph.node:
+        reference = node.op_type.replace("REF::", "")
+        yield reference.split(":")[0], list(node.input), list(node.output), attributes.get(reference, {})
+
+
+def kind_of(group):
+    return group.split("_")[1] if group.startswith("locmoe_") else "world"
+
+
+@pytest.mark.parametrize("rank", range(WORLD))
+def test_every_rank_runs_each_exchange_once_in_the_same_order(folder, rank):
+    found = [(name, kind_of(attributes["group"])) for name, _, _, attributes in nodes(folder, rank)
+             if "group" in attributes]
+    assert found == EXPECTED
+
+
+def test_groups_are_those_of_the_topology(folder):
+    names = [{attributes["group"] for _, _, _, attributes in nodes(folder, rank)
+              if attributes.get("group", "").startswith("locmoe_")} for rank in range(WORLD)]
+    assert names == [{"locmoe_node_0_2", "locmoe_rail_0_2"}, {"locmoe_node_0_2", "locmoe_rail_1_2"},
+                     {"locmoe_node_2_2", "locmoe_rail_0_2"}, {"locmoe_node_2_2", "locmoe_rail_1_2"}]
+
+
+def test_broadcast_comes_from_the_global_rank(folder):
+    roots = [attributes["root_rank"] for rank in range(WORLD) for name, _, _, attributes in nodes(folder, rank)
+             if name == "Broadcast"]
+    assert roots == [1, 1, 3, 3]
+
+
+def test_products_of_sums_are_not_rewritten(folder):
+    """The compiler would pull `AddN` under the AllReduce of `share`'s gradient; it must come after the product."""
+    for rank in (1, 3):  # the roots, where that sum is used
+        graph = list(nodes(folder, rank))
+        producer = {output: (name, inputs) for name, inputs, outputs, _ in graph for output in outputs}
+        sums = [inputs for name, inputs, _, attributes in graph
+                if name == "AllReduce" and kind_of(attributes["group"]) == "node"]
+        assert len(sums) == 1
+        name, inputs = "Reshape", sums[0]
+        while name == "Reshape":
+            name, inputs = producer[inputs[0]]
+        assert name == "AllReduce"  # the gradient of `total`, as it is
+
+
+def test_bytes_are_said_not_to_be_counted(folder):
+    for rank in range(WORLD):
+        assert json.loads((folder / f"graph_{rank}.json").read_text()) == {"counted": False}
