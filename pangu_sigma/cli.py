@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -25,6 +26,7 @@ SUCCESS, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 # msrun kills all ranks within a second of the first failure it sees; a failed rank stays this long so that its peers,
 # which fail for the same reason at nearly the same time, get to say so in their own words.
 _GRACE_S = 1.5
+_reporting = threading.Lock()
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -39,11 +41,27 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 def report_error(error: BaseException) -> int:
-    """Tells the user (one line; a traceback first if the error is none of the two they can act on).
+    """Tells the user, once an error (one line; a traceback first if the error is none of the two they can act on).
 
     Under the launcher the line goes to the job's `errors.log`, from which the launcher shows the first and gives
-    every rank's log its own. Returns the exit status that fits.
+    every rank's log its own. Returns the exit status that fits, there after a moment in which the peers can speak too.
     """
+    status = BAD_INPUT if isinstance(error, InputError) else FAILURE
+    announce(error)
+    if status == FAILURE and _is_worker() and "LOCMOE_LOG_DIR" in os.environ:
+        time.sleep(_GRACE_S)
+    return status
+
+
+def announce(error: BaseException) -> None:
+    """Reports an error ahead of `report_error`, which then stays silent, from any thread."""
+    with _reporting:
+        if not getattr(error, "_told", False):
+            error._told = True  # type: ignore[attr-defined]
+            _tell(error)
+
+
+def _tell(error: BaseException) -> None:
     status = BAD_INPUT if isinstance(error, InputError) else FAILURE
     message = " ".join(str(error).split())
     if not isinstance(error, (InputError, CollectiveError)):
@@ -53,9 +71,6 @@ def report_error(error: BaseException) -> int:
     folder = os.environ.get("LOCMOE_LOG_DIR")
     if not (folder and _is_worker() and _append(Path(folder) / "errors.log", _rank(), str(status), line)):
         print(line, file=sys.stderr, flush=True)
-    elif status == FAILURE:
-        time.sleep(_GRACE_S)
-    return status
 
 
 def leave_now(error: BaseException) -> NoReturn:

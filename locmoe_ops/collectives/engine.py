@@ -34,8 +34,10 @@ class Engine:
 
     Attributes:
         failure: the first error, or None; when set, every pending and later collective raises.
-        on_failure: called once with `failure` from the progress thread if the mesh is not closed within
-            `NOTICE_SECONDS` of the failure: the caller is busy elsewhere, for example compiling, and does not notice.
+        on_failure: called once with `failure`, at once and from the progress thread: a launcher may end the process
+            before the caller is back from compiled code to say why.
+        on_unnoticed: called after it if the mesh is not closed within `NOTICE_SECONDS` of the failure: the caller is
+            busy elsewhere, for example compiling, and does not notice.
     """
 
     def __init__(self, rank: int, world_size: int, sockets: dict[int, socket.socket], collective_timeout: float,
@@ -43,9 +45,11 @@ class Engine:
         self.rank, self.world_size, self.collective_timeout = rank, world_size, collective_timeout
         self.failure: CollectiveError | None = None
         self.on_failure: Callable[[CollectiveError], None] | None = None
+        self.on_unnoticed: Callable[[CollectiveError], None] | None = None
         self._lock = threading.RLock()
         self._cause = ""
         self._last_title = ""
+        self._announced = False
         self._closing = False
         self._closed = threading.Event()
         self._end_by = float("inf")
@@ -67,6 +71,7 @@ class Engine:
     def abort(self, reason: str) -> None:
         """Ends the job on all ranks; each raises an error that says that this rank stopped for `reason`."""
         with self._lock:
+            self._announced = True  # the caller knows
             self._fail(f"rank {self.rank} stopped ({reason})")
 
     def close(self) -> None:
@@ -203,12 +208,20 @@ class Engine:
         try:
             while not self._finished():
                 self._turn()
+                if self.failure is not None and not self._announced:
+                    self._announced = True
+                    self._tell(self.on_failure)
         except Exception as error:  # a bug here must end the job, not hang it
-            self.abort(f"internal error {error!r}")
+            with self._lock:
+                self._fail(f"internal error of rank {self.rank}: {error!r}")
         with self._lock:
             self._shut()
-        if self.failure is not None and not self._closed.wait(NOTICE_SECONDS) and self.on_failure is not None:
-            self.on_failure(self.failure)
+        if self.failure is not None and not self._closed.wait(NOTICE_SECONDS):
+            self._tell(self.on_unnoticed)
+
+    def _tell(self, listener: Callable[[CollectiveError], None] | None) -> None:
+        if listener is not None and self.failure is not None:
+            listener(self.failure)
 
     def _finished(self) -> bool:
         if self._end_by == float("inf"):

@@ -64,7 +64,7 @@ def main():
     mesh = join_mesh(int(rank), int(world_size), ("127.0.0.1", int(port)), secret, join_timeout=float(join_timeout),
                      collective_timeout=float(collective_timeout), parent_pid=int(parent) or None)
     if job == "busy":
-        mesh.on_failure = give_up
+        mesh.on_unnoticed = give_up
     print("ready", flush=True)
     try:
         JOBS[job](mesh)

@@ -189,13 +189,14 @@ def test_abort_reaches_everyone_and_stays(run_ranks):
         assert isinstance(failure, CollectiveError) and str(failure).startswith(f"rank {rank}: ")
 
 
-def test_failure_hook_is_called_where_nobody_closes(run_ranks):
-    """Rank 1 does not look at its mesh after the failure; rank 2 closes it at once and needs no hook."""
+def test_failure_hooks(run_ranks):
+    """Rank 0 knows why it stopped. Rank 1 is told at once, and again as it does not look at its mesh; rank 2 closes."""
     calls = {rank: [] for rank in range(3)}
     called, started = threading.Event(), threading.Barrier(3)
 
     def job(mesh):
-        mesh.on_failure = lambda error: (calls[mesh.rank].append(str(error)), called.set())
+        mesh.on_failure = lambda error: calls[mesh.rank].append("at once")
+        mesh.on_unnoticed = lambda error: (calls[mesh.rank].append(str(error)), called.set())
         mesh.barrier(range(3), "start")
         started.wait(20)
         if mesh.rank == 0:
@@ -204,8 +205,9 @@ def test_failure_hook_is_called_where_nobody_closes(run_ranks):
             assert called.wait(20)
 
     assert run_ranks(3, job) == [None] * 3
-    assert calls == {0: [], 1: ["rank 1: after barrier 'start' on [0, 1, 2]: rank 0 stopped (test); told by rank 0, "
-                                "after barrier 'start' on [0, 1, 2]"], 2: []}
+    assert calls[0] == [] and "at once" not in calls[2][1:]
+    assert calls[1] == ["at once", "rank 1: after barrier 'start' on [0, 1, 2]: rank 0 stopped (test); told by rank 0, "
+                        "after barrier 'start' on [0, 1, 2]"]
 
 
 def test_a_peer_that_left_cannot_be_waited_for(run_ranks):
