@@ -1,0 +1,56 @@
+"""Router losses as pure functions of summed statistics. They return numbers that are the same on every rank.
+
+Shape legend: S segments (sets of tokens over which statistics are taken), V nodes, G groups, E experts, n = E / G.
+Sums over ranks are taken by the caller, so the functions mean the same at any parallel degree.
+"""
+
+from mindspore import Tensor, ops
+
+_TINY = 1e-30  # keeps logarithms and quotients finite; far below any probability that matters in float32
+
+
+def load_balancing_loss(counts: Tensor, probabilities: Tensor, num_groups: int) -> Tensor:
+    """`n * sum_i f_i P_i` (LocMoE Eq. 5, Switch Eq. 4), averaged over the tokens of all segments and groups.
+
+    Args:
+        counts: <float32>[S, E], assignments to each expert divided by top_k; no gradient flows through it.
+        probabilities: <float32>[S, E], sum over tokens of each expert's probability.
+        num_groups: G; a token's probabilities cover the n experts of its group.
+
+    Returns: <float32> scalar; 1 when every group is balanced in every segment. A group without tokens adds nothing.
+    """
+    segments, experts = counts.shape
+    per_group = experts // num_groups
+    counts = ops.stop_gradient(counts).reshape(segments, num_groups, per_group)
+    tokens = counts.sum(-1, keepdims=True)  # (S, G, 1)
+    products = counts * probabilities.reshape(segments, num_groups, per_group) / ops.maximum(tokens, _TINY)
+    return products.sum() * per_group / ops.maximum(tokens.sum(), _TINY)
+
+
+def locality_loss(probabilities: Tensor, local: Tensor, num_groups: int, smoothing: float) -> Tensor:
+    """`KL(D_c || D_l)` in nats (LocMoE Eq. 6), averaged over the tokens of all nodes and groups.
+
+    D_c, the current distribution, is estimated by the mean probability of a node's tokens over the experts of their group.
+    D_l, the localised one, gives `1 - smoothing` to the group's experts on that node in equal parts, and `smoothing` to all of
+    the group's experts in equal parts (the paper leaves both open; without smoothing the divergence is infinite as soon as one
+    token may leave). Where a node has none of the group's experts, D_l is uniform.
+
+    Args:
+        probabilities: <float32>[V, E], sum over each node's tokens of each expert's probability.
+        local: <float32>[V, E], 1 where the expert is on the node.
+        num_groups: G. smoothing: in (0, 1].
+
+    Returns: <float32> scalar.
+    """
+    nodes, experts = probabilities.shape
+    shape = (nodes, num_groups, experts // num_groups)
+    current = probabilities.reshape(shape)
+    tokens = ops.stop_gradient(current.sum(-1, keepdims=True))  # (V, G, 1): probabilities of a token sum to 1
+    current = current / ops.maximum(tokens, _TINY)
+    local = local.reshape(shape)
+    held = local.sum(-1, keepdims=True)
+    uniform = 1.0 / shape[-1]
+    localised = ops.select(held > 0, local / ops.maximum(held, 1.0), ops.full_like(local, uniform))
+    localised = localised * (1.0 - smoothing) + uniform * smoothing
+    divergence = current * (ops.log(ops.maximum(current, _TINY)) - ops.log(localised))
+    return (divergence * tokens).sum() / ops.maximum(tokens.sum(), _TINY)

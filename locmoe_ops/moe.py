@@ -1,0 +1,62 @@
+"""The sparse feed-forward layer: the routing cell decides, the dispatcher moves, the experts compute."""
+
+from typing import Dict, Optional, Tuple
+
+import numpy as np
+
+from mindspore import Tensor, dtype, nn, ops
+
+from locmoe_ops.experts import ExpertBank
+from locmoe_ops.routers.base import one_hot
+from locmoe_ops.routing_cell import MultiLevelRouting
+
+
+class MoEFeedForward(nn.Cell):
+    """A drop-in for a dense FFN on tokens [T, d].
+
+    1. routing: experts and weights of each token, and the losses.
+    2. dispatch: tokens to expert buffers, on whichever rank.
+    3. experts.
+    4. combine: back to tokens, scaled by their weights. A dropped token gets 0 and lives on in the residual.
+
+    Args:
+        routing, dispatcher, experts: the parts. scale_by_gate: False leaves outputs unscaled.
+        local: bool[layout ranks, E], experts on the same node as a rank (`local_experts_table`), for the statistics.
+        evaluation_dispatcher: used outside training, where more slots are wanted; default: the same.
+
+    Inputs: x <float>[T, d]; tokens, a dict of ids, domain, home, seed <int32>[T] each.
+    Outputs: y <float>[T, d] in x's dtype, and a dict of aux_loss, locality_loss (weighted, equal on all ranks) and this rank's sums:
+    assigned <float32>[E] (before drops), kept and kept_local <float32> scalars.
+    """
+
+    def __init__(self, routing: MultiLevelRouting, dispatcher: nn.Cell, experts: ExpertBank, local: np.ndarray,
+                 scale_by_gate: bool = True, evaluation_dispatcher: Optional[nn.Cell] = None) -> None:
+        super().__init__()
+        self.routing = routing
+        self.dispatcher = dispatcher
+        self.evaluation_dispatcher = evaluation_dispatcher or dispatcher
+        self.experts = experts
+        self.scale_by_gate = scale_by_gate
+        self.top_k = routing.router.top_k
+        self.num_experts = routing.router.num_experts
+        self.local = Tensor(np.asarray(local, np.float32))
+
+    def construct(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Dict[str, Tensor]]:
+        routing = self.routing(x, tokens)
+        weight = routing["weight"]
+        scale = weight if self.scale_by_gate else ops.ones(weight.shape, dtype.float32)
+        chosen, gate = routing["expert"], ops.stop_gradient(weight)
+        if self.training:
+            buffers, context = self.dispatcher.dispatch(x, chosen, gate)
+            y = self.dispatcher.combine(self.experts(buffers), scale, context)
+        else:
+            buffers, context = self.evaluation_dispatcher.dispatch(x, chosen, gate)
+            y = self.evaluation_dispatcher.combine(self.experts(buffers), scale, context)
+        return ops.cast(y, x.dtype), self._report(routing, context["kept"], tokens["home"])
+
+    def _report(self, routing: Dict[str, Tensor], kept: Tensor, home: Tensor) -> Dict[str, Tensor]:
+        chosen = one_hot(routing["expert"].T.reshape(-1), self.num_experts)  # (N, E), choice-major as `kept`
+        nearby = ops.gather(self.local, home, 0)  # (T, E)
+        nearby = nearby if self.top_k == 1 else ops.tile(nearby, (self.top_k, 1))
+        return {"aux_loss": routing["aux_loss"], "locality_loss": routing["locality_loss"], "assigned": chosen.sum(0),
+                "kept": kept.sum(), "kept_local": ((chosen * nearby).sum(1, keepdims=True) * kept).sum()}

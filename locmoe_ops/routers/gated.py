@@ -1,0 +1,115 @@
+"""Routers that choose by a gate's probabilities: Switch and LocMoE."""
+
+from typing import Dict, Tuple
+
+from mindspore import Tensor, dtype, nn, ops
+
+from locmoe_ops.collectives import Collectives
+from locmoe_ops.losses import load_balancing_loss, locality_loss
+from locmoe_ops.random import SeededUniform
+from locmoe_ops.routers.base import Router, RoutingShape, SegmentSums, local_experts_of_nodes, one_hot, segment_count
+from locmoe_ops.routers.gates import DenseGate, GrAPGate
+from locmoe_ops.topology import ExpertPlacement, Topology
+
+
+class GatedRouter(Router):
+    """Top-k of softmax(scores) within the token's group; the weight is the probability itself, not renormalised.
+
+    1. Gate values in float32, whatever the model computes in.
+    2. `score` (subclasses): what enters the softmax.
+    3. The k largest probabilities; of equal ones the expert with the lower index.
+    """
+
+    def __init__(self, shape: RoutingShape, gate: nn.Cell) -> None:
+        super().__init__(shape)
+        self.gate = gate
+        self.softmax = ops.Softmax(-1)
+
+    def score(self, values: Tensor) -> Tensor:
+        """Gate values <float32>[T, n] -> scores <float32>[T, n]."""
+        return values
+
+    def prepare(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
+        """What the gate sees: <float32>[T, d] <- <float>[T, d]."""
+        return ops.cast(x, dtype.float32)
+
+    def choose(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+        values = self.gate(self.prepare(x, tokens), one_hot(tokens["group"], self.num_groups))
+        probabilities = self.softmax(self.score(values))
+        choices, weights = [], []
+        rest = ops.stop_gradient(probabilities)
+        for _ in range(self.top_k):
+            choice = ops.cast(ops.argmax(rest, -1), dtype.int32)
+            chosen = one_hot(choice, self.per_group)
+            choices.append(choice.reshape(-1, 1))
+            weights.append((probabilities * chosen).sum(-1, keepdims=True))
+            rest = rest - chosen * 2.0  # below every probability: never chosen again
+        if self.top_k == 1:
+            return choices[0], weights[0], probabilities
+        return ops.concat(choices, 1), ops.concat(weights, 1), probabilities
+
+
+class SwitchRouter(GatedRouter):
+    """Switch Transformers' router (arXiv 2101.03961): learned gate, input jitter in training, load-balancing loss.
+
+    Args:
+        aux_loss_weight: alpha. statistics: segment of the loss's f and P (see `SegmentSums`).
+        jitter: the gate's input is multiplied by uniform(1 - jitter, 1 + jitter) in training.
+        salt: tells the jitter of layers apart.
+    """
+
+    def __init__(self, shape: RoutingShape, layout: Topology, collectives: Collectives, tag: str, statistics: str = "global",
+                 aux_loss_weight: float = 0.01, jitter: float = 0.0, salt: int = 0) -> None:
+        super().__init__(shape, DenseGate(shape.num_experts, shape.num_groups, shape.hidden_size))
+        self.aux_loss_weight = aux_loss_weight
+        self.jitter = jitter
+        self.uniform = SeededUniform(shape.hidden_size, salt) if jitter > 0.0 else nn.Identity()
+        self.sums = SegmentSums(shape, statistics, layout, collectives, tag)
+
+    def prepare(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
+        x = ops.cast(x, dtype.float32)
+        if self.jitter == 0.0 or not self.training:
+            return x
+        return x * (1.0 + self.jitter * (2.0 * self.uniform(tokens["seed"]) - 1.0))
+
+    def losses(self, expert: Tensor, probabilities: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
+        counts, sums = self.sums(expert, probabilities, tokens["group"], tokens["home"])
+        return load_balancing_loss(counts, sums, self.num_groups) * self.aux_loss_weight, Tensor(0.0, dtype.float32)
+
+
+class LocMoERouter(GatedRouter):
+    """LocMoE's router (arXiv 2401.13920, Eq. 1-7): softmax of ReLU'd gate values, load-balancing and locality losses.
+
+    Args:
+        gate: `grap`, fixed orthogonal weights (Eq. 4), or `dense`, learned ones.
+        layout, placement: the cluster and the experts' places in it that locality refers to. The locality loss always takes its
+            distributions over the tokens of one home node.
+        statistics: segment of the load-balancing loss's f and P.
+        locality_loss_weight: mu. locality_smoothing: see `losses.locality_loss`.
+    """
+
+    def __init__(self, shape: RoutingShape, layout: Topology, placement: ExpertPlacement, collectives: Collectives, tag: str,
+                 gate: str = "grap", statistics: str = "global", aux_loss_weight: float = 0.01,
+                 locality_loss_weight: float = 0.01, locality_smoothing: float = 0.1) -> None:
+        kind = GrAPGate if gate == "grap" else DenseGate
+        super().__init__(shape, kind(shape.num_experts, shape.num_groups, shape.hidden_size))
+        self.aux_loss_weight = aux_loss_weight
+        self.locality_loss_weight = locality_loss_weight
+        self.smoothing = locality_smoothing
+        self.nodes = layout.nodes
+        self.segments = segment_count(statistics, layout)
+        # One reduction serves both losses: sums over the finer of the two segments add up to those over the coarser.
+        self.sums = SegmentSums(shape, "rank" if statistics == "rank" else "node", layout, collectives, tag)
+        self.local = Tensor(local_experts_of_nodes(layout, placement))
+
+    def score(self, values: Tensor) -> Tensor:
+        return ops.relu(values)  # Eq. 2
+
+    def losses(self, expert: Tensor, probabilities: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
+        counts, sums = self.sums(expert, probabilities, tokens["group"], tokens["home"])
+        aux = load_balancing_loss(self._coarser(counts, self.segments), self._coarser(sums, self.segments), self.num_groups)
+        locality = locality_loss(self._coarser(sums, self.nodes), self.local, self.num_groups, self.smoothing)
+        return aux * self.aux_loss_weight, locality * self.locality_loss_weight
+
+    def _coarser(self, sums: Tensor, segments: int) -> Tensor:
+        return sums.reshape(segments, -1, self.num_experts).sum(1)

@@ -1,0 +1,65 @@
+"""Gates: a value for each expert that may serve a token.
+
+Shape legend: T tokens, d hidden size, E experts, G groups, n = E / G experts of a group.
+"""
+
+import numpy as np
+
+from mindspore import Parameter, Tensor, dtype, nn, ops
+
+from locmoe_ops.errors import InputError
+
+
+def grap_weights(experts: int, hidden_size: int) -> np.ndarray:
+    """Grouped average pooling as gate weights (LocMoE Eq. 4): row i is n/d on the i-th block of features, 0 elsewhere.
+
+    Returns: <float32>[n, d]; the rows are orthogonal and fixed. Raises InputError where n does not divide d.
+    """
+    if hidden_size % experts:
+        raise InputError(f"grouped average pooling: {experts} experts of a group do not divide hidden size {hidden_size}; "
+                         "expected a divisor")
+    block = hidden_size // experts
+    return np.kron(np.eye(experts, dtype=np.float32), np.full((1, block), experts / hidden_size, np.float32))
+
+
+class GrAPGate(nn.Cell):
+    """Fixed gate: value i is the mean of the i-th block of features, the same for every group. Nothing is learned.
+
+    Computed as a product with Eq. 4's weights, so that it is the dense gate with those weights to the last bit.
+
+    Inputs: x <float32>[T, d]; group_mask <float32>[T, G], unused. Output: <float32>[T, n].
+    """
+
+    def __init__(self, num_experts: int, num_groups: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = Tensor(grap_weights(num_experts // num_groups, hidden_size))
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, x: Tensor, group_mask: Tensor) -> Tensor:
+        return self.matmul(x, self.weight)
+
+
+class DenseGate(nn.Cell):
+    """Learned gate without bias: one row of weights an expert (Switch Transformers, arXiv 2101.03961, Eq. 1).
+
+    Inputs: x <float32>[T, d]; group_mask <float32>[T, G], one-hot. Output: <float32>[T, n], the token's group only.
+    """
+
+    def __init__(self, num_experts: int, num_groups: int, hidden_size: int) -> None:
+        super().__init__()
+        self.num_groups = num_groups
+        self.per_group = num_experts // num_groups
+        self.weight = Parameter(Tensor(np.zeros((num_experts, hidden_size), np.float32)), name="weight")
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def initialise(self, seed: int, std: float) -> None:
+        """Draws normal weights, the same on every rank."""
+        drawn = np.random.default_rng(seed).standard_normal(self.weight.shape, dtype=np.float32) * std
+        self.weight.set_data(Tensor(drawn.astype(np.float32), dtype.float32))
+
+    def construct(self, x: Tensor, group_mask: Tensor) -> Tensor:
+        values = self.matmul(x, self.weight)  # (T, E)
+        if self.num_groups == 1:
+            return values
+        values = values.reshape(-1, self.num_groups, self.per_group)
+        return (values * group_mask.expand_dims(-1)).sum(1)

@@ -1,0 +1,107 @@
+"""The MindSpore layer of a `Case` on one rank, and what it computes, as NumPy arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+from layer_cases import HIDDEN, INNER, Case, parameters_of
+
+import mindspore as ms
+from mindspore import ParameterTuple, Tensor, nn, ops
+
+from locmoe_ops.collectives import Collectives
+from locmoe_ops.dispatch import FlatDispatcher
+from locmoe_ops.experts import ExpertBank
+from locmoe_ops.moe import MoEFeedForward
+from locmoe_ops.reference import RankTokens
+from locmoe_ops.routers import HashRouter, LocMoERouter, Router, RoutingShape, SwitchRouter
+from locmoe_ops.routing_cell import MultiLevelRouting
+from locmoe_ops.topology import local_experts_table
+
+OUTPUTS = ("y", "aux_loss", "locality_loss", "assigned", "kept", "kept_local")
+
+
+class Objective(nn.Cell):
+    """This rank's share of `sum over ranks <dy, y> + aux_loss + locality_loss`."""
+
+    def __init__(self, layer: MoEFeedForward, ranks: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.share = 1.0 / ranks
+
+    def construct(self, x, ids, domain, home, seed, dy):
+        y, report = self.layer(x, {"ids": ids, "domain": domain, "home": home, "seed": seed})
+        losses = report["aux_loss"] + report["locality_loss"]
+        return (y * dy).sum() + losses * self.share, y, report
+
+
+class Differentiated(nn.Cell):
+    """Outputs in the order of `OUTPUTS` and all gradients, in one graph.
+
+    Tensors come and go one by one: a dict that enters a graph is a constant of it, one that leaves it makes MindSpore run
+    parts of it in Python.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(auto_prefix=False)
+        self.objective = objective
+        self.parameters = ParameterTuple(objective.trainable_params())
+        self.differentiate = ops.value_and_grad(objective, 0, self.parameters, has_aux=True)
+
+    def construct(self, x, ids, domain, home, seed, dy):
+        (_, y, report), gradients = self.differentiate(x, ids, domain, home, seed, dy)
+        outputs = (y, report["aux_loss"], report["locality_loss"], report["assigned"], report["kept"], report["kept_local"])
+        return outputs, gradients
+
+
+class CompiledLayer:
+    """A layer of `tokens` tokens a rank, ready to run on batches."""
+
+    def __init__(self, case: Case, collectives: Collectives, tokens: int) -> None:
+        self.rank, self.topology = collectives.rank, collectives.topology
+        self.placement = case.placed(self.topology.expert)
+        layer = build_layer(case, collectives, tokens)
+        load_parameters(case, layer)
+        objective = Objective(layer, self.topology.world_size)
+        objective.set_train()
+        self.step = Differentiated(objective)
+
+    def run(self, tokens: RankTokens, gradient: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs, losses, sums and gradients by name; gradients of parameters as `gradient/NAME`."""
+        given = (tokens.token_ids, tokens.domain, tokens.home, np.zeros_like(tokens.home))
+        outputs, (x_gradient, gradients) = self.step(
+            Tensor(tokens.x), *(Tensor(array, ms.int32) for array in given), Tensor(gradient))
+        named = {f"gradient/{parameter.name.rsplit('.', 1)[-1]}": array
+                 for parameter, array in zip(self.step.parameters, gradients)}
+        results = {**dict(zip(OUTPUTS, outputs)), "gradient/x": x_gradient, **named}
+        return {name: tensor.asnumpy() for name, tensor in results.items()}
+
+
+def build_layer(case: Case, collectives: Collectives, tokens: int) -> MoEFeedForward:
+    topology = collectives.topology
+    placement, spec = case.placed(topology.expert), case.spec
+    dispatcher = FlatDispatcher(collectives, placement, tokens, case.top_k, case.capacity, case.priority, "moe")
+    local = placement.local_experts(topology.ep_index(collectives.rank))
+    return MoEFeedForward(
+        routing=MultiLevelRouting(spec.domain_groups, build_router(case, collectives)), dispatcher=dispatcher,
+        experts=ExpertBank(local, HIDDEN, INNER, case.activation), scale_by_gate=case.scale_by_gate,
+        local=local_experts_table(case.layout, spec.placement))
+
+
+def build_router(case: Case, collectives: Collectives) -> Router:
+    spec, shape = case.spec, RoutingShape(HIDDEN, case.experts, case.groups, case.top_k)
+    if case.router == "hash":
+        return HashRouter(shape, parameters_of(case).table)
+    if case.router == "switch":
+        return SwitchRouter(shape, case.layout, collectives, "moe", case.statistics, spec.alpha)
+    return LocMoERouter(shape, case.layout, spec.placement, collectives, "moe", case.gate, case.statistics, spec.alpha,
+                        spec.mu, spec.smoothing)
+
+
+def load_parameters(case: Case, layer: MoEFeedForward) -> None:
+    given, held = parameters_of(case), list(layer.experts.local_experts)
+    layer.experts.w_in.set_data(Tensor(given.w1[held]))
+    layer.experts.b_in.set_data(Tensor(given.b1[held][:, None]))
+    layer.experts.w_out.set_data(Tensor(given.w2[held]))
+    layer.experts.b_out.set_data(Tensor(given.b2[held][:, None]))
+    if case.spec.learns_gate:
+        layer.routing.router.gate.weight.set_data(Tensor(given.gate))

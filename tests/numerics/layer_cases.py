@@ -1,0 +1,120 @@
+"""Sparse layers and the batches they are fed: what the test process and the ranks of its job must agree on.
+
+Shape legend: R logical ranks, T tokens a logical rank, d hidden size, f inner width, E experts, G groups, k choices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from locmoe_ops.reference import LayerParameters, LayerSpec, RankTokens
+from locmoe_ops.topology import ExpertPlacement, Topology
+
+RANKS = 4
+TOKENS = 13  # odd, so that no kernel sees whole blocks of rows
+HIDDEN = 24
+INNER = 10
+VOCABULARY = 17
+AMPLE = RANKS * TOKENS  # slots that no token can miss, even with all tokens on one rank
+DRAWS = ("scattered", "crowded", "losses")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One compiled layer. `capacity` slots: about T * k / E are needed for an even load, so 2 overflows."""
+
+    router: str
+    gate: str = "grap"
+    groups: int = 1
+    top_k: int = 1
+    capacity: int = 2
+    priority: str = "position"
+    statistics: str = "global"
+    expert_parallel: int = RANKS
+    ranks_per_node: int = 2
+    placement: str = "interleaved"
+    scale_by_gate: bool = True
+    activation: str = "gelu"
+
+    @property
+    def experts(self) -> int:
+        return 12 if self.groups == 3 else 8
+
+    @property
+    def layout(self) -> Topology:
+        return Topology(RANKS, self.ranks_per_node, self.expert_parallel)
+
+    def placed(self, expert_parallel: int) -> ExpertPlacement:
+        return ExpertPlacement(self.experts, self.groups, expert_parallel, self.placement)
+
+    @property
+    def spec(self) -> LayerSpec:
+        # Domain ids run against group ids, so that the two cannot be confused.
+        domain_groups = tuple(reversed(range(self.groups)))
+        return LayerSpec(
+            layout=self.layout, placement=self.placed(self.expert_parallel), capacity=self.capacity, router=self.router,
+            gate=self.gate, domain_groups=domain_groups, top_k=self.top_k, scale_by_gate=self.scale_by_gate,
+            activation=self.activation, drop_priority=self.priority, statistics=self.statistics, alpha=0.3, mu=0.2)
+
+
+CASES = {
+    "hash, 3 groups": Case("hash", groups=3),
+    "hash, by weight, 2 replicas": Case("hash", priority="weight", expert_parallel=2, activation="relu"),
+    "switch, nothing dropped": Case("switch", capacity=AMPLE),
+    "switch, top 2, 3 groups, by weight": Case("switch", groups=3, top_k=2, priority="weight", statistics="rank",
+                                               placement="node_grouped"),
+    "switch, top 2, unscaled, 2 replicas": Case("switch", top_k=2, capacity=3, expert_parallel=2, scale_by_gate=False,
+                                                statistics="node", activation="fast_gelu"),
+    "grap, 3 groups, by weight": Case("locmoe", groups=3, priority="weight", statistics="rank"),
+    "grap, top 2, 2 replicas over 4 nodes": Case("locmoe", top_k=2, capacity=3, statistics="node", expert_parallel=2,
+                                                 ranks_per_node=1),
+    "grap, 3 groups, nothing dropped": Case("locmoe", groups=3, capacity=AMPLE, statistics="node"),
+    "dense, top 2, 3 groups, by weight": Case("locmoe", gate="dense", groups=3, top_k=2, priority="weight",
+                                              placement="node_grouped"),
+    "dense, top 2, 2 replicas, nothing dropped": Case("locmoe", gate="dense", top_k=2, capacity=AMPLE, priority="weight",
+                                                      statistics="rank", expert_parallel=2, activation="gelu_tanh"),
+}
+
+
+def parameters_of(case: Case) -> LayerParameters:
+    rng = np.random.default_rng(7)
+    experts = case.experts
+
+    def normal(*shape: int, scale: float) -> np.ndarray:
+        return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+    return LayerParameters(
+        w1=normal(experts, HIDDEN, INNER, scale=0.3), b1=normal(experts, INNER, scale=0.5),
+        w2=normal(experts, INNER, HIDDEN, scale=0.3), b2=normal(experts, HIDDEN, scale=0.5),
+        gate=normal(experts, HIDDEN, scale=0.2),
+        table=rng.integers(0, experts // case.groups, (case.groups, VOCABULARY)).astype(np.int32))
+
+
+def batch_of(case: Case, draw: str) -> tuple[list[RankTokens], list[np.ndarray]]:
+    """Tokens and output gradients (T, d) of every logical rank.
+
+    scattered: tokens at random, each at home on its rank.
+    crowded: one domain only, so that whole groups stay empty; more equal tokens than an expert has slots, between others.
+    losses: as scattered, with homes at random and no output gradient: what is left comes from the losses alone.
+    """
+    rng = np.random.default_rng(DRAWS.index(draw))
+    ranks, gradients = [], []
+    for rank in range(RANKS):
+        x = (2.0 * rng.standard_normal((TOKENS, HIDDEN))).astype(np.float32)
+        ids, domain = rng.integers(0, VOCABULARY, TOKENS), rng.integers(0, case.groups, TOKENS)
+        home = np.full(TOKENS, rank) if draw == "scattered" else rng.integers(0, RANKS, TOKENS)
+        gradient = rng.standard_normal((TOKENS, HIDDEN)).astype(np.float32) * (draw != "losses")
+        if draw == "crowded":
+            x[3:11], ids[3:11], domain[:] = x[3], ids[3], 0
+        ranks.append(RankTokens(x, ids.astype(np.int32), domain.astype(np.int32), home.astype(np.int32)))
+        gradients.append(gradient)
+    return ranks, gradients
+
+
+def on_one_rank(ranks: list[RankTokens], gradients: list[np.ndarray]) -> tuple[list[RankTokens], list[np.ndarray]]:
+    """The same batch as the tokens of a single process."""
+    together = RankTokens(*(np.concatenate([getattr(tokens, name) for tokens in ranks])
+                            for name in ("x", "token_ids", "domain", "home")))
+    return [together], [np.concatenate(gradients)]

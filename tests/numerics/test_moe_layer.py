@@ -1,0 +1,104 @@
+"""The compiled sparse layer against the NumPy reference: outputs, losses, counts and all gradients.
+
+In one process, with `layout` saying that its tokens belong to four ranks, and as a job of four ranks.
+"""
+
+import numpy as np
+import pytest
+from layer_cases import AMPLE, CASES, DRAWS, batch_of, on_one_rank, parameters_of
+
+from locmoe_ops.reference import moe_layer, moe_layer_gradients
+
+# Relative to an array's largest element. float32 rounds to 6e-8, and a gradient is a sum over some hundred terms, the largest
+# of which cancel; measured errors stay below 3e-6.
+TOLERANCE = 1e-5
+COUNTS = ("assigned", "kept", "kept_local")
+EXPERT_PARAMETERS = {"w_in": "w1", "b_in": "b1", "w_out": "w2", "b_out": "b2"}
+EVERYTHING = [(name, draw) for name in CASES for draw in DRAWS]
+NOTHING_DROPPED = [(name, draw) for name, draw in EVERYTHING if CASES[name].capacity == AMPLE]
+
+
+def assert_equal(found, expected, tolerance=TOLERANCE):
+    """All arrays of two mappings agree, each measured by its largest element; counts agree exactly."""
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        scale = 0.0 if name in COUNTS else tolerance * np.abs(array).max()
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=scale, err_msg=name)
+
+
+def from_reference(case, ranks, output_gradients):
+    """The reference's results by the names that `joined` uses."""
+    parameters = parameters_of(case)
+    result = moe_layer(case.spec, parameters, ranks)
+    gradients = moe_layer_gradients(case.spec, parameters, ranks, output_gradients, 1.0, 1.0)
+    kept = sum(int(kept.sum()) for kept in result.kept)
+    expected = {"y": np.concatenate(result.outputs), "gradient/x": np.concatenate(gradients.x),
+                "aux_loss": result.aux_loss, "locality_loss": result.locality_loss,
+                "assigned": result.stats.tokens_per_expert, "kept": kept,
+                "kept_local": round(result.stats.local_fraction * kept)}
+    if gradients.gate is not None:
+        expected["gradient/weight"] = gradients.gate
+    for name, theirs in EXPERT_PARAMETERS.items():
+        expected[f"gradient/{name}"] = getattr(gradients, theirs)
+    return expected
+
+
+def joined(case, results, expert_parallel):
+    """What all ranks found together: tokens side by side, sums added up, experts in the order of their ids.
+
+    An expert's gradients from its replicas add up like those of dense parameters do.
+    """
+    placement = case.placed(expert_parallel)
+    whole = {name: np.concatenate([result[name] for result in results]) for name in ("y", "gradient/x")}
+    for name in ("aux_loss", "locality_loss"):
+        whole[name] = results[0][name]
+        assert all(result[name] == whole[name] for result in results), f"{name} differs between ranks"
+    for name in (*COUNTS, "gradient/weight"):
+        if name in results[0]:
+            whole[name] = sum(result[name] for result in results)
+    for name in EXPERT_PARAMETERS:
+        shape = results[0][f"gradient/{name}"].shape[1:]
+        whole[f"gradient/{name}"] = total = np.zeros((case.experts, *(size for size in shape if size > 1)))
+        for rank, result in enumerate(results):
+            for held, expert in enumerate(placement.local_experts(rank % expert_parallel)):
+                total[expert] += result[f"gradient/{name}"][held].squeeze()
+    return whole
+
+
+def of_four_ranks(four_ranks, name, draw):
+    prefix = f"{name}/{draw}/"
+    results = [{key[len(prefix):]: array for key, array in rank.items() if key.startswith(prefix)} for rank in four_ranks]
+    return joined(CASES[name], results, CASES[name].expert_parallel)
+
+
+@pytest.mark.parametrize("name, draw", EVERYTHING)
+def test_one_process_matches_the_reference(one_process, name, draw):
+    case = CASES[name]
+    expected = from_reference(case, *on_one_rank(*batch_of(case, draw)))
+    assert_equal(joined(case, [one_process(name, draw)], 1), expected)
+
+
+@pytest.mark.parametrize("name, draw", EVERYTHING)
+def test_four_ranks_match_the_reference(four_ranks, name, draw):
+    case = CASES[name]
+    assert_equal(of_four_ranks(four_ranks, name, draw), from_reference(case, *batch_of(case, draw)))
+
+
+@pytest.mark.parametrize("name, draw", NOTHING_DROPPED)
+def test_one_process_with_a_layout_equals_the_ranks_it_stands_for(one_process, four_ranks, name, draw):
+    # Both compute in float32 and differ only in the order of their sums.
+    assert_equal(joined(CASES[name], [one_process(name, draw)], 1), of_four_ranks(four_ranks, name, draw), 3e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cases_hold_what_they_are_for(name):
+    case, parameters = CASES[name], parameters_of(CASES[name])
+    scattered = moe_layer(case.spec, parameters, batch_of(case, "scattered")[0])
+    crowded = moe_layer(case.spec, parameters, batch_of(case, "crowded")[0])
+    for result in (scattered, crowded):
+        dropped = result.stats.drop_fraction
+        assert dropped > 0.1 if case.capacity < AMPLE else dropped == 0
+    without_tokens = (crowded.stats.tokens_per_expert == 0).sum()
+    assert without_tokens >= case.experts - case.experts // case.groups
+    for expert, weight in zip(crowded.expert, crowded.weight):
+        assert ((expert[:, 0] == expert[3, 0]) & (weight[:, 0] == weight[3, 0])).sum() >= 8, "equal assignments"

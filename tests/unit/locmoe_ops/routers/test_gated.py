@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+from scipy import special
+
+from mindspore import Tensor, nn
+
+from locmoe_ops.collectives import create_collectives
+from locmoe_ops.random import SeededUniform
+from locmoe_ops.routers import LocMoERouter, RoutingShape, SwitchRouter, grap_weights
+from locmoe_ops.topology import ExpertPlacement, Topology
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+TOKENS, HIDDEN = 41, 24
+LAYOUT = Topology(4, 2, 4)
+OUTPUTS = ("expert", "weight", "aux_loss", "locality_loss")
+
+
+class Opened(nn.Cell):
+    """A router with tensors for inputs and outputs."""
+
+    def __init__(self, router):
+        super().__init__()
+        self.router = router
+
+    def construct(self, x, group, home, seed):
+        found = self.router(x, {"ids": group, "group": group, "home": home, "seed": seed})
+        return found["expert"], found["weight"], found["aux_loss"], found["locality_loss"]
+
+
+def switch(shape, weight, **options):
+    router = SwitchRouter(shape, LAYOUT, create_collectives("local", Topology(1, 1), 0), "t", **options)
+    router.gate.weight.set_data(Tensor(weight))
+    return router
+
+
+def locmoe(shape, gate, **options):
+    placement = ExpertPlacement(shape.num_experts, shape.num_groups, 4)
+    return LocMoERouter(shape, LAYOUT, placement, create_collectives("local", Topology(1, 1), 0), "t", gate, **options)
+
+
+def batch(groups, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((TOKENS, HIDDEN)).astype(np.float32) * 2
+    return [x, *(rng.integers(0, limit, TOKENS).astype(np.int32) for limit in (groups, 4, 2**31 - 1))]
+
+
+def run(router, inputs):
+    return dict(zip(OUTPUTS, (output.asnumpy() for output in Opened(router)(*(Tensor(array) for array in inputs)))))
+
+
+@pytest.mark.parametrize("groups, experts", [(1, 8), (3, 12)])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_grap_router_equals_the_dense_one_with_its_weights_to_the_last_bit(groups, experts, top_k):
+    shape = RoutingShape(HIDDEN, experts, groups, top_k)
+    grap, dense = locmoe(shape, "grap"), locmoe(shape, "dense")
+    dense.gate.weight.set_data(Tensor(np.tile(grap_weights(experts // groups, HIDDEN), (groups, 1))))
+    inputs = batch(groups)
+    found, expected = run(grap, inputs), run(dense, inputs)
+    for name in OUTPUTS:
+        assert found[name].tobytes() == expected[name].tobytes(), name
+
+
+def expected_choice(values, top_k):
+    """Experts (ties: the lower one first) and probabilities of each row."""
+    probabilities = special.softmax(values, axis=1)
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    return order, np.take_along_axis(probabilities, order, axis=1)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_switch_takes_the_largest_probabilities_of_the_group(groups, top_k):
+    weight = np.random.default_rng(3).standard_normal((4 * groups, HIDDEN)).astype(np.float32) * 0.2
+    inputs = batch(groups)
+    found = run(switch(RoutingShape(HIDDEN, 4 * groups, groups, top_k), weight), inputs)
+    values = np.einsum("td,tnd->tn", inputs[0].astype(np.float64), weight.reshape(groups, 4, HIDDEN)[inputs[1]])
+    expert, probability = expected_choice(values, top_k)
+    assert np.array_equal(found["expert"], expert + 4 * inputs[1][:, None])
+    np.testing.assert_allclose(found["weight"], probability, rtol=0, atol=1e-6)  # logits of order 10 in float32
+    assert found["locality_loss"] == 0
+
+
+def test_equal_probabilities_go_to_the_lower_expert():
+    shape = RoutingShape(HIDDEN, 4, 1, top_k=3)
+    inputs = batch(1)
+    inputs[0][:] = -1.0  # all values negative: ReLU makes them equal
+    found = run(locmoe(shape, "grap"), inputs)
+    assert found["expert"].tolist() == [[0, 1, 2]] * TOKENS and np.all(found["weight"] == 0.25)
+    inputs[0][:, 12:18] = 3.0  # expert 2 first, then equal ones
+    found = run(locmoe(shape, "grap"), inputs)
+    assert found["expert"].tolist() == [[2, 0, 1]] * TOKENS
+
+
+def test_router_computes_in_float32_for_half_precision_tokens():
+    inputs = batch(1)
+    shape, weight = RoutingShape(HIDDEN, 8), np.random.default_rng(3).standard_normal((8, HIDDEN)).astype(np.float32)
+    half = inputs[0].astype(np.float16)
+    from_half = run(switch(shape, weight), [half, *inputs[1:]])
+    from_single = run(switch(shape, weight), [half.astype(np.float32), *inputs[1:]])
+    assert from_half["weight"].dtype == np.float32
+    assert all(from_half[name].tobytes() == from_single[name].tobytes() for name in OUTPUTS)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_jitter_scales_the_gate_s_input_in_training_alone(training):
+    shape, weight = RoutingShape(HIDDEN, 8), np.random.default_rng(3).standard_normal((8, HIDDEN)).astype(np.float32)
+    inputs = batch(1)
+    jittered = switch(shape, weight, jitter=0.3, salt=2).set_train(training)
+    uniform = SeededUniform(HIDDEN, 2)(Tensor(inputs[3])).asnumpy()
+    factor = 1 + 0.3 * (2 * uniform - 1) if training else np.ones_like(uniform)
+    assert not training or (factor.min() < 0.75 and factor.max() > 1.25)
+    found = run(jittered, inputs)
+    expert, probability = expected_choice((inputs[0] * factor).astype(np.float64) @ weight.T.astype(np.float64), 1)
+    assert np.array_equal(found["expert"], expert)
+    np.testing.assert_allclose(found["weight"], probability, rtol=0, atol=3e-6)  # logits of order 20 in float32
+
+
+def test_weight_of_a_loss_scales_it_and_its_gradient(pullback):
+    inputs, shape = batch(3), RoutingShape(HIDDEN, 12, 3)
+    for loss, option in (("aux_loss", "aux_loss_weight"), ("locality_loss", "locality_loss_weight")):
+        cotangents = [np.zeros((TOKENS, 1), np.int32), np.zeros((TOKENS, 1), np.float32),
+                      *(np.float32(name == loss) for name in OUTPUTS[2:])]
+        index = OUTPUTS.index(loss)
+        once, (gradient,), _ = pullback(Opened(locmoe(shape, "grap", **{option: 1.0})), inputs, cotangents)
+        twice, (double,), _ = pullback(Opened(locmoe(shape, "grap", **{option: 2.0})), inputs, cotangents)
+        assert twice[index] == 2 * once[index] > 0 and np.array_equal(double, 2 * gradient) and gradient.any()

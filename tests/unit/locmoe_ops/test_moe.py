@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+from scipy import special
+
+from mindspore import Tensor
+
+from locmoe_ops.collectives import create_collectives
+from locmoe_ops.dispatch import FlatDispatcher
+from locmoe_ops.experts import ExpertBank
+from locmoe_ops.moe import MoEFeedForward
+from locmoe_ops.routers import HashRouter, RoutingShape, SwitchRouter
+from locmoe_ops.routing_cell import MultiLevelRouting
+from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+TOKENS, HIDDEN, INNER, EXPERTS = 12, 6, 7, 4
+LAYOUT = Topology(4, 2, 4)  # experts 0 and 1 on node 0, the others on node 1
+IDS = np.array([0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 0], np.int32)  # id i goes to expert i; expert 3 gets nothing
+HOME = np.array([3, 1, 2, 0] * 3, np.int32)
+X = np.random.default_rng(0).standard_normal((TOKENS, HIDDEN)).astype(np.float32)
+
+
+def build(router=None, capacity=2, evaluation_capacity=None, **options):
+    collectives, placement = create_collectives("local", Topology(1, 1), 0), ExpertPlacement(EXPERTS, 1, 1)
+    router = router or HashRouter(RoutingShape(HIDDEN, EXPERTS), np.arange(EXPERTS).reshape(1, -1))
+    slots = [None if c is None else FlatDispatcher(collectives, placement, TOKENS, router.top_k, c, "position", f"{c}")
+             for c in (capacity, evaluation_capacity)]
+    experts = ExpertBank(tuple(range(EXPERTS)), HIDDEN, INNER)
+    experts.initialise(seed=1, std_in=0.5, std_out=0.5)
+    experts.b_out.set_data(Tensor(np.random.default_rng(2).standard_normal(experts.b_out.shape).astype(np.float32)))
+    return MoEFeedForward(MultiLevelRouting([0], router), slots[0], experts, local_experts_table(LAYOUT, ExpertPlacement(EXPERTS, 1, 4)),
+                          evaluation_dispatcher=slots[1], **options)
+
+
+def run(layer, x=X):
+    zeros = np.zeros(TOKENS, np.int32)
+    tokens = {"ids": IDS, "domain": zeros, "home": HOME, "seed": zeros}
+    y, report = layer(Tensor(x), {name: Tensor(array) for name, array in tokens.items()})
+    return y.asnumpy(), {name: tensor.asnumpy() for name, tensor in report.items()}
+
+
+def expert_of_each_token(layer, x=X):
+    w_in, b_in, w_out, b_out = (parameter.asnumpy().astype(np.float64)[IDS] for parameter in layer.experts.trainable_params())
+    hidden = np.einsum("td,tdf->tf", x.astype(np.float64), w_in) + b_in[:, 0]
+    return np.einsum("tf,tfd->td", hidden * special.ndtr(hidden), w_out) + b_out[:, 0]
+
+
+KEPT_BY_TWO_SLOTS = np.array([1, 1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0], bool)
+
+
+def test_dropped_tokens_come_back_as_zeros():
+    layer = build().set_train()
+    y, _ = run(layer)
+    assert not y[~KEPT_BY_TWO_SLOTS].any()
+    # float32 with numbers of order 1.
+    np.testing.assert_allclose(y[KEPT_BY_TWO_SLOTS], expert_of_each_token(layer)[KEPT_BY_TWO_SLOTS], rtol=1e-5, atol=1e-5)
+
+
+def test_report_counts_this_batch():
+    _, report = run(build().set_train())
+    assert report["assigned"].tolist() == [6, 2, 4, 0]
+    assert report["kept"] == 6
+    on_own_node = [(IDS[t] // 2 == HOME[t] // 2) for t in np.flatnonzero(KEPT_BY_TWO_SLOTS)]
+    assert report["kept_local"] == sum(on_own_node)
+    assert report["aux_loss"] == 0 == report["locality_loss"]
+
+
+def test_evaluation_has_slots_of_its_own():
+    layer = build(evaluation_capacity=TOKENS)
+    y, report = run(layer.set_train(False))
+    np.testing.assert_allclose(y, expert_of_each_token(layer), rtol=1e-5, atol=1e-5)
+    assert report["kept"] == TOKENS
+    assert run(layer.set_train())[1]["kept"] == 6
+
+
+def test_evaluation_uses_the_same_slots_where_none_are_given():
+    assert run(build().set_train(False))[1]["kept"] == 6
+
+
+def test_tokens_come_back_in_their_own_dtype():
+    layer = build().set_train()
+    y, report = run(layer, X.astype(np.float16))
+    assert y.dtype == np.float16 and report["kept"].dtype == np.float32
+    # Half precision rounds outputs of order 1 to 5e-4; the experts compute in float32.
+    expected = expert_of_each_token(layer, X.astype(np.float16))[KEPT_BY_TWO_SLOTS]
+    np.testing.assert_allclose(y[KEPT_BY_TWO_SLOTS], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale_by_gate", [True, False])
+def test_gate_scales_outputs_only_where_asked(scale_by_gate):
+    router = SwitchRouter(RoutingShape(HIDDEN, EXPERTS), LAYOUT, create_collectives("local", Topology(1, 1), 0), "t")
+    weight = np.random.default_rng(5).standard_normal((EXPERTS, HIDDEN)).astype(np.float32)
+    router.gate.weight.set_data(Tensor(weight))
+    layer = build(router, capacity=TOKENS, scale_by_gate=scale_by_gate).set_train()
+    layer.experts.w_out.set_data(Tensor(np.zeros(layer.experts.w_out.shape, np.float32)))
+    layer.experts.b_out.set_data(Tensor(np.ones(layer.experts.b_out.shape, np.float32)))
+    y, _ = run(layer)
+    probability = special.softmax(X.astype(np.float64) @ weight.T, axis=1).max(1)
+    expected = probability if scale_by_gate else np.ones(TOKENS)
+    np.testing.assert_allclose(y, np.tile(expected[:, None], HIDDEN), rtol=1e-5)  # logits of order 5 in float32
