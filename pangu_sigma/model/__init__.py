@@ -1,0 +1,1 @@
+"""PanGu-Sigma's network, from token ids to logits and loss."""

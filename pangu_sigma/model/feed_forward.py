@@ -1,0 +1,25 @@
+"""The dense feed-forward network of the lower layers."""
+
+from typing import Dict, Tuple
+
+from mindspore import Tensor, nn
+
+from locmoe_ops.activations import activation
+from pangu_sigma.model.layers import Linear
+from pangu_sigma.model.shape import ModelShape
+
+
+class FeedForward(nn.Cell):
+    """`W_out act(W_in x + b_in) + b_out`, with the interface of `locmoe_ops.MoEFeedForward` and nothing to report.
+
+    Inputs: x <float>[T, d]; tokens, unused. Outputs: <compute_dtype>[T, d]; an empty dict.
+    """
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.w_in = Linear(shape.hidden_size, shape.ffn_hidden_size, shape.compute_dtype)
+        self.act = activation(shape.activation)
+        self.w_out = Linear(shape.ffn_hidden_size, shape.hidden_size, shape.compute_dtype, residual=True)
+
+    def construct(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Dict[str, Tensor]]:
+        return self.w_out(self.act(self.w_in(x))), {}

@@ -1,0 +1,45 @@
+"""Initial weights, the same for any parallel degree: every parameter draws from a stream named after it."""
+
+import math
+import zlib
+
+import numpy as np
+
+from mindspore import Parameter, Tensor, nn
+
+from locmoe_ops.experts import ExpertBank
+from locmoe_ops.routers.gates import DenseGate
+from pangu_sigma.model.block import QueryBlock
+from pangu_sigma.model.embedding import Embedding
+from pangu_sigma.model.layers import Linear
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+
+
+def initialise(network: PanGuSigma, seed: int, std: float) -> None:
+    """Normal(0, std) for matrices and embeddings; maps onto the residual stream std / sqrt(2 * layers); biases 0, norms 1.
+
+    PanGu-alpha uses 0.02; the smaller residual maps (GPT-2's rule) keep the stream's variance independent of depth.
+    """
+    residual_std = std / math.sqrt(2.0 * (len(network.blocks) + 1))
+    for name, cell in network.cells_and_names():
+        _initialise_cell(cell, name, seed, std, residual_std)
+
+
+def _initialise_cell(cell: nn.Cell, name: str, seed: int, std: float, residual_std: float) -> None:
+    stream = zlib.crc32(f"{seed}/{name}".encode())
+    if isinstance(cell, ExpertBank):
+        cell.initialise(stream, std, residual_std)
+    elif isinstance(cell, DenseGate):
+        cell.initialise(stream, std)
+    elif isinstance(cell, Linear):
+        _draw(cell.weight, stream, residual_std if cell.residual else std)
+    elif isinstance(cell, Embedding):
+        _draw(cell.word, stream, std)
+        _draw(cell.position, stream + 1, std)
+    elif isinstance(cell, QueryBlock):
+        _draw(cell.top_query, stream, std)
+
+
+def _draw(parameter: Parameter, stream: int, std: float) -> None:
+    drawn = np.random.default_rng(stream).standard_normal(parameter.shape, dtype=np.float32) * std
+    parameter.set_data(Tensor(drawn.astype(np.float32)))

@@ -1,0 +1,55 @@
+"""The training objective of one rank's micro-batch, and the sums that metrics are made of.
+
+The objective of a step is the sum over ranks (and micro-batches) of
+`sum_t mask_t * CE_t + (L_aux + L_loc) * sum_t mask_t`, divided by the number of unmasked tokens in the whole global batch.
+That division happens once, after gradients are summed: hence the result does not depend on how rows are spread.
+"""
+
+from typing import Dict, List, Tuple
+
+from mindspore import Tensor, dtype, nn, ops
+
+from pangu_sigma.model.loss import TokenCrossEntropy
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+
+
+class Objective(nn.Cell):
+    """Loss of a micro-batch, summed over tokens and divided by `nominal_tokens`, a constant that keeps it of order 1.
+
+    Inputs: a batch dict of ids, targets, positions, documents <int32>[B, S], loss_mask <float32>[B, S], domain, home,
+    seeds <int32>[B]; loss_scale <float32> scalar.
+    Outputs: the scaled objective; a dict of this rank's sums: tokens (unmasked), task (nats), aux and locality (times
+    tokens), assigned <float32>[M, E], kept, kept_local <float32>[M] (one layer of zeros where there are no sparse layers).
+    """
+
+    def __init__(self, network: PanGuSigma, nominal_tokens: int) -> None:
+        super().__init__(auto_prefix=False)  # parameters keep the network's own names
+        self.network = network
+        self.cross_entropy = TokenCrossEntropy()
+        self.nominal_tokens = float(nominal_tokens)
+
+    def construct(self, batch: Dict[str, Tensor], loss_scale: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
+        logits, reports = self.network(batch["ids"], batch["positions"], batch["documents"], batch["domain"],
+                                       batch["home"], batch["seeds"])
+        mask = batch["loss_mask"].reshape(-1)
+        losses, _ = self.cross_entropy(ops.cast(logits, dtype.float32), batch["targets"].reshape(-1))
+        tokens, task = mask.sum(), (losses * mask).sum()
+        aux, locality = self._router_losses(reports)
+        total = task + (aux + locality) * tokens
+        assigned, kept, kept_local = self._router_sums(reports)
+        sums = {"tokens": tokens, "task": task, "aux": aux * tokens, "locality": locality * tokens, "assigned": assigned,
+                "kept": kept, "kept_local": kept_local}
+        return total * (loss_scale / self.nominal_tokens), sums
+
+    def _router_losses(self, reports: List[Dict[str, Tensor]]) -> Tuple[Tensor, Tensor]:
+        aux, locality = Tensor(0.0, dtype.float32), Tensor(0.0, dtype.float32)
+        for report in reports:
+            aux = aux + report["aux_loss"]
+            locality = locality + report["locality_loss"]
+        return aux, locality
+
+    def _router_sums(self, reports: List[Dict[str, Tensor]]) -> Tuple[Tensor, Tensor, Tensor]:
+        if not reports:
+            return ops.zeros((1, 1), dtype.float32), ops.zeros((1,), dtype.float32), ops.zeros((1,), dtype.float32)
+        return (ops.stack([report["assigned"] for report in reports]), ops.stack([report["kept"] for report in reports]),
+                ops.stack([report["kept_local"] for report in reports]))

@@ -1,0 +1,48 @@
+"""What every layer needs to know of its surroundings, resolved once from the configuration."""
+
+from dataclasses import dataclass
+
+from mindspore import dtype
+
+from pangu_sigma.config.schema import Config
+
+_DTYPES = {"fp32": dtype.float32, "fp16": dtype.float16, "bf16": dtype.bfloat16}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes and rates of the network for one rank's micro-batch of `rows` rows; compiled shapes follow from them."""
+
+    rows: int
+    sequence_length: int
+    hidden_size: int
+    num_heads: int
+    ffn_hidden_size: int
+    vocab_size: int
+    domains: int
+    activation: str
+    epsilon: float
+    embedding_dropout: float
+    attention_dropout: float
+    hidden_dropout: float
+    compute_dtype: dtype.Type
+
+    @property
+    def tokens(self) -> int:
+        """T: tokens of the micro-batch."""
+        return self.rows * self.sequence_length
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+def model_shape(config: Config, rows: int, vocab_size: int, domains: int) -> ModelShape:
+    """Resolves the `null` defaults of the model section. `rows`: rows of a micro-batch on this rank."""
+    model = config.model
+    return ModelShape(
+        rows=rows, sequence_length=model.sequence_length, hidden_size=model.hidden_size, num_heads=model.num_heads,
+        ffn_hidden_size=model.ffn_hidden_size or 4 * model.hidden_size, vocab_size=vocab_size, domains=domains,
+        activation=model.activation, epsilon=model.layer_norm_epsilon, embedding_dropout=model.embedding_dropout,
+        attention_dropout=model.attention_dropout, hidden_dropout=model.hidden_dropout,
+        compute_dtype=_DTYPES[config.runtime.precision])

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from mindspore import Tensor, dtype
+
+from pangu_sigma.model.attention import QueryAttention, attention_mask
+from pangu_sigma.model.block import Block, QueryBlock
+from pangu_sigma.model.feed_forward import FeedForward
+from pangu_sigma.model.shape import model_shape
+
+
+@pytest.fixture
+def inputs(networks, pynative_mode):
+    batch = networks.make_batch()
+    x = np.random.default_rng(0).standard_normal((36, 16)).astype(np.float32)
+    return {"x": Tensor(x), "positions": Tensor(batch["positions"]), "mask": attention_mask(Tensor(batch["documents"])),
+            "tokens": {"ids": Tensor(batch["ids"].reshape(-1))}, "seeds": Tensor(batch["seeds"])}
+
+
+def make_block(networks, kind, precision):
+    config = networks.small_config(runtime={"precision": precision})
+    shape = model_shape(config, 3, networks.VOCABULARY, networks.DOMAINS)
+    return kind(shape, 0, FeedForward(shape))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_what_enters_the_stream_stays_in_it(networks, inputs, precision):
+    """With output maps of zero both sub-layers add nothing; the stream is float32 whatever they compute in."""
+    block = make_block(networks, Block, precision)
+    y, report = block(inputs["x"], inputs["mask"], inputs["tokens"], inputs["seeds"])
+    assert y.dtype == dtype.float32 and report == {}
+    np.testing.assert_array_equal(y.asnumpy(), inputs["x"].asnumpy())
+
+
+def test_output_biases_add_up_on_the_stream(networks, inputs):
+    """Each sub-layer adds its output to x itself, not to its norm."""
+    block = make_block(networks, QueryBlock, "fp32")
+    block.attention.project.bias.set_data(Tensor(np.full(16, 2.0, np.float32)))
+    block.feed_forward.w_out.bias.set_data(Tensor(np.full(16, 0.5, np.float32)))
+    y, _ = block(inputs["x"], inputs["positions"], inputs["mask"], inputs["tokens"], inputs["seeds"])
+    np.testing.assert_allclose(y.asnumpy(), inputs["x"].asnumpy() + 2.5, rtol=1e-6, atol=1e-6)
+
+
+def test_query_layer_asks_with_the_vector_of_the_position_id(networks, inputs, monkeypatch):
+    """Positions restart with documents: what a token asks depends on its id, not on its place in the row."""
+    block = make_block(networks, QueryBlock, "fp32")
+    networks.randomise(block, 1)
+    seen = []
+    monkeypatch.setattr(QueryAttention, "construct", lambda self, query, x, mask, seeds: seen.append(query.asnumpy()) or x)
+    block(inputs["x"], inputs["positions"], inputs["mask"], inputs["tokens"], inputs["seeds"])
+    np.testing.assert_array_equal(seen[0], block.top_query.asnumpy()[inputs["positions"].asnumpy().reshape(-1)])

@@ -1,0 +1,72 @@
+import math
+
+import numpy as np
+import pytest
+
+from locmoe_ops.topology import Topology
+from pangu_sigma.model.initialise import initialise
+
+STD = 0.05
+ROUTER = {"router": {"type": "switch"}, "num_experts": 8}
+
+
+def values(networks, rank=0, ranks=1, seed=1, **model):
+    config = networks.small_config({"hidden_size": 64, "ffn_hidden_size": 96, **model}, ROUTER)
+    collectives = networks.TwinCollectives(rank, Topology(ranks, ranks, expert=ranks))
+    network = networks.build_network(config, collectives=collectives)
+    initialise(network, seed, STD)
+    return networks.parameter_arrays(network)
+
+
+@pytest.fixture(scope="module")
+def alone(networks):
+    return values(networks)
+
+
+def test_standard_deviations_are_as_stated(alone):
+    residual = STD / math.sqrt(2 * 3)  # a dense block, a sparse one and the query layer
+    for name, drawn in alone.items():
+        last = name.rsplit(".", 1)[-1]
+        if last in ("bias", "beta", "b_in", "b_out"):
+            assert (drawn == 0.0).all(), name
+        elif last == "gamma":
+            assert (drawn == 1.0).all(), name
+        else:
+            std = residual if "project" in name or "w_out" in name else STD
+            # The standard error of a standard deviation is std / sqrt(2 n), that of a mean std / sqrt(n).
+            assert abs(drawn.std() / std - 1.0) < 4.0 / math.sqrt(2 * drawn.size), name
+            assert abs(drawn.mean()) < 4.0 * std / math.sqrt(drawn.size), name
+            assert drawn.dtype == np.float32
+
+
+def test_no_two_parameters_share_their_numbers(alone):
+    random = [drawn.reshape(-1)[:32] for drawn in alone.values() if drawn.std() > 0.0]
+    experts = [expert.reshape(-1)[:32] for name, drawn in alone.items() if "experts.w" in name for expert in drawn]
+    directions = [drawn / drawn.std() for drawn in random + experts]
+    distinct = {direction.round(4).tobytes() for direction in directions}
+    assert len(distinct) == len(directions) - 2  # the first experts of w_in and w_out are in both lists
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_values_do_not_depend_on_the_rank_that_holds_them(networks, alone, ranks):
+    held = [values(networks, rank, ranks) for rank in range(ranks)]
+    for name, whole in alone.items():
+        if ".experts." in name:
+            # Interleaved over two groups, in buffer order: rank after rank, this is the order of the one rank.
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in held]), whole, name)
+        else:
+            for part in held:
+                np.testing.assert_array_equal(part[name], whole, name)
+
+
+def test_the_seed_decides(networks, alone):
+    again, other = values(networks), values(networks, seed=2)
+    for name, drawn in alone.items():
+        np.testing.assert_array_equal(again[name], drawn, name)
+        assert drawn.std() == 0.0 or not np.array_equal(other[name], drawn), name
+
+
+def test_deeper_networks_start_with_smaller_residual_maps(networks):
+    deep = values(networks, dense_layers=7)
+    found = deep["blocks.0.attention.project.weight"].std()
+    assert found == pytest.approx(STD / math.sqrt(2 * 9), rel=0.05)  # 4 standard errors of 64 x 64 numbers

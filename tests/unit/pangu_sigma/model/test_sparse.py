@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+
+from locmoe_ops.errors import InputError
+from locmoe_ops.routers import HashRouter, LocMoERouter, SwitchRouter
+from locmoe_ops.topology import ExpertPlacement, Topology
+from pangu_sigma.model.shape import model_shape
+from pangu_sigma.model.sparse import (
+    SparseContext,
+    build_dispatcher,
+    build_router,
+    build_sparse_layer,
+    experts_in_play,
+    resolve_layout,
+)
+
+
+@pytest.fixture
+def make_context(networks):
+    def make(moe=None, rank=0, ranks=1, expert=1, domains=2, token_counts=None, **sections):
+        config = networks.small_config(None, {"num_experts": 8, **(moe or {})}, **sections)
+        collectives = networks.TwinCollectives(rank, Topology(ranks, ranks, expert))
+        return SparseContext(config, model_shape(config, 3, networks.VOCABULARY, domains), collectives, token_counts)
+
+    return make
+
+
+def test_layout_is_the_job_unless_given(networks):
+    job = Topology(2, 2, 2)
+    assert resolve_layout(networks.small_config(), job) == job
+    given = {"layout": {"world_size": 8, "ranks_per_node": 4, "expert": 4}}
+    assert resolve_layout(networks.small_config(None, given), job) == Topology(8, 4, 4)
+
+
+@pytest.mark.parametrize("moe, domains, expected", [
+    ({"num_groups": 1}, 3, (0, 0, 0)),
+    ({"num_groups": 4}, 3, (0, 1, 2)),
+    ({"num_groups": 2, "domain_groups": [1, 0, 1]}, 3, (1, 0, 1)),
+])
+def test_domain_groups(make_context, moe, domains, expected):
+    assert tuple(make_context(moe, domains=domains).domain_groups) == expected
+
+
+NODES_OF_ONE = {"layout": {"world_size": 4, "ranks_per_node": 1, "expert": 4}}
+
+
+@pytest.mark.parametrize("moe, domains, placement, expected", [
+    ({"num_groups": 1}, 2, "shuffled", 8),
+    ({"num_groups": 2}, 2, "shuffled", 8),
+    ({"num_groups": 4}, 2, "shuffled", 4),  # two of four groups have a domain
+    ({"num_groups": 4, "domain_groups": [0, 0, 3]}, 3, "shuffled", 4),
+    ({"num_groups": 4, **NODES_OF_ONE}, 4, "domain_by_node", 2),  # a node sees one group
+    ({"num_groups": 2, **NODES_OF_ONE}, 2, "domain_by_node", 4),
+    ({"num_groups": 4}, 4, "domain_by_node", 8),  # the one node sees all of them
+])
+def test_experts_in_play(make_context, moe, domains, placement, expected):
+    assert experts_in_play(make_context(moe, domains=domains, data={"placement": placement})) == expected
+
+
+@pytest.mark.parametrize("factor, top_k, expected", [(1.0, 1, 5), (1.25, 1, 6), (1.0, 2, 9), (100.0, 1, 36)])
+def test_capacity_follows_the_factor(make_context, factor, top_k, expected):
+    """36 tokens over 8 experts: 4.5 each; never more slots than tokens."""
+    context = make_context({"router": {"type": "switch", "top_k": top_k}})
+    placement = ExpertPlacement(8, 2, 1)
+    assert build_dispatcher(context, placement, factor, "tag").capacity == expected
+
+
+def test_hash_router_draws_its_table_from_seed_and_layer(make_context):
+    moe = {"router": {"type": "hash"}}
+    placement = ExpertPlacement(8, 2, 1)
+    tables = {(seed, layer): build_router(make_context(moe, train={"seed": seed}), layer, placement).table.asnumpy()
+              for seed in (1, 2) for layer in (0, 1)}
+    for table in tables.values():
+        assert table.shape == (2, 29)
+        for row in table:
+            counts = np.bincount(row, minlength=4)
+            assert counts.max() - counts.min() <= 1
+    assert len({table.tobytes() for table in tables.values()}) == 4
+
+
+def test_frequent_words_are_spread_by_the_frequency_map(make_context):
+    counts = np.ones(29, np.int64)
+    counts[:4] = 1000  # one for each of the four experts
+    context = make_context({"router": {"type": "hash", "hash": {"balance": "frequency"}}}, token_counts=counts)
+    for row in build_router(context, 0, ExpertPlacement(8, 2, 1)).table.asnumpy():
+        assert sorted(row[:4]) == [0, 1, 2, 3]
+
+
+def test_router_options_arrive(make_context):
+    placement = ExpertPlacement(8, 2, 1)
+    switch = build_router(make_context({"router": {"type": "switch", "top_k": 2, "statistics": "node",
+                                                   "switch": {"aux_loss_weight": 0.5, "jitter": 0.1}}}), 0, placement)
+    assert isinstance(switch, SwitchRouter)
+    assert (switch.top_k, switch.aux_loss_weight, switch.jitter) == (2, 0.5, 0.1)
+    own = {"gate": "dense", "aux_loss_weight": 0.2, "locality_loss_weight": 0.3, "locality_smoothing": 0.4}
+    locmoe = build_router(make_context({"router": {"type": "locmoe", "locmoe": own}}), 0, placement)
+    assert isinstance(locmoe, LocMoERouter)
+    assert (locmoe.aux_loss_weight, locmoe.locality_loss_weight, locmoe.smoothing) == (0.2, 0.3, 0.4)
+    assert isinstance(build_router(make_context({"router": {"type": "hash"}}), 0, placement), HashRouter)
+
+
+@pytest.mark.parametrize("rank, expected", [(0, (0, 4)), (1, (1, 5)), (2, (2, 6)), (3, (3, 7))])
+def test_a_rank_holds_its_experts_and_no_others(make_context, rank, expected):
+    """Eight experts of two groups, interleaved over four ranks."""
+    layer = build_sparse_layer(make_context(rank=rank, ranks=4, expert=4), 0)
+    assert layer.experts.local_experts == expected
+    assert layer.experts.w_in.shape == (2, 16, 20)
+
+
+def test_evaluation_has_slots_of_its_own(make_context):
+    layer = build_sparse_layer(make_context({"capacity": {"factor": 1.0, "evaluation_factor": 2.0}}), 0)
+    assert (layer.dispatcher.capacity, layer.evaluation_dispatcher.capacity) == (5, 9)
+
+
+def test_a_domain_without_a_group_is_refused(make_context):
+    with pytest.raises(InputError, match="domain_groups"):
+        build_sparse_layer(make_context({"num_groups": 2}, domains=3), 0)
