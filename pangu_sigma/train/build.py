@@ -1,0 +1,132 @@
+"""From a configuration to the compiled parts of a run: network, training step, evaluation step."""
+
+import zlib
+from dataclasses import dataclass
+from typing import Dict, List
+
+import numpy as np
+
+from mindspore import Parameter, Tensor, dtype
+
+from locmoe_ops.errors import InputError
+from locmoe_ops.routing_cell import check_token_ids
+from pangu_sigma.config.schema import Config
+from pangu_sigma.data.batch import Batch
+from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.model.initialise import initialise
+from pangu_sigma.model.objective import Objective
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.model.shape import model_shape
+from pangu_sigma.model.sparse import SparseContext
+from pangu_sigma.train.optimizer import ordered_parameters
+from pangu_sigma.train.runtime import Runtime
+from pangu_sigma.train.step import BATCH_FIELDS, Accumulators, ApplyStep, EvaluationStep, LossScale, MicroStep, Statistics
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Sizes of the tables that ids look up."""
+
+    words: int
+    domains: int
+    counts: np.ndarray  # <int64>[words], how often each id occurs in training
+
+
+def vocabulary(config: Config, data: PreparedData) -> Vocabulary:
+    """Words of the network: at least the tokenizer's, more where `model.vocab_size` says so.
+
+    Raises:
+        InputError: data and model disagree on vocabulary or row length.
+    """
+    words = config.model.vocab_size or data.vocab_size
+    if words < data.vocab_size:
+        raise InputError(f"model.vocab_size ({words}) is smaller than the {data.vocab_size} pieces of the tokenizer in "
+                         f"{data.path}; expected at least as many, or null")
+    if data.sequence_length != config.model.sequence_length:
+        raise InputError(f"model.sequence_length ({config.model.sequence_length}) differs from that of the rows in {data.path} "
+                         f"({data.sequence_length}); expected the same, or prepare the data anew")
+    counts = np.zeros(words, np.int64)
+    counts[:data.vocab_size] = data.token_counts
+    return Vocabulary(words, len(data.domains), counts)
+
+
+def rows_per_rank(config: Config, world_size: int) -> int:
+    """Rows of a micro-batch on each rank."""
+    return config.train.micro_batch_size or config.train.global_batch_size // (world_size // config.parallel.tensor)
+
+
+class TrainingParts:
+    """The network and the graphs that train and evaluate it, sharing parameters and state.
+
+    Attributes: network; parameters (trainable, in gradient order); statistics (layout of the sums); adam, loss_scale (state).
+    """
+
+    def __init__(self, config: Config, runtime: Runtime, words: Vocabulary) -> None:
+        rows = rows_per_rank(config, runtime.world_size)
+        shape = model_shape(config, rows, words.words, words.domains)
+        self.words = words
+        self.seed = config.train.seed
+        self.network = PanGuSigma(SparseContext(config, shape, runtime.collectives, words.counts))
+        initialise(self.network, config.train.seed, config.model.init_std)
+        self.parameters = ordered_parameters(self.network)
+        self.statistics = Statistics(config.model.sparse_layers + config.model.sparse_query_layer, config.moe.num_experts)
+        self.loss_scale = LossScale(config.runtime.loss_scale if config.runtime.precision == "fp16" else None)
+        nominal = config.train.global_batch_size * config.model.sequence_length
+        objective = Objective(self.network, nominal)
+        accumulators = Accumulators(self.parameters, self.statistics.size)
+        self._micro = MicroStep(objective, self.parameters, accumulators, self.loss_scale)
+        self._apply = ApplyStep(self.parameters, accumulators, self.loss_scale, config.optimizer, runtime.collectives, nominal)
+        self._evaluate = EvaluationStep(objective)
+        self.adam = self._apply.adam
+
+    def state(self) -> List[Parameter]:
+        """Everything that a resumed run needs: weights, hash maps, Adam's moments, counters, loss scale."""
+        scale = self.loss_scale
+        return [*self.network.get_parameters(), *self.adam.first, *self.adam.second, self.adam.updates,
+                scale.scale, scale.good, scale.skipped]
+
+    def train_step(self, batches: List[Batch], step: int, learning_rate: float) -> "StepResult":
+        """One optimizer step from this rank's micro-batches; `step` (from 1) seeds dropout and jitter."""
+        self.network.set_train(True)
+        for batch in batches:
+            self._micro(*self._feed(batch, (self.seed, step)))
+        vector, norm, scale, skipped = self._apply(Tensor(learning_rate, dtype.float32))
+        return StepResult(self.statistics.unpack(vector.asnumpy()), float(norm.asnumpy()), float(scale.asnumpy()),
+                          int(skipped.asnumpy()))
+
+    def apply_only(self, learning_rate: float) -> None:
+        """The update alone, on whatever the accumulators hold; for benchmarks."""
+        self._apply(Tensor(learning_rate, dtype.float32))
+
+    def evaluate(self, batches: List[Batch]) -> np.ndarray:
+        """This rank's statistics, summed over its validation batches: <float64>[size], see `Statistics`."""
+        self.network.set_train(False)
+        total = np.zeros(self.statistics.size, np.float64)
+        for batch in batches:
+            total += self._evaluate(*self._feed(batch, (0, 0))).asnumpy()
+        return total
+
+    def _feed(self, batch: Batch, key: tuple) -> List[Tensor]:
+        check_token_ids(np.concatenate((batch.ids, batch.targets)), batch.domain, self.words.words, self.words.domains)
+        fields = {**batch._asdict(), "seeds": row_seeds(batch.ids, batch.home, key)}
+        return [Tensor(fields[name]) for name in BATCH_FIELDS]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step reports, summed over all ranks where it is a sum."""
+
+    sums: Dict[str, np.ndarray]
+    grad_norm: float
+    loss_scale: float
+    skipped_steps: int
+
+
+def row_seeds(ids: np.ndarray, home: np.ndarray, key: tuple) -> np.ndarray:
+    """<int32>[B]: a seed per row for dropout and jitter, a function of `key` and the row's own text and home.
+
+    No row number enters, so that the numbers do not depend on how the rows of a step are spread over ranks.
+    """
+    prefix = repr(key).encode()
+    seeds = [zlib.crc32(row.tobytes(), zlib.crc32(prefix + int(place).to_bytes(4, "little"))) for row, place in zip(ids, home)]
+    return np.asarray(seeds, np.uint32).view(np.int32)

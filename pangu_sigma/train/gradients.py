@@ -1,0 +1,106 @@
+"""Gradients of one optimizer step: summed over ranks and measured."""
+
+import math
+from typing import List, Sequence, Tuple
+
+from mindspore import Parameter, Tensor, nn, ops
+
+from locmoe_ops.collectives import Collectives
+from pangu_sigma.train.optimizer import is_expert_parameter
+
+BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MB of float32 a message
+
+_reshape = ops.Reshape()
+_shape = ops.Shape()
+_square = ops.Square()
+_sum = ops.ReduceSum()
+_flatten = ops.MultitypeFuncGraph("flatten")
+_restore = ops.MultitypeFuncGraph("restore")
+_squares = ops.MultitypeFuncGraph("squares")
+
+
+@_flatten.register("Tensor")
+def _flatten_one(tensor: Tensor) -> Tensor:
+    return _reshape(tensor, (-1,))
+
+
+@_restore.register("Tensor", "Tensor")
+def _restore_one(flat: Tensor, like: Tensor) -> Tensor:
+    return _reshape(flat, _shape(like))
+
+
+@_squares.register("Tensor")
+def _squares_of_one(tensor: Tensor) -> Tensor:
+    return _sum(_square(tensor))
+
+
+class BucketedAllReduce(nn.Cell):
+    """Sums tensors over a group, several in one message.
+
+    Args:
+        shapes: of the tensors, in order; every bucket holds as many neighbours as fit BUCKET_ELEMENTS.
+
+    Inputs and outputs: a tuple of <float32> tensors of these shapes.
+    """
+
+    def __init__(self, shapes: Sequence[Tuple[int, ...]], collectives: Collectives, group: str, tag: str) -> None:
+        super().__init__(auto_prefix=False)
+        self.sizes = tuple(math.prod(shape) for shape in shapes)
+        self.alone = len(collectives.topology.group_of(group, collectives.rank)) == 1
+        self.buckets = plan_buckets(self.sizes)
+        self.reduce = nn.CellList([collectives.all_reduce(group, f"{tag}/{i}") for i in range(len(self.buckets))])
+        self.concat = ops.Concat()
+        self.map = ops.HyperMap()
+
+    def construct(self, tensors: Tuple[Tensor, ...]) -> Tuple[Tensor, ...]:
+        if self.alone:
+            return tensors
+        results = ()
+        for number, (start, end) in enumerate(self.buckets):
+            bucket = self.reduce[number](self.concat(self.map(_flatten, tensors[start:end])))
+            parts = ops.split(bucket, self.sizes[start:end])
+            results = results + self.map(_restore, parts, tensors[start:end])
+        return results
+
+
+def plan_buckets(sizes: Sequence[int], limit: int = BUCKET_ELEMENTS) -> List[Tuple[int, int]]:
+    """Ranges (start, end) of neighbours, each of at most `limit` elements in all (or one larger tensor)."""
+    buckets, start, filled = [], 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and filled + size > limit:
+            buckets.append((start, i))
+            start, filled = i, 0
+        filled += size
+    return buckets + [(start, len(sizes))] if sizes else []
+
+
+class GradientExchange(nn.Cell):
+    """Sums dense gradients over `dp` and expert gradients over `edp`, and takes the norm of all parameters on all ranks.
+
+    Inputs: a tuple of <float32> gradients in the order of `parameters` (see `ordered_parameters`), and a vector of statistics
+    to be summed over `dp`, which travels in the dense gradients' last bucket.
+    Outputs: the summed gradients, the summed statistics, and the sum of squares of the summed gradients, <float32> scalar:
+    every expert counted once, wherever it lives.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], statistics_size: int, collectives: Collectives) -> None:
+        super().__init__(auto_prefix=False)
+        dense = [p.shape for p in parameters if not is_expert_parameter(p)]
+        experts = [p.shape for p in parameters if is_expert_parameter(p)]
+        self.dense = len(dense)
+        self.has_experts = bool(experts)
+        self.sum_dense = BucketedAllReduce(dense + [(statistics_size,)], collectives, "dp", "gradients/dense")
+        self.sum_experts = BucketedAllReduce(experts, collectives, "edp", "gradients/experts")
+        self.sum_squares = collectives.all_reduce("ep", "gradients/norm")
+        self.map = ops.HyperMap()
+        self.add = ops.AddN()
+
+    def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor) -> Tuple[Tuple[Tensor, ...], Tensor, Tensor]:
+        summed = self.sum_dense(gradients[:self.dense] + (statistics,))
+        dense, statistics = summed[:self.dense], summed[self.dense]
+        squares = self.add(self.map(_squares, dense))
+        if not self.has_experts:
+            return dense, statistics, squares
+        experts = self.sum_experts(gradients[self.dense:])
+        own = self.add(self.map(_squares, experts))
+        return dense + experts, statistics, squares + self.sum_squares(own.reshape(1)).reshape(())

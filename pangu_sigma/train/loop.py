@@ -1,0 +1,110 @@
+"""The training loop: steps, validation, checkpoints, and what rank 0 prints and writes."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List
+
+import numpy as np
+from tqdm import tqdm
+
+from pangu_sigma.config.load import to_dict
+from pangu_sigma.config.schema import Config
+from pangu_sigma.data.batch import Batch
+from pangu_sigma.data.loader import BatchLoader
+from pangu_sigma.train.build import TrainingParts
+from pangu_sigma.train.checkpoint import save_checkpoint
+from pangu_sigma.train.metrics import CounterClock, HostSum, MetricsLog, host_metrics, loss_metrics, routing_metrics, validation_metrics
+from pangu_sigma.train.runtime import Runtime
+from pangu_sigma.train.schedule import learning_rate
+
+
+class TrainingLoop:
+    """Runs optimizer steps `start` + 1 to the last one.
+
+    1. A step: micro-batches, update, metrics.
+    2. Validation every `train.eval_interval` steps and after the last one.
+    3. Checkpoint every `checkpoint.interval` steps and after the last one.
+
+    `train.stop_after` leaves what a run cut off there would have left.
+    """
+
+    def __init__(self, config: Config, runtime: Runtime, parts: TrainingParts, loader: BatchLoader, local_experts: tuple,
+                 rows_in_training: int) -> None:
+        self.config = config
+        self.runtime = runtime
+        self.parts = parts
+        self.loader = loader
+        self.local_experts = local_experts
+        self.rows_in_training = rows_in_training
+        self.output = Path(config.train.output_dir)
+        self.clock = CounterClock(runtime.collectives)
+        self.host_sum = HostSum(runtime.collectives, "metrics/counters")
+        self.validation: List[Batch] = loader.validation() if config.train.eval_rows else []
+
+    def run(self, start: int, log: "MetricsLog | None") -> None:
+        """Trains from step `start` (0: anew). `log` is None on every rank but the first."""
+        train = self.config.train
+        last = min(train.steps, train.stop_after or train.steps)
+        with tqdm(total=train.steps, initial=start, desc=self.config.moe.router.type, unit="step", ncols=79, mininterval=1.0,
+                  disable=not self.runtime.is_first, file=sys.stdout) as bar:
+            for step in range(start + 1, last + 1):
+                record = self._step(step)
+                if self._is_due(step, train.eval_interval):
+                    record.update(self.validate())
+                if log is not None:
+                    log.write(record)
+                    self._report(bar, record, step)
+                if self._is_due(step, self.config.checkpoint.interval):
+                    self._save(step)
+                bar.update()
+
+    def validate(self) -> Dict[str, float]:
+        """Loss and perplexity on the fixed validation rows of all ranks; nothing where there are none."""
+        if not self.config.train.eval_rows:
+            return {}
+        own = self.parts.evaluate(self.validation) / self.runtime.topology.tensor
+        return validation_metrics(self.parts.statistics.unpack(self.host_sum.values(own)))
+
+    def _step(self, step: int) -> Dict[str, Any]:
+        config = self.config
+        batches = self.loader.step(step - 1)
+        rate = learning_rate(config.optimizer, config.train.steps, step)
+        self.clock.restart()
+        started = time.perf_counter()
+        result = self.parts.train_step(batches, step, rate)
+        elapsed = time.perf_counter() - started
+        total = self.host_sum.counters(self.clock.elapsed(elapsed))
+        tokens = config.train.global_batch_size * config.model.sequence_length
+        return {"progress/step": step, "progress/epoch": step * config.train.global_batch_size / self.rows_in_training,
+                **loss_metrics(result.sums), "optim/learning_rate": rate, "optim/grad_norm": finite_or_none(result.grad_norm),
+                "optim/loss_scale": result.loss_scale, "optim/skipped_steps": result.skipped_steps,
+                **routing_metrics(result.sums), **host_metrics(total, self.runtime.world_size, elapsed, tokens)}
+
+    def _is_due(self, step: int, interval: int) -> bool:
+        return step == self.config.train.steps or bool(interval and step % interval == 0)
+
+    def _save(self, step: int) -> None:
+        save_checkpoint(self.output / "checkpoints", step, self.parts.state(), self.local_experts, to_dict(self.config),
+                        self.runtime.collectives, self.config.checkpoint.keep)
+
+    def _report(self, bar: tqdm, record: Dict[str, Any], step: int) -> None:
+        if "valid/perplexity" in record or self._is_due(step, self.config.train.log_interval):
+            tqdm.write(console_line(record, self.config.train.steps), file=sys.stdout)
+
+
+def finite_or_none(value: float) -> "float | None":
+    """JSON knows no infinity: the norm of an overflowed step is null."""
+    return value if np.isfinite(value) else None
+
+
+def console_line(record: Dict[str, Any], steps: int) -> str:
+    """One line of at most 79 columns for a step."""
+    parts = [f"step {record['progress/step']:>{len(str(steps))}}/{steps}", f"loss {record['loss/task']:.3f}"]
+    if "valid/perplexity" in record:
+        parts.append(f"valid ppl {record['valid/perplexity']:.1f}")
+    parts.append(f"lr {record['optim/learning_rate']:.1e}")
+    if "moe/local_fraction" in record:
+        parts.append(f"local {record['moe/local_fraction']:.0%} drop {record['moe/drop_fraction']:.0%}")
+    parts.append(f"{record['throughput/tokens_per_second']:,.0f} tok/s")
+    return "  ".join(parts)

@@ -1,0 +1,166 @@
+"""What a run reports: the names of design, where each number comes from, and the file they are written to.
+
+Fractions are in [0, 1]. Bytes are sums over all ranks of what they sent in the step (MoE and gradient traffic). Of the times,
+`time/step(s)` is rank 0's wall clock; the others are means over ranks and add up to a step:
+step = compute + communication + idle - overlapped.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple
+
+import numpy as np
+
+from mindspore import Tensor, nn
+
+from locmoe_ops.collectives import Collectives
+
+MICROSECONDS = 1e6
+
+
+class HostCounters(NamedTuple):
+    """This rank's own measurements of one step."""
+
+    step_s: float
+    communication_s: float
+    idle_s: float
+    overlapped_s: float
+    intra_node_bytes: float
+    inter_node_bytes: float
+
+
+class CounterClock:
+    """Differences of the collectives' running totals between two moments."""
+
+    def __init__(self, collectives: Collectives) -> None:
+        self._collectives = collectives
+        self._start = self._read()
+
+    def restart(self) -> None:
+        self._start = self._read()
+
+    def elapsed(self, step_s: float) -> HostCounters:
+        return HostCounters(step_s, *(self._read() - self._start))
+
+    def _read(self) -> np.ndarray:
+        times, sent = self._collectives.times(), self._collectives.bytes_sent()
+        return np.array([times.communication_s, times.idle_s, times.overlapped_s, sent.intra_node, sent.inter_node])
+
+
+class HostSum(nn.Cell):
+    """Sums small host vectors over all ranks. Whole numbers travel (microseconds, bytes), so that sums are exact."""
+
+    def __init__(self, collectives: Collectives, tag: str) -> None:
+        super().__init__(auto_prefix=False)
+        self.reduce = collectives.all_reduce("world", tag)
+
+    def construct(self, vector: Tensor) -> Tensor:
+        return self.reduce(vector)
+
+    def counters(self, own: HostCounters) -> HostCounters:
+        """The same counters, summed over ranks."""
+        scale = np.array([MICROSECONDS] * 4 + [1.0] * 2)
+        total = self(Tensor(np.rint(np.array(own) * scale).astype(np.int64))).asnumpy()
+        return HostCounters(*(total / scale))
+
+    def values(self, own: np.ndarray) -> np.ndarray:
+        """<float64> vector summed over ranks, to 2**-20 of a unit (a nat, a token)."""
+        return self(Tensor(np.rint(own * 2.0 ** 20).astype(np.int64))).asnumpy() / 2.0 ** 20
+
+
+def loss_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, float]:
+    """Losses in nats a token; `loss/total` is what is minimised."""
+    tokens = max(float(sums["tokens"]), 1.0)
+    task, aux, locality = (float(sums[name]) / tokens for name in ("task", "aux", "locality"))
+    return {"loss/total": task + aux + locality, "loss/task": task, "loss/aux": aux, "loss/locality": locality}
+
+
+def routing_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, Any]:
+    """Over all sparse layers and ranks of the step.
+
+    moe/drop_fraction: assignments without a slot, of all. moe/local_fraction: assignments that found a slot on the token's home
+    node, of all that found one. moe/load_max_over_mean: busiest expert over the mean, before drops, mean over layers.
+    moe/tokens_per_expert: assignments before drops, one list a layer.
+    """
+    assigned, kept = sums["assigned"], float(sums["kept"].sum())
+    total = float(assigned.sum())
+    if total == 0.0:
+        return {}
+    return {"moe/local_fraction": float(sums["kept_local"].sum()) / max(kept, 1.0), "moe/drop_fraction": 1.0 - kept / total,
+            "moe/load_max_over_mean": float((assigned.max(1) / assigned.mean(1)).mean()),
+            "moe/tokens_per_expert": assigned.astype(int).tolist()}
+
+
+def host_metrics(total: HostCounters, ranks: int, step_s: float, tokens: int) -> Dict[str, float]:
+    """Times, bytes and throughput from counters summed over `ranks`; `tokens` of the global batch, padding included."""
+    communication, idle, overlapped = total.communication_s / ranks, total.idle_s / ranks, total.overlapped_s / ranks
+    return {"time/step(s)": step_s, "time/compute(s)": total.step_s / ranks - communication - idle + overlapped,
+            "time/communication(s)": communication, "time/overlapped(s)": overlapped, "time/idle(s)": idle,
+            "comm/intra_node(B)": total.intra_node_bytes, "comm/inter_node(B)": total.inter_node_bytes,
+            "throughput/tokens_per_second": tokens / step_s}
+
+
+def validation_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, float]:
+    """Task loss in nats a token on the fixed validation rows, and its exponential."""
+    loss = float(sums["task"]) / max(float(sums["tokens"]), 1.0)
+    return {"valid/loss": loss, "valid/perplexity": math.exp(min(loss, 700.0))}
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a step. A resumed run keeps the lines up to its first step and goes on from there."""
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        self._path = path
+        self.records: List[Dict[str, Any]] = [r for r in _read_lines(path) if r.get("progress/step", 0) <= last_step]
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in self.records))
+        self._file = open(path, "a", encoding="utf-8")
+
+    def write(self, record: Dict[str, Any]) -> None:
+        self.records.append(record)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _read_lines(path: Path) -> List[Dict[str, Any]]:
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:  # the line that was being written when the run was cut off
+            break
+    return records
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file holds either its old content or all of the new, whenever the program ends."""
+    beside = path.with_name(path.name + ".part")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def summarise(records: List[Dict[str, Any]]) -> Dict[str, Any]:
+    """One value a metric: the last of losses and validation, the median over the run's second half of everything measured.
+
+    The first steps are left out because they hold compilation and an untrained router.
+    """
+    half = records[len(records) // 2:]
+    last = records[-1] if records else {}
+    summary: Dict[str, Any] = {}
+    for name, value in last.items():
+        if isinstance(value, list):
+            summary[name] = np.mean([r[name] for r in half], axis=0).round(1).tolist()
+        elif name.startswith(("time/", "comm/", "moe/", "throughput/")):
+            summary[name] = float(np.median([r[name] for r in half]))
+        else:
+            summary[name] = value
+    return summary

@@ -1,0 +1,104 @@
+"""Hybrid Adam (PanGu-Sigma): one update rule, with another epsilon inside experts. State and epsilon are float32."""
+
+from itertools import groupby
+from typing import List, Sequence, Tuple
+
+import numpy as np
+
+from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
+
+from pangu_sigma.config.schema import OptimizerConfig
+
+
+def is_expert_parameter(parameter: Parameter) -> bool:
+    """True for the parameters of an expert bank: they differ between expert-parallel ranks."""
+    return ".experts." in parameter.name
+
+
+def decays(parameter: Parameter) -> bool:
+    """Matrices and embeddings decay; biases and norms do not."""
+    return not parameter.name.rsplit(".", 1)[-1].startswith(("b_", "bias", "gamma", "beta"))
+
+
+def ordered_parameters(network: nn.Cell) -> List[Parameter]:
+    """The trainable parameters in the order of every gradient list: dense before experts, decaying ones first in each.
+
+    Neighbours that are treated alike can be handled by one mapped function, which MindSpore compiles far faster than a loop.
+    """
+    return sorted(network.trainable_params(), key=_group_key)
+
+
+def _group_key(parameter: Parameter) -> Tuple[bool, bool]:
+    return is_expert_parameter(parameter), not decays(parameter)
+
+
+_adam = ops.AdamWeightDecay()
+_multiply = ops.Mul()
+_select = ops.Select()
+_zeros_like = ops.ZerosLike()
+_update = ops.MultitypeFuncGraph("update")
+
+
+@_update.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
+def _update_one(rate: Tensor, beta1: Tensor, beta2: Tensor, epsilon: Tensor, decay: Tensor, scale: Tensor, finite: Tensor,
+                parameter: Tensor, first: Tensor, second: Tensor, gradient: Tensor) -> Tensor:
+    gradient = _select(finite, _multiply(gradient, scale), _zeros_like(gradient))
+    return _adam(parameter, first, second, rate, beta1, beta2, epsilon, decay, gradient)
+
+
+class HybridAdam(nn.Cell):
+    """Adam with decoupled weight decay and bias correction (arXiv 1711.05101, Algorithm 2). Idle experts are updated as well:
+    this is dense Adam, in which an expert without tokens still moves by its momentum.
+
+    The fused kernel computes `w -= a * (m / (sqrt(v) + e) + c * w)` without bias correction. With b1 = 1 - beta1^t and
+    b2 = 1 - beta2^t, a = lr * sqrt(b2) / b1, e = epsilon * sqrt(b2), c = decay * lr / a, it is
+    `w -= lr * ((m / b1) / (sqrt(v / b2) + epsilon) + decay * w)`, exactly the definition.
+
+    Args:
+        parameters: in the order of `ordered_parameters`.
+
+    Inputs: gradients, one <float32> tensor a parameter; learning_rate and scale (gradients are multiplied by it: unscaling and
+    clipping in one), <float32> scalars; finite <bool> scalar: where false, nothing changes. State is updated in place.
+    Output: the number of updates applied so far.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], options: OptimizerConfig) -> None:
+        super().__init__(auto_prefix=False)
+        self.parameters = ParameterTuple(parameters)
+        self.first = _zeros_beside(parameters, "adam_m")
+        self.second = _zeros_beside(parameters, "adam_v")
+        self.updates = Parameter(Tensor(0.0, dtype.float32), name="optimizer.updates", requires_grad=False)
+        self.groups = _groups(parameters, options)
+        self.beta1, self.beta2 = options.beta1, options.beta2
+        self.map = ops.HyperMap()
+
+    def construct(self, gradients: Tuple[Tensor, ...], learning_rate: Tensor, scale: Tensor, finite: Tensor) -> Tensor:
+        done = ops.cast(finite, dtype.float32)
+        updates = self.updates + done
+        ops.assign(self.updates, updates)
+        count = ops.maximum(updates, 1.0)  # only 0 while nothing but overflows happened; then nothing is applied
+        correction_1 = 1.0 - ops.pow(self.beta1, count)
+        root_2 = ops.sqrt(1.0 - ops.pow(self.beta2, count))
+        rate = learning_rate * done * root_2 / correction_1
+        decay_scale = correction_1 / root_2
+        beta1 = self.beta1 * done + (1.0 - done)  # 1 where the step is skipped: the moments stay as they are
+        beta2 = self.beta2 * done + (1.0 - done)
+        for start, end, epsilon, decay in self.groups:
+            update = ops.partial(_update, rate, beta1, beta2, root_2 * epsilon, decay_scale * decay, scale, finite)
+            self.map(update, self.parameters[start:end], self.first[start:end], self.second[start:end], gradients[start:end])
+        return updates
+
+
+def _zeros_beside(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
+    return ParameterTuple([Parameter(Tensor(np.zeros(p.shape, np.float32)), name=f"{prefix}.{p.name}", requires_grad=False)
+                           for p in parameters])
+
+
+def _groups(parameters: Sequence[Parameter], options: OptimizerConfig) -> List[Tuple[int, int, float, float]]:
+    """(start, end, epsilon, weight decay) of each run of parameters that are treated alike."""
+    groups, start = [], 0
+    for (expert, plain), members in groupby(parameters, key=_group_key):
+        end = start + len(list(members))
+        groups.append((start, end, options.expert_epsilon if expert else options.epsilon, 0.0 if plain else options.weight_decay))
+        start = end
+    return groups

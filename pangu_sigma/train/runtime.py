@@ -1,0 +1,111 @@
+"""This process's place in the job: device, rank, topology and collectives."""
+
+import os
+from dataclasses import dataclass
+from typing import Any, Optional, Type
+
+import mindspore as ms
+
+from locmoe_ops.collectives import Collectives, Mesh, create_collectives, join_mesh
+from locmoe_ops.errors import InputError
+from locmoe_ops.topology import Topology
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import resolve_runtime
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What the rest of the program knows of the job; a context manager that leaves it in good order.
+
+    On an error the mesh is told first, so that every rank ends with the reason, and the cause of a failed collective is raised
+    in place of what compiled code made of it.
+    """
+
+    collectives: Collectives
+    mesh: Optional[Mesh] = None
+
+    def __enter__(self) -> "Runtime":
+        return self
+
+    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], _: Any) -> None:
+        failure = self.mesh.failure if self.mesh is not None else None
+        if error is not None and failure is None and self.mesh is not None:
+            self.mesh.abort(" ".join(str(error).split())[:200] or type(error).__name__)
+        self.collectives.close()
+        if isinstance(error, Exception) and failure is not None and error is not failure:
+            raise failure from error
+
+    @property
+    def rank(self) -> int:
+        return self.collectives.rank
+
+    @property
+    def topology(self) -> Topology:
+        return self.collectives.topology
+
+    @property
+    def world_size(self) -> int:
+        return self.topology.world_size
+
+    @property
+    def is_first(self) -> bool:
+        """True on the rank that writes what is written once."""
+        return self.rank == 0
+
+
+def start_runtime(config: Config) -> Runtime:
+    """Sets MindSpore up and joins the other ranks.
+
+    Raises:
+        InputError: the launcher's environment is incomplete, or the meeting port is taken.
+        CollectiveError: a rank did not join before `runtime.join_timeout`.
+    """
+    resolved = resolve_runtime(config)
+    mode = ms.GRAPH_MODE if config.runtime.mode == "graph" else ms.PYNATIVE_MODE
+    ms.set_context(mode=mode, device_target="Ascend" if resolved.runtime.device == "ascend" else "CPU")
+    rank, world_size = launched_rank(), launched_world_size()
+    parallel = config.parallel
+    topology = Topology(world_size, parallel.ranks_per_node or world_size, parallel.expert, parallel.tensor)
+    if world_size == 1:
+        return Runtime(create_collectives("local", topology, rank))
+    if resolved.runtime.backend == "tcp":
+        mesh = _join(config, rank, world_size)
+        return Runtime(create_collectives("tcp", topology, rank, mesh), mesh)
+    from mindspore.communication import init
+
+    init()
+    return Runtime(create_collectives("hccl", topology, rank))
+
+
+def launched_rank() -> int:
+    """This process's rank as msrun says; 0 without it."""
+    return int(os.environ["RANK_ID"]) if _under_msrun() else 0
+
+
+def launched_world_size() -> int:
+    """Ranks of the job as msrun says; 1 without it."""
+    return int(os.environ["MS_WORKER_NUM"]) if _under_msrun() else 1
+
+
+def _under_msrun() -> bool:
+    return os.environ.get("MS_ROLE") == "MS_WORKER"
+
+
+def _join(config: Config, rank: int, world_size: int) -> Mesh:
+    mesh = join_mesh(
+        rank, world_size, (os.environ["MS_SCHED_HOST"], int(_from_launcher("LOCMOE_MESH_PORT"))),
+        bytes.fromhex(_from_launcher("LOCMOE_MESH_SECRET")), bind=os.environ["MS_SCHED_HOST"],
+        join_timeout=config.runtime.join_timeout, collective_timeout=config.runtime.collective_timeout,
+        parent_pid=os.getppid())
+    from pangu_sigma.cli import announce, leave_now
+
+    mesh.on_failure = announce
+    mesh.on_unnoticed = leave_now  # the main thread is deep in compiled code, or waits for something else
+    return mesh
+
+
+def _from_launcher(name: str) -> str:
+    value: Optional[str] = os.environ.get(name)
+    if not value:
+        raise InputError(f"environment variable {name} is not set; expected it from scripts/train_msrun.sh, which starts ranks on CPU")
+    return value

@@ -1,0 +1,190 @@
+"""The compiled training step, in two graphs: one per micro-batch, one per optimizer step.
+
+1. `MicroStep`: forward, backward; gradients and statistics are added to accumulators.
+2. `ApplyStep`: exchange, unscale, clip, update; the accumulators are emptied and the loss scale adapts.
+
+Neither has a data-dependent branch or a host round trip: a step that overflowed computes an update of zero.
+"""
+
+from typing import Dict, Optional, Sequence, Tuple
+
+import numpy as np
+
+from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
+
+from locmoe_ops.collectives import Collectives
+from pangu_sigma.config.schema import LossScaleConfig, OptimizerConfig
+from pangu_sigma.model.objective import Objective
+from pangu_sigma.train.gradients import GradientExchange
+from pangu_sigma.train.optimizer import HybridAdam
+
+# The order in which a compiled step takes a batch. A dict of tensors would be a constant of the graph, compiled anew each time.
+BATCH_FIELDS = ("ids", "targets", "positions", "documents", "loss_mask", "domain", "home", "seeds")
+
+
+class LossScale(nn.Cell):
+    """Dynamic loss scale: halves after an overflow, doubles after `growth_interval` steps without one.
+
+    A fixed scale of 1 where `options` is None (float32 training). State: scale, good (steps since the last change), skipped.
+    """
+
+    def __init__(self, options: Optional[LossScaleConfig] = None) -> None:
+        super().__init__(auto_prefix=False)
+        self.dynamic = options is not None
+        self.interval = float(options.growth_interval) if options else 0.0
+        self.minimum = options.minimum if options else 1.0
+        self.scale = _state(options.initial if options else 1.0, "loss_scale.scale")
+        self.good = _state(0.0, "loss_scale.good")
+        self.skipped = _state(0.0, "loss_scale.skipped")
+
+    def construct(self, finite: Tensor) -> Tensor:
+        """Takes note of one step; returns the number of steps skipped so far."""
+        done = ops.cast(finite, dtype.float32)
+        skipped = self.skipped + (1.0 - done)
+        ops.assign(self.skipped, skipped)
+        if self.dynamic:
+            good = (self.good + 1.0) * done
+            grow = ops.cast(good >= self.interval, dtype.float32)
+            scale = self.scale * (1.0 + grow) * (0.5 + 0.5 * done)
+            ops.assign(self.scale, ops.maximum(scale, self.minimum))
+            ops.assign(self.good, good * (1.0 - grow))
+        return skipped
+
+
+def _state(value: float, name: str) -> Parameter:
+    return Parameter(Tensor(value, dtype.float32), name=name, requires_grad=False)
+
+
+class Statistics:
+    """Where each sum of `Objective` lies in the one vector that is accumulated and exchanged."""
+
+    SCALARS = ("tokens", "task", "aux", "locality")
+
+    def __init__(self, sparse_layers: int, num_experts: int) -> None:
+        layers = max(sparse_layers, 1)
+        self.layers, self.experts = (layers, num_experts) if sparse_layers else (1, 1)
+        self.size = len(self.SCALARS) + self.layers * (self.experts + 2)
+
+    def unpack(self, vector: np.ndarray) -> Dict[str, np.ndarray]:
+        """Scalars by name; assigned [M, E], kept [M], kept_local [M]."""
+        scalars = {name: vector[i] for i, name in enumerate(self.SCALARS)}
+        rest = vector[len(self.SCALARS):]
+        cells = self.layers * self.experts
+        return {**scalars, "assigned": rest[:cells].reshape(self.layers, self.experts),
+                "kept": rest[cells:cells + self.layers], "kept_local": rest[cells + self.layers:]}
+
+
+def pack(sums: Dict[str, Tensor]) -> Tensor:
+    """The vector of `Statistics` <float32>[size] from `Objective`'s sums, inside a graph."""
+    scalars = ops.stack((sums["tokens"], sums["task"], sums["aux"], sums["locality"]))
+    return ops.concat((scalars, sums["assigned"].reshape(-1), sums["kept"], sums["kept_local"]))
+
+
+class Accumulators(nn.Cell):
+    """Sums of gradients and statistics between optimizer steps: what the two graphs share."""
+
+    def __init__(self, parameters: Sequence[Parameter], statistics_size: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.gradients = ParameterTuple([
+            Parameter(Tensor(np.zeros(p.shape, np.float32)), name=f"gradient.{p.name}", requires_grad=False)
+            for p in parameters])
+        self.statistics = Parameter(Tensor(np.zeros(statistics_size, np.float32)), name="statistics", requires_grad=False)
+
+
+_add = ops.MultitypeFuncGraph("add")
+_clear = ops.MultitypeFuncGraph("clear")
+_assign = ops.Assign()
+_assign_add = ops.AssignAdd()
+_depend = ops.Depend()
+_zeros_like = ops.ZerosLike()
+
+
+@_add.register("Tensor", "Tensor")
+def _add_one(total: Tensor, gradient: Tensor) -> Tensor:
+    return _assign_add(total, gradient)
+
+
+@_clear.register("Tensor", "Tensor")
+def _clear_one(after: Tensor, total: Tensor) -> Tensor:
+    return _assign(total, _depend(_zeros_like(total), after))
+
+
+class MicroStep(nn.Cell):
+    """Forward and backward of one micro-batch.
+
+    Inputs: the tensors of `BATCH_FIELDS`. Output: this rank's statistics <float32>[size], accumulated since the last update.
+    """
+
+    def __init__(self, objective: Objective, parameters: Sequence[Parameter], accumulators: Accumulators,
+                 loss_scale: LossScale) -> None:
+        super().__init__(auto_prefix=False)
+        self.objective = objective
+        self.parameters = ParameterTuple(parameters)
+        self.accumulators = accumulators
+        self.loss_scale = loss_scale
+        self.map = ops.HyperMap()
+        self.differentiate = ops.value_and_grad(objective, None, self.parameters, has_aux=True)
+
+    def construct(self, ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor, loss_mask: Tensor, domain: Tensor,
+                  home: Tensor, seeds: Tensor) -> Tensor:
+        batch = {"ids": ids, "targets": targets, "positions": positions, "documents": documents, "loss_mask": loss_mask,
+                 "domain": domain, "home": home, "seeds": seeds}
+        (_, sums), gradients = self.differentiate(batch, self.loss_scale.scale)
+        self.map(_add, self.accumulators.gradients, gradients)
+        return ops.assign_add(self.accumulators.statistics, pack(sums))
+
+
+class ApplyStep(nn.Cell):
+    """One optimizer step from what the micro-steps accumulated.
+
+    1. Sum gradients and statistics over ranks.
+    2. Scale by nominal / (loss scale x unmasked tokens): the gradient of the mean over the global batch.
+    3. Clip by the global norm; skip the update, on all ranks alike, if the norm is not finite.
+    4. Hybrid Adam; loss scale; empty the accumulators.
+
+    Inputs: learning_rate <float32> scalar.
+    Outputs: statistics summed over ranks <float32>[size]; gradient norm before clipping, loss scale used and steps skipped so far.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], accumulators: Accumulators, loss_scale: LossScale,
+                 optimizer: OptimizerConfig, collectives: Collectives, nominal_tokens: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.accumulators = accumulators
+        self.loss_scale = loss_scale
+        self.exchange = GradientExchange(parameters, accumulators.statistics.size, collectives)
+        self.adam = HybridAdam(parameters, optimizer)
+        self.clip_norm = optimizer.clip_norm
+        self.nominal_tokens = float(nominal_tokens)
+        self.map = ops.HyperMap()
+
+    def construct(self, learning_rate: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        accumulated = self.accumulators
+        gradients, statistics, squares = self.exchange(accumulated.gradients[:], accumulated.statistics * 1.0)
+        scale_used = self.loss_scale.scale * 1.0  # a copy: the parameter changes below
+        factor = self.nominal_tokens / (scale_used * ops.maximum(statistics[0], 1.0))
+        norm = ops.sqrt(squares) * factor
+        finite = ops.isfinite(norm)
+        clip = factor if self.clip_norm is None else factor * ops.minimum(self.clip_norm / (norm + 1e-6), 1.0)
+        updates = self.adam(gradients, learning_rate, clip, finite)
+        skipped = ops.depend(self.loss_scale(finite), updates)
+        self._empty(updates)
+        return statistics, norm, scale_used, skipped
+
+    def _empty(self, after: Tensor) -> None:
+        self.map(ops.partial(_clear, after), self.accumulators.gradients)
+        _clear(after, self.accumulators.statistics)
+
+
+class EvaluationStep(nn.Cell):
+    """Forward of one batch. Inputs: the tensors of `BATCH_FIELDS`. Output: this rank's statistics <float32>[size]."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(auto_prefix=False)
+        self.objective = objective
+
+    def construct(self, ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor, loss_mask: Tensor, domain: Tensor,
+                  home: Tensor, seeds: Tensor) -> Tensor:
+        batch = {"ids": ids, "targets": targets, "positions": positions, "documents": documents, "loss_mask": loss_mask,
+                 "domain": domain, "home": home, "seeds": seeds}
+        _, sums = self.objective(batch, Tensor(1.0, dtype.float32))
+        return pack(sums)

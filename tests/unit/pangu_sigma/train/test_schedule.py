@@ -1,0 +1,56 @@
+import math
+
+import pytest
+
+from pangu_sigma.config.schema import OptimizerConfig
+from pangu_sigma.train.schedule import learning_rate
+
+PEAK, END = 1e-3, 1e-5
+
+
+def rate(step, schedule="cosine", total=1000, warmup=100, decay=None):
+    options = OptimizerConfig(learning_rate=PEAK, end_learning_rate=END, schedule=schedule, warmup_steps=warmup, decay_steps=decay)
+    return learning_rate(options, total, step)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("step, share", [(1, 0.01), (50, 0.5), (99, 0.99), (100, 1.0)])
+def test_warm_up_is_linear_from_the_first_step(schedule, step, share):
+    assert rate(step, schedule) == pytest.approx(PEAK * share, rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule, step, left", [
+    ("constant", 101, 1.0), ("constant", 5000, 1.0),
+    ("linear", 101, 1.0 - 1 / 900), ("linear", 550, 0.5), ("linear", 999, 1 / 900), ("linear", 1000, 0.0), ("linear", 1500, 0.0),
+    ("cosine", 325, 0.5 + math.sqrt(0.5) / 2), ("cosine", 550, 0.5), ("cosine", 1000, 0.0), ("cosine", 1500, 0.0),
+])
+def test_decay(schedule, step, left):
+    """`left`: share of the way from the end rate to the peak."""
+    expected = PEAK if schedule == "constant" else END + (PEAK - END) * left
+    assert rate(step, schedule) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_decay_can_end_before_the_run(schedule):
+    assert rate(300, schedule, decay=500) == pytest.approx((PEAK + END) / 2)
+    assert rate(500, schedule, decay=500) == rate(999, schedule, decay=500) == pytest.approx(END)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_without_warm_up_decay_starts_at_once(schedule):
+    first = rate(1, schedule, warmup=0)
+    assert first == PEAK if schedule == "constant" else PEAK * 0.998 < first < PEAK
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_run_that_is_all_warm_up(schedule):
+    assert rate(100, schedule, total=100) == PEAK
+    assert rate(101, schedule, total=100) == END
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_rate_never_rises_after_warm_up(schedule):
+    rates = [rate(step, schedule) for step in range(100, 1200)]
+    assert rates == sorted(rates, reverse=True)
+    # No jump anywhere: the steepest descent of the cosine is pi / 2 times that of the line.
+    assert max(a - b for a, b in zip(rates, rates[1:])) < 1.6 * (PEAK - END) / 900
