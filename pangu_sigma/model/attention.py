@@ -53,12 +53,13 @@ class SelfAttention(nn.Cell):
         super().__init__()
         self.split = (shape.rows, shape.sequence_length, 3, shape.num_heads, shape.head_size)
         self.qkv = Linear(shape.hidden_size, 3 * shape.hidden_size, shape.compute_dtype)
+        self.unstack = ops.Unstack(axis=0)
         self.core = AttentionCore(shape, salt)
         self.project = Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype, residual=True)
 
     def construct(self, x: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
-        qkv = self.qkv(x).reshape(self.split).transpose(2, 0, 3, 1, 4)  # (3, B, H, S, D)
-        return self.project(self.core(qkv[0], qkv[1], qkv[2], mask, seeds))
+        query, key, value = self.unstack(self.qkv(x).reshape(self.split).transpose(2, 0, 3, 1, 4))  # (3, B, H, S, D)
+        return self.project(self.core(query, key, value, mask, seeds))
 
 
 class QueryAttention(nn.Cell):
@@ -74,10 +75,11 @@ class QueryAttention(nn.Cell):
         self.split = (shape.rows, shape.sequence_length, 2, shape.num_heads, shape.head_size)
         self.query = Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype)
         self.key_value = Linear(shape.hidden_size, 2 * shape.hidden_size, shape.compute_dtype)
+        self.unstack = ops.Unstack(axis=0)
         self.core = AttentionCore(shape, salt)
         self.project = Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype, residual=True)
 
     def construct(self, query: Tensor, x: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
         query = self.query(query).reshape(self.heads).transpose(0, 2, 1, 3)
-        key_value = self.key_value(x).reshape(self.split).transpose(2, 0, 3, 1, 4)
-        return self.project(self.core(query, key_value[0], key_value[1], mask, seeds))
+        key, value = self.unstack(self.key_value(x).reshape(self.split).transpose(2, 0, 3, 1, 4))
+        return self.project(self.core(query, key, value, mask, seeds))

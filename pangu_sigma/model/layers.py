@@ -1,5 +1,7 @@
 """The small parts that every layer is made of: linear maps and normalisation, with parameters in float32."""
 
+from typing import Tuple
+
 import numpy as np
 
 from mindspore import Parameter, Tensor, dtype, nn, ops
@@ -8,6 +10,24 @@ from mindspore import Parameter, Tensor, dtype, nn, ops
 def constant(shape: tuple, value: float, name: str) -> Parameter:
     """A float32 parameter filled with `value`; `initialise` gives matrices their random values later."""
     return Parameter(Tensor(np.full(shape, value, np.float32)), name=name)
+
+
+class AddBias(nn.Cell):
+    """Adds a bias to every row. The gradient is a plain sum over rows, many times faster than BiasAdd's own on CPU.
+
+    Inputs: x <float>[T, n]; bias <float>[n]. Output: <float>[T, n].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add = ops.BiasAdd()
+        self.sum = ops.ReduceSum()
+
+    def construct(self, x: Tensor, bias: Tensor) -> Tensor:
+        return self.add(x, bias)
+
+    def bprop(self, x: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> Tuple[Tensor, Tensor]:
+        return dout, self.sum(dout, 0)
 
 
 class Linear(nn.Cell):
@@ -23,11 +43,39 @@ class Linear(nn.Cell):
         self.weight = constant((out_size, in_size), 0.0, "weight")
         self.bias = constant((out_size,), 0.0, "bias")
         self.matmul = ops.MatMul(transpose_b=True)
-        self.add_bias = ops.BiasAdd()
+        self.add_bias = AddBias()
 
     def construct(self, x: Tensor) -> Tensor:
         kind = self.compute_dtype
         return self.add_bias(self.matmul(ops.cast(x, kind), ops.cast(self.weight, kind)), ops.cast(self.bias, kind))
+
+
+class Normalise(nn.Cell):
+    """(x - mean) / sqrt(variance + epsilon) * gamma + beta over the last dimension, with a gradient made of plain sums,
+    which on CPU take half the time of the fused kernel's.
+
+    Inputs: x <float32>[T, d]; gamma, beta <float32>[d]. Outputs: the normalised rows; their mean and variance, [T, 1] each.
+    """
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=epsilon)
+        self.sum = ops.ReduceSum()
+        self.mean = ops.ReduceMean(keep_dims=True)
+        self.rsqrt = ops.Rsqrt()
+
+    def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        return self.norm(x, gamma, beta)
+
+    def bprop(self, x: Tensor, gamma: Tensor, beta: Tensor, out: Tuple[Tensor, ...],
+              dout: Tuple[Tensor, ...]) -> Tuple[Tensor, Tensor, Tensor]:
+        # With h the normalised x and g = dy * gamma: dx = (g - mean(g) - h * mean(g * h)) / sqrt(variance + epsilon)
+        scale = self.rsqrt(out[2] + self.epsilon)
+        rows = (x - out[1]) * scale
+        grad = dout[0] * gamma
+        dx = (grad - self.mean(grad, -1) - rows * self.mean(grad * rows, -1)) * scale
+        return dx, self.sum(dout[0] * rows, 0), self.sum(dout[0], 0)
 
 
 class LayerNorm(nn.Cell):
@@ -40,7 +88,7 @@ class LayerNorm(nn.Cell):
         super().__init__()
         self.gamma = constant((size,), 1.0, "gamma")
         self.beta = constant((size,), 0.0, "beta")
-        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=epsilon)
+        self.norm = Normalise(epsilon)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.norm(ops.cast(x, dtype.float32), self.gamma, self.beta)[0]

@@ -2,7 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
-from typing import Dict, List
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
@@ -20,7 +20,17 @@ from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext
 from pangu_sigma.train.optimizer import ordered_parameters
 from pangu_sigma.train.runtime import Runtime
-from pangu_sigma.train.step import BATCH_FIELDS, Accumulators, ApplyStep, EvaluationStep, LossScale, MicroStep, Statistics
+from pangu_sigma.train.step import (
+    BATCH_FIELDS,
+    Accumulators,
+    ApplyStep,
+    EvaluationStep,
+    LossScale,
+    MicroStep,
+    Statistics,
+    Update,
+    WholeStep,
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ def rows_per_rank(config: Config, world_size: int) -> int:
 class TrainingParts:
     """The network and the graphs that train and evaluate it, sharing parameters and state.
 
-    Attributes: network; parameters (trainable, in gradient order); statistics (layout of the sums); adam, loss_scale (state).
+    Attributes: network; parameters (trainable, in gradient order); statistics (layout of the sums); update; adam, loss_scale (state).
     """
 
     def __init__(self, config: Config, runtime: Runtime, words: Vocabulary) -> None:
@@ -73,11 +83,14 @@ class TrainingParts:
         self.loss_scale = LossScale(config.runtime.loss_scale if config.runtime.precision == "fp16" else None)
         nominal = config.train.global_batch_size * config.model.sequence_length
         objective = Objective(self.network, nominal)
-        accumulators = Accumulators(self.parameters, self.statistics.size)
-        self._micro = MicroStep(objective, self.parameters, accumulators, self.loss_scale)
-        self._apply = ApplyStep(self.parameters, accumulators, self.loss_scale, config.optimizer, runtime.collectives, nominal)
+        update = Update(self.parameters, self.statistics.size, self.loss_scale, config.optimizer, runtime.collectives, nominal)
+        self.update = update
+        self.adam = update.adam
         self._evaluate = EvaluationStep(objective)
-        self.adam = self._apply.adam
+        if config.train.global_batch_size == rows * (runtime.world_size // config.parallel.tensor):
+            self._step = WholeStep(objective, self.parameters, update)
+        else:
+            self._step = _AccumulatedStep(objective, self.parameters, self.statistics.size, update)
 
     def state(self) -> List[Parameter]:
         """Everything that a resumed run needs: weights, hash maps, Adam's moments, counters, loss scale."""
@@ -88,15 +101,11 @@ class TrainingParts:
     def train_step(self, batches: List[Batch], step: int, learning_rate: float) -> "StepResult":
         """One optimizer step from this rank's micro-batches; `step` (from 1) seeds dropout and jitter."""
         self.network.set_train(True)
-        for batch in batches:
-            self._micro(*self._feed(batch, (self.seed, step)))
-        vector, norm, scale, skipped = self._apply(Tensor(learning_rate, dtype.float32))
+        rate = Tensor(learning_rate, dtype.float32)
+        fields = [self._feed(batch, (self.seed, step)) for batch in batches]
+        vector, norm, scale, skipped = self._step(rate, *(fields[0] if len(fields) == 1 else [fields]))
         return StepResult(self.statistics.unpack(vector.asnumpy()), float(norm.asnumpy()), float(scale.asnumpy()),
                           int(skipped.asnumpy()))
-
-    def apply_only(self, learning_rate: float) -> None:
-        """The update alone, on whatever the accumulators hold; for benchmarks."""
-        self._apply(Tensor(learning_rate, dtype.float32))
 
     def evaluate(self, batches: List[Batch]) -> np.ndarray:
         """This rank's statistics, summed over its validation batches: <float64>[size], see `Statistics`."""
@@ -110,6 +119,20 @@ class TrainingParts:
         check_token_ids(np.concatenate((batch.ids, batch.targets)), batch.domain, self.words.words, self.words.domains)
         fields = {**batch._asdict(), "seeds": row_seeds(batch.ids, batch.home, key)}
         return [Tensor(fields[name]) for name in BATCH_FIELDS]
+
+
+class _AccumulatedStep:
+    """A step of several micro-batches: one graph a micro-batch, one for the update."""
+
+    def __init__(self, objective: Objective, parameters: Sequence[Parameter], statistics_size: int, update: Update) -> None:
+        accumulators = Accumulators(parameters, statistics_size)
+        self._micro = MicroStep(objective, parameters, accumulators, update.loss_scale)
+        self._apply = ApplyStep(accumulators, update)
+
+    def __call__(self, learning_rate: Tensor, micro_batches: List[List[Tensor]]) -> Tuple[Tensor, ...]:
+        for fields in micro_batches:
+            self._micro(*fields)
+        return self._apply(learning_rate)
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def _split(state: Sequence[Parameter], local_experts: Tuple[int, ...]) -> Tuple[
 
 
 def _write_shard(path: Path, tensors: Dict[str, np.ndarray]) -> None:
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
+    save_file({name: np.array(value, order="C") for name, value in tensors.items()}, path)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 

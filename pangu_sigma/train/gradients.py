@@ -12,8 +12,7 @@ BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MB of float32 a message
 
 _reshape = ops.Reshape()
 _shape = ops.Shape()
-_square = ops.Square()
-_sum = ops.ReduceSum()
+_half_square_sum = ops.L2Loss()
 _flatten = ops.MultitypeFuncGraph("flatten")
 _restore = ops.MultitypeFuncGraph("restore")
 _squares = ops.MultitypeFuncGraph("squares")
@@ -31,7 +30,7 @@ def _restore_one(flat: Tensor, like: Tensor) -> Tensor:
 
 @_squares.register("Tensor")
 def _squares_of_one(tensor: Tensor) -> Tensor:
-    return _sum(_square(tensor))
+    return _half_square_sum(tensor) * 2.0
 
 
 class BucketedAllReduce(nn.Cell):

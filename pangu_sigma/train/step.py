@@ -1,9 +1,8 @@
-"""The compiled training step, in two graphs: one per micro-batch, one per optimizer step.
+"""The compiled training step.
 
-1. `MicroStep`: forward, backward; gradients and statistics are added to accumulators.
-2. `ApplyStep`: exchange, unscale, clip, update; the accumulators are emptied and the loss scale adapts.
-
-Neither has a data-dependent branch or a host round trip: a step that overflowed computes an update of zero.
+With one micro-batch an optimizer step it is one graph, `WholeStep`: forward, backward, `Update`. With several it is two:
+`MicroStep` (forward, backward, gradients and statistics added to accumulators), then `ApplyStep` (`Update` on the accumulators,
+which it empties). No graph has a data-dependent branch or a host round trip: a step that overflowed computes an update of zero.
 """
 
 from typing import Dict, Optional, Sequence, Tuple
@@ -134,32 +133,30 @@ class MicroStep(nn.Cell):
         return ops.assign_add(self.accumulators.statistics, pack(sums))
 
 
-class ApplyStep(nn.Cell):
-    """One optimizer step from what the micro-steps accumulated.
+class Update(nn.Cell):
+    """One optimizer step from this rank's gradients.
 
     1. Sum gradients and statistics over ranks.
     2. Scale by nominal / (loss scale x unmasked tokens): the gradient of the mean over the global batch.
     3. Clip by the global norm; skip the update, on all ranks alike, if the norm is not finite.
-    4. Hybrid Adam; loss scale; empty the accumulators.
+    4. Hybrid Adam; loss scale.
 
-    Inputs: learning_rate <float32> scalar.
-    Outputs: statistics summed over ranks <float32>[size]; gradient norm before clipping, loss scale used and steps skipped so far.
+    Inputs: gradients, a tuple of <float32> tensors in the order of `parameters`; statistics <float32>[size]; learning_rate <float32>
+    scalar. Outputs: statistics summed over ranks; gradient norm before clipping, loss scale used and steps skipped so far.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], accumulators: Accumulators, loss_scale: LossScale,
-                 optimizer: OptimizerConfig, collectives: Collectives, nominal_tokens: int) -> None:
+    def __init__(self, parameters: Sequence[Parameter], statistics_size: int, loss_scale: LossScale, optimizer: OptimizerConfig,
+                 collectives: Collectives, nominal_tokens: int) -> None:
         super().__init__(auto_prefix=False)
-        self.accumulators = accumulators
         self.loss_scale = loss_scale
-        self.exchange = GradientExchange(parameters, accumulators.statistics.size, collectives)
+        self.exchange = GradientExchange(parameters, statistics_size, collectives)
         self.adam = HybridAdam(parameters, optimizer)
         self.clip_norm = optimizer.clip_norm
         self.nominal_tokens = float(nominal_tokens)
-        self.map = ops.HyperMap()
 
-    def construct(self, learning_rate: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-        accumulated = self.accumulators
-        gradients, statistics, squares = self.exchange(accumulated.gradients[:], accumulated.statistics * 1.0)
+    def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor,
+                  learning_rate: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        gradients, statistics, squares = self.exchange(gradients, statistics)
         scale_used = self.loss_scale.scale * 1.0  # a copy: the parameter changes below
         factor = self.nominal_tokens / (scale_used * ops.maximum(statistics[0], 1.0))
         norm = ops.sqrt(squares) * factor
@@ -167,12 +164,48 @@ class ApplyStep(nn.Cell):
         clip = factor if self.clip_norm is None else factor * ops.minimum(self.clip_norm / (norm + 1e-6), 1.0)
         updates = self.adam(gradients, learning_rate, clip, finite)
         skipped = ops.depend(self.loss_scale(finite), updates)
-        self._empty(updates)
         return statistics, norm, scale_used, skipped
 
-    def _empty(self, after: Tensor) -> None:
-        self.map(ops.partial(_clear, after), self.accumulators.gradients)
-        _clear(after, self.accumulators.statistics)
+
+class WholeStep(nn.Cell):
+    """Forward, backward and update of a step with one micro-batch, without accumulators.
+
+    Inputs: learning_rate <float32> scalar, then the tensors of `BATCH_FIELDS`. Outputs: as `Update`.
+    """
+
+    def __init__(self, objective: Objective, parameters: Sequence[Parameter], update: Update) -> None:
+        super().__init__(auto_prefix=False)
+        self.objective = objective
+        self.parameters = ParameterTuple(parameters)
+        self.update = update
+        self.differentiate = ops.value_and_grad(objective, None, self.parameters, has_aux=True)
+
+    def construct(self, learning_rate: Tensor, ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor,
+                  loss_mask: Tensor, domain: Tensor, home: Tensor, seeds: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        batch = {"ids": ids, "targets": targets, "positions": positions, "documents": documents, "loss_mask": loss_mask,
+                 "domain": domain, "home": home, "seeds": seeds}
+        (_, sums), gradients = self.differentiate(batch, self.update.loss_scale.scale)
+        return self.update(gradients, pack(sums), learning_rate)
+
+
+class ApplyStep(nn.Cell):
+    """`Update` with what the micro-steps accumulated; the accumulators are empty afterwards.
+
+    Inputs: learning_rate <float32> scalar. Outputs: as `Update`.
+    """
+
+    def __init__(self, accumulators: Accumulators, update: Update) -> None:
+        super().__init__(auto_prefix=False)
+        self.accumulators = accumulators
+        self.update = update
+        self.map = ops.HyperMap()
+
+    def construct(self, learning_rate: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        accumulated = self.accumulators
+        results = self.update(accumulated.gradients[:], accumulated.statistics * 1.0, learning_rate)
+        self.map(ops.partial(_clear, results[3]), accumulated.gradients)
+        _clear(results[3], accumulated.statistics)
+        return results
 
 
 class EvaluationStep(nn.Cell):

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -18,6 +16,8 @@ from pangu_sigma.train.step import (
     LossScale,
     MicroStep,
     Statistics,
+    Update,
+    WholeStep,
     pack,
 )
 
@@ -98,10 +98,10 @@ class Bench:
         self.parameters = parameters
         self.accumulators = Accumulators(parameters, 6)
         self.loss_scale = LossScale(LossScaleConfig(initial=1024.0, growth_interval=2))
-        self.apply = ApplyStep(parameters, self.accumulators, self.loss_scale, self.options,
-                               create_collectives("local", Topology(1, 1), 0), int(NOMINAL))
-        adam = self.apply.adam
-        self.state = [*parameters, *adam.first, *adam.second, adam.updates]
+        update = Update(parameters, 6, self.loss_scale, self.options, create_collectives("local", Topology(1, 1), 0), int(NOMINAL))
+        self.apply = ApplyStep(self.accumulators, update)
+        self.adam = update.adam
+        self.state = [*parameters, *self.adam.first, *self.adam.second, self.adam.updates]
         self.initial = [parameter.asnumpy().copy() for parameter in self.state]
 
     def reset(self):
@@ -167,7 +167,7 @@ def test_clipping_is_visible_in_the_moments(bench, random_arrays):
     gradients = random_arrays(3, 1e4)
     bench.step(gradients, 10.0)
     norm = np.sqrt(sum(np.sum(gradient.astype(np.float64)**2) for gradient in gradients))
-    for first, gradient in zip(bench.apply.adam.first, gradients):
+    for first, gradient in zip(bench.adam.first, gradients):
         np.testing.assert_allclose(first.asnumpy(), 0.2 * gradient / norm, rtol=1e-5, atol=1e-8)
 
 
@@ -192,7 +192,7 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(bench, random_arrays, b
         assert not accumulator.asnumpy().any(), accumulator.name
     norm, scale_used, skipped = bench.step(random_arrays(2), 10.0)
     assert np.isfinite(norm) and (scale_used, skipped) == (512.0, 1.0)
-    assert float(bench.apply.adam.updates.asnumpy()) == 2.0
+    assert float(bench.adam.updates.asnumpy()) == 2.0
 
 
 def test_a_step_without_tokens_is_a_step_of_zero(bench, random_arrays):
@@ -205,57 +205,73 @@ def test_a_step_without_tokens_is_a_step_of_zero(bench, random_arrays):
 # ---- micro-batches
 
 
-class MicroBench:
-    """A network whose micro-batches of `rows` rows do not influence one another: hash routing, slots for everybody."""
+class NetworkBench:
+    """A network whose rows do not influence one another: hash routing, slots for everybody."""
 
     def __init__(self, networks, rows, precision="fp32", scale=None):
-        config = networks.small_config({"dense_layers": 0}, {"router": {"type": "hash"}, "capacity": {"factor": 4.0}},
-                                       runtime={"precision": precision})
-        self.networks = networks
-        self.network = networks.build_network(config, rows)
+        self.config = networks.small_config({"dense_layers": 0}, {"router": {"type": "hash"}, "capacity": {"factor": 4.0}},
+                                            runtime={"precision": precision})
+        self.network = networks.build_network(self.config, rows)
         networks.randomise(self.network, 0)
         self.network.set_train()
         self.parameters = ordered_parameters(self.network)
         self.statistics = Statistics(1, 4)
-        self.accumulators = Accumulators(self.parameters, self.statistics.size)
         self.loss_scale = LossScale(scale)
         self.objective = Objective(self.network, int(NOMINAL))
+        self.accumulators = Accumulators(self.parameters, self.statistics.size)
         self.micro = MicroStep(self.objective, self.parameters, self.accumulators, self.loss_scale)
+        update = Update(self.parameters, self.statistics.size, self.loss_scale, OptimizerConfig(clip_norm=None),
+                        create_collectives("local", Topology(1, 1), 0), int(NOMINAL))
+        self.first = update.adam.first
+        self.whole = WholeStep(self.objective, self.parameters, update)
 
-    def run(self, batch):
-        return self.statistics.unpack(self.micro(*(Tensor(batch[name]) for name in BATCH_FIELDS)).asnumpy())
+    def accumulate(self, batch):
+        return self.statistics.unpack(self.micro(*fields(batch)).asnumpy())
+
+    def step(self, batch, learning_rate=0.003):
+        """Statistics; gradient norm, scale used, steps skipped."""
+        vector, *scalars = self.whole(Tensor(learning_rate, dtype.float32), *fields(batch))
+        return self.statistics.unpack(vector.asnumpy()), [float(scalar.asnumpy()) for scalar in scalars]
 
     def gradients(self):
         return {parameter.name: total.asnumpy() for parameter, total in zip(self.parameters, self.accumulators.gradients)}
 
 
+def fields(batch, rows=slice(None)):
+    return [Tensor(batch[name][rows]) for name in BATCH_FIELDS]
+
+
 @pytest.fixture(scope="module")
 def pairs(networks):
     """Two micro-batches of two rows, accumulated."""
-    bench, batch = MicroBench(networks, rows=2), networks.make_batch(rows=4)
+    bench, batch = NetworkBench(networks, rows=2), networks.make_batch(rows=4)
     for half in (slice(0, 2), slice(2, 4)):
-        statistics = bench.run({name: values[half] for name, values in batch.items()})
+        statistics = bench.accumulate({name: values[half] for name, values in batch.items()})
     return bench, batch, statistics
 
 
 def test_two_micro_batches_are_one_batch_of_both(networks, pairs):
-    bench, batch, statistics = pairs
-    whole = MicroBench(networks, rows=4)
-    expected = whole.run(batch)
+    """The step without accumulators, on all rows at once, against what two micro-steps gather."""
+    accumulated, batch, statistics = pairs
+    bench = NetworkBench(networks, rows=4)
+    expected, (norm, _, _) = bench.step(batch)
     for name, values in expected.items():
         np.testing.assert_allclose(statistics[name], values, rtol=1e-6, err_msg=name)  # a sum in another order
     assert statistics["tokens"] == batch["loss_mask"].sum() and statistics["assigned"].sum() == 48
-    found = bench.gradients()
-    for name, gradient in whole.gradients().items():
-        # Sums over tokens in another order: float32's 6e-8 of the largest terms.
-        np.testing.assert_allclose(found[name], gradient, atol=2e-6 * np.abs(gradient).max(), rtol=0, err_msg=name)
+    gradients = {name: gradient * NOMINAL / statistics["tokens"] for name, gradient in accumulated.gradients().items()}
+    assert norm == pytest.approx(np.sqrt(sum(np.sum(gradient.astype(np.float64)**2) for gradient in gradients.values())), rel=1e-5)
+    for parameter, first in zip(bench.parameters, bench.first):
+        gradient = gradients[parameter.name]
+        # After one step the first moment is (1 - beta1) = 0.2 times the gradient. Sums over tokens in another order: float32's
+        # 6e-8 of their largest terms.
+        np.testing.assert_allclose(first.asnumpy(), 0.2 * gradient, atol=5e-7 * np.abs(gradient).max(), rtol=0,
+                                   err_msg=parameter.name)
 
 
 def test_accumulated_gradients_match_a_finite_difference(networks, numpy_model, pairs):
     """Along one direction through all parameters at once: each accumulator holds the gradient of its own parameter."""
     bench, batch, statistics = pairs
-    model = networks.SmallNetwork(numpy_model, networks.small_config(
-        {"dense_layers": 0}, {"router": {"type": "hash"}, "capacity": {"factor": 4.0}}), seed=0, rows=4).double(training=True)
+    model = networks.SmallNetwork(numpy_model, bench.config, seed=0, rows=4).double(training=True)
     rng, step, slope = np.random.default_rng(0), 1e-6, 0.0
     ahead, behind = model, model
     for name, gradient in bench.gradients().items():
@@ -273,7 +289,7 @@ def test_evaluation_reports_the_same_sums_and_leaves_no_trace(networks, pairs):
     bench, batch, _ = pairs
     before = bench.gradients(), bench.accumulators.statistics.asnumpy()
     evaluate = EvaluationStep(bench.objective)
-    vectors = [evaluate(*(Tensor(batch[name][half]) for name in BATCH_FIELDS)).asnumpy() for half in (slice(0, 2), slice(2, 4))]
+    vectors = [evaluate(*fields(batch, half)).asnumpy() for half in (slice(0, 2), slice(2, 4))]
     # Every token had its slot in training already, so evaluation's larger capacity changes nothing.
     np.testing.assert_allclose(vectors[0] + vectors[1], before[1], rtol=1e-5)
     np.testing.assert_array_equal(bench.accumulators.statistics.asnumpy(), before[1])
@@ -283,21 +299,18 @@ def test_evaluation_reports_the_same_sums_and_leaves_no_trace(networks, pairs):
 
 def test_fp16_skips_until_the_scale_fits_and_then_trains(networks):
     """A scale of 2**30 overflows float16 in the backward pass. Parameters stay float32 throughout."""
-    bench = MicroBench(networks, rows=2, precision="fp16", scale=LossScaleConfig(initial=2.0**30, growth_interval=1000))
-    apply = ApplyStep(bench.parameters, bench.accumulators, bench.loss_scale, replace(OptimizerConfig(), clip_norm=None),
-                      create_collectives("local", Topology(1, 1), 0), int(NOMINAL))
-    batch, losses, norms, first = networks.make_batch(rows=2), [], [], networks.parameter_arrays(bench.network)
-    for step in range(24):
-        statistics = bench.run(batch)
+    bench = NetworkBench(networks, rows=2, precision="fp16", scale=LossScaleConfig(initial=2.0**30, growth_interval=1000))
+    batch, losses, overflows = networks.make_batch(rows=2), [], 0
+    before = networks.parameter_arrays(bench.network)
+    for _ in range(24):
+        statistics, (norm, scale, skipped) = bench.step(batch)
         losses.append(statistics["task"] / statistics["tokens"])
-        norm, scale, skipped = (float(output.asnumpy()) for output in apply(Tensor(0.003, dtype.float32))[1:])
-        norms.append(norm)
-        assert scale == 2.0**30 / 2.0**sum(not np.isfinite(n) for n in norms[:-1])
-        if not np.isfinite(norm):
-            assert skipped == step + 1
+        assert scale == 2.0**(30 - overflows)
+        overflows += not np.isfinite(norm)
+        assert skipped == overflows
+        if overflows == len(losses):  # no step was applied so far
             for name, value in networks.parameter_arrays(bench.network).items():
-                assert value.tobytes() == first[name].tobytes(), name
-    skipped_steps = int(skipped)
-    assert 1 <= skipped_steps < 20 and np.isfinite(norms[skipped_steps:]).all()
+                assert value.tobytes() == before[name].tobytes(), name
+    assert 1 <= overflows < 20
     assert losses[-1] < losses[0] - 0.01
     assert {parameter.dtype for parameter in bench.parameters} == {dtype.float32}

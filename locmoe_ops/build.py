@@ -1,0 +1,54 @@
+"""A whole sparse feed-forward layer from a handful of sizes, for use in any network."""
+
+from typing import Optional
+
+from locmoe_ops.capacity import capacity_by_factor
+from locmoe_ops.collectives import Collectives, create_collectives
+from locmoe_ops.dispatch import FlatDispatcher
+from locmoe_ops.errors import InputError
+from locmoe_ops.experts import ExpertBank
+from locmoe_ops.hash_maps import layer_hash_tables
+from locmoe_ops.moe import MoEFeedForward
+from locmoe_ops.routers import HashRouter, LocMoERouter, Router, RoutingShape, SwitchRouter
+from locmoe_ops.routing_cell import MultiLevelRouting
+from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
+
+
+def build_moe(tokens: int, hidden_size: int, ffn_hidden_size: int, num_experts: int, router: str = "locmoe", top_k: int = 1,
+              capacity_factor: float = 1.25, vocab_size: Optional[int] = None, activation: str = "gelu", seed: int = 1,
+              collectives: Optional[Collectives] = None, tag: str = "moe") -> MoEFeedForward:
+    """An initialised MoE layer with one expert group.
+
+    Args:
+        tokens: T, tokens of every call on this rank. hidden_size: d, which num_experts must divide for `locmoe`.
+        router: `locmoe`, `switch`, or `hash`, which needs `vocab_size`.
+        capacity_factor: slots per expert = ceil(factor * top_k * T / num_experts).
+        collectives: of a job with several ranks; default: this process alone. tag: unique among the job's layers.
+
+    Raises InputError where the sizes do not fit together or the router is unknown.
+    """
+    group = collectives or create_collectives("local", Topology(1, 1), 0)
+    placement = ExpertPlacement(num_experts, 1, group.topology.expert)
+    shape = RoutingShape(hidden_size, num_experts, 1, top_k)
+    experts = ExpertBank(placement.local_experts(group.topology.ep_index(group.rank)), hidden_size, ffn_hidden_size, activation)
+    experts.initialise(seed)
+    chosen = _router(router, shape, placement, group, tag, vocab_size, seed)
+    capacity = capacity_by_factor(tokens, top_k, num_experts, capacity_factor)
+    return MoEFeedForward(MultiLevelRouting((0,), chosen),
+                          FlatDispatcher(group, placement, tokens, top_k, capacity, "position", tag), experts,
+                          local_experts_table(group.topology, placement))
+
+
+def _router(name: str, shape: RoutingShape, placement: ExpertPlacement, group: Collectives, tag: str, vocab_size: Optional[int],
+            seed: int) -> Router:
+    if name == "locmoe":
+        return LocMoERouter(shape, group.topology, placement, group, tag)
+    if name == "switch":
+        switch = SwitchRouter(shape, group.topology, group, tag)
+        switch.gate.initialise(seed, 0.02)
+        return switch
+    if name != "hash":
+        raise InputError(f"router: found '{name}', expected hash, switch or locmoe")
+    if vocab_size is None:
+        raise InputError("vocab_size: found none, expected the number of token ids that router 'hash' maps to experts")
+    return HashRouter(shape, layer_hash_tables("uniform", 1, shape.num_experts, vocab_size, 0, seed))

@@ -1,0 +1,249 @@
+"""`pangu-sigma bench step`: the compiled step beside the machine's own matmul rate, and where its time goes.
+
+Everything is measured in one process, the matmuls between the steps, so that a busy or slow machine hits both alike. Parts
+are timed alone, forward and backward, at the shapes they have in the step; "other" is what they leave of it (norms,
+residuals, embeddings, sums of gradients).
+"""
+
+import time
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+
+import numpy as np
+from tqdm import tqdm
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import has_experts
+from pangu_sigma.data.batch import Batch
+from pangu_sigma.model.attention import attention_mask
+from pangu_sigma.model.loss import TokenCrossEntropy
+from pangu_sigma.tools.flops import step_flops
+from pangu_sigma.train.build import TrainingParts, Vocabulary
+from pangu_sigma.train.runtime import start_runtime
+
+DEFAULT_VOCAB = 8000
+ROUNDS = 7
+MATMUL_SIZE = 2048
+
+
+class Part(NamedTuple):
+    """A piece of the step: its seconds once, and how many times the step runs it."""
+
+    name: str
+    seconds: float
+    times: int
+
+
+def bench_step(config: Config) -> int:
+    """Prints FLOP rates, their ratio, and the parts' shares; returns 0.
+
+    Raises InputError if the configuration wants more than one rank.
+    """
+    if config.parallel.expert > 1:
+        raise InputError(f"parallel.expert is {config.parallel.expert}; bench step runs one process, expected 1")
+    runtime = start_runtime(config)
+    words = Vocabulary(config.model.vocab_size or DEFAULT_VOCAB, config.moe.num_groups,
+                       np.ones(config.model.vocab_size or DEFAULT_VOCAB, np.int64))
+    parts = TrainingParts(config, runtime, words)
+    rows = config.train.micro_batch_size or config.train.global_batch_size
+    batches = [random_batch(rows, config.model.sequence_length, words)] * (config.train.global_batch_size // rows)
+    with tqdm(total=ROUNDS + 1, desc="measuring", ncols=79, leave=False) as bar:
+        matmul, step, update = _alternate(parts, batches, bar)
+    pieces = _parts(parts, config, batches[0]) + [Part("update", update, 1)]
+    _print(config, words, matmul, step, pieces, len(batches))
+    return 0
+
+
+def random_batch(rows: int, length: int, words: Vocabulary) -> Batch:
+    """Rows of random ids, one document each, domains in rotation; the same every time."""
+    generator = np.random.default_rng(0)
+    ids = generator.integers(0, words.words, (rows, length + 1)).astype(np.int32)
+    return Batch(ids=np.ascontiguousarray(ids[:, :-1]), targets=np.ascontiguousarray(ids[:, 1:]),
+                 positions=np.tile(np.arange(length, dtype=np.int32), (rows, 1)), documents=np.zeros((rows, length), np.int32),
+                 loss_mask=np.ones((rows, length), np.float32), domain=(np.arange(rows) % words.domains).astype(np.int32),
+                 home=np.zeros(rows, np.int32))
+
+
+def _alternate(parts: TrainingParts, batches: List[Batch], bar: tqdm) -> Tuple[float, float, float]:
+    """Medians of one matmul, one whole step and its update alone, measured in turn after a first step that compiles."""
+    left, right = (_random((MATMUL_SIZE, MATMUL_SIZE)) for _ in range(2))
+    product, update_alone, no_rate = _Product(), _UpdateAlone(parts), Tensor(0.0, ms.float32)
+    measured: List[Tuple[float, float, float]] = []
+    for round_number in range(ROUNDS + 1):
+        matmul = min(_seconds(product, left, right) for _ in range(5))
+        step = _seconds(parts.train_step, batches, round_number + 1, 1e-5)
+        update = _seconds(update_alone, no_rate)
+        measured.append((matmul, step, update))
+        bar.update()
+    return tuple(np.median(measured[1:], axis=0))
+
+
+def _seconds(function: Callable, *inputs: Any) -> float:
+    started = time.perf_counter()
+    _wait(function(*inputs))
+    return time.perf_counter() - started
+
+
+def _wait(result: Any) -> None:
+    """Returns when the device has computed everything that was asked of it: reading one result takes the whole graph."""
+    while isinstance(result, (tuple, list)):
+        result = result[0]
+    if isinstance(result, Tensor):
+        result.asnumpy()
+
+
+class _Product(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.matmul = ops.MatMul()
+
+    def construct(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.matmul(left, right)
+
+
+def _random(shape: Tuple[int, ...]) -> Tensor:
+    return Tensor(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
+
+
+class _Pass(nn.Cell):
+    """Forward and backward of `part` for a given gradient of its output, with respect to its first input and parameters."""
+
+    def __init__(self, part: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.part = part
+        weights = part.trainable_params()
+        self.has_weights = bool(weights)
+        self.weights = ms.ParameterTuple(weights)
+        self.both = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+        self.inputs_only = ops.GradOperation(sens_param=True)
+
+    def construct(self, *inputs: Tensor) -> Any:
+        if self.has_weights:
+            return self.both(self.part, self.weights)(*inputs)
+        return self.inputs_only(self.part)(*inputs)
+
+
+class _UpdateAlone(nn.Cell):
+    """The optimizer step on any gradients of the right shapes: the parameters themselves. At rate 0 nothing moves."""
+
+    def __init__(self, parts: TrainingParts) -> None:
+        super().__init__(auto_prefix=False)
+        self.gradients = ms.ParameterTuple(parts.parameters)
+        self.statistics = Tensor(np.ones(parts.statistics.size, np.float32))
+        self.update = parts.update
+
+    def construct(self, learning_rate: Tensor) -> Any:
+        return self.update(self.gradients[:], self.statistics, learning_rate)
+
+
+class _Attention(nn.Cell):
+    def __init__(self, attention: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.attention = attention
+
+    def construct(self, x: Tensor, documents: Tensor, seeds: Tensor) -> Tensor:
+        return self.attention(x, attention_mask(documents), seeds)
+
+
+class _DenseFFN(nn.Cell):
+    def __init__(self, feed_forward: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.feed_forward = feed_forward
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.feed_forward(x, {})[0]
+
+
+class _Routing(nn.Cell):
+    def __init__(self, layer: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.routing = layer.routing
+
+    def construct(self, x: Tensor, ids: Tensor, domain: Tensor) -> Tensor:
+        routing = self.routing(x, {"ids": ids, "domain": domain, "home": domain * 0, "seed": ids})
+        # x enters once more so that a router without a gradient (hash) still has an output that depends on it
+        return routing["weight"] + routing["expert"] * 0.0 + routing["aux_loss"] + routing["locality_loss"] + x[:, :1] * 0.0
+
+
+class _Dispatch(nn.Cell):
+    """There and back with experts that do nothing."""
+
+    def __init__(self, layer: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.dispatcher = layer.dispatcher
+
+    def construct(self, x: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
+        buffers, context = self.dispatcher.dispatch(x, expert, weight)
+        return self.dispatcher.combine(buffers, weight, context)
+
+
+class _Head(nn.Cell):
+    def __init__(self, head: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.head = head
+        self.cross_entropy = TokenCrossEntropy()
+
+    def construct(self, x: Tensor, word: Tensor, domain: Tensor, targets: Tensor) -> Tensor:
+        return self.cross_entropy(self.head(x, word, domain).astype(ms.float32), targets)[0]
+
+
+def _parts(parts: TrainingParts, config: Config, batch: Batch) -> List[Part]:
+    """Seconds of each kind of part, per micro-batch."""
+    network, model = parts.network, config.model
+    network.set_train(True)
+    tokens, d = batch.ids.size, model.hidden_size
+    x, dy = _random((tokens, d)), _random((tokens, d))
+    documents, seeds = Tensor(batch.documents), Tensor(batch.home)
+    domain = Tensor(np.repeat(batch.domain, batch.ids.shape[1]))
+    blocks = list(network.blocks)
+    dense = [b.feed_forward for b in [*blocks, network.query_layer] if not hasattr(b.feed_forward, "dispatcher")]
+    sparse = [b.feed_forward for b in [*blocks, network.query_layer] if hasattr(b.feed_forward, "dispatcher")]
+    found = [Part("head and loss", _time(_Head(network.head), x, network.embedding.word, Tensor(batch.domain),
+                                         Tensor(batch.targets.reshape(-1)), _random((tokens,))), 1)]
+    if blocks:  # the query layer's attention is counted as one more of the same
+        found.append(Part("attention", _time(_Attention(blocks[0].attention), x, documents, seeds, dy), len(blocks) + 1))
+    if dense:
+        found.append(Part("dense FFN", _time(_DenseFFN(dense[0]), x, dy), len(dense)))
+    if has_experts(config):
+        found.extend(_sparse_parts(sparse, config, x, Tensor(batch.ids.reshape(-1)), domain, dy))
+    return found
+
+
+def _sparse_parts(sparse: List[nn.Cell], config: Config, x: Tensor, ids: Tensor, domain: Tensor, dy: Tensor) -> List[Part]:
+    layer, k = sparse[0], config.moe.router.top_k
+    chosen = layer.routing(x, {"ids": ids, "domain": domain, "home": domain * 0, "seed": ids})
+    buffers = _random((config.moe.num_experts, layer.dispatcher.capacity, config.model.hidden_size))
+    return [Part("experts", _time(layer.experts, buffers, buffers), len(sparse)),
+            Part("routing", _time(_Routing(layer), x, ids, domain, _random((x.shape[0], k))), len(sparse)),
+            Part("dispatch", _time(_Dispatch(layer), x, chosen["expert"], chosen["weight"], dy), len(sparse))]
+
+
+def _time(part: nn.Cell, *inputs: Any) -> float:
+    both = _Pass(part)
+    both.set_train(True)
+    _seconds(both, *inputs)
+    return float(np.median([_seconds(both, *inputs) for _ in range(ROUNDS)]))
+
+
+def _print(config: Config, words: Vocabulary, matmul: float, step: float, pieces: List[Part], micro_batches: int) -> None:
+    tokens = config.train.global_batch_size * config.model.sequence_length
+    flops: Dict[str, float] = step_flops(config, tokens, words.words)
+    machine = 2.0 * MATMUL_SIZE ** 3 / matmul / 1e9
+    model = sum(flops.values()) / step / 1e9
+    print(f"matmul {MATMUL_SIZE} x {MATMUL_SIZE} x {MATMUL_SIZE}, fp32   {machine:8.1f} GFLOP/s")
+    print(f"compiled step, {config.runtime.precision}, {tokens} tokens   {model:8.1f} GFLOP/s")
+    print(f"{step:.3f} s a step, {tokens / step:,.0f} tokens/s; model over machine {model / machine:.1%}")
+    print()
+    print(f"{'part':<16}{'times':>6}{'ms each':>10}{'share of step':>15}")
+    left = step
+    for part in sorted(pieces, key=lambda p: -p.seconds * p.times):
+        times = part.times * (micro_batches if part.name != "update" else 1)
+        left -= part.seconds * times
+        print(f"{part.name:<16}{times:>6}{part.seconds * 1e3:>10.1f}{part.seconds * times / step:>15.1%}")
+    print(f"{'other':<16}{'':>6}{'':>10}{left / step:>15.1%}")
+    routing = sum(p.seconds * p.times for p in pieces if p.name in ("routing", "dispatch")) * micro_batches
+    if has_experts(config):
+        print(f"routing and dispatch together: {routing / step:.1%} of the step")
