@@ -102,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     config = _add_command(commands, "config", "check a configuration and print it with all defaults", _show_config)
     config.add_argument("--ranks", type=_positive, default=1, metavar="N", help="check it for N ranks (default 1)")
     config.add_argument("--key", metavar="PATH", help="print the value of this key only, as in train.output_dir")
+    summary = commands.add_parser("summary", help="compare finished runs in a table", description="compare finished runs in a table")
+    summary.add_argument("runs", metavar="RUN_FOLDER", nargs="+", help="run directory that holds a summary.json, one a router")
+    summary.add_argument("--output", metavar="FILE", help="also write the runs' metrics to this JSON file")
+    summary.set_defaults(action=_summary)
     return parser
 
 
@@ -129,10 +133,10 @@ def _run(options: argparse.Namespace) -> int:
     under_msrun = "MS_ROLE" in os.environ
     _join_launcher()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
-        return _be_scheduler(options)
-    config = load_config(options.config, options.overrides)
+        return _be_scheduler(options) if options.action is _train else SUCCESS
     if under_msrun and options.action is not _train:
         raise InputError(f"{options.command} runs as one process, but MS_ROLE is set; expected to run without msrun")
+    config = load_config(options.config, options.overrides) if "config" in options else Config()
     status: int = options.action(config, options)
     return status
 
@@ -168,6 +172,13 @@ def _show_config(config: Config, options: argparse.Namespace) -> int:
         value = value[name]
     text = value if isinstance(value, str) else yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip("\n")
     print(text)
+    return SUCCESS
+
+
+def _summary(config: Config, options: argparse.Namespace) -> int:
+    from pangu_sigma.tools.summary import summarise_runs
+
+    summarise_runs(options.runs, options.output)
     return SUCCESS
 
 

@@ -9,7 +9,7 @@ def resolve_domain_groups(domain_groups: Optional[Sequence[int]], num_domains: i
     """Group of each domain, (num_domains,): as given, else domain i in group i, or all in the only group.
 
     Raises:
-        InputError: `moe.domain_groups` of another length or out of range, or fewer groups than domains and none given.
+        InputError: `moe.domain_groups` of another length or out of range, or groups and domains differ in number and none given.
     """
     if domain_groups is None:
         if num_groups == 1:
@@ -18,6 +18,11 @@ def resolve_domain_groups(domain_groups: Optional[Sequence[int]], num_domains: i
             raise InputError(
                 f"moe.domain_groups: null gives each domain a group of its own, but the data has {num_domains} "
                 f"domains and moe.num_groups is {num_groups}; expected one group a domain, or a list"
+            )
+        if num_domains < num_groups:
+            raise InputError(
+                f"moe.num_groups: found {num_groups}, but the data has {num_domains} domains: the other groups' experts "
+                f"would never see a token; expected {num_domains}, or a list moe.domain_groups"
             )
         return tuple(range(num_domains))
     if len(domain_groups) != num_domains:

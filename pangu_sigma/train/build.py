@@ -13,6 +13,7 @@ from locmoe_ops.routing_cell import check_token_ids
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.domains import resolve_domain_groups
 from pangu_sigma.model.initialise import initialise
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.model.pangu_sigma import PanGuSigma
@@ -46,8 +47,9 @@ def vocabulary(config: Config, data: PreparedData) -> Vocabulary:
     """Words of the network: at least the tokenizer's, more where `model.vocab_size` says so.
 
     Raises:
-        InputError: data and model disagree on vocabulary or row length.
+        InputError: data and model disagree on vocabulary, row length or domains.
     """
+    resolve_domain_groups(config.moe.domain_groups, len(data.domains), config.moe.num_groups)
     words = config.model.vocab_size or data.vocab_size
     if words < data.vocab_size:
         raise InputError(f"model.vocab_size ({words}) is smaller than the {data.vocab_size} pieces of the tokenizer in "

@@ -33,9 +33,9 @@ def configuration(data: str, router: str, degree: int, statistics: str) -> Confi
                 "router": {"type": router, "statistics": statistics, "locmoe": {"locality_loss_weight": 0.1}}},
         "parallel": {"expert": degree},
         "data": {"path": data},
-        # LocMoE's epsilon. With a smaller one Adam would blow the rounding of gradients that are 0 by symmetry (key biases,
-        # which softmax ignores) up to full steps.
-        "optimizer": {"learning_rate": 0.003, "warmup_steps": 5, "epsilon": 1e-6, "expert_epsilon": 1e-6},
+        # Adam divides a gradient by its own size: where it passes through 0, rounding would become a full step. An epsilon
+        # above the rounding of gradients (1e-7 of 0.1) keeps the 20 steps a continuous function of what is compared.
+        "optimizer": {"learning_rate": 0.01, "warmup_steps": 5, "epsilon": 1e-4, "expert_epsilon": 1e-4},
         "train": {"steps": STEPS, "global_batch_size": 8, "eval_rows": 0},
     })
 

@@ -11,7 +11,6 @@ from typing import Callable, NamedTuple
 import pytest
 
 from pangu_sigma.cli import main
-from pangu_sigma.config import load_config
 
 CONFIG = """\
 model: {hidden_size: 16, num_heads: 2, dense_layers: 1, sparse_layers: 1, sequence_length: 16}
@@ -185,7 +184,26 @@ DATA = [
     Case("train config.yaml --set moe.num_groups=4", "moe.num_groups"),
 ]
 
-CHECKPOINT: list = []
+STEP = "kept/checkpoints/step_2"
+RESUME = f"train config.yaml --set checkpoint.resume={STEP}"
+CHECKPOINT = [
+    Case("train config.yaml --set checkpoint.resume=nowhere", "nowhere: no manifest.json"),
+    Case("train config.yaml --set checkpoint.resume=data", "data/manifest.json: not a checkpoint manifest"),
+    Case("train config.yaml --set train.output_dir=kept", "holds an earlier run"),
+    Case("train config.yaml --set train.output_dir=given.model", "given.model is a file"),
+    Case(RESUME, "no manifest.json", _remove(f"{STEP}/manifest.json")),
+    Case(RESUME, "not a checkpoint manifest", _cut_in_half(f"{STEP}/manifest.json")),
+    Case(RESUME, "not a checkpoint manifest", _write(f"{STEP}/manifest.json", [1, 2])),
+    Case(RESUME, "format version 99", _write(f"{STEP}/manifest.json", {"format_version": 99, "step": 2, "config": {}, "files": {}})),
+    Case(RESUME, "dense.safetensors: missing", _remove(f"{STEP}/dense.safetensors")),
+    Case(RESUME, "dense.safetensors: ", _cut_in_half(f"{STEP}/dense.safetensors")),
+    Case(RESUME, "dense.safetensors: checksum", _flip_a_bit(f"{STEP}/dense.safetensors")),
+    Case(RESUME, "experts_0.safetensors: checksum", _flip_a_bit(f"{STEP}/experts_0.safetensors")),
+    Case(f"{RESUME} --set model.hidden_size=32", "model.hidden_size is 32"),
+    Case(f"{RESUME} --set moe.router.type=switch", "moe.router.type is switch"),
+    Case(f"{RESUME} --set moe.num_experts=8", "moe.num_experts is 8"),
+    Case(f"{RESUME} --set train.steps=1", "beyond train.steps"),
+]
 
 CASES = ARGUMENTS + CONFIGURATION + CORPUS + TOKENIZER + DATA + CHECKPOINT
 
@@ -202,19 +220,19 @@ def whole(tmp_path_factory):
         records.append(json.dumps({"text": f"{number}個人走在路上。" * 20}, ensure_ascii=False) + "\n")
     (folder / "records.jsonl").write_text("".join(records))
     (folder / "run").mkdir()
-    (folder / "run" / "metrics.jsonl").write_text('{"progress/step": 1}\n')
-    _prepare_in(folder)
+    (folder / "run" / "notes.txt").write_text("not a run")
+    _prepare_and_train_in(folder)
     shutil.copy(folder / "data" / "tokenizer.model", folder / "given.model")
     return folder
 
 
-def _prepare_in(folder):
-    from pangu_sigma.data.prepare import prepare
-
+def _prepare_and_train_in(folder):
     before = Path.cwd()
     os.chdir(folder)
     try:
-        prepare(load_config("config.yaml"))
+        assert main(["prepare", "config.yaml"]) == 0
+        assert main(["train", "config.yaml", "--set", "train.output_dir=kept"]) == 0
+        shutil.rmtree("rank_0", ignore_errors=True)  # MindSpore's own notes on the compilation
     finally:
         os.chdir(before)
 

@@ -6,11 +6,11 @@ from pangu_sigma.data.domains import domains_of_node, resolve_domain_groups
 
 def test_groups_by_default() -> None:
     assert resolve_domain_groups(None, 3, 1) == (0, 0, 0)
-    assert resolve_domain_groups(None, 3, 4) == (0, 1, 2)
+    assert resolve_domain_groups(None, 3, 3) == (0, 1, 2)
     assert resolve_domain_groups((1, 0, 1), 3, 2) == (1, 0, 1)
 
 
-@pytest.mark.parametrize(("groups", "num_groups"), [(None, 2), ((0, 1), 2), ((0, 1, 2), 2), ((0, -1, 0), 2)])
+@pytest.mark.parametrize(("groups", "num_groups"), [(None, 2), (None, 4), ((0, 1), 2), ((0, 1, 2), 2), ((0, -1, 0), 2)])
 def test_groups_that_do_not_fit(groups: object, num_groups: int) -> None:
     with pytest.raises(InputError, match=r"moe\.domain_groups"):
         resolve_domain_groups(groups, 3, num_groups)

@@ -198,8 +198,8 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(bench, random_arrays, b
 def test_a_step_without_tokens_is_a_step_of_zero(bench, random_arrays):
     norm, _, skipped = bench.step([0.0 * gradient for gradient in random_arrays(0)], tokens=0.0)
     assert (norm, skipped) == (0.0, 0.0)
-    for parameter, value in zip(bench.state[:-1], bench.initial):
-        np.testing.assert_array_equal(parameter.asnumpy(), value)
+    for parameter in bench.state[:-1]:
+        assert not parameter.asnumpy().any(), parameter.name
 
 
 # ---- micro-batches

@@ -1,0 +1,151 @@
+"""`pangu-sigma summary`: finished runs side by side, as a table and as one JSON file.
+
+Reads each run's `summary.json`, whose metrics `pangu_sigma.train.metrics` defines, and needs no MindSpore.
+"""
+
+import json
+import math
+import os
+import textwrap
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+
+from locmoe_ops.errors import InputError
+
+NAME = "summary.json"
+WIDTH = 79
+_NOT_MEASURED = "-"
+
+
+class RunSummary(NamedTuple):
+    """What a run left. `metrics` are those of `summary.json`; one that does not apply to the run is absent or null."""
+
+    folder: str
+    router: str
+    unigram_perplexity: Optional[float]
+    metrics: Dict[str, Any]
+
+
+class Column(NamedTuple):
+    """A metric's place in the table."""
+
+    header: str  # two lines
+    metric: str
+    show: Callable[[float], str]
+
+
+def summarise_runs(folders: Sequence[str], output: Optional[str] = None) -> None:
+    """Prints the table of the runs in `folders`; `output`, if given, gets their metrics as JSON, whole or not at all.
+
+    Raises:
+        InputError: a run is unfinished or its summary damaged; two runs have one router, or other validation text; `output` cannot
+            be written.
+    """
+    runs = [read_summary(folder) for folder in folders]
+    _check_comparable(runs)
+    if output is not None:
+        _write(Path(output), json.dumps(combine(runs), indent=1) + "\n")
+    print(table(runs), flush=True)
+
+
+def read_summary(folder: str) -> RunSummary:
+    """Reads and checks a run directory's summary. Raises InputError, naming the file, if it is missing or not one."""
+    path = Path(folder) / NAME
+    content = _parse(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: found no mapping of metrics; expected the summary of a finished run")
+    router = content.pop("router", None)
+    if not isinstance(router, str):
+        raise InputError(f"{path}: field `router` is {json.dumps(router)}; expected a router's name")
+    for name in ["unigram_perplexity", *(column.metric for column in COLUMNS)]:
+        _check_number(path, name, content.get(name))
+    return RunSummary(str(folder), router, content.pop("unigram_perplexity", None), content)
+
+
+def combine(runs: Sequence[RunSummary]) -> Dict[str, Any]:
+    """`unigram_perplexity`, and under `routers.<name>` the metrics of that router's run."""
+    return {"unigram_perplexity": runs[0].unigram_perplexity, "routers": {run.router: run.metrics for run in runs}}
+
+
+def table(runs: Sequence[RunSummary]) -> str:
+    """One line a run under a header of two, at most 79 columns wide, and the line that any trained model must beat."""
+    headers = [("", "router"), *(column.header.split("\n") for column in COLUMNS)]
+    rows = [[line[number] for line in headers] for number in range(2)]
+    rows += [[run.router, *(_cell(column, run) for column in COLUMNS)] for run in runs]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(headers))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) for row in rows]
+    return "\n".join([*lines[:2], "-" * len(lines[0]), *lines[2:], *_unigram_lines(runs)])
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: is missing; expected the run directory of a finished run") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:  # not UTF-8, or not JSON
+        raise InputError(f"{path}: is not JSON; expected the summary of a finished run") from None
+
+
+def _check_number(path: Path, name: str, found: Any) -> None:
+    if found is None:
+        return
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found) or found < 0:
+        raise InputError(f"{path}: field `{name}` is {json.dumps(found)}; expected a number of at least 0")
+
+
+def _check_comparable(runs: Sequence[RunSummary]) -> None:
+    seen: Dict[str, str] = {}
+    for run in runs:
+        if run.router in seen:
+            raise InputError(f"{seen[run.router]} and {run.folder} are both runs of router {run.router}; expected one run a router")
+        seen[run.router] = run.folder
+        if run.unigram_perplexity != runs[0].unigram_perplexity:
+            raise InputError(f"{runs[0].folder} and {run.folder} were validated on different text (unigram perplexity "
+                             f"{runs[0].unigram_perplexity} and {run.unigram_perplexity}); expected runs of the same data")
+
+
+def _cell(column: Column, run: RunSummary) -> str:
+    value = run.metrics.get(column.metric)
+    return _NOT_MEASURED if value is None else column.show(value)
+
+
+def _unigram_lines(runs: Sequence[RunSummary]) -> List[str]:
+    unigram = runs[0].unigram_perplexity
+    if not unigram:
+        return []
+    measured = [(run.router, run.metrics["valid/perplexity"]) for run in runs if run.metrics.get("valid/perplexity") is not None]
+    ratios = ", ".join(f"{router} {perplexity / unigram:.2f}" for router, perplexity in measured)
+    text = f"unigram model on the same text: perplexity {unigram:.1f}" + (f"; of that, {ratios}" if ratios else "")
+    return textwrap.wrap(text, WIDTH)
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise InputError(f"--output {path}: cannot be written ({error.strerror}); expected a file name in a writable folder") from None
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+# Fractions, and bytes of a step summed over ranks, as `pangu_sigma.train.metrics` defines them.
+COLUMNS = (
+    Column("validation\nperplexity", "valid/perplexity", "{:.1f}".format),
+    Column("tokens\nper s", "throughput/tokens_per_second", "{:.0f}".format),
+    Column("kept on\nown node", "moe/local_fraction", "{:.1%}".format),
+    Column("dropped\ntokens", "moe/drop_fraction", "{:.1%}".format),
+    Column("load max\n/ mean", "moe/load_max_over_mean", "{:.2f}".format),
+    Column("bytes a step\ninside nodes", "comm/intra_node(B)", _bytes),
+    Column("between\nnodes", "comm/inter_node(B)", _bytes),
+)

@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# From a bare machine to three trained routers side by side.
+set -euo pipefail
+
+# shellcheck source=scripts/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+config=configs/quickstart.yaml
+output=runs/quickstart
+samples=data/samples
+routers=(hash switch locmoe)
+all_domains=(en zh code)
+workers=4
+experts_per_group=4
+fresh=false
+overrides=()
+
+usage() {
+    cat <<'TEXT'
+usage: bash scripts/quickstart.sh [OPTION ...]
+
+Installs the project (into the active virtual environment, else .venv), fetches a few MB of English, Chinese and code,
+trains a tokenizer, writes MindRecord, trains configs/quickstart.yaml on 4 msrun workers once with each router (hash,
+switch, locmoe) and prints how they compare. Runs go to runs/quickstart/<router>, the comparison to
+runs/quickstart/summary.json. Run again, it goes on where it was interrupted and trains nothing twice.
+
+  --steps N             optimizer steps of each run, the first fifth of them warm-up (default: as in the configuration)
+  --set KEY.PATH=VALUE  override one key of the configuration for all routers; may be repeated
+  --fresh               train all routers anew, even if they are finished (text and data are kept)
+  --help                show this text
+
+Exit status: 0 success, 2 bad input, else that of the step that failed. Needs Python 3.9 to 3.12 with pip, 2 cores, 10 GB of
+memory and 4 GB of disk.
+TEXT
+}
+
+bad_input() {
+    echo "quickstart.sh: error: $* (see --help)" >&2
+    exit 2
+}
+
+parse_arguments() {
+    local given=()
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --help | -h)
+                usage
+                exit 0
+                ;;
+            --fresh)
+                fresh=true
+                shift
+                ;;
+            --steps=* | --set=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+            --steps)
+                [[ ${2:-} =~ ^[1-9][0-9]{0,8}$ ]] || bad_input "--steps: found '${2:-}', expected a number of at least 1"
+                overrides+=(--set "train.steps=$2" --set "optimizer.warmup_steps=$(($2 / 5))")
+                shift 2
+                ;;
+            --set)
+                [ $# -ge 2 ] || bad_input "--set needs a value"
+                given+=(--set "$2")
+                shift 2
+                ;;
+            *) bad_input "unknown argument $1" ;;
+        esac
+    done
+    overrides+=(${given[@]+"${given[@]}"})
+}
+
+announce() {
+    printf '\n== %s\n' "$*"
+}
+
+# Fetches what can be fetched. Where a domain is left out, the model gets one expert group less.
+fetch_text() {
+    "$python" -m pangu_sigma.data.samples "$samples"
+    local domain found=() sources=
+    for domain in "${all_domains[@]}"; do
+        [ -d "$samples/$domain" ] || continue
+        found+=("$domain")
+        sources+="${sources:+, }$domain: $samples/$domain"
+    done
+    if [ ${#found[@]} -lt ${#all_domains[@]} ]; then
+        echo "going on with: ${found[*]}"
+        overrides=(--set "data.prepare.sources={$sources}" --set "moe.num_groups=${#found[@]}"
+            --set "moe.num_experts=$((experts_per_group * ${#found[@]}))" ${overrides[@]+"${overrides[@]}"})
+    fi
+}
+
+# Finished runs stand only while nothing they came from has changed: configuration, options, data.
+discard_outdated_runs() {
+    local settings router
+    settings=$(pangu_sigma config --ranks "$workers" && cat "$(pangu_sigma config --ranks "$workers" --key data.path)/manifest.json")
+    if $fresh || [ "$settings" != "$(cat "$output/settings" 2>/dev/null)" ]; then
+        for router in "${routers[@]}"; do
+            if [ -e "$output/$router" ]; then echo "removing $output/$router: $($fresh && echo --fresh || echo other settings)"; fi
+            rm -rf "${output:?}/$router"
+        done
+        mkdir -p "$output"
+        printf '%s\n' "$settings" >"$output/settings"
+    fi
+}
+
+# A command of the project on this configuration: pangu_sigma COMMAND [OPTION ...]
+pangu_sigma() {
+    "$python" -m pangu_sigma "$1" "$config" ${overrides[@]+"${overrides[@]}"} "${@:2}"
+}
+
+train() {
+    local router=$1 status=0 bond=()
+    if [ -e "$output/$router/summary.json" ]; then
+        echo "finished earlier"
+        return
+    fi
+    # Should this script be killed, the launcher is told to end, and ends its workers.
+    if setpriv --pdeathsig TERM true 2>/dev/null; then bond=(setpriv --pdeathsig TERM); fi
+    ${bond[@]+"${bond[@]}"} bash scripts/train_msrun.sh --workers "$workers" "$config" ${overrides[@]+"${overrides[@]}"} \
+        --set "moe.router.type=$router" --set "train.output_dir=$output/$router" --set checkpoint.resume=auto || status=$?
+    if [ "$status" -ne 0 ]; then
+        [ "$status" -eq 130 ] || echo "quickstart.sh: error: training with router $router failed (status $status)" >&2
+        exit "$status"
+    fi
+}
+
+compare() {
+    local router folders=()
+    for router in "${routers[@]}"; do folders+=("$output/$router"); done
+    "$python" -m pangu_sigma summary "${folders[@]}" --output "$output/summary.json"
+    echo "also in $output/summary.json; took $((SECONDS / 60)) min $((SECONDS % 60)) s after installation"
+}
+
+parse_arguments "$@"
+cd "$repository"
+announce "Installing (MindSpore alone is a download of 0.8 GB)"
+# shellcheck disable=SC2119 # without extras
+make_environment
+SECONDS=0
+announce "Fetching text"
+fetch_text
+announce "Preparing data"
+pangu_sigma prepare
+discard_outdated_runs
+for number in "${!routers[@]}"; do
+    announce "Training with router ${routers[number]} ($((number + 1)) of ${#routers[@]})"
+    train "${routers[number]}"
+done
+announce "Comparison"
+compare
