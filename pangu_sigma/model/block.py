@@ -23,10 +23,12 @@ class Block(nn.Cell):
     Outputs: x <float32>[T, d]; what the feed-forward network reports.
     """
 
+    attention_kind = SelfAttention
+
     def __init__(self, shape: ModelShape, index: int, feed_forward: nn.Cell) -> None:
         super().__init__()
         self.attention_norm = LayerNorm(shape.hidden_size, shape.epsilon)
-        self.attention = SelfAttention(shape, salt=4 * index + 2)
+        self.attention = self.attention_kind(shape, salt=4 * index + 2)
         self.ffn_norm = LayerNorm(shape.hidden_size, shape.epsilon)
         self.feed_forward = feed_forward
         row = shape.sequence_length * shape.hidden_size
@@ -34,33 +36,28 @@ class Block(nn.Cell):
         self.ffn_dropout = SeededDropout(shape.hidden_dropout, row, salt=4 * index + 4)
 
     def construct(self, x: Tensor, mask: Tensor, tokens: Dict[str, Tensor], seeds: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
-        attended = self.attention(self.attention_norm(x), mask, seeds)
+        return self.add_to(x, self.attention(self.attention_norm(x), mask, seeds), tokens, seeds)
+
+    def add_to(self, x: Tensor, attended: Tensor, tokens: Dict[str, Tensor], seeds: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
+        """The residual sums, given what attention found."""
         x = x + ops.cast(self.attention_dropout(attended, seeds), dtype.float32)
         y, report = self.feed_forward(self.ffn_norm(x), tokens)
         return x + ops.cast(self.ffn_dropout(y, seeds), dtype.float32), report
 
 
-class QueryBlock(nn.Cell):
+class QueryBlock(Block):
     """PanGu-alpha's query layer: a block whose attention asks with a learned vector per position.
 
     Inputs: x <float32>[T, d]; positions <int32>[B, S]; the rest and the outputs as `Block`.
     """
 
+    attention_kind = QueryAttention
+
     def __init__(self, shape: ModelShape, index: int, feed_forward: nn.Cell) -> None:
-        super().__init__()
+        super().__init__(shape, index, feed_forward)
         self.top_query = constant((shape.sequence_length, shape.hidden_size), 0.0, "top_query")
-        self.attention_norm = LayerNorm(shape.hidden_size, shape.epsilon)
-        self.attention = QueryAttention(shape, salt=4 * index + 2)
-        self.ffn_norm = LayerNorm(shape.hidden_size, shape.epsilon)
-        self.feed_forward = feed_forward
-        row = shape.sequence_length * shape.hidden_size
-        self.attention_dropout = SeededDropout(shape.hidden_dropout, row, salt=4 * index + 3)
-        self.ffn_dropout = SeededDropout(shape.hidden_dropout, row, salt=4 * index + 4)
 
     def construct(self, x: Tensor, positions: Tensor, mask: Tensor, tokens: Dict[str, Tensor],
                   seeds: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
         query = ops.gather(self.top_query, positions.reshape(-1), 0)
-        attended = self.attention(query, self.attention_norm(x), mask, seeds)
-        x = x + ops.cast(self.attention_dropout(attended, seeds), dtype.float32)
-        y, report = self.feed_forward(self.ffn_norm(x), tokens)
-        return x + ops.cast(self.ffn_dropout(y, seeds), dtype.float32), report
+        return self.add_to(x, self.attention(query, self.attention_norm(x), mask, seeds), tokens, seeds)

@@ -22,6 +22,7 @@ from mindspore import Parameter, Tensor
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.errors import InputError
 from pangu_sigma.train.metrics import write_atomically
+from pangu_sigma.train.optimizer import is_expert_parameter
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -102,13 +103,9 @@ def _finished(root: Path) -> List[Tuple[int, Path]]:
     return sorted((int(number), path) for number, path in folders if number.isdigit())
 
 
-def _is_expert(parameter: Parameter) -> bool:
-    return ".experts." in parameter.name
-
-
 def _split(state: Sequence[Parameter], local_experts: Tuple[int, ...]) -> Tuple[Dict[str, np.ndarray], Dict[str, np.ndarray]]:
-    shared = {p.name: p.asnumpy() for p in state if not _is_expert(p)}
-    experts = {f"{p.name}@{e}": p.asnumpy()[i] for p in state if _is_expert(p) for i, e in enumerate(local_experts)}
+    shared = {p.name: p.asnumpy() for p in state if not is_expert_parameter(p)}
+    experts = {f"{p.name}@{e}": p.asnumpy()[i] for p in state if is_expert_parameter(p) for i, e in enumerate(local_experts)}
     return shared, experts
 
 
@@ -153,7 +150,7 @@ def _check_file(path: Path, size: int, digest: str) -> None:
 
 
 def _assemble(checkpoint: Checkpoint, where: Dict[str, str], parameter: Parameter, local_experts: Tuple[int, ...]) -> np.ndarray:
-    if _is_expert(parameter):
+    if is_expert_parameter(parameter):
         parts = _read(checkpoint, where, [f"{parameter.name}@{expert}" for expert in local_experts])
         value = np.stack(list(parts))
     else:

@@ -34,7 +34,7 @@ def test_layout_is_the_job_unless_given(networks):
 
 @pytest.mark.parametrize("moe, domains, expected", [
     ({"num_groups": 1}, 3, (0, 0, 0)),
-    ({"num_groups": 4}, 3, (0, 1, 2)),
+    ({"num_groups": 4}, 4, (0, 1, 2, 3)),
     ({"num_groups": 2, "domain_groups": [1, 0, 1]}, 3, (1, 0, 1)),
 ])
 def test_domain_groups(make_context, moe, domains, expected):
@@ -47,7 +47,7 @@ NODES_OF_ONE = {"layout": {"world_size": 4, "ranks_per_node": 1, "expert": 4}}
 @pytest.mark.parametrize("moe, domains, placement, expected", [
     ({"num_groups": 1}, 2, "shuffled", 8),
     ({"num_groups": 2}, 2, "shuffled", 8),
-    ({"num_groups": 4}, 2, "shuffled", 4),  # two of four groups have a domain
+    ({"num_groups": 4, "domain_groups": [0, 2]}, 2, "shuffled", 4),  # two of four groups have a domain
     ({"num_groups": 4, "domain_groups": [0, 0, 3]}, 3, "shuffled", 4),
     ({"num_groups": 4, **NODES_OF_ONE}, 4, "domain_by_node", 2),  # a node sees one group
     ({"num_groups": 2, **NODES_OF_ONE}, 2, "domain_by_node", 4),
@@ -112,6 +112,7 @@ def test_evaluation_has_slots_of_its_own(make_context):
     assert (layer.dispatcher.capacity, layer.evaluation_dispatcher.capacity) == (5, 9)
 
 
-def test_a_domain_without_a_group_is_refused(make_context):
+@pytest.mark.parametrize("groups, domains", [(2, 3), (4, 3)])
+def test_domains_and_groups_that_do_not_match_are_refused(make_context, groups, domains):
     with pytest.raises(InputError, match="domain_groups"):
-        build_sparse_layer(make_context({"num_groups": 2}, domains=3), 0)
+        build_sparse_layer(make_context({"num_groups": groups}, domains=domains), 0)
