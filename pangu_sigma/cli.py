@@ -8,25 +8,18 @@ import argparse
 import ctypes
 import os
 import signal
-import sys
-import threading
-import time
-import traceback
 from pathlib import Path
 from typing import Any, NoReturn, Optional, Sequence
 
 import yaml
 
-from locmoe_ops.errors import CollectiveError, InputError
+from locmoe_ops.errors import InputError
 from pangu_sigma.config.load import load_config, to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import check_paths, resolve_runtime, validate
+from pangu_sigma.reporting import SUCCESS, append_line, is_worker, rank, report_error
 
-SUCCESS, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-# msrun kills all ranks within a second of the first failure it sees; a failed rank stays this long so that its peers,
-# which fail for the same reason at nearly the same time, get to say so in their own words.
-_GRACE_S = 1.5
-_reporting = threading.Lock()
+INTERRUPTED = 130
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -38,47 +31,6 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 (the outermost handler)
         return report_error(error)
-
-
-def report_error(error: BaseException) -> int:
-    """Tells the user, once an error (one line; a traceback first if the error is none of the two they can act on).
-
-    Under the launcher the line goes to the job's `errors.log`, from which the launcher shows the first and gives
-    every rank's log its own. Returns the exit status that fits, there after a moment in which the peers can speak too.
-    """
-    status = BAD_INPUT if isinstance(error, InputError) else FAILURE
-    announce(error)
-    if status == FAILURE and _is_worker() and "LOCMOE_LOG_DIR" in os.environ:
-        time.sleep(_GRACE_S)
-    return status
-
-
-def announce(error: BaseException) -> None:
-    """Reports an error ahead of `report_error`, which then stays silent, from any thread."""
-    with _reporting:
-        if not getattr(error, "_told", False):
-            error._told = True  # type: ignore[attr-defined]
-            _tell(error)
-
-
-def _tell(error: BaseException) -> None:
-    status = BAD_INPUT if isinstance(error, InputError) else FAILURE
-    message = " ".join(str(error).split())
-    if not isinstance(error, (InputError, CollectiveError)):
-        traceback.print_exception(type(error), error, error.__traceback__)
-        message = f"{_rank_prefix()}{type(error).__name__}: {message}"
-    line = f"pangu-sigma: error: {message}"
-    folder = os.environ.get("LOCMOE_LOG_DIR")
-    if not (folder and _is_worker() and _append(Path(folder) / "errors.log", _rank(), str(status), line)):
-        print(line, file=sys.stderr, flush=True)
-
-
-def leave_now(error: BaseException) -> NoReturn:
-    """Reports the error and ends the process at once, from any thread, whatever the main thread is busy with."""
-    status = report_error(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -200,8 +152,8 @@ def _join_launcher() -> None:
     folder = os.environ.get("LOCMOE_LOG_DIR")
     if not folder or "MS_ROLE" not in os.environ:
         return
-    if _is_worker():
-        _append(Path(folder) / "workers.log", _rank(), str(os.getpid()))
+    if is_worker():
+        append_line(Path(folder) / "workers.log", rank(), str(os.getpid()))
     _end_with_parent()
 
 
@@ -212,25 +164,3 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
     except (OSError, AttributeError):  # another system: the mesh still notices that the parent is gone
         pass
-
-
-def _is_worker() -> bool:
-    return os.environ.get("MS_ROLE") == "MS_WORKER"
-
-
-def _rank() -> str:
-    return os.environ.get("RANK_ID", "0")
-
-
-def _rank_prefix() -> str:
-    return f"rank {_rank()}: " if _is_worker() else ""
-
-
-def _append(path: Path, *words: str) -> bool:
-    """Adds one line of tab-separated words; one write in append mode keeps several ranks' lines whole and in order."""
-    try:
-        with open(path, "ab", buffering=0) as log:
-            log.write(("\t".join(words) + "\n").encode("utf-8", "backslashreplace"))
-    except OSError:
-        return False
-    return True

@@ -15,6 +15,7 @@ from locmoe_ops.errors import InputError
 NAME = "summary.json"
 WIDTH = 79
 _NOT_MEASURED = "-"
+_LEGEND = "Medians over each run's second half. Bytes are what all ranks send in a step."
 
 
 class RunSummary(NamedTuple):
@@ -74,7 +75,7 @@ def table(runs: Sequence[RunSummary]) -> str:
     rows += [[run.router, *(_cell(column, run) for column in COLUMNS)] for run in runs]
     widths = [max(len(row[place]) for row in rows) for place in range(len(headers))]
     lines = ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) for row in rows]
-    return "\n".join([*lines[:2], "-" * len(lines[0]), *lines[2:], *_unigram_lines(runs)])
+    return "\n".join([*lines[:2], "-" * len(lines[0]), *lines[2:], "", *_unigram_lines(runs), _LEGEND])
 
 
 def _parse(path: Path) -> Any:
@@ -146,6 +147,6 @@ COLUMNS = (
     Column("kept on\nown node", "moe/local_fraction", "{:.1%}".format),
     Column("dropped\ntokens", "moe/drop_fraction", "{:.1%}".format),
     Column("load max\n/ mean", "moe/load_max_over_mean", "{:.2f}".format),
-    Column("bytes a step\ninside nodes", "comm/intra_node(B)", _bytes),
+    Column("inside\nnodes", "comm/intra_node(B)", _bytes),
     Column("between\nnodes", "comm/inter_node(B)", _bytes),
 )

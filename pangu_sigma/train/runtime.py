@@ -11,6 +11,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import resolve_runtime
+from pangu_sigma.reporting import announce, leave_now
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,6 @@ def _join(config: Config, rank: int, world_size: int) -> Mesh:
         bytes.fromhex(_from_launcher("LOCMOE_MESH_SECRET")), bind=os.environ["MS_SCHED_HOST"],
         join_timeout=config.runtime.join_timeout, collective_timeout=config.runtime.collective_timeout,
         parent_pid=os.getppid())
-    from pangu_sigma.cli import announce, leave_now
-
     mesh.on_failure = announce
     mesh.on_unnoticed = leave_now  # the main thread is deep in compiled code, or waits for something else
     return mesh

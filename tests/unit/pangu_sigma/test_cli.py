@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from locmoe_ops.errors import CollectiveError, InputError
-from pangu_sigma import cli
+from pangu_sigma import cli, reporting
 from pangu_sigma.config import Config, to_dict
 
 
@@ -53,7 +53,7 @@ def as_rank(monkeypatch, tmp_path):
     monkeypatch.setenv("MS_ROLE", "MS_WORKER")
     monkeypatch.setenv("RANK_ID", "3")
     monkeypatch.setenv("LOCMOE_LOG_DIR", str(tmp_path))
-    monkeypatch.setattr(cli, "_GRACE_S", 0.0)
+    monkeypatch.setattr(reporting, "_GRACE_S", 0.0)
     # The real one would tie the life of the test process to its parent's.
     monkeypatch.setattr(cli, "_end_with_parent", lambda: None)
     return tmp_path
@@ -149,7 +149,7 @@ def test_only_training_runs_under_msrun(config_file, as_rank):
 def test_leave_now_ends_a_busy_process():
     program = ("import threading, time\n"
                "from locmoe_ops.errors import CollectiveError\n"
-               "from pangu_sigma.cli import leave_now\n"
+               "from pangu_sigma.reporting import leave_now\n"
                "threading.Thread(target=leave_now, args=(CollectiveError('rank 0: lost rank 1'),)).start()\n"
                "time.sleep(600)\n")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
