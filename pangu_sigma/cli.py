@@ -82,6 +82,7 @@ _positive.__name__ = "positive integer"
 
 
 def _run(options: argparse.Namespace) -> int:
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings speak to its developers; its errors still show
     under_msrun = "MS_ROLE" in os.environ
     _join_launcher()
     if os.environ.get("MS_ROLE") == "MS_SCHED":

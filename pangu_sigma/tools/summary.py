@@ -118,7 +118,7 @@ def _unigram_lines(runs: Sequence[RunSummary]) -> List[str]:
         return []
     measured = [(run.router, run.metrics["valid/perplexity"]) for run in runs if run.metrics.get("valid/perplexity") is not None]
     ratios = ", ".join(f"{router} {perplexity / unigram:.2f}" for router, perplexity in measured)
-    text = f"unigram model on the same text: perplexity {unigram:.1f}" + (f"; of that, {ratios}" if ratios else "")
+    text = f"Unigram perplexity {unigram:.1f}" + (f"; ratio to it: {ratios}" if ratios else "")
     return textwrap.wrap(text, WIDTH)
 
 

@@ -46,18 +46,20 @@ class TrainingLoop:
         """Trains from step `start` (0: anew). `log` is None on every rank but the first."""
         train = self.config.train
         last = min(train.steps, train.stop_after or train.steps)
+        if log is not None and self.config.runtime.mode == "graph" and start < last:
+            print("compiling the step, which the first one waits for", flush=True)
         with tqdm(total=train.steps, initial=start, desc=self.config.moe.router.type, unit="step", ncols=79, mininterval=1.0,
                   disable=not self.runtime.is_first, file=sys.stdout) as bar:
             for step in range(start + 1, last + 1):
                 record = self._step(step)
+                bar.update()
                 if self._is_due(step, train.eval_interval):
                     record.update(self.validate())
                 if log is not None:
                     log.write(record)
-                    self._report(bar, record, step)
+                    self._report(record)
                 if self._is_due(step, self.config.checkpoint.interval):
                     self._save(step)
-                bar.update()
 
     def validate(self) -> Dict[str, float]:
         """Loss and perplexity on the fixed validation rows of all ranks; nothing where there are none."""
@@ -88,8 +90,8 @@ class TrainingLoop:
         save_checkpoint(self.output / "checkpoints", step, self.parts.state(), self.local_experts, to_dict(self.config),
                         self.runtime.collectives, self.config.checkpoint.keep)
 
-    def _report(self, bar: tqdm, record: Dict[str, Any], step: int) -> None:
-        if "valid/perplexity" in record or self._is_due(step, self.config.train.log_interval):
+    def _report(self, record: Dict[str, Any]) -> None:
+        if "valid/perplexity" in record or self._is_due(record["progress/step"], self.config.train.log_interval):
             tqdm.write(console_line(record, self.config.train.steps), file=sys.stdout)
 
 

@@ -62,8 +62,8 @@ def start_runtime(config: Config) -> Runtime:
         CollectiveError: a rank did not join before `runtime.join_timeout`.
     """
     resolved = resolve_runtime(config)
-    mode = ms.GRAPH_MODE if config.runtime.mode == "graph" else ms.PYNATIVE_MODE
-    ms.set_context(mode=mode, device_target="Ascend" if resolved.runtime.device == "ascend" else "CPU")
+    ms.set_device("Ascend" if resolved.runtime.device == "ascend" else "CPU")
+    ms.set_context(mode=ms.GRAPH_MODE if config.runtime.mode == "graph" else ms.PYNATIVE_MODE)
     rank, world_size = launched_rank(), launched_world_size()
     parallel = config.parallel
     topology = Topology(world_size, parallel.ranks_per_node or world_size, parallel.expert, parallel.tensor)

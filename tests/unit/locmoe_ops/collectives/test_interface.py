@@ -30,8 +30,18 @@ def test_the_mesh_must_be_of_this_job():
         mesh.close()
 
 
-def test_one_process_exchanges_with_itself():
+@pytest.fixture
+def pynative():
+    """Step by step, whatever mode other tests left, which gets it back."""
     import mindspore as ms
+    before = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield ms
+    ms.set_context(mode=before)
+
+
+def test_one_process_exchanges_with_itself(pynative):
+    ms = pynative
     collectives = create_collectives("local", ONE, 0)
     x = ms.Tensor(np.arange(6, dtype=np.float32).reshape(1, 6))
     for make in (collectives.all_to_all, collectives.all_gather, collectives.reduce_scatter, collectives.all_reduce,

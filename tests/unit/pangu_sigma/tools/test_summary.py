@@ -51,7 +51,7 @@ def test_each_metric_stands_in_its_column(write_run, capsys):
     for end, header in zip(ends, ("perplexity", "per s", "own node", "tokens", "/ mean", "nodes", "nodes")):
         assert lines[1][:end].endswith(header)
     # 312.04 and 624.08 are a quarter and half of 1248.16.
-    assert "perplexity 1248.2; of that, hash 0.25, switch 0.50" in lines[6]
+    assert lines[6] == "Unigram perplexity 1248.2; ratio to it: hash 0.25, switch 0.50"
 
 
 def test_the_table_fits_a_terminal_at_its_widest():
@@ -64,11 +64,11 @@ def test_the_table_fits_a_terminal_at_its_widest():
 def test_a_dense_run_without_validation_shows_what_it_has():
     text = table([_run("hash", unigram=None, **{"throughput/tokens_per_second": 10.0, "valid/perplexity": None})])
     assert text.splitlines()[3].split() == ["hash", "-", "10", "-", "-", "-", "-", "-"]
-    assert "unigram" not in text
+    assert "Unigram" not in text
 
 
 def test_runs_without_perplexity_still_show_the_unigram_line():
-    assert "perplexity 1000.0\n" in table([_run("hash")])
+    assert "\nUnigram perplexity 1000.0\n" in table([_run("hash")])
 
 
 def test_the_combined_file_holds_every_metric_by_router(write_run, tmp_path):
