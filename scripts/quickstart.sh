@@ -22,11 +22,12 @@ usage: bash scripts/quickstart.sh [OPTION ...]
 Installs the project (into the active virtual environment, else .venv), fetches a few MB of English, Chinese and code,
 trains a tokenizer, writes MindRecord, trains configs/quickstart.yaml on 4 msrun workers once with each router (hash,
 switch, locmoe) and prints how they compare. Runs go to runs/quickstart/<router>, the comparison to
-runs/quickstart/summary.json. Run again, it goes on where it was interrupted and trains nothing twice.
+runs/quickstart/summary.json. Run again, it goes on where it was interrupted and trains nothing twice; with other options or
+data it trains anew, and the earlier runs are kept in runs/quickstart_<n>.
 
   --steps N             optimizer steps of each run, the first fifth of them warm-up (default: as in the configuration)
   --set KEY.PATH=VALUE  override one key of the configuration for all routers; may be repeated
-  --fresh               train all routers anew, even if they are finished (text and data are kept)
+  --fresh               train all routers anew, even if they are finished
   --help                show this text
 
 Exit status: 0 success, 2 bad input, else that of the step that failed. Needs Python 3.9 to 3.12 with pip, 2 cores, 10 GB of
@@ -88,18 +89,19 @@ fetch_text() {
     fi
 }
 
-# Finished runs stand only while nothing they came from has changed: configuration, options, data.
-discard_outdated_runs() {
-    local settings router
+# Runs stand only while nothing they come from has changed: configuration, options, data. Others are put aside, not lost.
+put_outdated_runs_aside() {
+    local settings aside number=1
     settings=$(pangu_sigma config --ranks "$workers" && cat "$(pangu_sigma config --ranks "$workers" --key data.path)/manifest.json")
-    if $fresh || [ "$settings" != "$(cat "$output/settings" 2>/dev/null)" ]; then
-        for router in "${routers[@]}"; do
-            if [ -e "$output/$router" ]; then echo "removing $output/$router: $($fresh && echo --fresh || echo other settings)"; fi
-            rm -rf "${output:?}/$router"
-        done
-        mkdir -p "$output"
-        printf '%s\n' "$settings" >"$output/settings"
+    if ! $fresh && [ "$settings" == "$(cat "$output/settings" 2>/dev/null)" ]; then return; fi
+    if [ -e "$output" ]; then
+        while [ -e "${output}_$number" ]; do number=$((number + 1)); done
+        aside=${output}_$number
+        mv "$output" "$aside"
+        echo "the earlier runs are now in $aside"
     fi
+    mkdir -p "$output"
+    printf '%s\n' "$settings" >"$output/settings"
 }
 
 # A command of the project on this configuration: pangu_sigma COMMAND [OPTION ...]
@@ -140,7 +142,7 @@ announce "Fetching text"
 fetch_text
 announce "Preparing data"
 pangu_sigma prepare
-discard_outdated_runs
+put_outdated_runs_aside
 for number in "${!routers[@]}"; do
     announce "Training with router ${routers[number]} ($((number + 1)) of ${#routers[@]})"
     train "${routers[number]}"

@@ -52,6 +52,8 @@ class TrainingLoop:
                   disable=not self.runtime.is_first, file=sys.stdout) as bar:
             for step in range(start + 1, last + 1):
                 record = self._step(step)
+                if step == start + 1:
+                    bar.unpause()  # compiling does not count towards the time that is left
                 bar.update()
                 if self._is_due(step, train.eval_interval):
                     record.update(self.validate())
