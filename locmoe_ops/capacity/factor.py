@@ -1,4 +1,4 @@
-"""Expert capacity: how many slots an expert keeps for the tokens of one rank. Pure functions."""
+"""Expert capacity as a multiple of the evenly spread load."""
 
 import math
 from fractions import Fraction
@@ -25,9 +25,9 @@ def capacity_by_factor(tokens: int, top_k: int, experts_in_play: int, factor: fl
     Raises:
         InputError: a count below 1; a factor that is not a finite number above 0.
     """
-    _require_count("tokens", tokens)
-    _require_count("top_k", top_k)
-    _require_count("experts_in_play", experts_in_play)
+    require_count("tokens", tokens)
+    require_count("top_k", top_k)
+    require_count("experts_in_play", experts_in_play)
     if not (math.isfinite(factor) and factor > 0.0):
         raise InputError(f"capacity: factor is {factor!r}, expected a finite number above 0")
     exact_factor = Fraction(factor).limit_denominator(LARGEST_DENOMINATOR)
@@ -35,6 +35,7 @@ def capacity_by_factor(tokens: int, top_k: int, experts_in_play: int, factor: fl
     return max(1, min(int(tokens), slots))
 
 
-def _require_count(name: str, found: Any) -> None:
+def require_count(name: str, found: Any) -> None:
+    """Raises InputError where a count is not an integer of at least 1."""
     if found < 1 or found != int(found):
         raise InputError(f"capacity: {name} is {found!r}, expected an integer of at least 1")
