@@ -12,7 +12,10 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 
-GROUP_KINDS = ("world", "tp", "ep", "dp", "edp", "node", "rail")
+BASE_KINDS = ("world", "tp", "ep", "dp", "edp")
+# A group of a base kind, cut at node borders: `ep_node` holds its ranks on one node, `ep_rail` one rank of every node, those
+# with the same place among their node's ranks of the group. `node` and `rail` are those of the world.
+GROUP_KINDS = (*BASE_KINDS, "node", "rail", *(f"{kind}_{part}" for kind in BASE_KINDS[1:] for part in ("node", "rail")))
 PLACEMENT_KINDS = ("interleaved", "node_grouped")
 
 
@@ -92,14 +95,18 @@ class Topology:
 
     def _group_key(self, kind: str, rank: int) -> tuple[int, ...]:
         """What the members of a group of `kind` have in common."""
-        tp, ep, edp = self.tp_index(rank), self.ep_index(rank), self.edp_index(rank)
-        keys: dict[str, tuple[int, ...]] = {
-            "world": (), "tp": (edp, ep), "ep": (edp, tp), "dp": (tp,), "edp": (ep, tp),
-            "node": (self.node_of(rank),), "rail": (rank % self.ranks_per_node,),
-        }
-        if kind not in keys:
+        if kind not in GROUP_KINDS:
             raise InputError(f"topology: unknown group kind {kind!r}, expected one of {', '.join(GROUP_KINDS)}")
-        return keys[kind]
+        base, _, part = kind.rpartition("_") if "_" in kind else ("world", "", kind)
+        if part in BASE_KINDS:
+            tp, ep, edp = self.tp_index(rank), self.ep_index(rank), self.edp_index(rank)
+            keys: dict[str, tuple[int, ...]] = {"world": (), "tp": (edp, ep), "ep": (edp, tp), "dp": (tp,), "edp": (ep, tp)}
+            return keys[part]
+        node, common = self.node_of(rank), self._group_key(base, rank)
+        if part == "node":
+            return (*common, node)
+        before = range(node * self.ranks_per_node, rank)
+        return (*common, sum(self._group_key(base, other) == common for other in before))
 
 
 @lru_cache(maxsize=256)

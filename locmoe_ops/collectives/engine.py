@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,13 @@ NOTICE_SECONDS = 5.0
 _TICK_SECONDS = 0.25  # how late a deadline or a vanished launcher may be noticed
 _ENDING_TICK_SECONDS = 0.02
 _MAX_TEXT_BYTES = 1 << 16
+
+
+class Traffic(NamedTuple):
+    """What one cause has moved: bytes_sent <int64>[world_size] by destination; seconds of communication, idle, overlapped."""
+
+    bytes_sent: np.ndarray
+    seconds: np.ndarray
 
 
 class Engine:
@@ -58,8 +66,7 @@ class Engine:
         self._posted: dict[MessageKey, Operation] = {}
         self._unexpected: dict[MessageKey, memoryview] = {}
         self._sequences: dict[bytes, int] = {}
-        self._bytes_sent = np.zeros(world_size, np.int64)
-        self._seconds = np.zeros(3)
+        self._traffic: dict[str, Traffic] = {}
         self._launcher = LauncherWatch(parent_pid)
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = _wake_pair()
@@ -121,17 +128,22 @@ class Engine:
         """Peers to which messages of `operation` are still queued."""
         return {link.peer for link in self._links.values() if link.holds_messages_of(operation)}
 
-    def count_sent(self, peer: int, payload_bytes: int) -> None:
-        self._bytes_sent[peer] += payload_bytes
+    def count_sent(self, cause: str, peer: int, payload_bytes: int) -> None:
+        self._traffic_of(cause).bytes_sent[peer] += payload_bytes
 
     def forget(self, operation: Operation) -> None:
         self._operations.pop(id(operation), None)
         for key in operation.awaited:
             self._posted.pop(key, None)
 
-    def add_times(self, communication: float, idle: float, overlapped: float) -> None:
+    def add_times(self, cause: str, communication: float, idle: float, overlapped: float) -> None:
         with self._lock:
-            self._seconds += (communication, idle, overlapped)
+            self._traffic_of(cause).seconds[:] += (communication, idle, overlapped)
+
+    def _traffic_of(self, cause: str) -> Traffic:
+        if cause not in self._traffic:
+            self._traffic[cause] = Traffic(np.zeros(self.world_size, np.int64), np.zeros(3))
+        return self._traffic[cause]
 
     # Called by links, under the lock.
 

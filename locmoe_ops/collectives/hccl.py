@@ -7,7 +7,7 @@ from typing import Any
 from mindspore import nn, ops
 from mindspore.communication import GlobalComm, create_group
 
-from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes
+from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight
 from locmoe_ops.topology import Topology
 
 
@@ -36,6 +36,11 @@ class HcclCollectives(Collectives):
         }
         return _Primitive(*primitives[operation])
 
+    def _flight(self, group: str, ranks: tuple[int, ...], tag: str) -> Flight:
+        """The primitive where the exchange begins: on Ascend its stream runs beside the computation until the result is used."""
+        all_to_all = ops.AlltoAll(split_count=len(ranks), split_dim=0, concat_dim=0, group=self._group_name(group, ranks))
+        return Flight(_Forward(all_to_all), _Backward(all_to_all))
+
     def _group_name(self, group: str, ranks: tuple[int, ...]) -> str:
         if ranks not in self._names:
             name = f"locmoe_{group}_{ranks[0]}_{len(ranks)}"
@@ -47,11 +52,11 @@ class HcclCollectives(Collectives):
         if self.topology.world_size > 1:
             ops.Barrier(GlobalComm.WORLD_COMM_GROUP)()
 
-    def bytes_sent(self) -> BytesSent:
+    def bytes_sent(self, cause: str | None = None) -> BytesSent:
         """Not counted: the primitives move data without passing through this process's Python."""
         return BytesSent(0, 0, counted=False)
 
-    def times(self) -> CommunicationTimes:
+    def times(self, cause: str | None = None) -> CommunicationTimes:
         """Not measured; the profiler of MindSpore does."""
         return CommunicationTimes(0.0, 0.0)
 
@@ -72,6 +77,34 @@ class _Primitive(nn.Cell):
 
     def bprop(self, x: Any, out: Any, dout: Any) -> tuple[Any]:
         return (self.backward_exchange(dout),)
+
+
+class _Forward(nn.Cell):
+    """A primitive whose gradient has already been exchanged, by `_Backward`."""
+
+    def __init__(self, exchange: ops.Primitive) -> None:
+        super().__init__()
+        self.exchange = exchange
+
+    def construct(self, x: Any) -> Any:
+        return self.exchange(x)
+
+    def bprop(self, x: Any, out: Any, dout: Any) -> tuple[Any]:
+        return (dout,)
+
+
+class _Backward(nn.Cell):
+    """The identity, whose gradient is exchanged."""
+
+    def __init__(self, exchange: ops.Primitive) -> None:
+        super().__init__()
+        self.exchange = exchange
+
+    def construct(self, x: Any) -> Any:
+        return x
+
+    def bprop(self, x: Any, out: Any, dout: Any) -> tuple[Any]:
+        return (self.exchange(dout),)
 
 
 class _Sum(nn.Cell):

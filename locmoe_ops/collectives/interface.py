@@ -36,6 +36,17 @@ class CommunicationTimes(NamedTuple):
     overlapped_s: float = 0.0
 
 
+class Flight(NamedTuple):
+    """An all-to-all in two Cells, so that something else can be computed between them.
+
+    `start` maps the tensor to a stand-in of the same shape and dtype that only `wait` may look into; `wait` maps that to the
+    result. In the backward pass the gradient sets out in `wait` and is awaited in `start`.
+    """
+
+    start: nn.Cell
+    wait: nn.Cell
+
+
 class Collectives(ABC):
     """Makes Cells that exchange tensors within the named groups of a `Topology`.
 
@@ -55,6 +66,14 @@ class Collectives(ABC):
     def all_to_all(self, group: str, tag: str) -> nn.Cell:
         """(P, ...) -> (P, ...): slice i goes to the i-th rank of the group. Adjoint: all_to_all."""
         return self._cell_or_identity("all_to_all", group, tag)
+
+    def all_to_all_in_flight(self, group: str, tag: str) -> Flight:
+        """`all_to_all`, begun and awaited. Every start must be followed by one wait, in the order of the starts."""
+        ranks = self.topology.group_of(group, self.rank)
+        if len(ranks) == 1:
+            from mindspore import nn
+            return Flight(nn.Identity(), nn.Identity())
+        return self._flight(group, ranks, tag)
 
     def all_gather(self, group: str, tag: str) -> nn.Cell:
         """(n, ...) -> (P * n, ...): concatenated in group order. Adjoint: reduce_scatter."""
@@ -87,16 +106,20 @@ class Collectives(ABC):
         """The Cell of `operation` in a group of several ranks."""
 
     @abstractmethod
+    def _flight(self, group: str, ranks: tuple[int, ...], tag: str) -> Flight:
+        """The Cells of `all_to_all_in_flight` in a group of several ranks."""
+
+    @abstractmethod
     def barrier(self) -> None:
         """Returns when every rank of the world has called it."""
 
     @abstractmethod
-    def bytes_sent(self) -> BytesSent:
-        """Bytes of all collectives so far; cheap."""
+    def bytes_sent(self, cause: str | None = None) -> BytesSent:
+        """Bytes of the collectives so far whose tag begins with `cause` and a slash (None: of all); cheap."""
 
     @abstractmethod
-    def times(self) -> CommunicationTimes:
-        """Times of all collectives so far; cheap."""
+    def times(self, cause: str | None = None) -> CommunicationTimes:
+        """Times, likewise; cheap."""
 
     @abstractmethod
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mindspore import nn
 
-from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes
+from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 
@@ -20,13 +20,16 @@ class LocalCollectives(Collectives):
     def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
         raise AssertionError(f"{operation} {tag!r}: a group of one process has one rank, not {ranks}")
 
+    def _flight(self, group: str, ranks: tuple[int, ...], tag: str) -> Flight:
+        raise AssertionError(f"all_to_all {tag!r}: a group of one process has one rank, not {ranks}")
+
     def barrier(self) -> None:
         """Nobody to wait for."""
 
-    def bytes_sent(self) -> BytesSent:
+    def bytes_sent(self, cause: str | None = None) -> BytesSent:
         return BytesSent(0, 0)
 
-    def times(self) -> CommunicationTimes:
+    def times(self, cause: str | None = None) -> CommunicationTimes:
         return CommunicationTimes(0.0, 0.0)
 
     def close(self) -> None:

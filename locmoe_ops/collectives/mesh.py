@@ -21,7 +21,7 @@ from locmoe_ops.errors import InputError
 
 
 class MeshCounters(NamedTuple):
-    """Totals of this rank since it joined; see `interface.CommunicationTimes` for the times (seconds)."""
+    """What this rank has moved since it joined; see `interface.CommunicationTimes` for the times (seconds)."""
 
     bytes_sent: np.ndarray  # int64 (world_size,): payload bytes by destination
     communication_s: float
@@ -56,15 +56,24 @@ def join_mesh(rank: int, world_size: int, root: Address, secret: bytes, bind: st
 class Mesh(Engine):
     """Collectives of one rank. `start_*` begins one and returns its handle; the plain names also wait.
 
-    `ranks` lists the group in its order, the same on all members, and holds this rank. `tag` names the call site.
+    `ranks` lists the group in its order, the same on all members, and holds this rank. `tag` names the call site; what stands
+    before its first slash is the cause that traffic is counted by.
     `group` only makes errors readable. Arrays are of any plain dtype, equal in shape on all ranks, and are not copied:
     they must not change before `wait` returns. Results are new arrays. Methods may be called from any thread.
     """
 
     @property
     def counters(self) -> MeshCounters:
+        """Of all collectives."""
+        return self.counters_of(None)
+
+    def counters_of(self, cause: str | None) -> MeshCounters:
+        """Of the collectives whose tag begins with `cause` and a slash; None: of all."""
         with self._lock:
-            return MeshCounters(self._bytes_sent.copy(), *map(float, self._seconds))
+            counted = [traffic for name, traffic in self._traffic.items() if cause in (None, name)]
+            sent = sum((traffic.bytes_sent for traffic in counted), np.zeros(self.world_size, np.int64))
+            seconds = sum((traffic.seconds for traffic in counted), np.zeros(3))
+            return MeshCounters(sent, *map(float, seconds))
 
     def start_all_to_all(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> Operation:
         """(P, ...) -> (P, ...): slice i goes to the i-th rank."""
@@ -133,7 +142,7 @@ class Mesh(Engine):
             if self.failure is not None or self._closing:
                 raise self.error_of(title)
             sequence = self._sequences[key] = self._sequences.get(key, -1) + 1
-            operation = Operation(self, title, members, key, sequence)
+            operation = Operation(self, title, tag.partition("/")[0], members, key, sequence)
             self._launch(operation, getattr(algorithms, name)(operation, array, *details))
         return operation
 

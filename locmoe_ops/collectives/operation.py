@@ -33,8 +33,9 @@ class Operation:
     The array given to `start_*` must not change before `wait` returns.
     """
 
-    def __init__(self, engine: Engine, title: str, ranks: tuple[int, ...], key: bytes, sequence: int) -> None:
+    def __init__(self, engine: Engine, title: str, cause: str, ranks: tuple[int, ...], key: bytes, sequence: int) -> None:
         self.title = title
+        self.cause = cause
         self.ranks = ranks
         self.index = ranks.index(engine.rank)
         self.size = len(ranks)
@@ -65,7 +66,7 @@ class Operation:
         assert self._result is not None
         if not self._waited:
             self._waited = True
-            self._engine.add_times(*self._times(begin, time.monotonic()))
+            self._engine.add_times(self.cause, *self._times(begin, time.monotonic()))
         return self._result
 
     def missing_ranks(self) -> list[int]:
@@ -87,7 +88,7 @@ class Operation:
 
     def sent(self, link: Link, payload_bytes: int) -> None:
         self._unsent -= 1
-        self._engine.count_sent(link.peer, payload_bytes)
+        self._engine.count_sent(self.cause, link.peer, payload_bytes)
         self.advance()
 
     def unsendable(self) -> None:

@@ -9,6 +9,7 @@ equal inputs, on all ranks alike.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,9 @@ import numpy as np
 
 from mindspore import get_context, nn, ops, runtime
 
-from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes
+from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight
 from locmoe_ops.collectives.mesh import Mesh
+from locmoe_ops.collectives.operation import Operation
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 
@@ -56,16 +58,21 @@ class TcpCollectives(Collectives):
             _exchange(self.mesh, ADJOINTS[operation], group, ranks, f"{tag}/backward", details),
         )
 
+    def _flight(self, group: str, ranks: tuple[int, ...], tag: str) -> Flight:
+        forward = _started_and_awaited(self.mesh, group, ranks, tag)
+        backward = _started_and_awaited(self.mesh, group, ranks, f"{tag}/backward")
+        return Flight(_ExchangeCell(forward[0], backward[1]), _ExchangeCell(forward[1], backward[0]))
+
     def barrier(self) -> None:
         world = self.topology.group_of("world", self.rank)
         self.mesh.barrier(world, "barrier", "world")
 
-    def bytes_sent(self) -> BytesSent:
-        sent = self.mesh.counters.bytes_sent
+    def bytes_sent(self, cause: str | None = None) -> BytesSent:
+        sent = self.mesh.counters_of(cause).bytes_sent
         return BytesSent(int(sent[self._own_node].sum()), int(sent[~self._own_node].sum()))
 
-    def times(self) -> CommunicationTimes:
-        counters = self.mesh.counters
+    def times(self, cause: str | None = None) -> CommunicationTimes:
+        counters = self.mesh.counters_of(cause)
         return CommunicationTimes(counters.communication_s, counters.idle_s, counters.overlapped_s)
 
     def close(self) -> None:
@@ -101,6 +108,21 @@ def _exchange(mesh: Mesh, operation: str, group: str, ranks: tuple[int, ...], ta
         return collective(ranks, tag, array, group=group, **details)
 
     return ops.Custom(run, _output_shape(operation, len(ranks)), _same_dtype, func_type="pyfunc")
+
+
+def _started_and_awaited(mesh: Mesh, group: str, ranks: tuple[int, ...], tag: str) -> tuple[ops.Custom, ops.Custom]:
+    """The Python operations that begin an all-to-all and await it, first begun first awaited."""
+    running: deque[Operation] = deque()
+
+    def start(array: np.ndarray) -> np.ndarray:
+        # The graph may use the input's memory for something else as soon as this returns.
+        running.append(mesh.start_all_to_all(ranks, tag, array.copy(), group=group))
+        return np.empty_like(array)
+
+    def wait(stand_in: np.ndarray) -> np.ndarray:
+        return running.popleft().wait()
+
+    return tuple(ops.Custom(run, _output_shape("all_to_all", len(ranks)), _same_dtype, func_type="pyfunc") for run in (start, wait))
 
 
 def _output_shape(operation: str, size: int) -> Callable[[Any], list[int]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mindspore import ParameterTuple, Tensor, nn, ops
 
-from locmoe_ops.collectives import BytesSent, Collectives, CommunicationTimes, create_collectives
+from locmoe_ops.collectives import BytesSent, Collectives, CommunicationTimes, Flight, create_collectives
 from locmoe_ops.reference import LayerSpec
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.config.load import config_from_dict
@@ -103,13 +103,16 @@ class TwinCollectives(Collectives):
     def _cell(self, operation: str, group: str, ranks: Tuple[int, ...], tag: str, root: int) -> nn.Cell:
         return Doubling()
 
+    def _flight(self, group: str, ranks: Tuple[int, ...], tag: str) -> Flight:
+        return Flight(Doubling(), nn.Identity())
+
     def barrier(self) -> None:
         """Nobody else is there."""
 
-    def bytes_sent(self) -> BytesSent:
+    def bytes_sent(self, cause: Optional[str] = None) -> BytesSent:
         return BytesSent(0, 0, counted=False)
 
-    def times(self) -> CommunicationTimes:
+    def times(self, cause: Optional[str] = None) -> CommunicationTimes:
         return CommunicationTimes(0.0, 0.0)
 
     def close(self) -> None:
