@@ -27,6 +27,22 @@ def load_balancing_loss(counts: Tensor, probabilities: Tensor, num_groups: int) 
     return products.sum() * per_group / ops.maximum(tokens.sum(), _TINY)
 
 
+def topology_loss(counts: Tensor, probabilities: Tensor, shares: Tensor, num_groups: int) -> Tensor:
+    """`sum_i f_i P_i / c_i` (the topology loss of TA-MoE, arXiv 2302.09915), averaged over the tokens of all segments and groups.
+
+    With f = P it is smallest, and 1, where the distribution of assignments is the target c: by Cauchy-Schwarz
+    `sum f_i^2 / c_i >= (sum f_i)^2 / sum c_i`. The paper normalises its penalties 1/c_i without saying how; this scale makes
+    equal targets the load-balancing loss itself.
+
+    Args:
+        counts, probabilities, num_groups: as of `load_balancing_loss`.
+        shares: <float32>[S, E], c: of the tokens of a segment and group, the share meant for each expert; above 0, sum 1 a group.
+
+    Returns: <float32> scalar.
+    """
+    return load_balancing_loss(counts, probabilities / (shares * (counts.shape[1] // num_groups)), num_groups)
+
+
 def locality_loss(probabilities: Tensor, local: Tensor, num_groups: int, smoothing: float) -> Tensor:
     """`KL(D_c || D_l)` in nats (LocMoE Eq. 6), averaged over the tokens of all nodes and groups.
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from locmoe_ops.reference import losses
 from locmoe_ops.reference.experts import expert_gradients, expert_output
-from locmoe_ops.reference.routing import Routing, combine_weight, gate_gradients, route
+from locmoe_ops.reference.routing import Routing, combine_weight, gate_gradients, route, through_weights
 from locmoe_ops.reference.slots import keep_within_capacity
 from locmoe_ops.reference.spec import (
     LayerGradients,
@@ -95,6 +95,7 @@ def _plan(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[RankToke
         routing = route(spec, parameters, tokens)
         # The gate weight ranks the assignments even where it does not scale the output.
         kept = keep_within_capacity(routing.expert, routing.gate_weight, spec.capacity, spec.drop_priority)
+        kept &= routing.expert < spec.num_experts
         plans.append(_Plan(tokens, routing, combine_weight(spec, routing), kept))
     return plans
 
@@ -119,7 +120,7 @@ def _add_expert_gradients(
 
     Returns the gradient that reaches the probabilities (T,n) through the gate weights.
     """
-    probability_gradient = np.zeros(plan.routing.probability.shape)
+    weight_gradient = np.zeros(plan.weight.shape)
     for t, choice, expert in plan.kept_assignments():
         x = plan.tokens.x[t].astype(np.float64)
         part = expert_gradients(parameters, spec.activation, expert, x, plan.weight[t, choice] * output_gradient[t])
@@ -130,8 +131,8 @@ def _add_expert_gradients(
         total.b2[expert] += part.b2
         if spec.scale_by_gate:
             output = expert_output(parameters, spec.activation, expert, x)
-            probability_gradient[t, expert % spec.experts_per_group] += np.dot(output_gradient[t], output)
-    return probability_gradient
+            weight_gradient[t, choice] = np.dot(output_gradient[t], output)
+    return through_weights(spec, plan.routing, weight_gradient)
 
 
 def _zero_gradients(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[RankTokens]) -> LayerGradients:
@@ -149,8 +150,9 @@ def _statistics(spec: LayerSpec, plans: Sequence[_Plan]) -> LayerStats:
     tokens_per_expert = np.zeros(spec.num_experts, np.int64)
     assignments = kept = local = 0
     for plan in plans:
-        assignments += plan.routing.expert.size
-        for expert in plan.routing.expert.ravel():
+        taken_up = plan.routing.expert[plan.routing.expert < spec.num_experts]
+        assignments += taken_up.size
+        for expert in taken_up:
             tokens_per_expert[expert] += 1
         for t, _, expert in plan.kept_assignments():
             kept += 1

@@ -27,20 +27,23 @@ class Cell(NamedTuple):
 
 
 def aux_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
-    """L_aux = alpha * sum over cells of (share of the tokens) * n * sum_i f_i P_i (LocMoE Eq. 5 within each cell)."""
+    """L_aux = alpha * sum over cells of (share of the tokens) * sum_i f_i P_i / c_i.
+
+    c is the share of a cell's tokens meant for expert i: 1/n (LocMoE Eq. 5 within each cell), or as the links say (ta_moe).
+    """
     if spec.router == "hash":
         return 0.0
     total = _count_tokens(ranks)
     loss = 0.0
-    for cell in _cells(spec, spec.statistics, ranks, routings).values():
+    for key, cell in _cells(spec, _aux_scope(spec), ranks, routings).items():
         fraction, mean = cell.chosen / cell.tokens, cell.probability / cell.tokens
-        loss += cell.tokens / total * spec.experts_per_group * float(np.dot(fraction, mean))
+        loss += cell.tokens / total * float(np.dot(fraction / meant_shares(spec, *key), mean))
     return spec.alpha * loss
 
 
 def locality_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
     """L_loc = mu * sum over (node, group) of (share of the tokens) * KL(D_c || D_l), in nats (LocMoE Eq. 6)."""
-    if spec.router != "locmoe":
+    if spec.router not in ("locmoe", "etr"):
         return 0.0
     total = _count_tokens(ranks)
     loss = 0.0
@@ -56,22 +59,32 @@ def aux_loss_gradient(spec: LayerSpec, ranks: Ranks, routings: Routings) -> list
     slopes = {}
     total = _count_tokens(ranks)
     if spec.router != "hash":
-        for key, cell in _cells(spec, spec.statistics, ranks, routings).items():
-            slopes[key] = spec.alpha * spec.experts_per_group * cell.chosen / (cell.tokens * total)
-    return _spread(spec, spec.statistics, ranks, routings, slopes)
+        for key, cell in _cells(spec, _aux_scope(spec), ranks, routings).items():
+            slopes[key] = spec.alpha * cell.chosen / meant_shares(spec, *key) / (cell.tokens * total)
+    return _spread(spec, _aux_scope(spec), ranks, routings, slopes)
 
 
 def locality_loss_gradient(spec: LayerSpec, ranks: Ranks, routings: Routings) -> list[np.ndarray]:
     """Gradient of `locality_loss` with respect to each rank's probabilities (T,n)."""
     slopes = {}
     total = _count_tokens(ranks)
-    if spec.router == "locmoe":
+    if spec.router in ("locmoe", "etr"):
         for key, cell in _cells(spec, "node", ranks, routings).items():
             current, localised = cell.probability / cell.tokens, localised_distribution(spec, *key)
             # Where D_c is 0 every probability is 0 and softmax passes nothing back: any finite slope will do.
             safe = np.where(current > 0.0, current, 1.0)
             slopes[key] = spec.mu / total * (np.log(safe / localised) + 1.0)
     return _spread(spec, "node", ranks, routings, slopes)
+
+
+def meant_shares(spec: LayerSpec, segment: int, group: int) -> np.ndarray:
+    """c (n,) float64: equal shares; of ta_moe, in proportion to the bandwidth between the segment's node and the experts."""
+    size = spec.experts_per_group
+    if spec.router != "ta_moe":
+        return np.full(size, 1.0 / size)
+    node = spec.layout.node_of(segment) if spec.statistics == "rank" else segment
+    bandwidth = np.array([spec.bandwidth_ratio if spec.is_local(node, group * size + i) else 1.0 for i in range(size)])
+    return bandwidth / bandwidth.sum()
 
 
 def localised_distribution(spec: LayerSpec, node: int, group: int) -> np.ndarray:
@@ -86,6 +99,11 @@ def localised_distribution(spec: LayerSpec, node: int, group: int) -> np.ndarray
     return (1.0 - spec.smoothing) * local / local.sum() + spec.smoothing / size
 
 
+def _aux_scope(spec: LayerSpec) -> str:
+    """The targets of ta_moe belong to nodes: its statistics cannot be wider."""
+    return "node" if spec.router == "ta_moe" and spec.statistics == "global" else spec.statistics
+
+
 def _segment(spec: LayerSpec, scope: str, home: int) -> int:
     return {"rank": home, "node": spec.layout.node_of(home), "global": 0}[scope]
 
@@ -98,8 +116,9 @@ def _cells(spec: LayerSpec, scope: str, ranks: Ranks, routings: Routings) -> dic
         for t in range(len(tokens.x)):
             key = _segment(spec, scope, int(tokens.home[t])), int(routing.group[t])
             cell = cells.get(key, Cell(0, np.zeros(size), np.zeros(size)))
-            for expert in routing.expert[t]:
-                cell.chosen[expert % size] += 1.0 / spec.top_k
+            counted = routing.choice[t, :1] if spec.router == "gshard" else routing.choice[t]
+            for i in counted:
+                cell.chosen[i] += 1.0 / len(counted)
             cells[key] = Cell(cell.tokens + 1, cell.chosen, cell.probability + routing.probability[t])
     return cells
 

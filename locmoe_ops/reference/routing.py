@@ -1,5 +1,6 @@
 """Which experts each token of one rank is sent to, and the way back from probabilities to gate and tokens."""
 
+import math
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -13,8 +14,9 @@ class Routing(NamedTuple):
 
     group: np.ndarray  # (T,) int64; expert group of the token's domain
     probability: np.ndarray  # (T,n) float64 over the experts of the token's group; hash: 1 on the chosen one
-    expert: np.ndarray  # (T,k) int64; global expert ids, best first
-    gate_weight: np.ndarray  # (T,k) float64; the chosen experts' probabilities
+    choice: np.ndarray  # (T,k) int64; chosen experts as indices into the group, best first
+    expert: np.ndarray  # (T,k) int64; global expert ids of the same; E where a choice is not taken up
+    gate_weight: np.ndarray  # (T,k) float64; the chosen experts' probabilities; gshard: over their sum, 0 if not taken up
 
 
 def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> Routing:
@@ -23,23 +25,38 @@ def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> R
     Ties go to the expert of lower index.
     """
     count, size = len(tokens.x), spec.experts_per_group
-    group = np.zeros(count, np.int64)
+    group = np.array([spec.domain_groups[domain] for domain in tokens.domain], np.int64)
     probability = np.zeros((count, size))
-    expert = np.zeros((count, spec.top_k), np.int64)
-    gate_weight = np.zeros((count, spec.top_k))
+    choice = np.zeros((count, spec.top_k), np.int64)
     for t in range(count):
-        group[t] = spec.domain_groups[tokens.domain[t]]
         probability[t] = _token_probability(spec, parameters, tokens, t, group[t])
-        ranking = np.argsort(-probability[t], kind="stable")
-        for choice, i in enumerate(ranking[: spec.top_k]):
-            expert[t, choice] = group[t] * size + i
-            gate_weight[t, choice] = probability[t, i]
-    return Routing(group, probability, expert, gate_weight)
+        choice[t] = _picks(spec, probability[t], _local_to(spec, tokens, t, group[t]))
+    if spec.router == "faster_moe":
+        _keep_home(spec, tokens, group, probability, choice)
+    expert = choice + (group * size)[:, None]
+    gate_weight = np.take_along_axis(probability, choice, axis=1)
+    if spec.router == "gshard":
+        gate_weight /= gate_weight.sum(axis=1, keepdims=True)
+        absent = np.zeros(count, bool) if tokens.chance is None else 2.0 * gate_weight[:, 1] <= tokens.chance
+        expert[absent, 1], gate_weight[absent, 1] = spec.num_experts, 0.0
+    return Routing(group, probability, choice, expert, gate_weight)
 
 
 def combine_weight(spec: LayerSpec, routing: Routing) -> np.ndarray:
     """(T,k) float64: the factor on each chosen expert's output."""
     return routing.gate_weight if spec.scale_by_gate else np.ones_like(routing.gate_weight)
+
+
+def through_weights(spec: LayerSpec, routing: Routing, weight_gradient: np.ndarray) -> np.ndarray:
+    """From the gradient of the gate weights (T,k), 0 where a choice is not taken up, to that of the probabilities (T,n)."""
+    gradient = np.zeros(routing.probability.shape)
+    for t, chosen in enumerate(routing.choice):
+        of_chosen = weight_gradient[t]
+        if spec.router == "gshard":  # w_i = p_i / s with s the sum over the chosen: dw_j/dp_i = (1 if i = j) / s - p_j / s^2
+            p = routing.probability[t, chosen]
+            of_chosen = of_chosen / p.sum() - np.dot(of_chosen, p) / p.sum() ** 2
+        gradient[t, chosen] = of_chosen
+    return gradient
 
 
 def grap_weights(experts: int, hidden: int) -> np.ndarray:
@@ -73,6 +90,9 @@ def gate_gradients(
         value_gradient = p * (p_gradient - np.dot(p, p_gradient))
         if spec.router == "locmoe":
             value_gradient = np.where(rows @ x > 0.0, value_gradient, 0.0)
+        if spec.router == "etr":
+            x_gradient[t] = _cosine_gradient(rows, x, value_gradient / spec.temperature)
+            continue
         x_gradient[t] = rows.T @ value_gradient
         if gate_gradient is not None:
             first = routing.group[t] * spec.experts_per_group
@@ -87,9 +107,12 @@ def _token_probability(
     if spec.router == "hash":
         assert parameters.table is not None
         return np.eye(spec.experts_per_group)[parameters.table[group, tokens.token_ids[t]]]
-    values = _gate_rows(spec, parameters, group) @ tokens.x[t].astype(np.float64)
+    rows, x = _gate_rows(spec, parameters, group), tokens.x[t].astype(np.float64)
+    values = rows @ x
     if spec.router == "locmoe":
         values = np.maximum(values, 0.0)  # LocMoE Eq. 2
+    if spec.router == "etr":
+        values = values / (np.linalg.norm(rows, axis=1) * _length(x)) / spec.temperature
     exponentials = np.exp(values - values.max())
     return exponentials / exponentials.sum()
 
@@ -101,3 +124,54 @@ def _gate_rows(spec: LayerSpec, parameters: LayerParameters, group: int) -> np.n
         return grap_weights(size, parameters.w1.shape[1])
     assert parameters.gate is not None
     return parameters.gate[group * size : (group + 1) * size].astype(np.float64)
+
+
+def _length(x: np.ndarray) -> float:
+    return math.sqrt(float(x @ x) + 1e-12)  # a token of zeros has cosine 0 to everything
+
+
+def _cosine_gradient(rows: np.ndarray, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """(d,): from the gradient (n,) of the cosines between x and the rows to that of x."""
+    units, length = rows / np.linalg.norm(rows, axis=1, keepdims=True), _length(x)
+    return units.T @ gradient / length - np.dot(gradient, units @ x) * x / length**3
+
+
+def _local_to(spec: LayerSpec, tokens: RankTokens, t: int, group: int) -> np.ndarray:
+    """(n,) bool: the experts of the group that are on token t's home node."""
+    node, first = spec.layout.node_of(int(tokens.home[t])), group * spec.experts_per_group
+    return np.array([spec.is_local(node, first + i) for i in range(spec.experts_per_group)])
+
+
+def _picks(spec: LayerSpec, probability: np.ndarray, local: np.ndarray) -> list[int]:
+    """The k experts of one token, one after another."""
+    left, picks = list(range(len(probability))), []
+    for _ in range(spec.top_k):
+        picks.append(_pick(spec, probability, local, left))
+        left.remove(picks[-1])
+    return picks
+
+
+def _pick(spec: LayerSpec, probability: np.ndarray, local: np.ndarray, left: list[int]) -> int:
+    score = probability
+    if spec.local_term == "bias":
+        score = probability + spec.local_strength * local
+    if spec.local_term == "margin":
+        enough = (1.0 - spec.local_strength) * max(probability[i] for i in left)
+        left = [i for i in left if local[i] and probability[i] > enough] or left
+    return min(left, key=lambda i: (-score[i], i))
+
+
+def _keep_home(spec: LayerSpec, tokens: RankTokens, group: np.ndarray, probability: np.ndarray, choice: np.ndarray) -> None:
+    """FasterMoE's cap: replaces in `choice` (T,k) those of tokens that may not leave their node."""
+    losses: dict[int, list[tuple[float, int]]] = {}  # home -> (minus what staying costs, token) of tokens that want to leave
+    at_home = choice.copy()
+    for t in range(len(choice)):
+        local = _local_to(spec, tokens, t, group[t])
+        at_home[t] = sorted(range(len(local)), key=lambda i: (not local[i], -probability[t, i], i))[: spec.top_k]
+        if not local[choice[t]].all():
+            cost = probability[t, choice[t]].sum() - probability[t, at_home[t]].sum()
+            losses.setdefault(int(tokens.home[t]), []).append((-cost, t))
+    for home, leaving in losses.items():
+        allowed = math.floor(spec.max_remote_fraction * int((tokens.home == home).sum()) + 1e-3)
+        for _, t in sorted(leaving)[allowed:]:
+            choice[t] = at_home[t]

@@ -15,8 +15,9 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.reference.activations import ACTIVATIONS
 from locmoe_ops.topology import ExpertPlacement, Topology
 
-ROUTERS = ("hash", "switch", "locmoe")
+ROUTERS = ("hash", "switch", "locmoe", "gshard", "faster_moe", "ta_moe", "etr")
 GATES = ("grap", "dense")
+LOCAL_TERMS = ("none", "bias", "margin")
 STATISTICS = ("rank", "node", "global")
 PRIORITIES = ("position", "weight")
 
@@ -33,7 +34,7 @@ class LayerSpec:
     layout: Topology
     placement: ExpertPlacement
     capacity: int  # slots per (simulated source rank, expert)
-    router: str = "locmoe"  # hash | switch | locmoe
+    router: str = "locmoe"  # one of ROUTERS
     gate: str = "grap"  # grap | dense; of the locmoe router only
     domain_groups: tuple[int, ...] = (0,)  # expert group of each domain
     top_k: int = 1
@@ -44,6 +45,11 @@ class LayerSpec:
     alpha: float = 0.01  # weight of L_aux
     mu: float = 0.01  # weight of L_loc
     smoothing: float = 0.1  # share of D_l that is spread over all experts of the group
+    local_term: str = "none"  # none | bias | margin
+    local_strength: float = 0.0  # of the local term; 0..1
+    max_remote_fraction: float = 1.0  # faster_moe: share of a home's tokens that may leave its node
+    bandwidth_ratio: float = 1.0  # ta_moe: of a link inside a node to one between nodes
+    temperature: float = 1.0  # etr: divides cosines
 
     def __post_init__(self) -> None:
         _require_choice("router", self.router, ROUTERS)
@@ -51,8 +57,9 @@ class LayerSpec:
         _require_choice("activation", self.activation, tuple(ACTIVATIONS))
         _require_choice("drop_priority", self.drop_priority, PRIORITIES)
         _require_choice("statistics", self.statistics, STATISTICS)
-        most = 1 if self.router == "hash" else self.experts_per_group
-        _require(1 <= self.top_k <= most, "top_k", self.top_k, f"1..{most} ({self.router} router)")
+        _require_choice("local_term", self.local_term, LOCAL_TERMS)
+        least, most = {"hash": (1, 1), "gshard": (2, 2)}.get(self.router, (1, self.experts_per_group))
+        _require(least <= self.top_k <= most, "top_k", self.top_k, f"{least}..{most} ({self.router} router)")
         _require(self.capacity >= 1, "capacity", self.capacity, "at least 1")
         _require(0.0 < self.smoothing <= 1.0, "smoothing", self.smoothing, "above 0, at most 1")
         known = all(0 <= group < self.num_groups for group in self.domain_groups)
@@ -75,7 +82,7 @@ class LayerSpec:
     @property
     def learns_gate(self) -> bool:
         """Whether the router owns a weight matrix (E,d)."""
-        return self.router == "switch" or (self.router == "locmoe" and self.gate == "dense")
+        return self.router in ("switch", "gshard", "faster_moe", "ta_moe") or (self.router == "locmoe" and self.gate == "dense")
 
     def is_local(self, node: int, expert: int) -> bool:
         """Whether a rank of `node` finds `expert` on its own node, within its own expert-parallel group."""
@@ -104,6 +111,7 @@ class RankTokens:
     token_ids: np.ndarray  # (T,) int
     domain: np.ndarray  # (T,) int
     home: np.ndarray  # (T,) int; rank of `LayerSpec.layout`
+    chance: Optional[np.ndarray] = None  # (T,) float in [0, 1): decides on gshard's second choices; None: all are taken
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,7 @@ class LayerResult:
     aux_loss: float
     locality_loss: float
     stats: LayerStats
-    expert: tuple[np.ndarray, ...]  # (T,k) int64; global expert ids, best first
+    expert: tuple[np.ndarray, ...]  # (T,k) int64; global expert ids, best first; E: a choice that was not taken up
     weight: tuple[np.ndarray, ...]  # (T,k) float64; factor on the expert's output, 1 without scale_by_gate
     kept: tuple[np.ndarray, ...]  # (T,k) bool
 

@@ -1,8 +1,32 @@
 """Level-2 routers: which expert of its group a token goes to."""
 
 from locmoe_ops.routers.base import Router, RoutingShape
-from locmoe_ops.routers.gated import LocMoERouter, SwitchRouter
+from locmoe_ops.routers.etr import CosineGate, ETRRouter
+from locmoe_ops.routers.faster_moe import FasterMoERouter
+from locmoe_ops.routers.gated import LocMoERouter, LossWeights, SwitchRouter
 from locmoe_ops.routers.gates import DenseGate, GrAPGate, grap_weights
+from locmoe_ops.routers.gshard import GShardRouter
 from locmoe_ops.routers.hash import HashRouter
+from locmoe_ops.routers.local_term import LocalTerm, local_strength, set_local_strength
+from locmoe_ops.routers.ta_moe import TAMoERouter, bandwidth_shares
 
-__all__ = ["DenseGate", "GrAPGate", "HashRouter", "LocMoERouter", "Router", "RoutingShape", "SwitchRouter", "grap_weights"]
+__all__ = [
+    "CosineGate",
+    "DenseGate",
+    "ETRRouter",
+    "FasterMoERouter",
+    "GShardRouter",
+    "GrAPGate",
+    "HashRouter",
+    "LocMoERouter",
+    "LocalTerm",
+    "LossWeights",
+    "Router",
+    "RoutingShape",
+    "SwitchRouter",
+    "TAMoERouter",
+    "bandwidth_shares",
+    "grap_weights",
+    "local_strength",
+    "set_local_strength",
+]

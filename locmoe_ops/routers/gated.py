@@ -1,6 +1,7 @@
 """Routers that choose by a gate's probabilities: Switch and LocMoE."""
 
-from typing import Dict, Tuple
+from dataclasses import dataclass
+from typing import Dict, Optional, Tuple
 
 from mindspore import Tensor, dtype, nn, ops
 
@@ -9,6 +10,7 @@ from locmoe_ops.losses import load_balancing_loss, locality_loss
 from locmoe_ops.random import SeededUniform
 from locmoe_ops.routers.base import Router, RoutingShape, SegmentSums, local_experts_of_nodes, one_hot, segment_count
 from locmoe_ops.routers.gates import DenseGate, GrAPGate
+from locmoe_ops.routers.local_term import LocalTerm
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 
@@ -17,13 +19,18 @@ class GatedRouter(Router):
 
     1. Gate values in float32, whatever the model computes in.
     2. `score` (subclasses): what enters the softmax.
-    3. The k largest probabilities; of equal ones the expert with the lower index.
+    3. The k largest probabilities, or what a local term makes of them; of equal ones the expert with the lower index.
+
+    Args:
+        local_term: preference for experts on the token's own node when experts are picked; None: there is none.
     """
 
-    def __init__(self, shape: RoutingShape, gate: nn.Cell) -> None:
+    def __init__(self, shape: RoutingShape, gate: nn.Cell, local_term: Optional[LocalTerm] = None) -> None:
         super().__init__(shape)
         self.gate = gate
         self.softmax = ops.Softmax(-1)
+        self.prefers_local = local_term is not None
+        self.local_term = nn.Identity() if local_term is None else local_term
 
     def score(self, values: Tensor) -> Tensor:
         """Gate values <float32>[T, n] -> scores <float32>[T, n]."""
@@ -33,20 +40,37 @@ class GatedRouter(Router):
         """What the gate sees: <float32>[T, d] <- <float>[T, d]."""
         return ops.cast(x, dtype.float32)
 
-    def choose(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+    def probabilities(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
+        """<float32>[T, n] <- <float>[T, d]"""
         values = self.gate(self.prepare(x, tokens), one_hot(tokens["group"], self.num_groups))
-        probabilities = self.softmax(self.score(values))
+        return self.softmax(self.score(values))
+
+    def choose(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+        probabilities = self.probabilities(x, tokens)
+        choice, weight = self.pick(ops.stop_gradient(probabilities), probabilities, tokens)
+        return choice, weight, probabilities
+
+    def pick(self, scores: Tensor, probabilities: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
+        """The k best by `scores` <float32>[T, n], constants in [0, 3] -> choice <int32>[T, k], and the probabilities of the
+        chosen as weight <float32>[T, k].
+        """
         choices, weights = [], []
-        rest = ops.stop_gradient(probabilities)
+        rest = scores
         for _ in range(self.top_k):
-            choice = ops.cast(ops.argmax(rest, -1), dtype.int32)
+            choice = ops.cast(ops.argmax(self.preferred(rest, tokens), -1), dtype.int32)
             chosen = one_hot(choice, self.per_group)
             choices.append(choice.reshape(-1, 1))
             weights.append((probabilities * chosen).sum(-1, keepdims=True))
-            rest = rest - chosen * 2.0  # below every probability: never chosen again
+            rest = rest - chosen * 4.0  # below every score: never chosen again
         if self.top_k == 1:
-            return choices[0], weights[0], probabilities
-        return ops.concat(choices, 1), ops.concat(weights, 1), probabilities
+            return choices[0], weights[0]
+        return ops.concat(choices, 1), ops.concat(weights, 1)
+
+    def preferred(self, rest: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
+        """What is left to pick from <float32>[T, n] -> what the next pick is made by."""
+        if not self.prefers_local:
+            return rest
+        return self.local_term(rest, tokens["home"], tokens["group"])
 
 
 class SwitchRouter(GatedRouter):
@@ -55,12 +79,13 @@ class SwitchRouter(GatedRouter):
     Args:
         aux_loss_weight: alpha. statistics: segment of the loss's f and P (see `SegmentSums`).
         jitter: the gate's input is multiplied by uniform(1 - jitter, 1 + jitter) in training.
-        salt: tells the jitter of layers apart.
+        salt: tells the jitter of layers apart. local_term: see `GatedRouter`.
     """
 
     def __init__(self, shape: RoutingShape, layout: Topology, collectives: Collectives, tag: str, statistics: str = "global",
-                 aux_loss_weight: float = 0.01, jitter: float = 0.0, salt: int = 0) -> None:
-        super().__init__(shape, DenseGate(shape.num_experts, shape.num_groups, shape.hidden_size))
+                 aux_loss_weight: float = 0.01, jitter: float = 0.0, salt: int = 0,
+                 local_term: Optional[LocalTerm] = None) -> None:
+        super().__init__(shape, DenseGate(shape.num_experts, shape.num_groups, shape.hidden_size), local_term)
         self.aux_loss_weight = aux_loss_weight
         self.jitter = jitter
         self.uniform = SeededUniform(shape.hidden_size, salt) if jitter > 0.0 else nn.Identity()
@@ -77,33 +102,36 @@ class SwitchRouter(GatedRouter):
         return load_balancing_loss(counts, sums, self.num_groups) * self.aux_loss_weight, Tensor(0.0, dtype.float32)
 
 
-class LocMoERouter(GatedRouter):
-    """LocMoE's router (arXiv 2401.13920, Eq. 1-7): softmax of ReLU'd gate values, load-balancing and locality losses.
+@dataclass(frozen=True)
+class LossWeights:
+    """alpha of the load-balancing loss, mu of the locality loss and its smoothing (see `losses.locality_loss`)."""
+
+    aux: float = 0.01
+    locality: float = 0.01
+    smoothing: float = 0.1
+
+
+class LocalisingRouter(GatedRouter):
+    """A gated router with both of LocMoE's losses (arXiv 2401.13920, Eq. 5-7): load balancing and locality.
 
     Args:
-        gate: `grap`, fixed orthogonal weights (Eq. 4), or `dense`, learned ones.
         layout, placement: the cluster and the experts' places in it that locality refers to. The locality loss always takes its
             distributions over the tokens of one home node.
         statistics: segment of the load-balancing loss's f and P.
-        locality_loss_weight: mu. locality_smoothing: see `losses.locality_loss`.
+        weights: of the losses. local_term: see `GatedRouter`.
     """
 
-    def __init__(self, shape: RoutingShape, layout: Topology, placement: ExpertPlacement, collectives: Collectives, tag: str,
-                 gate: str = "grap", statistics: str = "global", aux_loss_weight: float = 0.01,
-                 locality_loss_weight: float = 0.01, locality_smoothing: float = 0.1) -> None:
-        kind = GrAPGate if gate == "grap" else DenseGate
-        super().__init__(shape, kind(shape.num_experts, shape.num_groups, shape.hidden_size))
-        self.aux_loss_weight = aux_loss_weight
-        self.locality_loss_weight = locality_loss_weight
-        self.smoothing = locality_smoothing
+    def __init__(self, shape: RoutingShape, gate: nn.Cell, layout: Topology, placement: ExpertPlacement, collectives: Collectives,
+                 tag: str, statistics: str, weights: LossWeights, local_term: Optional[LocalTerm] = None) -> None:
+        super().__init__(shape, gate, local_term)
+        self.aux_loss_weight = weights.aux
+        self.locality_loss_weight = weights.locality
+        self.smoothing = weights.smoothing
         self.nodes = layout.nodes
         self.segments = segment_count(statistics, layout)
         # One reduction serves both losses: sums over the finer of the two segments add up to those over the coarser.
         self.sums = SegmentSums(shape, "rank" if statistics == "rank" else "node", layout, collectives, tag)
         self.local = Tensor(local_experts_of_nodes(layout, placement))
-
-    def score(self, values: Tensor) -> Tensor:
-        return ops.relu(values)  # Eq. 2
 
     def losses(self, expert: Tensor, probabilities: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
         counts, sums = self.sums(expert, probabilities, tokens["group"], tokens["home"])
@@ -113,3 +141,23 @@ class LocMoERouter(GatedRouter):
 
     def _coarser(self, sums: Tensor, segments: int) -> Tensor:
         return sums.reshape(segments, -1, self.num_experts).sum(1)
+
+
+class LocMoERouter(LocalisingRouter):
+    """LocMoE's router (arXiv 2401.13920, Eq. 1-7): softmax of ReLU'd gate values, load-balancing and locality losses.
+
+    Args:
+        gate: `grap`, fixed orthogonal weights (Eq. 4), or `dense`, learned ones.
+        locality_loss_weight: mu. locality_smoothing: see `losses.locality_loss`. The others: see `LocalisingRouter`.
+    """
+
+    def __init__(self, shape: RoutingShape, layout: Topology, placement: ExpertPlacement, collectives: Collectives, tag: str,
+                 gate: str = "grap", statistics: str = "global", aux_loss_weight: float = 0.01,
+                 locality_loss_weight: float = 0.01, locality_smoothing: float = 0.1,
+                 local_term: Optional[LocalTerm] = None) -> None:
+        kind = GrAPGate if gate == "grap" else DenseGate
+        super().__init__(shape, kind(shape.num_experts, shape.num_groups, shape.hidden_size), layout, placement, collectives, tag,
+                         statistics, LossWeights(aux_loss_weight, locality_loss_weight, locality_smoothing), local_term)
+
+    def score(self, values: Tensor) -> Tensor:
+        return ops.relu(values)  # Eq. 2

@@ -5,7 +5,7 @@ Shape legend: R logical ranks, T tokens a logical rank, d hidden size, f inner w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -37,6 +37,9 @@ class Case:
     placement: str = "interleaved"
     scale_by_gate: bool = True
     activation: str = "gelu"
+    local_term: str = "none"
+    local_strength: float = 0.0
+    max_remote_fraction: float = 1.0
 
     @property
     def experts(self) -> int:
@@ -56,7 +59,9 @@ class Case:
         return LayerSpec(
             layout=self.layout, placement=self.placed(self.expert_parallel), capacity=self.capacity, router=self.router,
             gate=self.gate, domain_groups=domain_groups, top_k=self.top_k, scale_by_gate=self.scale_by_gate,
-            activation=self.activation, drop_priority=self.priority, statistics=self.statistics, alpha=0.3, mu=0.2)
+            activation=self.activation, drop_priority=self.priority, statistics=self.statistics, alpha=0.3, mu=0.2,
+            local_term=self.local_term, local_strength=self.local_strength, max_remote_fraction=self.max_remote_fraction,
+            bandwidth_ratio=3.0, temperature=0.2)
 
 
 CASES = {
@@ -75,6 +80,19 @@ CASES = {
                                               placement="node_grouped"),
     "dense, top 2, 2 replicas, nothing dropped": Case("locmoe", gate="dense", top_k=2, capacity=AMPLE, priority="weight",
                                                       statistics="rank", expert_parallel=2, activation="gelu_tanh"),
+}
+
+# Routers whose choices need no exchange of their own: what is summed over ranks is summed as in the cases above.
+ROUTER_CASES = {
+    "gshard, 3 groups": Case("gshard", groups=3, top_k=2),
+    "gshard, by weight, nothing dropped": Case("gshard", top_k=2, capacity=AMPLE, priority="weight", statistics="node"),
+    "capped, nothing dropped": Case("faster_moe", capacity=AMPLE, max_remote_fraction=0.3, statistics="rank"),
+    "capped, top 2, 3 groups over 4 nodes": Case("faster_moe", groups=3, top_k=2, ranks_per_node=1, max_remote_fraction=0.5),
+    "topology, by rank": Case("ta_moe", groups=3, capacity=AMPLE, statistics="rank"),
+    "topology, top 2, by node": Case("ta_moe", top_k=2),
+    "resonance, 3 groups, by weight": Case("etr", groups=3, priority="weight"),
+    "bias, switch, nothing dropped": Case("switch", capacity=AMPLE, local_term="bias", local_strength=0.25),
+    "margin, grap, top 2, 3 groups": Case("locmoe", groups=3, top_k=2, local_term="margin", local_strength=0.3),
 }
 
 
@@ -115,6 +133,6 @@ def batch_of(case: Case, draw: str) -> tuple[list[RankTokens], list[np.ndarray]]
 
 def on_one_rank(ranks: list[RankTokens], gradients: list[np.ndarray]) -> tuple[list[RankTokens], list[np.ndarray]]:
     """The same batch as the tokens of a single process."""
-    together = RankTokens(*(np.concatenate([getattr(tokens, name) for tokens in ranks])
-                            for name in ("x", "token_ids", "domain", "home")))
+    names = [field.name for field in fields(RankTokens) if getattr(ranks[0], field.name) is not None]
+    together = RankTokens(*(np.concatenate([getattr(tokens, name) for tokens in ranks]) for name in names))
     return [together], [np.concatenate(gradients)]

@@ -1,0 +1,122 @@
+"""From `moe.router` to a router: one function for each type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
+
+from locmoe_ops.hash_maps import layer_hash_tables
+from locmoe_ops.routers import (
+    ETRRouter,
+    FasterMoERouter,
+    GShardRouter,
+    HashRouter,
+    LocalTerm,
+    LocMoERouter,
+    LossWeights,
+    Router,
+    RoutingShape,
+    SwitchRouter,
+    TAMoERouter,
+)
+from locmoe_ops.topology import ExpertPlacement
+from pangu_sigma.config.schema import RouterConfig
+
+if TYPE_CHECKING:
+    from pangu_sigma.model.sparse import SparseContext
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One layer's router: what is asked for and what it is built from. `placement` is that of the context's layout."""
+
+    context: SparseContext
+    layer: int
+    placement: ExpertPlacement
+
+    @property
+    def options(self) -> RouterConfig:
+        return self.context.config.moe.router
+
+    @property
+    def shape(self) -> RoutingShape:
+        moe = self.context.config.moe
+        return RoutingShape(self.context.shape.hidden_size, moe.num_experts, moe.num_groups, moe.router.top_k)
+
+    @property
+    def salt(self) -> int:
+        return 4 * self.layer + 5
+
+    @property
+    def surroundings(self) -> Tuple[Any, ...]:
+        """Shape, layout, collectives and tag: what routers without a placement begin with."""
+        return self.shape, self.context.layout, self.context.collectives, f"layer {self.layer}"
+
+    @property
+    def placed_surroundings(self) -> Tuple[Any, ...]:
+        """The same, with the placement after the layout."""
+        shape, layout, *rest = self.surroundings
+        return (shape, layout, self.placement, *rest)
+
+    @property
+    def local_term(self) -> Optional[LocalTerm]:
+        """None where `moe.router.local_term.kind` is none. Its strength is the final one until a schedule sets another."""
+        wanted = self.options.local_term
+        if wanted.kind == "none":
+            return None
+        return LocalTerm(wanted.kind, self.shape, self.context.layout, self.placement, wanted.strength)
+
+
+def build_router(context: SparseContext, layer: int, layout_placement: ExpertPlacement) -> Router:
+    """The level-2 router that `moe.router.type` names.
+
+    Args:
+        layer: number of the sparse layer, from 0. layout_placement: experts on the cluster that locality refers to.
+    """
+    return _BUILDERS[context.config.moe.router.type](_Request(context, layer, layout_placement))
+
+
+def _hash(request: _Request) -> Router:
+    context, shape = request.context, request.shape
+    return HashRouter(shape, layer_hash_tables(request.options.hash.balance, shape.num_groups, shape.per_group,
+                                               context.shape.vocab_size, request.layer, context.config.train.seed,
+                                               context.token_counts))
+
+
+def _switch(request: _Request) -> Router:
+    own = request.options.switch
+    return SwitchRouter(*request.surroundings, request.options.statistics, own.aux_loss_weight, own.jitter, request.salt,
+                        request.local_term)
+
+
+def _locmoe(request: _Request) -> Router:
+    own = request.options.locmoe
+    return LocMoERouter(*request.placed_surroundings, own.gate, request.options.statistics, own.aux_loss_weight,
+                        own.locality_loss_weight, own.locality_smoothing, request.local_term)
+
+
+def _gshard(request: _Request) -> Router:
+    return GShardRouter(*request.surroundings, request.options.statistics, request.options.gshard.aux_loss_weight, request.salt,
+                        request.local_term)
+
+
+def _faster_moe(request: _Request) -> Router:
+    own = request.options.faster_moe
+    return FasterMoERouter(*request.placed_surroundings, own.max_remote_fraction, request.options.statistics, own.aux_loss_weight)
+
+
+def _ta_moe(request: _Request) -> Router:
+    own = request.options.ta_moe
+    return TAMoERouter(*request.placed_surroundings, own.bandwidth_ratio, request.options.statistics, own.aux_loss_weight,
+                       request.local_term)
+
+
+def _etr(request: _Request) -> Router:
+    own = request.options.etr
+    weights = LossWeights(own.aux_loss_weight, own.locality_loss_weight, own.locality_smoothing)
+    return ETRRouter(*request.placed_surroundings, own.temperature, weights, request.options.statistics, request.local_term)
+
+
+_BUILDERS: Dict[str, Callable[[_Request], Router]] = {
+    "hash": _hash, "switch": _switch, "locmoe": _locmoe, "gshard": _gshard, "faster_moe": _faster_moe, "ta_moe": _ta_moe, "etr": _etr,
+}

@@ -1,0 +1,57 @@
+"""The MindSpore layer of a `Case` with any router, in one process."""
+
+from __future__ import annotations
+
+from compiled_layer import CompiledLayer, Differentiated, Objective, build_layer, load_parameters
+from layer_cases import HIDDEN, Case
+
+from locmoe_ops.collectives import Collectives
+from locmoe_ops.routers import (
+    ETRRouter,
+    FasterMoERouter,
+    GShardRouter,
+    LocalTerm,
+    LocMoERouter,
+    LossWeights,
+    Router,
+    RoutingShape,
+    SwitchRouter,
+    TAMoERouter,
+)
+from locmoe_ops.routing_cell import MultiLevelRouting
+
+SALT = 3
+
+
+class CompiledRouter(CompiledLayer):
+    """A layer of `tokens` tokens with the case's router, ready to run on batches."""
+
+    def __init__(self, case: Case, collectives: Collectives, tokens: int) -> None:
+        self.rank, self.topology = collectives.rank, collectives.topology
+        self.placement = case.placed(self.topology.expert)
+        self.layer = build_layer(case, collectives, tokens)
+        self.layer.routing = MultiLevelRouting(case.spec.domain_groups, router_of(case, collectives))
+        load_parameters(case, self.layer)
+        objective = Objective(self.layer, self.topology.world_size)
+        objective.set_train()
+        self.step = Differentiated(objective)
+
+
+def router_of(case: Case, collectives: Collectives) -> Router:
+    """The router of the case, with weights of its own."""
+    spec, shape = case.spec, RoutingShape(HIDDEN, case.experts, case.groups, case.top_k)
+    plain = (shape, case.layout, collectives, "moe")
+    placed = (shape, case.layout, spec.placement, collectives, "moe")
+    term = None
+    if case.local_term != "none":
+        term = LocalTerm(case.local_term, shape, case.layout, spec.placement, case.local_strength)
+    weights = LossWeights(spec.alpha, spec.mu, spec.smoothing)
+    builders = {
+        "switch": lambda: SwitchRouter(*plain, case.statistics, spec.alpha, local_term=term),
+        "locmoe": lambda: LocMoERouter(*placed, case.gate, case.statistics, spec.alpha, spec.mu, spec.smoothing, term),
+        "gshard": lambda: GShardRouter(*plain, case.statistics, spec.alpha, SALT, term),
+        "faster_moe": lambda: FasterMoERouter(*placed, case.max_remote_fraction, case.statistics, spec.alpha),
+        "ta_moe": lambda: TAMoERouter(*placed, spec.bandwidth_ratio, case.statistics, spec.alpha, term),
+        "etr": lambda: ETRRouter(*placed, spec.temperature, weights, case.statistics, term),
+    }
+    return builders[case.router]()

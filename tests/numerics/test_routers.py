@@ -1,0 +1,107 @@
+"""Layers with each further router, and with a local term, against the NumPy reference; in one process.
+
+The process holds the tokens of four ranks. Where nothing is dropped, the reference also takes them rank by rank: choices and
+losses do not depend on how ranks share the tokens out.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from compiled_router import SALT, CompiledRouter
+from layer_cases import AMPLE, DRAWS, RANKS, ROUTER_CASES, TOKENS, batch_of, on_one_rank, parameters_of
+from test_moe_layer import assert_equal, from_reference, joined
+
+import mindspore as ms
+from mindspore import Tensor
+
+from locmoe_ops.collectives import create_collectives
+from locmoe_ops.random import SeededUniform
+from locmoe_ops.reference import moe_layer
+from locmoe_ops.routers import set_local_strength
+from locmoe_ops.topology import Topology
+
+EVERYTHING = [(name, draw) for name in ROUTER_CASES for draw in DRAWS]
+WITH_TERM = [name for name, case in ROUTER_CASES.items() if case.local_term != "none"]
+
+
+@pytest.fixture(scope="module")
+def chance():
+    """The number that the compiled layer, fed with seeds of 0, decides by on second choices."""
+    return float(SeededUniform(1, SALT)(Tensor(np.zeros(1, np.int32))).asnumpy()[0, 0])
+
+
+@pytest.fixture(scope="module")
+def layers():
+    """Compiled layers by name; a case is compiled once."""
+    before, compiled = ms.get_context("mode"), {}
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+    def layer(name):
+        if name not in compiled:
+            compiled[name] = CompiledRouter(ROUTER_CASES[name], create_collectives("local", Topology(1, 1), 0), RANKS * TOKENS)
+        return compiled[name]
+
+    yield layer
+    ms.set_context(mode=before)
+
+
+@pytest.fixture
+def batch(chance):
+    def make(case, draw):
+        ranks, gradients = batch_of(case, draw)
+        return [replace(tokens, chance=np.full(TOKENS, chance)) for tokens in ranks], gradients
+
+    return make
+
+
+def run(layer, case, batch):
+    tokens, gradients = on_one_rank(*batch)
+    return joined(case, [layer.run(tokens[0], gradients[0])], 1)
+
+
+@pytest.mark.parametrize("name, draw", EVERYTHING)
+def test_layer_matches_the_reference(layers, batch, name, draw):
+    case = ROUTER_CASES[name]
+    given = batch(case, draw)
+    found = run(layers(name), case, given)
+    assert_equal(found, from_reference(case, *on_one_rank(*given)))
+    # A cap on what leaves a home counts the home's tokens of one call: apart, they are all there if homes are ranks.
+    if case.capacity == AMPLE and (case.router != "faster_moe" or draw == "scattered"):
+        assert_equal(found, from_reference(case, *given))
+
+
+@pytest.mark.parametrize("name", WITH_TERM)
+@pytest.mark.parametrize("strength", [0.0, 0.6])
+def test_another_strength_needs_no_other_graph(layers, batch, name, strength):
+    case, layer = ROUTER_CASES[name], layers(name)
+    given = batch(case, "scattered")
+    run(layer, case, given)
+    graphs = len(layer.step.compile_cache)
+    set_local_strength(layer.layer, strength)
+    found = run(layer, case, given)
+    set_local_strength(layer.layer, case.local_strength)
+    assert_equal(found, from_reference(replace(case, local_strength=strength), *on_one_rank(*given)))
+    assert len(layer.step.compile_cache) == graphs == 1
+    if strength == 0.0:
+        off = from_reference(replace(case, local_term="none"), *on_one_rank(*given))
+        assert_equal(found, off)
+
+
+@pytest.mark.parametrize("name", ROUTER_CASES)
+def test_cases_hold_what_they_are_for(batch, name):
+    """What tells each router apart happens to some tokens, and not to all."""
+    case = ROUTER_CASES[name]
+    ranks, _ = on_one_rank(*batch(case, "scattered"))
+    parameters = parameters_of(case)
+    result = moe_layer(case.spec, parameters, ranks)
+    if case.router == "gshard":
+        taken = (result.expert[0][:, 1] < case.experts).mean()
+        assert 0.2 < taken < 0.9
+    if case.router in ("faster_moe",) or case.local_term != "none":
+        free = moe_layer(replace(case, router="switch" if case.router == "faster_moe" else case.router, local_term="none").spec,
+                         parameters, ranks)
+        moved = (result.expert[0] != free.expert[0]).any(1).mean()
+        assert 0.1 < moved < 0.9
+    if case.capacity < AMPLE:
+        assert result.stats.drop_fraction > 0.05
