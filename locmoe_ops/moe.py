@@ -6,6 +6,7 @@ import numpy as np
 
 from mindspore import Tensor, dtype, nn, ops
 
+from locmoe_ops.dispatch import Dispatcher
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.routers.base import one_hot
 from locmoe_ops.routing_cell import MultiLevelRouting
@@ -15,9 +16,8 @@ class MoEFeedForward(nn.Cell):
     """A drop-in for a dense FFN on tokens [T, d].
 
     1. routing: experts and weights of each token, and the losses.
-    2. dispatch: tokens to expert buffers, on whichever rank.
-    3. experts.
-    4. combine: back to tokens, scaled by their weights. A dropped token gets 0 and lives on in the residual.
+    2. dispatcher: tokens to expert buffers, on whichever rank; experts; back to tokens, scaled by their weights. A dropped token
+       gets 0 and lives on in the residual.
 
     Args:
         routing, dispatcher, experts: the parts. scale_by_gate: False leaves outputs unscaled.
@@ -29,8 +29,8 @@ class MoEFeedForward(nn.Cell):
     assigned <float32>[E] (before drops), kept and kept_local <float32> scalars.
     """
 
-    def __init__(self, routing: MultiLevelRouting, dispatcher: nn.Cell, experts: ExpertBank, local: np.ndarray,
-                 scale_by_gate: bool = True, evaluation_dispatcher: Optional[nn.Cell] = None) -> None:
+    def __init__(self, routing: MultiLevelRouting, dispatcher: Dispatcher, experts: ExpertBank, local: np.ndarray,
+                 scale_by_gate: bool = True, evaluation_dispatcher: Optional[Dispatcher] = None) -> None:
         super().__init__()
         self.routing = routing
         self.dispatcher = dispatcher
@@ -47,11 +47,9 @@ class MoEFeedForward(nn.Cell):
         scale = weight if self.scale_by_gate else ops.ones(weight.shape, dtype.float32)
         chosen, gate = routing["expert"], ops.stop_gradient(weight)
         if self.training:
-            buffers, context = self.dispatcher.dispatch(x, chosen, gate)
-            y = self.dispatcher.combine(self.experts(buffers), scale, context)
+            y, context = self.dispatcher.move(x, chosen, gate, scale, self.experts)
         else:
-            buffers, context = self.evaluation_dispatcher.dispatch(x, chosen, gate)
-            y = self.evaluation_dispatcher.combine(self.experts(buffers), scale, context)
+            y, context = self.evaluation_dispatcher.move(x, chosen, gate, scale, self.experts)
         return ops.cast(y, x.dtype), self._report(routing, context["kept"], tokens["home"])
 
     def _report(self, routing: Dict[str, Tensor], kept: Tensor, home: Tensor) -> Dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """Dispatchers move tokens to the experts that a router chose, and back."""
 
+from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.flat import FlatDispatcher
+from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
 
-__all__ = ["FlatDispatcher"]
+__all__ = ["Dispatcher", "FlatDispatcher", "HierarchicalDispatcher"]

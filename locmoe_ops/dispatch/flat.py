@@ -1,61 +1,77 @@
 """Flat dispatch: one padded all-to-all over the expert-parallel group takes tokens to their experts, another brings them back.
 
-Shape legend: T tokens of this rank, k choices a token, N = k * T, P ranks of the expert-parallel group, E experts,
-L = E / P experts a rank, C slots per expert from each rank, d hidden size.
+Shape legend: P ranks of the expert-parallel group, E experts, L = E / P experts a rank, C slots per expert from each rank,
+c = C / chunks slots of a chunk, d hidden size.
 """
 
-from typing import Dict, Tuple
+from typing import Callable, List
 
 from mindspore import Tensor, nn, ops
 
 from locmoe_ops.collectives import Collectives
-from locmoe_ops.dispatch.permute import PermuteRows
-from locmoe_ops.dispatch.slots import SlotAssignment
+from locmoe_ops.dispatch.base import Dispatcher
+from locmoe_ops.dispatch.slots import uniform_slots
+from locmoe_ops.dispatch.together import Together
 from locmoe_ops.topology import ExpertPlacement
 
 
-class FlatDispatcher(nn.Cell):
-    """Moves tokens to expert buffers and back. It owns no parameters and its shapes are fixed at compile time.
+class FlatDispatcher(Dispatcher):
+    """All ranks of the group exchange equal buffers, whatever the distance.
+
+    With several chunks the buffers are cut along the slots: all chunks set out, and while one is with the experts, later ones
+    are still on the way to them and earlier ones on the way back.
 
     Args:
         collectives: backend; its group `ep` is the one that exchanges tokens.
         placement: which rank of the group holds which expert.
-        tokens: T. top_k: k. capacity: C.
-        drop_priority: `position` or `weight`: which assignments keep their slots when an expert overflows.
+        tokens, top_k, drop_priority: as `Dispatcher`.
+        capacity: C, rounded up to a multiple of `chunks`.
         tag: names the collectives in errors and counters.
     """
 
     def __init__(self, collectives: Collectives, placement: ExpertPlacement, tokens: int, top_k: int, capacity: int,
-                 drop_priority: str, tag: str) -> None:
-        super().__init__()
+                 drop_priority: str, tag: str, chunks: int = 1) -> None:
+        capacity = -(-capacity // chunks) * chunks
+        super().__init__(tokens, top_k, uniform_slots(placement.position_of, capacity), drop_priority)
         self.ranks = placement.ep
         self.local_experts = placement.num_experts // placement.ep
-        self.tokens = tokens
-        self.top_k = top_k
         self.capacity = capacity
-        self.slots = SlotAssignment(tokens, top_k, capacity, placement.position_of, drop_priority == "weight")
-        self.permute = PermuteRows()
+        self.chunks = chunks
         self.send = collectives.all_to_all("ep", f"{tag}/dispatch")
         self.give_back = collectives.all_to_all("ep", f"{tag}/combine")
+        flights = [collectives.all_to_all_in_flight("ep", f"{tag}/{way}/{i}") for way in ("dispatch", "combine") for i in range(chunks)]
+        self.starts = nn.CellList([flight.start for flight in flights])  # of the way out, then of the way back
+        self.waits = nn.CellList([flight.wait for flight in flights])
+        self.together = Together()
 
-    def dispatch(self, x: Tensor, expert: Tensor, weight: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
-        """x <float>[T, d], expert <int32>[T, k], weight <float32>[T, k] -> buffers <float>[L, P*C, d] and the context for `combine`."""
-        context = self.slots(expert, weight)
-        rows = x if self.top_k == 1 else ops.tile(x, (self.top_k, 1))  # (N, d), choice-major
-        buffer = self.permute(rows, context["assignment"], context["filled"], context["slot"], context["kept"])
+    def through_experts(self, buffer: Tensor, experts: Callable[[Tensor], Tensor]) -> Tensor:
+        width = buffer.shape[-1]
         if self.ranks == 1:
-            return buffer.reshape(self.local_experts, self.capacity, -1), context
-        buffer = self.send(buffer.reshape(self.ranks, self.local_experts, self.capacity, -1))
-        # (L, P*C, d) <- (P, L, C, d): the tokens of all ranks for one expert lie together
-        return buffer.transpose(1, 0, 2, 3).reshape(self.local_experts, self.ranks * self.capacity, -1), context
+            return experts(buffer.reshape(self.local_experts, self.capacity, width)).reshape(-1, width)
+        if self.chunks == 1:
+            buffer = self.send(buffer.reshape(self.ranks, self.local_experts, self.capacity, width))
+            return self.give_back(self._with_experts(buffer, experts)).reshape(-1, width)
+        # (chunks, P, L, c, d) <- (M, d)
+        parts = buffer.reshape(self.ranks, self.local_experts, self.chunks, -1, width).transpose(2, 0, 1, 3, 4)
+        parts = self._in_chunks(ops.unstack(parts, 0), experts)
+        return ops.stack(parts, 0).transpose(1, 2, 0, 3, 4).reshape(-1, width)
 
-    def combine(self, buffers: Tensor, weight: Tensor, context: Dict[str, Tensor]) -> Tensor:
-        """buffers <float>[L, P*C, d], weight <float32>[T, k] -> <float>[T, d]; a dropped assignment contributes 0."""
-        width = buffers.shape[-1]
-        if self.ranks > 1:
-            buffers = buffers.reshape(self.local_experts, self.ranks, self.capacity, width).transpose(1, 0, 2, 3)
-            buffers = self.give_back(buffers)
-        rows = self.permute(buffers.reshape(-1, width), context["slot"], context["kept"], context["assignment"], context["filled"])
-        scale = ops.cast(weight, rows.dtype).T.reshape(-1, 1)  # (N, 1) <- (T, k)
-        rows = rows * scale
-        return rows if self.top_k == 1 else rows.reshape(self.top_k, self.tokens, width).sum(0)
+    def _in_chunks(self, parts: List[Tensor], experts: Callable[[Tensor], Tensor]) -> List[Tensor]:
+        flying = []
+        for i in range(self.chunks):
+            flying.append(self.starts[i](parts[i]))
+        flying = self.together(flying)  # all have set out before the first is awaited
+        returning = []
+        for i in range(self.chunks):
+            part = self._with_experts(self.waits[i](flying[i]), experts)
+            # This one is on its way back before the next is awaited.
+            flying = self.together([*flying[:i], self.starts[self.chunks + i](part), *flying[i + 1:]])
+        returning = self.together(flying)
+        return [self.waits[self.chunks + i](returning[i]) for i in range(self.chunks)]
+
+    def _with_experts(self, buffer: Tensor, experts: Callable[[Tensor], Tensor]) -> Tensor:
+        """(P, L, c, d) from every rank -> the same, for every rank."""
+        shape = buffer.shape
+        # (L, P*c, d) <- (P, L, c, d): the tokens of all ranks for one expert lie together
+        buffer = experts(buffer.transpose(1, 0, 2, 3).reshape(self.local_experts, -1, shape[-1]))
+        return buffer.reshape(self.local_experts, self.ranks, -1, shape[-1]).transpose(1, 0, 2, 3)

@@ -62,21 +62,68 @@ class LocMoERouterConfig:
 
 
 @dataclass(frozen=True)
+class GShardRouterConfig:
+    aux_loss_weight: float = key(0.01, "weight of the load-balancing loss of first choices", minimum=0.0)
+
+
+@dataclass(frozen=True)
+class FasterMoERouterConfig:
+    max_remote_fraction: float = key(0.14, "at most this share of a home rank's tokens leaves its node (the fastmoe library's default)",
+                                     minimum=0.0, maximum=1.0)
+    aux_loss_weight: float = key(0.01, "weight of the load-balancing loss; 0: none, as in the paper", minimum=0.0)
+
+
+@dataclass(frozen=True)
+class TAMoERouterConfig:
+    bandwidth_ratio: float = key(4.0, "bandwidth of a link inside a node over one between nodes; 1: the loss of switch", above=0.0)
+    aux_loss_weight: float = key(0.01, "weight of the topology loss", minimum=0.0)
+
+
+@dataclass(frozen=True)
+class ETRRouterConfig:
+    temperature: float = key(0.1, "divides cosine affinities before the softmax; the paper does not give a value", above=0.0)
+    aux_loss_weight: float = key(0.01, "weight of the load-balancing loss", minimum=0.0)
+    locality_loss_weight: float = key(0.01, "weight of the locality loss, as of locmoe", minimum=0.0)
+    locality_smoothing: float = key(0.1, "as of locmoe", above=0.0, maximum=1.0)
+
+
+@dataclass(frozen=True)
+class LocalTermConfig:
+    """Preference for experts on a token's home node when experts are picked; ours, beyond the papers."""
+
+    kind: str = key("none", "none; bias: strength is added to a local expert's probability; margin: a local expert wins above "
+                            "(1 - strength) x the best probability", choices=("none", "bias", "margin"))
+    strength: float = key(0.1, "strength at the end of the schedule; gate weights stay the probabilities", minimum=0.0, maximum=1.0)
+    initial_strength: float = key(0.0, "strength up to start_step", minimum=0.0, maximum=1.0)
+    start_step: int = key(0, "last step of the initial strength", minimum=0)
+    warmup_steps: int = key(0, "steps in which strength goes linearly from the initial to the final one; 0: a jump", minimum=0)
+
+
+@dataclass(frozen=True)
 class RouterConfig:
     type: str = key("locmoe", "which level-2 router picks the expert; the sections below hold each router's own keys",
-                    choices=("hash", "switch", "locmoe"))
-    top_k: int = key(1, "experts a token is sent to (hash: 1)", minimum=1)
-    statistics: str = key("global", "tokens over which a loss's statistics are taken: of one rank, one node, or all ranks",
+                    choices=("hash", "switch", "locmoe", "gshard", "faster_moe", "ta_moe", "etr"))
+    top_k: int = key(1, "experts a token is sent to (hash: 1, gshard: 2)", minimum=1)
+    statistics: str = key("global", "tokens over which a loss's statistics are taken: of one rank, one node, or all ranks "
+                                    "(ta_moe: one node, its targets being those of a node)",
                           choices=("rank", "node", "global"))
     hash: HashRouterConfig = key(HashRouterConfig, "keys of the hash router")
     switch: SwitchRouterConfig = key(SwitchRouterConfig, "keys of the switch router")
     locmoe: LocMoERouterConfig = key(LocMoERouterConfig, "keys of the LocMoE router")
+    gshard: GShardRouterConfig = key(GShardRouterConfig, "keys of the GShard top-2 router")
+    faster_moe: FasterMoERouterConfig = key(FasterMoERouterConfig, "keys of the FasterMoE router")
+    ta_moe: TAMoERouterConfig = key(TAMoERouterConfig, "keys of the TA-MoE router")
+    etr: ETRRouterConfig = key(ETRRouterConfig, "keys of the router of LocMoE+")
+    local_term: LocalTermConfig = key(LocalTermConfig, "preference for local experts in the selection (not for hash and faster_moe)")
 
 
 @dataclass(frozen=True)
 class DispatchConfig:
-    type: str = key("flat", "how tokens travel: flat = one padded all-to-all over the expert-parallel group",
-                    choices=("flat",))
+    type: str = key("flat", "how tokens travel: flat = one padded all-to-all over the expert-parallel group; hierarchical = own-node "
+                    "tokens stay inside the node, the rest crosses along rails with slots of its own",
+                    choices=("flat", "hierarchical"))
+    chunks: int = key(1, "slices that travel while others are with the experts; hierarchical: 1 or 2 (2 overlaps the two tiers)",
+                      minimum=1, maximum=16)
     drop_priority: str = key("position", "which tokens keep their slots on overflow: earlier ones, or those of larger gate weight",
                              choices=("position", "weight"))
 
@@ -87,6 +134,9 @@ class CapacityConfig:
                     choices=("factor",))
     factor: float = key(1.25, "capacity factor in training", above=0.0)
     evaluation_factor: float = key(2.0, "capacity factor in evaluation", above=0.0)
+    local_share: Optional[float] = key(None, "hierarchical dispatch: share of a rank's assignments that its node's experts get slots "
+                                       "for, the rest being for the other nodes'; null: the node's share of the experts",
+                                       above=0.0, maximum=1.0)
 
 
 @dataclass(frozen=True)

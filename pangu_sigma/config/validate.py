@@ -17,6 +17,7 @@ def validate(config: Config, world_size: int) -> None:
     _check_model(config)
     _check_experts(config)
     _check_router(config)
+    _check_dispatch(config)
     _check_parallel(config, world_size)
     _check_layout(config)
     _check_batch(config, world_size)
@@ -101,13 +102,42 @@ def _check_router(config: Config) -> None:
     if router.type == "hash" and router.top_k > 1:
         raise InputError(f"moe.router.top_k is {router.top_k} with moe.router.type hash, "
                          "which picks one expert a token; expected 1")
+    if router.type == "gshard" and router.top_k != 2:
+        raise InputError(f"moe.router.top_k is {router.top_k} with moe.router.type gshard, which picks two experts a token; expected 2")
+    if router.type == "etr" and config.moe.dispatch.drop_priority != "weight":
+        raise InputError(f"moe.dispatch.drop_priority is {config.moe.dispatch.drop_priority} with moe.router.type etr, whose experts "
+                         "choose the tokens of largest weight; expected weight")
+    _check_local_term(config)
     if router.top_k > experts:
         raise InputError(f"moe.router.top_k ({router.top_k}) exceeds the {experts} experts of a group "
                          f"(moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups})")
-    if router.type == "locmoe" and router.locmoe.gate == "grap" and config.model.hidden_size % experts:
-        raise InputError(f"moe.router.locmoe.gate grap averages equal blocks of features: the {experts} experts of a "
+    grap = "type etr" if router.type == "etr" else "locmoe.gate grap" if router.locmoe.gate == "grap" else ""
+    if router.type in ("locmoe", "etr") and grap and config.model.hidden_size % experts:
+        raise InputError(f"moe.router.{grap} averages equal blocks of features: the {experts} experts of a "
                          f"group (moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups}) "
                          f"do not divide model.hidden_size ({config.model.hidden_size})")
+
+
+def _check_dispatch(config: Config) -> None:
+    dispatch, capacity = config.moe.dispatch, config.moe.capacity
+    if dispatch.type == "hierarchical" and dispatch.chunks > 2:
+        raise InputError(f"moe.dispatch.chunks is {dispatch.chunks} with moe.dispatch.type hierarchical, "
+                         "which overlaps its two tiers; expected 1 or 2")
+    if dispatch.type != "hierarchical" and capacity.local_share is not None:
+        raise InputError(f"moe.capacity.local_share is {capacity.local_share} with moe.dispatch.type {dispatch.type}, "
+                         "which has one tier; expected null")
+
+
+def _check_local_term(config: Config) -> None:
+    router, term = config.moe.router, config.moe.router.local_term
+    if term.kind == "none":
+        return
+    if router.type in ("hash", "faster_moe"):
+        reason = "picks by token id alone" if router.type == "hash" else "limits remote choices by its own cap"
+        raise InputError(f"moe.router.local_term.kind is {term.kind} with moe.router.type {router.type}, which {reason}; expected none")
+    if term.start_step >= config.train.steps:
+        raise InputError(f"moe.router.local_term.start_step ({term.start_step}) is not before the last step, train.steps "
+                         f"({config.train.steps}): the term would keep its initial strength")
 
 
 def _check_cluster(prefix: str, ranks: Tuple[str, int], node: Tuple[str, int], expert: int, num_experts: int) -> None:

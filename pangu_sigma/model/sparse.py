@@ -1,21 +1,20 @@
 """Builds the sparse feed-forward layer that a configuration asks for, out of the parts of `locmoe_ops`."""
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import List, Optional, Set, Tuple
 
 import numpy as np
 
 from locmoe_ops.capacity import capacity_by_factor
 from locmoe_ops.collectives import Collectives
-from locmoe_ops.dispatch import FlatDispatcher
+from locmoe_ops.dispatch import Dispatcher, FlatDispatcher, HierarchicalDispatcher
 from locmoe_ops.experts import ExpertBank
-from locmoe_ops.hash_maps import layer_hash_tables
 from locmoe_ops.moe import MoEFeedForward
-from locmoe_ops.routers import HashRouter, LocMoERouter, Router, RoutingShape, SwitchRouter
 from locmoe_ops.routing_cell import MultiLevelRouting
 from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.domains import domains_of_node, resolve_domain_groups
+from pangu_sigma.model.router import build_router
 from pangu_sigma.model.shape import ModelShape
 
 
@@ -46,36 +45,56 @@ def resolve_layout(config: Config, topology: Topology) -> Topology:
 
 def experts_in_play(context: SparseContext) -> int:
     """Experts that share a rank's tokens: all of them, or those of the fewest groups that a node's domains use."""
-    moe, layout = context.config.moe, context.layout
+    return min(len(experts) for experts in _experts_by_node(context))
+
+
+def _experts_by_node(context: SparseContext) -> List[Set[int]]:
+    """For each node of the layout, the experts that tokens of its ranks may go to."""
+    moe, layout, groups = context.config.moe, context.layout, context.domain_groups
     per_group = moe.num_experts // moe.num_groups
     if context.config.data.placement == "shuffled":
-        return per_group * len(set(context.domain_groups))
-    groups = context.domain_groups
-    used = [{groups[d] for d in domains_of_node(node, layout.nodes, groups, moe.num_groups)} for node in range(layout.nodes)]
-    return per_group * min(len(groups_of_node) for groups_of_node in used)
+        used = [set(groups)] * layout.nodes
+    else:
+        used = [{groups[d] for d in domains_of_node(node, layout.nodes, groups, moe.num_groups)} for node in range(layout.nodes)]
+    return [{group * per_group + j for group in groups_of_node for j in range(per_group)} for groups_of_node in used]
 
 
-def build_router(context: SparseContext, layer: int, layout_placement: ExpertPlacement) -> Router:
-    """The level-2 router that `moe.router.type` names."""
-    moe, seed = context.config.moe, context.config.train.seed
-    options, tag = moe.router, f"layer {layer}"
-    shape = RoutingShape(context.shape.hidden_size, moe.num_experts, moe.num_groups, options.top_k)
-    if options.type == "hash":
-        return HashRouter(shape, layer_hash_tables(options.hash.balance, moe.num_groups, shape.per_group,
-                                                   context.shape.vocab_size, layer, seed, context.token_counts))
-    if options.type == "switch":
-        return SwitchRouter(shape, context.layout, context.collectives, tag, options.statistics,
-                            options.switch.aux_loss_weight, options.switch.jitter, salt=4 * layer + 5)
-    own = options.locmoe
-    return LocMoERouter(shape, context.layout, layout_placement, context.collectives, tag, own.gate, options.statistics,
-                        own.aux_loss_weight, own.locality_loss_weight, own.locality_smoothing)
+def tier_capacities(context: SparseContext, placement: ExpertPlacement, factor: float) -> Tuple[int, int]:
+    """Slots per expert of the own node, and of other nodes, for capacity factor `factor` (see `HierarchicalDispatcher`).
+
+    `moe.capacity.local_share` of a rank's assignments spread over the experts of its node that they may go to, the rest over
+    those of other nodes: the rule of capacity factors, tier by tier. All ranks get the same, that of the fewest experts.
+    """
+    moe, tokens, topology = context.config.moe, context.shape.tokens, context.collectives.topology
+    top_k = moe.router.top_k
+    near, far = _tier_experts(context, placement)
+    share = near / (near + far) if moe.capacity.local_share is None else moe.capacity.local_share
+    near_slots = capacity_by_factor(tokens, top_k, near, factor * share) if near and share > 0.0 else 1
+    if topology.nodes == 1:
+        return near_slots, near_slots  # one tier
+    return near_slots, capacity_by_factor(tokens, top_k, far, factor * (1.0 - share)) if far and share < 1.0 else 1
 
 
-def build_dispatcher(context: SparseContext, placement: ExpertPlacement, factor: float, tag: str) -> FlatDispatcher:
+def _tier_experts(context: SparseContext, placement: ExpertPlacement) -> Tuple[int, int]:
+    """Experts in play on a token's own node, and on others: the fewest that a rank of any node has."""
+    topology = context.collectives.topology
+    local = local_experts_table(topology, placement)[:: topology.ranks_per_node]  # (nodes, E)
+    in_play = _experts_by_node(context)
+    if len(in_play) != len(local):  # a layout of another number of nodes: any of its experts from any node
+        in_play = [set.union(*in_play)] * len(local)
+    counts = [(sum(held[e] for e in experts), sum(not held[e] for e in experts)) for held, experts in zip(local, in_play)]
+    return min(int(near) for near, _ in counts), min(int(far) for _, far in counts)
+
+
+def build_dispatcher(context: SparseContext, placement: ExpertPlacement, factor: float, tag: str) -> Dispatcher:
     """The dispatcher that `moe.dispatch.type` names, with slots for capacity factor `factor`."""
-    moe, tokens, top_k = context.config.moe, context.shape.tokens, context.config.moe.router.top_k
+    dispatch, tokens, top_k = context.config.moe.dispatch, context.shape.tokens, context.config.moe.router.top_k
+    if dispatch.type == "hierarchical":
+        near, far = tier_capacities(context, placement, factor)
+        return HierarchicalDispatcher(context.collectives, placement, tokens, top_k, near, far, dispatch.drop_priority, tag,
+                                      dispatch.chunks)
     capacity = capacity_by_factor(tokens, top_k, experts_in_play(context), factor)
-    return FlatDispatcher(context.collectives, placement, tokens, top_k, capacity, moe.dispatch.drop_priority, tag)
+    return FlatDispatcher(context.collectives, placement, tokens, top_k, capacity, dispatch.drop_priority, tag, dispatch.chunks)
 
 
 def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
@@ -87,8 +106,8 @@ def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
                          shape.ffn_hidden_size, shape.activation, shape.compute_dtype)
     return MoEFeedForward(
         routing=MultiLevelRouting(context.domain_groups, build_router(context, layer, layout_placement)),
-        dispatcher=build_dispatcher(context, placement, moe.capacity.factor, f"layer {layer}"),
+        dispatcher=build_dispatcher(context, placement, moe.capacity.factor, f"all_to_all/layer {layer}"),
         experts=experts,
         local=local_experts_table(context.layout, layout_placement),
         scale_by_gate=moe.scale_by_gate,
-        evaluation_dispatcher=build_dispatcher(context, placement, moe.capacity.evaluation_factor, f"layer {layer} evaluation"))
+        evaluation_dispatcher=build_dispatcher(context, placement, moe.capacity.evaluation_factor, f"all_to_all/layer {layer} evaluation"))

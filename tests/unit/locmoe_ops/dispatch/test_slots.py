@@ -3,7 +3,7 @@ import pytest
 
 from mindspore import Tensor
 
-from locmoe_ops.dispatch.slots import SlotAssignment
+from locmoe_ops.dispatch.slots import SlotAssignment, uniform_slots
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -53,7 +53,7 @@ def tiny_weights(tokens, top_k, rng):
 @pytest.mark.parametrize("top_k, capacity", [(1, 3), (2, 4), (1, 50), (3, 1)])
 def test_slots_match_a_loop(by_weight, top_k, capacity):
     tokens, rng = 50, np.random.default_rng(capacity)
-    cell = SlotAssignment(tokens, top_k, capacity, POSITION_OF, by_weight)
+    cell = SlotAssignment(tokens, top_k, uniform_slots(POSITION_OF, capacity), by_weight)
     for draw in (scattered, tied, one_expert, tiny_weights):
         expert, weight = (array.astype(kind) for array, kind in zip(draw(tokens, top_k, rng), (np.int32, np.float32)))
         found = {name: tensor.asnumpy() for name, tensor in cell(Tensor(expert), Tensor(weight)).items()}
@@ -65,5 +65,5 @@ def test_slots_match_a_loop(by_weight, top_k, capacity):
 
 @pytest.mark.parametrize("by_weight", [False, True])
 def test_one_token(by_weight):
-    found = SlotAssignment(1, 1, 1, POSITION_OF, by_weight)(Tensor([[4]]), Tensor(np.array([[0.5]], np.float32)))
+    found = SlotAssignment(1, 1, uniform_slots(POSITION_OF, 1), by_weight)(Tensor([[4]]), Tensor(np.array([[0.5]], np.float32)))
     assert found["slot"].asnumpy().tolist() == [4] and found["filled"].asnumpy().ravel().tolist() == [0, 0, 0, 0, 1, 0]

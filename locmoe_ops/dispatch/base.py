@@ -1,0 +1,50 @@
+"""What all dispatchers share: slots on the way out, weights on the way back.
+
+Shape legend: T tokens of this rank, k choices a token, N = k * T assignments, M slots of the send buffer, d hidden size.
+"""
+
+from typing import Callable, Dict, Tuple
+
+from mindspore import Tensor, nn, ops
+
+from locmoe_ops.dispatch.permute import PermuteRows
+from locmoe_ops.dispatch.slots import SlotAssignment, SlotTable
+
+
+class Dispatcher(nn.Cell):
+    """Moves tokens to their experts and the experts' results back. It owns no parameters; its shapes are fixed at compile time.
+
+    1. Give assignments their slots; copy tokens into the send buffer.
+    2. `through_experts` (subclasses): buffer to wherever its experts are, experts, and back to the same slots.
+    3. Copy results to assignments, scale and sum them; a dropped assignment contributes 0.
+
+    Args:
+        tokens: T. top_k: k. table: the slots of every expert, on this rank's send side.
+        drop_priority: `position` or `weight`: which assignments keep their slots when an expert overflows.
+    """
+
+    def __init__(self, tokens: int, top_k: int, table: SlotTable, drop_priority: str) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.top_k = top_k
+        self.slots = SlotAssignment(tokens, top_k, table, drop_priority == "weight")
+        self.permute = PermuteRows()
+
+    def move(self, x: Tensor, expert: Tensor, gate: Tensor, scale: Tensor,
+             experts: Callable[[Tensor], Tensor]) -> Tuple[Tensor, Dict[str, Tensor]]:
+        """x <float>[T, d], expert <int32>[T, k] (E: no assignment), gate <float32>[T, k] (for the priority),
+        scale <float32>[T, k]; `experts` maps <float>[L, slots, d] to the same shape -> <float>[T, d] and the context, see
+        `SlotAssignment`.
+        """
+        context = self.slots(expert, gate)
+        rows = x if self.top_k == 1 else ops.tile(x, (self.top_k, 1))  # (N, d), choice-major
+        buffer = self.permute(rows, context["assignment"], context["filled"], context["slot"], context["kept"])
+        buffer = self.through_experts(buffer, experts)
+        rows = self.permute(buffer, context["slot"], context["kept"], context["assignment"], context["filled"])
+        rows = rows * ops.cast(scale, rows.dtype).T.reshape(-1, 1)  # (N, 1) <- (T, k)
+        y = rows if self.top_k == 1 else rows.reshape(self.top_k, self.tokens, -1).sum(0)
+        return y, context
+
+    def through_experts(self, buffer: Tensor, experts: Callable[[Tensor], Tensor]) -> Tensor:
+        """<float>[M, d] -> <float>[M, d]: row i is what its expert makes of row i."""
+        raise NotImplementedError

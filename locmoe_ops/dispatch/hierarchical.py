@@ -1,0 +1,128 @@
+"""Hierarchical dispatch: tokens for experts of the own node stay on it; only the others cross between nodes.
+
+Shape legend: V nodes of the expert-parallel group, R of its ranks on each, E experts, L = E / (V * R) experts a rank, d hidden size.
+Each rank sends an expert of its own node up to C_in tokens and any other up to C_out; A = C_in - C_out.
+"""
+
+from typing import Callable
+
+import numpy as np
+
+from mindspore import Tensor, nn, ops
+
+from locmoe_ops.collectives import Collectives
+from locmoe_ops.dispatch.base import Dispatcher
+from locmoe_ops.dispatch.slots import SlotTable
+from locmoe_ops.dispatch.together import Together
+from locmoe_ops.errors import InputError
+from locmoe_ops.topology import ExpertPlacement, Topology
+
+
+class HierarchicalDispatcher(Dispatcher):
+    """Two tiers, so that bytes between nodes fall with C_out.
+
+    1. Far tier: buffers for all nodes go along the rail, to the rank with the same place on each node. One flow joins each pair
+       of ranks on a rail, and one each pair of nodes and place.
+    2. Near tier, the first A slots of own-node experts: exchanged inside the node, through the experts, and back.
+    3. Far tier: handed on inside the node, through the experts, handed back, and home along the rail.
+
+    The rail's buffers hold C_out slots for each expert of every node, the own one too. That part does not leave the rank on the
+    rail and takes what the near tier has no slot for, hence A slots there and not C_in.
+
+    With two chunks the near tier is cut in two along its slots: one half is exchanged and computed while the far tier is on its
+    way out, the other while it is on its way home. With one chunk nothing overlaps.
+
+    Args:
+        collectives: backend; its groups `ep_node` and `ep_rail` exchange tokens.
+        placement: which rank of the expert-parallel group holds which expert.
+        tokens, top_k, drop_priority: as `Dispatcher`.
+        near_capacity: C_in, and far_capacity: C_out. A is rounded up to a multiple of `chunks`; if C_in < C_out, it is 0.
+        tag: names the collectives in errors and counters.
+
+    Raises InputError for more than two chunks.
+    """
+
+    def __init__(self, collectives: Collectives, placement: ExpertPlacement, tokens: int, top_k: int, near_capacity: int,
+                 far_capacity: int, drop_priority: str, tag: str, chunks: int = 1) -> None:
+        if chunks not in (1, 2):
+            raise InputError(f"chunks {chunks}: hierarchical dispatch overlaps its two tiers; expected 1 or 2")
+        topology, rank = collectives.topology, collectives.rank
+        near = -(-max(near_capacity - far_capacity, 0) // chunks) * chunks
+        table = two_tier_slots(topology, placement, rank, near, far_capacity)
+        super().__init__(tokens, top_k, table, drop_priority)
+        self.local_experts = placement.experts_per_rank
+        self.neighbours = len(topology.group_of("ep_node", rank))
+        self.nodes = len(topology.group_of("ep_rail", rank))
+        self.near, self.far = near, far_capacity
+        self.near_rows = placement.num_experts // self.nodes * near
+        self.chunks = chunks
+        rail_out, rail_home = (collectives.all_to_all_in_flight("ep_rail", f"{tag}/far {way}") for way in ("out", "home"))
+        self.depart, self.arrive = rail_out.start, rail_out.wait
+        self.return_home, self.at_home = rail_home.start, rail_home.wait
+        self.hand_on = collectives.all_to_all("ep_node", f"{tag}/far handed on")
+        self.hand_back = collectives.all_to_all("ep_node", f"{tag}/far handed back")
+        self.near_out = nn.CellList([collectives.all_to_all("ep_node", f"{tag}/near out {i}") for i in range(chunks)])
+        self.near_home = nn.CellList([collectives.all_to_all("ep_node", f"{tag}/near home {i}") for i in range(chunks)])
+        self.together = Together()
+
+    def through_experts(self, buffer: Tensor, experts: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.near == 0:
+            far = self.at_home(self._far(self.arrive(self._depart(buffer)), experts))
+            return far.reshape(-1, buffer.shape[-1])
+        near, far = buffer[:self.near_rows], buffer[self.near_rows:]
+        if self.chunks == 1:
+            near = self._near(near, 0, experts)
+            far = self.at_home(self._far(self.arrive(self._depart(far)), experts))
+        else:
+            near, far = self._overlapped(near, far, experts)
+        return ops.concat((near, far.reshape(-1, buffer.shape[-1])), 0)
+
+    def _overlapped(self, near: Tensor, far: Tensor, experts: Callable[[Tensor], Tensor]) -> tuple:
+        width = near.shape[-1]
+        # (2, R * L * A / 2, d) <- (R * L * A, d)
+        halves = near.reshape(-1, 2, self.near // 2, width).transpose(1, 0, 2, 3).reshape(2, -1, width)
+        first, second = ops.unstack(halves, 0)
+        far, first = self.together([self._depart(far), first])
+        first = self._near(first, 0, experts)
+        far, first = self.together([far, first])
+        far = self._far(self.arrive(far), experts)
+        far, second = self.together([far, second])
+        second = self._near(second, 1, experts)
+        far, second = self.together([far, second])
+        near = ops.stack((first, second), 0).reshape(2, -1, self.near // 2, width).transpose(1, 0, 2, 3).reshape(-1, width)
+        return near, self.at_home(far)
+
+    def _near(self, rows: Tensor, number: int, experts: Callable[[Tensor], Tensor]) -> Tensor:
+        """(R * L * a, d) -> the same, through the experts of the own node; a is A or half of it."""
+        width = rows.shape[-1]
+        rows = self.near_out[number](rows.reshape(self.neighbours, self.local_experts, -1, width))
+        rows = experts(rows.transpose(1, 0, 2, 3).reshape(self.local_experts, -1, width))  # (L, R * a, d)
+        rows = rows.reshape(self.local_experts, self.neighbours, -1, width).transpose(1, 0, 2, 3)
+        return self.near_home[number](rows).reshape(-1, width)
+
+    def _depart(self, rows: Tensor) -> Tensor:
+        return self.depart(rows.reshape(self.nodes, self.neighbours, self.local_experts, self.far, -1))
+
+    def _far(self, buffer: Tensor, experts: Callable[[Tensor], Tensor]) -> Tensor:
+        """(V, R, L, C_out, d) from every node for this node's ranks -> the same, on its way home."""
+        width = buffer.shape[-1]
+        buffer = self.hand_on(buffer.transpose(1, 0, 2, 3, 4))  # (R, V, L, C_out, d): from each neighbour, what its rail brought
+        rows = experts(buffer.transpose(2, 0, 1, 3, 4).reshape(self.local_experts, -1, width))
+        buffer = rows.reshape(self.local_experts, self.neighbours, self.nodes, self.far, width).transpose(1, 2, 0, 3, 4)
+        return self.return_home(self.hand_back(buffer).transpose(1, 0, 2, 3, 4))
+
+
+def two_tier_slots(topology: Topology, placement: ExpertPlacement, rank: int, near: int, far: int) -> SlotTable:
+    """Slots of `rank`'s send buffer: `near` for each expert of its node (E / V of them), then `far` for every expert.
+
+    Both parts are in the order of positions (see `ExpertPlacement`), which is node after node, rank after rank.
+    """
+    nodes = len(topology.group_of("ep_rail", rank))
+    here = topology.group_of("ep", rank).index(rank) * nodes // placement.ep
+    on_node = placement.num_experts // nodes
+    position = np.asarray(placement.position_of)
+    own = position // on_node == here
+    second = (on_node * near + position * far).astype(np.int32)
+    start = np.where(own, position % on_node * near, second).astype(np.int32)
+    first = np.where(own, near, 0).astype(np.int32)
+    return SlotTable(start, first, second, (first + far).astype(np.int32), on_node * near + placement.num_experts * far)

@@ -1,0 +1,166 @@
+"""One rank that moves tokens with every dispatcher of `CASES` and saves what it got, by case name.
+
+Arguments: rank, port, launcher's process id, output file. Inputs come from `example`, which the test shares.
+"""
+
+import os
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+RANKS, TOKENS, HIDDEN, EXPERTS, AMPLE = 4, 11, 6, 8, 22
+
+
+class Case(NamedTuple):
+    """A dispatcher on `RANKS` ranks, and its capacities (tokens a rank may send to an expert of its node, and to another)."""
+
+    kind: str
+    near: int
+    far: int
+    chunks: int = 1
+    ranks_per_node: int = 2
+    top_k: int = 1
+    priority: str = "position"
+    placement: str = "interleaved"
+    groups: int = 1
+
+
+CASES = {
+    "flat": Case("flat", AMPLE, AMPLE),
+    "flat, overflow, by weight": Case("flat", 2, 2, top_k=2, priority="weight"),
+    "flat, 3 chunks": Case("flat", 3, 3, chunks=3),
+    "hierarchical": Case("hierarchical", AMPLE, 11, placement="node_grouped", groups=2),
+    "hierarchical, overlapped": Case("hierarchical", AMPLE, 12, chunks=2),
+    "hierarchical, overflow": Case("hierarchical", 3, 1, top_k=2, priority="weight", groups=4),
+    "hierarchical, overflow, overlapped": Case("hierarchical", 3, 1, chunks=2, top_k=2),
+    "hierarchical, nothing near": Case("hierarchical", 2, 2, top_k=2),
+    "hierarchical, one rank a node": Case("hierarchical", 4, 2, ranks_per_node=1, chunks=2),
+    "hierarchical, one node": Case("hierarchical", 5, 1, ranks_per_node=4),
+}
+
+
+class Example(NamedTuple):
+    """What one rank is given: x, dy [T, d]; expert, weight [T, k]."""
+
+    x: np.ndarray
+    dy: np.ndarray
+    expert: np.ndarray
+    weight: np.ndarray
+
+
+def example(name: str, rank: int) -> Example:
+    rng = np.random.default_rng([list(CASES).index(name), rank])
+    x, dy = rng.standard_normal((2, TOKENS, HIDDEN)).astype(np.float32)
+    # One expert more than there are: no assignment. Low numbers are chosen often.
+    expert = rng.permuted(np.tile(np.arange(EXPERTS + 1), (TOKENS, 1)), axis=1)[:, :CASES[name].top_k]
+    expert = np.where(rng.uniform(size=expert.shape) < 0.3, np.arange(CASES[name].top_k), expert).astype(np.int32)
+    return Example(x, dy, expert, rng.uniform(size=expert.shape).astype(np.float32))
+
+
+def factors() -> np.ndarray:
+    """Expert e multiplies its tokens by row e."""
+    return np.random.default_rng(99).standard_normal((EXPERTS, HIDDEN)).astype(np.float32)
+
+
+def placement_of(case: Case):
+    from locmoe_ops.topology import ExpertPlacement
+
+    return ExpertPlacement(EXPERTS, case.groups, RANKS, case.placement)
+
+
+def build(case: Case, name: str, collectives):
+    from locmoe_ops.dispatch import FlatDispatcher, HierarchicalDispatcher
+
+    common = {"drop_priority": case.priority, "tag": name, "chunks": case.chunks}
+    if case.kind == "flat":
+        return FlatDispatcher(collectives, placement_of(case), TOKENS, case.top_k, case.near, **common)
+    return HierarchicalDispatcher(collectives, placement_of(case), TOKENS, case.top_k, case.near, case.far, **common)
+
+
+def run_case(name: str, rank: int, mesh) -> dict:
+    import mindspore as ms
+    from mindspore import Parameter, Tensor, nn, ops
+
+    from locmoe_ops.collectives import create_collectives
+    from locmoe_ops.topology import Topology
+
+    case, own = CASES[name], example(name, rank)
+    collectives = create_collectives("tcp", Topology(RANKS, case.ranks_per_node, RANKS), rank, mesh)
+
+    class Factors(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            held = list(placement_of(case).local_experts(rank))
+            self.factor = Parameter(Tensor(factors()[held][:, None]), name="factor")
+
+        def construct(self, buffers):
+            return buffers * self.factor
+
+    class Objective(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.dispatcher = build(case, name, collectives)
+            self.experts = Factors()
+
+        def construct(self, x, weight, expert, dy):
+            y, context = self.dispatcher.move(x, expert, weight, weight, self.experts)
+            return (y * dy).sum(), y, context["kept"]
+
+    class Differentiated(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.objective = Objective()
+            self.differentiate = ops.value_and_grad(self.objective, (0, 1), self.objective.trainable_params(), has_aux=True)
+
+        def construct(self, x, weight, expert, dy):
+            (_, y, kept), ((dx, dweight), (dfactor,)) = self.differentiate(x, weight, expert, dy)
+            return y, kept, dx, dweight, dfactor
+
+    ms.set_context(mode=ms.GRAPH_MODE)
+    step, before = Differentiated(), collectives.bytes_sent()
+    for _ in range(2):  # twice: nothing may be left over from a run
+        results = step(*(Tensor(array) for array in (own.x, own.weight, own.expert, own.dy)))
+        arrays = [tensor.asnumpy() for tensor in results]
+    sent = collectives.bytes_sent()
+    found = dict(zip(("y", "kept", "dx", "dweight", "dfactor"), arrays))
+    found["between nodes"] = np.array((sent.inter_node - before.inter_node) // 2)
+    return {f"{name}/{key}": array for key, array in found.items()}
+
+
+def sums(rank: int) -> dict:
+    """Vectors to be summed over all ranks, by name; the long one is sent in parts."""
+    return {size: np.random.default_rng([size, rank]).standard_normal(size).astype(np.float32) for size in (7, 10001)}
+
+
+def run_sums(rank: int, mesh) -> dict:
+    from mindspore import Tensor
+
+    from locmoe_ops.collectives import create_collectives
+    from locmoe_ops.topology import Topology
+    from pangu_sigma.train.gradients import NodeFirstSum
+
+    collectives, found = create_collectives("tcp", Topology(RANKS, 2, RANKS), rank, mesh), {}
+    for size, own in sums(rank).items():
+        before = collectives.bytes_sent("gradient")
+        found[f"sum {size}/values"] = NodeFirstSum(collectives, "dp", f"gradient/{size}")(Tensor(own)).asnumpy()
+        after = collectives.bytes_sent("gradient")
+        found[f"sum {size}/between nodes"] = np.array(after.inter_node - before.inter_node)
+    return found
+
+
+def main() -> None:
+    rank, port, parent, output = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    from locmoe_ops.collectives import join_mesh
+
+    mesh = join_mesh(rank, RANKS, ("127.0.0.1", port), bytes.fromhex(os.environ["MESH_SECRET"]), join_timeout=120,
+                     collective_timeout=300, parent_pid=parent)
+    results = run_sums(rank, mesh)
+    for name in CASES:
+        results.update(run_case(name, rank, mesh))
+    np.savez(output, **results)
+    mesh.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Every dispatcher on four ranks of two nodes, against a loop over all tokens of all ranks; and the sum of gradients."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parent
+sys.path.insert(0, str(FOLDER))
+
+from dispatch_worker import CASES, EXPERTS, HIDDEN, RANKS, TOKENS, example, factors, placement_of, sums  # noqa: E402
+
+LIMIT = 600  # seconds; about 40 on two free cores
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dispatch")
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    environment = {**os.environ, "MESH_SECRET": secrets.token_hex(), "PYTHONPATH": str(FOLDER.parents[1]), "OMP_NUM_THREADS": "1"}
+    logs = [folder / f"{rank}.log" for rank in range(RANKS)]
+    processes = []
+    try:
+        for rank in range(RANKS):
+            with logs[rank].open("w") as log:
+                arguments = [str(rank), str(port), str(os.getpid()), str(folder / f"{rank}.npz")]
+                processes.append(subprocess.Popen([sys.executable, str(FOLDER / "dispatch_worker.py"), *arguments], cwd=folder,
+                                                  env=environment, stdout=log, stderr=subprocess.STDOUT))
+        for process, log in zip(processes, logs):
+            assert process.wait(LIMIT) == 0, log.read_text()[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(RANKS)]
+
+
+def loop(name):
+    """What every rank should find, one assignment after another."""
+    case, scale = CASES[name], factors().astype(np.float64)
+    placement, dscale, found = placement_of(case), np.zeros((EXPERTS, HIDDEN)), []
+    for rank in range(RANKS):
+        own = example(name, rank)
+        places = [(t, k) for k in range(case.top_k) for t in range(TOKENS)]
+        if case.priority == "weight":
+            places.sort(key=lambda place: -own.weight[place])
+        rank_of = {e: placement.ep_index_of(e) for e in range(EXPERTS)}
+        room = {e: case.near if rank_of[e] // case.ranks_per_node == rank // case.ranks_per_node else case.far for e in rank_of}
+        y, dx, dweight = np.zeros((TOKENS, HIDDEN)), np.zeros((TOKENS, HIDDEN)), np.zeros(own.weight.shape)
+        kept = np.zeros(own.weight.shape)
+        for t, k in places:
+            e = int(own.expert[t, k])
+            if room.get(e, 0) == 0:
+                continue
+            room[e] -= 1
+            kept[t, k] = 1
+            y[t] += own.weight[t, k] * own.x[t] * scale[e]
+            dx[t] += own.weight[t, k] * own.dy[t] * scale[e]
+            dweight[t, k] = np.dot(own.dy[t], own.x[t] * scale[e])
+            dscale[e] += own.weight[t, k] * own.dy[t] * own.x[t]
+        found.append({"y": y, "dx": dx, "dweight": dweight, "kept": kept.T.reshape(-1, 1)})
+    for rank in range(RANKS):
+        found[rank]["dfactor"] = dscale[list(placement.local_experts(rank))][:, None]
+    return found
+
+
+def rounded_up(case):
+    """A case's capacities in whole slots of every chunk."""
+    if case.kind == "flat":
+        return case._replace(near=-(-case.near // case.chunks) * case.chunks, far=-(-case.far // case.chunks) * case.chunks)
+    extra = -(-max(case.near - case.far, 0) // case.chunks) * case.chunks
+    return case._replace(near=case.far + extra)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_and_gradients_match_a_loop(results, name, monkeypatch):
+    monkeypatch.setitem(CASES, name, rounded_up(CASES[name]))
+    for rank, expected in enumerate(loop(name)):
+        for key, array in expected.items():
+            # float32, sums of at most a few dozen products of order 1
+            np.testing.assert_allclose(results[rank][f"{name}/{key}"], array, rtol=0, atol=1e-5, err_msg=f"rank {rank}: {key}")
+
+
+def test_overflow_is_seen():
+    """The cases that say so drop on both tiers, and not everything."""
+    for name in CASES:
+        if "overflow" in name:
+            kept = np.concatenate([rank["kept"] for rank in loop(name)])
+            assert 0.2 < kept.mean() < 0.9, name
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_bytes_between_nodes(results, name):
+    """Two ways forward and two backward; a rank sends `far` slots to each expert on other nodes and nothing else."""
+    case = rounded_up(CASES[name])
+    elsewhere = EXPERTS - EXPERTS * case.ranks_per_node // RANKS
+    for rank in range(RANKS):
+        assert results[rank][f"{name}/between nodes"] == 4 * elsewhere * case.far * HIDDEN * 4
+
+
+@pytest.mark.parametrize("size", sums(0))
+def test_gradients_cross_between_nodes_once(results, size):
+    expected = np.sum([sums(rank)[size].astype(np.float64) for rank in range(RANKS)], axis=0)
+    for found in results:
+        np.testing.assert_allclose(found[f"sum {size}/values"], expected, rtol=0, atol=2e-6)  # three float32 sums of order 1
+        np.testing.assert_array_equal(found[f"sum {size}/values"], results[0][f"sum {size}/values"])  # the same bits everywhere
+        # Padded to a multiple of the node's two ranks, each of which sends its half to one rank of the other node.
+        assert found[f"sum {size}/between nodes"] == (size + size % 2) // 2 * 4
