@@ -12,7 +12,7 @@ BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MB of float32 a message
 
 _reshape = ops.Reshape()
 _shape = ops.Shape()
-_half_square_sum = ops.L2Loss()
+_sum = ops.ReduceSum()
 _flatten = ops.MultitypeFuncGraph("flatten")
 _restore = ops.MultitypeFuncGraph("restore")
 _squares = ops.MultitypeFuncGraph("squares")
@@ -30,7 +30,41 @@ def _restore_one(flat: Tensor, like: Tensor) -> Tensor:
 
 @_squares.register("Tensor")
 def _squares_of_one(tensor: Tensor) -> Tensor:
-    return _half_square_sum(tensor) * 2.0
+    rows = _reshape(tensor, (-1, _shape(tensor)[-1]))  # sums over rows run on all CPU threads, a sum over all elements on one
+    return _sum(_sum(rows * rows, -1), 0)
+
+
+class NodeFirstSum(nn.Cell):
+    """Sums a vector over a group so that each number crosses between nodes once, and not once for every rank of a node.
+
+    1. Reduce-scatter among the group's R ranks of a node. 2. All-reduce of a rank's part along its rail, over nodes.
+    3. All-gather inside the node. Where the group has one rank a node or lies on one node, a plain all-reduce.
+
+    Input and output: <float32>[n], any n.
+    """
+
+    def __init__(self, collectives: Collectives, group: str, tag: str) -> None:
+        super().__init__(auto_prefix=False)
+        topology, rank = collectives.topology, collectives.rank
+        self.neighbours = len(topology.group_of(f"{group}_node", rank))
+        self.in_steps = self.neighbours > 1 and len(topology.group_of(f"{group}_rail", rank)) > 1
+        if self.in_steps:
+            self.scatter = collectives.reduce_scatter(f"{group}_node", f"{tag}/scatter")
+            self.reduce = collectives.all_reduce(f"{group}_rail", f"{tag}/rail")
+            self.gather = collectives.all_gather(f"{group}_node", f"{tag}/gather")
+        else:
+            self.reduce = collectives.all_reduce(group, tag)
+        self.concat = ops.Concat()
+
+    def construct(self, vector: Tensor) -> Tensor:
+        if not self.in_steps:
+            return self.reduce(vector)
+        size = vector.shape[0]
+        rest = -size % self.neighbours
+        if rest:
+            vector = self.concat((vector, ops.zeros((rest,), vector.dtype)))
+        vector = self.gather(self.reduce(self.scatter(vector)))
+        return vector[:size] if rest else vector
 
 
 class BucketedAllReduce(nn.Cell):
@@ -47,7 +81,7 @@ class BucketedAllReduce(nn.Cell):
         self.sizes = tuple(math.prod(shape) for shape in shapes)
         self.alone = len(collectives.topology.group_of(group, collectives.rank)) == 1
         self.buckets = plan_buckets(self.sizes)
-        self.reduce = nn.CellList([collectives.all_reduce(group, f"{tag}/{i}") for i in range(len(self.buckets))])
+        self.reduce = nn.CellList([NodeFirstSum(collectives, group, f"{tag}/{i}") for i in range(len(self.buckets))])
         self.concat = ops.Concat()
         self.map = ops.HyperMap()
 
@@ -88,9 +122,9 @@ class GradientExchange(nn.Cell):
         experts = [p.shape for p in parameters if is_expert_parameter(p)]
         self.dense = len(dense)
         self.has_experts = bool(experts)
-        self.sum_dense = BucketedAllReduce(dense + [(statistics_size,)], collectives, "dp", "gradients/dense")
-        self.sum_experts = BucketedAllReduce(experts, collectives, "edp", "gradients/experts")
-        self.sum_squares = collectives.all_reduce("ep", "gradients/norm")
+        self.sum_dense = BucketedAllReduce(dense + [(statistics_size,)], collectives, "dp", "gradient/dense")
+        self.sum_experts = BucketedAllReduce(experts, collectives, "edp", "gradient/experts")
+        self.sum_squares = collectives.all_reduce("ep", "gradient/norm")
         self.map = ops.HyperMap()
         self.add = ops.AddN()
 

@@ -3,6 +3,10 @@
 Fractions are in [0, 1]. Bytes are sums over all ranks of what they sent in the step (MoE and gradient traffic). Of the times,
 `time/step(s)` is rank 0's wall clock; the others are means over ranks and add up to a step:
 step = compute + communication + idle - overlapped.
+
+`comm/all_to_all/...` and `comm/gradient/...` are the bytes of the tokens' way to their experts and back (forward and backward)
+and of the gradients' sums; `comm/...` holds both and what is left (router statistics, metrics). `time/all_to_all(s)` and
+`time/gradient(s)` are communication and waiting for it, `.../overlapped(s)` the part of it that ran beside computation.
 """
 
 import json
@@ -20,15 +24,26 @@ from locmoe_ops.collectives import Collectives
 MICROSECONDS = 1e6
 
 
+CAUSES = ("all_to_all", "gradient")  # the first parts of the tags of token traffic and of gradients
+
+
+class Traffic(NamedTuple):
+    """Seconds and bytes of this rank's collectives, of all of them or of one cause."""
+
+    communication_s: float = 0.0
+    idle_s: float = 0.0
+    overlapped_s: float = 0.0
+    intra_node_bytes: float = 0.0
+    inter_node_bytes: float = 0.0
+
+
 class HostCounters(NamedTuple):
-    """This rank's own measurements of one step."""
+    """This rank's own measurements of one step: its wall clock, and the traffic of everything and of each of `CAUSES`."""
 
     step_s: float
-    communication_s: float
-    idle_s: float
-    overlapped_s: float
-    intra_node_bytes: float
-    inter_node_bytes: float
+    total: Traffic
+    all_to_all: Traffic
+    gradient: Traffic
 
 
 class CounterClock:
@@ -42,11 +57,15 @@ class CounterClock:
         self._start = self._read()
 
     def elapsed(self, step_s: float) -> HostCounters:
-        return HostCounters(step_s, *(self._read() - self._start))
+        return HostCounters(step_s, *(Traffic(*row) for row in self._read() - self._start))
 
     def _read(self) -> np.ndarray:
-        times, sent = self._collectives.times(), self._collectives.bytes_sent()
-        return np.array([times.communication_s, times.idle_s, times.overlapped_s, sent.intra_node, sent.inter_node])
+        """<float64>[1 + causes, 5]"""
+        rows = []
+        for cause in (None, *CAUSES):
+            times, sent = self._collectives.times(cause), self._collectives.bytes_sent(cause)
+            rows.append((times.communication_s, times.idle_s, times.overlapped_s, sent.intra_node, sent.inter_node))
+        return np.array(rows)
 
 
 class HostSum(nn.Cell):
@@ -61,9 +80,11 @@ class HostSum(nn.Cell):
 
     def counters(self, own: HostCounters) -> HostCounters:
         """The same counters, summed over ranks."""
-        scale = np.array([MICROSECONDS] * 4 + [1.0] * 2)
-        total = self(Tensor(np.rint(np.array(own) * scale).astype(np.int64))).asnumpy()
-        return HostCounters(*(total / scale))
+        scale = np.array([MICROSECONDS] * 3 + [1.0] * 2)
+        rows = np.rint(np.array(own[1:]) * scale).reshape(-1)
+        whole = np.concatenate(([round(own.step_s * MICROSECONDS)], rows)).astype(np.int64)
+        total = self(Tensor(whole)).asnumpy()
+        return HostCounters(total[0] / MICROSECONDS, *(Traffic(*row) for row in total[1:].reshape(-1, len(scale)) / scale))
 
     def values(self, own: np.ndarray) -> np.ndarray:
         """<float64> vector summed over ranks, to 2**-20 of a unit (a nat, a token)."""
@@ -95,11 +116,18 @@ def routing_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, Any]:
 
 def host_metrics(total: HostCounters, ranks: int, step_s: float, tokens: int) -> Dict[str, float]:
     """Times, bytes and throughput from counters summed over `ranks`; `tokens` of the global batch, padding included."""
-    communication, idle, overlapped = total.communication_s / ranks, total.idle_s / ranks, total.overlapped_s / ranks
-    return {"time/step(s)": step_s, "time/compute(s)": total.step_s / ranks - communication - idle + overlapped,
-            "time/communication(s)": communication, "time/overlapped(s)": overlapped, "time/idle(s)": idle,
-            "comm/intra_node(B)": total.intra_node_bytes, "comm/inter_node(B)": total.inter_node_bytes,
-            "throughput/tokens_per_second": tokens / step_s}
+    communication, idle, overlapped = (seconds / ranks for seconds in total.total[:3])
+    metrics = {"time/step(s)": step_s, "time/compute(s)": total.step_s / ranks - communication - idle + overlapped,
+               "time/communication(s)": communication, "time/overlapped(s)": overlapped, "time/idle(s)": idle,
+               "comm/intra_node(B)": total.total.intra_node_bytes, "comm/inter_node(B)": total.total.inter_node_bytes,
+               "throughput/tokens_per_second": tokens / step_s}
+    for cause in CAUSES:
+        traffic: Traffic = getattr(total, cause)
+        metrics[f"time/{cause}(s)"] = (traffic.communication_s + traffic.idle_s) / ranks
+        metrics[f"time/{cause}/overlapped(s)"] = traffic.overlapped_s / ranks
+        metrics[f"comm/{cause}/intra_node(B)"] = traffic.intra_node_bytes
+        metrics[f"comm/{cause}/inter_node(B)"] = traffic.inter_node_bytes
+    return metrics
 
 
 def validation_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, float]:

@@ -93,9 +93,10 @@ def _under_msrun() -> bool:
 
 
 def _join(config: Config, rank: int, world_size: int) -> Mesh:
+    root = os.environ["MS_SCHED_HOST"]
     mesh = join_mesh(
-        rank, world_size, (os.environ["MS_SCHED_HOST"], int(_from_launcher("LOCMOE_MESH_PORT"))),
-        bytes.fromhex(_from_launcher("LOCMOE_MESH_SECRET")), bind=os.environ["MS_SCHED_HOST"],
+        rank, world_size, (root, int(_from_launcher("LOCMOE_MESH_PORT"))), bytes.fromhex(_from_launcher("LOCMOE_MESH_SECRET")),
+        bind=os.environ.get("LOCMOE_NODE_ADDRESS", root),
         join_timeout=config.runtime.join_timeout, collective_timeout=config.runtime.collective_timeout,
         parent_pid=os.getppid())
     mesh.on_failure = announce
