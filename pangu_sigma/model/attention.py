@@ -1,6 +1,7 @@
 """Masked multi-head attention. Shape legend: B rows, S positions, T = B * S, H heads, D head size, d = H * D."""
 
 import math
+from typing import Tuple
 
 from mindspore import Tensor, dtype, nn, ops
 
@@ -20,6 +21,25 @@ def attention_mask(documents: Tensor) -> Tensor:
     return (ops.cast(allowed, dtype.float32) - 1.0).expand_dims(1) * 10000.0
 
 
+class SoftmaxRows(nn.Cell):
+    """Softmax over the last of two dimensions. The gradient is MindSpore's own formula; in two dimensions its sum over rows
+    runs on the CPU kernel that needs no transposed copy.
+
+    Input: scores <float32>[N, S]. Output: <float32>[N, S].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.softmax = ops.Softmax(-1)
+        self.sum = ops.ReduceSum(keep_dims=True)
+
+    def construct(self, scores: Tensor) -> Tensor:
+        return self.softmax(scores)
+
+    def bprop(self, scores: Tensor, out: Tensor, dout: Tensor) -> Tuple[Tensor]:
+        return ((dout - self.sum(dout * out, -1)) * out,)
+
+
 class AttentionCore(nn.Cell):
     """softmax(Q K^T / sqrt(D) + mask) V; the softmax in float32.
 
@@ -33,32 +53,47 @@ class AttentionCore(nn.Cell):
         self.scale = 1.0 / math.sqrt(shape.head_size)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
-        self.softmax = ops.Softmax(-1)
+        self.softmax = SoftmaxRows()
         self.dropout = SeededDropout(shape.attention_dropout, shape.num_heads * shape.sequence_length ** 2, salt)
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
         scores = ops.cast(self.scores(query * self.scale, key), dtype.float32) + mask
-        probabilities = self.dropout(self.softmax(scores), seeds)
+        probabilities = self.softmax(scores.reshape(-1, scores.shape[-1])).reshape(scores.shape)
+        probabilities = self.dropout(probabilities, seeds)
         mixed = self.mix(ops.cast(probabilities, value.dtype), value)
         return mixed.transpose(0, 2, 1, 3).reshape(-1, self.width)
 
 
+def into_heads(x: Tensor, shape: Tuple[int, int, int, int]) -> Tensor:
+    """[B, H, S, D] <- [T, d], with `shape` (B, S, H, D)."""
+    return x.reshape(shape).transpose(0, 2, 1, 3)
+
+
+def key_map(shape: ModelShape) -> Linear:
+    """Without the bias that PanGu-alpha has here: it adds the same to all scores of a query, which softmax does not see, so that
+    its gradient is rounding alone, and Adam would make steps of it.
+    """
+    return Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype, has_bias=False)
+
+
 class SelfAttention(nn.Cell):
-    """Causal self-attention: one product for query, key and value, the core, the output map.
+    """Causal self-attention: query, key and value, each by its own map as in PanGu-alpha; the core; the output map.
 
     Inputs: x <float>[T, d] (normed); mask <float32>[B, 1, S, S]; seeds <int32>[B]. Output: <compute_dtype>[T, d].
     """
 
     def __init__(self, shape: ModelShape, salt: int) -> None:
         super().__init__()
-        self.split = (shape.rows, shape.sequence_length, 3, shape.num_heads, shape.head_size)
-        self.qkv = Linear(shape.hidden_size, 3 * shape.hidden_size, shape.compute_dtype)
-        self.unstack = ops.Unstack(axis=0)
+        self.heads = (shape.rows, shape.sequence_length, shape.num_heads, shape.head_size)
+        self.query = Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype)
+        self.key = key_map(shape)
+        self.value = Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype)
         self.core = AttentionCore(shape, salt)
         self.project = Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype, residual=True)
 
     def construct(self, x: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
-        query, key, value = self.unstack(self.qkv(x).reshape(self.split).transpose(2, 0, 3, 1, 4))  # (3, B, H, S, D)
+        query, key = into_heads(self.query(x), self.heads), into_heads(self.key(x), self.heads)
+        value = into_heads(self.value(x), self.heads)
         return self.project(self.core(query, key, value, mask, seeds))
 
 
@@ -72,14 +107,13 @@ class QueryAttention(nn.Cell):
     def __init__(self, shape: ModelShape, salt: int) -> None:
         super().__init__()
         self.heads = (shape.rows, shape.sequence_length, shape.num_heads, shape.head_size)
-        self.split = (shape.rows, shape.sequence_length, 2, shape.num_heads, shape.head_size)
         self.query = Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype)
-        self.key_value = Linear(shape.hidden_size, 2 * shape.hidden_size, shape.compute_dtype)
-        self.unstack = ops.Unstack(axis=0)
+        self.key = key_map(shape)
+        self.value = Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype)
         self.core = AttentionCore(shape, salt)
         self.project = Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype, residual=True)
 
     def construct(self, query: Tensor, x: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
-        query = self.query(query).reshape(self.heads).transpose(0, 2, 1, 3)
-        key, value = self.unstack(self.key_value(x).reshape(self.split).transpose(2, 0, 3, 1, 4))
+        query = into_heads(self.query(query), self.heads)
+        key, value = into_heads(self.key(x), self.heads), into_heads(self.value(x), self.heads)
         return self.project(self.core(query, key, value, mask, seeds))

@@ -31,23 +31,27 @@ class AddBias(nn.Cell):
 
 
 class Linear(nn.Cell):
-    """`x W^T + b` in `compute_dtype`.
+    """`x W^T + b` in `compute_dtype`, or without b.
 
     Inputs: x <float>[T, in]. Output: <compute_dtype>[T, out]. `residual` marks maps whose output is added to the residual stream.
     """
 
-    def __init__(self, in_size: int, out_size: int, compute_dtype: dtype.Type = dtype.float32, residual: bool = False) -> None:
+    def __init__(self, in_size: int, out_size: int, compute_dtype: dtype.Type = dtype.float32, residual: bool = False,
+                 has_bias: bool = True) -> None:
         super().__init__()
         self.compute_dtype = compute_dtype
         self.residual = residual
+        self.has_bias = has_bias
         self.weight = constant((out_size, in_size), 0.0, "weight")
-        self.bias = constant((out_size,), 0.0, "bias")
+        if has_bias:
+            self.bias = constant((out_size,), 0.0, "bias")
         self.matmul = ops.MatMul(transpose_b=True)
         self.add_bias = AddBias()
 
     def construct(self, x: Tensor) -> Tensor:
         kind = self.compute_dtype
-        return self.add_bias(self.matmul(ops.cast(x, kind), ops.cast(self.weight, kind)), ops.cast(self.bias, kind))
+        y = self.matmul(ops.cast(x, kind), ops.cast(self.weight, kind))
+        return self.add_bias(y, ops.cast(self.bias, kind)) if self.has_bias else y
 
 
 class Normalise(nn.Cell):

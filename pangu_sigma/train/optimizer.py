@@ -33,16 +33,15 @@ def _group_key(parameter: Parameter) -> Tuple[bool, bool]:
 
 
 _adam = ops.AdamWeightDecay()
-_multiply = ops.Mul()
-_select = ops.Select()
+_multiply_no_nan = ops.MulNoNan()
 _zeros_like = ops.ZerosLike()
 _update = ops.MultitypeFuncGraph("update")
 
 
-@_update.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
-def _update_one(rate: Tensor, beta1: Tensor, beta2: Tensor, epsilon: Tensor, decay: Tensor, scale: Tensor, finite: Tensor,
+@_update.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
+def _update_one(rate: Tensor, beta1: Tensor, beta2: Tensor, epsilon: Tensor, decay: Tensor, scale: Tensor,
                 parameter: Tensor, first: Tensor, second: Tensor, gradient: Tensor) -> Tensor:
-    gradient = _select(finite, _multiply(gradient, scale), _zeros_like(gradient))
+    gradient = _multiply_no_nan(gradient, scale)  # 0 where scale is 0, whatever the gradient
     return _adam(parameter, first, second, rate, beta1, beta2, epsilon, decay, gradient)
 
 
@@ -81,10 +80,11 @@ class HybridAdam(nn.Cell):
         root_2 = ops.sqrt(1.0 - ops.pow(self.beta2, count))
         rate = learning_rate * done * root_2 / correction_1
         decay_scale = correction_1 / root_2
+        scale = ops.select(finite, scale, _zeros_like(scale))
         beta1 = self.beta1 * done + (1.0 - done)  # 1 where the step is skipped: the moments stay as they are
         beta2 = self.beta2 * done + (1.0 - done)
         for start, end, epsilon, decay in self.groups:
-            update = ops.partial(_update, rate, beta1, beta2, root_2 * epsilon, decay_scale * decay, scale, finite)
+            update = ops.partial(_update, rate, beta1, beta2, root_2 * epsilon, decay_scale * decay, scale)
             self.map(update, self.parameters[start:end], self.first[start:end], self.second[start:end], gradients[start:end])
         return updates
 

@@ -63,14 +63,14 @@ class NumpyModel:
         for i in range(options.dense_layers + options.sparse_layers):
             name = f"blocks.{i}"
             normed = self._norm(x, f"{name}.attention_norm")
-            query, key, value = np.split(self._linear(normed, f"{name}.attention.qkv"), 3, axis=1)
+            query, key, value = (self._linear(normed, f"{name}.attention.{part}") for part in ("query", "key", "value"))
             x = x + self._attend(query, key, value, batch["documents"], name)
             x = x + self._feed_forward(x, batch, name, i >= options.dense_layers, layers)
         x = self._norm(x, "final_norm")
         name, positions = "query_layer", batch["positions"].reshape(-1)
         query = self._linear(self.parameters["query_layer.top_query"][positions], f"{name}.attention.query")
         normed = self._norm(x, f"{name}.attention_norm")
-        key, value = np.split(self._linear(normed, f"{name}.attention.key_value"), 2, axis=1)
+        key, value = (self._linear(normed, f"{name}.attention.{part}") for part in ("key", "value"))
         x = x + self._attend(query, key, value, batch["documents"], name)
         x = x + self._feed_forward(x, batch, name, options.sparse_query_layer, layers)
         logits = [x_row @ self._words(domain).T for x_row, domain in zip(np.split(x, rows), batch["domain"])]
@@ -115,7 +115,7 @@ class NumpyModel:
         return scaled * self.parameters[f"{name}.gamma"] + self.parameters[f"{name}.beta"]
 
     def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
-        return x @ self.parameters[f"{name}.weight"].T + self.parameters[f"{name}.bias"]
+        return x @ self.parameters[f"{name}.weight"].T + self.parameters.get(f"{name}.bias", 0.0)
 
     def _drop(self, x: np.ndarray, name: str) -> np.ndarray:
         return x * self.factors[name].reshape(x.shape) if name in self.factors else x
