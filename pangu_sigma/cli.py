@@ -8,6 +8,7 @@ import argparse
 import ctypes
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any, NoReturn, Optional, Sequence
 
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("runs", metavar="RUN_FOLDER", nargs="+", help="run directory that holds a summary.json, one a router")
     summary.add_argument("--output", metavar="FILE", help="also write the runs' metrics to this JSON file")
     summary.set_defaults(action=_summary)
+    _add_compare(commands)
     return parser
 
 
@@ -68,6 +70,16 @@ def _add_command(commands: Any, name: str, help: str, action: Any) -> argparse.A
                          help="override one key; may be repeated")
     command.set_defaults(action=action)
     return command
+
+
+def _add_compare(commands: Any) -> None:
+    text = "train variants side by side and write a report; goes on where it was cut off"
+    compare = commands.add_parser("compare", help=text, description=text)
+    compare.add_argument("file", metavar="FILE", help="YAML file of variants, as those in configs/compare")
+    compare.add_argument("--output", metavar="DIR", help="folder of runs, tables and report.html (default: runs/compare/<name of FILE>)")
+    compare.add_argument("--dry-run", action="store_true", help="show the runs and their commands; start nothing")
+    compare.add_argument("--report-only", action="store_true", help="make no run; report those that are finished")
+    compare.set_defaults(action=_compare)
 
 
 def _positive(text: str) -> int:
@@ -132,6 +144,18 @@ def _summary(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.tools.summary import summarise_runs
 
     summarise_runs(options.runs, options.output)
+    return SUCCESS
+
+
+def _compare(config: Config, options: argparse.Namespace) -> int:
+    from pangu_sigma.tools.compare.command import compare
+    from pangu_sigma.tools.compare.runner import RunFailed
+
+    try:
+        compare(options.file, options.output, options.dry_run, options.report_only)
+    except RunFailed as failure:  # reported by its own command's line, whose status becomes this command's
+        print(f"pangu-sigma: error: {failure}", file=sys.stderr, flush=True)
+        return failure.status
     return SUCCESS
 
 

@@ -1,0 +1,156 @@
+"""Run folders -> one number a run and metric -> mean and range over seeds, and ratios to the baseline.
+
+Of each run: times and bytes are means over the middle half of its steps, ordered by step time, after the ignored first ones (like
+a median they do not follow a step that the machine disturbed, and unlike medians they still add up); routing is the mean
+over the second half of the steps, where the router is trained; validation is the last. Metrics that a run does not have are left out.
+"""
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from pangu_sigma.tools.compare.files import read_lines, read_object, write_atomically
+from pangu_sigma.tools.compare.plan import Plan, Run
+from pangu_sigma.tools.compare.runner import SUMMARY, folder_of, is_finished
+
+STEP, EPOCH, TOKENS = "time/step(s)", "time/epoch(s)", "throughput/tokens_per_second"
+COMPUTE, COMMUNICATION, OVERLAPPED, IDLE = "time/compute(s)", "time/communication(s)", "time/overlapped(s)", "time/idle(s)"
+ALL_TO_ALL = "time/all_to_all(s)"
+ALL_TO_ALL_SHARE, OVERLAPPED_SHARE = "time/all_to_all_share", "time/overlapped_share"
+PERPLEXITY = "valid/perplexity"
+INTRA, INTER = "comm/intra_node(B)", "comm/inter_node(B)"
+PER_EXPERT = "moe/tokens_per_expert"
+Values = Dict[str, float]
+Spread = Dict[str, float]  # mean, min, max, seeds (how many)
+Table = Dict[str, Dict[str, Dict[str, Spread]]]  # by phase, variant, metric
+
+
+@dataclass(frozen=True)
+class CollectedRun:
+    """A finished run: its numbers, and what the figures over training need."""
+
+    run: Run
+    values: Values
+    records: List[Dict[str, Any]]  # metrics.jsonl, one a step
+    cosines: Dict[str, Any]  # cosines.json; empty if the run measured none
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a comparison has so far: spreads over seeds, and those of each seed's ratio to the baseline's run."""
+
+    plan: Plan
+    runs: Tuple[CollectedRun, ...]
+    table: Table
+    ratios: Table
+
+    def of(self, phase: str, variant: str) -> List[CollectedRun]:
+        """Finished runs of a variant, by seed."""
+        return sorted((r for r in self.runs if (r.run.phase, r.run.variant) == (phase, variant)), key=lambda r: r.run.seed)
+
+    def mean(self, phase: str, variant: str, metric: str) -> Optional[float]:
+        spread = self.table.get(phase, {}).get(variant, {}).get(metric)
+        return spread["mean"] if spread else None
+
+
+def collect(plan: Plan, output: Path) -> Collection:
+    """Reads every finished run of the plan; others are left out."""
+    runs = []
+    for run in plan.runs:
+        folder = folder_of(output, run)
+        if is_finished(run, folder):
+            records = read_lines(folder / "metrics.jsonl")
+            values = run_values(records, read_object(folder / SUMMARY), plan.warmup_steps_ignored)
+            runs.append(CollectedRun(run, values, records, read_object(folder / "cosines.json")))
+    ratios = _table(plan, runs, lambda run: _ratios(plan, run, runs))
+    return Collection(plan, tuple(runs), _table(plan, runs, lambda run: run.values), ratios)
+
+
+def write_tables(collection: Collection, output: Path) -> None:
+    """Writes `summary.json` and `runs.csv`, each whole or not at all."""
+    plan = collection.plan
+    summary = {"baseline": plan.baseline, "warmup_steps_ignored": plan.warmup_steps_ignored,
+               "runs": {"finished": len(collection.runs), "planned": len(plan.runs)},
+               "phases": collection.table, "ratios_to_baseline": collection.ratios}
+    write_atomically(output / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_atomically(output / "runs.csv", _csv(collection.runs))
+
+
+def run_values(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], ignored: int) -> Values:
+    """A run's numbers by metric. `ignored` first steps count for no time and no byte."""
+    middle = middle_half([r for r in records if r.get("progress/step", 0) > ignored and _number(r.get(STEP)) is not None])
+    second = records[len(records) // 2:]
+    values: Values = {}
+    for name in sorted({name for record in records for name in record}):
+        chosen = middle if name.startswith(("time/", "comm/")) else second if name.startswith("moe/") else []
+        found = [value for value in (_number(record.get(name)) for record in chosen) if value is not None]
+        if found:
+            values[name] = fmean(found)
+        elif name.startswith("valid/"):
+            found = [value for value in (_number(record.get(name)) for record in records) if value is not None]
+            values.update({name: found[-1]} if found else {})
+    values.update(_derived(values, middle))
+    unigram = _number(summary.get("unigram_perplexity"))
+    return {**values, "valid/unigram_perplexity": unigram} if unigram is not None else values
+
+
+def middle_half(records: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
+    """The records between the quartiles of step time: floor(n / 4) of the fastest and as many of the slowest left out."""
+    cut = len(records) // 4
+    return sorted(records, key=lambda record: record[STEP])[cut:len(records) - cut]
+
+
+def _derived(values: Values, middle: Sequence[Mapping[str, Any]]) -> Values:
+    step = values.get(STEP)
+    if not step:
+        return {}
+    derived = {TOKENS: fmean(r[TOKENS] * r[STEP] for r in middle) / step} if all(TOKENS in r for r in middle) else {}
+    share = middle[-1].get("progress/epoch", 0) / middle[-1]["progress/step"]  # of an epoch, that one step is
+    if share:
+        derived[EPOCH] = step / share
+    if ALL_TO_ALL in values:
+        derived[ALL_TO_ALL_SHARE] = values[ALL_TO_ALL] / step
+    if values.get(COMMUNICATION):
+        derived[OVERLAPPED_SHARE] = values.get(OVERLAPPED, 0.0) / values[COMMUNICATION]
+    return derived
+
+
+def _number(value: Any) -> Optional[float]:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _table(plan: Plan, runs: Sequence[CollectedRun], values_of: Callable[[CollectedRun], Values]) -> Table:
+    table: Table = {}
+    for phase in plan.phases:
+        for variant in plan.variants:
+            own = [values_of(r) for r in runs if (r.run.phase, r.run.variant) == (phase, variant)]
+            if own:
+                names = sorted({name for values in own for name in values})
+                table.setdefault(phase, {})[variant] = {n: spread([values[n] for values in own if n in values]) for n in names}
+    return table
+
+
+def spread(values: Sequence[float]) -> Spread:
+    return {"mean": fmean(values), "min": min(values), "max": max(values), "seeds": len(values)}
+
+
+def _ratios(plan: Plan, own: CollectedRun, runs: Sequence[CollectedRun]) -> Values:
+    """To the baseline's run of the same seed, which ran next to this one; nothing where there is none, or it has 0."""
+    for other in runs:
+        if (other.run.phase, other.run.variant, other.run.seed) == (own.run.phase, plan.baseline, own.run.seed):
+            return {name: value / other.values[name] for name, value in own.values.items() if other.values.get(name)}
+    return {}
+
+
+def _csv(runs: Sequence[CollectedRun]) -> str:
+    names = sorted({name for run in runs for name in run.values})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["phase", "variant", "seed", *names])
+    for run in runs:
+        writer.writerow([run.run.phase, run.run.variant, run.run.seed, *(run.values.get(name, "") for name in names)])
+    return text.getvalue()

@@ -1,0 +1,35 @@
+"""Files that hold either their old content or all of the new, and reading what a cut-off program may have left."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Dict, List
+
+
+def write_atomically(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.part{os.getpid()}")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def read_object(path: Path) -> Dict[str, Any]:
+    """A JSON object; empty if the file is missing, cut off or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_lines(path: Path) -> List[Dict[str, Any]]:
+    """The objects of a file with one a line, up to the first line that is not one."""
+    records: List[Dict[str, Any]] = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            records.append(dict(json.loads(line)))
+    except (OSError, ValueError, TypeError):
+        pass
+    return records

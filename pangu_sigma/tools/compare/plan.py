@@ -1,0 +1,305 @@
+"""A file of variants -> the list of runs of a comparison, in the order in which they are made.
+
+    base: configs/quickstart.yaml             # what all variants share; paths are as seen from the working directory
+    base_overrides: {train.steps: 400}
+    variants:                                 # name: what makes it different
+      switch: {moe.router.type: switch}
+      locmoe: {moe.router.type: locmoe}
+    baseline: switch                          # what ratios refer to; left out: the first variant
+    seeds: [1, 2, 3]
+    cluster: {nodes: 2, workers_per_node: 2, rate: 200mbit, pin: true}
+    warmup_steps_ignored: 10                  # first steps of each run that count for no time and no byte
+    run_timeout: 3600                         # seconds
+    phases:                                   # left out: each run gives both perplexity and time
+      quality: {rate: null}
+      time: {seeds: [1, 2, 3, 4], overrides: {train.steps: 60, train.eval_rows: 0}}
+
+The link's rate does not change the mathematics: long runs for perplexity may go at full speed, and short ones, close to each
+other, at the limited rate for time. A phase starts from `cluster.rate` and `seeds`.
+"""
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import yaml
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.config.load import _parse, _read_text, _shown, load_config, to_dict
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import validate
+
+KEYS = ("base", "base_overrides", "variants", "baseline", "seeds", "cluster", "phases", "warmup_steps_ignored", "run_timeout")
+CLUSTER_KEYS = ("nodes", "workers_per_node", "rate", "pin")
+PHASE_KEYS = ("overrides", "rate", "seeds")
+PHASES = ("quality", "time")
+SINGLE_PHASE = "all"
+# What the comparison sets itself for each run, and what would keep a run from ever being finished.
+RESERVED = {"train.seed": "seeds gives it", "train.output_dir": "each run has a folder of the comparison's own",
+            "train.stop_after": "the run would end without a summary"}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+_RATE = re.compile(r"[1-9][0-9]{0,5}[kmg]bit")
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """`nodes` > 1 are simulated on this machine; `rate` (as `tc` spells it) limits each node's link; `pin` gives nodes own cores."""
+
+    nodes: int
+    workers_per_node: int
+    rate: Optional[str]
+    pin: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. `overrides` are `--set` texts, all but the run directory; `settings` is a hash of all that decides the outcome."""
+
+    phase: str
+    variant: str
+    seed: int
+    cluster: Cluster
+    overrides: Tuple[str, ...]
+    config: Config
+    settings: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.phase}/{self.variant}/seed_{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison, checked. `runs` are in the order of execution; `variants` in that of the file."""
+
+    file: str
+    base: str
+    variants: Tuple[str, ...]
+    baseline: str
+    phases: Tuple[str, ...]
+    warmup_steps_ignored: int
+    run_timeout: float
+    runs: Tuple[Run, ...]
+
+    @property
+    def quality_phase(self) -> str:
+        return self.phases[0]
+
+    @property
+    def time_phase(self) -> str:
+        return self.phases[-1]
+
+
+@dataclass(frozen=True)
+class _Phase:
+    name: str
+    overrides: Mapping[str, Any]
+    seeds: Tuple[int, ...]
+    cluster: Cluster
+
+
+def load_plan(path: str) -> Plan:
+    """Reads a comparison and checks every run's configuration, so that nothing starts that could not all be run.
+
+    Raises:
+        InputError: names the file and the key; for a run's configuration also its variant and phase.
+    """
+    try:
+        return _plan(path, _section(_parse(_read_text(path), path), "", KEYS, required=("base", "variants")))
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(path) else f"{path}: {text}") from None
+
+
+def _plan(path: str, raw: Mapping[str, Any]) -> Plan:
+    base = _text(raw["base"], "base", "the path of a configuration")
+    shared = _overrides(raw.get("base_overrides"), "base_overrides")
+    variants = _variants(raw["variants"])
+    phases = _phases(raw, _seeds(raw.get("seeds", [1]), "seeds"), _cluster(raw.get("cluster", {})))
+    runs = [_run(base, variant, phase, seed, [shared, phase.overrides, variants[variant]])
+            for phase, variant, seed in _order(phases, list(variants))]
+    return Plan(path, base, tuple(variants), _baseline(raw.get("baseline"), variants), tuple(phase.name for phase in phases),
+                _whole(raw.get("warmup_steps_ignored", 0), "warmup_steps_ignored", 0), _timeout(raw.get("run_timeout", 3600)),
+                _steps_checked(runs, raw.get("warmup_steps_ignored", 0)))
+
+
+def _order(phases: Sequence[_Phase], variants: List[str]) -> List[Tuple[_Phase, str, int]]:
+    """Seed by seed, each time starting with the next variant: a machine that slows down or warms up hits all alike."""
+    order = []
+    for phase in phases:
+        for position, seed in enumerate(phase.seeds):
+            first = position % len(variants)
+            order += [(phase, variant, seed) for variant in variants[first:] + variants[:first]]
+    return order
+
+
+def _run(base: str, variant: str, phase: _Phase, seed: int, layers: Sequence[Mapping[str, Any]]) -> Run:
+    """`layers` override the base in order: what all share, then the phase's, then the variant's own."""
+    cluster = phase.cluster
+    values: Dict[str, Any] = {"parallel.ranks_per_node": cluster.workers_per_node} if cluster.nodes > 1 else {}
+    for layer in layers:
+        for key in layer:  # a later layer also takes the later place: a section set as a whole must not undo its keys
+            values.pop(key, None)
+        values.update(layer)
+    overrides = (*(f"{key}={_inline(value)}" for key, value in values.items()), f"train.seed={seed}")
+    where = f"variants.{variant}" + ("" if phase.name == SINGLE_PHASE else f" in phases.{phase.name}")
+    try:
+        config = load_config(base, overrides)
+        validate(config, cluster.nodes * cluster.workers_per_node)
+        _check_run(config, cluster)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return Run(phase.name, variant, seed, cluster, overrides, config, _settings(config, cluster))
+
+
+def _check_run(config: Config, cluster: Cluster) -> None:
+    if cluster.nodes > 1 and config.parallel.ranks_per_node != cluster.workers_per_node:
+        raise InputError(f"parallel.ranks_per_node is {config.parallel.ranks_per_node}, but cluster.workers_per_node "
+                         f"{cluster.workers_per_node}; expected the same, or the key left out")
+    if config.train.stop_after is not None:
+        raise InputError(f"train.stop_after is {config.train.stop_after}, expected null: {RESERVED['train.stop_after']}")
+
+
+def _steps_checked(runs: Sequence[Run], ignored: int) -> Tuple[Run, ...]:
+    for run in runs:
+        if run.config.train.steps <= ignored:
+            raise InputError(f"warmup_steps_ignored ({ignored}) leaves no step of {run.name} (train.steps {run.config.train.steps})")
+    return tuple(runs)
+
+
+def _settings(config: Config, cluster: Cluster) -> str:
+    """Hash of the resolved configuration (without its folder), the cluster, and the prepared data's manifest if there is one."""
+    plain = to_dict(replace(config, train=replace(config.train, output_dir="")))
+    manifest = Path(config.data.path) / "manifest.json"
+    data = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
+    text = json.dumps([plain, [cluster.nodes, cluster.workers_per_node, cluster.rate, cluster.pin], data], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _inline(value: Any) -> str:
+    """The value on one line that YAML reads back as the same."""
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and yaml.safe_load(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+# ---- sections
+
+
+def _variants(raw: Any) -> Dict[str, Dict[str, Any]]:
+    if not isinstance(raw, dict) or not raw:
+        raise InputError(f"variants: found {_shown(raw)}, expected a mapping of names to overrides")
+    for name in raw:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise InputError(f"variants: found the name {_shown(name)}, expected letters, digits and . _ + - (it names a folder)")
+    return {name: _overrides(value, f"variants.{name}") for name, value in raw.items()}
+
+
+def _overrides(raw: Any, where: str) -> Dict[str, Any]:
+    raw = {} if raw is None else raw
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise InputError(f"{where}: found {_shown(raw)}, expected overrides, as in {{train.steps: 100}}")
+    for key in raw:
+        if key in RESERVED:
+            raise InputError(f"{where}: {key} cannot be set in a comparison: {RESERVED[key]}")
+    return raw
+
+
+def _cluster(raw: Any) -> Cluster:
+    section = _section(raw, "cluster", CLUSTER_KEYS)
+    nodes = _whole(section.get("nodes", 1), "cluster.nodes", 1)
+    pin = section.get("pin", False)
+    if not isinstance(pin, bool):
+        raise InputError(f"cluster.pin: found {_shown(pin)}, expected true or false")
+    if pin and nodes == 1:
+        raise InputError("cluster.pin is true with cluster.nodes 1; expected false: the one node has all cores")
+    workers = _whole(section.get("workers_per_node", 1), "cluster.workers_per_node", 1)
+    return Cluster(nodes, workers, _rate(section.get("rate"), "cluster.rate", nodes), pin)
+
+
+def _phases(raw: Mapping[str, Any], seeds: Tuple[int, ...], cluster: Cluster) -> List[_Phase]:
+    if raw.get("phases") is None:
+        return [_Phase(SINGLE_PHASE, {}, seeds, cluster)]
+    sections = _section(raw["phases"], "phases", PHASES)
+    if not sections:
+        raise InputError("phases: is empty, expected quality, time or both, or the key left out")
+    phases = []
+    for name in (name for name in PHASES if name in sections):
+        where = f"phases.{name}"
+        section = _section({} if sections[name] is None else sections[name], where, PHASE_KEYS)
+        rate = _rate(section.get("rate", cluster.rate), f"{where}.rate", cluster.nodes)
+        own_seeds = _seeds(section["seeds"], f"{where}.seeds") if "seeds" in section else seeds
+        phases.append(_Phase(name, _overrides(section.get("overrides"), f"{where}.overrides"), own_seeds, replace(cluster, rate=rate)))
+    return phases
+
+
+def _baseline(raw: Any, variants: Mapping[str, Any]) -> str:
+    if raw is None:
+        return next(iter(variants))
+    if raw not in variants:
+        raise InputError(f"baseline: found {_shown(raw)}, expected {_one_of(raw, tuple(variants))}")
+    return str(raw)
+
+
+# ---- values
+
+
+def _section(raw: Any, where: str, known: Sequence[str], required: Sequence[str] = ()) -> Mapping[str, Any]:
+    prefix = f"{where}." if where else ""
+    if not isinstance(raw, dict):
+        raise InputError(f"{where + ': ' if where else ''}found {_shown(raw)}, expected a section with keys {', '.join(known)}")
+    for key in raw:
+        if key not in known:
+            raise InputError(f"{prefix}{key}: unknown key, expected {_one_of(key, known)}")
+    for key in required:
+        if key not in raw:
+            raise InputError(f"{prefix}{key}: is missing")
+    return raw
+
+
+def _one_of(found: Any, known: Sequence[str]) -> str:
+    near = get_close_matches(str(found), known, n=1, cutoff=0.5)
+    return f"one of {', '.join(known)}" + (f" (did you mean {near[0]}?)" if near else "")
+
+
+def _seeds(raw: Any, where: str) -> Tuple[int, ...]:
+    if not isinstance(raw, list) or not raw:
+        raise InputError(f"{where}: found {_shown(raw)}, expected a list, as in [1, 2, 3]")
+    seeds = tuple(_whole(seed, f"{where}[{position}]", 0) for position, seed in enumerate(raw))
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"{where}: found {_shown(raw)}, expected each seed once")
+    return seeds
+
+
+def _whole(raw: Any, where: str, minimum: int) -> int:
+    if isinstance(raw, bool) or not isinstance(raw, int) or raw < minimum:
+        raise InputError(f"{where}: found {_shown(raw)}, expected an integer >= {minimum}")
+    return raw
+
+
+def _timeout(raw: Any) -> float:
+    if isinstance(raw, bool) or not isinstance(raw, (int, float)) or not 0 < raw < math.inf:
+        raise InputError(f"run_timeout: found {_shown(raw)}, expected seconds > 0")
+    return float(raw)
+
+
+def _text(raw: Any, where: str, expected: str) -> str:
+    if not isinstance(raw, str) or not raw:
+        raise InputError(f"{where}: found {_shown(raw)}, expected {expected}")
+    return raw
+
+
+def _rate(raw: Any, where: str, nodes: int) -> Optional[str]:
+    if raw is None:
+        return None
+    if not isinstance(raw, str) or not _RATE.fullmatch(raw):
+        raise InputError(f"{where}: found {_shown(raw)}, expected null or a rate, as in 200mbit")
+    if nodes == 1:
+        raise InputError(f"{where} is {raw} with cluster.nodes 1; expected null: one node has no link to another")
+    return raw

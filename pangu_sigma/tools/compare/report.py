@@ -1,0 +1,122 @@
+"""A collection -> one HTML file that explains itself: what was compared, how it came out, figures, every number."""
+
+from pathlib import Path
+from typing import Dict, List, Mapping, Sequence
+
+from pangu_sigma.tools.compare import collect as c
+from pangu_sigma.tools.compare.collect import Collection, Spread
+from pangu_sigma.tools.compare.figures import all_figures
+from pangu_sigma.tools.compare.files import write_atomically
+from pangu_sigma.tools.compare.page import page, paragraph, section, table, with_range
+from pangu_sigma.tools.compare.plan import SINGLE_PHASE, Run
+
+# Metrics with names of their own, in the order of the table; others follow under the name that the run gave them.
+NAMES = {
+    c.STEP: "step time", c.EPOCH: "epoch time", c.TOKENS: "tokens per second", c.COMPUTE: "computation", c.COMMUNICATION: "communication",
+    c.OVERLAPPED: "of it overlapped with computation", c.OVERLAPPED_SHARE: "overlapped share of communication",
+    c.IDLE: "waiting for other ranks",
+    c.ALL_TO_ALL: "all-to-all (tokens to experts and back)", c.ALL_TO_ALL_SHARE: "all-to-all share of the step",
+    c.PERPLEXITY: "validation perplexity", "moe/drop_fraction": "tokens dropped", "moe/local_fraction": "tokens kept on their own node",
+    "moe/load_max_over_mean": "load: busiest expert / mean", c.INTER: "bytes between nodes", c.INTRA: "bytes inside nodes",
+    "valid/loss": "validation loss (nats a token)", "valid/unigram_perplexity": "perplexity of word frequencies alone",
+}
+INTRODUCTION = (
+    "A mixture-of-experts layer holds many small networks (experts), spread over the workers of several nodes. A router sends every "
+    "token to an expert, so tokens travel: fast inside a node, slowly between nodes. An expert has a limited number of slots a step; a "
+    "token that finds none skips the layer. The variants differ in what the table of what was compared says, and in nothing else.")
+MEASURED = (
+    "Each number is a mean over seeds, with the range below it. Times and bytes are means over the middle half of a run's steps by step "
+    "time, without the first {ignored}; routing is the mean of a run's second half; validation is the last. Bytes are what all ranks send "
+    "in a step. Ratios are to {baseline}, each run to that of the same seed.")
+
+
+def write_report(data: Collection, output: Path) -> Path:
+    """Writes `report.html`, whole or not at all; returns its path."""
+    path = output / "report.html"
+    write_atomically(path, render(data))
+    return path
+
+
+def render(data: Collection) -> str:
+    """The report as HTML."""
+    parts = [paragraph(INTRODUCTION), _progress(data), section("At a glance", _glance(data)), section("What was compared", _setting(data))]
+    for heading, figures in all_figures(data):
+        drawn = [item for item in figures if item.startswith("<figure")]
+        left_out = [item for item in figures if item not in drawn]
+        parts.append(section(heading, f'<div class="figures">{"".join(drawn)}</div>' if drawn else "", *left_out))
+    ignored = f"{data.plan.warmup_steps_ignored} steps" if data.plan.warmup_steps_ignored != 1 else "step"
+    numbers = [paragraph(MEASURED.format(ignored=ignored, baseline=data.plan.baseline), "note"), *_numbers(data)]
+    return page(f"Comparison: {', '.join(data.plan.variants)}", "\n".join([*parts, section("All numbers", *numbers)]))
+
+
+def _progress(data: Collection) -> str:
+    finished, planned = len(data.runs), len(data.plan.runs)
+    if finished == planned:
+        return ""
+    return paragraph(f"{finished} of {planned} runs are finished; this report shows those.", "note")
+
+
+def _glance(data: Collection) -> str:
+    """The two things that matter, how long and how good, beside what explains them."""
+    quality, time = data.plan.quality_phase, data.plan.time_phase
+    columns = ((time, c.STEP), (quality, c.PERPLEXITY), (time, c.INTER))
+    rows = []
+    for variant in data.plan.variants:
+        cells = [variant]
+        for phase, name in columns:
+            cells.append(with_range(name, _spread(data.table, phase, variant, name)))
+            cells.append(with_range(name, _spread(data.ratios, phase, variant, name), _ratio))
+        rows.append(cells)
+    return table(["variant", *(word for _, name in columns for word in (NAMES[name], f"/ {data.plan.baseline}'s"))], rows)
+
+
+def _setting(data: Collection) -> str:
+    runs = data.plan.runs
+    sentences = [f"Base configuration: {data.plan.base}."]
+    for phase in data.plan.phases:
+        own = [run for run in runs if run.phase == phase]
+        name = "" if phase == SINGLE_PHASE else f"Phase {phase}: "
+        steps = sorted({run.config.train.steps for run in own})
+        sentences.append(f"{name}{_machine(own[0])}; {', '.join(map(str, steps))} steps of "
+                         f"{own[0].config.train.global_batch_size * own[0].config.model.sequence_length} tokens; seeds "
+                         f"{', '.join(str(seed) for seed in sorted({run.seed for run in own}))}.")
+    own_overrides = [[variant, _own_overrides(variant, runs)] for variant in data.plan.variants]
+    return paragraph(" ".join(sentences)) + table(["variant", "what makes it different"], own_overrides)
+
+
+def _machine(run: Run) -> str:
+    cluster = run.cluster
+    nodes = "1 node" if cluster.nodes == 1 else f"{cluster.nodes} simulated nodes"
+    link = f", links between nodes {f'limited to {cluster.rate}' if cluster.rate else 'not limited'}" if cluster.nodes > 1 else ""
+    return f"{nodes} of {cluster.workers_per_node} worker{'s' if cluster.workers_per_node > 1 else ''}{link}"
+
+
+def _own_overrides(variant: str, runs: Sequence[Run]) -> str:
+    """Overrides that not all variants share."""
+    common = set.intersection(*(set(run.overrides) for run in runs if run.seed == runs[0].seed and run.phase == runs[0].phase))
+    own = next(run for run in runs if run.variant == variant)
+    return ", ".join(text for text in own.overrides if text not in common and not text.startswith("train.seed=")) or "the base as it is"
+
+
+def _numbers(data: Collection) -> List[str]:
+    """One table a phase: a row a metric, a column a variant."""
+    parts = []
+    for phase in data.plan.phases:
+        own = data.table.get(phase, {})
+        if not own:
+            continue
+        if phase != SINGLE_PHASE:
+            parts.append(f"<h3>{phase} runs</h3>")
+        found = {name for values in own.values() for name in values}
+        names = [name for name in NAMES if name in found] + sorted(found - set(NAMES))
+        rows = [[NAMES.get(name, name), *(with_range(name, own[variant].get(name)) for variant in own)] for name in names]
+        parts.append(table(["", *own], rows))
+    return parts
+
+
+def _spread(tables: Mapping[str, Dict[str, Dict[str, Spread]]], phase: str, variant: str, name: str) -> "Spread | None":
+    return tables.get(phase, {}).get(variant, {}).get(name)
+
+
+def _ratio(name: str, value: float) -> str:
+    return f"{value:.3f}"

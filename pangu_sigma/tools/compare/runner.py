@@ -1,0 +1,241 @@
+"""Runs what a plan lists, one after another, and goes on where an earlier attempt was cut off.
+
+A run's folder is OUTPUT/runs/<phase>/<variant>/seed_<n>; its `run.json` says for which settings it was made and how it ended. A run
+stands if its summary is whole and was made with the same settings. What is left of a run that was cut off or failed is removed;
+a whole run of other settings is kept under OUTPUT/earlier.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.tools.compare.files import read_object, write_atomically
+from pangu_sigma.tools.compare.plan import Plan, Run
+
+SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
+NOTE, SUMMARY, COUNTERS = "run.json", "summary.json", "interfaces.json"
+LOCK_WAIT_S = 20.0  # what is left of a job whose comparison was killed ends within seconds
+END_WAIT_S = 30.0  # for a launcher to end its ranks and take down its network
+CommandOf = Callable[[Run, str, Path], List[str]]
+
+
+class RunFailed(Exception):
+    """A run that failed: its name and what it said; `status` is the exit status that the comparison ends with."""
+
+    def __init__(self, run: Run, line: str, status: int) -> None:
+        super().__init__(f"{run.name}: {line}")
+        self.status = status
+
+
+def command_of(run: Run, base: str, folder: Path) -> List[str]:
+    """The shell command of a run: this machine as one node, or as several in network namespaces."""
+    overrides = [word for text in (*run.overrides, f"train.output_dir={json.dumps(str(folder))}") for word in ("--set", text)]
+    cluster, train = run.cluster, str(SCRIPTS / "train_msrun.sh")
+    if cluster.nodes == 1:
+        return ["bash", train, "--workers", str(cluster.workers_per_node), base, *overrides]
+    options = ["--nodes", str(cluster.nodes), "--workers-per-node", str(cluster.workers_per_node)]
+    options += ["--rate", cluster.rate] if cluster.rate else []
+    options += ["--pin"] if cluster.pin else []
+    options += ["--counters", str(folder / COUNTERS)]
+    return ["bash", str(SCRIPTS / "simulate_cluster.sh"), *options, "--", "bash", train, base, *overrides]
+
+
+def folder_of(output: Path, run: Run) -> Path:
+    return output / "runs" / run.phase / run.variant / f"seed_{run.seed}"
+
+
+def is_finished(run: Run, folder: Path) -> bool:
+    """True if the folder holds this run, with these settings, whole."""
+    note = read_object(folder / NOTE)
+    return note.get("settings") == run.settings and note.get("status") != "failed" and bool(read_object(folder / SUMMARY))
+
+
+def run_all(plan: Plan, output: Path, command: CommandOf = command_of) -> None:
+    """Makes every run that does not stand yet, in the plan's order; says on stdout which and how long each took.
+
+    Raises:
+        InputError: another comparison is at work in `output`, or a folder there is not of a comparison.
+        RunFailed: a run failed, missed its deadline or left no summary; later runs are not started.
+    """
+    with _lock(output) as lock:
+        for number, run in enumerate(plan.runs, start=1):
+            label, folder = f"[{number}/{len(plan.runs)}] {run.name}", folder_of(output, run)
+            if is_finished(run, folder):
+                print(f"{label}: finished earlier", flush=True)
+                continue
+            _clear(run, folder, output)
+            print(f"{label} ...", flush=True)
+            seconds = _make(run, folder, command(run, plan.base, folder), plan.run_timeout, lock)
+            print(f"{label}: {seconds:.0f} s", flush=True)
+
+
+def _make(run: Run, folder: Path, command: Sequence[str], timeout: float, lock: int) -> float:
+    """Makes one run in an empty folder; returns the seconds it took."""
+    folder.mkdir(parents=True, exist_ok=True)
+    note: Dict[str, Any] = {"settings": run.settings, "status": "running", "command": list(command)}
+    _write_note(folder, note)
+    started = time.monotonic()
+    failure = _execute(command, folder, timeout, lock)
+    if failure is None and not read_object(folder / SUMMARY):
+        failure = (1, f"ended with status 0 but left no whole {SUMMARY}, see {folder / 'stdout.log'}")
+    note.update(seconds=time.monotonic() - started, status="failed" if failure else "finished", error=failure and failure[1])
+    _write_note(folder, note)
+    if failure:
+        raise RunFailed(run, failure[1], failure[0])
+    return note["seconds"]
+
+
+def _execute(command: Sequence[str], folder: Path, timeout: float, lock: int) -> "Optional[tuple[int, str]]":
+    """Runs a command with its output in the folder. Returns None, or the exit status and line of its failure."""
+    with open(folder / "stdout.log", "wb") as out, open(folder / "stderr.log", "wb") as err:
+        # It holds the lock too: should this process be killed, no other comparison starts before what it left has ended.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=_environment(), pass_fds=(lock,),
+                                   start_new_session=True, preexec_fn=_end_with_parent)
+        try:
+            status = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return 1, f"took longer than run_timeout ({timeout:g} s) and was ended, see {folder / 'stdout.log'}"
+        finally:
+            end_with_children(process)
+    if status == 0:
+        return None
+    return (status if status > 0 else 1), _failure_line(folder, status)
+
+
+def _failure_line(folder: Path, status: int) -> str:
+    lines = (folder / "stderr.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = [line.rpartition("\r")[2].strip() for line in lines if line.strip()]
+    marked = [line.partition("error: ")[2] for line in lines if "error: " in line]
+    if marked:
+        return marked[0]
+    how = f"status {status}" if status > 0 else f"signal {-status}"
+    return f"ended with {how}" + (f": {lines[-1]}" if lines else "") + f", see {folder / 'stdout.log'}"
+
+
+def _environment() -> Dict[str, str]:
+    """The scripts find the Python that runs this program."""
+    environment = dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if sys.prefix != sys.base_prefix:
+        environment["VIRTUAL_ENV"] = sys.prefix
+    return environment
+
+
+# ---- processes
+
+
+def end_with_children(process: "subprocess.Popen[Any]") -> None:
+    """Ends a process started in a session of its own, and all that descends from it: asked first, killed after a deadline.
+
+    Ranks have sessions of their own, which a signal to the group does not reach: descendants are listed while their parents live.
+    """
+    if process.poll() is None:
+        descendants = _descendants(process.pid)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(END_WAIT_S)
+        except subprocess.TimeoutExpired:
+            descendants |= _descendants(process.pid)
+        for pid, born in descendants.items():
+            if _started(pid) == born:  # not a later process of the same id
+                _kill(os.kill, pid)
+    _kill(os.killpg, process.pid)
+    process.wait(END_WAIT_S)
+
+
+def _kill(how: Callable[[int, int], None], target: int) -> None:
+    try:
+        how(target, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _descendants(root: int) -> "Dict[int, str]":
+    """Ids and start times of the processes below `root` in the tree."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        fields = _stat(int(entry.name))
+        if fields:
+            parents[int(entry.name)] = int(fields[1])
+    found: Dict[int, str] = {}
+    frontier = {root}
+    while frontier:
+        frontier = {pid for pid, parent in parents.items() if parent in frontier}
+        found.update((pid, _started(pid)) for pid in frontier)
+    return found
+
+
+def _started(pid: int) -> str:
+    fields = _stat(pid)
+    return fields[19] if fields else ""
+
+
+def _stat(pid: int) -> List[str]:
+    """Fields of /proc/<pid>/stat from the state on (the name before it may hold anything); empty if the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _end_with_parent() -> None:
+    """Asks Linux to end the launcher when the comparison dies, however it dies; the launcher ends its ranks."""
+    set_parent_death_signal = 1
+    _LIBC.prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+_LIBC = ctypes.CDLL(None)
+
+
+# ---- files
+
+
+@contextmanager
+def _lock(output: Path) -> Iterator[int]:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        file = open(output / ".lock", "a")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"--output: cannot write in {output} ({error.strerror}); expected a writable folder") from None
+    with file:
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InputError(f"--output: another comparison is at work in {output}; expected another folder") from None
+                time.sleep(0.2)
+        yield file.fileno()
+
+
+def _clear(run: Run, folder: Path, output: Path) -> None:
+    """Makes way for a run that does not stand."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    note = read_object(folder / NOTE)
+    if not note:
+        raise InputError(f"--output: {folder} holds files, but no {NOTE} of a comparison; expected another folder")
+    if note.get("settings") == run.settings or not read_object(folder / SUMMARY):
+        shutil.rmtree(folder)
+        return
+    number = 1
+    while (aside := output / "earlier" / run.name / str(number)).exists():
+        number += 1
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(folder, aside)
+    print(f"{run.name} was made with other settings; it is now in {aside}", flush=True)
+
+
+def _write_note(folder: Path, note: Dict[str, Any]) -> None:
+    write_atomically(folder / NOTE, json.dumps(note, indent=1) + "\n")
