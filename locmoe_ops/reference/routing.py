@@ -30,7 +30,7 @@ def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> R
     choice = np.zeros((count, spec.top_k), np.int64)
     for t in range(count):
         probability[t] = _token_probability(spec, parameters, tokens, t, group[t])
-        choice[t] = _picks(spec, probability[t], _local_to(spec, tokens, t, group[t]))
+        choice[t] = _picks(spec, probability[t], _local_to(spec, tokens, t, group[t]), _balance(spec, parameters, group[t]))
     if spec.router == "faster_moe":
         _keep_home(spec, tokens, group, probability, choice)
     expert = choice + (group * size)[:, None]
@@ -142,19 +142,26 @@ def _local_to(spec: LayerSpec, tokens: RankTokens, t: int, group: int) -> np.nda
     return np.array([spec.is_local(node, first + i) for i in range(spec.experts_per_group)])
 
 
-def _picks(spec: LayerSpec, probability: np.ndarray, local: np.ndarray) -> list[int]:
+def _balance(spec: LayerSpec, parameters: LayerParameters, group: int) -> np.ndarray:
+    """(n,) float64: the balance biases of the group's experts."""
+    first = group * spec.experts_per_group
+    every = np.zeros(spec.num_experts) if parameters.balance is None else parameters.balance
+    return every[first : first + spec.experts_per_group].astype(np.float64)
+
+
+def _picks(spec: LayerSpec, probability: np.ndarray, local: np.ndarray, balance: np.ndarray) -> list[int]:
     """The k experts of one token, one after another."""
     left, picks = list(range(len(probability))), []
     for _ in range(spec.top_k):
-        picks.append(_pick(spec, probability, local, left))
+        picks.append(_pick(spec, probability, local, balance, left))
         left.remove(picks[-1])
     return picks
 
 
-def _pick(spec: LayerSpec, probability: np.ndarray, local: np.ndarray, left: list[int]) -> int:
-    score = probability
+def _pick(spec: LayerSpec, probability: np.ndarray, local: np.ndarray, balance: np.ndarray, left: list[int]) -> int:
+    score = probability + balance
     if spec.local_term == "bias":
-        score = probability + spec.local_strength * local
+        score = score + spec.local_strength * local
     if spec.local_term == "margin":
         enough = (1.0 - spec.local_strength) * max(probability[i] for i in left)
         left = [i for i in left if local[i] and probability[i] > enough] or left

@@ -101,6 +101,7 @@ class LayerParameters:
     b2: np.ndarray  # (E,d) float
     gate: Optional[np.ndarray] = None  # (E,d) float
     table: Optional[np.ndarray] = None  # (G,V) int; entries 0..n-1
+    balance: Optional[np.ndarray] = None  # (E,) float; added to the score that an expert is picked by
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Level-2 routers: which expert of its group a token goes to."""
 
+from locmoe_ops.routers.balance import BalanceBias, BalanceUpdate, balance_biases
 from locmoe_ops.routers.base import Router, RoutingShape
 from locmoe_ops.routers.etr import CosineGate, ETRRouter
 from locmoe_ops.routers.faster_moe import FasterMoERouter
@@ -8,9 +9,12 @@ from locmoe_ops.routers.gates import DenseGate, GrAPGate, grap_weights
 from locmoe_ops.routers.gshard import GShardRouter
 from locmoe_ops.routers.hash import HashRouter
 from locmoe_ops.routers.local_term import LocalTerm, local_strength, set_local_strength
+from locmoe_ops.routers.preference import Preference, Sum
 from locmoe_ops.routers.ta_moe import TAMoERouter, bandwidth_shares
 
 __all__ = [
+    "BalanceBias",
+    "BalanceUpdate",
     "CosineGate",
     "DenseGate",
     "ETRRouter",
@@ -21,10 +25,13 @@ __all__ = [
     "LocMoERouter",
     "LocalTerm",
     "LossWeights",
+    "Preference",
     "Router",
     "RoutingShape",
+    "Sum",
     "SwitchRouter",
     "TAMoERouter",
+    "balance_biases",
     "bandwidth_shares",
     "grap_weights",
     "local_strength",

@@ -14,7 +14,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.routers.base import RoutingShape
 from locmoe_ops.routers.gated import LocalisingRouter, LossWeights
 from locmoe_ops.routers.gates import grap_weights
-from locmoe_ops.routers.local_term import LocalTerm
+from locmoe_ops.routers.preference import Preference
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 _SQUARE = 1e-12  # added to |x|^2: a token of zeros has no direction, and affinity 0 to every expert
@@ -56,9 +56,9 @@ class ETRRouter(LocalisingRouter):
 
     def __init__(self, shape: RoutingShape, layout: Topology, placement: ExpertPlacement, collectives: Collectives, tag: str,
                  temperature: float, weights: LossWeights, statistics: str = "global",
-                 local_term: Optional[LocalTerm] = None) -> None:
+                 preference: Optional[Preference] = None) -> None:
         gate = CosineGate(shape.num_experts, shape.num_groups, shape.hidden_size)
-        super().__init__(shape, gate, layout, placement, collectives, tag, statistics, weights, local_term)
+        super().__init__(shape, gate, layout, placement, collectives, tag, statistics, weights, preference)
         if temperature <= 0.0:
             raise InputError(f"temperature is {temperature}, expected above 0")
         self.sharpness = 1.0 / temperature

@@ -10,7 +10,7 @@ from locmoe_ops.losses import load_balancing_loss, locality_loss
 from locmoe_ops.random import SeededUniform
 from locmoe_ops.routers.base import Router, RoutingShape, SegmentSums, local_experts_of_nodes, one_hot, segment_count
 from locmoe_ops.routers.gates import DenseGate, GrAPGate
-from locmoe_ops.routers.local_term import LocalTerm
+from locmoe_ops.routers.preference import Preference
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 
@@ -19,18 +19,18 @@ class GatedRouter(Router):
 
     1. Gate values in float32, whatever the model computes in.
     2. `score` (subclasses): what enters the softmax.
-    3. The k largest probabilities, or what a local term makes of them; of equal ones the expert with the lower index.
+    3. The k largest probabilities, or what a preference makes of them; of equal ones the expert with the lower index.
 
     Args:
-        local_term: preference for experts on the token's own node when experts are picked; None: there is none.
+        preference: terms on the scores that experts are picked by (`LocalTerm`, `BalanceBias`); None: there are none.
     """
 
-    def __init__(self, shape: RoutingShape, gate: nn.Cell, local_term: Optional[LocalTerm] = None) -> None:
+    def __init__(self, shape: RoutingShape, gate: nn.Cell, preference: Optional[Preference] = None) -> None:
         super().__init__(shape)
         self.gate = gate
         self.softmax = ops.Softmax(-1)
-        self.prefers_local = local_term is not None
-        self.local_term = nn.Identity() if local_term is None else local_term
+        self.has_preference = preference is not None
+        self.preference = nn.Identity() if preference is None else preference
 
     def score(self, values: Tensor) -> Tensor:
         """Gate values <float32>[T, n] -> scores <float32>[T, n]."""
@@ -68,9 +68,9 @@ class GatedRouter(Router):
 
     def preferred(self, rest: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
         """What is left to pick from <float32>[T, n] -> what the next pick is made by."""
-        if not self.prefers_local:
+        if not self.has_preference:
             return rest
-        return self.local_term(rest, tokens["home"], tokens["group"])
+        return self.preference(rest, tokens["home"], tokens["group"])
 
 
 class SwitchRouter(GatedRouter):
@@ -79,13 +79,13 @@ class SwitchRouter(GatedRouter):
     Args:
         aux_loss_weight: alpha. statistics: segment of the loss's f and P (see `SegmentSums`).
         jitter: the gate's input is multiplied by uniform(1 - jitter, 1 + jitter) in training.
-        salt: tells the jitter of layers apart. local_term: see `GatedRouter`.
+        salt: tells the jitter of layers apart. preference: see `GatedRouter`.
     """
 
     def __init__(self, shape: RoutingShape, layout: Topology, collectives: Collectives, tag: str, statistics: str = "global",
                  aux_loss_weight: float = 0.01, jitter: float = 0.0, salt: int = 0,
-                 local_term: Optional[LocalTerm] = None) -> None:
-        super().__init__(shape, DenseGate(shape.num_experts, shape.num_groups, shape.hidden_size), local_term)
+                 preference: Optional[Preference] = None) -> None:
+        super().__init__(shape, DenseGate(shape.num_experts, shape.num_groups, shape.hidden_size), preference)
         self.aux_loss_weight = aux_loss_weight
         self.jitter = jitter
         self.uniform = SeededUniform(shape.hidden_size, salt) if jitter > 0.0 else nn.Identity()
@@ -118,12 +118,12 @@ class LocalisingRouter(GatedRouter):
         layout, placement: the cluster and the experts' places in it that locality refers to. The locality loss always takes its
             distributions over the tokens of one home node.
         statistics: segment of the load-balancing loss's f and P.
-        weights: of the losses. local_term: see `GatedRouter`.
+        weights: of the losses. preference: see `GatedRouter`.
     """
 
     def __init__(self, shape: RoutingShape, gate: nn.Cell, layout: Topology, placement: ExpertPlacement, collectives: Collectives,
-                 tag: str, statistics: str, weights: LossWeights, local_term: Optional[LocalTerm] = None) -> None:
-        super().__init__(shape, gate, local_term)
+                 tag: str, statistics: str, weights: LossWeights, preference: Optional[Preference] = None) -> None:
+        super().__init__(shape, gate, preference)
         self.aux_loss_weight = weights.aux
         self.locality_loss_weight = weights.locality
         self.smoothing = weights.smoothing
@@ -154,10 +154,10 @@ class LocMoERouter(LocalisingRouter):
     def __init__(self, shape: RoutingShape, layout: Topology, placement: ExpertPlacement, collectives: Collectives, tag: str,
                  gate: str = "grap", statistics: str = "global", aux_loss_weight: float = 0.01,
                  locality_loss_weight: float = 0.01, locality_smoothing: float = 0.1,
-                 local_term: Optional[LocalTerm] = None) -> None:
+                 preference: Optional[Preference] = None) -> None:
         kind = GrAPGate if gate == "grap" else DenseGate
         super().__init__(shape, kind(shape.num_experts, shape.num_groups, shape.hidden_size), layout, placement, collectives, tag,
-                         statistics, LossWeights(aux_loss_weight, locality_loss_weight, locality_smoothing), local_term)
+                         statistics, LossWeights(aux_loss_weight, locality_loss_weight, locality_smoothing), preference)
 
     def score(self, values: Tensor) -> Tensor:
         return ops.relu(values)  # Eq. 2

@@ -11,7 +11,7 @@ from locmoe_ops.random import SeededUniform
 from locmoe_ops.routers.base import RoutingShape, SegmentSums
 from locmoe_ops.routers.gated import GatedRouter
 from locmoe_ops.routers.gates import DenseGate
-from locmoe_ops.routers.local_term import LocalTerm
+from locmoe_ops.routers.preference import Preference
 from locmoe_ops.topology import Topology
 
 _TINY = 1e-20  # keeps a quotient finite where a local term picks two experts of probability 0
@@ -30,14 +30,14 @@ class GShardRouter(GatedRouter):
 
     Args:
         shape: its top_k must be 2. statistics: segment of the loss's f and P. aux_loss_weight: factor on the loss.
-        salt: tells the chances of layers apart. local_term: see `GatedRouter`.
+        salt: tells the chances of layers apart. preference: see `GatedRouter`.
 
     Raises InputError for another top_k.
     """
 
     def __init__(self, shape: RoutingShape, layout: Topology, collectives: Collectives, tag: str, statistics: str = "global",
-                 aux_loss_weight: float = 0.01, salt: int = 0, local_term: Optional[LocalTerm] = None) -> None:
-        super().__init__(shape, DenseGate(shape.num_experts, shape.num_groups, shape.hidden_size), local_term)
+                 aux_loss_weight: float = 0.01, salt: int = 0, preference: Optional[Preference] = None) -> None:
+        super().__init__(shape, DenseGate(shape.num_experts, shape.num_groups, shape.hidden_size), preference)
         if shape.top_k != 2:
             raise InputError(f"top_k {shape.top_k}: the GShard router sends a token to two experts; expected 2")
         self.aux_loss_weight = aux_loss_weight

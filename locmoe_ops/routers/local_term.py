@@ -17,6 +17,7 @@ from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers.base import RoutingShape, local_experts_of_nodes
+from locmoe_ops.routers.preference import Preference
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 LOCAL_TERMS = ("bias", "margin")
@@ -38,7 +39,7 @@ class LocalExperts(nn.Cell):
         return ops.gather(self.table, ops.floor_div(home, self.ranks_per_node) * self.num_groups + group, 0)
 
 
-class LocalTerm(nn.Cell):
+class LocalTerm(Preference):
     """What a pick is made by, with local experts preferred.
 
     `bias`: strength is added to a local expert's probability. It wins where it lacks less than `strength` to the best.
@@ -50,8 +51,7 @@ class LocalTerm(nn.Cell):
         kind: `bias` or `margin`. strength: in [0, 1], until `set_local_strength` changes it. It is a parameter that no
             optimizer touches, so that a schedule needs no new graph and a checkpoint keeps what the run was trained with.
 
-    Inputs: rest <float32>[T, n], probabilities of the experts that a pick may still take, negative ones for others; home, group
-    <int32>[T]. Output: <float32>[T, n]; the largest is to be picked.
+    Inputs and output: as `Preference`.
     """
 
     def __init__(self, kind: str, shape: RoutingShape, layout: Topology, placement: ExpertPlacement, strength: float = 0.0) -> None:

@@ -14,7 +14,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.losses import topology_loss
 from locmoe_ops.routers.base import RoutingShape, local_experts_of_nodes, segment_count
 from locmoe_ops.routers.gated import SwitchRouter
-from locmoe_ops.routers.local_term import LocalTerm
+from locmoe_ops.routers.preference import Preference
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 
@@ -46,10 +46,10 @@ class TAMoERouter(SwitchRouter):
 
     def __init__(self, shape: RoutingShape, layout: Topology, placement: ExpertPlacement, collectives: Collectives, tag: str,
                  bandwidth_ratio: float, statistics: str = "global", aux_loss_weight: float = 0.01,
-                 local_term: Optional[LocalTerm] = None) -> None:
+                 preference: Optional[Preference] = None) -> None:
         segments = max(segment_count(statistics, layout), layout.nodes)
         super().__init__(shape, layout, collectives, tag, "rank" if statistics == "rank" else "node", aux_loss_weight,
-                         local_term=local_term)
+                         preference=preference)
         if bandwidth_ratio <= 0.0:
             raise InputError(f"bandwidth_ratio is {bandwidth_ratio}, expected above 0")
         shares = bandwidth_shares(local_experts_of_nodes(layout, placement), shape.num_groups, bandwidth_ratio)

@@ -107,6 +107,8 @@ class RouterConfig:
     statistics: str = key("global", "tokens over which a loss's statistics are taken: of one rank, one node, or all ranks "
                                     "(ta_moe: one node, its targets being those of a node)",
                           choices=("rank", "node", "global"))
+    balance_rate: float = key(0.0, "ours (switch, locmoe, etr): after each step an expert's selection bias moves by at most this much "
+                                   "towards an even load; 0: none", minimum=0.0, maximum=0.1)
     hash: HashRouterConfig = key(HashRouterConfig, "keys of the hash router")
     switch: SwitchRouterConfig = key(SwitchRouterConfig, "keys of the switch router")
     locmoe: LocMoERouterConfig = key(LocMoERouterConfig, "keys of the LocMoE router")

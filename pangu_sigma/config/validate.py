@@ -7,6 +7,8 @@ from typing import Iterator, Tuple
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
 
+BALANCED_ROUTERS = ("switch", "locmoe", "etr")
+
 
 def validate(config: Config, world_size: int) -> None:
     """Checks a configuration for a job of `world_size` ranks.
@@ -108,6 +110,9 @@ def _check_router(config: Config) -> None:
         raise InputError(f"moe.dispatch.drop_priority is {config.moe.dispatch.drop_priority} with moe.router.type etr, whose experts "
                          "choose the tokens of largest weight; expected weight")
     _check_local_term(config)
+    if router.balance_rate > 0.0 and router.type not in BALANCED_ROUTERS:
+        raise InputError(f"moe.router.balance_rate is {router.balance_rate} with moe.router.type {router.type}; expected 0, or one of "
+                         f"{', '.join(BALANCED_ROUTERS)}, whose selection takes a bias")
     if router.top_k > experts:
         raise InputError(f"moe.router.top_k ({router.top_k}) exceeds the {experts} experts of a group "
                          f"(moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups})")

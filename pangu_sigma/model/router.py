@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 from locmoe_ops.hash_maps import layer_hash_tables
 from locmoe_ops.routers import (
+    BalanceBias,
     ETRRouter,
     FasterMoERouter,
     GShardRouter,
@@ -14,8 +15,10 @@ from locmoe_ops.routers import (
     LocalTerm,
     LocMoERouter,
     LossWeights,
+    Preference,
     Router,
     RoutingShape,
+    Sum,
     SwitchRouter,
     TAMoERouter,
 )
@@ -59,12 +62,17 @@ class _Request:
         return (shape, layout, self.placement, *rest)
 
     @property
-    def local_term(self) -> Optional[LocalTerm]:
-        """None where `moe.router.local_term.kind` is none. Its strength is the final one until a schedule sets another."""
+    def preference(self) -> Optional[Preference]:
+        """`moe.router.local_term` and `balance_rate`, as far as they are wanted. The local term has its final strength until a
+        schedule sets another.
+        """
+        terms: List[Preference] = []
         wanted = self.options.local_term
-        if wanted.kind == "none":
-            return None
-        return LocalTerm(wanted.kind, self.shape, self.context.layout, self.placement, wanted.strength)
+        if wanted.kind != "none":
+            terms.append(LocalTerm(wanted.kind, self.shape, self.context.layout, self.placement, wanted.strength))
+        if self.options.balance_rate > 0.0:
+            terms.append(BalanceBias(self.shape))
+        return Sum(terms) if len(terms) > 1 else terms[0] if terms else None
 
 
 def build_router(context: SparseContext, layer: int, layout_placement: ExpertPlacement) -> Router:
@@ -86,18 +94,18 @@ def _hash(request: _Request) -> Router:
 def _switch(request: _Request) -> Router:
     own = request.options.switch
     return SwitchRouter(*request.surroundings, request.options.statistics, own.aux_loss_weight, own.jitter, request.salt,
-                        request.local_term)
+                        request.preference)
 
 
 def _locmoe(request: _Request) -> Router:
     own = request.options.locmoe
     return LocMoERouter(*request.placed_surroundings, own.gate, request.options.statistics, own.aux_loss_weight,
-                        own.locality_loss_weight, own.locality_smoothing, request.local_term)
+                        own.locality_loss_weight, own.locality_smoothing, request.preference)
 
 
 def _gshard(request: _Request) -> Router:
     return GShardRouter(*request.surroundings, request.options.statistics, request.options.gshard.aux_loss_weight, request.salt,
-                        request.local_term)
+                        request.preference)
 
 
 def _faster_moe(request: _Request) -> Router:
@@ -108,13 +116,13 @@ def _faster_moe(request: _Request) -> Router:
 def _ta_moe(request: _Request) -> Router:
     own = request.options.ta_moe
     return TAMoERouter(*request.placed_surroundings, own.bandwidth_ratio, request.options.statistics, own.aux_loss_weight,
-                       request.local_term)
+                       request.preference)
 
 
 def _etr(request: _Request) -> Router:
     own = request.options.etr
     weights = LossWeights(own.aux_loss_weight, own.locality_loss_weight, own.locality_smoothing)
-    return ETRRouter(*request.placed_surroundings, own.temperature, weights, request.options.statistics, request.local_term)
+    return ETRRouter(*request.placed_surroundings, own.temperature, weights, request.options.statistics, request.preference)
 
 
 _BUILDERS: Dict[str, Callable[[_Request], Router]] = {

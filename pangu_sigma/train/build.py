@@ -9,6 +9,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, dtype
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.routers import balance_biases, set_local_strength
 from locmoe_ops.routing_cell import check_token_ids
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
@@ -28,6 +29,7 @@ from pangu_sigma.train.step import (
     EvaluationStep,
     LossScale,
     MicroStep,
+    Rebalance,
     Statistics,
     Update,
     WholeStep,
@@ -85,7 +87,10 @@ class TrainingParts:
         self.loss_scale = LossScale(config.runtime.loss_scale if config.runtime.precision == "fp16" else None)
         nominal = config.train.global_batch_size * config.model.sequence_length
         objective = Objective(self.network, nominal)
-        update = Update(self.parameters, self.statistics.size, self.loss_scale, config.optimizer, runtime.collectives, nominal)
+        rate = config.moe.router.balance_rate
+        rebalance = Rebalance(balance_biases(self.network), rate, self.statistics) if rate > 0.0 else None
+        update = Update(self.parameters, self.statistics.size, self.loss_scale, config.optimizer, runtime.collectives, nominal,
+                        rebalance)
         self.update = update
         self.adam = update.adam
         self._evaluate = EvaluationStep(objective)
@@ -108,6 +113,10 @@ class TrainingParts:
         vector, norm, scale, skipped = self._step(rate, *(fields[0] if len(fields) == 1 else [fields]))
         return StepResult(self.statistics.unpack(vector.asnumpy()), float(norm.asnumpy()), float(scale.asnumpy()),
                           int(skipped.asnumpy()))
+
+    def prefer_local(self, strength: float) -> None:
+        """Sets the strength of the routers' local terms, if they have any; 0 turns them off. Needs no other graph."""
+        set_local_strength(self.network, strength)
 
     def evaluate(self, batches: List[Batch]) -> np.ndarray:
         """This rank's statistics, summed over its validation batches: <float64>[size], see `Statistics`."""

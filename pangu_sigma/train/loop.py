@@ -3,11 +3,12 @@
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 from tqdm import tqdm
 
+from locmoe_ops.routers import local_strength
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
@@ -23,7 +24,7 @@ class TrainingLoop:
     """Runs optimizer steps `start` + 1 to the last one.
 
     1. A step: micro-batches, update, metrics.
-    2. Validation every `train.eval_interval` steps and after the last one.
+    2. Validation every `train.eval_interval` steps and after the last one: as trained, and with the local term off, if there is one.
     3. Checkpoint every `checkpoint.interval` steps and after the last one.
 
     `train.stop_after` leaves what a run cut off there would have left.
@@ -40,6 +41,7 @@ class TrainingLoop:
         self.output = Path(config.train.output_dir)
         self.clock = CounterClock(runtime.collectives)
         self.host_sum = HostSum(runtime.collectives, "metrics/counters")
+        self._strength: Optional[float] = None  # of the routers' local terms, as last set
         self.validation: List[Batch] = loader.validation() if config.train.eval_rows else []
 
     def run(self, start: int, log: "MetricsLog | None") -> None:
@@ -67,13 +69,33 @@ class TrainingLoop:
         """Loss and perplexity on the fixed validation rows of all ranks; nothing where there are none."""
         if not self.config.train.eval_rows:
             return {}
+        metrics = validation_metrics(self._validation_sums())
+        if self._strength is not None:
+            self.parts.prefer_local(0.0)
+            metrics.update(validation_metrics(self._validation_sums(), "valid/local_term_off/"))
+            self.parts.prefer_local(self._strength)
+        return metrics
+
+    def _validation_sums(self) -> Dict[str, np.ndarray]:
         own = self.parts.evaluate(self.validation) / self.runtime.topology.tensor
-        return validation_metrics(self.parts.statistics.unpack(self.host_sum.values(own)))
+        return self.parts.statistics.unpack(self.host_sum.values(own))
+
+    def _set_strength(self, step: int) -> Dict[str, float]:
+        """Follows the schedule of the local term, where routers have one."""
+        term = self.config.moe.router.local_term
+        if term.kind == "none":
+            return {}
+        strength = local_strength(step, term)
+        if strength != self._strength:
+            self.parts.prefer_local(strength)
+            self._strength = strength
+        return {"moe/local_strength": strength}
 
     def _step(self, step: int) -> Dict[str, Any]:
         config = self.config
         batches = self.loader.step(step - 1)
         rate = learning_rate(config.optimizer, config.train.steps, step)
+        strength = self._set_strength(step)
         self.clock.restart()
         started = time.perf_counter()
         result = self.parts.train_step(batches, step, rate)
@@ -83,7 +105,7 @@ class TrainingLoop:
         return {"progress/step": step, "progress/epoch": step * config.train.global_batch_size / self.rows_in_training,
                 **loss_metrics(result.sums), "optim/learning_rate": rate, "optim/grad_norm": finite_or_none(result.grad_norm),
                 "optim/loss_scale": result.loss_scale, "optim/skipped_steps": result.skipped_steps,
-                **routing_metrics(result.sums), **host_metrics(total, self.runtime.world_size, elapsed, tokens)}
+                **routing_metrics(result.sums), **strength, **host_metrics(total, self.runtime.world_size, elapsed, tokens)}
 
     def _is_due(self, step: int, interval: int) -> bool:
         return step == self.config.train.steps or bool(interval and step % interval == 0)

@@ -130,10 +130,13 @@ def host_metrics(total: HostCounters, ranks: int, step_s: float, tokens: int) ->
     return metrics
 
 
-def validation_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, float]:
-    """Task loss in nats a token on the fixed validation rows, and its exponential."""
+def validation_metrics(sums: Dict[str, np.ndarray], prefix: str = "valid/") -> Dict[str, float]:
+    """Task loss in nats a token on the fixed validation rows, and its exponential.
+
+    `valid/...` is the model as it is trained, `valid/local_term_off/...` the same with the local term of its routers at strength 0.
+    """
     loss = float(sums["task"]) / max(float(sums["tokens"]), 1.0)
-    return {"valid/loss": loss, "valid/perplexity": math.exp(min(loss, 700.0))}
+    return {f"{prefix}loss": loss, f"{prefix}perplexity": math.exp(min(loss, 700.0))}
 
 
 class MetricsLog:

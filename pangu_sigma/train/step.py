@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives import Collectives
+from locmoe_ops.routers import BalanceBias, BalanceUpdate
 from pangu_sigma.config.schema import LossScaleConfig, OptimizerConfig
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.train.gradients import GradientExchange
@@ -133,22 +134,44 @@ class MicroStep(nn.Cell):
         return ops.assign_add(self.accumulators.statistics, pack(sums))
 
 
+class Rebalance(nn.Cell):
+    """Moves the routers' balance biases by the loads of a step.
+
+    Args:
+        biases: of the sparse layers, in order. rate: see `BalanceUpdate`. statistics: where the loads are in the vector.
+
+    Inputs: vector <float32>[size], statistics summed over ranks; finite <bool> scalar. Output: as `BalanceUpdate`.
+    """
+
+    def __init__(self, biases: Sequence[BalanceBias], rate: float, statistics: Statistics) -> None:
+        super().__init__(auto_prefix=False)
+        self.shape = (statistics.layers, statistics.experts)
+        self.start = len(Statistics.SCALARS)
+        self.end = self.start + statistics.layers * statistics.experts
+        self.update = BalanceUpdate(biases, rate)
+
+    def construct(self, vector: Tensor, finite: Tensor) -> Tensor:
+        return self.update(vector[self.start:self.end].reshape(self.shape), finite)
+
+
 class Update(nn.Cell):
     """One optimizer step from this rank's gradients.
 
     1. Sum gradients and statistics over ranks.
     2. Scale by nominal / (loss scale x unmasked tokens): the gradient of the mean over the global batch.
     3. Clip by the global norm; skip the update, on all ranks alike, if the norm is not finite.
-    4. Hybrid Adam; loss scale.
+    4. Hybrid Adam; loss scale; balance biases, where routers have them.
 
     Inputs: gradients, a tuple of <float32> tensors in the order of `parameters`; statistics <float32>[size]; learning_rate <float32>
     scalar. Outputs: statistics summed over ranks; gradient norm before clipping, loss scale used and steps skipped so far.
     """
 
     def __init__(self, parameters: Sequence[Parameter], statistics_size: int, loss_scale: LossScale, optimizer: OptimizerConfig,
-                 collectives: Collectives, nominal_tokens: int) -> None:
+                 collectives: Collectives, nominal_tokens: int, rebalance: Optional[Rebalance] = None) -> None:
         super().__init__(auto_prefix=False)
         self.loss_scale = loss_scale
+        self.rebalances = rebalance is not None
+        self.rebalance = nn.Identity() if rebalance is None else rebalance
         self.exchange = GradientExchange(parameters, statistics_size, collectives)
         self.adam = HybridAdam(parameters, optimizer)
         self.clip_norm = optimizer.clip_norm
@@ -164,6 +187,8 @@ class Update(nn.Cell):
         clip = factor if self.clip_norm is None else factor * ops.minimum(self.clip_norm / (norm + 1e-6), 1.0)
         updates = self.adam(gradients, learning_rate, clip, finite)
         skipped = ops.depend(self.loss_scale(finite), updates)
+        if self.rebalances:
+            skipped = ops.depend(skipped, self.rebalance(statistics, finite))
         return statistics, norm, scale_used, skipped
 
 

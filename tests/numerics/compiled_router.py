@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from compiled_layer import CompiledLayer, Differentiated, Objective, build_layer, load_parameters
-from layer_cases import HIDDEN, Case
+from layer_cases import HIDDEN, Case, parameters_of
+
+from mindspore import Tensor
 
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.routers import (
+    BalanceBias,
     ETRRouter,
     FasterMoERouter,
     GShardRouter,
@@ -15,6 +18,7 @@ from locmoe_ops.routers import (
     LossWeights,
     Router,
     RoutingShape,
+    Sum,
     SwitchRouter,
     TAMoERouter,
 )
@@ -42,16 +46,21 @@ def router_of(case: Case, collectives: Collectives) -> Router:
     spec, shape = case.spec, RoutingShape(HIDDEN, case.experts, case.groups, case.top_k)
     plain = (shape, case.layout, collectives, "moe")
     placed = (shape, case.layout, spec.placement, collectives, "moe")
-    term = None
+    terms = []
     if case.local_term != "none":
-        term = LocalTerm(case.local_term, shape, case.layout, spec.placement, case.local_strength)
+        terms.append(LocalTerm(case.local_term, shape, case.layout, spec.placement, case.local_strength))
+    if case.balanced:
+        bias = BalanceBias(shape)
+        bias.balance_bias.set_data(Tensor(parameters_of(case).balance.reshape(case.groups, -1)))
+        terms.append(bias)
+    preference = Sum(terms) if terms else None
     weights = LossWeights(spec.alpha, spec.mu, spec.smoothing)
     builders = {
-        "switch": lambda: SwitchRouter(*plain, case.statistics, spec.alpha, local_term=term),
-        "locmoe": lambda: LocMoERouter(*placed, case.gate, case.statistics, spec.alpha, spec.mu, spec.smoothing, term),
-        "gshard": lambda: GShardRouter(*plain, case.statistics, spec.alpha, SALT, term),
+        "switch": lambda: SwitchRouter(*plain, case.statistics, spec.alpha, preference=preference),
+        "locmoe": lambda: LocMoERouter(*placed, case.gate, case.statistics, spec.alpha, spec.mu, spec.smoothing, preference),
+        "gshard": lambda: GShardRouter(*plain, case.statistics, spec.alpha, SALT, preference),
         "faster_moe": lambda: FasterMoERouter(*placed, case.max_remote_fraction, case.statistics, spec.alpha),
-        "ta_moe": lambda: TAMoERouter(*placed, spec.bandwidth_ratio, case.statistics, spec.alpha, term),
-        "etr": lambda: ETRRouter(*placed, spec.temperature, weights, case.statistics, term),
+        "ta_moe": lambda: TAMoERouter(*placed, spec.bandwidth_ratio, case.statistics, spec.alpha, preference),
+        "etr": lambda: ETRRouter(*placed, spec.temperature, weights, case.statistics, preference),
     }
     return builders[case.router]()

@@ -40,6 +40,7 @@ class Case:
     local_term: str = "none"
     local_strength: float = 0.0
     max_remote_fraction: float = 1.0
+    balanced: bool = False
 
     @property
     def experts(self) -> int:
@@ -92,6 +93,8 @@ ROUTER_CASES = {
     "topology, top 2, by node": Case("ta_moe", top_k=2),
     "resonance, 3 groups, by weight": Case("etr", groups=3, priority="weight"),
     "bias, switch, nothing dropped": Case("switch", capacity=AMPLE, local_term="bias", local_strength=0.25),
+    "balanced, switch, 3 groups": Case("switch", groups=3, balanced=True),
+    "balanced margin, grap, nothing dropped": Case("locmoe", capacity=AMPLE, local_term="margin", local_strength=1.0, balanced=True),
     "margin, grap, top 2, 3 groups": Case("locmoe", groups=3, top_k=2, local_term="margin", local_strength=0.3),
 }
 
@@ -107,7 +110,8 @@ def parameters_of(case: Case) -> LayerParameters:
         w1=normal(experts, HIDDEN, INNER, scale=0.3), b1=normal(experts, INNER, scale=0.5),
         w2=normal(experts, INNER, HIDDEN, scale=0.3), b2=normal(experts, HIDDEN, scale=0.5),
         gate=normal(experts, HIDDEN, scale=0.2),
-        table=rng.integers(0, experts // case.groups, (case.groups, VOCABULARY)).astype(np.int32))
+        table=rng.integers(0, experts // case.groups, (case.groups, VOCABULARY)).astype(np.int32),
+        balance=normal(experts, scale=0.1) if case.balanced else None)
 
 
 def batch_of(case: Case, draw: str) -> tuple[list[RankTokens], list[np.ndarray]]:
