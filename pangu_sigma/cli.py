@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_command(commands, "prepare", "train the tokenizer and write the data folder", _prepare)
     _add_command(commands, "train", "train, alone or as a rank under msrun", _train)
+    _add_command(commands, "eval", "perplexity of a checkpoint on the validation rows, in one process", _eval)
     bench = commands.add_parser("bench", help="measure this machine and the model on it")
     benches = bench.add_subparsers(dest="bench", metavar="WHAT", required=True)
     _add_command(benches, "step", "FLOP/s of the compiled step, and where its time goes", _bench_step)
@@ -121,6 +122,14 @@ def _train(config: Config, options: argparse.Namespace) -> int:
     return train(config)
 
 
+def _eval(config: Config, options: argparse.Namespace) -> int:
+    from pangu_sigma.train.evaluate import evaluate, on_one_process
+
+    config = on_one_process(config)
+    validate(config, 1)
+    return evaluate(config)
+
+
 def _bench_step(config: Config, options: argparse.Namespace) -> int:
     validate(config, 1)
     from pangu_sigma.tools.bench import bench_step
@@ -135,8 +144,8 @@ def _show_config(config: Config, options: argparse.Namespace) -> int:
         if not isinstance(value, dict) or name not in value:
             raise InputError(f"--key {options.key}: no such key")
         value = value[name]
-    text = value if isinstance(value, str) else yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip("\n")
-    print(text)
+    text = value if isinstance(value, str) else yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    print(text.removesuffix("...\n").rstrip("\n"))  # YAML ends a document that is one plain value with dots
     return SUCCESS
 
 

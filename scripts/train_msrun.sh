@@ -131,7 +131,7 @@ config_value() {
 match_nodes() {
     local ranks_per_node
     [ "$nodes" -gt 1 ] || return 0
-    ranks_per_node=$(config_value parallel.ranks_per_node | head -n 1)
+    ranks_per_node=$(config_value parallel.ranks_per_node)
     if [ "$ranks_per_node" = null ]; then
         overrides+=(--set "parallel.ranks_per_node=$workers")
     elif [ "$ranks_per_node" != "$workers" ]; then

@@ -8,7 +8,7 @@ from locmoe_ops.routers.gated import LocMoERouter, LossWeights, SwitchRouter
 from locmoe_ops.routers.gates import DenseGate, GrAPGate, grap_weights
 from locmoe_ops.routers.gshard import GShardRouter
 from locmoe_ops.routers.hash import HashRouter
-from locmoe_ops.routers.local_term import LocalTerm, local_strength, set_local_strength
+from locmoe_ops.routers.local_term import LocalTerm, current_strength, local_strength, set_local_strength
 from locmoe_ops.routers.preference import Preference, Sum
 from locmoe_ops.routers.ta_moe import TAMoERouter, bandwidth_shares
 
@@ -33,6 +33,7 @@ __all__ = [
     "TAMoERouter",
     "balance_biases",
     "bandwidth_shares",
+    "current_strength",
     "grap_weights",
     "local_strength",
     "set_local_strength",

@@ -9,7 +9,7 @@ Home and locality refer to the given layout, never to the processes that run, so
 Shape legend: T tokens of this rank, n experts of a group, G groups, V nodes.
 """
 
-from typing import Iterator, Protocol
+from typing import Iterator, Optional, Protocol
 
 import numpy as np
 
@@ -107,6 +107,12 @@ def set_local_strength(network: nn.Cell, value: float) -> None:
     strength = _checked(value)
     for term in local_terms(network):
         term.local_strength.set_data(Tensor(strength, dtype.float32))
+
+
+def current_strength(network: nn.Cell) -> Optional[float]:
+    """The strength of the local terms in `network`, as last set; None where there are none."""
+    strengths = [float(term.local_strength.asnumpy()) for term in local_terms(network)]
+    return strengths[0] if strengths else None
 
 
 def local_terms(network: nn.Cell) -> Iterator[LocalTerm]:

@@ -2,22 +2,24 @@
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
 import numpy as np
 from tqdm import tqdm
 
 from locmoe_ops.routers import local_strength
 from pangu_sigma.config.load import to_dict
-from pangu_sigma.config.schema import Config
-from pangu_sigma.data.batch import Batch
+from pangu_sigma.config.schema import Config, LayoutConfig
 from pangu_sigma.data.loader import BatchLoader
+from pangu_sigma.model.sparse import resolve_layout
 from pangu_sigma.train.build import TrainingParts
 from pangu_sigma.train.checkpoint import save_checkpoint
-from pangu_sigma.train.metrics import CounterClock, HostSum, MetricsLog, host_metrics, loss_metrics, routing_metrics, validation_metrics
+from pangu_sigma.train.metrics import CounterClock, HostSum, MetricsLog, host_metrics, loss_metrics, routing_metrics
 from pangu_sigma.train.runtime import Runtime
 from pangu_sigma.train.schedule import learning_rate
+from pangu_sigma.train.validation import Validation
 
 
 class TrainingLoop:
@@ -42,7 +44,7 @@ class TrainingLoop:
         self.clock = CounterClock(runtime.collectives)
         self.host_sum = HostSum(runtime.collectives, "metrics/counters")
         self._strength: Optional[float] = None  # of the routers' local terms, as last set
-        self.validation: List[Batch] = loader.validation() if config.train.eval_rows else []
+        self.validation = Validation(parts, runtime, loader.validation() if config.train.eval_rows else [], self.host_sum)
 
     def run(self, start: int, log: "MetricsLog | None") -> None:
         """Trains from step `start` (0: anew). `log` is None on every rank but the first."""
@@ -58,27 +60,12 @@ class TrainingLoop:
                     bar.unpause()  # compiling does not count towards the time that is left
                 bar.update()
                 if self._is_due(step, train.eval_interval):
-                    record.update(self.validate())
+                    record.update(self.validation.measure())
                 if log is not None:
                     log.write(record)
                     self._report(record)
                 if self._is_due(step, self.config.checkpoint.interval):
                     self._save(step)
-
-    def validate(self) -> Dict[str, float]:
-        """Loss and perplexity on the fixed validation rows of all ranks; nothing where there are none."""
-        if not self.config.train.eval_rows:
-            return {}
-        metrics = validation_metrics(self._validation_sums())
-        if self._strength is not None:
-            self.parts.prefer_local(0.0)
-            metrics.update(validation_metrics(self._validation_sums(), "valid/local_term_off/"))
-            self.parts.prefer_local(self._strength)
-        return metrics
-
-    def _validation_sums(self) -> Dict[str, np.ndarray]:
-        own = self.parts.evaluate(self.validation) / self.runtime.topology.tensor
-        return self.parts.statistics.unpack(self.host_sum.values(own))
 
     def _set_strength(self, step: int) -> Dict[str, float]:
         """Follows the schedule of the local term, where routers have one."""
@@ -111,8 +98,14 @@ class TrainingLoop:
         return step == self.config.train.steps or bool(interval and step % interval == 0)
 
     def _save(self, step: int) -> None:
-        save_checkpoint(self.output / "checkpoints", step, self.parts.state(), self.local_experts, to_dict(self.config),
+        save_checkpoint(self.output / "checkpoints", step, self.parts.state(), self.local_experts, to_dict(self._resolved()),
                         self.runtime.collectives, self.config.checkpoint.keep)
+
+    def _resolved(self) -> Config:
+        """With the cluster that homes and locality referred to: another job, or one process, can then compute the same."""
+        layout = resolve_layout(self.config, self.runtime.topology)
+        given = LayoutConfig(layout.world_size, layout.ranks_per_node, layout.expert)
+        return replace(self.config, moe=replace(self.config.moe, layout=given))
 
     def _report(self, record: Dict[str, Any]) -> None:
         if "valid/perplexity" in record or self._is_due(record["progress/step"], self.config.train.log_interval):

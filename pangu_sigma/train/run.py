@@ -4,7 +4,7 @@ import json
 import math
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -91,10 +91,15 @@ def _data_rank(runtime: Runtime) -> int:
     return runtime.rank // runtime.topology.tensor
 
 
+def local_experts_of(config: Config, runtime: Runtime) -> Tuple[int, ...]:
+    """Global ids of the experts that this rank holds, in the order of their buffers."""
+    placement = ExpertPlacement(config.moe.num_experts, config.moe.num_groups, runtime.topology.expert, config.moe.placement)
+    return placement.local_experts(runtime.topology.ep_index(runtime.rank))
+
+
 def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoader, parts: TrainingParts,
          checkpoint: Optional[Checkpoint]) -> None:
-    placement = ExpertPlacement(config.moe.num_experts, config.moe.num_groups, runtime.topology.expert, config.moe.placement)
-    local_experts = placement.local_experts(runtime.topology.ep_index(runtime.rank))
+    local_experts = local_experts_of(config, runtime)
     start = 0
     if checkpoint is not None:
         load_checkpoint(checkpoint, parts.state(), local_experts)
@@ -105,7 +110,7 @@ def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoad
     if log is not None:
         print(_headline(config, parts, data), flush=True)
     loop.run(start, log)
-    unigram = _unigram(data, loop.validation, HostSum(runtime.collectives, "metrics/unigram"))
+    unigram = _unigram(data, loop.validation.batches, HostSum(runtime.collectives, "metrics/unigram"))
     if log is not None:
         log.close()
         _finish(config, log.records, unigram)

@@ -107,3 +107,31 @@ def test_half_precision_scales_its_loss(train):
     assert scales[1] == scales[0] / 2
     skipped = found[-1]["optim/skipped_steps"]
     assert 0 < skipped < 28 and found[-1]["loss/task"] < found[0]["loss/task"]
+
+
+LOCAL = ("moe.router.type=locmoe", "moe.layout={world_size: 2, ranks_per_node: 1, expert: 2}", "moe.router.balance_rate=0.01",
+         "moe.router.local_term={kind: margin, strength: 1.0, start_step: 2, warmup_steps: 2}")
+
+
+def test_local_term_follows_its_schedule_and_is_off_in_a_second_validation(train, capsys):
+    """Two nodes with one expert of each group: at full strength no token leaves its own. `eval` finds what the run measured."""
+    folder = train("local", *LOCAL, "train.eval_interval=2")
+    found = records(folder)
+    assert [record["moe/local_strength"] for record in found] == [0.0, 0.0, 0.5, 1.0, 1.0, 1.0]
+    assert 0.0 < found[0]["moe/local_fraction"] < 1.0 and found[-1]["moe/local_fraction"] == 1.0
+    assert found[1]["valid/local_term_off/loss"] == found[1]["valid/loss"]  # strength 0 is off
+    assert found[5]["valid/local_term_off/loss"] != found[5]["valid/loss"]
+    capsys.readouterr()
+    assert main(["eval", str(folder / "config.yaml"), "--set", "checkpoint.resume=auto"]) == 0
+    words = capsys.readouterr().out.split()
+    shown = [float(words[i + 1]) for i, word in enumerate(words) if word == "perplexity"]
+    assert shown == pytest.approx([found[5]["valid/perplexity"], found[5]["valid/local_term_off/perplexity"]], abs=0.006)  # two decimals
+
+
+def test_balance_biases_are_part_of_what_a_checkpoint_holds(train):
+    whole = train("balanced", *LOCAL)
+    train("balanced parts", *LOCAL, "train.stop_after=3", "checkpoint.interval=3")
+    parts = train("balanced parts", *LOCAL, "checkpoint.resume=auto", "checkpoint.interval=3")
+    assert losses(parts) == losses(whole)
+    bias = next(value for name, value in tensors(parts / "checkpoints" / "step_6").items() if name.endswith("balance_bias"))
+    assert bias.any()

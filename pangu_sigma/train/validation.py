@@ -1,0 +1,43 @@
+"""Perplexity on the fixed validation rows: as trained, and with the routers' local term off."""
+
+from typing import Dict, List, Optional
+
+import numpy as np
+
+from locmoe_ops.routers import current_strength
+from pangu_sigma.data.batch import Batch
+from pangu_sigma.train.build import TrainingParts
+from pangu_sigma.train.metrics import HostSum, validation_metrics
+from pangu_sigma.train.runtime import Runtime
+
+
+class Validation:
+    """Measures on the same rows each time; all ranks take part and get the same numbers.
+
+    Args:
+        batches: this rank's share of the validation rows; may be empty on all ranks: then there is nothing to measure.
+    """
+
+    def __init__(self, parts: TrainingParts, runtime: Runtime, batches: List[Batch], host_sum: HostSum) -> None:
+        self.batches = batches
+        self._parts = parts
+        self._tensor = runtime.topology.tensor
+        self._host_sum = host_sum
+
+    def measure(self) -> Dict[str, float]:
+        """`valid/...` of the network as it stands; where routers prefer local experts also `valid/local_term_off/...`: what the model
+        is worth where nobody knows which experts are near, as after training on one device.
+        """
+        if not self.batches:
+            return {}
+        metrics = validation_metrics(self._sums())
+        strength: Optional[float] = current_strength(self._parts.network)
+        if strength is not None:
+            self._parts.prefer_local(0.0)
+            metrics.update(validation_metrics(self._sums(), "valid/local_term_off/"))
+            self._parts.prefer_local(strength)
+        return metrics
+
+    def _sums(self) -> Dict[str, np.ndarray]:
+        own = self._parts.evaluate(self.batches) / self._tensor
+        return self._parts.statistics.unpack(self._host_sum.values(own))
