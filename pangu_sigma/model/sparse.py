@@ -45,10 +45,10 @@ def resolve_layout(config: Config, topology: Topology) -> Topology:
 
 def experts_in_play(context: SparseContext) -> int:
     """Experts that share a rank's tokens: all of them, or those of the fewest groups that a node's domains use."""
-    return min(len(experts) for experts in _experts_by_node(context))
+    return min(len(experts) for experts in experts_by_node(context))
 
 
-def _experts_by_node(context: SparseContext) -> List[Set[int]]:
+def experts_by_node(context: SparseContext) -> List[Set[int]]:
     """For each node of the layout, the experts that tokens of its ranks may go to."""
     moe, layout, groups = context.config.moe, context.layout, context.domain_groups
     per_group = moe.num_experts // moe.num_groups
@@ -79,7 +79,7 @@ def _tier_experts(context: SparseContext, placement: ExpertPlacement) -> Tuple[i
     """Experts in play on a token's own node, and on others: the fewest that a rank of any node has."""
     topology = context.collectives.topology
     local = local_experts_table(topology, placement)[:: topology.ranks_per_node]  # (nodes, E)
-    in_play = _experts_by_node(context)
+    in_play = experts_by_node(context)
     if len(in_play) != len(local):  # a layout of another number of nodes: any of its experts from any node
         in_play = [set.union(*in_play)] * len(local)
     counts = [(sum(held[e] for e in experts), sum(not held[e] for e in experts)) for held, experts in zip(local, in_play)]

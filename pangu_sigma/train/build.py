@@ -80,8 +80,10 @@ class TrainingParts:
         shape = model_shape(config, rows, words.words, words.domains)
         self.words = words
         self.seed = config.train.seed
-        self.network = PanGuSigma(SparseContext(config, shape, runtime.collectives, words.counts))
-        initialise(self.network, config.train.seed, config.model.init_std)
+        self.context = SparseContext(config, shape, runtime.collectives, words.counts)
+        self.network = PanGuSigma(self.context)
+        alike = config.moe.num_experts // config.moe.num_groups if config.moe.initial_experts == "copies" else 1
+        initialise(self.network, config.train.seed, config.model.init_std, alike)
         self.parameters = ordered_parameters(self.network)
         self.statistics = Statistics(config.model.sparse_layers + config.model.sparse_query_layer, config.moe.num_experts)
         self.loss_scale = LossScale(config.runtime.loss_scale if config.runtime.precision == "fp16" else None)

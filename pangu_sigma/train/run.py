@@ -12,10 +12,12 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement
 from pangu_sigma.config.load import save_config, to_dict
 from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import has_experts
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader, create_loader
 from pangu_sigma.data.unigram import unigram_perplexity
+from pangu_sigma.model.advice import locality_advice
 from pangu_sigma.model.sparse import resolve_layout
 from pangu_sigma.train.build import TrainingParts, vocabulary
 from pangu_sigma.train.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, open_checkpoint
@@ -108,7 +110,7 @@ def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoad
     loop = TrainingLoop(config, runtime, parts, loader, local_experts, rows)
     log = _open_log(config, start) if runtime.is_first else None
     if log is not None:
-        print(_headline(config, parts, data), flush=True)
+        print("\n".join([_headline(config, parts, data), *(locality_advice(parts.context) if has_experts(config) else [])]), flush=True)
     loop.run(start, log)
     unigram = _unigram(data, loop.validation.batches, HostSum(runtime.collectives, "metrics/unigram"))
     if log is not None:
