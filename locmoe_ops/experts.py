@@ -53,10 +53,12 @@ class ExpertBank(nn.Cell):
         self.add_bias = AddBatchBias()
         self.matmul = ops.BatchMatMul()
 
-    def initialise(self, seed: int, std_in: float = 0.02, std_out: float = 0.02) -> None:
-        """Draws normal weights; every expert from its own stream, so that they do not depend on which rank holds it."""
+    def initialise(self, seed: int, std_in: float = 0.02, std_out: float = 0.02, alike: int = 1) -> None:
+        """Draws normal weights; every expert from its own stream, so that they do not depend on which rank holds it. Experts
+        i * alike .. (i + 1) * alike - 1 share a stream and begin equal: 1 makes all different, n copies one network within a group.
+        """
         for parameter, std, stream in ((self.w_in, std_in, 0), (self.w_out, std_out, 1)):
-            drawn = [_normal(parameter.shape[1:], std, (seed, stream, expert)) for expert in self.local_experts]
+            drawn = [_normal(parameter.shape[1:], std, (seed, stream, expert // alike)) for expert in self.local_experts]
             parameter.set_data(Tensor(np.stack(drawn)))
 
     def construct(self, x: Tensor) -> Tensor:

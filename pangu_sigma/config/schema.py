@@ -158,6 +158,8 @@ class MoEConfig:
     placement: str = key("interleaved", "interleaved: each group spread over all ranks; node_grouped: a group's experts side by side",
                          choices=("interleaved", "node_grouped"))
     scale_by_gate: bool = key(True, "multiply expert outputs by their gate weight (hash never does)")
+    initial_experts: str = key("independent", "independent: every expert drawn by itself; copies: those of a group begin as one network, "
+                                              "as after inheritance from a dense model (PanGu-Sigma)", choices=("independent", "copies"))
     layout: Optional[LayoutConfig] = key(None, "cluster that locality and per-node statistics refer to; null: the one that runs the job")
     router: RouterConfig = key(RouterConfig, "level-2 routing")
     dispatch: DispatchConfig = key(DispatchConfig, "how tokens reach their experts")

@@ -15,20 +15,21 @@ from pangu_sigma.model.layers import Linear
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 
 
-def initialise(network: PanGuSigma, seed: int, std: float) -> None:
+def initialise(network: PanGuSigma, seed: int, std: float, experts_alike: int = 1) -> None:
     """Normal(0, std) for matrices and embeddings; maps onto the residual stream std / sqrt(2 * layers); biases 0, norms 1.
 
+    Neighbouring experts, `experts_alike` at a time, begin as copies of one network.
     PanGu-alpha uses 0.02; the smaller residual maps (GPT-2's rule) keep the stream's variance independent of depth.
     """
     residual_std = std / math.sqrt(2.0 * (len(network.blocks) + 1))
     for name, cell in network.cells_and_names():
-        _initialise_cell(cell, name, seed, std, residual_std)
+        _initialise_cell(cell, name, seed, std, residual_std, experts_alike)
 
 
-def _initialise_cell(cell: nn.Cell, name: str, seed: int, std: float, residual_std: float) -> None:
+def _initialise_cell(cell: nn.Cell, name: str, seed: int, std: float, residual_std: float, experts_alike: int) -> None:
     stream = zlib.crc32(f"{seed}/{name}".encode())
     if isinstance(cell, ExpertBank):
-        cell.initialise(stream, std, residual_std)
+        cell.initialise(stream, std, residual_std, experts_alike)
     elif isinstance(cell, DenseGate):
         cell.initialise(stream, std)
     elif isinstance(cell, Linear):

@@ -72,7 +72,8 @@ def rows_per_rank(config: Config, world_size: int) -> int:
 class TrainingParts:
     """The network and the graphs that train and evaluate it, sharing parameters and state.
 
-    Attributes: network; parameters (trainable, in gradient order); statistics (layout of the sums); update; adam, loss_scale (state).
+    Attributes: context (what sparse layers were built from); network; parameters (trainable, in gradient order); statistics
+    (layout of the sums); update; adam, loss_scale (state).
     """
 
     def __init__(self, config: Config, runtime: Runtime, words: Vocabulary) -> None:

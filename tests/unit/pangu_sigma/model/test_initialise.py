@@ -70,3 +70,15 @@ def test_deeper_networks_start_with_smaller_residual_maps(networks):
     deep = values(networks, dense_layers=7)
     found = deep["blocks.0.attention.project.weight"].std()
     assert found == pytest.approx(STD / math.sqrt(2 * 9), rel=0.05)  # 4 standard errors of 64 x 64 numbers
+
+
+def test_experts_of_a_group_can_begin_as_copies(networks):
+    config = networks.small_config({"hidden_size": 64, "ffn_hidden_size": 96}, {**ROUTER, "num_groups": 2})
+    network = networks.build_network(config)
+    initialise(network, 1, STD, experts_alike=4)
+    for name, drawn in networks.parameter_arrays(network).items():
+        if ".experts.w_" in name:
+            held = drawn[np.argsort(network.blocks[-1].feed_forward.experts.local_experts)]  # by global id
+            np.testing.assert_array_equal(held[:4], np.repeat(held[:1], 4, 0), name)
+            np.testing.assert_array_equal(held[4:], np.repeat(held[4:5], 4, 0), name)
+            assert not np.array_equal(held[0], held[4]), name
