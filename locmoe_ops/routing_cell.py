@@ -31,6 +31,8 @@ class MultiLevelRouting(nn.Cell):
     def construct(self, x: Tensor, tokens: Dict[str, Tensor]) -> Dict[str, Tensor]:
         group = ops.gather(self.domain_groups, tokens["domain"], 0)
         level_2 = {"ids": tokens["ids"], "group": group, "home": tokens["home"], "seed": tokens["seed"]}
+        if self.router.by_word:
+            level_2["word"] = tokens["word"]
         return self.router(x, level_2)
 
 

@@ -60,6 +60,7 @@ class Router(nn.Cell):
         self.num_groups = shape.num_groups
         self.per_group = shape.per_group
         self.top_k = shape.top_k
+        self.by_word = False  # whether `tokens` must hold `word`, see `LocMoERouter`
 
     def construct(self, x: Tensor, tokens: Dict[str, Tensor]) -> Dict[str, Tensor]:
         choice, weight, probabilities = self.choose(x, tokens)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Dict, Optional, Tuple
 
+import numpy as np
+
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives import Collectives
@@ -12,6 +14,8 @@ from locmoe_ops.routers.base import Router, RoutingShape, SegmentSums, local_exp
 from locmoe_ops.routers.gates import DenseGate, GrAPGate
 from locmoe_ops.routers.preference import Preference
 from locmoe_ops.topology import ExpertPlacement, Topology
+
+_SMALL = 1e-12  # a word vector of zeros has no direction
 
 
 class GatedRouter(Router):
@@ -148,16 +152,28 @@ class LocMoERouter(LocalisingRouter):
 
     Args:
         gate: `grap`, fixed orthogonal weights (Eq. 4), or `dense`, learned ones.
+        gate_input: `hidden`, the layer's input as in the paper, or `word`: the token's word vector <float>[T, d], which `tokens` then
+            holds as `word`, brought to mean 0 and variance 1. Routes then follow from token ids, as RRE's do (ours).
+        order: of the features in a GrAP gate's blocks, see `GrAPGate` (ours).
         locality_loss_weight: mu. locality_smoothing: see `losses.locality_loss`. The others: see `LocalisingRouter`.
     """
 
     def __init__(self, shape: RoutingShape, layout: Topology, placement: ExpertPlacement, collectives: Collectives, tag: str,
                  gate: str = "grap", statistics: str = "global", aux_loss_weight: float = 0.01,
                  locality_loss_weight: float = 0.01, locality_smoothing: float = 0.1,
-                 preference: Optional[Preference] = None) -> None:
-        kind = GrAPGate if gate == "grap" else DenseGate
-        super().__init__(shape, kind(shape.num_experts, shape.num_groups, shape.hidden_size), layout, placement, collectives, tag,
+                 preference: Optional[Preference] = None, gate_input: str = "hidden", order: Optional[np.ndarray] = None) -> None:
+        sizes = (shape.num_experts, shape.num_groups, shape.hidden_size)
+        super().__init__(shape, GrAPGate(*sizes, order) if gate == "grap" else DenseGate(*sizes), layout, placement, collectives, tag,
                          statistics, LossWeights(aux_loss_weight, locality_loss_weight, locality_smoothing), preference)
+
+        self.by_word = gate_input == "word"
+
+    def prepare(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
+        if not self.by_word:
+            return ops.cast(x, dtype.float32)
+        word = ops.cast(tokens["word"], dtype.float32)
+        word = word - word.mean(-1, keep_dims=True)
+        return word * ops.rsqrt((word * word).mean(-1, keep_dims=True) + _SMALL)
 
     def score(self, values: Tensor) -> Tensor:
         return ops.relu(values)  # Eq. 2

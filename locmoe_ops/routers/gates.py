@@ -3,6 +3,8 @@
 Shape legend: T tokens, d hidden size, E experts, G groups, n = E / G experts of a group.
 """
 
+from typing import Optional
+
 import numpy as np
 
 from mindspore import Parameter, Tensor, dtype, nn, ops
@@ -27,12 +29,17 @@ class GrAPGate(nn.Cell):
 
     Computed as a product with Eq. 4's weights, so that it is the dense gate with those weights to the last bit.
 
+    Args:
+        order: <int>[d], a permutation: block i then holds features order[i*d/n], order[i*d/n + 1], ... in place of neighbours. The
+            weights stay orthogonal. None: as in the paper.
+
     Inputs: x <float32>[T, d]; group_mask <float32>[T, G], unused. Output: <float32>[T, n].
     """
 
-    def __init__(self, num_experts: int, num_groups: int, hidden_size: int) -> None:
+    def __init__(self, num_experts: int, num_groups: int, hidden_size: int, order: Optional[np.ndarray] = None) -> None:
         super().__init__()
-        self.weight = Tensor(grap_weights(num_experts // num_groups, hidden_size))
+        weights = grap_weights(num_experts // num_groups, hidden_size)
+        self.weight = Tensor(weights if order is None else weights[:, np.argsort(order)])
         self.matmul = ops.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor, group_mask: Tensor) -> Tensor:

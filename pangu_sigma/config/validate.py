@@ -116,6 +116,9 @@ def _check_router(config: Config) -> None:
     if router.top_k > experts:
         raise InputError(f"moe.router.top_k ({router.top_k}) exceeds the {experts} experts of a group "
                          f"(moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups})")
+    if router.type == "locmoe" and router.locmoe.gate == "dense" and router.locmoe.blocks != "contiguous":
+        raise InputError(f"moe.router.locmoe.blocks is {router.locmoe.blocks} with moe.router.locmoe.gate dense, which has no blocks; "
+                         "expected contiguous")
     grap = "type etr" if router.type == "etr" else "locmoe.gate grap" if router.locmoe.gate == "grap" else ""
     if router.type in ("locmoe", "etr") and grap and config.model.hidden_size % experts:
         raise InputError(f"moe.router.{grap} averages equal blocks of features: the {experts} experts of a "

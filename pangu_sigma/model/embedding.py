@@ -23,10 +23,13 @@ class Embedding(nn.Cell):
         self.dropout = SeededDropout(shape.embedding_dropout, shape.sequence_length * shape.hidden_size, salt=1)
 
     def construct(self, ids: Tensor, positions: Tensor, domain: Tensor, seeds: Tensor) -> Tensor:
+        return self.dropout(self.words(ids, domain) + ops.gather(self.position, positions.reshape(-1), 0), seeds)
+
+    def words(self, ids: Tensor, domain: Tensor) -> Tensor:
+        """Word vectors alone: <float32>[T, d] <- ids <int32>[B, S], domain <int32>[B]."""
         if self.per_domain:
             ids = ids + (domain * self.vocab_size).expand_dims(1)
-        x = ops.gather(self.word, ids.reshape(-1), 0) + ops.gather(self.position, positions.reshape(-1), 0)
-        return self.dropout(x, seeds)
+        return ops.gather(self.word, ids.reshape(-1), 0)
 
 
 class TiedHead(nn.Cell):

@@ -34,6 +34,8 @@ class PanGuSigma(nn.Cell):
         model, shape = context.config.model, context.shape
         dense, sparse = model.dense_layers, model.sparse_layers
         self.sequence_length = shape.sequence_length
+        router = context.config.moe.router
+        self.routes_by_word = router.type == "locmoe" and router.locmoe.gate_input == "word"
         self.embedding = Embedding(shape, model.domain_embeddings)
         self.blocks = nn.CellList([Block(shape, i, FeedForward(shape)) for i in range(dense)]
                                   + [Block(shape, dense + i, build_sparse_layer(context, i)) for i in range(sparse)])
@@ -46,6 +48,8 @@ class PanGuSigma(nn.Cell):
                   seeds: Tensor) -> Tuple[Tensor, List[Dict[str, Tensor]]]:
         tokens = {"ids": ids.reshape(-1), "domain": self._per_token(domain), "home": self._per_token(home),
                   "seed": self._token_seeds(seeds)}
+        if self.routes_by_word:
+            tokens["word"] = self.embedding.words(ids, domain)
         mask = attention_mask(documents)
         x = self.embedding(ids, positions, domain, seeds)
         reports = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
+import numpy as np
+
 from locmoe_ops.hash_maps import layer_hash_tables
 from locmoe_ops.routers import (
     BalanceBias,
@@ -99,8 +101,10 @@ def _switch(request: _Request) -> Router:
 
 def _locmoe(request: _Request) -> Router:
     own = request.options.locmoe
+    order = np.random.default_rng((request.context.config.train.seed, request.layer)).permutation(request.shape.hidden_size)
     return LocMoERouter(*request.placed_surroundings, own.gate, request.options.statistics, own.aux_loss_weight,
-                        own.locality_loss_weight, own.locality_smoothing, request.preference)
+                        own.locality_loss_weight, own.locality_smoothing, request.preference, own.gate_input,
+                        order if own.blocks == "by_layer" else None)
 
 
 def _gshard(request: _Request) -> Router:

@@ -125,3 +125,39 @@ def test_weight_of_a_loss_scales_it_and_its_gradient(pullback):
         once, (gradient,), _ = pullback(Opened(locmoe(shape, "grap", **{option: 1.0})), inputs, cotangents)
         twice, (double,), _ = pullback(Opened(locmoe(shape, "grap", **{option: 2.0})), inputs, cotangents)
         assert twice[index] == 2 * once[index] > 0 and np.array_equal(double, 2 * gradient) and gradient.any()
+
+
+class WithWords(nn.Cell):
+    def __init__(self, router):
+        super().__init__()
+        self.router = router
+
+    def construct(self, x, word, group, home, seed):
+        found = self.router(x, {"ids": group, "group": group, "home": home, "seed": seed, "word": word})
+        return found["expert"], found["weight"], found["aux_loss"], found["locality_loss"]
+
+
+def test_a_gate_on_words_is_the_gate_on_their_standardised_vectors(pullback):
+    """Choices, weights and losses; and the gradient, through the closed form of standardisation's."""
+    inputs, shape = batch(3), RoutingShape(HIDDEN, 12, 3)
+    word = np.random.default_rng(5).standard_normal((TOKENS, HIDDEN)) * 0.06 + 0.01
+    deviation = word.std(1, keepdims=True)
+    rows = (word - word.mean(1, keepdims=True)) / deviation
+    cotangents = [np.zeros((TOKENS, 1), np.int32), np.linspace(-1, 1, TOKENS, dtype=np.float32)[:, None], np.float32(1), np.float32(1)]
+    expected, (gradient,), _ = pullback(Opened(locmoe(shape, "grap")), [rows.astype(np.float32), *inputs[1:]], cotangents)
+    cell = WithWords(locmoe(shape, "grap", gate_input="word"))
+    found, (of_x, of_word), _ = pullback(cell, [inputs[0], word.astype(np.float32), *inputs[1:]], cotangents)
+    for array, other in zip(found, expected):
+        np.testing.assert_allclose(array, other, rtol=0, atol=1e-6)  # float32, values of order 1
+    through = (gradient - gradient.mean(1, keepdims=True) - rows * (gradient * rows).mean(1, keepdims=True)) / deviation
+    np.testing.assert_allclose(of_word, through, rtol=0, atol=1e-5 * np.abs(through).max())
+    assert not of_x.any() and of_word.any()
+
+
+def test_an_order_of_features_is_the_same_as_reordered_features():
+    inputs, shape = batch(1), RoutingShape(HIDDEN, 8)
+    order = np.random.default_rng(6).permutation(HIDDEN)
+    found = run(locmoe(shape, "grap", order=order), inputs)
+    expected = run(locmoe(shape, "grap"), [inputs[0][:, order], *inputs[1:]])
+    for name in OUTPUTS:
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-6)  # float32 sums of 3 features in another order
