@@ -20,13 +20,14 @@ class SeededUniform(nn.Cell):
     Args:
         length: numbers per seed.
         salt: tells call sites apart; equal salts give equal numbers.
+        start: first position, for a rank that holds a part of a longer row.
 
     Inputs: seeds <int32>[rows]. Output: <float32>[rows, length], multiples of 2**-24.
     """
 
-    def __init__(self, length: int, salt: int) -> None:
+    def __init__(self, length: int, salt: int, start: int = 0) -> None:
         super().__init__()
-        offsets = position_bits(length, salt)
+        offsets = position_bits(start + length, salt)[start:]
         self.offsets = Tensor(offsets.view(np.int32).reshape(1, length))
         self.multipliers = tuple(_constant(factor) for factor in _MULTIPLIERS)
         self.shifts = tuple(_constant(shift) for shift in _SHIFTS)
@@ -69,14 +70,15 @@ class SeededDropout(nn.Cell):
         rate: in [0, 1). With 0 the cell is the identity, at no cost.
         length: elements per row (the product of all dimensions after the first, for a batch-major tensor).
         salt: tells the dropout layers of a model apart.
+        start: place of these elements within the row, for a rank that holds a part of it.
 
     Inputs: x <float>[rows * anything] whose leading elements are grouped by row; seeds <int32>[rows].
     """
 
-    def __init__(self, rate: float, length: int, salt: int) -> None:
+    def __init__(self, rate: float, length: int, salt: int, start: int = 0) -> None:
         super().__init__()
         self.rate = rate
-        self.uniform = SeededUniform(length, salt) if rate > 0.0 else nn.Identity()
+        self.uniform = SeededUniform(length, salt, start) if rate > 0.0 else nn.Identity()
 
     def construct(self, x: Tensor, seeds: Tensor) -> Tensor:
         if self.rate == 0.0 or not self.training:

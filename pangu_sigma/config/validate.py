@@ -148,15 +148,15 @@ def _check_local_term(config: Config) -> None:
                          f"({config.train.steps}): the term would keep its initial strength")
 
 
-def _check_cluster(prefix: str, ranks: Tuple[str, int], node: Tuple[str, int], expert: int, num_experts: int) -> None:
+def _check_cluster(prefix: str, ranks: Tuple[str, int], node: Tuple[str, int], expert: int, num_experts: int, tensor: int = 1) -> None:
     """One cluster's degrees: nodes of equal size, expert groups that fill nodes evenly, experts that fill groups."""
     _require_divides(node, ranks)
     degree = (f"{prefix}.expert", expert)
     _require_divides(degree, ranks)
     _require_divides(degree, ("moe.num_experts", num_experts))
-    if expert % node[1] and node[1] % expert:
-        raise InputError(f"{degree[0]} ({expert}) and {node[0]} ({node[1]}) do not fit; "
-                         "expected one to be a multiple of the other")
+    name, group = (degree[0], expert) if tensor == 1 else (f"{degree[0]} x {prefix}.tensor", expert * tensor)
+    if group % node[1] and node[1] % group:
+        raise InputError(f"{name} ({group}) and {node[0]} ({node[1]}) do not fit; expected one to be a multiple of the other")
 
 
 def _check_parallel(config: Config, world_size: int) -> None:
@@ -164,7 +164,17 @@ def _check_parallel(config: Config, world_size: int) -> None:
     ranks = ("the number of ranks", world_size)
     node = ("parallel.ranks_per_node", parallel.ranks_per_node or world_size)
     _require_divides(("parallel.expert x parallel.tensor", parallel.expert * parallel.tensor), ranks)
-    _check_cluster("parallel", ranks, node, parallel.expert, config.moe.num_experts)
+    _check_cluster("parallel", ranks, node, parallel.expert, config.moe.num_experts, parallel.tensor)
+    _check_tensor(config, node)
+
+
+def _check_tensor(config: Config, node: Tuple[str, int]) -> None:
+    """What a tensor-parallel group shares out, in equal parts; the group lies on one node, since it sums in every layer."""
+    tensor, model = ("parallel.tensor", config.parallel.tensor), config.model
+    _require_divides(tensor, node)
+    _require_divides(tensor, ("model.num_heads", model.num_heads))
+    name = "4 x model.hidden_size" if model.ffn_hidden_size is None else "model.ffn_hidden_size"
+    _require_divides(tensor, (name, model.ffn_hidden_size or 4 * model.hidden_size))
 
 
 def _check_layout(config: Config) -> None:

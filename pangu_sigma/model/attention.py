@@ -1,4 +1,7 @@
-"""Masked multi-head attention. Shape legend: B rows, S positions, T = B * S, H heads, D head size, d = H * D."""
+"""Masked multi-head attention. Shape legend: B rows, S positions, T = B * S, H heads, D head size, d = H * D.
+
+In a tensor-parallel group each rank has H / P of the heads: its rows of the maps of query, key and value, its columns of the output map.
+"""
 
 import math
 from typing import Tuple
@@ -43,18 +46,19 @@ class SoftmaxRows(nn.Cell):
 class AttentionCore(nn.Cell):
     """softmax(Q K^T / sqrt(D) + mask) V; the softmax in float32.
 
-    Inputs: query, key, value <float>[B, H, S, D]; mask <float32>[B, 1, S, S]; seeds <int32>[B].
-    Output: <float>[T, d].
+    Inputs: query, key, value <float>[B, H, S, D]; mask <float32>[B, 1, S, S]; seeds <int32>[B]. Output: <float>[T, H * D].
+    H are this rank's heads; dropout goes by their place among all.
     """
 
     def __init__(self, shape: ModelShape, salt: int) -> None:
         super().__init__()
-        self.width = shape.hidden_size
+        self.width = shape.own_heads * shape.head_size
         self.scale = 1.0 / math.sqrt(shape.head_size)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.softmax = SoftmaxRows()
-        self.dropout = SeededDropout(shape.attention_dropout, shape.num_heads * shape.sequence_length ** 2, salt)
+        length = shape.own_heads * shape.sequence_length ** 2
+        self.dropout = SeededDropout(shape.attention_dropout, length, salt, start=shape.tensor.index * length)
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
         scores = ops.cast(self.scores(query * self.scale, key), dtype.float32) + mask
@@ -69,11 +73,22 @@ def into_heads(x: Tensor, shape: Tuple[int, int, int, int]) -> Tensor:
     return x.reshape(shape).transpose(0, 2, 1, 3)
 
 
+def head_map(shape: ModelShape, has_bias: bool = True) -> Linear:
+    """To query, key or value of this rank's heads."""
+    return Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype, has_bias=has_bias, part=shape.tensor.slice(0))
+
+
 def key_map(shape: ModelShape) -> Linear:
     """Without the bias that PanGu-alpha has here: it adds the same to all scores of a query, which softmax does not see, so that
     its gradient is rounding alone, and Adam would make steps of it.
     """
-    return Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype, has_bias=False)
+    return head_map(shape, has_bias=False)
+
+
+def output_map(shape: ModelShape, tag: str) -> Linear:
+    """From this rank's heads back to the residual stream, summed over the tensor-parallel group."""
+    return Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype, residual=True, part=shape.tensor.slice(1),
+                  leave=shape.tensor.leave(tag))
 
 
 class SelfAttention(nn.Cell):
@@ -84,14 +99,17 @@ class SelfAttention(nn.Cell):
 
     def __init__(self, shape: ModelShape, salt: int) -> None:
         super().__init__()
-        self.heads = (shape.rows, shape.sequence_length, shape.num_heads, shape.head_size)
-        self.query = Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype)
+        tag = f"tensor/attention {salt}"
+        self.heads = (shape.rows, shape.sequence_length, shape.own_heads, shape.head_size)
+        self.enter = shape.tensor.enter(tag)
+        self.query = head_map(shape)
         self.key = key_map(shape)
-        self.value = Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype)
+        self.value = head_map(shape)
         self.core = AttentionCore(shape, salt)
-        self.project = Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype, residual=True)
+        self.project = output_map(shape, tag)
 
     def construct(self, x: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
+        x = self.enter(x)
         query, key = into_heads(self.query(x), self.heads), into_heads(self.key(x), self.heads)
         value = into_heads(self.value(x), self.heads)
         return self.project(self.core(query, key, value, mask, seeds))
@@ -106,14 +124,18 @@ class QueryAttention(nn.Cell):
 
     def __init__(self, shape: ModelShape, salt: int) -> None:
         super().__init__()
-        self.heads = (shape.rows, shape.sequence_length, shape.num_heads, shape.head_size)
-        self.query = Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype)
+        tag = f"tensor/attention {salt}"
+        self.heads = (shape.rows, shape.sequence_length, shape.own_heads, shape.head_size)
+        self.enter = shape.tensor.enter(tag)
+        self.enter_query = shape.tensor.enter(f"{tag}/query")
+        self.query = head_map(shape)
         self.key = key_map(shape)
-        self.value = Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype)
+        self.value = head_map(shape)
         self.core = AttentionCore(shape, salt)
-        self.project = Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype, residual=True)
+        self.project = output_map(shape, tag)
 
     def construct(self, query: Tensor, x: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
-        query = into_heads(self.query(query), self.heads)
+        x = self.enter(x)
+        query = into_heads(self.query(self.enter_query(query)), self.heads)
         key, value = into_heads(self.key(x), self.heads), into_heads(self.value(x), self.heads)
         return self.project(self.core(query, key, value, mask, seeds))

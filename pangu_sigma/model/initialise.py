@@ -1,4 +1,6 @@
-"""Initial weights, the same for any parallel degree: every parameter draws from a stream named after it."""
+"""Initial weights, the same for any parallel degree: every parameter draws from a stream named after it, whole, and a
+tensor-parallel rank takes its part.
+"""
 
 import math
 import zlib
@@ -9,6 +11,7 @@ from mindspore import Parameter, Tensor, nn
 
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.routers.gates import DenseGate
+from locmoe_ops.tensor_parallel import own_part, whole_shape
 from pangu_sigma.model.block import QueryBlock
 from pangu_sigma.model.embedding import Embedding
 from pangu_sigma.model.layers import Linear
@@ -42,5 +45,5 @@ def _initialise_cell(cell: nn.Cell, name: str, seed: int, std: float, residual_s
 
 
 def _draw(parameter: Parameter, stream: int, std: float) -> None:
-    drawn = np.random.default_rng(stream).standard_normal(parameter.shape, dtype=np.float32) * std
-    parameter.set_data(Tensor(drawn.astype(np.float32)))
+    drawn = np.random.default_rng(stream).standard_normal(whole_shape(parameter), dtype=np.float32) * std
+    parameter.set_data(Tensor(own_part(parameter, drawn.astype(np.float32))))

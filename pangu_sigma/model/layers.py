@@ -1,15 +1,22 @@
 """The small parts that every layer is made of: linear maps and normalisation, with parameters in float32."""
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import numpy as np
 
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
+from locmoe_ops.tensor_parallel import Slice, marked
+
 
 def constant(shape: tuple, value: float, name: str) -> Parameter:
     """A float32 parameter filled with `value`; `initialise` gives matrices their random values later."""
     return Parameter(Tensor(np.full(shape, value, np.float32)), name=name)
+
+
+def split_constant(whole: Tuple[int, ...], value: float, name: str, part: Optional[Slice]) -> Parameter:
+    """`constant`, of which this rank holds `part` (None: all)."""
+    return marked(constant(whole if part is None else part.shape_of(whole), value, name), part)
 
 
 class AddBias(nn.Cell):
@@ -33,24 +40,29 @@ class AddBias(nn.Cell):
 class Linear(nn.Cell):
     """`x W^T + b` in `compute_dtype`, or without b.
 
-    Inputs: x <float>[T, in]. Output: <compute_dtype>[T, out]. `residual` marks maps whose output is added to the residual stream.
+    `residual` marks maps whose output is added to the residual stream. With `part`, this rank holds some of the outputs (axis 0 of
+    W) or some of the inputs (axis 1); in the latter case `leave` sums over the tensor-parallel group, and b is added to the sum.
+
+    Inputs: x <float>[T, in]. Output: <compute_dtype>[T, out]; with `part`, this rank's part of in or out.
     """
 
     def __init__(self, in_size: int, out_size: int, compute_dtype: dtype.Type = dtype.float32, residual: bool = False,
-                 has_bias: bool = True) -> None:
+                 has_bias: bool = True, part: Optional[Slice] = None, leave: Optional[nn.Cell] = None) -> None:
         super().__init__()
+        bias_part = part if part is not None and part.axis == 0 else None
         self.compute_dtype = compute_dtype
         self.residual = residual
         self.has_bias = has_bias
-        self.weight = constant((out_size, in_size), 0.0, "weight")
+        self.weight = split_constant((out_size, in_size), 0.0, "weight", part)
         if has_bias:
-            self.bias = constant((out_size,), 0.0, "bias")
+            self.bias = split_constant((out_size,), 0.0, "bias", bias_part)
+        self.leave = leave or nn.Identity()
         self.matmul = ops.MatMul(transpose_b=True)
         self.add_bias = AddBias()
 
     def construct(self, x: Tensor) -> Tensor:
         kind = self.compute_dtype
-        y = self.matmul(ops.cast(x, kind), ops.cast(self.weight, kind))
+        y = self.leave(self.matmul(ops.cast(x, kind), ops.cast(self.weight, kind)))
         return self.add_bias(y, ops.cast(self.bias, kind)) if self.has_bias else y
 
 

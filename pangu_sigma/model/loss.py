@@ -1,8 +1,16 @@
-"""Cross-entropy of next tokens. Shape legend: T tokens, V words."""
+"""Cross-entropy of next tokens. Shape legend: T tokens, V words, P ranks of the tensor-parallel group."""
 
 from typing import Tuple
 
 from mindspore import Tensor, dtype, nn, ops
+
+from locmoe_ops.tensor_parallel import TensorGroup
+from pangu_sigma.model.shape import ModelShape
+
+
+def token_losses(shape: ModelShape) -> nn.Cell:
+    """The cross-entropy for a network of this shape: `TokenCrossEntropy`, or `SplitCrossEntropy` where words are shared out."""
+    return TokenCrossEntropy() if shape.tensor.size == 1 else SplitCrossEntropy(shape.tensor, shape.own_words)
 
 
 class TokenCrossEntropy(nn.Cell):
@@ -33,3 +41,55 @@ class TokenCrossEntropy(nn.Cell):
         index = ops.concat((rows, targets.reshape(-1, 1)), 1)
         grad = ops.tensor_scatter_sub(out[1] * scale.reshape(-1, 1), index, scale)
         return grad, ops.zeros_like(targets)
+
+
+class SplitCrossEntropy(nn.Cell):
+    """`TokenCrossEntropy` of logits whose words are shared out over a tensor-parallel group; no logits are exchanged.
+
+    1. Softmax over this rank's words; a token's peak logit m, its sum of exp(z - m), its target's logit if the word is here.
+    2. Those three numbers of all ranks, gathered.
+    3. With M the largest m: loss = (M - z[target]) + log(sum over ranks of sum * exp(m - M)); this rank's probabilities likewise.
+
+    All ranks get the same losses, and the gradient needs no exchange: a rank's logits are seen by its own probabilities alone.
+
+    Args:
+        words: V / P, words of this rank; word w belongs to rank w // words.
+
+    Inputs: logits <float32>[T, V / P]; targets <int32>[T]. Outputs: loss <float32>[T] in nats; probabilities <float32>[T, V / P].
+    """
+
+    def __init__(self, tensor: TensorGroup, words: int) -> None:
+        super().__init__()
+        self.words, self.part, self.parts = words, tensor.index, tensor.size
+        self.gather = tensor.all_gather("tensor/cross-entropy")
+        self.highest = ops.ReduceMax()
+        self.softmax = ops.Softmax(-1)
+        self.argmax = ops.ArgMaxWithValue(axis=-1, keep_dims=True)
+
+    def construct(self, logits: Tensor, targets: Tensor) -> Tuple[Tensor, Tensor]:
+        probabilities = self.softmax(logits)
+        best, peak = self.argmax(logits)
+        peak = peak.reshape(-1)
+        # The largest of the own probabilities is 1 / sum of exp(z - m), at least 1/V
+        total = 1.0 / ops.gather_elements(probabilities, 1, ops.cast(best, dtype.int32)).reshape(-1)
+        place, here = self._place(targets)
+        at_target = ops.gather_elements(logits, 1, place.reshape(-1, 1)).reshape(-1) * here
+        numbers = self.gather(ops.stack((peak, total, at_target))).reshape(self.parts, 3, -1)  # (P, 3, T)
+        peaks, totals, at_targets = ops.unstack(numbers, 1)
+        highest = self.highest(peaks, 0)
+        whole = (totals * ops.exp(peaks - highest)).sum(0)
+        share = total * ops.exp(peak - highest) / whole  # of the probability, this rank's words
+        return (highest - at_targets.sum(0)) + ops.log(whole), probabilities * share.reshape(-1, 1)
+
+    def bprop(self, logits: Tensor, targets: Tensor, out: Tuple[Tensor, Tensor],
+              dout: Tuple[Tensor, Tensor]) -> Tuple[Tensor, Tensor]:
+        scale = dout[0]
+        place, here = self._place(targets)
+        rows = ops.arange(0, targets.shape[0], 1, dtype=dtype.int32).reshape(-1, 1)
+        index = ops.concat((rows, place.reshape(-1, 1)), 1)
+        return ops.tensor_scatter_sub(out[1] * scale.reshape(-1, 1), index, scale * here), ops.zeros_like(targets)
+
+    def _place(self, targets: Tensor) -> Tuple[Tensor, Tensor]:
+        """Column of a target <int32>[T], and 1 where it is one of this rank's, 0 elsewhere, <float32>[T]."""
+        here = ops.equal(ops.floor_div(targets, self.words), self.part)
+        return ops.floor_mod(targets, self.words), ops.cast(here, dtype.float32)

@@ -3,13 +3,14 @@
 The objective of a step is the sum over ranks (and micro-batches) of
 `sum_t mask_t * CE_t + (L_aux + L_loc) * sum_t mask_t`, divided by the number of unmasked tokens in the whole global batch.
 That division happens once, after gradients are summed: hence the result does not depend on how rows are spread.
+Ranks of a tensor-parallel group compute the same loss, which counts once (see `locmoe_ops.tensor_parallel`): gradients and
+statistics are summed over data-parallel ranks alone.
 """
 
 from typing import Dict, List, Tuple
 
 from mindspore import Tensor, dtype, nn, ops
 
-from pangu_sigma.model.loss import TokenCrossEntropy
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 
 
@@ -25,14 +26,13 @@ class Objective(nn.Cell):
     def __init__(self, network: PanGuSigma, nominal_tokens: int) -> None:
         super().__init__(auto_prefix=False)  # parameters keep the network's own names
         self.network = network
-        self.cross_entropy = TokenCrossEntropy()
         self.nominal_tokens = float(nominal_tokens)
 
     def construct(self, batch: Dict[str, Tensor], loss_scale: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
         logits, reports = self.network(batch["ids"], batch["positions"], batch["documents"], batch["domain"],
                                        batch["home"], batch["seeds"])
         mask = batch["loss_mask"].reshape(-1)
-        losses, _ = self.cross_entropy(ops.cast(logits, dtype.float32), batch["targets"].reshape(-1))
+        losses, _ = self.network.token_losses(ops.cast(logits, dtype.float32), batch["targets"].reshape(-1))
         tokens, task = mask.sum(), (losses * mask).sum()
         aux, locality = self._router_losses(reports)
         total = task + (aux + locality) * tokens

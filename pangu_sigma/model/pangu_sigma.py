@@ -13,6 +13,7 @@ from pangu_sigma.model.block import Block, QueryBlock
 from pangu_sigma.model.embedding import Embedding, TiedHead
 from pangu_sigma.model.feed_forward import FeedForward
 from pangu_sigma.model.layers import LayerNorm
+from pangu_sigma.model.loss import token_losses
 from pangu_sigma.model.sparse import SparseContext, build_sparse_layer
 
 
@@ -26,7 +27,8 @@ class PanGuSigma(nn.Cell):
     5. Head tied to the word table.
 
     Inputs: ids, positions, documents <int32>[B, S]; domain, home, seeds <int32>[B].
-    Outputs: logits <compute_dtype>[T, V]; one report a sparse layer (see `MoEFeedForward`).
+    Outputs: logits <compute_dtype>[T, V], of this rank's words in a tensor-parallel group; one report a sparse layer (see
+    `MoEFeedForward`). `token_losses` is the cross-entropy that takes such logits.
     """
 
     def __init__(self, context: SparseContext) -> None:
@@ -37,19 +39,20 @@ class PanGuSigma(nn.Cell):
         router = context.config.moe.router
         self.routes_by_word = router.type == "locmoe" and router.locmoe.gate_input == "word"
         self.embedding = Embedding(shape, model.domain_embeddings)
-        self.blocks = nn.CellList([Block(shape, i, FeedForward(shape)) for i in range(dense)]
+        self.blocks = nn.CellList([Block(shape, i, FeedForward(shape, i)) for i in range(dense)]
                                   + [Block(shape, dense + i, build_sparse_layer(context, i)) for i in range(sparse)])
         self.final_norm = LayerNorm(shape.hidden_size, shape.epsilon)
-        top = build_sparse_layer(context, sparse) if model.sparse_query_layer else FeedForward(shape)
+        top = build_sparse_layer(context, sparse) if model.sparse_query_layer else FeedForward(shape, dense + sparse)
         self.query_layer = QueryBlock(shape, dense + sparse, top)
         self.head = TiedHead(shape, model.domain_embeddings)
+        self.token_losses = token_losses(shape)
 
     def construct(self, ids: Tensor, positions: Tensor, documents: Tensor, domain: Tensor, home: Tensor,
                   seeds: Tensor) -> Tuple[Tensor, List[Dict[str, Tensor]]]:
         tokens = {"ids": ids.reshape(-1), "domain": self._per_token(domain), "home": self._per_token(home),
                   "seed": self._token_seeds(seeds)}
         if self.routes_by_word:
-            tokens["word"] = self.embedding.words(ids, domain)
+            tokens["word"] = self.embedding.vectors(ids, domain)
         mask = attention_mask(documents)
         x = self.embedding(ids, positions, domain, seeds)
         reports = []

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from mindspore import dtype
 
+from locmoe_ops.tensor_parallel import ALONE, TensorGroup
 from pangu_sigma.config.schema import Config
 
 _DTYPES = {"fp32": dtype.float32, "fp16": dtype.float16, "bf16": dtype.bfloat16}
@@ -26,6 +27,7 @@ class ModelShape:
     attention_dropout: float
     hidden_dropout: float
     compute_dtype: dtype.Type
+    tensor: TensorGroup = ALONE  # the ranks that share out heads, inner features and words among themselves
 
     @property
     def tokens(self) -> int:
@@ -36,13 +38,26 @@ class ModelShape:
     def head_size(self) -> int:
         return self.hidden_size // self.num_heads
 
+    @property
+    def own_heads(self) -> int:
+        """Attention heads of this rank."""
+        return self.num_heads // self.tensor.size
 
-def model_shape(config: Config, rows: int, vocab_size: int, domains: int) -> ModelShape:
-    """Resolves the `null` defaults of the model section. `rows`: rows of a micro-batch on this rank."""
+    @property
+    def own_words(self) -> int:
+        """Words of the vocabulary whose rows of the word table, and whose logits, this rank has."""
+        return self.vocab_size // self.tensor.size
+
+
+def model_shape(config: Config, rows: int, vocab_size: int, domains: int, tensor: TensorGroup = ALONE) -> ModelShape:
+    """Resolves the `null` defaults of the model section.
+
+    `rows`: rows of a micro-batch on this rank. `tensor`: its tensor-parallel group, whose size divides heads, inner width and words.
+    """
     model = config.model
     return ModelShape(
         rows=rows, sequence_length=model.sequence_length, hidden_size=model.hidden_size, num_heads=model.num_heads,
         ffn_hidden_size=model.ffn_hidden_size or 4 * model.hidden_size, vocab_size=vocab_size, domains=domains,
         activation=model.activation, epsilon=model.layer_norm_epsilon, embedding_dropout=model.embedding_dropout,
         attention_dropout=model.attention_dropout, hidden_dropout=model.hidden_dropout,
-        compute_dtype=_DTYPES[config.runtime.precision])
+        compute_dtype=_DTYPES[config.runtime.precision], tensor=tensor)

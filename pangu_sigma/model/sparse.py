@@ -5,6 +5,8 @@ from typing import List, Optional, Set, Tuple
 
 import numpy as np
 
+from mindspore import nn
+
 from locmoe_ops.capacity import capacity_by_factor
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.dispatch import Dispatcher, FlatDispatcher, HierarchicalDispatcher
@@ -38,9 +40,14 @@ class SparseContext:
 
 
 def resolve_layout(config: Config, topology: Topology) -> Topology:
-    """`moe.layout` where given, else the topology of the job."""
+    """`moe.layout` where given, else the topology of the job, in which a tensor-parallel group is one place: its ranks hold the
+    same rows.
+    """
     given = config.moe.layout
-    return topology if given is None else Topology(given.world_size, given.ranks_per_node, given.expert)
+    if given is not None:
+        return Topology(given.world_size, given.ranks_per_node, given.expert)
+    tensor = topology.tensor
+    return topology if tensor == 1 else Topology(topology.data, topology.ranks_per_node // tensor, topology.expert)
 
 
 def experts_in_play(context: SparseContext) -> int:
@@ -97,13 +104,19 @@ def build_dispatcher(context: SparseContext, placement: ExpertPlacement, factor:
     return FlatDispatcher(context.collectives, placement, tokens, top_k, capacity, dispatch.drop_priority, tag, dispatch.chunks)
 
 
+def expert_gateways(context: SparseContext, layer: int) -> Tuple[nn.Cell, nn.Cell]:
+    """The ways into and out of the experts, whose inner features a tensor-parallel group shares out (see `ExpertBank`)."""
+    tensor, tag = context.shape.tensor, f"tensor/layer {layer}"
+    return tensor.enter(tag), tensor.leave(tag)
+
+
 def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
     """A sparse layer for this rank; `layer` numbers the sparse layers from 0."""
     moe, shape, topology = context.config.moe, context.shape, context.collectives.topology
     placement = ExpertPlacement(moe.num_experts, moe.num_groups, topology.expert, moe.placement)
     layout_placement = ExpertPlacement(moe.num_experts, moe.num_groups, context.layout.expert, moe.placement)
     experts = ExpertBank(placement.local_experts(topology.ep_index(context.collectives.rank)), shape.hidden_size,
-                         shape.ffn_hidden_size, shape.activation, shape.compute_dtype)
+                         shape.ffn_hidden_size, shape.activation, shape.compute_dtype, shape.tensor, *expert_gateways(context, layer))
     return MoEFeedForward(
         routing=MultiLevelRouting(context.domain_groups, build_router(context, layer, layout_placement)),
         dispatcher=build_dispatcher(context, placement, moe.capacity.factor, f"all_to_all/layer {layer}"),

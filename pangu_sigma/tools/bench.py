@@ -44,8 +44,9 @@ def bench_step(config: Config) -> int:
 
     Raises InputError if the configuration wants more than one rank.
     """
-    if config.parallel.expert > 1:
-        raise InputError(f"parallel.expert is {config.parallel.expert}; bench step runs one process, expected 1")
+    for degree in ("expert", "tensor"):
+        if getattr(config.parallel, degree) > 1:
+            raise InputError(f"parallel.{degree} is {getattr(config.parallel, degree)}; bench step runs one process, expected 1")
     runtime = start_runtime(config)
     words = Vocabulary(config.model.vocab_size or DEFAULT_VOCAB, config.moe.num_groups,
                        np.ones(config.model.vocab_size or DEFAULT_VOCAB, np.int64))

@@ -11,6 +11,7 @@ from mindspore import Parameter, Tensor, dtype
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers import balance_biases, set_local_strength
 from locmoe_ops.routing_cell import check_token_ids
+from locmoe_ops.tensor_parallel import TensorGroup
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
@@ -49,13 +50,17 @@ def vocabulary(config: Config, data: PreparedData) -> Vocabulary:
     """Words of the network: at least the tokenizer's, more where `model.vocab_size` says so.
 
     Raises:
-        InputError: data and model disagree on vocabulary, row length or domains.
+        InputError: data and model disagree on vocabulary, row length or domains, or `parallel.tensor` does not divide the words.
     """
     resolve_domain_groups(config.moe.domain_groups, len(data.domains), config.moe.num_groups)
     words = config.model.vocab_size or data.vocab_size
     if words < data.vocab_size:
         raise InputError(f"model.vocab_size ({words}) is smaller than the {data.vocab_size} pieces of the tokenizer in "
                          f"{data.path}; expected at least as many, or null")
+    tensor = config.parallel.tensor
+    if words % tensor:
+        raise InputError(f"parallel.tensor ({tensor}) does not divide the {words} words of the vocabulary in {data.path}; expected a "
+                         f"divisor, or model.vocab_size: {-(-words // tensor) * tensor}")
     if data.sequence_length != config.model.sequence_length:
         raise InputError(f"model.sequence_length ({config.model.sequence_length}) differs from that of the rows in {data.path} "
                          f"({data.sequence_length}); expected the same, or prepare the data anew")
@@ -78,7 +83,7 @@ class TrainingParts:
 
     def __init__(self, config: Config, runtime: Runtime, words: Vocabulary) -> None:
         rows = rows_per_rank(config, runtime.world_size)
-        shape = model_shape(config, rows, words.words, words.domains)
+        shape = model_shape(config, rows, words.words, words.domains, TensorGroup(runtime.collectives))
         self.words = words
         self.seed = config.train.seed
         self.context = SparseContext(config, shape, runtime.collectives, words.counts)

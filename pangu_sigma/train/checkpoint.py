@@ -1,8 +1,9 @@
-"""Checkpoints: safetensors shards and a manifest, whole or absent, readable at any expert-parallel degree.
+"""Checkpoints: safetensors shards and a manifest, whole or absent, readable at any parallel degree.
 
 `step_N/dense.safetensors` holds what all ranks share, written by rank 0. `step_N/experts_R.safetensors` holds the experts of
 expert-parallel index R, written by the first replica; every expert stands there alone under its global id
-(`NAME@E`), so that readers need not know which rank wrote it. Ranks write into `step_N.part`, which rank 0 renames when all
+(`NAME@E`), so that readers need not know which rank wrote it. What a tensor-parallel group shares out is put together before it
+is written, and cut again when it is read. Ranks write into `step_N.part`, which rank 0 renames when all
 are done and `manifest.json` names every file with its size and checksum.
 """
 
@@ -21,11 +22,13 @@ from mindspore import Parameter, Tensor
 
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.errors import InputError
+from locmoe_ops.tensor_parallel import own_part, slice_of, whole_shape
 from pangu_sigma.train.metrics import write_atomically
 from pangu_sigma.train.optimizer import is_expert_parameter
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+MESSAGE_ELEMENTS = 4 * 1024 * 1024  # 16 MB of float32
 
 
 class Checkpoint(NamedTuple):
@@ -50,7 +53,8 @@ def save_checkpoint(root: Path, step: int, state: Sequence[Parameter], local_exp
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     collectives.barrier()
-    shared, experts = _split(state, local_experts)
+    values = whole_values(state, collectives) if topology.edp_index(rank) == 0 else {}  # nobody else writes
+    shared, experts = _split(state, values, local_experts) if values else ({}, {})
     if rank == 0:
         _write_shard(part / "dense.safetensors", shared)
     if experts and rank in topology.group_of("ep", 0):
@@ -103,9 +107,31 @@ def _finished(root: Path) -> List[Tuple[int, Path]]:
     return sorted((int(number), path) for number, path in folders if number.isdigit())
 
 
-def _split(state: Sequence[Parameter], local_experts: Tuple[int, ...]) -> Tuple[Dict[str, np.ndarray], Dict[str, np.ndarray]]:
-    shared = {p.name: p.asnumpy() for p in state if not is_expert_parameter(p)}
-    experts = {f"{p.name}@{e}": p.asnumpy()[i] for p in state if is_expert_parameter(p) for i, e in enumerate(local_experts)}
+def whole_values(state: Sequence[Parameter], collectives: Collectives) -> Dict[str, np.ndarray]:
+    """Every parameter's value by name, as without tensor parallelism. All ranks of a `tp` group must call it together.
+
+    Parts travel in messages of equal length, so that one small graph serves all of them.
+    """
+    parts = [(p, part) for p in state for part in (slice_of(p),) if part is not None]
+    values = {p.name: p.asnumpy() for p in state if slice_of(p) is None}
+    if not parts:
+        return values
+    own = np.concatenate([p.asnumpy().reshape(-1) for p, _ in parts])
+    gather, size = collectives.all_gather("tp", "checkpoint/parts"), min(MESSAGE_ELEMENTS, own.size)
+    padded = np.concatenate((own, np.zeros(-own.size % size, own.dtype))).reshape(-1, size)
+    of_all = np.concatenate([gather(Tensor(piece)).asnumpy().reshape(-1, size) for piece in padded], 1)  # (P, n) of every rank
+    start = 0
+    for parameter, part in parts:
+        pieces = of_all[:, start:start + parameter.size]
+        values[parameter.name] = part.join([piece.reshape(parameter.shape) for piece in pieces])
+        start += parameter.size
+    return values
+
+
+def _split(state: Sequence[Parameter], values: Dict[str, np.ndarray],
+           local_experts: Tuple[int, ...]) -> Tuple[Dict[str, np.ndarray], Dict[str, np.ndarray]]:
+    shared = {p.name: values[p.name] for p in state if not is_expert_parameter(p)}
+    experts = {f"{p.name}@{e}": values[p.name][i] for p in state if is_expert_parameter(p) for i, e in enumerate(local_experts)}
     return shared, experts
 
 
@@ -155,10 +181,11 @@ def _assemble(checkpoint: Checkpoint, where: Dict[str, str], parameter: Paramete
         value = np.stack(list(parts))
     else:
         value = next(_read(checkpoint, where, [parameter.name]))
-    if value.shape != parameter.shape:
+    expected = whole_shape(parameter)
+    if value.shape != expected:
         raise InputError(f"{checkpoint.folder}: tensor {parameter.name} has shape {list(value.shape)}; expected "
-                         f"{list(parameter.shape)} as the configuration says")
-    return value
+                         f"{list(expected)} as the configuration says")
+    return own_part(parameter, value)
 
 
 def _read(checkpoint: Checkpoint, where: Dict[str, str], names: List[str]) -> Iterator[np.ndarray]:

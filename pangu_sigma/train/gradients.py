@@ -3,9 +3,10 @@
 import math
 from typing import List, Sequence, Tuple
 
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives import Collectives
+from locmoe_ops.tensor_parallel import slice_of
 from pangu_sigma.train.optimizer import is_expert_parameter
 
 BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MB of float32 a message
@@ -107,13 +108,40 @@ def plan_buckets(sizes: Sequence[int], limit: int = BUCKET_ELEMENTS) -> List[Tup
     return buckets + [(start, len(sizes))] if sizes else []
 
 
+class SquaresOfGroup(nn.Cell):
+    """Sum of squares of tensors of which the ranks of a tensor-parallel group hold a part each, or all the same.
+
+    The latter count 1/P on each of P ranks before the sum over the group, so that they count once.
+
+    Args:
+        parameters: say which tensors are parts (see `slice_of`).
+
+    Input: a tuple of <float32> tensors. Output: <float32> scalar, the same on all ranks of the group.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], collectives: Collectives, tag: str) -> None:
+        super().__init__(auto_prefix=False)
+        self.parts = collectives.topology.tensor
+        self.weights = Tensor([1.0 / self.parts if slice_of(p) is None else 1.0 for p in parameters] or [0.0], dtype.float32)
+        self.sum = collectives.all_reduce("tp", tag)
+        self.map = ops.HyperMap()
+        self.add = ops.AddN()
+
+    def construct(self, tensors: Tuple[Tensor, ...]) -> Tensor:
+        squares = self.map(_squares, tensors)
+        if self.parts == 1:
+            return self.add(squares)
+        return self.sum((ops.stack(squares) * self.weights).sum().reshape(1)).reshape(())
+
+
 class GradientExchange(nn.Cell):
     """Sums dense gradients over `dp` and expert gradients over `edp`, and takes the norm of all parameters on all ranks.
 
     Inputs: a tuple of <float32> gradients in the order of `parameters` (see `ordered_parameters`), and a vector of statistics
     to be summed over `dp`, which travels in the dense gradients' last bucket.
     Outputs: the summed gradients, the summed statistics, and the sum of squares of the summed gradients, <float32> scalar:
-    every expert counted once, wherever it lives.
+    every expert counted once, wherever it lives, and so is everything in a tensor-parallel group, whether its ranks hold a part each
+    or all the same.
     """
 
     def __init__(self, parameters: Sequence[Parameter], statistics_size: int, collectives: Collectives) -> None:
@@ -125,15 +153,14 @@ class GradientExchange(nn.Cell):
         self.sum_dense = BucketedAllReduce(dense + [(statistics_size,)], collectives, "dp", "gradient/dense")
         self.sum_experts = BucketedAllReduce(experts, collectives, "edp", "gradient/experts")
         self.sum_squares = collectives.all_reduce("ep", "gradient/norm")
-        self.map = ops.HyperMap()
-        self.add = ops.AddN()
-
+        self.dense_squares = SquaresOfGroup([p for p in parameters if not is_expert_parameter(p)], collectives, "gradient/norm/dense")
+        self.expert_squares = SquaresOfGroup([p for p in parameters if is_expert_parameter(p)], collectives, "gradient/norm/experts")
     def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor) -> Tuple[Tuple[Tensor, ...], Tensor, Tensor]:
         summed = self.sum_dense(gradients[:self.dense] + (statistics,))
         dense, statistics = summed[:self.dense], summed[self.dense]
-        squares = self.add(self.map(_squares, dense))
+        squares = self.dense_squares(dense)
         if not self.has_experts:
             return dense, statistics, squares
         experts = self.sum_experts(gradients[self.dense:])
-        own = self.add(self.map(_squares, experts))
+        own = self.expert_squares(experts)
         return dense + experts, statistics, squares + self.sum_squares(own.reshape(1)).reshape(())

@@ -4,9 +4,10 @@ Fractions are in [0, 1]. Bytes are sums over all ranks of what they sent in the 
 `time/step(s)` is rank 0's wall clock; the others are means over ranks and add up to a step:
 step = compute + communication + idle - overlapped.
 
-`comm/all_to_all/...` and `comm/gradient/...` are the bytes of the tokens' way to their experts and back (forward and backward)
-and of the gradients' sums; `comm/...` holds both and what is left (router statistics, metrics). `time/all_to_all(s)` and
-`time/gradient(s)` are communication and waiting for it, `.../overlapped(s)` the part of it that ran beside computation.
+`comm/all_to_all/...`, `comm/gradient/...` and `comm/tensor/...` are the bytes of the tokens' way to their experts and back (forward
+and backward), of the gradients' sums, and of the sums inside layers that a tensor-parallel group shares out; `comm/...` holds them
+and what is left (router statistics, metrics). `time/all_to_all(s)` and so on are communication and waiting for it,
+`.../overlapped(s)` the part of it that ran beside computation.
 """
 
 import json
@@ -24,7 +25,7 @@ from locmoe_ops.collectives import Collectives
 MICROSECONDS = 1e6
 
 
-CAUSES = ("all_to_all", "gradient")  # the first parts of the tags of token traffic and of gradients
+CAUSES = ("all_to_all", "gradient", "tensor")  # the first parts of the tags of token traffic, of gradients, and of split layers
 
 
 class Traffic(NamedTuple):
@@ -44,6 +45,7 @@ class HostCounters(NamedTuple):
     total: Traffic
     all_to_all: Traffic
     gradient: Traffic
+    tensor: Traffic
 
 
 class CounterClock:

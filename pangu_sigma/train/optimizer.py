@@ -7,6 +7,7 @@ import numpy as np
 
 from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
+from locmoe_ops.tensor_parallel import marked, slice_of
 from pangu_sigma.config.schema import OptimizerConfig
 
 
@@ -90,8 +91,8 @@ class HybridAdam(nn.Cell):
 
 
 def _zeros_beside(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
-    return ParameterTuple([Parameter(Tensor(np.zeros(p.shape, np.float32)), name=f"{prefix}.{p.name}", requires_grad=False)
-                           for p in parameters])
+    return ParameterTuple([marked(Parameter(Tensor(np.zeros(p.shape, np.float32)), name=f"{prefix}.{p.name}", requires_grad=False),
+                                  slice_of(p)) for p in parameters])
 
 
 def _groups(parameters: Sequence[Parameter], options: OptimizerConfig) -> List[Tuple[int, int, float, float]]:

@@ -131,9 +131,10 @@ def _open_log(config: Config, start: int) -> MetricsLog:
 def _headline(config: Config, parts: TrainingParts, data: PreparedData) -> str:
     own = sum(p.size for p in parts.parameters) / 1e6
     model = config.model
+    tensor = f", tensor parallel {config.parallel.tensor}" if config.parallel.tensor > 1 else ""
     return (f"{config.moe.router.type}: {model.dense_layers} dense + {model.sparse_layers} sparse layers, hidden {model.hidden_size}, "
             f"{config.moe.num_experts} experts\n{own:.1f}M parameters on this rank; {', '.join(data.domains)}; "
-            f"{launched_world_size()} ranks, expert parallel {config.parallel.expert}")
+            f"{launched_world_size()} ranks, expert parallel {config.parallel.expert}{tensor}")
 
 
 def _unigram(data: PreparedData, batches: List[Batch], host_sum: HostSum) -> Optional[float]:

@@ -1,6 +1,8 @@
 """One rank of the parity job: the same global batches at several parallel degrees, for each router, everything saved.
 
-usage: parity_worker.py DATA OUTPUT DEGREE [DEGREE ...]      (under msrun, or alone with degree 1)
+usage: parity_worker.py DATA OUTPUT DEGREE [DEGREE ...]      (under msrun, or alone with degree 1x1)
+
+A degree is EXPERTxTENSOR. A job with tensor parallelism leaves checkpoints, which the process alone reads.
 """
 
 import dataclasses
@@ -13,10 +15,12 @@ import numpy as np
 from locmoe_ops.collectives import create_collectives
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.config import Config, config_from_dict
+from pangu_sigma.config.load import to_dict
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
 from pangu_sigma.model.sparse import resolve_layout
 from pangu_sigma.train.build import TrainingParts, vocabulary
+from pangu_sigma.train.checkpoint import load_checkpoint, open_checkpoint, save_checkpoint, whole_values
 from pangu_sigma.train.runtime import Runtime, start_runtime
 from pangu_sigma.train.schedule import learning_rate
 
@@ -24,14 +28,20 @@ STEPS = 20
 ROUTERS = ("hash", "switch", "locmoe")
 
 
-def configuration(data: str, router: str, degree: int, statistics: str) -> Config:
+def routers(tensor: int) -> tuple:
+    return ROUTERS if tensor == 1 else ROUTERS[1:]
+
+
+def configuration(data: str, router: str, expert: int = 1, tensor: int = 1) -> Config:
     """A network small enough to compile in seconds; slots for every token, so that nothing is dropped."""
+    statistics = {"hash": "global", "switch": "rank", "locmoe": "node"}[router]
     return config_from_dict({
-        "model": {"hidden_size": 32, "num_heads": 2, "dense_layers": 1, "sparse_layers": 1, "sequence_length": 32},
+        "model": {"hidden_size": 32, "num_heads": 2, "dense_layers": 1, "sparse_layers": 1, "sequence_length": 32,
+                  "attention_dropout": 0.1, "domain_embeddings": router == "locmoe"},
         "moe": {"num_experts": 8, "num_groups": 2, "layout": {"world_size": 4, "ranks_per_node": 2, "expert": 4},
                 "capacity": {"factor": 8.0},
                 "router": {"type": router, "statistics": statistics, "locmoe": {"locality_loss_weight": 0.1}}},
-        "parallel": {"expert": degree},
+        "parallel": {"expert": expert, "tensor": tensor},
         "data": {"path": data},
         # Adam divides a gradient by its own size: where it passes through 0, rounding would become a full step. An epsilon
         # above the rounding of gradients (1e-7 of 0.1) keeps the 20 steps a continuous function of what is compared.
@@ -40,12 +50,13 @@ def configuration(data: str, router: str, degree: int, statistics: str) -> Confi
     })
 
 
-def run(config: Config, runtime: Runtime, data: PreparedData) -> dict:
+def run(config: Config, runtime: Runtime, data: PreparedData, checkpoints: Path) -> dict:
     """Losses of every step, gradients of the first (from Adam's first moments), and the parameters after the last."""
-    loader = create_loader(config, data, resolve_layout(config, runtime.topology), runtime.rank, runtime.world_size)
+    topology = runtime.topology
+    loader = create_loader(config, data, resolve_layout(config, topology), runtime.rank // topology.tensor, topology.data)
     parts = TrainingParts(config, runtime, vocabulary(config, data))
-    placement = ExpertPlacement(8, 2, runtime.topology.expert, "interleaved")
-    experts = placement.local_experts(runtime.topology.ep_index(runtime.rank))
+    placement = ExpertPlacement(8, 2, topology.expert, "interleaved")
+    experts = placement.local_experts(topology.ep_index(runtime.rank))
     saved, history = {}, []
     for step in range(1, STEPS + 1):
         result = parts.train_step(loader.step(step - 1), step, learning_rate(config.optimizer, STEPS, step))
@@ -54,12 +65,32 @@ def run(config: Config, runtime: Runtime, data: PreparedData) -> dict:
                         float(sums["kept"].sum())])
         if step == 1:
             clip = min(1.0, config.optimizer.clip_norm / result.grad_norm)
-            for parameter, moment in zip(parts.parameters, parts.adam.first):
-                _save(saved, f"gradient/{parameter.name}", moment.asnumpy() / (1 - config.optimizer.beta1) / clip, experts)
-    for parameter in parts.parameters:
-        _save(saved, f"parameter/{parameter.name}", parameter.asnumpy(), experts)
+            for name, moment in whole_values(parts.adam.first, runtime.collectives).items():
+                _save(saved, name.replace("adam_m.", "gradient/"), moment / (1 - config.optimizer.beta1) / clip, experts)
+    for name, value in whole_values(parts.parameters, runtime.collectives).items():
+        _save(saved, f"parameter/{name}", value, experts)
     loader.close()
+    if topology.tensor > 1:
+        write_and_read(config, runtime, parts, experts, checkpoints, saved)
+    elif (checkpoints / f"step_{STEPS}").exists():  # of the job with tensor parallelism
+        load_checkpoint(open_checkpoint(checkpoints / f"step_{STEPS}"), parts.state(), experts)
+        for name, value in whole_values(parts.state(), runtime.collectives).items():
+            _save(saved, f"state/{name}", value, experts)
     return {**saved, "history": np.array(history)}
+
+
+def write_and_read(config: Config, runtime: Runtime, parts: TrainingParts, experts: tuple, checkpoints: Path, saved: dict) -> None:
+    """Saves the whole state in a checkpoint and beside it, and reads the checkpoint back into spoilt parameters."""
+    state = parts.state()
+    for name, value in whole_values(state, runtime.collectives).items():
+        _save(saved, f"state/{name}", value, experts)
+    before = [parameter.asnumpy() for parameter in state]
+    save_checkpoint(checkpoints, STEPS, state, experts, to_dict(config), runtime.collectives, keep=1)
+    for parameter in state:
+        parameter.set_data(parameter * 0)
+    load_checkpoint(open_checkpoint(checkpoints / f"step_{STEPS}"), state, experts)
+    for parameter, value in zip(state, before):
+        np.testing.assert_array_equal(parameter.asnumpy(), value, err_msg=parameter.name)
 
 
 def _save(saved: dict, name: str, value: np.ndarray, experts: tuple) -> None:
@@ -73,15 +104,15 @@ def _save(saved: dict, name: str, value: np.ndarray, experts: tuple) -> None:
 def main() -> None:
     data_path, output, *degrees = sys.argv[1:]
     data = PreparedData.open(data_path)
-    with start_runtime(configuration(data_path, "hash", 1, "global")) as job:
-        for degree in map(int, degrees):
-            topology = Topology(job.world_size, min(2, job.world_size), degree)
+    with start_runtime(configuration(data_path, "hash")) as job:
+        for degree in degrees:
+            expert, tensor = map(int, degree.split("x"))
+            topology = Topology(job.world_size, min(2, job.world_size), expert, tensor)
             backend = "local" if job.world_size == 1 else "tcp"
             runtime = dataclasses.replace(job, collectives=create_collectives(backend, topology, job.rank, job.mesh))
-            for router in ROUTERS:
-                statistics = {"hash": "global", "switch": "rank", "locmoe": "node"}[router]
-                found = run(configuration(data_path, router, degree, statistics), runtime, data)
-                np.savez(Path(output) / f"{router}_w{job.world_size}_ep{degree}_rank{job.rank}.npz", **found)
+            for router in routers(tensor):
+                found = run(configuration(data_path, router, expert, tensor), runtime, data, Path(output) / router)
+                np.savez(Path(output) / f"{router}_w{job.world_size}_{degree}_rank{job.rank}.npz", **found)
 
 
 if __name__ == "__main__" and os.environ.get("MS_ROLE") != "MS_SCHED":

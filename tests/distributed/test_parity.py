@@ -1,4 +1,4 @@
-"""The same numbers at any parallel degree: 4 ranks at expert-parallel degree 2 and 4 against one process.
+"""The same numbers at any parallel degree: 4 ranks at expert-parallel degree 2 and 4, and 2 x 2 tensor-parallel, against one process.
 
 Eight rows, two expert groups, a given layout of 2 nodes x 2 ranks. Losses take their statistics over ranks (switch), nodes
 (locmoe) and the global batch of that layout. All degrees train 20 steps from the same seed.
@@ -20,6 +20,8 @@ LIMIT = 600  # seconds for all compilations of the job on two slow cores
 # fp32 sums in another order differ by about 1e-7 in losses and 1e-6 in gradients; 20 steps of Adam let that grow to 1e-5.
 # The requirement is 1e-4.
 TOLERANCE = 1e-4
+DEGREES = ("2x1", "4x1", "2x2")  # expert x tensor
+CASES = [(router, degree) for degree in DEGREES for router in ("hash", "switch", "locmoe") if (router, degree) != ("hash", "2x2")]
 LOSSES = ("task", "aux", "locality", "gradient norm")
 
 
@@ -31,7 +33,9 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def runs(tiny_data, tmp_path_factory):
-    """Everything saved, by (router, ranks, degree): ranks' files merged, replicas compared on the way."""
+    """Everything saved, by (router, ranks, degree): ranks' files merged, replicas compared on the way. The process alone comes last,
+    as it reads the others' checkpoints.
+    """
     output = tmp_path_factory.mktemp("saved")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3", "OMP_NUM_THREADS": "1",
                    "LOCMOE_MESH_SECRET": secrets.token_hex(16), "LOCMOE_MESH_PORT": str(free_port()),
@@ -39,10 +43,10 @@ def runs(tiny_data, tmp_path_factory):
     work = [str(WORKER), str(tiny_data), str(output)]
     job = subprocess.run(
         ["msrun", "--worker_num=4", "--local_worker_num=4", "--master_addr=127.0.0.1", f"--master_port={free_port()}", "--join=True",
-         f"--log_dir={output / 'logs'}", "python", *work, "2", "4"],
+         f"--log_dir={output / 'logs'}", "python", *work, *DEGREES],
         env=environment, cwd=output, capture_output=True, text=True, timeout=LIMIT)
     assert job.returncode == 0, job.stdout[-3000:]
-    alone = subprocess.run([sys.executable, *work, "1"], env=environment, cwd=output, capture_output=True, text=True, timeout=LIMIT)
+    alone = subprocess.run([sys.executable, *work, "1x1"], env=environment, cwd=output, capture_output=True, text=True, timeout=LIMIT)
     assert alone.returncode == 0, alone.stderr[-3000:]
     return lambda router, ranks, degree: merged(output, router, ranks, degree)
 
@@ -50,7 +54,7 @@ def runs(tiny_data, tmp_path_factory):
 def merged(output, router, ranks, degree):
     whole = {}
     for rank in range(ranks):
-        with np.load(output / f"{router}_w{ranks}_ep{degree}_rank{rank}.npz") as saved:
+        with np.load(output / f"{router}_w{ranks}_{degree}_rank{rank}.npz") as saved:
             for name in saved.files:
                 if name in whole:  # a replica: all ranks applied the same update to the same bits
                     np.testing.assert_array_equal(saved[name], whole[name], err_msg=f"{name} on rank {rank}")
@@ -58,10 +62,9 @@ def merged(output, router, ranks, degree):
     return whole
 
 
-@pytest.mark.parametrize("degree", [2, 4])
-@pytest.mark.parametrize("router", ["hash", "switch", "locmoe"])
+@pytest.mark.parametrize(("router", "degree"), CASES)
 def test_four_ranks_equal_one_process(runs, router, degree):
-    one, four = runs(router, 1, 1), runs(router, 4, degree)
+    one, four = (computed(runs(router, *which)) for which in ((1, "1x1"), (4, degree)))
     assert set(one) == set(four)
     for column, loss in enumerate(LOSSES):
         np.testing.assert_allclose(four["history"][:, column], one["history"][:, column], rtol=TOLERANCE, atol=1e-9, err_msg=loss)
@@ -73,7 +76,7 @@ def test_four_ranks_equal_one_process(runs, router, degree):
 @pytest.mark.parametrize("router", ["hash", "switch", "locmoe"])
 def test_the_comparison_is_of_something(runs, router):
     """Nothing was dropped, losses that should be there are, the model learns, and no gradient is zero throughout."""
-    one = runs(router, 1, 1)
+    one = runs(router, 1, "1x1")
     history = one["history"]
     assert (history[:, 4] == 8 * 32).all()  # rows x positions, every step
     assert history[-1, 0] < history[0, 0] - 0.5
@@ -81,6 +84,20 @@ def test_the_comparison_is_of_something(runs, router):
     assert (history[:, 2] > 0).all() == (router == "locmoe")
     silent = [name for name, value in one.items() if name.startswith("gradient/") and not np.any(value)]
     assert silent == []
+
+
+@pytest.mark.parametrize("router", ["switch", "locmoe"])
+def test_a_tensor_parallel_checkpoint_is_read_by_one_process(runs, router):
+    """Weights, moments and counters, to the bit. (The job itself has read them back at its own degree.)"""
+    written, read = ({name: value for name, value in runs(router, *which).items() if name.startswith("state/")}
+                     for which in ((4, "2x2"), (1, "1x1")))
+    assert set(written) == set(read) and len(read) > 3 * 20
+    for name, value in written.items():
+        np.testing.assert_array_equal(read[name], value, err_msg=name)
+
+
+def computed(saved):
+    return {name: value for name, value in saved.items() if not name.startswith("state/")}
 
 
 def relative_error(found, expected):

@@ -10,6 +10,7 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 from locmoe_ops.collectives import BytesSent, Collectives, CommunicationTimes, Flight, create_collectives
 from locmoe_ops.reference import LayerSpec
+from locmoe_ops.tensor_parallel import TensorGroup
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.schema import Config
@@ -30,9 +31,10 @@ def small_config(model: Optional[Mapping] = None, moe: Optional[Mapping] = None,
     return config_from_dict({"model": {**SMALL, **(model or {})}, "moe": moe, **sections})
 
 
-def build_network(config: Config, rows: int = len(DOCUMENTS), collectives: Optional[Collectives] = None) -> PanGuSigma:
+def build_network(config: Config, rows: int = len(DOCUMENTS), collectives: Optional[Collectives] = None,
+                  words: int = VOCABULARY) -> PanGuSigma:
     collectives = collectives or create_collectives("local", Topology(1, 1), 0)
-    return PanGuSigma(SparseContext(config, model_shape(config, rows, VOCABULARY, DOMAINS), collectives))
+    return PanGuSigma(SparseContext(config, model_shape(config, rows, words, DOMAINS, TensorGroup(collectives)), collectives))
 
 
 def randomise(network: nn.Cell, seed: int) -> None:

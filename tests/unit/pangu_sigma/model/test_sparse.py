@@ -32,6 +32,11 @@ def test_layout_is_the_job_unless_given(networks):
     assert resolve_layout(networks.small_config(None, given), job) == Topology(8, 4, 4)
 
 
+def test_a_tensor_parallel_group_is_one_place(networks):
+    """Two nodes of two groups of two ranks: four places that hold rows of their own."""
+    assert resolve_layout(networks.small_config(), Topology(8, 4, 4, 2)) == Topology(4, 2, 4)
+
+
 @pytest.mark.parametrize("moe, domains, expected", [
     ({"num_groups": 1}, 3, (0, 0, 0)),
     ({"num_groups": 4}, 4, (0, 1, 2, 3)),

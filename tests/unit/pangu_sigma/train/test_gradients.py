@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from mindspore import Tensor
 
 from locmoe_ops.collectives import create_collectives
+from locmoe_ops.tensor_parallel import Slice, marked
 from locmoe_ops.topology import Topology
 from pangu_sigma.train import gradients
 from pangu_sigma.train.gradients import BucketedAllReduce, GradientExchange, plan_buckets
@@ -97,6 +98,21 @@ def test_two_ranks_count_every_parameter_once(networks, make_parameters, random_
     np.testing.assert_array_equal(sums.asnumpy(), [2.0, 2.0, 2.0])
     norms = [np.sum((factor * array.astype(np.float64))**2) for array, factor in zip(arrays, factors)]
     assert float(squares.asnumpy()) == pytest.approx(sum(norms[:4]) + copies * sum(norms[4:]), rel=1e-6)
+
+
+def test_a_tensor_parallel_group_counts_every_parameter_once(networks, make_parameters, random_arrays):
+    """A part's other half is on the other rank; what both hold whole counts once, and nothing is summed but squares."""
+    arrays, parameters = random_arrays(0), make_parameters()
+    split = [0, 1, 4]
+    for i in split:
+        marked(parameters[i], Slice(0, 0, 2))
+    exchange = GradientExchange(parameters, 3, networks.TwinCollectives(0, Topology(2, 2, 1, 2)))
+    summed, sums, squares = exchange(tuple(Tensor(array) for array in arrays), Tensor(np.ones(3, np.float32)))
+    for found, array in zip(summed, arrays):
+        np.testing.assert_array_equal(found.asnumpy(), array)
+    np.testing.assert_array_equal(sums.asnumpy(), np.ones(3))
+    expected = sum((2 if i in split else 1) * np.sum(array.astype(np.float64)**2) for i, array in enumerate(arrays))
+    assert float(squares.asnumpy()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_network_without_experts(alone, make_parameters, random_arrays):

@@ -1,0 +1,140 @@
+"""Tensor parallelism: what the ranks of a `tp` group share out among themselves, and the sums that put it together again.
+
+All ranks of a group read the same rows. Outside of split regions they hold the same values and the same gradients, and compute
+the same loss: of a group's losses, the objective counts one. Inside a region each rank has its own part of the work: attention
+heads, inner features of a feed-forward network, words. With that, the gradient of what enters a region is the sum over the group
+of what each part says about it, and the gradient of what leaves it, a sum of parts, is the same for every part: f and g of
+Megatron-LM (arXiv 1909.08053, section 3). Then gradients of split and of replicated parameters are those of one rank alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Optional, Sequence
+
+import numpy as np
+
+from mindspore import Parameter, Tensor, nn
+
+from locmoe_ops.collectives import Collectives
+from locmoe_ops.errors import InputError
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The part of a whole array that one rank holds: the `index`-th of `parts` equal ones along `axis`.
+
+    With several `blocks` the axis is that many equal stretches, one after another, and each is cut by itself.
+    """
+
+    axis: int
+    index: int
+    parts: int
+    blocks: int = 1
+
+    def shape_of(self, whole: Sequence[int]) -> tuple[int, ...]:
+        """The part's shape. Raises InputError where the parts would not be equal."""
+        if whole[self.axis] % (self.parts * self.blocks):
+            raise InputError(f"tensor parallel: axis {self.axis} of shape {list(whole)} in {self.blocks} stretches cannot be cut "
+                             f"into {self.parts} equal parts; expected a multiple of {self.parts * self.blocks}")
+        return (*whole[:self.axis], whole[self.axis] // self.parts, *whole[self.axis + 1:])
+
+    def whole_shape(self, part: Sequence[int]) -> tuple[int, ...]:
+        return (*part[:self.axis], part[self.axis] * self.parts, *part[self.axis + 1:])
+
+    def cut(self, whole: np.ndarray) -> np.ndarray:
+        """This rank's part of `whole`."""
+        shape = self.shape_of(whole.shape)
+        stretches = whole.reshape(*whole.shape[:self.axis], self.blocks, self.parts, -1, *whole.shape[self.axis + 1:])
+        return np.ascontiguousarray(np.take(stretches, self.index, self.axis + 1)).reshape(shape)
+
+    def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """The whole array from the parts of all ranks, in the order of the group; the inverse of `cut`."""
+        before, after = parts[0].shape[:self.axis], parts[0].shape[self.axis + 1:]
+        stretches = [part.reshape(*before, self.blocks, 1, -1, *after) for part in parts]
+        return np.concatenate(stretches, self.axis + 1).reshape(self.whole_shape(parts[0].shape))
+
+
+def marked(parameter: Parameter, part: Optional[Slice]) -> Parameter:
+    """The parameter, with a note of which part of a whole it is; None: it is held whole, by all ranks alike."""
+    parameter.tensor_slice = part
+    return parameter
+
+
+def slice_of(parameter: Parameter) -> Optional[Slice]:
+    """What `marked` noted."""
+    return getattr(parameter, "tensor_slice", None)
+
+
+def whole_shape(parameter: Parameter) -> tuple[int, ...]:
+    """Shape of the parameter as it is without tensor parallelism."""
+    part = slice_of(parameter)
+    return tuple(parameter.shape) if part is None else part.whole_shape(parameter.shape)
+
+
+def own_part(parameter: Parameter, whole: np.ndarray) -> np.ndarray:
+    """What this rank holds of a parameter whose whole value is `whole`."""
+    part = slice_of(parameter)
+    return whole if part is None else part.cut(whole)
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """This rank's place in its tensor-parallel group, and the ways into and out of split regions; by default it is alone."""
+
+    collectives: Optional[Collectives] = None
+
+    @property
+    def size(self) -> int:
+        return 1 if self.collectives is None else self.collectives.topology.tensor
+
+    @property
+    def index(self) -> int:
+        return 0 if self.collectives is None else self.collectives.topology.tp_index(self.collectives.rank)
+
+    def slice(self, axis: int, blocks: int = 1) -> Optional[Slice]:
+        """This rank's slice along `axis`; None in a group of one."""
+        return None if self.size == 1 else Slice(axis, self.index, self.size, blocks)
+
+    def enter(self, tag: str) -> nn.Cell:
+        """The way into a split region, for every tensor that comes from outside."""
+        return nn.Identity() if self.collectives is None or self.size == 1 else EnterRegion(self.collectives, tag)
+
+    def leave(self, tag: str) -> nn.Cell:
+        """The way out: the sum of what the ranks have."""
+        return nn.Identity() if self.collectives is None or self.size == 1 else LeaveRegion(self.collectives, tag)
+
+    def all_gather(self, tag: str) -> nn.Cell:
+        """(n, ...) -> (size * n, ...), in the order of the group (see `Collectives.all_gather`)."""
+        return nn.Identity() if self.collectives is None else self.collectives.all_gather("tp", tag)
+
+
+ALONE = TensorGroup()
+
+
+class EnterRegion(nn.Cell):
+    """The identity, whose gradient is summed over the group. Input and output: any tensor that all ranks of the group hold."""
+
+    def __init__(self, collectives: Collectives, tag: str) -> None:
+        super().__init__()
+        self.sum = collectives.all_reduce("tp", f"{tag}/gradient")
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Any]:
+        return (self.sum(dout),)
+
+
+class LeaveRegion(nn.Cell):
+    """The sum over the group, whose gradient is handed to every rank as it is. Input and output: any tensor."""
+
+    def __init__(self, collectives: Collectives, tag: str) -> None:
+        super().__init__()
+        self.sum = collectives.all_reduce("tp", f"{tag}/sum")
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.sum(x)
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Any]:
+        return (dout,)
