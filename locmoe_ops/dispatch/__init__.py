@@ -3,5 +3,6 @@
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
+from locmoe_ops.dispatch.shares import EnterWithShares, LeaveWithShares
 
-__all__ = ["Dispatcher", "FlatDispatcher", "HierarchicalDispatcher"]
+__all__ = ["Dispatcher", "EnterWithShares", "FlatDispatcher", "HierarchicalDispatcher", "LeaveWithShares"]

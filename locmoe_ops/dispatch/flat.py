@@ -25,14 +25,17 @@ class FlatDispatcher(Dispatcher):
         collectives: backend; its group `ep` is the one that exchanges tokens.
         placement: which rank of the group holds which expert.
         tokens, top_k, drop_priority: as `Dispatcher`.
-        capacity: C, rounded up to a multiple of `chunks`.
+        capacity: C, rounded up to a multiple of `chunks` (group-wise: of `chunks` x tensor-parallel ranks).
         tag: names the collectives in errors and counters.
+        group_wise: this rank sends its share of the slots (see `shares`); C below is then a share's.
     """
 
     def __init__(self, collectives: Collectives, placement: ExpertPlacement, tokens: int, top_k: int, capacity: int,
-                 drop_priority: str, tag: str, chunks: int = 1) -> None:
-        capacity = -(-capacity // chunks) * chunks
-        super().__init__(tokens, top_k, uniform_slots(placement.position_of, capacity), drop_priority)
+                 drop_priority: str, tag: str, chunks: int = 1, group_wise: bool = False) -> None:
+        shares = collectives.topology.tensor if group_wise else 1
+        capacity = -(-capacity // (chunks * shares)) * chunks
+        super().__init__(tokens, top_k, uniform_slots(placement.position_of, capacity * shares), drop_priority,
+                         collectives if shares > 1 else None, tag)
         self.ranks = placement.ep
         self.local_experts = placement.num_experts // placement.ep
         self.capacity = capacity

@@ -37,23 +37,27 @@ class HierarchicalDispatcher(Dispatcher):
         placement: which rank of the expert-parallel group holds which expert.
         tokens, top_k, drop_priority: as `Dispatcher`.
         near_capacity: C_in, and far_capacity: C_out. A is rounded up to a multiple of `chunks`; if C_in < C_out, it is 0.
+            Group-wise, C_out is a multiple of P tensor-parallel ranks, and A of P * `chunks`.
         tag: names the collectives in errors and counters.
+        group_wise: this rank sends its share of the slots (see `shares`); A and C_out below are then a share's.
 
     Raises InputError for more than two chunks.
     """
 
     def __init__(self, collectives: Collectives, placement: ExpertPlacement, tokens: int, top_k: int, near_capacity: int,
-                 far_capacity: int, drop_priority: str, tag: str, chunks: int = 1) -> None:
+                 far_capacity: int, drop_priority: str, tag: str, chunks: int = 1, group_wise: bool = False) -> None:
         if chunks not in (1, 2):
             raise InputError(f"chunks {chunks}: hierarchical dispatch overlaps its two tiers; expected 1 or 2")
         topology, rank = collectives.topology, collectives.rank
-        near = -(-max(near_capacity - far_capacity, 0) // chunks) * chunks
-        table = two_tier_slots(topology, placement, rank, near, far_capacity)
-        super().__init__(tokens, top_k, table, drop_priority)
+        shares = topology.tensor if group_wise else 1
+        far = -(-far_capacity // shares)
+        near = -(-max(near_capacity - far * shares, 0) // (chunks * shares)) * chunks
+        table = two_tier_slots(topology, placement, rank, near * shares, far * shares)
+        super().__init__(tokens, top_k, table, drop_priority, collectives if shares > 1 else None, tag)
         self.local_experts = placement.experts_per_rank
         self.neighbours = len(topology.group_of("ep_node", rank))
         self.nodes = len(topology.group_of("ep_rail", rank))
-        self.near, self.far = near, far_capacity
+        self.near, self.far = near, far
         self.near_rows = placement.num_experts // self.nodes * near
         self.chunks = chunks
         rail_out, rail_home = (collectives.all_to_all_in_flight("ep_rail", f"{tag}/far {way}") for way in ("out", "home"))

@@ -130,6 +130,8 @@ class DispatchConfig:
                     choices=("flat", "hierarchical"))
     chunks: int = key(1, "slices that travel while others are with the experts; hierarchical: 1 or 2 (2 overlaps the two tiers)",
                       minimum=1, maximum=16)
+    group_wise: bool = key(False, "ranks of a tensor-parallel group, which hold the same tokens, each send a share of them to other nodes "
+                                  "and put the shares together over the node's own links; false: each sends all")
     drop_priority: str = key("position", "which tokens keep their slots on overflow: earlier ones, or those of larger gate weight",
                              choices=("position", "weight"))
 

@@ -131,6 +131,10 @@ def _check_dispatch(config: Config) -> None:
     if dispatch.type == "hierarchical" and dispatch.chunks > 2:
         raise InputError(f"moe.dispatch.chunks is {dispatch.chunks} with moe.dispatch.type hierarchical, "
                          "which overlaps its two tiers; expected 1 or 2")
+    parallel = config.parallel
+    if dispatch.group_wise and (parallel.tensor == 1 or parallel.expert == 1):
+        raise InputError(f"moe.dispatch.group_wise is true with parallel.tensor {parallel.tensor} and parallel.expert {parallel.expert}, "
+                         "where no two ranks send the same tokens to others; expected false, or both degrees above 1")
     if dispatch.type != "hierarchical" and capacity.local_share is not None:
         raise InputError(f"moe.capacity.local_share is {capacity.local_share} with moe.dispatch.type {dispatch.type}, "
                          "which has one tier; expected null")

@@ -9,7 +9,7 @@ from mindspore import nn
 
 from locmoe_ops.capacity import capacity_by_factor
 from locmoe_ops.collectives import Collectives
-from locmoe_ops.dispatch import Dispatcher, FlatDispatcher, HierarchicalDispatcher
+from locmoe_ops.dispatch import Dispatcher, EnterWithShares, FlatDispatcher, HierarchicalDispatcher, LeaveWithShares
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward
 from locmoe_ops.routing_cell import MultiLevelRouting
@@ -99,13 +99,19 @@ def build_dispatcher(context: SparseContext, placement: ExpertPlacement, factor:
     if dispatch.type == "hierarchical":
         near, far = tier_capacities(context, placement, factor)
         return HierarchicalDispatcher(context.collectives, placement, tokens, top_k, near, far, dispatch.drop_priority, tag,
-                                      dispatch.chunks)
+                                      dispatch.chunks, dispatch.group_wise)
     capacity = capacity_by_factor(tokens, top_k, experts_in_play(context), factor)
-    return FlatDispatcher(context.collectives, placement, tokens, top_k, capacity, dispatch.drop_priority, tag, dispatch.chunks)
+    return FlatDispatcher(context.collectives, placement, tokens, top_k, capacity, dispatch.drop_priority, tag, dispatch.chunks,
+                          dispatch.group_wise)
 
 
 def expert_gateways(context: SparseContext, layer: int) -> Tuple[nn.Cell, nn.Cell]:
-    """The ways into and out of the experts, whose inner features a tensor-parallel group shares out (see `ExpertBank`)."""
+    """The ways into and out of the experts, whose inner features a tensor-parallel group shares out (see `ExpertBank`): for whole
+    slots, or for shares of them that a group-wise dispatcher brings.
+    """
+    if context.config.moe.dispatch.group_wise:
+        tag = f"all_to_all/layer {layer} group"
+        return EnterWithShares(context.collectives, f"{tag}/gather"), LeaveWithShares(context.collectives, f"{tag}/scatter")
     tensor, tag = context.shape.tensor, f"tensor/layer {layer}"
     return tensor.enter(tag), tensor.leave(tag)
 

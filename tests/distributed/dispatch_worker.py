@@ -13,7 +13,10 @@ RANKS, TOKENS, HIDDEN, EXPERTS, AMPLE = 4, 11, 6, 8, 22
 
 
 class Case(NamedTuple):
-    """A dispatcher on `RANKS` ranks, and its capacities (tokens a rank may send to an expert of its node, and to another)."""
+    """A dispatcher on `RANKS` ranks, and its capacities (tokens a rank may send to an expert of its node, and to another).
+
+    `tensor` neighbouring ranks hold the same tokens and a term of each expert; `share`: they send a share each, else all.
+    """
 
     kind: str
     near: int
@@ -24,6 +27,13 @@ class Case(NamedTuple):
     priority: str = "position"
     placement: str = "interleaved"
     groups: int = 1
+    tensor: int = 1
+    share: bool = False
+
+    @property
+    def places(self) -> int:
+        """Ranks with tokens of their own."""
+        return RANKS // self.tensor
 
 
 CASES = {
@@ -37,11 +47,17 @@ CASES = {
     "hierarchical, nothing near": Case("hierarchical", 2, 2, top_k=2),
     "hierarchical, one rank a node": Case("hierarchical", 4, 2, ranks_per_node=1, chunks=2),
     "hierarchical, one node": Case("hierarchical", 5, 1, ranks_per_node=4),
+    "flat, tensor parallel": Case("flat", 4, 4, top_k=2, tensor=2),
+    "flat, group-wise": Case("flat", 4, 4, top_k=2, tensor=2, share=True),
+    "flat, group-wise, overflow, 2 chunks": Case("flat", 2, 2, chunks=2, top_k=2, priority="weight", tensor=2, share=True),
+    "hierarchical, tensor parallel": Case("hierarchical", 8, 4, tensor=2, placement="node_grouped", groups=2),
+    "hierarchical, group-wise": Case("hierarchical", 8, 4, tensor=2, share=True, placement="node_grouped", groups=2),
+    "hierarchical, group-wise, overflow, overlapped": Case("hierarchical", 5, 2, chunks=2, top_k=2, tensor=2, share=True),
 }
 
 
 class Example(NamedTuple):
-    """What one rank is given: x, dy [T, d]; expert, weight [T, k]."""
+    """What one rank (or the ranks of a tensor-parallel group) is given: x, dy [T, d]; expert, weight [T, k]."""
 
     x: np.ndarray
     dy: np.ndarray
@@ -49,8 +65,8 @@ class Example(NamedTuple):
     weight: np.ndarray
 
 
-def example(name: str, rank: int) -> Example:
-    rng = np.random.default_rng([list(CASES).index(name), rank])
+def example(name: str, place: int) -> Example:
+    rng = np.random.default_rng([list(CASES).index(name), place])
     x, dy = rng.standard_normal((2, TOKENS, HIDDEN)).astype(np.float32)
     # One expert more than there are: no assignment. Low numbers are chosen often.
     expert = rng.permuted(np.tile(np.arange(EXPERTS + 1), (TOKENS, 1)), axis=1)[:, :CASES[name].top_k]
@@ -58,21 +74,21 @@ def example(name: str, rank: int) -> Example:
     return Example(x, dy, expert, rng.uniform(size=expert.shape).astype(np.float32))
 
 
-def factors() -> np.ndarray:
-    """Expert e multiplies its tokens by row e."""
-    return np.random.default_rng(99).standard_normal((EXPERTS, HIDDEN)).astype(np.float32)
+def factors(tensor: int = 1) -> np.ndarray:
+    """<float32>[tensor, EXPERTS, HIDDEN]: expert e multiplies its tokens by row e of the sum over ranks of a tensor-parallel group."""
+    return np.random.default_rng(99).standard_normal((tensor, EXPERTS, HIDDEN)).astype(np.float32)
 
 
 def placement_of(case: Case):
     from locmoe_ops.topology import ExpertPlacement
 
-    return ExpertPlacement(EXPERTS, case.groups, RANKS, case.placement)
+    return ExpertPlacement(EXPERTS, case.groups, case.places, case.placement)
 
 
 def build(case: Case, name: str, collectives):
     from locmoe_ops.dispatch import FlatDispatcher, HierarchicalDispatcher
 
-    common = {"drop_priority": case.priority, "tag": name, "chunks": case.chunks}
+    common = {"drop_priority": case.priority, "tag": name, "chunks": case.chunks, "group_wise": case.share}
     if case.kind == "flat":
         return FlatDispatcher(collectives, placement_of(case), TOKENS, case.top_k, case.near, **common)
     return HierarchicalDispatcher(collectives, placement_of(case), TOKENS, case.top_k, case.near, case.far, **common)
@@ -83,19 +99,27 @@ def run_case(name: str, rank: int, mesh) -> dict:
     from mindspore import Parameter, Tensor, nn, ops
 
     from locmoe_ops.collectives import create_collectives
+    from locmoe_ops.dispatch import EnterWithShares, LeaveWithShares
+    from locmoe_ops.tensor_parallel import TensorGroup
     from locmoe_ops.topology import Topology
 
-    case, own = CASES[name], example(name, rank)
-    collectives = create_collectives("tcp", Topology(RANKS, case.ranks_per_node, RANKS), rank, mesh)
+    case, own = CASES[name], example(name, rank // CASES[name].tensor)
+    topology = Topology(RANKS, case.ranks_per_node, case.places, case.tensor)
+    collectives = create_collectives("tcp", topology, rank, mesh)
+    tensor = TensorGroup(collectives)
 
     class Factors(nn.Cell):
         def __init__(self):
             super().__init__()
-            held = list(placement_of(case).local_experts(rank))
-            self.factor = Parameter(Tensor(factors()[held][:, None]), name="factor")
+            held = list(placement_of(case).local_experts(topology.ep_index(rank)))
+            self.factor = Parameter(Tensor(factors(case.tensor)[tensor.index][held][:, None]), name="factor")
+            if case.share:
+                self.enter, self.leave = EnterWithShares(collectives, f"{name}/gather"), LeaveWithShares(collectives, f"{name}/scatter")
+            else:
+                self.enter, self.leave = tensor.enter(f"{name}/experts"), tensor.leave(f"{name}/experts")
 
         def construct(self, buffers):
-            return buffers * self.factor
+            return self.leave(self.enter(buffers) * self.factor)
 
     class Objective(nn.Cell):
         def __init__(self):

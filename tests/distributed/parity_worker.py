@@ -39,7 +39,7 @@ def configuration(data: str, router: str, expert: int = 1, tensor: int = 1) -> C
         "model": {"hidden_size": 32, "num_heads": 2, "dense_layers": 1, "sparse_layers": 1, "sequence_length": 32,
                   "attention_dropout": 0.1, "domain_embeddings": router == "locmoe"},
         "moe": {"num_experts": 8, "num_groups": 2, "layout": {"world_size": 4, "ranks_per_node": 2, "expert": 4},
-                "capacity": {"factor": 8.0},
+                "capacity": {"factor": 8.0}, "dispatch": {"group_wise": tensor > 1 and router == "locmoe"},
                 "router": {"type": router, "statistics": statistics, "locmoe": {"locality_loss_weight": 0.1}}},
         "parallel": {"expert": expert, "tensor": tensor},
         "data": {"path": data},

@@ -44,15 +44,16 @@ def results(tmp_path_factory):
 
 def loop(name):
     """What every rank should find, one assignment after another."""
-    case, scale = CASES[name], factors().astype(np.float64)
+    case = CASES[name]
+    scale, per_node = factors(case.tensor).astype(np.float64).sum(0), case.ranks_per_node // case.tensor
     placement, dscale, found = placement_of(case), np.zeros((EXPERTS, HIDDEN)), []
-    for rank in range(RANKS):
+    for rank in range(case.places):
         own = example(name, rank)
         places = [(t, k) for k in range(case.top_k) for t in range(TOKENS)]
         if case.priority == "weight":
             places.sort(key=lambda place: -own.weight[place])
         rank_of = {e: placement.ep_index_of(e) for e in range(EXPERTS)}
-        room = {e: case.near if rank_of[e] // case.ranks_per_node == rank // case.ranks_per_node else case.far for e in rank_of}
+        room = {e: case.near if rank_of[e] // per_node == rank // per_node else case.far for e in rank_of}
         y, dx, dweight = np.zeros((TOKENS, HIDDEN)), np.zeros((TOKENS, HIDDEN)), np.zeros(own.weight.shape)
         kept = np.zeros(own.weight.shape)
         for t, k in places:
@@ -66,17 +67,19 @@ def loop(name):
             dweight[t, k] = np.dot(own.dy[t], own.x[t] * scale[e])
             dscale[e] += own.weight[t, k] * own.dy[t] * own.x[t]
         found.append({"y": y, "dx": dx, "dweight": dweight, "kept": kept.T.reshape(-1, 1)})
-    for rank in range(RANKS):
+    for rank in range(case.places):  # each term of a sum has the sum's gradient
         found[rank]["dfactor"] = dscale[list(placement.local_experts(rank))][:, None]
-    return found
+    return [found[rank // case.tensor] for rank in range(RANKS)]
 
 
 def rounded_up(case):
-    """A case's capacities in whole slots of every chunk."""
+    """A case's capacities in whole slots of every chunk and every share."""
+    shares = case.tensor if case.share else 1
+    unit = case.chunks * shares
     if case.kind == "flat":
-        return case._replace(near=-(-case.near // case.chunks) * case.chunks, far=-(-case.far // case.chunks) * case.chunks)
-    extra = -(-max(case.near - case.far, 0) // case.chunks) * case.chunks
-    return case._replace(near=case.far + extra)
+        return case._replace(near=-(-case.near // unit) * unit, far=-(-case.far // unit) * unit)
+    far = -(-case.far // shares) * shares
+    return case._replace(near=far + -(-max(case.near - far, 0) // unit) * unit, far=far)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -98,11 +101,19 @@ def test_overflow_is_seen():
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_bytes_between_nodes(results, name):
-    """Two ways forward and two backward; a rank sends `far` slots to each expert on other nodes and nothing else."""
+    """Two ways forward and two backward; a rank sends `far` slots to each expert on other nodes and nothing else; of as many, ranks
+    that share them send a part each.
+    """
     case = rounded_up(CASES[name])
     elsewhere = EXPERTS - EXPERTS * case.ranks_per_node // RANKS
     for rank in range(RANKS):
-        assert results[rank][f"{name}/between nodes"] == 4 * elsewhere * case.far * HIDDEN * 4
+        assert results[rank][f"{name}/between nodes"] == 4 * elsewhere * case.far * HIDDEN * 4 / (case.tensor if case.share else 1)
+
+
+@pytest.mark.parametrize("kind", ["flat", "hierarchical"])
+def test_sharing_between_two_halves_the_bytes_between_nodes(results, kind):
+    whole, half = (sum(rank[f"{kind}, {how}/between nodes"] for rank in results) for how in ("tensor parallel", "group-wise"))
+    assert whole == 2 * half > 0
 
 
 @pytest.mark.parametrize("size", sums(0))

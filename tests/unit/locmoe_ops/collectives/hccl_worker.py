@@ -1,4 +1,6 @@
-"""One of four msrun workers: compiles all HCCL Cells forward and backward and writes the graph. Argument: folder."""
+"""One of four msrun workers: compiles all HCCL Cells, and a tensor-parallel sparse layer, forward and backward and writes the graphs.
+Argument: folder.
+"""
 
 import json
 import sys
@@ -15,7 +17,10 @@ def main():
     from mindspore.communication import get_group_size, get_rank, init
 
     from locmoe_ops.collectives import create_collectives
-    from locmoe_ops.topology import Topology
+    from locmoe_ops.dispatch import EnterWithShares, FlatDispatcher, LeaveWithShares
+    from locmoe_ops.experts import ExpertBank
+    from locmoe_ops.tensor_parallel import TensorGroup
+    from locmoe_ops.topology import ExpertPlacement, Topology
 
     ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -46,7 +51,35 @@ def main():
         def construct(self, x):
             return self.differentiate(x)
 
+    class SplitLayer(nn.Cell):
+        """A split region, then experts whose inner features are split, behind a group-wise exchange."""
+
+        def __init__(self):
+            super().__init__()
+            collectives = create_collectives("hccl", Topology(size, RANKS_PER_NODE, 2, 2), rank)
+            tensor, placement = TensorGroup(collectives), ExpertPlacement(2, 1, 2)
+            self.enter, self.leave = tensor.enter("region"), tensor.leave("region")
+            self.dispatcher = FlatDispatcher(collectives, placement, 4, 1, 2, "position", "moe", group_wise=True)
+            self.experts = ExpertBank(placement.local_experts(rank // 2), 3, 8, tensor=tensor, enter=EnterWithShares(collectives, "in"),
+                                      leave=LeaveWithShares(collectives, "out"))
+
+        def construct(self, x, expert, gate):
+            x = self.leave(self.enter(x) * 0.5)
+            y, _ = self.dispatcher.move(x, expert, gate, gate, self.experts)
+            return (y * y).sum()
+
+    class SplitBackward(nn.Cell):
+        def __init__(self, network):
+            super().__init__(auto_prefix=False)  # an export finds parameters by the names that the network gives them
+            self.network = network
+            self.differentiate = ms.value_and_grad(network, 0)
+
+        def construct(self, x, expert, gate):
+            return self.differentiate(x, expert, gate)
+
     folder = Path(sys.argv[1])
+    ms.export(SplitBackward(SplitLayer()), ms.Tensor(np.ones((4, 3), np.float32)), ms.Tensor(np.zeros((4, 1), np.int32)),
+              ms.Tensor(np.ones((4, 1), np.float32)), file_name=str(folder / f"split_{rank}"), file_format="MINDIR")
     ms.export(Backward(All()), ms.Tensor(np.ones((size, 3), np.float32)), file_name=str(folder / f"graph_{rank}"),
               file_format="MINDIR")
     (folder / f"graph_{rank}.json").write_text(json.dumps({"counted": collectives.bytes_sent().counted}))

@@ -20,6 +20,13 @@ EXPECTED = [
     ("AllReduce", "world"), ("AllReduce", "node"), ("AllGather", "rail"), ("ReduceScatter", "node"),
     ("AlltoAll", "world"),
 ]
+# A split region's sum; a share's way out, put together, summed into shares, back, and put together at home. Then the adjoints.
+EXPECTED_SPLIT = [
+    ("AllReduce", "tp"),
+    ("AlltoAll", "ep"), ("AllGather", "tp"), ("ReduceScatter", "tp"), ("AlltoAll", "ep"), ("AllGather", "tp"),
+    ("AlltoAll", "ep"), ("AllGather", "tp"), ("ReduceScatter", "tp"), ("AlltoAll", "ep"), ("AllGather", "tp"),
+    ("AllReduce", "tp"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +47,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def nodes(folder, rank):
+def nodes(folder, rank, graph="graph"):
     """(operation, inputs, outputs, attributes) of every node of a rank's graph, in order."""
     from mindspore.train import mind_ir_pb2
     model = mind_ir_pb2.ModelProto()
-    model.ParseFromString((folder / f"graph_{rank}.mindir").read_bytes())
+    model.ParseFromString((folder / f"{graph}_{rank}.mindir").read_bytes())
     attributes = {primitive.name: {a.name: a.s.decode() or a.i for a in primitive.attribute}
                   for primitive in model.primitives}
     for node in model.graph.node:
@@ -61,6 +68,14 @@ def test_every_rank_runs_each_exchange_once_in_the_same_order(folder, rank):
     found = [(name, kind_of(attributes["group"])) for name, _, _, attributes in nodes(folder, rank)
              if "group" in attributes]
     assert found == EXPECTED
+
+
+@pytest.mark.parametrize("rank", range(WORLD))
+def test_a_tensor_parallel_layer_compiles(folder, rank):
+    found = [(name, kind_of(attributes["group"]), attributes["group"]) for name, _, _, attributes in nodes(folder, rank, "split")
+             if "group" in attributes]
+    assert [operation[:2] for operation in found] == EXPECTED_SPLIT
+    assert {group for *_, group in found} == {f"locmoe_tp_{rank // 2 * 2}_2", f"locmoe_ep_{rank % 2}_2"}
 
 
 def test_groups_are_those_of_the_topology(folder):

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from locmoe_ops.dispatch import EnterWithShares
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers import HashRouter, LocMoERouter, SwitchRouter
+from locmoe_ops.tensor_parallel import TensorGroup
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import (
@@ -30,6 +32,21 @@ def test_layout_is_the_job_unless_given(networks):
     assert resolve_layout(networks.small_config(), job) == job
     given = {"layout": {"world_size": 8, "ranks_per_node": 4, "expert": 4}}
     assert resolve_layout(networks.small_config(None, given), job) == Topology(8, 4, 4)
+
+
+@pytest.mark.parametrize("kind, chunks, expected", [
+    ("flat", 1, {"capacity": 5}),  # ceil(1.0 x 36 tokens / 4 experts) = 9 slots, 10 in halves
+    ("flat", 2, {"capacity": 6}),  # 12 in halves of two chunks each
+    ("hierarchical", 2, {"near": 4, "far": 3}),  # C_out = ceil(9 / 2) = 5, 6 in halves; C_in = ceil(27 / 2) = 14, 8 more
+])
+def test_group_wise_dispatch_sends_half_of_the_slots(networks, kind, chunks, expected):
+    config = networks.small_config(None, {"num_experts": 4, "num_groups": 1, "capacity": {"factor": 1.0, "local_share": 0.75},
+                                          "dispatch": {"type": kind, "chunks": chunks, "group_wise": True}})
+    collectives = networks.TwinCollectives(0, Topology(4, 2, 2, 2))
+    context = SparseContext(config, model_shape(config, 3, 30, 1, TensorGroup(collectives)), collectives)
+    layer = build_sparse_layer(context, 0)
+    assert {name: getattr(layer.dispatcher, name) for name in expected} == expected
+    assert layer.experts.w_in.shape == (2, 16, 10) and isinstance(layer.experts.enter, EnterWithShares)
 
 
 def test_a_tensor_parallel_group_is_one_place(networks):
