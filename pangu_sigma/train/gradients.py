@@ -155,6 +155,7 @@ class GradientExchange(nn.Cell):
         self.sum_squares = collectives.all_reduce("ep", "gradient/norm")
         self.dense_squares = SquaresOfGroup([p for p in parameters if not is_expert_parameter(p)], collectives, "gradient/norm/dense")
         self.expert_squares = SquaresOfGroup([p for p in parameters if is_expert_parameter(p)], collectives, "gradient/norm/experts")
+
     def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor) -> Tuple[Tuple[Tensor, ...], Tensor, Tensor]:
         summed = self.sum_dense(gradients[:self.dense] + (statistics,))
         dense, statistics = summed[:self.dense], summed[self.dense]
