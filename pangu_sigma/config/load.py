@@ -30,9 +30,9 @@ def load_config(path: Union[str, "os.PathLike[str]"], overrides: Sequence[str] =
         InputError: the file is missing, not UTF-8, not YAML or not a mapping; a key is unknown, or its value has the
             wrong type or lies outside its limits.
     """
-    raw = _parse(_read_text(path), str(path))
+    raw = parse_yaml(read_text(path), str(path))
     if not isinstance(raw, dict):
-        raise InputError(f"{path}: found {_shown(raw)} at top level, expected a mapping of sections "
+        raise InputError(f"{path}: found {shown(raw)} at top level, expected a mapping of sections "
                          f"({', '.join(_names(Config))})")
     for override in overrides:
         _apply_override(raw, override)
@@ -79,7 +79,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_text(path: Union[str, "os.PathLike[str]"]) -> str:
+def read_text(path: Union[str, "os.PathLike[str]"]) -> str:
+    """A file's UTF-8 text. Raises InputError: it cannot be read, is not UTF-8, or holds nothing."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -92,7 +93,8 @@ def _read_text(path: Union[str, "os.PathLike[str]"]) -> str:
     return text
 
 
-def _parse(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """What the text means as YAML. Raises InputError, which begins with `where`: it is not safe YAML, or a key is given twice."""
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (derived from SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -108,16 +110,16 @@ def _apply_override(raw: Dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     names = path.strip().split(".")
     if not equals or not all(names):
-        raise InputError(f"--set {_shown(override)}: expected key.path=value, as in model.hidden_size=256")
+        raise InputError(f"--set {shown(override)}: expected key.path=value, as in model.hidden_size=256")
     section = raw
     for depth, name in enumerate(names[:-1], start=1):
         # null stands for an optional section that is off; setting one of its keys turns it on.
         child = section.get(name)
         section[name] = child = {} if child is None else child
         if not isinstance(child, dict):
-            raise InputError(f"--set {override}: {'.'.join(names[:depth])} holds {_shown(child)}, which has no keys")
+            raise InputError(f"--set {override}: {'.'.join(names[:depth])} holds {shown(child)}, which has no keys")
         section = child
-    section[names[-1]] = _parse(text, f"--set {override}")
+    section[names[-1]] = parse_yaml(text, f"--set {override}")
 
 
 # ---- conversion
@@ -125,7 +127,7 @@ def _apply_override(raw: Dict[str, Any], override: str) -> None:
 
 def _convert_section(section: Type[Any], raw: Any, path: str) -> Any:
     if not isinstance(raw, Mapping):
-        raise InputError(f"{path}: found {_shown(raw)}, expected a section with keys {', '.join(_names(section))}")
+        raise InputError(f"{path}: found {shown(raw)}, expected a section with keys {', '.join(_names(section))}")
     fields = {field.name: field for field in dataclasses.fields(section)}
     hints = type_hints(section)
     values = {}
@@ -157,19 +159,19 @@ def _convert(hint: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Any
 
 def _convert_sequence(element: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Tuple[Any, ...]:
     if not isinstance(value, list):
-        raise InputError(f"{path}: found {_shown(value)}, expected a list, as in [0, 1]")
+        raise InputError(f"{path}: found {shown(value)}, expected a list, as in [0, 1]")
     return tuple(_convert(element, item, f"{path}[{index}]", limits) for index, item in enumerate(value))
 
 
 def _convert_mapping(value: Any, path: str) -> Dict[str, str]:
     if not isinstance(value, Mapping):
-        raise InputError(f"{path}: found {_shown(value)}, expected a mapping of names to paths")
+        raise InputError(f"{path}: found {shown(value)}, expected a mapping of names to paths")
     for name, item in value.items():
         # An unquoted `no:` is a boolean in YAML.
         if not isinstance(name, str):
-            raise InputError(f"{path}: found the key {_shown(name)}, expected a string (put it in quotes)")
+            raise InputError(f"{path}: found the key {shown(name)}, expected a string (put it in quotes)")
         if not isinstance(item, str):
-            raise InputError(f"{path}.{name}: found {_shown(item)}, expected a string")
+            raise InputError(f"{path}.{name}: found {shown(item)}, expected a string")
     return dict(value)
 
 
@@ -207,7 +209,7 @@ def _wrong_value(kind: type, value: Any, path: str, limits: Mapping[str, Any], o
         bounds = [("minimum", ">="), ("above", ">"), ("maximum", "<=")]
         parts = [f"{sign} {limits[name]}" for name, sign in bounds if name in limits]
         expected = " ".join([_EXPECTED[kind], " and ".join(parts)]).strip()
-    return InputError(f"{path}: found {_shown(value)}, expected {expected}{' or null' if optional else ''}")
+    return InputError(f"{path}: found {shown(value)}, expected {expected}{' or null' if optional else ''}")
 
 
 def _unknown_key(section: Type[Any], name: Any, path: str) -> InputError:
@@ -236,7 +238,7 @@ def _names(section: Type[Any]) -> List[str]:
     return [field.name for field in dataclasses.fields(section)]
 
 
-def _shown(value: Any, limit: int = 80) -> str:
+def shown(value: Any, limit: int = 80) -> str:
     """The value as one short line; null and booleans as YAML spells them."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

@@ -30,7 +30,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import yaml
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config.load import _parse, _read_text, _shown, load_config, to_dict
+from pangu_sigma.config.load import load_config, parse_yaml, read_text, shown, to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
 
@@ -111,14 +111,14 @@ def load_plan(path: str) -> Plan:
         InputError: names the file and the key; for a run's configuration also its variant and phase.
     """
     try:
-        return _plan(path, _section(_parse(_read_text(path), path), "", KEYS, required=("base", "variants")))
+        return _plan(path, _section(parse_yaml(read_text(path), path), "", KEYS, required=("base", "variants")))
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(path) else f"{path}: {text}") from None
 
 
 def _plan(path: str, raw: Mapping[str, Any]) -> Plan:
-    base = _text(raw["base"], "base", "the path of a configuration")
+    base = _base(raw["base"])
     shared = _overrides(raw.get("base_overrides"), "base_overrides")
     variants = _variants(raw["variants"])
     phases = _phases(raw, _seeds(raw.get("seeds", [1]), "seeds"), _cluster(raw.get("cluster", {})))
@@ -194,17 +194,26 @@ def _inline(value: Any) -> str:
 
 def _variants(raw: Any) -> Dict[str, Dict[str, Any]]:
     if not isinstance(raw, dict) or not raw:
-        raise InputError(f"variants: found {_shown(raw)}, expected a mapping of names to overrides")
+        raise InputError(f"variants: found {shown(raw)}, expected a mapping of names to overrides")
     for name in raw:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InputError(f"variants: found the name {_shown(name)}, expected letters, digits and . _ + - (it names a folder)")
+            raise InputError(f"variants: found the name {shown(name)}, expected letters, digits and . _ + - (it names a folder)")
     return {name: _overrides(value, f"variants.{name}") for name, value in raw.items()}
+
+
+def _base(raw: Any) -> str:
+    path = _text(raw, "base", "the path of a configuration")
+    try:
+        parse_yaml(read_text(path), path)
+    except InputError as error:
+        raise InputError(f"base: {error}") from None
+    return path
 
 
 def _overrides(raw: Any, where: str) -> Dict[str, Any]:
     raw = {} if raw is None else raw
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
-        raise InputError(f"{where}: found {_shown(raw)}, expected overrides, as in {{train.steps: 100}}")
+        raise InputError(f"{where}: found {shown(raw)}, expected overrides, as in {{train.steps: 100}}")
     for key in raw:
         if key in RESERVED:
             raise InputError(f"{where}: {key} cannot be set in a comparison: {RESERVED[key]}")
@@ -216,7 +225,7 @@ def _cluster(raw: Any) -> Cluster:
     nodes = _whole(section.get("nodes", 1), "cluster.nodes", 1)
     pin = section.get("pin", False)
     if not isinstance(pin, bool):
-        raise InputError(f"cluster.pin: found {_shown(pin)}, expected true or false")
+        raise InputError(f"cluster.pin: found {shown(pin)}, expected true or false")
     if pin and nodes == 1:
         raise InputError("cluster.pin is true with cluster.nodes 1; expected false: the one node has all cores")
     workers = _whole(section.get("workers_per_node", 1), "cluster.workers_per_node", 1)
@@ -243,7 +252,7 @@ def _baseline(raw: Any, variants: Mapping[str, Any]) -> str:
     if raw is None:
         return next(iter(variants))
     if raw not in variants:
-        raise InputError(f"baseline: found {_shown(raw)}, expected {_one_of(raw, tuple(variants))}")
+        raise InputError(f"baseline: found {shown(raw)}, expected {_one_of(raw, tuple(variants))}")
     return str(raw)
 
 
@@ -253,7 +262,7 @@ def _baseline(raw: Any, variants: Mapping[str, Any]) -> str:
 def _section(raw: Any, where: str, known: Sequence[str], required: Sequence[str] = ()) -> Mapping[str, Any]:
     prefix = f"{where}." if where else ""
     if not isinstance(raw, dict):
-        raise InputError(f"{where + ': ' if where else ''}found {_shown(raw)}, expected a section with keys {', '.join(known)}")
+        raise InputError(f"{where + ': ' if where else ''}found {shown(raw)}, expected a section with keys {', '.join(known)}")
     for key in raw:
         if key not in known:
             raise InputError(f"{prefix}{key}: unknown key, expected {_one_of(key, known)}")
@@ -270,28 +279,28 @@ def _one_of(found: Any, known: Sequence[str]) -> str:
 
 def _seeds(raw: Any, where: str) -> Tuple[int, ...]:
     if not isinstance(raw, list) or not raw:
-        raise InputError(f"{where}: found {_shown(raw)}, expected a list, as in [1, 2, 3]")
+        raise InputError(f"{where}: found {shown(raw)}, expected a list, as in [1, 2, 3]")
     seeds = tuple(_whole(seed, f"{where}[{position}]", 0) for position, seed in enumerate(raw))
     if len(set(seeds)) < len(seeds):
-        raise InputError(f"{where}: found {_shown(raw)}, expected each seed once")
+        raise InputError(f"{where}: found {shown(raw)}, expected each seed once")
     return seeds
 
 
 def _whole(raw: Any, where: str, minimum: int) -> int:
     if isinstance(raw, bool) or not isinstance(raw, int) or raw < minimum:
-        raise InputError(f"{where}: found {_shown(raw)}, expected an integer >= {minimum}")
+        raise InputError(f"{where}: found {shown(raw)}, expected an integer >= {minimum}")
     return raw
 
 
 def _timeout(raw: Any) -> float:
     if isinstance(raw, bool) or not isinstance(raw, (int, float)) or not 0 < raw < math.inf:
-        raise InputError(f"run_timeout: found {_shown(raw)}, expected seconds > 0")
+        raise InputError(f"run_timeout: found {shown(raw)}, expected seconds > 0")
     return float(raw)
 
 
 def _text(raw: Any, where: str, expected: str) -> str:
     if not isinstance(raw, str) or not raw:
-        raise InputError(f"{where}: found {_shown(raw)}, expected {expected}")
+        raise InputError(f"{where}: found {shown(raw)}, expected {expected}")
     return raw
 
 
@@ -299,7 +308,7 @@ def _rate(raw: Any, where: str, nodes: int) -> Optional[str]:
     if raw is None:
         return None
     if not isinstance(raw, str) or not _RATE.fullmatch(raw):
-        raise InputError(f"{where}: found {_shown(raw)}, expected null or a rate, as in 200mbit")
+        raise InputError(f"{where}: found {shown(raw)}, expected null or a rate, as in 200mbit")
     if nodes == 1:
         raise InputError(f"{where} is {raw} with cluster.nodes 1; expected null: one node has no link to another")
     return raw

@@ -49,7 +49,7 @@ def test_later_overrides_win_whole(make_plan):
 @pytest.mark.parametrize("value", ["hash", "no", "1", "a b", "é: x", "", None, True, 3, 0.25, 1e-5, [0, 1], {"en": "a/b c", "zh": "d"}])
 def test_values_arrive_as_they_were_written(make_plan, value):
     key = {list: "moe.domain_groups", dict: "data.prepare.sources", bool: "moe.scale_by_gate", int: "train.log_interval",
-           float: "optimizer.weight_decay", type(None): "model.vocab_size", str: "data.path"}[type(value)]
+           float: "optimizer.weight_decay", type(None): "model.vocab_size", str: "data.prepare.tokenizer"}[type(value)]
     config = make_plan(base_overrides={"moe.num_groups": 2, key: value}).runs[0].config
     for name in key.split("."):
         config = getattr(config, name)
@@ -83,7 +83,7 @@ def test_simulated_nodes_say_how_many_ranks_they_have(make_plan):
     ({"phases": {"time": {"override": {}}}}, "phases.time.override: unknown key"),
     ({"phases": {}}, "phases: is empty"),
     ({"base": None}, "base: is missing"),
-    ({"base": "absent.yaml"}, "absent.yaml: cannot be read"),
+    ({"base": "absent.yaml"}, "base: absent.yaml: cannot be read"),
     ({"base": 3}, "base: found 3, expected the path"),
     ({"variants": None}, "variants: is missing"),
     ({"variants": {}}, "variants: found {}, expected a mapping"),
@@ -93,7 +93,8 @@ def test_simulated_nodes_say_how_many_ranks_they_have(make_plan):
     ({"variants": {"a": {"moe.ruter.type": "hash"}}}, "variants.a: moe.ruter: unknown key, did you mean moe.router?"),
     ({"variants": {"a": {"train.seed": 1}}}, "variants.a: train.seed cannot be set in a comparison: seeds gives it"),
     ({"base_overrides": {"train.output_dir": "x"}}, "base_overrides: train.output_dir cannot be set"),
-    ({"variants": {"a": {"moe.num_experts": 3}}, "cluster": {"workers_per_node": 2}, "base_overrides": {"parallel.expert": 2}},
+    ({"variants": {"a": {"moe.num_experts": 3, "moe.router.type": "hash"}}, "cluster": {"workers_per_node": 2},
+      "base_overrides": {"parallel.expert": 2}},
      "variants.a: parallel.expert (2) does not divide moe.num_experts (3)"),
     ({"phases": {"time": {"overrides": {"train.steps": 0}}}}, "variants.hash in phases.time: train.steps: found 0"),
     ({"base_overrides": {"train": {"stop_after": 3}}}, "variants.hash: train.stop_after is 3, expected null"),
