@@ -7,12 +7,16 @@ from typing import Any, Dict, List
 
 
 def write_atomically(path: Path, text: str) -> None:
+    """Replaces the file's content by all of `text`, or, where that fails (OSError), leaves everything as it was."""
     beside = path.with_name(f".{path.name}.part{os.getpid()}")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def read_object(path: Path) -> Dict[str, Any]:
@@ -28,8 +32,11 @@ def read_lines(path: Path) -> List[Dict[str, Any]]:
     """The objects of a file with one a line, up to the first line that is not one."""
     records: List[Dict[str, Any]] = []
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            records.append(dict(json.loads(line)))
-    except (OSError, ValueError, TypeError):
+        for line in path.read_bytes().splitlines():
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                break
+            records.append(record)
+    except (OSError, ValueError):
         pass
     return records
