@@ -8,6 +8,7 @@ over the second half of the steps, where the router is trained; validation is th
 import csv
 import io
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +16,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from pangu_sigma.tools.compare.files import read_lines, read_object, write_atomically
 from pangu_sigma.tools.compare.plan import Plan, Run
-from pangu_sigma.tools.compare.runner import SUMMARY, folder_of, is_finished
+from pangu_sigma.tools.compare.runner import COUNTERS, SUMMARY, folder_of, is_finished
 
 STEP, EPOCH, TOKENS = "time/step(s)", "time/epoch(s)", "throughput/tokens_per_second"
 COMPUTE, COMMUNICATION, OVERLAPPED, IDLE = "time/compute(s)", "time/communication(s)", "time/overlapped(s)", "time/idle(s)"
@@ -24,6 +25,7 @@ ALL_TO_ALL_SHARE, OVERLAPPED_SHARE = "time/all_to_all_share", "time/overlapped_s
 PERPLEXITY = "valid/perplexity"
 INTRA, INTER = "comm/intra_node(B)", "comm/inter_node(B)"
 PER_EXPERT = "moe/tokens_per_expert"
+LINK = "link/node_{node}(B)"  # sent by a simulated node in the whole run, as its interface counted
 Values = Dict[str, float]
 Spread = Dict[str, float]  # mean, min, max, seeds (how many)
 Table = Dict[str, Dict[str, Dict[str, Spread]]]  # by phase, variant, metric
@@ -64,7 +66,8 @@ def collect(plan: Plan, output: Path) -> Collection:
         folder = folder_of(output, run)
         if is_finished(run, folder):
             records = read_lines(folder / "metrics.jsonl")
-            values = run_values(records, read_object(folder / SUMMARY), plan.warmup_steps_ignored)
+            values = {**run_values(records, read_object(folder / SUMMARY), plan.warmup_steps_ignored),
+                      **link_values(read_object(folder / COUNTERS))}
             runs.append(CollectedRun(run, values, records, read_object(folder / "cosines.json")))
     ratios = _table(plan, runs, lambda run: _ratios(plan, run, runs))
     return Collection(plan, tuple(runs), _table(plan, runs, lambda run: run.values), ratios)
@@ -82,20 +85,29 @@ def write_tables(collection: Collection, output: Path) -> None:
 
 def run_values(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], ignored: int) -> Values:
     """A run's numbers by metric. `ignored` first steps count for no time and no byte."""
-    middle = middle_half([r for r in records if r.get("progress/step", 0) > ignored and _number(r.get(STEP)) is not None])
+    middle = middle_half([r for r in records if r.get("progress/step", 0) > ignored and number(r.get(STEP)) is not None])
     second = records[len(records) // 2:]
     values: Values = {}
     for name in sorted({name for record in records for name in record}):
-        chosen = middle if name.startswith(("time/", "comm/")) else second if name.startswith("moe/") else []
-        found = [value for value in (_number(record.get(name)) for record in chosen) if value is not None]
+        chosen = middle if name.startswith(("time/", "comm/")) else second if name.startswith("moe/") else \
+            _last(records, name) if name.startswith("valid/") else []
+        found = [value for value in (number(record.get(name)) for record in chosen) if value is not None]
         if found:
             values[name] = fmean(found)
-        elif name.startswith("valid/"):
-            found = [value for value in (_number(record.get(name)) for record in records) if value is not None]
-            values.update({name: found[-1]} if found else {})
     values.update(_derived(values, middle))
-    unigram = _number(summary.get("unigram_perplexity"))
+    unigram = number(summary.get("unigram_perplexity"))
     return {**values, "valid/unigram_perplexity": unigram} if unigram is not None else values
+
+
+def link_values(counters: Mapping[str, Any]) -> Values:
+    """Bytes by node, from what `scripts/simulate_cluster.sh --counters` writes."""
+    return {LINK.format(node=one["node"]): float(one["tx_bytes"]["after"] - one["tx_bytes"]["before"])
+            for one in counters.get("interfaces", [])}
+
+
+def _last(records: Sequence[Mapping[str, Any]], name: str) -> Sequence[Mapping[str, Any]]:
+    """The last record that has the metric."""
+    return [record for record in records if record.get(name) is not None][-1:]
 
 
 def middle_half(records: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
@@ -119,8 +131,11 @@ def _derived(values: Values, middle: Sequence[Mapping[str, Any]]) -> Values:
     return derived
 
 
-def _number(value: Any) -> Optional[float]:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+def number(value: Any) -> Optional[float]:
+    """None for what is no number, and for what a run that diverged writes in place of one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def _table(plan: Plan, runs: Sequence[CollectedRun], values_of: Callable[[CollectedRun], Values]) -> Table:

@@ -1,13 +1,14 @@
 """What the report draws. Each figure comes with a sentence on what it shows; one without data is that sentence alone."""
 
+import math
 from html import escape
 from statistics import fmean
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from pangu_sigma.tools.compare import collect as c
 from pangu_sigma.tools.compare.collect import CollectedRun, Collection
-from pangu_sigma.tools.compare.page import figure, paragraph, seconds, size
-from pangu_sigma.tools.compare.svg import Bar, Curve, Segment, bars, curves, heat_map, legend
+from pangu_sigma.tools.compare.page import figure, paragraph, seconds, significant, size
+from pangu_sigma.tools.compare.svg import GREY, Bar, Curve, Segment, bars, curves, heat_map, legend
 
 HEAT_COLUMNS = 40
 EVEN = 0.3  # strength of the colour of an expert that gets its even share: what lies below and above can both be seen
@@ -23,7 +24,7 @@ def all_figures(data: Collection) -> List[Tuple[str, List[str]]]:
     """Headings, each with its figures as HTML."""
     return [("Time", [step_time(data), time_split(data)]),
             ("Quality", [perplexity_over_steps(data), perplexity_over_time(data), capacity_against_perplexity(data)]),
-            ("Traffic", [bytes_sent(data)]),
+            ("Traffic", [bytes_sent(data), bytes_by_link(data)]),
             ("Routing", [expert_assignment(data), cosine_histograms(data)])]
 
 
@@ -44,7 +45,7 @@ def time_split(data: Collection) -> str:
     """step = compute + communication + idle - overlapped, so the four pieces below add up to the step."""
     title, phase, rows = "Where a step's time goes", data.plan.time_phase, []
     names = ("computation", "both at once", "communication alone", "idle: waiting for other ranks")
-    colours = (0, 2, 1, 3)
+    colours = (0, 2, 1, GREY)
     for _, variant in _variants(data, phase, c.COMPUTE):
         compute, communication, overlapped, idle = (data.mean(phase, variant, name) or 0.0
                                                     for name in (c.COMPUTE, c.COMMUNICATION, c.OVERLAPPED, c.IDLE))
@@ -71,15 +72,31 @@ def bytes_sent(data: Collection) -> str:
                   legend(list(zip(names, colours))) + bars(rows, "bytes sent by variant"))
 
 
+def bytes_by_link(data: Collection) -> str:
+    title, phase, rows = "Bytes that each node's link carried", data.plan.time_phase, []
+    nodes = [(f"node {node}", c.LINK.format(node=node), node) for node in range(max(run.cluster.nodes for run in data.plan.runs))]
+    for _, variant in _variants(data, phase, c.LINK.format(node=0)):
+        rows.append(_stacked(variant, [data.mean(phase, variant, key) or 0.0 for _, key, _ in nodes], [name for name, *_ in nodes],
+                             [colour for *_, colour in nodes], size))
+    if not rows:
+        return _missing(title, "no finished run was made on simulated nodes")
+    return figure(title, "What each node sent to others in a whole run, as its network interface counted it: headers, joining and "
+                         "validation included.",
+                  legend([(name, colour) for name, _, colour in nodes]) + bars(rows, "bytes by link and variant"))
+
+
 def perplexity_over_steps(data: Collection) -> str:
-    return _perplexity(data, "Validation perplexity over steps", "optimizer steps", {variant: 1.0 for variant in data.plan.variants},
+    return _perplexity(data, "Validation perplexity over steps", "optimizer steps", dict.fromkeys(data.plan.variants, 1.0),
                        "How well each variant predicts text that it was not trained on, after the same number of steps and so of tokens; "
                        "lower is better. The band spans the seeds.")
 
 
 def perplexity_over_time(data: Collection) -> str:
-    pace = {variant: data.mean(data.plan.time_phase, variant, c.STEP) for variant in data.plan.variants}
-    return _perplexity(data, "Validation perplexity over time", "training time", {name: step for name, step in pace.items() if step},
+    steps = {variant: data.mean(data.plan.time_phase, variant, c.STEP) for variant in data.plan.variants}
+    timed = {variant: step for variant, step in steps.items() if step}
+    longest = max((step * max(_validations(data, variant), default=0) for variant, step in timed.items()), default=0.0)
+    unit, scale = next(((name, size) for name, size in (("h", 3600.0), ("min", 60.0)) if longest >= 2 * size), ("s", 1.0))
+    return _perplexity(data, "Validation perplexity over time", f"training time ({unit})", {v: step / scale for v, step in timed.items()},
                        "The same curves over the time that the steps take (steps x mean step time): a variant with shorter steps "
                        "is further left.")
 
@@ -87,24 +104,36 @@ def perplexity_over_time(data: Collection) -> str:
 def _perplexity(data: Collection, title: str, x_title: str, scale: Mapping[str, float], sentence: str) -> str:
     found = []
     for number, variant in enumerate(data.plan.variants):
-        by_step = _validations(data.of(data.plan.quality_phase, variant))
+        by_step = _validations(data, variant)
         if by_step and variant in scale:
             steps = sorted(by_step)
             found.append(Curve(variant, number, [step * scale[variant] for step in steps], [fmean(by_step[step]) for step in steps],
                                [min(by_step[step]) for step in steps], [max(by_step[step]) for step in steps]))
     if not found:
         return _missing(title, "no finished run was validated and timed")
-    drawing = curves(found, x_title, "perplexity", title, seconds if x_title.endswith("time") else None)
-    return figure(title, sentence, legend([(curve.label, curve.colour) for curve in found], dashed=True) + drawing)
+    top = _top(found)
+    if top < math.inf:
+        sentence += f" Values above {significant(top, 3)}, those of the first steps, are cut off."
+    drawing = curves(found, x_title, "perplexity", title, top)
+    return figure(title, sentence, legend([(curve.label, curve.colour) for curve in found], "curve") + drawing)
 
 
-def _validations(runs: Sequence[CollectedRun]) -> Dict[int, List[float]]:
-    """Perplexities by step, of the steps at which all runs were validated."""
+def _top(found: Sequence[Curve]) -> float:
+    """Where to cut curves off that fall from far above, so that their ends, which matter, can be told apart."""
+    ends = [curve.high[-1] for curve in found]
+    top = max(1.5 * min(min(curve.low) for curve in found), 1.05 * max(ends))
+    return top if top < max(max(curve.high) for curve in found) else math.inf
+
+
+def _validations(data: Collection, variant: str) -> Dict[int, List[float]]:
+    """Perplexities by step, of the steps at which all of the variant's runs were validated."""
     found: Dict[int, List[float]] = {}
+    runs = data.of(data.plan.quality_phase, variant)
     for run in runs:
         for record in run.records:
-            if record.get(c.PERPLEXITY) is not None:
-                found.setdefault(record["progress/step"], []).append(record[c.PERPLEXITY])
+            perplexity = c.number(record.get(c.PERPLEXITY))
+            if perplexity is not None:
+                found.setdefault(record["progress/step"], []).append(perplexity)
     return {step: values for step, values in found.items() if len(values) == len(runs)}
 
 
@@ -117,8 +146,8 @@ def capacity_against_perplexity(data: Collection) -> str:
     if len({curve.x[0] for curve in points}) < 2:
         return _missing(title, "the finished variants do not differ in capacity")
     return figure(title, "Slots kept for each expert, as a multiple of its even share of tokens, against the last validation perplexity. "
-                         "Fewer slots mean less to send and compute; tokens without a slot skip the experts.",
-                  legend([(curve.label, curve.colour) for curve in points]) + curves(points, "capacity factor", "perplexity", title))
+                         "Fewer slots mean less to send and compute; tokens without a slot skip the experts. The whisker spans the seeds.",
+                  legend([(curve.label, curve.colour) for curve in points], "dot") + curves(points, "capacity factor", "perplexity", title))
 
 
 def capacity_factor(run: CollectedRun) -> Optional[float]:
@@ -169,7 +198,7 @@ def cosine_histograms(data: Collection) -> str:
         return _missing(title, "no finished run has left cosines.json")
     return figure(title, "Cosines of pairs (1: same direction, 0: unrelated). Where tokens of the same expert lie closer to each other "
                          "than to the rest, the expert has a kind of token of its own.",
-                  legend([(name, colour) for _, name, colour in _COSINES], dashed=True) + "".join(panels))
+                  legend([(name, colour) for _, name, colour in _COSINES], "curve") + "".join(panels))
 
 
 def _histogram(name: str, colour: int, histogram: Mapping[str, Sequence[float]]) -> Curve:

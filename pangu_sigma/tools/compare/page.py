@@ -3,33 +3,36 @@
 from html import escape
 from typing import Any, Mapping, Optional, Sequence
 
-# Eight colours that stay apart for the colour-blind; the fourth, grey, is for what is neither gain nor cost.
+# Eight colours that stay apart for the colour-blind; the last, grey, is for what is neither gain nor cost.
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbfa; --card: #ffffff; --ink: #1d1f23; --muted: #5f6570; --line: #dfe1e5;
-  --c0: #2a6fc9; --c1: #d9622b; --c2: #12926a; --c3: #8a919c; --c4: #8d55c7; --c5: #b58900; --c6: #c2407e; --c7: #1390a8; }
+  --c0: #2a6fc9; --c1: #d9622b; --c2: #12926a; --c3: #8d55c7; --c4: #1390a8; --c5: #b58900; --c6: #c2407e; --c7: #8a919c; }
 @media (prefers-color-scheme: dark) { :root { --ground: #16181c; --card: #1f2227; --ink: #e8eaed; --muted: #a2a8b3; --line: #383c44;
-  --c0: #6aa5f2; --c1: #f08a5a; --c2: #42c296; --c3: #858c98; --c4: #b48ceb; --c5: #dcb63c; --c6: #ea80b0; --c7: #4dbfd6; } }
+  --c0: #6aa5f2; --c1: #f08a5a; --c2: #42c296; --c3: #b48ceb; --c4: #4dbfd6; --c5: #dcb63c; --c6: #ea80b0; --c7: #858c98; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 16px; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 8px 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 32px 0 8px; } h3 { font-size: 1rem; margin: 0 0 4px; }
 p { margin: 6px 0; max-width: 75ch; overflow-wrap: anywhere; } figcaption, .note { color: var(--muted); } .note { font-size: 0.9rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 16px; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); gap: 16px; }
 figure { margin: 0; padding: 14px; background: var(--card); border: 1px solid var(--line); border-radius: 8px; min-width: 0; }
 figcaption { font-size: 0.9rem; margin: 0 0 10px; overflow-wrap: anywhere; }
 figure h4 { margin: 10px 0 4px; font-size: 0.9rem; font-weight: 600; overflow-wrap: anywhere; }
-svg { display: block; width: 100%; height: auto; max-width: 560px; overflow: visible; }
+svg { display: block; width: 100%; height: auto; max-width: 460px; overflow: visible; }
 svg text { font-size: 12px; fill: var(--ink); font-family: inherit; font-variant-numeric: tabular-nums; }
 svg text.muted { fill: var(--muted); }
 .grid { stroke: var(--line); } .frame { fill: none; stroke: var(--line); } .whisker { stroke: var(--ink); stroke-width: 1.5; fill: none; }
 .legend { list-style: none; margin: 0 0 8px; padding: 0; display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 0.85rem; }
 .legend li { display: flex; align-items: center; gap: 6px; overflow-wrap: anywhere; } .legend svg { width: 24px; flex: none; }
 .wide { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; width: 100%; }
+table { border-collapse: separate; border-spacing: 0; font-size: 0.9rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: 6px 12px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); vertical-align: top; }
-th:first-child { text-align: left; white-space: normal; min-width: 9rem; font-weight: 500; } tr:last-child > * { border-bottom: 0; }
-thead th { font-weight: 600; } td small { display: block; color: var(--muted); font-size: 0.8rem; }
+tbody th { font-weight: 500; } thead th { font-weight: 600; min-width: 5.5rem; white-space: normal; overflow-wrap: anywhere; }
+th:first-child { position: sticky; left: 0; background: var(--card); text-align: left; white-space: normal; overflow-wrap: anywhere;
+  min-width: 8.5rem; max-width: 13rem; }
+.words td, .words thead th { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }
+tbody tr:last-child > * { border-bottom: 0; } td small { display: block; color: var(--muted); font-size: 0.8rem; }
 code { font-size: 0.9em; overflow-wrap: anywhere; white-space: normal; }
 """
 
@@ -53,14 +56,14 @@ def figure(title: str, sentence: str, drawing: str) -> str:
     return f"<figure>\n<h3>{escape(title)}</h3>\n<figcaption>{escape(sentence)}</figcaption>\n{drawing}\n</figure>"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The first column names the row. A cell's second line, after a newline, is set small."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
+    """The first column names the row. A cell's second line, after a newline, is set small. `kind`: `numbers` or `words`."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     lines = []
     for first, *cells in rows:
         lines.append(f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{_cell(cell)}</td>" for cell in cells) + "</tr>")
     body = "\n".join(lines)
-    return f'<div class="wide" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    return f'<div class="wide {kind}" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def _cell(text: str) -> str:

@@ -81,7 +81,7 @@ def _setting(data: Collection) -> str:
                          f"{own[0].config.train.global_batch_size * own[0].config.model.sequence_length} tokens; seeds "
                          f"{', '.join(str(seed) for seed in sorted({run.seed for run in own}))}.")
     own_overrides = [[variant, _own_overrides(variant, runs)] for variant in data.plan.variants]
-    return paragraph(" ".join(sentences)) + table(["variant", "what makes it different"], own_overrides)
+    return "\n".join(map(paragraph, sentences)) + table(["variant", "what makes it different"], own_overrides, "words")
 
 
 def _machine(run: Run) -> str:

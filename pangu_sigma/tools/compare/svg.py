@@ -1,19 +1,21 @@
 """Plain figures as inline SVG: horizontal bars, curves, heat maps. Colours come from the page (`--c0`, `--c1`, ...), light or dark.
 
-All are drawn 440 units wide with text of 12 units, so that they can be read at the width of a phone. Names stand above their
+All are drawn 360 units wide with text of 12 units, so that they can be read at the width of a phone. Names stand above their
 bars or in a legend outside the drawing, where they cannot run into each other however long they are.
 """
 
 import math
+import zlib
 from dataclasses import dataclass
 from html import escape
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
-WIDTH = 440.0
+WIDTH = 360.0
 CHARACTER = 7.2  # units, of the widest digits at 12 units
-COLOURS = 8
+COLOURS = 8  # the last is grey
+GREY = COLOURS - 1
+MOST_TICKS = 7
 _DASHES = ("", "6 3", "2 3", "9 3 2 3")
-Show = Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points in order of x; `low` and `high` bound a band around them. One point, or `marked`: drawn as dots."""
+    """Points in order of x; `low` and `high` bound a band around them. A single point is a dot, its range a whisker."""
 
     label: str
     colour: int
@@ -46,7 +48,6 @@ class Curve:
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-    marked: bool = False
 
 
 def bars(rows: Sequence[Bar], label: str) -> str:
@@ -70,10 +71,10 @@ def bars(rows: Sequence[Bar], label: str) -> str:
     return _svg(42.0 * len(rows), "".join(parts), label)
 
 
-def curves(series: Sequence[Curve], x_title: str, y_title: str, label: str, show_x: Optional[Show] = None) -> str:
-    """Curves over common axes; y is logarithmic where all are positive and their ratio exceeds 3."""
+def curves(series: Sequence[Curve], x_title: str, y_title: str, label: str, top: float = math.inf) -> str:
+    """Curves over common axes, cut off above `top`; y is logarithmic where all that shows is positive and its ratio exceeds 3."""
     xs = [value for curve in series for value in curve.x]
-    ys = [value for curve in series for value in (*curve.y, *curve.low, *curve.high)]
+    ys = [min(value, top) for curve in series for value in (*curve.y, *curve.low, *curve.high)]
     logarithmic = min(ys) > 0 and max(ys) / min(ys) > 3 and len(_log_ticks(min(ys), max(ys))) > 1
     y_ticks = _log_ticks(min(ys), max(ys)) if logarithmic else ticks(*_widened(min(ys), max(ys)))
     x_low, x_high = _widened(min(xs), max(xs), keep_zero=True)
@@ -85,9 +86,10 @@ def curves(series: Sequence[Curve], x_title: str, y_title: str, label: str, show
     for tick, text in zip(y_ticks, texts):
         parts.append(f'<line class="grid" x1="{frame.left:.1f}" x2="{WIDTH:.0f}" y1="{frame.down(tick):.1f}" y2="{frame.down(tick):.1f}"/>')
         parts.append(_text(frame.left - 5, frame.down(tick) + 4, text, "end", muted=True))
-    parts += [_text(frame.across(tick), 233, (show_x or compact)(tick), _anchor(frame, tick), muted=True) for tick in x_ticks]
+    parts += [_text(frame.across(tick), 233, compact(tick), _anchor(frame, tick), muted=True) for tick in x_ticks]
     parts.append(_text(WIDTH, 250, x_title, "end", muted=True))
-    parts += [_curve(frame, curve) for curve in series]
+    drawn = "".join(_curve(frame, curve) for curve in series)
+    parts.append(drawn if math.isinf(top) else _cut_off(frame, drawn, label))
     return _svg(256.0, "".join(parts), label)
 
 
@@ -100,8 +102,10 @@ def heat_map(cells: Sequence[Sequence[float]], x_ends: Tuple[str, str], label: s
         start = 0
         for column in range(1, len(row) + 1):  # neighbours of equal strength are one rectangle
             if column == len(row) or round(row[column], 2) != round(row[start], 2):
-                parts.append(f'<rect x="{left + start * width:.1f}" y="{number * height:.1f}" width="{(column - start) * width + 0.3:.1f}" '
-                             f'height="{height + 0.3:.1f}" fill="var(--c0)" fill-opacity="{min(row[start], 1.0):.2f}"/>')
+                x, end = (round(left + edge * width, 1) for edge in (start, column))
+                parts.append(f'<rect x="{x}" y="{number * height:.1f}" width="{end - x:.1f}" '
+                             f'height="{height:.1f}" shape-rendering="crispEdges" fill="var(--c0)" '
+                             f'fill-opacity="{min(row[start], 1.0):.2f}"/>')
                 start = column
     bottom = height * len(cells)
     parts.append(f'<rect class="frame" x="{left:.1f}" y="0" width="{WIDTH - left:.1f}" height="{bottom:.1f}"/>')
@@ -111,12 +115,13 @@ def heat_map(cells: Sequence[Sequence[float]], x_ends: Tuple[str, str], label: s
     return _svg(bottom + 20, "".join(parts), label)
 
 
-def legend(entries: Sequence[Tuple[str, int]], dashed: bool = False) -> str:
-    """Names beside their colours, as HTML that wraps; `dashed` for curves, which differ in pattern as well."""
+def legend(entries: Sequence[Tuple[str, int]], mark: str = "bar") -> str:
+    """Names beside their colours, as HTML that wraps. `mark`: `bar`, `curve` or `dot`, as they are drawn."""
     items = []
     for name, colour in entries:
-        sample = _stroke(colour) if dashed else f'stroke="var(--c{colour % COLOURS})" stroke-width="10"'
-        items.append(f'<li><svg viewBox="0 0 24 10" aria-hidden="true"><path d="M0 5H24" fill="none" {sample}/></svg>{escape(name)}</li>')
+        bar = f'<path d="M0 5H24" stroke="var(--c{colour % COLOURS})" stroke-width="10"/>'
+        sample = {"bar": bar, "curve": f'<path d="M0 5H24" fill="none" {_stroke(colour)}/>', "dot": _dot(12, 5, colour)}[mark]
+        items.append(f'<li><svg viewBox="0 0 24 10" aria-hidden="true">{sample}</svg>{escape(name)}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
@@ -137,7 +142,8 @@ def ticks(low: float, high: float, count: int = 4) -> List[float]:
 def _log_ticks(low: float, high: float) -> List[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     every = [factor * 10.0 ** power for power in powers for factor in ((1,) if len(powers) > 4 else (1, 2, 5))]
-    return [tick for tick in every if low * 0.97 <= tick <= high * 1.03]
+    inside = [tick for tick in every if low * 0.97 <= tick <= high * 1.03]
+    return inside[::-(-len(inside) // MOST_TICKS) or 1]
 
 
 def compact(value: float) -> str:
@@ -190,16 +196,33 @@ def _curve(frame: _Frame, curve: Curve) -> str:
     if len(curve.x) > 1:
         parts.append(f'<path d="M{frame.path(curve.x, curve.y)}" fill="none" {_stroke(curve.colour)}>'
                      f"<title>{escape(curve.label)}</title></path>")
-    if curve.marked or len(curve.x) == 1:
-        for x, y in zip(curve.x, curve.y):
-            parts.append(f'<circle cx="{frame.across(x):.1f}" cy="{frame.down(y):.1f}" r="5" fill="var(--c{curve.colour % COLOURS})">'
-                         f"<title>{escape(curve.label)}: {compact(x)}, {compact(y)}</title></circle>")
+        return "".join(parts)
+    across, x, y = frame.across(curve.x[0]), curve.x[0], curve.y[0]
+    if curve.low and curve.high:
+        low, high = frame.down(curve.low[0]), frame.down(curve.high[0])
+        ends = "".join(f"M{across - 5:.1f} {end:.1f}H{across + 5:.1f}" for end in (low, high))
+        parts.append(f'<path class="whisker" d="M{across:.1f} {low:.1f}V{high:.1f}{ends}"/>')
+    parts.append(_dot(across, frame.down(y), curve.colour, f"{curve.label}: {compact(x)}, {compact(y)}"))
     return "".join(parts)
 
 
+def _dot(x: float, y: float, colour: int, title: str = "") -> str:
+    """Hollow where the colour is used for the second time."""
+    fill = "var(--card)" if colour // COLOURS % 2 else f"var(--c{colour % COLOURS})"
+    return (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="var(--c{colour % COLOURS})" stroke-width="2">'
+            f"<title>{escape(title)}</title></circle>")
+
+
+def _cut_off(frame: _Frame, content: str, label: str) -> str:
+    """The content, as far as it lies below the frame's top."""
+    name = f"frame{zlib.crc32(label.encode()):08x}"
+    return (f'<clipPath id="{name}"><rect x="0" y="{frame.top - 6:.1f}" width="{WIDTH:.0f}" height="{frame.bottom:.1f}"/></clipPath>'
+            f'<g clip-path="url(#{name})">{content}</g>')
+
+
 def _stroke(colour: int) -> str:
-    """A colour's number is also its dash pattern: curves can be told apart without colour."""
-    dash = _DASHES[colour % len(_DASHES)]
+    """A colour's number is also its dash pattern: curves can be told apart without colour, and where a colour comes twice."""
+    dash = _DASHES[(colour + colour // COLOURS) % len(_DASHES)]
     return f'stroke="var(--c{colour % COLOURS})" stroke-width="2"' + (f' stroke-dasharray="{dash}"' if dash else "")
 
 
