@@ -205,7 +205,33 @@ CHECKPOINT = [
     Case(f"{RESUME} --set train.steps=1", "beyond train.steps"),
 ]
 
-CASES = ARGUMENTS + CONFIGURATION + CORPUS + TOKENIZER + DATA + CHECKPOINT
+def _plan(**changed: object) -> Callable[[Path], None]:
+    """A comparison of one variant, with other keys, or keys otherwise, as given."""
+    return _write("plan.yaml", {"base": "config.yaml", "variants": {"a": {"moe.router.type": "hash"}}, **changed})
+
+
+TWO_NODES = {"nodes": 2, "workers_per_node": 1}
+COMPARISON = [
+    Case("compare", "required: FILE", own_process=True),
+    Case("compare absent.yaml", "absent.yaml: cannot be read"),
+    Case("compare config.yaml", "config.yaml: model: unknown key, expected one of base, base_overrides, variants"),
+    Case("compare plan.yaml", "plan.yaml: seed: unknown key, expected one of", _plan(seed=1)),
+    Case("compare plan.yaml", "plan.yaml: variants.a: moe.ruter: unknown key, did you mean moe.router?",
+         _plan(variants={"a": {"moe.ruter": 1}})),
+    Case("compare plan.yaml", "plan.yaml: variants.a: train.steps: found 'x', expected an integer",
+         _plan(variants={"a": {"train.steps": "x"}})),
+    Case("compare plan.yaml", "plan.yaml: variants.a: train.seed cannot be set", _plan(variants={"a": {"train.seed": 1}})),
+    Case("compare plan.yaml", "plan.yaml: baseline: found 'b', expected one of a", _plan(baseline="b")),
+    Case("compare plan.yaml", "plan.yaml: cluster.rate: found 'fast', expected null or a rate",
+         _plan(cluster={**TWO_NODES, "rate": "fast"})),
+    Case("compare plan.yaml", "plan.yaml: cluster.rate is 1gbit with cluster.nodes 1", _plan(cluster={"rate": "1gbit"})),
+    Case("compare plan.yaml", "plan.yaml: base: absent.yaml: cannot be read", _plan(base="absent.yaml")),
+    Case("compare plan.yaml --report-only", "--report-only: no run of plan.yaml is finished in runs/compare/plan", _plan()),
+    Case("compare plan.yaml --output config.yaml", "--output: cannot write in config.yaml", _plan()),
+    Case("compare plan.yaml --dry-run --outptu x", "unrecognized arguments: --outptu", _plan()),
+]
+
+CASES = ARGUMENTS + CONFIGURATION + CORPUS + TOKENIZER + DATA + CHECKPOINT + COMPARISON
 
 
 @pytest.fixture(scope="module")
