@@ -49,7 +49,7 @@ class FasterMoERouter(SwitchRouter):
         local = self.local_experts(tokens["home"], tokens["group"])  # (T, n)
         free, free_weight = self.pick(scores, probabilities, tokens)
         near, near_weight = self.pick(scores + 2.0 * local, probabilities, tokens)
-        remote = 1.0 - ops.gather_elements(local, 1, free).min(1)  # (T,): 1 where any choice is remote
+        remote = 1.0 - ops.amin(ops.gather_elements(local, 1, free), 1)  # (T,): 1 where any choice is remote
         preference = ops.stop_gradient((free_weight - near_weight).sum(1))
         stays = self._beyond_cap(remote, preference, one_hot(tokens["home"], self.homes)).expand_dims(1)
         return ops.select(stays, near, free), ops.select(stays, near_weight, free_weight), probabilities
