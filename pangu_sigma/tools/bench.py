@@ -1,13 +1,12 @@
 """`pangu-sigma bench step`: the compiled step beside the machine's own matmul rate, and where its time goes.
 
-Everything is measured in one process, the matmuls between the steps, so that a busy or slow machine hits both alike, and
-after WARM_UP launches: MindSpore's CPU kernels try several splits over the threads while they run the first times (five
-launches each; the first split is one thread) and keep the best. Parts are timed alone, forward and backward, at the shapes
-they have in the step; "other" is what they leave of it (norms, residuals, embeddings, sums of gradients).
+Everything is measured in one process, the matmuls between the steps, so that a busy or slow machine hits both alike
+(bench_timing.py). Parts are timed alone, forward and backward, at the shapes they have in the step; "other" is what they leave
+of it (norms, residuals, embeddings, sums of gradients).
 """
 
-import time
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from functools import partial
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -21,13 +20,12 @@ from pangu_sigma.config.validate import has_experts
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.model.attention import attention_mask
 from pangu_sigma.model.loss import TokenCrossEntropy
+from pangu_sigma.tools.bench_timing import ROUNDS, WARM_UP, Dispatch, ForwardBackward, Routing, in_turn, random_tensor, seconds
 from pangu_sigma.tools.flops import step_flops
 from pangu_sigma.train.build import TrainingParts, Vocabulary
 from pangu_sigma.train.runtime import start_runtime
 
 DEFAULT_VOCAB = 8000
-ROUNDS = 7
-WARM_UP = 11
 MATMUL_SIZE = 2048
 
 
@@ -72,30 +70,16 @@ def random_batch(rows: int, length: int, words: Vocabulary) -> Batch:
 
 def _alternate(parts: TrainingParts, batches: List[Batch], bar: tqdm) -> Tuple[float, float, float]:
     """Medians of one matmul, one whole step and its update alone, measured in turn after WARM_UP rounds."""
-    left, right = (_random((MATMUL_SIZE, MATMUL_SIZE)) for _ in range(2))
+    left, right = (random_tensor((MATMUL_SIZE, MATMUL_SIZE)) for _ in range(2))
     product, update_alone, no_rate = _Product(), _UpdateAlone(parts), Tensor(0.0, ms.float32)
     measured: List[Tuple[float, float, float]] = []
     for round_number in range(WARM_UP + ROUNDS):
-        matmul = min(_seconds(product, left, right) for _ in range(5))
-        step = _seconds(parts.train_step, batches, round_number + 1, 1e-5)
-        update = _seconds(update_alone, no_rate)
+        matmul = min(seconds(product, left, right) for _ in range(5))
+        step = seconds(parts.train_step, batches, round_number + 1, 1e-5)
+        update = seconds(update_alone, no_rate)
         measured.append((matmul, step, update))
         bar.update()
     return tuple(np.median(measured[WARM_UP:], axis=0))
-
-
-def _seconds(function: Callable, *inputs: Any) -> float:
-    started = time.perf_counter()
-    _wait(function(*inputs))
-    return time.perf_counter() - started
-
-
-def _wait(result: Any) -> None:
-    """Returns when the device has computed everything that was asked of it: reading one result takes the whole graph."""
-    while isinstance(result, (tuple, list)):
-        result = result[0]
-    if isinstance(result, Tensor):
-        result.asnumpy()
 
 
 class _Product(nn.Cell):
@@ -105,28 +89,6 @@ class _Product(nn.Cell):
 
     def construct(self, left: Tensor, right: Tensor) -> Tensor:
         return self.matmul(left, right)
-
-
-def _random(shape: Tuple[int, ...]) -> Tensor:
-    return Tensor(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
-
-
-class _Pass(nn.Cell):
-    """Forward and backward of `part` for a given gradient of its output, with respect to its first input and parameters."""
-
-    def __init__(self, part: nn.Cell) -> None:
-        super().__init__(auto_prefix=False)
-        self.part = part
-        weights = part.trainable_params()
-        self.has_weights = bool(weights)
-        self.weights = ms.ParameterTuple(weights)
-        self.both = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
-        self.inputs_only = ops.GradOperation(sens_param=True)
-
-    def construct(self, *inputs: Tensor) -> Any:
-        if self.has_weights:
-            return self.both(self.part, self.weights)(*inputs)
-        return self.inputs_only(self.part)(*inputs)
 
 
 class _UpdateAlone(nn.Cell):
@@ -160,30 +122,6 @@ class _DenseFFN(nn.Cell):
         return self.feed_forward(x, {})[0]
 
 
-class _Routing(nn.Cell):
-    def __init__(self, layer: nn.Cell) -> None:
-        super().__init__(auto_prefix=False)
-        self.routing = layer.routing
-
-    def construct(self, x: Tensor, ids: Tensor, domain: Tensor) -> Tensor:
-        routing = self.routing(x, {"ids": ids, "domain": domain, "home": domain * 0, "seed": ids})
-        # x enters once more so that a router without a gradient (hash) still has an output that depends on it
-        return routing["weight"] + routing["expert"] * 0.0 + routing["aux_loss"] + routing["locality_loss"] + x[:, :1] * 0.0
-
-
-class _Dispatch(nn.Cell):
-    """There and back with experts that do nothing."""
-
-    def __init__(self, layer: nn.Cell) -> None:
-        super().__init__(auto_prefix=False)
-        self.dispatcher = layer.dispatcher
-
-        self.experts = nn.Identity()
-
-    def construct(self, x: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
-        return self.dispatcher.move(x, expert, weight, weight, self.experts)[0]
-
-
 class _Head(nn.Cell):
     def __init__(self, head: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
@@ -199,14 +137,14 @@ def _parts(parts: TrainingParts, config: Config, batch: Batch) -> List[Part]:
     network, model = parts.network, config.model
     network.set_train(True)
     tokens, d = batch.ids.size, model.hidden_size
-    x, dy = _random((tokens, d)), _random((tokens, d))
+    x, dy = random_tensor((tokens, d)), random_tensor((tokens, d))
     documents, seeds = Tensor(batch.documents), Tensor(batch.home)
     domain = Tensor(np.repeat(batch.domain, batch.ids.shape[1]))
     blocks = list(network.blocks)
     dense = [b.feed_forward for b in [*blocks, network.query_layer] if not hasattr(b.feed_forward, "dispatcher")]
     sparse = [b.feed_forward for b in [*blocks, network.query_layer] if hasattr(b.feed_forward, "dispatcher")]
     found = [Part("head and loss", _time(_Head(network.head), x, network.embedding.word, Tensor(batch.domain),
-                                         Tensor(batch.targets.reshape(-1)), _random((tokens,))), 1)]
+                                         Tensor(batch.targets.reshape(-1)), random_tensor((tokens,)), positions=(0, 1)), 1)]
     if blocks:  # the query layer's attention is counted as one more of the same
         found.append(Part("attention", _time(_Attention(blocks[0].attention), x, documents, seeds, dy), len(blocks) + 1))
     if dense:
@@ -219,18 +157,17 @@ def _parts(parts: TrainingParts, config: Config, batch: Batch) -> List[Part]:
 def _sparse_parts(sparse: List[nn.Cell], config: Config, x: Tensor, ids: Tensor, domain: Tensor, dy: Tensor) -> List[Part]:
     layer, k = sparse[0], config.moe.router.top_k
     chosen = layer.routing(x, {"ids": ids, "domain": domain, "home": domain * 0, "seed": ids})
-    buffers = _random((config.moe.num_experts, layer.dispatcher.capacity, config.model.hidden_size))
+    buffers = random_tensor((config.moe.num_experts, layer.dispatcher.capacity, config.model.hidden_size))
     return [Part("experts", _time(layer.experts, buffers, buffers), len(sparse)),
-            Part("routing", _time(_Routing(layer), x, ids, domain, _random((x.shape[0], k))), len(sparse)),
-            Part("dispatch", _time(_Dispatch(layer), x, chosen["expert"], chosen["weight"], dy), len(sparse))]
+            Part("routing", _time(Routing(layer.routing), x, ids, domain, random_tensor((x.shape[0], k))), len(sparse)),
+            Part("dispatch", _time(Dispatch(layer.dispatcher), x, chosen["expert"], chosen["weight"], dy), len(sparse))]
 
 
-def _time(part: nn.Cell, *inputs: Any) -> float:
-    both = _Pass(part)
-    both.set_train(True)
-    for _ in range(WARM_UP):
-        _seconds(both, *inputs)
-    return float(np.median([_seconds(both, *inputs) for _ in range(ROUNDS)]))
+def _time(part: nn.Cell, *inputs: Any, positions: Tuple[int, ...] = (0,)) -> float:
+    """Seconds of `part`, as `ForwardBackward` takes its inputs."""
+    launch = partial(ForwardBackward(part, positions), *inputs)
+    in_turn([launch], WARM_UP)
+    return in_turn([launch], ROUNDS)[0]
 
 
 def _print(config: Config, words: Vocabulary, matmul: float, step: float, pieces: List[Part], micro_batches: int) -> None:
