@@ -7,10 +7,11 @@ imported before it is needed: `--help` and most bad input are answered without M
 import argparse
 import ctypes
 import os
+import re
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn, Optional, Sequence
+from typing import Any, NoReturn, Optional, Sequence, Tuple
 
 import yaml
 
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_command(commands, "eval", "perplexity of a checkpoint on the validation rows, in one process", _eval)
     bench = commands.add_parser("bench", help="measure this machine and the model on it")
     benches = bench.add_subparsers(dest="bench", metavar="WHAT", required=True)
-    _add_command(benches, "step", "FLOP/s of the compiled step, and where its time goes", _bench_step)
+    _add_benches(benches)
     config = _add_command(commands, "config", "check a configuration and print it with all defaults", _show_config)
     config.add_argument("--ranks", type=_positive, default=1, metavar="N", help="check it for N ranks (default 1)")
     config.add_argument("--key", metavar="PATH", help="print the value of this key only, as in train.output_dir")
@@ -73,6 +74,17 @@ def _add_command(commands: Any, name: str, help: str, action: Any) -> argparse.A
     return command
 
 
+def _add_benches(benches: Any) -> None:
+    _add_command(benches, "step", "FLOP/s of the compiled step, and where its time goes", _bench_step)
+    all_to_all = _add_command(benches, "all-to-all", "dispatchers beside the link's limit; under msrun (train_msrun.sh --bench all-to-all)",
+                              _bench_all_to_all)
+    all_to_all.add_argument("--tokens", type=_sizes, default=(), metavar="N,N,...",
+                            help="tokens a rank (default: powers of two from 64 up to the configuration's)")
+    all_to_all.add_argument("--rate", type=_rate, metavar="R",
+                            help="rate of a node's link, as in 200mbit (default: measure plain exchanges)")
+    _add_command(benches, "router", "routers beside the dense gate: time, and bytes of their statistics", _bench_router)
+
+
 def _add_compare(commands: Any) -> None:
     text = "train variants side by side and write a report; goes on where it was cut off"
     compare = commands.add_parser("compare", help=text, description=text)
@@ -91,7 +103,21 @@ def _positive(text: str) -> int:
     return value
 
 
+def _sizes(text: str) -> Tuple[int, ...]:
+    return tuple(_positive(word) for word in text.split(","))
+
+
+def _rate(text: str) -> float:
+    """Bits a second of a rate as `tc` spells it."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})([kmg])bit", text)
+    if found is None:
+        raise ValueError
+    return float(found[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[found[2]]
+
+
 _positive.__name__ = "positive integer"
+_sizes.__name__ = "list of positive integers, as in 64,256,"
+_rate.__name__ = "rate, as in 200mbit,"
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -99,8 +125,8 @@ def _run(options: argparse.Namespace) -> int:
     under_msrun = "MS_ROLE" in os.environ
     _join_launcher()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
-        return _be_scheduler(options) if options.action is _train else SUCCESS
-    if under_msrun and options.action is not _train:
+        return _be_scheduler(options) if options.action in _BY_RANKS else SUCCESS
+    if under_msrun and options.action not in _BY_RANKS:
         raise InputError(f"{options.command} runs as one process, but MS_ROLE is set; expected to run without msrun")
     config = load_config(options.config, options.overrides) if "config" in options else Config()
     status: int = options.action(config, options)
@@ -135,6 +161,25 @@ def _bench_step(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.tools.bench import bench_step
 
     return bench_step(config)
+
+
+def _bench_all_to_all(config: Config, options: argparse.Namespace) -> int:
+    if not is_worker():
+        raise InputError("bench all-to-all measures ranks of a job; expected to run under msrun, as scripts/train_msrun.sh "
+                         "--bench all-to-all does")
+    validate(config, int(os.environ["MS_WORKER_NUM"]))
+    from pangu_sigma.tools.bench_all_to_all import bench_all_to_all
+
+    return bench_all_to_all(config, options.tokens, options.rate)
+
+
+def _bench_router(config: Config, options: argparse.Namespace) -> int:
+    from pangu_sigma.tools.bench_router import bench_router
+
+    return bench_router(config)
+
+
+_BY_RANKS = (_train, _bench_all_to_all)  # what msrun may start
 
 
 def _show_config(config: Config, options: argparse.Namespace) -> int:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains any configuration with several msrun workers, on this machine or on several.
+# Trains any configuration with several msrun workers, on this machine or on several; or measures there.
 set -euo pipefail
 
 # shellcheck source=scripts/environment.sh
@@ -15,10 +15,12 @@ log_dir=
 dry_run=false
 config=
 overrides=()
+bench=
+further=()
 
 usage() {
     cat <<'TEXT'
-usage: bash scripts/train_msrun.sh [OPTION ...] CONFIG [--set KEY.PATH=VALUE ...]
+usage: bash scripts/train_msrun.sh [OPTION ...] CONFIG [--set KEY.PATH=VALUE ...] [-- BENCH_OPTION ...]
 
 Trains CONFIG with N msrun workers on this machine, shows the output of its first rank, and returns the job's exit
 status (0 success, 2 bad input, 1 any other failure, 130 interrupted). Nothing that it started outlives it.
@@ -27,6 +29,7 @@ status (0 success, 2 bad input, 1 any other failure, 130 interrupted). Nothing t
   --set KEY.PATH=VALUE  override one key of CONFIG; may be repeated
   --port P              port on which the ranks meet (default on one machine: a free one)
   --log-dir D           folder of the ranks' logs (default: <train.output_dir>/logs/launch_<n>)
+  --bench all-to-all    measure instead of training: pangu-sigma bench all-to-all, with what follows -- as its options
   --dry-run             show the command and its environment; start nothing
   --help                show this text
 
@@ -63,12 +66,17 @@ parse_arguments() {
                 dry_run=true
                 shift
                 ;;
-            --workers | --port | --log-dir | --set | --nodes | --node-rank | --master-addr | --node-addr)
+            --)
+                shift
+                further=("$@")
+                return
+                ;;
+            --workers | --port | --log-dir | --set | --bench | --nodes | --node-rank | --master-addr | --node-addr)
                 [ $# -ge 2 ] || bad_input "$1 needs a value"
                 set_option "$1" "$2"
                 shift 2
                 ;;
-            --workers=* | --port=* | --log-dir=* | --set=* | --nodes=* | --node-rank=* | --master-addr=* | --node-addr=*)
+            --workers=* | --port=* | --log-dir=* | --set=* | --bench=* | --nodes=* | --node-rank=* | --master-addr=* | --node-addr=*)
                 set_option "${1%%=*}" "${1#*=}"
                 shift
                 ;;
@@ -84,6 +92,8 @@ parse_arguments() {
 
 check_arguments() {
     [ -n "$config" ] || bad_input "no configuration file given"
+    [[ -z $bench || $bench == all-to-all ]] || bad_input "--bench: found '$bench', expected all-to-all"
+    [ -n "$bench" ] || [ ${#further[@]} -eq 0 ] || bad_input "found '${further[0]}' after --, which --bench takes; expected --bench"
     [[ $workers =~ ^[1-9][0-9]{0,3}$ ]] || bad_input "--workers: found '$workers', expected a number from 1 to 9999"
     [[ $nodes =~ ^[1-9][0-9]{0,3}$ ]] || bad_input "--nodes: found '$nodes', expected a number from 1 to 9999"
     [[ $node_rank =~ ^(0|[1-9][0-9]{0,3})$ ]] && [ "$node_rank" -lt "$nodes" ] ||
@@ -115,6 +125,7 @@ set_option() {
         --port) port=$2 ;;
         --log-dir) log_dir=$2 ;;
         --set) overrides+=(--set "$2") ;;
+        --bench) bench=$2 ;;
         --nodes) nodes=$2 ;;
         --node-rank) node_rank=$2 ;;
         --master-addr) master_addr=$2 ;;
@@ -190,9 +201,11 @@ export_environment() {
 
 build_command() {
     local total=$((nodes * workers)) # also a rank that there is not: msrun is to show the log of none
+    local words=(train)
+    [ -z "$bench" ] || words=(bench "$bench")
     command=(msrun "--worker_num=$total" "--local_worker_num=$workers" "--master_addr=$master_addr" "--master_port=$port"
         "--node_rank=$node_rank" --join=True "--log_dir=$log_dir" "--tail_worker_log=$total"
-        "$python" -m pangu_sigma train "$config" ${overrides[@]+"${overrides[@]}"})
+        "$python" -m pangu_sigma "${words[@]}" "$config" ${overrides[@]+"${overrides[@]}"} ${further[@]+"${further[@]}"})
 }
 
 show_command() {

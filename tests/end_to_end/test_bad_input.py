@@ -90,6 +90,11 @@ ARGUMENTS = [
     Case("train config.yaml --set train.steps=[", "--set train.steps=[: not valid YAML"),
     Case("bench", "required: WHAT"),
     Case("bench stpe config.yaml", "invalid choice: 'stpe'"),
+    Case("bench all-to-all config.yaml", "expected to run under msrun, as scripts/train_msrun.sh --bench all-to-all does"),
+    Case("bench all-to-all config.yaml --rate fast", "argument --rate: invalid rate, as in 200mbit, value: 'fast'"),
+    Case("bench all-to-all config.yaml --tokens 64,x", "argument --tokens: invalid list of positive integers, as in 64,256, value: '64,x'"),
+    Case("bench router config.yaml --tokens 64", "unrecognized arguments: --tokens"),
+    Case("bench router config.yaml --set moe.num_experts=3", "moe.num_groups (2) does not divide moe.num_experts (3)"),
     Case("config config.yaml --ranks none", "argument --ranks: invalid positive integer value: 'none'"),
     Case("config config.yaml --key train.step", "--key train.step: no such key"),
 ]

@@ -33,8 +33,8 @@ def install(monkeypatch):
         module_name, _, name = path.rpartition(".")
         calls = []
 
-        def stand_in(config):
-            calls.append(config)
+        def stand_in(config, *options):
+            calls.append((config, *options) if options else config)
             if isinstance(outcome, BaseException):
                 raise outcome
             return outcome
@@ -63,6 +63,7 @@ def as_rank(monkeypatch, tmp_path):
     (["prepare"], "pangu_sigma.data.prepare.prepare"),
     (["train"], "pangu_sigma.train.run.train"),
     (["bench", "step"], "pangu_sigma.tools.bench.bench_step"),
+    (["bench", "router"], "pangu_sigma.tools.bench_router.bench_router"),
 ])
 def test_a_command_gets_the_resolved_configuration(install, config_file, command, path):
     calls = install(path, 0)
@@ -141,7 +142,17 @@ def test_the_scheduler_does_not_train(install, config_file, monkeypatch):
     assert calls == []
 
 
-def test_only_training_runs_under_msrun(config_file, as_rank):
+@pytest.mark.parametrize(("options", "expected"), [
+    ([], ((), None)), (["--tokens", "64,8", "--rate", "200mbit"], ((64, 8), 200e6)), (["--rate", "5kbit"], ((), 5e3))])
+def test_dispatchers_are_measured_by_the_ranks_of_a_job(install, config_file, as_rank, monkeypatch, options, expected):
+    monkeypatch.setenv("MS_WORKER_NUM", "4")
+    calls = install("pangu_sigma.tools.bench_all_to_all.bench_all_to_all", 0)
+    assert cli.main(["bench", "all-to-all", config_file, *options]) == 0
+    ((_, *found),) = calls
+    assert tuple(found) == expected
+
+
+def test_what_is_no_matter_of_ranks_does_not_run_under_msrun(config_file, as_rank):
     assert cli.main(["prepare", config_file]) == 2
     assert "prepare runs as one process" in (as_rank / "errors.log").read_text()
 

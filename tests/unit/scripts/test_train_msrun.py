@@ -108,7 +108,16 @@ def test_dry_run_shows_the_command_and_starts_nothing(launch, config_file, tmp_p
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_bench_takes_the_place_of_training(launch, config_file):
+    done = launch("--bench", "all-to-all", config_file, "--set", "train.seed=7", "--dry-run", "--", "--tokens", "64,8")
+    assert done.returncode == 0, done.stderr
+    command = done.stdout.splitlines()[-1].replace("\\", "")
+    assert command.rstrip().endswith(f"-m pangu_sigma bench all-to-all {config_file} --set train.seed=7 --tokens 64,8")
+
+
 @pytest.mark.parametrize(("arguments", "fragment"), [
+    (["--bench", "step", "config.yaml"], "--bench: found 'step', expected all-to-all"),
+    (["config.yaml", "--", "--tokens", "64"], "found '--tokens' after --, which --bench takes"),
     (["--wokers", "2", "x.yaml"], "unknown option --wokers"),
     ([], "no configuration file given"),
     (["--workers", "none", "x.yaml"], "--workers: found 'none'"),
