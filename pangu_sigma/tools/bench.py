@@ -156,7 +156,7 @@ def _parts(parts: TrainingParts, config: Config, batch: Batch) -> List[Part]:
 
 def _sparse_parts(sparse: List[nn.Cell], config: Config, x: Tensor, ids: Tensor, domain: Tensor, dy: Tensor) -> List[Part]:
     layer, k = sparse[0], config.moe.router.top_k
-    chosen = layer.routing(x, {"ids": ids, "domain": domain, "home": domain * 0, "seed": ids})
+    chosen = layer.routing(x, {"ids": ids, "domain": domain, "home": domain * 0, "seed": ids, "word": x})
     buffers = random_tensor((config.moe.num_experts, layer.dispatcher.capacity, config.model.hidden_size))
     return [Part("experts", _time(layer.experts, buffers, buffers), len(sparse)),
             Part("routing", _time(Routing(layer.routing), x, ids, domain, random_tensor((x.shape[0], k))), len(sparse)),

@@ -88,7 +88,8 @@ def _settings(router: RouterConfig, kind: str) -> List[Tuple[str, RouterConfig]]
     router = replace(router, type=kind, local_term=LocalTermConfig(), balance_rate=0.0, **_NEEDS.get(kind, {}))
     if kind != "locmoe":
         return [(kind, router)]
-    return [(f"locmoe, {gate} gate", replace(router, locmoe=replace(router.locmoe, gate=gate))) for gate in ("grap", "dense")]
+    grap, dense = replace(router.locmoe, gate="grap"), replace(router.locmoe, gate="dense", blocks="contiguous")
+    return [("locmoe, grap gate", replace(router, locmoe=grap)), ("locmoe, dense gate", replace(router, locmoe=dense))]
 
 
 def _shape_of(config: Config) -> ModelShape:

@@ -74,14 +74,14 @@ class _Contracted(nn.Cell):
 
 
 class Routing(nn.Cell):
-    """Both levels of routing; one output <float32>[T, k] that depends on all that routers compute."""
+    """Both levels of routing; one output <float32>[T, k] that depends on all that routers compute. Gates on word vectors get x."""
 
     def __init__(self, routing: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
         self.routing = routing
 
     def construct(self, x: Tensor, ids: Tensor, domain: Tensor) -> Tensor:
-        routing = self.routing(x, {"ids": ids, "domain": domain, "home": domain * 0, "seed": ids})
+        routing = self.routing(x, {"ids": ids, "domain": domain, "home": domain * 0, "seed": ids, "word": x})
         # x enters once more so that a router without a gradient (hash) still has an output that depends on it
         return routing["weight"] + routing["expert"] * 0.0 + routing["aux_loss"] + routing["locality_loss"] + x[:, :1] * 0.0
 

@@ -51,7 +51,8 @@ def test_table(monkeypatch, capsys):
     """Statistics are counts and probabilities, <float32>[S, 2E] with E = 8; S is 1 for all tokens, 2 for two nodes."""
     monkeypatch.setattr(bench, "WARM_UP", 1)
     monkeypatch.setattr(bench, "ROUNDS", 1)
-    assert bench.bench_router(config_of(parallel={"expert": 4, "ranks_per_node": 2})) == 0
+    assert bench.bench_router(config_of(parallel={"expert": 4, "ranks_per_node": 2}, moe={
+        "router": {"locmoe": {"gate_input": "word", "blocks": "by_layer"}}})) == 0
     head, _, _, titles, _, *rows = capsys.readouterr().out.splitlines()
     assert head == "16 tokens of one of 4 ranks, hidden size 16, 8 experts in 2 groups, fp32"
     assert titles.split() == ["router", "ms", "of", "switch", "statistics", "(B)"]
