@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("parity_worker.py")
-LIMIT = 600  # seconds for all compilations of the job on two slow cores
+LIMIT = 900  # seconds for all compilations of the job on two slow cores
 # fp32 sums in another order differ by about 1e-7 in losses and 1e-6 in gradients; 20 steps of Adam let that grow to 1e-5.
 # The requirement is 1e-4.
 TOLERANCE = 1e-4
