@@ -9,12 +9,14 @@ from locmoe_ops.capacity.delta import (
     STATISTICS,
     CosineHistogram,
     TokenPairCosines,
+    as_delta,
     cosines,
     measure_delta,
     own_cosines,
+    row_statistics,
     token_pair_cosines,
 )
-from locmoe_ops.capacity.factor import capacity_by_factor
+from locmoe_ops.capacity.factor import capacity_by_factor, factor_of_slots
 from locmoe_ops.capacity.policy import AdaptiveCapacity, capacity_buckets, choose_bucket, slots_from_bound
 
 __all__ = [
@@ -24,13 +26,16 @@ __all__ = [
     "CosineHistogram",
     "TokenPairCosines",
     "angle_probability",
+    "as_delta",
     "capacity_buckets",
     "capacity_by_factor",
     "choose_bucket",
     "cosines",
+    "factor_of_slots",
     "measure_delta",
     "minimum_capacity",
     "own_cosines",
+    "row_statistics",
     "slots_from_bound",
     "token_pair_cosines",
 ]

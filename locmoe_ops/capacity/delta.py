@@ -68,22 +68,38 @@ def measure_delta(token_gate: np.ndarray, experts: Optional[np.ndarray] = None, 
     The theory's sample is one sequence and a maximum depends on the sample's size: the statistic is taken in each of the `rows`
     sequences and then averaged, so that delta does not depend on the batch size.
 
+    Args: as for `row_statistics`.
+
+    Returns: in [0, 1), as the bound wants it, see `as_delta`.
+    Raises: InputError for other arguments.
+    """
+    return as_delta(row_statistics(token_gate, experts, statistic, quantile, rows).mean())
+
+
+def as_delta(cosine: float) -> float:
+    """A mean of statistics in [0, 1): tokens that on the whole turn away from their experts give 0, and 1 becomes the largest
+    float below.
+    """
+    return float(np.clip(cosine, 0.0, np.nextafter(1.0, 0.0)))
+
+
+def row_statistics(token_gate: np.ndarray, experts: Optional[np.ndarray] = None, statistic: str = "maximum",
+                   quantile: float = 0.99, rows: int = 1) -> np.ndarray:
+    """<float64>[rows]: the statistic in each sequence, whose mean over all sequences, those of other ranks too, is delta.
+
     Args:
         token_gate: <float64>[T, n], from `cosines`; rows are contiguous and equally long.
         experts: as for `own_cosines`.
         statistic: one of `STATISTICS`. quantile: in [0, 1], used by `quantile` only (linear interpolation).
         rows: sequences in the batch; divides T.
 
-    Returns: in [0, 1), as the bound wants it: tokens that on the whole turn away from their experts give 0, and 1 becomes the
-    largest float below.
     Raises: InputError for other arguments.
     """
     own = own_cosines(token_gate, experts)
     require_count("rows", rows)
     if len(own) % rows:
         raise InputError(f"capacity: rows is {rows}, expected a divisor of the {len(own)} tokens")
-    per_row = _row_statistic(own.reshape(rows, -1), statistic, quantile)
-    return float(np.clip(per_row.mean(), 0.0, np.nextafter(1.0, 0.0)))
+    return _row_statistic(own.reshape(rows, -1), statistic, quantile)
 
 
 def _row_statistic(own: np.ndarray, statistic: str, quantile: float) -> np.ndarray:
@@ -135,8 +151,8 @@ class CosineHistogram:
         return CosineHistogram(tuple(a + b for a, b in zip(self.counts, other.counts)))
 
     def to_dict(self) -> Dict[str, Any]:
-        """For JSON: `low` and `high` ends of the range, `counts` of its equal bins."""
-        return {"low": -1.0, "high": 1.0, "counts": list(self.counts)}
+        """For JSON: `edges` of the bins, one more than `counts`."""
+        return {"edges": [float(edge) for edge in self.edges], "counts": list(self.counts)}
 
 
 class TokenPairCosines(NamedTuple):

@@ -35,6 +35,22 @@ def capacity_by_factor(tokens: int, top_k: int, experts_in_play: int, factor: fl
     return max(1, min(int(tokens), slots))
 
 
+def factor_of_slots(slots: int, tokens: int, top_k: int, experts_in_play: int) -> float:
+    """The capacity factor that asks `capacity_by_factor` for exactly these slots: slots over the even load.
+
+    Exact for up to a million assignments (top_k * tokens) a rank; beyond, the factor may ask for one slot more.
+
+    Args: slots: in [1, tokens]. The others: as for `capacity_by_factor`. Raises InputError for others.
+    """
+    require_count("tokens", tokens)
+    require_count("top_k", top_k)
+    require_count("experts_in_play", experts_in_play)
+    require_count("slots", slots)
+    if slots > tokens:
+        raise InputError(f"capacity: slots is {slots}, expected at most the {tokens} tokens of a rank")
+    return slots * experts_in_play / (top_k * tokens)
+
+
 def require_count(name: str, found: Any) -> None:
     """Raises InputError where a count is not an integer of at least 1."""
     if found < 1 or found != int(found):

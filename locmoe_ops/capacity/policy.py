@@ -98,8 +98,7 @@ class AdaptiveCapacity:
     4. It goes down only as far as the share `hysteresis` of the new bucket would stay free, so that a bound that wavers around a
        bucket's edge does not change graphs at every decision.
 
-    Deterministic. All ranks of an all-to-all must agree on the slots: give every one of them the same observations (the largest
-    over ranks).
+    Deterministic. All ranks of an all-to-all must agree on the slots: give every one of them the same observations.
 
     Args:
         interval: steps between decisions, at least 1.
@@ -146,9 +145,13 @@ class AdaptiveCapacity:
         """
         choose_bucket(slots, self._buckets)
         self._largest_seen = max(self._largest_seen, int(slots))
-        if self._decided_at is None or step - self._decided_at >= self._interval:
+        if self.is_due(step):
             self._decide(step)
         return self._bucket
+
+    def is_due(self, step: int) -> bool:
+        """True if an observation at `step` would bring about a decision."""
+        return self._decided_at is None or step - self._decided_at >= self._interval
 
     def _decide(self, step: int) -> None:
         wanted = choose_bucket(self._largest_seen, self._buckets)

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from locmoe_ops.capacity import CosineHistogram, cosines, measure_delta, minimum_capacity, own_cosines, token_pair_cosines
+from locmoe_ops.capacity import (
+    CosineHistogram,
+    as_delta,
+    cosines,
+    measure_delta,
+    minimum_capacity,
+    own_cosines,
+    row_statistics,
+    token_pair_cosines,
+)
 from locmoe_ops.errors import InputError
 
 HALF, ROOT = 0.5, math.sqrt(0.5)
@@ -70,6 +79,13 @@ def test_statistics_by_hand(experts, rows, options, expected):
     assert isinstance(found, float)
 
 
+def test_sequences_can_be_averaged_elsewhere():
+    own = np.array([0, 0, 0, 1, 1, 1])
+    found = row_statistics(TABLE, own, "minimum", rows=2)
+    np.testing.assert_allclose(found, [-0.3, 0.2], atol=1e-15)  # not cut off: that is for the mean
+    assert [as_delta(cosine) for cosine in (-0.05, 0.25)] == [0.0, 0.25] and 0.999 < as_delta(1.0) < 1.0
+
+
 def test_a_token_along_its_gate_still_has_a_bound():
     delta = measure_delta(np.array([[1.0 + 1e-15, 0.0]]))
     assert 0.999 < delta < 1.0
@@ -117,7 +133,7 @@ def test_histogram_by_hand():
     assert histogram.edges.tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
     assert histogram.total == 9
     assert (histogram + histogram).counts == (4, 4, 4, 6)
-    assert json.loads(json.dumps(histogram.to_dict())) == {"low": -1.0, "high": 1.0, "counts": [2, 2, 2, 3]}
+    assert json.loads(json.dumps(histogram.to_dict())) == {"edges": [-1.0, -0.5, 0.0, 0.5, 1.0], "counts": [2, 2, 2, 3]}
 
 
 @given(arrays(np.float64, st.integers(0, 50), elements=st.floats(-1.0, 1.0)), st.integers(1, 300))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locmoe_ops.capacity import capacity_by_factor
+from locmoe_ops.capacity import capacity_by_factor, factor_of_slots
 from locmoe_ops.errors import InputError
 
 
@@ -54,3 +54,16 @@ def test_bad_arguments_are_named(arguments, fragment):
     with pytest.raises(InputError) as caught:
         capacity_by_factor(*arguments)
     assert fragment in str(caught.value)
+
+
+@given(tokens=st.integers(1, 250_000), top_k=st.integers(1, 4), experts=st.integers(1, 640), data=st.data())
+def test_factor_of_slots_asks_for_these_slots(tokens, top_k, experts, data):
+    slots = data.draw(st.integers(1, tokens))
+    factor = factor_of_slots(slots, tokens, top_k, experts)
+    assert factor == pytest.approx(slots / (top_k * tokens / experts))
+    assert capacity_by_factor(tokens, top_k, experts, factor) == slots
+
+
+def test_more_slots_than_tokens_have_no_factor():
+    with pytest.raises(InputError, match="slots is 5, expected at most the 4 tokens"):
+        factor_of_slots(5, 4, 1, 2)
