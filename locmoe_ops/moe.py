@@ -26,7 +26,8 @@ class MoEFeedForward(nn.Cell):
 
     Inputs: x <float>[T, d]; tokens, a dict of ids, domain, home, seed <int32>[T] each.
     Outputs: y <float>[T, d] in x's dtype, and a dict of aux_loss, locality_loss (weighted, equal on all ranks) and this rank's sums:
-    assigned <float32>[E] (before drops), kept and kept_local <float32> scalars.
+    assigned <float32>[E] (before drops), kept and kept_local <float32> scalars; and what was routed: seen <float>[T, d] (see
+    `Router.seen`) and expert <int32>[T, k]. What a graph does not use of them costs it nothing.
     """
 
     def __init__(self, routing: MultiLevelRouting, dispatcher: Dispatcher, experts: ExpertBank, local: np.ndarray,
@@ -57,4 +58,5 @@ class MoEFeedForward(nn.Cell):
         nearby = ops.gather(self.local, home, 0)  # (T, E)
         nearby = nearby if self.top_k == 1 else ops.tile(nearby, (self.top_k, 1))
         return {"aux_loss": routing["aux_loss"], "locality_loss": routing["locality_loss"], "assigned": chosen.sum(0),
-                "kept": kept.sum(), "kept_local": ((chosen * nearby).sum(1, keepdims=True) * kept).sum()}
+                "kept": kept.sum(), "kept_local": ((chosen * nearby).sum(1, keepdims=True) * kept).sum(),
+                "seen": routing["seen"], "expert": routing["expert"]}

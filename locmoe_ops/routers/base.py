@@ -51,7 +51,8 @@ class Router(nn.Cell):
 
     Inputs: x <float>[T, d]; tokens, a dict of ids <int32>[T], group <int32>[T], home <int32>[T] (rank of `layout` that the token
     belongs to) and seed <int32>[T].
-    Output: a dict of expert <int32>[T, k], weight <float32>[T, k], and the weighted losses aux_loss and locality_loss, scalars.
+    Output: a dict of expert <int32>[T, k], weight <float32>[T, k], the weighted losses aux_loss and locality_loss, scalars, and seen
+    <float>[T, d], what the choice was made by (see `seen`).
     """
 
     def __init__(self, shape: RoutingShape) -> None:
@@ -66,7 +67,11 @@ class Router(nn.Cell):
         choice, weight, probabilities = self.choose(x, tokens)
         expert = choice + (tokens["group"] * self.per_group).reshape(-1, 1)
         aux_loss, locality_loss = self.losses(expert, probabilities, tokens)
-        return {"expert": expert, "weight": weight, "aux_loss": aux_loss, "locality_loss": locality_loss}
+        return {"expert": expert, "weight": weight, "aux_loss": aux_loss, "locality_loss": locality_loss, "seen": self.seen(x, tokens)}
+
+    def seen(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
+        """The vectors whose angles to each other and to the gate's weights tell what the router does, <float>[T, d]; without jitter."""
+        return x
 
     def choose(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
         """-> expert within the group <int32>[T, k], weight <float32>[T, k], probabilities <float32>[T, n]."""

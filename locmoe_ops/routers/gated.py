@@ -175,5 +175,8 @@ class LocMoERouter(LocalisingRouter):
         word = word - word.mean(-1, keep_dims=True)
         return word * ops.rsqrt((word * word).mean(-1, keep_dims=True) + _SMALL)
 
+    def seen(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
+        return self.prepare(x, tokens) if self.by_word else x
+
     def score(self, values: Tensor) -> Tensor:
         return ops.relu(values)  # Eq. 2

@@ -8,6 +8,8 @@ Annotations are evaluated at run time on Python 3.9, hence `Optional[int]` and n
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Tuple
 
+MOST_BUCKETS = 32  # that the adaptive capacity can choose from; what a checkpoint keeps of it has room for as many
+
 
 def key(default: Any, help: str, **limits: Any) -> Any:
     """A documented dataclass field; mutable defaults (sections, mappings) are given as factories."""
@@ -138,13 +140,27 @@ class DispatchConfig:
 
 @dataclass(frozen=True)
 class CapacityConfig:
-    mode: str = key("factor", "factor: slots = ceil(factor x top_k x tokens / experts that compete for them)",
-                    choices=("factor",))
-    factor: float = key(1.25, "capacity factor in training", above=0.0)
+    mode: str = key("factor", "factor: slots = ceil(factor x top_k x tokens / experts that compete for them); critical: by LocMoE's "
+                    "bound, measured on the first batches and kept; adaptive: by the bound, measured again every `interval` steps",
+                    choices=("factor", "critical", "adaptive"))
+    factor: float = key(1.25, "capacity factor in training (mode factor)", above=0.0)
     evaluation_factor: float = key(2.0, "capacity factor in evaluation", above=0.0)
     local_share: Optional[float] = key(None, "hierarchical dispatch: share of a rank's assignments that its node's experts get slots "
                                        "for, the rest being for the other nodes'; null: the node's share of the experts",
                                        above=0.0, maximum=1.0)
+    form: str = key("exact", "critical, adaptive: form of the bound; exact is Theorem 1, exp what LocMoE+ works with",
+                    choices=("exact", "erfc", "exp"))
+    delta_statistic: str = key("maximum", "critical, adaptive: delta is this statistic of the cosines between the tokens of a sequence "
+                               "and the gate weights of their experts, averaged over sequences",
+                               choices=("maximum", "mean", "quantile", "minimum"))
+    quantile: float = key(0.99, "share of tokens whose cosine delta is not below (delta_statistic quantile)", minimum=0.0, maximum=1.0)
+    minimum_factor: float = key(0.0, "critical, adaptive: slots never fall below this capacity factor; 0: the bound as it is", minimum=0.0)
+    maximum_factor: Optional[float] = key(None, "critical, adaptive: slots never exceed this capacity factor; null: no limit", above=0.0)
+    estimate_steps: int = key(1, "critical, adaptive: steps whose batches the first estimate is made of", minimum=1, maximum=64)
+    interval: int = key(100, "adaptive: steps between measurements", minimum=1)
+    buckets: int = key(8, "adaptive: most slot counts to choose from, and so most graphs to compile", minimum=1, maximum=MOST_BUCKETS)
+    hysteresis: float = key(0.1, "adaptive: slots fall only as far as this share of the smaller bucket would stay free",
+                            minimum=0.0, maximum=0.99)
 
 
 @dataclass(frozen=True)

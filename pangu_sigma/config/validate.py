@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Iterator, Tuple
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config.schema import Config
+from pangu_sigma.config.schema import CapacityConfig, Config
 
 BALANCED_ROUTERS = ("switch", "locmoe", "etr")
 
@@ -20,6 +20,7 @@ def validate(config: Config, world_size: int) -> None:
     _check_experts(config)
     _check_router(config)
     _check_dispatch(config)
+    _check_capacity(config)
     _check_parallel(config, world_size)
     _check_layout(config)
     _check_batch(config, world_size)
@@ -138,6 +139,35 @@ def _check_dispatch(config: Config) -> None:
     if dispatch.type != "hierarchical" and capacity.local_share is not None:
         raise InputError(f"moe.capacity.local_share is {capacity.local_share} with moe.dispatch.type {dispatch.type}, "
                          "which has one tier; expected null")
+
+
+# Keys of moe.capacity that a mode has no use for.
+_BOUND_KEYS = ("form", "delta_statistic", "quantile", "minimum_factor", "maximum_factor", "estimate_steps")
+_ADAPTIVE_KEYS = ("interval", "buckets", "hysteresis")
+_UNUSED_BY_MODE = {"factor": _BOUND_KEYS + _ADAPTIVE_KEYS, "critical": ("factor", *_ADAPTIVE_KEYS), "adaptive": ("factor",)}
+
+
+def _check_capacity(config: Config) -> None:
+    capacity, default = config.moe.capacity, CapacityConfig()
+    if not has_experts(config):
+        return
+    if capacity.mode != "factor" and config.moe.router.type == "hash":
+        raise InputError(f"moe.capacity.mode is {capacity.mode} with moe.router.type hash, which has no gate weights to measure "
+                         "cosines with; expected factor")
+    for name in _UNUSED_BY_MODE[capacity.mode]:
+        _require_default(name, capacity, default, f"moe.capacity.mode {capacity.mode}")
+    if capacity.delta_statistic != "quantile":
+        _require_default("quantile", capacity, default, f"moe.capacity.delta_statistic {capacity.delta_statistic}")
+    if capacity.maximum_factor is not None and capacity.minimum_factor > capacity.maximum_factor:
+        raise InputError(f"moe.capacity.minimum_factor ({capacity.minimum_factor}) exceeds moe.capacity.maximum_factor "
+                         f"({capacity.maximum_factor})")
+
+
+def _require_default(name: str, found: CapacityConfig, default: CapacityConfig, reason: str) -> None:
+    value, expected = getattr(found, name), getattr(default, name)
+    if value != expected:
+        shown = "null" if expected is None else expected
+        raise InputError(f"moe.capacity.{name} is {value} with {reason}, which does not use it; expected {shown}, its default")
 
 
 def _check_local_term(config: Config) -> None:

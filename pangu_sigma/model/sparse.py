@@ -116,16 +116,27 @@ def expert_gateways(context: SparseContext, layer: int) -> Tuple[nn.Cell, nn.Cel
     return tensor.enter(tag), tensor.leave(tag)
 
 
+def training_dispatcher(context: SparseContext, layer: int, factor: float, variant: str = "") -> Dispatcher:
+    """The dispatcher of sparse layer `layer` in training; `variant` tells the tags of several of one layer apart."""
+    return build_dispatcher(context, _job_placement(context), factor, f"all_to_all/layer {layer}{variant}")
+
+
+def _job_placement(context: SparseContext) -> ExpertPlacement:
+    """Experts on the ranks that run the job."""
+    moe = context.config.moe
+    return ExpertPlacement(moe.num_experts, moe.num_groups, context.collectives.topology.expert, moe.placement)
+
+
 def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
     """A sparse layer for this rank; `layer` numbers the sparse layers from 0."""
     moe, shape, topology = context.config.moe, context.shape, context.collectives.topology
-    placement = ExpertPlacement(moe.num_experts, moe.num_groups, topology.expert, moe.placement)
+    placement = _job_placement(context)
     layout_placement = ExpertPlacement(moe.num_experts, moe.num_groups, context.layout.expert, moe.placement)
     experts = ExpertBank(placement.local_experts(topology.ep_index(context.collectives.rank)), shape.hidden_size,
                          shape.ffn_hidden_size, shape.activation, shape.compute_dtype, shape.tensor, *expert_gateways(context, layer))
     return MoEFeedForward(
         routing=MultiLevelRouting(context.domain_groups, build_router(context, layer, layout_placement)),
-        dispatcher=build_dispatcher(context, placement, moe.capacity.factor, f"all_to_all/layer {layer}"),
+        dispatcher=training_dispatcher(context, layer, moe.capacity.factor),
         experts=experts,
         local=local_experts_table(context.layout, layout_placement),
         scale_by_gate=moe.scale_by_gate,

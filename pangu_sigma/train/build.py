@@ -2,12 +2,13 @@
 
 import zlib
 from dataclasses import dataclass
-from typing import Dict, List, Sequence, Tuple
+from typing import Callable, Dict, List, Tuple
 
 import numpy as np
 
 from mindspore import Parameter, Tensor, dtype
 
+from locmoe_ops.dispatch import Dispatcher
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers import balance_biases, set_local_strength
 from locmoe_ops.routing_cell import check_token_ids
@@ -20,8 +21,10 @@ from pangu_sigma.model.initialise import initialise
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.shape import model_shape
-from pangu_sigma.model.sparse import SparseContext
+from pangu_sigma.model.sparse import SparseContext, training_dispatcher
+from pangu_sigma.train.capacity import CapacityControl
 from pangu_sigma.train.optimizer import ordered_parameters
+from pangu_sigma.train.probe import RoutedTokens, RoutingProbe, sparse_layers
 from pangu_sigma.train.runtime import Runtime
 from pangu_sigma.train.step import (
     BATCH_FIELDS,
@@ -78,7 +81,7 @@ class TrainingParts:
     """The network and the graphs that train and evaluate it, sharing parameters and state.
 
     Attributes: context (what sparse layers were built from); network; parameters (trainable, in gradient order); statistics
-    (layout of the sums); update; adam, loss_scale (state).
+    (layout of the sums); update; adam, loss_scale (state); capacity (decides the slots of each step, see `CapacityControl`).
     """
 
     def __init__(self, config: Config, runtime: Runtime, words: Vocabulary) -> None:
@@ -94,24 +97,44 @@ class TrainingParts:
         self.statistics = Statistics(config.model.sparse_layers + config.model.sparse_query_layer, config.moe.num_experts)
         self.loss_scale = LossScale(config.runtime.loss_scale if config.runtime.precision == "fp16" else None)
         nominal = config.train.global_batch_size * config.model.sequence_length
-        objective = Objective(self.network, nominal)
+        self._objective = Objective(self.network, nominal)
         rate = config.moe.router.balance_rate
         rebalance = Rebalance(balance_biases(self.network), rate, self.statistics) if rate > 0.0 else None
         update = Update(self.parameters, self.statistics.size, self.loss_scale, config.optimizer, runtime.collectives, nominal,
                         rebalance)
         self.update = update
         self.adam = update.adam
-        self._evaluate = EvaluationStep(objective)
-        if config.train.global_batch_size == rows * (runtime.world_size // config.parallel.tensor):
-            self._step = WholeStep(objective, self.parameters, update)
-        else:
-            self._step = _AccumulatedStep(objective, self.parameters, self.statistics.size, update)
+        self._evaluate = EvaluationStep(self._objective)
+        self._probe = RoutingProbe(self.network)
+        whole = config.train.global_batch_size == rows * (runtime.world_size // config.parallel.tensor)
+        self._accumulators = None if whole else Accumulators(self.parameters, self.statistics.size)
+        self._apply = None if whole else ApplyStep(self._accumulators, update)
+        self._step = self._new_step()
+        self._variants: Dict[int, Tuple[List[Dispatcher], Callable]] = {}  # by slots: dispatchers of the sparse layers, and the step
+        self._sparse = sparse_layers(self.network)
+        self.capacity = CapacityControl(self.context, len(self._sparse), self.routed_tokens, self.set_capacity)
 
     def state(self) -> List[Parameter]:
         """Everything that a resumed run needs: weights, hash maps, Adam's moments, counters, loss scale."""
         scale = self.loss_scale
         return [*self.network.get_parameters(), *self.adam.first, *self.adam.second, self.adam.updates,
-                scale.scale, scale.good, scale.skipped]
+                scale.scale, scale.good, scale.skipped, *self.capacity.state()]
+
+    def set_capacity(self, slots: int, factor: float) -> None:
+        """Trains with `slots` per (source rank, expert), which capacity factor `factor` asks for, from the next step on.
+
+        Slots that were set before need no new graph. All variants of the step share parameters, optimizer state and accumulators.
+        """
+        if slots not in self._variants:
+            dispatchers = [training_dispatcher(self.context, layer, factor, f"/{slots} slots") for layer in range(len(self._sparse))]
+            self._variants[slots] = dispatchers, self._new_step()
+        dispatchers, self._step = self._variants[slots]
+        for layer, dispatcher in zip(self._sparse, dispatchers):
+            layer.dispatcher = dispatcher
+
+    def routed_tokens(self, batch: Batch) -> List[RoutedTokens]:
+        """What a micro-batch brings to each sparse layer, as in evaluation. Every rank must call it."""
+        return self._probe.routed(self._feed(batch, (0, 0)))
 
     def train_step(self, batches: List[Batch], step: int, learning_rate: float) -> "StepResult":
         """One optimizer step from this rank's micro-batches; `step` (from 1) seeds dropout and jitter."""
@@ -134,6 +157,11 @@ class TrainingParts:
             total += self._evaluate(*self._feed(batch, (0, 0))).asnumpy()
         return total
 
+    def _new_step(self) -> Callable:
+        if self._accumulators is None:
+            return WholeStep(self._objective, self.parameters, self.update)
+        return _AccumulatedStep(MicroStep(self._objective, self.parameters, self._accumulators, self.loss_scale), self._apply)
+
     def _feed(self, batch: Batch, key: tuple) -> List[Tensor]:
         check_token_ids(np.concatenate((batch.ids, batch.targets)), batch.domain, self.words.words, self.words.domains)
         fields = {**batch._asdict(), "seeds": row_seeds(batch.ids, batch.home, key)}
@@ -143,10 +171,9 @@ class TrainingParts:
 class _AccumulatedStep:
     """A step of several micro-batches: one graph a micro-batch, one for the update."""
 
-    def __init__(self, objective: Objective, parameters: Sequence[Parameter], statistics_size: int, update: Update) -> None:
-        accumulators = Accumulators(parameters, statistics_size)
-        self._micro = MicroStep(objective, parameters, accumulators, update.loss_scale)
-        self._apply = ApplyStep(accumulators, update)
+    def __init__(self, micro: MicroStep, apply: ApplyStep) -> None:
+        self._micro = micro
+        self._apply = apply
 
     def __call__(self, learning_rate: Tensor, micro_batches: List[List[Tensor]]) -> Tuple[Tensor, ...]:
         for fields in micro_batches:

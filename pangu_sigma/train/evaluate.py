@@ -12,7 +12,7 @@ from pangu_sigma.model.sparse import resolve_layout
 from pangu_sigma.train.build import TrainingParts, vocabulary
 from pangu_sigma.train.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.train.metrics import HostSum
-from pangu_sigma.train.run import find_checkpoint, local_experts_of
+from pangu_sigma.train.run import find_checkpoint, local_experts_of, restorable
 from pangu_sigma.train.runtime import start_runtime
 from pangu_sigma.train.validation import Validation
 
@@ -38,7 +38,7 @@ def evaluate(config: Config) -> int:
     words = vocabulary(config, data)
     with start_runtime(config) as runtime, closing(create_loader(config, data, resolve_layout(config, runtime.topology), 0, 1)) as loader:
         parts = TrainingParts(config, runtime, words)
-        load_checkpoint(checkpoint, parts.state(), local_experts_of(config, runtime))
+        load_checkpoint(checkpoint, restorable(parts, checkpoint), local_experts_of(config, runtime))
         found = Validation(parts, runtime, loader.validation(), HostSum(runtime.collectives, "metrics/counters")).measure()
     if not found:
         raise InputError(f"train.eval_rows is {config.train.eval_rows}; eval expected at least one row")

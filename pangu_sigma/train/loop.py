@@ -25,7 +25,7 @@ from pangu_sigma.train.validation import Validation
 class TrainingLoop:
     """Runs optimizer steps `start` + 1 to the last one.
 
-    1. A step: micro-batches, update, metrics.
+    1. A step: its capacity, micro-batches, update, metrics.
     2. Validation every `train.eval_interval` steps and after the last one: as trained, and with the local term off, if there is one.
     3. Checkpoint every `checkpoint.interval` steps and after the last one.
 
@@ -85,6 +85,7 @@ class TrainingLoop:
         strength = self._set_strength(step)
         self.clock.restart()
         started = time.perf_counter()
+        self.parts.capacity.prepare(step, self.loader.step)
         result = self.parts.train_step(batches, step, rate)
         elapsed = time.perf_counter() - started
         total = self.host_sum.counters(self.clock.elapsed(elapsed))
@@ -92,7 +93,8 @@ class TrainingLoop:
         return {"progress/step": step, "progress/epoch": step * config.train.global_batch_size / self.rows_in_training,
                 **loss_metrics(result.sums), "optim/learning_rate": rate, "optim/grad_norm": finite_or_none(result.grad_norm),
                 "optim/loss_scale": result.loss_scale, "optim/skipped_steps": result.skipped_steps,
-                **routing_metrics(result.sums), **strength, **host_metrics(total, self.runtime.world_size, elapsed, tokens)}
+                **routing_metrics(result.sums), **strength, **self.parts.capacity.metrics(),
+                **host_metrics(total, self.runtime.world_size, elapsed, tokens)}
 
     def _is_due(self, step: int, interval: int) -> bool:
         return step == self.config.train.steps or bool(interval and step % interval == 0)

@@ -8,6 +8,11 @@ step = compute + communication + idle - overlapped.
 and backward), of the gradients' sums, and of the sums inside layers that a tensor-parallel group shares out; `comm/...` holds them
 and what is left (router statistics, metrics). `time/all_to_all(s)` and so on are communication and waiting for it,
 `.../overlapped(s)` the part of it that ran beside computation.
+
+Where a run measures its own capacity (`moe.capacity.mode` critical and adaptive; see `pangu_sigma.train.capacity`): `moe/capacity_slots`,
+slots per (source rank, expert), the same in all sparse layers, before a dispatcher rounds them to its chunks; `moe/capacity_factor`,
+these over the even load; `moe/graphs`, different slots used so far in the run, each of which is a graph of the training step (one that
+a resumed run compiles again is not counted again). A step that measures or compiles does so within its `time/step(s)`.
 """
 
 import json

@@ -8,6 +8,8 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
+from mindspore import Parameter
+
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement
 from pangu_sigma.config.load import save_config, to_dict
@@ -20,6 +22,7 @@ from pangu_sigma.data.unigram import unigram_perplexity
 from pangu_sigma.model.advice import locality_advice
 from pangu_sigma.model.sparse import resolve_layout
 from pangu_sigma.train.build import TrainingParts, vocabulary
+from pangu_sigma.train.capacity import CAPACITY_STATE
 from pangu_sigma.train.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, open_checkpoint
 from pangu_sigma.train.loop import TrainingLoop
 from pangu_sigma.train.metrics import HostSum, MetricsLog, summarise, write_atomically
@@ -104,7 +107,7 @@ def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoad
     local_experts = local_experts_of(config, runtime)
     start = 0
     if checkpoint is not None:
-        load_checkpoint(checkpoint, parts.state(), local_experts)
+        load_checkpoint(checkpoint, restorable(parts, checkpoint), local_experts)
         start = checkpoint.step
     rows = sum(data.rows("train", domain) for domain in range(len(data.domains)))
     loop = TrainingLoop(config, runtime, parts, loader, local_experts, rows)
@@ -116,6 +119,12 @@ def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoad
     if log is not None:
         log.close()
         _finish(config, log.records, unigram)
+
+
+def restorable(parts: TrainingParts, checkpoint: Checkpoint) -> List[Parameter]:
+    """The state to load. What the capacity's mode keeps is not there after steps in mode `factor`: it is then measured anew."""
+    held = {name for entry in checkpoint.files.values() for name in entry["tensors"]}
+    return [parameter for parameter in parts.state() if parameter.name != CAPACITY_STATE or parameter.name in held]
 
 
 def _open_log(config: Config, start: int) -> MetricsLog:

@@ -26,6 +26,7 @@ from pangu_sigma.train.schedule import learning_rate
 
 STEPS = 20
 ROUTERS = ("hash", "switch", "locmoe")
+ADAPTIVE_DEGREES = ("1x1", "4x1")
 
 
 def routers(tensor: int) -> tuple:
@@ -50,6 +51,17 @@ def configuration(data: str, router: str, expert: int = 1, tensor: int = 1) -> C
     })
 
 
+def adaptive(data: str, expert: int) -> Config:
+    """Slots by the bound, measured before the first and the fourth step; two tiers where there are two nodes."""
+    given = to_dict(configuration(data, "locmoe", expert))
+    given["model"]["dense_layers"] = 0
+    given["moe"]["capacity"] = {"mode": "adaptive", "interval": 3, "buckets": 32, "hysteresis": 0.0}
+    given["moe"]["dispatch"]["type"] = "hierarchical"
+    given["train"]["steps"] = 4
+    given["optimizer"].update(warmup_steps=1, learning_rate=0.05)
+    return config_from_dict(given)
+
+
 def run(config: Config, runtime: Runtime, data: PreparedData, checkpoints: Path) -> dict:
     """Losses of every step, gradients of the first (from Adam's first moments), and the parameters after the last."""
     topology = runtime.topology
@@ -58,11 +70,13 @@ def run(config: Config, runtime: Runtime, data: PreparedData, checkpoints: Path)
     placement = ExpertPlacement(8, 2, topology.expert, "interleaved")
     experts = placement.local_experts(topology.ep_index(runtime.rank))
     saved, history = {}, []
-    for step in range(1, STEPS + 1):
-        result = parts.train_step(loader.step(step - 1), step, learning_rate(config.optimizer, STEPS, step))
+    steps, rows = config.train.steps, config.train.global_batch_size // topology.data
+    for step in range(1, steps + 1):
+        parts.capacity.prepare(step, loader.step)
+        result = parts.train_step(loader.step(step - 1), step, learning_rate(config.optimizer, steps, step))
         sums = result.sums
         history.append([*(float(sums[name]) / float(sums["tokens"]) for name in ("task", "aux", "locality")), result.grad_norm,
-                        float(sums["kept"].sum())])
+                        float(sums["kept"].sum()), parts.capacity.metrics().get("moe/capacity_slots", 0) / rows])
         if step == 1:
             clip = min(1.0, config.optimizer.clip_norm / result.grad_norm)
             for name, moment in whole_values(parts.adam.first, runtime.collectives).items():
@@ -113,6 +127,9 @@ def main() -> None:
             for router in routers(tensor):
                 found = run(configuration(data_path, router, expert, tensor), runtime, data, Path(output) / router)
                 np.savez(Path(output) / f"{router}_w{job.world_size}_{degree}_rank{job.rank}.npz", **found)
+            if degree in ADAPTIVE_DEGREES:
+                found = run(adaptive(data_path, expert), runtime, data, Path(output) / "adaptive")
+                np.savez(Path(output) / f"adaptive_w{job.world_size}_{degree}_rank{job.rank}.npz", **found)
 
 
 if __name__ == "__main__" and os.environ.get("MS_ROLE") != "MS_SCHED":

@@ -73,6 +73,16 @@ def test_four_ranks_equal_one_process(runs, router, degree):
             assert relative_error(four[name], one[name]) < TOLERANCE, name
 
 
+def test_ranks_change_their_slots_together(runs):
+    """Every rank took the same slots (else their histories would differ, and their all-to-all would not fit), and those that one
+    process measures on the same batch with the same weights.
+    """
+    one, four = (runs("adaptive", ranks, degree)["history"][:, 5] for ranks, degree in ((1, "1x1"), (4, "4x1")))  # slots a sequence
+    assert one[0] == four[0]
+    for slots in (one, four):
+        assert slots[0] == slots[1] == slots[2] != slots[3]
+
+
 @pytest.mark.parametrize("router", ["hash", "switch", "locmoe"])
 def test_the_comparison_is_of_something(runs, router):
     """Nothing was dropped, losses that should be there are, the model learns, and no gradient is zero throughout."""

@@ -1,0 +1,89 @@
+"""What the routers see: the tokens that enter them, where those go, and the gate weights they are compared with.
+
+Shape legend: M sparse layers, T tokens of this rank, d hidden size, k choices, E experts, G groups, n = E / G.
+"""
+
+from dataclasses import dataclass
+from typing import List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from mindspore import Tensor, nn, ops
+
+from locmoe_ops.capacity import cosines
+from locmoe_ops.moe import MoEFeedForward
+from locmoe_ops.routers.base import Router
+from locmoe_ops.routers.gated import GatedRouter
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+
+
+@dataclass(frozen=True)
+class RoutedTokens:
+    """One sparse layer's tokens, on the host. A token or gate that is not finite has no direction: it is 0 here.
+
+    Attributes: x <float32>[T, d], as the router sees it; expert <int32>[T, k], global ids; gates <float32>[G, n, d], or None
+    where the router has no gate weights; per_group: n.
+    """
+
+    x: np.ndarray
+    expert: np.ndarray
+    gates: Optional[np.ndarray]
+    per_group: int
+
+    @property
+    def choice(self) -> np.ndarray:
+        """<int32>[T, k]: experts within the token's group."""
+        return self.expert % self.per_group
+
+    def token_gate(self) -> np.ndarray:
+        """<float64>[T, n]: each token's cosines with the gate weights of its group. Only where there are gates."""
+        assert self.gates is not None
+        found = np.empty((len(self.x), self.per_group))
+        group = self.expert[:, 0] // self.per_group
+        for number in np.unique(group):
+            found[group == number] = cosines(self.x[group == number], self.gates[number])
+        return found
+
+
+class RoutingProbe(nn.Cell):
+    """The forward pass up to the last router, as in evaluation.
+
+    Inputs: the tensors of `BATCH_FIELDS`. Outputs: x <float32>[M, T, d], expert <int32>[M, T, k]. The compiler leaves out what
+    they do not need: the head, and all that follows the last router.
+    """
+
+    def __init__(self, network: PanGuSigma) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor, loss_mask: Tensor, domain: Tensor,
+                  home: Tensor, seeds: Tensor) -> Tuple[Tensor, Tensor]:
+        _, reports = self.network(ids, positions, documents, domain, home, seeds)
+        return ops.stack([report["seen"] for report in reports]), ops.stack([report["expert"] for report in reports])
+
+    def routed(self, fields: Sequence[Tensor]) -> List[RoutedTokens]:
+        """The layers' tokens, bottom up. Every rank must call it: tokens travel between the layers."""
+        self.network.set_train(False)
+        x, expert = (output.asnumpy() for output in self(*fields))
+        routers = [layer.routing.router for layer in sparse_layers(self.network)]
+        return [RoutedTokens(_finite(x[i]), expert[i], gate_weights(router), router.per_group) for i, router in enumerate(routers)]
+
+
+def sparse_layers(network: nn.Cell) -> List[MoEFeedForward]:
+    """The sparse feed-forward layers, bottom up."""
+    return [cell for _, cell in network.cells_and_names() if isinstance(cell, MoEFeedForward)]
+
+
+def gate_weights(router: Router) -> Optional[np.ndarray]:
+    """<float32>[G, n, d]: the gate's row of each expert, or None for a router without a gate."""
+    if not isinstance(router, GatedRouter):
+        return None
+    rows = _finite(router.gate.weight.asnumpy())
+    if len(rows) < router.num_experts:  # a fixed gate: the same rows for every group
+        rows = np.tile(rows, (router.num_groups, 1))
+    return rows.reshape(router.num_groups, router.per_group, -1)
+
+
+def _finite(vectors: np.ndarray) -> np.ndarray:
+    """<float32>[..., d], with zeros for vectors that hold anything but finite numbers."""
+    return np.where(np.isfinite(vectors).all(-1, keepdims=True), vectors, 0.0).astype(np.float32)
