@@ -24,6 +24,8 @@ from pangu_sigma.model.sparse import resolve_layout
 from pangu_sigma.train.build import TrainingParts, vocabulary
 from pangu_sigma.train.capacity import CAPACITY_STATE
 from pangu_sigma.train.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, open_checkpoint
+from pangu_sigma.train.cosines import FILE as COSINES
+from pangu_sigma.train.cosines import measure_cosines
 from pangu_sigma.train.loop import TrainingLoop
 from pangu_sigma.train.metrics import HostSum, MetricsLog, summarise, write_atomically
 from pangu_sigma.train.runtime import Runtime, launched_world_size, start_runtime
@@ -115,16 +117,26 @@ def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoad
     if log is not None:
         print("\n".join([_headline(config, parts, data), *(locality_advice(parts.context) if has_experts(config) else [])]), flush=True)
     loop.run(start, log)
+    cosines = _cosines(config, runtime, loader, parts)
     unigram = _unigram(data, loop.validation.batches, HostSum(runtime.collectives, "metrics/unigram"))
     if log is not None:
         log.close()
-        _finish(config, log.records, unigram)
+        _finish(config, log.records, unigram, cosines)
 
 
 def restorable(parts: TrainingParts, checkpoint: Checkpoint) -> List[Parameter]:
     """The state to load. What the capacity's mode keeps is not there after steps in mode `factor`: it is then measured anew."""
     held = {name for entry in checkpoint.files.values() for name in entry["tensors"]}
     return [parameter for parameter in parts.state() if parameter.name != CAPACITY_STATE or parameter.name in held]
+
+
+def _cosines(config: Config, runtime: Runtime, loader: BatchLoader, parts: TrainingParts) -> Optional[Dict[str, Any]]:
+    """What the last step's first micro-batch shows, for `cosines.json`; None where there is to be no such file."""
+    train = config.train
+    if not (train.cosines and has_experts(config)) or (train.stop_after or train.steps) < train.steps:
+        return None
+    batch = loader.step(train.steps - 1)[0]
+    return measure_cosines(config, parts.routed_tokens(batch), len(batch.ids), runtime.collectives)
 
 
 def _open_log(config: Config, start: int) -> MetricsLog:
@@ -154,9 +166,12 @@ def _unigram(data: PreparedData, batches: List[Batch], host_sum: HostSum) -> Opt
     return math.exp(nats / tokens) if tokens else None
 
 
-def _finish(config: Config, records: List[Dict[str, Any]], unigram: Optional[float]) -> None:
-    """Writes summary.json, unless the run was told to end early as if cut off."""
+def _finish(config: Config, records: List[Dict[str, Any]], unigram: Optional[float], cosines: Optional[Dict[str, Any]]) -> None:
+    """Writes cosines.json and summary.json, unless the run was told to end early as if cut off."""
     if not records or records[-1]["progress/step"] < config.train.steps:
         return
+    output = Path(config.train.output_dir)
+    if cosines is not None:
+        write_atomically(output / COSINES, json.dumps(cosines, allow_nan=False) + "\n")
     summary = {"router": config.moe.router.type, "unigram_perplexity": unigram, **summarise(records)}
-    write_atomically(Path(config.train.output_dir) / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_atomically(output / "summary.json", json.dumps(summary, indent=1) + "\n")

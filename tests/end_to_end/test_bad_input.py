@@ -19,7 +19,7 @@ data:
   path: data
   prepare: {sources: {en: texts, zh: records.jsonl}, vocab_size: 400, validation_fraction: 0.3}
 optimizer: {warmup_steps: 1}
-train: {steps: 2, global_batch_size: 2, output_dir: run}
+train: {steps: 2, global_batch_size: 2, output_dir: run, cosines: false}
 runtime: {device: cpu}
 """
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -9,11 +10,19 @@ import yaml
 from safetensors.numpy import load_file
 
 from pangu_sigma.cli import main
+from pangu_sigma.config.load import load_config
+from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.loader import create_loader
+from pangu_sigma.train.build import TrainingParts, vocabulary
+from pangu_sigma.train.checkpoint import load_checkpoint, open_checkpoint
+from pangu_sigma.train.runtime import start_runtime
 
 METRICS = {"loss/total", "loss/task", "loss/aux", "loss/locality", "optim/learning_rate", "optim/grad_norm", "optim/loss_scale",
            "optim/skipped_steps", "time/step(s)", "time/compute(s)", "time/communication(s)", "time/overlapped(s)", "time/idle(s)",
            "comm/intra_node(B)", "comm/inter_node(B)", "moe/local_fraction", "moe/drop_fraction", "moe/load_max_over_mean",
            "moe/tokens_per_expert", "throughput/tokens_per_second", "progress/step", "progress/epoch"}
+METRICS |= {f"{kind}/{cause}{what}" for cause in ("all_to_all", "gradient")
+            for kind, what in (("time", "(s)"), ("time", "/overlapped(s)"), ("comm", "/intra_node(B)"), ("comm", "/inter_node(B)"))}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +32,7 @@ def train(tiny_data, tmp_path_factory):
                         "hidden_dropout": 0.1},
               "moe": {"num_experts": 4, "num_groups": 2, "router": {"type": "switch", "switch": {"jitter": 0.1}}},
               "data": {"path": str(tiny_data)}, "optimizer": {"learning_rate": 0.01, "warmup_steps": 2},
-              "train": {"steps": 6, "global_batch_size": 4, "eval_rows": 8, "log_interval": 2}}
+              "train": {"steps": 6, "global_batch_size": 4, "eval_rows": 8, "log_interval": 2, "cosines": False}}
     root = tmp_path_factory.mktemp("runs")
     (root / "config.yaml").write_text(yaml.safe_dump(config))
 
@@ -38,7 +47,7 @@ def train(tiny_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight(train):
-    return train("straight", "checkpoint.interval=3", "train.eval_interval=4")
+    return train("straight", "checkpoint.interval=3", "train.eval_interval=4", "train.cosines=true")
 
 
 def records(folder):
@@ -84,6 +93,68 @@ def test_resumed_run_is_the_same_run_to_the_bit(train, straight):
     assert set(left) == set(right) and any(name.startswith("adam_m") for name in left)
     for name, value in left.items():
         np.testing.assert_array_equal(value, right[name], err_msg=name)
+
+
+def test_cosines_are_those_of_the_last_batch(straight, tiny_data):
+    """Hidden states exported from the last checkpoint, and loops over them."""
+    config = load_config(str(straight / "config.yaml"))
+    data, runtime = PreparedData.open(str(tiny_data)), start_runtime(config)
+    parts = TrainingParts(config, runtime, vocabulary(config, data))
+    load_checkpoint(open_checkpoint(straight / "checkpoints" / "step_6"), parts.state(), (0, 1, 2, 3))
+    with closing(create_loader(config, data, runtime.topology, 0, 1)) as loader:
+        layer, = parts.routed_tokens(loader.step(5)[0])
+    found = json.loads((straight / "cosines.json").read_text())
+    unit = layer.x.astype(np.float64) / np.linalg.norm(layer.x.astype(np.float64), axis=1, keepdims=True)
+    gate = parts.network.blocks[0].feed_forward.routing.router.gate.weight.asnumpy().astype(np.float64)
+    gate /= np.linalg.norm(gate, axis=1, keepdims=True)
+    own = np.array([token @ gate[expert] for token, expert in zip(unit, layer.expert[:, 0])]).reshape(4, 32)
+    assert found["delta"]["maximum"] == [pytest.approx(own.max(1).mean(), abs=1e-6)]
+    assert found["delta"]["minimum"] == [pytest.approx(max(own.min(1).mean(), 0.0), abs=1e-6)]
+    square = own.max(1).mean()**2
+    assert found["bound"]["exp"]["maximum"] == [pytest.approx(math.exp(16 * square / (2 - square)) / 2, rel=1e-4)]
+    pairs = [(unit[i] @ unit[j], layer.expert[i, 0] == layer.expert[j, 0]) for i in range(128) for j in range(i)]
+    groups = layer.expert[:, 0] // 2
+    table = {"token_token_within": [value for value, same in pairs if same],
+             "token_token_across": [value for value, same in pairs if not same],
+             "token_gate": [token @ row for token, group in zip(unit, groups) for row in gate[2 * group:2 * group + 2]]}
+    for name, values in table.items():
+        assert sum(found[name]["counts"]) == len(values)
+        centres = np.convolve(found[name]["edges"], [0.5, 0.5], "valid")
+        # A value counts as its bin's centre: off by half a hundredth at most, and less on average.
+        assert centres @ found[name]["counts"] / len(values) == pytest.approx(np.mean(values), abs=2e-3)
+
+
+def test_a_run_cut_off_leaves_no_cosines(train):
+    folder = train("no cosines", "train.stop_after=1", "train.cosines=true", "train.eval_rows=0")
+    assert not (folder / "cosines.json").exists()
+
+
+def test_critical_capacity_is_kept_over_a_resume(train):
+    options = ("moe.capacity.mode=critical", "checkpoint.interval=3", "train.eval_rows=0")
+    train("critical", *options, "train.stop_after=3")
+    found = records(train("critical", *options, "checkpoint.resume=auto"))
+    slots = found[0]["moe/capacity_slots"]
+    assert slots % 4 == 0 and 4 <= slots <= 128  # as many for each of four sequences
+    for record in found:
+        # 128 tokens over four experts of two groups
+        assert (record["moe/capacity_slots"], record["moe/capacity_factor"], record["moe/graphs"]) == (slots, slots / 32, 1)
+        assigned = np.array(record["moe/tokens_per_expert"])
+        assert record["moe/drop_fraction"] == pytest.approx(1 - np.minimum(assigned, slots).sum() / 128)
+
+
+def test_adaptive_capacity_changes_graphs_and_survives_a_resume(train):
+    """Two micro-batches of two sequences a step; measured before steps 1 and 4; almost any number of slots is a bucket."""
+    options = ("moe.capacity.mode=adaptive", "moe.capacity.interval=3", "moe.capacity.buckets=32", "moe.capacity.hysteresis=0",
+               "optimizer.learning_rate=0.05", "train.micro_batch_size=2", "checkpoint.interval=2", "checkpoint.keep=3",
+               "train.eval_rows=0")
+    folder = train("adaptive", *options)
+    whole = records(folder)
+    slots = [record["moe/capacity_slots"] for record in whole]
+    assert slots[0] == slots[1] == slots[2] != slots[3] == slots[4] == slots[5]
+    assert [record["moe/graphs"] for record in whole] == [1, 1, 1, 2, 2, 2]
+    resumed = records(train("adaptive resumed", *options, f"checkpoint.resume={folder / 'checkpoints' / 'step_2'}"))
+    for name in ("progress/step", "moe/capacity_slots", "moe/capacity_factor", "moe/graphs", "loss/total", "moe/drop_fraction"):
+        assert [record[name] for record in resumed] == [record[name] for record in whole[2:]], name
 
 
 def test_accumulation_and_pynative_are_the_same_function(train):

@@ -1,0 +1,55 @@
+"""`cosines.json`: how the tokens of one batch lie to each other and to the gates, and the capacity that LocMoE's theory takes from it.
+
+Keys: `layer`, the sparse layer (from 0; the last one) that the histograms are of; `token_token_within` and `token_token_across`,
+pairs of tokens of one rank that go to the same expert and to different ones (first choices); `token_gate`, tokens and the gate weights
+of their group; each with `edges` and `counts`, summed over ranks. `delta`: by statistic, a list of the layers' values. `bound`: by
+form and statistic, tokens per expert of a sequence, a list likewise, null where the number is too large. The last three are left
+out where the router has no gate weights.
+"""
+
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+
+from locmoe_ops.capacity import FORMS, STATISTICS, CosineHistogram, as_delta, minimum_capacity, row_statistics, token_pair_cosines
+from locmoe_ops.collectives import Collectives
+from pangu_sigma.config.schema import Config
+from pangu_sigma.train.capacity import MeanOverSequences
+from pangu_sigma.train.metrics import HostSum
+from pangu_sigma.train.probe import RoutedTokens
+
+FILE = "cosines.json"
+
+
+def measure_cosines(config: Config, layers: List[RoutedTokens], rows: int, collectives: Collectives) -> Dict[str, Any]:
+    """What `cosines.json` holds, the same on every rank; every rank must call it.
+
+    Args: layers: this rank's tokens, bottom up. rows: sequences among which they are divided.
+    """
+    last = layers[-1]
+    pairs = token_pair_cosines(last.x, last.expert[:, 0])
+    values = {"token_token_within": pairs.within, "token_token_across": pairs.across}
+    if last.gates is not None:
+        values["token_gate"] = last.token_gate()
+    own = {name: CosineHistogram.of(cosines) for name, cosines in values.items()}
+    total = HostSum(collectives, "cosines/counts").values(np.concatenate([histogram.counts for histogram in own.values()]))
+    total = np.split(total.astype(int) // collectives.topology.tensor, len(own))  # ranks of a tensor-parallel group have the same tokens
+    found: Dict[str, Any] = {"layer": len(layers) - 1, **{name: CosineHistogram(tuple(counts.tolist())).to_dict()
+                                                          for name, counts in zip(own, total)}}
+    return found if last.gates is None else {**found, **_bounds(config, layers, rows, collectives)}
+
+
+def _bounds(config: Config, layers: List[RoutedTokens], rows: int, collectives: Collectives) -> Dict[str, Any]:
+    own = [[row_statistics(layer.token_gate(), layer.choice, statistic, config.moe.capacity.quantile, rows) for layer in layers]
+           for statistic in STATISTICS]
+    means = MeanOverSequences(collectives, "cosines/delta")(np.moveaxis(np.array(own), -1, 0))  # (statistics, M)
+    delta = {statistic: [as_delta(mean) for mean in row] for statistic, row in zip(STATISTICS, means)}
+    size, experts = config.model.hidden_size, config.moe.num_experts // config.moe.num_groups
+    bound = {form: {statistic: [_number(minimum_capacity(value, size, experts, form)) for value in row] for statistic, row in delta.items()}
+             for form in FORMS}
+    return {"delta": delta, "bound": bound}
+
+
+def _number(value: float) -> Optional[float]:
+    """JSON knows no infinity."""
+    return float(value) if np.isfinite(value) else None
