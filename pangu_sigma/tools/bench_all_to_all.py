@@ -65,10 +65,14 @@ def bench_all_to_all(config: Config, tokens: Sequence[int] = (), rate: Optional[
         rate: bits a second of a node's link to the others, in one direction; None: see the head of this file.
 
     Raises:
-        InputError: the job's expert-parallel groups have one rank, or `rate` is given and all its ranks are on one node.
+        InputError: the job's expert-parallel groups have one rank, its slots are measured while it trains, or `rate` is given and
+            all its ranks are on one node.
     """
     if config.parallel.expert == 1:
         raise InputError("parallel.expert is 1, so that no token leaves its rank; bench all-to-all expects at least 2")
+    if config.moe.capacity.mode != "factor":
+        raise InputError(f"moe.capacity.mode is {config.moe.capacity.mode}, which takes slots from a network in training; bench all-to-all "
+                         "expects factor")
     with start_runtime(config) as runtime:
         if rate is not None and runtime.topology.nodes == 1:
             raise InputError("--rate is given, but parallel.ranks_per_node puts all ranks on one node; expected several nodes")

@@ -54,7 +54,7 @@ def configuration(data: str, router: str, expert: int = 1, tensor: int = 1) -> C
 def adaptive(data: str, expert: int) -> Config:
     """Slots by the bound, measured before the first and the fourth step; two tiers where there are two nodes."""
     given = to_dict(configuration(data, "locmoe", expert))
-    given["model"]["dense_layers"] = 0
+    given["model"].update(dense_layers=0, attention_dropout=0.0)
     given["moe"]["capacity"] = {"mode": "adaptive", "interval": 3, "buckets": 32, "hysteresis": 0.0}
     given["moe"]["dispatch"]["type"] = "hierarchical"
     given["train"]["steps"] = 4

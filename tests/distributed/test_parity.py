@@ -77,7 +77,7 @@ def test_ranks_change_their_slots_together(runs):
     """Every rank took the same slots (else their histories would differ, and their all-to-all would not fit), and those that one
     process measures on the same batch with the same weights.
     """
-    one, four = (runs("adaptive", ranks, degree)["history"][:, 5] for ranks, degree in ((1, "1x1"), (4, "4x1")))  # slots a sequence
+    one, four = (runs("adaptive", *which)["history"][:, 5] for which in ((1, "1x1"), (4, "4x1")))  # slots a sequence
     assert one[0] == four[0]
     for slots in (one, four):
         assert slots[0] == slots[1] == slots[2] != slots[3]

@@ -21,7 +21,7 @@ METRICS = {"loss/total", "loss/task", "loss/aux", "loss/locality", "optim/learni
            "optim/skipped_steps", "time/step(s)", "time/compute(s)", "time/communication(s)", "time/overlapped(s)", "time/idle(s)",
            "comm/intra_node(B)", "comm/inter_node(B)", "moe/local_fraction", "moe/drop_fraction", "moe/load_max_over_mean",
            "moe/tokens_per_expert", "throughput/tokens_per_second", "progress/step", "progress/epoch"}
-METRICS |= {f"{kind}/{cause}{what}" for cause in ("all_to_all", "gradient")
+METRICS |= {f"{kind}/{cause}{what}" for cause in ("all_to_all", "gradient", "tensor")
             for kind, what in (("time", "(s)"), ("time", "/overlapped(s)"), ("comm", "/intra_node(B)"), ("comm", "/inter_node(B)"))}
 
 

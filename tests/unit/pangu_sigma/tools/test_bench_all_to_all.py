@@ -35,3 +35,8 @@ def test_rows_fit_the_screen():
 def test_one_rank_has_nobody_to_send_to():
     with pytest.raises(InputError, match="parallel.expert is 1, so that no token leaves its rank"):
         bench_all_to_all(config_from_dict({}))
+
+
+def test_slots_must_be_given():
+    with pytest.raises(InputError, match="moe.capacity.mode is critical"):
+        bench_all_to_all(config_from_dict({"parallel": {"expert": 2}, "moe": {"capacity": {"mode": "critical"}}}))
