@@ -4,7 +4,8 @@
 (MindSpore's own primitives) implement it. `mesh` alone works without MindSpore, on NumPy arrays.
 """
 
-from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight, create_collectives
+from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight, UnevenRows, create_collectives
 from locmoe_ops.collectives.mesh import Mesh, MeshCounters, join_mesh
 
-__all__ = ["BytesSent", "Collectives", "CommunicationTimes", "Flight", "Mesh", "MeshCounters", "create_collectives", "join_mesh"]
+__all__ = ["BytesSent", "Collectives", "CommunicationTimes", "Flight", "Mesh", "MeshCounters", "UnevenRows", "create_collectives",
+           "join_mesh"]

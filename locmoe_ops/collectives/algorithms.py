@@ -46,6 +46,21 @@ def all_to_all(op: Exchange, array: np.ndarray) -> Algorithm:
     return result
 
 
+def all_to_all_v(op: Exchange, array: np.ndarray, send_counts: np.ndarray, receive_counts: np.ndarray, limit: int) -> Algorithm:
+    """(M, ...) -> (limit, ...); both ends know the sizes, so that a pair without rows sends nothing at all."""
+    result = np.zeros((limit,) + array.shape[1:], array.dtype)
+    incoming, outgoing = _stretches(result, receive_counts), _stretches(array, send_counts)
+    for peer in op.others():
+        if len(incoming[peer]):
+            op.receive(peer, incoming[peer])
+    for peer in op.others():
+        if len(outgoing[peer]):
+            op.send(peer, outgoing[peer])
+    incoming[op.index][...] = outgoing[op.index]
+    yield
+    return result
+
+
 def all_gather(op: Exchange, array: np.ndarray) -> Algorithm:
     """(n, ...) -> (P * n, ...)."""
     result = _exchange_whole(op, array)
@@ -120,6 +135,12 @@ def barrier(op: Exchange, array: np.ndarray) -> Algorithm:
     _exchange_whole(op, array)
     yield
     return array
+
+
+def _stretches(array: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
+    """The first counts[0] rows, the next counts[1] rows, and so on."""
+    ends = np.cumsum(counts)
+    return [array[end - count:end] for count, end in zip(counts, ends)]
 
 
 def _exchange_whole(op: Exchange, array: np.ndarray) -> np.ndarray:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from mindspore import nn, ops
+import numpy as np
+
+from mindspore import Tensor, dtype, nn, ops
 from mindspore.communication import GlobalComm, create_group
 
-from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight
+from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight, UnevenRows
+from locmoe_ops.collectives.rows import ExtraRow
 from locmoe_ops.topology import Topology
 
 
@@ -40,6 +43,9 @@ class HcclCollectives(Collectives):
         """The primitive where the exchange begins: on Ascend its stream runs beside the computation until the result is used."""
         all_to_all = ops.AlltoAll(split_count=len(ranks), split_dim=0, concat_dim=0, group=self._group_name(group, ranks))
         return Flight(_Forward(all_to_all), _Backward(all_to_all))
+
+    def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
+        return _Uneven(self._group_name(group, ranks), ranks.index(self.rank), len(ranks), size)
 
     def _group_name(self, group: str, ranks: tuple[int, ...]) -> str:
         if ranks not in self._names:
@@ -105,6 +111,37 @@ class _Backward(nn.Cell):
 
     def bprop(self, x: Any, out: Any, dout: Any) -> tuple[Any]:
         return (self.exchange(dout),)
+
+
+class _Uneven(nn.Cell):
+    """AlltoAllV between two gathers, and as its gradient the same with the counts swapped.
+
+    The primitive's result has as many rows as arrive: a shape that only the run knows, which graph compilation level O2 (whole
+    graphs to the device) does not take. The gather after it has a fixed shape again. Each rank sends itself one row more, behind
+    its own, which the gather leaves out: the primitive would return an empty result without its second axis.
+    """
+
+    def __init__(self, group: str, index: int, ranks: int, size: UnevenRows) -> None:
+        super().__init__()
+        self.send = ExtraRow(index, size.rows)
+        self.receive = ExtraRow(index, size.limit)
+        self.exchange = ops.AlltoAllV(group)
+        self.one_more = Tensor(np.eye(1, ranks, index, dtype=np.int64)[0])
+        self.cast, self.reshape, self.zeros = ops.Cast(), ops.Reshape(), ops.ZerosLike()
+
+    def construct(self, rows: Any, send_counts: Any, receive_counts: Any) -> Any:
+        received = self._exchanged(self.send.put_in(rows, send_counts), send_counts, receive_counts)
+        return self.receive.take_out(received, receive_counts)
+
+    def bprop(self, rows: Any, send_counts: Any, receive_counts: Any, out: Any, dout: Any) -> tuple[Any, Any, Any]:
+        received = self._exchanged(self.receive.put_in(dout, receive_counts), receive_counts, send_counts)
+        return self.send.take_out(received, send_counts), self.zeros(send_counts), self.zeros(receive_counts)
+
+    def _exchanged(self, rows: Any, send_counts: Any, receive_counts: Any) -> Any:
+        width = rows.shape[1]
+        send, receive = self.cast(send_counts, dtype.int64), self.cast(receive_counts, dtype.int64)
+        received = self.exchange(self.reshape(rows, (-1,)), (send + self.one_more) * width, (receive + self.one_more) * width)
+        return self.reshape(received, (-1, width))
 
 
 class _Sum(nn.Cell):

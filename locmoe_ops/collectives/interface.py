@@ -47,6 +47,14 @@ class Flight(NamedTuple):
     wait: nn.Cell
 
 
+class UnevenRows(NamedTuple):
+    """Fixed shapes of an `all_to_all_v`: rows of the send buffer and of the receive buffer; what to do if the latter is too small."""
+
+    rows: int
+    limit: int
+    advice: str = ""
+
+
 class Collectives(ABC):
     """Makes Cells that exchange tensors within the named groups of a `Topology`.
 
@@ -74,6 +82,23 @@ class Collectives(ABC):
             from mindspore import nn
             return Flight(nn.Identity(), nn.Identity())
         return self._flight(group, ranks, tag)
+
+    def all_to_all_v(self, group: str, tag: str, rows: int, limit: int, advice: str = "") -> nn.Cell:
+        """An all-to-all of unequal parts of which only the real rows travel.
+
+        The Cell maps rows <float>[rows, d], send_counts <int32>[P] and receive_counts <int32>[P] to <float>[limit, d]. The first
+        send_counts[0] rows go to the first rank of the group, the next send_counts[1] to the second, further ones nowhere. What
+        arrives lies in the order of ranks, with zeros after it. Ranks must agree on the counts: exchange them with `all_to_all`
+        first. Adjoint: the exchange back, with the counts swapped.
+
+        More than `limit` rows to receive: on tcp the job ends with a CollectiveError that names tag, rank and rows and closes with
+        `advice`; hccl, whose graphs cannot stop with a message, returns NaN throughout. No row is dropped in silence.
+        """
+        ranks = self.topology.group_of(group, self.rank)
+        if len(ranks) == 1:
+            from locmoe_ops.collectives.rows import KeepRows
+            return KeepRows(rows, limit)
+        return self._uneven(group, ranks, tag, UnevenRows(rows, limit, advice))
 
     def all_gather(self, group: str, tag: str) -> nn.Cell:
         """(n, ...) -> (P * n, ...): concatenated in group order. Adjoint: reduce_scatter."""
@@ -108,6 +133,10 @@ class Collectives(ABC):
     @abstractmethod
     def _flight(self, group: str, ranks: tuple[int, ...], tag: str) -> Flight:
         """The Cells of `all_to_all_in_flight` in a group of several ranks."""
+
+    @abstractmethod
+    def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
+        """The Cell of `all_to_all_v` in a group of several ranks."""
 
     @abstractmethod
     def barrier(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mindspore import nn
 
-from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight
+from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight, UnevenRows
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 
@@ -22,6 +22,9 @@ class LocalCollectives(Collectives):
 
     def _flight(self, group: str, ranks: tuple[int, ...], tag: str) -> Flight:
         raise AssertionError(f"all_to_all {tag!r}: a group of one process has one rank, not {ranks}")
+
+    def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
+        raise AssertionError(f"all_to_all_v {tag!r}: a group of one process has one rank, not {ranks}")
 
     def barrier(self) -> None:
         """Nobody to wait for."""

@@ -8,7 +8,7 @@ goes wrong on one rank ends all ranks at once: each is told why before the conne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from locmoe_ops.collectives.operation import Operation
 from locmoe_ops.collectives.rendezvous import Address, connect_ranks
 from locmoe_ops.collectives.wire import collective_key
 from locmoe_ops.errors import InputError
+
+ROOTED = ("broadcast", "reduce")  # collectives in which one rank is not like the others
 
 
 class MeshCounters(NamedTuple):
@@ -81,6 +83,19 @@ class Mesh(Engine):
             raise InputError(f"all_to_all {tag!r}: shape {array.shape} for {len(ranks)} ranks")
         return self._start("all_to_all", ranks, tag, array, group)
 
+    def start_all_to_all_v(self, ranks: Sequence[int], tag: str, array: np.ndarray, send_counts: np.ndarray,
+                           receive_counts: np.ndarray, limit: int, group: str = "") -> Operation:
+        """(M, ...) -> (limit, ...): the first send_counts[0] rows go to the first rank, and so on; what arrives lies in the order
+        of ranks, zeros follow. Counts are int (P,) and must agree between ranks.
+        """
+        for name, counts, room in (("send", send_counts, len(array)), ("receive", receive_counts, limit)):
+            if counts.shape != (len(ranks),) or counts.min() < 0 or counts.sum() > room:
+                raise InputError(f"all_to_all_v {tag!r}: {name} counts {counts.tolist()} for {len(ranks)} ranks and {room} rows")
+        own = list(ranks).index(self.rank) if self.rank in ranks else 0
+        if send_counts[own] != receive_counts[own]:
+            raise InputError(f"all_to_all_v {tag!r}: {receive_counts[own]} rows to receive from itself, {send_counts[own]} to send")
+        return self._start("all_to_all_v", ranks, tag, array, group, send_counts, receive_counts, limit)
+
     def start_all_gather(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> Operation:
         """(n, ...) -> (P * n, ...)."""
         if not array.ndim:
@@ -110,6 +125,10 @@ class Mesh(Engine):
     def all_to_all(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> np.ndarray:
         return self.start_all_to_all(ranks, tag, array, group).wait()
 
+    def all_to_all_v(self, ranks: Sequence[int], tag: str, array: np.ndarray, send_counts: np.ndarray, receive_counts: np.ndarray,
+                     limit: int, group: str = "") -> np.ndarray:
+        return self.start_all_to_all_v(ranks, tag, array, send_counts, receive_counts, limit, group).wait()
+
     def all_gather(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> np.ndarray:
         return self.start_all_gather(ranks, tag, array, group).wait()
 
@@ -131,8 +150,8 @@ class Mesh(Engine):
         self._start("barrier", ranks, tag, np.empty((0,), np.uint8), group).wait()
 
     def _start(self, name: str, ranks: Sequence[int], tag: str, array: np.ndarray, group: str,
-               *details: int) -> Operation:
-        members = self._checked(name, tag, ranks, *details)
+               *details: Any) -> Operation:
+        members = self._checked(name, tag, ranks, details[0] if name in ROOTED else 0)
         title = f"{name} {tag!r} on {group + ' ' if group else ''}{list(members)}"
         array = np.asarray(array, order="C")
         if array.dtype.hasobject:
@@ -146,7 +165,7 @@ class Mesh(Engine):
             self._launch(operation, getattr(algorithms, name)(operation, array, *details))
         return operation
 
-    def _checked(self, name: str, tag: str, ranks: Sequence[int], root: int = 0) -> tuple[int, ...]:
+    def _checked(self, name: str, tag: str, ranks: Sequence[int], root: int) -> tuple[int, ...]:
         members = tuple(int(rank) for rank in ranks)
         inside = all(0 <= rank < self.world_size for rank in members)
         if not inside or self.rank not in members or len(set(members)) < len(members):

@@ -17,7 +17,7 @@ import numpy as np
 
 from mindspore import get_context, nn, ops, runtime
 
-from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight
+from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight, UnevenRows
 from locmoe_ops.collectives.mesh import Mesh
 from locmoe_ops.collectives.operation import Operation
 from locmoe_ops.errors import InputError
@@ -63,6 +63,10 @@ class TcpCollectives(Collectives):
         backward = _started_and_awaited(self.mesh, group, ranks, f"{tag}/backward")
         return Flight(_ExchangeCell(forward[0], backward[1]), _ExchangeCell(forward[1], backward[0]))
 
+    def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
+        return _UnevenCell(_uneven_exchange(self.mesh, group, ranks, tag, size.limit, size.advice),
+                           _uneven_exchange(self.mesh, group, ranks, f"{tag}/backward", size.rows, size.advice))
+
     def barrier(self) -> None:
         world = self.topology.group_of("world", self.rank)
         self.mesh.barrier(world, "barrier", "world")
@@ -99,6 +103,22 @@ class _ExchangeCell(nn.Cell):
         return (self.backward_exchange(dout),)
 
 
+class _UnevenCell(nn.Cell):
+    """An exchange of unequal parts and, as its gradient, the exchange back."""
+
+    def __init__(self, forward: ops.Custom, backward: ops.Custom) -> None:
+        super().__init__()
+        self.forward_exchange = forward
+        self.backward_exchange = backward
+
+    def construct(self, rows: Any, send_counts: Any, receive_counts: Any) -> Any:
+        return self.forward_exchange(rows, send_counts, receive_counts)
+
+    def bprop(self, rows: Any, send_counts: Any, receive_counts: Any, out: Any, dout: Any) -> tuple[Any, Any, Any]:
+        gradient = self.backward_exchange(dout, receive_counts, send_counts)
+        return gradient, ops.zeros_like(send_counts), ops.zeros_like(receive_counts)
+
+
 def _exchange(mesh: Mesh, operation: str, group: str, ranks: tuple[int, ...], tag: str,
               details: dict[str, int]) -> ops.Custom:
     """The Python operation that runs `operation` on the mesh."""
@@ -108,6 +128,24 @@ def _exchange(mesh: Mesh, operation: str, group: str, ranks: tuple[int, ...], ta
         return collective(ranks, tag, array, group=group, **details)
 
     return ops.Custom(run, _output_shape(operation, len(ranks)), _same_dtype, func_type="pyfunc")
+
+
+def _uneven_exchange(mesh: Mesh, group: str, ranks: tuple[int, ...], tag: str, limit: int, advice: str) -> ops.Custom:
+    """The Python operation that runs `all_to_all_v` on the mesh."""
+
+    def run(rows: np.ndarray, send_counts: np.ndarray, receive_counts: np.ndarray) -> np.ndarray:
+        arriving = int(receive_counts.sum())
+        if arriving > limit:
+            mesh.abort(f"{tag}: {arriving} rows arrive, room for {limit}{advice and '; ' + advice}")
+        return mesh.all_to_all_v(ranks, tag, rows, send_counts, receive_counts, limit, group=group)
+
+    def shape(rows: Any, send_counts: Any, receive_counts: Any) -> list[int]:
+        return [limit, *rows[1:]]
+
+    def dtype(rows: Any, send_counts: Any, receive_counts: Any) -> Any:
+        return rows
+
+    return ops.Custom(run, shape, dtype, func_type="pyfunc")
 
 
 def _started_and_awaited(mesh: Mesh, group: str, ranks: tuple[int, ...], tag: str) -> tuple[ops.Custom, ops.Custom]:

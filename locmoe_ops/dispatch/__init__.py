@@ -3,6 +3,7 @@
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
+from locmoe_ops.dispatch.ragged import RaggedDispatcher
 from locmoe_ops.dispatch.shares import EnterWithShares, LeaveWithShares
 
-__all__ = ["Dispatcher", "EnterWithShares", "FlatDispatcher", "HierarchicalDispatcher", "LeaveWithShares"]
+__all__ = ["Dispatcher", "EnterWithShares", "FlatDispatcher", "HierarchicalDispatcher", "LeaveWithShares", "RaggedDispatcher"]

@@ -10,7 +10,6 @@ from mindspore import Tensor, nn, ops
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.dispatch.permute import PermuteRows
 from locmoe_ops.dispatch.shares import OwnShare, WholeFromShares
-from locmoe_ops.dispatch.slots import SlotAssignment, SlotTable
 
 
 class Dispatcher(nn.Cell):
@@ -21,19 +20,17 @@ class Dispatcher(nn.Cell):
     3. Copy results to assignments, scale and sum them; a dropped assignment contributes 0.
 
     Args:
-        tokens: T. top_k: k. table: the slots of every expert, on this rank's send side.
-        drop_priority: `position` or `weight`: which assignments keep their slots when an expert overflows.
+        tokens: T. top_k: k. slots: gives the slots of this rank's send buffer, as `SlotAssignment`.
         share_of: group-wise, the collectives whose tensor-parallel group holds the same tokens: `through_experts` is then given
-            this rank's share, every P-th slot of each stretch of `table`, all of which are multiples of P. None: all slots.
+            this rank's share, every P-th slot of each stretch of the slots' table, all of which are multiples of P. None: all slots.
         tag: names the share's collectives.
     """
 
-    def __init__(self, tokens: int, top_k: int, table: SlotTable, drop_priority: str, share_of: Optional[Collectives] = None,
-                 tag: str = "") -> None:
+    def __init__(self, tokens: int, top_k: int, slots: nn.Cell, share_of: Optional[Collectives] = None, tag: str = "") -> None:
         super().__init__()
         self.tokens = tokens
         self.top_k = top_k
-        self.slots = SlotAssignment(tokens, top_k, table, drop_priority == "weight")
+        self.slots = slots
         self.permute = PermuteRows()
         self.own_share = nn.Identity() if share_of is None else OwnShare(share_of, f"{tag}/share")
         self.whole = nn.Identity() if share_of is None else WholeFromShares(share_of, f"{tag}/whole")
@@ -47,11 +44,15 @@ class Dispatcher(nn.Cell):
         context = self.slots(expert, gate)
         rows = x if self.top_k == 1 else ops.tile(x, (self.top_k, 1))  # (N, d), choice-major
         buffer = self.permute(rows, context["assignment"], context["filled"], context["slot"], context["kept"])
-        buffer = self.whole(self.through_experts(self.own_share(buffer), experts))
+        buffer = self.whole(self.carry(self.own_share(buffer), context, experts))
         rows = self.permute(buffer, context["slot"], context["kept"], context["assignment"], context["filled"])
         rows = rows * ops.cast(scale, rows.dtype).T.reshape(-1, 1)  # (N, 1) <- (T, k)
         y = rows if self.top_k == 1 else rows.reshape(self.top_k, self.tokens, -1).sum(0)
         return y, context
+
+    def carry(self, buffer: Tensor, context: Dict[str, Tensor], experts: Callable[[Tensor], Tensor]) -> Tensor:
+        """`through_experts`, for dispatchers that need to know who is in which slot."""
+        return self.through_experts(buffer, experts)
 
     def through_experts(self, buffer: Tensor, experts: Callable[[Tensor], Tensor]) -> Tensor:
         """<float>[M, d] -> <float>[M, d]: row i is what its expert makes of row i."""

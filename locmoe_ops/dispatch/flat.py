@@ -10,7 +10,7 @@ from mindspore import Tensor, nn, ops
 
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
-from locmoe_ops.dispatch.slots import uniform_slots
+from locmoe_ops.dispatch.slots import SlotAssignment, uniform_slots
 from locmoe_ops.dispatch.together import Together
 from locmoe_ops.topology import ExpertPlacement
 
@@ -24,7 +24,7 @@ class FlatDispatcher(Dispatcher):
     Args:
         collectives: backend; its group `ep` is the one that exchanges tokens.
         placement: which rank of the group holds which expert.
-        tokens, top_k, drop_priority: as `Dispatcher`.
+        tokens, top_k: as `Dispatcher`. drop_priority: `position` or `weight`: which assignments keep their slots on overflow.
         capacity: C, rounded up to a multiple of `chunks` (group-wise: of `chunks` x tensor-parallel ranks).
         tag: names the collectives in errors and counters.
         group_wise: this rank sends its share of the slots (see `shares`); C below is then a share's.
@@ -34,7 +34,8 @@ class FlatDispatcher(Dispatcher):
                  drop_priority: str, tag: str, chunks: int = 1, group_wise: bool = False) -> None:
         shares = collectives.topology.tensor if group_wise else 1
         capacity = -(-capacity // (chunks * shares)) * chunks
-        super().__init__(tokens, top_k, uniform_slots(placement.position_of, capacity * shares), drop_priority,
+        table = uniform_slots(placement.position_of, capacity * shares)
+        super().__init__(tokens, top_k, SlotAssignment(tokens, top_k, table, drop_priority == "weight"),
                          collectives if shares > 1 else None, tag)
         self.ranks = placement.ep
         self.local_experts = placement.num_experts // placement.ep

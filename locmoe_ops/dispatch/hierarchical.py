@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
-from locmoe_ops.dispatch.slots import SlotTable
+from locmoe_ops.dispatch.slots import SlotAssignment, SlotTable
 from locmoe_ops.dispatch.together import Together
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement, Topology
@@ -35,7 +35,7 @@ class HierarchicalDispatcher(Dispatcher):
     Args:
         collectives: backend; its groups `ep_node` and `ep_rail` exchange tokens.
         placement: which rank of the expert-parallel group holds which expert.
-        tokens, top_k, drop_priority: as `Dispatcher`.
+        tokens, top_k: as `Dispatcher`. drop_priority: `position` or `weight`: which assignments keep their slots on overflow.
         near_capacity: C_in, and far_capacity: C_out. A is rounded up to a multiple of `chunks`; if C_in < C_out, it is 0.
             Group-wise, C_out is a multiple of P tensor-parallel ranks, and A of P * `chunks`.
         tag: names the collectives in errors and counters.
@@ -53,7 +53,8 @@ class HierarchicalDispatcher(Dispatcher):
         far = -(-far_capacity // shares)
         near = -(-max(near_capacity - far * shares, 0) // (chunks * shares)) * chunks
         table = two_tier_slots(topology, placement, rank, near * shares, far * shares)
-        super().__init__(tokens, top_k, table, drop_priority, collectives if shares > 1 else None, tag)
+        super().__init__(tokens, top_k, SlotAssignment(tokens, top_k, table, drop_priority == "weight"),
+                         collectives if shares > 1 else None, tag)
         self.local_experts = placement.experts_per_rank
         self.neighbours = len(topology.group_of("ep_node", rank))
         self.nodes = len(topology.group_of("ep_rail", rank))

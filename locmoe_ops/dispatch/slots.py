@@ -39,6 +39,28 @@ def uniform_slots(position_of: np.ndarray, capacity: int) -> SlotTable:
     return SlotTable(start, every, start, every, experts * capacity)
 
 
+def count_before(counts: Tensor) -> Tensor:
+    """Sums of the rows above each row: <float32>[N, E] <- <float32>[N, E]. Whole numbers are exact below 2**24."""
+    return ops.cumsum(counts, 0) - counts
+
+
+def both_ways(slot: Tensor, kept: Tensor, index: Tensor, slots: int) -> Dict[str, Tensor]:
+    """A map of N assignments into `slots` slots, and its inverse, as `PermuteRows` wants them.
+
+    slot <int32>[N], distinct where kept; kept bool[N]; index <int32>[N]: 0, 1, 2, ... Returns what `SlotAssignment` does.
+    """
+    # Assignments that are not kept all land on one spare slot past the end, which is then cut off.
+    landing = ops.select(kept, slot, ops.full_like(slot, slots)).reshape(-1, 1)
+    filled_by = ops.scatter_nd(landing, index + 1, (slots + 1,))[:slots]
+    filled = filled_by > 0
+    return {
+        "slot": ops.select(kept, slot, ops.zeros_like(slot)),
+        "kept": ops.cast(kept, dtype.float32).reshape(-1, 1),
+        "assignment": ops.select(filled, filled_by - 1, ops.zeros_like(filled_by)),
+        "filled": ops.cast(filled, dtype.float32).reshape(-1, 1),
+    }
+
+
 class SlotAssignment(nn.Cell):
     """Gives each assignment a slot of its expert, in priority order, until the expert's slots are taken.
 
@@ -68,22 +90,12 @@ class SlotAssignment(nn.Cell):
         start, first, second, capacity = ops.unstack(ops.gather(self.table, expert, 0), 1)
         kept = rank < capacity
         slot = ops.select(rank < first, start + rank, second + rank - first)
-        # Dropped assignments all land on one spare slot past the end, which is then cut off.
-        landing = ops.select(kept, slot, ops.full_like(slot, self.slots)).reshape(-1, 1)
-        filled_by = ops.scatter_nd(landing, self.index + 1, (self.slots + 1,))[:self.slots]
-        filled = filled_by > 0
-        return {
-            "slot": ops.select(kept, slot, ops.zeros_like(slot)),
-            "kept": ops.cast(kept, dtype.float32).reshape(-1, 1),
-            "assignment": ops.select(filled, filled_by - 1, ops.zeros_like(filled_by)),
-            "filled": ops.cast(filled, dtype.float32).reshape(-1, 1),
-        }
+        return both_ways(slot, kept, self.index, self.slots)
 
     def _rank(self, expert: Tensor) -> Tensor:
-        """(N,) int32: how many earlier assignments have the same expert. Counts are exact in fp32 below 2**24."""
+        """(N,) int32: how many earlier assignments have the same expert."""
         one_hot = ops.one_hot(expert, self.experts, Tensor(1.0, dtype.float32), Tensor(0.0, dtype.float32))
-        ahead = ops.cumsum(one_hot, 0) - one_hot
-        return ops.cast((ahead * one_hot).sum(1), dtype.int32)
+        return ops.cast((count_before(one_hot) * one_hot).sum(1), dtype.int32)
 
     def _rank_by_weight(self, expert: Tensor, weight: Tensor) -> Tensor:
         # Equal weights get equal levels, and the index makes keys unique: the order does not rest on how a sort treats ties.

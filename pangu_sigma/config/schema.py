@@ -128,8 +128,11 @@ class RouterConfig:
 @dataclass(frozen=True)
 class DispatchConfig:
     type: str = key("flat", "how tokens travel: flat = one padded all-to-all over the expert-parallel group; hierarchical = own-node "
-                    "tokens stay inside the node, the rest crosses along rails with slots of its own",
-                    choices=("flat", "hierarchical"))
+                    "tokens stay inside the node, the rest crosses along rails with slots of its own; ragged = unequal parts, no "
+                    "slots: nothing is dropped, no padding travels (moe.capacity plays no part)",
+                    choices=("flat", "hierarchical", "ragged"))
+    ragged_limit: Optional[float] = key(None, "ragged dispatch: rows that a rank has room for, over an even load; more end the job; "
+                                        "null: room for all tokens of all ranks, at the price of as much computation", minimum=1.0)
     chunks: int = key(1, "slices that travel while others are with the experts; hierarchical: 1 or 2 (2 overlaps the two tiers)",
                       minimum=1, maximum=16)
     group_wise: bool = key(False, "ranks of a tensor-parallel group, which hold the same tokens, each send a share of them to other nodes "

@@ -136,9 +136,31 @@ def _check_dispatch(config: Config) -> None:
     if dispatch.group_wise and (parallel.tensor == 1 or parallel.expert == 1):
         raise InputError(f"moe.dispatch.group_wise is true with parallel.tensor {parallel.tensor} and parallel.expert {parallel.expert}, "
                          "where no two ranks send the same tokens to others; expected false, or both degrees above 1")
+    _check_ragged(config)
     if dispatch.type != "hierarchical" and capacity.local_share is not None:
         raise InputError(f"moe.capacity.local_share is {capacity.local_share} with moe.dispatch.type {dispatch.type}, "
                          "which has one tier; expected null")
+
+
+def _check_ragged(config: Config) -> None:
+    dispatch, router = config.moe.dispatch, config.moe.router
+    if dispatch.type != "ragged":
+        if dispatch.ragged_limit is not None:
+            raise InputError(f"moe.dispatch.ragged_limit is {dispatch.ragged_limit} with moe.dispatch.type {dispatch.type}, "
+                             "which has slots; expected null")
+        return
+    if router.type == "etr":
+        raise InputError("moe.dispatch.type is ragged with moe.router.type etr, whose experts choose among the tokens that want "
+                         "their slots; expected flat or hierarchical")
+    if dispatch.group_wise:
+        raise InputError("moe.dispatch.group_wise is true with moe.dispatch.type ragged, whose parts have no slots to share out; expected "
+                         "false")
+    if dispatch.chunks > 1:
+        raise InputError(f"moe.dispatch.chunks is {dispatch.chunks} with moe.dispatch.type ragged, whose parts have no common size to "
+                         "cut; expected 1")
+    if dispatch.drop_priority != "position":
+        raise InputError(f"moe.dispatch.drop_priority is {dispatch.drop_priority} with moe.dispatch.type ragged, which drops nothing; "
+                         "expected position")
 
 
 # Keys of moe.capacity that a mode has no use for.

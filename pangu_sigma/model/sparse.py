@@ -9,7 +9,7 @@ from mindspore import nn
 
 from locmoe_ops.capacity import capacity_by_factor
 from locmoe_ops.collectives import Collectives
-from locmoe_ops.dispatch import Dispatcher, EnterWithShares, FlatDispatcher, HierarchicalDispatcher, LeaveWithShares
+from locmoe_ops.dispatch import Dispatcher, EnterWithShares, FlatDispatcher, HierarchicalDispatcher, LeaveWithShares, RaggedDispatcher
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward
 from locmoe_ops.routing_cell import MultiLevelRouting
@@ -94,12 +94,14 @@ def _tier_experts(context: SparseContext, placement: ExpertPlacement) -> Tuple[i
 
 
 def build_dispatcher(context: SparseContext, placement: ExpertPlacement, factor: float, tag: str) -> Dispatcher:
-    """The dispatcher that `moe.dispatch.type` names, with slots for capacity factor `factor`."""
+    """The dispatcher that `moe.dispatch.type` names, with slots for capacity factor `factor` if it has any."""
     dispatch, tokens, top_k = context.config.moe.dispatch, context.shape.tokens, context.config.moe.router.top_k
     if dispatch.type == "hierarchical":
         near, far = tier_capacities(context, placement, factor)
         return HierarchicalDispatcher(context.collectives, placement, tokens, top_k, near, far, dispatch.drop_priority, tag,
                                       dispatch.chunks, dispatch.group_wise)
+    if dispatch.type == "ragged":
+        return RaggedDispatcher(context.collectives, placement, tokens, top_k, dispatch.ragged_limit, tag, "moe.dispatch.ragged_limit")
     capacity = capacity_by_factor(tokens, top_k, experts_in_play(context), factor)
     return FlatDispatcher(context.collectives, placement, tokens, top_k, capacity, dispatch.drop_priority, tag, dispatch.chunks,
                           dispatch.group_wise)

@@ -105,6 +105,8 @@ def test_bytes_between_nodes(results, name):
     that share them send a part each.
     """
     case = rounded_up(CASES[name])
+    if case.kind == "ragged":
+        return check_ragged_bytes(results, name)
     elsewhere = EXPERTS - EXPERTS * case.ranks_per_node // RANKS
     for rank in range(RANKS):
         assert results[rank][f"{name}/between nodes"] == 4 * elsewhere * case.far * HIDDEN * 4 / (case.tensor if case.share else 1)
@@ -114,6 +116,29 @@ def test_bytes_between_nodes(results, name):
 def test_sharing_between_two_halves_the_bytes_between_nodes(results, kind):
     whole, half = (sum(rank[f"{kind}, {how}/between nodes"] for rank in results) for how in ("tensor parallel", "group-wise"))
     assert whole == 2 * half > 0
+
+
+def check_ragged_bytes(results, name):
+    """Real rows alone, there and back and both again in the backward pass, and the numbers of rows for each expert elsewhere."""
+    placement, row = placement_of(CASES[name]), HIDDEN * 4
+    per_node = CASES[name].ranks_per_node
+    flows = np.zeros((RANKS, RANKS), int)  # rows from rank to rank
+    for rank in range(RANKS):
+        for expert in example(name, rank).expert.ravel():
+            if expert < EXPERTS:
+                flows[rank, placement.ep_index_of(int(expert))] += 1
+    for rank in range(RANKS):
+        others = [peer for peer in range(RANKS) if peer // per_node != rank // per_node]
+        real_rows = flows[rank, others].sum() + flows[others, rank].sum()
+        assert results[rank][f"{name}/between nodes"] == 2 * real_rows * row + len(others) * EXPERTS // RANKS * 4
+
+
+def test_rows_that_do_not_fit_end_the_job_on_all_ranks(results):
+    for rank, found in enumerate(results):
+        message = str(found["failure"])
+        assert message.startswith(f"rank {rank}: ")
+        assert "rank 0 stopped (ragged, tight/dispatch: 44 rows arrive, room for 39; " in message  # 3.5 * 11, rounded up
+        assert "that is 3.5 times an even load, raise moe.dispatch.ragged_limit)" in message
 
 
 @pytest.mark.parametrize("size", sums(0))

@@ -11,6 +11,33 @@ import numpy as np
 RANKS_PER_NODE = 2
 
 
+def export_ragged(folder, rank, collectives):
+    """A ragged dispatch with its gradient: rows whose number only the run knows, in the middle of a graph of fixed shapes."""
+    import mindspore as ms
+    from mindspore import nn
+
+    from locmoe_ops.dispatch import RaggedDispatcher
+    from locmoe_ops.topology import ExpertPlacement
+
+    tokens, ranks = 6, collectives.topology.world_size
+
+    class Ragged(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.dispatcher = RaggedDispatcher(collectives, ExpertPlacement(2 * ranks, 1, ranks), tokens, 1, 2.0, "ragged")
+            self.experts = nn.ReLU()
+            self.differentiate = ms.value_and_grad(self.total, (0, 1))
+
+        def total(self, x, weight, expert):
+            return self.dispatcher.move(x, expert, weight, weight, self.experts)[0].sum()
+
+        def construct(self, x, weight, expert):
+            return self.differentiate(x, weight, expert)
+
+    given = np.ones((tokens, 3), np.float32), np.ones((tokens, 1), np.float32), np.zeros((tokens, 1), np.int32)
+    ms.export(Ragged(), *map(ms.Tensor, given), file_name=str(folder / f"ragged_{rank}"), file_format="MINDIR")
+
+
 def main():
     import mindspore as ms
     from mindspore import nn
@@ -31,14 +58,15 @@ def main():
     class All(nn.Cell):
         def __init__(self):
             super().__init__()
+            self.uneven = collectives.all_to_all_v("world", "uneven", 5, size)
             self.exchange = collectives.all_to_all("world", "exchange")
             self.gather = collectives.all_gather("node", "gather")
             self.scatter = collectives.reduce_scatter("rail", "scatter")
             self.total = collectives.all_reduce("dp", "total")
             self.share = collectives.broadcast("node", "share", root=1)
 
-        def construct(self, x):  # (4, 3) -> (4, 3) -> (8, 3) -> (4, 3)
-            y = self.exchange(x)
+        def construct(self, x, send, receive):  # (5, 3) -> (4, 3) -> (4, 3) -> (8, 3) -> (4, 3)
+            y = self.exchange(self.uneven(x, send, receive))
             z = self.gather(y * y)
             w = self.scatter(z * z)
             return self.total(self.share(w * w)).sum()
@@ -48,8 +76,8 @@ def main():
             super().__init__()
             self.differentiate = ms.value_and_grad(network, 0)
 
-        def construct(self, x):
-            return self.differentiate(x)
+        def construct(self, x, send, receive):
+            return self.differentiate(x, send, receive)
 
     class SplitLayer(nn.Cell):
         """A split region, then experts whose inner features are split, behind a group-wise exchange."""
@@ -80,8 +108,10 @@ def main():
     folder = Path(sys.argv[1])
     ms.export(SplitBackward(SplitLayer()), ms.Tensor(np.ones((4, 3), np.float32)), ms.Tensor(np.zeros((4, 1), np.int32)),
               ms.Tensor(np.ones((4, 1), np.float32)), file_name=str(folder / f"split_{rank}"), file_format="MINDIR")
-    ms.export(Backward(All()), ms.Tensor(np.ones((size, 3), np.float32)), file_name=str(folder / f"graph_{rank}"),
-              file_format="MINDIR")
+    counts = ms.Tensor(np.ones(size, np.int32))
+    ms.export(Backward(All()), ms.Tensor(np.ones((5, 3), np.float32)), counts, counts,
+              file_name=str(folder / f"graph_{rank}"), file_format="MINDIR")
+    export_ragged(folder, rank, collectives)
     (folder / f"graph_{rank}.json").write_text(json.dumps({"counted": collectives.bytes_sent().counted}))
 
 

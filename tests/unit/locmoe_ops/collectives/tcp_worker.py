@@ -61,6 +61,29 @@ def run_case(collectives, case, mode):
     return {f"{mode}/{case}/y": y.asnumpy(), f"{mode}/{case}/dx": dx.asnumpy()}
 
 
+# Rows from each rank (first axis) to each; a send buffer has 9 rows, a receive buffer 11.
+UNEVEN = np.array([[2, 0, 3, 1], [0, 0, 1, 0], [4, 1, 2, 2], [1, 5, 0, 0]], np.int32)
+UNEVEN_SHAPES = {"x": (9, 3), "dy": (11, 3)}
+
+
+def run_uneven(collectives, mode):
+    """Output and input gradient of an all-to-all of unequal parts, for the objective sum(dy * y)."""
+    import mindspore as ms
+    cell, rank = collectives.all_to_all_v("world", f"{mode}/uneven", 9, 11), collectives.rank
+    x, dy = (ms.Tensor(example("all_to_all", rank, what, UNEVEN_SHAPES[what], "float32")) for what in ("x", "dy"))
+    send, receive = ms.Tensor(UNEVEN[rank].copy()), ms.Tensor(UNEVEN[:, rank].copy())
+
+    def objective(x, dy, send, receive):
+        y = cell(x, send, receive)
+        return (y * dy).sum(), y
+
+    differentiate = ms.value_and_grad(objective, 0, None, has_aux=True)
+    if mode == "graph":
+        differentiate = ms.jit(differentiate)
+    (_, y), dx = differentiate(x, dy, send, receive)
+    return {f"{mode}/uneven/y": y.asnumpy(), f"{mode}/uneven/dx": dx.asnumpy()}
+
+
 def run_chain(collectives, mode):
     """Gradient of four chained collectives, one of them used twice: messages of one tag must not mix."""
     import mindspore as ms
@@ -130,6 +153,7 @@ def main():
         for case in CASES:
             results.update(run_case(collectives, case, mode))
         results.update(run_chain(collectives, mode))
+        results.update(run_uneven(collectives, mode))
     collectives.barrier()
     results["bytes"] = np.array(collectives.bytes_sent()[:2])
     results["many"] = run_independent(collectives)

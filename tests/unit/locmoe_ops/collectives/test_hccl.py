@@ -15,10 +15,10 @@ HERE = Path(__file__).resolve().parent
 
 # Operation and kind of group of `hccl_worker`'s network, then of its adjoints in reverse.
 EXPECTED = [
-    ("AlltoAll", "world"), ("AllGather", "node"), ("ReduceScatter", "rail"), ("Broadcast", "node"),
+    ("AlltoAllV", "world"), ("AlltoAll", "world"), ("AllGather", "node"), ("ReduceScatter", "rail"), ("Broadcast", "node"),
     ("AllReduce", "world"),
     ("AllReduce", "world"), ("AllReduce", "node"), ("AllGather", "rail"), ("ReduceScatter", "node"),
-    ("AlltoAll", "world"),
+    ("AlltoAll", "world"), ("AlltoAllV", "world"),
 ]
 # A split region's sum; a share's way out, put together, summed into shares, back, and put together at home. Then the adjoints.
 EXPECTED_SPLIT = [
@@ -76,6 +76,12 @@ def test_a_tensor_parallel_layer_compiles(folder, rank):
              if "group" in attributes]
     assert [operation[:2] for operation in found] == EXPECTED_SPLIT
     assert {group for *_, group in found} == {f"locmoe_tp_{rank // 2 * 2}_2", f"locmoe_ep_{rank % 2}_2"}
+
+
+@pytest.mark.parametrize("rank", range(WORLD))
+def test_ragged_dispatch_tells_its_counts_once(folder, rank):
+    found = [name for name, _, _, attributes in nodes(folder, rank, "ragged") if "group" in attributes]
+    assert found == ["AlltoAll", "AlltoAllV", "AlltoAllV", "AlltoAllV", "AlltoAllV"]  # there, home; there and home with gradients
 
 
 def test_groups_are_those_of_the_topology(folder):

@@ -50,6 +50,55 @@ def test_every_collective_for_every_dtype(run_ranks, dtype):
             np.testing.assert_array_equal(result, expected[name], err_msg=name)
 
 
+COUNTS = np.array([[2, 0, 3], [0, 0, 1], [4, 1, 0]])  # rows from rank (first axis) to rank; no pair need have any
+
+
+@pytest.mark.parametrize("counts", [COUNTS, 0 * COUNTS], ids=["some", "none"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_uneven_parts_arrive_in_the_order_of_ranks(run_ranks, counts, dtype):
+    world, rows, limit = 3, 6, 8
+    inputs = [data(rank, (rows, 5), dtype) + 1 for rank in range(world)]
+
+    def job(mesh):
+        result = mesh.all_to_all_v(range(world), "t", inputs[mesh.rank], counts[mesh.rank], counts[:, mesh.rank], limit)
+        return result, mesh.counters.bytes_sent
+
+    for rank, (result, sent) in enumerate(run_ranks(world, job)):
+        expected = np.zeros((limit, 5), dtype)
+        arrived = [inputs[source][counts[source, :rank].sum() + i] for source in range(world) for i in range(counts[source, rank])]
+        if arrived:
+            expected[:len(arrived)] = arrived
+        np.testing.assert_array_equal(result, expected)
+        real_rows = np.where(np.arange(world) == rank, 0, counts[rank])
+        np.testing.assert_array_equal(sent, real_rows * 5 * np.dtype(dtype).itemsize)
+
+
+@pytest.mark.parametrize("send, receive, fragment", [
+    ([7], [7], "send counts [7] for 1 ranks and 6 rows"),
+    ([1], [9], "receive counts [9] for 1 ranks and 8 rows"),
+    ([1, 0], [1], "send counts [1, 0] for 1 ranks"),
+    ([-1], [1], "send counts [-1]"),
+    ([2], [1], "1 rows to receive from itself, 2 to send"),
+])
+def test_impossible_counts_are_named(send, receive, fragment):
+    mesh = join_mesh(0, 1, ("127.0.0.1", 1), b"secret")
+    try:
+        with pytest.raises(InputError) as caught:
+            mesh.all_to_all_v([0], "t", np.zeros((6, 2)), np.array(send), np.array(receive), 8)
+        assert fragment in str(caught.value)
+    finally:
+        mesh.close()
+
+
+def test_counts_that_disagree_end_the_job(run_ranks):
+    def job(mesh):
+        counts = np.array([1 + mesh.rank, 1])  # rank 0 sends 1 row to rank 1, which expects 2
+        mesh.all_to_all_v(range(2), "t", np.zeros((4, 1), np.float32), np.array([1, 1]), counts, 4)
+
+    _, error = run_ranks(2, job)  # rank 0 has what it expects and may be through already
+    assert isinstance(error, CollectiveError) and "rank 0 sent 4 bytes where rank 1 expected 8" in str(error)
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (0,), (3, 0), (2049,), (1000, 257)])
 def test_all_reduce_of_any_shape_has_the_same_bits_everywhere(run_ranks, shape):
     """Scalars, sizes that the ranks do not divide, empty, and sizes on both sides of the two-round algorithm."""

@@ -105,6 +105,26 @@ def test_gradient_is_the_adjoint(job, mode, case):
 
 
 @pytest.mark.parametrize("mode", ["pynative", "graph"])
+def test_uneven_parts_and_their_gradient(job, mode):
+    """Row by row: each one's new place, from which its gradient comes back."""
+    x, dy = ([worker.example("all_to_all", rank, what, shape, "float32") for rank in range(WORLD)]
+             for what, shape in worker.UNEVEN_SHAPES.items())
+    y, dx = [np.zeros_like(array) for array in dy], [np.zeros_like(array) for array in x]
+    arrived, left = [0] * WORLD, [0] * WORLD
+    for target in range(WORLD):
+        for source in range(WORLD):
+            first = worker.UNEVEN[source, :target].sum()
+            for row in range(first, first + worker.UNEVEN[source, target]):
+                y[target][arrived[target]] = x[source][row]
+                dx[source][row] = dy[target][arrived[target]]
+                arrived[target], left[source] = arrived[target] + 1, left[source] + 1
+    assert max(left) == 9 and min(left) < 9
+    for rank in range(WORLD):
+        np.testing.assert_array_equal(job[rank][f"{mode}/uneven/y"], y[rank])
+        np.testing.assert_array_equal(job[rank][f"{mode}/uneven/dx"], dx[rank])
+
+
+@pytest.mark.parametrize("mode", ["pynative", "graph"])
 def test_chain_of_collectives(job, mode):
     """All-to-all exchanges the rank axis with the first axis; done twice it is the identity."""
     x = np.stack([worker.example("all_to_all", rank, "x", (4, 3, 2), "float32") for rank in range(WORLD)])
@@ -131,6 +151,12 @@ def test_bytes_inside_and_between_nodes(job):
             for sender, receiver, count in messages(operation, len(ranks), shape, dtype, root):
                 same = ranks[sender] // worker.RANKS_PER_NODE == ranks[receiver] // worker.RANKS_PER_NODE
                 (inside if same else between)[ranks[sender]] += count
+    for sender in range(WORLD):
+        for receiver in range(WORLD):
+            if sender != receiver:  # the rows there, and the gradients of those that came
+                rows = worker.UNEVEN[sender, receiver] + worker.UNEVEN[receiver, sender]
+                same = sender // worker.RANKS_PER_NODE == receiver // worker.RANKS_PER_NODE
+                (inside if same else between)[sender] += rows * 3 * 4
     # The chain: three all-to-alls of 24-byte slices and one scalar sum, each with its backward.
     chain = 2 * (3 * 24 + 4)
     for rank in range(WORLD):

@@ -8,7 +8,7 @@ import numpy as np
 
 from mindspore import ParameterTuple, Tensor, nn, ops
 
-from locmoe_ops.collectives import BytesSent, Collectives, CommunicationTimes, Flight, create_collectives
+from locmoe_ops.collectives import BytesSent, Collectives, CommunicationTimes, Flight, UnevenRows, create_collectives
 from locmoe_ops.reference import LayerSpec
 from locmoe_ops.tensor_parallel import TensorGroup
 from locmoe_ops.topology import ExpertPlacement, Topology
@@ -107,6 +107,9 @@ class TwinCollectives(Collectives):
 
     def _flight(self, group: str, ranks: Tuple[int, ...], tag: str) -> Flight:
         return Flight(Doubling(), nn.Identity())
+
+    def _uneven(self, group: str, ranks: Tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
+        return nn.Identity()
 
     def barrier(self) -> None:
         """Nobody else is there."""

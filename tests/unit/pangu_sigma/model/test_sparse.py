@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from locmoe_ops.dispatch import EnterWithShares
+from locmoe_ops.dispatch import EnterWithShares, RaggedDispatcher
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers import HashRouter, LocMoERouter, SwitchRouter
 from locmoe_ops.tensor_parallel import TensorGroup
@@ -85,6 +85,14 @@ def test_capacity_follows_the_factor(make_context, factor, top_k, expected):
     context = make_context({"router": {"type": "switch", "top_k": top_k}})
     placement = ExpertPlacement(8, 2, 1)
     assert build_dispatcher(context, placement, factor, "tag").capacity == expected
+
+
+@pytest.mark.parametrize("limit, rows", [(None, 72), (1.5, 54)])
+def test_ragged_dispatch_makes_room_for_its_limit(make_context, limit, rows):
+    """36 tokens of each of two ranks, whatever the capacity factor."""
+    context = make_context({"dispatch": {"type": "ragged", "ragged_limit": limit}}, ranks=2, expert=2)
+    dispatcher = build_dispatcher(context, ExpertPlacement(8, 2, 2), 0.1, "tag")
+    assert isinstance(dispatcher, RaggedDispatcher) and dispatcher.capacity == rows
 
 
 def test_hash_router_draws_its_table_from_seed_and_layer(make_context):

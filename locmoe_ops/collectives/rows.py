@@ -1,0 +1,98 @@
+"""Rows whose number only the run knows, in tensors of fixed shape.
+
+Primitives alone: where shapes depend on data, MindSpore's compiler trips over the functions of `ops` inside a gradient.
+
+Shape legend: M rows of the input, d width, P ranks.
+"""
+
+import math
+from typing import Any, Tuple
+
+import numpy as np
+
+from mindspore import Tensor, dtype, nn, ops
+
+
+class FirstRows(nn.Cell):
+    """The first rows, then zeros; NaN throughout if there should be more than fit: a compiled graph cannot stop with a message.
+
+    Args:
+        limit: rows of the result.
+
+    Inputs: rows <float>[M, d]; source <int32>[limit], row of `rows` for each of the result; count <int32> scalar, how many
+    are real. Output: <float>[limit, d].
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+        self.place = Tensor(np.arange(limit, dtype=np.int32))
+        self.one, self.nan = Tensor(1.0, dtype.float32), Tensor(math.nan, dtype.float32)
+        self.gather, self.select, self.cast, self.reshape = ops.Gather(), ops.Select(), ops.Cast(), ops.Reshape()
+        self.zeros = ops.ZerosLike()
+
+    def construct(self, rows: Tensor, source: Tensor, count: Tensor) -> Tensor:
+        real = self.place < count
+        source = self.select(real, source, self.zeros(source))
+        mask = self.cast(real, dtype.float32) * self.select(count > self.limit, self.nan, self.one)
+        return self.gather(rows, source, 0) * self.reshape(self.cast(mask, rows.dtype), (-1, 1))
+
+
+class ExtraRow(nn.Cell):
+    """Puts one row more behind those of one rank, and takes it out again.
+
+    Args:
+        index: of that rank in the group. limit: M, rows without it.
+    """
+
+    def __init__(self, index: int, limit: int) -> None:
+        super().__init__()
+        self.up_to_index = index + 1
+        self.place = Tensor(np.arange(limit + 1, dtype=np.int32))
+        self.result_place = Tensor(np.arange(limit, dtype=np.int32))
+        self.limit = limit
+        self.first = FirstRows(limit)
+        self.gather, self.select, self.minimum = ops.Gather(), ops.Select(), ops.Minimum()
+
+    def put_in(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """<float>[M + 1, d] <- rows <float>[M, d], counts <int32>[P]; any row serves as the one more."""
+        behind = self._behind(counts)
+        source = self.select(self.place > behind, self.place - 1, self.place)
+        return self.gather(rows, self.minimum(source, self.limit - 1), 0)
+
+    def take_out(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """<float>[M, d] <- rows <float>[sum of counts + 1, d]; zeros where there are none."""
+        source = self.select(self.result_place < self._behind(counts), self.result_place, self.result_place + 1)
+        return self.first(rows, source, total(counts))
+
+    def _behind(self, counts: Tensor) -> Tensor:
+        return total(counts[:self.up_to_index])
+
+
+class KeepRows(nn.Cell):
+    """What `Collectives.all_to_all_v` is in a group of one rank: its rows, cut or filled up with zeros.
+
+    Inputs: rows <float>[M, d]; send_counts, receive_counts <int32>[1], equal. Output: <float>[limit, d].
+    """
+
+    def __init__(self, rows: int, limit: int) -> None:
+        super().__init__()
+        self.forward_rows, self.backward_rows = FirstRows(limit), FirstRows(rows)
+        self.forward_source, self.backward_source = _clipped(limit, rows), _clipped(rows, limit)
+        self.zeros = ops.ZerosLike()
+
+    def construct(self, rows: Tensor, send_counts: Tensor, receive_counts: Tensor) -> Tensor:
+        return self.forward_rows(rows, self.forward_source, total(receive_counts))
+
+    def bprop(self, rows: Tensor, send_counts: Tensor, receive_counts: Tensor, out: Any, dout: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        gradient = self.backward_rows(dout, self.backward_source, total(send_counts))
+        return gradient, self.zeros(send_counts), self.zeros(receive_counts)
+
+
+def total(counts: Tensor) -> Tensor:
+    """<int32> scalar <- <int32>[P]"""
+    return ops.Cast()(ops.ReduceSum()(counts), dtype.int32)
+
+
+def _clipped(places: int, rows: int) -> Tensor:
+    return Tensor(np.minimum(np.arange(places), rows - 1).astype(np.int32))
