@@ -7,6 +7,7 @@ import numpy as np
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.dispatch import Dispatcher
+from locmoe_ops.errors import InputError
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.routers.base import one_hot
 from locmoe_ops.routing_cell import MultiLevelRouting
@@ -17,7 +18,7 @@ class MoEFeedForward(nn.Cell):
 
     1. routing: experts and weights of each token, and the losses.
     2. dispatcher: tokens to expert buffers, on whichever rank; experts; back to tokens, scaled by their weights. A dropped token
-       gets 0 and lives on in the residual.
+       gets 0 and lives on in the residual. Where the dispatcher re-picks overflow, the token's second expert has its own weight.
 
     Args:
         routing, dispatcher, experts: the parts. scale_by_gate: False leaves outputs unscaled.
@@ -26,8 +27,8 @@ class MoEFeedForward(nn.Cell):
 
     Inputs: x <float>[T, d]; tokens, a dict of ids, domain, home, seed <int32>[T] each.
     Outputs: y <float>[T, d] in x's dtype, and a dict of aux_loss, locality_loss (weighted, equal on all ranks) and this rank's sums:
-    assigned <float32>[E] (before drops), kept and kept_local <float32> scalars; and what was routed: seen <float>[T, d] (see
-    `Router.seen`) and expert <int32>[T, k]. What a graph does not use of them costs it nothing.
+    assigned <float32>[E] (as chosen, before drops), kept and kept_local <float32> scalars (as finally taken); and what was routed:
+    seen <float>[T, d] (see `Router.seen`) and expert <int32>[T, k]. What a graph does not use of them costs it nothing.
     """
 
     def __init__(self, routing: MultiLevelRouting, dispatcher: Dispatcher, experts: ExpertBank, local: np.ndarray,
@@ -37,6 +38,10 @@ class MoEFeedForward(nn.Cell):
         self.dispatcher = dispatcher
         self.evaluation_dispatcher = evaluation_dispatcher or dispatcher
         self.experts = experts
+        self.repicks = dispatcher.repicks
+        if not self.repicks == self.evaluation_dispatcher.repicks == routing.router.offers_second:
+            raise InputError(f"overflow: the dispatchers re-pick: {self.repicks}, {self.evaluation_dispatcher.repicks}; the router offers "
+                             f"second experts: {routing.router.offers_second}; expected all alike")
         self.scale_by_gate = scale_by_gate
         self.top_k = routing.router.top_k
         self.num_experts = routing.router.num_experts
@@ -47,16 +52,23 @@ class MoEFeedForward(nn.Cell):
         weight = routing["weight"]
         scale = weight if self.scale_by_gate else ops.ones(weight.shape, dtype.float32)
         chosen, gate = routing["expert"], ops.stop_gradient(weight)
+        second = self._second(routing) if self.repicks else None
         if self.training:
-            y, context = self.dispatcher.move(x, chosen, gate, scale, self.experts)
+            y, context = self.dispatcher.move(x, chosen, gate, scale, self.experts, second)
         else:
-            y, context = self.evaluation_dispatcher.move(x, chosen, gate, scale, self.experts)
-        return ops.cast(y, x.dtype), self._report(routing, context["kept"], tokens["home"])
+            y, context = self.evaluation_dispatcher.move(x, chosen, gate, scale, self.experts, second)
+        return ops.cast(y, x.dtype), self._report(routing, context, tokens["home"])
 
-    def _report(self, routing: Dict[str, Tensor], kept: Tensor, home: Tensor) -> Dict[str, Tensor]:
+    def _second(self, routing: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
+        weight = routing["second_weight"]
+        return routing["second_expert"], weight if self.scale_by_gate else ops.ones(weight.shape, dtype.float32)
+
+    def _report(self, routing: Dict[str, Tensor], context: Dict[str, Tensor], home: Tensor) -> Dict[str, Tensor]:
+        kept = context["kept"]
         chosen = one_hot(routing["expert"].T.reshape(-1), self.num_experts)  # (N, E), choice-major as `kept`
+        finally_taken = one_hot(context["expert"], self.num_experts) if self.repicks else chosen
         nearby = ops.gather(self.local, home, 0)  # (T, E)
         nearby = nearby if self.top_k == 1 else ops.tile(nearby, (self.top_k, 1))
         return {"aux_loss": routing["aux_loss"], "locality_loss": routing["locality_loss"], "assigned": chosen.sum(0),
-                "kept": kept.sum(), "kept_local": ((chosen * nearby).sum(1, keepdims=True) * kept).sum(),
+                "kept": kept.sum(), "kept_local": ((finally_taken * nearby).sum(1, keepdims=True) * kept).sum(),
                 "seen": routing["seen"], "expert": routing["expert"]}

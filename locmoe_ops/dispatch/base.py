@@ -9,6 +9,7 @@ from mindspore import Tensor, nn, ops
 
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.dispatch.permute import PermuteRows
+from locmoe_ops.dispatch.repick import RepickingAssignment
 from locmoe_ops.dispatch.shares import OwnShare, WholeFromShares
 
 
@@ -20,7 +21,8 @@ class Dispatcher(nn.Cell):
     3. Copy results to assignments, scale and sum them; a dropped assignment contributes 0.
 
     Args:
-        tokens: T. top_k: k. slots: gives the slots of this rank's send buffer, as `SlotAssignment`.
+        tokens: T. top_k: k. slots: gives the slots of this rank's send buffer, as `SlotAssignment` or
+            `RepickingAssignment`.
         share_of: group-wise, the collectives whose tensor-parallel group holds the same tokens: `through_experts` is then given
             this rank's share, every P-th slot of each stretch of the slots' table, all of which are multiples of P. None: all slots.
         tag: names the share's collectives.
@@ -31,22 +33,30 @@ class Dispatcher(nn.Cell):
         self.tokens = tokens
         self.top_k = top_k
         self.slots = slots
+        self.repicks = isinstance(slots, RepickingAssignment)
         self.permute = PermuteRows()
         self.own_share = nn.Identity() if share_of is None else OwnShare(share_of, f"{tag}/share")
         self.whole = nn.Identity() if share_of is None else WholeFromShares(share_of, f"{tag}/whole")
 
     def move(self, x: Tensor, expert: Tensor, gate: Tensor, scale: Tensor,
-             experts: Callable[[Tensor], Tensor]) -> Tuple[Tensor, Dict[str, Tensor]]:
+             experts: Callable[[Tensor], Tensor],
+             second: Optional[Tuple[Tensor, Tensor]] = None) -> Tuple[Tensor, Dict[str, Tensor]]:
         """x <float>[T, d], expert <int32>[T, k] (E: no assignment), gate <float32>[T, k] (for the priority),
         scale <float32>[T, k]; `experts` maps <float>[L, slots, d] to the same shape -> <float>[T, d] and the context, see
         `SlotAssignment`.
+        second: where overflow is re-picked, each token's second expert <int32>[T] (E: none) and its scale <float32>[T]; the context
+        is then that of `RepickingAssignment`.
         """
-        context = self.slots(expert, gate)
+        context = self.slots(expert, gate) if second is None else self.slots(expert, gate, second[0])
         rows = x if self.top_k == 1 else ops.tile(x, (self.top_k, 1))  # (N, d), choice-major
         buffer = self.permute(rows, context["assignment"], context["filled"], context["slot"], context["kept"])
         buffer = self.whole(self.carry(self.own_share(buffer), context, experts))
         rows = self.permute(buffer, context["slot"], context["kept"], context["assignment"], context["filled"])
-        rows = rows * ops.cast(scale, rows.dtype).T.reshape(-1, 1)  # (N, 1) <- (T, k)
+        scale = scale.T.reshape(-1, 1)  # (N, 1) <- (T, k)
+        if second is not None:
+            other = second[1].reshape(-1, 1)
+            scale = ops.select(context["repicked"] > 0.5, other if self.top_k == 1 else ops.tile(other, (self.top_k, 1)), scale)
+        rows = rows * ops.cast(scale, rows.dtype)
         y = rows if self.top_k == 1 else rows.reshape(self.top_k, self.tokens, -1).sum(0)
         return y, context
 

@@ -10,7 +10,8 @@ from mindspore import Tensor, nn, ops
 
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
-from locmoe_ops.dispatch.slots import SlotAssignment, uniform_slots
+from locmoe_ops.dispatch.repick import slot_assignment
+from locmoe_ops.dispatch.slots import uniform_slots
 from locmoe_ops.dispatch.together import Together
 from locmoe_ops.topology import ExpertPlacement
 
@@ -28,14 +29,16 @@ class FlatDispatcher(Dispatcher):
         capacity: C, rounded up to a multiple of `chunks` (group-wise: of `chunks` x tensor-parallel ranks).
         tag: names the collectives in errors and counters.
         group_wise: this rank sends its share of the slots (see `shares`); C below is then a share's.
+        overflow: `drop` or `repick`: what happens to an assignment without a slot, see `RepickingAssignment`.
     """
 
     def __init__(self, collectives: Collectives, placement: ExpertPlacement, tokens: int, top_k: int, capacity: int,
-                 drop_priority: str, tag: str, chunks: int = 1, group_wise: bool = False) -> None:
+                 drop_priority: str, tag: str, chunks: int = 1, group_wise: bool = False,
+                 overflow: str = "drop") -> None:
         shares = collectives.topology.tensor if group_wise else 1
         capacity = -(-capacity // (chunks * shares)) * chunks
         table = uniform_slots(placement.position_of, capacity * shares)
-        super().__init__(tokens, top_k, SlotAssignment(tokens, top_k, table, drop_priority == "weight"),
+        super().__init__(tokens, top_k, slot_assignment(tokens, top_k, table, drop_priority, overflow),
                          collectives if shares > 1 else None, tag)
         self.ranks = placement.ep
         self.local_experts = placement.num_experts // placement.ep

@@ -12,7 +12,8 @@ from mindspore import Tensor, nn, ops
 
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
-from locmoe_ops.dispatch.slots import SlotAssignment, SlotTable
+from locmoe_ops.dispatch.repick import slot_assignment
+from locmoe_ops.dispatch.slots import SlotTable
 from locmoe_ops.dispatch.together import Together
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement, Topology
@@ -40,12 +41,14 @@ class HierarchicalDispatcher(Dispatcher):
             Group-wise, C_out is a multiple of P tensor-parallel ranks, and A of P * `chunks`.
         tag: names the collectives in errors and counters.
         group_wise: this rank sends its share of the slots (see `shares`); A and C_out below are then a share's.
+        overflow: `drop` or `repick`: what happens to an assignment without a slot, see `RepickingAssignment`.
 
     Raises InputError for more than two chunks.
     """
 
     def __init__(self, collectives: Collectives, placement: ExpertPlacement, tokens: int, top_k: int, near_capacity: int,
-                 far_capacity: int, drop_priority: str, tag: str, chunks: int = 1, group_wise: bool = False) -> None:
+                 far_capacity: int, drop_priority: str, tag: str, chunks: int = 1, group_wise: bool = False,
+                 overflow: str = "drop") -> None:
         if chunks not in (1, 2):
             raise InputError(f"chunks {chunks}: hierarchical dispatch overlaps its two tiers; expected 1 or 2")
         topology, rank = collectives.topology, collectives.rank
@@ -53,7 +56,7 @@ class HierarchicalDispatcher(Dispatcher):
         far = -(-far_capacity // shares)
         near = -(-max(near_capacity - far * shares, 0) // (chunks * shares)) * chunks
         table = two_tier_slots(topology, placement, rank, near * shares, far * shares)
-        super().__init__(tokens, top_k, SlotAssignment(tokens, top_k, table, drop_priority == "weight"),
+        super().__init__(tokens, top_k, slot_assignment(tokens, top_k, table, drop_priority, overflow),
                          collectives if shares > 1 else None, tag)
         self.local_experts = placement.experts_per_rank
         self.neighbours = len(topology.group_of("ep_node", rank))

@@ -61,17 +61,12 @@ def both_ways(slot: Tensor, kept: Tensor, index: Tensor, slots: int) -> Dict[str
     }
 
 
-class SlotAssignment(nn.Cell):
-    """Gives each assignment a slot of its expert, in priority order, until the expert's slots are taken.
+class Slots(nn.Cell):
+    """Order, ranks and places of assignments: what kinds of slot assignment share.
 
-    1. Order the assignments: by position (choice-major), or by gate weight, larger first, ties by position.
-    2. Count, per expert, the assignments ahead of each one: its rank.
-    3. Ranks below the expert's capacity keep the slot that `table` gives them; the others are dropped.
-    4. Invert the map: the assignment that fills each slot.
-
-    Inputs: expert <int32>[T, k], global ids, E where there is no assignment; weight <float32>[T, k], >= 0.
-    Output: a dict of slot <int32>[N] (0 where dropped), kept <float32>[N, 1], assignment <int32>[M] (0 where empty),
-    filled <float32>[M, 1].
+    Args:
+        tokens: T. top_k: k. table: the slots of every expert. by_weight: order by gate weight, larger first, ties by position;
+            else by position (choice-major).
     """
 
     def __init__(self, tokens: int, top_k: int, table: SlotTable, by_weight: bool) -> None:
@@ -84,26 +79,54 @@ class SlotAssignment(nn.Cell):
         self.table = Tensor(np.concatenate([columns, np.zeros((1, 4))]).astype(np.int32))  # (E + 1, 4): none fits expert E
         self.index = Tensor(np.arange(self.count, dtype=np.int32))
 
-    def construct(self, expert: Tensor, weight: Tensor) -> Dict[str, Tensor]:
-        expert = expert.T.reshape(-1)  # (N,) <- (T, k)
-        rank = self._rank_by_weight(expert, weight) if self.by_weight else self._rank(expert)
+    def place(self, expert: Tensor, rank: Tensor) -> Dict[str, Tensor]:
+        """expert, rank <int32>[N] -> the output."""
         start, first, second, capacity = ops.unstack(ops.gather(self.table, expert, 0), 1)
         kept = rank < capacity
         slot = ops.select(rank < first, start + rank, second + rank - first)
         return both_ways(slot, kept, self.index, self.slots)
 
-    def _rank(self, expert: Tensor) -> Tensor:
-        """(N,) int32: how many earlier assignments have the same expert."""
-        one_hot = ops.one_hot(expert, self.experts, Tensor(1.0, dtype.float32), Tensor(0.0, dtype.float32))
-        return ops.cast((count_before(one_hot) * one_hot).sum(1), dtype.int32)
+    def room_of(self, expert: Tensor) -> Tensor:
+        """Capacity of each one's expert, 0 for E: <int32>[N] <- <int32>[N]"""
+        return ops.gather(self.table, expert, 0)[:, 3]
 
-    def _rank_by_weight(self, expert: Tensor, weight: Tensor) -> Tensor:
+    def order(self, weight: Tensor) -> Tensor:
+        """Indices of assignments, first come first: <int32>[N] <- <float32>[T, k]"""
+        if not self.by_weight:
+            return self.index
         # Equal weights get equal levels, and the index makes keys unique: the order does not rest on how a sort treats ties.
         weight = ops.cast(weight.T.reshape(-1), dtype.float32)
         ascending, _ = ops.sort(weight)
         level = ops.searchsorted(ascending, weight)  # (N,) int64: how many weights are smaller
         key = level * self.count + (self.count - 1 - ops.cast(self.index, dtype.int64))
         ordered, _ = ops.sort(key, descending=True)
-        order = ops.cast(self.count - 1 - ops.floor_mod(ordered, self.count), dtype.int32)
-        rank = self._rank(ops.gather(expert, order, 0))
-        return ops.scatter_nd(order.reshape(-1, 1), rank, (self.count,))
+        return ops.cast(self.count - 1 - ops.floor_mod(ordered, self.count), dtype.int32)
+
+    def rank(self, expert: Tensor, order: Tensor) -> Tensor:
+        """How many assignments ahead of each one in `order` have its expert: <int32>[N]"""
+        if not self.by_weight:
+            return self._rank(expert)
+        return ops.scatter_nd(order.reshape(-1, 1), self._rank(ops.gather(expert, order, 0)), (self.count,))
+
+    def _rank(self, expert: Tensor) -> Tensor:
+        """(N,) int32: how many earlier assignments have the same expert."""
+        one_hot = ops.one_hot(expert, self.experts, Tensor(1.0, dtype.float32), Tensor(0.0, dtype.float32))
+        return ops.cast((count_before(one_hot) * one_hot).sum(1), dtype.int32)
+
+
+class SlotAssignment(Slots):
+    """Gives each assignment a slot of its expert, in priority order, until the expert's slots are taken.
+
+    1. Order the assignments: by position (choice-major), or by gate weight, larger first, ties by position.
+    2. Count, per expert, the assignments ahead of each one: its rank.
+    3. Ranks below the expert's capacity keep the slot that `table` gives them; the others are dropped.
+    4. Invert the map: the assignment that fills each slot.
+
+    Inputs: expert <int32>[T, k], global ids, E where there is no assignment; weight <float32>[T, k], >= 0.
+    Output: a dict of slot <int32>[N] (0 where dropped), kept <float32>[N, 1], assignment <int32>[M] (0 where empty),
+    filled <float32>[M, 1].
+    """
+
+    def construct(self, expert: Tensor, weight: Tensor) -> Dict[str, Tensor]:
+        expert = expert.T.reshape(-1)  # (N,) <- (T, k)
+        return self.place(expert, self.rank(expert, self.order(weight)))

@@ -7,8 +7,8 @@ import numpy as np
 
 from locmoe_ops.reference import losses
 from locmoe_ops.reference.experts import expert_gradients, expert_output
-from locmoe_ops.reference.routing import Routing, combine_weight, gate_gradients, route, through_weights
-from locmoe_ops.reference.slots import keep_within_capacity
+from locmoe_ops.reference.routing import Routing, combine_weight, gate_gradients, replace_choices, route, second_choices, through_weights
+from locmoe_ops.reference.slots import keep_within_capacity, repick
 from locmoe_ops.reference.spec import (
     LayerGradients,
     LayerParameters,
@@ -25,13 +25,14 @@ class _Plan:
     """Where one rank's tokens go."""
 
     tokens: RankTokens
-    routing: Routing
+    routing: Routing  # as chosen
+    taken: Routing  # the same, with what was re-picked
     weight: np.ndarray  # (T,k) float64
     kept: np.ndarray  # (T,k) bool
 
     def kept_assignments(self) -> list[tuple[int, int, int]]:
         """(token, choice, expert) of every assignment that found a slot."""
-        return [(int(t), int(choice), int(self.routing.expert[t, choice])) for t, choice in np.argwhere(self.kept)]
+        return [(int(t), int(choice), int(self.taken.expert[t, choice])) for t, choice in np.argwhere(self.kept)]
 
 
 def moe_layer(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[RankTokens]) -> LayerResult:
@@ -47,7 +48,7 @@ def moe_layer(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[Rank
         aux_loss=losses.aux_loss(spec, ranks, routings),
         locality_loss=losses.locality_loss(spec, ranks, routings),
         stats=_statistics(spec, plans),
-        expert=tuple(routing.expert for routing in routings),
+        expert=tuple(plan.taken.expert for plan in plans),
         weight=tuple(plan.weight for plan in plans),
         kept=tuple(plan.kept for plan in plans),
     )
@@ -91,12 +92,17 @@ def moe_layer_gradients(
 def _plan(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[RankTokens]) -> list[_Plan]:
     check_inputs(spec, parameters, ranks)
     plans = []
-    for tokens in ranks:
-        routing = route(spec, parameters, tokens)
+    for source, tokens in enumerate(ranks):
+        taken = routing = route(spec, parameters, tokens)
         # The gate weight ranks the assignments even where it does not scale the output.
-        kept = keep_within_capacity(routing.expert, routing.gate_weight, spec.capacity, spec.drop_priority)
-        kept &= routing.expert < spec.num_experts
-        plans.append(_Plan(tokens, routing, combine_weight(spec, routing), kept))
+        ranked, capacity = (routing.expert, routing.gate_weight), spec.capacities(source)
+        kept = keep_within_capacity(*ranked, capacity, spec.drop_priority)
+        if spec.overflow == "repick":
+            second = second_choices(spec, tokens, routing)
+            second_expert = np.where(second < 0, -1, routing.group * spec.experts_per_group + second)
+            moved = repick(*ranked, kept, second_expert, capacity, spec.drop_priority)
+            taken, kept = replace_choices(spec, routing, moved, second), kept | moved
+        plans.append(_Plan(tokens, routing, taken, combine_weight(spec, taken), kept))
     return plans
 
 
@@ -132,7 +138,7 @@ def _add_expert_gradients(
         if spec.scale_by_gate:
             output = expert_output(parameters, spec.activation, expert, x)
             weight_gradient[t, choice] = np.dot(output_gradient[t], output)
-    return through_weights(spec, plan.routing, weight_gradient)
+    return through_weights(spec, plan.taken, weight_gradient)
 
 
 def _zero_gradients(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[RankTokens]) -> LayerGradients:

@@ -42,6 +42,30 @@ def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> R
     return Routing(group, probability, choice, expert, gate_weight)
 
 
+def second_choices(spec: LayerSpec, tokens: RankTokens, routing: Routing) -> np.ndarray:
+    """(T,) int64: of each token the likeliest expert of its group on its home node that it did not choose, -1 if there is none.
+
+    Indices into the group; ties go to the lower one.
+    """
+    second = np.full(len(routing.choice), -1)
+    for t, chosen in enumerate(routing.choice):
+        local = _local_to(spec, tokens, t, routing.group[t])
+        left = [i for i in range(spec.experts_per_group) if local[i] and i not in chosen]
+        if left:
+            second[t] = min(left, key=lambda i: (-routing.probability[t, i], i))
+    return second
+
+
+def replace_choices(spec: LayerSpec, routing: Routing, moved: np.ndarray, second: np.ndarray) -> Routing:
+    """The routing with the choices `moved` (T,k) bool replaced by their token's second one (T,), which brings its own weight."""
+    choice, expert, weight = routing.choice.copy(), routing.expert.copy(), routing.gate_weight.copy()
+    for t, k in np.argwhere(moved):
+        choice[t, k] = second[t]
+        expert[t, k] = routing.group[t] * spec.experts_per_group + second[t]
+        weight[t, k] = routing.probability[t, second[t]]
+    return routing._replace(choice=choice, expert=expert, gate_weight=weight)
+
+
 def combine_weight(spec: LayerSpec, routing: Routing) -> np.ndarray:
     """(T,k) float64: the factor on each chosen expert's output."""
     return routing.gate_weight if spec.scale_by_gate else np.ones_like(routing.gate_weight)

@@ -1,18 +1,22 @@
 """Who gets the slots of an expert when more tokens of a rank want it than its capacity allows."""
 
+from collections import Counter
+from collections.abc import Sequence
+from typing import Union
 
 import numpy as np
 
 Assignment = tuple[int, int]  # token, choice
+Capacity = Union[int, Sequence[int]]
 
 
-def keep_within_capacity(expert: np.ndarray, gate_weight: np.ndarray, capacity: int, priority: str) -> np.ndarray:
+def keep_within_capacity(expert: np.ndarray, gate_weight: np.ndarray, capacity: Capacity, priority: str) -> np.ndarray:
     """(T,k) bool: the assignments of one rank that find a slot.
 
     Args:
         expert: (T,k) int, global expert ids.
         gate_weight: (T,k) float, looked at under priority `weight` only.
-        capacity: slots per expert for this rank.
+        capacity: slots per expert for this rank, or of each expert; ids beyond have none.
         priority: `position`: all first choices in token order, then all second choices, and so on; `weight`: larger
             gate weight first, equal ones as under `position`.
     """
@@ -20,10 +24,43 @@ def keep_within_capacity(expert: np.ndarray, gate_weight: np.ndarray, capacity: 
     taken: dict[int, int] = {}
     for t, choice in _in_priority_order(gate_weight, priority):
         wanted = int(expert[t, choice])
-        if taken.get(wanted, 0) < capacity:
+        if taken.get(wanted, 0) < _slots_of(capacity, wanted):
             taken[wanted] = taken.get(wanted, 0) + 1
             kept[t, choice] = True
     return kept
+
+
+def repick(expert: np.ndarray, gate_weight: np.ndarray, kept: np.ndarray, second: np.ndarray, capacity: Capacity,
+           priority: str) -> np.ndarray:
+    """(T,k) bool: the assignments of one rank that found no slot and get one with their token's second expert.
+
+    One a token: its first choice without a slot. They come in the order of `priority`, by the weight with which they lost.
+
+    Args:
+        expert, gate_weight, capacity, priority: as `keep_within_capacity`.
+        kept: (T,k) bool, what that returned. second: (T,) int, another expert; -1: none.
+    """
+    moved = np.zeros(expert.shape, bool)
+    taken = Counter(int(e) for e in expert[kept])
+    waiting = [places[0] for places in ([(t, c) for c in range(expert.shape[1]) if _without_slot(expert, kept, capacity, t, c)]
+                                        for t in range(len(expert))) if places]
+    for t, choice in _in_priority_order(gate_weight, priority):
+        other = int(second[t])
+        if (t, choice) in waiting and other >= 0 and taken[other] < _slots_of(capacity, other):
+            taken[other] += 1
+            moved[t, choice] = True
+    return moved
+
+
+def _without_slot(expert: np.ndarray, kept: np.ndarray, capacity: Capacity, t: int, choice: int) -> bool:
+    """Whether an assignment, if it is one, was not kept."""
+    return not kept[t, choice] and _slots_of(capacity, int(expert[t, choice])) > 0
+
+
+def _slots_of(capacity: Capacity, expert: int) -> int:
+    if isinstance(capacity, int):
+        return capacity
+    return capacity[expert] if expert < len(capacity) else 0
 
 
 def _in_priority_order(gate_weight: np.ndarray, priority: str) -> list[Assignment]:

@@ -20,6 +20,7 @@ GATES = ("grap", "dense")
 LOCAL_TERMS = ("none", "bias", "margin")
 STATISTICS = ("rank", "node", "global")
 PRIORITIES = ("position", "weight")
+OVERFLOWS = ("drop", "repick")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class LayerSpec:
     scale_by_gate: bool = True
     activation: str = "gelu"  # gelu | gelu_tanh | fast_gelu | relu
     drop_priority: str = "position"  # position | weight
+    overflow: str = "drop"  # drop | repick: what finds no slot goes to the token's best local expert left, if that has one
+    far_capacity: Optional[int] = None  # slots for an expert on another node than its source rank; None: `capacity`
+    source_nodes: Optional[tuple[int, ...]] = None  # node of each simulated source rank; needed with far_capacity
     statistics: str = "global"  # rank | node | global
     alpha: float = 0.01  # weight of L_aux
     mu: float = 0.01  # weight of L_loc
@@ -56,12 +60,16 @@ class LayerSpec:
         _require_choice("gate", self.gate, GATES)
         _require_choice("activation", self.activation, tuple(ACTIVATIONS))
         _require_choice("drop_priority", self.drop_priority, PRIORITIES)
+        _require_choice("overflow", self.overflow, OVERFLOWS if self.router not in ("hash", "gshard") else OVERFLOWS[:1])
         _require_choice("statistics", self.statistics, STATISTICS)
         _require_choice("local_term", self.local_term, LOCAL_TERMS)
         least, most = {"hash": (1, 1), "gshard": (2, 2)}.get(self.router, (1, self.experts_per_group))
         _require(least <= self.top_k <= most, "top_k", self.top_k, f"{least}..{most} ({self.router} router)")
         _require(self.capacity >= 1, "capacity", self.capacity, "at least 1")
         _require(0.0 < self.smoothing <= 1.0, "smoothing", self.smoothing, "above 0, at most 1")
+        if self.far_capacity is not None:
+            _require(self.far_capacity >= 1, "far_capacity", self.far_capacity, "at least 1")
+            _require(self.source_nodes is not None, "source_nodes", None, "a node for each source rank, for far_capacity")
         known = all(0 <= group < self.num_groups for group in self.domain_groups)
         _require(known, "domain_groups", self.domain_groups, f"groups 0..{self.num_groups - 1}")
         expected_ep = f"layout.expert = {self.layout.expert}"
@@ -83,6 +91,14 @@ class LayerSpec:
     def learns_gate(self) -> bool:
         """Whether the router owns a weight matrix (E,d)."""
         return self.router in ("switch", "gshard", "faster_moe", "ta_moe") or (self.router == "locmoe" and self.gate == "dense")
+
+    def capacities(self, source: int) -> list[int]:
+        """Slots for each expert at simulated rank `source`; E numbers."""
+        if self.far_capacity is None:
+            return [self.capacity] * self.num_experts
+        assert self.source_nodes is not None
+        node = self.source_nodes[source]
+        return [self.capacity if self.is_local(node, expert) else self.far_capacity for expert in range(self.num_experts)]
 
     def is_local(self, node: int, expert: int) -> bool:
         """Whether a rank of `node` finds `expert` on its own node, within its own expert-parallel group."""
@@ -136,8 +152,8 @@ class LayerResult:
     aux_loss: float
     locality_loss: float
     stats: LayerStats
-    expert: tuple[np.ndarray, ...]  # (T,k) int64; global expert ids, best first; E: a choice that was not taken up
-    weight: tuple[np.ndarray, ...]  # (T,k) float64; factor on the expert's output, 1 without scale_by_gate
+    expert: tuple[np.ndarray, ...]  # (T,k) int64; global expert ids, best first, re-picked ones replaced; E: a choice not taken up
+    weight: tuple[np.ndarray, ...]  # (T,k) float64; factor on that expert's output, 1 without scale_by_gate
     kept: tuple[np.ndarray, ...]  # (T,k) bool
 
 

@@ -10,6 +10,7 @@ from locmoe_ops.routers.gshard import GShardRouter
 from locmoe_ops.routers.hash import HashRouter
 from locmoe_ops.routers.local_term import LocalTerm, current_strength, local_strength, set_local_strength
 from locmoe_ops.routers.preference import Preference, Sum
+from locmoe_ops.routers.second import SecondExpert
 from locmoe_ops.routers.ta_moe import TAMoERouter, bandwidth_shares
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Preference",
     "Router",
     "RoutingShape",
+    "SecondExpert",
     "Sum",
     "SwitchRouter",
     "TAMoERouter",

@@ -52,7 +52,8 @@ class Router(nn.Cell):
     Inputs: x <float>[T, d]; tokens, a dict of ids <int32>[T], group <int32>[T], home <int32>[T] (rank of `layout` that the token
     belongs to) and seed <int32>[T].
     Output: a dict of expert <int32>[T, k], weight <float32>[T, k], the weighted losses aux_loss and locality_loss, scalars, and seen
-    <float>[T, d], what the choice was made by (see `seen`).
+    <float>[T, d], what the choice was made by (see `seen`). A router that was told to
+    offer second experts adds second_expert <int32>[T] (E: none) and second_weight <float32>[T].
     """
 
     def __init__(self, shape: RoutingShape) -> None:
@@ -62,12 +63,23 @@ class Router(nn.Cell):
         self.per_group = shape.per_group
         self.top_k = shape.top_k
         self.by_word = False  # whether `tokens` must hold `word`, see `LocMoERouter`
+        self.offers_second = False
+        self.second = nn.Identity()
+
+    def offer_second(self, second: nn.Cell) -> None:
+        """Adds what re-picking needs, of a `SecondExpert`, to the output. Raises InputError where a router has no such thing."""
+        raise InputError(f"{type(self).__name__} has no second experts for overflow to be re-picked to")
 
     def construct(self, x: Tensor, tokens: Dict[str, Tensor]) -> Dict[str, Tensor]:
         choice, weight, probabilities = self.choose(x, tokens)
         expert = choice + (tokens["group"] * self.per_group).reshape(-1, 1)
         aux_loss, locality_loss = self.losses(expert, probabilities, tokens)
-        return {"expert": expert, "weight": weight, "aux_loss": aux_loss, "locality_loss": locality_loss, "seen": self.seen(x, tokens)}
+        routing = {"expert": expert, "weight": weight, "aux_loss": aux_loss, "locality_loss": locality_loss,
+                   "seen": self.seen(x, tokens)}
+        if self.offers_second:
+            second, second_weight = self.second(choice, probabilities, tokens["home"], tokens["group"])
+            routing["second_expert"], routing["second_weight"] = second, second_weight
+        return routing
 
     def seen(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
         """The vectors whose angles to each other and to the gate's weights tell what the router does, <float>[T, d]; without jitter."""

@@ -36,6 +36,10 @@ class GatedRouter(Router):
         self.has_preference = preference is not None
         self.preference = nn.Identity() if preference is None else preference
 
+    def offer_second(self, second: nn.Cell) -> None:
+        self.offers_second = True
+        self.second = second
+
     def score(self, values: Tensor) -> Tensor:
         """Gate values <float32>[T, n] -> scores <float32>[T, n]."""
         return values

@@ -2,7 +2,7 @@
 
 from typing import Dict, Optional, Tuple
 
-from mindspore import Tensor, dtype, ops
+from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.errors import InputError
@@ -44,6 +44,9 @@ class GShardRouter(GatedRouter):
         self.uniform = SeededUniform(1, salt)
         first_alone = RoutingShape(shape.hidden_size, shape.num_experts, shape.num_groups)
         self.sums = SegmentSums(first_alone, statistics, layout, collectives, tag)
+
+    def offer_second(self, second: nn.Cell) -> None:
+        raise InputError("the GShard router weighs its two experts against each other; a second expert for overflow has no such weight")
 
     def choose(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
         probabilities = self.probabilities(x, tokens)

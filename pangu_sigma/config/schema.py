@@ -139,6 +139,9 @@ class DispatchConfig:
                                   "and put the shares together over the node's own links; false: each sends all")
     drop_priority: str = key("position", "which tokens keep their slots on overflow: earlier ones, or those of larger gate weight",
                              choices=("position", "weight"))
+    overflow: str = key("drop", "a token without a slot is dropped, or re-picked once: to the best expert of its group on its home node "
+                        "that it had not chosen, with that one's weight, if a slot is left there (not for hash and gshard)",
+                        choices=("drop", "repick"))
 
 
 @dataclass(frozen=True)

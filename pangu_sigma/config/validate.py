@@ -136,6 +136,9 @@ def _check_dispatch(config: Config) -> None:
     if dispatch.group_wise and (parallel.tensor == 1 or parallel.expert == 1):
         raise InputError(f"moe.dispatch.group_wise is true with parallel.tensor {parallel.tensor} and parallel.expert {parallel.expert}, "
                          "where no two ranks send the same tokens to others; expected false, or both degrees above 1")
+    if dispatch.overflow == "repick" and config.moe.router.type in ("hash", "gshard"):
+        raise InputError(f"moe.dispatch.overflow is repick with moe.router.type {config.moe.router.type}, which has no weight for another "
+                         "expert; expected drop")
     _check_ragged(config)
     if dispatch.type != "hierarchical" and capacity.local_share is not None:
         raise InputError(f"moe.capacity.local_share is {capacity.local_share} with moe.dispatch.type {dispatch.type}, "
@@ -158,6 +161,8 @@ def _check_ragged(config: Config) -> None:
     if dispatch.chunks > 1:
         raise InputError(f"moe.dispatch.chunks is {dispatch.chunks} with moe.dispatch.type ragged, whose parts have no common size to "
                          "cut; expected 1")
+    if dispatch.overflow != "drop":
+        raise InputError(f"moe.dispatch.overflow is {dispatch.overflow} with moe.dispatch.type ragged, which has none; expected drop")
     if dispatch.drop_priority != "position":
         raise InputError(f"moe.dispatch.drop_priority is {dispatch.drop_priority} with moe.dispatch.type ragged, which drops nothing; "
                          "expected position")
@@ -176,6 +181,9 @@ def _check_capacity(config: Config) -> None:
     if capacity.mode != "factor" and config.moe.router.type == "hash":
         raise InputError(f"moe.capacity.mode is {capacity.mode} with moe.router.type hash, which has no gate weights to measure "
                          "cosines with; expected factor")
+    if config.moe.dispatch.type == "ragged":
+        for name in ("mode", "factor", "evaluation_factor"):
+            _require_default(name, capacity, default, "moe.dispatch.type ragged")
     for name in _UNUSED_BY_MODE[capacity.mode]:
         _require_default(name, capacity, default, f"moe.capacity.mode {capacity.mode}")
     if capacity.delta_statistic != "quantile":

@@ -20,6 +20,7 @@ from locmoe_ops.routers import (
     Preference,
     Router,
     RoutingShape,
+    SecondExpert,
     Sum,
     SwitchRouter,
     TAMoERouter,
@@ -83,7 +84,11 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
     Args:
         layer: number of the sparse layer, from 0. layout_placement: experts on the cluster that locality refers to.
     """
-    return _BUILDERS[context.config.moe.router.type](_Request(context, layer, layout_placement))
+    request = _Request(context, layer, layout_placement)
+    router = _BUILDERS[context.config.moe.router.type](request)
+    if context.config.moe.dispatch.overflow == "repick":
+        router.offer_second(SecondExpert(request.shape, context.layout, layout_placement))
+    return router
 
 
 def _hash(request: _Request) -> Router:

@@ -99,12 +99,12 @@ def build_dispatcher(context: SparseContext, placement: ExpertPlacement, factor:
     if dispatch.type == "hierarchical":
         near, far = tier_capacities(context, placement, factor)
         return HierarchicalDispatcher(context.collectives, placement, tokens, top_k, near, far, dispatch.drop_priority, tag,
-                                      dispatch.chunks, dispatch.group_wise)
+                                      dispatch.chunks, dispatch.group_wise, dispatch.overflow)
     if dispatch.type == "ragged":
         return RaggedDispatcher(context.collectives, placement, tokens, top_k, dispatch.ragged_limit, tag, "moe.dispatch.ragged_limit")
     capacity = capacity_by_factor(tokens, top_k, experts_in_play(context), factor)
     return FlatDispatcher(context.collectives, placement, tokens, top_k, capacity, dispatch.drop_priority, tag, dispatch.chunks,
-                          dispatch.group_wise)
+                          dispatch.group_wise, dispatch.overflow)
 
 
 def expert_gateways(context: SparseContext, layer: int) -> Tuple[nn.Cell, nn.Cell]:

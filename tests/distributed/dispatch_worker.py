@@ -29,6 +29,7 @@ class Case(NamedTuple):
     groups: int = 1
     tensor: int = 1
     share: bool = False
+    overflow: str = "drop"
 
     @property
     def places(self) -> int:
@@ -53,6 +54,9 @@ CASES = {
     "hierarchical, tensor parallel": Case("hierarchical", 8, 4, tensor=2, placement="node_grouped", groups=2),
     "hierarchical, group-wise": Case("hierarchical", 8, 4, tensor=2, share=True, placement="node_grouped", groups=2),
     "hierarchical, group-wise, overflow, overlapped": Case("hierarchical", 5, 2, chunks=2, top_k=2, tensor=2, share=True),
+    "flat, re-picked": Case("flat", 2, 2, top_k=2, overflow="repick"),
+    "hierarchical, re-picked": Case("hierarchical", 3, 1, top_k=2, priority="weight", groups=4, overflow="repick"),
+    "hierarchical, re-picked, overlapped": Case("hierarchical", 3, 1, chunks=2, overflow="repick"),
     "ragged": Case("ragged", AMPLE, AMPLE, placement="node_grouped"),
     "ragged, top 2": Case("ragged", AMPLE, AMPLE, top_k=2, groups=2),
 }
@@ -60,25 +64,34 @@ TIGHT = "ragged, tight"  # a last case, whose rows do not fit
 
 
 class Example(NamedTuple):
-    """What one rank (or the ranks of a tensor-parallel group) is given: x, dy [T, d]; expert, weight [T, k]."""
+    """What one rank (or the ranks of a tensor-parallel group) is given: x, dy [T, d]; expert, weight [T, k]; second,
+    second_weight [T].
+    """
 
     x: np.ndarray
     dy: np.ndarray
     expert: np.ndarray
     weight: np.ndarray
+    second: np.ndarray
+    second_weight: np.ndarray
 
 
 def example(name: str, place: int) -> Example:
     if name == TIGHT:  # everybody wants the first expert, of rank 0: four even loads
         zeros = np.zeros((TOKENS, HIDDEN), np.float32)
-        return Example(zeros, zeros, np.zeros((TOKENS, 1), np.int32), np.ones((TOKENS, 1), np.float32))
+        return Example(zeros, zeros, np.zeros((TOKENS, 1), np.int32), np.ones((TOKENS, 1), np.float32),
+                       np.zeros(TOKENS, np.int32), np.zeros(TOKENS, np.float32))
     rng = np.random.default_rng([list(CASES).index(name), place])
     x, dy = rng.standard_normal((2, TOKENS, HIDDEN)).astype(np.float32)
     # One expert more than there are: no assignment. Low numbers are chosen often.
     expert = rng.permuted(np.tile(np.arange(EXPERTS + 1), (TOKENS, 1)), axis=1)[:, :CASES[name].top_k]
     expert = np.where(rng.uniform(size=expert.shape) < 0.3, np.arange(CASES[name].top_k), expert).astype(np.int32)
     expert[:, 1:][expert[:, 1:] == expert[:, :1]] = EXPERTS  # no token goes to an expert twice
-    return Example(x, dy, expert, rng.uniform(size=expert.shape).astype(np.float32))
+    weight = rng.uniform(size=expert.shape).astype(np.float32)
+    # Any expert that the token has not chosen, or none.
+    left = [[e for e in range(EXPERTS) if e not in chosen] for chosen in expert]
+    second = np.array([EXPERTS if rng.uniform() < 0.2 else rng.choice(experts) for experts in left], np.int32)
+    return Example(x, dy, expert, weight, second, rng.uniform(size=TOKENS).astype(np.float32))
 
 
 def factors(tensor: int = 1) -> np.ndarray:
@@ -98,7 +111,8 @@ def build(case: Case, name: str, collectives):
     if case.kind == "ragged":
         limit = 3.5 if name == TIGHT else None
         return RaggedDispatcher(collectives, placement_of(case), TOKENS, case.top_k, limit, name, "moe.dispatch.ragged_limit")
-    common = {"drop_priority": case.priority, "tag": name, "chunks": case.chunks, "group_wise": case.share}
+    common = {"drop_priority": case.priority, "tag": name, "chunks": case.chunks, "group_wise": case.share,
+              "overflow": case.overflow}
     if case.kind == "flat":
         return FlatDispatcher(collectives, placement_of(case), TOKENS, case.top_k, case.near, **common)
     return HierarchicalDispatcher(collectives, placement_of(case), TOKENS, case.top_k, case.near, case.far, **common)
@@ -137,28 +151,30 @@ def run_case(name: str, rank: int, mesh) -> dict:
             super().__init__()
             self.dispatcher = build(case, name, collectives)
             self.experts = Factors()
+            self.repicks = case.overflow == "repick"
 
-        def construct(self, x, weight, expert, dy):
-            y, context = self.dispatcher.move(x, expert, weight, weight, self.experts)
+        def construct(self, x, weight, second_weight, expert, second, dy):
+            seconds = (second, second_weight) if self.repicks else None
+            y, context = self.dispatcher.move(x, expert, weight, weight, self.experts, seconds)
             return (y * dy).sum(), y, context["kept"]
 
     class Differentiated(nn.Cell):
         def __init__(self):
             super().__init__()
             self.objective = Objective()
-            self.differentiate = ops.value_and_grad(self.objective, (0, 1), self.objective.trainable_params(), has_aux=True)
+            self.differentiate = ops.value_and_grad(self.objective, (0, 1, 2), self.objective.trainable_params(), has_aux=True)
 
-        def construct(self, x, weight, expert, dy):
-            (_, y, kept), ((dx, dweight), (dfactor,)) = self.differentiate(x, weight, expert, dy)
-            return y, kept, dx, dweight, dfactor
+        def construct(self, x, weight, second_weight, expert, second, dy):
+            (_, y, kept), ((dx, dweight, dsecond), (dfactor,)) = self.differentiate(x, weight, second_weight, expert, second, dy)
+            return y, kept, dx, dweight, dsecond, dfactor
 
     ms.set_context(mode=ms.GRAPH_MODE)
     step, before = Differentiated(), collectives.bytes_sent()
     for _ in range(2):  # twice: nothing may be left over from a run
-        results = step(*(Tensor(array) for array in (own.x, own.weight, own.expert, own.dy)))
+        results = step(*(Tensor(array) for array in (own.x, own.weight, own.second_weight, own.expert, own.second, own.dy)))
         arrays = [tensor.asnumpy() for tensor in results]
     sent = collectives.bytes_sent()
-    found = dict(zip(("y", "kept", "dx", "dweight", "dfactor"), arrays))
+    found = dict(zip(("y", "kept", "dx", "dweight", "dsecond", "dfactor"), arrays))
     found["between nodes"] = np.array((sent.inter_node - before.inter_node) // 2)
     return {f"{name}/{key}": array for key, array in found.items()}
 

@@ -42,6 +42,24 @@ def results(tmp_path_factory):
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(RANKS)]
 
 
+def settled(case, own, places, room):
+    """(place, expert, whether re-picked) of all assignments that find a slot. `room` holds the slots of each expert."""
+    done, lost = [], []
+    for place in places:
+        e = int(own.expert[place])
+        if room.get(e, 0):
+            room[e] -= 1
+            done.append((place, e, False))
+        elif e < EXPERTS:
+            lost.append(place)
+    for t, k in lost if case.overflow == "repick" else []:
+        e = int(own.second[t])
+        if room.get(e, 0) and not any((t, earlier) in lost for earlier in range(k)):  # a token has one second expert
+            room[e] -= 1
+            done.append(((t, k), e, True))
+    return done
+
+
 def loop(name):
     """What every rank should find, one assignment after another."""
     case = CASES[name]
@@ -55,21 +73,26 @@ def loop(name):
         rank_of = {e: placement.ep_index_of(e) for e in range(EXPERTS)}
         room = {e: case.near if rank_of[e] // per_node == rank // per_node else case.far for e in rank_of}
         y, dx, dweight = np.zeros((TOKENS, HIDDEN)), np.zeros((TOKENS, HIDDEN)), np.zeros(own.weight.shape)
-        kept = np.zeros(own.weight.shape)
-        for t, k in places:
-            e = int(own.expert[t, k])
-            if room.get(e, 0) == 0:
-                continue
-            room[e] -= 1
+        kept, dsecond = np.zeros(own.weight.shape), np.zeros(TOKENS)
+        for (t, k), e, again in settled(case, own, places, room):
+            weight, gradient = (own.second_weight[t], dsecond[t:t + 1]) if again else (own.weight[t, k], dweight[t, k:k + 1])
             kept[t, k] = 1
-            y[t] += own.weight[t, k] * own.x[t] * scale[e]
-            dx[t] += own.weight[t, k] * own.dy[t] * scale[e]
-            dweight[t, k] = np.dot(own.dy[t], own.x[t] * scale[e])
-            dscale[e] += own.weight[t, k] * own.dy[t] * own.x[t]
-        found.append({"y": y, "dx": dx, "dweight": dweight, "kept": kept.T.reshape(-1, 1)})
+            y[t] += weight * own.x[t] * scale[e]
+            dx[t] += weight * own.dy[t] * scale[e]
+            gradient[:] = np.dot(own.dy[t], own.x[t] * scale[e])
+            dscale[e] += weight * own.dy[t] * own.x[t]
+        found.append({"y": y, "dx": dx, "dweight": dweight, "dsecond": dsecond, "kept": kept.T.reshape(-1, 1)})
     for rank in range(case.places):  # each term of a sum has the sum's gradient
         found[rank]["dfactor"] = dscale[list(placement.local_experts(rank))][:, None]
     return [found[rank // case.tensor] for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.overflow == "repick"])
+def test_some_are_repicked_and_some_dropped(name, monkeypatch):
+    repicking = np.concatenate([rank["kept"] for rank in loop(name)])
+    monkeypatch.setitem(CASES, name, CASES[name]._replace(overflow="drop"))
+    with_drops = np.concatenate([rank["kept"] for rank in loop(name)])
+    assert with_drops.sum() + 3 <= repicking.sum() <= len(repicking) - 3
 
 
 def rounded_up(case):

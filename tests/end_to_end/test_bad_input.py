@@ -124,6 +124,7 @@ CONFIGURATION = [
     Case("config config.yaml --set moe.num_experts=6", "the 3 experts of a group (moe.num_experts 6"),
     Case("config config.yaml --set moe.router.top_k=3", "moe.router.top_k (3) exceeds the 2 experts"),
     Case("config config.yaml --set moe.router={type:\u00a0hash,top_k:\u00a02}", "moe.router.top_k is 2 with"),
+    Case("config config.yaml --set moe={router:\u00a0{type:\u00a0hash},dispatch:\u00a0{overflow:\u00a0repick}}", "overflow is repick with"),
     Case("config config.yaml --set moe.dispatch.ragged_limit=2", "moe.dispatch.ragged_limit is 2.0 with moe.dispatch.type flat"),
     Case("config config.yaml --set moe.dispatch={type:\u00a0ragged,chunks:\u00a02}", "moe.dispatch.chunks is 2 with moe.dispatch.type rag"),
     Case("config config.yaml --set moe.domain_groups=[0,2]", "moe.domain_groups[1] is 2"),

@@ -9,11 +9,11 @@ import mindspore as ms
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from locmoe_ops.collectives import Collectives
-from locmoe_ops.dispatch import FlatDispatcher
+from locmoe_ops.dispatch import FlatDispatcher, HierarchicalDispatcher
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward
 from locmoe_ops.reference import RankTokens
-from locmoe_ops.routers import HashRouter, LocMoERouter, Router, RoutingShape, SwitchRouter
+from locmoe_ops.routers import HashRouter, LocMoERouter, Router, RoutingShape, SecondExpert, SwitchRouter
 from locmoe_ops.routing_cell import MultiLevelRouting
 from locmoe_ops.topology import local_experts_table
 
@@ -79,7 +79,12 @@ class CompiledLayer:
 def build_layer(case: Case, collectives: Collectives, tokens: int) -> MoEFeedForward:
     topology = collectives.topology
     placement, spec = case.placed(topology.expert), case.spec
-    dispatcher = FlatDispatcher(collectives, placement, tokens, case.top_k, case.capacity, case.priority, "moe")
+    if case.far_capacity is None:
+        dispatcher = FlatDispatcher(collectives, placement, tokens, case.top_k, case.capacity, case.priority, "moe",
+                                    overflow=case.overflow)
+    else:
+        dispatcher = HierarchicalDispatcher(collectives, placement, tokens, case.top_k, case.capacity, case.far_capacity, case.priority,
+                                            "moe", overflow=case.overflow)
     local = placement.local_experts(topology.ep_index(collectives.rank))
     return MoEFeedForward(
         routing=MultiLevelRouting(spec.domain_groups, build_router(case, collectives)), dispatcher=dispatcher,
@@ -88,6 +93,14 @@ def build_layer(case: Case, collectives: Collectives, tokens: int) -> MoEFeedFor
 
 
 def build_router(case: Case, collectives: Collectives) -> Router:
+    router = plain_router(case, collectives)
+    if case.overflow == "repick":
+        shape = RoutingShape(HIDDEN, case.experts, case.groups, case.top_k)
+        router.offer_second(SecondExpert(shape, case.layout, case.spec.placement))
+    return router
+
+
+def plain_router(case: Case, collectives: Collectives) -> Router:
     spec, shape = case.spec, RoutingShape(HIDDEN, case.experts, case.groups, case.top_k)
     if case.router == "hash":
         return HashRouter(shape, parameters_of(case).table)

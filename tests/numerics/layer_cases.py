@@ -6,6 +6,7 @@ Shape legend: R logical ranks, T tokens a logical rank, d hidden size, f inner w
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Optional
 
 import numpy as np
 
@@ -41,6 +42,8 @@ class Case:
     local_strength: float = 0.0
     max_remote_fraction: float = 1.0
     balanced: bool = False
+    overflow: str = "drop"
+    far_capacity: Optional[int] = None  # hierarchical dispatch, with `capacity` slots for experts of the own node
 
     @property
     def experts(self) -> int:
@@ -62,7 +65,8 @@ class Case:
             gate=self.gate, domain_groups=domain_groups, top_k=self.top_k, scale_by_gate=self.scale_by_gate,
             activation=self.activation, drop_priority=self.priority, statistics=self.statistics, alpha=0.3, mu=0.2,
             local_term=self.local_term, local_strength=self.local_strength, max_remote_fraction=self.max_remote_fraction,
-            bandwidth_ratio=3.0, temperature=0.2)
+            bandwidth_ratio=3.0, temperature=0.2, overflow=self.overflow, far_capacity=self.far_capacity,
+            source_nodes=tuple(map(self.layout.node_of, range(RANKS))))
 
 
 CASES = {
@@ -81,6 +85,9 @@ CASES = {
                                               placement="node_grouped"),
     "dense, top 2, 2 replicas, nothing dropped": Case("locmoe", gate="dense", top_k=2, capacity=AMPLE, priority="weight",
                                                       statistics="rank", expert_parallel=2, activation="gelu_tanh"),
+    "switch, top 2, two tiers, re-picked by weight": Case("switch", top_k=2, capacity=4, far_capacity=1, priority="weight",
+                                                          overflow="repick"),
+    "grap, 3 groups, re-picked": Case("locmoe", groups=3, overflow="repick"),
 }
 
 # Routers whose choices need no exchange of their own: what is summed over ranks is summed as in the cases above.

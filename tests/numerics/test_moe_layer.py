@@ -3,6 +3,8 @@
 In one process, with `layout` saying that its tokens belong to four ranks, and as a job of four ranks.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from layer_cases import AMPLE, CASES, DRAWS, batch_of, on_one_rank, parameters_of
@@ -73,7 +75,7 @@ def of_four_ranks(four_ranks, name, draw):
 
 @pytest.mark.parametrize("name, draw", EVERYTHING)
 def test_one_process_matches_the_reference(one_process, name, draw):
-    case = CASES[name]
+    case = replace(CASES[name], far_capacity=None)  # one process is one node
     expected = from_reference(case, *on_one_rank(*batch_of(case, draw)))
     assert_equal(joined(case, [one_process(name, draw)], 1), expected)
 
@@ -95,10 +97,15 @@ def test_cases_hold_what_they_are_for(name):
     case, parameters = CASES[name], parameters_of(CASES[name])
     scattered = moe_layer(case.spec, parameters, batch_of(case, "scattered")[0])
     crowded = moe_layer(case.spec, parameters, batch_of(case, "crowded")[0])
-    for result in (scattered, crowded):
+    dropping = replace(case, overflow="drop").spec
+    for draw, result in (("scattered", scattered), ("crowded", crowded)):
         dropped = result.stats.drop_fraction
+        if case.overflow == "repick":
+            assert 0 < dropped < moe_layer(dropping, parameters, batch_of(case, draw)[0]).stats.drop_fraction - 0.05
+            continue
         assert dropped > 0.1 if case.capacity < AMPLE else dropped == 0
     without_tokens = (crowded.stats.tokens_per_expert == 0).sum()
     assert without_tokens >= case.experts - case.experts // case.groups
-    for expert, weight in zip(crowded.expert, crowded.weight):
+    as_chosen = moe_layer(dropping, parameters, batch_of(case, "crowded")[0])
+    for expert, weight in zip(as_chosen.expert, as_chosen.weight):
         assert ((expert[:, 0] == expert[3, 0]) & (weight[:, 0] == weight[3, 0])).sum() >= 8, "equal assignments"

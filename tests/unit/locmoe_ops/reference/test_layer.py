@@ -91,6 +91,39 @@ def test_dropped_token_gets_zero(make_case):
     assert (result.outputs[0][dropped] == 0.0).all() and (result.outputs[0][~dropped] != 0.0).any(axis=1).all()
 
 
+def test_far_experts_have_slots_of_their_own(make_case):
+    case = make_case(ranks=2, tokens=6, groups=1, capacity=3, far_capacity=1, source_nodes=(0, 1))
+    for tokens in case.ranks:
+        tokens.x[:] = 0.0  # every token ties and wants expert 0, on node 0
+    assert [int(kept.sum()) for kept in moe_layer(*case).kept] == [3, 1]
+
+
+def test_repicked_token_takes_the_output_and_the_weight_of_its_new_expert(make_case):
+    case = make_case(router="switch", ranks=1, tokens=5, groups=1, capacity=2, overflow="repick")
+    tokens = case.ranks[0]
+    tokens.x[:], tokens.home[:] = tokens.x[0], [0, 0, 0, 2, 0]
+    logits = case.parameters.gate @ tokens.x[0]
+    probability = np.exp(logits) / np.exp(logits).sum()
+    best = int(probability.argmax())
+    # Interleaved or not, experts 0 and 1 are on node 0 with one group.
+    local = {node: max((e for e in (2 * node, 2 * node + 1) if e != best), key=lambda e: probability[e]) for node in (0, 1)}
+    result = moe_layer(*case)
+    expected = [best, best, local[0], local[1], local[0]]
+    assert result.kept[0].all() and result.expert[0][:, 0].tolist() == expected
+    np.testing.assert_allclose(result.weight[0][:, 0], probability[expected], rtol=1e-12)
+    outputs = all_expert_outputs(case.parameters, tokens.x)[np.arange(5), expected]
+    np.testing.assert_allclose(result.outputs[0], probability[expected][:, None] * outputs, rtol=1e-10)
+    assert result.stats.tokens_per_expert.tolist() == [5 * (e == best) for e in range(4)]  # as wanted
+    assert result.stats.local_fraction == np.mean([e // 2 == home // 2 for e, home in zip(expected, tokens.home)])
+
+
+def test_a_node_without_another_expert_cannot_repick(make_case):
+    case = make_case(router="switch", ranks=1, tokens=5, groups=4, capacity=1, overflow="repick")  # one expert a group
+    result = moe_layer(*case)
+    dropping = moe_layer(*case.with_spec(overflow="drop"))
+    assert result.kept[0].tolist() == dropping.kept[0].tolist() and not result.kept[0].all()
+
+
 def test_rank_without_tokens(make_case):
     case = make_case(router="switch", ranks=2)
     empty = RankTokens(*(getattr(case.ranks[0], name)[:0] for name in FIELDS))
@@ -162,6 +195,7 @@ def difference_quotients(case, objective, array):
     {"router": "locmoe", "gate": "dense", "top_k": 2, "statistics": "rank", "activation": "gelu_tanh"},
     {"router": "locmoe", "gate": "dense", "scale_by_gate": False, "activation": "fast_gelu"},
     {"router": "switch", "groups": 1, "top_k": 3, "activation": "relu"},
+    {"router": "switch", "groups": 1, "top_k": 2, "capacity": 2, "far_capacity": 1, "source_nodes": (0, 1), "overflow": "repick"},
 ], ids=str)
 def test_gradients_match_central_differences(make_case, options):
     case = make_case(tokens=4, hidden=4, inner=3, alpha=0.8, mu=0.9, seed=5, **options)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from locmoe_ops.reference.slots import keep_within_capacity
+from locmoe_ops.reference.slots import keep_within_capacity, repick
 
 
 def test_first_come_first_served():
@@ -43,3 +43,31 @@ def test_every_expert_keeps_as_many_as_it_has_slots_for(priority, seed, capacity
     kept = keep_within_capacity(expert, weight, capacity, priority)
     wanted = np.bincount(expert.ravel(), minlength=4)
     assert np.bincount(expert[kept], minlength=4).tolist() == np.minimum(wanted, capacity).tolist()
+
+
+def test_capacities_may_differ_and_ids_beyond_have_none():
+    expert = np.array([[0], [1], [1], [2], [0]])
+    kept = keep_within_capacity(expert, np.ones((5, 1)), [1, 2], "position")
+    assert kept[:, 0].tolist() == [True, True, True, False, False]
+
+
+def test_repicked_in_order_until_the_slots_are_taken():
+    expert, second = np.array([[0], [0], [0], [0], [1]]), np.array([1, 1, 1, 1, 0])
+    kept = keep_within_capacity(expert, np.ones((5, 1)), [1, 3], "position")
+    assert kept[:, 0].tolist() == [True, False, False, False, True]
+    moved = repick(expert, np.ones((5, 1)), kept, second, [1, 3], "position")
+    assert moved[:, 0].tolist() == [False, True, True, False, False]  # expert 1 has two slots left
+
+
+def test_repicked_by_the_weight_with_which_they_lost():
+    expert, weight, second = np.zeros((4, 1), int), np.array([[0.9], [0.2], [0.4], [0.3]]), np.full(4, 1)
+    kept = keep_within_capacity(expert, weight, [1, 1], "weight")
+    assert repick(expert, weight, kept, second, [1, 1], "weight")[:, 0].tolist() == [False, False, True, False]
+
+
+def test_one_choice_of_a_token_is_repicked():
+    expert = np.array([[0, 1], [0, 1], [1, 0]])
+    kept = keep_within_capacity(expert, np.ones((3, 2)), [1, 1, 9], "position")
+    assert kept.tolist() == [[True, False], [False, False], [True, False]]
+    moved = repick(expert, np.ones((3, 2)), kept, np.array([2, 2, -1]), [1, 1, 9], "position")
+    assert moved.tolist() == [[False, True], [True, False], [False, False]]

@@ -95,6 +95,14 @@ def test_ragged_dispatch_makes_room_for_its_limit(make_context, limit, rows):
     assert isinstance(dispatcher, RaggedDispatcher) and dispatcher.capacity == rows
 
 
+@pytest.mark.parametrize("kind", ["flat", "hierarchical"])
+@pytest.mark.parametrize("overflow", ["drop", "repick"])
+def test_overflow_reaches_router_and_dispatchers(make_context, kind, overflow):
+    layer = build_sparse_layer(make_context({"dispatch": {"type": kind, "overflow": overflow}}), 0)
+    repicks = overflow == "repick"
+    assert layer.repicks == layer.routing.router.offers_second == layer.evaluation_dispatcher.repicks == repicks
+
+
 def test_hash_router_draws_its_table_from_seed_and_layer(make_context):
     moe = {"router": {"type": "hash"}}
     placement = ExpertPlacement(8, 2, 1)
