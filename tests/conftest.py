@@ -4,6 +4,14 @@ import numpy as np
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def device():
+    """Named before any test runs a graph: after that MindSpore lets nobody name one, as whole commands in this process do."""
+    import mindspore as ms
+
+    ms.set_device("CPU")
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """Two domains of made-up words, rows of 32 + 1 ids, prepared with a tokenizer of their own."""
