@@ -97,7 +97,7 @@ def test_cases_hold_what_they_are_for(batch, name):
     result = moe_layer(case.spec, parameters, ranks)
     if case.router == "gshard":
         taken = (result.expert[0][:, 1] < case.experts).mean()
-        assert 0.2 < taken < 0.9
+        assert 0.05 < taken < 0.95
     if case.router in ("faster_moe",) or case.local_term != "none":
         free = moe_layer(replace(case, router="switch" if case.router == "faster_moe" else case.router, local_term="none").spec,
                          parameters, ranks)

@@ -1,5 +1,6 @@
 import math
 
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given
@@ -39,7 +40,6 @@ def test_exact_form_is_the_integral_over_the_caps(hidden_size):
 
 @pytest.mark.parametrize("hidden_size", HIDDEN_SIZES)
 def test_all_forms_against_arbitrary_precision(hidden_size):
-    mpmath = pytest.importorskip("mpmath")
     with mpmath.workdps(40):
         for delta in DELTAS[1:]:
             square = mpmath.mpf(delta) ** 2

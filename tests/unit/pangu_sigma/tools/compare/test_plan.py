@@ -139,4 +139,6 @@ def test_a_file_that_is_no_comparison(tmp_path, text, fragment):
 def test_the_comparisons_that_come_with_the_project(path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parents[1])
     plan = load_plan(str(path))
-    assert {"hash", "switch", "locmoe"} <= set(plan.variants) and plan.baseline == "switch"
+    assert plan.baseline in plan.variants
+    if path.stem in ("headline", "smoke"):
+        assert {"hash", "switch", "locmoe"} <= set(plan.variants) and plan.baseline == "switch"
