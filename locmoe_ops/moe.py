@@ -28,7 +28,7 @@ class MoEFeedForward(nn.Cell):
     Inputs: x <float>[T, d]; tokens, a dict of ids, domain, home, seed <int32>[T] each.
     Outputs: y <float>[T, d] in x's dtype, and a dict of aux_loss, locality_loss (weighted, equal on all ranks) and this rank's sums:
     assigned <float32>[E] (as chosen, before drops), kept and kept_local <float32> scalars (as finally taken); and what was routed:
-    seen <float>[T, d] (see `Router.seen`) and expert <int32>[T, k]. What a graph does not use of them costs it nothing.
+    seen <float>[T, d] (see `Router.seen`) and expert <int32>[T, k], as chosen. What a graph does not use of them costs it nothing.
     """
 
     def __init__(self, routing: MultiLevelRouting, dispatcher: Dispatcher, experts: ExpertBank, local: np.ndarray,

@@ -21,10 +21,9 @@ class Dispatcher(nn.Cell):
     3. Copy results to assignments, scale and sum them; a dropped assignment contributes 0.
 
     Args:
-        tokens: T. top_k: k. slots: gives the slots of this rank's send buffer, as `SlotAssignment` or
-            `RepickingAssignment`.
+        tokens: T. top_k: k. slots: gives the slots of this rank's send buffer, as `SlotAssignment` or `RepickingAssignment`.
         share_of: group-wise, the collectives whose tensor-parallel group holds the same tokens: `through_experts` is then given
-            this rank's share, every P-th slot of each stretch of the slots' table, all of which are multiples of P. None: all slots.
+            this rank's share, every P-th slot of each stretch of slots, all of which are multiples of P. None: all slots.
         tag: names the share's collectives.
     """
 

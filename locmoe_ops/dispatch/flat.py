@@ -33,8 +33,7 @@ class FlatDispatcher(Dispatcher):
     """
 
     def __init__(self, collectives: Collectives, placement: ExpertPlacement, tokens: int, top_k: int, capacity: int,
-                 drop_priority: str, tag: str, chunks: int = 1, group_wise: bool = False,
-                 overflow: str = "drop") -> None:
+                 drop_priority: str, tag: str, chunks: int = 1, group_wise: bool = False, overflow: str = "drop") -> None:
         shares = collectives.topology.tensor if group_wise else 1
         capacity = -(-capacity // (chunks * shares)) * chunks
         table = uniform_slots(placement.position_of, capacity * shares)

@@ -52,8 +52,8 @@ class Router(nn.Cell):
     Inputs: x <float>[T, d]; tokens, a dict of ids <int32>[T], group <int32>[T], home <int32>[T] (rank of `layout` that the token
     belongs to) and seed <int32>[T].
     Output: a dict of expert <int32>[T, k], weight <float32>[T, k], the weighted losses aux_loss and locality_loss, scalars, and seen
-    <float>[T, d], what the choice was made by (see `seen`). A router that was told to
-    offer second experts adds second_expert <int32>[T] (E: none) and second_weight <float32>[T].
+    <float>[T, d], what the choice was made by (see `seen`).
+    A router that was told to offer second experts adds second_expert <int32>[T] (E: none) and second_weight <float32>[T].
     """
 
     def __init__(self, shape: RoutingShape) -> None:
@@ -74,8 +74,7 @@ class Router(nn.Cell):
         choice, weight, probabilities = self.choose(x, tokens)
         expert = choice + (tokens["group"] * self.per_group).reshape(-1, 1)
         aux_loss, locality_loss = self.losses(expert, probabilities, tokens)
-        routing = {"expert": expert, "weight": weight, "aux_loss": aux_loss, "locality_loss": locality_loss,
-                   "seen": self.seen(x, tokens)}
+        routing = {"expert": expert, "weight": weight, "aux_loss": aux_loss, "locality_loss": locality_loss, "seen": self.seen(x, tokens)}
         if self.offers_second:
             second, second_weight = self.second(choice, probabilities, tokens["home"], tokens["group"])
             routing["second_expert"], routing["second_weight"] = second, second_weight

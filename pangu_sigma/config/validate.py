@@ -145,29 +145,6 @@ def _check_dispatch(config: Config) -> None:
                          "which has one tier; expected null")
 
 
-def _check_ragged(config: Config) -> None:
-    dispatch, router = config.moe.dispatch, config.moe.router
-    if dispatch.type != "ragged":
-        if dispatch.ragged_limit is not None:
-            raise InputError(f"moe.dispatch.ragged_limit is {dispatch.ragged_limit} with moe.dispatch.type {dispatch.type}, "
-                             "which has slots; expected null")
-        return
-    if router.type == "etr":
-        raise InputError("moe.dispatch.type is ragged with moe.router.type etr, whose experts choose among the tokens that want "
-                         "their slots; expected flat or hierarchical")
-    if dispatch.group_wise:
-        raise InputError("moe.dispatch.group_wise is true with moe.dispatch.type ragged, whose parts have no slots to share out; expected "
-                         "false")
-    if dispatch.chunks > 1:
-        raise InputError(f"moe.dispatch.chunks is {dispatch.chunks} with moe.dispatch.type ragged, whose parts have no common size to "
-                         "cut; expected 1")
-    if dispatch.overflow != "drop":
-        raise InputError(f"moe.dispatch.overflow is {dispatch.overflow} with moe.dispatch.type ragged, which has none; expected drop")
-    if dispatch.drop_priority != "position":
-        raise InputError(f"moe.dispatch.drop_priority is {dispatch.drop_priority} with moe.dispatch.type ragged, which drops nothing; "
-                         "expected position")
-
-
 # Keys of moe.capacity that a mode has no use for.
 _BOUND_KEYS = ("form", "delta_statistic", "quantile", "minimum_factor", "maximum_factor", "estimate_steps")
 _ADAPTIVE_KEYS = ("interval", "buckets", "hysteresis")
@@ -181,9 +158,6 @@ def _check_capacity(config: Config) -> None:
     if capacity.mode != "factor" and config.moe.router.type == "hash":
         raise InputError(f"moe.capacity.mode is {capacity.mode} with moe.router.type hash, which has no gate weights to measure "
                          "cosines with; expected factor")
-    if config.moe.dispatch.type == "ragged":
-        for name in ("mode", "factor", "evaluation_factor"):
-            _require_default(name, capacity, default, "moe.dispatch.type ragged")
     for name in _UNUSED_BY_MODE[capacity.mode]:
         _require_default(name, capacity, default, f"moe.capacity.mode {capacity.mode}")
     if capacity.delta_statistic != "quantile":
@@ -198,6 +172,30 @@ def _require_default(name: str, found: CapacityConfig, default: CapacityConfig, 
     if value != expected:
         shown = "null" if expected is None else expected
         raise InputError(f"moe.capacity.{name} is {value} with {reason}, which does not use it; expected {shown}, its default")
+
+
+def _check_ragged(config: Config) -> None:
+    dispatch, router = config.moe.dispatch, config.moe.router
+    if dispatch.type != "ragged":
+        if dispatch.ragged_limit is not None:
+            raise InputError(f"moe.dispatch.ragged_limit is {dispatch.ragged_limit} with moe.dispatch.type {dispatch.type}, "
+                             "which has slots; expected null")
+        return
+    if router.type == "etr":
+        raise InputError("moe.dispatch.type is ragged with moe.router.type etr, whose experts choose among the tokens that want "
+                         "their slots; expected flat or hierarchical")
+    for name in ("mode", "factor", "evaluation_factor"):
+        _require_default(name, config.moe.capacity, CapacityConfig(), "moe.dispatch.type ragged")
+    if dispatch.group_wise:
+        raise InputError("moe.dispatch.group_wise is true with moe.dispatch.type ragged, whose parts do not split evenly; expected false")
+    if dispatch.chunks > 1:
+        raise InputError(f"moe.dispatch.chunks is {dispatch.chunks} with moe.dispatch.type ragged, whose parts have no common size to "
+                         "cut; expected 1")
+    if dispatch.overflow != "drop":
+        raise InputError(f"moe.dispatch.overflow is {dispatch.overflow} with moe.dispatch.type ragged, which has none; expected drop")
+    if dispatch.drop_priority != "position":
+        raise InputError(f"moe.dispatch.drop_priority is {dispatch.drop_priority} with moe.dispatch.type ragged, which drops nothing; "
+                         "expected position")
 
 
 def _check_local_term(config: Config) -> None:

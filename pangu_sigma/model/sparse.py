@@ -9,7 +9,14 @@ from mindspore import nn
 
 from locmoe_ops.capacity import capacity_by_factor
 from locmoe_ops.collectives import Collectives
-from locmoe_ops.dispatch import Dispatcher, EnterWithShares, FlatDispatcher, HierarchicalDispatcher, LeaveWithShares, RaggedDispatcher
+from locmoe_ops.dispatch import (
+    Dispatcher,
+    EnterWithShares,
+    FlatDispatcher,
+    HierarchicalDispatcher,
+    LeaveWithShares,
+    RaggedDispatcher,
+)
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward
 from locmoe_ops.routing_cell import MultiLevelRouting

@@ -158,10 +158,11 @@ def _parts(parts: TrainingParts, config: Config, batch: Batch) -> List[Part]:
 def _sparse_parts(sparse: List[nn.Cell], config: Config, x: Tensor, ids: Tensor, domain: Tensor, dy: Tensor) -> List[Part]:
     layer, k = sparse[0], config.moe.router.top_k
     chosen = layer.routing(x, {"ids": ids, "domain": domain, "home": domain * 0, "seed": ids, "word": x})
+    second = (chosen["second_expert"], chosen["second_weight"]) if layer.repicks else None
     buffers = random_tensor((config.moe.num_experts, layer.dispatcher.capacity, config.model.hidden_size))
     return [Part("experts", _time(layer.experts, buffers, buffers), len(sparse)),
             Part("routing", _time(Routing(layer.routing), x, ids, domain, random_tensor((x.shape[0], k))), len(sparse)),
-            Part("dispatch", _time(Dispatch(layer.dispatcher), x, chosen["expert"], chosen["weight"], dy), len(sparse))]
+            Part("dispatch", _time(Dispatch(layer.dispatcher, second), x, chosen["expert"], chosen["weight"], dy), len(sparse))]
 
 
 def _time(part: nn.Cell, *inputs: Any, positions: Tuple[int, ...] = (0,)) -> float:

@@ -117,7 +117,7 @@ def link_limit(sent: Optional[NodeBytes], rate: float) -> Optional[float]:
 
 def _launch(config: Config, runtime: Runtime, tokens: int, name: str, changes: Dict[str, Any]) -> Callable[[], Any]:
     """A dispatcher's pass over random tokens whose choices are spread evenly over all experts."""
-    moe = replace(config.moe, dispatch=replace(config.moe.dispatch, **changes))
+    moe = replace(config.moe, dispatch=replace(config.moe.dispatch, **changes, overflow="drop"))  # here nobody offers second experts
     domains = len(moe.domain_groups) if moe.domain_groups else moe.num_groups
     shape = replace(model_shape(config, 1, 1, domains), sequence_length=tokens)
     context = SparseContext(replace(config, moe=moe), shape, runtime.collectives)

@@ -87,12 +87,13 @@ class Routing(nn.Cell):
 
 
 class Dispatch(nn.Cell):
-    """There and back with experts that do nothing."""
+    """There and back with experts that do nothing. second: as `Dispatcher.move`."""
 
-    def __init__(self, dispatcher: nn.Cell) -> None:
+    def __init__(self, dispatcher: nn.Cell, second: Optional[Tuple[Tensor, Tensor]] = None) -> None:
         super().__init__(auto_prefix=False)
         self.dispatcher = dispatcher
+        self.second = second
         self.experts = nn.Identity()
 
     def construct(self, x: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
-        return self.dispatcher.move(x, expert, weight, weight, self.experts)[0]
+        return self.dispatcher.move(x, expert, weight, weight, self.experts, self.second)[0]

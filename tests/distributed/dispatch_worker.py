@@ -57,6 +57,7 @@ CASES = {
     "flat, re-picked": Case("flat", 2, 2, top_k=2, overflow="repick"),
     "hierarchical, re-picked": Case("hierarchical", 3, 1, top_k=2, priority="weight", groups=4, overflow="repick"),
     "hierarchical, re-picked, overlapped": Case("hierarchical", 3, 1, chunks=2, overflow="repick"),
+    "hierarchical, group-wise, re-picked": Case("hierarchical", 4, 2, top_k=2, tensor=2, share=True, overflow="repick"),
     "ragged": Case("ragged", AMPLE, AMPLE, placement="node_grouped"),
     "ragged, top 2": Case("ragged", AMPLE, AMPLE, top_k=2, groups=2),
 }
@@ -64,8 +65,8 @@ TIGHT = "ragged, tight"  # a last case, whose rows do not fit
 
 
 class Example(NamedTuple):
-    """What one rank (or the ranks of a tensor-parallel group) is given: x, dy [T, d]; expert, weight [T, k]; second,
-    second_weight [T].
+    """What one rank (or the ranks of a tensor-parallel group) is given: x, dy [T, d]; expert, weight [T, k];
+    second, second_weight [T].
     """
 
     x: np.ndarray
@@ -128,8 +129,7 @@ def run_case(name: str, rank: int, mesh) -> dict:
     from locmoe_ops.topology import Topology
 
     case = CASES.get(name, CASES["ragged"])
-    own = example(name, rank // case.tensor)
-    topology = Topology(RANKS, case.ranks_per_node, case.places, case.tensor)
+    own, topology = example(name, rank // case.tensor), Topology(RANKS, case.ranks_per_node, case.places, case.tensor)
     collectives = create_collectives("tcp", topology, rank, mesh)
     tensor = TensorGroup(collectives)
 

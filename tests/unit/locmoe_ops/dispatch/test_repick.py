@@ -23,20 +23,19 @@ def loop(expert, weight, second, by_weight):
     order = [(t, k) for k in range(top_k) for t in range(tokens)]
     if by_weight:
         order.sort(key=lambda place: -weight[place])
-    number = lambda t, k: k * tokens + t  # noqa: E731
     slots, final, repicked = {e: [] for e in range(EXPERTS)}, expert.T.ravel().copy(), np.zeros((tokens * top_k, 1))
     lost = []
     for t, k in order:
         e = int(expert[t, k])
         if e < EXPERTS and len(slots[e]) < CAPACITY[e]:
-            slots[e].append(number(t, k))
+            slots[e].append(k * tokens + t)
         elif e < EXPERTS:
             lost.append((t, k))
     for t, k in lost:
         e = int(second[t])
         if k == min(other for token, other in lost if token == t) and e < EXPERTS and len(slots[e]) < CAPACITY[e]:
-            slots[e].append(number(t, k))
-            final[number(t, k)], repicked[number(t, k)] = e, 1
+            slots[e].append(k * tokens + t)
+            final[k * tokens + t], repicked[k * tokens + t] = e, 1
     return slots, final, repicked
 
 
