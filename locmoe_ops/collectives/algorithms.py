@@ -7,7 +7,7 @@ all ranks hold the same bits. float16 is summed in float32 and rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -128,6 +128,37 @@ def reduce(op: Exchange, array: np.ndarray, root: int) -> Algorithm:
     yield
     _sum_in_order(op, array, received, total)
     return total
+
+
+class _Members:
+    """An exchange among some of an operation's ranks, in their order."""
+
+    def __init__(self, op: Exchange, members: Sequence[int]) -> None:
+        self.index, self.size = members.index(op.index), len(members)
+        self._op, self._members = op, members
+
+    def others(self) -> list[int]:
+        return [(self.index + step) % self.size for step in range(1, self.size)]
+
+    def send(self, peer: int, array: np.ndarray) -> None:
+        self._op.send(self._members[peer], array)
+
+    def receive(self, peer: int, array: np.ndarray) -> None:
+        self._op.receive(self._members[peer], array)
+
+
+def sum_by_node(op: Exchange, array: np.ndarray, node: Sequence[int], rail: Sequence[int]) -> Algorithm:
+    """(n,) -> (n,): the sum over a group of which `node` are this rank's neighbours and `rail` those with its place on every node.
+
+    Reduce-scatter inside the node, all-reduce along the rail, all-gather inside the node: a number crosses between nodes once.
+    """
+    inside, across = _Members(op, node), _Members(op, rail)
+    padded = np.zeros(-(-array.size // inside.size) * inside.size, array.dtype)
+    padded[:array.size] = array
+    part = yield from reduce_scatter(inside, padded)
+    part = yield from all_reduce(across, part)
+    whole = yield from all_gather(inside, part)
+    return whole[:array.size]
 
 
 def barrier(op: Exchange, array: np.ndarray) -> Algorithm:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from locmoe_ops.errors import InputError
@@ -47,6 +48,18 @@ class Flight(NamedTuple):
     wait: nn.Cell
 
 
+class SumFlight(NamedTuple):
+    """Sums over a group that set out one by one while something else is computed, and are awaited together.
+
+    `starts[i]` maps the i-th tensor <float32> and a rider, any tensor, to a stand-in for the sum, into which only `wait` may look,
+    and the rider: what is computed from the rider comes after the tensor has set out. `wait` maps the tuple of all stand-ins, and
+    a tensor that is to be computed before, to the tuple of sums. No Cell has a gradient.
+    """
+
+    starts: tuple[nn.Cell, ...]
+    wait: nn.Cell
+
+
 class UnevenRows(NamedTuple):
     """Fixed shapes of an `all_to_all_v`: rows of the send buffer and of the receive buffer; what to do if the latter is too small."""
 
@@ -82,6 +95,11 @@ class Collectives(ABC):
             from mindspore import nn
             return Flight(nn.Identity(), nn.Identity())
         return self._flight(group, ranks, tag)
+
+    def sum_in_flight(self, group: str, tag: str, shapes: Sequence[tuple[int, ...]]) -> SumFlight:
+        """Sums of tensors of these shapes, as `NodeFirstSum` makes them, to the bit. Once all have started they must be awaited."""
+        from locmoe_ops.collectives.node_first import Arrived, NodeFirstSum, SetOut
+        return SumFlight(tuple(SetOut(NodeFirstSum(self, group, f"{tag}/{i}")) for i in range(len(shapes))), Arrived())
 
     def all_to_all_v(self, group: str, tag: str, rows: int, limit: int, advice: str = "") -> nn.Cell:
         """An all-to-all of unequal parts of which only the real rows travel.

@@ -112,6 +112,16 @@ class Mesh(Engine):
         """Any shape: the sum, with the same bits on all ranks."""
         return self._start("all_reduce", ranks, tag, array, group)
 
+    def start_sum_by_node(self, ranks: Sequence[int], tag: str, array: np.ndarray, node: Sequence[int], rail: Sequence[int],
+                          group: str = "") -> Operation:
+        """(n,) -> (n,): the sum, with the same bits on all ranks; each number crosses between nodes once for a whole node.
+
+        `node` lists the ranks of the group that share this rank's node, `rail` those that have its place on each node; every node
+        must hold equally many of them.
+        """
+        places = [[list(ranks).index(rank) for rank in members] for members in (node, rail)]
+        return self._start("sum_by_node", ranks, tag, array.reshape(-1), group, *places)
+
     def start_broadcast(self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0,
                         group: str = "") -> Operation:
         """Any shape, equal on all ranks: the array of the `root`-th rank of the group."""

@@ -43,6 +43,7 @@ class Operation:
         self.deadline = self.started + engine.collective_timeout
         self.awaited: dict[MessageKey, memoryview] = {}
         self.last_first_byte = self.started
+        self._flows: list[tuple[float, float]] = []  # of each round: from the first byte of its last peer to its end
         self._engine, self._key, self._sequence, self._phase = engine, key, sequence, 0
         self._unsent = 0
         self._algorithm: Algorithm | None = None
@@ -104,6 +105,7 @@ class Operation:
     def advance(self) -> None:
         """Goes as far as the messages at hand allow."""
         while not self.awaited and self._algorithm is not None and self._result is None:
+            self._end_round()
             self._next_round()
         if self._result is not None and not self._unsent and not self._done.is_set():
             self._finish()
@@ -112,6 +114,11 @@ class Operation:
         if not self._done.is_set():
             self._error = error
             self._finish()
+
+    def _end_round(self) -> None:
+        now = time.monotonic()
+        self._flows.append((self.last_first_byte, now))
+        self.last_first_byte = now
 
     def _next_round(self) -> None:
         assert self._algorithm is not None
@@ -135,8 +142,8 @@ class Operation:
 
     def _times(self, begin: float, end: float) -> tuple[float, float, float]:
         """Seconds of communication, idle and overlapped, for a caller that was blocked from `begin` to `end`."""
-        all_there = max(self.started, self.last_first_byte)
-        communication = max(0.0, self._ended - all_there)
-        idle = max(0.0, min(end, all_there) - begin)
-        blocked = max(0.0, min(end, self._ended) - max(begin, all_there))
-        return communication, idle, max(0.0, communication - blocked)
+        flows = [*self._flows, (self.last_first_byte, self._ended)]
+        communication = sum(max(0.0, stop - start) for start, stop in flows)
+        blocked = sum(max(0.0, min(end, stop) - max(begin, start)) for start, stop in flows)
+        idle = max(0.0, min(end, self._ended) - begin - blocked)
+        return communication, idle, communication - blocked

@@ -9,15 +9,16 @@ equal inputs, on all ranks alike.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from mindspore import get_context, nn, ops, runtime
 
-from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight, UnevenRows
+from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight, SumFlight, UnevenRows
 from locmoe_ops.collectives.mesh import Mesh
 from locmoe_ops.collectives.operation import Operation
 from locmoe_ops.errors import InputError
@@ -62,6 +63,18 @@ class TcpCollectives(Collectives):
         forward = _started_and_awaited(self.mesh, group, ranks, tag)
         backward = _started_and_awaited(self.mesh, group, ranks, f"{tag}/backward")
         return Flight(_ExchangeCell(forward[0], backward[1]), _ExchangeCell(forward[1], backward[0]))
+
+    def sum_in_flight(self, group: str, tag: str, shapes: Sequence[tuple[int, ...]]) -> SumFlight:
+        """One message for all tensors, which leaves when the last of them has come."""
+        ranks = self.topology.group_of(group, self.rank)
+        if len(ranks) == 1:
+            return super().sum_in_flight(group, tag, shapes)
+        node, rail = (self.topology.group_of(f"{group}_{kind}", self.rank) for kind in ("node", "rail"))
+        if len(node) == 1 or len(rail) == 1:  # as NodeFirstSum does it
+            bucket = _Bucket(shapes, lambda vector: self.mesh.start_all_reduce(ranks, tag, vector, group=group))
+        else:
+            bucket = _Bucket(shapes, lambda vector: self.mesh.start_sum_by_node(ranks, tag, vector, node, rail, group=group))
+        return SumFlight(tuple(_Put(bucket.putter(i)) for i in range(len(shapes))), _Await(shapes, bucket.total))
 
     def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
         return _UnevenCell(_uneven_exchange(self.mesh, group, ranks, tag, size.limit, size.advice),
@@ -117,6 +130,75 @@ class _UnevenCell(nn.Cell):
     def bprop(self, rows: Any, send_counts: Any, receive_counts: Any, out: Any, dout: Any) -> tuple[Any, Any, Any]:
         gradient = self.backward_exchange(dout, receive_counts, send_counts)
         return gradient, ops.zeros_like(send_counts), ops.zeros_like(receive_counts)
+
+
+class _Bucket:
+    """Tensors that travel in one message: copied in as they come, sent when the last has come, then ready for the next step."""
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], start: Callable[[np.ndarray], Operation]) -> None:
+        ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
+        self._places = [slice(end - math.prod(shape), end) for shape, end in zip(shapes, ends)]
+        self._vector = np.empty(ends[-1], np.float32)
+        self._start = start
+        self._missing = len(shapes)
+        self._operation: Operation | None = None
+
+    def putter(self, index: int) -> Callable[[np.ndarray], np.ndarray]:
+        """The Python operation that takes the tensor of this index."""
+
+        def put(array: np.ndarray) -> np.ndarray:
+            self._vector[self._places[index]] = array.reshape(-1)
+            self._missing -= 1
+            if not self._missing:
+                self._operation = self._start(self._vector)
+            return np.empty_like(array)
+
+        return put
+
+    def total(self, stand_in: np.ndarray) -> np.ndarray:
+        """The sums, one after another."""
+        assert self._operation is not None, "awaited before all tensors had come"
+        operation, self._operation, self._missing = self._operation, None, len(self._places)
+        return operation.wait()
+
+
+class _Put(nn.Cell):
+    """Start of a `SumFlight`. The tie to the rider makes it run where it stands in the program: the compiler would leave it for
+    the end, as nothing else waits for it.
+    """
+
+    def __init__(self, put: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__(auto_prefix=False)
+        self.put = ops.Custom(put, list, _same_dtype, func_type="pyfunc")
+        self.depend = ops.Depend()
+
+    def construct(self, tensor: Any, rider: Any) -> tuple[Any, Any]:
+        stand_in = self.put(tensor)
+        return stand_in, self.depend(rider, stand_in)
+
+
+_as_shaped = ops.MultitypeFuncGraph("as_shaped")
+
+
+@_as_shaped.register("Tensor", "Tensor")
+def _as_shaped_one(flat: Any, like: Any) -> Any:
+    return ops.reshape(flat, like.shape)
+
+
+class _Await(nn.Cell):
+    """Wait of a `SumFlight`."""
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], total: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__(auto_prefix=False)
+        self.sizes = tuple(math.prod(shape) for shape in shapes)
+        size = sum(self.sizes)
+        self.map = ops.HyperMap()
+        self.total = ops.Custom(total, lambda shape: [size], _same_dtype, func_type="pyfunc")
+        self.depend = ops.Depend()
+
+    def construct(self, stand_ins: tuple[Any, ...], after: Any) -> tuple[Any, ...]:
+        parts = ops.split(self.total(self.depend(stand_ins[0], (stand_ins, after))), self.sizes)
+        return self.map(_as_shaped, parts, stand_ins)
 
 
 def _exchange(mesh: Mesh, operation: str, group: str, ranks: tuple[int, ...], tag: str,

@@ -199,6 +199,7 @@ class ParallelConfig:
     expert: int = key(1, "expert-parallel degree; must divide the number of ranks and moe.num_experts", minimum=1)
     tensor: int = key(1, "ranks of a node that share out attention heads, FFN and expert widths and the vocabulary; must divide each",
                       minimum=1)
+    overlap_gradients: bool = key(True, "sum gradients of dense weights over ranks while the backward pass goes on below them")
     ranks_per_node: Optional[int] = key(None, "ranks a node; null: all of them; give it to let one machine play several nodes", minimum=1)
 
 

@@ -37,6 +37,15 @@ class AddBias(nn.Cell):
         return dout, self.sum(dout, 0)
 
 
+class Keep(nn.Cell):
+    """Where a map takes in its input and its weight: nothing happens. A distributed run may put something else here, which sends a
+    weight's gradient on its way as soon as it is there (see `pangu_sigma.train.early`).
+    """
+
+    def construct(self, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
+        return x, weight
+
+
 class Linear(nn.Cell):
     """`x W^T + b` in `compute_dtype`, or without b.
 
@@ -57,12 +66,14 @@ class Linear(nn.Cell):
         if has_bias:
             self.bias = split_constant((out_size,), 0.0, "bias", bias_part)
         self.leave = leave or nn.Identity()
+        self.take = Keep()
         self.matmul = ops.MatMul(transpose_b=True)
         self.add_bias = AddBias()
 
     def construct(self, x: Tensor) -> Tensor:
         kind = self.compute_dtype
-        y = self.leave(self.matmul(ops.cast(x, kind), ops.cast(self.weight, kind)))
+        x, weight = self.take(x, self.weight)
+        y = self.leave(self.matmul(ops.cast(x, kind), ops.cast(weight, kind)))
         return self.add_bias(y, ops.cast(self.bias, kind)) if self.has_bias else y
 
 

@@ -2,7 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext, training_dispatcher
 from pangu_sigma.train.capacity import CapacityControl
+from pangu_sigma.train.early import EarlyGradients
 from pangu_sigma.train.optimizer import ordered_parameters
 from pangu_sigma.train.probe import RoutedTokens, RoutingProbe, sparse_layers
 from pangu_sigma.train.runtime import Runtime
@@ -31,6 +32,7 @@ from pangu_sigma.train.step import (
     Accumulators,
     ApplyStep,
     EvaluationStep,
+    LastMicroStep,
     LossScale,
     MicroStep,
     Rebalance,
@@ -100,15 +102,15 @@ class TrainingParts:
         self._objective = Objective(self.network, nominal)
         rate = config.moe.router.balance_rate
         rebalance = Rebalance(balance_biases(self.network), rate, self.statistics) if rate > 0.0 else None
+        whole = config.train.global_batch_size == rows * (runtime.world_size // config.parallel.tensor)
+        self._accumulators = None if whole else Accumulators(self.parameters, self.statistics.size)
+        self._early = self._early_gradients(config, runtime)
         update = Update(self.parameters, self.statistics.size, self.loss_scale, config.optimizer, runtime.collectives, nominal,
-                        rebalance)
+                        rebalance, self._early)
         self.update = update
         self.adam = update.adam
         self._evaluate = EvaluationStep(self._objective)
         self._probe = RoutingProbe(self.network)
-        whole = config.train.global_batch_size == rows * (runtime.world_size // config.parallel.tensor)
-        self._accumulators = None if whole else Accumulators(self.parameters, self.statistics.size)
-        self._apply = None if whole else ApplyStep(self._accumulators, update)
         self._step = self._new_step()
         self._variants: Dict[int, Tuple[List[Dispatcher], Callable]] = {}  # by slots: dispatchers of the sparse layers, and the step
         self._sparse = sparse_layers(self.network)
@@ -160,7 +162,22 @@ class TrainingParts:
     def _new_step(self) -> Callable:
         if self._accumulators is None:
             return WholeStep(self._objective, self.parameters, self.update)
-        return _AccumulatedStep(MicroStep(self._objective, self.parameters, self._accumulators, self.loss_scale), self._apply)
+        micro = MicroStep(self._objective, self.parameters, self._accumulators, self.loss_scale)
+        if self._early is None:
+            return _AccumulatedStep(micro, ApplyStep(self._accumulators, self.update))
+        last = LastMicroStep(self._objective, self.parameters, self._accumulators, self.update, self._early)
+        return _OverlappedStep(micro, last, self._early)
+
+    def _early_gradients(self, config: Config, runtime: Runtime) -> Optional[EarlyGradients]:
+        """Set up to send with one micro-batch a step; with several, each step switches it."""
+        if not config.parallel.overlap_gradients or runtime.topology.data == 1:
+            return None
+        if self._accumulators is None:
+            early = EarlyGradients(self.network, runtime.collectives)
+            early.send(True)
+            return early
+        names = [parameter.name for parameter in self.parameters]
+        return EarlyGradients(self.network, runtime.collectives, dict(zip(names, self._accumulators.gradients)))
 
     def _feed(self, batch: Batch, key: tuple) -> List[Tensor]:
         check_token_ids(np.concatenate((batch.ids, batch.targets)), batch.domain, self.words.words, self.words.domains)
@@ -179,6 +196,20 @@ class _AccumulatedStep:
         for fields in micro_batches:
             self._micro(*fields)
         return self._apply(learning_rate)
+
+
+class _OverlappedStep:
+    """A step of several micro-batches whose gradients are exchanged during the last one's backward pass."""
+
+    def __init__(self, micro: MicroStep, last: LastMicroStep, early: EarlyGradients) -> None:
+        self._micro, self._last, self._early = micro, last, early
+
+    def __call__(self, learning_rate: Tensor, micro_batches: List[List[Tensor]]) -> Tuple[Tensor, ...]:
+        self._early.send(False)
+        for fields in micro_batches[:-1]:
+            self._micro(*fields)
+        self._early.send(True)
+        return self._last(learning_rate, *micro_batches[-1])
 
 
 @dataclass(frozen=True)

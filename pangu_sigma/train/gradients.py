@@ -1,13 +1,17 @@
 """Gradients of one optimizer step: summed over ranks and measured."""
 
 import math
-from typing import List, Sequence, Tuple
+from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives import Collectives
+from locmoe_ops.collectives.node_first import NodeFirstSum
 from locmoe_ops.tensor_parallel import slice_of
 from pangu_sigma.train.optimizer import is_expert_parameter
+
+if TYPE_CHECKING:
+    from pangu_sigma.train.early import EarlyGradients
 
 BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MB of float32 a message
 
@@ -33,39 +37,6 @@ def _restore_one(flat: Tensor, like: Tensor) -> Tensor:
 def _squares_of_one(tensor: Tensor) -> Tensor:
     rows = _reshape(tensor, (-1, _shape(tensor)[-1]))  # sums over rows run on all CPU threads, a sum over all elements on one
     return _sum(_sum(rows * rows, -1), 0)
-
-
-class NodeFirstSum(nn.Cell):
-    """Sums a vector over a group so that each number crosses between nodes once, and not once for every rank of a node.
-
-    1. Reduce-scatter among the group's R ranks of a node. 2. All-reduce of a rank's part along its rail, over nodes.
-    3. All-gather inside the node. Where the group has one rank a node or lies on one node, a plain all-reduce.
-
-    Input and output: <float32>[n], any n.
-    """
-
-    def __init__(self, collectives: Collectives, group: str, tag: str) -> None:
-        super().__init__(auto_prefix=False)
-        topology, rank = collectives.topology, collectives.rank
-        self.neighbours = len(topology.group_of(f"{group}_node", rank))
-        self.in_steps = self.neighbours > 1 and len(topology.group_of(f"{group}_rail", rank)) > 1
-        if self.in_steps:
-            self.scatter = collectives.reduce_scatter(f"{group}_node", f"{tag}/scatter")
-            self.reduce = collectives.all_reduce(f"{group}_rail", f"{tag}/rail")
-            self.gather = collectives.all_gather(f"{group}_node", f"{tag}/gather")
-        else:
-            self.reduce = collectives.all_reduce(group, tag)
-        self.concat = ops.Concat()
-
-    def construct(self, vector: Tensor) -> Tensor:
-        if not self.in_steps:
-            return self.reduce(vector)
-        size = vector.shape[0]
-        rest = -size % self.neighbours
-        if rest:
-            vector = self.concat((vector, ops.zeros((rest,), vector.dtype)))
-        vector = self.gather(self.reduce(self.scatter(vector)))
-        return vector[:size] if rest else vector
 
 
 class BucketedAllReduce(nn.Cell):
@@ -134,31 +105,57 @@ class SquaresOfGroup(nn.Cell):
         return self.sum((ops.stack(squares) * self.weights).sum().reshape(1)).reshape(())
 
 
+class DenseExchange(nn.Cell):
+    """Sums dense gradients over `dp`: those that have set out early are awaited, the others exchanged.
+
+    Inputs: gradients, a tuple of <float32> tensors in the order of `parameters`, the early ones, of which there are stand-ins (see
+    `SumFlight`), first; statistics <float32>[size], which travels in the last bucket. Outputs: the sums of both.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], statistics_size: int, collectives: Collectives,
+                 early: "Optional[EarlyGradients]" = None) -> None:
+        super().__init__(auto_prefix=False)
+        self.buckets = tuple(early.buckets) if early else ()
+        self.waits = nn.CellList(early.waits if early else [])
+        self.first = len(early.parameters) if early else 0  # of those that are exchanged here
+        self.last = len(parameters)
+        shapes = [parameter.shape for parameter in parameters[self.first:]] + [(statistics_size,)]
+        self.sum_late = BucketedAllReduce(shapes, collectives, "dp", "gradient/dense")
+
+    def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor) -> Tuple[Tuple[Tensor, ...], Tensor]:
+        late = self.sum_late(gradients[self.first:] + (statistics,))
+        statistics = late[self.last - self.first]
+        summed = ()
+        for (start, end), wait in zip(self.buckets, self.waits):
+            summed = summed + wait(gradients[start:end], statistics)
+        return summed + late[:self.last - self.first], statistics
+
+
 class GradientExchange(nn.Cell):
     """Sums dense gradients over `dp` and expert gradients over `edp`, and takes the norm of all parameters on all ranks.
 
-    Inputs: a tuple of <float32> gradients in the order of `parameters` (see `ordered_parameters`), and a vector of statistics
-    to be summed over `dp`, which travels in the dense gradients' last bucket.
+    Inputs: a tuple of <float32> gradients in the order of `parameters` (see `ordered_parameters`), with stand-ins for those that
+    have set out `early`, and a vector of statistics to be summed over `dp`.
     Outputs: the summed gradients, the summed statistics, and the sum of squares of the summed gradients, <float32> scalar:
     every expert counted once, wherever it lives, and so is everything in a tensor-parallel group, whether its ranks hold a part each
     or all the same.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], statistics_size: int, collectives: Collectives) -> None:
+    def __init__(self, parameters: Sequence[Parameter], statistics_size: int, collectives: Collectives,
+                 early: "Optional[EarlyGradients]" = None) -> None:
         super().__init__(auto_prefix=False)
-        dense = [p.shape for p in parameters if not is_expert_parameter(p)]
+        dense = [p for p in parameters if not is_expert_parameter(p)]
         experts = [p.shape for p in parameters if is_expert_parameter(p)]
         self.dense = len(dense)
         self.has_experts = bool(experts)
-        self.sum_dense = BucketedAllReduce(dense + [(statistics_size,)], collectives, "dp", "gradient/dense")
+        self.sum_dense = DenseExchange(dense, statistics_size, collectives, early)
         self.sum_experts = BucketedAllReduce(experts, collectives, "edp", "gradient/experts")
         self.sum_squares = collectives.all_reduce("ep", "gradient/norm")
-        self.dense_squares = SquaresOfGroup([p for p in parameters if not is_expert_parameter(p)], collectives, "gradient/norm/dense")
+        self.dense_squares = SquaresOfGroup(dense, collectives, "gradient/norm/dense")
         self.expert_squares = SquaresOfGroup([p for p in parameters if is_expert_parameter(p)], collectives, "gradient/norm/experts")
 
     def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor) -> Tuple[Tuple[Tensor, ...], Tensor, Tensor]:
-        summed = self.sum_dense(gradients[:self.dense] + (statistics,))
-        dense, statistics = summed[:self.dense], summed[self.dense]
+        dense, statistics = self.sum_dense(gradients[:self.dense], statistics)
         squares = self.dense_squares(dense)
         if not self.has_experts:
             return dense, statistics, squares

@@ -21,12 +21,20 @@ def decays(parameter: Parameter) -> bool:
     return not parameter.name.rsplit(".", 1)[-1].startswith(("b_", "bias", "gamma", "beta"))
 
 
+def is_map_weight(parameter: Parameter) -> bool:
+    """True for the weight of a linear map of attention or of a dense feed-forward network (not for a router's gate)."""
+    return parameter.name.endswith(".weight") and ".router." not in parameter.name
+
+
 def ordered_parameters(network: nn.Cell) -> List[Parameter]:
-    """The trainable parameters in the order of every gradient list: dense before experts, decaying ones first in each.
+    """The trainable parameters in the order of every gradient list: first the weights of linear maps, as the backward pass comes by
+    them, then other dense parameters, then experts; in the last two decaying ones first.
 
     Neighbours that are treated alike can be handled by one mapped function, which MindSpore compiles far faster than a loop.
     """
-    return sorted(network.trainable_params(), key=_group_key)
+    found = network.trainable_params()
+    maps = [parameter for parameter in found if is_map_weight(parameter)][::-1]
+    return maps + sorted((parameter for parameter in found if not is_map_weight(parameter)), key=_group_key)
 
 
 def _group_key(parameter: Parameter) -> Tuple[bool, bool]:

@@ -2,7 +2,8 @@
 
 With one micro-batch an optimizer step it is one graph, `WholeStep`: forward, backward, `Update`. With several it is two:
 `MicroStep` (forward, backward, gradients and statistics added to accumulators), then `ApplyStep` (`Update` on the accumulators,
-which it empties). No graph has a data-dependent branch or a host round trip: a step that overflowed computes an update of zero.
+which it empties) or, where gradients are to set out during the last backward pass, `LastMicroStep`, which is both in one. No graph
+has a data-dependent branch or a host round trip: a step that overflowed computes an update of zero.
 """
 
 from typing import Dict, Optional, Sequence, Tuple
@@ -15,6 +16,7 @@ from locmoe_ops.collectives import Collectives
 from locmoe_ops.routers import BalanceBias, BalanceUpdate
 from pangu_sigma.config.schema import LossScaleConfig, OptimizerConfig
 from pangu_sigma.model.objective import Objective
+from pangu_sigma.train.early import EarlyGradients
 from pangu_sigma.train.gradients import GradientExchange
 from pangu_sigma.train.optimizer import HybridAdam
 
@@ -92,6 +94,7 @@ class Accumulators(nn.Cell):
 
 
 _add = ops.MultitypeFuncGraph("add")
+_plus = ops.MultitypeFuncGraph("plus")
 _clear = ops.MultitypeFuncGraph("clear")
 _assign = ops.Assign()
 _assign_add = ops.AssignAdd()
@@ -102,6 +105,11 @@ _zeros_like = ops.ZerosLike()
 @_add.register("Tensor", "Tensor")
 def _add_one(total: Tensor, gradient: Tensor) -> Tensor:
     return _assign_add(total, gradient)
+
+
+@_plus.register("Tensor", "Tensor")
+def _plus_one(total: Tensor, gradient: Tensor) -> Tensor:
+    return total + gradient
 
 
 @_clear.register("Tensor", "Tensor")
@@ -167,12 +175,13 @@ class Update(nn.Cell):
     """
 
     def __init__(self, parameters: Sequence[Parameter], statistics_size: int, loss_scale: LossScale, optimizer: OptimizerConfig,
-                 collectives: Collectives, nominal_tokens: int, rebalance: Optional[Rebalance] = None) -> None:
+                 collectives: Collectives, nominal_tokens: int, rebalance: Optional[Rebalance] = None,
+                 early: Optional[EarlyGradients] = None) -> None:
         super().__init__(auto_prefix=False)
         self.loss_scale = loss_scale
         self.rebalances = rebalance is not None
         self.rebalance = nn.Identity() if rebalance is None else rebalance
-        self.exchange = GradientExchange(parameters, statistics_size, collectives)
+        self.exchange = GradientExchange(parameters, statistics_size, collectives, early)
         self.adam = HybridAdam(parameters, optimizer)
         self.clip_norm = optimizer.clip_norm
         self.nominal_tokens = float(nominal_tokens)
@@ -230,6 +239,38 @@ class ApplyStep(nn.Cell):
         results = self.update(accumulated.gradients[:], accumulated.statistics * 1.0, learning_rate)
         self.map(ops.partial(_clear, results[3]), accumulated.gradients)
         _clear(results[3], accumulated.statistics)
+        return results
+
+
+class LastMicroStep(nn.Cell):
+    """`MicroStep` and `ApplyStep` in one graph, for a last micro-batch whose gradients set out during its backward pass.
+
+    Args:
+        early: says how many those are, the first ones; they come out of the backward pass with what was accumulated before.
+
+    Inputs: learning_rate <float32> scalar, then the tensors of `BATCH_FIELDS`. Outputs: as `Update`.
+    """
+
+    def __init__(self, objective: Objective, parameters: Sequence[Parameter], accumulators: Accumulators, update: Update,
+                 early: EarlyGradients) -> None:
+        super().__init__(auto_prefix=False)
+        self.objective = objective
+        self.parameters = ParameterTuple(parameters)
+        self.accumulators = accumulators
+        self.update = update
+        self.first = len(early.parameters)
+        self.map = ops.HyperMap()
+        self.differentiate = ops.value_and_grad(objective, None, self.parameters, has_aux=True)
+
+    def construct(self, learning_rate: Tensor, ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor,
+                  loss_mask: Tensor, domain: Tensor, home: Tensor, seeds: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        batch = {"ids": ids, "targets": targets, "positions": positions, "documents": documents, "loss_mask": loss_mask,
+                 "domain": domain, "home": home, "seeds": seeds}
+        (_, sums), gradients = self.differentiate(batch, self.update.loss_scale.scale)
+        late = self.map(_plus, self.accumulators.gradients[self.first:], gradients[self.first:])
+        results = self.update(gradients[:self.first] + late, self.accumulators.statistics + pack(sums), learning_rate)
+        self.map(ops.partial(_clear, results[3]), self.accumulators.gradients)
+        _clear(results[3], self.accumulators.statistics)
         return results
 
 

@@ -188,8 +188,8 @@ def run_sums(rank: int, mesh) -> dict:
     from mindspore import Tensor
 
     from locmoe_ops.collectives import create_collectives
+    from locmoe_ops.collectives.node_first import NodeFirstSum
     from locmoe_ops.topology import Topology
-    from pangu_sigma.train.gradients import NodeFirstSum
 
     collectives, found = create_collectives("tcp", Topology(RANKS, 2, RANKS), rank, mesh), {}
     for size, own in sums(rank).items():
@@ -200,13 +200,43 @@ def run_sums(rank: int, mesh) -> dict:
     return found
 
 
+def run_flight(rank: int, mesh) -> dict:
+    """The same vectors, sent one by one while something else is computed, and awaited together."""
+    from mindspore import Tensor, nn
+
+    from locmoe_ops.collectives import create_collectives
+    from locmoe_ops.topology import Topology
+
+    class Flight(nn.Cell):
+        def __init__(self, flight) -> None:
+            super().__init__()
+            self.starts, self.wait = nn.CellList(list(flight.starts)), flight.wait
+
+        def construct(self, short: Tensor, long: Tensor, rider: Tensor) -> tuple:
+            first, rider = self.starts[0](short, rider)
+            second, rider = self.starts[1](long, rider * 2.0)
+            return self.wait((first, second), rider), rider * 2.0
+
+    collectives, own = create_collectives("tcp", Topology(RANKS, 2, RANKS), rank, mesh), sums(rank)
+    cell = Flight(collectives.sum_in_flight("dp", "gradient/flight", [vector.shape for vector in own.values()]))
+    tensors, rider = tuple(Tensor(vector) for vector in own.values()), Tensor(np.ones(1, np.float32))
+    found = {}
+    for when in ("first", "second"):
+        before = collectives.bytes_sent("gradient")
+        totals, after_all = cell(*tensors, rider)
+        found.update({f"flight {size}/{when}": total.asnumpy() for size, total in zip(own, totals)})  # waits for the graph
+        found["flight/between nodes"] = np.array(collectives.bytes_sent("gradient").inter_node - before.inter_node)
+        found["flight/rider"] = after_all.asnumpy()
+    return found
+
+
 def main() -> None:
     rank, port, parent, output = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     from locmoe_ops.collectives import join_mesh
 
     mesh = join_mesh(rank, RANKS, ("127.0.0.1", port), bytes.fromhex(os.environ["MESH_SECRET"]), join_timeout=120,
                      collective_timeout=300, parent_pid=parent)
-    results = run_sums(rank, mesh)
+    results = {**run_sums(rank, mesh), **run_flight(rank, mesh)}
     for name in CASES:
         results.update(run_case(name, rank, mesh))
     try:

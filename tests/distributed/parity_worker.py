@@ -8,6 +8,7 @@ A degree is EXPERTxTENSOR. A job with tensor parallelism leaves checkpoints, whi
 import dataclasses
 import os
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,15 @@ def adaptive(data: str, expert: int) -> Config:
     given["moe"]["dispatch"]["type"] = "hierarchical"
     given["train"]["steps"] = 4
     given["optimizer"].update(warmup_steps=1, learning_rate=0.05)
+    return config_from_dict(given)
+
+
+def dense(data: str, overlap: bool, micro_batches: int) -> Config:
+    """Without sparse layers: gradients are all that ranks exchange."""
+    given = to_dict(configuration(data, "hash"))
+    given["model"].update(sparse_layers=0)
+    given["parallel"]["overlap_gradients"] = overlap
+    given["train"].update(steps=3, global_batch_size=8 * micro_batches, micro_batch_size=2)
     return config_from_dict(given)
 
 
@@ -130,6 +140,11 @@ def main() -> None:
             if degree in ADAPTIVE_DEGREES:
                 found = run(adaptive(data_path, expert), runtime, data, Path(output) / "adaptive")
                 np.savez(Path(output) / f"adaptive_w{job.world_size}_{degree}_rank{job.rank}.npz", **found)
+        if job.world_size > 1:
+            for overlap, micro_batches in product((True, False), (1, 3)):
+                runtime = dataclasses.replace(job, collectives=create_collectives("tcp", Topology(job.world_size, 2), job.rank, job.mesh))
+                found = run(dense(data_path, overlap, micro_batches), runtime, data, Path(output) / "dense")
+                np.savez(Path(output) / f"dense_w{job.world_size}_{overlap}-{micro_batches}_rank{job.rank}.npz", **found)
 
 
 if __name__ == "__main__" and os.environ.get("MS_ROLE") != "MS_SCHED":

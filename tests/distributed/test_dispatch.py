@@ -172,3 +172,14 @@ def test_gradients_cross_between_nodes_once(results, size):
         np.testing.assert_array_equal(found[f"sum {size}/values"], results[0][f"sum {size}/values"])  # the same bits everywhere
         # Padded to a multiple of the node's two ranks, each of which sends its half to one rank of the other node.
         assert found[f"sum {size}/between nodes"] == (size + size % 2) // 2 * 4
+
+
+def test_gradients_in_flight_are_the_same_sums(results):
+    """To the bit, step after step, in one message; what is computed meanwhile is left as it is."""
+    for found in results:
+        for size in sums(0):
+            for when in ("first", "second"):
+                np.testing.assert_array_equal(found[f"flight {size}/{when}"], found[f"sum {size}/values"])
+        assert found["flight/rider"] == 4.0
+        whole = sum(sums(0))
+        assert found["flight/between nodes"] == (whole + whole % 2) // 2 * 4

@@ -110,6 +110,29 @@ def test_all_reduce_of_any_shape_has_the_same_bits_everywhere(run_ranks, shape):
         assert np.asarray(result).tobytes() == np.asarray(expected, np.float32).tobytes()
 
 
+@pytest.mark.parametrize("size", [0, 1, 7, 4096, 9001])
+def test_a_sum_by_node_crosses_between_nodes_once(run_ranks, size):
+    """Three nodes of two ranks: neighbours first, then along the rail, in the order of ranks; bytes as drawn by hand."""
+    inputs = [np.random.default_rng(rank).standard_normal(size).astype(np.float32) for rank in range(6)]
+
+    def job(mesh):
+        node, rail = (mesh.rank // 2 * 2, mesh.rank // 2 * 2 + 1), (mesh.rank % 2, mesh.rank % 2 + 2, mesh.rank % 2 + 4)
+        return mesh.start_sum_by_node(range(6), "sum", inputs[mesh.rank], node, rail).wait(), mesh.counters.bytes_sent
+
+    results = run_ranks(6, job)
+    pairs = [inputs[0] + inputs[1], inputs[2] + inputs[3], inputs[4] + inputs[5]]
+    half = (size + 1) // 2  # what a rank stands for: sent to its neighbour twice, the scattered half and the gathered one
+    for rank, (result, sent) in enumerate(results):
+        assert result.tobytes() == ((pairs[0] + pairs[1]) + pairs[2]).tobytes()
+        assert sent[rank ^ 1] == 2 * half * 4
+        across = [sent[peer] for peer in range(6) if peer // 2 != rank // 2 and peer % 2 == rank % 2]
+        if half * 4 <= 8192:  # one round: everybody's half to everybody
+            assert across == [half * 4] * 2
+        else:  # a third to each of two, and the own third's sum to each of two; a half is not always three equal thirds
+            assert abs(sum(across) - 4 * half * 4 / 3) < 4 * 4
+        assert sum(sent) == sent[rank ^ 1] + sum(across)
+
+
 def test_float16_is_summed_in_float32(run_ranks):
     """2048 + 1 is 2048 in float16: summed pairwise in float16, the three ones would be lost."""
     values = [2048.0, 1.0, 1.0, 1.0]
@@ -192,6 +215,24 @@ def test_bytes_are_counted_by_destination(run_ranks):
             expected[1 - rank] += 20
         assert sent.dtype == np.int64
         assert sent.tolist() == expected.tolist()
+
+
+def test_rounds_that_run_unattended_are_overlapped(run_ranks):
+    """A sum of several rounds, all of which run while the caller sleeps: nothing of its communication is waited for."""
+    delay = 0.4
+
+    def job(mesh):
+        mesh.barrier(range(2), "ready")
+        before, began = mesh.counters, time.monotonic()
+        running = mesh.start_all_reduce(range(2), "sum", np.ones(100_000, np.float32))
+        time.sleep(delay)
+        running.wait()
+        after = mesh.counters
+        return [after[i] - before[i] for i in (1, 2, 3)], time.monotonic() - began
+
+    for (communication, idle, overlapped), took in run_ranks(2, job):
+        assert 0 < communication < took
+        assert overlapped + (took - delay) >= communication and idle <= took - delay
 
 
 def test_waiting_for_a_late_peer_is_idle_time(run_ranks):

@@ -155,12 +155,17 @@ def test_groups_have_their_own_epsilon_and_decay(make_parameters):
 
 @pytest.mark.parametrize("router", ["hash", "switch"])
 def test_order_of_a_networks_parameters(networks, router):
-    """Dense before experts; in each, what decays comes first. Everything trainable, once; a hash table is not."""
+    """Dense before experts; in each, what decays comes first, and of that the maps, from the top of the network down. Everything
+    trainable, once; a hash table is not.
+    """
     network = networks.build_network(networks.small_config({"sparse_query_layer": True}, {"router": {"type": router}}))
     ordered = ordered_parameters(network)
     kinds = [(is_expert_parameter(parameter), not decays(parameter)) for parameter in ordered]
     assert kinds == sorted(kinds) and len(set(kinds)) == 4
     names = [parameter.name for parameter in ordered]
+    maps = [name for name in names if name.endswith((".query.weight", ".key.weight", ".value.weight", ".project.weight", ".w_in.weight",
+                                                     ".w_out.weight"))]
+    assert names[:len(maps)] == maps and maps[0].startswith("query_layer.") and maps[-1] == "blocks.0.attention.query.weight"
     assert sorted(names) == sorted(parameter.name for parameter in network.trainable_params())
     assert not any("table" in name for name in names)
     experts = [name for name in names if name.rsplit(".", 1)[-1] in ("w_in", "b_in", "w_out", "b_out")]
