@@ -91,6 +91,12 @@ class Accumulators(nn.Cell):
             Parameter(Tensor(np.zeros(p.shape, np.float32)), name=f"gradient.{p.name}", requires_grad=False)
             for p in parameters])
         self.statistics = Parameter(Tensor(np.zeros(statistics_size, np.float32)), name="statistics", requires_grad=False)
+        self.map = ops.HyperMap()
+
+    def clear(self, after: Tensor) -> None:
+        """Empties them once `after` has been computed."""
+        self.map(ops.partial(_clear, after), self.gradients)
+        _clear(after, self.statistics)
 
 
 _add = ops.MultitypeFuncGraph("add")
@@ -117,8 +123,29 @@ def _clear_one(after: Tensor, total: Tensor) -> Tensor:
     return _assign(total, _depend(_zeros_like(total), after))
 
 
-class MicroStep(nn.Cell):
+class BatchGradients(nn.Cell):
     """Forward and backward of one micro-batch.
+
+    Inputs: loss_scale <float32> scalar, then the tensors of `BATCH_FIELDS`. Outputs: this rank's statistics <float32>[size]; its
+    gradients, in the order of `parameters`.
+    """
+
+    def __init__(self, objective: Objective, parameters: Sequence[Parameter]) -> None:
+        super().__init__(auto_prefix=False)
+        self.objective = objective
+        self.parameters = ParameterTuple(parameters)
+        self.differentiate = ops.value_and_grad(objective, None, self.parameters, has_aux=True)
+
+    def construct(self, loss_scale: Tensor, ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor, loss_mask: Tensor,
+                  domain: Tensor, home: Tensor, seeds: Tensor) -> Tuple[Tensor, Tuple[Tensor, ...]]:
+        batch = {"ids": ids, "targets": targets, "positions": positions, "documents": documents, "loss_mask": loss_mask,
+                 "domain": domain, "home": home, "seeds": seeds}
+        (_, sums), gradients = self.differentiate(batch, loss_scale)
+        return pack(sums), gradients
+
+
+class MicroStep(nn.Cell):
+    """`BatchGradients`, accumulated.
 
     Inputs: the tensors of `BATCH_FIELDS`. Output: this rank's statistics <float32>[size], accumulated since the last update.
     """
@@ -126,20 +153,15 @@ class MicroStep(nn.Cell):
     def __init__(self, objective: Objective, parameters: Sequence[Parameter], accumulators: Accumulators,
                  loss_scale: LossScale) -> None:
         super().__init__(auto_prefix=False)
-        self.objective = objective
-        self.parameters = ParameterTuple(parameters)
+        self.differentiate = BatchGradients(objective, parameters)
         self.accumulators = accumulators
         self.loss_scale = loss_scale
         self.map = ops.HyperMap()
-        self.differentiate = ops.value_and_grad(objective, None, self.parameters, has_aux=True)
 
-    def construct(self, ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor, loss_mask: Tensor, domain: Tensor,
-                  home: Tensor, seeds: Tensor) -> Tensor:
-        batch = {"ids": ids, "targets": targets, "positions": positions, "documents": documents, "loss_mask": loss_mask,
-                 "domain": domain, "home": home, "seeds": seeds}
-        (_, sums), gradients = self.differentiate(batch, self.loss_scale.scale)
+    def construct(self, *fields: Tensor) -> Tensor:
+        statistics, gradients = self.differentiate(self.loss_scale.scale, *fields)
         self.map(_add, self.accumulators.gradients, gradients)
-        return ops.assign_add(self.accumulators.statistics, pack(sums))
+        return ops.assign_add(self.accumulators.statistics, statistics)
 
 
 class Rebalance(nn.Cell):
@@ -209,17 +231,12 @@ class WholeStep(nn.Cell):
 
     def __init__(self, objective: Objective, parameters: Sequence[Parameter], update: Update) -> None:
         super().__init__(auto_prefix=False)
-        self.objective = objective
-        self.parameters = ParameterTuple(parameters)
+        self.differentiate = BatchGradients(objective, parameters)
         self.update = update
-        self.differentiate = ops.value_and_grad(objective, None, self.parameters, has_aux=True)
 
-    def construct(self, learning_rate: Tensor, ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor,
-                  loss_mask: Tensor, domain: Tensor, home: Tensor, seeds: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-        batch = {"ids": ids, "targets": targets, "positions": positions, "documents": documents, "loss_mask": loss_mask,
-                 "domain": domain, "home": home, "seeds": seeds}
-        (_, sums), gradients = self.differentiate(batch, self.update.loss_scale.scale)
-        return self.update(gradients, pack(sums), learning_rate)
+    def construct(self, learning_rate: Tensor, *fields: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        statistics, gradients = self.differentiate(self.update.loss_scale.scale, *fields)
+        return self.update(gradients, statistics, learning_rate)
 
 
 class ApplyStep(nn.Cell):
@@ -232,13 +249,11 @@ class ApplyStep(nn.Cell):
         super().__init__(auto_prefix=False)
         self.accumulators = accumulators
         self.update = update
-        self.map = ops.HyperMap()
 
     def construct(self, learning_rate: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         accumulated = self.accumulators
         results = self.update(accumulated.gradients[:], accumulated.statistics * 1.0, learning_rate)
-        self.map(ops.partial(_clear, results[3]), accumulated.gradients)
-        _clear(results[3], accumulated.statistics)
+        accumulated.clear(results[3])
         return results
 
 
@@ -254,23 +269,18 @@ class LastMicroStep(nn.Cell):
     def __init__(self, objective: Objective, parameters: Sequence[Parameter], accumulators: Accumulators, update: Update,
                  early: EarlyGradients) -> None:
         super().__init__(auto_prefix=False)
-        self.objective = objective
-        self.parameters = ParameterTuple(parameters)
+        self.differentiate = BatchGradients(objective, parameters)
         self.accumulators = accumulators
         self.update = update
         self.first = len(early.parameters)
         self.map = ops.HyperMap()
-        self.differentiate = ops.value_and_grad(objective, None, self.parameters, has_aux=True)
 
-    def construct(self, learning_rate: Tensor, ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor,
-                  loss_mask: Tensor, domain: Tensor, home: Tensor, seeds: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-        batch = {"ids": ids, "targets": targets, "positions": positions, "documents": documents, "loss_mask": loss_mask,
-                 "domain": domain, "home": home, "seeds": seeds}
-        (_, sums), gradients = self.differentiate(batch, self.update.loss_scale.scale)
-        late = self.map(_plus, self.accumulators.gradients[self.first:], gradients[self.first:])
-        results = self.update(gradients[:self.first] + late, self.accumulators.statistics + pack(sums), learning_rate)
-        self.map(ops.partial(_clear, results[3]), self.accumulators.gradients)
-        _clear(results[3], self.accumulators.statistics)
+    def construct(self, learning_rate: Tensor, *fields: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        accumulated = self.accumulators
+        statistics, gradients = self.differentiate(self.update.loss_scale.scale, *fields)
+        late = self.map(_plus, accumulated.gradients[self.first:], gradients[self.first:])
+        results = self.update(gradients[:self.first] + late, accumulated.statistics + statistics, learning_rate)
+        accumulated.clear(results[3])
         return results
 
 
