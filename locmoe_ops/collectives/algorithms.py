@@ -153,9 +153,8 @@ def sum_by_node(op: Exchange, array: np.ndarray, node: Sequence[int], rail: Sequ
     Reduce-scatter inside the node, all-reduce along the rail, all-gather inside the node: a number crosses between nodes once.
     """
     inside, across = _Members(op, node), _Members(op, rail)
-    padded = np.zeros(-(-array.size // inside.size) * inside.size, array.dtype)
-    padded[:array.size] = array
-    part = yield from reduce_scatter(inside, padded)
+    rest = -array.size % inside.size
+    part = yield from reduce_scatter(inside, np.concatenate((array, np.zeros(rest, array.dtype))) if rest else array)
     part = yield from all_reduce(across, part)
     whole = yield from all_gather(inside, part)
     return whole[:array.size]
