@@ -1,0 +1,102 @@
+"""JSON files written by people and other programs: each value knows its place, so that an error can name it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+from locmoe_ops.errors import InputError
+
+_KINDS = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false"}
+
+
+class JsonValue:
+    """A value, the path to it inside the file (as in `server_list[0].device`), and the file's name.
+
+    What is asked for and is not there, or is of another kind, is an InputError that names file, path, value and expectation.
+    """
+
+    def __init__(self, value: Any, path: str, file: str) -> None:
+        self.value, self.path, self.file = value, path, file
+
+    def __contains__(self, name: str) -> bool:
+        return isinstance(self.value, dict) and name in self.value
+
+    def require_object(self) -> None:
+        if not isinstance(self.value, dict):
+            raise self.error("an object")
+
+    def member(self, name: str) -> JsonValue:
+        self.require_object()
+        if name not in self.value:
+            raise self.problem(f"has no {name}; expected one")
+        return JsonValue(self.value[name], f"{self.path}.{name}" if self.path else name, self.file)
+
+    def optional(self, name: str) -> JsonValue | None:
+        self.require_object()
+        return self.member(name) if name in self.value else None
+
+    def items(self, what: str) -> list[JsonValue]:
+        """The elements of a list that holds at least one; `what` names them."""
+        if not isinstance(self.value, list) or not self.value:
+            raise self.error(f"a list of {what}, at least one")
+        return [JsonValue(value, f"{self.path}[{index}]", self.file) for index, value in enumerate(self.value)]
+
+    def text(self) -> str:
+        if not isinstance(self.value, str):
+            is_number = isinstance(self.value, (int, float)) and not isinstance(self.value, bool)
+            raise self.error("a string" + (f', as in "{self.value}"' if is_number else ""))
+        return self.value
+
+    def number(self) -> int:
+        """A string of at most 10 decimal digits, as an integer."""
+        text = self.text()
+        if not (text.isascii() and text.isdigit() and len(text) <= 10):
+            raise self.error('a string of digits, as in "0"')
+        return int(text)
+
+    def error(self, expected: str) -> InputError:
+        """What was found here and what was expected."""
+        shown = json.dumps(self.value, ensure_ascii=False)
+        found = shown if len(shown) <= 60 else _KINDS.get(type(self.value), "a value")
+        return self.problem(f"found {found}, expected {expected}")
+
+    def problem(self, text: str) -> InputError:
+        return InputError(f"{self.file}: {self.path + ': ' if self.path else ''}{text}")
+
+
+def read_json(path: str | os.PathLike[str], expected: str) -> JsonValue:
+    """The value that a file holds. Raises InputError: it cannot be read, is empty or no JSON, or repeats a name in an object."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}), expected {expected}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"{path}: cannot be read ({reason.lower()}), expected {expected}") from None
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty, expected {expected}")
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: line {error.lineno}, column {error.colno}: not valid JSON ({error.msg.lower()}), "
+                         f"expected {expected}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}), expected {expected}") from None
+    return JsonValue(value, "", str(path))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Plain JSON keeps the last of two equal names, silently."""
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"{name!r} is given twice in one object")
+        result[name] = value
+    return result
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
