@@ -19,7 +19,8 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.config.load import load_config, to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import check_paths, resolve_runtime, validate
-from pangu_sigma.reporting import SUCCESS, append_line, is_worker, rank, report_error
+from pangu_sigma.launch import is_worker, rank_name, read_launch
+from pangu_sigma.reporting import SUCCESS, append_line, report_error
 
 INTERRUPTED = 130
 
@@ -142,10 +143,18 @@ def _prepare(config: Config, options: argparse.Namespace) -> int:
 
 
 def _train(config: Config, options: argparse.Namespace) -> int:
-    validate(config, int(os.environ.get("MS_WORKER_NUM", "1")))
+    config = _of_this_rank(config)
     from pangu_sigma.train.run import train
 
     return train(config)
+
+
+def _of_this_rank(config: Config) -> Config:
+    """The configuration, checked for the job that this process is a rank of."""
+    launch = read_launch()
+    config = launch.fit(config)
+    validate(config, launch.world_size)
+    return config
 
 
 def _eval(config: Config, options: argparse.Namespace) -> int:
@@ -166,8 +175,8 @@ def _bench_step(config: Config, options: argparse.Namespace) -> int:
 def _bench_all_to_all(config: Config, options: argparse.Namespace) -> int:
     if not is_worker():
         raise InputError("bench all-to-all measures ranks of a job; expected to run under msrun, as scripts/train_msrun.sh "
-                         "--bench all-to-all does")
-    validate(config, int(os.environ["MS_WORKER_NUM"]))
+                         "--bench all-to-all does, or with a rank table")
+    config = _of_this_rank(config)
     from pangu_sigma.tools.bench_all_to_all import bench_all_to_all
 
     return bench_all_to_all(config, options.tokens, options.rate)
@@ -227,17 +236,17 @@ def _be_scheduler(options: argparse.Namespace) -> int:
 
 
 def _join_launcher() -> None:
-    """Under the launcher: says which process is which rank, and ties this process's life to msrun's."""
+    """Under the launcher: says which process is which rank, and ties this process's life to that of what started it."""
     folder = os.environ.get("LOCMOE_LOG_DIR")
-    if not folder or "MS_ROLE" not in os.environ:
+    if not folder or not (is_worker() or "MS_ROLE" in os.environ):
         return
     if is_worker():
-        append_line(Path(folder) / "workers.log", rank(), str(os.getpid()))
+        append_line(Path(folder) / "workers.log", rank_name(), str(os.getpid()))
     _end_with_parent()
 
 
 def _end_with_parent() -> None:
-    """Asks Linux to end this process when msrun dies: killed outright, msrun leaves its workers behind."""
+    """Asks Linux to end this process when its launcher dies: killed outright, msrun leaves its workers behind."""
     set_parent_death_signal = 1
     try:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

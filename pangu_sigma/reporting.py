@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from locmoe_ops.errors import CollectiveError, InputError
+from pangu_sigma.launch import is_worker, rank_name
 
 SUCCESS, FAILURE, BAD_INPUT = 0, 1, 2
 # msrun kills all ranks within a second of the first failure it sees; a failed rank stays this long so that its peers,
@@ -46,7 +47,7 @@ def _tell(error: BaseException) -> None:
         message = f"{_rank_prefix()}{type(error).__name__}: {message}"
     line = f"pangu-sigma: error: {message}"
     folder = os.environ.get("LOCMOE_LOG_DIR")
-    if not (folder and is_worker() and append_line(Path(folder) / "errors.log", rank(), str(status), line)):
+    if not (folder and is_worker() and append_line(Path(folder) / "errors.log", rank_name(), str(status), line)):
         print(line, file=sys.stderr, flush=True)
 
 
@@ -58,16 +59,8 @@ def leave_now(error: BaseException) -> NoReturn:
     os._exit(status)
 
 
-def is_worker() -> bool:
-    return os.environ.get("MS_ROLE") == "MS_WORKER"
-
-
-def rank() -> str:
-    return os.environ.get("RANK_ID", "0")
-
-
 def _rank_prefix() -> str:
-    return f"rank {rank()}: " if is_worker() else ""
+    return f"rank {rank_name()}: " if is_worker() else ""
 
 
 def append_line(path: Path, *words: str) -> bool:

@@ -28,7 +28,7 @@ from pangu_sigma.train.cosines import FILE as COSINES
 from pangu_sigma.train.cosines import measure_cosines
 from pangu_sigma.train.loop import TrainingLoop
 from pangu_sigma.train.metrics import HostSum, MetricsLog, summarise, write_atomically
-from pangu_sigma.train.runtime import Runtime, launched_world_size, start_runtime
+from pangu_sigma.train.runtime import Runtime, start_runtime
 
 
 def train(config: Config) -> int:
@@ -115,7 +115,8 @@ def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoad
     loop = TrainingLoop(config, runtime, parts, loader, local_experts, rows)
     log = _open_log(config, start) if runtime.is_first else None
     if log is not None:
-        print("\n".join([_headline(config, parts, data), *(locality_advice(parts.context) if has_experts(config) else [])]), flush=True)
+        advice = locality_advice(parts.context) if has_experts(config) else []
+        print("\n".join([_headline(config, parts, data, runtime.world_size), *advice]), flush=True)
     loop.run(start, log)
     cosines = _cosines(config, runtime, loader, parts)
     unigram = _unigram(data, loop.validation.batches, HostSum(runtime.collectives, "metrics/unigram"))
@@ -149,13 +150,13 @@ def _open_log(config: Config, start: int) -> MetricsLog:
     return MetricsLog(output / "metrics.jsonl", start)
 
 
-def _headline(config: Config, parts: TrainingParts, data: PreparedData) -> str:
+def _headline(config: Config, parts: TrainingParts, data: PreparedData, world_size: int) -> str:
     own = sum(p.size for p in parts.parameters) / 1e6
     model = config.model
     tensor = f", tensor parallel {config.parallel.tensor}" if config.parallel.tensor > 1 else ""
     return (f"{config.moe.router.type}: {model.dense_layers} dense + {model.sparse_layers} sparse layers, hidden {model.hidden_size}, "
             f"{config.moe.num_experts} experts\n{own:.1f}M parameters on this rank; {', '.join(data.domains)}; "
-            f"{launched_world_size()} ranks, expert parallel {config.parallel.expert}{tensor}")
+            f"{world_size} ranks, expert parallel {config.parallel.expert}{tensor}")
 
 
 def _unigram(data: PreparedData, batches: List[Batch], host_sum: HostSum) -> Optional[float]:

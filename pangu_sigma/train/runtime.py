@@ -11,6 +11,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import resolve_runtime
+from pangu_sigma.launch import read_launch
 from pangu_sigma.reporting import announce, leave_now
 
 
@@ -61,11 +62,13 @@ def start_runtime(config: Config) -> Runtime:
         InputError: the launcher's environment is incomplete, or the meeting port is taken.
         CollectiveError: a rank did not join before `runtime.join_timeout`.
     """
-    resolved = resolve_runtime(config)
-    ms.set_device("Ascend" if resolved.runtime.device == "ascend" else "CPU")
+    launch, resolved = read_launch(), resolve_runtime(config)
+    if resolved.runtime.device == "ascend":
+        ms.set_device("Ascend", launch.device)
+    else:
+        ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE if config.runtime.mode == "graph" else ms.PYNATIVE_MODE)
-    rank, world_size = launched_rank(), launched_world_size()
-    parallel = config.parallel
+    rank, world_size, parallel = launch.rank, launch.world_size, launch.fit(config).parallel
     topology = Topology(world_size, parallel.ranks_per_node or world_size, parallel.expert, parallel.tensor)
     if world_size == 1:
         return Runtime(create_collectives("local", topology, rank))
@@ -78,22 +81,8 @@ def start_runtime(config: Config) -> Runtime:
     return Runtime(create_collectives("hccl", topology, rank))
 
 
-def launched_rank() -> int:
-    """This process's rank as msrun says; 0 without it."""
-    return int(os.environ["RANK_ID"]) if _under_msrun() else 0
-
-
-def launched_world_size() -> int:
-    """Ranks of the job as msrun says; 1 without it."""
-    return int(os.environ["MS_WORKER_NUM"]) if _under_msrun() else 1
-
-
-def _under_msrun() -> bool:
-    return os.environ.get("MS_ROLE") == "MS_WORKER"
-
-
 def _join(config: Config, rank: int, world_size: int) -> Mesh:
-    root = os.environ["MS_SCHED_HOST"]
+    root = os.environ.get("MS_SCHED_HOST") or _from_launcher("LOCMOE_MASTER_ADDRESS")
     mesh = join_mesh(
         rank, world_size, (root, int(_from_launcher("LOCMOE_MESH_PORT"))), bytes.fromhex(_from_launcher("LOCMOE_MESH_SECRET")),
         bind=os.environ.get("LOCMOE_NODE_ADDRESS", root),
@@ -107,5 +96,6 @@ def _join(config: Config, rank: int, world_size: int) -> Mesh:
 def _from_launcher(name: str) -> str:
     value: Optional[str] = os.environ.get(name)
     if not value:
-        raise InputError(f"environment variable {name} is not set; expected it from scripts/train_msrun.sh, which starts ranks on CPU")
+        raise InputError(f"environment variable {name} is not set; expected it from scripts/train_msrun.sh or "
+                         "scripts/train_rank_table.sh, which start ranks on CPU")
     return value

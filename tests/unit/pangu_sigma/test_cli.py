@@ -21,7 +21,7 @@ def config_file(tmp_path):
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    for name in ("MS_ROLE", "MS_WORKER_NUM", "RANK_ID", "LOCMOE_LOG_DIR"):
+    for name in ("MS_ROLE", "MS_WORKER_NUM", "RANK_ID", "RANK_TABLE_FILE", "LOCMOE_LOG_DIR"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -52,6 +52,7 @@ def as_rank(monkeypatch, tmp_path):
     """Pretends to be rank 3 of a job that the launcher started; returns its log folder."""
     monkeypatch.setenv("MS_ROLE", "MS_WORKER")
     monkeypatch.setenv("RANK_ID", "3")
+    monkeypatch.setenv("MS_WORKER_NUM", "4")
     monkeypatch.setenv("LOCMOE_LOG_DIR", str(tmp_path))
     monkeypatch.setattr(reporting, "_GRACE_S", 0.0)
     # The real one would tie the life of the test process to its parent's.
@@ -144,8 +145,7 @@ def test_the_scheduler_does_not_train(install, config_file, monkeypatch):
 
 @pytest.mark.parametrize(("options", "expected"), [
     ([], ((), None)), (["--tokens", "64,8", "--rate", "200mbit"], ((64, 8), 200e6)), (["--rate", "5kbit"], ((), 5e3))])
-def test_dispatchers_are_measured_by_the_ranks_of_a_job(install, config_file, as_rank, monkeypatch, options, expected):
-    monkeypatch.setenv("MS_WORKER_NUM", "4")
+def test_dispatchers_are_measured_by_the_ranks_of_a_job(install, config_file, as_rank, options, expected):
     calls = install("pangu_sigma.tools.bench_all_to_all.bench_all_to_all", 0)
     assert cli.main(["bench", "all-to-all", config_file, *options]) == 0
     ((_, *found),) = calls

@@ -1,0 +1,98 @@
+"""What the launcher told this process through its environment: which rank it is, of how many, on which device.
+
+Two launchers: msrun sets MS_ROLE, MS_WORKER_NUM and RANK_ID; scripts/train_rank_table.sh starts a process a device of a
+rank table and sets RANK_TABLE_FILE, RANK_ID, RANK_SIZE and DEVICE_ID, as MindSpore expects them without msrun
+(mindspore.cn, tutorials, "rank table startup"). Under msrun RANK_TABLE_FILE may be set too: it then says where the nodes are.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Optional
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.config.schema import Config
+
+if TYPE_CHECKING:
+    from locmoe_ops.rank_table import RankTable
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process's place in the job; alone without a launcher."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: Optional[int] = None  # number to give to MindSpore; None: left to it
+    table: "Optional[RankTable]" = None
+
+    def fit(self, config: Config) -> Config:
+        """The configuration with `parallel.ranks_per_node` as the rank table has it, if there is one.
+
+        Raises:
+            InputError: the key is set to a number of ranks that is no node of the table.
+        """
+        if self.table is None:
+            return config
+        ranks_per_node = self.table.node_size(config.parallel.ranks_per_node)
+        return replace(config, parallel=replace(config.parallel, ranks_per_node=ranks_per_node))
+
+
+def is_worker() -> bool:
+    """True if this process is a rank that a launcher started."""
+    return os.environ.get("MS_ROLE") == "MS_WORKER" or _by_rank_table()
+
+
+def rank_name() -> str:
+    """This process's rank as the launcher spelled it; 0 without one."""
+    return os.environ.get("RANK_ID", "0")
+
+
+def read_launch() -> Launch:
+    """This process's place, from the environment and the rank table that it names.
+
+    Raises:
+        InputError: a variable or the table is missing or malformed, or they contradict each other.
+    """
+    if not is_worker():
+        return Launch()
+    rank, table = _number("RANK_ID"), _table()
+    if not _by_rank_table():
+        world_size = _number("MS_WORKER_NUM")
+        if table is not None and table.world_size != world_size:
+            raise InputError(f"RANK_TABLE_FILE: {os.environ['RANK_TABLE_FILE']} has {table.world_size} ranks, but msrun was told of "
+                             f"{world_size} (MS_WORKER_NUM); expected as many, or RANK_TABLE_FILE unset")
+        return Launch(rank, world_size, None, table)
+    assert table is not None
+    return _launch_of_table(rank, table)
+
+
+def _launch_of_table(rank: int, table: "RankTable") -> Launch:
+    if rank >= table.world_size:
+        raise InputError(f"environment variable RANK_ID: found {rank}, expected a rank of {os.environ['RANK_TABLE_FILE']}, "
+                         f"0 to {table.world_size - 1}")
+    device = table.devices[rank].number
+    for name, expected in (("RANK_SIZE", table.world_size), ("DEVICE_ID", device)):
+        if name in os.environ and _number(name) != expected:
+            raise InputError(f"environment variable {name}: found {os.environ[name]}, expected {expected}, as "
+                             f"{os.environ['RANK_TABLE_FILE']} has it for rank {rank}")
+    return Launch(rank, table.world_size, device, table)
+
+
+def _by_rank_table() -> bool:
+    return "MS_ROLE" not in os.environ and bool(os.environ.get("RANK_TABLE_FILE")) and "RANK_ID" in os.environ
+
+
+def _table() -> "Optional[RankTable]":
+    path = os.environ.get("RANK_TABLE_FILE")
+    if not path:
+        return None
+    from locmoe_ops.rank_table import read_rank_table
+
+    return read_rank_table(path)
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not (text.isascii() and text.isdigit()):
+        raise InputError(f"environment variable {name}: found '{text}', expected a number from 0")
+    return int(text)
