@@ -3,95 +3,25 @@
 import os
 import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "train_msrun.sh"
 DEADLINE_S = 120.0
 
-# Python imports `sitecustomize` at start-up; this one gives the command line another `train` to call.
-STAND_IN = """
-import os, signal, sys, time, types
-from locmoe_ops.errors import CollectiveError, InputError
-
-def train(config):
-    rank = int(os.environ["RANK_ID"])
-    assert len(os.environ["LOCMOE_MESH_SECRET"]) == 64 and int(os.environ["LOCMOE_MESH_PORT"]) > 0
-    assert os.environ["LOCMOE_MESH_SECRET"] not in open("/proc/self/cmdline").read()
-    print("rank", rank, "of", os.environ["MS_WORKER_NUM"], "seed", config.train.seed)
-    outcome = os.environ["STAND_IN"]
-    if outcome == "input":
-        raise InputError("data: found nothing, expected rows")
-    if outcome == "lost":
-        time.sleep(rank / 2)
-        raise CollectiveError("rank %d: all_to_all: lost rank 7" % rank)
-    if outcome == "defect" and rank == 1:
-        raise ZeroDivisionError("oh")
-    if outcome == "killed" and rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if outcome != "success":
-        time.sleep(600)
-    return 0
-
-if "MS_ROLE" in os.environ:
-    module = types.ModuleType("pangu_sigma.train.run")
-    module.train = train
-    sys.modules[module.__name__] = module
-"""
-
 
 @pytest.fixture
-def environment(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(STAND_IN)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MS_", "LOCMOE_", "RANK_"))}
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**kept, "VIRTUAL_ENV": sys.prefix, "PATH": path, "PYTHONPATH": str(tmp_path), "STAND_IN": "success"}
-
-
-@pytest.fixture
-def config_file(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(f"train: {{output_dir: {tmp_path}/run}}\n")
-    return str(path)
-
-
-@pytest.fixture
-def launch(environment, config_file, tmp_path):
-    def _launch(*arguments, stand_in="success"):
-        return subprocess.run(["bash", str(SCRIPT), *arguments], cwd=tmp_path, capture_output=True, text=True,
-                              timeout=DEADLINE_S, env={**environment, "STAND_IN": stand_in})
-
-    return _launch
-
-
-def _processes_of(folder):
-    """Ids of running processes that were given this log folder: all of one job, whoever their parent is."""
-    wanted = f"LOCMOE_LOG_DIR={folder}".encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-        except OSError:  # it ended meanwhile, or is not ours
-            continue
-    return found
-
-
-def _wait_until(condition):
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened within the deadline"
-        time.sleep(0.1)
+def launch(run_script):
+    return lambda *arguments, **settings: run_script("train_msrun.sh", *arguments, **settings)
 
 
 def test_help(launch):
     done = launch("--help")
     assert done.returncode == 0
-    for option in ("--workers N", "--set KEY.PATH=VALUE", "--port P", "--log-dir D", "--dry-run", "--help"):
-        assert option in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 128
+    for option in ("--workers N", "--set KEY.PATH=VALUE", "--port P", "--log-dir D", "--bench all-to-all", "--env-file F", "--dry-run",
+                   "--nodes M", "--node-rank R", "--master-addr A", "--node-addr B", "--nodes-file F",
+                   "--ssh ", "--ssh-command C", "--help"):
+        assert f"  {option}" in done.stdout
 
 
 def test_dry_run_shows_the_command_and_starts_nothing(launch, config_file, tmp_path):
@@ -155,7 +85,7 @@ def test_a_job_that_succeeds_shows_rank_0(launch, config_file, tmp_path):
     ("defect", 1, "rank 1: ZeroDivisionError: oh", ["rank 0: ended without a report", "rank 1: ZeroDivisionError: oh"]),
     ("killed", 1, "rank 1: killed by signal 9", ["rank 0: ended without a report", "first failure: rank 1: killed"]),
 ])
-def test_a_job_that_fails_shows_the_first_failure_once(launch, config_file, tmp_path, stand_in, status, shown, logged):
+def test_a_job_that_fails_shows_the_first_failure_once(launch, processes_of, config_file, tmp_path, stand_in, status, shown, logged):
     logs = tmp_path / "logs"
     done = launch("--workers", "2", "--log-dir", "logs", config_file, stand_in=stand_in)
     assert done.returncode == status
@@ -165,25 +95,25 @@ def test_a_job_that_fails_shows_the_first_failure_once(launch, config_file, tmp_
     for rank, fragment in enumerate(logged):
         last = (logs / f"worker_{rank}.log").read_text().splitlines()[-1]
         assert last.startswith("pangu-sigma: error: ") and fragment in last
-    assert _processes_of(logs) == []
+    assert processes_of(logs) == []
 
 
 @pytest.mark.parametrize(("ending", "status"), [
     (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL),
 ])
-def test_nothing_outlives_the_launcher(environment, config_file, tmp_path, ending, status):
+def test_nothing_outlives_the_launcher(environment, scripts, processes_of, wait_until, config_file, tmp_path, ending, status):
     logs = tmp_path / "logs"
-    launcher = subprocess.Popen(["bash", str(SCRIPT), "--workers", "2", "--log-dir", str(logs), config_file],
+    launcher = subprocess.Popen(["bash", str(scripts / "train_msrun.sh"), "--workers", "2", "--log-dir", str(logs), config_file],
                                 stdout=subprocess.DEVNULL, env={**environment, "STAND_IN": "sleep"})
     try:
-        _wait_until(lambda: all((logs / f"worker_{rank}.log").is_file()
+        wait_until(lambda: all((logs / f"worker_{rank}.log").is_file()
                                 and "seed" in (logs / f"worker_{rank}.log").read_text() for rank in range(2)))
-        assert len(_processes_of(logs)) >= 3  # msrun and two ranks
+        assert len(processes_of(logs)) >= 3  # msrun and two ranks
         launcher.send_signal(ending)
         assert launcher.wait(DEADLINE_S) == status
-        _wait_until(lambda: not _processes_of(logs))
+        wait_until(lambda: not processes_of(logs))
     finally:
         launcher.kill()
         launcher.wait()
-        for process in _processes_of(logs):
+        for process in processes_of(logs):
             os.kill(process, signal.SIGKILL)

@@ -1,0 +1,191 @@
+# Sourced by nodes.sh: what the ranks of a job on this machine have in common, however they are started.
+# shellcheck shell=bash
+# shellcheck disable=SC2034 # the launchers use what is set here
+
+# shellcheck source=scripts/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+config=
+overrides=()
+bench=
+further=() # arguments of the benchmark
+env_file=
+log_dir=
+first_rank=0  # of those on this machine,
+local_ranks=0 # which are so many
+total_ranks=0
+started= # set once there may be processes to end
+bond=()
+
+bad_input() {
+    echo "$(basename "$0"): error: $* (see --help)" >&2
+    exit 2
+}
+
+check_port() {
+    [[ $1 =~ ^[1-9][0-9]{3,4}$ ]] && [ "$1" -ge 1024 ] && [ "$1" -le 65535 ] ||
+        bad_input "--port: found '$1', expected a number from 1024 to 65535"
+}
+
+check_bench() {
+    [[ -z $bench || $bench == all-to-all ]] || bad_input "--bench: found '$bench', expected all-to-all"
+    [ -n "$bench" ] || [ ${#further[@]} -eq 0 ] || bad_input "found '${further[0]}' after --, which --bench takes; expected --bench"
+}
+
+check_secret() {
+    [[ ${LOCMOE_MESH_SECRET:-} =~ ^[0-9a-fA-F]{64}$ ]] ||
+        bad_input "environment variable LOCMOE_MESH_SECRET: $([ -n "${LOCMOE_MESH_SECRET:-}" ] && echo malformed || echo not set);" \
+            "with $1 expected the same 64 hexadecimal digits on every node"
+}
+
+# CANN's set_env.sh, say: a shell that ssh starts has read no profile.
+read_env_file() {
+    [ -z "$env_file" ] && return
+    [ -r "$env_file" ] || bad_input "--env-file: cannot read $env_file; expected a shell file that sets the environment"
+    set +eu
+    # shellcheck disable=SC1090 # the user's
+    source "$env_file"
+    set -eu
+}
+
+use_project() {
+    use_environment
+    export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
+}
+
+# The ranks share the cores; more threads than cores make every operator wait for the slowest.
+export_environment() {
+    local threads=$(($(nproc) / local_ranks))
+    [ "$threads" -ge 1 ] || threads=1
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}
+    export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-$OMP_NUM_THREADS}
+    export GLOG_v=${GLOG_v:-3}
+    export PYTHONUNBUFFERED=1
+}
+
+# The value of one key of the configuration, which is checked as a whole.
+config_value() {
+    "$python" -m pangu_sigma config "$config" ${overrides[@]+"${overrides[@]}"} --ranks "$total_ranks" --key "$1"
+}
+
+# The words after python that make a process a rank. Sets `words`.
+rank_words() {
+    words=(-m pangu_sigma train)
+    [ -z "$bench" ] || words=(-m pangu_sigma bench "$bench")
+    words+=("$config" ${overrides[@]+"${overrides[@]}"} ${further[@]+"${further[@]}"})
+}
+
+# Picks the log folder: one a launch, so that none is lost; on a shared file system the nodes of a launch find the same.
+# Arguments: the folder of this node inside it; nothing if there is one node.
+resolve_log_dir() {
+    local own=$1 launch=1 output_dir
+    output_dir=$(config_value train.output_dir)
+    if [ -z "$log_dir" ]; then
+        while launch_is_taken "$output_dir/logs/launch_$launch" "$own"; do launch=$((launch + 1)); done
+        log_dir=$output_dir/logs/launch_$launch
+    fi
+    # The ranks write there by this name whatever their working directory.
+    [[ $log_dir == /* ]] || log_dir=$PWD/$log_dir
+    log_dir=$log_dir${own:+/$own}
+}
+
+launch_is_taken() {
+    [ -e "$1" ] && { [ -z "$2" ] || [ -e "$1/$2" ] || [ -e "$1/msrun.log" ]; }
+}
+
+# A free port (below those the system hands out by itself, one of which a rank's own connection could take first), a
+# secret for the ranks to prove to each other, and the job's tag. Sets `free_port`, `secret` and `tag`.
+choose_port_secret_tag() {
+    read -r free_port secret tag < <("$python" - <<'PYTHON'
+import random, secrets, socket
+for port in random.sample(range(20000, 32000), 200):
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+    break
+print(port, secrets.token_hex(32), secrets.token_hex(8))
+PYTHON
+    )
+}
+
+show_environment() {
+    local name
+    for name in OMP_NUM_THREADS OPENBLAS_NUM_THREADS GLOG_v PYTHONUNBUFFERED PYTHONPATH; do
+        printf '%s=%q \\\n' "$name" "${!name}"
+    done
+}
+
+make_log_dir() {
+    mkdir -p "$log_dir" 2>/dev/null || bad_input "cannot make the log folder $log_dir; expected a writable place"
+    rm -f "$log_dir/errors.log" "$log_dir/workers.log"
+    echo "logs: $log_dir"
+}
+
+# Words to put before a command that is to end with this script, even if that is killed outright. Sets `bond`.
+find_bond() {
+    bond=()
+    if setpriv --pdeathsig KILL true 2>/dev/null; then bond=(setpriv --pdeathsig KILL); fi
+}
+
+# Ends every process of this job, those in sessions of their own too, since they are found by the job's tag.
+end_job() {
+    local status=$? process found=true
+    trap - EXIT
+    trap '' INT TERM HUP
+    while [ -n "$started" ] && $found; do
+        found=false
+        for process in /proc/[0-9]*; do
+            if grep -qsz "^LOCMOE_JOB=$tag\$" "$process/environ"; then
+                kill -KILL "${process#/proc/}" 2>/dev/null && found=true
+            fi
+        done
+        $found && sleep 0.1
+    done
+    exit "$status"
+}
+
+end_job_on_exit() {
+    trap end_job EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+}
+
+# The job's first failure, as `status<TAB>line`: from the ranks' own reports, else from what `process_failure` says.
+first_failure() {
+    if [ -s "$log_dir/errors.log" ]; then
+        head -n 1 "$log_dir/errors.log" | cut -f 2-
+        return
+    fi
+    local rank code
+    read -r rank code < <(process_failure) || true
+    if [ -z "${code:-}" ]; then
+        printf '1\tpangu-sigma: error: the ranks could not be started, see %s\n' "$log_dir"
+    elif [ "$code" -lt 0 ]; then
+        printf '1\tpangu-sigma: error: rank %s: killed by signal %s, see %s\n' "$rank" "${code#-}" "$log_dir"
+    else
+        printf '1\tpangu-sigma: error: rank %s: ended with status %s, see %s\n' "$rank" "$code" "$log_dir"
+    fi
+}
+
+# Ends every rank's log with that rank's own line, or with why it has none.
+complete_logs() {
+    local rank line
+    for ((rank = first_rank; rank < first_rank + local_ranks; rank++)); do
+        [ -e "$log_dir/worker_$rank.log" ] || continue
+        line=$(awk -F '\t' -v rank="$rank" '$1 == rank { print $3; exit }' "$log_dir/errors.log" 2>/dev/null) || true
+        [ -n "$line" ] || line="pangu-sigma: error: rank $rank: ended without a report of its own; first failure: $1"
+        # A progress bar leaves its line open.
+        [ -z "$(tail -c 1 "$log_dir/worker_$rank.log")" ] || line=$'\n'$line
+        echo "$line" >>"$log_dir/worker_$rank.log"
+    done
+}
+
+# Sets `status` to the job's and shows the first failure.
+report_failure() {
+    local line
+    IFS=$'\t' read -r status line < <(first_failure)
+    complete_logs "${line#pangu-sigma: error: }"
+    echo "$line" >&2
+}
