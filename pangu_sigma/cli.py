@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("--output", metavar="FILE", help="also write the runs' metrics to this JSON file")
     summary.set_defaults(action=_summary)
     _add_compare(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -94,6 +95,24 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("--dry-run", action="store_true", help="show the runs and their commands; start nothing")
     compare.add_argument("--report-only", action="store_true", help="make no run; report those that are finished")
     compare.set_defaults(action=_compare)
+
+
+def _add_doctor(commands: Any) -> None:
+    text = "look for what would keep a job from running here, or on all of its nodes; exit status 1 if something would"
+    doctor = commands.add_parser("doctor", help=text, description=text)
+    doctor.add_argument("config", metavar="CONFIG", nargs="?", help="YAML configuration, to check its degrees, data and disk too")
+    doctor.add_argument("--set", dest="overrides", metavar="KEY.PATH=VALUE", action="append", default=[], help="override one key of CONFIG")
+    doctor.add_argument("--ranks", type=_positive, metavar="N", help="ranks of the job, if no rank table says it")
+    doctor.add_argument("--rank-table", metavar="FILE", help="Ascend rank table (default: $RANK_TABLE_FILE)")
+    doctor.add_argument("--server", metavar="NAME", help="this machine's server_id in it (default: found by its address)")
+    doctor.add_argument("--nodes-file", metavar="FILE", help="the nodes, as for train_msrun.sh (default: the rank table's servers)")
+    doctor.add_argument("--port", type=_positive, metavar="P", help="port on which the ranks are to meet on node 0")
+    doctor.add_argument("--ssh", action="store_true", help="look at all other nodes too, and compare them with this one")
+    doctor.add_argument("--ssh-command", metavar="C", default="ssh -o BatchMode=yes -o ConnectTimeout=10",
+                        help="how to reach them (default: %(default)s)")
+    doctor.add_argument("--env-file", metavar="FILE", help="shell file to read on them first, such as CANN's set_env.sh")
+    doctor.add_argument("--json", action="store_true", help="print the findings as one JSON object")
+    doctor.set_defaults(action=_doctor)
 
 
 def _positive(text: str) -> int:
@@ -129,7 +148,7 @@ def _run(options: argparse.Namespace) -> int:
         return _be_scheduler(options) if options.action in _BY_RANKS else SUCCESS
     if under_msrun and options.action not in _BY_RANKS:
         raise InputError(f"{options.command} runs as one process, but MS_ROLE is set; expected to run without msrun")
-    config = load_config(options.config, options.overrides) if "config" in options else Config()
+    config = load_config(options.config, options.overrides) if getattr(options, "config", None) else Config()
     status: int = options.action(config, options)
     return status
 
@@ -220,6 +239,18 @@ def _compare(config: Config, options: argparse.Namespace) -> int:
         print(f"pangu-sigma: error: {failure}", file=sys.stderr, flush=True)
         return failure.status
     return SUCCESS
+
+
+def _doctor(config: Config, options: argparse.Namespace) -> int:
+    from pangu_sigma.tools.doctor import Request, doctor
+
+    pairs = (("--rank-table", options.rank_table), ("--nodes-file", options.nodes_file), ("--ranks", options.ranks),
+             ("--port", options.port))
+    words = [*([options.config] if options.config else []), *(word for text in options.overrides for word in ("--set", text)),
+             *(str(word) for name, value in pairs if value is not None for word in (name, value))]
+    request = Request(options.rank_table, options.server, options.nodes_file, options.ranks, options.port,
+                      options.ssh_command if options.ssh else None, options.env_file, options.json, tuple(words))
+    return doctor(config if options.config else None, request)
 
 
 def _be_scheduler(options: argparse.Namespace) -> int:
