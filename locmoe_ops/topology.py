@@ -190,12 +190,12 @@ def local_experts_table(topology: Topology, placement: ExpertPlacement) -> np.nd
     if topology.expert != placement.ep:
         raise InputError(f"expert-parallel degree {topology.expert} of the topology differs from {placement.ep} "
                          "of the expert placement")
+    nodes = np.arange(topology.world_size) // topology.ranks_per_node
+    holder = placement.position_of // placement.experts_per_rank  # (E,): expert-parallel index
     table = np.zeros((topology.world_size, placement.num_experts), dtype=bool)
-    for rank in range(topology.world_size):
-        group = topology.group_of("ep", rank)
-        for expert in range(placement.num_experts):
-            holder = group[placement.ep_index_of(expert)]
-            table[rank, expert] = topology.node_of(holder) == topology.node_of(rank)
+    for group in topology.groups("ep"):
+        members = np.array(group)
+        table[members] = nodes[members[holder]][None, :] == nodes[members][:, None]
     return table
 
 

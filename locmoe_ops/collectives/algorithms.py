@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 # Below this many bytes two rounds of messages cost more than everybody summing everything.
-_SMALL_BYTES = 8192
+SMALL_BYTES = 8192
 
 Algorithm = Generator[None, None, np.ndarray]
 
@@ -80,7 +80,7 @@ def reduce_scatter(op: Exchange, array: np.ndarray) -> Algorithm:
 
 def all_reduce(op: Exchange, array: np.ndarray) -> Algorithm:
     """Any shape: one round for small arrays, else reduce-scatter and all-gather over nearly equal parts."""
-    if array.nbytes <= _SMALL_BYTES:
+    if array.nbytes <= SMALL_BYTES:
         whole = _exchange_whole(op, array)
         total = np.empty_like(array)
         yield

@@ -11,10 +11,8 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from locmoe_ops.collectives import Collectives
 from pangu_sigma.model.layers import Keep, Linear
-from pangu_sigma.train.gradients import plan_buckets
+from pangu_sigma.train.buckets import EARLY_BUCKET_ELEMENTS, plan_buckets
 from pangu_sigma.train.optimizer import ordered_parameters
-
-EARLY_BUCKET_ELEMENTS = 128 * 1024  # 512 KB of float32: large enough to fill a link, small enough that the first leaves early
 
 
 class SendGradient(nn.Cell):

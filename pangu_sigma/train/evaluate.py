@@ -8,7 +8,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config, LayoutConfig
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
-from pangu_sigma.model.sparse import resolve_layout
+from pangu_sigma.model.slots import resolve_layout
 from pangu_sigma.train.build import TrainingParts, vocabulary
 from pangu_sigma.train.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.train.metrics import HostSum

@@ -1,19 +1,18 @@
 """Gradients of one optimizer step: summed over ranks and measured."""
 
 import math
-from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Optional, Sequence, Tuple
 
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.collectives.node_first import NodeFirstSum
 from locmoe_ops.tensor_parallel import slice_of
+from pangu_sigma.train.buckets import plan_buckets
 from pangu_sigma.train.optimizer import is_expert_parameter
 
 if TYPE_CHECKING:
     from pangu_sigma.train.early import EarlyGradients
-
-BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MB of float32 a message
 
 _reshape = ops.Reshape()
 _shape = ops.Shape()
@@ -43,7 +42,7 @@ class BucketedAllReduce(nn.Cell):
     """Sums tensors over a group, several in one message.
 
     Args:
-        shapes: of the tensors, in order; every bucket holds as many neighbours as fit BUCKET_ELEMENTS.
+        shapes: of the tensors, in order; every bucket holds as many neighbours as `plan_buckets` says.
 
     Inputs and outputs: a tuple of <float32> tensors of these shapes.
     """
@@ -66,17 +65,6 @@ class BucketedAllReduce(nn.Cell):
             parts = ops.split(bucket, self.sizes[start:end])
             results = results + self.map(_restore, parts, tensors[start:end])
         return results
-
-
-def plan_buckets(sizes: Sequence[int], limit: int = BUCKET_ELEMENTS) -> List[Tuple[int, int]]:
-    """Ranges (start, end) of neighbours, each of at most `limit` elements in all (or one larger tensor)."""
-    buckets, start, filled = [], 0, 0
-    for i, size in enumerate(sizes):
-        if i > start and filled + size > limit:
-            buckets.append((start, i))
-            start, filled = i, 0
-        filled += size
-    return buckets + [(start, len(sizes))] if sizes else []
 
 
 class SquaresOfGroup(nn.Cell):

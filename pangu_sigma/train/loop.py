@@ -13,7 +13,7 @@ from locmoe_ops.routers import local_strength
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.schema import Config, LayoutConfig
 from pangu_sigma.data.loader import BatchLoader
-from pangu_sigma.model.sparse import resolve_layout
+from pangu_sigma.model.slots import resolve_layout
 from pangu_sigma.train.build import TrainingParts
 from pangu_sigma.train.checkpoint import save_checkpoint
 from pangu_sigma.train.metrics import CounterClock, HostSum, MetricsLog, host_metrics, loss_metrics, routing_metrics

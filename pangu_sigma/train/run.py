@@ -20,7 +20,7 @@ from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader, create_loader
 from pangu_sigma.data.unigram import unigram_perplexity
 from pangu_sigma.model.advice import locality_advice
-from pangu_sigma.model.sparse import resolve_layout
+from pangu_sigma.model.slots import resolve_layout
 from pangu_sigma.train.build import TrainingParts, vocabulary
 from pangu_sigma.train.capacity import CAPACITY_STATE
 from pangu_sigma.train.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, open_checkpoint

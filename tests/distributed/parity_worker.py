@@ -19,7 +19,7 @@ from pangu_sigma.config import Config, config_from_dict
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
-from pangu_sigma.model.sparse import resolve_layout
+from pangu_sigma.model.slots import resolve_layout
 from pangu_sigma.train.build import TrainingParts, vocabulary
 from pangu_sigma.train.checkpoint import load_checkpoint, open_checkpoint, save_checkpoint, whole_values
 from pangu_sigma.train.runtime import Runtime, start_runtime

@@ -7,13 +7,13 @@ from locmoe_ops.routers import HashRouter, LocMoERouter, SwitchRouter
 from locmoe_ops.tensor_parallel import TensorGroup
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.model.shape import model_shape
+from pangu_sigma.model.slots import resolve_layout
 from pangu_sigma.model.sparse import (
     SparseContext,
     build_dispatcher,
     build_router,
     build_sparse_layer,
     experts_in_play,
-    resolve_layout,
 )
 
 

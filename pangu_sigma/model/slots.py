@@ -1,0 +1,86 @@
+"""Which experts share a rank's tokens, and how many slots each of them gets: rules that need no MindSpore, so that a job can be
+planned without it.
+"""
+
+from dataclasses import dataclass
+from typing import List, Set, Tuple
+
+from locmoe_ops.capacity.factor import capacity_by_factor
+from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
+from pangu_sigma.config.schema import Config
+from pangu_sigma.data.domains import domains_of_node, resolve_domain_groups
+
+
+def resolve_layout(config: Config, topology: Topology) -> Topology:
+    """`moe.layout` where given, else the topology of the job, in which a tensor-parallel group is one place: its ranks hold the
+    same rows.
+    """
+    given = config.moe.layout
+    if given is not None:
+        return Topology(given.world_size, given.ranks_per_node, given.expert)
+    tensor = topology.tensor
+    return topology if tensor == 1 else Topology(topology.data, topology.ranks_per_node // tensor, topology.expert)
+
+
+@dataclass(frozen=True)
+class SlotRules:
+    """The rules for a job: `topology` is that of its ranks, `domains` the data's, `tokens` those of one rank's micro-batch."""
+
+    config: Config
+    topology: Topology
+    domains: int
+    tokens: int
+
+    @property
+    def layout(self) -> Topology:
+        """The cluster that homes, locality and per-node statistics refer to."""
+        return resolve_layout(self.config, self.topology)
+
+    @property
+    def domain_groups(self) -> Tuple[int, ...]:
+        return resolve_domain_groups(self.config.moe.domain_groups, self.domains, self.config.moe.num_groups)
+
+    @property
+    def placement(self) -> ExpertPlacement:
+        """Experts on the ranks that run the job."""
+        moe = self.config.moe
+        return ExpertPlacement(moe.num_experts, moe.num_groups, self.topology.expert, moe.placement)
+
+    def experts_by_node(self) -> List[Set[int]]:
+        """For each node of the layout, the experts that tokens of its ranks may go to."""
+        moe, layout, groups = self.config.moe, self.layout, self.domain_groups
+        per_group = moe.num_experts // moe.num_groups
+        if self.config.data.placement == "shuffled":
+            used = [set(groups)] * layout.nodes
+        else:
+            used = [{groups[d] for d in domains_of_node(node, layout.nodes, groups, moe.num_groups)} for node in range(layout.nodes)]
+        return [{group * per_group + j for group in groups_of_node for j in range(per_group)} for groups_of_node in used]
+
+    def experts_in_play(self) -> int:
+        """Experts that share a rank's tokens: all of them, or those of the fewest groups that a node's domains use."""
+        return min(len(experts) for experts in self.experts_by_node())
+
+    def tier_capacities(self, placement: ExpertPlacement, factor: float) -> Tuple[int, int]:
+        """Slots per expert of the own node, and of other nodes, for capacity factor `factor` (see `HierarchicalDispatcher`).
+
+        `moe.capacity.local_share` of a rank's assignments spread over the experts of its node that they may go to, the rest over
+        those of other nodes: the rule of capacity factors, tier by tier. All ranks get the same, that of the fewest experts.
+        """
+        moe, tokens = self.config.moe, self.tokens
+        top_k = moe.router.top_k
+        near, far = self._tier_experts(placement)
+        share = near / (near + far) if moe.capacity.local_share is None else moe.capacity.local_share
+        near_slots = capacity_by_factor(tokens, top_k, near, factor * share) if near and share > 0.0 else 1
+        if self.topology.nodes == 1:
+            return near_slots, near_slots  # one tier
+        return near_slots, capacity_by_factor(tokens, top_k, far, factor * (1.0 - share)) if far and share < 1.0 else 1
+
+    def _tier_experts(self, placement: ExpertPlacement) -> Tuple[int, int]:
+        """Experts in play on a token's own node, and on others: the fewest that a rank of any node has."""
+        topology = self.topology
+        local = local_experts_table(topology, placement)[:: topology.ranks_per_node]  # (nodes, E)
+        in_play = self.experts_by_node()
+        if len(in_play) != len(local):  # a layout of another number of nodes: any of its experts from any node
+            in_play = [set.union(*in_play)] * len(local)
+        counts = [(sum(held[e] for e in experts), sum(not held[e] for e in experts)) for held, experts in zip(local, in_play)]
+        return min(int(near) for near, _ in counts), min(int(far) for _, far in counts)

@@ -1,0 +1,17 @@
+"""How gradients are put together into messages; needs no MindSpore, so that a job can be planned without it."""
+
+from typing import List, Sequence, Tuple
+
+BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MB of float32 a message
+EARLY_BUCKET_ELEMENTS = 128 * 1024  # of gradients that set out early: large enough to fill a link, small enough that the first leaves soon
+
+
+def plan_buckets(sizes: Sequence[int], limit: int = BUCKET_ELEMENTS) -> List[Tuple[int, int]]:
+    """Ranges (start, end) of neighbours, each of at most `limit` elements in all (or one larger tensor)."""
+    buckets, start, filled = [], 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and filled + size > limit:
+            buckets.append((start, i))
+            start, filled = i, 0
+        filled += size
+    return buckets + [(start, len(sizes))] if sizes else []
