@@ -1,0 +1,207 @@
+"""Every collective of a training step, in the shapes that the network and the optimizer step give it.
+
+Shape legend: T tokens of a micro-batch, d hidden size, P ranks of the expert-parallel group, E experts, L = E / P, M sparse layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Iterator, NamedTuple
+
+from pangu_sigma.config.validate import has_experts
+from pangu_sigma.tools.plan.job import ITEM, Job
+from pangu_sigma.tools.plan.parameters import in_gradient_order, parameters
+from pangu_sigma.tools.plan.slots import LayerSlots, layer_slots
+from pangu_sigma.train.buckets import plan_buckets
+
+CAUSES = ("all_to_all", "gradient", "tensor", "other")
+FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A collective as one rank runs it.
+
+    Attributes:
+        cause: one of `CAUSES`, as `pangu_sigma.train.metrics` counts; `name`: what it carries.
+        operation: as in `locmoe_ops.collectives`; `all_to_all_v` stands for an even spread of tokens over ranks.
+        group: kind of `locmoe_ops.topology.GROUP_KINDS`.
+        elements: numbers that this rank puts in; item: bytes of each.
+        phase: forward, backward (once a micro-batch) or update (once an optimizer step); times: calls in an optimizer step.
+    """
+
+    cause: str
+    name: str
+    operation: str
+    group: str
+    elements: int
+    item: int
+    phase: str
+    times: int = 1
+
+
+class _Way(NamedTuple):
+    """One piece of a token's way: what carries it and its numbers."""
+
+    name: str
+    operation: str
+    adjoint: str
+    group: str
+    elements: int
+    back_elements: int
+
+
+def step_exchanges(job: Job) -> list[Exchange]:
+    """All collectives of an optimizer step; those in groups of one rank, which nothing carries out, are left out."""
+    found = [*_micro_batch(job), *_update(job)]
+    return [e for e in found if len(job.topology.group_of(e.group, 0)) > 1]
+
+
+def _micro_batch(job: Job) -> Iterator[Exchange]:
+    """Forward and backward, of all micro-batches."""
+    pieces = [*_tensor_parallel(job)]
+    if has_experts(job.config):
+        slots = layer_slots(job)
+        layer = [*_dispatch(job, slots), *_experts(job, slots), *_statistics(job)]
+        pieces += [replace(piece, times=piece.times * job.sparse_layers) for piece in layer]
+    yield from (replace(piece, times=piece.times * job.micro_batches) for piece in pieces)
+
+
+# ---- layers that a tensor-parallel group shares out
+
+
+def _tensor_parallel(job: Job) -> Iterator[Exchange]:
+    """Sums where heads, inner features and words are put together; nothing where the group has one rank."""
+    rows = job.tokens * job.config.model.hidden_size
+    attentions = job.blocks + 1
+    yield _tensor("attention, sum", "all_reduce", rows, job.compute_item, FORWARD, attentions)
+    yield _tensor("attention, gradient", "all_reduce", rows, ITEM, BACKWARD, attentions)
+    yield _tensor("query, gradient", "all_reduce", rows, ITEM, BACKWARD)
+    yield _tensor("feed-forward, sum", "all_reduce", rows, job.compute_item, FORWARD, job.dense_layers)
+    yield _tensor("feed-forward, gradient", "all_reduce", rows, ITEM, BACKWARD, job.dense_layers)
+    yield _tensor("embedding, sum", "all_reduce", rows, ITEM, FORWARD)
+    yield _tensor("head, gradient", "all_reduce", rows, ITEM, BACKWARD)
+    yield _tensor("cross-entropy", "all_gather", 3 * job.tokens, ITEM, FORWARD)
+
+
+def _tensor(name: str, operation: str, elements: int, item: int, phase: str, times: int = 1) -> Exchange:
+    return Exchange("tensor", name, operation, "tp", elements, item, phase, times)
+
+
+def _experts(job: Job, slots: LayerSlots) -> Iterator[Exchange]:
+    """Into the experts, of whose inner features each rank of the group has a part, and out: sums, or shares put together."""
+    width, parts = job.experts_per_rank * job.config.model.hidden_size, job.topology.tensor
+    for rows in slots.expert_calls:
+        elements = width * rows
+        if slots.shares == 1:
+            yield _tensor("experts, gradient", "all_reduce", elements, ITEM, BACKWARD)
+            yield _tensor("experts, sum", "all_reduce", elements, job.compute_item, FORWARD)
+            continue
+        yield from _there_and_back(job, _Way("shares to experts", "all_gather", "reduce_scatter", "tp", elements, elements * parts), ITEM)
+        yield from _there_and_back(job, _Way("shares of results", "reduce_scatter", "all_gather", "tp", elements * parts, elements),
+                                   job.compute_item)
+
+
+# ---- tokens to their experts and back
+
+
+def _dispatch(job: Job, slots: LayerSlots) -> Iterator[Exchange]:
+    """What leaves a rank is float32, as norms are; what comes back has the type of the experts' matmuls. So have their gradients."""
+    for way in _ways(job, slots):
+        yield from _there_and_back(job, way, ITEM)
+        yield from _there_and_back(job, way._replace(name=f"{way.name}, back"), job.compute_item)
+    if not slots.counted:
+        yield Exchange("all_to_all", "counts", "all_to_all", "ep", job.config.moe.num_experts, ITEM, FORWARD)
+    if slots.shares > 1:
+        rows = (job.config.moe.num_experts * slots.capacity + _near_rows(job, slots)) * job.config.model.hidden_size
+        yield Exchange("all_to_all", "own share, gradient", "all_gather", "tp", rows, ITEM, BACKWARD)
+        yield Exchange("all_to_all", "whole from shares", "all_gather", "tp", rows, job.compute_item, FORWARD)
+
+
+def _ways(job: Job, slots: LayerSlots) -> Iterator[_Way]:
+    dispatch, d = job.config.moe.dispatch, job.config.model.hidden_size
+    far = job.config.moe.num_experts * slots.capacity * d
+    if dispatch.type == "ragged":
+        rows = job.tokens * job.config.moe.router.top_k * d
+        yield _Way("tokens", "all_to_all_v", "all_to_all_v", "ep", rows, rows)
+    elif dispatch.type == "flat":
+        for _ in range(dispatch.chunks):
+            yield _all_to_all("tokens", "ep", far // dispatch.chunks)
+    else:
+        yield _all_to_all("far tier, rail", "ep_rail", far)
+        yield _all_to_all("far tier, handed on", "ep_node", far)
+        for _ in range(dispatch.chunks if slots.near else 0):
+            yield _all_to_all("near tier", "ep_node", _near_rows(job, slots) * d // dispatch.chunks)
+
+
+def _near_rows(job: Job, slots: LayerSlots) -> int:
+    nodes = len(job.topology.group_of("ep_rail", 0))
+    return job.config.moe.num_experts // nodes * slots.near
+
+
+def _all_to_all(name: str, group: str, elements: int) -> _Way:
+    return _Way(name, "all_to_all", "all_to_all", group, elements, elements)
+
+
+def _there_and_back(job: Job, way: _Way, item: int) -> Iterator[Exchange]:
+    yield Exchange("all_to_all", way.name, way.operation, way.group, way.elements, item, FORWARD)
+    yield Exchange("all_to_all", f"{way.name}, gradient", way.adjoint, way.group, way.back_elements, item, BACKWARD)
+
+
+# ---- router losses
+
+
+def _statistics(job: Job) -> Iterator[Exchange]:
+    """Counts and probabilities of each expert, summed over ranks for the losses (see `SegmentSums`); hash has no losses."""
+    if job.config.moe.router.type == "hash":
+        return
+    elements = segments(job) * 2 * job.config.moe.num_experts
+    for phase in (FORWARD, BACKWARD):
+        yield Exchange("other", "router statistics", "all_reduce", "dp", elements, ITEM, phase)
+
+
+def segments(job: Job) -> int:
+    """Sets of tokens that a router's losses take their statistics over."""
+    router, layout = job.config.moe.router, job.slot_rules.layout
+    scope = router.statistics
+    if router.type in ("locmoe", "etr", "ta_moe"):  # locality is a matter of nodes at least
+        scope = "rank" if scope == "rank" else "node"
+    return {"rank": layout.world_size, "node": layout.nodes, "global": 1}[scope]
+
+
+# ---- the optimizer step
+
+
+def _update(job: Job) -> Iterator[Exchange]:
+    found = in_gradient_order(parameters(job))
+    experts = [p.size for p in found if p.expert]
+    yield from _summed(job, "dense", "dp", [*(p.size for p in found if not p.expert), _statistics_size(job)])
+    yield from _summed(job, "experts", "edp", experts)
+    yield _norm("norm of dense gradients", "tp")
+    if experts:
+        yield _norm("norm of expert gradients", "tp")
+        yield _norm("norm", "ep")
+
+
+def _norm(name: str, group: str) -> Exchange:
+    return Exchange("gradient", name, "all_reduce", group, 1, ITEM, UPDATE)
+
+
+def _summed(job: Job, what: str, group: str, sizes: list[int]) -> Iterator[Exchange]:
+    """Gradients in buckets; of each, within nodes first (see `NodeFirstSum`)."""
+    neighbours, rail = (len(job.topology.group_of(f"{group}_{part}", 0)) for part in ("node", "rail"))
+    for start, end in plan_buckets(sizes):
+        size = sum(sizes[start:end])
+        if neighbours == 1 or rail == 1:
+            yield Exchange("gradient", f"{what} gradients", "all_reduce", group, size, ITEM, UPDATE)
+            continue
+        share = -(-size // neighbours)
+        for name, operation, kind, elements in (("to shares", "reduce_scatter", "node", share * neighbours),
+                                                ("between nodes", "all_reduce", "rail", share), ("whole", "all_gather", "node", share)):
+            yield Exchange("gradient", f"{what} gradients, {name}", operation, f"{group}_{kind}", elements, ITEM, UPDATE)
+
+
+def _statistics_size(job: Job) -> int:
+    """Numbers that travel with the dense gradients (see `pangu_sigma.train.step.Statistics`)."""
+    layers, experts = (job.sparse_layers, job.config.moe.num_experts) if job.sparse_layers else (1, 1)
+    return 4 + layers * (experts + 2)

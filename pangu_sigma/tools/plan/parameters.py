@@ -1,0 +1,116 @@
+"""Parameters by closed form: every tensor of the network that `pangu_sigma.model` would build, without building it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Iterator
+
+from pangu_sigma.tools.plan.job import Job
+
+_NOT_DECAYING = ("b_", "bias", "gamma", "beta")  # how names of biases and norms begin
+
+
+@dataclass(frozen=True)
+class PlannedParameter:
+    """A trainable tensor. `shape`: what one rank holds of it; `parts`: different parts over all ranks, each of that shape."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: int = 1
+    expert: bool = False
+
+    @property
+    def size(self) -> int:
+        """Numbers that one rank holds."""
+        return math.prod(self.shape)
+
+    @property
+    def total(self) -> int:
+        """Numbers in the model."""
+        return self.size * self.parts
+
+
+@dataclass(frozen=True)
+class Counts:
+    """`total`: of the model; `active`: of these, what one token passes through; `rank`: what one rank holds; `experts` and
+    `rank_experts`: of total and rank, what is in experts.
+    """
+
+    total: int
+    active: int
+    experts: int
+    rank: int
+    rank_experts: int
+
+
+def count_parameters(job: Job) -> Counts:
+    """Counts of trainable numbers. A token passes through `top_k` experts of each sparse layer and one slot of the word table."""
+    found = parameters(job)
+    total, experts = sum(p.total for p in found), sum(p.total for p in found if p.expert)
+    moe, word = job.config.moe, found[0]
+    idle_words = word.total - word.total // job.word_slots
+    active = total - experts - idle_words + experts // moe.num_experts * moe.router.top_k
+    return Counts(total, active, experts, sum(p.size for p in found), sum(p.size for p in found if p.expert))
+
+
+def parameters(job: Job) -> list[PlannedParameter]:
+    """All trainable tensors in the network's own order, the word table first."""
+    model, tensor = job.config.model, job.topology.tensor
+    d, length = model.hidden_size, model.sequence_length
+    found = [PlannedParameter("embedding.word", (job.word_slots * job.words // tensor, d), tensor),
+             PlannedParameter("embedding.position", (length, d))]
+    for index in range(job.blocks):
+        found += _block(job, f"blocks.{index}", index >= model.dense_layers)
+    found += _norm(job, "final_norm")
+    found.append(PlannedParameter("query_layer.top_query", (length, d)))
+    return found + list(_block(job, "query_layer", model.sparse_query_layer))
+
+
+def in_gradient_order(found: list[PlannedParameter]) -> list[PlannedParameter]:
+    """Dense before experts, in each the decaying ones first (see `pangu_sigma.train.optimizer.ordered_parameters`)."""
+    return sorted(found, key=lambda p: (p.expert, p.name.rsplit(".", 1)[-1].startswith(_NOT_DECAYING)))
+
+
+def _block(job: Job, name: str, sparse: bool) -> Iterator[PlannedParameter]:
+    d, inner = job.config.model.hidden_size, job.inner
+    yield from _norm(job, f"{name}.attention_norm")
+    for part in ("query", "key", "value"):
+        yield from _map(job, f"{name}.attention.{part}", d, d, split=0, bias=part != "key")
+    yield from _map(job, f"{name}.attention.project", d, d, split=1)
+    yield from _norm(job, f"{name}.ffn_norm")
+    if sparse:
+        yield from _sparse_layer(job, f"{name}.feed_forward")
+        return
+    yield from _map(job, f"{name}.feed_forward.w_in", inner, d, split=0)
+    yield from _map(job, f"{name}.feed_forward.w_out", d, inner, split=1)
+
+
+def _norm(job: Job, name: str) -> list[PlannedParameter]:
+    return [PlannedParameter(f"{name}.{part}", (job.config.model.hidden_size,)) for part in ("gamma", "beta")]
+
+
+def _map(job: Job, name: str, rows: int, columns: int, split: int, bias: bool = True) -> Iterator[PlannedParameter]:
+    """A linear map whose rows (0) or columns (1) a tensor-parallel group shares out; with its rows goes the bias."""
+    tensor = job.topology.tensor
+    shape = (rows // tensor, columns) if split == 0 else (rows, columns // tensor)
+    yield PlannedParameter(f"{name}.weight", shape, tensor)
+    if bias:
+        yield PlannedParameter(f"{name}.bias", shape[:1], tensor if split == 0 else 1)
+
+
+def _sparse_layer(job: Job, name: str) -> Iterator[PlannedParameter]:
+    config, topology = job.config, job.topology
+    d, count = config.model.hidden_size, job.experts_per_rank
+    inner, parts = job.inner // topology.tensor, topology.expert * topology.tensor
+    if has_learned_gate(job):
+        yield PlannedParameter(f"{name}.routing.router.gate.weight", (config.moe.num_experts, d))
+    for part, shape, held in (("w_in", (count, d, inner), parts), ("b_in", (count, 1, inner), parts),
+                              ("w_out", (count, inner, d), parts), ("b_out", (count, 1, d), topology.expert)):
+        yield PlannedParameter(f"{name}.experts.{part}", shape, held, expert=True)
+
+
+def has_learned_gate(job: Job) -> bool:
+    """False for hash, ETR, and LocMoE with its fixed weights."""
+    router = job.config.moe.router
+    return router.type not in ("hash", "etr") and not (router.type == "locmoe" and router.locmoe.gate == "grap")

@@ -1,0 +1,77 @@
+"""Bytes that `pangu-sigma plan` foretells, against what four ranks that play two nodes count while they train."""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pangu_sigma.config import config_from_dict
+from pangu_sigma.tools.plan.exchanges import CAUSES, step_exchanges
+from pangu_sigma.tools.plan.job import plan_job
+from pangu_sigma.tools.plan.traffic import by_cause
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("traffic_worker.py")
+LIMIT = 900  # seconds for all compilations of the job on two slow cores
+MODEL = {"hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 16,
+         "vocab_size": 50}
+# Between them: all dispatchers with a fixed number of slots, in chunks and not, group-wise and not; experts with a replica on the
+# other node; several micro-batches; both types of matmuls; losses over ranks, nodes and all tokens.
+CASES = {
+    "flat": {
+        "moe": {"router": {"type": "switch", "top_k": 2, "statistics": "rank"}, "dispatch": {"chunks": 3}},
+        "parallel": {"expert": 2, "ranks_per_node": 2}, "train": {"global_batch_size": 8, "micro_batch_size": 1}},
+    "hierarchical": {
+        "model": {"dense_layers": 1, "sparse_query_layer": True},
+        "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "chunks": 2}, "capacity": {"local_share": 0.75}},
+        "parallel": {"expert": 4, "ranks_per_node": 2}},
+    "group-wise": {
+        "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "group_wise": True}},
+        "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2}, "runtime": {"precision": "fp16"}},
+    "whole slots": {
+        "model": {"domain_embeddings": True}, "moe": {"router": {"type": "switch"}},
+        "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2}},
+}
+
+
+def configuration(name):
+    given = {"optimizer": {"warmup_steps": 1}, "train": {"steps": 2, "global_batch_size": 4}, **CASES[name]}
+    return {**given, "model": {**MODEL, **given.get("model", {})}, "moe": {"num_experts": 8, "num_groups": 2, **given["moe"]},
+            "train": {"steps": 2, **given["train"]}}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """Bytes inside and between nodes that the ranks counted in a step, by case and cause."""
+    folder = tmp_path_factory.mktemp("traffic")
+    (folder / "cases.json").write_text(json.dumps({name: configuration(name) for name in CASES}))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3", "OMP_NUM_THREADS": "1",
+                   "LOCMOE_MESH_SECRET": secrets.token_hex(32), "LOCMOE_MESH_PORT": str(free_port()),
+                   "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    job = subprocess.run(
+        ["msrun", "--worker_num=4", "--local_worker_num=4", "--master_addr=127.0.0.1", f"--master_port={free_port()}", "--join=True",
+         f"--log_dir={folder / 'logs'}", "python", str(WORKER), str(folder / "counted.jsonl"), str(folder / "cases.json")],
+        env=environment, cwd=folder, capture_output=True, text=True, timeout=LIMIT)
+    assert job.returncode == 0, job.stdout[-3000:]
+    return dict(json.loads(line) for line in (folder / "counted.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bytes_are_as_planned(counted, name):
+    job = plan_job(config_from_dict(configuration(name)), 2, 2)
+    planned = by_cause(step_exchanges(job), job.topology)
+    for cause in CAUSES[:-1]:
+        assert counted[name][cause] == list(planned[cause]), cause
+    assert counted[name]["total"] == [sum(part) for part in zip(*planned.values())]
+    assert counted[name]["total"][1] > 0
