@@ -45,6 +45,14 @@ def config_from_dict(raw: Mapping[str, Any]) -> Config:
     return config
 
 
+def section_from_dict(section: Type[Any], raw: Any, path: str) -> Any:
+    """Converts a mapping, as strictly, into a dataclass other than `Config` that is declared in the same way.
+
+    Raises InputError: as `load_config`; `path` stands before the keys' names.
+    """
+    return _convert_section(section, raw, path)
+
+
 def to_dict(config: Any) -> Dict[str, Any]:
     """The configuration as nested dicts and lists that YAML can hold; `config_from_dict` is its inverse."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
@@ -215,7 +223,8 @@ def _wrong_value(kind: type, value: Any, path: str, limits: Mapping[str, Any], o
 def _unknown_key(section: Type[Any], name: Any, path: str) -> InputError:
     where = f"{path}.{name}" if path else str(name)
     near = difflib.get_close_matches(str(name), _names(section), n=1)
-    suggestions = [f"{path}.{near[0]}" if path else near[0]] if near else _paths_ending_in(str(name))
+    elsewhere = _paths_ending_in(str(name)) if section.__module__ == Config.__module__ else []
+    suggestions = [f"{path}.{near[0]}" if path else near[0]] if near else elsewhere
     if suggestions:
         return InputError(f"{_one_line(where)}: unknown key, did you mean {' or '.join(suggestions)}?")
     return InputError(f"{_one_line(where)}: unknown key, expected one of {', '.join(_names(section))}")

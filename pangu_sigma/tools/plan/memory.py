@@ -1,0 +1,135 @@
+"""Memory of one rank at its fullest, when the backward pass begins.
+
+What a layer keeps for its backward pass is read off the cells of `pangu_sigma.model`: inputs of matmuls, norms and activation
+functions, softmax's output; not what a gradient does without (sums, permutations, the residual stream between norms).
+
+Shape legend: B rows, S positions, T = B * S tokens, d hidden size, f inner features, V words, P tensor-parallel ranks, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pangu_sigma.tools.plan.exchanges import step_exchanges
+from pangu_sigma.tools.plan.hardware import Hardware
+from pangu_sigma.tools.plan.job import ITEM, Job
+from pangu_sigma.tools.plan.parameters import parameters
+from pangu_sigma.tools.plan.slots import layer_slots
+from pangu_sigma.train.buckets import plan_buckets
+
+GB, MB = 1e9, 1e6
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on one rank.
+
+    Attributes:
+        parameters, optimizer (both moments), gradients (accumulators included, where a step has several micro-batches).
+        half_copies: parameters once more in the matmuls' own type, where that is not float32.
+        activations: kept for the backward pass; recomputed: the same if every layer kept its input only.
+        dispatch: send, receive and result buffers of one sparse layer on their way.
+        working: logits and their gradient, and the largest layer's gradients under way.
+        reserved: runtime, compiled graphs, buffers of process groups. margin: lost to fragmentation.
+    """
+
+    parameters: float
+    optimizer: float
+    gradients: float
+    half_copies: float
+    activations: float
+    recomputed: float
+    dispatch: float
+    working: float
+    reserved: float
+    fragmentation: float
+
+    def _with(self, activations: float) -> float:
+        tensors = self.parameters + self.optimizer + self.gradients + self.half_copies + activations + self.dispatch + self.working
+        return self.reserved + tensors * (1.0 + self.fragmentation)
+
+    @property
+    def total(self) -> float:
+        return self._with(self.activations)
+
+    @property
+    def total_recomputed(self) -> float:
+        return self._with(self.recomputed)
+
+    @property
+    def margin(self) -> float:
+        """What `total` holds for fragmentation."""
+        return (self.total - self.reserved) * self.fragmentation / (1.0 + self.fragmentation)
+
+
+def rank_memory(job: Job, hardware: Hardware) -> RankMemory:
+    """What one rank needs on that hardware."""
+    sizes = [p.size for p in parameters(job)]
+    held, own = hardware.memory.copies.value, sum(sizes)
+    matrices = sum(p.size for p in parameters(job) if len(p.shape) > 1)
+    layers = layer_activations(job)
+    largest = 4 * ITEM * max(sum(sizes[start:end]) for start, end in plan_buckets(sizes)) if job.topology.world_size > 1 else 0
+    groups = len({exchange.group for exchange in step_exchanges(job)})
+    memory = hardware.memory
+    return RankMemory(
+        parameters=ITEM * own * held, optimizer=2 * ITEM * own * held, gradients=ITEM * own * (2 if job.micro_batches > 1 else 1),
+        half_copies=job.compute_item * matrices if job.compute_item < ITEM else 0,
+        activations=sum(layers), recomputed=len(layers) * _row_bytes(job) + max(layers), dispatch=dispatch_buffers(job),
+        working=max(_working(job), largest),
+        reserved=memory.reserved_gb.value * GB + len(layers) * memory.per_layer_mb.value * MB + groups * memory.per_group_mb.value * MB,
+        fragmentation=memory.fragmentation.value)
+
+
+def layer_activations(job: Job) -> list[float]:
+    """Bytes that each layer keeps for its backward pass, the query layer last."""
+    model = job.config.model
+    attention, dense = _attention(job), _dense(job)
+    sparse = _sparse(job) if job.sparse_layers else 0.0
+    blocks = [attention + (sparse if index >= model.dense_layers else dense) for index in range(job.blocks)]
+    top = attention + (sparse if model.sparse_query_layer else dense)
+    query = _row_bytes(job) + job.compute_item * job.tokens * model.hidden_size  # final norm's input, and the learned queries
+    return [*blocks, top + query]
+
+
+def _row_bytes(job: Job) -> float:
+    """The residual stream, float32."""
+    return ITEM * job.tokens * job.config.model.hidden_size
+
+
+def _attention(job: Job) -> float:
+    """The norm's input and output; queries, keys and values by head; probabilities; what heads found."""
+    model, item, parts = job.config.model, job.compute_item, job.topology.tensor
+    rows = job.tokens * model.hidden_size
+    scores = job.rows * model.num_heads // parts * model.sequence_length ** 2
+    probabilities = scores * (ITEM + (item if item < ITEM else 0) + (item if model.attention_dropout else 0))
+    return _row_bytes(job) + item * rows + 4 * item * rows // parts + probabilities
+
+
+def _dense(job: Job) -> float:
+    """The norm's input and output; the inner features before and after the activation function."""
+    rows, inner = job.tokens * job.config.model.hidden_size, job.tokens * job.inner // job.topology.tensor
+    return _row_bytes(job) + job.compute_item * (rows + 2 * inner)
+
+
+def _sparse(job: Job) -> float:
+    """The norm's input and output; the experts' inputs and inner features, by slot; their results, which gate weights scale."""
+    slots, item, d = layer_slots(job), job.compute_item, job.config.model.hidden_size
+    rows = job.experts_per_rank * slots.expert_rows
+    results = job.tokens * job.config.moe.router.top_k * d
+    return 2 * _row_bytes(job) + item * (rows * (d + 2 * job.inner // job.topology.tensor) + results)
+
+
+def dispatch_buffers(job: Job) -> float:
+    """Send and receive buffers (float32) and those of results (as the matmuls have them) of one layer; 0 without experts."""
+    if not job.sparse_layers:
+        return 0.0
+    slots, d = layer_slots(job), job.config.model.hidden_size
+    rows = job.experts_per_rank * slots.expert_rows
+    return 2.0 * (ITEM + job.compute_item) * rows * d
+
+
+def _working(job: Job) -> float:
+    """Logits, probabilities and gradient of the loss; gradients of the widest layer's inner features."""
+    item, parts = job.compute_item, job.topology.tensor
+    logits = job.tokens * job.words // parts * (3 * ITEM + (2 * item if item < ITEM else 0))
+    return logits + 2 * item * job.tokens * job.inner // parts

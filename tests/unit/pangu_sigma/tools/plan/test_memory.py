@@ -1,0 +1,71 @@
+"""Memory against arithmetic by hand on a network of few numbers."""
+
+import pytest
+
+from pangu_sigma.tools.plan.hardware import load_hardware
+from pangu_sigma.tools.plan.memory import layer_activations, rank_memory
+from pangu_sigma.tools.plan.parameters import count_parameters
+
+# 8 rows x 12 positions; width 16, 4 heads, 24 inner features.
+TOKENS, ROW, SCORES = 96, 96 * 16, 8 * 4 * 12 * 12
+
+
+@pytest.fixture
+def device():
+    return load_hardware("910a")
+
+
+def test_state_follows_from_parameters(make_job, device):
+    job = make_job(2, 2, parallel={"expert": 4}, runtime={"precision": "fp16"})
+    memory, own = rank_memory(job, device), count_parameters(job).rank
+    assert (memory.parameters, memory.optimizer, memory.gradients) == (4 * own, 8 * own, 4 * own)
+    matrices = 24 * 16 + 2 * 12 * 16 + 3 * 4 * 16 * 16 + 2 * 2 * 24 * 16 + 2 * (2 * 24 * 16 + 24 + 16)  # expert biases have three axes
+    assert memory.half_copies == 2 * matrices
+
+
+def test_several_micro_batches_need_accumulators(make_job, device):
+    one, two = (rank_memory(make_job(train={"micro_batch_size": rows}), device) for rows in (8, 4))
+    assert two.gradients == 2 * one.gradients
+
+
+def test_dense_layers_by_hand(make_job):
+    """float32. Attention: norm's input and output, 4 maps of heads, probabilities. FFN: norm's input and output, inner features twice.
+    The query layer also has the final norm's input and its queries.
+    """
+    layer = 4 * (2 * ROW + 4 * ROW + SCORES + 2 * ROW + 2 * TOKENS * 24)
+    found = layer_activations(make_job(model={"dense_layers": 2, "sparse_layers": 0}))
+    assert found == [layer, layer, layer + 4 * 2 * ROW]
+
+
+def test_half_precision_by_hand(make_job):
+    """Norms' inputs stay float32, and so do probabilities, of which a copy enters the product."""
+    layer = 4 * ROW + 2 * ROW + 4 * 2 * ROW + (4 + 2) * SCORES + 4 * ROW + 2 * (ROW + 2 * TOKENS * 24)
+    assert layer_activations(make_job(model={"sparse_layers": 0}, runtime={"precision": "fp16"}))[0] == layer
+
+
+def test_sparse_layer_by_hand(make_job):
+    """96 x 1.25 / 8 = 15 slots for each of 8 experts: their inputs, inner features twice; results of 96 assignments."""
+    found = layer_activations(make_job(model={"dense_layers": 0}))[0]
+    attention = 4 * (2 * ROW + 4 * ROW + SCORES)
+    assert found == attention + 4 * (2 * ROW + 120 * (16 + 48) + ROW)
+
+
+def test_recomputed_layers_keep_their_input(make_job, device):
+    job = make_job(model={"dense_layers": 3})
+    memory, layers = rank_memory(job, device), layer_activations(job)
+    assert memory.activations == sum(layers)
+    assert memory.recomputed == 5 * 4 * ROW + max(layers)
+    assert memory.total - memory.total_recomputed == pytest.approx((memory.activations - memory.recomputed) * 1.05)
+
+
+def test_tensor_parallelism_divides_what_it_shares(make_job):
+    """Heads, inner features; not norms."""
+    one, two = (layer_activations(make_job(1, ranks, model={"sparse_layers": 0}, parallel={"tensor": ranks}))[0] for ranks in (1, 2))
+    assert one - two == 4 * (4 * ROW + SCORES + 2 * TOKENS * 24) / 2
+
+
+def test_total_is_the_sum_of_its_parts(make_job, device):
+    memory = rank_memory(make_job(2, 2, parallel={"expert": 4}, runtime={"precision": "fp16"}), device)
+    parts = (memory.parameters + memory.optimizer + memory.gradients + memory.half_copies + memory.activations + memory.dispatch
+             + memory.working + memory.margin + memory.reserved)
+    assert memory.total == pytest.approx(parts)
