@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     summary.set_defaults(action=_summary)
     _add_compare(commands)
     _add_doctor(commands)
+    _add_plan(commands)
     return parser
 
 
@@ -115,6 +116,25 @@ def _add_doctor(commands: Any) -> None:
     doctor.set_defaults(action=_doctor)
 
 
+def _add_plan(commands: Any) -> None:
+    plan = _add_command(commands, "plan", "memory, bytes and time of a job before it runs; needs no device and no MindSpore", _plan)
+    plan.add_argument("--cluster", metavar="FILE", help="YAML file of nodes and hardware (pangu_sigma/tools/plan/cluster.py)")
+    plan.add_argument("--nodes", type=_positive, metavar="N", help="nodes (default: the fewest that hold all experts)")
+    plan.add_argument("--devices-per-node", type=_positive, metavar="M", help="ranks a node (default: parallel.ranks_per_node)")
+    plan.add_argument("--hardware", metavar="NAME", help="file of configs/hardware, or a path (default: by runtime.device)")
+    plan.add_argument("--tokens", type=_count, metavar="N", help="say how many days N tokens take, as in 329e9 (default: the run's)")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.add_argument("--sweep", action="append", default=[], metavar="AXIS[=V,V]",
+                      help="plan all values of ep, tp, dp, capacity or router, and show the Pareto front; may be repeated")
+
+
+def _count(text: str) -> int:
+    value = float(text)
+    if not 1.0 <= value <= 1e18:
+        raise ValueError
+    return int(value)
+
+
 def _positive(text: str) -> int:
     # argparse turns ValueError into its own message, which names the option and the value.
     value = int(text)
@@ -136,6 +156,7 @@ def _rate(text: str) -> float:
 
 
 _positive.__name__ = "positive integer"
+_count.__name__ = "number, as in 329e9,"
 _sizes.__name__ = "list of positive integers, as in 64,256,"
 _rate.__name__ = "rate, as in 200mbit,"
 
@@ -251,6 +272,13 @@ def _doctor(config: Config, options: argparse.Namespace) -> int:
     request = Request(options.rank_table, options.server, options.nodes_file, options.ranks, options.port,
                       options.ssh_command if options.ssh else None, options.env_file, options.json, tuple(words))
     return doctor(config if options.config else None, request)
+
+
+def _plan(config: Config, options: argparse.Namespace) -> int:
+    from pangu_sigma.tools.plan.command import plan
+
+    plan(config, options.cluster, options.nodes, options.devices_per_node, options.hardware, options.tokens, options.json, options.sweep)
+    return SUCCESS
 
 
 def _be_scheduler(options: argparse.Namespace) -> int:

@@ -51,10 +51,9 @@ class SlotRules:
         moe, layout, groups = self.config.moe, self.layout, self.domain_groups
         per_group = moe.num_experts // moe.num_groups
         if self.config.data.placement == "shuffled":
-            used = [set(groups)] * layout.nodes
-        else:
-            used = [{groups[d] for d in domains_of_node(node, layout.nodes, groups, moe.num_groups)} for node in range(layout.nodes)]
-        return [{group * per_group + j for group in groups_of_node for j in range(per_group)} for groups_of_node in used]
+            return [_experts_of(set(groups), per_group)] * layout.nodes
+        used = [{groups[d] for d in domains_of_node(node, layout.nodes, groups, moe.num_groups)} for node in range(layout.nodes)]
+        return [_experts_of(groups_of_node, per_group) for groups_of_node in used]
 
     def experts_in_play(self) -> int:
         """Experts that share a rank's tokens: all of them, or those of the fewest groups that a node's domains use."""
@@ -84,3 +83,7 @@ class SlotRules:
             in_play = [set.union(*in_play)] * len(local)
         counts = [(sum(held[e] for e in experts), sum(not held[e] for e in experts)) for held, experts in zip(local, in_play)]
         return min(int(near) for near, _ in counts), min(int(far) for _, far in counts)
+
+
+def _experts_of(groups: Set[int], per_group: int) -> Set[int]:
+    return {group * per_group + j for group in groups for j in range(per_group)}
