@@ -10,9 +10,9 @@ from typing import Iterator, NamedTuple
 
 from pangu_sigma.config.validate import has_experts
 from pangu_sigma.tools.plan.job import ITEM, Job
-from pangu_sigma.tools.plan.parameters import in_gradient_order, parameters
+from pangu_sigma.tools.plan.parameters import PlannedParameter, in_gradient_order, parameters
 from pangu_sigma.tools.plan.slots import LayerSlots, layer_slots
-from pangu_sigma.train.buckets import plan_buckets
+from pangu_sigma.train.buckets import EARLY_BUCKET_ELEMENTS, plan_buckets
 
 CAUSES = ("all_to_all", "gradient", "tensor", "other")
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
@@ -175,12 +175,24 @@ def segments(job: Job) -> int:
 def _update(job: Job) -> Iterator[Exchange]:
     found = in_gradient_order(parameters(job))
     experts = [p.size for p in found if p.expert]
-    yield from _summed(job, "dense", "dp", [*(p.size for p in found if not p.expert), _statistics_size(job)])
+    early = _early(job)
+    for bucket in early:
+        yield from _summed(job, "early dense", "dp", [sum(p.size for p in bucket)])
+    sent = {p.name for bucket in early for p in bucket}
+    yield from _summed(job, "dense", "dp", [*(p.size for p in found if not p.expert and p.name not in sent), _statistics_size(job)])
     yield from _summed(job, "experts", "edp", experts)
     yield _norm("norm of dense gradients", "tp")
     if experts:
         yield _norm("norm of expert gradients", "tp")
         yield _norm("norm", "ep")
+
+
+def _early(job: Job) -> list[list[PlannedParameter]]:
+    """Weights whose gradients set out during the backward pass, message by message (see `pangu_sigma.train.early`)."""
+    if not job.config.parallel.overlap_gradients:
+        return []
+    maps = [p for p in reversed(parameters(job)) if p.name.endswith(".weight") and ".router." not in p.name]
+    return [maps[start:end] for start, end in plan_buckets([p.size for p in maps], EARLY_BUCKET_ELEMENTS)]
 
 
 def _norm(name: str, group: str) -> Exchange:
