@@ -50,7 +50,7 @@ read_env_file() {
 
 use_project() {
     use_environment
-    export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
+    [[ :${PYTHONPATH:-}: == *:$repository:* ]] || export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
 }
 
 # The ranks share the cores; more threads than cores make every operator wait for the slowest.

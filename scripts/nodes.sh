@@ -20,6 +20,11 @@ destinations=() # for ssh
 is_own=()       # 1 if it is this machine
 pairs=()        # rank:device of a rank table, separated by spaces
 
+settings_to_pass=() # what the user set that matters on the other nodes too; what this script sets later is for this machine
+for setting in VIRTUAL_ENV OMP_NUM_THREADS GLOG_v "${!HCCL_@}"; do
+    [ -z "${!setting:-}" ] || settings_to_pass+=("$(printf 'export %s=%q &&' "$setting" "${!setting}")")
+done
+
 running=() # processes that stand for the launcher on the nodes where it has not ended
 leashes=() # what keeps it running on the others
 scratch=
@@ -58,14 +63,11 @@ make_node_command() {
 # The words that run a command elsewhere: there is no terminal, so nobody to ask for a password.
 # Sets `remote_command`. Arguments: the node, then the command.
 make_remote_command() {
-    local place=$1 ssh_words=() setting line=
+    local place=$1 ssh_words=()
     shift
     read -ra ssh_words <<<"$ssh_command"
-    for setting in VIRTUAL_ENV OMP_NUM_THREADS GLOG_v "${!HCCL_@}"; do
-        [ -z "${!setting:-}" ] || line+="export $setting=$(printf %q "${!setting}") && "
-    done
-    line+="cd $(printf %q "$PWD") && exec $(printf '%q ' "$@")"
-    remote_command=("${ssh_words[@]}" "${destinations[place]}" "$line")
+    remote_command=("${ssh_words[@]}" "${destinations[place]}"
+        "${settings_to_pass[*]-} cd $(printf %q "$PWD") && exec $(printf '%q ' "$@")")
 }
 
 # Runs the launcher once on every node and returns the first failing node's status (130 interrupted). Shows what node 0

@@ -109,10 +109,10 @@ def test_the_command_line_reaches_it(monkeypatch, tmp_path):
 
 
 def test_other_nodes_are_looked_at_and_compared(tmp_path):
-    """The whole program, on a node file of two that are not this machine; both doctors are this one."""
-    (tmp_path / "ssh").write_text('#!/bin/sh\n[ "$1" = 198.18.0.2 ] && export HCCL_BUFFSIZE=100\ncd / && exec sh -c "$2"\n')
+    """The whole program, on a file of two nodes whose names nothing resolves; both doctors are this one."""
+    (tmp_path / "ssh").write_text('#!/bin/sh\n[ "$1" = second.invalid ] && export HCCL_BUFFSIZE=100\ncd / && exec sh -c "$2"\n')
     (tmp_path / "ssh").chmod(0o755)
-    (tmp_path / "hosts").write_text("198.18.0.1\n198.18.0.2\n")
+    (tmp_path / "hosts").write_text("first.invalid\nsecond.invalid\n")
     (tmp_path / "env.sh").write_text("export HCCL_EXEC_TIMEOUT=99\n")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"path": "absent"}, "train": {"output_dir": "run"}}))
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HCCL_")}  # importing MindSpore sets some
@@ -121,11 +121,11 @@ def test_other_nodes_are_looked_at_and_compared(tmp_path):
                           text=True, timeout=200, env={**kept, "HCCL_EXEC_TIMEOUT": "99", "PYTHONPATH": os.pathsep.join(sys.path)})
     assert done.returncode == 1, done.stderr
     findings = {entry["subject"]: entry for entry in json.loads(done.stdout)["findings"]}
-    for node in ("198.18.0.1", "198.18.0.2"):
+    for node in ("first.invalid", "second.invalid"):
         assert findings[node]["level"] == OK and "checks ok" in findings[node]["found"]
         assert findings[f"{node}: data"]["level"] == FAILURE and "'absent' is no folder" in findings[f"{node}: data"]["found"]
-    assert findings["198.18.0.2: HCCL"]["found"] == "BUFFSIZE=100, EXEC_TIMEOUT=99; here EXEC_TIMEOUT=99"
-    assert not {"198.18.0.1: HCCL", "198.18.0.1: MindSpore", "198.18.0.1: clock skew"} & set(findings)
+    assert findings["second.invalid: HCCL"]["found"] == "BUFFSIZE=100, EXEC_TIMEOUT=99; here EXEC_TIMEOUT=99"
+    assert not {f"first.invalid: {subject}" for subject in ("HCCL", "MindSpore", "clock skew")} & set(findings)
 
 
 # ---- the machine
