@@ -134,7 +134,7 @@ def test_a_node_that_never_comes_is_named(cluster_command, environment, tmp_path
 @simulated
 @pytest.mark.parametrize("script", [MSRUN, TABLE])
 def test_an_address_of_another_machine_is_refused(cluster_command, environment, tmp_path, script):
-    """The file names the second machine first, so that node 0's place is that of node 1 and port 29500 is looked for there."""
+    """No line of the file, and no server of the table, is a machine that it starts on."""
     (tmp_path / "hosts").write_text(f"{NOBODY}\n")
     write_table(tmp_path, (NOBODY, "198.18.0.8"), 2)
     done = run(cluster_command(script), environment, tmp_path)
