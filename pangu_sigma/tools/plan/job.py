@@ -104,16 +104,16 @@ def plan_job(config: Config, nodes: int, devices_per_node: int) -> Job:
 
 
 def _vocabulary(config: Config) -> tuple[int, int]:
-    """Words and domains: as the prepared data says, if there is any, else as the configuration says."""
-    model, folder = config.model, Path(config.data.path)
+    """Words and domains: as the prepared data says, if there is any, else as the configuration says that it is to be prepared."""
+    model, prepare, folder = config.model, config.data.prepare, Path(config.data.path)
     if (folder / NAME).is_file():
         manifest = read_manifest(folder)
         words, domains = model.vocab_size or manifest.vocab_size, len(manifest.domains)
-    elif model.vocab_size is None:
-        raise InputError(f"model.vocab_size is null and {config.data.path} holds no prepared data to take it from; expected "
-                         "--set model.vocab_size=N, or data.path to be what `pangu-sigma prepare` wrote")
+    elif model.vocab_size is None and prepare.tokenizer is not None:
+        raise InputError(f"model.vocab_size is null, and {config.data.path} holds no data prepared with {prepare.tokenizer}; "
+                         "expected --set model.vocab_size=N")
     else:
-        words, domains = model.vocab_size, _configured_domains(config)
+        words, domains = model.vocab_size or prepare.vocab_size, _configured_domains(config)
     if has_experts(config):
         resolve_domain_groups(config.moe.domain_groups, domains, config.moe.num_groups)
     return words, domains
@@ -121,4 +121,4 @@ def _vocabulary(config: Config) -> tuple[int, int]:
 
 def _configured_domains(config: Config) -> int:
     groups = config.moe.domain_groups
-    return len(groups) if groups is not None else config.moe.num_groups
+    return len(groups) if groups is not None else len(config.data.prepare.sources) or config.moe.num_groups

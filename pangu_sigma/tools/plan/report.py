@@ -30,8 +30,13 @@ def _head(plan: Plan) -> Iterator[str]:
 def _parameters(plan: Plan) -> Iterator[str]:
     counts = plan.counts
     yield f"parameters   total {_large(counts.total)}   active {_large(counts.active)}   on a rank {_large(counts.rank)}"
+    yield f"  {plan.job.words:,} words{_slots(plan)}"
     if counts.experts:
         yield f"  in experts {_large(counts.experts)} of the total, {_large(counts.rank_experts)} of a rank's"
+
+
+def _slots(plan: Plan) -> str:
+    return f" in each of {plan.job.word_slots} tables" if plan.job.word_slots > 1 else ""
 
 
 def _memory(plan: Plan, advice: Optional[str]) -> Iterator[str]:
