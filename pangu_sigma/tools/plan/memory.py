@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pangu_sigma.tools.plan.exchanges import step_exchanges
 from pangu_sigma.tools.plan.hardware import Hardware
 from pangu_sigma.tools.plan.job import ITEM, Job
-from pangu_sigma.tools.plan.parameters import parameters
+from pangu_sigma.tools.plan.parameters import in_gradient_order, parameters
 from pangu_sigma.tools.plan.slots import layer_slots
 from pangu_sigma.train.buckets import plan_buckets
 
@@ -29,7 +29,7 @@ class RankMemory:
         half_copies: parameters once more in the matmuls' own type, where that is not float32.
         activations: kept for the backward pass; recomputed: the same if every layer kept its input only.
         dispatch: send, receive and result buffers of one sparse layer on their way.
-        working: logits and their gradient, and the largest layer's gradients under way.
+        working: logits and their gradient, or a bucket of gradients on its way between ranks, whichever is more.
         reserved: runtime, compiled graphs, buffers of process groups. margin: lost to fragmentation.
     """
 
@@ -64,19 +64,17 @@ class RankMemory:
 
 def rank_memory(job: Job, hardware: Hardware) -> RankMemory:
     """What one rank needs on that hardware."""
-    sizes = [p.size for p in parameters(job)]
-    held, own = hardware.memory.copies.value, sum(sizes)
-    matrices = sum(p.size for p in parameters(job) if len(p.shape) > 1)
-    layers = layer_activations(job)
-    largest = 4 * ITEM * max(sum(sizes[start:end]) for start, end in plan_buckets(sizes)) if job.topology.world_size > 1 else 0
+    memory, found, layers = hardware.memory, parameters(job), layer_activations(job)
+    own = ITEM * sum(p.size for p in found)
+    matrices = sum(p.size for p in found if len(p.shape) > 1)
     groups = len({exchange.group for exchange in step_exchanges(job)})
-    memory = hardware.memory
+    held = memory.activation_factor.value
     return RankMemory(
-        parameters=ITEM * own * held, optimizer=2 * ITEM * own * held, gradients=ITEM * own * (2 if job.micro_batches > 1 else 1),
+        parameters=own, optimizer=2 * own, gradients=own * (2 if job.micro_batches > 1 else 1),
         half_copies=job.compute_item * matrices if job.compute_item < ITEM else 0,
-        activations=sum(layers), recomputed=len(layers) * _row_bytes(job) + max(layers), dispatch=dispatch_buffers(job),
-        working=max(_working(job), largest),
-        reserved=memory.reserved_gb.value * GB + len(layers) * memory.per_layer_mb.value * MB + groups * memory.per_group_mb.value * MB,
+        activations=sum(layers) * held, recomputed=(len(layers) * _row_bytes(job) + max(layers)) * held, dispatch=dispatch_buffers(job),
+        working=max(_loss_buffers(job), _exchange_buffers(job)),
+        reserved=memory.reserved_gb.value * GB + groups * memory.per_group_mb.value * MB,
         fragmentation=memory.fragmentation.value)
 
 
@@ -128,8 +126,15 @@ def dispatch_buffers(job: Job) -> float:
     return 2.0 * (ITEM + job.compute_item) * rows * d
 
 
-def _working(job: Job) -> float:
+def _loss_buffers(job: Job) -> float:
     """Logits, probabilities and gradient of the loss; gradients of the widest layer's inner features."""
     item, parts = job.compute_item, job.topology.tensor
     logits = job.tokens * job.words // parts * (3 * ITEM + (2 * item if item < ITEM else 0))
     return logits + 2 * item * job.tokens * job.inner // parts
+
+
+def _exchange_buffers(job: Job) -> float:
+    """The largest bucket of gradients: put together, summed, and cut again; 0 on one rank."""
+    sizes = [p.size for p in in_gradient_order(parameters(job))]
+    largest = max(sum(sizes[start:end]) for start, end in plan_buckets(sizes))
+    return 3.0 * ITEM * largest if job.topology.world_size > 1 else 0.0

@@ -46,7 +46,7 @@ def _memory(plan: Plan, advice: Optional[str]) -> Iterator[str]:
                         ("gradients", memory.gradients), ("optimizer state", memory.optimizer)):
         yield _row(name, value, value)
     yield _row("activations", memory.activations, memory.recomputed)
-    for name, value in (("dispatch buffers", memory.dispatch), ("logits, gradients under way", memory.working)):
+    for name, value in (("dispatch buffers", memory.dispatch), ("logits, or gradients under way", memory.working)):
         yield _row(name, value, value)
     recomputed_margin = (memory.total_recomputed - memory.reserved) * memory.fragmentation / (1.0 + memory.fragmentation)
     yield _row(f"fragmentation margin, {memory.fragmentation:.0%}", memory.margin, recomputed_margin)

@@ -1,8 +1,10 @@
 """Memory against arithmetic by hand on a network of few numbers."""
 
+from dataclasses import replace
+
 import pytest
 
-from pangu_sigma.tools.plan.hardware import load_hardware
+from pangu_sigma.tools.plan.hardware import Figure, load_hardware
 from pangu_sigma.tools.plan.memory import layer_activations, rank_memory
 from pangu_sigma.tools.plan.parameters import count_parameters
 
@@ -58,10 +60,26 @@ def test_recomputed_layers_keep_their_input(make_job, device):
     assert memory.total - memory.total_recomputed == pytest.approx((memory.activations - memory.recomputed) * 1.05)
 
 
+def test_hardware_may_hold_activations_several_times(make_job, device):
+    twice = replace(device, memory=replace(device.memory, activation_factor=Figure(2.0, source="by hand")))
+    one, two = (rank_memory(make_job(), each) for each in (device, twice))
+    assert (two.activations, two.recomputed, two.gradients) == (2 * one.activations, 2 * one.recomputed, one.gradients)
+
+
 def test_tensor_parallelism_divides_what_it_shares(make_job):
     """Heads, inner features; not norms."""
     one, two = (layer_activations(make_job(1, ranks, model={"sparse_layers": 0}, parallel={"tensor": ranks}))[0] for ranks in (1, 2))
     assert one - two == 4 * (4 * ROW + SCORES + 2 * TOKENS * 24) / 2
+
+
+def test_buffers_of_the_loss_and_of_gradients_by_hand(make_job, device):
+    """One rank: logits of 24 words in three copies, gradients of inner features. Four ranks, tokens of one row of 2 each: a bucket of
+    all gradients in three copies is more.
+    """
+    job = make_job()
+    assert rank_memory(job, device).working == 3 * 4 * TOKENS * 24 + 2 * 4 * TOKENS * 24
+    several = make_job(2, 2, parallel={"expert": 4})
+    assert rank_memory(several, device).working == 3 * 4 * count_parameters(several).rank
 
 
 def test_total_is_the_sum_of_its_parts(make_job, device):
