@@ -11,6 +11,7 @@ again. Nodes are simulated (Linux, root, iproute2: see scripts/simulate_cluster.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -113,6 +114,8 @@ def environment(folder: Path, name: str) -> dict:
 def measure(case: Case, folder: Path) -> dict:
     """Runs a case; its median step in seconds, and the most memory that a rank took, in bytes."""
     output = folder / "runs" / case.name
+    for earlier in (output, folder / "peaks" / case.name):  # of a run that was cut off
+        shutil.rmtree(earlier, ignore_errors=True)
     settings = {**case.overrides, "train.output_dir": str(output)}
     given = [str(folder / "base.yaml"), *(word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}"))]
     if case.rate:
