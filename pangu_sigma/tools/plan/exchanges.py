@@ -10,12 +10,12 @@ from typing import Iterator, NamedTuple
 
 from pangu_sigma.config.validate import has_experts
 from pangu_sigma.tools.plan.job import ITEM, Job
-from pangu_sigma.tools.plan.parameters import PlannedParameter, in_gradient_order, parameters
+from pangu_sigma.tools.plan.parameters import in_gradient_order, parameters
 from pangu_sigma.tools.plan.slots import LayerSlots, layer_slots
-from pangu_sigma.train.buckets import EARLY_BUCKET_ELEMENTS, plan_buckets
+from pangu_sigma.train.buckets import BUCKET_ELEMENTS, EARLY_BUCKET_ELEMENTS, plan_buckets
 
 CAUSES = ("all_to_all", "gradient", "tensor", "other")
-FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
+FORWARD, BACKWARD, LAST_BACKWARD, UPDATE = "forward", "backward", "last backward", "update"
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Exchange:
         operation: as in `locmoe_ops.collectives`; `all_to_all_v` stands for an even spread of tokens over ranks.
         group: kind of `locmoe_ops.topology.GROUP_KINDS`.
         elements: numbers that this rank puts in; item: bytes of each.
-        phase: forward, backward (once a micro-batch) or update (once an optimizer step); times: calls in an optimizer step.
+        phase: forward and backward (once a micro-batch), last backward and update (once an optimizer step).
+        times: calls in an optimizer step.
     """
 
     cause: str
@@ -174,43 +175,50 @@ def segments(job: Job) -> int:
 
 def _update(job: Job) -> Iterator[Exchange]:
     found = in_gradient_order(parameters(job))
+    early = early_messages(job)
+    for size in early:
+        yield from _summed("dense gradients, early", job, "dp", size, LAST_BACKWARD)
+    late = [p.size for p in found if not p.expert and not (early and p.is_map)]
     experts = [p.size for p in found if p.expert]
-    early = _early(job)
-    for bucket in early:
-        yield from _summed(job, "early dense", "dp", [sum(p.size for p in bucket)])
-    sent = {p.name for bucket in early for p in bucket}
-    yield from _summed(job, "dense", "dp", [*(p.size for p in found if not p.expert and p.name not in sent), _statistics_size(job)])
-    yield from _summed(job, "experts", "edp", experts)
+    for size in _messages([*late, _statistics_size(job)]):
+        yield from _summed("dense gradients", job, "dp", size)
+    for size in _messages(experts):
+        yield from _summed("expert gradients", job, "edp", size)
     yield _norm("norm of dense gradients", "tp")
     if experts:
         yield _norm("norm of expert gradients", "tp")
         yield _norm("norm", "ep")
 
 
-def _early(job: Job) -> list[list[PlannedParameter]]:
-    """Weights whose gradients set out during the backward pass, message by message (see `pangu_sigma.train.early`)."""
-    if not job.config.parallel.overlap_gradients:
+def early_messages(job: Job) -> list[int]:
+    """Numbers in each message of gradients that set out during the last backward pass; none where that is not asked for.
+
+    The tcp backend puts neighbours together; with hccl, whose exchanges are operations of the graph, every tensor goes by itself.
+    """
+    if not job.config.parallel.overlap_gradients or job.topology.data == 1:
         return []
-    maps = [p for p in reversed(parameters(job)) if p.name.endswith(".weight") and ".router." not in p.name]
-    return [maps[start:end] for start, end in plan_buckets([p.size for p in maps], EARLY_BUCKET_ELEMENTS)]
+    sizes = [p.size for p in in_gradient_order(parameters(job)) if p.is_map]
+    return sizes if job.backend == "hccl" else _messages(sizes, EARLY_BUCKET_ELEMENTS)
+
+
+def _messages(sizes: list[int], limit: int = BUCKET_ELEMENTS) -> list[int]:
+    return [sum(sizes[start:end]) for start, end in plan_buckets(sizes, limit)]
 
 
 def _norm(name: str, group: str) -> Exchange:
     return Exchange("gradient", name, "all_reduce", group, 1, ITEM, UPDATE)
 
 
-def _summed(job: Job, what: str, group: str, sizes: list[int]) -> Iterator[Exchange]:
-    """Gradients in buckets; of each, within nodes first (see `NodeFirstSum`)."""
+def _summed(what: str, job: Job, group: str, size: int, phase: str = UPDATE) -> Iterator[Exchange]:
+    """One message of gradients; within nodes first (see `NodeFirstSum`)."""
     neighbours, rail = (len(job.topology.group_of(f"{group}_{part}", 0)) for part in ("node", "rail"))
-    for start, end in plan_buckets(sizes):
-        size = sum(sizes[start:end])
-        if neighbours == 1 or rail == 1:
-            yield Exchange("gradient", f"{what} gradients", "all_reduce", group, size, ITEM, UPDATE)
-            continue
-        share = -(-size // neighbours)
-        for name, operation, kind, elements in (("to shares", "reduce_scatter", "node", share * neighbours),
-                                                ("between nodes", "all_reduce", "rail", share), ("whole", "all_gather", "node", share)):
-            yield Exchange("gradient", f"{what} gradients, {name}", operation, f"{group}_{kind}", elements, ITEM, UPDATE)
+    if neighbours == 1 or rail == 1:
+        yield Exchange("gradient", what, "all_reduce", group, size, ITEM, phase)
+        return
+    share = -(-size // neighbours)
+    for name, operation, kind, elements in (("to shares", "reduce_scatter", "node", share * neighbours),
+                                            ("between nodes", "all_reduce", "rail", share), ("whole", "all_gather", "node", share)):
+        yield Exchange("gradient", f"{what}, {name}", operation, f"{group}_{kind}", elements, ITEM, phase)
 
 
 def _statistics_size(job: Job) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import Config
-from pangu_sigma.config.validate import has_experts, validate
+from pangu_sigma.config.validate import has_experts, resolve_runtime, validate
 from pangu_sigma.data.domains import resolve_domain_groups
 from pangu_sigma.data.manifest import NAME, read_manifest
 from pangu_sigma.model.slots import SlotRules
@@ -80,6 +80,11 @@ class Job:
     def word_slots(self) -> int:
         """Copies of the word table: one a domain, or one for all."""
         return self.domains if self.config.model.domain_embeddings else 1
+
+    @property
+    def backend(self) -> str:
+        """Of the collectives: hccl or tcp."""
+        return resolve_runtime(self.config).runtime.backend
 
     @property
     def slot_rules(self) -> SlotRules:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pangu_sigma.tools.plan.exchanges import step_exchanges
+from pangu_sigma.tools.plan.exchanges import UPDATE, Exchange, early_messages, step_exchanges
 from pangu_sigma.tools.plan.hardware import Hardware
 from pangu_sigma.tools.plan.job import ITEM, Job
-from pangu_sigma.tools.plan.parameters import in_gradient_order, parameters
+from pangu_sigma.tools.plan.parameters import parameters
 from pangu_sigma.tools.plan.slots import layer_slots
-from pangu_sigma.train.buckets import plan_buckets
 
 GB, MB = 1e9, 1e6
 
@@ -67,13 +66,14 @@ def rank_memory(job: Job, hardware: Hardware) -> RankMemory:
     memory, found, layers = hardware.memory, parameters(job), layer_activations(job)
     own = ITEM * sum(p.size for p in found)
     matrices = sum(p.size for p in found if len(p.shape) > 1)
-    groups = len({exchange.group for exchange in step_exchanges(job)})
+    exchanges = step_exchanges(job)
+    groups = len({exchange.group for exchange in exchanges})
     held = memory.activation_factor.value
     return RankMemory(
         parameters=own, optimizer=2 * own, gradients=own * (2 if job.micro_batches > 1 else 1),
         half_copies=job.compute_item * matrices if job.compute_item < ITEM else 0,
         activations=sum(layers) * held, recomputed=(len(layers) * _row_bytes(job) + max(layers)) * held, dispatch=dispatch_buffers(job),
-        working=max(_loss_buffers(job), _exchange_buffers(job)),
+        working=max(_loss_buffers(job), _exchange_buffers(job, exchanges)),
         reserved=memory.reserved_gb.value * GB + groups * memory.per_group_mb.value * MB,
         fragmentation=memory.fragmentation.value)
 
@@ -133,8 +133,10 @@ def _loss_buffers(job: Job) -> float:
     return logits + 2 * item * job.tokens * job.inner // parts
 
 
-def _exchange_buffers(job: Job) -> float:
-    """The largest bucket of gradients: put together, summed, and cut again; 0 on one rank."""
-    sizes = [p.size for p in in_gradient_order(parameters(job))]
-    largest = max(sum(sizes[start:end]) for start, end in plan_buckets(sizes))
-    return 3.0 * ITEM * largest if job.topology.world_size > 1 else 0.0
+def _exchange_buffers(job: Job, exchanges: list[Exchange]) -> float:
+    """The largest bucket of gradients: put together, summed, and cut again. The tcp backend has buffers for early ones, where hccl's
+    sums take the gradients' own place. 0 on one rank.
+    """
+    buckets = [e.elements for e in exchanges if e.cause == "gradient" and e.phase == UPDATE]
+    early = sum(early_messages(job)) if job.backend == "tcp" else 0
+    return float(ITEM * (early + 3 * max(buckets, default=0)))

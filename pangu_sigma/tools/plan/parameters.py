@@ -30,6 +30,11 @@ class PlannedParameter:
         """Numbers in the model."""
         return self.size * self.parts
 
+    @property
+    def is_map(self) -> bool:
+        """True for weights of attention and dense feed-forward networks, whose gradients may set out during the backward pass."""
+        return self.name.endswith(".weight") and ".router." not in self.name
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -68,8 +73,11 @@ def parameters(job: Job) -> list[PlannedParameter]:
 
 
 def in_gradient_order(found: list[PlannedParameter]) -> list[PlannedParameter]:
-    """Dense before experts, in each the decaying ones first (see `pangu_sigma.train.optimizer.ordered_parameters`)."""
-    return sorted(found, key=lambda p: (p.expert, p.name.rsplit(".", 1)[-1].startswith(_NOT_DECAYING)))
+    """Weights of linear maps as the backward pass comes by them, then other dense parameters, then experts; in the last two the
+    decaying ones first (see `pangu_sigma.train.optimizer.ordered_parameters`).
+    """
+    rest = sorted((p for p in found if not p.is_map), key=lambda p: (p.expert, p.name.rsplit(".", 1)[-1].startswith(_NOT_DECAYING)))
+    return [p for p in found if p.is_map][::-1] + rest
 
 
 def _block(job: Job, name: str, sparse: bool) -> Iterator[PlannedParameter]:

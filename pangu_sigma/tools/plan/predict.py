@@ -13,7 +13,7 @@ from typing import Iterable
 from locmoe_ops.collectives.algorithms import SMALL_BYTES
 from locmoe_ops.topology import Topology
 from pangu_sigma.tools.flops import step_flops
-from pangu_sigma.tools.plan.exchanges import CAUSES, Exchange, step_exchanges
+from pangu_sigma.tools.plan.exchanges import CAUSES, LAST_BACKWARD, Exchange, step_exchanges
 from pangu_sigma.tools.plan.hardware import Hardware, Link
 from pangu_sigma.tools.plan.job import ITEM, Job
 from pangu_sigma.tools.plan.memory import layer_activations
@@ -32,21 +32,21 @@ _UPDATE_PASSES = 9
 @dataclass(frozen=True)
 class StepTime:
     """Seconds of an optimizer step. `compute`: matmuls, elementwise operations and the update; `causes`: collectives by cause;
-    `hidden`: all-to-all that runs beside computation.
+    `hidden`: what of all-to-all and of gradients runs beside computation.
     """
 
     compute: float
     causes: dict[str, float]
-    hidden: float
+    hidden: dict[str, float]
 
     @property
     def total(self) -> float:
-        return self.compute + sum(self.causes.values()) - self.hidden
+        return self.compute + sum(self.causes.values()) - sum(self.hidden.values())
 
     @property
     def all_to_all_share(self) -> float:
         """Of the step, what is spent on all-to-all beyond what computation hides."""
-        return (self.causes["all_to_all"] - self.hidden) / self.total
+        return (self.causes["all_to_all"] - self.hidden["all_to_all"]) / self.total
 
 
 def step_time(job: Job, hardware: Hardware) -> StepTime:
@@ -56,7 +56,9 @@ def step_time(job: Job, hardware: Hardware) -> StepTime:
     for exchange in exchanges:
         causes[exchange.cause] += exchange.times * exchange_time(exchange, job.topology, hardware)
     compute = compute_time(job, hardware)
-    return StepTime(compute, causes, hardware.overlap.value * _can_overlap(job, hardware, exchanges))
+    could = {"all_to_all": _tokens_beside_experts(job, hardware, exchanges),
+             "gradient": _gradients_beside_backward(job, hardware, exchanges, compute)}
+    return StepTime(compute, causes, {cause: seconds * hardware.overlap.value for cause, seconds in could.items()})
 
 
 # ---- computation
@@ -96,7 +98,7 @@ def _product_time(flops: float, job: Job, hardware: Hardware) -> float:
     return flops * hardware.sharing(job.topology) / (hardware.peak_flops(job.config.runtime.precision) * rates.efficiency.value)
 
 
-def _can_overlap(job: Job, hardware: Hardware, exchanges: Iterable[Exchange]) -> float:
+def _tokens_beside_experts(job: Job, hardware: Hardware, exchanges: Iterable[Exchange]) -> float:
     """Seconds of all-to-all that chunks could hide behind the experts, or the experts behind it: of n chunks all but one."""
     chunks = job.config.moe.dispatch.chunks
     if chunks == 1 or not job.sparse_layers:
@@ -105,6 +107,12 @@ def _can_overlap(job: Job, hardware: Hardware, exchanges: Iterable[Exchange]) ->
                  if e.cause == "all_to_all" and e.group in ("ep", "ep_rail"))
     experts = _product_time(rank_flops(job)["experts"], job, hardware)
     return min(flying, experts) * (chunks - 1) / chunks
+
+
+def _gradients_beside_backward(job: Job, hardware: Hardware, exchanges: Iterable[Exchange], compute: float) -> float:
+    """Seconds of gradients that the last backward pass could hide: two thirds of a micro-batch's computation."""
+    early = sum(e.times * exchange_time(e, job.topology, hardware) for e in exchanges if e.phase == LAST_BACKWARD)
+    return min(early, compute * 2.0 / 3.0 / job.micro_batches)
 
 
 # ---- collectives

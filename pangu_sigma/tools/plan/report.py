@@ -82,8 +82,7 @@ def _time(plan: Plan) -> Iterator[str]:
     time = plan.time
     yield f"{'predicted step':<44}{'seconds':>18}{'share':>18}"
     rows = [("computation", time.compute), *((name, time.causes[cause]) for cause, name in _CAUSES.items())]
-    if time.hidden:
-        rows.append(("all-to-all behind computation", -time.hidden))
+    rows += [(f"{_CAUSES[cause]} behind computation", -seconds) for cause, seconds in time.hidden.items() if seconds]
     for name, seconds in [*rows, ("step", time.total)]:
         yield f"  {name:<42}{seconds:>18.4f}{seconds / time.total:>18.1%}"
 

@@ -50,7 +50,7 @@ def test_a_plan_as_json(config_file, capsys):
         for cause, total in plan["bytes"].items():
             assert total[link] == sum(c[link] * c["times"] for c in plan["collectives"] if c["cause"] == cause)
     assert plan["fits"] and plan["advice"] is None and plan["bytes_exact"]
-    assert plan["assumptions"]["overlap"] == 0.2
+    assert plan["assumptions"]["call_us"] == 300
 
 
 def test_tokens_of_the_run_without_being_told(config_file, capsys):

@@ -99,7 +99,7 @@ def test_experts_compute_on_empty_slots_too(make_job):
 
 
 def test_a_step_is_the_sum_of_its_parts(make_job, hardware):
-    job = make_job(2, 2, parallel={"expert": 4})
+    job = make_job(2, 2, parallel={"expert": 4, "overlap_gradients": False})
     time = step_time(job, hardware)
     spent = sum(e.times * exchange_time(e, job.topology, hardware) for e in step_exchanges(job))
     assert time.total == pytest.approx(compute_time(job, hardware) + spent)
@@ -112,5 +112,18 @@ def test_chunks_hide_all_but_one_part(make_job, hardware):
     time = step_time(job, hardware)
     experts = rank_flops(job)["experts"] / 0.5e12
     assert experts < time.causes["all_to_all"]
-    assert time.hidden == pytest.approx(experts * 3 / 4)
-    assert step_time(job, replace(hardware, overlap=figure(0.0))).hidden == 0.0
+    assert time.hidden["all_to_all"] == pytest.approx(experts * 3 / 4)
+    assert time.all_to_all_share == pytest.approx((time.causes["all_to_all"] - experts * 3 / 4) / time.total)
+    assert set(step_time(job, replace(hardware, overlap=figure(0.0))).hidden.values()) == {0.0}
+
+
+@pytest.mark.parametrize("bandwidth", [0.001, 1000.0])
+def test_the_last_backward_pass_hides_early_gradients(make_job, hardware, bandwidth):
+    """Two micro-batches: a third of all computation at most, and no more than there are of weights of maps."""
+    job = make_job(2, 2, parallel={"expert": 4}, train={"micro_batch_size": 1})
+    links = replace(hardware, node=link(bandwidth), network=link(bandwidth))
+    early = [e for e in step_exchanges(job) if e.phase == "last backward"]
+    spent = sum(e.times * exchange_time(e, job.topology, links) for e in early)
+    third = compute_time(job, links) / 3
+    assert (spent > third) == (bandwidth < 1.0)
+    assert step_time(job, links).hidden["gradient"] == pytest.approx(min(spent, third))
