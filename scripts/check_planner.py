@@ -76,10 +76,15 @@ CASES = (
     _case("one-d", "calibrate", 256, 1, 3, 32, moe__num_experts=16, train__micro_batch_size=16),
     _case("two-a", "calibrate", 256, 2, 2, 16, nodes=2, rate=200, parallel__expert=2),
     _case("two-b", "calibrate", 384, 1, 2, 16, nodes=2, rate=400, parallel__expert=2, moe__dispatch__type="hierarchical"),
+    _case("one-g", "calibrate", 256, 0, 1, 8),
+    _case("one-h", "calibrate", 256, 4, 4, 8),
+    _case("four-b", "calibrate", 192, 2, 1, 16, nodes=2, workers=2, rate=400, parallel__expert=4),
     _case("one-e", "test", 448, 4, 2, 12),
     _case("one-f", "test", 320, 2, 4, 20, moe__num_experts=16),
     _case("two-c", "test", 320, 2, 2, 16, nodes=2, rate=300, parallel__expert=2),
     _case("four-a", "test", 256, 1, 2, 16, nodes=2, workers=2, rate=200, parallel__expert=4, moe__dispatch__type="hierarchical"),
+    _case("one-i", "test", 384, 1, 3, 12),
+    _case("two-d", "test", 256, 3, 1, 24, nodes=2, rate=150, parallel__expert=2),
 )
 
 
@@ -139,7 +144,7 @@ class Planned:
 
     memory: float
     seconds: float
-    memory_row: tuple  # bytes for each byte of reserved memory and for an activation factor of 1, and all other bytes
+    memory_row: tuple  # bytes for each byte reserved, in all and a layer, for an activation factor of 1; and all other bytes
     seconds_row: tuple  # seconds of computation, of 1 / efficiency, 1 / bandwidth, layer time
     communication: float
 
@@ -155,7 +160,7 @@ def planned(case: Case, folder: Path) -> Planned:
     memory, hardware, job = plan.memory, plan.hardware, plan.job
     share, layers = hardware.sharing(job.topology), job.blocks + 1
     activations = sum(layer_activations(job))
-    memory_row = (1.0, activations, memory.total - memory.reserved - memory.activations)
+    memory_row = (1.0, job.blocks + 1, activations, memory.total - memory.reserved - memory.activations)
     products = sum(rank_flops(job).values()) * share / hardware.peak_flops("fp32")
     seconds = (products, moved_bytes(job) * share, layers * job.micro_batches * share)
     return Planned(memory.total, plan.time.total, memory_row, seconds, plan.time.total - plan.time.compute)
@@ -181,9 +186,9 @@ def report(measured: dict, folder: Path) -> None:
 def _fit(names: list, measured: dict, plans: dict) -> None:
     """Least squares of relative errors, with figures of 0 or more."""
     pairs = [(plans[name], measured[name]) for name in names]
-    memory = [(plan.memory_row[:2], found["memory"] - plan.memory_row[2], found["memory"]) for plan, found in pairs]
-    reserved, factor = _least_squares(memory)
-    print(f"fit: reserved_gb {reserved / 1e9:.3f}, activation_factor {factor:.3f}")
+    memory = [(plan.memory_row[:3], found["memory"] - plan.memory_row[3], found["memory"]) for plan, found in pairs]
+    reserved, layer, factor = _least_squares(memory)
+    print(f"fit: reserved_gb {reserved / 1e9:.3f}, per_layer_mb {layer / 1e6:.1f}, activation_factor {factor:.3f}")
     seconds = [(plan.seconds_row, found["seconds"] - plan.communication, found["seconds"]) for plan, found in pairs]
     inverse, passes, layers = _least_squares(seconds)
     print(f"fit: efficiency {1 / inverse:.3f}, bandwidth_gb_s {1 / max(passes, 1e-12) / 1e9:.2f}, layer_ms {layers * 1e3:.2f}")

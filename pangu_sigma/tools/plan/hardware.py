@@ -62,6 +62,7 @@ class Memory:
 
     capacity_gb: Figure = key(Figure, "device memory, 1e9 bytes")
     reserved_gb: Figure = key(Figure, "used before the first tensor: runtime, compiled graphs, the process itself")
+    per_layer_mb: Figure = key(Figure, "used for each layer besides tensors: its part of compiled graphs")
     per_group_mb: Figure = key(Figure, "buffers of each process group")
     activation_factor: Figure = key(Figure, "times what layers keep that is held: 1 where memory is used again as soon as it can be")
     fragmentation: Figure = key(Figure, "share of tensors that the allocator loses, 0.05 for 5 %")

@@ -74,7 +74,7 @@ def rank_memory(job: Job, hardware: Hardware) -> RankMemory:
         half_copies=job.compute_item * matrices if job.compute_item < ITEM else 0,
         activations=sum(layers) * held, recomputed=(len(layers) * _row_bytes(job) + max(layers)) * held, dispatch=dispatch_buffers(job),
         working=max(_loss_buffers(job), _exchange_buffers(job, exchanges)),
-        reserved=memory.reserved_gb.value * GB + groups * memory.per_group_mb.value * MB,
+        reserved=memory.reserved_gb.value * GB + (len(layers) * memory.per_layer_mb.value + groups * memory.per_group_mb.value) * MB,
         fragmentation=memory.fragmentation.value)
 
 
