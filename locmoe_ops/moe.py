@@ -4,7 +4,7 @@ from typing import Dict, Optional, Tuple
 
 import numpy as np
 
-from mindspore import Tensor, dtype, nn, ops
+from mindspore import Tensor, nn, ops
 
 from locmoe_ops.dispatch import Dispatcher
 from locmoe_ops.errors import InputError
@@ -21,7 +21,8 @@ class MoEFeedForward(nn.Cell):
        gets 0 and lives on in the residual. Where the dispatcher re-picks overflow, the token's second expert has its own weight.
 
     Args:
-        routing, dispatcher, experts: the parts. scale_by_gate: False leaves outputs unscaled.
+        routing, dispatcher, experts: the parts. scale_by_gate: False gives each of a token's k experts the weight 1/k, so that experts
+            that are copies of one network give what that network gives.
         local: bool[layout ranks, E], experts on the same node as a rank (`local_experts_table`), for the statistics.
         evaluation_dispatcher: used outside training, where more slots are wanted; default: the same.
 
@@ -50,7 +51,7 @@ class MoEFeedForward(nn.Cell):
     def construct(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Dict[str, Tensor]]:
         routing = self.routing(x, tokens)
         weight = routing["weight"]
-        scale = weight if self.scale_by_gate else ops.ones(weight.shape, dtype.float32)
+        scale = weight if self.scale_by_gate else self._even(weight)
         chosen, gate = routing["expert"], ops.stop_gradient(weight)
         second = self._second(routing) if self.repicks else None
         if self.training:
@@ -61,7 +62,10 @@ class MoEFeedForward(nn.Cell):
 
     def _second(self, routing: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
         weight = routing["second_weight"]
-        return routing["second_expert"], weight if self.scale_by_gate else ops.ones(weight.shape, dtype.float32)
+        return routing["second_expert"], weight if self.scale_by_gate else self._even(weight)
+
+    def _even(self, weight: Tensor) -> Tensor:
+        return ops.full_like(weight, 1.0 / self.top_k)
 
     def _report(self, routing: Dict[str, Tensor], context: Dict[str, Tensor], home: Tensor) -> Dict[str, Tensor]:
         kept = context["kept"]

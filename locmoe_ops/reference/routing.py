@@ -68,7 +68,7 @@ def replace_choices(spec: LayerSpec, routing: Routing, moved: np.ndarray, second
 
 def combine_weight(spec: LayerSpec, routing: Routing) -> np.ndarray:
     """(T,k) float64: the factor on each chosen expert's output."""
-    return routing.gate_weight if spec.scale_by_gate else np.ones_like(routing.gate_weight)
+    return routing.gate_weight if spec.scale_by_gate else np.full_like(routing.gate_weight, 1.0 / routing.gate_weight.shape[1])
 
 
 def through_weights(spec: LayerSpec, routing: Routing, weight_gradient: np.ndarray) -> np.ndarray:

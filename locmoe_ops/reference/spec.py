@@ -153,7 +153,7 @@ class LayerResult:
     locality_loss: float
     stats: LayerStats
     expert: tuple[np.ndarray, ...]  # (T,k) int64; global expert ids, best first, re-picked ones replaced; E: a choice not taken up
-    weight: tuple[np.ndarray, ...]  # (T,k) float64; factor on that expert's output, 1 without scale_by_gate
+    weight: tuple[np.ndarray, ...]  # (T,k) float64; factor on that expert's output, 1/k without scale_by_gate
     kept: tuple[np.ndarray, ...]  # (T,k) bool
 
 

@@ -52,7 +52,7 @@ class BalanceUpdate(nn.Cell):
 
     def __init__(self, biases: Sequence[BalanceBias], rate: float) -> None:
         super().__init__(auto_prefix=False)
-        self.biases = nn.CellList(list(biases))
+        self.biases = nn.CellList(list(biases), auto_prefix=False)  # parameters keep the names that their routers give them
         self.rate = rate
 
     def construct(self, assigned: Tensor, finite: Tensor) -> Tensor:

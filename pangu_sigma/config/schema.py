@@ -38,6 +38,8 @@ class ModelConfig:
     hidden_dropout: float = key(0.0, "dropout rate on each sub-layer's output", minimum=0.0, maximum=0.9)
     init_std: float = key(0.02, "standard deviation of initial weights", above=0.0)
     layer_norm_epsilon: float = key(1e-5, "added to the variance in LayerNorm", above=0.0)
+    final_norm: str = key("before_query", "where the final norm stands: before the query layer, or after it, as in PanGu-alpha's public "
+                                          "code where it is trained with pipeline parallelism", choices=("before_query", "after_query"))
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class MoEConfig:
     domain_groups: Optional[Tuple[int, ...]] = key(None, "group of each domain; null: domain i uses group i, or 0 if there is one group")
     placement: str = key("interleaved", "interleaved: each group spread over all ranks; node_grouped: a group's experts side by side",
                          choices=("interleaved", "node_grouped"))
-    scale_by_gate: bool = key(True, "multiply expert outputs by their gate weight (hash never does)")
+    scale_by_gate: bool = key(True, "multiply expert outputs by their gate weight (hash never does); false: by 1 / top_k")
     initial_experts: str = key("independent", "independent: every expert drawn by itself; copies: those of a group begin as one network, "
                                               "as after inheritance from a dense model (PanGu-Sigma)", choices=("independent", "copies"))
     layout: Optional[LayoutConfig] = key(None, "cluster that locality and per-node statistics refer to; null: the one that runs the job")

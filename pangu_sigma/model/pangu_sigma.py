@@ -22,7 +22,7 @@ class PanGuSigma(nn.Cell):
 
     1. Embedding of word (and domain) and position.
     2. Dense blocks, then sparse blocks.
-    3. Final norm.
+    3. Final norm, unless it comes after the query layer (`model.final_norm`).
     4. Query layer, its feed-forward network dense or sparse.
     5. Head tied to the word table.
 
@@ -41,6 +41,7 @@ class PanGuSigma(nn.Cell):
         self.embedding = Embedding(shape, model.domain_embeddings)
         self.blocks = nn.CellList([Block(shape, i, FeedForward(shape, i)) for i in range(dense)]
                                   + [Block(shape, dense + i, build_sparse_layer(context, i)) for i in range(sparse)])
+        self.norm_before_query = model.final_norm == "before_query"
         self.final_norm = LayerNorm(shape.hidden_size, shape.epsilon)
         top = build_sparse_layer(context, sparse) if model.sparse_query_layer else FeedForward(shape, dense + sparse)
         self.query_layer = QueryBlock(shape, dense + sparse, top)
@@ -60,9 +61,11 @@ class PanGuSigma(nn.Cell):
             x, report = block(x, mask, tokens, seeds)
             if report:
                 reports.append(report)
-        x, report = self.query_layer(self.final_norm(x), positions, mask, tokens, seeds)
+        x = self.final_norm(x) if self.norm_before_query else x
+        x, report = self.query_layer(x, positions, mask, tokens, seeds)
         if report:
             reports.append(report)
+        x = x if self.norm_before_query else self.final_norm(x)
         return self.head(x, self.embedding.word, domain), reports
 
     def _per_token(self, row_values: Tensor) -> Tensor:

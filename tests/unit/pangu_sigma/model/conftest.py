@@ -49,7 +49,7 @@ CASES = {
                           "moe": {"router": {"statistics": "node",
                                              "locmoe": {"gate": "dense", "aux_loss_weight": 0.8, "locality_loss_weight": 0.5}},
                                   "layout": LAYOUT, "scale_by_gate": False}},
-    "query layer alone": {"model": {"dense_layers": 0, "sparse_layers": 0}},
+    "query layer alone": {"model": {"dense_layers": 0, "sparse_layers": 0, "final_norm": "after_query"}},
 }
 
 

@@ -202,7 +202,7 @@ class SmallNetwork:
         options = self.numpy.NumpyOptions(
             model.dense_layers, model.sparse_layers, model.num_heads, VOCABULARY, model.layer_norm_epsilon, model.activation,
             model.sparse_query_layer, model.domain_embeddings,
-            layer_spec(self.config, self.rows, training) if sparse else None)
+            layer_spec(self.config, self.rows, training) if sparse else None, model.final_norm == "after_query")
         return self.numpy.NumpyModel(options, parameter_arrays(self.network), factors)
 
     def with_precision(self, precision: str) -> "SmallNetwork":

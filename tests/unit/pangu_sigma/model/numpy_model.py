@@ -32,6 +32,7 @@ class NumpyOptions(NamedTuple):
     sparse_query_layer: bool
     domain_embeddings: bool
     spec: Optional[LayerSpec]
+    norm_after_query: bool = False
 
 
 class Forward(NamedTuple):
@@ -66,13 +67,14 @@ class NumpyModel:
             query, key, value = (self._linear(normed, f"{name}.attention.{part}") for part in ("query", "key", "value"))
             x = x + self._attend(query, key, value, batch["documents"], name)
             x = x + self._feed_forward(x, batch, name, i >= options.dense_layers, layers)
-        x = self._norm(x, "final_norm")
+        x = x if options.norm_after_query else self._norm(x, "final_norm")
         name, positions = "query_layer", batch["positions"].reshape(-1)
         query = self._linear(self.parameters["query_layer.top_query"][positions], f"{name}.attention.query")
         normed = self._norm(x, f"{name}.attention_norm")
         key, value = (self._linear(normed, f"{name}.attention.{part}") for part in ("key", "value"))
         x = x + self._attend(query, key, value, batch["documents"], name)
         x = x + self._feed_forward(x, batch, name, options.sparse_query_layer, layers)
+        x = self._norm(x, "final_norm") if options.norm_after_query else x
         logits = [x_row @ self._words(domain).T for x_row, domain in zip(np.split(x, rows), batch["domain"])]
         return Forward(np.concatenate(logits), layers)
 
