@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from locmoe_ops.errors import CollectiveError, InputError
+from pangu_sigma.checkpoint.errors import CheckpointNotWritten
 from pangu_sigma.launch import is_worker, rank_name
 
 SUCCESS, FAILURE, BAD_INPUT = 0, 1, 2
@@ -19,7 +20,7 @@ _reporting = threading.Lock()
 
 
 def report_error(error: BaseException) -> int:
-    """Tells the user, once an error (one line; a traceback first if the error is none of the two they can act on).
+    """Tells the user, once an error (one line; a traceback first if the error is none of those they can act on).
 
     Under the launcher the line goes to the job's `errors.log`, from which the launcher shows the first and gives
     every rank's log its own. Returns the exit status that fits, there after a moment in which the peers can speak too.
@@ -42,7 +43,7 @@ def announce(error: BaseException) -> None:
 def _tell(error: BaseException) -> None:
     status = BAD_INPUT if isinstance(error, InputError) else FAILURE
     message = " ".join(str(error).split())
-    if not isinstance(error, (InputError, CollectiveError)):
+    if not isinstance(error, (InputError, CollectiveError, CheckpointNotWritten)):
         traceback.print_exception(type(error), error, error.__traceback__)
         message = f"{_rank_prefix()}{type(error).__name__}: {message}"
     line = f"pangu-sigma: error: {message}"

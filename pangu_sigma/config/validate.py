@@ -25,6 +25,7 @@ def validate(config: Config, world_size: int) -> None:
     _check_layout(config)
     _check_batch(config, world_size)
     _check_schedule(config)
+    _check_checkpoints(config)
     _check_runtime(config)
     check_paths(config)
 
@@ -276,6 +277,19 @@ def _check_schedule(config: Config) -> None:
     if optimizer.end_learning_rate > optimizer.learning_rate:
         raise InputError(f"optimizer.end_learning_rate ({optimizer.end_learning_rate}) exceeds "
                          f"optimizer.learning_rate ({optimizer.learning_rate})")
+
+
+def _check_checkpoints(config: Config) -> None:
+    options = config.checkpoint
+    if options.keep_every and options.interval and options.keep_every % options.interval:
+        raise InputError(f"checkpoint.keep_every ({options.keep_every}) is not a multiple of checkpoint.interval ({options.interval}), the "
+                         "steps at which there are checkpoints to keep")
+    if options.keep_every and not options.interval:
+        raise InputError(f"checkpoint.keep_every is {options.keep_every} with checkpoint.interval 0, which writes the last step alone; "
+                         "expected 0")
+    if options.initial is not None and options.resume not in (None, "auto"):
+        raise InputError(f"checkpoint.initial is {options.initial} with checkpoint.resume {options.resume}, which goes on with a run; "
+                         "expected null, or checkpoint.resume null or auto")
 
 
 def _check_runtime(config: Config) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
-from locmoe_ops.tensor_parallel import Slice, marked
+from locmoe_ops.slices import Slice
+from locmoe_ops.tensor_parallel import marked
 
 
 def constant(shape: tuple, value: float, name: str) -> Parameter:

@@ -1,200 +1,110 @@
-"""Checkpoints: safetensors shards and a manifest, whole or absent, readable at any parallel degree.
+"""Between a network's parameters and a checkpoint's tensors: what a rank writes, and what it reads."""
 
-`step_N/dense.safetensors` holds what all ranks share, written by rank 0. `step_N/experts_R.safetensors` holds the experts of
-expert-parallel index R, written by the first replica; every expert stands there alone under its global id
-(`NAME@E`), so that readers need not know which rank wrote it. What a tensor-parallel group shares out is put together before it
-is written, and cut again when it is read. Ranks write into `step_N.part`, which rank 0 renames when all
-are done and `manifest.json` names every file with its size and checksum.
-"""
-
-import hashlib
-import json
-import os
-import shutil
-from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from dataclasses import replace
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mindspore import Parameter, Tensor
 
-from locmoe_ops.collectives import Collectives
 from locmoe_ops.errors import InputError
-from locmoe_ops.tensor_parallel import own_part, slice_of, whole_shape
-from pangu_sigma.train.metrics import write_atomically
+from locmoe_ops.slices import Slice
+from locmoe_ops.tensor_parallel import slice_of, whole_shape
+from locmoe_ops.topology import Topology
+from pangu_sigma.checkpoint.names import expert_name, is_training_state
+from pangu_sigma.checkpoint.parts import Piece
+from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.train.optimizer import is_expert_parameter
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-MESSAGE_ELEMENTS = 4 * 1024 * 1024  # 16 MB of float32
+Values = List[Tuple[Parameter, np.ndarray]]
 
 
-class Checkpoint(NamedTuple):
-    """A whole checkpoint on disk."""
+class Place(NamedTuple):
+    """This rank, as far as checkpoints are concerned."""
 
-    folder: Path
-    step: int
-    config: Dict[str, Any]
-    files: Dict[str, Dict[str, Any]]  # name -> bytes, sha256, tensors
+    topology: Topology
+    rank: int
+    local_experts: Tuple[int, ...]  # global ids, in the order of their leading axis
 
 
-def save_checkpoint(root: Path, step: int, state: Sequence[Parameter], local_experts: Tuple[int, ...], config: Dict[str, Any],
-                    collectives: Collectives, keep: int) -> None:
-    """Writes `root/step_N` from all ranks and removes the oldest beyond `keep`.
+def writing_ranks(topology: Topology) -> List[int]:
+    """Ranks that have something to write: the first replica of the experts, with all of its tensor-parallel ranks."""
+    return list(range(topology.model_ranks))
 
-    Args:
-        state: `TrainingParts.state()`. local_experts: global ids of this rank's experts, in the order of their leading axis.
+
+def pieces(state: Sequence[Parameter], place: Place) -> List[Piece]:
+    """What this rank writes of `state`: of what several ranks hold, the first of them. The arrays may share memory with the parameters.
+
+    What all ranks share is written by the tensor-parallel group of expert-parallel index 0; every rank of the first replica writes its
+    own experts.
     """
-    topology, rank = collectives.topology, collectives.rank
-    final, part = root / f"step_{step}", root / f"step_{step}.part"
-    if rank == 0:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-    collectives.barrier()
-    values = whole_values(state, collectives) if topology.edp_index(rank) == 0 else {}  # nobody else writes
-    shared, experts = _split(state, values, local_experts) if values else ({}, {})
-    if rank == 0:
-        _write_shard(part / "dense.safetensors", shared)
-    if experts and rank in topology.group_of("ep", 0):
-        _write_shard(part / f"experts_{topology.ep_index(rank)}.safetensors", experts)
-    collectives.barrier()
-    if rank == 0:
-        _finish(part, final, step, config)
-        _remove_old(root, keep)
-    collectives.barrier()
+    topology, rank = place.topology, place.rank
+    if topology.edp_index(rank):
+        return []
+    expert_index, tensor_index = topology.ep_index(rank), topology.tp_index(rank)
+    found: List[Piece] = []
+    for parameter in state:
+        part = slice_of(parameter)
+        if not parameter.shape or (part is None and tensor_index):
+            continue
+        if is_expert_parameter(parameter):
+            found += _of_experts(parameter, place.local_experts, f"experts_{expert_index}_{tensor_index}.safetensors")
+        elif not expert_index:
+            found.append(Piece(parameter.name, parameter.asnumpy(), part, f"dense_{tensor_index}.safetensors"))
+    return found
 
 
-def load_checkpoint(checkpoint: Checkpoint, state: Sequence[Parameter], local_experts: Tuple[int, ...]) -> None:
-    """Sets every parameter of `state` from the checkpoint, whatever the parallel degree that wrote it.
+def scalars(state: Sequence[Parameter]) -> Dict[str, float]:
+    """Values of the single numbers among `state`, which the manifest holds."""
+    return {parameter.name: float(parameter.asnumpy()) for parameter in state if not parameter.shape}
 
-    Raises InputError naming file and tensor where one is missing or has another shape; then nothing has been set.
+
+def weights(state: Sequence[Parameter]) -> List[Parameter]:
+    """Those that evaluation needs."""
+    return [parameter for parameter in state if not is_training_state(parameter.name)]
+
+
+def read_values(reader: CheckpointReader, state: Sequence[Parameter], local_experts: Tuple[int, ...]) -> Values:
+    """Every parameter of `state` with its value as this rank holds it, whatever the parallel degree that wrote it.
+
+    Raises:
+        DamagedCheckpoint: what is to be read is not as it was written.
+        InputError: a tensor is missing or has another shape; names it.
     """
-    where = {tensor: name for name, entry in checkpoint.files.items() for tensor in entry["tensors"]}
-    loaded = [_assemble(checkpoint, where, parameter, local_experts) for parameter in state]
-    for parameter, value in zip(state, loaded):
+    return [(parameter, _read_one(reader, parameter, local_experts)) for parameter in state]
+
+
+def set_values(values: Values) -> None:
+    """Gives parameters their values."""
+    for parameter, value in values:
         parameter.set_data(Tensor(value))
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """Reads the manifest and checks every file's size and checksum. Raises InputError naming the file that is wrong."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise InputError(f"{folder}: no {MANIFEST} there; expected a checkpoint folder such as RUN/checkpoints/step_100")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        checkpoint = Checkpoint(folder, int(manifest["step"]), dict(manifest["config"]), dict(manifest["files"]))
-        version = manifest["format_version"]
-        sizes = {name: (int(entry["bytes"]), str(entry["sha256"]), list(entry["tensors"])) for name, entry in checkpoint.files.items()}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a checkpoint manifest ({type(error).__name__}: {error}); expected one that training wrote") from None
-    if version != FORMAT_VERSION:
-        raise InputError(f"{path}: format version {version}; expected {FORMAT_VERSION}")
-    for name, (size, digest, _) in sizes.items():
-        _check_file(folder / name, size, digest)
-    return checkpoint
+def _of_experts(parameter: Parameter, local_experts: Tuple[int, ...], shard: str) -> List[Piece]:
+    bank, part = parameter.asnumpy(), _of_one_expert(slice_of(parameter))
+    return [Piece(expert_name(parameter.name, expert), bank[index], part, shard) for index, expert in enumerate(local_experts)]
 
 
-def newest_checkpoint(root: Path) -> Optional[Path]:
-    """The folder of the highest step under `root`, or None. Unfinished ones (`.part`) do not count."""
-    found = _finished(root)
-    return found[-1][1] if found else None
+def _of_one_expert(part: Optional[Slice]) -> Optional[Slice]:
+    """The slice of a bank, whose first axis is the experts, as a slice of one expert's array."""
+    return None if part is None else replace(part, axis=part.axis - 1)
 
 
-def _finished(root: Path) -> List[Tuple[int, Path]]:
-    folders = [(p.name[5:], p) for p in root.glob("step_*") if p.is_dir()]
-    return sorted((int(number), path) for number, path in folders if number.isdigit())
+def _read_one(reader: CheckpointReader, parameter: Parameter, local_experts: Tuple[int, ...]) -> np.ndarray:
+    name, whole, part = parameter.name, whole_shape(parameter), slice_of(parameter)
+    if not whole:
+        if name not in reader.header.scalars:
+            raise InputError(f"{reader.folder}: no number {name}; expected a checkpoint of the same model and router")
+        return np.array(reader.header.scalars[name], np.float32)
+    if not is_expert_parameter(parameter):
+        _check_shape(reader, name, whole)
+        return reader.read(name, part)
+    for expert in local_experts:
+        _check_shape(reader, expert_name(name, expert), whole[1:])
+    return np.stack([reader.read(expert_name(name, expert), _of_one_expert(part)) for expert in local_experts])
 
 
-def whole_values(state: Sequence[Parameter], collectives: Collectives) -> Dict[str, np.ndarray]:
-    """Every parameter's value by name, as without tensor parallelism. All ranks of a `tp` group must call it together.
-
-    Parts travel in messages of equal length, so that one small graph serves all of them.
-    """
-    parts = [(p, part) for p in state for part in (slice_of(p),) if part is not None]
-    values = {p.name: p.asnumpy() for p in state if slice_of(p) is None}
-    if not parts:
-        return values
-    own = np.concatenate([p.asnumpy().reshape(-1) for p, _ in parts])
-    gather, size = collectives.all_gather("tp", "checkpoint/parts"), min(MESSAGE_ELEMENTS, own.size)
-    padded = np.concatenate((own, np.zeros(-own.size % size, own.dtype))).reshape(-1, size)
-    of_all = np.concatenate([gather(Tensor(piece)).asnumpy().reshape(-1, size) for piece in padded], 1)  # (P, n) of every rank
-    start = 0
-    for parameter, part in parts:
-        pieces = of_all[:, start:start + parameter.size]
-        values[parameter.name] = part.join([piece.reshape(parameter.shape) for piece in pieces])
-        start += parameter.size
-    return values
-
-
-def _split(state: Sequence[Parameter], values: Dict[str, np.ndarray],
-           local_experts: Tuple[int, ...]) -> Tuple[Dict[str, np.ndarray], Dict[str, np.ndarray]]:
-    shared = {p.name: values[p.name] for p in state if not is_expert_parameter(p)}
-    experts = {f"{p.name}@{e}": values[p.name][i] for p in state if is_expert_parameter(p) for i, e in enumerate(local_experts)}
-    return shared, experts
-
-
-def _write_shard(path: Path, tensors: Dict[str, np.ndarray]) -> None:
-    save_file({name: np.array(value, order="C") for name, value in tensors.items()}, path)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _finish(part: Path, final: Path, step: int, config: Dict[str, Any]) -> None:
-    files = {}
-    for path in sorted(part.glob("*.safetensors")):
-        with safe_open(path, framework="numpy") as shard:
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path), "tensors": list(shard.keys())}
-    manifest = {"format_version": FORMAT_VERSION, "step": step, "config": config, "files": files}
-    write_atomically(part / MANIFEST, json.dumps(manifest, indent=1))
-    if final.exists():  # a resumed run that reaches the same step again: the old one goes only now
-        shutil.rmtree(final)
-    os.replace(part, final)
-
-
-def _remove_old(root: Path, keep: int) -> None:
-    for _, path in _finished(root)[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _check_file(path: Path, size: int, digest: str) -> None:
-    if not path.is_file():
-        raise InputError(f"{path}: missing; expected the file that {MANIFEST} names")
-    if path.stat().st_size != size:
-        raise InputError(f"{path}: {path.stat().st_size} bytes; expected {size}, the file was cut off or changed")
-    if _digest(path) != digest:
-        raise InputError(f"{path}: checksum differs from {MANIFEST}; the file is damaged")
-
-
-def _assemble(checkpoint: Checkpoint, where: Dict[str, str], parameter: Parameter, local_experts: Tuple[int, ...]) -> np.ndarray:
-    if is_expert_parameter(parameter):
-        parts = _read(checkpoint, where, [f"{parameter.name}@{expert}" for expert in local_experts])
-        value = np.stack(list(parts))
-    else:
-        value = next(_read(checkpoint, where, [parameter.name]))
-    expected = whole_shape(parameter)
-    if value.shape != expected:
-        raise InputError(f"{checkpoint.folder}: tensor {parameter.name} has shape {list(value.shape)}; expected "
-                         f"{list(expected)} as the configuration says")
-    return own_part(parameter, value)
-
-
-def _read(checkpoint: Checkpoint, where: Dict[str, str], names: List[str]) -> Iterator[np.ndarray]:
-    for name in names:
-        if name not in where:
-            raise InputError(f"{checkpoint.folder}: no tensor {name}; expected a checkpoint of the same model and router")
-        path = checkpoint.folder / where[name]
-        try:
-            with safe_open(path, framework="numpy") as shard:
-                yield shard.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); expected a safetensors file") from None
+def _check_shape(reader: CheckpointReader, name: str, expected: Tuple[int, ...]) -> None:
+    found = reader.entry(name).shape
+    if found != tuple(expected):
+        raise InputError(f"{reader.folder}: tensor {name} has shape {list(found)}; expected {list(expected)} as the configuration says")

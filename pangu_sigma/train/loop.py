@@ -2,24 +2,34 @@
 
 import sys
 import time
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Dict, Optional
 
 import numpy as np
 from tqdm import tqdm
 
 from locmoe_ops.routers import local_strength
-from pangu_sigma.config.load import to_dict
-from pangu_sigma.config.schema import Config, LayoutConfig
+from pangu_sigma.checkpoint.writer import CheckpointWriter
+from pangu_sigma.config.schema import Config
+from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader
 from pangu_sigma.model.slots import resolve_layout
 from pangu_sigma.train.build import TrainingParts
-from pangu_sigma.train.checkpoint import save_checkpoint
+from pangu_sigma.train.checkpoint import Place, pieces
+from pangu_sigma.train.header import training_header
 from pangu_sigma.train.metrics import CounterClock, HostSum, MetricsLog, host_metrics, loss_metrics, routing_metrics
 from pangu_sigma.train.runtime import Runtime
 from pangu_sigma.train.schedule import learning_rate
 from pangu_sigma.train.validation import Validation
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What checkpoints are written with: the writer, this rank's place among the writers, and the data that ids refer to."""
+
+    writer: CheckpointWriter
+    place: Place
+    data: PreparedData
 
 
 class TrainingLoop:
@@ -27,20 +37,20 @@ class TrainingLoop:
 
     1. A step: its capacity, micro-batches, update, metrics.
     2. Validation every `train.eval_interval` steps and after the last one: as trained, and with the local term off, if there is one.
-    3. Checkpoint every `checkpoint.interval` steps and after the last one.
+    3. Checkpoint every `checkpoint.interval` steps and after the last one, written while later steps run; what went wrong with it ends
+       the job before the next step.
 
     `train.stop_after` leaves what a run cut off there would have left.
     """
 
-    def __init__(self, config: Config, runtime: Runtime, parts: TrainingParts, loader: BatchLoader, local_experts: tuple,
-                 rows_in_training: int) -> None:
+    def __init__(self, config: Config, runtime: Runtime, parts: TrainingParts, loader: BatchLoader, saving: Saving) -> None:
         self.config = config
         self.runtime = runtime
         self.parts = parts
         self.loader = loader
-        self.local_experts = local_experts
-        self.rows_in_training = rows_in_training
-        self.output = Path(config.train.output_dir)
+        self.saving = saving
+        data = saving.data
+        self.rows_in_training = sum(data.rows("train", domain) for domain in range(len(data.domains)))
         self.clock = CounterClock(runtime.collectives)
         self.host_sum = HostSum(runtime.collectives, "metrics/counters")
         self._strength: Optional[float] = None  # of the routers' local terms, as last set
@@ -55,6 +65,7 @@ class TrainingLoop:
         with tqdm(total=train.steps, initial=start, desc=self.config.moe.router.type, unit="step", ncols=79, mininterval=1.0,
                   disable=not self.runtime.is_first, file=sys.stdout) as bar:
             for step in range(start + 1, last + 1):
+                self.saving.writer.check()
                 record = self._step(step)
                 if step == start + 1:
                     bar.unpause()  # compiling does not count towards the time that is left
@@ -100,14 +111,10 @@ class TrainingLoop:
         return step == self.config.train.steps or bool(interval and step % interval == 0)
 
     def _save(self, step: int) -> None:
-        save_checkpoint(self.output / "checkpoints", step, self.parts.state(), self.local_experts, to_dict(self._resolved()),
-                        self.runtime.collectives, self.config.checkpoint.keep)
-
-    def _resolved(self) -> Config:
-        """With the cluster that homes and locality referred to: another job, or one process, can then compute the same."""
-        layout = resolve_layout(self.config, self.runtime.topology)
-        given = LayoutConfig(layout.world_size, layout.ranks_per_node, layout.expert)
-        return replace(self.config, moe=replace(self.config.moe, layout=given))
+        state, saving = self.parts.state(), self.saving
+        header = training_header(self.config, resolve_layout(self.config, self.runtime.topology), saving.data, self.parts.words.words, step,
+                                 state)
+        saving.writer.save(header, pieces(state, saving.place))
 
     def _report(self, record: Dict[str, Any]) -> None:
         if "valid/perplexity" in record or self._is_due(record["progress/step"], self.config.train.log_interval):

@@ -10,18 +10,25 @@ import os
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Dict, Sequence
 
 import numpy as np
 
-from locmoe_ops.collectives import create_collectives
+from mindspore import Parameter, Tensor
+
+from locmoe_ops.collectives import Collectives, create_collectives
+from locmoe_ops.tensor_parallel import slice_of
 from locmoe_ops.topology import ExpertPlacement, Topology
+from pangu_sigma.checkpoint.reader import CheckpointReader
+from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
 from pangu_sigma.config import Config, config_from_dict
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
 from pangu_sigma.model.slots import resolve_layout
 from pangu_sigma.train.build import TrainingParts, vocabulary
-from pangu_sigma.train.checkpoint import load_checkpoint, open_checkpoint, save_checkpoint, whole_values
+from pangu_sigma.train.checkpoint import Place, pieces, read_values, set_values, writing_ranks
+from pangu_sigma.train.header import training_header
 from pangu_sigma.train.runtime import Runtime, start_runtime
 from pangu_sigma.train.schedule import learning_rate
 
@@ -95,26 +102,50 @@ def run(config: Config, runtime: Runtime, data: PreparedData, checkpoints: Path)
         _save(saved, f"parameter/{name}", value, experts)
     loader.close()
     if topology.tensor > 1:
-        write_and_read(config, runtime, parts, experts, checkpoints, saved)
+        write_and_read(config, runtime, data, parts, experts, checkpoints, saved)
     elif (checkpoints / f"step_{STEPS}").exists():  # of the job with tensor parallelism
-        load_checkpoint(open_checkpoint(checkpoints / f"step_{STEPS}"), parts.state(), experts)
+        read_back(checkpoints, parts, experts)
         for name, value in whole_values(parts.state(), runtime.collectives).items():
             _save(saved, f"state/{name}", value, experts)
     return {**saved, "history": np.array(history)}
 
 
-def write_and_read(config: Config, runtime: Runtime, parts: TrainingParts, experts: tuple, checkpoints: Path, saved: dict) -> None:
+def write_and_read(config: Config, runtime: Runtime, data: PreparedData, parts: TrainingParts, experts: tuple, checkpoints: Path,
+                   saved: dict) -> None:
     """Saves the whole state in a checkpoint and beside it, and reads the checkpoint back into spoilt parameters."""
     state = parts.state()
     for name, value in whole_values(state, runtime.collectives).items():
         _save(saved, f"state/{name}", value, experts)
     before = [parameter.asnumpy() for parameter in state]
-    save_checkpoint(checkpoints, STEPS, state, experts, to_dict(config), runtime.collectives, keep=1)
+    topology, barrier = runtime.topology, runtime.collectives.barrier
+    with CheckpointWriter(checkpoints, Job(runtime.rank, writing_ranks(topology), 60.0, barrier), Retention()) as writer:
+        header = training_header(config, resolve_layout(config, topology), data, parts.words.words, STEPS, state)
+        writer.save(header, pieces(state, Place(topology, runtime.rank, experts)))
+    barrier()  # the first rank has published
     for parameter in state:
         parameter.set_data(parameter * 0)
-    load_checkpoint(open_checkpoint(checkpoints / f"step_{STEPS}"), state, experts)
+    read_back(checkpoints, parts, experts)
     for parameter, value in zip(state, before):
         np.testing.assert_array_equal(parameter.asnumpy(), value, err_msg=parameter.name)
+
+
+def read_back(checkpoints: Path, parts: TrainingParts, experts: tuple) -> None:
+    with CheckpointReader.open(checkpoints / f"step_{STEPS}") as reader:
+        set_values(read_values(reader, parts.state(), experts))
+
+
+def whole_values(state: Sequence[Parameter], collectives: Collectives) -> Dict[str, np.ndarray]:
+    """Every parameter's value by name, as without tensor parallelism. All ranks of a `tp` group must call it together."""
+    values = {p.name: p.asnumpy() for p in state if slice_of(p) is None}
+    cut = [(p, part) for p in state for part in (slice_of(p),) if part is not None]
+    if cut:
+        own = np.concatenate([p.asnumpy().reshape(1, -1) for p, _ in cut], 1)  # one message, one small graph
+        of_all, start = collectives.all_gather("tp", "test/parts")(Tensor(own)).asnumpy(), 0
+        for parameter, part in cut:
+            found = of_all[:, start:start + parameter.size]
+            values[parameter.name] = part.join([piece.reshape(parameter.shape) for piece in found])
+            start += parameter.size
+    return values
 
 
 def _save(saved: dict, name: str, value: np.ndarray, experts: tuple) -> None:

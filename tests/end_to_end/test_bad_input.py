@@ -202,15 +202,45 @@ CHECKPOINT = [
     Case(RESUME, "no manifest.json", _remove(f"{STEP}/manifest.json")),
     Case(RESUME, "not a checkpoint manifest", _cut_in_half(f"{STEP}/manifest.json")),
     Case(RESUME, "not a checkpoint manifest", _write(f"{STEP}/manifest.json", [1, 2])),
-    Case(RESUME, "format version 99", _write(f"{STEP}/manifest.json", {"format_version": 99, "step": 2, "config": {}, "files": {}})),
-    Case(RESUME, "dense.safetensors: missing", _remove(f"{STEP}/dense.safetensors")),
-    Case(RESUME, "dense.safetensors: ", _cut_in_half(f"{STEP}/dense.safetensors")),
-    Case(RESUME, "dense.safetensors: checksum", _flip_a_bit(f"{STEP}/dense.safetensors")),
-    Case(RESUME, "experts_0.safetensors: checksum", _flip_a_bit(f"{STEP}/experts_0.safetensors")),
+    Case(RESUME, "not a checkpoint manifest (format '', expected", _write(f"{STEP}/manifest.json", {"format": ""})),
+    Case(RESUME, "format version 1, of an earlier release of this program; expected 2",
+         _write(f"{STEP}/manifest.json", {"format_version": 1, "step": 2, "config": {}, "files": {}})),
+    Case(RESUME, "format version 99; expected 2", _write(f"{STEP}/manifest.json", {"format": "pangu-sigma checkpoint", "version": 99})),
+    Case(RESUME, "not a checkpoint manifest", _flip_a_bit(f"{STEP}/manifest.json")),
+    Case(RESUME, "dense_0.safetensors: missing", _remove(f"{STEP}/dense_0.safetensors")),
+    Case(RESUME, "dense_0.safetensors: ", _cut_in_half(f"{STEP}/dense_0.safetensors")),
+    Case(RESUME, "dense_0.safetensors: tensor ", _flip_a_bit(f"{STEP}/dense_0.safetensors")),
+    Case(RESUME, "experts_0_0.safetensors: tensor ", _flip_a_bit(f"{STEP}/experts_0_0.safetensors")),
     Case(f"{RESUME} --set model.hidden_size=32", "model.hidden_size is 32"),
     Case(f"{RESUME} --set moe.router.type=switch", "moe.router.type is switch"),
     Case(f"{RESUME} --set moe.num_experts=8", "moe.num_experts is 8"),
     Case(f"{RESUME} --set train.steps=1", "beyond train.steps"),
+    Case(f"{RESUME} --set checkpoint.initial=kept", "checkpoint.initial is kept with checkpoint.resume kept/checkpoints/step_2"),
+    Case("train config.yaml --set checkpoint.initial=nowhere", "nowhere: no manifest.json"),
+    Case(f"train config.yaml --set checkpoint.initial={STEP} --set model.num_heads=4", "model.num_heads is 4, but"),
+    Case("train config.yaml --set checkpoint={interval:\u00a04,keep_every:\u00a06}", "checkpoint.keep_every (6) is not a multiple"),
+    Case("train config.yaml --set checkpoint.keep_every=6", "checkpoint.keep_every is 6 with checkpoint.interval 0"),
+    Case("train config.yaml --set checkpoint.keep=3", "checkpoint.keep: unknown key, did you mean checkpoint.keep_"),
+]
+
+CKPT = [
+    Case("ckpt", "required: WHAT"),
+    Case("ckpt inspect", "required: PATH"),
+    Case("ckpt inspect nowhere", "nowhere: no manifest.json"),
+    Case("ckpt inspect data", "data/manifest.json: not a checkpoint manifest"),
+    Case("ckpt diff kept nowhere", "nowhere: no manifest.json"),
+    Case("ckpt reshard kept new", "required: --shards"),
+    Case("ckpt reshard kept new --shards 0", "argument --shards: invalid positive integer value: '0'"),
+    Case("ckpt reshard kept new --shards 9999", "--shards 9999: there are only"),
+    Case("ckpt reshard kept run --shards 2", "run: is there already"),
+    Case("ckpt reshard kept new --shards 2", "dense_0.safetensors: tensor ", _flip_a_bit(f"{STEP}/dense_0.safetensors")),
+    Case("ckpt extract kept new", "required: --domain"),
+    Case("ckpt extract kept new --domain fr", "--domain fr: expected one of en, zh, or a number from 0 to 1"),
+    Case("ckpt inherit config.yaml kept new", "has 1 sparse layers"),
+    Case("ckpt inherit config.yaml a.ckpt new", "--final-norm: a.ckpt does not say where the final norm stands", _write("a.ckpt", "")),
+    Case("ckpt inherit config.yaml a.ckpt new --final-norm after_query", "a.ckpt: cannot be read", _write("a.ckpt", "x")),
+    Case("ckpt inherit config.yaml kept new --final-norm after_query", "--final-norm after_query: kept is no .ckpt file"),
+    Case("ckpt inherit config.yaml kept new --noise -1", "argument --noise: invalid number from 0 value: '-1'"),
 ]
 
 def _plan(**changed: object) -> Callable[[Path], None]:
@@ -239,7 +269,7 @@ COMPARISON = [
     Case("compare plan.yaml --dry-run --outptu x", "unrecognized arguments: --outptu", _plan()),
 ]
 
-CASES = ARGUMENTS + CONFIGURATION + CORPUS + TOKENIZER + DATA + CHECKPOINT + COMPARISON
+CASES = ARGUMENTS + CONFIGURATION + CORPUS + TOKENIZER + DATA + CHECKPOINT + CKPT + COMPARISON
 
 
 @pytest.fixture(scope="module")

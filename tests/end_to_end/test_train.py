@@ -9,12 +9,13 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.cli import main
 from pangu_sigma.config.load import load_config
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
 from pangu_sigma.train.build import TrainingParts, vocabulary
-from pangu_sigma.train.checkpoint import load_checkpoint, open_checkpoint
+from pangu_sigma.train.checkpoint import read_values, set_values
 from pangu_sigma.train.runtime import start_runtime
 
 METRICS = {"loss/total", "loss/task", "loss/aux", "loss/locality", "optim/learning_rate", "optim/grad_norm", "optim/loss_scale",
@@ -23,26 +24,6 @@ METRICS = {"loss/total", "loss/task", "loss/aux", "loss/locality", "optim/learni
            "moe/tokens_per_expert", "throughput/tokens_per_second", "progress/step", "progress/epoch"}
 METRICS |= {f"{kind}/{cause}{what}" for cause in ("all_to_all", "gradient", "tensor")
             for kind, what in (("time", "(s)"), ("time", "/overlapped(s)"), ("comm", "/intra_node(B)"), ("comm", "/inter_node(B)"))}
-
-
-@pytest.fixture(scope="module")
-def train(tiny_data, tmp_path_factory):
-    """Runs the command with overrides in a folder of its own (or a given one); returns the folder."""
-    config = {"model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32,
-                        "hidden_dropout": 0.1},
-              "moe": {"num_experts": 4, "num_groups": 2, "router": {"type": "switch", "switch": {"jitter": 0.1}}},
-              "data": {"path": str(tiny_data)}, "optimizer": {"learning_rate": 0.01, "warmup_steps": 2},
-              "train": {"steps": 6, "global_batch_size": 4, "eval_rows": 8, "log_interval": 2, "cosines": False}}
-    root = tmp_path_factory.mktemp("runs")
-    (root / "config.yaml").write_text(yaml.safe_dump(config))
-
-    def run(name, *overrides):
-        folder = root / name
-        words = [word for override in overrides for word in ("--set", override)]
-        assert main(["train", str(root / "config.yaml"), "--set", f"train.output_dir={folder}", *words]) == 0
-        return folder
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +81,8 @@ def test_cosines_are_those_of_the_last_batch(straight, tiny_data):
     config = load_config(str(straight / "config.yaml"))
     data, runtime = PreparedData.open(str(tiny_data)), start_runtime(config)
     parts = TrainingParts(config, runtime, vocabulary(config, data))
-    load_checkpoint(open_checkpoint(straight / "checkpoints" / "step_6"), parts.state(), (0, 1, 2, 3))
+    with CheckpointReader.open(straight / "checkpoints" / "step_6") as reader:
+        set_values(read_values(reader, parts.state(), (0, 1, 2, 3)))
     with closing(create_loader(config, data, runtime.topology, 0, 1)) as loader:
         layer, = parts.routed_tokens(loader.step(5)[0])
     found = json.loads((straight / "cosines.json").read_text())
@@ -145,7 +127,7 @@ def test_critical_capacity_is_kept_over_a_resume(train):
 def test_adaptive_capacity_changes_graphs_and_survives_a_resume(train):
     """Two micro-batches of two sequences a step; measured before steps 1 and 4; almost any number of slots is a bucket."""
     options = ("moe.capacity.mode=adaptive", "moe.capacity.interval=3", "moe.capacity.buckets=32", "moe.capacity.hysteresis=0",
-               "optimizer.learning_rate=0.05", "train.micro_batch_size=2", "checkpoint.interval=2", "checkpoint.keep=3",
+               "optimizer.learning_rate=0.05", "train.micro_batch_size=2", "checkpoint.interval=2", "checkpoint.keep_last=3",
                "train.eval_rows=0")
     folder = train("adaptive", *options)
     whole = records(folder)

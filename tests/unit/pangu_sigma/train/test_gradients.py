@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from mindspore import Tensor
 
 from locmoe_ops.collectives import create_collectives
-from locmoe_ops.tensor_parallel import Slice, marked
+from locmoe_ops.slices import Slice
+from locmoe_ops.tensor_parallel import marked
 from locmoe_ops.topology import Topology
 from pangu_sigma.train import gradients
 from pangu_sigma.train.gradients import BucketedAllReduce, GradientExchange, plan_buckets

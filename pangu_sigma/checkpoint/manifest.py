@@ -1,0 +1,213 @@
+"""`manifest.json`: what a checkpoint holds, where each tensor lies, and the checksums that say whether it still does.
+
+The file is `{"format", "version", "checksum", "body"}`; the checksum is that of the body, so that the manifest itself cannot change
+unnoticed. JSON holds no code, and nothing in it is evaluated.
+"""
+
+import json
+import math
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.checkpoint.errors import DamagedCheckpoint
+
+FORMAT = "pangu-sigma checkpoint"
+VERSION = 2
+NAME = "manifest.json"
+CONTENTS = ("training", "weights")
+DTYPES = {"F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}  # bytes an element
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stored piece of a tensor: the shard it lies in, and the CRC-32 of its bytes."""
+
+    shard: str
+    checksum: str
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor: `shape` as a whole; the parts that it is stored in, equal ones along `axis` in `blocks` stretches (see
+    `locmoe_ops.slices.Slice`), or one that is all of it.
+    """
+
+    shape: Tuple[int, ...]
+    dtype: str  # as safetensors spells it
+    parts: Tuple[Part, ...]
+    axis: int = 0
+    blocks: int = 1
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype]
+
+    def key(self, name: str, index: int) -> str:
+        """Name of part `index` inside its shard."""
+        return name if len(self.parts) == 1 else f"{name}[{index}/{len(self.parts)}]"
+
+
+@dataclass(frozen=True)
+class DataState:
+    """What ids mean: the tokenizer (SHA-256 of its file), rows of the word table, domains by number; and which prepared data
+    training drew from (None: none).
+    """
+
+    tokenizer_sha256: Optional[str]
+    vocab_size: int
+    domains: Tuple[str, ...]
+    fingerprint: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything but the tensors.
+
+    Attributes:
+        step: optimizer steps done. contents: `training` (a run can go on) or `weights`. config: resolved, as nested dicts.
+        sampler: what the rows of later steps follow from, with the next step (from 0). rng: what dropout and jitter of later steps
+        follow from. scalars: values of the state's single numbers by name, loss scale and counters among them.
+        origin: how the checkpoint came about, oldest first; empty for one that training wrote.
+    """
+
+    step: int
+    contents: str
+    config: Dict[str, Any]
+    data: DataState
+    sampler: Dict[str, Any]
+    rng: Dict[str, Any]
+    scalars: Dict[str, float]
+    origin: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    header: Header
+    tensors: Dict[str, TensorEntry]
+    shards: Dict[str, int]  # file name -> bytes
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Writes and syncs `folder/manifest.json`."""
+    body = _to_body(manifest)
+    content = {"format": FORMAT, "version": VERSION, "checksum": _checksum(body), "body": body}
+    with open(folder / NAME, "w", encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=False, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads and checks `folder/manifest.json`.
+
+    Raises:
+        DamagedCheckpoint: it is not in the folder, or not as it was written.
+        InputError: there is no such folder, or it is of another version.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        kind = DamagedCheckpoint if folder.is_dir() else InputError
+        raise kind(f"{folder}: no {NAME} there; expected a checkpoint folder such as RUN/checkpoints/step_100")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from None
+    _check_outside(path, content)
+    try:
+        return _from_body(content["body"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from None
+
+
+def _check_outside(path: Path, content: Any) -> None:
+    if not isinstance(content, dict):
+        raise _damaged(path, "no mapping at top level")
+    if "format_version" in content and "files" in content:
+        raise InputError(f"{path}: format version {content['format_version']}, of an earlier release of this program; expected {VERSION}")
+    if content.get("format") != FORMAT:
+        raise _damaged(path, f"format {str(content.get('format'))[:40]!r}, expected {FORMAT!r}")
+    if content.get("version") != VERSION:
+        raise InputError(f"{path}: format version {str(content.get('version'))[:40]}; expected {VERSION}")
+    if set(content) != {"format", "version", "checksum", "body"} or content["checksum"] != _checksum(content["body"]):
+        raise _damaged(path, "its checksum differs")
+
+
+def _damaged(path: Path, reason: str) -> DamagedCheckpoint:
+    return DamagedCheckpoint(f"{path}: not a checkpoint manifest ({' '.join(reason.split())}); expected one as this program wrote it")
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _checksum(body: Any) -> str:
+    return crc32(json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii"))
+
+
+def crc32(data: Any) -> str:
+    """CRC-32 of a bytes-like object, as eight hexadecimal digits. It finds every error of up to 32 bits in a row, and any other but
+    one in 2**32; it is no protection against forgery.
+    """
+    return f"{zlib.crc32(data):08x}"
+
+
+def _to_body(manifest: Manifest) -> Dict[str, Any]:
+    header = manifest.header
+    return {
+        "step": header.step, "contents": header.contents, "origin": list(header.origin), "config": header.config,
+        "data": {"tokenizer_sha256": header.data.tokenizer_sha256, "vocab_size": header.data.vocab_size,
+                 "domains": list(header.data.domains), "fingerprint": header.data.fingerprint},
+        "sampler": header.sampler, "rng": header.rng, "scalars": header.scalars, "shards": manifest.shards,
+        "tensors": {name: _tensor_to_body(entry) for name, entry in manifest.tensors.items()},
+    }
+
+
+def _tensor_to_body(entry: TensorEntry) -> Dict[str, Any]:
+    cut = None if len(entry.parts) == 1 else {"axis": entry.axis, "blocks": entry.blocks}
+    return {"shape": list(entry.shape), "dtype": entry.dtype, "slice": cut,
+            "parts": [{"shard": part.shard, "crc32": part.checksum} for part in entry.parts]}
+
+
+def _from_body(body: Dict[str, Any]) -> Manifest:
+    data = body["data"]
+    header = Header(
+        step=_count(body["step"]), contents=_one_of(body["contents"], CONTENTS), config=dict(body["config"]),
+        data=DataState(data["tokenizer_sha256"], _count(data["vocab_size"]), tuple(map(str, data["domains"])), data["fingerprint"]),
+        sampler=dict(body["sampler"]), rng=dict(body["rng"]),
+        scalars={str(name): float(value) for name, value in body["scalars"].items()}, origin=tuple(map(str, body["origin"])))
+    shards = {_file_name(name): _count(size) for name, size in body["shards"].items()}
+    tensors = {str(name): _tensor_from_body(entry, shards) for name, entry in body["tensors"].items()}
+    return Manifest(header, tensors, shards)
+
+
+def _tensor_from_body(entry: Dict[str, Any], shards: Dict[str, int]) -> TensorEntry:
+    cut: Dict[str, Any] = entry["slice"] or {"axis": 0, "blocks": 1}
+    parts: List[Part] = [Part(_one_of(part["shard"], shards), str(part["crc32"])) for part in entry["parts"]]
+    shape = tuple(_count(size) for size in entry["shape"])
+    axis, blocks = _count(cut["axis"]), _count(cut["blocks"])
+    if not parts or (len(parts) > 1 and (axis >= len(shape) or not blocks or shape[axis] % (blocks * len(parts)))):
+        raise ValueError(f"{len(parts)} parts of shape {list(shape)}")
+    return TensorEntry(shape, _one_of(entry["dtype"], DTYPES), tuple(parts), axis, blocks)
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"found {str(value)[:40]}, expected an integer from 0")
+    return value
+
+
+def _one_of(value: Any, choices: Any) -> str:
+    if value not in choices:
+        raise ValueError(f"unknown {str(value)[:80]}")
+    return str(value)
+
+
+def _file_name(name: str) -> str:
+    """A shard lies in the checkpoint's own folder, whatever a manifest says."""
+    if not name or name != os.path.basename(name) or name in (".", "..", NAME):
+        raise ValueError(f"shard {name[:80]!r} is no plain file name")
+    return name

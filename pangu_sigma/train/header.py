@@ -1,0 +1,78 @@
+"""What a checkpoint says of the run it belongs to, and whether another configuration may go on from there."""
+
+from dataclasses import fields, replace
+from operator import attrgetter
+from typing import Any, Dict, List, Sequence
+
+from mindspore import Parameter
+
+from locmoe_ops.errors import InputError
+from locmoe_ops.topology import Topology
+from pangu_sigma.checkpoint.manifest import DataState, Header
+from pangu_sigma.checkpoint.reader import CheckpointReader
+from pangu_sigma.config.load import to_dict
+from pangu_sigma.config.schema import Config, LayoutConfig
+from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.train.checkpoint import scalars
+
+
+def training_header(config: Config, layout: Topology, data: PreparedData, vocab_size: int, step: int, state: Sequence[Parameter]) -> Header:
+    """The header of a checkpoint after `step` steps. `layout`: the cluster that homes and locality referred to; with it, another job
+    or one process can compute the same. `vocab_size`: rows of the word table.
+    """
+    given = LayoutConfig(layout.world_size, layout.ranks_per_node, layout.expert)
+    resolved = replace(config, moe=replace(config.moe, layout=given))
+    return Header(step, "training", to_dict(resolved), data_state(data, vocab_size), sampler_state(config, data, step),
+                  random_state(config, step), scalars(state))
+
+
+def data_state(data: PreparedData, vocab_size: int) -> DataState:
+    manifest = data.manifest
+    return DataState(manifest.tokenizer_sha256, vocab_size, tuple(data.domains), manifest.fingerprint)
+
+
+def sampler_state(config: Config, data: PreparedData, step: int) -> Dict[str, Any]:
+    """The sampler holds nothing back: the rows of a step follow from its number and these."""
+    return {"next_step": step, "train.seed": config.train.seed, "train.global_batch_size": config.train.global_batch_size,
+            "data.mixing": config.data.mixing, "data.placement": config.data.placement, "prepared data": data.manifest.fingerprint}
+
+
+def random_state(config: Config, step: int) -> Dict[str, Any]:
+    """No generator has a state: dropout and jitter of a step follow from its number, this seed, and the text of a row."""
+    return {"next_step": step, "train.seed": config.train.seed}
+
+
+def changes(reader: CheckpointReader, config: Config, data: PreparedData, layout: Topology) -> List[str]:
+    """What makes a resumed run another one than it would have been, one line each; none where it goes on as if never cut off."""
+    before, now = reader.header.sampler, sampler_state(config, data, reader.header.step)
+    found = [f"{name} is {value}, was {before.get(name)}: other rows follow than would have" for name, value in now.items()
+             if before.get(name) != value]
+    old = reader.config().moe.layout
+    if old is not None and old != LayoutConfig(layout.world_size, layout.ranks_per_node, layout.expert):
+        found.append(f"homes and locality refer to {layout.world_size} ranks on {layout.nodes} nodes, expert parallel {layout.expert}; "
+                     f"before to {old.world_size} on {old.world_size // old.ranks_per_node}, {old.expert} (moe.layout can keep them)")
+    return found
+
+
+def check_same_model(reader: CheckpointReader, config: Config) -> None:
+    """Weights mean something only in the network, and with the router, that they were trained in. Raises InputError."""
+    then = reader.config()
+    keys = [f"model.{field.name}" for field in fields(config.model) if not field.name.endswith("dropout")]
+    for path in (*keys, "moe.num_experts", "moe.num_groups", "moe.domain_groups", "moe.router.type"):
+        now, old = attrgetter(path)(config), attrgetter(path)(then)
+        if now != old:
+            raise InputError(f"{path} is {now}, but {reader.folder} was trained with {old}; expected the same")
+
+
+def check_same_ids(reader: CheckpointReader, data: PreparedData) -> None:
+    """Rows of the word table mean something only with the tokenizer, and groups with the domains, that they were trained with.
+
+    Raises InputError.
+    """
+    then = reader.header.data
+    if then.tokenizer_sha256 not in (None, data.manifest.tokenizer_sha256):
+        raise InputError(f"data.path: {data.path} has another tokenizer than {reader.folder} was trained with (sha256 "
+                         f"{data.manifest.tokenizer_sha256[:12]}, expected {str(then.tokenizer_sha256)[:12]}); its ids mean other text")
+    if then.domains != tuple(data.domains):
+        raise InputError(f"data.path: {data.path} has the domains {', '.join(data.domains)}, but {reader.folder} was trained with "
+                         f"{', '.join(then.domains)}; expected the same in the same order")

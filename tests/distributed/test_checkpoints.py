@@ -1,0 +1,105 @@
+"""A run of 4 ranks, saved half-way: it goes on to the bit at its own layout, and to rounding at others, none of which lose a bit.
+
+Expert parallel 4; then 2 x tensor parallel 2; then data parallel alone; then expert parallel 4 again, with other experts on each rank.
+Each reads what the one before wrote.
+"""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pangu_sigma.checkpoint.reader import CheckpointReader
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("checkpoint_worker.py")
+LIMIT = 1500  # seconds for four compilations on two slow cores
+RANKS = range(4)
+# What the issue asks for. fp32 sums in another order differ by 1e-7; 20 steps of Adam let that grow to 1e-5.
+TOLERANCE = 1e-4
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def output(tiny_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3", "OMP_NUM_THREADS": "1",
+                   "LOCMOE_MESH_SECRET": secrets.token_hex(16), "LOCMOE_MESH_PORT": str(free_port()),
+                   "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    job = subprocess.run(
+        ["msrun", "--worker_num=4", "--local_worker_num=4", "--master_addr=127.0.0.1", f"--master_port={free_port()}", "--join=True",
+         f"--log_dir={folder / 'logs'}", "python", str(WORKER), str(tiny_data), str(folder)],
+        env=environment, cwd=folder, capture_output=True, text=True, timeout=LIMIT)
+    assert job.returncode == 0, job.stdout[-3000:]
+    return folder
+
+
+def history(output, name, rank=0):
+    """<float64>[20, 4]: task, balancing and locality loss, gradient norm of the second half."""
+    return np.load(output / f"history_{name}_{rank}.npy")
+
+
+def tensors(output, name, step):
+    with CheckpointReader.open(output / name / "checkpoints" / f"step_{step}") as reader:
+        return {**{name: reader.read(name) for name in reader.names()}, **reader.header.scalars}
+
+
+def test_the_same_run_goes_on_to_the_bit(output):
+    for rank in RANKS:
+        np.testing.assert_array_equal(history(output, "resumed", rank), history(output, "straight", rank))
+    straight, resumed = (tensors(output, name, 40) for name in ("straight", "resumed"))
+    assert set(straight) == set(resumed)
+    for name, value in straight.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["2x2", "1x1"])
+def test_other_layouts_go_on_with_the_same_losses(output, name):
+    found, expected = history(output, name), history(output, "straight")
+    assert (expected > 0).all()
+    np.testing.assert_allclose(found, expected, rtol=TOLERANCE)
+
+
+def test_the_second_half_trains_every_tensor(output):
+    """Or the runs that go on would have nothing to differ in."""
+    before, after = tensors(output, "straight", 20), tensors(output, "straight", 40)
+    kept = {name for name, value in before.items() if np.array_equal(value, after[name])}
+    assert kept == {"loss_scale.scale", "loss_scale.good", "loss_scale.skipped"}  # fp32 has no use for them
+
+
+@pytest.mark.parametrize("name", ["2x2", "1x1", "back"])
+def test_no_layout_loses_a_bit(output, name):
+    """Weights, moments, counters and biases of the selection, each expert under its own id, as the first layout wrote them."""
+    first, now = tensors(output, "straight", 20), tensors(output, name, 20)
+    assert set(first) == set(now)
+    assert {f"adam_v.blocks.1.feed_forward.experts.w_out@{expert}" for expert in range(8)} <= set(now)
+    assert any(name.endswith("balance_bias") and value.any() for name, value in now.items() if isinstance(value, np.ndarray))
+    for tensor, value in first.items():
+        np.testing.assert_array_equal(now[tensor], value, err_msg=tensor)
+
+
+def test_each_rank_wrote_its_own(output):
+    """Files and parts as the layouts say: of what two ranks share out, two parts."""
+    files = {name: sorted(path.stem for path in (output / name / "checkpoints" / "step_20").glob("*.safetensors"))
+             for name in ("straight", "2x2", "1x1")}
+    assert files == {"straight": ["dense_0", *(f"experts_{i}_0" for i in range(4))], "1x1": ["dense_0", "experts_0_0"],
+                     "2x2": ["dense_0", "dense_1", "experts_0_0", "experts_0_1", "experts_1_0", "experts_1_1"]}
+    with CheckpointReader.open(output / "2x2" / "checkpoints" / "step_20") as reader:
+        assert len(reader.entry("embedding.word").parts) == 2 and reader.entry("embedding.word").blocks == 2
+        assert len(reader.entry("adam_m.blocks.1.feed_forward.experts.w_in@5").parts) == 2
+        assert len(reader.entry("blocks.1.feed_forward.experts.b_out@5").parts) == 1
+
+
+def test_all_ranks_leave_a_checkpoint_that_one_finds_damaged(output):
+    """The damaged bytes are the last rank's alone."""
+    assert [(output / f"agreed_{rank}").read_text() for rank in RANKS] == ["20"] * 4
