@@ -94,7 +94,8 @@ def test_a_defect_shows_its_traceback(install, config_file, capsys):
     assert error.endswith("pangu-sigma: error: ZeroDivisionError: oh\n")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["bench", "step", "--help"], ["config", "x"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["bench", "step", "--help"], ["config", "x"],
+                                       ["ckpt", "extract", "x", "y", "--domain", "z"]])
 def test_mindspore_is_not_imported_before_it_is_needed(arguments):
     program = ("import sys; from pangu_sigma.cli import main\n"
                "try: main(sys.argv[1:])\n"

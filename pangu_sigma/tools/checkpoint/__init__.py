@@ -1,0 +1,1 @@
+"""`pangu-sigma ckpt`: looking at checkpoints, and making one out of another."""
