@@ -6,6 +6,8 @@ Sums over ranks are taken by the caller, so the functions mean the same at any p
 
 from mindspore import Tensor, ops
 
+from locmoe_ops.functions import log
+
 _TINY = 1e-30  # keeps logarithms and quotients finite; far below any probability that matters in float32
 
 
@@ -68,5 +70,5 @@ def locality_loss(probabilities: Tensor, local: Tensor, num_groups: int, smoothi
     uniform = 1.0 / shape[-1]
     localised = ops.select(held > 0, local / ops.maximum(held, 1.0), ops.full_like(local, uniform))
     localised = localised * (1.0 - smoothing) + uniform * smoothing
-    divergence = current * (ops.log(ops.maximum(current, _TINY)) - ops.log(localised))
+    divergence = current * (log(ops.maximum(current, _TINY)) - log(localised))
     return (divergence * tokens).sum() / ops.maximum(tokens.sum(), _TINY)

@@ -4,6 +4,7 @@ from typing import Tuple
 
 from mindspore import Tensor, dtype, nn, ops
 
+from locmoe_ops.functions import log
 from locmoe_ops.tensor_parallel import TensorGroup
 from pangu_sigma.model.shape import ModelShape
 
@@ -32,7 +33,7 @@ class TokenCrossEntropy(nn.Cell):
         # log p[target] = (z[target] - z[best]) + log p[best], and p[best] >= 1/V cannot underflow
         at_best = ops.gather_elements(probabilities, 1, ops.cast(best, dtype.int32))
         at_target = ops.gather_elements(logits, 1, targets.reshape(-1, 1))
-        return (peak - at_target - ops.log(at_best)).reshape(-1), probabilities
+        return (peak - at_target - log(at_best)).reshape(-1), probabilities
 
     def bprop(self, logits: Tensor, targets: Tensor, out: Tuple[Tensor, Tensor],
               dout: Tuple[Tensor, Tensor]) -> Tuple[Tensor, Tensor]:
@@ -79,7 +80,7 @@ class SplitCrossEntropy(nn.Cell):
         highest = self.highest(peaks, 0)
         whole = (totals * ops.exp(peaks - highest)).sum(0)
         share = total * ops.exp(peak - highest) / whole  # of the probability, this rank's words
-        return (highest - at_targets.sum(0)) + ops.log(whole), probabilities * share.reshape(-1, 1)
+        return (highest - at_targets.sum(0)) + log(whole), probabilities * share.reshape(-1, 1)
 
     def bprop(self, logits: Tensor, targets: Tensor, out: Tuple[Tensor, Tensor],
               dout: Tuple[Tensor, Tensor]) -> Tuple[Tensor, Tensor]:
