@@ -11,7 +11,7 @@ from locmoe_ops.collectives import Collectives
 from locmoe_ops.losses import load_balancing_loss, locality_loss
 from locmoe_ops.random import SeededUniform
 from locmoe_ops.routers.base import Router, RoutingShape, SegmentSums, local_experts_of_nodes, one_hot, segment_count
-from locmoe_ops.routers.gates import DenseGate, GrAPGate
+from locmoe_ops.routers.gates import CodeGate, DenseGate, GrAPGate
 from locmoe_ops.routers.preference import Preference
 from locmoe_ops.topology import ExpertPlacement, Topology
 
@@ -50,8 +50,11 @@ class GatedRouter(Router):
 
     def probabilities(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
         """<float32>[T, n] <- <float>[T, d]"""
-        values = self.gate(self.prepare(x, tokens), one_hot(tokens["group"], self.num_groups))
-        return self.softmax(self.score(values))
+        return self.softmax(self.score(self.values(x, tokens)))
+
+    def values(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
+        """The gate's values <float32>[T, n] <- <float>[T, d]"""
+        return self.gate(self.prepare(x, tokens), one_hot(tokens["group"], self.num_groups))
 
     def choose(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
         probabilities = self.probabilities(x, tokens)
@@ -156,8 +159,9 @@ class LocMoERouter(LocalisingRouter):
 
     Args:
         gate: `grap`, fixed orthogonal weights (Eq. 4), or `dense`, learned ones.
-        gate_input: `hidden`, the layer's input as in the paper, or `word`: the token's word vector <float>[T, d], which `tokens` then
-            holds as `word`, brought to mean 0 and variance 1. Routes then follow from token ids, as RRE's do (ours).
+        gate_input: `hidden`, the layer's input as in the paper; `word`: the token's word vector <float>[T, d], which `tokens` then
+            holds as `word`, brought to mean 0 and variance 1 (ours); `code`: a fixed code of the token's id (ours, see `CodeGate`).
+        codes: <float32>[G, V, n], for `code`.
         order: of the features in a GrAP gate's blocks, see `GrAPGate` (ours).
         locality_loss_weight: mu. locality_smoothing: see `losses.locality_loss`. The others: see `LocalisingRouter`.
     """
@@ -165,12 +169,18 @@ class LocMoERouter(LocalisingRouter):
     def __init__(self, shape: RoutingShape, layout: Topology, placement: ExpertPlacement, collectives: Collectives, tag: str,
                  gate: str = "grap", statistics: str = "global", aux_loss_weight: float = 0.01,
                  locality_loss_weight: float = 0.01, locality_smoothing: float = 0.1,
-                 preference: Optional[Preference] = None, gate_input: str = "hidden", order: Optional[np.ndarray] = None) -> None:
+                 preference: Optional[Preference] = None, gate_input: str = "hidden", order: Optional[np.ndarray] = None,
+                 codes: Optional[np.ndarray] = None) -> None:
         sizes = (shape.num_experts, shape.num_groups, shape.hidden_size)
-        super().__init__(shape, GrAPGate(*sizes, order) if gate == "grap" else DenseGate(*sizes), layout, placement, collectives, tag,
-                         statistics, LossWeights(aux_loss_weight, locality_loss_weight, locality_smoothing), preference)
+        fixed = GrAPGate(*sizes, order) if codes is None else CodeGate(codes)
+        super().__init__(shape, fixed if gate == "grap" else DenseGate(*sizes), layout, placement, collectives, tag, statistics,
+                         LossWeights(aux_loss_weight, locality_loss_weight, locality_smoothing), preference)
+        self.by_word, self.by_code = gate_input == "word", gate_input == "code"
 
-        self.by_word = gate_input == "word"
+    def values(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
+        if self.by_code:
+            return self.gate(tokens["ids"], tokens["group"])
+        return self.gate(self.prepare(x, tokens), one_hot(tokens["group"], self.num_groups))
 
     def prepare(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
         if not self.by_word:
@@ -180,6 +190,8 @@ class LocMoERouter(LocalisingRouter):
         return word * ops.rsqrt((word * word).mean(-1, keep_dims=True) + _SMALL)
 
     def seen(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
+        if self.by_code:
+            return self.values(x, tokens)
         return self.prepare(x, tokens) if self.by_word else x
 
     def score(self, values: Tensor) -> Tensor:

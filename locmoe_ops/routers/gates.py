@@ -1,9 +1,9 @@
 """Gates: a value for each expert that may serve a token.
 
-Shape legend: T tokens, d hidden size, E experts, G groups, n = E / G experts of a group.
+Shape legend: T tokens, d hidden size, E experts, G groups, n = E / G experts of a group, V words.
 """
 
-from typing import Optional
+from typing import Optional, Sequence
 
 import numpy as np
 
@@ -44,6 +44,39 @@ class GrAPGate(nn.Cell):
 
     def construct(self, x: Tensor, group_mask: Tensor) -> Tensor:
         return self.matmul(x, self.weight)
+
+
+def draw_codes(groups: int, words: int, experts: int, hidden_size: int, seed: Sequence[int]) -> np.ndarray:
+    """Codes for a `CodeGate`: directions that are uniform over the sphere, as LocMoE's bound on the capacity takes tokens to be.
+
+    Their coordinates have the spread that means of hidden_size / experts standardised features have, a GrAP gate's values.
+
+    Returns: <float32>[G, V, n].
+    """
+    drawn = np.random.default_rng(seed).standard_normal((groups, words, experts), dtype=np.float32)
+    return drawn * np.float32(np.sqrt(experts / hidden_size))
+
+
+class CodeGate(nn.Cell):
+    """Fixed gate for codes of token ids: the orthogonal weights are the axes of the codes' space, so value i is coordinate i (ours).
+
+    Routes follow from token ids, as RRE's do, and nothing is learned.
+
+    Args:
+        codes: <float32>[G, V, n], of each id in each group. A buffer that checkpoints hold and no optimizer touches. Callers check ids
+            against V: see `check_token_ids`.
+
+    Inputs: ids, group <int32>[T]. Output: <float32>[T, n].
+    """
+
+    def __init__(self, codes: np.ndarray) -> None:
+        super().__init__()
+        _, self.words, self.experts = codes.shape
+        self.codes = Parameter(Tensor(np.asarray(codes, np.float32)), name="codes", requires_grad=False)
+        self.weight = Tensor(np.eye(self.experts, dtype=np.float32))
+
+    def construct(self, ids: Tensor, group: Tensor) -> Tensor:
+        return ops.gather(self.codes.reshape(-1, self.experts), group * self.words + ids, 0)
 
 
 class DenseGate(nn.Cell):

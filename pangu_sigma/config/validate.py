@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Iterator, Tuple
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config.schema import CapacityConfig, Config
+from pangu_sigma.config.schema import CapacityConfig, Config, LocMoERouterConfig
 
 BALANCED_ROUTERS = ("switch", "locmoe", "etr")
 
@@ -118,9 +118,7 @@ def _check_router(config: Config) -> None:
     if router.top_k > experts:
         raise InputError(f"moe.router.top_k ({router.top_k}) exceeds the {experts} experts of a group "
                          f"(moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups})")
-    if router.type == "locmoe" and router.locmoe.gate == "dense" and router.locmoe.blocks != "contiguous":
-        raise InputError(f"moe.router.locmoe.blocks is {router.locmoe.blocks} with moe.router.locmoe.gate dense, which has no blocks; "
-                         "expected contiguous")
+    _check_locmoe(router.locmoe, router.type)
     grap = "type etr" if router.type == "etr" else "locmoe.gate grap" if router.locmoe.gate == "grap" else ""
     if router.type in ("locmoe", "etr") and grap and config.model.hidden_size % experts:
         raise InputError(f"moe.router.{grap} averages equal blocks of features: the {experts} experts of a "
@@ -197,6 +195,17 @@ def _check_ragged(config: Config) -> None:
     if dispatch.drop_priority != "position":
         raise InputError(f"moe.dispatch.drop_priority is {dispatch.drop_priority} with moe.dispatch.type ragged, which drops nothing; "
                          "expected position")
+
+
+def _check_locmoe(options: LocMoERouterConfig, router: str) -> None:
+    if router != "locmoe":
+        return
+    if options.gate_input == "code" and options.gate == "dense":
+        raise InputError("moe.router.locmoe.gate is dense with moe.router.locmoe.gate_input code, whose gate is fixed; expected grap")
+    without_blocks = "gate dense" if options.gate == "dense" else "gate_input code" if options.gate_input == "code" else ""
+    if without_blocks and options.blocks != "contiguous":
+        raise InputError(f"moe.router.locmoe.blocks is {options.blocks} with moe.router.locmoe.{without_blocks}, which has no blocks; "
+                         "expected contiguous")
 
 
 def _check_local_term(config: Config) -> None:

@@ -25,6 +25,7 @@ from locmoe_ops.routers import (
     SwitchRouter,
     TAMoERouter,
 )
+from locmoe_ops.routers.gates import draw_codes
 from locmoe_ops.topology import ExpertPlacement
 from pangu_sigma.config.schema import RouterConfig
 
@@ -105,11 +106,14 @@ def _switch(request: _Request) -> Router:
 
 
 def _locmoe(request: _Request) -> Router:
-    own = request.options.locmoe
-    order = np.random.default_rng((request.context.config.train.seed, request.layer)).permutation(request.shape.hidden_size)
+    own, shape, seed = request.options.locmoe, request.shape, (request.context.config.train.seed, request.layer)
+    order = np.random.default_rng(seed).permutation(shape.hidden_size) if own.blocks == "by_layer" else None
+    codes = None
+    if own.gate_input == "code":
+        codes = draw_codes(shape.num_groups, request.context.shape.vocab_size, shape.per_group, shape.hidden_size, seed)
     return LocMoERouter(*request.placed_surroundings, own.gate, request.options.statistics, own.aux_loss_weight,
                         own.locality_loss_weight, own.locality_smoothing, request.preference, own.gate_input,
-                        order if own.blocks == "by_layer" else None)
+                        order, codes)
 
 
 def _gshard(request: _Request) -> Router:

@@ -27,7 +27,7 @@ from pangu_sigma.tools.checkpoint.reshard import without_training_state
 from pangu_sigma.tools.checkpoint.rewrite import check_target, newest, write_checkpoint
 
 # Parameters of routers, by the end of their names, and the axis along which groups lie: all rows of one group are neighbours.
-_BY_GROUP = re.compile(r"\.routing\.router\.(?:table|gate\.weight|preference\.(?:terms\.\d+\.)?balance_bias)$")
+_BY_GROUP = re.compile(r"\.routing\.router\.(?:table|gate\.(?:weight|codes)|preference\.(?:terms\.\d+\.)?balance_bias)$")
 
 
 @dataclass(frozen=True)

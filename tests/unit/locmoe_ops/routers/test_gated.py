@@ -160,6 +160,30 @@ def test_a_gate_on_words_is_the_gate_on_their_standardised_vectors(pullback):
     assert not of_x.any() and of_word.any()
 
 
+class WithIds(nn.Cell):
+    def __init__(self, router):
+        super().__init__()
+        self.router = router
+
+    def construct(self, x, ids, group, home, seed):
+        found = self.router(x, {"ids": ids, "group": group, "home": home, "seed": seed})
+        return found["expert"], found["weight"], found["seen"]
+
+
+def test_a_gate_on_codes_follows_the_ids_and_nothing_else(pullback):
+    """The gate's values are the codes: choice and weight as Eq. 1-3 have them, and no gradient into the layer's input."""
+    inputs, shape = batch(3), RoutingShape(HIDDEN, 12, 3)
+    rng = np.random.default_rng(5)
+    codes, ids = rng.standard_normal((3, 50, 4)).astype(np.float32), rng.integers(0, 50, TOKENS).astype(np.int32)
+    cotangents = [np.zeros((TOKENS, 1), np.int32), np.ones((TOKENS, 1), np.float32), np.ones((TOKENS, 4), np.float32)]
+    cell = WithIds(locmoe(shape, "grap", gate_input="code", codes=codes))
+    (expert, weight, seen), (of_x, *_), _ = pullback(cell, [inputs[0], ids, *inputs[1:]], cotangents)
+    values = codes[inputs[1], ids]
+    choice, probability = expected_choice(np.maximum(values.astype(np.float64), 0), 1)
+    assert np.array_equal(expert, choice + 4 * inputs[1][:, None]) and np.array_equal(seen, values) and not of_x.any()
+    np.testing.assert_allclose(weight, probability, rtol=0, atol=1e-6)  # float32, values of order 1
+
+
 def test_an_order_of_features_is_the_same_as_reordered_features():
     inputs, shape = batch(1), RoutingShape(HIDDEN, 8)
     order = np.random.default_rng(6).permutation(HIDDEN)

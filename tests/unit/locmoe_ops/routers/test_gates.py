@@ -5,6 +5,7 @@ from mindspore import Tensor
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers import DenseGate, GrAPGate, grap_weights
+from locmoe_ops.routers.gates import CodeGate, draw_codes
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -84,3 +85,19 @@ def test_dense_gate_starts_the_same_for_one_seed():
     first, second, other = [gate.weight.asnumpy() for gate in gates]
     assert np.array_equal(first, second) and not np.array_equal(first, other)
     assert abs(first.std() / 0.02 - 1) < 0.08  # 2048 draws know their deviation to 1.6 %: five of these
+
+
+def test_a_code_gate_gives_the_code_of_an_id_in_the_tokens_group():
+    codes = tokens(3 * 4 * 5)[0].reshape(3, 4, 5)  # three groups, four words, five experts
+    rng = np.random.default_rng(1)
+    ids, group = (rng.integers(0, high, TOKENS).astype(np.int32) for high in (4, 3))
+    found = CodeGate(codes)(Tensor(ids), Tensor(group)).asnumpy()
+    assert found.tobytes() == np.stack([codes[g, i] for g, i in zip(group, ids)]).tobytes()
+
+
+def test_codes_are_directions_of_the_spread_of_block_means():
+    """400 x 500 codes of 4 coordinates: means and covariances have errors of about 1 / sqrt(200,000) = 0.0022; five of them."""
+    codes = draw_codes(400, 500, 4, 64, (7, 1)).reshape(-1, 4) / np.sqrt(4 / 64)
+    np.testing.assert_allclose(codes.mean(0), 0, atol=0.0112)
+    np.testing.assert_allclose(np.cov(codes.T), np.eye(4), atol=0.0112 * np.sqrt(2))  # a variance has twice a covariance's
+    assert not np.array_equal(draw_codes(1, 9, 4, 64, (7, 1)), draw_codes(1, 9, 4, 64, (7, 2)))

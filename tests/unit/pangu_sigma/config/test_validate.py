@@ -67,6 +67,8 @@ def test_what_fits_is_accepted(world_size, settings):
     (1, {"moe.router.type": "hash", "moe.router.balance_rate": 0.01}, ["moe.router.balance_rate is 0.01", "moe.router.type hash"]),
     (1, {"moe.router.type": "ta_moe", "moe.router.balance_rate": 0.01}, ["moe.router.balance_rate is 0.01", "switch, locmoe, etr"]),
     (1, {"moe.router.locmoe": {"gate": "dense", "blocks": "by_layer"}}, ["moe.router.locmoe.blocks is by_layer", "gate dense"]),
+    (1, {"moe.router.locmoe": {"gate_input": "code", "blocks": "by_layer"}}, ["blocks is by_layer", "gate_input code", "no blocks"]),
+    (1, {"moe.router.locmoe": {"gate_input": "code", "gate": "dense"}}, ["gate is dense", "gate_input code", "expected grap"]),
     (1, {"moe.dispatch": {"type": "hierarchical", "chunks": 3}}, ["moe.dispatch.chunks is 3", "hierarchical", "1 or 2"]),
     (1, {"moe.capacity.local_share": 0.5}, ["moe.capacity.local_share is 0.5", "moe.dispatch.type flat"]),
     (1, {"moe.num_experts": 6}, ["moe.router.locmoe.gate grap", "moe.num_experts 6", "model.hidden_size (256)"]),

@@ -23,6 +23,7 @@ CASES = {
     "switch, groups crosswise": ({}, {"router": {"type": "switch", "balance_rate": 0.01, "local_term": {"kind": "bias"}},
                                       "domain_groups": [1, 0]}),
     "locmoe": ({"domain_embeddings": True, "sparse_query_layer": True}, {"router": {"type": "locmoe", "balance_rate": 0.01}}),
+    "locmoe by code": ({}, {"router": {"type": "locmoe", "balance_rate": 0.01, "locmoe": {"gate_input": "code"}}}),
     "gshard": ({}, {"router": {"type": "gshard", "top_k": 2}}),
     "faster_moe, one group for both": ({"domain_embeddings": True}, {"router": {"type": "faster_moe"}, "num_groups": 1}),
     "etr": ({}, {"router": {"type": "etr"}, "dispatch": {"drop_priority": "weight"}, "placement": "node_grouped"}),

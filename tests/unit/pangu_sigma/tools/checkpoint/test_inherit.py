@@ -24,6 +24,7 @@ ROUTERS = {
     "locmoe": {"router": {"type": "locmoe", "local_term": {"kind": "margin"}}},
     "locmoe dense gate": {"router": {"type": "locmoe", "locmoe": {"gate": "dense"}}, "placement": "node_grouped"},
     "locmoe by word": {"router": {"type": "locmoe", "locmoe": {"gate_input": "word"}}},
+    "locmoe by code": {"router": {"type": "locmoe", "balance_rate": 0.01, "locmoe": {"gate_input": "code"}}},
     "gshard": {"router": {"type": "gshard", "top_k": 2}},
     "faster_moe": {"router": {"type": "faster_moe"}},
     "ta_moe": {"router": {"type": "ta_moe"}},
