@@ -4,43 +4,21 @@ Expert parallel 4; then 2 x tensor parallel 2; then data parallel alone; then ex
 Each reads what the one before wrote.
 """
 
-import os
-import secrets
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from pangu_sigma.checkpoint.reader import CheckpointReader
 
-ROOT = Path(__file__).resolve().parents[2]
-WORKER = Path(__file__).with_name("checkpoint_worker.py")
 LIMIT = 1500  # seconds for four compilations on two slow cores
 RANKS = range(4)
 # What the issue asks for. fp32 sums in another order differ by 1e-7; 20 steps of Adam let that grow to 1e-5.
 TOLERANCE = 1e-4
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def output(tiny_data, tmp_path_factory):
+def output(run_job, tiny_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3", "OMP_NUM_THREADS": "1",
-                   "LOCMOE_MESH_SECRET": secrets.token_hex(16), "LOCMOE_MESH_PORT": str(free_port()),
-                   "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    job = subprocess.run(
-        ["msrun", "--worker_num=4", "--local_worker_num=4", "--master_addr=127.0.0.1", f"--master_port={free_port()}", "--join=True",
-         f"--log_dir={folder / 'logs'}", "python", str(WORKER), str(tiny_data), str(folder)],
-        env=environment, cwd=folder, capture_output=True, text=True, timeout=LIMIT)
-    assert job.returncode == 0, job.stdout[-3000:]
+    run_job(4, LIMIT, folder, "checkpoint_worker.py", tiny_data, folder)
     return folder
 
 

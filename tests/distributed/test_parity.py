@@ -4,18 +4,9 @@ Eight rows, two expert groups, a given layout of 2 nodes x 2 ranks. Losses take 
 (locmoe) and the global batch of that layout. All degrees train 20 steps from the same seed.
 """
 
-import os
-import secrets
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-WORKER = Path(__file__).with_name("parity_worker.py")
 LIMIT = 1800  # seconds for all compilations of the job on two slow cores; eight to ten minutes on idle ones
 # fp32 sums in another order differ by about 1e-7 in losses and 1e-6 in gradients; 20 steps of Adam let that grow to 1e-5.
 # The requirement is 1e-4.
@@ -25,29 +16,14 @@ CASES = [(router, degree) for degree in DEGREES for router in ("hash", "switch",
 LOSSES = ("task", "aux", "locality", "gradient norm")
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def runs(tiny_data, tmp_path_factory):
+def runs(run_job, tiny_data, tmp_path_factory):
     """Everything saved, by (router, ranks, degree): ranks' files merged, replicas compared on the way. The process alone comes last,
     as it reads the others' checkpoints.
     """
     output = tmp_path_factory.mktemp("saved")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3", "OMP_NUM_THREADS": "1",
-                   "LOCMOE_MESH_SECRET": secrets.token_hex(16), "LOCMOE_MESH_PORT": str(free_port()),
-                   "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    work = [str(WORKER), str(tiny_data), str(output)]
-    job = subprocess.run(
-        ["msrun", "--worker_num=4", "--local_worker_num=4", "--master_addr=127.0.0.1", f"--master_port={free_port()}", "--join=True",
-         f"--log_dir={output / 'logs'}", "python", *work, *DEGREES],
-        env=environment, cwd=output, capture_output=True, text=True, timeout=LIMIT)
-    assert job.returncode == 0, job.stdout[-3000:]
-    alone = subprocess.run([sys.executable, *work, "1x1"], env=environment, cwd=output, capture_output=True, text=True, timeout=LIMIT)
-    assert alone.returncode == 0, alone.stderr[-3000:]
+    run_job(4, LIMIT, output, "parity_worker.py", tiny_data, output, *DEGREES)
+    run_job(1, LIMIT, output, "parity_worker.py", tiny_data, output, "1x1")
     return lambda router, ranks, degree: merged(output, router, ranks, degree)
 
 

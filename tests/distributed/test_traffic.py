@@ -1,12 +1,6 @@
 """Bytes that `pangu-sigma plan` foretells, against what four ranks that play two nodes count while they train."""
 
 import json
-import os
-import secrets
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,8 +9,6 @@ from pangu_sigma.tools.plan.exchanges import CAUSES, step_exchanges
 from pangu_sigma.tools.plan.job import plan_job
 from pangu_sigma.tools.plan.traffic import by_cause
 
-ROOT = Path(__file__).resolve().parents[2]
-WORKER = Path(__file__).with_name("traffic_worker.py")
 LIMIT = 900  # seconds for all compilations of the job on two slow cores
 MODEL = {"hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 16,
          "vocab_size": 50}
@@ -45,25 +37,12 @@ def configuration(name):
             "train": {"steps": 2, **given["train"]}}
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def counted(tmp_path_factory):
+def counted(run_job, tmp_path_factory):
     """Bytes inside and between nodes that the ranks counted in a step, by case and cause."""
     folder = tmp_path_factory.mktemp("traffic")
     (folder / "cases.json").write_text(json.dumps({name: configuration(name) for name in CASES}))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3", "OMP_NUM_THREADS": "1",
-                   "LOCMOE_MESH_SECRET": secrets.token_hex(32), "LOCMOE_MESH_PORT": str(free_port()),
-                   "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    job = subprocess.run(
-        ["msrun", "--worker_num=4", "--local_worker_num=4", "--master_addr=127.0.0.1", f"--master_port={free_port()}", "--join=True",
-         f"--log_dir={folder / 'logs'}", "python", str(WORKER), str(folder / "counted.jsonl"), str(folder / "cases.json")],
-        env=environment, cwd=folder, capture_output=True, text=True, timeout=LIMIT)
-    assert job.returncode == 0, job.stdout[-3000:]
+    run_job(4, LIMIT, folder, "traffic_worker.py", folder / "counted.jsonl", folder / "cases.json")
     return dict(json.loads(line) for line in (folder / "counted.jsonl").read_text().splitlines())
 
 

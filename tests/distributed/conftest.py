@@ -1,0 +1,37 @@
+"""Starts the jobs whose results the tests of this folder look at."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def run_job():
+    """`run_job(ranks, limit, folder, worker, *arguments)` runs a worker file of this folder to its end: one process, or several under
+    msrun. Files and logs are in `folder`; it may take `limit` seconds.
+    """
+    def run(ranks, limit, folder, worker, *arguments):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3", "OMP_NUM_THREADS": "1",
+                       "LOCMOE_MESH_SECRET": secrets.token_hex(32), "LOCMOE_MESH_PORT": str(free_port()),
+                       "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        command = [str(Path(__file__).with_name(worker)), *map(str, arguments)]
+        launcher = ["msrun", f"--worker_num={ranks}", f"--local_worker_num={ranks}", "--master_addr=127.0.0.1",
+                    f"--master_port={free_port()}", "--join=True", f"--log_dir={folder / 'logs'}", "python"]
+        job = subprocess.run([*(launcher if ranks > 1 else [sys.executable]), *command],
+                             env=environment, cwd=folder, capture_output=True, text=True, timeout=limit)
+        assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
+
+    return run
