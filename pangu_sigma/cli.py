@@ -94,7 +94,9 @@ def _add_compare(commands: Any) -> None:
     text = "train variants side by side and write a report; goes on where it was cut off"
     compare = commands.add_parser("compare", help=text, description=text)
     compare.add_argument("file", metavar="FILE", help="YAML file of variants, as those in configs/compare")
-    compare.add_argument("--output", metavar="DIR", help="folder of runs, tables and report.html (default: runs/compare/<name of FILE>)")
+    compare.add_argument("--output", metavar="DIR",
+                         help="folder of runs, tables and report.html (default: runs/compare/<name of FILE and R>)")
+    compare.add_argument("--rate", metavar="R", help="link rate, as in 200mbit, in place of FILE's; phases at full speed are left out")
     compare.add_argument("--dry-run", action="store_true", help="show the runs and their commands; start nothing")
     compare.add_argument("--report-only", action="store_true", help="make no run; report those that are finished")
     compare.set_defaults(action=_compare)
@@ -257,7 +259,7 @@ def _compare(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.tools.compare.runner import RunFailed
 
     try:
-        compare(options.file, options.output, options.dry_run, options.report_only)
+        compare(options.file, options.output, options.rate, options.dry_run, options.report_only)
     except RunFailed as failure:  # reported by its own command's line, whose status becomes this command's
         print(f"pangu-sigma: error: {failure}", file=sys.stderr, flush=True)
         return failure.status

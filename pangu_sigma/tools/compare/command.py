@@ -11,12 +11,13 @@ from pangu_sigma.tools.compare.report import write_report
 from pangu_sigma.tools.compare.runner import command_of, folder_of, is_finished, run_all
 
 
-def compare(file: str, output: Optional[str] = None, dry_run: bool = False, report_only: bool = False) -> None:
+def compare(file: str, output: Optional[str] = None, rate: Optional[str] = None, dry_run: bool = False, report_only: bool = False) -> None:
     """Makes the runs of a comparison that are not made yet, then writes `summary.json`, `runs.csv` and `report.html`.
 
     Args:
         file: the comparison, as plan.py describes it.
-        output: folder for runs and results; None: runs/compare/<the file's name>.
+        output: folder for runs and results; None: runs/compare/<the file's name, and the rate if one is given>.
+        rate: see `load_plan`.
         dry_run: only print the runs in their order, each with its command.
         report_only: make no run; report those that are finished.
 
@@ -24,8 +25,8 @@ def compare(file: str, output: Optional[str] = None, dry_run: bool = False, repo
         InputError: the file, a run's configuration or the folder is not usable; with `report_only`: no run is finished.
         RunFailed: a run failed; what was finished before stands.
     """
-    plan = load_plan(file)
-    folder = Path(output) if output else Path("runs") / "compare" / Path(file).stem
+    plan = load_plan(file, rate)
+    folder = Path(output) if output else Path("runs") / "compare" / (Path(file).stem + (f"_{rate}" if rate else ""))
     if dry_run:
         return _show(plan, folder)
     if not report_only:

@@ -104,29 +104,43 @@ class _Phase:
     cluster: Cluster
 
 
-def load_plan(path: str) -> Plan:
+def load_plan(path: str, rate: Optional[str] = None) -> Plan:
     """Reads a comparison and checks every run's configuration, so that nothing starts that could not all be run.
+
+    Args:
+        rate: in place of the file's rates; phases at no limited rate are then left out.
 
     Raises:
         InputError: names the file and the key; for a run's configuration also its variant and phase.
     """
     try:
-        return _plan(path, _section(parse_yaml(read_text(path), path), "", KEYS, required=("base", "variants")))
+        return _plan(path, _section(parse_yaml(read_text(path), path), "", KEYS, required=("base", "variants")), rate)
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(path) else f"{path}: {text}") from None
 
 
-def _plan(path: str, raw: Mapping[str, Any]) -> Plan:
+def _plan(path: str, raw: Mapping[str, Any], rate: Optional[str]) -> Plan:
     base = _base(raw["base"])
     shared = _overrides(raw.get("base_overrides"), "base_overrides")
     variants = _variants(raw["variants"])
     phases = _phases(raw, _seeds(raw.get("seeds", [1]), "seeds"), _cluster(raw.get("cluster", {})))
+    if rate is not None:
+        phases = _at_rate(phases, rate)
     runs = [_run(base, variant, phase, seed, [shared, phase.overrides, variants[variant]])
             for phase, variant, seed in _order(phases, list(variants))]
     return Plan(path, base, tuple(variants), _baseline(raw.get("baseline"), variants), tuple(phase.name for phase in phases),
                 _whole(raw.get("warmup_steps_ignored", 0), "warmup_steps_ignored", 0), _timeout(raw.get("run_timeout", 3600)),
                 _steps_checked(runs, raw.get("warmup_steps_ignored", 0)))
+
+
+def _at_rate(phases: Sequence[_Phase], rate: str) -> List[_Phase]:
+    """The phases whose link is limited, at another rate."""
+    limited = [replace(phase, cluster=replace(phase.cluster, rate=_rate(rate, "--rate", phase.cluster.nodes)))
+               for phase in phases if phase.cluster.rate is not None]
+    if not limited:
+        raise InputError("--rate: no phase of the comparison has a rate; expected cluster.rate in the file")
+    return limited
 
 
 def _order(phases: Sequence[_Phase], variants: List[str]) -> List[Tuple[_Phase, str, int]]:

@@ -30,6 +30,18 @@ def test_phases_have_their_own_seeds_rates_and_overrides(make_plan):
     assert (plan.quality_phase, plan.time_phase) == ("quality", "time")
 
 
+def test_another_rate_leaves_the_phases_at_full_speed_out(write_plan):
+    cluster = {"nodes": 2, "workers_per_node": 2, "rate": "200mbit"}
+    path = write_plan(cluster=cluster, phases={"quality": {"rate": None}, "time": None})
+    plan = load_plan(path, "90mbit")
+    assert plan.phases == ("time",) and {run.cluster.rate for run in plan.runs} == {"90mbit"}
+    assert len(plan.runs) == sum(run.phase == "time" for run in load_plan(path).runs)
+    with pytest.raises(InputError, match="--rate: found '90', expected null or a rate"):
+        load_plan(path, "90")
+    with pytest.raises(InputError, match="--rate: no phase of the comparison has a rate"):
+        load_plan(write_plan(cluster={"nodes": 2, "workers_per_node": 2}), "90mbit")
+
+
 def test_one_phase_gives_both(make_plan):
     assert (make_plan().quality_phase, make_plan().time_phase) == ("all", "all")
     only = make_plan(phases={"time": {}})
