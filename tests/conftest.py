@@ -1,7 +1,12 @@
 """What several kinds of tests share: a small prepared data folder."""
 
+import signal
+
 import numpy as np
 import pytest
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what is to run in the background; what tests start must hear it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
