@@ -38,6 +38,12 @@ def checkpoint_bytes(config: Config, vocab_size: int) -> int:
     return BYTES_A_PARAMETER * (layers * 4 * d * d + networks * 2 * d * ffn + words * d)
 
 
+def most_checkpoints(config: Config) -> int:
+    """On disk at a time: the newest, those kept for good, and the one being written."""
+    options = config.checkpoint
+    return options.keep_last + (config.train.steps // options.keep_every if options.keep_every else 0) + 1
+
+
 def check_disk(config: Config, vocab_size: Optional[int]) -> List[Finding]:
     """Space for the checkpoints that are kept and the one being written, and the speed of writing there."""
     wanted = Path(config.train.output_dir).absolute()
@@ -45,12 +51,12 @@ def check_disk(config: Config, vocab_size: Optional[int]) -> List[Finding]:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         return [failure("disk", f"train.output_dir: cannot write in {place}", "make it writable, or set train.output_dir")]
     status = os.statvfs(place)
-    free, count = status.f_bavail * status.f_frsize, config.checkpoint.keep + 1
+    free, count = status.f_bavail * status.f_frsize, most_checkpoints(config)
     vocab_size = config.model.vocab_size or vocab_size or 0
     need = count * checkpoint_bytes(config, vocab_size)
     text = f"{_size(free)} free in {place}; {count} checkpoints take about {_size(need)}"
     if free < need:
-        return [failure("disk", text, "make room, or set train.output_dir or a smaller checkpoint.keep")]
+        return [failure("disk", text, "make room, or set train.output_dir or fewer checkpoints to keep")]
     return [ok("disk", text) if free > 2 * need else warning("disk", text, "make room: little more would be left"), _check_speed(place)]
 
 

@@ -37,6 +37,12 @@ def test_a_checkpoint_by_hand():
     assert doctor_storage.checkpoint_bytes(config(), 100) == 12 * (4 * 256 + 10 * 512 + 164 * 8)
 
 
+def test_checkpoints_at_a_time():
+    """The two newest and the one being written; and of 45 steps the 10th, 20th, 30th and 40th for good."""
+    assert doctor_storage.most_checkpoints(config()) == 3
+    assert doctor_storage.most_checkpoints(config(train={"steps": 45}, checkpoint={"interval": 5, "keep_every": 10})) == 7
+
+
 def test_a_good_folder_and_disk(prepared, tmp_path):
     findings = found(config(data={"path": str(prepared)}, train={"output_dir": str(tmp_path / "new" / "run")}))
     assert {subject: findings[subject].level for subject in ("disk", "data")} == {"disk": OK, "data": OK}
