@@ -67,12 +67,12 @@ set_option() {
 keep_argument() {
     kept=1
     case $1 in
-        --set=*) overrides+=(--set "${1#*=}") ;;
+        --set=*) overrides+=("${1#*=}") ;;
         --ssh | --*=*) ;;
         --*)
             [ $# -ge 2 ] || bad_input "$1 needs a value"
             kept=2
-            [ "$1" != --set ] || overrides+=(--set "$2")
+            [ "$1" != --set ] || overrides+=("$2")
             ;;
         *) config=$1 ;;
     esac
@@ -91,9 +91,20 @@ check_arguments() {
     done
 }
 
-# One value of the configuration, whatever number of ranks it is for.
+# One value of the configuration, which the launcher checks for its number of ranks.
 value_of() {
-    "$python" -m pangu_sigma config "$config" ${overrides[@]+"${overrides[@]}"} --key "$1"
+    "$python" - "$1" "$config" ${overrides[@]+"${overrides[@]}"} <<'PYTHON'
+import sys
+from functools import reduce
+from locmoe_ops.errors import InputError
+from pangu_sigma.config.load import load_config
+key, path, *overrides = sys.argv[1:]
+try:
+    print(reduce(getattr, key.split("."), load_config(path, overrides)))
+except InputError as error:
+    print(f"pangu-sigma: error: {error}", file=sys.stderr)
+    sys.exit(2)
+PYTHON
 }
 
 # The step of the newest checkpoint; -1 if there is none.

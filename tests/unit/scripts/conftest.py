@@ -35,6 +35,8 @@ def train(config):
         launches = os.path.join(config.train.output_dir, "logs")
         word = os.environ["ATTEMPTS"].split()[len(os.listdir(launches)) - 1]
         assert config.checkpoint.resume == "auto"
+        if rank > 0 and word != "success":
+            time.sleep(600)  # the first rank says what there is to say
         if word.startswith("step_") and rank == 0:
             os.makedirs(os.path.join(config.train.output_dir, "checkpoints", word))
         if word == "success":

@@ -12,7 +12,8 @@ import pytest
 def supervise(run_script, config_file):
     """Runs the supervisor over launches that end as `attempts` says, word by word."""
     def run(attempts, *options):
-        arguments = ["--back-off", "0", *options, "--workers", "1", "--set", "checkpoint.interval=5", config_file]
+        arguments = ["--back-off", "0", *options, "--workers", "2", "--set", "parallel.expert=2", "--set=checkpoint.interval=5",
+                     config_file]
         return run_script("train_supervised.sh", *arguments, stand_in="unreliable", ATTEMPTS=attempts)
 
     return run
