@@ -1,4 +1,4 @@
-"""Collectives of a job of one process: every group has one rank, every Cell is the identity."""
+"""Collectives without peers: of a job of one process, and of a rank whose peers are not there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,32 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 
 
-class LocalCollectives(Collectives):
+class AbsentPeers(Collectives):
+    """Of one rank alone, whatever the topology says: for a network that is looked at and never run. Every Cell is the identity."""
+
+    def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
+        return nn.Identity()
+
+    def _flight(self, group: str, ranks: tuple[int, ...], tag: str) -> Flight:
+        return Flight(nn.Identity(), nn.Identity())
+
+    def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
+        return nn.Identity()
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+    def bytes_sent(self, cause: str | None = None) -> BytesSent:
+        return BytesSent(0, 0)
+
+    def times(self, cause: str | None = None) -> CommunicationTimes:
+        return CommunicationTimes(0.0, 0.0)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class LocalCollectives(AbsentPeers):
     """No peers, no bytes, no waiting."""
 
     def __init__(self, rank: int, topology: Topology) -> None:
@@ -25,15 +50,3 @@ class LocalCollectives(Collectives):
 
     def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
         raise AssertionError(f"all_to_all_v {tag!r}: a group of one process has one rank, not {ranks}")
-
-    def barrier(self) -> None:
-        """Nobody to wait for."""
-
-    def bytes_sent(self, cause: str | None = None) -> BytesSent:
-        return BytesSent(0, 0)
-
-    def times(self, cause: str | None = None) -> CommunicationTimes:
-        return CommunicationTimes(0.0, 0.0)
-
-    def close(self) -> None:
-        """Nothing to close."""

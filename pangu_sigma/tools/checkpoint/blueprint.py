@@ -5,13 +5,11 @@ everything else whole.
 """
 
 from dataclasses import replace
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Dict, NamedTuple, Tuple
 
 import numpy as np
 
-from mindspore import nn
-
-from locmoe_ops.collectives import BytesSent, Collectives, CommunicationTimes, Flight, UnevenRows
+from locmoe_ops.collectives.local import AbsentPeers
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, ParallelConfig
 from pangu_sigma.model.initialise import initialise
@@ -37,7 +35,7 @@ def draw_blueprint(config: Config, words: Vocabulary) -> Blueprint:
     experts = config.moe.num_experts
     plain = replace(config, parallel=ParallelConfig(expert=experts), data=replace(config.data, placement="shuffled"),
                     moe=replace(config.moe, capacity=CapacityConfig(), dispatch=DispatchConfig()))
-    nobody = _Nobody(0, Topology(experts, experts, experts))
+    nobody = AbsentPeers(0, Topology(experts, experts, experts))
     network = PanGuSigma(SparseContext(plain, model_shape(plain, 1, words.words, words.domains), nobody, words.counts))
     initialise(network, config.train.seed, config.model.init_std)
     shared, banks, scalars = {}, {}, {}
@@ -49,28 +47,3 @@ def draw_blueprint(config: Config, words: Vocabulary) -> Blueprint:
         else:
             scalars[parameter.name] = float(parameter.asnumpy())
     return Blueprint(shared, banks, scalars)
-
-
-class _Nobody(Collectives):
-    """For a network that is looked at and never run: the other ranks are not there."""
-
-    def _cell(self, operation: str, group: str, ranks: Tuple[int, ...], tag: str, root: int) -> nn.Cell:
-        return nn.Identity()
-
-    def _flight(self, group: str, ranks: Tuple[int, ...], tag: str) -> Flight:
-        return Flight(nn.Identity(), nn.Identity())
-
-    def _uneven(self, group: str, ranks: Tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
-        return nn.Identity()
-
-    def barrier(self) -> None:
-        """Nobody to wait for."""
-
-    def bytes_sent(self, cause: Optional[str] = None) -> BytesSent:
-        return BytesSent(0, 0, counted=False)
-
-    def times(self, cause: Optional[str] = None) -> CommunicationTimes:
-        return CommunicationTimes(0.0, 0.0)
-
-    def close(self) -> None:
-        """Nothing to close."""

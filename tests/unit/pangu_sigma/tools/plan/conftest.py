@@ -1,12 +1,10 @@
 """Small configurations, and the network that the program would build for them: one of several ranks, alone and never run."""
 
-from typing import Any, Callable, Dict, Mapping, Tuple
+from typing import Any, Callable, Dict, Mapping
 
 import pytest
 
-from mindspore import nn
-
-from locmoe_ops.collectives import BytesSent, Collectives, CommunicationTimes, Flight, UnevenRows
+from locmoe_ops.collectives.local import AbsentPeers
 from locmoe_ops.tensor_parallel import TensorGroup
 from locmoe_ops.topology import Topology
 from pangu_sigma.config import Config, config_from_dict
@@ -24,31 +22,6 @@ BASE = {
     "train": {"steps": 4, "global_batch_size": 8},
     "data": {"path": "no such folder"},
 }
-
-
-class Unconnected(Collectives):
-    """Cells that stand where collectives would."""
-
-    def _cell(self, operation: str, group: str, ranks: Tuple[int, ...], tag: str, root: int) -> nn.Cell:
-        return nn.Identity()
-
-    def _flight(self, group: str, ranks: Tuple[int, ...], tag: str) -> Flight:
-        return Flight(nn.Identity(), nn.Identity())
-
-    def _uneven(self, group: str, ranks: Tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
-        return nn.Identity()
-
-    def barrier(self) -> None:
-        raise NotImplementedError
-
-    def bytes_sent(self, cause: "str | None" = None) -> BytesSent:
-        raise NotImplementedError
-
-    def times(self, cause: "str | None" = None) -> CommunicationTimes:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Dict[str, Any]:
@@ -76,7 +49,7 @@ def build() -> Callable[[Job], PanGuSigma]:
 
     def built(job: Job) -> PanGuSigma:
         topology: Topology = job.topology
-        collectives = Unconnected(topology.world_size - 1, topology)
+        collectives = AbsentPeers(topology.world_size - 1, topology)
         shape = model_shape(job.config, job.rows, job.words, job.domains, TensorGroup(collectives))
         return PanGuSigma(SparseContext(job.config, shape, collectives))
 
