@@ -46,14 +46,24 @@ class GrAPGate(nn.Cell):
         return self.matmul(x, self.weight)
 
 
-def draw_codes(groups: int, words: int, experts: int, hidden_size: int, seed: Sequence[int]) -> np.ndarray:
-    """Codes for a `CodeGate`: directions that are uniform over the sphere, as LocMoE's bound on the capacity takes tokens to be.
+def draw_codes(winners: np.ndarray, experts: int, hidden_size: int, seed: Sequence[int]) -> np.ndarray:
+    """Codes for a `CodeGate`: random directions, each with its largest coordinate where it is wanted.
 
-    Their coordinates have the spread that means of hidden_size / experts standardised features have, a GrAP gate's values.
+    Drawn uniformly over the sphere, as LocMoE's bound on the capacity takes tokens to be, with the spread that means of
+    hidden_size / experts standardised features have, a GrAP gate's values. Then a code is mirrored if none of its coordinates is
+    positive, since Eq. 2's ReLU would leave its expert undecided, and its largest coordinate changes places with the wanted one.
+
+    Args:
+        winners: <int>[G, V], expert within the group that an id goes to (see `locmoe_ops.hash_maps`).
 
     Returns: <float32>[G, V, n].
     """
-    drawn = np.random.default_rng(seed).standard_normal((groups, words, experts), dtype=np.float32)
+    drawn = np.random.default_rng(seed).standard_normal((*winners.shape, experts), dtype=np.float32)
+    drawn = np.where(drawn.max(-1, keepdims=True) > 0.0, drawn, -drawn)
+    wanted, largest = winners[..., None].astype(np.int64), drawn.argmax(-1)[..., None]
+    at_wanted, at_largest = np.take_along_axis(drawn, wanted, -1), np.take_along_axis(drawn, largest, -1)
+    np.put_along_axis(drawn, largest, at_wanted, -1)
+    np.put_along_axis(drawn, wanted, at_largest, -1)
     return drawn * np.float32(np.sqrt(experts / hidden_size))
 
 

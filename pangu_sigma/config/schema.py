@@ -44,7 +44,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class HashRouterConfig:
-    balance: str = key("uniform", "deal the vocabulary out evenly by count of ids, or by their frequency in the data",
+    balance: str = key("uniform", "deal the vocabulary out evenly by count of ids, or by their frequency in the group's training text",
                        choices=("uniform", "frequency"))
 
 
@@ -60,8 +60,9 @@ class LocMoERouterConfig:
     gate: str = key("grap", "grouped average pooling (fixed weights, LocMoE Eq. 4) or a learned dense gate",
                     choices=("grap", "dense"))
     gate_input: str = key("hidden", "hidden: the gate sees the layer's normed input, as in the paper; word: the token's normed word "
-                                    "vector; code: a fixed random code of the token's id, so that routes stay, as RRE's do, and "
-                                    "the losses have nothing to bend (both ours)", choices=("hidden", "word", "code"))
+                                    "vector; code: a fixed random code of the token's id; codes lie nearest to experts in "
+                                    "equal shares of their group's text, routes stay, as RRE's do, and the losses have nothing to bend "
+                                    "(both ours)", choices=("hidden", "word", "code"))
     blocks: str = key("contiguous", "features that a GrAP gate averages: contiguous blocks, as in the paper; by_layer: blocks of a random "
                                     "order of features, another one in each layer (ours)", choices=("contiguous", "by_layer"))
     aux_loss_weight: float = key(0.01, "alpha of L_aux (LocMoE Eq. 5)", minimum=0.0)

@@ -78,6 +78,12 @@ class _Request:
             terms.append(BalanceBias(self.shape))
         return Sum(terms) if len(terms) > 1 else terms[0] if terms else None
 
+    def hash_tables(self, kind: str) -> np.ndarray:
+        """<int32>[G, V], the layer's map from ids to experts of a group."""
+        context, shape = self.context, self.shape
+        return layer_hash_tables(kind, shape.num_groups, shape.per_group, context.shape.vocab_size, self.layer,
+                                 context.config.train.seed, context.token_counts)
+
 
 def build_router(context: SparseContext, layer: int, layout_placement: ExpertPlacement) -> Router:
     """The level-2 router that `moe.router.type` names.
@@ -93,10 +99,7 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
 
 
 def _hash(request: _Request) -> Router:
-    context, shape = request.context, request.shape
-    return HashRouter(shape, layer_hash_tables(request.options.hash.balance, shape.num_groups, shape.per_group,
-                                               context.shape.vocab_size, request.layer, context.config.train.seed,
-                                               context.token_counts))
+    return HashRouter(request.shape, request.hash_tables(request.options.hash.balance))
 
 
 def _switch(request: _Request) -> Router:
@@ -110,7 +113,8 @@ def _locmoe(request: _Request) -> Router:
     order = np.random.default_rng(seed).permutation(shape.hidden_size) if own.blocks == "by_layer" else None
     codes = None
     if own.gate_input == "code":
-        codes = draw_codes(shape.num_groups, request.context.shape.vocab_size, shape.per_group, shape.hidden_size, seed)
+        winners = request.hash_tables("uniform" if request.context.token_counts is None else "frequency")
+        codes = draw_codes(winners, shape.per_group, shape.hidden_size, seed)
     return LocMoERouter(*request.placed_surroundings, own.gate, request.options.statistics, own.aux_loss_weight,
                         own.locality_loss_weight, own.locality_smoothing, request.preference, own.gate_input,
                         order, codes)

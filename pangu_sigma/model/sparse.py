@@ -34,7 +34,7 @@ class SparseContext:
     config: Config
     shape: ModelShape
     collectives: Collectives
-    token_counts: Optional[np.ndarray] = None  # <int64>[V], for the frequency-balanced hash map
+    token_counts: Optional[np.ndarray] = None  # <int64>[G, V], of each group's training text, for maps that balance by it
 
     @property
     def slot_rules(self) -> SlotRules:

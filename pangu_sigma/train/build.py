@@ -48,7 +48,7 @@ class Vocabulary:
 
     words: int
     domains: int
-    counts: np.ndarray  # <int64>[words], how often each id occurs in training
+    counts: np.ndarray  # <int64>[groups, words], how often each id occurs in the training text of a group's domains
 
 
 def vocabulary(config: Config, data: PreparedData) -> Vocabulary:
@@ -57,7 +57,7 @@ def vocabulary(config: Config, data: PreparedData) -> Vocabulary:
     Raises:
         InputError: data and model disagree on vocabulary, row length or domains, or `parallel.tensor` does not divide the words.
     """
-    resolve_domain_groups(config.moe.domain_groups, len(data.domains), config.moe.num_groups)
+    groups = resolve_domain_groups(config.moe.domain_groups, len(data.domains), config.moe.num_groups)
     words = config.model.vocab_size or data.vocab_size
     if words < data.vocab_size:
         raise InputError(f"model.vocab_size ({words}) is smaller than the {data.vocab_size} pieces of the tokenizer in "
@@ -69,8 +69,9 @@ def vocabulary(config: Config, data: PreparedData) -> Vocabulary:
     if data.sequence_length != config.model.sequence_length:
         raise InputError(f"model.sequence_length ({config.model.sequence_length}) differs from that of the rows in {data.path} "
                          f"({data.sequence_length}); expected the same, or prepare the data anew")
-    counts = np.zeros(words, np.int64)
-    counts[:data.vocab_size] = data.token_counts
+    counts = np.zeros((config.moe.num_groups, words), np.int64)
+    for group, of_domain in zip(groups, data.domain_token_counts):
+        counts[group, :data.vocab_size] += of_domain
     return Vocabulary(words, len(data.domains), counts)
 
 

@@ -117,11 +117,20 @@ def test_hash_router_draws_its_table_from_seed_and_layer(make_context):
 
 
 def test_frequent_words_are_spread_by_the_frequency_map(make_context):
-    counts = np.ones(29, np.int64)
-    counts[:4] = 1000  # one for each of the four experts
+    counts = np.ones((2, 29), np.int64)
+    counts[0, :4] = counts[1, 4:8] = 1000  # in each group one for each of its four experts
     context = make_context({"router": {"type": "hash", "hash": {"balance": "frequency"}}}, token_counts=counts)
-    for row in build_router(context, 0, ExpertPlacement(8, 2, 1)).table.asnumpy():
-        assert sorted(row[:4]) == [0, 1, 2, 3]
+    first, second = build_router(context, 0, ExpertPlacement(8, 2, 1)).table.asnumpy()
+    assert sorted(first[:4]) == sorted(second[4:8]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("counts", [None, np.random.default_rng(0).integers(0, 9, (2, 29))])
+def test_codes_send_ids_where_the_balanced_map_does(make_context, counts):
+    placement, balance = ExpertPlacement(8, 2, 1), "uniform" if counts is None else "frequency"
+    table = build_router(make_context({"router": {"type": "hash", "hash": {"balance": balance}}}, token_counts=counts), 1, placement).table
+    codes = build_router(make_context({"router": {"type": "locmoe", "locmoe": {"gate_input": "code"}}}, token_counts=counts), 1,
+                         placement).gate.codes
+    np.testing.assert_array_equal(codes.asnumpy().argmax(-1), table.asnumpy())
 
 
 def test_router_options_arrive(make_context):

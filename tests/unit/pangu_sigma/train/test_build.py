@@ -11,7 +11,7 @@ from locmoe_ops.collectives import create_collectives
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.config import Config
-from pangu_sigma.config.schema import ModelConfig, ParallelConfig
+from pangu_sigma.config.schema import ModelConfig, MoEConfig, ParallelConfig
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.tools.bench import random_batch
 from pangu_sigma.train.build import TrainingParts, Vocabulary, vocabulary
@@ -77,5 +77,12 @@ def test_tensor_parallel_ranks_share_the_words_out_evenly(data):
         vocabulary(config_with(3), data)
     assert vocabulary(config_with(4), data).words == 320
     padded = vocabulary(config_with(3, 321), data)
-    assert padded.words == len(padded.counts) == 321 and padded.counts[320] == 0
-    np.testing.assert_array_equal(padded.counts[:320], data.token_counts)
+    assert padded.words == 321 and padded.counts.shape == (1, 321) and padded.counts[0, 320] == 0
+    np.testing.assert_array_equal(padded.counts[0, :320], data.token_counts)
+
+
+def test_words_are_counted_in_the_text_of_their_group(data):
+    one, two = data.domain_token_counts
+    for domain_groups, expected in ((1, 0), [two, one]), ((1, 1), [0 * one, one + two]):
+        moe = MoEConfig(num_groups=2, domain_groups=domain_groups)
+        np.testing.assert_array_equal(vocabulary(dataclasses.replace(config_with(1), moe=moe), data).counts, expected)
