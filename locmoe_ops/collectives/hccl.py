@@ -13,6 +13,9 @@ from locmoe_ops.collectives.interface import BytesSent, Collectives, Communicati
 from locmoe_ops.collectives.rows import ExtraRow
 from locmoe_ops.topology import Topology
 
+TAG, PHASE = "locmoe_tag", "locmoe_phase"  # attributes of the primitives
+FORWARD, BACKWARD = "forward", "backward"
+
 
 class HcclCollectives(Collectives):
     """Cells of communication primitives; `mindspore.communication.init` comes before.
@@ -28,24 +31,27 @@ class HcclCollectives(Collectives):
     def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
         name = self._group_name(group, ranks)
         if operation == "broadcast":
-            return _Broadcast(ranks[root], name, ranks[root] == self.rank)
+            return _Broadcast(ranks[root], name, ranks[root] == self.rank, tag)
         if operation == "all_reduce":
-            return _AllReduce(name)
-        all_to_all = ops.AlltoAll(split_count=len(ranks), split_dim=0, concat_dim=0, group=name)
-        primitives = {
-            "all_to_all": (all_to_all, all_to_all),
-            "all_gather": (ops.AllGather(name), ops.ReduceScatter(ops.ReduceOp.SUM, name)),
-            "reduce_scatter": (ops.ReduceScatter(ops.ReduceOp.SUM, name), ops.AllGather(name)),
-        }
-        return _Primitive(*primitives[operation])
+            return _AllReduce(name, tag)
+        if operation == "all_to_all":
+            return _Primitive(*_all_to_all_pair(name, len(ranks), tag))
+        gather, scatter = ops.AllGather(name), ops.ReduceScatter(ops.ReduceOp.SUM, name)
+        there, back = (gather, scatter) if operation == "all_gather" else (scatter, gather)
+        return _Primitive(_named(there, tag, FORWARD), _named(back, tag, BACKWARD))
 
     def _flight(self, group: str, ranks: tuple[int, ...], tag: str) -> Flight:
         """The primitive where the exchange begins: on Ascend its stream runs beside the computation until the result is used."""
-        all_to_all = ops.AlltoAll(split_count=len(ranks), split_dim=0, concat_dim=0, group=self._group_name(group, ranks))
-        return Flight(_Forward(all_to_all), _Backward(all_to_all))
+        there, back = _all_to_all_pair(self._group_name(group, ranks), len(ranks), tag)
+        return Flight(_Forward(there), _Backward(back))
 
     def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
-        return _Uneven(self._group_name(group, ranks), ranks.index(self.rank), len(ranks), size)
+        return _Uneven(self._group_name(group, ranks), ranks.index(self.rank), len(ranks), size, tag)
+
+    @property
+    def groups(self) -> dict[str, tuple[int, ...]]:
+        """Members of the process groups made so far, by name, in the order in which they were made."""
+        return {name: ranks for ranks, name in self._names.items()}
 
     def _group_name(self, group: str, ranks: tuple[int, ...]) -> str:
         if ranks not in self._names:
@@ -68,6 +74,18 @@ class HcclCollectives(Collectives):
 
     def close(self) -> None:
         """The process groups end with the process."""
+
+
+def _named(primitive: ops.Primitive, tag: str, phase: str) -> ops.Primitive:
+    """The primitive with `tag` and phase as attributes, by which an exported graph can be read (`pangu_sigma.tools.audit`)."""
+    return primitive.add_prim_attr(TAG, tag).add_prim_attr(PHASE, phase)
+
+
+def _all_to_all_pair(group: str, ranks: int, tag: str) -> tuple[ops.Primitive, ops.Primitive]:
+    """The exchange and its adjoint."""
+    there, back = (_named(ops.AlltoAll(split_count=ranks, split_dim=0, concat_dim=0, group=group), tag, phase)
+                   for phase in (FORWARD, BACKWARD))
+    return there, back
 
 
 class _Primitive(nn.Cell):
@@ -121,26 +139,26 @@ class _Uneven(nn.Cell):
     its own, which the gather leaves out: the primitive would return an empty result without its second axis.
     """
 
-    def __init__(self, group: str, index: int, ranks: int, size: UnevenRows) -> None:
+    def __init__(self, group: str, index: int, ranks: int, size: UnevenRows, tag: str) -> None:
         super().__init__()
         self.send = ExtraRow(index, size.rows)
         self.receive = ExtraRow(index, size.limit)
-        self.exchange = ops.AlltoAllV(group)
+        self.there, self.back = (_named(ops.AlltoAllV(group), tag, phase) for phase in (FORWARD, BACKWARD))
         self.one_more = Tensor(np.eye(1, ranks, index, dtype=np.int64)[0])
         self.cast, self.reshape, self.zeros = ops.Cast(), ops.Reshape(), ops.ZerosLike()
 
     def construct(self, rows: Any, send_counts: Any, receive_counts: Any) -> Any:
-        received = self._exchanged(self.send.put_in(rows, send_counts), send_counts, receive_counts)
+        received = self._exchanged(self.there, self.send.put_in(rows, send_counts), send_counts, receive_counts)
         return self.receive.take_out(received, receive_counts)
 
     def bprop(self, rows: Any, send_counts: Any, receive_counts: Any, out: Any, dout: Any) -> tuple[Any, Any, Any]:
-        received = self._exchanged(self.receive.put_in(dout, receive_counts), receive_counts, send_counts)
+        received = self._exchanged(self.back, self.receive.put_in(dout, receive_counts), receive_counts, send_counts)
         return self.send.take_out(received, send_counts), self.zeros(send_counts), self.zeros(receive_counts)
 
-    def _exchanged(self, rows: Any, send_counts: Any, receive_counts: Any) -> Any:
+    def _exchanged(self, exchange: ops.Primitive, rows: Any, send_counts: Any, receive_counts: Any) -> Any:
         width = rows.shape[1]
         send, receive = self.cast(send_counts, dtype.int64), self.cast(receive_counts, dtype.int64)
-        received = self.exchange(self.reshape(rows, (-1,)), (send + self.one_more) * width, (receive + self.one_more) * width)
+        received = exchange(self.reshape(rows, (-1,)), (send + self.one_more) * width, (receive + self.one_more) * width)
         return self.reshape(received, (-1, width))
 
 
@@ -152,9 +170,9 @@ class _Sum(nn.Cell):
     reshape between sum and product costs nothing and hides the pattern; a Depend does not, it is removed.
     """
 
-    def __init__(self, group: str) -> None:
+    def __init__(self, group: str, tag: str, phase: str) -> None:
         super().__init__()
-        self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)
+        self.all_reduce = _named(ops.AllReduce(ops.ReduceOp.SUM, group), tag, phase)
 
     def construct(self, x: Any) -> Any:
         return ops.reshape(self.all_reduce(ops.reshape(x, (1,) + x.shape)), x.shape)
@@ -163,24 +181,24 @@ class _Sum(nn.Cell):
 class _AllReduce(nn.Cell):
     """The sum over the group, which is its own adjoint."""
 
-    def __init__(self, group: str) -> None:
+    def __init__(self, group: str, tag: str) -> None:
         super().__init__()
-        self.sum = _Sum(group)
+        self.sum, self.sum_of_gradients = (_Sum(group, tag, phase) for phase in (FORWARD, BACKWARD))
 
     def construct(self, x: Any) -> Any:
         return self.sum(x)
 
     def bprop(self, x: Any, out: Any, dout: Any) -> tuple[Any]:
-        return (self.sum(dout),)
+        return (self.sum_of_gradients(dout),)
 
 
 class _Broadcast(nn.Cell):
     """Broadcast from the global rank `root`; its gradient is the sum of all gradients there, zeros elsewhere."""
 
-    def __init__(self, root: int, group: str, is_root: bool) -> None:
+    def __init__(self, root: int, group: str, is_root: bool, tag: str) -> None:
         super().__init__()
-        self.broadcast = ops.Broadcast(root, group)
-        self.sum = _Sum(group)
+        self.broadcast = _named(ops.Broadcast(root, group), tag, FORWARD)
+        self.sum = _Sum(group, tag, BACKWARD)
         self.depend = ops.Depend()
         self.is_root = is_root
 

@@ -2,7 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext, training_dispatcher
 from pangu_sigma.train.capacity import CapacityControl
 from pangu_sigma.train.early import EarlyGradients
+from pangu_sigma.train.graphs import Accumulated, InOneGraph, OptimizerStep, Overlapped, StepGraph
 from pangu_sigma.train.optimizer import ordered_parameters
 from pangu_sigma.train.probe import RoutedTokens, RoutingProbe, sparse_layers
 from pangu_sigma.train.runtime import Runtime
@@ -103,8 +104,8 @@ class TrainingParts:
         self._objective = Objective(self.network, nominal)
         rate = config.moe.router.balance_rate
         rebalance = Rebalance(balance_biases(self.network), rate, self.statistics) if rate > 0.0 else None
-        whole = config.train.global_batch_size == rows * (runtime.world_size // config.parallel.tensor)
-        self._accumulators = None if whole else Accumulators(self.parameters, self.statistics.size)
+        self._micro_batches = config.train.global_batch_size // (rows * (runtime.world_size // config.parallel.tensor))
+        self._accumulators = None if self._micro_batches == 1 else Accumulators(self.parameters, self.statistics.size)
         self._early = self._early_gradients(config, runtime)
         update = Update(self.parameters, self.statistics.size, self.loss_scale, config.optimizer, runtime.collectives, nominal,
                         rebalance, self._early)
@@ -113,7 +114,7 @@ class TrainingParts:
         self._evaluate = EvaluationStep(self._objective)
         self._probe = RoutingProbe(self.network)
         self._step = self._new_step()
-        self._variants: Dict[int, Tuple[List[Dispatcher], Callable]] = {}  # by slots: dispatchers of the sparse layers, and the step
+        self._variants: Dict[int, Tuple[List[Dispatcher], OptimizerStep]] = {}  # by slots: dispatchers of the sparse layers, and the step
         self._sparse = sparse_layers(self.network)
         self.capacity = CapacityControl(self.context, len(self._sparse), self.routed_tokens, self.set_capacity)
 
@@ -144,7 +145,7 @@ class TrainingParts:
         self.network.set_train(True)
         rate = Tensor(learning_rate, dtype.float32)
         fields = [self._feed(batch, (self.seed, step)) for batch in batches]
-        vector, norm, scale, skipped = self._step(rate, *(fields[0] if len(fields) == 1 else [fields]))
+        vector, norm, scale, skipped = self._step(rate, fields)
         return StepResult(self.statistics.unpack(vector.asnumpy()), float(norm.asnumpy()), float(scale.asnumpy()),
                           int(skipped.asnumpy()))
 
@@ -160,14 +161,19 @@ class TrainingParts:
             total += self._evaluate(*self._feed(batch, (0, 0))).asnumpy()
         return total
 
-    def _new_step(self) -> Callable:
+    def _new_step(self) -> OptimizerStep:
         if self._accumulators is None:
-            return WholeStep(self._objective, self.parameters, self.update)
+            return InOneGraph(WholeStep(self._objective, self.parameters, self.update))
         micro = MicroStep(self._objective, self.parameters, self._accumulators, self.loss_scale)
         if self._early is None:
-            return _AccumulatedStep(micro, ApplyStep(self._accumulators, self.update))
+            return Accumulated(micro, ApplyStep(self._accumulators, self.update))
         last = LastMicroStep(self._objective, self.parameters, self._accumulators, self.update, self._early)
-        return _OverlappedStep(micro, last, self._early)
+        return Overlapped(micro, last, self._early)
+
+    def graphs(self, batch: Batch) -> Iterator[StepGraph]:
+        """The graphs of an optimizer step of micro-batches like `batch`, each set up to be compiled until the next is asked for."""
+        self.network.set_train(True)
+        return self._step.graphs(Tensor(0.0, dtype.float32), self._feed(batch, (self.seed, 1)), self._micro_batches)
 
     def _early_gradients(self, config: Config, runtime: Runtime) -> Optional[EarlyGradients]:
         """Set up to send with one micro-batch a step; with several, each step switches it."""
@@ -184,33 +190,6 @@ class TrainingParts:
         check_token_ids(np.concatenate((batch.ids, batch.targets)), batch.domain, self.words.words, self.words.domains)
         fields = {**batch._asdict(), "seeds": row_seeds(batch.ids, batch.home, key)}
         return [Tensor(fields[name]) for name in BATCH_FIELDS]
-
-
-class _AccumulatedStep:
-    """A step of several micro-batches: one graph a micro-batch, one for the update."""
-
-    def __init__(self, micro: MicroStep, apply: ApplyStep) -> None:
-        self._micro = micro
-        self._apply = apply
-
-    def __call__(self, learning_rate: Tensor, micro_batches: List[List[Tensor]]) -> Tuple[Tensor, ...]:
-        for fields in micro_batches:
-            self._micro(*fields)
-        return self._apply(learning_rate)
-
-
-class _OverlappedStep:
-    """A step of several micro-batches whose gradients are exchanged during the last one's backward pass."""
-
-    def __init__(self, micro: MicroStep, last: LastMicroStep, early: EarlyGradients) -> None:
-        self._micro, self._last, self._early = micro, last, early
-
-    def __call__(self, learning_rate: Tensor, micro_batches: List[List[Tensor]]) -> Tuple[Tensor, ...]:
-        self._early.send(False)
-        for fields in micro_batches[:-1]:
-            self._micro(*fields)
-        self._early.send(True)
-        return self._last(learning_rate, *micro_batches[-1])
 
 
 @dataclass(frozen=True)

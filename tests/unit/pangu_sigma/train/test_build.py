@@ -50,7 +50,7 @@ def test_slots_change_and_change_back_without_new_graphs(make_parts):
         result = parts.train_step(batches, step, 0.01)
         kept.append(float(result.sums["kept"].sum()))
         graphs.setdefault(slots, set()).add(id(parts._step))
-        assert len(parts._step.compile_cache) == 1
+        assert len(parts._step.whole.compile_cache) == 1
     assert all(len(steps) == 1 for steps in graphs.values()) and graphs[4] != graphs[18]
     assert kept[0] <= 16 and kept[1] > kept[0] and kept[2] <= 16 and kept[3] > kept[2]
 
