@@ -5,14 +5,11 @@ stands if its summary is whole and was made with the same settings. What is left
 a whole run of other settings is kept under OUTPUT/earlier.
 """
 
-import ctypes
 import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +18,11 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 from locmoe_ops.errors import InputError
 from pangu_sigma.tools.compare.files import read_object, write_atomically
 from pangu_sigma.tools.compare.plan import Plan, Run
+from pangu_sigma.tools.processes import end_with_children, end_with_parent, with_this_python
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 NOTE, SUMMARY, COUNTERS = "run.json", "summary.json", "interfaces.json"
 LOCK_WAIT_S = 20.0  # what is left of a job whose comparison was killed ends within seconds
-END_WAIT_S = 30.0  # for a launcher to end its ranks and take down its network
 CommandOf = Callable[[Run, str, Path], List[str]]
 
 
@@ -99,8 +96,8 @@ def _execute(command: Sequence[str], folder: Path, timeout: float, lock: int) ->
     """Runs a command with its output in the folder. Returns None, or the exit status and line of its failure."""
     with open(folder / "stdout.log", "wb") as out, open(folder / "stderr.log", "wb") as err:
         # It holds the lock too: should this process be killed, no other comparison starts before what it left has ended.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=_environment(), pass_fds=(lock,),
-                                   start_new_session=True, preexec_fn=_end_with_parent)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=with_this_python(), pass_fds=(lock,),
+                                   start_new_session=True, preexec_fn=end_with_parent)
         try:
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -120,80 +117,6 @@ def _failure_line(folder: Path, status: int) -> str:
         return marked[0]
     how = f"status {status}" if status > 0 else f"signal {-status}"
     return f"ended with {how}" + (f": {lines[-1]}" if lines else "") + f", see {folder / 'stdout.log'}"
-
-
-def _environment() -> Dict[str, str]:
-    """The scripts find the Python that runs this program."""
-    environment = dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if sys.prefix != sys.base_prefix:
-        environment["VIRTUAL_ENV"] = sys.prefix
-    return environment
-
-
-# ---- processes
-
-
-def end_with_children(process: "subprocess.Popen[Any]") -> None:
-    """Ends a process started in a session of its own, and all that descends from it: asked first, killed after a deadline.
-
-    Ranks have sessions of their own, which a signal to the group does not reach: descendants are listed while their parents live.
-    """
-    if process.poll() is None:
-        descendants = _descendants(process.pid)
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(END_WAIT_S)
-        except subprocess.TimeoutExpired:
-            descendants |= _descendants(process.pid)
-        for pid, born in descendants.items():
-            if _started(pid) == born:  # not a later process of the same id
-                _kill(os.kill, pid)
-    _kill(os.killpg, process.pid)
-    process.wait(END_WAIT_S)
-
-
-def _kill(how: Callable[[int, int], None], target: int) -> None:
-    try:
-        how(target, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def _descendants(root: int) -> "Dict[int, str]":
-    """Ids and start times of the processes below `root` in the tree."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        fields = _stat(int(entry.name))
-        if fields:
-            parents[int(entry.name)] = int(fields[1])
-    found: Dict[int, str] = {}
-    frontier = {root}
-    while frontier:
-        frontier = {pid for pid, parent in parents.items() if parent in frontier}
-        found.update((pid, _started(pid)) for pid in frontier)
-    return found
-
-
-def _started(pid: int) -> str:
-    fields = _stat(pid)
-    return fields[19] if fields else ""
-
-
-def _stat(pid: int) -> List[str]:
-    """Fields of /proc/<pid>/stat from the state on (the name before it may hold anything); empty if the process is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _end_with_parent() -> None:
-    """Asks Linux to end the launcher when the comparison dies, however it dies; the launcher ends its ranks."""
-    set_parent_death_signal = 1
-    _LIBC.prctl(set_parent_death_signal, signal.SIGTERM)
-
-
-_LIBC = ctypes.CDLL(None)
 
 
 # ---- files

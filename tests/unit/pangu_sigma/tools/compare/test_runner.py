@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.tools import processes
 from pangu_sigma.tools.compare import runner
 from pangu_sigma.tools.compare.plan import load_plan
 from pangu_sigma.tools.compare.runner import RunFailed, command_of, folder_of, run_all
@@ -151,7 +152,7 @@ def test_a_failing_run_ends_the_comparison_with_its_status_and_line(make_plan, l
 
 def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(make_plan, launcher, tmp_path, monkeypatch):
     """This one has a child in a session of its own, and neither heeds a request to end."""
-    monkeypatch.setattr(runner, "END_WAIT_S", 1.0)
+    monkeypatch.setattr(processes, "END_WAIT_S", 1.0)
     launcher.modes = {"all/hash/seed_1": "slow"}
     with pytest.raises(RunFailed, match=r"took longer than run_timeout \(2 s\) and was ended") as failure:
         run_all(make_plan(run_timeout=2), tmp_path / "out", launcher)
@@ -160,7 +161,7 @@ def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(make_plan, la
 
 
 def test_one_comparison_at_a_time_in_a_folder(make_plan, launcher, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "END_WAIT_S", 1.0)
+    monkeypatch.setattr(processes, "END_WAIT_S", 1.0)
     monkeypatch.setattr(runner, "LOCK_WAIT_S", 0.3)
     launcher.modes = {"all/hash/seed_1": "slow"}
     plan = make_plan(run_timeout=4)
