@@ -21,6 +21,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import check_paths, resolve_runtime, validate
 from pangu_sigma.launch import is_worker, rank_name, read_launch
 from pangu_sigma.reporting import SUCCESS, append_line, report_error
+from pangu_sigma.tools.audit.arguments import add_audit
 from pangu_sigma.tools.checkpoint.command import add_ckpt
 
 INTERRUPTED = 130
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_doctor(commands)
     _add_plan(commands)
+    add_audit(commands, _add_command, _positive)
     add_ckpt(commands, _add_command, _positive)
     return parser
 

@@ -50,13 +50,14 @@ def _pairs(topology: Topology, kind: str) -> _Pairs:
 def sent(exchange: Exchange, topology: Topology) -> Sent:
     """Bytes of one call, summed over all ranks of the job."""
     pairs = _pairs(topology, exchange.group)
-    part = _part_bytes(exchange, len(pairs.near))
+    part = part_bytes(exchange.operation, exchange.elements, exchange.item, len(pairs.near))
     return Sent(*(int((count * part).sum()) for count in pairs))
 
 
-def _part_bytes(exchange: Exchange, size: int) -> np.ndarray:
-    """<int64>[P]: bytes that cross a link for the sake of each place in the group."""
-    elements, item, operation = exchange.elements, exchange.item, exchange.operation
+def part_bytes(operation: str, elements: int, item: int, size: int) -> np.ndarray:
+    """<int64>[P]: bytes that cross a link for the sake of each place in a group of P = `size` ranks, each of which puts in `elements`
+    numbers of `item` bytes.
+    """
     if operation == "all_gather" or (operation == "all_reduce" and elements * item <= SMALL_BYTES):
         return np.full(size, elements * item)
     if operation == "all_reduce":  # a part goes to whoever sums it, and back

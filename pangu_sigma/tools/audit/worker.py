@@ -1,0 +1,66 @@
+"""One rank of an audit under msrun: compiles the step with hccl's primitives on CPU and writes its graphs; nothing is run.
+
+usage: worker.py FOLDER ...     Each folder holds a config.yaml and a words.json: words of the vocabulary, and domains.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import List
+
+import numpy as np
+
+import mindspore as ms
+from mindspore.communication import GlobalComm
+
+from locmoe_ops.collectives.hccl import HcclCollectives
+from locmoe_ops.topology import Topology
+from pangu_sigma.config.load import load_config
+from pangu_sigma.config.schema import Config
+from pangu_sigma.launch import read_launch
+from pangu_sigma.tools.bench import random_batch
+from pangu_sigma.train.build import TrainingParts, Vocabulary, rows_per_rank
+from pangu_sigma.train.runtime import Runtime
+
+
+def export_rank(config: Config, rank: int, world_size: int, words: int, domains: int, folder: Path) -> List[str]:
+    """Writes `<graph>_<rank>.mindir` for each graph of the step, then `rank_<rank>.json`: their names and times, and the groups.
+
+    Returns the names of the process groups that were made for it.
+    """
+    parallel = config.parallel
+    topology = Topology(world_size, parallel.ranks_per_node or world_size, parallel.expert, parallel.tensor)
+    collectives = HcclCollectives(rank, topology)
+    vocabulary = Vocabulary(words, domains, np.ones((config.moe.num_groups, words), np.int64))
+    parts = TrainingParts(config, Runtime(collectives), vocabulary)
+    batch = random_batch(rows_per_rank(config, world_size), config.model.sequence_length, vocabulary)
+    graphs = []
+    for graph in parts.graphs(batch):
+        ms.export(graph.cell, *graph.inputs, file_name=str(folder / f"{graph.name}_{rank}"), file_format="MINDIR")
+        graphs.append([graph.name, graph.times])
+    note = {"graphs": graphs, "groups": collectives.groups}
+    (folder / f"rank_{rank}.json").write_text(json.dumps(note))
+    return [name for name in collectives.groups if name != GlobalComm.WORLD_COMM_GROUP]
+
+
+def main() -> None:
+    from mindspore.communication import destroy_group, init
+
+    ms.set_device("CPU")
+    ms.set_context(mode=ms.GRAPH_MODE)
+    init()
+    launch = read_launch()
+    for folder in map(Path, sys.argv[1:]):
+        words, domains = json.loads((folder / "words.json").read_text())
+        for name in export_rank(load_config(str(folder / "config.yaml")), launch.rank, launch.world_size, words, domains, folder):
+            destroy_group(name)  # another topology has other groups of this name
+
+
+if __name__ == "__main__":
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        from mindspore.communication import init
+
+        init()  # MindSpore forms its cluster around this process
+    else:
+        main()

@@ -1,0 +1,81 @@
+"""`pangu-sigma audit` on compiled graphs: shipped forms of the step pass, and a rank that compiles another step is caught."""
+
+import json
+
+import pytest
+import yaml
+
+from pangu_sigma.cli import main
+from pangu_sigma.config import config_from_dict
+from pangu_sigma.tools.audit.checks import check
+from pangu_sigma.tools.audit.command import audited_job, read_ranks
+from pangu_sigma.tools.plan.exchanges import step_exchanges
+from pangu_sigma.tools.plan.traffic import by_cause
+
+LIMIT = 600  # seconds for the compilations of a job on two slow cores
+MODEL = {"hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "dense_layers": 1, "sparse_layers": 1, "sequence_length": 16,
+         "vocab_size": 50}
+
+
+def configuration(moe, **sections):
+    given = {"optimizer": {"warmup_steps": 1}, "train": {"steps": 2, "global_batch_size": 8}, "model": MODEL, **sections}
+    return {**given, "moe": {"num_experts": 8, "num_groups": 2, **moe}}
+
+
+GROUP_WISE = configuration({"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "group_wise": True, "chunks": 2}},
+                           parallel={"expert": 2, "tensor": 2, "ranks_per_node": 2}, runtime={"precision": "bf16"},
+                           train={"steps": 2, "global_batch_size": 8, "micro_batch_size": 2})
+SWITCH = configuration({"router": {"type": "switch"}}, parallel={"expert": 2})
+WRONG = {
+    "skips": configuration({"router": {"type": "hash"}}, parallel={"expert": 2}),
+    "other_order": configuration({"router": {"type": "switch"}}, parallel={"expert": 2, "overlap_gradients": False}),
+    "other_capacity": configuration({"router": {"type": "switch"}, "capacity": {"factor": 2.0}}, parallel={"expert": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def wrong(run_job, tmp_path_factory):
+    """The graphs of two ranks, of which the second is configured as in WRONG, in a folder for each case."""
+    folder = tmp_path_factory.mktemp("audit")
+    (folder / "cases.json").write_text(json.dumps({name: [SWITCH, other] for name, other in WRONG.items()}))
+    run_job(2, LIMIT, folder, "audit_worker.py", folder / "cases.json")
+    return folder
+
+
+@pytest.mark.parametrize("name, fragments", [
+    ("skips", ["rank 0 runs all_reduce 'layer 0/statistics'", "where rank 1 runs all_to_all"]),
+    ("other_order", ["rank 0 runs all_reduce 'gradient/", "where rank 1 runs"]),
+    ("other_capacity", ["rank 0 runs all_to_all 'all_to_all/layer 0/dispatch'", "where rank 1 runs all_to_all"]),
+])
+def test_a_rank_with_another_step_is_caught(wrong, name, fragments):
+    job = audited_job(config_from_dict(SWITCH), 1, 2)
+    problems = check(read_ranks(job, wrong / name), step_exchanges(job), job.topology)
+    assert any(all(fragment in line for fragment in fragments) for line in problems), problems
+
+
+def test_a_step_of_four_ranks_passes(tmp_path, capsys):
+    """Group-wise and hierarchical, in chunks, with gradients that set out in the last of two micro-batches: all that a step can hold."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(GROUP_WISE))
+    status = main(["audit", str(tmp_path / "config.yaml"), "--json", "--keep", str(tmp_path / "graphs"), "--timeout", str(LIMIT)])
+    found = json.loads(capsys.readouterr().out)
+    assert status == 0 and found["passed"] and found["problems"] == []
+    job = audited_job(config_from_dict(GROUP_WISE), None, None)
+    planned = by_cause(step_exchanges(job), job.topology)
+    assert found["bytes"] == {cause: sent._asdict() for cause, sent in planned.items()}
+    assert [graph["name"] for graph in found["ranks"][3]["graphs"]] == ["micro_batch", "last_micro_batch"]
+    kinds = {exchange["operation"] for graph in found["ranks"][0]["graphs"] for exchange in graph["collectives"]}
+    assert kinds == {"all_to_all", "all_gather", "reduce_scatter", "all_reduce"}
+    assert (tmp_path / "graphs" / "last_micro_batch_3.mindir").is_file()
+
+
+@pytest.mark.parametrize("arguments, fragment", [
+    (["--nodes", "40", "--devices-per-node", "2"], "80 processes on this machine, expected at most 64"),
+    (["--set", "parallel={expert: 1}"], "one rank exchanges nothing"),
+    (["--keep", "."], "--keep: cannot make ."),
+    (["--nodes", "3", "--devices-per-node", "1"], "parallel.expert"),
+])
+def test_bad_input(tmp_path, capsys, arguments, fragment):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(SWITCH))
+    assert main(["audit", str(tmp_path / "config.yaml"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert fragment in error and error.count("\n") == 1
