@@ -15,6 +15,8 @@ first_rank=0  # of those on this machine,
 local_ranks=0 # which are so many
 total_ranks=0
 started= # set once there may be processes to end
+stop_timeout=120
+stop_at=  # when ranks that were told to stop are killed
 bond=()
 
 bad_input() {
@@ -25,6 +27,10 @@ bad_input() {
 check_port() {
     [[ $1 =~ ^[1-9][0-9]{3,4}$ ]] && [ "$1" -ge 1024 ] && [ "$1" -le 65535 ] ||
         bad_input "--port: found '$1', expected a number from 1024 to 65535"
+}
+
+check_stop_timeout() {
+    [[ $stop_timeout =~ ^[1-9][0-9]{0,4}$ ]] || bad_input "--stop-timeout: found '$stop_timeout', expected seconds from 1 to 99999"
 }
 
 check_bench() {
@@ -134,6 +140,7 @@ end_job() {
     local status=$? process found=true
     trap - EXIT
     trap '' INT TERM HUP
+    [ -z "$stop_at" ] || exec 2>/dev/null # the shell would tell of what it kills here
     while [ -n "$started" ] && $found; do
         found=false
         for process in /proc/[0-9]*; do
@@ -149,7 +156,30 @@ end_job() {
 end_job_on_exit() {
     trap end_job EXIT
     trap 'exit 130' INT
+    trap stop_ranks TERM HUP
+}
+
+# Tells the ranks to stop: they end with the step that they are in, and a checkpoint. Told twice, or before all of them run, the job
+# ends at once.
+stop_ranks() {
+    local pid
     trap 'exit 143' TERM HUP
+    [ "$(wc -l 2>/dev/null <"$log_dir/workers.log" || true)" = "$local_ranks" ] || exit 143
+    stop_at=$((SECONDS + stop_timeout))
+    while read -r _ pid; do kill -TERM "$pid" 2>/dev/null || true; done <"$log_dir/workers.log"
+}
+
+# Ends the job if it was told to stop and its time is over.
+mind_stop_timeout() {
+    [ -z "$stop_at" ] || [ "$SECONDS" -lt "$stop_at" ] || exit 143
+}
+
+# The job's exit status. Ranks that a signal has ended are no failure where they were told to stop.
+finish_job() {
+    [ "$status" -ne 0 ] || exit 0
+    [ -z "$stop_at" ] || [ -s "$log_dir/errors.log" ] || exit 143
+    report_failure
+    exit "$status"
 }
 
 # The job's first failure, as `status<TAB>line`: from the ranks' own reports, else from what `process_failure` says.

@@ -79,7 +79,7 @@ run_on_nodes() {
     scratch=$(mktemp -d "${TMPDIR:-/tmp}/on_nodes.XXXXXX")
     trap 'end_nodes "$?"' EXIT
     trap 'exit 130' INT
-    trap 'exit 143' TERM HUP
+    trap tell_nodes TERM HUP
     find_bond
     for place in "${!names[@]}"; do
         "$2" "$place"
@@ -133,7 +133,20 @@ await_nodes() {
         done
         [ "$status" -eq 0 ] || end=${end:-$((SECONDS + own_end_s))}
         [ -z "$end" ] || [ "$SECONDS" -le "$end" ] || return 0
+        mind_stop_timeout
         sleep 0.1
+    done
+}
+
+# Told to end: so are the nodes, which stop their ranks (see stop_ranks), and are awaited. Told twice: they end at once.
+tell_nodes() {
+    local place leash
+    trap 'exit 143' TERM HUP
+    stop_at=$((SECONDS + stop_timeout + told_end_s))
+    for leash in ${leashes[@]+"${leashes[@]}"}; do exec {leash}>&-; done
+    leashes=()
+    for place in "${!running[@]}"; do
+        [ "${is_own[place]}" -eq 0 ] || kill -TERM "${running[place]}" 2>/dev/null || true
     done
 }
 

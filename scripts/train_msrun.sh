@@ -28,6 +28,8 @@ status (0 success, 2 bad input, 1 any other failure, 130 interrupted). Nothing t
   --log-dir D           folder of the ranks' logs (default: <train.output_dir>/logs/launch_<n>)
   --bench all-to-all    measure instead of training: pangu-sigma bench all-to-all, with what follows -- as its options
   --env-file F          shell file to read first, such as CANN's set_env.sh (default: none)
+  --stop-timeout S      told to end (SIGTERM), the job writes a checkpoint and returns 0; after S seconds without one it is
+                        killed and returns 143 (default $stop_timeout)
   --dry-run             show the commands and their environment; start nothing
   --help                show this text
 
@@ -72,13 +74,13 @@ parse_arguments() {
                 return
                 ;;
             --workers | --port | --log-dir | --set | --bench | --nodes | --node-rank | --master-addr | --node-addr | \
-                --nodes-file | --ssh-command | --env-file)
+                --nodes-file | --ssh-command | --env-file | --stop-timeout)
                 [ $# -ge 2 ] || bad_input "$1 needs a value"
                 set_option "$1" "$2"
                 shift 2
                 ;;
             --workers=* | --port=* | --log-dir=* | --set=* | --bench=* | --nodes=* | --node-rank=* | --master-addr=* | --node-addr=* | \
-                --nodes-file=* | --ssh-command=* | --env-file=*)
+                --nodes-file=* | --ssh-command=* | --env-file=* | --stop-timeout=*)
                 set_option "${1%%=*}" "${1#*=}"
                 shift
                 ;;
@@ -106,6 +108,7 @@ set_option() {
         --nodes-file) nodes_file=$2 ;;
         --ssh-command) ssh_command=$2 ;;
         --env-file) env_file=$2 ;;
+        --stop-timeout) stop_timeout=$2 ;;
         --ssh) over_ssh=$2 ;;
         --dry-run) dry_run=$2 ;;
     esac
@@ -115,6 +118,7 @@ check_arguments() {
     local option
     [ -n "$config" ] || bad_input "no configuration file given"
     check_bench
+    check_stop_timeout
     [[ $workers =~ ^[1-9][0-9]{0,3}$ ]] || bad_input "--workers: found '$workers', expected a number from 1 to 9999"
     [ -z "$port" ] || check_port "$port"
     if [ -z "$nodes_file" ]; then
@@ -175,7 +179,7 @@ match_nodes() {
 # shellcheck disable=SC2317,SC2329 # nodes.sh calls it
 options_of_node() {
     node_options=(--workers "$workers" --nodes "$nodes" --node-rank "$1" --master-addr "$master_addr" --node-addr "${addresses[$1]}"
-        --port "$port" --log-dir "$log_dir" ${env_file:+--env-file "$env_file"} ${bench:+--bench "$bench"}
+        --port "$port" --log-dir "$log_dir" --stop-timeout "$stop_timeout" ${env_file:+--env-file "$env_file"} ${bench:+--bench "$bench"}
         "$config" ${overrides[@]+"${overrides[@]}"})
     [ ${#further[@]} -eq 0 ] || node_options+=(-- "${further[@]}")
 }
@@ -204,9 +208,21 @@ run_job() {
     started=$!
     tail -n +1 -s 0.3 -F --pid="$started" "$log_dir/worker_$first_rank.log" 2>/dev/null &
     tail_pid=$!
+    await_msrun
+    wait "$tail_pid" || true
+}
+
+# Sets `status`. A signal ends the first wait before msrun ends.
+await_msrun() {
     status=0
     wait "$started" || status=$?
-    wait "$tail_pid" || true
+    [ -n "$stop_at" ] || return 0
+    while kill -0 "$started" 2>/dev/null; do
+        mind_stop_timeout
+        sleep 0.1
+    done
+    status=0
+    wait "$started" || status=$?
 }
 
 # The rank and exit code of the process that msrun saw fail first; nothing if it tells of none.
@@ -247,5 +263,4 @@ command -v msrun >/dev/null || bad_input "msrun not found; expected MindSpore to
 make_log_dir
 end_job_on_exit
 run_job
-[ "$status" -eq 0 ] || report_failure
-exit "$status"
+finish_job

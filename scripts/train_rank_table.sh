@@ -34,6 +34,8 @@ parallel.ranks_per_node follows the table.
   --log-dir D           folder of the ranks' logs (default: <train.output_dir>/logs/launch_<n>)
   --bench all-to-all    measure instead of training: pangu-sigma bench all-to-all, with what follows -- as its options
   --env-file F          shell file to read first, such as CANN's set_env.sh (default: none)
+  --stop-timeout S      told to end (SIGTERM), the job writes a checkpoint and returns 0; after S seconds without one it is
+                        killed and returns 143 (default $stop_timeout)
   --ssh                 start it on all servers of the table from here, which need not be one of them; the folder that
                         this runs in, the project, F and CONFIG must have the same names everywhere
   --ssh-command C       how to reach them (default: $ssh_command)
@@ -70,12 +72,12 @@ parse_arguments() {
                 further=("$@")
                 return
                 ;;
-            --rank-table | --server | --port | --master-addr | --log-dir | --set | --bench | --ssh-command | --env-file)
+            --rank-table | --server | --port | --master-addr | --log-dir | --set | --bench | --ssh-command | --env-file | --stop-timeout)
                 [ $# -ge 2 ] || bad_input "$1 needs a value"
                 set_option "$1" "$2"
                 shift 2
                 ;;
-            --rank-table=* | --server=* | --port=* | --master-addr=* | --log-dir=* | --set=* | --bench=* | --ssh-command=* | --env-file=*)
+            --rank-table=* | --server=* | --port=* | --master-addr=* | --log-dir=* | --set=* | --bench=* | --ssh-command=* | --env-file=* | --stop-timeout=*)
                 set_option "${1%%=*}" "${1#*=}"
                 shift
                 ;;
@@ -100,6 +102,7 @@ set_option() {
         --bench) bench=$2 ;;
         --ssh-command) ssh_command=$2 ;;
         --env-file) env_file=$2 ;;
+        --stop-timeout) stop_timeout=$2 ;;
         --ssh) over_ssh=$2 ;;
         --dry-run) dry_run=$2 ;;
     esac
@@ -111,6 +114,7 @@ check_arguments() {
     [ -z "$port" ] || check_port "$port"
     if $over_ssh && [ -n "$server" ]; then bad_input "--server: given with --ssh, which starts all servers"; fi
     check_bench
+    check_stop_timeout
 }
 
 # The ranks of all servers, and which of these this machine is.
@@ -175,7 +179,7 @@ match_nodes() {
 # Options for the launcher of one server, which is told everything. Sets `node_options`.
 # shellcheck disable=SC2317,SC2329 # nodes.sh calls it
 options_of_node() {
-    node_options=(--rank-table "$rank_table" --server "${names[$1]}" --log-dir "$log_dir" ${env_file:+--env-file "$env_file"}
+    node_options=(--rank-table "$rank_table" --server "${names[$1]}" --log-dir "$log_dir" --stop-timeout "$stop_timeout" ${env_file:+--env-file "$env_file"}
         ${bench:+--bench "$bench"})
     ! $on_cpu || node_options+=(--port "$port" --master-addr "$master_addr")
     node_options+=("$config" ${overrides[@]+"${overrides[@]}"})
@@ -236,6 +240,7 @@ await_ranks() {
         if [ -n "$end" ] && [ "$SECONDS" -ge "$end" ]; then
             kill -KILL ${processes[@]+"${processes[@]}"} 2>/dev/null || true
         fi
+        mind_stop_timeout
         sleep 0.1
     done
 }
@@ -273,5 +278,4 @@ fi
 make_log_dir
 end_job_on_exit
 run_job
-[ "$status" -eq 0 ] || report_failure
-exit "$status"
+finish_job

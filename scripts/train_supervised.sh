@@ -178,4 +178,5 @@ mkdir -p "$output_dir" 2>/dev/null || bad_input "cannot make $output_dir; expect
 trap 'end_launcher 130' INT
 trap 'end_launcher 143' TERM HUP
 supervise "$(newest_step)"
+[ "$status" -ne 0 ] || exit 0 # told to end, the launcher has ended well
 exit "${signal:-$status}"

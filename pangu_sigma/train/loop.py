@@ -20,6 +20,7 @@ from pangu_sigma.train.header import training_header
 from pangu_sigma.train.metrics import CounterClock, HostSum, MetricsLog, host_metrics, loss_metrics, routing_metrics
 from pangu_sigma.train.runtime import Runtime
 from pangu_sigma.train.schedule import learning_rate
+from pangu_sigma.train.stop import StopRequest
 from pangu_sigma.train.validation import Validation
 
 
@@ -40,15 +41,22 @@ class TrainingLoop:
     3. Checkpoint every `checkpoint.interval` steps and after the last one, written while later steps run; what went wrong with it ends
        the job before the next step.
 
-    `train.stop_after` leaves what a run cut off there would have left.
+    `train.stop_after` leaves what a run cut off there would have left. Where a rank was asked to stop, all end after the same step, with a
+    checkpoint.
+
+    Attributes: stopped (whether the run ended because it was asked to).
     """
 
-    def __init__(self, config: Config, runtime: Runtime, parts: TrainingParts, loader: BatchLoader, saving: Saving) -> None:
+    def __init__(self, config: Config, runtime: Runtime, parts: TrainingParts, loader: BatchLoader, saving: Saving,
+                 stop: StopRequest) -> None:
         self.config = config
         self.runtime = runtime
         self.parts = parts
         self.loader = loader
         self.saving = saving
+        self.stopped = False
+        self._stop = stop
+        self._stops = 0  # ranks that were asked, as of the last step
         data = saving.data
         self.rows_in_training = sum(data.rows("train", domain) for domain in range(len(data.domains)))
         self.clock = CounterClock(runtime.collectives)
@@ -67,6 +75,7 @@ class TrainingLoop:
             for step in range(start + 1, last + 1):
                 self.saving.writer.check()
                 record = self._step(step)
+                self.stopped = self._stops > 0 and step < last
                 if step == start + 1:
                     bar.unpause()  # compiling does not count towards the time that is left
                 bar.update()
@@ -75,8 +84,10 @@ class TrainingLoop:
                 if log is not None:
                     log.write(record)
                     self._report(record)
-                if self._is_due(step, self.config.checkpoint.interval):
+                if self.stopped or self._is_due(step, self.config.checkpoint.interval):
                     self._save(step)
+                if self.stopped:
+                    break
 
     def _set_strength(self, step: int) -> Dict[str, float]:
         """Follows the schedule of the local term, where routers have one."""
@@ -99,7 +110,8 @@ class TrainingLoop:
         self.parts.capacity.prepare(step, self.loader.step)
         result = self.parts.train_step(batches, step, rate)
         elapsed = time.perf_counter() - started
-        total = self.host_sum.counters(self.clock.elapsed(elapsed))
+        total = self.host_sum.counters(self.clock.elapsed(elapsed)._replace(stops=int(self._stop.asked)))
+        self._stops = total.stops
         tokens = config.train.global_batch_size * config.model.sequence_length
         return {"progress/step": step, "progress/epoch": step * config.train.global_batch_size / self.rows_in_training,
                 **loss_metrics(result.sums), "optim/learning_rate": rate, "optim/grad_norm": finite_or_none(result.grad_norm),

@@ -44,13 +44,17 @@ class Traffic(NamedTuple):
 
 
 class HostCounters(NamedTuple):
-    """This rank's own measurements of one step: its wall clock, and the traffic of everything and of each of `CAUSES`."""
+    """This rank's own measurements of one step: its wall clock, and the traffic of everything and of each of `CAUSES`.
+
+    `stops`: ranks that were asked to end the run (see `pangu_sigma.train.stop`).
+    """
 
     step_s: float
     total: Traffic
     all_to_all: Traffic
     gradient: Traffic
     tensor: Traffic
+    stops: int = 0
 
 
 class CounterClock:
@@ -88,10 +92,10 @@ class HostSum(nn.Cell):
     def counters(self, own: HostCounters) -> HostCounters:
         """The same counters, summed over ranks."""
         scale = np.array([MICROSECONDS] * 3 + [1.0] * 2)
-        rows = np.rint(np.array(own[1:]) * scale).reshape(-1)
-        whole = np.concatenate(([round(own.step_s * MICROSECONDS)], rows)).astype(np.int64)
+        rows = np.rint(np.array([own.total, own.all_to_all, own.gradient, own.tensor]) * scale).reshape(-1)
+        whole = np.concatenate(([round(own.step_s * MICROSECONDS), own.stops], rows)).astype(np.int64)
         total = self(Tensor(whole)).asnumpy()
-        return HostCounters(total[0] / MICROSECONDS, *(Traffic(*row) for row in total[1:].reshape(-1, len(scale)) / scale))
+        return HostCounters(total[0] / MICROSECONDS, *(Traffic(*row) for row in total[2:].reshape(-1, len(scale)) / scale), int(total[1]))
 
     def values(self, own: np.ndarray) -> np.ndarray:
         """<float64> vector summed over ranks, to 2**-20 of a unit (a nat, a token)."""

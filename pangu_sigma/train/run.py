@@ -29,6 +29,7 @@ from pangu_sigma.train.loop import Saving, TrainingLoop
 from pangu_sigma.train.metrics import HostSum, MetricsLog, summarise, write_atomically
 from pangu_sigma.train.resume import Restorer, Source, Start, find_source
 from pangu_sigma.train.runtime import Runtime, start_runtime
+from pangu_sigma.train.stop import StopRequest
 
 
 def train(config: Config) -> int:
@@ -65,14 +66,18 @@ def place_of(config: Config, runtime: Runtime) -> Place:
 def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoader, parts: TrainingParts, source: Source) -> None:
     place = place_of(config, runtime)
     start = Restorer(config, runtime, data, parts, place).start(source)
-    with CheckpointWriter(Path(config.train.output_dir) / "checkpoints", _job(config, runtime), *_writing(config)) as writer:
-        loop = TrainingLoop(config, runtime, parts, loader, Saving(writer, place, data))
+    folder = Path(config.train.output_dir) / "checkpoints"
+    with StopRequest() as stop, CheckpointWriter(folder, _job(config, runtime), *_writing(config)) as writer:
+        loop = TrainingLoop(config, runtime, parts, loader, Saving(writer, place, data), stop)
         log = _open_log(config, start.step) if runtime.is_first else None
         if log is not None:
             advice = locality_advice(parts.context) if has_experts(config) else []
             lines = [_headline(config, parts, data, runtime.world_size), *_origin(start, source), *advice]
             print("\n".join(lines), flush=True)
         loop.run(start.step, log)
+        if loop.stopped:
+            _leave(writer, log)
+            return
         cosines = _cosines(config, runtime, loader, parts)
         unigram = _unigram(data, loop.validation.batches, HostSum(runtime.collectives, "metrics/unigram"))
         writer.wait()
@@ -80,6 +85,14 @@ def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoad
             log.close()
             _finish(config, log.records, {"unigram_perplexity": unigram, "time/checkpoint_stall(s)": writer.stalled_s,
                                           "time/checkpoint_writing(s)": writer.written_s}, cosines)
+
+
+def _leave(writer: CheckpointWriter, log: Optional[MetricsLog]) -> None:
+    """Ends a run that was asked to stop: what it has saved is whole, and there is no summary."""
+    writer.wait()
+    if log is not None:
+        log.close()
+        print(f"stopped after step {log.records[-1]['progress/step']}, as asked; checkpoint.resume=auto goes on from there", flush=True)
 
 
 def _job(config: Config, runtime: Runtime) -> Job:

@@ -1,6 +1,10 @@
 """What checkpoints promise, through whole runs in one process: exact resumption, whole or passed over, weights for other runs."""
 
 import json
+import os
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -44,6 +48,31 @@ def test_forty_steps_are_twenty_and_twenty(train, case):
         assert left.header.scalars == right.header.scalars and left.header.scalars["optimizer.updates"] > 20
         for name in left.names():
             np.testing.assert_array_equal(left.read(name), right.read(name), err_msg=name)
+
+
+def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_of_the_step_it_was_in(train, straight, capfd):
+    """And, taken up again, is the run that was never stopped."""
+    folder = train.root / "stopped"
+
+    def tell():
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not (folder / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    teller = threading.Thread(target=tell)
+    teller.start()
+    train("stopped", "train.eval_interval=4")  # and no checkpoint.interval
+    teller.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+    steps = len(losses(folder))
+    assert 1 <= steps < 6 and f"stopped after step {steps}, as asked" in capfd.readouterr().out
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step_{steps}"]
+    assert main(["ckpt", "verify", str(folder / "checkpoints" / f"step_{steps}")]) == 0
+    assert not (folder / "summary.json").exists()
+    train("stopped", "train.eval_interval=4", "checkpoint.resume=auto")
+    assert losses(folder) == losses(straight) and (folder / "summary.json").exists()
 
 
 def flip(path):

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pangu_sigma.cli import main
+
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "scripts" / "train_msrun.sh"
 LIMIT = 240  # seconds; compilation of two workers on slow cores is most of it
@@ -65,6 +67,26 @@ def test_a_killed_worker_ends_the_job(config, tmp_path, environment):
     last = (log / "worker_1.log").read_text().splitlines()[-1]
     assert last.startswith("pangu-sigma: error: rank 1: ended without a report of its own; first failure: rank 0: ")
     assert not any(is_running(pid) for pid in workers.values())
+
+
+def test_a_job_that_is_told_to_stop_ends_well(config, tmp_path, environment):
+    """The launcher hands SIGTERM to its ranks, which agree on the step that is the last."""
+    job = subprocess.Popen(["bash", str(LAUNCHER), "--workers", "2", str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           text=True, env=environment, cwd=tmp_path)
+    try:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3, LIMIT, "the fourth step")
+        job.send_signal(signal.SIGTERM)
+        output, errors = job.communicate(timeout=DEADLINE)
+    finally:
+        job.kill()
+    steps = metrics.read_text().count("\n")
+    assert (job.returncode, errors) == (0, "") and f"stopped after step {steps}, as asked" in output
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert checkpoint.name == f"step_{steps}"
+    assert main(["ckpt", "verify", str(checkpoint)]) == 0
+    workers = (tmp_path / "run" / "logs" / "launch_1" / "workers.log").read_text().split()[1::2]
+    assert len(workers) == 2 and not any(is_running(pid) for pid in workers)
 
 
 def test_a_rank_that_never_joins_is_named(config, tmp_path, environment):

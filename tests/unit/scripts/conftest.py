@@ -46,6 +46,9 @@ def train(config):
         if word == "waits":
             time.sleep(600)
         raise CollectiveError("rank %d: all_to_all: lost rank 7" % rank)
+    if outcome in ("patient", "deaf"):  # told to stop, one ends well after a moment, the other goes on
+        signal.signal(signal.SIGTERM, (lambda *_: (time.sleep(1), sys.exit(0))) if outcome == "patient" else signal.SIG_IGN)
+        print("ready")
     if outcome == "input":
         raise InputError("data: found nothing, expected rows")
     if outcome == "lost":

@@ -117,3 +117,24 @@ def test_nothing_outlives_the_launcher(environment, scripts, processes_of, wait_
         launcher.wait()
         for process in processes_of(logs):
             os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("stand_in, seconds, status", [("patient", "60", 0), ("deaf", "3", 143)])
+def test_ranks_are_told_to_stop_and_given_time(environment, scripts, processes_of, wait_until, config_file, tmp_path, stand_in, seconds,
+                                               status):
+    logs = tmp_path / "logs"
+    command = ["bash", str(scripts / "train_msrun.sh"), "--workers", "2", "--log-dir", str(logs), "--stop-timeout", seconds, config_file]
+    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                env={**environment, "STAND_IN": stand_in})
+    try:
+        wait_until(lambda: all((logs / f"worker_{rank}.log").is_file() and "ready" in (logs / f"worker_{rank}.log").read_text()
+                               for rank in range(2)))
+        launcher.send_signal(signal.SIGTERM)
+        _, errors = launcher.communicate(timeout=DEADLINE_S)
+        assert (launcher.returncode, errors) == (status, "")
+        wait_until(lambda: not processes_of(logs))
+    finally:
+        launcher.kill()
+        launcher.wait()
+        for process in processes_of(logs):
+            os.kill(process, signal.SIGKILL)

@@ -186,3 +186,25 @@ def test_free_ports_differ_from_taken_ones(launch, one, config_file):
     (port,) = [line.split("=")[1] for line in done.stdout.replace(" \\", "").splitlines() if line.startswith("LOCMOE_MESH_PORT=")]
     with socket.create_server(("127.0.0.1", int(port))):
         pass
+
+
+@pytest.mark.parametrize("stand_in, seconds, status", [("patient", "60", 0), ("deaf", "3", 143)])
+def test_ranks_are_told_to_stop_and_given_time(environment, scripts, processes_of, wait_until, one, config_file, tmp_path, stand_in,
+                                               seconds, status):
+    logs = tmp_path / "logs"
+    command = ["bash", str(scripts / "train_rank_table.sh"), "--rank-table", one, "--log-dir", str(logs), "--stop-timeout", seconds,
+               config_file, *CPU]
+    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                env={**environment, "STAND_IN": stand_in})
+    try:
+        wait_until(lambda: all((logs / f"worker_{rank}.log").is_file() and "ready" in (logs / f"worker_{rank}.log").read_text()
+                               for rank in range(2)))
+        launcher.send_signal(signal.SIGTERM)
+        _, errors = launcher.communicate(timeout=DEADLINE_S)
+        assert (launcher.returncode, errors) == (status, "")
+        wait_until(lambda: not processes_of(logs))
+    finally:
+        launcher.kill()
+        launcher.wait()
+        for process in processes_of(logs):
+            os.kill(process, signal.SIGKILL)
