@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Audits the shipped configurations, scaled to a few ranks, with every router, dispatcher and tensor-parallel degree.
+
+usage: python scripts/check_audit.py [--output FILE] [--ranks N,N] [--only PART ...] [--report]
+
+A case is a configuration x ranks x tensor-parallel degree x router x dispatcher; sizes shrink, everything else stays as shipped.
+Results go to FILE (default runs/audits.jsonl), a line a case; cases that it holds are not made again. --only: configurations whose path
+contains PART. --report: print the table of what FILE holds. Exit status 1 if a case has a problem.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.config import load_config
+from pangu_sigma.tools.audit.checks import check
+from pangu_sigma.tools.audit.command import audited_job, export, read_ranks
+from pangu_sigma.tools.plan.exchanges import step_exchanges
+from pangu_sigma.tools.plan.job import Job
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/ascend/*.yaml")])
+ROUTERS = {
+    "hash": (), "switch": (), "locmoe": (), "faster_moe": (),
+    "gshard": ("moe.router.top_k=2",), "ta_moe": ("moe.router.statistics=node",), "etr": ("moe.dispatch.drop_priority=weight",),
+}
+DISPATCHERS = {
+    "flat": ("moe.dispatch={type: flat}",), "flat, chunks": ("moe.dispatch={type: flat, chunks: 2}",),
+    "hierarchical": ("moe.dispatch={type: hierarchical}",), "ragged": ("moe.dispatch={type: ragged}", "moe.capacity.factor=1.25"),
+    "flat, group-wise": ("moe.dispatch={type: flat, group_wise: true}",),
+    "hierarchical, group-wise": ("moe.dispatch={type: hierarchical, group_wise: true, chunks: 2}",),
+}
+AT_ONCE = 8  # cases that ranks compile in one go
+LIMIT = 3600  # seconds for them
+
+
+@dataclass(frozen=True)
+class Case:
+    config: str
+    ranks: int
+    tensor: int
+    router: str
+    dispatcher: str
+
+    @property
+    def key(self) -> list[object]:
+        return [self.config, self.ranks, self.tensor, self.router, self.dispatcher]
+
+    def job(self) -> Job:
+        """Raises InputError: the parts do not go together."""
+        shipped = load_config(str(ROOT / self.config))
+        micro_batches = 2 if shipped.train.micro_batch_size else 1
+        groups = 2 if shipped.moe.num_groups > 1 else 1
+        data = self.ranks // self.tensor
+        overrides = [
+            "model.hidden_size=16", "model.num_heads=4", "model.ffn_hidden_size=32", "model.sequence_length=16", "model.vocab_size=64",
+            f"model.dense_layers={min(shipped.model.dense_layers, 1)}", f"model.sparse_layers={min(shipped.model.sparse_layers, 1)}",
+            "moe.num_experts=8", f"moe.num_groups={groups}", f"moe.domain_groups={[*range(groups)]}", "data.path=none",
+            f"parallel.expert={data}", f"parallel.tensor={self.tensor}", f"parallel.ranks_per_node={self.ranks // 2}",
+            f"train.global_batch_size={data * micro_batches}", f"train.micro_batch_size={1 if micro_batches > 1 else 'null'}",
+            f"moe.router.type={self.router}", "moe.router.top_k=1", *DISPATCHERS[self.dispatcher], *ROUTERS[self.router],
+        ]
+        return audited_job(load_config(str(ROOT / self.config), overrides), 2, self.ranks // 2)
+
+
+def cases(ranks: list[int], only: list[str]) -> Iterator[Case]:
+    for config in CONFIGS:
+        if only and not any(part in config for part in only):
+            continue
+        for size in ranks:
+            for tensor in (1, 2):
+                for router in ROUTERS:
+                    for dispatcher in DISPATCHERS:
+                        yield Case(config, size, tensor, router, dispatcher)
+
+
+def note(output: Path, case: Case, result: str, lines: list[str]) -> None:
+    with open(output, "a", encoding="utf-8") as file:
+        file.write(json.dumps([case.key, result, lines]) + "\n")
+
+
+def run(todo: list[Case], output: Path) -> None:
+    """Audits cases of equal size together, as many as AT_ONCE."""
+    waiting: list[tuple[Case, Job]] = []
+    for number, case in enumerate(todo, 1):
+        try:
+            waiting.append((case, case.job()))
+        except InputError as error:
+            note(output, case, "refused", [str(error)])
+        following = todo[number] if number < len(todo) else None
+        if waiting and (len(waiting) == AT_ONCE or following is None or following.ranks != case.ranks):
+            started = time.monotonic()
+            audit(waiting, output)
+            print(f"[{number}/{len(todo)}] {len(waiting)} cases of {case.ranks} ranks in {time.monotonic() - started:.0f} s", flush=True)
+            waiting = []
+
+
+def audit(waiting: list[tuple[Case, Job]], output: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="check_audit_") as scratch:
+        jobs = []
+        for number, (_, job) in enumerate(waiting):
+            folder = Path(scratch) / str(number)
+            folder.mkdir()
+            jobs.append((job, folder))
+        export(jobs, LIMIT)
+        for (case, job), (_, folder) in zip(waiting, jobs):
+            problems = check(read_ranks(job, folder), step_exchanges(job), job.topology)
+            note(output, case, "problems" if problems else "passed", problems)
+
+
+def read(output: Path) -> dict[tuple[object, ...], tuple[str, list[str]]]:
+    lines = output.read_text(encoding="utf-8").splitlines() if output.is_file() else []
+    return {tuple(key): (result, found) for key, result, found in map(json.loads, lines)}
+
+
+def report(results: dict[tuple[object, ...], tuple[str, list[str]]]) -> int:
+    """Prints a Markdown table by configuration, ranks and degree, then problems and refusals; returns the exit status."""
+    table: Counter[tuple[object, ...]] = Counter()
+    for key, (result, _) in results.items():
+        table[(*key[:3], result)] += 1
+    print("| configuration | ranks | tensor | passed | refused | problems |\n|---|---|---|---|---|---|")
+    for config, ranks, tensor in sorted({key[:3] for key in results}, key=str):
+        numbers = " | ".join(str(table[config, ranks, tensor, result]) for result in ("passed", "refused", "problems"))
+        print(f"| {config} | {ranks} | {tensor} | {numbers} |")
+    print("\nRefused, by reason:")
+    reasons = Counter(found[0].partition(": ")[2] or found[0] for result, found in results.values() if result == "refused")
+    for reason, number in reasons.most_common():
+        print(f"- {number} x {reason}")
+    wrong = [(key, found) for key, (result, found) in results.items() if result == "problems"]
+    for key, found in wrong:
+        print(f"\n{key}:", *found, sep="\n  ")
+    return 1 if wrong else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "audits.jsonl")
+    parser.add_argument("--ranks", default="4,8")
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--report", action="store_true")
+    options = parser.parse_args()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    if not options.report:
+        done = read(options.output)
+        run([case for case in cases([int(size) for size in options.ranks.split(",")], options.only) if tuple(case.key) not in done],
+            options.output)
+    return report(read(options.output))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
