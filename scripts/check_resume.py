@@ -29,7 +29,7 @@ ROUTERS = {
     "locmoe on codes": ["moe.router.locmoe.gate_input=code"], "gshard": ["moe.router.top_k=2"], "faster_moe": [],
     "ta_moe": ["moe.router.statistics=node"], "etr": ["moe.dispatch.drop_priority=weight"],
 }
-PRECISIONS = {"fp32": [], "fp16": ["runtime.loss_scale={initial: 1e8, growth_interval: 7}"], "bf16": []}
+PRECISIONS = {"fp32": [], "fp16": ["runtime.loss_scale={initial: 1e8, growth_interval: 7}"]}
 LIMIT = 900  # seconds for a run
 
 
