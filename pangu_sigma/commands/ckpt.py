@@ -1,70 +1,57 @@
-"""The arguments of `pangu-sigma ckpt`. Nothing heavy is imported before a command runs."""
+"""The command line of `pangu-sigma ckpt`."""
 
 import argparse
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.commands.parts import add_command, add_family, add_plain, positive
 from pangu_sigma.config.schema import Config
 
-Action = Callable[[Config, argparse.Namespace], int]
-AddCommand = Callable[[Any, str, str, Action], argparse.ArgumentParser]
 
-
-def add_ckpt(commands: Any, add_command: AddCommand, positive: Callable[[str], int]) -> None:
-    """Adds `ckpt` and what belongs to it.
-
-    Args:
-        commands: of the program's parser. add_command: adds one that takes a configuration. positive: type of a positive integer.
-    """
-    text = "look at checkpoints, and make one out of another"
-    parsers = commands.add_parser("ckpt", help=text, description=text).add_subparsers(dest="ckpt", metavar="WHAT", required=True)
-    inspect = _add(parsers, "inspect", "what a checkpoint holds", _inspect)
+def add_ckpt(commands: Any) -> None:
+    """Adds `ckpt` and what belongs to it to the program's parser."""
+    parsers = add_family(commands, "ckpt", "look at checkpoints, and make one out of another")
+    inspect = add_plain(parsers, "inspect", "what a checkpoint holds", _inspect)
     inspect.add_argument("path", metavar="PATH", help="checkpoint folder, or a run directory: its newest")
     inspect.add_argument("--tensors", action="store_true", help="list every tensor")
-    verify = _add(parsers, "verify", "every byte against its checksum; status 2 where one differs", _verify)
+    verify = add_plain(parsers, "verify", "every byte against its checksum; status 2 where one differs", _verify)
     verify.add_argument("paths", metavar="PATH", nargs="+", help="checkpoint folders, or run directories: all of each")
-    diff = _add(parsers, "diff", "where two checkpoints differ; status 1 where they do", _diff)
+    diff = add_plain(parsers, "diff", "where two checkpoints differ; status 1 where they do", _diff)
     diff.add_argument("left", metavar="PATH", help="checkpoint folder, or a run directory: its newest")
     diff.add_argument("right", metavar="PATH", help="the other one")
-    reshard = _add(parsers, "reshard", "the same tensors, each whole, in other files; memory of the largest tensor", _reshard)
-    _add_ends(reshard, positive, required=True)
+    reshard = add_plain(parsers, "reshard", "the same tensors, each whole, in other files; memory of the largest tensor", _reshard)
+    _add_ends(reshard, required=True)
     reshard.add_argument("--weights-only", action="store_true", help="leave out what only training needs")
-    _add_extract(parsers, positive)
-    _add_inherit(parsers, add_command, positive)
+    _add_extract(parsers)
+    _add_inherit(parsers)
 
 
-def _add(parsers: Any, name: str, text: str, action: Action) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = parsers.add_parser(name, help=text, description=text)
-    parser.set_defaults(action=action)
-    return parser
-
-
-def _add_ends(parser: argparse.ArgumentParser, positive: Callable[[str], int], required: bool = False) -> None:
+def _add_ends(parser: argparse.ArgumentParser, required: bool = False) -> None:
     parser.add_argument("source", metavar="SOURCE", help="checkpoint folder, or a run directory: its newest")
     parser.add_argument("target", metavar="TARGET", help="new checkpoint folder")
-    _add_shards(parser, positive, required)
+    _add_shards(parser, required)
 
 
-def _add_shards(parser: argparse.ArgumentParser, positive: Callable[[str], int], required: bool = False) -> None:
+def _add_shards(parser: argparse.ArgumentParser, required: bool = False) -> None:
     extra = {} if required else {"default": 1}
     parser.add_argument("--shards", type=positive, metavar="N", required=required,
                         help=f"files of about equal size{'' if required else ' (default 1)'}", **extra)
 
 
-def _add_extract(parsers: Any, positive: Callable[[str], int]) -> None:
-    extract = _add(parsers, "extract", "a smaller model of one domain, which needs nothing of the others", _extract)
-    _add_ends(extract, positive)
+def _add_extract(parsers: Any) -> None:
+    extract = add_plain(parsers, "extract", "a smaller model of one domain, which needs nothing of the others", _extract)
+    _add_ends(extract)
     extract.add_argument("--domain", required=True, metavar="D", help="name or number of the domain")
     extract.add_argument("--optimizer", action="store_true", help="keep what training needs, so that a run can go on")
     extract.add_argument("--tokenizer", metavar="FILE", help="tokenizer to put beside it (default: of data.path, if it is there)")
 
 
-def _add_inherit(parsers: Any, add_command: AddCommand, positive: Callable[[str], int]) -> None:
+def _add_inherit(parsers: Any) -> None:
     inherit = add_command(parsers, "inherit", "a PanGu-Sigma that begins as a dense PanGu-alpha", _inherit)
     inherit.add_argument("source", metavar="SOURCE", help="checkpoint folder or run of a dense model, or PanGu-alpha's .ckpt file")
     inherit.add_argument("target", metavar="TARGET", help="new checkpoint folder")
-    _add_shards(inherit, positive)
+    _add_shards(inherit)
     inherit.add_argument("--noise", type=_share, default=0.0, metavar="R",
                          help="noise on the experts' matrices, over the standard deviation of each (default 0)")
     inherit.add_argument("--noise-seed", type=positive, default=1, metavar="N", help="of the noise (default 1)")

@@ -3,10 +3,11 @@
 import argparse
 from typing import Any
 
+from pangu_sigma.commands.parts import add_command, positive
 from pangu_sigma.config.schema import Config
 
 
-def add_audit(commands: Any, add_command: Any, positive: Any) -> None:
+def add_audit(commands: Any) -> None:
     """Adds the command to the program's parser."""
     parser = add_command(commands, "audit", "compile the hccl graphs of all ranks on CPU, and check what they exchange", _audit)
     parser.add_argument("--nodes", type=positive, metavar="N", help="nodes (default: the fewest that hold all experts)")
