@@ -20,10 +20,8 @@ other, at the limited rate for time. A phase starts from `cluster.rate` and `see
 
 import hashlib
 import json
-import math
 import re
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -33,6 +31,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.config.load import load_config, parse_yaml, read_text, shown, to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
+from pangu_sigma.tools.compare.values import as_rate, as_section, as_seeds, as_text, as_timeout, as_whole, one_of
 
 KEYS = ("base", "base_overrides", "variants", "baseline", "seeds", "cluster", "phases", "warmup_steps_ignored", "run_timeout")
 CLUSTER_KEYS = ("nodes", "workers_per_node", "rate", "pin")
@@ -43,7 +42,6 @@ SINGLE_PHASE = "all"
 RESERVED = {"train.seed": "seeds gives it", "train.output_dir": "each run has a folder of the comparison's own",
             "train.stop_after": "the run would end without a summary"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-_RATE = re.compile(r"[1-9][0-9]{0,5}[kmg]bit")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 
 
@@ -114,7 +112,7 @@ def load_plan(path: str, rate: Optional[str] = None) -> Plan:
         InputError: names the file and the key; for a run's configuration also its variant and phase.
     """
     try:
-        return _plan(path, _section(parse_yaml(read_text(path), path), "", KEYS, required=("base", "variants")), rate)
+        return _plan(path, as_section(parse_yaml(read_text(path), path), "", KEYS, required=("base", "variants")), rate)
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(path) else f"{path}: {text}") from None
@@ -124,19 +122,19 @@ def _plan(path: str, raw: Mapping[str, Any], rate: Optional[str]) -> Plan:
     base = _base(raw["base"])
     shared = _overrides(raw.get("base_overrides"), "base_overrides")
     variants = _variants(raw["variants"])
-    phases = _phases(raw, _seeds(raw.get("seeds", [1]), "seeds"), _cluster(raw.get("cluster", {})))
+    phases = _phases(raw, as_seeds(raw.get("seeds", [1]), "seeds"), _cluster(raw.get("cluster", {})))
     if rate is not None:
         phases = _at_rate(phases, rate)
     runs = [_run(base, variant, phase, seed, [shared, phase.overrides, variants[variant]])
             for phase, variant, seed in _order(phases, list(variants))]
     return Plan(path, base, tuple(variants), _baseline(raw.get("baseline"), variants), tuple(phase.name for phase in phases),
-                _whole(raw.get("warmup_steps_ignored", 0), "warmup_steps_ignored", 0), _timeout(raw.get("run_timeout", 3600)),
+                as_whole(raw.get("warmup_steps_ignored", 0), "warmup_steps_ignored", 0), as_timeout(raw.get("run_timeout", 3600)),
                 _steps_checked(runs, raw.get("warmup_steps_ignored", 0)))
 
 
 def _at_rate(phases: Sequence[_Phase], rate: str) -> List[_Phase]:
     """The phases whose link is limited, at another rate."""
-    limited = [replace(phase, cluster=replace(phase.cluster, rate=_rate(rate, "--rate", phase.cluster.nodes)))
+    limited = [replace(phase, cluster=replace(phase.cluster, rate=as_rate(rate, "--rate", phase.cluster.nodes)))
                for phase in phases if phase.cluster.rate is not None]
     if not limited:
         raise InputError("--rate: no phase of the comparison has a rate; expected cluster.rate in the file")
@@ -216,7 +214,7 @@ def _variants(raw: Any) -> Dict[str, Dict[str, Any]]:
 
 
 def _base(raw: Any) -> str:
-    path = _text(raw, "base", "the path of a configuration")
+    path = as_text(raw, "base", "the path of a configuration")
     try:
         parse_yaml(read_text(path), path)
     except InputError as error:
@@ -235,29 +233,29 @@ def _overrides(raw: Any, where: str) -> Dict[str, Any]:
 
 
 def _cluster(raw: Any) -> Cluster:
-    section = _section(raw, "cluster", CLUSTER_KEYS)
-    nodes = _whole(section.get("nodes", 1), "cluster.nodes", 1)
+    section = as_section(raw, "cluster", CLUSTER_KEYS)
+    nodes = as_whole(section.get("nodes", 1), "cluster.nodes", 1)
     pin = section.get("pin", False)
     if not isinstance(pin, bool):
         raise InputError(f"cluster.pin: found {shown(pin)}, expected true or false")
     if pin and nodes == 1:
         raise InputError("cluster.pin is true with cluster.nodes 1; expected false: the one node has all cores")
-    workers = _whole(section.get("workers_per_node", 1), "cluster.workers_per_node", 1)
-    return Cluster(nodes, workers, _rate(section.get("rate"), "cluster.rate", nodes), pin)
+    workers = as_whole(section.get("workers_per_node", 1), "cluster.workers_per_node", 1)
+    return Cluster(nodes, workers, as_rate(section.get("rate"), "cluster.rate", nodes), pin)
 
 
 def _phases(raw: Mapping[str, Any], seeds: Tuple[int, ...], cluster: Cluster) -> List[_Phase]:
     if raw.get("phases") is None:
         return [_Phase(SINGLE_PHASE, {}, seeds, cluster)]
-    sections = _section(raw["phases"], "phases", PHASES)
+    sections = as_section(raw["phases"], "phases", PHASES)
     if not sections:
         raise InputError("phases: is empty, expected quality, time or both, or the key left out")
     phases = []
     for name in (name for name in PHASES if name in sections):
         where = f"phases.{name}"
-        section = _section({} if sections[name] is None else sections[name], where, PHASE_KEYS)
-        rate = _rate(section.get("rate", cluster.rate), f"{where}.rate", cluster.nodes)
-        own_seeds = _seeds(section["seeds"], f"{where}.seeds") if "seeds" in section else seeds
+        section = as_section({} if sections[name] is None else sections[name], where, PHASE_KEYS)
+        rate = as_rate(section.get("rate", cluster.rate), f"{where}.rate", cluster.nodes)
+        own_seeds = as_seeds(section["seeds"], f"{where}.seeds") if "seeds" in section else seeds
         phases.append(_Phase(name, _overrides(section.get("overrides"), f"{where}.overrides"), own_seeds, replace(cluster, rate=rate)))
     return phases
 
@@ -266,63 +264,5 @@ def _baseline(raw: Any, variants: Mapping[str, Any]) -> str:
     if raw is None:
         return next(iter(variants))
     if raw not in variants:
-        raise InputError(f"baseline: found {shown(raw)}, expected {_one_of(raw, tuple(variants))}")
+        raise InputError(f"baseline: found {shown(raw)}, expected {one_of(raw, tuple(variants))}")
     return str(raw)
-
-
-# ---- values
-
-
-def _section(raw: Any, where: str, known: Sequence[str], required: Sequence[str] = ()) -> Mapping[str, Any]:
-    prefix = f"{where}." if where else ""
-    if not isinstance(raw, dict):
-        raise InputError(f"{where + ': ' if where else ''}found {shown(raw)}, expected a section with keys {', '.join(known)}")
-    for key in raw:
-        if key not in known:
-            raise InputError(f"{prefix}{key}: unknown key, expected {_one_of(key, known)}")
-    for key in required:
-        if key not in raw:
-            raise InputError(f"{prefix}{key}: is missing")
-    return raw
-
-
-def _one_of(found: Any, known: Sequence[str]) -> str:
-    near = get_close_matches(str(found), known, n=1, cutoff=0.5)
-    return f"one of {', '.join(known)}" + (f" (did you mean {near[0]}?)" if near else "")
-
-
-def _seeds(raw: Any, where: str) -> Tuple[int, ...]:
-    if not isinstance(raw, list) or not raw:
-        raise InputError(f"{where}: found {shown(raw)}, expected a list, as in [1, 2, 3]")
-    seeds = tuple(_whole(seed, f"{where}[{position}]", 0) for position, seed in enumerate(raw))
-    if len(set(seeds)) < len(seeds):
-        raise InputError(f"{where}: found {shown(raw)}, expected each seed once")
-    return seeds
-
-
-def _whole(raw: Any, where: str, minimum: int) -> int:
-    if isinstance(raw, bool) or not isinstance(raw, int) or raw < minimum:
-        raise InputError(f"{where}: found {shown(raw)}, expected an integer >= {minimum}")
-    return raw
-
-
-def _timeout(raw: Any) -> float:
-    if isinstance(raw, bool) or not isinstance(raw, (int, float)) or not 0 < raw < math.inf:
-        raise InputError(f"run_timeout: found {shown(raw)}, expected seconds > 0")
-    return float(raw)
-
-
-def _text(raw: Any, where: str, expected: str) -> str:
-    if not isinstance(raw, str) or not raw:
-        raise InputError(f"{where}: found {shown(raw)}, expected {expected}")
-    return raw
-
-
-def _rate(raw: Any, where: str, nodes: int) -> Optional[str]:
-    if raw is None:
-        return None
-    if not isinstance(raw, str) or not _RATE.fullmatch(raw):
-        raise InputError(f"{where}: found {shown(raw)}, expected null or a rate, as in 200mbit")
-    if nodes == 1:
-        raise InputError(f"{where} is {raw} with cluster.nodes 1; expected null: one node has no link to another")
-    return raw
