@@ -1,13 +1,15 @@
 """The `pangu-sigma` command: alone, or as every rank of a job that msrun started.
 
-Exit status: 0 success; 2 bad input, with one line on stderr; 1 anything else; 130 interrupted. Nothing heavy is
-imported before it is needed: `--help` and most bad input are answered without MindSpore.
+Exit status: 0 success; 2 bad input, with one line on stderr; 1 anything else; 130 interrupted; 141 nobody reads its
+output any more. Nothing heavy is imported before it is needed: `--help` and most bad input are answered without MindSpore.
 """
 
 import argparse
 import ctypes
 import os
+import select
 import signal
+import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -27,6 +29,7 @@ from pangu_sigma.launch import is_worker, rank_name
 from pangu_sigma.reporting import SUCCESS, append_line, report_error
 
 INTERRUPTED = 130
+CLOSED_PIPE = 141  # what a shell reports of a program that this ends by its signal
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -37,7 +40,17 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 (the outermost handler)
-        return report_error(error)
+        return CLOSED_PIPE if isinstance(error, BrokenPipeError) and _nobody_reads() else report_error(error)
+
+
+def _nobody_reads() -> bool:
+    """Whether it is this program's output that is broken: its reader, such as `head`, has seen enough."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still wants to write at its end
+    return True
 
 
 def _parser() -> argparse.ArgumentParser:

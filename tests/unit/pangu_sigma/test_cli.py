@@ -104,6 +104,14 @@ def test_mindspore_is_not_imported_before_it_is_needed(arguments):
     assert subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True).returncode == 0
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(config_file):
+    command = [sys.executable, "-m", "pangu_sigma", "config", config_file]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == b""
+
+
 def test_config_prints_every_key_or_one(config_file, capsys):
     assert cli.main(["config", config_file]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
