@@ -30,6 +30,9 @@ class HierarchicalDispatcher(Dispatcher):
     The rail's buffers hold C_out slots for each expert of every node, the own one too. That part does not leave the rank on the
     rail and takes what the near tier has no slot for, hence A slots there and not C_in.
 
+    With C_out = 0 the far tier does not exist: nothing crosses between nodes, not even empty slots that everybody waits for, and what is
+    meant for another node has no slot.
+
     With two chunks the near tier is cut in two along its slots: one half is exchanged and computed while the far tier is on its
     way out, the other while it is on its way home. With one chunk nothing overlaps.
 
@@ -38,7 +41,7 @@ class HierarchicalDispatcher(Dispatcher):
         placement: which rank of the expert-parallel group holds which expert.
         tokens, top_k: as `Dispatcher`. drop_priority: `position` or `weight`: which assignments keep their slots on overflow.
         near_capacity: C_in, and far_capacity: C_out. A is rounded up to a multiple of `chunks`; if C_in < C_out, it is 0.
-            Group-wise, C_out is a multiple of P tensor-parallel ranks, and A of P * `chunks`.
+            Group-wise, C_out is a multiple of P tensor-parallel ranks, and A of P * `chunks`. With C_out = 0 there is one chunk.
         tag: names the collectives in errors and counters.
         group_wise: this rank sends its share of the slots (see `shares`); A and C_out below are then a share's.
         overflow: `drop` or `repick`: what happens to an assignment without a slot, see `RepickingAssignment`.
@@ -54,6 +57,7 @@ class HierarchicalDispatcher(Dispatcher):
         topology, rank = collectives.topology, collectives.rank
         shares = topology.tensor if group_wise else 1
         far = -(-far_capacity // shares)
+        chunks = chunks if far else 1  # a tier alone has nothing to overlap with
         near = -(-max(near_capacity - far * shares, 0) // (chunks * shares)) * chunks
         table = two_tier_slots(topology, placement, rank, near * shares, far * shares)
         super().__init__(tokens, top_k, slot_assignment(tokens, top_k, table, drop_priority, overflow),
@@ -64,16 +68,20 @@ class HierarchicalDispatcher(Dispatcher):
         self.near, self.far = near, far
         self.near_rows = placement.num_experts // self.nodes * near
         self.chunks = chunks
+        self.near_out = nn.CellList([collectives.all_to_all("ep_node", f"{tag}/near out {i}") for i in range(chunks)])
+        self.near_home = nn.CellList([collectives.all_to_all("ep_node", f"{tag}/near home {i}") for i in range(chunks)])
+        if far == 0:
+            return
         rail_out, rail_home = (collectives.all_to_all_in_flight("ep_rail", f"{tag}/far {way}") for way in ("out", "home"))
         self.depart, self.arrive = rail_out.start, rail_out.wait
         self.return_home, self.at_home = rail_home.start, rail_home.wait
         self.hand_on = collectives.all_to_all("ep_node", f"{tag}/far handed on")
         self.hand_back = collectives.all_to_all("ep_node", f"{tag}/far handed back")
-        self.near_out = nn.CellList([collectives.all_to_all("ep_node", f"{tag}/near out {i}") for i in range(chunks)])
-        self.near_home = nn.CellList([collectives.all_to_all("ep_node", f"{tag}/near home {i}") for i in range(chunks)])
         self.together = Together()
 
     def through_experts(self, buffer: Tensor, experts: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.far == 0:
+            return self._near(buffer, 0, experts)
         if self.near == 0:
             far = self.at_home(self._far(self.arrive(self._depart(buffer)), experts))
             return far.reshape(-1, buffer.shape[-1])

@@ -68,7 +68,7 @@ class LayerSpec:
         _require(self.capacity >= 1, "capacity", self.capacity, "at least 1")
         _require(0.0 < self.smoothing <= 1.0, "smoothing", self.smoothing, "above 0, at most 1")
         if self.far_capacity is not None:
-            _require(self.far_capacity >= 1, "far_capacity", self.far_capacity, "at least 1")
+            _require(self.far_capacity >= 0, "far_capacity", self.far_capacity, "at least 0")
             _require(self.source_nodes is not None, "source_nodes", None, "a node for each source rank, for far_capacity")
         known = all(0 <= group < self.num_groups for group in self.domain_groups)
         _require(known, "domain_groups", self.domain_groups, f"groups 0..{self.num_groups - 1}")

@@ -156,7 +156,8 @@ class CapacityConfig:
     factor: float = key(1.25, "capacity factor in training (mode factor)", above=0.0)
     evaluation_factor: float = key(2.0, "capacity factor in evaluation", above=0.0)
     local_share: Optional[float] = key(None, "hierarchical dispatch: share of a rank's assignments that its node's experts get slots "
-                                       "for, the rest being for the other nodes'; null: the node's share of the experts",
+                                       "for, the rest being for the other nodes'; 1: nothing leaves its node; null: the node's "
+                                       "share of the experts",
                                        above=0.0, maximum=1.0)
     form: str = key("exact", "critical, adaptive: form of the bound; exact is Theorem 1, exp what LocMoE+ works with",
                     choices=("exact", "erfc", "exp"))

@@ -142,6 +142,9 @@ def _check_dispatch(config: Config) -> None:
     if dispatch.type != "hierarchical" and capacity.local_share is not None:
         raise InputError(f"moe.capacity.local_share is {capacity.local_share} with moe.dispatch.type {dispatch.type}, "
                          "which has one tier; expected null")
+    if dispatch.chunks > 1 and capacity.local_share == 1.0:
+        raise InputError(f"moe.dispatch.chunks is {dispatch.chunks} with moe.capacity.local_share 1.0, which leaves one tier and "
+                         "nothing to overlap it with; expected 1")
 
 
 # Keys of moe.capacity that a mode has no use for.

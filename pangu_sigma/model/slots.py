@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import List, Set, Tuple
 
 from locmoe_ops.capacity.factor import capacity_by_factor
+from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.domains import domains_of_node, resolve_domain_groups
@@ -63,26 +64,32 @@ class SlotRules:
         """Slots per expert of the own node, and of other nodes, for capacity factor `factor` (see `HierarchicalDispatcher`).
 
         `moe.capacity.local_share` of a rank's assignments spread over the experts of its node that they may go to, the rest over
-        those of other nodes: the rule of capacity factors, tier by tier. All ranks get the same, that of the fewest experts.
+        those of other nodes: the rule of capacity factors, tier by tier. All ranks get the same, that of the node that needs most.
+        Where nothing may leave its node, or the share is 1, there are no slots for other nodes.
+
+        Raises InputError: the share is 1, but a node holds none of the experts that its tokens may go to.
         """
         moe, tokens = self.config.moe, self.tokens
-        top_k = moe.router.top_k
-        near, far = self._tier_experts(placement)
-        share = near / (near + far) if moe.capacity.local_share is None else moe.capacity.local_share
-        near_slots = capacity_by_factor(tokens, top_k, near, factor * share) if near and share > 0.0 else 1
-        if self.topology.nodes == 1:
-            return near_slots, near_slots  # one tier
-        return near_slots, capacity_by_factor(tokens, top_k, far, factor * (1.0 - share)) if far and share < 1.0 else 1
+        top_k, share = moe.router.top_k, moe.capacity.local_share
+        slots = []
+        for node, (near, far) in enumerate(self._tier_experts(placement)):
+            inside = near / (near + far) if share is None else share
+            if share == 1.0 and near == 0:
+                raise InputError(f"moe.capacity.local_share is 1.0, but node {node} holds no expert of its tokens; expected less, or "
+                                 "moe.placement and data.placement that put them there")
+            slots.append((capacity_by_factor(tokens, top_k, near, factor * inside) if near and inside > 0.0 else 0,
+                          capacity_by_factor(tokens, top_k, far, factor * (1.0 - inside)) if far and inside < 1.0 else 0))
+        most_near, most_far = (max(tier) for tier in zip(*slots))
+        return (most_near, most_near) if self.topology.nodes == 1 else (most_near, most_far)  # one node is one tier
 
-    def _tier_experts(self, placement: ExpertPlacement) -> Tuple[int, int]:
-        """Experts in play on a token's own node, and on others: the fewest that a rank of any node has."""
+    def _tier_experts(self, placement: ExpertPlacement) -> List[Tuple[int, int]]:
+        """For each node: experts that its tokens may go to, on it and on others."""
         topology = self.topology
         local = local_experts_table(topology, placement)[:: topology.ranks_per_node]  # (nodes, E)
         in_play = self.experts_by_node()
         if len(in_play) != len(local):  # a layout of another number of nodes: any of its experts from any node
             in_play = [set.union(*in_play)] * len(local)
-        counts = [(sum(held[e] for e in experts), sum(not held[e] for e in experts)) for held, experts in zip(local, in_play)]
-        return min(int(near) for near, _ in counts), min(int(far) for _, far in counts)
+        return [(sum(bool(held[e]) for e in experts), sum(not held[e] for e in experts)) for held, experts in zip(local, in_play)]
 
 
 def _experts_of(groups: Set[int], per_group: int) -> Set[int]:

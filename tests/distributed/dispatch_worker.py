@@ -46,6 +46,8 @@ CASES = {
     "hierarchical, overflow": Case("hierarchical", 3, 1, top_k=2, priority="weight", groups=4),
     "hierarchical, overflow, overlapped": Case("hierarchical", 3, 1, chunks=2, top_k=2),
     "hierarchical, nothing near": Case("hierarchical", 2, 2, top_k=2),
+    "hierarchical, nothing far": Case("hierarchical", 3, 0, top_k=2),
+    "hierarchical, nothing far, group-wise, re-picked": Case("hierarchical", 4, 0, top_k=2, tensor=2, share=True, overflow="repick"),
     "hierarchical, one rank a node": Case("hierarchical", 4, 2, ranks_per_node=1, chunks=2),
     "hierarchical, one node": Case("hierarchical", 5, 1, ranks_per_node=4),
     "flat, tensor parallel": Case("flat", 4, 4, top_k=2, tensor=2),

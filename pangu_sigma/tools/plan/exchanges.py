@@ -129,10 +129,12 @@ def _ways(job: Job, slots: LayerSlots) -> Iterator[_Way]:
         for _ in range(dispatch.chunks):
             yield _all_to_all("tokens", "ep", far // dispatch.chunks)
     else:
-        yield _all_to_all("far tier, rail", "ep_rail", far)
-        yield _all_to_all("far tier, handed on", "ep_node", far)
-        for _ in range(dispatch.chunks if slots.near else 0):
-            yield _all_to_all("near tier", "ep_node", _near_rows(job, slots) * d // dispatch.chunks)
+        chunks = dispatch.chunks if far else 1
+        if far:
+            yield _all_to_all("far tier, rail", "ep_rail", far)
+            yield _all_to_all("far tier, handed on", "ep_node", far)
+        for _ in range(chunks if slots.near else 0):
+            yield _all_to_all("near tier", "ep_node", _near_rows(job, slots) * d // chunks)
 
 
 def _near_rows(job: Job, slots: LayerSlots) -> int:

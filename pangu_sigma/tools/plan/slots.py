@@ -71,10 +71,11 @@ def _hierarchical(job: Job, factor: float) -> LayerSlots:
     chunks, shares = job.config.moe.dispatch.chunks, _shares(job)
     near_wanted, far_wanted = job.slot_rules.tier_capacities(job.slot_rules.placement, factor)
     far = -(-far_wanted // shares)
+    chunks = chunks if far else 1
     near = -(-max(near_wanted - far * shares, 0) // (chunks * shares)) * chunks
     neighbours = len(job.topology.group_of("ep_node", 0))
     calls = (neighbours * near // chunks,) * chunks if near else ()
-    return LayerSlots(far, near, (*calls, job.topology.expert * far), shares)
+    return LayerSlots(far, near, (*calls, job.topology.expert * far) if far else calls, shares)
 
 
 def _ragged(job: Job) -> LayerSlots:

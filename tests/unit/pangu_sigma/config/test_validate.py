@@ -71,6 +71,8 @@ def test_what_fits_is_accepted(world_size, settings):
     (1, {"moe.router.locmoe": {"gate_input": "code", "gate": "dense"}}, ["gate is dense", "gate_input code", "expected grap"]),
     (1, {"moe.dispatch": {"type": "hierarchical", "chunks": 3}}, ["moe.dispatch.chunks is 3", "hierarchical", "1 or 2"]),
     (1, {"moe.capacity.local_share": 0.5}, ["moe.capacity.local_share is 0.5", "moe.dispatch.type flat"]),
+    (1, {"moe.capacity.local_share": 1.0, "moe.dispatch.type": "hierarchical", "moe.dispatch.chunks": 2},
+     ["moe.dispatch.chunks is 2", "moe.capacity.local_share 1.0", "expected 1"]),
     (1, {"moe.num_experts": 6}, ["moe.router.locmoe.gate grap", "moe.num_experts 6", "model.hidden_size (256)"]),
     (1, {"model.sparse_layers": 0, "model.sparse_query_layer": True, "moe.num_experts": 6}, ["gate grap"]),
     (1, {"moe.capacity.mode": "critical", "moe.router.type": "hash"}, ["moe.capacity.mode is critical", "moe.router.type hash"]),

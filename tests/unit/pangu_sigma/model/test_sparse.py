@@ -6,8 +6,9 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.routers import HashRouter, LocMoERouter, SwitchRouter
 from locmoe_ops.tensor_parallel import TensorGroup
 from locmoe_ops.topology import ExpertPlacement, Topology
+from pangu_sigma.config import config_from_dict
 from pangu_sigma.model.shape import model_shape
-from pangu_sigma.model.slots import resolve_layout
+from pangu_sigma.model.slots import SlotRules, resolve_layout
 from pangu_sigma.model.sparse import (
     SparseContext,
     build_dispatcher,
@@ -61,6 +62,30 @@ def test_a_tensor_parallel_group_is_one_place(networks):
 ])
 def test_domain_groups(make_context, moe, domains, expected):
     assert tuple(make_context(moe, domains=domains).domain_groups) == expected
+
+
+@pytest.mark.parametrize("moe, placement, expected", [
+    ({"capacity": {"factor": 1.0, "local_share": 0.75}}, "shuffled", (18, 6)),  # 96 tokens: 72 over 4 experts here, 24 over 4 there
+    ({"capacity": {"factor": 1.0}}, "shuffled", (12, 12)),  # as many here as there: 96 over 8
+    ({"capacity": {"factor": 1.0, "local_share": 1.0}}, "shuffled", (24, 0)),
+    ({"capacity": {"factor": 1.0}, "placement": "node_grouped"}, "domain_by_node", (24, 0)),  # all experts of its domain
+    ({"capacity": {"factor": 1.0, "local_share": 0.75}, "placement": "node_grouped"}, "domain_by_node", (18, 0)),
+])
+def test_slots_of_two_tiers(moe, placement, expected):
+    """2 nodes of 2 ranks, 8 experts in 2 groups."""
+    config = config_from_dict({"moe": {"num_experts": 8, "num_groups": 2, **moe}, "data": {"placement": placement}})
+    rules = SlotRules(config, Topology(4, 2, 4), domains=2, tokens=96)
+    assert rules.tier_capacities(rules.placement, config.moe.capacity.factor) == expected
+
+
+def test_a_node_that_keeps_its_tokens_holds_experts_for_them():
+    """4 nodes of 1 rank, two experts a domain: where a group is spread over all nodes, half of them hold none of their domain's."""
+    moe = {"num_experts": 4, "num_groups": 2, "capacity": {"local_share": 1.0}}
+    config = config_from_dict({"moe": moe, "data": {"placement": "domain_by_node"}})
+    rules = SlotRules(config, Topology(4, 1, 4), domains=2, tokens=96)
+    assert rules.tier_capacities(ExpertPlacement(4, 2, 4, "node_grouped"), 1.0) == (96, 0)
+    with pytest.raises(InputError, match="local_share is 1.0, but node . holds no expert"):
+        rules.tier_capacities(ExpertPlacement(4, 2, 4, "interleaved"), 1.0)
 
 
 NODES_OF_ONE = {"layout": {"world_size": 4, "ranks_per_node": 1, "expert": 4}}
