@@ -21,6 +21,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import check_paths, resolve_runtime, validate
 from pangu_sigma.launch import is_worker, rank_name, read_launch
 from pangu_sigma.reporting import SUCCESS, append_line, report_error
+from pangu_sigma.router_files import add_router_option, use_router_files
 from pangu_sigma.tools.audit.arguments import add_audit
 from pangu_sigma.tools.checkpoint.command import add_ckpt
 
@@ -77,6 +78,7 @@ def _add_command(commands: Any, name: str, help: str, action: Any) -> argparse.A
     command.add_argument("config", metavar="CONFIG", help="YAML configuration file")
     command.add_argument("--set", dest="overrides", metavar="KEY.PATH=VALUE", action="append", default=[],
                          help="override one key; may be repeated")
+    add_router_option(command)
     command.set_defaults(action=action)
     return command
 
@@ -101,6 +103,7 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("--rate", metavar="R", help="link rate, as in 200mbit, in place of FILE's; phases at full speed are left out")
     compare.add_argument("--dry-run", action="store_true", help="show the runs and their commands; start nothing")
     compare.add_argument("--report-only", action="store_true", help="make no run; report those that are finished")
+    add_router_option(compare)
     compare.set_defaults(action=_compare)
 
 
@@ -119,6 +122,7 @@ def _add_doctor(commands: Any) -> None:
                         help="how to reach them (default: %(default)s)")
     doctor.add_argument("--env-file", metavar="FILE", help="shell file to read on them first, such as CANN's set_env.sh")
     doctor.add_argument("--json", action="store_true", help="print the findings as one JSON object")
+    add_router_option(doctor)
     doctor.set_defaults(action=_doctor)
 
 
@@ -175,9 +179,14 @@ def _run(options: argparse.Namespace) -> int:
         return _be_scheduler(options) if options.action in _BY_RANKS else SUCCESS
     if under_msrun and options.action not in _BY_RANKS:
         raise InputError(f"{options.command} runs as one process, but MS_ROLE is set; expected to run without msrun")
-    config = load_config(options.config, options.overrides) if getattr(options, "config", None) else Config()
-    status: int = options.action(config, options)
+    status: int = options.action(_read_config(options), options)
     return status
+
+
+def _read_config(options: argparse.Namespace) -> Config:
+    """The configuration, if the command takes one, with the routers that the user brings along."""
+    use_router_files(getattr(options, "router_files", ()))
+    return load_config(options.config, options.overrides) if getattr(options, "config", None) else Config()
 
 
 def _prepare(config: Config, options: argparse.Namespace) -> int:
@@ -290,7 +299,7 @@ def _plan(config: Config, options: argparse.Namespace) -> int:
 def _be_scheduler(options: argparse.Namespace) -> int:
     """msrun's extra process. The tcp mesh has no use for it; with hccl MindSpore forms its cluster around it."""
     try:
-        config = load_config(options.config, options.overrides)
+        config = _read_config(options)
     except InputError:
         return SUCCESS  # every rank reports the same
     if resolve_runtime(config).runtime.backend == "hccl":
