@@ -249,6 +249,36 @@ class LossScaleConfig:
 
 
 @dataclass(frozen=True)
+class HcclConfig:
+    """HCCL's own settings (backend hccl); null: what the environment says, else HCCL's default."""
+
+    buffer_mb: Optional[int] = key(None, "HCCL_BUFFSIZE: MB of each of the two buffers of a process group", minimum=1, maximum=1048576)
+    connect_timeout: Optional[int] = key(None, "HCCL_CONNECT_TIMEOUT: seconds in which a group's ranks must have connected",
+                                         minimum=120, maximum=7200)
+    exec_timeout: Optional[int] = key(None, "HCCL_EXEC_TIMEOUT: seconds a collective may wait for its peers; 0: for ever (not on 910A)",
+                                      minimum=0, maximum=2147483647)
+
+
+@dataclass(frozen=True)
+class DeviceMemoryConfig:
+    """MindSpore's memory pool on Ascend (mindspore.runtime.set_memory); null: its default."""
+
+    initial_gb: Optional[float] = key(None, "size of the pool at first", minimum=0.1, maximum=1024.0)
+    increase_gb: Optional[float] = key(None, "what the pool grows by", minimum=0.1, maximum=1024.0)
+    maximum_gb: Optional[float] = key(None, "what the pool never exceeds", minimum=0.1, maximum=1024.0)
+
+
+@dataclass(frozen=True)
+class FusedConfig:
+    """Ascend's fused kernels in place of what is plain MindSpore otherwise. On Ascend only, where they were compiled but never run."""
+
+    attention: bool = key(False, "FlashAttentionScore for scores, softmax and mixing (fp16 or bf16, no attention dropout, head sizes of "
+                                 "multiples of 16)")
+    experts: bool = key(False, "GroupedMatmul for the two products of all local experts")
+    permute: bool = key(False, "MoeTokenPermute and MoeTokenUnpermute for sorting tokens by expert and back (ragged dispatch)")
+
+
+@dataclass(frozen=True)
 class RuntimeConfig:
     backend: str = key("auto", "collectives: MindSpore primitives (hccl) or the CPU mesh (tcp); auto: by device",
                        choices=("auto", "hccl", "tcp"))
@@ -259,6 +289,13 @@ class RuntimeConfig:
     join_timeout: float = key(60.0, "seconds in which all ranks must have joined", above=0.0)
     collective_timeout: float = key(120.0, "seconds a collective may wait for its peers", above=0.0)
     loss_scale: LossScaleConfig = key(LossScaleConfig, "dynamic loss scale (precision fp16)")
+    jit_level: Optional[str] = key(None, "how far Ascend's compiler goes: O0 kernel by kernel, O1 fuses them, O2 whole graphs to the "
+                                         "device; null: MindSpore's default", choices=("O0", "O1", "O2"))
+    deterministic: bool = key(False, "on Ascend, the same bits from the same input (mindspore.set_deterministic; sets HCCL_DETERMINISTIC, "
+                                     "which may be strict in the environment)")
+    hccl: HcclConfig = key(HcclConfig, "buffers and deadlines of HCCL")
+    memory: DeviceMemoryConfig = key(DeviceMemoryConfig, "memory of an Ascend device")
+    fused: FusedConfig = key(FusedConfig, "fused kernels of Ascend")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Iterator, Tuple
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import RouterSizes, kind_of, routers
+from pangu_sigma.config.ascend import check_ascend_settings
 from pangu_sigma.config.schema import CapacityConfig, Config
 
 
@@ -297,6 +298,7 @@ def _check_runtime(config: Config) -> None:
     if runtime.precision == "bf16" and (runtime.backend == "tcp" or not runs_on_ascend(config)):
         raise InputError("runtime.precision bf16 is not supported on CPU (runtime.device "
                          f"{runtime.device}); expected fp32 or fp16")
+    check_ascend_settings(config, resolve_runtime(config).runtime.backend, has_experts(config))
     scale = runtime.loss_scale
     if scale.minimum > scale.initial:
         raise InputError(f"runtime.loss_scale.minimum ({scale.minimum}) exceeds "
