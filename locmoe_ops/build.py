@@ -5,11 +5,11 @@ from typing import Optional
 from locmoe_ops.capacity import capacity_by_factor
 from locmoe_ops.collectives import Collectives, create_collectives
 from locmoe_ops.dispatch import FlatDispatcher
-from locmoe_ops.errors import InputError
 from locmoe_ops.experts import ExpertBank
-from locmoe_ops.hash_maps import layer_hash_tables
 from locmoe_ops.moe import MoEFeedForward
-from locmoe_ops.routers import HashRouter, LocMoERouter, Router, RoutingShape, SwitchRouter
+from locmoe_ops.router_registry import kind_of
+from locmoe_ops.routers import DenseGate, Router, RoutingShape
+from locmoe_ops.routers.request import RouterRequest, make_router
 from locmoe_ops.routing_cell import MultiLevelRouting
 from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
 
@@ -21,7 +21,8 @@ def build_moe(tokens: int, hidden_size: int, ffn_hidden_size: int, num_experts: 
 
     Args:
         tokens: T, tokens of every call on this rank. hidden_size: d, which num_experts must divide for `locmoe`.
-        router: `locmoe`, `switch`, or `hash`, which needs `vocab_size`.
+        router: name of any that is registered (`locmoe_ops.router_registry`), with its defaults; those that map token ids to experts
+            need `vocab_size`.
         capacity_factor: slots per expert = ceil(factor * top_k * T / num_experts).
         collectives: of a job with several ranks; default: this process alone. tag: unique among the job's layers.
 
@@ -32,23 +33,18 @@ def build_moe(tokens: int, hidden_size: int, ffn_hidden_size: int, num_experts: 
     shape = RoutingShape(hidden_size, num_experts, 1, top_k)
     experts = ExpertBank(placement.local_experts(group.topology.ep_index(group.rank)), hidden_size, ffn_hidden_size, activation)
     experts.initialise(seed)
-    chosen = _router(router, shape, placement, group, tag, vocab_size, seed)
+    kind = kind_of(router)
+    chosen = make_router(RouterRequest(router, kind.options(), shape, group.topology, placement, group, seed=seed, vocab_size=vocab_size,
+                                       tag=tag))
+    _initialise(chosen, seed)
     capacity = capacity_by_factor(tokens, top_k, num_experts, capacity_factor)
     return MoEFeedForward(MultiLevelRouting((0,), chosen),
-                          FlatDispatcher(group, placement, tokens, top_k, capacity, "position", tag), experts,
+                          FlatDispatcher(group, placement, tokens, top_k, capacity, "weight" if kind.expert_choice else "position", tag),
+                          experts,
                           local_experts_table(group.topology, placement))
 
 
-def _router(name: str, shape: RoutingShape, placement: ExpertPlacement, group: Collectives, tag: str, vocab_size: Optional[int],
-            seed: int) -> Router:
-    if name == "locmoe":
-        return LocMoERouter(shape, group.topology, placement, group, tag)
-    if name == "switch":
-        switch = SwitchRouter(shape, group.topology, group, tag)
-        switch.gate.initialise(seed, 0.02)
-        return switch
-    if name != "hash":
-        raise InputError(f"router: found '{name}', expected hash, switch or locmoe")
-    if vocab_size is None:
-        raise InputError("vocab_size: found none, expected the number of token ids that router 'hash' maps to experts")
-    return HashRouter(shape, layer_hash_tables("uniform", 1, shape.num_experts, vocab_size, 0, seed))
+def _initialise(router: Router, seed: int) -> None:
+    for _, cell in router.cells_and_names():
+        if isinstance(cell, DenseGate):
+            cell.initialise(seed, 0.02)

@@ -8,6 +8,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.activations import activation
+from locmoe_ops.fused import GroupedProduct
 from locmoe_ops.tensor_parallel import ALONE, TensorGroup, marked, own_part, whole_shape
 
 
@@ -46,13 +47,14 @@ class ExpertBank(nn.Cell):
         hidden_size: d. ffn_hidden_size: f. act: name of the activation.
         compute_dtype: dtype of the matmuls; parameters stay float32.
         tensor: the group that splits the inner features. enter, leave: its ways into and out of the region; none where it is alone.
+        fused: multiply by Ascend's fused kernel, see `GroupedProduct`.
 
     Inputs: x <float>[L, slots, d]. Output: <compute_dtype>[L, slots, d].
     """
 
     def __init__(self, local_experts: Tuple[int, ...], hidden_size: int, ffn_hidden_size: int, act: str = "gelu",
                  compute_dtype: dtype.Type = dtype.float32, tensor: TensorGroup = ALONE, enter: Optional[nn.Cell] = None,
-                 leave: Optional[nn.Cell] = None) -> None:
+                 leave: Optional[nn.Cell] = None, fused: bool = False) -> None:
         super().__init__()
         count, inner = len(local_experts), ffn_hidden_size // tensor.size
         self.local_experts = local_experts
@@ -66,7 +68,7 @@ class ExpertBank(nn.Cell):
         self.add_output_bias = AddBatchBias(tensor.size)
         self.enter = enter or nn.Identity()
         self.leave = leave or nn.Identity()
-        self.matmul = ops.BatchMatMul()
+        self.matmul = GroupedProduct() if fused else ops.BatchMatMul()
 
     def initialise(self, seed: int, std_in: float = 0.02, std_out: float = 0.02, alike: int = 1) -> None:
         """Draws normal weights; every expert from its own stream, so that they do not depend on which ranks hold it. Experts

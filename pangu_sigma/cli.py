@@ -27,6 +27,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import resolve_runtime
 from pangu_sigma.launch import is_worker, rank_name
 from pangu_sigma.reporting import SUCCESS, append_line, report_error
+from pangu_sigma.router_files import use_router_files
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141  # what a shell reports of a program that this ends by its signal
@@ -70,15 +71,20 @@ def _run(options: argparse.Namespace) -> int:
         return _be_scheduler(options) if options.by_ranks else SUCCESS
     if under_msrun and not options.by_ranks:
         raise InputError(f"{options.command} runs as one process, but MS_ROLE is set; expected to run without msrun")
-    config = load_config(options.config, options.overrides) if getattr(options, "config", None) else Config()
-    status: int = options.action(config, options)
+    status: int = options.action(_read_config(options), options)
     return status
+
+
+def _read_config(options: argparse.Namespace) -> Config:
+    """The configuration, if the command takes one, with the routers that the user brings along."""
+    use_router_files(getattr(options, "router_files", ()))
+    return load_config(options.config, options.overrides) if getattr(options, "config", None) else Config()
 
 
 def _be_scheduler(options: argparse.Namespace) -> int:
     """msrun's extra process. The tcp mesh has no use for it; with hccl MindSpore forms its cluster around it."""
     try:
-        config = load_config(options.config, options.overrides)
+        config = _read_config(options)
     except InputError:
         return SUCCESS  # every rank reports the same
     if resolve_runtime(config).runtime.backend == "hccl":

@@ -2,8 +2,10 @@
 
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.flat import FlatDispatcher
+from locmoe_ops.dispatch.fused_ragged import FusedRaggedDispatcher
 from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
 from locmoe_ops.dispatch.ragged import RaggedDispatcher
 from locmoe_ops.dispatch.shares import EnterWithShares, LeaveWithShares
 
-__all__ = ["Dispatcher", "EnterWithShares", "FlatDispatcher", "HierarchicalDispatcher", "LeaveWithShares", "RaggedDispatcher"]
+__all__ = ["Dispatcher", "EnterWithShares", "FlatDispatcher", "FusedRaggedDispatcher", "HierarchicalDispatcher", "LeaveWithShares",
+           "RaggedDispatcher"]

@@ -1,10 +1,10 @@
 """Level-2 routers: which expert of its group a token goes to."""
 
 from locmoe_ops.routers.balance import BalanceBias, BalanceUpdate, balance_biases
-from locmoe_ops.routers.base import Router, RoutingShape
+from locmoe_ops.routers.base import Router, RoutingShape, SegmentSums
 from locmoe_ops.routers.etr import CosineGate, ETRRouter
 from locmoe_ops.routers.faster_moe import FasterMoERouter
-from locmoe_ops.routers.gated import LocMoERouter, LossWeights, SwitchRouter
+from locmoe_ops.routers.gated import GatedRouter, LocMoERouter, LossWeights, SwitchRouter
 from locmoe_ops.routers.gates import DenseGate, GrAPGate, grap_weights
 from locmoe_ops.routers.gshard import GShardRouter
 from locmoe_ops.routers.hash import HashRouter
@@ -21,6 +21,7 @@ __all__ = [
     "ETRRouter",
     "FasterMoERouter",
     "GShardRouter",
+    "GatedRouter",
     "GrAPGate",
     "HashRouter",
     "LocMoERouter",
@@ -30,6 +31,7 @@ __all__ = [
     "Router",
     "RoutingShape",
     "SecondExpert",
+    "SegmentSums",
     "Sum",
     "SwitchRouter",
     "TAMoERouter",

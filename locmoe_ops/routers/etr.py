@@ -3,6 +3,7 @@
 Shape legend: T tokens, d hidden size, E experts, G groups, n = E / G.
 """
 
+from dataclasses import dataclass
 from typing import Optional
 
 import numpy as np
@@ -11,11 +12,35 @@ from mindspore import Tensor, nn, ops
 
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers.base import RoutingShape
+from locmoe_ops.keys import key
+from locmoe_ops.router_registry import TERMS, RouterCost, RouterKind, RouterSizes, check_blocks
+from locmoe_ops.routers.base import Router, RoutingShape
 from locmoe_ops.routers.gated import LocalisingRouter, LossWeights
 from locmoe_ops.routers.gates import grap_weights
 from locmoe_ops.routers.preference import Preference
+from locmoe_ops.routers.request import RouterRequest
 from locmoe_ops.topology import ExpertPlacement, Topology
+
+
+@dataclass(frozen=True)
+class ETROptions:
+    temperature: float = key(0.1, "divides cosine affinities before the softmax; the paper does not give a value", above=0.0)
+    aux_loss_weight: float = key(0.01, "weight of the load-balancing loss", minimum=0.0)
+    locality_loss_weight: float = key(0.01, "weight of the locality loss, as of locmoe", minimum=0.0)
+    locality_smoothing: float = key(0.1, "as of locmoe", above=0.0, maximum=1.0)
+
+
+def _check(own: ETROptions, sizes: RouterSizes) -> None:
+    check_blocks("type etr", sizes)
+
+
+def _cost(own: ETROptions, sizes: RouterSizes) -> RouterCost:
+    return RouterCost(products=sizes.per_group * sizes.hidden_size, statistics="node")
+
+
+ROUTER = RouterKind(ETROptions, terms=TERMS, second_experts=True, gate_weights=True, expert_choice=True, localises=True, check=_check,
+                    cost=_cost)
+
 
 _SQUARE = 1e-12  # added to |x|^2: a token of zeros has no direction, and affinity 0 to every expert
 
@@ -65,3 +90,9 @@ class ETRRouter(LocalisingRouter):
 
     def score(self, values: Tensor) -> Tensor:
         return values * self.sharpness
+
+
+def build(request: RouterRequest) -> Router:
+    own = request.own
+    weights = LossWeights(own.aux_loss_weight, own.locality_loss_weight, own.locality_smoothing)
+    return ETRRouter(*request.placed_surroundings, own.temperature, weights, request.statistics, request.preference)

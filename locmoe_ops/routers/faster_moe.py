@@ -3,16 +3,32 @@
 Shape legend: T tokens of this rank, k choices, n experts of a group, W ranks of the layout.
 """
 
+from dataclasses import dataclass
 from typing import Dict, Tuple
 
 from mindspore import Tensor, dtype, ops
 
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers.base import RoutingShape, one_hot
+from locmoe_ops.keys import key
+from locmoe_ops.router_registry import RouterKind, dense_gate_cost
+from locmoe_ops.routers.base import Router, RoutingShape, one_hot
 from locmoe_ops.routers.gated import SwitchRouter
 from locmoe_ops.routers.local_term import LocalExperts
+from locmoe_ops.routers.request import RouterRequest
 from locmoe_ops.topology import ExpertPlacement, Topology
+
+
+@dataclass(frozen=True)
+class FasterMoEOptions:
+    max_remote_fraction: float = key(0.14, "at most this share of a home rank's tokens leaves its node (the fastmoe library's default)",
+                                     minimum=0.0, maximum=1.0)
+    aux_loss_weight: float = key(0.01, "weight of the load-balancing loss; 0: none, as in the paper", minimum=0.0)
+
+
+ROUTER = RouterKind(FasterMoEOptions, picks="limits remote choices by its own cap", second_experts=True, gate_weights=True,
+                    localises=True, cost=dense_gate_cost)
+
 
 _WHOLE = 1e-3  # a share of tokens that is whole but for rounding counts as whole
 
@@ -77,3 +93,8 @@ def rank_by_priority(priority: Tensor, member: Tensor) -> Tensor:
     member = ops.gather(member, order, 0)
     ahead = ((ops.cumsum(member, 0) - member) * member).sum(1)
     return ops.scatter_nd(order.reshape(-1, 1), ahead, (count,))
+
+
+def build(request: RouterRequest) -> Router:
+    own = request.own
+    return FasterMoERouter(*request.placed_surroundings, own.max_remote_fraction, request.statistics, own.aux_loss_weight)

@@ -1,18 +1,31 @@
 """GShard's top-2 router (Lepikhin et al., arXiv 2006.16668, Algorithm 1)."""
 
+from dataclasses import dataclass
 from typing import Dict, Optional, Tuple
 
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.errors import InputError
+from locmoe_ops.keys import key
 from locmoe_ops.losses import load_balancing_loss
 from locmoe_ops.random import SeededUniform
-from locmoe_ops.routers.base import RoutingShape, SegmentSums
+from locmoe_ops.router_registry import RouterKind, dense_gate_cost
+from locmoe_ops.routers.base import Router, RoutingShape, SegmentSums
 from locmoe_ops.routers.gated import GatedRouter
 from locmoe_ops.routers.gates import DenseGate
 from locmoe_ops.routers.preference import Preference
+from locmoe_ops.routers.request import RouterRequest
 from locmoe_ops.topology import Topology
+
+
+@dataclass(frozen=True)
+class GShardOptions:
+    aux_loss_weight: float = key(0.01, "weight of the load-balancing loss of first choices", minimum=0.0)
+
+
+ROUTER = RouterKind(GShardOptions, top_k=2, terms=("local_term",), gate_weights=True, cost=dense_gate_cost)
+
 
 _TINY = 1e-20  # keeps a quotient finite where a local term picks two experts of probability 0
 
@@ -63,3 +76,7 @@ class GShardRouter(GatedRouter):
     def losses(self, expert: Tensor, probabilities: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
         counts, sums = self.sums(expert[:, :1], probabilities, tokens["group"], tokens["home"])
         return load_balancing_loss(counts, sums, self.num_groups) * self.aux_loss_weight, Tensor(0.0, dtype.float32)
+
+
+def build(request: RouterRequest) -> Router:
+    return GShardRouter(*request.surroundings, request.statistics, request.own.aux_loss_weight, request.salt, request.preference)

@@ -1,5 +1,6 @@
 """Random routed experts (RRE) of PanGu-Sigma: a fixed random map from token id to expert; nothing is learned."""
 
+from dataclasses import dataclass
 from typing import Dict, Tuple
 
 import numpy as np
@@ -7,7 +8,19 @@ import numpy as np
 from mindspore import Parameter, Tensor, dtype, ops
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.keys import key
+from locmoe_ops.router_registry import RouterKind
 from locmoe_ops.routers.base import Router, RoutingShape
+from locmoe_ops.routers.request import RouterRequest
+
+
+@dataclass(frozen=True)
+class HashOptions:
+    balance: str = key("uniform", "deal the vocabulary out evenly by count of ids, or by their frequency in the group's training text",
+                       choices=("uniform", "frequency"))
+
+
+ROUTER = RouterKind(HashOptions, picks="picks by token id alone", top_k=1)
 
 
 class HashRouter(Router):
@@ -32,3 +45,7 @@ class HashRouter(Router):
         index = tokens["group"] * self.vocab_size + tokens["ids"]
         choice = ops.gather(self.table.reshape(-1), index, 0).reshape(-1, 1)
         return choice, ops.ones(choice.shape, dtype.float32), Tensor(0.0, dtype.float32)
+
+
+def build(request: RouterRequest) -> Router:
+    return HashRouter(request.shape, request.hash_tables(request.own.balance))

@@ -3,6 +3,7 @@
 Shape legend: V nodes, E experts, G groups.
 """
 
+from dataclasses import dataclass, replace
 from typing import Dict, Optional, Tuple
 
 import numpy as np
@@ -11,11 +12,27 @@ from mindspore import Tensor, dtype
 
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.errors import InputError
+from locmoe_ops.keys import key
 from locmoe_ops.losses import topology_loss
-from locmoe_ops.routers.base import RoutingShape, local_experts_of_nodes, segment_count
+from locmoe_ops.router_registry import RouterCost, RouterKind, RouterSizes, dense_gate_cost
+from locmoe_ops.routers.base import Router, RoutingShape, local_experts_of_nodes, segment_count
 from locmoe_ops.routers.gated import SwitchRouter
 from locmoe_ops.routers.preference import Preference
+from locmoe_ops.routers.request import RouterRequest
 from locmoe_ops.topology import ExpertPlacement, Topology
+
+
+@dataclass(frozen=True)
+class TAMoEOptions:
+    bandwidth_ratio: float = key(4.0, "bandwidth of a link inside a node over one between nodes; 1: the loss of switch", above=0.0)
+    aux_loss_weight: float = key(0.01, "weight of the topology loss", minimum=0.0)
+
+
+def _cost(own: TAMoEOptions, sizes: RouterSizes) -> RouterCost:
+    return replace(dense_gate_cost(own, sizes), statistics="node")
+
+
+ROUTER = RouterKind(TAMoEOptions, terms=("local_term",), second_experts=True, gate_weights=True, localises=True, cost=_cost)
 
 
 def bandwidth_shares(local: np.ndarray, num_groups: int, bandwidth_ratio: float) -> np.ndarray:
@@ -58,3 +75,8 @@ class TAMoERouter(SwitchRouter):
     def losses(self, expert: Tensor, probabilities: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
         counts, sums = self.sums(expert, probabilities, tokens["group"], tokens["home"])
         return topology_loss(counts, sums, self.shares, self.num_groups) * self.aux_loss_weight, Tensor(0.0, dtype.float32)
+
+
+def build(request: RouterRequest) -> Router:
+    own = request.own
+    return TAMoERouter(*request.placed_surroundings, own.bandwidth_ratio, request.statistics, own.aux_loss_weight, request.preference)

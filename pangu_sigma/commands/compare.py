@@ -7,6 +7,7 @@ from typing import Any
 from pangu_sigma.commands.parts import add_plain
 from pangu_sigma.config.schema import Config
 from pangu_sigma.reporting import SUCCESS
+from pangu_sigma.router_files import add_router_option
 
 
 def add_compare(commands: Any) -> None:
@@ -21,6 +22,7 @@ def add_compare(commands: Any) -> None:
     compare.add_argument("--rate", metavar="R", help="link rate, as in 200mbit, in place of FILE's; phases at full speed are left out")
     compare.add_argument("--dry-run", action="store_true", help="show the runs and their commands; start nothing")
     compare.add_argument("--report-only", action="store_true", help="make no run; report those that are finished")
+    add_router_option(compare)
 
 
 def _summary(config: Config, options: argparse.Namespace) -> int:

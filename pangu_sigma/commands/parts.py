@@ -8,6 +8,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
 from pangu_sigma.launch import read_launch
+from pangu_sigma.router_files import add_router_option
 
 Action = Callable[[Config, argparse.Namespace], int]
 
@@ -43,9 +44,10 @@ def add_family(commands: Any, name: str, text: str) -> Any:
 
 
 def add_overrides(command: argparse.ArgumentParser, what: str = "one key") -> None:
-    """Adds `--set`."""
+    """Adds what goes with a configuration: `--set`, and `--router-file`."""
     command.add_argument("--set", dest="overrides", metavar="KEY.PATH=VALUE", action="append", default=[],
                          help=f"override {what}; may be repeated")
+    add_router_option(command)
 
 
 def run_by_ranks(command: argparse.ArgumentParser) -> None:

@@ -10,13 +10,12 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, Hashable, List, Mapping, Sequence, Tuple, Type, Union, get_args, get_origin
-from typing import get_type_hints as type_hints
+from typing import Any, Dict, Hashable, List, Mapping, Sequence, Tuple, Type, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config.schema import Config
+from pangu_sigma.config.schema import Config, RouterConfig, router_config
 
 # YAML 1.1 reads `1e-4` (no dot) as a string; people mean a number.
 _SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
@@ -54,8 +53,12 @@ def section_from_dict(section: Type[Any], raw: Any, path: str) -> Any:
 
 
 def to_dict(config: Any) -> Dict[str, Any]:
-    """The configuration as nested dicts and lists that YAML can hold; `config_from_dict` is its inverse."""
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    """The configuration as nested dicts and lists that YAML can hold; `config_from_dict` is its inverse.
+
+    The section of a router that a user brought along is left out unless that router is used: who reads the result may not have it.
+    """
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)
+            if not field.metadata.get("guest") or field.name == config.type}
 
 
 def save_config(config: Config, path: Union[str, "os.PathLike[str]"]) -> None:
@@ -137,7 +140,7 @@ def _convert_section(section: Type[Any], raw: Any, path: str) -> Any:
     if not isinstance(raw, Mapping):
         raise InputError(f"{path}: found {shown(raw)}, expected a section with keys {', '.join(_names(section))}")
     fields = {field.name: field for field in dataclasses.fields(section)}
-    hints = type_hints(section)
+    hints = _type_hints(section)
     values = {}
     for name, value in raw.items():
         if name not in fields:
@@ -145,6 +148,11 @@ def _convert_section(section: Type[Any], raw: Any, path: str) -> Any:
         where = f"{path}.{name}" if path else name
         values[name] = _convert(hints[name], value, where, fields[name].metadata)
     return section(**values)
+
+
+def _type_hints(section: Type[Any]) -> Dict[str, Any]:
+    """The types of a section's fields. The routers' section has as many as there are routers now."""
+    return {name: router_config() if hint is RouterConfig else hint for name, hint in get_type_hints(section).items()}
 
 
 def _convert(hint: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Any:
@@ -213,6 +221,7 @@ def _wrong_value(kind: type, value: Any, path: str, limits: Mapping[str, Any], o
         expected = "one of " + ", ".join(limits["choices"])
         near = difflib.get_close_matches(str(value), limits["choices"], n=1)
         expected += f" (did you mean {near[0]}?)" if near else ""
+        expected += f"; {limits['hint']}" if "hint" in limits else ""
     else:
         bounds = [("minimum", ">="), ("above", ">"), ("maximum", "<=")]
         parts = [f"{sign} {limits[name]}" for name, sign in bounds if name in limits]
@@ -223,11 +232,13 @@ def _wrong_value(kind: type, value: Any, path: str, limits: Mapping[str, Any], o
 def _unknown_key(section: Type[Any], name: Any, path: str) -> InputError:
     where = f"{path}.{name}" if path else str(name)
     near = difflib.get_close_matches(str(name), _names(section), n=1)
-    elsewhere = _paths_ending_in(str(name)) if section.__module__ == Config.__module__ else []
+    is_key = section.__module__ == Config.__module__ or path.startswith("moe.router.")
+    elsewhere = _paths_ending_in(str(name)) if is_key else []
     suggestions = [f"{path}.{near[0]}" if path else near[0]] if near else elsewhere
     if suggestions:
         return InputError(f"{_one_line(where)}: unknown key, did you mean {' or '.join(suggestions)}?")
-    return InputError(f"{_one_line(where)}: unknown key, expected one of {', '.join(_names(section))}")
+    expected = f"one of {', '.join(_names(section))}" if _names(section) else "none"
+    return InputError(f"{_one_line(where)}: unknown key, expected {expected}")
 
 
 def _paths_ending_in(name: str) -> List[str]:
@@ -237,7 +248,7 @@ def _paths_ending_in(name: str) -> List[str]:
 
 def _all_paths(section: Type[Any], prefix: str) -> List[str]:
     paths = []
-    for name, hint in type_hints(section).items():
+    for name, hint in _type_hints(section).items():
         arms = [arm for arm in (get_args(hint) or (hint,)) if dataclasses.is_dataclass(arm)]
         paths += [prefix + name] + [path for arm in arms for path in _all_paths(arm, f"{prefix}{name}.")]  # type: ignore
     return paths

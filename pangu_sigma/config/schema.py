@@ -1,22 +1,19 @@
 """Every configuration key, its type, its default and its meaning: one frozen dataclass a section.
 
-The loader (`pangu_sigma.config.load`) fills these from YAML and `--set`; nothing else defines a key.
-Field metadata: `help` (one line), `choices`, `minimum` (inclusive), `above` (exclusive), `maximum` (inclusive).
+The loader (`pangu_sigma.config.load`) fills these from YAML and `--set`; nothing else defines a key, but for the sections of routers,
+which their own files do (`locmoe_ops.router_registry`).
+Fields are declared by `locmoe_ops.keys.key`.
 Annotations are evaluated at run time on Python 3.9, hence `Optional[int]` and not `int | None`.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple
+from dataclasses import dataclass, fields, make_dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Type
+
+from locmoe_ops.keys import key
+from locmoe_ops.router_registry import RegisteredRouter, routers
 
 MOST_BUCKETS = 32  # that the adaptive capacity can choose from; what a checkpoint keeps of it has room for as many
-
-
-def key(default: Any, help: str, **limits: Any) -> Any:
-    """A documented dataclass field; mutable defaults (sections, mappings) are given as factories."""
-    metadata = {"help": help, **limits}
-    if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -43,61 +40,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class HashRouterConfig:
-    balance: str = key("uniform", "deal the vocabulary out evenly by count of ids, or by their frequency in the group's training text",
-                       choices=("uniform", "frequency"))
-
-
-@dataclass(frozen=True)
-class SwitchRouterConfig:
-    aux_loss_weight: float = key(0.01, "alpha of the load-balancing loss", minimum=0.0)
-    jitter: float = key(0.0, "inputs of the gate are multiplied by uniform(1-jitter, 1+jitter) in training",
-                        minimum=0.0, maximum=0.5)
-
-
-@dataclass(frozen=True)
-class LocMoERouterConfig:
-    gate: str = key("grap", "grouped average pooling (fixed weights, LocMoE Eq. 4) or a learned dense gate",
-                    choices=("grap", "dense"))
-    gate_input: str = key("hidden", "hidden: the gate sees the layer's normed input, as in the paper; word: the token's normed word "
-                                    "vector; code: a fixed random code of the token's id; codes lie nearest to experts in "
-                                    "equal shares of their group's text, routes stay, as RRE's do, and the losses have nothing to bend "
-                                    "(both ours)", choices=("hidden", "word", "code"))
-    blocks: str = key("contiguous", "features that a GrAP gate averages: contiguous blocks, as in the paper; by_layer: blocks of a random "
-                                    "order of features, another one in each layer (ours)", choices=("contiguous", "by_layer"))
-    aux_loss_weight: float = key(0.01, "alpha of L_aux (LocMoE Eq. 5)", minimum=0.0)
-    locality_loss_weight: float = key(0.01, "mu of L_loc (LocMoE Eq. 6); the paper does not give a value", minimum=0.0)
-    locality_smoothing: float = key(0.1, "share of the localised distribution D_l spread over all experts, so that KL stays finite",
-                                    above=0.0, maximum=1.0)
-
-
-@dataclass(frozen=True)
-class GShardRouterConfig:
-    aux_loss_weight: float = key(0.01, "weight of the load-balancing loss of first choices", minimum=0.0)
-
-
-@dataclass(frozen=True)
-class FasterMoERouterConfig:
-    max_remote_fraction: float = key(0.14, "at most this share of a home rank's tokens leaves its node (the fastmoe library's default)",
-                                     minimum=0.0, maximum=1.0)
-    aux_loss_weight: float = key(0.01, "weight of the load-balancing loss; 0: none, as in the paper", minimum=0.0)
-
-
-@dataclass(frozen=True)
-class TAMoERouterConfig:
-    bandwidth_ratio: float = key(4.0, "bandwidth of a link inside a node over one between nodes; 1: the loss of switch", above=0.0)
-    aux_loss_weight: float = key(0.01, "weight of the topology loss", minimum=0.0)
-
-
-@dataclass(frozen=True)
-class ETRRouterConfig:
-    temperature: float = key(0.1, "divides cosine affinities before the softmax; the paper does not give a value", above=0.0)
-    aux_loss_weight: float = key(0.01, "weight of the load-balancing loss", minimum=0.0)
-    locality_loss_weight: float = key(0.01, "weight of the locality loss, as of locmoe", minimum=0.0)
-    locality_smoothing: float = key(0.1, "as of locmoe", above=0.0, maximum=1.0)
-
-
-@dataclass(frozen=True)
 class LocalTermConfig:
     """Preference for experts on a token's home node when experts are picked; ours, beyond the papers."""
 
@@ -111,22 +53,43 @@ class LocalTermConfig:
 
 @dataclass(frozen=True)
 class RouterConfig:
-    type: str = key("locmoe", "which level-2 router picks the expert; the sections below hold each router's own keys",
-                    choices=("hash", "switch", "locmoe", "gshard", "faster_moe", "ta_moe", "etr"))
+    """The keys that all routers share. What a configuration holds is `router_config()`, which has each router's section too."""
+
+    type: str = key("locmoe", "which level-2 router picks the expert; a section of its name holds each router's own keys")
     top_k: int = key(1, "experts a token is sent to (hash: 1, gshard: 2)", minimum=1)
     statistics: str = key("global", "tokens over which a loss's statistics are taken: of one rank, one node, or all ranks "
                                     "(ta_moe: one node, its targets being those of a node)",
                           choices=("rank", "node", "global"))
     balance_rate: float = key(0.0, "ours (switch, locmoe, etr): after each step an expert's selection bias moves by at most this much "
                                    "towards an even load; 0: none", minimum=0.0, maximum=0.1)
-    hash: HashRouterConfig = key(HashRouterConfig, "keys of the hash router")
-    switch: SwitchRouterConfig = key(SwitchRouterConfig, "keys of the switch router")
-    locmoe: LocMoERouterConfig = key(LocMoERouterConfig, "keys of the LocMoE router")
-    gshard: GShardRouterConfig = key(GShardRouterConfig, "keys of the GShard top-2 router")
-    faster_moe: FasterMoERouterConfig = key(FasterMoERouterConfig, "keys of the FasterMoE router")
-    ta_moe: TAMoERouterConfig = key(TAMoERouterConfig, "keys of the TA-MoE router")
-    etr: ETRRouterConfig = key(ETRRouterConfig, "keys of the router of LocMoE+")
     local_term: LocalTermConfig = key(LocalTermConfig, "preference for local experts in the selection (not for hash and faster_moe)")
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """A router's section."""
+
+    @property
+    def own(self) -> Any:
+        """The section of the router that `type` names."""
+        return getattr(self, self.type)
+
+
+def router_config() -> Type[RouterConfig]:
+    """`RouterConfig` with a section for each router that there is now."""
+    return _with_sections(tuple(routers().values()))
+
+
+@cache
+def _with_sections(known: Tuple[RegisteredRouter, ...]) -> Type[RouterConfig]:
+    shared = next(one for one in fields(RouterConfig) if one.name == "type")
+    chosen = key(shared.default, shared.metadata["help"], choices=tuple(one.name for one in known),
+                 hint="for one of your own, --router-file FILE")
+    sections: Any = [(one.name, one.kind.options, key(one.kind.options, f"keys of the {one.name} router", guest=one.guest))
+                     for one in known]
+    found = make_dataclass("RouterConfig", [("type", str, chosen), *sections], bases=(RouterConfig,), frozen=True)
+    found.__module__ = __name__
+    return found
 
 
 @dataclass(frozen=True)
@@ -194,7 +157,7 @@ class MoEConfig:
     initial_experts: str = key("independent", "independent: every expert drawn by itself; copies: those of a group begin as one network, "
                                               "as after inheritance from a dense model (PanGu-Sigma)", choices=("independent", "copies"))
     layout: Optional[LayoutConfig] = key(None, "cluster that locality and per-node statistics refer to; null: the one that runs the job")
-    router: RouterConfig = key(RouterConfig, "level-2 routing")
+    router: RouterConfig = key(lambda: router_config()(), "level-2 routing")
     dispatch: DispatchConfig = key(DispatchConfig, "how tokens reach their experts")
     capacity: CapacityConfig = key(CapacityConfig, "slots per expert")
 
@@ -287,6 +250,36 @@ class LossScaleConfig:
 
 
 @dataclass(frozen=True)
+class HcclConfig:
+    """HCCL's own settings (backend hccl); null: what the environment says, else HCCL's default."""
+
+    buffer_mb: Optional[int] = key(None, "HCCL_BUFFSIZE: MB of each of the two buffers of a process group", minimum=1, maximum=1048576)
+    connect_timeout: Optional[int] = key(None, "HCCL_CONNECT_TIMEOUT: seconds in which a group's ranks must have connected",
+                                         minimum=120, maximum=7200)
+    exec_timeout: Optional[int] = key(None, "HCCL_EXEC_TIMEOUT: seconds a collective may wait for its peers; 0: for ever (not on 910A)",
+                                      minimum=0, maximum=2147483647)
+
+
+@dataclass(frozen=True)
+class DeviceMemoryConfig:
+    """MindSpore's memory pool on Ascend (mindspore.runtime.set_memory); null: its default."""
+
+    initial_gb: Optional[float] = key(None, "size of the pool at first", minimum=0.1, maximum=1024.0)
+    increase_gb: Optional[float] = key(None, "what the pool grows by", minimum=0.1, maximum=1024.0)
+    maximum_gb: Optional[float] = key(None, "what the pool never exceeds", minimum=0.1, maximum=1024.0)
+
+
+@dataclass(frozen=True)
+class FusedConfig:
+    """Ascend's fused kernels in place of what is plain MindSpore otherwise. On Ascend only, where they were compiled but never run."""
+
+    attention: bool = key(False, "FlashAttentionScore for scores, softmax and mixing (fp16 or bf16, no attention dropout, head sizes of "
+                                 "multiples of 16)")
+    experts: bool = key(False, "GroupedMatmul for the two products of all local experts")
+    permute: bool = key(False, "MoeTokenPermute and MoeTokenUnpermute for sorting tokens by expert and back (ragged dispatch)")
+
+
+@dataclass(frozen=True)
 class RuntimeConfig:
     backend: str = key("auto", "collectives: MindSpore primitives (hccl) or the CPU mesh (tcp); auto: by device",
                        choices=("auto", "hccl", "tcp"))
@@ -297,6 +290,13 @@ class RuntimeConfig:
     join_timeout: float = key(60.0, "seconds in which all ranks must have joined", above=0.0)
     collective_timeout: float = key(120.0, "seconds a collective may wait for its peers", above=0.0)
     loss_scale: LossScaleConfig = key(LossScaleConfig, "dynamic loss scale (precision fp16)")
+    jit_level: Optional[str] = key(None, "how far Ascend's compiler goes: O0 kernel by kernel, O1 fuses them, O2 whole graphs to the "
+                                         "device; null: MindSpore's default", choices=("O0", "O1", "O2"))
+    deterministic: bool = key(False, "on Ascend, the same bits from the same input (mindspore.set_deterministic; sets HCCL_DETERMINISTIC, "
+                                     "which may be strict in the environment)")
+    hccl: HcclConfig = key(HcclConfig, "buffers and deadlines of HCCL")
+    memory: DeviceMemoryConfig = key(DeviceMemoryConfig, "memory of an Ascend device")
+    fused: FusedConfig = key(FusedConfig, "fused kernels of Ascend")
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Iterator, Tuple
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config.schema import CapacityConfig, Config, LocMoERouterConfig
-
-BALANCED_ROUTERS = ("switch", "locmoe", "etr")
+from locmoe_ops.router_registry import RouterSizes, kind_of, routers
+from pangu_sigma.config.ascend import check_ascend_settings
+from pangu_sigma.config.schema import CapacityConfig, Config
 
 
 def validate(config: Config, world_size: int) -> None:
@@ -103,27 +103,27 @@ def _check_router(config: Config) -> None:
     router, experts = config.moe.router, config.moe.num_experts // config.moe.num_groups
     if not has_experts(config):
         return
-    if router.type == "hash" and router.top_k > 1:
-        raise InputError(f"moe.router.top_k is {router.top_k} with moe.router.type hash, "
-                         "which picks one expert a token; expected 1")
-    if router.type == "gshard" and router.top_k != 2:
-        raise InputError(f"moe.router.top_k is {router.top_k} with moe.router.type gshard, which picks two experts a token; expected 2")
-    if router.type == "etr" and config.moe.dispatch.drop_priority != "weight":
-        raise InputError(f"moe.dispatch.drop_priority is {config.moe.dispatch.drop_priority} with moe.router.type etr, whose experts "
-                         "choose the tokens of largest weight; expected weight")
+    kind = kind_of(router.type)
+    if kind.top_k is not None and router.top_k != kind.top_k:
+        raise InputError(f"moe.router.top_k is {router.top_k} with moe.router.type {router.type}, which sends a token to {kind.top_k} "
+                         f"expert{'s' if kind.top_k > 1 else ''}; expected {kind.top_k}")
+    if kind.expert_choice and config.moe.dispatch.drop_priority != "weight":
+        raise InputError(f"moe.dispatch.drop_priority is {config.moe.dispatch.drop_priority} with moe.router.type {router.type}, whose "
+                         "experts choose the tokens of largest weight; expected weight")
     _check_local_term(config)
-    if router.balance_rate > 0.0 and router.type not in BALANCED_ROUTERS:
+    if router.balance_rate > 0.0 and "balance_rate" not in kind.terms:
+        balanced = [name for name, one in routers().items() if "balance_rate" in one.kind.terms]
         raise InputError(f"moe.router.balance_rate is {router.balance_rate} with moe.router.type {router.type}; expected 0, or one of "
-                         f"{', '.join(BALANCED_ROUTERS)}, whose selection takes a bias")
+                         f"{', '.join(balanced)}, whose selection takes a bias")
     if router.top_k > experts:
         raise InputError(f"moe.router.top_k ({router.top_k}) exceeds the {experts} experts of a group "
                          f"(moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups})")
-    _check_locmoe(router.locmoe, router.type)
-    grap = "type etr" if router.type == "etr" else "locmoe.gate grap" if router.locmoe.gate == "grap" else ""
-    if router.type in ("locmoe", "etr") and grap and config.model.hidden_size % experts:
-        raise InputError(f"moe.router.{grap} averages equal blocks of features: the {experts} experts of a "
-                         f"group (moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups}) "
-                         f"do not divide model.hidden_size ({config.model.hidden_size})")
+    kind.check(router.own, router_sizes(config))
+
+
+def router_sizes(config: Config) -> RouterSizes:
+    """What the router's declaration is told of the model."""
+    return RouterSizes(config.model.hidden_size, config.moe.num_experts, config.moe.num_groups)
 
 
 def _check_dispatch(config: Config) -> None:
@@ -135,7 +135,7 @@ def _check_dispatch(config: Config) -> None:
     if dispatch.group_wise and (parallel.tensor == 1 or parallel.expert == 1):
         raise InputError(f"moe.dispatch.group_wise is true with parallel.tensor {parallel.tensor} and parallel.expert {parallel.expert}, "
                          "where no two ranks send the same tokens to others; expected false, or both degrees above 1")
-    if dispatch.overflow == "repick" and config.moe.router.type in ("hash", "gshard"):
+    if dispatch.overflow == "repick" and not kind_of(config.moe.router.type).second_experts:
         raise InputError(f"moe.dispatch.overflow is repick with moe.router.type {config.moe.router.type}, which has no weight for another "
                          "expert; expected drop")
     _check_ragged(config)
@@ -157,9 +157,9 @@ def _check_capacity(config: Config) -> None:
     capacity, default = config.moe.capacity, CapacityConfig()
     if not has_experts(config):
         return
-    if capacity.mode != "factor" and config.moe.router.type == "hash":
-        raise InputError(f"moe.capacity.mode is {capacity.mode} with moe.router.type hash, which has no gate weights to measure "
-                         "cosines with; expected factor")
+    if capacity.mode != "factor" and not kind_of(config.moe.router.type).gate_weights:
+        raise InputError(f"moe.capacity.mode is {capacity.mode} with moe.router.type {config.moe.router.type}, which has no gate weights "
+                         "to measure cosines with; expected factor")
     for name in _UNUSED_BY_MODE[capacity.mode]:
         _require_default(name, capacity, default, f"moe.capacity.mode {capacity.mode}")
     if capacity.delta_statistic != "quantile":
@@ -183,9 +183,9 @@ def _check_ragged(config: Config) -> None:
             raise InputError(f"moe.dispatch.ragged_limit is {dispatch.ragged_limit} with moe.dispatch.type {dispatch.type}, "
                              "which has slots; expected null")
         return
-    if router.type == "etr":
-        raise InputError("moe.dispatch.type is ragged with moe.router.type etr, whose experts choose among the tokens that want "
-                         "their slots; expected flat or hierarchical")
+    if kind_of(router.type).expert_choice:
+        raise InputError(f"moe.dispatch.type is ragged with moe.router.type {router.type}, whose experts choose among the tokens that "
+                         "want their slots; expected flat or hierarchical")
     for name in ("mode", "factor", "evaluation_factor"):
         _require_default(name, config.moe.capacity, CapacityConfig(), "moe.dispatch.type ragged")
     if dispatch.group_wise:
@@ -200,24 +200,13 @@ def _check_ragged(config: Config) -> None:
                          "expected position")
 
 
-def _check_locmoe(options: LocMoERouterConfig, router: str) -> None:
-    if router != "locmoe":
-        return
-    if options.gate_input == "code" and options.gate == "dense":
-        raise InputError("moe.router.locmoe.gate is dense with moe.router.locmoe.gate_input code, whose gate is fixed; expected grap")
-    without_blocks = "gate dense" if options.gate == "dense" else "gate_input code" if options.gate_input == "code" else ""
-    if without_blocks and options.blocks != "contiguous":
-        raise InputError(f"moe.router.locmoe.blocks is {options.blocks} with moe.router.locmoe.{without_blocks}, which has no blocks; "
-                         "expected contiguous")
-
-
 def _check_local_term(config: Config) -> None:
     router, term = config.moe.router, config.moe.router.local_term
     if term.kind == "none":
         return
-    if router.type in ("hash", "faster_moe"):
-        reason = "picks by token id alone" if router.type == "hash" else "limits remote choices by its own cap"
-        raise InputError(f"moe.router.local_term.kind is {term.kind} with moe.router.type {router.type}, which {reason}; expected none")
+    kind = kind_of(router.type)
+    if "local_term" not in kind.terms:
+        raise InputError(f"moe.router.local_term.kind is {term.kind} with moe.router.type {router.type}, which {kind.picks}; expected none")
     if term.start_step >= config.train.steps:
         raise InputError(f"moe.router.local_term.start_step ({term.start_step}) is not before the last step, train.steps "
                          f"({config.train.steps}): the term would keep its initial strength")
@@ -312,6 +301,7 @@ def _check_runtime(config: Config) -> None:
     if runtime.precision == "bf16" and (runtime.backend == "tcp" or not runs_on_ascend(config)):
         raise InputError("runtime.precision bf16 is not supported on CPU (runtime.device "
                          f"{runtime.device}); expected fp32 or fp16")
+    check_ascend_settings(config, resolve_runtime(config).runtime.backend, has_experts(config))
     scale = runtime.loss_scale
     if scale.minimum > scale.initial:
         raise InputError(f"runtime.loss_scale.minimum ({scale.minimum}) exceeds "

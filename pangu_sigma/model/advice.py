@@ -2,10 +2,9 @@
 
 from typing import Dict, List
 
+from locmoe_ops.router_registry import kind_of
 from locmoe_ops.topology import ExpertPlacement, local_experts_table
 from pangu_sigma.model.sparse import SparseContext, experts_by_node
-
-LOCALITY_ROUTERS = ("locmoe", "etr", "faster_moe", "ta_moe")
 
 
 def groups_without_local_experts(context: SparseContext) -> Dict[int, List[int]]:
@@ -29,7 +28,7 @@ def locality_advice(context: SparseContext) -> List[str]:
     nothing, and the hash router is faster.
     """
     moe, nodes = context.config.moe, context.layout.nodes
-    wants_locality = moe.router.type in LOCALITY_ROUTERS or moe.router.local_term.kind != "none" or moe.dispatch.type == "hierarchical"
+    wants_locality = kind_of(moe.router.type).localises or moe.router.local_term.kind != "none" or moe.dispatch.type == "hierarchical"
     without = groups_without_local_experts(context)
     if nodes == 1 or not wants_locality or not without:
         return []

@@ -7,6 +7,7 @@ import math
 from typing import Tuple
 
 from mindspore import Tensor, dtype, nn, ops
+from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
 from locmoe_ops.random import SeededDropout
 from pangu_sigma.model.layers import Linear
@@ -68,6 +69,28 @@ class AttentionCore(nn.Cell):
         return mixed.transpose(0, 2, 1, 3).reshape(-1, self.width)
 
 
+class FlashCore(nn.Cell):
+    """`AttentionCore` without dropout as Ascend's FlashAttentionScore, which keeps no scores for the backward pass. fp16 and bf16.
+
+    Inputs and output: as `AttentionCore`.
+    """
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.width = shape.own_heads * shape.head_size
+        self.attention = FlashAttentionScore(shape.own_heads, scale_value=1.0 / math.sqrt(shape.head_size), input_layout="BNSD")
+
+    def construct(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
+        barred = ops.cast(mask < 0.0, dtype.uint8)
+        mixed = self.attention(query, key, value, None, None, None, barred, None)[3]
+        return mixed.transpose(0, 2, 1, 3).reshape(-1, self.width)
+
+
+def attention_core(shape: ModelShape, salt: int) -> nn.Cell:
+    """The core that the configuration asks for."""
+    return FlashCore(shape) if shape.flash_attention else AttentionCore(shape, salt)
+
+
 def into_heads(x: Tensor, shape: Tuple[int, int, int, int]) -> Tensor:
     """[B, H, S, D] <- [T, d], with `shape` (B, S, H, D)."""
     return x.reshape(shape).transpose(0, 2, 1, 3)
@@ -105,7 +128,7 @@ class SelfAttention(nn.Cell):
         self.query = head_map(shape)
         self.key = key_map(shape)
         self.value = head_map(shape)
-        self.core = AttentionCore(shape, salt)
+        self.core = attention_core(shape, salt)
         self.project = output_map(shape, tag)
 
     def construct(self, x: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
@@ -131,7 +154,7 @@ class QueryAttention(nn.Cell):
         self.query = head_map(shape)
         self.key = key_map(shape)
         self.value = head_map(shape)
-        self.core = AttentionCore(shape, salt)
+        self.core = attention_core(shape, salt)
         self.project = output_map(shape, tag)
 
     def construct(self, query: Tensor, x: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Dict, List, Tuple
 
 from mindspore import Tensor, nn, ops
 
+from locmoe_ops.routers import Router
 from pangu_sigma.model.attention import attention_mask
 from pangu_sigma.model.block import Block, QueryBlock
 from pangu_sigma.model.embedding import Embedding, TiedHead
@@ -36,8 +37,6 @@ class PanGuSigma(nn.Cell):
         model, shape = context.config.model, context.shape
         dense, sparse = model.dense_layers, model.sparse_layers
         self.sequence_length = shape.sequence_length
-        router = context.config.moe.router
-        self.routes_by_word = router.type == "locmoe" and router.locmoe.gate_input == "word"
         self.embedding = Embedding(shape, model.domain_embeddings)
         self.blocks = nn.CellList([Block(shape, i, FeedForward(shape, i)) for i in range(dense)]
                                   + [Block(shape, dense + i, build_sparse_layer(context, i)) for i in range(sparse)])
@@ -45,6 +44,7 @@ class PanGuSigma(nn.Cell):
         self.final_norm = LayerNorm(shape.hidden_size, shape.epsilon)
         top = build_sparse_layer(context, sparse) if model.sparse_query_layer else FeedForward(shape, dense + sparse)
         self.query_layer = QueryBlock(shape, dense + sparse, top)
+        self.routes_by_word = any(isinstance(cell, Router) and cell.by_word for _, cell in self.cells_and_names())
         self.head = TiedHead(shape, model.domain_embeddings)
         self.token_losses = token_losses(shape)
 

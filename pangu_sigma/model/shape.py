@@ -27,6 +27,7 @@ class ModelShape:
     attention_dropout: float
     hidden_dropout: float
     compute_dtype: dtype.Type
+    flash_attention: bool = False  # Ascend's fused kernel in place of scores, softmax and mixing
     tensor: TensorGroup = ALONE  # the ranks that share out heads, inner features and words among themselves
 
     @property
@@ -60,4 +61,5 @@ def model_shape(config: Config, rows: int, vocab_size: int, domains: int, tensor
         ffn_hidden_size=model.ffn_hidden_size or 4 * model.hidden_size, vocab_size=vocab_size, domains=domains,
         activation=model.activation, epsilon=model.layer_norm_epsilon, embedding_dropout=model.embedding_dropout,
         attention_dropout=model.attention_dropout, hidden_dropout=model.hidden_dropout,
-        compute_dtype=_DTYPES[config.runtime.precision], tensor=tensor)
+        compute_dtype=_DTYPES[config.runtime.precision],
+        flash_attention=config.runtime.fused.attention, tensor=tensor)

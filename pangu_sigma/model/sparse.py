@@ -13,6 +13,7 @@ from locmoe_ops.dispatch import (
     Dispatcher,
     EnterWithShares,
     FlatDispatcher,
+    FusedRaggedDispatcher,
     HierarchicalDispatcher,
     LeaveWithShares,
     RaggedDispatcher,
@@ -68,7 +69,8 @@ def build_dispatcher(context: SparseContext, placement: ExpertPlacement, factor:
         return HierarchicalDispatcher(context.collectives, placement, tokens, top_k, near, far, dispatch.drop_priority, tag,
                                       dispatch.chunks, dispatch.group_wise, dispatch.overflow)
     if dispatch.type == "ragged":
-        return RaggedDispatcher(context.collectives, placement, tokens, top_k, dispatch.ragged_limit, tag, "moe.dispatch.ragged_limit")
+        kind = FusedRaggedDispatcher if context.config.runtime.fused.permute else RaggedDispatcher
+        return kind(context.collectives, placement, tokens, top_k, dispatch.ragged_limit, tag, "moe.dispatch.ragged_limit")
     capacity = capacity_by_factor(tokens, top_k, experts_in_play(context), factor)
     return FlatDispatcher(context.collectives, placement, tokens, top_k, capacity, dispatch.drop_priority, tag, dispatch.chunks,
                           dispatch.group_wise, dispatch.overflow)
@@ -96,7 +98,8 @@ def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
     placement = context.slot_rules.placement
     layout_placement = ExpertPlacement(moe.num_experts, moe.num_groups, context.layout.expert, moe.placement)
     experts = ExpertBank(placement.local_experts(topology.ep_index(context.collectives.rank)), shape.hidden_size,
-                         shape.ffn_hidden_size, shape.activation, shape.compute_dtype, shape.tensor, *expert_gateways(context, layer))
+                         shape.ffn_hidden_size, shape.activation, shape.compute_dtype, shape.tensor, *expert_gateways(context, layer),
+                         fused=context.config.runtime.fused.experts)
     return MoEFeedForward(
         routing=MultiLevelRouting(context.domain_groups, build_router(context, layer, layout_placement)),
         dispatcher=training_dispatcher(context, layer, moe.capacity.factor),

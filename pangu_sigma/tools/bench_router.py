@@ -6,9 +6,9 @@ the switch router's. The local term and the balance bias are off: not all router
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, List, NamedTuple, Tuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from mindspore import Tensor, nn
 
 from locmoe_ops.collectives.local import LocalCollectives
 from locmoe_ops.errors import InputError
+from locmoe_ops.router_registry import kind_of, routers
 from locmoe_ops.routing_cell import MultiLevelRouting
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.config.schema import Config, LayoutConfig, LocalTermConfig, ParallelConfig, RouterConfig
@@ -29,8 +30,6 @@ from pangu_sigma.train.runtime import start_runtime
 
 DEFAULT_VOCAB = 8000
 DENSE_GATE = "switch"
-# Keys of `moe.router` that a type insists on.
-_NEEDS: Dict[str, Dict[str, Any]] = {"hash": {"top_k": 1}, "gshard": {"top_k": 2}}
 
 
 class Candidate(NamedTuple):
@@ -67,9 +66,8 @@ def one_rank_of(config: Config) -> Config:
 
 def routers_of(config: Config) -> Tuple[List[Candidate], List[str]]:
     """All routers that the configuration fits, the dense gate first, and why others are left out."""
-    choices = next(field for field in fields(RouterConfig) if field.name == "type").metadata["choices"]
     candidates, left_out = [], []
-    for kind in sorted(choices, key=lambda kind: kind != DENSE_GATE):
+    for kind in sorted(routers(), key=lambda kind: kind != DENSE_GATE):
         for name, router in _settings(config.moe.router, kind):
             moe = replace(config.moe, router=router, dispatch=replace(config.moe.dispatch, drop_priority="weight"))
             candidate = Candidate(name, replace(config, moe=moe))
@@ -85,7 +83,7 @@ def routers_of(config: Config) -> Tuple[List[Candidate], List[str]]:
 
 
 def _settings(router: RouterConfig, kind: str) -> List[Tuple[str, RouterConfig]]:
-    router = replace(router, type=kind, local_term=LocalTermConfig(), balance_rate=0.0, **_NEEDS.get(kind, {}))
+    router = replace(router, type=kind, local_term=LocalTermConfig(), balance_rate=0.0, top_k=kind_of(kind).top_k or router.top_k)
     if kind != "locmoe":
         return [(kind, router)]
     grap, dense = replace(router.locmoe, gate="grap"), replace(router.locmoe, gate="dense", blocks="contiguous")

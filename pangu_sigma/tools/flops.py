@@ -2,7 +2,9 @@
 
 from typing import Dict
 
+from locmoe_ops.router_registry import kind_of
 from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import router_sizes
 
 
 def step_flops(config: Config, tokens: int, vocab_size: int) -> Dict[str, float]:
@@ -16,14 +18,7 @@ def step_flops(config: Config, tokens: int, vocab_size: int) -> Dict[str, float]
     sparse = model.sparse_layers + model.sparse_query_layer
     dense = blocks + 1 - sparse
     attention = (blocks + 1) * (4 * d * d + 2 * model.sequence_length * d)
+    gate = kind_of(config.moe.router.type).cost(config.moe.router.own, router_sizes(config)).products
     forward = {"attention": attention, "dense FFN": dense * 2 * d * ffn, "experts": sparse * config.moe.router.top_k * 2 * d * ffn,
-               "routing": _gate(config) * sparse, "head": d * vocab_size}
+               "routing": gate * sparse, "head": d * vocab_size}
     return {part: 3.0 * 2.0 * tokens * count for part, count in forward.items()}
-
-
-def _gate(config: Config) -> int:
-    router, moe = config.moe.router, config.moe
-    if router.type == "hash":
-        return 0
-    grap = router.type == "locmoe" and router.locmoe.gate == "grap"
-    return config.model.hidden_size * (moe.num_experts // moe.num_groups if grap else moe.num_experts)

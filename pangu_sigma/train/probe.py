@@ -78,6 +78,8 @@ def gate_weights(router: Router) -> Optional[np.ndarray]:
     """<float32>[G, n, d]: the gate's row of each expert, or None for a router without a gate."""
     if not isinstance(router, GatedRouter):
         return None
+    if not hasattr(router.gate, "weight"):
+        return None  # its values come about in some other way
     rows = _finite(router.gate.weight.asnumpy())
     if len(rows) < router.num_experts:  # a fixed gate: the same rows for every group
         rows = np.tile(rows, (router.num_groups, 1))

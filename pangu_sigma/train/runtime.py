@@ -13,6 +13,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import resolve_runtime
 from pangu_sigma.launch import read_launch
 from pangu_sigma.reporting import announce, leave_now
+from pangu_sigma.train.settings import set_context, set_environment
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,17 @@ def start_runtime(config: Config) -> Runtime:
     """Sets MindSpore up and joins the other ranks.
 
     Raises:
-        InputError: the launcher's environment is incomplete, or the meeting port is taken.
+        InputError: the launcher's environment is incomplete or contradicts the configuration, or the meeting port is taken.
         CollectiveError: a rank did not join before `runtime.join_timeout`.
     """
     launch, resolved = read_launch(), resolve_runtime(config)
+    set_environment(config.runtime.hccl)
     if resolved.runtime.device == "ascend":
         ms.set_device("Ascend", launch.device)
     else:
         ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE if config.runtime.mode == "graph" else ms.PYNATIVE_MODE)
+    set_context(config.runtime)
     rank, world_size, parallel = launch.rank, launch.world_size, launch.fit(config).parallel
     topology = Topology(world_size, parallel.ranks_per_node or world_size, parallel.expert, parallel.tensor)
     if world_size == 1:

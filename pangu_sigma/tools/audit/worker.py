@@ -19,6 +19,7 @@ from locmoe_ops.topology import Topology
 from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.launch import read_launch
+from pangu_sigma.router_files import use_router_files
 from pangu_sigma.tools.bench import random_batch
 from pangu_sigma.train.build import TrainingParts, Vocabulary, rows_per_rank
 from pangu_sigma.train.runtime import Runtime
@@ -50,6 +51,7 @@ def main() -> None:
     ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE)
     init()
+    use_router_files(())
     launch = read_launch()
     for folder in map(Path, sys.argv[1:]):
         words, domains = json.loads((folder / "words.json").read_text())

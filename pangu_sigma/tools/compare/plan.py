@@ -28,6 +28,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import yaml
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.router_registry import registered
 from pangu_sigma.config.load import load_config, parse_yaml, read_text, shown, to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
@@ -186,11 +187,15 @@ def _steps_checked(runs: Sequence[Run], ignored: int) -> Tuple[Run, ...]:
 
 
 def _settings(config: Config, cluster: Cluster) -> str:
-    """Hash of the resolved configuration (without its folder), the cluster, and the prepared data's manifest if there is one."""
+    """Hash of the resolved configuration (without its folder), the cluster, the prepared data's manifest if there is one, and the file of
+    a router that the user brought along.
+    """
     plain = to_dict(replace(config, train=replace(config.train, output_dir="")))
     manifest = Path(config.data.path) / "manifest.json"
     data = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
-    text = json.dumps([plain, [cluster.nodes, cluster.workers_per_node, cluster.rate, cluster.pin], data], sort_keys=True)
+    router = registered(config.moe.router.type)
+    code = [hashlib.sha256(Path(router.origin).read_bytes()).hexdigest()] if router.guest else []
+    text = json.dumps([plain, [cluster.nodes, cluster.workers_per_node, cluster.rate, cluster.pin], data, *code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -155,8 +155,8 @@ def _there_and_back(job: Job, way: _Way, item: int) -> Iterator[Exchange]:
 
 
 def _statistics(job: Job) -> Iterator[Exchange]:
-    """Counts and probabilities of each expert, summed over ranks for the losses (see `SegmentSums`); hash has no losses."""
-    if job.config.moe.router.type == "hash":
+    """Counts and probabilities of each expert, summed over ranks for the losses (see `SegmentSums`), by routers that have any."""
+    if job.router_cost.statistics == "none":
         return
     elements = segments(job) * 2 * job.config.moe.num_experts
     for phase in (FORWARD, BACKWARD):
@@ -165,9 +165,8 @@ def _statistics(job: Job) -> Iterator[Exchange]:
 
 def segments(job: Job) -> int:
     """Sets of tokens that a router's losses take their statistics over."""
-    router, layout = job.config.moe.router, job.slot_rules.layout
-    scope = router.statistics
-    if router.type in ("locmoe", "etr", "ta_moe"):  # locality is a matter of nodes at least
+    scope, layout = job.config.moe.router.statistics, job.slot_rules.layout
+    if job.router_cost.statistics == "node":  # locality is a matter of nodes at least
         scope = "rank" if scope == "rank" else "node"
     return {"rank": layout.world_size, "node": layout.nodes, "global": 1}[scope]
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.router_registry import RouterCost, kind_of
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import Config
-from pangu_sigma.config.validate import has_experts, resolve_runtime, validate
+from pangu_sigma.config.validate import has_experts, resolve_runtime, router_sizes, validate
 from pangu_sigma.data.domains import resolve_domain_groups
 from pangu_sigma.data.manifest import NAME, read_manifest
 from pangu_sigma.model.slots import SlotRules
@@ -85,6 +86,12 @@ class Job:
     def backend(self) -> str:
         """Of the collectives: hccl or tcp."""
         return resolve_runtime(self.config).runtime.backend
+
+    @property
+    def router_cost(self) -> RouterCost:
+        """What the router costs a sparse layer, as its file declares."""
+        router = self.config.moe.router
+        return kind_of(router.type).cost(router.own, router_sizes(self.config))
 
     @property
     def slot_rules(self) -> SlotRules:

@@ -17,6 +17,7 @@ from pangu_sigma.tools.plan.parameters import parameters
 from pangu_sigma.tools.plan.slots import layer_slots
 
 GB, MB = 1e9, 1e6
+_FLASH_NUMBERS = 16  # that FlashAttentionScore keeps of each row of scores: its largest and its sum, eight times each
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,15 @@ def rank_memory(job: Job, hardware: Hardware) -> RankMemory:
     matrices = sum(p.size for p in found if len(p.shape) > 1)
     exchanges = step_exchanges(job)
     groups = len({exchange.group for exchange in exchanges})
+    buffer_mb = job.config.runtime.hccl.buffer_mb
+    group_mb = memory.per_group_mb.value if buffer_mb is None else 2.0 * buffer_mb
     held = memory.activation_factor.value
     return RankMemory(
         parameters=own, optimizer=2 * own, gradients=own * (2 if job.micro_batches > 1 else 1),
         half_copies=job.compute_item * matrices if job.compute_item < ITEM else 0,
         activations=sum(layers) * held, recomputed=(len(layers) * _row_bytes(job) + max(layers)) * held, dispatch=dispatch_buffers(job),
         working=max(_loss_buffers(job), _exchange_buffers(job, exchanges)),
-        reserved=memory.reserved_gb.value * GB + (len(layers) * memory.per_layer_mb.value + groups * memory.per_group_mb.value) * MB,
+        reserved=memory.reserved_gb.value * GB + (len(layers) * memory.per_layer_mb.value + groups * group_mb) * MB,
         fragmentation=memory.fragmentation.value)
 
 
@@ -95,10 +98,13 @@ def _row_bytes(job: Job) -> float:
 
 
 def _attention(job: Job) -> float:
-    """The norm's input and output; queries, keys and values by head; probabilities; what heads found."""
+    """The norm's input and output; queries, keys and values by head; probabilities, unless a fused kernel does without; what heads found.
+    """
     model, item, parts = job.config.model, job.compute_item, job.topology.tensor
     rows = job.tokens * model.hidden_size
     scores = job.rows * model.num_heads // parts * model.sequence_length ** 2
+    if job.config.runtime.fused.attention:
+        return _row_bytes(job) + item * rows + 4 * item * rows // parts + scores // model.sequence_length * _FLASH_NUMBERS * ITEM
     probabilities = scores * (ITEM + (item if item < ITEM else 0) + (item if model.attention_dropout else 0))
     return _row_bytes(job) + item * rows + 4 * item * rows // parts + probabilities
 

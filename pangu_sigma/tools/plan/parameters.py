@@ -111,14 +111,8 @@ def _sparse_layer(job: Job, name: str) -> Iterator[PlannedParameter]:
     config, topology = job.config, job.topology
     d, count = config.model.hidden_size, job.experts_per_rank
     inner, parts = job.inner // topology.tensor, topology.expert * topology.tensor
-    if has_learned_gate(job):
-        yield PlannedParameter(f"{name}.routing.router.gate.weight", (config.moe.num_experts, d))
+    for weight, shape in job.router_cost.weights.items():
+        yield PlannedParameter(f"{name}.routing.router.{weight}", shape)
     for part, shape, held in (("w_in", (count, d, inner), parts), ("b_in", (count, 1, inner), parts),
                               ("w_out", (count, inner, d), parts), ("b_out", (count, 1, d), topology.expert)):
         yield PlannedParameter(f"{name}.experts.{part}", shape, held, expert=True)
-
-
-def has_learned_gate(job: Job) -> bool:
-    """False for hash, ETR, and LocMoE with its fixed weights."""
-    router = job.config.moe.router
-    return router.type not in ("hash", "etr") and not (router.type == "locmoe" and router.locmoe.gate == "grap")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.router_registry import RouterKind, kind_of, routers
 from pangu_sigma.config.load import shown
-from pangu_sigma.config.schema import Config, RouterConfig
+from pangu_sigma.config.schema import Config
 from pangu_sigma.tools.plan.cluster import Cluster
 from pangu_sigma.tools.plan.fits import with_value
 from pangu_sigma.tools.plan.memory import GB
@@ -17,9 +18,6 @@ from pangu_sigma.tools.plan.plan import Plan, make_plan
 AXES = ("ep", "tp", "dp", "capacity", "router")
 _KEYS = {"ep": "parallel.expert", "tp": "parallel.tensor", "capacity": "moe.capacity.factor", "router": "moe.router.type"}
 _ROUTERS = ("hash", "switch", "locmoe")  # unless others are asked for
-_ALL_ROUTERS = next(field.metadata["choices"] for field in fields(RouterConfig) if field.name == "type")
-# What a router asks of other keys.
-_COMPANIONS: dict[str, dict[str, Any]] = {"gshard": {"moe.router.top_k": 2}, "etr": {"moe.dispatch.drop_priority": "weight"}}
 _MOST_POINTS = 2000
 
 
@@ -57,8 +55,8 @@ def parse_axes(texts: Sequence[str], config: Config, cluster: Cluster) -> dict[s
 
 def _value(axis: str, word: str, text: str) -> Any:
     if axis == "router":
-        if word not in _ALL_ROUTERS:
-            raise InputError(f"--sweep {shown(text)}: found {shown(word)}, expected some of {', '.join(_ALL_ROUTERS)}")
+        if word not in routers():
+            raise InputError(f"--sweep {shown(text)}: found {shown(word)}, expected some of {', '.join(routers())}")
         return word
     try:
         value = float(word) if axis == "capacity" else int(word)
@@ -102,14 +100,23 @@ def _changed(config: Config, cluster: Cluster, values: dict[str, Any]) -> tuple[
     for axis, value in values.items():
         if axis != "dp":
             config = with_value(config, _KEYS[axis], value)
-    for path, value in _COMPANIONS.get(values.get("router", ""), {}).items():
-        config = with_value(config, path, value)
+    if "router" in values:
+        for path, value in _companions(kind_of(values["router"])):
+            config = with_value(config, path, value)
     if "dp" in values:
         ranks = values["dp"] * config.parallel.tensor
         if ranks % cluster.devices_per_node:
             raise InputError(f"--sweep dp={values['dp']}: {ranks} ranks do not fill nodes of {cluster.devices_per_node}")
         cluster = replace(cluster, nodes=ranks // cluster.devices_per_node)
     return config, cluster
+
+
+def _companions(kind: RouterKind) -> Iterator[tuple[str, Any]]:
+    """What a router asks of other keys."""
+    if kind.top_k is not None:
+        yield "moe.router.top_k", kind.top_k
+    if kind.expert_choice:
+        yield "moe.dispatch.drop_priority", "weight"
 
 
 def _is_best(plan: Plan, others: Sequence[Plan]) -> bool:

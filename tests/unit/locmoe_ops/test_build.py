@@ -39,7 +39,7 @@ def test_layer_equals_reference(router):
 
 
 @pytest.mark.parametrize("change, fragment", [
-    ({"router": "best"}, "expected hash, switch or locmoe"),
+    ({"router": "best"}, "expected one of etr, faster_moe"),
     ({"router": "hash"}, "vocab_size"),
     ({"num_experts": 5}, "do not divide hidden size 16"),
     ({"top_k": 9}, "expected 1 to 4"),

@@ -65,7 +65,7 @@ def test_what_fits_is_accepted(world_size, settings):
     (1, {"moe.router.type": "faster_moe", "moe.router.local_term.kind": "margin"}, ["local_term.kind is margin", "its own cap"]),
     (1, {"moe.router.local_term": {"kind": "bias", "start_step": 1000}}, ["moe.router.local_term.start_step (1000)", "train.steps (1000)"]),
     (1, {"moe.router.type": "hash", "moe.router.balance_rate": 0.01}, ["moe.router.balance_rate is 0.01", "moe.router.type hash"]),
-    (1, {"moe.router.type": "ta_moe", "moe.router.balance_rate": 0.01}, ["moe.router.balance_rate is 0.01", "switch, locmoe, etr"]),
+    (1, {"moe.router.type": "ta_moe", "moe.router.balance_rate": 0.01}, ["moe.router.balance_rate is 0.01", "etr, locmoe, switch"]),
     (1, {"moe.router.locmoe": {"gate": "dense", "blocks": "by_layer"}}, ["moe.router.locmoe.blocks is by_layer", "gate dense"]),
     (1, {"moe.router.locmoe": {"gate_input": "code", "blocks": "by_layer"}}, ["blocks is by_layer", "gate_input code", "no blocks"]),
     (1, {"moe.router.locmoe": {"gate_input": "code", "gate": "dense"}}, ["gate is dense", "gate_input code", "expected grap"]),

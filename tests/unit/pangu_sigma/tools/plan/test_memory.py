@@ -45,6 +45,22 @@ def test_half_precision_by_hand(make_job):
     assert layer_activations(make_job(model={"sparse_layers": 0}, runtime={"precision": "fp16"}))[0] == layer
 
 
+def test_flash_attention_keeps_no_probabilities(make_job):
+    """Of each of its rows of scores the largest and the sum, as eight float32 numbers each."""
+    plain, fused = (layer_activations(make_job(model={"hidden_size": 64}, runtime={"precision": "fp16", "device": "ascend", "fused": {
+        "attention": on}}))[0] for on in (False, True))
+    assert plain - fused == (4 + 2) * SCORES - 8 * 4 * 12 * 16 * 4
+
+
+def test_groups_have_buffers_of_the_size_asked_for(make_job, device):
+    """HCCL has two a group, of 200 MB unless told otherwise."""
+    default, small = (rank_memory(make_job(2, 2, parallel={"expert": 4}, runtime={"device": "ascend", "hccl": {"buffer_mb": size}}), device)
+                      for size in (200, 50))
+    unset = rank_memory(make_job(2, 2, parallel={"expert": 4}, runtime={"device": "ascend"}), device)
+    assert default.reserved == unset.reserved
+    assert default.reserved - small.reserved in [groups * 300e6 for groups in range(1, 6)]
+
+
 def test_sparse_layer_by_hand(make_job):
     """96 x 1.25 / 8 = 15 slots for each of 8 experts: their inputs, inner features twice; results of 96 assignments."""
     found = layer_activations(make_job(model={"dense_layers": 0}))[0]

@@ -32,7 +32,7 @@ def test_axes(config, cluster, texts, expected):
     (["pp=2"], "--sweep 'pp=2': expected one of ep, tp, dp, capacity, router"), (["ep=2", "ep=4"], "ep is given twice"),
     (["ep=two"], "found 'two', expected a number above 0"), (["tp="], "found '', expected a number"), (["dp=0"], "found '0'"),
     (["capacity=nan"], "found 'nan'"), (["ep=2.5"], "found '2.5'"),
-    (["router=hash,best"], "found 'best', expected some of hash, switch, locmoe")])
+    (["router=hash,best"], "found 'best', expected some of etr, faster_moe")])
 def test_wrong_axes_are_refused(config, cluster, texts, fragment):
     with pytest.raises(InputError) as error:
         parse_axes(texts, config, cluster)

@@ -1,0 +1,57 @@
+"""Ascend's fused kernels behind the interfaces of what they replace. They compile anywhere and run on Ascend only.
+
+Gradients are MindSpore's own for these operators.
+"""
+
+from typing import Tuple
+
+from mindspore import Tensor, dtype, nn, ops
+from mindspore.ops.auto_generate import GroupedMatmulV4, MoeTokenPermute, MoeTokenUnpermute
+
+_ONE_OUTPUT, _BY_ROWS, _SIZES = 3, 0, 1  # GroupedMatmul: one tensor comes out; groups are of rows; they are given by their sizes
+
+
+class GroupedProduct(nn.Cell):
+    """`ops.BatchMatMul` as one GroupedMatmul: each matrix multiplies as many rows.
+
+    Inputs: x <float>[L, slots, a]; weight <float>[L, a, b]. Output: <float>[L, slots, b].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = GroupedMatmulV4()
+
+    def construct(self, x: Tensor, weight: Tensor) -> Tensor:
+        groups, rows, width = x.shape
+        sizes = ops.full((groups,), rows, dtype=dtype.int64)
+        y = self.product([x.reshape(-1, width)], [weight], None, None, None, None, None, None, sizes, None, None, None, _ONE_OUTPUT,
+                         _BY_ROWS, _SIZES, 0)[0]
+        return y.reshape(groups, rows, -1)
+
+
+class TokenSort(nn.Cell):
+    """MoeTokenPermute: a copy of each token for each of its k places, ordered by place; of one place the earlier token first.
+
+    Inputs: x <float>[T, d]; place <int32>[T, k]. Outputs: <float>[k * T, d]; what `TokenUnsort` needs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.permute = MoeTokenPermute()
+
+    def construct(self, x: Tensor, place: Tensor) -> Tuple[Tensor, Tensor]:
+        return self.permute(x, place)
+
+
+class TokenUnsort(nn.Cell):
+    """MoeTokenUnpermute: back to tokens, each the sum of its k rows, scaled.
+
+    Inputs: rows <float>[k * T, d]; order, of `TokenSort`; scale <float>[T, k]. Output: <float>[T, d].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unpermute = MoeTokenUnpermute()
+
+    def construct(self, rows: Tensor, order: Tensor, scale: Tensor) -> Tensor:
+        return self.unpermute(rows, order, scale)

@@ -1,0 +1,31 @@
+"""Routers that a user brings along: files named on the command line or in the environment, never by a configuration.
+
+A router's file is code. Configurations travel between people, so what they name is not run; what the user types is.
+"""
+
+import argparse
+import os
+from typing import Sequence
+
+from locmoe_ops.router_registry import add_router_file
+
+VARIABLE = "LOCMOE_ROUTER_FILES"
+
+
+def add_router_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--router-file` to a command."""
+    parser.add_argument("--router-file", dest="router_files", metavar="FILE", action="append", default=[],
+                        help=f"Python file of a router of your own (docs/routers.md); may be repeated; also from ${VARIABLE}, "
+                             f"separated by '{os.pathsep}'")
+
+
+def use_router_files(named: Sequence[str]) -> None:
+    """Adds the routers of the files named and of those in the environment, where the processes that this one starts find all of them.
+
+    Raises InputError: see `add_router_file`.
+    """
+    files = [*filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)), *named]
+    for file in files:
+        add_router_file(file)
+    if files:
+        os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys(os.path.abspath(file) for file in files))
