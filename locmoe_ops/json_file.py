@@ -59,8 +59,11 @@ class JsonValue:
 
     def error(self, expected: str) -> InputError:
         """What was found here and what was expected."""
-        shown = json.dumps(self.value, ensure_ascii=False)
-        found = shown if len(shown) <= 60 else _KINDS.get(type(self.value), "a value")
+        try:
+            shown = json.dumps(self.value, ensure_ascii=False)
+        except RecursionError:  # brackets nested as deeply as reading just allows
+            shown = ""
+        found = shown if 0 < len(shown) <= 60 else _KINDS.get(type(self.value), "a value")
         return self.problem(f"found {found}, expected {expected}")
 
     def problem(self, text: str) -> InputError:

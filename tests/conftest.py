@@ -1,9 +1,18 @@
-"""What several kinds of tests share: a small prepared data folder."""
+"""What several kinds of tests share: a small prepared data folder, and the values that fuzzers put in the place of others.
 
+`pytest --hypothesis-profile fuzz` runs property tests on FUZZ_EXAMPLES inputs each (20,000); see scripts/check_fuzz.py.
+"""
+
+import os
 import signal
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+settings.register_profile("fuzz", max_examples=int(os.environ.get("FUZZ_EXAMPLES", 20000)), deadline=None, print_blob=True,
+                          suppress_health_check=list(HealthCheck))
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what is to run in the background; what tests start must hear it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -36,3 +45,39 @@ def tiny_data(tmp_path_factory):
     prepare(config_from_dict({"model": {"sequence_length": 32}, "data": {
         "path": str(folder / "data"), "prepare": {"sources": sources, "vocab_size": 320, "validation_fraction": 0.1}}}))
     return folder / "data"
+
+
+def _nested(depth):
+    value = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.fixture(scope="session")
+def spoil():
+    """`spoil(data, content)` puts JSON values, often extreme ones, in the place of some in a structure, or removes or adds some."""
+    extreme = st.sampled_from([-1, 2**63, 10**400, 0.5, 1e308, "", "..", "../x", "a\0b", "\ud800", "x\ny", "x" * 300, "1" * 30, [], {},
+                               "@", "a@b", _nested(400), _nested(900)])
+    scalar = extreme | st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
+    values = st.recursive(scalar, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+                          max_leaves=8)
+
+    def run(data, content):
+        for _ in range(data.draw(st.integers(1, 3))):
+            place, parent, key = content, None, None
+            while isinstance(place, (dict, list)) and place and (parent is None or data.draw(st.booleans())):
+                parent = place
+                key = data.draw(st.sampled_from(sorted(place, key=str) if isinstance(place, dict) else range(len(place))))
+                place = parent[key]
+            if parent is None:
+                return
+            kind = data.draw(st.sampled_from(["replace", "replace", "replace", "remove", "add"]))
+            if kind == "remove":
+                del parent[key]
+            elif kind == "add" and isinstance(parent, dict):
+                parent[data.draw(st.text(max_size=8) | st.just("a@b"))] = data.draw(values)
+            else:
+                parent[key] = data.draw(values)
+
+    return run

@@ -8,35 +8,22 @@ Rank 0 is the authority on deadlines, so that a rank that stays away is named al
 
 from __future__ import annotations
 
-import errno
 import queue
 import select
 import socket
-import threading
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from locmoe_ops.collectives import wire
-from locmoe_ops.errors import CollectiveError, InputError
+from locmoe_ops.collectives.acceptor import HANDSHAKE_SECONDS, POLL_SECONDS, Acceptor, Address, Peer, listening_address
+from locmoe_ops.errors import CollectiveError
 
-Address = tuple[str, int]
-
-_HANDSHAKE_SECONDS = 5.0
 _GRACE_SECONDS = 5.0  # a member waits this much longer than rank 0, so that rank 0's reason arrives
-_POLL_SECONDS = 0.05
-_STRANGERS_AT_ONCE = 64
+_LONGEST_WAIT = 1e6  # seconds that rank 0 may ask a member to wait
 
 
 class JoinFailed(Exception):
     """Why the mesh did not come about; `connect_ranks` puts rank and operation in front."""
-
-
-class _Peer(NamedTuple):
-    """One authenticated incoming connection and what it said first."""
-
-    hello: wire.Hello
-    sock: socket.socket
-    info: dict[str, Any]
 
 
 def connect_ranks(rank: int, world_size: int, root: Address, secret: bytes, bind: str,
@@ -55,47 +42,6 @@ def connect_ranks(rank: int, world_size: int, root: Address, secret: bytes, bind
         raise CollectiveError(f"rank {rank}: join of the mesh at {root[0]}:{root[1]}: {failure}") from None
 
 
-class _Acceptor:
-    """Listens and shakes hands in the background; strangers are dropped and never seen by the caller."""
-
-    def __init__(self, address: Address, purpose: bytes, secret: bytes) -> None:
-        self.peers: queue.Queue[_Peer] = queue.Queue()
-        self.rejected: list[str] = []
-        self._purpose, self._secret = purpose, secret
-        self._slots = threading.BoundedSemaphore(_STRANGERS_AT_ONCE)
-        self._listener = _listen(address)
-        self._listener.settimeout(_POLL_SECONDS)
-        self._stopped = False
-        self.address: Address = self._listener.getsockname()[:2]
-        threading.Thread(target=self._accept, name="mesh-accept", daemon=True).start()
-
-    def close(self) -> None:
-        self._stopped = True
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while not self._stopped:
-            if not self._slots.acquire(timeout=_POLL_SECONDS):
-                continue
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:  # timeout, closed, or a connection that was gone already
-                self._slots.release()
-                continue
-            threading.Thread(target=self._greet, args=(sock,), name="mesh-greet", daemon=True).start()
-
-    def _greet(self, sock: socket.socket) -> None:
-        deadline = time.monotonic() + _HANDSHAKE_SECONDS
-        try:
-            hello = wire.prove_as_acceptor(sock, self._purpose, self._secret, deadline)
-            self.peers.put(_Peer(hello, sock, wire.receive_json(sock, deadline)))
-        except Exception as error:  # whatever a stranger sends must not end the job
-            self.rejected.append(str(error))
-            sock.close()
-        finally:
-            self._slots.release()
-
-
 class _RootJoin:
     """Rank 0's side: gathers members, hands out the table, waits for everybody's report."""
 
@@ -104,7 +50,7 @@ class _RootJoin:
         self.deadline = time.monotonic() + timeout
         self.members: dict[int, socket.socket] = {}
         self.addresses: dict[int, Address] = {}
-        self.acceptor = _Acceptor((bind, root[1]), b"join", secret)
+        self.acceptor = Acceptor((bind, root[1]), b"join", secret)
 
     def run(self) -> dict[int, socket.socket]:
         try:
@@ -113,6 +59,7 @@ class _RootJoin:
             self._tell_all({"addresses": self.addresses, "seconds": stage})
             self._collect_reports(time.monotonic() + stage)
             self._tell_all({"go": True})
+            self.acceptor.log_rejected()
         except JoinFailed as failure:
             self._tell_all({"error": str(failure)})
             for sock in self.members.values():
@@ -125,7 +72,7 @@ class _RootJoin:
     def _gather(self) -> None:
         while len(self.members) < self.world_size - 1:
             try:
-                self._admit(self.acceptor.peers.get(timeout=_POLL_SECONDS))
+                self._admit(self.acceptor.peers.get(timeout=POLL_SECONDS))
             except queue.Empty:
                 pass
             for rank, sock in self.members.items():
@@ -134,7 +81,7 @@ class _RootJoin:
             if time.monotonic() > self.deadline:
                 raise JoinFailed(self._missing())
 
-    def _admit(self, peer: _Peer) -> None:
+    def _admit(self, peer: Peer) -> None:
         rank, world_size = peer.hello
         problem = None
         if world_size != self.world_size:
@@ -148,13 +95,13 @@ class _RootJoin:
             peer.sock.close()
             raise JoinFailed(problem)
         self.members[rank] = peer.sock
-        self.addresses[rank] = (peer.info["host"], peer.info["port"])
+        self.addresses[rank] = peer.address
 
     def _missing(self) -> str:
         missing = [rank for rank in range(1, self.world_size) if rank not in self.members]
         text = f"{_names(missing)} did not join within {self.timeout:g} s"
-        rejected = self.acceptor.rejected
-        return text + (f" ({len(rejected)} other connections refused, the last: {rejected[-1]})" if rejected else "")
+        rejected = self.acceptor.describe_rejected()
+        return text + (f" ({rejected})" if rejected else "")
 
     def _collect_reports(self, deadline: float) -> None:
         waiting = dict(self.members)
@@ -165,7 +112,7 @@ class _RootJoin:
                     del waiting[rank]
             if waiting and time.monotonic() > deadline:
                 raise JoinFailed(f"{_names(sorted(waiting))} did not connect to the other ranks in time")
-            time.sleep(_POLL_SECONDS if waiting else 0)
+            time.sleep(POLL_SECONDS if waiting else 0)
 
     def _tell_all(self, message: dict[str, Any]) -> None:
         for sock in self.members.values():
@@ -179,22 +126,24 @@ class _MemberJoin:
         self.hello = wire.Hello(rank, world_size)
         self.root, self.secret, self.bind, self.timeout = root, secret, bind, timeout
         self.deadline = time.monotonic() + timeout
-        self.acceptor = _Acceptor((bind, 0), b"pair", secret)
+        self.acceptor = Acceptor((bind, 0), b"pair", secret)
         self.sockets: dict[int, socket.socket] = {}
 
     def run(self) -> dict[int, socket.socket]:
         try:
             root = self.sockets[0] = self._reach_root()
-            table = self._from_root(time.monotonic() + self.timeout + _GRACE_SECONDS)
-            deadline = time.monotonic() + table["seconds"] + _GRACE_SECONDS
+            message = self._from_root(time.monotonic() + self.timeout + _GRACE_SECONDS)
+            addresses, seconds = _address_table(message, range(1, self.hello.rank))
+            deadline = time.monotonic() + seconds + _GRACE_SECONDS
             try:
-                self._connect_lower(table["addresses"], deadline)
+                self._connect_lower(addresses, deadline)
                 self._accept_higher(deadline)
             except OSError as error:
                 _tell(root, {"error": str(error)})
             else:
                 _tell(root, {"ready": True})
             self._from_root(deadline)
+            self.acceptor.log_rejected()
         except JoinFailed:
             for sock in self.sockets.values():
                 sock.close()
@@ -212,12 +161,12 @@ class _MemberJoin:
                 raise JoinFailed(f"what listens there {error}") from None
             except OSError as error:
                 reason = error.strerror or str(error) or "no answer"
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         raise JoinFailed(f"cannot reach rank 0 within {self.timeout:g} s ({reason})")
 
     def _call(self, address: Address, purpose: bytes) -> socket.socket:
         """A connection to `address` on which both ends have proved the secret."""
-        seconds = min(_HANDSHAKE_SECONDS, max(self.deadline - time.monotonic(), 0.1))
+        seconds = min(HANDSHAKE_SECONDS, max(self.deadline - time.monotonic(), 0.1))
         sock = socket.create_connection(address, timeout=seconds, source_address=(self.bind, 0))
         try:
             wire.prove_as_connector(sock, purpose, self.hello, self.secret, time.monotonic() + seconds)
@@ -234,13 +183,12 @@ class _MemberJoin:
         except OSError as error:
             raise JoinFailed(f"lost rank 0 ({error})") from None
         if "error" in message:
-            raise JoinFailed(message["error"])
+            raise JoinFailed(_reason(message))
         return message
 
-    def _connect_lower(self, addresses: dict[str, list[Any]], deadline: float) -> None:
+    def _connect_lower(self, addresses: dict[int, Address], deadline: float) -> None:
         self.deadline = deadline
-        for peer in range(1, self.hello.rank):
-            host, port = addresses[str(peer)]
+        for peer, (host, port) in addresses.items():
             try:
                 self.sockets[peer] = self._call((host, port), b"pair")
             except (OSError, wire.HandshakeError) as error:
@@ -250,8 +198,7 @@ class _MemberJoin:
     def _accept_higher(self, deadline: float) -> None:
         while len(self.sockets) < self.hello.world_size - 1:
             try:
-                peer = self.acceptor.peers.get(timeout=_POLL_SECONDS)
-                self.sockets[peer.hello.rank] = peer.sock
+                self._admit(self.acceptor.peers.get(timeout=POLL_SECONDS))
             except queue.Empty:
                 pass
             if _readable(self.sockets[0]):  # rank 0 speaks first only when the join has failed
@@ -259,11 +206,18 @@ class _MemberJoin:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"rank {self.hello.rank} was not reached by all higher ranks")
 
+    def _admit(self, peer: Peer) -> None:
+        rank, world_size = peer.hello
+        if world_size != self.hello.world_size or not self.hello.rank < rank < world_size or rank in self.sockets:
+            peer.sock.close()
+            raise ConnectionError(f"rank {self.hello.rank} was reached by rank {rank} of {world_size}, which it does not expect")
+        self.sockets[rank] = peer.sock
+
 
 def _tell(sock: socket.socket, message: dict[str, Any]) -> None:
     """Sends `message` unless the peer is gone, which the next read from it will show."""
     try:
-        wire.send_json(sock, message, time.monotonic() + _HANDSHAKE_SECONDS)
+        wire.send_json(sock, message, time.monotonic() + HANDSHAKE_SECONDS)
     except OSError:
         pass
 
@@ -274,19 +228,23 @@ def _check_report(rank: int, sock: socket.socket, deadline: float) -> None:
     except OSError as error:
         raise JoinFailed(f"lost {_names([rank])} ({error})") from None
     if "error" in report:
-        raise JoinFailed(report["error"])
+        raise JoinFailed(_reason(report))
 
 
-def _listen(address: Address) -> socket.socket:
+def _reason(message: dict[str, Any]) -> str:
+    return " ".join(str(message["error"])[:1000].split())
+
+
+def _address_table(message: dict[str, Any], ranks: range) -> tuple[dict[int, Address], float]:
+    """Addresses of `ranks`, and seconds to reach them in, as rank 0 says. Raises JoinFailed where it says something else."""
+    table, seconds = message.get("addresses"), message.get("seconds")
     try:
-        family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server(address, family=family, backlog=512)
-    except OSError as error:
-        where = f"{address[0]}:{address[1]}"
-        if error.errno == errno.EADDRINUSE:
-            raise InputError(f"mesh: port in use: {where}; expected a free port for rank 0") from None
-        raise InputError(f"mesh: cannot listen on {where} ({error.strerror or error}); "
-                         "expected an address of this machine") from None
+        if not isinstance(table, dict) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= _LONGEST_WAIT:
+            raise ValueError
+        pairs = {rank: table[str(rank)] for rank in ranks}
+        return {rank: listening_address({"host": host, "port": port}) for rank, (host, port) in pairs.items()}, float(seconds)
+    except (ValueError, TypeError, KeyError, OSError):
+        raise JoinFailed("lost rank 0 (malformed message while joining)") from None
 
 
 def _readable(sock: socket.socket) -> bool:

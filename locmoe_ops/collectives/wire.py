@@ -104,7 +104,10 @@ def receive_json(sock: socket.socket, deadline: float) -> dict[str, Any]:
     (length,) = _LENGTH.unpack(receive_exactly(sock, _LENGTH.size, deadline))
     if length > _MAX_JSON_BYTES:
         raise ConnectionError(f"message of {length} bytes while joining")
-    message = json.loads(receive_exactly(sock, length, deadline))
+    try:
+        message = json.loads(receive_exactly(sock, length, deadline))
+    except (ValueError, RecursionError):
+        message = None
     if not isinstance(message, dict):
         raise ConnectionError("malformed message while joining")
     return message

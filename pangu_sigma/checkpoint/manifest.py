@@ -19,6 +19,7 @@ FORMAT = "pangu-sigma checkpoint"
 VERSION = 2
 NAME = "manifest.json"
 CONTENTS = ("training", "weights")
+LARGEST = 2**63 - 1  # of any count; Python does not print integers of some thousand digits, and no file is larger
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}  # bytes an element
 
 
@@ -116,10 +117,12 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from None
-    _check_outside(path, content)
     try:
+        _check_outside(path, content)
         return _from_body(content["body"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from None
 
 
@@ -175,12 +178,14 @@ def _tensor_to_body(entry: TensorEntry) -> Dict[str, Any]:
 def _from_body(body: Dict[str, Any]) -> Manifest:
     data = body["data"]
     header = Header(
-        step=_count(body["step"]), contents=_one_of(body["contents"], CONTENTS), config=dict(body["config"]),
-        data=DataState(data["tokenizer_sha256"], _count(data["vocab_size"]), tuple(map(str, data["domains"])), data["fingerprint"]),
+        step=_count(body["step"]), contents=_one_of(body["contents"], CONTENTS),
+        config={str(name): dict(section) for name, section in body["config"].items()},
+        data=DataState(_text_or_none(data["tokenizer_sha256"]), _count(data["vocab_size"]), tuple(map(str, data["domains"])),
+                       _text_or_none(data["fingerprint"])),
         sampler=dict(body["sampler"]), rng=dict(body["rng"]),
         scalars={str(name): float(value) for name, value in body["scalars"].items()}, origin=tuple(map(str, body["origin"])))
     shards = {_file_name(name): _count(size) for name, size in body["shards"].items()}
-    tensors = {str(name): _tensor_from_body(entry, shards) for name, entry in body["tensors"].items()}
+    tensors = {_tensor_name(name): _tensor_from_body(entry, shards) for name, entry in body["tensors"].items()}
     return Manifest(header, tensors, shards)
 
 
@@ -191,13 +196,29 @@ def _tensor_from_body(entry: Dict[str, Any], shards: Dict[str, int]) -> TensorEn
     axis, blocks = _count(cut["axis"]), _count(cut["blocks"])
     if not parts or (len(parts) > 1 and (axis >= len(shape) or not blocks or shape[axis] % (blocks * len(parts)))):
         raise ValueError(f"{len(parts)} parts of shape {list(shape)}")
+    if math.prod(shape) > LARGEST // 8:
+        raise ValueError(f"shape {list(shape)} is of more elements than any file holds")
     return TensorEntry(shape, _one_of(entry["dtype"], DTYPES), tuple(parts), axis, blocks)
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"found {str(value)[:40]}, expected an integer from 0")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST:
+        raise ValueError(f"found {str(value)[:40]}, expected an integer from 0 to 2**63 - 1")
     return value
+
+
+def _text_or_none(value: Any) -> Optional[str]:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"found {str(value)[:40]}, expected a string or null")
+    return value
+
+
+def _tensor_name(name: str) -> str:
+    """A parameter's name, with an expert's number behind "@" if there is one."""
+    parameter, at, expert = name.rpartition("@")
+    if not name.isprintable() or (at and not (parameter and expert.isascii() and expert.isdecimal() and len(expert) < 10)):
+        raise ValueError(f"tensor {name[:80]!r} is no parameter's name")
+    return name
 
 
 def _one_of(value: Any, choices: Any) -> str:
@@ -208,6 +229,6 @@ def _one_of(value: Any, choices: Any) -> str:
 
 def _file_name(name: str) -> str:
     """A shard lies in the checkpoint's own folder, whatever a manifest says."""
-    if not name or name != os.path.basename(name) or name in (".", "..", NAME):
+    if not name or name != os.path.basename(name) or name in (".", "..", NAME) or not name.isprintable() or len(name) > 200:
         raise ValueError(f"shard {name[:80]!r} is no plain file name")
     return name

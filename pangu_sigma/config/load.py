@@ -9,6 +9,7 @@ import difflib
 import math
 import os
 import re
+import reprlib
 from pathlib import Path
 from typing import Any, Dict, Hashable, List, Mapping, Sequence, Tuple, Type, Union, get_args, get_origin, get_type_hints
 
@@ -19,6 +20,7 @@ from pangu_sigma.config.schema import Config, RouterConfig, router_config
 
 # YAML 1.1 reads `1e-4` (no dot) as a string; people mean a number.
 _SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+_LARGEST = 2**63 - 1  # no setting counts further, and Python does not print an integer of some thousand digits
 _EXPECTED = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 
 
@@ -112,7 +114,8 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         at = f" line {mark.line + 1}" if mark and "\n" in text.strip("\n") else ""
         raise InputError(f"{where}:{at} not valid YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        # PyYAML lets the last ones out where a tag does not fit its value, as in `!!bool maybe` or `!!timestamp x`.
         reason = " ".join(str(error).split())
         raise InputError(f"{where}: not valid YAML: {reason}") from error
 
@@ -122,15 +125,15 @@ def _apply_override(raw: Dict[str, Any], override: str) -> None:
     names = path.strip().split(".")
     if not equals or not all(names):
         raise InputError(f"--set {shown(override)}: expected key.path=value, as in model.hidden_size=256")
-    section = raw
+    section, where = raw, f"--set {_one_line(override)[:200]}"
     for depth, name in enumerate(names[:-1], start=1):
         # null stands for an optional section that is off; setting one of its keys turns it on.
         child = section.get(name)
         section[name] = child = {} if child is None else child
         if not isinstance(child, dict):
-            raise InputError(f"--set {override}: {'.'.join(names[:depth])} holds {shown(child)}, which has no keys")
+            raise InputError(f"{where}: {_one_line('.'.join(names[:depth]))[:200]} holds {shown(child)}, which has no keys")
         section = child
-    section[names[-1]] = parse_yaml(text, f"--set {override}")
+    section[names[-1]] = parse_yaml(text, where)
 
 
 # ---- conversion
@@ -188,6 +191,8 @@ def _convert_mapping(value: Any, path: str) -> Dict[str, str]:
             raise InputError(f"{path}: found the key {shown(name)}, expected a string (put it in quotes)")
         if not isinstance(item, str):
             raise InputError(f"{path}.{name}: found {shown(item)}, expected a string")
+        if not (_is_text(name) and _is_text(item)):
+            raise InputError(f"{path}: found {shown(name)}: {shown(item)}, expected characters that UTF-8 can hold, and no NUL")
     return dict(value)
 
 
@@ -199,8 +204,16 @@ def _convert_scalar(kind: type, value: Any, path: str, limits: Mapping[str, Any]
         if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300:
             return float(value)
     elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
+        if isinstance(value, str) and not _is_text(value):
+            raise InputError(f"{path}: found {shown(value)}, expected characters that UTF-8 can hold, and no NUL")
+        if not isinstance(value, int) or abs(value) <= _LARGEST:
+            return value
     raise _wrong_value(kind, value, path, limits, optional)
+
+
+def _is_text(value: str) -> bool:
+    """False for what no file name and no UTF-8 file can hold: NUL, and the lone surrogates that YAML's escapes can spell."""
+    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _within(value: Any, limits: Mapping[str, Any]) -> bool:
@@ -219,21 +232,23 @@ def _within(value: Any, limits: Mapping[str, Any]) -> bool:
 def _wrong_value(kind: type, value: Any, path: str, limits: Mapping[str, Any], optional: bool) -> InputError:
     if "choices" in limits:
         expected = "one of " + ", ".join(limits["choices"])
-        near = difflib.get_close_matches(str(value), limits["choices"], n=1)
+        near = difflib.get_close_matches(value, limits["choices"], n=1) if isinstance(value, str) else []
         expected += f" (did you mean {near[0]}?)" if near else ""
         expected += f"; {limits['hint']}" if "hint" in limits else ""
     else:
         bounds = [("minimum", ">="), ("above", ">"), ("maximum", "<=")]
         parts = [f"{sign} {limits[name]}" for name, sign in bounds if name in limits]
-        expected = " ".join([_EXPECTED[kind], " and ".join(parts)]).strip()
+        too_large = " of 64 bits" if kind is int and isinstance(value, int) and abs(value) > _LARGEST else ""
+        expected = " ".join([_EXPECTED[kind] + too_large, " and ".join(parts)]).strip()
     return InputError(f"{path}: found {shown(value)}, expected {expected}{' or null' if optional else ''}")
 
 
 def _unknown_key(section: Type[Any], name: Any, path: str) -> InputError:
-    where = f"{path}.{name}" if path else str(name)
-    near = difflib.get_close_matches(str(name), _names(section), n=1)
+    name = name if isinstance(name, str) and len(name) <= 80 else shown(name)
+    where = f"{path}.{name}" if path else name
+    near = difflib.get_close_matches(name, _names(section), n=1)
     is_key = section.__module__ == Config.__module__ or path.startswith("moe.router.")
-    elsewhere = _paths_ending_in(str(name)) if is_key else []
+    elsewhere = _paths_ending_in(name) if is_key else []
     suggestions = [f"{path}.{near[0]}" if path else near[0]] if near else elsewhere
     if suggestions:
         return InputError(f"{_one_line(where)}: unknown key, did you mean {' or '.join(suggestions)}?")
@@ -262,8 +277,20 @@ def shown(value: Any, limit: int = 80) -> str:
     """The value as one short line; null and booleans as YAML spells them."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = _one_line(repr(value))
+    text = _one_line(_Shortened().repr(value))
     return text if len(text) <= limit else text[:limit - 3] + "..."
+
+
+class _Shortened(reprlib.Repr):
+    """`repr` as far as anybody reads: YAML's aliases can make a value that is large beyond all bounds when written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxset = 4, 20, 20, 20, 20
+        self.maxstring = self.maxother = 400
+
+    def repr_int(self, value: int, level: int) -> str:
+        return repr(value) if value.bit_length() <= 300 else f"an integer of {value.bit_length()} bits"
 
 
 def _one_line(text: str) -> str:

@@ -68,7 +68,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(
             f"data.path: no {NAME} in '{folder}'; expected a folder written by `pangu-sigma prepare`"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); expected the file that prepare wrote") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: is not of this program; expected format '{FORMAT}'")
@@ -78,7 +78,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         return _from_content(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{path}: a field is missing or malformed ({error!r}); expected the file that prepare wrote"
         ) from None

@@ -38,9 +38,10 @@ def describe_header(header: Header) -> List[str]:
 
 def _describe_model(config: Dict) -> Iterable[str]:
     model, moe, parallel = config.get("model", {}), config.get("moe", {}), config.get("parallel", {})
+    router = moe.get("router") if isinstance(moe.get("router"), dict) else {}
     if model:
         yield (f"hidden {model.get('hidden_size')}, {model.get('dense_layers')} dense + {model.get('sparse_layers')} sparse layers, "
-               f"{moe.get('num_experts')} experts in {moe.get('num_groups')} groups, router {moe.get('router', {}).get('type')}")
+               f"{moe.get('num_experts')} experts in {moe.get('num_groups')} groups, router {router.get('type')}")
     if parallel:
         yield f"written at expert parallel {parallel.get('expert')}, tensor parallel {parallel.get('tensor')}"
 

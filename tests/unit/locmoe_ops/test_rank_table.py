@@ -76,6 +76,7 @@ BAD = {
     "empty": ("", "the file is empty"),
     "only spaces": (" \n", "the file is empty"),
     "not UTF-8": (b"{\xff}", "not UTF-8 text (byte 1)"),
+    "brackets without end": ("[" * 980 + "]" * 980, "expected an object"),
     "not JSON": ("{'version': 1}", "line 1, column 2: not valid JSON"),
     "comments, as in the guide": ('{\n"status": "completed" // fine\n}', "line 2, column 23: not valid JSON"),
     "cut off": (json.dumps(table())[:-30], "not valid JSON"),

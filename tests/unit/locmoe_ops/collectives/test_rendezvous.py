@@ -147,3 +147,49 @@ def _knock(port):
         except OSError:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def test_silent_connections_do_not_keep_ranks_out_and_are_told_in_one_line(free_port, caplog):
+    """More of them than there are handshakes at once, all left open: a handshake may take longer than the job has to join."""
+    port, outcome = free_port(), []
+    root = threading.Thread(target=lambda: outcome.extend(join_all(port, [{"rank": 0, "timeout": 4.0, "world_size": 2}])))
+    root.start()
+    strangers = [_knock(port) for _ in range(200)]
+    outcome += join_all(port, [{"rank": 1, "timeout": 4.0, "world_size": 2}])
+    root.join(30)
+    for stranger in strangers:
+        stranger.close()
+    assert [sorted(result) for result in outcome] == [[1], [0]] or [sorted(result) for result in outcome] == [[0], [1]]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"mesh at 127.0.0.1:{port}: ") and line.endswith(" refused, the last: 127.0.0.1: connection closed")
+
+
+@pytest.mark.parametrize("message", [{}, {"host": "127.0.0.1"}, {"host": 3, "port": 4}, {"host": "somewhere", "port": 4},
+                                     {"host": "127.0.0.1", "port": 70000}, {"host": "127.0.0.1", "port": "4"}])
+def test_a_rank_that_does_not_say_where_it_listens_is_not_admitted(free_port, message):
+    port, outcome = free_port(), []
+    root = threading.Thread(target=lambda: outcome.extend(join_all(port, [{"rank": 0, "timeout": 0.5, "world_size": 2}])))
+    root.start()
+    with _knock(port) as member:
+        wire.prove_as_connector(member, b"join", wire.Hello(1, 2), b"right", time.monotonic() + 5)
+        wire.send_json(member, message, time.monotonic() + 5)
+        root.join(30)
+    assert "rank 1 did not join within 0.5 s (1 other connections refused, the last: 127.0.0.1: malformed message" in str(outcome[0])
+
+
+@pytest.mark.parametrize("answer", [{}, {"addresses": {}, "seconds": 1}, {"addresses": {"1": ["127.0.0.1", 1]}, "seconds": float("nan")},
+                                    {"addresses": {"1": ["127.0.0.1", 1]}, "seconds": "soon"}, {"addresses": {"1": 3}, "seconds": 1}])
+def test_a_first_rank_that_answers_nonsense_is_lost(free_port, answer):
+    """It knows the secret, as a rank of another release would."""
+    port, outcome = free_port(), []
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        member = threading.Thread(target=lambda: outcome.extend(join_all(port, [{"rank": 2}])))
+        member.start()
+        sock, _ = listener.accept()
+        with sock:
+            wire.prove_as_acceptor(sock, b"join", b"right", time.monotonic() + 5)
+            wire.receive_json(sock, time.monotonic() + 5)
+            wire.send_json(sock, answer, time.monotonic() + 5)
+            member.join(30)
+    assert isinstance(outcome[0], CollectiveError) and "rank 2: join" in str(outcome[0])
+    assert "lost rank 0 (malformed message while joining)" in str(outcome[0])

@@ -75,6 +75,10 @@ def test_json_round_trip_and_limit():
         left.sendall(b"\xff\xff\xff\xff")
         with pytest.raises(ConnectionError, match="message of 4294967295 bytes"):
             wire.receive_json(right, time.monotonic() + 5)
+        for text in (b"{", b"\xff", b"[1]", b"[" * 5000, b"1" * 5000):
+            left.sendall(len(text).to_bytes(4, "little") + text)
+            with pytest.raises(ConnectionError, match="malformed message"):
+                wire.receive_json(right, time.monotonic() + 5)
 
 
 def test_deadline_and_end_of_stream():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.errors import DamagedCheckpoint
-from pangu_sigma.checkpoint.manifest import NAME, Manifest, Part, TensorEntry, read_manifest, write_manifest
+from pangu_sigma.checkpoint.manifest import NAME, Manifest, Part, TensorEntry, _checksum, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -90,6 +90,28 @@ def test_parts_that_do_not_fit_are_refused(tmp_path, manifest, shape, parts):
     entry = TensorEntry(shape, "F32", (Part("dense_0.safetensors", "00000001"),) * parts)
     write_manifest(replace(manifest, tensors={"a": entry}), tmp_path)
     with pytest.raises(DamagedCheckpoint, match="parts of shape"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("place, value", [
+    (("scalars", "optimizer.updates"), 10**400), (("step",), 2**63), (("data", "fingerprint"), [1]), (("config", "model"), 3),
+    (("tensors", "a", "shape"), [2**40, 2**40]), (("shards", "x" * 300), 1), (("shards", "x\ny"), 1), (("tensors", "a@b"), {}),
+    (("tensors", "@1"), {}), (("origin",), None), (("rng",), "deep"),
+])
+def test_values_that_this_program_never_writes_are_refused(tmp_path, manifest, place, value):
+    """With a checksum that fits."""
+    write_manifest(manifest, tmp_path)
+    content = json.loads((tmp_path / NAME).read_text())
+    holder = content["body"]
+    for name in place[:-1]:
+        holder = holder[name]
+    holder[place[-1]] = value
+    if value == {}:
+        holder[place[-1]] = holder["a"]
+    content["checksum"] = _checksum(content["body"])
+    text = json.dumps(content).replace('"deep"', "[" * 980 + "]" * 980)  # as deep as reading just allows, and more than writing does
+    (tmp_path / NAME).write_text(text)
+    with pytest.raises(DamagedCheckpoint, match="manifest.json: not a checkpoint manifest"):
         read_manifest(tmp_path)
 
 

@@ -89,6 +89,11 @@ def test_a_wrong_override_is_one_line_that_names_it(write, override, fragments):
         assert fragment in message
 
 
+# Nine to the power of thirty x, if it were written out.
+BOMB = b"model:\n  hidden_size:\n    a0: &a0 [x]\n" + b"".join(
+    b"    a%d: &a%d [%s]\n" % (level, level, b", ".join([b"*a%d" % (level - 1)] * 9)) for level in range(1, 30))
+
+
 @pytest.mark.parametrize(("content", "fragments"), [
     (b"", ["config.yaml: the file is empty"]),
     (b"- a\n- b\n", ["config.yaml: found ['a', 'b'] at top level", "mapping"]),
@@ -101,6 +106,16 @@ def test_a_wrong_override_is_one_line_that_names_it(write, override, fragments):
     (b"? [a, b]\n: 1\n", ["config.yaml", "not valid YAML"]),
     (b"train: {steps: 2024-13-45}", ["config.yaml", "not valid YAML"]),
     (b"1: 2", ["1: unknown key"]),
+    (b"train: {steps: !!bool maybe}", ["config.yaml", "not valid YAML"]),
+    (b"train: {steps: !!int ''}", ["config.yaml", "not valid YAML"]),
+    (b"train: {steps: !!timestamp soon}", ["config.yaml", "not valid YAML"]),
+    (b"train: {steps: 0x" + b"f" * 5000 + b"}", ["train.steps: found an integer of 20000 bits", "expected an integer of 64 bits >= 1"]),
+    (b"? 0x" + b"f" * 5000 + b"\n: 1", ["an integer of 20000 bits: unknown key"]),
+    (b'data: {path: "a\\0b"}', ["data.path: found 'a\\x00b'", "no NUL"]),
+    (b'data: {prepare: {sources: {en: "\\ud800"}}}', ["data.prepare.sources: found 'en': '\\ud800'", "UTF-8"]),
+    (BOMB, ["model.hidden_size: found {'a0': ['x'], 'a1': [['x'], ['x'], ['x']", "..., expected an integer"]),
+    (b"train: &a {steps: *a}", ["train.steps: found {"]),
+    (b"model: &a [&b [x, x, x, x, x, x, x, x, x], *b, *b, *b, *b, *b, *b, *b, *b, *b]", ["model: found [['x'", "..., expected a section"]),
 ])
 def test_a_broken_file_is_named(write, content, fragments):
     with pytest.raises(InputError) as caught:
@@ -125,7 +140,10 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["saved.yaml"]
 
 
-@given(rate=st.floats(min_value=1e-300, max_value=1e300), path=st.text(min_size=1), domain=st.text())
+TEXT = st.text(min_size=1).filter(lambda text: "\0" not in text)
+
+
+@given(rate=st.floats(min_value=1e-300, max_value=1e300), path=TEXT, domain=TEXT)
 def test_any_value_survives_yaml(rate, path, domain):
     raw = {"optimizer": {"learning_rate": rate}, "data": {"path": path, "prepare": {"sources": {domain: path}}}}
     config = config_from_dict(yaml.safe_load(yaml.safe_dump(to_dict(config_from_dict(raw)))))
