@@ -23,6 +23,7 @@ from pangu_sigma.launch import is_worker, rank_name, read_launch
 from pangu_sigma.reporting import SUCCESS, append_line, report_error
 from pangu_sigma.tools.audit.arguments import add_audit
 from pangu_sigma.tools.checkpoint.command import add_ckpt
+from pangu_sigma.tools.watch.arguments import add_watch
 
 INTERRUPTED = 130
 
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_plan(commands)
     add_audit(commands, _add_command, _positive)
+    add_watch(commands)
     add_ckpt(commands, _add_command, _positive)
     return parser
 
