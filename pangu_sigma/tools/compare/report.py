@@ -59,7 +59,7 @@ def render(data: Collection) -> str:
 def assemble(data: Collection, words: Words, refresh_s: Optional[int] = None) -> str:
     """A report of any runs as HTML. `refresh_s`: seconds after which the page loads itself again; None: never."""
     parts = [paragraph(words.introduction), words.progress, section("At a glance", _glance(data)),
-             section("What was compared", words.setting)]
+             section("What was compared" if len(data.plan.variants) > 1 else "The run", words.setting)]
     for heading, figures in all_figures(data):
         drawn = [item for item in figures if item.startswith("<figure")]
         left_out = [item for item in figures if item not in drawn]
@@ -79,14 +79,15 @@ def _glance(data: Collection) -> str:
     """The two things that matter, how long and how good, beside what explains them."""
     quality, time = data.plan.quality_phase, data.plan.time_phase
     columns = ((time, c.STEP), (quality, c.PERPLEXITY), (time, c.INTER))
-    rows = []
+    rows, several = [], len(data.plan.variants) > 1
     for variant in data.plan.variants:
         cells = [variant]
         for phase, name in columns:
             cells.append(with_range(name, _spread(data.table, phase, variant, name)))
-            cells.append(with_range(name, _spread(data.ratios, phase, variant, name), _ratio))
+            cells += [with_range(name, _spread(data.ratios, phase, variant, name), _ratio)] if several else []
         rows.append(cells)
-    return table(["variant", *(word for _, name in columns for word in (NAMES[name], f"/ {data.plan.baseline}'s"))], rows)
+    ratio = [f"/ {data.plan.baseline}'s"] if several else []
+    return table(["variant", *(word for _, name in columns for word in (NAMES[name], *ratio))], rows)
 
 
 def _setting(data: Collection) -> str:

@@ -139,8 +139,8 @@ def _loads(recent: Sequence[Mapping[str, Any]]) -> List[str]:
         lines.append(f"layer {number:<3} [{marks}]")
     left_out = [f"          ({len(layers) - MOST_LAYERS} lower layers are not shown)"] * (len(layers) > MOST_LAYERS)
     who = "a mark an expert" if each == 1 else f"a mark the busiest of {each} experts"
-    scale = " ".join([*(f"{mark} <{limit:g}" for limit, mark in _LOADS), f"{_MOST} more"])
-    return [f"load      {who}, by its tokens / mean: {scale}"[:WIDTH], *left_out, *lines]
+    scale = "  ".join([*(f"{mark} <{limit:g}" for limit, mark in _LOADS), f"{_MOST} more"])
+    return [f"load      {who}, by its tokens over the mean:", f"          {scale}", *left_out, *lines]
 
 
 def _mark(load: float) -> str:

@@ -39,6 +39,7 @@ def test_every_number(write_run):
     assert "= compute 40%  # both 20%  - communicate 20%  . wait 20%" in found
     assert "22.7 MB inside nodes, 14.9 MB between nodes a step" in found
     assert "dropped 6.9 %  kept on own node 49.8 %  busiest 1.86 x mean" in found
+    assert "_ <0.1  . <0.5  - <0.9  = <1.1  + <1.5  # <2  @ more" in found
     assert lines[-2:] == ["layer 0   [====]", "layer 1   [@___]"]
     assert max(map(len, lines)) <= 79
 
