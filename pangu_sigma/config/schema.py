@@ -226,6 +226,7 @@ class TrainConfig:
     eval_interval: int = key(0, "steps between validations; 0: only at the end", minimum=0)
     eval_rows: int = key(64, "validation rows (over all ranks and domains) of one validation; 0: no validation",
                          minimum=0)
+    tensorboard: bool = key(False, "also write TensorBoard's event files, to output_dir/tensorboard (needs tensorboardX)")
     cosines: bool = key(True, "leave cosines.json at the end: cosines between tokens, and between tokens and gate weights, of one batch")
 
 

@@ -1,36 +1,25 @@
-"""What a run reports: the names of design, where each number comes from, and the file they are written to.
+"""What a run reports: where each number comes from, and the file they are written to.
 
-Fractions are in [0, 1]. Bytes are sums over all ranks of what they sent in the step (MoE and gradient traffic). Of the times,
-`time/step(s)` is rank 0's wall clock; the others are means over ranks and add up to a step:
-step = compute + communication + idle - overlapped.
-
-`comm/all_to_all/...`, `comm/gradient/...` and `comm/tensor/...` are the bytes of the tokens' way to their experts and back (forward
-and backward), of the gradients' sums, and of the sums inside layers that a tensor-parallel group shares out; `comm/...` holds them
-and what is left (router statistics, metrics). `time/all_to_all(s)` and so on are communication and waiting for it,
-`.../overlapped(s)` the part of it that ran beside computation.
-
-Where a run measures its own capacity (`moe.capacity.mode` critical and adaptive; see `pangu_sigma.train.capacity`): `moe/capacity_slots`,
-slots per (source rank, expert), the same in all sparse layers, before a dispatcher rounds them to its chunks; `moe/capacity_factor`,
-these over the even load; `moe/graphs`, different slots used so far in the run, each of which is a graph of the training step (one that
-a resumed run compiles again is not counted again). A step that measures or compiles does so within its `time/step(s)`.
+Fractions are in [0, 1]. Bytes are sums over all ranks of what they sent in the step. Of the times, `time/step(s)` is rank 0's wall
+clock; the others are means over ranks and add up to a step: step = compute + communication + idle - overlapped. Every name and its
+meaning: `pangu_sigma.train.definitions`, docs/metrics.md.
 """
 
 import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import numpy as np
 
 from mindspore import Tensor, nn
 
 from locmoe_ops.collectives import Collectives
+from pangu_sigma.train.definitions import CAUSES
+from pangu_sigma.train.events import EventLog
 
 MICROSECONDS = 1e6
-
-
-CAUSES = ("all_to_all", "gradient", "tensor")  # the first parts of the tags of token traffic, of gradients, and of split layers
 
 
 class Traffic(NamedTuple):
@@ -110,12 +99,7 @@ def loss_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, float]:
 
 
 def routing_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, Any]:
-    """Over all sparse layers and ranks of the step.
-
-    moe/drop_fraction: assignments without a slot, of all. moe/local_fraction: assignments that found a slot on the token's home
-    node, of all that found one. moe/load_max_over_mean: busiest expert over the mean, before drops, mean over layers.
-    moe/tokens_per_expert: assignments before drops, one list a layer.
-    """
+    """Over all sparse layers and ranks of the step; {} without experts."""
     assigned, kept = sums["assigned"], float(sums["kept"].sum())
     total = float(assigned.sum())
     if total == 0.0:
@@ -151,10 +135,14 @@ def validation_metrics(sums: Dict[str, np.ndarray], prefix: str = "valid/") -> D
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a step. A resumed run keeps the lines up to its first step and goes on from there."""
+    """`metrics.jsonl`: one JSON object a step. A resumed run keeps the lines up to its first step and goes on from there.
 
-    def __init__(self, path: Path, last_step: int) -> None:
+    `events`, if given, gets the same records.
+    """
+
+    def __init__(self, path: Path, last_step: int, events: Optional[EventLog] = None) -> None:
         self._path = path
+        self._events = events
         self.records: List[Dict[str, Any]] = [r for r in _read_lines(path) if r.get("progress/step", 0) <= last_step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = open(path, "a", encoding="utf-8")
@@ -163,9 +151,15 @@ class MetricsLog:
         self.records.append(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        if self._events is not None:
+            self._events.write(record)
 
-    def close(self) -> None:
+    def close(self, cosines: Optional[Dict[str, Any]] = None) -> None:
+        """`cosines`: what cosines.json is to hold, for the events."""
         self._file.close()
+        if self._events is not None:
+            self._events.write_cosines(cosines or {})
+            self._events.close()
 
 
 def _read_lines(path: Path) -> List[Dict[str, Any]]:

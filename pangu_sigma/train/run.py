@@ -25,6 +25,7 @@ from pangu_sigma.train.build import TrainingParts, vocabulary
 from pangu_sigma.train.checkpoint import Place, writing_ranks
 from pangu_sigma.train.cosines import FILE as COSINES
 from pangu_sigma.train.cosines import measure_cosines
+from pangu_sigma.train.events import EventLog, check_installed
 from pangu_sigma.train.loop import Saving, TrainingLoop
 from pangu_sigma.train.metrics import HostSum, MetricsLog, summarise, write_atomically
 from pangu_sigma.train.resume import Restorer, Source, Start, find_source
@@ -41,6 +42,8 @@ def train(config: Config) -> int:
         InputError: data, checkpoint or output folder do not fit the configuration.
         CollectiveError: another rank was lost or did not come.
     """
+    if config.train.tensorboard:
+        check_installed()
     data = PreparedData.open(config.data.path)
     words = vocabulary(config, data)
     source = find_source(config, data)
@@ -82,7 +85,7 @@ def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoad
         unigram = _unigram(data, loop.validation.batches, HostSum(runtime.collectives, "metrics/unigram"))
         writer.wait()
         if log is not None:
-            log.close()
+            log.close(cosines)
             _finish(config, log.records, {"unigram_perplexity": unigram, "time/checkpoint_stall(s)": writer.stalled_s,
                                           "time/checkpoint_writing(s)": writer.written_s}, cosines)
 
@@ -123,7 +126,7 @@ def _open_log(config: Config, start: int) -> MetricsLog:
     for path in set_aside_after(output / "checkpoints", start):
         print(f"{path}: of a later step than this run goes on from, set aside", flush=True)
     save_config(config, output / "config.yaml")
-    return MetricsLog(output / "metrics.jsonl", start)
+    return MetricsLog(output / "metrics.jsonl", start, EventLog(config, start) if config.train.tensorboard else None)
 
 
 def _headline(config: Config, parts: TrainingParts, data: PreparedData, world_size: int) -> str:

@@ -16,6 +16,7 @@ from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
 from pangu_sigma.train.build import TrainingParts, vocabulary
 from pangu_sigma.train.checkpoint import read_values, set_values
+from pangu_sigma.train.definitions import DEFINITIONS
 from pangu_sigma.train.runtime import start_runtime
 
 METRICS = {"loss/total", "loss/task", "loss/aux", "loss/locality", "optim/learning_rate", "optim/grad_norm", "optim/loss_scale",
@@ -28,11 +29,13 @@ METRICS |= {f"{kind}/{cause}{what}" for cause in ("all_to_all", "gradient", "ten
 
 @pytest.fixture(scope="module")
 def straight(train):
-    return train("straight", "checkpoint.interval=3", "train.eval_interval=4", "train.cosines=true")
+    return train("straight", "checkpoint.interval=3", "train.eval_interval=4", "train.cosines=true", "train.tensorboard=true")
 
 
 def records(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {name for record in found for name in record} <= set(DEFINITIONS)
+    return found
 
 
 def losses(folder):
@@ -51,6 +54,9 @@ def test_a_run_leaves_what_it_should(straight):
     assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["step_3", "step_6"]
     summary = json.loads((straight / "summary.json").read_text())
     assert summary["valid/perplexity"] == pytest.approx(math.exp(summary["valid/loss"]))
+    assert set(summary) - {"valid/loss", "valid/perplexity"} >= METRICS and set(summary) <= set(DEFINITIONS)
+    (events,) = (straight / "tensorboard").iterdir()
+    assert b"moe/tokens_per_expert/layer_0" in events.read_bytes() and b"cosines/token_gate" in events.read_bytes()
     assert yaml.safe_load((straight / "config.yaml").read_text())["moe"]["router"]["type"] == "switch"
 
 

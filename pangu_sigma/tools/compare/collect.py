@@ -33,7 +33,7 @@ Table = Dict[str, Dict[str, Dict[str, Spread]]]  # by phase, variant, metric
 
 @dataclass(frozen=True)
 class CollectedRun:
-    """A finished run: its numbers, and what the figures over training need."""
+    """A run: its numbers, and what the figures over training need."""
 
     run: Run
     values: Values
@@ -65,10 +65,18 @@ def collect(plan: Plan, output: Path) -> Collection:
     for run in plan.runs:
         folder = folder_of(output, run)
         if is_finished(run, folder):
-            records = read_lines(folder / "metrics.jsonl")
-            values = {**run_values(records, read_object(folder / SUMMARY), plan.warmup_steps_ignored),
-                      **link_values(read_object(folder / COUNTERS))}
-            runs.append(CollectedRun(run, values, records, read_object(folder / "cosines.json")))
+            runs.append(collect_run(run, folder, read_lines(folder / "metrics.jsonl"), plan.warmup_steps_ignored))
+    return collection_of(plan, runs)
+
+
+def collect_run(run: Run, folder: Path, records: List[Dict[str, Any]], ignored: int) -> CollectedRun:
+    """A run's numbers, from its records and from what else is in its folder so far. `ignored`: see `run_values`."""
+    values = {**run_values(records, read_object(folder / SUMMARY), ignored), **link_values(read_object(folder / COUNTERS))}
+    return CollectedRun(run, values, records, read_object(folder / "cosines.json"))
+
+
+def collection_of(plan: Plan, runs: Sequence[CollectedRun]) -> Collection:
+    """The runs with their tables."""
     ratios = _table(plan, runs, lambda run: _ratios(plan, run, runs))
     return Collection(plan, tuple(runs), _table(plan, runs, lambda run: run.values), ratios)
 

@@ -11,6 +11,7 @@ from pangu_sigma.tools.compare.page import figure, paragraph, seconds, significa
 from pangu_sigma.tools.compare.svg import GREY, Bar, Curve, Segment, bars, curves, heat_map, legend
 
 HEAT_COLUMNS = 40
+MOST_POINTS = 180  # of a curve of losses; more, on 360 units, would be noise
 EVEN = 0.3  # strength of the colour of an expert that gets its even share: what lies below and above can both be seen
 CAUSES = ("comm/all_to_all/inter_node(B)", "comm/gradient/inter_node(B)", "comm/all_to_all/intra_node(B)", "comm/gradient/intra_node(B)")
 _CAUSE_NAMES = ("tokens, between nodes", "gradients, between nodes", "tokens, inside nodes", "gradients, inside nodes")
@@ -23,7 +24,8 @@ _COSINES = (("token_token_within", "tokens of the same expert", 0), ("token_toke
 def all_figures(data: Collection) -> List[Tuple[str, List[str]]]:
     """Headings, each with its figures as HTML."""
     return [("Time", [step_time(data), time_split(data)]),
-            ("Quality", [perplexity_over_steps(data), perplexity_over_time(data), capacity_against_perplexity(data)]),
+            ("Quality", [training_loss(data), perplexity_over_steps(data), perplexity_over_time(data),
+                         capacity_against_perplexity(data)]),
             ("Traffic", [bytes_sent(data), bytes_by_link(data)]),
             ("Routing", [expert_assignment(data), cosine_histograms(data)])]
 
@@ -36,7 +38,7 @@ def step_time(data: Collection) -> str:
         text = seconds(spread["mean"]) + (f" (epoch {seconds(epoch)})" if epoch else "")
         rows.append(Bar(variant, [Segment(spread["mean"], number, f"{variant}: {text}")], text, spread["min"], spread["max"]))
     if not rows:
-        return _missing(title, "no finished run has measured steps")
+        return _missing(title, "no run here has measured steps")
     return figure(title, "Mean time of an optimizer step, and in brackets of one pass over the training data at that pace; shorter is "
                          "better. The whisker spans the seeds.", bars(rows, "step time by variant"))
 
@@ -52,7 +54,7 @@ def time_split(data: Collection) -> str:
         pieces = (compute - overlapped, overlapped, communication - overlapped, idle)
         rows.append(_stacked(variant, pieces, names, colours, seconds))
     if not rows:
-        return _missing(title, "no finished run has split its time")
+        return _missing(title, "no run here has split its time")
     return figure(title, "Mean over ranks: computing alone, computing while tokens or gradients travel (communication that costs nothing), "
                          "waiting for what travels, and waiting for other ranks to arrive.",
                   legend(list(zip(names, colours))) + bars(rows, "time split by variant"))
@@ -65,7 +67,7 @@ def bytes_sent(data: Collection) -> str:
     for _, variant in _variants(data, phase, c.INTER):
         rows.append(_stacked(variant, [data.mean(phase, variant, key) or 0.0 for key in keys], names, colours, size))
     if not rows:
-        return _missing(title, "no finished run has counted bytes")
+        return _missing(title, "no run here has counted bytes")
     kinds = "the kind of link" + (" and by cause" if by_cause else "")
     return figure(title, f"What all ranks send, by {kinds}. Links between nodes are the slow ones: what moves from the left of a bar to "
                          "its right has moved to a fast link.",
@@ -79,10 +81,37 @@ def bytes_by_link(data: Collection) -> str:
         rows.append(_stacked(variant, [data.mean(phase, variant, key) or 0.0 for _, key, _ in nodes], [name for name, *_ in nodes],
                              [colour for *_, colour in nodes], size))
     if not rows:
-        return _missing(title, "no finished run was made on simulated nodes")
+        return _missing(title, "no run here was made on simulated nodes")
     return figure(title, "What each node sent to others in a whole run, as its network interface counted it: headers, joining and "
                          "validation included.",
                   legend([(name, colour) for name, _, colour in nodes]) + bars(rows, "bytes by link and variant"))
+
+
+def training_loss(data: Collection) -> str:
+    title, found = "Training loss over steps", []
+    for number, variant in enumerate(data.plan.variants):
+        steps, losses = _loss_curve(data.of(data.plan.quality_phase, variant))
+        if steps:
+            found.append(Curve(variant, number, steps, losses))
+    if not found:
+        return _missing(title, "no run here has written a loss")
+    return figure(title, "Cross entropy in nats a token on the text that is trained on, without the routers' own losses; mean over seeds "
+                         "and, in a long run, over neighbouring steps.",
+                  legend([(curve.label, curve.colour) for curve in found], "curve") + curves(found, "optimizer steps", "loss", title))
+
+
+def _loss_curve(runs: Sequence[CollectedRun]) -> Tuple[List[float], List[float]]:
+    """Means of steps and losses over at most MOST_POINTS stretches, of the steps that all of the runs have."""
+    by_step: Dict[int, List[float]] = {}
+    for run in runs:
+        for record in run.records:
+            loss = c.number(record.get("loss/task"))
+            if loss is not None:
+                by_step.setdefault(record["progress/step"], []).append(loss)
+    found = [(step, fmean(losses)) for step, losses in sorted(by_step.items()) if len(losses) == len(runs)]
+    count = min(MOST_POINTS, len(found))
+    parts = [found[point * len(found) // count:(point + 1) * len(found) // count] for point in range(count)]
+    return [fmean(step for step, _ in part) for part in parts], [fmean(loss for _, loss in part) for part in parts]
 
 
 def perplexity_over_steps(data: Collection) -> str:
@@ -110,7 +139,7 @@ def _perplexity(data: Collection, title: str, x_title: str, scale: Mapping[str, 
             found.append(Curve(variant, number, [step * scale[variant] for step in steps], [fmean(by_step[step]) for step in steps],
                                [min(by_step[step]) for step in steps], [max(by_step[step]) for step in steps]))
     if not found:
-        return _missing(title, "no finished run was validated and timed")
+        return _missing(title, "no run here was validated and timed")
     top = _top(found)
     if top < math.inf:
         sentence += f" Values above {significant(top, 3)}, those of the first steps, are cut off."
@@ -144,7 +173,7 @@ def capacity_against_perplexity(data: Collection) -> str:
         if capacity is not None:
             points.append(Curve(variant, number, [capacity], [spread["mean"]], [spread["min"]], [spread["max"]]))
     if len({curve.x[0] for curve in points}) < 2:
-        return _missing(title, "the finished variants do not differ in capacity")
+        return _missing(title, "the variants do not differ in capacity")
     return figure(title, "Slots kept for each expert, as a multiple of its even share of tokens, against the last validation perplexity. "
                          "Fewer slots mean less to send and compute; tokens without a slot skip the experts. The whisker spans the seeds.",
                   legend([(curve.label, curve.colour) for curve in points], "dot") + curves(points, "capacity factor", "perplexity", title))
@@ -166,7 +195,7 @@ def expert_assignment(data: Collection) -> str:
         if cells:
             panels.append(f"<h4>{escape(variant)}</h4>" + heat_map(cells, ends, f"expert assignment of {variant}"))
     if not panels:
-        return _missing(title, "no finished run has experts")
+        return _missing(title, "no run here has experts")
     return figure(title, "One row an expert of the last sparse layer, training from left to right, first seed. The stronger the colour, "
                          "the more of the tokens; rows of one even tone mean an even load, a few strong ones beside pale ones mean that "
                          "experts idle while others overflow.", "".join(panels))
@@ -195,7 +224,7 @@ def cosine_histograms(data: Collection) -> str:
         if found:
             panels.append(f"<h4>{escape(variant)}</h4>" + curves(found, "cosine", "density", f"cosines of {variant}"))
     if not panels:
-        return _missing(title, "no finished run has left cosines.json")
+        return _missing(title, "no run here has left cosines.json")
     return figure(title, "Cosines of pairs (1: same direction, 0: unrelated). Where tokens of the same expert lie closer to each other "
                          "than to the rest, the expert has a kind of token of its own.",
                   legend([(name, colour) for _, name, colour in _COSINES], "curve") + "".join(panels))

@@ -25,22 +25,27 @@ svg text.muted { fill: var(--muted); }
 .grid { stroke: var(--line); } .frame { fill: none; stroke: var(--line); } .whisker { stroke: var(--ink); stroke-width: 1.5; fill: none; }
 .legend { list-style: none; margin: 0 0 8px; padding: 0; display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 0.85rem; }
 .legend li { display: flex; align-items: center; gap: 6px; overflow-wrap: anywhere; } .legend svg { width: 24px; flex: none; }
-.wide { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
+.wide { overflow-x: auto; background: linear-gradient(to left, var(--card) 8px, transparent 32px) right / 32px 100% no-repeat local,
+  linear-gradient(to left, var(--line), transparent) right / 16px 100% no-repeat scroll, var(--card);
+  border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: separate; border-spacing: 0; font-size: 0.9rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: 6px 12px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); vertical-align: top; }
-tbody th { font-weight: 500; } thead th { font-weight: 600; min-width: 5.5rem; white-space: normal; overflow-wrap: anywhere; }
+tbody th { font-weight: 500; } thead th { font-weight: 600; min-width: 6.7rem; white-space: normal; overflow-wrap: anywhere; }
 th:first-child { position: sticky; left: 0; background: var(--card); text-align: left; white-space: normal; overflow-wrap: anywhere;
   min-width: 8.5rem; max-width: 13rem; }
 .words td, .words thead th { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }
 tbody tr:last-child > * { border-bottom: 0; } td small { display: block; color: var(--muted); font-size: 0.8rem; }
 code { font-size: 0.9em; overflow-wrap: anywhere; white-space: normal; }
+@media (max-width: 520px) { th, td { padding: 6px 8px; } th:first-child { min-width: 6.5rem; max-width: 8rem; }
+  .words td, .words thead th { min-width: 7rem; } }
 """
 
 
-def page(title: str, body: str) -> str:
-    """A whole document."""
+def page(title: str, body: str, refresh_s: Optional[int] = None) -> str:
+    """A whole document, which the browser loads again every `refresh_s` seconds if that is given."""
+    again = "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s}">\n'
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, '
-            f'initial-scale=1">\n<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{escape(title)}</h1>\n'
+            f'initial-scale=1">\n{again}<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{escape(title)}</h1>\n'
             f"{body}\n</main>\n</body>\n</html>\n")
 
 

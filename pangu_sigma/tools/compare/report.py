@@ -1,7 +1,8 @@
 """A collection -> one HTML file that explains itself: what was compared, how it came out, figures, every number."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Mapping, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence
 
 from pangu_sigma.tools.compare import collect as c
 from pangu_sigma.tools.compare.collect import Collection, Spread
@@ -30,6 +31,17 @@ MEASURED = (
     "in a step. Ratios are to {baseline}, each run to that of the same seed.")
 
 
+@dataclass(frozen=True)
+class Words:
+    """What a report says around its figures and tables: `progress` (may be empty) and `setting` as HTML, the rest as text."""
+
+    title: str
+    introduction: str
+    progress: str
+    setting: str
+    measured: str
+
+
 def write_report(data: Collection, output: Path) -> Path:
     """Writes `report.html`, whole or not at all; returns its path."""
     path = output / "report.html"
@@ -38,15 +50,22 @@ def write_report(data: Collection, output: Path) -> Path:
 
 
 def render(data: Collection) -> str:
-    """The report as HTML."""
-    parts = [paragraph(INTRODUCTION), _progress(data), section("At a glance", _glance(data)), section("What was compared", _setting(data))]
+    """The report of a comparison as HTML."""
+    ignored = f"{data.plan.warmup_steps_ignored} steps" if data.plan.warmup_steps_ignored != 1 else "step"
+    return assemble(data, Words(f"Comparison: {', '.join(data.plan.variants)}", INTRODUCTION, _progress(data), _setting(data),
+                                MEASURED.format(ignored=ignored, baseline=data.plan.baseline)))
+
+
+def assemble(data: Collection, words: Words, refresh_s: Optional[int] = None) -> str:
+    """A report of any runs as HTML. `refresh_s`: seconds after which the page loads itself again; None: never."""
+    parts = [paragraph(words.introduction), words.progress, section("At a glance", _glance(data)),
+             section("What was compared" if len(data.plan.variants) > 1 else "The run", words.setting)]
     for heading, figures in all_figures(data):
         drawn = [item for item in figures if item.startswith("<figure")]
         left_out = [item for item in figures if item not in drawn]
         parts.append(section(heading, f'<div class="figures">{"".join(drawn)}</div>' if drawn else "", *left_out))
-    ignored = f"{data.plan.warmup_steps_ignored} steps" if data.plan.warmup_steps_ignored != 1 else "step"
-    numbers = [paragraph(MEASURED.format(ignored=ignored, baseline=data.plan.baseline), "note"), *_numbers(data)]
-    return page(f"Comparison: {', '.join(data.plan.variants)}", "\n".join([*parts, section("All numbers", *numbers)]))
+    numbers = section("All numbers", paragraph(words.measured, "note"), *_numbers(data))
+    return page(words.title, "\n".join([*parts, numbers]), refresh_s)
 
 
 def _progress(data: Collection) -> str:
@@ -60,14 +79,15 @@ def _glance(data: Collection) -> str:
     """The two things that matter, how long and how good, beside what explains them."""
     quality, time = data.plan.quality_phase, data.plan.time_phase
     columns = ((time, c.STEP), (quality, c.PERPLEXITY), (time, c.INTER))
-    rows = []
+    rows, several = [], len(data.plan.variants) > 1
     for variant in data.plan.variants:
         cells = [variant]
         for phase, name in columns:
             cells.append(with_range(name, _spread(data.table, phase, variant, name)))
-            cells.append(with_range(name, _spread(data.ratios, phase, variant, name), _ratio))
+            cells += [with_range(name, _spread(data.ratios, phase, variant, name), _ratio)] if several else []
         rows.append(cells)
-    return table(["variant", *(word for _, name in columns for word in (NAMES[name], f"/ {data.plan.baseline}'s"))], rows)
+    ratio = [f"/ {data.plan.baseline}'s"] if several else []
+    return table(["variant", *(word for _, name in columns for word in (NAMES[name], *ratio))], rows)
 
 
 def _setting(data: Collection) -> str:
@@ -114,7 +134,7 @@ def _numbers(data: Collection) -> List[str]:
     return parts
 
 
-def _spread(tables: Mapping[str, Dict[str, Dict[str, Spread]]], phase: str, variant: str, name: str) -> "Spread | None":
+def _spread(tables: Mapping[str, Dict[str, Dict[str, Spread]]], phase: str, variant: str, name: str) -> Optional[Spread]:
     return tables.get(phase, {}).get(variant, {}).get(name)
 
 

@@ -12,6 +12,7 @@ from typing import List, Optional, Sequence, Tuple
 
 WIDTH = 360.0
 CHARACTER = 7.2  # units, of the widest digits at 12 units
+LABEL = 40  # characters of a label that fit into the width, some of them wide
 COLOURS = 8  # the last is grey
 GREY = COLOURS - 1
 MOST_TICKS = 7
@@ -57,7 +58,7 @@ def bars(rows: Sequence[Bar], label: str) -> str:
     parts = []
     for number, row in enumerate(rows):
         top = 42.0 * number
-        parts.append(_text(0, top + 12, row.label))
+        parts.append(_text(0, top + 12, _fitting(row.label)))
         left = 0.0
         for segment in row.segments:
             width = room * segment.value / longest
@@ -229,6 +230,11 @@ def _stroke(colour: int) -> str:
 def _whisker(low: float, high: float, middle: float) -> str:
     ends = "".join(f"M{x:.1f} {middle - 5:.1f}V{middle + 5:.1f}" for x in (low, high))
     return f'<path class="whisker" d="M{low:.1f} {middle:.1f}H{high:.1f}{ends}"/>'
+
+
+def _fitting(label: str) -> str:
+    """The label, or its end, where names of folders differ, if it is wider than the drawing."""
+    return label if len(label) <= LABEL else "\u2026" + label[1 - LABEL:]
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", muted: bool = False) -> str:

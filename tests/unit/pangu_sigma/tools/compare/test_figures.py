@@ -40,7 +40,7 @@ def across(figure):
 def test_every_figure_is_drawn_where_the_runs_have_everything(whole_plan, tmp_path):
     data = collect(whole_plan, tmp_path / "out")
     drawn = [figure for _, group in figures.all_figures(data) for figure in group]
-    assert len(drawn) == 9
+    assert len(drawn) == 10
     for figure in drawn:
         assert figure.startswith("<figure>") and "<svg" in figure and "nan" not in figure
         assert all(f">{variant}<" in figure for variant in whole_plan.variants)

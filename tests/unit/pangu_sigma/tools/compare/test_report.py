@@ -79,7 +79,7 @@ def test_what_is_not_finished_is_said(make_plan, write_run, tmp_path):
     text = _Page(render(collect(plan, tmp_path / "out"))).text
     assert "1 of 2 runs are finished; this report shows those." in text
     assert "the base as it is" not in text and "1 node of 1 worker; 10 steps" in text
-    assert "Bytes sent in a step: not drawn, because no finished run has counted bytes." in text
+    assert "Bytes sent in a step: not drawn, because no run here has counted bytes." in text
 
 
 def test_names_and_values_are_escaped(make_plan, write_run, tmp_path):

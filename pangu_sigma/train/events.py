@@ -1,0 +1,71 @@
+"""TensorBoard's event files beside metrics.jsonl, in the run folder's `tensorboard/` (`train.tensorboard: true`).
+
+Scalars: every metric that is one number, each step, under its own name, with the unit's brackets as an underscore
+(`time/step_s`): TensorBoard allows none. Histograms, every `train.log_interval` steps and after the last one:
+`moe/tokens_per_expert/layer_N`, whose horizontal axis is the expert's number and whose height its tokens; at the end those of
+cosines.json, `cosines/...`. A resumed run writes a file of its own, which hides what an earlier one has from its first step on.
+
+Written by tensorboardX, an optional dependency (`pip install "pangu-sigma[tensorboard]"`); to look at them takes TensorBoard itself.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any, Dict, Mapping, Sequence
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.config.schema import Config
+
+FOLDER = "tensorboard"
+FLUSH_S = 10  # what a killed run may lose of these files; metrics.jsonl has it all
+
+
+def check_installed() -> None:
+    """Raises InputError where the writer is missing."""
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise InputError('train.tensorboard is true, but tensorboardX is not installed; expected it, as pip install '
+                         '"pangu-sigma[tensorboard]" does, or false')
+
+
+class EventLog:
+    """Writes the event files of a run that begins after step `start`; other libraries would stand behind the same three methods."""
+
+    def __init__(self, config: Config, start: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._train = config.train
+        self._step = start
+        self._writer = SummaryWriter(str(Path(config.train.output_dir) / FOLDER), purge_step=start + 1, flush_secs=FLUSH_S,
+                                     filename_suffix=f".after_{start}")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """A step's metrics, as metrics.jsonl has them."""
+        self._step = record["progress/step"]
+        for name, value in record.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._writer.add_scalar(tag(name), value, self._step)
+        if self._step % self._train.log_interval == 0 or self._step == self._train.steps:
+            for layer, counts in enumerate(record.get("moe/tokens_per_expert", [])):
+                self._histogram(f"moe/tokens_per_expert/layer_{layer}", range(len(counts) + 1), counts)
+
+    def write_cosines(self, cosines: Mapping[str, Any]) -> None:
+        """The histograms of cosines.json."""
+        for name, found in cosines.items():
+            if isinstance(found, dict) and "edges" in found:
+                self._histogram(f"cosines/{name}", found["edges"], found["counts"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _histogram(self, name: str, edges: Sequence[float], counts: Sequence[float]) -> None:
+        """`counts` of the values between neighbouring `edges`; sums take each value as its bin's middle."""
+        middles = [(left + right) / 2 for left, right in zip(edges, edges[1:])]
+        sums: Dict[str, float] = {"num": sum(counts), "sum": sum(m * n for m, n in zip(middles, counts)),
+                                  "sum_squares": sum(m * m * n for m, n in zip(middles, counts))}
+        self._writer.add_histogram_raw(name, edges[0], edges[-1], **sums, bucket_limits=list(edges[1:]), bucket_counts=list(counts),
+                                       global_step=self._step)
+
+
+def tag(name: str) -> str:
+    """A metric's name in TensorBoard: `time/step(s)` -> `time/step_s`."""
+    return re.sub(r"\((\w+)\)", r"_\1", name)

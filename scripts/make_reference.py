@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""Writes docs/configuration.md and docs/metrics.md from where keys and metrics are defined.
+
+Usage: python scripts/make_reference.py [--check]. With --check it writes nothing; exit status 1 if a page is not what it would write.
+"""
+
+import argparse
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Sequence, Tuple, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from pangu_sigma.config.load import to_dict  # noqa: E402 (the path comes first)
+from pangu_sigma.config.schema import Config  # noqa: E402
+from pangu_sigma.train.definitions import DEFINITIONS  # noqa: E402
+
+COMMAND = "python scripts/make_reference.py"
+_NOTE = f"<!-- Made by `{COMMAND}` from {{source}}; changes here are overwritten. -->\n"
+_TYPES = {int: "integer", float: "number", str: "text", bool: "true or false"}
+_CONFIGURATION = """# Configuration reference
+
+Every key, with its default. A file gives the keys that differ; `--set key.path=value` overrides one on the command line, and
+`pangu-sigma config CONFIG` prints all of them with their values. A key that does not exist, a value of another type or outside its
+limits, or values that do not fit together end the command with one line and status 2.
+
+Sections: {sections}.
+"""
+_METRICS = """# Metrics reference
+
+`metrics.jsonl` of a run folder holds one JSON object a step. A name is `group/name`, with its unit in brackets: `(s)` seconds, `(B)`
+bytes. Fractions are in [0, 1]. Times but `time/step(s)` are means over ranks; bytes are sums over ranks. With the hccl backend
+traffic is not counted, and its bytes and times are 0.
+
+`summary.json` holds one value a metric: of `time/`, `comm/`, `moe/` and `throughput/` the median over the second half of the steps
+(the first ones hold compilation and an untrained router), lists averaged likewise, of everything else the last.
+
+With `train.tensorboard: true` (`pip install "pangu-sigma[tensorboard]"`) the same numbers go to `tensorboard/` of the run folder, with
+`_s` and `_B` in place of the brackets, and as histograms the tokens of each expert and, at the end, the cosines of `cosines.json`
+([`pangu_sigma/train/events.py`](../pangu_sigma/train/events.py)). `pangu-sigma watch RUN` shows a run in the terminal, `pangu-sigma
+report RUN [RUN ...] --follow` as a page that follows it.
+"""
+_AFTER_METRICS = """
+What `cosines.json` holds is written in [`pangu_sigma/train/cosines.py`](../pangu_sigma/train/cosines.py).
+"""
+
+
+def configuration() -> str:
+    """docs/configuration.md."""
+    sections = list(_sections(Config, ""))
+    names = [path for path, _, _ in sections if "." not in path]
+    parts = [_NOTE.format(source="pangu_sigma/config/schema.py"),
+             _CONFIGURATION.format(sections=", ".join(f"[`{name}`](#{name})" for name in names))]
+    for path, help, section in sections:
+        level = "##" if "." not in path else "###"
+        parts.append(f"\n{level} `{path}`\n\n{_sentence(help)}{_own_words(section)}\n")
+        rows = list(_keys(section, path))
+        parts += ["\n", _table(("key", "type", "default", "meaning"), rows)] if rows else []
+    return "".join(parts)
+
+
+def metrics() -> str:
+    """docs/metrics.md."""
+    groups: Dict[str, List[Sequence[str]]] = {}
+    for name, definition in DEFINITIONS.items():
+        group = "summary.json only" if definition.when == "summary.json" else name.partition("/")[0]
+        when = () if definition.when == "summary.json" else (definition.when,)
+        groups.setdefault(group, []).append((f"`{name}`", *when, definition.meaning))
+    parts = [_NOTE.format(source="pangu_sigma/train/definitions.py"), _METRICS]
+    for group, rows in groups.items():
+        title = group if " " in group else f"`{group}/`"
+        parts += [f"\n## {title}\n\n", _table(("metric", "when", "meaning") if len(rows[0]) == 3 else ("metric", "meaning"), rows)]
+    return "".join([*parts, _AFTER_METRICS])
+
+
+PAGES = {"docs/configuration.md": configuration, "docs/metrics.md": metrics}
+
+
+def stale() -> List[str]:
+    """The pages that are not what their definitions make them."""
+    return [name for name, make in PAGES.items() if not (REPOSITORY / name).is_file() or
+            (REPOSITORY / name).read_text(encoding="utf-8") != make()]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page is stale")
+    if parser.parse_args().check:
+        old = stale()
+        print(f"stale: {', '.join(old)}; run {COMMAND}" if old else "up to date")
+        return 1 if old else 0
+    for name, make in PAGES.items():
+        (REPOSITORY / name).write_text(make(), encoding="utf-8")
+        print(name)
+    return 0
+
+
+def _sections(section: Any, path: str, help: str = "") -> Iterator[Tuple[str, str, Any]]:
+    """Path, help and dataclass of each section, each before those inside it."""
+    if path:
+        yield path, help, section
+    hints = get_type_hints(section)
+    for field in fields(section):
+        inner = _bare(hints[field.name])
+        if is_dataclass(inner):
+            yield from _sections(inner, f"{path}.{field.name}".lstrip("."), field.metadata["help"])
+
+
+def _keys(section: Any, path: str) -> Iterator[Sequence[str]]:
+    hints, defaults = get_type_hints(section), section()
+    for field in fields(section):
+        hint = hints[field.name]
+        if not is_dataclass(hint):
+            default = getattr(defaults, field.name)
+            kind = f"a section, [below](#{_anchor(f'{path}.{field.name}')})" if is_dataclass(_bare(hint)) else _kind(hint, field.metadata)
+            kind += ", or null" if type(None) in get_args(hint) else ""
+            yield f"`{path}.{field.name}`", kind, f"`{_yaml(default)}`", field.metadata["help"]
+
+
+def _kind(hint: Any, limits: Any) -> str:
+    """The type and what limits it, as `integer >= 1`."""
+    bare = _bare(hint)
+    if "choices" in limits:
+        return ", ".join(f"`{choice}`" for choice in limits["choices"])
+    if get_origin(bare) is tuple:
+        return f"list of {_TYPES[get_args(bare)[0]]}s"
+    if get_origin(bare) is dict:
+        return "mapping of text to text"
+    signs = (("minimum", ">="), ("above", ">"), ("maximum", "<="))
+    bounds = ", ".join(f"{sign} {limits[name]:g}" for name, sign in signs if name in limits)
+    return f"{_TYPES[bare]} {bounds}".strip()
+
+
+def _bare(hint: Any) -> Any:
+    """X of Optional[X]."""
+    if get_origin(hint) is Union:
+        return next(kind for kind in get_args(hint) if kind is not type(None))
+    return hint
+
+
+def _yaml(value: Any) -> str:
+    plain = to_dict(value) if is_dataclass(value) else list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, default_flow_style=True, width=1000).replace("\n...", "").strip()
+
+
+def _own_words(section: Any) -> str:
+    """The docstring that the dataclass was given, if any (dataclasses make up one of their own)."""
+    text = (section.__doc__ or "").strip()
+    return "" if text.startswith(f"{section.__name__}(") or not text else f" {text.splitlines()[0]}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:].rstrip('.')}."
+
+
+def _anchor(path: str) -> str:
+    return path.replace(".", "")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Commands in the docs: each parses, has only options that there are, and names files that exist. Links lead somewhere, too.
+
+Checked are the lines of bash blocks, and in the text what stands in backticks and begins like a command. What can only run where there
+is Ascend stands in a section that says so.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pangu_sigma import cli
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
+OURS = re.compile(r"(configs|scripts|tests|docs|locmoe_ops|pangu_sigma)/[\w./-]*\w")
+ASCEND_ONLY = re.compile(r"\b(npu-smi|hccn_tool)\b|/usr/local/Ascend|configs/ascend|train_rank_table\.sh|--nodes-file .*--env-file")
+ANYWHERE = ("--dry-run", "pangu-sigma plan", "pangu-sigma config", "pangu-sigma audit", "pangu-sigma doctor")
+MARK = re.compile(r"needs Ascend|需要昇腾")
+HOLDERS = {"...", "RUN", "PATH", "CONFIG", "SOURCE", "TARGET", "FILE", "FOLDER", "N"}  # stand for something in a description of a command
+
+
+def blocks(text, language):
+    """Each block's lines with their section's text; lines that end in a backslash are joined with the next."""
+    for section in re.split(r"(?m)^(?=#+ )", text):
+        for block in re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL):
+            yield re.sub(r"\\\n\s*", "", block).splitlines(), section
+
+
+def prose(text):
+    """What stands in backticks outside of blocks, on one line each."""
+    return [re.sub(r"\s+", " ", code) for code in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))]
+
+
+def commands(line, variables):
+    """The simple commands of a line, as words. Variables that the block sets are put in, others become a name."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;")
+    lexer.whitespace_split = True
+    words = []
+    for word in lexer:
+        named = re.fullmatch(r"\$\{?(\w+)\}?", word)
+        if named and named[1] in variables:
+            words += shlex.split(variables[named[1]])
+        else:
+            words.append(re.sub(r"\$\{?\w+(\[@\])?\}?", "name", word))
+    found = [[]]
+    for before, word in zip(["", *words], words):
+        if re.fullmatch(r"[|&;]+", word) or word == "--" or word in ("do", "time") or before == "done":
+            found.append([])
+        else:
+            found[-1].append(word)
+    return [command for command in found if command]
+
+
+def ours(text):
+    """Commands of this project: (where they stand, words)."""
+    found = []
+    for lines, _ in blocks(text, "bash"):
+        variables = {}
+        for line in lines:
+            assigned = re.fullmatch(r'(\w+)="([^"]*)"', line.strip())
+            if assigned:
+                variables[assigned[1]] = assigned[2]
+            elif line.strip() and not line.lstrip().startswith("#"):
+                found += [(line.strip(), command) for command in commands(line, variables)]
+    for code in prose(text):
+        if re.match(r"(pangu-sigma|(bash|python) scripts/|pytest) \S", code):
+            found += [(code, command) for command in commands(code.replace("[", " ").replace("]", " "), {})]
+    return found
+
+
+ALL = [pytest.param(words, id=f"{page.name}: {line}"[:120]) for page in PAGES for line, words in ours(page.read_text(encoding="utf-8"))]
+
+
+def test_the_pages_have_commands():
+    assert len(ALL) > 60 and len(PAGES) >= 8
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_command(words):
+    for path in (found[0] for word in words for found in [OURS.match(word)] if found):
+        assert (REPOSITORY / path).exists(), f"{path} does not exist"
+    words = [word for word in words if word != "..."]
+    if words[0] == "pangu-sigma":
+        if set(words) & HOLDERS or len(words) < 3:
+            described(words[1:])
+        else:
+            cli._parser().parse_args(words[1:])
+    elif words[0] in ("bash", "python") and words[1].startswith("scripts/"):
+        text = (REPOSITORY / words[1]).read_text(encoding="utf-8")
+        options = {word.partition("=")[0] for word in words if word.startswith("--")}
+        missing = {option for option in options if not re.search(rf"{option}(?![\w-])", text)}
+        assert not missing, f"{words[1]} has no {', '.join(sorted(missing))}"
+
+
+def described(words):
+    """A command whose arguments are names of what they stand for: its subcommands and options exist."""
+    parser = cli._parser()
+    while True:
+        inner = next((action.choices for action in parser._actions if isinstance(action.choices, dict)), {})
+        if not words or words[0] not in inner:
+            break
+        parser, words = inner[words[0]], words[1:]
+    assert not inner or not words, f"no such command: {words[0]}"
+    known = {option for action in parser._actions for option in action.option_strings}
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_needs_ascend_is_marked(page):
+    for lines, section in blocks(page.read_text(encoding="utf-8"), "bash"):
+        needing = [line for line in lines if ASCEND_ONLY.search(line) and not any(word in line for word in ANYWHERE)]
+        assert not needing or MARK.search(section), f"{page.name}: say that this needs Ascend: {needing[0]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links(page):
+    """Relative ones; of those to a heading, the heading is there as well."""
+    for target in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", page.read_text(encoding="utf-8")):
+        target = "".join(target)
+        if not re.match(r"https?:|mailto:", target):
+            path, _, anchor = target.partition("#")
+            place = page.parent / path if path else page
+            assert place.exists(), f"{page.name}: {target} does not exist"
+            assert not anchor or anchor in anchors(place.read_text(encoding="utf-8")), f"{page.name}: {target}: no such heading"
+
+
+def anchors(text):
+    headings = re.findall(r"(?m)^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
