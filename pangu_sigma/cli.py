@@ -19,7 +19,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.config.load import load_config, to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import check_paths, resolve_runtime, validate
-from pangu_sigma.inference.arguments import add_generate
+from pangu_sigma.inference.arguments import add_export, add_generate
 from pangu_sigma.launch import is_worker, rank_name, read_launch
 from pangu_sigma.reporting import SUCCESS, append_line, report_error
 from pangu_sigma.tools.audit.arguments import add_audit
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_command(commands, "train", "train, alone or as a rank under msrun", _train)
     _add_command(commands, "eval", "perplexity of a checkpoint on the validation rows, in one process", _eval)
     add_generate(commands, _add_command, _positive)
+    add_export(commands, _add_command, _positive)
     bench = commands.add_parser("bench", help="measure this machine and the model on it")
     benches = bench.add_subparsers(dest="bench", metavar="WHAT", required=True)
     _add_benches(benches)

@@ -27,8 +27,8 @@ _UNFINISHED = "\ufffd"  # what bytes decode to that may be the beginning of a ch
 
 
 class Generator:
-    """A model that goes on with prompts. A row's output does not depend on the other rows of a call (but for rounding: products of
-    another number of rows may add up in another order).
+    """A model that goes on with prompts. A row's output does not depend on the other rows of a call, except that the longest of a batch
+    says which graphs it goes through, and sums over another length may round otherwise.
 
     Attributes: words: tokenizer, domains, and what ids mean.
     """
@@ -44,7 +44,7 @@ class Generator:
     def load(cls, source: Union[Config, str, Path], tokenizer: Optional[str] = None, local_term: bool = False,
              batch_size: int = 8) -> "Generator":
         """The model of a configuration's checkpoint, a run directory, or a checkpoint folder. Arguments: see `load_model`; batch_size:
-        rows that are decoded together at most. Graphs are compiled when first used. Raises InputError.
+        rows of the graphs, which are decoded together. Fewer prompts take as long. Graphs are compiled when first used. Raises InputError.
         """
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; expected at least 1")
@@ -60,8 +60,8 @@ class Generator:
         """
         outputs: List[List[int]] = [[] for _ in prompt_ids]
         rows = self._rows(prompt_ids, domains, settings)
-        for start in range(0, len(rows), self._graphs.most_rows):
-            for tokens in self._decode(rows[start : start + self._graphs.most_rows], settings, self._size(rows)):
+        for start in range(0, len(rows), self._graphs.rows):
+            for tokens in self._decode(rows[start : start + self._graphs.rows], settings):
                 for output, token in zip(outputs[start:], tokens):
                     if token is not None:
                         output.append(token)
@@ -78,7 +78,7 @@ class Generator:
     def stream(self, prompt_ids: Sequence[int], domain: int, settings: SamplingSettings = _DEFAULT) -> Iterator[int]:
         """The ids of `generate` for one prompt, each as soon as it is there."""
         rows = self._rows([prompt_ids], [domain], settings)
-        for (token,) in self._decode(rows, settings, 1):
+        for (token,) in self._decode(rows, settings):
             if token is not None:
                 yield token
 
@@ -119,12 +119,8 @@ class Generator:
                 raise InputError(f"prompt {number} has {len(prompt)} tokens; expected 1 to {longest}, the model's length")
             check_token_ids(np.asarray(prompt), np.asarray(domains[number]), self.words.table, len(self.words.domains))
 
-    def _size(self, rows: Sequence[Row]) -> int:
-        """Rows of the graphs of a call, the same for all of its batches."""
-        return min(len(rows), self._graphs.most_rows)
-
-    def _decode(self, rows: Sequence[Row], settings: SamplingSettings, size: int) -> Iterator[List[Optional[int]]]:
-        pair = self._graphs.pair(size, max(len(row.prompt) + row.room - 1 for row in rows))
+    def _decode(self, rows: Sequence[Row], settings: SamplingSettings) -> Iterator[List[Optional[int]]]:
+        pair = self._graphs.pair(max(len(row.prompt) + row.room - 1 for row in rows))
         document = Document(self.words.tokenizer.end_of_text, self.words.resets)
         return decode(pair, rows, document, self.words.tokenizer.vocab_size, settings.stop_at_end)
 

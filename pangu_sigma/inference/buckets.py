@@ -1,4 +1,4 @@
-"""Static shapes for calls of any size: how many rows and positions a compiled graph has."""
+"""Static shapes for rows of any length: how many positions a compiled graph has."""
 
 from typing import Tuple
 
@@ -23,13 +23,3 @@ def bucket_of(positions: int, sequence_length: int) -> int:
         if positions <= length:
             return length
     raise InputError(f"{positions} positions do not fit model.sequence_length ({sequence_length})")
-
-
-def rows_of(rows: int, most: int) -> int:
-    """Rows of the graph that `rows` rows go through, at most `most` at a time: a power of two, or `most`."""
-    if rows >= most:
-        return most
-    size = 1
-    while size < rows:
-        size *= 2
-    return min(size, most)

@@ -30,7 +30,7 @@ def generate(config: Config, options: argparse.Namespace) -> int:
     prompts = list(_prompts(options))  # told what is wrong before a model is read
     from pangu_sigma.inference.api import Generator
 
-    generator = Generator.load(config, options.tokenizer, options.local_term, options.batch_size)
+    generator = Generator.load(config, options.tokenizer, options.local_term, min(options.batch_size, len(prompts) or 1))
     domains = [_domain(generator, prompt) for prompt in prompts]
     if options.interactive:
         _answer(generator, _domain(generator, Prompt("", options.domain)), settings)

@@ -93,4 +93,4 @@ def decode(pair: GraphPair, rows: Sequence[Row], document: Document, words: int,
         yield tokens
         if not any(left):
             return
-        batch.step(tokens)
+        batch.step([token if room else None for token, room in zip(tokens, left)])  # a row's last token is not read

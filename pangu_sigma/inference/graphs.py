@@ -1,8 +1,8 @@
 """Where compiled graphs come from: compiled on demand from a network, or read from MindIR files (see `export`)."""
 
-from typing import Any, Callable, Dict, NamedTuple, Protocol, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Protocol
 
-from pangu_sigma.inference.buckets import bucket_of, rows_of
+from pangu_sigma.inference.buckets import bucket_of
 from pangu_sigma.inference.cells import Decode, Prefill
 from pangu_sigma.inference.load import Model
 
@@ -17,27 +17,28 @@ class GraphPair(NamedTuple):
 
 
 class Graphs(Protocol):
-    """A supply of graphs."""
+    """A supply of graphs, all of the same number of rows."""
 
     @property
-    def most_rows(self) -> int:
+    def rows(self) -> int:
         """Rows that go through a graph at once."""
 
-    def pair(self, rows: int, positions: int) -> GraphPair:
-        """Graphs for as many rows, at most `most_rows`, of as many positions each. Raises InputError where there are none."""
+    def pair(self, positions: int) -> GraphPair:
+        """Graphs for rows of so many positions."""
 
 
 class CompiledGraphs:
-    """Graphs of a network; a pair is compiled when first used, for a bucket of rows and one of positions."""
+    """Graphs of a network; a pair is compiled when first used, for a bucket of positions. Raises InputError for too many."""
 
-    def __init__(self, model: Model, most_rows: int) -> None:
-        self.most_rows = most_rows
+    def __init__(self, model: Model, rows: int) -> None:
+        self.rows = rows
         self._model = model
-        self._pairs: Dict[Tuple[int, int], GraphPair] = {}
+        self._pairs: Dict[int, GraphPair] = {}
 
-    def pair(self, rows: int, positions: int) -> GraphPair:
+    def pair(self, positions: int) -> GraphPair:
         network, context = self._model.network, self._model.context
-        shape = rows_of(rows, self.most_rows), bucket_of(positions, context.shape.sequence_length)
-        if shape not in self._pairs:
-            self._pairs[shape] = GraphPair(*shape, Prefill(network, context, *shape), Decode(network, context, *shape))
-        return self._pairs[shape]
+        length = bucket_of(positions, context.shape.sequence_length)
+        if length not in self._pairs:
+            shape = self.rows, length
+            self._pairs[length] = GraphPair(*shape, Prefill(network, context, *shape), Decode(network, context, *shape))
+        return self._pairs[length]

@@ -12,7 +12,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.routers import set_local_strength
 from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.errors import DamagedCheckpoint
-from pangu_sigma.checkpoint.folders import resolve
+from pangu_sigma.checkpoint.folders import finished, resolve
 from pangu_sigma.checkpoint.manifest import DataState
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.config.schema import CapacityConfig, CheckpointConfig, Config, DispatchConfig, ParallelConfig
@@ -35,11 +35,13 @@ ALONE = Topology(1, 1)
 class Words:
     """What ids mean to a model, and which it may say.
 
-    Attributes: tokenizer; domains: names by number; table: rows of the word table; sequence_length: most tokens of a row; resets:
-    whether a document's positions begin anew at its start, and it sees nothing before (`data.reset_at_document_end`).
+    Attributes: tokenizer, tokenizer_path: its file; domains: names by number; table: rows of the word table; sequence_length: most
+    tokens of a row; resets: whether a document's positions begin anew at its start, and it sees nothing before
+    (`data.reset_at_document_end`).
     """
 
     tokenizer: Tokenizer
+    tokenizer_path: str
     domains: Tuple[str, ...]
     table: int
     sequence_length: int
@@ -79,14 +81,15 @@ def load_model(source: Union[Config, str, Path], tokenizer: Optional[str] = None
     """The newest whole checkpoint's model.
 
     Args:
-        source: a configuration (`checkpoint.resume` names the checkpoint; null or auto: the newest of `train.output_dir`), a run
-            directory, or a checkpoint folder. The last two say themselves what their configuration is.
+        source: a configuration (`checkpoint.resume` names the checkpoint; null or auto: the newest of `train.output_dir`, or, where
+            there is none, `checkpoint.initial`), a run directory, or a checkpoint folder. The last two say themselves what their
+            configuration is.
         tokenizer: its file; None: the one beside the checkpoint, or else in the folder of prepared data.
         local_term: let routers prefer experts near the home of a row's domain, as in training. Without it nobody has a home.
 
     Raises InputError: no whole checkpoint, one that does not fit the configuration, no tokenizer, or another one than in training.
     """
-    candidates = resolve(Path(_checkpoint_of(source) if isinstance(source, Config) else source))
+    candidates = resolve(checkpoint_of(source))
     for path in reversed(candidates):
         try:
             with CheckpointReader.open(path) as reader:
@@ -145,23 +148,29 @@ def domain_homes(config: Config, domains: int) -> Tuple[int, ...]:
     return tuple(next(zone.ranks[0] for zone in zones if domain in zone.domains) for domain in range(domains))
 
 
-def _checkpoint_of(config: Config) -> str:
-    resume = config.checkpoint.resume
-    return config.train.output_dir if resume in (None, "auto") else str(resume)
+def checkpoint_of(source: Union[Config, str, Path]) -> Path:
+    """The checkpoint, or folder of checkpoints, that is meant; see `load_model`."""
+    if not isinstance(source, Config):
+        return Path(source)
+    resume, run, initial = source.checkpoint.resume, Path(source.train.output_dir), source.checkpoint.initial
+    if resume not in (None, "auto"):
+        return Path(str(resume))
+    return Path(initial) if initial is not None and not finished(run / "checkpoints") else run
 
 
 def _words(reader: CheckpointReader, config: Config, given: Optional[str]) -> Words:
     data = reader.header.data
-    path = _tokenizer_file(reader, config, given)
+    path = tokenizer_file(reader, config, given)
     tokenizer = Tokenizer.load(str(path))
     missing = [name for name in data.domains if name not in tokenizer.domain_tags]
     if missing or tokenizer.vocab_size > data.vocab_size:
         raise InputError(f"tokenizer {path}: {tokenizer.vocab_size} pieces with tags for {', '.join(tokenizer.domains)}; expected at most "
                          f"{data.vocab_size}, and a tag for each of {', '.join(data.domains)}")
-    return Words(tokenizer, data.domains, data.vocab_size, config.model.sequence_length, config.data.reset_at_document_end)
+    return Words(tokenizer, str(path), data.domains, data.vocab_size, config.model.sequence_length, config.data.reset_at_document_end)
 
 
-def _tokenizer_file(reader: CheckpointReader, config: Config, given: Optional[str]) -> Path:
+def tokenizer_file(reader: CheckpointReader, config: Config, given: Optional[str]) -> Path:
+    """The tokenizer that a checkpoint was trained with, see `load_model`. Raises InputError where there is none, or another."""
     expected = reader.header.data
     places = [Path(given)] if given is not None else [reader.folder / TOKENIZER, Path(config.data.path) / TOKENIZER]
     path = next((place for place in places if place.is_file()), None)

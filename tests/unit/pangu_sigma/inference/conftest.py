@@ -8,10 +8,19 @@ import pytest
 import mindspore as ms
 from mindspore import Tensor
 
-from pangu_sigma.config.load import config_from_dict
+from locmoe_ops.collectives import create_collectives
+from locmoe_ops.topology import Topology
+from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
+from pangu_sigma.config import config_from_dict, save_config
+from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.inference.api import Generator
 from pangu_sigma.inference.load import Model, inference_config, network_context
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.sparse import build_sparse_layer
+from pangu_sigma.train.build import TrainingParts, vocabulary
+from pangu_sigma.train.checkpoint import Place, pieces
+from pangu_sigma.train.header import training_header
+from pangu_sigma.train.runtime import Runtime
 
 VOCABULARY, DOMAINS, LENGTH, END = 29, 2, 12, 3
 LAYOUT = {"world_size": 4, "ranks_per_node": 2, "expert": 2}
@@ -57,3 +66,28 @@ def every_router():
         parameter.set_data(Tensor((around + 0.3 * generator.standard_normal(parameter.shape)).astype(np.float32)))
     network.set_train(False)
     return Model(network, context, None, HOMES, None, 0)
+
+
+@pytest.fixture(scope="session")
+def run_folder(tiny_data, tmp_path_factory):
+    """A run directory with `config.yaml` and one checkpoint, of a small model with random weights, as training writes them."""
+    folder = tmp_path_factory.mktemp("run")
+    config = config_from_dict({
+        "model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32, "init_std": 0.4},
+        "moe": {"num_experts": 4, "num_groups": 2}, "data": {"path": str(tiny_data)}, "optimizer": {"warmup_steps": 1},
+        "train": {"steps": 2, "global_batch_size": 2, "output_dir": str(folder)}})
+    data = PreparedData.open(str(tiny_data))
+    alone = Topology(1, 1)
+    parts = TrainingParts(config, Runtime(create_collectives("local", alone, 0)), vocabulary(config, data))
+    header = training_header(config, alone, data, data.vocab_size, 2, parts.state())
+    place = Place(alone, 0, parts.context.slot_rules.placement.local_experts(0))
+    with CheckpointWriter(folder / "checkpoints", Job(0, (0,), 5.0, lambda: None), Retention()) as writer:
+        writer.save(header, pieces(parts.state(), place))
+    save_config(config, folder / "config.yaml")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def generator(run_folder):
+    """Rows go through its graphs two at a time."""
+    return Generator.load(run_folder, batch_size=2)
