@@ -76,16 +76,19 @@ class Generator:
         return [self.words.decode(output) for output in self.generate(ids, numbers, settings)]
 
     def stream(self, prompt_ids: Sequence[int], domain: int, settings: SamplingSettings = _DEFAULT) -> Iterator[int]:
-        """The ids of `generate` for one prompt, each as soon as it is there."""
-        rows = self._rows([prompt_ids], [domain], settings)
-        for (token,) in self._decode(rows, settings):
-            if token is not None:
-                yield token
+        """The ids of `generate` for one prompt, each as soon as it is there. Raises InputError at once, as `generate`."""
+        steps = self._decode(self._rows([prompt_ids], [domain], settings), settings)
+        return (token for (token,) in steps if token is not None)
 
     def stream_text(self, prompt: str, domain: Union[str, int], settings: SamplingSettings = _DEFAULT) -> Iterator[str]:
-        """The text of `generate_text` for one prompt, in pieces of whole characters."""
-        number, ids, told = self.words.domain(domain), [], 0
-        for token in self.stream(self.words.encode(prompt, number), number, settings):
+        """The text of `generate_text` for one prompt, in pieces of whole characters. Raises InputError at once."""
+        number = self.words.domain(domain)
+        return self._pieces(self.stream(self.words.encode(prompt, number), number, settings))
+
+    def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
+        ids: List[int] = []
+        told = 0
+        for token in tokens:
             ids.append(token)
             whole = self.words.decode(ids).rstrip(_UNFINISHED)
             if len(whole) > told:

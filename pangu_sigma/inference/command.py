@@ -100,8 +100,9 @@ def _print_json(generator: Any, prompts: List[Prompt], domains: List[int], setti
 
 
 def _stream(generator: Any, text: str, domain: int, settings: SamplingSettings) -> None:
+    pieces = generator.stream_text(text, domain, settings)
     print(text, end="", flush=True)
-    for piece in generator.stream_text(text, domain, settings):
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 
@@ -112,7 +113,7 @@ def _answer(generator: Any, domain: int, settings: SamplingSettings) -> None:
         try:
             _stream(generator, text, domain, settings)
         except InputError as error:
-            print(f"\n{error}", file=sys.stderr)
+            print(error, file=sys.stderr)
 
 
 def _asked(name: str) -> Iterator[str]:
