@@ -1,0 +1,126 @@
+"""Experts at inference, on one process: no token is dropped, and the work follows the tokens, not the slots kept free for them.
+
+Training gives every expert the same number of slots. Here, where none may be missing and all tokens might go to one expert, that would
+be as many slots as tokens for each expert. Blocks of a few rows with one expert each do with far fewer:
+
+Shape legend: T tokens, k choices, N = k * T assignments (choice-major), E experts, c rows of a block, M blocks, d hidden size.
+"""
+
+from typing import Dict, Tuple
+
+import numpy as np
+
+from mindspore import Tensor, dtype, nn, ops
+
+from locmoe_ops.collectives import create_collectives
+from locmoe_ops.dispatch import FlatDispatcher
+from locmoe_ops.dispatch.permute import PermuteRows
+from locmoe_ops.dispatch.slots import both_ways, count_before
+from locmoe_ops.experts import ExpertBank
+from locmoe_ops.moe import MoEFeedForward
+from locmoe_ops.routers.base import one_hot
+from locmoe_ops.topology import ExpertPlacement, Topology
+
+# What the choice of a block size weighs: a copied weight is read, written and read again; a product of a weight and one row takes about
+# a twentieth of the time of reading the weight (10 GB/s and 100 GFLOP/s). Only speed hangs on them.
+_COPY = 3.0
+_ROW = 0.05
+
+
+def most_blocks(assignments: int, experts: int, size: int) -> int:
+    """M: blocks of `size` rows that are enough wherever the assignments go, none of them shared by two experts."""
+    return min(assignments, (assignments + min(experts, assignments) * (size - 1)) // size)
+
+
+def block_size(assignments: int, experts: int) -> int:
+    """c: rows of a block for the least work (see above); 0: none, all experts with a slot for every token."""
+    sizes = [size for size in (1, 4, 16, 64, 256) if size <= assignments]
+    costs = {size: most_blocks(assignments, experts, size) * (_COPY + _ROW * size) for size in sizes}
+    best = min(costs, key=lambda size: costs[size])
+    return best if costs[best] < experts * (1.0 + _ROW * assignments) else 0
+
+
+class BlockExperts(nn.Cell):
+    """Rows through their experts, block by block.
+
+    1. Rank of each assignment among those of its expert; with it, its place in the expert's blocks.
+    2. Rows to blocks, and the weights of each block's expert beside it.
+    3. The experts' network, as one batched product; rows back to their assignments.
+
+    With blocks of one row, step 1 has nothing to do.
+
+    Args:
+        placement: which row of the bank is which expert. size: c.
+
+    Inputs: rows <float>[N, d]; expert <int32>[N], global ids; bank. Output: <compute_dtype>[N, d].
+    """
+
+    def __init__(self, placement: ExpertPlacement, assignments: int, size: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.size = size
+        self.experts = placement.num_experts
+        self.blocks = most_blocks(assignments, placement.num_experts, size)
+        self.row_of = Tensor(np.asarray(placement.position_of, np.int32))
+        self.index = Tensor(np.arange(assignments, dtype=np.int32))
+        self.numbers = Tensor(np.arange(self.blocks, dtype=np.float32).reshape(-1, 1))
+        self.permute = PermuteRows()
+
+    def construct(self, rows: Tensor, expert: Tensor, bank: ExpertBank) -> Tensor:
+        held = ops.gather(self.row_of, expert, 0)
+        if self.size == 1:
+            return self._feed(rows.expand_dims(1), held, bank).reshape(rows.shape)
+        places, block_expert = self._places(held)
+        blocks = self.permute(rows, places["assignment"], places["filled"], places["slot"], places["kept"])
+        blocks = self._feed(blocks.reshape(self.blocks, self.size, -1), block_expert, bank)
+        return ops.gather(blocks.reshape(-1, rows.shape[-1]), places["slot"], 0)
+
+    def _places(self, held: Tensor) -> Tuple[Dict[str, Tensor], Tensor]:
+        """The map into blocks, as `both_ways` has it, and the experts of the blocks <int32>[M] (any, where a block is empty)."""
+        member = one_hot(held, self.experts)  # (N, E)
+        rank = (count_before(member) * member).sum(1)
+        used = ops.ceil(member.sum(0) / self.size)  # (E,) blocks
+        end = ops.cumsum(used, 0)
+        slot = (member * (end - used)).sum(1) * self.size + rank
+        block_expert = ops.cast(self.numbers >= end, dtype.int32).sum(1)  # experts whose blocks all lie before this one
+        slot = ops.cast(slot, dtype.int32)
+        places = both_ways(slot, slot >= 0, self.index, self.blocks * self.size)
+        return places, ops.minimum(block_expert, self.experts - 1)
+
+    def _feed(self, x: Tensor, expert: Tensor, bank: ExpertBank) -> Tensor:
+        """<float>[M, c, d] -> the same, by expert <int32>[M]."""
+        kind = bank.compute_dtype
+        w_in, b_in = ops.gather(bank.w_in, expert, 0), ops.gather(bank.b_in, expert, 0)
+        w_out, b_out = ops.gather(bank.w_out, expert, 0), ops.gather(bank.b_out, expert, 0)
+        hidden = bank.act(bank.matmul(ops.cast(x, kind), ops.cast(w_in, kind)) + ops.cast(b_in, kind))
+        return bank.matmul(hidden, ops.cast(w_out, kind)) + ops.cast(b_out, kind)
+
+
+class SparseInference(nn.Cell):
+    """A trained sparse layer for `tokens` tokens at a time, none of them dropped.
+
+    The router decides as in evaluation. A token's experts do not depend on the other tokens, nor does its result.
+
+    Inputs and first output: as `MoEFeedForward`.
+    """
+
+    def __init__(self, layer: MoEFeedForward, placement: ExpertPlacement, tokens: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.layer = layer
+        self.top_k = layer.top_k
+        assignments = tokens * self.top_k
+        size = block_size(assignments, placement.num_experts)
+        self.by_blocks = size > 0
+        self.blocks = BlockExperts(placement, assignments, size) if size else nn.Identity()
+        alone = create_collectives("local", Topology(1, 1), 0)
+        self.dispatcher = nn.Identity() if size else FlatDispatcher(alone, placement, tokens, self.top_k, tokens, "position", "inference")
+
+    def construct(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
+        routing = self.layer.routing(x, tokens)
+        expert, weight = routing["expert"], routing["weight"]
+        scale = weight if self.layer.scale_by_gate else ops.full_like(weight, 1.0 / self.top_k)
+        if not self.by_blocks:
+            return self.dispatcher.move(x, expert, weight, scale, self.layer.experts)[0]
+        rows = x if self.top_k == 1 else ops.tile(x, (self.top_k, 1))  # (N, d) <- (T, d)
+        rows = self.blocks(rows, expert.T.reshape(-1), self.layer.experts)
+        rows = rows * ops.cast(scale.T.reshape(-1, 1), rows.dtype)
+        return rows if self.top_k == 1 else rows.reshape(self.top_k, -1, x.shape[-1]).sum(0)

@@ -1,0 +1,172 @@
+"""`pangu-sigma export`: a model for other programs, as MindIR graphs or as one file of weights.
+
+Either way a new folder with the tokenizer in it. MindIR: the prefill and the decode graph of `cells` for one number of rows and one
+length, each with all weights, and `generation.json`, which says what goes in and comes out. safetensors: `model.safetensors` with the
+checkpoint's weights, each bank of experts one tensor, by global id; and `config.yaml`.
+"""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import numpy as np
+
+import mindspore as ms
+from mindspore import Tensor, nn
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.checkpoint.errors import CheckpointNotWritten
+from pangu_sigma.checkpoint.folders import PART, publish, resolve
+from pangu_sigma.checkpoint.names import is_training_state, split_name
+from pangu_sigma.checkpoint.reader import CheckpointReader
+from pangu_sigma.checkpoint.shards import PlannedTensor, planned, write_shard
+from pangu_sigma.config.load import save_config
+from pangu_sigma.config.schema import Config
+from pangu_sigma.data.manifest import TOKENIZER
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.inference.api import Generator
+from pangu_sigma.inference.cells import CachedNetwork, Decode, Prefill
+from pangu_sigma.inference.graphs import GraphPair
+from pangu_sigma.inference.load import Model, Words, checkpoint_of, load_model, tokenizer_file
+
+FORMAT, VERSION = "pangu-sigma generation", 1
+DESCRIPTION, WEIGHTS = "generation.json", "model.safetensors"
+_INPUTS = {"prefill": ("ids", "positions", "last", "domain", "home"), "decode": ("ids", "positions", "places", "domain", "home")}
+
+
+def export_mindir(config: Config, target: Path, rows: int, length: Optional[int], tokenizer: Optional[str] = None,
+                  local_term: bool = False) -> None:
+    """Writes the graphs of a checkpoint's model for `rows` rows of up to `length` tokens, prompt and output (None: the model's).
+
+    Raises InputError: as `load_model`; the target is there already; `length` exceeds the model's.
+    """
+    model = load_model(config, tokenizer, local_term)
+    most = model.words.sequence_length
+    length = length or most
+    if not 2 <= length <= most:
+        raise InputError(f"--length is {length}; expected 2 to {most} (model.sequence_length)")
+
+    def fill(folder: Path) -> None:
+        prefill, decode = (kind(model.network, model.context, rows, length) for kind in (Prefill, Decode))
+        first = _prefill_inputs(rows, length)
+        caches = _empty_caches(model, rows, length, len(prefill.layers))
+        _export(prefill, first, folder / "prefill")
+        _export(decode, [*(Tensor(np.zeros((rows, 1), np.int32)) for _ in range(3)), *first[3:], *caches], folder / "decode")
+        description = _description(model, rows, length, caches)
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        shutil.copyfile(model.words.tokenizer_path, folder / TOKENIZER)
+
+    _write_folder(target, fill)
+
+
+def export_safetensors(config: Config, target: Path, tokenizer: Optional[str] = None) -> None:
+    """Writes the weights of a checkpoint as they are. Memory: one tensor. Raises InputError: as `export_mindir`; a damaged checkpoint."""
+    with CheckpointReader.open(resolve(checkpoint_of(config))[-1]) as reader:
+        vocabulary = tokenizer_file(reader, config, tokenizer)
+
+        def fill(folder: Path) -> None:
+            write_shard(folder / WEIGHTS, _weights(reader))
+            save_config(reader.config(), folder / "config.yaml")
+            shutil.copyfile(vocabulary, folder / TOKENIZER)
+
+        _write_folder(target, fill)
+
+
+def load_exported(folder: Path) -> Generator:
+    """A generator from the MindIR files of `export_mindir`, without the network's own code.
+
+    Raises InputError: the folder holds no such files.
+    """
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / DESCRIPTION}: cannot be read ({error}); expected a folder of `pangu-sigma export`") from None
+    if not isinstance(description, dict) or (description.get("format"), description.get("version")) != (FORMAT, VERSION):
+        raise InputError(f"{folder / DESCRIPTION}: not of this release; expected format {FORMAT!r}, version {VERSION}")
+    path = str(folder / TOKENIZER)
+    words = Words(Tokenizer.load(path), path, tuple(description["domains"]), description["word_table_rows"], description["length"],
+                  description["reset_at_document_end"])
+    prefill, decode = (nn.GraphCell(ms.load(str(folder / f"{name}.mindir"))) for name in _INPUTS)
+    return Generator(words, ExportedGraphs(GraphPair(description["rows"], description["length"], prefill, decode)), description["homes"])
+
+
+class ExportedGraphs:
+    """The one pair of graphs that there is; implements `Graphs`."""
+
+    def __init__(self, pair: GraphPair) -> None:
+        self.rows = pair.rows
+        self._pair = pair
+
+    def pair(self, positions: int) -> GraphPair:
+        return self._pair
+
+
+def _export(cell: CachedNetwork, inputs: List[Tensor], path: Path) -> None:
+    ms.export(cell, *inputs, file_name=str(path), file_format="MINDIR")
+
+
+def _prefill_inputs(rows: int, length: int) -> List[Tensor]:
+    table, column = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
+    return [Tensor(table), Tensor(table), *(Tensor(column) for _ in range(3))]
+
+
+def _empty_caches(model: Model, rows: int, length: int, layers: int) -> List[Tensor]:
+    shape = model.context.shape
+    cache = np.zeros((rows, shape.num_heads, length, shape.head_size), np.float32)
+    return [Tensor(cache, shape.compute_dtype) for _ in range(2 * layers)]
+
+
+def _description(model: Model, rows: int, length: int, caches: List[Tensor]) -> Dict[str, Any]:
+    """What a program needs to know to run the graphs."""
+    words = model.words
+    names = [f"{kind} {layer}" for layer in range(len(caches) // 2) for kind in ("key", "value")]
+    return {
+        "format": FORMAT, "version": VERSION, "rows": rows, "length": length, "word_table_rows": words.table,
+        "words": words.tokenizer.vocab_size, "end_of_text": words.tokenizer.end_of_text, "domains": list(words.domains),
+        "domain_tags": [words.tokenizer.domain_tags[name] for name in words.domains], "homes": list(model.homes),
+        "reset_at_document_end": words.resets, "cache": {"shape": list(caches[0].shape), "dtype": str(caches[0].dtype)},
+        "prefill": {"inputs": list(_INPUTS["prefill"]), "outputs": ["logits", *names]},
+        "decode": {"inputs": [*_INPUTS["decode"], *names], "outputs": ["logits", *names]},
+        "checkpoint": str(model.checkpoint), "step": model.step}
+
+
+def _weights(reader: CheckpointReader) -> List[PlannedTensor]:
+    """Of what evaluation needs, each tensor of the network; parts of banks put together."""
+    experts: Dict[str, List[str]] = {}
+    found = [planned(name, np.array(value, np.float32)) for name, value in reader.header.scalars.items() if not is_training_state(name)]
+    for name in reader.names():
+        parameter, expert = split_name(name)
+        if is_training_state(name):
+            continue
+        if expert is not None:
+            experts.setdefault(parameter, []).append(name)
+        else:
+            found.append(PlannedTensor(name, reader.entry(name).shape, reader.entry(name).dtype, partial(reader.read, name)))
+    for parameter, names in experts.items():
+        names.sort(key=lambda name: split_name(name)[1] or 0)
+        entry = reader.entry(names[0])
+        found.append(PlannedTensor(parameter, (len(names), *entry.shape), entry.dtype, partial(_stacked, reader, names)))
+    return found
+
+
+def _stacked(reader: CheckpointReader, names: List[str]) -> np.ndarray:
+    return np.stack([reader.read(name) for name in names])
+
+
+def _write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """A new folder that appears whole or not at all."""
+    if target.exists():
+        raise InputError(f"--output {target}: is there already; expected the name of a new folder")
+    part = target.with_name(target.name + PART)
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        fill(part)
+        publish(part, target)
+    except OSError as error:
+        raise CheckpointNotWritten(f"{target}: cannot be written ({error.strerror or error}); expected a folder on a disk with room "
+                                   "for it") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,187 @@
+"""A checkpoint's network on one process, ready to be asked; nothing of training comes along."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from locmoe_ops.collectives import create_collectives
+from locmoe_ops.errors import InputError
+from locmoe_ops.routers import set_local_strength
+from locmoe_ops.topology import Topology
+from pangu_sigma.checkpoint.errors import DamagedCheckpoint
+from pangu_sigma.checkpoint.folders import finished, resolve
+from pangu_sigma.checkpoint.manifest import DataState
+from pangu_sigma.checkpoint.reader import CheckpointReader
+from pangu_sigma.config.schema import CapacityConfig, CheckpointConfig, Config, DispatchConfig, ParallelConfig
+from pangu_sigma.config.validate import validate
+from pangu_sigma.data.manifest import TOKENIZER, describe_file
+from pangu_sigma.data.sampler import make_zones
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.model.shape import model_shape
+from pangu_sigma.model.slots import resolve_layout
+from pangu_sigma.model.sparse import SparseContext
+from pangu_sigma.train.checkpoint import read_values, set_values
+from pangu_sigma.train.header import check_same_model
+from pangu_sigma.train.runtime import start_runtime
+
+ALONE = Topology(1, 1)
+
+
+@dataclass(frozen=True)
+class Words:
+    """What ids mean to a model, and which it may say.
+
+    Attributes: tokenizer, tokenizer_path: its file; domains: names by number; table: rows of the word table; sequence_length: most
+    tokens of a row; resets: whether a document's positions begin anew at its start, and it sees nothing before
+    (`data.reset_at_document_end`).
+    """
+
+    tokenizer: Tokenizer
+    tokenizer_path: str
+    domains: Tuple[str, ...]
+    table: int
+    sequence_length: int
+    resets: bool
+
+    def domain(self, given: Union[str, int]) -> int:
+        """Number of a domain. Raises InputError where there is none of that name or number."""
+        if given in self.domains:
+            return self.domains.index(str(given))
+        number = int(given) if str(given).isascii() and str(given).isdecimal() else len(self.domains)
+        if number >= len(self.domains):
+            raise InputError(f"domain {given}: expected one of {', '.join(self.domains)}, or a number from 0 to {len(self.domains) - 1}")
+        return number
+
+    def encode(self, text: str, domain: int) -> List[int]:
+        """Ids of the beginning of a document, its domain's tag first, as in training."""
+        return [self.tokenizer.domain_tags[self.domains[domain]], *self.tokenizer.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special ones stand for none."""
+        return self.tokenizer.decode(ids)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with its weights. homes: the rank of the trained cluster that each domain's rows belong to, for local terms."""
+
+    network: PanGuSigma
+    context: SparseContext
+    words: Words
+    homes: Tuple[int, ...]
+    checkpoint: Path
+    step: int
+
+
+def load_model(source: Union[Config, str, Path], tokenizer: Optional[str] = None, local_term: bool = False) -> Model:
+    """The newest whole checkpoint's model.
+
+    Args:
+        source: a configuration (`checkpoint.resume` names the checkpoint; null or auto: the newest of `train.output_dir`, or, where
+            there is none, `checkpoint.initial`), a run directory, or a checkpoint folder. The last two say themselves what their
+            configuration is.
+        tokenizer: its file; None: the one beside the checkpoint, or else in the folder of prepared data.
+        local_term: let routers prefer experts near the home of a row's domain, as in training. Without it nobody has a home.
+
+    Raises InputError: no whole checkpoint, one that does not fit the configuration, no tokenizer, or another one than in training.
+    """
+    candidates = resolve(checkpoint_of(source))
+    for path in reversed(candidates):
+        try:
+            with CheckpointReader.open(path) as reader:
+                return _read(reader, source if isinstance(source, Config) else reader.config(), tokenizer, local_term)
+        except DamagedCheckpoint as error:
+            if len(candidates) == 1:
+                raise
+            print(f"pangu-sigma: warning: {error}; trying the checkpoint before it", file=sys.stderr, flush=True)
+    raise InputError(f"{candidates[-1].parent}: none of the {len(candidates)} checkpoints there is whole; expected one")
+
+
+def _read(reader: CheckpointReader, config: Config, tokenizer: Optional[str], local_term: bool) -> Model:
+    check_same_model(reader, config)
+    layout = config.moe.layout or reader.config().moe.layout
+    config = inference_config(replace(config, moe=replace(config.moe, layout=layout)))
+    validate(config, 1)
+    words = _words(reader, config, tokenizer)
+    start_runtime(config)
+    context = network_context(config, words.table, len(words.domains))
+    network = PanGuSigma(context)
+    experts = context.slot_rules.placement.local_experts(0)
+    set_values(read_values(reader, list(network.get_parameters()), experts))
+    network.set_train(False)
+    if not local_term:
+        set_local_strength(network, 0.0)
+    return Model(network, context, words, domain_homes(config, len(words.domains)), reader.folder, reader.header.step)
+
+
+def network_context(config: Config, words: int, domains: int) -> SparseContext:
+    """What a network for one row at a time is built from. Hash maps and codes, which may follow from counts of tokens, come with the
+    weights.
+    """
+    counts = np.ones((config.moe.num_groups, words), np.int64)
+    return SparseContext(config, model_shape(config, 1, words, domains), create_collectives("local", ALONE, 0), counts)
+
+
+def inference_config(config: Config) -> Config:
+    """The configuration of the same network for answers on one process.
+
+    No dropout. Slots for all tokens with any expert, so that none is dropped. No cap on tokens that leave their node (faster_moe),
+    since it compares the tokens of a batch with each other.
+    """
+    router = config.moe.router
+    free = replace(router, faster_moe=replace(router.faster_moe, max_remote_fraction=1.0))
+    slots = CapacityConfig(evaluation_factor=float(config.moe.num_experts))
+    return replace(
+        config, parallel=ParallelConfig(), checkpoint=CheckpointConfig(),
+        model=replace(config.model, embedding_dropout=0.0, attention_dropout=0.0, hidden_dropout=0.0),
+        moe=replace(config.moe, capacity=slots, dispatch=DispatchConfig(), router=free))
+
+
+def domain_homes(config: Config, domains: int) -> Tuple[int, ...]:
+    """For each domain, the first rank of the layout that its rows may belong to."""
+    context = network_context(config, 1, domains)
+    zones = make_zones(resolve_layout(config, ALONE), config.data.placement, context.domain_groups, config.moe.num_groups)
+    return tuple(next(zone.ranks[0] for zone in zones if domain in zone.domains) for domain in range(domains))
+
+
+def checkpoint_of(source: Union[Config, str, Path]) -> Path:
+    """The checkpoint, or folder of checkpoints, that is meant; see `load_model`."""
+    if not isinstance(source, Config):
+        return Path(source)
+    resume, run, initial = source.checkpoint.resume, Path(source.train.output_dir), source.checkpoint.initial
+    if resume not in (None, "auto"):
+        return Path(str(resume))
+    return Path(initial) if initial is not None and not finished(run / "checkpoints") else run
+
+
+def _words(reader: CheckpointReader, config: Config, given: Optional[str]) -> Words:
+    data = reader.header.data
+    path = tokenizer_file(reader, config, given)
+    tokenizer = Tokenizer.load(str(path))
+    missing = [name for name in data.domains if name not in tokenizer.domain_tags]
+    if missing or tokenizer.vocab_size > data.vocab_size:
+        raise InputError(f"tokenizer {path}: {tokenizer.vocab_size} pieces with tags for {', '.join(tokenizer.domains)}; expected at most "
+                         f"{data.vocab_size}, and a tag for each of {', '.join(data.domains)}")
+    return Words(tokenizer, str(path), data.domains, data.vocab_size, config.model.sequence_length, config.data.reset_at_document_end)
+
+
+def tokenizer_file(reader: CheckpointReader, config: Config, given: Optional[str]) -> Path:
+    """The tokenizer that a checkpoint was trained with, see `load_model`. Raises InputError where there is none, or another."""
+    expected = reader.header.data
+    places = [Path(given)] if given is not None else [reader.folder / TOKENIZER, Path(config.data.path) / TOKENIZER]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise InputError(f"no tokenizer at {' or '.join(map(str, places))}; expected the file that the model was trained with "
+                         "(--tokenizer FILE, or data.path)")
+    if _differs(path, expected):
+        raise InputError(f"tokenizer {path}: not the file that {reader.folder} was trained with (sha256 "
+                         f"{str(expected.tokenizer_sha256)[:12]}...); its ids mean other text")
+    return path
+
+
+def _differs(path: Path, trained: DataState) -> bool:
+    return trained.tokenizer_sha256 not in (None, describe_file(path).sha256)

@@ -1,0 +1,93 @@
+"""One small network in which every sparse layer has another router, so that one set of graphs tells of all of them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import mindspore as ms
+from mindspore import Tensor
+
+from locmoe_ops.collectives import create_collectives
+from locmoe_ops.topology import Topology
+from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
+from pangu_sigma.config import config_from_dict, save_config
+from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.inference.api import Generator
+from pangu_sigma.inference.load import Model, inference_config, network_context
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.model.sparse import build_sparse_layer
+from pangu_sigma.train.build import TrainingParts, vocabulary
+from pangu_sigma.train.checkpoint import Place, pieces
+from pangu_sigma.train.header import training_header
+from pangu_sigma.train.runtime import Runtime
+
+VOCABULARY, DOMAINS, LENGTH, END = 29, 2, 12, 3
+LAYOUT = {"world_size": 4, "ranks_per_node": 2, "expert": 2}
+HOMES = (0, 3)  # on different nodes
+MARGIN = {"kind": "margin", "strength": 0.9}
+ROUTERS = (
+    {"type": "hash"},
+    {"type": "switch", "switch": {"jitter": 0.1}, "balance_rate": 0.01},
+    {"type": "locmoe"},
+    {"type": "locmoe", "locmoe": {"gate_input": "word", "blocks": "by_layer"}, "local_term": MARGIN},
+    {"type": "locmoe", "locmoe": {"gate_input": "code"}},
+    {"type": "gshard", "top_k": 2},
+    {"type": "faster_moe"},
+    {"type": "ta_moe", "local_term": {"kind": "bias", "strength": 0.5}},
+    {"type": "etr", "top_k": 2},
+)
+
+
+@pytest.fixture(autouse=True)
+def graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def _config(router, **model):
+    return inference_config(config_from_dict({
+        "model": {"hidden_size": 8, "num_heads": 2, "ffn_hidden_size": 12, "sequence_length": LENGTH, "dense_layers": 1,
+                  "sparse_layers": len(ROUTERS), "attention_dropout": 0.1, "domain_embeddings": True, **model},
+        "moe": {"num_experts": 8, "num_groups": 2, "layout": LAYOUT, "router": router}}))
+
+
+@pytest.fixture(scope="session")
+def every_router():
+    """The model; random in every number, so that no part can be forgotten unnoticed. There is no tokenizer."""
+    context = network_context(_config({"type": "switch"}), VOCABULARY, DOMAINS)
+    network = PanGuSigma(context)
+    for index, router in enumerate(ROUTERS):
+        own = replace(context, config=_config(router))
+        network.blocks[1 + index].feed_forward = build_sparse_layer(own, index)
+    network.routes_by_word = True
+    generator = np.random.default_rng(0)
+    for parameter in network.trainable_params():
+        around = 1.0 if parameter.name.endswith("gamma") else 0.0
+        parameter.set_data(Tensor((around + 0.3 * generator.standard_normal(parameter.shape)).astype(np.float32)))
+    network.set_train(False)
+    return Model(network, context, None, HOMES, None, 0)
+
+
+@pytest.fixture(scope="session")
+def run_folder(tiny_data, tmp_path_factory):
+    """A run directory with `config.yaml` and one checkpoint, of a small model with random weights, as training writes them."""
+    folder = tmp_path_factory.mktemp("run")
+    config = config_from_dict({
+        "model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32, "init_std": 0.4},
+        "moe": {"num_experts": 4, "num_groups": 2}, "data": {"path": str(tiny_data)}, "optimizer": {"warmup_steps": 1},
+        "train": {"steps": 2, "global_batch_size": 2, "output_dir": str(folder)}})
+    data = PreparedData.open(str(tiny_data))
+    alone = Topology(1, 1)
+    parts = TrainingParts(config, Runtime(create_collectives("local", alone, 0)), vocabulary(config, data))
+    header = training_header(config, alone, data, data.vocab_size, 2, parts.state())
+    place = Place(alone, 0, parts.context.slot_rules.placement.local_experts(0))
+    with CheckpointWriter(folder / "checkpoints", Job(0, (0,), 5.0, lambda: None), Retention()) as writer:
+        writer.save(header, pieces(parts.state(), place))
+    save_config(config, folder / "config.yaml")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def generator(run_folder):
+    """Rows go through its graphs two at a time."""
+    return Generator.load(run_folder, batch_size=2)

@@ -1,0 +1,70 @@
+"""Exported models, read back."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.cli import main
+from pangu_sigma.inference.api import SamplingSettings
+from pangu_sigma.inference.export import load_exported
+from pangu_sigma.inference.load import load_model
+
+PROMPTS, DOMAINS = [[261, 300, 270], [299, 2, 288, 264, 271], [310]], [0, 1, 1]
+SETTINGS = SamplingSettings(max_new_tokens=6, temperature=1.2, stop_at_end=False)
+
+
+@pytest.fixture(scope="module")
+def exported(run_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    assert main(["export", str(run_folder / "config.yaml"), "--format", "mindir", "--output", str(folder), "--rows", "2"]) == 0
+    return folder
+
+
+def test_mindir_generates_the_same_tokens(exported, generator):
+    found = load_exported(exported).generate(PROMPTS, DOMAINS, SETTINGS)
+    assert found == generator.generate(PROMPTS, DOMAINS, SETTINGS)
+    assert len({token for output in found for token in output}) > 6
+
+
+def test_the_description_says_how_to_run_the_graphs(exported, generator):
+    found = json.loads((exported / "generation.json").read_text())
+    assert (found["rows"], found["length"], found["cache"]) == (2, 32, {"shape": [2, 2, 32, 8], "dtype": "Float32"})
+    caches = ["key 0", "value 0", "key 1", "value 1"]
+    assert found["decode"] == {"inputs": ["ids", "positions", "places", "domain", "home", *caches], "outputs": ["logits", *caches]}
+    assert found["domain_tags"] == list(generator.words.tokenizer.domain_tags.values())
+
+
+def test_safetensors_hold_every_weight(run_folder, tmp_path):
+    folder = tmp_path / "weights"
+    assert main(["export", str(run_folder / "config.yaml"), "--format", "safetensors", "--output", str(folder)]) == 0
+    found = load_file(str(folder / "model.safetensors"))
+    model = load_model(run_folder)
+    by_id = np.argsort(model.network.blocks[0].feed_forward.experts.local_experts)  # banks lie in the order of the placement
+    assert set(found) == {parameter.name for parameter in model.network.get_parameters()}
+    for parameter in model.network.get_parameters():
+        value = parameter.asnumpy()
+        np.testing.assert_array_equal(found[parameter.name], value[by_id] if ".experts." in parameter.name else value)
+    assert (folder / "config.yaml").is_file() and (folder / "tokenizer.model").is_file()
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--format", "safetensors", "--rows", "2"], "--rows is given with --format safetensors"),
+    (["--format", "mindir", "--length", "33"], "--length is 33; expected 2 to 32"),
+    (["--format", "mindir", "--output", "."], "--output .: is there already"),
+])
+def test_bad_input(run_folder, tmp_path, monkeypatch, capsys, words, told):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(run_folder / "config.yaml"), "--output", "new", *words]) == 2
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_export(tmp_path):
+    with pytest.raises(InputError, match="expected a folder of `pangu-sigma export`"):
+        load_exported(tmp_path)
+    (tmp_path / "generation.json").write_text("[]")
+    with pytest.raises(InputError, match="not of this release"):
+        load_exported(tmp_path)

@@ -1,0 +1,83 @@
+"""Sampling against closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.inference.sampling import RowSampler, SamplingSettings, draw, penalised, probabilities, row_generators
+
+# Probabilities 1/2, 1/4, 1/8, 1/16, 1/16 in another order
+LOGITS = np.log([1 / 16, 1 / 2, 1 / 8, 1 / 4, 1 / 16])
+
+
+def _settings(**values):
+    return SamplingSettings(**{"temperature": 1.0, **values})
+
+
+@pytest.mark.parametrize("settings, expected", [
+    ({}, [1 / 16, 1 / 2, 1 / 8, 1 / 4, 1 / 16]),
+    ({"temperature": 0.5}, np.array([1, 64, 4, 16, 1]) / 86),  # squares
+    ({"top_k": 2}, [0, 2 / 3, 0, 1 / 3, 0]),
+    ({"top_k": 4}, np.array([1, 8, 2, 4, 0]) / 15),  # of two equal ones the lower id
+    ({"top_p": 0.5}, [0, 1, 0, 0, 0]),
+    ({"top_p": 0.51}, [0, 2 / 3, 0, 1 / 3, 0]),
+    ({"top_p": 0.9}, np.array([1, 8, 2, 4, 0]) / 15),
+    ({"top_k": 3, "top_p": 0.8}, [0, 2 / 3, 0, 1 / 3, 0]),  # 4/7 + 2/7 of what top-k leaves
+    ({"top_k": 9}, [1 / 16, 1 / 2, 1 / 8, 1 / 4, 1 / 16]),
+])
+def test_probabilities(settings, expected):
+    np.testing.assert_allclose(probabilities(LOGITS, _settings(**settings)), expected, rtol=0, atol=1e-15)
+
+
+def test_large_logits_do_not_overflow():
+    found = probabilities(np.array([1e4, 1e4 - math.log(3), -1e4]), _settings())
+    np.testing.assert_allclose(found, [3 / 4, 1 / 4, 0], rtol=1e-11)
+
+
+def test_penalties():
+    logits = np.array([2.0, -2.0, 1.0, 0.5])
+    settings = _settings(repetition_penalty=2.0, frequency_penalty=0.25, presence_penalty=0.5)
+    # 0: in prompt and twice in the output; 1: in the prompt; 2: once in the output
+    found = penalised(logits, {0, 1, 2}, {0: 2, 2: 1}, settings)
+    np.testing.assert_array_equal(found, [1.0 - 0.5 - 0.5, -4.0, 0.5 - 0.25 - 0.5, 0.5])
+    np.testing.assert_array_equal(penalised(logits, set(), {}, settings), logits)
+
+
+def test_penalties_see_what_was_chosen():
+    sampler = RowSampler(SamplingSettings(frequency_penalty=1.0), [3], np.random.default_rng(0))
+    logits = np.array([0.0, 2.5, 1.0, 0.0])
+    assert [sampler.next(logits) for _ in range(5)] == [1, 1, 2, 1, 0]  # 2.5, 1.5, then 0.5 beside 1, 0.5 beside 0, -0.5 beside 0
+
+
+def test_draw_inverts_the_cumulated_distribution():
+    distribution = np.array([0.0, 0.25, 0.0, 0.75, 0.0])
+    assert [draw(distribution, uniform) for uniform in (0.0, 0.2499, 0.25, 0.5, 1.0 - 2.0**-53)] == [1, 1, 3, 3, 3]
+
+
+def test_draws_have_their_distribution():
+    (generator,) = row_generators([[1]], [0], seed=2)
+    sampler = RowSampler(_settings(), [1], generator)
+    count = 4096
+    found = np.bincount([sampler.next(LOGITS) for _ in range(count)], minlength=5) / count
+    # Five standard deviations of a share p of 4096 draws are 5 * sqrt(p * (1 - p) / 4096), at most 0.039
+    np.testing.assert_allclose(found, np.exp(LOGITS), rtol=0, atol=0.039)
+
+
+def test_random_numbers_follow_from_seed_row_and_copy():
+    prompts, domains = [[1, 2], [3], [1, 2], [1, 2]], [0, 0, 1, 0]
+    first = [generator.random() for generator in row_generators(prompts, domains, 7)]
+    assert len(set(first)) == 4
+    order = [2, 3, 1]
+    other = [generator.random() for generator in row_generators([prompts[i] for i in order], [domains[i] for i in order], 7)]
+    assert other == [first[2], first[0], first[1]]  # of equal rows the first has the first's numbers
+    assert row_generators([[3]], [0], 8)[0].random() != first[1]
+
+
+@pytest.mark.parametrize("name, value", [
+    ("max_new_tokens", 0), ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_k", -1), ("top_p", 0.0),
+    ("top_p", 1.1), ("repetition_penalty", 0.0), ("frequency_penalty", math.nan), ("presence_penalty", math.inf), ("seed", -1)])
+def test_settings_out_of_range(name, value):
+    with pytest.raises(InputError, match=f"^{name} is {value}; expected "):
+        SamplingSettings(**{name: value})
