@@ -19,6 +19,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.config.load import load_config, to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import check_paths, resolve_runtime, validate
+from pangu_sigma.inference.evaluation.arguments import add_eval
 from pangu_sigma.launch import is_worker, rank_name, read_launch
 from pangu_sigma.reporting import SUCCESS, append_line, report_error
 from pangu_sigma.tools.audit.arguments import add_audit
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_command(commands, "prepare", "train the tokenizer and write the data folder", _prepare)
     _add_command(commands, "train", "train, alone or as a rank under msrun", _train)
-    _add_command(commands, "eval", "perplexity of a checkpoint on the validation rows, in one process", _eval)
+    add_eval(commands, _add_command, _positive)
     bench = commands.add_parser("bench", help="measure this machine and the model on it")
     benches = bench.add_subparsers(dest="bench", metavar="WHAT", required=True)
     _add_benches(benches)
@@ -201,14 +202,6 @@ def _of_this_rank(config: Config) -> Config:
     config = launch.fit(config)
     validate(config, launch.world_size)
     return config
-
-
-def _eval(config: Config, options: argparse.Namespace) -> int:
-    from pangu_sigma.train.evaluate import evaluate, on_one_process
-
-    config = on_one_process(config)
-    validate(config, 1)
-    return evaluate(config)
 
 
 def _bench_step(config: Config, options: argparse.Namespace) -> int:
