@@ -19,6 +19,7 @@ from pangu_sigma.commands.bench import add_bench
 from pangu_sigma.commands.ckpt import add_ckpt
 from pangu_sigma.commands.compare import add_compare
 from pangu_sigma.commands.doctor import add_doctor
+from pangu_sigma.commands.eval import add_eval
 from pangu_sigma.commands.generate import add_export, add_generate
 from pangu_sigma.commands.parts import Parser
 from pangu_sigma.commands.plan import add_plan
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pangu-sigma", description="PanGu-Sigma with LocMoE routing on MindSpore")
     parser.set_defaults(by_ranks=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (add_training, add_generate, add_export, add_compare, add_watch, add_bench, add_doctor, add_plan, add_audit, add_ckpt):
+    for add in (add_training, add_eval, add_generate, add_export, add_compare, add_watch, add_bench, add_doctor, add_plan, add_audit, add_ckpt):
         add(commands)
     return parser
 

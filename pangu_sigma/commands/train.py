@@ -1,4 +1,4 @@
-"""`pangu-sigma prepare`, `train`, `eval` and `config`: a configuration, and what becomes of it."""
+"""`pangu-sigma prepare`, `train` and `config`: a configuration, and what becomes of it."""
 
 import argparse
 from typing import Any
@@ -14,10 +14,9 @@ from pangu_sigma.reporting import SUCCESS
 
 
 def add_training(commands: Any) -> None:
-    """Adds the four commands to the program's parser."""
+    """Adds the three commands to the program's parser."""
     add_command(commands, "prepare", "train the tokenizer and write the data folder", _prepare)
     run_by_ranks(add_command(commands, "train", "train, alone or as a rank under msrun", _train))
-    add_command(commands, "eval", "perplexity of a checkpoint on the validation rows, in one process", _eval)
     config = add_command(commands, "config", "check a configuration and print it with all defaults", _show_config)
     config.add_argument("--ranks", type=positive, default=1, metavar="N", help="check it for N ranks (default 1)")
     config.add_argument("--key", metavar="PATH", help="print the value of this key only, as in train.output_dir")
@@ -36,14 +35,6 @@ def _train(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.train.run import train
 
     return train(config)
-
-
-def _eval(config: Config, options: argparse.Namespace) -> int:
-    from pangu_sigma.train.evaluate import evaluate, on_one_process
-
-    config = on_one_process(config)
-    validate(config, 1)
-    return evaluate(config)
 
 
 def _show_config(config: Config, options: argparse.Namespace) -> int:

@@ -17,11 +17,12 @@ class Document(NamedTuple):
     where: str  # file, or file:line, for messages
 
 
-def read_documents(domain: str, source: str, max_bytes: Optional[int] = None) -> Iterator[Document]:
+def read_documents(domain: str, source: str, max_bytes: Optional[int] = None, key: str = "data.prepare.sources.") -> Iterator[Document]:
     """Documents of `source` in a fixed order: files by path, JSONL by line.
 
     Records of a JSONL file that name another `domain` are passed over, so that one file can serve several domains.
-    `max_bytes`: end after this many bytes of UTF-8 text; the document that reaches the limit is cut there.
+    `max_bytes`: end after this many bytes of UTF-8 text; the document that reaches the limit is cut there. `key`: stands before the domain
+    in messages, where the user named the source.
 
     Raises:
         InputError: a missing, unreadable, empty or malformed file (named, with its line), or no document at all.
@@ -29,7 +30,7 @@ def read_documents(domain: str, source: str, max_bytes: Optional[int] = None) ->
     others: Set[str] = set()
     remaining = max_bytes
     found = False
-    for path in _files(domain, source):
+    for path in _files(key + domain, source):
         for document in _read_file(path, domain, others):
             found = True
             if remaining is None:
@@ -82,24 +83,24 @@ def _cut_line(line: str, limit: int) -> Iterator[str]:
         start = end
 
 
-def _files(domain: str, source: str) -> List[Path]:
+def _files(key: str, source: str) -> List[Path]:
     path = Path(source)
     if not path.exists():
         raise InputError(
-            f"data.prepare.sources.{domain}: '{source}' does not exist; expected a folder or a file of text"
+            f"{key}: '{source}' does not exist; expected a folder or a file of text"
         )
     known = TEXT_SUFFIXES | JSONL_SUFFIXES
     if path.is_file():
         if path.suffix.lower() not in known:
             raise InputError(
-                f"data.prepare.sources.{domain}: '{source}' has an unknown type; expected a folder, "
+                f"{key}: '{source}' has an unknown type; expected a folder, "
                 f"a .jsonl file or a text file such as .txt"
             )
         return [path]
     files = [p for p in path.rglob("*") if p.suffix.lower() in known and p.is_file() and not p.name.startswith(".")]
     if not files:
         raise InputError(
-            f"data.prepare.sources.{domain}: no text files in '{source}'; expected *.txt, *.md, *.py, *.jsonl ..."
+            f"{key}: no text files in '{source}'; expected *.txt, *.md, *.py, *.jsonl ..."
         )
     return sorted(files, key=lambda p: p.relative_to(path).as_posix())
 

@@ -33,6 +33,7 @@ class Tokenizer:
         end_of_text: id that closes a document.
         domain_tags: domain name -> id that opens its documents, in id order.
         domains: the names, in the same order.
+        byte_lengths: bytes of text that each id stands for, 0 for special ids.
     """
 
     def __init__(self, model: bytes, source: str = "tokenizer") -> None:
@@ -68,6 +69,10 @@ class Tokenizer:
     @property
     def domains(self) -> Tuple[str, ...]:
         return tuple(self.domain_tags)
+
+    @property
+    def byte_lengths(self) -> List[int]:
+        return [len(text) for text in self._bytes_of]
 
     def encode(self, text: str) -> List[int]:
         """Ids of `text`, without special ids."""

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Protocol, Tuple
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.model.slots import resolve_layout
-from pangu_sigma.train.build import TrainingParts
 from pangu_sigma.train.capacity import CAPACITY_STATE
 from pangu_sigma.train.checkpoint import Place, Values, read_values, set_values, weights
 from pangu_sigma.train.header import changes, check_same_ids, check_same_model
@@ -97,6 +96,12 @@ class Start(NamedTuple):
     checkpoint: Optional[Path]
 
 
+class Restorable(Protocol):
+    """`TrainingParts`, or as much of them as there is."""
+
+    def state(self) -> List[Parameter]: ...
+
+
 class Restorer:
     """Puts a checkpoint into a network, the same one on every rank.
 
@@ -107,7 +112,7 @@ class Restorer:
     Args: for_training: False reads weights alone, from a checkpoint of any kind.
     """
 
-    def __init__(self, config: Config, runtime: Runtime, data: PreparedData, parts: TrainingParts, place: Place,
+    def __init__(self, config: Config, runtime: Runtime, data: PreparedData, parts: Restorable, place: Place,
                  for_training: bool = True) -> None:
         self._config = config
         self._runtime = runtime

@@ -1,0 +1,138 @@
+"""A checkpoint, opened for evaluation on one process: network, tokenizer, prepared data."""
+
+import hashlib
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Iterator, List, Tuple
+
+from mindspore import Parameter
+
+from locmoe_ops.errors import InputError
+from locmoe_ops.tensor_parallel import TensorGroup
+from pangu_sigma.checkpoint.errors import DamagedCheckpoint
+from pangu_sigma.checkpoint.manifest import NAME as MANIFEST
+from pangu_sigma.checkpoint.reader import CheckpointReader
+from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, LayoutConfig
+from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.inference.evaluation.scoring import Scorer
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.model.shape import model_shape
+from pangu_sigma.model.sparse import SparseContext
+from pangu_sigma.train.build import Vocabulary, rows_per_rank, vocabulary
+from pangu_sigma.train.resume import Restorer, Source, find_source
+from pangu_sigma.train.run import place_of
+from pangu_sigma.train.runtime import Runtime, start_runtime
+
+MOST_ROWS = 8  # of a batch, where the configuration does not say how many
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """Attributes: config (as evaluated); checkpoint, step (what the weights are); identity (hash of the checkpoint's manifest, and so of
+    its tensors' checksums); network; scorer.
+    """
+
+    config: Config
+    runtime: Runtime
+    data: PreparedData
+    tokenizer: Tokenizer
+    checkpoint: Path
+    step: int
+    identity: str
+    network: PanGuSigma
+    scorer: Scorer
+
+    def domain(self, name: str, asked: str) -> int:
+        """Number of a domain. Raises InputError, which begins with `asked`."""
+        if name not in self.data.domains:
+            raise InputError(f"{asked}: found {name}, expected one of the model's domains: {', '.join(self.data.domains)}")
+        return self.data.domains.index(name)
+
+    def tag(self, domain: int) -> int:
+        """Id that opens documents of a domain."""
+        return self.tokenizer.domain_tags[self.data.domains[domain]]
+
+
+class _Weights:
+    """What of a network a checkpoint fills in, as `Restorer` asks for it."""
+
+    def __init__(self, network: PanGuSigma) -> None:
+        self._network = network
+
+    def state(self) -> List[Parameter]:
+        return list(self._network.get_parameters())
+
+
+def on_one_process(config: Config) -> Config:
+    """The configuration of a job of any size, for one process: the checkpoint says which cluster homes and locality refer to."""
+    return replace(config, parallel=replace(config.parallel, expert=1, tensor=1, ranks_per_node=None),
+                   checkpoint=replace(config.checkpoint, initial=None))  # where that run once began
+
+
+def without_drops(config: Config) -> Config:
+    """With slots for all tokens at every expert, on a cluster of one rank. There every expert is local, so that local terms and limits on
+    remote choices change nothing, and what a token gives does not depend on the others of its batch.
+    """
+    moe = config.moe
+    dispatch = replace(DispatchConfig(), drop_priority=moe.dispatch.drop_priority)
+    capacity = replace(CapacityConfig(), evaluation_factor=moe.num_experts / moe.router.top_k)
+    return replace(config, moe=replace(moe, layout=LayoutConfig(), dispatch=dispatch, capacity=capacity))
+
+
+@contextmanager
+def open_model(config: Config, as_trained: bool) -> Iterator[EvaluatedModel]:
+    """The model of the checkpoint that `checkpoint.resume` names.
+
+    Args:
+        config: as `on_one_process` gives it.
+        as_trained: as validation during training: slots, homes and local terms as configured. False: `without_drops`.
+
+    Raises:
+        InputError: no checkpoint is named or found, or it does not fit the configuration or the data.
+    """
+    if config.checkpoint.resume is None:
+        raise InputError("checkpoint.resume is null; eval expected auto (the newest of train.output_dir) or a checkpoint folder")
+    data = PreparedData.open(config.data.path)
+    source = find_source(config, data, for_training=False)
+    if not source.candidates:
+        raise InputError(f"train.output_dir: {config.train.output_dir} holds no checkpoint; expected one for checkpoint.resume=auto")
+    config = _of_trained_cluster(config, source) if as_trained else without_drops(config)
+    config = replace(config, train=replace(config.train, micro_batch_size=_rows(config, as_trained)))
+    tokenizer, words = Tokenizer.load(data.tokenizer_path), vocabulary(config, data)
+    with start_runtime(config) as runtime:
+        network, scorer = _build(config, runtime, words, not as_trained)
+        start = Restorer(config, runtime, data, _Weights(network), place_of(config, runtime), for_training=False).start(source)
+        assert start.checkpoint is not None  # there are candidates, and none of them whole is an error
+        identity = hashlib.sha256((start.checkpoint / MANIFEST).read_bytes()).hexdigest()
+        yield EvaluatedModel(config, runtime, data, tokenizer, start.checkpoint, start.step, identity, network, scorer)
+
+
+def _build(config: Config, runtime: Runtime, words: Vocabulary, slots_for_all: bool) -> Tuple[PanGuSigma, Scorer]:
+    """Network and scorer alone: evaluation needs no optimizer, whose state is twice as large as the weights."""
+    shape = model_shape(config, rows_per_rank(config, 1), words.words, words.domains, TensorGroup(runtime.collectives))
+    network = PanGuSigma(SparseContext(config, shape, runtime.collectives, words.counts))
+    return network, Scorer(network, shape, slots_for_all)
+
+
+def _rows(config: Config, as_trained: bool) -> int:
+    """Rows of a batch. Where nothing is dropped results do not depend on it."""
+    rows = config.train.global_batch_size
+    if as_trained or config.train.micro_batch_size is not None:
+        return rows_per_rank(config, 1)
+    return max(size for size in range(1, MOST_ROWS + 1) if rows % size == 0)
+
+
+def _of_trained_cluster(config: Config, source: Source) -> Config:
+    """With the layout that the newest checkpoint names, if the configuration names none."""
+    if config.moe.layout is not None:
+        return config
+    for path in reversed(source.candidates):
+        try:
+            with CheckpointReader.open(path) as reader:
+                trained = reader.config().moe.layout
+        except DamagedCheckpoint:
+            continue  # told when it is tried
+        return replace(config, moe=replace(config.moe, layout=trained))
+    return config

@@ -1,0 +1,168 @@
+"""Files of examples. Each reader yields an example's fields and where it stands.
+
+The formats of the public sets are those of the files as their authors distribute them, written from descriptions of them and tried on
+small files of the same shape, not on the sets themselves.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+from locmoe_ops.errors import InputError
+
+Values = Dict[str, Any]
+Examples = Iterator[Tuple[Values, str]]
+
+_BLANK = re.compile(r"#idiom\d*#")
+_OTHER_BLANK = "____"
+
+
+def read_jsonl(path: Path) -> Examples:
+    """One object a line."""
+    found = False
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            found = True
+            yield _object(_parse(line, f"{path}:{number}"), f"{path}:{number}"), f"{path}:{number}"
+    if not found:
+        raise InputError(f"{path}: holds no examples; expected one JSON object a line")
+
+
+def read_json(path: Path) -> Examples:
+    """A list of objects."""
+    content = _parse(_text(path), str(path))
+    if not isinstance(content, list) or not content:
+        raise InputError(f"{path}: found {_kind(content)}, expected a list of objects")
+    for number, item in enumerate(content):
+        yield _object(item, f"{path}[{number}]"), f"{path}[{number}]"
+
+
+def read_c3(path: Path) -> Examples:
+    """C3: a list of [lines of a document, questions, id]. Fields: document, question, choices, answer (its text), id."""
+    content = _parse(_text(path), str(path))
+    for number, entry in enumerate(_list(content, str(path))):
+        where = f"{path}[{number}]"
+        if not isinstance(entry, list) or len(entry) < 2:
+            raise InputError(f"{where}: found {_kind(entry)}, expected [lines, questions, id]")
+        for q, question in enumerate(_list(entry[1], where)):
+            here = f"{where} question {q}"
+            item = _with(_object(question, here), here, "question", "choice", "answer")
+            yield {"document": "\n".join(map(str, _list(entry[0], where))), "question": item["question"], "choices": item["choice"],
+                   "answer": item["answer"], "id": entry[2] if len(entry) > 2 else number}, here
+
+
+def read_cmnli(path: Path) -> Examples:
+    """CMNLI: one object a line of sentence1, sentence2 and label; those without an agreed label, `-`, are passed over."""
+    for values, where in read_jsonl(path):
+        if _with(values, where, "sentence1", "sentence2", "label")["label"] != "-":
+            yield values, where
+
+
+def read_chid(path: Path) -> Examples:
+    """ChID: one object a line. Either as its authors distribute it: content, and for each blank groundTruth and candidates; or as in
+    CLUE: content is a list of passages, one list of candidates, and `<stem>_answer.json` beside the file holds the number for each blank.
+
+    An example is a blank. Fields: before, after (the text around it; other blanks are `____`), choices, answer.
+    """
+    keys: Values = {}
+    for values, where in read_jsonl(path):
+        _with(values, where, "content", "candidates")
+        original = "groundTruth" in values
+        if not original and not keys:
+            keys = _object(_parse(_text(path.with_name(f"{path.stem}_answer.json")), str(path)), f"{path.stem}_answer.json")
+        number = 0
+        for passage in [values["content"]] if original else _list(values["content"], where):
+            for blank in _BLANK.finditer(_string(passage, where)):
+                here = f"{where} blank {number}"
+                answer = _of_original(values, number, here) if original else _of_clue(values, blank[0], keys, here)
+                yield {**_around(passage, blank), **answer}, here
+                number += 1
+
+
+def _around(passage: str, blank: "re.Match[str]") -> Values:
+    return {"before": _BLANK.sub(_OTHER_BLANK, passage[:blank.start()]), "after": _BLANK.sub(_OTHER_BLANK, passage[blank.end():])}
+
+
+def _of_original(values: Values, number: int, where: str) -> Values:
+    try:
+        return {"choices": values["candidates"][number], "answer": values["groundTruth"][number]}
+    except (IndexError, KeyError, TypeError):
+        raise InputError(f"{where}: no candidates or groundTruth for it; expected one of each a blank") from None
+
+
+def _of_clue(values: Values, name: str, keys: Values, where: str) -> Values:
+    if name not in keys:
+        raise InputError(f"{where}: no answer for {name}; expected one in the answer file")
+    return {"choices": values["candidates"], "answer": keys[name]}
+
+
+def read_cmrc2018(path: Path) -> Examples:
+    """CMRC 2018 in SQuAD's style: data > paragraphs > qas. Fields: context, question, answers (distinct texts), id."""
+    content = _with(_object(_parse(_text(path), str(path)), str(path)), str(path), "data")
+    for article in _list(content["data"], str(path)):
+        for paragraph in _list(_with(_object(article, str(path)), str(path), "paragraphs")["paragraphs"], str(path)):
+            _with(_object(paragraph, str(path)), str(path), "context", "qas")
+            for item in _list(paragraph["qas"], str(path)):
+                _with(_object(item, str(path)), str(path), "id", "question", "answers")
+                where = f"{path} {item['id']}"
+                answers = [_with(_object(one, where), where, "text")["text"] for one in _list(item["answers"], where)]
+                yield {"context": paragraph["context"], "question": item["question"], "answers": list(dict.fromkeys(answers)),
+                       "id": item["id"]}, where
+
+
+def read_humaneval(path: Path) -> Examples:
+    """HumanEval and sets like it: one object a line of task_id, prompt, canonical_solution, test and entry_point."""
+    for values, where in read_jsonl(path):
+        yield _with(values, where, "prompt", "canonical_solution", "test", "entry_point"), where
+
+
+READERS: Dict[str, Callable[[Path], Examples]] = {
+    "jsonl": read_jsonl, "json": read_json, "c3": read_c3, "cmnli": read_cmnli, "chid": read_chid, "cmrc2018": read_cmrc2018,
+    "humaneval": read_humaneval}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); expected a file of examples") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); expected a file of examples") from None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({getattr(error, 'msg', 'nested too deeply')}); expected examples") from None
+
+
+def _object(value: Any, where: str) -> Values:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: found {_kind(value)}, expected an object")
+    return value
+
+
+def _list(value: Any, where: str) -> List[Any]:
+    if not isinstance(value, list):
+        raise InputError(f"{where}: found {_kind(value)}, expected a list")
+    return value
+
+
+def _string(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{where}: found {_kind(value)}, expected text")
+    return value
+
+
+def _with(values: Values, where: str, *names: str) -> Values:
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise InputError(f"{where}: no field {missing[0]}; expected the fields {', '.join(names)}")
+    return values
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), "null")

@@ -1,0 +1,139 @@
+"""What an evaluation leaves: a file of records for each measurement, `results.json`, and a table of at most 80 columns."""
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Type
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.inference.evaluation.intervals import CONFIDENCE
+from pangu_sigma.inference.evaluation.measurement import Figure, Record
+
+RESULTS = "results.json"
+WIDTH = 80
+
+
+class RecordFile:
+    """Records of one measurement, a JSON object a line after a header; a context manager.
+
+    Opened again, it holds the records that were written whole, and goes on after them.
+
+    Args:
+        header: what the records depend on. fresh: drop what is there.
+
+    Raises InputError: the file is of another header, or cannot be written.
+    """
+
+    def __init__(self, path: Path, header: Dict[str, Any], fresh: bool) -> None:
+        header = json.loads(json.dumps(header))  # as it will be read back
+        self.records: Dict[int, Record] = {}
+        whole = [] if fresh else _whole_lines(path)
+        if whole:
+            if whole[0] != header:
+                raise InputError(f"{path}: holds records of {_difference(whole[0], header)}; expected another --output, or --fresh to "
+                                 "replace them")
+            self.records = {line["number"]: line["record"] for line in whole[1:]}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_atomically(path, "".join(map(_line, [header, *whole[1:]])))
+            self._file = open(path, "a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"--output {path}: cannot be written ({error.strerror}); expected a writable folder") from None
+
+    def __enter__(self) -> "RecordFile":
+        return self
+
+    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+        self._file.close()
+
+    def add(self, numbers: Sequence[int], records: Sequence[Record]) -> None:
+        """Keeps records of examples, here and in the file."""
+        self.records.update(zip(numbers, records))
+        self._file.write("".join(_line({"number": number, "record": record}) for number, record in zip(numbers, records)))
+        self._file.flush()
+
+
+class Measured(NamedTuple):
+    name: str
+    figures: List[Figure]
+    notes: List[str]
+
+
+def as_json(heading: Dict[str, Any], measured: Sequence[Measured]) -> Dict[str, Any]:
+    """`heading`, then results.<measurement>.<domain>.<metric>: value, low, high (of the confidence interval, or null), examples."""
+    results: Dict[str, Any] = {}
+    for name, figures, _ in measured:
+        for figure in figures:
+            found = {**figure.estimate._asdict(), "examples": figure.examples}
+            results.setdefault(name, {}).setdefault(figure.domain, {})[figure.metric] = found
+    return {**heading, "confidence": CONFIDENCE, "results": results, "notes": [note for one in measured for note in one.notes]}
+
+
+def table(measured: Sequence[Measured]) -> str:
+    """A line a figure; `number` is that of its examples."""
+    lines = [_row("", "domain", "metric", "value", f"{CONFIDENCE:.0%} interval", "number")]
+    lines.append("-" * len(lines[0]))
+    for name, figures, _ in measured:
+        shown = ""
+        for figure in figures:
+            value, low, high = figure.estimate
+            interval = "-" if low is None or high is None else f"{_number(low)} to {_number(high)}"
+            lines.append(_row(name if name != shown else "", figure.domain, figure.metric, _number(value), interval, str(figure.examples)))
+            shown = name
+    return "\n".join(lines)
+
+
+def write_results(folder: Path, content: Dict[str, Any]) -> Path:
+    """Writes `results.json`, whole or not at all."""
+    path = folder / RESULTS
+    _write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return path
+
+
+def _row(name: str, domain: str, metric: str, value: str, interval: str, examples: str) -> str:
+    return f"{_fit(name, 19):<19} {_fit(domain, 8):<8} {metric:<18} {value:>8} {interval:>16} {examples:>6}"
+
+
+def _fit(text: str, width: int) -> str:
+    return text if len(text) <= width else text[:width - 2] + ".."
+
+
+def _number(value: float) -> str:
+    """At most six characters, for numbers from 0."""
+    return f"{value:.3f}" if value < 99.0 else f"{value:.1f}" if value < 9999.0 else f"{value:.0f}" if value < 999999.0 else f"{value:.0e}"
+
+
+def _line(content: Dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def _whole_lines(path: Path) -> List[Dict[str, Any]]:
+    """The objects up to the first line that is none, as what was being written when a run was cut off."""
+    found: List[Dict[str, Any]] = []
+    try:
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+            content = json.loads(line)
+            if not isinstance(content, dict) or (found and not {"number", "record"} <= content.keys()):
+                break
+            found.append(content)
+    except (FileNotFoundError, ValueError):
+        pass
+    except OSError as error:
+        raise InputError(f"--output {path}: cannot be read ({error.strerror}); expected a folder of results") from None
+    return found
+
+
+def _difference(before: Dict[str, Any], now: Dict[str, Any]) -> str:
+    """Which entry of the header is another."""
+    names = [name for name in now if before.get(name) != now[name]]
+    return f"another {names[0]}" if names else "something else"
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.part{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.inference.evaluation.intervals import Estimate
+from pangu_sigma.inference.evaluation.measurement import Figure
+from pangu_sigma.inference.evaluation.results import WIDTH, Measured, RecordFile, as_json, table
+
+
+def test_records_that_were_written_whole_survive_a_cut_off(tmp_path):
+    path, header = tmp_path / "new" / "task.jsonl", {"checkpoint": "c", "sizes": (1, 2)}
+    with RecordFile(path, header, fresh=False) as file:
+        file.add([0, 1], [{"a": "中"}, {"a": 2}])
+        file.add([4], [{"a": 3}])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4])  # cut off within the last line
+    with RecordFile(path, header, fresh=False) as file:
+        assert file.records == {0: {"a": "中"}, 1: {"a": 2}}
+        file.add([4], [{"a": 3}])
+    assert path.read_bytes() == whole
+    with RecordFile(path, header, fresh=True) as file:
+        assert file.records == {} and len(path.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no json\n", b'{"checkpoint": "c"', b"[1]\n", b"\xff\xfe\n"])
+def test_a_file_without_a_whole_header_begins_anew(tmp_path, content):
+    path = tmp_path / "task.jsonl"
+    path.write_bytes(content)
+    with RecordFile(path, {"checkpoint": "c"}, fresh=False) as file:
+        assert file.records == {}
+
+
+def test_records_of_something_else_are_not_gone_on_with(tmp_path):
+    path = tmp_path / "task.jsonl"
+    RecordFile(path, {"checkpoint": "one", "task": {"shots": 1}}, fresh=False).__exit__(None, None, None)
+    with pytest.raises(InputError, match="task.jsonl: holds records of another task; expected another --output, or --fresh"):
+        RecordFile(path, {"checkpoint": "one", "task": {"shots": 2}}, fresh=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--output .*cannot be"):
+        RecordFile(tmp_path / "file" / "task.jsonl", {}, fresh=False)
+
+
+MEASURED = [
+    Measured("validation-no-local", [Figure("en", "perplexity", 96, Estimate(9123.456, 8999.9, 12345.6)),
+                                     Figure("en", "bits_per_byte", 96, Estimate(2.5, 2.25, 2.75))], []),
+    Measured("task-a-long-name-of-a-task", [Figure("a-long-domain", "accuracy_per_token", 123456, Estimate(0.5, 0.25, 0.75)),
+                                            Figure("b", "f1", 1, Estimate(1.0, None, None))], ["a note"]),
+]
+
+
+def test_the_table_fits_a_terminal():
+    lines = table(MEASURED).splitlines()
+    assert max(map(len, lines)) == WIDTH and len(lines) == 6
+    assert lines[2].split() == ["validation-no-local", "en", "perplexity", "9123.5", "8999.9", "to", "12346", "96"]
+    assert lines[3].split() == ["en", "bits_per_byte", "2.500", "2.250", "to", "2.750", "96"]
+    assert lines[4].split() == ["task-a-long-name-..", "a-long..", "accuracy_per_token", "0.500", "0.250", "to", "0.750", "123456"]
+    assert lines[5].split() == ["b", "f1", "1.000", "-", "1"]
+
+
+def test_the_json_holds_every_figure():
+    content = json.loads(json.dumps(as_json({"step": 3}, MEASURED)))
+    assert content["step"] == 3 and content["confidence"] == 0.95 and content["notes"] == ["a note"]
+    assert content["results"]["validation-no-local"]["en"]["bits_per_byte"] == {"value": 2.5, "low": 2.25, "high": 2.75, "examples": 96}
+    assert content["results"]["task-a-long-name-of-a-task"]["b"]["f1"]["low"] is None
