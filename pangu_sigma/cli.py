@@ -32,6 +32,8 @@ from pangu_sigma.launch import is_worker, rank_name
 from pangu_sigma.reporting import SUCCESS, append_line, report_error
 from pangu_sigma.router_files import use_router_files
 
+ADD_COMMANDS = (add_training, add_eval, add_generate, add_export, add_compare, add_watch, add_bench, add_doctor, add_plan, add_audit,
+                add_ckpt)
 INTERRUPTED = 130
 CLOSED_PIPE = 141  # what a shell reports of a program that this ends by its signal
 
@@ -61,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pangu-sigma", description="PanGu-Sigma with LocMoE routing on MindSpore")
     parser.set_defaults(by_ranks=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (add_training, add_eval, add_generate, add_export, add_compare, add_watch, add_bench, add_doctor, add_plan, add_audit, add_ckpt):
+    for add in ADD_COMMANDS:
         add(commands)
     return parser
 
