@@ -3,7 +3,8 @@
 
 usage: python scripts/check_audit.py [--output FILE] [--ranks N,N] [--only PART ...] [--report]
 
-A case is a configuration x ranks x tensor-parallel degree x router x dispatcher; sizes shrink, everything else stays as shipped.
+A case is a configuration x ranks x tensor-parallel degree x router x dispatcher; sizes shrink, everything else stays as shipped. Cases
+that differ in nothing that the compiled step depends on, as the three 38B ones when they are scaled, are compiled once.
 Results go to FILE (default runs/audits.jsonl), a line a case; cases that it holds are not made again. --only: configurations whose path
 contains PART. --report: print the table of what FILE holds. Exit status 1 if a case has a problem.
 """
@@ -20,6 +21,7 @@ from typing import Iterator
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config import load_config
+from pangu_sigma.config.load import to_dict
 from pangu_sigma.tools.audit.checks import check
 from pangu_sigma.tools.audit.command import audited_job, export, read_ranks
 from pangu_sigma.tools.plan.exchanges import step_exchanges
@@ -87,32 +89,46 @@ def note(output: Path, case: Case, result: str, lines: list[str]) -> None:
 
 
 def run(todo: list[Case], output: Path) -> None:
-    """Audits cases of equal size together, as many as AT_ONCE."""
-    waiting: list[tuple[Case, Job]] = []
-    for number, case in enumerate(todo, 1):
+    """Audits jobs of equal size together, as many as AT_ONCE."""
+    alike: dict[str, tuple[Job, list[Case]]] = {}
+    for case in todo:
         try:
-            waiting.append((case, case.job()))
+            job = case.job()
         except InputError as error:
             note(output, case, "refused", [str(error)])
-        following = todo[number] if number < len(todo) else None
-        if waiting and (len(waiting) == AT_ONCE or following is None or following.ranks != case.ranks):
-            started = time.monotonic()
-            audit(waiting, output)
-            print(f"[{number}/{len(todo)}] {len(waiting)} cases of {case.ranks} ranks in {time.monotonic() - started:.0f} s", flush=True)
-            waiting = []
+            continue
+        alike.setdefault(fingerprint(job), (job, []))[1].append(case)
+    jobs = [*alike.values()]
+    while jobs:
+        size = jobs[0][0].topology.world_size
+        batch = [entry for entry in jobs if entry[0].topology.world_size == size][:AT_ONCE]
+        jobs = [entry for entry in jobs if entry not in batch]
+        started = time.monotonic()
+        audit(batch, output)
+        print(f"{len(batch)} jobs of {size} ranks in {time.monotonic() - started:.0f} s, {len(jobs)} left", flush=True)
 
 
-def audit(waiting: list[tuple[Case, Job]], output: Path) -> None:
+def fingerprint(job: Job) -> str:
+    """Equal for jobs whose compiled steps are: all of the configuration but what only the host reads."""
+    config = to_dict(job.config)
+    del config["checkpoint"], config["data"]["path"]
+    config["train"] = {name: config["train"][name] for name in ("global_batch_size", "micro_batch_size", "seed")}
+    for name in ("learning_rate", "end_learning_rate", "warmup_steps"):
+        del config["optimizer"][name]
+    return json.dumps([job.topology.world_size, job.topology.ranks_per_node, job.words, job.domains, config], sort_keys=True)
+
+
+def audit(batch: list[tuple[Job, list[Case]]], output: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="check_audit_") as scratch:
-        jobs = []
-        for number, (_, job) in enumerate(waiting):
-            folder = Path(scratch) / str(number)
-            folder.mkdir()
-            jobs.append((job, folder))
-        export(jobs, LIMIT)
-        for (case, job), (_, folder) in zip(waiting, jobs):
+        folders = []
+        for number in range(len(batch)):
+            folders.append(Path(scratch) / str(number))
+            folders[-1].mkdir()
+        export([(job, folder) for (job, _), folder in zip(batch, folders)], LIMIT)
+        for (job, cases_of_job), folder in zip(batch, folders):
             problems = check(read_ranks(job, folder), step_exchanges(job), job.topology)
-            note(output, case, "problems" if problems else "passed", problems)
+            for case in cases_of_job:
+                note(output, case, "problems" if problems else "passed", problems)
 
 
 def read(output: Path) -> dict[tuple[object, ...], tuple[str, list[str]]]:
