@@ -244,6 +244,11 @@ class OptimizerConfig:
     epsilon: float = key(1e-8, "Adam epsilon outside experts", above=0.0)
     expert_epsilon: float = key(1e-20, "Adam epsilon inside experts (hybrid Adam of PanGu-Sigma)", above=0.0)
     weight_decay: float = key(0.01, "decoupled weight decay of matrices (not biases, norms)", minimum=0.0)
+    experts: str = key("device", "where experts' optimizer state is and whom a step updates: device (all); host_dense (all, the state in "
+                                 "host memory); host_lazy (likewise, but idle experts stay as they are)",
+                       choices=("device", "host_dense", "host_lazy"))
+    shard: str = key("none", "optimizer state whole on every rank, or (data_parallel) shared out over the ranks that hold the same "
+                             "parameters, ZeRO-1; what experts keep on the host is not shared out", choices=("none", "data_parallel"))
     clip_norm: Optional[float] = key(1.0, "global gradient-norm limit over all parameters on all ranks; null: none",
                                      above=0.0)
 

@@ -123,7 +123,7 @@ class TrainingLoop:
         return step == self.config.train.steps or bool(interval and step % interval == 0)
 
     def _save(self, step: int) -> None:
-        state, saving = self.parts.state(), self.saving
+        state, saving = self.parts.saved_state(), self.saving
         header = training_header(self.config, resolve_layout(self.config, self.runtime.topology), saving.data, self.parts.words.words, step,
                                  state)
         saving.writer.save(header, pieces(state, saving.place))
