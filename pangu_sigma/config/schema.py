@@ -263,7 +263,9 @@ class TrainConfig:
     micro_batch_size: Optional[int] = key(None, "rows a rank processes at once; null: global_batch_size / ranks",
         minimum=1)
     output_dir: str = key("runs/default", "run directory")
-    log_interval: int = key(10, "steps between console lines", minimum=1)
+    log_interval: int = key(10, "steps between console lines, and between reports of the slowest rank", minimum=1)
+    straggler_margin: float = key(0.2, "the slowest rank is named in the log if its own computation takes longer than the median rank's "
+                                       "by this share", above=0.0)
     eval_interval: int = key(0, "steps between validations; 0: only at the end", minimum=0)
     eval_rows: int = key(64, "validation rows (over all ranks and domains) of one validation; 0: no validation",
                          minimum=0)
