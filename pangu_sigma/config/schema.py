@@ -208,6 +208,11 @@ class OptimizerConfig:
     epsilon: float = key(1e-8, "Adam epsilon outside experts", above=0.0)
     expert_epsilon: float = key(1e-20, "Adam epsilon inside experts (hybrid Adam of PanGu-Sigma)", above=0.0)
     weight_decay: float = key(0.01, "decoupled weight decay of matrices (not biases, norms)", minimum=0.0)
+    experts: str = key("device", "where experts' optimizer state is and whom a step updates: device (all); host_dense (all, the state in "
+                                 "host memory); host_lazy (likewise, but idle experts stay as they are)",
+                       choices=("device", "host_dense", "host_lazy"))
+    shard: str = key("none", "optimizer state whole on every rank, or (data_parallel) shared out over the ranks that hold the same "
+                             "parameters, ZeRO-1; what experts keep on the host is not shared out", choices=("none", "data_parallel"))
     clip_norm: Optional[float] = key(1.0, "global gradient-norm limit over all parameters on all ranks; null: none",
                                      above=0.0)
 
@@ -222,7 +227,9 @@ class TrainConfig:
     micro_batch_size: Optional[int] = key(None, "rows a rank processes at once; null: global_batch_size / ranks",
         minimum=1)
     output_dir: str = key("runs/default", "run directory")
-    log_interval: int = key(10, "steps between console lines", minimum=1)
+    log_interval: int = key(10, "steps between console lines, and between reports of the slowest rank", minimum=1)
+    straggler_margin: float = key(0.2, "the slowest rank is named in the log if its own computation takes longer than the median rank's "
+                                       "by this share", above=0.0)
     eval_interval: int = key(0, "steps between validations; 0: only at the end", minimum=0)
     eval_rows: int = key(64, "validation rows (over all ranks and domains) of one validation; 0: no validation",
                          minimum=0)

@@ -265,6 +265,9 @@ def _check_schedule(config: Config) -> None:
     optimizer, train = config.optimizer, config.train
     if train.stop_after is not None and train.stop_after > train.steps:
         raise InputError(f"train.stop_after ({train.stop_after}) is beyond train.steps ({train.steps})")
+    if optimizer.experts != "device" and not has_experts(config):
+        raise InputError(f"optimizer.experts is {optimizer.experts} in a network without experts (model.sparse_layers 0, "
+                         "model.sparse_query_layer false); expected device")
     if optimizer.schedule == "constant":
         if optimizer.decay_steps is not None:
             raise InputError(f"optimizer.decay_steps is {optimizer.decay_steps} with optimizer.schedule constant, "

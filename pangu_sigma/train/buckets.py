@@ -1,6 +1,7 @@
 """How gradients are put together into messages; needs no MindSpore, so that a job can be planned without it."""
 
-from typing import List, Sequence, Tuple
+from itertools import groupby
+from typing import Any, List, Sequence, Tuple
 
 BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MB of float32 a message
 EARLY_BUCKET_ELEMENTS = 128 * 1024  # of gradients that set out early: large enough to fill a link, small enough that the first leaves soon
@@ -15,3 +16,18 @@ def plan_buckets(sizes: Sequence[int], limit: int = BUCKET_ELEMENTS) -> List[Tup
             start, filled = i, 0
         filled += size
     return buckets + [(start, len(sizes))] if sizes else []
+
+
+def plan_alike(sizes: Sequence[int], kinds: Sequence[Any]) -> List[Tuple[int, int]]:
+    """The same, of neighbours of one kind each."""
+    buckets, first = [], 0
+    for _, group in groupby(kinds):
+        last = first + len(list(group))
+        buckets += [(first + start, first + end) for start, end in plan_buckets(sizes[first:last])]
+        first = last
+    return buckets
+
+
+def stretch_of(sizes: Sequence[int], ranks: int) -> int:
+    """What each of `ranks` has of a bucket of tensors of these sizes, whose end it may exceed."""
+    return -(-sum(sizes) // ranks)

@@ -6,7 +6,7 @@ from typing import Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from mindspore import Parameter, Tensor, dtype
+from mindspore import Tensor, dtype
 
 from locmoe_ops.dispatch import Dispatcher
 from locmoe_ops.errors import InputError
@@ -24,10 +24,13 @@ from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext, training_dispatcher
 from pangu_sigma.train.capacity import CapacityControl
 from pangu_sigma.train.early import EarlyGradients
+from pangu_sigma.train.entry import Entry
 from pangu_sigma.train.graphs import Accumulated, InOneGraph, OptimizerStep, Overlapped, StepGraph
-from pangu_sigma.train.optimizer import ordered_parameters
+from pangu_sigma.train.host_experts import HostExperts
+from pangu_sigma.train.optimizer import is_expert_parameter, ordered_parameters
 from pangu_sigma.train.probe import RoutedTokens, RoutingProbe, sparse_layers
 from pangu_sigma.train.runtime import Runtime
+from pangu_sigma.train.state import OptimizerState
 from pangu_sigma.train.step import (
     BATCH_FIELDS,
     Accumulators,
@@ -85,7 +88,8 @@ class TrainingParts:
     """The network and the graphs that train and evaluate it, sharing parameters and state.
 
     Attributes: context (what sparse layers were built from); network; parameters (trainable, in gradient order); statistics
-    (layout of the sums); update; adam, loss_scale (state); capacity (decides the slots of each step, see `CapacityControl`).
+    (layout of the sums); update; adam, loss_scale (state); host (updates the experts, unless the compiled step does); capacity (decides
+    the slots of each step, see `CapacityControl`).
     """
 
     def __init__(self, config: Config, runtime: Runtime, words: Vocabulary) -> None:
@@ -111,6 +115,9 @@ class TrainingParts:
                         rebalance, self._early)
         self.update = update
         self.adam = update.adam
+        hosted = [] if config.optimizer.experts == "device" else [p for p in self.parameters if is_expert_parameter(p)]
+        self.host = HostExperts(hosted, config.optimizer) if hosted else None
+        self.optimizer_state = OptimizerState(update, runtime.collectives, self.host)
         self._evaluate = EvaluationStep(self._objective)
         self._probe = RoutingProbe(self.network)
         self._step = self._new_step()
@@ -118,11 +125,18 @@ class TrainingParts:
         self._sparse = sparse_layers(self.network)
         self.capacity = CapacityControl(self.context, len(self._sparse), self.routed_tokens, self.set_capacity)
 
-    def state(self) -> List[Parameter]:
-        """Everything that a resumed run needs: weights, hash maps, Adam's moments, counters, loss scale."""
-        scale = self.loss_scale
-        return [*self.network.get_parameters(), *self.adam.first, *self.adam.second, self.adam.updates,
-                scale.scale, scale.good, scale.skipped, *self.capacity.state()]
+    def state(self) -> List[Entry]:
+        """Everything that a resumed run needs, to be set: weights, hash maps, Adam's moments, counters, loss scale."""
+        return [*self._without_moments(), *self.optimizer_state.entries()]
+
+    def saved_state(self) -> List[Entry]:
+        """The same to be read, as far as this rank writes it (see `pangu_sigma.train.checkpoint.pieces`). Every rank must call it."""
+        return [*self._without_moments(), *self.optimizer_state.gathered()]
+
+    def _without_moments(self) -> List[Entry]:
+        scale, on_host = self.loss_scale, {} if self.host is None else self.host.weights
+        weights = [on_host.get(parameter.name, parameter) for parameter in self.network.get_parameters()]
+        return [*weights, self.adam.updates, scale.scale, scale.good, scale.skipped, *self.capacity.state()]
 
     def set_capacity(self, slots: int, factor: float) -> None:
         """Trains with `slots` per (source rank, expert), which capacity factor `factor` asks for, from the next step on.
@@ -145,7 +159,9 @@ class TrainingParts:
         self.network.set_train(True)
         rate = Tensor(learning_rate, dtype.float32)
         fields = [self._feed(batch, (self.seed, step)) for batch in batches]
-        vector, norm, scale, skipped = self._step(rate, fields)
+        vector, norm, scale, skipped, *for_host = self._step(rate, fields)
+        if self.host is not None:
+            self.host.update(for_host[0], for_host[1:])
         return StepResult(self.statistics.unpack(vector.asnumpy()), float(norm.asnumpy()), float(scale.asnumpy()),
                           int(skipped.asnumpy()))
 

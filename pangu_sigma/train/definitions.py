@@ -11,6 +11,7 @@ _STEP, _VALIDATION, _END = "every step", "steps with a validation", "summary.jso
 _OFF = "validations of a run with a local term"
 _BOUND = "moe.capacity.mode critical, adaptive"
 _EXPERTS = "every step, with experts"
+_COMPARED = "every train.log_interval steps, several ranks, backend tcp"
 _OF_CAUSE = {"all_to_all": "the tokens' way to their experts and back, forward and backward",
              "gradient": "the gradients' sums",
              "tensor": "the sums inside layers that a tensor-parallel group shares out"}
@@ -49,6 +50,10 @@ DEFINITIONS: Dict[str, Definition] = {
     "time/communication(s)": Definition(_STEP, "mean over ranks of the time in which something travelled"),
     "time/overlapped(s)": Definition(_STEP, "the part of communication that ran beside computation, mean over ranks"),
     "time/idle(s)": Definition(_STEP, "waiting for other ranks to arrive at a collective, mean over ranks"),
+    "time/slowest_rank": Definition(_COMPARED, "the rank whose own computation took longest since the last report; a run's first step, "
+                                               "which compiles, is left out"),
+    "time/slowest_rank/compute(s)": Definition(_COMPARED, "its own computation, seconds a step: wall clock without communication and waiting"),
+    "time/median_rank/compute(s)": Definition(_COMPARED, "the same of the median rank"),
     "throughput/tokens_per_second": Definition(_STEP, "tokens of the global batch, padding included, over `time/step(s)`"),
     "comm/intra_node(B)": Definition(_STEP, "bytes that all ranks sent inside nodes: tokens, gradients, split layers, statistics, metrics"),
     "comm/inter_node(B)": Definition(_STEP, "bytes that all ranks sent between nodes, likewise"),

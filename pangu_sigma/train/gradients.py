@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Optional, Sequence, Tuple
 
-from mindspore import Parameter, Tensor, dtype, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.collectives.node_first import NodeFirstSum
@@ -17,23 +17,24 @@ if TYPE_CHECKING:
 _reshape = ops.Reshape()
 _shape = ops.Shape()
 _sum = ops.ReduceSum()
-_flatten = ops.MultitypeFuncGraph("flatten")
-_restore = ops.MultitypeFuncGraph("restore")
+flatten = ops.MultitypeFuncGraph("flatten")
+restore = ops.MultitypeFuncGraph("restore")
 _squares = ops.MultitypeFuncGraph("squares")
 
 
-@_flatten.register("Tensor")
+@flatten.register("Tensor")
 def _flatten_one(tensor: Tensor) -> Tensor:
     return _reshape(tensor, (-1,))
 
 
-@_restore.register("Tensor", "Tensor")
+@restore.register("Tensor", "Tensor")
 def _restore_one(flat: Tensor, like: Tensor) -> Tensor:
     return _reshape(flat, _shape(like))
 
 
 @_squares.register("Tensor")
-def _squares_of_one(tensor: Tensor) -> Tensor:
+def squares_of(tensor: Tensor) -> Tensor:
+    """Sum of the squares of all numbers of a tensor."""
     rows = _reshape(tensor, (-1, _shape(tensor)[-1]))  # sums over rows run on all CPU threads, a sum over all elements on one
     return _sum(_sum(rows * rows, -1), 0)
 
@@ -61,9 +62,9 @@ class BucketedAllReduce(nn.Cell):
             return tensors
         results = ()
         for number, (start, end) in enumerate(self.buckets):
-            bucket = self.reduce[number](self.concat(self.map(_flatten, tensors[start:end])))
+            bucket = self.reduce[number](self.concat(self.map(flatten, tensors[start:end])))
             parts = ops.split(bucket, self.sizes[start:end])
-            results = results + self.map(_restore, parts, tensors[start:end])
+            results = results + self.map(restore, parts, tensors[start:end])
         return results
 
 
@@ -127,11 +128,15 @@ class GradientExchange(nn.Cell):
     Outputs: the summed gradients, the summed statistics, and the sum of squares of the summed gradients, <float32> scalar:
     every expert counted once, wherever it lives, and so is everything in a tensor-parallel group, whether its ranks hold a part each
     or all the same.
+
+    Attributes: targets (what is to be updated by these gradients: the parameters); shards (none: every rank updates all it holds).
     """
 
     def __init__(self, parameters: Sequence[Parameter], statistics_size: int, collectives: Collectives,
                  early: "Optional[EarlyGradients]" = None) -> None:
         super().__init__(auto_prefix=False)
+        self.targets = ParameterTuple(parameters)
+        self.shards = ()
         dense = [p for p in parameters if not is_expert_parameter(p)]
         experts = [p.shape for p in parameters if is_expert_parameter(p)]
         self.dense = len(dense)
@@ -150,3 +155,9 @@ class GradientExchange(nn.Cell):
         experts = self.sum_experts(gradients[self.dense:])
         own = self.expert_squares(experts)
         return dense + experts, statistics, squares + self.sum_squares(own.reshape(1)).reshape(())
+
+    def take_share(self) -> None:
+        """Nothing to do before the update: every rank makes all of it (see `ShardedExchange`)."""
+
+    def spread_share(self) -> None:
+        """Nor after it."""

@@ -47,7 +47,10 @@ def changes(reader: CheckpointReader, config: Config, data: PreparedData, layout
     before, now = reader.header.sampler, sampler_state(config, data, reader.header.step)
     found = [f"{name} is {value}, was {before.get(name)}: other rows follow than would have" for name, value in now.items()
              if before.get(name) != value]
-    old = reader.config().moe.layout
+    then = reader.config()
+    if (then.optimizer.experts == "host_lazy") != (config.optimizer.experts == "host_lazy"):
+        found.append(f"optimizer.experts is {config.optimizer.experts}, was {then.optimizer.experts}: idle experts are updated otherwise")
+    old = then.moe.layout
     if old is not None and old != LayoutConfig(layout.world_size, layout.ranks_per_node, layout.expert):
         found.append(f"homes and locality refer to {layout.world_size} ranks on {layout.nodes} nodes, expert parallel {layout.expert}; "
                      f"before to {old.world_size} on {old.world_size // old.ranks_per_node}, {old.expert} (moe.layout can keep them)")

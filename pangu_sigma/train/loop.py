@@ -21,6 +21,7 @@ from pangu_sigma.train.metrics import CounterClock, HostSum, MetricsLog, host_me
 from pangu_sigma.train.runtime import Runtime
 from pangu_sigma.train.schedule import learning_rate
 from pangu_sigma.train.stop import StopRequest
+from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
 from pangu_sigma.train.validation import Validation
 
 
@@ -61,6 +62,8 @@ class TrainingLoop:
         self.rows_in_training = sum(data.rows("train", domain) for domain in range(len(data.domains)))
         self.clock = CounterClock(runtime.collectives)
         self.host_sum = HostSum(runtime.collectives, "metrics/counters")
+        measured = runtime.collectives.bytes_sent().counted
+        self.stragglers = Stragglers(runtime.rank, runtime.world_size, config.train.log_interval, measured)
         self._strength: Optional[float] = None  # of the routers' local terms, as last set
         self.validation = Validation(parts, runtime, loader.validation() if config.train.eval_rows else [], self.host_sum)
 
@@ -110,20 +113,21 @@ class TrainingLoop:
         self.parts.capacity.prepare(step, self.loader.step)
         result = self.parts.train_step(batches, step, rate)
         elapsed = time.perf_counter() - started
-        total = self.host_sum.counters(self.clock.elapsed(elapsed)._replace(stops=int(self._stop.asked)))
+        own = self.clock.elapsed(elapsed)._replace(stops=int(self._stop.asked))
+        total = self.host_sum.counters(self.stragglers.note(own, step))
         self._stops = total.stops
         tokens = config.train.global_batch_size * config.model.sequence_length
         return {"progress/step": step, "progress/epoch": step * config.train.global_batch_size / self.rows_in_training,
                 **loss_metrics(result.sums), "optim/learning_rate": rate, "optim/grad_norm": finite_or_none(result.grad_norm),
                 "optim/loss_scale": result.loss_scale, "optim/skipped_steps": result.skipped_steps,
                 **routing_metrics(result.sums), **strength, **self.parts.capacity.metrics(),
-                **host_metrics(total, self.runtime.world_size, elapsed, tokens)}
+                **host_metrics(total, self.runtime.world_size, elapsed, tokens), **straggler_metrics(total.compute_by_rank)}
 
     def _is_due(self, step: int, interval: int) -> bool:
         return step == self.config.train.steps or bool(interval and step % interval == 0)
 
     def _save(self, step: int) -> None:
-        state, saving = self.parts.state(), self.saving
+        state, saving = self.parts.saved_state(), self.saving
         header = training_header(self.config, resolve_layout(self.config, self.runtime.topology), saving.data, self.parts.words.words, step,
                                  state)
         saving.writer.save(header, pieces(state, saving.place))
@@ -131,6 +135,9 @@ class TrainingLoop:
     def _report(self, record: Dict[str, Any]) -> None:
         if "valid/perplexity" in record or self._is_due(record["progress/step"], self.config.train.log_interval):
             tqdm.write(console_line(record, self.config.train.steps), file=sys.stdout)
+        slow = straggler_line(record, self.config.train.straggler_margin)
+        if slow:
+            tqdm.write(slow, file=sys.stdout)
 
 
 def finite_or_none(value: float) -> "float | None":

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from pangu_sigma.train.definitions import CAUSES
 from pangu_sigma.train.events import EventLog
 
 MICROSECONDS = 1e6
+
+
+OCCASIONAL = ("time/slowest_rank", "time/median_rank")  # beginnings of names that not every step has
 
 
 class Traffic(NamedTuple):
@@ -35,7 +38,8 @@ class Traffic(NamedTuple):
 class HostCounters(NamedTuple):
     """This rank's own measurements of one step: its wall clock, and the traffic of everything and of each of `CAUSES`.
 
-    `stops`: ranks that were asked to end the run (see `pangu_sigma.train.stop`).
+    `stops`: ranks that were asked to end the run (see `pangu_sigma.train.stop`). `compute_by_rank`: where ranks are compared, each one's
+    own computation <float64>[ranks], of which a rank knows its own place and has zeros elsewhere; else empty.
     """
 
     step_s: float
@@ -44,6 +48,12 @@ class HostCounters(NamedTuple):
     gradient: Traffic
     tensor: Traffic
     stops: int = 0
+    compute_by_rank: Sequence[float] = ()
+
+    @property
+    def compute_s(self) -> float:
+        """Wall clock without communication and waiting."""
+        return self.step_s - self.total.communication_s - self.total.idle_s + self.total.overlapped_s
 
 
 class CounterClock:
@@ -82,9 +92,11 @@ class HostSum(nn.Cell):
         """The same counters, summed over ranks."""
         scale = np.array([MICROSECONDS] * 3 + [1.0] * 2)
         rows = np.rint(np.array([own.total, own.all_to_all, own.gradient, own.tensor]) * scale).reshape(-1)
-        whole = np.concatenate(([round(own.step_s * MICROSECONDS), own.stops], rows)).astype(np.int64)
+        compared = np.rint(np.array(own.compute_by_rank) * MICROSECONDS)
+        whole = np.concatenate(([round(own.step_s * MICROSECONDS), own.stops], rows, compared)).astype(np.int64)
         total = self(Tensor(whole)).asnumpy()
-        return HostCounters(total[0] / MICROSECONDS, *(Traffic(*row) for row in total[2:].reshape(-1, len(scale)) / scale), int(total[1]))
+        of_rows, by_rank = total[2:2 + rows.size].reshape(-1, len(scale)) / scale, total[2 + rows.size:] / MICROSECONDS
+        return HostCounters(total[0] / MICROSECONDS, *(Traffic(*row) for row in of_rows), int(total[1]), by_rank)
 
     def values(self, own: np.ndarray) -> np.ndarray:
         """<float64> vector summed over ranks, to 2**-20 of a unit (a nat, a token)."""
@@ -187,15 +199,15 @@ def write_atomically(path: Path, text: str) -> None:
 def summarise(records: List[Dict[str, Any]]) -> Dict[str, Any]:
     """One value a metric: the last of losses and validation, the median over the run's second half of everything measured.
 
-    The first steps are left out because they hold compilation and an untrained router.
+    The first steps are left out because they hold compilation and an untrained router. Of what not every step has, the last.
     """
     half = records[len(records) // 2:]
     last = records[-1] if records else {}
-    summary: Dict[str, Any] = {}
+    summary: Dict[str, Any] = {name: value for record in records for name, value in record.items() if name.startswith(OCCASIONAL)}
     for name, value in last.items():
         if isinstance(value, list):
             summary[name] = np.mean([r[name] for r in half], axis=0).round(1).tolist()
-        elif name.startswith(("time/", "comm/", "moe/", "throughput/")):
+        elif name.startswith(("time/", "comm/", "moe/", "throughput/")) and name not in summary:
             summary[name] = float(np.median([r[name] for r in half]))
         else:
             summary[name] = value

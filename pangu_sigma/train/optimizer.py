@@ -28,23 +28,31 @@ def is_map_weight(parameter: Parameter) -> bool:
 
 def ordered_parameters(network: nn.Cell) -> List[Parameter]:
     """The trainable parameters in the order of every gradient list: first the weights of linear maps, as the backward pass comes by
-    them, then other dense parameters, then experts; in the last two decaying ones first.
+    them, then other dense parameters, then experts; in the last two decaying ones first, and of these those that are held whole.
 
     Neighbours that are treated alike can be handled by one mapped function, which MindSpore compiles far faster than a loop.
     """
     found = network.trainable_params()
     maps = [parameter for parameter in found if is_map_weight(parameter)][::-1]
-    return maps + sorted((parameter for parameter in found if not is_map_weight(parameter)), key=_group_key)
+    rest = [parameter for parameter in found if not is_map_weight(parameter)]
+    return maps + sorted(rest, key=lambda parameter: (*group_key(parameter), slice_of(parameter) is not None))
 
 
-def _group_key(parameter: Parameter) -> Tuple[bool, bool]:
+def group_key(parameter: Parameter) -> Tuple[bool, bool]:
+    """(in an expert, does not decay): parameters of one key are updated alike."""
     return is_expert_parameter(parameter), not decays(parameter)
+
+
+def on_device(parameters: Sequence[Parameter], options: OptimizerConfig) -> List[Parameter]:
+    """Those that the compiled step updates; with `optimizer.experts` on the host all but the experts, which come last."""
+    return [parameter for parameter in parameters if options.experts == "device" or not is_expert_parameter(parameter)]
 
 
 _adam = ops.AdamWeightDecay()
 _multiply_no_nan = ops.MulNoNan()
 _zeros_like = ops.ZerosLike()
 _update = ops.MultitypeFuncGraph("update")
+_scaled = ops.MultitypeFuncGraph("scaled")
 
 
 @_update.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
@@ -84,11 +92,7 @@ class HybridAdam(nn.Cell):
         done = ops.cast(finite, dtype.float32)
         updates = self.updates + done
         ops.assign(self.updates, updates)
-        count = ops.maximum(updates, 1.0)  # only 0 while nothing but overflows happened; then nothing is applied
-        correction_1 = 1.0 - ops.pow(self.beta1, count)
-        root_2 = ops.sqrt(1.0 - ops.pow(self.beta2, count))
-        rate = learning_rate * done * root_2 / correction_1
-        decay_scale = correction_1 / root_2
+        rate, root_2, decay_scale = self.factors(updates, learning_rate * done)
         scale = ops.select(finite, scale, _zeros_like(scale))
         beta1 = self.beta1 * done + (1.0 - done)  # 1 where the step is skipped: the moments stay as they are
         beta2 = self.beta2 * done + (1.0 - done)
@@ -96,6 +100,40 @@ class HybridAdam(nn.Cell):
             update = ops.partial(_update, rate, beta1, beta2, root_2 * epsilon, decay_scale * decay, scale)
             self.map(update, self.parameters[start:end], self.first[start:end], self.second[start:end], gradients[start:end])
         return updates
+
+    def factors(self, updates: Tensor, learning_rate: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """a, sqrt(b2) and c / decay of the update that is the `updates`-th."""
+        count = ops.maximum(updates, 1.0)  # only 0 while nothing but overflows happened; then nothing is applied
+        correction_1 = 1.0 - ops.pow(self.beta1, count)
+        root_2 = ops.sqrt(1.0 - ops.pow(self.beta2, count))
+        return learning_rate * root_2 / correction_1, root_2, correction_1 / root_2
+
+
+@_scaled.register("Tensor", "Tensor")
+def _scaled_one(scale: Tensor, gradient: Tensor) -> Tensor:
+    return _multiply_no_nan(gradient, scale)
+
+
+class HostOrders(nn.Cell):
+    """What the host needs to update experts as `HybridAdam` would.
+
+    Inputs: as `HybridAdam`, gradients of the experts; updates, its output. Outputs: orders <float32>[4]: 1 where the step counts,
+    else 0; the fused kernel's rate, epsilon and decay (of what decays); then the gradients, multiplied by scale.
+    """
+
+    def __init__(self, adam: HybridAdam, options: OptimizerConfig) -> None:
+        super().__init__(auto_prefix=False)
+        self.adam = adam
+        self.epsilon, self.decay = options.expert_epsilon, options.weight_decay
+        self.map = ops.HyperMap()
+
+    def construct(self, gradients: Tuple[Tensor, ...], learning_rate: Tensor, scale: Tensor, finite: Tensor,
+                  updates: Tensor) -> Tuple[Tensor, ...]:
+        done = ops.cast(finite, dtype.float32)
+        rate, root_2, decay_scale = self.adam.factors(updates, learning_rate * done)
+        orders = ops.stack((done, rate, root_2 * self.epsilon, decay_scale * self.decay))
+        scale = ops.select(finite, scale, _zeros_like(scale))
+        return (orders,) + self.map(ops.partial(_scaled, scale), gradients)
 
 
 def _zeros_beside(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
@@ -106,7 +144,7 @@ def _zeros_beside(parameters: Sequence[Parameter], prefix: str) -> ParameterTupl
 def _groups(parameters: Sequence[Parameter], options: OptimizerConfig) -> List[Tuple[int, int, float, float]]:
     """(start, end, epsilon, weight decay) of each run of parameters that are treated alike."""
     groups, start = [], 0
-    for (expert, plain), members in groupby(parameters, key=_group_key):
+    for (expert, plain), members in groupby(parameters, key=group_key):
         end = start + len(list(members))
         groups.append((start, end, options.expert_epsilon if expert else options.epsilon, 0.0 if plain else options.weight_decay))
         start = end

@@ -14,47 +14,15 @@ from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives import Collectives
 from locmoe_ops.routers import BalanceBias, BalanceUpdate
-from pangu_sigma.config.schema import LossScaleConfig, OptimizerConfig
+from pangu_sigma.config.schema import OptimizerConfig
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.train.early import EarlyGradients
-from pangu_sigma.train.gradients import GradientExchange
-from pangu_sigma.train.optimizer import HybridAdam
+from pangu_sigma.train.loss_scale import LossScale
+from pangu_sigma.train.optimizer import HostOrders, HybridAdam, on_device
+from pangu_sigma.train.sharding import gradient_exchange
 
 # The order in which a compiled step takes a batch. A dict of tensors would be a constant of the graph, compiled anew each time.
 BATCH_FIELDS = ("ids", "targets", "positions", "documents", "loss_mask", "domain", "home", "seeds")
-
-
-class LossScale(nn.Cell):
-    """Dynamic loss scale: halves after an overflow, doubles after `growth_interval` steps without one.
-
-    A fixed scale of 1 where `options` is None (float32 training). State: scale, good (steps since the last change), skipped.
-    """
-
-    def __init__(self, options: Optional[LossScaleConfig] = None) -> None:
-        super().__init__(auto_prefix=False)
-        self.dynamic = options is not None
-        self.interval = float(options.growth_interval) if options else 0.0
-        self.minimum = options.minimum if options else 1.0
-        self.scale = _state(options.initial if options else 1.0, "loss_scale.scale")
-        self.good = _state(0.0, "loss_scale.good")
-        self.skipped = _state(0.0, "loss_scale.skipped")
-
-    def construct(self, finite: Tensor) -> Tensor:
-        """Takes note of one step; returns the number of steps skipped so far."""
-        done = ops.cast(finite, dtype.float32)
-        skipped = self.skipped + (1.0 - done)
-        ops.assign(self.skipped, skipped)
-        if self.dynamic:
-            good = (self.good + 1.0) * done
-            grow = ops.cast(good >= self.interval, dtype.float32)
-            scale = self.scale * (1.0 + grow) * (0.5 + 0.5 * done)
-            ops.assign(self.scale, ops.maximum(scale, self.minimum))
-            ops.assign(self.good, good * (1.0 - grow))
-        return skipped
-
-
-def _state(value: float, name: str) -> Parameter:
-    return Parameter(Tensor(value, dtype.float32), name=name, requires_grad=False)
 
 
 class Statistics:
@@ -190,10 +158,13 @@ class Update(nn.Cell):
     1. Sum gradients and statistics over ranks.
     2. Scale by nominal / (loss scale x unmasked tokens): the gradient of the mean over the global batch.
     3. Clip by the global norm; skip the update, on all ranks alike, if the norm is not finite.
-    4. Hybrid Adam; loss scale; balance biases, where routers have them.
+    4. Hybrid Adam, of this rank's share where `optimizer.shard` says so; loss scale; balance biases, where routers have them.
+
+    With `optimizer.experts` on the host 4 leaves the experts to it (see `pangu_sigma.train.host_experts`).
 
     Inputs: gradients, a tuple of <float32> tensors in the order of `parameters`; statistics <float32>[size]; learning_rate <float32>
-    scalar. Outputs: statistics summed over ranks; gradient norm before clipping, loss scale used and steps skipped so far.
+    scalar. Outputs: statistics summed over ranks; gradient norm before clipping, loss scale used and steps skipped so far; for the
+    host, if it updates the experts, its orders <float32>[4] and the experts' gradients, unscaled and clipped.
     """
 
     def __init__(self, parameters: Sequence[Parameter], statistics_size: int, loss_scale: LossScale, optimizer: OptimizerConfig,
@@ -203,23 +174,31 @@ class Update(nn.Cell):
         self.loss_scale = loss_scale
         self.rebalances = rebalance is not None
         self.rebalance = nn.Identity() if rebalance is None else rebalance
-        self.exchange = GradientExchange(parameters, statistics_size, collectives, early)
-        self.adam = HybridAdam(parameters, optimizer)
+        self.exchange = gradient_exchange(parameters, statistics_size, collectives, optimizer, early)
+        targets = on_device(self.exchange.targets, optimizer)
+        self.own = len(targets)  # of what is updated here; the rest is for the host
+        self.hosted = self.own < len(self.exchange.targets)
+        self.adam = HybridAdam(targets, optimizer)
+        self.orders = HostOrders(self.adam, optimizer)
         self.clip_norm = optimizer.clip_norm
         self.nominal_tokens = float(nominal_tokens)
 
-    def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor,
-                  learning_rate: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor, learning_rate: Tensor) -> Tuple[Tensor, ...]:
         gradients, statistics, squares = self.exchange(gradients, statistics)
         scale_used = self.loss_scale.scale * 1.0  # a copy: the parameter changes below
         factor = self.nominal_tokens / (scale_used * ops.maximum(statistics[0], 1.0))
         norm = ops.sqrt(squares) * factor
         finite = ops.isfinite(norm)
         clip = factor if self.clip_norm is None else factor * ops.minimum(self.clip_norm / (norm + 1e-6), 1.0)
-        updates = self.adam(gradients, learning_rate, clip, finite)
+        self.exchange.take_share()
+        updates = self.adam(gradients[:self.own], learning_rate, clip, finite)
+        self.exchange.spread_share()
         skipped = ops.depend(self.loss_scale(finite), updates)
         if self.rebalances:
             skipped = ops.depend(skipped, self.rebalance(statistics, finite))
+        if self.hosted:
+            orders = self.orders(gradients[self.own:], learning_rate, clip, finite, updates)
+            return (statistics, norm, scale_used, ops.depend(skipped, orders)) + orders
         return statistics, norm, scale_used, skipped
 
 
@@ -234,7 +213,7 @@ class WholeStep(nn.Cell):
         self.differentiate = BatchGradients(objective, parameters)
         self.update = update
 
-    def construct(self, learning_rate: Tensor, *fields: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    def construct(self, learning_rate: Tensor, *fields: Tensor) -> Tuple[Tensor, ...]:
         statistics, gradients = self.differentiate(self.update.loss_scale.scale, *fields)
         return self.update(gradients, statistics, learning_rate)
 
@@ -250,7 +229,7 @@ class ApplyStep(nn.Cell):
         self.accumulators = accumulators
         self.update = update
 
-    def construct(self, learning_rate: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    def construct(self, learning_rate: Tensor) -> Tuple[Tensor, ...]:
         accumulated = self.accumulators
         results = self.update(accumulated.gradients[:], accumulated.statistics * 1.0, learning_rate)
         accumulated.clear(results[3])
@@ -275,7 +254,7 @@ class LastMicroStep(nn.Cell):
         self.first = len(early.parameters)
         self.map = ops.HyperMap()
 
-    def construct(self, learning_rate: Tensor, *fields: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    def construct(self, learning_rate: Tensor, *fields: Tensor) -> Tuple[Tensor, ...]:
         accumulated = self.accumulators
         statistics, gradients = self.differentiate(self.update.loss_scale.scale, *fields)
         late = self.map(_plus, accumulated.gradients[self.first:], gradients[self.first:])

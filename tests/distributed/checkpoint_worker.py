@@ -81,8 +81,9 @@ class Run:
                     sums = result.sums
                     history.append([*(float(sums[name]) / float(sums["tokens"]) for name in ("task", "aux", "locality")), result.grad_norm])
                 if step in (HALF, end):
-                    header = training_header(self.config, layout, self.data, self.parts.words.words, step, self.parts.state())
-                    writer.save(header, pieces(self.parts.state(), self.place))
+                    state = self.parts.saved_state()
+                    header = training_header(self.config, layout, self.data, self.parts.words.words, step, state)
+                    writer.save(header, pieces(state, self.place))
         self.runtime.collectives.barrier()  # the first rank has published
         return history
 

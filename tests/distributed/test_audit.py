@@ -24,7 +24,8 @@ def configuration(moe, **sections):
 
 GROUP_WISE = configuration({"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "group_wise": True, "chunks": 2}},
                            parallel={"expert": 2, "tensor": 2, "ranks_per_node": 2}, runtime={"precision": "bf16"},
-                           train={"steps": 2, "global_batch_size": 8, "micro_batch_size": 2})
+                           train={"steps": 2, "global_batch_size": 8, "micro_batch_size": 2},
+                           optimizer={"warmup_steps": 1, "shard": "data_parallel"})
 SWITCH = configuration({"router": {"type": "switch"}}, parallel={"expert": 2})
 WRONG = {
     "skips": configuration({"router": {"type": "hash"}}, parallel={"expert": 2}),
@@ -54,7 +55,9 @@ def test_a_rank_with_another_step_is_caught(wrong, name, fragments):
 
 
 def test_a_step_of_four_ranks_passes(tmp_path, capsys):
-    """Group-wise and hierarchical, in chunks, with gradients that set out in the last of two micro-batches: all that a step can hold."""
+    """Group-wise and hierarchical, in chunks, with gradients that set out in the last of two micro-batches, and optimizer state shared
+    out: all that a step can hold.
+    """
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(GROUP_WISE))
     status = main(["audit", str(tmp_path / "config.yaml"), "--json", "--keep", str(tmp_path / "graphs"), "--timeout", str(LIMIT)])
     found = json.loads(capsys.readouterr().out)

@@ -13,11 +13,13 @@ LIMIT = 900  # seconds for all compilations of the job on two slow cores
 MODEL = {"hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 16,
          "vocab_size": 50}
 # Between them: all dispatchers with a fixed number of slots, in chunks and not, group-wise and not; experts with a replica on the
-# other node; several micro-batches; both types of matmuls; losses over ranks, nodes and all tokens.
+# other node; several micro-batches; optimizer state shared out, of all
+# parameters and of dense ones alone; both types of matmuls; losses over ranks, nodes and all tokens.
 CASES = {
     "flat": {
         "moe": {"router": {"type": "switch", "top_k": 2, "statistics": "rank"}, "dispatch": {"chunks": 3}},
-        "parallel": {"expert": 2, "ranks_per_node": 2}, "train": {"global_batch_size": 8, "micro_batch_size": 1}},
+        "parallel": {"expert": 2, "ranks_per_node": 2}, "train": {"global_batch_size": 8, "micro_batch_size": 1},
+        "optimizer": {"warmup_steps": 1, "shard": "data_parallel"}},
     "hierarchical": {
         "model": {"dense_layers": 1, "sparse_query_layer": True},
         "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "chunks": 2}, "capacity": {"local_share": 0.75}},
@@ -27,7 +29,8 @@ CASES = {
         "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2}, "runtime": {"precision": "fp16"}},
     "whole slots": {
         "model": {"domain_embeddings": True}, "moe": {"router": {"type": "switch"}},
-        "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2}},
+        "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2},
+        "optimizer": {"warmup_steps": 1, "shard": "data_parallel", "experts": "host_dense"}},
 }
 
 

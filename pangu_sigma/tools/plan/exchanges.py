@@ -12,7 +12,7 @@ from pangu_sigma.config.validate import has_experts
 from pangu_sigma.tools.plan.job import ITEM, Job
 from pangu_sigma.tools.plan.parameters import in_gradient_order, parameters
 from pangu_sigma.tools.plan.slots import LayerSlots, layer_slots
-from pangu_sigma.train.buckets import BUCKET_ELEMENTS, EARLY_BUCKET_ELEMENTS, plan_buckets
+from pangu_sigma.train.buckets import BUCKET_ELEMENTS, EARLY_BUCKET_ELEMENTS, plan_alike, plan_buckets, stretch_of
 
 CAUSES = ("all_to_all", "gradient", "tensor", "other")
 FORWARD, BACKWARD, LAST_BACKWARD, UPDATE = "forward", "backward", "last backward", "update"
@@ -179,8 +179,11 @@ def _update(job: Job) -> Iterator[Exchange]:
     early = early_messages(job)
     for size in early:
         yield from _summed("dense gradients, early", job, "dp", size, LAST_BACKWARD)
-    late = [p.size for p in found if not p.expert and not (early and p.is_map)]
     experts = [p.size for p in found if p.expert]
+    if shares_state(job):
+        yield from _update_of_shares(job)
+        return
+    late = [p.size for p in found if not p.expert and not (early and p.is_map)]
     for size in _messages([*late, _statistics_size(job)]):
         yield from _summed("dense gradients", job, "dp", size)
     for size in _messages(experts):
@@ -189,6 +192,70 @@ def _update(job: Job) -> Iterator[Exchange]:
     if experts:
         yield _norm("norm of expert gradients", "tp")
         yield _norm("norm", "ep")
+
+
+def shares_state(job: Job) -> bool:
+    """True where data-parallel ranks share optimizer state out (see `pangu_sigma.train.sharding`)."""
+    return job.config.optimizer.shard != "none" and job.topology.data > 1
+
+
+def shares_experts(job: Job) -> bool:
+    """True where that of experts is shared out too: they have several replicas, and it is not on the host."""
+    return shares_state(job) and job.topology.expert_data > 1 and job.config.optimizer.experts == "device"
+
+
+class Stretch(NamedTuple):
+    """A bucket of parameters: numbers that each rank of a group updates of it; whether their gradients come as sums."""
+
+    size: int
+    summed: bool
+
+
+def stretches(job: Job, expert: bool) -> list[Stretch]:
+    """The buckets of dense parameters or of experts, as they are shared out."""
+    early = bool(early_messages(job))
+    found = [p for p in in_gradient_order(parameters(job)) if p.expert == expert]
+    ranks = job.topology.expert_data if expert else job.topology.data
+    sizes = [p.size for p in found]
+    cuts = plan_alike(sizes, [(early and p.is_map, p.decays, p.split) for p in found])
+    return [Stretch(stretch_of(sizes[start:end], ranks), early and found[start].is_map) for start, end in cuts]
+
+
+def _update_of_shares(job: Job) -> Iterator[Exchange]:
+    """After the early gradients."""
+    yield from _summed("router statistics and losses", job, "dp", _statistics_size(job))
+    for stretch in stretches(job, expert=False):
+        if not stretch.summed:
+            yield from _scattered("dense gradients", job, "dp", stretch.size)
+        yield from _gathered("updated dense parameters", job, "dp", stretch.size)
+    if shares_experts(job):
+        for stretch in stretches(job, expert=True):
+            yield from _scattered("expert gradients", job, "edp", stretch.size)
+            yield from _gathered("updated experts", job, "edp", stretch.size)
+    else:
+        for size in _messages([p.size for p in in_gradient_order(parameters(job)) if p.expert]):
+            yield from _summed("expert gradients", job, "edp", size)
+    yield _norm("norm", "world")
+
+
+def _tiers(job: Job, group: str) -> list[tuple[str, int]]:
+    """The groups in which a reduce-scatter goes on, with their sizes: inside nodes, then along rails, where there are both."""
+    parts = [(kind, len(job.topology.group_of(kind, 0))) for kind in (f"{group}_node", f"{group}_rail")]
+    return parts if all(size > 1 for _, size in parts) else [(group, len(job.topology.group_of(group, 0)))]
+
+
+def _scattered(what: str, job: Job, group: str, stretch: int) -> Iterator[Exchange]:
+    elements = stretch * len(job.topology.group_of(group, 0))
+    for kind, size in _tiers(job, group):
+        yield Exchange("gradient", what, "reduce_scatter", kind, elements, ITEM, UPDATE)
+        elements //= size
+
+
+def _gathered(what: str, job: Job, group: str, stretch: int) -> Iterator[Exchange]:
+    elements = stretch
+    for kind, size in _tiers(job, group)[::-1]:
+        yield Exchange("gradient", what, "all_gather", kind, elements, ITEM, UPDATE)
+        elements *= size
 
 
 def early_messages(job: Job) -> list[int]:

@@ -10,7 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pangu_sigma.tools.plan.exchanges import UPDATE, Exchange, early_messages, step_exchanges
+from pangu_sigma.tools.plan.exchanges import (
+    UPDATE,
+    Exchange,
+    early_messages,
+    shares_experts,
+    shares_state,
+    step_exchanges,
+    stretches,
+)
 from pangu_sigma.tools.plan.hardware import Hardware
 from pangu_sigma.tools.plan.job import ITEM, Job
 from pangu_sigma.tools.plan.parameters import parameters
@@ -25,12 +33,14 @@ class RankMemory:
     """Bytes on one rank.
 
     Attributes:
-        parameters, optimizer (both moments), gradients (accumulators included, where a step has several micro-batches).
+        parameters, optimizer (both moments; of what is shared out over ranks, the weights that are being updated too), gradients
+            (accumulators included, where a step has several micro-batches).
         half_copies: parameters once more in the matmuls' own type, where that is not float32.
         activations: kept for the backward pass; recomputed: the same if every layer kept its input only.
         dispatch: send, receive and result buffers of one sparse layer on their way.
         working: logits and their gradient, or a bucket of gradients on its way between ranks, whichever is more.
         reserved: runtime, compiled graphs, buffers of process groups. margin: lost to fragmentation.
+        host: of experts that the host updates, weights and both moments, in its memory; no part of `total`.
     """
 
     parameters: float
@@ -43,6 +53,7 @@ class RankMemory:
     working: float
     reserved: float
     fragmentation: float
+    host: float = 0.0
 
     def _with(self, activations: float) -> float:
         tensors = self.parameters + self.optimizer + self.gradients + self.half_copies + activations + self.dispatch + self.working
@@ -73,12 +84,28 @@ def rank_memory(job: Job, hardware: Hardware) -> RankMemory:
     group_mb = memory.per_group_mb.value if buffer_mb is None else 2.0 * buffer_mb
     held = memory.activation_factor.value
     return RankMemory(
-        parameters=own, optimizer=2 * own, gradients=own * (2 if job.micro_batches > 1 else 1),
+        parameters=own, optimizer=optimizer_bytes(job), gradients=own * (2 if job.micro_batches > 1 else 1),
         half_copies=job.compute_item * matrices if job.compute_item < ITEM else 0,
         activations=sum(layers) * held, recomputed=(len(layers) * _row_bytes(job) + max(layers)) * held, dispatch=dispatch_buffers(job),
         working=max(_loss_buffers(job), _exchange_buffers(job, exchanges)),
         reserved=memory.reserved_gb.value * GB + (len(layers) * memory.per_layer_mb.value + groups * group_mb) * MB,
-        fragmentation=memory.fragmentation.value)
+        fragmentation=memory.fragmentation.value, host=host_bytes(job))
+
+
+def optimizer_bytes(job: Job) -> int:
+    """Optimizer state in the compiled step of one rank (see `pangu_sigma.train.sharding`)."""
+    numbers = 0
+    for expert, shared in ((False, shares_state(job)), (True, shares_experts(job))):
+        if shared:
+            numbers += 3 * sum(stretch.size for stretch in stretches(job, expert))
+        elif not (expert and job.config.optimizer.experts != "device"):
+            numbers += 2 * sum(p.size for p in parameters(job) if p.expert == expert)
+    return ITEM * numbers
+
+
+def host_bytes(job: Job) -> int:
+    """What the host holds of one rank's experts (see `pangu_sigma.train.host_experts`)."""
+    return 0 if job.config.optimizer.experts == "device" else 3 * ITEM * sum(p.size for p in parameters(job) if p.expert)
 
 
 def layer_activations(job: Job) -> list[float]:

@@ -13,12 +13,15 @@ _NOT_DECAYING = ("b_", "bias", "gamma", "beta")  # how names of biases and norms
 
 @dataclass(frozen=True)
 class PlannedParameter:
-    """A trainable tensor. `shape`: what one rank holds of it; `parts`: different parts over all ranks, each of that shape."""
+    """A trainable tensor. `shape`: what one rank holds of it; `parts`: different parts over all ranks, each of that shape; `split`:
+    whether the ranks of a tensor-parallel group hold a part each.
+    """
 
     name: str
     shape: tuple[int, ...]
     parts: int = 1
     expert: bool = False
+    split: bool = False
 
     @property
     def size(self) -> int:
@@ -29,6 +32,10 @@ class PlannedParameter:
     def total(self) -> int:
         """Numbers in the model."""
         return self.size * self.parts
+
+    @property
+    def decays(self) -> bool:
+        return not self.name.rsplit(".", 1)[-1].startswith(_NOT_DECAYING)
 
     @property
     def is_map(self) -> bool:
@@ -63,7 +70,7 @@ def parameters(job: Job) -> list[PlannedParameter]:
     """All trainable tensors in the network's own order, the word table first."""
     model, tensor = job.config.model, job.topology.tensor
     d, length = model.hidden_size, model.sequence_length
-    found = [PlannedParameter("embedding.word", (job.word_slots * job.words // tensor, d), tensor),
+    found = [PlannedParameter("embedding.word", (job.word_slots * job.words // tensor, d), tensor, split=tensor > 1),
              PlannedParameter("embedding.position", (length, d))]
     for index in range(job.blocks):
         found += _block(job, f"blocks.{index}", index >= model.dense_layers)
@@ -74,9 +81,9 @@ def parameters(job: Job) -> list[PlannedParameter]:
 
 def in_gradient_order(found: list[PlannedParameter]) -> list[PlannedParameter]:
     """Weights of linear maps as the backward pass comes by them, then other dense parameters, then experts; in the last two the
-    decaying ones first (see `pangu_sigma.train.optimizer.ordered_parameters`).
+    decaying ones first, and of these those that are whole (see `pangu_sigma.train.optimizer.ordered_parameters`).
     """
-    rest = sorted((p for p in found if not p.is_map), key=lambda p: (p.expert, p.name.rsplit(".", 1)[-1].startswith(_NOT_DECAYING)))
+    rest = sorted((p for p in found if not p.is_map), key=lambda p: (p.expert, not p.decays, p.split))
     return [p for p in found if p.is_map][::-1] + rest
 
 
@@ -102,9 +109,9 @@ def _map(job: Job, name: str, rows: int, columns: int, split: int, bias: bool = 
     """A linear map whose rows (0) or columns (1) a tensor-parallel group shares out; with its rows goes the bias."""
     tensor = job.topology.tensor
     shape = (rows // tensor, columns) if split == 0 else (rows, columns // tensor)
-    yield PlannedParameter(f"{name}.weight", shape, tensor)
+    yield PlannedParameter(f"{name}.weight", shape, tensor, split=tensor > 1)
     if bias:
-        yield PlannedParameter(f"{name}.bias", shape[:1], tensor if split == 0 else 1)
+        yield PlannedParameter(f"{name}.bias", shape[:1], tensor if split == 0 else 1, split=split == 0 and tensor > 1)
 
 
 def _sparse_layer(job: Job, name: str) -> Iterator[PlannedParameter]:
@@ -115,4 +122,4 @@ def _sparse_layer(job: Job, name: str) -> Iterator[PlannedParameter]:
         yield PlannedParameter(f"{name}.routing.router.{weight}", shape)
     for part, shape, held in (("w_in", (count, d, inner), parts), ("b_in", (count, 1, inner), parts),
                               ("w_out", (count, inner, d), parts), ("b_out", (count, 1, d), topology.expert)):
-        yield PlannedParameter(f"{name}.experts.{part}", shape, held, expert=True)
+        yield PlannedParameter(f"{name}.experts.{part}", shape, held, expert=True, split=held > topology.expert)

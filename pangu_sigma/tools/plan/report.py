@@ -52,6 +52,8 @@ def _memory(plan: Plan, advice: Optional[str]) -> Iterator[str]:
     yield _row(f"fragmentation margin, {memory.fragmentation:.0%}", memory.margin, recomputed_margin)
     yield _row("runtime and process groups", memory.reserved, memory.reserved)
     yield _row(f"total, of {plan.capacity / GB:.1f}", memory.total, memory.total_recomputed)
+    if memory.host:
+        yield _row("in host memory, of experts", memory.host, memory.host)
     yield from _verdict(plan, advice)
 
 

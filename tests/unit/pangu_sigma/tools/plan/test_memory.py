@@ -25,6 +25,27 @@ def test_state_follows_from_parameters(make_job, device):
     assert memory.half_copies == 2 * matrices
 
 
+def test_shared_and_hosted_state_by_hand(make_job, device):
+    """Of two moments and the weights under way a rank has a quarter, of dense parameters, and half, of experts with two replicas. The
+    host has weights and moments of all experts of its rank.
+    """
+    def held(**optimizer):
+        memory = rank_memory(make_job(2, 2, parallel={"expert": 2}, optimizer=optimizer), device)
+        assert memory.parameters == 4 * (dense + experts)
+        return memory.optimizer, memory.host
+
+    dense, experts = 7440 - 1616, 2 * 1616  # see below
+    assert held() == (4 * 2 * (dense + experts), 0)
+    assert held(shard="data_parallel") == (4 * 3 * (dense // 4 + experts // 2), 0)
+    assert held(experts="host_lazy") == (4 * 2 * dense, 4 * 3 * experts)
+    assert held(shard="data_parallel", experts="host_dense") == (4 * 3 * dense // 4, 4 * 3 * experts)
+
+
+def test_one_rank_shares_nothing(make_job, device):
+    whole, alone = (rank_memory(make_job(optimizer={"shard": shard}), device) for shard in ("none", "data_parallel"))
+    assert alone == whole
+
+
 def test_several_micro_batches_need_accumulators(make_job, device):
     one, two = (rank_memory(make_job(train={"micro_batch_size": rows}), device) for rows in (8, 4))
     assert two.gradients == 2 * one.gradients
