@@ -52,7 +52,7 @@ DEFINITIONS: Dict[str, Definition] = {
     "time/idle(s)": Definition(_STEP, "waiting for other ranks to arrive at a collective, mean over ranks"),
     "time/slowest_rank": Definition(_COMPARED, "the rank whose own computation took longest since the last report; a run's first step, "
                                                "which compiles, is left out"),
-    "time/slowest_rank/compute(s)": Definition(_COMPARED, "its own computation, seconds a step: wall clock without communication and waiting"),
+    "time/slowest_rank/compute(s)": Definition(_COMPARED, "its own computation a step: wall clock without communication and waiting"),
     "time/median_rank/compute(s)": Definition(_COMPARED, "the same of the median rank"),
     "throughput/tokens_per_second": Definition(_STEP, "tokens of the global batch, padding included, over `time/step(s)`"),
     "comm/intra_node(B)": Definition(_STEP, "bytes that all ranks sent inside nodes: tokens, gradients, split layers, statistics, metrics"),
