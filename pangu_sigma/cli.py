@@ -24,6 +24,7 @@ from pangu_sigma.reporting import SUCCESS, append_line, report_error
 from pangu_sigma.router_files import add_router_option, use_router_files
 from pangu_sigma.tools.audit.arguments import add_audit
 from pangu_sigma.tools.checkpoint.command import add_ckpt
+from pangu_sigma.tools.profile import add_profile
 
 INTERRUPTED = 130
 
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     add_audit(commands, _add_command, _positive)
     add_ckpt(commands, _add_command, _positive)
+    add_profile(commands)
     return parser
 
 

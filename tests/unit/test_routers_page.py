@@ -27,6 +27,7 @@ from pangu_sigma.tools.bench_router import one_rank_of, routers_of
 from pangu_sigma.tools.compare.plan import load_plan
 from pangu_sigma.tools.plan.job import plan_job
 from pangu_sigma.tools.plan.parameters import parameters
+from pangu_sigma.tools.step_trace import read_profile
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "routers.md"
 NAME, MOST_LINES = "xmoe", 60
@@ -82,11 +83,14 @@ def test_forward_equals_numpy(file):
 
 def test_trains_and_is_named_in_the_run(file, config, tmp_path):
     run = tmp_path / "run"
-    words = ["--set", f"moe.router.type={NAME}", "--set", "moe.router.xmoe.width=3", "--set", f"train.output_dir={run}"]
+    words = ["--set", f"moe.router.type={NAME}", "--set", "moe.router.xmoe.width=3", "--set", f"train.output_dir={run}",
+             "--set", "train.profile=[2, 2]"]
     assert main(["train", config, *use(file), *words]) == 0
     assert json.loads((run / "summary.json").read_text())["router"] == NAME
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(records) == 2 and all(record["loss/aux"] > 0 and "moe/load_max_over_mean" in record for record in records)
+    (split,) = read_profile(run / "profile").ranks[0]  # one rank: its times are the step's means, written as they came
+    assert split == pytest.approx([records[1][f"time/{name}(s)"] for name in split._fields], abs=1e-6)
     assert yaml.safe_load((run / "config.yaml").read_text())["moe"]["router"][NAME] == {
         "width": 3, "temperature": 0.1, "aux_loss_weight": 0.01}
 
