@@ -1,6 +1,7 @@
 """The router of docs/routers.md, as it stands there: its file is written out, named on the command line, and works in every command."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -135,6 +136,13 @@ def test_without_the_file_its_name_is_refused(file, config, capsys):
     assert "for one of your own, --router-file FILE" in capsys.readouterr().err
     add_router_file(str(file))
     assert NAME not in to_dict(load_config(config))["moe"]["router"]  # nobody else needs to know of it
+
+
+def test_the_environment_may_name_it(file, config, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    monkeypatch.setenv(VARIABLE, f"{file.name}:")
+    assert main(["config", config, "--set", f"moe.router.type={NAME}"]) == 0
+    assert os.environ[VARIABLE] == str(file)  # for processes that this one starts, wherever they run
 
 
 def test_in_the_package_no_other_file_changes(file, config, monkeypatch):
