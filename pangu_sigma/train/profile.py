@@ -72,6 +72,7 @@ def ascend_profiler(folder: Path, rank: int, steps: int) -> Any:
     """MindSpore's profiler, which writes its traces when it is stopped or has seen `steps` steps."""
     from mindspore import profiler
 
+    folder.mkdir(parents=True, exist_ok=True)
     return profiler.profile(
         activities=[profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.NPU],
         schedule=profiler.schedule(wait=0, warmup=0, active=steps, repeat=1, skip_first=0),
