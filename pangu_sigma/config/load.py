@@ -143,7 +143,7 @@ def _convert_section(section: Type[Any], raw: Any, path: str) -> Any:
     if not isinstance(raw, Mapping):
         raise InputError(f"{path}: found {shown(raw)}, expected a section with keys {', '.join(_names(section))}")
     fields = {field.name: field for field in dataclasses.fields(section)}
-    hints = _type_hints(section)
+    hints = key_types(section)
     values = {}
     for name, value in raw.items():
         if name not in fields:
@@ -153,8 +153,8 @@ def _convert_section(section: Type[Any], raw: Any, path: str) -> Any:
     return section(**values)
 
 
-def _type_hints(section: Type[Any]) -> Dict[str, Any]:
-    """The types of a section's fields. The routers' section has as many as there are routers now."""
+def key_types(section: Type[Any]) -> Dict[str, Any]:
+    """The types of a section's keys by name; that of `moe.router` has a section for each router that there is now."""
     return {name: router_config() if hint is RouterConfig else hint for name, hint in get_type_hints(section).items()}
 
 
@@ -263,7 +263,7 @@ def _paths_ending_in(name: str) -> List[str]:
 
 def _all_paths(section: Type[Any], prefix: str) -> List[str]:
     paths = []
-    for name, hint in _type_hints(section).items():
+    for name, hint in key_types(section).items():
         arms = [arm for arm in (get_args(hint) or (hint,)) if dataclasses.is_dataclass(arm)]
         paths += [prefix + name] + [path for arm in arms for path in _all_paths(arm, f"{prefix}{name}.")]  # type: ignore
     return paths

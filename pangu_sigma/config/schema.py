@@ -234,6 +234,8 @@ class TrainConfig:
     eval_rows: int = key(64, "validation rows (over all ranks and domains) of one validation; 0: no validation",
                          minimum=0)
     tensorboard: bool = key(False, "also write TensorBoard's event files, to output_dir/tensorboard (needs tensorboardX)")
+    profile: Optional[Tuple[int, ...]] = key(None, "first and last of the steps to profile, as in [20, 24]: by MindSpore's profiler on "
+                                                   "Ascend, by this project's timers on CPU; null: none", minimum=1)
     cosines: bool = key(True, "leave cosines.json at the end: cosines between tokens, and between tokens and gate weights, of one batch")
 
 

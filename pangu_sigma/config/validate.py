@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Iterator, Tuple
+from typing import Iterator, Optional, Tuple
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import RouterSizes, kind_of, routers
@@ -268,6 +268,7 @@ def _check_schedule(config: Config) -> None:
     if optimizer.experts != "device" and not has_experts(config):
         raise InputError(f"optimizer.experts is {optimizer.experts} in a network without experts (model.sparse_layers 0, "
                          "model.sparse_query_layer false); expected device")
+    _check_profile(train.profile, train.stop_after or train.steps)
     if optimizer.schedule == "constant":
         if optimizer.decay_steps is not None:
             raise InputError(f"optimizer.decay_steps is {optimizer.decay_steps} with optimizer.schedule constant, "
@@ -281,6 +282,15 @@ def _check_schedule(config: Config) -> None:
     if optimizer.end_learning_rate > optimizer.learning_rate:
         raise InputError(f"optimizer.end_learning_rate ({optimizer.end_learning_rate}) exceeds "
                          f"optimizer.learning_rate ({optimizer.learning_rate})")
+
+
+def _check_profile(profile: Optional[Tuple[int, ...]], last: int) -> None:
+    if profile is None:
+        return
+    if len(profile) != 2 or profile[0] > profile[1]:
+        raise InputError(f"train.profile is {list(profile)}, expected the first and the last step to profile, as in [20, 24]")
+    if profile[1] > last:
+        raise InputError(f"train.profile ({list(profile)}) goes beyond the last step ({last})")
 
 
 def _check_checkpoints(config: Config) -> None:

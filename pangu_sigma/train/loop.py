@@ -18,6 +18,7 @@ from pangu_sigma.train.build import TrainingParts
 from pangu_sigma.train.checkpoint import Place, pieces
 from pangu_sigma.train.header import training_header
 from pangu_sigma.train.metrics import CounterClock, HostSum, MetricsLog, host_metrics, loss_metrics, routing_metrics
+from pangu_sigma.train.profile import StepProfile
 from pangu_sigma.train.runtime import Runtime
 from pangu_sigma.train.schedule import learning_rate
 from pangu_sigma.train.stop import StopRequest
@@ -64,6 +65,7 @@ class TrainingLoop:
         self.host_sum = HostSum(runtime.collectives, "metrics/counters")
         measured = runtime.collectives.bytes_sent().counted
         self.stragglers = Stragglers(runtime.rank, runtime.world_size, config.train.log_interval, measured)
+        self.profile = StepProfile(config, runtime.rank)
         self._strength: Optional[float] = None  # of the routers' local terms, as last set
         self.validation = Validation(parts, runtime, loader.validation() if config.train.eval_rows else [], self.host_sum)
 
@@ -90,6 +92,7 @@ class TrainingLoop:
                 if self.stopped or self._is_due(step, self.config.checkpoint.interval):
                     self._save(step)
                 if self.stopped:
+                    self.profile.close()
                     break
 
     def _set_strength(self, step: int) -> Dict[str, float]:
@@ -108,12 +111,14 @@ class TrainingLoop:
         batches = self.loader.step(step - 1)
         rate = learning_rate(config.optimizer, config.train.steps, step)
         strength = self._set_strength(step)
+        self.profile.begin(step)
         self.clock.restart()
         started = time.perf_counter()
         self.parts.capacity.prepare(step, self.loader.step)
         result = self.parts.train_step(batches, step, rate)
         elapsed = time.perf_counter() - started
         own = self.clock.elapsed(elapsed)._replace(stops=int(self._stop.asked))
+        self.profile.end(step, own)
         total = self.host_sum.counters(self.stragglers.note(own, step))
         self._stops = total.stops
         tokens = config.train.global_batch_size * config.model.sequence_length

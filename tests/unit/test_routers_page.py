@@ -1,6 +1,7 @@
 """The router of docs/routers.md, as it stands there: its file is written out, named on the command line, and works in every command."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from pangu_sigma.tools.bench_router import one_rank_of, routers_of
 from pangu_sigma.tools.compare.plan import load_plan
 from pangu_sigma.tools.plan.job import plan_job
 from pangu_sigma.tools.plan.parameters import parameters
+from pangu_sigma.tools.step_trace import read_profile
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "routers.md"
 NAME, MOST_LINES = "xmoe", 60
@@ -82,11 +84,14 @@ def test_forward_equals_numpy(file):
 
 def test_trains_and_is_named_in_the_run(file, config, tmp_path):
     run = tmp_path / "run"
-    words = ["--set", f"moe.router.type={NAME}", "--set", "moe.router.xmoe.width=3", "--set", f"train.output_dir={run}"]
+    words = ["--set", f"moe.router.type={NAME}", "--set", "moe.router.xmoe.width=3", "--set", f"train.output_dir={run}",
+             "--set", "train.profile=[2, 2]"]
     assert main(["train", config, *use(file), *words]) == 0
     assert json.loads((run / "summary.json").read_text())["router"] == NAME
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(records) == 2 and all(record["loss/aux"] > 0 and "moe/load_max_over_mean" in record for record in records)
+    (split,) = read_profile(run / "profile").ranks[0]  # one rank: its times are the step's means, written as they came
+    assert split == pytest.approx([records[1][f"time/{name}(s)"] for name in split._fields], abs=1e-6)
     assert yaml.safe_load((run / "config.yaml").read_text())["moe"]["router"][NAME] == {
         "width": 3, "temperature": 0.1, "aux_loss_weight": 0.01}
 
@@ -131,6 +136,13 @@ def test_without_the_file_its_name_is_refused(file, config, capsys):
     assert "for one of your own, --router-file FILE" in capsys.readouterr().err
     add_router_file(str(file))
     assert NAME not in to_dict(load_config(config))["moe"]["router"]  # nobody else needs to know of it
+
+
+def test_the_environment_may_name_it(file, config, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    monkeypatch.setenv(VARIABLE, f"{file.name}:")
+    assert main(["config", config, "--set", f"moe.router.type={NAME}"]) == 0
+    assert os.environ[VARIABLE] == str(file)  # for processes that this one starts, wherever they run
 
 
 def test_in_the_package_no_other_file_changes(file, config, monkeypatch):

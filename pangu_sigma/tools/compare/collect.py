@@ -3,6 +3,7 @@
 Of each run: times and bytes are means over the middle half of its steps, ordered by step time, after the ignored first ones (like
 a median they do not follow a step that the machine disturbed, and unlike medians they still add up); routing is the mean
 over the second half of the steps, where the router is trained; validation is the last. Metrics that a run does not have are left out.
+On Ascend, where the split of a step's time is MindSpore's profiler's, it is the mean over the steps that were profiled.
 """
 
 import csv
@@ -17,6 +18,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 from pangu_sigma.tools.compare.files import read_lines, read_object, write_atomically
 from pangu_sigma.tools.compare.plan import Plan, Run
 from pangu_sigma.tools.compare.runner import COUNTERS, SUMMARY, folder_of, is_finished
+from pangu_sigma.tools.step_trace import read_profile
 
 STEP, EPOCH, TOKENS = "time/step(s)", "time/epoch(s)", "throughput/tokens_per_second"
 COMPUTE, COMMUNICATION, OVERLAPPED, IDLE = "time/compute(s)", "time/communication(s)", "time/overlapped(s)", "time/idle(s)"
@@ -71,7 +73,8 @@ def collect(plan: Plan, output: Path) -> Collection:
 
 def collect_run(run: Run, folder: Path, records: List[Dict[str, Any]], ignored: int) -> CollectedRun:
     """A run's numbers, from its records and from what else is in its folder so far. `ignored`: see `run_values`."""
-    values = {**run_values(records, read_object(folder / SUMMARY), ignored), **link_values(read_object(folder / COUNTERS))}
+    values = {**run_values(records, read_object(folder / SUMMARY), ignored), **link_values(read_object(folder / COUNTERS)),
+              **traced_values(folder / "profile")}
     return CollectedRun(run, values, records, read_object(folder / "cosines.json"))
 
 
@@ -111,6 +114,16 @@ def link_values(counters: Mapping[str, Any]) -> Values:
     """Bytes by node, from what `scripts/simulate_cluster.sh --counters` writes."""
     return {LINK.format(node=one["node"]): float(one["tx_bytes"]["after"] - one["tx_bytes"]["before"])
             for one in counters.get("interfaces", [])}
+
+
+def traced_values(folder: Path) -> Values:
+    """The split of the steps that MindSpore's profiler recorded, if it did: on Ascend nothing else knows it."""
+    found = read_profile(folder)
+    if found is None or not found.traced:
+        return {}
+    split = found.mean()
+    return {COMPUTE: split.compute, COMMUNICATION: split.communication, OVERLAPPED: split.overlapped, IDLE: split.idle,
+            **({OVERLAPPED_SHARE: split.overlapped / split.communication} if split.communication else {})}
 
 
 def _last(records: Sequence[Mapping[str, Any]], name: str) -> Sequence[Mapping[str, Any]]:

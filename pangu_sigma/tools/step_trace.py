@@ -1,0 +1,119 @@
+"""Reads where the time of profiled steps went: MindSpore's step traces (Ascend), or this project's timers by rank (CPU).
+
+The profiler of MindSpore 2.7 to 2.10 writes ASCEND_PROFILER_OUTPUT/step_trace_time.csv, a row a step, in microseconds: Computing,
+Communication, Overlapped (both at once), Communication(Not Overlapped), Free (the device does neither), and others that are not used
+here. So a step = Computing + Communication - Overlapped + Free, as in this project's own split. What differs: on Ascend, waiting for a peer
+inside a collective is communication, and idle is a device that waits for its host.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple, Sequence
+
+from locmoe_ops.errors import InputError
+
+TRACE = "ASCEND_PROFILER_OUTPUT/step_trace_time.csv"
+STEP, COMPUTING, COMMUNICATION, OVERLAPPED, ALONE, FREE = COLUMNS = (
+    "Step", "Computing", "Communication", "Overlapped", "Communication(Not Overlapped)", "Free")
+_RANK = re.compile(r"rank_(\d+)(?:_\d+_(\d+)_ascend_ms)?")
+_ROUNDING_US = 1.0  # the file has three decimals; sums of many rounded durations may differ by more
+MICROSECOND = 1e-6
+
+
+class Split(NamedTuple):
+    """Seconds of a step on one rank: step = compute + communication - overlapped + idle."""
+
+    compute: float
+    communication: float
+    overlapped: float
+    idle: float
+
+    @property
+    def step(self) -> float:
+        return self.compute + self.communication - self.overlapped + self.idle
+
+
+def mean(splits: Sequence[Split]) -> Split:
+    """Of each category."""
+    return Split(*(fmean(column) for column in zip(*splits)))
+
+
+class Profile(NamedTuple):
+    """Splits by rank, in the order of steps; `traced`: by MindSpore's profiler."""
+
+    ranks: dict[int, list[Split]]
+    traced: bool
+
+    def mean(self) -> Split:
+        """Over steps and ranks."""
+        return mean([split for own in self.ranks.values() for split in own])
+
+
+def read_profile(folder: Path) -> Profile | None:
+    """What a run's `profile` folder holds; None if nothing. Of several traces of a rank the newest counts.
+
+    Raises InputError: a file there is not what it should be.
+    """
+    traces = {}
+    for path in folder.glob(f"*/{TRACE}"):
+        found = _RANK.fullmatch(path.parents[1].name)
+        if found and found[2]:
+            rank, time = int(found[1]), found[2]
+            traces[rank] = max(traces.get(rank, ("", path)), (time, path))
+    if traces:
+        return Profile({rank: read_step_trace(path) for rank, (_, path) in sorted(traces.items())}, traced=True)
+    timers = {int(found[1]): path for path in folder.glob("rank_*.json") if (found := _RANK.fullmatch(path.stem))}
+    return Profile({rank: _read_timers(path) for rank, path in sorted(timers.items())}, traced=False) if timers else None
+
+
+def read_step_trace(path: Path) -> list[Split]:
+    """The steps of one rank, in order, from a `step_trace_time.csv`.
+
+    Raises InputError: it cannot be read, lacks a column or steps, or holds what is no time, or times that do not fit together.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+            columns = rows[0] if rows else {}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read ({error}), expected MindSpore's step trace") from None
+    if not rows:
+        raise InputError(f"{path}: no step in it, expected a row a step")
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing:
+        raise InputError(f"{path}: no column {missing[0]}, expected {', '.join(COLUMNS)}")
+    ordered = sorted(((_number(row, STEP, path), row) for row in rows), key=lambda each: each[0])
+    return [_split(row, path) for _, row in ordered]
+
+
+def _split(row: dict[str, Any], path: Path) -> Split:
+    computing, communication, overlapped, alone, free = (_number(row, name, path) for name in COLUMNS[1:])
+    tolerance = _ROUNDING_US + 1e-3 * communication
+    if abs(communication - overlapped - alone) > tolerance or overlapped > computing + tolerance:
+        raise InputError(f"{path}: step {row[STEP]}: {COMMUNICATION} {communication}, {OVERLAPPED} {overlapped}, {ALONE} {alone} and "
+                         f"{COMPUTING} {computing} do not fit together")
+    return Split(*(time * MICROSECOND for time in (computing, communication, overlapped, free)))
+
+
+def _number(row: dict[str, Any], name: str, path: Path) -> float:
+    try:
+        value = float(row[name])
+        if 0.0 <= value < math.inf:
+            return value
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"{path}: {name}: found {row[name]!r}, expected a number of at least 0")
+
+
+def _read_timers(path: Path) -> list[Split]:
+    try:
+        steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
+        return [Split(*(float(step[f"{name}(s)"]) for name in Split._fields)) for step in steps]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a rank's timers ({type(error).__name__}: {error}), expected what train.profile writes") from None
