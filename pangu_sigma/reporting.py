@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from locmoe_ops.errors import CollectiveError, InputError
-from pangu_sigma.checkpoint.errors import CheckpointNotWritten
+from pangu_sigma.checkpoint.errors import OutputNotWritten
 from pangu_sigma.launch import is_worker, rank_name
 from pangu_sigma.tools.errors import ToolFailed
 
@@ -44,7 +44,7 @@ def announce(error: BaseException) -> None:
 def _tell(error: BaseException) -> None:
     status = BAD_INPUT if isinstance(error, InputError) else FAILURE
     message = " ".join(str(error).split())
-    if not isinstance(error, (InputError, CollectiveError, CheckpointNotWritten, ToolFailed)):
+    if not isinstance(error, (InputError, CollectiveError, OutputNotWritten, ToolFailed)):
         traceback.print_exception(type(error), error, error.__traceback__)
         message = f"{_rank_prefix()}{type(error).__name__}: {message}"
     line = f"pangu-sigma: error: {message}"

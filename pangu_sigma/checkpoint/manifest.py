@@ -133,6 +133,9 @@ def _check_outside(path: Path, content: Any) -> None:
         raise InputError(f"{path}: format version {content['format_version']}, of an earlier release of this program; expected {VERSION}")
     if content.get("format") != FORMAT:
         raise _damaged(path, f"format {str(content.get('format'))[:40]!r}, expected {FORMAT!r}")
+    body = content.get("body")
+    if content.get("version") != VERSION and isinstance(body, dict) and body.get("version") == VERSION:
+        raise _damaged(path, f"format version {str(content.get('version'))[:40]} outside, {VERSION} inside")
     if content.get("version") != VERSION:
         raise InputError(f"{path}: format version {str(content.get('version'))[:40]}; expected {VERSION}")
     if set(content) != {"format", "version", "checksum", "body"} or content["checksum"] != _checksum(content["body"]):
@@ -161,6 +164,7 @@ def crc32(data: Any) -> str:
 def _to_body(manifest: Manifest) -> Dict[str, Any]:
     header = manifest.header
     return {
+        "version": VERSION,  # under the checksum: a digit that turned into another is damage, not another release
         "step": header.step, "contents": header.contents, "origin": list(header.origin), "config": header.config,
         "data": {"tokenizer_sha256": header.data.tokenizer_sha256, "vocab_size": header.data.vocab_size,
                  "domains": list(header.data.domains), "fingerprint": header.data.fingerprint},

@@ -5,6 +5,7 @@ clock; the others are means over ranks and add up to a step: step = compute + co
 meaning: `pangu_sigma.train.definitions`, docs/metrics.md.
 """
 
+import errno
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from locmoe_ops.collectives import Collectives
+from pangu_sigma.checkpoint.errors import OutputNotWritten
 from pangu_sigma.train.definitions import CAUSES
 from pangu_sigma.train.events import EventLog
 
@@ -157,12 +159,17 @@ class MetricsLog:
         self._events = events
         self.records: List[Dict[str, Any]] = [r for r in _read_lines(path) if r.get("progress/step", 0) <= last_step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in self.records))
-        self._file = open(path, "a", encoding="utf-8")
+        self._file = open(path, "ab", buffering=0)  # what a full disk has not taken must not be tried again at the end
 
     def write(self, record: Dict[str, Any]) -> None:
+        """Raises OutputNotWritten."""
         self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        line = (json.dumps(record) + "\n").encode("utf-8")
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise _not_written(self._path, error) from None
         if self._events is not None:
             self._events.write(record)
 
@@ -187,13 +194,20 @@ def _read_lines(path: Path) -> List[Dict[str, Any]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The file holds either its old content or all of the new, whenever the program ends."""
+    """The file holds either its old content or all of the new, whenever the program ends. Raises OutputNotWritten."""
     beside = path.with_name(path.name + ".part")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise _not_written(path, error) from None
+
+
+def _not_written(path: Path, error: OSError) -> OutputNotWritten:
+    return OutputNotWritten(f"{path}: cannot be written ({error.strerror or error}); expected a disk with room for it")
 
 
 def summarise(records: List[Dict[str, Any]]) -> Dict[str, Any]:

@@ -123,10 +123,14 @@ def _open_log(config: Config, start: int) -> MetricsLog:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"train.output_dir: cannot make {output} ({error.strerror}); expected a writable place") from None
-    for path in set_aside_after(output / "checkpoints", start):
-        print(f"{path}: of a later step than this run goes on from, set aside", flush=True)
-    save_config(config, output / "config.yaml")
-    return MetricsLog(output / "metrics.jsonl", start, EventLog(config, start) if config.train.tensorboard else None)
+    try:
+        for path in set_aside_after(output / "checkpoints", start):
+            print(f"{path}: of a later step than this run goes on from, set aside", flush=True)
+        save_config(config, output / "config.yaml")
+        return MetricsLog(output / "metrics.jsonl", start, EventLog(config, start) if config.train.tensorboard else None)
+    except OSError as error:
+        raise InputError(f"train.output_dir: cannot write in {output} ({(error.strerror or str(error)).lower()}); expected a writable "
+                         "place on a disk with room") from None
 
 
 def _headline(config: Config, parts: TrainingParts, data: PreparedData, world_size: int) -> str:

@@ -49,6 +49,16 @@ def test_a_changed_number_is_noticed(tmp_path, manifest):
         read_manifest(tmp_path)
 
 
+def test_a_changed_version_is_damage(tmp_path, manifest):
+    """And no reason to end a run that could go on from the checkpoint before."""
+    write_manifest(manifest, tmp_path)
+    text = (tmp_path / NAME).read_text()
+    assert text.count('"version": 2, "checksum"') == 1
+    (tmp_path / NAME).write_text(text.replace('"version": 2, "checksum"', '"version": 3, "checksum"'))
+    with pytest.raises(DamagedCheckpoint, match="format version 3 outside, 2 inside"):
+        read_manifest(tmp_path)
+
+
 @pytest.mark.parametrize("length", [0, 1, 40, 500])
 def test_a_manifest_cut_off_is_damaged(tmp_path, manifest, length):
     write_manifest(manifest, tmp_path)

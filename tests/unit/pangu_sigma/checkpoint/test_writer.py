@@ -27,6 +27,17 @@ def value_in(folder):
         return reader.read("w")[0]
 
 
+def test_others_may_do_no_more_with_the_files_than_the_umask_says(root, header):
+    before = os.umask(0o027)
+    try:
+        with CheckpointWriter(root, ALONE, Retention()) as saver:
+            saver.save(header(1), [piece(1)])
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o7777) for path in [root / "step_1", *(root / "step_1").iterdir()]} == {
+        "step_1": "0o750", "dense_0.safetensors": "0o640", "manifest.json": "0o640"}
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_old_ones_go_and_multiples_stay(root, header, asynchronous):
     with CheckpointWriter(root, ALONE, Retention(2, 20), asynchronous) as saver:

@@ -1,0 +1,45 @@
+"""The log of a run's steps: what is in the file at any moment, and what comes of a disk that refuses."""
+
+import errno
+import json
+import os
+
+import pytest
+
+from pangu_sigma.checkpoint.errors import OutputNotWritten
+from pangu_sigma.train.metrics import MetricsLog, write_atomically
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_step_is_in_the_file_at_once_and_a_resumed_run_repeats_none(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    for step in (1, 2, 3):
+        log.write({"progress/step": step, "name": "中"})
+        assert lines(path)[-1] == {"progress/step": step, "name": "中"}
+    log.close()
+    with open(path, "a") as file:
+        file.write('{"progress/st')  # as a run leaves it that is killed while it writes
+    again = MetricsLog(path, 2)
+    assert [record["progress/step"] for record in lines(path)] == [1, 2]
+    again.write({"progress/step": 3})
+    again.close()
+    assert [record["progress/step"] for record in lines(path)] == [1, 2, 3] == [record["progress/step"] for record in again.records]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    """/dev/full is a disk that is always full."""
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    log.close()
+    log._file = open("/dev/full", "ab", buffering=0)
+    with pytest.raises(OutputNotWritten, match=f"metrics.jsonl: cannot be written .{os.strerror(errno.ENOSPC)}"):
+        log.write({"progress/step": 1})
+    log.close()
+    (tmp_path / "summary.json.part").symlink_to("/dev/full")
+    with pytest.raises(OutputNotWritten, match="summary.json: cannot be written .No space left"):
+        write_atomically(tmp_path / "summary.json", "{}")
+    assert not (tmp_path / "summary.json").exists()

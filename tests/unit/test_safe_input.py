@@ -1,0 +1,56 @@
+"""What no file that is read may do: run code. Every module of the program is looked at, as Python's own parser sees it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted(path for folder in ("pangu_sigma", "locmoe_ops", "scripts") for path in (ROOT / folder).rglob("*.py"))
+FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all",
+             "yaml.full_load_all", "torch.load"}
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
+YAML_LOADERS = {"_UniqueKeyLoader"}  # derived from SafeLoader
+
+
+def name_of(node):
+    return f"{name_of(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def problems(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            yield from (f"line {node.lineno}: imports {name}" for name in names if name.split(".")[0] in FORBIDDEN_MODULES)
+        if not isinstance(node, ast.Call):
+            continue
+        name, given = name_of(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
+        if name in FORBIDDEN:
+            yield f"line {node.lineno}: calls {name}"
+        if name == "yaml.load" and name_of(given.get("Loader")) not in YAML_LOADERS:
+            yield f"line {node.lineno}: loads YAML with another loader than a safe one"
+        if name.endswith((".load", "np.load")) and getattr(given.get("allow_pickle"), "value", False):
+            yield f"line {node.lineno}: unpickles"
+        if getattr(given.get("shell"), "value", False):
+            yield f"line {node.lineno}: gives a line to the shell"
+
+
+@pytest.mark.parametrize("text", ["import pickle", "from marshal import loads", "eval(x)", "yaml.load(x)", "os.system(x)",
+                                  "yaml.load(x, Loader=yaml.Loader)", "np.load(x, allow_pickle=True)", "subprocess.run(x, shell=True)"])
+def test_what_would_run_code_is_noticed(text):
+    assert list(problems(ast.parse(text)))
+
+
+def test_nothing_that_is_read_is_run():
+    found = {str(path.relative_to(ROOT)): list(problems(ast.parse(path.read_text(encoding="utf-8")))) for path in SOURCES}
+    assert len(found) > 100 and not {path: lines for path, lines in found.items() if lines}
+
+
+def test_the_loader_of_yaml_is_a_safe_one():
+    import yaml
+
+    from pangu_sigma.config.load import _UniqueKeyLoader
+
+    assert issubclass(_UniqueKeyLoader, yaml.SafeLoader)
+    assert not {tag for tag in _UniqueKeyLoader.yaml_constructors if tag and "python" in tag}
+    assert not [tag for tag in _UniqueKeyLoader.yaml_multi_constructors if tag and "python" in tag]
