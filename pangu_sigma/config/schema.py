@@ -263,6 +263,8 @@ class TrainConfig:
     eval_rows: int = key(64, "validation rows (over all ranks and domains) of one validation; 0: no validation",
                          minimum=0)
     tensorboard: bool = key(False, "also write TensorBoard's event files, to output_dir/tensorboard (needs tensorboardX)")
+    tracker: str = key("none", "also hand each step's numbers to this library, Weights & Biases or SwanLab, by its own settings",
+                       choices=("none", "wandb", "swanlab"))
     cosines: bool = key(True, "leave cosines.json at the end: cosines between tokens, and between tokens and gate weights, of one batch")
 
 
