@@ -41,7 +41,8 @@ traffic is not counted, and its bytes and times are 0.
 
 With `train.tensorboard: true` (`pip install "pangu-sigma[tensorboard]"`) the same numbers go to `tensorboard/` of the run folder, with
 `_s` and `_B` in place of the brackets, and as histograms the tokens of each expert and, at the end, the cosines of `cosines.json`
-([`pangu_sigma/train/events.py`](../pangu_sigma/train/events.py)). `pangu-sigma watch RUN` shows a run in the terminal, `pangu-sigma
+([`pangu_sigma/train/events.py`](../pangu_sigma/train/events.py)). `train.tracker` hands them to Weights & Biases or SwanLab
+([`pangu_sigma/train/mirrors.py`](../pangu_sigma/train/mirrors.py)). `pangu-sigma watch RUN` shows a run in the terminal, `pangu-sigma
 report RUN [RUN ...] --follow` as a page that follows it.
 """
 _AFTER_METRICS = """

@@ -236,6 +236,8 @@ class TrainConfig:
     tensorboard: bool = key(False, "also write TensorBoard's event files, to output_dir/tensorboard (needs tensorboardX)")
     profile: Optional[Tuple[int, ...]] = key(None, "first and last of the steps to profile, as in [20, 24]: by MindSpore's profiler on "
                                                    "Ascend, by this project's timers on CPU; null: none", minimum=1)
+    tracker: str = key("none", "also hand each step's numbers to this library, Weights & Biases or SwanLab, by its own settings",
+                       choices=("none", "wandb", "swanlab"))
     cosines: bool = key(True, "leave cosines.json at the end: cosines between tokens, and between tokens and gate weights, of one batch")
 
 

@@ -8,27 +8,18 @@ cosines.json, `cosines/...`. A resumed run writes a file of its own, which hides
 Written by tensorboardX, an optional dependency (`pip install "pangu-sigma[tensorboard]"`); to look at them takes TensorBoard itself.
 """
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any, Dict, Mapping, Sequence
 
-from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
 
 FOLDER = "tensorboard"
 FLUSH_S = 10  # what a killed run may lose of these files; metrics.jsonl has it all
 
 
-def check_installed() -> None:
-    """Raises InputError where the writer is missing."""
-    if importlib.util.find_spec("tensorboardX") is None:
-        raise InputError('train.tensorboard is true, but tensorboardX is not installed; expected it, as pip install '
-                         '"pangu-sigma[tensorboard]" does, or false')
-
-
 class EventLog:
-    """Writes the event files of a run that begins after step `start`; other libraries would stand behind the same three methods."""
+    """Writes the event files of a run that begins after step `start`."""
 
     def __init__(self, config: Config, start: int) -> None:
         from tensorboardX import SummaryWriter

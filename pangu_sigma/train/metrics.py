@@ -19,7 +19,7 @@ from mindspore import Tensor, nn
 from locmoe_ops.collectives import Collectives
 from pangu_sigma.checkpoint.errors import OutputNotWritten
 from pangu_sigma.train.definitions import CAUSES
-from pangu_sigma.train.events import EventLog
+from pangu_sigma.train.mirrors import Mirror
 
 MICROSECONDS = 1e6
 
@@ -151,12 +151,12 @@ def validation_metrics(sums: Dict[str, np.ndarray], prefix: str = "valid/") -> D
 class MetricsLog:
     """`metrics.jsonl`: one JSON object a step. A resumed run keeps the lines up to its first step and goes on from there.
 
-    `events`, if given, gets the same records.
+    `mirrors` get the same records.
     """
 
-    def __init__(self, path: Path, last_step: int, events: Optional[EventLog] = None) -> None:
+    def __init__(self, path: Path, last_step: int, mirrors: Sequence[Mirror] = ()) -> None:
         self._path = path
-        self._events = events
+        self._mirrors = mirrors
         self.records: List[Dict[str, Any]] = [r for r in _read_lines(path) if r.get("progress/step", 0) <= last_step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = open(path, "ab", buffering=0)  # what a full disk has not taken must not be tried again at the end
@@ -170,15 +170,15 @@ class MetricsLog:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise _not_written(self._path, error) from None
-        if self._events is not None:
-            self._events.write(record)
+        for mirror in self._mirrors:
+            mirror.write(record)
 
     def close(self, cosines: Optional[Dict[str, Any]] = None) -> None:
-        """`cosines`: what cosines.json is to hold, for the events."""
+        """`cosines`: what cosines.json is to hold, for the mirrors."""
         self._file.close()
-        if self._events is not None:
-            self._events.write_cosines(cosines or {})
-            self._events.close()
+        for mirror in self._mirrors:
+            mirror.write_cosines(cosines or {})
+            mirror.close()
 
 
 def _read_lines(path: Path) -> List[Dict[str, Any]]:

@@ -25,9 +25,9 @@ from pangu_sigma.train.build import TrainingParts, vocabulary
 from pangu_sigma.train.checkpoint import Place, writing_ranks
 from pangu_sigma.train.cosines import FILE as COSINES
 from pangu_sigma.train.cosines import measure_cosines
-from pangu_sigma.train.events import EventLog, check_installed
 from pangu_sigma.train.loop import Saving, TrainingLoop
 from pangu_sigma.train.metrics import HostSum, MetricsLog, summarise, write_atomically
+from pangu_sigma.train.mirrors import check_mirrors, open_mirrors
 from pangu_sigma.train.resume import Restorer, Source, Start, find_source
 from pangu_sigma.train.runtime import Runtime, start_runtime
 from pangu_sigma.train.stop import StopRequest
@@ -42,8 +42,7 @@ def train(config: Config) -> int:
         InputError: data, checkpoint or output folder do not fit the configuration.
         CollectiveError: another rank was lost or did not come.
     """
-    if config.train.tensorboard:
-        check_installed()
+    check_mirrors(config)
     data = PreparedData.open(config.data.path)
     words = vocabulary(config, data)
     source = find_source(config, data)
@@ -127,7 +126,7 @@ def _open_log(config: Config, start: int) -> MetricsLog:
         for path in set_aside_after(output / "checkpoints", start):
             print(f"{path}: of a later step than this run goes on from, set aside", flush=True)
         save_config(config, output / "config.yaml")
-        return MetricsLog(output / "metrics.jsonl", start, EventLog(config, start) if config.train.tensorboard else None)
+        return MetricsLog(output / "metrics.jsonl", start, open_mirrors(config, start))
     except OSError as error:
         raise InputError(f"train.output_dir: cannot write in {output} ({(error.strerror or str(error)).lower()}); expected a writable "
                          "place on a disk with room") from None

@@ -28,8 +28,15 @@ for (const drawing of document.querySelectorAll("svg")) {
       overlapping.push(texts[i].textContent + " / " + texts[i + 1 + j].textContent);
   }));
 }
+const leaving = [];  // texts that begin inside a box and end outside
+for (const text of document.querySelectorAll("svg text")) {
+  const inner = text.getBoundingClientRect(), middle = (inner.top + inner.bottom) / 2;
+  const around = [...text.ownerSVGElement.querySelectorAll(":scope > rect")].map(rect => rect.getBoundingClientRect()).filter(
+    box => box.left < inner.left + 1 && box.right > inner.left + 1 && box.top < middle && box.bottom > middle);
+  if (around.some(box => inner.right > box.right)) leaving.push(text.textContent);
+}
 const small = [...document.querySelectorAll("svg text")].filter(text => text.getBoundingClientRect().height < 11);
-parent.found = {...parent.found, [innerWidth]: {width: document.documentElement.scrollWidth, out, overlapping, small: small.length,
+parent.found = {...parent.found, [innerWidth]: {width: document.documentElement.scrollWidth, out, overlapping, leaving, small: small.length,
   requests: performance.getEntriesByType("resource").length,
   figures: [...document.querySelectorAll("figure:has(svg:not(.legend svg)) h3")].map(item => item.textContent)}};
 parent.document.body.dataset.measured = JSON.stringify(parent.found);

@@ -129,3 +129,17 @@ def test_links(page):
 def anchors(text):
     headings = re.findall(r"(?m)^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_tutorials_files(tmp_path, monkeypatch):
+    """Saved under the names that they begin with, they are a configuration and a comparison of it."""
+    from pangu_sigma.config.load import load_config
+    from pangu_sigma.config.validate import validate
+    from pangu_sigma.tools.compare.plan import load_plan
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for lines, _ in blocks((REPOSITORY / "docs" / "tutorial.md").read_text(encoding="utf-8"), "yaml"):
+        (tmp_path / lines[0].lstrip("# ")).write_text("\n".join(lines))
+    validate(load_config("mine/config.yaml"), 1)
+    assert [run.variant for run in load_plan("mine/compare.yaml").runs] == ["hash", "switch", "locmoe"]

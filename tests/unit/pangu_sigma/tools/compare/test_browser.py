@@ -33,7 +33,7 @@ def test_it_fits_and_can_be_read(measure, report):
     """No text is cut off, lies over another or is lower than 11 pixels, the page does not scroll sideways and loads nothing."""
     for width, found in zip((1280, 390), measure(report.read_text(encoding="utf-8"), (1280, 390))):
         headings = found.pop("figures")
-        assert found == {"width": width, "out": [], "overlapping": [], "small": 0, "requests": 0}
+        assert found == {"width": width, "out": [], "overlapping": [], "leaving": [], "small": 0, "requests": 0}
         assert headings == ["Step time", "Where a step's time goes", "Training loss over steps", "Validation perplexity over steps",
                             "Validation perplexity over time", "Capacity against perplexity", "Bytes sent in a step",
                             "Bytes that each node's link carried", "Which experts the tokens go to, over training",

@@ -111,4 +111,4 @@ def test_it_fits_a_phone_while_a_run_goes_on(write_run, made_up_records, made_up
     html = page.render([RunFolder(str(folder)).read() for folder in folders], refresh_s=60)
     for width, found in zip((1280, 390), measure(html, (1280, 390))):
         assert "Training loss over steps" in found.pop("figures")
-        assert found == {"width": width, "out": [], "overlapping": [], "small": 0, "requests": 0}
+        assert found == {"width": width, "out": [], "overlapping": [], "leaving": [], "small": 0, "requests": 0}
