@@ -19,7 +19,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.config.load import load_config, to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import check_paths, resolve_runtime, validate
-from pangu_sigma.inference.arguments import add_export, add_generate
+from pangu_sigma.inference.arguments import add_bench_decode, add_export, add_generate
 from pangu_sigma.launch import is_worker, rank_name, read_launch
 from pangu_sigma.reporting import SUCCESS, append_line, report_error
 from pangu_sigma.tools.audit.arguments import add_audit
@@ -93,6 +93,7 @@ def _add_benches(benches: Any) -> None:
     all_to_all.add_argument("--rate", type=_rate, metavar="R",
                             help="rate of a node's link, as in 200mbit (default: measure plain exchanges)")
     _add_command(benches, "router", "routers beside the dense gate: time, and bytes of their statistics", _bench_router)
+    add_bench_decode(benches, _add_command, _sizes)
 
 
 def _add_compare(commands: Any) -> None:

@@ -1,4 +1,4 @@
-"""The command lines of `pangu-sigma generate` and `export`. Its parts are imported when it runs."""
+"""The command lines of `pangu-sigma generate`, `export` and `bench decode`. Its parts are imported when it runs."""
 
 import argparse
 from typing import Any
@@ -48,6 +48,18 @@ def add_export(commands: Any, add_command: Any, positive: Any) -> None:
     parser.add_argument("--length", type=positive, metavar="L", help="mindir: most tokens of a row (default: model.sequence_length)")
     parser.add_argument("--local-term", action="store_true", help="mindir: as of generate")
     parser.add_argument("--tokenizer", metavar="FILE", help="the tokenizer (default: beside the checkpoint, or in data.path)")
+
+
+def add_bench_decode(benches: Any, add_command: Any, sizes: Any) -> None:
+    """Adds it to `pangu-sigma bench`."""
+    parser = add_command(benches, "decode", "tokens a second by batch size, beside the limit of memory; bytes of the caches", _bench_decode)
+    parser.add_argument("--batch-sizes", type=sizes, default=(1, 2, 4, 8, 16), metavar="N,N,...", help="default: 1,2,4,8,16")
+
+
+def _bench_decode(config: Config, options: argparse.Namespace) -> int:
+    from pangu_sigma.tools.bench_decode import bench_decode
+
+    return bench_decode(config, options.batch_sizes)
 
 
 def _export(config: Config, options: argparse.Namespace) -> int:
