@@ -21,6 +21,8 @@ def add_bench(commands: Any) -> None:
                             help="tokens a rank (default: powers of two from 64 up to the configuration's)")
     all_to_all.add_argument("--rate", type=rate, metavar="R",
                             help="rate of a node's link, as in 200mbit (default: measure plain exchanges)")
+    decode = add_command(benches, "decode", "tokens a second by batch size, beside the limit of memory; bytes of the caches", _decode)
+    decode.add_argument("--batch-sizes", type=sizes, default=(1, 2, 4, 8, 16), metavar="N,N,...", help="default: 1,2,4,8,16")
     add_command(benches, "router", "routers beside the dense gate: time, and bytes of their statistics", _router)
 
 
@@ -45,3 +47,9 @@ def _router(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.tools.bench_router import bench_router
 
     return bench_router(config)
+
+
+def _decode(config: Config, options: argparse.Namespace) -> int:
+    from pangu_sigma.tools.bench_decode import bench_decode
+
+    return bench_decode(config, options.batch_sizes)

@@ -1,4 +1,4 @@
-"""The command lines of `pangu-sigma generate` and `export`. Its parts are imported when it runs."""
+"""The command lines of `pangu-sigma generate` and `export`."""
 
 import argparse
 from typing import Any

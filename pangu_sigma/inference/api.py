@@ -5,7 +5,7 @@
 """
 
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Sequence, Union
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 import numpy as np
 
@@ -27,8 +27,8 @@ _UNFINISHED = "\ufffd"  # what bytes decode to that may be the beginning of a ch
 
 
 class Generator:
-    """A model that goes on with prompts. A row's output does not depend on the other rows of a call, except that the longest of a batch
-    says which graphs it goes through, and sums over another length may round otherwise.
+    """A model that goes on with prompts. A row's output does not depend on the other rows of a call: which graphs it goes through
+    follows from its own length, and no token of it looks at, or makes room for, those of others.
 
     Attributes: words: tokenizer, domains, and what ids mean.
     """
@@ -60,11 +60,11 @@ class Generator:
         """
         outputs: List[List[int]] = [[] for _ in prompt_ids]
         rows = self._rows(prompt_ids, domains, settings)
-        for start in range(0, len(rows), self._graphs.rows):
-            for tokens in self._decode(rows[start : start + self._graphs.rows], settings):
-                for output, token in zip(outputs[start:], tokens):
+        for numbers in self._batches(rows):
+            for tokens in self._decode([rows[number] for number in numbers], settings):
+                for number, token in zip(numbers, tokens):
                     if token is not None:
-                        output.append(token)
+                        outputs[number].append(token)
         return outputs
 
     def generate_text(self, prompts: Sequence[str], domains: Sequence[Union[str, int]],
@@ -111,7 +111,7 @@ class Generator:
     def _rows(self, prompts: Sequence[Sequence[int]], domains: Sequence[int], settings: SamplingSettings) -> List[Row]:
         self._check(prompts, domains, self.words.sequence_length)
         generators = row_generators(prompts, domains, settings.seed)
-        # The last token of the output is never read: a prompt of n ids leaves room for one token more than places.
+        # The last token of the output is not read: a prompt of n ids leaves room for one token more than places.
         return [Row(prompt, int(domain), self._homes[domain], min(settings.max_new_tokens, self.words.sequence_length - len(prompt) + 1),
                     RowSampler(settings, prompt, generator)) for prompt, domain, generator in zip(prompts, domains, generators)]
 
@@ -122,8 +122,16 @@ class Generator:
                 raise InputError(f"prompt {number} has {len(prompt)} tokens; expected 1 to {longest}, the model's length")
             check_token_ids(np.asarray(prompt), np.asarray(domains[number]), self.words.table, len(self.words.domains))
 
+    def _batches(self, rows: Sequence[Row]) -> Iterator[List[int]]:
+        """Numbers of the rows that are decoded together: rows of one length bucket."""
+        by_length: Dict[int, List[int]] = {}
+        for number, row in enumerate(rows):
+            by_length.setdefault(self._graphs.pair(row.places).length, []).append(number)
+        for numbers in by_length.values():
+            yield from (numbers[start : start + self._graphs.rows] for start in range(0, len(numbers), self._graphs.rows))
+
     def _decode(self, rows: Sequence[Row], settings: SamplingSettings) -> Iterator[List[Optional[int]]]:
-        pair = self._graphs.pair(max(len(row.prompt) + row.room - 1 for row in rows))
+        pair = self._graphs.pair(max(row.places for row in rows))
         document = Document(self.words.tokenizer.end_of_text, self.words.resets)
         return decode(pair, rows, document, self.words.tokenizer.vocab_size, settings.stop_at_end)
 

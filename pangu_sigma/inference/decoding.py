@@ -30,6 +30,11 @@ class Row(NamedTuple):
     room: int
     sampler: RowSampler
 
+    @property
+    def places(self) -> int:
+        """Places of the cache that it may need: all tokens but the last of the output, which is not read."""
+        return len(self.prompt) + self.room - 1
+
 
 class Batch:
     """Up to B rows, together through one pair of graphs; rows without a prompt are fed zeros and looked at by nobody.

@@ -10,7 +10,7 @@ import math
 import zlib
 from collections import Counter
 from dataclasses import dataclass
-from typing import Dict, List, Sequence, Tuple
+from typing import Collection, Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class RowSampler:
         return chosen
 
 
-def penalised(logits: np.ndarray, seen: Sequence[int], output: Dict[int, int], settings: SamplingSettings) -> np.ndarray:
+def penalised(logits: np.ndarray, seen: Collection[int], output: Mapping[int, int], settings: SamplingSettings) -> np.ndarray:
     """<float64>[V]: the logits after the repetition penalty, then after those of frequency and presence.
 
     seen: ids in prompt or output, each once. output: how often each id is in the output.
