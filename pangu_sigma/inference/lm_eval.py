@@ -50,7 +50,9 @@ class PanguSigmaLM(LM):
         return [-score.nats for score in self._scores(asked, disable_tqdm)]
 
     def generate_until(self, requests: List[Instance], disable_tqdm: bool = False) -> List[str]:
-        """Greedy text after each context, up to the first of its stop texts. Raises ValueError where a task asks for sampling."""
+        """Greedy text after each context, up to the first of its stop texts. A context and an answer that do not fit together share the
+        model's length: the answer gets what is left, at least half. Raises ValueError where a task asks for sampling.
+        """
         if self._write is None:
             self._write = generator_of(self._model)
         texts: List[str] = []
@@ -63,9 +65,9 @@ class PanguSigmaLM(LM):
         if options.get("do_sample", False) and options.get("temperature", 1.0) > 0.0:
             raise ValueError(f"generation options {options}: found do_sample; this model answers greedily")
         until = options.get("until") or []
-        most = min(int(options.get("max_gen_toks", MOST_NEW_TOKENS)), self._model.scorer.length - 1)
-        room = self._model.scorer.length - most
-        ids = self._ids(context)
+        ids, length = self._ids(context), self._model.scorer.length
+        most = min(int(options.get("max_gen_toks", MOST_NEW_TOKENS)), max(length - len(ids), length // 2))  # half is the context's
+        room = length - most
         ids = ids if len(ids) <= room else ids[:1] + ids[len(ids) - room + 1:]
         found = write([ids], [self._domain], most)[0]
         return before_stop(self._model.tokenizer.decode(found), [until] if isinstance(until, str) else until)

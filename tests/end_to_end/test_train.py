@@ -181,10 +181,11 @@ def test_local_term_follows_its_schedule_and_is_off_in_a_second_validation(train
     assert found[1]["valid/local_term_off/loss"] == found[1]["valid/loss"]  # strength 0 is off
     assert found[5]["valid/local_term_off/loss"] != found[5]["valid/loss"]
     capsys.readouterr()
-    assert main(["eval", str(folder / "config.yaml"), "--set", "checkpoint.resume=auto"]) == 0
-    words = capsys.readouterr().out.split()
-    shown = [float(words[i + 1]) for i, word in enumerate(words) if word == "perplexity"]
-    assert shown == pytest.approx([found[5]["valid/perplexity"], found[5]["valid/local_term_off/perplexity"]], abs=0.006)  # two decimals
+    assert main(["eval", str(folder / "config.yaml"), "--set", "checkpoint.resume=auto", "--as-trained", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["results"]
+    both = [shown[name]["all"]["perplexity"]["value"] for name in ("validation", "validation-no-local")]
+    # The same graph but for its outputs, in float32
+    assert both == pytest.approx([found[5]["valid/perplexity"], found[5]["valid/local_term_off/perplexity"]], rel=1e-6)
 
 
 def test_balance_biases_are_part_of_what_a_checkpoint_holds(train):

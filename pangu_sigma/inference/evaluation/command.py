@@ -53,15 +53,15 @@ def evaluate(config: Config, request: EvaluationRequest) -> int:
     with open_model(config, request.as_trained) as model:
         folder = Path(request.output or _default_folder(config, model, request))
         measured = [_measure(one, model, folder, request) for one in _measurements(model, tasks, request)]
-        content = as_json({"checkpoint": str(model.checkpoint), "step": model.step, "router": config.moe.router.type,
-                           "as_trained": request.as_trained}, measured)
+        content = as_json({"checkpoint": str(model.checkpoint), "sha256": model.identity, "step": model.step,
+                           "router": config.moe.router.type, "as_trained": request.as_trained}, measured)
         path = write_results(folder, content)
         if request.json:
             print(json.dumps(content, ensure_ascii=False))
         else:
             how = "slots as configured" if request.as_trained else "no token dropped"
             heading = f"{model.checkpoint}: step {model.step}; {how}"
-            print("\n".join([heading, "", table(measured), "", *content["notes"], f"written to {path}"]))
+            print("\n".join([heading, "", table(measured), "", *(note for one in measured for note in one.notes), f"written to {path}"]))
     return 0
 
 

@@ -8,19 +8,20 @@ from typing import Any, Dict, List, Optional
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.inference.evaluation.model import EvaluatedModel
-from pangu_sigma.inference.evaluation.tasks import Example, Task, settings
+from pangu_sigma.inference.evaluation.tasks import Task, settings
 
 
-def prompt_text(task: Task, example: Example, number: int) -> str:
+def prompt_text(task: Task, number: int) -> str:
     """The prompt of example `number`, after solved examples that its number and the task's seed draw; never the example itself."""
-    candidates = [other for other in task.shots or [] if other is not example]
-    drawn = random.Random(f"{task.config.seed}/{number}").sample(candidates, task.config.shots)
-    return task.config.separator.join([*(shot.prompt + shot.solution for shot in drawn), example.prompt])
+    own = task.config.shots_data is None  # the example is in the pool, and is passed over
+    drawn = random.Random(f"{task.config.seed}/{number}").sample(range(len(task.pool) - own), task.config.shots)
+    shots = [task.pool[place + (own and place >= number)] for place in drawn]
+    return task.config.separator.join([*(shot.prompt + shot.solution for shot in shots), task.examples[number].prompt])
 
 
 def prompt_ids(model: EvaluatedModel, task: Task, number: int, domain: int) -> List[int]:
     """The same as ids, after the domain's tag, as documents of training begin."""
-    return [model.tag(domain), *model.tokenizer.encode(prompt_text(task, task.examples[number], number))]
+    return [model.tag(domain), *model.tokenizer.encode(prompt_text(task, number))]
 
 
 def task_domain(model: EvaluatedModel, task: Task, asked: Optional[str]) -> int:
@@ -35,8 +36,8 @@ def task_domain(model: EvaluatedModel, task: Task, asked: Optional[str]) -> int:
 
 
 def task_header(task: Task, domain: int) -> Dict[str, Any]:
-    """What records of a task depend on: settings, domain, and the examples up to any limit, solved ones included."""
+    """What records of a task depend on: settings, domain, and all examples, solved ones included, wherever their files lie."""
     digest = hashlib.sha256()
-    for example in task.shots or []:
-        digest.update(json.dumps(asdict(example), sort_keys=True, default=str).encode())
+    for example in task.pool if task.config.shots_data is None else [*task.pool, *task.examples]:
+        digest.update(json.dumps({**asdict(example), "where": None}, sort_keys=True).encode())
     return {"task": settings(task), "domain": domain, "examples": digest.hexdigest()}

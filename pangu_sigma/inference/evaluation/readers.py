@@ -1,7 +1,8 @@
 """Files of examples. Each reader yields an example's fields and where it stands.
 
-The formats of the public sets are those of the files as their authors distribute them, written from descriptions of them and tried on
-small files of the same shape, not on the sets themselves.
+The formats of the public sets are those of the files as their authors distribute them. Those of C3, ChID and HumanEval were written from
+the descriptions in their repositories, those of CMNLI, CMRC 2018 and CLUE's ChID from memory. All were tried on small files of the same
+shape, not on the sets themselves.
 """
 
 import json

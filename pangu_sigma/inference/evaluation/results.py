@@ -61,13 +61,15 @@ class Measured(NamedTuple):
 
 
 def as_json(heading: Dict[str, Any], measured: Sequence[Measured]) -> Dict[str, Any]:
-    """`heading`, then results.<measurement>.<domain>.<metric>: value, low, high (of the confidence interval, or null), examples."""
+    """`heading`, then results.<measurement>.<domain>.<metric>: value, low, high (of the confidence interval, or null), examples; and
+    notes.<measurement>.
+    """
     results: Dict[str, Any] = {}
     for name, figures, _ in measured:
         for figure in figures:
             found = {**figure.estimate._asdict(), "examples": figure.examples}
             results.setdefault(name, {}).setdefault(figure.domain, {})[figure.metric] = found
-    return {**heading, "confidence": CONFIDENCE, "results": results, "notes": [note for one in measured for note in one.notes]}
+    return {**heading, "confidence": CONFIDENCE, "results": results, "notes": {one.name: one.notes for one in measured if one.notes}}
 
 
 def table(measured: Sequence[Measured]) -> str:
@@ -85,10 +87,23 @@ def table(measured: Sequence[Measured]) -> str:
 
 
 def write_results(folder: Path, content: Dict[str, Any]) -> Path:
-    """Writes `results.json`, whole or not at all."""
+    """Writes `results.json`, whole or not at all. Other measurements that it holds of the same heading stay in it."""
     path = folder / RESULTS
+    before, content = _read_object(path), dict(content)
+    if {**before, "results": 0, "notes": 0} == {**content, "results": 0, "notes": 0}:
+        kept = {name: found for name, found in before.get("results", {}).items() if name not in content["results"]}
+        notes = {name: found for name, found in before.get("notes", {}).items() if name in kept}
+        content.update(results={**kept, **content["results"]}, notes={**notes, **content["notes"]})
     _write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return path
+
+
+def _read_object(path: Path) -> Dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _row(name: str, domain: str, metric: str, value: str, interval: str, examples: str) -> str:

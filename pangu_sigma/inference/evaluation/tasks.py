@@ -55,13 +55,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """Attributes: name (stem of its file); path; config; examples; shots (candidates for solved examples, None: the examples)."""
+    """Attributes: name (stem of its file); path; config; examples; pool (that solved examples are drawn from: those of `shots_data`, or
+    all of `data`, which begin with `examples`).
+    """
 
     name: str
     path: str
     config: TaskConfig
     examples: List[Example]
-    shots: Optional[List[Example]]
+    pool: List[Example]
 
     @property
     def metrics(self) -> Tuple[str, ...]:
@@ -87,18 +89,19 @@ def load_task(path: str, data_folder: Optional[str] = None, limit: Optional[int]
         raise InputError(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
     folder = Path(path).parent if data_folder is None else Path(data_folder)
     examples = [make.example(values, where) for values, where in READERS[config.reader](folder / config.data)]
-    shots = None
+    pool = examples
     if config.shots_data is not None:
-        shots = [make.example(values, where) for values, where in READERS[config.reader](folder / config.shots_data)]
-    available = len(examples) - 1 if shots is None else len(shots)
+        pool = [make.example(values, where) for values, where in READERS[config.reader](folder / config.shots_data)]
+    available = len(pool) - (config.shots_data is None)
     if config.shots > available:
         raise InputError(f"{path}: shots is {config.shots}, but there are {available} other examples; expected at most as many")
-    return Task(Path(path).stem, path, config, examples if limit is None else examples[:limit], examples if shots is None else shots)
+    return Task(Path(path).stem, path, config, examples[:limit], pool)
 
 
 def settings(task: Task) -> Dict[str, Any]:
-    """The task file's keys with their values, as results keep them; without the paths, for the examples stand beside them."""
-    return {name: value for name, value in to_dict(task.config).items() if name not in ("data", "shots_data")}
+    """The keys that records depend on, with their values. Files and domain stand beside them; metrics of choices follow from records."""
+    left_out = ("data", "shots_data", "domain", *(("metrics",) if task.config.kind == "choice" else ()))
+    return {name: value for name, value in to_dict(task.config).items() if name not in left_out}
 
 
 def _check(config: TaskConfig) -> None:

@@ -53,6 +53,13 @@ def test_any_text_round_trips_without_special_ids(tokenizer: Tokenizer, text: st
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
 
 
+@pytest.mark.parametrize("text", TRICKY + TEXTS)
+def test_byte_lengths_add_up_to_those_of_the_text(tokenizer: Tokenizer, text: str) -> None:
+    lengths = tokenizer.byte_lengths
+    assert sum(lengths[i] for i in tokenizer.encode(text)) == len(text.encode("utf-8"))
+    assert lengths[tokenizer.end_of_text] == 0 and not any(lengths[i] for i in tokenizer.domain_tags.values())
+
+
 def test_special_ids_are_those_of_the_model_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "t.model"
     train_tokenizer(TEXTS, ["en", "zh"], 300, str(path))

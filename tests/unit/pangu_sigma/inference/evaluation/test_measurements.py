@@ -124,7 +124,7 @@ def test_multiple_choice_by_likelihood(model, nats, task):
     records = measured.measure([0, 1, 2])
     encode, tag = model.tokenizer.encode, model.tag(0)
     for number, (record, example) in enumerate(zip(records, measured._task.examples)):
-        context = [tag, *encode(prompt_text(measured._task, example, number))]
+        context = [tag, *encode(prompt_text(measured._task, number))]
         expected = []
         for choice in example.choices:
             ids = encode(choice)

@@ -5,7 +5,7 @@ import pytest
 from locmoe_ops.errors import InputError
 from pangu_sigma.inference.evaluation.intervals import Estimate
 from pangu_sigma.inference.evaluation.measurement import Figure
-from pangu_sigma.inference.evaluation.results import WIDTH, Measured, RecordFile, as_json, table
+from pangu_sigma.inference.evaluation.results import WIDTH, Measured, RecordFile, as_json, table, write_results
 
 
 def test_records_that_were_written_whole_survive_a_cut_off(tmp_path):
@@ -60,6 +60,21 @@ def test_the_table_fits_a_terminal():
 
 def test_the_json_holds_every_figure():
     content = json.loads(json.dumps(as_json({"step": 3}, MEASURED)))
-    assert content["step"] == 3 and content["confidence"] == 0.95 and content["notes"] == ["a note"]
+    assert content["step"] == 3 and content["confidence"] == 0.95
+    assert content["notes"] == {"task-a-long-name-of-a-task": ["a note"]}
     assert content["results"]["validation-no-local"]["en"]["bits_per_byte"] == {"value": 2.5, "low": 2.25, "high": 2.75, "examples": 96}
     assert content["results"]["task-a-long-name-of-a-task"]["b"]["f1"]["low"] is None
+
+
+def test_one_call_leaves_the_results_of_another_of_the_same_checkpoint(tmp_path):
+    def written(step, *measured):
+        return json.loads(write_results(tmp_path, as_json({"step": step}, measured)).read_text())
+
+    written(3, *MEASURED)
+    again = MEASURED[0]._replace(figures=MEASURED[0].figures[:1])
+    found = written(3, again)
+    assert found["notes"] == as_json({}, MEASURED)["notes"]
+    assert found["results"] == {**as_json({}, MEASURED)["results"], **as_json({}, [again])["results"]}
+    assert set(written(4, again)["results"]) == {again.name}
+    (tmp_path / "results.json").write_text("{")
+    assert set(written(4, MEASURED[1])["results"]) == {MEASURED[1].name}

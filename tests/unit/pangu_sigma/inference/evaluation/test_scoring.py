@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+import mindspore as ms
+
 from pangu_sigma.inference.evaluation.model import without_drops
 from pangu_sigma.inference.evaluation.scoring import Scorer
 from pangu_sigma.inference.evaluation.windows import Request
@@ -80,3 +82,28 @@ def test_a_greedy_continuation_is_known_as_one(small, numpy_model):
         written.append(int(double.forward(batch).logits[-1].argmax()))
     other = [*written[:3], (written[3] + 1) % 29]
     assert [score.greedy for score in scorer.score([Request([7, 3], written, 1), Request([7, 3], other, 1)])] == [True, False]
+
+
+FAR = {"world_size": 4, "ranks_per_node": 1, "expert": 4}  # every node has one expert, of one group
+# Settings under which, without `without_drops`, what a token gets depends on the others, or on where it is.
+OTHERS = {
+    "locmoe": {"router": {"type": "locmoe", "local_term": {"kind": "bias", "strength": 0.5}}, "layout": FAR},
+    "gshard": {"router": {"type": "gshard", "top_k": 2}, "dispatch": {"type": "hierarchical"}},
+    "faster_moe": {"router": {"type": "faster_moe", "faster_moe": {"max_remote_fraction": 0.1}}, "layout": FAR},
+    "ta_moe": {"router": {"type": "ta_moe", "statistics": "node"}, "layout": FAR, "dispatch": {"overflow": "repick"}},
+    "etr": {"router": {"type": "etr"}, "dispatch": {"drop_priority": "weight"}, "capacity": {"mode": "critical"}},
+    "ragged": {"router": {"type": "switch"}, "dispatch": {"type": "ragged"}},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_whatever_the_router_a_score_does_not_depend_on_the_batch(networks, name):
+    """All requests at once, and each by itself. Not compiled: that would take longer than all else."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    config = without_drops(networks.small_config(moe=OTHERS[name]))
+    network = networks.build_network(config)
+    networks.randomise(network, 4)
+    scorer = Scorer(network, model_shape(config, 3, networks.VOCABULARY, networks.DOMAINS))
+    wanted = requests()[:9]
+    together, alone = scorer.score(wanted), [scorer.score([request])[0] for request in wanted]
+    np.testing.assert_allclose([score.nats for score in together], [score.nats for score in alone], rtol=1e-5)  # float32, other order
