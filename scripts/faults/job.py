@@ -19,7 +19,7 @@ from pangu_sigma.data.prepare import prepare
 from .page import ROOT
 
 INTERVAL = 2  # steps between checkpoints
-LONGEST = {1: 8, 2: 120}  # steps of a job of so many ranks
+LONGEST = {1: 8, 2: 64}  # steps of a job of so many ranks
 LIMIT = 1800  # seconds for a job that nothing happens to; compiling on slow cores is most of it
 # Deadlines are so long that only a part which is about them reaches one: the machine may stop for others meanwhile.
 SETTINGS = {

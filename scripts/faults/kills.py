@@ -40,7 +40,7 @@ class Kill:
         if moment < 0.1:
             return cls(target, 0, random.uniform(0, 20), False)
         writing = moment < 0.6
-        return cls(target, random.randint(1, 5), random.uniform(0, 0.01 if writing else 0.1), writing)
+        return cls(target, random.randint(1, 4), random.uniform(0, 0.01 if writing else 0.1), writing)
 
 
 class SupervisedJob:
