@@ -23,9 +23,20 @@ HOLDERS = {"...", "RUN", "PATH", "CONFIG", "SOURCE", "TARGET", "FILE", "FOLDER",
 
 def blocks(text, language):
     """Each block's lines with their section's text; lines that end in a backslash are joined with the next."""
-    for section in re.split(r"(?m)^(?=#+ )", text):
+    for section in sections(text):
         for block in re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL):
             yield re.sub(r"\\\n\s*", "", block).splitlines(), section
+
+
+def sections(text):
+    """Cut before each heading; what looks like one inside a block is a comment."""
+    found = [""]
+    for part in re.split(r"(```.*?```|^(?=#+ ))", text, flags=re.DOTALL | re.MULTILINE):
+        found[-1] += part
+        if not part:
+            found.append("")
+    return found
+
 
 
 def prose(text):

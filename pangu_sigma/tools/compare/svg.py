@@ -12,7 +12,7 @@ from typing import List, Optional, Sequence, Tuple
 
 WIDTH = 360.0
 CHARACTER = 7.2  # units, of the widest digits at 12 units
-LABEL = 40  # characters of a label that fit into the width, some of them wide
+LABEL = 44  # characters of a label that fit into the width, some of them wide
 COLOURS = 8  # the last is grey
 GREY = COLOURS - 1
 MOST_TICKS = 7
