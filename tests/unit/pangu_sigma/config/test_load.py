@@ -4,7 +4,7 @@ import math
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from locmoe_ops.errors import InputError
@@ -125,6 +125,7 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["saved.yaml"]
 
 
+@settings(deadline=None)  # a busy machine takes its time
 @given(rate=st.floats(min_value=1e-300, max_value=1e300), path=st.text(min_size=1), domain=st.text())
 def test_any_value_survives_yaml(rate, path, domain):
     raw = {"optimizer": {"learning_rate": rate}, "data": {"path": path, "prepare": {"sources": {domain: path}}}}
