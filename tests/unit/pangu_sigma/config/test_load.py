@@ -4,7 +4,7 @@ import math
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from locmoe_ops.errors import InputError
@@ -143,6 +143,7 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path):
 TEXT = st.text(min_size=1).filter(lambda text: "\0" not in text)
 
 
+@settings(deadline=None)  # a busy machine takes its time
 @given(rate=st.floats(min_value=1e-300, max_value=1e300), path=TEXT, domain=TEXT)
 def test_any_value_survives_yaml(rate, path, domain):
     raw = {"optimizer": {"learning_rate": rate}, "data": {"path": path, "prepare": {"sources": {domain: path}}}}
