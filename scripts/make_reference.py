@@ -8,14 +8,14 @@ import argparse
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Tuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Dict, Iterator, List, Sequence, Tuple, Union, get_args, get_origin
 
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from pangu_sigma.config.load import to_dict  # noqa: E402 (the path comes first)
+from pangu_sigma.config.load import key_types, to_dict  # noqa: E402 (the path comes first)
 from pangu_sigma.config.schema import Config  # noqa: E402
 from pangu_sigma.train.definitions import DEFINITIONS  # noqa: E402
 
@@ -104,7 +104,7 @@ def _sections(section: Any, path: str, help: str = "") -> Iterator[Tuple[str, st
     """Path, help and dataclass of each section, each before those inside it."""
     if path:
         yield path, help, section
-    hints = get_type_hints(section)
+    hints = key_types(section)
     for field in fields(section):
         inner = _bare(hints[field.name])
         if is_dataclass(inner):
@@ -112,7 +112,7 @@ def _sections(section: Any, path: str, help: str = "") -> Iterator[Tuple[str, st
 
 
 def _keys(section: Any, path: str) -> Iterator[Sequence[str]]:
-    hints, defaults = get_type_hints(section), section()
+    hints, defaults = key_types(section), section()
     for field in fields(section):
         hint = hints[field.name]
         if not is_dataclass(hint):

@@ -111,7 +111,7 @@ start_node() {
         running[place]=$!
         exec {leash}>"$scratch/$place"
         leashes[place]=$leash
-        printf '%s\n' "$secret" >&"$leash"
+        (printf '%s\n' "$secret" >&"$leash") || true # who reads it may have ended, of which await_nodes tells; the signal must not end us
     fi
     [ "$out" -eq 1 ] || exec {out}>&-
 }

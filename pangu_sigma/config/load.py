@@ -117,7 +117,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         # PyYAML lets the last ones out where a tag does not fit its value, as in `!!bool maybe` or `!!timestamp x`.
         reason = " ".join(str(error).split())
-        raise InputError(f"{where}: not valid YAML: {reason}") from error
+        raise InputError(f"{where}: not valid YAML: {reason if len(reason) <= 200 else reason[:200] + ' ...'}") from error
 
 
 def _apply_override(raw: Dict[str, Any], override: str) -> None:

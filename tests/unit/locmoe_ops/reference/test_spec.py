@@ -18,7 +18,7 @@ from locmoe_ops.topology import Topology
     ({"capacity": 0}, "capacity is 0"),
     ({"overflow": "wait"}, "overflow is 'wait', expected one of drop, repick"),
     ({"router": "hash", "overflow": "repick"}, "overflow is 'repick', expected one of drop"),
-    ({"far_capacity": 0, "source_nodes": (0, 0)}, "far_capacity is 0"),
+    ({"far_capacity": -1, "source_nodes": (0, 0)}, "far_capacity is -1"),
     ({"far_capacity": 2}, "source_nodes is None"),
     ({"smoothing": 0.0}, "smoothing is 0.0"),
     ({"domain_groups": (0, 2)}, "domain_groups is (0, 2), expected groups 0..1"),
