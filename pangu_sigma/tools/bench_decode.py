@@ -134,5 +134,5 @@ def _print(context: SparseContext, steps: List[_Step], taken: List[float], bandw
         found = step_bytes(step.network, context, step.domain)
         limit = step.rows * bandwidth / (found.weights + found.cache)
         rate = step.rows / time
-        print(f"{step.rows:5d} {1e3 * time:9.2f} {rate:9.0f} {1 / time:7.0f} {limit:9.0f} {rate / limit:6.1%} {found.weights / 1e6:9.1f} "
+        print(f"{step.rows:5d} {1e3 * time:9.2f} {rate:9.0f} {1 / time:7.0f} {limit:9.0f} {rate / limit:6.1%} {found.weights / 1e6:9.3f} "
               f"{found.cache / 1e6:10.2f} {step.held() / 1e6:8.2f}")
