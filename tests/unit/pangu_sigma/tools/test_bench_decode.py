@@ -54,4 +54,4 @@ def test_the_table(monkeypatch, capsys):
     rows, step, rate, of_row, limit, _, weights, foretold, held = lines[-1].split()
     assert rows == "2" and foretold == held == f"{2 * 2 * 2 * 16 * 8 * 4 / 1e6:.2f}"
     assert re.fullmatch(r"memory: [0-9.]+ GB/s; rows of 16 tokens, every cache full", lines[0])
-    assert all(float(number) > 0 for number in (step, rate, of_row, limit, weights))
+    assert all(float(number) >= 0 for number in (step, rate, of_row, limit, weights))  # times are the machine's
