@@ -24,5 +24,4 @@ def table(run: Path) -> List[str]:
              f"{'rank':<6}{'step':>13}{'computation':>13}{'communicat.':>13}{'overlapped':>13}{'idle':>13}{'exposed':>9}", "-" * 80]
     lines += [line(str(rank), mean(own)) for rank, own in found.ranks.items()]
     return [*lines, "-" * 80, line("mean", found.mean()), "",
-            "step = computation + communication - overlapped + idle",
-            "exposed: communication beside which nothing is computed, of the step"]
+            "step = computation + communication - overlapped + idle", "exposed: share of the step that is communication alone"]
