@@ -32,7 +32,11 @@ now: Callable[[], float] = _Ticker().now
 
 
 class Stuck(RuntimeError):
-    """What should happen did not in the time for it."""
+    """What should happen did not in the time for it: an outcome, and a bad one."""
+
+
+class NotTried(RuntimeError):
+    """The fault could not be made, and says nothing; another call tries it again."""
 
 
 def wait(condition: Callable[[], object], what: str, limit: float, poll: float = 0.05) -> None:

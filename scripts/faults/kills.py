@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Callable, Optional
+from typing import Callable
 
 from . import clock, job
 from .ledger import Ledger, Outcome, draw
@@ -75,7 +75,8 @@ class SupervisedJob:
 
         clock.wait(lambda: condition() or ended(), what, job.LIMIT, poll)
         if ended():
-            raise clock.Stuck(f"{what}: the supervisor has ended with status {self.process.returncode}")
+            error = clock.Stuck if self.process.returncode else clock.NotTried
+            raise error(f"{what}: the supervisor has ended with status {self.process.returncode}")
 
     def workers(self, attempt: int) -> dict[str, int]:
         path = self.log_folder(attempt) / "workers.log"
@@ -115,21 +116,33 @@ class SupervisedJob:
 def run(folder: Path, ledger: Ledger, count: int, seed: int) -> None:
     expected = None
     for first in range(0, count, KILLS_A_JOB):
-        numbers = range(first, min(first + KILLS_A_JOB, count))
-        if set(numbers) <= ledger.done("kills"):
+        numbers = sorted(set(range(first, min(first + KILLS_A_JOB, count))) - ledger.done("kills"))
+        if not numbers:
             continue
         expected = expected or job.reference(folder, 2, STEPS)
         run_folder = folder / "kills" / f"job_{first}"
         shutil.rmtree(run_folder, ignore_errors=True)
-        with SupervisedJob(folder, run_folder) as supervised:
-            outcomes = [one(supervised, attempt, number, draw("kills", number, seed)) for attempt, number in enumerate(numbers, 1)]
-            clock.wait(lambda: supervised.process.poll() is not None, "the end of the job", job.LIMIT)
-            status: Optional[int] = supervised.process.returncode
+        seen: list[tuple[str, bool, bool, bool, float, str]] = []
+        try:
+            status = disturb(folder, run_folder, numbers, seed, seen)
+        except clock.Stuck as stuck:  # the kill that it came of, or the end of the job
+            number = numbers[min(len(seen), len(numbers) - 1)]
+            ledger.note(Outcome("kills", number, "SIGKILL, after which the job did not go on", False, False, False, 0.0, str(stuck)))
+            continue
         step = job.differing_step(run_folder, expected, STEPS)
         equal = status == 0 and step is None and max(job.whole_steps(run_folder), default=0) == STEPS
         end = "losses equal to the end" if equal else f"job: status {status}, first step that differs {step}"
         ledger.note(*[Outcome("kills", number, kind, detected, recovered and equal, lost or step is not None, seconds, f"{detail}; {end}")
-                      for number, (kind, detected, recovered, lost, seconds, detail) in zip(numbers, outcomes)])
+                      for number, (kind, detected, recovered, lost, seconds, detail) in zip(numbers, seen)])
+
+
+def disturb(folder: Path, run_folder: Path, numbers: list[int], seed: int, seen: list[tuple[str, bool, bool, bool, float, str]]) -> int:
+    """A job from start to end with these kills, one an attempt; adds to `seen` what came of each. Gives the supervisor's status."""
+    with SupervisedJob(folder, run_folder) as supervised:
+        for attempt, number in enumerate(numbers, 1):
+            seen.append(one(supervised, attempt, number, draw("kills", number, seed)))
+        clock.wait(lambda: supervised.process.poll() is not None, "the end of the job", job.LIMIT)
+        return supervised.process.returncode
 
 
 def one(supervised: SupervisedJob, attempt: int, number: int, random: Random) -> tuple[str, bool, bool, bool, float, str]:

@@ -23,7 +23,10 @@ SLACK = 40  # seconds from the deadline to the end of all processes
 def run(folder: Path, ledger: Ledger, count: int, seed: int) -> None:
     for number in sorted(set(range(count)) - ledger.done("network")):
         kind, seconds = CASES[number % len(CASES)]
-        ledger.note(one(folder, kind, seconds, number, draw("network", number, seed)))
+        try:
+            ledger.note(one(folder, kind, seconds, number, draw("network", number, seed)))
+        except clock.Stuck as stuck:
+            ledger.note(Outcome("network", number, kind, False, False, False, 0.0, str(stuck)))
 
 
 def one(folder: Path, kind: str, down: Optional[float], number: int, random: Random) -> Outcome:
@@ -42,7 +45,7 @@ def one(folder: Path, kind: str, down: Optional[float], number: int, random: Ran
         clock.wait(lambda: job.newest_step(run_folder) >= step or process.poll() is not None, f"step {step}", job.LIMIT, 0.005)
         time.sleep(random.uniform(0, 0.1))
         if process.poll() is not None:
-            raise clock.Stuck(f"{kind}: the job ended before the link did, see {run_folder / 'errors'}")
+            raise clock.NotTried(f"{kind}: the job ended before the link did, see {run_folder / 'errors'}")
         mark = f"LOCMOE_LOG_DIR={run_folder}/logs/launch_1/node_1"
         network = ["nsenter", f"--net=/proc/{job.processes_with(mark)[0]}/ns/net", "ip", "link", "set", "eth0"]
         subprocess.run([*network, "down"], check=True)

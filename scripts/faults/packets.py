@@ -93,6 +93,7 @@ def run(folder: Path, ledger: Ledger, count: int, seed: int) -> None:
         port = probe.getsockname()[1]
     secret, strangers, started = secrets.token_hex(32), Strangers(draw("packets", 0, seed)), clock.now()
     ranks = [start_rank(folder, run_folder, 0, port, secret)]
+    stuck = ""
     try:
         clock.wait(lambda: port in listening_ports(ranks[0].pid), "rank 0 at its port", job.LIMIT)
         for _ in range(int(count * JOINING)):
@@ -106,6 +107,8 @@ def run(folder: Path, ledger: Ledger, count: int, seed: int) -> None:
             time.sleep(0.01 if strangers.taken + strangers.refused < count else 0.2)
             if clock.now() - started > job.LIMIT:
                 raise clock.Stuck("the end of the job")
+    except clock.Stuck as error:
+        stuck = f"; stuck: {error}"
     finally:
         strangers.close()
         for rank in ranks:
@@ -115,6 +118,6 @@ def run(folder: Path, ledger: Ledger, count: int, seed: int) -> None:
     differs = job.differing_step(run_folder, expected, STEPS)
     ended = [rank.returncode for rank in ranks]
     detail = (f"{count} packets: {strangers.taken} taken by an open port, {strangers.refused} refused by a closed one; "
-              f"ranks ended with {ended}; logged: {logged[0] if logged else 'nothing'}")
+              f"ranks ended with {ended}; logged: {logged[0] if logged else 'nothing'}{stuck}")
     ledger.note(Outcome("packets", 0, f"{count:,} packets at the mesh's ports, in one job", bool(logged),
                         ended == [0, 0] and differs is None, differs is not None, clock.now() - started, detail))

@@ -40,6 +40,8 @@ def run(folder: Path, ledger: Ledger, count: int, seed: int) -> None:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(mounted)], check=True)
         try:
             ledger.note(one(folder, mounted, kind, number, draw("storage", number, seed)))
+        except clock.Stuck as stuck:
+            ledger.note(Outcome("storage", number, kind, False, False, False, 0.0, str(stuck)))
         finally:
             subprocess.run(["umount", "--recursive", str(mounted)], check=True)
 
