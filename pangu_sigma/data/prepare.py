@@ -254,7 +254,7 @@ def _write_split(config: Config, source: Source, number: int, name: str, tokeniz
     def encoded() -> Iterator[List[int]]:
         nonlocal documents
         units = int(np.count_nonzero(source.validates == (name == _VALIDATION)))
-        with tqdm(total=units, desc=f"{source.domain} {name}", unit="doc", leave=False, dynamic_ncols=True) as bar:
+        with tqdm(total=units, desc=f"{source.domain} {name}", unit="doc", leave=False, dynamic_ncols=True, disable=None) as bar:
             for unit in source.units(settings, name):
                 documents += 1
                 bar.update()

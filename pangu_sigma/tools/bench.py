@@ -52,7 +52,7 @@ def bench_step(config: Config) -> int:
     rows = config.train.micro_batch_size or config.train.global_batch_size
     batches = [random_batch(rows, config.model.sequence_length, words)] * (config.train.global_batch_size // rows)
     parts.capacity.prepare(1, lambda step: batches)
-    with tqdm(total=WARM_UP + ROUNDS, desc="measuring", ncols=79, leave=False) as bar:
+    with tqdm(total=WARM_UP + ROUNDS, desc="measuring", ncols=79, leave=False, disable=None) as bar:
         matmul, step, update = _alternate(parts, batches, bar)
     pieces = _parts(parts, config, batches[0]) + [Part("update", update, 1)]
     _print(config, words, matmul, step, pieces, len(batches))

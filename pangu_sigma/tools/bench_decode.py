@@ -48,7 +48,7 @@ def bench_decode(config: Config, batch_sizes: Sequence[int]) -> int:
     network.set_train(False)
     steps = [_Step(network, context, rows) for rows in batch_sizes]
     probes = _probes()
-    with tqdm(total=len(steps) + len(probes), desc="compiling", ncols=79, leave=False) as bar:
+    with tqdm(total=len(steps) + len(probes), desc="compiling", ncols=79, leave=False, disable=None) as bar:
         for launch in (*steps, *probes):
             for _ in range(WARM_UP):
                 seconds(launch)
