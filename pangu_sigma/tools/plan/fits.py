@@ -30,8 +30,9 @@ def nearest_change(config: Config, cluster: Cluster) -> Optional[Change]:
     """The change of fewest settings, at most two, with which a rank's tensors fit; of equally few, that which takes the fewest
     nodes, then that which leaves most free.
 
-    Settings are rows of a micro-batch, capacity factor, degrees of tensor and expert parallelism, and nodes. Where no such change
-    does, the shipped hardware of more memory, the smallest first, alone or with such a change. None where nothing does.
+    Settings are rows of a micro-batch, capacity factor, optimizer state shared out over replicas, experts' state on the host, degrees
+    of tensor and expert parallelism, and nodes. Where no such change does, the shipped hardware of more memory, the smallest first,
+    alone or with such a change. None where nothing does.
     """
     options = _options(config, cluster)
     for words, machine in [((), cluster), *_larger(config, cluster)]:
@@ -62,6 +63,8 @@ def _options(config: Config, cluster: Cluster) -> list[list[_Option]]:
     return [
         [_set("train", "micro_batch_size", value) for value in range(rows - 1, 0, -1) if rows % value == 0],
         [_set("moe.capacity", "factor", 1.0)] if capacity.mode == "factor" and capacity.factor > 1.0 else [],
+        [_set("optimizer", "shard", "data_parallel")] if config.optimizer.shard == "none" else [],
+        [_set("optimizer", "experts", "host_dense")] if config.optimizer.experts == "device" else [],
         [_set("parallel", "tensor", parallel.tensor << i) for i in range(1, 4)],
         [_set("parallel", "expert", parallel.expert << i) for i in range(1, 8)],
         [_more_nodes(cluster.nodes << i) for i in range(1, _MOST_NODES.bit_length())],
@@ -103,5 +106,5 @@ def advice(config: Config, cluster: Cluster) -> str:
     """The nearest change that makes the configuration fit, and memory then; or where none was found."""
     change = nearest_change(config, cluster)
     if change is None:
-        return "none of two settings (micro-batch, capacity, tensor, expert, nodes)"
+        return "none of two settings (micro-batch, capacity, optimizer state, tensor, expert, nodes)"
     return f"{' '.join(change.settings)} ({change.memory / GB:.1f} GB)"

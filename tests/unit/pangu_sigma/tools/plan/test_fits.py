@@ -57,6 +57,18 @@ def test_larger_hardware_where_no_setting_is_enough():
     assert advice(config, cluster).startswith("--hardware 910b (")
 
 
+def test_optimizer_state_elsewhere_where_it_is_most_of_a_rank(make_config):
+    """Two replicas of a model with a large vocabulary and few rows: Adam's moments of what they share, half of which goes. Three heads
+    and three experts cannot be split.
+    """
+    config = make_config(model={"hidden_size": 240, "num_heads": 3, "ffn_hidden_size": 1024, "sequence_length": 16, "vocab_size": 40000},
+                         moe={"num_experts": 3, "num_groups": 1}, train={"global_batch_size": 2}, runtime={"precision": "fp16", "device": "ascend"})
+    cluster = with_memory(9.0, devices=2)
+    shared = memory_of(with_value(config, "optimizer.shard", "data_parallel"), cluster)
+    assert shared < memory_of(config, cluster) * 0.95
+    assert nearest_change(config, with_memory(shared * 1.001, devices=2)).settings == ("--set optimizer.shard=data_parallel",)
+
+
 def test_nothing_fits_into_nothing(large):
     config = with_value(large, "runtime.precision", "bf16")  # of the shipped hardware only the 910B has it
     cluster = replace(with_memory(1e-6), hardware=replace(load_hardware("910b"), memory=with_memory(1e-6).hardware.memory))
