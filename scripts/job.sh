@@ -8,7 +8,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 config=
 overrides=()
 bench=
-further=() # arguments of the benchmark
+generate=false
+further=() # arguments of what takes the place of training
 env_file=
 log_dir=
 first_rank=0  # of those on this machine,
@@ -33,9 +34,12 @@ check_stop_timeout() {
     [[ $stop_timeout =~ ^[1-9][0-9]{0,4}$ ]] || bad_input "--stop-timeout: found '$stop_timeout', expected seconds from 1 to 99999"
 }
 
-check_bench() {
+# What takes the place of training, if anything does.
+check_task() {
     [[ -z $bench || $bench == all-to-all ]] || bad_input "--bench: found '$bench', expected all-to-all"
-    [ -n "$bench" ] || [ ${#further[@]} -eq 0 ] || bad_input "found '${further[0]}' after --, which --bench takes; expected --bench"
+    [ -z "$bench" ] || ! $generate || bad_input "--generate: given with --bench; expected one of them"
+    [ -n "$bench" ] || $generate || [ ${#further[@]} -eq 0 ] ||
+        bad_input "found '${further[0]}' after --, which --bench and --generate take; expected one of them"
 }
 
 check_secret() {
@@ -78,6 +82,7 @@ config_value() {
 rank_words() {
     words=(-m pangu_sigma train)
     [ -z "$bench" ] || words=(-m pangu_sigma bench "$bench")
+    ! $generate || words=(-m pangu_sigma generate)
     words+=("$config" ${overrides[@]+"${overrides[@]}"} ${further[@]+"${further[@]}"})
 }
 

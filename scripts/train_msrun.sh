@@ -17,7 +17,7 @@ given=() # options that place this machine in the job
 
 usage() {
     cat <<TEXT
-usage: bash scripts/train_msrun.sh [OPTION ...] CONFIG [--set KEY.PATH=VALUE ...] [-- BENCH_OPTION ...]
+usage: bash scripts/train_msrun.sh [OPTION ...] CONFIG [--set KEY.PATH=VALUE ...] [-- FURTHER_OPTION ...]
 
 Trains CONFIG with N msrun workers on this machine, shows the output of its first rank, and returns the job's exit
 status (0 success, 2 bad input, 1 any other failure, 130 interrupted). Nothing that it started outlives it.
@@ -27,6 +27,8 @@ status (0 success, 2 bad input, 1 any other failure, 130 interrupted). Nothing t
   --port P              port on which the ranks meet (default: a free one; with several nodes, without --ssh: none)
   --log-dir D           folder of the ranks' logs (default: <train.output_dir>/logs/launch_<n>)
   --bench all-to-all    measure instead of training: pangu-sigma bench all-to-all, with what follows -- as its options
+  --generate            go on with prompts instead of training, with experts spread over the ranks: pangu-sigma generate,
+                        with what follows -- as its options
   --env-file F          shell file to read first, such as CANN's set_env.sh (default: none)
   --stop-timeout S      told to end (SIGTERM), the job writes a checkpoint and returns 0; after S seconds without one it is
                         killed and returns 143 (default $stop_timeout)
@@ -64,7 +66,7 @@ parse_arguments() {
                 usage
                 exit 0
                 ;;
-            --dry-run | --ssh)
+            --dry-run | --ssh | --generate)
                 set_option "$1" true
                 shift
                 ;;
@@ -101,6 +103,7 @@ set_option() {
         --log-dir) log_dir=$2 ;;
         --set) overrides+=(--set "$2") ;;
         --bench) bench=$2 ;;
+        --generate) generate=$2 ;;
         --nodes) nodes=$2 given+=("$1") ;;
         --node-rank) node_rank=$2 given+=("$1") ;;
         --master-addr) master_addr=$2 given+=("$1") ;;
@@ -117,7 +120,7 @@ set_option() {
 check_arguments() {
     local option
     [ -n "$config" ] || bad_input "no configuration file given"
-    check_bench
+    check_task
     check_stop_timeout
     [[ $workers =~ ^[1-9][0-9]{0,3}$ ]] || bad_input "--workers: found '$workers', expected a number from 1 to 9999"
     [ -z "$port" ] || check_port "$port"
@@ -181,6 +184,7 @@ options_of_node() {
     node_options=(--workers "$workers" --nodes "$nodes" --node-rank "$1" --master-addr "$master_addr" --node-addr "${addresses[$1]}"
         --port "$port" --log-dir "$log_dir" --stop-timeout "$stop_timeout" ${env_file:+--env-file "$env_file"} ${bench:+--bench "$bench"}
         "$config" ${overrides[@]+"${overrides[@]}"})
+    ! $generate || node_options+=(--generate)
     [ ${#further[@]} -eq 0 ] || node_options+=(-- "${further[@]}")
 }
 

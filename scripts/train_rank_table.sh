@@ -19,7 +19,7 @@ grace_s=3   # a rank's failure leaves its peers this long to report theirs
 
 usage() {
     cat <<TEXT
-usage: bash scripts/train_rank_table.sh --rank-table F [OPTION ...] CONFIG [--set KEY.PATH=VALUE ...] [-- BENCH_OPTION ...]
+usage: bash scripts/train_rank_table.sh --rank-table F [OPTION ...] CONFIG [--set KEY.PATH=VALUE ...] [-- FURTHER_OPTION ...]
 
 Trains CONFIG with a process for each device that the rank table F has on this machine, shows the output of its first
 rank, and returns the job's exit status (0 success, 2 bad input, 1 any other failure, 130 interrupted). Nothing that it
@@ -33,6 +33,8 @@ parallel.ranks_per_node follows the table.
   --set KEY.PATH=VALUE  override one key of CONFIG; may be repeated
   --log-dir D           folder of the ranks' logs (default: <train.output_dir>/logs/launch_<n>)
   --bench all-to-all    measure instead of training: pangu-sigma bench all-to-all, with what follows -- as its options
+  --generate            go on with prompts instead of training, with experts spread over the ranks: pangu-sigma generate,
+                        with what follows -- as its options
   --env-file F          shell file to read first, such as CANN's set_env.sh (default: none)
   --stop-timeout S      told to end (SIGTERM), the job writes a checkpoint and returns 0; after S seconds without one it is
                         killed and returns 143 (default $stop_timeout)
@@ -63,7 +65,7 @@ parse_arguments() {
                 usage
                 exit 0
                 ;;
-            --dry-run | --ssh)
+            --dry-run | --ssh | --generate)
                 set_option "$1" true
                 shift
                 ;;
@@ -100,6 +102,7 @@ set_option() {
         --log-dir) log_dir=$2 ;;
         --set) overrides+=(--set "$2") ;;
         --bench) bench=$2 ;;
+        --generate) generate=$2 ;;
         --ssh-command) ssh_command=$2 ;;
         --env-file) env_file=$2 ;;
         --stop-timeout) stop_timeout=$2 ;;
@@ -113,7 +116,7 @@ check_arguments() {
     [ -n "$rank_table" ] || bad_input "--rank-table: not given, nor RANK_TABLE_FILE set; expected an Ascend rank table"
     [ -z "$port" ] || check_port "$port"
     if $over_ssh && [ -n "$server" ]; then bad_input "--server: given with --ssh, which starts all servers"; fi
-    check_bench
+    check_task
     check_stop_timeout
 }
 
@@ -183,6 +186,7 @@ options_of_node() {
         ${bench:+--bench "$bench"})
     ! $on_cpu || node_options+=(--port "$port" --master-addr "$master_addr")
     node_options+=("$config" ${overrides[@]+"${overrides[@]}"})
+    ! $generate || node_options+=(--generate)
     [ ${#further[@]} -eq 0 ] || node_options+=(-- "${further[@]}")
 }
 

@@ -46,7 +46,7 @@ parse_arguments() {
                 set_option "${1%%=*}" "${1#*=}"
                 shift
                 ;;
-            --dry-run | --bench | --bench=*) bad_input "$1: is not training; expected the launcher itself to be given it" ;;
+            --dry-run | --generate | --bench | --bench=*) bad_input "$1: is not training; expected the launcher itself to be given it" ;;
             *)
                 keep_argument "$@"
                 shift "$kept"

@@ -4,13 +4,14 @@ import argparse
 from typing import Any
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.commands.parts import add_command, positive
+from pangu_sigma.commands.parts import add_command, positive, run_by_ranks
 from pangu_sigma.config.schema import Config
 
 
 def add_generate(commands: Any) -> None:
     """Adds the command to the program's parser."""
-    parser = add_command(commands, "generate", "let a checkpoint go on with texts, in one process", _generate)
+    parser = add_command(commands, "generate", "let a checkpoint go on with texts", _generate)
+    run_by_ranks(parser)
     what = parser.add_argument_group("prompts")
     what.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="beginning of a document; may be repeated")
     what.add_argument("--prompt-file", metavar="FILE",

@@ -5,7 +5,7 @@
 """
 
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from pangu_sigma.inference.decoding import Document, Row, decode
 from pangu_sigma.inference.graphs import CompiledGraphs, Graphs
 from pangu_sigma.inference.load import Model, Words, load_model
 from pangu_sigma.inference.sampling import RowSampler, SamplingSettings, row_generators
+from pangu_sigma.train.runtime import Runtime
 
 __all__ = ["Generator", "SamplingSettings"]
 
@@ -30,12 +31,20 @@ class Generator:
     """A model that goes on with prompts. A row's output does not depend on the other rows of a call: which graphs it goes through
     follows from its own length, and no token of it looks at, or makes room for, those of others.
 
-    Attributes: words: tokenizer, domains, and what ids mean.
+    In a job of several ranks, each of which has a share of the experts, all must make the same calls, and get the same answers. A
+    context manager that leaves the job in good order; on one process there is nothing to leave.
+
+    Attributes: words: tokenizer, domains, and what ids mean; is_first: whether this rank is the one to show answers.
     """
 
-    def __init__(self, words: Words, graphs: Graphs, homes: Sequence[int], full: Optional[Callable[..., np.ndarray]] = None) -> None:
-        """homes: of each domain's rows. full: ids, domain -> logits, for `logits`. See `load` for how to come by them."""
+    def __init__(self, words: Words, graphs: Graphs, homes: Sequence[int], full: Optional[Callable[..., np.ndarray]] = None,
+                 runtime: Optional[Runtime] = None) -> None:
+        """homes: of each domain's rows. full: ids, domain -> logits, for `logits`. runtime: of one rank of several. See `load` for how
+        to come by them.
+        """
         self.words = words
+        self.is_first = runtime is None or runtime.is_first
+        self._runtime = runtime
         self._graphs = graphs
         self._homes = tuple(homes)
         self._full = full
@@ -45,11 +54,20 @@ class Generator:
              batch_size: int = 8) -> "Generator":
         """The model of a configuration's checkpoint, a run directory, or a checkpoint folder. Arguments: see `load_model`; batch_size:
         rows of the graphs, which are decoded together. Fewer prompts take as long. Graphs are compiled when first used. Raises InputError.
+
+        Processes that msrun or a rank table started share the experts, in equal parts.
         """
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; expected at least 1")
-        model = load_model(source, tokenizer, local_term)
-        return cls(model.words, CompiledGraphs(model, batch_size), model.homes, _FullForward(model))
+        model = load_model(source, tokenizer, local_term, spread=True)
+        return cls(model.words, CompiledGraphs(model, batch_size), model.homes, _FullForward(model), model.runtime)
+
+    def __enter__(self) -> "Generator":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._runtime is not None:
+            self._runtime.__exit__(*error)
 
     def generate(self, prompt_ids: Sequence[Sequence[int]], domains: Sequence[int],
                  settings: SamplingSettings = _DEFAULT) -> List[List[int]]:

@@ -11,14 +11,13 @@ V words.
 """
 
 from dataclasses import replace
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.moe import MoEFeedForward
-from locmoe_ops.topology import ExpertPlacement
 from pangu_sigma.inference.experts import SparseInference
 from pangu_sigma.model.block import Block
 from pangu_sigma.model.embedding import TiedHead
@@ -58,21 +57,22 @@ class CachedBlock(nn.Cell):
     """A block of the network with a cache. The parts are the network's own.
 
     Args:
-        tokens: Q. heads: H and D.
+        experts: what stands for the feed-forward part of a sparse block; None: the block's own is dense. tokens: Q. heads: H and D.
 
     Inputs: x <float32>[T, d]; normed <float32>[T, d], x after the norm; asking <float32>[T, d]: what queries are made of, the same,
     or the query layer's top-query vectors; mask <float32>[B, 1, Q, L]; tokens, dict of <int32>[T]; key, value [B, H, L, D], of the
     cache; places <int32>[B, Q]. Outputs: x <float32>[T, d]; key and value, with this call's in them.
     """
 
-    def __init__(self, block: Block, placement: ExpertPlacement, rows: int, tokens: int, heads: Tuple[int, int], length: int) -> None:
+    def __init__(self, block: Block, experts: Optional[SparseInference], rows: int, tokens: int, heads: Tuple[int, int],
+                 length: int) -> None:
         super().__init__(auto_prefix=False)
         self.block = block
         self.heads = (rows, tokens, *heads)
         self.reads_prompt = tokens == length
         self.write = WriteRows(rows, heads[0], length)
-        self.sparse = isinstance(block.feed_forward, MoEFeedForward)
-        self.experts = SparseInference(block.feed_forward, placement, rows * tokens) if self.sparse else nn.Identity()
+        self.sparse = experts is not None
+        self.experts = experts or nn.Identity()
 
     def construct(self, x: Tensor, normed: Tensor, asking: Tensor, mask: Tensor, tokens: Dict[str, Tensor], key: Tensor, value: Tensor,
                   places: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +93,8 @@ class CachedBlock(nn.Cell):
 
 
 class CachedNetwork(nn.Cell):
-    """What both graphs are made of: the network of `PanGuSigma`, in evaluation, with caches.
+    """What both graphs are made of: the network of `PanGuSigma`, in evaluation, with caches. Ranks that the experts are spread over
+    are all fed the same, and end with the first one's logits, so that they choose the same tokens.
 
     Args:
         network: trained; it keeps its parameters and their names. context: what it was built from. rows: B. tokens: Q. length: L.
@@ -101,12 +102,16 @@ class CachedNetwork(nn.Cell):
 
     def __init__(self, network: PanGuSigma, context: SparseContext, rows: int, tokens: int, length: int) -> None:
         super().__init__(auto_prefix=False)
-        shape, placement = context.shape, context.slot_rules.placement
+        shape = context.shape
         self.network = network
         self.tokens, self.length = tokens, length
         heads = (shape.num_heads, shape.head_size)
         blocks = [*network.blocks, network.query_layer]
-        self.layers = nn.CellList([CachedBlock(block, placement, rows, tokens, heads, length) for block in blocks], auto_prefix=False)
+        tag = f"inference/{rows} rows of {tokens} to {length}"
+        experts = [self._experts(block, context, rows * tokens, f"{tag}/block {index}") for index, block in enumerate(blocks)]
+        self.layers = nn.CellList([CachedBlock(block, own, rows, tokens, heads, length) for block, own in zip(blocks, experts)],
+                                  auto_prefix=False)
+        self.agree = context.collectives.broadcast("ep", f"{tag}/logits")
         self.top = len(blocks) - 1
         self.head = TiedHead(replace(shape, rows=rows), network.head.per_domain)
         self.set_train(False)
@@ -133,7 +138,13 @@ class CachedNetwork(nn.Cell):
 
     def scores(self, x: Tensor, domain: Tensor) -> Tensor:
         """<float32>[B, V] <- <float32>[B, d]"""
-        return ops.cast(self.head(x, self.network.embedding.word, domain), dtype.float32)
+        return self.agree(ops.cast(self.head(x, self.network.embedding.word, domain), dtype.float32))
+
+    @staticmethod
+    def _experts(block: Block, context: SparseContext, tokens: int, tag: str) -> Optional[SparseInference]:
+        if not isinstance(block.feed_forward, MoEFeedForward):
+            return None
+        return SparseInference(block.feed_forward, context.slot_rules.placement, tokens, context.collectives, tag)
 
     def _per_token(self, row_values: Tensor) -> Tensor:
         return ops.tile(row_values.expand_dims(1), (1, self.tokens)).reshape(-1)  # (T,) <- (B,)

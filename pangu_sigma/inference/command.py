@@ -3,13 +3,16 @@
 import argparse
 import json
 import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import fields
+from io import StringIO
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
 from pangu_sigma.inference.sampling import SamplingSettings
+from pangu_sigma.launch import is_worker
 
 
 class Prompt(NamedTuple):
@@ -22,7 +25,7 @@ class Prompt(NamedTuple):
 def generate(config: Config, options: argparse.Namespace) -> int:
     """Prints what the model makes of the prompts, and returns 0. See `arguments` for the options.
 
-    One prompt is printed as it is written, several are decoded together.
+    One prompt is printed as it is written, several are decoded together. Of several ranks the first one prints.
 
     Raises InputError: as `Generator.load` and `Generator.generate`; no prompt; a prompt file that is none.
     """
@@ -30,7 +33,13 @@ def generate(config: Config, options: argparse.Namespace) -> int:
     prompts = list(_prompts(options))  # told what is wrong before a model is read
     from pangu_sigma.inference.api import Generator
 
-    generator = Generator.load(config, options.tokenizer, options.local_term, min(options.batch_size, len(prompts) or 1))
+    with Generator.load(config, options.tokenizer, options.local_term, min(options.batch_size, len(prompts) or 1)) as generator:
+        with nullcontext() if generator.is_first else redirect_stdout(StringIO()):
+            _go_on(generator, prompts, options, settings)
+    return 0
+
+
+def _go_on(generator: Any, prompts: List[Prompt], options: argparse.Namespace, settings: SamplingSettings) -> None:
     domains = [_domain(generator, prompt) for prompt in prompts]
     if options.interactive:
         _answer(generator, _domain(generator, Prompt("", options.domain)), settings)
@@ -42,7 +51,6 @@ def generate(config: Config, options: argparse.Namespace) -> int:
         texts = generator.generate_text([prompt.text for prompt in prompts], domains, settings)
         for number, (prompt, text) in enumerate(zip(prompts, texts)):
             print(f"--- {number} ({generator.words.domains[domains[number]]})\n{prompt.text}{text}")
-    return 0
 
 
 def sampling_settings(options: argparse.Namespace) -> SamplingSettings:
@@ -54,6 +62,8 @@ def _prompts(options: argparse.Namespace) -> Iterator[Prompt]:
     given = bool(options.prompt) + bool(options.prompt_file) + options.interactive
     if given != 1:
         raise InputError(f"generate: found {given} of --prompt, --prompt-file and --interactive; expected one of them")
+    if options.interactive and is_worker():
+        raise InputError("--interactive: this is a job of several ranks, which have no terminal; expected --prompt or --prompt-file")
     for text in options.prompt:
         yield Prompt(text, options.domain)
     if options.prompt_file:

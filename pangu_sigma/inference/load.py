@@ -1,4 +1,4 @@
-"""A checkpoint's network on one process, ready to be asked; nothing of training comes along."""
+"""A checkpoint's network, ready to be asked; nothing of training comes along."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from locmoe_ops.collectives import create_collectives
+from locmoe_ops.collectives import Collectives, create_collectives
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers import set_local_strength
 from locmoe_ops.topology import Topology
@@ -20,13 +20,13 @@ from pangu_sigma.config.validate import validate
 from pangu_sigma.data.manifest import TOKENIZER, describe_file
 from pangu_sigma.data.sampler import make_zones
 from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.launch import read_launch
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.shape import model_shape
-from pangu_sigma.model.slots import resolve_layout
 from pangu_sigma.model.sparse import SparseContext
 from pangu_sigma.train.checkpoint import read_values, set_values
 from pangu_sigma.train.header import check_same_model
-from pangu_sigma.train.runtime import start_runtime
+from pangu_sigma.train.runtime import Runtime, start_runtime
 
 ALONE = Topology(1, 1)
 
@@ -67,7 +67,9 @@ class Words:
 
 @dataclass(frozen=True)
 class Model:
-    """A network with its weights. homes: the rank of the trained cluster that each domain's rows belong to, for local terms."""
+    """A network with its weights, or on each rank its part. homes: the rank of the trained cluster that each domain's rows belong to,
+    for local terms. runtime: this rank's, which is left when the model is no longer asked.
+    """
 
     network: PanGuSigma
     context: SparseContext
@@ -75,9 +77,10 @@ class Model:
     homes: Tuple[int, ...]
     checkpoint: Path
     step: int
+    runtime: Runtime
 
 
-def load_model(source: Union[Config, str, Path], tokenizer: Optional[str] = None, local_term: bool = False) -> Model:
+def load_model(source: Union[Config, str, Path], tokenizer: Optional[str] = None, local_term: bool = False, spread: bool = False) -> Model:
     """The newest whole checkpoint's model.
 
     Args:
@@ -86,14 +89,19 @@ def load_model(source: Union[Config, str, Path], tokenizer: Optional[str] = None
             configuration is.
         tokenizer: its file; None: the one beside the checkpoint, or else in the folder of prepared data.
         local_term: let routers prefer experts near the home of a row's domain, as in training. Without it nobody has a home.
+        spread: the process may be one of several that a launcher started; each takes an equal share of the experts.
 
-    Raises InputError: no whole checkpoint, one that does not fit the configuration, no tokenizer, or another one than in training.
+    Raises InputError: no whole checkpoint, one that does not fit the configuration, no tokenizer, or another one than in training;
+    several ranks, unless `spread`, or more than divide the experts.
     """
+    ranks = read_launch().world_size
+    if ranks > 1 and not spread:
+        raise InputError(f"found a job of {ranks} ranks; expected one process, as only generation spreads experts over ranks")
     candidates = resolve(checkpoint_of(source))
     for path in reversed(candidates):
         try:
             with CheckpointReader.open(path) as reader:
-                return _read(reader, source if isinstance(source, Config) else reader.config(), tokenizer, local_term)
+                return _read(reader, source if isinstance(source, Config) else reader.config(), tokenizer, local_term, ranks)
         except DamagedCheckpoint as error:
             if len(candidates) == 1:
                 raise
@@ -101,33 +109,33 @@ def load_model(source: Union[Config, str, Path], tokenizer: Optional[str] = None
     raise InputError(f"{candidates[-1].parent}: none of the {len(candidates)} checkpoints there is whole; expected one")
 
 
-def _read(reader: CheckpointReader, config: Config, tokenizer: Optional[str], local_term: bool) -> Model:
+def _read(reader: CheckpointReader, config: Config, tokenizer: Optional[str], local_term: bool, ranks: int) -> Model:
     check_same_model(reader, config)
     layout = config.moe.layout or reader.config().moe.layout
-    config = inference_config(replace(config, moe=replace(config.moe, layout=layout)))
-    validate(config, 1)
+    config = inference_config(replace(config, moe=replace(config.moe, layout=layout)), ranks)
+    validate(config, ranks)
     words = _words(reader, config, tokenizer)
-    start_runtime(config)
-    context = network_context(config, words.table, len(words.domains))
+    runtime = start_runtime(config)
+    context = network_context(config, words.table, len(words.domains), runtime.collectives)
     network = PanGuSigma(context)
-    experts = context.slot_rules.placement.local_experts(0)
+    experts = context.slot_rules.placement.local_experts(runtime.topology.ep_index(runtime.rank))
     set_values(read_values(reader, list(network.get_parameters()), experts))
     network.set_train(False)
     if not local_term:
         set_local_strength(network, 0.0)
-    return Model(network, context, words, domain_homes(config, len(words.domains)), reader.folder, reader.header.step)
+    return Model(network, context, words, domain_homes(context), reader.folder, reader.header.step, runtime)
 
 
-def network_context(config: Config, words: int, domains: int) -> SparseContext:
+def network_context(config: Config, words: int, domains: int, collectives: Optional[Collectives] = None) -> SparseContext:
     """What a network for one row at a time is built from. Hash maps and codes, which may follow from counts of tokens, come with the
-    weights.
+    weights. collectives: None: of one process.
     """
     counts = np.ones((config.moe.num_groups, words), np.int64)
-    return SparseContext(config, model_shape(config, 1, words, domains), create_collectives("local", ALONE, 0), counts)
+    return SparseContext(config, model_shape(config, 1, words, domains), collectives or create_collectives("local", ALONE, 0), counts)
 
 
-def inference_config(config: Config) -> Config:
-    """The configuration of the same network for answers on one process.
+def inference_config(config: Config, ranks: int = 1) -> Config:
+    """The configuration of the same network for answers, with experts spread over so many ranks.
 
     No dropout. Slots for all tokens with any expert, so that none is dropped. No cap on tokens that leave their node (faster_moe),
     since it compares the tokens of a batch with each other.
@@ -136,15 +144,15 @@ def inference_config(config: Config) -> Config:
     free = replace(router, faster_moe=replace(router.faster_moe, max_remote_fraction=1.0))
     slots = CapacityConfig(evaluation_factor=float(config.moe.num_experts))
     return replace(
-        config, parallel=ParallelConfig(), checkpoint=CheckpointConfig(),
+        config, parallel=ParallelConfig(expert=ranks), checkpoint=CheckpointConfig(),
         model=replace(config.model, embedding_dropout=0.0, attention_dropout=0.0, hidden_dropout=0.0),
         moe=replace(config.moe, capacity=slots, dispatch=DispatchConfig(), router=free))
 
 
-def domain_homes(config: Config, domains: int) -> Tuple[int, ...]:
+def domain_homes(context: SparseContext) -> Tuple[int, ...]:
     """For each domain, the first rank of the layout that its rows may belong to."""
-    context = network_context(config, 1, domains)
-    zones = make_zones(resolve_layout(config, ALONE), config.data.placement, context.domain_groups, config.moe.num_groups)
+    config, domains = context.config, context.shape.domains
+    zones = make_zones(context.layout, config.data.placement, context.domain_groups, config.moe.num_groups)
     return tuple(next(zone.ranks[0] for zone in zones if domain in zone.domains) for domain in range(domains))
 
 

@@ -9,6 +9,7 @@ from pangu_sigma.cli import main
 from pangu_sigma.config import config_from_dict
 from pangu_sigma.tools.audit.checks import check
 from pangu_sigma.tools.audit.command import audited_job, read_ranks
+from pangu_sigma.tools.audit.graph import read_rank
 from pangu_sigma.tools.plan.exchanges import step_exchanges
 from pangu_sigma.tools.plan.traffic import by_cause
 
@@ -52,6 +53,18 @@ def test_a_rank_with_another_step_is_caught(wrong, name, fragments):
     job = audited_job(config_from_dict(SWITCH), 1, 2)
     problems = check(read_ranks(job, wrong / name), step_exchanges(job), job.topology)
     assert any(all(fragment in line for fragment in fragments) for line in problems), problems
+
+
+def test_generation_sums_over_ranks_on_the_device(wrong):
+    """Its graphs compile with hccl's primitives: a sum for each sparse layer, the first rank's logits at the end, and nothing else
+    between ranks, none of it through the host.
+    """
+    ranks = [read_rank(wrong / "generation", rank, False) for rank in (0, 1)]
+    for rank in ranks:
+        for graph, tokens in zip(rank.graphs, (16, 2)):
+            found = [(collective.operation, collective.shape) for collective in graph.collectives]
+            assert found == [("all_reduce", (1, tokens, MODEL["hidden_size"])), ("broadcast", (2, 50))], graph.name
+            assert graph.faults == ()
 
 
 def test_a_step_of_four_ranks_passes(tmp_path, capsys):

@@ -127,6 +127,8 @@ def _tensors(node: Any) -> Iterator[Any]:
     for attribute in node.attribute:
         if attribute.name == "shape":
             yield from attribute.tensors
+            for element in attribute.values:
+                yield from element.tensors
 
 
 def _place(scope: str) -> str:

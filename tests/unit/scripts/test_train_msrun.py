@@ -38,6 +38,11 @@ def test_dry_run_shows_the_command_and_starts_nothing(launch, config_file, tmp_p
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_generation_takes_the_place_of_training(launch, config_file):
+    done = launch("--generate", config_file, "--dry-run", "--", "--prompt", "a b", "--domain", "en")
+    assert done.stdout.rstrip().endswith(rf"-m pangu_sigma generate {config_file} --prompt a\ b --domain en")
+
+
 def test_a_bench_takes_the_place_of_training(launch, config_file):
     done = launch("--bench", "all-to-all", config_file, "--set", "train.seed=7", "--dry-run", "--", "--tokens", "64,8")
     assert done.returncode == 0, done.stderr
@@ -47,7 +52,8 @@ def test_a_bench_takes_the_place_of_training(launch, config_file):
 
 @pytest.mark.parametrize(("arguments", "fragment"), [
     (["--bench", "step", "config.yaml"], "--bench: found 'step', expected all-to-all"),
-    (["config.yaml", "--", "--tokens", "64"], "found '--tokens' after --, which --bench takes"),
+    (["config.yaml", "--", "--tokens", "64"], "found '--tokens' after --, which --bench and --generate take"),
+    (["config.yaml", "--bench", "all-to-all", "--generate"], "--generate: given with --bench; expected one of them"),
     (["--wokers", "2", "x.yaml"], "unknown option --wokers"),
     ([], "no configuration file given"),
     (["--workers", "none", "x.yaml"], "--workers: found 'none'"),

@@ -64,6 +64,13 @@ def test_dry_run_of_the_second_server_on_cpu(launch, two, config_file, tmp_path)
     assert SECRET not in done.stdout
 
 
+def test_generation_takes_the_place_of_training(launch, one, config_file):
+    done = launch("--generate", config_file, "--dry-run", "--rank-table", one, "--", "--prompt", "ab")
+    assert done.returncode == 0, done.stderr
+    words = f"-m pangu_sigma generate {config_file} --set parallel.ranks_per_node=2 --prompt ab"
+    assert words in done.stdout.splitlines()[-1].replace("\\", "")
+
+
 def test_a_bench_takes_the_place_of_training(launch, one, config_file):
     done = launch("--bench", "all-to-all", config_file, "--dry-run", "--rank-table", one, "--", "--tokens", "64,8")
     assert done.returncode == 0, done.stderr

@@ -8,19 +8,11 @@ import pytest
 import mindspore as ms
 from mindspore import Tensor
 
-from locmoe_ops.collectives import create_collectives
-from locmoe_ops.topology import Topology
-from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
-from pangu_sigma.config import config_from_dict, save_config
-from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.config import config_from_dict
 from pangu_sigma.inference.api import Generator
 from pangu_sigma.inference.load import Model, inference_config, network_context
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.model.slots import resolve_layout
 from pangu_sigma.model.sparse import build_sparse_layer
-from pangu_sigma.train.build import TrainingParts, vocabulary
-from pangu_sigma.train.checkpoint import Place, pieces
-from pangu_sigma.train.header import training_header
 from pangu_sigma.train.runtime import Runtime
 
 VOCABULARY, DOMAINS, LENGTH, END = 29, 2, 12, 3
@@ -66,31 +58,7 @@ def every_router():
         around = 1.0 if parameter.name.endswith("gamma") else 0.0
         parameter.set_data(Tensor((around + 0.3 * generator.standard_normal(parameter.shape)).astype(np.float32)))
     network.set_train(False)
-    return Model(network, context, None, HOMES, None, 0)
-
-
-@pytest.fixture(scope="session")
-def save_run(tiny_data, tmp_path_factory):
-    """`save_run(moe, **sections)`: a run directory with `config.yaml` and one checkpoint, of a small model with random weights, as
-    training writes them.
-    """
-    data, alone = PreparedData.open(str(tiny_data)), Topology(1, 1)
-
-    def save(moe, **sections):
-        folder = tmp_path_factory.mktemp("run")
-        config = config_from_dict({
-            "model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32, "init_std": 0.4},
-            "moe": {"num_experts": 4, "num_groups": 2, **moe}, "data": {"path": str(tiny_data), **sections.pop("data", {})},
-            "optimizer": {"warmup_steps": 1}, "train": {"steps": 2, "global_batch_size": 2, "output_dir": str(folder)}, **sections})
-        parts = TrainingParts(config, Runtime(create_collectives("local", alone, 0)), vocabulary(config, data))
-        header = training_header(config, resolve_layout(config, alone), data, data.vocab_size, 2, parts.state())
-        place = Place(alone, 0, parts.context.slot_rules.placement.local_experts(0))
-        with CheckpointWriter(folder / "checkpoints", Job(0, (0,), 5.0, lambda: None), Retention()) as writer:
-            writer.save(header, pieces(parts.state(), place))
-        save_config(config, folder / "config.yaml")
-        return folder
-
-    return save
+    return Model(network, context, None, HOMES, None, 0, Runtime(context.collectives))
 
 
 @pytest.fixture(scope="session")
