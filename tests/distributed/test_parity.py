@@ -12,7 +12,7 @@ LIMIT = 1800  # seconds for all compilations of the job on two slow cores; eight
 # The requirement is 1e-4.
 TOLERANCE = 1e-4
 DEGREES = ("2x1", "4x1", "2x2")  # expert x tensor
-CASES = [(router, degree) for degree in DEGREES for router in ("hash", "switch", "locmoe") if (router, degree) != ("hash", "2x2")]
+CASES = [("locmoe", "2x1"), ("hash", "4x1"), ("switch", "4x1"), ("locmoe", "4x1"), ("switch", "2x2"), ("locmoe", "2x2")]
 LOSSES = ("task", "aux", "locality", "gradient norm")
 
 
@@ -59,10 +59,11 @@ def test_ranks_change_their_slots_together(runs):
         assert slots[0] == slots[1] == slots[2] != slots[3]
 
 
-@pytest.mark.parametrize("micro_batches", [1, 3])
-def test_gradients_that_set_out_early_are_the_same(runs, micro_batches):
-    """Sums during the backward pass, of the last micro-batch where there are several, against sums after it: the same bits."""
-    early, late = (runs("dense", 4, f"{overlap}-{micro_batches}") for overlap in (True, False))
+def test_gradients_that_set_out_early_are_the_same(runs):
+    """Sums during the backward pass of the last of three micro-batches against sums after it: the same bits. (With one micro-batch the
+    other tests' runs send them out early, and one process sends nothing.)
+    """
+    early, late = (runs("dense", 4, overlap) for overlap in (True, False))
     assert set(early) == set(late)
     for name, value in late.items():
         np.testing.assert_array_equal(early[name], value, err_msg=name)
