@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.rank_table import read_rank_table
@@ -57,7 +57,7 @@ def read_nodes(path: Union[str, "os.PathLike[str]"]) -> List[Node]:
 
 
 def _check_distinct(nodes: Sequence[Node], path: str) -> None:
-    seen = {}
+    seen: Dict[str, Node] = {}
     for node in nodes:
         first = seen.setdefault(node.address or node.name, node)
         if first is not node:

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.commands.parts import add_command, add_family, add_plain, positive
@@ -34,7 +34,7 @@ def _add_ends(parser: argparse.ArgumentParser, required: bool = False) -> None:
 
 
 def _add_shards(parser: argparse.ArgumentParser, required: bool = False) -> None:
-    extra = {} if required else {"default": 1}
+    extra: Dict[str, Any] = {} if required else {"default": 1}
     parser.add_argument("--shards", type=positive, metavar="N", required=required,
                         help=f"files of about equal size{'' if required else ' (default 1)'}", **extra)
 

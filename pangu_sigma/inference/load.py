@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -141,12 +141,12 @@ def inference_config(config: Config, ranks: int = 1) -> Config:
     since it compares the tokens of a batch with each other.
     """
     router = config.moe.router
-    free = replace(router, faster_moe=replace(router.faster_moe, max_remote_fraction=1.0))
+    sections: Dict[str, Any] = {"faster_moe": replace(router.faster_moe, max_remote_fraction=1.0)}
     slots = CapacityConfig(evaluation_factor=float(config.moe.num_experts))
     return replace(
         config, parallel=ParallelConfig(expert=ranks), checkpoint=CheckpointConfig(),
         model=replace(config.model, embedding_dropout=0.0, attention_dropout=0.0, hidden_dropout=0.0),
-        moe=replace(config.moe, capacity=slots, dispatch=DispatchConfig(), router=free))
+        moe=replace(config.moe, capacity=slots, dispatch=DispatchConfig(), router=replace(router, **sections)))
 
 
 def domain_homes(context: SparseContext) -> Tuple[int, ...]:

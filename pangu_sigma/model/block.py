@@ -57,7 +57,7 @@ class QueryBlock(Block):
         super().__init__(shape, index, feed_forward)
         self.top_query = constant((shape.sequence_length, shape.hidden_size), 0.0, "top_query")
 
-    def construct(self, x: Tensor, positions: Tensor, mask: Tensor, tokens: Dict[str, Tensor],
-                  seeds: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
+    def construct(self, x: Tensor, positions: Tensor, mask: Tensor,  # type: ignore[override] # it asks by position as well
+                  tokens: Dict[str, Tensor], seeds: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
         query = ops.gather(self.top_query, positions.reshape(-1), 0)
         return self.add_to(x, self.attention(query, self.attention_norm(x), mask, seeds), tokens, seeds)

@@ -5,8 +5,7 @@ Everything is measured in one process, the matmuls between the steps, so that a 
 of it (norms, residuals, embeddings, sums of gradients).
 """
 
-from functools import partial
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -167,9 +166,10 @@ def _sparse_parts(sparse: List[nn.Cell], config: Config, x: Tensor, ids: Tensor,
 
 def _time(part: nn.Cell, *inputs: Any, positions: Tuple[int, ...] = (0,)) -> float:
     """Seconds of `part`, as `ForwardBackward` takes its inputs."""
-    launch = partial(ForwardBackward(part, positions), *inputs)
-    in_turn([launch], WARM_UP)
-    return in_turn([launch], ROUNDS)[0]
+    both = ForwardBackward(part, positions)
+    launches: List[Callable[[], Any]] = [lambda: both(*inputs)]
+    in_turn(launches, WARM_UP)
+    return in_turn(launches, ROUNDS)[0]
 
 
 def _print(config: Config, words: Vocabulary, matmul: float, step: float, pieces: List[Part], micro_batches: int) -> None:

@@ -88,7 +88,7 @@ def bench_all_to_all(config: Config, tokens: Sequence[int] = (), rate: Optional[
 
 def sizes_up_to(tokens: int) -> Tuple[int, ...]:
     """SMALLEST, twice that, ..., and `tokens` itself."""
-    sizes = []
+    sizes: List[int] = []
     while SMALLEST << len(sizes) < tokens:
         sizes.append(SMALLEST << len(sizes))
     return (*sizes, tokens)
@@ -127,7 +127,8 @@ def _launch(config: Config, runtime: Runtime, tokens: int, name: str, changes: D
     chosen = (tokens, moe.router.top_k)
     x = random_tensor((tokens, shape.hidden_size), shape.compute_dtype)
     expert = Tensor(generator.integers(0, moe.num_experts, chosen).astype(np.int32))
-    return partial(ForwardBackward(Dispatch(dispatcher)), x, expert, Tensor(generator.random(chosen).astype(np.float32)), x)
+    launch, weight = ForwardBackward(Dispatch(dispatcher)), Tensor(generator.random(chosen).astype(np.float32))
+    return lambda: launch(x, expert, weight, x)
 
 
 def _bytes_of(launch: Callable[[], Any], runtime: Runtime, total: HostSum) -> Optional[NodeBytes]:

@@ -48,12 +48,13 @@ def bench_decode(config: Config, batch_sizes: Sequence[int]) -> int:
     network.set_train(False)
     steps = [_Step(network, context, rows) for rows in batch_sizes]
     probes = _probes()
-    with tqdm(total=len(steps) + len(probes), desc="compiling", ncols=79, leave=False, disable=None) as bar:
-        for launch in (*steps, *probes):
+    launches: List[Callable[[], Any]] = [*steps, *probes]
+    with tqdm(total=len(launches), desc="compiling", ncols=79, leave=False, disable=None) as bar:
+        for launch in launches:
             for _ in range(WARM_UP):
                 seconds(launch)
             bar.update()
-    *taken, product, copy = in_turn([*steps, *probes], ROUNDS)
+    *taken, product, copy = in_turn(launches, ROUNDS)
     size = _ITEM * PROBE[0] * PROBE[1]
     _print(context, steps, taken, max(size / product, 2 * size / copy))
     return 0

@@ -7,8 +7,7 @@ the switch router's. The local term and the balance bias are off: not all router
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
-from typing import Any, Callable, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import numpy as np
 
@@ -87,7 +86,8 @@ def _settings(router: RouterConfig, kind: str) -> List[Tuple[str, RouterConfig]]
     if kind != "locmoe":
         return [(kind, router)]
     grap, dense = replace(router.locmoe, gate="grap"), replace(router.locmoe, gate="dense", blocks="contiguous")
-    return [("locmoe, grap gate", replace(router, locmoe=grap)), ("locmoe, dense gate", replace(router, locmoe=dense))]
+    gates: Dict[str, Any] = {"locmoe, grap gate": grap, "locmoe, dense gate": dense}
+    return [(name, replace(router, **{"locmoe": section})) for name, section in gates.items()]
 
 
 def _shape_of(config: Config) -> ModelShape:
@@ -98,7 +98,8 @@ def _shape_of(config: Config) -> ModelShape:
 def _launch(config: Config, collectives: LocalCollectives) -> Callable[[], Any]:
     """The router's pass over random tokens of all domains."""
     cell, inputs = _routing(config, collectives)
-    return partial(ForwardBackward(cell), *inputs, random_tensor((inputs[0].shape[0], config.moe.router.top_k)))
+    launch, gradient = ForwardBackward(cell), random_tensor((inputs[0].shape[0], config.moe.router.top_k))
+    return lambda: launch(*inputs, gradient)
 
 
 def _routing(config: Config, collectives: LocalCollectives) -> Tuple[nn.Cell, List[Tensor]]:

@@ -20,7 +20,7 @@ from pangu_sigma.tools.doctor_software import numbers
 CANN_HOMES = ("/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann")
 DRIVER_INFO, FIRMWARE_INFO = "/usr/local/Ascend/driver/version.info", "/usr/local/Ascend/firmware/version.info"
 HELPERS = ("davinci_manager", "devmm_svm", "hisi_hdc")  # device files that every process on Ascend opens
-OLDEST_DRIVERS = {(8, 2): (24, 1), (8, 5): (25, 0), (9, 0): (25, 0), (9, 1): (25, 2)}
+OLDEST_DRIVERS: Dict[Tuple[int, ...], Tuple[int, ...]] = {(8, 2): (24, 1), (8, 5): (25, 0), (9, 0): (25, 0), (9, 1): (25, 2)}
 NO_DEVICE = "this machine has no Ascend device (/dev/davinci*)"
 
 

@@ -60,7 +60,7 @@ def read_profile(folder: Path) -> Profile | None:
 
     Raises InputError: a file there is not what it should be.
     """
-    traces = {}
+    traces: dict[int, tuple[str, Path]] = {}
     for path in folder.glob(f"*/{TRACE}"):
         found = _RANK.fullmatch(path.parents[1].name)
         if found and found[2]:

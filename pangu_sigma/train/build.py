@@ -24,7 +24,7 @@ from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext, training_dispatcher
 from pangu_sigma.train.capacity import CapacityControl
 from pangu_sigma.train.early import EarlyGradients
-from pangu_sigma.train.entry import Entry
+from pangu_sigma.train.entry import Entry, Readable, Settable
 from pangu_sigma.train.graphs import Accumulated, InOneGraph, OptimizerStep, Overlapped, StepGraph
 from pangu_sigma.train.host_experts import HostExperts
 from pangu_sigma.train.optimizer import is_expert_parameter, ordered_parameters
@@ -125,11 +125,11 @@ class TrainingParts:
         self._sparse = sparse_layers(self.network)
         self.capacity = CapacityControl(self.context, len(self._sparse), self.routed_tokens, self.set_capacity)
 
-    def state(self) -> List[Entry]:
+    def state(self) -> List[Settable]:
         """Everything that a resumed run needs, to be set: weights, hash maps, Adam's moments, counters, loss scale."""
         return [*self._without_moments(), *self.optimizer_state.entries()]
 
-    def saved_state(self) -> List[Entry]:
+    def saved_state(self) -> List[Readable]:
         """The same to be read, as far as this rank writes it (see `pangu_sigma.train.checkpoint.pieces`). Every rank must call it."""
         return [*self._without_moments(), *self.optimizer_state.gathered()]
 

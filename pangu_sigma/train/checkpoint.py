@@ -14,10 +14,10 @@ from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.names import expert_name, is_training_state
 from pangu_sigma.checkpoint.parts import Piece
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.train.entry import Entry
+from pangu_sigma.train.entry import Named, Readable, Settable
 from pangu_sigma.train.optimizer import is_expert_parameter
 
-Values = List[Tuple[Entry, np.ndarray]]
+Values = List[Tuple[Settable, np.ndarray]]
 
 
 class Place(NamedTuple):
@@ -33,7 +33,7 @@ def writing_ranks(topology: Topology) -> List[int]:
     return list(range(topology.model_ranks))
 
 
-def pieces(state: Sequence[Entry], place: Place) -> List[Piece]:
+def pieces(state: Sequence[Readable], place: Place) -> List[Piece]:
     """What this rank writes of `state`: of what several ranks hold, the first of them. The arrays may share memory with the parameters.
 
     What all ranks share is written by the tensor-parallel group of expert-parallel index 0; every rank of the first replica writes its
@@ -55,17 +55,17 @@ def pieces(state: Sequence[Entry], place: Place) -> List[Piece]:
     return found
 
 
-def scalars(state: Sequence[Entry]) -> Dict[str, float]:
+def scalars(state: Sequence[Readable]) -> Dict[str, float]:
     """Values of the single numbers among `state`, which the manifest holds."""
     return {parameter.name: float(parameter.asnumpy()) for parameter in state if not parameter.shape}
 
 
-def weights(state: Sequence[Entry]) -> List[Entry]:
+def weights(state: Sequence[Settable]) -> List[Settable]:
     """Those that evaluation needs."""
     return [parameter for parameter in state if not is_training_state(parameter.name)]
 
 
-def read_values(reader: CheckpointReader, state: Sequence[Entry], local_experts: Tuple[int, ...]) -> Values:
+def read_values(reader: CheckpointReader, state: Sequence[Settable], local_experts: Tuple[int, ...]) -> Values:
     """Every parameter of `state` with its value as this rank holds it, whatever the parallel degree that wrote it.
 
     Raises:
@@ -81,7 +81,7 @@ def set_values(values: Values) -> None:
         parameter.set_data(Tensor(value))
 
 
-def _of_experts(parameter: Entry, local_experts: Tuple[int, ...], shard: str) -> List[Piece]:
+def _of_experts(parameter: Readable, local_experts: Tuple[int, ...], shard: str) -> List[Piece]:
     bank, part = parameter.asnumpy(), _of_one_expert(slice_of(parameter))
     return [Piece(expert_name(parameter.name, expert), bank[index], part, shard) for index, expert in enumerate(local_experts)]
 
@@ -91,7 +91,7 @@ def _of_one_expert(part: Optional[Slice]) -> Optional[Slice]:
     return None if part is None else replace(part, axis=part.axis - 1)
 
 
-def _read_one(reader: CheckpointReader, parameter: Entry, local_experts: Tuple[int, ...]) -> np.ndarray:
+def _read_one(reader: CheckpointReader, parameter: Named, local_experts: Tuple[int, ...]) -> np.ndarray:
     name, whole, part = parameter.name, whole_shape(parameter), slice_of(parameter)
     if not whole:
         if name not in reader.header.scalars:

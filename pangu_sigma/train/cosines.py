@@ -33,9 +33,9 @@ def measure_cosines(config: Config, layers: List[RoutedTokens], rows: int, colle
         values["token_gate"] = last.token_gate()
     own = {name: CosineHistogram.of(cosines) for name, cosines in values.items()}
     total = HostSum(collectives, "cosines/counts").values(np.concatenate([histogram.counts for histogram in own.values()]))
-    total = np.split(total.astype(int) // collectives.topology.tensor, len(own))  # ranks of a tensor-parallel group have the same tokens
+    parts = np.split(total.astype(int) // collectives.topology.tensor, len(own))  # ranks of a tensor-parallel group have the same tokens
     found: Dict[str, Any] = {"layer": len(layers) - 1, **{name: CosineHistogram(tuple(counts.tolist())).to_dict()
-                                                          for name, counts in zip(own, total)}}
+                                                          for name, counts in zip(own, parts)}}
     return found if last.gates is None else {**found, **_bounds(config, layers, rows, collectives)}
 
 

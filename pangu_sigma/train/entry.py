@@ -10,17 +10,29 @@ from locmoe_ops.slices import Slice
 from locmoe_ops.tensor_parallel import slice_of
 
 
-class Entry(Protocol):
-    """A named array of the state; a `Parameter` is one (see `locmoe_ops.tensor_parallel.slice_of` for what part of a whole it is)."""
+class Named(Protocol):
+    """A named array of the state (see `locmoe_ops.tensor_parallel.slice_of` for what part of a whole it is)."""
 
     name: str
 
     @property
     def shape(self) -> Tuple[int, ...]: ...
 
+
+class Readable(Named, Protocol):
+    """One that can be read."""
+
     def asnumpy(self) -> np.ndarray: ...
 
+
+class Settable(Named, Protocol):
+    """One that can be set."""
+
     def set_data(self, value: Tensor) -> None: ...
+
+
+class Entry(Readable, Settable, Protocol):
+    """Both; a `Parameter` is one."""
 
 
 class Beside:

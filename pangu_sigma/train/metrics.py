@@ -69,7 +69,7 @@ class CounterClock:
         self._start = self._read()
 
     def elapsed(self, step_s: float) -> HostCounters:
-        return HostCounters(step_s, *(Traffic(*row) for row in self._read() - self._start))
+        return _host_counters(step_s, self._read() - self._start)
 
     def _read(self) -> np.ndarray:
         """<float64>[1 + causes, 5]"""
@@ -78,6 +78,12 @@ class CounterClock:
             times, sent = self._collectives.times(cause), self._collectives.bytes_sent(cause)
             rows.append((times.communication_s, times.idle_s, times.overlapped_s, sent.intra_node, sent.inter_node))
         return np.array(rows)
+
+
+def _host_counters(step_s: float, rows: np.ndarray) -> HostCounters:
+    """rows <float64>[1 + causes, 5]: of everything, and of each cause."""
+    everything, all_to_all, gradient, tensor = (Traffic(*row) for row in rows)
+    return HostCounters(step_s, everything, all_to_all, gradient, tensor)
 
 
 class HostSum(nn.Cell):
@@ -98,7 +104,7 @@ class HostSum(nn.Cell):
         whole = np.concatenate(([round(own.step_s * MICROSECONDS), own.stops], rows, compared)).astype(np.int64)
         total = self(Tensor(whole)).asnumpy()
         of_rows, by_rank = total[2:2 + rows.size].reshape(-1, len(scale)) / scale, total[2 + rows.size:] / MICROSECONDS
-        return HostCounters(total[0] / MICROSECONDS, *(Traffic(*row) for row in of_rows), int(total[1]), by_rank)
+        return _host_counters(total[0] / MICROSECONDS, of_rows)._replace(stops=int(total[1]), compute_by_rank=by_rank.tolist())
 
     def values(self, own: np.ndarray) -> np.ndarray:
         """<float64> vector summed over ranks, to 2**-20 of a unit (a nat, a token)."""

@@ -146,7 +146,7 @@ class Shards(nn.Cell):
             vector = self.flat(gradients[start:end], number)
             stretch = self.cut(vector) if summed else self.scatters[number](vector)
             squares = squares + squares_of_vector(stretch) * self.weights[number]
-            stretches = stretches + (stretch,)
+            stretches = stretches + (stretch,)  # type: ignore[assignment] # graph mode knows tuples, not lists
         return stretches, squares
 
     def take(self) -> None:

@@ -8,7 +8,7 @@ from mindspore import Parameter, Tensor
 
 from locmoe_ops.collectives import Collectives
 from pangu_sigma.checkpoint.names import MOMENTS
-from pangu_sigma.train.entry import Beside, Entry
+from pangu_sigma.train.entry import Beside, Entry, Readable, Settable
 from pangu_sigma.train.host_experts import HostExperts
 from pangu_sigma.train.sharding import Bucket, Gather, Shards
 from pangu_sigma.train.step import Update
@@ -97,10 +97,10 @@ class OptimizerState:
             start = end
         self._own: List[Entry] = [*adam.first[start:], *adam.second[start:], *(host.moments if host is not None else ())]
 
-    def entries(self) -> List[Entry]:
+    def entries(self) -> List[Settable]:
         """To be set; those that are not shared out can be read too."""
         return [*self._own, *(entry for moments, _ in self._shared for entry in moments.entries())]
 
-    def gathered(self) -> List[Entry]:
+    def gathered(self) -> List[Readable]:
         """To be read, as far as this rank writes them. Every rank must call it."""
         return [*self._own, *(entry for moments, writes in self._shared for entry in moments.gather(writes))]

@@ -34,7 +34,7 @@ class Stragglers:
         by_rank = np.zeros(self._ranks)
         by_rank[self._rank] = np.mean(self._seconds)
         self._seconds = []
-        return own._replace(compute_by_rank=by_rank)
+        return own._replace(compute_by_rank=by_rank.tolist())
 
 
 def straggler_metrics(compute_by_rank: Sequence[float]) -> Dict[str, float]:

@@ -84,13 +84,16 @@ def _doing(found: Collective | None) -> str:
     return "at the end" if found is None else f"in {found.operation} '{found.tag}'"
 
 
+_Key = tuple[str, str, tuple[int, ...], "int | None"]  # cause, operation, members, bytes
+
+
 def _beside_the_plan(own: RankGraphs, planned: Sequence[Exchange], topology: Topology) -> Iterator[str]:
     """A rank's collectives must be those of the plan: cause, operation, members, bytes (where the graph knows them), number."""
-    in_graph: Counter[tuple[object, ...]] = Counter()
+    in_graph: Counter[_Key] = Counter()
     for graph in own.graphs:
         for found in graph.collectives:
             in_graph[_key(found.cause, found.operation, found.members, found.elements * found.item)] += graph.times
-    in_plan: Counter[tuple[object, ...]] = Counter()
+    in_plan: Counter[_Key] = Counter()
     for exchange in planned:
         members = topology.group_of(exchange.group, own.rank)
         in_plan[_key(exchange.cause, exchange.operation, members, exchange.elements * exchange.item)] += exchange.times
@@ -102,7 +105,7 @@ def _beside_the_plan(own: RankGraphs, planned: Sequence[Exchange], topology: Top
         yield f"rank {own.rank}: {len(differences) - SHOWN} more differences from the plan"
 
 
-def _key(cause: str, operation: str, members: tuple[int, ...], size: int) -> tuple[object, ...]:
+def _key(cause: str, operation: str, members: tuple[int, ...], size: int) -> _Key:
     return cause, operation, members, None if operation == "all_to_all_v" else size
 
 

@@ -133,9 +133,9 @@ class PanguAlpha(DenseModel):
                 left.discard(stored)
         for stored in sorted(left):
             prefix, inner = _block_of(stored)
-            ours = next((name for name, (theirs, _) in BLOCK.items() if theirs == inner), None)
-            if prefix and ours is not None:
-                places[f"{prefix}.{ours}"] = stored, BLOCK[ours][1]
+            part = next((name for name, (theirs, _) in BLOCK.items() if theirs == inner), None)
+            if prefix and part is not None:
+                places[f"{prefix}.{part}"] = stored, BLOCK[part][1]
             elif not prefix or inner != WITHOUT_EFFECT:
                 raise InputError(f"{self._path}: {stored} is no parameter of PanGu-alpha; expected names such as "
                                  f"{TABLES['embedding.word'][0]}")

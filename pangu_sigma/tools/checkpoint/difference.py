@@ -23,8 +23,10 @@ def _headers(a: Header, b: Header) -> Iterator[str]:
                               ("domains", list(a.data.domains), list(b.data.domains))):
         if left != right:
             yield f"{name}: {left} | {right}"
-    for section, left, right in (("config", a.config, b.config), ("sampler", a.sampler, b.sampler), ("numbers", a.scalars, b.scalars)):
-        ours, theirs = dict(_leaves(left)), dict(_leaves(right))
+    sections: Tuple[Tuple[str, Dict[str, Any], Dict[str, Any]], ...] = (
+        ("config", a.config, b.config), ("sampler", a.sampler, b.sampler), ("numbers", a.scalars, b.scalars))
+    for section, one, other in sections:
+        ours, theirs = dict(_leaves(one)), dict(_leaves(other))
         for key in sorted({*ours, *theirs}):
             if ours.get(key, "absent") != theirs.get(key, "absent"):
                 yield f"{section} {key}: {ours.get(key, 'absent')} | {theirs.get(key, 'absent')}"

@@ -62,7 +62,8 @@ def test_optimizer_state_elsewhere_where_it_is_most_of_a_rank(make_config):
     and three experts cannot be split.
     """
     config = make_config(model={"hidden_size": 240, "num_heads": 3, "ffn_hidden_size": 1024, "sequence_length": 16, "vocab_size": 40000},
-                         moe={"num_experts": 3, "num_groups": 1}, train={"global_batch_size": 2}, runtime={"precision": "fp16", "device": "ascend"})
+                         moe={"num_experts": 3, "num_groups": 1}, train={"global_batch_size": 2},
+                         runtime={"precision": "fp16", "device": "ascend"})
     cluster = with_memory(9.0, devices=2)
     shared = memory_of(with_value(config, "optimizer.shard", "data_parallel"), cluster)
     assert shared < memory_of(config, cluster) * 0.95
