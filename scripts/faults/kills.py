@@ -140,7 +140,10 @@ def disturb(folder: Path, run_folder: Path, numbers: list[int], seed: int, seen:
     """A job from start to end with these kills, one an attempt; adds to `seen` what came of each. Gives the supervisor's status."""
     with SupervisedJob(folder, run_folder) as supervised:
         for attempt, number in enumerate(numbers, 1):
-            seen.append(one(supervised, attempt, number, draw("kills", number, seed)))
+            try:
+                seen.append(one(supervised, attempt, number, draw("kills", number, seed)))
+            except ProcessLookupError:  # the ranks had just reached the job's end: to be tried another time, with the kills after it
+                break
         clock.wait(lambda: supervised.process.poll() is not None, "the end of the job", job.LIMIT)
         return supervised.process.returncode
 
