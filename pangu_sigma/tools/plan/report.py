@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import Iterator, Optional
 
 from pangu_sigma.tools.plan.memory import GB
@@ -65,7 +66,7 @@ def _verdict(plan: Plan, advice: Optional[str]) -> Iterator[str]:
         " (none if all layers were recomputed)" if plan.fits_recomputed else "")
     if advice:
         yield "the nearest change that fits:"
-        yield f"  {advice}"
+        yield from (f"  {line}" for line in wrap(advice, WIDTH - 2, break_on_hyphens=False))
 
 
 def _row(name: str, value: float, recomputed: float) -> str:
