@@ -39,6 +39,6 @@ def test_two_ranks_say_what_one_process_says(save_run, tmp_path, monkeypatch, ca
 def test_ranks_that_do_not_divide_the_experts(save_run, tmp_path):
     config = str(save_run({}) / "config.yaml")
     done = subprocess.run(
-        ["bash", str(SCRIPT), "--workers", "3", "--generate", config, "--set", "train.global_batch_size=3", "--log-dir", str(tmp_path / "logs"),
-         "--", "--prompt", "a", "--domain", "one"], capture_output=True, text=True, timeout=LIMIT)
+        ["bash", str(SCRIPT), "--workers", "3", "--generate", config, "--set", "train.global_batch_size=3",
+         "--log-dir", str(tmp_path / "logs"), "--", "--prompt", "a", "--domain", "one"], capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 2 and "(3) does not divide moe.num_experts (4)" in done.stderr, done.stdout + done.stderr

@@ -66,7 +66,8 @@ def _verdict(plan: Plan, advice: Optional[str]) -> Iterator[str]:
         " (none if all layers were recomputed)" if plan.fits_recomputed else "")
     if advice:
         yield "the nearest change that fits:"
-        yield from (f"  {line}" for line in wrap(advice, WIDTH - 2, break_on_hyphens=False))
+        whole = advice.replace("--set ", "--set\u00a0")  # a setting stays on one line
+        yield from (f"  {line}".replace("\u00a0", " ") for line in wrap(whole, WIDTH - 2, break_on_hyphens=False))
 
 
 def _row(name: str, value: float, recomputed: float) -> str:
