@@ -98,7 +98,7 @@ def measure(case: str, folder: Path) -> list[dict[str, float]]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3", "OMP_NUM_THREADS": "1", "LOCMOE_MESH_PORT": str(free_port()),
                    "LOCMOE_MESH_SECRET": secrets.token_hex(32)}
     command = ["msrun", f"--worker_num={RANKS}", f"--local_worker_num={RANKS}", "--master_addr=127.0.0.1",
-               f"--master_port={free_port()}", "--join=True", f"--log_dir={folder / 'logs'}", "python", __file__, "--worker", case,
+               f"--master_port={free_port()}", "--join=True", f"--log_dir={folder / 'logs'}", "python", __file__, "--case", case,
                "--folder", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, env=environment, timeout=LIMIT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
@@ -146,11 +146,11 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "check_memory")
     parser.add_argument("--only", choices=("memory", "checkpoints"))
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
+    if options.case:
         if os.environ.get("MS_ROLE") != "MS_SCHED":
-            worker(options.worker, options.folder)
+            worker(options.case, options.folder)
         return 0
     good, now = True, str(time.time_ns())
     if options.only != "checkpoints":
