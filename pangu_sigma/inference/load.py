@@ -26,6 +26,7 @@ from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext
 from pangu_sigma.train.checkpoint import read_values, set_values
 from pangu_sigma.train.header import check_same_model
+from pangu_sigma.train.metrics import HostSum
 from pangu_sigma.train.runtime import Runtime, start_runtime
 
 ALONE = Topology(1, 1)
@@ -92,7 +93,8 @@ def load_model(source: Union[Config, str, Path], tokenizer: Optional[str] = None
         spread: the process may be one of several that a launcher started; each takes an equal share of the experts.
 
     Raises InputError: no whole checkpoint, one that does not fit the configuration, no tokenizer, or another one than in training;
-    several ranks, unless `spread`, or more than divide the experts.
+    several ranks, unless `spread`, or more than divide the experts; ranks that found different checkpoints. DamagedCheckpoint, of
+    several ranks: the newest is damaged; none looks for an older one by itself.
     """
     ranks = read_launch().world_size
     if ranks > 1 and not spread:
@@ -103,7 +105,7 @@ def load_model(source: Union[Config, str, Path], tokenizer: Optional[str] = None
             with CheckpointReader.open(path) as reader:
                 return _read(reader, source if isinstance(source, Config) else reader.config(), tokenizer, local_term, ranks)
         except DamagedCheckpoint as error:
-            if len(candidates) == 1:
+            if len(candidates) == 1 or ranks > 1:  # each rank reads other files: one alone would go on from another step than the rest
                 raise
             print(f"pangu-sigma: warning: {error}; trying the checkpoint before it", file=sys.stderr, flush=True)
     raise InputError(f"{candidates[-1].parent}: none of the {len(candidates)} checkpoints there is whole; expected one")
@@ -116,6 +118,7 @@ def _read(reader: CheckpointReader, config: Config, tokenizer: Optional[str], lo
     validate(config, ranks)
     words = _words(reader, config, tokenizer)
     runtime = start_runtime(config)
+    _agree(reader, runtime)
     context = network_context(config, words.table, len(words.domains), runtime.collectives)
     network = PanGuSigma(context)
     experts = context.slot_rules.placement.local_experts(runtime.topology.ep_index(runtime.rank))
@@ -124,6 +127,16 @@ def _read(reader: CheckpointReader, config: Config, tokenizer: Optional[str], lo
     if not local_term:
         set_local_strength(network, 0.0)
     return Model(network, context, words, domain_homes(context), reader.folder, reader.header.step, runtime)
+
+
+def _agree(reader: CheckpointReader, runtime: Runtime) -> None:
+    """Raises InputError where ranks read different steps, as they may while another job still writes."""
+    step = reader.header.step
+    if runtime.world_size > 1:
+        mean = HostSum(runtime.collectives, "inference/step").values(np.array([float(step)]))[0] / runtime.world_size
+        if mean != step:
+            raise InputError(f"{reader.folder}: step {step} is not what the other ranks read; expected one checkpoint, named by "
+                             "checkpoint.resume")
 
 
 def network_context(config: Config, words: int, domains: int, collectives: Optional[Collectives] = None) -> SparseContext:

@@ -11,9 +11,11 @@ import mindspore as ms
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers import current_strength
+from pangu_sigma.checkpoint.errors import DamagedCheckpoint
 from pangu_sigma.config import load_config
 from pangu_sigma.inference.api import Generator
 from pangu_sigma.inference.load import checkpoint_of, load_model
+from pangu_sigma.launch import Launch
 from pangu_sigma.tools.checkpoint.extract import extract
 
 
@@ -42,6 +44,18 @@ def test_a_damaged_checkpoint_is_passed_over(run_folder, tmp_path, capsys):
     for path in tmp_path.glob("checkpoints/*/*.safetensors"):
         os.truncate(path, 100)
     with pytest.raises(InputError, match="none of the 2 checkpoints there is whole"):
+        load_model(tmp_path)
+
+
+def test_one_rank_of_several_looks_for_no_other_checkpoint(run_folder, tmp_path, monkeypatch):
+    """It would have experts of another step than the other ranks, whose files are whole."""
+    for step in (1, 2):
+        shutil.copytree(run_folder / "checkpoints" / "step_2", tmp_path / "checkpoints" / f"step_{step}")
+    (tmp_path / "checkpoints" / "step_2" / "manifest.json").write_text("{}")
+    monkeypatch.setattr("pangu_sigma.inference.load.read_launch", lambda: Launch(0, 2))
+    with pytest.raises(DamagedCheckpoint, match="step_2"):
+        load_model(tmp_path, spread=True)
+    with pytest.raises(InputError, match="found a job of 2 ranks; expected one process"):
         load_model(tmp_path)
 
 
