@@ -36,6 +36,7 @@ DISPATCHERS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
     ("flat, 4 chunks", {"type": "flat", "chunks": 4}),
     ("hierarchical", {"type": "hierarchical", "chunks": 1}),
     ("hierarchical, 2 chunks", {"type": "hierarchical", "chunks": 2}),
+    ("ragged", {"type": "ragged", "chunks": 1}),
 )
 
 
