@@ -5,8 +5,10 @@ Shapes: W ranks of the world, E experts of a layer, G expert groups, n = E / G e
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Union
 
 import numpy as np
 
@@ -16,6 +18,9 @@ BASE_KINDS = ("world", "tp", "ep", "dp", "edp")
 # A group of a base kind, cut at node borders: `ep_node` holds its ranks on one node, `ep_rail` one rank of every node, those
 # with the same place among their node's ranks of the group. `node` and `rail` are those of the world.
 GROUP_KINDS = (*BASE_KINDS, "node", "rail", *(f"{kind}_{part}" for kind in BASE_KINDS[1:] for part in ("node", "rail")))
+# `ep2`, `ep2_node`, `ep2_rail`: the same of an expert-parallel group that is cut into 2 equal parts, of consecutive ranks; so for any
+# divisor of its size.
+_PART_OF_EP = re.compile(r"ep(\d+)(?=$|_)")
 PLACEMENT_KINDS = ("interleaved", "node_grouped")
 
 
@@ -77,7 +82,7 @@ class Topology:
         return self._checked(rank) // self.model_ranks
 
     def groups(self, kind: str) -> tuple[tuple[int, ...], ...]:
-        """The partition of all ranks into groups of `kind` (one of `GROUP_KINDS`).
+        """The partition of all ranks into groups of `kind`: one of `GROUP_KINDS`, or `ep` with a number of parts in place of `ep`.
 
         Groups are ordered by their first rank and ranks ascend inside a group; the order is the same on every rank.
         """
@@ -93,15 +98,24 @@ class Topology:
             raise InputError(f"topology: rank {rank} is outside 0..{self.world_size - 1}")
         return rank
 
+    def _parts(self, number: int) -> int:
+        if number < 1 or self.expert % number:
+            raise InputError(f"topology: {number} parts of the expert-parallel group do not divide its {self.expert} ranks")
+        return number
+
     def _group_key(self, kind: str, rank: int) -> tuple[int, ...]:
         """What the members of a group of `kind` have in common."""
+        cut = _PART_OF_EP.match(kind)
+        if cut:
+            kind = kind.replace(cut[0], "ep")
         if kind not in GROUP_KINDS:
             raise InputError(f"topology: unknown group kind {kind!r}, expected one of {', '.join(GROUP_KINDS)}")
         base, _, part = kind.rpartition("_") if "_" in kind else ("world", "", kind)
         if part in BASE_KINDS:
             tp, ep, edp = self.tp_index(rank), self.ep_index(rank), self.edp_index(rank)
             keys: dict[str, tuple[int, ...]] = {"world": (), "tp": (edp, ep), "ep": (edp, tp), "dp": (tp,), "edp": (ep, tp)}
-            return keys[part]
+            return (*keys[part], ep * self._parts(int(cut[1])) // self.expert) if cut else keys[part]
+        base = cut[0] if cut else base
         node, common = self.node_of(rank), self._group_key(base, rank)
         if part == "node":
             return (*common, node)
@@ -144,6 +158,11 @@ class ExpertPlacement:
                              f"{self.num_experts} experts")
 
     @property
+    def group(self) -> str:
+        """Kind of the group whose ranks exchange tokens."""
+        return "ep"
+
+    @property
     def experts_per_group(self) -> int:
         return self.num_experts // self.num_groups
 
@@ -177,6 +196,49 @@ class ExpertPlacement:
             raise InputError(f"expert placement: expert-parallel index {ep_index} is outside 0..{self.ep - 1}")
         start = ep_index * self.experts_per_rank
         return tuple(int(e) for e in self.expert_at[start:start + self.experts_per_rank])
+
+
+@dataclass(frozen=True)
+class PlacementPart:
+    """Part `index` of `parts` equal ones of an expert-parallel group, for tokens that go to no expert outside it."""
+
+    whole: ExpertPlacement
+    parts: int
+    index: int
+
+    def __post_init__(self) -> None:
+        if self.parts < 1 or self.whole.ep % self.parts:
+            raise InputError(f"expert placement: {self.parts} parts do not divide {self.whole.ep} expert-parallel ranks")
+        if not 0 <= self.index < self.parts:
+            raise InputError(f"expert placement: part {self.index} is outside 0..{self.parts - 1}")
+
+    @property
+    def group(self) -> str:
+        """Kind of the group whose ranks exchange tokens."""
+        return f"ep{self.parts}"
+
+    @property
+    def ep(self) -> int:
+        """Ranks of the part."""
+        return self.whole.ep // self.parts
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of the part."""
+        return self.whole.num_experts // self.parts
+
+    @property
+    def experts_per_rank(self) -> int:
+        return self.whole.experts_per_rank
+
+    @cached_property
+    def position_of(self) -> np.ndarray:
+        """int32 (E,): position in the part of every global expert id; `num_experts` of one that is elsewhere."""
+        position = self.whole.position_of - self.index * self.num_experts
+        return _read_only(np.where((position >= 0) & (position < self.num_experts), position, self.num_experts).astype(np.int32))
+
+
+Placement = Union[ExpertPlacement, PlacementPart]  # what a dispatcher needs to know: `group`, `ep`, experts and their positions
 
 
 def local_experts_table(topology: Topology, placement: ExpertPlacement) -> np.ndarray:

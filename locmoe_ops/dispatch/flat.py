@@ -13,7 +13,7 @@ from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.repick import slot_assignment
 from locmoe_ops.dispatch.slots import uniform_slots
 from locmoe_ops.dispatch.together import Together
-from locmoe_ops.topology import ExpertPlacement
+from locmoe_ops.topology import Placement
 
 
 class FlatDispatcher(Dispatcher):
@@ -23,8 +23,8 @@ class FlatDispatcher(Dispatcher):
     are still on the way to them and earlier ones on the way back.
 
     Args:
-        collectives: backend; its group `ep` is the one that exchanges tokens.
-        placement: which rank of the group holds which expert.
+        collectives: backend; its group `placement.group` is the one that exchanges tokens.
+        placement: which rank of the group holds which expert; one that none holds gets no token.
         tokens, top_k: as `Dispatcher`. drop_priority: `position` or `weight`: which assignments keep their slots on overflow.
         capacity: C, rounded up to a multiple of `chunks` (group-wise: of `chunks` x tensor-parallel ranks).
         tag: names the collectives in errors and counters.
@@ -32,20 +32,20 @@ class FlatDispatcher(Dispatcher):
         overflow: `drop` or `repick`: what happens to an assignment without a slot, see `RepickingAssignment`.
     """
 
-    def __init__(self, collectives: Collectives, placement: ExpertPlacement, tokens: int, top_k: int, capacity: int,
+    def __init__(self, collectives: Collectives, placement: Placement, tokens: int, top_k: int, capacity: int,
                  drop_priority: str, tag: str, chunks: int = 1, group_wise: bool = False, overflow: str = "drop") -> None:
         shares = collectives.topology.tensor if group_wise else 1
         capacity = -(-capacity // (chunks * shares)) * chunks
-        table = uniform_slots(placement.position_of, capacity * shares)
+        table = uniform_slots(placement.position_of, capacity * shares, placement.num_experts)
         super().__init__(tokens, top_k, slot_assignment(tokens, top_k, table, drop_priority, overflow),
                          collectives if shares > 1 else None, tag)
-        self.ranks = placement.ep
+        self.ranks, group = placement.ep, placement.group
         self.local_experts = placement.num_experts // placement.ep
         self.capacity = capacity
         self.chunks = chunks
-        self.send = collectives.all_to_all("ep", f"{tag}/dispatch")
-        self.give_back = collectives.all_to_all("ep", f"{tag}/combine")
-        flights = [collectives.all_to_all_in_flight("ep", f"{tag}/{way}/{i}") for way in ("dispatch", "combine") for i in range(chunks)]
+        self.send = collectives.all_to_all(group, f"{tag}/dispatch")
+        self.give_back = collectives.all_to_all(group, f"{tag}/combine")
+        flights = [collectives.all_to_all_in_flight(group, f"{tag}/{way}/{i}") for way in ("dispatch", "combine") for i in range(chunks)]
         self.starts = nn.CellList([flight.start for flight in flights])  # of the way out, then of the way back
         self.waits = nn.CellList([flight.wait for flight in flights])
         self.together = Together()

@@ -16,7 +16,7 @@ from locmoe_ops.dispatch.repick import slot_assignment
 from locmoe_ops.dispatch.slots import SlotTable
 from locmoe_ops.dispatch.together import Together
 from locmoe_ops.errors import InputError
-from locmoe_ops.topology import ExpertPlacement, Topology
+from locmoe_ops.topology import Placement, Topology
 
 
 class HierarchicalDispatcher(Dispatcher):
@@ -37,8 +37,8 @@ class HierarchicalDispatcher(Dispatcher):
     way out, the other while it is on its way home. With one chunk nothing overlaps.
 
     Args:
-        collectives: backend; its groups `ep_node` and `ep_rail` exchange tokens.
-        placement: which rank of the expert-parallel group holds which expert.
+        collectives: backend; the parts of its group `placement.group` on nodes and on rails exchange tokens.
+        placement: which rank of the group holds which expert; one that none holds gets no token.
         tokens, top_k: as `Dispatcher`. drop_priority: `position` or `weight`: which assignments keep their slots on overflow.
         near_capacity: C_in, and far_capacity: C_out. A is rounded up to a multiple of `chunks`; if C_in < C_out, it is 0.
             Group-wise, C_out is a multiple of P tensor-parallel ranks, and A of P * `chunks`. With C_out = 0 there is one chunk.
@@ -49,7 +49,7 @@ class HierarchicalDispatcher(Dispatcher):
     Raises InputError for more than two chunks.
     """
 
-    def __init__(self, collectives: Collectives, placement: ExpertPlacement, tokens: int, top_k: int, near_capacity: int,
+    def __init__(self, collectives: Collectives, placement: Placement, tokens: int, top_k: int, near_capacity: int,
                  far_capacity: int, drop_priority: str, tag: str, chunks: int = 1, group_wise: bool = False,
                  overflow: str = "drop") -> None:
         if chunks not in (1, 2):
@@ -63,20 +63,21 @@ class HierarchicalDispatcher(Dispatcher):
         super().__init__(tokens, top_k, slot_assignment(tokens, top_k, table, drop_priority, overflow),
                          collectives if shares > 1 else None, tag)
         self.local_experts = placement.experts_per_rank
-        self.neighbours = len(topology.group_of("ep_node", rank))
-        self.nodes = len(topology.group_of("ep_rail", rank))
+        inside, rail = f"{placement.group}_node", f"{placement.group}_rail"
+        self.neighbours = len(topology.group_of(inside, rank))
+        self.nodes = len(topology.group_of(rail, rank))
         self.near, self.far = near, far
         self.near_rows = placement.num_experts // self.nodes * near
         self.chunks = chunks
-        self.near_out = nn.CellList([collectives.all_to_all("ep_node", f"{tag}/near out {i}") for i in range(chunks)])
-        self.near_home = nn.CellList([collectives.all_to_all("ep_node", f"{tag}/near home {i}") for i in range(chunks)])
+        self.near_out = nn.CellList([collectives.all_to_all(inside, f"{tag}/near out {i}") for i in range(chunks)])
+        self.near_home = nn.CellList([collectives.all_to_all(inside, f"{tag}/near home {i}") for i in range(chunks)])
         if far == 0:
             return
-        rail_out, rail_home = (collectives.all_to_all_in_flight("ep_rail", f"{tag}/far {way}") for way in ("out", "home"))
+        rail_out, rail_home = (collectives.all_to_all_in_flight(rail, f"{tag}/far {way}") for way in ("out", "home"))
         self.depart, self.arrive = rail_out.start, rail_out.wait
         self.return_home, self.at_home = rail_home.start, rail_home.wait
-        self.hand_on = collectives.all_to_all("ep_node", f"{tag}/far handed on")
-        self.hand_back = collectives.all_to_all("ep_node", f"{tag}/far handed back")
+        self.hand_on = collectives.all_to_all(inside, f"{tag}/far handed on")
+        self.hand_back = collectives.all_to_all(inside, f"{tag}/far handed back")
         self.together = Together()
 
     def through_experts(self, buffer: Tensor, experts: Callable[[Tensor], Tensor]) -> Tensor:
@@ -128,17 +129,18 @@ class HierarchicalDispatcher(Dispatcher):
         return self.return_home(self.hand_back(buffer).transpose(1, 0, 2, 3, 4))
 
 
-def two_tier_slots(topology: Topology, placement: ExpertPlacement, rank: int, near: int, far: int) -> SlotTable:
-    """Slots of `rank`'s send buffer: `near` for each expert of its node (E / V of them), then `far` for every expert.
+def two_tier_slots(topology: Topology, placement: Placement, rank: int, near: int, far: int) -> SlotTable:
+    """Slots of `rank`'s send buffer: `near` for each expert of its node (E / V of them), then `far` for every expert that the group has.
 
     Both parts are in the order of positions (see `ExpertPlacement`), which is node after node, rank after rank.
     """
-    nodes = len(topology.group_of("ep_rail", rank))
-    here = topology.group_of("ep", rank).index(rank) * nodes // placement.ep
+    nodes = len(topology.group_of(f"{placement.group}_rail", rank))
+    here = topology.group_of(placement.group, rank).index(rank) * nodes // placement.ep
     on_node = placement.num_experts // nodes
     position = np.asarray(placement.position_of)
     own = position // on_node == here
     second = (on_node * near + position * far).astype(np.int32)
     start = np.where(own, position % on_node * near, second).astype(np.int32)
     first = np.where(own, near, 0).astype(np.int32)
-    return SlotTable(start, first, second, (first + far).astype(np.int32), on_node * near + placement.num_experts * far)
+    capacity = np.where(position < placement.num_experts, first + far, 0).astype(np.int32)
+    return SlotTable(start, first, second, capacity, on_node * near + placement.num_experts * far)

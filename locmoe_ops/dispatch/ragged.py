@@ -16,7 +16,7 @@ from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.slots import both_ways, count_before
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers.base import one_hot
-from locmoe_ops.topology import ExpertPlacement
+from locmoe_ops.topology import Placement
 
 
 class RaggedDispatcher(Dispatcher):
@@ -33,8 +33,8 @@ class RaggedDispatcher(Dispatcher):
     ranks: then the experts compute on E / k times as many rows as arrive at an even load. With limit f, on L * f times as many.
 
     Args:
-        collectives: backend; its group `ep` is the one that exchanges tokens.
-        placement: which rank of the group holds which expert.
+        collectives: backend; its group `placement.group` is the one that exchanges tokens.
+        placement: which rank of the group holds which expert; one that none holds gets no token.
         tokens, top_k: as `Dispatcher`. A token's choices are distinct.
         limit: R over the N rows of an even load, at least 1; None: the worst case, which cannot be exceeded.
         tag: names the collectives in errors and counters.
@@ -43,9 +43,9 @@ class RaggedDispatcher(Dispatcher):
     Raises InputError for a limit below 1.
     """
 
-    def __init__(self, collectives: Collectives, placement: ExpertPlacement, tokens: int, top_k: int, limit: Optional[float],
+    def __init__(self, collectives: Collectives, placement: Placement, tokens: int, top_k: int, limit: Optional[float],
                  tag: str, limit_name: str = "limit") -> None:
-        super().__init__(tokens, top_k, SortedAssignment(tokens, top_k, placement.position_of))
+        super().__init__(tokens, top_k, SortedAssignment(tokens, top_k, placement.position_of, placement.num_experts))
         if limit is not None and limit < 1.0:
             raise InputError(f"{limit_name} is {limit}, expected at least 1, or none")
         self.ranks, self.local_experts = placement.ep, placement.experts_per_rank
@@ -53,10 +53,10 @@ class RaggedDispatcher(Dispatcher):
         room = rows if self.ranks == 1 else worst if limit is None else min(worst, math.ceil(rows * limit))
         self.capacity = min(room, self.ranks * tokens)
         self.regions = Regions(self.ranks, self.local_experts, room, self.capacity)
-        self.tell = collectives.all_to_all("ep", f"{tag}/counts")
+        self.tell = collectives.all_to_all(placement.group, f"{tag}/counts")
         advice = "" if limit is None else f"that is {limit} times an even load, raise {limit_name}"
-        self.send = collectives.all_to_all_v("ep", f"{tag}/dispatch", rows, room, advice)
-        self.give_back = collectives.all_to_all_v("ep", f"{tag}/combine", room, rows, advice)
+        self.send = collectives.all_to_all_v(placement.group, f"{tag}/dispatch", rows, room, advice)
+        self.give_back = collectives.all_to_all_v(placement.group, f"{tag}/combine", room, rows, advice)
 
     def carry(self, buffer: Tensor, context: Dict[str, Tensor], experts: Callable[[Tensor], Tensor]) -> Tensor:
         counts = context["counts"].reshape(self.ranks, self.local_experts)
@@ -78,13 +78,15 @@ class RaggedDispatcher(Dispatcher):
 class SortedAssignment(nn.Cell):
     """Sorts assignments by the position of their expert, without gaps; of one expert's, the earlier (choice-major) come first.
 
+    Args: tokens: T. top_k: k. position_of <int>[E]; experts: those at positions below it take part (None: E).
+
     Inputs: expert <int32>[T, k], global ids, E where there is no assignment; weight, unused.
-    Output: as `SlotAssignment`, with M = N and nothing dropped, and counts <int32>[E], by position.
+    Output: as `SlotAssignment`, with M = N and nothing dropped of experts that take part, and counts <int32>[experts], by position.
     """
 
-    def __init__(self, tokens: int, top_k: int, position_of: np.ndarray) -> None:
+    def __init__(self, tokens: int, top_k: int, position_of: np.ndarray, experts: Optional[int] = None) -> None:
         super().__init__()
-        self.count, self.experts = tokens * top_k, len(position_of)
+        self.count, self.experts = tokens * top_k, len(position_of) if experts is None else experts
         self.position = Tensor(np.append(position_of, self.experts).astype(np.int32))
         self.index = Tensor(np.arange(self.count, dtype=np.int32))
 

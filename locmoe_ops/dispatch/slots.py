@@ -5,7 +5,7 @@ then all second ones), E experts, M slots of the rank's send buffer.
 """
 
 from dataclasses import dataclass
-from typing import Dict
+from typing import Dict, Optional
 
 import numpy as np
 
@@ -32,10 +32,13 @@ class SlotTable:
         return int(self.start[expert] + rank if inside else self.second[expert] + rank - self.first[expert])
 
 
-def uniform_slots(position_of: np.ndarray, capacity: int) -> SlotTable:
-    """The same capacity for every expert, expert after expert in the order of `position_of` <int>[E]."""
-    experts = len(position_of)
-    every, start = np.full(experts, capacity, np.int32), (np.asarray(position_of) * capacity).astype(np.int32)
+def uniform_slots(position_of: np.ndarray, capacity: int, experts: Optional[int] = None) -> SlotTable:
+    """The same capacity for every expert, expert after expert in the order of `position_of` <int>[E]; only positions below `experts`
+    (None: E) have slots.
+    """
+    experts = len(position_of) if experts is None else experts
+    every = np.where(position_of < experts, capacity, 0).astype(np.int32)
+    start = (np.asarray(position_of) * capacity).astype(np.int32)
     return SlotTable(start, every, start, every, experts * capacity)
 
 

@@ -188,7 +188,8 @@ class PrepareConfig:
 @dataclass(frozen=True)
 class DataConfig:
     path: str = key("data", "folder written by `pangu-sigma prepare`")
-    placement: str = key("shuffled", "which rows a rank sees: any, or the domains placed on its node",
+    placement: str = key("shuffled", "which rows a rank sees: any, or the domains placed on its node (with moe.placement node_grouped, "
+                         "ranks of other domains then get no slots: those that share a domain exchange by themselves)",
                          choices=("shuffled", "domain_by_node"))
     mixing: str = key("balanced", "domains in equal shares within every rank's rows, or in proportion to their size",
                       choices=("balanced", "proportional"))

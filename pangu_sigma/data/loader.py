@@ -66,7 +66,7 @@ class BatchLoader:
         return self._batches(rows, labels, np.ones(len(rows), bool))
 
     def validation(self) -> List[Batch]:
-        """This rank's share of the fixed validation rows.
+        """The fixed validation rows whose home is on this rank; where the job has other ranks than the layout, an equal share of all rows.
 
         Each rank has the same number of batches of micro_batch_size rows; rows that fill them up have loss_mask 0.
         """
@@ -77,12 +77,14 @@ class BatchLoader:
         )
         if not len(chosen.row):
             return []
-        unit = self._world_size * self._micro_batch_size
-        padded = np.minimum(np.arange(-(-len(chosen.row) // unit) * unit), len(chosen.row) - 1)
-        share = len(padded) // self._world_size
-        places = np.arange(self._rank * share, (self._rank + 1) * share)
-        mine = LabelledRows(*(labels[padded[places]] for labels in chosen))
-        return self._batches(self._read("validation", mine.domain, mine.row), mine, places < len(chosen.row))
+        ranks, count = self._world_size, len(chosen.row)
+        owner = chosen.home if self._sampler.layout.world_size == ranks else np.arange(count) * ranks // count
+        share = -(-np.bincount(owner).max() // self._micro_batch_size) * self._micro_batch_size
+        own = np.flatnonzero(owner == self._rank)
+        last = own[-1] if len(own) else count - 1
+        places = np.append(own, np.full(share - len(own), last))
+        mine = LabelledRows(*(labels[places] for labels in chosen))
+        return self._batches(self._read("validation", mine.domain, mine.row), mine, np.arange(share) < len(own))
 
     def close(self) -> None:
         """Ends the background thread."""

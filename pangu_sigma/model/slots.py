@@ -7,7 +7,7 @@ from typing import List, Set, Tuple
 
 from locmoe_ops.capacity.factor import capacity_by_factor
 from locmoe_ops.errors import InputError
-from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
+from locmoe_ops.topology import ExpertPlacement, Placement, PlacementPart, Topology, local_experts_table
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.domains import domains_of_node, resolve_domain_groups
 
@@ -46,6 +46,29 @@ class SlotRules:
         """Experts on the ranks that run the job."""
         moe = self.config.moe
         return ExpertPlacement(moe.num_experts, moe.num_groups, self.topology.expert, moe.placement)
+
+    def exchange_parts(self) -> int:
+        """Equal parts of the expert-parallel group between which no token of training moves: the most that data and experts allow.
+
+        1 where any token may go anywhere: with mixed data, or where rows are placed on the nodes of another cluster (`moe.layout`).
+        """
+        topology, layout = self.topology, self.layout
+        if self.config.data.placement == "shuffled" or (layout.nodes, layout.world_size) != (topology.nodes, topology.data):
+            return 1
+        position, per_rank = self.placement.position_of, self.placement.experts_per_rank
+        reach = []  # lowest and highest place in the group: of a node's ranks, and of the experts that their tokens may go to
+        for node, experts in enumerate(self.experts_by_node()):
+            first = node * topology.ranks_per_node
+            places = {topology.ep_index(rank) for rank in range(first, first + topology.ranks_per_node)}
+            places |= {int(position[expert]) // per_rank for expert in experts}
+            reach.append((min(places), max(places)))
+        sizes = [size for size in range(1, topology.expert + 1) if topology.expert % size == 0]
+        return topology.expert // next(size for size in sizes if all(low // size == high // size for low, high in reach))
+
+    def exchange_of(self, rank: int) -> Placement:
+        """Experts on the ranks among which `rank` exchanges tokens in training."""
+        parts, topology = self.exchange_parts(), self.topology
+        return self.placement if parts == 1 else PlacementPart(self.placement, parts, topology.ep_index(rank) * parts // topology.expert)
 
     def experts_by_node(self) -> List[Set[int]]:
         """For each node of the layout, the experts that tokens of its ranks may go to."""

@@ -21,7 +21,7 @@ from locmoe_ops.dispatch import (
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward
 from locmoe_ops.routing_cell import MultiLevelRouting
-from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
+from locmoe_ops.topology import ExpertPlacement, Placement, Topology, local_experts_table
 from pangu_sigma.config.schema import Config
 from pangu_sigma.model.router import build_router
 from pangu_sigma.model.shape import ModelShape
@@ -61,11 +61,13 @@ def experts_by_node(context: SparseContext) -> List[Set[int]]:
     return context.slot_rules.experts_by_node()
 
 
-def build_dispatcher(context: SparseContext, placement: ExpertPlacement, factor: float, tag: str) -> Dispatcher:
-    """The dispatcher that `moe.dispatch.type` names, with slots for capacity factor `factor` if it has any."""
+def build_dispatcher(context: SparseContext, placement: Placement, factor: float, tag: str) -> Dispatcher:
+    """The dispatcher that `moe.dispatch.type` names, with slots for capacity factor `factor` if it has any, among the ranks of
+    `placement`.
+    """
     dispatch, tokens, top_k = context.config.moe.dispatch, context.shape.tokens, context.config.moe.router.top_k
     if dispatch.type == "hierarchical":
-        near, far = context.slot_rules.tier_capacities(placement, factor)
+        near, far = context.slot_rules.tier_capacities(context.slot_rules.placement, factor)
         return HierarchicalDispatcher(context.collectives, placement, tokens, top_k, near, far, dispatch.drop_priority, tag,
                                       dispatch.chunks, dispatch.group_wise, dispatch.overflow)
     if dispatch.type == "ragged":
@@ -89,7 +91,7 @@ def expert_gateways(context: SparseContext, layer: int) -> Tuple[nn.Cell, nn.Cel
 
 def training_dispatcher(context: SparseContext, layer: int, factor: float, variant: str = "") -> Dispatcher:
     """The dispatcher of sparse layer `layer` in training; `variant` tells the tags of several of one layer apart."""
-    return build_dispatcher(context, context.slot_rules.placement, factor, f"all_to_all/layer {layer}{variant}")
+    return build_dispatcher(context, context.slot_rules.exchange_of(context.collectives.rank), factor, f"all_to_all/layer {layer}{variant}")
 
 
 def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:

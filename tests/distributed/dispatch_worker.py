@@ -15,7 +15,8 @@ RANKS, TOKENS, HIDDEN, EXPERTS, AMPLE = 4, 11, 6, 8, 22
 class Case(NamedTuple):
     """A dispatcher on `RANKS` ranks, and its capacities (tokens a rank may send to an expert of its node, and to another).
 
-    `tensor` neighbouring ranks hold the same tokens and a term of each expert; `share`: they send a share each, else all.
+    `tensor` neighbouring ranks hold the same tokens and a term of each expert; `share`: they send a share each, else all. `parts`: those
+    that exchange by themselves, neighbours.
     """
 
     kind: str
@@ -30,6 +31,7 @@ class Case(NamedTuple):
     tensor: int = 1
     share: bool = False
     overflow: str = "drop"
+    parts: int = 1
 
     @property
     def places(self) -> int:
@@ -60,6 +62,12 @@ CASES = {
     "hierarchical, re-picked": Case("hierarchical", 3, 1, top_k=2, priority="weight", groups=4, overflow="repick"),
     "hierarchical, re-picked, overlapped": Case("hierarchical", 3, 1, chunks=2, overflow="repick"),
     "hierarchical, group-wise, re-picked": Case("hierarchical", 4, 2, top_k=2, tensor=2, share=True, overflow="repick"),
+    "flat, in parts": Case("flat", 5, 5, top_k=2, ranks_per_node=1, placement="node_grouped", groups=2, parts=2),
+    "flat, every rank by itself": Case("flat", 4, 4, top_k=2, parts=4),
+    "hierarchical, in parts, overlapped": Case("hierarchical", 4, 2, top_k=2, ranks_per_node=1, chunks=2, priority="weight", parts=2),
+    "hierarchical, in parts of a node": Case("hierarchical", 4, 0, placement="node_grouped", groups=2, parts=2),
+    "hierarchical, group-wise, in parts": Case("hierarchical", 8, 4, tensor=2, share=True, parts=2),
+    "ragged, in parts": Case("ragged", AMPLE, AMPLE, top_k=2, ranks_per_node=1, parts=2),
     "ragged": Case("ragged", AMPLE, AMPLE, placement="node_grouped"),
     "ragged, top 2": Case("ragged", AMPLE, AMPLE, top_k=2, groups=2),
 }
@@ -108,17 +116,25 @@ def placement_of(case: Case):
     return ExpertPlacement(EXPERTS, case.groups, case.places, case.placement)
 
 
+def exchange_of(case: Case, place: int):
+    from locmoe_ops.topology import PlacementPart
+
+    whole = placement_of(case)
+    return whole if case.parts == 1 else PlacementPart(whole, case.parts, place * case.parts // case.places)
+
+
 def build(case: Case, name: str, collectives):
     from locmoe_ops.dispatch import FlatDispatcher, HierarchicalDispatcher, RaggedDispatcher
 
+    placement = exchange_of(case, collectives.topology.ep_index(collectives.rank))
     if case.kind == "ragged":
         limit = 3.5 if name == TIGHT else None
-        return RaggedDispatcher(collectives, placement_of(case), TOKENS, case.top_k, limit, name, "moe.dispatch.ragged_limit")
+        return RaggedDispatcher(collectives, placement, TOKENS, case.top_k, limit, name, "moe.dispatch.ragged_limit")
     common = {"drop_priority": case.priority, "tag": name, "chunks": case.chunks, "group_wise": case.share,
               "overflow": case.overflow}
     if case.kind == "flat":
-        return FlatDispatcher(collectives, placement_of(case), TOKENS, case.top_k, case.near, **common)
-    return HierarchicalDispatcher(collectives, placement_of(case), TOKENS, case.top_k, case.near, case.far, **common)
+        return FlatDispatcher(collectives, placement, TOKENS, case.top_k, case.near, **common)
+    return HierarchicalDispatcher(collectives, placement, TOKENS, case.top_k, case.near, case.far, **common)
 
 
 def run_case(name: str, rank: int, mesh) -> dict:

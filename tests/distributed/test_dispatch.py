@@ -60,6 +60,10 @@ def settled(case, own, places, room):
     return done
 
 
+def part_of(case, place):
+    return place * case.parts // case.places
+
+
 def loop(name):
     """What every rank should find, one assignment after another."""
     case = CASES[name]
@@ -72,6 +76,7 @@ def loop(name):
             places.sort(key=lambda place: -own.weight[place])
         rank_of = {e: placement.ep_index_of(e) for e in range(EXPERTS)}
         room = {e: case.near if rank_of[e] // per_node == rank // per_node else case.far for e in rank_of}
+        room.update({e: 0 for e in rank_of if part_of(case, rank_of[e]) != part_of(case, rank)})
         y, dx, dweight = np.zeros((TOKENS, HIDDEN)), np.zeros((TOKENS, HIDDEN)), np.zeros(own.weight.shape)
         kept, dsecond = np.zeros(own.weight.shape), np.zeros(TOKENS)
         for (t, k), e, again in settled(case, own, places, room):
@@ -124,13 +129,14 @@ def test_overflow_is_seen():
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_bytes_between_nodes(results, name):
-    """Two ways forward and two backward; a rank sends `far` slots to each expert on other nodes and nothing else; of as many, ranks
-    that share them send a part each.
+    """Two ways forward and two backward; a rank sends `far` slots to each expert on other nodes (of its part) and nothing else; of as
+    many, ranks that share them send a share each.
     """
     case = rounded_up(CASES[name])
     if case.kind == "ragged":
         return check_ragged_bytes(results, name)
-    elsewhere = EXPERTS - EXPERTS * case.ranks_per_node // RANKS
+    places, per_node = case.places // case.parts, case.ranks_per_node // case.tensor
+    elsewhere = EXPERTS // case.parts * max(places - per_node, 0) // places
     for rank in range(RANKS):
         assert results[rank][f"{name}/between nodes"] == 4 * elsewhere * case.far * HIDDEN * 4 / (case.tensor if case.share else 1)
 
@@ -143,15 +149,15 @@ def test_sharing_between_two_halves_the_bytes_between_nodes(results, kind):
 
 def check_ragged_bytes(results, name):
     """Real rows alone, there and back and both again in the backward pass, and the numbers of rows for each expert elsewhere."""
-    placement, row = placement_of(CASES[name]), HIDDEN * 4
-    per_node = CASES[name].ranks_per_node
+    case, placement, row = CASES[name], placement_of(CASES[name]), HIDDEN * 4
     flows = np.zeros((RANKS, RANKS), int)  # rows from rank to rank
     for rank in range(RANKS):
         for expert in example(name, rank).expert.ravel():
-            if expert < EXPERTS:
+            if expert < EXPERTS and part_of(case, placement.ep_index_of(int(expert))) == part_of(case, rank):
                 flows[rank, placement.ep_index_of(int(expert))] += 1
     for rank in range(RANKS):
-        others = [peer for peer in range(RANKS) if peer // per_node != rank // per_node]
+        others = [peer for peer in range(RANKS) if part_of(case, peer) == part_of(case, rank)
+                  and peer // case.ranks_per_node != rank // case.ranks_per_node]
         real_rows = flows[rank, others].sum() + flows[others, rank].sum()
         assert results[rank][f"{name}/between nodes"] == 2 * real_rows * row + len(others) * EXPERTS // RANKS * 4
 

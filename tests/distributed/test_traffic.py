@@ -1,4 +1,4 @@
-"""Bytes that `pangu-sigma plan` foretells, against what four ranks that play two nodes count while they train."""
+"""Bytes that `pangu-sigma plan` foretells, against what four ranks that play two nodes, or four, count while they train."""
 
 import json
 
@@ -13,8 +13,8 @@ LIMIT = 900  # seconds for all compilations of the job on two slow cores
 MODEL = {"hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 16,
          "vocab_size": 50}
 # Between them: all dispatchers with a fixed number of slots, in chunks and not, group-wise and not; experts with a replica on the
-# other node; several micro-batches; optimizer state shared out, of all
-# parameters and of dense ones alone; both types of matmuls; losses over ranks, nodes and all tokens.
+# other node; domains on two of four nodes each; several micro-batches; optimizer state shared out, of all parameters and of dense ones
+# alone; both types of matmuls; losses over ranks, nodes and all tokens.
 CASES = {
     "flat": {
         "moe": {"router": {"type": "switch", "top_k": 2, "statistics": "rank"}, "dispatch": {"chunks": 3}},
@@ -24,6 +24,9 @@ CASES = {
         "model": {"dense_layers": 1, "sparse_query_layer": True},
         "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "chunks": 2}, "capacity": {"local_share": 0.75}},
         "parallel": {"expert": 4, "ranks_per_node": 2}},
+    "placed": {
+        "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical"}, "placement": "node_grouped"},
+        "data": {"placement": "domain_by_node"}, "parallel": {"expert": 4, "ranks_per_node": 1}},
     "group-wise": {
         "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "group_wise": True}},
         "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2}, "runtime": {"precision": "fp16"}},
@@ -51,7 +54,8 @@ def counted(run_job, tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 def test_bytes_are_as_planned(counted, name):
-    job = plan_job(config_from_dict(configuration(name)), 2, 2)
+    config = config_from_dict(configuration(name))
+    job = plan_job(config, 4 // config.parallel.ranks_per_node, config.parallel.ranks_per_node)
     planned = by_cause(step_exchanges(job), job.topology)
     for cause in CAUSES[:-1]:
         assert counted[name][cause] == list(planned[cause]), cause

@@ -112,34 +112,34 @@ def _dispatch(job: Job, slots: LayerSlots) -> Iterator[Exchange]:
         yield from _there_and_back(job, way, ITEM)
         yield from _there_and_back(job, way._replace(name=f"{way.name}, back"), job.compute_item)
     if not slots.counted:
-        yield Exchange("all_to_all", "counts", "all_to_all", "ep", job.config.moe.num_experts, ITEM, FORWARD)
+        yield Exchange("all_to_all", "counts", "all_to_all", job.exchange_group, job.exchange_experts, ITEM, FORWARD)
     if slots.shares > 1:
-        rows = (job.config.moe.num_experts * slots.capacity + _near_rows(job, slots)) * job.config.model.hidden_size
+        rows = (job.exchange_experts * slots.capacity + _near_rows(job, slots)) * job.config.model.hidden_size
         yield Exchange("all_to_all", "own share, gradient", "all_gather", "tp", rows, ITEM, BACKWARD)
         yield Exchange("all_to_all", "whole from shares", "all_gather", "tp", rows, job.compute_item, FORWARD)
 
 
 def _ways(job: Job, slots: LayerSlots) -> Iterator[_Way]:
-    dispatch, d = job.config.moe.dispatch, job.config.model.hidden_size
-    far = job.config.moe.num_experts * slots.capacity * d
+    dispatch, d, group = job.config.moe.dispatch, job.config.model.hidden_size, job.exchange_group
+    far = job.exchange_experts * slots.capacity * d
     if dispatch.type == "ragged":
         rows = job.tokens * job.config.moe.router.top_k * d
-        yield _Way("tokens", "all_to_all_v", "all_to_all_v", "ep", rows, rows)
+        yield _Way("tokens", "all_to_all_v", "all_to_all_v", group, rows, rows)
     elif dispatch.type == "flat":
         for _ in range(dispatch.chunks):
-            yield _all_to_all("tokens", "ep", far // dispatch.chunks)
+            yield _all_to_all("tokens", group, far // dispatch.chunks)
     else:
         chunks = dispatch.chunks if far else 1
         if far:
-            yield _all_to_all("far tier, rail", "ep_rail", far)
-            yield _all_to_all("far tier, handed on", "ep_node", far)
+            yield _all_to_all("far tier, rail", f"{group}_rail", far)
+            yield _all_to_all("far tier, handed on", f"{group}_node", far)
         for _ in range(chunks if slots.near else 0):
-            yield _all_to_all("near tier", "ep_node", _near_rows(job, slots) * d // chunks)
+            yield _all_to_all("near tier", f"{group}_node", _near_rows(job, slots) * d // chunks)
 
 
 def _near_rows(job: Job, slots: LayerSlots) -> int:
-    nodes = len(job.topology.group_of("ep_rail", 0))
-    return job.config.moe.num_experts // nodes * slots.near
+    nodes = len(job.topology.group_of(f"{job.exchange_group}_rail", 0))
+    return job.exchange_experts // nodes * slots.near
 
 
 def _all_to_all(name: str, group: str, elements: int) -> _Way:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from locmoe_ops.errors import InputError
@@ -76,6 +77,25 @@ class Job:
     @property
     def experts_per_rank(self) -> int:
         return self.config.moe.num_experts // self.topology.expert
+
+    @cached_property
+    def exchange_parts(self) -> int:
+        """Parts of the expert-parallel group that exchange tokens by themselves (see `SlotRules.exchange_parts`)."""
+        return self.slot_rules.exchange_parts()
+
+    @property
+    def exchange_group(self) -> str:
+        """Kind of the group whose ranks exchange tokens."""
+        return "ep" if self.exchange_parts == 1 else f"ep{self.exchange_parts}"
+
+    @property
+    def exchange_ranks(self) -> int:
+        return self.topology.expert // self.exchange_parts
+
+    @property
+    def exchange_experts(self) -> int:
+        """Experts that a rank has slots for."""
+        return self.config.moe.num_experts // self.exchange_parts
 
     @property
     def word_slots(self) -> int:

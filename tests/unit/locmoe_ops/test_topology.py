@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.topology import GROUP_KINDS, ExpertPlacement, Topology, local_experts_table
+from locmoe_ops.topology import GROUP_KINDS, ExpertPlacement, PlacementPart, Topology, local_experts_table
 
 LAYOUTS = [(1, 1, 1, 1), (4, 2, 4, 1), (8, 4, 4, 1), (8, 2, 2, 2), (8, 4, 4, 2), (16, 4, 8, 2), (8, 8, 2, 1)]
 
@@ -23,6 +23,20 @@ def test_groups_of_eight_ranks_by_hand():
     assert topology.groups("node") == ((0, 1, 2, 3), (4, 5, 6, 7))
     assert topology.groups("rail") == ((0, 4), (1, 5), (2, 6), (3, 7))
     assert topology.group_of("ep", 5) == (5, 7)
+
+
+def test_parts_of_expert_parallel_groups_by_hand():
+    """4 nodes of 2 ranks; two ranks side by side share tensors, so that an expert-parallel group has one rank on each node."""
+    topology = Topology(world_size=8, ranks_per_node=2, expert=4, tensor=2)
+
+    assert topology.groups("ep") == ((0, 2, 4, 6), (1, 3, 5, 7))
+    assert topology.groups("ep2") == ((0, 2), (1, 3), (4, 6), (5, 7)) == topology.groups("ep2_rail")
+    assert topology.groups("ep1") == topology.groups("ep") == topology.groups("ep1_rail")
+    assert topology.groups("ep4") == topology.groups("ep2_node") == tuple((rank,) for rank in range(8))
+    assert Topology(8, 4, 8).groups("ep2_node") == ((0, 1, 2, 3), (4, 5, 6, 7)) == Topology(8, 4, 8).groups("ep2")
+    assert Topology(8, 2, 8).groups("ep2_rail") == ((0, 2), (1, 3), (4, 6), (5, 7))
+    with pytest.raises(InputError, match="3 parts of the expert-parallel group do not divide its 4 ranks"):
+        topology.groups("ep3_node")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -83,6 +97,25 @@ def test_placement_formula(kind, experts, groups, ep):
 def test_interleaved_spreads_and_node_grouped_gathers():
     assert ExpertPlacement(8, 2, 4, "interleaved").local_experts(1) == (1, 5)
     assert ExpertPlacement(8, 2, 4, "node_grouped").local_experts(1) == (2, 3)
+
+
+def test_parts_of_a_placement_by_hand():
+    """8 experts in 2 groups on 4 ranks: side by side, experts 0 to 3 are those of the first half; spread, 0, 4, 1 and 5."""
+    grouped, spread = (ExpertPlacement(8, 2, 4, kind) for kind in ("node_grouped", "interleaved"))
+    first, second = (PlacementPart(grouped, 2, index) for index in range(2))
+
+    assert (first.group, first.ep, first.num_experts, first.experts_per_rank) == ("ep2", 2, 4, 2)
+    assert first.position_of.tolist() == [0, 1, 2, 3, 4, 4, 4, 4]
+    assert second.position_of.tolist() == [4, 4, 4, 4, 0, 1, 2, 3]
+    assert PlacementPart(spread, 2, 0).position_of.tolist() == [0, 2, 4, 4, 1, 3, 4, 4]
+    assert grouped.group == "ep"
+
+
+@pytest.mark.parametrize("parts, index, fragment", [(3, 0, "3 parts do not divide 4 expert-parallel ranks"),
+                                                    (2, 2, r"part 2 is outside 0\.\.1")])
+def test_impossible_parts_are_named(parts, index, fragment):
+    with pytest.raises(InputError, match=fragment):
+        PlacementPart(ExpertPlacement(8, 2, 4), parts, index)
 
 
 def test_placement_tables_cannot_be_changed():

@@ -88,6 +88,32 @@ def test_a_node_that_keeps_its_tokens_holds_experts_for_them():
         rules.tier_capacities(ExpertPlacement(4, 2, 4, "interleaved"), 1.0)
 
 
+@pytest.mark.parametrize("topology, groups, placement, data, layout, parts", [
+    ((4, 2, 4), 2, "node_grouped", "domain_by_node", None, 2),   # a domain's rows and experts on one of two nodes
+    ((4, 1, 4), 2, "node_grouped", "domain_by_node", None, 2),   # on two of four nodes
+    ((4, 1, 4), 4, "node_grouped", "domain_by_node", None, 4),
+    ((8, 2, 8), 2, "node_grouped", "domain_by_node", None, 2),
+    ((8, 4, 4, 2), 2, "node_grouped", "domain_by_node", None, 2),  # a tensor-parallel pair is one place
+    ((4, 2, 4), 2, "node_grouped", "shuffled", None, 1),         # any domain on any node
+    ((4, 2, 4), 2, "interleaved", "domain_by_node", None, 1),    # experts of a domain on all ranks
+    ((4, 2, 2), 2, "node_grouped", "domain_by_node", None, 1),   # each node has all experts
+    ((6, 2, 6), 2, "node_grouped", "domain_by_node", None, 1),   # three nodes: the second one's experts are of both groups
+    ((4, 2, 4), 1, "node_grouped", "domain_by_node", None, 1),
+    ((4, 2, 4), 2, "node_grouped", "domain_by_node", {"world_size": 8, "ranks_per_node": 2, "expert": 8}, 1),  # rows of other nodes
+])
+def test_parts_that_exchange_by_themselves(topology, groups, placement, data, layout, parts):
+    moe = {"num_experts": 24, "num_groups": groups, "placement": placement, "layout": layout}
+    rules = SlotRules(config_from_dict({"moe": moe, "data": {"placement": data}}), Topology(*topology), domains=groups, tokens=96)
+    assert rules.exchange_parts() == parts
+    topology, place_of = rules.topology, rules.placement.ep_index_of
+    for rank in range(topology.world_size):  # whatever its tokens may choose has a place in its own part
+        exchange, reachable = rules.exchange_of(rank), rules.experts_by_node()[topology.node_of(rank)] if layout is None else range(24)
+        assert exchange.ep == topology.expert // parts
+        for expert in reachable:
+            assert place_of(expert) // exchange.ep == topology.ep_index(rank) // exchange.ep
+            assert exchange.position_of[expert] < exchange.num_experts
+
+
 NODES_OF_ONE = {"layout": {"world_size": 4, "ranks_per_node": 1, "expert": 4}}
 
 
