@@ -22,6 +22,9 @@ CASES = [
     ((2, 2), {"expert": 4}, {"dispatch": {"type": "ragged"}}),
     ((2, 2), {"expert": 4}, {"dispatch": {"type": "ragged", "ragged_limit": 1.5}, "router": {"top_k": 2}}),
     ((2, 2), {"expert": 4}, {"placement": "node_grouped", "dispatch": {"type": TIERS}}),
+    ((4, 1), {"expert": 4}, {"placement": "node_grouped", "dispatch": {"type": TIERS}}),
+    ((4, 1), {"expert": 4}, {"placement": "node_grouped", "dispatch": {"type": FLAT}}),
+    ((4, 1), {"expert": 4}, {"placement": "node_grouped", "dispatch": {"type": "ragged"}}),
 ]
 
 
@@ -35,9 +38,9 @@ def test_slots_are_those_of_the_dispatcher(make_job, build, cluster, parallel, m
         assert (slots.capacity, slots.near) == (dispatcher.far, dispatcher.near)
     else:
         assert slots.capacity == dispatcher.capacity
-    # Slots of the send buffer: as many as all ranks' experts get rows from this one.
+    # Slots of the send buffer: as many as the experts of all ranks that exchange with this one get rows from it.
     if slots.counted:
-        ranks = job.topology.expert
+        ranks = job.exchange_ranks
         received = slots.expert_rows * job.experts_per_rank * ranks
         neighbours, nodes = getattr(dispatcher, "neighbours", 1), getattr(dispatcher, "nodes", 1)
         assert received == dispatcher.slots.slots * ranks and neighbours * nodes in (1, ranks)
