@@ -4,7 +4,7 @@
 usage: python scripts/check_audit.py [--output FILE] [--ranks N,N] [--only PART ...] [--report]
 
 A case is a configuration x ranks x tensor-parallel degree x router x dispatcher; sizes shrink, everything else stays as shipped. Cases
-that differ in nothing that the compiled step depends on, as the three 38B ones when they are scaled, are compiled once.
+that differ in nothing that the compiled step depends on, as the 2.6B and the 38B ones when they are scaled, are compiled once.
 Results go to FILE (default runs/audits.jsonl), a line a case; cases that it holds are not made again. --only: configurations whose path
 contains PART. --report: print the table of what FILE holds. Exit status 1 if a case has a problem.
 """
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Iterator
 
@@ -26,6 +26,7 @@ from pangu_sigma.tools.audit.checks import check
 from pangu_sigma.tools.audit.command import audited_job, export, read_ranks
 from pangu_sigma.tools.plan.exchanges import step_exchanges
 from pangu_sigma.tools.plan.job import Job
+from pangu_sigma.tools.plan.slots import layer_slots
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/ascend/*.yaml")])
@@ -38,6 +39,10 @@ DISPATCHERS = {
     "hierarchical": ("moe.dispatch={type: hierarchical}",), "ragged": ("moe.dispatch={type: ragged}", "moe.capacity.factor=1.25"),
     "flat, group-wise": ("moe.dispatch={type: flat, group_wise: true}",),
     "hierarchical, group-wise": ("moe.dispatch={type: hierarchical, group_wise: true, chunks: 2}",),
+}
+NOT_IN_THE_STEP = {  # read by the host alone, or constants of which only the value enters
+    "data": ("path", "prepare", "mixing"), "model": ("init_std",), "moe": ("initial_experts",),
+    "optimizer": ("learning_rate", "end_learning_rate", "warmup_steps", "decay_steps", "beta1", "beta2", "epsilon", "expert_epsilon"),
 }
 AT_ONCE = 8  # cases that ranks compile in one go
 LIMIT = 3600  # seconds for them
@@ -109,12 +114,14 @@ def run(todo: list[Case], output: Path) -> None:
 
 
 def fingerprint(job: Job) -> str:
-    """Equal for jobs whose compiled steps are: all of the configuration but what only the host reads."""
+    """Equal for jobs whose compiled steps are, up to the values of constants: slots stand for the capacity factor that asks for them."""
     config = to_dict(job.config)
-    del config["checkpoint"], config["data"]["path"]
+    for section, names in NOT_IN_THE_STEP.items():
+        for name in names:
+            del config[section][name]
     config["train"] = {name: config["train"][name] for name in ("global_batch_size", "micro_batch_size", "seed")}
-    for name in ("learning_rate", "end_learning_rate", "warmup_steps"):
-        del config["optimizer"][name]
+    config["moe"]["capacity"] = {**config["moe"]["capacity"], "factor": None, "evaluation_factor": None, "slots": asdict(layer_slots(job))}
+    del config["checkpoint"]
     return json.dumps([job.topology.world_size, job.topology.ranks_per_node, job.words, job.domains, config], sort_keys=True)
 
 
