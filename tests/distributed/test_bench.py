@@ -37,8 +37,9 @@ def expected_bytes():
 
 
 def ragged_bytes(row):
-    """As `expected_bytes`, row by row, for choices drawn as the benchmark draws them; each group of 4 is
-    spread over the 4 ranks."""
+    """As `expected_bytes`, row by row, for choices drawn as the benchmark draws them; each group of 4 is spread over the 4
+    ranks.
+    """
     per_node, told = RANKS // NODES, 4 * EXPERTS // RANKS
     sent = np.zeros((2, NODES), int)  # inside, between; by node
     for rank in range(RANKS):

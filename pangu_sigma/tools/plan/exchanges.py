@@ -112,16 +112,16 @@ def _dispatch(job: Job, slots: LayerSlots) -> Iterator[Exchange]:
         yield from _there_and_back(job, way, ITEM)
         yield from _there_and_back(job, way._replace(name=f"{way.name}, back"), job.compute_item)
     if not slots.counted:
-        yield Exchange("all_to_all", "counts", "all_to_all", job.exchange_group, job.exchange_experts, ITEM, FORWARD)
+        yield Exchange("all_to_all", "counts", "all_to_all", job.exchange.group, job.exchange.num_experts, ITEM, FORWARD)
     if slots.shares > 1:
-        rows = (job.exchange_experts * slots.capacity + _near_rows(job, slots)) * job.config.model.hidden_size
+        rows = (job.exchange.num_experts * slots.capacity + _near_rows(job, slots)) * job.config.model.hidden_size
         yield Exchange("all_to_all", "own share, gradient", "all_gather", "tp", rows, ITEM, BACKWARD)
         yield Exchange("all_to_all", "whole from shares", "all_gather", "tp", rows, job.compute_item, FORWARD)
 
 
 def _ways(job: Job, slots: LayerSlots) -> Iterator[_Way]:
-    dispatch, d, group = job.config.moe.dispatch, job.config.model.hidden_size, job.exchange_group
-    far = job.exchange_experts * slots.capacity * d
+    dispatch, d, group = job.config.moe.dispatch, job.config.model.hidden_size, job.exchange.group
+    far = job.exchange.num_experts * slots.capacity * d
     if dispatch.type == "ragged":
         rows = job.tokens * job.config.moe.router.top_k * d
         yield _Way("tokens", "all_to_all_v", "all_to_all_v", group, rows, rows)
@@ -138,8 +138,8 @@ def _ways(job: Job, slots: LayerSlots) -> Iterator[_Way]:
 
 
 def _near_rows(job: Job, slots: LayerSlots) -> int:
-    nodes = len(job.topology.group_of(f"{job.exchange_group}_rail", 0))
-    return job.exchange_experts // nodes * slots.near
+    nodes = len(job.topology.group_of(f"{job.exchange.group}_rail", 0))
+    return job.exchange.num_experts // nodes * slots.near
 
 
 def _all_to_all(name: str, group: str, elements: int) -> _Way:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import RouterCost, kind_of
-from locmoe_ops.topology import Topology
+from locmoe_ops.topology import Placement, Topology
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import has_experts, resolve_runtime, router_sizes, validate
 from pangu_sigma.data.domains import resolve_domain_groups
@@ -79,23 +79,9 @@ class Job:
         return self.config.moe.num_experts // self.topology.expert
 
     @cached_property
-    def exchange_parts(self) -> int:
-        """Parts of the expert-parallel group that exchange tokens by themselves (see `SlotRules.exchange_parts`)."""
-        return self.slot_rules.exchange_parts()
-
-    @property
-    def exchange_group(self) -> str:
-        """Kind of the group whose ranks exchange tokens."""
-        return "ep" if self.exchange_parts == 1 else f"ep{self.exchange_parts}"
-
-    @property
-    def exchange_ranks(self) -> int:
-        return self.topology.expert // self.exchange_parts
-
-    @property
-    def exchange_experts(self) -> int:
-        """Experts that a rank has slots for."""
-        return self.config.moe.num_experts // self.exchange_parts
+    def exchange(self) -> Placement:
+        """Experts on the ranks among which the first rank exchanges tokens; those of other ranks are as many."""
+        return self.slot_rules.exchange_of(0)
 
     @property
     def word_slots(self) -> int:

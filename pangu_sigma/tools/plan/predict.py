@@ -104,7 +104,7 @@ def _tokens_beside_experts(job: Job, hardware: Hardware, exchanges: Iterable[Exc
     if chunks == 1 or not job.sparse_layers:
         return 0.0
     flying = sum(e.times * exchange_time(e, job.topology, hardware) for e in exchanges
-                 if e.cause == "all_to_all" and e.group in (job.exchange_group, f"{job.exchange_group}_rail"))
+                 if e.cause == "all_to_all" and e.group in (job.exchange.group, f"{job.exchange.group}_rail"))
     experts = _product_time(rank_flops(job)["experts"], job, hardware)
     return min(flying, experts) * (chunks - 1) / chunks
 

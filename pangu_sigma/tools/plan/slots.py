@@ -59,7 +59,7 @@ def _shares(job: Job) -> int:
 
 
 def _flat(job: Job, factor: float) -> LayerSlots:
-    chunks, shares, ranks = job.config.moe.dispatch.chunks, _shares(job), job.exchange_ranks
+    chunks, shares, ranks = job.config.moe.dispatch.chunks, _shares(job), job.exchange.ep
     wanted = capacity_by_factor(job.tokens, job.config.moe.router.top_k, job.slot_rules.experts_in_play(), factor)
     capacity = -(-wanted // (chunks * shares)) * chunks
     if ranks == 1:
@@ -73,13 +73,13 @@ def _hierarchical(job: Job, factor: float) -> LayerSlots:
     far = -(-far_wanted // shares)
     chunks = chunks if far else 1
     near = -(-max(near_wanted - far * shares, 0) // (chunks * shares)) * chunks
-    neighbours = len(job.topology.group_of(f"{job.exchange_group}_node", 0))
+    neighbours = len(job.topology.group_of(f"{job.exchange.group}_node", 0))
     calls = (neighbours * near // chunks,) * chunks if near else ()
-    return LayerSlots(far, near, (*calls, job.exchange_ranks * far) if far else calls, shares)
+    return LayerSlots(far, near, (*calls, job.exchange.ep * far) if far else calls, shares)
 
 
 def _ragged(job: Job) -> LayerSlots:
-    dispatch, top_k, ranks = job.config.moe.dispatch, job.config.moe.router.top_k, job.exchange_ranks
+    dispatch, top_k, ranks = job.config.moe.dispatch, job.config.moe.router.top_k, job.exchange.ep
     rows = job.tokens * top_k
     worst = ranks * job.tokens * min(top_k, job.experts_per_rank)
     limit = dispatch.ragged_limit

@@ -40,7 +40,7 @@ def test_slots_are_those_of_the_dispatcher(make_job, build, cluster, parallel, m
         assert slots.capacity == dispatcher.capacity
     # Slots of the send buffer: as many as the experts of all ranks that exchange with this one get rows from it.
     if slots.counted:
-        ranks = job.exchange_ranks
+        ranks = job.exchange.ep
         received = slots.expert_rows * job.experts_per_rank * ranks
         neighbours, nodes = getattr(dispatcher, "neighbours", 1), getattr(dispatcher, "nodes", 1)
         assert received == dispatcher.slots.slots * ranks and neighbours * nodes in (1, ranks)
