@@ -22,10 +22,15 @@ class HcclCollectives(Collectives):
 
     A process group is created with the first Cell that needs it, since each takes device memory. Every rank must
     therefore make its Cells in the same order, as ranks that build the same model do.
+
+    Args:
+        job: how the names of its process groups begin. MindSpore cannot make a group anew that it has destroyed: a process in which
+            several topologies follow each other gives each its own.
     """
 
-    def __init__(self, rank: int, topology: Topology) -> None:
+    def __init__(self, rank: int, topology: Topology, job: str = "locmoe") -> None:
         super().__init__(rank, topology)
+        self._job = job
         self._names = {topology.group_of("world", rank): GlobalComm.WORLD_COMM_GROUP}
 
     def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
@@ -55,7 +60,7 @@ class HcclCollectives(Collectives):
 
     def _group_name(self, group: str, ranks: tuple[int, ...]) -> str:
         if ranks not in self._names:
-            name = f"locmoe_{group}_{ranks[0]}_{len(ranks)}"
+            name = f"{self._job}_{group}_{ranks[0]}_{len(ranks)}"
             create_group(name, list(ranks))
             self._names[ranks] = name
         return self._names[ranks]

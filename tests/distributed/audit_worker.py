@@ -52,7 +52,7 @@ def main() -> None:
     for name, configs in cases.items():
         folder = path.parent / name
         folder.mkdir(exist_ok=True)
-        export_rank(config_from_dict(configs[launch.rank]), launch.rank, launch.world_size, 50, 2, folder)
+        export_rank(config_from_dict(configs[launch.rank]), launch.rank, launch.world_size, 50, 2, folder, name)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import List
 
 import numpy as np
 
 import mindspore as ms
-from mindspore.communication import GlobalComm
 
 from locmoe_ops.collectives.hccl import HcclCollectives
 from locmoe_ops.topology import Topology
@@ -25,14 +23,14 @@ from pangu_sigma.train.build import TrainingParts, Vocabulary, rows_per_rank
 from pangu_sigma.train.runtime import Runtime
 
 
-def export_rank(config: Config, rank: int, world_size: int, words: int, domains: int, folder: Path) -> List[str]:
+def export_rank(config: Config, rank: int, world_size: int, words: int, domains: int, folder: Path, job: str) -> None:
     """Writes `<graph>_<rank>.mindir` for each graph of the step, then `rank_<rank>.json`: their names and times, and the groups.
 
-    Returns the names of the process groups that were made for it.
+    job: how the names of its process groups begin, another one for each job of this process.
     """
     parallel = config.parallel
     topology = Topology(world_size, parallel.ranks_per_node or world_size, parallel.expert, parallel.tensor)
-    collectives = HcclCollectives(rank, topology)
+    collectives = HcclCollectives(rank, topology, job)
     vocabulary = Vocabulary(words, domains, np.ones((config.moe.num_groups, words), np.int64))
     parts = TrainingParts(config, Runtime(collectives), vocabulary)
     batch = random_batch(rows_per_rank(config, world_size), config.model.sequence_length, vocabulary)
@@ -42,21 +40,20 @@ def export_rank(config: Config, rank: int, world_size: int, words: int, domains:
         graphs.append([graph.name, graph.times])
     note = {"graphs": graphs, "groups": collectives.groups}
     (folder / f"rank_{rank}.json").write_text(json.dumps(note))
-    return [name for name in collectives.groups if name != GlobalComm.WORLD_COMM_GROUP]
 
 
 def main() -> None:
-    from mindspore.communication import destroy_group, init
+    from mindspore.communication import init
 
     ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE)
     init()
     use_router_files(())
     launch = read_launch()
-    for folder in map(Path, sys.argv[1:]):
+    for number, folder in enumerate(map(Path, sys.argv[1:])):
         words, domains = json.loads((folder / "words.json").read_text())
-        for name in export_rank(load_config(str(folder / "config.yaml")), launch.rank, launch.world_size, words, domains, folder):
-            destroy_group(name)  # another topology has other groups of this name
+        config = load_config(str(folder / "config.yaml"))
+        export_rank(config, launch.rank, launch.world_size, words, domains, folder, f"job{number}")
 
 
 if __name__ == "__main__":

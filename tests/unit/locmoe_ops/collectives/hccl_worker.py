@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 RANKS_PER_NODE = 2
+JOBS = [(2, 2), (2, 1), (2, 2)]  # expert- and tensor-parallel degrees of jobs in one process: the second's groups have other members
+JOB_GROUPS = ["tp", "ep", "edp"]
 
 
 def export_ragged(folder, rank, collectives):
@@ -36,6 +38,23 @@ def export_ragged(folder, rank, collectives):
 
     given = np.ones((tokens, 3), np.float32), np.ones((tokens, 1), np.float32), np.zeros((tokens, 1), np.int32)
     ms.export(Ragged(), *map(ms.Tensor, given), file_name=str(folder / f"ragged_{rank}"), file_format="MINDIR")
+
+
+def members_of_jobs(rank, size):
+    """For jobs that follow each other in this process: name -> members, as MindSpore has them, of the groups that their Cells need."""
+    from mindspore.communication import GlobalComm, get_group_size, get_world_rank_from_group_rank
+
+    from locmoe_ops.collectives.hccl import HcclCollectives
+    from locmoe_ops.topology import Topology
+
+    jobs = []
+    for number, (expert, tensor) in enumerate(JOBS):
+        collectives = HcclCollectives(rank, Topology(size, RANKS_PER_NODE, expert, tensor), f"job{number}")
+        for kind in JOB_GROUPS:
+            collectives.all_reduce(kind, "sum")
+        jobs.append({name: [get_world_rank_from_group_rank(name, member) for member in range(get_group_size(name))]
+                     for name in collectives.groups if name != GlobalComm.WORLD_COMM_GROUP})
+    return jobs
 
 
 def main():
@@ -112,7 +131,8 @@ def main():
     ms.export(Backward(All()), ms.Tensor(np.ones((5, 3), np.float32)), counts, counts,
               file_name=str(folder / f"graph_{rank}"), file_format="MINDIR")
     export_ragged(folder, rank, collectives)
-    (folder / f"graph_{rank}.json").write_text(json.dumps({"counted": collectives.bytes_sent().counted}))
+    note = {"counted": collectives.bytes_sent().counted, "jobs": members_of_jobs(rank, size)}
+    (folder / f"graph_{rank}.json").write_text(json.dumps(note))
 
 
 if __name__ == "__main__":

@@ -116,4 +116,13 @@ def test_products_of_sums_are_not_rewritten(folder):
 
 def test_bytes_are_said_not_to_be_counted(folder):
     for rank in range(WORLD):
-        assert json.loads((folder / f"graph_{rank}.json").read_text()) == {"counted": False}
+        assert json.loads((folder / f"graph_{rank}.json").read_text())["counted"] is False
+
+
+@pytest.mark.parametrize("rank", range(WORLD))
+def test_jobs_that_follow_each_other_have_groups_of_their_own(folder, rank):
+    """Expert and tensor parallel 2 x 2, then 2 x 1, whose experts' pairs are the nodes' ranks, then 2 x 2 again."""
+    here, rail = [rank // 2 * 2, rank // 2 * 2 + 1], [rank % 2, rank % 2 + 2]
+    split = [{f"job{number}_tp_{here[0]}_2": here, f"job{number}_ep_{rail[0]}_2": rail} for number in (0, 2)]
+    plain = {f"job1_ep_{here[0]}_2": here, f"job1_edp_{rail[0]}_2": rail}
+    assert json.loads((folder / f"graph_{rank}.json").read_text())["jobs"] == [split[0], plain, split[1]]
