@@ -61,13 +61,16 @@ def experts_by_node(context: SparseContext) -> List[Set[int]]:
     return context.slot_rules.experts_by_node()
 
 
-def build_dispatcher(context: SparseContext, placement: Placement, factor: float, tag: str) -> Dispatcher:
+def build_dispatcher(context: SparseContext, placement: Placement, factor: float, tag: str,
+                     evaluation: bool = False) -> Dispatcher:
     """The dispatcher that `moe.dispatch.type` names, with slots for capacity factor `factor` if it has any, among the ranks of
-    `placement`.
+    `placement`; `evaluation`: see `SlotRules.evaluation_tiers`.
     """
+    rules, share = context.slot_rules, context.config.moe.capacity.local_share
     dispatch, tokens, top_k = context.config.moe.dispatch, context.shape.tokens, context.config.moe.router.top_k
     if dispatch.type == "hierarchical":
-        near, far = context.slot_rules.tier_capacities(context.slot_rules.placement, factor)
+        near, far = (rules.evaluation_tiers(rules.placement, factor) if evaluation else
+                     rules.tier_capacities(rules.placement, factor, share))
         return HierarchicalDispatcher(context.collectives, placement, tokens, top_k, near, far, dispatch.drop_priority, tag,
                                       dispatch.chunks, dispatch.group_wise, dispatch.overflow)
     if dispatch.type == "ragged":
@@ -97,7 +100,7 @@ def training_dispatcher(context: SparseContext, layer: int, factor: float, varia
 def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
     """A sparse layer for this rank; `layer` numbers the sparse layers from 0."""
     moe, shape, topology = context.config.moe, context.shape, context.collectives.topology
-    placement = context.slot_rules.placement
+    placement, tag = context.slot_rules.placement, f"all_to_all/layer {layer} evaluation"
     layout_placement = ExpertPlacement(moe.num_experts, moe.num_groups, context.layout.expert, moe.placement)
     experts = ExpertBank(placement.local_experts(topology.ep_index(context.collectives.rank)), shape.hidden_size,
                          shape.ffn_hidden_size, shape.activation, shape.compute_dtype, shape.tensor, *expert_gateways(context, layer),
@@ -108,4 +111,4 @@ def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
         experts=experts,
         local=local_experts_table(context.layout, layout_placement),
         scale_by_gate=moe.scale_by_gate,
-        evaluation_dispatcher=build_dispatcher(context, placement, moe.capacity.evaluation_factor, f"all_to_all/layer {layer} evaluation"))
+        evaluation_dispatcher=build_dispatcher(context, placement, moe.capacity.evaluation_factor, tag, evaluation=True))

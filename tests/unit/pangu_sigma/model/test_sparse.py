@@ -75,7 +75,25 @@ def test_slots_of_two_tiers(moe, placement, expected):
     """2 nodes of 2 ranks, 8 experts in 2 groups."""
     config = config_from_dict({"moe": {"num_experts": 8, "num_groups": 2, **moe}, "data": {"placement": placement}})
     rules = SlotRules(config, Topology(4, 2, 4), domains=2, tokens=96)
-    assert rules.tier_capacities(rules.placement, config.moe.capacity.factor) == expected
+    capacity = config.moe.capacity
+    assert rules.tier_capacities(rules.placement, capacity.factor, capacity.local_share) == expected
+    assert rules.evaluation_tiers(rules.placement, capacity.factor) == expected
+
+
+@pytest.mark.parametrize("share, placement, expected", [
+    (0.75, "shuffled", (18, 12)),  # 72 of 96 tokens over 4 experts here; with the term off, 48 over 4 there
+    (0.25, "shuffled", (12, 18)),
+    (1.0, "shuffled", (24, 12)),
+    (None, "shuffled", (12, 12)),
+    (1.0, "domain_by_node", (24, 0)),  # a domain's experts are all on its node: term or none, nothing leaves
+])
+def test_evaluation_has_slots_with_the_local_term_on_and_off(share, placement, expected):
+    experts = {"shuffled": "interleaved", "domain_by_node": "node_grouped"}[placement]
+    moe = {"num_experts": 8, "num_groups": 2, "placement": experts, "capacity": {"local_share": share},
+           "router": {"type": "locmoe", "local_term": {"kind": "margin"}}}
+    config = config_from_dict({"moe": moe, "data": {"placement": placement}})
+    rules = SlotRules(config, Topology(4, 2, 4), domains=2, tokens=96)
+    assert rules.evaluation_tiers(rules.placement, 1.0) == expected
 
 
 def test_a_node_that_keeps_its_tokens_holds_experts_for_them():
@@ -83,9 +101,9 @@ def test_a_node_that_keeps_its_tokens_holds_experts_for_them():
     moe = {"num_experts": 4, "num_groups": 2, "capacity": {"local_share": 1.0}}
     config = config_from_dict({"moe": moe, "data": {"placement": "domain_by_node"}})
     rules = SlotRules(config, Topology(4, 1, 4), domains=2, tokens=96)
-    assert rules.tier_capacities(ExpertPlacement(4, 2, 4, "node_grouped"), 1.0) == (96, 0)
+    assert rules.tier_capacities(ExpertPlacement(4, 2, 4, "node_grouped"), 1.0, 1.0) == (96, 0)
     with pytest.raises(InputError, match="local_share is 1.0, but node . holds no expert"):
-        rules.tier_capacities(ExpertPlacement(4, 2, 4, "interleaved"), 1.0)
+        rules.tier_capacities(ExpertPlacement(4, 2, 4, "interleaved"), 1.0, 1.0)
 
 
 @pytest.mark.parametrize("topology, groups, placement, data, layout, parts", [
