@@ -3,8 +3,10 @@
 
 usage: python scripts/check_audit.py [--output FILE] [--ranks N,N] [--only PART ...] [--report]
 
-A case is a configuration x ranks x tensor-parallel degree x router x dispatcher; sizes shrink, everything else stays as shipped. Cases
-that differ in nothing that the compiled step depends on, as the 2.6B and the 38B ones when they are scaled, are compiled once.
+A case is a configuration x ranks x tensor-parallel degree x router x dispatcher x micro-batches; sizes shrink, everything else stays as
+shipped. Configurations that gather gradients over micro-batches do so (in two) with the router that they ship with, each dispatcher;
+with the others the step is one micro-batch. Cases that differ in nothing that the compiled step depends on, as the 2.6B and the 38B
+ones when they are scaled, are compiled once.
 Results go to FILE (default runs/audits.jsonl), a line a case; cases that it holds are not made again. --only: configurations whose path
 contains PART. --report: print the table of what FILE holds. Exit status 1 if a case has a problem.
 """
@@ -24,6 +26,7 @@ from pangu_sigma.config import load_config
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.tools.audit.checks import check
 from pangu_sigma.tools.audit.command import audited_job, export, read_ranks
+from pangu_sigma.tools.errors import ToolFailed
 from pangu_sigma.tools.plan.exchanges import step_exchanges
 from pangu_sigma.tools.plan.job import Job
 from pangu_sigma.tools.plan.slots import layer_slots
@@ -36,7 +39,7 @@ ROUTERS = {
 }
 DISPATCHERS = {
     "flat": ("moe.dispatch={type: flat}",), "flat, chunks": ("moe.dispatch={type: flat, chunks: 2}",),
-    "hierarchical": ("moe.dispatch={type: hierarchical}",), "ragged": ("moe.dispatch={type: ragged}", "moe.capacity.factor=1.25"),
+    "hierarchical": ("moe.dispatch={type: hierarchical}",), "ragged": ("moe.dispatch={type: ragged}", "moe.capacity={}"),
     "flat, group-wise": ("moe.dispatch={type: flat, group_wise: true}",),
     "hierarchical, group-wise": ("moe.dispatch={type: hierarchical, group_wise: true, chunks: 2}",),
 }
@@ -55,15 +58,15 @@ class Case:
     tensor: int
     router: str
     dispatcher: str
+    micro_batches: int
 
     @property
     def key(self) -> list[object]:
-        return [self.config, self.ranks, self.tensor, self.router, self.dispatcher]
+        return [self.config, self.ranks, self.tensor, self.router, self.dispatcher, self.micro_batches]
 
     def job(self) -> Job:
         """Raises InputError: the parts do not go together."""
         shipped = load_config(str(ROOT / self.config))
-        micro_batches = 2 if shipped.train.micro_batch_size else 1
         groups = 2 if shipped.moe.num_groups > 1 else 1
         data = self.ranks // self.tensor
         overrides = [
@@ -71,7 +74,7 @@ class Case:
             f"model.dense_layers={min(shipped.model.dense_layers, 1)}", f"model.sparse_layers={min(shipped.model.sparse_layers, 1)}",
             "moe.num_experts=8", f"moe.num_groups={groups}", f"moe.domain_groups={[*range(groups)]}", "data.path=none",
             f"parallel.expert={data}", f"parallel.tensor={self.tensor}", f"parallel.ranks_per_node={self.ranks // 2}",
-            f"train.global_batch_size={data * micro_batches}", f"train.micro_batch_size={1 if micro_batches > 1 else 'null'}",
+            f"train.global_batch_size={data * self.micro_batches}", f"train.micro_batch_size={1 if self.micro_batches > 1 else 'null'}",
             f"moe.router.type={self.router}", "moe.router.top_k=1", *DISPATCHERS[self.dispatcher], *ROUTERS[self.router],
         ]
         return audited_job(load_config(str(ROOT / self.config), overrides), 2, self.ranks // 2)
@@ -81,11 +84,14 @@ def cases(ranks: list[int], only: list[str]) -> Iterator[Case]:
     for config in CONFIGS:
         if only and not any(part in config for part in only):
             continue
+        shipped = load_config(str(ROOT / config))
         for size in ranks:
             for tensor in (1, 2):
-                for router in ROUTERS:
-                    for dispatcher in DISPATCHERS:
-                        yield Case(config, size, tensor, router, dispatcher)
+                for dispatcher in DISPATCHERS:
+                    for router in ROUTERS:
+                        yield Case(config, size, tensor, router, dispatcher, 1)
+                    if shipped.train.micro_batch_size:
+                        yield Case(config, size, tensor, shipped.moe.router.type, dispatcher, 2)
 
 
 def note(output: Path, case: Case, result: str, lines: list[str]) -> None:
@@ -126,16 +132,24 @@ def fingerprint(job: Job) -> str:
 
 
 def audit(batch: list[tuple[Job, list[Case]]], output: Path) -> None:
+    """Compiles the jobs of a batch together; if that fails, each by itself: the failure is then a problem of its cases."""
     with tempfile.TemporaryDirectory(prefix="check_audit_") as scratch:
         folders = []
         for number in range(len(batch)):
             folders.append(Path(scratch) / str(number))
             folders[-1].mkdir()
-        export([(job, folder) for (job, _), folder in zip(batch, folders)], LIMIT)
-        for (job, cases_of_job), folder in zip(batch, folders):
-            problems = check(read_ranks(job, folder), step_exchanges(job), job.topology)
-            for case in cases_of_job:
-                note(output, case, "problems" if problems else "passed", problems)
+        try:
+            export([(job, folder) for (job, _), folder in zip(batch, folders)], LIMIT)
+            found = [check(read_ranks(job, folder), step_exchanges(job), job.topology) for (job, _), folder in zip(batch, folders)]
+        except ToolFailed as error:
+            if len(batch) > 1:
+                for entry in batch:
+                    audit([entry], output)
+                return
+            found = [[str(error)]]
+    for (_, cases_of_job), problems in zip(batch, found):
+        for case in cases_of_job:
+            note(output, case, "problems" if problems else "passed", problems)
 
 
 def read(output: Path) -> dict[tuple[object, ...], tuple[str, list[str]]]:
