@@ -41,8 +41,10 @@ CLOSED_PIPE = 141  # what a shell reports of a program that this ends by its sig
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs one command (`sys.argv` if None) and returns its exit status; errors are reported, never raised."""
     try:
-        options = _parser().parse_args(arguments)
-        return _run(options)
+        try:
+            return _run(_parser().parse_args(arguments))
+        finally:
+            sys.stdout.flush()  # here, while a reader that has gone can still be told from an error
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 (the outermost handler)

@@ -1,8 +1,10 @@
 """The command line: what it starts, its exit statuses, and what it says under the launcher."""
 
+import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import yaml
@@ -104,9 +106,12 @@ def test_mindspore_is_not_imported_before_it_is_needed(arguments):
     assert subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True).returncode == 0
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(config_file):
-    command = [sys.executable, "-m", "pangu_sigma", "config", config_file]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+@pytest.mark.parametrize("arguments, unbuffered", [
+    (["config", "config.yaml"], "1"), (["config", "config.yaml"], ""), (["plan", "--help"], "")])
+def test_a_reader_that_has_seen_enough_is_no_error(config_file, arguments, unbuffered):
+    process = subprocess.Popen([sys.executable, "-m", "pangu_sigma", *arguments], cwd=Path(config_file).parent,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+    with process:
         process.stdout.close()
         assert process.wait(60) == 141
         assert process.stderr.read() == b""
