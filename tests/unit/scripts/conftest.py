@@ -81,7 +81,8 @@ def environment(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(STAND_IN)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MS_", "LOCMOE_", "RANK_", "HCCL_"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**kept, "VIRTUAL_ENV": sys.prefix, "PATH": path, "PYTHONPATH": str(tmp_path), "STAND_IN": "success"}
+    return {**kept, "VIRTUAL_ENV": sys.prefix, "PATH": path, "PYTHONPATH": str(tmp_path), "STAND_IN": "success",
+            "PYTHONDONTWRITEBYTECODE": "1"}  # tests look at what is left in the folder: no cache of the stand-in
 
 
 @pytest.fixture
