@@ -83,24 +83,25 @@ class SlotRules:
         """Experts that share a rank's tokens: all of them, or those of the fewest groups that a node's domains use."""
         return min(len(experts) for experts in self.experts_by_node())
 
-    def evaluation_tiers(self, placement: ExpertPlacement, factor: float) -> Tuple[int, int]:
-        """Slots as `tier_capacities` has them for evaluation. A local term is there switched off as well: then no share of a node's
-        tokens stays for certain, and there are slots for both.
-        """
-        moe = self.config.moe
-        shares = {moe.capacity.local_share, moe.capacity.local_share if moe.router.local_term.kind == "none" else None}
-        near, far = zip(*(self.tier_capacities(placement, factor, share) for share in shares))
-        return max(near), max(far)
-
-    def tier_capacities(self, placement: ExpertPlacement, factor: float, share: Optional[float]) -> Tuple[int, int]:
+    def tier_capacities(self, placement: ExpertPlacement, factor: float, evaluation: bool = False) -> Tuple[int, int]:
         """Slots per expert of the own node, and of other nodes, for capacity factor `factor` (see `HierarchicalDispatcher`).
 
-        `share` of a rank's assignments (None: its experts' share) spread over the experts of its node that they may go to, the rest
-        over those of other nodes: the rule of capacity factors, tier by tier. All ranks get the same, that of the node that needs most.
+        `moe.capacity.local_share` of a rank's assignments spread over the experts of its node that they may go to, the rest over
+        those of other nodes: the rule of capacity factors, tier by tier. All ranks get the same, that of the node that needs most.
         Where nothing may leave its node, or the share is 1, there are no slots for other nodes.
+
+        Evaluation also switches a local term off: no share then stays for certain, and there are slots for both.
 
         Raises InputError: the share is 1, but a node holds none of the experts that its tokens may go to.
         """
+        moe = self.config.moe
+        switched_off = evaluation and moe.router.local_term.kind != "none"
+        shares = {moe.capacity.local_share, None if switched_off else moe.capacity.local_share}
+        near, far = zip(*(self._tiers(placement, factor, share) for share in shares))
+        return max(near), max(far)
+
+    def _tiers(self, placement: ExpertPlacement, factor: float, share: Optional[float]) -> Tuple[int, int]:
+        """See `tier_capacities`; share None: that of the experts."""
         moe, tokens = self.config.moe, self.tokens
         top_k = moe.router.top_k
         slots = []

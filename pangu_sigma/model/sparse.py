@@ -61,16 +61,13 @@ def experts_by_node(context: SparseContext) -> List[Set[int]]:
     return context.slot_rules.experts_by_node()
 
 
-def build_dispatcher(context: SparseContext, placement: Placement, factor: float, tag: str,
-                     evaluation: bool = False) -> Dispatcher:
+def build_dispatcher(context: SparseContext, placement: Placement, factor: float, tag: str, evaluation: bool = False) -> Dispatcher:
     """The dispatcher that `moe.dispatch.type` names, with slots for capacity factor `factor` if it has any, among the ranks of
-    `placement`; `evaluation`: see `SlotRules.evaluation_tiers`.
+    `placement`; `evaluation`: see `SlotRules.tier_capacities`.
     """
-    rules, share = context.slot_rules, context.config.moe.capacity.local_share
     dispatch, tokens, top_k = context.config.moe.dispatch, context.shape.tokens, context.config.moe.router.top_k
     if dispatch.type == "hierarchical":
-        near, far = (rules.evaluation_tiers(rules.placement, factor) if evaluation else
-                     rules.tier_capacities(rules.placement, factor, share))
+        near, far = context.slot_rules.tier_capacities(context.slot_rules.placement, factor, evaluation)
         return HierarchicalDispatcher(context.collectives, placement, tokens, top_k, near, far, dispatch.drop_priority, tag,
                                       dispatch.chunks, dispatch.group_wise, dispatch.overflow)
     if dispatch.type == "ragged":

@@ -69,7 +69,7 @@ def _flat(job: Job, factor: float) -> LayerSlots:
 
 def _hierarchical(job: Job, factor: float) -> LayerSlots:
     chunks, shares = job.config.moe.dispatch.chunks, _shares(job)
-    near_wanted, far_wanted = job.slot_rules.tier_capacities(job.slot_rules.placement, factor, job.config.moe.capacity.local_share)
+    near_wanted, far_wanted = job.slot_rules.tier_capacities(job.slot_rules.placement, factor)
     far = -(-far_wanted // shares)
     chunks = chunks if far else 1
     near = -(-max(near_wanted - far * shares, 0) // (chunks * shares)) * chunks

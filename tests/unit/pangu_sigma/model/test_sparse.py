@@ -75,9 +75,8 @@ def test_slots_of_two_tiers(moe, placement, expected):
     """2 nodes of 2 ranks, 8 experts in 2 groups."""
     config = config_from_dict({"moe": {"num_experts": 8, "num_groups": 2, **moe}, "data": {"placement": placement}})
     rules = SlotRules(config, Topology(4, 2, 4), domains=2, tokens=96)
-    capacity = config.moe.capacity
-    assert rules.tier_capacities(rules.placement, capacity.factor, capacity.local_share) == expected
-    assert rules.evaluation_tiers(rules.placement, capacity.factor) == expected
+    for evaluation in (False, True):
+        assert rules.tier_capacities(rules.placement, config.moe.capacity.factor, evaluation) == expected
 
 
 @pytest.mark.parametrize("share, placement, expected", [
@@ -93,7 +92,7 @@ def test_evaluation_has_slots_with_the_local_term_on_and_off(share, placement, e
            "router": {"type": "locmoe", "local_term": {"kind": "margin"}}}
     config = config_from_dict({"moe": moe, "data": {"placement": placement}})
     rules = SlotRules(config, Topology(4, 2, 4), domains=2, tokens=96)
-    assert rules.evaluation_tiers(rules.placement, 1.0) == expected
+    assert rules.tier_capacities(rules.placement, 1.0, evaluation=True) == expected
 
 
 def test_a_node_that_keeps_its_tokens_holds_experts_for_them():
@@ -101,9 +100,9 @@ def test_a_node_that_keeps_its_tokens_holds_experts_for_them():
     moe = {"num_experts": 4, "num_groups": 2, "capacity": {"local_share": 1.0}}
     config = config_from_dict({"moe": moe, "data": {"placement": "domain_by_node"}})
     rules = SlotRules(config, Topology(4, 1, 4), domains=2, tokens=96)
-    assert rules.tier_capacities(ExpertPlacement(4, 2, 4, "node_grouped"), 1.0, 1.0) == (96, 0)
+    assert rules.tier_capacities(ExpertPlacement(4, 2, 4, "node_grouped"), 1.0) == (96, 0)
     with pytest.raises(InputError, match="local_share is 1.0, but node . holds no expert"):
-        rules.tier_capacities(ExpertPlacement(4, 2, 4, "interleaved"), 1.0, 1.0)
+        rules.tier_capacities(ExpertPlacement(4, 2, 4, "interleaved"), 1.0)
 
 
 @pytest.mark.parametrize("topology, groups, placement, data, layout, parts", [
