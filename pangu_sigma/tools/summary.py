@@ -56,6 +56,7 @@ def read_summary(folder: str) -> RunSummary:
     if not isinstance(content, dict):
         raise InputError(f"{path}: found no mapping of metrics; expected the summary of a finished run")
     router = content.pop("router", None)
+    content.pop("code", None)  # no metric
     if not isinstance(router, str):
         raise InputError(f"{path}: field `router` is {json.dumps(router)}; expected a router's name")
     for name in ["unigram_perplexity", *(column.metric for column in COLUMNS)]:

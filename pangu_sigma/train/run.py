@@ -12,6 +12,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement
 from pangu_sigma.checkpoint.folders import set_aside_after
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
+from pangu_sigma.code_version import code_version
 from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import has_experts
@@ -162,5 +163,5 @@ def _finish(config: Config, records: List[Dict[str, Any]], measured: Dict[str, A
     output = Path(config.train.output_dir)
     if cosines is not None:
         write_atomically(output / COSINES, json.dumps(cosines, allow_nan=False) + "\n")
-    summary = {"router": config.moe.router.type, **measured, **summarise(records)}
+    summary = {"router": config.moe.router.type, "code": code_version(), **measured, **summarise(records)}
     write_atomically(output / "summary.json", json.dumps(summary, indent=1) + "\n")

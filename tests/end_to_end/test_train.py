@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.cli import main
+from pangu_sigma.code_version import code_version
 from pangu_sigma.config.load import load_config
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
@@ -53,6 +54,7 @@ def test_a_run_leaves_what_it_should(straight):
     assert [record["progress/step"] for record in found if "valid/loss" in record] == [4, 6]
     assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["step_3", "step_6"]
     summary = json.loads((straight / "summary.json").read_text())
+    assert summary["code"] == code_version()
     assert summary["valid/perplexity"] == pytest.approx(math.exp(summary["valid/loss"]))
     assert set(summary) - {"valid/loss", "valid/perplexity"} >= METRICS and set(summary) <= set(DEFINITIONS)
     (events,) = (straight / "tensorboard").iterdir()

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -41,6 +42,7 @@ class CollectedRun:
     values: Values
     records: List[Dict[str, Any]]  # metrics.jsonl, one a step
     cosines: Dict[str, Any]  # cosines.json; empty if the run measured none
+    code: str  # see `code_version`; empty if the run is not finished
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,18 @@ class Collection:
         spread = self.table.get(phase, {}).get(variant, {}).get(metric)
         return spread["mean"] if spread else None
 
+    def codes(self) -> Dict[str, int]:
+        """How many of the runs were made with which code; those of before runs noted it count as made with one."""
+        return dict(Counter(run.code or "not noted" for run in self.runs))
+
+    def warnings(self) -> List[str]:
+        """What a reader must know before comparing the runs."""
+        codes = self.codes()
+        if len(codes) < 2:
+            return []
+        made = ", ".join(f"{code}: {runs}" for code, runs in codes.items())
+        return [f"The runs were made with {len(codes)} states of the code ({made}), which may differ in more than the variants do."]
+
 
 def collect(plan: Plan, output: Path) -> Collection:
     """Reads every finished run of the plan; others are left out."""
@@ -73,9 +87,10 @@ def collect(plan: Plan, output: Path) -> Collection:
 
 def collect_run(run: Run, folder: Path, records: List[Dict[str, Any]], ignored: int) -> CollectedRun:
     """A run's numbers, from its records and from what else is in its folder so far. `ignored`: see `run_values`."""
-    values = {**run_values(records, read_object(folder / SUMMARY), ignored), **link_values(read_object(folder / COUNTERS)),
+    summary = read_object(folder / SUMMARY)
+    values = {**run_values(records, summary, ignored), **link_values(read_object(folder / COUNTERS)),
               **traced_values(folder / "profile")}
-    return CollectedRun(run, values, records, read_object(folder / "cosines.json"))
+    return CollectedRun(run, values, records, read_object(folder / "cosines.json"), str(summary.get("code", "")))
 
 
 def collection_of(plan: Plan, runs: Sequence[CollectedRun]) -> Collection:
@@ -88,7 +103,7 @@ def write_tables(collection: Collection, output: Path) -> None:
     """Writes `summary.json` and `runs.csv`, each whole or not at all."""
     plan = collection.plan
     summary = {"baseline": plan.baseline, "warmup_steps_ignored": plan.warmup_steps_ignored,
-               "runs": {"finished": len(collection.runs), "planned": len(plan.runs)},
+               "runs": {"finished": len(collection.runs), "planned": len(plan.runs)}, "code": collection.codes(),
                "phases": collection.table, "ratios_to_baseline": collection.ratios}
     write_atomically(output / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_atomically(output / "runs.csv", _csv(collection.runs))

@@ -70,9 +70,8 @@ def assemble(data: Collection, words: Words, refresh_s: Optional[int] = None) ->
 
 def _progress(data: Collection) -> str:
     finished, planned = len(data.runs), len(data.plan.runs)
-    if finished == planned:
-        return ""
-    return paragraph(f"{finished} of {planned} runs are finished; this report shows those.", "note")
+    notes = [f"{finished} of {planned} runs are finished; this report shows those."] if finished < planned else []
+    return "\n".join(paragraph(note, "note") for note in [*notes, *data.warnings()])
 
 
 def _glance(data: Collection) -> str:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from pangu_sigma.tools.compare.collect import collect, link_values, middle_half, run_values, write_tables
+from pangu_sigma.tools.compare.collect import collect, collection_of, link_values, middle_half, run_values, write_tables
 
 STEP, EPOCH = "time/step(s)", "time/epoch(s)"
 
@@ -109,11 +109,23 @@ def test_only_finished_runs_of_these_settings_count(make_plan, write_run, tmp_pa
     assert found.values["valid/unigram_perplexity"] == 900.0
 
 
+def test_runs_of_several_states_of_the_code_come_with_a_warning(make_plan, write_run, tmp_path):
+    plan = make_plan(seeds=[1, 2, 3])
+    for run, code in zip(plan.runs, ("0123456789ab", "0123456789ab", "ba9876543210", None)):
+        write_run(run, steps(1.0), summary={"router": "x", **({"code": code} if code else {})})
+    data = collect(plan, tmp_path / "out")
+    assert data.codes() == {"0123456789ab": 2, "ba9876543210": 1, "not noted": 1}
+    (warning,) = data.warnings()
+    assert "made with 3 states of the code (0123456789ab: 2, ba9876543210: 1, not noted: 1)" in warning
+    assert collection_of(plan, data.runs[:2]).warnings() == []
+
+
 def test_tables_on_disk(two_seeds, tmp_path):
     data = collect(two_seeds, tmp_path / "out")
     write_tables(data, tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["baseline"], summary["runs"], summary["warmup_steps_ignored"]) == ("hash", {"finished": 4, "planned": 4}, 1)
+    assert summary["code"] == {"not noted": 4}
     assert summary["phases"] == data.table and summary["ratios_to_baseline"] == data.ratios
     rows = list(csv.DictReader((tmp_path / "out" / "runs.csv").read_text().splitlines()))
     assert [(row["phase"], row["variant"], row["seed"], float(row[STEP])) for row in rows] == [

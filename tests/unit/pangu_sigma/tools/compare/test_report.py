@@ -82,6 +82,13 @@ def test_what_is_not_finished_is_said(make_plan, write_run, tmp_path):
     assert "Bytes sent in a step: not drawn, because no run here has counted bytes." in text
 
 
+def test_runs_of_several_states_of_the_code_are_pointed_out(make_plan, write_run, tmp_path):
+    plan = make_plan()
+    for run, code in zip(plan.runs, ("0123456789ab", "ba9876543210")):
+        write_run(run, [STEP], summary={"router": "x", "code": code})
+    assert "2 states of the code (0123456789ab: 1, ba9876543210: 1)" in _Page(render(collect(plan, tmp_path / "out"))).text
+
+
 def test_names_and_values_are_escaped(make_plan, write_run, tmp_path):
     plan = make_plan(base_overrides={"data.path": "a<script>b"}, variants={
         "a": {"data.path": "<script>alert(1)</script>"}, "b": {}})
