@@ -68,7 +68,7 @@ DEFINITIONS: Dict[str, Definition] = {
     "valid/local_term_off/loss": Definition(_OFF, "the same loss with the local term of the routers at strength 0"),
     "valid/local_term_off/perplexity": Definition(_OFF, "exp of that"),
     "router": Definition(_END, "`moe.router.type`"),
-    "code": Definition(_END, "which code ended the run: 12 digits of a hash of this project's Python files"),
+    "code": Definition(_END, "12 digits of a hash of this project's Python files as the run, or its last part after a resume, began"),
     "unigram_perplexity": Definition(_END, "perplexity of the training text's word frequencies on the validation rows: the line that any "
                                            "trained model must beat"),
     "time/checkpoint_stall(s)": Definition(_END, "time in which training waited for checkpoints, rank 0, the whole run"),

@@ -67,6 +67,7 @@ def place_of(config: Config, runtime: Runtime) -> Place:
 
 
 def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoader, parts: TrainingParts, source: Source) -> None:
+    code = code_version() if runtime.is_first else ""  # now: the files may change while the run goes on
     place = place_of(config, runtime)
     start = Restorer(config, runtime, data, parts, place).start(source)
     folder = Path(config.train.output_dir) / "checkpoints"
@@ -86,7 +87,7 @@ def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoad
         writer.wait()
         if log is not None:
             log.close(cosines)
-            _finish(config, log.records, {"unigram_perplexity": unigram, "time/checkpoint_stall(s)": writer.stalled_s,
+            _finish(config, log.records, {"code": code, "unigram_perplexity": unigram, "time/checkpoint_stall(s)": writer.stalled_s,
                                           "time/checkpoint_writing(s)": writer.written_s}, cosines)
 
 
@@ -163,5 +164,5 @@ def _finish(config: Config, records: List[Dict[str, Any]], measured: Dict[str, A
     output = Path(config.train.output_dir)
     if cosines is not None:
         write_atomically(output / COSINES, json.dumps(cosines, allow_nan=False) + "\n")
-    summary = {"router": config.moe.router.type, "code": code_version(), **measured, **summarise(records)}
+    summary = {"router": config.moe.router.type, **measured, **summarise(records)}
     write_atomically(output / "summary.json", json.dumps(summary, indent=1) + "\n")

@@ -63,16 +63,15 @@ class Collection:
         return spread["mean"] if spread else None
 
     def codes(self) -> Dict[str, int]:
-        """How many of the runs were made with which code; those of before runs noted it count as made with one."""
+        """How many of the runs each state of the code made; runs that note none count as one more state."""
         return dict(Counter(run.code or "not noted" for run in self.runs))
 
-    def warnings(self) -> List[str]:
-        """What a reader must know before comparing the runs."""
+    def warning(self) -> str:
+        """What a reader must know before comparing the runs; empty if one state of the code made them all."""
         codes = self.codes()
-        if len(codes) < 2:
-            return []
         made = ", ".join(f"{code}: {runs}" for code, runs in codes.items())
-        return [f"The runs were made with {len(codes)} states of the code ({made}), which may differ in more than the variants do."]
+        return f"The runs were made with {len(codes)} states of the code ({made}), which may differ in more than the variants do." \
+            if len(codes) > 1 else ""
 
 
 def collect(plan: Plan, output: Path) -> Collection:

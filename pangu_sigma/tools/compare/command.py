@@ -35,8 +35,8 @@ def compare(file: str, output: Optional[str] = None, rate: Optional[str] = None,
     if not collection.runs:
         raise InputError(f"--report-only: no run of {file} is finished in {folder}; expected the --output of an earlier comparison")
     write_tables(collection, folder)
-    for warning in collection.warnings():
-        print(f"note: {warning}", flush=True)
+    if collection.warning():
+        print(f"note: {collection.warning()}", flush=True)
     print(f"report: {write_report(collection, folder)}", flush=True)
 
 

@@ -70,8 +70,8 @@ def assemble(data: Collection, words: Words, refresh_s: Optional[int] = None) ->
 
 def _progress(data: Collection) -> str:
     finished, planned = len(data.runs), len(data.plan.runs)
-    notes = [f"{finished} of {planned} runs are finished; this report shows those."] if finished < planned else []
-    return "\n".join(paragraph(note, "note") for note in [*notes, *data.warnings()])
+    unfinished = f"{finished} of {planned} runs are finished; this report shows those." if finished < planned else ""
+    return "\n".join(paragraph(note, "note") for note in (unfinished, data.warning()) if note)
 
 
 def _glance(data: Collection) -> str:

@@ -115,9 +115,8 @@ def test_runs_of_several_states_of_the_code_come_with_a_warning(make_plan, write
         write_run(run, steps(1.0), summary={"router": "x", **({"code": code} if code else {})})
     data = collect(plan, tmp_path / "out")
     assert data.codes() == {"0123456789ab": 2, "ba9876543210": 1, "not noted": 1}
-    (warning,) = data.warnings()
-    assert "made with 3 states of the code (0123456789ab: 2, ba9876543210: 1, not noted: 1)" in warning
-    assert collection_of(plan, data.runs[:2]).warnings() == []
+    assert "made with 3 states of the code (0123456789ab: 2, ba9876543210: 1, not noted: 1)" in data.warning()
+    assert collection_of(plan, data.runs[:2]).warning() == ""
 
 
 def test_tables_on_disk(two_seeds, tmp_path):
