@@ -1,6 +1,7 @@
 """Checks across keys: what each key's own type and limits cannot say. All raise `InputError` naming keys and values."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Iterator, Optional, Tuple
 
@@ -31,17 +32,18 @@ def validate(config: Config, world_size: int) -> None:
 
 
 def check_paths(config: Config) -> None:
-    """`prepare` replaces the folder `data.path` as a whole, so nothing else that is needed may lie in it.
+    """The folder `data.path` is for what `prepare` writes alone: a run there, or text to read, would be mistaken for it.
 
     Raises:
-        InputError: the run directory, a source or the given tokenizer lies inside (or is) `data.path`.
+        InputError: the run directory, a source or the given tokenizer lies inside (or is) `data.path`, through whatever links.
     """
-    folder = Path(config.data.path).absolute()
+    folder = Path(os.path.realpath(config.data.path))
     for key, text in _other_paths(config):
-        other = Path(text).absolute()
+        other = Path(os.path.realpath(text))
         if other == folder or folder in other.parents:
-            raise InputError(f"{key} ({text}) lies inside data.path ({config.data.path}), "
-                             "which `prepare` replaces; expected separate folders")
+            where = "" if str(other) == os.path.abspath(text) else f", as {other},"
+            raise InputError(f"{key} ({text}) lies inside data.path ({config.data.path}){where} "
+                             "which is for what `prepare` writes; expected separate folders")
 
 
 def runs_on_ascend(config: Config) -> bool:

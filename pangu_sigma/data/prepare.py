@@ -3,16 +3,14 @@
 1. survey   read every source once: hash its documents, choose those held out for validation
 2. skip     where the folder already holds data of the same inputs and settings
 3. tokenize train a tokenizer on training documents, or take the one given
-4. write    rows per split and domain into a folder beside the target
-5. publish  rename it to the target
+4. write    rows per split and domain into a folder in the target
+5. publish  move the files to their places (publish.py)
 """
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
@@ -22,12 +20,14 @@ from tqdm import tqdm
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config, PrepareConfig
+from pangu_sigma.runtime.locks import FolderLock
 
 from . import manifest as manifests
 from .corpus import cut, prefix, read_documents
 from .dataset import PreparedData
 from .manifest import SPLITS, Manifest
 from .packing import held_out, pack_rows
+from .publish import check_target, data_folder, finish_publishing
 from .records import write_rows
 from .tokenizer import Tokenizer, train_tokenizer
 
@@ -65,15 +65,21 @@ class Split(NamedTuple):
 def prepare(config: Config) -> None:
     """Writes the folder `data.path` from `data.prepare`, or says that it is up to date.
 
-    A folder already there is replaced only when the new one is whole.
+    Files of an earlier `prepare` are replaced when the new ones are whole; all others stay.
 
     Raises:
-        InputError: a bad source, tokenizer or setting; a `data.path` that this command did not write.
+        InputError: a bad source, tokenizer or setting; a `data.path` that this command did not write, or that is in use.
     """
-    settings = config.data.prepare
-    _check_sources(settings)
+    _check_sources(config.data.prepare)
     target = Path(config.data.path).resolve()
-    _check_target(target)
+    with FolderLock(target, "data.path"):
+        finish_publishing(target)
+        check_target(target, list(config.data.prepare.sources))
+        _prepare(config, target)
+
+
+def _prepare(config: Config, target: Path) -> None:
+    settings = config.data.prepare
     given = Tokenizer.load(settings.tokenizer) if settings.tokenizer is not None else None
     if given is not None:
         _check_tags(given, settings)
@@ -82,7 +88,7 @@ def prepare(config: Config) -> None:
     if _is_current(target, fingerprint):
         print(f"{config.data.path}: up to date", flush=True)
         return
-    with _new_folder(target) as folder:
+    with data_folder(target) as folder:
         tokenizer = _make_tokenizer(sources, settings, given, folder)
         _write_data(config, sources, tokenizer, fingerprint, folder)
     print(_summary(config.data.path, manifests.read_manifest(target)), flush=True)
@@ -96,16 +102,6 @@ def _check_sources(settings: PrepareConfig) -> None:
             raise InputError(
                 f"data.prepare.sources: domain name '{domain}'; expected letters, digits, '-' and '_' (at most 64)"
             )
-
-
-def _check_target(target: Path) -> None:
-    if target.is_dir():
-        if any(target.iterdir()) and not (target / manifests.NAME).is_file():
-            raise InputError(
-                f"data.path: '{target}' holds files that prepare did not write; expected a new or prepared folder"
-            )
-    elif target.exists():
-        raise InputError(f"data.path: '{target}' is a file; expected a folder, or nothing yet")
 
 
 def _check_tags(tokenizer: Tokenizer, settings: PrepareConfig) -> None:
@@ -167,37 +163,6 @@ def _is_current(target: Path, fingerprint: str) -> bool:
         return PreparedData.open(str(target), verify=True).manifest.fingerprint == fingerprint
     except InputError:
         return False
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its place when the block ends well, and vanishes when it does not."""
-    folder = target.with_name(f".{target.name}.writing-{os.getpid()}")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            f"data.path: '{target.parent}' cannot be written ({error.strerror}); expected a writable folder"
-        ) from None
-    try:
-        yield folder
-        _publish(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(folder: Path, target: Path) -> None:
-    if not target.exists():
-        os.rename(folder, target)
-        return
-    previous = target.with_name(f".{target.name}.previous-{os.getpid()}")
-    os.rename(target, previous)
-    try:
-        os.rename(folder, target)
-    except OSError:
-        os.rename(previous, target)
-        raise
-    shutil.rmtree(previous)
 
 
 def _make_tokenizer(

@@ -3,9 +3,8 @@
 `python -m pangu_sigma.data.samples FOLDER`
 """
 
+import glob
 import json
-import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.runtime.files import new_folder
 
 MAX_BYTES = 4_000_000  # of text a domain, so that the quickstart is quick
 DOWNLOAD_SECONDS = 180.0
@@ -151,14 +151,9 @@ def _spread(texts: List[NamedText], limit: int) -> List[NamedText]:
 
 
 def _write_folder(target: Path, texts: List[NamedText]) -> None:
-    unfinished = target.with_name(f".{target.name}.writing-{os.getpid()}")
-    try:
-        unfinished.mkdir(parents=True)
+    with new_folder(target, [glob.escape(name) for name, _ in texts]) as folder:
         for name, text in texts:
-            (unfinished / name).write_bytes(text.encode("utf-8"))
-        os.rename(unfinished, target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            (folder / name).write_bytes(text.encode("utf-8"))
 
 
 def main(arguments: List[str]) -> int:

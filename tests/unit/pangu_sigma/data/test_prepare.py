@@ -143,28 +143,6 @@ def test_failure_leaves_the_old_folder(
     assert {p.name for p in tmp_path.iterdir()} == {"corpora", "data"}
 
 
-def test_failure_to_publish_puts_the_old_folder_back(
-    tmp_path: Path,
-    corpora: Corpora,
-    make_config: MakeConfig,
-    folder_bytes: Callable[[Path], List[object]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    prepare(make_config(tmp_path / "data", corpora))
-    before = folder_bytes(tmp_path)
-    rename = prepare_module.os.rename
-
-    def refuse_new(source: Path, target: Path) -> None:
-        if "writing" in str(source):
-            raise OSError("no")
-        rename(source, target)
-
-    monkeypatch.setattr(prepare_module.os, "rename", refuse_new)
-    with pytest.raises(OSError, match="no"):
-        prepare(make_config(tmp_path / "data", corpora, sequence_length=16))
-    assert folder_bytes(tmp_path) == before
-
-
 @pytest.mark.parametrize("kind", ["foreign", "file"])
 def test_what_prepare_did_not_write_stays(tmp_path: Path, corpora: Corpora, make_config: MakeConfig, kind: str) -> None:
     target = tmp_path / "data"
