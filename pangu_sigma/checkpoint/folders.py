@@ -2,16 +2,23 @@
 
 A checkpoint is written in `step_N.part` and renamed when all of it is on disk. What takes longer than a rename happens under another
 name: a checkpoint that is to be removed is `step_N.removed` first, one that is written anew stands aside as `step_N.replaced`.
+
+Folders that hold anything but the files of a checkpoint are never removed: what else lies in them is a user's.
 """
 
 import os
-import shutil
+from contextlib import contextmanager
 from pathlib import Path
-from typing import List, NamedTuple, Optional
+from typing import Iterator, List, NamedTuple, Optional, Sequence
 
+from pangu_sigma.checkpoint.errors import CheckpointNotWritten
 from pangu_sigma.checkpoint.manifest import NAME
+from pangu_sigma.runtime.files import foreign_files, new_folder, remove_folder, set_aside, sync_folder
 
 PART, REMOVED, REPLACED, ASIDE = ".part", ".removed", ".replaced", ".aside"
+# Files of a checkpoint, whole or being written: shards of training and of `ckpt`, the ranks' notes, manifest, tokenizer, configuration.
+OWN = ("dense_*.safetensors", "experts_*.safetensors", "shard_*.safetensors", "part_*.json", "part_*.json.writing", NAME,
+       "tokenizer.model", "config.yaml")
 
 
 class Finished(NamedTuple):
@@ -28,14 +35,30 @@ def finished(root: Path) -> List[Finished]:
 
 
 def begin(root: Path, step: int) -> Path:
-    """An empty `step_N.part`; what earlier attempts left is cleared away. Raises OSError."""
+    """An empty `step_N.part`; what earlier attempts left is cleared away, or set aside if it holds other files too. Raises OSError."""
     root.mkdir(parents=True, exist_ok=True)
     recover(root)
-    for leftover in (*root.glob(f"step_*{PART}"), *root.glob(f"step_*{REMOVED}")):
-        shutil.rmtree(leftover, ignore_errors=True)
     part = root / f"step_{step}{PART}"
+    for leftover in (*root.glob(f"step_*{PART}"), *root.glob(f"step_*{REMOVED}")):
+        remove_folder(leftover, OWN)
+    if os.path.lexists(part):
+        set_aside(part, ASIDE)
     part.mkdir()
     return part
+
+
+@contextmanager
+def new_checkpoint_folder(target: Path, own: Sequence[str] = OWN) -> Iterator[Path]:
+    """A folder to fill, which appears as `target`, whole or not at all; `own`: see `runtime.files.new_folder`.
+
+    Raises CheckpointNotWritten: the disk refuses, or something else has come to be at `target`.
+    """
+    try:
+        with new_folder(target, own) as folder:
+            yield folder
+    except OSError as error:
+        raise CheckpointNotWritten(f"{target}: cannot be written ({error.strerror or error}); expected the name of a new folder on a disk "
+                                   "with room for it") from None
 
 
 def recover(root: Path) -> None:
@@ -43,30 +66,37 @@ def recover(root: Path) -> None:
     for aside in root.glob(f"step_*{REPLACED}"):
         final = aside.with_suffix("")
         if final.exists():
-            shutil.rmtree(aside, ignore_errors=True)
+            remove_folder(aside, OWN)
         else:
-            os.replace(aside, final)
+            os.rename(aside, final)
 
 
 def publish(part: Path, final: Path) -> None:
     """Makes a whole `part` appear as `final`. Everything in it has been synced. Raises OSError."""
     sync_folder(part)
-    replaced = final.with_name(final.name + REPLACED)
-    if final.exists():
-        os.replace(final, replaced)
-    os.replace(part, final)
+    if not os.path.lexists(final):
+        os.rename(part, final)
+    elif final.is_symlink() or foreign_files(final, OWN):
+        set_aside(final, ASIDE)
+        os.rename(part, final)
+    else:
+        replaced = final.with_name(final.name + REPLACED)
+        os.rename(final, replaced)
+        os.rename(part, final)
+        remove_folder(replaced, OWN)
     sync_folder(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def prune(root: Path, keep_last: int, keep_every: int) -> None:
-    """Removes all but the newest `keep_last` and those whose step is a multiple of `keep_every` (0: none)."""
+    """Removes all but the newest `keep_last`, those whose step is a multiple of `keep_every` (0: none), and those that hold other files
+    than a checkpoint's.
+    """
     for step, path in finished(root)[:-keep_last]:
-        if keep_every and step % keep_every == 0:
+        if (keep_every and step % keep_every == 0) or path.is_symlink() or foreign_files(path, OWN):
             continue
         removed = path.with_name(path.name + REMOVED)
-        os.replace(path, removed)
-        shutil.rmtree(removed, ignore_errors=True)
+        os.rename(path, removed)
+        remove_folder(removed, OWN)
 
 
 def set_aside_after(root: Path, step: int) -> List[Path]:
@@ -75,22 +105,8 @@ def set_aside_after(root: Path, step: int) -> List[Path]:
     """
     moved = []
     for _, path in (checkpoint for checkpoint in finished(root) if checkpoint.step > step):
-        number, target = 1, path.with_name(path.name + ASIDE)
-        while target.exists():
-            number += 1
-            target = path.with_name(f"{path.name}{ASIDE}{number}")
-        os.replace(path, target)
-        moved.append(target)
+        moved.append(set_aside(path, ASIDE))
     return moved
-
-
-def sync_folder(folder: Path) -> None:
-    """Puts the names in a folder on disk, where the system lets folders be synced."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def resolve(path: Path) -> List[Path]:

@@ -6,6 +6,7 @@ checkpoint's weights, each bank of experts one tensor, by global id; and `config
 """
 
 import json
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,7 @@ import mindspore as ms
 from mindspore import Tensor, nn
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.checkpoint.errors import CheckpointNotWritten
-from pangu_sigma.checkpoint.folders import PART, publish, resolve
+from pangu_sigma.checkpoint.folders import new_checkpoint_folder, resolve
 from pangu_sigma.checkpoint.names import is_training_state, split_name
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.shards import PlannedTensor, planned, write_shard
@@ -33,6 +33,7 @@ from pangu_sigma.inference.load import Model, Words, checkpoint_of, load_model, 
 
 FORMAT, VERSION = "pangu-sigma generation", 1
 DESCRIPTION, WEIGHTS = "generation.json", "model.safetensors"
+OWN = (DESCRIPTION, WEIGHTS, TOKENIZER, "config.yaml", "prefill*", "decode*")
 _INPUTS = {"prefill": ("ids", "positions", "last", "domain", "home"), "decode": ("ids", "positions", "places", "domain", "home")}
 
 
@@ -157,16 +158,7 @@ def _stacked(reader: CheckpointReader, names: List[str]) -> np.ndarray:
 
 def _write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """A new folder that appears whole or not at all."""
-    if target.exists():
+    if os.path.lexists(target):
         raise InputError(f"--output {target}: is there already; expected the name of a new folder")
-    part = target.with_name(target.name + PART)
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        fill(part)
-        publish(part, target)
-    except OSError as error:
-        raise CheckpointNotWritten(f"{target}: cannot be written ({error.strerror or error}); expected a folder on a disk with room "
-                                   "for it") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with new_checkpoint_folder(target, OWN) as folder:
+        fill(folder)

@@ -1,12 +1,11 @@
 """Writing a checkpoint that no training wrote: tensors are planned first, then made, written and forgotten one by one."""
 
-import shutil
+import os
 from pathlib import Path
 from typing import Callable, Dict, List, Sequence
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.checkpoint.errors import CheckpointNotWritten
-from pangu_sigma.checkpoint.folders import PART, publish, resolve
+from pangu_sigma.checkpoint.folders import new_checkpoint_folder, resolve
 from pangu_sigma.checkpoint.manifest import DTYPES, Header, Manifest, Part, TensorEntry, write_manifest
 from pangu_sigma.checkpoint.shards import PlannedTensor, write_shard
 
@@ -18,7 +17,7 @@ def newest(source: str) -> Path:
 
 def check_target(target: Path) -> None:
     """Raises InputError where something is in the way: a checkpoint is never written over."""
-    if target.exists():
+    if os.path.lexists(target):
         raise InputError(f"{target}: is there already; expected the name of a new folder")
 
 
@@ -34,18 +33,9 @@ def write_checkpoint(target: Path, header: Header, tensors: Sequence[PlannedTens
     check_target(target)
     if shards > len(tensors):
         raise InputError(f"--shards {shards}: there are only {len(tensors)} tensors; expected at most as many shards")
-    part = target.with_name(target.name + PART)
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+    with new_checkpoint_folder(target) as part:
         write_manifest(_write_shards(part, header, tensors, shards), part)
         beside(part)
-        publish(part, target)
-    except OSError as error:
-        raise CheckpointNotWritten(f"{target}: cannot be written ({error.strerror or error}); expected a folder on a disk with room "
-                                   "for it") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_shards(part: Path, header: Header, tensors: Sequence[PlannedTensor], shards: int) -> Manifest:
