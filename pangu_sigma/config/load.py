@@ -17,6 +17,8 @@ import yaml
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config, RouterConfig, router_config
+from pangu_sigma.runtime.files import write_atomically
+from pangu_sigma.runtime.run_folder import SAVED_CONFIG
 
 # YAML 1.1 reads `1e-4` (no dot) as a string; people mean a number.
 _SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
@@ -64,10 +66,8 @@ def to_dict(config: Any) -> Dict[str, Any]:
 
 
 def save_config(config: Config, path: Union[str, "os.PathLike[str]"]) -> None:
-    """Writes every key as YAML; the file appears whole or not at all."""
-    temporary = Path(f"{path}.tmp{os.getpid()}")
-    temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(temporary, path)
+    """Writes every key as YAML under a line that says where the file is from; it appears whole or not at all. Raises OSError."""
+    write_atomically(Path(path), f"{SAVED_CONFIG}\n" + yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.model.slots import resolve_layout
+from pangu_sigma.runtime.run_folder import CHECKPOINTS, check_new, check_own, holds_run
 from pangu_sigma.train.capacity import CAPACITY_STATE
 from pangu_sigma.train.checkpoint import Place, Values, read_values, set_values, weights
 from pangu_sigma.train.header import changes, check_same_ids, check_same_model
@@ -42,10 +43,12 @@ def find_source(config: Config, data: PreparedData, for_training: bool = True) -
 
     Raises InputError where it is unusable, or where a new run would overwrite an old one.
     """
-    resume, root = config.checkpoint.resume, Path(config.train.output_dir) / "checkpoints"
+    resume, output = config.checkpoint.resume, Path(config.train.output_dir)
+    root = output / CHECKPOINTS
     initial = None if config.checkpoint.initial is None else Path(config.checkpoint.initial)
+    if for_training:
+        _check_output(resume, output)
     if resume is None:
-        _require_fresh(Path(config.train.output_dir))
         source = Source([], initial=initial)
     elif resume == "auto":
         source = Source([path for _, path in finished(root)], may_fall_back=True, initial=initial)
@@ -55,13 +58,15 @@ def find_source(config: Config, data: PreparedData, for_training: bool = True) -
     return source
 
 
-def _require_fresh(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise InputError(f"train.output_dir: {output} is a file; expected a folder or a new name")
-    for name in ("metrics.jsonl", "checkpoints", "summary.json"):
-        if (output / name).exists():
-            raise InputError(f"train.output_dir: {output} holds an earlier run ({name}); expected a new folder, or "
-                             "checkpoint.resume=auto to go on with that run")
+def _check_output(resume: Optional[str], output: Path) -> None:
+    """A folder holds one history: a new run, and one that resumes another run's checkpoint, need a folder without one."""
+    if resume == "auto" or (resume is not None and Path(resume).resolve().parent == (output / CHECKPOINTS).resolve()):
+        check_own(output)
+    elif resume is not None and holds_run(output):
+        raise InputError(f"checkpoint.resume: {resume} is no checkpoint of the run that train.output_dir ({output}) holds; expected one of "
+                         "that run, auto for its newest, or a new train.output_dir")
+    else:
+        check_new(output)
 
 
 def _check_early(source: Source, config: Config, data: PreparedData, for_training: bool) -> None:

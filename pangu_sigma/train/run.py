@@ -2,7 +2,7 @@
 
 import json
 import math
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -20,8 +20,12 @@ from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader, create_loader
 from pangu_sigma.data.unigram import unigram_perplexity
+from pangu_sigma.launch import read_launch
 from pangu_sigma.model.advice import locality_advice
 from pangu_sigma.model.slots import resolve_layout
+from pangu_sigma.runtime.files import set_aside
+from pangu_sigma.runtime.locks import FolderLock
+from pangu_sigma.runtime.run_folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY, is_saved_config
 from pangu_sigma.train.build import TrainingParts, vocabulary
 from pangu_sigma.train.checkpoint import Place, writing_ranks
 from pangu_sigma.train.cosines import FILE as COSINES
@@ -44,14 +48,17 @@ def train(config: Config) -> int:
         CollectiveError: another rank was lost or did not come.
     """
     check_mirrors(config)
-    data = PreparedData.open(config.data.path)
-    words = vocabulary(config, data)
-    source = find_source(config, data)
-    with start_runtime(config) as runtime:
+    with ExitStack() as held:
+        held.enter_context(FolderLock(Path(config.data.path), "data.path", shared=True))
+        data = PreparedData.open(config.data.path)
+        words = vocabulary(config, data)
+        if read_launch().rank == 0:
+            held.enter_context(FolderLock(Path(config.train.output_dir), "train.output_dir"))
+        source = find_source(config, data)
+        runtime = held.enter_context(start_runtime(config))
         loader = create_loader(config, data, resolve_layout(config, runtime.topology), _data_rank(runtime), runtime.topology.data)
-        with closing(loader):
-            parts = TrainingParts(config, runtime, words)
-            _run(config, runtime, data, loader, parts, source)
+        held.enter_context(closing(loader))
+        _run(config, runtime, data, loader, TrainingParts(config, runtime, words), source)
     return 0
 
 
@@ -70,7 +77,7 @@ def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoad
     code = code_version() if runtime.is_first else ""  # now: the files may change while the run goes on
     place = place_of(config, runtime)
     start = Restorer(config, runtime, data, parts, place).start(source)
-    folder = Path(config.train.output_dir) / "checkpoints"
+    folder = Path(config.train.output_dir) / CHECKPOINTS
     with StopRequest() as stop, CheckpointWriter(folder, _job(config, runtime), *_writing(config)) as writer:
         loop = TrainingLoop(config, runtime, parts, loader, Saving(writer, place, data), stop)
         log = _open_log(config, start.step) if runtime.is_first else None
@@ -125,10 +132,12 @@ def _open_log(config: Config, start: int) -> MetricsLog:
     except OSError as error:
         raise InputError(f"train.output_dir: cannot make {output} ({error.strerror}); expected a writable place") from None
     try:
-        for path in set_aside_after(output / "checkpoints", start):
+        for path in set_aside_after(output / CHECKPOINTS, start):
             print(f"{path}: of a later step than this run goes on from, set aside", flush=True)
-        save_config(config, output / "config.yaml")
-        return MetricsLog(output / "metrics.jsonl", start, open_mirrors(config, start))
+        if (output / CONFIG).exists() and not is_saved_config(output / CONFIG):
+            print(f"{set_aside(output / CONFIG)}: the configuration that was there, set aside", flush=True)
+        save_config(config, output / CONFIG)
+        return MetricsLog(output / METRICS, start, open_mirrors(config, start))
     except OSError as error:
         raise InputError(f"train.output_dir: cannot write in {output} ({(error.strerror or str(error)).lower()}); expected a writable "
                          "place on a disk with room") from None
@@ -165,4 +174,4 @@ def _finish(config: Config, records: List[Dict[str, Any]], measured: Dict[str, A
     if cosines is not None:
         write_atomically(output / COSINES, json.dumps(cosines, allow_nan=False) + "\n")
     summary = {"router": config.moe.router.type, **measured, **summarise(records)}
-    write_atomically(output / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_atomically(output / SUMMARY, json.dumps(summary, indent=1) + "\n")

@@ -20,6 +20,7 @@ from pangu_sigma.inference.evaluation.scoring import Scorer
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext
+from pangu_sigma.runtime.locks import FolderLock
 from pangu_sigma.train.build import Vocabulary, rows_per_rank, vocabulary
 from pangu_sigma.train.resume import Restorer, Source, find_source
 from pangu_sigma.train.run import place_of
@@ -94,6 +95,11 @@ def open_model(config: Config, as_trained: bool) -> Iterator[EvaluatedModel]:
     """
     if config.checkpoint.resume is None:
         raise InputError("checkpoint.resume is null; eval expected auto (the newest of train.output_dir) or a checkpoint folder")
+    with FolderLock(Path(config.data.path), "data.path", shared=True):
+        yield from _open_locked(config, as_trained)
+
+
+def _open_locked(config: Config, as_trained: bool) -> Iterator[EvaluatedModel]:
     data = PreparedData.open(config.data.path)
     source = find_source(config, data, for_training=False)
     if not source.candidates:
