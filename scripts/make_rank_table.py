@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from locmoe_ops.errors import InputError  # noqa: E402
 from locmoe_ops.json_file import JsonValue, read_json  # noqa: E402
 from locmoe_ops.rank_table import parse_rank_table  # noqa: E402
-from pangu_sigma.tools.compare.files import write_atomically  # noqa: E402
+from pangu_sigma.runtime.files import write_output  # noqa: E402
 
 HCCN_TOOLS = ("hccn_tool", "/usr/local/Ascend/driver/tools/hccn_tool")
 TOOL_S = 20  # what one call of hccn_tool may take
@@ -233,10 +233,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if options.output is None:
             print(text, end="")
             return 0
-        try:
-            write_atomically(Path(options.output), text)
-        except OSError as error:
-            raise InputError(f"--output: cannot write {options.output} ({error.strerror}); expected a writable place") from None
+        write_output("--output", Path(options.output), text, (b'{\n  "version": "1.',))
     except (InputError, subprocess.TimeoutExpired) as error:
         print(f"make_rank_table.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ from typing import List, Optional
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.manifest import Manifest, check_files, read_manifest
+from pangu_sigma.runtime.files import temporary_path
 from pangu_sigma.tools.doctor_findings import Finding, failure, ok, unknown, warning
 
 BLOCK = 8 << 20  # bytes
@@ -62,7 +63,7 @@ def check_disk(config: Config, vocab_size: Optional[int]) -> List[Finding]:
 
 def _check_speed(place: Path) -> Finding:
     """Writes some blocks and waits until they are on disk; the file is gone afterwards."""
-    block, path = os.urandom(BLOCK), place / f".doctor{os.getpid()}"
+    block, path = os.urandom(BLOCK), temporary_path(place)
     start, written = time.monotonic(), 0
     try:
         with open(path, "xb") as file:

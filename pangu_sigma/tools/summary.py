@@ -5,12 +5,12 @@ Reads each run's `summary.json`, whose metrics `pangu_sigma.train.metrics` defin
 
 import json
 import math
-import os
 import textwrap
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.runtime.files import write_output
 
 NAME = "summary.json"
 WIDTH = 79
@@ -45,7 +45,7 @@ def summarise_runs(folders: Sequence[str], output: Optional[str] = None) -> None
     runs = [read_summary(folder) for folder in folders]
     _check_comparable(runs)
     if output is not None:
-        _write(Path(output), json.dumps(combine(runs), indent=1) + "\n")
+        write_output("--output", Path(output), json.dumps(combine(runs), indent=1) + "\n", (b'{\n "unigram_perplexity": ',))
     print(table(runs), flush=True)
 
 
@@ -121,17 +121,6 @@ def _unigram_lines(runs: Sequence[RunSummary]) -> List[str]:
     ratios = ", ".join(f"{router} {perplexity / unigram:.2f}" for router, perplexity in measured)
     text = f"Unigram perplexity {unigram:.1f}" + (f"; ratio to it: {ratios}" if ratios else "")
     return textwrap.wrap(text, WIDTH)
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise InputError(f"--output {path}: cannot be written ({error.strerror}); expected a file name in a writable folder") from None
 
 
 def _bytes(count: float) -> str:

@@ -159,8 +159,8 @@ CORPUS = [
     Case("prepare config.yaml", "domain 'zh' is a single document", _write("records.jsonl", {"text": "a"})),
     Case("prepare config.yaml --set model.sequence_length=4000", "texts: domain 'en' fills no train row"),
     Case("prepare config.yaml --set data.path=texts", "data.prepare.sources.en (texts) lies inside data.path (texts)"),
-    Case("prepare config.yaml --set data.path=run --set train.output_dir=new", "files that prepare did not write"),
-    Case("prepare config.yaml --set data.path=config.yaml", "config.yaml' is a file"),
+    Case("prepare config.yaml --set data.path=run --set train.output_dir=new", "holds files, but no manifest.json that prepare wrote"),
+    Case("prepare config.yaml --set data.path=config.yaml", "data.path: cannot write in"),
 ]
 
 TOKENIZER = [

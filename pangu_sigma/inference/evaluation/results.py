@@ -1,7 +1,6 @@
 """What an evaluation leaves: a file of records for each measurement, `results.json`, and a table of at most 80 columns."""
 
 import json
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Type
@@ -9,8 +8,10 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Type
 from locmoe_ops.errors import InputError
 from pangu_sigma.inference.evaluation.intervals import CONFIDENCE
 from pangu_sigma.inference.evaluation.measurement import Figure, Record
+from pangu_sigma.runtime.files import check_output, write_atomically
 
 RESULTS = "results.json"
+_MARKERS = (b'{"checkpoint": ', b'{\n "checkpoint": ')  # how our files begin
 WIDTH = 80
 
 
@@ -28,6 +29,7 @@ class RecordFile:
     def __init__(self, path: Path, header: Dict[str, Any], fresh: bool) -> None:
         header = json.loads(json.dumps(header))  # as it will be read back
         self.records: Dict[int, Record] = {}
+        check_output("--output", path, _MARKERS)
         whole = [] if fresh else _whole_lines(path)
         if whole:
             if whole[0] != header:
@@ -36,7 +38,7 @@ class RecordFile:
             self.records = {line["number"]: line["record"] for line in whole[1:]}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write_atomically(path, "".join(map(_line, [header, *whole[1:]])))
+            write_atomically(path, "".join(map(_line, [header, *whole[1:]])))
             self._file = open(path, "a", encoding="utf-8")
         except OSError as error:
             raise InputError(f"--output {path}: cannot be written ({error.strerror}); expected a writable folder") from None
@@ -89,12 +91,13 @@ def table(measured: Sequence[Measured]) -> str:
 def write_results(folder: Path, content: Dict[str, Any]) -> Path:
     """Writes `results.json`, whole or not at all. Other measurements that it holds of the same heading stay in it."""
     path = folder / RESULTS
+    check_output("--output", path, _MARKERS)
     before, content = _read_object(path), dict(content)
     if {**before, "results": 0, "notes": 0} == {**content, "results": 0, "notes": 0}:
         kept = {name: found for name, found in before.get("results", {}).items() if name not in content["results"]}
         notes = {name: found for name, found in before.get("notes", {}).items() if name in kept}
         content.update(results={**kept, **content["results"]}, notes={**notes, **content["notes"]})
-    _write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
@@ -143,12 +146,3 @@ def _difference(before: Dict[str, Any], now: Dict[str, Any]) -> str:
     """Which entry of the header is another."""
     names = [name for name in now if before.get(name) != now[name]]
     return f"another {names[0]}" if names else "something else"
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.part{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

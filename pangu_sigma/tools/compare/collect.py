@@ -16,7 +16,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from pangu_sigma.tools.compare.files import read_lines, read_object, write_atomically
+from pangu_sigma.runtime.files import check_output, write_output
+from pangu_sigma.tools.compare.files import read_lines, read_object
 from pangu_sigma.tools.compare.plan import Plan, Run
 from pangu_sigma.tools.compare.runner import COUNTERS, SUMMARY, folder_of, is_finished
 from pangu_sigma.tools.step_trace import read_profile
@@ -98,14 +99,24 @@ def collection_of(plan: Plan, runs: Sequence[CollectedRun]) -> Collection:
     return Collection(plan, tuple(runs), _table(plan, runs, lambda run: run.values), ratios)
 
 
+_CSV_COLUMNS = ("phase", "variant", "seed")
+TABLES = {"summary.json": (b'{\n "baseline": ',), "runs.csv": (",".join(_CSV_COLUMNS).encode(),)}  # and how each begins
+
+
+def check_tables(output: Path) -> None:
+    """Raises InputError where `write_tables` would overwrite what it did not write."""
+    for name, markers in TABLES.items():
+        check_output("--output", output / name, markers)
+
+
 def write_tables(collection: Collection, output: Path) -> None:
-    """Writes `summary.json` and `runs.csv`, each whole or not at all."""
+    """Writes `summary.json` and `runs.csv`, each whole or not at all. Raises InputError: as `write_output`."""
     plan = collection.plan
     summary = {"baseline": plan.baseline, "warmup_steps_ignored": plan.warmup_steps_ignored,
                "runs": {"finished": len(collection.runs), "planned": len(plan.runs)}, "code": collection.codes(),
                "phases": collection.table, "ratios_to_baseline": collection.ratios}
-    write_atomically(output / "summary.json", json.dumps(summary, indent=1) + "\n")
-    write_atomically(output / "runs.csv", _csv(collection.runs))
+    write_output("--output", output / "summary.json", json.dumps(summary, indent=1) + "\n", TABLES["summary.json"])
+    write_output("--output", output / "runs.csv", _csv(collection.runs), TABLES["runs.csv"])
 
 
 def run_values(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], ignored: int) -> Values:
@@ -200,7 +211,7 @@ def _csv(runs: Sequence[CollectedRun]) -> str:
     names = sorted({name for run in runs for name in run.values})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["phase", "variant", "seed", *names])
+    writer.writerow([*_CSV_COLUMNS, *names])
     for run in runs:
         writer.writerow([run.run.phase, run.run.variant, run.run.seed, *(run.values.get(name, "") for name in names)])
     return text.getvalue()

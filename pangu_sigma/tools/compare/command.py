@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Optional
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.tools.compare.collect import collect, write_tables
+from pangu_sigma.tools.compare.collect import check_tables, collect, write_tables
 from pangu_sigma.tools.compare.plan import Plan, load_plan
-from pangu_sigma.tools.compare.report import write_report
+from pangu_sigma.tools.compare.report import check_report, write_report
 from pangu_sigma.tools.compare.runner import command_of, folder_of, is_finished, run_all
 
 
@@ -29,6 +29,8 @@ def compare(file: str, output: Optional[str] = None, rate: Optional[str] = None,
     folder = Path(output) if output else Path("runs") / "compare" / (Path(file).stem + (f"_{rate}" if rate else ""))
     if dry_run:
         return _show(plan, folder)
+    check_tables(folder)
+    check_report(folder)
     if not report_only:
         run_all(plan, folder)
     collection = collect(plan, folder)

@@ -1,22 +1,8 @@
-"""Files that hold either their old content or all of the new, and reading what a cut-off program may have left."""
+"""Reading what a cut-off program may have left."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Dict, List
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces the file's content by all of `text`, or, where that fails (OSError), leaves everything as it was."""
-    beside = path.with_name(f".{path.name}.part{os.getpid()}")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read_object(path: Path) -> Dict[str, Any]:

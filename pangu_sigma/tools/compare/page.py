@@ -41,11 +41,16 @@ code { font-size: 0.9em; overflow-wrap: anywhere; white-space: normal; }
 """
 
 
+_GENERATOR = '<meta name="generator" content="pangu-sigma">'
+MARKERS = (_GENERATOR.encode(),)  # what tells our pages from others
+
+
 def page(title: str, body: str, refresh_s: Optional[int] = None) -> str:
     """A whole document, which the browser loads again every `refresh_s` seconds if that is given."""
     again = "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s}">\n'
-    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, '
-            f'initial-scale=1">\n{again}<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{escape(title)}</h1>\n'
+    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_GENERATOR}\n'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{again}<title>{escape(title)}</title>\n'
+            f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{escape(title)}</h1>\n"
             f"{body}\n</main>\n</body>\n</html>\n")
 
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence
 
+from pangu_sigma.runtime.files import check_output, write_output
 from pangu_sigma.tools.compare import collect as c
 from pangu_sigma.tools.compare.collect import Collection, Spread
 from pangu_sigma.tools.compare.figures import all_figures
-from pangu_sigma.tools.compare.files import write_atomically
-from pangu_sigma.tools.compare.page import page, paragraph, section, table, with_range
+from pangu_sigma.tools.compare.page import MARKERS, page, paragraph, section, table, with_range
 from pangu_sigma.tools.compare.plan import SINGLE_PHASE, Run
 
 # Metrics with names of their own, in the order of the table; others follow under the name that the run gave them.
@@ -42,10 +42,18 @@ class Words:
     measured: str
 
 
+REPORT = "report.html"
+
+
+def check_report(output: Path) -> None:
+    """Raises InputError where `write_report` would overwrite what it did not write."""
+    check_output("--output", output / REPORT, MARKERS)
+
+
 def write_report(data: Collection, output: Path) -> Path:
-    """Writes `report.html`, whole or not at all; returns its path."""
-    path = output / "report.html"
-    write_atomically(path, render(data))
+    """Writes `report.html`, whole or not at all; returns its path. Raises InputError: as `write_output`."""
+    path = output / REPORT
+    write_output("--output", path, render(data), MARKERS)
     return path
 
 

@@ -1,22 +1,21 @@
 """Runs what a plan lists, one after another, and goes on where an earlier attempt was cut off.
 
 A run's folder is OUTPUT/runs/<phase>/<variant>/seed_<n>; its `run.json` says for which settings it was made and how it ended. A run
-stands if its summary is whole and was made with the same settings. What is left of a run that was cut off or failed is removed;
-a whole run of other settings is kept under OUTPUT/earlier.
+stands if its summary is whole and was made with the same settings. Any other - of other settings, failed, cut off - is kept under
+OUTPUT/earlier.
 """
 
-import fcntl
 import json
 import os
-import shutil
 import subprocess
 import time
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.tools.compare.files import read_object, write_atomically
+from pangu_sigma.runtime.files import write_atomically
+from pangu_sigma.runtime.locks import FolderLock
+from pangu_sigma.tools.compare.files import read_object
 from pangu_sigma.tools.compare.plan import Plan, Run
 from pangu_sigma.tools.processes import end_with_children, end_with_parent, with_this_python
 
@@ -64,7 +63,7 @@ def run_all(plan: Plan, output: Path, command: CommandOf = command_of) -> None:
         InputError: another comparison is at work in `output`, or a folder there is not of a comparison.
         RunFailed: a run failed, missed its deadline or left no summary; later runs are not started.
     """
-    with _lock(output) as lock:
+    with FolderLock(output, "--output", wait_s=LOCK_WAIT_S) as lock:
         for number, run in enumerate(plan.runs, start=1):
             label, folder = f"[{number}/{len(plan.runs)}] {run.name}", folder_of(output, run)
             if is_finished(run, folder):
@@ -72,11 +71,11 @@ def run_all(plan: Plan, output: Path, command: CommandOf = command_of) -> None:
                 continue
             _clear(run, folder, output)
             print(f"{label} ...", flush=True)
-            seconds = _make(run, folder, command(run, plan.base, folder), plan.run_timeout, lock)
+            seconds = _make(run, folder, command(run, plan.base, folder), plan.run_timeout, lock.descriptor)
             print(f"{label}: {seconds:.0f} s", flush=True)
 
 
-def _make(run: Run, folder: Path, command: Sequence[str], timeout: float, lock: int) -> float:
+def _make(run: Run, folder: Path, command: Sequence[str], timeout: float, lock: Optional[int]) -> float:
     """Makes one run in an empty folder; returns the seconds it took."""
     folder.mkdir(parents=True, exist_ok=True)
     note: Dict[str, Any] = {"settings": run.settings, "status": "running", "command": list(command)}
@@ -92,11 +91,12 @@ def _make(run: Run, folder: Path, command: Sequence[str], timeout: float, lock: 
     return note["seconds"]
 
 
-def _execute(command: Sequence[str], folder: Path, timeout: float, lock: int) -> "Optional[tuple[int, str]]":
+def _execute(command: Sequence[str], folder: Path, timeout: float, lock: Optional[int]) -> "Optional[tuple[int, str]]":
     """Runs a command with its output in the folder. Returns None, or the exit status and line of its failure."""
     with open(folder / "stdout.log", "wb") as out, open(folder / "stderr.log", "wb") as err:
         # It holds the lock too: should this process be killed, no other comparison starts before what it left has ended.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=with_this_python(), pass_fds=(lock,),
+        held = () if lock is None else (lock,)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=with_this_python(), pass_fds=held,
                                    start_new_session=True, preexec_fn=end_with_parent)
         try:
             status = process.wait(timeout)
@@ -122,42 +122,20 @@ def _failure_line(folder: Path, status: int) -> str:
 # ---- files
 
 
-@contextmanager
-def _lock(output: Path) -> Iterator[int]:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        file = open(output / ".lock", "a")  # noqa: SIM115
-    except OSError as error:
-        raise InputError(f"--output: cannot write in {output} ({error.strerror}); expected a writable folder") from None
-    with file:
-        deadline = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise InputError(f"--output: another comparison is at work in {output}; expected another folder") from None
-                time.sleep(0.2)
-        yield file.fileno()
-
-
 def _clear(run: Run, folder: Path, output: Path) -> None:
-    """Makes way for a run that does not stand."""
+    """Makes way for a run that does not stand: nothing is removed."""
     if not folder.exists() or not any(folder.iterdir()):
         return
     note = read_object(folder / NOTE)
     if not note:
         raise InputError(f"--output: {folder} holds files, but no {NOTE} of a comparison; expected another folder")
-    if note.get("settings") == run.settings or not read_object(folder / SUMMARY):
-        shutil.rmtree(folder)
-        return
+    whole = note.get("settings") != run.settings and read_object(folder / SUMMARY)
     number = 1
-    while (aside := output / "earlier" / run.name / str(number)).exists():
+    while os.path.lexists(aside := output / "earlier" / run.name / str(number)):
         number += 1
     aside.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(folder, aside)
-    print(f"{run.name} was made with other settings; it is now in {aside}", flush=True)
+    os.rename(folder, aside)
+    print(f"{run.name} was {'made with other settings' if whole else 'not finished'}; it is now in {aside}", flush=True)
 
 
 def _write_note(folder: Path, note: Dict[str, Any]) -> None:

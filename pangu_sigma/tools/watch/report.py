@@ -7,9 +7,10 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.load import shown, to_dict
+from pangu_sigma.runtime.files import check_output, write_output
 from pangu_sigma.tools.compare.collect import Collection, collect_run, collection_of
-from pangu_sigma.tools.compare.files import read_object, write_atomically
-from pangu_sigma.tools.compare.page import paragraph, table
+from pangu_sigma.tools.compare.files import read_object
+from pangu_sigma.tools.compare.page import MARKERS, paragraph, table
 from pangu_sigma.tools.compare.plan import SINGLE_PHASE, Cluster, Plan, Run
 from pangu_sigma.tools.compare.report import Words, assemble
 from pangu_sigma.tools.compare.runner import COUNTERS
@@ -44,9 +45,10 @@ def report(folders: Sequence[str], output: Optional[str] = None, follow: bool = 
     _check_distinct(folders)
     runs = [RunFolder(folder) for folder in folders]
     path = Path(output) if output else _common(folders) / "report.html"
+    check_output("--output", path, MARKERS)
     states = [run.read() for run in runs]
     live = follow and not all(state.finished for state in states)
-    _write(path, render(states, REFRESH_S if live else None))
+    write_output("--output", path, render(states, REFRESH_S if live else None), MARKERS)
     print(f"report: {path}" + (f" (written anew every {REFRESH_S} s while a run goes on; Ctrl-C ends it)" if live else ""), flush=True)
     try:
         while live:
@@ -54,10 +56,10 @@ def report(folders: Sequence[str], output: Optional[str] = None, follow: bool = 
             before, states = states, [run.read() for run in runs]
             live = not all(state.finished for state in states)
             if not live or [state.written_s for state in states] != [state.written_s for state in before]:
-                _write(path, render(states, REFRESH_S if live else None))
+                write_output("--output", path, render(states, REFRESH_S if live else None), MARKERS)
     finally:
         if live:  # interrupted, or a folder is gone
-            _write(path, render(states))
+            write_output("--output", path, render(states), MARKERS)
     return path
 
 
@@ -144,11 +146,3 @@ def _check_distinct(folders: Sequence[str]) -> None:
 
 def _common(folders: Sequence[str]) -> Path:
     return Path(folders[0]) if len(folders) == 1 else Path(os.path.relpath(os.path.commonpath([Path(f).resolve() for f in folders])))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
-    except OSError as error:
-        raise InputError(f"--output {path}: cannot be written ({error.strerror}), expected a file name in a writable folder") from None

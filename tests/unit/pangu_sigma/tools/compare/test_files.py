@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from pangu_sigma.tools.compare.files import read_lines, read_object, write_atomically
+from pangu_sigma.runtime.files import write_atomically
+from pangu_sigma.tools.compare.files import read_lines, read_object
 
 
 def test_new_content_replaces_the_old_and_leaves_nothing_beside_it(tmp_path):

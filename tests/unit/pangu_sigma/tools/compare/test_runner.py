@@ -106,6 +106,8 @@ def test_a_run_that_was_cut_off_is_made_anew(make_plan, launcher, tmp_path):
     run_all(plan, tmp_path / "out", launcher)
     assert len(launcher.calls) == 2
     assert not (first / "metrics.jsonl").exists() and not (second / "metrics.jsonl").exists()
+    kept = sorted((tmp_path / "out" / "earlier").rglob("metrics.jsonl"))
+    assert [path.read_text() for path in kept] == ["old", "old"]
 
 
 def test_whole_runs_of_other_settings_are_put_aside(make_plan, launcher, tmp_path, capsys):
@@ -175,7 +177,7 @@ def test_one_comparison_at_a_time_in_a_folder(make_plan, launcher, tmp_path, mon
     thread = threading.Thread(target=first)
     thread.start()
     wait_until(lambda: launcher.calls)
-    with pytest.raises(InputError, match="another comparison is at work in .*; expected another folder"):
+    with pytest.raises(InputError, match=r"--output: .*/out is in use by process \d+ on .* since .*; expected another folder"):
         run_all(plan, tmp_path / "out", launcher)
     assert not ends and len(launcher.calls) == 1
     thread.join(DEADLINE_S)
