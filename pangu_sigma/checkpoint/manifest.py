@@ -8,9 +8,9 @@ import json
 import math
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.errors import DamagedCheckpoint
@@ -86,10 +86,32 @@ class Header:
 
 
 @dataclass(frozen=True)
+class StoredFile:
+    """A file that a checkpoint carries beside its shards, such as the tokenizer."""
+
+    bytes: int
+    checksum: str  # CRC-32
+
+
+@dataclass(frozen=True)
 class Manifest:
     header: Header
     tensors: Dict[str, TensorEntry]
     shards: Dict[str, int]  # file name -> bytes
+    files: Dict[str, StoredFile] = field(default_factory=dict)  # by name; none in checkpoints of releases that wrote no such files
+
+
+def store_files(folder: Path, files: Mapping[str, bytes]) -> Dict[str, StoredFile]:
+    """Writes and syncs files into a checkpoint's folder. Returns what its manifest says of them. Raises OSError.
+
+    Args: folder: it is there already. files: the content of each by its name.
+    """
+    for name, content in files.items():
+        with open(folder / _file_name(name), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    return {name: StoredFile(len(content), crc32(content)) for name, content in files.items()}
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
@@ -170,6 +192,7 @@ def _to_body(manifest: Manifest) -> Dict[str, Any]:
                  "domains": list(header.data.domains), "fingerprint": header.data.fingerprint},
         "sampler": header.sampler, "rng": header.rng, "scalars": header.scalars, "shards": manifest.shards,
         "tensors": {name: _tensor_to_body(entry) for name, entry in manifest.tensors.items()},
+        "files": {name: {"bytes": file.bytes, "crc32": file.checksum} for name, file in manifest.files.items()},
     }
 
 
@@ -190,7 +213,9 @@ def _from_body(body: Dict[str, Any]) -> Manifest:
         scalars={str(name): float(value) for name, value in body["scalars"].items()}, origin=tuple(map(str, body["origin"])))
     shards = {_file_name(name): _count(size) for name, size in body["shards"].items()}
     tensors = {_tensor_name(name): _tensor_from_body(entry, shards) for name, entry in body["tensors"].items()}
-    return Manifest(header, tensors, shards)
+    # Version 2 began without `files`; a release that does not know them reads the rest as it is.
+    files = {_file_name(name): StoredFile(_count(file["bytes"]), str(file["crc32"])) for name, file in body.get("files", {}).items()}
+    return Manifest(header, tensors, shards, files)
 
 
 def _tensor_from_body(entry: Dict[str, Any], shards: Dict[str, int]) -> TensorEntry:
@@ -232,7 +257,7 @@ def _one_of(value: Any, choices: Any) -> str:
 
 
 def _file_name(name: str) -> str:
-    """A shard lies in the checkpoint's own folder, whatever a manifest says."""
+    """A shard or another file lies in the checkpoint's own folder, whatever a manifest says."""
     if not name or name != os.path.basename(name) or name in (".", "..", NAME) or not name.isprintable() or len(name) > 200:
-        raise ValueError(f"shard {name[:80]!r} is no plain file name")
+        raise ValueError(f"file {name[:80]!r} is no plain file name")
     return name

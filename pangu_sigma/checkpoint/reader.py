@@ -9,7 +9,7 @@ import numpy as np
 from locmoe_ops.errors import InputError
 from locmoe_ops.slices import Slice
 from pangu_sigma.checkpoint.errors import DamagedCheckpoint
-from pangu_sigma.checkpoint.manifest import Header, Manifest, TensorEntry, read_manifest
+from pangu_sigma.checkpoint.manifest import Header, Manifest, TensorEntry, crc32, read_manifest
 from pangu_sigma.checkpoint.shards import NAMES_OF, ShardFiles
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.schema import Config
@@ -30,14 +30,15 @@ class CheckpointReader:
 
     @classmethod
     def open(cls, folder: Path) -> "CheckpointReader":
-        """Reads the manifest and compares the sizes of the shards.
+        """Reads the manifest and compares the sizes of all files.
 
         Raises:
-            DamagedCheckpoint: manifest or shards are not as they were written; names the file.
+            DamagedCheckpoint: manifest or files are not as they were written; names the file.
             InputError: no checkpoint, or of another version.
         """
         reader = cls(folder, read_manifest(folder))
-        for name, size in reader.manifest.shards.items():
+        sizes = {**reader.manifest.shards, **{name: file.bytes for name, file in reader.manifest.files.items()}}
+        for name, size in sizes.items():
             path = folder / name
             if not path.is_file():
                 raise DamagedCheckpoint(f"{path}: missing; expected the file that the manifest names")
@@ -95,10 +96,29 @@ class CheckpointReader:
             return Slice(part.axis, part.index % share, share, part.blocks).cut(piece)
         return part.cut(self._join(name, entry, 0, stored))
 
+    def read_file(self, name: str) -> Optional[bytes]:
+        """The content of a file that the checkpoint carries beside its shards; None where it carries none of that name.
+
+        Raises DamagedCheckpoint: it is not as it was written.
+        """
+        stored = self.manifest.files.get(name)
+        if stored is None:
+            return None
+        path = self.folder / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DamagedCheckpoint(f"{path}: cannot be read ({error.strerror}); expected the file that the manifest names") from None
+        if crc32(content) != stored.checksum:
+            raise DamagedCheckpoint(f"{path}: another checksum than the manifest says; the file is damaged")
+        return content
+
     def verify(self) -> Iterator[str]:
         """Reads everything, and yields the name of each tensor that is as it was written. Raises DamagedCheckpoint at the first
-        that is not.
+        tensor or file that is not.
         """
+        for name in self.manifest.files:
+            self.read_file(name)
         for name, entry in self.manifest.tensors.items():
             for index in range(len(entry.parts)):
                 self._stored(name, entry, index)

@@ -14,13 +14,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Callable, Optional, Sequence, Type
+from typing import Callable, Mapping, Optional, Sequence, Type
 
 import numpy as np
 
 from pangu_sigma.checkpoint import folders
 from pangu_sigma.checkpoint.errors import CheckpointNotWritten
-from pangu_sigma.checkpoint.manifest import Header, Manifest, write_manifest
+from pangu_sigma.checkpoint.manifest import Header, Manifest, store_files, write_manifest
 from pangu_sigma.checkpoint.parts import Piece, collect_parts, write_part
 
 GRACE_S = 5.0  # for a checkpoint that is being written when the program ends with an error
@@ -53,14 +53,18 @@ class Retention:
 class CheckpointWriter:
     """Writes `root/step_N` from all ranks; a context manager that waits for the last one.
 
+    Args: files: what every checkpoint carries beside its tensors, content by name; the first rank writes it.
+
     Attributes: stalled_s, seconds that training has waited for checkpoints; written_s, seconds that this rank has spent writing.
     """
 
-    def __init__(self, root: Path, job: Job, retention: Retention, asynchronous: bool = True) -> None:
+    def __init__(self, root: Path, job: Job, retention: Retention, asynchronous: bool = True,
+                 files: Optional[Mapping[str, bytes]] = None) -> None:
         self._root = root
         self._job = job
         self._retention = retention
         self._asynchronous = asynchronous
+        self._files = files or {}
         self._thread: Optional[threading.Thread] = None
         self._error: Optional[BaseException] = None
         self._abandoned = False
@@ -134,7 +138,7 @@ class CheckpointWriter:
 
     def _finish(self, part: Path, header: Header) -> None:
         tensors, shards = collect_parts(part, self._job.writers, self._job.timeout_s, lambda: self._check_job(part))
-        write_manifest(Manifest(header, tensors, shards), part)
+        write_manifest(Manifest(header, tensors, shards, store_files(part, self._files)), part)
         folders.publish(part, part.with_suffix(""))
         folders.prune(self._root, self._retention.keep_last, self._retention.keep_every)
 

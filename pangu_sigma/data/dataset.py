@@ -1,5 +1,6 @@
 """A prepared data folder, opened for reading."""
 
+import hashlib
 from pathlib import Path
 from typing import Sequence, Tuple
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 
-from .manifest import TOKEN_COUNTS, TOKENIZER, Manifest, check_files, read_manifest, records_name
+from .manifest import NAME, TOKEN_COUNTS, TOKENIZER, Manifest, check_files, read_manifest, records_name
 from .records import read_rows
 
 CHECKSUMS_BELOW = 64 << 20  # bytes of all files: so much is hashed within a fraction of a second
@@ -59,6 +60,18 @@ class PreparedData:
     @property
     def tokenizer_path(self) -> str:
         return str(self.path / TOKENIZER)
+
+    def read_tokenizer(self) -> bytes:
+        """The tokenizer's file, as it was when the folder was opened. Raises InputError where it is another one by now."""
+        path = Path(self.tokenizer_path)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); expected the file that prepare wrote") from None
+        if hashlib.sha256(content).hexdigest() != self.manifest.tokenizer_sha256:
+            raise InputError(f"{path}: not the file that {NAME} described when this command began; expected nobody to prepare it anew "
+                             "meanwhile: start again")
+        return content
 
     @property
     def token_counts(self) -> np.ndarray:

@@ -88,7 +88,7 @@ def load_model(source: Union[Config, str, Path], tokenizer: Optional[str] = None
         source: a configuration (`checkpoint.resume` names the checkpoint; null or auto: the newest of `train.output_dir`, or, where
             there is none, `checkpoint.initial`), a run directory, or a checkpoint folder. The last two say themselves what their
             configuration is.
-        tokenizer: its file; None: the one beside the checkpoint, or else in the folder of prepared data.
+        tokenizer: its file; None: the one in the checkpoint, or else (of a checkpoint that holds none) in the folder of prepared data.
         local_term: let routers prefer experts near the home of a row's domain, as in training. Without it nobody has a home.
         spread: the process may be one of several that a launcher started; each takes an equal share of the experts.
 
@@ -191,16 +191,21 @@ def _words(reader: CheckpointReader, config: Config, given: Optional[str]) -> Wo
 
 
 def tokenizer_file(reader: CheckpointReader, config: Config, given: Optional[str]) -> Path:
-    """The tokenizer that a checkpoint was trained with, see `load_model`. Raises InputError where there is none, or another."""
-    expected = reader.header.data
+    """The tokenizer that a checkpoint was trained with, see `load_model`. Raises InputError where there is none, or another;
+    DamagedCheckpoint where the checkpoint's own is not as it was written.
+    """
+    expected, carries = reader.header.data, TOKENIZER in reader.manifest.files
+    if given is None and carries:
+        reader.read_file(TOKENIZER)
     places = [Path(given)] if given is not None else [reader.folder / TOKENIZER, Path(config.data.path) / TOKENIZER]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise InputError(f"no tokenizer at {' or '.join(map(str, places))}; expected the file that the model was trained with "
                          "(--tokenizer FILE, or data.path)")
     if _differs(path, expected):
+        remedy = "expected none named, for the checkpoint holds it" if carries else "expected that file (--tokenizer FILE)"
         raise InputError(f"tokenizer {path}: not the file that {reader.folder} was trained with (sha256 "
-                         f"{str(expected.tokenizer_sha256)[:12]}...); its ids mean other text")
+                         f"{str(expected.tokenizer_sha256)[:12]}...); its ids mean other text; {remedy}")
     return path
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from mindspore import Parameter
@@ -13,6 +14,7 @@ from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.schema import Config, LayoutConfig
 from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.manifest import TOKENIZER
 from pangu_sigma.train.checkpoint import scalars
 
 
@@ -74,8 +76,14 @@ def check_same_ids(reader: CheckpointReader, data: PreparedData) -> None:
     """
     then = reader.header.data
     if then.tokenizer_sha256 not in (None, data.manifest.tokenizer_sha256):
+        own = Path(reader.folder) / TOKENIZER
+        again = (f"to go on, prepare the data with the checkpoint's: pangu-sigma prepare CONFIG --set data.prepare.tokenizer={own}, and "
+                 "another data.path where this one is still needed" if own.is_file() else
+                 "expected the data it was trained on, or data prepared with their tokenizer (data.prepare.tokenizer), which a "
+                 "checkpoint of this age does not hold")
         raise InputError(f"data.path: {data.path} has another tokenizer than {reader.folder} was trained with (sha256 "
-                         f"{data.manifest.tokenizer_sha256[:12]}, expected {str(then.tokenizer_sha256)[:12]}); its ids mean other text")
+                         f"{data.manifest.tokenizer_sha256[:12]}, expected {str(then.tokenizer_sha256)[:12]}); its ids mean other text; "
+                         f"{again}")
     if then.domains != tuple(data.domains):
         raise InputError(f"data.path: {data.path} has the domains {', '.join(data.domains)}, but {reader.folder} was trained with "
                          f"{', '.join(then.domains)}; expected the same in the same order")

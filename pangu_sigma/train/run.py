@@ -19,6 +19,7 @@ from pangu_sigma.config.validate import has_experts
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader, create_loader
+from pangu_sigma.data.manifest import TOKENIZER
 from pangu_sigma.data.unigram import unigram_perplexity
 from pangu_sigma.launch import read_launch
 from pangu_sigma.model.advice import locality_advice
@@ -78,7 +79,8 @@ def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoad
     place = place_of(config, runtime)
     start = Restorer(config, runtime, data, parts, place).start(source)
     folder = Path(config.train.output_dir) / CHECKPOINTS
-    with StopRequest() as stop, CheckpointWriter(folder, _job(config, runtime), *_writing(config)) as writer:
+    files = {TOKENIZER: data.read_tokenizer()} if runtime.is_first else None  # data.path may be prepared anew while the run goes on
+    with StopRequest() as stop, CheckpointWriter(folder, _job(config, runtime), *_writing(config), files) as writer:
         loop = TrainingLoop(config, runtime, parts, loader, Saving(writer, place, data), stop)
         log = _open_log(config, start.step) if runtime.is_first else None
         if log is not None:

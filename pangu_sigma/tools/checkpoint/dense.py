@@ -18,6 +18,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.names import is_training_state
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.config.schema import Config, ModelConfig
+from pangu_sigma.data.manifest import TOKENIZER
 from pangu_sigma.tools.checkpoint.rewrite import newest
 
 # This project's name within a block -> PanGu-alpha's, and whether the stored matrix is the transpose of ours.
@@ -48,10 +49,13 @@ PANGU_ALPHA = {"activation": "fast_gelu", "layer_norm_epsilon": 1e-5}
 
 
 class DenseModel(ABC):
-    """Parameters of a dense model by this project's names. Attributes: origin, a line on what it is; tokenizer_sha256, if known."""
+    """Parameters of a dense model by this project's names. Attributes: origin, a line on what it is; tokenizer_sha256, if known;
+    tokenizer_file, if the model carries it.
+    """
 
     origin: str
     tokenizer_sha256: Optional[str] = None
+    tokenizer_file: Optional[Path] = None
 
     @abstractmethod
     def names(self) -> List[str]:
@@ -83,6 +87,7 @@ class OwnModel(DenseModel):
                              "dense model: model.sparse_layers 0 and neither of the others")
         self.origin = f"inherited from {self._reader.folder}, step {header.step}"
         self.tokenizer_sha256 = header.data.tokenizer_sha256
+        self.tokenizer_file = self._reader.folder / TOKENIZER if TOKENIZER in self._reader.manifest.files else None
 
     def names(self) -> List[str]:
         return [name for name in self._reader.names() if not is_training_state(name)]

@@ -1,10 +1,10 @@
 """`pangu-sigma ckpt diff`: where two checkpoints differ, whatever files and parts their tensors are stored in."""
 
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
-from pangu_sigma.checkpoint.manifest import Header
+from pangu_sigma.checkpoint.manifest import Header, StoredFile
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.tools.checkpoint.rewrite import newest
 
@@ -12,7 +12,7 @@ from pangu_sigma.tools.checkpoint.rewrite import newest
 def diff(left: str, right: str) -> int:
     """Prints one line a difference. Returns 0 where there is none, else 1. Raises InputError: no checkpoint, or a damaged one."""
     with CheckpointReader.open(newest(left)) as a, CheckpointReader.open(newest(right)) as b:
-        lines = [*_headers(a.header, b.header), *_tensors(a, b)]
+        lines = [*_headers(a.header, b.header), *_files(a, b), *_tensors(a, b)]
         print("\n".join(lines) if lines else f"no difference: {len(a.names())} tensors, step {a.header.step}")
     return 1 if lines else 0
 
@@ -38,6 +38,17 @@ def _leaves(tree: Dict[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _files(a: CheckpointReader, b: CheckpointReader) -> Iterator[str]:
+    ours, theirs = a.manifest.files, b.manifest.files
+    for name in sorted({*ours, *theirs}):
+        if ours.get(name) != theirs.get(name):
+            yield f"file {name}: {_described(ours.get(name))} | {_described(theirs.get(name))}"
+
+
+def _described(file: Optional[StoredFile]) -> str:
+    return "absent" if file is None else f"{file.bytes} bytes, CRC-32 {file.checksum}"
 
 
 def _tensors(a: CheckpointReader, b: CheckpointReader) -> Iterator[str]:

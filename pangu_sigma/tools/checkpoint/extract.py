@@ -4,8 +4,8 @@ A token of the domain is served by the experts of the domain's group and by the 
 belongs to others alone. What is kept, the shared layers among it, is copied as it is; experts are numbered from 0 anew.
 """
 
+import hashlib
 import re
-import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from pangu_sigma.checkpoint.shards import PlannedTensor
 from pangu_sigma.config.load import save_config, to_dict
 from pangu_sigma.config.schema import CheckpointConfig, Config, LocalTermConfig, ParallelConfig
 from pangu_sigma.data.domains import resolve_domain_groups
-from pangu_sigma.data.manifest import TOKENIZER, describe_file
+from pangu_sigma.data.manifest import TOKENIZER
 from pangu_sigma.tools.checkpoint.reshard import without_training_state
 from pangu_sigma.tools.checkpoint.rewrite import check_target, newest, write_checkpoint
 
@@ -52,7 +52,7 @@ def extract(source: str, target: str, domain: str, shards: int = 1, keep_optimiz
 
     Args:
         domain: name or number. keep_optimizer: keep what training needs, so that a run can go on. tokenizer: its file; None: the one
-        in the folder of prepared data that the model was trained on, if that is still there.
+        that the checkpoint carries, or else that of the prepared data that the model was trained on, if that is still there.
 
     Memory: the word table of all domains, which is read whole.
 
@@ -61,18 +61,17 @@ def extract(source: str, target: str, domain: str, shards: int = 1, keep_optimiz
     check_target(Path(target))
     with CheckpointReader.open(newest(source)) as reader:
         kept = find_domain(reader, domain)
-        vocabulary = _tokenizer_file(reader, tokenizer)
+        vocabulary = _tokenizer(reader, tokenizer)
         config = config_of_domain(reader.config(), kept, target, vocabulary is not None)
         tensors = [tensor for name, entry in reader.manifest.tensors.items()
                    for tensor in (_planned(reader, name, entry, kept, keep_optimizer),) if tensor is not None]
 
         def beside(folder: Path) -> None:
             save_config(config, folder / "config.yaml")
-            if vocabulary is not None:
-                shutil.copyfile(vocabulary, folder / TOKENIZER)
 
-        write_checkpoint(Path(target), _header(reader, kept, config, keep_optimizer), tensors, shards, beside)
-        _report(reader, kept, target, tensors, vocabulary)
+        files = None if vocabulary is None else {TOKENIZER: vocabulary}
+        write_checkpoint(Path(target), _header(reader, kept, config, keep_optimizer), tensors, shards, beside, files)
+        _report(reader, kept, target, tensors, vocabulary is not None)
 
 
 def find_domain(reader: CheckpointReader, given: str) -> Domain:
@@ -155,25 +154,31 @@ def _rows(reader: CheckpointReader, weight: str, domain: Domain) -> Optional[Tup
     return None
 
 
-def _tokenizer_file(reader: CheckpointReader, given: Optional[str]) -> Optional[Path]:
+def _tokenizer(reader: CheckpointReader, given: Optional[str]) -> Optional[bytes]:
+    """The tokenizer's file, None where there is none to be found. Raises InputError where the one given is another; DamagedCheckpoint."""
     expected = reader.header.data.tokenizer_sha256
-    path = Path(given) if given is not None else Path(reader.config().data.path) / TOKENIZER
-    if not path.is_file():
+    own = reader.read_file(TOKENIZER) if given is None else None
+    if own is not None:
+        return own
+    paths = [Path(given)] if given is not None else [reader.folder / TOKENIZER, Path(reader.config().data.path) / TOKENIZER]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         if given is not None:
             raise InputError(f"--tokenizer {given}: no such file")
         return None
-    same = describe_file(path).sha256 == expected
+    content = path.read_bytes()
+    same = hashlib.sha256(content).hexdigest() == expected
     if not same and given is not None:
         raise InputError(f"--tokenizer {given}: not the file that the model was trained with (sha256 {str(expected)[:12]}...)")
-    return path if same else None
+    return content if same else None
 
 
-def _report(reader: CheckpointReader, domain: Domain, target: str, tensors: List[PlannedTensor], tokenizer: Optional[Path]) -> None:
+def _report(reader: CheckpointReader, domain: Domain, target: str, tensors: List[PlannedTensor], has_tokenizer: bool) -> None:
     def elements(shapes: Dict[str, Tuple[int, ...]]) -> int:
         return sum(int(np.prod(shape)) for name, shape in shapes.items() if not is_training_state(name))
 
     before = elements({name: entry.shape for name, entry in reader.manifest.tensors.items()})
     after = elements({tensor.key: tensor.shape for tensor in tensors})
     print(f"{target}: domain {domain.name} (group {domain.group}, {domain.experts} experts a layer); {after:,} of {before:,} parameters")
-    if tokenizer is None:
+    if not has_tokenizer:
         print(f"the tokenizer was not found (data.path {reader.config().data.path}); --tokenizer FILE puts it beside the model")

@@ -20,6 +20,7 @@ from pangu_sigma.checkpoint.shards import NAMES_OF, PlannedTensor, planned
 from pangu_sigma.config.load import save_config, to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.manifest import TOKENIZER
 from pangu_sigma.tools.checkpoint.blueprint import Blueprint, draw_blueprint
 from pangu_sigma.tools.checkpoint.dense import DenseModel
 from pangu_sigma.tools.checkpoint.rewrite import check_target, write_checkpoint
@@ -74,7 +75,8 @@ def inherit(dense: DenseModel, target: str, config: Config, noise: Noise = NO_NO
     tensors = [*(plan.shared(name, value) for name, value in blueprint.shared.items()),
                *(tensor for name, shape in blueprint.banks.items() for tensor in plan.bank(name, shape))]
     header = Header(0, "weights", to_dict(config), data_state(data, words.words), {}, {}, blueprint.scalars, (dense.origin,))
-    write_checkpoint(Path(target), header, tensors, shards, lambda folder: save_config(config, folder / "config.yaml"))
+    write_checkpoint(Path(target), header, tensors, shards, lambda folder: save_config(config, folder / "config.yaml"),
+                     {TOKENIZER: data.read_tokenizer()})
     print(f"{target}: {dense.origin}; {config.moe.num_experts} experts in each of {len(blueprint.banks) // 4} sparse layers"
           f"{f', noise {noise.share:g}' if noise.share else ''}")
     print(f"{rows.inherited} of {words.words} word rows inherited, {words.words - rows.inherited} drawn anew; begin with "

@@ -26,7 +26,8 @@ def reshard(source: str, target: str, shards: int, weights_only: bool = False) -
         header = without_training_state(reader.header) if weights_only else reader.header
         tensors = [PlannedTensor(name, entry.shape, entry.dtype, partial(reader.read, name))
                    for name, entry in reader.manifest.tensors.items() if not (weights_only and is_training_state(name))]
-        write_checkpoint(Path(target), header, tensors, shards)
+        files = {name: content for name in reader.manifest.files for content in (reader.read_file(name),) if content is not None}
+        write_checkpoint(Path(target), header, tensors, shards, files=files)
         print(f"{target}: {len(tensors)} tensors of {reader.folder} in {shards} shard{'s' if shards > 1 else ''}")
 
 

@@ -1,12 +1,13 @@
 """Writing a checkpoint that no training wrote: tensors are planned first, then made, written and forgotten one by one."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.folders import new_checkpoint_folder, resolve
-from pangu_sigma.checkpoint.manifest import DTYPES, Header, Manifest, Part, TensorEntry, write_manifest
+from pangu_sigma.checkpoint.manifest import DTYPES, Header, Manifest, Part, TensorEntry, store_files, write_manifest
 from pangu_sigma.checkpoint.shards import PlannedTensor, write_shard
 
 
@@ -22,8 +23,10 @@ def check_target(target: Path) -> None:
 
 
 def write_checkpoint(target: Path, header: Header, tensors: Sequence[PlannedTensor], shards: int,
-                     beside: Callable[[Path], None] = lambda folder: None) -> None:
+                     beside: Callable[[Path], None] = lambda folder: None, files: Optional[Mapping[str, bytes]] = None) -> None:
     """Writes a checkpoint into `shards` files of about equal size; `beside` adds files to the folder before it gets its name.
+
+    Args: files: what the checkpoint carries beside its tensors, content by name; the manifest lists them, those of `beside` it does not.
 
     Memory: one tensor, and what making it takes.
 
@@ -34,7 +37,8 @@ def write_checkpoint(target: Path, header: Header, tensors: Sequence[PlannedTens
     if shards > len(tensors):
         raise InputError(f"--shards {shards}: there are only {len(tensors)} tensors; expected at most as many shards")
     with new_checkpoint_folder(target) as part:
-        write_manifest(_write_shards(part, header, tensors, shards), part)
+        manifest = _write_shards(part, header, tensors, shards)
+        write_manifest(replace(manifest, files=store_files(part, files or {})), part)
         beside(part)
 
 

@@ -49,6 +49,8 @@ def _describe_model(config: Dict) -> Iterable[str]:
 def _describe_tensors(reader: CheckpointReader) -> Iterable[str]:
     tensors = reader.manifest.tensors
     yield f"{len(tensors)} tensors in {len(reader.manifest.shards)} shards, {megabytes(sum(reader.manifest.shards.values()))}"
+    for name, file in reader.manifest.files.items():
+        yield f"{name}: {file.bytes:,} bytes"
     for kind, belongs in KINDS.items():
         members = [entry for name, entry in tensors.items() if belongs(name)]
         if members:

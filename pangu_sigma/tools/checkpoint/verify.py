@@ -18,7 +18,8 @@ def verify(paths: Sequence[str]) -> None:
         try:
             with CheckpointReader.open(checkpoint) as reader:
                 count, size = sum(1 for _ in reader.verify()), sum(reader.manifest.shards.values())
-                print(f"{checkpoint}: whole, step {reader.header.step}, {count} tensors, {megabytes(size)}", flush=True)
+                files = "".join(f", {name}" for name in reader.manifest.files)
+                print(f"{checkpoint}: whole, step {reader.header.step}, {count} tensors, {megabytes(size)}{files}", flush=True)
         except DamagedCheckpoint as error:
             damaged.append(error)
             print(f"{checkpoint}: damaged: {error}", flush=True)

@@ -22,6 +22,17 @@ def test_open_tells_what_the_folder_holds(data: PreparedData) -> None:
     assert data.sequence_length == 32
 
 
+def test_the_tokenizer_is_that_of_when_the_folder_was_opened(copy: Path) -> None:
+    data = PreparedData.open(str(copy))
+    assert data.read_tokenizer() == (copy / "tokenizer.model").read_bytes()
+    (copy / "tokenizer.model").write_bytes(b"another, of a prepare that ran meanwhile")
+    with pytest.raises(InputError, match="tokenizer.model: not the file that manifest.json described"):
+        data.read_tokenizer()
+    (copy / "tokenizer.model").unlink()
+    with pytest.raises(InputError, match="tokenizer.model: cannot be read"):
+        data.read_tokenizer()
+
+
 def test_read_in_any_order(data: PreparedData) -> None:
     count = data.rows("train", 1)
     whole = data.read("train", 1, range(count))

@@ -35,7 +35,7 @@ def data(path):
 
 def model(rows, tokenizer=None):
     sha = None if tokenizer is None else describe_file(tokenizer).sha256
-    return SimpleNamespace(tokenizer_sha256=sha, read=lambda name: np.zeros((rows, 2)))
+    return SimpleNamespace(tokenizer_sha256=sha, tokenizer_file=None, read=lambda name: np.zeros((rows, 2)))
 
 
 def pieces(path):
