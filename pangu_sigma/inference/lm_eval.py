@@ -93,5 +93,5 @@ def opened(config: str, domain: Optional[str] = None, overrides: Sequence[str] =
     """
     settings = on_one_process(load_config(config, overrides))
     validate(settings, 1)
-    with open_model(settings, as_trained=False) as model:
+    with open_model(settings, as_trained=False, prepared_rows=False) as model:
         yield PanguSigmaLM(model, 0 if domain is None else model.domain(domain, "domain"))

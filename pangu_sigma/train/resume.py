@@ -37,9 +37,9 @@ class Source:
     initial: Optional[Path] = None
 
 
-def find_source(config: Config, data: PreparedData, for_training: bool = True) -> Source:
-    """What `checkpoint.resume` and `checkpoint.initial` ask for, checked as far as can be without the other ranks. `for_training`: see
-    `Restorer`.
+def find_source(config: Config, data: Optional[PreparedData], for_training: bool = True) -> Source:
+    """What `checkpoint.resume` and `checkpoint.initial` ask for, checked as far as can be without the other ranks. `data`,
+    `for_training`: see `Restorer`.
 
     Raises InputError where it is unusable, or where a new run would overwrite an old one.
     """
@@ -69,7 +69,7 @@ def _check_output(resume: Optional[str], output: Path) -> None:
         check_new(output)
 
 
-def _check_early(source: Source, config: Config, data: PreparedData, for_training: bool) -> None:
+def _check_early(source: Source, config: Config, data: Optional[PreparedData], for_training: bool) -> None:
     """Whatever would be refused later is refused before a network is built; damage is dealt with by all ranks together."""
     path = source.candidates[-1] if source.candidates else source.initial
     if path is None:
@@ -82,7 +82,7 @@ def _check_early(source: Source, config: Config, data: PreparedData, for_trainin
             raise
 
 
-def _check(reader: CheckpointReader, config: Config, data: PreparedData, for_training: bool) -> None:
+def _check(reader: CheckpointReader, config: Config, data: Optional[PreparedData], for_training: bool) -> None:
     header = reader.header
     if for_training and header.contents != "training":
         raise InputError(f"checkpoint.resume: {reader.folder} holds weights alone; expected one that training wrote, or "
@@ -91,7 +91,8 @@ def _check(reader: CheckpointReader, config: Config, data: PreparedData, for_tra
         raise InputError(f"{reader.folder} is at step {header.step}, beyond train.steps ({config.train.steps}); expected a larger "
                          "train.steps")
     check_same_model(reader, config)
-    check_same_ids(reader, data)
+    if data is not None:
+        check_same_ids(reader, data)
 
 
 class Start(NamedTuple):
@@ -114,10 +115,11 @@ class Restorer:
     read was whole before any sets a parameter. The first rank says which checkpoint is tried; another rank's view of the disk may be
     older.
 
-    Args: for_training: False reads weights alone, from a checkpoint of any kind.
+    Args: data: what the network will be fed; None: nothing that was prepared. for_training: False reads weights alone, from a
+    checkpoint of any kind.
     """
 
-    def __init__(self, config: Config, runtime: Runtime, data: PreparedData, parts: Restorable, place: Place,
+    def __init__(self, config: Config, runtime: Runtime, data: Optional[PreparedData], parts: Restorable, place: Place,
                  for_training: bool = True) -> None:
         self._config = config
         self._runtime = runtime
@@ -183,7 +185,7 @@ class Restorer:
         """Steps done, and the values of what is to be restored, as this rank holds them."""
         with CheckpointReader.open(path) as reader:
             _check(reader, self._config, self._data, for_training)
-            if for_training and self._runtime.is_first:
+            if for_training and self._data is not None and self._runtime.is_first:
                 layout = resolve_layout(self._config, self._runtime.topology)
                 for line in changes(reader, self._config, self._data, layout):
                     self._warn(f"since {path}: {line}")

@@ -59,7 +59,7 @@ class ChoiceTask:
         return records
 
     def figures(self, records: Sequence[Record]) -> List[Figure]:
-        domain = self._model.data.domains[self._domain]
+        domain = self._model.domains[self._domain]
         return [Figure(domain, metric, len(records), intervals.share([picked(record, metric) == record["answer"] for record in records]))
                 for metric in self._task.metrics]
 

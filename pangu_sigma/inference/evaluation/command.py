@@ -21,6 +21,7 @@ from pangu_sigma.inference.evaluation.prompts import task_domain
 from pangu_sigma.inference.evaluation.results import Measured, RecordFile, as_json, table, write_results
 from pangu_sigma.inference.evaluation.tasks import Task, load_task
 from pangu_sigma.model.slots import resolve_layout
+from pangu_sigma.runtime.locks import FolderLock
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def evaluate(config: Config, request: EvaluationRequest) -> int:
     """
     tasks = [load_task(path, request.task_data, request.limit) for path in request.tasks]  # before the model, which takes its time
     _check_tasks(tasks, request)
-    with open_model(config, request.as_trained) as model:
+    with FolderLock(Path(config.data.path), "data.path", shared=True), open_model(config, request.as_trained, _reads_rows(request)) as model:
         folder = Path(request.output or _default_folder(config, model, request))
         measured = [_measure(one, model, folder, request) for one in _measurements(model, tasks, request)]
         content = as_json({"checkpoint": str(model.checkpoint), "sha256": model.identity, "step": model.step,
@@ -83,9 +84,13 @@ def _check_tasks(tasks: Sequence[Task], request: EvaluationRequest) -> None:
         raise InputError("--text: with --as-trained, which is about validation rows; expected one of the two")
 
 
+def _reads_rows(request: EvaluationRequest) -> bool:
+    return request.validation or not (request.texts or request.tasks)
+
+
 def _measurements(model: EvaluatedModel, tasks: Sequence[Task], request: EvaluationRequest) -> List[Measurement]:
     chosen: List[Measurement] = []
-    if request.validation or not (request.texts or tasks):
+    if _reads_rows(request):
         chosen += _validation(model, request.as_trained)
     chosen += [TextPieces(model, domain, path) for domain, path in request.texts]
     write = _GeneratedLater(model)
@@ -98,6 +103,7 @@ def _measurements(model: EvaluatedModel, tasks: Sequence[Task], request: Evaluat
 
 def _validation(model: EvaluatedModel, as_trained: bool) -> List[Measurement]:
     config, data = model.config, model.data
+    assert data is not None  # see _reads_rows
     with closing(create_loader(config, data, resolve_layout(config, model.runtime.topology), 0, 1)) as loader:
         batches = loader.validation()
     if not batches:

@@ -59,7 +59,7 @@ class GenerationTask:
                 for number, ids, before, after in zip(numbers, written, whole, prompts)]
 
     def figures(self, records: Sequence[Record]) -> List[Figure]:
-        domain = self._model.data.domains[self._domain]
+        domain = self._model.domains[self._domain]
         found: List[Figure] = []
         for metric in self._task.metrics:
             values = [record[metric] for record in records]

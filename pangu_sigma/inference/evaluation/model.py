@@ -4,7 +4,9 @@ import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Iterator, List, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Tuple
+
+import numpy as np
 
 from mindspore import Parameter
 
@@ -12,15 +14,16 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.tensor_parallel import TensorGroup
 from pangu_sigma.checkpoint.errors import DamagedCheckpoint
 from pangu_sigma.checkpoint.manifest import NAME as MANIFEST
+from pangu_sigma.checkpoint.manifest import DataState
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, LayoutConfig
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.inference.evaluation.scoring import Scorer
+from pangu_sigma.inference.load import tokenizer_file
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext
-from pangu_sigma.runtime.locks import FolderLock
 from pangu_sigma.train.build import Vocabulary, rows_per_rank, vocabulary
 from pangu_sigma.train.resume import Restorer, Source, find_source
 from pangu_sigma.train.run import place_of
@@ -31,14 +34,16 @@ MOST_ROWS = 8  # of a batch, where the configuration does not say how many
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """Attributes: config (as evaluated); checkpoint, step (what the weights are); identity (hash of the checkpoint's manifest, and so of
-    its tensors' checksums); network; scorer.
+    """Attributes: config (as evaluated); data (None where no prepared rows are asked for); tokenizer, domains (the checkpoint's own);
+    checkpoint, step (what the weights are); identity (hash of the checkpoint's manifest, and so of its tensors' checksums); network;
+    scorer.
     """
 
     config: Config
     runtime: Runtime
-    data: PreparedData
+    data: Optional[PreparedData]
     tokenizer: Tokenizer
+    domains: Tuple[str, ...]
     checkpoint: Path
     step: int
     identity: str
@@ -47,13 +52,13 @@ class EvaluatedModel:
 
     def domain(self, name: str, asked: str) -> int:
         """Number of a domain. Raises InputError, which begins with `asked`."""
-        if name not in self.data.domains:
-            raise InputError(f"{asked}: found {name}, expected one of the model's domains: {', '.join(self.data.domains)}")
-        return self.data.domains.index(name)
+        if name not in self.domains:
+            raise InputError(f"{asked}: found {name}, expected one of the model's domains: {', '.join(self.domains)}")
+        return self.domains.index(name)
 
     def tag(self, domain: int) -> int:
         """Id that opens documents of a domain."""
-        return self.tokenizer.domain_tags[self.data.domains[domain]]
+        return self.tokenizer.domain_tags[self.domains[domain]]
 
 
 class _Weights:
@@ -83,36 +88,38 @@ def without_drops(config: Config) -> Config:
 
 
 @contextmanager
-def open_model(config: Config, as_trained: bool) -> Iterator[EvaluatedModel]:
+def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> Iterator[EvaluatedModel]:
     """The model of the checkpoint that `checkpoint.resume` names.
 
     Args:
         config: as `on_one_process` gives it.
         as_trained: as validation during training: slots, homes and local terms as configured. False: `without_drops`.
+        prepared_rows: whether validation rows will be asked for. Without them no prepared data need be there: what ids mean is in the
+            checkpoint.
 
     Raises:
         InputError: no checkpoint is named or found, or it does not fit the configuration or the data.
     """
     if config.checkpoint.resume is None:
         raise InputError("checkpoint.resume is null; eval expected auto (the newest of train.output_dir) or a checkpoint folder")
-    with FolderLock(Path(config.data.path), "data.path", shared=True):
-        yield from _open_locked(config, as_trained)
-
-
-def _open_locked(config: Config, as_trained: bool) -> Iterator[EvaluatedModel]:
-    data = PreparedData.open(config.data.path)
+    data = PreparedData.open(config.data.path) if prepared_rows else None
     source = find_source(config, data, for_training=False)
     if not source.candidates:
         raise InputError(f"train.output_dir: {config.train.output_dir} holds no checkpoint; expected one for checkpoint.resume=auto")
-    config = _of_trained_cluster(config, source) if as_trained else without_drops(config)
+    trained = _trained(config, source)
+    if as_trained and config.moe.layout is None:
+        config = replace(config, moe=replace(config.moe, layout=trained.layout))
+    elif not as_trained:
+        config = without_drops(config)
     config = replace(config, train=replace(config.train, micro_batch_size=_rows(config, as_trained)))
-    tokenizer, words = Tokenizer.load(data.tokenizer_path), vocabulary(config, data)
+    words = trained.words(config) if data is None else vocabulary(config, data)
     with start_runtime(config) as runtime:
         network, scorer = _build(config, runtime, words, not as_trained)
         start = Restorer(config, runtime, data, _Weights(network), place_of(config, runtime), for_training=False).start(source)
         assert start.checkpoint is not None  # there are candidates, and none of them whole is an error
         identity = hashlib.sha256((start.checkpoint / MANIFEST).read_bytes()).hexdigest()
-        yield EvaluatedModel(config, runtime, data, tokenizer, start.checkpoint, start.step, identity, network, scorer)
+        yield EvaluatedModel(config, runtime, data, trained.tokenizer, trained.data.domains, start.checkpoint, start.step, identity,
+                             network, scorer)
 
 
 def _build(config: Config, runtime: Runtime, words: Vocabulary, slots_for_all: bool) -> Tuple[PanGuSigma, Scorer]:
@@ -130,15 +137,27 @@ def _rows(config: Config, as_trained: bool) -> int:
     return max(size for size in range(1, MOST_ROWS + 1) if rows % size == 0)
 
 
-def _of_trained_cluster(config: Config, source: Source) -> Config:
-    """With the layout that the newest checkpoint names, if the configuration names none."""
-    if config.moe.layout is not None:
-        return config
+class _Trained(NamedTuple):
+    """What the newest readable checkpoint says of its training: the meaning of ids, and the cluster that homes referred to."""
+
+    data: DataState
+    tokenizer: Tokenizer
+    layout: Optional[LayoutConfig]
+
+    def words(self, config: Config) -> Vocabulary:
+        """Sizes of the tables. Hash maps and codes, which may follow from counts of tokens, come with the weights."""
+        rows = self.data.vocab_size
+        return Vocabulary(rows, len(self.data.domains), np.ones((config.moe.num_groups, rows), np.int64))
+
+
+def _trained(config: Config, source: Source) -> _Trained:
+    """Raises InputError where no checkpoint can be read, or none of its tokenizer can be found."""
     for path in reversed(source.candidates):
         try:
             with CheckpointReader.open(path) as reader:
-                trained = reader.config().moe.layout
+                tokenizer = Tokenizer.load(str(tokenizer_file(reader, config, None)))
+                return _Trained(reader.header.data, tokenizer, reader.config().moe.layout)
         except DamagedCheckpoint:
-            continue  # told when it is tried
-        return replace(config, moe=replace(config.moe, layout=trained))
-    return config
+            if not source.may_fall_back:
+                raise
+    raise InputError(f"{source.candidates[-1].parent}: none of the {len(source.candidates)} checkpoints there is whole; expected one")

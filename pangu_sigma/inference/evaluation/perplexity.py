@@ -52,6 +52,7 @@ class ValidationRows:
         return sum(self._counting)
 
     def header(self) -> Dict[str, Any]:
+        assert self._model.data is not None  # whose rows these are
         return {"data": self._model.data.manifest.fingerprint, "rows": self.size}
 
     def measure(self, numbers: Sequence[int]) -> List[Record]:
@@ -76,7 +77,7 @@ class ValidationRows:
         counted = batch.loss_mask > 0
         sizes = (self._bytes[batch.targets] * counted).sum(1)
         records: List[Record] = [
-            {"domain": self._model.data.domains[domain], "nats": float(nats), "tokens": int(tokens), "bytes": int(size), "dropped": 0}
+            {"domain": self._model.domains[domain], "nats": float(nats), "tokens": int(tokens), "bytes": int(size), "dropped": 0}
             for domain, nats, tokens, size in zip(batch.domain, losses.sum(1), counted.sum(1), sizes)]
         records[0]["dropped"] = found.dropped
         return records
@@ -113,7 +114,7 @@ class TextPieces:
         model, pieces = self._model, [self._pieces[number] for number in numbers]
         requests = [Request([model.tag(self._domain)], [*model.tokenizer.encode(piece), model.tokenizer.end_of_text], self._domain)
                     for piece in pieces]
-        domain = model.data.domains[self._domain]
+        domain = model.domains[self._domain]
         return [{"domain": domain, "nats": score.nats, "tokens": score.tokens, "bytes": len(piece.encode("utf-8"))}
                 for score, piece in zip(model.scorer.score(requests), pieces)]
 

@@ -30,8 +30,8 @@ def task_domain(model: EvaluatedModel, task: Task, asked: Optional[str]) -> int:
         return model.domain(asked, "--domain")
     if task.config.domain is not None:
         return model.domain(task.config.domain, f"{task.path}: domain")
-    if len(model.data.domains) > 1:
-        raise InputError(f"{task.path}: names no domain; expected --domain, or a key domain: one of {', '.join(model.data.domains)}")
+    if len(model.domains) > 1:
+        raise InputError(f"{task.path}: names no domain; expected --domain, or a key domain: one of {', '.join(model.domains)}")
     return 0
 
 

@@ -38,7 +38,8 @@ def model(tiny_data, networks):
     runtime = Runtime(create_collectives("local", Topology(1, 1), 0))
     network, scorer = _build(config, runtime, vocabulary(config, data), slots_for_all=True)
     networks.randomise(network, 2)
-    return EvaluatedModel(config, runtime, data, Tokenizer.load(data.tokenizer_path), Path("checkpoint"), 7, "0" * 64, network, scorer)
+    return EvaluatedModel(config, runtime, data, Tokenizer.load(data.tokenizer_path), data.domains, Path("checkpoint"), 7, "0" * 64,
+                          network, scorer)
 
 
 @pytest.fixture(scope="module")
