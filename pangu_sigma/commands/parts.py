@@ -20,6 +20,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
+        option = re.fullmatch(r"argument (--[a-z-]+): expected one argument", message)
+        if option:  # argparse takes a value that begins with a dash for another option
+            message += f"; one that begins with a dash is given as {option[1]}=-NAME"
         raise InputError(f"{message} (see {self.prog} --help)")
 
 

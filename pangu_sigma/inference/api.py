@@ -50,7 +50,7 @@ class Generator:
         self._full = full
 
     @classmethod
-    def load(cls, source: Union[Config, str, Path], tokenizer: Optional[str] = None, local_term: bool = False,
+    def load(cls, source: Union[Config, str, Path], tokenizer: Union[str, Path, None] = None, local_term: bool = False,
              batch_size: int = 8) -> "Generator":
         """The model of a configuration's checkpoint, a run directory, or a checkpoint folder. Arguments: see `load_model`; batch_size:
         rows of the graphs, which are decoded together. Fewer prompts take as long. Graphs are compiled when first used. Raises InputError.

@@ -7,10 +7,12 @@ checkpoint's weights, each bank of experts one tensor, by global id; and `config
 
 import json
 import os
+import re
 import shutil
+import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Union
 
 import numpy as np
 
@@ -34,15 +36,19 @@ from pangu_sigma.inference.load import Model, Words, checkpoint_of, load_model, 
 FORMAT, VERSION = "pangu-sigma generation", 1
 DESCRIPTION, WEIGHTS = "generation.json", "model.safetensors"
 OWN = (DESCRIPTION, WEIGHTS, TOKENIZER, "config.yaml", "prefill*", "decode*")
+_PLAIN = re.compile(r"[0-9A-Za-z@_.:/\\-]+")  # what mindspore.export takes for a path; see its check_file_name_by_regular
 _INPUTS = {"prefill": ("ids", "positions", "last", "domain", "home"), "decode": ("ids", "positions", "places", "domain", "home")}
 
 
-def export_mindir(config: Config, target: Path, rows: int, length: Optional[int], tokenizer: Optional[str] = None,
-                  local_term: bool = False) -> None:
-    """Writes the graphs of a checkpoint's model for `rows` rows of up to `length` tokens, prompt and output (None: the model's).
+def export_mindir(config: Config, target: Union[str, Path], rows: int, length: Optional[int],
+                  tokenizer: Union[str, Path, None] = None, local_term: bool = False) -> None:
+    """Writes the graphs of a checkpoint's model into the new folder `target`, for `rows` rows of up to `length` tokens, prompt and
+    output (None: the model's). tokenizer, local_term: see `load_model`.
 
-    Raises InputError: as `load_model`; the target is there already; `length` exceeds the model's.
+    Raises InputError: as `load_model`; the target is there already or cannot be made; `length` exceeds the model's.
     """
+    target = Path(target)
+    _check_target(target)
     model = load_model(config, tokenizer, local_term)
     most = model.words.sequence_length
     length = length or most
@@ -62,8 +68,13 @@ def export_mindir(config: Config, target: Path, rows: int, length: Optional[int]
     _write_folder(target, fill)
 
 
-def export_safetensors(config: Config, target: Path, tokenizer: Optional[str] = None) -> None:
-    """Writes the weights of a checkpoint as they are. Memory: one tensor. Raises InputError: as `export_mindir`; a damaged checkpoint."""
+def export_safetensors(config: Config, target: Union[str, Path], tokenizer: Union[str, Path, None] = None) -> None:
+    """Writes the weights of a checkpoint as they are into the new folder `target`. tokenizer: see `load_model`. Memory: one tensor.
+
+    Raises InputError: as `export_mindir`; a damaged checkpoint.
+    """
+    target = Path(target)
+    _check_target(target)
     with CheckpointReader.open(resolve(checkpoint_of(config))[-1]) as reader:
         vocabulary = tokenizer_file(reader, config, tokenizer)
 
@@ -75,11 +86,12 @@ def export_safetensors(config: Config, target: Path, tokenizer: Optional[str] = 
         _write_folder(target, fill)
 
 
-def load_exported(folder: Path) -> Generator:
-    """A generator from the MindIR files of `export_mindir`, without the network's own code.
+def load_exported(folder: Union[str, Path]) -> Generator:
+    """A generator from the MindIR files of `export_mindir` in `folder`, without the network's own code.
 
     Raises InputError: the folder holds no such files.
     """
+    folder = Path(folder)
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -89,7 +101,7 @@ def load_exported(folder: Path) -> Generator:
     path = str(folder / TOKENIZER)
     words = Words(Tokenizer.load(path), path, tuple(description["domains"]), description["word_table_rows"], description["length"],
                   description["reset_at_document_end"])
-    prefill, decode = (nn.GraphCell(ms.load(str(folder / f"{name}.mindir"))) for name in _INPUTS)
+    prefill, decode = (nn.GraphCell(ms.load(str(_graph_file(folder, name)))) for name in _INPUTS)
     return Generator(words, ExportedGraphs(GraphPair(description["rows"], description["length"], prefill, decode)), description["homes"])
 
 
@@ -104,8 +116,34 @@ class ExportedGraphs:
         return self._pair
 
 
+def _check_target(target: Path) -> None:
+    """Tells what stands in the way of a new folder before a model is read. Raises InputError."""
+    if os.path.lexists(target):
+        raise InputError(f"--output {target}: is there already; expected the name of a new folder")
+    try:
+        target.with_name(target.name + PART).exists()
+        above = next(parent for parent in target.absolute().parents if parent.exists())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"--output {str(target)[:80]}: cannot be made ({reason}); expected the name of a new folder") from None
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise InputError(f"--output {target}: cannot be made in {above}; expected a folder that can be written to")
+
+
+def _graph_file(folder: Path, name: str) -> Path:
+    """MindSpore writes the weights of a graph of more than 1 GB beside it, and calls the graph's own file otherwise."""
+    whole = folder / f"{name}.mindir"
+    return whole if whole.exists() else folder / f"{name}_graph.mindir"
+
+
 def _export(cell: CachedNetwork, inputs: List[Tensor], path: Path) -> None:
-    ms.export(cell, *inputs, file_name=str(path), file_format="MINDIR")
+    """MindSpore refuses paths with blanks, signs or letters outside ASCII, but follows a link with a plain name to where they lead."""
+    # What TMPDIR names may itself have no plain name.
+    base = next(folder for folder in (tempfile.gettempdir(), "/tmp") if _PLAIN.fullmatch(folder))
+    with tempfile.TemporaryDirectory(prefix="pangu-sigma-", dir=base) as folder:
+        link = Path(folder) / "export"
+        link.symlink_to(path.parent.absolute(), target_is_directory=True)
+        ms.export(cell, *inputs, file_name=str(link / path.name), file_format="MINDIR")
 
 
 def _prefill_inputs(rows: int, length: int) -> List[Tensor]:

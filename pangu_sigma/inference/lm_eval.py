@@ -10,7 +10,8 @@ Texts are scored as `pangu-sigma eval` scores them: after the domain's tag, no t
 """
 
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -86,7 +87,8 @@ class PanguSigmaLM(LM):
 
 
 @contextmanager
-def opened(config: str, domain: Optional[str] = None, overrides: Sequence[str] = ("checkpoint.resume=auto",)) -> Iterator[PanguSigmaLM]:
+def opened(config: Union[str, Path], domain: Optional[str] = None,
+           overrides: Sequence[str] = ("checkpoint.resume=auto",)) -> Iterator[PanguSigmaLM]:
     """The model of a configuration file's checkpoint.
 
     Args: domain: its name; None: the first. overrides: as `--set`. Raises InputError: as `pangu-sigma eval`.

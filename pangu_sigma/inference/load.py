@@ -81,7 +81,8 @@ class Model:
     runtime: Runtime
 
 
-def load_model(source: Union[Config, str, Path], tokenizer: Optional[str] = None, local_term: bool = False, spread: bool = False) -> Model:
+def load_model(source: Union[Config, str, Path], tokenizer: Union[str, Path, None] = None, local_term: bool = False,
+               spread: bool = False) -> Model:
     """The newest whole checkpoint's model.
 
     Args:
@@ -111,7 +112,7 @@ def load_model(source: Union[Config, str, Path], tokenizer: Optional[str] = None
     raise InputError(f"{candidates[-1].parent}: none of the {len(candidates)} checkpoints there is whole; expected one")
 
 
-def _read(reader: CheckpointReader, config: Config, tokenizer: Optional[str], local_term: bool, ranks: int) -> Model:
+def _read(reader: CheckpointReader, config: Config, tokenizer: Union[str, Path, None], local_term: bool, ranks: int) -> Model:
     check_same_model(reader, config)
     layout = config.moe.layout or reader.config().moe.layout
     config = inference_config(replace(config, moe=replace(config.moe, layout=layout)), ranks)
@@ -179,7 +180,7 @@ def checkpoint_of(source: Union[Config, str, Path]) -> Path:
     return Path(initial) if initial is not None and not finished(run / "checkpoints") else run
 
 
-def _words(reader: CheckpointReader, config: Config, given: Optional[str]) -> Words:
+def _words(reader: CheckpointReader, config: Config, given: Union[str, Path, None]) -> Words:
     data = reader.header.data
     path = tokenizer_file(reader, config, given)
     tokenizer = Tokenizer.load(str(path))
@@ -190,7 +191,7 @@ def _words(reader: CheckpointReader, config: Config, given: Optional[str]) -> Wo
     return Words(tokenizer, str(path), data.domains, data.vocab_size, config.model.sequence_length, config.data.reset_at_document_end)
 
 
-def tokenizer_file(reader: CheckpointReader, config: Config, given: Optional[str]) -> Path:
+def tokenizer_file(reader: CheckpointReader, config: Config, given: Union[str, Path, None]) -> Path:
     """The tokenizer that a checkpoint was trained with, see `load_model`. Raises InputError where there is none, or another;
     DamagedCheckpoint where the checkpoint's own is not as it was written.
     """

@@ -4,7 +4,7 @@ import json
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple, Union
 
 from tqdm import tqdm
 
@@ -29,14 +29,14 @@ class EvaluationRequest:
     """What to measure and how, as the options of `pangu-sigma eval` say."""
 
     validation: bool = False  # also where texts or tasks are given; without them always
-    texts: Tuple[Tuple[str, str], ...] = ()  # domain, path
-    tasks: Tuple[str, ...] = ()
-    task_data: Optional[str] = None
+    texts: Tuple[Tuple[str, Union[str, Path]], ...] = ()  # domain, path
+    tasks: Tuple[Union[str, Path], ...] = ()
+    task_data: Union[str, Path, None] = None
     domain: Optional[str] = None
     limit: Optional[int] = None
     as_trained: bool = False
     run_code: bool = False
-    output: Optional[str] = None  # None: step_<N> in evaluation in train.output_dir
+    output: Union[str, Path, None] = None  # None: step_<N> in evaluation in train.output_dir
     fresh: bool = False
     json: bool = False
 
@@ -49,9 +49,11 @@ def evaluate(config: Config, request: EvaluationRequest) -> int:
     Raises:
         InputError: checkpoint, data, text, task or output folder are unusable, or do not fit together.
     """
-    tasks = [load_task(path, request.task_data, request.limit) for path in request.tasks]  # before the model, which takes its time
+    examples = None if request.task_data is None else str(request.task_data)
+    tasks = [load_task(str(path), examples, request.limit) for path in request.tasks]  # before the model, which takes its time
     _check_tasks(tasks, request)
-    with FolderLock(Path(config.data.path), "data.path", shared=True), open_model(config, request.as_trained, _reads_rows(request)) as model:
+    reads_rows = _reads_rows(request)
+    with FolderLock(Path(config.data.path), "data.path", shared=True), open_model(config, request.as_trained, reads_rows) as model:
         folder = Path(request.output or _default_folder(config, model, request))
         measured = [_measure(one, model, folder, request) for one in _measurements(model, tasks, request)]
         content = as_json({"checkpoint": str(model.checkpoint), "sha256": model.identity, "step": model.step,
@@ -92,7 +94,7 @@ def _measurements(model: EvaluatedModel, tasks: Sequence[Task], request: Evaluat
     chosen: List[Measurement] = []
     if _reads_rows(request):
         chosen += _validation(model, request.as_trained)
-    chosen += [TextPieces(model, domain, path) for domain, path in request.texts]
+    chosen += [TextPieces(model, domain, str(path)) for domain, path in request.texts]
     write = _GeneratedLater(model)
     for task in tasks:
         domain = task_domain(model, task, request.domain)

@@ -1,30 +1,39 @@
 """Exported models, read back."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn
+
 from locmoe_ops.errors import InputError
 from pangu_sigma.cli import main
 from pangu_sigma.inference.api import SamplingSettings
-from pangu_sigma.inference.export import load_exported
+from pangu_sigma.inference.export import _export, _graph_file, export_mindir, export_safetensors, load_exported
 from pangu_sigma.inference.load import load_model
 
 PROMPTS, DOMAINS = [[261, 300, 270], [299, 2, 288, 264, 271], [310]], [0, 1, 1]
 SETTINGS = SamplingSettings(max_new_tokens=6, temperature=1.2, stop_at_end=False)
 
 
+# Blanks, signs, letters outside ASCII, a dash first: names that MindSpore's export takes for no path, and some that it takes.
+NAMES = ["ex b", "a+b=", "中文", "é", "-dash", "a,b;c&", "a'b", 'a"b', "(a)%~", "a\\b", "n" * 250, "a/b c/d"]
+
+
 @pytest.fixture(scope="module")
 def exported(run_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported") / "model"
-    assert main(["export", str(run_folder / "config.yaml"), "--format", "mindir", "--output", str(folder), "--rows", "2"]) == 0
+    folder = tmp_path_factory.mktemp("exported") / "-ein 模型+=,'\""
+    assert main(["export", str(run_folder / "config.yaml"), "--format", "mindir", f"--output={folder}", "--rows", "2"]) == 0
     return folder
 
 
 def test_mindir_generates_the_same_tokens(exported, generator):
-    found = load_exported(exported).generate(PROMPTS, DOMAINS, SETTINGS)
+    found = load_exported(str(exported)).generate(PROMPTS, DOMAINS, SETTINGS)
     assert found == generator.generate(PROMPTS, DOMAINS, SETTINGS)
     assert len({token for output in found for token in output}) > 6
 
@@ -35,6 +44,67 @@ def test_the_description_says_how_to_run_the_graphs(exported, generator):
     caches = ["key 0", "value 0", "key 1", "value 1"]
     assert found["decode"] == {"inputs": ["ids", "positions", "places", "domain", "home", *caches], "outputs": ["logits", *caches]}
     assert found["domain_tags"] == list(generator.words.tokenizer.domain_tags.values())
+
+
+class Twice(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.weight = Parameter(Tensor(np.full((2, 3), 2.0, np.float32)), name="weight")
+
+    def construct(self, x):
+        return self.weight * x
+
+
+def read_graph(folder):
+    return nn.GraphCell(ms.load(str(_graph_file(folder, "prefill"))))(Tensor(np.ones((2, 3), np.float32))).asnumpy()
+
+
+@pytest.mark.parametrize("name, way", [*((name, "whole path") for name in NAMES), ("ex b", "relative"), ("ex b", "through a link")])
+def test_a_graph_goes_into_a_folder_of_any_name(tmp_path, monkeypatch, name, way):
+    """Also where temporary files go to such a folder."""
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    given = {"whole path": folder, "relative": Path(name), "through a link": tmp_path / "link"}[way]
+    _export(Twice(), [Tensor(np.ones((2, 3), np.float32))], given / "prefill")
+    assert [path.name for path in folder.iterdir()] == ["prefill.mindir"]
+    np.testing.assert_array_equal(read_graph(given), np.full((2, 3), 2.0))
+
+
+def test_a_graph_whose_weights_lie_beside_it_is_read(tmp_path, monkeypatch):
+    """As MindSpore writes graphs of more than 1 GB."""
+    monkeypatch.setattr("mindspore.train.serialization.TOTAL_SAVE", 0)
+    folder = tmp_path / "ex b"
+    folder.mkdir()
+    _export(Twice(), [Tensor(np.ones((2, 3), np.float32))], folder / "prefill")
+    assert not (folder / "prefill.mindir").exists()
+    np.testing.assert_array_equal(read_graph(folder), np.full((2, 3), 2.0))
+
+
+@pytest.mark.parametrize("output, told", [
+    ("n" * 252, "cannot be made (File name too long); expected the name of a new folder"), ("file/out", "cannot be made in"),
+    ("dangling", "is there already"), ("link", "is there already"), (".", "is there already"), ("shut/out", "cannot be made in"),
+    ("", "is there already")])
+@pytest.mark.parametrize("export", [lambda config, target: export_mindir(config, target, 1, None), export_safetensors])
+def test_a_folder_that_cannot_be_made_is_told_before_a_model_is_read(tmp_path, monkeypatch, export, output, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: path.name not in ("shut", "file"))  # who runs as root may write everywhere
+    (tmp_path / "shut").mkdir()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for target in (output, Path(output)):
+        with pytest.raises(InputError, match=re.escape(told)):
+            export(None, target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_name_that_begins_with_a_dash_is_told_how_to_be_given(run_folder, capsys):
+    assert main(["export", str(run_folder / "config.yaml"), "--format", "mindir", "--output", "-out"]) == 2
+    assert "expected one argument; one that begins with a dash is given as --output=-NAME" in capsys.readouterr().err
 
 
 def test_safetensors_hold_every_weight(run_folder, tmp_path):
