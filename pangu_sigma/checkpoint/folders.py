@@ -1,24 +1,26 @@
 """The folder of a run's checkpoints: `step_N` is whole or absent.
 
-A checkpoint is written in `step_N.part` and renamed when all of it is on disk. What takes longer than a rename happens under another
-name: a checkpoint that is to be removed is `step_N.removed` first, one that is written anew stands aside as `step_N.replaced`.
-
-Folders that hold anything but the files of a checkpoint are never removed: what else lies in them is a user's.
+A checkpoint is written in `step_N.part`, which a marker tells from a user's folder, and renamed when all of it is on disk. What is in the
+way is set aside (`.aside`). One that is to be removed gets a temporary name first. Only files that a checkpoint's manifest lists, or that
+writing left in a marked folder, are ever removed: a folder that holds others stays whole.
 """
 
+import glob
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Optional, Sequence
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.errors import CheckpointNotWritten
-from pangu_sigma.checkpoint.manifest import NAME
-from pangu_sigma.runtime.files import foreign_files, new_folder, remove_folder, set_aside, sync_folder
+from pangu_sigma.checkpoint.manifest import NAME, read_manifest
+from pangu_sigma.runtime.files import foreign_files, new_folder, remove_abandoned, remove_folder, set_aside, sync_folder, temporary_path
 
-PART, REMOVED, REPLACED, ASIDE = ".part", ".removed", ".replaced", ".aside"
-# Files of a checkpoint, whole or being written: shards of training and of `ckpt`, the ranks' notes, manifest, tokenizer, configuration.
-OWN = ("dense_*.safetensors", "experts_*.safetensors", "shard_*.safetensors", "part_*.json", "part_*.json.writing", NAME,
-       "tokenizer.model", "config.yaml")
+PART, ASIDE = ".part", ".aside"
+MARKER = ".pangu-sigma-writes"  # in a folder that is being written
+# Files that writing a checkpoint leaves when it is cut off: shards of training and of `ckpt`, the ranks' notes, what lies beside them.
+_WRITTEN = (MARKER, "dense_*.safetensors", "experts_*.safetensors", "shard_*.safetensors", "part_*.json", "part_*.json.writing", NAME,
+            "tokenizer.model", "config.yaml")
 
 
 class Finished(NamedTuple):
@@ -35,20 +37,22 @@ def finished(root: Path) -> List[Finished]:
 
 
 def begin(root: Path, step: int) -> Path:
-    """An empty `step_N.part`; what earlier attempts left is cleared away, or set aside if it holds other files too. Raises OSError."""
+    """An empty `step_N.part`; what earlier attempts left is removed, what others put there is set aside. Raises OSError."""
     root.mkdir(parents=True, exist_ok=True)
-    recover(root)
+    remove_abandoned(root, _WRITTEN)
+    for leftover in root.glob(f"step_*{PART}"):
+        if (leftover / MARKER).is_file():
+            remove_folder(leftover, _WRITTEN)
     part = root / f"step_{step}{PART}"
-    for leftover in (*root.glob(f"step_*{PART}"), *root.glob(f"step_*{REMOVED}")):
-        remove_folder(leftover, OWN)
     if os.path.lexists(part):
         set_aside(part, ASIDE)
     part.mkdir()
+    (part / MARKER).touch()
     return part
 
 
 @contextmanager
-def new_checkpoint_folder(target: Path, own: Sequence[str] = OWN) -> Iterator[Path]:
+def new_checkpoint_folder(target: Path, own: Sequence[str] = _WRITTEN) -> Iterator[Path]:
     """A folder to fill, which appears as `target`, whole or not at all; `own`: see `runtime.files.new_folder`.
 
     Raises CheckpointNotWritten: the disk refuses, or something else has come to be at `target`.
@@ -61,42 +65,36 @@ def new_checkpoint_folder(target: Path, own: Sequence[str] = OWN) -> Iterator[Pa
                                    "with room for it") from None
 
 
-def recover(root: Path) -> None:
-    """Puts back a checkpoint that was to be replaced when the program ended between two renames; clears it away otherwise."""
-    for aside in root.glob(f"step_*{REPLACED}"):
-        final = aside.with_suffix("")
-        if final.exists():
-            remove_folder(aside, OWN)
-        else:
-            os.rename(aside, final)
-
-
 def publish(part: Path, final: Path) -> None:
     """Makes a whole `part` appear as `final`. Everything in it has been synced. Raises OSError."""
+    (part / MARKER).unlink(missing_ok=True)
     sync_folder(part)
-    if not os.path.lexists(final):
-        os.rename(part, final)
-    elif final.is_symlink() or foreign_files(final, OWN):
+    if os.path.lexists(final):
         set_aside(final, ASIDE)
-        os.rename(part, final)
-    else:
-        replaced = final.with_name(final.name + REPLACED)
-        os.rename(final, replaced)
-        os.rename(part, final)
-        remove_folder(replaced, OWN)
+    os.rename(part, final)
     sync_folder(final.parent)
 
 
 def prune(root: Path, keep_last: int, keep_every: int) -> None:
     """Removes all but the newest `keep_last`, those whose step is a multiple of `keep_every` (0: none), and those that hold other files
-    than a checkpoint's.
+    than their manifest lists.
     """
     for step, path in finished(root)[:-keep_last]:
-        if (keep_every and step % keep_every == 0) or path.is_symlink() or foreign_files(path, OWN):
+        own = _listed(path)
+        if (keep_every and step % keep_every == 0) or not own or path.is_symlink() or foreign_files(path, own):
             continue
-        removed = path.with_name(path.name + REMOVED)
+        removed = temporary_path(root)
         os.rename(path, removed)
-        remove_folder(removed, OWN)
+        remove_folder(removed, own)
+
+
+def _listed(folder: Path) -> Tuple[str, ...]:
+    """Patterns of the files that a checkpoint consists of; none where its manifest cannot be read."""
+    try:
+        manifest = read_manifest(folder)
+    except InputError:
+        return ()
+    return tuple(map(glob.escape, (NAME, *manifest.shards, *manifest.files)))
 
 
 def set_aside_after(root: Path, step: int) -> List[Path]:

@@ -9,6 +9,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -71,7 +72,7 @@ def prepare(config: Config) -> None:
         InputError: a bad source, tokenizer or setting; a `data.path` that this command did not write, or that is in use.
     """
     _check_sources(config.data.prepare)
-    target = Path(config.data.path).resolve()
+    target = Path(os.path.realpath(config.data.path))
     with FolderLock(target, "data.path"):
         finish_publishing(target)
         check_target(target, list(config.data.prepare.sources))

@@ -118,10 +118,10 @@ class ExportedGraphs:
 
 def _check_target(target: Path) -> None:
     """Tells what stands in the way of a new folder before a model is read. Raises InputError."""
-    if os.path.lexists(target):
-        raise InputError(f"--output {target}: is there already; expected the name of a new folder")
     try:
-        target.with_name(target.name + PART).exists()
+        if os.path.lexists(target):
+            raise InputError(f"--output {target}: is there already; expected the name of a new folder")
+        target.exists()  # complains of names that are too long
         above = next(parent for parent in target.absolute().parents if parent.exists())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

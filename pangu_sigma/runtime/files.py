@@ -9,7 +9,7 @@ import fcntl
 import os
 import re
 import secrets
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Iterator, List, Optional, Sequence, Union
@@ -107,7 +107,8 @@ def remove_folder(folder: Path, own: Sequence[str]) -> bool:
     for parent, folders, files in os.walk(folder, topdown=False):
         for name in files:
             if any(fnmatchcase((Path(parent) / name).relative_to(folder).as_posix(), pattern) for pattern in own):
-                os.unlink(os.path.join(parent, name))
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(parent, name))
         for name in folders:
             _remove_if_empty(Path(parent) / name)
     return _remove_if_empty(folder)

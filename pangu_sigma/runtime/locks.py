@@ -24,7 +24,6 @@ FILE = ".pangu-sigma.lock"
 _MOST_NOTE_BYTES = 4096
 _POLL_S = 0.2
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 class FolderLock:
@@ -114,8 +113,6 @@ class FolderLock:
                 raise InputError(
                     f"{self._option}: cannot write in {self._folder} ({(error.strerror or str(error)).lower()}); expected a writable folder"
                 ) from None
-            if error.errno not in _READ_ONLY:
-                raise
         try:
             return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:

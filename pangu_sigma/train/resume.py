@@ -1,5 +1,6 @@
 """From which checkpoint a run starts, and putting it into the network on all ranks alike."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from mindspore import Parameter
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.errors import DamagedCheckpoint
-from pangu_sigma.checkpoint.folders import finished, recover
+from pangu_sigma.checkpoint.folders import finished
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
@@ -60,7 +61,8 @@ def find_source(config: Config, data: Optional[PreparedData], for_training: bool
 
 def _check_output(resume: Optional[str], output: Path) -> None:
     """A folder holds one history: a new run, and one that resumes another run's checkpoint, need a folder without one."""
-    if resume == "auto" or (resume is not None and Path(resume).resolve().parent == (output / CHECKPOINTS).resolve()):
+    root = output / CHECKPOINTS
+    if resume == "auto" or (resume is not None and os.path.dirname(os.path.realpath(resume)) == os.path.realpath(root)):
         check_own(output)
     elif resume is not None and holds_run(output):
         raise InputError(f"checkpoint.resume: {resume} is no checkpoint of the run that train.output_dir ({output}) holds; expected one of "
@@ -147,8 +149,6 @@ class Restorer:
     def _newest_whole(self) -> Optional[Start]:
         """Tries the run's checkpoints from the newest on; None where there is none at all."""
         root = Path(self._config.train.output_dir) / "checkpoints"
-        if self._runtime.is_first and root.is_dir():
-            recover(root)
         steps, tried = [step for step, _ in finished(root)], 0
         while True:
             step = self._first_ranks(steps.pop() if steps else -1)

@@ -28,7 +28,7 @@ NAMES = ("NOTES.txt", "thesis", "config.yaml", "metrics.jsonl", "summary.json", 
 # Folders of a workspace that commands write into, and some that they have no reason to touch.
 PLACES = ("", "data", "data/raw", "run", "run/checkpoints", "run/checkpoints/step_1", "run/checkpoints/step_1.part", "run/logs",
           "run/evaluation/step_2", "run2", "out", "out/sub", "texts", "data.writing", "cmp", "cmp/runs", "run/profile",
-          "run/checkpoints/step_2.removed", "run/checkpoints/step_3.replaced")
+          "run/checkpoints/step_2.aside")
 LINKS = ("lnk", "data", "run", "out/link", "texts/more", "run/checkpoints", "s.json", "page.html")
 COMMANDS = (
     "prepare c.yaml", "prepare c.yaml --set data.prepare.validation_fraction=0.3", "prepare c.yaml --set data.path=lnk",
@@ -43,7 +43,8 @@ COMMANDS = (
     "ckpt extract run out/sub --domain a", "export c.yaml --set checkpoint.resume=auto --format safetensors --output out",
     "export c.yaml --set checkpoint.resume=auto --format safetensors --output out/e",
     "report run", "report run run2", "report run --output page.html", "report run --output c.yaml",
-    "report run --output data/manifest.json", "summary run --output s.json", "summary run --output run/summary.json", "summary run --output NOTES.txt", "watch run --once",
+    "report run --output data/manifest.json",
+    "summary run --output s.json", "summary run --output run/summary.json", "summary run --output NOTES.txt", "watch run --once",
     "config c.yaml", "plan c.yaml", "doctor c.yaml",
 )
 
@@ -134,7 +135,13 @@ def lost(kept):
     def now(path):
         return os.readlink(path) if os.path.islink(path) else Path(path).read_bytes() if os.path.exists(path) else None
 
-    return {path: (content, now(path)) for path, content in kept.items() if now(path) != content}
+    def set_aside(path, content):
+        """Whether it lies in what was a checkpoint's place, which a run that goes back to an earlier step sets aside as a whole."""
+        return "/checkpoints/step_" in path and any(
+            other.is_file() and other.read_bytes() == content
+            for folder in Path(path.partition("/step_")[0]).glob("step_*.aside*") for other in folder.rglob(Path(path).name))
+
+    return {path: (content, now(path)) for path, content in kept.items() if now(path) != content and not set_aside(path, content)}
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

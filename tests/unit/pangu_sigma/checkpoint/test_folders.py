@@ -1,17 +1,24 @@
 """Names on disk: a checkpoint is whole or absent at every moment between two operations of the file system."""
 
-import os
 from pathlib import Path
 
 import pytest
 
 from pangu_sigma.checkpoint import folders
+from pangu_sigma.checkpoint.manifest import DataState, Header, Manifest, read_manifest, write_manifest
 
 
 def make(root, *names):
+    """Checkpoints of one shard, whose manifest says what they were made as."""
     for name in names:
         (root / name).mkdir(parents=True)
-        (root / name / "manifest.json").write_text(name)
+        (root / name / "dense_0.safetensors").write_bytes(b"1234")
+        header = Header(1, "training", {}, DataState(None, 6, ("en",)), {}, {}, {}, (name,))
+        write_manifest(Manifest(header, {}, {"dense_0.safetensors": 4}), root / name)
+
+
+def made_as(folder):
+    return read_manifest(folder).header.origin[0]
 
 
 def names(root):
@@ -26,44 +33,54 @@ def test_finished_are_those_under_their_own_names(tmp_path):
 
 
 def test_begin_clears_what_earlier_attempts_left(tmp_path):
-    make(tmp_path, "step_1", "step_2.part", "step_3.part", "step_0.removed", "step_4.aside")
+    first = folders.begin(tmp_path, 3)
+    (first / "dense_0.safetensors").write_bytes(b"half")
+    (first / "part_0.json.writing").write_text("")
+    make(tmp_path, "step_1", "step_4.aside", "step_2.part")
     part = folders.begin(tmp_path, 3)
-    assert part.name == "step_3.part" and names(part) == []
-    assert names(tmp_path) == ["step_1", "step_3.part", "step_4.aside"]
+    assert part == first and names(part) == [folders.MARKER]
+    assert names(tmp_path) == ["step_1", "step_2.part", "step_3.part", "step_4.aside"]  # step_2.part is not marked as ours
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_published_in_place_of_what_was_there(tmp_path, there):
-    make(tmp_path, "step_3.part", *(["step_3"] if there else []))
-    folders.publish(tmp_path / "step_3.part", tmp_path / "step_3")
-    assert names(tmp_path) == ["step_3"]
-    assert (tmp_path / "step_3" / "manifest.json").read_text() == "step_3.part"
+@pytest.mark.parametrize("name", ["NOTES.txt", "dense_0.safetensors", "manifest.json"])
+def test_begin_sets_a_folder_of_others_aside(tmp_path, name):
+    (tmp_path / "step_3.part").mkdir()
+    (tmp_path / "step_3.part" / name).write_text("dear")
+    assert names(folders.begin(tmp_path, 3)) == [folders.MARKER]
+    assert (tmp_path / "step_3.part.aside" / name).read_text() == "dear"
 
 
-def test_cut_off_at_any_rename_one_of_both_is_whole(tmp_path, monkeypatch):
-    """Replacing takes two renames. Whichever is the last that happens, `recover` leaves one whole checkpoint."""
-    real = os.rename
-    for allowed in range(3):
-        root = tmp_path / str(allowed)
-        make(root, "step_3", "step_3.part")
-        done = []
+@pytest.mark.parametrize("there", ["nothing", "checkpoint", "folder", "file", "link"])
+def test_what_is_in_a_checkpoints_place_is_set_aside(tmp_path, there):
+    part, final = folders.begin(tmp_path, 3), tmp_path / "step_3"
+    if there == "checkpoint":
+        make(tmp_path, "step_3")
+    elif there == "folder":
+        final.mkdir()
+        (final / "dense_0.safetensors").write_text("dear")
+    elif there == "file":
+        final.write_text("dear")
+    elif there == "link":
+        (tmp_path / "elsewhere").mkdir()
+        final.symlink_to("elsewhere")
+    (part / "manifest.json").write_text("new")
+    folders.publish(part, final)
+    assert names(final) == ["manifest.json"] and not final.is_symlink()
+    aside = tmp_path / "step_3.aside"
+    assert aside.exists() == (there != "nothing") and aside.is_symlink() == (there == "link")
+    if there in ("folder", "file"):
+        assert (aside / "dense_0.safetensors" if there == "folder" else aside).read_text() == "dear"
 
-        def replace(source, target, allowed=allowed, done=done):
-            if len(done) == allowed:
-                raise KeyboardInterrupt
-            done.append(target)
-            real(source, target)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "rename", replace)
-            if allowed < 2:
-                with pytest.raises(KeyboardInterrupt):
-                    folders.publish(root / "step_3.part", root / "step_3")
-            else:
-                folders.publish(root / "step_3.part", root / "step_3")
-        folders.recover(root)
-        assert [path.name for _, path in folders.finished(root)] == ["step_3"]
-        assert (root / "step_3" / "manifest.json").read_text() == ("step_3.part" if allowed == 2 else "step_3")
+@pytest.mark.parametrize("name", ["NOTES.txt", "dense_1.safetensors", "tokenizer.model", "sub/more.txt"])
+def test_a_checkpoint_with_a_file_of_others_is_kept(tmp_path, name):
+    make(tmp_path, "step_1", "step_2", "step_3", "step_4")
+    path = tmp_path / "step_2" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("dear")
+    (tmp_path / "step_3" / "manifest.json").write_text("damaged")
+    folders.prune(tmp_path, keep_last=1, keep_every=0)
+    assert names(tmp_path) == ["step_2", "step_3", "step_4"] and path.read_text() == "dear"
 
 
 def test_newest_stay_and_multiples(tmp_path):
@@ -81,7 +98,7 @@ def test_later_steps_are_set_aside_under_free_names(tmp_path):
     moved = folders.set_aside_after(tmp_path, 10)
     assert [path.name for path in moved] == ["step_20.aside", "step_30.aside2"]
     assert [step for step, _ in folders.finished(tmp_path)] == [10]
-    assert (tmp_path / "step_30.aside2" / "manifest.json").read_text() == "step_30"
+    assert made_as(tmp_path / "step_30.aside2") == "step_30"
 
 
 def test_a_path_means_a_checkpoint_a_run_or_its_folder(tmp_path):
