@@ -32,7 +32,8 @@ def check_ascend_settings(config: Config, backend: str, has_experts: bool) -> No
                          "O0 or O1")
     memory = runtime.memory
     if memory.maximum_gb is not None and memory.initial_gb is not None and memory.initial_gb > memory.maximum_gb:
-        raise InputError(f"runtime.memory.initial_gb ({memory.initial_gb}) exceeds runtime.memory.maximum_gb ({memory.maximum_gb})")
+        raise InputError(f"runtime.memory.initial_gb ({memory.initial_gb}) exceeds runtime.memory.maximum_gb ({memory.maximum_gb}); "
+                         "expected at most as much")
     _check_fused(config, has_experts)
 
 

@@ -71,9 +71,18 @@ def has_experts(config: Config) -> bool:
     return config.model.sparse_layers > 0 or config.model.sparse_query_layer
 
 
-def _require_divides(small: Tuple[str, int], large: Tuple[str, int]) -> None:
+def _require_divides(small: Tuple[str, int], large: Tuple[str, int], remedy: Optional[str] = None) -> None:
     if large[1] % small[1]:
-        raise InputError(f"{small[0]} ({small[1]}) does not divide {large[0]} ({large[1]}); expected a divisor")
+        raise InputError(f"{small[0]} ({small[1]}) does not divide {large[0]} ({large[1]}); "
+                         + (remedy or f"expected a divisor, as in {_nearest_divisors(small[1], large[1])}"))
+
+
+def _nearest_divisors(value: int, whole: int) -> str:
+    """The divisors of `whole` next to `value`, below and above it."""
+    reach = 10_000  # numbers tried on either side, since a key may hold any number
+    below = next((n for n in range(min(value, whole), max(0, value - reach), -1) if whole % n == 0), 1)
+    above = next((n for n in range(value, min(whole, value + reach) + 1) if whole % n == 0), whole)
+    return str(below) if below == above else f"{below} or {above}"
 
 
 def _other_paths(config: Config) -> Iterator[Tuple[str, str]]:
@@ -119,7 +128,7 @@ def _check_router(config: Config) -> None:
                          f"{', '.join(balanced)}, whose selection takes a bias")
     if router.top_k > experts:
         raise InputError(f"moe.router.top_k ({router.top_k}) exceeds the {experts} experts of a group "
-                         f"(moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups})")
+                         f"(moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups}); expected at most {experts}")
     kind.check(router.own, router_sizes(config))
 
 
@@ -168,7 +177,7 @@ def _check_capacity(config: Config) -> None:
         _require_default("quantile", capacity, default, f"moe.capacity.delta_statistic {capacity.delta_statistic}")
     if capacity.maximum_factor is not None and capacity.minimum_factor > capacity.maximum_factor:
         raise InputError(f"moe.capacity.minimum_factor ({capacity.minimum_factor}) exceeds moe.capacity.maximum_factor "
-                         f"({capacity.maximum_factor})")
+                         f"({capacity.maximum_factor}); expected at most as much")
 
 
 def _require_default(name: str, found: CapacityConfig, default: CapacityConfig, reason: str) -> None:
@@ -211,7 +220,7 @@ def _check_local_term(config: Config) -> None:
         raise InputError(f"moe.router.local_term.kind is {term.kind} with moe.router.type {router.type}, which {kind.picks}; expected none")
     if term.start_step >= config.train.steps:
         raise InputError(f"moe.router.local_term.start_step ({term.start_step}) is not before the last step, train.steps "
-                         f"({config.train.steps}): the term would keep its initial strength")
+                         f"({config.train.steps}): the term would keep its initial strength; expected an earlier step")
 
 
 def _check_cluster(prefix: str, ranks: Tuple[str, int], node: Tuple[str, int], expert: int, num_experts: int, tensor: int = 1) -> None:
@@ -229,9 +238,17 @@ def _check_parallel(config: Config, world_size: int) -> None:
     parallel = config.parallel
     ranks = ("the number of ranks", world_size)
     node = ("parallel.ranks_per_node", parallel.ranks_per_node or world_size)
-    _require_divides(("parallel.expert x parallel.tensor", parallel.expert * parallel.tensor), ranks)
+    group = parallel.expert * parallel.tensor
+    _require_divides(("parallel.expert x parallel.tensor", group), ranks, _more_ranks_or_smaller_groups(group, world_size))
     _check_cluster("parallel", ranks, node, parallel.expert, config.moe.num_experts, parallel.tensor)
     _check_tensor(config, node)
+
+
+def _more_ranks_or_smaller_groups(group: int, world_size: int) -> str:
+    """The three ways out for the most frequent of first errors: a job whose groups are larger than it."""
+    enough = -(-world_size // group) * group
+    return (f"start {enough} ranks (`bash scripts/train_msrun.sh --workers {enough}` on one machine), or set parallel.expert and "
+            f"parallel.tensor so that their product divides {world_size}, or, for a command that only checks, give it --ranks {enough}")
 
 
 def _check_tensor(config: Config, node: Tuple[str, int]) -> None:
@@ -256,17 +273,20 @@ def _check_layout(config: Config) -> None:
 def _check_batch(config: Config, world_size: int) -> None:
     rows = config.train.global_batch_size
     replicas = world_size // config.parallel.tensor
-    _require_divides(("the number of data-parallel ranks", replicas), ("train.global_batch_size", rows))
+    _require_divides(("the number of data-parallel ranks", replicas), ("train.global_batch_size", rows),
+                     f"set train.global_batch_size to a multiple of {replicas}, as in {-(-rows // replicas) * replicas}, or start a number "
+                     f"of ranks that divides it")
     micro = config.train.micro_batch_size
     if micro is not None and rows % (replicas * micro):
         raise InputError(f"train.global_batch_size ({rows}) is not a multiple of train.micro_batch_size ({micro}) x "
-                         f"{replicas} data-parallel ranks = {replicas * micro}")
+                         f"{replicas} data-parallel ranks = {replicas * micro}; expected a multiple, as in "
+                         f"{-(-rows // (replicas * micro)) * replicas * micro}, or a smaller train.micro_batch_size")
 
 
 def _check_schedule(config: Config) -> None:
     optimizer, train = config.optimizer, config.train
     if train.stop_after is not None and train.stop_after > train.steps:
-        raise InputError(f"train.stop_after ({train.stop_after}) is beyond train.steps ({train.steps})")
+        raise InputError(f"train.stop_after ({train.stop_after}) is beyond train.steps ({train.steps}); expected at most {train.steps}")
     if optimizer.experts != "device" and not has_experts(config):
         raise InputError(f"optimizer.experts is {optimizer.experts} in a network without experts (model.sparse_layers 0, "
                          "model.sparse_query_layer false); expected device")
@@ -280,10 +300,10 @@ def _check_schedule(config: Config) -> None:
     decay = train.steps if optimizer.decay_steps is None else optimizer.decay_steps
     if optimizer.warmup_steps > decay:
         raise InputError(f"optimizer.warmup_steps ({optimizer.warmup_steps}) is beyond the end of decay, "
-                         f"{name} ({decay})")
+                         f"{name} ({decay}); expected at most {decay}")
     if optimizer.end_learning_rate > optimizer.learning_rate:
         raise InputError(f"optimizer.end_learning_rate ({optimizer.end_learning_rate}) exceeds "
-                         f"optimizer.learning_rate ({optimizer.learning_rate})")
+                         f"optimizer.learning_rate ({optimizer.learning_rate}); expected at most as much")
 
 
 def _check_profile(profile: Optional[Tuple[int, ...]], last: int) -> None:
@@ -292,14 +312,14 @@ def _check_profile(profile: Optional[Tuple[int, ...]], last: int) -> None:
     if len(profile) != 2 or profile[0] > profile[1]:
         raise InputError(f"train.profile is {list(profile)}, expected the first and the last step to profile, as in [20, 24]")
     if profile[1] > last:
-        raise InputError(f"train.profile ({list(profile)}) goes beyond the last step ({last})")
+        raise InputError(f"train.profile ({list(profile)}) goes beyond the last step ({last}); expected steps up to {last}")
 
 
 def _check_checkpoints(config: Config) -> None:
     options = config.checkpoint
     if options.keep_every and options.interval and options.keep_every % options.interval:
         raise InputError(f"checkpoint.keep_every ({options.keep_every}) is not a multiple of checkpoint.interval ({options.interval}), the "
-                         "steps at which there are checkpoints to keep")
+                         f"steps at which there are checkpoints to keep; expected 0 or a multiple of {options.interval}")
     if options.keep_every and not options.interval:
         raise InputError(f"checkpoint.keep_every is {options.keep_every} with checkpoint.interval 0, which writes the last step alone; "
                          "expected 0")
@@ -320,4 +340,4 @@ def _check_runtime(config: Config) -> None:
     scale = runtime.loss_scale
     if scale.minimum > scale.initial:
         raise InputError(f"runtime.loss_scale.minimum ({scale.minimum}) exceeds "
-                         f"runtime.loss_scale.initial ({scale.initial})")
+                         f"runtime.loss_scale.initial ({scale.initial}); expected at most as much")

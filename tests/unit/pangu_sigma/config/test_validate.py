@@ -1,7 +1,11 @@
 """Checks across keys: each refusal names the keys and values that do not fit; what fits is let through."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
+import pangu_sigma.config
 from locmoe_ops.errors import InputError
 from pangu_sigma.config import Config, config_from_dict, validate
 from pangu_sigma.config.validate import check_paths, resolve_runtime
@@ -151,3 +155,38 @@ def test_auto_follows_the_device(device, backend, resolved):
     runtime = resolve_runtime(_config({"runtime.device": device, "runtime.backend": backend})).runtime
     assert (runtime.device, runtime.backend) == resolved
     assert resolve_runtime(Config()).runtime.backend in ("tcp", "hccl")
+
+
+@pytest.mark.parametrize("module", ["validate", "ascend"])
+def test_every_refusal_says_what_would_do(module):
+    """Read in the source, since a message that no test triggers needs a remedy as well."""
+    tree = ast.parse((Path(pangu_sigma.config.__file__).with_name(f"{module}.py")).read_text(encoding="utf-8"))
+    refusals = [node for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
+    assert len(refusals) > 5
+    without = [ast.unparse(node) for node in refusals if "expected" not in ast.unparse(node)]
+    assert not without, f"no remedy in: {without[0]}"
+
+
+@pytest.mark.parametrize(("ranks", "expert", "tensor", "enough"), [(1, 4, 1, 4), (1, 2, 2, 4), (3, 2, 1, 4), (6, 4, 1, 8), (2, 1, 4, 4)])
+def test_too_few_ranks_for_a_group_names_three_ways_out(ranks, expert, tensor, enough):
+    with pytest.raises(InputError) as refusal:
+        validate(_config({"parallel.expert": expert, "parallel.tensor": tensor}), ranks)
+    text = str(refusal.value)
+    assert f"parallel.expert x parallel.tensor ({expert * tensor}) does not divide the number of ranks ({ranks})" in text
+    for way in (f"`bash scripts/train_msrun.sh --workers {enough}`", f"product divides {ranks}", f"--ranks {enough}"):
+        assert way in text
+    try:  # the first way out leads out: what is refused next, if anything, is another matter
+        validate(_config({"parallel.expert": expert, "parallel.tensor": tensor}), enough)
+    except InputError as error:
+        assert "does not divide the number of ranks" not in str(error)
+
+
+@pytest.mark.parametrize(("settings", "ways"), [
+    ({"model.num_heads": 7, "model.hidden_size": 32}, "as in 4 or 8"),
+    ({"model.num_heads": 99, "model.hidden_size": 32}, "as in 32"),
+    ({"moe.num_groups": 5, "moe.num_experts": 4}, "as in 4"),
+    ({"model.num_heads": 10**9 + 1, "model.hidden_size": 2**40}, "as in 1 or"),  # answered at once, however far the next divisor is
+])
+def test_near_divisors_are_offered(settings, ways):
+    with pytest.raises(InputError, match=ways):
+        validate(_config(settings), 1)
