@@ -21,7 +21,7 @@ from pangu_sigma.commands.compare import add_compare
 from pangu_sigma.commands.doctor import add_doctor
 from pangu_sigma.commands.eval import add_eval
 from pangu_sigma.commands.generate import add_export, add_generate
-from pangu_sigma.commands.parts import Parser
+from pangu_sigma.commands.parts import Parser, ShowVersion
 from pangu_sigma.commands.plan import add_plan
 from pangu_sigma.commands.train import add_training
 from pangu_sigma.commands.watch import add_watch
@@ -64,6 +64,7 @@ def _nobody_reads() -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pangu-sigma", description="PanGu-Sigma with LocMoE routing on MindSpore")
     parser.set_defaults(by_ranks=False)
+    parser.add_argument("--version", action=ShowVersion, help="show the versions of this program, MindSpore and Python")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in ADD_COMMANDS:
         add(commands)

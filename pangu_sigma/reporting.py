@@ -11,6 +11,7 @@ from typing import NoReturn
 from locmoe_ops.errors import CollectiveError, InputError
 from pangu_sigma.checkpoint.errors import OutputNotWritten
 from pangu_sigma.launch import is_worker, rank_name
+from pangu_sigma.requirements import missing_package
 from pangu_sigma.tools.errors import ToolFailed
 
 SUCCESS, FAILURE, BAD_INPUT = 0, 1, 2
@@ -26,7 +27,7 @@ def report_error(error: BaseException) -> int:
     Under the launcher the line goes to the job's `errors.log`, from which the launcher shows the first and gives
     every rank's log its own. Returns the exit status that fits, there after a moment in which the peers can speak too.
     """
-    status = BAD_INPUT if isinstance(error, InputError) else FAILURE
+    status = _status(error)
     announce(error)
     if status == FAILURE and is_worker() and "LOCMOE_LOG_DIR" in os.environ:
         time.sleep(_GRACE_S)
@@ -42,15 +43,20 @@ def announce(error: BaseException) -> None:
 
 
 def _tell(error: BaseException) -> None:
-    status = BAD_INPUT if isinstance(error, InputError) else FAILURE
-    message = " ".join(str(error).split())
-    if not isinstance(error, (InputError, CollectiveError, OutputNotWritten, ToolFailed)):
+    status, missing = _status(error), missing_package(error)
+    message = missing or " ".join(str(error).split())
+    if not missing and not isinstance(error, (InputError, CollectiveError, OutputNotWritten, ToolFailed)):
         traceback.print_exception(type(error), error, error.__traceback__)
         message = f"{_rank_prefix()}{type(error).__name__}: {message}"
     line = f"pangu-sigma: error: {message}"
     folder = os.environ.get("LOCMOE_LOG_DIR")
     if not (folder and is_worker() and append_line(Path(folder) / "errors.log", rank_name(), str(status), line)):
         print(line, file=sys.stderr, flush=True)
+
+
+def _status(error: BaseException) -> int:
+    """A missing package counts as bad input: the user can mend it, and a job that is started again would miss it again."""
+    return BAD_INPUT if isinstance(error, InputError) or missing_package(error) else FAILURE
 
 
 def leave_now(error: BaseException) -> NoReturn:

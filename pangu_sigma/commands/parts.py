@@ -5,9 +5,11 @@ import re
 from typing import Any, Callable, NoReturn, Tuple
 
 from locmoe_ops.errors import InputError
+from pangu_sigma import __version__
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
 from pangu_sigma.launch import read_launch
+from pangu_sigma.requirements import version_line
 from pangu_sigma.router_files import add_router_option
 
 Action = Callable[[Config, argparse.Namespace], int]
@@ -24,6 +26,17 @@ class Parser(argparse.ArgumentParser):
         if option:  # argparse takes a value that begins with a dash for another option
             message += f"; one that begins with a dash is given as {option[1]}=-NAME"
         raise InputError(f"{message} (see {self.prog} --help)")
+
+
+class ShowVersion(argparse.Action):
+    """Prints the versions and ends the program; they are looked up only then."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(nargs=0, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> NoReturn:
+        print(version_line(__version__))
+        parser.exit()
 
 
 def add_command(commands: Any, name: str, text: str, action: Action) -> argparse.ArgumentParser:

@@ -1,9 +1,9 @@
 """Python, NumPy and MindSpore: are they there, do they fit, and does a product come out right."""
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Callable, List, Optional, Tuple
 
+from pangu_sigma.requirements import REQUIREMENTS, installed_version
 from pangu_sigma.tools.doctor_findings import Finding, failure, ok, warning
 from pangu_sigma.tools.doctor_machine import Machine, Ran
 
@@ -19,13 +19,6 @@ mindspore.set_device("CPU")
 product = mindspore.ops.matmul(mindspore.Tensor([[1.0, 2.0]]), mindspore.Tensor([[3.0], [4.0]]))
 assert float(product.asnumpy()[0, 0]) == 11.0, product
 """
-
-
-def installed_version(package: str) -> Optional[str]:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def check_software(machine: Machine, tried: Callable[[], Ran], versions: Callable[[str], Optional[str]] = installed_version,
@@ -48,14 +41,14 @@ def _check_python(python: Tuple[int, ...]) -> Finding:
 
 def _check_numpy(found: Optional[str]) -> Finding:
     if found is None:
-        return failure("NumPy", "not installed", "pip install 'numpy<2'")
+        return failure("NumPy", "not installed", f"pip install '{REQUIREMENTS['numpy']}'")
     if numbers(found) >= NUMPY_END:
-        return failure("NumPy", f"{found}, with which MindSpore's operators fail", "pip install 'numpy<2'")
+        return failure("NumPy", f"{found}, with which MindSpore's operators fail", f"pip install '{REQUIREMENTS['numpy']}'")
     return ok("NumPy", found)
 
 
 def _check_mindspore(found: Optional[str], tried: Callable[[], Ran]) -> List[Finding]:
-    wanted = "pip install 'mindspore>=2.7,<2.11'"
+    wanted = f"pip install '{REQUIREMENTS['mindspore']}'"
     if found is None:
         return [failure("MindSpore", "not installed", wanted)]
     if not MINDSPORES[0] <= numbers(found)[:2] < MINDSPORES[1]:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.resources import resource
 from pangu_sigma.runtime.files import write_atomically
 from pangu_sigma.runtime.locks import FolderLock
 from pangu_sigma.tools.compare.files import read_object
 from pangu_sigma.tools.compare.plan import Plan, Run
 from pangu_sigma.tools.processes import end_with_children, end_with_parent, with_this_python
 
-SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
+SCRIPTS = resource("scripts")
 NOTE, SUMMARY, COUNTERS = "run.json", "summary.json", "interfaces.json"
 LOCK_WAIT_S = 20.0  # what is left of a job whose comparison was killed ends within seconds
 CommandOf = Callable[[Run, str, Path], List[str]]

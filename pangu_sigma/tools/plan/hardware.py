@@ -16,10 +16,10 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.load import parse_yaml, read_text, section_from_dict, shown
 from pangu_sigma.config.schema import key
+from pangu_sigma.resources import resource
 
 _DIVISORS = ("bandwidth_gb_s", "efficiency", "capacity_gb", "fp32", "fp16", "bf16")
-_SHIPPED = Path("configs") / "hardware"
-_REPOSITORY = Path(__file__).resolve().parents[3]
+_SHIPPED = "configs/hardware"
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,13 @@ def load_hardware(name: str) -> Hardware:
 
 
 def shipped_hardware() -> list[str]:
-    """Names of the files in configs/hardware: of the working folder, else of the repository that this program runs from."""
+    """Names of the files in configs/hardware: of the working folder, else those that come with the program."""
     folder = _folder()
     return sorted(file.stem for file in folder.glob("*.yaml")) if folder else []
 
 
 def _folder() -> Optional[Path]:
-    return next((f for f in (_SHIPPED, _REPOSITORY / _SHIPPED) if f.is_dir()), None)
+    return next((folder for folder in (Path(_SHIPPED), resource(_SHIPPED)) if folder.is_dir()), None)
 
 
 def _path_of(name: str) -> Path:

@@ -1,0 +1,39 @@
+"""What the program needs besides Python: which version is installed, and what to say where a package is missing."""
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Optional
+
+# What setup.py requires, by the name under which it is imported.
+REQUIREMENTS = {
+    "mindspore": "mindspore>=2.7,<2.11",
+    "numpy": "numpy<2",
+    "yaml": "pyyaml>=5.4",
+    "sentencepiece": "sentencepiece>=0.1.97",
+    "tqdm": "tqdm>=4.60",
+    "safetensors": "safetensors>=0.4",
+    "scipy": "scipy>=1.9",
+}
+
+
+def installed_version(package: str) -> Optional[str]:
+    """The version of an installed package, which is not imported; None if there is none. `package` is its name on the package index."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def version_line(program: str) -> str:
+    """One line of versions, as a report of a fault needs them. `program` is the version of this program."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"pangu-sigma {program} (MindSpore {installed_version('mindspore') or 'not installed'}, Python {python})"
+
+
+def missing_package(error: BaseException) -> Optional[str]:
+    """What to say of an import that failed since a whole package is missing; None for every other error."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name or "." in error.name:
+        return None
+    needed = REQUIREMENTS.get(error.name)
+    remedy = f"as pip install '{needed}' does" if needed else "and pip check says what needs it, and by which name"
+    return f"the Python package {error.name} is not installed for {sys.executable}; expected it, {remedy}"
