@@ -3,7 +3,7 @@
 set -euo pipefail
 
 # shellcheck source=scripts/environment.sh
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/environment.sh"
 
 versions=
 folder=
@@ -27,7 +27,7 @@ TEXT
 }
 
 bad_input() {
-    echo "$(basename "$0"): error: $* (see --help)" >&2
+    echo "$own_name: error: $* (see --help)" >&2
     exit 2
 }
 
@@ -92,6 +92,7 @@ check() {
 }
 
 parse_arguments "$@"
+forget_jobs
 [ ${#tests[@]} -gt 0 ] || tests=(tests/unit)
 choose_versions
 interpreter=$(_suitable_python)
@@ -107,6 +108,6 @@ for specifier in "${specifiers[@]}"; do
     check "$specifier" || failed+=("$specifier")
 done
 if [ ${#failed[@]} -gt 0 ]; then
-    echo "$(basename "$0"): error: failed with ${failed[*]}" >&2
+    echo "$own_name: error: failed with ${failed[*]}" >&2
     exit 1
 fi

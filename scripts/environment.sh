@@ -1,11 +1,49 @@
-# Sourced by the other scripts: finds, or makes, the Python environment that the project runs in.
+# Sourced first by the scripts here: finds the project, whatever the caller's shell is like, and its Python environment.
 # shellcheck shell=bash
+# shellcheck disable=SC2034 # the scripts use what is set here
 
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# The options, functions and variables of the calling shell that would change what a script does, or what its commands print.
+unset BASH_ENV ENV CDPATH GREP_OPTIONS POSIXLY_CORRECT
+unset -f cd pwd dirname readlink python python3
+set +o noglob
+shopt -u nullglob failglob dotglob
+IFS=$' \t\n'
+
+# Where the script is that sources this, through whatever link it was called. Folders keep the names by which the user called them,
+# since the other nodes of a job may know no others.
+own_path=${BASH_SOURCE[1]:-${BASH_SOURCE[0]}}
+while [ -L "$own_path" ]; do
+    link=$(readlink -- "$own_path")
+    [[ $link == /* || $own_path != */* ]] || link=${own_path%/*}/$link
+    own_path=$link
+done
+own_name=${own_path##*/}
+scripts_folder=$(cd -- "$(dirname -- "$own_path")" && pwd)
+[ "$scripts_folder/environment.sh" -ef "${BASH_SOURCE[0]}" ] || scripts_folder=$(dirname -- "${BASH_SOURCE[0]}")
+repository=$(dirname -- "$scripts_folder")
+
+case ${VIRTUAL_ENV:-} in
+    '' | /*) ;;
+    *) export VIRTUAL_ENV=$PWD/$VIRTUAL_ENV ;; # scripts change the working directory
+esac
+
+# What a launcher tells the ranks that it starts (RANK_VARIABLES of pangu_sigma/launch.py). Left over in a shell from another job, it
+# would make whatever a script starts take itself for one of that job's ranks.
+forget_ranks() {
+    unset MS_ROLE MS_WORKER_NUM MS_NODE_ID MS_SCHED_HOST MS_SCHED_PORT RANK_ID RANK_SIZE DEVICE_ID LOCMOE_JOB LOCMOE_LOG_DIR LOCMOE_MESH_PORT
+}
+
+# For a script that starts jobs of its own, on this machine alone: also forgets what a user may tell a launcher (CLUSTER_VARIABLES).
+forget_jobs() {
+    forget_ranks
+    unset RANK_TABLE_FILE LOCMOE_NODES LOCMOE_NODE_RANK LOCMOE_WORKERS_PER_NODE LOCMOE_MASTER_ADDRESS LOCMOE_NODE_ADDRESS LOCMOE_PORT \
+        LOCMOE_MESH_SECRET
+}
 
 # Puts the active virtual environment, else the project's .venv, first in PATH; sets `python`, the name msrun is to start.
 use_environment() {
     local environment=${VIRTUAL_ENV:-$repository/.venv}
+    check_places
     if [ -x "$environment/bin/python" ]; then
         export VIRTUAL_ENV=$environment PATH=$environment/bin:$PATH
     fi
@@ -14,14 +52,31 @@ use_environment() {
     elif command -v python3 >/dev/null; then
         python=python3
     else
-        echo "$(basename "$0"): error: no Python found; expected Python 3.9 to 3.12" >&2
-        return 2
+        echo "$own_name: error: no Python found; expected Python 3.9 to 3.12" >&2
+        exit 2
+    fi
+}
+
+check_places() {
+    if [ -n "${VIRTUAL_ENV:-}" ] && [ ! -x "$VIRTUAL_ENV/bin/python" ] && [ ! -x "$VIRTUAL_ENV/bin/python3" ]; then
+        echo "$own_name: error: environment variable VIRTUAL_ENV: found '$VIRTUAL_ENV', which has no bin/python; expected an active" \
+            "virtual environment, or none (unset VIRTUAL_ENV)" >&2
+        exit 2
+    fi
+    if [[ $repository == *:* ]]; then
+        echo "$own_name: error: the project is in $repository; expected a folder without ':', which separates folders in PATH" >&2
+        exit 2
     fi
 }
 
 # Makes .venv unless a virtual environment is active or .venv is there, then installs the project into it.
 # Arguments: the extras to install, as in `test`.
 make_environment() {
+    if [ ! -e "$repository/setup.py" ]; then
+        use_installed
+        return
+    fi
+    check_places
     if [ -z "${VIRTUAL_ENV:-}" ] && [ ! -x "$repository/.venv/bin/python" ]; then
         local interpreter
         interpreter=$(_suitable_python) || return
@@ -29,7 +84,18 @@ make_environment() {
         "$interpreter" -m venv "$repository/.venv"
     fi
     use_environment
-    "$python" -m pip install --quiet --disable-pip-version-check --editable "$repository${1:+[$1]}"
+    # By a name without a folder, of which pip would take brackets for extras; and into this environment, whatever pip's variables say.
+    (cd -- "$repository" && env -u PIP_USER -u PIP_TARGET -u PIP_PREFIX "$python" -m pip install --quiet --disable-pip-version-check \
+        --editable ".${1:+[$1]}")
+}
+
+# In a copy of the scripts without the project's code (pangu-sigma config --copy) that is to be installed already.
+use_installed() {
+    use_environment
+    "$python" -c 'import pangu_sigma' 2>/dev/null && return
+    echo "$own_name: error: $(command -v "$python") has no pangu-sigma, nor is its code in $repository; expected the environment that it" \
+        "is installed in to be active" >&2
+    exit 2
 }
 
 # The first interpreter that MindSpore has wheels for.
@@ -41,6 +107,6 @@ _suitable_python() {
             return
         fi
     done
-    echo "$(basename "$0"): error: no suitable Python found; MindSpore has wheels for Python 3.9 to 3.12" >&2
+    echo "$own_name: error: no suitable Python found; MindSpore has wheels for Python 3.9 to 3.12" >&2
     return 2
 }

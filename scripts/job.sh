@@ -1,9 +1,6 @@
-# Sourced by nodes.sh: what the ranks of a job on this machine have in common, however they are started.
+# Sourced by nodes.sh and train_supervised.sh, after environment.sh: what the ranks of a job on this machine have in common, however they are started.
 # shellcheck shell=bash
-# shellcheck disable=SC2034 # the launchers use what is set here
-
-# shellcheck source=scripts/environment.sh
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+# shellcheck disable=SC2034,SC2154 # the launchers use what is set here, and this uses what environment.sh sets
 
 config=
 overrides=()
@@ -19,9 +16,11 @@ started= # set once there may be processes to end
 stop_timeout=120
 stop_at=  # when ranks that were told to stop are killed
 bond=()
+made_folders=() # the log folder, and above it those that were not there either
+hint= # added to messages about bad input: what of it the user may not have given
 
 bad_input() {
-    echo "$(basename "$0"): error: $* (see --help)" >&2
+    echo "$own_name: error: $*${hint:+; $hint} (see --help)" >&2
     exit 2
 }
 
@@ -59,8 +58,14 @@ read_env_file() {
 }
 
 use_project() {
+    if [ ! -d "$repository/pangu_sigma" ]; then
+        use_installed
+        return
+    fi
     use_environment
-    [[ :${PYTHONPATH:-}: == *:$repository:* ]] || export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
+    if [[ :${PYTHONPATH:-}: != ":$repository:"* ]]; then # first, lest another checkout that is in it be run
+        export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
+    fi
 }
 
 # The ranks share the cores; more threads than cores make every operator wait for the slowest.
@@ -124,11 +129,23 @@ PYTHON
 show_environment() {
     local name
     for name in OMP_NUM_THREADS OPENBLAS_NUM_THREADS GLOG_v PYTHONUNBUFFERED PYTHONPATH; do
-        printf '%s=%q \\\n' "$name" "${!name}"
+        [ -z "${!name:-}" ] || printf '%s=%q \\\n' "$name" "${!name}"
     done
 }
 
+# What of the job the shell's environment decides, not the command line. Sets `hint`. Arguments: the variables that may.
+note_environment() {
+    local name set_there=()
+    for name; do [ -z "${!name:-}" ] || set_there+=("$name=${!name}"); done
+    [ ${#set_there[@]} -eq 0 ] || hint="from the environment: ${set_there[*]}; what is left over there, unset"
+}
+
 make_log_dir() {
+    local folder=$log_dir
+    until [ -e "$folder" ]; do
+        made_folders+=("$folder")
+        folder=$(dirname -- "$folder")
+    done
     mkdir -p "$log_dir" 2>/dev/null || bad_input "cannot make the log folder $log_dir; expected a writable place"
     rm -f "$log_dir/errors.log" "$log_dir/workers.log"
     echo "logs: $log_dir"
@@ -179,6 +196,14 @@ mind_stop_timeout() {
     [ -z "$stop_at" ] || [ "$SECONDS" -lt "$stop_at" ] || exit 143
 }
 
+# Removes the log folder of a job that was refused before it had anything to show: its one line is on the terminal. What was in the
+# folder before, or is of anybody else, stays.
+remove_empty_logs() {
+    [ "$status" -eq 2 ] && [ ${#made_folders[@]} -gt 0 ] && [ ! -s "$log_dir/worker_$first_rank.log" ] || return 0
+    rm -f -- "$log_dir"/{errors,workers,msrun,scheduler}.log "$log_dir"/worker_*.log
+    rmdir -- "${made_folders[@]}" 2>/dev/null || true
+}
+
 # The job's exit status. Ranks that a signal has ended are no failure where they were told to stop.
 finish_job() {
     [ "$status" -ne 0 ] || exit 0
@@ -221,6 +246,7 @@ complete_logs() {
 report_failure() {
     local line
     IFS=$'\t' read -r status line < <(first_failure)
-    complete_logs "${line#pangu-sigma: error: }"
+    remove_empty_logs
+    [ ! -d "$log_dir" ] || complete_logs "${line#pangu-sigma: error: }"
     echo "$line" >&2
 }

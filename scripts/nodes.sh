@@ -1,9 +1,9 @@
-# Sourced by train_msrun.sh and train_rank_table.sh: the job's nodes, and starting the launcher on each of them over ssh.
+# Sourced by train_msrun.sh and train_rank_table.sh, after environment.sh: the job's nodes, and starting the launcher on each of them over ssh.
 # shellcheck shell=bash
-# shellcheck disable=SC2034 # the launchers use what is set here
+# shellcheck disable=SC2034,SC2154 # the launchers use what is set here, and this uses what environment.sh sets
 
 # shellcheck source=scripts/job.sh
-source "$(dirname "${BASH_SOURCE[0]}")/job.sh"
+source "$scripts_folder/job.sh"
 
 over_ssh=false
 ssh_command="ssh -o BatchMode=yes -o ConnectTimeout=10"
@@ -57,7 +57,7 @@ require_addresses() {
 
 # Sets `node_command` to the words that run this launcher on a node. Arguments: the node, then its options.
 make_node_command() {
-    node_command=(bash "$repository/scripts/$(basename "$0")" "${@:2}")
+    node_command=(bash "$scripts_folder/$own_name" "${@:2}")
 }
 
 # The words that run a command elsewhere: there is no terminal, so nobody to ask for a password.
@@ -102,7 +102,7 @@ start_node() {
         LOCMOE_MESH_SECRET=$secret ${bond[@]+"${bond[@]/KILL/TERM}"} "${node_command[@]}" </dev/null 1>&"$out" 2>&"$err" &
         running[place]=$!
     else
-        make_remote_command "$place" bash "$repository/scripts/leashed.sh" "${node_command[@]}"
+        make_remote_command "$place" bash "$scripts_folder/leashed.sh" "${node_command[@]}"
         mkfifo "$scratch/$place"
         (
             for leash in ${leashes[@]+"${leashes[@]}"}; do exec {leash}>&-; done
@@ -155,7 +155,7 @@ report_node() {
     local line
     [ "$1" -ne 0 ] || [ "$2" -eq 255 ] || return 0
     line=$(tail -n 1 "$3/node_$1.log" 2>/dev/null) || true
-    echo "$(basename "$0"): error: node $1 (${names[$1]}) ended with status $2${line:+: $line}" >&2
+    echo "$own_name: error: node $1 (${names[$1]}) ended with status $2${line:+: $line}" >&2
 }
 
 # Ends what still runs on the nodes: those elsewhere by the end of their input, those here by a signal.
@@ -183,7 +183,7 @@ fetch_logs() {
         [ "${is_own[place]}" -eq 0 ] && [ ! -e "$1/node_$place" ] || continue
         make_remote_command "$place" tar -C "$1" -cf - "node_$place"
         timeout "$fetch_s" "${remote_command[@]}" </dev/null 2>/dev/null | tar -C "$1" -xf - 2>/dev/null ||
-            echo "$(basename "$0"): the logs of node $place stay on ${names[place]}, in $1/node_$place" >&2
+            echo "$own_name: the logs of node $place stay on ${names[place]}, in $1/node_$place" >&2
     done
 }
 
@@ -195,7 +195,7 @@ show_on_nodes() {
         make_node_command "$place" "${node_options[@]}"
         echo "# node $place: ${names[place]}"
         if [ "${is_own[place]}" -eq 0 ]; then
-            make_remote_command "$place" bash "$repository/scripts/leashed.sh" "${node_command[@]}"
+            make_remote_command "$place" bash "$scripts_folder/leashed.sh" "${node_command[@]}"
             printf '%q ' "${remote_command[@]}"
         else
             printf '%q ' "${node_command[@]}"

@@ -3,7 +3,7 @@
 set -euo pipefail
 
 # shellcheck source=scripts/environment.sh
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/environment.sh"
 
 config=configs/quickstart.yaml
 output=runs/quickstart
@@ -117,7 +117,7 @@ train() {
     fi
     # Should this script be killed, the launcher is told to end, and ends its workers.
     if setpriv --pdeathsig TERM true 2>/dev/null; then bond=(setpriv --pdeathsig TERM); fi
-    ${bond[@]+"${bond[@]}"} bash scripts/train_msrun.sh --workers "$workers" "$config" ${overrides[@]+"${overrides[@]}"} \
+    ${bond[@]+"${bond[@]}"} bash "$scripts_folder/train_msrun.sh" --workers "$workers" "$config" ${overrides[@]+"${overrides[@]}"} \
         --set "moe.router.type=$router" --set "train.output_dir=$output/$router" --set checkpoint.resume=auto || status=$?
     if [ "$status" -ne 0 ]; then
         [ "$status" -eq 130 ] || echo "quickstart.sh: error: training with router $router failed (status $status)" >&2
@@ -133,6 +133,7 @@ compare() {
 }
 
 parse_arguments "$@"
+forget_jobs
 cd "$repository"
 announce "Installing (MindSpore alone is a download of 0.8 GB)"
 # shellcheck disable=SC2119 # without extras

@@ -3,8 +3,10 @@
 # shellcheck disable=SC2329 # the EXIT trap calls some functions
 set -euo pipefail
 
+# shellcheck source=scripts/environment.sh
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/environment.sh"
 # shellcheck source=scripts/cluster_network.sh
-source "$(dirname "${BASH_SOURCE[0]}")/cluster_network.sh"
+source "$scripts_folder/cluster_network.sh"
 
 nodes=
 workers=

@@ -4,16 +4,17 @@
 set -euo pipefail
 
 # shellcheck source=scripts/environment.sh
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/environment.sh"
 
 case ${1:-} in
     -h | --help)
         echo "usage: bash scripts/test.sh [PYTEST ARGUMENT ...]"
-        sed -n '2,3s/^# //p' "${BASH_SOURCE[0]}"
+        sed -n '2,3s/^# //p' -- "${BASH_SOURCE[0]}"
         exit 0
         ;;
 esac
 
+forget_jobs
 make_environment test
 cd "$repository"
 "$python" -m ruff check .

@@ -2,8 +2,10 @@
 # Trains any configuration with several msrun workers, on this machine or on several; or measures there.
 set -euo pipefail
 
+# shellcheck source=scripts/environment.sh
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/environment.sh"
 # shellcheck source=scripts/nodes.sh
-source "$(dirname "${BASH_SOURCE[0]}")/nodes.sh"
+source "$scripts_folder/nodes.sh"
 
 workers=${LOCMOE_WORKERS_PER_NODE:-4}
 nodes=${LOCMOE_NODES:-1}
@@ -135,6 +137,15 @@ check_arguments() {
     done
 }
 
+# Where the environment does not place this machine in a job as a whole, as simulate_cluster.sh does, a part may be left over.
+note_cluster() {
+    local name whole=true variables=(LOCMOE_NODES LOCMOE_NODE_RANK LOCMOE_WORKERS_PER_NODE LOCMOE_MASTER_ADDRESS LOCMOE_NODE_ADDRESS LOCMOE_PORT)
+    [ -z "${RANK_TABLE_FILE:-}" ] || [ -r "$RANK_TABLE_FILE" ] || bad_input "environment variable RANK_TABLE_FILE: cannot read" \
+        "'$RANK_TABLE_FILE'; expected an Ascend rank table, which says where the nodes are, or none (unset RANK_TABLE_FILE)"
+    for name in "${variables[@]}"; do [ -n "${!name:-}" ] || whole=false; done
+    $whole || note_environment "${variables[@]}"
+}
+
 # Nodes, addresses and this machine's place, from the nodes file.
 use_nodes_file() {
     [ -n "$nodes_file" ] || return 0
@@ -244,7 +255,9 @@ parse_arguments "$@"
 check_arguments
 read_env_file
 use_project
+forget_ranks
 use_nodes_file
+note_cluster
 check_nodes
 total_ranks=$((nodes * workers)) first_rank=$((node_rank * workers)) local_ranks=$workers
 export_environment
@@ -264,6 +277,7 @@ if $dry_run; then
     exit 0
 fi
 command -v msrun >/dev/null || bad_input "msrun not found; expected MindSpore to be installed, as by scripts/test.sh"
+[ -z "$hint" ] || echo "$hint"
 make_log_dir
 end_job_on_exit
 run_job

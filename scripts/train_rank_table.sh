@@ -2,8 +2,10 @@
 # Trains any configuration with one process for every device of an Ascend rank table, without msrun; or measures there.
 set -euo pipefail
 
+# shellcheck source=scripts/environment.sh
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/environment.sh"
 # shellcheck source=scripts/nodes.sh
-source "$(dirname "${BASH_SOURCE[0]}")/nodes.sh"
+source "$scripts_folder/nodes.sh"
 
 rank_table=${RANK_TABLE_FILE:-}
 server=
@@ -13,6 +15,7 @@ dry_run=false
 
 place=      # of this machine's server among those of the table
 on_cpu=     # true or false
+from_environment= # true if the table is the one that RANK_TABLE_FILE names
 processes=() # by rank, those that have not ended
 first_exit= # rank and code of the first that failed
 grace_s=3   # a rank's failure leaves its peers this long to report theirs
@@ -123,7 +126,9 @@ check_arguments() {
 # The ranks of all servers, and which of these this machine is.
 use_rank_table() {
     local candidate devices
+    [ -z "$from_environment" ] || hint="the table is RANK_TABLE_FILE's; expected --rank-table, or RANK_TABLE_FILE to name one"
     list_nodes --rank-table "$rank_table"
+    hint=
     # The ranks read it by this name whatever their working directory.
     [[ $rank_table == /* ]] || rank_table=$PWD/$rank_table
     if [ ${#names[@]} -eq 1 ]; then addresses=(127.0.0.1); fi # one server's ranks meet there, whatever its own address
@@ -255,10 +260,11 @@ process_failure() {
 }
 
 parse_arguments "$@"
+[ "$rank_table" != "${RANK_TABLE_FILE:-}" ] || from_environment=true
 check_arguments
 read_env_file
 use_project
-unset MS_ROLE MS_WORKER_NUM RANK_ID DEVICE_ID
+forget_ranks
 use_rank_table
 export_environment
 match_nodes

@@ -2,8 +2,10 @@
 # Trains as train_msrun.sh does, and starts the job again from its newest whole checkpoint when it fails.
 set -euo pipefail
 
+# shellcheck source=scripts/environment.sh
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/environment.sh"
 # shellcheck source=scripts/job.sh
-source "$(dirname "${BASH_SOURCE[0]}")/job.sh"
+source "$scripts_folder/job.sh"
 
 max_restarts=5
 back_off=10
@@ -126,7 +128,7 @@ end_launcher() {
 
 # Runs the launcher to its end, whatever signals come. Sets `status`.
 attempt() {
-    bash "$repository/scripts/$launcher" --set checkpoint.resume=auto ${arguments[@]+"${arguments[@]}"} &
+    bash "$scripts_folder/$launcher" --set checkpoint.resume=auto ${arguments[@]+"${arguments[@]}"} &
     running=$!
     while true; do
         status=0
@@ -143,7 +145,7 @@ pause() {
 }
 
 say() {
-    echo "$(basename "$0"): $*" >&2
+    echo "$own_name: $*" >&2
 }
 
 supervise() {
@@ -171,6 +173,7 @@ supervise() {
 parse_arguments "$@"
 check_arguments
 use_project
+forget_ranks
 interval=$(value_of checkpoint.interval)
 [ "$interval" -gt 0 ] || bad_input "checkpoint.interval is 0, which leaves nothing to go on from before the end; expected steps between checkpoints"
 output_dir=$(value_of train.output_dir)
