@@ -28,7 +28,7 @@ from pangu_sigma.commands.watch import add_watch
 from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import resolve_runtime
-from pangu_sigma.launch import is_worker, rank_name
+from pangu_sigma.launch import check_launch, is_scheduler, is_worker, rank_name, why_a_rank
 from pangu_sigma.reporting import SUCCESS, append_line, report_error
 from pangu_sigma.router_files import use_router_files
 
@@ -73,12 +73,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings speak to its developers; its errors still show
-    under_msrun = "MS_ROLE" in os.environ
     _join_launcher()
-    if os.environ.get("MS_ROLE") == "MS_SCHED":
-        return _be_scheduler(options) if options.by_ranks else SUCCESS
-    if under_msrun and not options.by_ranks:
-        raise InputError(f"{options.command} runs as one process, but MS_ROLE is set; expected to run without msrun")
+    check_launch(options.command, options.by_ranks)
+    if is_scheduler():
+        return _be_scheduler(options)
     status: int = options.action(_read_config(options), options)
     return status
 
@@ -94,18 +92,22 @@ def _be_scheduler(options: argparse.Namespace) -> int:
     try:
         config = _read_config(options)
     except InputError:
+        if why_a_rank():
+            raise
         return SUCCESS  # every rank reports the same
     if resolve_runtime(config).runtime.backend == "hccl":
         from mindspore.communication import init
 
         init()  # returns, or exits with status 0, when all ranks have left the cluster
+    elif why_a_rank() and "LOCMOE_MESH_SECRET" not in os.environ:
+        raise InputError(f"{options.command}: the scheduler of a job on CPU has nothing to do{why_a_rank()}")
     return SUCCESS
 
 
 def _join_launcher() -> None:
     """Under the launcher: says which process is which rank, and ties this process's life to that of what started it."""
     folder = os.environ.get("LOCMOE_LOG_DIR")
-    if not folder or not (is_worker() or "MS_ROLE" in os.environ):
+    if not folder or not (is_worker() or is_scheduler()):
         return
     if is_worker():
         append_line(Path(folder) / "workers.log", rank_name(), str(os.getpid()))

@@ -15,6 +15,14 @@ from pangu_sigma.config.schema import Config
 if TYPE_CHECKING:
     from locmoe_ops.rank_table import RankTable
 
+# What a launcher tells each rank. Left over in a shell, it would make other processes take themselves for ranks of that job.
+RANK_VARIABLES = ("MS_ROLE", "MS_WORKER_NUM", "MS_NODE_ID", "MS_SCHED_HOST", "MS_SCHED_PORT", "RANK_ID", "RANK_SIZE", "DEVICE_ID",
+                  "LOCMOE_JOB", "LOCMOE_LOG_DIR", "LOCMOE_MESH_PORT")
+# What a user may tell a launcher about the machines of a job.
+CLUSTER_VARIABLES = ("RANK_TABLE_FILE", "LOCMOE_NODES", "LOCMOE_NODE_RANK", "LOCMOE_WORKERS_PER_NODE", "LOCMOE_MASTER_ADDRESS",
+                     "LOCMOE_NODE_ADDRESS", "LOCMOE_PORT", "LOCMOE_MESH_SECRET")
+WORKER, SCHEDULER = "MS_WORKER", "MS_SCHED"
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -39,7 +47,58 @@ class Launch:
 
 def is_worker() -> bool:
     """True if this process is a rank that a launcher started."""
-    return os.environ.get("MS_ROLE") == "MS_WORKER" or _by_rank_table()
+    return os.environ.get("MS_ROLE") == WORKER or _by_rank_table()
+
+
+def is_scheduler() -> bool:
+    """True if this process is the one that msrun starts besides the ranks."""
+    return os.environ.get("MS_ROLE") == SCHEDULER
+
+
+def started_by_launcher() -> bool:
+    """True if one of the project's launchers started this process; msrun alone, or a shell with variables of another job, sets less."""
+    return "LOCMOE_JOB" in os.environ
+
+
+def why_a_rank() -> str:
+    """What to add to an error where variables that are left over in the shell may be its cause; nothing where a launcher set them."""
+    if started_by_launcher() or not (is_worker() or is_scheduler()):
+        return ""
+    if _by_rank_table():
+        return ("; RANK_TABLE_FILE and RANK_ID in the environment make this process a rank of a job: if no launcher started it, "
+                "unset RANK_TABLE_FILE RANK_ID")
+    return (f"; MS_ROLE={os.environ['MS_ROLE']} in the environment makes this process part of a job: if msrun did not start it, "
+            "unset MS_ROLE")
+
+
+def check_launch(command: str, by_ranks: bool) -> None:
+    """Refuses an environment that no launcher makes, and removes what is left over of one where this process runs alone.
+
+    DEVICE_ID stays, by which a process that runs alone may be given a device.
+
+    Args:
+        command: the command's name, for messages.
+        by_ranks: whether the command can run as a rank of a job.
+
+    Raises:
+        InputError: MS_ROLE has a value that msrun does not set, comes without what msrun sets with it, or the command runs alone.
+    """
+    role = os.environ.get("MS_ROLE")
+    if not role:
+        if not is_worker():
+            for name in RANK_VARIABLES:
+                if name != "DEVICE_ID":
+                    os.environ.pop(name, None)
+        return
+    if role not in (WORKER, SCHEDULER):
+        raise InputError(f"environment variable MS_ROLE: found '{role}', expected {WORKER} or {SCHEDULER}, as msrun sets it, or none "
+                         "(unset MS_ROLE)")
+    if not by_ranks:
+        raise InputError(f"{command} runs as one process, but the environment variable MS_ROLE is set ({role}); expected to run without "
+                         "msrun, or, if something left it over, unset MS_ROLE")
+    if role == SCHEDULER and not started_by_launcher() and "MS_SCHED_HOST" not in os.environ:
+        raise InputError("environment variable MS_ROLE: found MS_SCHED without MS_SCHED_HOST, which msrun sets with it; expected both, or "
+                         "none (unset MS_ROLE)")
 
 
 def rank_name() -> str:
@@ -79,7 +138,7 @@ def _launch_of_table(rank: int, table: "RankTable") -> Launch:
 
 
 def _by_rank_table() -> bool:
-    return "MS_ROLE" not in os.environ and bool(os.environ.get("RANK_TABLE_FILE")) and "RANK_ID" in os.environ
+    return not os.environ.get("MS_ROLE") and bool(os.environ.get("RANK_TABLE_FILE")) and "RANK_ID" in os.environ
 
 
 def _table() -> "Optional[RankTable]":
@@ -88,7 +147,10 @@ def _table() -> "Optional[RankTable]":
         return None
     from locmoe_ops.rank_table import read_rank_table
 
-    return read_rank_table(path)
+    try:
+        return read_rank_table(path)
+    except InputError as error:
+        raise InputError(f"environment variable RANK_TABLE_FILE: {error}; if it is left over, unset RANK_TABLE_FILE") from None
 
 
 def _number(name: str) -> int:

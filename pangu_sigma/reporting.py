@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from locmoe_ops.errors import CollectiveError, InputError
 from pangu_sigma.checkpoint.errors import OutputNotWritten
-from pangu_sigma.launch import is_worker, rank_name
+from pangu_sigma.launch import is_worker, rank_name, started_by_launcher
 from pangu_sigma.requirements import missing_package
 from pangu_sigma.tools.errors import ToolFailed
 
@@ -50,7 +50,8 @@ def _tell(error: BaseException) -> None:
         message = f"{_rank_prefix()}{type(error).__name__}: {message}"
     line = f"pangu-sigma: error: {message}"
     folder = os.environ.get("LOCMOE_LOG_DIR")
-    if not (folder and is_worker() and append_line(Path(folder) / "errors.log", rank_name(), str(status), line)):
+    told = folder and is_worker() and append_line(Path(folder) / "errors.log", rank_name(), str(status), line)
+    if not told or not started_by_launcher():  # else nobody reads that log, where the folder's name is left over in a shell
         print(line, file=sys.stderr, flush=True)
 
 

@@ -7,6 +7,7 @@ import argparse
 import os
 from typing import Sequence
 
+from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import add_router_file
 
 VARIABLE = "LOCMOE_ROUTER_FILES"
@@ -26,6 +27,11 @@ def use_router_files(named: Sequence[str]) -> None:
     """
     files = [*filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)), *named]
     for file in files:
-        add_router_file(file)
+        try:
+            add_router_file(file)
+        except InputError as error:
+            if file in named:
+                raise
+            raise InputError(f"environment variable {VARIABLE}: {error}; if it is left over, unset {VARIABLE}") from None
     if files:
         os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys(os.path.abspath(file) for file in files))

@@ -8,7 +8,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma import __version__
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
-from pangu_sigma.launch import read_launch
+from pangu_sigma.launch import read_launch, why_a_rank
 from pangu_sigma.requirements import version_line
 from pangu_sigma.router_files import add_router_option
 
@@ -73,9 +73,12 @@ def run_by_ranks(command: argparse.ArgumentParser) -> None:
 
 def of_this_rank(config: Config) -> Config:
     """The configuration, checked for the job that this process is a rank of."""
-    launch = read_launch()
-    config = launch.fit(config)
-    validate(config, launch.world_size)
+    try:
+        launch = read_launch()
+        config = launch.fit(config)
+        validate(config, launch.world_size)
+    except InputError as error:
+        raise InputError(f"{error}{why_a_rank()}") from None
     return config
 
 

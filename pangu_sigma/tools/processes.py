@@ -8,12 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
+from pangu_sigma.launch import CLUSTER_VARIABLES, RANK_VARIABLES
+
 END_WAIT_S = 30.0  # for a launcher to end its ranks and take down its network
 
 
 def with_this_python() -> Dict[str, str]:
-    """This environment, in which scripts find the Python that runs this program."""
-    environment = dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    """This environment, in which scripts find the Python that runs this program, and nothing that is left over of another job."""
+    left_over = {*RANK_VARIABLES, *CLUSTER_VARIABLES, "VIRTUAL_ENV"} - {"RANK_TABLE_FILE"}  # which says where the nodes are
+    environment = {name: value for name, value in os.environ.items() if name not in left_over}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if sys.prefix != sys.base_prefix:
         environment["VIRTUAL_ENV"] = sys.prefix
     return environment

@@ -11,7 +11,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import resolve_runtime
-from pangu_sigma.launch import read_launch
+from pangu_sigma.launch import read_launch, why_a_rank
 from pangu_sigma.reporting import announce, leave_now
 from pangu_sigma.train.settings import set_context, set_environment
 
@@ -100,5 +100,5 @@ def _from_launcher(name: str) -> str:
     value: Optional[str] = os.environ.get(name)
     if not value:
         raise InputError(f"environment variable {name} is not set; expected it from scripts/train_msrun.sh or "
-                         "scripts/train_rank_table.sh, which start ranks on CPU")
+                         f"scripts/train_rank_table.sh, which start ranks on CPU{why_a_rank()}")
     return value

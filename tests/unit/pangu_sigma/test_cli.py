@@ -12,6 +12,7 @@ import yaml
 from locmoe_ops.errors import CollectiveError, InputError
 from pangu_sigma import cli, reporting
 from pangu_sigma.config import Config, to_dict
+from pangu_sigma.launch import CLUSTER_VARIABLES, RANK_VARIABLES
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def config_file(tmp_path):
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    for name in ("MS_ROLE", "MS_WORKER_NUM", "RANK_ID", "RANK_TABLE_FILE", "LOCMOE_LOG_DIR"):
+    for name in (*RANK_VARIABLES, *CLUSTER_VARIABLES):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -56,6 +57,7 @@ def as_rank(monkeypatch, tmp_path):
     monkeypatch.setenv("RANK_ID", "3")
     monkeypatch.setenv("MS_WORKER_NUM", "4")
     monkeypatch.setenv("LOCMOE_LOG_DIR", str(tmp_path))
+    monkeypatch.setenv("LOCMOE_JOB", "abc")
     monkeypatch.setattr(reporting, "_GRACE_S", 0.0)
     # The real one would tie the life of the test process to its parent's.
     monkeypatch.setattr(cli, "_end_with_parent", lambda: None)
@@ -152,6 +154,7 @@ def test_a_rank_that_cannot_reach_the_log_folder_speaks_for_itself(install, conf
 def test_the_scheduler_does_not_train(install, config_file, monkeypatch):
     calls = install("pangu_sigma.train.run.train", 1)
     monkeypatch.setenv("MS_ROLE", "MS_SCHED")
+    monkeypatch.setenv("LOCMOE_JOB", "abc")
     assert cli.main(["train", config_file, "--set", "runtime.backend=tcp"]) == 0
     assert cli.main(["train", config_file, "--set", "no.such.key=1"]) == 0
     assert calls == []

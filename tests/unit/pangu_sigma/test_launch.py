@@ -1,15 +1,20 @@
 """A process's place in the job: from msrun's variables, from a rank table's, from both, from neither."""
 
 import json
+import os
+import re
+from pathlib import Path
 
 import pytest
 
 from locmoe_ops.errors import InputError
 from pangu_sigma import cli
 from pangu_sigma.config import config_from_dict
-from pangu_sigma.launch import Launch, is_worker, rank_name, read_launch
+from pangu_sigma.launch import CLUSTER_VARIABLES, RANK_VARIABLES, Launch, check_launch, is_worker, rank_name, read_launch
+from pangu_sigma.tools.processes import with_this_python
 
-VARIABLES = ("MS_ROLE", "MS_WORKER_NUM", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "RANK_TABLE_FILE", "LOCMOE_LOG_DIR")
+VARIABLES = (*RANK_VARIABLES, *CLUSTER_VARIABLES)
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +117,74 @@ def test_a_rank_of_a_table_reports_like_one_of_msrun(given, tmp_path, monkeypatc
     assert (tmp_path / "workers.log").read_text().startswith("9\t")
     (line,) = (tmp_path / "errors.log").read_text().splitlines()
     assert line.startswith("9\t2\tpangu-sigma: error: ") and "data-parallel ranks (16)" in line
+
+
+# ---- what another job has left over in the shell
+
+
+@pytest.fixture
+def run_command(tmp_path, monkeypatch, capsys):
+    """`run_command("train")`: status and lines of stderr of a command on a small configuration."""
+    monkeypatch.setattr(cli, "_end_with_parent", lambda: None)
+    (tmp_path / "config.yaml").write_text("data: {path: gone}\n")
+
+    def _run(command):
+        status = cli.main([*command.split(), str(tmp_path / "config.yaml")])
+        return status, capsys.readouterr().err.splitlines()
+
+    return _run
+
+
+WHOLE = {"MS_WORKER_NUM": "1", "RANK_ID": "0", "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": "29500", "MS_NODE_ID": "0"}
+
+
+@pytest.mark.parametrize(("command", "variables", "named"), [
+    ("config", {"MS_ROLE": "MS_WORKER"}, "MS_ROLE"),
+    ("config", {"MS_ROLE": "MS_SCHED"}, "MS_ROLE"),  # which had been a success that did nothing
+    ("plan", {"MS_ROLE": "MS_WORKER", **WHOLE}, "MS_ROLE"),
+    ("bench step", {"MS_ROLE": "MS_SCHED", **WHOLE}, "MS_ROLE"),
+    ("prepare", {"MS_ROLE": "worker"}, "MS_ROLE"),
+    ("train", {"MS_ROLE": "1"}, "MS_ROLE"),
+    ("train", {"MS_ROLE": "MS_WORKER"}, "MS_ROLE"),
+    ("train", {"MS_ROLE": "MS_WORKER", "RANK_ID": "0"}, "MS_ROLE"),
+    ("train", {"MS_ROLE": "MS_WORKER", **WHOLE, "MS_WORKER_NUM": "3"}, "MS_ROLE"),
+    ("train", {"MS_ROLE": "MS_SCHED"}, "MS_ROLE"),
+    ("train", {"MS_ROLE": "MS_SCHED", **WHOLE}, "MS_ROLE"),
+    ("train", {"MS_ROLE": "MS_WORKER", "RANK_TABLE_FILE": "TABLE", **WHOLE}, "MS_ROLE"),
+    ("train", {"RANK_TABLE_FILE": "TABLE", "RANK_ID": "0"}, "RANK_TABLE_FILE RANK_ID"),
+    ("train", {"RANK_TABLE_FILE": "/no/such.json", "RANK_ID": "0"}, "RANK_TABLE_FILE"),
+    ("train", {"RANK_TABLE_FILE": "/no/such.json", "RANK_ID": "0", "MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "1"}, "RANK_TABLE_FILE"),
+    ("train", {"MS_ROLE": "MS_WORKER", "LOCMOE_LOG_DIR": "LOGS"}, "MS_ROLE"),  # had been said in a log of another job alone
+    ("config", {"LOCMOE_ROUTER_FILES": "/no/such.py"}, "LOCMOE_ROUTER_FILES"),
+])
+def test_what_is_left_over_is_named(given, run_command, tmp_path, command, variables, named):
+    given(**{name: value.replace("LOGS", str(tmp_path)) for name, value in variables.items()})
+    status, lines = run_command(command)
+    assert status == 2 and len(lines) == 1
+    assert re.search(rf"unset {named}\b", lines[0]), lines[0]
+    assert all(name in lines[0] for name in named.split())
+
+
+@pytest.mark.parametrize("variables", [
+    {"RANK_ID": "3"}, {"RANK_ID": "3", "RANK_SIZE": "8", "DEVICE_ID": "3"}, {"MS_WORKER_NUM": "8"}, {"MS_SCHED_HOST": "gone"},
+    {"MS_NODE_ID": "3"}, {"RANK_TABLE_FILE": "/no/such.json"}, {"LOCMOE_LOG_DIR": "/no/such"}, {"LOCMOE_NODES": "2"}, {"MS_ROLE": ""},
+    {"LOCMOE_MESH_SECRET": "0" * 64, "LOCMOE_MESH_PORT": "1", "LOCMOE_NODE_ADDRESS": "x", "LOCMOE_MASTER_ADDRESS": "y"},
+])
+def test_what_is_left_over_changes_nothing(given, run_command, variables):
+    """Parts that make no rank: the command runs alone, and nothing that it calls sees another job's rank."""
+    given(**variables)
+    assert run_command("config") == (0, [])
+    check_launch("train", True)
+    assert read_launch() == Launch() and not is_worker() and rank_name() == "0"
+    assert not set(RANK_VARIABLES) - {"DEVICE_ID"} & set(os.environ)
+
+
+def test_what_a_tool_starts_gets_no_rank_of_another_job(given):
+    given(**{name: "left" for name in (*RANK_VARIABLES, *CLUSTER_VARIABLES)})
+    assert {*RANK_VARIABLES, *CLUSTER_VARIABLES} & set(with_this_python()) == {"RANK_TABLE_FILE"}
+
+
+def test_the_scripts_forget_the_same_variables():
+    text = (REPOSITORY / "scripts" / "environment.sh").read_text(encoding="utf-8").replace("\\\n", " ")
+    forgotten = [set(words.split()) for words in re.findall(r"(?m)^    unset (\w.*)$", text)]
+    assert forgotten == [set(RANK_VARIABLES), set(CLUSTER_VARIABLES)]
