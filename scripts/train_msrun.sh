@@ -144,6 +144,7 @@ note_cluster() {
         "'$RANK_TABLE_FILE'; expected an Ascend rank table, which says where the nodes are, or none (unset RANK_TABLE_FILE)"
     for name in "${variables[@]}"; do [ -n "${!name:-}" ] || whole=false; done
     $whole || note_environment "${variables[@]}"
+    [ -z "$hint" ] || echo "$hint"
 }
 
 # Nodes, addresses and this machine's place, from the nodes file.
@@ -277,7 +278,6 @@ if $dry_run; then
     exit 0
 fi
 command -v msrun >/dev/null || bad_input "msrun not found; expected MindSpore to be installed, as by scripts/test.sh"
-[ -z "$hint" ] || echo "$hint"
 make_log_dir
 end_job_on_exit
 run_job

@@ -24,6 +24,8 @@ def train(config):
     if "MS_ROLE" in os.environ or config.runtime.device == "cpu":
         assert len(os.environ["LOCMOE_MESH_SECRET"]) == 64 and int(os.environ["LOCMOE_MESH_PORT"]) > 0
         assert os.environ["LOCMOE_MESH_SECRET"] not in open("/proc/self/cmdline").read()
+    if os.environ["STAND_IN"] == "refused":  # before it has shown anything
+        raise InputError("data: found nothing, expected rows")
     print("rank", rank, "of", launch.world_size, "seed", config.train.seed, *os.environ.get("SHOWN", "").split())
     outcome = os.environ["STAND_IN"]
     if outcome == "places":

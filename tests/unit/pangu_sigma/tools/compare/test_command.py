@@ -1,8 +1,10 @@
 """`pangu-sigma compare` from the command line: what it starts, writes and says, and its exit status."""
 
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +19,7 @@ def stand_in(monkeypatch, tmp_path):
     """The runner starts this in place of the launcher; exits with the status in tmp_path/status, if any."""
     script = f"""
         record='{json.dumps(RECORD)}'
-        [ ! -e {tmp_path}/status ] || {{ echo 'pangu-sigma: error: data: gone' >&2; exit "$(cat {tmp_path}/status)"; }}
+        [ ! -e '{tmp_path}/status' ] || {{ echo 'pangu-sigma: error: data: gone' >&2; exit "$(cat '{tmp_path}/status')"; }}
         echo "$record" >"$0/metrics.jsonl"; echo '{{"router": "x"}}' >"$0/summary.json"
     """
     monkeypatch.setattr(command, "run_all", lambda plan, output: runner.run_all(
@@ -54,7 +56,8 @@ def test_dry_run_shows_everything_and_starts_nothing(write_plan, write_run, make
     assert cli.main(["compare", write_plan(), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "[1/2] all/hash/seed_1 (finished)" and lines[2] == "[2/2] all/locmoe/seed_1 (to do)"
-    assert lines[3].startswith("  bash ") and "train_msrun.sh --workers 1 " in lines[3]
+    words = shlex.split(lines[3])  # to be pasted into a shell, whatever blanks the project's folder has
+    assert words[0] == "bash" and words[1].endswith("/train_msrun.sh") and words[2:4] == ["--workers", "1"] and Path(words[1]).is_file()
     assert sorted(tmp_path.rglob("*")) == before
 
 

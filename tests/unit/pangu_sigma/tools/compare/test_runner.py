@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -227,10 +226,11 @@ def test_commands(make_plan, tmp_path):
     assert words[5:] == ["--set", "moe.router.type=hash", "--set", "train.seed=1", "--set", f'train.output_dir="{folder}"']
     plan = make_plan(cluster={"nodes": 2, "workers_per_node": 3, "rate": "200mbit", "pin": True},
                      base_overrides={"train.global_batch_size": 6}, phases={"quality": {"rate": None}, "time": {}})
-    quality, time_run = (shlex.join(command_of(run, plan.base, folder)) for run in (plan.runs[0], plan.runs[2]))
-    options = f"{runner.SCRIPTS}/simulate_cluster.sh --nodes 2 --workers-per-node 3"
-    counters = f"--pin --counters {shlex.quote(str(folder / 'interfaces.json'))} -- bash {runner.SCRIPTS}/train_msrun.sh {plan.base}"
-    assert quality.startswith(f"bash {options} {counters} --set parallel.ranks_per_node=3 ")
-    assert time_run.startswith(f"bash {options} --rate 200mbit {counters} ")
+    quality, time_run = (command_of(run, plan.base, folder) for run in (plan.runs[0], plan.runs[2]))
+    begin = ["bash", f"{runner.SCRIPTS}/simulate_cluster.sh", "--nodes", "2", "--workers-per-node", "3"]
+    end = ["--pin", "--counters", str(folder / "interfaces.json"), "--", "bash", f"{runner.SCRIPTS}/train_msrun.sh", plan.base]
+    assert " ".join(quality).startswith(" ".join([*begin, *end, "--set", "parallel.ranks_per_node=3", ""]))
+    assert " ".join(time_run).startswith(" ".join([*begin, "--rate", "200mbit", *end, ""]))
+    assert [word for word in quality if word in (*begin, *end)] == [*begin, *end]  # each a word of its own, whatever blanks it has
     for script in ("train_msrun.sh", "simulate_cluster.sh"):
         assert (runner.SCRIPTS / script).is_file()
