@@ -1,4 +1,7 @@
-"""JSON files written by people and other programs: each value knows its place, so that an error can name it."""
+"""JSON written by people and other programs: whole files whose values know their places, and single records of many.
+
+Errors are `InputError`s of one line that name the file, the place in it, what was found and what was expected.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any, NoReturn
 
 from locmoe_ops.errors import InputError
 
+MOST_DIGITS = 4300  # of an integer: newer Pythons convert no longer ones
 _KINDS = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false"}
 
 
@@ -48,6 +52,8 @@ class JsonValue:
         if not isinstance(self.value, str):
             is_number = isinstance(self.value, (int, float)) and not isinstance(self.value, bool)
             raise self.error("a string" + (f', as in "{self.value}"' if is_number else ""))
+        if has_lone_surrogate(self.value):
+            raise self.problem("holds half of a surrogate pair, expected characters that UTF-8 can hold")
         return self.value
 
     def number(self) -> int:
@@ -72,23 +78,63 @@ class JsonValue:
 
 def read_json(path: str | os.PathLike[str], expected: str) -> JsonValue:
     """The value that a file holds. Raises InputError: it cannot be read, is empty or no JSON, or repeats a name in an object."""
+    text = read_text(path, expected)
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty, expected {expected}")
+    return JsonValue(parse_json(text, str(path), expected), "", str(path))
+
+
+def read_text(path: str | os.PathLike[str], expected: str) -> str:
+    """A file's UTF-8 text, without a byte order mark. Raises InputError: it cannot be read, or is not UTF-8."""
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}), expected {expected}") from None
+        data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path}: cannot be read ({reason.lower()}), expected {expected}") from None
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty, expected {expected}")
+    return decode(data, str(path), expected)
+
+
+def decode(data: bytes, where: str, expected: str) -> str:
+    """UTF-8 bytes as text, without a byte order mark. Raises InputError, which begins with `where`: they are not UTF-8."""
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 text (byte {error.start}), expected {expected}") from None
+
+
+def parse_json(text: str, where: str, expected: str, is_line: bool = False) -> Any:
+    """The value that a text spells in JSON.
+
+    Args:
+        text: the JSON.
+        where: file, and line if it is one of many, which errors begin with.
+        expected: what should stand there, which errors end with.
+        is_line: the text is one record, a line of the file. Then NaN and Infinity are numbers, as Python's own writer spells them.
+
+    Raises:
+        InputError: it is no JSON, is nested too deeply, repeats a name in an object, or holds an integer of more than MOST_DIGITS digits.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_int=_integer, parse_constant=None if is_line else _constant)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}: line {error.lineno}, column {error.colno}: not valid JSON ({error.msg.lower()}), "
+        if is_line:
+            raise InputError(f"{where}: broken JSON ({error.msg.lower()}, column {error.colno}); expected {expected}") from None
+        raise InputError(f"{where}: line {error.lineno}, column {error.colno}: not valid JSON ({error.msg.lower()}), "
                          f"expected {expected}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}), expected {expected}") from None
-    return JsonValue(value, "", str(path))
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{where}: {'broken' if is_line else 'not valid'} JSON ({reason}), expected {expected}") from None
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which no UTF-8 file can hold: JSON's and YAML's escapes can spell one (\\ud83d),
+    and Python reads bytes of another encoding on the command line as such.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -99,6 +145,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{name!r} is given twice in one object")
         result[name] = value
     return result
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def _constant(name: str) -> NoReturn:
