@@ -173,7 +173,8 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    sources: Dict[str, str] = key(dict, "domain name -> folder of text files, or JSONL file with `text` (and `domain`) fields")
+    sources: Dict[str, str] = key(dict, "domain name -> folder of text files, or one file; a JSONL file has a `text` field (and perhaps "
+                                       "`domain`) on each line. docs/tutorial.md says which files of a folder are read")
     vocab_size: int = key(8000, "pieces of the tokenizer to train", minimum=300)
     tokenizer: Optional[str] = key(None, "existing SentencePiece model to use instead of training one")
     tokenizer_training_bytes: int = key(20_000_000, "at most this much text, evenly over domains, trains the tokenizer",

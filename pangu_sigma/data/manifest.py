@@ -23,8 +23,21 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class SourceRecord:
+    """What became of the files that a domain's source named: how many were read, and how many files, and records of files that were read,
+    were passed over, by reason.
+    """
+
+    files: int
+    files_passed_over: Dict[str, int]
+    records_passed_over: Dict[str, int]
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """Contents of the folder; `rows[split]` holds one count a domain, in the order of `domains`."""
+    """Contents of the folder; `rows[split]` holds one count a domain, in the order of `domains`, and so does `sources`, which is empty in
+    folders that were written before it was recorded.
+    """
 
     fingerprint: str  # of inputs and settings: the same fingerprint, the same data
     domains: Tuple[str, ...]
@@ -34,6 +47,7 @@ class Manifest:
     rows: Dict[str, Tuple[int, ...]]
     documents: Dict[str, Tuple[int, ...]]
     files: Dict[str, FileEntry]
+    sources: Tuple[SourceRecord, ...] = ()
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -96,6 +110,10 @@ def _from_content(content: Dict[str, Any]) -> Manifest:
         files={
             str(name): FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in content["files"].items()
         },
+        sources=tuple(
+            SourceRecord(int(entry["files"]), _counts(entry["files_passed_over"]), _counts(entry["records_passed_over"]))
+            for entry in content.get("sources", ())
+        ),
     )
     expected = {
         TOKENIZER,
@@ -106,7 +124,13 @@ def _from_content(content: Dict[str, Any]) -> Manifest:
         raise ValueError("files")
     if any(len(manifest.rows[split]) != len(manifest.domains) for split in SPLITS):
         raise ValueError("rows")
+    if len(manifest.sources) not in (0, len(manifest.domains)):
+        raise ValueError("sources")
     return manifest
+
+
+def _counts(content: Dict[str, Any]) -> Dict[str, int]:
+    return {str(reason): int(count) for reason, count in content.items()}
 
 
 def check_files(manifest: Manifest, folder: Path, checksums: bool) -> None:

@@ -30,6 +30,7 @@ from .manifest import SPLITS, Manifest
 from .packing import held_out, pack_rows
 from .publish import check_target, data_folder, finish_publishing
 from .records import write_rows
+from .sources import SourceCount
 from .tokenizer import Tokenizer, train_tokenizer
 
 _DOMAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -49,6 +50,7 @@ class Source(NamedTuple):
     by_piece: bool
     size: int  # bytes of UTF-8 text
     digest: str
+    counted: SourceCount
 
     def units(self, settings: PrepareConfig, split: str) -> Iterator[List[str]]:
         wanted = split == _VALIDATION
@@ -87,12 +89,12 @@ def _prepare(config: Config, target: Path) -> None:
     sources = [_survey(domain, path, settings) for domain, path in settings.sources.items()]
     fingerprint = _fingerprint(config, sources)
     if _is_current(target, fingerprint):
-        print(f"{config.data.path}: up to date", flush=True)
+        print("\n".join([f"{config.data.path}: up to date", *_passed_over(sources)]), flush=True)
         return
     with data_folder(target) as folder:
         tokenizer = _make_tokenizer(sources, settings, given, folder)
         _write_data(config, sources, tokenizer, fingerprint, folder)
-    print(_summary(config.data.path, manifests.read_manifest(target)), flush=True)
+    print("\n".join([_summary(config.data.path, manifests.read_manifest(target)), *_passed_over(sources)]), flush=True)
 
 
 def _check_sources(settings: PrepareConfig) -> None:
@@ -114,8 +116,10 @@ def _check_tags(tokenizer: Tokenizer, settings: PrepareConfig) -> None:
         )
 
 
-def _read_units(domain: str, path: str, settings: PrepareConfig, by_piece: bool) -> Iterator[List[str]]:
-    for document in read_documents(domain, path, settings.max_bytes_per_domain):
+def _read_units(
+    domain: str, path: str, settings: PrepareConfig, by_piece: bool, count: Optional[SourceCount] = None
+) -> Iterator[List[str]]:
+    for document in read_documents(domain, path, settings.max_bytes_per_domain, count=count):
         pieces = cut(document.text, settings.document_bytes)
         if by_piece:
             yield from ([piece] for piece in pieces)
@@ -125,20 +129,29 @@ def _read_units(domain: str, path: str, settings: PrepareConfig, by_piece: bool)
 
 def _survey(domain: str, path: str, settings: PrepareConfig) -> Source:
     """A source of one document is split by pieces, for it cannot lie on both sides whole."""
-    by_piece = False
-    hashes = [_hash(unit) for unit in _read_units(domain, path, settings, by_piece)]
-    if len(hashes) == 1:
-        by_piece = True
+    count = SourceCount()
+    hashes = [_hash(unit) for unit in _read_units(domain, path, settings, False, count)]
+    by_piece = len(hashes) == 1
+    if by_piece:
         hashes = [_hash(unit) for unit in _read_units(domain, path, settings, by_piece)]
     if len(set(hashes)) < 2:
         raise InputError(
-            f"{path}: domain '{domain}' is a single document of less than data.prepare.document_bytes "
-            f"({settings.document_bytes}); expected two different ones, to train on and to validate on"
+            f"{path}: domain '{domain}' {_why_not_two(by_piece, len(hashes), settings)}; "
+            "expected two different ones, to train on and to validate on"
         )
     numbers = np.asarray([int.from_bytes(digest[:8], "big") for digest in hashes], np.uint64)
     size = sum(len(piece.encode("utf-8")) for unit in _read_units(domain, path, settings, by_piece) for piece in unit)
     digest = hashlib.sha256(b"".join(hashes)).hexdigest()
-    return Source(domain, path, held_out(numbers, settings.validation_fraction), by_piece, size, digest)
+    return Source(domain, path, held_out(numbers, settings.validation_fraction), by_piece, size, digest, count)
+
+
+def _why_not_two(by_piece: bool, units: int, settings: PrepareConfig) -> str:
+    """Why what a source holds cannot lie on two sides."""
+    if units == 1:
+        return f"is a single document of less than data.prepare.document_bytes ({settings.document_bytes})"
+    if by_piece:
+        return f"is a single document, whose {units} pieces of data.prepare.document_bytes ({settings.document_bytes}) are all the same"
+    return f"holds {units} documents, all with the same text"
 
 
 def _hash(unit: List[str]) -> bytes:
@@ -207,9 +220,15 @@ def _write_data(config: Config, sources: List[Source], tokenizer: Tokenizer, fin
         rows={name: tuple(split.rows for split in splits[name]) for name in SPLITS},
         documents={name: tuple(split.documents for split in splits[name]) for name in SPLITS},
         files={},
+        sources=tuple(_record(source.counted) for source in sources),
     )
     files = {path.name: manifests.describe_file(path) for path in sorted(folder.iterdir())}
     manifests.write_manifest(replace(manifest, files=files), folder)
+
+
+def _record(count: SourceCount) -> manifests.SourceRecord:
+    files, records = count.files_passed_over.counts, count.records_passed_over.counts
+    return manifests.SourceRecord(count.files, dict(sorted(files.items())), dict(sorted(records.items())))
 
 
 def _write_split(config: Config, source: Source, number: int, name: str, tokenizer: Tokenizer, folder: Path) -> Split:
@@ -240,6 +259,12 @@ def _write_split(config: Config, source: Source, number: int, name: str, tokeniz
             "expected more text, a larger data.prepare.validation_fraction or a shorter model.sequence_length"
         )
     return Split(rows, documents, counts)
+
+
+def _passed_over(sources: List[Source]) -> List[str]:
+    """A line for each source that holds more than was read."""
+    described = [(source.domain, source.counted.files, source.counted.describe()) for source in sources]
+    return [f"  {domain}: {files} files read; {others}" for domain, files, others in described if others]
 
 
 def _summary(path: str, manifest: Manifest) -> str:

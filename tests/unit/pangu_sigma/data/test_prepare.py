@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Callable, Dict, List
 
@@ -188,6 +190,76 @@ def test_bad_settings_are_named(tmp_path: Path, corpora: Corpora, make_config: M
         with pytest.raises(InputError, match=complaint):
             prepare(make_config(tmp_path / "data", **options))
         assert {p.name for p in tmp_path.iterdir()} == {"corpora"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["the same"] * 100, "holds 100 documents, all with the same text; expected two different ones"),
+        (["one alone"], r"is a single document of less than data\.prepare\.document_bytes \(20000\)"),
+        (["same line\n" * 10_000], r"is a single document, whose 5 pieces of .* \(20000\) are all the same"),
+    ],
+)
+def test_what_cannot_lie_on_two_sides_is_told_why(
+    tmp_path: Path, make_config: MakeConfig, texts: List[str], message: str
+) -> None:
+    (tmp_path / "en").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "en" / f"{number}.txt").write_text(text)
+    with pytest.raises(InputError, match=f"domain 'en' {message}"):
+        prepare(make_config(tmp_path / "data", {"en": str(tmp_path / "en")}))
+
+
+def test_what_is_passed_over_is_told_and_recorded(
+    tmp_path: Path, corpora: Corpora, make_config: MakeConfig, capsys: pytest.CaptureFixture
+) -> None:
+    english = Path(corpora["en"])
+    for name in (".git/config.txt", ".ipynb_checkpoints/001.py", "picture.png", "empty.txt"):
+        (english / name).parent.mkdir(exist_ok=True)
+        (english / name).write_text("" if name == "empty.txt" else "text")
+    (tmp_path / "records.jsonl").write_text(
+        "".join(json.dumps({"text": f"record {n} {'word ' * 30}" if n % 9 else " "}) + "\n" for n in range(60))
+    )
+    os.replace(english / "000.txt", tmp_path / "elsewhere.txt")
+    (english / "linked.txt").symlink_to(tmp_path / "elsewhere.txt")
+    config = make_config(tmp_path / "data", {**corpora, "more": str(tmp_path / "records.jsonl")})
+    told = [
+        "  en: 40 files read; passed over 4 files: 2 hidden (.git/config.txt, .ipynb_checkpoints/001.py); "
+        "1 of another type, .png (picture.png); 1 empty (empty.txt)",
+        f"  more: 1 files read; passed over 7 records: 7 empty ({tmp_path}/records.jsonl:1, "
+        f"{tmp_path}/records.jsonl:10, {tmp_path}/records.jsonl:19, ...)",
+    ]
+    for _ in range(2):  # the second time the data are up to date
+        prepare(config)
+        assert capsys.readouterr().out.splitlines()[-2:] == told
+    english_record, *_, last = PreparedData.open(str(tmp_path / "data")).manifest.sources
+    assert english_record.files == 40
+    assert english_record.files_passed_over == {"empty": 1, "hidden": 2, "of another type, .png": 1}
+    assert (last.files, last.files_passed_over, last.records_passed_over) == (1, {}, {"empty": 7})
+
+
+def test_a_manifest_of_before_opens_and_is_up_to_date(
+    tmp_path: Path, corpora: Corpora, make_config: MakeConfig, capsys: pytest.CaptureFixture
+) -> None:
+    config = make_config(tmp_path / "data", corpora)
+    prepare(config)
+    manifest = tmp_path / "data" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["sources"]
+    manifest.write_text(json.dumps(content))
+    assert PreparedData.open(str(tmp_path / "data"), verify=True).manifest.sources == ()
+    capsys.readouterr()
+    prepare(config)
+    assert capsys.readouterr().out == f"{tmp_path}/data: up to date\n"
+
+
+@pytest.mark.parametrize("sources", [5, [1], [{}], [{"files": 1, "files_passed_over": [], "records_passed_over": {}}] * 3, [None] * 2])
+def test_a_manifest_whose_counts_are_none_is_refused(prepared_folder: Path, tmp_path: Path, sources: object) -> None:
+    folder = shutil.copytree(prepared_folder, tmp_path / "data")
+    content = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**content, "sources": sources}))
+    with pytest.raises(InputError, match="a field is missing or malformed"):
+        PreparedData.open(str(folder))
 
 
 def test_tokenizer_training_text_is_limited(
