@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.checkpoint.errors import OutputNotWritten
 from pangu_sigma.config.schema import Config, PrepareConfig
 from pangu_sigma.runtime.locks import FolderLock
 
@@ -72,6 +73,7 @@ def prepare(config: Config) -> None:
 
     Raises:
         InputError: a bad source, tokenizer or setting; a `data.path` that this command did not write, or that is in use.
+        OutputNotWritten: the disk is full. The folder that was there before stays as it was.
     """
     _check_sources(config.data.prepare)
     target = Path(os.path.realpath(config.data.path))
@@ -91,7 +93,7 @@ def _prepare(config: Config, target: Path) -> None:
     if _is_current(target, fingerprint):
         print("\n".join([f"{config.data.path}: up to date", *_passed_over(sources)]), flush=True)
         return
-    with data_folder(target) as folder:
+    with _disk_errors(target), data_folder(target) as folder:
         tokenizer = _make_tokenizer(sources, settings, given, folder)
         _write_data(config, sources, tokenizer, fingerprint, folder)
     print("\n".join([_summary(config.data.path, manifests.read_manifest(target)), *_passed_over(sources)]), flush=True)
@@ -177,6 +179,20 @@ def _is_current(target: Path, fingerprint: str) -> bool:
         return PreparedData.open(str(target), verify=True).manifest.fingerprint == fingerprint
     except InputError:
         return False
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turns what the disk refuses to take into one line. Sources that cannot be read are named by their reader."""
+    try:
+        yield
+    except BrokenPipeError:  # of this program's own output
+        raise
+    except OSError as error:
+        raise OutputNotWritten(
+            f"{error.filename or folder}: cannot be written ({str(error.strerror or error).lower()}); "
+            "expected room for the data on a writable disk"
+        ) from None
 
 
 def _make_tokenizer(

@@ -1,6 +1,9 @@
 """Rows of token ids in MindRecord files: write a stream, read any rows by number."""
 
+import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Iterable, List, Sequence, Tuple
 
 import numpy as np
@@ -9,10 +12,12 @@ from mindspore import dataset
 from mindspore.mindrecord import FileWriter
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.checkpoint.errors import OutputNotWritten
 
 _SCHEMA = {"ids": {"type": "int32", "shape": [-1]}, "domain": {"type": "int32"}}
 _ROWS_A_WRITE = 1024
 _MIB = 1 << 20
+_INDEX_BYTES = 128  # of a row in the index; found here: about 50
 
 # All pipelines run on one thread: after an error in one, MindSpore 2.10 crashes when another thread runs the next.
 _PIPELINE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mindrecord")
@@ -21,25 +26,65 @@ _PIPELINE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mindrecord")
 def write_rows(path: str, rows: Iterable[np.ndarray], domain: int, expected_bytes: int) -> int:
     """Writes rows, each (S+1,) int32, with their domain number; returns how many.
 
-    `expected_bytes`: rough size of all rows, which sets the size of a page (MindRecord's header lists every page).
+    Args:
+        path: the file; its index lies beside it, at `path`.db.
+        rows: the rows, in their order.
+        domain: their domain's number.
+        expected_bytes: rough size of all rows, which sets the size of a page (MindRecord's header lists every page).
+
+    Raises:
+        OutputNotWritten: the disk is full, or no file may become so large.
     """
     writer = FileWriter(path, shard_num=1, overwrite=True)
-    page = _page_size(expected_bytes)
-    writer.set_header_size(_MIB if expected_bytes < 256 * _MIB else 16 * _MIB)
+    page, header = _page_size(expected_bytes), _MIB if expected_bytes < 256 * _MIB else 16 * _MIB
+    writer.set_header_size(header)
     writer.set_page_size(page)
     writer.add_schema(_SCHEMA, "rows of sequence_length + 1 token ids")
     count = 0
     waiting: List[dict] = []
-    for row in rows:
-        waiting.append({"ids": row, "domain": domain})
-        count += 1
-        if len(waiting) == _ROWS_A_WRITE:
-            writer.write_raw_data(waiting)
-            waiting = []
-    if waiting:
+
+    def write() -> None:
+        size = sum(row["ids"].nbytes for row in waiting)
+        _require_room(Path(path), header + 2 * page + 2 * size + _INDEX_BYTES * (count + len(waiting)))
         writer.write_raw_data(waiting)
-    writer.commit()
+
+    try:
+        for row in rows:
+            waiting.append({"ids": row, "domain": domain})
+            count += 1
+            if len(waiting) == _ROWS_A_WRITE:
+                write()
+                waiting = []
+        if waiting:
+            write()
+        writer.commit()
+    except RuntimeError as error:
+        if isinstance(error, OutputNotWritten):
+            raise
+        raise OutputNotWritten(f"{path}: cannot be written ({_reason(error)}); expected a writable disk with more room") from None
     return count
+
+
+def _require_room(path: Path, size: int) -> None:
+    """Takes `size` bytes of the disk for a moment, behind those of the file: MindSpore 2.10 ends with a memory error where a write fails.
+
+    Raises OutputNotWritten: there is no room for them.
+    """
+    written = path.stat().st_size if path.exists() else 0
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as room:
+            os.posix_fallocate(room.fileno(), written, size)
+    except OSError as error:
+        raise OutputNotWritten(
+            f"{path}: cannot be written ({str(error.strerror).lower()}); expected room for {size} more bytes"
+        ) from None
+
+
+def _reason(error: RuntimeError) -> str:
+    """What MindSpore says in the midst of its report to its developers."""
+    lines = [line.removeprefix("[ERROR]").strip() for line in str(error).splitlines() if line.startswith("[ERROR]")]
+    lines += [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0].rstrip(".")
 
 
 def _page_size(expected_bytes: int) -> int:

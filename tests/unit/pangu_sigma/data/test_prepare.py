@@ -2,12 +2,16 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Callable, Dict, List
 
 import pytest
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.checkpoint.errors import OutputNotWritten
+from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data import prepare as prepare_module
 from pangu_sigma.data.dataset import PreparedData
@@ -139,7 +143,7 @@ def test_failure_leaves_the_old_folder(
         raise OSError("disk full")
 
     monkeypatch.setattr(prepare_module, "write_rows", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputNotWritten, match="disk full"):
         prepare(make_config(tmp_path / "data", corpora, sequence_length=16))
     assert folder_bytes(tmp_path) == before
     assert {p.name for p in tmp_path.iterdir()} == {"corpora", "data"}
@@ -260,6 +264,29 @@ def test_a_manifest_whose_counts_are_none_is_refused(prepared_folder: Path, tmp_
     (folder / "manifest.json").write_text(json.dumps({**content, "sources": sources}))
     with pytest.raises(InputError, match="a field is missing or malformed"):
         PreparedData.open(str(folder))
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_folder(
+    tmp_path: Path, corpora: Corpora, make_config: MakeConfig, folder_bytes: Callable[[Path], List[object]]
+) -> None:
+    """No file may be larger than some bytes, in a process of its own, as where a disk is full: each stage of writing meets it."""
+    prepare(make_config(tmp_path / "data", corpora))
+    before = folder_bytes(tmp_path)
+    config = make_config(tmp_path / "data", corpora, sequence_length=16)
+    save_config(config, tmp_path / "config.yaml")
+    for size in (100, 100_000, 1_500_000):  # the tokenizer; the rows' header; the rows
+        limited = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); from pangu_sigma.cli import main; "
+        done = subprocess.run(
+            [sys.executable, "-c", f"{limited}sys.exit(main(['prepare', {str(tmp_path / 'config.yaml')!r}]))"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 1
+        last = [line.rpartition("\r")[2] for line in done.stderr.splitlines() if line.rpartition("\r")[2].strip()]
+        assert len(last) == 1 and "cannot be written (file too large); expected room" in last[0], done.stderr
+    (tmp_path / "config.yaml").unlink()
+    assert folder_bytes(tmp_path) == before
 
 
 def test_tokenizer_training_text_is_limited(
