@@ -29,6 +29,7 @@ from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import resolve_runtime
 from pangu_sigma.launch import check_launch, is_scheduler, is_worker, rank_name, why_a_rank
+from pangu_sigma.output import make_streams_lenient
 from pangu_sigma.reporting import SUCCESS, append_line, report_error
 from pangu_sigma.router_files import use_router_files
 
@@ -40,6 +41,7 @@ CLOSED_PIPE = 141  # what a shell reports of a program that this ends by its sig
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs one command (`sys.argv` if None) and returns its exit status; errors are reported, never raised."""
+    make_streams_lenient()
     try:
         try:
             return _run(_parser().parse_args(arguments))
@@ -48,6 +50,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 (the outermost handler)
+        if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
+            error = InputError(f"{error.object!a} cannot be spelled in {error.encoding}, the encoding of file names here; "
+                               "expected PYTHONUTF8=1, or a locale of UTF-8")
         return CLOSED_PIPE if isinstance(error, BrokenPipeError) and _nobody_reads() else report_error(error)
 
 
