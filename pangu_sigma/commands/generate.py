@@ -15,7 +15,8 @@ def add_generate(commands: Any) -> None:
     what = parser.add_argument_group("prompts")
     what.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="beginning of a document; may be repeated")
     what.add_argument("--prompt-file", metavar="FILE",
-                      help="a prompt each line; in a .jsonl file objects with `prompt` and, if it differs from --domain, `domain`")
+                      help="a prompt each line (blank ones are passed over); in a .jsonl or .ndjson file objects with `prompt` and, if it "
+                           "differs from --domain, `domain`")
     what.add_argument("--interactive", action="store_true", help="ask for prompts, one a line; an empty line or end of input ends it")
     what.add_argument("--domain", metavar="D", help="name or number of the texts' domain (default: the model's, if it has one)")
     add_sampling(parser)

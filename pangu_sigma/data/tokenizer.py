@@ -11,6 +11,8 @@ import sentencepiece
 
 from locmoe_ops.errors import InputError
 
+from .jsonl import check_text
+
 END_OF_TEXT = "<|endoftext|>"
 CHARACTER_COVERAGE = 0.995
 MAX_TRAINING_LINE = 1000
@@ -75,7 +77,8 @@ class Tokenizer:
         return [len(text) for text in self._bytes_of]
 
     def encode(self, text: str) -> List[int]:
-        """Ids of `text`, without special ids."""
+        """Ids of `text`, without special ids. Raises InputError: half of a surrogate pair is in it, which no bytes stand for."""
+        check_text(text, "text to be encoded")
         ids: List[int] = []
         for number, part in enumerate(text.split(SPACE_SYMBOL)):
             if number:

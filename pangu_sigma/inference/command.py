@@ -1,7 +1,6 @@
 """`pangu-sigma generate`: a checkpoint goes on with texts."""
 
 import argparse
-import json
 import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import fields
@@ -11,15 +10,21 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
+from pangu_sigma.data.jsonl import check_text, is_jsonl, read_lines, read_records, shorten
 from pangu_sigma.inference.sampling import SamplingSettings
 from pangu_sigma.launch import is_worker
+from pangu_sigma.output import print_json
 
 
 class Prompt(NamedTuple):
-    """A text to go on with. domain: name or number, as given; None: the model's only one."""
+    """A text to go on with.
+
+    Attributes: domain: name or number, as given; None: the model's only one. where: what named the domain, for messages.
+    """
 
     text: str
     domain: Optional[str]
+    where: str = "--domain"
 
 
 def generate(config: Config, options: argparse.Namespace) -> int:
@@ -65,39 +70,58 @@ def _prompts(options: argparse.Namespace) -> Iterator[Prompt]:
     if options.interactive and is_worker():
         raise InputError("--interactive: this is a job of several ranks, which have no terminal; expected --prompt or --prompt-file")
     for text in options.prompt:
-        yield Prompt(text, options.domain)
+        yield Prompt(check_text(text, "--prompt"), options.domain)
     if options.prompt_file:
         yield from read_prompts(Path(options.prompt_file), options.domain)
 
 
 def read_prompts(path: Path, domain: Optional[str]) -> Iterator[Prompt]:
-    """The prompts of a file, one each line. Raises InputError naming file and line."""
+    """The prompts of a file: of one of JSON, an object a line; of any other, a text a line. Blank lines are passed over.
+
+    Args:
+        path: the file. Its name says whether it is one of JSON (.jsonl, .ndjson).
+        domain: of prompts that name none themselves.
+
+    Raises:
+        InputError: names file and line.
+    """
+    found = False
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(f"--prompt-file {path}: cannot be read ({reason}); expected a text file, a prompt each line") from None
-    if not lines:
+        for prompt in _json_prompts(path, domain) if is_jsonl(path) else _text_prompts(path, domain):
+            found = True
+            yield prompt
+    except InputError as error:
+        raise InputError(f"--prompt-file {error}") from None
+    if not found:
         raise InputError(f"--prompt-file {path}: empty; expected a prompt each line")
-    for number, line in enumerate(lines, start=1):
-        yield _from_json(f"{path}:{number}", line, domain) if path.suffix == ".jsonl" else Prompt(line, domain)
 
 
-def _from_json(where: str, line: str, domain: Optional[str]) -> Prompt:
-    try:
-        record: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or set(record) - {"prompt", "domain"}:
-        raise InputError(f"{where}: found {line[:60]!r}; expected an object with `prompt`, a text, and perhaps `domain`")
-    return Prompt(record["prompt"], str(record["domain"]) if "domain" in record else domain)
+def _text_prompts(path: Path, domain: Optional[str]) -> Iterator[Prompt]:
+    for line, _ in read_lines(path, "a text file, a prompt each line"):
+        yield Prompt(line, domain)
+
+
+def _json_prompts(path: Path, domain: Optional[str]) -> Iterator[Prompt]:
+    for record in read_records(path, "an object with `prompt`, a text, and perhaps `domain`"):
+        others = sorted(set(record.values) - {"prompt", "domain"})
+        if others:
+            raise InputError(f"{record.where}: found the field {shorten(repr(others[0]), 60)}; expected `prompt`, and perhaps `domain`")
+        own = record.values.get("domain")
+        if isinstance(own, int) and not isinstance(own, bool):
+            own = str(own)
+        elif own is not None:
+            own = record.text("domain")
+        yield Prompt(record.text("prompt"), domain if own is None else own, "--domain" if own is None else record.where)
 
 
 def _domain(generator: Any, prompt: Prompt) -> int:
     words = generator.words
     if prompt.domain is None and len(words.domains) > 1:
         raise InputError(f"--domain: none given; expected one of {', '.join(words.domains)}")
-    number: int = words.domain(prompt.domain or 0)
+    try:
+        number: int = words.domain(0 if prompt.domain is None else prompt.domain)
+    except InputError as error:
+        raise InputError(f"{prompt.where}: {error}") from None
     return number
 
 
@@ -106,7 +130,7 @@ def _print_json(generator: Any, prompts: List[Prompt], domains: List[int], setti
     for prompt, domain, output in zip(prompts, domains, generator.generate(ids, domains, settings)):
         found: Dict[str, Any] = {"prompt": prompt.text, "domain": generator.words.domains[domain],
                                  "text": generator.words.decode(output), "tokens": len(output)}
-        print(json.dumps(found, ensure_ascii=False))
+        print_json(found)
 
 
 def _stream(generator: Any, text: str, domain: int, settings: SamplingSettings) -> None:
@@ -121,7 +145,7 @@ def _answer(generator: Any, domain: int, settings: SamplingSettings) -> None:
     """Prompts from the terminal, each a document of its own; a prompt that does not fit is told and forgotten."""
     for text in _asked(generator.words.domains[domain]):
         try:
-            _stream(generator, text, domain, settings)
+            _stream(generator, check_text(text, "the prompt"), domain, settings)
         except InputError as error:
             print(error, file=sys.stderr)
 

@@ -1,6 +1,5 @@
 """`pangu-sigma eval`: opens the checkpoint, makes what is missing of each measurement, and shows what they come to."""
 
-import json
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from pangu_sigma.inference.evaluation.prompts import task_domain
 from pangu_sigma.inference.evaluation.results import Measured, RecordFile, as_json, table, write_results
 from pangu_sigma.inference.evaluation.tasks import Task, load_task
 from pangu_sigma.model.slots import resolve_layout
+from pangu_sigma.output import print_json
 from pangu_sigma.runtime.locks import FolderLock
 
 
@@ -60,7 +60,7 @@ def evaluate(config: Config, request: EvaluationRequest) -> int:
                            "router": config.moe.router.type, "as_trained": request.as_trained}, measured)
         path = write_results(folder, content)
         if request.json:
-            print(json.dumps(content, ensure_ascii=False))
+            print_json(content)
         else:
             how = "slots as configured" if request.as_trained else "no token dropped"
             heading = f"{model.checkpoint}: step {model.step}; {how}"

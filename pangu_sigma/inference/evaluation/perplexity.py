@@ -11,10 +11,10 @@ from typing import Any, Dict, List, Sequence
 
 import numpy as np
 
-from locmoe_ops.errors import InputError
 from locmoe_ops.routers import set_local_strength
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.corpus import cut, read_documents
+from pangu_sigma.data.sources import SourceCount
 from pangu_sigma.inference.evaluation import intervals
 from pangu_sigma.inference.evaluation.measurement import Figure, Record
 from pangu_sigma.inference.evaluation.model import EvaluatedModel
@@ -96,9 +96,9 @@ class TextPieces:
     def __init__(self, model: EvaluatedModel, domain: str, path: str) -> None:
         self._model, self._domain = model, model.domain(domain, f"--text {domain}={path}")
         limit = model.config.data.prepare.document_bytes
-        self._pieces = [piece for document in read_documents(domain, path, key="--text ") for piece in cut(document.text, limit)]
-        if not self._pieces:
-            raise InputError(f"--text {domain}={path}: holds no text; expected some")
+        self._count = SourceCount()
+        documents = read_documents(domain, path, key="--text ", count=self._count)
+        self._pieces = [piece for document in documents for piece in cut(document.text, limit)]
         digest = hashlib.sha256("\0".join(self._pieces).encode()).hexdigest()
         self.name = f"text-{domain}-{digest[:8]}"
         self._header = {"text": digest}
@@ -122,4 +122,5 @@ class TextPieces:
         return perplexity_figures(records)
 
     def notes(self, records: Sequence[Record]) -> List[str]:
-        return []
+        left_out = self._count.describe()
+        return [f"{self.name}: {left_out}"] if left_out else []

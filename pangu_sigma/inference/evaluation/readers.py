@@ -5,12 +5,13 @@ the descriptions in their repositories, those of CMNLI, CMRC 2018 and CLUE's ChI
 shape, not on the sets themselves.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.json_file import parse_json, read_text
+from pangu_sigma.data.jsonl import kind, read_records
 
 Values = Dict[str, Any]
 Examples = Iterator[Tuple[Values, str]]
@@ -22,30 +23,29 @@ _OTHER_BLANK = "____"
 def read_jsonl(path: Path) -> Examples:
     """One object a line."""
     found = False
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if line.strip():
-            found = True
-            yield _object(_parse(line, f"{path}:{number}"), f"{path}:{number}"), f"{path}:{number}"
+    for record in read_records(path, "an example, one JSON object a line"):
+        found = True
+        yield record
     if not found:
         raise InputError(f"{path}: holds no examples; expected one JSON object a line")
 
 
 def read_json(path: Path) -> Examples:
     """A list of objects."""
-    content = _parse(_text(path), str(path))
+    content = _content(path)
     if not isinstance(content, list) or not content:
-        raise InputError(f"{path}: found {_kind(content)}, expected a list of objects")
+        raise InputError(f"{path}: found {kind(content)}, expected a list of objects")
     for number, item in enumerate(content):
         yield _object(item, f"{path}[{number}]"), f"{path}[{number}]"
 
 
 def read_c3(path: Path) -> Examples:
     """C3: a list of [lines of a document, questions, id]. Fields: document, question, choices, answer (its text), id."""
-    content = _parse(_text(path), str(path))
+    content = _content(path)
     for number, entry in enumerate(_list(content, str(path))):
         where = f"{path}[{number}]"
         if not isinstance(entry, list) or len(entry) < 2:
-            raise InputError(f"{where}: found {_kind(entry)}, expected [lines, questions, id]")
+            raise InputError(f"{where}: found {kind(entry)}, expected [lines, questions, id]")
         for q, question in enumerate(_list(entry[1], where)):
             here = f"{where} question {q}"
             item = _with(_object(question, here), here, "question", "choice", "answer")
@@ -71,7 +71,8 @@ def read_chid(path: Path) -> Examples:
         _with(values, where, "content", "candidates")
         original = "groundTruth" in values
         if not original and not keys:
-            keys = _object(_parse(_text(path.with_name(f"{path.stem}_answer.json")), str(path)), f"{path.stem}_answer.json")
+            answers = path.with_name(f"{path.stem}_answer.json")
+            keys = _object(_content(answers), str(answers))
         number = 0
         for passage in [values["content"]] if original else _list(values["content"], where):
             for blank in _BLANK.finditer(_string(passage, where)):
@@ -100,14 +101,14 @@ def _of_clue(values: Values, name: str, keys: Values, where: str) -> Values:
 
 def read_cmrc2018(path: Path) -> Examples:
     """CMRC 2018 in SQuAD's style: data > paragraphs > qas. Fields: context, question, answers (distinct texts), id."""
-    content = _with(_object(_parse(_text(path), str(path)), str(path)), str(path), "data")
+    content = _with(_object(_content(path), str(path)), str(path), "data")
     for article in _list(content["data"], str(path)):
         for paragraph in _list(_with(_object(article, str(path)), str(path), "paragraphs")["paragraphs"], str(path)):
             _with(_object(paragraph, str(path)), str(path), "context", "qas")
             for item in _list(paragraph["qas"], str(path)):
                 _with(_object(item, str(path)), str(path), "id", "question", "answers")
                 where = f"{path} {item['id']}"
-                answers = [_with(_object(one, where), where, "text")["text"] for one in _list(item["answers"], where)]
+                answers = [_string(_with(_object(one, where), where, "text")["text"], where) for one in _list(item["answers"], where)]
                 yield {"context": paragraph["context"], "question": item["question"], "answers": list(dict.fromkeys(answers)),
                        "id": item["id"]}, where
 
@@ -123,37 +124,26 @@ READERS: Dict[str, Callable[[Path], Examples]] = {
     "humaneval": read_humaneval}
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); expected a file of examples") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); expected a file of examples") from None
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({getattr(error, 'msg', 'nested too deeply')}); expected examples") from None
+def _content(path: Path) -> Any:
+    """What a file of one JSON value holds."""
+    return parse_json(read_text(path, "a file of examples"), str(path), "examples")
 
 
 def _object(value: Any, where: str) -> Values:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: found {_kind(value)}, expected an object")
+        raise InputError(f"{where}: found {kind(value)}, expected an object")
     return value
 
 
 def _list(value: Any, where: str) -> List[Any]:
     if not isinstance(value, list):
-        raise InputError(f"{where}: found {_kind(value)}, expected a list")
+        raise InputError(f"{where}: found {kind(value)}, expected a list")
     return value
 
 
 def _string(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise InputError(f"{where}: found {_kind(value)}, expected text")
+        raise InputError(f"{where}: found {kind(value)}, expected text")
     return value
 
 
@@ -162,8 +152,3 @@ def _with(values: Values, where: str, *names: str) -> Values:
     if missing:
         raise InputError(f"{where}: no field {missing[0]}; expected the fields {', '.join(names)}")
     return values
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return names.get(type(value), "null")

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.load import parse_yaml, read_text, section_from_dict, to_dict
 from pangu_sigma.config.schema import key
+from pangu_sigma.data.jsonl import check_text
 from pangu_sigma.inference.evaluation.readers import READERS
 from pangu_sigma.inference.evaluation.templates import Template
 
@@ -83,8 +84,6 @@ def load_task(path: str, data_folder: Optional[str] = None, limit: Optional[int]
         config: TaskConfig = section_from_dict(TaskConfig, parse_yaml(read_text(path), path), "")
         _check(config)
         make = _Maker(config)
-        if config.kind == "generate" and config.program is not None:
-            Template(config.program, "program")
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
     folder = Path(path).parent if data_folder is None else Path(data_folder)
@@ -150,6 +149,7 @@ class _Maker:
         self._prompt = Template(config.prompt, "prompt")
         self._choices = [Template(text, f"choices[{number}]") for number, text in enumerate(config.choices)]
         self._choice = Template(config.choice, "choice")
+        self._program = None if config.program is None else Template(config.program, "program")
 
     def example(self, values: Dict[str, Any], where: str) -> Example:
         prompt = self._prompt.render(values, where)
@@ -162,6 +162,9 @@ class _Maker:
             answers = answer if isinstance(answer, list) else [answer]
             if not answers or not all(isinstance(text, str) for text in answers):
                 raise InputError(f"{where}: field {self._config.answer} is {_short(answer)}; expected text, or a list of texts")
+            check_text("".join(answers), f"{where}: field {self._config.answer}")
+            if self._program is not None:
+                self._program.render({**values, "completion": ""}, where)  # told before anything is written
             return Example(where, prompt, answers[0], answers=tuple(answers), values=values)
         raw, choices = self._of_choices(values, where)
         number = self._number(answer, raw, choices, where)

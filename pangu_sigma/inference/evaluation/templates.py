@@ -4,6 +4,7 @@ from string import Formatter
 from typing import Any, List, Mapping, Tuple
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.data.jsonl import check_text
 
 
 class Template:
@@ -30,8 +31,11 @@ class Template:
         return [name for _, name in self._parts if name]
 
     def render(self, values: Mapping[str, Any], where: str) -> str:
-        """Raises InputError, which begins with `where`: a field is missing, or is neither text nor a number."""
-        return "".join(before + (_text(values, name, where, self._key) if name else "") for before, name in self._parts)
+        """Raises InputError, which begins with `where`: a field is missing, is neither text nor a number, or holds half of a surrogate
+        pair.
+        """
+        text = "".join(before + (_text(values, name, where, self._key) if name else "") for before, name in self._parts)
+        return check_text(text, f"{where}: {self._key}")
 
 
 def _text(values: Mapping[str, Any], name: str, where: str, key: str) -> str:

@@ -25,6 +25,11 @@ def test_lines_and_lists_of_objects(tmp_path):
     assert [values for values, _ in read(tmp_path, "json", [{"a": 1}, {"a": 2}])] == [{"a": 1}, {"a": 2}]
 
 
+def test_examples_of_every_system(tmp_path):
+    found = read(tmp_path, "jsonl", '\ufeff{"a": "x\u2028y\u0085z"}\r\n \r\n{"a": "\\ud83d\\ude00"}')
+    assert [values["a"] for values, _ in found] == ["x\u2028y\u0085z", "\U0001f600"] and found[1][1].endswith("data.json:3")
+
+
 def test_c3(tmp_path):
     content = [[["男：你好。", "女：你好！"], [{"question": "他们在做什么？", "choice": ["问好", "吵架"], "answer": "问好"},
                                          {"question": "几个人？", "choice": ["一", "二", "三"], "answer": "二"}], "1-1"]]
@@ -72,8 +77,15 @@ def test_humaneval(tmp_path):
 
 BAD = [
     ("jsonl", "", "holds no examples"),
-    ("jsonl", '{"a": 1}\n[2]\n', r"data.json:2: found a list, expected an object"),
-    ("jsonl", '{"a": 1}\n{"a"\n', r"data.json:2: not JSON"),
+    ("jsonl", '{"a": 1}\n[2]\n', r"data.json:2: found a list; expected an example"),
+    ("jsonl", '{"a": 1}\n{"a"\n', r"data.json:2: broken JSON"),
+    ("jsonl", '\n{"a": ' + "7" * 5000 + "}", r"data.json:2: broken JSON \(an integer of 5000 digits\)"),
+    ("jsonl", "[" * 50000, r"data.json:1: broken JSON \(nested too deeply\)"),
+    ("json", "[" + "7" * 5000 + "]", r"data.json: not valid JSON \(an integer of 5000 digits\)"),
+    ("json", "[" * 50000, r"data.json: not valid JSON \(nested too deeply\)"),
+    ("json", '[{"a": 1, "a": 2}]', "'a' is given twice"),
+    ("cmrc2018", {"data": [{"paragraphs": [{"context": "c", "qas": [{"id": "Q", "question": "q", "answers": [{"text": ["a"]}]}]}]}]},
+     "Q: found a list, expected text"),
     ("json", "{}", "found an object, expected a list"),
     ("c3", [[["d"], [{"question": "q", "choice": ["a"]}], "id"]], r"\[0\] question 0: no field answer"),
     ("c3", [["d"]], r"\[0\]: found a list, expected \[lines, questions, id\]"),

@@ -94,6 +94,25 @@ BAD = [
 ]
 
 
+HALF = "\ud83d"
+
+
+@pytest.mark.parametrize(("config", "changes", "example", "message"), [
+    (CHOICE, {}, {"q": HALF}, "data.jsonl:2: prompt holds half of a surrogate pair"),
+    (CHOICE, {}, {"a": HALF}, r"data.jsonl:2: choices\[0\] holds half of a surrogate pair"),
+    (CHOICE, {"choices": [], "choices_field": "list"}, {"list": ["x", HALF]}, "data.jsonl:2: choice holds half of a surrogate pair"),
+    (GENERATE, {}, {"text": HALF}, "data.jsonl:2: field text holds half of a surrogate pair"),
+    (GENERATE, {"program": "{completion} {a}"}, {"a": HALF}, "data.jsonl:2: program holds half of a surrogate pair"),
+    (GENERATE, {"program": "{completion} {nothing}"}, {}, "data.jsonl:1: no field nothing, which program asks for"),
+])
+def test_texts_that_no_tokenizer_takes_are_named_before_anything_is_done(tmp_path, config, changes, example, message):
+    examples = [EXAMPLES[0], {**EXAMPLES[1], **example}]
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, config, examples, **changes)
+    harmless = [EXAMPLES[0], {**EXAMPLES[1], "unused": HALF}]
+    assert len(load(tmp_path, CHOICE, harmless).examples) == 2
+
+
 @pytest.mark.parametrize(("config", "changes", "message"), BAD)
 def test_bad_task_files_are_told_in_one_line(tmp_path, config, changes, message):
     with pytest.raises(InputError, match=message) as error:
