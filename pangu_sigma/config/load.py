@@ -1,6 +1,6 @@
 """YAML file + `--set` overrides -> `Config`, strictly: a key is known, typed and within its limits, or it is an error.
 
-Reading has three steps: parse (safe YAML, no duplicate keys), override, convert. Errors are `InputError`s that name the
+Reading has three steps: parse (safe YAML, no duplicate keys, decimal numbers), override, convert. Errors are `InputError`s that name the
 key's full path, the value found and the one expected.
 """
 
@@ -11,17 +11,23 @@ import os
 import re
 import reprlib
 from pathlib import Path
-from typing import Any, Dict, Hashable, List, Mapping, Sequence, Tuple, Type, Union, get_args, get_origin, get_type_hints
+from typing import Any, Dict, List, Mapping, Sequence, Tuple, Type, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.json_file import MOST_DIGITS, has_lone_surrogate
+from locmoe_ops.json_file import read_text as read_text_file
 from pangu_sigma.config.schema import Config, RouterConfig, router_config
 from pangu_sigma.runtime.files import write_atomically
 from pangu_sigma.runtime.run_folder import SAVED_CONFIG
 
 # YAML 1.1 reads `1e-4` (no dot) as a string; people mean a number.
-_SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+_SCIENTIFIC = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][+-]?[0-9]+")
+_INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*)")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_MERGE = "tag:yaml.org,2002:merge"
+_DIGITS = re.compile(r"[+-]?[0-9]+")
 _LARGEST = 2**63 - 1  # no setting counts further, and Python does not print an integer of some thousand digits
 _EXPECTED = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 
@@ -79,40 +85,107 @@ def _plain(value: Any) -> Any:
 # ---- parsing
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice in one mapping (plain YAML keeps the last one, silently)."""
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML without what plain YAML 1.1 does silently: it keeps the last of two equal keys of a mapping, and reads numbers such as
+    0100 (64), 1:30 (90) and 1_000 in ways that nobody expects. Here both are refused, and a date is a text.
+    """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Dict[Hashable, Any]:
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Looks at the keys as they are written; what a merge key (`<<`) adds later, a key of the mapping itself overrides."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
         for key_node in (pair[0] for pair in node.value if isinstance(pair[0], yaml.ScalarNode)):
             if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key_node.value}' is given twice", key_node.start_mark)
+                several = "; expected one with a list, as in <<: [*a, *b]" if key_node.value == "<<" else ""
+                raise yaml.composer.ComposerError(None, None, f"key '{key_node.value}' is given twice{several}", key_node.start_mark)
             seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Takes in what merge keys name. A key of the mapping itself goes before merged ones, and a mapping of a list before the later ones
+        (https://yaml.org/type/merge.html; releases of PyYAML differ in the latter).
+        """
+        merges = [value for key, value in node.value if key.tag == _MERGE]
+        node.value = [pair for pair in node.value if pair[0].tag != _MERGE]  # first: a mapping may name itself
+        own = {str(key.value) for key, _ in node.value}
+        merged: Dict[str, Any] = {}
+        for merge in merges:
+            for source in merge.value if isinstance(merge, yaml.SequenceNode) else [merge]:
+                if not isinstance(source, yaml.MappingNode):
+                    problem = "expected a mapping or a list of mappings after <<"
+                    raise yaml.constructor.ConstructorError(None, None, problem, merge.start_mark)
+                self.flatten_mapping(source)
+                for key, value in source.value:
+                    merged.setdefault(str(key.value), (key, value))
+        node.value = [pair for name, pair in merged.items() if name not in own] + node.value
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        """Decimal digits, without zeros before them."""
+        text = str(self.construct_scalar(node))
+        if _INTEGER.fullmatch(text) and len(text) <= MOST_DIGITS:
+            return int(text)
+        if _INTEGER.fullmatch(text):
+            raise _RefusedNumber(None, None, f"found an integer of {len(text)} digits, expected one of 64 bits", node.start_mark)
+        decimal = text.replace("_", "")
+        readings = [int(decimal)] if _DIGITS.fullmatch(decimal) and len(decimal) <= MOST_DIGITS else []
+        raise _refused(node, text, self.construct_yaml_int(node), readings)
+
+    def construct_number(self, node: yaml.ScalarNode) -> float:
+        """Decimal digits with a point or an exponent. Infinity and NaN are numbers, of which no key takes any."""
+        text = str(self.construct_scalar(node))
+        if text.lower().lstrip("+-") in (".inf", ".nan"):
+            return float(self.construct_yaml_float(node))
+        if not _NUMBER.fullmatch(text):
+            raise _refused(node, text, self.construct_yaml_float(node), [])
+        if _is_lost(text):
+            raise _RefusedNumber(None, None, f"found {shown(text)}, expected a number that double precision can hold", node.start_mark)
+        return float(text)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_integer)
+_StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_number)
+
+
+class _RefusedNumber(yaml.MarkedYAMLError):
+    """A number that YAML 1.1 knows and that is not taken here."""
+
+
+def _refused(node: yaml.ScalarNode, text: str, value: Any, readings: List[int]) -> _RefusedNumber:
+    """The number as written, as YAML 1.1 reads it, and the decimal ways of writing what may be meant."""
+    offered = " or ".join(shown(reading) for reading in dict.fromkeys([*readings, value]))
+    return _RefusedNumber(None, None, f"found {shown(text)}, which YAML 1.1 reads as {shown(value)}; expected decimal digits, as in "
+                                      f"{offered}, or quotes around what is a text", node.start_mark)
+
+
+def _is_lost(text: str) -> bool:
+    """Whether a float cannot hold the decimal number: it becomes infinite, or 0 though it is not."""
+    value = float(text)
+    return math.isinf(value) or value == 0.0 and re.search("[1-9]", re.split("[eE]", text)[0]) is not None
 
 
 def read_text(path: Union[str, "os.PathLike[str]"]) -> str:
     """A file's UTF-8 text. Raises InputError: it cannot be read, is not UTF-8, or holds nothing."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}), expected a YAML file") from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{path}: cannot be read ({reason.lower()}), expected a YAML configuration file") from error
+    text = read_text_file(path, "a YAML configuration file")
     if not text.strip():
         raise InputError(f"{path}: the file is empty, expected a YAML configuration")
     return text
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """What the text means as YAML. Raises InputError, which begins with `where`: it is not safe YAML, or a key is given twice."""
+    """What the text means as YAML. Raises InputError, which begins with `where`: it is not safe YAML, a key is given twice, or a number is
+    not written in decimal digits.
+    """
     try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (derived from SafeLoader)
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (derived from SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = f" line {mark.line + 1}" if mark and "\n" in text.strip("\n") else ""
+        if isinstance(error, _RefusedNumber):
+            raise InputError(f"{where}:{at}{':' if at else ''} {error.problem}") from error
         raise InputError(f"{where}:{at} not valid YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         # PyYAML lets the last ones out where a tag does not fit its value, as in `!!bool maybe` or `!!timestamp x`.
@@ -190,7 +263,7 @@ def _convert_mapping(value: Any, path: str) -> Dict[str, str]:
         if not isinstance(name, str):
             raise InputError(f"{path}: found the key {shown(name)}, expected a string (put it in quotes)")
         if not isinstance(item, str):
-            raise InputError(f"{path}.{name}: found {shown(item)}, expected a string")
+            raise InputError(f"{path}.{name}: found {shown(item)}, expected a string{_how_to_write(str, item)}")
         if not (_is_text(name) and _is_text(item)):
             raise InputError(f"{path}: found {shown(name)}: {shown(item)}, expected characters that UTF-8 can hold, and no NUL")
     return dict(value)
@@ -199,6 +272,8 @@ def _convert_mapping(value: Any, path: str) -> Dict[str, str]:
 def _convert_scalar(kind: type, value: Any, path: str, limits: Mapping[str, Any], optional: bool) -> Any:
     if kind is float:
         if isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
+            if _is_lost(value):
+                raise InputError(f"{path}: found {shown(value)}, expected a number that double precision can hold")
             value = float(value)
         # An integer too large for a float cannot be a sensible setting either.
         if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300:
@@ -213,7 +288,7 @@ def _convert_scalar(kind: type, value: Any, path: str, limits: Mapping[str, Any]
 
 def _is_text(value: str) -> bool:
     """False for what no file name and no UTF-8 file can hold: NUL, and the lone surrogates that YAML's escapes can spell."""
-    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+    return "\0" not in value and not has_lone_surrogate(value)
 
 
 def _within(value: Any, limits: Mapping[str, Any]) -> bool:
@@ -240,7 +315,24 @@ def _wrong_value(kind: type, value: Any, path: str, limits: Mapping[str, Any], o
         parts = [f"{sign} {limits[name]}" for name, sign in bounds if name in limits]
         too_large = " of 64 bits" if kind is int and isinstance(value, int) and abs(value) > _LARGEST else ""
         expected = " ".join([_EXPECTED[kind] + too_large, " and ".join(parts)]).strip()
+        expected += _how_to_write(kind, value)
     return InputError(f"{path}: found {shown(value)}, expected {expected}{' or null' if optional else ''}")
+
+
+def _how_to_write(kind: type, value: Any) -> str:
+    """What else to say where a value looks right and is of another type: 08 and 0o17 are texts in YAML 1.1, and 3 is none."""
+    if kind is str and isinstance(value, (bool, int, float)):
+        return " (in quotes)"
+    if kind not in (int, float) or not isinstance(value, str) or len(value) > 40:
+        return ""
+    for read in (int, lambda text: int(text, 0), float):
+        try:
+            number = read(value)
+            if kind is float or number == int(number):
+                return f", as in {shown(number if kind is float else int(number))}" if math.isfinite(number) else ""
+        except (ValueError, OverflowError):
+            continue
+    return ""
 
 
 def _unknown_key(section: Type[Any], name: Any, path: str) -> InputError:

@@ -10,7 +10,7 @@ SOURCES = sorted(path for folder in ("pangu_sigma", "locmoe_ops", "scripts") for
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all",
              "yaml.full_load_all", "torch.load"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
-YAML_LOADERS = {"_UniqueKeyLoader"}  # derived from SafeLoader
+YAML_LOADERS = {"_StrictLoader"}  # derived from SafeLoader
 # Reads the declarations of the package's routers and of files that the user named on the command line, which no input file can name.
 RUNS_WHAT_THE_USER_NAMES = {"locmoe_ops/router_registry.py": {"exec", "compile"}}
 
@@ -53,8 +53,8 @@ def test_nothing_that_is_read_is_run():
 def test_the_loader_of_yaml_is_a_safe_one():
     import yaml
 
-    from pangu_sigma.config.load import _UniqueKeyLoader
+    from pangu_sigma.config.load import _StrictLoader
 
-    assert issubclass(_UniqueKeyLoader, yaml.SafeLoader)
-    assert not {tag for tag in _UniqueKeyLoader.yaml_constructors if tag and "python" in tag}
-    assert not [tag for tag in _UniqueKeyLoader.yaml_multi_constructors if tag and "python" in tag]
+    assert issubclass(_StrictLoader, yaml.SafeLoader)
+    assert not {tag for tag in _StrictLoader.yaml_constructors if tag and "python" in tag}
+    assert not [tag for tag in _StrictLoader.yaml_multi_constructors if tag and "python" in tag]
