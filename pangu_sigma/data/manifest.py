@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, Tuple
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.strict_json import dumps
 
 FORMAT = "pangu-sigma data"
 VERSION = 1
@@ -68,7 +69,7 @@ def describe_file(path: Path) -> FileEntry:
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
-    (folder / NAME).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / NAME).write_text(dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -32,6 +32,7 @@ from pangu_sigma.inference.api import Generator
 from pangu_sigma.inference.cells import CachedNetwork, Decode, Prefill
 from pangu_sigma.inference.graphs import GraphPair
 from pangu_sigma.inference.load import Model, Words, checkpoint_of, load_model, tokenizer_file
+from pangu_sigma.strict_json import dumps
 
 FORMAT, VERSION = "pangu-sigma generation", 1
 DESCRIPTION, WEIGHTS = "generation.json", "model.safetensors"
@@ -62,7 +63,7 @@ def export_mindir(config: Config, target: Union[str, Path], rows: int, length: O
         _export(prefill, first, folder / "prefill")
         _export(decode, [*(Tensor(np.zeros((rows, 1), np.int32)) for _ in range(3)), *first[3:], *caches], folder / "decode")
         description = _description(model, rows, length, caches)
-        (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / DESCRIPTION).write_text(dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.copyfile(model.words.tokenizer_path, folder / TOKENIZER)
 
     _write_folder(target, fill)

@@ -1,6 +1,5 @@
 """`pangu-sigma doctor`: what would keep a job from running on this machine, or on all of its nodes, before it is tried."""
 
-import json
 import os
 import sys
 import time
@@ -11,6 +10,7 @@ from typing import List, Optional, Sequence, Tuple
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
 from pangu_sigma.nodes import Node, nodes_of_table, read_nodes
+from pangu_sigma.strict_json import dumps
 from pangu_sigma.tools.doctor_ascend import accepted_by_mindspore, check_ascend, check_hccl
 from pangu_sigma.tools.doctor_findings import FAILURE, Finding, lines_of, summary_of
 from pangu_sigma.tools.doctor_machine import Machine
@@ -44,7 +44,7 @@ def doctor(config: Optional[Config], request: Request, machine: Optional[Machine
     machine = machine or Machine()
     findings = examine(config, request, machine)
     if request.as_json:
-        print(json.dumps({"time": time.time(), "findings": [finding.to_dict() for finding in findings]}))
+        print(dumps({"time": time.time(), "findings": [finding.to_dict() for finding in findings]}))
     else:
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         for finding in findings:

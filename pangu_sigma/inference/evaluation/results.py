@@ -9,6 +9,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.inference.evaluation.intervals import CONFIDENCE
 from pangu_sigma.inference.evaluation.measurement import Figure, Record
 from pangu_sigma.runtime.files import check_output, write_atomically
+from pangu_sigma.strict_json import dumps
 
 RESULTS = "results.json"
 _MARKERS = (b'{"checkpoint": ', b'{\n "checkpoint": ')  # how our files begin
@@ -27,7 +28,7 @@ class RecordFile:
     """
 
     def __init__(self, path: Path, header: Dict[str, Any], fresh: bool) -> None:
-        header = json.loads(json.dumps(header))  # as it will be read back
+        header = json.loads(dumps(header))  # as it will be read back
         self.records: Dict[int, Record] = {}
         check_output("--output", path, _MARKERS)
         whole = [] if fresh else _whole_lines(path)
@@ -97,7 +98,7 @@ def write_results(folder: Path, content: Dict[str, Any]) -> Path:
         kept = {name: found for name, found in before.get("results", {}).items() if name not in content["results"]}
         notes = {name: found for name, found in before.get("notes", {}).items() if name in kept}
         content.update(results={**kept, **content["results"]}, notes={**notes, **content["notes"]})
-    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomically(path, dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path
 
 
@@ -123,7 +124,7 @@ def _number(value: float) -> str:
 
 
 def _line(content: Dict[str, Any]) -> str:
-    return json.dumps(content, ensure_ascii=False) + "\n"
+    return dumps(content, ensure_ascii=False) + "\n"
 
 
 def _whole_lines(path: Path) -> List[Dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -17,6 +16,7 @@ import yaml
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.schema import Config
+from pangu_sigma.strict_json import dumps
 from pangu_sigma.tools.audit.checks import check
 from pangu_sigma.tools.audit.graph import RankGraphs, read_rank
 from pangu_sigma.tools.audit.report import as_json, report
@@ -47,7 +47,7 @@ def audit(config: Config, nodes: Optional[int], devices_per_node: Optional[int],
         export([(job, folder)], timeout)
         ranks = read_ranks(job, folder)
     problems = check(ranks, step_exchanges(job), job.topology)
-    print(json.dumps(as_json(job, ranks, problems), indent=1) if as_object else report(job, ranks, problems))
+    print(dumps(as_json(job, ranks, problems), indent=1) if as_object else report(job, ranks, problems))
     return 1 if problems else 0
 
 
@@ -78,7 +78,7 @@ def export(jobs: Sequence[tuple[Job, Path]], timeout: float) -> None:
     """
     for job, folder in jobs:
         (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(job.config), allow_unicode=True), encoding="utf-8")
-        (folder / "words.json").write_text(json.dumps([job.words, job.domains]))
+        (folder / "words.json").write_text(dumps([job.words, job.domains]))
     ranks, scratch = jobs[0][0].topology.world_size, jobs[0][1]
     environment = {**with_this_python(), "PYTHONPATH": os.pathsep.join([str(WORKER.parents[3]), os.environ.get("PYTHONPATH", "")])}
     if ranks > (os.cpu_count() or 1):

@@ -18,6 +18,7 @@ from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.launch import read_launch
 from pangu_sigma.router_files import use_router_files
+from pangu_sigma.strict_json import dumps
 from pangu_sigma.tools.bench import random_batch
 from pangu_sigma.train.build import TrainingParts, Vocabulary, rows_per_rank
 from pangu_sigma.train.runtime import Runtime
@@ -39,7 +40,7 @@ def export_rank(config: Config, rank: int, world_size: int, words: int, domains:
         ms.export(graph.cell, *graph.inputs, file_name=str(folder / f"{graph.name}_{rank}"), file_format="MINDIR")
         graphs.append([graph.name, graph.times])
     note = {"graphs": graphs, "groups": collectives.groups}
-    (folder / f"rank_{rank}.json").write_text(json.dumps(note))
+    (folder / f"rank_{rank}.json").write_text(dumps(note))
 
 
 def main() -> None:

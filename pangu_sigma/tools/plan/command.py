@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Optional, Sequence
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
+from pangu_sigma.strict_json import dumps
 from pangu_sigma.tools.plan.cluster import Cluster, cluster_from_file, cluster_of
 from pangu_sigma.tools.plan.fits import advice
 from pangu_sigma.tools.plan.plan import as_json, make_plan
@@ -28,12 +28,12 @@ def plan(config: Config, cluster_file: Optional[str], nodes: Optional[int], devi
     cluster = _cluster(config, cluster_file, nodes, devices_per_node, hardware)
     if axes:
         found = sweep(config, cluster, parse_axes(axes, config, cluster))
-        print(json.dumps(sweep_json(found), indent=1) if as_object else table(found))
+        print(dumps(sweep_json(found), indent=1) if as_object else table(found))
         return
     planned = make_plan(config, cluster)
     wanted = tokens or config.train.steps * planned.job.global_tokens
     line = None if planned.fits else advice(config, cluster)
-    print(json.dumps({**as_json(planned, wanted), "advice": line}, indent=1) if as_object else report(planned, wanted, line))
+    print(dumps({**as_json(planned, wanted), "advice": line}, indent=1) if as_object else report(planned, wanted, line))
 
 
 def _cluster(config: Config, file: Optional[str], nodes: Optional[int], devices_per_node: Optional[int],
