@@ -13,6 +13,7 @@ from pangu_sigma.checkpoint.errors import OutputNotWritten
 from pangu_sigma.launch import is_worker, rank_name, started_by_launcher
 from pangu_sigma.requirements import missing_package
 from pangu_sigma.tools.errors import ToolFailed
+from pangu_sigma.train.divergence import RunDiverged
 
 SUCCESS, FAILURE, BAD_INPUT = 0, 1, 2
 # msrun kills all ranks within a second of the first failure it sees; a failed rank stays this long so that its peers,
@@ -45,7 +46,7 @@ def announce(error: BaseException) -> None:
 def _tell(error: BaseException) -> None:
     status, missing = _status(error), missing_package(error)
     message = missing or " ".join(str(error).split())
-    if not missing and not isinstance(error, (InputError, CollectiveError, OutputNotWritten, ToolFailed)):
+    if not missing and not isinstance(error, (InputError, CollectiveError, OutputNotWritten, RunDiverged, ToolFailed)):
         traceback.print_exception(type(error), error, error.__traceback__)
         message = f"{_rank_prefix()}{type(error).__name__}: {message}"
     line = f"pangu-sigma: error: {message}"

@@ -4,22 +4,26 @@ Reads each run's `summary.json`, whose metrics `pangu_sigma.train.metrics` defin
 """
 
 import json
-import math
 import textwrap
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.runtime.files import write_output
+from pangu_sigma.strict_json import dumps, number
+from pangu_sigma.train.divergence import DIVERGED, perplexity_text, usable_perplexity
 
 NAME = "summary.json"
+VALIDATION = "valid/perplexity"
 WIDTH = 79
 _NOT_MEASURED = "-"
-_LEGEND = "Medians over each run's second half. Bytes are what all ranks send in a step."
+_LEGEND = "All but validation is of each run's second half. Bytes: all ranks, one step."
 
 
 class RunSummary(NamedTuple):
-    """What a run left. `metrics` are those of `summary.json`; one that does not apply to the run is absent or null."""
+    """What a run left. `metrics` are those of `summary.json`; one that does not apply to the run is absent, and one that has no finite
+    value null.
+    """
 
     folder: str
     router: str
@@ -45,7 +49,7 @@ def summarise_runs(folders: Sequence[str], output: Optional[str] = None) -> None
     runs = [read_summary(folder) for folder in folders]
     _check_comparable(runs)
     if output is not None:
-        write_output("--output", Path(output), json.dumps(combine(runs), indent=1) + "\n", (b'{\n "unigram_perplexity": ',))
+        write_output("--output", Path(output), dumps(combine(runs), indent=1) + "\n", (b'{\n "unigram_perplexity": ',))
     print(table(runs), flush=True)
 
 
@@ -56,12 +60,15 @@ def read_summary(folder: str) -> RunSummary:
     if not isinstance(content, dict):
         raise InputError(f"{path}: found no mapping of metrics; expected the summary of a finished run")
     router = content.pop("router", None)
-    content.pop("code", None)  # no metric
+    for name in ("code", "status"):  # no metrics
+        content.pop(name, None)
     if not isinstance(router, str):
         raise InputError(f"{path}: field `router` is {json.dumps(router)}; expected a router's name")
     for name in ["unigram_perplexity", *(column.metric for column in COLUMNS)]:
         _check_number(path, name, content.get(name))
-    return RunSummary(str(folder), router, content.pop("unigram_perplexity", None), content)
+    if VALIDATION in content:
+        content[VALIDATION] = usable_perplexity(content[VALIDATION])
+    return RunSummary(str(folder), router, number(content.pop("unigram_perplexity", None)), content)
 
 
 def combine(runs: Sequence[RunSummary]) -> Dict[str, Any]:
@@ -91,9 +98,10 @@ def _parse(path: Path) -> Any:
 
 
 def _check_number(path: Path, name: str, found: Any) -> None:
-    if found is None:
+    """What is not finite is as null: an older version wrote NaN."""
+    if found is None or (isinstance(found, float) and number(found) is None):
         return
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found) or found < 0:
+    if number(found) is None or found < 0:
         raise InputError(f"{path}: field `{name}` is {json.dumps(found)}; expected a number of at least 0")
 
 
@@ -109,7 +117,9 @@ def _check_comparable(runs: Sequence[RunSummary]) -> None:
 
 
 def _cell(column: Column, run: RunSummary) -> str:
-    value = run.metrics.get(column.metric)
+    value = number(run.metrics.get(column.metric))
+    if column.metric == VALIDATION and VALIDATION in run.metrics and value is None:
+        return DIVERGED
     return _NOT_MEASURED if value is None else column.show(value)
 
 
@@ -117,8 +127,8 @@ def _unigram_lines(runs: Sequence[RunSummary]) -> List[str]:
     unigram = runs[0].unigram_perplexity
     if not unigram:
         return []
-    measured = [(run.router, run.metrics["valid/perplexity"]) for run in runs if run.metrics.get("valid/perplexity") is not None]
-    ratios = ", ".join(f"{router} {perplexity / unigram:.2f}" for router, perplexity in measured)
+    measured = [(run.router, run.metrics[VALIDATION]) for run in runs if VALIDATION in run.metrics]
+    ratios = ", ".join(f"{router} {DIVERGED if perplexity is None else f'{perplexity / unigram:.2f}'}" for router, perplexity in measured)
     text = f"Unigram perplexity {unigram:.1f}" + (f"; ratio to it: {ratios}" if ratios else "")
     return textwrap.wrap(text, WIDTH)
 
@@ -132,7 +142,7 @@ def _bytes(count: float) -> str:
 
 # Fractions, and bytes of a step summed over ranks, as `pangu_sigma.train.metrics` defines them.
 COLUMNS = (
-    Column("validation\nperplexity", "valid/perplexity", "{:.1f}".format),
+    Column("validation\nperplexity", VALIDATION, perplexity_text),
     Column("tokens\nper s", "throughput/tokens_per_second", "{:.0f}".format),
     Column("kept on\nown node", "moe/local_fraction", "{:.1%}".format),
     Column("dropped\ntokens", "moe/drop_fraction", "{:.1%}".format),

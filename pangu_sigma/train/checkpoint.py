@@ -17,6 +17,8 @@ from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.train.entry import Named, Readable, Settable
 from pangu_sigma.train.optimizer import is_expert_parameter
 
+RANKS = "data-parallel ranks"  # entry of a header's sampler: among how many ranks the rows were shared out
+
 Values = List[Tuple[Settable, np.ndarray]]
 
 

@@ -8,6 +8,7 @@ from typing import Dict, NamedTuple
 
 CAUSES = ("all_to_all", "gradient", "tensor")  # the first parts of the tags of token traffic, of gradients, and of split layers
 _STEP, _VALIDATION, _END = "every step", "steps with a validation", "summary.json"
+_DIVERGED = "summary.json of a run that diverged"
 _OFF = "validations of a run with a local term"
 _BOUND = "moe.capacity.mode critical, adaptive"
 _EXPERTS = "every step, with experts"
@@ -59,15 +60,20 @@ DEFINITIONS: Dict[str, Definition] = {
     "comm/inter_node(B)": Definition(_STEP, "bytes that all ranks sent between nodes, likewise"),
     **{f"time/{cause}(s)": Definition(_STEP, f"communication and waiting for it, mean over ranks, of {what}")
        for cause, what in _OF_CAUSE.items()},
+    **{f"time/{cause}/idle(s)": Definition(_STEP, f"the waiting in it, mean over ranks, of {what}") for cause, what in _OF_CAUSE.items()},
     **{f"time/{cause}/overlapped(s)": Definition(_STEP, f"the part beside computation, mean over ranks, of {what}")
        for cause, what in _OF_CAUSE.items()},
     **{f"comm/{cause}/intra_node(B)": Definition(_STEP, f"bytes inside nodes of {what}") for cause, what in _OF_CAUSE.items()},
     **{f"comm/{cause}/inter_node(B)": Definition(_STEP, f"bytes between nodes of {what}") for cause, what in _OF_CAUSE.items()},
     "valid/loss": Definition(_VALIDATION, "task loss in nats a token on the fixed validation rows, the model as it is trained"),
-    "valid/perplexity": Definition(_VALIDATION, "exp of `valid/loss`"),
+    "valid/perplexity": Definition(_VALIDATION, "exp of `valid/loss`; null where that is beyond float64: the run diverged"),
     "valid/local_term_off/loss": Definition(_OFF, "the same loss with the local term of the routers at strength 0"),
     "valid/local_term_off/perplexity": Definition(_OFF, "exp of that"),
     "router": Definition(_END, "`moe.router.type`"),
+    "status": Definition(_END, "finished, or diverged: the run ended with status 1, see `train.divergence_patience`"),
+    "progress/diverged_step": Definition(_DIVERGED, "the first of the steps for which the run ended"),
+    "progress/last_usable_step": Definition(_DIVERGED, "the last step before with a usable loss; 0: none"),
+    "loss/last_usable": Definition(_DIVERGED, "its `loss/task`; null: none"),
     "code": Definition(_END, "12 digits of a hash of this project's Python files as the run, or its last part after a resume, began"),
     "unigram_perplexity": Definition(_END, "perplexity of the training text's word frequencies on the validation rows: the line that any "
                                            "trained model must beat"),

@@ -2,10 +2,9 @@
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, Optional
 
-import numpy as np
 from tqdm import tqdm
 
 from locmoe_ops.routers import local_strength
@@ -15,7 +14,8 @@ from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader
 from pangu_sigma.model.slots import resolve_layout
 from pangu_sigma.train.build import TrainingParts
-from pangu_sigma.train.checkpoint import Place, pieces
+from pangu_sigma.train.checkpoint import RANKS, Place, pieces
+from pangu_sigma.train.divergence import DivergenceWatch, Verdict, loss_text, perplexity_text
 from pangu_sigma.train.header import training_header
 from pangu_sigma.train.metrics import CounterClock, HostSum, MetricsLog, host_metrics, loss_metrics, routing_metrics
 from pangu_sigma.train.profile import StepProfile
@@ -24,6 +24,7 @@ from pangu_sigma.train.schedule import learning_rate
 from pangu_sigma.train.stop import StopRequest
 from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
 from pangu_sigma.train.validation import Validation
+from pangu_sigma.train.window import TOKENS, measured
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class TrainingLoop:
     1. A step: its capacity, micro-batches, update, metrics.
     2. Validation every `train.eval_interval` steps and after the last one: as trained, and with the local term off, if there is one.
     3. Checkpoint every `checkpoint.interval` steps and after the last one, written while later steps run; what went wrong with it ends
-       the job before the next step.
+       the job before the next step. What a step with an unusable loss leaves is not kept.
+    4. An end where the run has diverged (see `pangu_sigma.train.divergence`), after the same step on all ranks.
 
     `train.stop_after` leaves what a run cut off there would have left. Where a rank was asked to stop, all end after the same step, with a
     checkpoint.
 
-    Attributes: stopped (whether the run ended because it was asked to).
+    Attributes: stopped (whether the run ended because it was asked to); saved_step (of the last checkpoint that this run wrote, 0: none);
+    verdict (how it diverged, if it did).
     """
 
     def __init__(self, config: Config, runtime: Runtime, parts: TrainingParts, loader: BatchLoader, saving: Saving,
@@ -57,6 +60,9 @@ class TrainingLoop:
         self.loader = loader
         self.saving = saving
         self.stopped = False
+        self.saved_step = 0
+        self.verdict: Optional[Verdict] = None
+        self._divergence = DivergenceWatch(config.train.divergence_patience, int(parts.loss_scale.skipped.asnumpy()))
         self._stop = stop
         self._stops = 0  # ranks that were asked, as of the last step
         data = saving.data
@@ -86,12 +92,14 @@ class TrainingLoop:
                 bar.update()
                 if self._is_due(step, train.eval_interval):
                     record.update(self.validation.measure())
+                self.verdict = self._divergence.note(record) or (self._divergence.at_end(record) if step == train.steps else None)
                 if log is not None:
                     log.write(record)
-                    self._report(record)
-                if self.stopped or self._is_due(step, self.config.checkpoint.interval):
+                    self._report(log)
+                due = self.stopped or self._is_due(step, self.config.checkpoint.interval)
+                if due and self.verdict is None and self._divergence.is_sound:
                     self._save(step)
-                if self.stopped:
+                if self.stopped or self.verdict is not None:
                     self.profile.close()
                     break
 
@@ -123,7 +131,7 @@ class TrainingLoop:
         self._stops = total.stops
         tokens = config.train.global_batch_size * config.model.sequence_length
         return {"progress/step": step, "progress/epoch": step * config.train.global_batch_size / self.rows_in_training,
-                **loss_metrics(result.sums), "optim/learning_rate": rate, "optim/grad_norm": finite_or_none(result.grad_norm),
+                **loss_metrics(result.sums), "optim/learning_rate": rate, "optim/grad_norm": result.grad_norm,
                 "optim/loss_scale": result.loss_scale, "optim/skipped_steps": result.skipped_steps,
                 **routing_metrics(result.sums), **strength, **self.parts.capacity.metrics(),
                 **host_metrics(total, self.runtime.world_size, elapsed, tokens), **straggler_metrics(total.compute_by_rank)}
@@ -135,28 +143,33 @@ class TrainingLoop:
         state, saving = self.parts.saved_state(), self.saving
         header = training_header(self.config, resolve_layout(self.config, self.runtime.topology), saving.data, self.parts.words.words, step,
                                  state)
+        # How many ranks shared out the rows, which `eval --as-trained` has to know: a given `moe.layout` does not say it.
+        header = replace(header, sampler={**header.sampler, RANKS: self.runtime.topology.data})
         saving.writer.save(header, pieces(state, saving.place))
+        self.saved_step = step
 
-    def _report(self, record: Dict[str, Any]) -> None:
-        if "valid/perplexity" in record or self._is_due(record["progress/step"], self.config.train.log_interval):
-            tqdm.write(console_line(record, self.config.train.steps), file=sys.stdout)
+    def _report(self, log: MetricsLog) -> None:
+        record = log.records[-1]
+        if "valid/perplexity" in record or self.verdict or self._is_due(record["progress/step"], self.config.train.log_interval):
+            tqdm.write(console_line(record, self.config.train.steps, measured(log.records)), file=sys.stdout)
         slow = straggler_line(record, self.config.train.straggler_margin)
         if slow:
             tqdm.write(slow, file=sys.stdout)
 
 
-def finite_or_none(value: float) -> "float | None":
-    """JSON knows no infinity: the norm of an overflowed step is null."""
-    return value if np.isfinite(value) else None
+def console_line(record: Dict[str, Any], steps: int, window: Dict[str, Any]) -> str:
+    """One line for a step.
 
-
-def console_line(record: Dict[str, Any], steps: int) -> str:
-    """One line of at most 79 columns for a step."""
-    parts = [f"step {record['progress/step']:>{len(str(steps))}}/{steps}", f"loss {record['loss/task']:.3f}"]
+    Args:
+        record: the step's metrics. steps: of the whole run. window: the run's numbers so far, as `measured` has them: of single steps they
+            jump, and every other place shows these.
+    """
+    parts = [f"step {record['progress/step']:>{len(str(steps))}}/{steps}", f"loss {loss_text(record['loss/task'])}"]
     if "valid/perplexity" in record:
-        parts.append(f"valid ppl {record['valid/perplexity']:.1f}")
+        parts.append(f"valid ppl {perplexity_text(record['valid/perplexity'])}")
     parts.append(f"lr {record['optim/learning_rate']:.1e}")
-    if "moe/local_fraction" in record:
-        parts.append(f"local {record['moe/local_fraction']:.0%} drop {record['moe/drop_fraction']:.0%}")
-    parts.append(f"{record['throughput/tokens_per_second']:,.0f} tok/s")
+    if "moe/local_fraction" in window:
+        parts.append(f"local {window['moe/local_fraction']:.0%} drop {window['moe/drop_fraction']:.0%}")
+    if TOKENS in window:
+        parts.append(f"{window[TOKENS]:,.0f} tok/s")
     return "  ".join(parts)

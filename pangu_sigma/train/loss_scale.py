@@ -6,9 +6,11 @@ from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from pangu_sigma.config.schema import LossScaleConfig
 
+LARGEST = 2.0 ** 126  # twice as much is still a float32; infinity would never halve again
+
 
 class LossScale(nn.Cell):
-    """Dynamic loss scale: halves after an overflow, doubles after `growth_interval` steps without one.
+    """Dynamic loss scale: halves after an overflow, doubles after `growth_interval` steps without one, up to `LARGEST`.
 
     A fixed scale of 1 where `options` is None (float32 training). State: scale, good (steps since the last change), skipped.
     """
@@ -31,7 +33,7 @@ class LossScale(nn.Cell):
             good = (self.good + 1.0) * done
             grow = ops.cast(good >= self.interval, dtype.float32)
             scale = self.scale * (1.0 + grow) * (0.5 + 0.5 * done)
-            ops.assign(self.scale, ops.maximum(scale, self.minimum))
+            ops.assign(self.scale, ops.minimum(ops.maximum(scale, self.minimum), LARGEST))
             ops.assign(self.good, good * (1.0 - grow))
         return skipped
 

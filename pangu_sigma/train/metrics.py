@@ -1,13 +1,12 @@
 """What a run reports: where each number comes from, and the file they are written to.
 
-Fractions are in [0, 1]. Bytes are sums over all ranks of what they sent in the step. Of the times, `time/step(s)` is rank 0's wall
-clock; the others are means over ranks and add up to a step: step = compute + communication + idle - overlapped. Every name and its
-meaning: `pangu_sigma.train.definitions`, docs/metrics.md.
+What is not finite is null in every file (see `pangu_sigma.strict_json`). Fractions are in [0, 1]. Bytes are sums over all ranks of what
+they sent in the step. Of the times, `time/step(s)` is rank 0's wall clock; the others are means over ranks and add up to a step:
+step = compute + communication + idle - overlapped. Every name and its meaning: `pangu_sigma.train.definitions`, docs/metrics.md.
 """
 
 import errno
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
@@ -18,13 +17,13 @@ from mindspore import Tensor, nn
 
 from locmoe_ops.collectives import Collectives
 from pangu_sigma.checkpoint.errors import OutputNotWritten
+from pangu_sigma.strict_json import dumps, finite_only
 from pangu_sigma.train.definitions import CAUSES
+from pangu_sigma.train.divergence import perplexity_of
+from pangu_sigma.train.exact_sum import from_limbs, to_limbs
 from pangu_sigma.train.mirrors import Mirror
 
 MICROSECONDS = 1e6
-
-
-OCCASIONAL = ("time/slowest_rank", "time/median_rank")  # beginnings of names that not every step has
 
 
 class Traffic(NamedTuple):
@@ -87,7 +86,10 @@ def _host_counters(step_s: float, rows: np.ndarray) -> HostCounters:
 
 
 class HostSum(nn.Cell):
-    """Sums small host vectors over all ranks. Whole numbers travel (microseconds, bytes), so that sums are exact."""
+    """Sums small host vectors over all ranks. Whole numbers travel, so that sums are exact and the same however many ranks there are.
+
+    Microseconds and bytes are int64: up to 2.9e5 years and 9.2e18 bytes a step. For other numbers see `pangu_sigma.train.exact_sum`.
+    """
 
     def __init__(self, collectives: Collectives, tag: str) -> None:
         super().__init__(auto_prefix=False)
@@ -107,8 +109,8 @@ class HostSum(nn.Cell):
         return _host_counters(total[0] / MICROSECONDS, of_rows)._replace(stops=int(total[1]), compute_by_rank=by_rank.tolist())
 
     def values(self, own: np.ndarray) -> np.ndarray:
-        """<float64> vector summed over ranks, to 2**-20 of a unit (a nat, a token)."""
-        return self(Tensor(np.rint(own * 2.0 ** 20).astype(np.int64))).asnumpy() / 2.0 ** 20
+        """<float64>[n] summed over ranks, to 2**-20 of a unit (a nat, a token); NaN and infinity stay what they are."""
+        return from_limbs(self(Tensor(to_limbs(own))).asnumpy())
 
 
 def loss_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, float]:
@@ -139,19 +141,20 @@ def host_metrics(total: HostCounters, ranks: int, step_s: float, tokens: int) ->
     for cause in CAUSES:
         traffic: Traffic = getattr(total, cause)
         metrics[f"time/{cause}(s)"] = (traffic.communication_s + traffic.idle_s) / ranks
+        metrics[f"time/{cause}/idle(s)"] = traffic.idle_s / ranks
         metrics[f"time/{cause}/overlapped(s)"] = traffic.overlapped_s / ranks
         metrics[f"comm/{cause}/intra_node(B)"] = traffic.intra_node_bytes
         metrics[f"comm/{cause}/inter_node(B)"] = traffic.inter_node_bytes
     return metrics
 
 
-def validation_metrics(sums: Dict[str, np.ndarray], prefix: str = "valid/") -> Dict[str, float]:
-    """Task loss in nats a token on the fixed validation rows, and its exponential.
+def validation_metrics(sums: Dict[str, np.ndarray], prefix: str = "valid/") -> Dict[str, Optional[float]]:
+    """Task loss in nats a token on the fixed validation rows, and its exponential (None where that is no float64).
 
     `valid/...` is the model as it is trained, `valid/local_term_off/...` the same with the local term of its routers at strength 0.
     """
     loss = float(sums["task"]) / max(float(sums["tokens"]), 1.0)
-    return {f"{prefix}loss": loss, f"{prefix}perplexity": math.exp(min(loss, 700.0))}
+    return {f"{prefix}loss": loss, f"{prefix}perplexity": perplexity_of(loss)}
 
 
 class MetricsLog:
@@ -164,13 +167,14 @@ class MetricsLog:
         self._path = path
         self._mirrors = mirrors
         self.records: List[Dict[str, Any]] = [r for r in _read_lines(path) if r.get("progress/step", 0) <= last_step]
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in self.records))
+        write_atomically(path, "".join(dumps(record) + "\n" for record in self.records))
         self._file = open(path, "ab", buffering=0)  # what a full disk has not taken must not be tried again at the end
 
     def write(self, record: Dict[str, Any]) -> None:
-        """Raises OutputNotWritten."""
+        """Adds the metrics of a step. Raises OutputNotWritten."""
+        record = finite_only(record)
         self.records.append(record)
-        line = (json.dumps(record) + "\n").encode("utf-8")
+        line = (dumps(record) + "\n").encode("utf-8")
         try:
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -214,21 +218,3 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _not_written(path: Path, error: OSError) -> OutputNotWritten:
     return OutputNotWritten(f"{path}: cannot be written ({error.strerror or error}); expected a disk with room for it")
-
-
-def summarise(records: List[Dict[str, Any]]) -> Dict[str, Any]:
-    """One value a metric: the last of losses and validation, the median over the run's second half of everything measured.
-
-    The first steps are left out because they hold compilation and an untrained router. Of what not every step has, the last.
-    """
-    half = records[len(records) // 2:]
-    last = records[-1] if records else {}
-    summary: Dict[str, Any] = {name: value for record in records for name, value in record.items() if name.startswith(OCCASIONAL)}
-    for name, value in last.items():
-        if isinstance(value, list):
-            summary[name] = np.mean([r[name] for r in half], axis=0).round(1).tolist()
-        elif name.startswith(("time/", "comm/", "moe/", "throughput/")) and name not in summary:
-            summary[name] = float(np.median([r[name] for r in half]))
-        else:
-            summary[name] = value
-    return summary

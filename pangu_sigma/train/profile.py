@@ -4,12 +4,12 @@ On Ascend MindSpore's profiler records them, and leaves a folder of traces for e
 On CPU this project's own timers, which run anyway, are written by rank: the run's metrics only have their means.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import resolve_runtime
+from pangu_sigma.strict_json import dumps
 from pangu_sigma.train.metrics import HostCounters, write_atomically
 
 FOLDER = "profile"  # in the run directory
@@ -57,7 +57,7 @@ class StepProfile:
             self._profiler.stop()
         elif self._splits:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._folder / f"{rank_name(self._rank)}.json", json.dumps({"steps": self._splits}, indent=1) + "\n")
+            write_atomically(self._folder / f"{rank_name(self._rank)}.json", dumps({"steps": self._splits}, indent=1) + "\n")
         self._profiler, self._splits, self._steps = None, [], range(0)
 
 

@@ -1,6 +1,5 @@
 """One training run, from configuration to summary: `pangu-sigma train`."""
 
-import json
 import math
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement
-from pangu_sigma.checkpoint.folders import set_aside_after
+from pangu_sigma.checkpoint.folders import finished, set_aside_after
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
 from pangu_sigma.code_version import code_version
 from pangu_sigma.config.load import save_config
@@ -27,16 +26,21 @@ from pangu_sigma.model.slots import resolve_layout
 from pangu_sigma.runtime.files import set_aside
 from pangu_sigma.runtime.locks import FolderLock
 from pangu_sigma.runtime.run_folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY, is_saved_config
+from pangu_sigma.strict_json import dumps
 from pangu_sigma.train.build import TrainingParts, vocabulary
 from pangu_sigma.train.checkpoint import Place, writing_ranks
 from pangu_sigma.train.cosines import FILE as COSINES
 from pangu_sigma.train.cosines import measure_cosines
+from pangu_sigma.train.divergence import RunDiverged, Verdict, perplexity_of
 from pangu_sigma.train.loop import Saving, TrainingLoop
-from pangu_sigma.train.metrics import HostSum, MetricsLog, summarise, write_atomically
+from pangu_sigma.train.metrics import HostSum, MetricsLog, write_atomically
 from pangu_sigma.train.mirrors import check_mirrors, open_mirrors
 from pangu_sigma.train.resume import Restorer, Source, Start, find_source
 from pangu_sigma.train.runtime import Runtime, start_runtime
 from pangu_sigma.train.stop import StopRequest
+from pangu_sigma.train.window import summarise
+
+FINISHED = "finished"  # the status of a run in summary.json, or else `divergence.DIVERGED`
 
 
 def train(config: Config) -> int:
@@ -47,6 +51,7 @@ def train(config: Config) -> int:
     Raises:
         InputError: data, checkpoint or output folder do not fit the configuration.
         CollectiveError: another rank was lost or did not come.
+        RunDiverged: on all ranks alike, after what there is to keep was written.
     """
     check_mirrors(config)
     with ExitStack() as held:
@@ -59,7 +64,9 @@ def train(config: Config) -> int:
         runtime = held.enter_context(start_runtime(config))
         loader = create_loader(config, data, resolve_layout(config, runtime.topology), _data_rank(runtime), runtime.topology.data)
         held.enter_context(closing(loader))
-        _run(config, runtime, data, loader, TrainingParts(config, runtime, words), source)
+        diverged = _run(config, runtime, data, loader, TrainingParts(config, runtime, words), source)
+    if diverged:  # raised here, when the ranks have parted in good order
+        raise RunDiverged(diverged)
     return 0
 
 
@@ -74,7 +81,8 @@ def place_of(config: Config, runtime: Runtime) -> Place:
     return Place(topology, runtime.rank, placement.local_experts(topology.ep_index(runtime.rank)))
 
 
-def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoader, parts: TrainingParts, source: Source) -> None:
+def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoader, parts: TrainingParts, source: Source) -> str:
+    """Trains and writes what a run leaves; returns what there is to say of one that diverged, else nothing."""
     code = code_version() if runtime.is_first else ""  # now: the files may change while the run goes on
     place = place_of(config, runtime)
     start = Restorer(config, runtime, data, parts, place).start(source)
@@ -88,24 +96,48 @@ def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoad
             lines = [_headline(config, parts, data, runtime.world_size), *_origin(start, source), *advice]
             print("\n".join(lines), flush=True)
         loop.run(start.step, log)
-        if loop.stopped:
-            _leave(writer, log)
-            return
-        cosines = _cosines(config, runtime, loader, parts)
+        if loop.stopped and loop.verdict is None:
+            _leave(writer, log, loop.saved_step)
+            return ""
+        cosines = None if loop.verdict else _cosines(config, runtime, loader, parts)
         unigram = _unigram(data, loop.validation.batches, HostSum(runtime.collectives, "metrics/unigram"))
         writer.wait()
+        line = ""
+        if loop.verdict:
+            runtime.collectives.barrier()  # what any rank had to write is there: all see the same checkpoints
+            line = _verdict_line(config, loop.verdict, folder)
         if log is not None:
             log.close(cosines)
+            if loop.verdict:
+                _set_aside(folder, loop.verdict)
             _finish(config, log.records, {"code": code, "unigram_perplexity": unigram, "time/checkpoint_stall(s)": writer.stalled_s,
-                                          "time/checkpoint_writing(s)": writer.written_s}, cosines)
+                                          "time/checkpoint_writing(s)": writer.written_s}, cosines, loop.verdict)
+        return line
 
 
-def _leave(writer: CheckpointWriter, log: Optional[MetricsLog]) -> None:
+def _leave(writer: CheckpointWriter, log: Optional[MetricsLog], saved_step: int) -> None:
     """Ends a run that was asked to stop: what it has saved is whole, and there is no summary."""
     writer.wait()
     if log is not None:
         log.close()
-        print(f"stopped after step {log.records[-1]['progress/step']}, as asked; checkpoint.resume=auto goes on from there", flush=True)
+        step = log.records[-1]["progress/step"]
+        then = "checkpoint.resume=auto goes on from there" if saved_step == step else "without a checkpoint, as its loss is not usable"
+        print(f"stopped after step {step}, as asked; {then}", flush=True)
+
+
+def _verdict_line(config: Config, verdict: Verdict, folder: Path) -> str:
+    """What the user is told, the same on every rank."""
+    sound = [path for step, path in finished(folder) if verdict.is_sound(step)]
+    checkpoint = f"the newest checkpoint from before is {sound[-1]}" if sound else f"{folder} holds no checkpoint from before"
+    return verdict.line(checkpoint, config.runtime.precision == "fp16")
+
+
+def _set_aside(folder: Path, verdict: Verdict) -> None:
+    """Renames a checkpoint that was written after the last usable loss, so that nothing goes on from it."""
+    if verdict.skipped or not folder.is_dir():
+        return
+    for path in set_aside_after(folder, verdict.last_good - 1):
+        print(f"{path}: written when the run had diverged, set aside", flush=True)
 
 
 def _job(config: Config, runtime: Runtime) -> Job:
@@ -165,15 +197,17 @@ def _unigram(data: PreparedData, batches: List[Batch], host_sum: HostSum) -> Opt
     tokens = sum(float(b.loss_mask.sum()) for b in batches)
     nats = math.log(unigram_perplexity(data.token_counts, batches)) * tokens if tokens else 0.0
     nats, tokens = host_sum.values(np.array([nats, tokens]))
-    return math.exp(nats / tokens) if tokens else None
+    return perplexity_of(nats / tokens) if tokens else None
 
 
-def _finish(config: Config, records: List[Dict[str, Any]], measured: Dict[str, Any], cosines: Optional[Dict[str, Any]]) -> None:
+def _finish(config: Config, records: List[Dict[str, Any]], written: Dict[str, Any], cosines: Optional[Dict[str, Any]],
+            verdict: Optional[Verdict]) -> None:
     """Writes cosines.json and summary.json, unless the run was told to end early as if cut off."""
-    if not records or records[-1]["progress/step"] < config.train.steps:
+    if not records or (verdict is None and records[-1]["progress/step"] < config.train.steps):
         return
     output = Path(config.train.output_dir)
     if cosines is not None:
-        write_atomically(output / COSINES, json.dumps(cosines, allow_nan=False) + "\n")
-    summary = {"router": config.moe.router.type, **measured, **summarise(records)}
-    write_atomically(output / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        write_atomically(output / COSINES, dumps(cosines) + "\n")
+    summary = {"router": config.moe.router.type, "status": FINISHED, **written, **summarise(records),
+               **({} if verdict is None else verdict.metrics())}
+    write_atomically(output / SUMMARY, dumps(summary, indent=1) + "\n")

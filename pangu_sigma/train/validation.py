@@ -24,7 +24,7 @@ class Validation:
         self._tensor = runtime.topology.tensor
         self._host_sum = host_sum
 
-    def measure(self) -> Dict[str, float]:
+    def measure(self) -> Dict[str, Optional[float]]:
         """`valid/...` of the network as it stands; where routers prefer local experts also `valid/local_term_off/...`: what the model
         is worth where nobody knows which experts are near, as after training on one device.
         """

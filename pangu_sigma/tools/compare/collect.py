@@ -1,14 +1,13 @@
 """Run folders -> one number a run and metric -> mean and range over seeds, and ratios to the baseline.
 
-Of each run: times and bytes are means over the middle half of its steps, ordered by step time, after the ignored first ones (like
-a median they do not follow a step that the machine disturbed, and unlike medians they still add up); routing is the mean
-over the second half of the steps, where the router is trained; validation is the last. Metrics that a run does not have are left out.
-On Ascend, where the split of a step's time is MindSpore's profiler's, it is the mean over the steps that were profiled.
+Of each run: times, bytes and routing by the rule of `pangu_sigma.train.window`; validation is the last. Metrics that a run does not have
+are left out. What a run that diverged has in place of a number is infinite here: it never comes before one, no mean hides it, files
+have null for it, and people read `diverged`. On Ascend, where the split of a step's time is MindSpore's profiler's, it is the mean
+over the steps that were profiled.
 """
 
 import csv
 import io
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -17,12 +16,15 @@ from statistics import fmean
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from pangu_sigma.runtime.files import check_output, write_output
+from pangu_sigma.strict_json import dumps, number
 from pangu_sigma.tools.compare.files import read_lines, read_object
 from pangu_sigma.tools.compare.plan import Plan, Run
 from pangu_sigma.tools.compare.runner import COUNTERS, SUMMARY, folder_of, is_finished
 from pangu_sigma.tools.step_trace import read_profile
+from pangu_sigma.train.divergence import DIVERGED, is_usable, usable_perplexity
+from pangu_sigma.train.window import STEP, measured, timed_steps
 
-STEP, EPOCH, TOKENS = "time/step(s)", "time/epoch(s)", "throughput/tokens_per_second"
+EPOCH = "time/epoch(s)"
 COMPUTE, COMMUNICATION, OVERLAPPED, IDLE = "time/compute(s)", "time/communication(s)", "time/overlapped(s)", "time/idle(s)"
 ALL_TO_ALL = "time/all_to_all(s)"
 ALL_TO_ALL_SHARE, OVERLAPPED_SHARE = "time/all_to_all_share", "time/overlapped_share"
@@ -31,7 +33,7 @@ INTRA, INTER = "comm/intra_node(B)", "comm/inter_node(B)"
 PER_EXPERT = "moe/tokens_per_expert"
 LINK = "link/node_{node}(B)"  # sent by a simulated node in the whole run, as its interface counted
 Values = Dict[str, float]
-Spread = Dict[str, float]  # mean, min, max, seeds (how many)
+Spread = Dict[str, float]  # mean, min, max, seeds (how many); diverged (how many of them), if any did: then mean and max are infinite
 Table = Dict[str, Dict[str, Dict[str, Spread]]]  # by phase, variant, metric
 
 
@@ -44,6 +46,7 @@ class CollectedRun:
     records: List[Dict[str, Any]]  # metrics.jsonl, one a step
     cosines: Dict[str, Any]  # cosines.json; empty if the run measured none
     code: str  # see `code_version`; empty if the run is not finished
+    diverged: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,17 @@ def collect_run(run: Run, folder: Path, records: List[Dict[str, Any]], ignored: 
     summary = read_object(folder / SUMMARY)
     values = {**run_values(records, summary, ignored), **link_values(read_object(folder / COUNTERS)),
               **traced_values(folder / "profile")}
-    return CollectedRun(run, values, records, read_object(folder / "cosines.json"), str(summary.get("code", "")))
+    return CollectedRun(run, values, records, read_object(folder / "cosines.json"), str(summary.get("code", "")),
+                        has_diverged(records, summary))
+
+
+def has_diverged(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> bool:
+    """Whether a run ended so, or stands so: its last step, or its last validation, has no usable loss."""
+    losses = [record["loss/total"] for record in records[-1:] if "loss/total" in record]
+    losses += [record["valid/loss"] for record in records if "valid/loss" in record][-1:]
+    perplexities = [record[PERPLEXITY] for record in records if PERPLEXITY in record][-1:]
+    usable = all(map(is_usable, losses)) and all(usable_perplexity(value) is not None for value in perplexities)
+    return summary.get("status") == DIVERGED or not usable
 
 
 def collection_of(plan: Plan, runs: Sequence[CollectedRun]) -> Collection:
@@ -115,22 +128,20 @@ def write_tables(collection: Collection, output: Path) -> None:
     summary = {"baseline": plan.baseline, "warmup_steps_ignored": plan.warmup_steps_ignored,
                "runs": {"finished": len(collection.runs), "planned": len(plan.runs)}, "code": collection.codes(),
                "phases": collection.table, "ratios_to_baseline": collection.ratios}
-    write_output("--output", output / "summary.json", json.dumps(summary, indent=1) + "\n", TABLES["summary.json"])
+    write_output("--output", output / "summary.json", dumps(summary, indent=1) + "\n", TABLES["summary.json"])
     write_output("--output", output / "runs.csv", _csv(collection.runs), TABLES["runs.csv"])
 
 
 def run_values(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], ignored: int) -> Values:
-    """A run's numbers by metric. `ignored` first steps count for no time and no byte."""
-    middle = middle_half([r for r in records if r.get("progress/step", 0) > ignored and number(r.get(STEP)) is not None])
-    second = records[len(records) // 2:]
-    values: Values = {}
-    for name in sorted({name for record in records for name in record}):
-        chosen = middle if name.startswith(("time/", "comm/")) else second if name.startswith("moe/") else \
-            _last(records, name) if name.startswith("valid/") else []
-        found = [value for value in (number(record.get(name)) for record in chosen) if value is not None]
-        if found:
-            values[name] = fmean(found)
-    values.update(_derived(values, middle))
+    """A run's numbers by metric. `ignored`: see `timed_steps`."""
+    values: Values = {name: value for name, value in measured(records, ignored).items() if not isinstance(value, list)}
+    for name in sorted({name for record in records for name in record if name.startswith("valid/")}):
+        last = [record[name] for record in records if name in record][-1]
+        found = usable_perplexity(last) if name.endswith("perplexity") else number(last)
+        values[name] = math.inf if found is None else found
+    if has_diverged(records, summary):
+        values.update(dict.fromkeys(("valid/loss", PERPLEXITY), math.inf))  # whatever an earlier validation found
+    values.update(_derived(values, timed_steps(records, ignored)))
     unigram = number(summary.get("unigram_perplexity"))
     return {**values, "valid/unigram_perplexity": unigram} if unigram is not None else values
 
@@ -151,22 +162,11 @@ def traced_values(folder: Path) -> Values:
             **({OVERLAPPED_SHARE: split.overlapped / split.communication} if split.communication else {})}
 
 
-def _last(records: Sequence[Mapping[str, Any]], name: str) -> Sequence[Mapping[str, Any]]:
-    """The last record that has the metric."""
-    return [record for record in records if record.get(name) is not None][-1:]
-
-
-def middle_half(records: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
-    """The records between the quartiles of step time: floor(n / 4) of the fastest and as many of the slowest left out."""
-    cut = len(records) // 4
-    return sorted(records, key=lambda record: record[STEP])[cut:len(records) - cut]
-
-
 def _derived(values: Values, middle: Sequence[Mapping[str, Any]]) -> Values:
     step = values.get(STEP)
     if not step:
         return {}
-    derived = {TOKENS: fmean(r[TOKENS] * r[STEP] for r in middle) / step} if all(TOKENS in r for r in middle) else {}
+    derived: Values = {}
     share = middle[-1].get("progress/epoch", 0) / middle[-1]["progress/step"]  # of an epoch, that one step is
     if share:
         derived[EPOCH] = step / share
@@ -175,13 +175,6 @@ def _derived(values: Values, middle: Sequence[Mapping[str, Any]]) -> Values:
     if values.get(COMMUNICATION):
         derived[OVERLAPPED_SHARE] = values.get(OVERLAPPED, 0.0) / values[COMMUNICATION]
     return derived
-
-
-def number(value: Any) -> Optional[float]:
-    """None for what is no number, and for what a run that diverged writes in place of one."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def _table(plan: Plan, runs: Sequence[CollectedRun], values_of: Callable[[CollectedRun], Values]) -> Table:
@@ -196,14 +189,18 @@ def _table(plan: Plan, runs: Sequence[CollectedRun], values_of: Callable[[Collec
 
 
 def spread(values: Sequence[float]) -> Spread:
-    return {"mean": fmean(values), "min": min(values), "max": max(values), "seeds": len(values)}
+    """Mean and range over seeds; infinite values are of those that diverged."""
+    diverged = sum(map(math.isinf, values))
+    found: Spread = {"mean": fmean(values), "min": min(values), "max": max(values), "seeds": len(values)}
+    return {**found, "diverged": diverged} if diverged else found
 
 
 def _ratios(plan: Plan, own: CollectedRun, runs: Sequence[CollectedRun]) -> Values:
-    """To the baseline's run of the same seed, which ran next to this one; nothing where there is none, or it has 0."""
+    """To the baseline's run of the same seed, which ran next to this one; nothing where there is none, it diverged, or it has 0."""
     for other in runs:
         if (other.run.phase, other.run.variant, other.run.seed) == (own.run.phase, plan.baseline, own.run.seed):
-            return {name: value / other.values[name] for name, value in own.values.items() if other.values.get(name)}
+            base = {name: value for name, value in other.values.items() if value and math.isfinite(value)}
+            return {name: value / base[name] for name, value in own.values.items() if name in base}
     return {}
 
 
@@ -213,5 +210,6 @@ def _csv(runs: Sequence[CollectedRun]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*_CSV_COLUMNS, *names])
     for run in runs:
-        writer.writerow([run.run.phase, run.run.variant, run.run.seed, *(run.values.get(name, "") for name in names)])
+        cells = [DIVERGED if math.isinf(run.values.get(name, 0.0)) else run.values.get(name, "") for name in names]
+        writer.writerow([run.run.phase, run.run.variant, run.run.seed, *cells])
     return text.getvalue()

@@ -9,6 +9,7 @@ from pangu_sigma.tools.compare import collect as c
 from pangu_sigma.tools.compare.collect import CollectedRun, Collection
 from pangu_sigma.tools.compare.page import figure, paragraph, seconds, significant, size
 from pangu_sigma.tools.compare.svg import GREY, Bar, Curve, Segment, bars, curves, heat_map, legend
+from pangu_sigma.train.divergence import is_usable, usable_perplexity
 
 HEAT_COLUMNS = 40
 MOST_POINTS = 180  # of a curve of losses; more, on 360 units, would be noise
@@ -105,9 +106,8 @@ def _loss_curve(runs: Sequence[CollectedRun]) -> Tuple[List[float], List[float]]
     by_step: Dict[int, List[float]] = {}
     for run in runs:
         for record in run.records:
-            loss = c.number(record.get("loss/task"))
-            if loss is not None:
-                by_step.setdefault(record["progress/step"], []).append(loss)
+            if is_usable(record.get("loss/task")):
+                by_step.setdefault(record["progress/step"], []).append(record["loss/task"])
     found = [(step, fmean(losses)) for step, losses in sorted(by_step.items()) if len(losses) == len(runs)]
     count = min(MOST_POINTS, len(found))
     parts = [found[point * len(found) // count:(point + 1) * len(found) // count] for point in range(count)]
@@ -140,6 +140,8 @@ def _perplexity(data: Collection, title: str, x_title: str, scale: Mapping[str, 
                                [min(by_step[step]) for step in steps], [max(by_step[step]) for step in steps]))
     if not found:
         return _missing(title, "no run here was validated and timed")
+    ruined = [variant for variant in data.plan.variants if any(run.diverged for run in data.of(data.plan.quality_phase, variant))]
+    sentence += f" Diverged, and not drawn from there on: {', '.join(ruined)}." if ruined else ""
     top = _top(found)
     if top < math.inf:
         sentence += f" Values above {significant(top, 3)}, those of the first steps, are cut off."
@@ -160,7 +162,7 @@ def _validations(data: Collection, variant: str) -> Dict[int, List[float]]:
     runs = data.of(data.plan.quality_phase, variant)
     for run in runs:
         for record in run.records:
-            perplexity = c.number(record.get(c.PERPLEXITY))
+            perplexity = usable_perplexity(record.get(c.PERPLEXITY))
             if perplexity is not None:
                 found.setdefault(record["progress/step"], []).append(perplexity)
     return {step: values for step, values in found.items() if len(values) == len(runs)}
@@ -170,7 +172,7 @@ def capacity_against_perplexity(data: Collection) -> str:
     title, phase, points = "Capacity against perplexity", data.plan.quality_phase, []
     for number, variant in _variants(data, phase, c.PERPLEXITY):
         capacity, spread = capacity_factor(data.of(phase, variant)[0]), data.table[phase][variant][c.PERPLEXITY]
-        if capacity is not None:
+        if capacity is not None and math.isfinite(spread["max"]):
             points.append(Curve(variant, number, [capacity], [spread["mean"]], [spread["min"]], [spread["max"]]))
     if len({curve.x[0] for curve in points}) < 2:
         return _missing(title, "the variants do not differ in capacity")

@@ -3,6 +3,8 @@
 from html import escape
 from typing import Any, Mapping, Optional, Sequence
 
+from pangu_sigma.train.divergence import DIVERGED
+
 # Eight colours that stay apart for the colour-blind; the last, grey, is for what is neither gain nor cost.
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbfa; --card: #ffffff; --ink: #1d1f23; --muted: #5f6570; --line: #dfe1e5;
@@ -119,8 +121,13 @@ def shown(name: str, value: float) -> str:
 
 
 def with_range(name: str, spread: Optional[Mapping[str, Any]], show: Any = shown) -> str:
-    """Mean, and the range over seeds on a second line where there are several; a dash where nothing was measured."""
+    """Mean, and the range over seeds on a second line where there are several; a dash where nothing was measured; `diverged` where a
+    seed diverged, whatever the others did.
+    """
     if not spread:
         return "-"
+    if spread.get("diverged"):
+        others = f"; others from {show(name, spread['min'])}" if spread["diverged"] < spread["seeds"] else ""
+        return DIVERGED + (f"\n{spread['diverged']:.0f} of {spread['seeds']:.0f} seeds{others}" if spread["seeds"] > 1 else "")
     text = show(name, spread["mean"])
     return text if spread["seeds"] < 2 else f"{text}\n{show(name, spread['min'])} to {show(name, spread['max'])}"

@@ -10,25 +10,29 @@ from pangu_sigma.tools.compare.collect import Collection, Spread
 from pangu_sigma.tools.compare.figures import all_figures
 from pangu_sigma.tools.compare.page import MARKERS, page, paragraph, section, table, with_range
 from pangu_sigma.tools.compare.plan import SINGLE_PHASE, Run
+from pangu_sigma.train.window import TOKENS
 
 # Metrics with names of their own, in the order of the table; others follow under the name that the run gave them.
 NAMES = {
-    c.STEP: "step time", c.EPOCH: "epoch time", c.TOKENS: "tokens per second", c.COMPUTE: "computation", c.COMMUNICATION: "communication",
+    c.STEP: "step time", c.EPOCH: "epoch time", TOKENS: "tokens per second", c.COMPUTE: "computation", c.COMMUNICATION: "communication",
     c.OVERLAPPED: "of it overlapped with computation", c.OVERLAPPED_SHARE: "overlapped share of communication",
     c.IDLE: "waiting for other ranks",
-    c.ALL_TO_ALL: "all-to-all (tokens to experts and back)", c.ALL_TO_ALL_SHARE: "all-to-all share of the step",
+    c.ALL_TO_ALL: "all-to-all (tokens to experts and back), with waiting", c.ALL_TO_ALL_SHARE: "its share of the step",
     c.PERPLEXITY: "validation perplexity", "moe/drop_fraction": "tokens dropped", "moe/local_fraction": "tokens kept on their own node",
     "moe/load_max_over_mean": "load: busiest expert / mean", c.INTER: "bytes between nodes", c.INTRA: "bytes inside nodes",
     "valid/loss": "validation loss (nats a token)", "valid/unigram_perplexity": "perplexity of word frequencies alone",
 }
+RULE = (
+    "A run's numbers are of the second half of its steps: routing is the mean of these; times, bytes and tokens a second are means over "
+    "the middle half of these by step time; validation is the last. Bytes are what all ranks send in a step. Waiting is for other ranks to "
+    "arrive; communication is without it, all-to-all with it.")
 INTRODUCTION = (
     "A mixture-of-experts layer holds many small networks (experts), spread over the workers of several nodes. A router sends every "
     "token to an expert, so tokens travel: fast inside a node, slowly between nodes. An expert has a limited number of slots a step; a "
     "token that finds none skips the layer. The variants differ in what the table of what was compared says, and in nothing else.")
 MEASURED = (
-    "Each number is a mean over seeds, with the range below it. Times and bytes are means over the middle half of a run's steps by step "
-    "time, without the first {ignored}; routing is the mean of a run's second half; validation is the last. Bytes are what all ranks send "
-    "in a step. Ratios are to {baseline}, each run to that of the same seed.")
+    "Each number is a mean over seeds, with the range below it. " + RULE + " Times are without the first {ignored}. Ratios are to "
+    "{baseline}, each run to that of the same seed. Where a seed diverged, so did the variant.")
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,13 @@ def assemble(data: Collection, words: Words, refresh_s: Optional[int] = None) ->
 def _progress(data: Collection) -> str:
     finished, planned = len(data.runs), len(data.plan.runs)
     unfinished = f"{finished} of {planned} runs are finished; this report shows those." if finished < planned else ""
-    return "\n".join(paragraph(note, "note") for note in (unfinished, data.warning()) if note)
+    return "\n".join(paragraph(note, "note") for note in (unfinished, diverged_note(data), data.warning()) if note)
+
+
+def diverged_note(data: Collection) -> str:
+    """Which runs diverged, as a sentence; empty if none did."""
+    names = [f"{one.run.name} (step {one.records[-1]['progress/step']})" for one in data.runs if one.diverged and one.records]
+    return f"Diverged, so that they have no perplexity: {', '.join(names)}." if names else ""
 
 
 def _glance(data: Collection) -> str:

@@ -16,9 +16,11 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.resources import resource
 from pangu_sigma.runtime.files import write_atomically
 from pangu_sigma.runtime.locks import FolderLock
+from pangu_sigma.strict_json import dumps
 from pangu_sigma.tools.compare.files import read_object
 from pangu_sigma.tools.compare.plan import Plan, Run
 from pangu_sigma.tools.processes import end_with_children, end_with_parent, with_this_python
+from pangu_sigma.train.divergence import DIVERGED
 
 SCRIPTS = resource("scripts")
 NOTE, SUMMARY, COUNTERS = "run.json", "summary.json", "interfaces.json"
@@ -83,6 +85,11 @@ def _make(run: Run, folder: Path, command: Sequence[str], timeout: float, lock: 
     _write_note(folder, note)
     started = time.monotonic()
     failure = _execute(command, folder, timeout, lock)
+    if failure is not None and read_object(folder / SUMMARY).get("status") == DIVERGED:  # a result, of a variant that does not train
+        note.update(seconds=time.monotonic() - started, status=DIVERGED, error=failure[1])
+        _write_note(folder, note)
+        print(f"{run.name}: {failure[1]}", flush=True)
+        return note["seconds"]
     if failure is None and not read_object(folder / SUMMARY):
         failure = (1, f"ended with status 0 but left no whole {SUMMARY}, see {folder / 'stdout.log'}")
     note.update(seconds=time.monotonic() - started, status="failed" if failure else "finished", error=failure and failure[1])
@@ -140,4 +147,4 @@ def _clear(run: Run, folder: Path, output: Path) -> None:
 
 
 def _write_note(folder: Path, note: Dict[str, Any]) -> None:
-    write_atomically(folder / NOTE, json.dumps(note, indent=1) + "\n")
+    write_atomically(folder / NOTE, dumps(note, indent=1) + "\n")

@@ -11,6 +11,7 @@ from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.tools.compare.files import read_object
 from pangu_sigma.tools.compare.runner import SUMMARY
+from pangu_sigma.train.divergence import DIVERGED
 
 STEP = "progress/step"
 
@@ -24,6 +25,7 @@ class RunState:
     records: List[Dict[str, Any]]
     written_s: float
     has_summary: bool
+    diverged_at: int = 0  # step after which the run ended because it diverged, as the summary says; 0: it did not
 
     @property
     def step(self) -> int:
@@ -36,8 +38,15 @@ class RunState:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done and the summary is written. A summary alone may be of an earlier run in the same folder."""
-        return self.has_summary and self.step >= self.steps
+        """Whether all steps are done and the summary is written, or the run diverged. A summary alone may be of an earlier run in the
+        same folder.
+        """
+        return self.has_summary and (self.step >= self.steps or self.diverged)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended because it diverged, and has not gone on since from an earlier checkpoint."""
+        return 0 < self.diverged_at == self.step
 
 
 class RunFolder:
@@ -56,7 +65,10 @@ class RunFolder:
 
     def read(self) -> RunState:
         records, written_s = self._metrics.read()
-        return RunState(self.path, self._read_config(), records, written_s, bool(read_object(self.path / SUMMARY)))
+        summary = read_object(self.path / SUMMARY)
+        diverged_at = summary.get(STEP) if summary.get("status") == DIVERGED else None
+        return RunState(self.path, self._read_config(), records, written_s, bool(summary),
+                        diverged_at if isinstance(diverged_at, int) else 0)
 
     def _read_config(self) -> Config:
         """Read again only if the run was started again."""

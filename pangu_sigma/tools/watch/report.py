@@ -12,12 +12,13 @@ from pangu_sigma.tools.compare.collect import Collection, collect_run, collectio
 from pangu_sigma.tools.compare.files import read_object
 from pangu_sigma.tools.compare.page import MARKERS, paragraph, table
 from pangu_sigma.tools.compare.plan import SINGLE_PHASE, Cluster, Plan, Run
-from pangu_sigma.tools.compare.report import Words, assemble
+from pangu_sigma.tools.compare.report import RULE, Words, assemble
 from pangu_sigma.tools.compare.runner import COUNTERS
 from pangu_sigma.tools.watch.folder import RunFolder, RunState
+from pangu_sigma.train.divergence import DIVERGED
+from pangu_sigma.train.window import COMPILING_STEPS
 
 REFRESH_S = 5
-IGNORED = 1  # the first step holds compilation
 _ONE_SEED = 0  # every folder stands for itself: all are set beside the first, whatever their seeds
 _OWN_PLACE = ("train.output_dir", "checkpoint.resume")  # differ between runs that are otherwise the same
 INTRODUCTION = (
@@ -25,9 +26,7 @@ INTRODUCTION = (
     "token to an expert, so tokens travel: fast inside a node, slowly between nodes. An expert has a limited number of slots a step; a "
     "token that finds none skips the layer.")
 MEASURED = (
-    "Times and bytes are means over the middle half of a run's steps by step time, without the first step; routing is the mean of a "
-    "run's second half; validation is the last. Bytes are what all ranks send in a step. Ratios are to {first}. A run that goes on "
-    "is shown as far as it is.")
+    RULE + " Ratios are to {first}. A run that goes on is shown as far as it is.")
 
 
 def report(folders: Sequence[str], output: Optional[str] = None, follow: bool = False) -> Path:
@@ -77,8 +76,8 @@ def collection(names: Sequence[str], states: Sequence[RunState]) -> Collection:
     for name, state in zip(names, states):
         nodes = len(read_object(state.folder / COUNTERS).get("interfaces", [])) or 1
         run = Run(SINGLE_PHASE, name, _ONE_SEED, Cluster(nodes, 1, None, False), (), state.config, "")
-        collected.append(collect_run(run, state.folder, state.records, IGNORED))
-    plan = Plan("", "", tuple(names), names[0], (SINGLE_PHASE,), IGNORED, 0.0, tuple(item.run for item in collected))
+        collected.append(collect_run(run, state.folder, state.records, COMPILING_STEPS))
+    plan = Plan("", "", tuple(names), names[0], (SINGLE_PHASE,), COMPILING_STEPS, 0.0, tuple(item.run for item in collected))
     return collection_of(plan, collected)
 
 
@@ -109,6 +108,8 @@ def _setting(names: Sequence[str], states: Sequence[RunState]) -> str:
 
 
 def _how_far(state: RunState) -> str:
+    if state.diverged:
+        return f"{DIVERGED}: ended after step {state.step} of {state.steps}"
     if state.finished:
         return f"finished: {state.steps} steps"
     if not state.records:

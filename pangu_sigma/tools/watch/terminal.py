@@ -1,17 +1,21 @@
-"""A run in a terminal of 80 columns, as plain text: how far, how good, how fast, where the time goes, how even the load is."""
+"""A run in a terminal of 80 columns, as plain text: how far, how good, how fast, where the time goes, how even the load is.
+
+Loss and validation are the last; all that is measured is of the second half of the steps so far (see `pangu_sigma.train.window`).
+"""
 
 import sys
 import time
-from statistics import fmean, median
 from typing import Any, List, Mapping, Optional, Sequence, TextIO
 
+from pangu_sigma.strict_json import number
 from pangu_sigma.tools.compare import collect as c
 from pangu_sigma.tools.compare.page import percent, seconds, significant, size
 from pangu_sigma.tools.watch.folder import RunFolder, RunState
+from pangu_sigma.train.divergence import DIVERGED, usable_perplexity
+from pangu_sigma.train.window import TOKENS, measured, window
 
 WIDTH = 79
 BAR = 56  # marks of a bar, and most experts of a line that have a mark each
-RECENT = 20  # steps that rates, times and loads are taken over
 REFRESH_S = 2.0
 MOST_LAYERS = 12
 _CLEAR = "\x1b[H\x1b[J"
@@ -46,41 +50,41 @@ def view(state: RunState, now_s: float) -> str:
     lines = [_shortened(str(state.folder), WIDTH), f"{moe.router.type}, {moe.num_experts} experts a sparse layer; {_age(state, now_s)}", ""]
     if not state.records:
         return "\n".join([*lines, f"no step of {state.steps} yet: the first one waits for the compiler"])
-    last, recent = state.records[-1], state.records[-RECENT:]
-    lines += [_steps(state, recent), *_losses(last), *_validation(state.records), *_speed(recent), *_time_split(recent),
-              *_bytes(recent), *_routing(recent), *_loads(recent)]
+    now, steps = measured(state.records), len(window(state.records))
+    lines += [_steps(state, now), *_losses(state.records[-1]), *_validation(state.records), *_speed(now, steps), *_time_split(now),
+              *_bytes(now), *_routing(now), *_loads(now)]
     return "\n".join(line[:WIDTH].rstrip() for line in lines)
 
 
 def _age(state: RunState, now_s: float) -> str:
     if state.finished:
-        return "finished"
+        return DIVERGED if state.diverged else "finished"
     return f"last line {seconds(max(0.0, round(now_s - state.written_s)))} ago" if state.records else "nothing written yet"
 
 
-def _steps(state: RunState, recent: Sequence[Mapping[str, Any]]) -> str:
+def _steps(state: RunState, now: Mapping[str, Any]) -> str:
     done = min(1.0, state.step / state.steps)
-    left = state.steps - state.step
-    pace = _median(recent, c.STEP)
+    left = 0 if state.finished else state.steps - state.step
+    pace = now.get(c.STEP)
     eta = f", {seconds(left * pace)} left at this pace" if left > 0 and pace is not None else ""
     marks = round(done * 20)
     return f"step      {state.step:,} / {state.steps:,}  [{'#' * marks}{'.' * (20 - marks)}] {done:.0%}{eta}"
 
 
 def _losses(last: Mapping[str, Any]) -> List[str]:
-    found = [(name, c.number(last.get(f"loss/{name}"))) for name in ("task", "aux", "locality", "total")]
-    shown = [f"{name} {value:.4g}" for name, value in found if value is not None]
-    names = (("optim/learning_rate", "learning rate"), ("optim/grad_norm", "gradient norm"), ("optim/skipped_steps", "skipped steps"))
-    values = [(word, c.number(last.get(name))) for name, word in names]
+    names = [name for name in ("task", "aux", "locality", "total") if f"loss/{name}" in last]
+    shown = [f"{name} {DIVERGED if value is None else f'{value:.4g}'}" for name in names for value in [number(last[f"loss/{name}"])]]
+    others = (("optim/learning_rate", "learning rate"), ("optim/grad_norm", "gradient norm"), ("optim/skipped_steps", "skipped steps"))
+    values = [(word, number(last.get(name))) for name, word in others]
     more = [f"{word} {value:.3g}" for word, value in values if value is not None and (value or word != "skipped steps")]
     return ["loss      " + "  ".join(shown)] * bool(shown) + ["          " + "  ".join(more)] * bool(more)
 
 
 def _validation(records: Sequence[Mapping[str, Any]]) -> List[str]:
-    found = [(record["progress/step"], c.number(record.get(c.PERPLEXITY))) for record in records if c.PERPLEXITY in record]
+    found = [(record["progress/step"], usable_perplexity(record[c.PERPLEXITY])) for record in records if c.PERPLEXITY in record]
     if not found:
         return []
-    parts = [f"perplexity {'not finite' if value is None else significant(value)} at step {step:,}" for step, value in found[-1:]]
+    parts = [f"perplexity {DIVERGED if value is None else significant(value)} at step {step:,}" for step, value in found[-1:]]
     finite = [(value, step) for step, value in found if value is not None]
     if len(found) > 1 and finite:
         value, step = min(finite)
@@ -88,55 +92,50 @@ def _validation(records: Sequence[Mapping[str, Any]]) -> List[str]:
     return ["valid     " + "  ".join(parts)]
 
 
-def _speed(recent: Sequence[Mapping[str, Any]]) -> List[str]:
-    tokens, step = _median(recent, c.TOKENS), _median(recent, c.STEP)
-    if tokens is None or step is None:
+def _speed(now: Mapping[str, Any], steps: int) -> List[str]:
+    if TOKENS not in now or c.STEP not in now:
         return []
-    return [f"speed     {significant(tokens)} tokens/s, {seconds(step)} a step (median of the last {len(recent)} steps)"]
+    return [f"speed     {significant(now[TOKENS])} tokens/s, {seconds(now[c.STEP])} a step (of the last {steps} steps)"]
 
 
-def _time_split(recent: Sequence[Mapping[str, Any]]) -> List[str]:
+def _time_split(now: Mapping[str, Any]) -> List[str]:
     """The four pieces that a step is made of; see pangu_sigma.train.metrics."""
-    compute, communication, overlapped, idle = (_mean(recent, name) for name in (c.COMPUTE, c.COMMUNICATION, c.OVERLAPPED, c.IDLE))
-    if compute is None or communication is None or overlapped is None or idle is None:
+    if not all(name in now for name in (c.COMPUTE, c.COMMUNICATION, c.OVERLAPPED, c.IDLE)):
         return []
+    compute, communication, overlapped, idle = (now[name] for name in (c.COMPUTE, c.COMMUNICATION, c.OVERLAPPED, c.IDLE))
     pieces = [max(piece, 0.0) for piece in (compute - overlapped, overlapped, communication - overlapped, idle)]
     whole = sum(pieces) or 1.0
-    ends = [round(BAR * sum(pieces[:number]) / whole) for number in range(5)]
+    ends = [round(BAR * sum(pieces[:count]) / whole) for count in range(5)]
     bar = "".join(mark * (end - start) for mark, start, end in zip("=#-.", ends, ends[1:]))
     names = ("= compute", "# both", "- communicate", ". wait")
     return [f"time      [{bar}]", "          " + "  ".join(f"{name} {piece / whole:.0%}" for name, piece in zip(names, pieces))]
 
 
-def _bytes(recent: Sequence[Mapping[str, Any]]) -> List[str]:
-    inside, between = _mean(recent, c.INTRA), _mean(recent, c.INTER)
-    if inside is None or between is None or not inside + between:
+def _bytes(now: Mapping[str, Any]) -> List[str]:
+    if not now.get(c.INTRA, 0.0) + now.get(c.INTER, 0.0) or not {c.INTRA, c.INTER} <= now.keys():
         return []
-    return [f"bytes     {size(inside)} inside nodes, {size(between)} between nodes a step"]
+    return [f"bytes     {size(now[c.INTRA])} inside nodes, {size(now[c.INTER])} between nodes a step"]
 
 
-def _routing(recent: Sequence[Mapping[str, Any]]) -> List[str]:
+def _routing(now: Mapping[str, Any]) -> List[str]:
     names = (("moe/drop_fraction", "dropped"), ("moe/local_fraction", "kept on own node"))
-    parts = [f"{word} {percent(value)}" for name, word in names for value in [_mean(recent, name)] if value is not None]
-    busiest, factor = _mean(recent, "moe/load_max_over_mean"), _mean(recent, "moe/capacity_factor")
-    parts += [f"busiest {busiest:.2f} x mean"] if busiest is not None else []
-    parts += [f"capacity {factor:.2f}"] if factor is not None else []
+    parts = [f"{word} {percent(now[name])}" for name, word in names if name in now]
+    parts += [f"busiest {now['moe/load_max_over_mean']:.2f} x mean"] if "moe/load_max_over_mean" in now else []
+    parts += [f"capacity {now['moe/capacity_factor']:.2f}"] if "moe/capacity_factor" in now else []
     return ["tokens    " + "  ".join(parts)] if parts else []
 
 
-def _loads(recent: Sequence[Mapping[str, Any]]) -> List[str]:
+def _loads(now: Mapping[str, Any]) -> List[str]:
     """A line a sparse layer, a mark an expert; of many experts, a mark for the busiest of some neighbours."""
-    counted = [record[c.PER_EXPERT] for record in recent if record.get(c.PER_EXPERT)]
-    if not counted:
+    layers = now.get(c.PER_EXPERT)
+    if not layers:
         return []
     lines, each = [], 1
-    layers = list(zip(*counted))
-    for number, steps in list(enumerate(layers))[-MOST_LAYERS:]:
-        totals = [sum(expert) for expert in zip(*steps)]
+    for layer, totals in list(enumerate(layers))[-MOST_LAYERS:]:
         each = -(-len(totals) // BAR)
         mean = sum(totals) / len(totals) or 1.0
         marks = "".join(_mark(max(totals[first:first + each]) / mean) for first in range(0, len(totals), each))
-        lines.append(f"layer {number:<3} [{marks}]")
+        lines.append(f"layer {layer:<3} [{marks}]")
     left_out = [f"          ({len(layers) - MOST_LAYERS} lower layers are not shown)"] * (len(layers) > MOST_LAYERS)
     who = "a mark an expert" if each == 1 else f"a mark the busiest of {each} experts"
     scale = "  ".join([*(f"{mark} <{limit:g}" for limit, mark in _LOADS), f"{_MOST} more"])
@@ -145,20 +144,6 @@ def _loads(recent: Sequence[Mapping[str, Any]]) -> List[str]:
 
 def _mark(load: float) -> str:
     return next((mark for limit, mark in _LOADS if load < limit), _MOST)
-
-
-def _numbers(records: Sequence[Mapping[str, Any]], name: str) -> List[float]:
-    return [value for value in (c.number(record.get(name)) for record in records) if value is not None]
-
-
-def _mean(records: Sequence[Mapping[str, Any]], name: str) -> Optional[float]:
-    found = _numbers(records, name)
-    return fmean(found) if found else None
-
-
-def _median(records: Sequence[Mapping[str, Any]], name: str) -> Optional[float]:
-    found = _numbers(records, name)
-    return median(found) if found else None
 
 
 def _shortened(text: str, width: int) -> str:

@@ -62,9 +62,22 @@ def test_the_table_fits_a_terminal_at_its_widest():
 
 
 def test_a_dense_run_without_validation_shows_what_it_has():
-    text = table([_run("hash", unigram=None, **{"throughput/tokens_per_second": 10.0, "valid/perplexity": None})])
+    text = table([_run("hash", unigram=None, **{"throughput/tokens_per_second": 10.0, "moe/drop_fraction": None})])
     assert text.splitlines()[3].split() == ["hash", "-", "10", "-", "-", "-", "-", "-"]
     assert "Unigram" not in text
+
+
+# What the run's own summary says, null now, and in older versions NaN, infinity, or what sums that had wrapped gave.
+@pytest.mark.parametrize("found", ["null", "NaN", "Infinity", "1.0142320547350045e+304", "0.0"])
+def test_a_run_that_diverged_is_shown_so_and_never_as_a_number(write_run, tmp_path, capsys, found):
+    text = json.dumps({"router": "switch", "unigram_perplexity": 1248.16, "status": "diverged", **METRICS, "valid/perplexity": "HERE"})
+    folders = [write_run("hash"), write_run("switch", text.replace('"HERE"', found))]
+    summarise_runs(folders, str(tmp_path / "all.json"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4].split()[:2] == ["switch", "diverged"] and max(map(len, lines)) <= 79
+    assert "ratio to it: hash 0.25, switch diverged" in lines[6]
+    routers = json.loads((tmp_path / "all.json").read_text(), parse_constant=pytest.fail)["routers"]
+    assert routers["switch"]["valid/perplexity"] is None and routers["hash"]["valid/perplexity"] == 312.04
 
 
 def test_runs_without_perplexity_still_show_the_unigram_line():
@@ -92,7 +105,6 @@ def test_combining_leaves_the_router_and_unigram_out_of_its_metrics():
     ('{"router": 3}', "field `router` is 3"),
     ('{"router": "hash", "unigram_perplexity": "many"}', 'field `unigram_perplexity` is "many"'),
     ('{"router": "hash", "valid/perplexity": true}', "field `valid/perplexity` is true"),
-    ('{"router": "hash", "valid/perplexity": NaN}', "field `valid/perplexity` is NaN"),
     ('{"router": "hash", "comm/inter_node(B)": [1]}', "field `comm/inter_node(B)` is [1]"),
     ('{"router": "hash", "moe/drop_fraction": -0.5}', "field `moe/drop_fraction` is -0.5"),
 ])

@@ -3,8 +3,9 @@ import pytest
 
 from locmoe_ops.collectives import create_collectives
 from locmoe_ops.topology import Topology
-from pangu_sigma.train.metrics import HostCounters, HostSum, Traffic, summarise
+from pangu_sigma.train.metrics import HostCounters, HostSum, Traffic
 from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
+from pangu_sigma.train.window import summarise
 
 
 def counters(step_s, communication_s=0.0, idle_s=0.0, overlapped_s=0.0):

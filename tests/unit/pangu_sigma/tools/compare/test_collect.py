@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
 
 import pytest
 
-from pangu_sigma.tools.compare.collect import collect, collection_of, link_values, middle_half, run_values, write_tables
+from pangu_sigma.tools.compare.collect import collect, collection_of, link_values, run_values, write_tables
+from pangu_sigma.tools.compare.report import render
 
 STEP, EPOCH = "time/step(s)", "time/epoch(s)"
 
@@ -16,24 +18,20 @@ def steps(*times, start=1, **more):
                                                             for name, value in more.items()}} for number, time in enumerate(times)]
 
 
-@pytest.mark.parametrize(("times", "kept"), [
-    ([5.0], [5.0]), ([3.0, 1.0, 2.0], [1.0, 2.0, 3.0]), ([4.0, 9.0, 1.0, 3.0], [3.0, 4.0]),
-    ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 80.0], [3.0, 4.0, 5.0, 6.0]), ([], [])])
-def test_middle_half(times, kept):
-    assert [record[STEP] for record in middle_half(steps(*times))] == kept
-
-
 def test_times_and_bytes_are_of_the_middle_half_after_the_ignored_steps():
-    """Of steps 3..6 (2, 3, 4, 9 s) the middle half is those of 3 and 4 s: steps 4 and 5, wherever their other numbers lie."""
-    records = steps(50.0, 60.0, 2.0, 3.0, 4.0, 9.0, **{
-        "comm/inter_node(B)": [1, 1, 1, 100, 300, 1], "time/compute(s)": [9, 9, 9, 1.0, 2.0, 9]})
+    """The window is steps 5 to 8, of 2, 3, 4 and 9 s: its middle half is steps 6 and 7, wherever their other numbers lie. With four more
+    steps ignored, of steps 6 to 8 none may go.
+    """
+    records = steps(50.0, 60.0, 1.0, 1.0, 2.0, 3.0, 4.0, 9.0, **{
+        "comm/inter_node(B)": [1, 1, 1, 1, 1, 100, 300, 1], "time/compute(s)": [9, 9, 9, 9, 9, 1.0, 2.0, 9]})
+    assert run_values(records, {}, ignored=5)[STEP] == pytest.approx(16 / 3)
     values = run_values(records, {}, ignored=2)
     assert (values[STEP], values["comm/inter_node(B)"], values["time/compute(s)"]) == (3.5, 200.0, 1.5)
 
 
 def test_routing_is_of_the_second_half_and_validation_the_last():
     records = steps(1.0, 1.0, 1.0, 1.0, 1.0, **{"moe/drop_fraction": [0.9, 0.8, 0.3, 0.2, 0.1],
-                                               "valid/perplexity": [None, 50.0, None, 40.0, None]})
+                                               "valid/perplexity": [90.0, 80.0, 70.0, 50.0, 40.0]})
     values = run_values(records, {"unigram_perplexity": 70.0}, ignored=4)
     assert values["moe/drop_fraction"] == pytest.approx((0.3 + 0.2 + 0.1) / 3)
     assert (values["valid/perplexity"], values["valid/unigram_perplexity"]) == (40.0, 70.0)
@@ -47,9 +45,9 @@ def test_links_are_those_that_the_interfaces_counted():
 
 def test_shares_epoch_and_pace():
     """Steps of 2 and 4 s, the second twice the tokens: 3 s a step; step 8 ends epoch 0.25, so an epoch is 32 steps."""
-    records = steps(2.0, 4.0, start=7, **{
-        "progress/epoch": [7 / 32, 8 / 32], "throughput/tokens_per_second": [100.0, 100.0], "time/all_to_all(s)": [0.5, 1.0],
-        "time/communication(s)": [1.0, 3.0], "time/overlapped(s)": [0.0, 1.0]})
+    records = steps(9.0, 9.0, 2.0, 4.0, start=5, **{
+        "progress/epoch": [5 / 32, 6 / 32, 7 / 32, 8 / 32], "throughput/tokens_per_second": 100.0, "time/all_to_all(s)": [9, 9, 0.5, 1.0],
+        "time/communication(s)": [9, 9, 1.0, 3.0], "time/overlapped(s)": [9, 9, 0.0, 1.0]})
     values = run_values(records, {}, ignored=0)
     assert values[EPOCH] == pytest.approx(3.0 * 32)
     assert values["throughput/tokens_per_second"] == pytest.approx((200 + 400) / 6)
@@ -59,10 +57,9 @@ def test_shares_epoch_and_pace():
 
 def test_what_a_run_has_not_measured_is_left_out():
     records = steps(1.0, 3.0, **{"comm/inter_node(B)": None, "moe/tokens_per_expert": [[[1, 2]], [[3, 4]]], "time/communication(s)": 0.0,
-                                 "optim/skipped": True, "valid/perplexity": None})
-    assert run_values(records, {}, ignored=0) == {STEP: 2.0, "time/communication(s)": 0.0}
+                                 "optim/skipped": True})
+    assert run_values(records, {}, ignored=0) == {STEP: 3.0, "time/communication(s)": 0.0}
     assert run_values([], {}, ignored=0) == {}
-    assert run_values(records, {}, ignored=2) == {}
 
 
 @pytest.fixture
@@ -84,6 +81,46 @@ def test_spreads_over_seeds_and_ratios_within_a_seed(two_seeds, tmp_path):
     assert data.ratios["all"]["locmoe"]["comm/inter_node(B)"]["mean"] == 0.0
     assert [run.run.seed for run in data.of("all", "hash")] == [1, 2]
     assert (data.mean("all", "hash", STEP), data.mean("all", "hash", "no/such"), data.mean("time", "hash", STEP)) == (3.0, None, None)
+
+
+# How the last record of a run says that it diverged: null, an older version's NaN, and what it made of sums that had wrapped.
+RUINED = [{"valid/loss": None, "valid/perplexity": None}, {"valid/loss": float("nan"), "valid/perplexity": 1e304},
+          {"valid/loss": -69810262081.0, "valid/perplexity": 0.0}, {"valid/loss": 1e5, "valid/perplexity": None},
+          {"loss/total": None}, {"loss/total": 1e9, "loss/task": 1e9}]
+
+
+@pytest.mark.parametrize("last", RUINED)
+def test_a_seed_that_diverged_is_not_lost_in_a_mean(make_plan, write_run, tmp_path, last):
+    """locmoe's first seed was at 5.0 before: the best of all, had it not gone on. Its second seed, 20.0, is a number still."""
+    plan = make_plan(seeds=[1, 2], baseline="hash")
+    for run in plan.runs:
+        ruined = (run.variant, run.seed) == ("locmoe", 1)
+        perplexity = {("hash", 1): 10.0, ("hash", 2): 12.0, ("locmoe", 1): 5.0, ("locmoe", 2): 24.0}[run.variant, run.seed]
+        first, second = steps(1.0, 1.0, **{"loss/total": 5.0, "valid/loss": 2.0, "valid/perplexity": perplexity})
+        write_run(run, [first, {**second, **last} if ruined else second])
+    data = collect(plan, tmp_path / "out")
+    found = data.table["all"]["locmoe"]["valid/perplexity"]
+    assert (found["mean"], found["min"], found["seeds"], found["diverged"]) == (float("inf"), 24.0, 2, 1)
+    assert data.ratios["all"]["locmoe"]["valid/perplexity"]["min"] == 2.0
+    ranked = sorted(plan.variants, key=lambda variant: data.table["all"][variant]["valid/perplexity"]["mean"])
+    assert ranked == ["hash", "locmoe"]
+    text = render(data)
+    assert re.search("Diverged, so that they have no perplexity: [^.,]*locmoe[^.,]*1 .step 2.\\.", text)
+    assert "diverged<small>1 of 2 seeds; others from 24</small>" in text and "inf" not in re.sub("[a-z]*inform[a-z]*", "", text)
+    write_tables(data, tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["phases"]["all"]["locmoe"]["valid/perplexity"] == {"mean": None, "min": 24.0, "max": None, "seeds": 2, "diverged": 1}
+    (row,) = [row for row in csv.DictReader(open(tmp_path / "out" / "runs.csv")) if (row["variant"], row["seed"]) == ("locmoe", "1")]
+    assert row["valid/perplexity"] == "diverged"
+
+
+def test_no_ratio_to_a_baseline_that_diverged(make_plan, write_run, tmp_path):
+    plan = make_plan(seeds=[1], baseline="hash")
+    for run in plan.runs:
+        write_run(run, steps(1.0, **{"valid/perplexity": None if run.variant == "hash" else 9.0}))
+    data = collect(plan, tmp_path / "out")
+    assert "valid/perplexity" not in data.ratios["all"]["locmoe"]
+    assert data.table["all"]["locmoe"]["valid/perplexity"]["mean"] == 9.0
 
 
 def test_no_ratio_to_a_zero_or_to_a_run_that_is_missing(make_plan, write_run, tmp_path):

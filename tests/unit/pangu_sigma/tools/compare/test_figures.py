@@ -125,11 +125,12 @@ def test_the_steep_beginning_is_cut_off_but_no_end_is(data_of):
 
 def test_a_run_that_diverged_keeps_its_place(data_of):
     begin, lost = step(1, **{"valid/perplexity": 10.0}), float("nan")
-    ending = {"hash": [begin, step(2, **{"valid/perplexity": 9.0})], "locmoe": [begin, step(2, float("inf"), **{"valid/perplexity": lost})]}
+    ending = {"hash": [begin, step(2, **{"valid/perplexity": 9.0})], "locmoe": [begin, step(2, **{"valid/perplexity": lost})]}
     data = data_of(ending)
-    assert "valid/perplexity" not in data.table["all"]["locmoe"] and data.table["all"]["locmoe"]["time/step(s)"]["mean"] == 1.0
+    found = data.table["all"]["locmoe"]
+    assert found["valid/perplexity"]["mean"] == float("inf") and found["time/step(s)"]["mean"] == 1.0
     figure = figures.perplexity_over_steps(data)
-    assert "locmoe: 1, 10" in figure and "nan" not in figure
+    assert "locmoe: 1, 10" in figure and "nan" not in figure and "Diverged, and not drawn from there on: locmoe." in figure
 
 
 def test_capacity_as_configured_or_as_measured(data_of):

@@ -69,7 +69,7 @@ def test_it_says_what_was_compared(report):
     assert "Phase time: 2 simulated nodes of 2 workers, links between nodes limited to 200mbit; 60 steps of 128 tokens" in text
     assert "moe.dispatch.type=hierarchical, moe.dispatch.chunks=2, moe.capacity.factor=1.0" in text
     assert "parallel.expert=4" not in text  # all have it
-    assert "without the first 5 steps" in text and "Ratios are to switch" in text
+    assert "Times are without the first 5 steps" in text and "Ratios are to switch" in text
     assert "runs are finished" not in text
 
 

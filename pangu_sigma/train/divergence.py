@@ -1,0 +1,137 @@
+"""When a run has diverged, and how it then ends.
+
+A step is bad if its loss is not a number to go by (not finite, or so large that the perplexity is beyond float64), or if its gradient
+overflowed, so that nothing was updated. `train.divergence_patience` such steps in a row end the run with exit status 1, and so does a
+run whose last step leaves no usable loss, or that made no update at all.
+"""
+
+import math
+import sys
+from dataclasses import dataclass, replace
+from typing import Any, Dict, Mapping, Optional
+
+from pangu_sigma.strict_json import number
+
+LARGEST_LOSS = math.log(sys.float_info.max)  # 709.78 nats a token: exp of more is no float64
+OLD_LARGEST = 1e304  # an older version wrote exp(700) for all that is larger
+DIVERGED = "diverged"  # what is shown in place of a number, and the status in summary.json
+
+
+class RunDiverged(RuntimeError):
+    """A run ended because it diverged: at which step, what its loss was before, what to try. Exit status 1, one line."""
+
+
+def is_usable(loss: Any) -> bool:
+    """Whether a loss in nats a token is a finite number with a finite perplexity."""
+    value = number(loss)
+    return value is not None and -1.0 < value <= LARGEST_LOSS  # an older version wrote negative ones, of sums that had wrapped
+
+
+def perplexity_of(loss: float) -> Optional[float]:
+    """exp of a loss in nats a token; None where that is no float64."""
+    return math.exp(loss) if is_usable(loss) else None
+
+
+def usable_perplexity(value: Any) -> Optional[float]:
+    """A perplexity that a file holds; None for null, NaN, and what older versions made of sums that had wrapped: 0, or exp(700)."""
+    found = number(value)
+    return found if found is not None and 0.5 < found < OLD_LARGEST else None
+
+
+def loss_text(loss: Any) -> str:
+    """A loss as it is shown: with three decimals, or `diverged` where it is not usable."""
+    return f"{loss:.3f}" if is_usable(loss) else DIVERGED
+
+
+def perplexity_text(perplexity: Any) -> str:
+    """A perplexity as it is shown: with one decimal, from a million on in short; or `diverged` where it is no finite number."""
+    value = usable_perplexity(perplexity)
+    return DIVERGED if value is None else f"{value:.1f}" if value < 1e6 else f"{value:.2e}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a run diverged: the first and the last of its bad steps, and the last step with a usable loss (0: none) and that loss.
+
+    skipped: the bad steps were skipped updates, under losses that were usable. validated: it was the last validation that showed it.
+    """
+
+    first_bad: int
+    last_step: int
+    last_good: int
+    last_loss: Optional[float]
+    skipped: bool = False
+    validated: bool = False
+
+    def is_sound(self, step: int) -> bool:
+        """Whether a checkpoint of this step is from before: the step after it still had a usable loss, or only updates were skipped."""
+        return self.skipped or step < self.last_good
+
+    def metrics(self) -> Dict[str, Any]:
+        """What summary.json says of it."""
+        return {"status": DIVERGED, "progress/diverged_step": self.first_bad, "progress/last_usable_step": self.last_good,
+                "loss/last_usable": self.last_loss, "valid/loss": None, "valid/perplexity": None}
+
+    def line(self, checkpoint: str, fp16: bool) -> str:
+        """One line for the user. checkpoint: what is left to go on from. fp16: whether there is a loss scale."""
+        steps = f"step {self.last_step}" if self.first_bad == self.last_step else f"steps {self.first_bad} to {self.last_step}"
+        limit = f"is not finite, or above {LARGEST_LOSS:.0f} nats a token"
+        what = "the gradient overflowed and nothing was updated" if self.skipped else \
+            f"the {'validation ' * self.validated}loss {limit}"
+        before = "no step had a usable loss" if self.last_loss is None else \
+            f"the last usable training loss was {self.last_loss:.4g}, at step {self.last_good}"
+        advice = "a smaller runtime.loss_scale.initial, or runtime.precision=fp32" if self.skipped and fp16 else \
+            "a smaller optimizer.learning_rate, more optimizer.warmup_steps, or a smaller optimizer.clip_norm"
+        return f"the run diverged: {steps}: {what}; {before}; {checkpoint}; try {advice} (train.divergence_patience=0 goes on regardless)"
+
+
+class DivergenceWatch:
+    """Follows the steps of a run; every rank sees the same numbers, and so comes to the same verdict.
+
+    Args:
+        patience: bad steps in a row that are too many; 0: nothing ever is.
+        skipped: updates skipped before the first step that is noted.
+    """
+
+    def __init__(self, patience: int, skipped: int = 0) -> None:
+        self._patience = patience
+        self._skipped = skipped
+        self._updates = 0
+        self._bad_in_row = 0
+        self._unusable_in_row = 0
+        self._last: Mapping[str, Any] = {}
+        self._last_usable: Mapping[str, Any] = {}
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether what the last step left may be kept as a checkpoint: its loss was usable, or nobody asks (patience 0)."""
+        return not self._patience or self._unusable_in_row == 0
+
+    def note(self, record: Mapping[str, Any]) -> Optional[Verdict]:
+        """Takes the metrics of a step; a verdict if there are now too many bad ones in a row."""
+        usable = is_usable(record["loss/total"]) and is_usable(record["loss/task"])
+        was_skipped = int(record["optim/skipped_steps"]) > self._skipped
+        self._skipped = int(record["optim/skipped_steps"])
+        self._updates += not was_skipped
+        self._unusable_in_row = 0 if usable else self._unusable_in_row + 1
+        self._bad_in_row = self._bad_in_row + 1 if was_skipped or not usable else 0
+        self._last = record
+        if usable:
+            self._last_usable = record
+        return self._verdict(self._bad_in_row) if self._patience and self._bad_in_row >= self._patience else None
+
+    def at_end(self, record: Mapping[str, Any]) -> Optional[Verdict]:
+        """The verdict on a run after its last step, whose metrics, with the validation, are `record`."""
+        if not self._patience or not self._last:
+            return None
+        if self._unusable_in_row or not self._updates:
+            return self._verdict(self._bad_in_row)
+        if is_usable(record.get("valid/loss", 0.0)):
+            return None
+        return replace(self._verdict(1), skipped=False, validated=True)
+
+    def _verdict(self, bad: int) -> Verdict:
+        """With `bad` bad steps, the last ones."""
+        last, good = int(self._last["progress/step"]), self._last_usable
+        loss = number(good["loss/task"]) if good else None
+        return Verdict(last - bad + 1, last, int(good["progress/step"]) if good else 0, loss, skipped=self._unusable_in_row == 0)
