@@ -53,6 +53,9 @@ class SamplingSettings:
         _require("seed", self.seed, self.seed >= 0, "0 or more")
 
 
+_LARGEST = 1e300  # of a logit after penalties
+
+
 def _require(name: str, found: float, fits: bool, expected: str) -> None:
     if not fits:
         raise InputError(f"{name} is {found}; expected {expected}")
@@ -72,8 +75,11 @@ class RowSampler:
         self._seen = set(prompt)
 
     def next(self, logits: np.ndarray) -> int:
-        """The next id. `logits`: <float>[V]."""
+        """The next id, below V. `logits`: <float>[V]. Raises InputError where one is NaN or infinite: the model has diverged."""
         settings = self._settings
+        if not np.isfinite(logits).all():
+            raise InputError("the model's scores for the next token are not finite numbers, as those of a run that diverged; expected "
+                             "another checkpoint")
         adjusted = penalised(logits, self._seen, self._output, settings)
         if settings.temperature == 0.0:
             chosen = int(np.argmax(adjusted))
@@ -93,10 +99,11 @@ def penalised(logits: np.ndarray, seen: Collection[int], output: Mapping[int, in
     if settings.repetition_penalty != 1.0 and seen:
         ids = np.fromiter(seen, np.int64)
         values = adjusted[ids]
-        adjusted[ids] = np.where(values > 0.0, values / settings.repetition_penalty, values * settings.repetition_penalty)
+        with np.errstate(over="ignore"):  # see below
+            adjusted[ids] = np.where(values > 0.0, values / settings.repetition_penalty, values * settings.repetition_penalty)
     for word, count in output.items():
         adjusted[word] -= settings.frequency_penalty * count + settings.presence_penalty
-    return adjusted
+    return np.clip(adjusted, -_LARGEST, _LARGEST)  # extreme penalties reach infinity, of which differences are no numbers
 
 
 def probabilities(logits: np.ndarray, settings: SamplingSettings) -> np.ndarray:
@@ -104,7 +111,10 @@ def probabilities(logits: np.ndarray, settings: SamplingSettings) -> np.ndarray:
 
     Of equally likely tokens at the edge of either, those with lower ids stay.
     """
-    scaled = np.asarray(logits, np.float64) / settings.temperature
+    with np.errstate(over="ignore"):  # at temperatures near 0, where all but the likeliest have no weight
+        scaled = np.asarray(logits, np.float64) / settings.temperature
+        if not np.isfinite(scaled).all():
+            scaled = (logits - np.max(logits)) / settings.temperature
     weights = np.exp(scaled - scaled.max())
     if settings.top_k or settings.top_p < 1.0:
         order = np.argsort(-weights, kind="stable")
@@ -120,8 +130,8 @@ def probabilities(logits: np.ndarray, settings: SamplingSettings) -> np.ndarray:
 def draw(distribution: np.ndarray, uniform: float) -> int:
     """The id at which the cumulated distribution <float64>[V] first exceeds `uniform`, a number in [0, 1)."""
     cumulated = np.cumsum(distribution)
-    # The last sum is 1 but for rounding, and ids without probability are never taken.
-    return int(np.searchsorted(cumulated, uniform * cumulated[-1], side="right"))
+    # The last sum is 1 but for rounding, and ids without probability are never taken. Below it there always is an id.
+    return int(np.searchsorted(cumulated, min(uniform * cumulated[-1], np.nextafter(cumulated[-1], 0.0)), side="right"))
 
 
 def row_generators(prompts: Sequence[Sequence[int]], domains: Sequence[int], seed: int) -> List[np.random.Generator]:

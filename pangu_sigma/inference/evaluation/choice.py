@@ -4,10 +4,11 @@ A choice is encoded by itself and scored after the prompt's ids, so that the pro
 example: answer (number of the right choice); nats, tokens, bytes (of each choice); lost (ids of the prompt that found no room).
 """
 
+import math
 from typing import Any, Callable, Dict, List, Sequence
 
 from pangu_sigma.inference.evaluation import intervals
-from pangu_sigma.inference.evaluation.measurement import Figure, Record
+from pangu_sigma.inference.evaluation.measurement import Figure, Record, finite_or_nan
 from pangu_sigma.inference.evaluation.model import EvaluatedModel
 from pangu_sigma.inference.evaluation.prompts import prompt_ids, task_header
 from pangu_sigma.inference.evaluation.tasks import Task
@@ -60,6 +61,8 @@ class ChoiceTask:
 
     def figures(self, records: Sequence[Record]) -> List[Figure]:
         domain = self._model.domains[self._domain]
+        if any(math.isnan(finite_or_nan(nats)) for record in records for nats in record["nats"]):
+            return [Figure(domain, metric, len(records), intervals.Estimate(math.nan, None, None)) for metric in self._task.metrics]
         return [Figure(domain, metric, len(records), intervals.share([picked(record, metric) == record["answer"] for record in records]))
                 for metric in self._task.metrics]
 

@@ -1,10 +1,18 @@
 """What can be measured of a model: a list of examples, a record for each, and what the records come to."""
 
-from typing import Any, Dict, List, NamedTuple, Protocol, Sequence
+import math
+from typing import Any, Dict, List, NamedTuple, Optional, Protocol, Sequence
 
 from pangu_sigma.inference.evaluation.intervals import Estimate
+from pangu_sigma.strict_json import number
 
 Record = Dict[str, Any]
+
+
+def finite_or_nan(value: Optional[float]) -> float:
+    """A number of a record. Where the model's was not finite the file holds null, and this is NaN."""
+    found = number(value)
+    return math.nan if found is None else found
 
 
 class Figure(NamedTuple):

@@ -1,6 +1,7 @@
 """What an evaluation leaves: a file of records for each measurement, `results.json`, and a table of at most 80 columns."""
 
 import json
+import math
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Type
@@ -10,6 +11,7 @@ from pangu_sigma.inference.evaluation.intervals import CONFIDENCE
 from pangu_sigma.inference.evaluation.measurement import Figure, Record
 from pangu_sigma.runtime.files import check_output, write_atomically
 from pangu_sigma.strict_json import dumps
+from pangu_sigma.train.divergence import DIVERGED
 
 RESULTS = "results.json"
 _MARKERS = (b'{"checkpoint": ', b'{\n "checkpoint": ')  # how our files begin
@@ -119,7 +121,9 @@ def _fit(text: str, width: int) -> str:
 
 
 def _number(value: float) -> str:
-    """At most six characters, for numbers from 0."""
+    """At most six characters, for numbers from 0, or `diverged`."""
+    if not math.isfinite(value):
+        return DIVERGED
     return f"{value:.3f}" if value < 99.0 else f"{value:.1f}" if value < 9999.0 else f"{value:.0f}" if value < 999999.0 else f"{value:.0e}"
 
 

@@ -36,6 +36,31 @@ def test_large_logits_do_not_overflow():
     np.testing.assert_allclose(found, [3 / 4, 1 / 4, 0], rtol=1e-11)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_scores_of_a_model_that_diverged_are_no_token(bad, temperature):
+    """np.argmax takes the place of a NaN, and a search in sums of NaN the one after the last word."""
+    sampler = RowSampler(_settings(temperature=temperature), [0], np.random.default_rng(0))
+    for logits in ([bad] * 4, [0.0, 1.0, bad, 2.0]):
+        with pytest.raises(InputError, match="scores for the next token are not finite numbers"):
+            sampler.next(np.array(logits, np.float32))
+
+
+@pytest.mark.parametrize("values", [
+    {"temperature": 5e-324}, {"temperature": 1e-320, "top_k": 3}, {"temperature": 1e308}, {"repetition_penalty": 1e-320},
+    {"repetition_penalty": 1e308}, {"frequency_penalty": 1e308, "presence_penalty": 1e308}, {"frequency_penalty": -1e308},
+    {"presence_penalty": -1e308, "frequency_penalty": 1e308, "top_p": 1e-300}, {"top_k": 1, "top_p": 0.1}])
+@pytest.mark.parametrize("logits", [[3.4e38, -3.4e38, 0.0, 3.4e38], [-3.4e38] * 4, [1e-45, 0.0, 0.0, -1e-45], [1.0, 2.0, 3.0, 4.0]])
+def test_no_setting_leads_outside_the_vocabulary(values, logits):
+    sampler = RowSampler(_settings(**values), [0, 3], np.random.default_rng(0))
+    assert all(0 <= sampler.next(np.array(logits, np.float32)) < 4 for _ in range(30))
+
+
+def test_the_largest_random_number_is_still_inside():
+    for distribution in ([0.5, 0.5, 0.0], [0.1] * 10, [1.0], [1e-320, 1e-320]):
+        assert distribution[draw(np.array(distribution), 1.0 - 2.0**-53)] > 0.0
+
+
 def test_penalties():
     logits = np.array([2.0, -2.0, 1.0, 0.5])
     settings = _settings(repetition_penalty=2.0, frequency_penalty=0.25, presence_penalty=0.5)
