@@ -1,6 +1,6 @@
 """`pangu-sigma eval`: opens the checkpoint, makes what is missing of each measurement, and shows what they come to."""
 
-from contextlib import closing
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple, Union
@@ -10,18 +10,19 @@ from tqdm import tqdm
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers import current_strength
 from pangu_sigma.config.schema import Config
-from pangu_sigma.data.loader import create_loader
 from pangu_sigma.inference.evaluation.choice import ChoiceTask
 from pangu_sigma.inference.evaluation.generation import GenerationTask, Write, check_code_allowed
 from pangu_sigma.inference.evaluation.measurement import Measurement
 from pangu_sigma.inference.evaluation.model import EvaluatedModel, open_model
 from pangu_sigma.inference.evaluation.perplexity import TextPieces, ValidationRows
 from pangu_sigma.inference.evaluation.prompts import task_domain
+from pangu_sigma.inference.evaluation.ranks import validation_batches
 from pangu_sigma.inference.evaluation.results import Measured, RecordFile, as_json, table, write_results
 from pangu_sigma.inference.evaluation.tasks import Task, load_task
 from pangu_sigma.model.slots import resolve_layout
 from pangu_sigma.output import print_json
 from pangu_sigma.runtime.locks import FolderLock
+from pangu_sigma.train.divergence import RunDiverged
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def evaluate(config: Config, request: EvaluationRequest) -> int:
 
     Raises:
         InputError: checkpoint, data, text, task or output folder are unusable, or do not fit together.
+        RunDiverged: the model gives no finite number; the results are written, and have null there.
     """
     examples = None if request.task_data is None else str(request.task_data)
     tasks = [load_task(str(path), examples, request.limit) for path in request.tasks]  # before the model, which takes its time
@@ -65,7 +67,16 @@ def evaluate(config: Config, request: EvaluationRequest) -> int:
             how = "slots as configured" if request.as_trained else "no token dropped"
             heading = f"{model.checkpoint}: step {model.step}; {how}"
             print("\n".join([heading, "", table(measured), "", *(note for one in measured for note in one.notes), f"written to {path}"]))
+        _check_finite(model, measured)
     return 0
+
+
+def _check_finite(model: EvaluatedModel, measured: Sequence[Measured]) -> None:
+    """Raises RunDiverged where a figure is no finite number."""
+    found = [one.name for one in measured if not all(math.isfinite(figure.estimate.value) for figure in one.figures)]
+    if found:
+        raise RunDiverged(f"{model.checkpoint} is of a run that diverged: {', '.join(found)} gave no finite number; try an earlier "
+                          "checkpoint")
 
 
 def _default_folder(config: Config, model: EvaluatedModel, request: EvaluationRequest) -> Path:
@@ -106,8 +117,7 @@ def _measurements(model: EvaluatedModel, tasks: Sequence[Task], request: Evaluat
 def _validation(model: EvaluatedModel, as_trained: bool) -> List[Measurement]:
     config, data = model.config, model.data
     assert data is not None  # see _reads_rows
-    with closing(create_loader(config, data, resolve_layout(config, model.runtime.topology), 0, 1)) as loader:
-        batches = loader.validation()
+    batches = validation_batches(config, data, resolve_layout(config, model.runtime.topology), model.data_ranks)
     if not batches:
         raise InputError(f"train.eval_rows is {config.train.eval_rows}; eval expected at least one row")
     kinds = (True, False) if as_trained and current_strength(model.network) is not None else (True,)

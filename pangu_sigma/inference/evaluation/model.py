@@ -12,6 +12,7 @@ from mindspore import Parameter
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.tensor_parallel import TensorGroup
+from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.errors import DamagedCheckpoint
 from pangu_sigma.checkpoint.manifest import NAME as MANIFEST
 from pangu_sigma.checkpoint.manifest import DataState
@@ -19,12 +20,14 @@ from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, LayoutConfig
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.inference.evaluation.ranks import TrainedRanks
 from pangu_sigma.inference.evaluation.scoring import Scorer
 from pangu_sigma.inference.load import tokenizer_file
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext
 from pangu_sigma.train.build import Vocabulary, rows_per_rank, vocabulary
+from pangu_sigma.train.checkpoint import RANKS
 from pangu_sigma.train.resume import Restorer, Source, find_source
 from pangu_sigma.train.run import place_of
 from pangu_sigma.train.runtime import Runtime, start_runtime
@@ -36,7 +39,7 @@ MOST_ROWS = 8  # of a batch, where the configuration does not say how many
 class EvaluatedModel:
     """Attributes: config (as evaluated); data (None where no prepared rows are asked for); tokenizer, domains (the checkpoint's own);
     checkpoint, step (what the weights are); identity (hash of the checkpoint's manifest, and so of its tensors' checksums); network;
-    scorer.
+    scorer; data_ranks (among how many the rows are shared out); ranks (as trained: plays each of them).
     """
 
     config: Config
@@ -49,6 +52,8 @@ class EvaluatedModel:
     identity: str
     network: PanGuSigma
     scorer: Scorer
+    data_ranks: int = 1
+    ranks: Optional[TrainedRanks] = None
 
     def domain(self, name: str, asked: str) -> int:
         """Number of a domain. Raises InputError, which begins with `asked`."""
@@ -107,47 +112,69 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
     if not source.candidates:
         raise InputError(f"train.output_dir: {config.train.output_dir} holds no checkpoint; expected one for checkpoint.resume=auto")
     trained = _trained(config, source)
-    if as_trained and config.moe.layout is None:
-        config = replace(config, moe=replace(config.moe, layout=trained.layout))
-    elif not as_trained:
-        config = without_drops(config)
-    config = replace(config, train=replace(config.train, micro_batch_size=_rows(config, as_trained)))
+    config, topology = trained.cluster(config) if as_trained else (without_drops(config), Topology(1, 1))
+    rows = _rows(config) if not as_trained else config.train.micro_batch_size or config.train.global_batch_size // topology.data
+    config = replace(config, train=replace(config.train, micro_batch_size=rows))
     words = trained.words(config) if data is None else vocabulary(config, data)
     with start_runtime(config) as runtime:
         network, scorer = _build(config, runtime, words, not as_trained)
         start = Restorer(config, runtime, data, _Weights(network), place_of(config, runtime), for_training=False).start(source)
         assert start.checkpoint is not None  # there are candidates, and none of them whole is an error
         identity = hashlib.sha256((start.checkpoint / MANIFEST).read_bytes()).hexdigest()
+        ranks = TrainedRanks(network, _context(config, runtime, words), topology) if as_trained else None
         yield EvaluatedModel(config, runtime, data, trained.tokenizer, trained.data.domains, start.checkpoint, start.step, identity,
-                             network, scorer)
+                             network, scorer, topology.data, ranks)
+
+
+def _context(config: Config, runtime: Runtime, words: Vocabulary) -> SparseContext:
+    shape = model_shape(config, rows_per_rank(config, 1), words.words, words.domains, TensorGroup(runtime.collectives))
+    return SparseContext(config, shape, runtime.collectives, words.counts)
 
 
 def _build(config: Config, runtime: Runtime, words: Vocabulary, slots_for_all: bool) -> Tuple[PanGuSigma, Scorer]:
     """Network and scorer alone: evaluation needs no optimizer, whose state is twice as large as the weights."""
-    shape = model_shape(config, rows_per_rank(config, 1), words.words, words.domains, TensorGroup(runtime.collectives))
-    network = PanGuSigma(SparseContext(config, shape, runtime.collectives, words.counts))
-    return network, Scorer(network, shape, slots_for_all)
+    context = _context(config, runtime, words)
+    network = PanGuSigma(context)
+    return network, Scorer(network, context.shape, slots_for_all)
 
 
-def _rows(config: Config, as_trained: bool) -> int:
-    """Rows of a batch. Where nothing is dropped results do not depend on it."""
+def _rows(config: Config) -> int:
+    """Rows of a batch where nothing is dropped, so that results do not depend on it."""
     rows = config.train.global_batch_size
-    if as_trained or config.train.micro_batch_size is not None:
+    if config.train.micro_batch_size is not None:
         return rows_per_rank(config, 1)
     return max(size for size in range(1, MOST_ROWS + 1) if rows % size == 0)
 
 
 class _Trained(NamedTuple):
-    """What the newest readable checkpoint says of its training: the meaning of ids, and the cluster that homes referred to."""
+    """What the newest readable checkpoint says of its training: the meaning of ids, the configuration, the ranks that rows were shared
+    out among (None: an older version did not say).
+    """
 
     data: DataState
     tokenizer: Tokenizer
-    layout: Optional[LayoutConfig]
+    config: Config
+    ranks: Optional[int]
 
     def words(self, config: Config) -> Vocabulary:
         """Sizes of the tables. Hash maps and codes, which may follow from counts of tokens, come with the weights."""
         rows = self.data.vocab_size
         return Vocabulary(rows, len(self.data.domains), np.ones((config.moe.num_groups, rows), np.int64))
+
+    def cluster(self, config: Config) -> Tuple[Config, Topology]:
+        """`config` with the layout that the checkpoint names, if it names none itself; and the job that wrote the checkpoint."""
+        layout, ranks = config.moe.layout or self.config.moe.layout, self.ranks
+        if ranks is None:  # a layout that nobody gave was that of the job
+            ranks = layout.world_size if config.moe.layout is None and layout is not None else 1
+        return replace(config, moe=replace(config.moe, layout=layout)), _job_topology(self.config, ranks)
+
+
+def _job_topology(trained: Config, data_ranks: int) -> Topology:
+    parallel = trained.parallel
+    world = data_ranks * parallel.tensor
+    if world % (parallel.expert * parallel.tensor):  # an older version, and one process with a layout of its own
+        return Topology(data_ranks, data_ranks)
+    return Topology(world, parallel.ranks_per_node or world, parallel.expert, parallel.tensor)
 
 
 def _trained(config: Config, source: Source) -> _Trained:
@@ -156,7 +183,8 @@ def _trained(config: Config, source: Source) -> _Trained:
         try:
             with CheckpointReader.open(path) as reader:
                 tokenizer = Tokenizer.load(str(tokenizer_file(reader, config, None)))
-                return _Trained(reader.header.data, tokenizer, reader.config().moe.layout)
+                ranks = reader.header.sampler.get(RANKS)
+                return _Trained(reader.header.data, tokenizer, reader.config(), ranks if isinstance(ranks, int) else None)
         except DamagedCheckpoint:
             if not source.may_fall_back:
                 raise

@@ -7,18 +7,19 @@ exp(nats / tokens), and so depends on the tokenizer; bits per byte, nats / (byte
 
 import hashlib
 import math
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 
 from locmoe_ops.routers import set_local_strength
-from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.corpus import cut, read_documents
 from pangu_sigma.data.sources import SourceCount
 from pangu_sigma.inference.evaluation import intervals
-from pangu_sigma.inference.evaluation.measurement import Figure, Record
+from pangu_sigma.inference.evaluation.measurement import Figure, Record, finite_or_nan
 from pangu_sigma.inference.evaluation.model import EvaluatedModel
+from pangu_sigma.inference.evaluation.ranks import RankBatch
 from pangu_sigma.inference.evaluation.windows import Request
+from pangu_sigma.train.divergence import perplexity_of
 
 
 def perplexity_figures(records: Sequence[Record]) -> List[Figure]:
@@ -27,8 +28,9 @@ def perplexity_figures(records: Sequence[Record]) -> List[Figure]:
     figures: List[Figure] = []
     for domain in [*domains, *(["all"] if len(domains) > 1 else [])]:
         chosen = [record for record in records if domain in ("all", record["domain"])]
-        nats, tokens, size = ([record[name] for record in chosen] for name in ("nats", "tokens", "bytes"))
-        figures.append(Figure(domain, "perplexity", len(chosen), intervals.ratio(nats, tokens, lambda x: math.exp(min(x, 700.0)))))
+        tokens, size = ([record[name] for record in chosen] for name in ("tokens", "bytes"))
+        nats = [finite_or_nan(record["nats"]) for record in chosen]
+        figures.append(Figure(domain, "perplexity", len(chosen), intervals.ratio(nats, tokens, lambda x: perplexity_of(x) or math.inf)))
         if sum(size):
             figures.append(Figure(domain, "bits_per_byte", len(chosen), intervals.ratio(nats, size, lambda x: x / math.log(2.0))))
     return figures
@@ -40,27 +42,31 @@ class ValidationRows:
     Args: local_term: False: with the routers' local term off (of use as trained alone; elsewhere it changes nothing).
     """
 
-    def __init__(self, model: EvaluatedModel, batches: Sequence[Batch], local_term: bool = True) -> None:
+    def __init__(self, model: EvaluatedModel, batches: Sequence[RankBatch], local_term: bool = True) -> None:
         self.name = "validation" if local_term else "validation-no-local"
         self.chunk = model.scorer.rows
         self._model, self._batches, self._local_term = model, batches, local_term
         self._bytes = np.asarray(model.tokenizer.byte_lengths)
-        self._counting = [int((batch.loss_mask.sum(1) > 0).sum()) for batch in batches]  # the rest fill the last batch up
+        # Batch and row of each example; other rows fill a rank's last batch up.
+        self._places = [(number, int(row)) for number, (_, batch) in enumerate(batches) for row in np.flatnonzero(batch.loss_mask.sum(1))]
+        self._latest: Tuple[int, List[Record]] = (-1, [])
 
     @property
     def size(self) -> int:
-        return sum(self._counting)
+        return len(self._places)
 
     def header(self) -> Dict[str, Any]:
         assert self._model.data is not None  # whose rows these are
-        return {"data": self._model.data.manifest.fingerprint, "rows": self.size}
+        ranks = {"ranks": self._model.data_ranks} if self._model.data_ranks > 1 else {}
+        return {"data": self._model.data.manifest.fingerprint, "rows": self.size, **ranks}
 
     def measure(self, numbers: Sequence[int]) -> List[Record]:
-        found: Dict[int, Record] = {}
-        for number in sorted({example // self.chunk for example in numbers}):
-            for row, record in enumerate(self._records(self._batches[number])):
-                found[number * self.chunk + row] = record
-        return [found[number] for number in numbers]
+        found: List[Record] = []
+        for batch, row in (self._places[number] for number in numbers):
+            if self._latest[0] != batch:
+                self._latest = batch, self._records(self._batches[batch])
+            found.append(self._latest[1][row])
+        return found
 
     def figures(self, records: Sequence[Record]) -> List[Figure]:
         return perplexity_figures(records)
@@ -69,9 +75,12 @@ class ValidationRows:
         dropped = sum(record["dropped"] for record in records)
         return [f"{self.name}: {dropped} assignments of tokens to experts were dropped"] if dropped else []
 
-    def _records(self, batch: Batch) -> List[Record]:
+    def _records(self, of_rank: RankBatch) -> List[Record]:
+        rank, batch = of_rank
         if not self._local_term:
             set_local_strength(self._model.network, 0.0)
+        if self._model.ranks is not None:
+            self._model.ranks.play(rank)
         found = self._model.scorer.tokens(batch)
         losses = found.losses * batch.loss_mask
         counted = batch.loss_mask > 0

@@ -14,13 +14,13 @@ from locmoe_ops.topology import Topology
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.data.corpus import cut
 from pangu_sigma.data.dataset import PreparedData
-from pangu_sigma.data.loader import create_loader
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.inference.evaluation.choice import ChoiceTask, picked
 from pangu_sigma.inference.evaluation.generation import GenerationTask, before_stop
 from pangu_sigma.inference.evaluation.model import EvaluatedModel, _build, without_drops
 from pangu_sigma.inference.evaluation.perplexity import TextPieces, ValidationRows
 from pangu_sigma.inference.evaluation.prompts import prompt_text, task_domain
+from pangu_sigma.inference.evaluation.ranks import validation_batches
 from pangu_sigma.inference.evaluation.tasks import load_task
 from pangu_sigma.train.build import vocabulary
 from pangu_sigma.train.runtime import Runtime
@@ -83,10 +83,9 @@ def test_perplexity_and_bits_per_byte_of_text(model, nats, tmp_path):
 
 
 def test_perplexity_of_validation_rows_by_domain(model, nats):
-    loader = create_loader(model.config, model.data, Topology(1, 1), 0, 1)
-    batches = loader.validation()
-    loader.close()
-    rows = ValidationRows(model, batches)
+    ranked = validation_batches(model.config, model.data, Topology(1, 1), 1)
+    batches = [batch for _, batch in ranked]
+    rows = ValidationRows(model, ranked)
     assert rows.size == 6  # of 8 in two batches
     records = rows.measure([5, 0, 1, 2, 3, 4])
     sums = {0: np.zeros(3), 1: np.zeros(3)}
