@@ -25,7 +25,8 @@ METRICS = {"loss/total", "loss/task", "loss/aux", "loss/locality", "optim/learni
            "comm/intra_node(B)", "comm/inter_node(B)", "moe/local_fraction", "moe/drop_fraction", "moe/load_max_over_mean",
            "moe/tokens_per_expert", "throughput/tokens_per_second", "progress/step", "progress/epoch"}
 METRICS |= {f"{kind}/{cause}{what}" for cause in ("all_to_all", "gradient", "tensor")
-            for kind, what in (("time", "(s)"), ("time", "/overlapped(s)"), ("comm", "/intra_node(B)"), ("comm", "/inter_node(B)"))}
+            for kind, what in (("time", "(s)"), ("time", "/idle(s)"), ("time", "/overlapped(s)"),
+                               ("comm", "/intra_node(B)"), ("comm", "/inter_node(B)"))}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_a_run_leaves_what_it_should(straight):
     assert [record["progress/step"] for record in found if "valid/loss" in record] == [4, 6]
     assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["step_3", "step_6"]
     summary = json.loads((straight / "summary.json").read_text())
-    assert summary["code"] == code_version()
+    assert summary["code"] == code_version() and summary["status"] == "finished"
     assert summary["valid/perplexity"] == pytest.approx(math.exp(summary["valid/loss"]))
     assert set(summary) - {"valid/loss", "valid/perplexity"} >= METRICS and set(summary) <= set(DEFINITIONS)
     (events,) = (straight / "tensorboard").iterdir()

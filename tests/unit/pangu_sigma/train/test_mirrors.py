@@ -27,8 +27,9 @@ def test_a_tracker_gets_the_numbers_of_each_step(monkeypatch, tmp_path, tracker,
     config = config_of(folder, tracker=tracker)
     check_mirrors(config)
     log = MetricsLog(folder / "metrics.jsonl", 0, open_mirrors(config, 0))
-    for step in (1, 2):
-        log.write({"progress/step": step, "loss/task": 7.5, "optim/grad_norm": None, "moe/tokens_per_expert": [[1, 2]]})
+    for step in (1, 2):  # a number that is none goes nowhere
+        log.write({"progress/step": step, "loss/task": 7.5, "optim/grad_norm": None, "valid/loss": float("nan"), "loss/aux": float("inf"),
+                   "moe/tokens_per_expert": [[1, 2]]})
     log.close({"token_gate": {"edges": [0.0, 1.0], "counts": [1]}})
     begin, *steps, end = calls
     assert begin.pop("project") == "pangu-sigma" and begin.pop("config")["train"]["tracker"] == tracker

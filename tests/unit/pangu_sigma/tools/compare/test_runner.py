@@ -27,6 +27,8 @@ case $mode in
     silent) ;;
     broken) echo '{"router": ' >"$folder/summary.json" ;;
     bad_input) echo 'noise' >&2; echo 'pangu-sigma: error: data: found nothing' >&2; echo 'more' >&2; exit 2 ;;
+    diverged) echo '{"router": "x", "status": "diverged"}' >"$folder/summary.json"
+        echo 'pangu-sigma: error: the run diverged at steps 3 to 12' >&2; exit 1 ;;
     crash) printf 'bar\\rlast words\\n' >&2; exit 3 ;;
     quiet) exit 7 ;;
     killed) kill -KILL $$ ;;
@@ -234,3 +236,15 @@ def test_commands(make_plan, tmp_path):
     assert [word for word in quality if word in (*begin, *end)] == [*begin, *end]  # each a word of its own, whatever blanks it has
     for script in ("train_msrun.sh", "simulate_cluster.sh"):
         assert (runner.SCRIPTS / script).is_file()
+
+
+def test_a_run_that_diverged_is_a_result_and_the_others_go_on(make_plan, launcher, tmp_path, capsys):
+    plan, output = make_plan(), tmp_path / "out"
+    launcher.modes = {plan.runs[0].name: "diverged"}
+    run_all(plan, output, launcher)
+    assert launcher.calls == [run.name for run in plan.runs]
+    note = note_of(plan.runs[0], output)
+    assert (note["status"], note["error"]) == ("diverged", "the run diverged at steps 3 to 12")
+    assert f"{plan.runs[0].name}: the run diverged at steps 3 to 12" in capsys.readouterr().out
+    run_all(plan, output, launcher)  # it stands: made again it would diverge again
+    assert len(launcher.calls) == len(plan.runs)

@@ -38,6 +38,17 @@ def test_runs_beside_the_first(write_run, made_up_records, made_up_cosines, tmp_
         "Capacity against perplexity", "Bytes that each nodes link carried"]
 
 
+def test_a_run_that_diverged_beside_one_that_did_not(write_run, tmp_path):
+    """Its last finite validation, 9, was the best of all."""
+    good = write_run("runs/good", [step(1), step(2, **{"valid/loss": 3.0, "valid/perplexity": 20.0})], True, train__steps=2)
+    ruined = write_run("runs/ruined", [step(1, **{"valid/loss": 2.2, "valid/perplexity": 9.0}), step(2, **{"loss/total": None})])
+    (ruined / "summary.json").write_text('{"router": "x", "unigram_perplexity": 900.0, "status": "diverged", "progress/step": 2}')
+    found = text(page.report([str(good), str(ruined)], str(tmp_path / "page.html")))
+    assert "diverged: ended after step 2 of 10" in found and "runs are finished" not in found
+    assert re.search(r"Diverged, so that they have no perplexity: all/ruined/seed_\d .step 2.\.", found)
+    assert re.search(r"ruined +1 s +1.000 +diverged +diverged ", found) and re.search(r"good +1 s +1.000 +20 +1.000 ", found)
+
+
 @pytest.mark.parametrize("records", [[], [step(1)], [{"progress/step": 1}], [step(1, float("nan"), **{"valid/perplexity": float("inf")})]])
 def test_a_run_that_has_hardly_begun(write_run, records, tmp_path):
     folder = write_run("run", records)

@@ -70,6 +70,16 @@ def test_a_run_that_has_hardly_begun_or_diverged(write_run, records):
     assert ("perplexity diverged at step 1" in found and "task diverged" in found) == (len(records) == 1 and len(records[0]) > 1)
 
 
+def test_a_run_that_ended_because_it_diverged(write_run, monkeypatch):
+    """Not finished for those who watch an earlier summary beside a run that goes on from before."""
+    folder = write_run("run", [record(1), record(2, **{"loss/task": None, "loss/total": None})])
+    (folder / "summary.json").write_text('{"router": "locmoe", "status": "diverged", "progress/step": 2}')
+    found = shown(folder)
+    assert "a sparse layer; diverged" in found and "task diverged" in found and "left at this pace" not in found
+    (folder / "summary.json").write_text('{"router": "locmoe", "status": "diverged", "progress/step": 7}')
+    assert "last line 30 s ago" in shown(folder)
+
+
 class _Terminal(io.StringIO):
     def isatty(self):
         return True
