@@ -36,8 +36,16 @@ _METRICS = """# Metrics reference
 bytes. Fractions are in [0, 1]. Times but `time/step(s)` are means over ranks; bytes are sums over ranks. With the hccl backend
 traffic is not counted, and its bytes and times are 0.
 
-`summary.json` holds one value a metric: of `time/`, `comm/`, `moe/` and `throughput/` the median over the second half of the steps
-(the first ones hold compilation and an untrained router), lists averaged likewise, of everything else the last.
+**Which steps count.** Console lines, `watch`, `summary.json`, `report` and `compare` show the same numbers of a run, all by one rule
+([`pangu_sigma/train/window.py`](../pangu_sigma/train/window.py)): of the second half of the steps so far (the first half holds
+compilation and an untrained router) `moe/` is the mean; `time/`, `comm/` and `throughput/` are means over the middle half of these steps
+by step time, so that a disturbed step does not count and the pieces of a step still add up; everything else is the last. Communication is
+counted without waiting, waiting by itself (`idle`); `time/all_to_all(s)`, `time/gradient(s)` and `time/tensor(s)` hold both, and say in
+`.../idle(s)` how much of it is waiting.
+
+**What is not finite is `null`**, in every file: all of them are strict JSON. A perplexity is `null` where it is beyond float64 (a loss
+above 709.78 nats a token). Wherever people read, that is `diverged`, and never comes before a number. Sums over ranks do not depend on
+the number of ranks and cannot wrap: they are exact to 2^-20 (of a nat, a token) below 2^139.
 
 With `train.tensorboard: true` (`pip install "pangu-sigma[tensorboard]"`) the same numbers go to `tensorboard/` of the run folder, with
 `_s` and `_B` in place of the brackets, and as histograms the tokens of each expert and, at the end, the cosines of `cosines.json`

@@ -248,7 +248,8 @@ class TrainConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     interval: int = key(0, "steps between checkpoints; 0: only at the end", minimum=0)
-    keep_last: int = key(2, "newest checkpoints kept", minimum=1)
+    keep_last: int = key(2, "newest checkpoints kept (two at least while a run goes on: only the next step tells "
+                          "whether the newest is any good)", minimum=1)
     keep_every: int = key(0, "checkpoints whose step is a multiple of this are kept for good; 0: none", minimum=0)
     asynchronous: bool = key(True, "write beside training, which waits for a copy of the state only; false: training waits for the disk")
     resume: Optional[str] = key(None, "null: start anew; auto: newest whole checkpoint of output_dir if any; or a checkpoint folder")

@@ -9,7 +9,7 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement
-from pangu_sigma.checkpoint.folders import finished, set_aside_after
+from pangu_sigma.checkpoint.folders import finished, prune, set_aside_after
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
 from pangu_sigma.code_version import code_version
 from pangu_sigma.config.load import save_config
@@ -98,6 +98,8 @@ def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoad
         loop.run(start.step, log)
         if loop.stopped and loop.verdict is None:
             _leave(writer, log, loop.saved_step)
+            if log is not None:
+                _prune(config, folder)
             return ""
         cosines = None if loop.verdict else _cosines(config, runtime, loader, parts)
         unigram = _unigram(data, loop.validation.batches, HostSum(runtime.collectives, "metrics/unigram"))
@@ -110,6 +112,8 @@ def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoad
             log.close(cosines)
             if loop.verdict:
                 _set_aside(folder, loop.verdict)
+            else:
+                _prune(config, folder)
             _finish(config, log.records, {"code": code, "unigram_perplexity": unigram, "time/checkpoint_stall(s)": writer.stalled_s,
                                           "time/checkpoint_writing(s)": writer.written_s}, cosines, loop.verdict)
         return line
@@ -146,8 +150,16 @@ def _job(config: Config, runtime: Runtime) -> Job:
 
 
 def _writing(config: Config) -> Tuple[Retention, bool]:
+    """While the run goes on there are two checkpoints at least: whether the newest one's weights are any good only the next step tells."""
     options = config.checkpoint
-    return Retention(options.keep_last, options.keep_every), options.asynchronous
+    least = 2 if config.train.divergence_patience else 1
+    return Retention(max(options.keep_last, least), options.keep_every), options.asynchronous
+
+
+def _prune(config: Config, folder: Path) -> None:
+    """Keeps as many checkpoints as the configuration says, at the end of a run that did not diverge."""
+    if folder.is_dir():
+        prune(folder, config.checkpoint.keep_last, config.checkpoint.keep_every)
 
 
 def _cosines(config: Config, runtime: Runtime, loader: BatchLoader, parts: TrainingParts) -> Optional[Dict[str, Any]]:
