@@ -9,6 +9,8 @@ generate=false
 further=() # arguments of what takes the place of training
 env_file=
 log_dir=
+log_dir_of_node= # if it was chosen here: this node's folder inside it, `.` if there is one node
+log_files=(errors.log workers.log worker_0.log scheduler.log msrun.log)
 first_rank=0  # of those on this machine,
 local_ranks=0 # which are so many
 total_ranks=0
@@ -96,6 +98,7 @@ rank_words() {
 resolve_log_dir() {
     local own=$1 launch=1 output_dir
     output_dir=$(config_value train.output_dir)
+    [ -n "$log_dir" ] || log_dir_of_node=${own:-.}
     if [ -z "$log_dir" ]; then
         while launch_is_taken "$output_dir/logs/launch_$launch" "$own"; do launch=$((launch + 1)); done
         log_dir=$output_dir/logs/launch_$launch
@@ -141,13 +144,23 @@ note_environment() {
 }
 
 make_log_dir() {
-    local folder=$log_dir
+    local file folder=$log_dir
     until [ -e "$folder" ]; do
         made_folders+=("$folder")
         folder=$(dirname -- "$folder")
     done
-    mkdir -p "$log_dir" 2>/dev/null || bad_input "cannot make the log folder $log_dir; expected a writable place"
-    rm -f "$log_dir/errors.log" "$log_dir/workers.log"
+    mkdir -p "$(dirname -- "$log_dir")" 2>/dev/null || bad_input "cannot make the log folder $log_dir; expected a writable place"
+    while ! mkdir "$log_dir" 2>/dev/null; do
+        [ -d "$log_dir" ] || bad_input "cannot make the log folder $log_dir; expected a writable place"
+        if [ -z "$log_dir_of_node" ]; then
+            for file in "$@"; do
+                [ ! -e "$log_dir/$file" ] || bad_input "--log-dir: $log_dir holds $file already; expected a new folder"
+            done
+            break
+        fi
+        log_dir= # another launch was quicker
+        resolve_log_dir "${log_dir_of_node#.}"
+    done
     echo "logs: $log_dir"
 }
 

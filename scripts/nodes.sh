@@ -75,7 +75,8 @@ make_remote_command() {
 # Arguments: the log folder; a function that sets `node_options` to those of the node it is given.
 run_on_nodes() {
     local place folder=$1
-    mkdir -p "$folder" 2>/dev/null || bad_input "cannot make the log folder $folder; expected a writable place"
+    make_log_dir node_0.log node_1.log node_0 node_1
+    folder=$log_dir
     scratch=$(mktemp -d "${TMPDIR:-/tmp}/on_nodes.XXXXXX")
     trap 'end_nodes "$?"' EXIT
     trap 'exit 130' INT

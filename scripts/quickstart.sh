@@ -91,13 +91,19 @@ fetch_text() {
 
 # Runs stand only while nothing they come from has changed: configuration, options, data. Others are put aside, not lost.
 put_outdated_runs_aside() {
-    local settings aside number=1
+    local settings aside name number=1 made=()
     settings=$(pangu_sigma config --ranks "$workers" && cat "$(pangu_sigma config --ranks "$workers" --key data.path)/manifest.json")
     if ! $fresh && [ "$settings" == "$(cat "$output/settings" 2>/dev/null)" ]; then return; fi
-    if [ -e "$output" ]; then
+    if [ -e "$output/settings" ]; then
+        grep -q '"format": "pangu-sigma data"' "$output/settings" ||
+            bad_input "$output/settings is there, and this script did not write it; expected it moved away"
+        for name in settings summary.json "${routers[@]}"; do
+            [ ! -e "$output/$name" ] || made+=("$output/$name")
+        done
         while [ -e "${output}_$number" ]; do number=$((number + 1)); done
         aside=${output}_$number
-        mv "$output" "$aside"
+        mkdir "$aside"
+        mv -- "${made[@]}" "$aside"
         echo "the earlier runs are now in $aside"
     fi
     mkdir -p "$output"

@@ -161,6 +161,9 @@ make_files() {
     scratch=$(mktemp -d "${TMPDIR:-/tmp}/simulate_cluster.XXXXXX")
     log_dir=${keep_logs:-$scratch}
     mkdir -p "$log_dir" 2>/dev/null || bad_input "--keep-logs: cannot make $log_dir; expected a writable place"
+    [ ! -e "$log_dir/node_0.log" ] || bad_input "--keep-logs: $log_dir holds node_0.log already; expected a new folder"
+    [ ! -s "$counters" ] || [ "$(head -c 10 "$counters" 2>/dev/null)" == '{"nodes": ' ] ||
+        bad_input "--counters: $counters is there already, and is none of this script's files; expected another name"
     # Emptied now, so that an earlier run's numbers never pass for this one's.
     [ -z "$counters" ] || : 2>/dev/null >"$counters" || bad_input "--counters: cannot write $counters; expected a writable place"
     mkfifo "$scratch/output" "$scratch/errors"

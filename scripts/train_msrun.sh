@@ -272,13 +272,14 @@ if $over_ssh && $dry_run; then
     exit 0
 fi
 ! $over_ssh || run_on_nodes "$log_dir" options_of_node
-build_command
 if $dry_run; then
+    build_command
     show_command
     exit 0
 fi
 command -v msrun >/dev/null || bad_input "msrun not found; expected MindSpore to be installed, as by scripts/test.sh"
-make_log_dir
+make_log_dir "${log_files[@]}"
+build_command
 end_job_on_exit
 run_job
 finish_job

@@ -280,12 +280,13 @@ if $over_ssh && $dry_run; then
 fi
 ! $over_ssh || run_on_nodes "$log_dir" options_of_node
 rank_words
-make_settings
 if $dry_run; then
+    make_settings
     show_commands
     exit 0
 fi
-make_log_dir
+make_log_dir "${log_files[@]}"
+make_settings
 end_job_on_exit
 run_job
 finish_job
