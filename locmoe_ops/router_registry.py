@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple, Type
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.json_file import read_text
 
 FOLDER = Path(__file__).with_name("routers")
 TERMS = ("local_term", "balance_rate")  # keys of `moe.router` that a router's selection may take up
@@ -154,11 +155,7 @@ def add_router_file(path: str) -> str:
     Raises InputError: the file cannot be read, its name is taken or is no name, or it declares no router.
     """
     file = Path(path).absolute()
-    try:
-        source = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{path}: cannot be read ({reason.lower()}), expected a router's Python file") from None
+    source = read_text(path, "a router's Python file")
     name = file.stem
     if file.suffix != ".py" or not name.isidentifier() or keyword.iskeyword(name) or name in _OTHER_KEYS:
         raise InputError(f"{path}: the file's name is the router's; expected a Python file named as in my_router.py")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.json_file import read_text
 from locmoe_ops.rank_table import read_rank_table
 
 UNKNOWN = "-"
@@ -38,12 +39,7 @@ def read_nodes(path: Union[str, "os.PathLike[str]"]) -> List[Node]:
     Raises:
         InputError: the file cannot be read, names no node or one twice, or a line has more than two words.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.partition("#")[0].split() for line in file]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(f"{path}: cannot be read ({str(reason).lower()}), expected a machine's address a line") from None
+    lines = [line.partition("#")[0].split() for line in read_text(path, "a machine's address a line").split("\n")]
     nodes: List[Node] = []
     for number, words in enumerate(lines, start=1):
         if len(words) > 2:

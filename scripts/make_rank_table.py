@@ -18,7 +18,7 @@ from typing import Any, Dict, List, NoReturn, Optional, Sequence, Tuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from locmoe_ops.errors import InputError  # noqa: E402
-from locmoe_ops.json_file import JsonValue, read_json  # noqa: E402
+from locmoe_ops.json_file import JsonValue, read_json, read_text  # noqa: E402
 from locmoe_ops.rank_table import parse_rank_table  # noqa: E402
 from pangu_sigma.runtime.files import write_output  # noqa: E402
 
@@ -168,7 +168,7 @@ def read_hccn(text: str, where: str) -> Dict[int, str]:
     """
     found: Dict[int, str] = {}
     number = 0
-    for line in (line.strip() for line in text.splitlines()):
+    for line in (line.strip() for line in text.split("\n")):
         command = re.search(r"hccn_tool\s+.*-i\s*(\d+)", line)
         entry = re.fullmatch(r"(?:ipaddr\s*:|address_(\d+)\s*=)\s*(\S+)", line)
         if command:
@@ -192,7 +192,7 @@ def _ask_hccn_tool() -> Dict[int, str]:
                          "expected a server with its driver installed")
     found = {}
     for number in numbers:
-        done = subprocess.run([tool, "-i", str(number), "-ip", "-g"], capture_output=True, text=True, timeout=TOOL_S)
+        done = subprocess.run([tool, "-i", str(number), "-ip", "-g"], capture_output=True, text=True, errors="replace", timeout=TOOL_S)
         found.update(read_hccn(f"hccn_tool -i {number}\n{done.stdout}", f"hccn_tool -i {number} -ip -g"))
         if number not in found:
             raise InputError(f"--local: device {number} has no address ({(done.stderr or done.stdout).strip()[:60]}); "
@@ -219,11 +219,7 @@ def _number(servers: Sequence[Dict[str, Any]]) -> None:
 
 
 def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(f"{path}: cannot be read ({str(reason).lower()}), expected what hccn_tool printed, or /etc/hccn.conf") from None
+    return read_text(path, "what hccn_tool printed, or /etc/hccn.conf")
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

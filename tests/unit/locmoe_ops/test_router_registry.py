@@ -72,6 +72,13 @@ def test_wrong_declarations_are_refused(tmp_path, text, fragment):
     assert fragment in str(caught.value) and str(file) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_router_file_of_another_system(tmp_path):
+    file = tmp_path / "marked.py"
+    file.write_bytes(("\ufeff" + GOOD.replace("\n", "\r\n")).encode())
+    assert add_router_file(str(file)) == "marked"
+    remove_router("marked")
+
+
 @pytest.mark.parametrize(("name", "fragment"), [
     ("absent.py", "cannot be read .no such file"), ("hash.py", "there is a router hash already"), ("a-b.py", "file's name is the router"),
     ("mine.txt", "the file's name is the router"), ("class.py", "the file's name is the router"), ("top_k.py", "name is the router"),

@@ -28,6 +28,7 @@ def folder(tmp_path):
     (tmp_path / "hccn.conf").write_text(CONF)
     (tmp_path / "traced.txt").write_text("+ hccn_tool -i 4 -ip -g\nipaddr:192.168.1.4\nnetmask:255.255.255.0\n"
                                          "+ hccn_tool -i 6 -ip -g\nipaddr:192.168.1.6\nnetmask:255.255.255.0\n")
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfipaddr:192.168.1.4\r\nnetmask:255.255.255.0\r\n")
     (tmp_path / "single.json").write_text(json.dumps(SINGLE))
     (tmp_path / "pod0.json").write_text(json.dumps(POD))
     (tmp_path / "pod1.json").write_text(json.dumps(POD).replace("p0", "p1").replace("192.168.8.1", "192.168.8.2"))
@@ -68,6 +69,8 @@ def test_captured_output_and_configuration_of_two_servers(make, folder):
 
 
 def test_a_capture_that_shows_its_commands_numbers_devices(make):
+    (server,) = made(make("--hccn", "a=marked.txt"))["server_list"]
+    assert server["device"][0]["device_ip"] == "192.168.1.4"
     (server,) = made(make("--hccn", "a=traced.txt"))["server_list"]
     assert pairs(server) == [(0, 4, "192.168.1.4"), (1, 6, "192.168.1.6")]
 

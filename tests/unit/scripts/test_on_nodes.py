@@ -61,6 +61,11 @@ def test_nodes_file(nodes_file):
     assert not any(node.is_own for node in nodes.read_nodes(nodes_file))
 
 
+def test_a_nodes_file_of_another_system(tmp_path):
+    (tmp_path / "hosts").write_bytes("\ufeff10.0.0.1\r\n\r\n10.0.0.2 # the second\u2028\r\n".encode())
+    assert [node.name for node in nodes.read_nodes(tmp_path / "hosts")] == ["10.0.0.1", "10.0.0.2"]
+
+
 def test_names_are_resolved(tmp_path):
     path = tmp_path / "hosts"
     path.write_text("localhost\nno-such-host.invalid\n")
@@ -74,7 +79,7 @@ def test_names_are_resolved(tmp_path):
     ("10.0.0.1 a b\n", "line 1: found 3 words"),
     ("10.0.0.1\n10.0.0.2\n10.0.0.1\n", "names 10.0.0.1 twice"),
     ("localhost\n127.0.0.1\n", "names 127.0.0.1 as localhost too: both are 127.0.0.1"),
-    (b"\xff\n", "cannot be read (not utf-8 text)"),
+    (b"\xff\n", "not UTF-8 text (byte 0)"),
 ])
 def test_bad_nodes_files_are_named(tmp_path, capsys, text, fragment):
     path = tmp_path / "hosts"
