@@ -137,6 +137,13 @@ def has_lone_surrogate(text: str) -> bool:
     return False
 
 
+def printable(text: str) -> str:
+    """The text with an escape (\\udce9) in place of each lone surrogate, such as file names of another encoding hold. Inside a string of
+    JSON that escape stands for the surrogate itself.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Plain JSON keeps the last of two equal names, silently."""
     result: dict[str, Any] = {}

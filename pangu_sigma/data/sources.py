@@ -19,6 +19,7 @@ from typing import Counter as CounterOf
 from typing import Dict, Iterator, List, NamedTuple, Optional, Set
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.json_file import printable
 
 from . import jsonl
 
@@ -46,7 +47,7 @@ class Tally:
         self.counts[reason] += 1
         names = self.names.setdefault(reason, [])
         if len(names) < _NAMED:
-            names.append(name)
+            names.append(printable(name))
 
     @property
     def total(self) -> int:

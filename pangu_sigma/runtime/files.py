@@ -28,12 +28,13 @@ def temporary_path(folder: Path) -> Path:
 def write_atomically(path: Path, text: str) -> None:
     """Replaces the file's content by all of `text`, or, where that fails (OSError), leaves everything as it was.
 
-    A symbolic link stays one: what it names is replaced.
+    A symbolic link stays one: what it names is replaced. A lone surrogate, as names of folders in another encoding hold, is written as
+    an escape.
     """
     path = Path(os.path.realpath(path))
     beside = temporary_path(path.parent)
     try:
-        with open(beside, "x", encoding="utf-8") as file:
+        with open(beside, "x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Type
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.json_file import printable
 from pangu_sigma.inference.evaluation.intervals import CONFIDENCE
 from pangu_sigma.inference.evaluation.measurement import Figure, Record
 from pangu_sigma.runtime.files import check_output, write_atomically
@@ -100,7 +101,7 @@ def write_results(folder: Path, content: Dict[str, Any]) -> Path:
         kept = {name: found for name, found in before.get("results", {}).items() if name not in content["results"]}
         notes = {name: found for name, found in before.get("notes", {}).items() if name in kept}
         content.update(results={**kept, **content["results"]}, notes={**notes, **content["notes"]})
-    write_atomically(path, dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, printable(dumps(content, indent=1, ensure_ascii=False)) + "\n")
     return path
 
 
@@ -128,7 +129,7 @@ def _number(value: float) -> str:
 
 
 def _line(content: Dict[str, Any]) -> str:
-    return dumps(content, ensure_ascii=False) + "\n"
+    return printable(dumps(content, ensure_ascii=False)) + "\n"
 
 
 def _whole_lines(path: Path) -> List[Dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 import numpy as np
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.json_file import printable
 from locmoe_ops.slices import Slice
 from pangu_sigma.checkpoint.manifest import DataState, Header, TensorEntry
 from pangu_sigma.checkpoint.names import expert_name, is_training_state, split_name, without_moment
@@ -22,6 +23,7 @@ from pangu_sigma.checkpoint.shards import PlannedTensor
 from pangu_sigma.config.load import save_config, to_dict
 from pangu_sigma.config.schema import CheckpointConfig, Config, LocalTermConfig, ParallelConfig
 from pangu_sigma.data.domains import resolve_domain_groups
+from pangu_sigma.data.jsonl import check_text
 from pangu_sigma.data.manifest import TOKENIZER
 from pangu_sigma.tools.checkpoint.reshard import without_training_state
 from pangu_sigma.tools.checkpoint.rewrite import check_target, newest, write_checkpoint
@@ -59,6 +61,7 @@ def extract(source: str, target: str, domain: str, shards: int = 1, keep_optimiz
     Raises InputError: no checkpoint, a damaged one, no such domain, another tokenizer, a target that is there already.
     """
     check_target(Path(target))
+    check_text(target, f"{printable(target)}: the name, which goes into the new folder's config.yaml,")
     with CheckpointReader.open(newest(source)) as reader:
         kept = find_domain(reader, domain)
         vocabulary = _tokenizer(reader, tokenizer)

@@ -188,6 +188,15 @@ def test_a_source_of_empty_files_says_so(tmp_path):
         list(read_documents("en", str(tmp_path / "d")))
 
 
+def test_names_of_another_encoding_are_shown_with_escapes(tmp_path):
+    (tmp_path / "caf\udce9.txt").write_text("text")
+    (tmp_path / "b\udce9.\udce9xt").write_text("text")
+    (tmp_path / "c\udce9.txt").write_text("")
+    count = SourceCount()
+    assert len(list(read_documents("en", str(tmp_path), count=count))) == 1
+    assert count.describe() == r"passed over 2 files: 1 of another type (b\udce9.\udce9xt); 1 empty (c\udce9.txt)"
+
+
 def test_a_long_list_of_reasons_is_shortened():
     tally = Tally()
     for number in range(12):

@@ -44,6 +44,12 @@ def test_tricky_text_round_trips(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@pytest.mark.parametrize("text", ["\ud83d", "a\ude00\ud83d", "caf\udce9"])
+def test_half_of_a_surrogate_pair_is_refused(tokenizer: Tokenizer, text: str) -> None:
+    with pytest.raises(InputError, match="text to be encoded holds half of a surrogate pair"):
+        tokenizer.encode(text)
+
+
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(list(" \u2581\n\0\t<|>天the")), max_size=60))
 def test_any_text_round_trips_without_special_ids(tokenizer: Tokenizer, text: str) -> None:

@@ -23,6 +23,16 @@ def test_records_that_were_written_whole_survive_a_cut_off(tmp_path):
         assert file.records == {} and len(path.read_text().splitlines()) == 1
 
 
+def test_names_of_another_encoding_are_kept(tmp_path):
+    header = {"checkpoint": "caf\udce9"}
+    with RecordFile(tmp_path / "task.jsonl", header, fresh=False) as file:
+        file.add([0], [{"a": "\ud83d中"}])
+    with RecordFile(tmp_path / "task.jsonl", header, fresh=False) as file:
+        assert file.records == {0: {"a": "\ud83d中"}}
+    path = write_results(tmp_path, {"results": {"task-caf\udce9": {}}, "notes": {}})
+    assert json.loads(path.read_bytes()) == {"results": {"task-caf\udce9": {}}, "notes": {}}
+
+
 @pytest.mark.parametrize("content", [b"", b"no json\n", b'{"checkpoint": "c"', b"[1]\n", b"\xff\xfe\n"])
 def test_a_file_without_a_whole_header_begins_anew(tmp_path, content):
     path = tmp_path / "task.jsonl"

@@ -132,3 +132,6 @@ def test_a_wrong_domain_or_tokenizer_is_named(workshop, tmp_path):
         with pytest.raises(InputError, match=message):
             extract(str(source), str(tmp_path / "part"), **options)
     assert not (tmp_path / "part").exists()
+    with pytest.raises(InputError, match=r"part\\udce9: the name, .*, holds half of a surrogate pair or bytes that are no text"):
+        extract(str(source), str(tmp_path / "part\udce9"), "one")
+    assert not (tmp_path / "part\udce9").exists()

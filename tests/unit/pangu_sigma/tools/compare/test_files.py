@@ -10,9 +10,9 @@ from pangu_sigma.tools.compare.files import read_lines, read_object
 
 def test_new_content_replaces_the_old_and_leaves_nothing_beside_it(tmp_path):
     path = tmp_path / "summary.json"
-    for text in ("alt", "新"):
+    for text in ("alt", "新", "name of another encoding: \udce9"):
         write_atomically(path, text)
-        assert path.read_bytes() == text.encode("utf-8")
+        assert path.read_bytes() == text.encode("utf-8", "backslashreplace")
     assert list(tmp_path.iterdir()) == [path]
 
 
