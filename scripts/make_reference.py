@@ -28,6 +28,10 @@ Every key, with its default. A file gives the keys that differ; `--set key.path=
 `pangu-sigma config CONFIG` prints all of them with their values. A key that does not exist, a value of another type or outside its
 limits, or values that do not fit together end the command with one line and status 2.
 
+Numbers are written in decimal digits: `0100`, `0x1F`, `1:30` and `1_000`, which YAML 1.1 reads as 64, 31, 90 and 1000, are refused with
+the decimal number offered. `1e-4` is a number. A text that looks like a number stands in quotes, on the command line inside those of the
+shell, as in `--set 'data.path="2024"'`; a date is a text.
+
 Sections: {sections}.
 """
 _METRICS = """# Metrics reference
