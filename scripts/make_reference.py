@@ -51,7 +51,7 @@ counted without waiting, waiting by itself (`idle`); `time/all_to_all(s)`, `time
 above 709.78 nats a token). Wherever people read, that is `diverged`, and never comes before a number. Sums over ranks do not depend on
 the number of ranks and cannot wrap: they are exact to 2^-20 (of a nat, a token) below 2^139.
 
-With `train.tensorboard: true` (`pip install "pangu-sigma[tensorboard]"`) the same numbers go to `tensorboard/` of the run folder, with
+With `train.tensorboard: true` (`pip install tensorboardX`) the same numbers go to `tensorboard/` of the run folder, with
 `_s` and `_B` in place of the brackets, and as histograms the tokens of each expert and, at the end, the cosines of `cosines.json`
 ([`pangu_sigma/train/events.py`](../pangu_sigma/train/events.py)). `train.tracker` hands them to Weights & Biases or SwanLab
 ([`pangu_sigma/train/mirrors.py`](../pangu_sigma/train/mirrors.py)). `pangu-sigma watch RUN` shows a run in the terminal, `pangu-sigma

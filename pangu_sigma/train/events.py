@@ -5,7 +5,7 @@ Scalars: every metric that is one number, each step, under its own name, with th
 `moe/tokens_per_expert/layer_N`, whose horizontal axis is the expert's number and whose height its tokens; at the end those of
 cosines.json, `cosines/...`. A resumed run writes a file of its own, which hides what an earlier one has from its first step on.
 
-Written by tensorboardX, an optional dependency (`pip install "pangu-sigma[tensorboard]"`); to look at them takes TensorBoard itself.
+Written by tensorboardX, an optional dependency (`pip install tensorboardX`); to look at them takes TensorBoard itself.
 """
 
 import re

@@ -50,7 +50,7 @@ class Tracker:
 def check_mirrors(config: Config) -> None:
     """Raises InputError where a library that the configuration asks for is not installed."""
     tracker = config.train.tracker
-    wanted = [("train.tensorboard is true", "tensorboardX", 'pip install "pangu-sigma[tensorboard]"', "false")] * config.train.tensorboard
+    wanted = [("train.tensorboard is true", "tensorboardX", "pip install tensorboardX", "false")] * config.train.tensorboard
     wanted += [(f"train.tracker is {tracker}", tracker, f"pip install {tracker}", "none")] * (tracker != "none")
     for key, module, command, other in wanted:
         if importlib.util.find_spec(module) is None:

@@ -113,7 +113,7 @@ def described(words):
         if not words or words[0] not in inner:
             break
         parser, words = inner[words[0]], words[1:]
-    assert not inner or not words, f"no such command: {words[0]}"
+    assert not inner or not words or words[0].startswith("-"), f"no such command: {words[0]}"
     known = {option for action in parser._actions for option in action.option_strings}
     assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
 
@@ -154,3 +154,17 @@ def test_the_tutorials_files(tmp_path, monkeypatch):
         (tmp_path / lines[0].lstrip("# ")).write_text("\n".join(lines))
     validate(load_config("mine/config.yaml"), 1)
     assert [run.variant for run in load_plan("mine/compare.yaml").runs] == ["hash", "switch", "locmoe"]
+
+
+def test_what_is_to_be_installed_can_be():
+    """Each `pip install` names the checkout, a wheel, or what setup.py requires: the project is on no package index, where its name may
+    come to be anybody's. (The changelog says what earlier versions had.)"""
+    setup = (REPOSITORY / "setup.py").read_text(encoding="utf-8")
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "CHANGELOG.md")
+    found = re.findall(r"pip install ([^`\n#;]+)", pages)
+    assert len(found) >= 5
+    for word in shlex.split(" ".join(found)):
+        if not word.startswith("-") and not re.fullmatch(r"\.(\[test\])?|\S+\.whl", word):
+            assert '"' + re.split("[<>=]", word)[0] in setup, f"pip install {word}: nothing that setup.py requires"
+    for path in (path for folder in ("pangu_sigma", "locmoe_ops", "scripts") for path in (REPOSITORY / folder).rglob("*.py")):
+        assert not re.search("pip install [^\n]*pangu-sigma", path.read_text(encoding="utf-8")), path

@@ -47,7 +47,7 @@ def test_none_unless_asked_for(tmp_path):
 
 @pytest.mark.parametrize(("module", "train", "message"), [
     ("tensorboardX", {"tensorboard": True}, "train.tensorboard is true, but tensorboardX is not installed; expected it, as pip install "
-                                            '"pangu-sigma[tensorboard]" does, or false'),
+                                            "tensorboardX does, or false"),
     ("wandb", {"tracker": "wandb"}, "train.tracker is wandb, but wandb is not installed; expected it, as pip install wandb does, or none")])
 def test_a_library_that_is_not_installed(monkeypatch, tmp_path, module, train, message):
     monkeypatch.setitem(sys.modules, module, None)
