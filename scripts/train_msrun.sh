@@ -277,7 +277,7 @@ if $dry_run; then
     show_command
     exit 0
 fi
-command -v msrun >/dev/null || bad_input "msrun not found; expected MindSpore to be installed, as by scripts/test.sh"
+command -v msrun >/dev/null || bad_input "msrun not found; expected the environment that MindSpore is installed in to be active"
 make_log_dir "${log_files[@]}"
 build_command
 end_job_on_exit

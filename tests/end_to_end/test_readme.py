@@ -1,0 +1,112 @@
+"""The README's commands run as they stand there, in their order, in a new folder: after its first one, on what that leaves.
+
+The configurations are those that come with the program, made small; the sample texts are there already, so that nothing is fetched.
+"""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pangu_sigma import cli
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+SMALL = {
+    "configs/quickstart.yaml": {
+        "model": {"hidden_size": 32, "num_heads": 2, "dense_layers": 1, "sparse_layers": 1, "sequence_length": 32},
+        "data": {"prepare": {"vocab_size": 400, "validation_fraction": 0.1}}, "optimizer": {"warmup_steps": 2},
+        "train": {"steps": 24, "eval_rows": 12}, "checkpoint": {"interval": 12}},
+    "configs/two_domains.yaml": {
+        "model": {"hidden_size": 32, "num_heads": 2, "dense_layers": 1, "sparse_layers": 1, "sequence_length": 32},
+        "data": {"prepare": {"vocab_size": 400}}},
+    "configs/compare/smoke.yaml": {
+        "base_overrides": {"model.hidden_size": 32, "train.steps": 3, "train.eval_interval": 3, "train.eval_rows": 12,
+                           "optimizer.warmup_steps": 1},
+        "variants": None, "warmup_steps_ignored": 1},
+}
+# Everything else is tried elsewhere: the tests themselves, which are running; words that stand for something.
+NOT_RUN = re.compile(r"^source |^bash scripts/test\.sh|\b[A-Z]{4,}\b(?![=.])")
+ROOT_ONLY = "simulate_cluster.sh"
+
+
+def commands():
+    specification = importlib.util.spec_from_file_location("check_docs", REPOSITORY / "scripts" / "check_docs.py")
+    check_docs = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(check_docs)
+    return [re.sub(r"\s+#\s.*", "", line).strip() for kind, line in check_docs.steps(README) if kind == "run"]
+
+
+def merged(base, changes):
+    for name, value in changes.items():
+        base[name] = merged(base[name], value) if isinstance(value, dict) and isinstance(base.get(name), dict) else value
+    return base
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a user begins: configurations and launchers, as `config --copy` gives them, and texts."""
+    folder = tmp_path_factory.mktemp("user")
+    assert cli.main(["config", "--copy", str(folder)]) == 0
+    for name, changes in SMALL.items():
+        content = merged(yaml.safe_load((folder / name).read_text(encoding="utf-8")), changes)
+        if "variants" in content:  # one is enough to see the command work
+            content.update(variants={"switch": {"moe.router.type": "switch"}})
+        (folder / name).write_text(yaml.safe_dump(content), encoding="utf-8")
+    generator = np.random.default_rng(0)
+    words = np.array(["".join(generator.choice(list("abcdefghij"), 4)) for _ in range(120)])
+    for domain in ("en", "zh", "code"):
+        (folder / "data" / "samples" / domain).mkdir(parents=True)
+        for number in range(12):
+            (folder / "data" / "samples" / domain / f"{number}.txt").write_text(" ".join(generator.choice(words, 400)))
+    return folder
+
+
+@pytest.fixture
+def run(folder):
+    """Runs a command in that folder, as a user whose shell has this environment active; its exit status and both outputs."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MS_", "LOCMOE_", "RANK_", "PYTEST"))}
+    environment = {**kept, "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                   "PYTHONPATH": str(REPOSITORY)}
+
+    def _run(command):
+        return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+                              text=True, timeout=900)
+
+    return _run
+
+
+RUN = [command for command in commands() if not NOT_RUN.search(command)]
+
+
+def test_nearly_all_commands_are_run():
+    assert RUN[0] == "bash scripts/quickstart.sh" and len(RUN) >= 17
+    assert [command for command in commands() if command not in RUN] == [
+        "bash scripts/test.sh", "source .venv/bin/activate", "pangu-sigma ckpt inherit CONFIG runs/dense runs/start"]
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_command(run, command):
+    if ROOT_ONLY in command and os.geteuid() != 0:
+        pytest.skip("simulated nodes need root")
+    started = time.monotonic()
+    done = run(command)
+    print(f"{time.monotonic() - started:.0f} s")
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
+def test_a_run_is_refused_where_one_is_and_leaves_nothing(run, folder):
+    """The second time round, the same folder: one line, and no log folder of a job that did not run."""
+    command = next(command for command in RUN if "--set train.output_dir=runs/switch" in command)
+    before = sorted(str(path) for path in (folder / "runs" / "switch").rglob("*"))
+    done = run(command)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and "holds an earlier run" in line
+    assert sorted(str(path) for path in (folder / "runs" / "switch").rglob("*")) == before
