@@ -7,9 +7,7 @@ checkpoint's weights, each bank of experts one tensor, by global id; and `config
 
 import json
 import os
-import re
 import shutil
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Union
@@ -29,15 +27,15 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.data.manifest import TOKENIZER
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.inference.api import Generator
-from pangu_sigma.inference.cells import CachedNetwork, Decode, Prefill
+from pangu_sigma.inference.cells import Decode, Prefill
 from pangu_sigma.inference.graphs import GraphPair
 from pangu_sigma.inference.load import Model, Words, checkpoint_of, load_model, tokenizer_file
+from pangu_sigma.mindir import export_graph, graph_file
 from pangu_sigma.strict_json import dumps
 
 FORMAT, VERSION = "pangu-sigma generation", 1
 DESCRIPTION, WEIGHTS = "generation.json", "model.safetensors"
 OWN = (DESCRIPTION, WEIGHTS, TOKENIZER, "config.yaml", "prefill*", "decode*")
-_PLAIN = re.compile(r"[0-9A-Za-z@_.:/\\-]+")  # what mindspore.export takes for a path; see its check_file_name_by_regular
 _INPUTS = {"prefill": ("ids", "positions", "last", "domain", "home"), "decode": ("ids", "positions", "places", "domain", "home")}
 
 
@@ -60,8 +58,8 @@ def export_mindir(config: Config, target: Union[str, Path], rows: int, length: O
         prefill, decode = (kind(model.network, model.context, rows, length) for kind in (Prefill, Decode))
         first = _prefill_inputs(rows, length)
         caches = _empty_caches(model, rows, length, len(prefill.layers))
-        _export(prefill, first, folder / "prefill")
-        _export(decode, [*(Tensor(np.zeros((rows, 1), np.int32)) for _ in range(3)), *first[3:], *caches], folder / "decode")
+        export_graph(prefill, first, folder / "prefill")
+        export_graph(decode, [*(Tensor(np.zeros((rows, 1), np.int32)) for _ in range(3)), *first[3:], *caches], folder / "decode")
         description = _description(model, rows, length, caches)
         (folder / DESCRIPTION).write_text(dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.copyfile(model.words.tokenizer_path, folder / TOKENIZER)
@@ -102,7 +100,7 @@ def load_exported(folder: Union[str, Path]) -> Generator:
     path = str(folder / TOKENIZER)
     words = Words(Tokenizer.load(path), path, tuple(description["domains"]), description["word_table_rows"], description["length"],
                   description["reset_at_document_end"])
-    prefill, decode = (nn.GraphCell(ms.load(str(_graph_file(folder, name)))) for name in _INPUTS)
+    prefill, decode = (nn.GraphCell(ms.load(str(graph_file(folder / name)))) for name in _INPUTS)
     return Generator(words, ExportedGraphs(GraphPair(description["rows"], description["length"], prefill, decode)), description["homes"])
 
 
@@ -129,22 +127,6 @@ def _check_target(target: Path) -> None:
         raise InputError(f"--output {str(target)[:80]}: cannot be made ({reason}); expected the name of a new folder") from None
     if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         raise InputError(f"--output {target}: cannot be made in {above}; expected a folder that can be written to")
-
-
-def _graph_file(folder: Path, name: str) -> Path:
-    """MindSpore writes the weights of a graph of more than 1 GB beside it, and calls the graph's own file otherwise."""
-    whole = folder / f"{name}.mindir"
-    return whole if whole.exists() else folder / f"{name}_graph.mindir"
-
-
-def _export(cell: CachedNetwork, inputs: List[Tensor], path: Path) -> None:
-    """MindSpore refuses paths with blanks, signs or letters outside ASCII, but follows a link with a plain name to where they lead."""
-    # What TMPDIR names may itself have no plain name.
-    base = next(folder for folder in (tempfile.gettempdir(), "/tmp") if _PLAIN.fullmatch(folder))
-    with tempfile.TemporaryDirectory(prefix="pangu-sigma-", dir=base) as folder:
-        link = Path(folder) / "export"
-        link.symlink_to(path.parent.absolute(), target_is_directory=True)
-        ms.export(cell, *inputs, file_name=str(link / path.name), file_format="MINDIR")
 
 
 def _prefill_inputs(rows: int, length: int) -> List[Tensor]:

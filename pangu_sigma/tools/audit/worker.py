@@ -17,6 +17,7 @@ from locmoe_ops.topology import Topology
 from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.launch import read_launch
+from pangu_sigma.mindir import export_graph
 from pangu_sigma.router_files import use_router_files
 from pangu_sigma.strict_json import dumps
 from pangu_sigma.tools.bench import random_batch
@@ -37,7 +38,7 @@ def export_rank(config: Config, rank: int, world_size: int, words: int, domains:
     batch = random_batch(rows_per_rank(config, world_size), config.model.sequence_length, vocabulary)
     graphs = []
     for graph in parts.graphs(batch):
-        ms.export(graph.cell, *graph.inputs, file_name=str(folder / f"{graph.name}_{rank}"), file_format="MINDIR")
+        export_graph(graph.cell, graph.inputs, folder / f"{graph.name}_{rank}")
         graphs.append([graph.name, graph.times])
     note = {"graphs": graphs, "groups": collectives.groups}
     (folder / f"rank_{rank}.json").write_text(dumps(note))

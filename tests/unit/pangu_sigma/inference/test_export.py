@@ -8,21 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import mindspore as ms
-from mindspore import Parameter, Tensor, nn
-
 from locmoe_ops.errors import InputError
 from pangu_sigma.cli import main
 from pangu_sigma.inference.api import SamplingSettings
-from pangu_sigma.inference.export import _export, _graph_file, export_mindir, export_safetensors, load_exported
+from pangu_sigma.inference.export import export_mindir, export_safetensors, load_exported
 from pangu_sigma.inference.load import load_model
 
 PROMPTS, DOMAINS = [[261, 300, 270], [299, 2, 288, 264, 271], [310]], [0, 1, 1]
 SETTINGS = SamplingSettings(max_new_tokens=6, temperature=1.2, stop_at_end=False)
-
-
-# Blanks, signs, letters outside ASCII, a dash first: names that MindSpore's export takes for no path, and some that it takes.
-NAMES = ["ex b", "a+b=", "中文", "é", "-dash", "a,b;c&", "a'b", 'a"b', "(a)%~", "a\\b", "n" * 250, "a/b c/d"]
 
 
 @pytest.fixture(scope="module")
@@ -44,43 +37,6 @@ def test_the_description_says_how_to_run_the_graphs(exported, generator):
     caches = ["key 0", "value 0", "key 1", "value 1"]
     assert found["decode"] == {"inputs": ["ids", "positions", "places", "domain", "home", *caches], "outputs": ["logits", *caches]}
     assert found["domain_tags"] == list(generator.words.tokenizer.domain_tags.values())
-
-
-class Twice(nn.Cell):
-    def __init__(self):
-        super().__init__()
-        self.weight = Parameter(Tensor(np.full((2, 3), 2.0, np.float32)), name="weight")
-
-    def construct(self, x):
-        return self.weight * x
-
-
-def read_graph(folder):
-    return nn.GraphCell(ms.load(str(_graph_file(folder, "prefill"))))(Tensor(np.ones((2, 3), np.float32))).asnumpy()
-
-
-@pytest.mark.parametrize("name, way", [*((name, "whole path") for name in NAMES), ("ex b", "relative"), ("ex b", "through a link")])
-def test_a_graph_goes_into_a_folder_of_any_name(tmp_path, monkeypatch, name, way):
-    """Also where temporary files go to such a folder."""
-    folder = tmp_path / name
-    folder.mkdir(parents=True)
-    (tmp_path / "link").symlink_to(folder)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    given = {"whole path": folder, "relative": Path(name), "through a link": tmp_path / "link"}[way]
-    _export(Twice(), [Tensor(np.ones((2, 3), np.float32))], given / "prefill")
-    assert [path.name for path in folder.iterdir()] == ["prefill.mindir"]
-    np.testing.assert_array_equal(read_graph(given), np.full((2, 3), 2.0))
-
-
-def test_a_graph_whose_weights_lie_beside_it_is_read(tmp_path, monkeypatch):
-    """As MindSpore writes graphs of more than 1 GB."""
-    monkeypatch.setattr("mindspore.train.serialization.TOTAL_SAVE", 0)
-    folder = tmp_path / "ex b"
-    folder.mkdir()
-    _export(Twice(), [Tensor(np.ones((2, 3), np.float32))], folder / "prefill")
-    assert not (folder / "prefill.mindir").exists()
-    np.testing.assert_array_equal(read_graph(folder), np.full((2, 3), 2.0))
 
 
 @pytest.mark.parametrize("output, told", [
