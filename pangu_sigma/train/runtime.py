@@ -13,7 +13,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import resolve_runtime
 from pangu_sigma.launch import read_launch, why_a_rank
 from pangu_sigma.reporting import announce, leave_now
-from pangu_sigma.train.settings import set_context, set_environment
+from pangu_sigma.train.settings import set_context, set_environment, switch_off_compile_cache
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def start_runtime(config: Config) -> Runtime:
     """
     launch, resolved = read_launch(), resolve_runtime(config)
     set_environment(config.runtime.hccl)
+    switch_off_compile_cache(tell=launch.rank == 0)
     if resolved.runtime.device == "ascend":
         ms.set_device("Ascend", launch.device)
     else:

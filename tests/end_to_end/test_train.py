@@ -198,3 +198,12 @@ def test_balance_biases_are_part_of_what_a_checkpoint_holds(train):
     assert losses(parts) == losses(whole)
     bias = next(value for name, value in tensors(parts / "checkpoints" / "step_6").items() if name.endswith("balance_bias"))
     assert bias.any()
+
+
+def test_no_graph_is_taken_from_a_compile_cache(train, tmp_path, monkeypatch, capfd):
+    """MindSpore would find this run's graphs again for any other configuration, and compute this one's numbers."""
+    monkeypatch.setenv("MS_COMPILER_CACHE_ENABLE", "1")
+    monkeypatch.setenv("MS_COMPILER_CACHE_PATH", str(tmp_path))
+    train("cached", "train.steps=1", "optimizer.warmup_steps=1", "train.eval_rows=0")
+    assert list(tmp_path.iterdir()) == []
+    assert "MS_COMPILER_CACHE_ENABLE is 1, but MindSpore's compile cache is switched off" in capfd.readouterr().err

@@ -23,6 +23,7 @@ from pangu_sigma.strict_json import dumps
 from pangu_sigma.tools.bench import random_batch
 from pangu_sigma.train.build import TrainingParts, Vocabulary, rows_per_rank
 from pangu_sigma.train.runtime import Runtime
+from pangu_sigma.train.settings import switch_off_compile_cache
 
 
 def export_rank(config: Config, rank: int, world_size: int, words: int, domains: int, folder: Path, job: str) -> None:
@@ -47,6 +48,7 @@ def export_rank(config: Config, rank: int, world_size: int, words: int, domains:
 def main() -> None:
     from mindspore.communication import init
 
+    switch_off_compile_cache(tell=False)  # it might give another job's graph
     ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE)
     init()

@@ -11,7 +11,7 @@ from pangu_sigma.config import config_from_dict
 from pangu_sigma.config.schema import DeviceMemoryConfig, HcclConfig
 from pangu_sigma.launch import Launch
 from pangu_sigma.train import runtime as runtime_module
-from pangu_sigma.train.settings import VARIABLES, memory_sizes, set_environment
+from pangu_sigma.train.settings import COMPILE_CACHE, VARIABLES, memory_sizes, set_environment, switch_off_compile_cache
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +70,26 @@ def test_sizes_as_mindspore_spells_them(given, expected):
     assert sizes == expected
     for size in sizes.values():
         ms.runtime.memory._check_memory_conf_valid(size)
+
+
+@pytest.mark.parametrize("variable, context", [("1", None), ("true", None), (None, True), ("0", True), ("1", True)])
+def test_the_compile_cache_is_switched_off_and_told(monkeypatch, capsys, variable, context):
+    """Whoever asked for it, and however: MindSpore looks at its context first and then at the variable."""
+    settings = {"enable_compile_cache": context}
+    monkeypatch.setattr(ms, "get_context", settings.get)
+    monkeypatch.setattr(ms, "set_context", lambda **changed: settings.update(changed))
+    monkeypatch.setenv(COMPILE_CACHE, variable or "")
+    switch_off_compile_cache()
+    assert not settings["enable_compile_cache"] and os.environ[COMPILE_CACHE] == "0"
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "compile cache is switched off" in told
+    assert (f"{COMPILE_CACHE} is {variable}" if variable not in (None, "0") else "enable_compile_cache is set") in told
+    switch_off_compile_cache()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("variable", ["", "0"])
+def test_without_a_compile_cache_nothing_is_told(monkeypatch, capsys, variable):
+    monkeypatch.setenv(COMPILE_CACHE, variable)
+    switch_off_compile_cache()
+    assert capsys.readouterr().err == "" and os.environ[COMPILE_CACHE] == variable
