@@ -3,7 +3,8 @@
 
 usage: python scripts/check_fuzz.py [--examples N] [--seed S] [--only PART ...] [--output FILE] [--report]
 
-Runs tests/**/test_fuzz_*.py, each test on N inputs (default 20000; a tenth for the one that makes a mesh for each input). Results go to
+Runs tests/**/test_fuzz_*.py, each test on N inputs (default 20000; a tenth for those that make a mesh, or run a sequence of commands, for
+each input; a two-hundredth for the one that runs several jobs). Results go to
 FILE (default runs/faults/fuzz.jsonl), a line a test; tests that it holds for this N and S are not run again. --only: tests whose name
 contains PART. Writes the table of docs/reliability.md; --report does that alone. Exit status 1 if a test failed.
 """
@@ -21,7 +22,7 @@ from faults.page import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 WHAT = {"test_fuzz_load": "configuration", "test_fuzz_manifest": "checkpoint manifest", "test_fuzz_rank_table": "rank table",
-        "test_fuzz_handshake": "mesh"}
+        "test_fuzz_handshake": "mesh", "test_fuzz_files": "commands around files of others", "test_fuzz_jobs": "jobs with one run folder"}
 COUNTS = re.compile(r"(\d+) passing[a-z ]*, (\d+) failing")  # as pytest shows Hypothesis's statistics
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pangu_sigma.cli import main
 from pangu_sigma.train.build import StepResult, TrainingParts
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 6))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 60)) // 10
 
 # Names that commands use, as a user might have used them before, and names of a user's own.
 NAMES = ("NOTES.txt", "thesis", "config.yaml", "metrics.jsonl", "summary.json", "report.html", "manifest.json", "tokenizer.model",
