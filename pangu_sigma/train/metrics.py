@@ -17,6 +17,7 @@ from mindspore import Tensor, nn
 
 from locmoe_ops.collectives import Collectives
 from pangu_sigma.checkpoint.errors import OutputNotWritten
+from pangu_sigma.runtime import files
 from pangu_sigma.strict_json import dumps, finite_only
 from pangu_sigma.train.definitions import CAUSES
 from pangu_sigma.train.divergence import perplexity_of
@@ -204,14 +205,9 @@ def _read_lines(path: Path) -> List[Dict[str, Any]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The file holds either its old content or all of the new, whenever the program ends. Raises OutputNotWritten."""
-    beside = path.with_name(path.name + ".part")
+    """As `pangu_sigma.runtime.files.write_atomically`. Raises OutputNotWritten."""
     try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        files.write_atomically(path, text)
     except OSError as error:
         raise _not_written(path, error) from None
 

@@ -39,7 +39,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(OutputNotWritten, match=f"metrics.jsonl: cannot be written .{os.strerror(errno.ENOSPC)}"):
         log.write({"progress/step": 1})
     log.close()
-    (tmp_path / "summary.json.part").symlink_to("/dev/full")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
     with pytest.raises(OutputNotWritten, match="summary.json: cannot be written .No space left"):
         write_atomically(tmp_path / "summary.json", "{}")
     assert not (tmp_path / "summary.json").exists()
