@@ -28,7 +28,8 @@ def check_table(machine: Machine, path: Optional[str], server: Optional[str], co
     try:
         table = read_rank_table(path)
     except InputError as error:
-        return [failure("rank table", str(error), MAKE)]
+        left_over = path == machine.environ.get("RANK_TABLE_FILE")
+        return [failure("rank table", str(error), f"{MAKE}, or unset RANK_TABLE_FILE, which names it" if left_over else MAKE)]
     shown = f"version {table.version}: {table.world_size} ranks on {len(table.servers)} servers of {table.ranks_per_server}"
     return [ok("rank table", shown), *_check_server(machine, table, server),
             *_check_degrees(config, Launch(world_size=table.world_size, table=table))]

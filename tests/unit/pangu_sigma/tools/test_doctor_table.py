@@ -92,3 +92,11 @@ def test_without_a_table(machine):
     assert found(here, None, config=config(expert=16))["degrees"].level == UNKNOWN
     assert found(here, None, config=config(expert=16), ranks=16)["degrees"].level == OK
     assert found(here, None, config=config(expert=16), ranks=8)["degrees"].level == FAILURE
+
+
+@pytest.mark.parametrize("left_over", [True, False])
+def test_a_table_that_a_variable_names_and_that_is_gone(machine, left_over):
+    environ = {"RANK_TABLE_FILE": "/no/such.json"} if left_over else None
+    (finding, *_) = check_table(machine(environ=environ), "/no/such.json", None, None, None)
+    assert finding.level == FAILURE and "/no/such.json: cannot be read" in finding.found
+    assert ("unset RANK_TABLE_FILE" in finding.mend) == left_over
