@@ -58,10 +58,10 @@ class JsonValue:
 
     def number(self) -> int:
         """A string of at most 10 decimal digits, as an integer."""
-        text = self.text()
-        if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        number = whole_number(self.text())
+        if number is None:
             raise self.error('a string of digits, as in "0"')
-        return int(text)
+        return number
 
     def error(self, expected: str) -> InputError:
         """What was found here and what was expected."""
@@ -124,6 +124,11 @@ def parse_json(text: str, where: str, expected: str, is_line: bool = False) -> A
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise InputError(f"{where}: {'broken' if is_line else 'not valid'} JSON ({reason}), expected {expected}") from None
+
+
+def whole_number(text: str) -> int | None:
+    """The number that at most 10 decimal digits spell; None if the text is something else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
 
 
 def has_lone_surrogate(text: str) -> bool:

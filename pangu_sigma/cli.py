@@ -6,6 +6,7 @@ output any more. Nothing heavy is imported before it is needed: `--help` and mos
 
 import argparse
 import ctypes
+import errno
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.checkpoint.errors import OutputNotWritten
 from pangu_sigma.commands.audit import add_audit
 from pangu_sigma.commands.bench import add_bench
 from pangu_sigma.commands.ckpt import add_ckpt
@@ -36,6 +38,7 @@ from pangu_sigma.router_files import use_router_files
 ADD_COMMANDS = (add_training, add_eval, add_generate, add_export, add_compare, add_watch, add_bench, add_doctor, add_plan, add_audit,
                 add_ckpt)
 INTERRUPTED = 130
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CLOSED_PIPE = 141  # what a shell reports of a program that this ends by its signal
 
 
@@ -53,6 +56,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
             error = InputError(f"{error.object!a} cannot be spelled in {error.encoding}, the encoding of file names here; "
                                "expected PYTHONUTF8=1, or a locale of UTF-8")
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            _drop_output()
+            what, reason = error.filename or "what the command writes", str(error.strerror).lower()
+            error = OutputNotWritten(f"{what} cannot be written ({reason}); expected more room")
         return CLOSED_PIPE if isinstance(error, BrokenPipeError) and _nobody_reads() else report_error(error)
 
 
@@ -64,6 +71,14 @@ def _nobody_reads() -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still wants to write at its end
     return True
+
+
+def _drop_output() -> None:
+    """Drops what standard output holds, if nothing more can be written there: Python would try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Optional
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.json_file import whole_number
 from pangu_sigma.config.schema import Config
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ def _table() -> "Optional[RankTable]":
 
 def _number(name: str) -> int:
     text = os.environ.get(name, "")
-    if not (text.isascii() and text.isdigit()):
-        raise InputError(f"environment variable {name}: found '{text}', expected a number from 0")
-    return int(text)
+    number = whole_number(text)
+    if number is None:
+        raise InputError(f"environment variable {name}: found '{text[:60]}', expected a number from 0")
+    return number

@@ -108,7 +108,7 @@ def _download(package: Package, folder: Path) -> Path:
         str(requirement),
     ]
     result = subprocess.run(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=DOWNLOAD_SECONDS
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", timeout=DOWNLOAD_SECONDS
     )
     wheels = list(folder.glob("*.whl"))
     if result.returncode or len(wheels) != 1:

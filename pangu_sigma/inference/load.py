@@ -9,6 +9,7 @@ import numpy as np
 
 from locmoe_ops.collectives import Collectives, create_collectives
 from locmoe_ops.errors import InputError
+from locmoe_ops.json_file import whole_number
 from locmoe_ops.routers import set_local_strength
 from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.errors import DamagedCheckpoint
@@ -52,8 +53,8 @@ class Words:
         """Number of a domain. Raises InputError where there is none of that name or number."""
         if given in self.domains:
             return self.domains.index(str(given))
-        number = int(given) if str(given).isascii() and str(given).isdecimal() else len(self.domains)
-        if number >= len(self.domains):
+        number = whole_number(str(given))
+        if number is None or number >= len(self.domains):
             raise InputError(f"domain {given}: expected one of {', '.join(self.domains)}, or a number from 0 to {len(self.domains) - 1}")
         return number
 

@@ -14,7 +14,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 import numpy as np
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.json_file import printable
+from locmoe_ops.json_file import printable, whole_number
 from locmoe_ops.slices import Slice
 from pangu_sigma.checkpoint.manifest import DataState, Header, TensorEntry
 from pangu_sigma.checkpoint.names import expert_name, is_training_state, split_name, without_moment
@@ -82,8 +82,8 @@ def find_domain(reader: CheckpointReader, given: str) -> Domain:
     has them.
     """
     names, moe = reader.header.data.domains, reader.config().moe
-    number = names.index(given) if given in names else int(given) if given.isdecimal() and given.isascii() else len(names)
-    if number >= len(names):
+    number = names.index(given) if given in names else whole_number(given)
+    if number is None or number >= len(names):
         raise InputError(f"--domain {given}: expected one of {', '.join(names)}, or a number from 0 to {len(names) - 1}")
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", names[number]):
         raise InputError(f"{reader.folder}: domain {number} has the name {names[number][:80]!r}; expected letters, digits, '-' and '_'")

@@ -91,3 +91,13 @@ def test_what_libraries_print_does_not_go_into_a_file_that_took_the_place_of_a_c
                "file = open('kept', 'w'); os.write(1, b'noise'); os.write(2, b'noise'); file.close()")
     subprocess.run(["bash", "-c", f'"{sys.executable}" -c "import sys; {program}" >&- 2>&-'], cwd=tmp_path, check=True, timeout=120)
     assert (tmp_path / "kept").read_text() == ""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_standard_output_is_one_line(tmp_path, unbuffered):
+    (tmp_path / "c.yaml").write_text("{}")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "pangu_sigma", "config", "c.yaml"], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE,
+                              timeout=120, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+    assert done.returncode == 1
+    assert done.stderr == b"pangu-sigma: error: what the command writes cannot be written (no space left on device); expected more room\n"

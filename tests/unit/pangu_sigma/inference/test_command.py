@@ -64,6 +64,7 @@ def test_several_prompts_and_answers_to_questions(run, generator):
     (["--prompt-file", "bad.jsonl"], "bad.jsonl:2: found a list; expected an object with `prompt`"),
     (["--prompt-file", "blank.ndjson"], "--prompt-file blank.ndjson: empty; expected a prompt each line"),
     (["--prompt", "caf\udce9", "--domain", "one"], "--prompt holds half of a surrogate pair or bytes that are no text"),
+    (["--prompt", "a", "--domain", "7" * 5000], "7: expected one of one, two, or a number from 0 to 1"),
     (["--prompt", "a", "--domain", ""], "--domain: domain : expected one of one, two"),
     (["--prompt-file", "empty.txt"], "--prompt-file empty.txt: empty; expected a prompt each line"),
 ])
