@@ -95,7 +95,7 @@ def read_text(path: str | os.PathLike[str], expected: str) -> str:
 
 
 def decode(data: bytes, where: str, expected: str) -> str:
-    """UTF-8 bytes as text, without a byte order mark. Raises InputError, which begins with `where`: they are not UTF-8."""
+    """UTF-8 bytes as text, without a byte order mark. Raises InputError, beginning with `where`: they are not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -109,21 +109,25 @@ def parse_json(text: str, where: str, expected: str, is_line: bool = False) -> A
         text: the JSON.
         where: file, and line if it is one of many, which errors begin with.
         expected: what should stand there, which errors end with.
-        is_line: the text is one record, a line of the file. Then NaN and Infinity are numbers, as Python's own writer spells them.
+        is_line: the text is one record, a line of the file. Then NaN and Infinity are numbers, as Python writes them.
 
     Raises:
-        InputError: it is no JSON, is nested too deeply, repeats a name in an object, or holds an integer of more than MOST_DIGITS digits.
+        InputError: it is no JSON, is nested too deeply, repeats a name in an object, or holds an integer of more than
+            MOST_DIGITS digits.
     """
+    constant = None if is_line else _constant
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_int=_integer, parse_constant=None if is_line else _constant)
+        return json.loads(text, object_pairs_hook=_object, parse_int=_integer, parse_constant=constant)
     except json.JSONDecodeError as error:
         if is_line:
-            raise InputError(f"{where}: broken JSON ({error.msg.lower()}, column {error.colno}); expected {expected}") from None
+            reason = f"{error.msg.lower()}, column {error.colno}"
+            raise InputError(f"{where}: broken JSON ({reason}); expected {expected}") from None
         raise InputError(f"{where}: line {error.lineno}, column {error.colno}: not valid JSON ({error.msg.lower()}), "
                          f"expected {expected}") from None
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise InputError(f"{where}: {'broken' if is_line else 'not valid'} JSON ({reason}), expected {expected}") from None
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        found = "broken JSON" if is_line else "not valid JSON"
+        raise InputError(f"{where}: {found} ({reason}), expected {expected}") from None
 
 
 def whole_number(text: str) -> int | None:
@@ -132,8 +136,8 @@ def whole_number(text: str) -> int | None:
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Whether a text holds half of a surrogate pair, which no UTF-8 file can hold: JSON's and YAML's escapes can spell one (\\ud83d),
-    and Python reads bytes of another encoding on the command line as such.
+    """Whether a text holds half of a surrogate pair, which no UTF-8 file can hold: escapes of JSON and YAML can spell one
+    (\\ud83d), and Python reads bytes of another encoding on the command line as such.
     """
     try:
         text.encode("utf-8")
@@ -143,8 +147,8 @@ def has_lone_surrogate(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """The text with an escape (\\udce9) in place of each lone surrogate, such as file names of another encoding hold. Inside a string of
-    JSON that escape stands for the surrogate itself.
+    """The text with an escape (\\udce9) in place of each lone surrogate, such as file names of another encoding hold.
+    Inside a string of JSON that escape stands for the surrogate itself.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 

@@ -8,10 +8,11 @@ from typing import Any
 
 
 def make_streams_lenient() -> None:
-    """Lets standard output and error take any text, and standard input give any bytes; whichever is closed leads nowhere.
+    """Lets standard output and error take any text, and standard input give any bytes; a closed one leads nowhere.
 
-    A character that the encoding lacks (as with PYTHONIOENCODING=ascii or gbk), and half of a surrogate pair in any, is written as an
-    escape such as \\u4e2d. Bytes of input that are no text arrive as lone surrogates, which whoever takes the text refuses.
+    A character that the encoding lacks (as with PYTHONIOENCODING=ascii or gbk), and half of a surrogate pair in any, is
+    written as an escape such as \\u4e2d. Bytes of input that are no text arrive as lone surrogates, which whoever takes
+    the text refuses.
     """
     _open_standard_descriptors()
     for name, errors in (("stdin", "surrogateescape"), ("stdout", "backslashreplace"), ("stderr", "backslashreplace")):
@@ -23,7 +24,7 @@ def make_streams_lenient() -> None:
 
 
 def _open_standard_descriptors() -> None:
-    """Keeps 0, 1 and 2 from becoming the descriptors of files that are opened later: what libraries print would go there."""
+    """Keeps 0, 1 and 2 from becoming descriptors of files that are opened later: what libraries print would go there."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -33,5 +34,5 @@ def _open_standard_descriptors() -> None:
 
 def print_json(value: Any) -> None:
     """Prints a value as JSON, on one line; characters beyond ASCII as they are where the output can be any of them."""
-    everything = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig")
-    print(json.dumps(value, ensure_ascii=not everything))
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("_", "-")
+    print(json.dumps(value, ensure_ascii=encoding not in ("utf-8", "utf8", "utf-8-sig")))

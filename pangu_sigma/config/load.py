@@ -1,7 +1,7 @@
 """YAML file + `--set` overrides -> `Config`, strictly: a key is known, typed and within its limits, or it is an error.
 
-Reading has three steps: parse (safe YAML, no duplicate keys, decimal numbers), override, convert. Errors are `InputError`s that name the
-key's full path, the value found and the one expected.
+Reading has three steps: parse (safe YAML, no duplicate keys, decimal numbers), override, convert. Errors are
+`InputError`s that name the key's full path, the value found and the one expected.
 """
 
 import dataclasses
@@ -86,8 +86,9 @@ def _plain(value: Any) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without what plain YAML 1.1 does silently: it keeps the last of two equal keys of a mapping, and reads numbers such as
-    0100 (64), 1:30 (90) and 1_000 in ways that nobody expects. Here both are refused, and a date is a text.
+    """Safe YAML without what plain YAML 1.1 does silently: it keeps the last of two equal keys of a mapping, and reads
+    numbers such as 0100 (64), 1:30 (90) and 1_000 in ways that nobody expects. Here both are refused, and a date is a
+    text.
     """
 
     yaml_implicit_resolvers = {
@@ -95,19 +96,20 @@ class _StrictLoader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Looks at the keys as they are written; what a merge key (`<<`) adds later, a key of the mapping itself overrides."""
+        """Looks at the keys as they are written; what a merge key (`<<`) adds, a key of the mapping itself overrides."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
         for key_node in (pair[0] for pair in node.value if isinstance(pair[0], yaml.ScalarNode)):
             if key_node.value in seen:
                 several = "; expected one with a list, as in <<: [*a, *b]" if key_node.value == "<<" else ""
-                raise yaml.composer.ComposerError(None, None, f"key '{key_node.value}' is given twice{several}", key_node.start_mark)
+                problem = f"key '{key_node.value}' is given twice{several}"
+                raise yaml.composer.ComposerError(None, None, problem, key_node.start_mark)
             seen.add(key_node.value)
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Takes in what merge keys name. A key of the mapping itself goes before merged ones, and a mapping of a list before the later ones
-        (https://yaml.org/type/merge.html; releases of PyYAML differ in the latter).
+        """Takes in what merge keys name. A key of the mapping itself goes before merged ones, and a mapping of a list before
+        the later ones (https://yaml.org/type/merge.html; releases of PyYAML differ in the latter).
         """
         merges = [value for key, value in node.value if key.tag == _MERGE]
         node.value = [pair for pair in node.value if pair[0].tag != _MERGE]  # first: a mapping may name itself
@@ -129,7 +131,8 @@ class _StrictLoader(yaml.SafeLoader):
         if _INTEGER.fullmatch(text) and len(text) <= MOST_DIGITS:
             return int(text)
         if _INTEGER.fullmatch(text):
-            raise _RefusedNumber(None, None, f"found an integer of {len(text)} digits, expected one of 64 bits", node.start_mark)
+            problem = f"found an integer of {len(text)} digits, expected one of 64 bits"
+            raise _RefusedNumber(None, None, problem, node.start_mark)
         decimal = text.replace("_", "")
         readings = [int(decimal)] if _DIGITS.fullmatch(decimal) and len(decimal) <= MOST_DIGITS else []
         raise _refused(node, text, self.construct_yaml_int(node), readings)
@@ -142,7 +145,8 @@ class _StrictLoader(yaml.SafeLoader):
         if not _NUMBER.fullmatch(text):
             raise _refused(node, text, self.construct_yaml_float(node), [])
         if _is_lost(text):
-            raise _RefusedNumber(None, None, f"found {shown(text)}, expected a number that double precision can hold", node.start_mark)
+            problem = f"found {shown(text)}, expected a number that double precision can hold"
+            raise _RefusedNumber(None, None, problem, node.start_mark)
         return float(text)
 
 
@@ -157,8 +161,9 @@ class _RefusedNumber(yaml.MarkedYAMLError):
 def _refused(node: yaml.ScalarNode, text: str, value: Any, readings: List[int]) -> _RefusedNumber:
     """The number as written, as YAML 1.1 reads it, and the decimal ways of writing what may be meant."""
     offered = " or ".join(shown(reading) for reading in dict.fromkeys([*readings, value]))
-    return _RefusedNumber(None, None, f"found {shown(text)}, which YAML 1.1 reads as {shown(value)}; expected decimal digits, as in "
-                                      f"{offered}, or quotes around what is a text", node.start_mark)
+    problem = (f"found {shown(text)}, which YAML 1.1 reads as {shown(value)}; expected decimal digits, as in {offered}, "
+               "or quotes around what is a text")
+    return _RefusedNumber(None, None, problem, node.start_mark)
 
 
 def _is_lost(text: str) -> bool:
@@ -176,8 +181,8 @@ def read_text(path: Union[str, "os.PathLike[str]"]) -> str:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """What the text means as YAML. Raises InputError, which begins with `where`: it is not safe YAML, a key is given twice, or a number is
-    not written in decimal digits.
+    """What the text means as YAML. Raises InputError, which begins with `where`: it is not safe YAML, a key is given
+    twice, or a number is not written in decimal digits.
     """
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (derived from SafeLoader)
@@ -320,7 +325,7 @@ def _wrong_value(kind: type, value: Any, path: str, limits: Mapping[str, Any], o
 
 
 def _how_to_write(kind: type, value: Any) -> str:
-    """What else to say where a value looks right and is of another type: 08 and 0o17 are texts in YAML 1.1, and 3 is none."""
+    """What else to say where a value looks right but is of another type: 08 and 0o17 are texts in YAML 1.1, 3 is none."""
     if kind is str and isinstance(value, (bool, int, float)):
         return " (in quotes)"
     if kind not in (int, float) or not isinstance(value, str) or len(value) > 40:

@@ -1,7 +1,7 @@
 """Files of one record or one text a line, as `prepare`, `eval` and `generate` read them.
 
-A line ends with a line feed, and with a carriage return before it on other systems; U+2028, U+0085 and the like are characters of a text.
-A byte order mark is no part of a line. Blank lines are passed over.
+A line ends with a line feed, and with a carriage return before it on other systems; U+2028, U+0085 and the like are
+characters of a text. A byte order mark is no part of a line. Blank lines are passed over.
 """
 
 from pathlib import Path
@@ -21,10 +21,15 @@ class Record(NamedTuple):
     where: str
 
     def text(self, name: str) -> str:
-        """A field that must be there and hold text. Raises InputError: it is missing, no string, or half of a surrogate pair is in it."""
+        """A field that must be there and hold text.
+
+        Raises InputError: it is missing or no string, or holds half of a surrogate pair.
+        """
         if name not in self.values:
             fields = ", ".join(self.values) or "none"
-            raise InputError(f"{self.where}: field `{name}` is missing; expected a string (fields found: {shorten(fields)})")
+            raise InputError(
+                f"{self.where}: field `{name}` is missing; expected a string (fields found: {shorten(fields)})"
+            )
         value = self.values[name]
         if not isinstance(value, str):
             raise InputError(f"{self.where}: field `{name}` is {kind(value)}; expected a string")
@@ -60,7 +65,8 @@ def read_lines(path: Path, expected: str) -> Iterator[Tuple[str, str]]:
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); expected {expected}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason}); expected {expected}") from None
 
 
 def read_records(path: Path, expected: str) -> Iterator[Record]:
@@ -77,9 +83,11 @@ def read_records(path: Path, expected: str) -> Iterator[Record]:
 
 
 def check_text(text: str, where: str) -> str:
-    """The text. Raises InputError, which begins with `where`: half of a surrogate pair is in it, which no file of text can hold."""
+    """The text. Raises InputError, which begins with `where`: it holds half of a surrogate pair, as no file of text can."""
     if has_lone_surrogate(text):
-        raise InputError(f"{where} holds half of a surrogate pair or bytes that are no text; expected characters that UTF-8 can hold")
+        raise InputError(
+            f"{where} holds half of a surrogate pair or bytes that are no text; expected characters that UTF-8 can hold"
+        )
     return text
 
 

@@ -61,12 +61,15 @@ def write_rows(path: str, rows: Iterable[np.ndarray], domain: int, expected_byte
     except RuntimeError as error:
         if isinstance(error, OutputNotWritten):
             raise
-        raise OutputNotWritten(f"{path}: cannot be written ({_reason(error)}); expected a writable disk with more room") from None
+        raise OutputNotWritten(
+            f"{path}: cannot be written ({_reason(error)}); expected a writable disk with more room"
+        ) from None
     return count
 
 
 def _require_room(path: Path, size: int) -> None:
-    """Takes `size` bytes of the disk for a moment, behind those of the file: MindSpore 2.10 ends with a memory error where a write fails.
+    """Takes `size` bytes of the disk for a moment, behind those of the file: MindSpore 2.10 ends with a memory error
+    where a write fails.
 
     Raises OutputNotWritten: there is no room for them.
     """

@@ -1,10 +1,11 @@
 """Which files of a source are read: one rule, under which every file is either read or counted with the reason why not.
 
-- A source is a file, or a folder with all that lies below it. Linked files and folders are followed; a folder that several paths lead to,
-  or that lies inside itself, is gone through once.
+- A source is a file, or a folder with all that lies below it. Linked files and folders are followed; a folder that
+  several paths lead to, or that lies inside itself, is gone through once.
 - Files of known types are read (TEXT_SUFFIXES, and JSON of one object a line), by path.
-- Passed over, below the folder that the source names: what is hidden (its name, or that of a folder around it, begins with a dot), files
-  of other types, broken links, pipes and other things that are no files, and further paths to a file that is read already.
+- Passed over, below the folder that the source names: what is hidden (its name, or that of a folder around it, begins
+  with a dot), files of other types, broken links, pipes and other things that are no files, and further paths to a file
+  that is read already.
 - A file or a record without any text is passed over too.
 """
 
@@ -117,15 +118,19 @@ def list_files(key: str, source: str, passed_over: Optional[Tally] = None) -> Li
 
 def _only_file(key: str, path: Path) -> Path:
     if not path.is_file():
-        raise InputError(f"{key}: '{path}' is no regular file, and cannot be read more than once; expected a folder or a file of text")
+        raise InputError(
+            f"{key}: '{path}' is no regular file, and cannot be read more than once; expected a folder or a file of text"
+        )
     if _type(str(path)):
-        raise InputError(f"{key}: '{path}' has an unknown type; expected a folder, a .jsonl file or a text file such as .txt")
+        raise InputError(
+            f"{key}: '{path}' has an unknown type; expected a folder, a .jsonl file or a text file such as .txt"
+        )
     return path
 
 
 def _entries(key: str, root: Path, with_hidden: bool) -> Iterator[_Entry]:
-    """All entries below `root` that are no folders, of each folder once: by a path of its own before one through links, and by a hidden
-    path last.
+    """All entries below `root` that are no folders, of each folder once: by a path of its own before one through links,
+    and by a hidden path last.
     """
     waiting, gone_through = [(_PLAIN, "")], set()
     while waiting:
@@ -138,7 +143,9 @@ def _entries(key: str, root: Path, with_hidden: bool) -> Iterator[_Entry]:
             listed = sorted(os.scandir(root / below), key=lambda entry: entry.name)
         except OSError as error:
             if rank != _HIDDEN:
-                raise InputError(f"{key}: '{root / below}' cannot be listed ({error.strerror}); expected a readable folder") from None
+                raise InputError(
+                    f"{key}: '{root / below}' cannot be listed ({error.strerror}); expected a readable folder"
+                ) from None
             yield _Entry(below, False, 0)
             continue
         for entry in listed:
@@ -158,7 +165,9 @@ def _mode(entry: "os.DirEntry[str]") -> int:
 
 
 def _choose(root: Path, entries: List[_Entry], passed_over: Tally) -> List[str]:
-    """Paths of the files that are read, each real file once and not by a link if there is another way; the others go to `passed_over`."""
+    """Paths of the files that are read, each real file once, and by a link only if there is no other way; the other
+    entries go to `passed_over`.
+    """
     files: List[str] = []
     seen: Set[str] = set()
     for entry in sorted(entries, key=lambda entry: entry.is_link):

@@ -19,7 +19,10 @@ from pangu_sigma.output import print_json
 class Prompt(NamedTuple):
     """A text to go on with.
 
-    Attributes: domain: name or number, as given; None: the model's only one. where: what named the domain, for messages.
+    Attributes:
+        text: the beginning of a document.
+        domain: name or number, as given; None: the model's only one.
+        where: what named the domain, for messages.
     """
 
     text: str
@@ -76,7 +79,7 @@ def _prompts(options: argparse.Namespace) -> Iterator[Prompt]:
 
 
 def read_prompts(path: Path, domain: Optional[str]) -> Iterator[Prompt]:
-    """The prompts of a file: of one of JSON, an object a line; of any other, a text a line. Blank lines are passed over.
+    """The prompts of a file: an object a line of a file of JSON, a text a line of any other. Blank lines are passed over.
 
     Args:
         path: the file. Its name says whether it is one of JSON (.jsonl, .ndjson).
@@ -105,7 +108,8 @@ def _json_prompts(path: Path, domain: Optional[str]) -> Iterator[Prompt]:
     for record in read_records(path, "an object with `prompt`, a text, and perhaps `domain`"):
         others = sorted(set(record.values) - {"prompt", "domain"})
         if others:
-            raise InputError(f"{record.where}: found the field {shorten(repr(others[0]), 60)}; expected `prompt`, and perhaps `domain`")
+            found = shorten(repr(others[0]), 60)
+            raise InputError(f"{record.where}: found the field {found}; expected `prompt`, and perhaps `domain`")
         own = record.values.get("domain")
         if isinstance(own, int) and not isinstance(own, bool):
             own = str(own)
