@@ -26,7 +26,7 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext
 from pangu_sigma.train.checkpoint import read_values, set_values
-from pangu_sigma.train.header import check_same_model
+from pangu_sigma.train.header import check_same_model, differences
 from pangu_sigma.train.metrics import HostSum
 from pangu_sigma.train.runtime import Runtime, start_runtime
 
@@ -124,7 +124,7 @@ def _read(reader: CheckpointReader, config: Config, tokenizer: Union[str, Path, 
     context = network_context(config, words.table, len(words.domains), runtime.collectives)
     network = PanGuSigma(context)
     experts = context.slot_rules.placement.local_experts(runtime.topology.ep_index(runtime.rank))
-    set_values(read_values(reader, list(network.get_parameters()), experts))
+    set_values(read_values(reader, list(network.get_parameters()), experts, lambda: differences(reader, config)))
     network.set_train(False)
     if not local_term:
         set_local_strength(network, 0.0)

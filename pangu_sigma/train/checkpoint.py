@@ -1,7 +1,7 @@
 """Between a network's parameters and a checkpoint's tensors: what a rank writes, and what it reads."""
 
 from dataclasses import replace
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.slices import Slice
 from locmoe_ops.tensor_parallel import slice_of, whole_shape
 from locmoe_ops.topology import Topology
+from pangu_sigma.checkpoint.errors import DamagedCheckpoint
 from pangu_sigma.checkpoint.names import expert_name, is_training_state
 from pangu_sigma.checkpoint.parts import Piece
 from pangu_sigma.checkpoint.reader import CheckpointReader
@@ -67,14 +68,22 @@ def weights(state: Sequence[Settable]) -> List[Settable]:
     return [parameter for parameter in state if not is_training_state(parameter.name)]
 
 
-def read_values(reader: CheckpointReader, state: Sequence[Settable], local_experts: Tuple[int, ...]) -> Values:
+def read_values(reader: CheckpointReader, state: Sequence[Settable], local_experts: Tuple[int, ...],
+                why: Callable[[], str] = lambda: "") -> Values:
     """Every parameter of `state` with its value as this rank holds it, whatever the parallel degree that wrote it.
+
+    Args: why: what to say beside a tensor that is missing or has another shape.
 
     Raises:
         DamagedCheckpoint: what is to be read is not as it was written.
         InputError: a tensor is missing or has another shape; names it.
     """
-    return [(parameter, _read_one(reader, parameter, local_experts)) for parameter in state]
+    try:
+        return [(parameter, _read_one(reader, parameter, local_experts)) for parameter in state]
+    except DamagedCheckpoint:
+        raise
+    except InputError as error:
+        raise InputError(f"{error}{why()}") from None
 
 
 def set_values(values: Values) -> None:

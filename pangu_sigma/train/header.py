@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from mindspore import Parameter
 
@@ -59,14 +59,54 @@ def changes(reader: CheckpointReader, config: Config, data: PreparedData, layout
     return found
 
 
+# Keys of a router's own section that decide what its state means, or replace it; losses' weights, rates and the like may change.
+_ROUTER_KEYS = ("gate", "gate_input", "blocks", "balance")
+
+
 def check_same_model(reader: CheckpointReader, config: Config) -> None:
     """Weights mean something only in the network, and with the router, that they were trained in. Raises InputError."""
     then = reader.config()
     keys = [f"model.{field.name}" for field in fields(config.model) if not field.name.endswith("dropout")]
     for path in (*keys, "moe.num_experts", "moe.num_groups", "moe.domain_groups", "moe.router.type"):
-        now, old = attrgetter(path)(config), attrgetter(path)(then)
-        if now != old:
-            raise InputError(f"{path} is {now}, but {reader.folder} was trained with {old}; expected the same")
+        _require_same(reader, path, attrgetter(path)(config), attrgetter(path)(then))
+    router, old = config.moe.router, then.moe.router
+    for name in _ROUTER_KEYS:
+        if hasattr(router.own, name) and hasattr(old.own, name):
+            _require_same(reader, f"moe.router.{router.type}.{name}", getattr(router.own, name), getattr(old.own, name))
+    if (router.balance_rate > 0.0) != (old.balance_rate > 0.0):
+        _require_same(reader, "moe.router.balance_rate", router.balance_rate, old.balance_rate,
+                      "0, for it has no biases to go on with" if old.balance_rate == 0.0 else
+                      "above 0 (biases that hardly move have a rate of 1e-9)")
+    now, before = router.local_term.kind, old.local_term.kind
+    if before == "none" or (now == "none" and router.balance_rate > 0.0):
+        _require_same(reader, "moe.router.local_term.kind", now, before,
+                      "none (a run that is to begin without the term has moe.router.local_term.start_step)" if before == "none" else
+                      "bias or margin (moe.router.local_term.strength 0 turns the term off)")
+
+
+def _require_same(reader: CheckpointReader, path: str, now: Any, old: Any, expected: str = "the same") -> None:
+    if now != old:
+        raise InputError(f"{path} is {_shown(now)}, but {reader.folder} was trained with {_shown(old)}; expected {expected}")
+
+
+def _shown(value: Any) -> Any:
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else value
+
+
+def differences(reader: CheckpointReader, config: Config) -> str:
+    """The keys of the network and of its training that differ from the checkpoint's, for a message; "" where none does."""
+    then, now = dict(_leaves(reader.header.config)), dict(_leaves(to_dict(config)))
+    found = [f"{path} ({_shown(now[path])}, was {_shown(then[path])})" for path in now
+             if path.startswith(("model.", "moe.", "optimizer.", "runtime.")) and path in then and then[path] != now[path]]
+    return f"; of what decides it these keys differ: {', '.join(found)}" if found else ""
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def check_same_ids(reader: CheckpointReader, data: PreparedData) -> None:

@@ -20,7 +20,7 @@ from pangu_sigma.model.slots import resolve_layout
 from pangu_sigma.runtime.run_folder import CHECKPOINTS, check_new, check_own, holds_run
 from pangu_sigma.train.capacity import CAPACITY_STATE
 from pangu_sigma.train.checkpoint import Place, Values, read_values, set_values, weights
-from pangu_sigma.train.header import changes, check_same_ids, check_same_model
+from pangu_sigma.train.header import changes, check_same_ids, check_same_model, differences
 from pangu_sigma.train.metrics import HostSum
 from pangu_sigma.train.runtime import Runtime
 
@@ -190,12 +190,16 @@ class Restorer:
                 for line in changes(reader, self._config, self._data, layout):
                     self._warn(f"since {path}: {line}")
             state = self._restorable(reader) if for_training else weights(self._parts.state())
-            return reader.header.step, read_values(reader, state, self._place.local_experts)
+            return reader.header.step, read_values(reader, state, self._place.local_experts, lambda: differences(reader, self._config))
 
     def _restorable(self, reader: CheckpointReader) -> List[Parameter]:
-        """The state to load. What the capacity's mode keeps is not there after steps in mode `factor`: it is then measured anew."""
-        held = reader.manifest.tensors
-        return [parameter for parameter in self._parts.state() if parameter.name != CAPACITY_STATE or parameter.name in held]
+        """The state to load. What the capacity's mode keeps is not there after steps in mode `factor`: it is then measured anew. The
+        loss scale of fp16 begins anew after steps in another precision, and ends with it.
+        """
+        passed_over = set() if CAPACITY_STATE in reader.manifest.tensors else {CAPACITY_STATE}
+        if (reader.config().runtime.precision == "fp16") != (self._config.runtime.precision == "fp16"):
+            passed_over |= {"loss_scale.scale", "loss_scale.good"}
+        return [parameter for parameter in self._parts.state() if parameter.name not in passed_over]
 
     def _warn(self, text: str) -> None:
         if self._runtime.is_first:

@@ -8,7 +8,7 @@ import pytest
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.config import config_from_dict
-from pangu_sigma.train.header import changes, check_same_ids, check_same_model, training_header
+from pangu_sigma.train.header import changes, check_same_ids, check_same_model, differences, training_header
 
 CONFIG = {"moe": {"num_experts": 4, "num_groups": 2, "router": {"type": "switch"}}, "train": {"seed": 3, "global_batch_size": 4}}
 LAYOUT = Topology(4, 2, 4)
@@ -55,6 +55,35 @@ def test_the_network_must_be_the_same(reader):
                              ({"moe": {**CONFIG["moe"], "router": {"type": "hash"}}}, "moe.router.type is hash, but")):
         with pytest.raises(InputError, match=message):
             check_same_model(reader, config_from_dict({**CONFIG, **changed}))
+
+
+def test_a_router_goes_on_with_the_state_that_it_has(reader):
+    """Each refusal names the key and both values; what may change changes no state."""
+    def with_router(**keys):
+        return config_from_dict({**CONFIG, "moe": {**CONFIG["moe"], "router": {"type": "switch", **keys}}})
+
+    def saved_with(**keys):
+        return SimpleNamespace(folder=reader.folder, config=lambda: with_router(**keys))
+
+    bias, margin = {"kind": "bias"}, {"kind": "margin", "strength": 0.5}
+    for then, now, told in (
+            ({}, {"balance_rate": 0.1}, "moe.router.balance_rate is 0.1, but .* trained with 0.0; expected 0,"),
+            ({"balance_rate": 0.1}, {}, "moe.router.balance_rate is 0.0, but .* trained with 0.1; expected above 0"),
+            ({}, {"local_term": bias}, "moe.router.local_term.kind is bias, but .* trained with none; expected none .*start_step"),
+            ({"local_term": bias, "balance_rate": 0.1}, {"balance_rate": 0.1},
+             "moe.router.local_term.kind is none, but .* trained with bias; expected bias or margin .*strength 0")):
+        with pytest.raises(InputError, match=told):
+            check_same_model(saved_with(**then), with_router(**now))
+    for then, now in (({"local_term": bias}, {"local_term": margin}), ({"local_term": bias}, {}),
+                      ({"balance_rate": 0.1}, {"balance_rate": 0.05}), ({}, {"switch": {"jitter": 0.1}, "statistics": "rank"})):
+        check_same_model(saved_with(**then), with_router(**now))
+
+
+def test_what_may_be_the_reason_is_named(reader):
+    assert differences(reader, config_from_dict(CONFIG)) == ""
+    changed = {**CONFIG, "model": {"ffn_hidden_size": 64}, "runtime": {"precision": "fp16"}, "train": {**CONFIG["train"], "seed": 9}}
+    assert differences(reader, config_from_dict(changed)) == (
+        "; of what decides it these keys differ: model.ffn_hidden_size (64, was null), runtime.precision (fp16, was fp32)")
 
 
 def test_ids_must_mean_the_same(reader):

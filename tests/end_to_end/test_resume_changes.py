@@ -1,0 +1,218 @@
+"""Every configuration key at a resumption: a run that may go on with another value goes on to its summary, and one that may not is
+told the key and both values.
+"""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from pangu_sigma.cli import main
+from pangu_sigma.config import config_from_dict
+from pangu_sigma.config.load import to_dict
+
+# What a run is resumed with, each case alone: overrides by a name. Keys that have no use without another one come with it.
+FREE = {
+    "optimizer's numbers": ("optimizer.learning_rate=0.01", "optimizer.end_learning_rate=0.001", "optimizer.warmup_steps=2",
+                            "optimizer.beta1=0.7", "optimizer.beta2=0.9", "optimizer.epsilon=1e-7", "optimizer.expert_epsilon=1e-19",
+                            "optimizer.weight_decay=0.1", "optimizer.clip_norm=null"),
+    "linear decay": ("optimizer.schedule=linear", "optimizer.decay_steps=9"),
+    "no decay": ("optimizer.schedule=constant",),
+    "experts' optimizer on the host": ("optimizer.experts=host_dense",),
+    "idle experts stay": ("optimizer.experts=host_lazy",),
+    "shards": ("optimizer.shard=data_parallel",),
+    "dropout": ("model.embedding_dropout=0.1", "model.attention_dropout=0.1", "model.hidden_dropout=0.1"),
+    "more steps": ("train.steps=4",),
+    "stop": ("train.steps=9", "train.stop_after=3"),
+    "seed": ("train.seed=2",),
+    "rows": ("train.global_batch_size=6", "train.micro_batch_size=3"),
+    "validation and log": ("train.eval_rows=4", "train.eval_interval=1", "train.log_interval=1", "train.straggler_margin=0.1",
+                           "train.cosines=true"),
+    "profile": ("train.profile=[3, 3]",),
+    "profile of steps that are done": ("train.profile=[1, 2]",),
+    "event files": ("train.tensorboard=true",),
+    "checkpoints": ("checkpoint.interval=1", "checkpoint.keep_last=1", "checkpoint.keep_every=3", "checkpoint.asynchronous=false"),
+    "sampling": ("data.mixing=proportional", "data.reset_at_document_end=false"),
+    "domains placed": ("data.placement=domain_by_node", "moe.placement=node_grouped"),
+    "experts placed": ("moe.placement=node_grouped",),
+    "gate weights unused": ("moe.scale_by_gate=false", "moe.initial_experts=copies"),
+    "another cluster": ("moe.layout={world_size: 2, ranks_per_node: 1, expert: 2}",),
+    "two experts a token": ("moe.router.top_k=2",),
+    "statistics of ranks": ("moe.router.statistics=rank",),
+    "losses": ("moe.router.locmoe.aux_loss_weight=0.1", "moe.router.locmoe.locality_loss_weight=0.1",
+               "moe.router.locmoe.locality_smoothing=0.2"),
+    "hierarchical": ("moe.dispatch.type=hierarchical", "moe.dispatch.chunks=2", "moe.capacity.local_share=0.5"),
+    "chunks": ("moe.dispatch.chunks=2",),
+    "ragged": ("moe.dispatch.type=ragged", "moe.dispatch.ragged_limit=4.0"),
+    "drops by weight": ("moe.dispatch.drop_priority=weight",),
+    "picks anew": ("moe.dispatch.overflow=repick",),
+    "capacity factors": ("moe.capacity.factor=0.5", "moe.capacity.evaluation_factor=1.0"),
+    "critical": ("moe.capacity.mode=critical", "moe.capacity.form=exp", "moe.capacity.delta_statistic=quantile",
+                 "moe.capacity.quantile=0.9", "moe.capacity.estimate_steps=2"),
+    "adaptive": ("moe.capacity.mode=adaptive", "moe.capacity.interval=1", "moe.capacity.buckets=3", "moe.capacity.hysteresis=0.2",
+                 "moe.capacity.minimum_factor=0.5", "moe.capacity.maximum_factor=2.0"),
+    "one process": ("parallel.overlap_gradients=false", "parallel.ranks_per_node=1"),
+    "fp16": ("runtime.precision=fp16", "runtime.loss_scale={initial: 1024, growth_interval: 1, minimum: 2}"),
+    "deadlines and names": ("runtime.join_timeout=9", "runtime.collective_timeout=9", "runtime.device=cpu", "runtime.backend=tcp"),
+    "compiled": ("runtime.mode=graph",),
+}
+# Further cases, of runs that began with something else than the defaults: what they began with, and what they go on with.
+BEGUN = {
+    "critical to factor": (("moe.capacity.mode=critical",), ("moe.capacity.mode=factor",)),
+    "critical to adaptive": (("moe.capacity.mode=critical",), ("moe.capacity.mode=adaptive", "moe.capacity.interval=1")),
+    "adaptive to critical": (("moe.capacity.mode=adaptive", "moe.capacity.interval=1"), ("moe.capacity.mode=critical",
+                                                                                          "moe.capacity.interval=100")),
+    "other buckets": (("moe.capacity.mode=adaptive", "moe.capacity.interval=1"), ("moe.capacity.buckets=2",
+                                                                                   "moe.capacity.maximum_factor=0.5")),
+    "bias to margin": (("moe.router.local_term.kind=bias",), (
+        "moe.router.local_term={kind: margin, strength: 0.5, initial_strength: 0.2, start_step: 2, warmup_steps: 2}",)),
+    "local term off": (("moe.router.local_term.kind=bias",), ("moe.router.local_term.kind=none",)),
+    "balance": (("moe.router.balance_rate=0.01",), ("moe.router.balance_rate=0.02",)),
+    "fp16 to fp32": (("runtime.precision=fp16",), ("runtime.precision=fp32",)),
+    "ragged to flat": (("moe.dispatch.type=ragged",), ("moe.dispatch.type=flat",)),
+    "jitter": (("moe.router.type=switch",), ("moe.router.switch.jitter=0.1", "moe.router.switch.aux_loss_weight=0.1")),
+    "gshard": (("moe.router.type=gshard", "moe.router.top_k=2"), ("moe.router.gshard.aux_loss_weight=0.1",)),
+    "faster_moe": (("moe.router.type=faster_moe",), ("moe.router.faster_moe.max_remote_fraction=0.5",
+                                                     "moe.router.faster_moe.aux_loss_weight=0.1")),
+    "ta_moe": (("moe.router.type=ta_moe",), ("moe.router.ta_moe.bandwidth_ratio=2", "moe.router.ta_moe.aux_loss_weight=0.1")),
+    "etr": (("moe.router.type=etr", "moe.dispatch.drop_priority=weight"), (
+        "moe.router.etr.temperature=0.2", "moe.router.etr.aux_loss_weight=0.1", "moe.router.etr.locality_loss_weight=0.1",
+        "moe.router.etr.locality_smoothing=0.2")),
+}
+# What is refused: what the run began with beyond the defaults, the override, and the key and both values as they are told.
+REFUSED = [
+    ((), "model.hidden_size=32", "model.hidden_size is 32", "trained with 16"),
+    ((), "model.num_heads=4", "model.num_heads is 4", "trained with 2"),
+    ((), "model.ffn_hidden_size=32", "model.ffn_hidden_size is 32", "trained with null"),
+    ((), "model.dense_layers=1", "model.dense_layers is 1", "trained with 0"),
+    ((), "model.sparse_layers=2", "model.sparse_layers is 2", "trained with 1"),
+    ((), "model.sparse_query_layer=true", "model.sparse_query_layer is true", "trained with false"),
+    ((), "model.sequence_length=16", "model.sequence_length (16)", "(32)"),
+    ((), "model.vocab_size=999", "model.vocab_size is 999", "trained with null"),
+    ((), "model.domain_embeddings=true", "model.domain_embeddings is true", "trained with false"),
+    ((), "model.activation=relu", "model.activation is relu", "trained with gelu"),
+    ((), "model.init_std=0.1", "model.init_std is 0.1", "trained with 0.02"),
+    ((), "model.layer_norm_epsilon=1e-4", "model.layer_norm_epsilon is 0.0001", "trained with 1e-05"),
+    ((), "model.final_norm=after_query", "model.final_norm is after_query", "trained with before_query"),
+    ((), "moe.num_experts=8", "moe.num_experts is 8", "trained with 4"),
+    ((), "moe.num_groups=1", "moe.num_groups is 1", "trained with 2"),
+    ((), "moe.domain_groups=[1, 0]", "moe.domain_groups is (1, 0)", "trained with null"),
+    ((), "moe.router.type=switch", "moe.router.type is switch", "trained with locmoe"),
+    ((), "moe.router.locmoe.gate=dense", "moe.router.locmoe.gate is dense", "trained with grap"),
+    ((), "moe.router.locmoe.gate_input=code", "moe.router.locmoe.gate_input is code", "trained with hidden"),
+    ((), "moe.router.locmoe.blocks=by_layer", "moe.router.locmoe.blocks is by_layer", "trained with contiguous"),
+    (("moe.router.type=hash",), "moe.router.hash.balance=frequency", "moe.router.hash.balance is frequency", "trained with uniform"),
+    ((), "moe.router.balance_rate=0.01", "moe.router.balance_rate is 0.01", "trained with 0.0"),
+    (("moe.router.balance_rate=0.01",), "moe.router.balance_rate=0.0", "moe.router.balance_rate is 0.0", "trained with 0.01"),
+    ((), "moe.router.local_term.kind=bias", "moe.router.local_term.kind is bias", "trained with none"),
+    ((), "moe.router.local_term.kind=margin", "moe.router.local_term.kind is margin", "trained with none"),
+    (("moe.router.balance_rate=0.01", "moe.router.local_term.kind=bias"), "moe.router.local_term.kind=none",
+     "moe.router.local_term.kind is none", "trained with bias"),
+    ((), "train.steps=1", "train.steps (1)", "at step 2"),
+]
+# Keys that need other ranks, a device or a library, and those that say what a run goes on from or where it is.
+ELSEWHERE = {
+    "parallel.expert", "parallel.tensor", "moe.dispatch.group_wise",  # tests/distributed/test_checkpoints.py
+    "train.tracker", "train.output_dir", "checkpoint.resume", "checkpoint.initial", "data.path",
+    "runtime.jit_level", "runtime.deterministic",  # with runtime.hccl, memory and fused: of Ascend
+}
+ELSEWHERE_BELOW = ("data.prepare.", "runtime.hccl.", "runtime.memory.", "runtime.fused.")
+
+
+def leaves(tree, prefix=""):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_every_key_is_in_a_case():
+    """A new key has to be decided on."""
+    tried = [override for overrides in FREE.values() for override in overrides]
+    tried += [override for _, overrides in BEGUN.values() for override in overrides] + [override for _, override, _, _ in REFUSED]
+    named = set()
+    for override in tried:
+        key, value = override.split("=", 1)
+        named |= {f"{key}.{name}" for name in yaml.safe_load(value)} if value.startswith("{") and key != "moe.layout" else {key}
+    missing = {key for key in leaves(to_dict(config_from_dict({}))) if not key.startswith(ELSEWHERE_BELOW)} - named - ELSEWHERE
+    assert not missing
+
+
+@pytest.fixture(scope="module")
+def begun(tiny_data, tmp_path_factory):
+    """`begun(overrides)`: the folder of a run of three steps that was cut off at the second; the summary is of the last two."""
+    root, made = tmp_path_factory.mktemp("begun"), {}
+    base = {"model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32},
+            "moe": {"num_experts": 4, "num_groups": 2}, "data": {"path": str(tiny_data)}, "optimizer": {"warmup_steps": 1},
+            "runtime": {"mode": "pynative"}, "checkpoint": {"interval": 2},
+            "train": {"steps": 3, "global_batch_size": 2, "eval_rows": 0, "cosines": False, "log_interval": 100}}
+
+    def run(overrides):
+        if overrides not in made:
+            folder = root / str(len(made))
+            folder.mkdir()
+            (folder / "base.yaml").write_text(yaml.safe_dump({**base, "train": {**base["train"], "output_dir": str(folder / "run")}}))
+            assert main(["train", str(folder / "base.yaml"), *as_options(overrides), "--set", "train.stop_after=2"]) == 0
+            made[overrides] = folder
+        return made[overrides]
+
+    return run
+
+
+def as_options(overrides):
+    return [word for override in overrides for word in ("--set", override)]
+
+
+def strict(text):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+CASES = {**{name: ((), overrides) for name, overrides in FREE.items()}, **BEGUN}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_goes_on_with_another_value_to_its_summary(begun, tmp_path, case):
+    first, changed = CASES[case]
+    folder = begun(first)
+    out = tmp_path / "run"
+    options = as_options((*first, "train.stop_after=null", *changed, f"train.output_dir={out}"))
+    shutil.copytree(folder / "run", out)  # the run is that of other cases, too
+    assert main(["train", str(folder / "base.yaml"), *options, "--set", "checkpoint.resume=auto"]) == 0
+    records = [strict(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    stopped = any(override.startswith("train.stop_after") for override in changed)
+    assert [record["progress/step"] for record in records][:3] == [1, 2, 3]
+    assert (out / "summary.json").exists() != stopped
+    if not stopped:
+        summary = strict((out / "summary.json").read_text())
+        assert [name for name, value in summary.items() if value is None] in ([], ["unigram_perplexity"])  # without validation rows
+        missing = set(records[-1]) - set(summary)
+        assert not missing
+
+
+@pytest.mark.parametrize("first, override, now, before", REFUSED)
+def test_a_refusal_names_the_key_and_both_values(begun, tmp_path, capsys, first, override, now, before):
+    folder = begun(first)
+    out, step = tmp_path / "run", folder / "run" / "checkpoints" / "step_2"
+    options = as_options((*first, override, "optimizer.warmup_steps=1", f"train.output_dir={out}", f"checkpoint.resume={step}"))
+    capsys.readouterr()
+    assert main(["train", str(folder / "base.yaml"), *options]) == 2
+    told = capsys.readouterr().err
+    assert now in told and before in told and told.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_loss_scale_begins_with_fp16_and_ends_with_it(begun, tmp_path):
+    """fp32 has a scale of 1, from which fp16 would take thousands of steps to one that is of use."""
+    def scales(first, changed):
+        step, out = begun(first) / "run" / "checkpoints" / "step_2", tmp_path / changed[-4:]
+        options = as_options((changed, "runtime.loss_scale.initial=4096", f"train.output_dir={out}", f"checkpoint.resume={step}"))
+        assert main(["train", str(begun(first) / "base.yaml"), *options]) == 0
+        return [strict(line)["optim/loss_scale"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+    assert scales((), "runtime.precision=fp16") == [4096.0]
+    assert scales(("runtime.precision=fp16",), "runtime.precision=fp32") == [1.0]
