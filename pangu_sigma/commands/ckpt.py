@@ -44,7 +44,7 @@ def _add_extract(parsers: Any) -> None:
     _add_ends(extract)
     extract.add_argument("--domain", required=True, metavar="D", help="name or number of the domain")
     extract.add_argument("--optimizer", action="store_true", help="keep what training needs, so that a run can go on")
-    extract.add_argument("--tokenizer", metavar="FILE", help="tokenizer to put beside it (default: of data.path, if it is there)")
+    extract.add_argument("--tokenizer", metavar="FILE", help="tokenizer to put beside it (default: SOURCE's own, or data.path's)")
 
 
 def _add_inherit(parsers: Any) -> None:

@@ -24,7 +24,7 @@ def add_generate(commands: Any) -> None:
     how.add_argument("--batch-size", type=positive, default=8, metavar="N", help="prompts decoded together at most (default 8)")
     how.add_argument("--local-term", action="store_true",
                      help="let routers prefer experts near the home of the domain, as trained (moe.router.local_term)")
-    how.add_argument("--tokenizer", metavar="FILE", help="the tokenizer (default: beside the checkpoint, or in data.path)")
+    how.add_argument("--tokenizer", metavar="FILE", help="the tokenizer (default: the checkpoint's own, or data.path's)")
     parser.add_argument("--json", action="store_true", help="print an object a prompt: prompt, domain, text, tokens")
 
 
@@ -50,7 +50,7 @@ def add_export(commands: Any) -> None:
     parser.add_argument("--rows", type=positive, metavar="N", help="mindir: rows decoded together (default 1)")
     parser.add_argument("--length", type=positive, metavar="L", help="mindir: most tokens of a row (default: model.sequence_length)")
     parser.add_argument("--local-term", action="store_true", help="mindir: as of generate")
-    parser.add_argument("--tokenizer", metavar="FILE", help="the tokenizer (default: beside the checkpoint, or in data.path)")
+    parser.add_argument("--tokenizer", metavar="FILE", help="the tokenizer (default: the checkpoint's own, or data.path's)")
 
 
 def _export(config: Config, options: argparse.Namespace) -> int:
