@@ -20,7 +20,7 @@ usage() {
 usage: bash scripts/train_supervised.sh [OPTION ...] [LAUNCHER_OPTION ...] CONFIG [--set KEY.PATH=VALUE ...]
 
 Trains CONFIG with the launcher. When the job fails, starts it again with checkpoint.resume=auto: from its newest whole checkpoint.
-Bad input, which would fail again, and a job that was told to end are not started again. Returns the last attempt's exit status.
+Bad input and a run that diverged, which would fail again, and a job that was told to end are not started again. Returns the last attempt's exit status.
 
   --max-restarts N      give up after so many restarts with no new checkpoint between them (default $max_restarts)
   --back-off S          seconds before the first of them; twice as long before each further one, up to $longest_wait (default $back_off)
@@ -138,6 +138,16 @@ attempt() {
     running=
 }
 
+# When the run's summary was last written; empty if there is none.
+summary_time() {
+    stat -c %y "$output_dir/summary.json" 2>/dev/null || true
+}
+
+# Whether the last attempt, before which the summary was of time $1, diverged. It would again: the same steps give the same numbers.
+has_diverged() {
+    [ "$(summary_time)" != "$1" ] && grep -q '"status": "diverged"' "$output_dir/summary.json" 2>/dev/null
+}
+
 # Waits, but for no longer than until a signal comes.
 pause() {
     local until=$((SECONDS + $1))
@@ -149,13 +159,17 @@ say() {
 }
 
 supervise() {
-    local failures=0 wait=$back_off before=$1 after started_at
+    local failures=0 wait=$back_off before=$1 after started_at summarised
     while true; do
-        started_at=$SECONDS
+        started_at=$SECONDS summarised=$(summary_time)
         attempt
         [ -z "$signal" ] && [ "$status" -ne 0 ] && [ "$status" -ne 2 ] && [ "$status" -ne 130 ] && [ "$status" -ne 143 ] || return 0
         after=$(newest_step)
         printf '%s\t%s\t%s\t%s\n' "$(date -u +%FT%TZ)" "$status" $((SECONDS - started_at)) "$after" >>"$output_dir/restarts.log" || true
+        if has_diverged "$summarised"; then
+            say "the run diverged, and would again: not started again"
+            return 0
+        fi
         if [ "$after" -gt "$before" ]; then failures=0 wait=$back_off before=$after; fi
         failures=$((failures + 1))
         if [ "$failures" -gt "$max_restarts" ]; then

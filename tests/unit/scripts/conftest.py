@@ -45,6 +45,9 @@ def train(config):
             return 0
         if word == "input":
             raise InputError("data: found nothing, expected rows")
+        if word == "diverged":
+            with open(os.path.join(config.train.output_dir, "summary.json"), "w") as file:
+                file.write('{"router": "x", "status": "diverged"}')
         if word == "waits":
             time.sleep(600)
         raise CollectiveError("rank %d: all_to_all: lost rank 7" % rank)

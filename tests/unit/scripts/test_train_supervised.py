@@ -43,6 +43,19 @@ def test_it_gives_up_when_restarts_bring_no_new_checkpoint(supervise):
     assert "in 1 s" in done.stderr and "in 2 s" in done.stderr and time.monotonic() - started >= 3
 
 
+def test_a_run_that_diverged_is_not_tried_again(supervise):
+    done = supervise("step_5 diverged success")
+    assert done.returncode == 1 and done.stderr.count("(restart ") == 1
+    assert done.stderr.splitlines()[-1] == "train_supervised.sh: the run diverged, and would again: not started again"
+
+
+def test_that_it_diverged_before_keeps_no_run_from_another_start(supervise, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").write_text('{"router": "x", "status": "diverged"}')
+    done = supervise("lost success")
+    assert done.returncode == 0 and done.stderr.count("(restart ") == 1
+
+
 def test_bad_input_is_not_tried_again(supervise):
     done = supervise("input success")
     assert done.returncode == 2 and "data: found nothing, expected rows" in done.stderr and "restart" not in done.stderr

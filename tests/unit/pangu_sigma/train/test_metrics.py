@@ -4,10 +4,12 @@ import errno
 import json
 import os
 
+import numpy as np
 import pytest
 
 from pangu_sigma.checkpoint.errors import OutputNotWritten
-from pangu_sigma.train.metrics import MetricsLog, write_atomically
+from pangu_sigma.strict_json import dumps
+from pangu_sigma.train.metrics import MetricsLog, validation_metrics, write_atomically
 
 
 def lines(path):
@@ -43,3 +45,22 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(OutputNotWritten, match="summary.json: cannot be written .No space left"):
         write_atomically(tmp_path / "summary.json", "{}")
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_what_is_not_finite_is_null_also_in_lines_that_an_older_version_wrote(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"progress/step": 1, "loss/task": NaN, "time/step(s)": 1.0}\n{"progress/step": 2, "loss/task": Infinity}\n')
+    log = MetricsLog(path, 2)
+    log.write({"progress/step": 3, "loss/task": float("nan"), "moe/tokens_per_expert": [[1.0, float("-inf")]]})
+    log.close()
+    found = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
+    assert [record["loss/task"] for record in found] == [None] * 3
+    assert found[2]["moe/tokens_per_expert"] == [[1.0, None]] == log.records[2]["moe/tokens_per_expert"]
+
+
+def test_a_sum_over_ranks_that_is_no_number_gives_no_number():
+    """The zeros, and the negative losses, of older versions came from int64 that wrapped."""
+    for task, loss in ((float("nan"), None), (float("inf"), None), (1e30, 1e30 / 64)):
+        found = validation_metrics({"task": np.float64(task), "tokens": np.float64(64.0)})
+        assert found["valid/perplexity"] is None and json.loads(dumps(found))["valid/loss"] == loss
+    assert validation_metrics({"task": np.float64(64.0), "tokens": np.float64(64.0)})["valid/perplexity"] == np.exp(1.0)
