@@ -80,8 +80,9 @@ class Verdict:
             f"the {'validation ' * self.validated}loss {limit}"
         before = "no step had a usable loss" if self.last_loss is None else \
             f"the last usable training loss was {self.last_loss:.4g}, at step {self.last_good}"
-        advice = "a smaller runtime.loss_scale.initial, or runtime.precision=fp32" if self.skipped and fp16 else \
-            "a smaller optimizer.learning_rate, more optimizer.warmup_steps, or a smaller optimizer.clip_norm"
+        advice = "a smaller optimizer.learning_rate, more optimizer.warmup_steps, or a smaller optimizer.clip_norm"
+        if self.skipped and fp16:
+            advice = "a smaller runtime.loss_scale.initial, a smaller optimizer.learning_rate, or runtime.precision=fp32"
         return f"the run diverged: {steps}: {what}; {before}; {checkpoint}; try {advice} (train.divergence_patience=0 goes on regardless)"
 
 

@@ -56,14 +56,16 @@ def test_it_ends_with_status_1_and_says_what_there_is_to_say(diverge, capsys, na
     assert last == len(steps) == first + 3 and f"steps {first} to {last}: " in error and "Traceback" not in shown.err
     assert summary["status"] == "diverged" and summary["valid/perplexity"] is None and summary["unigram_perplexity"] > 1
     assert f"at step {summary['progress/last_usable_step']}; " in error and f"{summary['loss/last_usable']:.4g}" in error
-    assert "loss diverged" in shown.out or name == "scale"
-    assert "smaller runtime.loss_scale.initial" in error if name == "scale" else "smaller optimizer.learning_rate" in error
+    skipped = "nothing was updated" in error  # under losses that were no worse than before: fp16
+    assert skipped or "loss diverged" in shown.out
+    assert name != "scale" or skipped
+    assert "smaller optimizer.learning_rate" in error and ("smaller runtime.loss_scale.initial" in error or name != "scale")
     assert not re.search(r"\bnan\b|\binf\b|[0-9]{30}", shown.out + shown.err)
     assert min(record["loss/task"] for record in steps if record["loss/task"] is not None) >= 0.0  # no sum has wrapped
     check_files(folder)
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir() if path.suffix == "")
-    if name == "scale":
-        assert kept == ["step_3", "step_4"] and "the newest checkpoint from before is" in error  # the weights are as they were
+    if skipped:
+        assert kept == [f"step_{last - 2}", f"step_{last - 1}"] and "the newest checkpoint from before is" in error
     else:  # none that was written after the last usable loss
         assert all(int(path[5:]) < summary["progress/last_usable_step"] for path in kept)
         assert ("holds no checkpoint from before" in error) == (not kept)
