@@ -28,8 +28,9 @@ class MoEFeedForward(nn.Cell):
 
     Inputs: x <float>[T, d]; tokens, a dict of ids, domain, home, seed <int32>[T] each.
     Outputs: y <float>[T, d] in x's dtype, and a dict of aux_loss, locality_loss (weighted, equal on all ranks) and this rank's sums:
-    assigned <float32>[E] (as chosen, before drops), kept and kept_local <float32> scalars (as finally taken); and what was routed:
-    seen <float>[T, d] (see `Router.seen`) and expert <int32>[T, k], as chosen. What a graph does not use of them costs it nothing.
+    assigned <float32>[E] (as chosen, before drops), kept and kept_local <float32> scalars (as finally taken), and undecided <float32>, the
+    assignments of tokens that the router's rule left undecided, where the router counts them; and what was routed: seen <float>[T, d] (see
+    `Router.seen`) and expert <int32>[T, k], as chosen. What a graph does not use of them costs it nothing.
     """
 
     def __init__(self, routing: MultiLevelRouting, dispatcher: Dispatcher, experts: ExpertBank, local: np.ndarray,
@@ -73,6 +74,9 @@ class MoEFeedForward(nn.Cell):
         finally_taken = one_hot(context["expert"], self.num_experts) if self.repicks else chosen
         nearby = ops.gather(self.local, home, 0)  # (T, E)
         nearby = nearby if self.top_k == 1 else ops.tile(nearby, (self.top_k, 1))
-        return {"aux_loss": routing["aux_loss"], "locality_loss": routing["locality_loss"], "assigned": chosen.sum(0),
-                "kept": kept.sum(), "kept_local": ((finally_taken * nearby).sum(1, keepdims=True) * kept).sum(),
-                "seen": routing["seen"], "expert": routing["expert"]}
+        report = {"aux_loss": routing["aux_loss"], "locality_loss": routing["locality_loss"], "assigned": chosen.sum(0),
+                  "kept": kept.sum(), "kept_local": ((finally_taken * nearby).sum(1, keepdims=True) * kept).sum(),
+                  "seen": routing["seen"], "expert": routing["expert"]}
+        if "undecided" in routing:
+            report["undecided"] = routing["undecided"].sum() * self.top_k
+        return report

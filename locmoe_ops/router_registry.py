@@ -97,6 +97,7 @@ class RouterKind:
         terms: those of `TERMS` that its `preference` may be made of.
         second_experts: whether it offers second experts, to which overflow is re-picked.
         gate_weights: whether it is a `GatedRouter` with a row of weights an expert, with which cosines are measured.
+        counts_undecided: whether its `Router.counts_undecided` is set: it then tells for each token whether its rule left it undecided.
         expert_choice: whether experts choose among the tokens that want their slots: then drop priority is `weight`, and there are slots.
         localises: whether it seeks to keep tokens on their nodes.
         check: raises InputError where its keys, and the model's sizes, do not fit together.
@@ -109,6 +110,7 @@ class RouterKind:
     terms: Tuple[str, ...] = ()
     second_experts: bool = False
     gate_weights: bool = False
+    counts_undecided: bool = False
     expert_choice: bool = False
     localises: bool = False
     check: Callable[[Any, RouterSizes], None] = nothing_to_check

@@ -7,7 +7,17 @@ import numpy as np
 
 from locmoe_ops.reference import losses
 from locmoe_ops.reference.experts import expert_gradients, expert_output
-from locmoe_ops.reference.routing import Routing, combine_weight, gate_gradients, replace_choices, route, second_choices, through_weights
+from locmoe_ops.reference.routing import (
+    Routing,
+    combine_weight,
+    gate_gradients,
+    is_undecided,
+    locmoe_values,
+    replace_choices,
+    route,
+    second_choices,
+    through_weights,
+)
 from locmoe_ops.reference.slots import keep_within_capacity, repick
 from locmoe_ops.reference.spec import (
     LayerGradients,
@@ -47,7 +57,7 @@ def moe_layer(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[Rank
         outputs=tuple(_combine(spec, parameters, plan) for plan in plans),
         aux_loss=losses.aux_loss(spec, ranks, routings),
         locality_loss=losses.locality_loss(spec, ranks, routings),
-        stats=_statistics(spec, plans),
+        stats=_statistics(spec, parameters, plans),
         expert=tuple(plan.taken.expert for plan in plans),
         weight=tuple(plan.weight for plan in plans),
         kept=tuple(plan.kept for plan in plans),
@@ -152,10 +162,14 @@ def _zero_gradients(spec: LayerSpec, parameters: LayerParameters, ranks: Sequenc
     )
 
 
-def _statistics(spec: LayerSpec, plans: Sequence[_Plan]) -> LayerStats:
+def _statistics(spec: LayerSpec, parameters: LayerParameters, plans: Sequence[_Plan]) -> LayerStats:
     tokens_per_expert = np.zeros(spec.num_experts, np.int64)
     assignments = kept = local = 0
+    undecided: list[bool] = []
     for plan in plans:
+        if spec.router == "locmoe":
+            undecided += [is_undecided(spec, locmoe_values(spec, parameters, plan.tokens, t, group))
+                          for t, group in enumerate(plan.routing.group)]
         taken_up = plan.routing.expert[plan.routing.expert < spec.num_experts]
         assignments += taken_up.size
         for expert in taken_up:
@@ -168,4 +182,5 @@ def _statistics(spec: LayerSpec, plans: Sequence[_Plan]) -> LayerStats:
         drop_fraction=(assignments - kept) / assignments if assignments else 0.0,
         local_fraction=local / kept if kept else 0.0,
         load_max_over_mean=float(tokens_per_expert.max() / tokens_per_expert.mean()) if assignments else 0.0,
+        undecided_fraction=sum(undecided) / len(undecided) if undecided else 0.0,
     )

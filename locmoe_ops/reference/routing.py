@@ -113,7 +113,7 @@ def gate_gradients(
         p, p_gradient = routing.probability[t], probability_gradient[t]
         value_gradient = p * (p_gradient - np.dot(p, p_gradient))
         if spec.router == "locmoe":
-            value_gradient = np.where(rows @ x > 0.0, value_gradient, 0.0)
+            value_gradient = _through_relu(spec, locmoe_values(spec, parameters, tokens, t, routing.group[t]), value_gradient)
         if spec.router == "etr":
             x_gradient[t] = _cosine_gradient(rows, x, value_gradient / spec.temperature)
             continue
@@ -134,11 +134,32 @@ def _token_probability(
     rows, x = _gate_rows(spec, parameters, group), tokens.x[t].astype(np.float64)
     values = rows @ x
     if spec.router == "locmoe":
-        values = np.maximum(values, 0.0)  # LocMoE Eq. 2
+        values = _rectified(spec, locmoe_values(spec, parameters, tokens, t, group))
     if spec.router == "etr":
         values = values / (np.linalg.norm(rows, axis=1) * _length(x)) / spec.temperature
     exponentials = np.exp(values - values.max())
     return exponentials / exponentials.sum()
+
+
+def locmoe_values(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens, t: int, group: int) -> np.ndarray:
+    """(n,) float64: w_i x + eps_i of token t for the experts of `group`, what enters the ReLU of LocMoE's Eq. 2."""
+    values = _gate_rows(spec, parameters, group) @ tokens.x[t].astype(np.float64)
+    return values + tokens.noise[t] if spec.ties == "noise" and tokens.noise is not None else values
+
+
+def is_undecided(spec: LayerSpec, values: np.ndarray) -> bool:
+    """Whether fewer than k of a token's values (n,) are above 0, so that ReLU leaves a choice to the rule of ties."""
+    return int((values > 0.0).sum()) < spec.top_k
+
+
+def _rectified(spec: LayerSpec, values: np.ndarray) -> np.ndarray:
+    """(n,): what enters the softmax."""
+    return values if spec.ties == "unrectified" and is_undecided(spec, values) else np.maximum(values, 0.0)
+
+
+def _through_relu(spec: LayerSpec, values: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """(n,): from the gradient of what enters the softmax to that of the values."""
+    return gradient if spec.ties == "unrectified" and is_undecided(spec, values) else np.where(values > 0.0, gradient, 0.0)
 
 
 def _gate_rows(spec: LayerSpec, parameters: LayerParameters, group: int) -> np.ndarray:

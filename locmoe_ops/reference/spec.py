@@ -21,6 +21,7 @@ LOCAL_TERMS = ("none", "bias", "margin")
 STATISTICS = ("rank", "node", "global")
 PRIORITIES = ("position", "weight")
 OVERFLOWS = ("drop", "repick")
+TIES = ("first", "unrectified", "noise")
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,13 @@ class LayerSpec:
     max_remote_fraction: float = 1.0  # faster_moe: share of a home's tokens that may leave its node
     bandwidth_ratio: float = 1.0  # ta_moe: of a link inside a node to one between nodes
     temperature: float = 1.0  # etr: divides cosines
+    ties: str = "first"  # locmoe: first | unrectified | noise; what decides tokens with fewer than k values above 0
 
     def __post_init__(self) -> None:
         _require_choice("router", self.router, ROUTERS)
         _require_choice("gate", self.gate, GATES)
         _require_choice("activation", self.activation, tuple(ACTIVATIONS))
+        _require_choice("ties", self.ties, TIES if self.router == "locmoe" else TIES[:1])
         _require_choice("drop_priority", self.drop_priority, PRIORITIES)
         _require_choice("overflow", self.overflow, OVERFLOWS if self.router not in ("hash", "gshard") else OVERFLOWS[:1])
         _require_choice("statistics", self.statistics, STATISTICS)
@@ -129,6 +132,7 @@ class RankTokens:
     domain: np.ndarray  # (T,) int
     home: np.ndarray  # (T,) int; rank of `LayerSpec.layout`
     chance: Optional[np.ndarray] = None  # (T,) float in [0, 1): decides on gshard's second choices; None: all are taken
+    noise: Optional[np.ndarray] = None  # (T,n) float: eps_i of LocMoE's Eq. 2, for ties `noise`; None: 0, as in evaluation
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ class LayerStats:
     drop_fraction: float  # dropped / all assignments
     local_fraction: float  # kept assignments whose expert is on the node of the token's home / kept assignments
     load_max_over_mean: float  # of tokens_per_expert
+    undecided_fraction: float  # locmoe: tokens with fewer than k values above 0 / all tokens
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from locmoe_ops.routers.balance import BalanceBias, BalanceUpdate, balance_biase
 from locmoe_ops.routers.base import Router, RoutingShape, SegmentSums
 from locmoe_ops.routers.etr import CosineGate, ETRRouter
 from locmoe_ops.routers.faster_moe import FasterMoERouter
-from locmoe_ops.routers.gated import GatedRouter, LocMoERouter, LossWeights, SwitchRouter
+from locmoe_ops.routers.gated import GatedRouter, LocMoERouter, LossWeights, SwitchRouter, Ties
 from locmoe_ops.routers.gates import DenseGate, GrAPGate, grap_weights
 from locmoe_ops.routers.gshard import GShardRouter
 from locmoe_ops.routers.hash import HashRouter
@@ -35,6 +35,7 @@ __all__ = [
     "Sum",
     "SwitchRouter",
     "TAMoERouter",
+    "Ties",
     "balance_biases",
     "bandwidth_shares",
     "current_strength",

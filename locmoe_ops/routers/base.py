@@ -53,7 +53,8 @@ class Router(nn.Cell):
     belongs to) and seed <int32>[T].
     Output: a dict of expert <int32>[T, k], weight <float32>[T, k], the weighted losses aux_loss and locality_loss, scalars, and seen
     <float>[T, d], what the choice was made by (see `seen`).
-    A router that was told to offer second experts adds second_expert <int32>[T] (E: none) and second_weight <float32>[T].
+    A router that was told to offer second experts adds second_expert <int32>[T] (E: none) and second_weight <float32>[T]. One that
+    counts undecided tokens adds undecided <float32>[T], see `undecided`.
     """
 
     def __init__(self, shape: RoutingShape) -> None:
@@ -63,6 +64,7 @@ class Router(nn.Cell):
         self.per_group = shape.per_group
         self.top_k = shape.top_k
         self.by_word = False  # whether `tokens` must hold `word`, see `LocMoERouter`
+        self.counts_undecided = False  # as its declaration says (`RouterKind.counts_undecided`)
         self.offers_second = False
         self.second = nn.Identity()
 
@@ -78,11 +80,17 @@ class Router(nn.Cell):
         if self.offers_second:
             second, second_weight = self.second(choice, probabilities, tokens["home"], tokens["group"])
             routing["second_expert"], routing["second_weight"] = second, second_weight
+        if self.counts_undecided:
+            routing["undecided"] = self.undecided(x, tokens)
         return routing
 
     def seen(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
         """The vectors whose angles to each other and to the gate's weights tell what the router does, <float>[T, d]; without jitter."""
         return x
+
+    def undecided(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
+        """<float32>[T]: 1 for each token that the router's rule leaves undecided between experts, 0 for the others."""
+        raise NotImplementedError
 
     def choose(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
         """-> expert within the group <int32>[T, k], weight <float32>[T, k], probabilities <float32>[T, n]."""

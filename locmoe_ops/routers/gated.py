@@ -154,10 +154,33 @@ class LocalisingRouter(GatedRouter):
         return sums.reshape(segments, -1, self.num_experts).sum(1)
 
 
+@dataclass(frozen=True)
+class Ties:
+    """What LocMoE's router does with undecided tokens: those with fewer than k gate values above 0 (k is `top_k`). Eq. 2's ReLU makes
+    their other values 0, so that at least one of their choices is a tie.
+
+    `first`: the tie goes to the expert of lowest index. A token without any value above 0 has the weight 1/n, and neither its output
+    nor a loss has a gradient with respect to its values.
+    `unrectified` (ours): an undecided token is routed as if Eq. 2 had no ReLU. Choice, weight and losses come from the softmax of its
+    values as they are, and gradients flow through all of them.
+    `noise`: in training eps_i is added to value i before the ReLU, as in Eq. 2, and ties that remain go to the lowest index. The paper
+    does not give the distribution of eps_i. Here it is uniform in [-noise_scale, noise_scale), our choice. It is a function of the token's
+    seed, the layer and i, so it is the same at any parallel degree. In evaluation it is 0.
+
+    Attributes:
+        rule: `first`, `unrectified` or `noise`. noise_scale: for `noise`. salt: tells the noise of layers apart.
+    """
+
+    rule: str = "first"
+    noise_scale: float = 0.0
+    salt: int = 0
+
+
 class LocMoERouter(LocalisingRouter):
     """LocMoE's router (arXiv 2401.13920, Eq. 1-7): softmax of ReLU'd gate values, load-balancing and locality losses.
 
     Args:
+        ties: what decides where the ReLU leaves several values equal to 0.
         gate: `grap`, fixed orthogonal weights (Eq. 4), or `dense`, learned ones.
         gate_input: `hidden`, the layer's input as in the paper; `word`: the token's word vector <float>[T, d], which `tokens` then
             holds as `word`, brought to mean 0 and variance 1 (ours); `code`: a fixed code of the token's id (ours, see `CodeGate`).
@@ -170,14 +193,24 @@ class LocMoERouter(LocalisingRouter):
                  gate: str = "grap", statistics: str = "global", aux_loss_weight: float = 0.01,
                  locality_loss_weight: float = 0.01, locality_smoothing: float = 0.1,
                  preference: Optional[Preference] = None, gate_input: str = "hidden", order: Optional[np.ndarray] = None,
-                 codes: Optional[np.ndarray] = None) -> None:
+                 codes: Optional[np.ndarray] = None, ties: Ties = Ties()) -> None:
         sizes = (shape.num_experts, shape.num_groups, shape.hidden_size)
         fixed = GrAPGate(*sizes, order) if codes is None else CodeGate(codes)
         super().__init__(shape, fixed if gate == "grap" else DenseGate(*sizes), layout, placement, collectives, tag, statistics,
                          LossWeights(aux_loss_weight, locality_loss_weight, locality_smoothing), preference)
         self.by_word, self.by_code = gate_input == "word", gate_input == "code"
+        self.counts_undecided = True
+        self.unrectified, self.noisy, self.noise_scale = ties.rule == "unrectified", ties.rule == "noise", ties.noise_scale
+        self.uniform = SeededUniform(shape.per_group, ties.salt) if self.noisy else nn.Identity()
 
     def values(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
+        values = self.noiseless_values(x, tokens)
+        if not self.noisy or not self.training:
+            return values
+        return values + self.noise_scale * (2.0 * self.uniform(tokens["seed"]) - 1.0)  # eps_i of Eq. 2
+
+    def noiseless_values(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
+        """w_i x of Eq. 2: <float32>[T, n] <- <float>[T, d]"""
         if self.by_code:
             return self.gate(tokens["ids"], tokens["group"])
         return self.gate(self.prepare(x, tokens), one_hot(tokens["group"], self.num_groups))
@@ -191,8 +224,17 @@ class LocMoERouter(LocalisingRouter):
 
     def seen(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
         if self.by_code:
-            return self.values(x, tokens)
+            return self.noiseless_values(x, tokens)
         return self.prepare(x, tokens) if self.by_word else x
 
+    def undecided(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
+        # The same product as in `choose`, which a compiled graph computes once.
+        return ops.cast(self._undecided(ops.stop_gradient(self.values(x, tokens))), dtype.float32).reshape(-1)
+
     def score(self, values: Tensor) -> Tensor:
-        return ops.relu(values)  # Eq. 2
+        rectified = ops.relu(values)  # Eq. 2
+        return ops.select(self._undecided(values), values, rectified) if self.unrectified else rectified
+
+    def _undecided(self, values: Tensor) -> Tensor:
+        """bool[T, 1] <- <float32>[T, n]"""
+        return ops.cast(values > 0.0, dtype.float32).sum(-1, keepdims=True) < self.top_k

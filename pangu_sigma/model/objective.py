@@ -20,7 +20,8 @@ class Objective(nn.Cell):
     Inputs: a batch dict of ids, targets, positions, documents <int32>[B, S], loss_mask <float32>[B, S], domain, home,
     seeds <int32>[B]; loss_scale <float32> scalar.
     Outputs: the scaled objective; a dict of this rank's sums: tokens (unmasked), task (nats), aux and locality (times
-    tokens), assigned <float32>[M, E], kept, kept_local <float32>[M] (one layer of zeros where there are no sparse layers).
+    tokens), assigned <float32>[M, E], kept, kept_local <float32>[M] (one layer of zeros where there are no sparse layers), and
+    undecided <float32>[M] where the network's routers count it.
     """
 
     def __init__(self, network: PanGuSigma, nominal_tokens: int) -> None:
@@ -39,6 +40,8 @@ class Objective(nn.Cell):
         assigned, kept, kept_local = self._router_sums(reports)
         sums = {"tokens": tokens, "task": task, "aux": aux * tokens, "locality": locality * tokens, "assigned": assigned,
                 "kept": kept, "kept_local": kept_local}
+        if self.network.counts_undecided:
+            sums["undecided"] = ops.stack([report["undecided"] for report in reports])
         return total * (loss_scale / self.nominal_tokens), sums
 
     def _router_losses(self, reports: List[Dict[str, Tensor]]) -> Tuple[Tensor, Tensor]:

@@ -45,6 +45,7 @@ class PanGuSigma(nn.Cell):
         top = build_sparse_layer(context, sparse) if model.sparse_query_layer else FeedForward(shape, dense + sparse)
         self.query_layer = QueryBlock(shape, dense + sparse, top)
         self.routes_by_word = any(isinstance(cell, Router) and cell.by_word for _, cell in self.cells_and_names())
+        self.counts_undecided = any(isinstance(cell, Router) and cell.counts_undecided for _, cell in self.cells_and_names())
         self.head = TiedHead(shape, model.domain_embeddings)
         self.token_losses = token_losses(shape)
 

@@ -102,7 +102,8 @@ class TrainingParts:
         alike = config.moe.num_experts // config.moe.num_groups if config.moe.initial_experts == "copies" else 1
         initialise(self.network, config.train.seed, config.model.init_std, alike)
         self.parameters = ordered_parameters(self.network)
-        self.statistics = Statistics(config.model.sparse_layers + config.model.sparse_query_layer, config.moe.num_experts)
+        self.statistics = Statistics(config.model.sparse_layers + config.model.sparse_query_layer, config.moe.num_experts,
+                                     self.network.counts_undecided)
         self.loss_scale = LossScale(config.runtime.loss_scale if config.runtime.precision == "fp16" else None)
         nominal = config.train.global_batch_size * config.model.sequence_length
         self._objective = Objective(self.network, nominal)

@@ -40,6 +40,11 @@ DEFINITIONS: Dict[str, Definition] = {
     "moe/drop_fraction": Definition(_EXPERTS, "assignments without a slot, of all"),
     "moe/load_max_over_mean": Definition(_EXPERTS, "tokens of the busiest expert over the mean, before drops, mean over layers"),
     "moe/tokens_per_expert": Definition(_EXPERTS, "assignments of each expert before drops, over all ranks: one list a sparse layer"),
+    "moe/undecided_fraction": Definition(
+        "every step, with router locmoe",
+        "tokens with fewer than `moe.router.top_k` gate values above 0 among the experts of their group, so that the ReLU of LocMoE's "
+        "Eq. 2 leaves a choice to `moe.router.locmoe.ties`, of all tokens, mean over layers. Gate values are those that enter the ReLU, "
+        "with noise where `ties` is noise"),
     "moe/local_strength": Definition("every step of a run with a local term", "the strength of `moe.router.local_term` in the step"),
     "moe/capacity_slots": Definition(_BOUND, "slots per (source rank, expert), the same in all sparse layers, before a dispatcher rounds "
                                              "them to its chunks"),

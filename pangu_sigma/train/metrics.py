@@ -129,7 +129,8 @@ def routing_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, Any]:
         return {}
     return {"moe/local_fraction": float(sums["kept_local"].sum()) / max(kept, 1.0), "moe/drop_fraction": 1.0 - kept / total,
             "moe/load_max_over_mean": float((assigned.max(1) / assigned.mean(1)).mean()),
-            "moe/tokens_per_expert": assigned.astype(int).tolist()}
+            "moe/tokens_per_expert": assigned.astype(int).tolist(),
+            **({"moe/undecided_fraction": float(sums["undecided"].sum()) / total} if "undecided" in sums else {})}
 
 
 def host_metrics(total: HostCounters, ranks: int, step_s: float, tokens: int) -> Dict[str, float]:

@@ -26,28 +26,36 @@ BATCH_FIELDS = ("ids", "targets", "positions", "documents", "loss_mask", "domain
 
 
 class Statistics:
-    """Where each sum of `Objective` lies in the one vector that is accumulated and exchanged."""
+    """Where each sum of `Objective` lies in the one vector that is accumulated and exchanged.
+
+    Args:
+        counts_undecided: whether the sums hold `undecided`, as the network's `counts_undecided` says.
+    """
 
     SCALARS = ("tokens", "task", "aux", "locality")
 
-    def __init__(self, sparse_layers: int, num_experts: int) -> None:
+    def __init__(self, sparse_layers: int, num_experts: int, counts_undecided: bool = False) -> None:
         layers = max(sparse_layers, 1)
         self.layers, self.experts = (layers, num_experts) if sparse_layers else (1, 1)
-        self.size = len(self.SCALARS) + self.layers * (self.experts + 2)
+        self.per_layer = ("kept", "kept_local", "undecided") if counts_undecided else ("kept", "kept_local")
+        self.size = len(self.SCALARS) + self.layers * (self.experts + len(self.per_layer))
 
     def unpack(self, vector: np.ndarray) -> Dict[str, np.ndarray]:
-        """Scalars by name; assigned [M, E], kept [M], kept_local [M]."""
+        """Scalars by name; assigned [M, E]; kept, kept_local and, where it is counted, undecided [M]."""
         scalars = {name: vector[i] for i, name in enumerate(self.SCALARS)}
         rest = vector[len(self.SCALARS):]
         cells = self.layers * self.experts
-        return {**scalars, "assigned": rest[:cells].reshape(self.layers, self.experts),
-                "kept": rest[cells:cells + self.layers], "kept_local": rest[cells + self.layers:]}
+        by_name = dict(zip(self.per_layer, rest[cells:].reshape(-1, self.layers)))
+        return {**scalars, "assigned": rest[:cells].reshape(self.layers, self.experts), **by_name}
 
 
 def pack(sums: Dict[str, Tensor]) -> Tensor:
     """The vector of `Statistics` <float32>[size] from `Objective`'s sums, inside a graph."""
     scalars = ops.stack((sums["tokens"], sums["task"], sums["aux"], sums["locality"]))
-    return ops.concat((scalars, sums["assigned"].reshape(-1), sums["kept"], sums["kept_local"]))
+    vectors: Tuple[Tensor, ...] = (scalars, sums["assigned"].reshape(-1), sums["kept"], sums["kept_local"])
+    if "undecided" in sums:
+        vectors += (sums["undecided"],)
+    return ops.concat(vectors)
 
 
 class Accumulators(nn.Cell):

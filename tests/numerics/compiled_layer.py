@@ -17,7 +17,7 @@ from locmoe_ops.routers import HashRouter, LocMoERouter, Router, RoutingShape, S
 from locmoe_ops.routing_cell import MultiLevelRouting
 from locmoe_ops.topology import local_experts_table
 
-OUTPUTS = ("y", "aux_loss", "locality_loss", "assigned", "kept", "kept_local")
+OUTPUTS = ("y", "aux_loss", "locality_loss", "assigned", "kept", "kept_local", "undecided")  # the last one of locmoe alone
 
 
 class Objective(nn.Cell):
@@ -50,6 +50,8 @@ class Differentiated(nn.Cell):
     def construct(self, x, ids, domain, home, seed, dy):
         (_, y, report), gradients = self.differentiate(x, ids, domain, home, seed, dy)
         outputs = (y, report["aux_loss"], report["locality_loss"], report["assigned"], report["kept"], report["kept_local"])
+        if "undecided" in report:
+            outputs += (report["undecided"],)
         return outputs, gradients
 
 
@@ -65,9 +67,9 @@ class CompiledLayer:
         objective.set_train()
         self.step = Differentiated(objective)
 
-    def run(self, tokens: RankTokens, gradient: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs, losses, sums and gradients by name; gradients of parameters as `gradient/NAME`."""
-        given = (tokens.token_ids, tokens.domain, tokens.home, np.zeros_like(tokens.home))
+    def run(self, tokens: RankTokens, gradient: np.ndarray, seeds: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Outputs, losses, sums and gradients by name; gradients of parameters as `gradient/NAME`. seeds <int>[T]; None: zeros."""
+        given = (tokens.token_ids, tokens.domain, tokens.home, np.zeros_like(tokens.home) if seeds is None else seeds)
         outputs, (x_gradient, gradients) = self.step(
             Tensor(tokens.x), *(Tensor(array, ms.int32) for array in given), Tensor(gradient))
         named = {f"gradient/{parameter.name.rsplit('.', 1)[-1]}": array

@@ -21,10 +21,12 @@ from locmoe_ops.routers import (
     Sum,
     SwitchRouter,
     TAMoERouter,
+    Ties,
 )
 from locmoe_ops.routing_cell import MultiLevelRouting
 
 SALT = 3
+NOISE_SCALE = 0.7  # a gate value of the cases is of order 1
 
 
 class CompiledRouter(CompiledLayer):
@@ -57,7 +59,8 @@ def router_of(case: Case, collectives: Collectives) -> Router:
     weights = LossWeights(spec.alpha, spec.mu, spec.smoothing)
     builders = {
         "switch": lambda: SwitchRouter(*plain, case.statistics, spec.alpha, preference=preference),
-        "locmoe": lambda: LocMoERouter(*placed, case.gate, case.statistics, spec.alpha, spec.mu, spec.smoothing, preference),
+        "locmoe": lambda: LocMoERouter(*placed, case.gate, case.statistics, spec.alpha, spec.mu, spec.smoothing, preference,
+                                       ties=Ties(case.ties, NOISE_SCALE, SALT)),
         "gshard": lambda: GShardRouter(*plain, case.statistics, spec.alpha, SALT, preference),
         "faster_moe": lambda: FasterMoERouter(*placed, case.max_remote_fraction, case.statistics, spec.alpha),
         "ta_moe": lambda: TAMoERouter(*placed, spec.bandwidth_ratio, case.statistics, spec.alpha, preference),

@@ -43,6 +43,7 @@ class Case:
     max_remote_fraction: float = 1.0
     balanced: bool = False
     overflow: str = "drop"
+    ties: str = "first"
     far_capacity: Optional[int] = None  # hierarchical dispatch, with `capacity` slots for experts of the own node
 
     @property
@@ -65,7 +66,7 @@ class Case:
             gate=self.gate, domain_groups=domain_groups, top_k=self.top_k, scale_by_gate=self.scale_by_gate,
             activation=self.activation, drop_priority=self.priority, statistics=self.statistics, alpha=0.3, mu=0.2,
             local_term=self.local_term, local_strength=self.local_strength, max_remote_fraction=self.max_remote_fraction,
-            bandwidth_ratio=3.0, temperature=0.2, overflow=self.overflow, far_capacity=self.far_capacity,
+            bandwidth_ratio=3.0, temperature=0.2, overflow=self.overflow, far_capacity=self.far_capacity, ties=self.ties,
             source_nodes=tuple(map(self.layout.node_of, range(RANKS))))
 
 
@@ -103,6 +104,13 @@ ROUTER_CASES = {
     "balanced, switch, 3 groups": Case("switch", groups=3, balanced=True),
     "balanced margin, grap, nothing dropped": Case("locmoe", capacity=AMPLE, local_term="margin", local_strength=1.0, balanced=True),
     "margin, grap, top 2, 3 groups": Case("locmoe", groups=3, top_k=2, local_term="margin", local_strength=0.3),
+    "ties first, grap, 3 groups": Case("locmoe", groups=3),
+    "ties unrectified, grap, 3 groups, by weight": Case("locmoe", groups=3, priority="weight", ties="unrectified", statistics="rank"),
+    "ties unrectified, dense, top 2, 3 groups, nothing dropped": Case("locmoe", gate="dense", groups=3, top_k=2, capacity=AMPLE,
+                                                                      ties="unrectified"),
+    "ties noise, grap, top 2, 3 groups, nothing dropped": Case("locmoe", groups=3, top_k=2, capacity=AMPLE, ties="noise",
+                                                               statistics="node"),
+    "ties noise, dense, 3 groups": Case("locmoe", gate="dense", groups=3, ties="noise"),
 }
 
 

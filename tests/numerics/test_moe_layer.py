@@ -14,7 +14,7 @@ from locmoe_ops.reference import moe_layer, moe_layer_gradients
 # Relative to an array's largest element. float32 rounds to 6e-8, and a gradient is a sum over some hundred terms, the largest
 # of which cancel; measured errors stay below 3e-6.
 TOLERANCE = 1e-5
-COUNTS = ("assigned", "kept", "kept_local")
+COUNTS = ("assigned", "kept", "kept_local", "undecided")
 EXPERT_PARAMETERS = {"w_in": "w1", "b_in": "b1", "w_out": "w2", "b_out": "b2"}
 EVERYTHING = [(name, draw) for name in CASES for draw in DRAWS]
 NOTHING_DROPPED = [(name, draw) for name, draw in EVERYTHING if CASES[name].capacity == AMPLE]
@@ -38,6 +38,8 @@ def from_reference(case, ranks, output_gradients):
                 "aux_loss": result.aux_loss, "locality_loss": result.locality_loss,
                 "assigned": result.stats.tokens_per_expert, "kept": kept,
                 "kept_local": round(result.stats.local_fraction * kept)}
+    if case.router == "locmoe":  # in assignments, as the others
+        expected["undecided"] = round(result.stats.undecided_fraction * sum(len(tokens.x) for tokens in ranks)) * case.top_k
     if gradients.gate is not None:
         expected["gradient/weight"] = gradients.gate
     for name, theirs in EXPERT_PARAMETERS.items():

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from compiled_router import SALT, CompiledRouter
+from compiled_router import NOISE_SCALE, SALT, CompiledRouter
 from layer_cases import AMPLE, DRAWS, RANKS, ROUTER_CASES, TOKENS, batch_of, on_one_rank, parameters_of
 from test_moe_layer import assert_equal, from_reference, joined
 
@@ -22,6 +22,7 @@ from locmoe_ops.routers import set_local_strength
 from locmoe_ops.topology import Topology
 
 EVERYTHING = [(name, draw) for name in ROUTER_CASES for draw in DRAWS]
+SEEDS = np.random.default_rng(11).integers(0, 2**31 - 1, RANKS * TOKENS).astype(np.int32)  # of the tokens where a router adds noise
 WITH_TERM = [name for name, case in ROUTER_CASES.items() if case.local_term != "none"]
 
 
@@ -50,14 +51,30 @@ def layers():
 def batch(chance):
     def make(case, draw):
         ranks, gradients = batch_of(case, draw)
-        return [replace(tokens, chance=np.full(TOKENS, chance)) for tokens in ranks], gradients
+        ranks = [replace(tokens, chance=np.full(TOKENS, chance)) for tokens in ranks]
+        if case.ties == "noise":
+            noise = NOISE_SCALE * (2.0 * uniform(SEEDS, case.experts // case.groups) - 1.0)
+            ranks = [replace(tokens, noise=own) for tokens, own in zip(ranks, np.split(noise, RANKS))]
+        return ranks, gradients
 
     return make
 
 
+def uniform(seeds, length):
+    """float64 (T, length) in [0, 1): the mixer of `locmoe_ops.random` on unbounded integers, for salt SALT."""
+    def mixed(bits, arithmetic=False):
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+            high = (bits - 2**32 if arithmetic and bits >= 2**31 else bits) >> shift
+            bits = ((bits ^ high) * factor) % 2**32
+        return bits
+
+    position = [mixed(mixed(i) ^ mixed(SALT)) for i in range(length)]
+    return np.array([[mixed((offset + int(seed)) % 2**32, arithmetic=True) % 2**24 for offset in position] for seed in seeds]) / 2.0**24
+
+
 def run(layer, case, batch):
     tokens, gradients = on_one_rank(*batch)
-    return joined(case, [layer.run(tokens[0], gradients[0])], 1)
+    return joined(case, [layer.run(tokens[0], gradients[0], SEEDS if case.ties == "noise" else None)], 1)
 
 
 @pytest.mark.parametrize("name, draw", EVERYTHING)
@@ -103,5 +120,9 @@ def test_cases_hold_what_they_are_for(batch, name):
                          parameters, ranks)
         moved = (result.expert[0] != free.expert[0]).any(1).mean()
         assert 0.1 < moved < 0.9
+    if case.ties != "first":
+        plain = moe_layer(replace(case, ties="first").spec, parameters, ranks)
+        moved = (result.expert[0] != plain.expert[0]).any(1).mean()
+        assert 0.02 < moved < 0.9 and 0.02 < plain.stats.undecided_fraction < 0.9
     if case.capacity < AMPLE:
         assert result.stats.drop_fraction > 0.05

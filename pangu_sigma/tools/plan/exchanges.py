@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Iterator, NamedTuple
 
+from locmoe_ops.router_registry import kind_of
 from pangu_sigma.config.validate import has_experts
 from pangu_sigma.tools.plan.job import ITEM, Job
 from pangu_sigma.tools.plan.parameters import in_gradient_order, parameters
@@ -292,4 +293,5 @@ def _summed(what: str, job: Job, group: str, size: int, phase: str = UPDATE) -> 
 def _statistics_size(job: Job) -> int:
     """Numbers that travel with the dense gradients (see `pangu_sigma.train.step.Statistics`)."""
     layers, experts = (job.sparse_layers, job.config.moe.num_experts) if job.sparse_layers else (1, 1)
-    return 4 + layers * (experts + 2)
+    counts_undecided = job.sparse_layers > 0 and kind_of(job.config.moe.router.type).counts_undecided
+    return 4 + layers * (experts + 2 + counts_undecided)

@@ -6,7 +6,9 @@ from mindspore import Tensor, nn
 
 from locmoe_ops.collectives import create_collectives
 from locmoe_ops.random import SeededUniform
-from locmoe_ops.routers import LocMoERouter, RoutingShape, SwitchRouter, grap_weights
+from locmoe_ops.router_registry import kind_of
+from locmoe_ops.routers import LocMoERouter, RoutingShape, SwitchRouter, Ties, grap_weights
+from locmoe_ops.routers.request import RouterRequest, make_router
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -191,3 +193,87 @@ def test_an_order_of_features_is_the_same_as_reordered_features():
     expected = run(locmoe(shape, "grap"), [inputs[0][:, order], *inputs[1:]])
     for name in OUTPUTS:
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-6)  # float32 sums of 3 features in another order
+
+
+# ---- undecided tokens
+
+
+class WithUndecided(nn.Cell):
+    def __init__(self, router):
+        super().__init__()
+        self.router = router
+
+    def construct(self, x, group, home, seed):
+        found = self.router(x, {"ids": group, "group": group, "home": home, "seed": seed})
+        return found["expert"], found["weight"], found["aux_loss"], found["locality_loss"], found["undecided"]
+
+
+# Block means of a group of four experts, and how many of them are above 0.
+TABLE = np.array([[-4, -1, -2, -3], [0, 0, 0, 0], [-4, -1, 2, -3], [1, 3, -2, -3], [2, 1, 3, 4]], np.float32)
+ABOVE = np.array([0, 0, 1, 2, 4])
+
+
+def of_table():
+    """Router inputs whose GrAP values are TABLE's rows."""
+    x = np.repeat(TABLE, HIDDEN // 4, axis=1)
+    return [x, *(np.zeros(len(x), np.int32) for _ in range(3))]
+
+
+@pytest.mark.parametrize("rule", ["first", "unrectified"])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_undecided_tokens_by_hand(pullback, rule, top_k):
+    """Which tokens are undecided; their experts and weights; and whether a gradient of the weights reaches the token."""
+    router = locmoe(RoutingShape(HIDDEN, 4, 1, top_k), "grap", ties=Ties(rule))
+    inputs = of_table()
+    weights = np.zeros((len(TABLE), top_k), np.float32)
+    weights[:, 0] = 1.0
+    cotangents = [weights.astype(np.int32) * 0, weights, np.float32(0), np.float32(0), np.zeros(len(TABLE), np.float32)]
+    (expert, weight, _, _, undecided), (gradient,), _ = pullback(WithUndecided(router), inputs, cotangents)
+    assert undecided.tolist() == (ABOVE < top_k).tolist()
+    rectified = np.maximum(TABLE, 0.0)
+    scores = np.where((ABOVE < top_k)[:, None], TABLE, rectified) if rule == "unrectified" else rectified
+    choice, probability = expected_choice(scores.astype(np.float64), top_k)
+    assert np.array_equal(expert, choice)
+    np.testing.assert_allclose(weight, probability, rtol=0, atol=1e-6)  # float32, values of order 1
+    assert expert[0, 0] == (1 if rule == "unrectified" else 0)
+    assert gradient[0].any() == (rule == "unrectified") and gradient[2:].any(1).all()
+
+
+def noisy(**options):
+    return locmoe(RoutingShape(HIDDEN, 12, 3), "grap", ties=Ties("noise", **{"noise_scale": 0.8, "salt": 5, **options})).set_train()
+
+
+def test_a_token_has_the_same_noise_wherever_it_sits():
+    """Whatever other tokens stand beside it and in which order: so it is at any parallel degree. Another layer's is another."""
+    inputs = batch(3)
+    whole = run(noisy(), inputs)
+    order = np.random.default_rng(1).permutation(TOKENS)
+    moved = run(noisy(), [array[order] for array in inputs])
+    part = run(noisy(), [array[30:] for array in inputs])
+    for found, places in ((moved, order), (part, np.arange(30, TOKENS))):
+        assert np.array_equal(found["expert"], whole["expert"][places])
+        # Kernels round products of another number of rows otherwise, by a last place of float32.
+        np.testing.assert_allclose(found["weight"], whole["weight"][places], rtol=0, atol=2e-7)
+    for other in (run(noisy(salt=9), inputs), run(noisy(), [*inputs[:3], inputs[3] ^ 1])):  # another layer; another step
+        assert (other["weight"] != whole["weight"]).mean() > 0.5
+
+
+def test_noise_is_on_the_values_before_the_relu_and_in_training_alone():
+    inputs = batch(3)
+    uniform = SeededUniform(4, 5)(Tensor(inputs[3])).asnumpy().astype(np.float64)
+    values = inputs[0].astype(np.float64).reshape(TOKENS, 4, -1).mean(2)
+    for training, noise in ((True, 0.8 * (2.0 * uniform - 1.0)), (False, 0.0)):
+        found = run(noisy().set_train(training), inputs)
+        expert, probability = expected_choice(np.maximum(values + noise, 0.0), 1)
+        assert np.array_equal(found["expert"], expert + 4 * inputs[1][:, None])
+        np.testing.assert_allclose(found["weight"], probability, rtol=0, atol=1e-6)  # float32, values of order 1
+    assert np.abs(2.0 * uniform - 1.0).max() > 0.95 and abs((2.0 * uniform - 1.0).mean()) < 0.15
+
+
+def test_the_scale_of_noise_follows_the_spread_of_block_means():
+    """Null is the standard deviation that a GrAP gate's value has for standardised features: the root of n / d."""
+    for given, expected in ((None, (4 / HIDDEN) ** 0.5), (0.25, 0.25)):
+        options = kind_of("locmoe").options(ties="noise", noise_scale=given)
+        request = RouterRequest("locmoe", options, RoutingShape(HIDDEN, 12, 3), LAYOUT, ExpertPlacement(12, 3, 4),
+                                create_collectives("local", Topology(1, 1), 0))
+        assert make_router(request).noise_scale == pytest.approx(expected)

@@ -85,11 +85,12 @@ class NumpyModel:
         return float(total * loss_scale / nominal_tokens)
 
     def losses(self, batch: Arrays) -> Dict[str, Any]:
-        """tokens, task, aux and locality (both times tokens), assigned [M, E], kept, kept_local [M]."""
+        """tokens, task, aux and locality (both times tokens), assigned [M, E], kept, kept_local [M]; of locmoe undecided [M]."""
         logits, layers = self.forward(batch)
         mask, targets = batch["loss_mask"].reshape(-1).astype(np.float64), batch["targets"].reshape(-1)
         tokens = mask.sum()
         kept = [layer.kept[0].sum() for layer in layers]
+        undecided = [layer.stats.undecided_fraction * layer.expert[0].size for layer in layers]
         return {
             "tokens": tokens,
             "task": np.sum(mask * token_losses(logits, targets)),
@@ -98,6 +99,7 @@ class NumpyModel:
             "assigned": np.array([layer.stats.tokens_per_expert for layer in layers]),
             "kept": np.array(kept),
             "kept_local": np.array([layer.stats.local_fraction * k for layer, k in zip(layers, kept)]),
+            **({"undecided": np.array(undecided)} if layers and self.options.spec.router == "locmoe" else {}),
         }
 
     def _words(self, domain: int) -> np.ndarray:
@@ -189,5 +191,5 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 def split_sums(sums: Dict[str, Any]) -> Tuple[Dict[str, float], Dict[str, np.ndarray]]:
     """Floating-point sums, which agree to rounding, and counts, which agree exactly."""
-    counted = ("tokens", "assigned", "kept", "kept_local")
-    return {k: v for k, v in sums.items() if k not in counted}, {k: np.asarray(sums[k]) for k in counted}
+    counted = ("tokens", "assigned", "kept", "kept_local", "undecided")
+    return {k: v for k, v in sums.items() if k not in counted}, {k: np.asarray(sums[k]) for k in counted if k in sums}

@@ -14,7 +14,7 @@ ONE = np.ones(1)
 
 def computed():
     sums = {name: np.float64(1.0) for name in ("tokens", "task", "aux", "locality")}
-    routing = {"assigned": np.ones((1, 2)), "kept": ONE, "kept_local": ONE}
+    routing = {"assigned": np.ones((1, 2)), "kept": ONE, "kept_local": ONE, "undecided": ONE}
     counters = metrics.HostCounters(1.0, *[metrics.Traffic()] * 4)
     return {**metrics.loss_metrics(sums), **metrics.routing_metrics(routing), **metrics.host_metrics(counters, 1, 1.0, 1),
             **metrics.validation_metrics(sums), **metrics.validation_metrics(sums, "valid/local_term_off/")}
