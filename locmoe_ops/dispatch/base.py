@@ -20,12 +20,17 @@ class Dispatcher(nn.Cell):
     2. `through_experts` (subclasses): buffer to wherever its experts are, experts, and back to the same slots.
     3. Copy results to assignments, scale and sum them; a dropped assignment contributes 0.
 
+    Attributes:
+        expert_rows: rows that each of this rank's experts is handed for one micro-batch, in one call or several; group-wise, of a share.
+
     Args:
         tokens: T. top_k: k. slots: gives the slots of this rank's send buffer, as `SlotAssignment` or `RepickingAssignment`.
         share_of: group-wise, the collectives whose tensor-parallel group holds the same tokens: `through_experts` is then given
             this rank's share, every P-th slot of each stretch of slots, all of which are multiples of P. None: all slots.
         tag: names the share's collectives.
     """
+
+    expert_rows: int
 
     def __init__(self, tokens: int, top_k: int, slots: nn.Cell, share_of: Optional[Collectives] = None, tag: str = "") -> None:
         super().__init__()

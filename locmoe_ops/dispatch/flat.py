@@ -42,6 +42,7 @@ class FlatDispatcher(Dispatcher):
         self.ranks, group = placement.ep, placement.group
         self.local_experts = placement.num_experts // placement.ep
         self.capacity = capacity
+        self.expert_rows = self.ranks * capacity
         self.chunks = chunks
         self.send = collectives.all_to_all(group, f"{tag}/dispatch")
         self.give_back = collectives.all_to_all(group, f"{tag}/combine")

@@ -67,6 +67,7 @@ class HierarchicalDispatcher(Dispatcher):
         self.neighbours = len(topology.group_of(inside, rank))
         self.nodes = len(topology.group_of(rail, rank))
         self.near, self.far = near, far
+        self.expert_rows = self.neighbours * (near + self.nodes * far)
         self.near_rows = placement.num_experts // self.nodes * near
         self.chunks = chunks
         self.near_out = nn.CellList([collectives.all_to_all(inside, f"{tag}/near out {i}") for i in range(chunks)])

@@ -51,7 +51,7 @@ class RaggedDispatcher(Dispatcher):
         self.ranks, self.local_experts = placement.ep, placement.experts_per_rank
         rows, worst = tokens * top_k, placement.ep * tokens * min(top_k, placement.experts_per_rank)
         room = rows if self.ranks == 1 else worst if limit is None else min(worst, math.ceil(rows * limit))
-        self.capacity = min(room, self.ranks * tokens)
+        self.capacity = self.expert_rows = min(room, self.ranks * tokens)
         self.regions = Regions(self.ranks, self.local_experts, room, self.capacity)
         self.tell = collectives.all_to_all(placement.group, f"{tag}/counts")
         advice = "" if limit is None else f"that is {limit} times an even load, raise {limit_name}"

@@ -38,5 +38,5 @@ class SecondExpert(nn.Cell):
         scores = ops.stop_gradient(probabilities) * left + left
         best = ops.cast(ops.argmax(scores, -1), dtype.int32)
         weight = (probabilities * one_hot(best, self.per_group) * left).sum(1)
-        expert = ops.select(left.max(1) > 0.5, best + group * self.per_group, ops.full_like(group, self.num_experts))
+        expert = ops.select(ops.amax(left, 1) > 0.5, best + group * self.per_group, ops.full_like(group, self.num_experts))
         return expert, weight

@@ -158,10 +158,11 @@ def inference_config(config: Config, ranks: int = 1) -> Config:
     router = config.moe.router
     sections: Dict[str, Any] = {"faster_moe": replace(router.faster_moe, max_remote_fraction=1.0)}
     slots = CapacityConfig(evaluation_factor=float(config.moe.num_experts))
+    dispatch = DispatchConfig(drop_priority=config.moe.dispatch.drop_priority)  # nothing is dropped, but etr asks for its own
     return replace(
         config, parallel=ParallelConfig(expert=ranks), checkpoint=CheckpointConfig(),
         model=replace(config.model, embedding_dropout=0.0, attention_dropout=0.0, hidden_dropout=0.0),
-        moe=replace(config.moe, capacity=slots, dispatch=DispatchConfig(), router=replace(router, **sections)))
+        moe=replace(config.moe, capacity=slots, dispatch=dispatch, router=replace(router, **sections)))
 
 
 def domain_homes(context: SparseContext) -> Tuple[int, ...]:

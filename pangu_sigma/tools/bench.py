@@ -19,12 +19,21 @@ from pangu_sigma.config.validate import has_experts
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.model.attention import attention_mask
 from pangu_sigma.model.loss import TokenCrossEntropy
-from pangu_sigma.tools.bench_timing import ROUNDS, WARM_UP, Dispatch, ForwardBackward, Routing, in_turn, random_tensor, seconds
+from pangu_sigma.tools.bench_timing import (
+    ROUNDS,
+    WARM_UP,
+    Dispatch,
+    ForwardBackward,
+    Routing,
+    even_vocabulary,
+    in_turn,
+    random_tensor,
+    seconds,
+)
 from pangu_sigma.tools.flops import step_flops
 from pangu_sigma.train.build import TrainingParts, Vocabulary
 from pangu_sigma.train.runtime import start_runtime
 
-DEFAULT_VOCAB = 8000
 MATMUL_SIZE = 2048
 
 
@@ -45,8 +54,7 @@ def bench_step(config: Config) -> int:
         if getattr(config.parallel, degree) > 1:
             raise InputError(f"parallel.{degree} is {getattr(config.parallel, degree)}; bench step runs one process, expected 1")
     runtime = start_runtime(config)
-    words = Vocabulary(config.model.vocab_size or DEFAULT_VOCAB, config.moe.num_groups,
-                       np.ones(config.model.vocab_size or DEFAULT_VOCAB, np.int64))
+    words = even_vocabulary(config)
     parts = TrainingParts(config, runtime, words)
     rows = config.train.micro_batch_size or config.train.global_batch_size
     batches = [random_batch(rows, config.model.sequence_length, words)] * (config.train.global_batch_size // rows)
@@ -158,7 +166,7 @@ def _sparse_parts(sparse: List[nn.Cell], config: Config, x: Tensor, ids: Tensor,
     layer, k = sparse[0], config.moe.router.top_k
     chosen = layer.routing(x, {"ids": ids, "domain": domain, "home": domain * 0, "seed": ids, "word": x})
     second = (chosen["second_expert"], chosen["second_weight"]) if layer.repicks else None
-    buffers = random_tensor((config.moe.num_experts, layer.dispatcher.capacity, config.model.hidden_size))
+    buffers = random_tensor((config.moe.num_experts, layer.dispatcher.expert_rows, config.model.hidden_size))
     return [Part("experts", _time(layer.experts, buffers, buffers), len(sparse)),
             Part("routing", _time(Routing(layer.routing), x, ids, domain, random_tensor((x.shape[0], k))), len(sparse)),
             Part("dispatch", _time(Dispatch(layer.dispatcher, second), x, chosen["expert"], chosen["weight"], dy), len(sparse))]

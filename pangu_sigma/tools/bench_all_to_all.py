@@ -21,7 +21,7 @@ from locmoe_ops.topology import ExpertPlacement
 from pangu_sigma.config.schema import Config
 from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext, build_dispatcher
-from pangu_sigma.tools.bench_timing import ROUNDS, WARM_UP, Dispatch, ForwardBackward, in_turn, random_tensor, seconds
+from pangu_sigma.tools.bench_timing import ROUNDS, WARM_UP, Dispatch, ForwardBackward, even_vocabulary, in_turn, random_tensor, seconds
 from pangu_sigma.train.build import rows_per_rank
 from pangu_sigma.train.metrics import HostSum
 from pangu_sigma.train.runtime import Runtime, start_runtime
@@ -117,19 +117,25 @@ def link_limit(sent: Optional[NodeBytes], rate: float) -> Optional[float]:
 
 
 def _launch(config: Config, runtime: Runtime, tokens: int, name: str, changes: Dict[str, Any]) -> Callable[[], Any]:
-    """A dispatcher's pass over random tokens whose choices are spread evenly over all experts."""
+    """A dispatcher's pass over random tokens, see `even_choices`."""
     moe = replace(config.moe, dispatch=replace(config.moe.dispatch, **changes, overflow="drop"))  # here nobody offers second experts
-    domains = len(moe.domain_groups) if moe.domain_groups else moe.num_groups
-    shape = replace(model_shape(config, 1, 1, domains), sequence_length=tokens)
+    shape = replace(model_shape(config, 1, 1, even_vocabulary(config).domains), sequence_length=tokens)
     context = SparseContext(replace(config, moe=moe), shape, runtime.collectives)
     placement = ExpertPlacement(moe.num_experts, moe.num_groups, runtime.topology.expert, moe.placement)
     dispatcher = build_dispatcher(context, placement, moe.capacity.factor, f"{CAUSE}/{name}/{tokens}")
     generator = np.random.default_rng(runtime.rank)
-    chosen = (tokens, moe.router.top_k)
     x = random_tensor((tokens, shape.hidden_size), shape.compute_dtype)
-    expert = Tensor(generator.integers(0, moe.num_experts, chosen).astype(np.int32))
-    launch, weight = ForwardBackward(Dispatch(dispatcher)), Tensor(generator.random(chosen).astype(np.float32))
-    return lambda: launch(x, expert, weight, x)
+    expert = even_choices(generator, tokens, moe.router.top_k, moe.num_experts)
+    launch, weight = ForwardBackward(Dispatch(dispatcher)), Tensor(generator.random(expert.shape).astype(np.float32))
+    return lambda: launch(x, Tensor(expert), weight, x)
+
+
+def even_choices(generator: np.random.Generator, tokens: int, top_k: int, experts: int) -> np.ndarray:
+    """<int32>[tokens, top_k]: distinct experts of each token, in random order of tokens. Each expert is chosen as often as any other,
+    give or take one for each of the top_k, so that a `moe.dispatch.ragged_limit` of an even load is enough but for that rest.
+    """
+    first = generator.permutation(np.arange(tokens) * experts // tokens)
+    return ((first[:, None] + np.arange(top_k) * (experts // top_k)) % experts).astype(np.int32)
 
 
 def _bytes_of(launch: Callable[[], Any], runtime: Runtime, total: HostSum) -> Optional[NodeBytes]:

@@ -20,11 +20,10 @@ from pangu_sigma.inference.load import inference_config, network_context
 from pangu_sigma.model.initialise import initialise
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.sparse import SparseContext
-from pangu_sigma.tools.bench_timing import ROUNDS, WARM_UP, in_turn, seconds
+from pangu_sigma.tools.bench_timing import ROUNDS, WARM_UP, even_vocabulary, in_turn, seconds
 from pangu_sigma.train.optimizer import is_expert_parameter
 from pangu_sigma.train.runtime import start_runtime
 
-DEFAULT_VOCAB = 8000
 PROBE = (4096, 16384)  # of float32: 256 MiB, beyond any processor's caches
 _ITEM = 4
 
@@ -41,8 +40,8 @@ def bench_decode(config: Config, batch_sizes: Sequence[int]) -> int:
     config = inference_config(config)
     validate(config, 1)
     start_runtime(config)
-    domains = len(config.moe.domain_groups) if config.moe.domain_groups else config.moe.num_groups
-    context = network_context(config, config.model.vocab_size or DEFAULT_VOCAB, domains)
+    vocabulary = even_vocabulary(config)
+    context = network_context(config, vocabulary.words, vocabulary.domains)
     network = PanGuSigma(context)
     initialise(network, config.train.seed, config.model.init_std)
     network.set_train(False)

@@ -19,15 +19,22 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import kind_of, routers
 from locmoe_ops.routing_cell import MultiLevelRouting
 from locmoe_ops.topology import ExpertPlacement, Topology
-from pangu_sigma.config.schema import Config, LayoutConfig, LocalTermConfig, ParallelConfig, RouterConfig
+from pangu_sigma.config.schema import (
+    CapacityConfig,
+    Config,
+    DispatchConfig,
+    LayoutConfig,
+    LocalTermConfig,
+    ParallelConfig,
+    RouterConfig,
+)
 from pangu_sigma.config.validate import validate
 from pangu_sigma.model.router import build_router
 from pangu_sigma.model.shape import ModelShape, model_shape
 from pangu_sigma.model.sparse import SparseContext
-from pangu_sigma.tools.bench_timing import ROUNDS, WARM_UP, ForwardBackward, Routing, in_turn, random_tensor
+from pangu_sigma.tools.bench_timing import ROUNDS, WARM_UP, ForwardBackward, Routing, even_vocabulary, in_turn, random_tensor
 from pangu_sigma.train.runtime import start_runtime
 
-DEFAULT_VOCAB = 8000
 DENSE_GATE = "switch"
 
 
@@ -68,7 +75,9 @@ def routers_of(config: Config) -> Tuple[List[Candidate], List[str]]:
     candidates, left_out = [], []
     for kind in sorted(routers(), key=lambda kind: kind != DENSE_GATE):
         for name, router in _settings(config.moe.router, kind):
-            moe = replace(config.moe, router=router, dispatch=replace(config.moe.dispatch, drop_priority="weight"))
+            # No token moves here, so of dispatch and capacity only whether second experts are offered matters.
+            dispatch = DispatchConfig(drop_priority="weight", overflow=config.moe.dispatch.overflow)
+            moe = replace(config.moe, router=router, dispatch=dispatch, capacity=CapacityConfig())
             candidate = Candidate(name, replace(config, moe=moe))
             try:
                 validate(candidate.config, 1)
@@ -91,8 +100,8 @@ def _settings(router: RouterConfig, kind: str) -> List[Tuple[str, RouterConfig]]
 
 
 def _shape_of(config: Config) -> ModelShape:
-    domains = len(config.moe.domain_groups) if config.moe.domain_groups else config.moe.num_groups
-    return model_shape(config, config.train.micro_batch_size or 1, config.model.vocab_size or DEFAULT_VOCAB, domains)
+    vocabulary = even_vocabulary(config)
+    return model_shape(config, config.train.micro_batch_size or 1, vocabulary.words, vocabulary.domains)
 
 
 def _launch(config: Config, collectives: LocalCollectives) -> Callable[[], Any]:
@@ -106,7 +115,7 @@ def _routing(config: Config, collectives: LocalCollectives) -> Tuple[nn.Cell, Li
     """Routing of the first sparse layer, and inputs for it."""
     shape, moe = _shape_of(config), config.moe
     generator = np.random.default_rng(0)
-    context = SparseContext(config, shape, collectives, np.ones(shape.vocab_size, np.int64))
+    context = SparseContext(config, shape, collectives, even_vocabulary(config).counts)
     placement = ExpertPlacement(moe.num_experts, moe.num_groups, context.layout.expert, moe.placement)
     cell = Routing(MultiLevelRouting(context.domain_groups, build_router(context, 0, placement)))
     ids, domain = (Tensor(generator.integers(0, limit, shape.tokens).astype(np.int32)) for limit in (shape.vocab_size, shape.domains))

@@ -13,8 +13,20 @@ import numpy as np
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from pangu_sigma.config.schema import Config
+from pangu_sigma.train.build import Vocabulary
+
+DEFAULT_VOCAB = 8000
 ROUNDS = 7
 WARM_UP = 11
+
+
+def even_vocabulary(config: Config) -> Vocabulary:
+    """What a benchmark has in place of prepared data: as many words as `model.vocab_size` says, each as frequent as any other in every
+    group's text, and the domains that `moe.domain_groups` lists, by default one a group.
+    """
+    moe, words = config.moe, config.model.vocab_size or DEFAULT_VOCAB
+    return Vocabulary(words, len(moe.domain_groups or range(moe.num_groups)), np.ones((moe.num_groups, words), np.int64))
 
 
 def seconds(function: Callable, *inputs: Any) -> float:

@@ -75,8 +75,9 @@ def _row(name: str, value: float, recomputed: float) -> str:
 
 
 def _traffic(plan: Plan) -> Iterator[str]:
-    exact = "" if plan.exact_bytes else ", as far as known before training"
-    yield f"{'bytes a step, all ranks' + exact:<44}{'inside nodes':>18}{'between nodes':>18}"
+    yield f"{'bytes a step, all ranks':<44}{'inside nodes':>18}{'between nodes':>18}"
+    if not plan.exact_bytes:
+        yield "  (as far as known before training)"
     for cause, name in _CAUSES.items():
         total = plan.traffic[cause]
         yield f"  {name:<42}{total.intra_node:>18,}{total.inter_node:>18,}"

@@ -38,6 +38,7 @@ def test_slots_are_those_of_the_dispatcher(make_job, build, cluster, parallel, m
         assert (slots.capacity, slots.near) == (dispatcher.far, dispatcher.near)
     else:
         assert slots.capacity == dispatcher.capacity
+    assert dispatcher.expert_rows * slots.shares == slots.expert_rows
     # Slots of the send buffer: as many as the experts of all ranks that exchange with this one get rows from it.
     if slots.counted:
         ranks = job.exchange.ep
