@@ -45,7 +45,9 @@ TABLES = {
 }
 TABLE_FILES = {"embedding.word": "word_embedding.npy", "embedding.position": "position_embedding.npy",
                "query_layer.top_query": "top_query_embedding.npy"}
-PANGU_ALPHA = {"activation": "fast_gelu", "layer_norm_epsilon": 1e-5}
+PANGU_ALPHA = {"layer_norm_epsilon": 1e-5}
+# A file does not say which nonlinearity its network has. Public code has used fast_gelu, and gelu in MindSpore's default form, tanh.
+PANGU_ALPHA_ACTIVATIONS = ("fast_gelu", "gelu_tanh", "gelu")
 
 
 class DenseModel(ABC):
@@ -66,8 +68,10 @@ class DenseModel(ABC):
         """<float32>, in this project's layout. Raises InputError where there is no such parameter."""
 
     @abstractmethod
-    def check(self, config: Config) -> None:
-        """Raises InputError where a network of `config` would not be the same function."""
+    def check(self, config: Config) -> Optional[str]:
+        """Raises InputError where a network of `config` would not be the same function. Returns a warning where the model does not say
+        all that this takes, one line.
+        """
 
     def layers(self) -> int:
         """Decoder layers below the query layer."""
@@ -95,9 +99,10 @@ class OwnModel(DenseModel):
     def read(self, name: str) -> np.ndarray:
         return self._reader.read(name)
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config) -> Optional[str]:
         for key in ("num_heads", "activation", "layer_norm_epsilon", "final_norm"):
             _require_same(key, getattr(config.model, key), getattr(self._model, key), str(self._reader.folder))
+        return None
 
 
 class PanguAlpha(DenseModel):
@@ -124,9 +129,16 @@ class PanguAlpha(DenseModel):
         array = self._stored[stored].astype(np.float32)
         return np.ascontiguousarray(array.T) if transposed else array
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config) -> Optional[str]:
         for key, value in {**PANGU_ALPHA, "final_norm": self._final_norm}.items():
             _require_same(key, getattr(config.model, key), value, str(self._path))
+        found = config.model.activation
+        if found not in PANGU_ALPHA_ACTIVATIONS:
+            raise InputError(f"model.activation is {found}, which no PanGu-alpha has ({self._path}); expected that of the code which "
+                             f"trained it: {', '.join(PANGU_ALPHA_ACTIVATIONS)}")
+        return (f"{self._path} does not say its network's activation, so model.activation decides: {found}. The public code has used "
+                "fast_gelu, and gelu in its tanh form (gelu_tanh here); with another one than the file was trained with, the new model "
+                "computes something else")
 
     def _find(self) -> Dict[str, Tuple[str, bool]]:
         """Our name -> (stored name, transposed). Raises InputError for a parameter of the backbone that has no place here."""

@@ -5,6 +5,7 @@ slot; everything else is copied as it is. Whichever expert a token is sent to, a
 with `moe.scale_by_gate` false, the new model computes what the old one did. Gates and hash maps are drawn as for any new run.
 """
 
+import sys
 import zlib
 from dataclasses import dataclass
 from functools import partial
@@ -84,13 +85,15 @@ def inherit(dense: DenseModel, target: str, config: Config, noise: Noise = NO_NO
 
 
 def _check(dense: DenseModel, config: Config, blueprint: Blueprint) -> None:
-    dense.check(config)
+    warning = dense.check(config)
     layers, wanted = dense.layers(), config.model.dense_layers + config.model.sparse_layers
     if layers != wanted:
         raise InputError(f"model.dense_layers ({config.model.dense_layers}) + model.sparse_layers ({config.model.sparse_layers}): the "
                          f"dense model has {layers} layers below its query layer; expected as many in all")
     if not blueprint.banks:
         raise InputError("model.sparse_layers is 0 and model.sparse_query_layer false; inherit expected a sparse layer to grow")
+    if warning is not None:
+        print(f"pangu-sigma: warning: {warning}", file=sys.stderr, flush=True)
 
 
 class _Plan:

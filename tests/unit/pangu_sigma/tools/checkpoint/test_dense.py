@@ -42,7 +42,12 @@ def write(path, parameters):
     return path
 
 
-def logits(parameters, ids, final_norm):
+NONLINEAR = {"fast_gelu": lambda x: x * special.expit(1.702 * x),
+             "gelu_tanh": lambda x: 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3))),
+             "gelu": lambda x: x * special.ndtr(x)}
+
+
+def logits(parameters, ids, final_norm, activation="fast_gelu"):
     """<float64>[S, V] of one row of one document."""
     p = {name: value.astype(np.float64) for name, value in parameters.items()}
 
@@ -63,7 +68,7 @@ def logits(parameters, ids, final_norm):
 
     def feed_forward(x, name):
         inner = x @ p[f"{name}.mapping.weight"] + p[f"{name}.mapping.bias"]
-        return (inner * special.expit(1.702 * inner)) @ p[f"{name}.projection.weight"] + p[f"{name}.projection.bias"]
+        return NONLINEAR[activation](inner) @ p[f"{name}.projection.weight"] + p[f"{name}.projection.bias"]
 
     words = p[f"{BACKBONE}word_embedding.embedding_table"]
     x = words[ids] + p[f"{BACKBONE}position_embedding.embedding_table"]
@@ -80,20 +85,26 @@ def logits(parameters, ids, final_norm):
     return x @ words.T
 
 
-@pytest.mark.parametrize("final_norm", ["before_query", "after_query"])
-def test_the_heir_computes_what_pangu_alpha_does(workshop, alpha, tmp_path, final_norm):
-    config = workshop.config({"dense_layers": 1, "sparse_layers": 1, "activation": "fast_gelu", "final_norm": final_norm,
+@pytest.mark.parametrize(("final_norm", "activation"), [
+    ("before_query", "fast_gelu"), ("after_query", "fast_gelu"), ("before_query", "gelu_tanh"), ("after_query", "gelu")])
+def test_the_heir_computes_what_pangu_alpha_does(workshop, alpha, tmp_path, capsys, final_norm, activation):
+    """With the activation that the configuration names, as the file names none; one line says so."""
+    config = workshop.config({"dense_layers": 1, "sparse_layers": 1, "activation": activation, "final_norm": final_norm,
                               "domain_embeddings": True}, {"scale_by_gate": False, "router": {"type": "switch"}})
     inherit(PanguAlpha(write(tmp_path / "alpha.ckpt", alpha), final_norm), str(tmp_path / "grown"), config)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("pangu-sigma: warning: ") and f"so model.activation decides: {activation}." in warning
+    assert "fast_gelu, and gelu in its tanh form (gelu_tanh here)" in warning
     model = workshop.load(config, tmp_path / "grown")
     ids = np.random.default_rng(1).integers(0, WORDS, (3, LENGTH)).astype(np.int32)
     found = one_document(model, ids).reshape(3, LENGTH, WORDS)
     for row in range(3):
-        expected = logits(alpha, ids[row], final_norm)
+        expected = logits(alpha, ids[row], final_norm, activation)
         # float32 rounds at 6e-8; a few layers deep a few tens of that remain.
         assert np.abs(found[row] - expected).max() < 1e-5 * np.abs(expected).max()
-    other = logits(alpha, ids[0], "after_query" if final_norm == "before_query" else "before_query")
-    assert np.abs(found[0] - other).max() > 0.01
+    for other in (logits(alpha, ids[0], "after_query" if final_norm == "before_query" else "before_query", activation),
+                  *(logits(alpha, ids[0], final_norm, one) for one in NONLINEAR if one != activation)):
+        assert np.abs(found[0] - other).max() > 1e-4 * np.abs(other).max()
 
 
 def one_document(model, ids):
@@ -138,9 +149,10 @@ def test_what_has_no_place_or_is_missing_is_named(workshop, alpha, tmp_path):
     (tmp_path / "no.ckpt").write_bytes(b"no protocol buffer")
     with pytest.raises(InputError, match=r"no.ckpt: cannot be read \(.*\); expected a MindSpore checkpoint"):
         PanguAlpha(tmp_path / "no.ckpt", "before_query")
-    gelu = workshop.config({"dense_layers": 1, "sparse_layers": 1})
-    with pytest.raises(InputError, match="model.activation is gelu, but .*alpha.ckpt is a network with fast_gelu"):
-        inherit(PanguAlpha(write(tmp_path / "alpha.ckpt", alpha), "before_query"), str(tmp_path / "grown"), gelu)
+    relu = workshop.config({"dense_layers": 1, "sparse_layers": 1, "activation": "relu"})
+    with pytest.raises(InputError, match=r"model.activation is relu, which no PanGu-alpha has \(.*alpha.ckpt\); expected that of the code "
+                                         "which trained it: fast_gelu, gelu_tanh, gelu"):
+        inherit(PanguAlpha(write(tmp_path / "alpha.ckpt", alpha), "before_query"), str(tmp_path / "grown"), relu)
 
 
 def test_tables_beside_are_arrays_of_numbers_and_no_code(alpha, tmp_path):
