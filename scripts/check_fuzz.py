@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from faults.page import write_table
+from faults.page import read_rows, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 WHAT = {"test_fuzz_load": "configuration", "test_fuzz_manifest": "checkpoint manifest", "test_fuzz_rank_table": "rank table",
@@ -53,10 +53,17 @@ def read(output: Path) -> list[dict[str, object]]:
 
 
 def report(records: list[dict[str, object]]) -> int:
-    """Writes and prints the table of the newest result of each test; returns the exit status."""
+    """Writes and prints the table of the newest result of each test; returns the exit status. Rows of tests without one stay."""
     newest = {str(record["test"]): record for record in records}
-    rows = [f"| {WHAT[Path(test.partition('::')[0]).stem]} | `{test.partition('::')[2]}` | {newest[test]['passed']:,} | "
-            f"{newest[test]['failed']} | {newest[test]['seconds']:,} s |" for test in tests() if test in newest]
+    before = {tuple(row.split(" | ")[:2]): row for row in read_rows("fuzz")}
+    rows = []
+    for test in tests():
+        first = (f"| {WHAT[Path(test.partition('::')[0]).stem]}", f"`{test.partition('::')[2]}`")
+        if test in newest:
+            found = newest[test]
+            rows.append(f"{' | '.join(first)} | {found['passed']:,} | {found['failed']} | {found['seconds']:,} s |")
+        elif first in before:
+            rows.append(before[first])
     print(write_table("fuzz", "| reads | test | inputs | failed | time |", rows))
     return int(any(record["failed"] for record in newest.values()))
 

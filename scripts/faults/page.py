@@ -18,3 +18,9 @@ def write_table(name: str, header: str, rows: list[str], page: Path = PAGE) -> s
         raise SystemExit(f"{page}: no place for {name}; expected the lines {first} and {last}")
     page.write_text(f"{before}{first}\n{table}\n{last}{after}", encoding="utf-8")
     return table
+
+
+def read_rows(name: str, page: Path = PAGE) -> list[str]:
+    """The rows that such a table has now."""
+    table = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->")[2].partition(f"<!-- end of {name} -->")[0]
+    return [line for line in table.splitlines() if line.startswith("| ")][1:]
