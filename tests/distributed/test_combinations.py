@@ -1,0 +1,52 @@
+"""`pangu-sigma audit` with each router and each dispatcher at least once. Every pair, in larger jobs: `scripts/check_audit.py`."""
+
+import pytest
+
+from locmoe_ops.router_registry import routers
+from pangu_sigma.config import config_from_dict
+from pangu_sigma.tools.audit.checks import check
+from pangu_sigma.tools.audit.command import audited_job, export, read_ranks
+from pangu_sigma.tools.plan.exchanges import step_exchanges
+
+LIMIT = 900  # seconds for two ranks to compile all cases on slow cores
+MODEL = {"hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 8,
+         "vocab_size": 50}
+CASES = {
+    "hash": {"dispatch": {"type": "ragged"}},
+    "switch": {"dispatch": {"type": "flat", "chunks": 2}, "router": {"switch": {"jitter": 0.1}}},
+    "locmoe": {"dispatch": {"type": "hierarchical"}, "router": {"locmoe": {"ties": "noise"}}},
+    "gshard": {"dispatch": {"type": "ragged", "ragged_limit": 1.5}, "router": {"top_k": 2}},
+    "faster_moe": {"dispatch": {"type": "hierarchical", "chunks": 2}, "capacity": {"local_share": 0.75}},
+    "ta_moe": {"dispatch": {"type": "flat", "overflow": "repick"}},
+    "etr": {"dispatch": {"type": "hierarchical", "drop_priority": "weight"}},
+}
+
+
+def job_of(name):
+    moe = {"num_experts": 4, "num_groups": 2, **CASES[name], "router": {"type": name, **CASES[name].get("router", {})}}
+    return audited_job(config_from_dict({
+        "model": MODEL, "moe": moe, "optimizer": {"warmup_steps": 1}, "train": {"steps": 2, "global_batch_size": 2},
+        "parallel": {"expert": 2, "ranks_per_node": 1}, "data": {"path": "no such folder"}}), 2, 1)
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """All cases, compiled by one job of two ranks on two nodes."""
+    folder = tmp_path_factory.mktemp("graphs")
+    jobs = [(job_of(name), folder / name) for name in CASES]
+    for _, own in jobs:
+        own.mkdir()
+    export(jobs, LIMIT)
+    return folder
+
+
+def test_each_router_is_there():
+    assert set(CASES) == set(routers())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_audit(graphs, name):
+    job = job_of(name)
+    ranks = read_ranks(job, graphs / name)
+    assert check(ranks, step_exchanges(job), job.topology) == []
+    assert sum("all_to_all" in collective.operation for graph in ranks[1].graphs for collective in graph.collectives) >= 4
