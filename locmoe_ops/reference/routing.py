@@ -214,7 +214,7 @@ def _pick(spec: LayerSpec, probability: np.ndarray, local: np.ndarray, balance: 
 
 
 def _keep_home(spec: LayerSpec, tokens: RankTokens, group: np.ndarray, probability: np.ndarray, choice: np.ndarray) -> None:
-    """FasterMoE's cap: replaces in `choice` (T,k) those of tokens that may not leave their node."""
+    """The cap of `faster_moe` (ours, after FasterMoE): replaces in `choice` (T,k) those of tokens that may not leave their node."""
     losses: dict[int, list[tuple[float, int]]] = {}  # home -> (minus what staying costs, token) of tokens that want to leave
     at_home = choice.copy()
     for t in range(len(choice)):
