@@ -18,6 +18,7 @@ started= # set once there may be processes to end
 stop_timeout=120
 stop_at=  # when ranks that were told to stop are killed
 bond=()
+launch_folder= # of all nodes of this launch, unless --log-dir says where
 made_folders=() # the log folder, and above it those that were not there either
 hint= # added to messages about bad input: what of it the user may not have given
 
@@ -101,7 +102,7 @@ resolve_log_dir() {
     [ -n "$log_dir" ] || log_dir_of_node=${own:-.}
     if [ -z "$log_dir" ]; then
         while launch_is_taken "$output_dir/logs/launch_$launch" "$own"; do launch=$((launch + 1)); done
-        log_dir=$output_dir/logs/launch_$launch
+        log_dir=$output_dir/logs/launch_$launch launch_folder=$log_dir
     fi
     # The ranks write there by this name whatever their working directory.
     [[ $log_dir == /* ]] || log_dir=$PWD/$log_dir
@@ -215,6 +216,8 @@ remove_empty_logs() {
     [ "$status" -eq 2 ] && [ ${#made_folders[@]} -gt 0 ] && [ ! -s "$log_dir/worker_$first_rank.log" ] || return 0
     rm -f -- "$log_dir"/{errors,workers,msrun,scheduler}.log "$log_dir"/worker_*.log
     rmdir -- "${made_folders[@]}" 2>/dev/null || true
+    # Of nodes that share the launch's folder, the last one to leave finds it empty, whichever made it.
+    [ -z "$launch_folder" ] || rmdir -- "$launch_folder" "$(dirname -- "$launch_folder")" 2>/dev/null || true
 }
 
 # The job's exit status. Ranks that a signal has ended are no failure where they were told to stop.
