@@ -115,7 +115,7 @@ def _last_words(folder: Path, rank: int) -> str:
 
 
 def _own_folder(keep: str) -> Path:
-    folder = Path(keep).resolve()
+    folder = Path(os.path.realpath(keep))
     try:
         folder.mkdir(parents=True)
     except OSError as error:

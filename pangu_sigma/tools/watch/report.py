@@ -83,7 +83,7 @@ def collection(names: Sequence[str], states: Sequence[RunState]) -> Collection:
 
 def short_names(folders: Sequence[Path]) -> List[str]:
     """What tells the folders apart: their paths without what all of them begin with. The folder's own name if there is one only."""
-    whole = [folder.resolve().parts for folder in folders]
+    whole = [Path(os.path.realpath(folder)).parts for folder in folders]
     shared = len(os.path.commonprefix(whole)) if len(whole) > 1 else len(whole[0]) - 1
     return ["/".join(parts[min(shared, len(parts) - 1):]) for parts in whole]
 
@@ -139,11 +139,11 @@ def _text(value: Any) -> str:
 def _check_distinct(folders: Sequence[str]) -> None:
     seen: Dict[Path, str] = {}
     for folder in folders:
-        place = Path(folder).resolve()
+        place = Path(os.path.realpath(folder))
         if place in seen:
             raise InputError(f"{seen[place]} and {folder} are the same folder, expected each run once")
         seen[place] = folder
 
 
 def _common(folders: Sequence[str]) -> Path:
-    return Path(folders[0]) if len(folders) == 1 else Path(os.path.relpath(os.path.commonpath([Path(f).resolve() for f in folders])))
+    return Path(folders[0]) if len(folders) == 1 else Path(os.path.relpath(os.path.commonpath([os.path.realpath(f) for f in folders])))
