@@ -55,7 +55,6 @@ FREE = {
     "one process": ("parallel.overlap_gradients=false", "parallel.ranks_per_node=1"),
     "fp16": ("runtime.precision=fp16", "runtime.loss_scale={initial: 1024, growth_interval: 1, minimum: 2}"),
     "deadlines and names": ("runtime.join_timeout=9", "runtime.collective_timeout=9", "runtime.device=cpu", "runtime.backend=tcp"),
-    "compiled": ("runtime.mode=graph",),
 }
 # Further cases, of runs that began with something else than the defaults: what they began with, and what they go on with.
 BEGUN = {
@@ -114,6 +113,7 @@ REFUSED = [
 # Keys that need other ranks, a device or a library, and those that say what a run goes on from or where it is.
 ELSEWHERE = {
     "parallel.expert", "parallel.tensor", "moe.dispatch.group_wise",  # tests/distributed/test_checkpoints.py
+    "runtime.mode",  # the last test of this file
     "train.tracker", "train.output_dir", "checkpoint.resume", "checkpoint.initial", "data.path",
     "runtime.jit_level", "runtime.deterministic",  # with runtime.hccl, memory and fused: of Ascend
 }
@@ -143,7 +143,7 @@ def test_every_key_is_in_a_case():
 @pytest.fixture(scope="module")
 def begun(tiny_data, tmp_path_factory):
     """`begun(overrides)`: the folder of a run of three steps that was cut off at the second; the summary is of the last two."""
-    root, made = tmp_path_factory.mktemp("begun"), {}
+    made = {}
     base = {"model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32},
             "moe": {"num_experts": 4, "num_groups": 2}, "data": {"path": str(tiny_data)}, "optimizer": {"warmup_steps": 1},
             "runtime": {"mode": "pynative"}, "checkpoint": {"interval": 2},
@@ -151,8 +151,7 @@ def begun(tiny_data, tmp_path_factory):
 
     def run(overrides):
         if overrides not in made:
-            folder = root / str(len(made))
-            folder.mkdir()
+            folder = tmp_path_factory.mktemp("begun")
             (folder / "base.yaml").write_text(yaml.safe_dump({**base, "train": {**base["train"], "output_dir": str(folder / "run")}}))
             assert main(["train", str(folder / "base.yaml"), *as_options(overrides), "--set", "train.stop_after=2"]) == 0
             made[overrides] = folder
@@ -216,3 +215,11 @@ def test_a_loss_scale_begins_with_fp16_and_ends_with_it(begun, tmp_path):
 
     assert scales((), "runtime.precision=fp16") == [4096.0]
     assert scales(("runtime.precision=fp16",), "runtime.precision=fp32") == [1.0]
+
+
+def test_a_run_goes_on_compiled(begun, tmp_path):
+    """Last, since after graphs of the same process PyNative takes fewer kinds of indices."""
+    out, step = tmp_path / "run", begun(()) / "run" / "checkpoints" / "step_2"
+    options = as_options(("runtime.mode=graph", f"train.output_dir={out}", f"checkpoint.resume={step}"))
+    assert main(["train", str(begun(()) / "base.yaml"), *options]) == 0
+    assert (out / "summary.json").is_file()
