@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,26 @@ def test_failure_leaves_the_old_folder(
         prepare(make_config(tmp_path / "data", corpora, sequence_length=16))
     assert folder_bytes(tmp_path) == before
     assert {p.name for p in tmp_path.iterdir()} == {"corpora", "data"}
+
+
+KILLED = """
+import os, sys, yaml
+from pangu_sigma.cli import main
+from pangu_sigma.data import prepare
+prepare.write_rows = lambda *_: os.kill(os.getpid(), 9)
+main(["prepare", sys.argv[1]])
+"""
+
+
+def test_what_a_killed_prepare_left_is_gone_after_the_next(tmp_path: Path, corpora: Corpora, make_config: MakeConfig) -> None:
+    config = make_config(tmp_path / "data", corpora)
+    save_config(config, tmp_path / "config.yaml")
+    process = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "config.yaml")], cwd=tmp_path)
+    left = [path.name for path in (tmp_path / "data").iterdir()]
+    assert process.returncode == -signal.SIGKILL and sum(name.startswith(".writing-") for name in left) == 1
+    prepare(config)
+    PreparedData.open(str(tmp_path / "data"), verify=True)
+    assert [path.name for path in (tmp_path / "data").iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("kind", ["foreign", "file"])
