@@ -1,10 +1,11 @@
 """What a command writes for people and for pipes: no character ends it, whatever the terminal's encoding."""
 
 import io
-import json
 import os
 import sys
 from typing import Any
+
+from pangu_sigma.strict_json import dumps
 
 
 def make_streams_lenient() -> None:
@@ -35,4 +36,4 @@ def _open_standard_descriptors() -> None:
 def print_json(value: Any) -> None:
     """Prints a value as JSON, on one line; characters beyond ASCII as they are where the output can be any of them."""
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("_", "-")
-    print(json.dumps(value, ensure_ascii=encoding not in ("utf-8", "utf8", "utf-8-sig")))
+    print(dumps(value, ensure_ascii=encoding not in ("utf-8", "utf8", "utf-8-sig")))

@@ -75,7 +75,7 @@ make_remote_command() {
 # Arguments: the log folder; a function that sets `node_options` to those of the node it is given.
 run_on_nodes() {
     local place folder=$1
-    make_log_dir node_0.log node_1.log node_0 node_1
+    make_log_dir node_0.log node_1.log node_0 node_1 >/dev/null # which node 0 tells of its own
     folder=$log_dir
     scratch=$(mktemp -d "${TMPDIR:-/tmp}/on_nodes.XXXXXX")
     trap 'end_nodes "$?"' EXIT

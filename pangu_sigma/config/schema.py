@@ -235,7 +235,7 @@ class TrainConfig:
     eval_interval: int = key(0, "steps between validations; 0: only at the end", minimum=0)
     eval_rows: int = key(64, "validation rows (over all ranks and domains) of one validation; 0: no validation",
                          minimum=0)
-    divergence_patience: int = key(10, "steps in a row with a loss that is not finite (or above 709 nats a token), or without an update, "
+    divergence_patience: int = key(50, "steps in a row with a loss that is not finite (or above 709 nats a token), or without an update, "
                                        "after which the run ends with status 1; 0: it goes on regardless", minimum=0)
     tensorboard: bool = key(False, "also write TensorBoard's event files, to output_dir/tensorboard (needs tensorboardX)")
     profile: Optional[Tuple[int, ...]] = key(None, "first and last of the steps to profile, as in [20, 24]: by MindSpore's profiler on "

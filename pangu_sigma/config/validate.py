@@ -37,13 +37,20 @@ def check_paths(config: Config) -> None:
     Raises:
         InputError: the run directory, a source or the given tokenizer lies inside (or is) `data.path`, through whatever links.
     """
-    folder = Path(os.path.realpath(config.data.path))
+    folder = _real(config.data.path)
     for key, text in _other_paths(config):
-        other = Path(os.path.realpath(text))
+        other = _real(text)
         if other == folder or folder in other.parents:
             where = "" if str(other) == os.path.abspath(text) else f", as {other},"
             raise InputError(f"{key} ({text}) lies inside data.path ({config.data.path}){where} "
                              "which is for what `prepare` writes; expected separate folders")
+
+
+def _real(text: str) -> Path:
+    try:
+        return Path(os.path.realpath(text))
+    except UnicodeEncodeError:  # no file of this name can be reached in this locale, nor a link
+        return Path(os.path.abspath(text))
 
 
 def runs_on_ascend(config: Config) -> bool:

@@ -52,6 +52,8 @@ def check_output(option: str, path: Path, markers: Sequence[bytes]) -> None:
     """
     if not os.path.lexists(path):
         return
+    if path.is_dir():
+        raise InputError(f"{option} {path}: cannot be written (is a directory); expected a file name in a writable folder")
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
@@ -59,7 +61,7 @@ def check_output(option: str, path: Path, markers: Sequence[bytes]) -> None:
         raise InputError(
             f"{option} {path}: cannot be read ({_reason(error)}); expected a file that this program wrote, or a new name"
         ) from None
-    if head and not any(marker in head for marker in markers):
+    if not any(marker in head or marker.startswith(head) for marker in markers):  # of what was cut off there may be less
         raise InputError(f"{option} {path}: is there already, and pangu-sigma did not write it; expected another name")
 
 

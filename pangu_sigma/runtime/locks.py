@@ -19,6 +19,7 @@ from typing import List, Optional, Type
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.runtime.files import make_folders
+from pangu_sigma.strict_json import dumps
 
 FILE = ".pangu-sigma.lock"
 _MOST_NOTE_BYTES = 4096
@@ -109,6 +110,8 @@ class FolderLock:
         except FileNotFoundError:
             return None if self._shared else self._open()  # its last holder has just taken the folder away
         except OSError as error:
+            if not self._shared and self._folder.exists() and not self._folder.is_dir():
+                raise InputError(f"{self._option}: {self._folder} is a file; expected a folder or a new name") from None
             if not self._shared:
                 raise InputError(
                     f"{self._option}: cannot write in {self._folder} ({(error.strerror or str(error)).lower()}); expected a writable folder"
@@ -133,7 +136,7 @@ class FolderLock:
         note = {"host": socket.gethostname(), "process": os.getpid(), "since": datetime.now().isoformat(" ", "seconds")}
         try:
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, (json.dumps(note) + "\n").encode(), 0)
+            os.pwrite(descriptor, (dumps(note) + "\n").encode(), 0)
         except OSError:
             pass  # read-only, or full: the lock holds without a note
 

@@ -163,7 +163,7 @@ CORPUS = [
     Case("prepare config.yaml --set model.sequence_length=4000", "texts: domain 'en' fills no train row"),
     Case("prepare config.yaml --set data.path=texts", "data.prepare.sources.en (texts) lies inside data.path (texts)"),
     Case("prepare config.yaml --set data.path=run --set train.output_dir=new", "holds files, but no manifest.json that prepare wrote"),
-    Case("prepare config.yaml --set data.path=config.yaml", "data.path: cannot write in"),
+    Case("prepare config.yaml --set data.path=config.yaml", "config.yaml is a file"),
 ]
 
 TOKENIZER = [

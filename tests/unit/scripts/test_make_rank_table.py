@@ -130,7 +130,7 @@ def test_this_machine_is_asked(make, folder):
     (["--addresses", "a=192.168.1.1", "--host-ip", "b=10.0.0.1"], "--host-ip: found no server 'b', expected one of a"),
     (["--addresses", "a=192.168.1.1", "--devices", "1"], "--devices: a has no address for device 1; found 0"),
     (["--addresses", "a=192.168.1.1", "--devices", "0,0"], "--devices: invalid list of different device numbers"),
-    (["--addresses", "a=192.168.1.1", "--output", "capture.txt/x"], "--output: cannot write capture.txt/x"),
+    (["--addresses", "a=192.168.1.1", "--output", "capture.txt/x"], "--output capture.txt/x: cannot be written"),
     (["--hccn", "a=absent"], "absent: cannot be read (no such file"),
     (["--hccn", "a=failed.txt"], "failed.txt: found 'hccn_tool is busy, please try again.', expected lines of"),
     (["--hccn", "a=twice.txt"], "twice.txt: device 0 has the addresses 192.168.1.4 and 192.168.1.5; expected one"),

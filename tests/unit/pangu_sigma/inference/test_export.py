@@ -40,7 +40,7 @@ def test_the_description_says_how_to_run_the_graphs(exported, generator):
 
 
 @pytest.mark.parametrize("output, told", [
-    ("n" * 252, "cannot be made (File name too long); expected the name of a new folder"), ("file/out", "cannot be made in"),
+    ("n" * 256, "cannot be made (File name too long); expected the name of a new folder"), ("file/out", "cannot be made in"),
     ("dangling", "is there already"), ("link", "is there already"), (".", "is there already"), ("shut/out", "cannot be made in"),
     ("", "is there already")])
 @pytest.mark.parametrize("export", [lambda config, target: export_mindir(config, target, 1, None), export_safetensors])

@@ -128,7 +128,7 @@ def test_a_link_of_that_name_is_not_followed(tmp_path):
 
 def test_a_file_in_the_folders_place_is_named(tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(InputError, match="train.output_dir: cannot write in .*/run"):
+    with pytest.raises(InputError, match="train.output_dir: .*/run is a file; expected a folder"):
         lock(tmp_path).__enter__()
 
 

@@ -33,12 +33,22 @@ def test_names_of_another_encoding_are_kept(tmp_path):
     assert json.loads(path.read_bytes()) == {"results": {"task-caf\udce9": {}}, "notes": {}}
 
 
-@pytest.mark.parametrize("content", [b"", b"no json\n", b'{"checkpoint": "c"', b"[1]\n", b"\xff\xfe\n"])
+@pytest.mark.parametrize("content", [b"", b'{"check', b'{"checkpoint": "c"'])
 def test_a_file_without_a_whole_header_begins_anew(tmp_path, content):
     path = tmp_path / "task.jsonl"
     path.write_bytes(content)
     with RecordFile(path, {"checkpoint": "c"}, fresh=False) as file:
         assert file.records == {}
+
+
+@pytest.mark.parametrize("content", [b"no json\n", b"[1]\n", b"\xff\xfe\n", b"years of work"])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_file_of_others_stays(tmp_path, content, fresh):
+    path = tmp_path / "task.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="task.jsonl: is there already, and pangu-sigma did not write it"):
+        RecordFile(path, {"checkpoint": "c"}, fresh)
+    assert path.read_bytes() == content
 
 
 def test_records_of_something_else_are_not_gone_on_with(tmp_path):
@@ -78,7 +88,7 @@ def test_the_json_holds_every_figure():
 
 def test_one_call_leaves_the_results_of_another_of_the_same_checkpoint(tmp_path):
     def written(step, *measured):
-        return json.loads(write_results(tmp_path, as_json({"step": step}, measured)).read_text())
+        return json.loads(write_results(tmp_path, as_json({"checkpoint": "c", "step": step}, measured)).read_text())
 
     written(3, *MEASURED)
     again = MEASURED[0]._replace(figures=MEASURED[0].figures[:1])
