@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pangu_sigma.cli import main
+from pangu_sigma.tools import doctor_software
 from pangu_sigma.train.build import StepResult, TrainingParts
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 60)) // 10
@@ -87,7 +88,8 @@ def workspace(tmp_path_factory):
 
 @pytest.fixture
 def no_graphs(monkeypatch):
-    """Steps and evaluations that compute nothing."""
+    """Steps and evaluations that compute nothing, and a doctor that does not wait for a process which imports MindSpore."""
+    monkeypatch.setattr(doctor_software, "PROGRAM", "")
 
     def step(self, batches, number, rate):
         return StepResult(self.statistics.unpack(np.ones(self.statistics.size)), 1.0, 1.0, 0)
