@@ -40,17 +40,22 @@ class Column(NamedTuple):
 
 
 def summarise_runs(folders: Sequence[str], output: Optional[str] = None) -> None:
-    """Prints the table of the runs in `folders`; `output`, if given, gets their metrics as JSON, whole or not at all.
+    """Prints the table of the runs in `folders`, those that diverged last; `output`, if given, gets their metrics as JSON, whole or not
+    at all.
 
     Raises:
         InputError: a run is unfinished or its summary damaged; two runs have one router, or other validation text; `output` cannot
             be written.
     """
-    runs = [read_summary(folder) for folder in folders]
+    runs = sorted((read_summary(folder) for folder in folders), key=_has_diverged)
     _check_comparable(runs)
     if output is not None:
         write_output("--output", Path(output), dumps(combine(runs), indent=1) + "\n", (b'{\n "unigram_perplexity": ',))
     print(table(runs), flush=True)
+
+
+def _has_diverged(run: RunSummary) -> bool:
+    return VALIDATION in run.metrics and usable_perplexity(run.metrics[VALIDATION]) is None
 
 
 def read_summary(folder: str) -> RunSummary:

@@ -76,7 +76,7 @@ def test_it_is_last_in_every_table(train, diverge, capsys, tmp_path):
     good = train("good", "moe.router.type=hash")
     folder, _ = diverge("rate_1e30", capsys)
     capsys.readouterr()
-    assert main(["summary", str(good), str(folder), "--output", str(tmp_path / "all.json")]) == 0
+    assert main(["summary", str(folder), str(good), "--output", str(tmp_path / "all.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[4].split()[:2] == ["switch", "diverged"] and "switch diverged" in lines[6]
     strict((tmp_path / "all.json").read_text())
