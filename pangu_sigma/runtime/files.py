@@ -211,20 +211,6 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def rename_new(source: Path, target: Path) -> None:
-    """Renames a file to a name that nobody has. Raises FileExistsError, other OSError."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if os.path.lexists(target):
-            raise FileExistsError(17, os.strerror(17), str(target)) from None
-        os.rename(source, target)
-        return
-    os.unlink(source)
-
-
 def make_folders(folder: Union[str, Path]) -> List[Path]:
     """Makes a folder and those above it that are missing; returns what it made, the lowest first. Raises OSError."""
     folder, missing = Path(folder), []

@@ -186,15 +186,6 @@ def test_what_is_in_the_way_moves_to_a_free_name(tmp_path):
     assert (tmp_path / "a.aside4").read_text() == "a"
 
 
-def test_a_new_name_never_replaces(tmp_path):
-    (tmp_path / "a").write_text("a")
-    (tmp_path / "b").write_text("b")
-    with pytest.raises(FileExistsError):
-        files.rename_new(tmp_path / "a", tmp_path / "b")
-    files.rename_new(tmp_path / "a", tmp_path / "c")
-    assert tree(tmp_path) == {"b": b"b", "c": b"a"}
-
-
 def test_folders_made_are_named_from_below(tmp_path):
     assert files.make_folders(tmp_path / "a" / "b") == [tmp_path / "a" / "b", tmp_path / "a"]
     assert files.make_folders(tmp_path / "a" / "b") == []
