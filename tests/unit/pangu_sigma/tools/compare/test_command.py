@@ -33,7 +33,7 @@ def test_runs_tables_and_report(write_plan, stand_in, tmp_path, capsys):
     assert shown.out.splitlines()[-1] == f"report: {output}/report.html" and shown.err == ""
     assert json.loads((output / "summary.json").read_text())["runs"] == {"finished": 2, "planned": 2}
     assert (output / "runs.csv").is_file() and "locmoe" in (output / "report.html").read_text()
-    assert sorted(path.name for path in output.iterdir()) == [".lock", "report.html", "runs", "runs.csv", "summary.json"]
+    assert sorted(path.name for path in output.iterdir()) == ["report.html", "runs", "runs.csv", "summary.json"]
 
 
 def test_the_default_folder_is_named_after_the_file(write_plan, stand_in, tmp_path, monkeypatch):
