@@ -100,6 +100,6 @@ def test_names_and_values_are_escaped(make_plan, write_run, tmp_path):
 
 
 def test_a_new_report_replaces_the_old(whole_plan, report, tmp_path):
-    (tmp_path / "report.html").write_text("old")
+    (tmp_path / "report.html").write_text('<meta name="generator" content="pangu-sigma">old')
     assert write_report(collect(whole_plan, tmp_path / "out"), tmp_path) == tmp_path / "report.html"
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == report
