@@ -27,13 +27,13 @@ TEST_REQUIREMENTS = [*TENSORBOARD, "pytest>=7", "pytest-xdist>=3", "mpmath>=1.3"
 
 
 class BuildWithResources(build_py):
-    """Copies example configurations and launchers into the package, where a wheel has them; see pangu_sigma/resources.py."""
+    """Copies example configurations and launchers into the package, where a wheel has them; see pangu_sigma/runtime/resources.py."""
 
     def run(self):
         super().run()
         if getattr(self, "editable_mode", False):
             return  # an editable installation finds them in the checkout
-        resources = runpy.run_path(str(ROOT / "pangu_sigma" / "resources.py"))
+        resources = runpy.run_path(str(ROOT / "pangu_sigma" / "runtime" / "resources.py"))
         for name, source in resources["files_in"](ROOT):
             target = Path(self.build_lib, "pangu_sigma", resources["FOLDER"], name)
             target.parent.mkdir(parents=True, exist_ok=True)

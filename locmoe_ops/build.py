@@ -2,14 +2,16 @@
 
 from typing import Optional
 
-from locmoe_ops.capacity import capacity_by_factor
-from locmoe_ops.collectives import Collectives, create_collectives
-from locmoe_ops.dispatch import FlatDispatcher
+from locmoe_ops.capacity.factor import capacity_by_factor
+from locmoe_ops.collectives.create import create_collectives
+from locmoe_ops.collectives.interface import Collectives
+from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward
 from locmoe_ops.router_registry import kind_of
-from locmoe_ops.routers import DenseGate, Router, RoutingShape
-from locmoe_ops.routers.request import RouterRequest, make_router
+from locmoe_ops.routers.base import Router, RoutingShape
+from locmoe_ops.routers.context import RouterRequest, make_router
+from locmoe_ops.routers.gates import DenseGate
 from locmoe_ops.routing_cell import MultiLevelRouting
 from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from mindspore import Tensor, nn, ops
 
-from locmoe_ops.dispatch import Dispatcher
+from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.errors import InputError
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.routers.base import one_hot

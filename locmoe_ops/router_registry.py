@@ -1,7 +1,7 @@
 """Which routers there are: every file of `locmoe_ops/routers` that has a `ROUTER`, and the files that a user names.
 
 A router's file holds everything about it, and its name is the router's: `ROUTER`, a `RouterKind`, with what configurations and the
-planner must know; `build(request)`, which makes the router (`locmoe_ops.routers.request`); and its Cells.
+planner must know; `build(request)`, which makes the router (`locmoe_ops.routers.context`); and its Cells.
 
 Who reads a configuration needs the first without MindSpore, which the file imports. So a declaration is read alone: of the file's
 top-level statements only those run that `ROUTER` refers to, by name, over any number of steps. The file as a whole is imported when

@@ -16,7 +16,7 @@ import numpy as np
 
 from mindspore import Parameter, Tensor, nn
 
-from locmoe_ops.collectives import Collectives
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.slices import Slice
 
 

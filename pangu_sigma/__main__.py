@@ -3,13 +3,13 @@
 import os
 import sys
 
-from pangu_sigma.requirements import missing_package
+from pangu_sigma.runtime.requirements import missing_package
 
 
 def main() -> int:
     """Runs one command and returns its exit status; where even the command line cannot be imported, says what to install."""
     try:
-        from pangu_sigma.cli import main as run
+        from pangu_sigma.cli.main import main as run
     except ModuleNotFoundError as error:
         line = missing_package(error)
         if line is None:

@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Iterator
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config import load_config
-from pangu_sigma.config.load import to_dict
-from pangu_sigma.tools.audit.checks import check
-from pangu_sigma.tools.audit.command import audited_job, export, read_ranks
-from pangu_sigma.tools.errors import ToolFailed
-from pangu_sigma.tools.plan.exchanges import step_exchanges
-from pangu_sigma.tools.plan.job import Job
-from pangu_sigma.tools.plan.slots import layer_slots
+from pangu_sigma.audit.audit import audited_job, export, read_ranks
+from pangu_sigma.audit.checks import check
+from pangu_sigma.config.load import load_config, to_dict
+from pangu_sigma.errors import ToolFailed
+from pangu_sigma.planner.exchanges import step_exchanges
+from pangu_sigma.planner.job import Job
+from pangu_sigma.planner.slots import layer_slots
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/ascend/*.yaml")])

@@ -21,9 +21,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pangu_sigma.config import Config, load_config
-from pangu_sigma.tools.plan.job import ITEM, plan_job
-from pangu_sigma.tools.plan.parameters import count_parameters
+from pangu_sigma.config.load import load_config
+from pangu_sigma.config.schema import Config
+from pangu_sigma.planner.job import ITEM, plan_job
+from pangu_sigma.planner.parameters import count_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -59,9 +60,10 @@ def worker(case: str, output: Path) -> None:
 
     from pangu_sigma.data.dataset import PreparedData
     from pangu_sigma.data.loader import create_loader
-    from pangu_sigma.model.slots import resolve_layout
-    from pangu_sigma.train.build import TrainingParts, vocabulary
-    from pangu_sigma.train.runtime import start_runtime
+    from pangu_sigma.data.vocabulary import vocabulary
+    from pangu_sigma.model.capacity_rules import resolve_layout
+    from pangu_sigma.runtime.runtime import start_runtime
+    from pangu_sigma.train.engine import TrainingParts
 
     config = configuration(case)
     data = PreparedData.open(config.data.path)

@@ -22,12 +22,12 @@ import numpy as np
 import yaml
 from scipy.optimize import nnls
 
-from pangu_sigma.config import load_config
-from pangu_sigma.tools.plan.cluster import cluster_of
-from pangu_sigma.tools.plan.hardware import Figure
-from pangu_sigma.tools.plan.memory import layer_activations
-from pangu_sigma.tools.plan.plan import make_plan
-from pangu_sigma.tools.plan.predict import moved_bytes, rank_flops
+from pangu_sigma.config.load import load_config
+from pangu_sigma.planner.cluster import cluster_of
+from pangu_sigma.planner.hardware import Figure
+from pangu_sigma.planner.memory import layer_activations
+from pangu_sigma.planner.plan import make_plan
+from pangu_sigma.planner.predict import moved_bytes, rank_flops
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = 2000

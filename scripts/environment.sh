@@ -27,7 +27,7 @@ case ${VIRTUAL_ENV:-} in
     *) export VIRTUAL_ENV=$PWD/$VIRTUAL_ENV ;; # scripts change the working directory
 esac
 
-# What a launcher tells the ranks that it starts (RANK_VARIABLES of pangu_sigma/launch.py). Left over in a shell from another job, it
+# What a launcher tells the ranks that it starts (RANK_VARIABLES of pangu_sigma/runtime/launch.py). Left over in a shell from another job, it
 # would make whatever a script starts take itself for one of that job's ranks.
 forget_ranks() {
     unset MS_ROLE MS_WORKER_NUM MS_NODE_ID MS_SCHED_HOST MS_SCHED_PORT RANK_ID RANK_SIZE DEVICE_ID LOCMOE_JOB LOCMOE_LOG_DIR LOCMOE_MESH_PORT

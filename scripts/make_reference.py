@@ -17,7 +17,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from pangu_sigma.config.load import key_types, to_dict  # noqa: E402 (the path comes first)
 from pangu_sigma.config.schema import Config  # noqa: E402
-from pangu_sigma.train.definitions import DEFINITIONS  # noqa: E402
+from pangu_sigma.metrics.definitions import DEFINITIONS  # noqa: E402
 
 COMMAND = "python scripts/make_reference.py"
 _NOTE = f"<!-- Made by `{COMMAND}` from {{source}}; changes here are overwritten. -->\n"
@@ -41,7 +41,7 @@ bytes. Fractions are in [0, 1]. Times but `time/step(s)` are means over ranks; b
 traffic is not counted, and its bytes and times are 0.
 
 **Which steps count.** Console lines, `watch`, `summary.json`, `report` and `compare` show the same numbers of a run, all by one rule
-([`pangu_sigma/train/window.py`](../pangu_sigma/train/window.py)): of the second half of the steps so far (the first half holds
+([`pangu_sigma/metrics/window.py`](../pangu_sigma/metrics/window.py)): of the second half of the steps so far (the first half holds
 compilation and an untrained router) `moe/` is the mean; `time/`, `comm/` and `throughput/` are means over the middle half of these steps
 by step time, so that a disturbed step does not count and the pieces of a step still add up; everything else is the last. Communication is
 counted without waiting, waiting by itself (`idle`); `time/all_to_all(s)`, `time/gradient(s)` and `time/tensor(s)` hold both, and say in
@@ -54,7 +54,7 @@ the number of ranks and cannot wrap: they are exact to 2^-20 (of a nat, a token)
 With `train.tensorboard: true` (`pip install tensorboardX`) the same numbers go to `tensorboard/` of the run folder, with
 `_s` and `_B` in place of the brackets, and as histograms the tokens of each expert and, at the end, the cosines of `cosines.json`
 ([`pangu_sigma/train/events.py`](../pangu_sigma/train/events.py)). `train.tracker` hands them to Weights & Biases or SwanLab
-([`pangu_sigma/train/mirrors.py`](../pangu_sigma/train/mirrors.py)). `pangu-sigma watch RUN` shows a run in the terminal, `pangu-sigma
+([`pangu_sigma/train/trackers.py`](../pangu_sigma/train/trackers.py)). `pangu-sigma watch RUN` shows a run in the terminal, `pangu-sigma
 report RUN [RUN ...] --follow` as a page that follows it.
 """
 _AFTER_METRICS = """
@@ -83,7 +83,7 @@ def metrics() -> str:
         group = "summary.json only" if definition.when == "summary.json" else name.partition("/")[0]
         when = () if definition.when == "summary.json" else (definition.when,)
         groups.setdefault(group, []).append((f"`{name}`", *when, definition.meaning))
-    parts = [_NOTE.format(source="pangu_sigma/train/definitions.py"), _METRICS]
+    parts = [_NOTE.format(source="pangu_sigma/metrics/definitions.py"), _METRICS]
     for group, rows in groups.items():
         title = group if " " in group else f"`{group}/`"
         parts += [f"\n## {title}\n\n", _table(("metric", "when", "meaning") if len(rows[0]) == 3 else ("metric", "meaning"), rows)]

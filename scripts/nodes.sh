@@ -29,10 +29,10 @@ running=() # processes that stand for the launcher on the nodes where it has not
 leashes=() # what keeps it running on the others
 scratch=
 
-# Arguments: those of `python -m pangu_sigma.nodes`.
+# Arguments: those of `python -m pangu_sigma.runtime.nodes`.
 list_nodes() {
     local listing place name address destination own ranks
-    listing=$("$python" -m pangu_sigma.nodes "$@" 2>&1) || bad_input "$1: ${listing##*$'\n'}"
+    listing=$("$python" -m pangu_sigma.runtime.nodes "$@" 2>&1) || bad_input "$1: ${listing##*$'\n'}"
     while IFS=$'\t' read -r place name address destination own ranks; do
         names[place]=$name addresses[place]=$address destinations[place]=$destination is_own[place]=$own pairs[place]=$ranks
     done <<<"$listing"

@@ -29,7 +29,7 @@ def device():
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """Two domains of made-up words, rows of 32 + 1 ids, prepared with a tokenizer of their own."""
-    from pangu_sigma.config import config_from_dict
+    from pangu_sigma.config.load import config_from_dict
     from pangu_sigma.data.prepare import prepare
 
     folder = tmp_path_factory.mktemp("tiny")
@@ -52,16 +52,17 @@ def save_run(tiny_data, tmp_path_factory):
     """`save_run(moe, **sections)`: a run directory with `config.yaml` and one checkpoint, of a small model with random weights, as
     training writes them.
     """
-    from locmoe_ops.collectives import create_collectives
+    from locmoe_ops.collectives.create import create_collectives
     from locmoe_ops.topology import Topology
+    from pangu_sigma.checkpoint.header import training_header
+    from pangu_sigma.checkpoint.state import Place, pieces
     from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
-    from pangu_sigma.config import config_from_dict, save_config
+    from pangu_sigma.config.load import config_from_dict, save_config
     from pangu_sigma.data.dataset import PreparedData
-    from pangu_sigma.model.slots import resolve_layout
-    from pangu_sigma.train.build import TrainingParts, vocabulary
-    from pangu_sigma.train.checkpoint import Place, pieces
-    from pangu_sigma.train.header import training_header
-    from pangu_sigma.train.runtime import Runtime
+    from pangu_sigma.data.vocabulary import vocabulary
+    from pangu_sigma.model.capacity_rules import resolve_layout
+    from pangu_sigma.runtime.runtime import Runtime
+    from pangu_sigma.train.engine import TrainingParts
 
     data, alone = PreparedData.open(str(tiny_data)), Topology(1, 1)
 

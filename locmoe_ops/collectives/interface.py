@@ -12,9 +12,6 @@ from locmoe_ops.topology import Topology
 if TYPE_CHECKING:  # the mesh and the command line need this module long before MindSpore
     from mindspore import nn
 
-    from locmoe_ops.collectives.mesh import Mesh
-
-BACKENDS = ("hccl", "tcp", "local")
 
 
 class BytesSent(NamedTuple):
@@ -98,7 +95,7 @@ class Collectives(ABC):
 
     def sum_in_flight(self, group: str, tag: str, shapes: Sequence[tuple[int, ...]]) -> SumFlight:
         """Sums of tensors of these shapes, as `NodeFirstSum` makes them, to the bit. Once all have started they must be awaited."""
-        from locmoe_ops.collectives.node_first import Arrived, NodeFirstSum, SetOut
+        from locmoe_ops.collectives.hierarchical_reduce import Arrived, NodeFirstSum, SetOut
         return SumFlight(tuple(SetOut(NodeFirstSum(self, group, f"{tag}/{i}")) for i in range(len(shapes))), Arrived())
 
     def all_to_all_v(self, group: str, tag: str, rows: int, limit: int, advice: str = "") -> nn.Cell:
@@ -171,30 +168,3 @@ class Collectives(ABC):
     @abstractmethod
     def close(self) -> None:
         """Leaves the job in good order; later collectives fail. Calling it again does nothing."""
-
-
-def create_collectives(backend: str, topology: Topology, rank: int, mesh: Mesh | None = None) -> Collectives:
-    """The collectives of this rank.
-
-    Args:
-        backend: `hccl` (MindSpore's primitives; `mindspore.communication.init` has been called), `tcp` (needs
-            `mesh`) or `local` (one process).
-        topology: the ranks of this job.
-        rank: this rank.
-        mesh: of `join_mesh`, for `tcp`.
-
-    Raises:
-        InputError: unknown backend, or a topology that does not fit it.
-    """
-    if backend == "local":
-        from locmoe_ops.collectives.local import LocalCollectives
-        return LocalCollectives(rank, topology)
-    if backend == "tcp":
-        from locmoe_ops.collectives.tcp import TcpCollectives
-        if mesh is None:
-            raise InputError("collectives: backend tcp needs a mesh (join_mesh), found none")
-        return TcpCollectives(rank, topology, mesh)
-    if backend == "hccl":
-        from locmoe_ops.collectives.hccl import HcclCollectives
-        return HcclCollectives(rank, topology)
-    raise InputError(f"collectives: unknown backend {backend!r}, expected one of {', '.join(BACKENDS)}")

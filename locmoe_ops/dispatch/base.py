@@ -7,10 +7,10 @@ from typing import Callable, Dict, Optional, Tuple
 
 from mindspore import Tensor, nn, ops
 
-from locmoe_ops.collectives import Collectives
+from locmoe_ops.collectives.interface import Collectives
+from locmoe_ops.dispatch.group_wise import OwnShare, WholeFromShares
 from locmoe_ops.dispatch.permute import PermuteRows
 from locmoe_ops.dispatch.repick import RepickingAssignment
-from locmoe_ops.dispatch.shares import OwnShare, WholeFromShares
 
 
 class Dispatcher(nn.Cell):

@@ -8,7 +8,7 @@ from typing import Callable, List
 
 from mindspore import Tensor, nn, ops
 
-from locmoe_ops.collectives import Collectives
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.repick import slot_assignment
 from locmoe_ops.dispatch.slots import uniform_slots

@@ -10,7 +10,7 @@ import numpy as np
 
 from mindspore import Tensor, nn, ops
 
-from locmoe_ops.collectives import Collectives
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.repick import slot_assignment
 from locmoe_ops.dispatch.slots import SlotTable

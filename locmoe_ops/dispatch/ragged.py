@@ -11,7 +11,7 @@ import numpy as np
 
 from mindspore import Tensor, dtype, nn, ops
 
-from locmoe_ops.collectives import Collectives
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.slots import both_ways, count_before
 from locmoe_ops.errors import InputError

@@ -11,7 +11,7 @@ import numpy as np
 
 from mindspore import Tensor, dtype, nn, ops
 
-from locmoe_ops.collectives import Collectives
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
 

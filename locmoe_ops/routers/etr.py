@@ -10,15 +10,15 @@ import numpy as np
 
 from mindspore import Tensor, nn, ops
 
-from locmoe_ops.collectives import Collectives
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import InputError
 from locmoe_ops.keys import key
 from locmoe_ops.router_registry import TERMS, RouterCost, RouterKind, RouterSizes, check_blocks
 from locmoe_ops.routers.base import Router, RoutingShape
+from locmoe_ops.routers.context import RouterRequest
 from locmoe_ops.routers.gated import LocalisingRouter, LossWeights
 from locmoe_ops.routers.gates import grap_weights
 from locmoe_ops.routers.preference import Preference
-from locmoe_ops.routers.request import RouterRequest
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 

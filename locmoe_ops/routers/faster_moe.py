@@ -20,14 +20,14 @@ from typing import Dict, Tuple
 
 from mindspore import Tensor, dtype, ops
 
-from locmoe_ops.collectives import Collectives
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import InputError
 from locmoe_ops.keys import key
 from locmoe_ops.router_registry import RouterKind, dense_gate_cost
 from locmoe_ops.routers.base import Router, RoutingShape, one_hot
+from locmoe_ops.routers.context import RouterRequest
 from locmoe_ops.routers.gated import SwitchRouter
 from locmoe_ops.routers.local_term import LocalExperts
-from locmoe_ops.routers.request import RouterRequest
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 

@@ -7,11 +7,11 @@ import numpy as np
 
 from mindspore import Tensor, dtype, nn, ops
 
-from locmoe_ops.collectives import Collectives
-from locmoe_ops.losses import load_balancing_loss, locality_loss
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.random import SeededUniform
 from locmoe_ops.routers.base import Router, RoutingShape, SegmentSums, local_experts_of_nodes, one_hot, segment_count
 from locmoe_ops.routers.gates import CodeGate, DenseGate, GrAPGate
+from locmoe_ops.routers.losses import load_balancing_loss, locality_loss
 from locmoe_ops.routers.preference import Preference
 from locmoe_ops.topology import ExpertPlacement, Topology
 

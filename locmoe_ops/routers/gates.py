@@ -54,7 +54,7 @@ def draw_codes(winners: np.ndarray, experts: int, hidden_size: int, seed: Sequen
     positive, since Eq. 2's ReLU would leave its expert undecided, and its largest coordinate changes places with the wanted one.
 
     Args:
-        winners: <int>[G, V], expert within the group that an id goes to (see `locmoe_ops.hash_maps`).
+        winners: <int>[G, V], expert within the group that an id goes to (see `locmoe_ops.routers.hash_maps`).
 
     Returns: <float32>[G, V, n].
     """

@@ -5,17 +5,17 @@ from typing import Dict, Optional, Tuple
 
 from mindspore import Tensor, dtype, nn, ops
 
-from locmoe_ops.collectives import Collectives
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import InputError
 from locmoe_ops.keys import key
-from locmoe_ops.losses import load_balancing_loss
 from locmoe_ops.random import SeededUniform
 from locmoe_ops.router_registry import RouterKind, dense_gate_cost
 from locmoe_ops.routers.base import Router, RoutingShape, SegmentSums
+from locmoe_ops.routers.context import RouterRequest
 from locmoe_ops.routers.gated import GatedRouter
 from locmoe_ops.routers.gates import DenseGate
+from locmoe_ops.routers.losses import load_balancing_loss
 from locmoe_ops.routers.preference import Preference
-from locmoe_ops.routers.request import RouterRequest
 from locmoe_ops.topology import Topology
 
 

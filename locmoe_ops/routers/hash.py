@@ -11,7 +11,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.keys import key
 from locmoe_ops.router_registry import RouterKind
 from locmoe_ops.routers.base import Router, RoutingShape
-from locmoe_ops.routers.request import RouterRequest
+from locmoe_ops.routers.context import RouterRequest
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class HashRouter(Router):
     """Level 2 of RRE (arXiv 2303.10845): the map of the token's group gives its expert; outputs are not scaled.
 
     Args:
-        table: <int32>[G, V], expert within the group for each token id (see `locmoe_ops.hash_maps`). It is kept as a buffer
+        table: <int32>[G, V], expert within the group for each token id (see `locmoe_ops.routers.hash_maps`). It is kept as a buffer
             that checkpoints hold and no optimizer touches. Callers check ids against V: see `check_token_ids`.
     """
 

@@ -10,9 +10,9 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.keys import key
 from locmoe_ops.router_registry import TERMS, RouterCost, RouterKind, RouterSizes, check_blocks, dense_gate_cost
 from locmoe_ops.routers.base import Router
+from locmoe_ops.routers.context import RouterRequest
 from locmoe_ops.routers.gated import LocMoERouter, Ties
 from locmoe_ops.routers.gates import draw_codes
-from locmoe_ops.routers.request import RouterRequest
 
 
 @dataclass(frozen=True)

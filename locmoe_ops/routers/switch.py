@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from locmoe_ops.keys import key
 from locmoe_ops.router_registry import TERMS, RouterKind, dense_gate_cost
 from locmoe_ops.routers.base import Router
+from locmoe_ops.routers.context import RouterRequest
 from locmoe_ops.routers.gated import SwitchRouter
-from locmoe_ops.routers.request import RouterRequest
 
 
 @dataclass(frozen=True)

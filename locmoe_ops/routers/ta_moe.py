@@ -10,15 +10,15 @@ import numpy as np
 
 from mindspore import Tensor, dtype
 
-from locmoe_ops.collectives import Collectives
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import InputError
 from locmoe_ops.keys import key
-from locmoe_ops.losses import topology_loss
 from locmoe_ops.router_registry import RouterCost, RouterKind, RouterSizes, dense_gate_cost
 from locmoe_ops.routers.base import Router, RoutingShape, local_experts_of_nodes, segment_count
+from locmoe_ops.routers.context import RouterRequest
 from locmoe_ops.routers.gated import SwitchRouter
+from locmoe_ops.routers.losses import topology_loss
 from locmoe_ops.routers.preference import Preference
-from locmoe_ops.routers.request import RouterRequest
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 

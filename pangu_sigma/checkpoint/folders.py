@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.checkpoint.errors import CheckpointNotWritten
-from pangu_sigma.checkpoint.manifest import NAME, read_manifest
+from pangu_sigma.checkpoint.format import NAME, read_manifest
+from pangu_sigma.errors import CheckpointNotWritten
 from pangu_sigma.runtime.files import foreign_files, new_folder, remove_abandoned, remove_folder, set_aside, sync_folder, temporary_path
 
 PART, ASIDE = ".part", ".aside"

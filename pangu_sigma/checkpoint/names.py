@@ -31,3 +31,6 @@ def without_moment(name: str) -> Tuple[str, str]:
 def is_training_state(name: str) -> bool:
     """True for what a resumed run needs beyond the weights: moments, counters, loss scale, measured capacity."""
     return name.startswith(TRAINING_STATE)
+
+
+CAPACITY_STATE = "capacity.state"

@@ -15,9 +15,9 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tupl
 import numpy as np
 
 from locmoe_ops.slices import Slice
-from pangu_sigma.checkpoint.errors import CheckpointNotWritten
-from pangu_sigma.checkpoint.manifest import Part, TensorEntry
+from pangu_sigma.checkpoint.format import Part, TensorEntry
 from pangu_sigma.checkpoint.shards import NAMES_OF, planned, write_shard
+from pangu_sigma.errors import CheckpointNotWritten
 
 POLL_S = 0.02
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.slices import Slice
-from pangu_sigma.checkpoint.errors import DamagedCheckpoint
-from pangu_sigma.checkpoint.manifest import Header, Manifest, TensorEntry, crc32, read_manifest
+from pangu_sigma.checkpoint.format import Header, Manifest, TensorEntry, crc32, read_manifest
 from pangu_sigma.checkpoint.shards import NAMES_OF, ShardFiles
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.schema import Config
+from pangu_sigma.errors import DamagedCheckpoint
 
 
 class CheckpointReader:

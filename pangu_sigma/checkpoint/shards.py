@@ -14,8 +14,8 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Type
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from pangu_sigma.checkpoint.errors import DamagedCheckpoint
-from pangu_sigma.checkpoint.manifest import DTYPES, crc32
+from pangu_sigma.checkpoint.format import DTYPES, crc32
+from pangu_sigma.errors import DamagedCheckpoint
 
 NAMES_OF = {np.dtype(kind): name for name, kind in (
     ("F64", "<f8"), ("F32", "<f4"), ("F16", "<f2"), ("I64", "<i8"), ("I32", "<i4"), ("I16", "<i2"), ("I8", "i1"), ("U8", "u1"),

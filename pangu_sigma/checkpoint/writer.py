@@ -19,9 +19,9 @@ from typing import Callable, Mapping, Optional, Sequence, Type
 import numpy as np
 
 from pangu_sigma.checkpoint import folders
-from pangu_sigma.checkpoint.errors import CheckpointNotWritten
-from pangu_sigma.checkpoint.manifest import Header, Manifest, store_files, write_manifest
+from pangu_sigma.checkpoint.format import Header, Manifest, store_files, write_manifest
 from pangu_sigma.checkpoint.parts import Piece, collect_parts, write_part
+from pangu_sigma.errors import CheckpointNotWritten
 
 GRACE_S = 5.0  # for a checkpoint that is being written when the program ends with an error
 

@@ -5,9 +5,8 @@ from typing import Iterator, List, NamedTuple, Optional, Set
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import read_text
-
-from . import jsonl, sources
-from .sources import SourceCount, list_files
+from pangu_sigma.data import jsonl, sources
+from pangu_sigma.data.sources import SourceCount, list_files
 
 
 class Document(NamedTuple):

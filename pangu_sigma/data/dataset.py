@@ -7,9 +7,8 @@ from typing import Sequence, Tuple
 import numpy as np
 
 from locmoe_ops.errors import InputError
-
-from .manifest import NAME, TOKEN_COUNTS, TOKENIZER, Manifest, check_files, read_manifest, records_name
-from .records import read_rows
+from pangu_sigma.data.manifest import NAME, TOKEN_COUNTS, TOKENIZER, Manifest, check_files, read_manifest, records_name
+from pangu_sigma.data.records import read_rows
 
 CHECKSUMS_BELOW = 64 << 20  # bytes of all files: so much is hashed within a fraction of a second
 

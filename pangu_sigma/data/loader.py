@@ -8,11 +8,10 @@ import numpy as np
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import Config
-
-from .batch import Batch, make_batch
-from .dataset import PreparedData
-from .domains import resolve_domain_groups
-from .sampler import BatchSampler, GlobalBatch, Zone, make_zones
+from pangu_sigma.data.batch import Batch, make_batch
+from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.domains import resolve_domain_groups
+from pangu_sigma.data.sampler import BatchSampler, GlobalBatch, Zone, make_zones
 
 STEPS_READ_AT_ONCE = 64
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, Tuple
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.strict_json import dumps
+from pangu_sigma.runtime.strict_json import dumps
 
 FORMAT = "pangu-sigma data"
 VERSION = 1

@@ -21,19 +21,18 @@ import numpy as np
 from tqdm import tqdm
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.checkpoint.errors import OutputNotWritten
 from pangu_sigma.config.schema import Config, PrepareConfig
+from pangu_sigma.data import manifest as manifests
+from pangu_sigma.data.corpus import cut, prefix, read_documents
+from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.manifest import SPLITS, Manifest
+from pangu_sigma.data.packing import held_out, pack_rows
+from pangu_sigma.data.publish import check_target, data_folder, finish_publishing
+from pangu_sigma.data.records import write_rows
+from pangu_sigma.data.sources import SourceCount
+from pangu_sigma.data.tokenizer import Tokenizer, train_tokenizer
+from pangu_sigma.errors import OutputNotWritten
 from pangu_sigma.runtime.locks import FolderLock
-
-from . import manifest as manifests
-from .corpus import cut, prefix, read_documents
-from .dataset import PreparedData
-from .manifest import SPLITS, Manifest
-from .packing import held_out, pack_rows
-from .publish import check_target, data_folder, finish_publishing
-from .records import write_rows
-from .sources import SourceCount
-from .tokenizer import Tokenizer, train_tokenizer
 
 _DOMAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TRAIN, _VALIDATION = SPLITS

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Dict, Iterator, Sequence
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.data.manifest import FORMAT, NAME, SPLITS, TOKEN_COUNTS, TOKENIZER, FileEntry, describe_file, records_name
 from pangu_sigma.runtime.files import remove_folder, set_aside, sync_folder, writing_folder
-
-from .manifest import FORMAT, NAME, SPLITS, TOKEN_COUNTS, TOKENIZER, FileEntry, describe_file, records_name
 
 OWN = (NAME, TOKENIZER, TOKEN_COUNTS, "*.mindrecord", "*.mindrecord.db", "*.mindrecord.db-journal", f"{TOKENIZER}.writing")
 _COMMITTED = ".publish-"

@@ -12,7 +12,7 @@ from mindspore import dataset
 from mindspore.mindrecord import FileWriter
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.checkpoint.errors import OutputNotWritten
+from pangu_sigma.errors import OutputNotWritten
 
 _SCHEMA = {"ids": {"type": "int32", "shape": [-1]}, "domain": {"type": "int32"}}
 _ROWS_A_WRITE = 1024

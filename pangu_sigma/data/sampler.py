@@ -10,8 +10,7 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
-
-from .domains import domains_of_node
+from pangu_sigma.data.domains import domains_of_node
 
 _POOL = -1  # stream of the permutation over several domains' rows together
 

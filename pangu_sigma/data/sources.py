@@ -21,8 +21,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Set
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import printable
-
-from . import jsonl
+from pangu_sigma.data import jsonl
 
 TEXT_SUFFIXES = frozenset(
     ".txt .text .md .rst .tex .html .py .c .h .cc .cpp .hpp .cu .java .js .ts .go .rs .rb .sh .sql".split()

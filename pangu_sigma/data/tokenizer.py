@@ -10,8 +10,7 @@ from typing import Dict, Iterable, Iterator, List, Sequence, Set, Tuple
 import sentencepiece
 
 from locmoe_ops.errors import InputError
-
-from .jsonl import check_text
+from pangu_sigma.data.jsonl import check_text
 
 END_OF_TEXT = "<|endoftext|>"
 CHARACTER_COVERAGE = 0.995

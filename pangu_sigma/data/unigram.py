@@ -5,7 +5,7 @@ from typing import Iterable
 
 import numpy as np
 
-from .batch import Batch
+from pangu_sigma.data.batch import Batch
 
 
 def unigram_perplexity(token_counts: np.ndarray, batches: Iterable[Batch]) -> float:

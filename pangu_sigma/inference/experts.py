@@ -16,7 +16,7 @@ import numpy as np
 
 from mindspore import Tensor, dtype, nn, ops
 
-from locmoe_ops.collectives import Collectives
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.permute import PermuteRows
 from locmoe_ops.dispatch.slots import both_ways, count_before
 from locmoe_ops.experts import ExpertBank

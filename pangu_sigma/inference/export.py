@@ -26,12 +26,12 @@ from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.manifest import TOKENIZER
 from pangu_sigma.data.tokenizer import Tokenizer
-from pangu_sigma.inference.api import Generator
 from pangu_sigma.inference.cells import Decode, Prefill
+from pangu_sigma.inference.generator import Generator
 from pangu_sigma.inference.graphs import GraphPair
 from pangu_sigma.inference.load import Model, Words, checkpoint_of, load_model, tokenizer_file
-from pangu_sigma.mindir import export_graph, graph_file
-from pangu_sigma.strict_json import dumps
+from pangu_sigma.runtime.mindir import export_graph, graph_file
+from pangu_sigma.runtime.strict_json import dumps
 
 FORMAT, VERSION = "pangu-sigma generation", 1
 DESCRIPTION, WEIGHTS = "generation.json", "model.safetensors"

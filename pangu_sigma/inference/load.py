@@ -7,28 +7,29 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from locmoe_ops.collectives import Collectives, create_collectives
+from locmoe_ops.collectives.create import create_collectives
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import whole_number
-from locmoe_ops.routers import set_local_strength
+from locmoe_ops.routers.local_term import set_local_strength
 from locmoe_ops.topology import Topology
-from pangu_sigma.checkpoint.errors import DamagedCheckpoint
 from pangu_sigma.checkpoint.folders import finished, resolve
-from pangu_sigma.checkpoint.manifest import DataState
+from pangu_sigma.checkpoint.format import DataState
+from pangu_sigma.checkpoint.header import check_same_model, differences
 from pangu_sigma.checkpoint.reader import CheckpointReader
+from pangu_sigma.checkpoint.state import read_values, set_values
 from pangu_sigma.config.schema import CapacityConfig, CheckpointConfig, Config, DispatchConfig, ParallelConfig
 from pangu_sigma.config.validate import validate
 from pangu_sigma.data.manifest import TOKENIZER, describe_file
 from pangu_sigma.data.sampler import make_zones
 from pangu_sigma.data.tokenizer import Tokenizer
-from pangu_sigma.launch import read_launch
+from pangu_sigma.errors import DamagedCheckpoint
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext
-from pangu_sigma.train.checkpoint import read_values, set_values
-from pangu_sigma.train.header import check_same_model, differences
-from pangu_sigma.train.metrics import HostSum
-from pangu_sigma.train.runtime import Runtime, start_runtime
+from pangu_sigma.runtime.host_sum import HostSum
+from pangu_sigma.runtime.launch import read_launch
+from pangu_sigma.runtime.runtime import Runtime, start_runtime
 
 ALONE = Topology(1, 1)
 

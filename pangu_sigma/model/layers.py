@@ -40,7 +40,7 @@ class AddBias(nn.Cell):
 
 class Keep(nn.Cell):
     """Where a map takes in its input and its weight: nothing happens. A distributed run may put something else here, which sends a
-    weight's gradient on its way as soon as it is there (see `pangu_sigma.train.early`).
+    weight's gradient on its way as soon as it is there (see `pangu_sigma.train.gradient_overlap`).
     """
 
     def construct(self, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ from typing import Dict, List, Tuple
 
 from mindspore import Tensor, nn, ops
 
-from locmoe_ops.routers import Router
+from locmoe_ops.moe import MoEFeedForward
+from locmoe_ops.routers.base import Router
 from pangu_sigma.model.attention import attention_mask
 from pangu_sigma.model.block import Block, QueryBlock
 from pangu_sigma.model.embedding import Embedding, TiedHead
@@ -75,3 +76,8 @@ class PanGuSigma(nn.Cell):
     def _token_seeds(self, seeds: Tensor) -> Tensor:
         steps = ops.arange(0, self.sequence_length, 1, dtype=seeds.dtype) * 0x27D4EB2F
         return (seeds.expand_dims(1) + steps).reshape(-1)
+
+
+def sparse_layers(network: nn.Cell) -> List[MoEFeedForward]:
+    """The sparse feed-forward layers, bottom up."""
+    return [cell for _, cell in network.cells_and_names() if isinstance(cell, MoEFeedForward)]

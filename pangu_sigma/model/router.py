@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, List, Optional
 
-from locmoe_ops.routers import BalanceBias, LocalTerm, Preference, Router, RoutingShape, SecondExpert, Sum
-from locmoe_ops.routers.request import RouterRequest, make_router
+from locmoe_ops.routers.balance import BalanceBias
+from locmoe_ops.routers.base import Router, RoutingShape
+from locmoe_ops.routers.context import RouterRequest, make_router
+from locmoe_ops.routers.local_term import LocalTerm
+from locmoe_ops.routers.preference import Preference, Sum
+from locmoe_ops.routers.second import SecondExpert
 from locmoe_ops.topology import ExpertPlacement
 
 if TYPE_CHECKING:

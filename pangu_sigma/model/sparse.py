@@ -7,25 +7,22 @@ import numpy as np
 
 from mindspore import nn
 
-from locmoe_ops.capacity import capacity_by_factor
-from locmoe_ops.collectives import Collectives
-from locmoe_ops.dispatch import (
-    Dispatcher,
-    EnterWithShares,
-    FlatDispatcher,
-    FusedRaggedDispatcher,
-    HierarchicalDispatcher,
-    LeaveWithShares,
-    RaggedDispatcher,
-)
+from locmoe_ops.capacity.factor import capacity_by_factor
+from locmoe_ops.collectives.interface import Collectives
+from locmoe_ops.dispatch.base import Dispatcher
+from locmoe_ops.dispatch.flat import FlatDispatcher
+from locmoe_ops.dispatch.fused_ragged import FusedRaggedDispatcher
+from locmoe_ops.dispatch.group_wise import EnterWithShares, LeaveWithShares
+from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
+from locmoe_ops.dispatch.ragged import RaggedDispatcher
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward
 from locmoe_ops.routing_cell import MultiLevelRouting
 from locmoe_ops.topology import ExpertPlacement, Placement, Topology, local_experts_table
 from pangu_sigma.config.schema import Config
+from pangu_sigma.model.capacity_rules import SlotRules
 from pangu_sigma.model.router import build_router
 from pangu_sigma.model.shape import ModelShape
-from pangu_sigma.model.slots import SlotRules
 
 
 @dataclass(frozen=True)

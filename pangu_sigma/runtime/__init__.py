@@ -1,1 +1,1 @@
-"""What a process of this program shares with others on its machine: files and locks."""
+"""This process: how it was launched, its part in the job, MindSpore's settings, the files it writes, what it tells its user."""

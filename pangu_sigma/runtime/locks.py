@@ -19,7 +19,7 @@ from typing import List, Optional, Type
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.runtime.files import make_folders
-from pangu_sigma.strict_json import dumps
+from pangu_sigma.runtime.strict_json import dumps
 
 FILE = ".pangu-sigma.lock"
 _MOST_NOTE_BYTES = 4096

@@ -21,24 +21,18 @@ import numpy as np
 
 from mindspore import Parameter, Tensor
 
-from locmoe_ops.capacity import (
-    AdaptiveCapacity,
-    as_delta,
-    capacity_buckets,
-    capacity_by_factor,
-    factor_of_slots,
-    minimum_capacity,
-    row_statistics,
-    slots_from_bound,
-)
-from locmoe_ops.collectives import Collectives
+from locmoe_ops.capacity.bound import minimum_capacity
+from locmoe_ops.capacity.delta import as_delta, row_statistics
+from locmoe_ops.capacity.factor import capacity_by_factor, factor_of_slots
+from locmoe_ops.capacity.policy import AdaptiveCapacity, capacity_buckets, slots_from_bound
+from locmoe_ops.collectives.interface import Collectives
+from pangu_sigma.checkpoint.names import CAPACITY_STATE
 from pangu_sigma.config.schema import MOST_BUCKETS, CapacityConfig
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.model.sparse import SparseContext, experts_in_play
-from pangu_sigma.train.metrics import HostSum
+from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.train.probe import RoutedTokens
 
-CAPACITY_STATE = "capacity.state"
 _NEVER = sys.maxsize  # steps to the next measurement
 _FINER = 2.0 ** 20  # HostSum keeps 20 bits behind the point; cosines get 40
 

@@ -11,11 +11,12 @@ from typing import Any, Dict, List, Optional
 
 import numpy as np
 
-from locmoe_ops.capacity import FORMS, STATISTICS, CosineHistogram, as_delta, minimum_capacity, row_statistics, token_pair_cosines
-from locmoe_ops.collectives import Collectives
+from locmoe_ops.capacity.bound import FORMS, minimum_capacity
+from locmoe_ops.capacity.delta import STATISTICS, CosineHistogram, as_delta, row_statistics, token_pair_cosines
+from locmoe_ops.collectives.interface import Collectives
 from pangu_sigma.config.schema import Config
+from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.train.capacity import MeanOverSequences
-from pangu_sigma.train.metrics import HostSum
 from pangu_sigma.train.probe import RoutedTokens
 
 FILE = "cosines.json"

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Optional, Sequence, Tuple
 
 from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
-from locmoe_ops.collectives import Collectives
-from locmoe_ops.collectives.node_first import NodeFirstSum
+from locmoe_ops.collectives.hierarchical_reduce import NodeFirstSum
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.tensor_parallel import slice_of
-from pangu_sigma.train.buckets import plan_buckets
-from pangu_sigma.train.optimizer import is_expert_parameter
+from pangu_sigma.model.gradient_buckets import plan_buckets
+from pangu_sigma.model.parameter_groups import is_expert_parameter
 
 if TYPE_CHECKING:
-    from pangu_sigma.train.early import EarlyGradients
+    from pangu_sigma.train.gradient_overlap import EarlyGradients
 
 _reshape = ops.Reshape()
 _shape = ops.Shape()

@@ -4,7 +4,7 @@ from typing import Iterator, List, NamedTuple, Protocol, Tuple
 
 from mindspore import Tensor, nn
 
-from pangu_sigma.train.early import EarlyGradients
+from pangu_sigma.train.gradient_overlap import EarlyGradients
 from pangu_sigma.train.step import ApplyStep, LastMicroStep, MicroStep, WholeStep
 
 

@@ -7,24 +7,26 @@ from typing import Any, Dict, Optional
 
 from tqdm import tqdm
 
-from locmoe_ops.routers import local_strength
+from locmoe_ops.routers.local_term import local_strength
+from pangu_sigma.checkpoint.header import training_header
+from pangu_sigma.checkpoint.state import RANKS, Place, pieces
 from pangu_sigma.checkpoint.writer import CheckpointWriter
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader
-from pangu_sigma.model.slots import resolve_layout
-from pangu_sigma.train.build import TrainingParts
-from pangu_sigma.train.checkpoint import RANKS, Place, pieces
-from pangu_sigma.train.divergence import DivergenceWatch, Verdict, loss_text, perplexity_text
-from pangu_sigma.train.header import training_header
-from pangu_sigma.train.metrics import CounterClock, HostSum, MetricsLog, host_metrics, loss_metrics, routing_metrics
+from pangu_sigma.metrics.perplexity import loss_text, perplexity_text
+from pangu_sigma.metrics.window import TOKENS, measured
+from pangu_sigma.model.capacity_rules import resolve_layout
+from pangu_sigma.runtime.host_sum import HostSum
+from pangu_sigma.runtime.runtime import Runtime
+from pangu_sigma.train.divergence import DivergenceWatch, Verdict
+from pangu_sigma.train.engine import TrainingParts
+from pangu_sigma.train.metrics import CounterClock, MetricsLog, host_metrics, loss_metrics, routing_metrics, sum_counters
 from pangu_sigma.train.profile import StepProfile
-from pangu_sigma.train.runtime import Runtime
 from pangu_sigma.train.schedule import learning_rate
 from pangu_sigma.train.stop import StopRequest
 from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
 from pangu_sigma.train.validation import Validation
-from pangu_sigma.train.window import TOKENS, measured
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class TrainingLoop:
         elapsed = time.perf_counter() - started
         own = self.clock.elapsed(elapsed)._replace(stops=int(self._stop.asked))
         self.profile.end(step, own)
-        total = self.host_sum.counters(self.stragglers.note(own, step))
+        total = sum_counters(self.host_sum, self.stragglers.note(own, step))
         self._stops = total.stops
         tokens = config.train.global_batch_size * config.model.sequence_length
         return {"progress/step": step, "progress/epoch": step * config.train.global_batch_size / self.rows_in_training,

@@ -1,8 +1,8 @@
 """What a run reports: where each number comes from, and the file they are written to.
 
-What is not finite is null in every file (see `pangu_sigma.strict_json`). Fractions are in [0, 1]. Bytes are sums over all ranks of what
-they sent in the step. Of the times, `time/step(s)` is rank 0's wall clock; the others are means over ranks and add up to a step:
-step = compute + communication + idle - overlapped. Every name and its meaning: `pangu_sigma.train.definitions`, docs/metrics.md.
+What is not finite is null in every file (see `pangu_sigma.runtime.strict_json`). Fractions are in [0, 1]. Bytes are sums over all ranks
+of what they sent in the step. Of the times, `time/step(s)` is rank 0's wall clock; the others are means over ranks and add up to a step:
+step = compute + communication + idle - overlapped. Every name and its meaning: `pangu_sigma.metrics.definitions`, docs/metrics.md.
 """
 
 import errno
@@ -13,16 +13,16 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
-from locmoe_ops.collectives import Collectives
-from pangu_sigma.checkpoint.errors import OutputNotWritten
+from locmoe_ops.collectives.interface import Collectives
+from pangu_sigma.errors import OutputNotWritten
+from pangu_sigma.metrics.definitions import CAUSES
+from pangu_sigma.metrics.perplexity import perplexity_of
 from pangu_sigma.runtime import files
-from pangu_sigma.strict_json import dumps, finite_only
-from pangu_sigma.train.definitions import CAUSES
-from pangu_sigma.train.divergence import perplexity_of
-from pangu_sigma.train.exact_sum import from_limbs, to_limbs
-from pangu_sigma.train.mirrors import Mirror
+from pangu_sigma.runtime.host_sum import HostSum
+from pangu_sigma.runtime.strict_json import dumps, finite_only
+from pangu_sigma.train.trackers import Mirror
 
 MICROSECONDS = 1e6
 
@@ -86,32 +86,15 @@ def _host_counters(step_s: float, rows: np.ndarray) -> HostCounters:
     return HostCounters(step_s, everything, all_to_all, gradient, tensor)
 
 
-class HostSum(nn.Cell):
-    """Sums small host vectors over all ranks. Whole numbers travel, so that sums are exact and the same however many ranks there are.
-
-    Microseconds and bytes are int64: up to 2.9e5 years and 9.2e18 bytes a step. For other numbers see `pangu_sigma.train.exact_sum`.
-    """
-
-    def __init__(self, collectives: Collectives, tag: str) -> None:
-        super().__init__(auto_prefix=False)
-        self.reduce = collectives.all_reduce("world", tag)
-
-    def construct(self, vector: Tensor) -> Tensor:
-        return self.reduce(vector)
-
-    def counters(self, own: HostCounters) -> HostCounters:
-        """The same counters, summed over ranks."""
-        scale = np.array([MICROSECONDS] * 3 + [1.0] * 2)
-        rows = np.rint(np.array([own.total, own.all_to_all, own.gradient, own.tensor]) * scale).reshape(-1)
-        compared = np.rint(np.array(own.compute_by_rank) * MICROSECONDS)
-        whole = np.concatenate(([round(own.step_s * MICROSECONDS), own.stops], rows, compared)).astype(np.int64)
-        total = self(Tensor(whole)).asnumpy()
-        of_rows, by_rank = total[2:2 + rows.size].reshape(-1, len(scale)) / scale, total[2 + rows.size:] / MICROSECONDS
-        return _host_counters(total[0] / MICROSECONDS, of_rows)._replace(stops=int(total[1]), compute_by_rank=by_rank.tolist())
-
-    def values(self, own: np.ndarray) -> np.ndarray:
-        """<float64>[n] summed over ranks, to 2**-20 of a unit (a nat, a token); NaN and infinity stay what they are."""
-        return from_limbs(self(Tensor(to_limbs(own))).asnumpy())
+def sum_counters(host_sum: HostSum, own: HostCounters) -> HostCounters:
+    """The same counters, summed over ranks. Microseconds and bytes travel as int64: up to 2.9e5 years and 9.2e18 bytes a step."""
+    scale = np.array([MICROSECONDS] * 3 + [1.0] * 2)
+    rows = np.rint(np.array([own.total, own.all_to_all, own.gradient, own.tensor]) * scale).reshape(-1)
+    compared = np.rint(np.array(own.compute_by_rank) * MICROSECONDS)
+    whole = np.concatenate(([round(own.step_s * MICROSECONDS), own.stops], rows, compared)).astype(np.int64)
+    total = host_sum(Tensor(whole)).asnumpy()
+    of_rows, by_rank = total[2:2 + rows.size].reshape(-1, len(scale)) / scale, total[2 + rows.size:] / MICROSECONDS
+    return _host_counters(total[0] / MICROSECONDS, of_rows)._replace(stops=int(total[1]), compute_by_rank=by_rank.tolist())
 
 
 def loss_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, float]:

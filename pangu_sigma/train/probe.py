@@ -10,11 +10,10 @@ import numpy as np
 
 from mindspore import Tensor, nn, ops
 
-from locmoe_ops.capacity import cosines
-from locmoe_ops.moe import MoEFeedForward
+from locmoe_ops.capacity.delta import cosines
 from locmoe_ops.routers.base import Router
 from locmoe_ops.routers.gated import GatedRouter
-from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.model.pangu_sigma import PanGuSigma, sparse_layers
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,6 @@ class RoutingProbe(nn.Cell):
         x, expert = (output.asnumpy() for output in self(*fields))
         routers = [layer.routing.router for layer in sparse_layers(self.network)]
         return [RoutedTokens(_finite(x[i]), expert[i], gate_weights(router), router.per_group) for i, router in enumerate(routers)]
-
-
-def sparse_layers(network: nn.Cell) -> List[MoEFeedForward]:
-    """The sparse feed-forward layers, bottom up."""
-    return [cell for _, cell in network.cells_and_names() if isinstance(cell, MoEFeedForward)]
 
 
 def gate_weights(router: Router) -> Optional[np.ndarray]:

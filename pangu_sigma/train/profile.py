@@ -1,6 +1,6 @@
 """`train.profile`: where the time of some steps goes, on every rank.
 
-On Ascend MindSpore's profiler records them, and leaves a folder of traces for each rank; `pangu_sigma.tools.step_trace` reads those.
+On Ascend MindSpore's profiler records them, and leaves a folder of traces for each rank; `pangu_sigma.report.step_trace` reads those.
 On CPU this project's own timers, which run anyway, are written by rank: the run's metrics only have their means.
 """
 
@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional
 
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import resolve_runtime
-from pangu_sigma.strict_json import dumps
+from pangu_sigma.runtime.strict_json import dumps
 from pangu_sigma.train.metrics import HostCounters, write_atomically
 
 FOLDER = "profile"  # in the run directory

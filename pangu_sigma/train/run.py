@@ -8,10 +8,10 @@ from typing import Any, Dict, List, Optional, Tuple
 import numpy as np
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.topology import ExpertPlacement
 from pangu_sigma.checkpoint.folders import finished, prune, set_aside_after
+from pangu_sigma.checkpoint.resume import Restorer, Source, Start, find_source
+from pangu_sigma.checkpoint.state import place_of, writing_ranks
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
-from pangu_sigma.code_version import code_version
 from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import has_experts
@@ -20,25 +20,28 @@ from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader, create_loader
 from pangu_sigma.data.manifest import TOKENIZER
 from pangu_sigma.data.unigram import unigram_perplexity
-from pangu_sigma.launch import read_launch
+from pangu_sigma.data.vocabulary import vocabulary
+from pangu_sigma.errors import RunDiverged
+from pangu_sigma.metrics.perplexity import perplexity_of
+from pangu_sigma.metrics.window import summarise
 from pangu_sigma.model.advice import locality_advice
-from pangu_sigma.model.slots import resolve_layout
+from pangu_sigma.model.capacity_rules import resolve_layout
+from pangu_sigma.runtime.code_version import code_version
 from pangu_sigma.runtime.files import set_aside
+from pangu_sigma.runtime.host_sum import HostSum
+from pangu_sigma.runtime.launch import read_launch
 from pangu_sigma.runtime.locks import FolderLock
 from pangu_sigma.runtime.run_folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY, is_saved_config
-from pangu_sigma.strict_json import dumps
-from pangu_sigma.train.build import TrainingParts, vocabulary
-from pangu_sigma.train.checkpoint import Place, writing_ranks
+from pangu_sigma.runtime.runtime import Runtime, start_runtime
+from pangu_sigma.runtime.strict_json import dumps
 from pangu_sigma.train.cosines import FILE as COSINES
 from pangu_sigma.train.cosines import measure_cosines
-from pangu_sigma.train.divergence import RunDiverged, Verdict, perplexity_of
+from pangu_sigma.train.divergence import Verdict
+from pangu_sigma.train.engine import TrainingParts
 from pangu_sigma.train.loop import Saving, TrainingLoop
-from pangu_sigma.train.metrics import HostSum, MetricsLog, write_atomically
-from pangu_sigma.train.mirrors import check_mirrors, open_mirrors
-from pangu_sigma.train.resume import Restorer, Source, Start, find_source
-from pangu_sigma.train.runtime import Runtime, start_runtime
+from pangu_sigma.train.metrics import MetricsLog, write_atomically
 from pangu_sigma.train.stop import StopRequest
-from pangu_sigma.train.window import summarise
+from pangu_sigma.train.trackers import check_mirrors, open_mirrors
 
 FINISHED = "finished"  # the status of a run in summary.json, or else `divergence.DIVERGED`
 
@@ -72,13 +75,6 @@ def train(config: Config) -> int:
 
 def _data_rank(runtime: Runtime) -> int:
     return runtime.rank // runtime.topology.tensor
-
-
-def place_of(config: Config, runtime: Runtime) -> Place:
-    """This rank and the experts that it holds."""
-    topology = runtime.topology
-    placement = ExpertPlacement(config.moe.num_experts, config.moe.num_groups, topology.expert, config.moe.placement)
-    return Place(topology, runtime.rank, placement.local_experts(topology.ep_index(runtime.rank)))
 
 
 def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoader, parts: TrainingParts, source: Source) -> str:

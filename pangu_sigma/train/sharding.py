@@ -18,15 +18,15 @@ import numpy as np
 
 from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
-from locmoe_ops.collectives import Collectives
-from locmoe_ops.collectives.node_first import NodeFirstSum
+from locmoe_ops.collectives.hierarchical_reduce import NodeFirstSum
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.tensor_parallel import slice_of
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import OptimizerConfig
-from pangu_sigma.train.buckets import plan_alike, stretch_of
-from pangu_sigma.train.early import EarlyGradients
+from pangu_sigma.model.gradient_buckets import plan_alike, stretch_of
+from pangu_sigma.model.parameter_groups import group_key, is_expert_parameter
+from pangu_sigma.train.gradient_overlap import EarlyGradients
 from pangu_sigma.train.gradients import BucketedAllReduce, GradientExchange, flatten, restore, squares_of
-from pangu_sigma.train.optimizer import group_key, is_expert_parameter
 
 ROW = 1024
 
@@ -127,7 +127,7 @@ class Shards(nn.Cell):
         self.parameters = ParameterTuple(parameters)
         self.own = ParameterTuple([Parameter(Tensor(np.zeros(b.stretch, np.float32)), name=f"shard.{parameters[b.start].name}",
                                              requires_grad=False) for b in self.buckets])
-        # A parameter and not a constant, since the graphs of all ranks must be equal (see `locmoe_ops.collectives.tcp`).
+        # A parameter and not a constant, since the graphs of all ranks must be equal (see `locmoe_ops.collectives.tcp.backend`).
         self.index = Parameter(Tensor([self.place], dtype.int32), name=f"shard_of.{group}", requires_grad=False)
         self.scatters = nn.CellList([nn.Identity() if b.summed else Scatter(collectives, group, f"{tag}/{i}")
                                      for i, b in enumerate(self.buckets)])

@@ -12,11 +12,11 @@ import numpy as np
 
 from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
-from locmoe_ops.collectives import Collectives
-from locmoe_ops.routers import BalanceBias, BalanceUpdate
+from locmoe_ops.collectives.interface import Collectives
+from locmoe_ops.routers.balance import BalanceBias, BalanceUpdate
 from pangu_sigma.config.schema import OptimizerConfig
 from pangu_sigma.model.objective import Objective
-from pangu_sigma.train.early import EarlyGradients
+from pangu_sigma.train.gradient_overlap import EarlyGradients
 from pangu_sigma.train.loss_scale import LossScale
 from pangu_sigma.train.optimizer import HostOrders, HybridAdam, on_device
 from pangu_sigma.train.sharding import gradient_exchange
@@ -168,7 +168,7 @@ class Update(nn.Cell):
     3. Clip by the global norm; skip the update, on all ranks alike, if the norm is not finite.
     4. Hybrid Adam, of this rank's share where `optimizer.shard` says so; loss scale; balance biases, where routers have them.
 
-    With `optimizer.experts` on the host 4 leaves the experts to it (see `pangu_sigma.train.host_experts`).
+    With `optimizer.experts` on the host 4 leaves the experts to it (see `pangu_sigma.train.offloaded_experts`).
 
     Inputs: gradients, a tuple of <float32> tensors in the order of `parameters`; statistics <float32>[size]; learning_rate <float32>
     scalar. Outputs: statistics summed over ranks; gradient norm before clipping, loss scale used and steps skipped so far; for the

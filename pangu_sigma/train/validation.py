@@ -4,11 +4,12 @@ from typing import Dict, List, Optional
 
 import numpy as np
 
-from locmoe_ops.routers import current_strength
+from locmoe_ops.routers.local_term import current_strength
 from pangu_sigma.data.batch import Batch
-from pangu_sigma.train.build import TrainingParts
-from pangu_sigma.train.metrics import HostSum, validation_metrics
-from pangu_sigma.train.runtime import Runtime
+from pangu_sigma.runtime.host_sum import HostSum
+from pangu_sigma.runtime.runtime import Runtime
+from pangu_sigma.train.engine import TrainingParts
+from pangu_sigma.train.metrics import validation_metrics
 
 
 class Validation:

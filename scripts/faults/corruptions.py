@@ -17,8 +17,8 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
-from pangu_sigma.cli import main
-from pangu_sigma.config import load_config
+from pangu_sigma.cli.main import main
+from pangu_sigma.config.load import load_config
 
 from . import clock
 from .job import make_config
@@ -74,10 +74,11 @@ class Network:
     """A network with its training state, and everything that resuming needs."""
 
     def __init__(self, folder: Path, run: Path) -> None:
+        from pangu_sigma.checkpoint.state import place_of
         from pangu_sigma.data.dataset import PreparedData
-        from pangu_sigma.train.build import TrainingParts, vocabulary
-        from pangu_sigma.train.run import place_of
-        from pangu_sigma.train.runtime import start_runtime
+        from pangu_sigma.data.vocabulary import vocabulary
+        from pangu_sigma.runtime.runtime import start_runtime
+        from pangu_sigma.train.engine import TrainingParts
 
         self.config = load_config(make_config(folder), [f"train.output_dir={run}", "train.steps=100", "checkpoint.resume=auto"])
         self.data = PreparedData.open(self.config.data.path)
@@ -101,9 +102,9 @@ class Network:
             parameter.set_data(Tensor(np.asarray(drawn, value.dtype)))
 
     def save(self, root: Path, step: int) -> None:
-        from pangu_sigma.model.slots import resolve_layout
-        from pangu_sigma.train.checkpoint import pieces
-        from pangu_sigma.train.header import training_header
+        from pangu_sigma.checkpoint.header import training_header
+        from pangu_sigma.checkpoint.state import pieces
+        from pangu_sigma.model.capacity_rules import resolve_layout
 
         state = self.parts.state()
         header = training_header(self.config, resolve_layout(self.config, self.runtime.topology), self.data, self.words, step, state)
@@ -111,7 +112,7 @@ class Network:
             writer.save(header, pieces(state, self.place))
 
     def resume(self) -> Any:
-        from pangu_sigma.train.resume import Restorer, find_source
+        from pangu_sigma.checkpoint.resume import Restorer, find_source
 
         return Restorer(self.config, self.runtime, self.data, self.parts, self.place).start(find_source(self.config, self.data))
 

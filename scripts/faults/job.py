@@ -13,7 +13,7 @@ import yaml
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.folders import finished
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.config import config_from_dict
+from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.data.prepare import prepare
 
 from .page import ROOT

@@ -18,12 +18,13 @@ from mindspore.communication import init
 
 from locmoe_ops.collectives.hccl import HcclCollectives
 from locmoe_ops.topology import Topology
-from pangu_sigma.config import Config, config_from_dict
+from pangu_sigma.audit.worker import export_rank
+from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.config.schema import Config
 from pangu_sigma.inference.cells import Decode, Prefill
 from pangu_sigma.inference.load import inference_config, network_context
-from pangu_sigma.launch import Launch, read_launch
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.tools.audit.worker import export_rank
+from pangu_sigma.runtime.launch import Launch, read_launch
 
 
 def export_generation(config: Config, launch: Launch, folder: Path) -> None:

@@ -124,7 +124,9 @@ def exchange_of(case: Case, place: int):
 
 
 def build(case: Case, name: str, collectives):
-    from locmoe_ops.dispatch import FlatDispatcher, HierarchicalDispatcher, RaggedDispatcher
+    from locmoe_ops.dispatch.flat import FlatDispatcher
+    from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
+    from locmoe_ops.dispatch.ragged import RaggedDispatcher
 
     placement = exchange_of(case, collectives.topology.ep_index(collectives.rank))
     if case.kind == "ragged":
@@ -141,8 +143,8 @@ def run_case(name: str, rank: int, mesh) -> dict:
     import mindspore as ms
     from mindspore import Parameter, Tensor, nn, ops
 
-    from locmoe_ops.collectives import create_collectives
-    from locmoe_ops.dispatch import EnterWithShares, LeaveWithShares
+    from locmoe_ops.collectives.create import create_collectives
+    from locmoe_ops.dispatch.group_wise import EnterWithShares, LeaveWithShares
     from locmoe_ops.tensor_parallel import TensorGroup
     from locmoe_ops.topology import Topology
 
@@ -205,8 +207,8 @@ def sums(rank: int) -> dict:
 def run_sums(rank: int, mesh) -> dict:
     from mindspore import Tensor
 
-    from locmoe_ops.collectives import create_collectives
-    from locmoe_ops.collectives.node_first import NodeFirstSum
+    from locmoe_ops.collectives.create import create_collectives
+    from locmoe_ops.collectives.hierarchical_reduce import NodeFirstSum
     from locmoe_ops.topology import Topology
 
     collectives, found = create_collectives("tcp", Topology(RANKS, 2, RANKS), rank, mesh), {}
@@ -222,7 +224,7 @@ def run_flight(rank: int, mesh) -> dict:
     """The same vectors, sent one by one while something else is computed, and awaited together."""
     from mindspore import Tensor, nn
 
-    from locmoe_ops.collectives import create_collectives
+    from locmoe_ops.collectives.create import create_collectives
     from locmoe_ops.topology import Topology
 
     class Flight(nn.Cell):
@@ -250,7 +252,7 @@ def run_flight(rank: int, mesh) -> dict:
 
 def main() -> None:
     rank, port, parent, output = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    from locmoe_ops.collectives import join_mesh
+    from locmoe_ops.collectives.tcp.mesh import join_mesh
 
     mesh = join_mesh(rank, RANKS, ("127.0.0.1", port), bytes.fromhex(os.environ["MESH_SECRET"]), join_timeout=120,
                      collective_timeout=300, parent_pid=parent)

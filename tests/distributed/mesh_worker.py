@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from locmoe_ops.collectives.mesh import join_mesh
+from locmoe_ops.collectives.tcp.mesh import join_mesh
 from locmoe_ops.errors import CollectiveError, InputError
 
 

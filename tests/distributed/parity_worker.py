@@ -15,20 +15,22 @@ import numpy as np
 
 from mindspore import Parameter, Tensor
 
-from locmoe_ops.collectives import Collectives, create_collectives
+from locmoe_ops.collectives.create import create_collectives
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.tensor_parallel import slice_of
 from locmoe_ops.topology import ExpertPlacement, Topology
+from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.reader import CheckpointReader
+from pangu_sigma.checkpoint.state import Place, pieces, read_values, set_values, writing_ranks
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
-from pangu_sigma.config import Config, config_from_dict
-from pangu_sigma.config.load import to_dict
+from pangu_sigma.config.load import config_from_dict, to_dict
+from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
-from pangu_sigma.model.slots import resolve_layout
-from pangu_sigma.train.build import TrainingParts, vocabulary
-from pangu_sigma.train.checkpoint import Place, pieces, read_values, set_values, writing_ranks
-from pangu_sigma.train.header import training_header
-from pangu_sigma.train.runtime import Runtime, start_runtime
+from pangu_sigma.data.vocabulary import vocabulary
+from pangu_sigma.model.capacity_rules import resolve_layout
+from pangu_sigma.runtime.runtime import Runtime, start_runtime
+from pangu_sigma.train.engine import TrainingParts
 from pangu_sigma.train.schedule import learning_rate
 
 STEPS = 20

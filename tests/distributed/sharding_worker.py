@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from checkpoint_worker import Run, configuration
 
-from pangu_sigma.config import Config, config_from_dict
-from pangu_sigma.config.load import to_dict
+from pangu_sigma.config.load import config_from_dict, to_dict
+from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
-from pangu_sigma.train.runtime import start_runtime
+from pangu_sigma.runtime.runtime import start_runtime
 
 STEPS, MORE = 3, 5
 

@@ -5,13 +5,13 @@ import json
 import pytest
 import yaml
 
-from pangu_sigma.cli import main
-from pangu_sigma.config import config_from_dict
-from pangu_sigma.tools.audit.checks import check
-from pangu_sigma.tools.audit.command import audited_job, read_ranks
-from pangu_sigma.tools.audit.graph import read_rank
-from pangu_sigma.tools.plan.exchanges import step_exchanges
-from pangu_sigma.tools.plan.traffic import by_cause
+from pangu_sigma.audit.audit import audited_job, read_ranks
+from pangu_sigma.audit.checks import check
+from pangu_sigma.audit.graph import read_rank
+from pangu_sigma.cli.main import main
+from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.planner.exchanges import step_exchanges
+from pangu_sigma.planner.traffic import by_cause
 
 LIMIT = 600  # seconds for the compilations of a job on two slow cores
 MODEL = {"hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "dense_layers": 1, "sparse_layers": 1, "sequence_length": 16,

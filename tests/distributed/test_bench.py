@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from pangu_sigma.tools.bench_all_to_all import DISPATCHERS
+from pangu_sigma.bench.all_to_all import DISPATCHERS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train_msrun.sh"
 DEADLINE_S = 300.0  # compilation on slow cores is most of it

@@ -3,10 +3,10 @@
 import pytest
 
 from locmoe_ops.router_registry import routers
-from pangu_sigma.config import config_from_dict
-from pangu_sigma.tools.audit.checks import check
-from pangu_sigma.tools.audit.command import audited_job, export, read_ranks
-from pangu_sigma.tools.plan.exchanges import step_exchanges
+from pangu_sigma.audit.audit import audited_job, export, read_ranks
+from pangu_sigma.audit.checks import check
+from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.planner.exchanges import step_exchanges
 
 LIMIT = 900  # seconds for two ranks to compile all cases on slow cores
 MODEL = {"hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 8,

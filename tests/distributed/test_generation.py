@@ -18,7 +18,7 @@ def test_two_ranks_say_what_one_process_says(save_run, tmp_path, monkeypatch, ca
     """Texts of several prompts, greedy and sampled; the second rank keeps silent. Sums over ranks round otherwise, by 1e-7 of logits
     whose ties would have to be as close for another token.
     """
-    from pangu_sigma.cli import main
+    from pangu_sigma.cli.main import main
 
     run = save_run({"router": ROUTERS[router]})
     prompts = tmp_path / "prompts.jsonl"

@@ -39,8 +39,8 @@ STAND_IN = """
 import os, sys, time, types
 
 def train(config):
-    from pangu_sigma.launch import read_launch
-    from pangu_sigma.train.runtime import _join
+    from pangu_sigma.runtime.launch import read_launch
+    from pangu_sigma.runtime.runtime import _join
     launch = read_launch()
     mesh = _join(config, launch.rank, launch.world_size)
     print("rank", launch.rank, "of", launch.world_size, "at", os.environ["LOCMOE_NODE_ADDRESS"], "ranks a node",

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not _can_simulate(), reason="needs root, unshare
 STAND_IN = """
 import os, sys, types
 from locmoe_ops.errors import CollectiveError
-from pangu_sigma.train.runtime import _join
+from pangu_sigma.runtime.runtime import _join
 
 def train(config):
     rank, world_size = int(os.environ["RANK_ID"]), int(os.environ["MS_WORKER_NUM"])

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from pangu_sigma.config import config_from_dict
-from pangu_sigma.tools.plan.exchanges import CAUSES, step_exchanges
-from pangu_sigma.tools.plan.job import plan_job
-from pangu_sigma.tools.plan.traffic import by_cause
+from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.planner.exchanges import CAUSES, step_exchanges
+from pangu_sigma.planner.job import plan_job
+from pangu_sigma.planner.traffic import by_cause
 
 LIMIT = 900  # seconds for all compilations of the job on two slow cores
 MODEL = {"hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 16,

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from locmoe_ops.collectives import create_collectives
+from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import Topology
-from pangu_sigma.config import Config, config_from_dict
-from pangu_sigma.tools.bench import random_batch
-from pangu_sigma.train.build import TrainingParts, Vocabulary
-from pangu_sigma.train.metrics import CAUSES, CounterClock, HostSum
-from pangu_sigma.train.runtime import Runtime, start_runtime
+from pangu_sigma.bench.step import random_batch
+from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.config.schema import Config
+from pangu_sigma.data.vocabulary import Vocabulary
+from pangu_sigma.runtime.host_sum import HostSum
+from pangu_sigma.runtime.runtime import Runtime, start_runtime
+from pangu_sigma.train.engine import TrainingParts
+from pangu_sigma.train.metrics import CAUSES, CounterClock, sum_counters
 
 STEPS = 2
 
@@ -38,7 +41,7 @@ def measure(config: Config, job: Runtime, name: str) -> dict:
     for step in range(1, STEPS + 1):
         clock.restart()
         parts.train_step(batches, step, 1e-3)
-    total = HostSum(runtime.collectives, f"metrics/{name}").counters(clock.elapsed(1.0))
+    total = sum_counters(HostSum(runtime.collectives, f"metrics/{name}"), clock.elapsed(1.0))
     return {cause: [int(getattr(total, cause).intra_node_bytes), int(getattr(total, cause).inter_node_bytes)]
             for cause in ("total", *CAUSES)}
 

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from pangu_sigma.cli import main
+from pangu_sigma.cli.main import main
 
 
 @pytest.fixture(scope="module")

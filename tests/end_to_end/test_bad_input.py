@@ -10,7 +10,7 @@ from typing import Callable, NamedTuple
 
 import pytest
 
-from pangu_sigma.cli import main
+from pangu_sigma.cli.main import main
 
 CONFIG = """\
 model: {hidden_size: 16, num_heads: 2, dense_layers: 1, sparse_layers: 1, sequence_length: 16}

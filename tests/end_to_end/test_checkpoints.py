@@ -11,7 +11,7 @@ import pytest
 
 from pangu_sigma.checkpoint import parts as parts_of_checkpoints
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.cli import main
+from pangu_sigma.cli.main import main
 from pangu_sigma.data.dataset import PreparedData
 
 

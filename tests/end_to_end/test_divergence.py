@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from pangu_sigma.cli import main
+from pangu_sigma.cli.main import main
 
 # What the runs below share: short, with a checkpoint and a validation on the way. The rate is reached at step 2.
 COMMON = ("train.divergence_patience=4", "train.eval_interval=4", "checkpoint.interval=1", "train.steps=12", "train.tensorboard=true")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pangu_sigma.cli import _parser, main
+from pangu_sigma.cli.main import _parser, main
 from pangu_sigma.config.load import to_dict
-from pangu_sigma.inference.evaluation.tasks import TaskConfig
+from pangu_sigma.evaluation.tasks import TaskConfig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 FILES = {name: text for name, text in re.findall(r"```\w+ (\S+)\n(.*?)```", PAGE, re.DOTALL)}

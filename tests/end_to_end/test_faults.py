@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pangu_sigma.cli import main
+from pangu_sigma.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "scripts" / "train_msrun.sh"

@@ -16,9 +16,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.cli import main
-from pangu_sigma.tools import doctor_software
-from pangu_sigma.train.build import StepResult, TrainingParts
+from pangu_sigma.cli.main import main
+from pangu_sigma.doctor import software as doctor_software
+from pangu_sigma.train.engine import StepResult, TrainingParts
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 60)) // 10
 

@@ -20,14 +20,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pangu_sigma.checkpoint.folders import finished
-from pangu_sigma.cli import main
-from pangu_sigma.train.build import StepResult, TrainingParts
+from pangu_sigma.cli.main import main
+from pangu_sigma.train.engine import StepResult, TrainingParts
 
 EXAMPLES = max(1, int(os.environ.get("FUZZ_EXAMPLES", 800)) // 200)
 DEADLINE_S = 120.0
 STEPS = 6
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["pangu_sigma.train.run", "pangu_sigma.cli"])
+FORKED.set_forkserver_preload(["pangu_sigma.train.run", "pangu_sigma.cli.main"])
 
 
 class Job(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pangu_sigma import cli
+from pangu_sigma.cli import main as cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

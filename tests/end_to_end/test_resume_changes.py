@@ -8,9 +8,8 @@ import shutil
 import pytest
 import yaml
 
-from pangu_sigma.cli import main
-from pangu_sigma.config import config_from_dict
-from pangu_sigma.config.load import to_dict
+from pangu_sigma.cli.main import main
+from pangu_sigma.config.load import config_from_dict, to_dict
 
 # What a run is resumed with, each case alone: overrides by a name. Keys that have no use without another one come with it.
 FREE = {

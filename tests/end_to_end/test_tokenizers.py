@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import yaml
 
-from pangu_sigma.checkpoint.manifest import crc32
+from pangu_sigma.checkpoint.format import crc32
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.cli import main
+from pangu_sigma.cli.main import main
 
 NAME = "tokenizer.model"
 

@@ -10,15 +10,16 @@ import yaml
 from safetensors.numpy import load_file
 
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.cli import main
-from pangu_sigma.code_version import code_version
+from pangu_sigma.checkpoint.state import read_values, set_values
+from pangu_sigma.cli.main import main
 from pangu_sigma.config.load import load_config
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
-from pangu_sigma.train.build import TrainingParts, vocabulary
-from pangu_sigma.train.checkpoint import read_values, set_values
-from pangu_sigma.train.definitions import DEFINITIONS
-from pangu_sigma.train.runtime import start_runtime
+from pangu_sigma.data.vocabulary import vocabulary
+from pangu_sigma.metrics.definitions import DEFINITIONS
+from pangu_sigma.runtime.code_version import code_version
+from pangu_sigma.runtime.runtime import start_runtime
+from pangu_sigma.train.engine import TrainingParts
 
 METRICS = {"loss/total", "loss/task", "loss/aux", "loss/locality", "optim/learning_rate", "optim/grad_norm", "optim/loss_scale",
            "optim/skipped_steps", "time/step(s)", "time/compute(s)", "time/communication(s)", "time/overlapped(s)", "time/idle(s)",

@@ -16,7 +16,7 @@ import pytest
 import mindspore
 
 from pangu_sigma import __version__
-from pangu_sigma.resources import shipped_files
+from pangu_sigma.runtime.resources import shipped_files
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LEFT = {".git", ".venv", "build", "dist", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "runs", "data", "mine"}

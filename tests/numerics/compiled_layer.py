@@ -8,12 +8,16 @@ from layer_cases import HIDDEN, INNER, Case, parameters_of
 import mindspore as ms
 from mindspore import ParameterTuple, Tensor, nn, ops
 
-from locmoe_ops.collectives import Collectives
-from locmoe_ops.dispatch import FlatDispatcher, HierarchicalDispatcher
+from locmoe_ops.collectives.interface import Collectives
+from locmoe_ops.dispatch.flat import FlatDispatcher
+from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward
-from locmoe_ops.reference import RankTokens
-from locmoe_ops.routers import HashRouter, LocMoERouter, Router, RoutingShape, SecondExpert, SwitchRouter
+from locmoe_ops.reference.spec import RankTokens
+from locmoe_ops.routers.base import Router, RoutingShape
+from locmoe_ops.routers.gated import LocMoERouter, SwitchRouter
+from locmoe_ops.routers.hash import HashRouter
+from locmoe_ops.routers.second import SecondExpert
 from locmoe_ops.routing_cell import MultiLevelRouting
 from locmoe_ops.topology import local_experts_table
 

@@ -7,22 +7,16 @@ from layer_cases import HIDDEN, Case, parameters_of
 
 from mindspore import Tensor
 
-from locmoe_ops.collectives import Collectives
-from locmoe_ops.routers import (
-    BalanceBias,
-    ETRRouter,
-    FasterMoERouter,
-    GShardRouter,
-    LocalTerm,
-    LocMoERouter,
-    LossWeights,
-    Router,
-    RoutingShape,
-    Sum,
-    SwitchRouter,
-    TAMoERouter,
-    Ties,
-)
+from locmoe_ops.collectives.interface import Collectives
+from locmoe_ops.routers.balance import BalanceBias
+from locmoe_ops.routers.base import Router, RoutingShape
+from locmoe_ops.routers.etr import ETRRouter
+from locmoe_ops.routers.faster_moe import FasterMoERouter
+from locmoe_ops.routers.gated import LocMoERouter, LossWeights, SwitchRouter, Ties
+from locmoe_ops.routers.gshard import GShardRouter
+from locmoe_ops.routers.local_term import LocalTerm
+from locmoe_ops.routers.preference import Sum
+from locmoe_ops.routers.ta_moe import TAMoERouter
 from locmoe_ops.routing_cell import MultiLevelRouting
 
 SALT = 3

@@ -69,7 +69,7 @@ def one_process():
 
     import mindspore as ms
 
-    from locmoe_ops.collectives import create_collectives
+    from locmoe_ops.collectives.create import create_collectives
     from locmoe_ops.topology import Topology
 
     layers = {}

@@ -10,7 +10,7 @@ from typing import Optional
 
 import numpy as np
 
-from locmoe_ops.reference import LayerParameters, LayerSpec, RankTokens
+from locmoe_ops.reference.spec import LayerParameters, LayerSpec, RankTokens
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 RANKS = 4

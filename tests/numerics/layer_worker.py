@@ -13,7 +13,8 @@ from layer_cases import CASES, DRAWS, RANKS, TOKENS, batch_of
 
 import mindspore as ms
 
-from locmoe_ops.collectives import create_collectives, join_mesh
+from locmoe_ops.collectives.create import create_collectives
+from locmoe_ops.collectives.tcp.mesh import join_mesh
 
 
 def main() -> None:

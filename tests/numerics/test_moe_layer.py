@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from layer_cases import AMPLE, CASES, DRAWS, batch_of, on_one_rank, parameters_of
 
-from locmoe_ops.reference import moe_layer, moe_layer_gradients
+from locmoe_ops.reference.layer import moe_layer, moe_layer_gradients
 
 # Relative to an array's largest element. float32 rounds to 6e-8, and a gradient is a sum over some hundred terms, the largest
 # of which cancel; measured errors stay below 3e-6.

@@ -15,10 +15,10 @@ from test_moe_layer import assert_equal, from_reference, joined
 import mindspore as ms
 from mindspore import Tensor
 
-from locmoe_ops.collectives import create_collectives
+from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.random import SeededUniform
-from locmoe_ops.reference import moe_layer
-from locmoe_ops.routers import set_local_strength
+from locmoe_ops.reference.layer import moe_layer
+from locmoe_ops.routers.local_term import set_local_strength
 from locmoe_ops.topology import Topology
 
 EVERYTHING = [(name, draw) for name in ROUTER_CASES for draw in DRAWS]

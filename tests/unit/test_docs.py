@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pangu_sigma import cli
+from pangu_sigma.cli import main as cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
@@ -144,9 +144,9 @@ def anchors(text):
 
 def test_the_tutorials_files(tmp_path, monkeypatch):
     """Saved under the names that they begin with, they are a configuration and a comparison of it."""
+    from pangu_sigma.compare.comparison import load_plan
     from pangu_sigma.config.load import load_config
     from pangu_sigma.config.validate import validate
-    from pangu_sigma.tools.compare.plan import load_plan
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()

@@ -16,19 +16,19 @@ from mindspore import Tensor
 
 from locmoe_ops import router_registry, routers
 from locmoe_ops.build import build_moe
-from locmoe_ops.collectives import create_collectives
+from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import add_router_file, load_router, remove_router
-from pangu_sigma.cli import main
-from pangu_sigma.config import load_config, to_dict
+from pangu_sigma.bench.router import one_rank_of, routers_of
+from pangu_sigma.cli.main import main
+from pangu_sigma.compare.comparison import load_plan
+from pangu_sigma.config.load import load_config, to_dict
 from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext, build_sparse_layer
-from pangu_sigma.router_files import VARIABLE
-from pangu_sigma.tools.bench_router import one_rank_of, routers_of
-from pangu_sigma.tools.compare.plan import load_plan
-from pangu_sigma.tools.plan.job import plan_job
-from pangu_sigma.tools.plan.parameters import parameters
-from pangu_sigma.tools.step_trace import read_profile
+from pangu_sigma.planner.job import plan_job
+from pangu_sigma.planner.parameters import parameters
+from pangu_sigma.report.step_trace import read_profile
+from pangu_sigma.runtime.router_files import VARIABLE
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "routers.md"
 NAME, MOST_LINES = "xmoe", 60
@@ -159,7 +159,7 @@ def test_in_the_package_no_other_file_changes(file, config, monkeypatch):
 
 
 def test_reading_its_keys_needs_no_mindspore(file, config):
-    code = ("import sys; from pangu_sigma.cli import main; "
+    code = ("import sys; from pangu_sigma.cli.main import main; "
             f"assert main(['config', {config!r}, '--router-file', {str(file)!r}, '--set', 'moe.router.type={NAME}', '--key', "
             "'moe.router.xmoe.width']) == 0; "
             "assert 'mindspore' not in sys.modules")

@@ -8,7 +8,8 @@ from mindspore import Tensor
 
 from locmoe_ops.build import build_moe
 from locmoe_ops.errors import InputError
-from locmoe_ops.reference import LayerParameters, LayerSpec, RankTokens, moe_layer
+from locmoe_ops.reference.layer import moe_layer
+from locmoe_ops.reference.spec import LayerParameters, LayerSpec, RankTokens
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 TOKENS, WIDTH, FFN, EXPERTS, WORDS = 24, 16, 32, 4, 50

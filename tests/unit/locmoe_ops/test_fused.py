@@ -6,8 +6,9 @@ import pytest
 import mindspore as ms
 from mindspore import Tensor, ops
 
-from locmoe_ops.collectives import create_collectives
-from locmoe_ops.dispatch import FusedRaggedDispatcher, RaggedDispatcher
+from locmoe_ops.collectives.create import create_collectives
+from locmoe_ops.dispatch.fused_ragged import FusedRaggedDispatcher
+from locmoe_ops.dispatch.ragged import RaggedDispatcher
 from locmoe_ops.fused import GroupedProduct
 from locmoe_ops.topology import ExpertPlacement, Topology
 

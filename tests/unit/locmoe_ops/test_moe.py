@@ -4,11 +4,13 @@ from scipy import special
 
 from mindspore import Tensor
 
-from locmoe_ops.collectives import create_collectives
-from locmoe_ops.dispatch import FlatDispatcher
+from locmoe_ops.collectives.create import create_collectives
+from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward
-from locmoe_ops.routers import HashRouter, RoutingShape, SwitchRouter
+from locmoe_ops.routers.base import RoutingShape
+from locmoe_ops.routers.gated import SwitchRouter
+from locmoe_ops.routers.hash import HashRouter
 from locmoe_ops.routing_cell import MultiLevelRouting
 from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
 

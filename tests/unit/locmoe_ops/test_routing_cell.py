@@ -4,7 +4,8 @@ import pytest
 from mindspore import Tensor
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers import HashRouter, RoutingShape
+from locmoe_ops.routers.base import RoutingShape
+from locmoe_ops.routers.hash import HashRouter
 from locmoe_ops.routing_cell import MultiLevelRouting, check_token_ids
 
 VOCABULARY = 5

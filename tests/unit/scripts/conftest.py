@@ -18,7 +18,7 @@ import os, signal, sys, time, types
 from locmoe_ops.errors import CollectiveError, InputError
 
 def train(config):
-    from pangu_sigma.launch import read_launch
+    from pangu_sigma.runtime.launch import read_launch
     launch = read_launch()
     rank = launch.rank
     if "MS_ROLE" in os.environ or config.runtime.device == "cpu":

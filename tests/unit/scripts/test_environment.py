@@ -20,7 +20,7 @@ case "$*" in
     *'--key data.path'*) echo data/prepared ;;
     *'--key train.output_dir'*) echo runs/quickstart/router ;;
     *'--key parallel.ranks_per_node'*) echo null ;;
-    *pangu_sigma.nodes*) printf '%s\\t10.0.0.%s\\t10.0.0.%s\\tuser\\t0\\t\\n' 0 1 1 1 2 2 ;;
+    *pangu_sigma.runtime.nodes*) printf '%s\\t10.0.0.%s\\t10.0.0.%s\\tuser\\t0\\t\\n' 0 1 1 1 2 2 ;;
     *'pangu_sigma config'*) echo settings ;;
     *pangu_sigma.data.samples*) mkdir -p data/samples/{en,zh,code} ;;
     *'pangu_sigma prepare'*) mkdir -p data/prepared && echo '{}' >data/prepared/manifest.json ;;

@@ -7,7 +7,7 @@ import pytest
 
 from pangu_sigma.config.load import load_config, to_dict
 from pangu_sigma.config.schema import Config
-from pangu_sigma.train.definitions import DEFINITIONS
+from pangu_sigma.metrics.definitions import DEFINITIONS
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from pangu_sigma import nodes
+from pangu_sigma.runtime import nodes
 
 DEADLINE_S = 120.0
 SECRET = "0123456789abcdef" * 4

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pangu_sigma.config import load_config
+from pangu_sigma.config.load import load_config
 from pangu_sigma.config.validate import validate
 
 REPOSITORY = Path(__file__).parents[3]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locmoe_ops.capacity import FORMS, angle_probability, minimum_capacity
+from locmoe_ops.capacity.bound import FORMS, angle_probability, minimum_capacity
 from locmoe_ops.errors import InputError
 
 HIDDEN_SIZES = (2, 3, 4, 17, 128, 1024, 5120)

@@ -7,16 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from locmoe_ops.capacity import (
-    CosineHistogram,
-    as_delta,
-    cosines,
-    measure_delta,
-    minimum_capacity,
-    own_cosines,
-    row_statistics,
-    token_pair_cosines,
-)
+from locmoe_ops.capacity.bound import minimum_capacity
+from locmoe_ops.capacity.delta import CosineHistogram, as_delta, cosines, measure_delta, own_cosines, row_statistics, token_pair_cosines
 from locmoe_ops.errors import InputError
 
 HALF, ROOT = 0.5, math.sqrt(0.5)

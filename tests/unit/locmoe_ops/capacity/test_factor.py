@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locmoe_ops.capacity import capacity_by_factor, factor_of_slots
+from locmoe_ops.capacity.factor import capacity_by_factor, factor_of_slots
 from locmoe_ops.errors import InputError
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locmoe_ops.capacity import AdaptiveCapacity, capacity_buckets, choose_bucket, slots_from_bound
+from locmoe_ops.capacity.policy import AdaptiveCapacity, capacity_buckets, choose_bucket, slots_from_bound
 from locmoe_ops.errors import InputError
 
 BUCKETS = (10, 20, 40, 80)

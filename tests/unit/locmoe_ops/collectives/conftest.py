@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from locmoe_ops.collectives.mesh import join_mesh
+from locmoe_ops.collectives.tcp.mesh import join_mesh
 
 
 def _free_port():

@@ -18,7 +18,7 @@ def export_ragged(folder, rank, collectives):
     import mindspore as ms
     from mindspore import nn
 
-    from locmoe_ops.dispatch import RaggedDispatcher
+    from locmoe_ops.dispatch.ragged import RaggedDispatcher
     from locmoe_ops.topology import ExpertPlacement
 
     tokens, ranks = 6, collectives.topology.world_size
@@ -62,8 +62,9 @@ def main():
     from mindspore import nn
     from mindspore.communication import get_group_size, get_rank, init
 
-    from locmoe_ops.collectives import create_collectives
-    from locmoe_ops.dispatch import EnterWithShares, FlatDispatcher, LeaveWithShares
+    from locmoe_ops.collectives.create import create_collectives
+    from locmoe_ops.dispatch.flat import FlatDispatcher
+    from locmoe_ops.dispatch.group_wise import EnterWithShares, LeaveWithShares
     from locmoe_ops.experts import ExpertBank
     from locmoe_ops.tensor_parallel import TensorGroup
     from locmoe_ops.topology import ExpertPlacement, Topology

@@ -141,7 +141,8 @@ def main():
     rank, world_size, port = map(int, sys.argv[1:4])
     import mindspore as ms
 
-    from locmoe_ops.collectives import create_collectives, join_mesh
+    from locmoe_ops.collectives.create import create_collectives
+    from locmoe_ops.collectives.tcp.mesh import join_mesh
     from locmoe_ops.topology import Topology
     ms.set_device("CPU")
     mesh = join_mesh(rank, world_size, ("127.0.0.1", port), os.environ["MESH_SECRET"].encode(),

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from locmoe_ops.collectives import wire
-from locmoe_ops.collectives.acceptor import Acceptor, listening_address
-from locmoe_ops.collectives.mesh import Mesh
-from locmoe_ops.collectives.rendezvous import JoinFailed, _address_table
+from locmoe_ops.collectives.tcp import wire
+from locmoe_ops.collectives.tcp.acceptor import Acceptor, listening_address
+from locmoe_ops.collectives.tcp.mesh import Mesh
+from locmoe_ops.collectives.tcp.rendezvous import JoinFailed, _address_table
 from locmoe_ops.errors import CollectiveError
 
 SECRET = b"right"

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from locmoe_ops.collectives import create_collectives, join_mesh
+from locmoe_ops.collectives.create import create_collectives
+from locmoe_ops.collectives.tcp.mesh import join_mesh
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 

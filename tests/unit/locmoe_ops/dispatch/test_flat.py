@@ -3,8 +3,8 @@ import pytest
 
 from mindspore import Parameter, Tensor, nn
 
-from locmoe_ops.collectives import create_collectives
-from locmoe_ops.dispatch import FlatDispatcher
+from locmoe_ops.collectives.create import create_collectives
+from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -3,10 +3,9 @@ import pytest
 
 from mindspore import Parameter, Tensor, nn
 
-from locmoe_ops.collectives import create_collectives
+from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.collectives.hccl import HcclCollectives
-from locmoe_ops.dispatch import RaggedDispatcher
-from locmoe_ops.dispatch.ragged import Regions, SortedAssignment
+from locmoe_ops.dispatch.ragged import RaggedDispatcher, Regions, SortedAssignment
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement, Topology
 

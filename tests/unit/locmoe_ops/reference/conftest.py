@@ -6,7 +6,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 import pytest
 
-from locmoe_ops.reference import LayerParameters, LayerSpec, RankTokens
+from locmoe_ops.reference.spec import LayerParameters, LayerSpec, RankTokens
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 VOCABULARY = 11

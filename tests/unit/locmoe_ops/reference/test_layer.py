@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import special
 
-from locmoe_ops.reference import LayerResult, RankTokens, moe_layer, moe_layer_gradients
+from locmoe_ops.reference.layer import moe_layer, moe_layer_gradients
 from locmoe_ops.reference.routing import grap_weights
+from locmoe_ops.reference.spec import LayerResult, RankTokens
 from locmoe_ops.topology import local_experts_table
 
 FIELDS = ("x", "token_ids", "domain", "home")

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from locmoe_ops.reference import RankTokens
 from locmoe_ops.reference.losses import (
     aux_loss,
     aux_loss_gradient,
@@ -11,6 +10,7 @@ from locmoe_ops.reference.losses import (
     locality_loss_gradient,
 )
 from locmoe_ops.reference.routing import route
+from locmoe_ops.reference.spec import RankTokens
 
 LOSSES = {"aux": (aux_loss, aux_loss_gradient), "locality": (locality_loss, locality_loss_gradient)}
 

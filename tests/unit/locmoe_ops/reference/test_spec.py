@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.reference import moe_layer
+from locmoe_ops.reference.layer import moe_layer
 from locmoe_ops.topology import Topology
 
 

@@ -3,8 +3,8 @@ import pytest
 
 from mindspore import Tensor
 
-from locmoe_ops.routers import BalanceBias, BalanceUpdate, RoutingShape, balance_biases
-from locmoe_ops.routers.balance import LIMIT
+from locmoe_ops.routers.balance import LIMIT, BalanceBias, BalanceUpdate, balance_biases
+from locmoe_ops.routers.base import RoutingShape
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -3,10 +3,9 @@ import pytest
 
 from mindspore import Tensor
 
-from locmoe_ops.collectives import create_collectives
+from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers import Router, RoutingShape
-from locmoe_ops.routers.base import SegmentSums, local_experts_of_nodes, one_hot, segment_count
+from locmoe_ops.routers.base import Router, RoutingShape, SegmentSums, local_experts_of_nodes, one_hot, segment_count
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 TOKENS, EXPERTS, GROUPS = 30, 6, 2

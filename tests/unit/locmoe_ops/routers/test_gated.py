@@ -4,11 +4,13 @@ from scipy import special
 
 from mindspore import Tensor, nn
 
-from locmoe_ops.collectives import create_collectives
+from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.random import SeededUniform
 from locmoe_ops.router_registry import kind_of
-from locmoe_ops.routers import LocMoERouter, RoutingShape, SwitchRouter, Ties, grap_weights
-from locmoe_ops.routers.request import RouterRequest, make_router
+from locmoe_ops.routers.base import RoutingShape
+from locmoe_ops.routers.context import RouterRequest, make_router
+from locmoe_ops.routers.gated import LocMoERouter, SwitchRouter, Ties
+from locmoe_ops.routers.gates import grap_weights
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -4,8 +4,7 @@ import pytest
 from mindspore import Tensor
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers import DenseGate, GrAPGate, grap_weights
-from locmoe_ops.routers.gates import CodeGate, draw_codes
+from locmoe_ops.routers.gates import CodeGate, DenseGate, GrAPGate, draw_codes, grap_weights
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -4,7 +4,8 @@ import pytest
 from mindspore import Tensor
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers import HashRouter, RoutingShape
+from locmoe_ops.routers.base import RoutingShape
+from locmoe_ops.routers.hash import HashRouter
 
 SHAPE = RoutingShape(hidden_size=4, num_experts=6, num_groups=2)
 VOCABULARY = 7

@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 
-from locmoe_ops.collectives import create_collectives
+from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers import GShardRouter, HashRouter, RoutingShape, SecondExpert
+from locmoe_ops.routers.base import RoutingShape
+from locmoe_ops.routers.gshard import GShardRouter
+from locmoe_ops.routers.hash import HashRouter
+from locmoe_ops.routers.second import SecondExpert
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from locmoe_ops.slices import Slice
-from pangu_sigma.checkpoint.manifest import DataState, Header
+from pangu_sigma.checkpoint.format import DataState, Header
 from pangu_sigma.checkpoint.parts import Piece
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pangu_sigma.checkpoint import folders
-from pangu_sigma.checkpoint.manifest import DataState, Header, Manifest, read_manifest, write_manifest
+from pangu_sigma.checkpoint.format import DataState, Header, Manifest, read_manifest, write_manifest
 
 
 def make(root, *names):

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pangu_sigma.checkpoint.manifest as manifests
+import pangu_sigma.checkpoint.format as manifests
 from locmoe_ops.errors import InputError
 from locmoe_ops.slices import Slice
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.tools.checkpoint.show import inspect
+from pangu_sigma.checkpoint.surgery.inspect import inspect
 
 
 @pytest.fixture(scope="module")

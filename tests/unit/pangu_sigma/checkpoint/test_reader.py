@@ -8,8 +8,8 @@ import pytest
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.slices import Slice
-from pangu_sigma.checkpoint.errors import DamagedCheckpoint
 from pangu_sigma.checkpoint.reader import CheckpointReader
+from pangu_sigma.errors import DamagedCheckpoint
 
 
 def test_every_tensor_comes_back_whole(saved, tensors):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pangu_sigma.checkpoint.errors import DamagedCheckpoint
 from pangu_sigma.checkpoint.shards import PlannedTensor, ShardFiles, planned, write_shard
+from pangu_sigma.errors import DamagedCheckpoint
 
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "odd": np.arange(3, dtype=np.int8), "b": np.array([2**40, -1], np.int64),
           "half": np.array([0.5], np.float16), "empty": np.zeros((0, 3), np.float32), "mask": np.array([True, False]),

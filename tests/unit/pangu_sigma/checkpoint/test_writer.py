@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from pangu_sigma.checkpoint import parts, writer
-from pangu_sigma.checkpoint.errors import CheckpointNotWritten
 from pangu_sigma.checkpoint.folders import finished
 from pangu_sigma.checkpoint.parts import Piece
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
+from pangu_sigma.errors import CheckpointNotWritten
 
 ALONE = Job(0, (0,), 5.0, lambda: None)
 

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config import config_from_dict, validate
+from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.config.validate import validate
 
 SETTINGS = {
     "hccl": {"buffer_mb": 300, "connect_timeout": 600, "exec_timeout": 0}, "jit_level": "O1", "deterministic": True, "precision": "fp16",

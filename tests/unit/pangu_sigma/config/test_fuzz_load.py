@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config import Config, load_config, save_config
+from pangu_sigma.config.load import load_config, save_config
+from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
 
 WORDS = ["model", "moe", "router", "train", "hidden_size", "steps", "output_dir", ": ", ":", ", ", "\n", "  ", "- ", "? ", "<<: ", "{",

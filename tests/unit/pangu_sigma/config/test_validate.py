@@ -7,8 +7,9 @@ import pytest
 
 import pangu_sigma.config
 from locmoe_ops.errors import InputError
-from pangu_sigma.config import Config, config_from_dict, validate
-from pangu_sigma.config.validate import check_paths, resolve_runtime
+from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import check_paths, resolve_runtime, validate
 
 
 def _config(settings):

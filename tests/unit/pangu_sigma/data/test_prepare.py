@@ -11,13 +11,13 @@ from typing import Callable, Dict, List
 import pytest
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.checkpoint.errors import OutputNotWritten
 from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data import prepare as prepare_module
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.prepare import prepare
 from pangu_sigma.data.tokenizer import Tokenizer, train_tokenizer
+from pangu_sigma.errors import OutputNotWritten
 
 Corpora = Dict[str, str]
 MakeConfig = Callable[..., Config]
@@ -152,7 +152,7 @@ def test_failure_leaves_the_old_folder(
 
 KILLED = """
 import os, sys, yaml
-from pangu_sigma.cli import main
+from pangu_sigma.cli.main import main
 from pangu_sigma.data import prepare
 prepare.write_rows = lambda *_: os.kill(os.getpid(), 9)
 main(["prepare", sys.argv[1]])
@@ -296,7 +296,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_folder(
     config = make_config(tmp_path / "data", corpora, sequence_length=16)
     save_config(config, tmp_path / "config.yaml")
     for size in (100, 100_000, 1_500_000):  # the tokenizer; the rows' header; the rows
-        limited = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); from pangu_sigma.cli import main; "
+        limited = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); " \
+                  "from pangu_sigma.cli.main import main; "
         done = subprocess.run(
             [sys.executable, "-c", f"{limited}sys.exit(main(['prepare', {str(tmp_path / 'config.yaml')!r}]))"],
             capture_output=True,

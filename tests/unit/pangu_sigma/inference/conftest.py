@@ -8,12 +8,12 @@ import pytest
 import mindspore as ms
 from mindspore import Tensor
 
-from pangu_sigma.config import config_from_dict
-from pangu_sigma.inference.api import Generator
+from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.inference.generator import Generator
 from pangu_sigma.inference.load import Model, inference_config, network_context
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.sparse import build_sparse_layer
-from pangu_sigma.train.runtime import Runtime
+from pangu_sigma.runtime.runtime import Runtime
 
 VOCABULARY, DOMAINS, LENGTH, END = 29, 2, 12, 3
 LAYOUT = {"world_size": 4, "ranks_per_node": 2, "expert": 2}

@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.cli import main
-from pangu_sigma.inference.api import SamplingSettings
+from pangu_sigma.cli.main import main
 from pangu_sigma.inference.export import export_mindir, export_safetensors, load_exported
+from pangu_sigma.inference.generator import SamplingSettings
 from pangu_sigma.inference.load import load_model
 
 PROMPTS, DOMAINS = [[261, 300, 270], [299, 2, 288, 264, 271], [310]], [0, 1, 1]

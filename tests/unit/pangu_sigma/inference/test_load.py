@@ -10,13 +10,13 @@ import pytest
 import mindspore as ms
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers import current_strength
-from pangu_sigma.checkpoint.errors import DamagedCheckpoint
-from pangu_sigma.config import load_config
-from pangu_sigma.inference.api import Generator
+from locmoe_ops.routers.local_term import current_strength
+from pangu_sigma.checkpoint.surgery.extract import extract
+from pangu_sigma.config.load import load_config
+from pangu_sigma.errors import DamagedCheckpoint
+from pangu_sigma.inference.generator import Generator
 from pangu_sigma.inference.load import checkpoint_of, load_model
-from pangu_sigma.launch import Launch
-from pangu_sigma.tools.checkpoint.extract import extract
+from pangu_sigma.runtime.launch import Launch
 
 
 def test_which_checkpoint_is_meant(run_folder, tmp_path):

@@ -8,8 +8,9 @@ import numpy as np
 
 from mindspore import ParameterTuple, Tensor, nn, ops
 
-from locmoe_ops.collectives import BytesSent, Collectives, CommunicationTimes, Flight, UnevenRows, create_collectives
-from locmoe_ops.reference import LayerSpec
+from locmoe_ops.collectives.create import create_collectives
+from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight, UnevenRows
+from locmoe_ops.reference.spec import LayerSpec
 from locmoe_ops.tensor_parallel import TensorGroup
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.config.load import config_from_dict

@@ -8,7 +8,8 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 import numpy as np
 from scipy import special
 
-from locmoe_ops.reference import LayerParameters, LayerResult, LayerSpec, RankTokens, moe_layer
+from locmoe_ops.reference.layer import moe_layer
+from locmoe_ops.reference.spec import LayerParameters, LayerResult, LayerSpec, RankTokens
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -4,7 +4,7 @@ import pytest
 from mindspore import Tensor, dtype
 
 from locmoe_ops.random import SeededDropout
-from locmoe_ops.routers import SwitchRouter
+from locmoe_ops.routers.gated import SwitchRouter
 from pangu_sigma.model.attention import AttentionCore
 from pangu_sigma.model.layers import LayerNorm
 

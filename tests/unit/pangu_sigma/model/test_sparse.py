@@ -1,14 +1,16 @@
 import numpy as np
 import pytest
 
-from locmoe_ops.dispatch import EnterWithShares, RaggedDispatcher
+from locmoe_ops.dispatch.group_wise import EnterWithShares
+from locmoe_ops.dispatch.ragged import RaggedDispatcher
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers import HashRouter, LocMoERouter, SwitchRouter
+from locmoe_ops.routers.gated import LocMoERouter, SwitchRouter
+from locmoe_ops.routers.hash import HashRouter
 from locmoe_ops.tensor_parallel import TensorGroup
 from locmoe_ops.topology import ExpertPlacement, Topology
-from pangu_sigma.config import config_from_dict
+from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.model.capacity_rules import SlotRules, resolve_layout
 from pangu_sigma.model.shape import model_shape
-from pangu_sigma.model.slots import SlotRules, resolve_layout
 from pangu_sigma.model.sparse import (
     SparseContext,
     build_dispatcher,

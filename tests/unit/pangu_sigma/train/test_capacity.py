@@ -10,8 +10,8 @@ import pytest
 
 from mindspore import Tensor
 
-from locmoe_ops.capacity import capacity_by_factor
-from locmoe_ops.collectives import create_collectives
+from locmoe_ops.capacity.factor import capacity_by_factor
+from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import CapacityConfig
 from pangu_sigma.model.shape import model_shape

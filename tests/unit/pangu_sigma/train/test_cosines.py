@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from locmoe_ops.capacity import minimum_capacity
-from locmoe_ops.collectives import create_collectives
+from locmoe_ops.capacity.bound import minimum_capacity
+from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import Topology
 from pangu_sigma.train.cosines import measure_cosines
 from pangu_sigma.train.probe import RoutedTokens
@@ -84,7 +84,7 @@ def test_a_bound_beyond_all_numbers_is_null(networks, measure):
 
 def test_report_reads_it(measure):
     """The report draws a staircase of area 1 from each histogram."""
-    from pangu_sigma.tools.compare.figures import _histogram
+    from pangu_sigma.report.figures import _histogram
 
     found = measure([layer(0)])
     for name in ("token_token_within", "token_token_across", "token_gate"):

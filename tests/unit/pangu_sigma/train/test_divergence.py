@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from pangu_sigma.train.divergence import DivergenceWatch, Verdict, is_usable, loss_text, perplexity_of, perplexity_text, usable_perplexity
+from pangu_sigma.metrics.perplexity import is_usable, loss_text, perplexity_of, perplexity_text, usable_perplexity
+from pangu_sigma.train.divergence import DivergenceWatch, Verdict
 
 NAN, INF = math.nan, math.inf
 

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from pangu_sigma.config import config_from_dict
+from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.train.events import FOLDER, EventLog, tag
 from pangu_sigma.train.metrics import MetricsLog
 

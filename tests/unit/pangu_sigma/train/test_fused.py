@@ -8,13 +8,14 @@ import pytest
 import mindspore as ms
 from mindspore import Tensor
 
-from locmoe_ops.collectives import create_collectives
+from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import Topology
+from pangu_sigma.bench.step import random_batch
+from pangu_sigma.data.vocabulary import Vocabulary
 from pangu_sigma.model.attention import AttentionCore, FlashCore, attention_mask
 from pangu_sigma.model.shape import model_shape
-from pangu_sigma.tools.bench import random_batch
-from pangu_sigma.train.build import TrainingParts, Vocabulary
-from pangu_sigma.train.runtime import Runtime
+from pangu_sigma.runtime.runtime import Runtime
+from pangu_sigma.train.engine import TrainingParts
 
 WORDS = 29
 

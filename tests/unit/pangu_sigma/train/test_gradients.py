@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mindspore import Tensor
 
-from locmoe_ops.collectives import create_collectives
+from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.slices import Slice
 from locmoe_ops.tensor_parallel import marked
 from locmoe_ops.topology import Topology

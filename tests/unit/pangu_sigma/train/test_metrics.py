@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from pangu_sigma.checkpoint.errors import OutputNotWritten
-from pangu_sigma.strict_json import dumps
+from pangu_sigma.errors import OutputNotWritten
+from pangu_sigma.runtime.strict_json import dumps
 from pangu_sigma.train.metrics import MetricsLog, validation_metrics, write_atomically
 
 

@@ -4,7 +4,8 @@ import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn
 
 from pangu_sigma.config.schema import OptimizerConfig
-from pangu_sigma.train.optimizer import HybridAdam, decays, is_expert_parameter, ordered_parameters
+from pangu_sigma.model.parameter_groups import decays, is_expert_parameter, ordered_parameters
+from pangu_sigma.train.optimizer import HybridAdam
 
 OPTIONS = OptimizerConfig(weight_decay=0.1)
 

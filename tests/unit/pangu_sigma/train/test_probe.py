@@ -5,7 +5,8 @@ import pytest
 
 from mindspore import Tensor
 
-from pangu_sigma.train.probe import RoutingProbe, sparse_layers
+from pangu_sigma.model.pangu_sigma import sparse_layers
+from pangu_sigma.train.probe import RoutingProbe
 from pangu_sigma.train.step import BATCH_FIELDS
 
 CASES = {

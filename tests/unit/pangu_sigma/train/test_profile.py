@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pangu_sigma.config import config_from_dict
+from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.train import profile as module
 from pangu_sigma.train.metrics import HostCounters, Traffic
 from pangu_sigma.train.profile import StepProfile

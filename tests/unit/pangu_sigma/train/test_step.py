@@ -3,11 +3,11 @@ import pytest
 
 from mindspore import Tensor, dtype
 
-from locmoe_ops.collectives import create_collectives
+from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import LossScaleConfig, OptimizerConfig
 from pangu_sigma.model.objective import Objective
-from pangu_sigma.train.optimizer import ordered_parameters
+from pangu_sigma.model.parameter_groups import ordered_parameters
 from pangu_sigma.train.step import (
     BATCH_FIELDS,
     Accumulators,

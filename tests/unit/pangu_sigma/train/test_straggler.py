@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from locmoe_ops.collectives import create_collectives
+from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import Topology
-from pangu_sigma.train.metrics import HostCounters, HostSum, Traffic
+from pangu_sigma.metrics.window import summarise
+from pangu_sigma.runtime.host_sum import HostSum
+from pangu_sigma.train.metrics import HostCounters, Traffic, sum_counters
 from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
-from pangu_sigma.train.window import summarise
 
 
 def counters(step_s, communication_s=0.0, idle_s=0.0, overlapped_s=0.0):
@@ -42,8 +43,8 @@ def test_the_log_names_a_rank_beyond_the_margin():
 
 
 def test_sums_keep_what_is_compared():
-    total = HostSum(create_collectives("local", Topology(1, 1), 0), "test").counters(
-        counters(2.0, 0.25)._replace(stops=1, compute_by_rank=np.array([0.5, 0.0])))
+    total = sum_counters(HostSum(create_collectives("local", Topology(1, 1), 0), "test"),
+                         counters(2.0, 0.25)._replace(stops=1, compute_by_rank=np.array([0.5, 0.0])))
     assert (total.step_s, total.total.communication_s, total.stops) == (2.0, 0.25, 1)
     assert list(total.compute_by_rank) == [0.5, 0.0]
 

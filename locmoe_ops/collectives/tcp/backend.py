@@ -1,0 +1,262 @@
+"""Collectives on CPU: Python operations in the graph that exchange NumPy arrays over a `Mesh`.
+
+They block, one after another, so all ranks must run them in one order. MindSpore's CPU runtime starts whatever is ready
+first, and even changes between two ways of doing so by measuring itself; `fix_execution_order` makes it follow the
+order that the compiler has chosen. That is not the program's order, but the same on every rank as long as the graphs
+are equal, constants included. The compiler drops an operation whose result is not used and merges equal ones with
+equal inputs, on all ranks alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mindspore import get_context, nn, ops, runtime
+
+from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight, SumFlight, UnevenRows
+from locmoe_ops.collectives.tcp.mesh import Mesh
+from locmoe_ops.collectives.tcp.operation import Operation
+from locmoe_ops.errors import InputError
+from locmoe_ops.topology import Topology
+
+ADJOINTS = {
+    "all_to_all": "all_to_all", "all_gather": "reduce_scatter", "reduce_scatter": "all_gather",
+    "all_reduce": "all_reduce", "broadcast": "reduce",
+}
+
+
+def fix_execution_order() -> None:
+    """Makes graphs that are compiled from now on run their operations in the compiled order, one by one.
+
+    Memory optimisation O1 plans memory for that order and therefore keeps to it; nothing else in MindSpore does.
+    """
+    if get_context("memory_optimize_level") != 1:
+        runtime.set_memory(optimize_level="O1")
+
+
+class TcpCollectives(Collectives):
+    """Cells over `mesh`, which `close` closes. Made before the first graph is compiled (see the head of this file)."""
+
+    def __init__(self, rank: int, topology: Topology, mesh: Mesh) -> None:
+        super().__init__(rank, topology)
+        if (mesh.rank, mesh.world_size) != (rank, topology.world_size):
+            raise InputError(f"collectives: rank {rank} of {topology.world_size} was given the mesh of rank "
+                             f"{mesh.rank} of {mesh.world_size}")
+        fix_execution_order()
+        self.mesh = mesh
+        self._own_node = np.array([topology.node_of(peer) == topology.node_of(rank)
+                                   for peer in range(topology.world_size)])
+
+    def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
+        details = {"root": root} if operation == "broadcast" else {}
+        return _ExchangeCell(
+            _exchange(self.mesh, operation, group, ranks, tag, details),
+            _exchange(self.mesh, ADJOINTS[operation], group, ranks, f"{tag}/backward", details),
+        )
+
+    def _flight(self, group: str, ranks: tuple[int, ...], tag: str) -> Flight:
+        forward = _started_and_awaited(self.mesh, group, ranks, tag)
+        backward = _started_and_awaited(self.mesh, group, ranks, f"{tag}/backward")
+        return Flight(_ExchangeCell(forward[0], backward[1]), _ExchangeCell(forward[1], backward[0]))
+
+    def sum_in_flight(self, group: str, tag: str, shapes: Sequence[tuple[int, ...]]) -> SumFlight:
+        """One message for all tensors, which leaves when the last of them has come."""
+        ranks = self.topology.group_of(group, self.rank)
+        if len(ranks) == 1:
+            return super().sum_in_flight(group, tag, shapes)
+        node, rail = (self.topology.group_of(f"{group}_{kind}", self.rank) for kind in ("node", "rail"))
+        if len(node) == 1 or len(rail) == 1:  # as NodeFirstSum does it
+            bucket = _Bucket(shapes, lambda vector: self.mesh.start_all_reduce(ranks, tag, vector, group=group))
+        else:
+            bucket = _Bucket(shapes, lambda vector: self.mesh.start_sum_by_node(ranks, tag, vector, node, rail, group=group))
+        return SumFlight(tuple(_Put(bucket.putter(i)) for i in range(len(shapes))), _Await(shapes, bucket.total))
+
+    def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
+        return _UnevenCell(_uneven_exchange(self.mesh, group, ranks, tag, size.limit, size.advice),
+                           _uneven_exchange(self.mesh, group, ranks, f"{tag}/backward", size.rows, size.advice))
+
+    def barrier(self) -> None:
+        world = self.topology.group_of("world", self.rank)
+        self.mesh.barrier(world, "barrier", "world")
+
+    def bytes_sent(self, cause: str | None = None) -> BytesSent:
+        sent = self.mesh.counters_of(cause).bytes_sent
+        return BytesSent(int(sent[self._own_node].sum()), int(sent[~self._own_node].sum()))
+
+    def times(self, cause: str | None = None) -> CommunicationTimes:
+        counters = self.mesh.counters_of(cause)
+        return CommunicationTimes(counters.communication_s, counters.idle_s, counters.overlapped_s)
+
+    def close(self) -> None:
+        self.mesh.close()
+
+
+class _ExchangeCell(nn.Cell):
+    """One collective and, as its gradient, its adjoint."""
+
+    def __init__(self, forward: ops.Custom, backward: ops.Custom) -> None:
+        super().__init__()
+        self.forward_exchange = forward
+        self.backward_exchange = backward
+
+    def construct(self, x: Any) -> Any:
+        # A Python operation is handed scalars as Python numbers, which have no dtype.
+        if x.ndim == 0:
+            return self.forward_exchange(x.reshape((1,))).reshape(())
+        return self.forward_exchange(x)
+
+    def bprop(self, x: Any, out: Any, dout: Any) -> tuple[Any]:
+        if dout.ndim == 0:
+            return (self.backward_exchange(dout.reshape((1,))).reshape(()),)
+        return (self.backward_exchange(dout),)
+
+
+class _UnevenCell(nn.Cell):
+    """An exchange of unequal parts and, as its gradient, the exchange back."""
+
+    def __init__(self, forward: ops.Custom, backward: ops.Custom) -> None:
+        super().__init__()
+        self.forward_exchange = forward
+        self.backward_exchange = backward
+
+    def construct(self, rows: Any, send_counts: Any, receive_counts: Any) -> Any:
+        return self.forward_exchange(rows, send_counts, receive_counts)
+
+    def bprop(self, rows: Any, send_counts: Any, receive_counts: Any, out: Any, dout: Any) -> tuple[Any, Any, Any]:
+        gradient = self.backward_exchange(dout, receive_counts, send_counts)
+        return gradient, ops.zeros_like(send_counts), ops.zeros_like(receive_counts)
+
+
+class _Bucket:
+    """Tensors that travel in one message: copied in as they come, sent when the last has come, then ready for the next step."""
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], start: Callable[[np.ndarray], Operation]) -> None:
+        ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
+        self._places = [slice(end - math.prod(shape), end) for shape, end in zip(shapes, ends)]
+        self._vector = np.empty(ends[-1], np.float32)
+        self._start = start
+        self._missing = len(shapes)
+        self._operation: Operation | None = None
+
+    def putter(self, index: int) -> Callable[[np.ndarray], np.ndarray]:
+        """The Python operation that takes the tensor of this index."""
+
+        def put(array: np.ndarray) -> np.ndarray:
+            self._vector[self._places[index]] = array.reshape(-1)
+            self._missing -= 1
+            if not self._missing:
+                self._operation = self._start(self._vector)
+            return np.empty_like(array)
+
+        return put
+
+    def total(self, stand_in: np.ndarray) -> np.ndarray:
+        """The sums, one after another."""
+        assert self._operation is not None, "awaited before all tensors had come"
+        operation, self._operation, self._missing = self._operation, None, len(self._places)
+        return operation.wait()
+
+
+class _Put(nn.Cell):
+    """Start of a `SumFlight`. The tie to the rider makes it run where it stands in the program: the compiler would leave it for
+    the end, as nothing else waits for it.
+    """
+
+    def __init__(self, put: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__(auto_prefix=False)
+        self.put = ops.Custom(put, list, _same_dtype, func_type="pyfunc")
+        self.depend = ops.Depend()
+
+    def construct(self, tensor: Any, rider: Any) -> tuple[Any, Any]:
+        stand_in = self.put(tensor)
+        return stand_in, self.depend(rider, stand_in)
+
+
+_as_shaped = ops.MultitypeFuncGraph("as_shaped")
+
+
+@_as_shaped.register("Tensor", "Tensor")
+def _as_shaped_one(flat: Any, like: Any) -> Any:
+    return ops.reshape(flat, like.shape)
+
+
+class _Await(nn.Cell):
+    """Wait of a `SumFlight`."""
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], total: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__(auto_prefix=False)
+        self.sizes = tuple(math.prod(shape) for shape in shapes)
+        size = sum(self.sizes)
+        self.map = ops.HyperMap()
+        self.total = ops.Custom(total, lambda shape: [size], _same_dtype, func_type="pyfunc")
+        self.depend = ops.Depend()
+
+    def construct(self, stand_ins: tuple[Any, ...], after: Any) -> tuple[Any, ...]:
+        parts = ops.split(self.total(self.depend(stand_ins[0], (stand_ins, after))), self.sizes)
+        return self.map(_as_shaped, parts, stand_ins)
+
+
+def _exchange(mesh: Mesh, operation: str, group: str, ranks: tuple[int, ...], tag: str,
+              details: dict[str, int]) -> ops.Custom:
+    """The Python operation that runs `operation` on the mesh."""
+    collective = getattr(mesh, operation)
+
+    def run(array: np.ndarray) -> np.ndarray:
+        return collective(ranks, tag, array, group=group, **details)
+
+    return ops.Custom(run, _output_shape(operation, len(ranks)), _same_dtype, func_type="pyfunc")
+
+
+def _uneven_exchange(mesh: Mesh, group: str, ranks: tuple[int, ...], tag: str, limit: int, advice: str) -> ops.Custom:
+    """The Python operation that runs `all_to_all_v` on the mesh."""
+
+    def run(rows: np.ndarray, send_counts: np.ndarray, receive_counts: np.ndarray) -> np.ndarray:
+        arriving = int(receive_counts.sum())
+        if arriving > limit:
+            mesh.abort(f"{tag}: {arriving} rows arrive, room for {limit}{advice and '; ' + advice}")
+        return mesh.all_to_all_v(ranks, tag, rows, send_counts, receive_counts, limit, group=group)
+
+    def shape(rows: Any, send_counts: Any, receive_counts: Any) -> list[int]:
+        return [limit, *rows[1:]]
+
+    def dtype(rows: Any, send_counts: Any, receive_counts: Any) -> Any:
+        return rows
+
+    return ops.Custom(run, shape, dtype, func_type="pyfunc")
+
+
+def _started_and_awaited(mesh: Mesh, group: str, ranks: tuple[int, ...], tag: str) -> tuple[ops.Custom, ops.Custom]:
+    """The Python operations that begin an all-to-all and await it, first begun first awaited."""
+    running: deque[Operation] = deque()
+
+    def start(array: np.ndarray) -> np.ndarray:
+        # The graph may use the input's memory for something else as soon as this returns.
+        running.append(mesh.start_all_to_all(ranks, tag, array.copy(), group=group))
+        return np.empty_like(array)
+
+    def wait(stand_in: np.ndarray) -> np.ndarray:
+        return running.popleft().wait()
+
+    return tuple(ops.Custom(run, _output_shape("all_to_all", len(ranks)), _same_dtype, func_type="pyfunc") for run in (start, wait))
+
+
+def _output_shape(operation: str, size: int) -> Callable[[Any], list[int]]:
+    def all_gather(shape: Any) -> list[int]:
+        return [shape[0] * size, *shape[1:]]
+
+    def reduce_scatter(shape: Any) -> list[int]:
+        return [shape[0] // size, *shape[1:]]
+
+    def unchanged(shape: Any) -> list[int]:
+        return list(shape)
+
+    return {"all_gather": all_gather, "reduce_scatter": reduce_scatter}.get(operation, unchanged)
+
+
+def _same_dtype(dtype: Any) -> Any:
+    return dtype

@@ -1,0 +1,199 @@
+"""One connection of the mesh: a queue of outgoing messages and the message that is coming in.
+
+Nothing here blocks or locks: `Mesh` calls in under its lock, with sockets ready or not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import selectors
+import socket
+from collections import deque
+from typing import Any, Protocol
+
+import numpy as np
+
+from locmoe_ops.collectives.tcp.wire import FAIL, HEADER_BYTES, Header
+
+_BUFFERS_A_CALL = 16
+_READS_A_TURN = 32
+_BUFFER_BYTES = 4 << 20  # large enough that a start usually hands its whole message to the kernel
+
+
+class Receiver(Protocol):
+    """What a link does with incoming messages."""
+
+    def buffer_for(self, link: Link, header: Header) -> memoryview:
+        """Where the payload goes: `header.length` writable bytes."""
+
+    def received(self, link: Link, header: Header, body: memoryview) -> None:
+        """The payload is complete."""
+
+
+class Outgoing:
+    """A message on its way; `owner.sent(link, payload_bytes)` is called when the kernel has taken all of it."""
+
+    def __init__(self, header: bytes, payload: memoryview | None, owner: Any) -> None:
+        self.views = [memoryview(header)]
+        self.payload_bytes = 0
+        if payload is not None and len(payload):
+            self.views.append(payload)
+            self.payload_bytes = len(payload)
+        self.remaining = HEADER_BYTES + self.payload_bytes
+        self.total = self.remaining
+        self.owner = owner
+
+    def advance(self, count: int) -> None:
+        """Drops `count` bytes from the front."""
+        self.remaining -= count
+        while count:
+            step = min(count, len(self.views[0]))
+            self.views[0] = self.views[0][step:]
+            count -= step
+            if not self.views[0]:
+                del self.views[0]
+
+    def detach(self) -> None:
+        """Copies what is left, so that the owner's memory may go away."""
+        self.views = [memoryview(bytes(view)) for view in self.views]
+        self.owner = None
+
+
+class Link:
+    """The non-blocking connection to rank `peer`."""
+
+    def __init__(self, peer: int, sock: socket.socket) -> None:
+        self.peer = peer
+        self.sock = sock
+        self.left = False  # the peer has said goodbye
+        self.ended = False  # nothing more will come in
+        self.armed_events = 0  # what the selector watches for
+        self._out_closed = False
+        self._outgoing: deque[Outgoing] = deque()
+        self._head = memoryview(bytearray(HEADER_BYTES))
+        self._header: Header | None = None
+        self._body = self._head
+        self._filled = 0
+        _tune(sock)
+
+    @property
+    def wants_to_write(self) -> bool:
+        return bool(self._outgoing)
+
+    @property
+    def wanted_events(self) -> int:
+        return (0 if self.ended else selectors.EVENT_READ) | (selectors.EVENT_WRITE if self._outgoing else 0)
+
+    def holds_messages_of(self, owner: Any) -> bool:
+        return any(message.owner is owner for message in self._outgoing)
+
+    def enqueue(self, header: Header, payload: memoryview | None, owner: Any) -> bool:
+        """Queues a message; False when this end is closed."""
+        if not self._out_closed:
+            self._outgoing.append(Outgoing(header.pack(), payload, owner))
+        return not self._out_closed
+
+    def flush(self) -> None:
+        """Hands the kernel as much of the queue as it takes now."""
+        try:
+            while self._outgoing:
+                messages = itertools.islice(self._outgoing, _BUFFERS_A_CALL // 2)
+                views = [view for message in messages for view in message.views]
+                self._advance(self.sock.sendmsg(views))
+        except BlockingIOError:
+            pass
+        except OSError:
+            # The peer may have said why before it closed: leave the verdict to the reading side.
+            self._outgoing.clear()
+            self._out_closed = True
+
+    def _advance(self, sent: int) -> None:
+        while sent:
+            message = self._outgoing[0]
+            step = min(sent, message.remaining)
+            message.advance(step)
+            sent -= step
+            if not message.remaining:
+                self._outgoing.popleft()
+                if message.owner is not None:
+                    message.owner.sent(self, message.payload_bytes)
+
+    def say_last(self, kind: int, text: str) -> None:
+        """Queues a last message; a FAIL overtakes all but the one that has begun, a BYE waits its turn."""
+        if kind == FAIL:
+            first = itertools.islice(self._outgoing, 1)
+            self._outgoing = deque(message for message in first if message.remaining < message.total)
+        for message in self._outgoing:
+            message.detach()
+        body = text.encode()
+        self.enqueue(Header(kind, 0, 0, len(body), bytes(16)), memoryview(body), None)
+
+    def finish_sending(self) -> None:
+        """Tells the peer that nothing follows, once the queue is empty."""
+        if not self._outgoing and not self._out_closed:
+            self._out_closed = True
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+
+    def read(self, receiver: Receiver) -> None:
+        """Takes in what has arrived.
+
+        Raises:
+            OSError: the connection broke or the peer closed it.
+        """
+        try:
+            for _ in range(_READS_A_TURN):
+                count = self.sock.recv_into(self._body[self._filled:])
+                if not count:
+                    raise ConnectionError("connection closed")
+                self._filled += count
+                if self._filled == len(self._body):
+                    self._filled = 0
+                    self._part_complete(receiver)
+        except BlockingIOError:
+            pass
+
+    def _part_complete(self, receiver: Receiver) -> None:
+        """A header or a body has been filled; decides what the next bytes are."""
+        if self._header is None:
+            header = Header.unpack(bytes(self._head))
+            self._body = receiver.buffer_for(self, header)
+            if header.length:
+                self._header = header
+                return
+            body = self._body
+        else:
+            header, body, self._header = self._header, self._body, None
+        self._body = self._head
+        receiver.received(self, header, body)
+
+
+def byte_view(array: np.ndarray) -> memoryview:
+    """The bytes of a C-contiguous array of any plain dtype, without a copy."""
+    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type] # NumPy's stubs lack the protocol
+
+
+def _tune(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    for option, limit in ((socket.SO_SNDBUF, "wmem_max"), (socket.SO_RCVBUF, "rmem_max")):
+        allowed = _system_limit(limit)
+        # A fixed size switches the kernel's own tuning off, so it must be a large one.
+        if allowed >= _BUFFER_BYTES // 4:
+            sock.setsockopt(socket.SOL_SOCKET, option, min(allowed, _BUFFER_BYTES))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # A host that vanishes without a word is noticed after about 30 s even between collectives.
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _system_limit(name: str) -> int:
+    """Largest socket buffer in bytes that may be asked for; 0 where the system does not say."""
+    try:
+        with open(f"/proc/sys/net/core/{name}") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,129 @@
+"""What must hold of the graphs of all ranks together."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Iterator, Sequence
+
+from locmoe_ops.topology import Topology
+from pangu_sigma.audit.graph import Collective, RankGraphs, StepGraph
+from pangu_sigma.planner.exchanges import CAUSES, Exchange
+from pangu_sigma.planner.traffic import NOTHING, Sent, part_bytes
+
+SHOWN = 5  # differences of one kind that are listed
+
+
+def check(ranks: Sequence[RankGraphs], planned: Sequence[Exchange], topology: Topology) -> list[str]:
+    """Everything that is wrong, a line each.
+
+    Args:
+        ranks: of the whole job, in order. planned: the collectives of a step (`pangu_sigma.tools.plan`).
+    """
+    problems = [f"rank {own.rank}, graph {graph.name}: {fault}" for own in ranks for graph in own.graphs for fault in graph.faults]
+    problems += groups_disagree(ranks)
+    names = {tuple((graph.name, graph.times) for graph in own.graphs) for own in ranks}
+    if len(names) > 1:
+        return [*problems, f"ranks have different graphs: {', '.join(map(str, sorted(names)))}"]
+    stuck = [line for graphs in zip(*(own.graphs for own in ranks)) for line in run_in_step(graphs)]
+    return [*problems, *stuck, *(line for own in ranks for line in _beside_the_plan(own, planned, topology))]
+
+
+def groups_disagree(ranks: Sequence[RankGraphs]) -> list[str]:
+    """Process groups must have the same members everywhere, and any two ranks must make those they share in the same order."""
+    problems = []
+    for first in ranks:
+        for second in ranks[first.rank + 1:]:
+            one, other = ([item for item in own.groups.items() if {first.rank, second.rank} <= set(item[1])] for own in (first, second))
+            if one != other:
+                problems.append(f"ranks {first.rank} and {second.rank} make process groups differently: {_names(one)} against "
+                                f"{_names(other)}")
+    return problems[:SHOWN]
+
+
+def _names(groups: Sequence[tuple[str, tuple[int, ...]]]) -> str:
+    return ", ".join(name for name, _ in groups) or "none"
+
+
+def run_in_step(graphs: Sequence[StepGraph]) -> list[str]:
+    """Runs the exchanges of one graph of every rank, each waiting for its peers. Returns why it does not come to an end, if so.
+
+    Every rank stands at its next collective, which ends when all members of its group stand at one that fits: same group, operation,
+    tag, phase, size and type.
+    """
+    name, at = graphs[0].name, [0] * len(graphs)
+
+    def standing(rank: int) -> Collective | None:
+        own = graphs[rank].collectives
+        return own[at[rank]] if at[rank] < len(own) else None
+
+    waiting = set(range(len(graphs)))
+    while waiting:
+        rank = waiting.pop()
+        mine = standing(rank)
+        if mine is None:
+            continue
+        theirs = {member: standing(member) for member in mine.members}
+        if any(other is None or other.members != mine.members for other in theirs.values()):
+            continue  # a peer is elsewhere; when it comes here, it asks again for all
+        for member, other in theirs.items():
+            if other is not None and _what_must_agree(other) != _what_must_agree(mine):
+                return [f"graph {name}: rank {rank} runs {mine} (in {mine.where}) where rank {member} runs {other} (in {other.where})"]
+        for member in mine.members:
+            at[member] += 1
+        waiting.update(mine.members)
+    left = [(rank, found) for rank in range(len(graphs)) if (found := standing(rank)) is not None]
+    return [f"graph {name}: rank {rank} waits for ever in {found} (in {found.where}); its peers are "
+            + ", ".join(f"{peer}: {_doing(standing(peer))}" for peer in found.members if peer != rank) for rank, found in left[:SHOWN]]
+
+
+def _what_must_agree(found: Collective) -> tuple[object, ...]:
+    return found.group, found.operation, found.tag, found.phase, found.shape, found.dtype
+
+
+def _doing(found: Collective | None) -> str:
+    return "at the end" if found is None else f"in {found.operation} '{found.tag}'"
+
+
+_Key = tuple[str, str, tuple[int, ...], "int | None"]  # cause, operation, members, bytes
+
+
+def _beside_the_plan(own: RankGraphs, planned: Sequence[Exchange], topology: Topology) -> Iterator[str]:
+    """A rank's collectives must be those of the plan: cause, operation, members, bytes (where the graph knows them), number."""
+    in_graph: Counter[_Key] = Counter()
+    for graph in own.graphs:
+        for found in graph.collectives:
+            in_graph[_key(found.cause, found.operation, found.members, found.elements * found.item)] += graph.times
+    in_plan: Counter[_Key] = Counter()
+    for exchange in planned:
+        members = topology.group_of(exchange.group, own.rank)
+        in_plan[_key(exchange.cause, exchange.operation, members, exchange.elements * exchange.item)] += exchange.times
+    differences = [(key, in_graph[key], in_plan[key]) for key in in_graph | in_plan if in_graph[key] != in_plan[key]]
+    for (cause, operation, members, size), here, there in differences[:SHOWN]:
+        yield (f"rank {own.rank}: {operation} of {size} bytes among ranks {members} for {cause}: {here} in a step's graphs, {there} in "
+               "its plan")
+    if len(differences) > SHOWN:
+        yield f"rank {own.rank}: {len(differences) - SHOWN} more differences from the plan"
+
+
+def _key(cause: str, operation: str, members: tuple[int, ...], size: int) -> _Key:
+    return cause, operation, members, None if operation == "all_to_all_v" else size
+
+
+def bytes_by_cause(ranks: Sequence[RankGraphs], topology: Topology) -> dict[str, Sent]:
+    """Bytes of a step over all ranks, from the graphs. What only the run knows is left out."""
+    totals = {cause: NOTHING for cause in CAUSES}
+    calls: dict[tuple[int, ...], list[tuple[int, Collective]]] = defaultdict(list)
+    for own in ranks:
+        for graph in own.graphs:
+            for found in graph.collectives:
+                if found.members[0] == own.rank and found.is_fixed:  # once for each group
+                    calls[found.members].append((graph.times, found))
+    for members, of_group in calls.items():
+        nodes = [topology.node_of(rank) for rank in members]
+        near = [sum(node == other for other in nodes) - 1 for node in nodes]
+        for times, found in of_group:
+            parts = part_bytes(found.operation, found.elements, found.item, len(members))
+            inside = sum(int(part) * count for part, count in zip(parts, near))
+            outside = sum(int(part) * (len(members) - 1 - count) for part, count in zip(parts, near))
+            totals[found.cause] += Sent(times * inside, times * outside)
+    return totals

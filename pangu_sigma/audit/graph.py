@@ -1,0 +1,136 @@
+"""Exported graphs, read back: what a rank exchanges, and what a compiled step must not hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator
+
+from locmoe_ops.collectives.hccl import PHASE, TAG
+
+OPERATIONS = {"AlltoAll": "all_to_all", "AlltoAllV": "all_to_all_v", "AllGather": "all_gather", "ReduceScatter": "reduce_scatter",
+              "AllReduce": "all_reduce", "Broadcast": "broadcast"}
+ON_THE_HOST = {"PyExecute", "PyFunc", "Custom", "Print", "Assert", "MoveTo"}  # these leave the device, or wait for the host
+_TYPES = {1: ("float32", 4), 6: ("int32", 4), 7: ("int64", 8), 9: ("bool", 1), 10: ("float16", 2), 16: ("bfloat16", 2)}
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective of a rank's graph.
+
+    Attributes:
+        operation: as in `locmoe_ops.collectives`. group: name; members: its ranks.
+        shape, dtype, item: of the result (-1: known to the run only), and bytes of one number.
+        tag: of the Cell that it comes from; phase: forward, or backward for the adjoint. where: Cell by Cell from the step down.
+    """
+
+    operation: str
+    group: str
+    members: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    item: int
+    tag: str
+    phase: str
+    where: str
+
+    @property
+    def elements(self) -> int:
+        """Numbers that the rank puts in; negative where only the run knows."""
+        size = math.prod(self.shape) if min(self.shape, default=1) >= 0 else -1
+        if self.operation == "all_gather":
+            return size // len(self.members)
+        return size * len(self.members) if self.operation == "reduce_scatter" else size
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.elements >= 0
+
+    @property
+    def cause(self) -> str:
+        """One of `pangu_sigma.planner.exchanges.CAUSES`."""
+        first = self.tag.partition("/")[0]
+        return first if first in ("all_to_all", "gradient", "tensor") else "other"
+
+    def __str__(self) -> str:
+        numbers = " x ".join(map(str, self.shape)) or "one number"
+        return f"{self.operation} '{self.tag}' ({self.phase}) of {numbers} {self.dtype} in {self.group}"
+
+
+@dataclass(frozen=True)
+class StepGraph:
+    """One graph of the step on one rank. `times`: how often an optimizer step runs it; `faults`: what must not be in it."""
+
+    name: str
+    times: int
+    collectives: tuple[Collective, ...]
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RankGraphs:
+    """All graphs of one rank, in the order in which a step runs them, and its process groups in the order in which it makes them."""
+
+    rank: int
+    graphs: tuple[StepGraph, ...]
+    groups: dict[str, tuple[int, ...]]
+
+
+def read_rank(folder: Path, rank: int, dynamic: bool) -> RankGraphs:
+    """What `worker.export_rank` wrote. `dynamic`: shapes that only the run knows are wanted (`moe.dispatch.type` ragged)."""
+    note = json.loads((folder / f"rank_{rank}.json").read_text())
+    groups = {name: tuple(members) for name, members in note["groups"].items()}
+    graphs = tuple(_read_graph(folder / f"{name}_{rank}.mindir", name, times, groups, dynamic) for name, times in note["graphs"])
+    return RankGraphs(rank, graphs, groups)
+
+
+def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, ...]], dynamic: bool) -> StepGraph:
+    from mindspore.train import mind_ir_pb2
+
+    model = mind_ir_pb2.ModelProto()
+    model.ParseFromString(path.read_bytes())
+    attributes = {primitive.name: {a.name: a for a in primitive.attribute} for primitive in model.primitives}
+    collectives, faults = [], []
+    if model.functions:
+        faults.append(f"{len(model.functions)} subgraphs, expected none: what they exchange would depend on values")
+    for node in model.graph.node:
+        reference = node.op_type.removeprefix("REF::")
+        operation, where = reference.partition(":")[0], _place(node.domain)
+        if operation in ON_THE_HOST:
+            faults.append(f"{operation} in {where}, which leaves the device")
+        shape, type_number = _output(node)
+        if min(shape, default=0) < 0 and not dynamic:
+            faults.append(f"{operation} in {where} has a shape that only the run knows")
+        own = attributes.get(reference, {})
+        if "group" in own:
+            group = own["group"].s.decode()
+            dtype, item = _TYPES[type_number]
+            collectives.append(Collective(OPERATIONS[operation], group, groups[group], shape, dtype, item, _text(own, TAG),
+                                          _text(own, PHASE), where))
+    return StepGraph(name, times, tuple(collectives), tuple(faults))
+
+
+def _text(attributes: dict[str, Any], name: str) -> str:
+    return attributes[name].s.decode() if name in attributes else ""
+
+
+def _output(node: Any) -> tuple[tuple[int, ...], int]:
+    """Shape and data type of a node's result; of a tuple the first element's."""
+    for tensor in _tensors(node):
+        return tuple(tensor.dims), tensor.data_type
+    return (), 0
+
+
+def _tensors(node: Any) -> Iterator[Any]:
+    for attribute in node.attribute:
+        if attribute.name == "shape":
+            yield from attribute.tensors
+            for element in attribute.values:
+                yield from element.tensors
+
+
+def _place(scope: str) -> str:
+    """`Default/a-A/b-B/Op-op1` as `a/b`."""
+    return "/".join(part.partition("-")[0] for part in scope.split("/")[1:-1])

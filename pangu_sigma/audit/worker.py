@@ -1,0 +1,71 @@
+"""One rank of an audit under msrun: compiles the step with hccl's primitives on CPU and writes its graphs; nothing is run.
+
+usage: worker.py FOLDER ...     Each folder holds a config.yaml and a words.json: words of the vocabulary, and domains.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import mindspore as ms
+
+from locmoe_ops.collectives.hccl import HcclCollectives
+from locmoe_ops.topology import Topology
+from pangu_sigma.bench.step import random_batch
+from pangu_sigma.config.derived import rows_per_rank
+from pangu_sigma.config.load import load_config
+from pangu_sigma.config.schema import Config
+from pangu_sigma.data.vocabulary import Vocabulary
+from pangu_sigma.runtime.launch import read_launch
+from pangu_sigma.runtime.mindir import export_graph
+from pangu_sigma.runtime.router_files import use_router_files
+from pangu_sigma.runtime.runtime import Runtime
+from pangu_sigma.runtime.settings import switch_off_compile_cache
+from pangu_sigma.runtime.strict_json import dumps
+from pangu_sigma.train.engine import TrainingParts
+
+
+def export_rank(config: Config, rank: int, world_size: int, words: int, domains: int, folder: Path, job: str) -> None:
+    """Writes `<graph>_<rank>.mindir` for each graph of the step, then `rank_<rank>.json`: their names and times, and the groups.
+
+    job: how the names of its process groups begin, another one for each job of this process.
+    """
+    parallel = config.parallel
+    topology = Topology(world_size, parallel.ranks_per_node or world_size, parallel.expert, parallel.tensor)
+    collectives = HcclCollectives(rank, topology, job)
+    vocabulary = Vocabulary(words, domains, np.ones((config.moe.num_groups, words), np.int64))
+    parts = TrainingParts(config, Runtime(collectives), vocabulary)
+    batch = random_batch(rows_per_rank(config, world_size), config.model.sequence_length, vocabulary)
+    graphs = []
+    for graph in parts.graphs(batch):
+        export_graph(graph.cell, graph.inputs, folder / f"{graph.name}_{rank}")
+        graphs.append([graph.name, graph.times])
+    note = {"graphs": graphs, "groups": collectives.groups}
+    (folder / f"rank_{rank}.json").write_text(dumps(note))
+
+
+def main() -> None:
+    from mindspore.communication import init
+
+    switch_off_compile_cache(tell=False)  # it might give another job's graph
+    ms.set_device("CPU")
+    ms.set_context(mode=ms.GRAPH_MODE)
+    init()
+    use_router_files(())
+    launch = read_launch()
+    for number, folder in enumerate(map(Path, sys.argv[1:])):
+        words, domains = json.loads((folder / "words.json").read_text())
+        config = load_config(str(folder / "config.yaml"))
+        export_rank(config, launch.rank, launch.world_size, words, domains, folder, f"job{number}")
+
+
+if __name__ == "__main__":
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        from mindspore.communication import init
+
+        init()  # MindSpore forms its cluster around this process
+    else:
+        main()

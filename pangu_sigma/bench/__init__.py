@@ -1,0 +1,1 @@
+"""`pangu-sigma bench`: this machine, measured: a training step, a router, an all-to-all, decoding."""

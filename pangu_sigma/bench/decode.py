@@ -1,0 +1,138 @@
+"""`pangu-sigma bench decode`: tokens a second by batch size, beside what the machine's memory allows.
+
+A decode step reads the weights that its tokens pass through and their caches; with few rows it can be no faster than memory brings
+them. Both are measured in turn, on random weights, with every row at the last place of its cache. Weights that fit the processor's own
+caches may come faster than that limit.
+"""
+
+from typing import Any, Callable, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+from tqdm import tqdm
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from pangu_sigma.bench.timing import ROUNDS, WARM_UP, even_vocabulary, in_turn, seconds
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import validate
+from pangu_sigma.inference.cells import Decode, cache_bytes
+from pangu_sigma.inference.load import inference_config, network_context
+from pangu_sigma.model.initialise import initialise
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.model.parameter_groups import is_expert_parameter
+from pangu_sigma.model.sparse import SparseContext
+from pangu_sigma.runtime.runtime import start_runtime
+
+PROBE = (4096, 16384)  # of float32: 256 MiB, beyond any processor's caches
+_ITEM = 4
+
+
+class StepBytes(NamedTuple):
+    """What a decode step has to read."""
+
+    weights: float
+    cache: float
+
+
+def bench_decode(config: Config, batch_sizes: Sequence[int]) -> int:
+    """Prints a line a batch size, and returns 0. Raises InputError: the configuration does not fit one process."""
+    config = inference_config(config)
+    validate(config, 1)
+    start_runtime(config)
+    vocabulary = even_vocabulary(config)
+    context = network_context(config, vocabulary.words, vocabulary.domains)
+    network = PanGuSigma(context)
+    initialise(network, config.train.seed, config.model.init_std)
+    network.set_train(False)
+    steps = [_Step(network, context, rows) for rows in batch_sizes]
+    probes = _probes()
+    launches: List[Callable[[], Any]] = [*steps, *probes]
+    with tqdm(total=len(launches), desc="compiling", ncols=79, leave=False, disable=None) as bar:
+        for launch in launches:
+            for _ in range(WARM_UP):
+                seconds(launch)
+            bar.update()
+    *taken, product, copy = in_turn(launches, ROUNDS)
+    size = _ITEM * PROBE[0] * PROBE[1]
+    _print(context, steps, taken, max(size / product, 2 * size / copy))
+    return 0
+
+
+class _Step:
+    """A decode step, with its inputs. The caches it returns are left alone: every launch reads the same."""
+
+    def __init__(self, network: PanGuSigma, context: SparseContext, rows: int) -> None:
+        shape = context.shape
+        self.rows, self.network = rows, network
+        self.domain = np.arange(rows, dtype=np.int32) % shape.domains
+        self._cell = Decode(network, context, rows, shape.sequence_length)
+        column = np.full((rows, 1), shape.sequence_length - 1, np.int32)
+        ids = np.random.default_rng(rows).integers(0, shape.vocab_size, (rows, 1)).astype(np.int32)
+        cache = np.zeros((rows, shape.num_heads, shape.sequence_length, shape.head_size), np.float32)
+        caches = [Tensor(cache, shape.compute_dtype) for _ in range(2 * (len(network.blocks) + 1))]
+        self._inputs = [*map(Tensor, (ids, column, column, self.domain, np.zeros(rows, np.int32))), *caches]
+
+    def __call__(self) -> Any:
+        return self._cell(*self._inputs)
+
+    def held(self) -> int:
+        """Bytes of the caches that a step returns."""
+        return sum(cache.asnumpy().nbytes for cache in self()[1:])
+
+
+def step_bytes(network: PanGuSigma, context: SparseContext, domain: np.ndarray) -> StepBytes:
+    """For a row of each of these domains <int>[B], with full caches: weights that any token passes through, the experts that a group's
+    tokens reach on average where the load is even, one word table for each domain that has its own, and the caches.
+    """
+    moe, shape = context.config.moe, context.shape
+    top_k = moe.router.top_k
+    per_group = moe.num_experts // moe.num_groups
+    rows_of = np.bincount(np.asarray(context.domain_groups)[domain], minlength=moe.num_groups)
+    reached = float((per_group * (1.0 - (1.0 - top_k / per_group) ** rows_of)).sum())
+    total = 0.0
+    for parameter in network.trainable_params():
+        count = float(np.prod(parameter.shape))
+        if is_expert_parameter(parameter):
+            count *= reached / moe.num_experts
+        elif parameter.name == "embedding.word" and network.embedding.per_domain:
+            count *= len(set(domain.tolist())) / shape.domains
+        elif parameter.name in ("embedding.position", "query_layer.top_query"):
+            count *= len(domain) / shape.sequence_length
+        total += count
+    layers = len(network.blocks) + 1
+    item = 2 if shape.compute_dtype != ms.float32 else _ITEM
+    return StepBytes(_ITEM * total, cache_bytes(layers, len(domain), shape.sequence_length, shape.hidden_size, item))
+
+
+class _Product(nn.Cell):
+    """One row times a large matrix: every weight is read once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.matmul(left, right)
+
+
+def _probes() -> Tuple[Callable[[], Any], Callable[[], Any]]:
+    """Two ways to keep memory busy, of which the faster counts: a product that reads a matrix, and a copy of it."""
+    matrix = np.ones((PROBE[1], PROBE[0]), np.float32)
+    target = np.empty_like(matrix)
+    left, right = Tensor(matrix[:1]), Tensor(matrix)
+    product = _Product()
+    return lambda: product(left, right), lambda: np.copyto(target, matrix)
+
+
+def _print(context: SparseContext, steps: List[_Step], taken: List[float], bandwidth: float) -> None:
+    print(f"memory: {bandwidth / 1e9:.1f} GB/s; rows of {context.shape.sequence_length} tokens, every cache full")
+    print(f"{'':>5} {'':>9} {'':>9} {'':>7} {'limit by':>9} {'':>6} {'weights':>9} {'cache, MB':>19}")
+    print(f"{'rows':>5} {'ms a step':>9} {'tokens/s':>9} {'a row':>7} {'memory':>9} {'share':>6} {'read, MB':>9} {'foretold':>10} "
+          f"{'held':>8}")
+    for step, time in zip(steps, taken):
+        found = step_bytes(step.network, context, step.domain)
+        limit = step.rows * bandwidth / (found.weights + found.cache)
+        rate = step.rows / time
+        print(f"{step.rows:5d} {1e3 * time:9.2f} {rate:9.0f} {1 / time:7.0f} {limit:9.0f} {rate / limit:6.1%} {found.weights / 1e6:9.3f} "
+              f"{found.cache / 1e6:10.2f} {step.held() / 1e6:8.2f}")

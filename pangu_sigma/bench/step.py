@@ -1,0 +1,202 @@
+"""`pangu-sigma bench step`: the compiled step beside the machine's own matmul rate, and where its time goes.
+
+Everything is measured in one process, the matmuls between the steps, so that a busy or slow machine hits both alike
+(bench_timing.py). Parts are timed alone, forward and backward, at the shapes they have in the step; "other" is what they leave
+of it (norms, residuals, embeddings, sums of gradients).
+"""
+
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+
+import numpy as np
+from tqdm import tqdm
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.bench.timing import (
+    ROUNDS,
+    WARM_UP,
+    Dispatch,
+    ForwardBackward,
+    Routing,
+    even_vocabulary,
+    in_turn,
+    random_tensor,
+    seconds,
+)
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import has_experts
+from pangu_sigma.data.batch import Batch
+from pangu_sigma.data.vocabulary import Vocabulary
+from pangu_sigma.model.attention import attention_mask
+from pangu_sigma.model.loss import TokenCrossEntropy
+from pangu_sigma.planner.flops import step_flops
+from pangu_sigma.runtime.runtime import start_runtime
+from pangu_sigma.train.engine import TrainingParts
+
+MATMUL_SIZE = 2048
+
+
+class Part(NamedTuple):
+    """A piece of the step: its seconds once, and how many times the step runs it."""
+
+    name: str
+    seconds: float
+    times: int
+
+
+def bench_step(config: Config) -> int:
+    """Prints FLOP rates, their ratio, and the parts' shares; returns 0.
+
+    Raises InputError if the configuration wants more than one rank.
+    """
+    for degree in ("expert", "tensor"):
+        if getattr(config.parallel, degree) > 1:
+            raise InputError(f"parallel.{degree} is {getattr(config.parallel, degree)}; bench step runs one process, expected 1")
+    runtime = start_runtime(config)
+    words = even_vocabulary(config)
+    parts = TrainingParts(config, runtime, words)
+    rows = config.train.micro_batch_size or config.train.global_batch_size
+    batches = [random_batch(rows, config.model.sequence_length, words)] * (config.train.global_batch_size // rows)
+    parts.capacity.prepare(1, lambda step: batches)
+    with tqdm(total=WARM_UP + ROUNDS, desc="measuring", ncols=79, leave=False, disable=None) as bar:
+        matmul, step, update = _alternate(parts, batches, bar)
+    pieces = _parts(parts, config, batches[0]) + [Part("update", update, 1)]
+    _print(config, words, matmul, step, pieces, len(batches))
+    return 0
+
+
+def random_batch(rows: int, length: int, words: Vocabulary) -> Batch:
+    """Rows of random ids, one document each, domains in rotation; the same every time."""
+    generator = np.random.default_rng(0)
+    ids = generator.integers(0, words.words, (rows, length + 1)).astype(np.int32)
+    return Batch(ids=np.ascontiguousarray(ids[:, :-1]), targets=np.ascontiguousarray(ids[:, 1:]),
+                 positions=np.tile(np.arange(length, dtype=np.int32), (rows, 1)), documents=np.zeros((rows, length), np.int32),
+                 loss_mask=np.ones((rows, length), np.float32), domain=(np.arange(rows) % words.domains).astype(np.int32),
+                 home=np.zeros(rows, np.int32))
+
+
+def _alternate(parts: TrainingParts, batches: List[Batch], bar: tqdm) -> Tuple[float, float, float]:
+    """Medians of one matmul, one whole step and its update alone, measured in turn after WARM_UP rounds."""
+    left, right = (random_tensor((MATMUL_SIZE, MATMUL_SIZE)) for _ in range(2))
+    product, update_alone, no_rate = _Product(), _UpdateAlone(parts), Tensor(0.0, ms.float32)
+    measured: List[Tuple[float, float, float]] = []
+    for round_number in range(WARM_UP + ROUNDS):
+        matmul = min(seconds(product, left, right) for _ in range(5))
+        step = seconds(parts.train_step, batches, round_number + 1, 1e-5)
+        update = seconds(update_alone, no_rate)
+        measured.append((matmul, step, update))
+        bar.update()
+    return tuple(np.median(measured[WARM_UP:], axis=0))
+
+
+class _Product(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.matmul = ops.MatMul()
+
+    def construct(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.matmul(left, right)
+
+
+class _UpdateAlone(nn.Cell):
+    """The optimizer step on any gradients of the right shapes: the parameters themselves. At rate 0 nothing moves."""
+
+    def __init__(self, parts: TrainingParts) -> None:
+        super().__init__(auto_prefix=False)
+        self.gradients = ms.ParameterTuple(parts.parameters)
+        self.statistics = Tensor(np.ones(parts.statistics.size, np.float32))
+        self.update = parts.update
+
+    def construct(self, learning_rate: Tensor) -> Any:
+        return self.update(self.gradients[:], self.statistics, learning_rate)
+
+
+class _Attention(nn.Cell):
+    def __init__(self, attention: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.attention = attention
+
+    def construct(self, x: Tensor, documents: Tensor, seeds: Tensor) -> Tensor:
+        return self.attention(x, attention_mask(documents), seeds)
+
+
+class _DenseFFN(nn.Cell):
+    def __init__(self, feed_forward: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.feed_forward = feed_forward
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.feed_forward(x, {})[0]
+
+
+class _Head(nn.Cell):
+    def __init__(self, head: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.head = head
+        self.cross_entropy = TokenCrossEntropy()
+
+    def construct(self, x: Tensor, word: Tensor, domain: Tensor, targets: Tensor) -> Tensor:
+        return self.cross_entropy(self.head(x, word, domain).astype(ms.float32), targets)[0]
+
+
+def _parts(parts: TrainingParts, config: Config, batch: Batch) -> List[Part]:
+    """Seconds of each kind of part, per micro-batch."""
+    network, model = parts.network, config.model
+    network.set_train(True)
+    tokens, d = batch.ids.size, model.hidden_size
+    x, dy = random_tensor((tokens, d)), random_tensor((tokens, d))
+    documents, seeds = Tensor(batch.documents), Tensor(batch.home)
+    domain = Tensor(np.repeat(batch.domain, batch.ids.shape[1]))
+    blocks = list(network.blocks)
+    dense = [b.feed_forward for b in [*blocks, network.query_layer] if not hasattr(b.feed_forward, "dispatcher")]
+    sparse = [b.feed_forward for b in [*blocks, network.query_layer] if hasattr(b.feed_forward, "dispatcher")]
+    found = [Part("head and loss", _time(_Head(network.head), x, network.embedding.word, Tensor(batch.domain),
+                                         Tensor(batch.targets.reshape(-1)), random_tensor((tokens,)), positions=(0, 1)), 1)]
+    if blocks:  # the query layer's attention is counted as one more of the same
+        found.append(Part("attention", _time(_Attention(blocks[0].attention), x, documents, seeds, dy), len(blocks) + 1))
+    if dense:
+        found.append(Part("dense FFN", _time(_DenseFFN(dense[0]), x, dy), len(dense)))
+    if has_experts(config):
+        found.extend(_sparse_parts(sparse, config, x, Tensor(batch.ids.reshape(-1)), domain, dy))
+    return found
+
+
+def _sparse_parts(sparse: List[nn.Cell], config: Config, x: Tensor, ids: Tensor, domain: Tensor, dy: Tensor) -> List[Part]:
+    layer, k = sparse[0], config.moe.router.top_k
+    chosen = layer.routing(x, {"ids": ids, "domain": domain, "home": domain * 0, "seed": ids, "word": x})
+    second = (chosen["second_expert"], chosen["second_weight"]) if layer.repicks else None
+    buffers = random_tensor((config.moe.num_experts, layer.dispatcher.expert_rows, config.model.hidden_size))
+    return [Part("experts", _time(layer.experts, buffers, buffers), len(sparse)),
+            Part("routing", _time(Routing(layer.routing), x, ids, domain, random_tensor((x.shape[0], k))), len(sparse)),
+            Part("dispatch", _time(Dispatch(layer.dispatcher, second), x, chosen["expert"], chosen["weight"], dy), len(sparse))]
+
+
+def _time(part: nn.Cell, *inputs: Any, positions: Tuple[int, ...] = (0,)) -> float:
+    """Seconds of `part`, as `ForwardBackward` takes its inputs."""
+    both = ForwardBackward(part, positions)
+    launches: List[Callable[[], Any]] = [lambda: both(*inputs)]
+    in_turn(launches, WARM_UP)
+    return in_turn(launches, ROUNDS)[0]
+
+
+def _print(config: Config, words: Vocabulary, matmul: float, step: float, pieces: List[Part], micro_batches: int) -> None:
+    tokens = config.train.global_batch_size * config.model.sequence_length
+    flops: Dict[str, float] = step_flops(config, tokens, words.words)
+    machine = 2.0 * MATMUL_SIZE ** 3 / matmul / 1e9
+    model = sum(flops.values()) / step / 1e9
+    print(f"matmul {MATMUL_SIZE} x {MATMUL_SIZE} x {MATMUL_SIZE}, fp32   {machine:8.1f} GFLOP/s")
+    print(f"compiled step, {config.runtime.precision}, {tokens} tokens   {model:8.1f} GFLOP/s")
+    print(f"{step:.3f} s a step, {tokens / step:,.0f} tokens/s; model over machine {model / machine:.1%}")
+    print()
+    print(f"{'part':<16}{'times':>6}{'ms each':>10}{'share of step':>15}")
+    left = step
+    for part in sorted(pieces, key=lambda p: -p.seconds * p.times):
+        times = part.times * (micro_batches if part.name != "update" else 1)
+        left -= part.seconds * times
+        print(f"{part.name:<16}{times:>6}{part.seconds * 1e3:>10.1f}{part.seconds * times / step:>15.1%}")
+    print(f"{'other':<16}{'':>6}{'':>10}{left / step:>15.1%}")
+    routing = sum(p.seconds * p.times for p in pieces if p.name in ("routing", "dispatch")) * micro_batches
+    if has_experts(config):
+        print(f"routing and dispatch together: {routing / step:.1%} of the step")

@@ -1,0 +1,71 @@
+"""Writing a checkpoint that no training wrote: tensors are planned first, then made, written and forgotten one by one."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable, Dict, List, Mapping, Optional, Sequence
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.checkpoint.folders import new_checkpoint_folder, resolve
+from pangu_sigma.checkpoint.format import DTYPES, Header, Manifest, Part, TensorEntry, store_files, write_manifest
+from pangu_sigma.checkpoint.shards import PlannedTensor, write_shard
+
+
+def newest(source: str) -> Path:
+    """The checkpoint that a command's argument means: the folder itself, or the newest of a run's."""
+    return resolve(Path(source))[-1]
+
+
+def check_target(target: Path) -> None:
+    """Raises InputError where something is in the way: a checkpoint is never written over."""
+    if os.path.lexists(target):
+        raise InputError(f"{target}: is there already; expected the name of a new folder")
+
+
+def write_checkpoint(target: Path, header: Header, tensors: Sequence[PlannedTensor], shards: int,
+                     beside: Callable[[Path], None] = lambda folder: None, files: Optional[Mapping[str, bytes]] = None) -> None:
+    """Writes a checkpoint into `shards` files of about equal size; `beside` adds files to the folder before it gets its name.
+
+    Args: files: what the checkpoint carries beside its tensors, content by name; the manifest lists them, those of `beside` it does not.
+
+    Memory: one tensor, and what making it takes.
+
+    Raises:
+        InputError: the target is there already, or there are fewer tensors than shards. CheckpointNotWritten: the disk refuses.
+    """
+    check_target(target)
+    if shards > len(tensors):
+        raise InputError(f"--shards {shards}: there are only {len(tensors)} tensors; expected at most as many shards")
+    with new_checkpoint_folder(target) as part:
+        manifest = _write_shards(part, header, tensors, shards)
+        write_manifest(replace(manifest, files=store_files(part, files or {})), part)
+        beside(part)
+
+
+def _write_shards(part: Path, header: Header, tensors: Sequence[PlannedTensor], shards: int) -> Manifest:
+    entries: Dict[str, TensorEntry] = {}
+    sizes: Dict[str, int] = {}
+    for number, members in enumerate(pack(tensors, shards)):
+        name = f"shard_{number}.safetensors"
+        checksums = write_shard(part / name, members)
+        sizes[name] = (part / name).stat().st_size
+        entries.update({tensor.key: TensorEntry(tensor.shape, tensor.dtype, (Part(name, checksums[tensor.key]),)) for tensor in members})
+    return Manifest(header, {tensor.key: entries[tensor.key] for tensor in tensors}, sizes)
+
+
+def pack(tensors: Sequence[PlannedTensor], bins: int) -> List[List[PlannedTensor]]:
+    """Shares tensors out among `bins` files, the largest first, each to the file with the least so far; none stays empty."""
+    members: List[List[PlannedTensor]] = [[] for _ in range(bins)]
+    loads = [0] * bins
+    for tensor in sorted(tensors, key=lambda tensor: (-planned_bytes(tensor), tensor.key)):
+        lightest = min(range(bins), key=lambda number: (loads[number], len(members[number]), number))
+        members[lightest].append(tensor)
+        loads[lightest] += planned_bytes(tensor)
+    return members
+
+
+def planned_bytes(tensor: PlannedTensor) -> int:
+    size = DTYPES[tensor.dtype]
+    for length in tensor.shape:
+        size *= length
+    return size

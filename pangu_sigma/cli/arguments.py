@@ -1,0 +1,117 @@
+"""What the commands' arguments are made of: the parser, a command that takes a configuration, types of values."""
+
+import argparse
+import re
+from typing import Any, Callable, NoReturn, Tuple
+
+from locmoe_ops.errors import InputError
+from pangu_sigma import __version__
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import validate
+from pangu_sigma.runtime.launch import read_launch, why_a_rank
+from pangu_sigma.runtime.requirements import version_line
+from pangu_sigma.runtime.router_files import add_router_option
+
+Action = Callable[[Config, argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse prints its usage and exits; here a wrong argument is bad input like any other."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        option = re.fullmatch(r"argument (--[a-z-]+): expected one argument", message)
+        if option:  # argparse takes a value that begins with a dash for another option
+            message += f"; one that begins with a dash is given as {option[1]}=-NAME"
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+class ShowVersion(argparse.Action):
+    """Prints the versions and ends the program; they are looked up only then."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(nargs=0, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> NoReturn:
+        print(version_line(__version__))
+        parser.exit()
+
+
+def add_command(commands: Any, name: str, text: str, action: Action) -> argparse.ArgumentParser:
+    """Adds a command that takes a configuration and overrides; `action` gets both, and what else is added to the parser returned."""
+    command = add_plain(commands, name, text, action)
+    command.add_argument("config", metavar="CONFIG", help="YAML configuration file")
+    add_overrides(command)
+    return command
+
+
+def add_plain(commands: Any, name: str, text: str, action: Action) -> argparse.ArgumentParser:
+    """Adds a command whose arguments are all its own; `action` gets the default configuration."""
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(action=action)
+    return command
+
+
+def add_family(commands: Any, name: str, text: str) -> Any:
+    """Adds a word that others follow, as in `ckpt verify`; what is returned takes them as `commands`."""
+    return commands.add_parser(name, help=text, description=text).add_subparsers(dest=name, metavar="WHAT", required=True)
+
+
+def add_overrides(command: argparse.ArgumentParser, what: str = "one key") -> None:
+    """Adds what goes with a configuration: `--set`, and `--router-file`."""
+    command.add_argument("--set", dest="overrides", metavar="KEY.PATH=VALUE", action="append", default=[],
+                         help=f"override {what}; may be repeated")
+    add_router_option(command)
+
+
+def run_by_ranks(command: argparse.ArgumentParser) -> None:
+    """Says that msrun may start the command, as every rank of a job; all others run as one process."""
+    command.set_defaults(by_ranks=True)
+
+
+def of_this_rank(config: Config) -> Config:
+    """The configuration, checked for the job that this process is a rank of."""
+    try:
+        launch = read_launch()
+        config = launch.fit(config)
+        validate(config, launch.world_size)
+    except InputError as error:
+        raise InputError(f"{error}{why_a_rank()}") from None
+    return config
+
+
+# argparse turns a ValueError into its own message, which names the option, the value and the function's name.
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def count(text: str) -> int:
+    value = float(text)
+    if not 1.0 <= value <= 1e18:
+        raise ValueError
+    return int(value)
+
+
+def sizes(text: str) -> Tuple[int, ...]:
+    return tuple(positive(word) for word in text.split(","))
+
+
+def rate(text: str) -> float:
+    """Bits a second of a rate as `tc` spells it."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})([kmg])bit", text)
+    if found is None:
+        raise ValueError
+    return float(found[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[found[2]]
+
+
+positive.__name__ = "positive integer"
+count.__name__ = "number, as in 329e9,"
+sizes.__name__ = "list of positive integers, as in 64,256,"
+rate.__name__ = "rate, as in 200mbit,"

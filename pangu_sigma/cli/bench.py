@@ -1,0 +1,55 @@
+"""`pangu-sigma bench`: measures this machine and the model on it."""
+
+import argparse
+from typing import Any
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.cli.arguments import add_command, add_family, of_this_rank, rate, run_by_ranks, sizes
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import validate
+from pangu_sigma.runtime.launch import is_worker
+
+
+def add_bench(commands: Any) -> None:
+    """Adds the command to the program's parser."""
+    benches = add_family(commands, "bench", "measure this machine and the model on it")
+    add_command(benches, "step", "FLOP/s of the compiled step, and where its time goes", _step)
+    all_to_all = add_command(benches, "all-to-all", "dispatchers beside the link's limit; under msrun (train_msrun.sh --bench all-to-all)",
+                             _all_to_all)
+    run_by_ranks(all_to_all)
+    all_to_all.add_argument("--tokens", type=sizes, default=(), metavar="N,N,...",
+                            help="tokens a rank (default: powers of two from 64 up to the configuration's)")
+    all_to_all.add_argument("--rate", type=rate, metavar="R",
+                            help="rate of a node's link, as in 200mbit (default: measure plain exchanges)")
+    decode = add_command(benches, "decode", "tokens a second by batch size, beside the limit of memory; bytes of the caches", _decode)
+    decode.add_argument("--batch-sizes", type=sizes, default=(1, 2, 4, 8, 16), metavar="N,N,...", help="default: 1,2,4,8,16")
+    add_command(benches, "router", "routers beside the dense gate: time, and bytes of their statistics", _router)
+
+
+def _step(config: Config, options: argparse.Namespace) -> int:
+    validate(config, 1)
+    from pangu_sigma.bench.step import bench_step
+
+    return bench_step(config)
+
+
+def _all_to_all(config: Config, options: argparse.Namespace) -> int:
+    if not is_worker():
+        raise InputError("bench all-to-all measures ranks of a job; expected to run under msrun, as scripts/train_msrun.sh "
+                         "--bench all-to-all does, or with a rank table")
+    config = of_this_rank(config)
+    from pangu_sigma.bench.all_to_all import bench_all_to_all
+
+    return bench_all_to_all(config, options.tokens, options.rate)
+
+
+def _router(config: Config, options: argparse.Namespace) -> int:
+    from pangu_sigma.bench.router import bench_router
+
+    return bench_router(config)
+
+
+def _decode(config: Config, options: argparse.Namespace) -> int:
+    from pangu_sigma.bench.decode import bench_decode
+
+    return bench_decode(config, options.batch_sizes)

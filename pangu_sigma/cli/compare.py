@@ -1,0 +1,84 @@
+"""`pangu-sigma compare`: variants of one configuration, trained one after another and reported."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.cli.arguments import add_plain
+from pangu_sigma.config.schema import Config
+from pangu_sigma.errors import RunFailed
+from pangu_sigma.runtime.reporting import SUCCESS
+from pangu_sigma.runtime.router_files import add_router_option
+
+if TYPE_CHECKING:
+    from pangu_sigma.report.comparison import Plan
+
+
+def add_compare(commands: Any) -> None:
+    """Adds the command to the program's parser."""
+    compare = add_plain(commands, "compare", "train variants side by side and write a report; goes on where it was cut off", _compare)
+    compare.add_argument("file", metavar="FILE", help="YAML file of variants, as those in configs/compare")
+    compare.add_argument("--output", metavar="DIR",
+                         help="folder of runs, tables and report.html (default: runs/compare/<name of FILE and R>)")
+    compare.add_argument("--rate", metavar="R", help="link rate, as in 200mbit, in place of FILE's; phases at full speed are left out")
+    compare.add_argument("--dry-run", action="store_true", help="show the runs and their commands; start nothing")
+    compare.add_argument("--report-only", action="store_true", help="make no run; report those that are finished")
+    add_router_option(compare)
+
+
+def _compare(config: Config, options: argparse.Namespace) -> int:
+    try:
+        compare(options.file, options.output, options.rate, options.dry_run, options.report_only)
+    except RunFailed as failure:  # reported by its own command's line, whose status becomes this command's
+        print(f"pangu-sigma: error: {failure}", file=sys.stderr, flush=True)
+        return failure.status
+    return SUCCESS
+
+
+def compare(file: str, output: Optional[str] = None, rate: Optional[str] = None, dry_run: bool = False, report_only: bool = False) -> None:
+    """Makes the runs of a comparison that are not made yet, then writes `summary.json`, `runs.csv` and `report.html`.
+
+    Args:
+        file: the comparison, as `pangu_sigma.compare.comparison` describes it.
+        output: folder for runs and results; None: runs/compare/<the file's name, and the rate if one is given>.
+        rate: see `load_plan`.
+        dry_run: only print the runs in their order, each with its command.
+        report_only: make no run; report those that are finished.
+
+    Raises:
+        InputError: the file, a run's configuration or the folder is not usable; with `report_only`: no run is finished.
+        RunFailed: a run failed; what was finished before stands.
+    """
+    from pangu_sigma.compare.comparison import load_plan
+    from pangu_sigma.compare.runner import run_all
+    from pangu_sigma.report.collect import check_tables, collect, write_tables
+    from pangu_sigma.report.report import check_report, write_report
+
+    plan = load_plan(file, rate)
+    folder = Path(output) if output else Path("runs") / "compare" / (Path(file).stem + (f"_{rate}" if rate else ""))
+    if dry_run:
+        return _show(plan, folder)
+    check_tables(folder)
+    check_report(folder)
+    if not report_only:
+        run_all(plan, folder)
+    collection = collect(plan, folder)
+    if not collection.runs:
+        raise InputError(f"--report-only: no run of {file} is finished in {folder}; expected the --output of an earlier comparison")
+    write_tables(collection, folder)
+    if collection.warning():
+        print(f"note: {collection.warning()}", flush=True)
+    print(f"report: {write_report(collection, folder)}", flush=True)
+
+
+def _show(plan: "Plan", output: Path) -> None:
+    from pangu_sigma.compare.runner import command_of
+    from pangu_sigma.report.comparison import folder_of, is_finished
+
+    for number, run in enumerate(plan.runs, start=1):
+        folder = folder_of(output, run)
+        state = "finished" if is_finished(run, folder) else "to do"
+        print(f"[{number}/{len(plan.runs)}] {run.name} ({state})\n  {shlex.join(command_of(run, plan.base, folder))}")

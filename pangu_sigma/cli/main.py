@@ -1,0 +1,149 @@
+"""The `pangu-sigma` command: alone, or as every rank of a job that msrun started.
+
+Exit status: 0 success; 2 bad input, with one line on stderr; 1 anything else; 130 interrupted; 141 nobody reads its
+output any more. Nothing heavy is imported before it is needed: `--help` and most bad input are answered without MindSpore.
+"""
+
+import argparse
+import ctypes
+import errno
+import os
+import select
+import signal
+import sys
+from pathlib import Path
+from typing import Optional, Sequence
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.cli.arguments import Parser, ShowVersion
+from pangu_sigma.cli.audit import add_audit
+from pangu_sigma.cli.bench import add_bench
+from pangu_sigma.cli.ckpt import add_ckpt
+from pangu_sigma.cli.compare import add_compare
+from pangu_sigma.cli.config import add_config
+from pangu_sigma.cli.doctor import add_doctor
+from pangu_sigma.cli.eval import add_eval
+from pangu_sigma.cli.export import add_export
+from pangu_sigma.cli.generate import add_generate
+from pangu_sigma.cli.plan import add_plan
+from pangu_sigma.cli.prepare import add_prepare
+from pangu_sigma.cli.profile import add_profile
+from pangu_sigma.cli.report import add_report
+from pangu_sigma.cli.summary import add_summary
+from pangu_sigma.cli.train import add_train
+from pangu_sigma.cli.watch import add_watch
+from pangu_sigma.config.load import load_config
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import resolve_runtime
+from pangu_sigma.errors import OutputNotWritten
+from pangu_sigma.runtime.launch import check_launch, is_scheduler, is_worker, rank_name, why_a_rank
+from pangu_sigma.runtime.output import make_streams_lenient
+from pangu_sigma.runtime.reporting import SUCCESS, append_line, report_error
+from pangu_sigma.runtime.router_files import use_router_files
+
+ADD_COMMANDS = (add_prepare, add_train, add_config, add_eval, add_generate, add_export, add_summary, add_compare, add_report, add_watch,
+                add_profile, add_bench, add_doctor, add_plan, add_audit, add_ckpt)
+INTERRUPTED = 130
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CLOSED_PIPE = 141  # what a shell reports of a program that this ends by its signal
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Runs one command (`sys.argv` if None) and returns its exit status; errors are reported, never raised."""
+    make_streams_lenient()
+    try:
+        try:
+            return _run(_parser().parse_args(arguments))
+        finally:
+            sys.stdout.flush()  # here, while a reader that has gone can still be told from an error
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 (the outermost handler)
+        if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
+            error = InputError(f"{error.object!a} cannot be spelled in {error.encoding}, the encoding of file names here; "
+                               "expected PYTHONUTF8=1, or a locale of UTF-8")
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            _drop_output()
+            what, reason = error.filename or "what the command writes", str(error.strerror).lower()
+            error = OutputNotWritten(f"{what} cannot be written ({reason}); expected more room")
+        return CLOSED_PIPE if isinstance(error, BrokenPipeError) and _nobody_reads() else report_error(error)
+
+
+def _nobody_reads() -> bool:
+    """Whether it is this program's output that is broken: its reader, such as `head`, has seen enough."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still wants to write at its end
+    return True
+
+
+def _drop_output() -> None:
+    """Drops what standard output holds, if nothing more can be written there: Python would try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="pangu-sigma", description="PanGu-Sigma with LocMoE routing on MindSpore")
+    parser.set_defaults(by_ranks=False)
+    parser.add_argument("--version", action=ShowVersion, help="show the versions of this program, MindSpore and Python")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in ADD_COMMANDS:
+        add(commands)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings speak to its developers; its errors still show
+    _join_launcher()
+    check_launch(options.command, options.by_ranks)
+    if is_scheduler():
+        return _be_scheduler(options)
+    status: int = options.action(_read_config(options), options)
+    return status
+
+
+def _read_config(options: argparse.Namespace) -> Config:
+    """The configuration, if the command takes one, with the routers that the user brings along."""
+    use_router_files(getattr(options, "router_files", ()))
+    return load_config(options.config, options.overrides) if getattr(options, "config", None) else Config()
+
+
+def _be_scheduler(options: argparse.Namespace) -> int:
+    """msrun's extra process. The tcp mesh has no use for it; with hccl MindSpore forms its cluster around it."""
+    try:
+        config = _read_config(options)
+    except InputError:
+        if why_a_rank():
+            raise
+        return SUCCESS  # every rank reports the same
+    if resolve_runtime(config).runtime.backend == "hccl":
+        from mindspore.communication import init
+
+        init()  # returns, or exits with status 0, when all ranks have left the cluster
+    elif why_a_rank() and "LOCMOE_MESH_SECRET" not in os.environ:
+        raise InputError(f"{options.command}: the scheduler of a job on CPU has nothing to do{why_a_rank()}")
+    return SUCCESS
+
+
+def _join_launcher() -> None:
+    """Under the launcher: says which process is which rank, and ties this process's life to that of what started it."""
+    folder = os.environ.get("LOCMOE_LOG_DIR")
+    if not folder or not (is_worker() or is_scheduler()):
+        return
+    if is_worker():
+        append_line(Path(folder) / "workers.log", rank_name(), str(os.getpid()))
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Asks Linux to end this process when its launcher dies: killed outright, msrun leaves its workers behind."""
+    set_parent_death_signal = 1
+    try:
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    except (OSError, AttributeError):  # another system: the mesh still notices that the parent is gone
+        pass

@@ -1,0 +1,22 @@
+"""`pangu-sigma prepare`: texts become a data folder."""
+
+import argparse
+from typing import Any
+
+from pangu_sigma.cli.arguments import add_command
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import check_paths
+from pangu_sigma.runtime.reporting import SUCCESS
+
+
+def add_prepare(commands: Any) -> None:
+    """Adds the command to the program's parser."""
+    add_command(commands, "prepare", "train the tokenizer and write the data folder", _prepare)
+
+
+def _prepare(config: Config, options: argparse.Namespace) -> int:
+    check_paths(config)
+    from pangu_sigma.data.prepare import prepare
+
+    prepare(config)
+    return SUCCESS

@@ -1,0 +1,80 @@
+"""`pangu-sigma doctor`: what would keep a job from running on this machine, or on all of its nodes, before it is tried."""
+
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import List, Optional, Sequence, Tuple
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.config.schema import Config
+from pangu_sigma.doctor.ascend import accepted_by_mindspore, check_ascend, check_hccl
+from pangu_sigma.doctor.findings import FAILURE, Finding, lines_of, summary_of
+from pangu_sigma.doctor.machine import Machine
+from pangu_sigma.doctor.network import Remote, check_clock, check_names, check_nodes, check_ports
+from pangu_sigma.doctor.rank_table import check_table
+from pangu_sigma.doctor.software import check_software, try_mindspore
+from pangu_sigma.doctor.storage import check_storage
+from pangu_sigma.runtime.nodes import Node, nodes_of_table, read_nodes
+from pangu_sigma.runtime.strict_json import dumps
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for; `words` are its arguments for the doctor of another node."""
+
+    rank_table: Optional[str]
+    server: Optional[str]
+    nodes_file: Optional[str]
+    ranks: Optional[int]
+    port: Optional[int]
+    ssh_command: Optional[str]  # None: look at this machine only
+    env_file: Optional[str]
+    as_json: bool
+    words: Tuple[str, ...]
+
+
+def doctor(config: Optional[Config], request: Request, machine: Optional[Machine] = None) -> int:
+    """Prints a line a finding, the bad ones with their mend; returns 1 if something failed, else 0.
+
+    Raises:
+        InputError: the nodes file is unreadable. A bad rank table is a finding.
+    """
+    machine = machine or Machine()
+    findings = examine(config, request, machine)
+    if request.as_json:
+        print(dumps({"time": time.time(), "findings": [finding.to_dict() for finding in findings]}))
+    else:
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        for finding in findings:
+            print("\n".join(lines_of(finding, colour)))
+        print(f"\n{summary_of(findings)}")
+    return 1 if any(finding.level == FAILURE for finding in findings) else 0
+
+
+def examine(config: Optional[Config], request: Request, machine: Machine) -> List[Finding]:
+    """All findings; MindSpore is tried while the others are made."""
+    table = request.rank_table or machine.environ.get("RANK_TABLE_FILE")
+    nodes = _nodes(table, request.nodes_file)
+    is_first = not nodes or nodes[0].is_own
+    with ThreadPoolExecutor(1) as pool:
+        tried = pool.submit(try_mindspore, machine)
+        rest = [
+            *check_ascend(machine, accepted_by_mindspore()), *check_hccl(machine),
+            *check_table(machine, table, request.server, config, request.ranks),
+            *check_names(nodes, port=request.port), *check_ports(machine, request.port, is_first), check_clock(machine, len(nodes)),
+            *check_storage(config)]
+        findings = [*check_software(machine, tried.result), *rest]
+    if request.ssh_command is not None:
+        findings += check_nodes(machine, nodes, Remote(request.ssh_command, request.env_file, request.words), findings)
+    return findings
+
+
+def _nodes(table: Optional[str], nodes_file: Optional[str]) -> Sequence[Node]:
+    if nodes_file:
+        return read_nodes(nodes_file)
+    try:
+        return nodes_of_table(table) if table else []
+    except InputError:
+        return []  # the table's own check tells why

@@ -1,0 +1,160 @@
+"""`pangu-sigma eval`: opens the checkpoint, makes what is missing of each measurement, and shows what they come to."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple, Union
+
+from tqdm import tqdm
+
+from locmoe_ops.errors import InputError
+from locmoe_ops.routers.local_term import current_strength
+from pangu_sigma.config.schema import Config
+from pangu_sigma.errors import RunDiverged
+from pangu_sigma.evaluation.choice import ChoiceTask
+from pangu_sigma.evaluation.generation import GenerationTask, Write, check_code_allowed
+from pangu_sigma.evaluation.measurement import Measurement
+from pangu_sigma.evaluation.model import EvaluatedModel, open_model
+from pangu_sigma.evaluation.perplexity import TextPieces, ValidationRows
+from pangu_sigma.evaluation.prompts import task_domain
+from pangu_sigma.evaluation.ranks import validation_batches
+from pangu_sigma.evaluation.results import Measured, RecordFile, as_json, table, write_results
+from pangu_sigma.evaluation.tasks import Task, load_task
+from pangu_sigma.model.capacity_rules import resolve_layout
+from pangu_sigma.runtime.locks import FolderLock
+from pangu_sigma.runtime.output import print_json
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to measure and how, as the options of `pangu-sigma eval` say."""
+
+    validation: bool = False  # also where texts or tasks are given; without them always
+    texts: Tuple[Tuple[str, Union[str, Path]], ...] = ()  # domain, path
+    tasks: Tuple[Union[str, Path], ...] = ()
+    task_data: Union[str, Path, None] = None
+    domain: Optional[str] = None
+    limit: Optional[int] = None
+    as_trained: bool = False
+    run_code: bool = False
+    output: Union[str, Path, None] = None  # None: step_<N> in evaluation in train.output_dir
+    fresh: bool = False
+    json: bool = False
+
+
+def evaluate(config: Config, request: EvaluationRequest) -> int:
+    """Measures, prints and writes; returns 0.
+
+    Args: config: as `on_one_process` gives it.
+
+    Raises:
+        InputError: checkpoint, data, text, task or output folder are unusable, or do not fit together.
+        RunDiverged: the model gives no finite number; the results are written, and have null there.
+    """
+    examples = None if request.task_data is None else str(request.task_data)
+    tasks = [load_task(str(path), examples, request.limit) for path in request.tasks]  # before the model, which takes its time
+    _check_tasks(tasks, request)
+    reads_rows = _reads_rows(request)
+    with FolderLock(Path(config.data.path), "data.path", shared=True), open_model(config, request.as_trained, reads_rows) as model:
+        folder = Path(request.output or _default_folder(config, model, request))
+        measured = [_measure(one, model, folder, request) for one in _measurements(model, tasks, request)]
+        content = as_json({"checkpoint": str(model.checkpoint), "sha256": model.identity, "step": model.step,
+                           "router": config.moe.router.type, "as_trained": request.as_trained}, measured)
+        path = write_results(folder, content)
+        if request.json:
+            print_json(content)
+        else:
+            how = "slots as configured" if request.as_trained else "no token dropped"
+            heading = f"{model.checkpoint}: step {model.step}; {how}"
+            print("\n".join([heading, "", table(measured), "", *(note for one in measured for note in one.notes), f"written to {path}"]))
+        _check_finite(model, measured)
+    return 0
+
+
+def _check_finite(model: EvaluatedModel, measured: Sequence[Measured]) -> None:
+    """Raises RunDiverged where a figure is no finite number."""
+    found = [one.name for one in measured if not all(math.isfinite(figure.estimate.value) for figure in one.figures)]
+    if found:
+        raise RunDiverged(f"{model.checkpoint} is of a run that diverged: {', '.join(found)} gave no finite number; try an earlier "
+                          "checkpoint")
+
+
+def _default_folder(config: Config, model: EvaluatedModel, request: EvaluationRequest) -> Path:
+    name = f"step_{model.step}" + ("_as_trained" if request.as_trained else "")
+    return Path(config.train.output_dir) / "evaluation" / name
+
+
+def _check_tasks(tasks: Sequence[Task], request: EvaluationRequest) -> None:
+    names = [task.name for task in tasks]
+    for task in tasks:
+        if names.count(task.name) > 1:
+            raise InputError(f"--task {task.path}: another task file has the name {task.name} too; expected different names")
+        check_code_allowed(task, request.run_code)
+        if request.as_trained:
+            raise InputError(f"--task {task.path}: with --as-trained, under which texts that share a batch would take each other's slots; "
+                             "expected one of the two")
+    if request.as_trained and request.texts:
+        raise InputError("--text: with --as-trained, which is about validation rows; expected one of the two")
+
+
+def _reads_rows(request: EvaluationRequest) -> bool:
+    return request.validation or not (request.texts or request.tasks)
+
+
+def _measurements(model: EvaluatedModel, tasks: Sequence[Task], request: EvaluationRequest) -> List[Measurement]:
+    chosen: List[Measurement] = []
+    if _reads_rows(request):
+        chosen += _validation(model, request.as_trained)
+    chosen += [TextPieces(model, domain, str(path)) for domain, path in request.texts]
+    write = _GeneratedLater(model)
+    for task in tasks:
+        domain = task_domain(model, task, request.domain)
+        chosen.append(ChoiceTask(model, task, domain) if task.config.kind == "choice"
+                      else GenerationTask(model, task, domain, write, request.run_code))
+    return chosen
+
+
+def _validation(model: EvaluatedModel, as_trained: bool) -> List[Measurement]:
+    config, data = model.config, model.data
+    assert data is not None  # see _reads_rows
+    batches = validation_batches(config, data, resolve_layout(config, model.runtime.topology), model.data_ranks)
+    if not batches:
+        raise InputError(f"train.eval_rows is {config.train.eval_rows}; eval expected at least one row")
+    kinds = (True, False) if as_trained and current_strength(model.network) is not None else (True,)
+    return [ValidationRows(model, batches, local_term) for local_term in kinds]
+
+
+class _GeneratedLater:
+    """Writes with a `Generator` of the same checkpoint, which is loaded when it is first asked."""
+
+    def __init__(self, model: EvaluatedModel) -> None:
+        self._model = model
+        self._write: Optional[Write] = None
+
+    def __call__(self, prompts: List[List[int]], domains: List[int], most: int) -> List[List[int]]:
+        if self._write is None:
+            self._write = generator_of(self._model)
+        return self._write(prompts, domains, most)
+
+
+def generator_of(model: EvaluatedModel) -> Write:
+    """Greedy decoding with the checkpoint of `model`."""
+    from pangu_sigma.inference.generator import Generator, SamplingSettings
+
+    config = replace(model.config, checkpoint=replace(model.config.checkpoint, resume=str(model.checkpoint)))
+    generator = Generator.load(config)
+    return lambda prompts, domains, most: generator.generate(prompts, domains, SamplingSettings(max_new_tokens=most, temperature=0.0))
+
+
+def _measure(measurement: Measurement, model: EvaluatedModel, folder: Path, request: EvaluationRequest) -> Measured:
+    header = {"checkpoint": model.identity, "as_trained": request.as_trained, **measurement.header()}
+    with RecordFile(folder / f"{measurement.name}.jsonl", header, request.fresh) as file:
+        missing = [number for number in range(measurement.size) if number not in file.records]
+        with tqdm(total=measurement.size, initial=measurement.size - len(missing), desc=measurement.name, leave=False, disable=None) as bar:
+            for start in range(0, len(missing), measurement.chunk):
+                numbers = missing[start:start + measurement.chunk]
+                file.add(numbers, measurement.measure(numbers))
+                bar.update(len(numbers))
+        records = [file.records[number] for number in range(measurement.size)]
+    return Measured(measurement.name, measurement.figures(records), measurement.notes(records))
+

@@ -1,0 +1,191 @@
+"""A checkpoint, opened for evaluation on one process: network, tokenizer, prepared data."""
+
+import hashlib
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Iterator, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from mindspore import Parameter
+
+from locmoe_ops.errors import InputError
+from locmoe_ops.tensor_parallel import TensorGroup
+from locmoe_ops.topology import Topology
+from pangu_sigma.checkpoint.format import NAME as MANIFEST
+from pangu_sigma.checkpoint.format import DataState
+from pangu_sigma.checkpoint.reader import CheckpointReader
+from pangu_sigma.checkpoint.resume import Restorer, Source, find_source
+from pangu_sigma.checkpoint.state import RANKS, place_of
+from pangu_sigma.config.derived import rows_per_rank
+from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, LayoutConfig
+from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.tokenizer import Tokenizer
+from pangu_sigma.data.vocabulary import Vocabulary, vocabulary
+from pangu_sigma.errors import DamagedCheckpoint
+from pangu_sigma.evaluation.ranks import TrainedRanks
+from pangu_sigma.evaluation.scoring import Scorer
+from pangu_sigma.inference.load import tokenizer_file
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.model.shape import model_shape
+from pangu_sigma.model.sparse import SparseContext
+from pangu_sigma.runtime.runtime import Runtime, start_runtime
+
+MOST_ROWS = 8  # of a batch, where the configuration does not say how many
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """Attributes: config (as evaluated); data (None where no prepared rows are asked for); tokenizer, domains (the checkpoint's own);
+    checkpoint, step (what the weights are); identity (hash of the checkpoint's manifest, and so of its tensors' checksums); network;
+    scorer; data_ranks (among how many the rows are shared out); ranks (as trained: plays each of them).
+    """
+
+    config: Config
+    runtime: Runtime
+    data: Optional[PreparedData]
+    tokenizer: Tokenizer
+    domains: Tuple[str, ...]
+    checkpoint: Path
+    step: int
+    identity: str
+    network: PanGuSigma
+    scorer: Scorer
+    data_ranks: int = 1
+    ranks: Optional[TrainedRanks] = None
+
+    def domain(self, name: str, asked: str) -> int:
+        """Number of a domain. Raises InputError, which begins with `asked`."""
+        if name not in self.domains:
+            raise InputError(f"{asked}: found {name}, expected one of the model's domains: {', '.join(self.domains)}")
+        return self.domains.index(name)
+
+    def tag(self, domain: int) -> int:
+        """Id that opens documents of a domain."""
+        return self.tokenizer.domain_tags[self.domains[domain]]
+
+
+class _Weights:
+    """What of a network a checkpoint fills in, as `Restorer` asks for it."""
+
+    def __init__(self, network: PanGuSigma) -> None:
+        self._network = network
+
+    def state(self) -> List[Parameter]:
+        return list(self._network.get_parameters())
+
+
+def on_one_process(config: Config) -> Config:
+    """The configuration of a job of any size, for one process: the checkpoint says which cluster homes and locality refer to."""
+    return replace(config, parallel=replace(config.parallel, expert=1, tensor=1, ranks_per_node=None),
+                   checkpoint=replace(config.checkpoint, initial=None))  # where that run once began
+
+
+def without_drops(config: Config) -> Config:
+    """With slots for all tokens at every expert, on a cluster of one rank. There every expert is local, so that local terms and limits on
+    remote choices change nothing, and what a token gives does not depend on the others of its batch.
+    """
+    moe = config.moe
+    dispatch = replace(DispatchConfig(), drop_priority=moe.dispatch.drop_priority)
+    capacity = replace(CapacityConfig(), evaluation_factor=moe.num_experts / moe.router.top_k)
+    return replace(config, moe=replace(moe, layout=LayoutConfig(), dispatch=dispatch, capacity=capacity))
+
+
+@contextmanager
+def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> Iterator[EvaluatedModel]:
+    """The model of the checkpoint that `checkpoint.resume` names.
+
+    Args:
+        config: as `on_one_process` gives it.
+        as_trained: as validation during training: slots, homes and local terms as configured. False: `without_drops`.
+        prepared_rows: whether validation rows will be asked for. Without them no prepared data need be there: what ids mean is in the
+            checkpoint.
+
+    Raises:
+        InputError: no checkpoint is named or found, or it does not fit the configuration or the data.
+    """
+    if config.checkpoint.resume is None:
+        raise InputError("checkpoint.resume is null; eval expected auto (the newest of train.output_dir) or a checkpoint folder")
+    data = PreparedData.open(config.data.path) if prepared_rows else None
+    source = find_source(config, data, for_training=False)
+    if not source.candidates:
+        raise InputError(f"train.output_dir: {config.train.output_dir} holds no checkpoint; expected one for checkpoint.resume=auto")
+    trained = _trained(config, source)
+    config, topology = trained.cluster(config) if as_trained else (without_drops(config), Topology(1, 1))
+    rows = _rows(config) if not as_trained else config.train.micro_batch_size or config.train.global_batch_size // topology.data
+    config = replace(config, train=replace(config.train, micro_batch_size=rows))
+    words = trained.words(config) if data is None else vocabulary(config, data)
+    with start_runtime(config) as runtime:
+        network, scorer = _build(config, runtime, words, not as_trained)
+        start = Restorer(config, runtime, data, _Weights(network), place_of(config, runtime), for_training=False).start(source)
+        assert start.checkpoint is not None  # there are candidates, and none of them whole is an error
+        identity = hashlib.sha256((start.checkpoint / MANIFEST).read_bytes()).hexdigest()
+        ranks = TrainedRanks(network, _context(config, runtime, words), topology) if as_trained else None
+        yield EvaluatedModel(config, runtime, data, trained.tokenizer, trained.data.domains, start.checkpoint, start.step, identity,
+                             network, scorer, topology.data, ranks)
+
+
+def _context(config: Config, runtime: Runtime, words: Vocabulary) -> SparseContext:
+    shape = model_shape(config, rows_per_rank(config, 1), words.words, words.domains, TensorGroup(runtime.collectives))
+    return SparseContext(config, shape, runtime.collectives, words.counts)
+
+
+def _build(config: Config, runtime: Runtime, words: Vocabulary, slots_for_all: bool) -> Tuple[PanGuSigma, Scorer]:
+    """Network and scorer alone: evaluation needs no optimizer, whose state is twice as large as the weights."""
+    context = _context(config, runtime, words)
+    network = PanGuSigma(context)
+    return network, Scorer(network, context.shape, slots_for_all)
+
+
+def _rows(config: Config) -> int:
+    """Rows of a batch where nothing is dropped, so that results do not depend on it."""
+    rows = config.train.global_batch_size
+    if config.train.micro_batch_size is not None:
+        return rows_per_rank(config, 1)
+    return max(size for size in range(1, MOST_ROWS + 1) if rows % size == 0)
+
+
+class _Trained(NamedTuple):
+    """What the newest readable checkpoint says of its training: the meaning of ids, the configuration, the ranks that rows were shared
+    out among (None: an older version did not say).
+    """
+
+    data: DataState
+    tokenizer: Tokenizer
+    config: Config
+    ranks: Optional[int]
+
+    def words(self, config: Config) -> Vocabulary:
+        """Sizes of the tables. Hash maps and codes, which may follow from counts of tokens, come with the weights."""
+        rows = self.data.vocab_size
+        return Vocabulary(rows, len(self.data.domains), np.ones((config.moe.num_groups, rows), np.int64))
+
+    def cluster(self, config: Config) -> Tuple[Config, Topology]:
+        """`config` with the layout that the checkpoint names, if it names none itself; and the job that wrote the checkpoint."""
+        layout, ranks = config.moe.layout or self.config.moe.layout, self.ranks
+        if ranks is None:  # a layout that nobody gave was that of the job
+            ranks = layout.world_size if config.moe.layout is None and layout is not None else 1
+        return replace(config, moe=replace(config.moe, layout=layout)), _job_topology(self.config, ranks)
+
+
+def _job_topology(trained: Config, data_ranks: int) -> Topology:
+    parallel = trained.parallel
+    world = data_ranks * parallel.tensor
+    if world % (parallel.expert * parallel.tensor):  # an older version, and one process with a layout of its own
+        return Topology(data_ranks, data_ranks)
+    return Topology(world, parallel.ranks_per_node or world, parallel.expert, parallel.tensor)
+
+
+def _trained(config: Config, source: Source) -> _Trained:
+    """Raises InputError where no checkpoint can be read, or none of its tokenizer can be found."""
+    for path in reversed(source.candidates):
+        try:
+            with CheckpointReader.open(path) as reader:
+                tokenizer = Tokenizer.load(str(tokenizer_file(reader, config, None)))
+                ranks = reader.header.sampler.get(RANKS)
+                return _Trained(reader.header.data, tokenizer, reader.config(), ranks if isinstance(ranks, int) else None)
+        except DamagedCheckpoint:
+            if not source.may_fall_back:
+                raise
+    raise InputError(f"{source.candidates[-1].parent}: none of the {len(source.candidates)} checkpoints there is whole; expected one")

@@ -1,0 +1,93 @@
+"""The ranks that trained a model, played one after the other by one process: each with its own validation rows and its own slots.
+
+A rank's micro-batches share its slots with nobody (see `Dispatcher`), so that what it drops does not depend on the other ranks.
+
+Shape legend: R data-parallel ranks, E experts.
+"""
+
+from contextlib import closing
+from typing import Dict, List, NamedTuple
+
+import numpy as np
+
+from mindspore import Parameter, Tensor, dtype
+
+from locmoe_ops.collectives.local import AbsentPeers
+from locmoe_ops.dispatch.flat import FlatDispatcher
+from locmoe_ops.dispatch.repick import RepickingAssignment
+from locmoe_ops.dispatch.slots import Slots
+from locmoe_ops.topology import Topology
+from pangu_sigma.config.schema import Config
+from pangu_sigma.data.batch import Batch
+from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.loader import create_loader
+from pangu_sigma.model.pangu_sigma import PanGuSigma, sparse_layers
+from pangu_sigma.model.shape import ModelShape
+from pangu_sigma.model.sparse import SparseContext, build_dispatcher
+
+
+class RankBatch(NamedTuple):
+    """A micro-batch, and the data-parallel rank that it belongs to."""
+
+    rank: int
+    batch: Batch
+
+
+def validation_batches(config: Config, data: PreparedData, layout: Topology, ranks: int) -> List[RankBatch]:
+    """The validation rows in the micro-batches that `ranks` data-parallel ranks make of them. Raises InputError, see `create_loader`."""
+    found: List[RankBatch] = []
+    for rank in range(ranks):
+        with closing(create_loader(config, data, layout, rank, ranks)) as loader:
+            found += [RankBatch(rank, batch) for batch in loader.validation() if batch.loss_mask.any()]
+    return found
+
+
+class TrainedRanks:
+    """Gives the sparse layers of a network on one process the slots that a given rank had in validation.
+
+    Args:
+        network: its evaluation dispatchers are replaced; not compiled yet, and its weights restored.
+        context: what its layers were built from, of one process; config.moe says the layout, dispatch and capacity of training.
+        topology: the job that trained it.
+    """
+
+    def __init__(self, network: PanGuSigma, context: SparseContext, topology: Topology) -> None:
+        self._tables: Dict[str, Parameter] = {}
+        layers, moe = sparse_layers(network), context.config.moe
+        if not layers or moe.dispatch.type == "ragged":  # which never drops anything
+            return
+        self._capacities = trained_capacities(context.config, context.shape, topology)
+        most = int(self._capacities.max())
+        for layer in layers:
+            dispatcher = FlatDispatcher(context.collectives, context.slot_rules.placement, context.shape.tokens, moe.router.top_k,
+                                        max(most, 1), moe.dispatch.drop_priority, "all_to_all/as trained", overflow=moe.dispatch.overflow)
+            self._own_table(dispatcher.slots)
+            layer.evaluation_dispatcher = dispatcher
+
+    def play(self, rank: int) -> None:
+        """From now on the network has the slots of data-parallel rank `rank`. Needs no other graph."""
+        if not self._tables:
+            return
+        capacity = self._capacities[rank]
+        table = self._tables["table"].asnumpy().copy()
+        table[:-1, 1] = table[:-1, 3] = capacity
+        self._tables["table"].set_data(Tensor(table))
+        if "room" in self._tables:
+            self._tables["room"].set_data(Tensor(capacity, dtype.float32))
+
+    def _own_table(self, slots: Slots) -> None:
+        """Makes one parameter of what is a constant of each layer's graph."""
+        for name in ("table", "room") if isinstance(slots, RepickingAssignment) else ("table",):
+            constant = getattr(slots, name)
+            delattr(slots, name)
+            setattr(slots, name, self._tables.setdefault(name, Parameter(constant, name=f"as_trained.{name}", requires_grad=False)))
+
+
+def trained_capacities(config: Config, shape: ModelShape, topology: Topology) -> np.ndarray:
+    """<int32>[R, E]: slots of each expert for tokens of each data-parallel rank in validation, as their own dispatchers say."""
+    found = []
+    for rank in range(0, topology.world_size, topology.tensor):
+        context = SparseContext(config, shape, AbsentPeers(rank, topology))
+        dispatcher = build_dispatcher(context, context.slot_rules.placement, config.moe.capacity.evaluation_factor, "", evaluation=True)
+        found.append(dispatcher.slots.table.asnumpy()[:-1, 3])
+    return np.stack(found).astype(np.int32)

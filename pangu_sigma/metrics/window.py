@@ -1,0 +1,75 @@
+"""Which steps of a run its numbers are taken over. Console, `watch`, summary.json, `report` and `compare` all ask here.
+
+The window is the second half of the steps so far, in which the router is trained and nothing is compiled for the first time.
+
+- Routing (`moe/...`) is the mean over all of it.
+- Times, bytes and throughput are means over the middle half of the window by step time: a quarter of its steps, the fastest, and as many
+  of the slowest are left out. Like a median such a mean does not follow a step that the machine disturbed; unlike medians the
+  pieces of a step still add up. Tokens a second are the tokens of these steps over the time that they took.
+- What only some steps have (`time/slowest_rank`) or what counts up (`moe/graphs`) is the last value.
+"""
+
+from statistics import fmean
+from typing import Any, Dict, List, Mapping, Sequence
+
+from pangu_sigma.runtime.strict_json import number
+
+Record = Mapping[str, Any]  # a step's metrics, as metrics.jsonl has them
+STEP, TOKENS, PROGRESS = "time/step(s)", "throughput/tokens_per_second", "progress/step"
+COMPILING_STEPS = 1  # the first of a run
+_LAST = ("time/slowest_rank", "time/median_rank", "moe/graphs")  # beginnings of names
+
+
+def window(records: Sequence[Record]) -> List[Record]:
+    """The second half of the steps, the larger one where their number is odd."""
+    return list(records[len(records) // 2:])
+
+
+def timed_steps(records: Sequence[Record], ignored: int = COMPILING_STEPS) -> List[Record]:
+    """The middle half of the window by step time. Steps up to step `ignored` do not belong to it unless there are no others."""
+    chosen = window(records)
+    return middle_half([record for record in chosen if record.get(PROGRESS, 0) > ignored] or chosen)
+
+
+def middle_half(records: Sequence[Record]) -> List[Record]:
+    """The records between the quartiles of step time: floor(n / 4) of the fastest and as many of the slowest are left out."""
+    timed = [record for record in records if number(record.get(STEP)) is not None]
+    cut = len(timed) // 4
+    return sorted(timed, key=lambda record: record[STEP])[cut:len(timed) - cut]
+
+
+def measured(records: Sequence[Record], ignored: int = COMPILING_STEPS) -> Dict[str, Any]:
+    """One value for each metric of time, bytes, throughput and routing that the records have, by the rule above.
+
+    Args:
+        records: one a step, from the first on. ignored: see `timed_steps`.
+
+    A list (tokens of each expert) gives the list of its means. A metric without any finite number is left out.
+    """
+    routed, timed = window(records), timed_steps(records, ignored)
+    values: Dict[str, Any] = {}
+    for name in dict.fromkeys(name for record in records for name in record):
+        if name.startswith(_LAST):
+            found = [record[name] for record in records if number(record.get(name)) is not None]
+            if found:
+                values[name] = found[-1]
+        elif name.startswith(("time/", "comm/", "moe/")):
+            _put(values, name, routed if name.startswith("moe/") else timed)
+    if number(values.get(STEP)) and all(number(record.get(TOKENS)) is not None for record in timed):
+        values[TOKENS] = fmean(record[TOKENS] * record[STEP] for record in timed) / values[STEP]
+    return values
+
+
+def _put(values: Dict[str, Any], name: str, records: Sequence[Record]) -> None:
+    """Adds the mean of a metric, if any of the records has a number."""
+    lists = [record[name] for record in records if isinstance(record.get(name), list)]
+    found = [value for value in (number(record.get(name)) for record in records) if value is not None]
+    if lists:
+        values[name] = [[round(fmean(counts), 1) for counts in zip(*of_layer)] for of_layer in zip(*lists)]
+    elif found:
+        values[name] = fmean(found)
+
+
+def summarise(records: Sequence[Record]) -> Dict[str, Any]:
+    """What summary.json says of the steps: everything that the last one has, and of what is measured `measured`."""
+    return {**(records[-1] if records else {}), **measured(records)}

@@ -1,0 +1,67 @@
+"""How many nodes, of how many devices, of which kind: from the command line or from a YAML file.
+
+    nodes: 16
+    devices_per_node: 8
+    hardware: 910a            # a file of configs/hardware, or a path
+    network:                  # in place of the hardware's own, where a cluster's network is another
+      bandwidth_gb_s: {value: 5.0, source: "hccl_test on this cluster"}
+      latency_us: {value: 20, assumption: true}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Optional
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.config.load import parse_yaml, read_text, section_from_dict
+from pangu_sigma.config.schema import Config, key
+from pangu_sigma.config.validate import runs_on_ascend
+from pangu_sigma.planner.hardware import Hardware, Link, check_figures, load_hardware
+
+_ASCEND, _CPU = "910a", "cpu"  # where neither file nor command line names a kind
+
+
+@dataclass(frozen=True)
+class ClusterFile:
+    nodes: int = key(1, "nodes", minimum=1)
+    devices_per_node: Optional[int] = key(None, "ranks a node; null: as the hardware has", minimum=1)
+    hardware: Optional[str] = key(None, "name in configs/hardware, or path of a YAML file; null: by runtime.device")
+    network: Optional[Link] = key(None, "links between nodes; null: the hardware's own")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    nodes: int
+    devices_per_node: int
+    hardware: Hardware
+
+
+def cluster_from_file(config: Config, path: str, hardware: Optional[str]) -> Cluster:
+    """Raises InputError: the file, or the hardware that it names, is unusable, or disagrees with the configuration."""
+    try:
+        given: ClusterFile = section_from_dict(ClusterFile, parse_yaml(read_text(path), path), "")
+        if given.network is not None:
+            check_figures(given.network, "network.")
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
+    cluster = cluster_of(config, given.nodes, given.devices_per_node, hardware or given.hardware)
+    return cluster if given.network is None else replace(cluster, hardware=replace(cluster.hardware, network=given.network))
+
+
+def cluster_of(config: Config, nodes: Optional[int], devices_per_node: Optional[int], hardware: Optional[str]) -> Cluster:
+    """A cluster of `nodes`; without a number the fewest that hold one copy of the experts.
+
+    Args:
+        devices_per_node: None: `parallel.ranks_per_node`, else as the hardware has.
+        hardware: as in `ClusterFile`.
+
+    Raises InputError: the hardware is unknown, or `devices_per_node` is not what the configuration says.
+    """
+    machine = load_hardware(hardware or (_ASCEND if runs_on_ascend(config) else _CPU))
+    parallel = config.parallel
+    wanted = parallel.ranks_per_node
+    if None not in (devices_per_node, wanted) and devices_per_node != wanted:
+        raise InputError(f"--devices-per-node is {devices_per_node} and parallel.ranks_per_node {wanted}; expected the same, or null")
+    devices = devices_per_node or wanted or machine.devices_per_node
+    return Cluster(nodes or -(-parallel.expert * parallel.tensor // devices), devices, machine)

@@ -1,0 +1,297 @@
+"""Every collective of a training step, in the shapes that the network and the optimizer step give it.
+
+Shape legend: T tokens of a micro-batch, d hidden size, P ranks of the expert-parallel group, E experts, L = E / P, M sparse layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Iterator, NamedTuple
+
+from locmoe_ops.router_registry import kind_of
+from pangu_sigma.config.validate import has_experts
+from pangu_sigma.model.gradient_buckets import BUCKET_ELEMENTS, EARLY_BUCKET_ELEMENTS, plan_alike, plan_buckets, stretch_of
+from pangu_sigma.planner.job import ITEM, Job
+from pangu_sigma.planner.parameters import in_gradient_order, parameters
+from pangu_sigma.planner.slots import LayerSlots, layer_slots
+
+CAUSES = ("all_to_all", "gradient", "tensor", "other")
+FORWARD, BACKWARD, LAST_BACKWARD, UPDATE = "forward", "backward", "last backward", "update"
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A collective as one rank runs it.
+
+    Attributes:
+        cause: one of `CAUSES`, as `pangu_sigma.train.metrics` counts; `name`: what it carries.
+        operation: as in `locmoe_ops.collectives`; `all_to_all_v` stands for an even spread of tokens over ranks.
+        group: kind of `locmoe_ops.topology.GROUP_KINDS`.
+        elements: numbers that this rank puts in; item: bytes of each.
+        phase: forward and backward (once a micro-batch), last backward and update (once an optimizer step).
+        times: calls in an optimizer step.
+    """
+
+    cause: str
+    name: str
+    operation: str
+    group: str
+    elements: int
+    item: int
+    phase: str
+    times: int = 1
+
+
+class _Way(NamedTuple):
+    """One piece of a token's way: what carries it and its numbers."""
+
+    name: str
+    operation: str
+    adjoint: str
+    group: str
+    elements: int
+    back_elements: int
+
+
+def step_exchanges(job: Job) -> list[Exchange]:
+    """All collectives of an optimizer step; those in groups of one rank, which nothing carries out, are left out."""
+    found = [*_micro_batch(job), *_update(job)]
+    return [e for e in found if len(job.topology.group_of(e.group, 0)) > 1]
+
+
+def _micro_batch(job: Job) -> Iterator[Exchange]:
+    """Forward and backward, of all micro-batches."""
+    pieces = [*_tensor_parallel(job)]
+    if has_experts(job.config):
+        slots = layer_slots(job)
+        layer = [*_dispatch(job, slots), *_experts(job, slots), *_statistics(job)]
+        pieces += [replace(piece, times=piece.times * job.sparse_layers) for piece in layer]
+    yield from (replace(piece, times=piece.times * job.micro_batches) for piece in pieces)
+
+
+# ---- layers that a tensor-parallel group shares out
+
+
+def _tensor_parallel(job: Job) -> Iterator[Exchange]:
+    """Sums where heads, inner features and words are put together; nothing where the group has one rank."""
+    rows = job.tokens * job.config.model.hidden_size
+    attentions = job.blocks + 1
+    yield _tensor("attention, sum", "all_reduce", rows, job.compute_item, FORWARD, attentions)
+    yield _tensor("attention, gradient", "all_reduce", rows, ITEM, BACKWARD, attentions)
+    yield _tensor("query, gradient", "all_reduce", rows, ITEM, BACKWARD)
+    yield _tensor("feed-forward, sum", "all_reduce", rows, job.compute_item, FORWARD, job.dense_layers)
+    yield _tensor("feed-forward, gradient", "all_reduce", rows, ITEM, BACKWARD, job.dense_layers)
+    yield _tensor("embedding, sum", "all_reduce", rows, ITEM, FORWARD)
+    yield _tensor("head, gradient", "all_reduce", rows, ITEM, BACKWARD)
+    yield _tensor("cross-entropy", "all_gather", 3 * job.tokens, ITEM, FORWARD)
+
+
+def _tensor(name: str, operation: str, elements: int, item: int, phase: str, times: int = 1) -> Exchange:
+    return Exchange("tensor", name, operation, "tp", elements, item, phase, times)
+
+
+def _experts(job: Job, slots: LayerSlots) -> Iterator[Exchange]:
+    """Into the experts, of whose inner features each rank of the group has a part, and out: sums, or shares put together."""
+    width, parts = job.experts_per_rank * job.config.model.hidden_size, job.topology.tensor
+    for rows in slots.expert_calls:
+        elements = width * rows
+        if slots.shares == 1:
+            yield _tensor("experts, gradient", "all_reduce", elements, ITEM, BACKWARD)
+            yield _tensor("experts, sum", "all_reduce", elements, job.compute_item, FORWARD)
+            continue
+        yield from _there_and_back(job, _Way("shares to experts", "all_gather", "reduce_scatter", "tp", elements, elements * parts), ITEM)
+        yield from _there_and_back(job, _Way("shares of results", "reduce_scatter", "all_gather", "tp", elements * parts, elements),
+                                   job.compute_item)
+
+
+# ---- tokens to their experts and back
+
+
+def _dispatch(job: Job, slots: LayerSlots) -> Iterator[Exchange]:
+    """What leaves a rank is float32, as norms are; what comes back has the type of the experts' matmuls. So have their gradients."""
+    for way in _ways(job, slots):
+        yield from _there_and_back(job, way, ITEM)
+        yield from _there_and_back(job, way._replace(name=f"{way.name}, back"), job.compute_item)
+    if not slots.counted:
+        yield Exchange("all_to_all", "counts", "all_to_all", job.exchange.group, job.exchange.num_experts, ITEM, FORWARD)
+    if slots.shares > 1:
+        rows = (job.exchange.num_experts * slots.capacity + _near_rows(job, slots)) * job.config.model.hidden_size
+        yield Exchange("all_to_all", "own share, gradient", "all_gather", "tp", rows, ITEM, BACKWARD)
+        yield Exchange("all_to_all", "whole from shares", "all_gather", "tp", rows, job.compute_item, FORWARD)
+
+
+def _ways(job: Job, slots: LayerSlots) -> Iterator[_Way]:
+    dispatch, d, group = job.config.moe.dispatch, job.config.model.hidden_size, job.exchange.group
+    far = job.exchange.num_experts * slots.capacity * d
+    if dispatch.type == "ragged":
+        rows = job.tokens * job.config.moe.router.top_k * d
+        yield _Way("tokens", "all_to_all_v", "all_to_all_v", group, rows, rows)
+    elif dispatch.type == "flat":
+        for _ in range(dispatch.chunks):
+            yield _all_to_all("tokens", group, far // dispatch.chunks)
+    else:
+        chunks = dispatch.chunks if far else 1
+        if far:
+            yield _all_to_all("far tier, rail", f"{group}_rail", far)
+            yield _all_to_all("far tier, handed on", f"{group}_node", far)
+        for _ in range(chunks if slots.near else 0):
+            yield _all_to_all("near tier", f"{group}_node", _near_rows(job, slots) * d // chunks)
+
+
+def _near_rows(job: Job, slots: LayerSlots) -> int:
+    nodes = len(job.topology.group_of(f"{job.exchange.group}_rail", 0))
+    return job.exchange.num_experts // nodes * slots.near
+
+
+def _all_to_all(name: str, group: str, elements: int) -> _Way:
+    return _Way(name, "all_to_all", "all_to_all", group, elements, elements)
+
+
+def _there_and_back(job: Job, way: _Way, item: int) -> Iterator[Exchange]:
+    yield Exchange("all_to_all", way.name, way.operation, way.group, way.elements, item, FORWARD)
+    yield Exchange("all_to_all", f"{way.name}, gradient", way.adjoint, way.group, way.back_elements, item, BACKWARD)
+
+
+# ---- router losses
+
+
+def _statistics(job: Job) -> Iterator[Exchange]:
+    """Counts and probabilities of each expert, summed over ranks for the losses (see `SegmentSums`), by routers that have any."""
+    if job.router_cost.statistics == "none":
+        return
+    elements = segments(job) * 2 * job.config.moe.num_experts
+    for phase in (FORWARD, BACKWARD):
+        yield Exchange("other", "router statistics", "all_reduce", "dp", elements, ITEM, phase)
+
+
+def segments(job: Job) -> int:
+    """Sets of tokens that a router's losses take their statistics over."""
+    scope, layout = job.config.moe.router.statistics, job.slot_rules.layout
+    if job.router_cost.statistics == "node":  # locality is a matter of nodes at least
+        scope = "rank" if scope == "rank" else "node"
+    return {"rank": layout.world_size, "node": layout.nodes, "global": 1}[scope]
+
+
+# ---- the optimizer step
+
+
+def _update(job: Job) -> Iterator[Exchange]:
+    found = in_gradient_order(parameters(job))
+    early = early_messages(job)
+    for size in early:
+        yield from _summed("dense gradients, early", job, "dp", size, LAST_BACKWARD)
+    experts = [p.size for p in found if p.expert]
+    if shares_state(job):
+        yield from _update_of_shares(job)
+        return
+    late = [p.size for p in found if not p.expert and not (early and p.is_map)]
+    for size in _messages([*late, _statistics_size(job)]):
+        yield from _summed("dense gradients", job, "dp", size)
+    for size in _messages(experts):
+        yield from _summed("expert gradients", job, "edp", size)
+    yield _norm("norm of dense gradients", "tp")
+    if experts:
+        yield _norm("norm of expert gradients", "tp")
+        yield _norm("norm", "ep")
+
+
+def shares_state(job: Job) -> bool:
+    """True where data-parallel ranks share optimizer state out (see `pangu_sigma.train.sharding`)."""
+    return job.config.optimizer.shard != "none" and job.topology.data > 1
+
+
+def shares_experts(job: Job) -> bool:
+    """True where that of experts is shared out too: they have several replicas, and it is not on the host."""
+    return shares_state(job) and job.topology.expert_data > 1 and job.config.optimizer.experts == "device"
+
+
+class Stretch(NamedTuple):
+    """A bucket of parameters: numbers that each rank of a group updates of it; whether their gradients come as sums."""
+
+    size: int
+    summed: bool
+
+
+def stretches(job: Job, expert: bool) -> list[Stretch]:
+    """The buckets of dense parameters or of experts, as they are shared out."""
+    early = bool(early_messages(job))
+    found = [p for p in in_gradient_order(parameters(job)) if p.expert == expert]
+    ranks = job.topology.expert_data if expert else job.topology.data
+    sizes = [p.size for p in found]
+    cuts = plan_alike(sizes, [(early and p.is_map, p.decays, p.split) for p in found])
+    return [Stretch(stretch_of(sizes[start:end], ranks), early and found[start].is_map) for start, end in cuts]
+
+
+def _update_of_shares(job: Job) -> Iterator[Exchange]:
+    """After the early gradients."""
+    yield from _summed("router statistics and losses", job, "dp", _statistics_size(job))
+    for stretch in stretches(job, expert=False):
+        if not stretch.summed:
+            yield from _scattered("dense gradients", job, "dp", stretch.size)
+        yield from _gathered("updated dense parameters", job, "dp", stretch.size)
+    if shares_experts(job):
+        for stretch in stretches(job, expert=True):
+            yield from _scattered("expert gradients", job, "edp", stretch.size)
+            yield from _gathered("updated experts", job, "edp", stretch.size)
+    else:
+        for size in _messages([p.size for p in in_gradient_order(parameters(job)) if p.expert]):
+            yield from _summed("expert gradients", job, "edp", size)
+    yield _norm("norm", "world")
+
+
+def _tiers(job: Job, group: str) -> list[tuple[str, int]]:
+    """The groups in which a reduce-scatter goes on, with their sizes: inside nodes, then along rails, where there are both."""
+    parts = [(kind, len(job.topology.group_of(kind, 0))) for kind in (f"{group}_node", f"{group}_rail")]
+    return parts if all(size > 1 for _, size in parts) else [(group, len(job.topology.group_of(group, 0)))]
+
+
+def _scattered(what: str, job: Job, group: str, stretch: int) -> Iterator[Exchange]:
+    elements = stretch * len(job.topology.group_of(group, 0))
+    for kind, size in _tiers(job, group):
+        yield Exchange("gradient", what, "reduce_scatter", kind, elements, ITEM, UPDATE)
+        elements //= size
+
+
+def _gathered(what: str, job: Job, group: str, stretch: int) -> Iterator[Exchange]:
+    elements = stretch
+    for kind, size in _tiers(job, group)[::-1]:
+        yield Exchange("gradient", what, "all_gather", kind, elements, ITEM, UPDATE)
+        elements *= size
+
+
+def early_messages(job: Job) -> list[int]:
+    """Numbers in each message of gradients that set out during the last backward pass; none where that is not asked for.
+
+    The tcp backend puts neighbours together; with hccl, whose exchanges are operations of the graph, every tensor goes by itself.
+    """
+    if not job.config.parallel.overlap_gradients or job.topology.data == 1:
+        return []
+    sizes = [p.size for p in in_gradient_order(parameters(job)) if p.is_map]
+    return sizes if job.backend == "hccl" else _messages(sizes, EARLY_BUCKET_ELEMENTS)
+
+
+def _messages(sizes: list[int], limit: int = BUCKET_ELEMENTS) -> list[int]:
+    return [sum(sizes[start:end]) for start, end in plan_buckets(sizes, limit)]
+
+
+def _norm(name: str, group: str) -> Exchange:
+    return Exchange("gradient", name, "all_reduce", group, 1, ITEM, UPDATE)
+
+
+def _summed(what: str, job: Job, group: str, size: int, phase: str = UPDATE) -> Iterator[Exchange]:
+    """One message of gradients; within nodes first (see `NodeFirstSum`)."""
+    neighbours, rail = (len(job.topology.group_of(f"{group}_{part}", 0)) for part in ("node", "rail"))
+    if neighbours == 1 or rail == 1:
+        yield Exchange("gradient", what, "all_reduce", group, size, ITEM, phase)
+        return
+    share = -(-size // neighbours)
+    for name, operation, kind, elements in (("to shares", "reduce_scatter", "node", share * neighbours),
+                                            ("between nodes", "all_reduce", "rail", share), ("whole", "all_gather", "node", share)):
+        yield Exchange("gradient", f"{what}, {name}", operation, f"{group}_{kind}", elements, ITEM, phase)
+
+
+def _statistics_size(job: Job) -> int:
+    """Numbers that travel with the dense gradients (see `pangu_sigma.train.step.Statistics`)."""
+    layers, experts = (job.sparse_layers, job.config.moe.num_experts) if job.sparse_layers else (1, 1)
+    counts_undecided = job.sparse_layers > 0 and kind_of(job.config.moe.router.type).counts_undecided
+    return 4 + layers * (experts + 2 + counts_undecided)

@@ -1,0 +1,142 @@
+"""What is planned: a configuration on so many ranks, with every `null` resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from locmoe_ops.errors import InputError
+from locmoe_ops.router_registry import RouterCost, kind_of
+from locmoe_ops.topology import Placement, Topology
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import has_experts, resolve_runtime, router_sizes, validate
+from pangu_sigma.data.domains import resolve_domain_groups
+from pangu_sigma.data.manifest import NAME, read_manifest
+from pangu_sigma.model.capacity_rules import SlotRules
+
+ITEM = 4  # bytes of float32: parameters, gradients, states, and whatever does not take part in matmuls
+
+
+@dataclass(frozen=True)
+class Job:
+    """A configuration that `plan_job` has checked. `words`: rows of one slot of the word table; `domains`: the data's."""
+
+    config: Config
+    topology: Topology
+    words: int
+    domains: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of a rank's micro-batch."""
+        train = self.config.train
+        return train.micro_batch_size or train.global_batch_size // self.topology.data
+
+    @property
+    def tokens(self) -> int:
+        """T: tokens of a rank's micro-batch."""
+        return self.rows * self.config.model.sequence_length
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a rank in an optimizer step."""
+        return self.config.train.global_batch_size // (self.rows * self.topology.data)
+
+    @property
+    def global_tokens(self) -> int:
+        """Tokens of an optimizer step."""
+        return self.config.train.global_batch_size * self.config.model.sequence_length
+
+    @property
+    def compute_item(self) -> int:
+        """Bytes of a number that enters matmuls."""
+        return ITEM if self.config.runtime.precision == "fp32" else 2
+
+    @property
+    def inner(self) -> int:
+        """f: inner features of a feed-forward network, over all ranks of a tensor-parallel group."""
+        model = self.config.model
+        return model.ffn_hidden_size or 4 * model.hidden_size
+
+    @property
+    def blocks(self) -> int:
+        """Decoder blocks below the query layer."""
+        return self.config.model.dense_layers + self.config.model.sparse_layers
+
+    @property
+    def sparse_layers(self) -> int:
+        """M: feed-forward networks with experts, the query layer's included."""
+        return self.config.model.sparse_layers + self.config.model.sparse_query_layer
+
+    @property
+    def dense_layers(self) -> int:
+        """Dense feed-forward networks, the query layer's included."""
+        return self.blocks + 1 - self.sparse_layers
+
+    @property
+    def experts_per_rank(self) -> int:
+        return self.config.moe.num_experts // self.topology.expert
+
+    @cached_property
+    def exchange(self) -> Placement:
+        """Experts on the ranks among which the first rank exchanges tokens; those of other ranks are as many."""
+        return self.slot_rules.exchange_of(0)
+
+    @property
+    def word_slots(self) -> int:
+        """Copies of the word table: one a domain, or one for all."""
+        return self.domains if self.config.model.domain_embeddings else 1
+
+    @property
+    def backend(self) -> str:
+        """Of the collectives: hccl or tcp."""
+        return resolve_runtime(self.config).runtime.backend
+
+    @property
+    def router_cost(self) -> RouterCost:
+        """What the router costs a sparse layer, as its file declares."""
+        router = self.config.moe.router
+        return kind_of(router.type).cost(router.own, router_sizes(self.config))
+
+    @property
+    def slot_rules(self) -> SlotRules:
+        return SlotRules(self.config, self.topology, self.domains, self.tokens)
+
+
+def plan_job(config: Config, nodes: int, devices_per_node: int) -> Job:
+    """The job of `config` on `nodes` of `devices_per_node` ranks.
+
+    Raises:
+        InputError: the configuration does not fit the ranks, or its vocabulary is not known.
+    """
+    ranks = nodes * devices_per_node
+    placed = replace(config, parallel=replace(config.parallel, ranks_per_node=devices_per_node))
+    validate(placed, ranks)
+    words, domains = _vocabulary(placed)
+    if words % placed.parallel.tensor:
+        raise InputError(f"parallel.tensor ({placed.parallel.tensor}) does not divide the {words} words of the vocabulary; expected a "
+                         "divisor")
+    parallel = placed.parallel
+    return Job(placed, Topology(ranks, devices_per_node, parallel.expert, parallel.tensor), words, domains)
+
+
+def _vocabulary(config: Config) -> tuple[int, int]:
+    """Words and domains: as the prepared data says, if there is any, else as the configuration says that it is to be prepared."""
+    model, prepare, folder = config.model, config.data.prepare, Path(config.data.path)
+    if (folder / NAME).is_file():
+        manifest = read_manifest(folder)
+        words, domains = model.vocab_size or manifest.vocab_size, len(manifest.domains)
+    elif model.vocab_size is None and prepare.tokenizer is not None:
+        raise InputError(f"model.vocab_size is null, and {config.data.path} holds no data prepared with {prepare.tokenizer}; "
+                         "expected --set model.vocab_size=N")
+    else:
+        words, domains = model.vocab_size or prepare.vocab_size, _configured_domains(config)
+    if has_experts(config):
+        resolve_domain_groups(config.moe.domain_groups, domains, config.moe.num_groups)
+    return words, domains
+
+
+def _configured_domains(config: Config) -> int:
+    groups = config.moe.domain_groups
+    return len(groups) if groups is not None else len(config.data.prepare.sources) or config.moe.num_groups

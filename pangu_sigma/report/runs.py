@@ -1,0 +1,148 @@
+"""Run folders -> the page of compare, for runs that nobody planned as a comparison, finished or not."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.config.load import shown, to_dict
+from pangu_sigma.metrics.perplexity import DIVERGED
+from pangu_sigma.metrics.window import COMPILING_STEPS
+from pangu_sigma.report.collect import Collection, collect_run, collection_of
+from pangu_sigma.report.comparison import COUNTERS, SINGLE_PHASE, Cluster, Plan, Run
+from pangu_sigma.report.files import read_object
+from pangu_sigma.report.folder import RunFolder, RunState
+from pangu_sigma.report.page import MARKERS, paragraph, table
+from pangu_sigma.report.report import RULE, Words, assemble
+from pangu_sigma.runtime.files import check_output, write_output
+
+REFRESH_S = 5
+_ONE_SEED = 0  # every folder stands for itself: all are set beside the first, whatever their seeds
+_OWN_PLACE = ("train.output_dir", "checkpoint.resume")  # differ between runs that are otherwise the same
+INTRODUCTION = (
+    "A mixture-of-experts layer holds many small networks (experts), spread over the workers of several nodes. A router sends every "
+    "token to an expert, so tokens travel: fast inside a node, slowly between nodes. An expert has a limited number of slots a step; a "
+    "token that finds none skips the layer.")
+MEASURED = (
+    RULE + " Ratios are to {first}. A run that goes on is shown as far as it is.")
+
+
+def report(folders: Sequence[str], output: Optional[str] = None, follow: bool = False) -> Path:
+    """Writes the page of some runs, once, or again and again until all of them are finished; returns its path.
+
+    Args:
+        folders: run folders, of runs that may still go on.
+        output: the page's file; None: report.html in the run's folder, or in the folder that all runs have in common.
+        follow: write it again whenever a run has gone on; the page then loads itself again in the browser.
+
+    Raises:
+        InputError: a folder is not one of a run, one is given twice, or the page cannot be written.
+        KeyboardInterrupt: while following; the page is then left as it is, and no longer loads itself.
+    """
+    _check_distinct(folders)
+    runs = [RunFolder(folder) for folder in folders]
+    path = Path(output) if output else _common(folders) / "report.html"
+    check_output("--output", path, MARKERS)
+    states = [run.read() for run in runs]
+    live = follow and not all(state.finished for state in states)
+    write_output("--output", path, render(states, REFRESH_S if live else None), MARKERS)
+    print(f"report: {path}" + (f" (written anew every {REFRESH_S} s while a run goes on; Ctrl-C ends it)" if live else ""), flush=True)
+    try:
+        while live:
+            time.sleep(REFRESH_S)
+            before, states = states, [run.read() for run in runs]
+            live = not all(state.finished for state in states)
+            if not live or [state.written_s for state in states] != [state.written_s for state in before]:
+                write_output("--output", path, render(states, REFRESH_S if live else None), MARKERS)
+    finally:
+        if live:  # interrupted, or a folder is gone
+            write_output("--output", path, render(states), MARKERS)
+    return path
+
+
+def render(states: Sequence[RunState], refresh_s: Optional[int] = None) -> str:
+    """The page as HTML. `refresh_s`: seconds after which it loads itself again; None: never."""
+    names = short_names([state.folder for state in states])
+    words = Words(f"Run{'s' if len(states) > 1 else ''}: {', '.join(names)}", INTRODUCTION, _progress(states), _setting(names, states),
+                  MEASURED.format(first=names[0]))
+    return assemble(collection(names, states), words, refresh_s)
+
+
+def collection(names: Sequence[str], states: Sequence[RunState]) -> Collection:
+    """The runs as a comparison of one phase, in which each folder is a variant of its own."""
+    collected = []
+    for name, state in zip(names, states):
+        nodes = len(read_object(state.folder / COUNTERS).get("interfaces", [])) or 1
+        run = Run(SINGLE_PHASE, name, _ONE_SEED, Cluster(nodes, 1, None, False), (), state.config, "")
+        collected.append(collect_run(run, state.folder, state.records, COMPILING_STEPS))
+    plan = Plan("", "", tuple(names), names[0], (SINGLE_PHASE,), COMPILING_STEPS, 0.0, tuple(item.run for item in collected))
+    return collection_of(plan, collected)
+
+
+def short_names(folders: Sequence[Path]) -> List[str]:
+    """What tells the folders apart: their paths without what all of them begin with. The folder's own name if there is one only."""
+    whole = [Path(os.path.realpath(folder)).parts for folder in folders]
+    shared = len(os.path.commonprefix(whole)) if len(whole) > 1 else len(whole[0]) - 1
+    return ["/".join(parts[min(shared, len(parts) - 1):]) for parts in whole]
+
+
+def _progress(states: Sequence[RunState]) -> str:
+    finished = sum(state.finished for state in states)
+    if finished == len(states):
+        return ""
+    which = "The run is" if len(states) == 1 else f"{finished} of {len(states)} runs are"
+    return paragraph(f"{which}{' not' if len(states) == 1 else ''} finished: what follows may still change.", "note")
+
+
+def _setting(names: Sequence[str], states: Sequence[RunState]) -> str:
+    own = differences([state.config for state in states])
+    header = ["run", "how far", "router", "tokens a step", *(["what makes it different"] if len(states) > 1 else [])]
+    rows = []
+    for name, state, different in zip(names, states, own):
+        tokens = state.config.train.global_batch_size * state.config.model.sequence_length
+        row = [name, _how_far(state), state.config.moe.router.type, f"{tokens:,}"]
+        rows.append([*row, ", ".join(different) or "nothing but its folder"] if len(states) > 1 else row)
+    return table(header, rows, "words")
+
+
+def _how_far(state: RunState) -> str:
+    if state.diverged:
+        return f"{DIVERGED}: ended after step {state.step} of {state.steps}"
+    if state.finished:
+        return f"finished: {state.steps} steps"
+    if not state.records:
+        return f"no step of {state.steps} yet"
+    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.written_s))
+    return f"step {state.step} of {state.steps}, written {written}"
+
+
+def differences(configs: Sequence[Any]) -> List[List[str]]:
+    """Of each configuration, as `key=value`, what is not the same in all of them."""
+    flat = [_flat(to_dict(config), "") for config in configs]
+    keys = [key for key in flat[0] if key not in _OWN_PLACE] + sorted({key for one in flat for key in one} - set(flat[0]))
+    return [[f"{key}={_text(one.get(key))}" for key in keys if any(other.get(key) != one.get(key) for other in flat)] for one in flat]
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Dict[str, Any]:
+    found: Dict[str, Any] = {}
+    for name, value in values.items():
+        found.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+    return found
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value)
+
+
+def _check_distinct(folders: Sequence[str]) -> None:
+    seen: Dict[Path, str] = {}
+    for folder in folders:
+        place = Path(os.path.realpath(folder))
+        if place in seen:
+            raise InputError(f"{seen[place]} and {folder} are the same folder, expected each run once")
+        seen[place] = folder
+
+
+def _common(folders: Sequence[str]) -> Path:
+    return Path(folders[0]) if len(folders) == 1 else Path(os.path.relpath(os.path.commonpath([os.path.realpath(f) for f in folders])))

@@ -1,0 +1,157 @@
+"""`pangu-sigma summary`: finished runs side by side, as a table and as one JSON file.
+
+Reads each run's `summary.json`, whose metrics `pangu_sigma.train.metrics` defines, and needs no MindSpore.
+"""
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+
+from locmoe_ops.errors import InputError
+from pangu_sigma.metrics.perplexity import DIVERGED, perplexity_text, usable_perplexity
+from pangu_sigma.runtime.files import write_output
+from pangu_sigma.runtime.strict_json import dumps, number
+
+NAME = "summary.json"
+VALIDATION = "valid/perplexity"
+WIDTH = 79
+_NOT_MEASURED = "-"
+_LEGEND = "All but validation is of each run's second half. Bytes: all ranks, one step."
+
+
+class RunSummary(NamedTuple):
+    """What a run left. `metrics` are those of `summary.json`; one that does not apply to the run is absent, and one that has no finite
+    value null.
+    """
+
+    folder: str
+    router: str
+    unigram_perplexity: Optional[float]
+    metrics: Dict[str, Any]
+
+
+class Column(NamedTuple):
+    """A metric's place in the table."""
+
+    header: str  # two lines
+    metric: str
+    show: Callable[[float], str]
+
+
+def summarise_runs(folders: Sequence[str], output: Optional[str] = None) -> None:
+    """Prints the table of the runs in `folders`, those that diverged last; `output`, if given, gets their metrics as JSON, whole or not
+    at all.
+
+    Raises:
+        InputError: a run is unfinished or its summary damaged; two runs have one router, or other validation text; `output` cannot
+            be written.
+    """
+    runs = sorted((read_summary(folder) for folder in folders), key=_has_diverged)
+    _check_comparable(runs)
+    if output is not None:
+        write_output("--output", Path(output), dumps(combine(runs), indent=1) + "\n", (b'{\n "unigram_perplexity": ',))
+    print(table(runs), flush=True)
+
+
+def _has_diverged(run: RunSummary) -> bool:
+    return VALIDATION in run.metrics and usable_perplexity(run.metrics[VALIDATION]) is None
+
+
+def read_summary(folder: str) -> RunSummary:
+    """Reads and checks a run directory's summary. Raises InputError, naming the file, if it is missing or not one."""
+    path = Path(folder) / NAME
+    content = _parse(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: found no mapping of metrics; expected the summary of a finished run")
+    router = content.pop("router", None)
+    for name in ("code", "status"):  # no metrics
+        content.pop(name, None)
+    if not isinstance(router, str):
+        raise InputError(f"{path}: field `router` is {json.dumps(router)}; expected a router's name")
+    for name in ["unigram_perplexity", *(column.metric for column in COLUMNS)]:
+        _check_number(path, name, content.get(name))
+    if VALIDATION in content:
+        content[VALIDATION] = usable_perplexity(content[VALIDATION])
+    return RunSummary(str(folder), router, number(content.pop("unigram_perplexity", None)), content)
+
+
+def combine(runs: Sequence[RunSummary]) -> Dict[str, Any]:
+    """`unigram_perplexity`, and under `routers.<name>` the metrics of that router's run."""
+    return {"unigram_perplexity": runs[0].unigram_perplexity, "routers": {run.router: run.metrics for run in runs}}
+
+
+def table(runs: Sequence[RunSummary]) -> str:
+    """One line a run under a header of two, at most 79 columns wide, and the line that any trained model must beat."""
+    headers = [("", "router"), *(column.header.split("\n") for column in COLUMNS)]
+    rows = [[line[number] for line in headers] for number in range(2)]
+    rows += [[run.router, *(_cell(column, run) for column in COLUMNS)] for run in runs]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(headers))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) for row in rows]
+    return "\n".join([*lines[:2], "-" * len(lines[0]), *lines[2:], "", *_unigram_lines(runs), _LEGEND])
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: is missing; expected the run directory of a finished run") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:  # not UTF-8, or not JSON
+        raise InputError(f"{path}: is not JSON; expected the summary of a finished run") from None
+
+
+def _check_number(path: Path, name: str, found: Any) -> None:
+    """What is not finite is as null: an older version wrote NaN."""
+    if found is None or (isinstance(found, float) and number(found) is None):
+        return
+    if number(found) is None or found < 0:
+        raise InputError(f"{path}: field `{name}` is {json.dumps(found)}; expected a number of at least 0")
+
+
+def _check_comparable(runs: Sequence[RunSummary]) -> None:
+    seen: Dict[str, str] = {}
+    for run in runs:
+        if run.router in seen:
+            raise InputError(f"{seen[run.router]} and {run.folder} are both runs of router {run.router}; expected one run a router")
+        seen[run.router] = run.folder
+        if run.unigram_perplexity != runs[0].unigram_perplexity:
+            raise InputError(f"{runs[0].folder} and {run.folder} were validated on different text (unigram perplexity "
+                             f"{runs[0].unigram_perplexity} and {run.unigram_perplexity}); expected runs of the same data")
+
+
+def _cell(column: Column, run: RunSummary) -> str:
+    value = number(run.metrics.get(column.metric))
+    if column.metric == VALIDATION and VALIDATION in run.metrics and value is None:
+        return DIVERGED
+    return _NOT_MEASURED if value is None else column.show(value)
+
+
+def _unigram_lines(runs: Sequence[RunSummary]) -> List[str]:
+    unigram = runs[0].unigram_perplexity
+    if not unigram:
+        return []
+    measured = [(run.router, run.metrics[VALIDATION]) for run in runs if VALIDATION in run.metrics]
+    ratios = ", ".join(f"{router} {DIVERGED if perplexity is None else f'{perplexity / unigram:.2f}'}" for router, perplexity in measured)
+    text = f"Unigram perplexity {unigram:.1f}" + (f"; ratio to it: {ratios}" if ratios else "")
+    return textwrap.wrap(text, WIDTH)
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+# Fractions, and bytes of a step summed over ranks, as `pangu_sigma.train.metrics` defines them.
+COLUMNS = (
+    Column("validation\nperplexity", VALIDATION, perplexity_text),
+    Column("tokens\nper s", "throughput/tokens_per_second", "{:.0f}".format),
+    Column("kept on\nown node", "moe/local_fraction", "{:.1%}".format),
+    Column("dropped\ntokens", "moe/drop_fraction", "{:.1%}".format),
+    Column("load max\n/ mean", "moe/load_max_over_mean", "{:.2f}".format),
+    Column("inside\nnodes", "comm/intra_node(B)", _bytes),
+    Column("between\nnodes", "comm/inter_node(B)", _bytes),
+)

@@ -1,0 +1,81 @@
+"""How a process tells its user what went wrong: one line, once, on stderr or in the job's error log."""
+
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from locmoe_ops.errors import CollectiveError, InputError
+from pangu_sigma.errors import OutputNotWritten, RunDiverged, ToolFailed
+from pangu_sigma.runtime.launch import is_worker, rank_name, started_by_launcher
+from pangu_sigma.runtime.requirements import missing_package
+
+SUCCESS, FAILURE, BAD_INPUT = 0, 1, 2
+# msrun kills all ranks within a second of the first failure it sees; a failed rank stays this long so that its peers,
+# which fail for the same reason at nearly the same time, get to say so in their own words.
+_GRACE_S = 1.5
+_reporting = threading.Lock()
+
+
+def report_error(error: BaseException) -> int:
+    """Tells the user, once an error (one line; a traceback first if the error is none of those they can act on).
+
+    Under the launcher the line goes to the job's `errors.log`, from which the launcher shows the first and gives
+    every rank's log its own. Returns the exit status that fits, there after a moment in which the peers can speak too.
+    """
+    status = _status(error)
+    announce(error)
+    if status == FAILURE and is_worker() and "LOCMOE_LOG_DIR" in os.environ:
+        time.sleep(_GRACE_S)
+    return status
+
+
+def announce(error: BaseException) -> None:
+    """Reports an error ahead of `report_error`, which then stays silent, from any thread."""
+    with _reporting:
+        if not getattr(error, "_told", False):
+            error._told = True  # type: ignore[attr-defined]
+            _tell(error)
+
+
+def _tell(error: BaseException) -> None:
+    status, missing = _status(error), missing_package(error)
+    message = missing or " ".join(str(error).split())
+    if not missing and not isinstance(error, (InputError, CollectiveError, OutputNotWritten, RunDiverged, ToolFailed)):
+        traceback.print_exception(type(error), error, error.__traceback__)
+        message = f"{_rank_prefix()}{type(error).__name__}: {message}"
+    line = f"pangu-sigma: error: {message}"
+    folder = os.environ.get("LOCMOE_LOG_DIR")
+    told = folder and is_worker() and append_line(Path(folder) / "errors.log", rank_name(), str(status), line)
+    if not told or not started_by_launcher():  # else nobody reads that log, where the folder's name is left over in a shell
+        print(line, file=sys.stderr, flush=True)
+
+
+def _status(error: BaseException) -> int:
+    """A missing package counts as bad input: the user can mend it, and a job that is started again would miss it again."""
+    return BAD_INPUT if isinstance(error, InputError) or missing_package(error) else FAILURE
+
+
+def leave_now(error: BaseException) -> NoReturn:
+    """Reports the error and ends the process at once, from any thread, whatever the main thread is busy with."""
+    status = report_error(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _rank_prefix() -> str:
+    return f"rank {rank_name()}: " if is_worker() else ""
+
+
+def append_line(path: Path, *words: str) -> bool:
+    """Adds one line of tab-separated words; one write in append mode keeps several ranks' lines whole and in order."""
+    try:
+        with open(path, "ab", buffering=0) as log:
+            log.write(("\t".join(words) + "\n").encode("utf-8", "backslashreplace"))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,107 @@
+"""This process's place in the job: device, rank, topology and collectives."""
+
+import os
+from dataclasses import dataclass
+from typing import Any, Optional, Type
+
+import mindspore as ms
+
+from locmoe_ops.collectives.create import create_collectives
+from locmoe_ops.collectives.interface import Collectives
+from locmoe_ops.collectives.tcp.mesh import Mesh, join_mesh
+from locmoe_ops.errors import InputError
+from locmoe_ops.topology import Topology
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import resolve_runtime
+from pangu_sigma.runtime.launch import read_launch, why_a_rank
+from pangu_sigma.runtime.reporting import announce, leave_now
+from pangu_sigma.runtime.settings import set_context, set_environment, switch_off_compile_cache
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What the rest of the program knows of the job; a context manager that leaves it in good order.
+
+    On an error the mesh is told first, so that every rank ends with the reason, and the cause of a failed collective is raised
+    in place of what compiled code made of it.
+    """
+
+    collectives: Collectives
+    mesh: Optional[Mesh] = None
+
+    def __enter__(self) -> "Runtime":
+        return self
+
+    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], _: Any) -> None:
+        failure = self.mesh.failure if self.mesh is not None else None
+        if error is not None and failure is None and self.mesh is not None:
+            self.mesh.abort(" ".join(str(error).split())[:200] or type(error).__name__)
+        self.collectives.close()
+        if isinstance(error, Exception) and failure is not None and error is not failure:
+            raise failure from error
+
+    @property
+    def rank(self) -> int:
+        return self.collectives.rank
+
+    @property
+    def topology(self) -> Topology:
+        return self.collectives.topology
+
+    @property
+    def world_size(self) -> int:
+        return self.topology.world_size
+
+    @property
+    def is_first(self) -> bool:
+        """True on the rank that writes what is written once."""
+        return self.rank == 0
+
+
+def start_runtime(config: Config) -> Runtime:
+    """Sets MindSpore up and joins the other ranks.
+
+    Raises:
+        InputError: the launcher's environment is incomplete or contradicts the configuration, or the meeting port is taken.
+        CollectiveError: a rank did not join before `runtime.join_timeout`.
+    """
+    launch, resolved = read_launch(), resolve_runtime(config)
+    set_environment(config.runtime.hccl)
+    switch_off_compile_cache(tell=launch.rank == 0)
+    if resolved.runtime.device == "ascend":
+        ms.set_device("Ascend", launch.device)
+    else:
+        ms.set_device("CPU")
+    ms.set_context(mode=ms.GRAPH_MODE if config.runtime.mode == "graph" else ms.PYNATIVE_MODE)
+    set_context(config.runtime)
+    rank, world_size, parallel = launch.rank, launch.world_size, launch.fit(config).parallel
+    topology = Topology(world_size, parallel.ranks_per_node or world_size, parallel.expert, parallel.tensor)
+    if world_size == 1:
+        return Runtime(create_collectives("local", topology, rank))
+    if resolved.runtime.backend == "tcp":
+        mesh = _join(config, rank, world_size)
+        return Runtime(create_collectives("tcp", topology, rank, mesh), mesh)
+    from mindspore.communication import init
+
+    init()
+    return Runtime(create_collectives("hccl", topology, rank))
+
+
+def _join(config: Config, rank: int, world_size: int) -> Mesh:
+    root = os.environ.get("MS_SCHED_HOST") or _from_launcher("LOCMOE_MASTER_ADDRESS")
+    mesh = join_mesh(
+        rank, world_size, (root, int(_from_launcher("LOCMOE_MESH_PORT"))), bytes.fromhex(_from_launcher("LOCMOE_MESH_SECRET")),
+        bind=os.environ.get("LOCMOE_NODE_ADDRESS", root),
+        join_timeout=config.runtime.join_timeout, collective_timeout=config.runtime.collective_timeout,
+        parent_pid=os.getppid())
+    mesh.on_failure = announce
+    mesh.on_unnoticed = leave_now  # the main thread is deep in compiled code, or waits for something else
+    return mesh
+
+
+def _from_launcher(name: str) -> str:
+    value: Optional[str] = os.environ.get(name)
+    if not value:
+        raise InputError(f"environment variable {name} is not set; expected it from scripts/train_msrun.sh or "
+                         f"scripts/train_rank_table.sh, which start ranks on CPU{why_a_rank()}")
+    return value

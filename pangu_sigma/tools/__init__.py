@@ -1,1 +1,0 @@
-"""Tools around training: benchmarks and comparisons."""

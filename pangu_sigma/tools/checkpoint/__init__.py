@@ -1,1 +1,0 @@
-"""`pangu-sigma ckpt`: looking at checkpoints, and making one out of another."""

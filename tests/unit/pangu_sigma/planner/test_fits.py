@@ -1,0 +1,77 @@
+"""Suggested changes, carried out: they fit, and nothing smaller does."""
+
+from dataclasses import replace
+
+import pytest
+
+from pangu_sigma.config.load import load_config
+from pangu_sigma.planner.cluster import Cluster, cluster_of
+from pangu_sigma.planner.fits import advice, nearest_change, with_value
+from pangu_sigma.planner.hardware import Figure, load_hardware
+from pangu_sigma.planner.plan import make_plan
+
+
+def with_memory(gigabytes, nodes=1, devices=1):
+    """910A devices of other sizes, with nothing taken beforehand."""
+    device = load_hardware("910a")
+    memory = replace(device.memory, capacity_gb=Figure(gigabytes, source="by hand"), reserved_gb=Figure(0.0, source="by hand"),
+                     per_group_mb=Figure(0.0, source="by hand"))
+    return Cluster(nodes, devices, replace(device, memory=memory))
+
+
+@pytest.fixture
+def large(make_config):
+    """8 rows at once: activations are most of it."""
+    return make_config(model={"hidden_size": 256, "num_heads": 4, "ffn_hidden_size": 1024, "sequence_length": 256},
+                       runtime={"precision": "fp16", "device": "ascend"})
+
+
+def memory_of(config, cluster):
+    return make_plan(config, cluster).memory.total / 1e9
+
+
+def test_fewer_rows_are_enough(large):
+    half = memory_of(with_value(large, "train.micro_batch_size", 4), with_memory(1.0))
+    change = nearest_change(large, with_memory(half * 1.01))
+    assert change.settings[0].startswith("--set train.micro_batch_size=") and len(change.settings) == 1
+    rows = int(change.settings[0].rpartition("=")[2])
+    assert make_plan(with_value(large, "train.micro_batch_size", rows), with_memory(half * 1.01)).fits
+    assert change.memory == min(memory_of(with_value(large, "train.micro_batch_size", r), with_memory(1.0)) for r in (1, 2, 4)) * 1e9
+
+
+def test_two_settings_where_one_is_not_enough(large):
+    """Two ranks at tensor parallel 2 and single rows are needed together."""
+    cluster = with_memory(1.0, nodes=1, devices=2)
+    both = memory_of(with_value(with_value(large, "train.micro_batch_size", 1), "parallel.tensor", 2), cluster)
+    change = nearest_change(large, with_memory(both * 1.001, nodes=1, devices=2))
+    assert len(change.settings) == 2
+    assert change.memory <= both * 1.001e9
+
+
+def test_larger_hardware_where_no_setting_is_enough():
+    config = load_config("configs/ascend/pangu_sigma_38b_128.yaml")
+    cluster = cluster_of(config, 16, None, None)
+    assert not make_plan(config, cluster).fits
+    assert nearest_change(config, cluster).settings == ("--hardware 910b",)
+    assert make_plan(config, cluster_of(config, 16, None, "910b")).fits
+    assert advice(config, cluster).startswith("--hardware 910b (")
+
+
+def test_optimizer_state_elsewhere_where_it_is_most_of_a_rank(make_config):
+    """Two replicas of a model with a large vocabulary and few rows: Adam's moments of what they share, half of which goes. Three heads
+    and three experts cannot be split.
+    """
+    config = make_config(model={"hidden_size": 240, "num_heads": 3, "ffn_hidden_size": 1024, "sequence_length": 16, "vocab_size": 40000},
+                         moe={"num_experts": 3, "num_groups": 1}, train={"global_batch_size": 2},
+                         runtime={"precision": "fp16", "device": "ascend"})
+    cluster = with_memory(9.0, devices=2)
+    shared = memory_of(with_value(config, "optimizer.shard", "data_parallel"), cluster)
+    assert shared < memory_of(config, cluster) * 0.95
+    assert nearest_change(config, with_memory(shared * 1.001, devices=2)).settings == ("--set optimizer.shard=data_parallel",)
+
+
+def test_nothing_fits_into_nothing(large):
+    config = with_value(large, "runtime.precision", "bf16")  # of the shipped hardware only the 910B has it
+    cluster = replace(with_memory(1e-6), hardware=replace(load_hardware("910b"), memory=with_memory(1e-6).hardware.memory))
+    assert nearest_change(with_value(config, "model.hidden_size", 1 << 19), cluster) is None
+    assert advice(with_value(config, "model.hidden_size", 1 << 19), cluster).startswith("none of two settings")

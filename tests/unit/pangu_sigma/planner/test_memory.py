@@ -1,0 +1,135 @@
+"""Memory against arithmetic by hand on a network of few numbers."""
+
+from dataclasses import replace
+
+import pytest
+
+from pangu_sigma.planner.hardware import Figure, load_hardware
+from pangu_sigma.planner.memory import layer_activations, rank_memory
+from pangu_sigma.planner.parameters import count_parameters
+
+# 8 rows x 12 positions; width 16, 4 heads, 24 inner features.
+TOKENS, ROW, SCORES = 96, 96 * 16, 8 * 4 * 12 * 12
+
+
+@pytest.fixture
+def device():
+    return load_hardware("910a")
+
+
+def test_state_follows_from_parameters(make_job, device):
+    job = make_job(2, 2, parallel={"expert": 4}, runtime={"precision": "fp16"})
+    memory, own = rank_memory(job, device), count_parameters(job).rank
+    assert (memory.parameters, memory.optimizer, memory.gradients) == (4 * own, 8 * own, 4 * own)
+    matrices = 24 * 16 + 2 * 12 * 16 + 3 * 4 * 16 * 16 + 2 * 2 * 24 * 16 + 2 * (2 * 24 * 16 + 24 + 16)  # expert biases have three axes
+    assert memory.half_copies == 2 * matrices
+
+
+def test_shared_and_hosted_state_by_hand(make_job, device):
+    """Of two moments and the weights under way a rank has a quarter, of dense parameters, and half, of experts with two replicas. The
+    host has weights and moments of all experts of its rank.
+    """
+    def held(**optimizer):
+        memory = rank_memory(make_job(2, 2, parallel={"expert": 2}, optimizer=optimizer), device)
+        assert memory.parameters == 4 * (dense + experts)
+        return memory.optimizer, memory.host
+
+    dense, experts = 7440 - 1616, 2 * 1616  # see below
+    assert held() == (4 * 2 * (dense + experts), 0)
+    assert held(shard="data_parallel") == (4 * 3 * (dense // 4 + experts // 2), 0)
+    assert held(experts="host_lazy") == (4 * 2 * dense, 4 * 3 * experts)
+    assert held(shard="data_parallel", experts="host_dense") == (4 * 3 * dense // 4, 4 * 3 * experts)
+
+
+def test_one_rank_shares_nothing(make_job, device):
+    whole, alone = (rank_memory(make_job(optimizer={"shard": shard}), device) for shard in ("none", "data_parallel"))
+    assert alone == whole
+
+
+def test_several_micro_batches_need_accumulators(make_job, device):
+    one, two = (rank_memory(make_job(train={"micro_batch_size": rows}), device) for rows in (8, 4))
+    assert two.gradients == 2 * one.gradients
+
+
+def test_dense_layers_by_hand(make_job):
+    """float32. Attention: norm's input and output, 4 maps of heads, probabilities. FFN: norm's input and output, inner features twice.
+    The query layer also has the final norm's input and its queries.
+    """
+    layer = 4 * (2 * ROW + 4 * ROW + SCORES + 2 * ROW + 2 * TOKENS * 24)
+    found = layer_activations(make_job(model={"dense_layers": 2, "sparse_layers": 0}))
+    assert found == [layer, layer, layer + 4 * 2 * ROW]
+
+
+def test_half_precision_by_hand(make_job):
+    """Norms' inputs stay float32, and so do probabilities, of which a copy enters the product."""
+    layer = 4 * ROW + 2 * ROW + 4 * 2 * ROW + (4 + 2) * SCORES + 4 * ROW + 2 * (ROW + 2 * TOKENS * 24)
+    assert layer_activations(make_job(model={"sparse_layers": 0}, runtime={"precision": "fp16"}))[0] == layer
+
+
+def test_flash_attention_keeps_no_probabilities(make_job):
+    """Of each of its rows of scores the largest and the sum, as eight float32 numbers each."""
+    plain, fused = (layer_activations(make_job(model={"hidden_size": 64}, runtime={"precision": "fp16", "device": "ascend", "fused": {
+        "attention": on}}))[0] for on in (False, True))
+    assert plain - fused == (4 + 2) * SCORES - 8 * 4 * 12 * 16 * 4
+
+
+def test_groups_have_buffers_of_the_size_asked_for(make_job, device):
+    """HCCL has two a group, of 200 MB unless told otherwise."""
+    default, small = (rank_memory(make_job(2, 2, parallel={"expert": 4}, runtime={"device": "ascend", "hccl": {"buffer_mb": size}}), device)
+                      for size in (200, 50))
+    unset = rank_memory(make_job(2, 2, parallel={"expert": 4}, runtime={"device": "ascend"}), device)
+    assert default.reserved == unset.reserved
+    assert default.reserved - small.reserved in [groups * 300e6 for groups in range(1, 6)]
+
+
+def test_sparse_layer_by_hand(make_job):
+    """96 x 1.25 / 8 = 15 slots for each of 8 experts: their inputs, inner features twice; results of 96 assignments."""
+    found = layer_activations(make_job(model={"dense_layers": 0}))[0]
+    attention = 4 * (2 * ROW + 4 * ROW + SCORES)
+    assert found == attention + 4 * (2 * ROW + 120 * (16 + 48) + ROW)
+
+
+def test_recomputed_layers_keep_their_input(make_job, device):
+    job = make_job(model={"dense_layers": 3})
+    memory, layers = rank_memory(job, device), layer_activations(job)
+    assert memory.activations == sum(layers)
+    assert memory.recomputed == 5 * 4 * ROW + max(layers)
+    assert memory.total - memory.total_recomputed == pytest.approx((memory.activations - memory.recomputed) * 1.05)
+
+
+def test_hardware_may_hold_activations_several_times(make_job, device):
+    twice = replace(device, memory=replace(device.memory, activation_factor=Figure(2.0, source="by hand")))
+    one, two = (rank_memory(make_job(), each) for each in (device, twice))
+    assert (two.activations, two.recomputed, two.gradients) == (2 * one.activations, 2 * one.recomputed, one.gradients)
+
+
+def test_tensor_parallelism_divides_what_it_shares(make_job):
+    """Heads, inner features; not norms."""
+    one, two = (layer_activations(make_job(1, ranks, model={"sparse_layers": 0}, parallel={"tensor": ranks}))[0] for ranks in (1, 2))
+    assert one - two == 4 * (4 * ROW + SCORES + 2 * TOKENS * 24) / 2
+
+
+def test_buffers_of_the_loss_by_hand(make_job, device):
+    """Logits of 24 words in three copies, gradients of inner features."""
+    assert rank_memory(make_job(), device).working == 3 * 4 * TOKENS * 24 + 2 * 4 * TOKENS * 24
+
+
+def test_buffers_of_gradients_by_hand(make_job, device):
+    """Of 7440 numbers, 1616 are in experts, which have no replica; 15 statistics travel with the others, and 1 number more
+    makes two equal parts for the ranks of a node. Weights of maps, which may be sent early: 3 x 4 x 256 of attention, 2 x 2 x 384 of
+    feed-forward networks.
+    """
+    late = make_job(2, 2, parallel={"expert": 4, "overlap_gradients": False})
+    assert rank_memory(late, device).working == 4 * 3 * (7440 - 1616 + 16)
+    early = make_job(2, 2, parallel={"expert": 4})
+    maps = 3 * 4 * 256 + 2 * 2 * 384
+    assert rank_memory(early, device).working == 4 * (maps + 3 * (7440 - 1616 + 16 - maps))
+    in_graph = make_job(2, 2, parallel={"expert": 4}, runtime={"device": "ascend"})
+    assert rank_memory(in_graph, device).working == 4 * 3 * (7440 - 1616 + 16 - maps)
+
+
+def test_total_is_the_sum_of_its_parts(make_job, device):
+    memory = rank_memory(make_job(2, 2, parallel={"expert": 4}, runtime={"precision": "fp16"}), device)
+    parts = (memory.parameters + memory.optimizer + memory.gradients + memory.half_copies + memory.activations + memory.dispatch
+             + memory.working + memory.margin + memory.reserved)
+    assert memory.total == pytest.approx(parts)

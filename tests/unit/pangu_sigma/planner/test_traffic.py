@@ -1,0 +1,93 @@
+"""Bytes of each collective against the algorithms themselves, played by recorders; bytes of whole steps against hand arithmetic."""
+
+import numpy as np
+import pytest
+
+from locmoe_ops.collectives.tcp import algorithms
+from locmoe_ops.topology import Topology
+from pangu_sigma.planner.exchanges import FORWARD, Exchange, step_exchanges
+from pangu_sigma.planner.traffic import by_cause, sent
+
+TOPOLOGIES = [Topology(8, 4, 4, 2), Topology(8, 2, 2, 2), Topology(6, 3, 3), Topology(12, 4, 2), Topology(4, 1, 4), Topology(4, 4, 4)]
+OPERATIONS = ["all_to_all", "all_gather", "reduce_scatter", "all_reduce"]
+SIZES = [1, 7, 700, 5001]  # numbers; 2048 of them are what a small all-reduce may have
+
+
+class Recorder:
+    """One rank's end of a collective that sends nothing: notes bytes by receiver."""
+
+    def __init__(self, index, size):
+        self.index, self.size, self.bytes = index, size, np.zeros(size, np.int64)
+
+    def others(self):
+        return [(self.index + step) % self.size for step in range(1, self.size)]
+
+    def send(self, peer, array):
+        self.bytes[peer] += array.nbytes
+
+    def receive(self, peer, array):
+        array[...] = 0
+
+
+def played(operation, topology, kind, array):
+    """Bytes inside and between nodes, by running the algorithm on every rank of every group."""
+    totals = [0, 0]
+    for group in topology.groups(kind):
+        for index, rank in enumerate(group):
+            recorder = Recorder(index, len(group))
+            for _ in getattr(algorithms, operation)(recorder, array):
+                pass
+            for peer, count in zip(group, recorder.bytes):
+                totals[topology.node_of(peer) != topology.node_of(rank)] += int(count)
+    return tuple(totals)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_collective_sends_what_the_algorithm_sends(topology, operation):
+    for kind in ("world", "tp", "ep", "dp", "edp", "ep_node", "ep_rail", "dp_rail"):
+        size = len(topology.groups(kind)[0])
+        if size == 1:
+            continue
+        for numbers in SIZES:
+            rows = numbers * size if operation in ("all_to_all", "reduce_scatter") else numbers
+            array = np.zeros((size, numbers) if operation == "all_to_all" else rows, np.float32)
+            exchange = Exchange("other", "", operation, kind, rows, 4, FORWARD)
+            assert sent(exchange, topology) == played(operation, topology, kind, array), (kind, numbers)
+
+
+def test_flat_dispatch_by_hand(make_job):
+    """2 nodes x 2 ranks, 8 experts, 24 tokens a rank: 4 slots an expert, so 2 x 4 rows of 16 float32 to each other rank, of which one
+    is on the node and two are not; there and back, forward and backward.
+    """
+    job = make_job(2, 2, parallel={"expert": 4})
+    link = 2 * 4 * 16 * 4
+    assert by_cause(step_exchanges(job), job.topology)["all_to_all"] == (4 * 4 * 1 * link, 4 * 4 * 2 * link)
+
+
+def test_half_precision_halves_what_returns(make_job):
+    """Results and their gradients; tokens on their way out stay float32."""
+    job = make_job(2, 2, parallel={"expert": 4}, runtime={"precision": "fp16"})
+    link = 2 * 4 * 16
+    assert by_cause(step_exchanges(job), job.topology)["all_to_all"].inter_node == 4 * 2 * link * (4 + 2 + 2 + 4)
+
+
+def test_gradients_cross_between_nodes_once(make_job):
+    """Without experts all of them are summed over all ranks: within each node of 4 first, then a quarter between 2 nodes."""
+    job = make_job(2, 4, model={"sparse_layers": 0, "dense_layers": 0})
+    numbers = sum((24 * 16, 12 * 16, 2 * 16, 12 * 16, 2 * 16, 4 * 16 * 16, 3 * 16, 2 * 16, 2 * 24 * 16 + 24 + 16)) + 4 + 3
+    share = -(-numbers // 4)
+    found = by_cause(step_exchanges(job), job.topology)["gradient"]
+    assert found == (2 * 4 * 3 * 2 * share * 4, 4 * 2 * 2 * -(-share // 2) * 4)
+
+
+def test_nothing_travels_on_one_rank(make_job):
+    assert step_exchanges(make_job()) == []
+
+
+def test_micro_batches_repeat_forward_and_backward_but_not_the_update(make_job):
+    whole = make_job(2, 2, parallel={"expert": 4})
+    halves = make_job(2, 2, parallel={"expert": 4}, train={"micro_batch_size": 1})
+    first, second = (by_cause(step_exchanges(job), job.topology) for job in (whole, halves))
+    assert first["gradient"] == second["gradient"]
+    assert second["other"].inter_node == 2 * first["other"].inter_node > 0
