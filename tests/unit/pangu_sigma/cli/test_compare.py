@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from pangu_sigma.cli import compare as command
 from pangu_sigma.cli import main as cli
 from pangu_sigma.compare import runner
 
@@ -23,7 +22,8 @@ def stand_in(monkeypatch, tmp_path):
         [ ! -e '{tmp_path}/status' ] || {{ echo 'pangu-sigma: error: data: gone' >&2; exit "$(cat '{tmp_path}/status')"; }}
         echo "$record" >"$0/metrics.jsonl"; echo '{{"router": "x"}}' >"$0/summary.json"
     """
-    monkeypatch.setattr(command, "run_all", lambda plan, output: runner.run_all(
+    run_all = runner.run_all
+    monkeypatch.setattr(runner, "run_all", lambda plan, output: run_all(
         plan, output, lambda run, base, folder: ["bash", "-c", script, str(folder)]))
 
 
