@@ -24,6 +24,7 @@ from pangu_sigma.runtime.strict_json import dumps
 FILE = ".pangu-sigma.lock"
 _MOST_NOTE_BYTES = 4096
 _POLL_S = 0.2
+_SIGNING_S = 2.0  # in which whoever has just taken a lock has signed it, or has left again
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -57,11 +58,11 @@ class FolderLock:
     def __enter__(self) -> "FolderLock":
         deadline = time.monotonic() + self._wait_s
         while not self._try():
-            if time.monotonic() >= deadline:
-                raise InputError(
-                    f"{self._option}: {self._folder} is in use by {self._holder()}; "
-                    "expected another folder, or to wait until that has ended"
-                )
+            late = time.monotonic() - deadline
+            holder = self._holder() or (late >= _SIGNING_S and "another process")
+            if late >= 0 and holder:
+                raise InputError(f"{self._option}: {self._folder} is in use by {holder}; expected another folder, or to wait until that "
+                                 "has ended")
             time.sleep(_POLL_S)
         return self
 
@@ -135,17 +136,18 @@ class FolderLock:
             raise InputError(f"{self._option}: {self._path} is there, and pangu-sigma did not write it; expected another folder")
         note = {"host": socket.gethostname(), "process": os.getpid(), "since": datetime.now().isoformat(" ", "seconds")}
         try:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, (dumps(note) + "\n").encode(), 0)
+            content = (dumps(note) + "\n").encode()
+            os.pwrite(descriptor, content, 0)  # over an earlier note: at no moment is there none to read
+            os.ftruncate(descriptor, len(content))
         except OSError:
             pass  # read-only, or full: the lock holds without a note
 
-    def _holder(self) -> str:
+    def _holder(self) -> Optional[str]:
+        """Who holds the lock, in words; None where nobody has signed, or the holder has just left."""
         try:
-            note = _read_note(self._path.read_bytes())
+            return _read_note(self._path.read_bytes())
         except OSError:
-            note = None
-        return note or "another process"
+            return None
 
 
 def _read_note(content: bytes) -> Optional[str]:

@@ -68,8 +68,8 @@ def play(folder: Path, jobs) -> list:
     processes = [FORKED.Process(target=run_job, args=(number, job, str(folder), start)) for number, job in enumerate(jobs, 1)]
     for process in processes:
         process.start()
-    kills = sorted((start + job.delay_s + job.killed_after_s, process) for job, process in zip(jobs, processes)
-                   if job.killed_after_s is not None)
+    kills = sorted(((start + job.delay_s + job.killed_after_s, process) for job, process in zip(jobs, processes)
+                    if job.killed_after_s is not None), key=lambda kill: kill[0])
     for moment, process in kills:
         process.join(max(0.0, moment - time.monotonic()))
         process.kill()

@@ -9,6 +9,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -89,6 +90,32 @@ def test_waits_as_long_as_it_is_told(tmp_path, hold):
     process.stdin.flush()
     with lock(tmp_path, wait_s=30.0):
         assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_holder_that_has_not_signed_yet_is_given_a_moment(tmp_path, leaves):
+    """Between taking a lock and signing it a holder has no name; then it has one, or the folder is free."""
+    (tmp_path / "run").mkdir()
+    descriptor = os.open(tmp_path / "run" / FILE, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+    def sign():
+        time.sleep(0.5)
+        if leaves:
+            os.close(descriptor)
+        else:
+            os.write(descriptor, json.dumps({"host": "here", "process": 7, "since": "now"}).encode())
+
+    thread = threading.Thread(target=sign)
+    thread.start()
+    if leaves:
+        with lock(tmp_path) as held:
+            assert held.descriptor is not None
+    else:
+        with pytest.raises(InputError, match="is in use by process 7 on here since now"):
+            lock(tmp_path).__enter__()
+        os.close(descriptor)
+    thread.join()
 
 
 def test_readers_share_and_keep_a_writer_out(tmp_path, hold):
