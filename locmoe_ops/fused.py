@@ -8,7 +8,11 @@ from typing import Tuple
 from mindspore import Tensor, dtype, nn, ops
 from mindspore.ops.auto_generate import GroupedMatmulV4, MoeTokenPermute, MoeTokenUnpermute
 
-_ONE_OUTPUT, _BY_ROWS, _SIZES = 3, 0, 1  # GroupedMatmul: one tensor comes out; groups are of rows; they are given by their sizes
+_ONE_OUTPUT, _BY_ROWS, _SIZES = (
+    3,
+    0,
+    1,
+)  # GroupedMatmul: one tensor comes out; groups are of rows; they are given by their sizes
 
 
 class GroupedProduct(nn.Cell):
@@ -24,13 +28,30 @@ class GroupedProduct(nn.Cell):
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
         groups, rows, width = x.shape
         sizes = ops.full((groups,), rows, dtype=dtype.int64)
-        y = self.product([x.reshape(-1, width)], [weight], None, None, None, None, None, None, sizes, None, None, None, _ONE_OUTPUT,
-                         _BY_ROWS, _SIZES, 0)[0]
+        y = self.product(
+            [x.reshape(-1, width)],
+            [weight],
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            sizes,
+            None,
+            None,
+            None,
+            _ONE_OUTPUT,
+            _BY_ROWS,
+            _SIZES,
+            0,
+        )[0]
         return y.reshape(groups, rows, -1)
 
 
 class TokenSort(nn.Cell):
-    """MoeTokenPermute: a copy of each token for each of its k places, ordered by place; of one place the earlier token first.
+    """MoeTokenPermute: a copy of each token for each of its k places, ordered by place; of one place the earlier token
+    first.
 
     Inputs: x <float>[T, d]; place <int32>[T, k]. Outputs: <float>[k * T, d]; what `TokenUnsort` needs.
     """

@@ -19,7 +19,8 @@ _KINDS = {dict: "an object", list: "a list", str: "a string", int: "a number", f
 class JsonValue:
     """A value, the path to it inside the file (as in `server_list[0].device`), and the file's name.
 
-    What is asked for and is not there, or is of another kind, is an InputError that names file, path, value and expectation.
+    What is asked for and is not there, or is of another kind, is an InputError that names file, path, value and
+    expectation.
     """
 
     def __init__(self, value: Any, path: str, file: str) -> None:
@@ -77,7 +78,9 @@ class JsonValue:
 
 
 def read_json(path: str | os.PathLike[str], expected: str) -> JsonValue:
-    """The value that a file holds. Raises InputError: it cannot be read, is empty or no JSON, or repeats a name in an object."""
+    """The value that a file holds. Raises InputError: it cannot be read, is empty or no JSON, or repeats a name in an
+    object.
+    """
     text = read_text(path, expected)
     if not text.strip():
         raise InputError(f"{path}: the file is empty, expected {expected}")
@@ -122,8 +125,10 @@ def parse_json(text: str, where: str, expected: str, is_line: bool = False) -> A
         if is_line:
             reason = f"{error.msg.lower()}, column {error.colno}"
             raise InputError(f"{where}: broken JSON ({reason}); expected {expected}") from None
-        raise InputError(f"{where}: line {error.lineno}, column {error.colno}: not valid JSON ({error.msg.lower()}), "
-                         f"expected {expected}") from None
+        raise InputError(
+            f"{where}: line {error.lineno}, column {error.colno}: not valid JSON ({error.msg.lower()}), "
+            f"expected {expected}"
+        ) from None
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         found = "broken JSON" if is_line else "not valid JSON"
@@ -136,8 +141,8 @@ def whole_number(text: str) -> int | None:
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Whether a text holds half of a surrogate pair, which no UTF-8 file can hold: escapes of JSON and YAML can spell one
-    (\\ud83d), and Python reads bytes of another encoding on the command line as such.
+    """Whether a text holds half of a surrogate pair, which no UTF-8 file can hold: escapes of JSON and YAML can spell
+    one (\\ud83d), and Python reads bytes of another encoding on the command line as such.
     """
     try:
         text.encode("utf-8")

@@ -1,40 +1,93 @@
-"""The sparse feed-forward layer: the routing cell decides, the dispatcher moves, the experts compute."""
+"""Read first: a whole sparse feed-forward layer. A router decides, a dispatcher moves, experts compute, the layer
+composes.
 
-from typing import Dict, Optional, Tuple
+1. `MultiLevelRouting`: the token's domain picks an expert group (level 1), a router by name picks experts of it (level
+   2).
+2. `MoEFeedForward`: routing, dispatch to the experts, combine.
+3. `build_moe`: such a layer from a handful of sizes, for use in any network.
+
+Shape legend: T tokens of this rank, d hidden size, k choices a token, N = k * T assignments, E experts.
+"""
+
+from typing import Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
 from mindspore import Tensor, nn, ops
 
+from locmoe_ops.capacity.factor import capacity_by_factor
+from locmoe_ops.collectives.create import create_collectives
+from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
+from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.errors import InputError
 from locmoe_ops.experts import ExpertBank
-from locmoe_ops.routers.base import one_hot
-from locmoe_ops.routing_cell import MultiLevelRouting
+from locmoe_ops.router_registry import router_spec
+from locmoe_ops.routers.base import Router, RoutingShape, one_hot
+from locmoe_ops.routers.context import RouterContext, make_router
+from locmoe_ops.routers.gates import DenseGate
+from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
+
+
+class MultiLevelRouting(nn.Cell):
+    """Level 1: the token's domain picks its expert group. Level 2: `router` picks experts of that group.
+
+    Args:
+        domain_groups: group of each domain, length D.
+        router: level 2.
+
+    Inputs: x <float>[T, d]; tokens, a dict of ids, domain, home, seed <int32>[T] each. Output: as `Router`.
+    """
+
+    def __init__(self, domain_groups: Sequence[int], router: Router) -> None:
+        super().__init__()
+        wrong = [g for g in domain_groups if not 0 <= g < router.num_groups]
+        if wrong or not domain_groups:
+            raise InputError(
+                f"domain_groups {list(domain_groups)}: expected group ids 0 to {router.num_groups - 1}, one a domain"
+            )
+        self.domain_groups = Tensor(np.asarray(domain_groups, np.int32))
+        self.router = router
+
+    def construct(self, x: Tensor, tokens: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        group = ops.gather(self.domain_groups, tokens["domain"], 0)
+        level_2 = {"ids": tokens["ids"], "group": group, "home": tokens["home"], "seed": tokens["seed"]}
+        if self.router.by_word:
+            level_2["word"] = tokens["word"]
+        return self.router(x, level_2)
 
 
 class MoEFeedForward(nn.Cell):
     """A drop-in for a dense FFN on tokens [T, d].
 
     1. routing: experts and weights of each token, and the losses.
-    2. dispatcher: tokens to expert buffers, on whichever rank; experts; back to tokens, scaled by their weights. A dropped token
-       gets 0 and lives on in the residual. Where the dispatcher re-picks overflow, the token's second expert has its own weight.
+    2. dispatcher: tokens to expert buffers, on whichever rank; experts; back to tokens, scaled by their weights. A
+       dropped token gets 0 and lives on in the residual. Where the dispatcher re-picks overflow, the token's second
+       expert has its own weight.
 
     Args:
-        routing, dispatcher, experts: the parts. scale_by_gate: False gives each of a token's k experts the weight 1/k, so that experts
-            that are copies of one network give what that network gives.
+        routing, dispatcher, experts: the parts. scale_by_gate: False gives each of a token's k experts the weight 1/k,
+            so that experts that are copies of one network give what that network gives.
         local: bool[layout ranks, E], experts on the same node as a rank (`local_experts_table`), for the statistics.
         evaluation_dispatcher: used outside training, where more slots are wanted; default: the same.
 
     Inputs: x <float>[T, d]; tokens, a dict of ids, domain, home, seed <int32>[T] each.
-    Outputs: y <float>[T, d] in x's dtype, and a dict of aux_loss, locality_loss (weighted, equal on all ranks) and this rank's sums:
-    assigned <float32>[E] (as chosen, before drops), kept and kept_local <float32> scalars (as finally taken), and undecided <float32>, the
-    assignments of tokens that the router's rule left undecided, where the router counts them; and what was routed: seen <float>[T, d] (see
-    `Router.seen`) and expert <int32>[T, k], as chosen. What a graph does not use of them costs it nothing.
+    Outputs: y <float>[T, d] in x's dtype, and a dict of aux_loss, locality_loss (weighted, equal on all ranks) and this
+    rank's sums: assigned <float32>[E] (as chosen, before drops), kept and kept_local <float32> scalars (as finally
+    taken), and undecided <float32>, the assignments of tokens that the router's rule left undecided, where the router
+    counts them; and what was routed: seen <float>[T, d] (see `Router.seen`) and expert <int32>[T, k], as chosen. What a
+    graph does not use of them costs it nothing.
     """
 
-    def __init__(self, routing: MultiLevelRouting, dispatcher: Dispatcher, experts: ExpertBank, local: np.ndarray,
-                 scale_by_gate: bool = True, evaluation_dispatcher: Optional[Dispatcher] = None) -> None:
+    def __init__(
+        self,
+        routing: MultiLevelRouting,
+        dispatcher: Dispatcher,
+        experts: ExpertBank,
+        local: np.ndarray,
+        scale_by_gate: bool = True,
+        evaluation_dispatcher: Optional[Dispatcher] = None,
+    ) -> None:
         super().__init__()
         self.routing = routing
         self.dispatcher = dispatcher
@@ -42,8 +95,10 @@ class MoEFeedForward(nn.Cell):
         self.experts = experts
         self.repicks = dispatcher.repicks
         if not self.repicks == self.evaluation_dispatcher.repicks == routing.router.offers_second:
-            raise InputError(f"overflow: the dispatchers re-pick: {self.repicks}, {self.evaluation_dispatcher.repicks}; the router offers "
-                             f"second experts: {routing.router.offers_second}; expected all alike")
+            raise InputError(
+                f"overflow: the dispatchers re-pick: {self.repicks}, {self.evaluation_dispatcher.repicks}; the router offers "
+                f"second experts: {routing.router.offers_second}; expected all alike"
+            )
         self.scale_by_gate = scale_by_gate
         self.top_k = routing.router.top_k
         self.num_experts = routing.router.num_experts
@@ -74,9 +129,80 @@ class MoEFeedForward(nn.Cell):
         finally_taken = one_hot(context["expert"], self.num_experts) if self.repicks else chosen
         nearby = ops.gather(self.local, home, 0)  # (T, E)
         nearby = nearby if self.top_k == 1 else ops.tile(nearby, (self.top_k, 1))
-        report = {"aux_loss": routing["aux_loss"], "locality_loss": routing["locality_loss"], "assigned": chosen.sum(0),
-                  "kept": kept.sum(), "kept_local": ((finally_taken * nearby).sum(1, keepdims=True) * kept).sum(),
-                  "seen": routing["seen"], "expert": routing["expert"]}
+        report = {
+            "aux_loss": routing["aux_loss"],
+            "locality_loss": routing["locality_loss"],
+            "assigned": chosen.sum(0),
+            "kept": kept.sum(),
+            "kept_local": ((finally_taken * nearby).sum(1, keepdims=True) * kept).sum(),
+            "seen": routing["seen"],
+            "expert": routing["expert"],
+        }
         if "undecided" in routing:
             report["undecided"] = routing["undecided"].sum() * self.top_k
         return report
+
+
+def build_moe(
+    tokens: int,
+    hidden_size: int,
+    ffn_hidden_size: int,
+    num_experts: int,
+    router: str = "locmoe",
+    top_k: int = 1,
+    capacity_factor: float = 1.25,
+    vocab_size: Optional[int] = None,
+    activation: str = "gelu",
+    seed: int = 1,
+    collectives: Optional[Collectives] = None,
+    tag: str = "moe",
+) -> MoEFeedForward:
+    """An initialised MoE layer with one expert group.
+
+    Args:
+        tokens: T, tokens of every call on this rank. hidden_size: d, which num_experts must divide for `locmoe`.
+        router: name of any that is registered (`locmoe_ops.router_registry`), with its defaults; those that map token
+            ids to experts need `vocab_size`.
+        capacity_factor: slots per expert = ceil(factor * top_k * T / num_experts).
+        collectives: of a job with several ranks; default: this process alone. tag: unique among the job's layers.
+
+    Raises InputError where the sizes do not fit together or the router is unknown.
+    """
+    group = collectives or create_collectives("local", Topology(1, 1), 0)
+    placement = ExpertPlacement(num_experts, 1, group.topology.expert)
+    shape = RoutingShape(hidden_size, num_experts, 1, top_k)
+    experts = ExpertBank(
+        placement.local_experts(group.topology.ep_index(group.rank)), hidden_size, ffn_hidden_size, activation
+    )
+    experts.initialise(seed)
+    kind = router_spec(router)
+    chosen = make_router(
+        RouterContext(
+            router, kind.options(), shape, group.topology, placement, group, seed=seed, vocab_size=vocab_size, tag=tag
+        )
+    )
+    _initialise(chosen, seed)
+    capacity = capacity_by_factor(tokens, top_k, num_experts, capacity_factor)
+    return MoEFeedForward(
+        MultiLevelRouting((0,), chosen),
+        FlatDispatcher(group, placement, tokens, top_k, capacity, "weight" if kind.expert_choice else "position", tag),
+        experts,
+        local_experts_table(group.topology, placement),
+    )
+
+
+def _initialise(router: Router, seed: int) -> None:
+    for _, cell in router.cells_and_names():
+        if isinstance(cell, DenseGate):
+            cell.initialise(seed, 0.02)
+
+
+def check_token_ids(ids: np.ndarray, domain: np.ndarray, vocab_size: int, domains: int) -> None:
+    """Raises InputError where a token or domain id lies outside its table: a compiled gather would read wild memory.
+
+    ids, domain: integer arrays of any shape, on the host.
+    """
+    for name, values, limit in (("token id", ids, vocab_size), ("domain id", domain, domains)):
+        if values.size and (values.min() < 0 or values.max() >= limit):
+            worst = values.min() if values.min() < 0 else values.max()
+            raise InputError(f"{name} {int(worst)} is out of range; expected 0 to {limit - 1}")

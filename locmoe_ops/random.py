@@ -1,7 +1,7 @@
 """Counter-based random numbers: a pure function of seeds and position, with no state that a resume could lose.
 
-Each row of a batch carries one int32 seed (drawn on the host from run seed, step and global row). The numbers are then the
-same at any parallel degree and after any restart, which stateful generators inside compiled graphs cannot promise.
+Each row of a batch carries one int32 seed (drawn on the host from run seed, step and global row). The numbers are then
+the same at any parallel degree and after any restart, which stateful generators inside compiled graphs cannot promise.
 """
 
 import numpy as np
@@ -41,14 +41,16 @@ class SeededUniform(nn.Cell):
         return ops.cast(bits, dtype.float32) * (1.0 / 16777216.0)
 
     def _fold(self, bits: Tensor, step: int) -> Tensor:
-        # The shift is arithmetic on int32: the mixer then sends pairs of inputs to one output, which 24 bits would do anyway.
+        # The shift is arithmetic on int32: the mixer then sends pairs of inputs to one output, which 24 bits would do
+        # anyway.
         return ops.bitwise_xor(bits, ops.bitwise_right_shift(bits, self.shifts[step]))
 
 
 def position_bits(length: int, salt: int) -> np.ndarray:
     """<uint32>[length]: distinct numbers without a pattern, to which seeds are added.
 
-    Were they equally spaced, one seed's sequence would be another's, moved by some positions; so would those of two salts.
+    Were they equally spaced, one seed's sequence would be another's, moved by some positions; so would those of two
+    salts.
     """
     return _mixed(_mixed(np.arange(length, dtype=np.uint32)) ^ _mixed(np.array([salt & 0xFFFFFFFF], np.uint32)))
 

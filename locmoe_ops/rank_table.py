@@ -112,9 +112,15 @@ class RankTable:
         """Ranks of a node: `wanted` where the table has such nodes, a server's if None. Raises InputError otherwise."""
         sizes = [self.ranks_per_server] + ([GROUP_DEVICES] if self.device_groups else [])
         if wanted is not None and wanted not in sizes:
-            groups = f", or {GROUP_DEVICES}, its groups of devices that HCCS joins in a 910A server" if self.device_groups else ""
-            raise InputError(f"parallel.ranks_per_node is {wanted}, but the rank table has {self.ranks_per_server} devices a server; "
-                             f"expected {self.ranks_per_server}{groups}, or null")
+            groups = (
+                f", or {GROUP_DEVICES}, its groups of devices that HCCS joins in a 910A server"
+                if self.device_groups
+                else ""
+            )
+            raise InputError(
+                f"parallel.ranks_per_node is {wanted}, but the rank table has {self.ranks_per_server} devices a server; "
+                f"expected {self.ranks_per_server}{groups}, or null"
+            )
         return wanted or self.ranks_per_server
 
 
@@ -146,7 +152,9 @@ def _header(root: JsonValue) -> str:
     root.require_object()
     for other in ("group_list", "rank_list", "server_group_list"):
         if other in root and "server_list" not in root:
-            raise root.problem(f"found {other}, as in another kind of rank table; expected server_list, as in version 1.0 or 1.2")
+            raise root.problem(
+                f"found {other}, as in another kind of rank table; expected server_list, as in version 1.0 or 1.2"
+            )
     version, status = root.member("version"), root.member("status")
     if version.text() not in VERSIONS:
         raise version.error(" or ".join(f'"{known}"' for known in VERSIONS))
@@ -161,7 +169,9 @@ def _server(entry: JsonValue, version: str, servers: int, pods: dict[str, str]) 
         raise entry.member("server_id").error(f"a name of 1 to {LONGEST_NAME} characters")
     host = entry.optional("host_ip")
     devices = [_device(device, version, servers) for device in entry.member("device").items("devices")]
-    return Server(name, _address(host) if host else name, tuple(sorted(devices, key=lambda device: device.rank)), pods.get(name))
+    return Server(
+        name, _address(host) if host else name, tuple(sorted(devices, key=lambda device: device.rank)), pods.get(name)
+    )
 
 
 def _device(entry: JsonValue, version: str, servers: int) -> Device:
@@ -173,8 +183,12 @@ def _device(entry: JsonValue, version: str, servers: int) -> Device:
     super_device = entry.member("super_device_id") if version == "1.2" else None
     if super_device is not None:
         super_device.number()
-    return Device(entry.member("rank_id").number(), number.number(), _address(address) if address else None,
-                  super_device.text() if super_device else None)
+    return Device(
+        entry.member("rank_id").number(),
+        number.number(),
+        _address(address) if address else None,
+        super_device.text() if super_device else None,
+    )
 
 
 def _address(value: JsonValue) -> str:
@@ -203,7 +217,9 @@ def _super_pods(root: JsonValue, servers: Sequence[str]) -> dict[str, str]:
             pods[server.text()] = name.text()
     missing = [server for server in servers if server not in pods]
     if missing:
-        raise root.member("super_pod_list").problem(f"names no SuperPoD for server {missing[0]}; expected every server in one")
+        raise root.member("super_pod_list").problem(
+            f"names no SuperPoD for server {missing[0]}; expected every server in one"
+        )
     return pods
 
 
@@ -221,7 +237,9 @@ def _check_unique(entries: Sequence[JsonValue]) -> None:
             _once(ranks, rank.number(), rank, "every rank once")
             _once(numbers, number.number(), number, "every device of a server once")
             if address is not None:
-                _once(addresses, ipaddress.ip_address(address.text()), address, "an address of its own for every device")
+                _once(
+                    addresses, ipaddress.ip_address(address.text()), address, "an address of its own for every device"
+                )
 
 
 def _once(seen: dict[object, JsonValue], key: object, value: JsonValue, expected: str) -> None:
@@ -235,23 +253,31 @@ def _check_ranks(root: JsonValue, servers: Sequence[Server]) -> None:
     ranks = {device.rank for server in servers for device in server.devices}
     missing = next((rank for rank in range(len(ranks)) if rank not in ranks), None)
     if missing is not None:
-        raise root.problem(f"has {len(ranks)} devices, but none has rank_id {missing}; expected ranks 0 to {len(ranks) - 1}")
+        raise root.problem(
+            f"has {len(ranks)} devices, but none has rank_id {missing}; expected ranks 0 to {len(ranks) - 1}"
+        )
     for server in servers:
         _check_server_ranks(root, server, servers[0])
 
 
 def _check_server_ranks(root: JsonValue, server: Server, first: Server) -> None:
     if len(server.devices) != len(first.devices):
-        raise root.problem(f"has {len(first.devices)} devices on server {first.name} and {len(server.devices)} on {server.name}; "
-                           "expected equally many on every server")
+        raise root.problem(
+            f"has {len(first.devices)} devices on server {first.name} and {len(server.devices)} on {server.name}; "
+            "expected equally many on every server"
+        )
     found = [device.rank for device in server.devices]
     if found != list(server.ranks):
         raise root.problem(f"has ranks {', '.join(map(str, found))} on server {server.name}; expected consecutive ones")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Checks the table that the command line names and prints a line a server: its place, name, host, then rank:device pairs."""
-    parser = argparse.ArgumentParser(prog="python -m locmoe_ops.rank_table", description="check an Ascend rank table, show its ranks")
+    """Checks the table that the command line names and prints a line a server: its place, name, host, then rank:device
+    pairs.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m locmoe_ops.rank_table", description="check an Ascend rank table, show its ranks"
+    )
     parser.add_argument("file", metavar="FILE", help="rank table, as RANK_TABLE_FILE names it")
     try:
         table = read_rank_table(parser.parse_args(arguments).file)

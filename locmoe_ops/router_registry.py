@@ -1,11 +1,12 @@
 """Which routers there are: every file of `locmoe_ops/routers` that has a `ROUTER`, and the files that a user names.
 
-A router's file holds everything about it, and its name is the router's: `ROUTER`, a `RouterKind`, with what configurations and the
-planner must know; `build(request)`, which makes the router (`locmoe_ops.routers.context`); and its Cells.
+A router's file holds everything about it, and its name is the router's: `ROUTER`, a `RouterSpec`, with what
+configurations and the planner must know; `build(request)`, which makes the router (`locmoe_ops.routers.context`); and
+its Cells.
 
-Who reads a configuration needs the first without MindSpore, which the file imports. So a declaration is read alone: of the file's
-top-level statements only those run that `ROUTER` refers to, by name, over any number of steps. The file as a whole is imported when
-the router is built.
+Who reads a configuration needs the first without MindSpore, which the file imports. So a declaration is read alone: of
+the file's top-level statements only those run that `ROUTER` refers to, by name, over any number of steps. The file as a
+whole is imported when the router is built.
 """
 
 import ast
@@ -48,9 +49,10 @@ class RouterSizes:
 class RouterCost:
     """What a router costs each sparse layer, for the planner.
 
-    Attributes: weights: shapes of its trainable tensors, by their names inside the router. products: multiply-adds a token in the
-    forward pass. statistics: the sets of tokens over which it sums counts and probabilities (`SegmentSums`): `none`; `asked`, those of
-    `moe.router.statistics`; `node`, the same but never all tokens.
+    Attributes: weights: shapes of its trainable tensors, by their names inside the router. products: multiply-adds a
+        token in the
+    forward pass. statistics: the sets of tokens over which it sums counts and probabilities (`RoutingStatistics`):
+    `none`; `asked`, those of `moe.router.statistics`; `node`, the same but never all tokens.
     """
 
     weights: Mapping[str, Tuple[int, ...]] = field(default_factory=dict)
@@ -81,14 +83,17 @@ def dense_gate_cost(own: Any, sizes: RouterSizes) -> RouterCost:
 def check_blocks(what: str, sizes: RouterSizes) -> None:
     """Raises InputError where grouped average pooling finds no equal blocks of features; `what` averages them."""
     if sizes.hidden_size % sizes.per_group:
-        raise InputError(f"moe.router.{what} averages equal blocks of features: the {sizes.per_group} experts of a group "
-                         f"(moe.num_experts {sizes.num_experts} / moe.num_groups {sizes.num_groups}) do not divide model.hidden_size "
-                         f"({sizes.hidden_size})")
+        raise InputError(
+            f"moe.router.{what} averages equal blocks of features: the {sizes.per_group} experts of a group "
+            f"(moe.num_experts {sizes.num_experts} / moe.num_groups {sizes.num_groups}) do not divide model.hidden_size "
+            f"({sizes.hidden_size})"
+        )
 
 
 @dataclass(frozen=True)
-class RouterKind:
-    """What the program must know of a router besides how to build it. The defaults suit one that follows a rule of its own.
+class RouterSpec:
+    """What the program must know of a router besides how to build it. The defaults suit one that follows a rule of its
+    own.
 
     Attributes:
         options: frozen dataclass of the keys in the router's section, each a `locmoe_ops.keys.key`.
@@ -97,8 +102,10 @@ class RouterKind:
         terms: those of `TERMS` that its `preference` may be made of.
         second_experts: whether it offers second experts, to which overflow is re-picked.
         gate_weights: whether it is a `GatedRouter` with a row of weights an expert, with which cosines are measured.
-        counts_undecided: whether its `Router.counts_undecided` is set: it then tells for each token whether its rule left it undecided.
-        expert_choice: whether experts choose among the tokens that want their slots: then drop priority is `weight`, and there are slots.
+        counts_undecided: whether its `Router.counts_undecided` is set: it then tells for each token whether its rule
+            left it undecided.
+        expert_choice: whether experts choose among the tokens that want their slots: then drop priority is `weight`,
+            and there are slots.
         localises: whether it seeks to keep tokens on their nodes.
         check: raises InputError where its keys, and the model's sizes, do not fit together.
         cost: for the planner.
@@ -122,7 +129,7 @@ class RegisteredRouter:
     """A router by name. `guest`: from a file that the user named, not of the package."""
 
     name: str
-    kind: RouterKind
+    kind: RouterSpec
     origin: str
     guest: bool = False
 
@@ -141,18 +148,22 @@ def registered(name: str) -> RegisteredRouter:
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
-    raise InputError(f"router: found '{name}', expected one of {', '.join(known)}{f' (did you mean {near[0]}?)' if near else ''}")
+    raise InputError(
+        f"router: found '{name}', expected one of {', '.join(known)}{f' (did you mean {near[0]}?)' if near else ''}"
+    )
 
 
-def kind_of(name: str) -> RouterKind:
+def router_spec(name: str) -> RouterSpec:
     """What is declared of a router. Raises InputError where there is none of the name."""
     return registered(name).kind
 
 
 def add_router_file(path: str) -> str:
-    """Adds the router of a file outside the package, and returns its name, the file's. The same file may be added again.
+    """Adds the router of a file outside the package, and returns its name, the file's. The same file may be added
+    again.
 
-    Its code runs with the rights of this process: only call this with what the user named, never with what an input file names.
+    Its code runs with the rights of this process: only call this with what the user named, never with what an input
+        file names.
 
     Raises InputError: the file cannot be read, its name is taken or is no name, or it declares no router.
     """
@@ -162,10 +173,12 @@ def add_router_file(path: str) -> str:
     if file.suffix != ".py" or not name.isidentifier() or keyword.iskeyword(name) or name in _OTHER_KEYS:
         raise InputError(f"{path}: the file's name is the router's; expected a Python file named as in my_router.py")
     if name in _shipped() or name in _GUESTS and _GUESTS[name].origin != str(file):
-        raise InputError(f"{path}: there is a router {name} already ({routers()[name].origin}); expected another file name")
+        raise InputError(
+            f"{path}: there is a router {name} already ({routers()[name].origin}); expected another file name"
+        )
     kind = read_declaration(source, str(file))
     if kind is None:
-        raise InputError(f"{path}: it declares no router; expected ROUTER = RouterKind(...), see docs/routers.md")
+        raise InputError(f"{path}: it declares no router; expected ROUTER = RouterSpec(...), see docs/routers.md")
     _GUESTS[name] = RegisteredRouter(name, kind, str(file), guest=True)
     return name
 
@@ -177,7 +190,9 @@ def remove_router(name: str) -> None:
 
 
 def load_router(name: str) -> ModuleType:
-    """The router's whole file, imported; it has a function `build`. Raises InputError where it has not, or there is no such router."""
+    """The router's whole file, imported; it has a function `build`. Raises InputError where it has not, or there is no
+    such router.
+    """
     found = registered(name)
     module = _import_guest(found) if found.guest else importlib.import_module(f"{__package__}.routers.{name}")
     if not callable(getattr(module, "build", None)):
@@ -218,7 +233,7 @@ def _shipped() -> Dict[str, RegisteredRouter]:
 # ---- declarations
 
 
-def read_declaration(source: str, origin: str) -> Optional[RouterKind]:
+def read_declaration(source: str, origin: str) -> Optional[RouterSpec]:
     """The `ROUTER` of a file, made from the statements that it needs; None where the file has none.
 
     Raises InputError: the file is not Python, those statements fail, or `ROUTER` is not what it should be.
@@ -230,9 +245,11 @@ def read_declaration(source: str, origin: str) -> Optional[RouterKind]:
         names: Dict[str, Any] = {"__name__": f"declaration of {Path(origin).stem}", "__file__": origin}
         exec(compile(ast.Module(statements, []), origin, "exec", dont_inherit=True), names)  # noqa: S102
     except Exception as error:  # whatever the user's code may raise
-        raise InputError(f"{origin}: its ROUTER cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
+        raise InputError(
+            f"{origin}: its ROUTER cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
     _check_declaration(names["ROUTER"], origin)
-    kind: RouterKind = names["ROUTER"]
+    kind: RouterSpec = names["ROUTER"]
     return kind
 
 
@@ -254,19 +271,27 @@ def _bound(statement: ast.stmt) -> List[str]:
         return [statement.name]
     if isinstance(statement, (ast.Import, ast.ImportFrom)):
         return [alias.asname or alias.name.partition(".")[0] for alias in statement.names]
-    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target] if isinstance(statement, ast.AnnAssign) else []
+    targets = (
+        statement.targets
+        if isinstance(statement, ast.Assign)
+        else [statement.target]
+        if isinstance(statement, ast.AnnAssign)
+        else []
+    )
     return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
 
 
 def _check_declaration(found: Any, origin: str) -> None:
-    if not isinstance(found, RouterKind):
-        raise InputError(f"{origin}: ROUTER is a {type(found).__name__}, expected a RouterKind")
+    if not isinstance(found, RouterSpec):
+        raise InputError(f"{origin}: ROUTER is a {type(found).__name__}, expected a RouterSpec")
     options = found.options
     if not (isinstance(options, type) and dataclasses.is_dataclass(options) and options.__dataclass_params__.frozen):  # type: ignore
         raise InputError(f"{origin}: ROUTER's options are {options}, expected a frozen dataclass")
     for one in dataclasses.fields(options):
         if "help" not in one.metadata:
-            raise InputError(f"{origin}: {options.__name__}.{one.name} says nothing of itself, expected key(default, \"its meaning\")")
+            raise InputError(
+                f'{origin}: {options.__name__}.{one.name} says nothing of itself, expected key(default, "its meaning")'
+            )
     for term in found.terms:
         if term not in TERMS:
             raise InputError(f"{origin}: ROUTER's terms hold {term!r}, expected some of {', '.join(TERMS)}")

@@ -1,10 +1,12 @@
-"""Tensor parallelism: what the ranks of a `tp` group share out among themselves, and the sums that put it together again.
+"""Tensor parallelism: what the ranks of a `tp` group share out among themselves, and the sums that put it together
+again.
 
-All ranks of a group read the same rows. Outside of split regions they hold the same values and the same gradients, and compute
-the same loss: of a group's losses, the objective counts one. Inside a region each rank has its own part of the work: attention
-heads, inner features of a feed-forward network, words. With that, the gradient of what enters a region is the sum over the group
-of what each part says about it, and the gradient of what leaves it, a sum of parts, is the same for every part: f and g of
-Megatron-LM (arXiv 1909.08053, section 3). Then gradients of split and of replicated parameters are those of one rank alone.
+All ranks of a group read the same rows. Outside of split regions they hold the same values and the same gradients, and
+compute the same loss: of a group's losses, the objective counts one. Inside a region each rank has its own part of the
+work: attention heads, inner features of a feed-forward network, words. With that, the gradient of what enters a region
+is the sum over the group of what each part says about it, and the gradient of what leaves it, a sum of parts, is the
+same for every part: f and g of Megatron-LM (arXiv 1909.08053, section 3). Then gradients of split and of replicated
+parameters are those of one rank alone.
 """
 
 from __future__ import annotations
@@ -17,16 +19,16 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from locmoe_ops.collectives.interface import Collectives
-from locmoe_ops.slices import Slice
+from locmoe_ops.shard_spec import ShardSpec
 
 
-def marked(parameter: Parameter, part: Optional[Slice]) -> Parameter:
+def marked(parameter: Parameter, part: Optional[ShardSpec]) -> Parameter:
     """The parameter, with a note of which part of a whole it is; None: it is held whole, by all ranks alike."""
     parameter.tensor_slice = part
     return parameter
 
 
-def slice_of(parameter: Parameter) -> Optional[Slice]:
+def slice_of(parameter: Parameter) -> Optional[ShardSpec]:
     """What `marked` noted."""
     return getattr(parameter, "tensor_slice", None)
 
@@ -45,7 +47,9 @@ def own_part(parameter: Parameter, whole: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """This rank's place in its tensor-parallel group, and the ways into and out of split regions; by default it is alone."""
+    """This rank's place in its tensor-parallel group, and the ways into and out of split regions; by default it is
+    alone.
+    """
 
     collectives: Optional[Collectives] = None
 
@@ -57,17 +61,23 @@ class TensorGroup:
     def index(self) -> int:
         return 0 if self.collectives is None else self.collectives.topology.tp_index(self.collectives.rank)
 
-    def slice(self, axis: int, blocks: int = 1) -> Optional[Slice]:
+    def slice(self, axis: int, blocks: int = 1) -> Optional[ShardSpec]:
         """This rank's slice along `axis`; None in a group of one."""
-        return None if self.size == 1 else Slice(axis, self.index, self.size, blocks)
+        return None if self.size == 1 else ShardSpec(axis, self.index, self.size, blocks)
 
     def enter(self, tag: str) -> nn.Cell:
         """The way into a split region, for every tensor that comes from outside."""
-        return nn.Identity() if self.collectives is None or self.size == 1 else EnterRegion(self.collectives, tag)
+        return (
+            nn.Identity() if self.collectives is None or self.size == 1 else CopyToTensorParallel(self.collectives, tag)
+        )
 
     def leave(self, tag: str) -> nn.Cell:
         """The way out: the sum of what the ranks have."""
-        return nn.Identity() if self.collectives is None or self.size == 1 else LeaveRegion(self.collectives, tag)
+        return (
+            nn.Identity()
+            if self.collectives is None or self.size == 1
+            else ReduceFromTensorParallel(self.collectives, tag)
+        )
 
     def all_gather(self, tag: str) -> nn.Cell:
         """(n, ...) -> (size * n, ...), in the order of the group (see `Collectives.all_gather`)."""
@@ -77,8 +87,10 @@ class TensorGroup:
 ALONE = TensorGroup()
 
 
-class EnterRegion(nn.Cell):
-    """The identity, whose gradient is summed over the group. Input and output: any tensor that all ranks of the group hold."""
+class CopyToTensorParallel(nn.Cell):
+    """The identity, whose gradient is summed over the group. Input and output: any tensor that all ranks of the group
+    hold.
+    """
 
     def __init__(self, collectives: Collectives, tag: str) -> None:
         super().__init__()
@@ -91,7 +103,7 @@ class EnterRegion(nn.Cell):
         return (self.sum(dout),)
 
 
-class LeaveRegion(nn.Cell):
+class ReduceFromTensorParallel(nn.Cell):
     """The sum over the group, whose gradient is handed to every rank as it is. Input and output: any tensor."""
 
     def __init__(self, collectives: Collectives, tag: str) -> None:

@@ -15,11 +15,11 @@ import numpy as np
 from locmoe_ops.errors import InputError
 
 BASE_KINDS = ("world", "tp", "ep", "dp", "edp")
-# A group of a base kind, cut at node borders: `ep_node` holds its ranks on one node, `ep_rail` one rank of every node, those
-# with the same place among their node's ranks of the group. `node` and `rail` are those of the world.
+# A group of a base kind, cut at node borders: `ep_node` holds its ranks on one node, `ep_rail` one rank of every node,
+# those with the same place among their node's ranks of the group. `node` and `rail` are those of the world.
 GROUP_KINDS = (*BASE_KINDS, "node", "rail", *(f"{kind}_{part}" for kind in BASE_KINDS[1:] for part in ("node", "rail")))
-# `ep2`, `ep2_node`, `ep2_rail`: the same of an expert-parallel group that is cut into 2 equal parts, of consecutive ranks; so for any
-# divisor of its size.
+# `ep2`, `ep2_node`, `ep2_rail`: the same of an expert-parallel group that is cut into 2 equal parts, of consecutive
+# ranks; so for any divisor of its size.
 _PART_OF_EP = re.compile(r"ep(\d+)(?=$|_)")
 PLACEMENT_KINDS = ("interleaved", "node_grouped")
 
@@ -44,11 +44,15 @@ class Topology:
         if self.world_size % self.ranks_per_node:
             raise InputError(f"topology: {self.ranks_per_node} ranks a node do not divide {self.world_size} ranks")
         if self.world_size % self.model_ranks:
-            raise InputError(f"topology: expert {self.expert} x tensor {self.tensor} = {self.model_ranks} "
-                             f"does not divide {self.world_size} ranks")
+            raise InputError(
+                f"topology: expert {self.expert} x tensor {self.tensor} = {self.model_ranks} "
+                f"does not divide {self.world_size} ranks"
+            )
         if self.model_ranks % self.ranks_per_node and self.ranks_per_node % self.model_ranks:
-            raise InputError(f"topology: expert {self.expert} x tensor {self.tensor} = {self.model_ranks} and "
-                             f"{self.ranks_per_node} ranks a node: one must divide the other")
+            raise InputError(
+                f"topology: expert {self.expert} x tensor {self.tensor} = {self.model_ranks} and "
+                f"{self.ranks_per_node} ranks a node: one must divide the other"
+            )
 
     @property
     def model_ranks(self) -> int:
@@ -82,7 +86,8 @@ class Topology:
         return self._checked(rank) // self.model_ranks
 
     def groups(self, kind: str) -> tuple[tuple[int, ...], ...]:
-        """The partition of all ranks into groups of `kind`: one of `GROUP_KINDS`, or `ep` with a number of parts in place of `ep`.
+        """The partition of all ranks into groups of `kind`: one of `GROUP_KINDS`, or `ep` with a number of parts in
+        place of `ep`.
 
         Groups are ordered by their first rank and ranks ascend inside a group; the order is the same on every rank.
         """
@@ -100,7 +105,9 @@ class Topology:
 
     def _parts(self, number: int) -> int:
         if number < 1 or self.expert % number:
-            raise InputError(f"topology: {number} parts of the expert-parallel group do not divide its {self.expert} ranks")
+            raise InputError(
+                f"topology: {number} parts of the expert-parallel group do not divide its {self.expert} ranks"
+            )
         return number
 
     def _group_key(self, kind: str, rank: int) -> tuple[int, ...]:
@@ -113,7 +120,13 @@ class Topology:
         base, _, part = kind.rpartition("_") if "_" in kind else ("world", "", kind)
         if part in BASE_KINDS:
             tp, ep, edp = self.tp_index(rank), self.ep_index(rank), self.edp_index(rank)
-            keys: dict[str, tuple[int, ...]] = {"world": (), "tp": (edp, ep), "ep": (edp, tp), "dp": (tp,), "edp": (ep, tp)}
+            keys: dict[str, tuple[int, ...]] = {
+                "world": (),
+                "tp": (edp, ep),
+                "ep": (edp, tp),
+                "dp": (tp,),
+                "edp": (ep, tp),
+            }
             return (*keys[part], ep * self._parts(int(cut[1])) // self.expert) if cut else keys[part]
         base = cut[0] if cut else base
         node, common = self.node_of(rank), self._group_key(base, rank)
@@ -154,8 +167,9 @@ class ExpertPlacement:
         if self.num_experts % self.num_groups:
             raise InputError(f"expert placement: {self.num_groups} groups do not divide {self.num_experts} experts")
         if self.num_experts % self.ep:
-            raise InputError(f"expert placement: {self.ep} expert-parallel ranks do not divide "
-                             f"{self.num_experts} experts")
+            raise InputError(
+                f"expert placement: {self.ep} expert-parallel ranks do not divide {self.num_experts} experts"
+            )
 
     @property
     def group(self) -> str:
@@ -195,11 +209,11 @@ class ExpertPlacement:
         if not 0 <= ep_index < self.ep:
             raise InputError(f"expert placement: expert-parallel index {ep_index} is outside 0..{self.ep - 1}")
         start = ep_index * self.experts_per_rank
-        return tuple(int(e) for e in self.expert_at[start:start + self.experts_per_rank])
+        return tuple(int(e) for e in self.expert_at[start : start + self.experts_per_rank])
 
 
 @dataclass(frozen=True)
-class PlacementPart:
+class ExpertSubgroup:
     """Part `index` of `parts` equal ones of an expert-parallel group, for tokens that go to no expert outside it."""
 
     whole: ExpertPlacement
@@ -208,7 +222,9 @@ class PlacementPart:
 
     def __post_init__(self) -> None:
         if self.parts < 1 or self.whole.ep % self.parts:
-            raise InputError(f"expert placement: {self.parts} parts do not divide {self.whole.ep} expert-parallel ranks")
+            raise InputError(
+                f"expert placement: {self.parts} parts do not divide {self.whole.ep} expert-parallel ranks"
+            )
         if not 0 <= self.index < self.parts:
             raise InputError(f"expert placement: part {self.index} is outside 0..{self.parts - 1}")
 
@@ -235,10 +251,14 @@ class PlacementPart:
     def position_of(self) -> np.ndarray:
         """int32 (E,): position in the part of every global expert id; `num_experts` of one that is elsewhere."""
         position = self.whole.position_of - self.index * self.num_experts
-        return _read_only(np.where((position >= 0) & (position < self.num_experts), position, self.num_experts).astype(np.int32))
+        return _read_only(
+            np.where((position >= 0) & (position < self.num_experts), position, self.num_experts).astype(np.int32)
+        )
 
 
-Placement = Union[ExpertPlacement, PlacementPart]  # what a dispatcher needs to know: `group`, `ep`, experts and their positions
+Placement = Union[
+    ExpertPlacement, ExpertSubgroup
+]  # what a dispatcher needs to know: `group`, `ep`, experts and their positions
 
 
 def local_experts_table(topology: Topology, placement: ExpertPlacement) -> np.ndarray:
@@ -250,8 +270,10 @@ def local_experts_table(topology: Topology, placement: ExpertPlacement) -> np.nd
         InputError: the two disagree about the expert-parallel degree.
     """
     if topology.expert != placement.ep:
-        raise InputError(f"expert-parallel degree {topology.expert} of the topology differs from {placement.ep} "
-                         "of the expert placement")
+        raise InputError(
+            f"expert-parallel degree {topology.expert} of the topology differs from {placement.ep} "
+            "of the expert placement"
+        )
     nodes = np.arange(topology.world_size) // topology.ranks_per_node
     holder = placement.position_of // placement.experts_per_rank  # (E,): expert-parallel index
     table = np.zeros((topology.world_size, placement.num_experts), dtype=bool)

@@ -7,7 +7,9 @@ from pangu_sigma.runtime.requirements import missing_package
 
 
 def main() -> int:
-    """Runs one command and returns its exit status; where even the command line cannot be imported, says what to install."""
+    """Runs one command and returns its exit status; where even the command line cannot be imported, says what to
+    install.
+    """
     try:
         from pangu_sigma.cli.main import main as run
     except ModuleNotFoundError as error:
@@ -18,7 +20,8 @@ def main() -> int:
         return 2
     status = run()
     if "mindspore._c_expression" in sys.modules and "mindspore" not in sys.modules:
-        # Its import failed half-way, for want of a package that it needs: left to itself, it now aborts the process at its end.
+        # Its import failed half-way, for want of a package that it needs: left to itself, it now aborts the process at
+        # its end.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -20,7 +20,9 @@ class ToolFailed(Exception):
 
 
 class RunFailed(Exception):
-    """A run of a comparison failed: its name and what it said; `status` is the exit status that the comparison ends with."""
+    """A run of a comparison failed: its name and what it said; `status` is the exit status that the comparison ends
+    with.
+    """
 
     def __init__(self, run: str, line: str, status: int) -> None:
         super().__init__(f"{run}: {line}")

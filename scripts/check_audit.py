@@ -3,11 +3,11 @@
 
 usage: python scripts/check_audit.py [--output FILE] [--ranks N,N] [--only PART ...] [--report]
 
-A case is a configuration x ranks x tensor-parallel degree x router x dispatcher x micro-batches; sizes shrink, everything else stays as
-shipped. Configurations that gather gradients over micro-batches do so (in two) with the router that they ship with, each dispatcher;
-with the others the step is one micro-batch. Cases that differ in nothing that the compiled step depends on, as the 2.6B and the 38B
-ones when they are scaled, are compiled once.
-Results go to FILE (default runs/audits.jsonl), a line a case; cases that it holds are not made again. --only: configurations whose path
+A case is a configuration x ranks x tensor-parallel degree x router x dispatcher x micro-batches; sizes shrink,
+everything else stays as shipped. Configurations that gather gradients over micro-batches do so (in two) with the router
+that they ship with, each dispatcher; with the others the step is one micro-batch. Cases that differ in nothing that the
+compiled step depends on, as the 2.6B and the 38B ones when they are scaled, are compiled once. Results go to FILE
+(default runs/audits.jsonl), a line a case; cases that it holds are not made again. --only: configurations whose path
 contains PART. --report: print the table of what FILE holds. Exit status 1 if a case has a problem.
 """
 
@@ -27,24 +27,44 @@ from pangu_sigma.audit.checks import check
 from pangu_sigma.config.load import load_config, to_dict
 from pangu_sigma.errors import ToolFailed
 from pangu_sigma.planner.exchanges import step_exchanges
-from pangu_sigma.planner.job import Job
+from pangu_sigma.planner.job import PlannedJob
 from pangu_sigma.planner.slots import layer_slots
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/ascend/*.yaml")])
+CONFIGS = sorted(
+    path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/ascend/*.yaml")]
+)
 ROUTERS = {
-    "hash": (), "switch": (), "locmoe": (), "faster_moe": (),
-    "gshard": ("moe.router.top_k=2",), "ta_moe": ("moe.router.statistics=node",), "etr": ("moe.dispatch.drop_priority=weight",),
+    "hash": (),
+    "switch": (),
+    "locmoe": (),
+    "faster_moe": (),
+    "gshard": ("moe.router.top_k=2",),
+    "ta_moe": ("moe.router.statistics=node",),
+    "etr": ("moe.dispatch.drop_priority=weight",),
 }
 DISPATCHERS = {
-    "flat": ("moe.dispatch={type: flat}",), "flat, chunks": ("moe.dispatch={type: flat, chunks: 2}",),
-    "hierarchical": ("moe.dispatch={type: hierarchical}",), "ragged": ("moe.dispatch={type: ragged}", "moe.capacity={}"),
+    "flat": ("moe.dispatch={type: flat}",),
+    "flat, chunks": ("moe.dispatch={type: flat, chunks: 2}",),
+    "hierarchical": ("moe.dispatch={type: hierarchical}",),
+    "ragged": ("moe.dispatch={type: ragged}", "moe.capacity={}"),
     "flat, group-wise": ("moe.dispatch={type: flat, group_wise: true}",),
     "hierarchical, group-wise": ("moe.dispatch={type: hierarchical, group_wise: true, chunks: 2}",),
 }
 NOT_IN_THE_STEP = {  # read by the host alone, or constants of which only the value enters
-    "data": ("path", "prepare", "mixing"), "model": ("init_std",), "moe": ("initial_experts",),
-    "optimizer": ("learning_rate", "end_learning_rate", "warmup_steps", "decay_steps", "beta1", "beta2", "epsilon", "expert_epsilon"),
+    "data": ("path", "prepare", "mixing"),
+    "model": ("init_std",),
+    "moe": ("initial_experts",),
+    "optimizer": (
+        "learning_rate",
+        "end_learning_rate",
+        "warmup_steps",
+        "decay_steps",
+        "beta1",
+        "beta2",
+        "epsilon",
+        "expert_epsilon",
+    ),
 }
 AT_ONCE = 8  # cases that ranks compile in one go
 LIMIT = 3600  # seconds for them
@@ -63,18 +83,32 @@ class Case:
     def key(self) -> list[object]:
         return [self.config, self.ranks, self.tensor, self.router, self.dispatcher, self.micro_batches]
 
-    def job(self) -> Job:
+    def job(self) -> PlannedJob:
         """Raises InputError: the parts do not go together."""
         shipped = load_config(str(ROOT / self.config))
         groups = 2 if shipped.moe.num_groups > 1 else 1
         data = self.ranks // self.tensor
         overrides = [
-            "model.hidden_size=16", "model.num_heads=4", "model.ffn_hidden_size=32", "model.sequence_length=16", "model.vocab_size=64",
-            f"model.dense_layers={min(shipped.model.dense_layers, 1)}", f"model.sparse_layers={min(shipped.model.sparse_layers, 1)}",
-            "moe.num_experts=8", f"moe.num_groups={groups}", f"moe.domain_groups={[*range(groups)]}", "data.path=none",
-            f"parallel.expert={data}", f"parallel.tensor={self.tensor}", f"parallel.ranks_per_node={self.ranks // 2}",
-            f"train.global_batch_size={data * self.micro_batches}", f"train.micro_batch_size={1 if self.micro_batches > 1 else 'null'}",
-            f"moe.router.type={self.router}", "moe.router.top_k=1", *DISPATCHERS[self.dispatcher], *ROUTERS[self.router],
+            "model.hidden_size=16",
+            "model.num_heads=4",
+            "model.ffn_hidden_size=32",
+            "model.sequence_length=16",
+            "model.vocab_size=64",
+            f"model.dense_layers={min(shipped.model.dense_layers, 1)}",
+            f"model.sparse_layers={min(shipped.model.sparse_layers, 1)}",
+            "moe.num_experts=8",
+            f"moe.num_groups={groups}",
+            f"moe.domain_groups={[*range(groups)]}",
+            "data.path=none",
+            f"parallel.expert={data}",
+            f"parallel.tensor={self.tensor}",
+            f"parallel.ranks_per_node={self.ranks // 2}",
+            f"train.global_batch_size={data * self.micro_batches}",
+            f"train.micro_batch_size={1 if self.micro_batches > 1 else 'null'}",
+            f"moe.router.type={self.router}",
+            "moe.router.top_k=1",
+            *DISPATCHERS[self.dispatcher],
+            *ROUTERS[self.router],
         ]
         return audited_job(load_config(str(ROOT / self.config), overrides), 2, self.ranks // 2)
 
@@ -100,7 +134,7 @@ def note(output: Path, case: Case, result: str, lines: list[str]) -> None:
 
 def run(todo: list[Case], output: Path) -> None:
     """Audits jobs of equal size together, as many as AT_ONCE."""
-    alike: dict[str, tuple[Job, list[Case]]] = {}
+    alike: dict[str, tuple[PlannedJob, list[Case]]] = {}
     for case in todo:
         try:
             job = case.job()
@@ -118,19 +152,28 @@ def run(todo: list[Case], output: Path) -> None:
         print(f"{len(batch)} jobs of {size} ranks in {time.monotonic() - started:.0f} s, {len(jobs)} left", flush=True)
 
 
-def fingerprint(job: Job) -> str:
-    """Equal for jobs whose compiled steps are, up to the values of constants: slots stand for the capacity factor that asks for them."""
+def fingerprint(job: PlannedJob) -> str:
+    """Equal for jobs whose compiled steps are, up to the values of constants: slots stand for the capacity factor that
+    asks for them.
+    """
     config = to_dict(job.config)
     for section, names in NOT_IN_THE_STEP.items():
         for name in names:
             del config[section][name]
     config["train"] = {name: config["train"][name] for name in ("global_batch_size", "micro_batch_size", "seed")}
-    config["moe"]["capacity"] = {**config["moe"]["capacity"], "factor": None, "evaluation_factor": None, "slots": asdict(layer_slots(job))}
+    config["moe"]["capacity"] = {
+        **config["moe"]["capacity"],
+        "factor": None,
+        "evaluation_factor": None,
+        "slots": asdict(layer_slots(job)),
+    }
     del config["checkpoint"]
-    return json.dumps([job.topology.world_size, job.topology.ranks_per_node, job.words, job.domains, config], sort_keys=True)
+    return json.dumps(
+        [job.topology.world_size, job.topology.ranks_per_node, job.words, job.domains, config], sort_keys=True
+    )
 
 
-def audit(batch: list[tuple[Job, list[Case]]], output: Path) -> None:
+def audit(batch: list[tuple[PlannedJob, list[Case]]], output: Path) -> None:
     """Compiles the jobs of a batch together; if that fails, each by itself: the failure is then a problem of its cases."""
     with tempfile.TemporaryDirectory(prefix="check_audit_") as scratch:
         folders = []
@@ -139,7 +182,10 @@ def audit(batch: list[tuple[Job, list[Case]]], output: Path) -> None:
             folders[-1].mkdir()
         try:
             export([(job, folder) for (job, _), folder in zip(batch, folders)], LIMIT)
-            found = [check(read_ranks(job, folder), step_exchanges(job), job.topology) for (job, _), folder in zip(batch, folders)]
+            found = [
+                check(read_ranks(job, folder), step_exchanges(job), job.topology)
+                for (job, _), folder in zip(batch, folders)
+            ]
         except ToolFailed as error:
             if len(batch) > 1:
                 for entry in batch:
@@ -166,7 +212,9 @@ def report(results: dict[tuple[object, ...], tuple[str, list[str]]]) -> int:
         numbers = " | ".join(str(table[config, ranks, tensor, result]) for result in ("passed", "refused", "problems"))
         print(f"| {config} | {ranks} | {tensor} | {numbers} |")
     print("\nRefused, by reason:")
-    reasons = Counter(found[0].partition(": ")[2] or found[0] for result, found in results.values() if result == "refused")
+    reasons = Counter(
+        found[0].partition(": ")[2] or found[0] for result, found in results.values() if result == "refused"
+    )
     for reason, number in reasons.most_common():
         print(f"- {number} x {reason}")
     wrong = [(key, found) for key, (result, found) in results.items() if result == "problems"]
@@ -185,8 +233,14 @@ def main() -> int:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if not options.report:
         done = read(options.output)
-        run([case for case in cases([int(size) for size in options.ranks.split(",")], options.only) if tuple(case.key) not in done],
-            options.output)
+        run(
+            [
+                case
+                for case in cases([int(size) for size in options.ranks.split(",")], options.only)
+                if tuple(case.key) not in done
+            ],
+            options.output,
+        )
     return report(read(options.output))
 
 

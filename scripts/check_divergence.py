@@ -3,9 +3,10 @@
 
 usage: python scripts/check_divergence.py [FOLDER]
 
-Each run is made in FOLDER (default runs/divergence; what is there is not made again) beside a sound one on as many ranks. Looked at: exit
-status 1 and one line of error; every file strict JSON without a number of hundreds of digits; the run last in `summary` and `report`;
-`watch` and a process list that agree it has ended. Writes the table of docs/reliability.md. Exit status 1 if something was not so.
+Each run is made in FOLDER (default runs/divergence; what is there is not made again) beside a sound one on as many
+ranks. Looked at: exit status 1 and one line of error; every file strict JSON without a number of hundreds of digits;
+the run last in `summary` and `report`; `watch` and a process list that agree it has ended. Writes the table of
+docs/reliability.md. Exit status 1 if something was not so.
 """
 
 import argparse
@@ -20,8 +21,11 @@ from faults.page import ROOT, write_table
 
 RANKS = (1, 4)
 STEPS = 24
-CASES = {f"{precision}, rate {rate:g}": (f"runtime.precision={precision}", f"optimizer.learning_rate={rate!r}")
-         for precision in ("fp32", "fp16") for rate in (1.0, 100.0, 1e6, 1e30)}
+CASES = {
+    f"{precision}, rate {rate:g}": (f"runtime.precision={precision}", f"optimizer.learning_rate={rate!r}")
+    for precision in ("fp32", "fp16")
+    for rate in (1.0, 100.0, 1e6, 1e30)
+}
 CASES["fp16, loss scale 1e30"] = ("runtime.precision=fp16", "runtime.loss_scale.initial=1.0e+30")
 COMMON = ("train.eval_rows=8", "train.eval_interval=4", "train.divergence_patience=4", "optimizer.warmup_steps=0")
 LONG_NUMBER = re.compile(r"[0-9]{30}|e\+30[0-9]")
@@ -34,8 +38,12 @@ def train(folder: Path, name: str, ranks: int, overrides: tuple[str, ...]) -> tu
     if not note.exists():
         arguments = words(folder / "config.yaml", run, ranks, STEPS, *COMMON, *overrides)
         job = alone(arguments) if ranks == 1 else command("train_msrun.sh", ranks, arguments)
-        done = subprocess.run(job, cwd=folder, env=environment(CHECKED_RUN=str(run)), capture_output=True, text=True, timeout=LIMIT)
-        note.write_text(json.dumps([done.returncode, done.stdout + done.stderr, len(processes_with(f"CHECKED_RUN={run}"))]))
+        done = subprocess.run(
+            job, cwd=folder, env=environment(CHECKED_RUN=str(run)), capture_output=True, text=True, timeout=LIMIT
+        )
+        note.write_text(
+            json.dumps([done.returncode, done.stdout + done.stderr, len(processes_with(f"CHECKED_RUN={run}"))])
+        )
     status, said, left = json.loads(note.read_text())
     return run, status if not left else -left, said
 
@@ -66,7 +74,9 @@ def problems_of(run: Path, status: int, said: str, sound: Path) -> list[str]:
 
 
 def tool(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "pangu_sigma", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+    done = subprocess.run(
+        [sys.executable, "-m", "pangu_sigma", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT
+    )
     return done.stdout
 
 

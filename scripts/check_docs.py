@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Runs what a page of the docs says, as a reader would: files from its YAML blocks, commands from its bash blocks, in order.
+"""Runs what a page of the docs says, as a reader would: files from its YAML blocks, commands from its bash blocks, in
+order.
 
 usage: python scripts/check_docs.py PAGE [PAGE ...] [--from WORDS] [--limit SECONDS]
 
-Run it where the commands are to be run: a fresh clone, with the project installed. A YAML block is a file if its first line is a
-comment that names one. Not run, but listed: lines with words that stand for something (RUN, FILE, ...), and what needs several machines,
-Ascend, or an answer. Commands read no terminal; those that follow a run end with it. --from: begin at the first command with WORDS in it.
-Prints a Markdown table; exit status 1 if a command failed, or took more than SECONDS (default 3600).
+Run it where the commands are to be run: a fresh clone, with the project installed. A YAML block is a file if its first
+    line is a
+comment that names one. Not run, but listed: lines with words that stand for something (RUN, FILE, ...), and what needs
+several machines, Ascend, or an answer. Commands read no terminal; those that follow a run end with it. --from: begin at
+the first command with WORDS in it. Prints a Markdown table; exit status 1 if a command failed, or took more than
+SECONDS (default 3600).
 """
 
 import argparse
@@ -20,7 +23,9 @@ from typing import Iterator
 
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 HOLDER = r"(?<![\w/.$])[A-Z]{4,}\b(?![=.])"  # a word that stands for something
-ELSEWHERE = re.compile(rf"{HOLDER}|hosts\.txt|--ssh\b|hccn_tool|npu-smi|rank_table|git clone|pip install|<.*>|\.\.\.|sh .*configs/ascend")
+ELSEWHERE = re.compile(
+    rf"{HOLDER}|hosts\.txt|--ssh\b|hccn_tool|npu-smi|rank_table|git clone|pip install|<.*>|\.\.\.|sh .*configs/ascend"
+)
 
 
 def steps(text: str) -> Iterator[tuple[str, str]]:
@@ -50,8 +55,13 @@ def run(command: str, limit: float) -> bool:
     log = Path(os.environ.get("TMPDIR", "/tmp")) / f"check_docs_{os.getpid()}.log"
     with open(log, "wb") as output:
         try:
-            status = subprocess.run(["bash", "-c", command], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                    timeout=limit).returncode
+            status = subprocess.run(
+                ["bash", "-c", command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=limit,
+            ).returncode
         except subprocess.TimeoutExpired:
             status = 124
     print(f"| `{command.split('    #')[0].strip()}` | {status} | {time.monotonic() - started:.0f} s |", flush=True)

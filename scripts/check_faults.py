@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""What comes of faults, measured: kills, corrupt checkpoints, storage that refuses, a network that is down, strangers at the port.
+"""What comes of faults, measured: kills, corrupt checkpoints, storage that refuses, a network that is down, strangers
+at the port.
 
 usage: python scripts/check_faults.py [--only PART ...] [--count N] [--seed S] [--folder DIR] [--report]
 
-Parts: kills (100), corruptions (200), storage, network, packets (10,000 in one job). --count: try the first N of a part instead. Which
-faults these are follows from S (default 0). Results go to DIR/outcomes.jsonl (default runs/faults), a line a fault; what it holds is not
-tried again. Then writes the table of docs/reliability.md (--report: that alone). Storage and network need Linux, root and iproute2.
-Exit status 1 if anything was lost, did not recover, or could not be tried.
+Parts: kills (100), corruptions (200), storage, network, packets (10,000 in one job). --count: try the first N of a part
+instead. Which faults these are follows from S (default 0). Results go to DIR/outcomes.jsonl (default runs/faults), a
+line a fault; what it holds is not tried again. Then writes the table of docs/reliability.md (--report: that alone).
+Storage and network need Linux, root and iproute2. Exit status 1 if anything was lost, did not recover, or could not be
+tried.
 """
 
 import argparse

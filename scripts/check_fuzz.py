@@ -3,9 +3,9 @@
 
 usage: python scripts/check_fuzz.py [--examples N] [--seed S] [--only PART ...] [--output FILE] [--report]
 
-Runs tests/**/test_fuzz_*.py, each test on N inputs (default 20000; a tenth for those that make a mesh, or run a sequence of commands, for
-each input; a two-hundredth for the one that runs several jobs). Results go to
-FILE (default runs/faults/fuzz.jsonl), a line a test; tests that it holds for this N and S are not run again. --only: tests whose name
+Runs tests/**/test_fuzz_*.py, each test on N inputs (default 20000; a tenth for those that make a mesh, or run a
+sequence of commands, for each input; a two-hundredth for the one that runs several jobs). Results go to FILE (default
+runs/faults/fuzz.jsonl), a line a test; tests that it holds for this N and S are not run again. --only: tests whose name
 contains PART. Writes the table of docs/reliability.md; --report does that alone. Exit status 1 if a test failed.
 """
 
@@ -21,31 +21,58 @@ from pathlib import Path
 from faults.page import read_rows, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
-WHAT = {"test_fuzz_load": "configuration", "test_fuzz_manifest": "checkpoint manifest", "test_fuzz_rank_table": "rank table",
-        "test_fuzz_handshake": "mesh", "test_fuzz_files": "commands around files of others", "test_fuzz_jobs": "jobs with one run folder"}
+WHAT = {
+    "test_fuzz_load": "configuration",
+    "test_fuzz_manifest": "checkpoint manifest",
+    "test_fuzz_rank_table": "rank table",
+    "test_fuzz_handshake": "mesh",
+    "test_fuzz_files": "commands around files of others",
+    "test_fuzz_jobs": "jobs with one run folder",
+}
 COUNTS = re.compile(r"(\d+) passing[a-z ]*, (\d+) failing")  # as pytest shows Hypothesis's statistics
 
 
 def tests() -> list[str]:
     """Ids of all property tests, as pytest takes them."""
-    return [f"{path.relative_to(ROOT).as_posix()}::{name}" for path in sorted(ROOT.glob("tests/**/test_fuzz_*.py"))
-            for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)]
+    return [
+        f"{path.relative_to(ROOT).as_posix()}::{name}"
+        for path in sorted(ROOT.glob("tests/**/test_fuzz_*.py"))
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
 
 
 def run(test: str, examples: int, seed: int) -> dict[str, object]:
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--hypothesis-profile", "fuzz", f"--hypothesis-seed={seed}", "--hypothesis-show-statistics",
-         "-p", "no:cacheprovider", test], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "FUZZ_EXAMPLES": str(examples), "PYTHONPATH": str(ROOT)})
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--hypothesis-profile",
+            "fuzz",
+            f"--hypothesis-seed={seed}",
+            "--hypothesis-show-statistics",
+            "-p",
+            "no:cacheprovider",
+            test,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "FUZZ_EXAMPLES": str(examples), "PYTHONPATH": str(ROOT)},
+    )
     generated = done.stdout.partition("during generate phase")[2]
     found = COUNTS.search(generated)
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-2000:], flush=True)
     if found is None and not done.returncode:
         raise SystemExit(f"{test}: Hypothesis shows no count of inputs; expected a version whose statistics have one")
-    return {"passed": int(found[1]) if found else 0, "failed": max(int(found[2]) if found else 0, int(done.returncode != 0)),
-            "seconds": round(time.monotonic() - started)}
+    return {
+        "passed": int(found[1]) if found else 0,
+        "failed": max(int(found[2]) if found else 0, int(done.returncode != 0)),
+        "seconds": round(time.monotonic() - started),
+    }
 
 
 def read(output: Path) -> list[dict[str, object]]:
@@ -53,7 +80,9 @@ def read(output: Path) -> list[dict[str, object]]:
 
 
 def report(records: list[dict[str, object]]) -> int:
-    """Writes and prints the table of the newest result of each test; returns the exit status. Rows of tests without one stay."""
+    """Writes and prints the table of the newest result of each test; returns the exit status. Rows of tests without one
+    stay.
+    """
     newest = {str(record["test"]): record for record in records}
     before = {tuple(row.split(" | ")[:2]): row for row in read_rows("fuzz")}
     rows = []

@@ -3,10 +3,11 @@
 
 usage: python scripts/check_memory.py [--folder DIR] [--only memory|checkpoints] [--steps N]
 
-memory: four ranks that play two nodes train a few steps of configs/quickstart.yaml, wider, with each way to keep optimizer state; every
-rank counts the bytes that it holds. Beside them what arithmetic says, and the process's resident memory. checkpoints: the quickstart's
-training at its own checkpoint interval (--steps, default: its own number). Its data must be prepared. Prints a Markdown table for each;
-exit status 1 if a saving is more than 10 % from arithmetic, or checkpoints cost 3 % of training or more.
+memory: four ranks that play two nodes train a few steps of configs/quickstart.yaml, wider, with each way to keep
+optimizer state; every rank counts the bytes that it holds. Beside them what arithmetic says, and the process's resident
+memory. checkpoints: the quickstart's training at its own checkpoint interval (--steps, default: its own number). Its
+data must be prepared. Prints a Markdown table for each; exit status 1 if a saving is more than 10 % from arithmetic, or
+checkpoints cost 3 % of training or more.
 """
 
 import argparse
@@ -29,10 +30,20 @@ from pangu_sigma.planner.parameters import count_parameters
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 RANKS, NODES, STEPS, LIMIT = 4, 2, 3, 3600
-WIDER = ["model.hidden_size=512", "model.num_heads=8", "model.dense_layers=2", "model.sparse_layers=1", "parallel.expert=2",
-         "moe.router.type=hash", "train.eval_rows=0", "train.cosines=false"]
+WIDER = [
+    "model.hidden_size=512",
+    "model.num_heads=8",
+    "model.dense_layers=2",
+    "model.sparse_layers=1",
+    "parallel.expert=2",
+    "moe.router.type=hash",
+    "train.eval_rows=0",
+    "train.cosines=false",
+]
 CASES = {
-    "device": [], "sharded": ["optimizer.shard=data_parallel"], "experts on the host": ["optimizer.experts=host_dense"],
+    "device": [],
+    "sharded": ["optimizer.shard=data_parallel"],
+    "experts on the host": ["optimizer.experts=host_dense"],
     "experts on the host, lazily": ["optimizer.experts=host_lazy"],
     "experts on the host, the rest sharded": ["optimizer.experts=host_dense", "optimizer.shard=data_parallel"],
 }
@@ -44,8 +55,9 @@ def configuration(case: str) -> Config:
 
 
 def arithmetic(case: str) -> tuple[float, float]:
-    """Bytes of optimizer state in the compiled step, and on the host, of a rank. D dense numbers on D's 4 ranks, E of experts, which
-    have two replicas: two moments; with the weights that are being updated three arrays where they are shared out, and on the host.
+    """Bytes of optimizer state in the compiled step, and on the host, of a rank. D dense numbers on D's 4 ranks, E of
+    experts, which have two replicas: two moments; with the weights that are being updated three arrays where they are
+    shared out, and on the host.
     """
     counts = count_parameters(plan_job(configuration("device"), NODES, RANKS // NODES))
     dense, experts = counts.rank - counts.rank_experts, counts.rank_experts
@@ -63,22 +75,28 @@ def worker(case: str, output: Path) -> None:
     from pangu_sigma.data.vocabulary import vocabulary
     from pangu_sigma.model.capacity_rules import resolve_layout
     from pangu_sigma.runtime.runtime import start_runtime
-    from pangu_sigma.train.engine import TrainingParts
+    from pangu_sigma.train.engine import TrainEngine
 
     config = configuration(case)
     data = PreparedData.open(config.data.path)
     with start_runtime(config) as runtime:
-        loader = create_loader(config, data, resolve_layout(config, runtime.topology), runtime.rank, runtime.topology.data)
-        parts = TrainingParts(config, runtime, vocabulary(config, data))
+        loader = create_loader(
+            config, data, resolve_layout(config, runtime.topology), runtime.rank, runtime.topology.data
+        )
+        parts = TrainEngine(config, runtime, vocabulary(config, data))
         for step in range(1, STEPS + 1):
             parts.train_step(loader.step(step - 1), step, 1e-3)
         loader.close()
         held = {parameter.name: parameter.asnumpy().nbytes for parameter in parts.update.get_parameters()}
         state = sum(size for name, size in held.items() if name.startswith(("adam_", "shard")))
         host = [] if parts.host is None else [*parts.host.weights.values(), *parts.host.moments]
-        note = {"parameters": sum(parameter.asnumpy().nbytes for parameter in parts.parameters), "state": state,
-                "host": sum(4 * int(np.prod(bank.shape)) for bank in host), "resident": resident(),
-                "transferred": 0 if parts.host is None else parts.host.transferred / STEPS}
+        note = {
+            "parameters": sum(parameter.asnumpy().nbytes for parameter in parts.parameters),
+            "state": state,
+            "host": sum(4 * int(np.prod(bank.shape)) for bank in host),
+            "resident": resident(),
+            "transferred": 0 if parts.host is None else parts.host.transferred / STEPS,
+        }
         (output / f"{runtime.rank}.json").write_text(json.dumps(note))
 
 
@@ -97,19 +115,48 @@ def free_port() -> int:
 def measure(case: str, folder: Path) -> list[dict[str, float]]:
     """Runs the job of a case; what each rank noted."""
     folder.mkdir(parents=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3", "OMP_NUM_THREADS": "1", "LOCMOE_MESH_PORT": str(free_port()),
-                   "LOCMOE_MESH_SECRET": secrets.token_hex(32)}
-    command = ["msrun", f"--worker_num={RANKS}", f"--local_worker_num={RANKS}", "--master_addr=127.0.0.1",
-               f"--master_port={free_port()}", "--join=True", f"--log_dir={folder / 'logs'}", "python", __file__, "--case", case,
-               "--folder", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, env=environment, timeout=LIMIT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "GLOG_v": "3",
+        "OMP_NUM_THREADS": "1",
+        "LOCMOE_MESH_PORT": str(free_port()),
+        "LOCMOE_MESH_SECRET": secrets.token_hex(32),
+    }
+    command = [
+        "msrun",
+        f"--worker_num={RANKS}",
+        f"--local_worker_num={RANKS}",
+        "--master_addr=127.0.0.1",
+        f"--master_port={free_port()}",
+        "--join=True",
+        f"--log_dir={folder / 'logs'}",
+        "python",
+        __file__,
+        "--case",
+        case,
+        "--folder",
+        str(folder),
+    ]
+    subprocess.run(
+        command,
+        cwd=ROOT,
+        check=True,
+        env=environment,
+        timeout=LIMIT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
 
 
 def check_memory(folder: Path) -> bool:
     """Prints a row a case; whether all savings are as arithmetic says."""
-    print("| optimizer state | in the step, MB | saved, MB | by arithmetic | off by | on the host, MB | by arithmetic | to and from the "
-          "host a step, MB | resident, MB |\n|---|---|---|---|---|---|---|---|---|", flush=True)
+    print(
+        "| optimizer state | in the step, MB | saved, MB | by arithmetic | off by | on the host, MB | by arithmetic | to and from the "
+        "host a step, MB | resident, MB |\n|---|---|---|---|---|---|---|---|---|",
+        flush=True,
+    )
     before, good = {}, True
     for case in CASES:
         found = measure(case, folder / case.replace(" ", "_").replace(",", ""))
@@ -119,27 +166,52 @@ def check_memory(folder: Path) -> bool:
         saved, expected = before["state"] - own["state"], before["planned"] - planned
         off = saved / expected - 1.0 if expected else 0.0
         good &= abs(off) <= 0.1 and abs(own["host"] - host) <= 0.1 * host
-        print(f"| {case} | {own['state'] / MB:.1f} | {saved / MB:.1f} | {expected / MB:.1f} | {off:+.2%} | {own['host'] / MB:.1f} | "
-              f"{host / MB:.1f} | {own['transferred'] / MB:.1f} | {own['resident'] / MB:.0f} |", flush=True)
+        print(
+            f"| {case} | {own['state'] / MB:.1f} | {saved / MB:.1f} | {expected / MB:.1f} | {off:+.2%} | {own['host'] / MB:.1f} | "
+            f"{host / MB:.1f} | {own['transferred'] / MB:.1f} | {own['resident'] / MB:.0f} |",
+            flush=True,
+        )
     return good
 
 
 def check_checkpoints(folder: Path, steps: "int | None") -> bool:
     """Prints what checkpoints cost the quickstart's training; whether that is under 3 %."""
     overrides = [f"train.output_dir={folder}", *([f"train.steps={steps}"] if steps else [])]
-    command = ["bash", str(ROOT / "scripts" / "train_msrun.sh"), "--workers", str(RANKS), QUICKSTART,
-               *(word for override in overrides for word in ("--set", override))]
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, timeout=LIMIT,
-                   stdout=subprocess.DEVNULL)
-    records: list[dict[str, Any]] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]  # 1 compiles
-    summary, interval = json.loads((folder / "summary.json").read_text()), load_config(QUICKSTART, []).checkpoint.interval
+    command = [
+        "bash",
+        str(ROOT / "scripts" / "train_msrun.sh"),
+        "--workers",
+        str(RANKS),
+        QUICKSTART,
+        *(word for override in overrides for word in ("--set", override)),
+    ]
+    subprocess.run(
+        command,
+        cwd=ROOT,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        timeout=LIMIT,
+        stdout=subprocess.DEVNULL,
+    )
+    records: list[dict[str, Any]] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][
+        1:
+    ]  # 1 compiles
+    summary, interval = (
+        json.loads((folder / "summary.json").read_text()),
+        load_config(QUICKSTART, []).checkpoint.interval,
+    )
     times = {record["progress/step"]: record["time/step(s)"] for record in records}
     usual, stall = median(times.values()), summary["time/checkpoint_stall(s)"]
-    beside = sum(times[step] - usual for step in times if step > interval and step % interval in (1, 2))  # writing goes on
+    beside = sum(
+        times[step] - usual for step in times if step > interval and step % interval in (1, 2)
+    )  # writing goes on
     share = (stall + max(beside, 0.0)) / (sum(times.values()) + stall)
-    print("| steps | checkpoints | training, s | waited for the copy, s | two steps after each, beyond the median, s | written beside, s "
-          f"| share |\n|---|---|---|---|---|---|---|\n| {len(times) + 1} | {(len(times) + 1) // interval} | {sum(times.values()):.1f} | "
-          f"{stall:.2f} | {beside:.2f} | {summary['time/checkpoint_writing(s)']:.2f} | {share:.2%} |", flush=True)
+    print(
+        "| steps | checkpoints | training, s | waited for the copy, s | two steps after each, beyond the median, s | written beside, s "
+        f"| share |\n|---|---|---|---|---|---|---|\n| {len(times) + 1} | {(len(times) + 1) // interval} | {sum(times.values()):.1f} | "
+        f"{stall:.2f} | {beside:.2f} | {summary['time/checkpoint_writing(s)']:.2f} | {share:.2%} |",
+        flush=True,
+    )
     return share < 0.03
 
 

@@ -3,9 +3,10 @@
 
 usage: python scripts/check_planner.py [--folder DIR] [--only CASE ...] [--report]
 
-Some cases calibrate (their medians are what configs/hardware/cpu.yaml is made from), the others test: --report alone reads what was
-measured and prints both, with the figures that a least-squares fit to the calibrating cases gives. Cases that DIR holds are not run
-again. Nodes are simulated (Linux, root, iproute2: see scripts/simulate_cluster.sh). Run it on a machine that does nothing else.
+Some cases calibrate (their medians are what configs/hardware/cpu.yaml is made from), the others test: --report alone
+reads what was measured and prints both, with the figures that a least-squares fit to the calibrating cases gives. Cases
+that DIR holds are not run again. Nodes are simulated (Linux, root, iproute2: see scripts/simulate_cluster.sh). Run it
+on a machine that does nothing else.
 """
 
 import argparse
@@ -65,7 +66,12 @@ class Case:
 
 def _case(name: str, role: str, hidden: int, dense: int, sparse: int, rows: int, **further: object) -> Case:
     ranks = {key: further.pop(key) for key in ("nodes", "workers", "rate") if key in further}
-    sizes = {"model.hidden_size": hidden, "model.dense_layers": dense, "model.sparse_layers": sparse, "train.global_batch_size": rows}
+    sizes = {
+        "model.hidden_size": hidden,
+        "model.dense_layers": dense,
+        "model.sparse_layers": sparse,
+        "train.global_batch_size": rows,
+    }
     return Case(name, role, {**sizes, **{key.replace("__", "."): value for key, value in further.items()}}, **ranks)
 
 
@@ -75,14 +81,28 @@ CASES = (
     _case("one-c", "calibrate", 384, 5, 0, 24),
     _case("one-d", "calibrate", 256, 1, 3, 32, moe__num_experts=16, train__micro_batch_size=16),
     _case("two-a", "calibrate", 256, 2, 2, 16, nodes=2, rate=200, parallel__expert=2),
-    _case("two-b", "calibrate", 384, 1, 2, 16, nodes=2, rate=400, parallel__expert=2, moe__dispatch__type="hierarchical"),
+    _case(
+        "two-b", "calibrate", 384, 1, 2, 16, nodes=2, rate=400, parallel__expert=2, moe__dispatch__type="hierarchical"
+    ),
     _case("one-g", "calibrate", 256, 0, 1, 8),
     _case("one-h", "calibrate", 256, 4, 4, 8),
     _case("four-b", "calibrate", 192, 2, 1, 16, nodes=2, workers=2, rate=400, parallel__expert=4),
     _case("one-e", "test", 448, 4, 2, 12),
     _case("one-f", "test", 320, 2, 4, 20, moe__num_experts=16),
     _case("two-c", "test", 320, 2, 2, 16, nodes=2, rate=300, parallel__expert=2),
-    _case("four-a", "test", 256, 1, 2, 16, nodes=2, workers=2, rate=200, parallel__expert=4, moe__dispatch__type="hierarchical"),
+    _case(
+        "four-a",
+        "test",
+        256,
+        1,
+        2,
+        16,
+        nodes=2,
+        workers=2,
+        rate=200,
+        parallel__expert=4,
+        moe__dispatch__type="hierarchical",
+    ),
     _case("one-i", "test", 384, 1, 3, 12),
     _case("two-d", "test", 256, 3, 1, 24, nodes=2, rate=150, parallel__expert=2),
 )
@@ -102,7 +122,10 @@ def prepare(folder: Path) -> None:
         for number in range(40):
             (source / f"{number}.txt").write_text(" ".join(generator.choice(words, 1500)))
         sources[domain] = str(source)
-    data = {"path": str(folder / "data"), "prepare": {"sources": sources, "vocab_size": WORDS, "validation_fraction": 0.1}}
+    data = {
+        "path": str(folder / "data"),
+        "prepare": {"sources": sources, "vocab_size": WORDS, "validation_fraction": 0.1},
+    }
     (folder / "base.yaml").write_text(yaml.safe_dump({**BASE, "data": data}))
     command = [sys.executable, "-m", "pangu_sigma", "prepare", str(folder / "base.yaml")]
     subprocess.run(command, check=True, env=environment(folder, "prepare"))
@@ -122,10 +145,29 @@ def measure(case: Case, folder: Path) -> dict:
     for earlier in (output, folder / "peaks" / case.name):  # of a run that was cut off
         shutil.rmtree(earlier, ignore_errors=True)
     settings = {**case.overrides, "train.output_dir": str(output)}
-    given = [str(folder / "base.yaml"), *(word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}"))]
+    given = [
+        str(folder / "base.yaml"),
+        *(word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")),
+    ]
     if case.rate:
-        cluster = ["--nodes", str(case.nodes), "--workers-per-node", str(case.workers), "--rate", f"{case.rate}mbit", "--pin"]
-        command = ["bash", str(ROOT / "scripts/simulate_cluster.sh"), *cluster, "--", "bash", str(ROOT / "scripts/train_msrun.sh"), *given]
+        cluster = [
+            "--nodes",
+            str(case.nodes),
+            "--workers-per-node",
+            str(case.workers),
+            "--rate",
+            f"{case.rate}mbit",
+            "--pin",
+        ]
+        command = [
+            "bash",
+            str(ROOT / "scripts/simulate_cluster.sh"),
+            *cluster,
+            "--",
+            "bash",
+            str(ROOT / "scripts/train_msrun.sh"),
+            *given,
+        ]
     else:
         command = [sys.executable, "-m", "pangu_sigma", "train", *given]
     subprocess.run(command, check=True, env=environment(folder, case.name), stdout=subprocess.DEVNULL)
@@ -144,7 +186,9 @@ class Planned:
 
     memory: float
     seconds: float
-    memory_row: tuple  # bytes for each byte reserved, in all and a layer, for an activation factor of 1; and all other bytes
+    memory_row: (
+        tuple  # bytes for each byte reserved, in all and a layer, for an activation factor of 1; and all other bytes
+    )
     seconds_row: tuple  # seconds of computation, of 1 / efficiency, 1 / bandwidth, layer time
     communication: float
 
@@ -176,8 +220,10 @@ def report(measured: dict, folder: Path) -> None:
             print(f"{case.name:<8}{case.role:<11}{'not measured':>14}")
             continue
         memory, seconds = found["memory"], found["seconds"]
-        print(f"{case.name:<8}{case.role:<11}{memory / 1e9:>10.3f}{plan.memory / 1e9:>9.3f}{plan.memory / memory - 1:>+7.1%}"
-              f"{seconds:>9.3f}{plan.seconds:>9.3f}{plan.seconds / seconds - 1:>+7.1%}{found['load']:>6.1f}")
+        print(
+            f"{case.name:<8}{case.role:<11}{memory / 1e9:>10.3f}{plan.memory / 1e9:>9.3f}{plan.memory / memory - 1:>+7.1%}"
+            f"{seconds:>9.3f}{plan.seconds:>9.3f}{plan.seconds / seconds - 1:>+7.1%}{found['load']:>6.1f}"
+        )
     known = [case.name for case in CASES if case.role == "calibrate" and case.name in measured]
     if len(known) >= 4:
         _fit(known, measured, plans)
@@ -189,9 +235,14 @@ def _fit(names: list, measured: dict, plans: dict) -> None:
     memory = [(plan.memory_row[:3], found["memory"] - plan.memory_row[3], found["memory"]) for plan, found in pairs]
     reserved, layer, factor = _least_squares(memory)
     print(f"fit: reserved_gb {reserved / 1e9:.3f}, per_layer_mb {layer / 1e6:.1f}, activation_factor {factor:.3f}")
-    seconds = [(plan.seconds_row, found["seconds"] - plan.communication - plan.seconds_row[0], found["seconds"]) for plan, found in pairs]
+    seconds = [
+        (plan.seconds_row, found["seconds"] - plan.communication - plan.seconds_row[0], found["seconds"])
+        for plan, found in pairs
+    ]
     beyond, passes, layers = _least_squares(seconds)  # beyond the products at their peak
-    print(f"fit: efficiency {1 / (1 + beyond):.3f}, bandwidth_gb_s {1 / max(passes, 1e-12) / 1e9:.2f}, layer_ms {layers * 1e3:.2f}")
+    print(
+        f"fit: efficiency {1 / (1 + beyond):.3f}, bandwidth_gb_s {1 / max(passes, 1e-12) / 1e9:.2f}, layer_ms {layers * 1e3:.2f}"
+    )
 
 
 def _least_squares(equations: list) -> np.ndarray:
@@ -203,7 +254,9 @@ def _least_squares(equations: list) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", default="runs/check_planner", help="data, runs and measurements (default: runs/check_planner)")
+    parser.add_argument(
+        "--folder", default="runs/check_planner", help="data, runs and measurements (default: runs/check_planner)"
+    )
     parser.add_argument("--only", nargs="+", choices=[case.name for case in CASES], help="cases to run (default: all)")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args()

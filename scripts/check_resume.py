@@ -3,9 +3,9 @@
 
 usage: python scripts/check_resume.py [--folder DIR] [--only PART ...]
 
-A case is a router x precision x ranks (1, or 4 with expert parallel 4) on a small model and the text of configs/two_domains.yaml, which
-must be prepared. Compared: the losses of steps 21 to 40, and every tensor and number of the checkpoint of step 40. Prints a Markdown
-table; exit status 1 if a case differs.
+A case is a router x precision x ranks (1, or 4 with expert parallel 4) on a small model and the text of
+configs/two_domains.yaml, which must be prepared. Compared: the losses of steps 21 to 40, and every tensor and number of
+the checkpoint of step 40. Prints a Markdown table; exit status 1 if a case differs.
 """
 
 import argparse
@@ -22,12 +22,21 @@ import numpy as np
 from pangu_sigma.checkpoint.reader import CheckpointReader
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE = ["model={hidden_size: 32, num_heads: 2, dense_layers: 1, sparse_layers: 1, sequence_length: 128, hidden_dropout: 0.1}",
-        "train={steps: 40, global_batch_size: 8, eval_rows: 0, cosines: false}", "checkpoint.interval=20", "optimizer.warmup_steps=2"]
+BASE = [
+    "model={hidden_size: 32, num_heads: 2, dense_layers: 1, sparse_layers: 1, sequence_length: 128, hidden_dropout: 0.1}",
+    "train={steps: 40, global_batch_size: 8, eval_rows: 0, cosines: false}",
+    "checkpoint.interval=20",
+    "optimizer.warmup_steps=2",
+]
 ROUTERS = {
-    "hash": [], "switch": ["moe.router.switch.jitter=0.1"], "locmoe": ["moe.router.balance_rate=0.01"],
-    "locmoe on codes": ["moe.router.locmoe.gate_input=code"], "gshard": ["moe.router.top_k=2"], "faster_moe": [],
-    "ta_moe": ["moe.router.statistics=node"], "etr": ["moe.dispatch.drop_priority=weight"],
+    "hash": [],
+    "switch": ["moe.router.switch.jitter=0.1"],
+    "locmoe": ["moe.router.balance_rate=0.01"],
+    "locmoe on codes": ["moe.router.locmoe.gate_input=code"],
+    "gshard": ["moe.router.top_k=2"],
+    "faster_moe": [],
+    "ta_moe": ["moe.router.statistics=node"],
+    "etr": ["moe.dispatch.drop_priority=weight"],
 }
 PRECISIONS = {"fp32": [], "fp16": ["runtime.loss_scale={initial: 1e8, growth_interval: 7}"]}
 LIMIT = 900  # seconds for a run
@@ -42,20 +51,40 @@ def cases(only: list[str]) -> Iterator[tuple[str, str, int]]:
 
 
 def train(folder: Path, ranks: int, overrides: list[str]) -> None:
-    words = [word for override in [*BASE, *overrides, f"train.output_dir={folder}", f"parallel.expert={ranks}",
-                                   f"parallel.ranks_per_node={max(ranks // 2, 1)}"] for word in ("--set", override)]
+    words = [
+        word
+        for override in [
+            *BASE,
+            *overrides,
+            f"train.output_dir={folder}",
+            f"parallel.expert={ranks}",
+            f"parallel.ranks_per_node={max(ranks // 2, 1)}",
+        ]
+        for word in ("--set", override)
+    ]
     config = str(ROOT / "configs" / "two_domains.yaml")
-    command = [sys.executable, "-m", "pangu_sigma", "train", config, *words] if ranks == 1 else \
-        ["bash", str(ROOT / "scripts" / "train_msrun.sh"), "--workers", str(ranks), config, *words]
+    command = (
+        [sys.executable, "-m", "pangu_sigma", "train", config, *words]
+        if ranks == 1
+        else ["bash", str(ROOT / "scripts" / "train_msrun.sh"), "--workers", str(ranks), config, *words]
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=ROOT, check=True, env=environment, timeout=LIMIT, stdout=subprocess.DEVNULL)
 
 
 def differences(whole: Path, resumed: Path) -> list[str]:
     """What differs between the two runs' second halves."""
-    left, right = ([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (whole, resumed))
+    left, right = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (whole, resumed)
+    )
     names = ("loss/total", "optim/grad_norm", "optim/loss_scale", "moe/tokens_per_expert")
-    found = [f"step {a['progress/step']}: {name}" for a, b in zip(left[20:], right, strict=True) for name in names if a[name] != b[name]]
+    found = [
+        f"step {a['progress/step']}: {name}"
+        for a, b in zip(left[20:], right, strict=True)
+        for name in names
+        if a[name] != b[name]
+    ]
     readers = [CheckpointReader.open(folder / "checkpoints" / "step_40") for folder in (whole, resumed)]
     with readers[0] as one, readers[1] as other:
         found += [] if one.header.scalars == other.header.scalars else ["numbers"]
@@ -71,10 +100,17 @@ def main() -> int:
     failed = False
     print("| router | precision | ranks | 20 + 20 steps against 40 |\n|---|---|---|---|", flush=True)
     for router, precision, ranks in cases(options.only):
-        overrides = [f"moe.router.type={router.split()[0]}", f"runtime.precision={precision}", *ROUTERS[router], *PRECISIONS[precision]]
+        overrides = [
+            f"moe.router.type={router.split()[0]}",
+            f"runtime.precision={precision}",
+            *ROUTERS[router],
+            *PRECISIONS[precision],
+        ]
         folder = options.folder / f"{router}_{precision}_{ranks}_{time.time_ns()}".replace(" ", "_")
         train(folder / "whole", ranks, overrides)
-        train(folder / "resumed", ranks, [*overrides, f"checkpoint.resume={folder / 'whole' / 'checkpoints' / 'step_20'}"])
+        train(
+            folder / "resumed", ranks, [*overrides, f"checkpoint.resume={folder / 'whole' / 'checkpoints' / 'step_20'}"]
+        )
         found = differences(folder / "whole", folder / "resumed")
         failed |= bool(found)
         result = "equal to the bit" if not found else f"differs: {', '.join(found[:3])}"

@@ -45,22 +45,62 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="make_rank_table.py", description=__doc__, epilog=EPILOG, allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog="make_rank_table.py",
+        description=__doc__,
+        epilog=EPILOG,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     servers = parser.add_argument_group("servers, in the order of their ranks; any of these may be repeated")
-    servers.add_argument("--hccn", dest="servers", metavar="NAME=FILE", action="append", type=_source("hccn"), default=[],
-                         help="addresses from captured output of `hccn_tool -i N -ip -g`, device after device, or from a copy of "
-                              "/etc/hccn.conf; several files with commas between them are read one after another")
-    servers.add_argument("--addresses", dest="servers", metavar="NAME=IP,IP,...", action="append", type=_source("addresses"),
-                         help="addresses of the devices 0, 1, ...")
-    servers.add_argument("--local", dest="servers", metavar="NAME", action="append", type=_source("local"),
-                         help="this machine: hccn_tool is asked about each of its devices")
-    servers.add_argument("--merge", dest="servers", metavar="FILE", action="append", type=_source("merge"),
-                         help="servers of another rank table, version 1.0 or 1.2; their ranks are numbered anew")
-    parser.add_argument("--host-ip", metavar="NAME=IP", action="append", default=[], type=_pair,
-                        help="a server's own address, for host_ip (default: none)")
-    parser.add_argument("--devices", metavar="N,N,...", type=_numbers,
-                        help="take only these devices of servers not given by --merge (default: all)")
+    servers.add_argument(
+        "--hccn",
+        dest="servers",
+        metavar="NAME=FILE",
+        action="append",
+        type=_source("hccn"),
+        default=[],
+        help="addresses from captured output of `hccn_tool -i N -ip -g`, device after device, or from a copy of "
+        "/etc/hccn.conf; several files with commas between them are read one after another",
+    )
+    servers.add_argument(
+        "--addresses",
+        dest="servers",
+        metavar="NAME=IP,IP,...",
+        action="append",
+        type=_source("addresses"),
+        help="addresses of the devices 0, 1, ...",
+    )
+    servers.add_argument(
+        "--local",
+        dest="servers",
+        metavar="NAME",
+        action="append",
+        type=_source("local"),
+        help="this machine: hccn_tool is asked about each of its devices",
+    )
+    servers.add_argument(
+        "--merge",
+        dest="servers",
+        metavar="FILE",
+        action="append",
+        type=_source("merge"),
+        help="servers of another rank table, version 1.0 or 1.2; their ranks are numbered anew",
+    )
+    parser.add_argument(
+        "--host-ip",
+        metavar="NAME=IP",
+        action="append",
+        default=[],
+        type=_pair,
+        help="a server's own address, for host_ip (default: none)",
+    )
+    parser.add_argument(
+        "--devices",
+        metavar="N,N,...",
+        type=_numbers,
+        help="take only these devices of servers not given by --merge (default: all)",
+    )
     parser.add_argument("--output", metavar="FILE", help="file to write (default: standard output)")
     return parser
 
@@ -107,13 +147,22 @@ def make_table(options: argparse.Namespace) -> Dict[str, Any]:
             _add_pods(pods, content.get("super_pod_list", []))
             versions.add(content["version"])
         else:
-            servers.append({"server_id": name, "device": _devices(name, _addresses(kind, name, value), options.devices)})
+            servers.append(
+                {"server_id": name, "device": _devices(name, _addresses(kind, name, value), options.devices)}
+            )
             versions.add("1.0")
     if len(versions) > 1:
-        raise InputError("found servers of versions 1.0 and 1.2; expected one version: merge tables of 1.2 with others of 1.2 only")
+        raise InputError(
+            "found servers of versions 1.0 and 1.2; expected one version: merge tables of 1.2 with others of 1.2 only"
+        )
     _set_hosts(servers, options.host_ip)
     _number(servers)
-    table = {"version": versions.pop(), "server_count": str(len(servers)), "server_list": servers, "status": "completed"}
+    table = {
+        "version": versions.pop(),
+        "server_count": str(len(servers)),
+        "server_list": servers,
+        "status": "completed",
+    }
     if pods:
         table["super_pod_list"] = pods
     parse_rank_table(JsonValue(table, "", options.output or "rank table"))
@@ -140,7 +189,9 @@ def _add_pods(pods: List[Dict[str, Any]], more: Sequence[Dict[str, Any]]) -> Non
 def _devices(name: str, addresses: Dict[int, str], wanted: Optional[Sequence[int]]) -> List[Dict[str, str]]:
     missing = [number for number in wanted or () if number not in addresses]
     if missing:
-        raise InputError(f"--devices: {name} has no address for device {missing[0]}; found {', '.join(map(str, sorted(addresses)))}")
+        raise InputError(
+            f"--devices: {name} has no address for device {missing[0]}; found {', '.join(map(str, sorted(addresses)))}"
+        )
     return [{"device_id": str(number), "device_ip": addresses[number]} for number in sorted(wanted or addresses)]
 
 
@@ -153,15 +204,17 @@ def _addresses(kind: str, name: str, value: str) -> Dict[int, str]:
     text = "\n".join(_read(path) for path in value.split(","))
     found = read_hccn(text, value)
     if not found:
-        raise InputError(f"{value}: no address of a device; expected output of `hccn_tool -i N -ip -g`, or /etc/hccn.conf")
+        raise InputError(
+            f"{value}: no address of a device; expected output of `hccn_tool -i N -ip -g`, or /etc/hccn.conf"
+        )
     return found
 
 
 def read_hccn(text: str, where: str) -> Dict[int, str]:
     """Device addresses in what hccn_tool printed, or in /etc/hccn.conf.
 
-    hccn_tool prints `ipaddr:` and `netmask:` lines and no device number: devices count from 0, or from the number in the
-    last `hccn_tool -i N` that the capture shows (as `set -x` does). /etc/hccn.conf has lines `address_N=`.
+    hccn_tool prints `ipaddr:` and `netmask:` lines and no device number: devices count from 0, or from the number in
+    the last `hccn_tool -i N` that the capture shows (as `set -x` does). /etc/hccn.conf has lines `address_N=`.
 
     Raises:
         InputError: a line is neither, as where hccn_tool failed, or a device has two addresses.
@@ -176,27 +229,37 @@ def read_hccn(text: str, where: str) -> Dict[int, str]:
         elif entry:
             number = int(entry[1] or number)
             if found.setdefault(number, entry[2]) != entry[2]:
-                raise InputError(f"{where}: device {number} has the addresses {found[number]} and {entry[2]}; expected one")
+                raise InputError(
+                    f"{where}: device {number} has the addresses {found[number]} and {entry[2]}; expected one"
+                )
             number += 1
         elif line and not re.fullmatch(r"netmask\s*:.*|#.*|\w+\s*=.*", line):
-            raise InputError(f"{where}: found '{line[:60]}', expected lines of `hccn_tool -i N -ip -g` (ipaddr:..., netmask:...) or of "
-                             "/etc/hccn.conf (address_0=...)")
+            raise InputError(
+                f"{where}: found '{line[:60]}', expected lines of `hccn_tool -i N -ip -g` (ipaddr:..., netmask:...) or of "
+                "/etc/hccn.conf (address_0=...)"
+            )
     return found
 
 
 def _ask_hccn_tool() -> Dict[int, str]:
     tool = next((path for path in map(shutil.which, HCCN_TOOLS) if path), None)
-    numbers = sorted(int(path[len("/dev/davinci"):]) for path in glob.glob("/dev/davinci[0-9]*"))
+    numbers = sorted(int(path[len("/dev/davinci") :]) for path in glob.glob("/dev/davinci[0-9]*"))
     if tool is None or not numbers:
-        raise InputError(f"--local: found {'no Ascend device (/dev/davinci*)' if tool else 'no hccn_tool'} on this machine; "
-                         "expected a server with its driver installed")
+        raise InputError(
+            f"--local: found {'no Ascend device (/dev/davinci*)' if tool else 'no hccn_tool'} on this machine; "
+            "expected a server with its driver installed"
+        )
     found = {}
     for number in numbers:
-        done = subprocess.run([tool, "-i", str(number), "-ip", "-g"], capture_output=True, text=True, errors="replace", timeout=TOOL_S)
+        done = subprocess.run(
+            [tool, "-i", str(number), "-ip", "-g"], capture_output=True, text=True, errors="replace", timeout=TOOL_S
+        )
         found.update(read_hccn(f"hccn_tool -i {number}\n{done.stdout}", f"hccn_tool -i {number} -ip -g"))
         if number not in found:
-            raise InputError(f"--local: device {number} has no address ({(done.stderr or done.stdout).strip()[:60]}); "
-                             "expected one, set with hccn_tool -i N -ip -s")
+            raise InputError(
+                f"--local: device {number} has no address ({(done.stderr or done.stdout).strip()[:60]}); "
+                "expected one, set with hccn_tool -i N -ip -s"
+            )
     return found
 
 
@@ -204,7 +267,9 @@ def _set_hosts(servers: Sequence[Dict[str, Any]], hosts: Sequence[Tuple[str, str
     for name, address in hosts:
         matches = [server for server in servers if server["server_id"] == name]
         if not matches:
-            raise InputError(f"--host-ip: found no server '{name}', expected one of {', '.join(server['server_id'] for server in servers)}")
+            raise InputError(
+                f"--host-ip: found no server '{name}', expected one of {', '.join(server['server_id'] for server in servers)}"
+            )
         matches[0]["host_ip"] = address
 
 

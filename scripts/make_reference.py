@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Writes docs/configuration.md and docs/metrics.md from where keys and metrics are defined.
 
-Usage: python scripts/make_reference.py [--check]. With --check it writes nothing; exit status 1 if a page is not what it would write.
+Usage: python scripts/make_reference.py [--check]. With --check it writes nothing; exit status 1 if a page is not what
+it would write.
 """
 
 import argparse
@@ -66,8 +67,10 @@ def configuration() -> str:
     """docs/configuration.md."""
     sections = list(_sections(Config, ""))
     names = [path for path, _, _ in sections if "." not in path]
-    parts = [_NOTE.format(source="pangu_sigma/config/schema.py"),
-             _CONFIGURATION.format(sections=", ".join(f"[`{name}`](#{name})" for name in names))]
+    parts = [
+        _NOTE.format(source="pangu_sigma/config/schema.py"),
+        _CONFIGURATION.format(sections=", ".join(f"[`{name}`](#{name})" for name in names)),
+    ]
     for path, help, section in sections:
         level = "##" if "." not in path else "###"
         parts.append(f"\n{level} `{path}`\n\n{_sentence(help)}{_own_words(section)}\n")
@@ -86,7 +89,10 @@ def metrics() -> str:
     parts = [_NOTE.format(source="pangu_sigma/metrics/definitions.py"), _METRICS]
     for group, rows in groups.items():
         title = group if " " in group else f"`{group}/`"
-        parts += [f"\n## {title}\n\n", _table(("metric", "when", "meaning") if len(rows[0]) == 3 else ("metric", "meaning"), rows)]
+        parts += [
+            f"\n## {title}\n\n",
+            _table(("metric", "when", "meaning") if len(rows[0]) == 3 else ("metric", "meaning"), rows),
+        ]
     return "".join([*parts, _AFTER_METRICS])
 
 
@@ -95,8 +101,11 @@ PAGES = {"docs/configuration.md": configuration, "docs/metrics.md": metrics}
 
 def stale() -> List[str]:
     """The pages that are not what their definitions make them."""
-    return [name for name, make in PAGES.items() if not (REPOSITORY / name).is_file() or
-            (REPOSITORY / name).read_text(encoding="utf-8") != make()]
+    return [
+        name
+        for name, make in PAGES.items()
+        if not (REPOSITORY / name).is_file() or (REPOSITORY / name).read_text(encoding="utf-8") != make()
+    ]
 
 
 def main() -> int:
@@ -129,7 +138,11 @@ def _keys(section: Any, path: str) -> Iterator[Sequence[str]]:
         hint = hints[field.name]
         if not is_dataclass(hint):
             default = getattr(defaults, field.name)
-            kind = f"a section, [below](#{_anchor(f'{path}.{field.name}')})" if is_dataclass(_bare(hint)) else _kind(hint, field.metadata)
+            kind = (
+                f"a section, [below](#{_anchor(f'{path}.{field.name}')})"
+                if is_dataclass(_bare(hint))
+                else _kind(hint, field.metadata)
+            )
             kind += ", or null" if type(None) in get_args(hint) else ""
             yield f"`{path}.{field.name}`", kind, f"`{_yaml(default)}`", field.metadata["help"]
 

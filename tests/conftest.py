@@ -1,4 +1,5 @@
-"""What several kinds of tests share: a small prepared data folder, and the values that fuzzers put in the place of others.
+"""What several kinds of tests share: a small prepared data folder, and the values that fuzzers put in the place of
+others.
 
 `pytest --hypothesis-profile fuzz` runs property tests on FUZZ_EXAMPLES inputs each (20,000); see scripts/check_fuzz.py.
 """
@@ -11,16 +12,25 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-settings.register_profile("fuzz", max_examples=int(os.environ.get("FUZZ_EXAMPLES", 20000)), deadline=None, print_blob=True,
-                          suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "fuzz",
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", 20000)),
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what is to run in the background; what tests start must hear it
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # as shells start what is to run in the background; what tests start must hear it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def device():
-    """Named before any test runs a graph: after that MindSpore lets nobody name one, as whole commands in this process do."""
+    """Named before any test runs a graph: after that MindSpore lets nobody name one, as whole commands in this process
+    do.
+    """
     import mindspore as ms
 
     ms.set_device("CPU")
@@ -42,40 +52,62 @@ def tiny_data(tmp_path_factory):
         for number in range(12):
             (source / f"{number}.txt").write_text(" ".join(generator.choice(words, 400)))
         sources[domain] = str(source)
-    prepare(config_from_dict({"model": {"sequence_length": 32}, "data": {
-        "path": str(folder / "data"), "prepare": {"sources": sources, "vocab_size": 320, "validation_fraction": 0.1}}}))
+    prepare(
+        config_from_dict(
+            {
+                "model": {"sequence_length": 32},
+                "data": {
+                    "path": str(folder / "data"),
+                    "prepare": {"sources": sources, "vocab_size": 320, "validation_fraction": 0.1},
+                },
+            }
+        )
+    )
     return folder / "data"
 
 
 @pytest.fixture(scope="session")
 def save_run(tiny_data, tmp_path_factory):
-    """`save_run(moe, **sections)`: a run directory with `config.yaml` and one checkpoint, of a small model with random weights, as
-    training writes them.
+    """`save_run(moe, **sections)`: a run directory with `config.yaml` and one checkpoint, of a small model with random
+    weights, as training writes them.
     """
     from locmoe_ops.collectives.create import create_collectives
     from locmoe_ops.topology import Topology
     from pangu_sigma.checkpoint.header import training_header
-    from pangu_sigma.checkpoint.state import Place, pieces
-    from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
+    from pangu_sigma.checkpoint.state import RankLocation, pieces
+    from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
     from pangu_sigma.config.load import config_from_dict, save_config
     from pangu_sigma.data.dataset import PreparedData
     from pangu_sigma.data.vocabulary import vocabulary
     from pangu_sigma.model.capacity_rules import resolve_layout
     from pangu_sigma.runtime.runtime import Runtime
-    from pangu_sigma.train.engine import TrainingParts
+    from pangu_sigma.train.engine import TrainEngine
 
     data, alone = PreparedData.open(str(tiny_data)), Topology(1, 1)
 
     def save(moe, **sections):
         folder = tmp_path_factory.mktemp("run")
-        config = config_from_dict({
-            "model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32, "init_std": 0.4},
-            "moe": {"num_experts": 4, "num_groups": 2, **moe}, "data": {"path": str(tiny_data), **sections.pop("data", {})},
-            "optimizer": {"warmup_steps": 1}, "train": {"steps": 2, "global_batch_size": 2, "output_dir": str(folder)}, **sections})
-        parts = TrainingParts(config, Runtime(create_collectives("local", alone, 0)), vocabulary(config, data))
+        config = config_from_dict(
+            {
+                "model": {
+                    "hidden_size": 16,
+                    "num_heads": 2,
+                    "dense_layers": 0,
+                    "sparse_layers": 1,
+                    "sequence_length": 32,
+                    "init_std": 0.4,
+                },
+                "moe": {"num_experts": 4, "num_groups": 2, **moe},
+                "data": {"path": str(tiny_data), **sections.pop("data", {})},
+                "optimizer": {"warmup_steps": 1},
+                "train": {"steps": 2, "global_batch_size": 2, "output_dir": str(folder)},
+                **sections,
+            }
+        )
+        parts = TrainEngine(config, Runtime(create_collectives("local", alone, 0)), vocabulary(config, data))
         header = training_header(config, resolve_layout(config, alone), data, data.vocab_size, 2, parts.state())
-        place = Place(alone, 0, parts.context.slot_rules.placement.local_experts(0))
-        with CheckpointWriter(folder / "checkpoints", Job(0, (0,), 5.0, lambda: None), Retention()) as writer:
+        place = RankLocation(alone, 0, parts.context.slot_rules.placement.local_experts(0))
+        with CheckpointWriter(folder / "checkpoints", WritingJob(0, (0,), 5.0, lambda: None), Retention()) as writer:
             writer.save(header, pieces(parts.state(), place))
         save_config(config, folder / "config.yaml")
         return folder
@@ -92,19 +124,54 @@ def _nested(depth):
 
 @pytest.fixture(scope="session")
 def spoil():
-    """`spoil(data, content)` puts JSON values, often extreme ones, in the place of some in a structure, or removes or adds some."""
-    extreme = st.sampled_from([-1, 2**63, 10**400, 0.5, 1e308, "", "..", "../x", "a\0b", "\ud800", "x\ny", "x" * 300, "1" * 30, [], {},
-                               "@", "a@b", _nested(400), _nested(900)])
-    scalar = extreme | st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
-    values = st.recursive(scalar, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-                          max_leaves=8)
+    """`spoil(data, content)` puts JSON values, often extreme ones, in the place of some in a structure, or removes or
+    adds some.
+    """
+    extreme = st.sampled_from(
+        [
+            -1,
+            2**63,
+            10**400,
+            0.5,
+            1e308,
+            "",
+            "..",
+            "../x",
+            "a\0b",
+            "\ud800",
+            "x\ny",
+            "x" * 300,
+            "1" * 30,
+            [],
+            {},
+            "@",
+            "a@b",
+            _nested(400),
+            _nested(900),
+        ]
+    )
+    scalar = (
+        extreme
+        | st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(max_size=8)
+    )
+    values = st.recursive(
+        scalar,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+        max_leaves=8,
+    )
 
     def run(data, content):
         for _ in range(data.draw(st.integers(1, 3))):
             place, parent, key = content, None, None
             while isinstance(place, (dict, list)) and place and (parent is None or data.draw(st.booleans())):
                 parent = place
-                key = data.draw(st.sampled_from(sorted(place, key=str) if isinstance(place, dict) else range(len(place))))
+                key = data.draw(
+                    st.sampled_from(sorted(place, key=str) if isinstance(place, dict) else range(len(place)))
+                )
                 place = parent[key]
             if parent is None:
                 return

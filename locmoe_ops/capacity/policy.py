@@ -1,7 +1,7 @@
 """From the bound to slots, and slots that follow the bound while training runs.
 
-Compiled graphs have static shapes, so a capacity that changes means another graph. Slots are therefore taken from a small set of
-buckets, and a bucket is left only for a reason.
+Compiled graphs have static shapes, so a capacity that changes means another graph. Slots are therefore taken from a
+small set of buckets, and a bucket is left only for a reason.
 """
 
 import math
@@ -13,22 +13,31 @@ from locmoe_ops.capacity.factor import LARGEST_DENOMINATOR, capacity_by_factor, 
 from locmoe_ops.errors import InputError
 
 
-def slots_from_bound(bound_tokens: float, tokens: int, rows: int, top_k: int, experts_in_play: int,
-                     minimum_factor: float = 0.0, maximum_factor: Optional[float] = None) -> int:
+def slots_from_bound(
+    bound_tokens: float,
+    tokens: int,
+    rows: int,
+    top_k: int,
+    experts_in_play: int,
+    minimum_factor: float = 0.0,
+    maximum_factor: Optional[float] = None,
+) -> int:
     """Slots per (source rank, expert) of a batch, from LocMoE's bound in tokens per expert of one sample.
 
     rows * ceil(bound_tokens), at least 1 and at most `tokens`. The papers leave this step out. The reasons:
 
-    - The bound is the number of tokens of a sample that an expert must take before it can expect one that belongs to it. Its
-      sample is one sequence, and a rank's batch is `rows` of them.
+    - The bound is the number of tokens of a sample that an expert must take before it can expect one that belongs to
+      it. Its sample is one sequence, and a rank's batch is `rows` of them.
     - An expert takes whole tokens, so each sequence's share is rounded up before they are added up.
-    - Slots are kept by each source rank for each expert, which is exactly what the sequences of that rank draw on. How many ranks
-      there are therefore does not matter. A sequence may use what another leaves over: the share is met on average.
+    - Slots are kept by each source rank for each expert, which is exactly what the sequences of that rank draw on. How
+      many ranks there are therefore does not matter. A sequence may use what another leaves over: the share is met on
+      average.
     - `top_k` does not multiply the bound, which counts what reaches one expert, whatever else a token is sent to.
     - More slots than tokens are of no use: a token goes to an expert at most once.
 
-    The bound is a floor of the theory and can be far below the load. Two switches of ours, off by default, keep the slots between
-    two capacity factors, that is, multiples of the even load top_k * tokens / experts_in_play, rounded up.
+    The bound is a floor of the theory and can be far below the load. Two switches of ours, off by default, keep the
+    slots between two capacity factors, that is, multiples of the even load top_k * tokens / experts_in_play, rounded
+    up.
 
     Args:
         bound_tokens: from `minimum_capacity`; above 0, inf allowed.
@@ -46,7 +55,9 @@ def slots_from_bound(bound_tokens: float, tokens: int, rows: int, top_k: int, ex
     if not bound_tokens > 0.0:
         raise InputError(f"capacity: bound_tokens is {bound_tokens!r}, expected a number above 0")
     if maximum_factor is not None and minimum_factor > maximum_factor:
-        raise InputError(f"capacity: minimum_factor is {minimum_factor!r}, expected at most maximum_factor, {maximum_factor!r}")
+        raise InputError(
+            f"capacity: minimum_factor is {minimum_factor!r}, expected at most maximum_factor, {maximum_factor!r}"
+        )
     # Cut off first: inf has no integer, and no bound above `tokens` gives more than `tokens` slots.
     slots = min(tokens, rows * math.ceil(min(bound_tokens, float(tokens))))
     if maximum_factor is not None:
@@ -59,8 +70,9 @@ def slots_from_bound(bound_tokens: float, tokens: int, rows: int, top_k: int, ex
 def capacity_buckets(tokens: int, smallest: int, count: int) -> Tuple[int, ...]:
     """At most `count` increasing slot counts from `smallest` to `tokens`, in a geometric series rounded to whole slots.
 
-    Geometric, so that the slots a bucket wastes are a bounded share of it at every size. Values that round to the same count
-    are one bucket; with a count of 1 the only bucket is `tokens`, since the last one must hold whatever is asked for.
+    Geometric, so that the slots a bucket wastes are a bounded share of it at every size. Values that round to the same
+    count are one bucket; with a count of 1 the only bucket is `tokens`, since the last one must hold whatever is asked
+    for.
 
     Args:
         tokens: the most slots that will ever be asked for: the tokens of a rank, or a cap below that.
@@ -93,10 +105,11 @@ class AdaptiveCapacity:
     """The bucket in force while the bound is measured again and again.
 
     1. Every observation counts: between decisions the largest slots seen are remembered.
-    2. A decision falls at the first observation, and then at the first observation `interval` steps or more after the last one.
+    2. A decision falls at the first observation, and then at the first observation `interval` steps or more after the
+       last one.
     3. It goes up at once to the bucket that holds the largest slots seen: tokens would be dropped otherwise.
-    4. It goes down only as far as the share `hysteresis` of the new bucket would stay free, so that a bound that wavers around a
-       bucket's edge does not change graphs at every decision.
+    4. It goes down only as far as the share `hysteresis` of the new bucket would stay free, so that a bound that wavers
+       around a bucket's edge does not change graphs at every decision.
 
     Deterministic. All ranks of an all-to-all must agree on the slots: give every one of them the same observations.
 
@@ -109,7 +122,9 @@ class AdaptiveCapacity:
     Raises: InputError for other arguments.
     """
 
-    def __init__(self, interval: int, buckets: Sequence[int], hysteresis: float = 0.1, initial: Optional[int] = None) -> None:
+    def __init__(
+        self, interval: int, buckets: Sequence[int], hysteresis: float = 0.1, initial: Optional[int] = None
+    ) -> None:
         require_count("interval", interval)
         self._buckets = _increasing(buckets)
         if not 0.0 <= hysteresis < 1.0:
@@ -164,8 +179,14 @@ class AdaptiveCapacity:
 
     def state(self) -> Dict[str, Any]:
         """What a checkpoint keeps, as JSON values; `restore` takes it."""
-        return {"buckets": list(self._buckets), "bucket": self._bucket, "used": sorted(self._used), "changes": self._changes,
-                "largest_seen": self._largest_seen, "decided_at": self._decided_at}
+        return {
+            "buckets": list(self._buckets),
+            "bucket": self._bucket,
+            "used": sorted(self._used),
+            "changes": self._changes,
+            "largest_seen": self._largest_seen,
+            "decided_at": self._decided_at,
+        }
 
     def restore(self, state: Dict[str, Any]) -> None:
         """Goes on where `state` was taken. Raises InputError where it belongs to other buckets or is incomplete."""
@@ -173,7 +194,9 @@ class AdaptiveCapacity:
         if missing:
             raise InputError(f"capacity: saved state lacks {', '.join(missing)}")
         if tuple(state["buckets"]) != self._buckets:
-            raise InputError(f"capacity: saved state has buckets {list(state['buckets'])}, expected {list(self._buckets)}")
+            raise InputError(
+                f"capacity: saved state has buckets {list(state['buckets'])}, expected {list(self._buckets)}"
+            )
         self._bucket = choose_bucket(state["bucket"], self._buckets)
         self._used = set(state["used"])
         self._changes = state["changes"]

@@ -29,13 +29,16 @@ def create_collectives(backend: str, topology: Topology, rank: int, mesh: Mesh |
     """
     if backend == "local":
         from locmoe_ops.collectives.local import LocalCollectives
+
         return LocalCollectives(rank, topology)
     if backend == "tcp":
         from locmoe_ops.collectives.tcp.backend import TcpCollectives
+
         if mesh is None:
             raise InputError("collectives: backend tcp needs a mesh (join_mesh), found none")
         return TcpCollectives(rank, topology, mesh)
     if backend == "hccl":
         from locmoe_ops.collectives.hccl import HcclCollectives
+
         return HcclCollectives(rank, topology)
     raise InputError(f"collectives: unknown backend {backend!r}, expected one of {', '.join(BACKENDS)}")

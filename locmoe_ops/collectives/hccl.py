@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor, dtype, nn, ops
 from mindspore.communication import GlobalComm, create_group
 
-from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight, UnevenRows
+from locmoe_ops.collectives.interface import AsyncAllToAll, BytesSent, Collectives, CommunicationTimes, UnevenRows
 from locmoe_ops.collectives.rows import ExtraRow
 from locmoe_ops.topology import Topology
 
@@ -24,8 +24,8 @@ class HcclCollectives(Collectives):
     therefore make its Cells in the same order, as ranks that build the same model do.
 
     Args:
-        job: how the names of its process groups begin. MindSpore cannot make a group anew that it has destroyed: a process in which
-            several topologies follow each other gives each its own.
+        job: how the names of its process groups begin. MindSpore cannot make a group anew that it has destroyed: a
+            process in which several topologies follow each other gives each its own.
     """
 
     def __init__(self, rank: int, topology: Topology, job: str = "locmoe") -> None:
@@ -45,10 +45,12 @@ class HcclCollectives(Collectives):
         there, back = (gather, scatter) if operation == "all_gather" else (scatter, gather)
         return _Primitive(_named(there, tag, FORWARD), _named(back, tag, BACKWARD))
 
-    def _flight(self, group: str, ranks: tuple[int, ...], tag: str) -> Flight:
-        """The primitive where the exchange begins: on Ascend its stream runs beside the computation until the result is used."""
+    def _all_to_all_async(self, group: str, ranks: tuple[int, ...], tag: str) -> AsyncAllToAll:
+        """The primitive where the exchange begins: on Ascend its stream runs beside the computation until the result is
+        used.
+        """
         there, back = _all_to_all_pair(self._group_name(group, ranks), len(ranks), tag)
-        return Flight(_Forward(there), _Backward(back))
+        return AsyncAllToAll(_Forward(there), _Backward(back))
 
     def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
         return _Uneven(self._group_name(group, ranks), ranks.index(self.rank), len(ranks), size, tag)
@@ -82,14 +84,18 @@ class HcclCollectives(Collectives):
 
 
 def _named(primitive: ops.Primitive, tag: str, phase: str) -> ops.Primitive:
-    """The primitive with `tag` and phase as attributes, by which an exported graph can be read (`pangu_sigma.tools.audit`)."""
+    """The primitive with `tag` and phase as attributes, by which an exported graph can be read
+    (`pangu_sigma.tools.audit`).
+    """
     return primitive.add_prim_attr(TAG, tag).add_prim_attr(PHASE, phase)
 
 
 def _all_to_all_pair(group: str, ranks: int, tag: str) -> tuple[ops.Primitive, ops.Primitive]:
     """The exchange and its adjoint."""
-    there, back = (_named(ops.AlltoAll(split_count=ranks, split_dim=0, concat_dim=0, group=group), tag, phase)
-                   for phase in (FORWARD, BACKWARD))
+    there, back = (
+        _named(ops.AlltoAll(split_count=ranks, split_dim=0, concat_dim=0, group=group), tag, phase)
+        for phase in (FORWARD, BACKWARD)
+    )
     return there, back
 
 
@@ -139,9 +145,10 @@ class _Backward(nn.Cell):
 class _Uneven(nn.Cell):
     """AlltoAllV between two gathers, and as its gradient the same with the counts swapped.
 
-    The primitive's result has as many rows as arrive: a shape that only the run knows, which graph compilation level O2 (whole
-    graphs to the device) does not take. The gather after it has a fixed shape again. Each rank sends itself one row more, behind
-    its own, which the gather leaves out: the primitive would return an empty result without its second axis.
+    The primitive's result has as many rows as arrive: a shape that only the run knows, which graph compilation level O2
+    (whole graphs to the device) does not take. The gather after it has a fixed shape again. Each rank sends itself one
+    row more, behind its own, which the gather leaves out: the primitive would return an empty result without its second
+    axis.
     """
 
     def __init__(self, group: str, index: int, ranks: int, size: UnevenRows, tag: str) -> None:
@@ -163,7 +170,9 @@ class _Uneven(nn.Cell):
     def _exchanged(self, exchange: ops.Primitive, rows: Any, send_counts: Any, receive_counts: Any) -> Any:
         width = rows.shape[1]
         send, receive = self.cast(send_counts, dtype.int64), self.cast(receive_counts, dtype.int64)
-        received = exchange(self.reshape(rows, (-1,)), (send + self.one_more) * width, (receive + self.one_more) * width)
+        received = exchange(
+            self.reshape(rows, (-1,)), (send + self.one_more) * width, (receive + self.one_more) * width
+        )
         return self.reshape(received, (-1, width))
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from locmoe_ops.collectives.interface import Collectives
 
 
-class NodeFirstSum(nn.Cell):
+class HierarchicalAllReduce(nn.Cell):
     """Sums a vector over a group so that each number crosses between nodes once, and not once for every rank of a node.
 
     1. Reduce-scatter among the group's R ranks of a node. 2. All-reduce of a rank's part along its rail, over nodes.
@@ -43,21 +43,22 @@ class NodeFirstSum(nn.Cell):
         return vector[:size] if rest else vector
 
 
-class SetOut(nn.Cell):
-    """Start of a `SumFlight` whose sum is a tensor of the graph. On Ascend the exchange begins when its input is there and runs
-    beside the computation until the result is used; a tie from it to the rider would make what follows wait for that result.
+class StartAllReduce(nn.Cell):
+    """Start of a `AsyncAllReduce` whose sum is a tensor of the graph. On Ascend the exchange begins when its input is
+    there and runs beside the computation until the result is used; a tie from it to the control would make what follows
+    wait for that result.
     """
 
     def __init__(self, total: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
         self.sum = total
 
-    def construct(self, tensor: Tensor, rider: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.reshape(self.sum(ops.reshape(tensor, (-1,))), tensor.shape), rider
+    def construct(self, tensor: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.reshape(self.sum(ops.reshape(tensor, (-1,))), tensor.shape), control
 
 
-class Arrived(nn.Cell):
-    """Wait of a `SumFlight` whose stand-ins are the sums themselves."""
+class WaitAllReduce(nn.Cell):
+    """Wait of a `AsyncAllReduce` whose stand-ins are the sums themselves."""
 
-    def construct(self, stand_ins: tuple[Tensor, ...], after: Tensor) -> tuple[Tensor, ...]:
-        return stand_ins
+    def construct(self, handles: tuple[Tensor, ...], after: Tensor) -> tuple[Tensor, ...]:
+        return handles

@@ -13,7 +13,6 @@ if TYPE_CHECKING:  # the mesh and the command line need this module long before 
     from mindspore import nn
 
 
-
 class BytesSent(NamedTuple):
     """Payload bytes this rank has sent since the start; headers and joining are left out."""
 
@@ -34,23 +33,24 @@ class CommunicationTimes(NamedTuple):
     overlapped_s: float = 0.0
 
 
-class Flight(NamedTuple):
+class AsyncAllToAll(NamedTuple):
     """An all-to-all in two Cells, so that something else can be computed between them.
 
-    `start` maps the tensor to a stand-in of the same shape and dtype that only `wait` may look into; `wait` maps that to the
-    result. In the backward pass the gradient sets out in `wait` and is awaited in `start`.
+    `start` maps the tensor to a stand-in of the same shape and dtype that only `wait` may look into; `wait` maps that
+    to the result. In the backward pass the gradient sets out in `wait` and is awaited in `start`.
     """
 
     start: nn.Cell
     wait: nn.Cell
 
 
-class SumFlight(NamedTuple):
+class AsyncAllReduce(NamedTuple):
     """Sums over a group that set out one by one while something else is computed, and are awaited together.
 
-    `starts[i]` maps the i-th tensor <float32> and a rider, any tensor, to a stand-in for the sum, into which only `wait` may look,
-    and the rider: what is computed from the rider comes after the tensor has set out. `wait` maps the tuple of all stand-ins, and
-    a tensor that is to be computed before, to the tuple of sums. No Cell has a gradient.
+    `starts[i]` maps the i-th tensor <float32> and a control, any tensor, to a stand-in for the sum, into which only
+    `wait` may look, and the control: what is computed from the control comes after the tensor has set out. `wait` maps
+    the tuple of all stand-ins, and a tensor that is to be computed before, to the tuple of sums. No Cell has a
+    gradient.
     """
 
     starts: tuple[nn.Cell, ...]
@@ -58,7 +58,9 @@ class SumFlight(NamedTuple):
 
 
 class UnevenRows(NamedTuple):
-    """Fixed shapes of an `all_to_all_v`: rows of the send buffer and of the receive buffer; what to do if the latter is too small."""
+    """Fixed shapes of an `all_to_all_v`: rows of the send buffer and of the receive buffer; what to do if the latter is
+    too small.
+    """
 
     rows: int
     limit: int
@@ -85,33 +87,42 @@ class Collectives(ABC):
         """(P, ...) -> (P, ...): slice i goes to the i-th rank of the group. Adjoint: all_to_all."""
         return self._cell_or_identity("all_to_all", group, tag)
 
-    def all_to_all_in_flight(self, group: str, tag: str) -> Flight:
+    def all_to_all_async(self, group: str, tag: str) -> AsyncAllToAll:
         """`all_to_all`, begun and awaited. Every start must be followed by one wait, in the order of the starts."""
         ranks = self.topology.group_of(group, self.rank)
         if len(ranks) == 1:
             from mindspore import nn
-            return Flight(nn.Identity(), nn.Identity())
-        return self._flight(group, ranks, tag)
 
-    def sum_in_flight(self, group: str, tag: str, shapes: Sequence[tuple[int, ...]]) -> SumFlight:
-        """Sums of tensors of these shapes, as `NodeFirstSum` makes them, to the bit. Once all have started they must be awaited."""
-        from locmoe_ops.collectives.hierarchical_reduce import Arrived, NodeFirstSum, SetOut
-        return SumFlight(tuple(SetOut(NodeFirstSum(self, group, f"{tag}/{i}")) for i in range(len(shapes))), Arrived())
+            return AsyncAllToAll(nn.Identity(), nn.Identity())
+        return self._all_to_all_async(group, ranks, tag)
+
+    def all_reduce_async(self, group: str, tag: str, shapes: Sequence[tuple[int, ...]]) -> AsyncAllReduce:
+        """Sums of tensors of these shapes, as `HierarchicalAllReduce` makes them, to the bit. Once all have started
+        they must be awaited.
+        """
+        from locmoe_ops.collectives.hierarchical_reduce import HierarchicalAllReduce, StartAllReduce, WaitAllReduce
+
+        return AsyncAllReduce(
+            tuple(StartAllReduce(HierarchicalAllReduce(self, group, f"{tag}/{i}")) for i in range(len(shapes))),
+            WaitAllReduce(),
+        )
 
     def all_to_all_v(self, group: str, tag: str, rows: int, limit: int, advice: str = "") -> nn.Cell:
         """An all-to-all of unequal parts of which only the real rows travel.
 
-        The Cell maps rows <float>[rows, d], send_counts <int32>[P] and receive_counts <int32>[P] to <float>[limit, d]. The first
-        send_counts[0] rows go to the first rank of the group, the next send_counts[1] to the second, further ones nowhere. What
-        arrives lies in the order of ranks, with zeros after it. Ranks must agree on the counts: exchange them with `all_to_all`
-        first. Adjoint: the exchange back, with the counts swapped.
+        The Cell maps rows <float>[rows, d], send_counts <int32>[P] and receive_counts <int32>[P] to <float>[limit, d].
+        The first send_counts[0] rows go to the first rank of the group, the next send_counts[1] to the second, further
+        ones nowhere. What arrives lies in the order of ranks, with zeros after it. Ranks must agree on the counts:
+        exchange them with `all_to_all` first. Adjoint: the exchange back, with the counts swapped.
 
-        More than `limit` rows to receive: on tcp the job ends with a CollectiveError that names tag, rank and rows and closes with
-        `advice`; hccl, whose graphs cannot stop with a message, returns NaN throughout. No row is dropped in silence.
+        More than `limit` rows to receive: on tcp the job ends with a CollectiveError that names tag, rank and rows and
+        closes with `advice`; hccl, whose graphs cannot stop with a message, returns NaN throughout. No row is dropped
+        in silence.
         """
         ranks = self.topology.group_of(group, self.rank)
         if len(ranks) == 1:
             from locmoe_ops.collectives.rows import KeepRows
+
             return KeepRows(rows, limit)
         return self._uneven(group, ranks, tag, UnevenRows(rows, limit, advice))
 
@@ -138,6 +149,7 @@ class Collectives(ABC):
         ranks = self.topology.group_of(group, self.rank)
         if len(ranks) == 1:
             from mindspore import nn
+
             return nn.Identity()
         return self._cell(operation, group, ranks, tag, root)
 
@@ -146,8 +158,8 @@ class Collectives(ABC):
         """The Cell of `operation` in a group of several ranks."""
 
     @abstractmethod
-    def _flight(self, group: str, ranks: tuple[int, ...], tag: str) -> Flight:
-        """The Cells of `all_to_all_in_flight` in a group of several ranks."""
+    def _all_to_all_async(self, group: str, ranks: tuple[int, ...], tag: str) -> AsyncAllToAll:
+        """The Cells of `all_to_all_async` in a group of several ranks."""
 
     @abstractmethod
     def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:

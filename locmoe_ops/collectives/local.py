@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from mindspore import nn
 
-from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight, UnevenRows
+from locmoe_ops.collectives.interface import AsyncAllToAll, BytesSent, Collectives, CommunicationTimes, UnevenRows
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 
 
 class AbsentPeers(Collectives):
-    """Of one rank alone, whatever the topology says: for a network that is looked at and never run. Every Cell is the identity."""
+    """Of one rank alone, whatever the topology says: for a network that is looked at and never run. Every Cell is the
+    identity.
+    """
 
     def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
         return nn.Identity()
 
-    def _flight(self, group: str, ranks: tuple[int, ...], tag: str) -> Flight:
-        return Flight(nn.Identity(), nn.Identity())
+    def _all_to_all_async(self, group: str, ranks: tuple[int, ...], tag: str) -> AsyncAllToAll:
+        return AsyncAllToAll(nn.Identity(), nn.Identity())
 
     def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
         return nn.Identity()
@@ -45,7 +47,7 @@ class LocalCollectives(AbsentPeers):
     def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
         raise AssertionError(f"{operation} {tag!r}: a group of one process has one rank, not {ranks}")
 
-    def _flight(self, group: str, ranks: tuple[int, ...], tag: str) -> Flight:
+    def _all_to_all_async(self, group: str, ranks: tuple[int, ...], tag: str) -> AsyncAllToAll:
         raise AssertionError(f"all_to_all {tag!r}: a group of one process has one rank, not {ranks}")
 
     def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:

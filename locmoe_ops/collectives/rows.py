@@ -14,12 +14,14 @@ from mindspore import Tensor, dtype, nn, ops
 
 
 class FirstRows(nn.Cell):
-    """The first rows, then zeros; NaN throughout if there should be more than fit: a compiled graph cannot stop with a message.
+    """The first rows, then zeros; NaN throughout if there should be more than fit: a compiled graph cannot stop with a
+    message.
 
     Args:
         limit: rows of the result.
 
-    Inputs: rows <float>[M, d]; source <int32>[limit], row of `rows` for each of the result; count <int32> scalar, how many
+    Inputs: rows <float>[M, d]; source <int32>[limit], row of `rows` for each of the result; count <int32> scalar, how
+        many
     are real. Output: <float>[limit, d].
     """
 
@@ -66,7 +68,7 @@ class ExtraRow(nn.Cell):
         return self.first(rows, source, total(counts))
 
     def _behind(self, counts: Tensor) -> Tensor:
-        return total(counts[:self.up_to_index])
+        return total(counts[: self.up_to_index])
 
 
 class KeepRows(nn.Cell):
@@ -84,7 +86,9 @@ class KeepRows(nn.Cell):
     def construct(self, rows: Tensor, send_counts: Tensor, receive_counts: Tensor) -> Tensor:
         return self.forward_rows(rows, self.forward_source, total(receive_counts))
 
-    def bprop(self, rows: Tensor, send_counts: Tensor, receive_counts: Tensor, out: Any, dout: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    def bprop(
+        self, rows: Tensor, send_counts: Tensor, receive_counts: Tensor, out: Any, dout: Tensor
+    ) -> Tuple[Tensor, Tensor, Tensor]:
         gradient = self.backward_rows(dout, self.backward_source, total(send_counts))
         return gradient, self.zeros(send_counts), self.zeros(receive_counts)
 

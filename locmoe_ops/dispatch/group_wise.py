@@ -1,13 +1,15 @@
-"""Group-wise exchange (LocMoE, arXiv 2401.13920): each rank of a tensor-parallel group sends a share of what all of them hold.
+"""Group-wise exchange (LocMoE, arXiv 2401.13920): each rank of a tensor-parallel group sends a share of what all of
+them hold.
 
-The ranks of a group hold the same tokens, so each sends 1/P of the slots in its own expert-parallel group, between nodes, and what
-arrives is put together inside the tensor-parallel group, over the fast links of a node. A token's way:
+The ranks of a group hold the same tokens, so each sends 1/P of the slots in its own expert-parallel group, between
+nodes, and what arrives is put together inside the tensor-parallel group, over the fast links of a node. A token's way:
 
-1. `OwnShare` of the send buffer, at home.
+1. `ScatterToTpRegion` of the send buffer, at home.
 2. All-to-all to the experts (any dispatcher's).
-3. `EnterWithShares`: every rank of the group that holds the experts, and of each expert a part of the inner features, needs all slots.
-4. `LeaveWithShares`: outputs are summed over those ranks, and each keeps its own share of them, to send it back.
-5. All-to-all back; `WholeFromShares` at home.
+3. `AllGatherSlots`: every rank of the group that holds the experts, and of each expert a part of the inner features,
+   needs all slots.
+4. `ReduceScatterSlots`: outputs are summed over those ranks, and each keeps its own share of them, to send it back.
+5. All-to-all back; `GatherFromTpRegion` at home.
 
 1 and 5 are a dispatcher's; 3 and 4 take the place of the plain ways into and out of the experts' split region (see
 `locmoe_ops.tensor_parallel` for the convention that all gradients follow), so that a dispatcher need not know of it.
@@ -22,10 +24,11 @@ from mindspore import Tensor, nn
 from locmoe_ops.collectives.interface import Collectives
 
 
-class OwnShare(nn.Cell):
+class ScatterToTpRegion(nn.Cell):
     """This rank's share of rows that all ranks of the group hold: of P neighbouring rows, the one at its own place.
 
-    The gradient puts the shares' gradients together, as everybody holds the whole. Input: <float>[P * n, d]. Output: <float>[n, d].
+    The gradient puts the shares' gradients together, as everybody holds the whole. Input: <float>[P * n, d]. Output:
+    <float>[n, d].
     """
 
     def __init__(self, collectives: Collectives, tag: str) -> None:
@@ -41,8 +44,9 @@ class OwnShare(nn.Cell):
         return (self.gather(dout).reshape(self.parts, -1, dout.shape[-1]).transpose(1, 0, 2).reshape(rows.shape),)
 
 
-class WholeFromShares(nn.Cell):
-    """The inverse of `OwnShare`: every rank's share, back in place; the gradient, the same on all ranks, is cut again.
+class GatherFromTpRegion(nn.Cell):
+    """The inverse of `ScatterToTpRegion`: every rank's share, back in place; the gradient, the same on all ranks, is
+    cut again.
 
     Input: <float>[n, d]. Output: <float>[P * n, d].
     """
@@ -53,13 +57,15 @@ class WholeFromShares(nn.Cell):
         self.gather = collectives.all_gather("tp", tag)
 
     def construct(self, share: Tensor) -> Tensor:
-        return self.gather(share).reshape(self.parts, -1, share.shape[-1]).transpose(1, 0, 2).reshape(-1, share.shape[-1])
+        return (
+            self.gather(share).reshape(self.parts, -1, share.shape[-1]).transpose(1, 0, 2).reshape(-1, share.shape[-1])
+        )
 
     def bprop(self, share: Tensor, out: Tensor, dout: Tensor) -> tuple[Any]:
         return (dout.reshape(-1, self.parts, dout.shape[-1])[:, self.index],)
 
 
-class EnterWithShares(nn.Cell):
+class AllGatherSlots(nn.Cell):
     """The way into a split region for slots of which each rank of the group has a share: everybody gets all of them.
 
     Its gradient, exactly that of the gather, sums over the group and leaves each rank its share.
@@ -77,10 +83,10 @@ class EnterWithShares(nn.Cell):
         return self.gather(slots).reshape((self.parts,) + shape).transpose(1, 0, 2, 3).reshape(shape[0], -1, shape[2])
 
 
-class LeaveWithShares(nn.Cell):
+class ReduceScatterSlots(nn.Cell):
     """The way out again: sums over the group, of which each rank keeps those of its own share. Its gradient gathers.
 
-    Input: <float>[L, P * s, d], as `EnterWithShares` ordered them. Output: <float>[L, s, d].
+    Input: <float>[L, P * s, d], as `AllGatherSlots` ordered them. Output: <float>[L, s, d].
     """
 
     def __init__(self, collectives: Collectives, tag: str) -> None:
@@ -91,4 +97,6 @@ class LeaveWithShares(nn.Cell):
     def construct(self, slots: Tensor) -> Tensor:
         experts, width = slots.shape[0], slots.shape[2]
         # (P * L, s, d) <- (L, P, s, d)
-        return self.scatter(slots.reshape(experts, self.parts, -1, width).transpose(1, 0, 2, 3).reshape(self.parts * experts, -1, width))
+        return self.scatter(
+            slots.reshape(experts, self.parts, -1, width).transpose(1, 0, 2, 3).reshape(self.parts * experts, -1, width)
+        )

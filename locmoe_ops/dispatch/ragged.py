@@ -1,11 +1,11 @@
 """Ragged dispatch: every token reaches its expert, and between ranks only real rows travel.
 
-Shape legend: T tokens of this rank, k choices a token, N = k * T assignments, P ranks of the expert-parallel group, E experts,
-L = E / P experts a rank, R rows that a rank has room for, S rows of a local expert's region, d hidden size.
+Shape legend: T tokens of this rank, k choices a token, N = k * T assignments, P ranks of the expert-parallel group, E
+experts, L = E / P experts a rank, R rows that a rank has room for, S rows of a local expert's region, d hidden size.
 """
 
 import math
-from typing import Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import numpy as np
 
@@ -13,8 +13,9 @@ from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
-from locmoe_ops.dispatch.slots import both_ways, count_before
+from locmoe_ops.dispatch.slots import exclusive_cumsum, slot_permutation
 from locmoe_ops.errors import InputError
+from locmoe_ops.fused import TokenSort, TokenUnsort
 from locmoe_ops.routers.base import one_hot
 from locmoe_ops.topology import Placement
 
@@ -28,9 +29,11 @@ class RaggedDispatcher(Dispatcher):
     4. Copy what arrived into one region for each local expert; experts; copy back.
     5. Return the results, which arrive in the order in which their tokens left.
 
-    What it costs: shapes are fixed, so the experts compute on L * S rows however few of them are real, with R rows received at
-    most and S = min(R, P * T), as no token comes to an expert twice. Without a limit R is the worst case, all tokens of all
-    ranks: then the experts compute on E / k times as many rows as arrive at an even load. With limit f, on L * f times as many.
+    What it costs: shapes are fixed, so the experts compute on L * S rows however few of them are real, with R rows
+    received at most and S = min(R, P * T), as no token comes to an expert twice. Without a limit R is the worst case,
+    all tokens of all
+    ranks: then the experts compute on E / k times as many rows as arrive at an even load. With limit f, on L * f times
+        as many.
 
     Args:
         collectives: backend; its group `placement.group` is the one that exchanges tokens.
@@ -43,8 +46,16 @@ class RaggedDispatcher(Dispatcher):
     Raises InputError for a limit below 1.
     """
 
-    def __init__(self, collectives: Collectives, placement: Placement, tokens: int, top_k: int, limit: Optional[float],
-                 tag: str, limit_name: str = "limit") -> None:
+    def __init__(
+        self,
+        collectives: Collectives,
+        placement: Placement,
+        tokens: int,
+        top_k: int,
+        limit: Optional[float],
+        tag: str,
+        limit_name: str = "limit",
+    ) -> None:
         super().__init__(tokens, top_k, SortedAssignment(tokens, top_k, placement.position_of, placement.num_experts))
         if limit is not None and limit < 1.0:
             raise InputError(f"{limit_name} is {limit}, expected at least 1, or none")
@@ -76,12 +87,14 @@ class RaggedDispatcher(Dispatcher):
 
 
 class SortedAssignment(nn.Cell):
-    """Sorts assignments by the position of their expert, without gaps; of one expert's, the earlier (choice-major) come first.
+    """Sorts assignments by the position of their expert, without gaps; of one expert's, the earlier (choice-major) come
+    first.
 
     Args: tokens: T. top_k: k. position_of <int>[E]; experts: those at positions below it take part (None: E).
 
     Inputs: expert <int32>[T, k], global ids, E where there is no assignment; weight, unused.
-    Output: as `SlotAssignment`, with M = N and nothing dropped of experts that take part, and counts <int32>[experts], by position.
+    Output: as `SlotAssignment`, with M = N and nothing dropped of experts that take part, and counts <int32>[experts],
+    by position.
     """
 
     def __init__(self, tokens: int, top_k: int, position_of: np.ndarray, experts: Optional[int] = None) -> None:
@@ -95,8 +108,8 @@ class SortedAssignment(nn.Cell):
         chosen = one_hot(position, self.experts)
         counts = chosen.sum(0)
         start = ops.cumsum(counts, 0) - counts
-        slot = ((count_before(chosen) + start) * chosen).sum(1)
-        context = both_ways(_whole(slot), position < self.experts, self.index, self.count)
+        slot = ((exclusive_cumsum(chosen) + start) * chosen).sum(1)
+        context = slot_permutation(_whole(slot), position < self.experts, self.index, self.count)
         context["counts"] = _whole(counts)
         return context
 
@@ -118,14 +131,45 @@ class Regions(nn.Cell):
         counts = ops.cast(counts, dtype.float32)
         flat = counts.reshape(-1)
         ends = ops.cumsum(flat, 0)  # (P * L,): where the rows of each pair of rank and expert end on arrival
-        shift = (self.first + count_before(counts)).reshape(-1) - (ends - flat)
+        shift = (self.first + exclusive_cumsum(counts)).reshape(-1) - (ends - flat)
         ends = _whole(ends)
-        pair = ops.searchsorted(ends, self.index, right=True)  # (R,): a pair without rows ends where it begins and is passed over
+        pair = ops.searchsorted(
+            ends, self.index, right=True
+        )  # (R,): a pair without rows ends where it begins and is passed over
         last = ops.full_like(pair, self.pairs - 1)
         slot = self.index + ops.gather(_whole(shift), ops.minimum(pair, last), 0)
-        return both_ways(slot, self.index < ends[-1], self.index, self.slots)
+        return slot_permutation(slot, self.index < ends[-1], self.index, self.slots)
 
 
 def _whole(numbers: Tensor) -> Tensor:
     """<int32> <- whole numbers of another type, below 2**24."""
     return ops.cast(numbers, dtype.int32)
+
+
+class FusedRaggedDispatcher(RaggedDispatcher):
+    """`RaggedDispatcher` in which one kernel copies and sorts the assignments, and one scales and sums their results.
+
+    Of one expert's tokens the earlier come first whatever choice it was, where the plain form takes all first choices
+    first. Nothing is dropped, so the order is of no consequence.
+
+    Args, inputs and outputs: as `RaggedDispatcher`.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.sort = TokenSort()
+        self.unsort = TokenUnsort()
+
+    def move(
+        self,
+        x: Tensor,
+        expert: Tensor,
+        gate: Tensor,
+        scale: Tensor,
+        experts: Callable[[Tensor], Tensor],
+        second: Optional[Tuple[Tensor, Tensor]] = None,
+    ) -> Tuple[Tensor, Dict[str, Tensor]]:
+        context = self.slots(expert, gate)
+        rows, order = self.sort(x, ops.gather(self.slots.position, expert, 0))
+        rows = self.carry(rows, context, experts)
+        return self.unsort(rows, order, ops.cast(scale, rows.dtype)), context

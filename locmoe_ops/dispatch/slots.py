@@ -1,11 +1,11 @@
 """Which slot of which expert an assignment gets, and which are dropped.
 
-Shape legend: T tokens of this rank, k choices a token, N = k * T assignments (choice-major: all first choices in token order,
-then all second ones), E experts, M slots of the rank's send buffer.
+Shape legend: T tokens of this rank, k choices a token, N = k * T assignments (choice-major: all first choices in token
+order, then all second ones), E experts, M slots of the rank's send buffer.
 """
 
 from dataclasses import dataclass
-from typing import Dict, Optional
+from typing import Dict, Optional, Tuple
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from mindspore import Tensor, dtype, nn, ops
 class SlotTable:
     """Where the slots of each expert lie in a send buffer: in one stretch, or in two.
 
-    Attributes: start, first, second <int32>[E]: the first `first[e]` slots of expert e begin at `start[e]`, further ones at
-    `second[e]`; capacity <int32>[E]: slots in all; slots: M, length of the buffer.
+    Attributes: start, first, second <int32>[E]: the first `first[e]` slots of expert e begin at `start[e]`, further
+    ones at `second[e]`; capacity <int32>[E]: slots in all; slots: M, length of the buffer.
     """
 
     start: np.ndarray
@@ -33,8 +33,8 @@ class SlotTable:
 
 
 def uniform_slots(position_of: np.ndarray, capacity: int, experts: Optional[int] = None) -> SlotTable:
-    """The same capacity for every expert, expert after expert in the order of `position_of` <int>[E]; only positions below `experts`
-    (None: E) have slots.
+    """The same capacity for every expert, expert after expert in the order of `position_of` <int>[E]; only positions
+    below `experts` (None: E) have slots.
     """
     experts = len(position_of) if experts is None else experts
     every = np.where(position_of < experts, capacity, 0).astype(np.int32)
@@ -42,15 +42,16 @@ def uniform_slots(position_of: np.ndarray, capacity: int, experts: Optional[int]
     return SlotTable(start, every, start, every, experts * capacity)
 
 
-def count_before(counts: Tensor) -> Tensor:
+def exclusive_cumsum(counts: Tensor) -> Tensor:
     """Sums of the rows above each row: <float32>[N, E] <- <float32>[N, E]. Whole numbers are exact below 2**24."""
     return ops.cumsum(counts, 0) - counts
 
 
-def both_ways(slot: Tensor, kept: Tensor, index: Tensor, slots: int) -> Dict[str, Tensor]:
+def slot_permutation(slot: Tensor, kept: Tensor, index: Tensor, slots: int) -> Dict[str, Tensor]:
     """A map of N assignments into `slots` slots, and its inverse, as `PermuteRows` wants them.
 
-    slot <int32>[N], distinct where kept; kept bool[N]; index <int32>[N]: 0, 1, 2, ... Returns what `SlotAssignment` does.
+    slot <int32>[N], distinct where kept; kept bool[N]; index <int32>[N]: 0, 1, 2, ... Returns what `SlotAssignment`
+    does.
     """
     # Assignments that are not kept all land on one spare slot past the end, which is then cut off.
     landing = ops.select(kept, slot, ops.full_like(slot, slots)).reshape(-1, 1)
@@ -68,8 +69,8 @@ class Slots(nn.Cell):
     """Order, ranks and places of assignments: what kinds of slot assignment share.
 
     Args:
-        tokens: T. top_k: k. table: the slots of every expert. by_weight: order by gate weight, larger first, ties by position;
-            else by position (choice-major).
+        tokens: T. top_k: k. table: the slots of every expert. by_weight: order by gate weight, larger first, ties by
+            position; else by position (choice-major).
     """
 
     def __init__(self, tokens: int, top_k: int, table: SlotTable, by_weight: bool) -> None:
@@ -79,7 +80,9 @@ class Slots(nn.Cell):
         self.slots = table.slots
         self.by_weight = by_weight
         columns = np.stack([table.start, table.first, table.second, table.capacity], 1)
-        self.table = Tensor(np.concatenate([columns, np.zeros((1, 4))]).astype(np.int32))  # (E + 1, 4): none fits expert E
+        self.table = Tensor(
+            np.concatenate([columns, np.zeros((1, 4))]).astype(np.int32)
+        )  # (E + 1, 4): none fits expert E
         self.index = Tensor(np.arange(self.count, dtype=np.int32))
 
     def place(self, expert: Tensor, rank: Tensor) -> Dict[str, Tensor]:
@@ -87,9 +90,9 @@ class Slots(nn.Cell):
         start, first, second, capacity = ops.unstack(ops.gather(self.table, expert, 0), 1)
         kept = rank < capacity
         slot = ops.select(rank < first, start + rank, second + rank - first)
-        return both_ways(slot, kept, self.index, self.slots)
+        return slot_permutation(slot, kept, self.index, self.slots)
 
-    def room_of(self, expert: Tensor) -> Tensor:
+    def capacity_of(self, expert: Tensor) -> Tensor:
         """Capacity of each one's expert, 0 for E: <int32>[N] <- <int32>[N]"""
         return ops.gather(self.table, expert, 0)[:, 3]
 
@@ -97,7 +100,8 @@ class Slots(nn.Cell):
         """Indices of assignments, first come first: <int32>[N] <- <float32>[T, k]"""
         if not self.by_weight:
             return self.index
-        # Equal weights get equal levels, and the index makes keys unique: the order does not rest on how a sort treats ties.
+        # Equal weights get equal levels, and the index makes keys unique: the order does not rest on how a sort treats
+        # ties.
         weight = ops.cast(weight.T.reshape(-1), dtype.float32)
         ascending, _ = ops.sort(weight)
         level = ops.searchsorted(ascending, weight)  # (N,) int64: how many weights are smaller
@@ -114,7 +118,7 @@ class Slots(nn.Cell):
     def _rank(self, expert: Tensor) -> Tensor:
         """(N,) int32: how many earlier assignments have the same expert."""
         one_hot = ops.one_hot(expert, self.experts, Tensor(1.0, dtype.float32), Tensor(0.0, dtype.float32))
-        return ops.cast((count_before(one_hot) * one_hot).sum(1), dtype.int32)
+        return ops.cast((exclusive_cumsum(one_hot) * one_hot).sum(1), dtype.int32)
 
 
 class SlotAssignment(Slots):
@@ -133,3 +137,44 @@ class SlotAssignment(Slots):
     def construct(self, expert: Tensor, weight: Tensor) -> Dict[str, Tensor]:
         expert = expert.T.reshape(-1)  # (N,) <- (T, k)
         return self.place(expert, self.rank(expert, self.order(weight)))
+
+
+class PermuteRows(nn.Cell):
+    """Copies rows to new places; places that nothing is sent to become 0.
+
+    `source[i]` is the input row of output row i and `target` the inverse map; the masks are 0 where a row has no
+    counterpart, with any valid index beside them. As no input row is used twice, the gradient is the same gather with
+    the maps swapped.
+
+    Inputs: rows <float>[N, d]; source <int32>[M]; source_mask <float32>[M, 1]; target <int32>[N]; target_mask
+        <float32>[N, 1].
+    Output: <float>[M, d].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gather = ops.Gather()
+
+    def construct(
+        self, rows: Tensor, source: Tensor, source_mask: Tensor, target: Tensor, target_mask: Tensor
+    ) -> Tensor:
+        return self.gather(rows, source, 0) * ops.cast(source_mask, rows.dtype)
+
+    def bprop(
+        self,
+        rows: Tensor,
+        source: Tensor,
+        source_mask: Tensor,
+        target: Tensor,
+        target_mask: Tensor,
+        out: Tensor,
+        dout: Tensor,
+    ) -> Tuple[Tensor, ...]:
+        grad = self.gather(dout, target, 0) * ops.cast(target_mask, dout.dtype)
+        return (
+            grad,
+            ops.zeros_like(source),
+            ops.zeros_like(source_mask),
+            ops.zeros_like(target),
+            ops.zeros_like(target_mask),
+        )

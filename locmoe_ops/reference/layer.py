@@ -168,8 +168,10 @@ def _statistics(spec: LayerSpec, parameters: LayerParameters, plans: Sequence[_P
     undecided: list[bool] = []
     for plan in plans:
         if spec.router == "locmoe":
-            undecided += [is_undecided(spec, locmoe_values(spec, parameters, plan.tokens, t, group))
-                          for t, group in enumerate(plan.routing.group)]
+            undecided += [
+                is_undecided(spec, locmoe_values(spec, parameters, plan.tokens, t, group))
+                for t, group in enumerate(plan.routing.group)
+            ]
         taken_up = plan.routing.expert[plan.routing.expert < spec.num_experts]
         assignments += taken_up.size
         for expert in taken_up:

@@ -29,7 +29,8 @@ class Cell(NamedTuple):
 def aux_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
     """L_aux = alpha * sum over cells of (share of the tokens) * sum_i f_i P_i / c_i.
 
-    c is the share of a cell's tokens meant for expert i: 1/n (LocMoE Eq. 5 within each cell), or as the links say (ta_moe).
+    c is the share of a cell's tokens meant for expert i: 1/n (LocMoE Eq. 5 within each cell), or as the links say
+    (ta_moe).
     """
     if spec.router == "hash":
         return 0.0
@@ -78,7 +79,9 @@ def locality_loss_gradient(spec: LayerSpec, ranks: Ranks, routings: Routings) ->
 
 
 def meant_shares(spec: LayerSpec, segment: int, group: int) -> np.ndarray:
-    """c (n,) float64: equal shares; of ta_moe, in proportion to the bandwidth between the segment's node and the experts."""
+    """c (n,) float64: equal shares; of ta_moe, in proportion to the bandwidth between the segment's node and the
+    experts.
+    """
     size = spec.experts_per_group
     if spec.router != "ta_moe":
         return np.full(size, 1.0 / size)

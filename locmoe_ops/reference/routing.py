@@ -16,7 +16,9 @@ class Routing(NamedTuple):
     probability: np.ndarray  # (T,n) float64 over the experts of the token's group; hash: 1 on the chosen one
     choice: np.ndarray  # (T,k) int64; chosen experts as indices into the group, best first
     expert: np.ndarray  # (T,k) int64; global expert ids of the same; E where a choice is not taken up
-    gate_weight: np.ndarray  # (T,k) float64; the chosen experts' probabilities; gshard: over their sum, 0 if not taken up
+    gate_weight: (
+        np.ndarray
+    )  # (T,k) float64; the chosen experts' probabilities; gshard: over their sum, 0 if not taken up
 
 
 def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> Routing:
@@ -30,7 +32,9 @@ def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> R
     choice = np.zeros((count, spec.top_k), np.int64)
     for t in range(count):
         probability[t] = _token_probability(spec, parameters, tokens, t, group[t])
-        choice[t] = _picks(spec, probability[t], _local_to(spec, tokens, t, group[t]), _balance(spec, parameters, group[t]))
+        choice[t] = _picks(
+            spec, probability[t], _local_to(spec, tokens, t, group[t]), _balance(spec, parameters, group[t])
+        )
     if spec.router == "faster_moe":
         _keep_home(spec, tokens, group, probability, choice)
     expert = choice + (group * size)[:, None]
@@ -43,7 +47,8 @@ def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> R
 
 
 def second_choices(spec: LayerSpec, tokens: RankTokens, routing: Routing) -> np.ndarray:
-    """(T,) int64: of each token the likeliest expert of its group on its home node that it did not choose, -1 if there is none.
+    """(T,) int64: of each token the likeliest expert of its group on its home node that it did not choose, -1 if there
+    is none.
 
     Indices into the group; ties go to the lower one.
     """
@@ -57,7 +62,9 @@ def second_choices(spec: LayerSpec, tokens: RankTokens, routing: Routing) -> np.
 
 
 def replace_choices(spec: LayerSpec, routing: Routing, moved: np.ndarray, second: np.ndarray) -> Routing:
-    """The routing with the choices `moved` (T,k) bool replaced by their token's second one (T,), which brings its own weight."""
+    """The routing with the choices `moved` (T,k) bool replaced by their token's second one (T,), which brings its own
+    weight.
+    """
     choice, expert, weight = routing.choice.copy(), routing.expert.copy(), routing.gate_weight.copy()
     for t, k in np.argwhere(moved):
         choice[t, k] = second[t]
@@ -68,15 +75,23 @@ def replace_choices(spec: LayerSpec, routing: Routing, moved: np.ndarray, second
 
 def combine_weight(spec: LayerSpec, routing: Routing) -> np.ndarray:
     """(T,k) float64: the factor on each chosen expert's output."""
-    return routing.gate_weight if spec.scale_by_gate else np.full_like(routing.gate_weight, 1.0 / routing.gate_weight.shape[1])
+    return (
+        routing.gate_weight
+        if spec.scale_by_gate
+        else np.full_like(routing.gate_weight, 1.0 / routing.gate_weight.shape[1])
+    )
 
 
 def through_weights(spec: LayerSpec, routing: Routing, weight_gradient: np.ndarray) -> np.ndarray:
-    """From the gradient of the gate weights (T,k), 0 where a choice is not taken up, to that of the probabilities (T,n)."""
+    """From the gradient of the gate weights (T,k), 0 where a choice is not taken up, to that of the probabilities
+    (T,n).
+    """
     gradient = np.zeros(routing.probability.shape)
     for t, chosen in enumerate(routing.choice):
         of_chosen = weight_gradient[t]
-        if spec.router == "gshard":  # w_i = p_i / s with s the sum over the chosen: dw_j/dp_i = (1 if i = j) / s - p_j / s^2
+        if (
+            spec.router == "gshard"
+        ):  # w_i = p_i / s with s the sum over the chosen: dw_j/dp_i = (1 if i = j) / s - p_j / s^2
             p = routing.probability[t, chosen]
             of_chosen = of_chosen / p.sum() - np.dot(of_chosen, p) / p.sum() ** 2
         gradient[t, chosen] = of_chosen
@@ -113,7 +128,9 @@ def gate_gradients(
         p, p_gradient = routing.probability[t], probability_gradient[t]
         value_gradient = p * (p_gradient - np.dot(p, p_gradient))
         if spec.router == "locmoe":
-            value_gradient = _through_relu(spec, locmoe_values(spec, parameters, tokens, t, routing.group[t]), value_gradient)
+            value_gradient = _through_relu(
+                spec, locmoe_values(spec, parameters, tokens, t, routing.group[t]), value_gradient
+            )
         if spec.router == "etr":
             x_gradient[t] = _cosine_gradient(rows, x, value_gradient / spec.temperature)
             continue
@@ -159,7 +176,9 @@ def _rectified(spec: LayerSpec, values: np.ndarray) -> np.ndarray:
 
 def _through_relu(spec: LayerSpec, values: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     """(n,): from the gradient of what enters the softmax to that of the values."""
-    return gradient if spec.ties == "unrectified" and is_undecided(spec, values) else np.where(values > 0.0, gradient, 0.0)
+    return (
+        gradient if spec.ties == "unrectified" and is_undecided(spec, values) else np.where(values > 0.0, gradient, 0.0)
+    )
 
 
 def _gate_rows(spec: LayerSpec, parameters: LayerParameters, group: int) -> np.ndarray:
@@ -213,9 +232,15 @@ def _pick(spec: LayerSpec, probability: np.ndarray, local: np.ndarray, balance: 
     return min(left, key=lambda i: (-score[i], i))
 
 
-def _keep_home(spec: LayerSpec, tokens: RankTokens, group: np.ndarray, probability: np.ndarray, choice: np.ndarray) -> None:
-    """The cap of `faster_moe` (ours, after FasterMoE): replaces in `choice` (T,k) those of tokens that may not leave their node."""
-    losses: dict[int, list[tuple[float, int]]] = {}  # home -> (minus what staying costs, token) of tokens that want to leave
+def _keep_home(
+    spec: LayerSpec, tokens: RankTokens, group: np.ndarray, probability: np.ndarray, choice: np.ndarray
+) -> None:
+    """The cap of `faster_moe` (ours, after FasterMoE): replaces in `choice` (T,k) those of tokens that may not leave
+    their node.
+    """
+    losses: dict[
+        int, list[tuple[float, int]]
+    ] = {}  # home -> (minus what staying costs, token) of tokens that want to leave
     at_home = choice.copy()
     for t in range(len(choice)):
         local = _local_to(spec, tokens, t, group[t])

@@ -30,11 +30,13 @@ def keep_within_capacity(expert: np.ndarray, gate_weight: np.ndarray, capacity: 
     return kept
 
 
-def repick(expert: np.ndarray, gate_weight: np.ndarray, kept: np.ndarray, second: np.ndarray, capacity: Capacity,
-           priority: str) -> np.ndarray:
+def repick(
+    expert: np.ndarray, gate_weight: np.ndarray, kept: np.ndarray, second: np.ndarray, capacity: Capacity, priority: str
+) -> np.ndarray:
     """(T,k) bool: the assignments of one rank that found no slot and get one with their token's second expert.
 
-    One a token: its first choice without a slot. They come in the order of `priority`, by the weight with which they lost.
+    One a token: its first choice without a slot. They come in the order of `priority`, by the weight with which they
+        lost.
 
     Args:
         expert, gate_weight, capacity, priority: as `keep_within_capacity`.
@@ -42,8 +44,14 @@ def repick(expert: np.ndarray, gate_weight: np.ndarray, kept: np.ndarray, second
     """
     moved = np.zeros(expert.shape, bool)
     taken = Counter(int(e) for e in expert[kept])
-    waiting = [places[0] for places in ([(t, c) for c in range(expert.shape[1]) if _without_slot(expert, kept, capacity, t, c)]
-                                        for t in range(len(expert))) if places]
+    waiting = [
+        places[0]
+        for places in (
+            [(t, c) for c in range(expert.shape[1]) if _without_slot(expert, kept, capacity, t, c)]
+            for t in range(len(expert))
+        )
+        if places
+    ]
     for t, choice in _in_priority_order(gate_weight, priority):
         other = int(second[t])
         if (t, choice) in waiting and other >= 0 and taken[other] < _slots_of(capacity, other):

@@ -43,7 +43,9 @@ class LayerSpec:
     scale_by_gate: bool = True
     activation: str = "gelu"  # gelu | gelu_tanh | fast_gelu | relu
     drop_priority: str = "position"  # position | weight
-    overflow: str = "drop"  # drop | repick: what finds no slot goes to the token's best local expert left, if that has one
+    overflow: str = (
+        "drop"  # drop | repick: what finds no slot goes to the token's best local expert left, if that has one
+    )
     far_capacity: Optional[int] = None  # slots for an expert on another node than its source rank; None: `capacity`
     source_nodes: Optional[tuple[int, ...]] = None  # node of each simulated source rank; needed with far_capacity
     statistics: str = "global"  # rank | node | global
@@ -63,7 +65,9 @@ class LayerSpec:
         _require_choice("activation", self.activation, tuple(ACTIVATIONS))
         _require_choice("ties", self.ties, TIES if self.router == "locmoe" else TIES[:1])
         _require_choice("drop_priority", self.drop_priority, PRIORITIES)
-        _require_choice("overflow", self.overflow, OVERFLOWS if self.router not in ("hash", "gshard") else OVERFLOWS[:1])
+        _require_choice(
+            "overflow", self.overflow, OVERFLOWS if self.router not in ("hash", "gshard") else OVERFLOWS[:1]
+        )
         _require_choice("statistics", self.statistics, STATISTICS)
         _require_choice("local_term", self.local_term, LOCAL_TERMS)
         least, most = {"hash": (1, 1), "gshard": (2, 2)}.get(self.router, (1, self.experts_per_group))
@@ -72,7 +76,9 @@ class LayerSpec:
         _require(0.0 < self.smoothing <= 1.0, "smoothing", self.smoothing, "above 0, at most 1")
         if self.far_capacity is not None:
             _require(self.far_capacity >= 0, "far_capacity", self.far_capacity, "at least 0")
-            _require(self.source_nodes is not None, "source_nodes", None, "a node for each source rank, for far_capacity")
+            _require(
+                self.source_nodes is not None, "source_nodes", None, "a node for each source rank, for far_capacity"
+            )
         known = all(0 <= group < self.num_groups for group in self.domain_groups)
         _require(known, "domain_groups", self.domain_groups, f"groups 0..{self.num_groups - 1}")
         expected_ep = f"layout.expert = {self.layout.expert}"
@@ -93,7 +99,9 @@ class LayerSpec:
     @property
     def learns_gate(self) -> bool:
         """Whether the router owns a weight matrix (E,d)."""
-        return self.router in ("switch", "gshard", "faster_moe", "ta_moe") or (self.router == "locmoe" and self.gate == "dense")
+        return self.router in ("switch", "gshard", "faster_moe", "ta_moe") or (
+            self.router == "locmoe" and self.gate == "dense"
+        )
 
     def capacities(self, source: int) -> list[int]:
         """Slots for each expert at simulated rank `source`; E numbers."""
@@ -101,7 +109,9 @@ class LayerSpec:
             return [self.capacity] * self.num_experts
         assert self.source_nodes is not None
         node = self.source_nodes[source]
-        return [self.capacity if self.is_local(node, expert) else self.far_capacity for expert in range(self.num_experts)]
+        return [
+            self.capacity if self.is_local(node, expert) else self.far_capacity for expert in range(self.num_experts)
+        ]
 
     def is_local(self, node: int, expert: int) -> bool:
         """Whether a rank of `node` finds `expert` on its own node, within its own expert-parallel group."""
@@ -132,7 +142,9 @@ class RankTokens:
     domain: np.ndarray  # (T,) int
     home: np.ndarray  # (T,) int; rank of `LayerSpec.layout`
     chance: Optional[np.ndarray] = None  # (T,) float in [0, 1): decides on gshard's second choices; None: all are taken
-    noise: Optional[np.ndarray] = None  # (T,n) float: eps_i of LocMoE's Eq. 2, for ties `noise`; None: 0, as in evaluation
+    noise: Optional[np.ndarray] = (
+        None  # (T,n) float: eps_i of LocMoE's Eq. 2, for ties `noise`; None: 0, as in evaluation
+    )
 
 
 @dataclass(frozen=True)
@@ -157,7 +169,9 @@ class LayerResult:
     aux_loss: float
     locality_loss: float
     stats: LayerStats
-    expert: tuple[np.ndarray, ...]  # (T,k) int64; global expert ids, best first, re-picked ones replaced; E: a choice not taken up
+    expert: tuple[
+        np.ndarray, ...
+    ]  # (T,k) int64; global expert ids, best first, re-picked ones replaced; E: a choice not taken up
     weight: tuple[np.ndarray, ...]  # (T,k) float64; factor on that expert's output, 1/k without scale_by_gate
     kept: tuple[np.ndarray, ...]  # (T,k) bool
 

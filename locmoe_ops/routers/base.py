@@ -27,9 +27,13 @@ class RoutingShape:
 
     def __post_init__(self) -> None:
         if self.num_experts % self.num_groups:
-            raise InputError(f"num_groups {self.num_groups} does not divide num_experts {self.num_experts}; expected a divisor")
+            raise InputError(
+                f"num_groups {self.num_groups} does not divide num_experts {self.num_experts}; expected a divisor"
+            )
         if not 1 <= self.top_k <= self.per_group:
-            raise InputError(f"top_k {self.top_k} is out of range; expected 1 to {self.per_group}, the experts of a group")
+            raise InputError(
+                f"top_k {self.top_k} is out of range; expected 1 to {self.per_group}, the experts of a group"
+            )
 
     @property
     def per_group(self) -> int:
@@ -49,12 +53,12 @@ class Router(nn.Cell):
     2. Global ids: group * n + expert within the group.
     3. `losses` (none here).
 
-    Inputs: x <float>[T, d]; tokens, a dict of ids <int32>[T], group <int32>[T], home <int32>[T] (rank of `layout` that the token
-    belongs to) and seed <int32>[T].
-    Output: a dict of expert <int32>[T, k], weight <float32>[T, k], the weighted losses aux_loss and locality_loss, scalars, and seen
-    <float>[T, d], what the choice was made by (see `seen`).
-    A router that was told to offer second experts adds second_expert <int32>[T] (E: none) and second_weight <float32>[T]. One that
-    counts undecided tokens adds undecided <float32>[T], see `undecided`.
+    Inputs: x <float>[T, d]; tokens, a dict of ids <int32>[T], group <int32>[T], home <int32>[T] (rank of `layout` that
+    the token belongs to) and seed <int32>[T].
+    Output: a dict of expert <int32>[T, k], weight <float32>[T, k], the weighted losses aux_loss and locality_loss,
+    scalars, and seen <float>[T, d], what the choice was made by (see `seen`). A router that was told to offer second
+    experts adds second_expert <int32>[T] (E: none) and second_weight <float32>[T]. One that counts undecided tokens
+    adds undecided <float32>[T], see `undecided`.
     """
 
     def __init__(self, shape: RoutingShape) -> None:
@@ -64,19 +68,27 @@ class Router(nn.Cell):
         self.per_group = shape.per_group
         self.top_k = shape.top_k
         self.by_word = False  # whether `tokens` must hold `word`, see `LocMoERouter`
-        self.counts_undecided = False  # as its declaration says (`RouterKind.counts_undecided`)
+        self.counts_undecided = False  # as its declaration says (`RouterSpec.counts_undecided`)
         self.offers_second = False
         self.second = nn.Identity()
 
     def offer_second(self, second: nn.Cell) -> None:
-        """Adds what re-picking needs, of a `SecondExpert`, to the output. Raises InputError where a router has no such thing."""
+        """Adds what re-picking needs, of a `SecondExpert`, to the output. Raises InputError where a router has no such
+        thing.
+        """
         raise InputError(f"{type(self).__name__} has no second experts for overflow to be re-picked to")
 
     def construct(self, x: Tensor, tokens: Dict[str, Tensor]) -> Dict[str, Tensor]:
         choice, weight, probabilities = self.choose(x, tokens)
         expert = choice + (tokens["group"] * self.per_group).reshape(-1, 1)
         aux_loss, locality_loss = self.losses(expert, probabilities, tokens)
-        routing = {"expert": expert, "weight": weight, "aux_loss": aux_loss, "locality_loss": locality_loss, "seen": self.seen(x, tokens)}
+        routing = {
+            "expert": expert,
+            "weight": weight,
+            "aux_loss": aux_loss,
+            "locality_loss": locality_loss,
+            "seen": self.seen(x, tokens),
+        }
         if self.offers_second:
             second, second_weight = self.second(choice, probabilities, tokens["home"], tokens["group"])
             routing["second_expert"], routing["second_weight"] = second, second_weight
@@ -85,7 +97,9 @@ class Router(nn.Cell):
         return routing
 
     def seen(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
-        """The vectors whose angles to each other and to the gate's weights tell what the router does, <float>[T, d]; without jitter."""
+        """The vectors whose angles to each other and to the gate's weights tell what the router does, <float>[T, d];
+        without jitter.
+        """
         return x
 
     def undecided(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
@@ -101,11 +115,12 @@ class Router(nn.Cell):
         return Tensor(0.0, dtype.float32), Tensor(0.0, dtype.float32)
 
 
-class SegmentSums(nn.Cell):
+class RoutingStatistics(nn.Cell):
     """Counts and probabilities per expert, summed over the tokens of a segment on all ranks.
 
     Args:
-        scope: what a segment is: the tokens whose home is one `rank` or one `node` of `layout`, or all tokens (`global`).
+        scope: what a segment is: the tokens whose home is one `rank` or one `node` of `layout`, or all tokens
+            (`global`).
         layout: the cluster that homes refer to; given, not derived from the processes that run.
 
     Inputs: expert <int32>[T, k]; probabilities <float32>[T, n]; group, home <int32>[T].
@@ -121,12 +136,16 @@ class SegmentSums(nn.Cell):
         self.matmul = ops.MatMul(transpose_a=True)
 
     def construct(self, expert: Tensor, probabilities: Tensor, group: Tensor, home: Tensor) -> Tuple[Tensor, Tensor]:
-        counts = one_hot(expert.reshape(-1), self.num_experts).reshape(-1, self.top_k, self.num_experts).sum(1) / self.top_k
+        counts = (
+            one_hot(expert.reshape(-1), self.num_experts).reshape(-1, self.top_k, self.num_experts).sum(1) / self.top_k
+        )
         group_mask = one_hot(group, self.num_groups)
-        spread = (group_mask.expand_dims(-1) * probabilities.expand_dims(1)).reshape(-1, self.num_experts)  # (T, E) <- (T, n)
+        spread = (group_mask.expand_dims(-1) * probabilities.expand_dims(1)).reshape(
+            -1, self.num_experts
+        )  # (T, E) <- (T, n)
         member = one_hot(ops.floor_div(home, self.ranks_a_segment), self.segments)  # (T, S)
         sums = self.reduce(self.matmul(member, ops.concat((counts, spread), 1)))  # (S, 2E)
-        return sums[:, : self.num_experts], sums[:, self.num_experts:]
+        return sums[:, : self.num_experts], sums[:, self.num_experts :]
 
 
 def segment_count(scope: str, layout: Topology) -> int:

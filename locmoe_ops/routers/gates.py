@@ -18,8 +18,10 @@ def grap_weights(experts: int, hidden_size: int) -> np.ndarray:
     Returns: <float32>[n, d]; the rows are orthogonal and fixed. Raises InputError where n does not divide d.
     """
     if hidden_size % experts:
-        raise InputError(f"grouped average pooling: {experts} experts of a group do not divide hidden size {hidden_size}; "
-                         "expected a divisor")
+        raise InputError(
+            f"grouped average pooling: {experts} experts of a group do not divide hidden size {hidden_size}; "
+            "expected a divisor"
+        )
     block = hidden_size // experts
     return np.kron(np.eye(experts, dtype=np.float32), np.full((1, block), experts / hidden_size, np.float32))
 
@@ -30,8 +32,8 @@ class GrAPGate(nn.Cell):
     Computed as a product with Eq. 4's weights, so that it is the dense gate with those weights to the last bit.
 
     Args:
-        order: <int>[d], a permutation: block i then holds features order[i*d/n], order[i*d/n + 1], ... in place of neighbours. The
-            weights stay orthogonal. None: as in the paper.
+        order: <int>[d], a permutation: block i then holds features order[i*d/n], order[i*d/n + 1], ... in place of
+            neighbours. The weights stay orthogonal. None: as in the paper.
 
     Inputs: x <float32>[T, d]; group_mask <float32>[T, G], unused. Output: <float32>[T, n].
     """
@@ -50,8 +52,9 @@ def draw_codes(winners: np.ndarray, experts: int, hidden_size: int, seed: Sequen
     """Codes for a `CodeGate`: random directions, each with its largest coordinate where it is wanted.
 
     Drawn uniformly over the sphere, as LocMoE's bound on the capacity takes tokens to be, with the spread that means of
-    hidden_size / experts standardised features have, a GrAP gate's values. Then a code is mirrored if none of its coordinates is
-    positive, since Eq. 2's ReLU would leave its expert undecided, and its largest coordinate changes places with the wanted one.
+    hidden_size / experts standardised features have, a GrAP gate's values. Then a code is mirrored if none of its
+    coordinates is positive, since Eq. 2's ReLU would leave its expert undecided, and its largest coordinate changes
+    places with the wanted one.
 
     Args:
         winners: <int>[G, V], expert within the group that an id goes to (see `locmoe_ops.routers.hash_maps`).
@@ -68,13 +71,14 @@ def draw_codes(winners: np.ndarray, experts: int, hidden_size: int, seed: Sequen
 
 
 class CodeGate(nn.Cell):
-    """Fixed gate for codes of token ids: the orthogonal weights are the axes of the codes' space, so value i is coordinate i (ours).
+    """Fixed gate for codes of token ids: the orthogonal weights are the axes of the codes' space, so value i is
+    coordinate i (ours).
 
     Routes follow from token ids, as RRE's do, and nothing is learned.
 
     Args:
-        codes: <float32>[G, V, n], of each id in each group. A buffer that checkpoints hold and no optimizer touches. Callers check ids
-            against V: see `check_token_ids`.
+        codes: <float32>[G, V, n], of each id in each group. A buffer that checkpoints hold and no optimizer touches.
+            Callers check ids against V: see `check_token_ids`.
 
     Inputs: ids, group <int32>[T]. Output: <float32>[T, n].
     """

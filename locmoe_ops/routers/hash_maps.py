@@ -29,13 +29,14 @@ def uniform_hash_map(vocab_size: int, experts: int, seed: Seed) -> np.ndarray:
 
 
 def frequency_hash_map(counts: np.ndarray, experts: int, seed: Seed) -> np.ndarray:
-    """(V,) int32: draw an expert for every id, the most frequent first, so that in the end all have an equal share of the text.
+    """(V,) int32: draw an expert for every id, the most frequent first, so that in the end all have an equal share of
+    the text.
 
-    An expert is drawn with the probability of the room that its share still has, among those whose room the id does not exceed;
-    if there is none, the one with the most room is taken. The greedy assignment of Hash Layers (arXiv 2106.04426), the expert with
-    the least text so far, balances as well but leaves hardly anything to the seed: the maps of two layers were the same for
-    nearly nine tenths of the text, and the model lost what several layers of experts have over one. Ids that never occur tell
-    nothing about load; they are dealt out evenly.
+    An expert is drawn with the probability of the room that its share still has, among those whose room the id does not
+    exceed; if there is none, the one with the most room is taken. The greedy assignment of Hash Layers (arXiv
+    2106.04426), the expert with the least text so far, balances as well but leaves hardly anything to the seed: the
+    maps of two layers were the same for nearly nine tenths of the text, and the model lost what several layers of
+    experts have over one. Ids that never occur tell nothing about load; they are dealt out evenly.
 
     Args:
         counts: (V,) integers >= 0, occurrences of each id in the training text.

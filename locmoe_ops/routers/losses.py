@@ -30,15 +30,17 @@ def load_balancing_loss(counts: Tensor, probabilities: Tensor, num_groups: int) 
 
 
 def topology_loss(counts: Tensor, probabilities: Tensor, shares: Tensor, num_groups: int) -> Tensor:
-    """`sum_i f_i P_i / c_i` (the topology loss of TA-MoE, arXiv 2302.09915), averaged over the tokens of all segments and groups.
+    """`sum_i f_i P_i / c_i` (the topology loss of TA-MoE, arXiv 2302.09915), averaged over the tokens of all segments
+    and groups.
 
     With f = P it is smallest, and 1, where the distribution of assignments is the target c: by Cauchy-Schwarz
-    `sum f_i^2 / c_i >= (sum f_i)^2 / sum c_i`. The paper normalises its penalties 1/c_i without saying how; this scale makes
-    equal targets the load-balancing loss itself.
+    `sum f_i^2 / c_i >= (sum f_i)^2 / sum c_i`. The paper normalises its penalties 1/c_i without saying how; this scale
+    makes equal targets the load-balancing loss itself.
 
     Args:
         counts, probabilities, num_groups: as of `load_balancing_loss`.
-        shares: <float32>[S, E], c: of the tokens of a segment and group, the share meant for each expert; above 0, sum 1 a group.
+        shares: <float32>[S, E], c: of the tokens of a segment and group, the share meant for each expert; above 0, sum
+            1 a group.
 
     Returns: <float32> scalar.
     """
@@ -48,10 +50,11 @@ def topology_loss(counts: Tensor, probabilities: Tensor, shares: Tensor, num_gro
 def locality_loss(probabilities: Tensor, local: Tensor, num_groups: int, smoothing: float) -> Tensor:
     """`KL(D_c || D_l)` in nats (LocMoE Eq. 6), averaged over the tokens of all nodes and groups.
 
-    D_c, the current distribution, is estimated by the mean probability of a node's tokens over the experts of their group.
-    D_l, the localised one, gives `1 - smoothing` to the group's experts on that node in equal parts, and `smoothing` to all of
-    the group's experts in equal parts (the paper leaves both open; without smoothing the divergence is infinite as soon as one
-    token may leave). Where a node has none of the group's experts, D_l is uniform.
+    D_c, the current distribution, is estimated by the mean probability of a node's tokens over the experts of their
+    group. D_l, the localised one, gives `1 - smoothing` to the group's experts on that node in equal parts, and
+    `smoothing` to all of the group's experts in equal parts (the paper leaves both open; without smoothing the
+    divergence is infinite as soon as one token may leave). Where a node has none of the group's experts, D_l is
+    uniform.
 
     Args:
         probabilities: <float32>[V, E], sum over each node's tokens of each expert's probability.

@@ -8,15 +8,16 @@ from typing import Tuple
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.routers.base import RoutingShape, one_hot
-from locmoe_ops.routers.local_term import LocalExperts
+from locmoe_ops.routers.selection_bias import LocalExperts
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 
 class SecondExpert(nn.Cell):
     """The best local expert that a token has not chosen: of its group, on its home node, of the largest probability.
 
-    One alternative is handed over, so overflow is re-picked once. Its weight is its own probability, through which a gradient
-    reaches the router as it does through the weights of first choices. Of equal probabilities the lower index wins.
+    One alternative is handed over, so overflow is re-picked once. Its weight is its own probability, through which a
+    gradient reaches the router as it does through the weights of first choices. Of equal probabilities the lower index
+    wins.
 
     Args:
         layout, placement: the cluster that homes refer to, and the experts' places in it.
@@ -38,5 +39,7 @@ class SecondExpert(nn.Cell):
         scores = ops.stop_gradient(probabilities) * left + left
         best = ops.cast(ops.argmax(scores, -1), dtype.int32)
         weight = (probabilities * one_hot(best, self.per_group) * left).sum(1)
-        expert = ops.select(ops.amax(left, 1) > 0.5, best + group * self.per_group, ops.full_like(group, self.num_experts))
+        expert = ops.select(
+            ops.amax(left, 1) > 0.5, best + group * self.per_group, ops.full_like(group, self.num_experts)
+        )
         return expert, weight

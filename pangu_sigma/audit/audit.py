@@ -21,7 +21,7 @@ from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import ToolFailed
 from pangu_sigma.planner.exchanges import step_exchanges
-from pangu_sigma.planner.job import Job, plan_job
+from pangu_sigma.planner.job import PlannedJob, plan_job
 from pangu_sigma.runtime.processes import end_with_children, end_with_parent, with_this_python
 from pangu_sigma.runtime.strict_json import dumps
 
@@ -29,12 +29,19 @@ WORKER = Path(__file__).with_name("worker.py")
 MOST_RANKS = 64  # each is a process of this machine, with the rank's whole part of the model
 
 
-def audit(config: Config, nodes: Optional[int], devices_per_node: Optional[int], as_object: bool, keep: Optional[str],
-          timeout: float) -> int:
+def audit(
+    config: Config,
+    nodes: Optional[int],
+    devices_per_node: Optional[int],
+    as_object: bool,
+    keep: Optional[str],
+    timeout: float,
+) -> int:
     """Prints what the graphs hold and what is wrong with them; returns 0 if nothing is, else 1.
 
     Args:
-        nodes, devices_per_node: of the job; None: the fewest nodes that hold all experts; `parallel.ranks_per_node`, else all ranks.
+        nodes, devices_per_node: of the job; None: the fewest nodes that hold all experts; `parallel.ranks_per_node`,
+            else all ranks.
         as_object: print JSON in place of text. keep: folder to leave the graphs in; None: they are removed.
         timeout: seconds for the ranks to compile.
 
@@ -51,27 +58,31 @@ def audit(config: Config, nodes: Optional[int], devices_per_node: Optional[int],
     return 1 if problems else 0
 
 
-def audited_job(config: Config, nodes: Optional[int], devices_per_node: Optional[int]) -> Job:
+def audited_job(config: Config, nodes: Optional[int], devices_per_node: Optional[int]) -> PlannedJob:
     """The job as it is on Ascend with the hccl backend, on as many ranks."""
     model_ranks = config.parallel.expert * config.parallel.tensor
     devices = devices_per_node or config.parallel.ranks_per_node or model_ranks
     wanted = nodes or -(-model_ranks // devices)
     if wanted * devices > MOST_RANKS:
-        raise InputError(f"audit: {wanted} nodes of {devices} ranks are {wanted * devices} processes on this machine, expected at most "
-                         f"{MOST_RANKS}: scale the configuration with --set, or give --nodes and --devices-per-node")
+        raise InputError(
+            f"audit: {wanted} nodes of {devices} ranks are {wanted * devices} processes on this machine, expected at most "
+            f"{MOST_RANKS}: scale the configuration with --set, or give --nodes and --devices-per-node"
+        )
     if wanted * devices < 2:
-        raise InputError("audit: one rank exchanges nothing; expected parallel.expert or parallel.tensor above 1, or --nodes, or "
-                         "--devices-per-node")
+        raise InputError(
+            "audit: one rank exchanges nothing; expected parallel.expert or parallel.tensor above 1, or --nodes, or "
+            "--devices-per-node"
+        )
     on_ascend = replace(config, runtime=replace(config.runtime, device="ascend", backend="hccl"))
     return plan_job(on_ascend, wanted, devices)
 
 
-def read_ranks(job: Job, folder: Path) -> list[RankGraphs]:
+def read_ranks(job: PlannedJob, folder: Path) -> list[RankGraphs]:
     dynamic = job.config.moe.dispatch.type == "ragged"
     return [read_rank(folder, rank, dynamic) for rank in range(job.topology.world_size)]
 
 
-def export(jobs: Sequence[tuple[Job, Path]], timeout: float) -> None:
+def export(jobs: Sequence[tuple[PlannedJob, Path]], timeout: float) -> None:
     """Has every rank of some jobs of equal size write its graphs, each job's into a folder of its own.
 
     Raises ToolFailed: a rank failed, or all of them took longer than `timeout` seconds.
@@ -80,13 +91,23 @@ def export(jobs: Sequence[tuple[Job, Path]], timeout: float) -> None:
         (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(job.config), allow_unicode=True), encoding="utf-8")
         (folder / "words.json").write_text(dumps([job.words, job.domains]))
     ranks, scratch = jobs[0][0].topology.world_size, jobs[0][1]
-    environment = {**with_this_python(), "PYTHONPATH": os.pathsep.join([str(WORKER.parents[3]), os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **with_this_python(),
+        "PYTHONPATH": os.pathsep.join([str(WORKER.parents[3]), os.environ.get("PYTHONPATH", "")]),
+    }
     if ranks > (os.cpu_count() or 1):
         environment.setdefault("OMP_NUM_THREADS", "1")
     with open(scratch / "msrun.log", "wb") as log:
-        process = subprocess.Popen(_command(ranks, scratch, [str(folder) for _, folder in jobs]), stdin=subprocess.DEVNULL, stdout=log,
-                                   stderr=subprocess.STDOUT, cwd=scratch, env=environment, start_new_session=True,
-                                   preexec_fn=end_with_parent)
+        process = subprocess.Popen(
+            _command(ranks, scratch, [str(folder) for _, folder in jobs]),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=scratch,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -103,8 +124,16 @@ def _command(ranks: int, scratch: Path, folders: Sequence[str]) -> list[str]:
     msrun = shutil.which("msrun", path=with_this_python()["PATH"])
     if msrun is None:
         raise InputError("audit: found no msrun beside this Python or on PATH; expected MindSpore's")
-    return [msrun, f"--worker_num={ranks}", f"--local_worker_num={ranks}", f"--master_port={_free_port()}", "--join=True",
-            f"--log_dir={scratch / 'log'}", str(WORKER), *folders]
+    return [
+        msrun,
+        f"--worker_num={ranks}",
+        f"--local_worker_num={ranks}",
+        f"--master_port={_free_port()}",
+        "--join=True",
+        f"--log_dir={scratch / 'log'}",
+        str(WORKER),
+        *folders,
+    ]
 
 
 def _last_words(folder: Path, rank: int) -> str:

@@ -19,7 +19,12 @@ def check(ranks: Sequence[RankGraphs], planned: Sequence[Exchange], topology: To
     Args:
         ranks: of the whole job, in order. planned: the collectives of a step (`pangu_sigma.tools.plan`).
     """
-    problems = [f"rank {own.rank}, graph {graph.name}: {fault}" for own in ranks for graph in own.graphs for fault in graph.faults]
+    problems = [
+        f"rank {own.rank}, graph {graph.name}: {fault}"
+        for own in ranks
+        for graph in own.graphs
+        for fault in graph.faults
+    ]
     problems += groups_disagree(ranks)
     names = {tuple((graph.name, graph.times) for graph in own.graphs) for own in ranks}
     if len(names) > 1:
@@ -29,14 +34,21 @@ def check(ranks: Sequence[RankGraphs], planned: Sequence[Exchange], topology: To
 
 
 def groups_disagree(ranks: Sequence[RankGraphs]) -> list[str]:
-    """Process groups must have the same members everywhere, and any two ranks must make those they share in the same order."""
+    """Process groups must have the same members everywhere, and any two ranks must make those they share in the same
+    order.
+    """
     problems = []
     for first in ranks:
-        for second in ranks[first.rank + 1:]:
-            one, other = ([item for item in own.groups.items() if {first.rank, second.rank} <= set(item[1])] for own in (first, second))
+        for second in ranks[first.rank + 1 :]:
+            one, other = (
+                [item for item in own.groups.items() if {first.rank, second.rank} <= set(item[1])]
+                for own in (first, second)
+            )
             if one != other:
-                problems.append(f"ranks {first.rank} and {second.rank} make process groups differently: {_names(one)} against "
-                                f"{_names(other)}")
+                problems.append(
+                    f"ranks {first.rank} and {second.rank} make process groups differently: {_names(one)} against "
+                    f"{_names(other)}"
+                )
     return problems[:SHOWN]
 
 
@@ -45,10 +57,11 @@ def _names(groups: Sequence[tuple[str, tuple[int, ...]]]) -> str:
 
 
 def run_in_step(graphs: Sequence[StepGraph]) -> list[str]:
-    """Runs the exchanges of one graph of every rank, each waiting for its peers. Returns why it does not come to an end, if so.
+    """Runs the exchanges of one graph of every rank, each waiting for its peers. Returns why it does not come to an
+    end, if so.
 
-    Every rank stands at its next collective, which ends when all members of its group stand at one that fits: same group, operation,
-    tag, phase, size and type.
+    Every rank stands at its next collective, which ends when all members of its group stand at one that fits: same
+    group, operation, tag, phase, size and type.
     """
     name, at = graphs[0].name, [0] * len(graphs)
 
@@ -67,13 +80,18 @@ def run_in_step(graphs: Sequence[StepGraph]) -> list[str]:
             continue  # a peer is elsewhere; when it comes here, it asks again for all
         for member, other in theirs.items():
             if other is not None and _what_must_agree(other) != _what_must_agree(mine):
-                return [f"graph {name}: rank {rank} runs {mine} (in {mine.where}) where rank {member} runs {other} (in {other.where})"]
+                return [
+                    f"graph {name}: rank {rank} runs {mine} (in {mine.where}) where rank {member} runs {other} (in {other.where})"
+                ]
         for member in mine.members:
             at[member] += 1
         waiting.update(mine.members)
     left = [(rank, found) for rank in range(len(graphs)) if (found := standing(rank)) is not None]
-    return [f"graph {name}: rank {rank} waits for ever in {found} (in {found.where}); its peers are "
-            + ", ".join(f"{peer}: {_doing(standing(peer))}" for peer in found.members if peer != rank) for rank, found in left[:SHOWN]]
+    return [
+        f"graph {name}: rank {rank} waits for ever in {found} (in {found.where}); its peers are "
+        + ", ".join(f"{peer}: {_doing(standing(peer))}" for peer in found.members if peer != rank)
+        for rank, found in left[:SHOWN]
+    ]
 
 
 def _what_must_agree(found: Collective) -> tuple[object, ...]:
@@ -88,7 +106,9 @@ _Key = tuple[str, str, tuple[int, ...], "int | None"]  # cause, operation, membe
 
 
 def _beside_the_plan(own: RankGraphs, planned: Sequence[Exchange], topology: Topology) -> Iterator[str]:
-    """A rank's collectives must be those of the plan: cause, operation, members, bytes (where the graph knows them), number."""
+    """A rank's collectives must be those of the plan: cause, operation, members, bytes (where the graph knows them),
+    number.
+    """
     in_graph: Counter[_Key] = Counter()
     for graph in own.graphs:
         for found in graph.collectives:
@@ -99,8 +119,10 @@ def _beside_the_plan(own: RankGraphs, planned: Sequence[Exchange], topology: Top
         in_plan[_key(exchange.cause, exchange.operation, members, exchange.elements * exchange.item)] += exchange.times
     differences = [(key, in_graph[key], in_plan[key]) for key in in_graph | in_plan if in_graph[key] != in_plan[key]]
     for (cause, operation, members, size), here, there in differences[:SHOWN]:
-        yield (f"rank {own.rank}: {operation} of {size} bytes among ranks {members} for {cause}: {here} in a step's graphs, {there} in "
-               "its plan")
+        yield (
+            f"rank {own.rank}: {operation} of {size} bytes among ranks {members} for {cause}: {here} in a step's graphs, {there} in "
+            "its plan"
+        )
     if len(differences) > SHOWN:
         yield f"rank {own.rank}: {len(differences) - SHOWN} more differences from the plan"
 

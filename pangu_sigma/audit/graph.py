@@ -10,9 +10,22 @@ from typing import Any, Iterator
 
 from locmoe_ops.collectives.hccl import PHASE, TAG
 
-OPERATIONS = {"AlltoAll": "all_to_all", "AlltoAllV": "all_to_all_v", "AllGather": "all_gather", "ReduceScatter": "reduce_scatter",
-              "AllReduce": "all_reduce", "Broadcast": "broadcast"}
-ON_THE_HOST = {"PyExecute", "PyFunc", "Custom", "Print", "Assert", "MoveTo"}  # these leave the device, or wait for the host
+OPERATIONS = {
+    "AlltoAll": "all_to_all",
+    "AlltoAllV": "all_to_all_v",
+    "AllGather": "all_gather",
+    "ReduceScatter": "reduce_scatter",
+    "AllReduce": "all_reduce",
+    "Broadcast": "broadcast",
+}
+ON_THE_HOST = {
+    "PyExecute",
+    "PyFunc",
+    "Custom",
+    "Print",
+    "Assert",
+    "MoveTo",
+}  # these leave the device, or wait for the host
 _TYPES = {1: ("float32", 4), 6: ("int32", 4), 7: ("int64", 8), 9: ("bool", 1), 10: ("float16", 2), 16: ("bfloat16", 2)}
 
 
@@ -23,7 +36,8 @@ class Collective:
     Attributes:
         operation: as in `locmoe_ops.collectives`. group: name; members: its ranks.
         shape, dtype, item: of the result (-1: known to the run only), and bytes of one number.
-        tag: of the Cell that it comes from; phase: forward, or backward for the adjoint. where: Cell by Cell from the step down.
+        tag: of the Cell that it comes from; phase: forward, or backward for the adjoint. where: Cell by Cell from the
+            step down.
     """
 
     operation: str
@@ -61,7 +75,9 @@ class Collective:
 
 @dataclass(frozen=True)
 class StepGraph:
-    """One graph of the step on one rank. `times`: how often an optimizer step runs it; `faults`: what must not be in it."""
+    """One graph of the step on one rank. `times`: how often an optimizer step runs it; `faults`: what must not be in
+    it.
+    """
 
     name: str
     times: int
@@ -71,7 +87,9 @@ class StepGraph:
 
 @dataclass(frozen=True)
 class RankGraphs:
-    """All graphs of one rank, in the order in which a step runs them, and its process groups in the order in which it makes them."""
+    """All graphs of one rank, in the order in which a step runs them, and its process groups in the order in which it
+    makes them.
+    """
 
     rank: int
     graphs: tuple[StepGraph, ...]
@@ -79,10 +97,14 @@ class RankGraphs:
 
 
 def read_rank(folder: Path, rank: int, dynamic: bool) -> RankGraphs:
-    """What `worker.export_rank` wrote. `dynamic`: shapes that only the run knows are wanted (`moe.dispatch.type` ragged)."""
+    """What `worker.export_rank` wrote. `dynamic`: shapes that only the run knows are wanted (`moe.dispatch.type`
+    ragged).
+    """
     note = json.loads((folder / f"rank_{rank}.json").read_text())
     groups = {name: tuple(members) for name, members in note["groups"].items()}
-    graphs = tuple(_read_graph(folder / f"{name}_{rank}.mindir", name, times, groups, dynamic) for name, times in note["graphs"])
+    graphs = tuple(
+        _read_graph(folder / f"{name}_{rank}.mindir", name, times, groups, dynamic) for name, times in note["graphs"]
+    )
     return RankGraphs(rank, graphs, groups)
 
 
@@ -107,8 +129,19 @@ def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, 
         if "group" in own:
             group = own["group"].s.decode()
             dtype, item = _TYPES[type_number]
-            collectives.append(Collective(OPERATIONS[operation], group, groups[group], shape, dtype, item, _text(own, TAG),
-                                          _text(own, PHASE), where))
+            collectives.append(
+                Collective(
+                    OPERATIONS[operation],
+                    group,
+                    groups[group],
+                    shape,
+                    dtype,
+                    item,
+                    _text(own, TAG),
+                    _text(own, PHASE),
+                    where,
+                )
+            )
     return StepGraph(name, times, tuple(collectives), tuple(faults))
 
 

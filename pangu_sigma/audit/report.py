@@ -9,23 +9,38 @@ from typing import Any, Iterator, Sequence
 from pangu_sigma.audit.checks import bytes_by_cause
 from pangu_sigma.audit.graph import Collective, RankGraphs
 from pangu_sigma.planner.exchanges import CAUSES
-from pangu_sigma.planner.job import Job
+from pangu_sigma.planner.job import PlannedJob
 
 _HEADER = f"{'graph':17}{'cause':11}{'operation':16}{'phase':9}{'ranks':>5}{'calls':>6}{'bytes put in':>14}"
 
 
-def report(job: Job, ranks: Sequence[RankGraphs], problems: Sequence[str]) -> str:
+def report(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str]) -> str:
     """Rank 0's collectives, summed up; bytes of a step by cause and link; what is wrong."""
     topology = job.topology
     degrees = f"expert {topology.expert}, tensor {topology.tensor}, data {topology.data}"
     graphs = ", ".join(f"{graph.times} x {graph.name}" for graph in ranks[0].graphs)
-    lines = [f"{topology.world_size} ranks on {topology.nodes} nodes, {degrees}", "",
-             f"rank 0, an optimizer step ({graphs})", _HEADER, "-" * len(_HEADER), *_rows(ranks[0]), "",
-             "bytes of a step, all ranks", *_bytes(job, ranks), ""]
+    lines = [
+        f"{topology.world_size} ranks on {topology.nodes} nodes, {degrees}",
+        "",
+        f"rank 0, an optimizer step ({graphs})",
+        _HEADER,
+        "-" * len(_HEADER),
+        *_rows(ranks[0]),
+        "",
+        "bytes of a step, all ranks",
+        *_bytes(job, ranks),
+        "",
+    ]
     if problems:
         return "\n".join([*lines, f"{len(problems)} problems:", *(f"  {problem}" for problem in problems)])
-    return "\n".join([*lines, f"passed: {_count(ranks)} collectives of {len(ranks)} ranks. All meet their peers in the same order, with",
-                      "the same sizes; nothing leaves the device; they are those of pangu-sigma plan,", "to the byte."])
+    return "\n".join(
+        [
+            *lines,
+            f"passed: {_count(ranks)} collectives of {len(ranks)} ranks. All meet their peers in the same order, with",
+            "the same sizes; nothing leaves the device; they are those of pangu-sigma plan,",
+            "to the byte.",
+        ]
+    )
 
 
 def _rows(own: RankGraphs) -> Iterator[str]:
@@ -42,7 +57,7 @@ def _rows(own: RankGraphs) -> Iterator[str]:
         yield f"{name:17}{CAUSES[cause]:11}{operation:16}{phase:9}{members:5}{number:6}{size:>14}"
 
 
-def _bytes(job: Job, ranks: Sequence[RankGraphs]) -> Iterator[str]:
+def _bytes(job: PlannedJob, ranks: Sequence[RankGraphs]) -> Iterator[str]:
     for cause, sent in bytes_by_cause(ranks, job.topology).items():
         if sent.total:
             yield f"  {cause:11} inside nodes {sent.intra_node:>15,}   between nodes {sent.inter_node:>15,}"
@@ -52,16 +67,28 @@ def _count(ranks: Sequence[RankGraphs]) -> int:
     return sum(len(graph.collectives) for own in ranks for graph in own.graphs)
 
 
-def as_json(job: Job, ranks: Sequence[RankGraphs], problems: Sequence[str]) -> dict[str, Any]:
+def as_json(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str]) -> dict[str, Any]:
     """Every collective of every rank, the bytes by cause, and the problems."""
     return {
         "topology": asdict(job.topology),
         "passed": not problems,
         "problems": list(problems),
         "bytes": {cause: sent._asdict() for cause, sent in bytes_by_cause(ranks, job.topology).items()},
-        "ranks": [{"rank": own.rank, "groups": own.groups,
-                   "graphs": [{"name": graph.name, "times": graph.times, "collectives": [_collective(found) for found in graph.collectives]}
-                              for graph in own.graphs]} for own in ranks],
+        "ranks": [
+            {
+                "rank": own.rank,
+                "groups": own.groups,
+                "graphs": [
+                    {
+                        "name": graph.name,
+                        "times": graph.times,
+                        "collectives": [_collective(found) for found in graph.collectives],
+                    }
+                    for graph in own.graphs
+                ],
+            }
+            for own in ranks
+        ],
     }
 
 

@@ -1,4 +1,5 @@
-"""One rank of an audit under msrun: compiles the step with hccl's primitives on CPU and writes its graphs; nothing is run.
+"""One rank of an audit under msrun: compiles the step with hccl's primitives on CPU and writes its graphs; nothing is
+run.
 
 usage: worker.py FOLDER ...     Each folder holds a config.yaml and a words.json: words of the vocabulary, and domains.
 """
@@ -25,11 +26,12 @@ from pangu_sigma.runtime.router_files import use_router_files
 from pangu_sigma.runtime.runtime import Runtime
 from pangu_sigma.runtime.settings import switch_off_compile_cache
 from pangu_sigma.runtime.strict_json import dumps
-from pangu_sigma.train.engine import TrainingParts
+from pangu_sigma.train.engine import TrainEngine
 
 
 def export_rank(config: Config, rank: int, world_size: int, words: int, domains: int, folder: Path, job: str) -> None:
-    """Writes `<graph>_<rank>.mindir` for each graph of the step, then `rank_<rank>.json`: their names and times, and the groups.
+    """Writes `<graph>_<rank>.mindir` for each graph of the step, then `rank_<rank>.json`: their names and times, and
+    the groups.
 
     job: how the names of its process groups begin, another one for each job of this process.
     """
@@ -37,7 +39,7 @@ def export_rank(config: Config, rank: int, world_size: int, words: int, domains:
     topology = Topology(world_size, parallel.ranks_per_node or world_size, parallel.expert, parallel.tensor)
     collectives = HcclCollectives(rank, topology, job)
     vocabulary = Vocabulary(words, domains, np.ones((config.moe.num_groups, words), np.int64))
-    parts = TrainingParts(config, Runtime(collectives), vocabulary)
+    parts = TrainEngine(config, Runtime(collectives), vocabulary)
     batch = random_batch(rows_per_rank(config, world_size), config.model.sequence_length, vocabulary)
     graphs = []
     for graph in parts.graphs(batch):

@@ -1,8 +1,8 @@
 """`pangu-sigma bench all-to-all`: dispatchers alone, there and back with experts that do nothing, forward and backward.
 
-Beside each stands what the link allows: the bytes that a node sends to others, in one direction, at the link's rate; or, where no
-rate is given, as many bytes in plain exchanges of the mesh, without packing, graphs and kernels, measured in turn with it. All
-ranks start a launch together; times are means over ranks.
+Beside each stands what the link allows: the bytes that a node sends to others, in one direction, at the link's rate;
+or, where no rate is given, as many bytes in plain exchanges of the mesh, without packing, graphs and kernels, measured
+in turn with it. All ranks start a launch together; times are means over ranks.
 """
 
 from __future__ import annotations
@@ -18,10 +18,19 @@ from mindspore import Tensor
 from locmoe_ops.collectives.tcp.mesh import Mesh
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement
-from pangu_sigma.bench.timing import ROUNDS, WARM_UP, Dispatch, ForwardBackward, even_vocabulary, in_turn, random_tensor, seconds
+from pangu_sigma.bench.timing import (
+    ROUNDS,
+    WARM_UP,
+    Dispatch,
+    ForwardBackward,
+    even_vocabulary,
+    in_turn,
+    random_tensor,
+    seconds,
+)
 from pangu_sigma.config.derived import rows_per_rank
 from pangu_sigma.config.schema import Config
-from pangu_sigma.model.shape import model_shape
+from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.sparse import SparseContext, build_dispatcher
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.runtime import Runtime, start_runtime
@@ -49,7 +58,9 @@ class NodeBytes(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """A row of the table; `limit` (seconds) is None where it is not known, `sent` where the backend cannot see its traffic."""
+    """A row of the table; `limit` (seconds) is None where it is not known, `sent` where the backend cannot see its
+    traffic.
+    """
 
     tokens: int
     name: str
@@ -66,17 +77,21 @@ def bench_all_to_all(config: Config, tokens: Sequence[int] = (), rate: Optional[
         rate: bits a second of a node's link to the others, in one direction; None: see the head of this file.
 
     Raises:
-        InputError: the job's expert-parallel groups have one rank, its slots are measured while it trains, or `rate` is given and
-            all its ranks are on one node.
+        InputError: the job's expert-parallel groups have one rank, its slots are measured while it trains, or `rate` is
+            given and all its ranks are on one node.
     """
     if config.parallel.expert == 1:
         raise InputError("parallel.expert is 1, so that no token leaves its rank; bench all-to-all expects at least 2")
     if config.moe.capacity.mode != "factor":
-        raise InputError(f"moe.capacity.mode is {config.moe.capacity.mode}, which takes slots from a network in training; bench all-to-all "
-                         "expects factor")
+        raise InputError(
+            f"moe.capacity.mode is {config.moe.capacity.mode}, which takes slots from a network in training; bench all-to-all "
+            "expects factor"
+        )
     with start_runtime(config) as runtime:
         if rate is not None and runtime.topology.nodes == 1:
-            raise InputError("--rate is given, but parallel.ranks_per_node puts all ranks on one node; expected several nodes")
+            raise InputError(
+                "--rate is given, but parallel.ranks_per_node puts all ranks on one node; expected several nodes"
+            )
         sizes = tuple(tokens) or sizes_up_to(rows_per_rank(config, runtime.world_size) * config.model.sequence_length)
         if runtime.is_first:
             print(_head(config, runtime, rate), flush=True)
@@ -101,14 +116,18 @@ def _measure(config: Config, runtime: Runtime, tokens: int, rate: Optional[float
     barrier, total = runtime.collectives.barrier, HostSum(runtime.collectives, f"bench/{tokens}")
     in_turn(launches, WARM_UP, barrier)
     sent = [_bytes_of(launch, runtime, total) for launch in launches]
-    plain = [_plain_exchanges(runtime, f"{name}/{tokens}", each) if rate is None else None for name, each in zip(names, sent)]
+    plain = [
+        _plain_exchanges(runtime, f"{name}/{tokens}", each) if rate is None else None for name, each in zip(names, sent)
+    ]
     measured = iter(in_turn([launch for launch in (*launches, *plain) if launch is not None], ROUNDS, barrier))
     spent = [next(measured) for _ in launches]
     limits = [next(measured) if each is not None else None for each in plain]
     means = total.values(np.array([*spent, *(limit or 0.0 for limit in limits)])) / runtime.world_size
-    by_plain = [None if limit is None else float(mean) for limit, mean in zip(limits, means[len(spent):])]
-    return [Measured(tokens, name, float(second), each, limit if rate is None else link_limit(each, rate))
-            for name, second, each, limit in zip(names, means, sent, by_plain)]
+    by_plain = [None if limit is None else float(mean) for limit, mean in zip(limits, means[len(spent) :])]
+    return [
+        Measured(tokens, name, float(second), each, limit if rate is None else link_limit(each, rate))
+        for name, second, each, limit in zip(names, means, sent, by_plain)
+    ]
 
 
 def link_limit(sent: Optional[NodeBytes], rate: float) -> Optional[float]:
@@ -118,8 +137,10 @@ def link_limit(sent: Optional[NodeBytes], rate: float) -> Optional[float]:
 
 def _launch(config: Config, runtime: Runtime, tokens: int, name: str, changes: Dict[str, Any]) -> Callable[[], Any]:
     """A dispatcher's pass over random tokens, see `even_choices`."""
-    moe = replace(config.moe, dispatch=replace(config.moe.dispatch, **changes, overflow="drop"))  # here nobody offers second experts
-    shape = replace(model_shape(config, 1, 1, even_vocabulary(config).domains), sequence_length=tokens)
+    moe = replace(
+        config.moe, dispatch=replace(config.moe.dispatch, **changes, overflow="drop")
+    )  # here nobody offers second experts
+    shape = replace(model_dims(config, 1, 1, even_vocabulary(config).domains), sequence_length=tokens)
     context = SparseContext(replace(config, moe=moe), shape, runtime.collectives)
     placement = ExpertPlacement(moe.num_experts, moe.num_groups, runtime.topology.expert, moe.placement)
     dispatcher = build_dispatcher(context, placement, moe.capacity.factor, f"{CAUSE}/{name}/{tokens}")
@@ -131,8 +152,9 @@ def _launch(config: Config, runtime: Runtime, tokens: int, name: str, changes: D
 
 
 def even_choices(generator: np.random.Generator, tokens: int, top_k: int, experts: int) -> np.ndarray:
-    """<int32>[tokens, top_k]: distinct experts of each token, in random order of tokens. Each expert is chosen as often as any other,
-    give or take one for each of the top_k, so that a `moe.dispatch.ragged_limit` of an even load is enough but for that rest.
+    """<int32>[tokens, top_k]: distinct experts of each token, in random order of tokens. Each expert is chosen as often
+    as any other, give or take one for each of the top_k, so that a `moe.dispatch.ragged_limit` of an even load is
+    enough but for that rest.
     """
     first = generator.permutation(np.arange(tokens) * experts // tokens)
     return ((first[:, None] + np.arange(top_k) * (experts // top_k)) % experts).astype(np.int32)
@@ -144,7 +166,10 @@ def _bytes_of(launch: Callable[[], Any], runtime: Runtime, total: HostSum) -> Op
     seconds(launch)
     after = runtime.collectives.bytes_sent(CAUSE)
     own = np.zeros((2, runtime.topology.nodes))
-    own[:, runtime.topology.node_of(runtime.rank)] = after.intra_node - before.intra_node, after.inter_node - before.inter_node
+    own[:, runtime.topology.node_of(runtime.rank)] = (
+        after.intra_node - before.intra_node,
+        after.inter_node - before.inter_node,
+    )
     inside, between = total.values(own.reshape(-1)).reshape(own.shape).max(1)
     return NodeBytes(int(inside), int(between)) if after.counted else None
 
@@ -170,15 +195,20 @@ def _exchange(mesh: Mesh, ranks: Sequence[int], tag: str, array: np.ndarray) -> 
 def _head(config: Config, runtime: Runtime, rate: Optional[float]) -> str:
     moe, topology = config.moe, runtime.topology
     limit = "the same bytes in plain exchanges" if rate is None else f"bytes between nodes at {rate / 1e6:g} Mbit/s"
-    return (f"{topology.world_size} ranks on {topology.nodes} {'nodes' if topology.nodes > 1 else 'node'}, hidden size "
-            f"{config.model.hidden_size}, {moe.num_experts} experts, capacity factor {moe.capacity.factor:g}, {config.runtime.precision}\n"
-            f"bytes: of the node that sends most, a pass; limit: {limit}\n\n"
-            f"{'tokens':>6} {'dispatcher':<22} {'ms':>7} {'inside (B)':>12} {'between (B)':>12} {'limit ms':>8} {'reached':>7}\n"
-            + "-" * 80)
+    return (
+        f"{topology.world_size} ranks on {topology.nodes} {'nodes' if topology.nodes > 1 else 'node'}, hidden size "
+        f"{config.model.hidden_size}, {moe.num_experts} experts, capacity factor {moe.capacity.factor:g}, {config.runtime.precision}\n"
+        f"bytes: of the node that sends most, a pass; limit: {limit}\n\n"
+        f"{'tokens':>6} {'dispatcher':<22} {'ms':>7} {'inside (B)':>12} {'between (B)':>12} {'limit ms':>8} {'reached':>7}\n"
+        + "-"
+        * 80
+    )
 
 
 def line_of(row: Measured) -> str:
     """The row as 80 characters; `reached` is the limit over the time, and a dash stands for what is not known."""
     inside, between = ("-", "-") if row.sent is None else (f"{row.sent.inside:,}", f"{row.sent.between:,}")
     limit, reached = ("-", "-") if not row.limit else (f"{row.limit * 1e3:.2f}", f"{row.limit / row.seconds:.0%}")
-    return f"{row.tokens:>6} {row.name:<22} {row.seconds * 1e3:>7.2f} {inside:>12} {between:>12} {limit:>8} {reached:>7}"
+    return (
+        f"{row.tokens:>6} {row.name:<22} {row.seconds * 1e3:>7.2f} {inside:>12} {between:>12} {limit:>8} {reached:>7}"
+    )

@@ -1,8 +1,8 @@
 """`pangu-sigma bench decode`: tokens a second by batch size, beside what the machine's memory allows.
 
-A decode step reads the weights that its tokens pass through and their caches; with few rows it can be no faster than memory brings
-them. Both are measured in turn, on random weights, with every row at the last place of its cache. Weights that fit the processor's own
-caches may come faster than that limit.
+A decode step reads the weights that its tokens pass through and their caches; with few rows it can be no faster than
+memory brings them. Both are measured in turn, on random weights, with every row at the last place of its cache. Weights
+that fit the processor's own caches may come faster than that limit.
 """
 
 from typing import Any, Callable, List, NamedTuple, Sequence, Tuple
@@ -82,8 +82,9 @@ class _Step:
 
 
 def step_bytes(network: PanGuSigma, context: SparseContext, domain: np.ndarray) -> StepBytes:
-    """For a row of each of these domains <int>[B], with full caches: weights that any token passes through, the experts that a group's
-    tokens reach on average where the load is even, one word table for each domain that has its own, and the caches.
+    """For a row of each of these domains <int>[B], with full caches: weights that any token passes through, the experts
+    that a group's tokens reach on average where the load is even, one word table for each domain that has its own, and
+    the caches.
     """
     moe, shape = context.config.moe, context.shape
     top_k = moe.router.top_k
@@ -128,11 +129,15 @@ def _probes() -> Tuple[Callable[[], Any], Callable[[], Any]]:
 def _print(context: SparseContext, steps: List[_Step], taken: List[float], bandwidth: float) -> None:
     print(f"memory: {bandwidth / 1e9:.1f} GB/s; rows of {context.shape.sequence_length} tokens, every cache full")
     print(f"{'':>5} {'':>9} {'':>9} {'':>7} {'limit by':>9} {'':>6} {'weights':>9} {'cache, MB':>19}")
-    print(f"{'rows':>5} {'ms a step':>9} {'tokens/s':>9} {'a row':>7} {'memory':>9} {'share':>6} {'read, MB':>9} {'foretold':>10} "
-          f"{'held':>8}")
+    print(
+        f"{'rows':>5} {'ms a step':>9} {'tokens/s':>9} {'a row':>7} {'memory':>9} {'share':>6} {'read, MB':>9} {'foretold':>10} "
+        f"{'held':>8}"
+    )
     for step, time in zip(steps, taken):
         found = step_bytes(step.network, context, step.domain)
         limit = step.rows * bandwidth / (found.weights + found.cache)
         rate = step.rows / time
-        print(f"{step.rows:5d} {1e3 * time:9.2f} {rate:9.0f} {1 / time:7.0f} {limit:9.0f} {rate / limit:6.1%} {found.weights / 1e6:9.3f} "
-              f"{found.cache / 1e6:10.2f} {step.held() / 1e6:8.2f}")
+        print(
+            f"{step.rows:5d} {1e3 * time:9.2f} {rate:9.0f} {1 / time:7.0f} {limit:9.0f} {rate / limit:6.1%} {found.weights / 1e6:9.3f} "
+            f"{found.cache / 1e6:10.2f} {step.held() / 1e6:8.2f}"
+        )

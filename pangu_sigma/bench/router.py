@@ -1,7 +1,7 @@
 """`pangu-sigma bench router`: every router alone, forward and backward, on the tokens of one rank.
 
-The rank is one of the smallest job that the configuration fits, or of `moe.layout`. Times are beside that of the dense gate,
-the switch router's. The local term and the balance bias are off: not all routers can have them.
+The rank is one of the smallest job that the configuration fits, or of `moe.layout`. Times are beside that of the dense
+gate, the switch router's. The local term and the balance bias are off: not all routers can have them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from mindspore import Tensor, nn
 
 from locmoe_ops.collectives.local import LocalCollectives
 from locmoe_ops.errors import InputError
-from locmoe_ops.router_registry import kind_of, routers
-from locmoe_ops.routing_cell import MultiLevelRouting
+from locmoe_ops.moe import MultiLevelRouting
+from locmoe_ops.router_registry import router_spec, routers
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.bench.timing import ROUNDS, WARM_UP, ForwardBackward, Routing, even_vocabulary, in_turn, random_tensor
 from pangu_sigma.config.schema import (
@@ -30,8 +30,8 @@ from pangu_sigma.config.schema import (
     RouterConfig,
 )
 from pangu_sigma.config.validate import validate
+from pangu_sigma.model.dims import ModelDims, model_dims
 from pangu_sigma.model.router import build_router
-from pangu_sigma.model.shape import ModelShape, model_shape
 from pangu_sigma.model.sparse import SparseContext
 from pangu_sigma.runtime.runtime import start_runtime
 
@@ -66,8 +66,12 @@ def one_rank_of(config: Config) -> Config:
         layout = LayoutConfig(max(parallel.expert, ranks_per_node), ranks_per_node, parallel.expert)
     rows = config.train.micro_batch_size or max(config.train.global_batch_size // layout.world_size, 1)
     # The rank's own rows are its batch; those of the layout only tell how many that is.
-    return replace(config, parallel=ParallelConfig(), moe=replace(config.moe, layout=layout),
-                   train=replace(config.train, global_batch_size=rows * layout.world_size, micro_batch_size=rows))
+    return replace(
+        config,
+        parallel=ParallelConfig(),
+        moe=replace(config.moe, layout=layout),
+        train=replace(config.train, global_batch_size=rows * layout.world_size, micro_batch_size=rows),
+    )
 
 
 def routers_of(config: Config) -> Tuple[List[Candidate], List[str]]:
@@ -91,7 +95,9 @@ def routers_of(config: Config) -> Tuple[List[Candidate], List[str]]:
 
 
 def _settings(router: RouterConfig, kind: str) -> List[Tuple[str, RouterConfig]]:
-    router = replace(router, type=kind, local_term=LocalTermConfig(), balance_rate=0.0, top_k=kind_of(kind).top_k or router.top_k)
+    router = replace(
+        router, type=kind, local_term=LocalTermConfig(), balance_rate=0.0, top_k=router_spec(kind).top_k or router.top_k
+    )
     if kind != "locmoe":
         return [(kind, router)]
     grap, dense = replace(router.locmoe, gate="grap"), replace(router.locmoe, gate="dense", blocks="contiguous")
@@ -99,9 +105,9 @@ def _settings(router: RouterConfig, kind: str) -> List[Tuple[str, RouterConfig]]
     return [(name, replace(router, **{"locmoe": section})) for name, section in gates.items()]
 
 
-def _shape_of(config: Config) -> ModelShape:
+def _shape_of(config: Config) -> ModelDims:
     vocabulary = even_vocabulary(config)
-    return model_shape(config, config.train.micro_batch_size or 1, vocabulary.words, vocabulary.domains)
+    return model_dims(config, config.train.micro_batch_size or 1, vocabulary.words, vocabulary.domains)
 
 
 def _launch(config: Config, collectives: LocalCollectives) -> Callable[[], Any]:
@@ -118,7 +124,10 @@ def _routing(config: Config, collectives: LocalCollectives) -> Tuple[nn.Cell, Li
     context = SparseContext(config, shape, collectives, even_vocabulary(config).counts)
     placement = ExpertPlacement(moe.num_experts, moe.num_groups, context.layout.expert, moe.placement)
     cell = Routing(MultiLevelRouting(context.domain_groups, build_router(context, 0, placement)))
-    ids, domain = (Tensor(generator.integers(0, limit, shape.tokens).astype(np.int32)) for limit in (shape.vocab_size, shape.domains))
+    ids, domain = (
+        Tensor(generator.integers(0, limit, shape.tokens).astype(np.int32))
+        for limit in (shape.vocab_size, shape.domains)
+    )
     return cell, [random_tensor((shape.tokens, shape.hidden_size), shape.compute_dtype), ids, domain]
 
 
@@ -136,7 +145,9 @@ def _bytes_reduced(config: Config) -> int:
 
 
 class CountingCollectives(LocalCollectives):
-    """Those of one process, which note in `sizes` how many bytes they are handed. For PyNative mode: a graph would note nothing."""
+    """Those of one process, which note in `sizes` how many bytes they are handed. For PyNative mode: a graph would note
+    nothing.
+    """
 
     def __init__(self) -> None:
         super().__init__(0, Topology(1, 1))
@@ -161,9 +172,11 @@ class _Noted(nn.Cell):
 
 def _print(config: Config, names: List[str], spent: List[float], sent: List[int], left_out: List[str]) -> None:
     shape, moe = _shape_of(config), config.moe
-    print(f"{shape.tokens} tokens of one of {moe.layout.world_size if moe.layout else 1} ranks, hidden size {shape.hidden_size}, "
-          f"{moe.num_experts} experts in {moe.num_groups} groups, {config.runtime.precision}\n"
-          "statistics: bytes that enter all-reduces of a forward pass, as many of a backward pass\n")
+    print(
+        f"{shape.tokens} tokens of one of {moe.layout.world_size if moe.layout else 1} ranks, hidden size {shape.hidden_size}, "
+        f"{moe.num_experts} experts in {moe.num_groups} groups, {config.runtime.precision}\n"
+        "statistics: bytes that enter all-reduces of a forward pass, as many of a backward pass\n"
+    )
     print(f"{'router':<22} {'ms':>9} {'of ' + DENSE_GATE:>11} {'statistics (B)':>15}\n" + "-" * 60)
     dense = spent[names.index(DENSE_GATE)]
     for name, second, size in zip(names, spent, sent):

@@ -1,8 +1,8 @@
 """`pangu-sigma bench step`: the compiled step beside the machine's own matmul rate, and where its time goes.
 
 Everything is measured in one process, the matmuls between the steps, so that a busy or slow machine hits both alike
-(bench_timing.py). Parts are timed alone, forward and backward, at the shapes they have in the step; "other" is what they leave
-of it (norms, residuals, embeddings, sums of gradients).
+(bench_timing.py). Parts are timed alone, forward and backward, at the shapes they have in the step; "other" is what
+they leave of it (norms, residuals, embeddings, sums of gradients).
 """
 
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
@@ -33,7 +33,7 @@ from pangu_sigma.model.attention import attention_mask
 from pangu_sigma.model.loss import TokenCrossEntropy
 from pangu_sigma.planner.flops import step_flops
 from pangu_sigma.runtime.runtime import start_runtime
-from pangu_sigma.train.engine import TrainingParts
+from pangu_sigma.train.engine import TrainEngine
 
 MATMUL_SIZE = 2048
 
@@ -53,10 +53,12 @@ def bench_step(config: Config) -> int:
     """
     for degree in ("expert", "tensor"):
         if getattr(config.parallel, degree) > 1:
-            raise InputError(f"parallel.{degree} is {getattr(config.parallel, degree)}; bench step runs one process, expected 1")
+            raise InputError(
+                f"parallel.{degree} is {getattr(config.parallel, degree)}; bench step runs one process, expected 1"
+            )
     runtime = start_runtime(config)
     words = even_vocabulary(config)
-    parts = TrainingParts(config, runtime, words)
+    parts = TrainEngine(config, runtime, words)
     rows = config.train.micro_batch_size or config.train.global_batch_size
     batches = [random_batch(rows, config.model.sequence_length, words)] * (config.train.global_batch_size // rows)
     parts.capacity.prepare(1, lambda step: batches)
@@ -71,13 +73,18 @@ def random_batch(rows: int, length: int, words: Vocabulary) -> Batch:
     """Rows of random ids, one document each, domains in rotation; the same every time."""
     generator = np.random.default_rng(0)
     ids = generator.integers(0, words.words, (rows, length + 1)).astype(np.int32)
-    return Batch(ids=np.ascontiguousarray(ids[:, :-1]), targets=np.ascontiguousarray(ids[:, 1:]),
-                 positions=np.tile(np.arange(length, dtype=np.int32), (rows, 1)), documents=np.zeros((rows, length), np.int32),
-                 loss_mask=np.ones((rows, length), np.float32), domain=(np.arange(rows) % words.domains).astype(np.int32),
-                 home=np.zeros(rows, np.int32))
+    return Batch(
+        ids=np.ascontiguousarray(ids[:, :-1]),
+        targets=np.ascontiguousarray(ids[:, 1:]),
+        positions=np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+        documents=np.zeros((rows, length), np.int32),
+        loss_mask=np.ones((rows, length), np.float32),
+        domain=(np.arange(rows) % words.domains).astype(np.int32),
+        home=np.zeros(rows, np.int32),
+    )
 
 
-def _alternate(parts: TrainingParts, batches: List[Batch], bar: tqdm) -> Tuple[float, float, float]:
+def _alternate(parts: TrainEngine, batches: List[Batch], bar: tqdm) -> Tuple[float, float, float]:
     """Medians of one matmul, one whole step and its update alone, measured in turn after WARM_UP rounds."""
     left, right = (random_tensor((MATMUL_SIZE, MATMUL_SIZE)) for _ in range(2))
     product, update_alone, no_rate = _Product(), _UpdateAlone(parts), Tensor(0.0, ms.float32)
@@ -103,7 +110,7 @@ class _Product(nn.Cell):
 class _UpdateAlone(nn.Cell):
     """The optimizer step on any gradients of the right shapes: the parameters themselves. At rate 0 nothing moves."""
 
-    def __init__(self, parts: TrainingParts) -> None:
+    def __init__(self, parts: TrainEngine) -> None:
         super().__init__(auto_prefix=False)
         self.gradients = ms.ParameterTuple(parts.parameters)
         self.statistics = Tensor(np.ones(parts.statistics.size, np.float32))
@@ -141,7 +148,7 @@ class _Head(nn.Cell):
         return self.cross_entropy(self.head(x, word, domain).astype(ms.float32), targets)[0]
 
 
-def _parts(parts: TrainingParts, config: Config, batch: Batch) -> List[Part]:
+def _parts(parts: TrainEngine, config: Config, batch: Batch) -> List[Part]:
     """Seconds of each kind of part, per micro-batch."""
     network, model = parts.network, config.model
     network.set_train(True)
@@ -152,10 +159,25 @@ def _parts(parts: TrainingParts, config: Config, batch: Batch) -> List[Part]:
     blocks = list(network.blocks)
     dense = [b.feed_forward for b in [*blocks, network.query_layer] if not hasattr(b.feed_forward, "dispatcher")]
     sparse = [b.feed_forward for b in [*blocks, network.query_layer] if hasattr(b.feed_forward, "dispatcher")]
-    found = [Part("head and loss", _time(_Head(network.head), x, network.embedding.word, Tensor(batch.domain),
-                                         Tensor(batch.targets.reshape(-1)), random_tensor((tokens,)), positions=(0, 1)), 1)]
+    found = [
+        Part(
+            "head and loss",
+            _time(
+                _Head(network.head),
+                x,
+                network.embedding.word,
+                Tensor(batch.domain),
+                Tensor(batch.targets.reshape(-1)),
+                random_tensor((tokens,)),
+                positions=(0, 1),
+            ),
+            1,
+        )
+    ]
     if blocks:  # the query layer's attention is counted as one more of the same
-        found.append(Part("attention", _time(_Attention(blocks[0].attention), x, documents, seeds, dy), len(blocks) + 1))
+        found.append(
+            Part("attention", _time(_Attention(blocks[0].attention), x, documents, seeds, dy), len(blocks) + 1)
+        )
     if dense:
         found.append(Part("dense FFN", _time(_DenseFFN(dense[0]), x, dy), len(dense)))
     if has_experts(config):
@@ -163,14 +185,22 @@ def _parts(parts: TrainingParts, config: Config, batch: Batch) -> List[Part]:
     return found
 
 
-def _sparse_parts(sparse: List[nn.Cell], config: Config, x: Tensor, ids: Tensor, domain: Tensor, dy: Tensor) -> List[Part]:
+def _sparse_parts(
+    sparse: List[nn.Cell], config: Config, x: Tensor, ids: Tensor, domain: Tensor, dy: Tensor
+) -> List[Part]:
     layer, k = sparse[0], config.moe.router.top_k
     chosen = layer.routing(x, {"ids": ids, "domain": domain, "home": domain * 0, "seed": ids, "word": x})
     second = (chosen["second_expert"], chosen["second_weight"]) if layer.repicks else None
     buffers = random_tensor((config.moe.num_experts, layer.dispatcher.expert_rows, config.model.hidden_size))
-    return [Part("experts", _time(layer.experts, buffers, buffers), len(sparse)),
-            Part("routing", _time(Routing(layer.routing), x, ids, domain, random_tensor((x.shape[0], k))), len(sparse)),
-            Part("dispatch", _time(Dispatch(layer.dispatcher, second), x, chosen["expert"], chosen["weight"], dy), len(sparse))]
+    return [
+        Part("experts", _time(layer.experts, buffers, buffers), len(sparse)),
+        Part("routing", _time(Routing(layer.routing), x, ids, domain, random_tensor((x.shape[0], k))), len(sparse)),
+        Part(
+            "dispatch",
+            _time(Dispatch(layer.dispatcher, second), x, chosen["expert"], chosen["weight"], dy),
+            len(sparse),
+        ),
+    ]
 
 
 def _time(part: nn.Cell, *inputs: Any, positions: Tuple[int, ...] = (0,)) -> float:
@@ -181,10 +211,12 @@ def _time(part: nn.Cell, *inputs: Any, positions: Tuple[int, ...] = (0,)) -> flo
     return in_turn(launches, ROUNDS)[0]
 
 
-def _print(config: Config, words: Vocabulary, matmul: float, step: float, pieces: List[Part], micro_batches: int) -> None:
+def _print(
+    config: Config, words: Vocabulary, matmul: float, step: float, pieces: List[Part], micro_batches: int
+) -> None:
     tokens = config.train.global_batch_size * config.model.sequence_length
     flops: Dict[str, float] = step_flops(config, tokens, words.words)
-    machine = 2.0 * MATMUL_SIZE ** 3 / matmul / 1e9
+    machine = 2.0 * MATMUL_SIZE**3 / matmul / 1e9
     model = sum(flops.values()) / step / 1e9
     print(f"matmul {MATMUL_SIZE} x {MATMUL_SIZE} x {MATMUL_SIZE}, fp32   {machine:8.1f} GFLOP/s")
     print(f"compiled step, {config.runtime.precision}, {tokens} tokens   {model:8.1f} GFLOP/s")

@@ -1,8 +1,8 @@
 """What the benchmarks share: parts that run forward and backward, and launches measured in turn.
 
-Whatever is compared is measured in turn, so that a busy or slow machine hits all alike, and after WARM_UP launches: MindSpore's
-CPU kernels try several splits over the threads while they run the first times (five launches each; the first split is one
-thread) and keep the best.
+Whatever is compared is measured in turn, so that a busy or slow machine hits all alike, and after WARM_UP launches:
+MindSpore's CPU kernels try several splits over the threads while they run the first times (five launches each; the
+first split is one thread) and keep the best.
 """
 
 import time
@@ -22,15 +22,19 @@ WARM_UP = 11
 
 
 def even_vocabulary(config: Config) -> Vocabulary:
-    """What a benchmark has in place of prepared data: as many words as `model.vocab_size` says, each as frequent as any other in every
-    group's text, and the domains that `moe.domain_groups` lists, by default one a group.
+    """What a benchmark has in place of prepared data: as many words as `model.vocab_size` says, each as frequent as any
+    other in every group's text, and the domains that `moe.domain_groups` lists, by default one a group.
     """
     moe, words = config.moe, config.model.vocab_size or DEFAULT_VOCAB
-    return Vocabulary(words, len(moe.domain_groups or range(moe.num_groups)), np.ones((moe.num_groups, words), np.int64))
+    return Vocabulary(
+        words, len(moe.domain_groups or range(moe.num_groups)), np.ones((moe.num_groups, words), np.int64)
+    )
 
 
 def seconds(function: Callable, *inputs: Any) -> float:
-    """From the call until the device has computed everything that was asked of it: reading one result takes the whole graph."""
+    """From the call until the device has computed everything that was asked of it: reading one result takes the whole
+    graph.
+    """
     started = time.perf_counter()
     result = function(*inputs)
     while isinstance(result, (tuple, list)):
@@ -40,8 +44,12 @@ def seconds(function: Callable, *inputs: Any) -> float:
     return time.perf_counter() - started
 
 
-def in_turn(launches: Sequence[Callable[[], Any]], rounds: int, before: Optional[Callable[[], None]] = None) -> List[float]:
-    """Median seconds of each launch over `rounds` rounds, in each of which all are launched, `before` ahead of every one."""
+def in_turn(
+    launches: Sequence[Callable[[], Any]], rounds: int, before: Optional[Callable[[], None]] = None
+) -> List[float]:
+    """Median seconds of each launch over `rounds` rounds, in each of which all are launched, `before` ahead of every
+    one.
+    """
     measured = []
     for _ in range(rounds):
         row = []
@@ -61,14 +69,17 @@ def random_tensor(shape: Tuple[int, ...], dtype: ms.Type = ms.float32) -> Tensor
 class ForwardBackward(nn.Cell):
     """Forward and backward of `part`, with respect to its parameters and its inputs at `positions`.
 
-    The last input is the gradient of its output; the others are its own. The output enters the result, without which the
-    compiler would leave out what the gradient does not need of the forward pass: all of it where the part is linear.
+    The last input is the gradient of its output; the others are its own. The output enters the result, without which
+    the compiler would leave out what the gradient does not need of the forward pass: all of it where the part is
+    linear.
     """
 
     def __init__(self, part: nn.Cell, positions: Tuple[int, ...] = (0,)) -> None:
         super().__init__(auto_prefix=False)
         weights = part.trainable_params()
-        self.differentiate = ops.value_and_grad(_Contracted(part), positions, ms.ParameterTuple(weights) if weights else None)
+        self.differentiate = ops.value_and_grad(
+            _Contracted(part), positions, ms.ParameterTuple(weights) if weights else None
+        )
         self.set_train(True)
 
     def construct(self, *inputs: Tensor) -> Any:
@@ -86,7 +97,9 @@ class _Contracted(nn.Cell):
 
 
 class Routing(nn.Cell):
-    """Both levels of routing; one output <float32>[T, k] that depends on all that routers compute. Gates on word vectors get x."""
+    """Both levels of routing; one output <float32>[T, k] that depends on all that routers compute. Gates on word
+    vectors get x.
+    """
 
     def __init__(self, routing: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
@@ -95,7 +108,13 @@ class Routing(nn.Cell):
     def construct(self, x: Tensor, ids: Tensor, domain: Tensor) -> Tensor:
         routing = self.routing(x, {"ids": ids, "domain": domain, "home": domain * 0, "seed": ids, "word": x})
         # x enters once more so that a router without a gradient (hash) still has an output that depends on it
-        return routing["weight"] + routing["expert"] * 0.0 + routing["aux_loss"] + routing["locality_loss"] + x[:, :1] * 0.0
+        return (
+            routing["weight"]
+            + routing["expert"] * 0.0
+            + routing["aux_loss"]
+            + routing["locality_loss"]
+            + x[:, :1] * 0.0
+        )
 
 
 class Dispatch(nn.Cell):

@@ -1,8 +1,9 @@
 """The folder of a run's checkpoints: `step_N` is whole or absent.
 
-A checkpoint is written in `step_N.part`, which a marker tells from a user's folder, and renamed when all of it is on disk. What is in the
-way is set aside (`.aside`). One that is to be removed gets a temporary name first. Only files that a checkpoint's manifest lists, or that
-writing left in a marked folder, are ever removed: a folder that holds others stays whole.
+A checkpoint is written in `step_N.part`, which a marker tells from a user's folder, and renamed when all of it is on
+disk. What is in the way is set aside (`.aside`). One that is to be removed gets a temporary name first. Only files that
+a checkpoint's manifest lists, or that writing left in a marked folder, are ever removed: a folder that holds others
+stays whole.
 """
 
 import glob
@@ -14,13 +15,31 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.format import NAME, read_manifest
 from pangu_sigma.errors import CheckpointNotWritten
-from pangu_sigma.runtime.files import foreign_files, new_folder, remove_abandoned, remove_folder, set_aside, sync_folder, temporary_path
+from pangu_sigma.runtime.files import (
+    foreign_files,
+    new_folder,
+    remove_abandoned,
+    remove_folder,
+    set_aside,
+    sync_folder,
+    temporary_path,
+)
 
 PART, ASIDE = ".part", ".aside"
 MARKER = ".pangu-sigma-writes"  # in a folder that is being written
-# Files that writing a checkpoint leaves when it is cut off: shards of training and of `ckpt`, the ranks' notes, what lies beside them.
-_WRITTEN = (MARKER, "dense_*.safetensors", "experts_*.safetensors", "shard_*.safetensors", "part_*.json", "part_*.json.writing", NAME,
-            "tokenizer.model", "config.yaml")
+# Files that writing a checkpoint leaves when it is cut off: shards of training and of `ckpt`, the ranks' notes, what
+# lies beside them.
+_WRITTEN = (
+    MARKER,
+    "dense_*.safetensors",
+    "experts_*.safetensors",
+    "shard_*.safetensors",
+    "part_*.json",
+    "part_*.json.writing",
+    NAME,
+    "tokenizer.model",
+    "config.yaml",
+)
 
 
 class Finished(NamedTuple):
@@ -37,7 +56,9 @@ def finished(root: Path) -> List[Finished]:
 
 
 def begin(root: Path, step: int) -> Path:
-    """An empty `step_N.part`; what earlier attempts left is removed, what others put there is set aside. Raises OSError."""
+    """An empty `step_N.part`; what earlier attempts left is removed, what others put there is set aside. Raises
+    OSError.
+    """
     root.mkdir(parents=True, exist_ok=True)
     remove_abandoned(root, _WRITTEN)
     for leftover in root.glob(f"step_*{PART}"):
@@ -61,8 +82,10 @@ def new_checkpoint_folder(target: Path, own: Sequence[str] = _WRITTEN) -> Iterat
         with new_folder(target, own) as folder:
             yield folder
     except OSError as error:
-        raise CheckpointNotWritten(f"{target}: cannot be written ({error.strerror or error}); expected the name of a new folder on a disk "
-                                   "with room for it") from None
+        raise CheckpointNotWritten(
+            f"{target}: cannot be written ({error.strerror or error}); expected the name of a new folder on a disk "
+            "with room for it"
+        ) from None
 
 
 def publish(part: Path, final: Path) -> None:
@@ -76,8 +99,8 @@ def publish(part: Path, final: Path) -> None:
 
 
 def prune(root: Path, keep_last: int, keep_every: int) -> None:
-    """Removes all but the newest `keep_last`, those whose step is a multiple of `keep_every` (0: none), and those that hold other files
-    than their manifest lists.
+    """Removes all but the newest `keep_last`, those whose step is a multiple of `keep_every` (0: none), and those that
+    hold other files than their manifest lists.
     """
     for step, path in finished(root)[:-keep_last]:
         own = _listed(path)
@@ -98,8 +121,8 @@ def _listed(folder: Path) -> Tuple[str, ...]:
 
 
 def set_aside_after(root: Path, step: int) -> List[Path]:
-    """Renames checkpoints of later steps than the one a run goes on from, so that none of them is taken for its own. Returns the new
-    names.
+    """Renames checkpoints of later steps than the one a run goes on from, so that none of them is taken for its own.
+    Returns the new names.
     """
     moved = []
     for _, path in (checkpoint for checkpoint in finished(root) if checkpoint.step > step):
@@ -108,7 +131,9 @@ def set_aside_after(root: Path, step: int) -> List[Path]:
 
 
 def resolve(path: Path) -> List[Path]:
-    """The checkpoints that a path means, oldest first: itself, those of a run directory, or those of its `checkpoints` folder."""
+    """The checkpoints that a path means, oldest first: itself, those of a run directory, or those of its `checkpoints`
+    folder.
+    """
     if (path / NAME).is_file():
         return [path]
     inner: Optional[Path] = next((folder for folder in (path / "checkpoints", path) if finished(folder)), None)

@@ -1,7 +1,7 @@
 """`manifest.json`: what a checkpoint holds, where each tensor lies, and the checksums that say whether it still does.
 
-The file is `{"format", "version", "checksum", "body"}`; the checksum is that of the body, so that the manifest itself cannot change
-unnoticed. JSON holds no code, and nothing in it is evaluated.
+The file is `{"format", "version", "checksum", "body"}`; the checksum is that of the body, so that the manifest itself
+cannot change unnoticed. JSON holds no code, and nothing in it is evaluated.
 """
 
 import json
@@ -34,7 +34,7 @@ class Part:
 @dataclass(frozen=True)
 class TensorEntry:
     """A tensor: `shape` as a whole; the parts that it is stored in, equal ones along `axis` in `blocks` stretches (see
-    `locmoe_ops.slices.Slice`), or one that is all of it.
+    `locmoe_ops.shard_spec.ShardSpec`), or one that is all of it.
     """
 
     shape: Tuple[int, ...]
@@ -54,8 +54,8 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class DataState:
-    """What ids mean: the tokenizer (SHA-256 of its file), rows of the word table, domains by number; and which prepared data
-    training drew from (None: none).
+    """What ids mean: the tokenizer (SHA-256 of its file), rows of the word table, domains by number; and which prepared
+    data training drew from (None: none).
     """
 
     tokenizer_sha256: Optional[str]
@@ -69,8 +69,10 @@ class Header:
     """Everything but the tensors.
 
     Attributes:
-        step: optimizer steps done. contents: `training` (a run can go on) or `weights`. config: resolved, as nested dicts.
-        sampler: what the rows of later steps follow from, with the next step (from 0). rng: what dropout and jitter of later steps
+        step: optimizer steps done. contents: `training` (a run can go on) or `weights`. config: resolved, as nested
+            dicts.
+        sampler: what the rows of later steps follow from, with the next step (from 0). rng: what dropout and jitter of
+            later steps
         follow from. scalars: values of the state's single numbers by name, loss scale and counters among them.
         origin: how the checkpoint came about, oldest first; empty for one that training wrote.
     """
@@ -98,7 +100,9 @@ class Manifest:
     header: Header
     tensors: Dict[str, TensorEntry]
     shards: Dict[str, int]  # file name -> bytes
-    files: Dict[str, StoredFile] = field(default_factory=dict)  # by name; none in checkpoints of releases that wrote no such files
+    files: Dict[str, StoredFile] = field(
+        default_factory=dict
+    )  # by name; none in checkpoints of releases that wrote no such files
 
 
 def store_files(folder: Path, files: Mapping[str, bytes]) -> Dict[str, StoredFile]:
@@ -152,7 +156,9 @@ def _check_outside(path: Path, content: Any) -> None:
     if not isinstance(content, dict):
         raise _damaged(path, "no mapping at top level")
     if "format_version" in content and "files" in content:
-        raise InputError(f"{path}: format version {content['format_version']}, of an earlier release of this program; expected {VERSION}")
+        raise InputError(
+            f"{path}: format version {content['format_version']}, of an earlier release of this program; expected {VERSION}"
+        )
     if content.get("format") != FORMAT:
         raise _damaged(path, f"format {str(content.get('format'))[:40]!r}, expected {FORMAT!r}")
     body = content.get("body")
@@ -165,7 +171,9 @@ def _check_outside(path: Path, content: Any) -> None:
 
 
 def _damaged(path: Path, reason: str) -> DamagedCheckpoint:
-    return DamagedCheckpoint(f"{path}: not a checkpoint manifest ({' '.join(reason.split())}); expected one as this program wrote it")
+    return DamagedCheckpoint(
+        f"{path}: not a checkpoint manifest ({' '.join(reason.split())}); expected one as this program wrote it"
+    )
 
 
 def _refuse_constant(text: str) -> None:
@@ -177,8 +185,8 @@ def _checksum(body: Any) -> str:
 
 
 def crc32(data: Any) -> str:
-    """CRC-32 of a bytes-like object, as eight hexadecimal digits. It finds every error of up to 32 bits in a row, and any other but
-    one in 2**32; it is no protection against forgery.
+    """CRC-32 of a bytes-like object, as eight hexadecimal digits. It finds every error of up to 32 bits in a row, and
+    any other but one in 2**32; it is no protection against forgery.
     """
     return f"{zlib.crc32(data):08x}"
 
@@ -187,10 +195,20 @@ def _to_body(manifest: Manifest) -> Dict[str, Any]:
     header = manifest.header
     return {
         "version": VERSION,  # under the checksum: a digit that turned into another is damage, not another release
-        "step": header.step, "contents": header.contents, "origin": list(header.origin), "config": header.config,
-        "data": {"tokenizer_sha256": header.data.tokenizer_sha256, "vocab_size": header.data.vocab_size,
-                 "domains": list(header.data.domains), "fingerprint": header.data.fingerprint},
-        "sampler": header.sampler, "rng": header.rng, "scalars": header.scalars, "shards": manifest.shards,
+        "step": header.step,
+        "contents": header.contents,
+        "origin": list(header.origin),
+        "config": header.config,
+        "data": {
+            "tokenizer_sha256": header.data.tokenizer_sha256,
+            "vocab_size": header.data.vocab_size,
+            "domains": list(header.data.domains),
+            "fingerprint": header.data.fingerprint,
+        },
+        "sampler": header.sampler,
+        "rng": header.rng,
+        "scalars": header.scalars,
+        "shards": manifest.shards,
         "tensors": {name: _tensor_to_body(entry) for name, entry in manifest.tensors.items()},
         "files": {name: {"bytes": file.bytes, "crc32": file.checksum} for name, file in manifest.files.items()},
     }
@@ -198,23 +216,38 @@ def _to_body(manifest: Manifest) -> Dict[str, Any]:
 
 def _tensor_to_body(entry: TensorEntry) -> Dict[str, Any]:
     cut = None if len(entry.parts) == 1 else {"axis": entry.axis, "blocks": entry.blocks}
-    return {"shape": list(entry.shape), "dtype": entry.dtype, "slice": cut,
-            "parts": [{"shard": part.shard, "crc32": part.checksum} for part in entry.parts]}
+    return {
+        "shape": list(entry.shape),
+        "dtype": entry.dtype,
+        "slice": cut,
+        "parts": [{"shard": part.shard, "crc32": part.checksum} for part in entry.parts],
+    }
 
 
 def _from_body(body: Dict[str, Any]) -> Manifest:
     data = body["data"]
     header = Header(
-        step=_count(body["step"]), contents=_one_of(body["contents"], CONTENTS),
+        step=_count(body["step"]),
+        contents=_one_of(body["contents"], CONTENTS),
         config={str(name): dict(section) for name, section in body["config"].items()},
-        data=DataState(_text_or_none(data["tokenizer_sha256"]), _count(data["vocab_size"]), tuple(map(str, data["domains"])),
-                       _text_or_none(data["fingerprint"])),
-        sampler=dict(body["sampler"]), rng=dict(body["rng"]),
-        scalars={str(name): float(value) for name, value in body["scalars"].items()}, origin=tuple(map(str, body["origin"])))
+        data=DataState(
+            _text_or_none(data["tokenizer_sha256"]),
+            _count(data["vocab_size"]),
+            tuple(map(str, data["domains"])),
+            _text_or_none(data["fingerprint"]),
+        ),
+        sampler=dict(body["sampler"]),
+        rng=dict(body["rng"]),
+        scalars={str(name): float(value) for name, value in body["scalars"].items()},
+        origin=tuple(map(str, body["origin"])),
+    )
     shards = {_file_name(name): _count(size) for name, size in body["shards"].items()}
     tensors = {_tensor_name(name): _tensor_from_body(entry, shards) for name, entry in body["tensors"].items()}
     # Version 2 began without `files`; a release that does not know them reads the rest as it is.
-    files = {_file_name(name): StoredFile(_count(file["bytes"]), str(file["crc32"])) for name, file in body.get("files", {}).items()}
+    files = {
+        _file_name(name): StoredFile(_count(file["bytes"]), str(file["crc32"]))
+        for name, file in body.get("files", {}).items()
+    }
     return Manifest(header, tensors, shards, files)
 
 
@@ -245,7 +278,9 @@ def _text_or_none(value: Any) -> Optional[str]:
 def _tensor_name(name: str) -> str:
     """A parameter's name, with an expert's number behind "@" if there is one."""
     parameter, at, expert = name.rpartition("@")
-    if not name.isprintable() or (at and not (parameter and expert.isascii() and expert.isdecimal() and len(expert) < 10)):
+    if not name.isprintable() or (
+        at and not (parameter and expert.isascii() and expert.isdecimal() and len(expert) < 10)
+    ):
         raise ValueError(f"tensor {name[:80]!r} is no parameter's name")
     return name
 
@@ -258,6 +293,12 @@ def _one_of(value: Any, choices: Any) -> str:
 
 def _file_name(name: str) -> str:
     """A shard or another file lies in the checkpoint's own folder, whatever a manifest says."""
-    if not name or name != os.path.basename(name) or name in (".", "..", NAME) or not name.isprintable() or len(name) > 200:
+    if (
+        not name
+        or name != os.path.basename(name)
+        or name in (".", "..", NAME)
+        or not name.isprintable()
+        or len(name) > 200
+    ):
         raise ValueError(f"file {name[:80]!r} is no plain file name")
     return name

@@ -18,14 +18,23 @@ from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.manifest import TOKENIZER
 
 
-def training_header(config: Config, layout: Topology, data: PreparedData, vocab_size: int, step: int, state: Sequence[Parameter]) -> Header:
-    """The header of a checkpoint after `step` steps. `layout`: the cluster that homes and locality referred to; with it, another job
-    or one process can compute the same. `vocab_size`: rows of the word table.
+def training_header(
+    config: Config, layout: Topology, data: PreparedData, vocab_size: int, step: int, state: Sequence[Parameter]
+) -> Header:
+    """The header of a checkpoint after `step` steps. `layout`: the cluster that homes and locality referred to; with
+    it, another job or one process can compute the same. `vocab_size`: rows of the word table.
     """
     given = LayoutConfig(layout.world_size, layout.ranks_per_node, layout.expert)
     resolved = replace(config, moe=replace(config.moe, layout=given))
-    return Header(step, "training", to_dict(resolved), data_state(data, vocab_size), sampler_state(config, data, step),
-                  random_state(config, step), scalars(state))
+    return Header(
+        step,
+        "training",
+        to_dict(resolved),
+        data_state(data, vocab_size),
+        sampler_state(config, data, step),
+        random_state(config, step),
+        scalars(state),
+    )
 
 
 def data_state(data: PreparedData, vocab_size: int) -> DataState:
@@ -35,8 +44,14 @@ def data_state(data: PreparedData, vocab_size: int) -> DataState:
 
 def sampler_state(config: Config, data: PreparedData, step: int) -> Dict[str, Any]:
     """The sampler holds nothing back: the rows of a step follow from its number and these."""
-    return {"next_step": step, "train.seed": config.train.seed, "train.global_batch_size": config.train.global_batch_size,
-            "data.mixing": config.data.mixing, "data.placement": config.data.placement, "prepared data": data.manifest.fingerprint}
+    return {
+        "next_step": step,
+        "train.seed": config.train.seed,
+        "train.global_batch_size": config.train.global_batch_size,
+        "data.mixing": config.data.mixing,
+        "data.placement": config.data.placement,
+        "prepared data": data.manifest.fingerprint,
+    }
 
 
 def random_state(config: Config, step: int) -> Dict[str, Any]:
@@ -45,21 +60,31 @@ def random_state(config: Config, step: int) -> Dict[str, Any]:
 
 
 def changes(reader: CheckpointReader, config: Config, data: PreparedData, layout: Topology) -> List[str]:
-    """What makes a resumed run another one than it would have been, one line each; none where it goes on as if never cut off."""
+    """What makes a resumed run another one than it would have been, one line each; none where it goes on as if never
+    cut off.
+    """
     before, now = reader.header.sampler, sampler_state(config, data, reader.header.step)
-    found = [f"{name} is {value}, was {before.get(name)}: other rows follow than would have" for name, value in now.items()
-             if before.get(name) != value]
+    found = [
+        f"{name} is {value}, was {before.get(name)}: other rows follow than would have"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]
     then = reader.config()
     if (then.optimizer.experts == "host_lazy") != (config.optimizer.experts == "host_lazy"):
-        found.append(f"optimizer.experts is {config.optimizer.experts}, was {then.optimizer.experts}: idle experts are updated otherwise")
+        found.append(
+            f"optimizer.experts is {config.optimizer.experts}, was {then.optimizer.experts}: idle experts are updated otherwise"
+        )
     old = then.moe.layout
     if old is not None and old != LayoutConfig(layout.world_size, layout.ranks_per_node, layout.expert):
-        found.append(f"homes and locality refer to {layout.world_size} ranks on {layout.nodes} nodes, expert parallel {layout.expert}; "
-                     f"before to {old.world_size} on {old.world_size // old.ranks_per_node}, {old.expert} (moe.layout can keep them)")
+        found.append(
+            f"homes and locality refer to {layout.world_size} ranks on {layout.nodes} nodes, expert parallel {layout.expert}; "
+            f"before to {old.world_size} on {old.world_size // old.ranks_per_node}, {old.expert} (moe.layout can keep them)"
+        )
     return found
 
 
-# Keys of a router's own section that decide what its state means, or replace it; losses' weights, rates and the like may change.
+# Keys of a router's own section that decide what its state means, or replace it; losses' weights, rates and the like
+# may change.
 _ROUTER_KEYS = ("gate", "gate_input", "blocks", "balance")
 
 
@@ -74,19 +99,33 @@ def check_same_model(reader: CheckpointReader, config: Config) -> None:
         if hasattr(router.own, name) and hasattr(old.own, name):
             _require_same(reader, f"moe.router.{router.type}.{name}", getattr(router.own, name), getattr(old.own, name))
     if (router.balance_rate > 0.0) != (old.balance_rate > 0.0):
-        _require_same(reader, "moe.router.balance_rate", router.balance_rate, old.balance_rate,
-                      "0, for it has no biases to go on with" if old.balance_rate == 0.0 else
-                      "above 0 (biases that hardly move have a rate of 1e-9)")
+        _require_same(
+            reader,
+            "moe.router.balance_rate",
+            router.balance_rate,
+            old.balance_rate,
+            "0, for it has no biases to go on with"
+            if old.balance_rate == 0.0
+            else "above 0 (biases that hardly move have a rate of 1e-9)",
+        )
     now, before = router.local_term.kind, old.local_term.kind
     if before == "none" or (now == "none" and router.balance_rate > 0.0):
-        _require_same(reader, "moe.router.local_term.kind", now, before,
-                      "none (a run that is to begin without the term has moe.router.local_term.start_step)" if before == "none" else
-                      "bias or margin (moe.router.local_term.strength 0 turns the term off)")
+        _require_same(
+            reader,
+            "moe.router.local_term.kind",
+            now,
+            before,
+            "none (a run that is to begin without the term has moe.router.local_term.start_step)"
+            if before == "none"
+            else "bias or margin (moe.router.local_term.strength 0 turns the term off)",
+        )
 
 
 def _require_same(reader: CheckpointReader, path: str, now: Any, old: Any, expected: str = "the same") -> None:
     if now != old:
-        raise InputError(f"{path} is {_shown(now)}, but {reader.folder} was trained with {_shown(old)}; expected {expected}")
+        raise InputError(
+            f"{path} is {_shown(now)}, but {reader.folder} was trained with {_shown(old)}; expected {expected}"
+        )
 
 
 def _shown(value: Any) -> Any:
@@ -96,8 +135,11 @@ def _shown(value: Any) -> Any:
 def differences(reader: CheckpointReader, config: Config) -> str:
     """The keys of the network and of its training that differ from the checkpoint's, for a message; "" where none does."""
     then, now = dict(_leaves(reader.header.config)), dict(_leaves(to_dict(config)))
-    found = [f"{path} ({_shown(now[path])}, was {_shown(then[path])})" for path in now
-             if path.startswith(("model.", "moe.", "optimizer.", "runtime.")) and path in then and then[path] != now[path]]
+    found = [
+        f"{path} ({_shown(now[path])}, was {_shown(then[path])})"
+        for path in now
+        if path.startswith(("model.", "moe.", "optimizer.", "runtime.")) and path in then and then[path] != now[path]
+    ]
     return f"; of what decides it these keys differ: {', '.join(found)}" if found else ""
 
 
@@ -110,20 +152,28 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[Tuple[str, An
 
 
 def check_same_ids(reader: CheckpointReader, data: PreparedData) -> None:
-    """Rows of the word table mean something only with the tokenizer, and groups with the domains, that they were trained with.
+    """Rows of the word table mean something only with the tokenizer, and groups with the domains, that they were
+    trained with.
 
     Raises InputError.
     """
     then = reader.header.data
     if then.tokenizer_sha256 not in (None, data.manifest.tokenizer_sha256):
         own = Path(reader.folder) / TOKENIZER
-        again = (f"to go on, prepare the data with the checkpoint's: pangu-sigma prepare CONFIG --set data.prepare.tokenizer={own}, and "
-                 "another data.path where this one is still needed" if own.is_file() else
-                 "expected the data it was trained on, or data prepared with their tokenizer (data.prepare.tokenizer), which a "
-                 "checkpoint of this age does not hold")
-        raise InputError(f"data.path: {data.path} has another tokenizer than {reader.folder} was trained with (sha256 "
-                         f"{data.manifest.tokenizer_sha256[:12]}, expected {str(then.tokenizer_sha256)[:12]}); its ids mean other text; "
-                         f"{again}")
+        again = (
+            f"to go on, prepare the data with the checkpoint's: pangu-sigma prepare CONFIG --set data.prepare.tokenizer={own}, and "
+            "another data.path where this one is still needed"
+            if own.is_file()
+            else "expected the data it was trained on, or data prepared with their tokenizer (data.prepare.tokenizer), which a "
+            "checkpoint of this age does not hold"
+        )
+        raise InputError(
+            f"data.path: {data.path} has another tokenizer than {reader.folder} was trained with (sha256 "
+            f"{data.manifest.tokenizer_sha256[:12]}, expected {str(then.tokenizer_sha256)[:12]}); its ids mean other text; "
+            f"{again}"
+        )
     if then.domains != tuple(data.domains):
-        raise InputError(f"data.path: {data.path} has the domains {', '.join(data.domains)}, but {reader.folder} was trained with "
-                         f"{', '.join(then.domains)}; expected the same in the same order")
+        raise InputError(
+            f"data.path: {data.path} has the domains {', '.join(data.domains)}, but {reader.folder} was trained with "
+            f"{', '.join(then.domains)}; expected the same in the same order"
+        )

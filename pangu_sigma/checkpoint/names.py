@@ -1,4 +1,5 @@
-"""How tensors are named in a checkpoint: a parameter's own name, and for an expert's share of one, its global id behind it.
+"""How tensors are named in a checkpoint: a parameter's own name, and for an expert's share of one, its global id behind
+it.
 
 `blocks.1.feed_forward.experts.w_in@5` is what expert 5 has of the bank's parameter; Adam's moments of it are
 `adam_m.blocks.1.feed_forward.experts.w_in@5` and `adam_v....`. The id does not depend on the rank that held the expert.
@@ -25,7 +26,7 @@ def split_name(name: str) -> Tuple[str, Optional[int]]:
 def without_moment(name: str) -> Tuple[str, str]:
     """("adam_m." or "adam_v." or "", the name of the weight it belongs to)."""
     prefix = next((moment for moment in MOMENTS if name.startswith(moment)), "")
-    return prefix, name[len(prefix):]
+    return prefix, name[len(prefix) :]
 
 
 def is_training_state(name: str) -> bool:

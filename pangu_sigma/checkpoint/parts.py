@@ -1,8 +1,8 @@
 """What one rank writes of a checkpoint, and how the parts of all ranks become one.
 
-Every rank that holds something nobody before it holds writes shards of its own and, when they are on disk, `part_R.json`, which says
-what is in them. The first rank waits for all such files and makes the manifest of them. Ranks meet in the file system alone, so that
-writing needs no collective and can happen beside training.
+Every rank that holds something nobody before it holds writes shards of its own and, when they are on disk,
+`part_R.json`, which says what is in them. The first rank waits for all such files and makes the manifest of them. Ranks
+meet in the file system alone, so that writing needs no collective and can happen beside training.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tupl
 
 import numpy as np
 
-from locmoe_ops.slices import Slice
+from locmoe_ops.shard_spec import ShardSpec
 from pangu_sigma.checkpoint.format import Part, TensorEntry
 from pangu_sigma.checkpoint.shards import NAMES_OF, planned, write_shard
 from pangu_sigma.errors import CheckpointNotWritten
@@ -23,12 +23,12 @@ POLL_S = 0.02
 
 
 @dataclass(frozen=True)
-class Piece:
+class LocalTensor:
     """A tensor, or the part of it that this rank holds, on its way into the shard file `shard`."""
 
     name: str
     array: np.ndarray
-    part: Optional[Slice]
+    part: Optional[ShardSpec]
     shard: str
 
 
@@ -36,7 +36,7 @@ def part_name(rank: int) -> str:
     return f"part_{rank}.json"
 
 
-def write_part(folder: Path, rank: int, pieces: Sequence[Piece]) -> None:
+def write_part(folder: Path, rank: int, pieces: Sequence[LocalTensor]) -> None:
     """Writes this rank's shards, then its `part_R.json`. Raises OSError."""
     entries: List[Dict[str, Any]] = []
     sizes: Dict[str, int] = {}
@@ -51,21 +51,28 @@ def write_part(folder: Path, rank: int, pieces: Sequence[Piece]) -> None:
     os.replace(beside, folder / part_name(rank))
 
 
-def _key(piece: Piece) -> str:
+def _key(piece: LocalTensor) -> str:
     return piece.name if piece.part is None else f"{piece.name}[{piece.part.index}/{piece.part.parts}]"
 
 
-def _describe(piece: Piece, checksum: str) -> Dict[str, Any]:
+def _describe(piece: LocalTensor, checksum: str) -> Dict[str, Any]:
     part = piece.part
     whole = piece.array.shape if part is None else part.whole_shape(piece.array.shape)
-    return {"name": piece.name, "shape": list(whole), "dtype": NAMES_OF[piece.array.dtype], "shard": piece.shard, "crc32": checksum,
-            "part": None if part is None else [part.axis, part.index, part.parts, part.blocks]}
+    return {
+        "name": piece.name,
+        "shape": list(whole),
+        "dtype": NAMES_OF[piece.array.dtype],
+        "shard": piece.shard,
+        "crc32": checksum,
+        "part": None if part is None else [part.axis, part.index, part.parts, part.blocks],
+    }
 
 
-def collect_parts(folder: Path, ranks: Iterable[int], timeout_s: float,
-                  check: Callable[[], None]) -> Tuple[Dict[str, TensorEntry], Dict[str, int]]:
-    """Waits for the `part_R.json` of `ranks`, puts their contents together and removes them. `check` is called while waiting, and
-    raises where there is nothing left to wait for.
+def collect_parts(
+    folder: Path, ranks: Iterable[int], timeout_s: float, check: Callable[[], None]
+) -> Tuple[Dict[str, TensorEntry], Dict[str, int]]:
+    """Waits for the `part_R.json` of `ranks`, puts their contents together and removes them. `check` is called while
+    waiting, and raises where there is nothing left to wait for.
 
     Raises CheckpointNotWritten: a rank's part did not come in time, or a tensor's parts are not all there.
     """
@@ -76,8 +83,10 @@ def collect_parts(folder: Path, ranks: Iterable[int], timeout_s: float,
         if not missing:
             break
         if time.monotonic() > deadline:
-            raise CheckpointNotWritten(f"{folder}: rank {', '.join(map(str, missing))} did not finish writing in {timeout_s:g} s after "
-                                       "this rank")
+            raise CheckpointNotWritten(
+                f"{folder}: rank {', '.join(map(str, missing))} did not finish writing in {timeout_s:g} s after "
+                "this rank"
+            )
         check()
         time.sleep(POLL_S)
     parts = [json.loads((folder / part_name(rank)).read_text(encoding="utf-8")) for rank in waited_for]
@@ -99,6 +108,8 @@ def _tensor(folder: Path, name: str, found: List[Dict[str, Any]]) -> TensorEntry
     ordered = sorted(found, key=lambda entry: entry["part"][1] if entry["part"] else 0)
     indices = [entry["part"][1] if entry["part"] else 0 for entry in ordered]
     if indices != list(range(count)):
-        raise CheckpointNotWritten(f"{folder}: of tensor {name} the parts {indices} were written; expected 0 to {count - 1}")
+        raise CheckpointNotWritten(
+            f"{folder}: of tensor {name} the parts {indices} were written; expected 0 to {count - 1}"
+        )
     parts = tuple(Part(entry["shard"], entry["crc32"]) for entry in ordered)
     return TensorEntry(tuple(found[0]["shape"]), found[0]["dtype"], parts, axis, blocks)

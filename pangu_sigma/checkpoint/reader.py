@@ -7,7 +7,7 @@ from typing import Iterator, List, Optional, Type
 import numpy as np
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.slices import Slice
+from locmoe_ops.shard_spec import ShardSpec
 from pangu_sigma.checkpoint.format import Header, Manifest, TensorEntry, crc32, read_manifest
 from pangu_sigma.checkpoint.shards import NAMES_OF, ShardFiles
 from pangu_sigma.config.load import config_from_dict
@@ -50,7 +50,9 @@ class CheckpointReader:
     def __enter__(self) -> "CheckpointReader":
         return self
 
-    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
         self._files.__exit__(kind, error, trace)
 
     @property
@@ -58,7 +60,9 @@ class CheckpointReader:
         return self.manifest.header
 
     def config(self) -> Config:
-        """The configuration it was written with; keys that are newer take their defaults. Raises InputError where it is none."""
+        """The configuration it was written with; keys that are newer take their defaults. Raises InputError where it is
+        none.
+        """
         try:
             return config_from_dict(self.header.config)
         except InputError as error:
@@ -74,7 +78,7 @@ class CheckpointReader:
             raise InputError(f"{self.folder}: no tensor {name}; expected a checkpoint of the same model and router")
         return self.manifest.tensors[name]
 
-    def read(self, name: str, part: Optional[Slice] = None) -> np.ndarray:
+    def read(self, name: str, part: Optional[ShardSpec] = None) -> np.ndarray:
         """The tensor, or `part` of it; of the stored parts only those that it overlaps are read, where the cuts agree.
 
         Raises:
@@ -93,7 +97,7 @@ class CheckpointReader:
         if alike and part.parts % stored == 0:
             share = part.parts // stored
             piece = self._join(name, entry, part.index // share, 1)
-            return Slice(part.axis, part.index % share, share, part.blocks).cut(piece)
+            return ShardSpec(part.axis, part.index % share, share, part.blocks).cut(piece)
         return part.cut(self._join(name, entry, 0, stored))
 
     def read_file(self, name: str) -> Optional[bytes]:
@@ -108,14 +112,16 @@ class CheckpointReader:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise DamagedCheckpoint(f"{path}: cannot be read ({error.strerror}); expected the file that the manifest names") from None
+            raise DamagedCheckpoint(
+                f"{path}: cannot be read ({error.strerror}); expected the file that the manifest names"
+            ) from None
         if crc32(content) != stored.checksum:
             raise DamagedCheckpoint(f"{path}: another checksum than the manifest says; the file is damaged")
         return content
 
     def verify(self) -> Iterator[str]:
-        """Reads everything, and yields the name of each tensor that is as it was written. Raises DamagedCheckpoint at the first
-        tensor or file that is not.
+        """Reads everything, and yields the name of each tensor that is as it was written. Raises DamagedCheckpoint at
+        the first tensor or file that is not.
         """
         for name in self.manifest.files:
             self.read_file(name)
@@ -127,15 +133,17 @@ class CheckpointReader:
     def _join(self, name: str, entry: TensorEntry, start: int, count: int) -> np.ndarray:
         """Neighbouring stored parts, put together."""
         pieces = [self._stored(name, entry, index) for index in range(start, start + count)]
-        return pieces[0] if count == 1 else Slice(entry.axis, 0, count, entry.blocks).join(pieces)
+        return pieces[0] if count == 1 else ShardSpec(entry.axis, 0, count, entry.blocks).join(pieces)
 
     def _stored(self, name: str, entry: TensorEntry, index: int) -> np.ndarray:
         part = entry.parts[index]
         array = self._files.read(part.shard, entry.key(name, index), part.checksum)
         expected = entry.shape
         if len(entry.parts) > 1:
-            expected = Slice(entry.axis, index, len(entry.parts), entry.blocks).shape_of(entry.shape)
+            expected = ShardSpec(entry.axis, index, len(entry.parts), entry.blocks).shape_of(entry.shape)
         if array.shape != expected or NAMES_OF.get(array.dtype) != entry.dtype:
-            raise DamagedCheckpoint(f"{self.folder / part.shard}: tensor {name} is {array.dtype} {list(array.shape)}; the manifest says "
-                                    f"{entry.dtype} {list(expected)}")
+            raise DamagedCheckpoint(
+                f"{self.folder / part.shard}: tensor {name} is {array.dtype} {list(array.shape)}; the manifest says "
+                f"{entry.dtype} {list(expected)}"
+            )
         return array

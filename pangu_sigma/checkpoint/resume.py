@@ -15,7 +15,7 @@ from pangu_sigma.checkpoint.folders import finished
 from pangu_sigma.checkpoint.header import changes, check_same_ids, check_same_model, differences
 from pangu_sigma.checkpoint.names import CAPACITY_STATE
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.checkpoint.state import Place, Values, read_values, set_values, weights
+from pangu_sigma.checkpoint.state import RankLocation, Values, read_values, set_values, weights
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.errors import DamagedCheckpoint
@@ -26,7 +26,7 @@ from pangu_sigma.runtime.runtime import Runtime
 
 
 @dataclass(frozen=True)
-class Source:
+class ResumeSource:
     """Where a run starts.
 
     Attributes: candidates (checkpoints to go on from, oldest first; empty: start anew); may_fall_back (an older one may
@@ -38,9 +38,10 @@ class Source:
     initial: Optional[Path] = None
 
 
-def find_source(config: Config, data: Optional[PreparedData], for_training: bool = True) -> Source:
-    """What `checkpoint.resume` and `checkpoint.initial` ask for, checked as far as can be without the other ranks. `data`,
-    `for_training`: see `Restorer`.
+def find_source(config: Config, data: Optional[PreparedData], for_training: bool = True) -> ResumeSource:
+    """What `checkpoint.resume` and `checkpoint.initial` ask for, checked as far as can be without the other ranks.
+    `data`,
+    `for_training`: see `CheckpointLoader`.
 
     Raises InputError where it is unusable, or where a new run would overwrite an old one.
     """
@@ -50,11 +51,11 @@ def find_source(config: Config, data: Optional[PreparedData], for_training: bool
     if for_training:
         _check_output(resume, output)
     if resume is None:
-        source = Source([], initial=initial)
+        source = ResumeSource([], initial=initial)
     elif resume == "auto":
-        source = Source([path for _, path in finished(root)], may_fall_back=True, initial=initial)
+        source = ResumeSource([path for _, path in finished(root)], may_fall_back=True, initial=initial)
     else:
-        source = Source([Path(resume)])
+        source = ResumeSource([Path(resume)])
     _check_early(source, config, data, for_training)
     return source
 
@@ -65,13 +66,15 @@ def _check_output(resume: Optional[str], output: Path) -> None:
     if resume == "auto" or (resume is not None and os.path.dirname(os.path.realpath(resume)) == os.path.realpath(root)):
         check_own(output)
     elif resume is not None and holds_run(output):
-        raise InputError(f"checkpoint.resume: {resume} is no checkpoint of the run that train.output_dir ({output}) holds; expected one of "
-                         "that run, auto for its newest, or a new train.output_dir")
+        raise InputError(
+            f"checkpoint.resume: {resume} is no checkpoint of the run that train.output_dir ({output}) holds; expected one of "
+            "that run, auto for its newest, or a new train.output_dir"
+        )
     else:
         check_new(output)
 
 
-def _check_early(source: Source, config: Config, data: Optional[PreparedData], for_training: bool) -> None:
+def _check_early(source: ResumeSource, config: Config, data: Optional[PreparedData], for_training: bool) -> None:
     """Whatever would be refused later is refused before a network is built; damage is dealt with by all ranks together."""
     path = source.candidates[-1] if source.candidates else source.initial
     if path is None:
@@ -87,17 +90,21 @@ def _check_early(source: Source, config: Config, data: Optional[PreparedData], f
 def _check(reader: CheckpointReader, config: Config, data: Optional[PreparedData], for_training: bool) -> None:
     header = reader.header
     if for_training and header.contents != "training":
-        raise InputError(f"checkpoint.resume: {reader.folder} holds weights alone; expected one that training wrote, or "
-                         f"checkpoint.initial={reader.folder} for a new run that begins with these weights")
+        raise InputError(
+            f"checkpoint.resume: {reader.folder} holds weights alone; expected one that training wrote, or "
+            f"checkpoint.initial={reader.folder} for a new run that begins with these weights"
+        )
     if for_training and header.step > config.train.steps:
-        raise InputError(f"{reader.folder} is at step {header.step}, beyond train.steps ({config.train.steps}); expected a larger "
-                         "train.steps")
+        raise InputError(
+            f"{reader.folder} is at step {header.step}, beyond train.steps ({config.train.steps}); expected a larger "
+            "train.steps"
+        )
     check_same_model(reader, config)
     if data is not None:
         check_same_ids(reader, data)
 
 
-class Start(NamedTuple):
+class ResumePoint(NamedTuple):
     """Where a run stands when it begins: steps done, and the checkpoint that says so (None: anew)."""
 
     step: int
@@ -105,24 +112,31 @@ class Start(NamedTuple):
 
 
 class Restorable(Protocol):
-    """`TrainingParts`, or as much of them as there is."""
+    """`TrainEngine`, or as much of them as there is."""
 
     def state(self) -> List[Parameter]: ...
 
 
-class Restorer:
+class CheckpointLoader:
     """Puts a checkpoint into a network, the same one on every rank.
 
-    Ranks read only what they need, and a damaged byte may be found by one of them alone: hence each tells the others whether what it
-    read was whole before any sets a parameter. The first rank says which checkpoint is tried; another rank's view of the disk may be
-    older.
+    Ranks read only what they need, and a damaged byte may be found by one of them alone: hence each tells the others
+    whether what it read was whole before any sets a parameter. The first rank says which checkpoint is tried; another
+    rank's view of the disk may be older.
 
-    Args: data: what the network will be fed; None: nothing that was prepared. for_training: False reads weights alone, from a
-    checkpoint of any kind.
+    Args: data: what the network will be fed; None: nothing that was prepared. for_training: False reads weights alone,
+    from a checkpoint of any kind.
     """
 
-    def __init__(self, config: Config, runtime: Runtime, data: Optional[PreparedData], parts: Restorable, place: Place,
-                 for_training: bool = True) -> None:
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        data: Optional[PreparedData],
+        parts: Restorable,
+        place: RankLocation,
+        for_training: bool = True,
+    ) -> None:
         self._config = config
         self._runtime = runtime
         self._data = data
@@ -131,7 +145,7 @@ class Restorer:
         self._for_training = for_training
         self._sum = HostSum(runtime.collectives, "checkpoint/agreement")
 
-    def start(self, source: Source) -> Start:
+    def start(self, source: ResumeSource) -> ResumePoint:
         """Restores what `source` asks for. Every rank must call it.
 
         Raises InputError: no candidate is whole, or one does not fit the configuration.
@@ -140,13 +154,13 @@ class Restorer:
         if not source.may_fall_back and source.candidates:
             step, values = self._read(source.candidates[0], self._for_training)
             set_values(values)
-            found = Start(step, source.candidates[0])
+            found = ResumePoint(step, source.candidates[0])
         if found is None and source.initial is not None:
             _, values = self._read(source.initial, for_training=False)
             set_values(values)
-        return found or Start(0, None)
+        return found or ResumePoint(0, None)
 
-    def _newest_whole(self) -> Optional[Start]:
+    def _newest_whole(self) -> Optional[ResumePoint]:
         """Tries the run's checkpoints from the newest on; None where there is none at all."""
         root = Path(self._config.train.output_dir) / "checkpoints"
         steps, tried = [step for step, _ in finished(root)], 0
@@ -158,11 +172,13 @@ class Restorer:
             path = root / f"step_{step}"
             problem = self._try(path)
             if problem is None:
-                return Start(step, path)
+                return ResumePoint(step, path)
             self._warn(f"{problem}; trying the checkpoint before it")
         if tried:
-            raise InputError(f"checkpoint.resume: none of the {tried} checkpoints in {root} is whole; expected one, or a new "
-                             "train.output_dir to start anew")
+            raise InputError(
+                f"checkpoint.resume: none of the {tried} checkpoints in {root} is whole; expected one, or a new "
+                "train.output_dir to start anew"
+            )
         return None
 
     def _try(self, path: Path) -> Optional[str]:
@@ -190,11 +206,13 @@ class Restorer:
                 for line in changes(reader, self._config, self._data, layout):
                     self._warn(f"since {path}: {line}")
             state = self._restorable(reader) if for_training else weights(self._parts.state())
-            return reader.header.step, read_values(reader, state, self._place.local_experts, lambda: differences(reader, self._config))
+            return reader.header.step, read_values(
+                reader, state, self._place.local_experts, lambda: differences(reader, self._config)
+            )
 
     def _restorable(self, reader: CheckpointReader) -> List[Parameter]:
-        """The state to load. What the capacity's mode keeps is not there after steps in mode `factor`: it is then measured anew. The
-        loss scale of fp16 begins anew after steps in another precision, and ends with it.
+        """The state to load. What the capacity's mode keeps is not there after steps in mode `factor`: it is then
+        measured anew. The loss scale of fp16 begins anew after steps in another precision, and ends with it.
         """
         passed_over = set() if CAPACITY_STATE in reader.manifest.tensors else {CAPACITY_STATE}
         if (reader.config().runtime.precision == "fp16") != (self._config.runtime.precision == "fp16"):

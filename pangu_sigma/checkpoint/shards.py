@@ -1,7 +1,7 @@
 """Shards: safetensors files, written one tensor at a time, and read one tensor at a time.
 
-The library that reads them would hold all tensors of a file in memory to write it; here the header is written first, from shapes and
-dtypes alone, and each tensor is then asked for, written, and forgotten.
+The library that reads them would hold all tensors of a file in memory to write it; here the header is written first,
+from shapes and dtypes alone, and each tensor is then asked for, written, and forgotten.
 """
 
 import json
@@ -17,14 +17,27 @@ from safetensors import SafetensorError, safe_open
 from pangu_sigma.checkpoint.format import DTYPES, crc32
 from pangu_sigma.errors import DamagedCheckpoint
 
-NAMES_OF = {np.dtype(kind): name for name, kind in (
-    ("F64", "<f8"), ("F32", "<f4"), ("F16", "<f2"), ("I64", "<i8"), ("I32", "<i4"), ("I16", "<i2"), ("I8", "i1"), ("U8", "u1"),
-    ("BOOL", "?"))}
+NAMES_OF = {
+    np.dtype(kind): name
+    for name, kind in (
+        ("F64", "<f8"),
+        ("F32", "<f4"),
+        ("F16", "<f2"),
+        ("I64", "<i8"),
+        ("I32", "<i4"),
+        ("I16", "<i2"),
+        ("I8", "i1"),
+        ("U8", "u1"),
+        ("BOOL", "?"),
+    )
+}
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor that is to be written: its name in the shard, its shape, its dtype as safetensors spells it, and where it comes from."""
+    """A tensor that is to be written: its name in the shard, its shape, its dtype as safetensors spells it, and where
+    it comes from.
+    """
 
     key: str
     shape: Tuple[int, ...]
@@ -38,11 +51,14 @@ def planned(key: str, array: np.ndarray) -> PlannedTensor:
 
 
 def write_shard(path: Path, tensors: Sequence[PlannedTensor]) -> Dict[str, str]:
-    """Writes and syncs a safetensors file; of its tensors, one is in memory at a time. Returns the CRC-32 of each by key.
+    """Writes and syncs a safetensors file; of its tensors, one is in memory at a time. Returns the CRC-32 of each by
+    key.
 
     Raises OSError as the file system does.
     """
-    ordered = sorted(tensors, key=lambda tensor: (-DTYPES[tensor.dtype], tensor.key))  # larger elements first: all stay aligned
+    ordered = sorted(
+        tensors, key=lambda tensor: (-DTYPES[tensor.dtype], tensor.key)
+    )  # larger elements first: all stay aligned
     checksums = {}
     with open(path, "wb") as file:
         file.write(_header(ordered))
@@ -84,7 +100,9 @@ class ShardFiles:
     def __enter__(self) -> "ShardFiles":
         return self
 
-    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
         self._open.clear()
 
     def read(self, shard: str, key: str, checksum: str) -> np.ndarray:
@@ -98,5 +116,7 @@ class ShardFiles:
             reason = " ".join(str(error).split())[:120]
             raise DamagedCheckpoint(f"{path}: tensor {key} cannot be read ({reason}); the file is damaged") from None
         if crc32(raw_bytes(array)) != checksum:
-            raise DamagedCheckpoint(f"{path}: tensor {key} has another checksum than the manifest says; the file is damaged")
+            raise DamagedCheckpoint(
+                f"{path}: tensor {key} has another checksum than the manifest says; the file is damaged"
+            )
         return array

@@ -8,11 +8,11 @@ import numpy as np
 from mindspore import Tensor
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.slices import Slice
+from locmoe_ops.shard_spec import ShardSpec
 from locmoe_ops.tensor_parallel import slice_of, whole_shape
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.checkpoint.names import expert_name, is_training_state
-from pangu_sigma.checkpoint.parts import Piece
+from pangu_sigma.checkpoint.parts import LocalTensor
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.state_entry import Named, Readable, Settable
 from pangu_sigma.config.schema import Config
@@ -25,7 +25,7 @@ RANKS = "data-parallel ranks"  # entry of a header's sampler: among how many ran
 Values = List[Tuple[Settable, np.ndarray]]
 
 
-class Place(NamedTuple):
+class RankLocation(NamedTuple):
     """This rank, as far as checkpoints are concerned."""
 
     topology: Topology
@@ -38,17 +38,18 @@ def writing_ranks(topology: Topology) -> List[int]:
     return list(range(topology.model_ranks))
 
 
-def pieces(state: Sequence[Readable], place: Place) -> List[Piece]:
-    """What this rank writes of `state`: of what several ranks hold, the first of them. The arrays may share memory with the parameters.
+def pieces(state: Sequence[Readable], place: RankLocation) -> List[LocalTensor]:
+    """What this rank writes of `state`: of what several ranks hold, the first of them. The arrays may share memory with
+    the parameters.
 
-    What all ranks share is written by the tensor-parallel group of expert-parallel index 0; every rank of the first replica writes its
-    own experts.
+    What all ranks share is written by the tensor-parallel group of expert-parallel index 0; every rank of the first
+    replica writes its own experts.
     """
     topology, rank = place.topology, place.rank
     if topology.edp_index(rank):
         return []
     expert_index, tensor_index = topology.ep_index(rank), topology.tp_index(rank)
-    found: List[Piece] = []
+    found: List[LocalTensor] = []
     for parameter in state:
         part = slice_of(parameter)
         if not parameter.shape or (part is None and tensor_index):
@@ -56,7 +57,7 @@ def pieces(state: Sequence[Readable], place: Place) -> List[Piece]:
         if is_expert_parameter(parameter):
             found += _of_experts(parameter, place.local_experts, f"experts_{expert_index}_{tensor_index}.safetensors")
         elif not expert_index:
-            found.append(Piece(parameter.name, parameter.asnumpy(), part, f"dense_{tensor_index}.safetensors"))
+            found.append(LocalTensor(parameter.name, parameter.asnumpy(), part, f"dense_{tensor_index}.safetensors"))
     return found
 
 
@@ -70,8 +71,12 @@ def weights(state: Sequence[Settable]) -> List[Settable]:
     return [parameter for parameter in state if not is_training_state(parameter.name)]
 
 
-def read_values(reader: CheckpointReader, state: Sequence[Settable], local_experts: Tuple[int, ...],
-                why: Callable[[], str] = lambda: "") -> Values:
+def read_values(
+    reader: CheckpointReader,
+    state: Sequence[Settable],
+    local_experts: Tuple[int, ...],
+    why: Callable[[], str] = lambda: "",
+) -> Values:
     """Every parameter of `state` with its value as this rank holds it, whatever the parallel degree that wrote it.
 
     Args: why: what to say beside a tensor that is missing or has another shape.
@@ -94,12 +99,15 @@ def set_values(values: Values) -> None:
         parameter.set_data(Tensor(value))
 
 
-def _of_experts(parameter: Readable, local_experts: Tuple[int, ...], shard: str) -> List[Piece]:
+def _of_experts(parameter: Readable, local_experts: Tuple[int, ...], shard: str) -> List[LocalTensor]:
     bank, part = parameter.asnumpy(), _of_one_expert(slice_of(parameter))
-    return [Piece(expert_name(parameter.name, expert), bank[index], part, shard) for index, expert in enumerate(local_experts)]
+    return [
+        LocalTensor(expert_name(parameter.name, expert), bank[index], part, shard)
+        for index, expert in enumerate(local_experts)
+    ]
 
 
-def _of_one_expert(part: Optional[Slice]) -> Optional[Slice]:
+def _of_one_expert(part: Optional[ShardSpec]) -> Optional[ShardSpec]:
     """The slice of a bank, whose first axis is the experts, as a slice of one expert's array."""
     return None if part is None else replace(part, axis=part.axis - 1)
 
@@ -121,11 +129,13 @@ def _read_one(reader: CheckpointReader, parameter: Named, local_experts: Tuple[i
 def _check_shape(reader: CheckpointReader, name: str, expected: Tuple[int, ...]) -> None:
     found = reader.entry(name).shape
     if found != tuple(expected):
-        raise InputError(f"{reader.folder}: tensor {name} has shape {list(found)}; expected {list(expected)} as the configuration says")
+        raise InputError(
+            f"{reader.folder}: tensor {name} has shape {list(found)}; expected {list(expected)} as the configuration says"
+        )
 
 
-def place_of(config: Config, runtime: Runtime) -> Place:
+def rank_location(config: Config, runtime: Runtime) -> RankLocation:
     """This rank and the experts that it holds."""
     topology = runtime.topology
     placement = ExpertPlacement(config.moe.num_experts, config.moe.num_groups, topology.expert, config.moe.placement)
-    return Place(topology, runtime.rank, placement.local_experts(topology.ep_index(runtime.rank)))
+    return RankLocation(topology, runtime.rank, placement.local_experts(topology.ep_index(runtime.rank)))

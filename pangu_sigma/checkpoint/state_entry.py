@@ -1,4 +1,6 @@
-"""What a checkpoint is made of and read into: named arrays, which parameters are, and others that stand for several of them."""
+"""What a checkpoint is made of and read into: named arrays, which parameters are, and others that stand for several of
+them.
+"""
 
 from typing import Optional, Protocol, Sequence, Tuple
 
@@ -6,7 +8,7 @@ import numpy as np
 
 from mindspore import Parameter, Tensor
 
-from locmoe_ops.slices import Slice
+from locmoe_ops.shard_spec import ShardSpec
 from locmoe_ops.tensor_parallel import slice_of
 
 
@@ -41,16 +43,19 @@ class Beside:
     def __init__(self, parameter: Parameter, prefix: str) -> None:
         self.name = f"{prefix}{parameter.name}"
         self.shape: Tuple[int, ...] = tuple(parameter.shape)
-        self.tensor_slice: Optional[Slice] = slice_of(parameter)
+        self.tensor_slice: Optional[ShardSpec] = slice_of(parameter)
 
 
 class Bank(Beside):
     """What the host has of each expert, as one array <float32>[L, ...].
 
-    Args: experts: one host array each. parameter: of the network, as whose `prefix` the bank is named. beside: takes the same value.
+    Args: experts: one host array each. parameter: of the network, as whose `prefix` the bank is named. beside: takes
+    the same value.
     """
 
-    def __init__(self, parameter: Parameter, prefix: str, experts: Sequence[Parameter], beside: Optional[Parameter] = None) -> None:
+    def __init__(
+        self, parameter: Parameter, prefix: str, experts: Sequence[Parameter], beside: Optional[Parameter] = None
+    ) -> None:
         super().__init__(parameter, prefix)
         self._experts = experts
         self._beside_it = beside

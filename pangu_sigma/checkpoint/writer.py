@@ -20,19 +20,19 @@ import numpy as np
 
 from pangu_sigma.checkpoint import folders
 from pangu_sigma.checkpoint.format import Header, Manifest, store_files, write_manifest
-from pangu_sigma.checkpoint.parts import Piece, collect_parts, write_part
+from pangu_sigma.checkpoint.parts import LocalTensor, collect_parts, write_part
 from pangu_sigma.errors import CheckpointNotWritten
 
 GRACE_S = 5.0  # for a checkpoint that is being written when the program ends with an error
 
 
 @dataclass(frozen=True)
-class Job:
+class WritingJob:
     """What writing needs to know of the job.
 
-    Attributes: rank; writers (ranks that write something); timeout_s (how long the first rank waits for the others' parts after its
-    own); barrier (returns when all ranks have called it); failure (the error that ended the job on another rank, None while all is
-    well).
+    Attributes: rank; writers (ranks that write something); timeout_s (how long the first rank waits for the others'
+    parts after its own); barrier (returns when all ranks have called it); failure (the error that ended the job on
+    another rank, None while all is well).
     """
 
     rank: int
@@ -55,11 +55,18 @@ class CheckpointWriter:
 
     Args: files: what every checkpoint carries beside its tensors, content by name; the first rank writes it.
 
-    Attributes: stalled_s, seconds that training has waited for checkpoints; written_s, seconds that this rank has spent writing.
+    Attributes: stalled_s, seconds that training has waited for checkpoints; written_s, seconds that this rank has spent
+    writing.
     """
 
-    def __init__(self, root: Path, job: Job, retention: Retention, asynchronous: bool = True,
-                 files: Optional[Mapping[str, bytes]] = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        job: WritingJob,
+        retention: Retention,
+        asynchronous: bool = True,
+        files: Optional[Mapping[str, bytes]] = None,
+    ) -> None:
         self._root = root
         self._job = job
         self._retention = retention
@@ -71,17 +78,23 @@ class CheckpointWriter:
         self.stalled_s = 0.0
         self.written_s = 0.0
 
-    def save(self, header: Header, pieces: Sequence[Piece]) -> None:
-        """Begins to write a checkpoint of this rank's `pieces`, whose arrays may change afterwards. Every rank must call it.
+    def save(self, header: Header, pieces: Sequence[LocalTensor]) -> None:
+        """Begins to write a checkpoint of this rank's `pieces`, whose arrays may change afterwards. Every rank must
+        call it.
 
         Raises CheckpointNotWritten: this one could not be begun, or the one before not finished.
         """
         started = time.perf_counter()
         self.wait()
         part = self._begin(header.step)
-        copies = [Piece(piece.name, np.array(piece.array, order="C", copy=True), piece.part, piece.shard) for piece in pieces]
+        copies = [
+            LocalTensor(piece.name, np.array(piece.array, order="C", copy=True), piece.part, piece.shard)
+            for piece in pieces
+        ]
         if self._asynchronous:
-            self._thread = threading.Thread(target=self._write, args=(part, header, copies), name="checkpoint-writer", daemon=True)
+            self._thread = threading.Thread(
+                target=self._write, args=(part, header, copies), name="checkpoint-writer", daemon=True
+            )
             self._thread.start()
         else:
             self._write(part, header, copies)
@@ -105,11 +118,15 @@ class CheckpointWriter:
     def __enter__(self) -> "CheckpointWriter":
         return self
 
-    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
         if kind is None:
             self.wait()
             return
-        if self._thread is not None:  # a checkpoint may still become whole; an error of its own would hide the one that ends the job
+        if (
+            self._thread is not None
+        ):  # a checkpoint may still become whole; an error of its own would hide the one that ends the job
             self._thread.join(GRACE_S)
         self._abandoned = True
 
@@ -123,7 +140,7 @@ class CheckpointWriter:
         self._job.barrier()
         return part
 
-    def _write(self, part: Path, header: Header, pieces: Sequence[Piece]) -> None:
+    def _write(self, part: Path, header: Header, pieces: Sequence[LocalTensor]) -> None:
         started = time.perf_counter()
         try:
             if pieces:
@@ -145,9 +162,13 @@ class CheckpointWriter:
     def _check_job(self, part: Path) -> None:
         failure = self._job.failure()
         if failure is not None or self._abandoned:
-            raise CheckpointNotWritten(f"checkpoint {part}: the job ended before all ranks had written their parts") from failure
+            raise CheckpointNotWritten(
+                f"checkpoint {part}: the job ended before all ranks had written their parts"
+            ) from failure
 
     def _not_written(self, part: Path, error: OSError) -> CheckpointNotWritten:
         where = f"rank {self._job.rank}: " if len(self._job.writers) > 1 else ""
-        return CheckpointNotWritten(f"{where}checkpoint {part}: cannot be written ({error.strerror or error}); expected a folder on a disk "
-                                    "with room for it")
+        return CheckpointNotWritten(
+            f"{where}checkpoint {part}: cannot be written ({error.strerror or error}); expected a folder on a disk "
+            "with room for it"
+        )

@@ -1,1 +1,3 @@
-"""The commands: `main` finds the one that was asked for; one file a command holds its arguments and its few lines of orchestration."""
+"""The commands: `main` finds the one that was asked for; one file a command holds its arguments and its few lines of
+orchestration.
+"""

@@ -40,7 +40,9 @@ class ShowVersion(argparse.Action):
 
 
 def add_command(commands: Any, name: str, text: str, action: Action) -> argparse.ArgumentParser:
-    """Adds a command that takes a configuration and overrides; `action` gets both, and what else is added to the parser returned."""
+    """Adds a command that takes a configuration and overrides; `action` gets both, and what else is added to the parser
+    returned.
+    """
     command = add_plain(commands, name, text, action)
     command.add_argument("config", metavar="CONFIG", help="YAML configuration file")
     add_overrides(command)
@@ -56,13 +58,21 @@ def add_plain(commands: Any, name: str, text: str, action: Action) -> argparse.A
 
 def add_family(commands: Any, name: str, text: str) -> Any:
     """Adds a word that others follow, as in `ckpt verify`; what is returned takes them as `commands`."""
-    return commands.add_parser(name, help=text, description=text).add_subparsers(dest=name, metavar="WHAT", required=True)
+    return commands.add_parser(name, help=text, description=text).add_subparsers(
+        dest=name, metavar="WHAT", required=True
+    )
 
 
 def add_overrides(command: argparse.ArgumentParser, what: str = "one key") -> None:
     """Adds what goes with a configuration: `--set`, and `--router-file`."""
-    command.add_argument("--set", dest="overrides", metavar="KEY.PATH=VALUE", action="append", default=[],
-                         help=f"override {what}; may be repeated")
+    command.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY.PATH=VALUE",
+        action="append",
+        default=[],
+        help=f"override {what}; may be repeated",
+    )
     add_router_option(command)
 
 

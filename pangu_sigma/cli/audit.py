@@ -9,12 +9,18 @@ from pangu_sigma.config.schema import Config
 
 def add_audit(commands: Any) -> None:
     """Adds the command to the program's parser."""
-    parser = add_command(commands, "audit", "compile the hccl graphs of all ranks on CPU, and check what they exchange", _audit)
+    parser = add_command(
+        commands, "audit", "compile the hccl graphs of all ranks on CPU, and check what they exchange", _audit
+    )
     parser.add_argument("--nodes", type=positive, metavar="N", help="nodes (default: the fewest that hold all experts)")
-    parser.add_argument("--devices-per-node", type=positive, metavar="M", help="ranks a node (default: parallel.ranks_per_node, or all)")
+    parser.add_argument(
+        "--devices-per-node", type=positive, metavar="M", help="ranks a node (default: parallel.ranks_per_node, or all)"
+    )
     parser.add_argument("--json", action="store_true", help="print every collective of every rank as JSON")
     parser.add_argument("--keep", metavar="DIR", help="leave the graphs (MindIR) in this new folder")
-    parser.add_argument("--timeout", type=positive, default=3600, metavar="S", help="seconds for the ranks to compile (default 3600)")
+    parser.add_argument(
+        "--timeout", type=positive, default=3600, metavar="S", help="seconds for the ranks to compile (default 3600)"
+    )
 
 
 def _audit(config: Config, options: argparse.Namespace) -> int:

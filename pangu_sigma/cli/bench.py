@@ -14,15 +14,29 @@ def add_bench(commands: Any) -> None:
     """Adds the command to the program's parser."""
     benches = add_family(commands, "bench", "measure this machine and the model on it")
     add_command(benches, "step", "FLOP/s of the compiled step, and where its time goes", _step)
-    all_to_all = add_command(benches, "all-to-all", "dispatchers beside the link's limit; under msrun (train_msrun.sh --bench all-to-all)",
-                             _all_to_all)
+    all_to_all = add_command(
+        benches,
+        "all-to-all",
+        "dispatchers beside the link's limit; under msrun (train_msrun.sh --bench all-to-all)",
+        _all_to_all,
+    )
     run_by_ranks(all_to_all)
-    all_to_all.add_argument("--tokens", type=sizes, default=(), metavar="N,N,...",
-                            help="tokens a rank (default: powers of two from 64 up to the configuration's)")
-    all_to_all.add_argument("--rate", type=rate, metavar="R",
-                            help="rate of a node's link, as in 200mbit (default: measure plain exchanges)")
-    decode = add_command(benches, "decode", "tokens a second by batch size, beside the limit of memory; bytes of the caches", _decode)
-    decode.add_argument("--batch-sizes", type=sizes, default=(1, 2, 4, 8, 16), metavar="N,N,...", help="default: 1,2,4,8,16")
+    all_to_all.add_argument(
+        "--tokens",
+        type=sizes,
+        default=(),
+        metavar="N,N,...",
+        help="tokens a rank (default: powers of two from 64 up to the configuration's)",
+    )
+    all_to_all.add_argument(
+        "--rate", type=rate, metavar="R", help="rate of a node's link, as in 200mbit (default: measure plain exchanges)"
+    )
+    decode = add_command(
+        benches, "decode", "tokens a second by batch size, beside the limit of memory; bytes of the caches", _decode
+    )
+    decode.add_argument(
+        "--batch-sizes", type=sizes, default=(1, 2, 4, 8, 16), metavar="N,N,...", help="default: 1,2,4,8,16"
+    )
     add_command(benches, "router", "routers beside the dense gate: time, and bytes of their statistics", _router)
 
 
@@ -35,8 +49,10 @@ def _step(config: Config, options: argparse.Namespace) -> int:
 
 def _all_to_all(config: Config, options: argparse.Namespace) -> int:
     if not is_worker():
-        raise InputError("bench all-to-all measures ranks of a job; expected to run under msrun, as scripts/train_msrun.sh "
-                         "--bench all-to-all does, or with a rank table")
+        raise InputError(
+            "bench all-to-all measures ranks of a job; expected to run under msrun, as scripts/train_msrun.sh "
+            "--bench all-to-all does, or with a rank table"
+        )
     config = of_this_rank(config)
     from pangu_sigma.bench.all_to_all import bench_all_to_all
 

@@ -20,7 +20,9 @@ def add_ckpt(commands: Any) -> None:
     diff = add_plain(parsers, "diff", "where two checkpoints differ; status 1 where they do", _diff)
     diff.add_argument("left", metavar="PATH", help="checkpoint folder, or a run directory: its newest")
     diff.add_argument("right", metavar="PATH", help="the other one")
-    reshard = add_plain(parsers, "reshard", "the same tensors, each whole, in other files; memory of the largest tensor", _reshard)
+    reshard = add_plain(
+        parsers, "reshard", "the same tensors, each whole, in other files; memory of the largest tensor", _reshard
+    )
     _add_ends(reshard, required=True)
     reshard.add_argument("--weights-only", action="store_true", help="leave out what only training needs")
     _add_extract(parsers)
@@ -35,29 +37,51 @@ def _add_ends(parser: argparse.ArgumentParser, required: bool = False) -> None:
 
 def _add_shards(parser: argparse.ArgumentParser, required: bool = False) -> None:
     extra: Dict[str, Any] = {} if required else {"default": 1}
-    parser.add_argument("--shards", type=positive, metavar="N", required=required,
-                        help=f"files of about equal size{'' if required else ' (default 1)'}", **extra)
+    parser.add_argument(
+        "--shards",
+        type=positive,
+        metavar="N",
+        required=required,
+        help=f"files of about equal size{'' if required else ' (default 1)'}",
+        **extra,
+    )
 
 
 def _add_extract(parsers: Any) -> None:
-    extract = add_plain(parsers, "extract", "a smaller model of one domain, which needs nothing of the others", _extract)
+    extract = add_plain(
+        parsers, "extract", "a smaller model of one domain, which needs nothing of the others", _extract
+    )
     _add_ends(extract)
     extract.add_argument("--domain", required=True, metavar="D", help="name or number of the domain")
     extract.add_argument("--optimizer", action="store_true", help="keep what training needs, so that a run can go on")
-    extract.add_argument("--tokenizer", metavar="FILE", help="tokenizer to put beside it (default: SOURCE's own, or data.path's)")
+    extract.add_argument(
+        "--tokenizer", metavar="FILE", help="tokenizer to put beside it (default: SOURCE's own, or data.path's)"
+    )
 
 
 def _add_inherit(parsers: Any) -> None:
     inherit = add_command(parsers, "inherit", "a PanGu-Sigma that begins as a dense PanGu-alpha", _inherit)
-    inherit.add_argument("source", metavar="SOURCE", help="checkpoint folder or run of a dense model, or PanGu-alpha's .ckpt file")
+    inherit.add_argument(
+        "source", metavar="SOURCE", help="checkpoint folder or run of a dense model, or PanGu-alpha's .ckpt file"
+    )
     inherit.add_argument("target", metavar="TARGET", help="new checkpoint folder")
     _add_shards(inherit)
-    inherit.add_argument("--noise", type=_share, default=0.0, metavar="R",
-                         help="noise on the experts' matrices, over the standard deviation of each (default 0)")
+    inherit.add_argument(
+        "--noise",
+        type=_share,
+        default=0.0,
+        metavar="R",
+        help="noise on the experts' matrices, over the standard deviation of each (default 0)",
+    )
     inherit.add_argument("--noise-seed", type=positive, default=1, metavar="N", help="of the noise (default 1)")
-    inherit.add_argument("--source-tokenizer", metavar="FILE", help="the dense model's tokenizer: match word rows by piece, not by id")
-    inherit.add_argument("--final-norm", choices=("before_query", "after_query"),
-                         help="of a .ckpt file: where its final norm stands; after the query layer if trained with pipeline parallelism")
+    inherit.add_argument(
+        "--source-tokenizer", metavar="FILE", help="the dense model's tokenizer: match word rows by piece, not by id"
+    )
+    inherit.add_argument(
+        "--final-norm",
+        choices=("before_query", "after_query"),
+        help="of a .ckpt file: where its final norm stands; after the query layer if trained with pipeline parallelism",
+    )
 
 
 def _share(text: str) -> float:
@@ -115,14 +139,25 @@ def _inherit(config: Config, options: argparse.Namespace) -> int:
     dense: DenseModel
     if source.suffix == ".ckpt":
         if options.final_norm is None:
-            raise InputError(f"--final-norm: {source} does not say where the final norm stands; expected before_query, or after_query if "
-                             "it was trained with pipeline parallelism")
+            raise InputError(
+                f"--final-norm: {source} does not say where the final norm stands; expected before_query, or after_query if "
+                "it was trained with pipeline parallelism"
+            )
         dense = PanguAlpha(source, options.final_norm)
     else:
         if options.final_norm is not None:
-            raise InputError(f"--final-norm {options.final_norm}: {source} is no .ckpt file, and says itself where the final norm stands")
+            raise InputError(
+                f"--final-norm {options.final_norm}: {source} is no .ckpt file, and says itself where the final norm stands"
+            )
         dense = OwnModel(options.source)
-    inherit(dense, options.target, config, Noise(options.noise, options.noise_seed), options.source_tokenizer, options.shards)
+    inherit(
+        dense,
+        options.target,
+        config,
+        Noise(options.noise, options.noise_seed),
+        options.source_tokenizer,
+        options.shards,
+    )
     return 0
 
 

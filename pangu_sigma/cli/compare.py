@@ -14,16 +14,23 @@ from pangu_sigma.runtime.reporting import SUCCESS
 from pangu_sigma.runtime.router_files import add_router_option
 
 if TYPE_CHECKING:
-    from pangu_sigma.report.comparison import Plan
+    from pangu_sigma.report.comparison import Comparison
 
 
 def add_compare(commands: Any) -> None:
     """Adds the command to the program's parser."""
-    compare = add_plain(commands, "compare", "train variants side by side and write a report; goes on where it was cut off", _compare)
+    compare = add_plain(
+        commands, "compare", "train variants side by side and write a report; goes on where it was cut off", _compare
+    )
     compare.add_argument("file", metavar="FILE", help="YAML file of variants, as those in configs/compare")
-    compare.add_argument("--output", metavar="DIR",
-                         help="folder of runs, tables and report.html (default: runs/compare/<name of FILE and R>)")
-    compare.add_argument("--rate", metavar="R", help="link rate, as in 200mbit, in place of FILE's; phases at full speed are left out")
+    compare.add_argument(
+        "--output",
+        metavar="DIR",
+        help="folder of runs, tables and report.html (default: runs/compare/<name of FILE and R>)",
+    )
+    compare.add_argument(
+        "--rate", metavar="R", help="link rate, as in 200mbit, in place of FILE's; phases at full speed are left out"
+    )
     compare.add_argument("--dry-run", action="store_true", help="show the runs and their commands; start nothing")
     compare.add_argument("--report-only", action="store_true", help="make no run; report those that are finished")
     add_router_option(compare)
@@ -38,7 +45,13 @@ def _compare(config: Config, options: argparse.Namespace) -> int:
     return SUCCESS
 
 
-def compare(file: str, output: Optional[str] = None, rate: Optional[str] = None, dry_run: bool = False, report_only: bool = False) -> None:
+def compare(
+    file: str,
+    output: Optional[str] = None,
+    rate: Optional[str] = None,
+    dry_run: bool = False,
+    report_only: bool = False,
+) -> None:
     """Makes the runs of a comparison that are not made yet, then writes `summary.json`, `runs.csv` and `report.html`.
 
     Args:
@@ -67,14 +80,16 @@ def compare(file: str, output: Optional[str] = None, rate: Optional[str] = None,
         run_all(plan, folder)
     collection = collect(plan, folder)
     if not collection.runs:
-        raise InputError(f"--report-only: no run of {file} is finished in {folder}; expected the --output of an earlier comparison")
+        raise InputError(
+            f"--report-only: no run of {file} is finished in {folder}; expected the --output of an earlier comparison"
+        )
     write_tables(collection, folder)
     if collection.warning():
         print(f"note: {collection.warning()}", flush=True)
     print(f"report: {write_report(collection, folder)}", flush=True)
 
 
-def _show(plan: "Plan", output: Path) -> None:
+def _show(plan: "Comparison", output: Path) -> None:
     from pangu_sigma.compare.runner import command_of
     from pangu_sigma.report.comparison import folder_of, is_finished
 

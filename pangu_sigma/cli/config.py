@@ -22,8 +22,12 @@ def add_config(commands: Any) -> None:
     config = add_plain(commands, "config", "check a configuration and print it with all defaults", _show_config)
     config.add_argument("config", metavar="CONFIG", nargs="?", help="YAML configuration file")
     add_overrides(config)
-    config.add_argument("--list", action="store_true", help="list the example configurations that come with the program, instead")
-    config.add_argument("--copy", metavar="FOLDER", help="copy them and the launchers into FOLDER/configs and FOLDER/scripts, instead")
+    config.add_argument(
+        "--list", action="store_true", help="list the example configurations that come with the program, instead"
+    )
+    config.add_argument(
+        "--copy", metavar="FOLDER", help="copy them and the launchers into FOLDER/configs and FOLDER/scripts, instead"
+    )
     config.add_argument("--ranks", type=positive, default=1, metavar="N", help="check it for N ranks (default 1)")
     config.add_argument("--key", metavar="PATH", help="print the value of this key only, as in train.output_dir")
 
@@ -32,7 +36,9 @@ def _show_config(config: Config, options: argparse.Namespace) -> int:
     if options.list or options.copy is not None:
         return _show_examples(options)
     if options.config is None:
-        raise InputError("config: no configuration given; expected a YAML file, or --list for those that come with the program")
+        raise InputError(
+            "config: no configuration given; expected a YAML file, or --list for those that come with the program"
+        )
     validate(config, options.ranks)
     value: Any = to_dict(config)
     for name in options.key.split(".") if options.key else []:
@@ -45,7 +51,9 @@ def _show_config(config: Config, options: argparse.Namespace) -> int:
 
 
 def _show_examples(options: argparse.Namespace) -> int:
-    """Lists the configurations that come with the program, each with what its first line says, or copies them and the launchers."""
+    """Lists the configurations that come with the program, each with what its first line says, or copies them and the
+    launchers.
+    """
     if options.config is not None or options.overrides or (options.list and options.copy is not None):
         raise InputError("config: --list and --copy stand alone; expected one of them and no configuration")
     if options.copy is not None:
@@ -53,22 +61,32 @@ def _show_examples(options: argparse.Namespace) -> int:
         return SUCCESS
     for name, path in shipped_files().items():
         if name.startswith("configs/"):
-            print(f"{name:42}{shorten(path.read_text(encoding='utf-8').splitlines()[0].lstrip('# '), 86, placeholder=' ...')}")
+            print(
+                f"{name:42}{shorten(path.read_text(encoding='utf-8').splitlines()[0].lstrip('# '), 86, placeholder=' ...')}"
+            )
     print("\npangu-sigma config --copy FOLDER puts them into a folder, with the launchers.")
     return SUCCESS
 
 
 def _copy_files(target: Path) -> None:
-    """Copies what comes with the program. A file that is there already is left as it is, and must be the same: nothing is overwritten."""
+    """Copies what comes with the program. A file that is there already is left as it is, and must be the same: nothing
+    is overwritten.
+    """
     files = {target / name: source for name, source in shipped_files().items()}
     try:
-        different = [path for path, source in files.items() if path.exists() and path.read_bytes() != source.read_bytes()]
+        different = [
+            path for path, source in files.items() if path.exists() and path.read_bytes() != source.read_bytes()
+        ]
         if different:
-            raise InputError(f"--copy: {different[0]} is there, with other content ({len(different)} such files); expected another folder")
+            raise InputError(
+                f"--copy: {different[0]} is there, with other content ({len(different)} such files); expected another folder"
+            )
         for path, source in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 shutil.copyfile(source, path)
     except OSError as error:
-        raise InputError(f"--copy: cannot write {error.filename or target} ({error.strerror}); expected a writable folder") from None
+        raise InputError(
+            f"--copy: cannot write {error.filename or target} ({error.strerror}); expected a writable folder"
+        ) from None
     print(f"{len(files)} files are in {target / 'configs'} and {target / 'scripts'}")

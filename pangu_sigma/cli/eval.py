@@ -9,20 +9,46 @@ from pangu_sigma.config.schema import Config
 
 def add_eval(commands: Any) -> None:
     """Adds the command to the program's parser."""
-    command = add_command(commands, "eval", "perplexity, multiple choice and generation tasks of a checkpoint, in one process", _eval)
-    command.add_argument("--validation", action="store_true",
-                         help="perplexity on the validation rows (default, if no text or task is given)")
-    command.add_argument("--text", type=_text, action="append", default=[], metavar="DOMAIN=PATH",
-                         help="perplexity and bits per byte of a text file, folder or JSONL; may be repeated")
-    command.add_argument("--task", action="append", default=[], metavar="FILE", help="task file, as in configs/tasks; may be repeated")
-    command.add_argument("--task-data", metavar="DIR", help="folder of the tasks' examples (default: that of each task file)")
-    command.add_argument("--domain", metavar="NAME", help="the model's domain for all tasks (default: as each task says)")
+    command = add_command(
+        commands, "eval", "perplexity, multiple choice and generation tasks of a checkpoint, in one process", _eval
+    )
+    command.add_argument(
+        "--validation",
+        action="store_true",
+        help="perplexity on the validation rows (default, if no text or task is given)",
+    )
+    command.add_argument(
+        "--text",
+        type=_text,
+        action="append",
+        default=[],
+        metavar="DOMAIN=PATH",
+        help="perplexity and bits per byte of a text file, folder or JSONL; may be repeated",
+    )
+    command.add_argument(
+        "--task", action="append", default=[], metavar="FILE", help="task file, as in configs/tasks; may be repeated"
+    )
+    command.add_argument(
+        "--task-data", metavar="DIR", help="folder of the tasks' examples (default: that of each task file)"
+    )
+    command.add_argument(
+        "--domain", metavar="NAME", help="the model's domain for all tasks (default: as each task says)"
+    )
     command.add_argument("--limit", type=positive, metavar="N", help="first N examples of each task only")
-    command.add_argument("--as-trained", action="store_true",
-                         help="validation with the slots, homes and local terms of training (default: no token is dropped)")
-    command.add_argument("--run-code", action="store_true", help="let tasks run the programs that the model writes, with your rights")
-    command.add_argument("--output", metavar="DIR", help="folder of results (default: step_<N> in evaluation in train.output_dir)")
-    command.add_argument("--fresh", action="store_true", help="make all records anew (default: go on after those that are there)")
+    command.add_argument(
+        "--as-trained",
+        action="store_true",
+        help="validation with the slots, homes and local terms of training (default: no token is dropped)",
+    )
+    command.add_argument(
+        "--run-code", action="store_true", help="let tasks run the programs that the model writes, with your rights"
+    )
+    command.add_argument(
+        "--output", metavar="DIR", help="folder of results (default: step_<N> in evaluation in train.output_dir)"
+    )
+    command.add_argument(
+        "--fresh", action="store_true", help="make all records anew (default: go on after those that are there)"
+    )
     command.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
@@ -43,6 +69,19 @@ def _eval(config: Config, options: argparse.Namespace) -> int:
 
     config = on_one_process(config)
     validate(config, 1)
-    return evaluate(config, EvaluationRequest(
-        options.validation, tuple(options.text), tuple(options.task), options.task_data, options.domain, options.limit,
-        options.as_trained, options.run_code, options.output, options.fresh, options.json))
+    return evaluate(
+        config,
+        EvaluationRequest(
+            options.validation,
+            tuple(options.text),
+            tuple(options.task),
+            options.task_data,
+            options.domain,
+            options.limit,
+            options.as_trained,
+            options.run_code,
+            options.output,
+            options.fresh,
+            options.json,
+        ),
+    )

@@ -10,13 +10,19 @@ from pangu_sigma.config.schema import Config
 
 def add_export(commands: Any) -> None:
     """Adds the command to the program's parser."""
-    parser = add_command(commands, "export", "a checkpoint's model as MindIR graphs for generation, or as one safetensors file", _export)
+    parser = add_command(
+        commands, "export", "a checkpoint's model as MindIR graphs for generation, or as one safetensors file", _export
+    )
     parser.add_argument("--format", required=True, choices=("mindir", "safetensors"), help="what to write")
     parser.add_argument("--output", required=True, metavar="DIR", help="new folder for it")
     parser.add_argument("--rows", type=positive, metavar="N", help="mindir: rows decoded together (default 1)")
-    parser.add_argument("--length", type=positive, metavar="L", help="mindir: most tokens of a row (default: model.sequence_length)")
+    parser.add_argument(
+        "--length", type=positive, metavar="L", help="mindir: most tokens of a row (default: model.sequence_length)"
+    )
     parser.add_argument("--local-term", action="store_true", help="mindir: as of generate")
-    parser.add_argument("--tokenizer", metavar="FILE", help="the tokenizer (default: the checkpoint's own, or data.path's)")
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="the tokenizer (default: the checkpoint's own, or data.path's)"
+    )
 
 
 def _export(config: Config, options: argparse.Namespace) -> int:
@@ -25,10 +31,14 @@ def _export(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.inference.export import export_mindir, export_safetensors
 
     if options.format == "mindir":
-        export_mindir(config, Path(options.output), options.rows or 1, options.length, options.tokenizer, options.local_term)
+        export_mindir(
+            config, Path(options.output), options.rows or 1, options.length, options.tokenizer, options.local_term
+        )
         return 0
     for name in ("rows", "length", "local_term"):
         if getattr(options, name):
-            raise InputError(f"--{name.replace('_', '-')} is given with --format safetensors, which holds weights alone; expected mindir")
+            raise InputError(
+                f"--{name.replace('_', '-')} is given with --format safetensors, which holds weights alone; expected mindir"
+            )
     export_safetensors(config, Path(options.output), options.tokenizer)
     return 0

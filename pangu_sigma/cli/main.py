@@ -1,7 +1,8 @@
 """The `pangu-sigma` command: alone, or as every rank of a job that msrun started.
 
 Exit status: 0 success; 2 bad input, with one line on stderr; 1 anything else; 130 interrupted; 141 nobody reads its
-output any more. Nothing heavy is imported before it is needed: `--help` and most bad input are answered without MindSpore.
+output any more. Nothing heavy is imported before it is needed: `--help` and most bad input are answered without
+MindSpore.
 """
 
 import argparse
@@ -41,8 +42,24 @@ from pangu_sigma.runtime.output import make_streams_lenient
 from pangu_sigma.runtime.reporting import SUCCESS, append_line, report_error
 from pangu_sigma.runtime.router_files import use_router_files
 
-ADD_COMMANDS = (add_prepare, add_train, add_config, add_eval, add_generate, add_export, add_summary, add_compare, add_report, add_watch,
-                add_profile, add_bench, add_doctor, add_plan, add_audit, add_ckpt)
+ADD_COMMANDS = (
+    add_prepare,
+    add_train,
+    add_config,
+    add_eval,
+    add_generate,
+    add_export,
+    add_summary,
+    add_compare,
+    add_report,
+    add_watch,
+    add_profile,
+    add_bench,
+    add_doctor,
+    add_plan,
+    add_audit,
+    add_ckpt,
+)
 INTERRUPTED = 130
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CLOSED_PIPE = 141  # what a shell reports of a program that this ends by its signal
@@ -60,8 +77,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 (the outermost handler)
         if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
-            error = InputError(f"{error.object!a} cannot be spelled in {error.encoding}, the encoding of file names here; "
-                               "expected PYTHONUTF8=1, or a locale of UTF-8")
+            error = InputError(
+                f"{error.object!a} cannot be spelled in {error.encoding}, the encoding of file names here; "
+                "expected PYTHONUTF8=1, or a locale of UTF-8"
+            )
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             _drop_output()
             what, reason = error.filename or "what the command writes", str(error.strerror).lower()

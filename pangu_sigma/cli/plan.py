@@ -15,24 +15,56 @@ if TYPE_CHECKING:
 
 def add_plan(commands: Any) -> None:
     """Adds the command to the program's parser."""
-    plan = add_command(commands, "plan", "memory, bytes and time of a job before it runs; needs no device and no MindSpore", _plan)
-    plan.add_argument("--cluster", metavar="FILE", help="YAML file of nodes and hardware (pangu_sigma/planner/cluster.py)")
+    plan = add_command(
+        commands, "plan", "memory, bytes and time of a job before it runs; needs no device and no MindSpore", _plan
+    )
+    plan.add_argument(
+        "--cluster", metavar="FILE", help="YAML file of nodes and hardware (pangu_sigma/planner/cluster.py)"
+    )
     plan.add_argument("--nodes", type=positive, metavar="N", help="nodes (default: the fewest that hold all experts)")
-    plan.add_argument("--devices-per-node", type=positive, metavar="M", help="ranks a node (default: parallel.ranks_per_node)")
-    plan.add_argument("--hardware", metavar="NAME", help="file of configs/hardware, or a path (default: by runtime.device)")
-    plan.add_argument("--tokens", type=count, metavar="N", help="say how many days N tokens take, as in 329e9 (default: the run's)")
+    plan.add_argument(
+        "--devices-per-node", type=positive, metavar="M", help="ranks a node (default: parallel.ranks_per_node)"
+    )
+    plan.add_argument(
+        "--hardware", metavar="NAME", help="file of configs/hardware, or a path (default: by runtime.device)"
+    )
+    plan.add_argument(
+        "--tokens", type=count, metavar="N", help="say how many days N tokens take, as in 329e9 (default: the run's)"
+    )
     plan.add_argument("--json", action="store_true", help="print JSON")
-    plan.add_argument("--sweep", action="append", default=[], metavar="AXIS[=V,V]",
-                      help="plan all values of ep, tp, dp, capacity or router, and show the Pareto front; may be repeated")
+    plan.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="AXIS[=V,V]",
+        help="plan all values of ep, tp, dp, capacity or router, and show the Pareto front; may be repeated",
+    )
 
 
 def _plan(config: Config, options: argparse.Namespace) -> int:
-    plan(config, options.cluster, options.nodes, options.devices_per_node, options.hardware, options.tokens, options.json, options.sweep)
+    plan(
+        config,
+        options.cluster,
+        options.nodes,
+        options.devices_per_node,
+        options.hardware,
+        options.tokens,
+        options.json,
+        options.sweep,
+    )
     return SUCCESS
 
 
-def plan(config: Config, cluster_file: Optional[str], nodes: Optional[int], devices_per_node: Optional[int], hardware: Optional[str],
-         tokens: Optional[int], as_object: bool, axes: Sequence[str]) -> None:
+def plan(
+    config: Config,
+    cluster_file: Optional[str],
+    nodes: Optional[int],
+    devices_per_node: Optional[int],
+    hardware: Optional[str],
+    tokens: Optional[int],
+    as_object: bool,
+    axes: Sequence[str],
+) -> None:
     """Prints a plan, or with `axes` a table of them.
 
     Args:
@@ -58,12 +90,15 @@ def plan(config: Config, cluster_file: Optional[str], nodes: Optional[int], devi
     print(dumps({**as_json(planned, wanted), "advice": line}, indent=1) if as_object else report(planned, wanted, line))
 
 
-def _cluster(config: Config, file: Optional[str], nodes: Optional[int], devices_per_node: Optional[int],
-             hardware: Optional[str]) -> "Cluster":
+def _cluster(
+    config: Config, file: Optional[str], nodes: Optional[int], devices_per_node: Optional[int], hardware: Optional[str]
+) -> "Cluster":
     from pangu_sigma.planner.cluster import cluster_from_file, cluster_of
 
     if file is None:
         return cluster_of(config, nodes, devices_per_node, hardware)
     if nodes is not None or devices_per_node is not None:
-        raise InputError("--cluster names a file, which says how many nodes there are; expected no --nodes or --devices-per-node beside it")
+        raise InputError(
+            "--cluster names a file, which says how many nodes there are; expected no --nodes or --devices-per-node beside it"
+        )
     return cluster_from_file(config, file, hardware)

@@ -10,8 +10,12 @@ from pangu_sigma.config.schema import Config
 
 def add_profile(commands: Any) -> None:
     """Adds the command to the program's parser."""
-    profile = add_plain(commands, "profile", "where the time of a run's profiled steps went, by rank (train.profile)", _profile)
-    profile.add_argument("run", metavar="RUN", help="run directory, or a folder of MindSpore's traces (rank_*_ascend_ms)")
+    profile = add_plain(
+        commands, "profile", "where the time of a run's profiled steps went, by rank (train.profile)", _profile
+    )
+    profile.add_argument(
+        "run", metavar="RUN", help="run directory, or a folder of MindSpore's traces (rank_*_ascend_ms)"
+    )
 
 
 def _profile(config: Config, options: argparse.Namespace) -> int:

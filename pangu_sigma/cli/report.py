@@ -11,9 +11,15 @@ def add_report(commands: Any) -> None:
     """Adds the command to the program's parser."""
     text = "one HTML page of some runs, with compare's figures; with --follow while they go on"
     report = add_plain(commands, "report", text, _report)
-    report.add_argument("runs", metavar="RUN", nargs="+", help="run directory, also of a run that goes on; ratios are to the first")
-    report.add_argument("--output", metavar="FILE", help="the page (default: report.html in RUN, or in the folder that the RUNs share)")
-    report.add_argument("--follow", action="store_true", help="write it again every few seconds until all runs are finished")
+    report.add_argument(
+        "runs", metavar="RUN", nargs="+", help="run directory, also of a run that goes on; ratios are to the first"
+    )
+    report.add_argument(
+        "--output", metavar="FILE", help="the page (default: report.html in RUN, or in the folder that the RUNs share)"
+    )
+    report.add_argument(
+        "--follow", action="store_true", help="write it again every few seconds until all runs are finished"
+    )
 
 
 def _report(config: Config, options: argparse.Namespace) -> int:

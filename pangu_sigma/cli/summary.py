@@ -11,7 +11,9 @@ from pangu_sigma.runtime.reporting import SUCCESS
 def add_summary(commands: Any) -> None:
     """Adds the command to the program's parser."""
     summary = add_plain(commands, "summary", "compare finished runs in a table", _summary)
-    summary.add_argument("runs", metavar="RUN_FOLDER", nargs="+", help="run directory that holds a summary.json, one a router")
+    summary.add_argument(
+        "runs", metavar="RUN_FOLDER", nargs="+", help="run directory that holds a summary.json, one a router"
+    )
     summary.add_argument("--output", metavar="FILE", help="also write the runs' metrics to this JSON file")
 
 

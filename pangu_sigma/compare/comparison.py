@@ -14,8 +14,8 @@
       quality: {rate: null}
       time: {seeds: [1, 2, 3, 4], overrides: {train.steps: 60, train.eval_rows: 0}}
 
-The link's rate does not change the mathematics: long runs for perplexity may go at full speed, and short ones, close to each
-other, at the limited rate for time. A phase starts from `cluster.rate` and `seeds`.
+The link's rate does not change the mathematics: long runs for perplexity may go at full speed, and short ones, close to
+each other, at the limited rate for time. A phase starts from `cluster.rate` and `seeds`.
 """
 
 import hashlib
@@ -33,15 +33,28 @@ from pangu_sigma.compare.values import as_rate, as_section, as_seeds, as_text, a
 from pangu_sigma.config.load import load_config, parse_yaml, read_text, shown, to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
-from pangu_sigma.report.comparison import SINGLE_PHASE, Cluster, Plan, Run
+from pangu_sigma.report.comparison import SINGLE_PHASE, ComparedRun, Comparison, SimulatedCluster
 
-KEYS = ("base", "base_overrides", "variants", "baseline", "seeds", "cluster", "phases", "warmup_steps_ignored", "run_timeout")
+KEYS = (
+    "base",
+    "base_overrides",
+    "variants",
+    "baseline",
+    "seeds",
+    "cluster",
+    "phases",
+    "warmup_steps_ignored",
+    "run_timeout",
+)
 CLUSTER_KEYS = ("nodes", "workers_per_node", "rate", "pin")
 PHASE_KEYS = ("overrides", "rate", "seeds")
 PHASES = ("quality", "time")
 # What the comparison sets itself for each run, and what would keep a run from ever being finished.
-RESERVED = {"train.seed": "seeds gives it", "train.output_dir": "each run has a folder of the comparison's own",
-            "train.stop_after": "the run would end without a summary"}
+RESERVED = {
+    "train.seed": "seeds gives it",
+    "train.output_dir": "each run has a folder of the comparison's own",
+    "train.stop_after": "the run would end without a summary",
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 
@@ -51,10 +64,10 @@ class _Phase:
     name: str
     overrides: Mapping[str, Any]
     seeds: Tuple[int, ...]
-    cluster: Cluster
+    cluster: SimulatedCluster
 
 
-def load_plan(path: str, rate: Optional[str] = None) -> Plan:
+def load_plan(path: str, rate: Optional[str] = None) -> Comparison:
     """Reads a comparison and checks every run's configuration, so that nothing starts that could not all be run.
 
     Args:
@@ -70,24 +83,36 @@ def load_plan(path: str, rate: Optional[str] = None) -> Plan:
         raise InputError(text if text.startswith(path) else f"{path}: {text}") from None
 
 
-def _plan(path: str, raw: Mapping[str, Any], rate: Optional[str]) -> Plan:
+def _plan(path: str, raw: Mapping[str, Any], rate: Optional[str]) -> Comparison:
     base = _base(raw["base"])
     shared = _overrides(raw.get("base_overrides"), "base_overrides")
     variants = _variants(raw["variants"])
     phases = _phases(raw, as_seeds(raw.get("seeds", [1]), "seeds"), _cluster(raw.get("cluster", {})))
     if rate is not None:
         phases = _at_rate(phases, rate)
-    runs = [_run(base, variant, phase, seed, [shared, phase.overrides, variants[variant]])
-            for phase, variant, seed in _order(phases, list(variants))]
-    return Plan(path, base, tuple(variants), _baseline(raw.get("baseline"), variants), tuple(phase.name for phase in phases),
-                as_whole(raw.get("warmup_steps_ignored", 0), "warmup_steps_ignored", 0), as_timeout(raw.get("run_timeout", 3600)),
-                _steps_checked(runs, raw.get("warmup_steps_ignored", 0)))
+    runs = [
+        _run(base, variant, phase, seed, [shared, phase.overrides, variants[variant]])
+        for phase, variant, seed in _order(phases, list(variants))
+    ]
+    return Comparison(
+        path,
+        base,
+        tuple(variants),
+        _baseline(raw.get("baseline"), variants),
+        tuple(phase.name for phase in phases),
+        as_whole(raw.get("warmup_steps_ignored", 0), "warmup_steps_ignored", 0),
+        as_timeout(raw.get("run_timeout", 3600)),
+        _steps_checked(runs, raw.get("warmup_steps_ignored", 0)),
+    )
 
 
 def _at_rate(phases: Sequence[_Phase], rate: str) -> List[_Phase]:
     """The phases whose link is limited, at another rate."""
-    limited = [replace(phase, cluster=replace(phase.cluster, rate=as_rate(rate, "--rate", phase.cluster.nodes)))
-               for phase in phases if phase.cluster.rate is not None]
+    limited = [
+        replace(phase, cluster=replace(phase.cluster, rate=as_rate(rate, "--rate", phase.cluster.nodes)))
+        for phase in phases
+        if phase.cluster.rate is not None
+    ]
     if not limited:
         raise InputError("--rate: no phase of the comparison has a rate; expected cluster.rate in the file")
     return limited
@@ -103,7 +128,7 @@ def _order(phases: Sequence[_Phase], variants: List[str]) -> List[Tuple[_Phase, 
     return order
 
 
-def _run(base: str, variant: str, phase: _Phase, seed: int, layers: Sequence[Mapping[str, Any]]) -> Run:
+def _run(base: str, variant: str, phase: _Phase, seed: int, layers: Sequence[Mapping[str, Any]]) -> ComparedRun:
     """`layers` override the base in order: what all share, then the phase's, then the variant's own."""
     cluster = phase.cluster
     values: Dict[str, Any] = {"parallel.ranks_per_node": cluster.workers_per_node} if cluster.nodes > 1 else {}
@@ -119,34 +144,42 @@ def _run(base: str, variant: str, phase: _Phase, seed: int, layers: Sequence[Map
         _check_run(config, cluster)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    return Run(phase.name, variant, seed, cluster, overrides, config, _settings(config, cluster))
+    return ComparedRun(phase.name, variant, seed, cluster, overrides, config, _settings(config, cluster))
 
 
-def _check_run(config: Config, cluster: Cluster) -> None:
+def _check_run(config: Config, cluster: SimulatedCluster) -> None:
     if cluster.nodes > 1 and config.parallel.ranks_per_node != cluster.workers_per_node:
-        raise InputError(f"parallel.ranks_per_node is {config.parallel.ranks_per_node}, but cluster.workers_per_node "
-                         f"{cluster.workers_per_node}; expected the same, or the key left out")
+        raise InputError(
+            f"parallel.ranks_per_node is {config.parallel.ranks_per_node}, but cluster.workers_per_node "
+            f"{cluster.workers_per_node}; expected the same, or the key left out"
+        )
     if config.train.stop_after is not None:
-        raise InputError(f"train.stop_after is {config.train.stop_after}, expected null: {RESERVED['train.stop_after']}")
+        raise InputError(
+            f"train.stop_after is {config.train.stop_after}, expected null: {RESERVED['train.stop_after']}"
+        )
 
 
-def _steps_checked(runs: Sequence[Run], ignored: int) -> Tuple[Run, ...]:
+def _steps_checked(runs: Sequence[ComparedRun], ignored: int) -> Tuple[ComparedRun, ...]:
     for run in runs:
         if run.config.train.steps <= ignored:
-            raise InputError(f"warmup_steps_ignored ({ignored}) leaves no step of {run.name} (train.steps {run.config.train.steps})")
+            raise InputError(
+                f"warmup_steps_ignored ({ignored}) leaves no step of {run.name} (train.steps {run.config.train.steps})"
+            )
     return tuple(runs)
 
 
-def _settings(config: Config, cluster: Cluster) -> str:
-    """Hash of the resolved configuration (without its folder), the cluster, the prepared data's manifest if there is one, and the file of
-    a router that the user brought along.
+def _settings(config: Config, cluster: SimulatedCluster) -> str:
+    """Hash of the resolved configuration (without its folder), the cluster, the prepared data's manifest if there is
+    one, and the file of a router that the user brought along.
     """
     plain = to_dict(replace(config, train=replace(config.train, output_dir="")))
     manifest = Path(config.data.path) / "manifest.json"
     data = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
     router = registered(config.moe.router.type)
     code = [hashlib.sha256(Path(router.origin).read_bytes()).hexdigest()] if router.guest else []
-    text = json.dumps([plain, [cluster.nodes, cluster.workers_per_node, cluster.rate, cluster.pin], data, *code], sort_keys=True)
+    text = json.dumps(
+        [plain, [cluster.nodes, cluster.workers_per_node, cluster.rate, cluster.pin], data, *code], sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -165,7 +198,9 @@ def _variants(raw: Any) -> Dict[str, Dict[str, Any]]:
         raise InputError(f"variants: found {shown(raw)}, expected a mapping of names to overrides")
     for name in raw:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InputError(f"variants: found the name {shown(name)}, expected letters, digits and . _ + - (it names a folder)")
+            raise InputError(
+                f"variants: found the name {shown(name)}, expected letters, digits and . _ + - (it names a folder)"
+            )
     return {name: _overrides(value, f"variants.{name}") for name, value in raw.items()}
 
 
@@ -188,7 +223,7 @@ def _overrides(raw: Any, where: str) -> Dict[str, Any]:
     return raw
 
 
-def _cluster(raw: Any) -> Cluster:
+def _cluster(raw: Any) -> SimulatedCluster:
     section = as_section(raw, "cluster", CLUSTER_KEYS)
     nodes = as_whole(section.get("nodes", 1), "cluster.nodes", 1)
     pin = section.get("pin", False)
@@ -197,10 +232,10 @@ def _cluster(raw: Any) -> Cluster:
     if pin and nodes == 1:
         raise InputError("cluster.pin is true with cluster.nodes 1; expected false: the one node has all cores")
     workers = as_whole(section.get("workers_per_node", 1), "cluster.workers_per_node", 1)
-    return Cluster(nodes, workers, as_rate(section.get("rate"), "cluster.rate", nodes), pin)
+    return SimulatedCluster(nodes, workers, as_rate(section.get("rate"), "cluster.rate", nodes), pin)
 
 
-def _phases(raw: Mapping[str, Any], seeds: Tuple[int, ...], cluster: Cluster) -> List[_Phase]:
+def _phases(raw: Mapping[str, Any], seeds: Tuple[int, ...], cluster: SimulatedCluster) -> List[_Phase]:
     if raw.get("phases") is None:
         return [_Phase(SINGLE_PHASE, {}, seeds, cluster)]
     sections = as_section(raw["phases"], "phases", PHASES)
@@ -212,7 +247,11 @@ def _phases(raw: Mapping[str, Any], seeds: Tuple[int, ...], cluster: Cluster) ->
         section = as_section({} if sections[name] is None else sections[name], where, PHASE_KEYS)
         rate = as_rate(section.get("rate", cluster.rate), f"{where}.rate", cluster.nodes)
         own_seeds = as_seeds(section["seeds"], f"{where}.seeds") if "seeds" in section else seeds
-        phases.append(_Phase(name, _overrides(section.get("overrides"), f"{where}.overrides"), own_seeds, replace(cluster, rate=rate)))
+        phases.append(
+            _Phase(
+                name, _overrides(section.get("overrides"), f"{where}.overrides"), own_seeds, replace(cluster, rate=rate)
+            )
+        )
     return phases
 
 

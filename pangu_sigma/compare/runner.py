@@ -1,8 +1,8 @@
 """Runs what a plan lists, one after another, and goes on where an earlier attempt was cut off.
 
-A run's folder is OUTPUT/runs/<phase>/<variant>/seed_<n>; its `run.json` says for which settings it was made and how it ended. A run
-stands if its summary is whole and was made with the same settings. Any other - of other settings, failed, cut off - is kept under
-OUTPUT/earlier.
+A run's folder is OUTPUT/runs/<phase>/<variant>/seed_<n>; its `run.json` says for which settings it was made and how it
+ended. A run stands if its summary is whole and was made with the same settings. Any other - of other settings, failed,
+cut off - is kept under OUTPUT/earlier.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 from locmoe_ops.errors import InputError
 from pangu_sigma.errors import RunFailed
 from pangu_sigma.metrics.perplexity import DIVERGED
-from pangu_sigma.report.comparison import COUNTERS, NOTE, SUMMARY, Plan, Run, folder_of, is_finished
+from pangu_sigma.report.comparison import COUNTERS, NOTE, SUMMARY, ComparedRun, Comparison, folder_of, is_finished
 from pangu_sigma.report.files import read_object
 from pangu_sigma.runtime.files import write_atomically
 from pangu_sigma.runtime.locks import FolderLock
@@ -25,12 +25,14 @@ from pangu_sigma.runtime.strict_json import dumps
 
 SCRIPTS = resource("scripts")
 LOCK_WAIT_S = 20.0  # what is left of a job whose comparison was killed ends within seconds
-CommandOf = Callable[[Run, str, Path], List[str]]
+CommandOf = Callable[[ComparedRun, str, Path], List[str]]
 
 
-def command_of(run: Run, base: str, folder: Path) -> List[str]:
+def command_of(run: ComparedRun, base: str, folder: Path) -> List[str]:
     """The shell command of a run: this machine as one node, or as several in network namespaces."""
-    overrides = [word for text in (*run.overrides, f"train.output_dir={json.dumps(str(folder))}") for word in ("--set", text)]
+    overrides = [
+        word for text in (*run.overrides, f"train.output_dir={json.dumps(str(folder))}") for word in ("--set", text)
+    ]
     cluster, train = run.cluster, str(SCRIPTS / "train_msrun.sh")
     if cluster.nodes == 1:
         return ["bash", train, "--workers", str(cluster.workers_per_node), base, *overrides]
@@ -41,7 +43,7 @@ def command_of(run: Run, base: str, folder: Path) -> List[str]:
     return ["bash", str(SCRIPTS / "simulate_cluster.sh"), *options, "--", "bash", train, base, *overrides]
 
 
-def run_all(plan: Plan, output: Path, command: CommandOf = command_of) -> None:
+def run_all(plan: Comparison, output: Path, command: CommandOf = command_of) -> None:
     """Makes every run that does not stand yet, in the plan's order; says on stdout which and how long each took.
 
     Raises:
@@ -60,21 +62,25 @@ def run_all(plan: Plan, output: Path, command: CommandOf = command_of) -> None:
             print(f"{label}: {seconds:.0f} s", flush=True)
 
 
-def _make(run: Run, folder: Path, command: Sequence[str], timeout: float, lock: Optional[int]) -> float:
+def _make(run: ComparedRun, folder: Path, command: Sequence[str], timeout: float, lock: Optional[int]) -> float:
     """Makes one run in an empty folder; returns the seconds it took."""
     folder.mkdir(parents=True, exist_ok=True)
     note: Dict[str, Any] = {"settings": run.settings, "status": "running", "command": list(command)}
     _write_note(folder, note)
     started = time.monotonic()
     failure = _execute(command, folder, timeout, lock)
-    if failure is not None and read_object(folder / SUMMARY).get("status") == DIVERGED:  # a result, of a variant that does not train
+    if (
+        failure is not None and read_object(folder / SUMMARY).get("status") == DIVERGED
+    ):  # a result, of a variant that does not train
         note.update(seconds=time.monotonic() - started, status=DIVERGED, error=failure[1])
         _write_note(folder, note)
         print(f"{run.name}: {failure[1]}", flush=True)
         return note["seconds"]
     if failure is None and not read_object(folder / SUMMARY):
         failure = (1, f"ended with status 0 but left no whole {SUMMARY}, see {folder / 'stdout.log'}")
-    note.update(seconds=time.monotonic() - started, status="failed" if failure else "finished", error=failure and failure[1])
+    note.update(
+        seconds=time.monotonic() - started, status="failed" if failure else "finished", error=failure and failure[1]
+    )
     _write_note(folder, note)
     if failure:
         raise RunFailed(run.name, failure[1], failure[0])
@@ -84,10 +90,19 @@ def _make(run: Run, folder: Path, command: Sequence[str], timeout: float, lock: 
 def _execute(command: Sequence[str], folder: Path, timeout: float, lock: Optional[int]) -> "Optional[tuple[int, str]]":
     """Runs a command with its output in the folder. Returns None, or the exit status and line of its failure."""
     with open(folder / "stdout.log", "wb") as out, open(folder / "stderr.log", "wb") as err:
-        # It holds the lock too: should this process be killed, no other comparison starts before what it left has ended.
+        # It holds the lock too: should this process be killed, no other comparison starts before what it left has
+        # ended.
         held = () if lock is None else (lock,)
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=with_this_python(), pass_fds=held,
-                                   start_new_session=True, preexec_fn=end_with_parent)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env=with_this_python(),
+            pass_fds=held,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
         try:
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -112,7 +127,7 @@ def _failure_line(folder: Path, status: int) -> str:
 # ---- files
 
 
-def _clear(run: Run, folder: Path, output: Path) -> None:
+def _clear(run: ComparedRun, folder: Path, output: Path) -> None:
     """Makes way for a run that does not stand: nothing is removed."""
     if not folder.exists() or not any(folder.iterdir()):
         return

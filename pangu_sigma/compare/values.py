@@ -1,4 +1,6 @@
-"""Values of a comparison's file, each checked where it is read; errors name the key, what was found and what is expected."""
+"""Values of a comparison's file, each checked where it is read; errors name the key, what was found and what is
+expected.
+"""
 
 import math
 import re
@@ -14,7 +16,9 @@ _RATE = re.compile(r"[1-9][0-9]{0,5}[kmg]bit")
 def as_section(raw: Any, where: str, known: Sequence[str], required: Sequence[str] = ()) -> Mapping[str, Any]:
     prefix = f"{where}." if where else ""
     if not isinstance(raw, dict):
-        raise InputError(f"{where + ': ' if where else ''}found {shown(raw)}, expected a section with keys {', '.join(known)}")
+        raise InputError(
+            f"{where + ': ' if where else ''}found {shown(raw)}, expected a section with keys {', '.join(known)}"
+        )
     for key in raw:
         if key not in known:
             raise InputError(f"{prefix}{key}: unknown key, expected {one_of(key, known)}")

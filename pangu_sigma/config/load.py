@@ -41,8 +41,9 @@ def load_config(path: Union[str, "os.PathLike[str]"], overrides: Sequence[str] =
     """
     raw = parse_yaml(read_text(path), str(path))
     if not isinstance(raw, dict):
-        raise InputError(f"{path}: found {shown(raw)} at top level, expected a mapping of sections "
-                         f"({', '.join(_names(Config))})")
+        raise InputError(
+            f"{path}: found {shown(raw)} at top level, expected a mapping of sections ({', '.join(_names(Config))})"
+        )
     for override in overrides:
         _apply_override(raw, override)
     return config_from_dict(raw)
@@ -65,15 +66,23 @@ def section_from_dict(section: Type[Any], raw: Any, path: str) -> Any:
 def to_dict(config: Any) -> Dict[str, Any]:
     """The configuration as nested dicts and lists that YAML can hold; `config_from_dict` is its inverse.
 
-    The section of a router that a user brought along is left out unless that router is used: who reads the result may not have it.
+    The section of a router that a user brought along is left out unless that router is used: who reads the result may
+    not have it.
     """
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)
-            if not field.metadata.get("guest") or field.name == config.type}
+    return {
+        field.name: _plain(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if not field.metadata.get("guest") or field.name == config.type
+    }
 
 
 def save_config(config: Config, path: Union[str, "os.PathLike[str]"]) -> None:
-    """Writes every key as YAML under a line that says where the file is from; it appears whole or not at all. Raises OSError."""
-    write_atomically(Path(path), f"{SAVED_CONFIG}\n" + yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    """Writes every key as YAML under a line that says where the file is from; it appears whole or not at all. Raises
+    OSError.
+    """
+    write_atomically(
+        Path(path), f"{SAVED_CONFIG}\n" + yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -93,7 +102,8 @@ class _StrictLoader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Looks at the keys as they are written; what a merge key (`<<`) adds, a key of the mapping itself overrides."""
@@ -108,8 +118,8 @@ class _StrictLoader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Takes in what merge keys name. A key of the mapping itself goes before merged ones, and a mapping of a list before
-        the later ones (https://yaml.org/type/merge.html; releases of PyYAML differ in the latter).
+        """Takes in what merge keys name. A key of the mapping itself goes before merged ones, and a mapping of a list
+        before the later ones (https://yaml.org/type/merge.html; releases of PyYAML differ in the latter).
         """
         merges = [value for key, value in node.value if key.tag == _MERGE]
         node.value = [pair for pair in node.value if pair[0].tag != _MERGE]  # first: a mapping may name itself
@@ -161,8 +171,10 @@ class _RefusedNumber(yaml.MarkedYAMLError):
 def _refused(node: yaml.ScalarNode, text: str, value: Any, readings: List[int]) -> _RefusedNumber:
     """The number as written, as YAML 1.1 reads it, and the decimal ways of writing what may be meant."""
     offered = " or ".join(shown(reading) for reading in dict.fromkeys([*readings, value]))
-    problem = (f"found {shown(text)}, which YAML 1.1 reads as {shown(value)}; expected decimal digits, as in {offered}, "
-               "or quotes around what is a text")
+    problem = (
+        f"found {shown(text)}, which YAML 1.1 reads as {shown(value)}; expected decimal digits, as in {offered}, "
+        "or quotes around what is a text"
+    )
     return _RefusedNumber(None, None, problem, node.start_mark)
 
 
@@ -195,7 +207,9 @@ def parse_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         # PyYAML lets the last ones out where a tag does not fit its value, as in `!!bool maybe` or `!!timestamp x`.
         reason = " ".join(str(error).split())
-        raise InputError(f"{where}: not valid YAML: {reason if len(reason) <= 200 else reason[:200] + ' ...'}") from error
+        raise InputError(
+            f"{where}: not valid YAML: {reason if len(reason) <= 200 else reason[:200] + ' ...'}"
+        ) from error
 
 
 def _apply_override(raw: Dict[str, Any], override: str) -> None:
@@ -209,7 +223,9 @@ def _apply_override(raw: Dict[str, Any], override: str) -> None:
         child = section.get(name)
         section[name] = child = {} if child is None else child
         if not isinstance(child, dict):
-            raise InputError(f"{where}: {_one_line('.'.join(names[:depth]))[:200]} holds {shown(child)}, which has no keys")
+            raise InputError(
+                f"{where}: {_one_line('.'.join(names[:depth]))[:200]} holds {shown(child)}, which has no keys"
+            )
         section = child
     section[names[-1]] = parse_yaml(text, where)
 
@@ -270,7 +286,9 @@ def _convert_mapping(value: Any, path: str) -> Dict[str, str]:
         if not isinstance(item, str):
             raise InputError(f"{path}.{name}: found {shown(item)}, expected a string{_how_to_write(str, item)}")
         if not (_is_text(name) and _is_text(item)):
-            raise InputError(f"{path}: found {shown(name)}: {shown(item)}, expected characters that UTF-8 can hold, and no NUL")
+            raise InputError(
+                f"{path}: found {shown(name)}: {shown(item)}, expected characters that UTF-8 can hold, and no NUL"
+            )
     return dict(value)
 
 
@@ -292,7 +310,9 @@ def _convert_scalar(kind: type, value: Any, path: str, limits: Mapping[str, Any]
 
 
 def _is_text(value: str) -> bool:
-    """False for what no file name and no UTF-8 file can hold: NUL, and the lone surrogates that YAML's escapes can spell."""
+    """False for what no file name and no UTF-8 file can hold: NUL, and the lone surrogates that YAML's escapes can
+    spell.
+    """
     return "\0" not in value and not has_lone_surrogate(value)
 
 
@@ -375,7 +395,7 @@ def shown(value: Any, limit: int = 80) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = _one_line(_Shortened().repr(value))
-    return text if len(text) <= limit else text[:limit - 3] + "..."
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 class _Shortened(reprlib.Repr):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Iterator, Optional, Tuple
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.router_registry import RouterSizes, kind_of, routers
+from locmoe_ops.router_registry import RouterSizes, router_spec, routers
 from pangu_sigma.config.ascend import check_ascend_settings
 from pangu_sigma.config.schema import CapacityConfig, Config
 
@@ -32,18 +32,22 @@ def validate(config: Config, world_size: int) -> None:
 
 
 def check_paths(config: Config) -> None:
-    """The folder `data.path` is for what `prepare` writes alone: a run there, or text to read, would be mistaken for it.
+    """The folder `data.path` is for what `prepare` writes alone: a run there, or text to read, would be mistaken for
+    it.
 
     Raises:
-        InputError: the run directory, a source or the given tokenizer lies inside (or is) `data.path`, through whatever links.
+        InputError: the run directory, a source or the given tokenizer lies inside (or is) `data.path`, through whatever
+            links.
     """
     folder = _real(config.data.path)
     for key, text in _other_paths(config):
         other = _real(text)
         if other == folder or folder in other.parents:
             where = "" if str(other) == os.path.abspath(text) else f", as {other},"
-            raise InputError(f"{key} ({text}) lies inside data.path ({config.data.path}){where} "
-                             "which is for what `prepare` writes; expected separate folders")
+            raise InputError(
+                f"{key} ({text}) lies inside data.path ({config.data.path}){where} "
+                "which is for what `prepare` writes; expected separate folders"
+            )
 
 
 def _real(text: str) -> Path:
@@ -80,8 +84,10 @@ def has_experts(config: Config) -> bool:
 
 def _require_divides(small: Tuple[str, int], large: Tuple[str, int], remedy: Optional[str] = None) -> None:
     if large[1] % small[1]:
-        raise InputError(f"{small[0]} ({small[1]}) does not divide {large[0]} ({large[1]}); "
-                         + (remedy or f"expected a divisor, as in {_nearest_divisors(small[1], large[1])}"))
+        raise InputError(
+            f"{small[0]} ({small[1]}) does not divide {large[0]} ({large[1]}); "
+            + (remedy or f"expected a divisor, as in {_nearest_divisors(small[1], large[1])}")
+        )
 
 
 def _nearest_divisors(value: int, whole: int) -> str:
@@ -113,29 +119,39 @@ def _check_experts(config: Config) -> None:
         raise InputError("moe.domain_groups is empty; expected one group per domain, or null")
     for domain, group in enumerate(moe.domain_groups):
         if not 0 <= group < moe.num_groups:
-            raise InputError(f"moe.domain_groups[{domain}] is {group}; expected a group from 0 to "
-                             f"{moe.num_groups - 1} (moe.num_groups is {moe.num_groups})")
+            raise InputError(
+                f"moe.domain_groups[{domain}] is {group}; expected a group from 0 to "
+                f"{moe.num_groups - 1} (moe.num_groups is {moe.num_groups})"
+            )
 
 
 def _check_router(config: Config) -> None:
     router, experts = config.moe.router, config.moe.num_experts // config.moe.num_groups
     if not has_experts(config):
         return
-    kind = kind_of(router.type)
+    kind = router_spec(router.type)
     if kind.top_k is not None and router.top_k != kind.top_k:
-        raise InputError(f"moe.router.top_k is {router.top_k} with moe.router.type {router.type}, which sends a token to {kind.top_k} "
-                         f"expert{'s' if kind.top_k > 1 else ''}; expected {kind.top_k}")
+        raise InputError(
+            f"moe.router.top_k is {router.top_k} with moe.router.type {router.type}, which sends a token to {kind.top_k} "
+            f"expert{'s' if kind.top_k > 1 else ''}; expected {kind.top_k}"
+        )
     if kind.expert_choice and config.moe.dispatch.drop_priority != "weight":
-        raise InputError(f"moe.dispatch.drop_priority is {config.moe.dispatch.drop_priority} with moe.router.type {router.type}, whose "
-                         "experts choose the tokens of largest weight; expected weight")
+        raise InputError(
+            f"moe.dispatch.drop_priority is {config.moe.dispatch.drop_priority} with moe.router.type {router.type}, whose "
+            "experts choose the tokens of largest weight; expected weight"
+        )
     _check_local_term(config)
     if router.balance_rate > 0.0 and "balance_rate" not in kind.terms:
         balanced = [name for name, one in routers().items() if "balance_rate" in one.kind.terms]
-        raise InputError(f"moe.router.balance_rate is {router.balance_rate} with moe.router.type {router.type}; expected 0, or one of "
-                         f"{', '.join(balanced)}, whose selection takes a bias")
+        raise InputError(
+            f"moe.router.balance_rate is {router.balance_rate} with moe.router.type {router.type}; expected 0, or one of "
+            f"{', '.join(balanced)}, whose selection takes a bias"
+        )
     if router.top_k > experts:
-        raise InputError(f"moe.router.top_k ({router.top_k}) exceeds the {experts} experts of a group "
-                         f"(moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups}); expected at most {experts}")
+        raise InputError(
+            f"moe.router.top_k ({router.top_k}) exceeds the {experts} experts of a group "
+            f"(moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups}); expected at most {experts}"
+        )
     kind.check(router.own, router_sizes(config))
 
 
@@ -147,90 +163,128 @@ def router_sizes(config: Config) -> RouterSizes:
 def _check_dispatch(config: Config) -> None:
     dispatch, capacity = config.moe.dispatch, config.moe.capacity
     if dispatch.type == "hierarchical" and dispatch.chunks > 2:
-        raise InputError(f"moe.dispatch.chunks is {dispatch.chunks} with moe.dispatch.type hierarchical, "
-                         "which overlaps its two tiers; expected 1 or 2")
+        raise InputError(
+            f"moe.dispatch.chunks is {dispatch.chunks} with moe.dispatch.type hierarchical, "
+            "which overlaps its two tiers; expected 1 or 2"
+        )
     parallel = config.parallel
     if dispatch.group_wise and (parallel.tensor == 1 or parallel.expert == 1):
-        raise InputError(f"moe.dispatch.group_wise is true with parallel.tensor {parallel.tensor} and parallel.expert {parallel.expert}, "
-                         "where no two ranks send the same tokens to others; expected false, or both degrees above 1")
-    if dispatch.overflow == "repick" and not kind_of(config.moe.router.type).second_experts:
-        raise InputError(f"moe.dispatch.overflow is repick with moe.router.type {config.moe.router.type}, which has no weight for another "
-                         "expert; expected drop")
+        raise InputError(
+            f"moe.dispatch.group_wise is true with parallel.tensor {parallel.tensor} and parallel.expert {parallel.expert}, "
+            "where no two ranks send the same tokens to others; expected false, or both degrees above 1"
+        )
+    if dispatch.overflow == "repick" and not router_spec(config.moe.router.type).second_experts:
+        raise InputError(
+            f"moe.dispatch.overflow is repick with moe.router.type {config.moe.router.type}, which has no weight for another "
+            "expert; expected drop"
+        )
     _check_ragged(config)
     if dispatch.type != "hierarchical" and capacity.local_share is not None:
-        raise InputError(f"moe.capacity.local_share is {capacity.local_share} with moe.dispatch.type {dispatch.type}, "
-                         "which has one tier; expected null")
+        raise InputError(
+            f"moe.capacity.local_share is {capacity.local_share} with moe.dispatch.type {dispatch.type}, "
+            "which has one tier; expected null"
+        )
     if dispatch.chunks > 1 and capacity.local_share == 1.0:
-        raise InputError(f"moe.dispatch.chunks is {dispatch.chunks} with moe.capacity.local_share 1.0, which leaves one tier and "
-                         "nothing to overlap it with; expected 1")
+        raise InputError(
+            f"moe.dispatch.chunks is {dispatch.chunks} with moe.capacity.local_share 1.0, which leaves one tier and "
+            "nothing to overlap it with; expected 1"
+        )
 
 
 # Keys of moe.capacity that a mode has no use for.
 _BOUND_KEYS = ("form", "delta_statistic", "quantile", "minimum_factor", "maximum_factor", "estimate_steps")
 _ADAPTIVE_KEYS = ("interval", "buckets", "hysteresis")
-_UNUSED_BY_MODE = {"factor": _BOUND_KEYS + _ADAPTIVE_KEYS, "critical": ("factor", *_ADAPTIVE_KEYS), "adaptive": ("factor",)}
+_UNUSED_BY_MODE = {
+    "factor": _BOUND_KEYS + _ADAPTIVE_KEYS,
+    "critical": ("factor", *_ADAPTIVE_KEYS),
+    "adaptive": ("factor",),
+}
 
 
 def _check_capacity(config: Config) -> None:
     capacity, default = config.moe.capacity, CapacityConfig()
     if not has_experts(config):
         return
-    if capacity.mode != "factor" and not kind_of(config.moe.router.type).gate_weights:
-        raise InputError(f"moe.capacity.mode is {capacity.mode} with moe.router.type {config.moe.router.type}, which has no gate weights "
-                         "to measure cosines with; expected factor")
+    if capacity.mode != "factor" and not router_spec(config.moe.router.type).gate_weights:
+        raise InputError(
+            f"moe.capacity.mode is {capacity.mode} with moe.router.type {config.moe.router.type}, which has no gate weights "
+            "to measure cosines with; expected factor"
+        )
     for name in _UNUSED_BY_MODE[capacity.mode]:
         _require_default(name, capacity, default, f"moe.capacity.mode {capacity.mode}")
     if capacity.delta_statistic != "quantile":
         _require_default("quantile", capacity, default, f"moe.capacity.delta_statistic {capacity.delta_statistic}")
     if capacity.maximum_factor is not None and capacity.minimum_factor > capacity.maximum_factor:
-        raise InputError(f"moe.capacity.minimum_factor ({capacity.minimum_factor}) exceeds moe.capacity.maximum_factor "
-                         f"({capacity.maximum_factor}); expected at most as much")
+        raise InputError(
+            f"moe.capacity.minimum_factor ({capacity.minimum_factor}) exceeds moe.capacity.maximum_factor "
+            f"({capacity.maximum_factor}); expected at most as much"
+        )
 
 
 def _require_default(name: str, found: CapacityConfig, default: CapacityConfig, reason: str) -> None:
     value, expected = getattr(found, name), getattr(default, name)
     if value != expected:
         shown = "null" if expected is None else expected
-        raise InputError(f"moe.capacity.{name} is {value} with {reason}, which does not use it; expected {shown}, its default")
+        raise InputError(
+            f"moe.capacity.{name} is {value} with {reason}, which does not use it; expected {shown}, its default"
+        )
 
 
 def _check_ragged(config: Config) -> None:
     dispatch, router = config.moe.dispatch, config.moe.router
     if dispatch.type != "ragged":
         if dispatch.ragged_limit is not None:
-            raise InputError(f"moe.dispatch.ragged_limit is {dispatch.ragged_limit} with moe.dispatch.type {dispatch.type}, "
-                             "which has slots; expected null")
+            raise InputError(
+                f"moe.dispatch.ragged_limit is {dispatch.ragged_limit} with moe.dispatch.type {dispatch.type}, "
+                "which has slots; expected null"
+            )
         return
-    if kind_of(router.type).expert_choice:
-        raise InputError(f"moe.dispatch.type is ragged with moe.router.type {router.type}, whose experts choose among the tokens that "
-                         "want their slots; expected flat or hierarchical")
+    if router_spec(router.type).expert_choice:
+        raise InputError(
+            f"moe.dispatch.type is ragged with moe.router.type {router.type}, whose experts choose among the tokens that "
+            "want their slots; expected flat or hierarchical"
+        )
     for name in ("mode", "factor", "evaluation_factor"):
         _require_default(name, config.moe.capacity, CapacityConfig(), "moe.dispatch.type ragged")
     if dispatch.group_wise:
-        raise InputError("moe.dispatch.group_wise is true with moe.dispatch.type ragged, whose parts do not split evenly; expected false")
+        raise InputError(
+            "moe.dispatch.group_wise is true with moe.dispatch.type ragged, whose parts do not split evenly; expected false"
+        )
     if dispatch.chunks > 1:
-        raise InputError(f"moe.dispatch.chunks is {dispatch.chunks} with moe.dispatch.type ragged, whose parts have no common size to "
-                         "cut; expected 1")
+        raise InputError(
+            f"moe.dispatch.chunks is {dispatch.chunks} with moe.dispatch.type ragged, whose parts have no common size to "
+            "cut; expected 1"
+        )
     if dispatch.overflow != "drop":
-        raise InputError(f"moe.dispatch.overflow is {dispatch.overflow} with moe.dispatch.type ragged, which has none; expected drop")
+        raise InputError(
+            f"moe.dispatch.overflow is {dispatch.overflow} with moe.dispatch.type ragged, which has none; expected drop"
+        )
     if dispatch.drop_priority != "position":
-        raise InputError(f"moe.dispatch.drop_priority is {dispatch.drop_priority} with moe.dispatch.type ragged, which drops nothing; "
-                         "expected position")
+        raise InputError(
+            f"moe.dispatch.drop_priority is {dispatch.drop_priority} with moe.dispatch.type ragged, which drops nothing; "
+            "expected position"
+        )
 
 
 def _check_local_term(config: Config) -> None:
     router, term = config.moe.router, config.moe.router.local_term
     if term.kind == "none":
         return
-    kind = kind_of(router.type)
+    kind = router_spec(router.type)
     if "local_term" not in kind.terms:
-        raise InputError(f"moe.router.local_term.kind is {term.kind} with moe.router.type {router.type}, which {kind.picks}; expected none")
+        raise InputError(
+            f"moe.router.local_term.kind is {term.kind} with moe.router.type {router.type}, which {kind.picks}; expected none"
+        )
     if term.start_step >= config.train.steps:
-        raise InputError(f"moe.router.local_term.start_step ({term.start_step}) is not before the last step, train.steps "
-                         f"({config.train.steps}): the term would keep its initial strength; expected an earlier step")
+        raise InputError(
+            f"moe.router.local_term.start_step ({term.start_step}) is not before the last step, train.steps "
+            f"({config.train.steps}): the term would keep its initial strength; expected an earlier step"
+        )
 
 
-def _check_cluster(prefix: str, ranks: Tuple[str, int], node: Tuple[str, int], expert: int, num_experts: int, tensor: int = 1) -> None:
+def _check_cluster(
+    prefix: str, ranks: Tuple[str, int], node: Tuple[str, int], expert: int, num_experts: int, tensor: int = 1
+) -> None:
     """One cluster's degrees: nodes of equal size, expert groups that fill nodes evenly, experts that fill groups."""
     _require_divides(node, ranks)
     degree = (f"{prefix}.expert", expert)
@@ -238,7 +292,9 @@ def _check_cluster(prefix: str, ranks: Tuple[str, int], node: Tuple[str, int], e
     _require_divides(degree, ("moe.num_experts", num_experts))
     name, group = (degree[0], expert) if tensor == 1 else (f"{degree[0]} x {prefix}.tensor", expert * tensor)
     if group % node[1] and node[1] % group:
-        raise InputError(f"{name} ({group}) and {node[0]} ({node[1]}) do not fit; expected one to be a multiple of the other")
+        raise InputError(
+            f"{name} ({group}) and {node[0]} ({node[1]}) do not fit; expected one to be a multiple of the other"
+        )
 
 
 def _check_parallel(config: Config, world_size: int) -> None:
@@ -246,7 +302,9 @@ def _check_parallel(config: Config, world_size: int) -> None:
     ranks = ("the number of ranks", world_size)
     node = ("parallel.ranks_per_node", parallel.ranks_per_node or world_size)
     group = parallel.expert * parallel.tensor
-    _require_divides(("parallel.expert x parallel.tensor", group), ranks, _more_ranks_or_smaller_groups(group, world_size))
+    _require_divides(
+        ("parallel.expert x parallel.tensor", group), ranks, _more_ranks_or_smaller_groups(group, world_size)
+    )
     _check_cluster("parallel", ranks, node, parallel.expert, config.moe.num_experts, parallel.tensor)
     _check_tensor(config, node)
 
@@ -254,12 +312,16 @@ def _check_parallel(config: Config, world_size: int) -> None:
 def _more_ranks_or_smaller_groups(group: int, world_size: int) -> str:
     """The three ways out for the most frequent of first errors: a job whose groups are larger than it."""
     enough = -(-world_size // group) * group
-    return (f"start {enough} ranks (`bash scripts/train_msrun.sh --workers {enough}` on one machine), or set parallel.expert and "
-            f"parallel.tensor so that their product divides {world_size}, or, for a command that only checks, give it --ranks {enough}")
+    return (
+        f"start {enough} ranks (`bash scripts/train_msrun.sh --workers {enough}` on one machine), or set parallel.expert and "
+        f"parallel.tensor so that their product divides {world_size}, or, for a command that only checks, give it --ranks {enough}"
+    )
 
 
 def _check_tensor(config: Config, node: Tuple[str, int]) -> None:
-    """What a tensor-parallel group shares out, in equal parts; the group lies on one node, since it sums in every layer."""
+    """What a tensor-parallel group shares out, in equal parts; the group lies on one node, since it sums in every
+    layer.
+    """
     tensor, model = ("parallel.tensor", config.parallel.tensor), config.model
     _require_divides(tensor, node)
     _require_divides(tensor, ("model.num_heads", model.num_heads))
@@ -280,71 +342,101 @@ def _check_layout(config: Config) -> None:
 def _check_batch(config: Config, world_size: int) -> None:
     rows = config.train.global_batch_size
     replicas = world_size // config.parallel.tensor
-    _require_divides(("the number of data-parallel ranks", replicas), ("train.global_batch_size", rows),
-                     f"set train.global_batch_size to a multiple of {replicas}, as in {-(-rows // replicas) * replicas}, or start a number "
-                     f"of ranks that divides it")
+    _require_divides(
+        ("the number of data-parallel ranks", replicas),
+        ("train.global_batch_size", rows),
+        f"set train.global_batch_size to a multiple of {replicas}, as in {-(-rows // replicas) * replicas}, or start a number "
+        f"of ranks that divides it",
+    )
     micro = config.train.micro_batch_size
     if micro is not None and rows % (replicas * micro):
-        raise InputError(f"train.global_batch_size ({rows}) is not a multiple of train.micro_batch_size ({micro}) x "
-                         f"{replicas} data-parallel ranks = {replicas * micro}; expected a multiple, as in "
-                         f"{-(-rows // (replicas * micro)) * replicas * micro}, or a smaller train.micro_batch_size")
+        raise InputError(
+            f"train.global_batch_size ({rows}) is not a multiple of train.micro_batch_size ({micro}) x "
+            f"{replicas} data-parallel ranks = {replicas * micro}; expected a multiple, as in "
+            f"{-(-rows // (replicas * micro)) * replicas * micro}, or a smaller train.micro_batch_size"
+        )
 
 
 def _check_schedule(config: Config) -> None:
     optimizer, train = config.optimizer, config.train
     if train.stop_after is not None and train.stop_after > train.steps:
-        raise InputError(f"train.stop_after ({train.stop_after}) is beyond train.steps ({train.steps}); expected at most {train.steps}")
+        raise InputError(
+            f"train.stop_after ({train.stop_after}) is beyond train.steps ({train.steps}); expected at most {train.steps}"
+        )
     if optimizer.experts != "device" and not has_experts(config):
-        raise InputError(f"optimizer.experts is {optimizer.experts} in a network without experts (model.sparse_layers 0, "
-                         "model.sparse_query_layer false); expected device")
+        raise InputError(
+            f"optimizer.experts is {optimizer.experts} in a network without experts (model.sparse_layers 0, "
+            "model.sparse_query_layer false); expected device"
+        )
     _check_profile(train.profile, train.stop_after or train.steps)
     if optimizer.schedule == "constant":
         if optimizer.decay_steps is not None:
-            raise InputError(f"optimizer.decay_steps is {optimizer.decay_steps} with optimizer.schedule constant, "
-                             "which has no decay; expected null")
+            raise InputError(
+                f"optimizer.decay_steps is {optimizer.decay_steps} with optimizer.schedule constant, "
+                "which has no decay; expected null"
+            )
         return
     name = "train.steps" if optimizer.decay_steps is None else "optimizer.decay_steps"
     decay = train.steps if optimizer.decay_steps is None else optimizer.decay_steps
     if optimizer.warmup_steps > decay:
-        raise InputError(f"optimizer.warmup_steps ({optimizer.warmup_steps}) is beyond the end of decay, "
-                         f"{name} ({decay}); expected at most {decay}")
+        raise InputError(
+            f"optimizer.warmup_steps ({optimizer.warmup_steps}) is beyond the end of decay, "
+            f"{name} ({decay}); expected at most {decay}"
+        )
     if optimizer.end_learning_rate > optimizer.learning_rate:
-        raise InputError(f"optimizer.end_learning_rate ({optimizer.end_learning_rate}) exceeds "
-                         f"optimizer.learning_rate ({optimizer.learning_rate}); expected at most as much")
+        raise InputError(
+            f"optimizer.end_learning_rate ({optimizer.end_learning_rate}) exceeds "
+            f"optimizer.learning_rate ({optimizer.learning_rate}); expected at most as much"
+        )
 
 
 def _check_profile(profile: Optional[Tuple[int, ...]], last: int) -> None:
     if profile is None:
         return
     if len(profile) != 2 or profile[0] > profile[1]:
-        raise InputError(f"train.profile is {list(profile)}, expected the first and the last step to profile, as in [20, 24]")
+        raise InputError(
+            f"train.profile is {list(profile)}, expected the first and the last step to profile, as in [20, 24]"
+        )
     if profile[1] > last:
-        raise InputError(f"train.profile ({list(profile)}) goes beyond the last step ({last}); expected steps up to {last}")
+        raise InputError(
+            f"train.profile ({list(profile)}) goes beyond the last step ({last}); expected steps up to {last}"
+        )
 
 
 def _check_checkpoints(config: Config) -> None:
     options = config.checkpoint
     if options.keep_every and options.interval and options.keep_every % options.interval:
-        raise InputError(f"checkpoint.keep_every ({options.keep_every}) is not a multiple of checkpoint.interval ({options.interval}), the "
-                         f"steps at which there are checkpoints to keep; expected 0 or a multiple of {options.interval}")
+        raise InputError(
+            f"checkpoint.keep_every ({options.keep_every}) is not a multiple of checkpoint.interval ({options.interval}), the "
+            f"steps at which there are checkpoints to keep; expected 0 or a multiple of {options.interval}"
+        )
     if options.keep_every and not options.interval:
-        raise InputError(f"checkpoint.keep_every is {options.keep_every} with checkpoint.interval 0, which writes the last step alone; "
-                         "expected 0")
+        raise InputError(
+            f"checkpoint.keep_every is {options.keep_every} with checkpoint.interval 0, which writes the last step alone; "
+            "expected 0"
+        )
     if options.initial is not None and options.resume not in (None, "auto"):
-        raise InputError(f"checkpoint.initial is {options.initial} with checkpoint.resume {options.resume}, which goes on with a run; "
-                         "expected null, or checkpoint.resume null or auto")
+        raise InputError(
+            f"checkpoint.initial is {options.initial} with checkpoint.resume {options.resume}, which goes on with a run; "
+            "expected null, or checkpoint.resume null or auto"
+        )
 
 
 def _check_runtime(config: Config) -> None:
     runtime = config.runtime
     if (runtime.backend, runtime.device) in (("hccl", "cpu"), ("tcp", "ascend")):
-        raise InputError(f"runtime.backend {runtime.backend} does not run on runtime.device {runtime.device}; "
-                         "expected hccl on ascend, tcp on cpu, or auto")
+        raise InputError(
+            f"runtime.backend {runtime.backend} does not run on runtime.device {runtime.device}; "
+            "expected hccl on ascend, tcp on cpu, or auto"
+        )
     if runtime.precision == "bf16" and (runtime.backend == "tcp" or not runs_on_ascend(config)):
-        raise InputError("runtime.precision bf16 is not supported on CPU (runtime.device "
-                         f"{runtime.device}); expected fp32 or fp16")
+        raise InputError(
+            f"runtime.precision bf16 is not supported on CPU (runtime.device {runtime.device}); expected fp32 or fp16"
+        )
     check_ascend_settings(config, resolve_runtime(config).runtime.backend, has_experts(config))
     scale = runtime.loss_scale
     if scale.minimum > scale.initial:
-        raise InputError(f"runtime.loss_scale.minimum ({scale.minimum}) exceeds "
-                         f"runtime.loss_scale.initial ({scale.initial}); expected at most as much")
+        raise InputError(
+            f"runtime.loss_scale.minimum ({scale.minimum}) exceeds "
+            f"runtime.loss_scale.initial ({scale.initial}); expected at most as much"
+        )

@@ -14,12 +14,19 @@ class Document(NamedTuple):
     where: str  # file, or file:line, for messages
 
 
-def read_documents(domain: str, source: str, max_bytes: Optional[int] = None, key: str = "data.prepare.sources.",
-                   count: Optional[SourceCount] = None) -> Iterator[Document]:
-    """Documents of `source` in a fixed order: files by path, JSONL by line. `pangu_sigma.data.sources` says which files.
+def read_documents(
+    domain: str,
+    source: str,
+    max_bytes: Optional[int] = None,
+    key: str = "data.prepare.sources.",
+    count: Optional[SourceCount] = None,
+) -> Iterator[Document]:
+    """Documents of `source` in a fixed order: files by path, JSONL by line. `pangu_sigma.data.sources` says which
+    files.
 
     Args:
-        domain: whose documents. Records of a JSONL file that name another one are passed over, so that one file can serve several.
+        domain: whose documents. Records of a JSONL file that name another one are passed over, so that one file can
+            serve several.
         source: path of a folder or a file.
         max_bytes: end after this many bytes of UTF-8 text; the document that reaches the limit is cut there.
         key: stands before the domain in messages, where the user named the source.
@@ -43,7 +50,7 @@ def read_documents(domain: str, source: str, max_bytes: Optional[int] = None, ke
             yield document if size <= remaining else Document(prefix(document.text, remaining), document.where)
             remaining -= size
             if remaining <= 0:
-                for left in files[number + 1:]:
+                for left in files[number + 1 :]:
                     count.files_passed_over.add(sources.BEYOND_LIMIT, left.name)
                 return
     if not found:
@@ -90,7 +97,9 @@ def _cut_line(line: str, limit: int) -> Iterator[str]:
 
 
 def _read_file(path: Path, domain: str, others: Set[str], count: SourceCount) -> Iterator[Document]:
-    """The documents of one file, which counts as read, or as passed over where there is neither text nor a record in it."""
+    """The documents of one file, which counts as read, or as passed over where there is neither text nor a record in
+    it.
+    """
     if not jsonl.is_jsonl(path):
         text = read_text(path, "UTF-8 text")
         if text.strip():

@@ -66,10 +66,14 @@ class PreparedData:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); expected the file that prepare wrote") from None
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); expected the file that prepare wrote"
+            ) from None
         if hashlib.sha256(content).hexdigest() != self.manifest.tokenizer_sha256:
-            raise InputError(f"{path}: not the file that {NAME} described when this command began; expected nobody to prepare it anew "
-                             "meanwhile: start again")
+            raise InputError(
+                f"{path}: not the file that {NAME} described when this command began; expected nobody to prepare it anew "
+                "meanwhile: start again"
+            )
         return content
 
     @property

@@ -9,7 +9,8 @@ def resolve_domain_groups(domain_groups: Optional[Sequence[int]], num_domains: i
     """Group of each domain, (num_domains,): as given, else domain i in group i, or all in the only group.
 
     Raises:
-        InputError: `moe.domain_groups` of another length or out of range, or groups and domains differ in number and none given.
+        InputError: `moe.domain_groups` of another length or out of range, or groups and domains differ in number and
+            none given.
     """
     if domain_groups is None:
         if num_groups == 1:

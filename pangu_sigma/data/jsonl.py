@@ -83,7 +83,9 @@ def read_records(path: Path, expected: str) -> Iterator[Record]:
 
 
 def check_text(text: str, where: str) -> str:
-    """The text. Raises InputError, which begins with `where`: it holds half of a surrogate pair, as no file of text can."""
+    """The text. Raises InputError, which begins with `where`: it holds half of a surrogate pair, as no file of text
+    can.
+    """
     if has_lone_surrogate(text):
         raise InputError(
             f"{where} holds half of a surrogate pair or bytes that are no text; expected characters that UTF-8 can hold"
@@ -98,4 +100,4 @@ def kind(value: Any) -> str:
 
 def shorten(text: str, most: int = 200) -> str:
     """As much of a text as a message has room for."""
-    return text if len(text) <= most else text[:most - 3] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."

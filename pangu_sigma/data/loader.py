@@ -65,7 +65,8 @@ class BatchLoader:
         return self._batches(rows, labels, np.ones(len(rows), bool))
 
     def validation(self) -> List[Batch]:
-        """The fixed validation rows whose home is on this rank; where the job has other ranks than the layout, an equal share of all rows.
+        """The fixed validation rows whose home is on this rank; where the job has other ranks than the layout, an equal
+        share of all rows.
 
         Each rank has the same number of batches of micro_batch_size rows; rows that fill them up have loss_mask 0.
         """

@@ -25,8 +25,8 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """What became of the files that a domain's source named: how many were read, and how many files, and records of files
-    that were read, were passed over, by reason.
+    """What became of the files that a domain's source named: how many were read, and how many files, and records of
+    files that were read, were passed over, by reason.
     """
 
     files: int
@@ -36,8 +36,8 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Contents of the folder; `rows[split]` holds one count a domain, in the order of `domains`. So does `sources`, which
-    is empty in folders that were written before it was recorded.
+    """Contents of the folder; `rows[split]` holds one count a domain, in the order of `domains`. So does `sources`,
+    which is empty in folders that were written before it was recorded.
     """
 
     fingerprint: str  # of inputs and settings: the same fingerprint, the same data
@@ -112,7 +112,9 @@ def _from_content(content: Dict[str, Any]) -> Manifest:
             str(name): FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in content["files"].items()
         },
         sources=tuple(
-            SourceRecord(int(entry["files"]), _counts(entry["files_passed_over"]), _counts(entry["records_passed_over"]))
+            SourceRecord(
+                int(entry["files"]), _counts(entry["files_passed_over"]), _counts(entry["records_passed_over"])
+            )
             for entry in content.get("sources", ())
         ),
     )

@@ -44,7 +44,6 @@ class Source(NamedTuple):
     A unit is what lies in one split, as a list of pieces: a document, or one piece where the source is one document.
     """
 
-
     domain: str
     path: str
     validates: np.ndarray  # (units,) bool
@@ -72,7 +71,8 @@ def prepare(config: Config) -> None:
     Files of an earlier `prepare` are replaced when the new ones are whole; all others stay.
 
     Raises:
-        InputError: a bad source, tokenizer or setting; a `data.path` that this command did not write, or that is in use.
+        InputError: a bad source, tokenizer or setting; a `data.path` that this command did not write, or that is in
+            use.
         OutputNotWritten: the disk is full. The folder that was there before stays as it was.
     """
     _check_sources(config.data.prepare)
@@ -255,7 +255,9 @@ def _write_split(config: Config, source: Source, number: int, name: str, tokeniz
     def encoded() -> Iterator[List[int]]:
         nonlocal documents
         units = int(np.count_nonzero(source.validates == (name == _VALIDATION)))
-        with tqdm(total=units, desc=f"{source.domain} {name}", unit="doc", leave=False, dynamic_ncols=True, disable=None) as bar:
+        with tqdm(
+            total=units, desc=f"{source.domain} {name}", unit="doc", leave=False, dynamic_ncols=True, disable=None
+        ) as bar:
             for unit in source.units(settings, name):
                 documents += 1
                 bar.update()

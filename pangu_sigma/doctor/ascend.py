@@ -1,8 +1,9 @@
 """CANN, driver, firmware, devices and HCCL's variables of an Ascend machine, and whether they fit each other.
 
-Sources: which CANN MindSpore accepts stands in the installed MindSpore itself (run_check/_check_version.py); which driver
-a CANN needs, in the release notes of CANN 8.5.0 and 9.1.1 and of MindIE 2.1.RC1 (for CANN 8.2), hiascend.com; which
-firmware a driver needs, in the driver's version.info; HCCL's variables, in CANN's "Environment Variables", hiascend.com.
+Sources: which CANN MindSpore accepts stands in the installed MindSpore itself (run_check/_check_version.py); which
+driver a CANN needs, in the release notes of CANN 8.5.0 and 9.1.1 and of MindIE 2.1.RC1 (for CANN 8.2), hiascend.com;
+which firmware a driver needs, in the driver's version.info; HCCL's variables, in CANN's "Environment Variables",
+hiascend.com.
 """
 
 import ast
@@ -20,7 +21,12 @@ from pangu_sigma.runtime.nodes import is_own
 CANN_HOMES = ("/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann")
 DRIVER_INFO, FIRMWARE_INFO = "/usr/local/Ascend/driver/version.info", "/usr/local/Ascend/firmware/version.info"
 HELPERS = ("davinci_manager", "devmm_svm", "hisi_hdc")  # device files that every process on Ascend opens
-OLDEST_DRIVERS: Dict[Tuple[int, ...], Tuple[int, ...]] = {(8, 2): (24, 1), (8, 5): (25, 0), (9, 0): (25, 0), (9, 1): (25, 2)}
+OLDEST_DRIVERS: Dict[Tuple[int, ...], Tuple[int, ...]] = {
+    (8, 2): (24, 1),
+    (8, 5): (25, 0),
+    (9, 0): (25, 0),
+    (9, 1): (25, 2),
+}
 NO_DEVICE = "this machine has no Ascend device (/dev/davinci*)"
 
 
@@ -38,12 +44,20 @@ def accepted_by_mindspore() -> Optional[Tuple[str, ...]]:
     if spec is None or not spec.submodule_search_locations:
         return None
     try:
-        tree = ast.parse(Path(spec.submodule_search_locations[0], "run_check", "_check_version.py").read_text(encoding="utf-8"))
+        tree = ast.parse(
+            Path(spec.submodule_search_locations[0], "run_check", "_check_version.py").read_text(encoding="utf-8")
+        )
     except (OSError, SyntaxError):
         return None
-    checker = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "AscendEnvChecker"), None)
+    checker = next(
+        (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "AscendEnvChecker"), None
+    )
     for node in ast.walk(checker) if checker else ():
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute) and node.targets[0].attr == "version":
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Attribute)
+            and node.targets[0].attr == "version"
+        ):
             return tuple(ast.literal_eval(node.value))
     return None
 
@@ -53,11 +67,22 @@ def _check_devices(machine: Machine) -> List[Finding]:
     files = [*(f"davinci{number}" for number in devices), *HELPERS]
     absent = [name for name in files if not machine.path(f"/dev/{name}").exists()]
     if absent:
-        return [failure("devices", f"{len(devices)} devices, but no /dev/{absent[0]}", "load the driver whole, or give the container "
-                        f"--device /dev/{absent[0]}")]
+        return [
+            failure(
+                "devices",
+                f"{len(devices)} devices, but no /dev/{absent[0]}",
+                f"load the driver whole, or give the container --device /dev/{absent[0]}",
+            )
+        ]
     closed = [name for name in files if not os.access(machine.path(f"/dev/{name}"), os.R_OK | os.W_OK)]
     if closed:
-        return [failure("devices", f"no permission to open /dev/{closed[0]}", "add this user to the group HwHiAiUser, or run as root")]
+        return [
+            failure(
+                "devices",
+                f"no permission to open /dev/{closed[0]}",
+                "add this user to the group HwHiAiUser, or run as root",
+            )
+        ]
     return [_check_health(machine, devices)]
 
 
@@ -65,26 +90,51 @@ def _check_health(machine: Machine, devices: Tuple[int, ...]) -> Finding:
     ran = machine.run(["npu-smi", "info"])
     if ran.status != 0:
         reason = (ran.errors or ran.output).strip().splitlines() or ["no output"]
-        return warning("devices", f"{len(devices)}; npu-smi info failed: {reason[0]}", "put the driver's npu-smi in PATH, see what it says")
+        return warning(
+            "devices",
+            f"{len(devices)}; npu-smi info failed: {reason[0]}",
+            "put the driver's npu-smi in PATH, see what it says",
+        )
     rows = re.findall(r"^\|\s*\d+\s+(\S+)\s*\|\s*(\w+)\s*\|", ran.output, flags=re.MULTILINE)
     models, ill = sorted({model for model, _ in rows}), [health for _, health in rows if health != "OK"]
     if ill:
-        return failure("devices", f"{len(ill)} of {len(rows)} are not in health OK but {ill[0]}", "npu-smi info tells which; reset it")
-    joined = "; HCCS joins devices 0-3 and 4-7" if any(model in ("910A", "910ProA", "910ProB") for model in models) else ""
-    return ok("devices", f"{len(devices)} ({', '.join(map(str, devices))}){': ' + ', '.join(models) if models else ''}{joined}")
+        return failure(
+            "devices",
+            f"{len(ill)} of {len(rows)} are not in health OK but {ill[0]}",
+            "npu-smi info tells which; reset it",
+        )
+    joined = (
+        "; HCCS joins devices 0-3 and 4-7" if any(model in ("910A", "910ProA", "910ProB") for model in models) else ""
+    )
+    return ok(
+        "devices",
+        f"{len(devices)} ({', '.join(map(str, devices))}){': ' + ', '.join(models) if models else ''}{joined}",
+    )
 
 
 def _check_driver(machine: Machine, cann: str) -> List[Finding]:
     info = machine.fields(DRIVER_INFO)
     found = info.get("package_version") or info.get("Version")
     if not found:
-        return [failure("driver", f"no version in {DRIVER_INFO}", "install the driver, or mount that file into the container")]
+        return [
+            failure(
+                "driver", f"no version in {DRIVER_INFO}", "install the driver, or mount that file into the container"
+            )
+        ]
     findings = [ok("driver", found)]
     oldest = OLDEST_DRIVERS.get(numbers(cann)[:2])
     if cann and oldest is None:
-        findings.append(unknown("driver, CANN", f"no table of drivers for CANN {cann}", "see the release notes of that CANN"))
+        findings.append(
+            unknown("driver, CANN", f"no table of drivers for CANN {cann}", "see the release notes of that CANN")
+        )
     elif oldest and numbers(found)[:2] < oldest:
-        findings = [failure("driver", f"{found}, which is too old for CANN {cann}", f"install driver {oldest[0]}.{oldest[1]} or newer")]
+        findings = [
+            failure(
+                "driver",
+                f"{found}, which is too old for CANN {cann}",
+                f"install driver {oldest[0]}.{oldest[1]} or newer",
+            )
+        ]
     return findings + _check_firmware(machine, info.get("compatible_version_fw", ""))
 
 
@@ -92,10 +142,21 @@ def _check_firmware(machine: Machine, limits: str) -> List[Finding]:
     found = machine.fields(FIRMWARE_INFO).get("Version")
     between = re.fullmatch(r"\[([\d.]+),([\d.]+)\]", limits)
     if found is None or between is None:
-        return [unknown("firmware", f"no version in {FIRMWARE_INFO}" if found is None else "the driver does not say which it needs")]
+        return [
+            unknown(
+                "firmware",
+                f"no version in {FIRMWARE_INFO}" if found is None else "the driver does not say which it needs",
+            )
+        ]
     low, high = numbers(between[1]), numbers(between[2])
-    if not low <= numbers(found)[:len(high)] <= high:
-        return [failure("firmware", f"{found}; the driver needs {between[1]} to {between[2]}", "install that of the driver's release")]
+    if not low <= numbers(found)[: len(high)] <= high:
+        return [
+            failure(
+                "firmware",
+                f"{found}; the driver needs {between[1]} to {between[2]}",
+                "install that of the driver's release",
+            )
+        ]
     return [ok("firmware", found)]
 
 
@@ -111,13 +172,32 @@ def _cann(machine: Machine) -> Tuple[str, str]:
 
 def _check_cann(machine: Machine, home: str, cann: str, accepted: Optional[Tuple[str, ...]]) -> List[Finding]:
     if not cann:
-        return [failure("CANN", f"no version in {home}/compiler/version.info", "install CANN's toolkit and kernels, source its set_env.sh")]
-    needed = {"ASCEND_HOME_PATH": "", "ASCEND_OPP_PATH": "/opp", "LD_LIBRARY_PATH": "/lib64",  # as MindSpore's own check has it
-              "PYTHONPATH": "opp/built-in/op_impl/ai_core/tbe"}
-    unset = [name for name, part in needed.items() if part not in machine.environ.get(name, "") or name not in machine.environ]
+        return [
+            failure(
+                "CANN",
+                f"no version in {home}/compiler/version.info",
+                "install CANN's toolkit and kernels, source its set_env.sh",
+            )
+        ]
+    needed = {
+        "ASCEND_HOME_PATH": "",
+        "ASCEND_OPP_PATH": "/opp",
+        "LD_LIBRARY_PATH": "/lib64",  # as MindSpore's own check has it
+        "PYTHONPATH": "opp/built-in/op_impl/ai_core/tbe",
+    }
+    unset = [
+        name
+        for name, part in needed.items()
+        if part not in machine.environ.get(name, "") or name not in machine.environ
+    ]
     if unset:
-        return [failure("CANN", f"{cann}, but its environment is not set ({unset[0]})", f"source {os.path.dirname(home)}/set_env.sh "
-                        "(launchers: --env-file)")]
+        return [
+            failure(
+                "CANN",
+                f"{cann}, but its environment is not set ({unset[0]})",
+                f"source {os.path.dirname(home)}/set_env.sh (launchers: --env-file)",
+            )
+        ]
     kernels = machine.fields(f"{home}/opp/version.info").get("Version", cann)
     if numbers(kernels)[:2] != numbers(cann)[:2]:
         return [failure("CANN", f"toolkit {cann}, kernels {kernels}", "install toolkit and kernels of one release")]
@@ -126,9 +206,15 @@ def _check_cann(machine: Machine, home: str, cann: str, accepted: Optional[Tuple
 
 def _check_match(cann: str, accepted: Optional[Tuple[str, ...]]) -> Finding:
     if accepted is None:
-        return unknown("CANN", f"found {cann}, but not which versions MindSpore accepts", "see www.mindspore.cn/install")
+        return unknown(
+            "CANN", f"found {cann}, but not which versions MindSpore accepts", "see www.mindspore.cn/install"
+        )
     if ".".join(map(str, numbers(cann)[:2])) not in accepted:
-        return failure("CANN", f"{cann}; the installed MindSpore accepts {', '.join(accepted)}", "install one of these, or another of both")
+        return failure(
+            "CANN",
+            f"{cann}; the installed MindSpore accepts {', '.join(accepted)}",
+            "install one of these, or another of both",
+        )
     return ok("CANN", f"{cann}, which the installed MindSpore accepts")
 
 
@@ -141,7 +227,10 @@ class _Rule(NamedTuple):
 
 
 def _within(low: int, high: int) -> _Rule:
-    return _Rule(lambda text: text.isascii() and text.isdigit() and low <= int(text) <= high, f"a whole number from {low} to {high}")
+    return _Rule(
+        lambda text: text.isascii() and text.isdigit() and low <= int(text) <= high,
+        f"a whole number from {low} to {high}",
+    )
 
 
 def _one_of(*values: str) -> _Rule:
@@ -166,11 +255,16 @@ _RULES: Dict[str, _Rule] = {
 def check_hccl(machine: Machine) -> List[Finding]:
     """Values that HCCL would refuse; the others are shown, since all nodes must have the same."""
     found = {name: value for name, value in sorted(machine.environ.items()) if name.startswith("HCCL_")}
-    findings = [failure("HCCL", f"{name} is '{value}'", f"set it to {_RULES[name].expected}, or unset it")
-                for name, value in found.items() if name in _RULES and not _RULES[name].holds(value)]
+    findings = [
+        failure("HCCL", f"{name} is '{value}'", f"set it to {_RULES[name].expected}, or unset it")
+        for name, value in found.items()
+        if name in _RULES and not _RULES[name].holds(value)
+    ]
     if found.get("HCCL_INTRA_PCIE_ENABLE") == found.get("HCCL_INTRA_ROCE_ENABLE") == "1":
-        findings.append(failure("HCCL", "HCCL_INTRA_PCIE_ENABLE and HCCL_INTRA_ROCE_ENABLE are both 1", "set one of them to 0"))
+        findings.append(
+            failure("HCCL", "HCCL_INTRA_PCIE_ENABLE and HCCL_INTRA_ROCE_ENABLE are both 1", "set one of them to 0")
+        )
     if findings:
         return findings
-    shown = ", ".join(f"{name[len('HCCL_'):]}={value}" for name, value in found.items())
+    shown = ", ".join(f"{name[len('HCCL_') :]}={value}" for name, value in found.items())
     return [ok("HCCL", shown or "no HCCL_* variable is set: its defaults")]

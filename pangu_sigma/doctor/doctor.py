@@ -61,10 +61,14 @@ def examine(config: Optional[Config], request: Request, machine: Machine) -> Lis
     with ThreadPoolExecutor(1) as pool:
         tried = pool.submit(try_mindspore, machine)
         rest = [
-            *check_ascend(machine, accepted_by_mindspore()), *check_hccl(machine),
+            *check_ascend(machine, accepted_by_mindspore()),
+            *check_hccl(machine),
             *check_table(machine, table, request.server, config, request.ranks),
-            *check_names(nodes, port=request.port), *check_ports(machine, request.port, is_first), check_clock(machine, len(nodes)),
-            *check_storage(config)]
+            *check_names(nodes, port=request.port),
+            *check_ports(machine, request.port, is_first),
+            check_clock(machine, len(nodes)),
+            *check_storage(config),
+        ]
         findings = [*check_software(machine, tried.result), *rest]
     if request.ssh_command is not None:
         findings += check_nodes(machine, nodes, Remote(request.ssh_command, request.env_file, request.words), findings)

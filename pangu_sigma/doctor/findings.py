@@ -59,4 +59,4 @@ def _wrap(text: str, width: int) -> List[str]:
 
 def summary_of(findings: Sequence[Finding]) -> str:
     counts = {level: sum(finding.level == level for finding in findings) for level in _COLOURS}
-    return (f"{counts[OK]} ok, {counts[WARNING]} to look at, {counts[FAILURE]} failed, {counts[UNKNOWN]} not checked")
+    return f"{counts[OK]} ok, {counts[WARNING]} to look at, {counts[FAILURE]} failed, {counts[UNKNOWN]} not checked"

@@ -21,7 +21,9 @@ class Ran:
 
 def run_command(command: Sequence[str], seconds: float = COMMAND_S) -> Ran:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=seconds, stdin=subprocess.DEVNULL
+        )
     except subprocess.TimeoutExpired:
         return Ran(None, errors=f"no answer within {seconds:g} s")
     except OSError as error:
@@ -66,5 +68,5 @@ class Machine:
     @property
     def devices(self) -> Tuple[int, ...]:
         """Numbers of the Ascend devices whose driver is loaded, ascending."""
-        names = (path.name[len("davinci"):] for path in self.path("/dev").glob("davinci[0-9]*"))
+        names = (path.name[len("davinci") :] for path in self.path("/dev").glob("davinci[0-9]*"))
         return tuple(sorted(int(name) for name in names if name.isdigit()))

@@ -15,7 +15,9 @@ from pangu_sigma.doctor.findings import FAILURE, OK, UNKNOWN, WARNING, Finding, 
 from pangu_sigma.doctor.machine import Machine
 from pangu_sigma.runtime.nodes import Node
 
-HCCL_PORTS = 32  # from HCCL_IF_BASE_PORT on, for gathering the cluster (CANN 9.0, HCCL_IF_BASE_PORT; 16 before CANN 8.3)
+HCCL_PORTS = (
+    32  # from HCCL_IF_BASE_PORT on, for gathering the cluster (CANN 9.0, HCCL_IF_BASE_PORT; 16 before CANN 8.3)
+)
 HCCL_BASE_PORT = 60000
 ANSWER_S, SSH_S = 2.0, 180.0
 SKEW_S, LARGE_SKEW_S = 1.0, 60.0
@@ -46,12 +48,22 @@ def check_names(nodes: Sequence[Node], port: Optional[int] = None, probe: Probe 
         return [unknown("names", "no other node is known", "give --rank-table or --nodes-file")]
     nameless = [node.name for node in nodes if node.address is None]
     if nameless:
-        return [failure("names", f"{nameless[0]} does not resolve ({len(nameless)} of {len(nodes)})",
-                        "add it to /etc/hosts or the DNS, or give addresses")]
+        return [
+            failure(
+                "names",
+                f"{nameless[0]} does not resolve ({len(nameless)} of {len(nodes)})",
+                "add it to /etc/hosts or the DNS, or give addresses",
+            )
+        ]
     loopback = [node for node in nodes if ipaddress.ip_address(str(node.address)).is_loopback]
     if loopback:
-        return [failure("names", f"{loopback[0].name} is {loopback[0].address} here, which no other node reaches",
-                        "take that name off the 127.* line of /etc/hosts, or give an address")]
+        return [
+            failure(
+                "names",
+                f"{loopback[0].name} is {loopback[0].address} here, which no other node reaches",
+                "take that name off the 127.* line of /etc/hosts, or give an address",
+            )
+        ]
     return [*_check_own(nodes), *_check_answers(nodes, probe, port or PROBE_PORT)]
 
 
@@ -61,7 +73,13 @@ def _check_own(nodes: Sequence[Node]) -> List[Finding]:
         return [ok("names", f"{len(nodes)} nodes, of which this is node {own[0]}, {nodes[own[0]].name}")]
     if own:
         return [failure("names", f"nodes {', '.join(map(str, own))} are all this machine", "give every machine once")]
-    return [warning("names", f"none of the {len(nodes)} nodes has an address of this machine", "go on only if it just starts them (--ssh)")]
+    return [
+        warning(
+            "names",
+            f"none of the {len(nodes)} nodes has an address of this machine",
+            "go on only if it just starts them (--ssh)",
+        )
+    ]
 
 
 def _check_answers(nodes: Sequence[Node], probe: Probe, port: int) -> List[Finding]:
@@ -74,9 +92,20 @@ def _check_answers(nodes: Sequence[Node], probe: Probe, port: int) -> List[Findi
     unreachable = [node for node, result in zip(others, results) if result in (errno.EHOSTUNREACH, errno.ENETUNREACH)]
     names = ", ".join(node.name for node in (unreachable or silent)[:3])
     if unreachable:
-        return [failure("reachable", f"no way to {names} ({len(unreachable)} of {len(others)})", "check its address, cable and routes")]
-    return [warning("reachable", f"{names} did not answer on port {port} within {ANSWER_S:g} s ({len(silent)} of {len(others)})",
-                    "check the address and the firewall, which must let the nodes' ports through")]
+        return [
+            failure(
+                "reachable",
+                f"no way to {names} ({len(unreachable)} of {len(others)})",
+                "check its address, cable and routes",
+            )
+        ]
+    return [
+        warning(
+            "reachable",
+            f"{names} did not answer on port {port} within {ANSWER_S:g} s ({len(silent)} of {len(others)})",
+            "check the address and the firewall, which must let the nodes' ports through",
+        )
+    ]
 
 
 # ---- ports
@@ -89,15 +118,22 @@ def check_ports(machine: Machine, port: Optional[int], is_first: bool) -> List[F
 
 def _check_meeting_port(machine: Machine, port: Optional[int], is_first: bool) -> Finding:
     if port is None:
-        return unknown("port", "none is given, and one machine takes a free one", "give --port for a job on several nodes")
+        return unknown(
+            "port", "none is given, and one machine takes a free one", "give --port for a job on several nodes"
+        )
     if not is_first:
         return ok("port", f"{port}, which node 0 needs, not this one")
     if not _is_free(port):
-        return failure("port", f"{port} is in use on this machine", f"ss -ltnp 'sport = :{port}' tells by what; or take another")
+        return failure(
+            "port", f"{port} is in use on this machine", f"ss -ltnp 'sport = :{port}' tells by what; or take another"
+        )
     low, high = map(int, (machine.read("/proc/sys/net/ipv4/ip_local_port_range") or "32768 60999").split())
     if low <= port <= high and not _is_reserved(machine, range(port, port + 1)):
-        return warning("port", f"{port} is free, but the system hands out ports {low} to {high} by itself",
-                       f"take one below {low}, or sysctl -w net.ipv4.ip_local_reserved_ports={port}")
+        return warning(
+            "port",
+            f"{port} is free, but the system hands out ports {low} to {high} by itself",
+            f"take one below {low}, or sysctl -w net.ipv4.ip_local_reserved_ports={port}",
+        )
     return ok("port", f"{port} is free")
 
 
@@ -109,11 +145,21 @@ def _check_hccl_ports(machine: Machine) -> List[Finding]:
     wanted = range(base, min(base + HCCL_PORTS, 65536))
     taken = [number for number in wanted if not _is_free(number)]
     if taken:
-        return [failure("HCCL's ports", f"{taken[0]} is in use; HCCL takes {base} to {wanted[-1]}",
-                        "end what holds it, or set HCCL_IF_BASE_PORT")]
+        return [
+            failure(
+                "HCCL's ports",
+                f"{taken[0]} is in use; HCCL takes {base} to {wanted[-1]}",
+                "end what holds it, or set HCCL_IF_BASE_PORT",
+            )
+        ]
     if not _is_reserved(machine, wanted):
-        return [warning("HCCL's ports", f"{base} to {wanted[-1]} are free now, but not reserved",
-                        f"sysctl -w net.ipv4.ip_local_reserved_ports={base}-{wanted[-1]}")]
+        return [
+            warning(
+                "HCCL's ports",
+                f"{base} to {wanted[-1]} are free now, but not reserved",
+                f"sysctl -w net.ipv4.ip_local_reserved_ports={base}-{wanted[-1]}",
+            )
+        ]
     return [ok("HCCL's ports", f"{base} to {wanted[-1]} are free and reserved")]
 
 
@@ -140,7 +186,9 @@ def check_clock(machine: Machine, nodes: int) -> Finding:
     if state is None:
         return unknown("clock", "the kernel does not say whether it is synchronised")
     if not state:
-        return warning("clock", "not synchronised", "start chronyd or ntpd on every node; --ssh compares the nodes' clocks")
+        return warning(
+            "clock", "not synchronised", "start chronyd or ntpd on every node; --ssh compares the nodes' clocks"
+        )
     return ok("clock", "synchronised, says the kernel")
 
 
@@ -156,7 +204,9 @@ class Remote(NamedTuple):
 
 
 def check_nodes(machine: Machine, nodes: Sequence[Node], remote: Remote, own: Sequence[Finding]) -> List[Finding]:
-    """The doctor's findings on all other nodes, and the differences between their software and clocks and this machine's."""
+    """The doctor's findings on all other nodes, and the differences between their software and clocks and this
+    machine's.
+    """
     others = [node for node in nodes if not node.is_own]
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda node: _check_node(machine, node, remote, own), others))
@@ -171,13 +221,25 @@ def _check_node(machine: Machine, node: Node, remote: Remote, own: Sequence[Find
         skew = abs(float(ran.output) - (before + after) / 2) - (after - before) / 2
     except ValueError:
         reason = (ran.errors.strip().splitlines() or [f"status {ran.status}"])[-1]
-        return [failure(node.name, f"ssh failed: {reason}", f"make '{remote.ssh_command} {node.ssh} true' work without a password")]
+        return [
+            failure(
+                node.name,
+                f"ssh failed: {reason}",
+                f"make '{remote.ssh_command} {node.ssh} true' work without a password",
+            )
+        ]
     ran = machine.run([*shlex.split(remote.ssh_command), node.ssh, _command(remote)], SSH_S)
     try:
         findings = [Finding(**entry) for entry in json.loads(ran.output)["findings"]]
     except (ValueError, KeyError, TypeError):
         reason = (ran.errors.strip().splitlines() or [f"status {ran.status}"])[-1]
-        return [failure(node.name, f"the doctor did not run there: {reason}", "have this project, its Python and this folder there too")]
+        return [
+            failure(
+                node.name,
+                f"the doctor did not run there: {reason}",
+                "have this project, its Python and this folder there too",
+            )
+        ]
     return [*_merge(node.name, findings), *_check_skew(node.name, skew), *_check_differences(node.name, findings, own)]
 
 
@@ -192,9 +254,15 @@ def _command(remote: Remote) -> str:
 def _merge(name: str, findings: Sequence[Finding]) -> List[Finding]:
     """One line for what is well, one each for what is not."""
     counts: Dict[str, int] = {level: sum(finding.level == level for finding in findings) for level in (OK, UNKNOWN)}
-    bad = [Finding(finding.level, f"{name}: {finding.subject}", finding.found, finding.mend)
-           for finding in findings if finding.level in (WARNING, FAILURE)]
-    return [ok(name, f"{counts[OK]} checks ok, {counts[UNKNOWN]} not made, {len(bad)} to look at{':' if bad else ''}"), *bad]
+    bad = [
+        Finding(finding.level, f"{name}: {finding.subject}", finding.found, finding.mend)
+        for finding in findings
+        if finding.level in (WARNING, FAILURE)
+    ]
+    return [
+        ok(name, f"{counts[OK]} checks ok, {counts[UNKNOWN]} not made, {len(bad)} to look at{':' if bad else ''}"),
+        *bad,
+    ]
 
 
 def _check_skew(name: str, skew: float) -> List[Finding]:
@@ -202,11 +270,20 @@ def _check_skew(name: str, skew: float) -> List[Finding]:
     if skew <= SKEW_S:
         return []
     kind: Any = failure if skew > LARGE_SKEW_S else warning
-    return [kind(f"{name}: clock skew", f"differs from this machine's by {skew:.1f} s or more", "start chronyd or ntpd on every node")]
+    return [
+        kind(
+            f"{name}: clock skew",
+            f"differs from this machine's by {skew:.1f} s or more",
+            "start chronyd or ntpd on every node",
+        )
+    ]
 
 
 def _check_differences(name: str, findings: Sequence[Finding], own: Sequence[Finding]) -> List[Finding]:
     here = {finding.subject: finding.found for finding in own if finding.level == OK}
     there = {finding.subject: finding.found for finding in findings if finding.level == OK}
-    return [failure(f"{name}: {subject}", f"{there[subject]}; here {here[subject]}", "make it the same on every node")
-            for subject in SAME_EVERYWHERE if subject in here and subject in there and here[subject] != there[subject]]
+    return [
+        failure(f"{name}: {subject}", f"{there[subject]}; here {here[subject]}", "make it the same on every node")
+        for subject in SAME_EVERYWHERE
+        if subject in here and subject in there and here[subject] != there[subject]
+    ]

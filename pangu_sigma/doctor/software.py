@@ -12,7 +12,8 @@ MINDSPORES = ((2, 7), (2, 11))
 NUMPY_END = (2, 0)  # MindSpore's wheels are built against NumPy 1.x and fail with 2.x
 IMPORT_S = 90.0
 
-# In a process of its own: MindSpore keeps what it finds at its first import, and may end a process that does not suit it.
+# In a process of its own: MindSpore keeps what it finds at its first import, and may end a process that does not suit
+# it.
 PROGRAM = """
 import numpy, mindspore
 mindspore.set_device("CPU")
@@ -21,8 +22,12 @@ assert float(product.asnumpy()[0, 0]) == 11.0, product
 """
 
 
-def check_software(machine: Machine, tried: Callable[[], Ran], versions: Callable[[str], Optional[str]] = installed_version,
-                   python: Tuple[int, ...] = tuple(sys.version_info[:3])) -> List[Finding]:
+def check_software(
+    machine: Machine,
+    tried: Callable[[], Ran],
+    versions: Callable[[str], Optional[str]] = installed_version,
+    python: Tuple[int, ...] = tuple(sys.version_info[:3]),
+) -> List[Finding]:
     """`tried` waits for what `try_mindspore` returns."""
     return [_check_python(python), _check_numpy(versions("numpy")), *_check_mindspore(versions("mindspore"), tried)]
 
@@ -36,14 +41,18 @@ def _check_python(python: Tuple[int, ...]) -> Finding:
     shown = ".".join(map(str, python))
     if PYTHONS[0] <= python[:2] < PYTHONS[1]:
         return ok("Python", shown)
-    return failure("Python", f"{shown}, for which MindSpore has no wheels", "use Python 3.9 to 3.12 (MindSpore 2.10: 3.10 to 3.12)")
+    return failure(
+        "Python", f"{shown}, for which MindSpore has no wheels", "use Python 3.9 to 3.12 (MindSpore 2.10: 3.10 to 3.12)"
+    )
 
 
 def _check_numpy(found: Optional[str]) -> Finding:
     if found is None:
         return failure("NumPy", "not installed", f"pip install '{REQUIREMENTS['numpy']}'")
     if numbers(found) >= NUMPY_END:
-        return failure("NumPy", f"{found}, with which MindSpore's operators fail", f"pip install '{REQUIREMENTS['numpy']}'")
+        return failure(
+            "NumPy", f"{found}, with which MindSpore's operators fail", f"pip install '{REQUIREMENTS['numpy']}'"
+        )
     return ok("NumPy", found)
 
 
@@ -55,10 +64,20 @@ def _check_mindspore(found: Optional[str], tried: Callable[[], Ran]) -> List[Fin
         return [failure("MindSpore", f"{found}, which this program was not made for", wanted)]
     ran = tried()
     if ran.status is None:
-        return [warning("MindSpore", f"{found}: importing it gave {ran.errors}", "look at what else this machine is busy with")]
+        return [
+            warning(
+                "MindSpore", f"{found}: importing it gave {ran.errors}", "look at what else this machine is busy with"
+            )
+        ]
     if ran.status != 0:
         reason = (ran.errors.strip().splitlines() or [f"status {ran.status}"])[-1]
-        return [failure("MindSpore", f"{found} does not work: {reason}", f"python -c 'import mindspore' tells more; else {wanted} anew")]
+        return [
+            failure(
+                "MindSpore",
+                f"{found} does not work: {reason}",
+                f"python -c 'import mindspore' tells more; else {wanted} anew",
+            )
+        ]
     return [ok("MindSpore", f"{found}; a product on CPU comes out right")]
 
 

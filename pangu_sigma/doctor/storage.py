@@ -50,7 +50,9 @@ def check_disk(config: Config, vocab_size: Optional[int]) -> List[Finding]:
     wanted = Path(config.train.output_dir).absolute()
     place = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        return [failure("disk", f"train.output_dir: cannot write in {place}", "make it writable, or set train.output_dir")]
+        return [
+            failure("disk", f"train.output_dir: cannot write in {place}", "make it writable, or set train.output_dir")
+        ]
     status = os.statvfs(place)
     free, count = status.f_bavail * status.f_frsize, most_checkpoints(config)
     vocab_size = config.model.vocab_size or vocab_size or 0
@@ -58,7 +60,10 @@ def check_disk(config: Config, vocab_size: Optional[int]) -> List[Finding]:
     text = f"{_size(free)} free in {place}; {count} checkpoints take about {_size(need)}"
     if free < need:
         return [failure("disk", text, "make room, or set train.output_dir or fewer checkpoints to keep")]
-    return [ok("disk", text) if free > 2 * need else warning("disk", text, "make room: little more would be left"), _check_speed(place)]
+    return [
+        ok("disk", text) if free > 2 * need else warning("disk", text, "make room: little more would be left"),
+        _check_speed(place),
+    ]
 
 
 def _check_speed(place: Path) -> Finding:
@@ -72,7 +77,11 @@ def _check_speed(place: Path) -> Finding:
                 file.flush()
                 os.fsync(file.fileno())
     except OSError as error:
-        return failure("disk speed", f"writing in {place} failed: {error.strerror}", "mend the file system, or set train.output_dir")
+        return failure(
+            "disk speed",
+            f"writing in {place} failed: {error.strerror}",
+            "mend the file system, or set train.output_dir",
+        )
     finally:
         path.unlink(missing_ok=True)
     return _judge("disk speed", written / (time.monotonic() - start), "a checkpoint is written at about", place)

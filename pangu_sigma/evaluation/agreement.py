@@ -1,8 +1,8 @@
 """How far an answer agrees with those that are right: exact match and F1 over units of text.
 
-A unit is a Chinese character (or kana), or a word or number of other scripts. Case, the width of letters, punctuation and white space
-play no part. F1 is SQuAD's (arXiv 1606.05250) on these units, without dropping English articles; the official script of CMRC 2018 has
-another one, by the longest common piece of text.
+A unit is a Chinese character (or kana), or a word or number of other scripts. Case, the width of letters, punctuation
+and white space play no part. F1 is SQuAD's (arXiv 1606.05250) on these units, without dropping English articles; the
+official script of CMRC 2018 has another one, by the longest common piece of text.
 """
 
 import re
@@ -24,7 +24,9 @@ def exact_match(found: str, answers: Sequence[str]) -> bool:
 
 
 def f1(found: str, answers: Sequence[str]) -> float:
-    """The best over the answers of 2PR / (P + R), where units count as often as they occur. Two texts without units agree."""
+    """The best over the answers of 2PR / (P + R), where units count as often as they occur. Two texts without units
+    agree.
+    """
     return max(_f1(units(found), units(answer)) for answer in answers)
 
 

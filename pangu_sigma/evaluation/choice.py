@@ -1,7 +1,9 @@
 """Multiple choice by likelihood: which of the given answers the model finds likeliest after the prompt.
 
-A choice is encoded by itself and scored after the prompt's ids, so that the prompt is read as it would be before generating. Record of an
-example: answer (number of the right choice); nats, tokens, bytes (of each choice); lost (ids of the prompt that found no room).
+A choice is encoded by itself and scored after the prompt's ids, so that the prompt is read as it would be before
+generating. Record of an
+example: answer (number of the right choice); nats, tokens, bytes (of each choice); lost (ids of the prompt that found
+no room).
 """
 
 import math
@@ -48,23 +50,42 @@ class ChoiceTask:
         requests: List[Request] = []
         for number in numbers:
             prompt = prompt_ids(self._model, self._task, number, self._domain)
-            requests += [Request(prompt, self._model.tokenizer.encode(choice), self._domain)
-                         for choice in self._task.examples[number].choices]
+            requests += [
+                Request(prompt, self._model.tokenizer.encode(choice), self._domain)
+                for choice in self._task.examples[number].choices
+            ]
         scores = iter(self._model.scorer.score(requests))
         records: List[Record] = []
         for number in numbers:
             example = self._task.examples[number]
             own = [next(scores) for _ in example.choices]
-            records.append({"answer": example.answer, "nats": [score.nats for score in own], "tokens": [score.tokens for score in own],
-                            "bytes": [len(choice.encode("utf-8")) for choice in example.choices], "lost": max(score.lost for score in own)})
+            records.append(
+                {
+                    "answer": example.answer,
+                    "nats": [score.nats for score in own],
+                    "tokens": [score.tokens for score in own],
+                    "bytes": [len(choice.encode("utf-8")) for choice in example.choices],
+                    "lost": max(score.lost for score in own),
+                }
+            )
         return records
 
     def figures(self, records: Sequence[Record]) -> List[Figure]:
         domain = self._model.domains[self._domain]
         if any(math.isnan(finite_or_nan(nats)) for record in records for nats in record["nats"]):
-            return [Figure(domain, metric, len(records), intervals.Estimate(math.nan, None, None)) for metric in self._task.metrics]
-        return [Figure(domain, metric, len(records), intervals.share([picked(record, metric) == record["answer"] for record in records]))
-                for metric in self._task.metrics]
+            return [
+                Figure(domain, metric, len(records), intervals.Estimate(math.nan, None, None))
+                for metric in self._task.metrics
+            ]
+        return [
+            Figure(
+                domain,
+                metric,
+                len(records),
+                intervals.share([picked(record, metric) == record["answer"] for record in records]),
+            )
+            for metric in self._task.metrics
+        ]
 
     def notes(self, records: Sequence[Record]) -> List[str]:
         return lost_note(self.name, records, self._model.scorer.length)
@@ -73,4 +94,6 @@ class ChoiceTask:
 def lost_note(name: str, records: Sequence[Record], length: int) -> List[str]:
     """Says how many prompts were cut, if any."""
     count = sum(record["lost"] > 0 for record in records)
-    return [f"{name}: {count} of {len(records)} prompts lost their beginning to fit into {length} tokens"] if count else []
+    return (
+        [f"{name}: {count} of {len(records)} prompts lost their beginning to fit into {length} tokens"] if count else []
+    )

@@ -8,7 +8,7 @@ from typing import List, Optional, Sequence, Tuple, Union
 from tqdm import tqdm
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers.local_term import current_strength
+from locmoe_ops.routers.selection_bias import current_strength
 from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import RunDiverged
 from pangu_sigma.evaluation.choice import ChoiceTask
@@ -52,21 +52,45 @@ def evaluate(config: Config, request: EvaluationRequest) -> int:
         RunDiverged: the model gives no finite number; the results are written, and have null there.
     """
     examples = None if request.task_data is None else str(request.task_data)
-    tasks = [load_task(str(path), examples, request.limit) for path in request.tasks]  # before the model, which takes its time
+    tasks = [
+        load_task(str(path), examples, request.limit) for path in request.tasks
+    ]  # before the model, which takes its time
     _check_tasks(tasks, request)
     reads_rows = _reads_rows(request)
-    with FolderLock(Path(config.data.path), "data.path", shared=True), open_model(config, request.as_trained, reads_rows) as model:
+    with (
+        FolderLock(Path(config.data.path), "data.path", shared=True),
+        open_model(config, request.as_trained, reads_rows) as model,
+    ):
         folder = Path(request.output or _default_folder(config, model, request))
         measured = [_measure(one, model, folder, request) for one in _measurements(model, tasks, request)]
-        content = as_json({"checkpoint": str(model.checkpoint), "sha256": model.identity, "step": model.step,
-                           "router": config.moe.router.type, "as_trained": request.as_trained}, measured)
+        content = as_json(
+            {
+                "checkpoint": str(model.checkpoint),
+                "sha256": model.identity,
+                "step": model.step,
+                "router": config.moe.router.type,
+                "as_trained": request.as_trained,
+            },
+            measured,
+        )
         path = write_results(folder, content)
         if request.json:
             print_json(content)
         else:
             how = "slots as configured" if request.as_trained else "no token dropped"
             heading = f"{model.checkpoint}: step {model.step}; {how}"
-            print("\n".join([heading, "", table(measured), "", *(note for one in measured for note in one.notes), f"written to {path}"]))
+            print(
+                "\n".join(
+                    [
+                        heading,
+                        "",
+                        table(measured),
+                        "",
+                        *(note for one in measured for note in one.notes),
+                        f"written to {path}",
+                    ]
+                )
+            )
         _check_finite(model, measured)
     return 0
 
@@ -75,8 +99,10 @@ def _check_finite(model: EvaluatedModel, measured: Sequence[Measured]) -> None:
     """Raises RunDiverged where a figure is no finite number."""
     found = [one.name for one in measured if not all(math.isfinite(figure.estimate.value) for figure in one.figures)]
     if found:
-        raise RunDiverged(f"{model.checkpoint} is of a run that diverged: {', '.join(found)} gave no finite number; try an earlier "
-                          "checkpoint")
+        raise RunDiverged(
+            f"{model.checkpoint} is of a run that diverged: {', '.join(found)} gave no finite number; try an earlier "
+            "checkpoint"
+        )
 
 
 def _default_folder(config: Config, model: EvaluatedModel, request: EvaluationRequest) -> Path:
@@ -88,11 +114,15 @@ def _check_tasks(tasks: Sequence[Task], request: EvaluationRequest) -> None:
     names = [task.name for task in tasks]
     for task in tasks:
         if names.count(task.name) > 1:
-            raise InputError(f"--task {task.path}: another task file has the name {task.name} too; expected different names")
+            raise InputError(
+                f"--task {task.path}: another task file has the name {task.name} too; expected different names"
+            )
         check_code_allowed(task, request.run_code)
         if request.as_trained:
-            raise InputError(f"--task {task.path}: with --as-trained, under which texts that share a batch would take each other's slots; "
-                             "expected one of the two")
+            raise InputError(
+                f"--task {task.path}: with --as-trained, under which texts that share a batch would take each other's slots; "
+                "expected one of the two"
+            )
     if request.as_trained and request.texts:
         raise InputError("--text: with --as-trained, which is about validation rows; expected one of the two")
 
@@ -109,8 +139,11 @@ def _measurements(model: EvaluatedModel, tasks: Sequence[Task], request: Evaluat
     write = _GeneratedLater(model)
     for task in tasks:
         domain = task_domain(model, task, request.domain)
-        chosen.append(ChoiceTask(model, task, domain) if task.config.kind == "choice"
-                      else GenerationTask(model, task, domain, write, request.run_code))
+        chosen.append(
+            ChoiceTask(model, task, domain)
+            if task.config.kind == "choice"
+            else GenerationTask(model, task, domain, write, request.run_code)
+        )
     return chosen
 
 
@@ -143,18 +176,25 @@ def generator_of(model: EvaluatedModel) -> Write:
 
     config = replace(model.config, checkpoint=replace(model.config.checkpoint, resume=str(model.checkpoint)))
     generator = Generator.load(config)
-    return lambda prompts, domains, most: generator.generate(prompts, domains, SamplingSettings(max_new_tokens=most, temperature=0.0))
+    return lambda prompts, domains, most: generator.generate(
+        prompts, domains, SamplingSettings(max_new_tokens=most, temperature=0.0)
+    )
 
 
 def _measure(measurement: Measurement, model: EvaluatedModel, folder: Path, request: EvaluationRequest) -> Measured:
     header = {"checkpoint": model.identity, "as_trained": request.as_trained, **measurement.header()}
     with RecordFile(folder / f"{measurement.name}.jsonl", header, request.fresh) as file:
         missing = [number for number in range(measurement.size) if number not in file.records]
-        with tqdm(total=measurement.size, initial=measurement.size - len(missing), desc=measurement.name, leave=False, disable=None) as bar:
+        with tqdm(
+            total=measurement.size,
+            initial=measurement.size - len(missing),
+            desc=measurement.name,
+            leave=False,
+            disable=None,
+        ) as bar:
             for start in range(0, len(missing), measurement.chunk):
-                numbers = missing[start:start + measurement.chunk]
+                numbers = missing[start : start + measurement.chunk]
                 file.add(numbers, measurement.measure(numbers))
                 bar.update(len(numbers))
         records = [file.records[number] for number in range(measurement.size)]
     return Measured(measurement.name, measurement.figures(records), measurement.notes(records))
-

@@ -1,7 +1,7 @@
 """Generation tasks: what the model writes after the prompt, greedily, compared with the answers or run.
 
-Record of an example: completion (text up to the first stop text); exact_match, f1, passes (those of the task's metrics); lost (ids of
-the prompt that found no room).
+Record of an example: completion (text up to the first stop text); exact_match, f1, passes (those of the task's
+metrics); lost (ids of the prompt that found no room).
 """
 
 from typing import Any, Callable, Dict, List, Protocol, Sequence
@@ -41,7 +41,9 @@ class GenerationTask:
         check_code_allowed(task, run_code)
         limit = task.config.max_new_tokens
         if limit >= model.scorer.length:
-            raise InputError(f"{task.path}: max_new_tokens is {limit}, expected less than model.sequence_length ({model.scorer.length})")
+            raise InputError(
+                f"{task.path}: max_new_tokens is {limit}, expected less than model.sequence_length ({model.scorer.length})"
+            )
         self._room = model.scorer.length - limit
 
     @property
@@ -53,17 +55,23 @@ class GenerationTask:
 
     def measure(self, numbers: Sequence[int]) -> List[Record]:
         whole = [prompt_ids(self._model, self._task, number, self._domain) for number in numbers]
-        prompts = [ids if len(ids) <= self._room else ids[:1] + ids[len(ids) - self._room + 1:] for ids in whole]
+        prompts = [ids if len(ids) <= self._room else ids[:1] + ids[len(ids) - self._room + 1 :] for ids in whole]
         written = self._write(prompts, [self._domain] * len(prompts), self._task.config.max_new_tokens)
-        return [{**self._judge(self._task.examples[number], self._text(ids)), "lost": len(before) - len(after)}
-                for number, ids, before, after in zip(numbers, written, whole, prompts)]
+        return [
+            {**self._judge(self._task.examples[number], self._text(ids)), "lost": len(before) - len(after)}
+            for number, ids, before, after in zip(numbers, written, whole, prompts)
+        ]
 
     def figures(self, records: Sequence[Record]) -> List[Figure]:
         domain = self._model.domains[self._domain]
         found: List[Figure] = []
         for metric in self._task.metrics:
             values = [record[metric] for record in records]
-            found.append(Figure(domain, metric, len(values), intervals.mean(values) if metric == "f1" else intervals.share(values)))
+            found.append(
+                Figure(
+                    domain, metric, len(values), intervals.mean(values) if metric == "f1" else intervals.share(values)
+                )
+            )
         return found
 
     def notes(self, records: Sequence[Record]) -> List[str]:
@@ -72,7 +80,9 @@ class GenerationTask:
     def _text(self, ids: Sequence[int]) -> str:
         end = self._model.tokenizer.end_of_text
         ids = list(ids)
-        return before_stop(self._model.tokenizer.decode(ids[:ids.index(end)] if end in ids else ids), self._task.config.stop)
+        return before_stop(
+            self._model.tokenizer.decode(ids[: ids.index(end)] if end in ids else ids), self._task.config.stop
+        )
 
     def _judge(self, example: Example, completion: str) -> Record:
         found: Record = {"completion": completion}
@@ -82,18 +92,22 @@ class GenerationTask:
             found["f1"] = f1(completion, example.answers)
         if "passes" in self._task.metrics:
             values = {**(example.values or {}), "completion": completion}
-            found["passes"] = ends_well(Template(self._task.config.program or "", "program").render(values, example.where))
+            found["passes"] = ends_well(
+                Template(self._task.config.program or "", "program").render(values, example.where)
+            )
         return found
 
 
 def check_code_allowed(task: Task, run_code: bool) -> None:
     """Raises InputError where the task runs code and nobody said that it may."""
     if "passes" in task.metrics and not run_code:
-        raise InputError(f"{task.path}: the metric passes runs programs that the model writes, with your rights; expected --run-code, or "
-                         "metrics: [exact_match] and no program")
+        raise InputError(
+            f"{task.path}: the metric passes runs programs that the model writes, with your rights; expected --run-code, or "
+            "metrics: [exact_match] and no program"
+        )
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:
     """The text up to the first place where one of `stop` begins."""
     ends = [text.index(word) for word in stop if word and word in text]
-    return text[:min(ends)] if ends else text
+    return text[: min(ends)] if ends else text

@@ -14,8 +14,8 @@ _MOST_NUMBERS = 10_000_000  # of the resamples that are in memory at once
 
 
 class Estimate(NamedTuple):
-    """`low`, `high`: None where one example says nothing of the spread, or where there is no finite value. `value`: NaN or infinite of a
-    model that diverged.
+    """`low`, `high`: None where one example says nothing of the spread, or where there is no finite value. `value`: NaN
+    or infinite of a model that diverged.
     """
 
     value: float
@@ -34,17 +34,27 @@ def mean(values: Sequence[float]) -> Estimate:
     return ratio(values, [1.0] * len(values))
 
 
-def ratio(numerators: Sequence[float], denominators: Sequence[float], then: Callable[[float], float] = float) -> Estimate:
-    """Sum of numerators over sum of denominators, such as nats a token, with the percentile bootstrap over examples; then an increasing
-    function of it, such as the exponential. NaN where a numerator is not finite.
+def ratio(
+    numerators: Sequence[float], denominators: Sequence[float], then: Callable[[float], float] = float
+) -> Estimate:
+    """Sum of numerators over sum of denominators, such as nats a token, with the percentile bootstrap over examples;
+    then an increasing function of it, such as the exponential. NaN where a numerator is not finite.
     """
     above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     value = then(above.sum() / below.sum())
     if len(above) < 2 or not np.isfinite(value):
         return Estimate(value, None, None)
-    found = stats.bootstrap((above, below), _ratio, paired=True, vectorized=True, method="percentile", confidence_level=CONFIDENCE,
-                            n_resamples=RESAMPLES, batch=max(1, _MOST_NUMBERS // len(above)),
-                            random_state=np.random.default_rng(SEED)).confidence_interval
+    found = stats.bootstrap(
+        (above, below),
+        _ratio,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        batch=max(1, _MOST_NUMBERS // len(above)),
+        random_state=np.random.default_rng(SEED),
+    ).confidence_interval
     return Estimate(value, number(then(float(found.low))), number(then(float(found.high))))
 
 

@@ -42,17 +42,22 @@ class PanguSigmaLM(LM):
 
     def loglikelihood(self, requests: List[Instance], disable_tqdm: bool = False) -> List[Tuple[float, bool]]:
         """Of each continuation after its context: log-probability in nats, and whether it is the greedy one."""
-        asked = [self._request(context, continuation) for context, continuation in (request.args for request in requests)]
+        asked = [
+            self._request(context, continuation) for context, continuation in (request.args for request in requests)
+        ]
         return [(-score.nats, score.greedy) for score in self._scores(asked, disable_tqdm)]
 
     def loglikelihood_rolling(self, requests: List[Instance], disable_tqdm: bool = False) -> List[float]:
-        """Log-probability of each text in nats, in pieces of the model's length, the last with as much before it as fits."""
+        """Log-probability of each text in nats, in pieces of the model's length, the last with as much before it as
+        fits.
+        """
         asked = [self._request("", text) for (text,) in (request.args for request in requests)]
         return [-score.nats for score in self._scores(asked, disable_tqdm)]
 
     def generate_until(self, requests: List[Instance], disable_tqdm: bool = False) -> List[str]:
-        """Greedy text after each context, up to the first of its stop texts. A context and an answer that do not fit together share the
-        model's length: the answer gets what is left, at least half. Raises ValueError where a task asks for sampling.
+        """Greedy text after each context, up to the first of its stop texts. A context and an answer that do not fit
+        together share the model's length: the answer gets what is left, at least half. Raises ValueError where a task
+        asks for sampling.
         """
         if self._write is None:
             self._write = generator_of(self._model)
@@ -67,9 +72,11 @@ class PanguSigmaLM(LM):
             raise ValueError(f"generation options {options}: found do_sample; this model answers greedily")
         until = options.get("until") or []
         ids, length = self._ids(context), self._model.scorer.length
-        most = min(int(options.get("max_gen_toks", MOST_NEW_TOKENS)), max(length - len(ids), length // 2))  # half is the context's
+        most = min(
+            int(options.get("max_gen_toks", MOST_NEW_TOKENS)), max(length - len(ids), length // 2)
+        )  # half is the context's
         room = length - most
-        ids = ids if len(ids) <= room else ids[:1] + ids[len(ids) - room + 1:]
+        ids = ids if len(ids) <= room else ids[:1] + ids[len(ids) - room + 1 :]
         found = write([ids], [self._domain], most)[0]
         return before_stop(self._model.tokenizer.decode(found), [until] if isinstance(until, str) else until)
 
@@ -82,13 +89,14 @@ class PanguSigmaLM(LM):
     def _scores(self, asked: Sequence[Request], disable_tqdm: bool) -> List[Any]:
         found: List[Any] = []
         for start in tqdm(range(0, len(asked), _AT_ONCE), disable=disable_tqdm, desc="loglikelihood"):
-            found += self._model.scorer.score(asked[start:start + _AT_ONCE])
+            found += self._model.scorer.score(asked[start : start + _AT_ONCE])
         return found
 
 
 @contextmanager
-def opened(config: Union[str, Path], domain: Optional[str] = None,
-           overrides: Sequence[str] = ("checkpoint.resume=auto",)) -> Iterator[PanguSigmaLM]:
+def opened(
+    config: Union[str, Path], domain: Optional[str] = None, overrides: Sequence[str] = ("checkpoint.resume=auto",)
+) -> Iterator[PanguSigmaLM]:
     """The model of a configuration file's checkpoint.
 
     Args: domain: its name; None: the first. overrides: as `--set`. Raises InputError: as `pangu-sigma eval`.

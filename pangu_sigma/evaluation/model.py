@@ -16,8 +16,8 @@ from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.format import NAME as MANIFEST
 from pangu_sigma.checkpoint.format import DataState
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.checkpoint.resume import Restorer, Source, find_source
-from pangu_sigma.checkpoint.state import RANKS, place_of
+from pangu_sigma.checkpoint.resume import CheckpointLoader, ResumeSource, find_source
+from pangu_sigma.checkpoint.state import RANKS, rank_location
 from pangu_sigma.config.derived import rows_per_rank
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, LayoutConfig
 from pangu_sigma.data.dataset import PreparedData
@@ -27,8 +27,8 @@ from pangu_sigma.errors import DamagedCheckpoint
 from pangu_sigma.evaluation.ranks import TrainedRanks
 from pangu_sigma.evaluation.scoring import Scorer
 from pangu_sigma.inference.load import tokenizer_file
+from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext
 from pangu_sigma.runtime.runtime import Runtime, start_runtime
 
@@ -37,9 +37,10 @@ MOST_ROWS = 8  # of a batch, where the configuration does not say how many
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """Attributes: config (as evaluated); data (None where no prepared rows are asked for); tokenizer, domains (the checkpoint's own);
-    checkpoint, step (what the weights are); identity (hash of the checkpoint's manifest, and so of its tensors' checksums); network;
-    scorer; data_ranks (among how many the rows are shared out); ranks (as trained: plays each of them).
+    """Attributes: config (as evaluated); data (None where no prepared rows are asked for); tokenizer, domains (the
+    checkpoint's own); checkpoint, step (what the weights are); identity (hash of the checkpoint's manifest, and so of
+    its tensors' checksums); network; scorer; data_ranks (among how many the rows are shared out); ranks (as trained:
+    plays each of them).
     """
 
     config: Config
@@ -67,7 +68,7 @@ class EvaluatedModel:
 
 
 class _Weights:
-    """What of a network a checkpoint fills in, as `Restorer` asks for it."""
+    """What of a network a checkpoint fills in, as `CheckpointLoader` asks for it."""
 
     def __init__(self, network: PanGuSigma) -> None:
         self._network = network
@@ -77,14 +78,20 @@ class _Weights:
 
 
 def on_one_process(config: Config) -> Config:
-    """The configuration of a job of any size, for one process: the checkpoint says which cluster homes and locality refer to."""
-    return replace(config, parallel=replace(config.parallel, expert=1, tensor=1, ranks_per_node=None),
-                   checkpoint=replace(config.checkpoint, initial=None))  # where that run once began
+    """The configuration of a job of any size, for one process: the checkpoint says which cluster homes and locality
+    refer to.
+    """
+    return replace(
+        config,
+        parallel=replace(config.parallel, expert=1, tensor=1, ranks_per_node=None),
+        checkpoint=replace(config.checkpoint, initial=None),
+    )  # where that run once began
 
 
 def without_drops(config: Config) -> Config:
-    """With slots for all tokens at every expert, on a cluster of one rank. There every expert is local, so that local terms and limits on
-    remote choices change nothing, and what a token gives does not depend on the others of its batch.
+    """With slots for all tokens at every expert, on a cluster of one rank. There every expert is local, so that local
+    terms and limits on remote choices change nothing, and what a token gives does not depend on the others of its
+    batch.
     """
     moe = config.moe
     dispatch = replace(DispatchConfig(), drop_priority=moe.dispatch.drop_priority)
@@ -99,35 +106,57 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
     Args:
         config: as `on_one_process` gives it.
         as_trained: as validation during training: slots, homes and local terms as configured. False: `without_drops`.
-        prepared_rows: whether validation rows will be asked for. Without them no prepared data need be there: what ids mean is in the
-            checkpoint.
+        prepared_rows: whether validation rows will be asked for. Without them no prepared data need be there: what ids
+            mean is in the checkpoint.
 
     Raises:
         InputError: no checkpoint is named or found, or it does not fit the configuration or the data.
     """
     if config.checkpoint.resume is None:
-        raise InputError("checkpoint.resume is null; eval expected auto (the newest of train.output_dir) or a checkpoint folder")
+        raise InputError(
+            "checkpoint.resume is null; eval expected auto (the newest of train.output_dir) or a checkpoint folder"
+        )
     data = PreparedData.open(config.data.path) if prepared_rows else None
     source = find_source(config, data, for_training=False)
     if not source.candidates:
-        raise InputError(f"train.output_dir: {config.train.output_dir} holds no checkpoint; expected one for checkpoint.resume=auto")
+        raise InputError(
+            f"train.output_dir: {config.train.output_dir} holds no checkpoint; expected one for checkpoint.resume=auto"
+        )
     trained = _trained(config, source)
     config, topology = trained.cluster(config) if as_trained else (without_drops(config), Topology(1, 1))
-    rows = _rows(config) if not as_trained else config.train.micro_batch_size or config.train.global_batch_size // topology.data
+    rows = (
+        _rows(config)
+        if not as_trained
+        else config.train.micro_batch_size or config.train.global_batch_size // topology.data
+    )
     config = replace(config, train=replace(config.train, micro_batch_size=rows))
     words = trained.words(config) if data is None else vocabulary(config, data)
     with start_runtime(config) as runtime:
         network, scorer = _build(config, runtime, words, not as_trained)
-        start = Restorer(config, runtime, data, _Weights(network), place_of(config, runtime), for_training=False).start(source)
+        start = CheckpointLoader(
+            config, runtime, data, _Weights(network), rank_location(config, runtime), for_training=False
+        ).start(source)
         assert start.checkpoint is not None  # there are candidates, and none of them whole is an error
         identity = hashlib.sha256((start.checkpoint / MANIFEST).read_bytes()).hexdigest()
         ranks = TrainedRanks(network, _context(config, runtime, words), topology) if as_trained else None
-        yield EvaluatedModel(config, runtime, data, trained.tokenizer, trained.data.domains, start.checkpoint, start.step, identity,
-                             network, scorer, topology.data, ranks)
+        yield EvaluatedModel(
+            config,
+            runtime,
+            data,
+            trained.tokenizer,
+            trained.data.domains,
+            start.checkpoint,
+            start.step,
+            identity,
+            network,
+            scorer,
+            topology.data,
+            ranks,
+        )
 
 
 def _context(config: Config, runtime: Runtime, words: Vocabulary) -> SparseContext:
-    shape = model_shape(config, rows_per_rank(config, 1), words.words, words.domains, TensorGroup(runtime.collectives))
+    shape = model_dims(config, rows_per_rank(config, 1), words.words, words.domains, TensorGroup(runtime.collectives))
     return SparseContext(config, shape, runtime.collectives, words.counts)
 
 
@@ -147,8 +176,8 @@ def _rows(config: Config) -> int:
 
 
 class _Trained(NamedTuple):
-    """What the newest readable checkpoint says of its training: the meaning of ids, the configuration, the ranks that rows were shared
-    out among (None: an older version did not say).
+    """What the newest readable checkpoint says of its training: the meaning of ids, the configuration, the ranks that
+    rows were shared out among (None: an older version did not say).
     """
 
     data: DataState
@@ -162,7 +191,9 @@ class _Trained(NamedTuple):
         return Vocabulary(rows, len(self.data.domains), np.ones((config.moe.num_groups, rows), np.int64))
 
     def cluster(self, config: Config) -> Tuple[Config, Topology]:
-        """`config` with the layout that the checkpoint names, if it names none itself; and the job that wrote the checkpoint."""
+        """`config` with the layout that the checkpoint names, if it names none itself; and the job that wrote the
+        checkpoint.
+        """
         layout, ranks = config.moe.layout or self.config.moe.layout, self.ranks
         if ranks is None:  # a layout that nobody gave was that of the job
             ranks = layout.world_size if config.moe.layout is None and layout is not None else 1
@@ -177,15 +208,19 @@ def _job_topology(trained: Config, data_ranks: int) -> Topology:
     return Topology(world, parallel.ranks_per_node or world, parallel.expert, parallel.tensor)
 
 
-def _trained(config: Config, source: Source) -> _Trained:
+def _trained(config: Config, source: ResumeSource) -> _Trained:
     """Raises InputError where no checkpoint can be read, or none of its tokenizer can be found."""
     for path in reversed(source.candidates):
         try:
             with CheckpointReader.open(path) as reader:
                 tokenizer = Tokenizer.load(str(tokenizer_file(reader, config, None)))
                 ranks = reader.header.sampler.get(RANKS)
-                return _Trained(reader.header.data, tokenizer, reader.config(), ranks if isinstance(ranks, int) else None)
+                return _Trained(
+                    reader.header.data, tokenizer, reader.config(), ranks if isinstance(ranks, int) else None
+                )
         except DamagedCheckpoint:
             if not source.may_fall_back:
                 raise
-    raise InputError(f"{source.candidates[-1].parent}: none of the {len(source.candidates)} checkpoints there is whole; expected one")
+    raise InputError(
+        f"{source.candidates[-1].parent}: none of the {len(source.candidates)} checkpoints there is whole; expected one"
+    )

@@ -1,8 +1,9 @@
 """Perplexity and bits per byte, by domain: of validation rows, and of any text.
 
-An example is a row, or a piece of text as `prepare` would cut it. Its record: nats (summed over targets that count), tokens (how many),
-bytes (of UTF-8 text that they stand for), its domain, and of rows also what the batch dropped, with its first row. Perplexity is
-exp(nats / tokens), and so depends on the tokenizer; bits per byte, nats / (bytes * ln 2), does not, if the same text is scored.
+An example is a row, or a piece of text as `prepare` would cut it. Its record: nats (summed over targets that count),
+tokens (how many), bytes (of UTF-8 text that they stand for), its domain, and of rows also what the batch dropped, with
+its first row. Perplexity is exp(nats / tokens), and so depends on the tokenizer; bits per byte, nats / (bytes * ln 2),
+does not, if the same text is scored.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 
-from locmoe_ops.routers.local_term import set_local_strength
+from locmoe_ops.routers.selection_bias import set_local_strength
 from pangu_sigma.data.corpus import cut, read_documents
 from pangu_sigma.data.sources import SourceCount
 from pangu_sigma.evaluation import intervals
@@ -30,9 +31,15 @@ def perplexity_figures(records: Sequence[Record]) -> List[Figure]:
         chosen = [record for record in records if domain in ("all", record["domain"])]
         tokens, size = ([record[name] for record in chosen] for name in ("tokens", "bytes"))
         nats = [finite_or_nan(record["nats"]) for record in chosen]
-        figures.append(Figure(domain, "perplexity", len(chosen), intervals.ratio(nats, tokens, lambda x: perplexity_of(x) or math.inf)))
+        figures.append(
+            Figure(
+                domain, "perplexity", len(chosen), intervals.ratio(nats, tokens, lambda x: perplexity_of(x) or math.inf)
+            )
+        )
         if sum(size):
-            figures.append(Figure(domain, "bits_per_byte", len(chosen), intervals.ratio(nats, size, lambda x: x / math.log(2.0))))
+            figures.append(
+                Figure(domain, "bits_per_byte", len(chosen), intervals.ratio(nats, size, lambda x: x / math.log(2.0)))
+            )
     return figures
 
 
@@ -48,7 +55,11 @@ class ValidationRows:
         self._model, self._batches, self._local_term = model, batches, local_term
         self._bytes = np.asarray(model.tokenizer.byte_lengths)
         # Batch and row of each example; other rows fill a rank's last batch up.
-        self._places = [(number, int(row)) for number, (_, batch) in enumerate(batches) for row in np.flatnonzero(batch.loss_mask.sum(1))]
+        self._places = [
+            (number, int(row))
+            for number, (_, batch) in enumerate(batches)
+            for row in np.flatnonzero(batch.loss_mask.sum(1))
+        ]
         self._latest: Tuple[int, List[Record]] = (-1, [])
 
     @property
@@ -86,8 +97,15 @@ class ValidationRows:
         counted = batch.loss_mask > 0
         sizes = (self._bytes[batch.targets] * counted).sum(1)
         records: List[Record] = [
-            {"domain": self._model.domains[domain], "nats": float(nats), "tokens": int(tokens), "bytes": int(size), "dropped": 0}
-            for domain, nats, tokens, size in zip(batch.domain, losses.sum(1), counted.sum(1), sizes)]
+            {
+                "domain": self._model.domains[domain],
+                "nats": float(nats),
+                "tokens": int(tokens),
+                "bytes": int(size),
+                "dropped": 0,
+            }
+            for domain, nats, tokens, size in zip(batch.domain, losses.sum(1), counted.sum(1), sizes)
+        ]
         records[0]["dropped"] = found.dropped
         return records
 
@@ -121,11 +139,17 @@ class TextPieces:
 
     def measure(self, numbers: Sequence[int]) -> List[Record]:
         model, pieces = self._model, [self._pieces[number] for number in numbers]
-        requests = [Request([model.tag(self._domain)], [*model.tokenizer.encode(piece), model.tokenizer.end_of_text], self._domain)
-                    for piece in pieces]
+        requests = [
+            Request(
+                [model.tag(self._domain)], [*model.tokenizer.encode(piece), model.tokenizer.end_of_text], self._domain
+            )
+            for piece in pieces
+        ]
         domain = model.domains[self._domain]
-        return [{"domain": domain, "nats": score.nats, "tokens": score.tokens, "bytes": len(piece.encode("utf-8"))}
-                for score, piece in zip(model.scorer.score(requests), pieces)]
+        return [
+            {"domain": domain, "nats": score.nats, "tokens": score.tokens, "bytes": len(piece.encode("utf-8"))}
+            for score, piece in zip(model.scorer.score(requests), pieces)
+        ]
 
     def figures(self, records: Sequence[Record]) -> List[Figure]:
         return perplexity_figures(records)

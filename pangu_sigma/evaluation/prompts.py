@@ -12,7 +12,9 @@ from pangu_sigma.evaluation.tasks import Task, settings
 
 
 def prompt_text(task: Task, number: int) -> str:
-    """The prompt of example `number`, after solved examples that its number and the task's seed draw; never the example itself."""
+    """The prompt of example `number`, after solved examples that its number and the task's seed draw; never the example
+    itself.
+    """
     own = task.config.shots_data is None  # the example is in the pool, and is passed over
     drawn = random.Random(f"{task.config.seed}/{number}").sample(range(len(task.pool) - own), task.config.shots)
     shots = [task.pool[place + (own and place >= number)] for place in drawn]
@@ -31,12 +33,16 @@ def task_domain(model: EvaluatedModel, task: Task, asked: Optional[str]) -> int:
     if task.config.domain is not None:
         return model.domain(task.config.domain, f"{task.path}: domain")
     if len(model.domains) > 1:
-        raise InputError(f"{task.path}: names no domain; expected --domain, or a key domain: one of {', '.join(model.domains)}")
+        raise InputError(
+            f"{task.path}: names no domain; expected --domain, or a key domain: one of {', '.join(model.domains)}"
+        )
     return 0
 
 
 def task_header(task: Task, domain: int) -> Dict[str, Any]:
-    """What records of a task depend on: settings, domain, and all examples, solved ones included, wherever their files lie."""
+    """What records of a task depend on: settings, domain, and all examples, solved ones included, wherever their files
+    lie.
+    """
     digest = hashlib.sha256()
     for example in task.pool if task.config.shots_data is None else [*task.pool, *task.examples]:
         digest.update(json.dumps({**asdict(example), "where": None}, sort_keys=True).encode())

@@ -1,6 +1,8 @@
-"""The ranks that trained a model, played one after the other by one process: each with its own validation rows and its own slots.
+"""The ranks that trained a model, played one after the other by one process: each with its own validation rows and its
+own slots.
 
-A rank's micro-batches share its slots with nobody (see `Dispatcher`), so that what it drops does not depend on the other ranks.
+A rank's micro-batches share its slots with nobody (see `Dispatcher`), so that what it drops does not depend on the
+other ranks.
 
 Shape legend: R data-parallel ranks, E experts.
 """
@@ -21,8 +23,8 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
+from pangu_sigma.model.dims import ModelDims
 from pangu_sigma.model.pangu_sigma import PanGuSigma, sparse_layers
-from pangu_sigma.model.shape import ModelShape
 from pangu_sigma.model.sparse import SparseContext, build_dispatcher
 
 
@@ -34,7 +36,9 @@ class RankBatch(NamedTuple):
 
 
 def validation_batches(config: Config, data: PreparedData, layout: Topology, ranks: int) -> List[RankBatch]:
-    """The validation rows in the micro-batches that `ranks` data-parallel ranks make of them. Raises InputError, see `create_loader`."""
+    """The validation rows in the micro-batches that `ranks` data-parallel ranks make of them. Raises InputError, see
+    `create_loader`.
+    """
     found: List[RankBatch] = []
     for rank in range(ranks):
         with closing(create_loader(config, data, layout, rank, ranks)) as loader:
@@ -47,7 +51,8 @@ class TrainedRanks:
 
     Args:
         network: its evaluation dispatchers are replaced; not compiled yet, and its weights restored.
-        context: what its layers were built from, of one process; config.moe says the layout, dispatch and capacity of training.
+        context: what its layers were built from, of one process; config.moe says the layout, dispatch and capacity of
+            training.
         topology: the job that trained it.
     """
 
@@ -59,8 +64,16 @@ class TrainedRanks:
         self._capacities = trained_capacities(context.config, context.shape, topology)
         most = int(self._capacities.max())
         for layer in layers:
-            dispatcher = FlatDispatcher(context.collectives, context.slot_rules.placement, context.shape.tokens, moe.router.top_k,
-                                        max(most, 1), moe.dispatch.drop_priority, "all_to_all/as trained", overflow=moe.dispatch.overflow)
+            dispatcher = FlatDispatcher(
+                context.collectives,
+                context.slot_rules.placement,
+                context.shape.tokens,
+                moe.router.top_k,
+                max(most, 1),
+                moe.dispatch.drop_priority,
+                "all_to_all/as trained",
+                overflow=moe.dispatch.overflow,
+            )
             self._own_table(dispatcher.slots)
             layer.evaluation_dispatcher = dispatcher
 
@@ -80,14 +93,22 @@ class TrainedRanks:
         for name in ("table", "room") if isinstance(slots, RepickingAssignment) else ("table",):
             constant = getattr(slots, name)
             delattr(slots, name)
-            setattr(slots, name, self._tables.setdefault(name, Parameter(constant, name=f"as_trained.{name}", requires_grad=False)))
+            setattr(
+                slots,
+                name,
+                self._tables.setdefault(name, Parameter(constant, name=f"as_trained.{name}", requires_grad=False)),
+            )
 
 
-def trained_capacities(config: Config, shape: ModelShape, topology: Topology) -> np.ndarray:
-    """<int32>[R, E]: slots of each expert for tokens of each data-parallel rank in validation, as their own dispatchers say."""
+def trained_capacities(config: Config, shape: ModelDims, topology: Topology) -> np.ndarray:
+    """<int32>[R, E]: slots of each expert for tokens of each data-parallel rank in validation, as their own dispatchers
+    say.
+    """
     found = []
     for rank in range(0, topology.world_size, topology.tensor):
         context = SparseContext(config, shape, AbsentPeers(rank, topology))
-        dispatcher = build_dispatcher(context, context.slot_rules.placement, config.moe.capacity.evaluation_factor, "", evaluation=True)
+        dispatcher = build_dispatcher(
+            context, context.slot_rules.placement, config.moe.capacity.evaluation_factor, "", evaluation=True
+        )
         found.append(dispatcher.slots.table.asnumpy()[:-1, 3])
     return np.stack(found).astype(np.int32)

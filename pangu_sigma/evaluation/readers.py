@@ -1,8 +1,8 @@
 """Files of examples. Each reader yields an example's fields and where it stands.
 
-The formats of the public sets are those of the files as their authors distribute them. Those of C3, ChID and HumanEval were written from
-the descriptions in their repositories, those of CMNLI, CMRC 2018 and CLUE's ChID from memory. All were tried on small files of the same
-shape, not on the sets themselves.
+The formats of the public sets are those of the files as their authors distribute them. Those of C3, ChID and HumanEval
+were written from the descriptions in their repositories, those of CMNLI, CMRC 2018 and CLUE's ChID from memory. All
+were tried on small files of the same shape, not on the sets themselves.
 """
 
 import re
@@ -49,8 +49,16 @@ def read_c3(path: Path) -> Examples:
         for q, question in enumerate(_list(entry[1], where)):
             here = f"{where} question {q}"
             item = _with(_object(question, here), here, "question", "choice", "answer")
-            yield {"document": "\n".join(map(str, _list(entry[0], where))), "question": item["question"], "choices": item["choice"],
-                   "answer": item["answer"], "id": entry[2] if len(entry) > 2 else number}, here
+            yield (
+                {
+                    "document": "\n".join(map(str, _list(entry[0], where))),
+                    "question": item["question"],
+                    "choices": item["choice"],
+                    "answer": item["answer"],
+                    "id": entry[2] if len(entry) > 2 else number,
+                },
+                here,
+            )
 
 
 def read_cmnli(path: Path) -> Examples:
@@ -61,8 +69,10 @@ def read_cmnli(path: Path) -> Examples:
 
 
 def read_chid(path: Path) -> Examples:
-    """ChID: one object a line. Either as its authors distribute it: content, and for each blank groundTruth and candidates; or as in
-    CLUE: content is a list of passages, one list of candidates, and `<stem>_answer.json` beside the file holds the number for each blank.
+    """ChID: one object a line. Either as its authors distribute it: content, and for each blank groundTruth and
+    candidates; or as in
+    CLUE: content is a list of passages, one list of candidates, and `<stem>_answer.json` beside the file holds the
+        number for each blank.
 
     An example is a blank. Fields: before, after (the text around it; other blanks are `____`), choices, answer.
     """
@@ -83,7 +93,10 @@ def read_chid(path: Path) -> Examples:
 
 
 def _around(passage: str, blank: "re.Match[str]") -> Values:
-    return {"before": _BLANK.sub(_OTHER_BLANK, passage[:blank.start()]), "after": _BLANK.sub(_OTHER_BLANK, passage[blank.end():])}
+    return {
+        "before": _BLANK.sub(_OTHER_BLANK, passage[: blank.start()]),
+        "after": _BLANK.sub(_OTHER_BLANK, passage[blank.end() :]),
+    }
 
 
 def _of_original(values: Values, number: int, where: str) -> Values:
@@ -108,9 +121,19 @@ def read_cmrc2018(path: Path) -> Examples:
             for item in _list(paragraph["qas"], str(path)):
                 _with(_object(item, str(path)), str(path), "id", "question", "answers")
                 where = f"{path} {item['id']}"
-                answers = [_string(_with(_object(one, where), where, "text")["text"], where) for one in _list(item["answers"], where)]
-                yield {"context": paragraph["context"], "question": item["question"], "answers": list(dict.fromkeys(answers)),
-                       "id": item["id"]}, where
+                answers = [
+                    _string(_with(_object(one, where), where, "text")["text"], where)
+                    for one in _list(item["answers"], where)
+                ]
+                yield (
+                    {
+                        "context": paragraph["context"],
+                        "question": item["question"],
+                        "answers": list(dict.fromkeys(answers)),
+                        "id": item["id"],
+                    },
+                    where,
+                )
 
 
 def read_humaneval(path: Path) -> Examples:
@@ -120,8 +143,14 @@ def read_humaneval(path: Path) -> Examples:
 
 
 READERS: Dict[str, Callable[[Path], Examples]] = {
-    "jsonl": read_jsonl, "json": read_json, "c3": read_c3, "cmnli": read_cmnli, "chid": read_chid, "cmrc2018": read_cmrc2018,
-    "humaneval": read_humaneval}
+    "jsonl": read_jsonl,
+    "json": read_json,
+    "c3": read_c3,
+    "cmnli": read_cmnli,
+    "chid": read_chid,
+    "cmrc2018": read_cmrc2018,
+    "humaneval": read_humaneval,
+}
 
 
 def _content(path: Path) -> Any:

@@ -37,26 +37,34 @@ class RecordFile:
         whole = [] if fresh else _whole_lines(path)
         if whole:
             if whole[0] != header:
-                raise InputError(f"{path}: holds records of {_difference(whole[0], header)}; expected another --output, or --fresh to "
-                                 "replace them")
+                raise InputError(
+                    f"{path}: holds records of {_difference(whole[0], header)}; expected another --output, or --fresh to "
+                    "replace them"
+                )
             self.records = {line["number"]: line["record"] for line in whole[1:]}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, "".join(map(_line, [header, *whole[1:]])))
             self._file = open(path, "a", encoding="utf-8")
         except OSError as error:
-            raise InputError(f"--output {path}: cannot be written ({error.strerror}); expected a writable folder") from None
+            raise InputError(
+                f"--output {path}: cannot be written ({error.strerror}); expected a writable folder"
+            ) from None
 
     def __enter__(self) -> "RecordFile":
         return self
 
-    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
         self._file.close()
 
     def add(self, numbers: Sequence[int], records: Sequence[Record]) -> None:
         """Keeps records of examples, here and in the file."""
         self.records.update(zip(numbers, records))
-        self._file.write("".join(_line({"number": number, "record": record}) for number, record in zip(numbers, records)))
+        self._file.write(
+            "".join(_line({"number": number, "record": record}) for number, record in zip(numbers, records))
+        )
         self._file.flush()
 
 
@@ -67,15 +75,20 @@ class Measured(NamedTuple):
 
 
 def as_json(heading: Dict[str, Any], measured: Sequence[Measured]) -> Dict[str, Any]:
-    """`heading`, then results.<measurement>.<domain>.<metric>: value, low, high (of the confidence interval, or null), examples; and
-    notes.<measurement>.
+    """`heading`, then results.<measurement>.<domain>.<metric>: value, low, high (of the confidence interval, or null),
+    examples; and notes.<measurement>.
     """
     results: Dict[str, Any] = {}
     for name, figures, _ in measured:
         for figure in figures:
             found = {**figure.estimate._asdict(), "examples": figure.examples}
             results.setdefault(name, {}).setdefault(figure.domain, {})[figure.metric] = found
-    return {**heading, "confidence": CONFIDENCE, "results": results, "notes": {one.name: one.notes for one in measured if one.notes}}
+    return {
+        **heading,
+        "confidence": CONFIDENCE,
+        "results": results,
+        "notes": {one.name: one.notes for one in measured if one.notes},
+    }
 
 
 def table(measured: Sequence[Measured]) -> str:
@@ -87,7 +100,16 @@ def table(measured: Sequence[Measured]) -> str:
         for figure in figures:
             value, low, high = figure.estimate
             interval = "-" if low is None or high is None else f"{_number(low)} to {_number(high)}"
-            lines.append(_row(name if name != shown else "", figure.domain, figure.metric, _number(value), interval, str(figure.examples)))
+            lines.append(
+                _row(
+                    name if name != shown else "",
+                    figure.domain,
+                    figure.metric,
+                    _number(value),
+                    interval,
+                    str(figure.examples),
+                )
+            )
             shown = name
     return "\n".join(lines)
 
@@ -118,14 +140,22 @@ def _row(name: str, domain: str, metric: str, value: str, interval: str, example
 
 
 def _fit(text: str, width: int) -> str:
-    return text if len(text) <= width else text[:width - 2] + ".."
+    return text if len(text) <= width else text[: width - 2] + ".."
 
 
 def _number(value: float) -> str:
     """At most six characters, for numbers from 0, or `diverged`."""
     if not math.isfinite(value):
         return DIVERGED
-    return f"{value:.3f}" if value < 99.0 else f"{value:.1f}" if value < 9999.0 else f"{value:.0f}" if value < 999999.0 else f"{value:.0e}"
+    return (
+        f"{value:.3f}"
+        if value < 99.0
+        else f"{value:.1f}"
+        if value < 9999.0
+        else f"{value:.0f}"
+        if value < 999999.0
+        else f"{value:.0e}"
+    )
 
 
 def _line(content: Dict[str, Any]) -> str:

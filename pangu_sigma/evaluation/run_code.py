@@ -1,4 +1,6 @@
-"""Runs a program that a model wrote, in a process of its own. This is no sandbox: the program can read and write what its user can."""
+"""Runs a program that a model wrote, in a process of its own. This is no sandbox: the program can read and write what
+its user can.
+"""
 
 import os
 import signal
@@ -27,13 +29,21 @@ os._exit({_ENDED_WELL})
 def ends_well(program: str, seconds: float = TIME_LIMIT_S) -> bool:
     """Whether the Python program runs to its end without an exception, within `seconds` and the limits above.
 
-    It runs in an empty folder and environment, without input or output; what it started ends with it, unless that left its process group.
+    It runs in an empty folder and environment, without input or output; what it started ends with it, unless that left
+    its process group.
     """
     with tempfile.TemporaryDirectory(prefix="pangu-sigma-code-") as folder:
         file = Path(folder) / "program.py"
         file.write_text(program, encoding="utf-8", errors="replace")
-        process = subprocess.Popen([sys.executable, "-I", "-c", _RUNNER, str(file), str(int(seconds) + 1)], cwd=folder, env={},
-                                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-c", _RUNNER, str(file), str(int(seconds) + 1)],
+            cwd=folder,
+            env={},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
             return process.wait(seconds) == _ENDED_WELL
         except subprocess.TimeoutExpired:

@@ -1,4 +1,6 @@
-"""Log-likelihoods of token ids, by one compiled graph of fixed shape. Shape legend: B rows, S positions, T = B * S tokens."""
+"""Log-likelihoods of token ids, by one compiled graph of fixed shape. Shape legend: B rows, S positions, T = B * S
+tokens.
+"""
 
 from typing import List, NamedTuple, Sequence, Tuple
 
@@ -6,11 +8,11 @@ import numpy as np
 
 from mindspore import Tensor, dtype, nn, ops
 
-from locmoe_ops.routing_cell import check_token_ids
+from locmoe_ops.moe import check_token_ids
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.evaluation.windows import Request, cut, lost, pack, to_batch
+from pangu_sigma.model.dims import ModelDims
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.model.shape import ModelShape
 
 _FIELDS = ("ids", "targets", "positions", "documents", "domain", "home")
 
@@ -19,17 +21,20 @@ class ScoringStep(nn.Cell):
     """The network's loss of each target, and whether the target was its first choice.
 
     Inputs: ids, targets, positions, documents <int32>[B, S]; domain, home <int32>[B].
-    Outputs: losses <float32>[T] in nats; first <int32>[T], 1 where no other word has a larger logit; dropped <float32> scalar, see
-    `TokenScores`.
+    Outputs: losses <float32>[T] in nats; first <int32>[T], 1 where no other word has a larger logit; dropped <float32>
+    scalar, see `TokenScores`.
     """
 
     def __init__(self, network: PanGuSigma) -> None:
         super().__init__(auto_prefix=False)  # parameters keep the network's own names
         self.network = network
 
-    def construct(self, ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor, domain: Tensor,
-                  home: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        logits, reports = self.network(ids, positions, documents, domain, home, home * 0)  # seeds play no part outside training
+    def construct(
+        self, ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor, domain: Tensor, home: Tensor
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        logits, reports = self.network(
+            ids, positions, documents, domain, home, home * 0
+        )  # seeds play no part outside training
         logits, flat = ops.cast(logits, dtype.float32), targets.reshape(-1)
         losses, _ = self.network.token_losses(logits, flat)
         first = ops.cast(ops.equal(ops.cast(ops.argmax(logits, -1), dtype.int32), flat), dtype.int32)
@@ -57,10 +62,11 @@ class Score(NamedTuple):
 class Scorer:
     """Scores batches and requests with a network in evaluation mode.
 
-    Args: shape: as the network was built; words and domains limit the ids. slots_for_all: the network must drop nothing.
+    Args: shape: as the network was built; words and domains limit the ids. slots_for_all: the network must drop
+    nothing.
     """
 
-    def __init__(self, network: PanGuSigma, shape: ModelShape, slots_for_all: bool = True) -> None:
+    def __init__(self, network: PanGuSigma, shape: ModelDims, slots_for_all: bool = True) -> None:
         network.set_train(False)
         self.rows, self.length = shape.rows, shape.sequence_length
         self._slots_for_all = slots_for_all
@@ -71,7 +77,9 @@ class Scorer:
     def tokens(self, batch: Batch) -> TokenScores:
         """Scores of all targets of a batch of `rows` rows. Raises InputError where an id lies outside its table."""
         check_token_ids(np.concatenate((batch.ids, batch.targets)), batch.domain, *self._limits)
-        losses, first, dropped = (found.asnumpy() for found in self._step(*(Tensor(getattr(batch, name)) for name in _FIELDS)))
+        losses, first, dropped = (
+            found.asnumpy() for found in self._step(*(Tensor(getattr(batch, name)) for name in _FIELDS))
+        )
         assert not (self._slots_for_all and dropped), f"{dropped} assignments dropped"
         shape = batch.ids.shape
         return TokenScores(losses.astype(np.float64).reshape(shape), first.reshape(shape) > 0, round(float(dropped)))
@@ -82,7 +90,7 @@ class Scorer:
         nats, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
         packed = pack(windows, [request.domain for request in requests], self.length)
         for start in range(0, len(packed), self.rows):
-            rows = packed[start:start + self.rows]
+            rows = packed[start : start + self.rows]
             found = self.tokens(to_batch(rows, self.rows, self.length))
             for losses, first, row in zip(found.losses, found.first, rows):
                 place = 0
@@ -91,5 +99,7 @@ class Scorer:
                     nats[window.request] += losses[scored].sum()
                     greedy[window.request] &= bool(first[scored].all())
                     place += len(window.ids)
-        return [Score(float(n), len(request.continuation), bool(g), lost(request, self.length))
-                for n, g, request in zip(nats, greedy, requests)]
+        return [
+            Score(float(n), len(request.continuation), bool(g), lost(request, self.length))
+            for n, g, request in zip(nats, greedy, requests)
+        ]

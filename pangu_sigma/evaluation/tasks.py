@@ -19,14 +19,23 @@ GENERATION_METRICS = ("exact_match", "f1", "passes")
 class TaskConfig:
     """The keys of a task file."""
 
-    kind: str = key("choice", "choice: the likeliest of given answers; generate: what the model writes", choices=("choice", "generate"))
+    kind: str = key(
+        "choice",
+        "choice: the likeliest of given answers; generate: what the model writes",
+        choices=("choice", "generate"),
+    )
     data: str = key("", "file of examples; relative to --task-data, or else to the task file's folder")
     reader: str = key("jsonl", "how to read it", choices=tuple(READERS))
     prompt: str = key("", "template of what the model reads; {field} is an example's value")
-    answer: str = key("answer", "field of the right answer: number of the choice from 0, its text, or a label; of kind generate: text, or "
-                                "a list of texts")
+    answer: str = key(
+        "answer",
+        "field of the right answer: number of the choice from 0, its text, or a label; of kind generate: text, or "
+        "a list of texts",
+    )
     choices: Tuple[str, ...] = key((), "kind choice: templates of the choices, the same for every example")
-    choices_field: Optional[str] = key(None, "kind choice, in place of choices: field that holds an example's list of them")
+    choices_field: Optional[str] = key(
+        None, "kind choice, in place of choices: field that holds an example's list of them"
+    )
     choice: str = key("{choice}", "with choices_field: template of what is scored for one of them")
     labels: Tuple[str, ...] = key((), "with choices: what the answer field says for each of them")
     metrics: Tuple[str, ...] = key((), f"of {', '.join(CHOICE_METRICS + GENERATION_METRICS)}; empty: all that fit")
@@ -37,13 +46,16 @@ class TaskConfig:
     domain: Optional[str] = key(None, "domain of the model; --domain goes before it")
     max_new_tokens: int = key(32, "kind generate: tokens at most", minimum=1)
     stop: Tuple[str, ...] = key((), "kind generate: the answer ends before the first of these texts")
-    program: Optional[str] = key(None, "kind generate, metric passes: template of a Python program that ends well if {completion} is "
-                                      "right")
+    program: Optional[str] = key(
+        None, "kind generate, metric passes: template of a Python program that ends well if {completion} is right"
+    )
 
 
 @dataclass(frozen=True)
 class Example:
-    """`choices` and `answer` (its number) of kind choice; `answers` (texts) and `values` (for the program) of kind generate."""
+    """`choices` and `answer` (its number) of kind choice; `answers` (texts) and `values` (for the program) of kind
+    generate.
+    """
 
     where: str  # file and line or number, for messages
     prompt: str
@@ -56,8 +68,8 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """Attributes: name (stem of its file); path; config; examples; pool (that solved examples are drawn from: those of `shots_data`, or
-    all of `data`, which begin with `examples`).
+    """Attributes: name (stem of its file); path; config; examples; pool (that solved examples are drawn from: those of
+    `shots_data`, or all of `data`, which begin with `examples`).
     """
 
     name: str
@@ -93,12 +105,16 @@ def load_task(path: str, data_folder: Optional[str] = None, limit: Optional[int]
         pool = [make.example(values, where) for values, where in READERS[config.reader](folder / config.shots_data)]
     available = len(pool) - (config.shots_data is None)
     if config.shots > available:
-        raise InputError(f"{path}: shots is {config.shots}, but there are {available} other examples; expected at most as many")
+        raise InputError(
+            f"{path}: shots is {config.shots}, but there are {available} other examples; expected at most as many"
+        )
     return Task(Path(path).stem, path, config, examples[:limit], pool)
 
 
 def settings(task: Task) -> Dict[str, Any]:
-    """The keys that records depend on, with their values. Files and domain stand beside them; metrics of choices follow from records."""
+    """The keys that records depend on, with their values. Files and domain stand beside them; metrics of choices follow
+    from records.
+    """
     left_out = ("data", "shots_data", "domain", *(("metrics",) if task.config.kind == "choice" else ()))
     return {name: value for name, value in to_dict(task.config).items() if name not in left_out}
 
@@ -154,14 +170,18 @@ class _Maker:
     def example(self, values: Dict[str, Any], where: str) -> Example:
         prompt = self._prompt.render(values, where)
         if self._config.answer not in values:
-            raise InputError(f"{where}: no field {self._config.answer}, which answer names; found {', '.join(map(str, values)) or 'none'}")
+            raise InputError(
+                f"{where}: no field {self._config.answer}, which answer names; found {', '.join(map(str, values)) or 'none'}"
+            )
         answer = values[self._config.answer]
         if not prompt:
             raise InputError(f"{where}: the prompt is empty; expected some text")
         if self._config.kind == "generate":
             answers = answer if isinstance(answer, list) else [answer]
             if not answers or not all(isinstance(text, str) for text in answers):
-                raise InputError(f"{where}: field {self._config.answer} is {_short(answer)}; expected text, or a list of texts")
+                raise InputError(
+                    f"{where}: field {self._config.answer} is {_short(answer)}; expected text, or a list of texts"
+                )
             check_text("".join(answers), f"{where}: field {self._config.answer}")
             if self._program is not None:
                 self._program.render({**values, "completion": ""}, where)  # told before anything is written
@@ -191,7 +211,9 @@ class _Maker:
                 return answer
         elif str(answer) in raw:
             return raw.index(str(answer))
-        expected = ", ".join(map(_short, raw)) if self._config.labels else f"0 to {len(choices) - 1}, or the text of a choice"
+        expected = (
+            ", ".join(map(_short, raw)) if self._config.labels else f"0 to {len(choices) - 1}, or the text of a choice"
+        )
         raise InputError(f"{where}: field {self._config.answer} is {_short(answer)}; expected {expected}")
 
 

@@ -24,15 +24,17 @@ class Template:
                     raise ValueError(f"{{{name}}} holds more than a field's name")
                 self._parts.append((before, name or ""))
         except ValueError as error:
-            raise InputError(f"{key}: {error}; expected text with fields as in {{question}}, and {{{{ or }}}} for braces") from None
+            raise InputError(
+                f"{key}: {error}; expected text with fields as in {{question}}, and {{{{ or }}}} for braces"
+            ) from None
 
     @property
     def fields(self) -> List[str]:
         return [name for _, name in self._parts if name]
 
     def render(self, values: Mapping[str, Any], where: str) -> str:
-        """Raises InputError, which begins with `where`: a field is missing, is neither text nor a number, or holds half of a surrogate
-        pair.
+        """Raises InputError, which begins with `where`: a field is missing, is neither text nor a number, or holds half
+        of a surrogate pair.
         """
         text = "".join(before + (_text(values, name, where, self._key) if name else "") for before, name in self._parts)
         return check_text(text, f"{where}: {self._key}")
@@ -40,8 +42,12 @@ class Template:
 
 def _text(values: Mapping[str, Any], name: str, where: str, key: str) -> str:
     if name not in values:
-        raise InputError(f"{where}: no field {name}, which {key} asks for; found {', '.join(map(str, values)) or 'none'}")
+        raise InputError(
+            f"{where}: no field {name}, which {key} asks for; found {', '.join(map(str, values)) or 'none'}"
+        )
     value = values[name]
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise InputError(f"{where}: field {name}, which {key} asks for, is a {type(value).__name__}; expected text or a number")
+        raise InputError(
+            f"{where}: field {name}, which {key} asks for, is a {type(value).__name__}; expected text or a number"
+        )
     return str(value)

@@ -1,7 +1,7 @@
 """What is to be scored, as rows of fixed length: too long pieces are cut, short ones share a row as documents of it.
 
-Attention does not cross documents and positions start anew in each, so that a piece scores as it would alone, as long as no token
-is dropped. Shape legend: B rows, S positions, n positions of a piece.
+Attention does not cross documents and positions start anew in each, so that a piece scores as it would alone, as long
+as no token is dropped. Shape legend: B rows, S positions, n positions of a piece.
 """
 
 from typing import List, NamedTuple, Sequence
@@ -31,14 +31,14 @@ class Window(NamedTuple):
 def cut(number: int, request: Request, length: int) -> List[Window]:
     """Pieces of request `number`, of at most `length` positions, in which every id of the continuation is scored once.
 
-    If context and continuation together are too long, the context loses ids after its first (the domain's tag). If the continuation
-    alone is too long, its pieces follow each other as rows of training do: each begins with the id that the one before ends with. The
-    last one reads as much of what comes before as there is room for.
+    If context and continuation together are too long, the context loses ids after its first (the domain's tag). If the
+    continuation alone is too long, its pieces follow each other as rows of training do: each begins with the id that
+    the one before ends with. The last one reads as much of what comes before as there is room for.
     """
     context, continuation = list(request.context), list(request.continuation)
     if len(continuation) <= length:
         room = length + 1 - len(continuation)
-        kept = context if len(context) <= room else context[:1] + context[len(context) - room + 1:]
+        kept = context if len(context) <= room else context[:1] + context[len(context) - room + 1 :]
         stream = np.asarray(kept + continuation, np.int32)
         return [Window(number, stream[:-1], stream[1:], len(kept) - 1)]
     stream = np.asarray(context[:1] + continuation, np.int32)
@@ -46,7 +46,7 @@ def cut(number: int, request: Request, length: int) -> List[Window]:
     for scored in range(0, len(stream) - 1, length):
         end = min(scored + length, len(stream) - 1)
         start = end - length  # not below 0: the continuation is longer than a row
-        windows.append(Window(number, stream[start:end], stream[start + 1:end + 1], scored - start))
+        windows.append(Window(number, stream[start:end], stream[start + 1 : end + 1], scored - start))
     return windows
 
 
@@ -62,7 +62,8 @@ class Row(NamedTuple):
 
 
 def pack(windows: Sequence[Window], domains: Sequence[int], length: int) -> List[Row]:
-    """Rows of windows of one domain each (level 1 routes a row as a whole): the longest first, each in the first row with room.
+    """Rows of windows of one domain each (level 1 routes a row as a whole): the longest first, each in the first row
+    with room.
 
     Args: domains: of the requests, by number. length: S.
     """
@@ -80,8 +81,8 @@ def pack(windows: Sequence[Window], domains: Sequence[int], length: int) -> List
 
 
 def to_batch(rows: Sequence[Row], count: int, length: int) -> Batch:
-    """The rows as a batch of `count` rows; what they leave free is a document of its own, of zeros. `loss_mask` is 1 where a window is
-    scored; homes are 0.
+    """The rows as a batch of `count` rows; what they leave free is a document of its own, of zeros. `loss_mask` is 1
+    where a window is scored; homes are 0.
     """
     ids, targets, positions, documents = (np.zeros((count, length), np.int32) for _ in range(4))
     mask, domain = np.zeros((count, length), np.float32), np.zeros(count, np.int32)
@@ -91,7 +92,7 @@ def to_batch(rows: Sequence[Row], count: int, length: int) -> Batch:
             part = slice(start, start + len(window.ids))
             ids[r, part], targets[r, part], documents[r, part] = window.ids, window.targets, number
             positions[r, part] = np.arange(len(window.ids))
-            mask[r, start + window.first:part.stop] = 1.0
+            mask[r, start + window.first : part.stop] = 1.0
             start = part.stop
         documents[r, start:] = len(row.windows)
     return Batch(ids, targets, positions, documents, mask, domain, np.zeros(count, np.int32))

@@ -1,13 +1,15 @@
 """The graphs of cached decoding: one reads the prompts, the other one token of each row.
 
-Keys and values of earlier tokens are kept, so that a new token costs one token's work. Rows lie at the start of their part of the
-cache: token i of a row, counted from 0, has place i whatever its position, and places behind a row's end are overwritten before they
-are looked at. Hence prompts of different length need no other mask than the causal one.
+Keys and values of earlier tokens are kept, so that a new token costs one token's work. Rows lie at the start of their
+part of the
+cache: token i of a row, counted from 0, has place i whatever its position, and places behind a row's end are
+overwritten before they are looked at. Hence prompts of different length need no other mask than the causal one.
 
-The caches are inputs and outputs, two of each attention layer, so that the graphs hold weights alone and can be exported.
+The caches are inputs and outputs, two of each attention layer, so that the graphs hold weights alone and can be
+exported.
 
-Shape legend: B rows, L places of the cache, Q tokens of a row that a graph takes (L or 1), T = B * Q, H heads, D head size, d = H * D,
-V words.
+Shape legend: B rows, L places of the cache, Q tokens of a row that a graph takes (L or 1), T = B * Q, H heads, D head
+size, d = H * D, V words.
 """
 
 from dataclasses import replace
@@ -57,15 +59,24 @@ class CachedBlock(nn.Cell):
     """A block of the network with a cache. The parts are the network's own.
 
     Args:
-        experts: what stands for the feed-forward part of a sparse block; None: the block's own is dense. tokens: Q. heads: H and D.
+        experts: what stands for the feed-forward part of a sparse block; None: the block's own is dense. tokens: Q.
+            heads: H and D.
 
-    Inputs: x <float32>[T, d]; normed <float32>[T, d], x after the norm; asking <float32>[T, d]: what queries are made of, the same,
-    or the query layer's top-query vectors; mask <float32>[B, 1, Q, L]; tokens, dict of <int32>[T]; key, value [B, H, L, D], of the
-    cache; places <int32>[B, Q]. Outputs: x <float32>[T, d]; key and value, with this call's in them.
+    Inputs: x <float32>[T, d]; normed <float32>[T, d], x after the norm; asking <float32>[T, d]: what queries are made
+    of, the same, or the query layer's top-query vectors; mask <float32>[B, 1, Q, L]; tokens, dict of <int32>[T]; key,
+    value [B, H, L, D], of the cache; places <int32>[B, Q]. Outputs: x <float32>[T, d]; key and value, with this call's
+    in them.
     """
 
-    def __init__(self, block: Block, experts: Optional[SparseInference], rows: int, tokens: int, heads: Tuple[int, int],
-                 length: int) -> None:
+    def __init__(
+        self,
+        block: Block,
+        experts: Optional[SparseInference],
+        rows: int,
+        tokens: int,
+        heads: Tuple[int, int],
+        length: int,
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.block = block
         self.heads = (rows, tokens, *heads)
@@ -74,30 +85,40 @@ class CachedBlock(nn.Cell):
         self.sparse = experts is not None
         self.experts = experts or nn.Identity()
 
-    def construct(self, x: Tensor, normed: Tensor, asking: Tensor, mask: Tensor, tokens: Dict[str, Tensor], key: Tensor, value: Tensor,
-                  places: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    def construct(
+        self,
+        x: Tensor,
+        normed: Tensor,
+        asking: Tensor,
+        mask: Tensor,
+        tokens: Dict[str, Tensor],
+        key: Tensor,
+        value: Tensor,
+        places: Tensor,
+    ) -> Tuple[Tensor, Tensor, Tensor]:
         attention = self.block.attention
-        new_key, new_value = self._into_heads(attention.key(normed)), self._into_heads(attention.value(normed))
+        new_key, new_value = self._split_heads(attention.key(normed)), self._split_heads(attention.value(normed))
         if self.reads_prompt:
             key, value = new_key, new_value
         else:
             key, value = self.write(key, new_key, places), self.write(value, new_value, places)
-        attended = attention.core(self._into_heads(attention.query(asking)), key, value, mask, places)
+        attended = attention.core(self._split_heads(attention.query(asking)), key, value, mask, places)
         x = x + ops.cast(attention.project(attended), dtype.float32)
         normed = self.block.ffn_norm(x)
         y = self.experts(normed, tokens) if self.sparse else self.block.feed_forward(normed, tokens)[0]
         return x + ops.cast(y, dtype.float32), key, value
 
-    def _into_heads(self, x: Tensor) -> Tensor:
+    def _split_heads(self, x: Tensor) -> Tensor:
         return x.reshape(self.heads).transpose(0, 2, 1, 3)
 
 
 class CachedNetwork(nn.Cell):
-    """What both graphs are made of: the network of `PanGuSigma`, in evaluation, with caches. Ranks that the experts are spread over
-    are all fed the same, and end with the first one's logits, so that they choose the same tokens.
+    """What both graphs are made of: the network of `PanGuSigma`, in evaluation, with caches. Ranks that the experts are
+    spread over are all fed the same, and end with the first one's logits, so that they choose the same tokens.
 
     Args:
-        network: trained; it keeps its parameters and their names. context: what it was built from. rows: B. tokens: Q. length: L.
+        network: trained; it keeps its parameters and their names. context: what it was built from. rows: B. tokens: Q.
+            length: L.
     """
 
     def __init__(self, network: PanGuSigma, context: SparseContext, rows: int, tokens: int, length: int) -> None:
@@ -108,19 +129,29 @@ class CachedNetwork(nn.Cell):
         heads = (shape.num_heads, shape.head_size)
         blocks = [*network.blocks, network.query_layer]
         tag = f"inference/{rows} rows of {tokens} to {length}"
-        experts = [self._experts(block, context, rows * tokens, f"{tag}/block {index}") for index, block in enumerate(blocks)]
-        self.layers = nn.CellList([CachedBlock(block, own, rows, tokens, heads, length) for block, own in zip(blocks, experts)],
-                                  auto_prefix=False)
+        experts = [
+            self._experts(block, context, rows * tokens, f"{tag}/block {index}") for index, block in enumerate(blocks)
+        ]
+        self.layers = nn.CellList(
+            [CachedBlock(block, own, rows, tokens, heads, length) for block, own in zip(blocks, experts)],
+            auto_prefix=False,
+        )
         self.agree = context.collectives.broadcast("ep", f"{tag}/logits")
         self.top = len(blocks) - 1
         self.head = TiedHead(replace(shape, rows=rows), network.head.per_domain)
         self.set_train(False)
 
-    def run(self, ids: Tensor, positions: Tensor, places: Tensor, domain: Tensor, home: Tensor,
-            caches: Sequence[Tensor]) -> Tuple[Tensor, List[Tensor]]:
+    def run(
+        self, ids: Tensor, positions: Tensor, places: Tensor, domain: Tensor, home: Tensor, caches: Sequence[Tensor]
+    ) -> Tuple[Tensor, List[Tensor]]:
         """-> x <float32>[T, d] before the head, and the caches."""
         network = self.network
-        tokens = {"ids": ids.reshape(-1), "domain": self._per_token(domain), "home": self._per_token(home), "seed": ids.reshape(-1)}
+        tokens = {
+            "ids": ids.reshape(-1),
+            "domain": self._per_token(domain),
+            "home": self._per_token(home),
+            "seed": ids.reshape(-1),
+        }
         if network.routes_by_word:
             tokens["word"] = network.embedding.vectors(ids, domain)
         mask = visible(places, positions, self.length)
@@ -153,9 +184,9 @@ class CachedNetwork(nn.Cell):
 class Prefill(CachedNetwork):
     """Reads prompts.
 
-    Inputs: ids, positions <int32>[B, L], anything behind a row's end; last <int32>[B], place of each prompt's last token; domain, home
-    <int32>[B]. Outputs: logits <float32>[B, V] of the token after each prompt; then key and value of each layer, bottom up,
-    <compute_dtype>[B, H, L, D].
+    Inputs: ids, positions <int32>[B, L], anything behind a row's end; last <int32>[B], place of each prompt's last
+    token; domain, home <int32>[B]. Outputs: logits <float32>[B, V] of the token after each prompt; then key and value
+    of each layer, bottom up, <compute_dtype>[B, H, L, D].
     """
 
     def __init__(self, network: PanGuSigma, context: SparseContext, rows: int, length: int) -> None:
@@ -163,7 +194,9 @@ class Prefill(CachedNetwork):
         self.places = Tensor(np.tile(np.arange(length, dtype=np.int32), (rows, 1)))
         self.starts = Tensor(np.arange(rows, dtype=np.int32) * length)
 
-    def construct(self, ids: Tensor, positions: Tensor, last: Tensor, domain: Tensor, home: Tensor) -> Tuple[Tensor, ...]:
+    def construct(
+        self, ids: Tensor, positions: Tensor, last: Tensor, domain: Tensor, home: Tensor
+    ) -> Tuple[Tensor, ...]:
         nothing = [domain] * (2 * (self.top + 1))
         x, caches = self.run(ids, positions, self.places, domain, home, nothing)
         return (self.scores(ops.gather(x, self.starts + last, 0), domain), *caches)
@@ -172,14 +205,16 @@ class Prefill(CachedNetwork):
 class Decode(CachedNetwork):
     """Reads one more token of each row.
 
-    Inputs: ids, positions, places <int32>[B, 1]; domain, home <int32>[B]; the caches, as `Prefill` gives them. Outputs: as `Prefill`.
+    Inputs: ids, positions, places <int32>[B, 1]; domain, home <int32>[B]; the caches, as `Prefill` gives them. Outputs:
+    as `Prefill`.
     """
 
     def __init__(self, network: PanGuSigma, context: SparseContext, rows: int, length: int) -> None:
         super().__init__(network, context, rows, 1, length)
 
-    def construct(self, ids: Tensor, positions: Tensor, places: Tensor, domain: Tensor, home: Tensor,
-                  *caches: Tensor) -> Tuple[Tensor, ...]:
+    def construct(
+        self, ids: Tensor, positions: Tensor, places: Tensor, domain: Tensor, home: Tensor, *caches: Tensor
+    ) -> Tuple[Tensor, ...]:
         x, kept = self.run(ids, positions, places, domain, home, caches)
         return (self.scores(x, domain), *kept)
 

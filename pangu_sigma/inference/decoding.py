@@ -42,8 +42,14 @@ class Batch:
     Attributes: logits <float32>[B, V], of each row's next token.
     """
 
-    def __init__(self, pair: GraphPair, prompts: Sequence[Sequence[int]], domains: Sequence[int], homes: Sequence[int],
-                 document: Document) -> None:
+    def __init__(
+        self,
+        pair: GraphPair,
+        prompts: Sequence[Sequence[int]],
+        domains: Sequence[int],
+        homes: Sequence[int],
+        document: Document,
+    ) -> None:
         """Reads the prompts, each of 1 to L ids."""
         self._pair, self._document = pair, document
         ids = np.zeros((pair.rows, pair.length + 1), np.int32)
@@ -51,7 +57,9 @@ class Batch:
             ids[row, : len(prompt)] = prompt
         places = np.zeros(pair.rows, np.int32)
         places[: len(prompts)] = [len(prompt) - 1 for prompt in prompts]
-        read = make_batch(ids, _filled(domains, pair.rows), _filled(homes, pair.rows), document.end_of_text, document.resets)
+        read = make_batch(
+            ids, _filled(domains, pair.rows), _filled(homes, pair.rows), document.end_of_text, document.resets
+        )
         self._places, self._last = places, ids[np.arange(pair.rows), places]
         self._positions = read.positions[np.arange(pair.rows), places]
         self._domain, self._home = Tensor(read.domain), Tensor(read.home)
@@ -80,12 +88,16 @@ def _filled(values: Sequence[int], rows: int) -> np.ndarray:
     return np.asarray([*values, *[0] * (rows - len(values))], np.int32)
 
 
-def decode(pair: GraphPair, rows: Sequence[Row], document: Document, words: int, stop_at_end: bool) -> Iterator[List[Optional[int]]]:
+def decode(
+    pair: GraphPair, rows: Sequence[Row], document: Document, words: int, stop_at_end: bool
+) -> Iterator[List[Optional[int]]]:
     """Yields the next token of each row, None once it is at its end, until all are.
 
     words: ids from here on are rows of the word table without a word, never chosen.
     """
-    batch = Batch(pair, [row.prompt for row in rows], [row.domain for row in rows], [row.home for row in rows], document)
+    batch = Batch(
+        pair, [row.prompt for row in rows], [row.domain for row in rows], [row.home for row in rows], document
+    )
     left = [row.room for row in rows]
     while True:
         tokens: List[Optional[int]] = [None] * len(rows)

@@ -1,13 +1,14 @@
 """Experts at inference: no token is dropped, and the work follows the tokens, not the slots kept free for them.
 
-Training gives every expert the same number of slots. Here, where none may be missing and all tokens might go to one expert, that would
-be as many slots as tokens for each expert. Blocks of a few rows with one expert each do with far fewer.
+Training gives every expert the same number of slots. Here, where none may be missing and all tokens might go to one
+expert, that would be as many slots as tokens for each expert. Blocks of a few rows with one expert each do with far
+fewer.
 
-Ranks of an expert-parallel group all have the same tokens. Each computes what its own experts make of them, and the sum over the group
-is the layer's output: what is spread is the memory of the experts, without a token that moves.
+Ranks of an expert-parallel group all have the same tokens. Each computes what its own experts make of them, and the sum
+over the group is the layer's output: what is spread is the memory of the experts, without a token that moves.
 
-Shape legend: T tokens, k choices, N = k * T assignments (choice-major), E experts, L of them held here, c rows of a block, M blocks,
-d hidden size.
+Shape legend: T tokens, k choices, N = k * T assignments (choice-major), E experts, L of them held here, c rows of a
+block, M blocks, d hidden size.
 """
 
 from typing import Dict, Tuple
@@ -17,15 +18,14 @@ import numpy as np
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
-from locmoe_ops.dispatch.permute import PermuteRows
-from locmoe_ops.dispatch.slots import both_ways, count_before
+from locmoe_ops.dispatch.slots import PermuteRows, exclusive_cumsum, slot_permutation
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward
 from locmoe_ops.routers.base import one_hot
 from locmoe_ops.topology import ExpertPlacement
 
-# What the choice of a block size weighs: a copied weight is read, written and read again; a product of a weight and one row takes about
-# a twentieth of the time of reading the weight (10 GB/s and 100 GFLOP/s). Only speed hangs on them.
+# What the choice of a block size weighs: a copied weight is read, written and read again; a product of a weight and one
+# row takes about a twentieth of the time of reading the weight (10 GB/s and 100 GFLOP/s). Only speed hangs on them.
 _COPY = 3.0
 _ROW = 0.05
 
@@ -80,14 +80,16 @@ class BlockExperts(nn.Cell):
         return found * ops.cast(here, found.dtype).reshape(-1, 1)
 
     def _places(self, held: Tensor, here: Tensor) -> Tuple[Dict[str, Tensor], Tensor]:
-        """The map into blocks, as `both_ways` has it, and the experts of the blocks <int32>[M] (any, where a block is empty)."""
+        """The map into blocks, as `slot_permutation` has it, and the experts of the blocks <int32>[M] (any, where a
+        block is empty).
+        """
         member = one_hot(held, self.held)  # (N, L)
-        rank = (count_before(member) * member).sum(1)
+        rank = (exclusive_cumsum(member) * member).sum(1)
         used = ops.ceil(member.sum(0) / self.size)  # (L,) blocks
         end = ops.cumsum(used, 0)
         slot = (member * (end - used)).sum(1) * self.size + rank
         block_expert = ops.cast(self.numbers >= end, dtype.int32).sum(1)  # experts whose blocks all lie before this one
-        places = both_ways(ops.cast(slot, dtype.int32), here, self.index, self.blocks * self.size)
+        places = slot_permutation(ops.cast(slot, dtype.int32), here, self.index, self.blocks * self.size)
         return places, ops.minimum(block_expert, self.held - 1)
 
     def _feed(self, x: Tensor, expert: Tensor, bank: ExpertBank) -> Tensor:
@@ -105,12 +107,15 @@ class SparseInference(nn.Cell):
     The router decides as in evaluation. A token's experts do not depend on the other tokens, nor does its result.
 
     Args:
-        collectives: of the `ep` group that the experts are spread over; its ranks must all have the same tokens. tag: of its sum.
+        collectives: of the `ep` group that the experts are spread over; its ranks must all have the same tokens. tag:
+            of its sum.
 
     Inputs and first output: as `MoEFeedForward`.
     """
 
-    def __init__(self, layer: MoEFeedForward, placement: ExpertPlacement, tokens: int, collectives: Collectives, tag: str) -> None:
+    def __init__(
+        self, layer: MoEFeedForward, placement: ExpertPlacement, tokens: int, collectives: Collectives, tag: str
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.layer = layer
         self.top_k = layer.top_k
@@ -129,7 +134,9 @@ class SparseInference(nn.Cell):
         routing = self.layer.routing(x, tokens)
         held = ops.gather(self.row_of, routing["expert"].T.reshape(-1), 0)  # (N,)
         weight = routing["weight"]
-        scale = (weight if self.layer.scale_by_gate else ops.full_like(weight, 1.0 / self.top_k)).T.reshape(-1, 1)  # (N, 1)
+        scale = (weight if self.layer.scale_by_gate else ops.full_like(weight, 1.0 / self.top_k)).T.reshape(
+            -1, 1
+        )  # (N, 1)
         y = self._some(x, held, scale) if self.by_blocks else self._all(x, held, scale)
         return self.sum(y)
 

@@ -1,8 +1,8 @@
 """`pangu-sigma export`: a model for other programs, as MindIR graphs or as one file of weights.
 
-Either way a new folder with the tokenizer in it. MindIR: the prefill and the decode graph of `cells` for one number of rows and one
-length, each with all weights, and `generation.json`, which says what goes in and comes out. safetensors: `model.safetensors` with the
-checkpoint's weights, each bank of experts one tensor, by global id; and `config.yaml`.
+Either way a new folder with the tokenizer in it. MindIR: the prefill and the decode graph of `cells` for one number of
+rows and one length, each with all weights, and `generation.json`, which says what goes in and comes out. safetensors:
+`model.safetensors` with the checkpoint's weights, each bank of experts one tensor, by global id; and `config.yaml`.
 """
 
 import json
@@ -36,13 +36,22 @@ from pangu_sigma.runtime.strict_json import dumps
 FORMAT, VERSION = "pangu-sigma generation", 1
 DESCRIPTION, WEIGHTS = "generation.json", "model.safetensors"
 OWN = (DESCRIPTION, WEIGHTS, TOKENIZER, "config.yaml", "prefill*", "decode*")
-_INPUTS = {"prefill": ("ids", "positions", "last", "domain", "home"), "decode": ("ids", "positions", "places", "domain", "home")}
+_INPUTS = {
+    "prefill": ("ids", "positions", "last", "domain", "home"),
+    "decode": ("ids", "positions", "places", "domain", "home"),
+}
 
 
-def export_mindir(config: Config, target: Union[str, Path], rows: int, length: Optional[int],
-                  tokenizer: Union[str, Path, None] = None, local_term: bool = False) -> None:
-    """Writes the graphs of a checkpoint's model into the new folder `target`, for `rows` rows of up to `length` tokens, prompt and
-    output (None: the model's). tokenizer, local_term: see `load_model`.
+def export_mindir(
+    config: Config,
+    target: Union[str, Path],
+    rows: int,
+    length: Optional[int],
+    tokenizer: Union[str, Path, None] = None,
+    local_term: bool = False,
+) -> None:
+    """Writes the graphs of a checkpoint's model into the new folder `target`, for `rows` rows of up to `length` tokens,
+    prompt and output (None: the model's). tokenizer, local_term: see `load_model`.
 
     Raises InputError: as `load_model`; the target is there already or cannot be made; `length` exceeds the model's.
     """
@@ -59,7 +68,9 @@ def export_mindir(config: Config, target: Union[str, Path], rows: int, length: O
         first = _prefill_inputs(rows, length)
         caches = _empty_caches(model, rows, length, len(prefill.layers))
         export_graph(prefill, first, folder / "prefill")
-        export_graph(decode, [*(Tensor(np.zeros((rows, 1), np.int32)) for _ in range(3)), *first[3:], *caches], folder / "decode")
+        export_graph(
+            decode, [*(Tensor(np.zeros((rows, 1), np.int32)) for _ in range(3)), *first[3:], *caches], folder / "decode"
+        )
         description = _description(model, rows, length, caches)
         (folder / DESCRIPTION).write_text(dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.copyfile(model.words.tokenizer_path, folder / TOKENIZER)
@@ -68,7 +79,8 @@ def export_mindir(config: Config, target: Union[str, Path], rows: int, length: O
 
 
 def export_safetensors(config: Config, target: Union[str, Path], tokenizer: Union[str, Path, None] = None) -> None:
-    """Writes the weights of a checkpoint as they are into the new folder `target`. tokenizer: see `load_model`. Memory: one tensor.
+    """Writes the weights of a checkpoint as they are into the new folder `target`. tokenizer: see `load_model`. Memory:
+    one tensor.
 
     Raises InputError: as `export_mindir`; a damaged checkpoint.
     """
@@ -94,14 +106,29 @@ def load_exported(folder: Union[str, Path]) -> Generator:
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / DESCRIPTION}: cannot be read ({error}); expected a folder of `pangu-sigma export`") from None
-    if not isinstance(description, dict) or (description.get("format"), description.get("version")) != (FORMAT, VERSION):
+        raise InputError(
+            f"{folder / DESCRIPTION}: cannot be read ({error}); expected a folder of `pangu-sigma export`"
+        ) from None
+    if not isinstance(description, dict) or (description.get("format"), description.get("version")) != (
+        FORMAT,
+        VERSION,
+    ):
         raise InputError(f"{folder / DESCRIPTION}: not of this release; expected format {FORMAT!r}, version {VERSION}")
     path = str(folder / TOKENIZER)
-    words = Words(Tokenizer.load(path), path, tuple(description["domains"]), description["word_table_rows"], description["length"],
-                  description["reset_at_document_end"])
+    words = Words(
+        Tokenizer.load(path),
+        path,
+        tuple(description["domains"]),
+        description["word_table_rows"],
+        description["length"],
+        description["reset_at_document_end"],
+    )
     prefill, decode = (nn.GraphCell(ms.load(str(graph_file(folder / name)))) for name in _INPUTS)
-    return Generator(words, ExportedGraphs(GraphPair(description["rows"], description["length"], prefill, decode)), description["homes"])
+    return Generator(
+        words,
+        ExportedGraphs(GraphPair(description["rows"], description["length"], prefill, decode)),
+        description["homes"],
+    )
 
 
 class ExportedGraphs:
@@ -124,7 +151,9 @@ def _check_target(target: Path) -> None:
         above = next(parent for parent in target.absolute().parents if parent.exists())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"--output {str(target)[:80]}: cannot be made ({reason}); expected the name of a new folder") from None
+        raise InputError(
+            f"--output {str(target)[:80]}: cannot be made ({reason}); expected the name of a new folder"
+        ) from None
     if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         raise InputError(f"--output {target}: cannot be made in {above}; expected a folder that can be written to")
 
@@ -145,19 +174,33 @@ def _description(model: Model, rows: int, length: int, caches: List[Tensor]) -> 
     words = model.words
     names = [f"{kind} {layer}" for layer in range(len(caches) // 2) for kind in ("key", "value")]
     return {
-        "format": FORMAT, "version": VERSION, "rows": rows, "length": length, "word_table_rows": words.table,
-        "words": words.tokenizer.vocab_size, "end_of_text": words.tokenizer.end_of_text, "domains": list(words.domains),
-        "domain_tags": [words.tokenizer.domain_tags[name] for name in words.domains], "homes": list(model.homes),
-        "reset_at_document_end": words.resets, "cache": {"shape": list(caches[0].shape), "dtype": str(caches[0].dtype)},
+        "format": FORMAT,
+        "version": VERSION,
+        "rows": rows,
+        "length": length,
+        "word_table_rows": words.table,
+        "words": words.tokenizer.vocab_size,
+        "end_of_text": words.tokenizer.end_of_text,
+        "domains": list(words.domains),
+        "domain_tags": [words.tokenizer.domain_tags[name] for name in words.domains],
+        "homes": list(model.homes),
+        "reset_at_document_end": words.resets,
+        "cache": {"shape": list(caches[0].shape), "dtype": str(caches[0].dtype)},
         "prefill": {"inputs": list(_INPUTS["prefill"]), "outputs": ["logits", *names]},
         "decode": {"inputs": [*_INPUTS["decode"], *names], "outputs": ["logits", *names]},
-        "checkpoint": str(model.checkpoint), "step": model.step}
+        "checkpoint": str(model.checkpoint),
+        "step": model.step,
+    }
 
 
 def _weights(reader: CheckpointReader) -> List[PlannedTensor]:
     """Of what evaluation needs, each tensor of the network; parts of banks put together."""
     experts: Dict[str, List[str]] = {}
-    found = [planned(name, np.array(value, np.float32)) for name, value in reader.header.scalars.items() if not is_training_state(name)]
+    found = [
+        planned(name, np.array(value, np.float32))
+        for name, value in reader.header.scalars.items()
+        if not is_training_state(name)
+    ]
     for name in reader.names():
         parameter, expert = split_name(name)
         if is_training_state(name):
@@ -165,11 +208,15 @@ def _weights(reader: CheckpointReader) -> List[PlannedTensor]:
         if expert is not None:
             experts.setdefault(parameter, []).append(name)
         else:
-            found.append(PlannedTensor(name, reader.entry(name).shape, reader.entry(name).dtype, partial(reader.read, name)))
+            found.append(
+                PlannedTensor(name, reader.entry(name).shape, reader.entry(name).dtype, partial(reader.read, name))
+            )
     for parameter, names in experts.items():
         names.sort(key=lambda name: split_name(name)[1] or 0)
         entry = reader.entry(names[0])
-        found.append(PlannedTensor(parameter, (len(names), *entry.shape), entry.dtype, partial(_stacked, reader, names)))
+        found.append(
+            PlannedTensor(parameter, (len(names), *entry.shape), entry.dtype, partial(_stacked, reader, names))
+        )
     return found
 
 

@@ -1,7 +1,7 @@
 """Generation from Python.
 
-    generator = Generator.load("runs/quickstart/locmoe")
-    print(generator.generate_text(["The President"], ["en"], SamplingSettings(temperature=0.8, top_p=0.95))[0])
+generator = Generator.load("runs/quickstart/locmoe")
+print(generator.generate_text(["The President"], ["en"], SamplingSettings(temperature=0.8, top_p=0.95))[0])
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Tensor
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.routing_cell import check_token_ids
+from locmoe_ops.moe import check_token_ids
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import make_batch
 from pangu_sigma.inference.decoding import Document, Row, decode
@@ -28,19 +28,25 @@ _UNFINISHED = "\ufffd"  # what bytes decode to that may be the beginning of a ch
 
 
 class Generator:
-    """A model that goes on with prompts. A row's output does not depend on the other rows of a call: which graphs it goes through
-    follows from its own length, and no token of it looks at, or makes room for, those of others.
+    """A model that goes on with prompts. A row's output does not depend on the other rows of a call: which graphs it
+    goes through follows from its own length, and no token of it looks at, or makes room for, those of others.
 
-    In a job of several ranks, each of which has a share of the experts, all must make the same calls, and get the same answers. A
-    context manager that leaves the job in good order; on one process there is nothing to leave.
+    In a job of several ranks, each of which has a share of the experts, all must make the same calls, and get the same
+    answers. A context manager that leaves the job in good order; on one process there is nothing to leave.
 
     Attributes: words: tokenizer, domains, and what ids mean; is_first: whether this rank is the one to show answers.
     """
 
-    def __init__(self, words: Words, graphs: Graphs, homes: Sequence[int], full: Optional[Callable[..., np.ndarray]] = None,
-                 runtime: Optional[Runtime] = None) -> None:
-        """homes: of each domain's rows. full: ids, domain -> logits, for `logits`. runtime: of one rank of several. See `load` for how
-        to come by them.
+    def __init__(
+        self,
+        words: Words,
+        graphs: Graphs,
+        homes: Sequence[int],
+        full: Optional[Callable[..., np.ndarray]] = None,
+        runtime: Optional[Runtime] = None,
+    ) -> None:
+        """homes: of each domain's rows. full: ids, domain -> logits, for `logits`. runtime: of one rank of several. See
+        `load` for how to come by them.
         """
         self.words = words
         self.is_first = runtime is None or runtime.is_first
@@ -50,10 +56,16 @@ class Generator:
         self._full = full
 
     @classmethod
-    def load(cls, source: Union[Config, str, Path], tokenizer: Union[str, Path, None] = None, local_term: bool = False,
-             batch_size: int = 8) -> "Generator":
-        """The model of a configuration's checkpoint, a run directory, or a checkpoint folder. Arguments: see `load_model`; batch_size:
-        rows of the graphs, which are decoded together. Fewer prompts take as long. Graphs are compiled when first used. Raises InputError.
+    def load(
+        cls,
+        source: Union[Config, str, Path],
+        tokenizer: Union[str, Path, None] = None,
+        local_term: bool = False,
+        batch_size: int = 8,
+    ) -> "Generator":
+        """The model of a configuration's checkpoint, a run directory, or a checkpoint folder. Arguments: see
+        `load_model`; batch_size: rows of the graphs, which are decoded together. Fewer prompts take as long. Graphs are
+        compiled when first used. Raises InputError.
 
         Processes that msrun or a rank table started share the experts, in equal parts.
         """
@@ -69,12 +81,13 @@ class Generator:
         if self._runtime is not None:
             self._runtime.__exit__(*error)
 
-    def generate(self, prompt_ids: Sequence[Sequence[int]], domains: Sequence[int],
-                 settings: SamplingSettings = _DEFAULT) -> List[List[int]]:
+    def generate(
+        self, prompt_ids: Sequence[Sequence[int]], domains: Sequence[int], settings: SamplingSettings = _DEFAULT
+    ) -> List[List[int]]:
         """Ids that follow each prompt, without the end-of-text that ends them.
 
-        Raises InputError: a prompt is empty or fills the model's length, an id or domain is out of range, or there are not as many
-        domains as prompts.
+        Raises InputError: a prompt is empty or fills the model's length, an id or domain is out of range, or there are
+        not as many domains as prompts.
         """
         outputs: List[List[int]] = [[] for _ in prompt_ids]
         rows = self._rows(prompt_ids, domains, settings)
@@ -85,8 +98,9 @@ class Generator:
                         outputs[number].append(token)
         return outputs
 
-    def generate_text(self, prompts: Sequence[str], domains: Sequence[Union[str, int]],
-                      settings: SamplingSettings = _DEFAULT) -> List[str]:
+    def generate_text(
+        self, prompts: Sequence[str], domains: Sequence[Union[str, int]], settings: SamplingSettings = _DEFAULT
+    ) -> List[str]:
         """The same for texts, taken as beginnings of documents of a domain, by name or number."""
         _check_one_each(prompts, domains)
         numbers = [self.words.domain(domain) for domain in domains]
@@ -117,7 +131,8 @@ class Generator:
             yield rest
 
     def logits(self, ids: Sequence[int], domain: int) -> np.ndarray:
-        """<float32>[len(ids), V]: scores of what follows each id, from the network that training evaluates, without a cache.
+        """<float32>[len(ids), V]: scores of what follows each id, from the network that training evaluates, without a
+        cache.
 
         Raises InputError: as `generate`; or the model was exported.
         """
@@ -130,14 +145,24 @@ class Generator:
         self._check(prompts, domains, self.words.sequence_length)
         generators = row_generators(prompts, domains, settings.seed)
         # The last token of the output is not read: a prompt of n ids leaves room for one token more than places.
-        return [Row(prompt, int(domain), self._homes[domain], min(settings.max_new_tokens, self.words.sequence_length - len(prompt) + 1),
-                    RowSampler(settings, prompt, generator)) for prompt, domain, generator in zip(prompts, domains, generators)]
+        return [
+            Row(
+                prompt,
+                int(domain),
+                self._homes[domain],
+                min(settings.max_new_tokens, self.words.sequence_length - len(prompt) + 1),
+                RowSampler(settings, prompt, generator),
+            )
+            for prompt, domain, generator in zip(prompts, domains, generators)
+        ]
 
     def _check(self, prompts: Sequence[Sequence[int]], domains: Sequence[int], longest: int) -> None:
         _check_one_each(prompts, domains)
         for number, prompt in enumerate(prompts):
             if not 1 <= len(prompt) <= longest:
-                raise InputError(f"prompt {number} has {len(prompt)} tokens; expected 1 to {longest}, the model's length")
+                raise InputError(
+                    f"prompt {number} has {len(prompt)} tokens; expected 1 to {longest}, the model's length"
+                )
             check_token_ids(np.asarray(prompt), np.asarray(domains[number]), self.words.table, len(self.words.domains))
 
     def _batches(self, rows: Sequence[Row]) -> Iterator[List[int]]:
@@ -146,7 +171,9 @@ class Generator:
         for number, row in enumerate(rows):
             by_length.setdefault(self._graphs.pair(row.places).length, []).append(number)
         for numbers in by_length.values():
-            yield from (numbers[start : start + self._graphs.rows] for start in range(0, len(numbers), self._graphs.rows))
+            yield from (
+                numbers[start : start + self._graphs.rows] for start in range(0, len(numbers), self._graphs.rows)
+            )
 
     def _decode(self, rows: Sequence[Row], settings: SamplingSettings) -> Iterator[List[Optional[int]]]:
         pair = self._graphs.pair(max(row.places for row in rows))
@@ -168,7 +195,9 @@ class _FullForward:
     def __call__(self, ids: Sequence[int], domain: int, home: int) -> np.ndarray:
         row = np.zeros((1, self._words.sequence_length + 1), np.int32)
         row[0, : len(ids)] = ids
-        batch = make_batch(row, np.array([domain]), np.array([home]), self._words.tokenizer.end_of_text, self._words.resets)
+        batch = make_batch(
+            row, np.array([domain]), np.array([home]), self._words.tokenizer.end_of_text, self._words.resets
+        )
         fields = (batch.ids, batch.positions, batch.documents, batch.domain, batch.home, batch.home)
         logits, _ = self._network(*(Tensor(field) for field in fields))
         return logits.asnumpy()[: len(ids)].astype(np.float32)

@@ -28,7 +28,9 @@ class Graphs(Protocol):
 
 
 class CompiledGraphs:
-    """Graphs of a network; a pair is compiled when first used, for a bucket of positions. Raises InputError for too many."""
+    """Graphs of a network; a pair is compiled when first used, for a bucket of positions. Raises InputError for too
+    many.
+    """
 
     def __init__(self, model: Model, rows: int) -> None:
         self.rows = rows

@@ -11,7 +11,7 @@ from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import whole_number
-from locmoe_ops.routers.local_term import set_local_strength
+from locmoe_ops.routers.selection_bias import set_local_strength
 from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.folders import finished, resolve
 from pangu_sigma.checkpoint.format import DataState
@@ -24,8 +24,8 @@ from pangu_sigma.data.manifest import TOKENIZER, describe_file
 from pangu_sigma.data.sampler import make_zones
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.errors import DamagedCheckpoint
+from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.launch import read_launch
@@ -38,9 +38,9 @@ ALONE = Topology(1, 1)
 class Words:
     """What ids mean to a model, and which it may say.
 
-    Attributes: tokenizer, tokenizer_path: its file; domains: names by number; table: rows of the word table; sequence_length: most
-    tokens of a row; resets: whether a document's positions begin anew at its start, and it sees nothing before
-    (`data.reset_at_document_end`).
+    Attributes: tokenizer, tokenizer_path: its file; domains: names by number; table: rows of the word table;
+    sequence_length: most tokens of a row; resets: whether a document's positions begin anew at its start, and it sees
+    nothing before (`data.reset_at_document_end`).
     """
 
     tokenizer: Tokenizer
@@ -56,7 +56,9 @@ class Words:
             return self.domains.index(str(given))
         number = whole_number(str(given))
         if number is None or number >= len(self.domains):
-            raise InputError(f"domain {given}: expected one of {', '.join(self.domains)}, or a number from 0 to {len(self.domains) - 1}")
+            raise InputError(
+                f"domain {given}: expected one of {', '.join(self.domains)}, or a number from 0 to {len(self.domains) - 1}"
+            )
         return number
 
     def encode(self, text: str, domain: int) -> List[int]:
@@ -70,8 +72,8 @@ class Words:
 
 @dataclass(frozen=True)
 class Model:
-    """A network with its weights, or on each rank its part. homes: the rank of the trained cluster that each domain's rows belong to,
-    for local terms. runtime: this rank's, which is left when the model is no longer asked.
+    """A network with its weights, or on each rank its part. homes: the rank of the trained cluster that each domain's
+    rows belong to, for local terms. runtime: this rank's, which is left when the model is no longer asked.
     """
 
     network: PanGuSigma
@@ -83,38 +85,52 @@ class Model:
     runtime: Runtime
 
 
-def load_model(source: Union[Config, str, Path], tokenizer: Union[str, Path, None] = None, local_term: bool = False,
-               spread: bool = False) -> Model:
+def load_model(
+    source: Union[Config, str, Path],
+    tokenizer: Union[str, Path, None] = None,
+    local_term: bool = False,
+    spread: bool = False,
+) -> Model:
     """The newest whole checkpoint's model.
 
     Args:
-        source: a configuration (`checkpoint.resume` names the checkpoint; null or auto: the newest of `train.output_dir`, or, where
-            there is none, `checkpoint.initial`), a run directory, or a checkpoint folder. The last two say themselves what their
-            configuration is.
-        tokenizer: its file; None: the one in the checkpoint, or else (of a checkpoint that holds none) in the folder of prepared data.
-        local_term: let routers prefer experts near the home of a row's domain, as in training. Without it nobody has a home.
+        source: a configuration (`checkpoint.resume` names the checkpoint; null or auto: the newest of
+            `train.output_dir`, or, where there is none, `checkpoint.initial`), a run directory, or a checkpoint folder.
+            The last two say themselves what their configuration is.
+        tokenizer: its file; None: the one in the checkpoint, or else (of a checkpoint that holds none) in the folder of
+            prepared data.
+        local_term: let routers prefer experts near the home of a row's domain, as in training. Without it nobody has a
+            home.
         spread: the process may be one of several that a launcher started; each takes an equal share of the experts.
 
-    Raises InputError: no whole checkpoint, one that does not fit the configuration, no tokenizer, or another one than in training;
-    several ranks, unless `spread`, or more than divide the experts; ranks that found different checkpoints. DamagedCheckpoint, of
-    several ranks: the newest is damaged; none looks for an older one by itself.
+    Raises InputError: no whole checkpoint, one that does not fit the configuration, no tokenizer, or another one than
+    in training; several ranks, unless `spread`, or more than divide the experts; ranks that found different
+    checkpoints. DamagedCheckpoint, of several ranks: the newest is damaged; none looks for an older one by itself.
     """
     ranks = read_launch().world_size
     if ranks > 1 and not spread:
-        raise InputError(f"found a job of {ranks} ranks; expected one process, as only generation spreads experts over ranks")
+        raise InputError(
+            f"found a job of {ranks} ranks; expected one process, as only generation spreads experts over ranks"
+        )
     candidates = resolve(checkpoint_of(source))
     for path in reversed(candidates):
         try:
             with CheckpointReader.open(path) as reader:
-                return _read(reader, source if isinstance(source, Config) else reader.config(), tokenizer, local_term, ranks)
+                return _read(
+                    reader, source if isinstance(source, Config) else reader.config(), tokenizer, local_term, ranks
+                )
         except DamagedCheckpoint as error:
-            if len(candidates) == 1 or ranks > 1:  # each rank reads other files: one alone would go on from another step than the rest
+            if (
+                len(candidates) == 1 or ranks > 1
+            ):  # each rank reads other files: one alone would go on from another step than the rest
                 raise
             print(f"pangu-sigma: warning: {error}; trying the checkpoint before it", file=sys.stderr, flush=True)
     raise InputError(f"{candidates[-1].parent}: none of the {len(candidates)} checkpoints there is whole; expected one")
 
 
-def _read(reader: CheckpointReader, config: Config, tokenizer: Union[str, Path, None], local_term: bool, ranks: int) -> Model:
+def _read(
+    reader: CheckpointReader, config: Config, tokenizer: Union[str, Path, None], local_term: bool, ranks: int
+) -> Model:
     check_same_model(reader, config)
     layout = config.moe.layout or reader.config().moe.layout
     config = inference_config(replace(config, moe=replace(config.moe, layout=layout)), ranks)
@@ -138,32 +154,43 @@ def _agree(reader: CheckpointReader, runtime: Runtime) -> None:
     if runtime.world_size > 1:
         mean = HostSum(runtime.collectives, "inference/step").values(np.array([float(step)]))[0] / runtime.world_size
         if mean != step:
-            raise InputError(f"{reader.folder}: step {step} is not what the other ranks read; expected one checkpoint, named by "
-                             "checkpoint.resume")
+            raise InputError(
+                f"{reader.folder}: step {step} is not what the other ranks read; expected one checkpoint, named by "
+                "checkpoint.resume"
+            )
 
 
-def network_context(config: Config, words: int, domains: int, collectives: Optional[Collectives] = None) -> SparseContext:
-    """What a network for one row at a time is built from. Hash maps and codes, which may follow from counts of tokens, come with the
-    weights. collectives: None: of one process.
+def network_context(
+    config: Config, words: int, domains: int, collectives: Optional[Collectives] = None
+) -> SparseContext:
+    """What a network for one row at a time is built from. Hash maps and codes, which may follow from counts of tokens,
+    come with the weights. collectives: None: of one process.
     """
     counts = np.ones((config.moe.num_groups, words), np.int64)
-    return SparseContext(config, model_shape(config, 1, words, domains), collectives or create_collectives("local", ALONE, 0), counts)
+    return SparseContext(
+        config, model_dims(config, 1, words, domains), collectives or create_collectives("local", ALONE, 0), counts
+    )
 
 
 def inference_config(config: Config, ranks: int = 1) -> Config:
     """The configuration of the same network for answers, with experts spread over so many ranks.
 
-    No dropout. Slots for all tokens with any expert, so that none is dropped. No cap on tokens that leave their node (faster_moe),
-    since it compares the tokens of a batch with each other.
+    No dropout. Slots for all tokens with any expert, so that none is dropped. No cap on tokens that leave their node
+    (faster_moe), since it compares the tokens of a batch with each other.
     """
     router = config.moe.router
     sections: Dict[str, Any] = {"faster_moe": replace(router.faster_moe, max_remote_fraction=1.0)}
     slots = CapacityConfig(evaluation_factor=float(config.moe.num_experts))
-    dispatch = DispatchConfig(drop_priority=config.moe.dispatch.drop_priority)  # nothing is dropped, but etr asks for its own
+    dispatch = DispatchConfig(
+        drop_priority=config.moe.dispatch.drop_priority
+    )  # nothing is dropped, but etr asks for its own
     return replace(
-        config, parallel=ParallelConfig(expert=ranks), checkpoint=CheckpointConfig(),
+        config,
+        parallel=ParallelConfig(expert=ranks),
+        checkpoint=CheckpointConfig(),
         model=replace(config.model, embedding_dropout=0.0, attention_dropout=0.0, hidden_dropout=0.0),
-        moe=replace(config.moe, capacity=slots, dispatch=dispatch, router=replace(router, **sections)))
+        moe=replace(config.moe, capacity=slots, dispatch=dispatch, router=replace(router, **sections)),
+    )
 
 
 def domain_homes(context: SparseContext) -> Tuple[int, ...]:
@@ -189,14 +216,23 @@ def _words(reader: CheckpointReader, config: Config, given: Union[str, Path, Non
     tokenizer = Tokenizer.load(str(path))
     missing = [name for name in data.domains if name not in tokenizer.domain_tags]
     if missing or tokenizer.vocab_size > data.vocab_size:
-        raise InputError(f"tokenizer {path}: {tokenizer.vocab_size} pieces with tags for {', '.join(tokenizer.domains)}; expected at most "
-                         f"{data.vocab_size}, and a tag for each of {', '.join(data.domains)}")
-    return Words(tokenizer, str(path), data.domains, data.vocab_size, config.model.sequence_length, config.data.reset_at_document_end)
+        raise InputError(
+            f"tokenizer {path}: {tokenizer.vocab_size} pieces with tags for {', '.join(tokenizer.domains)}; expected at most "
+            f"{data.vocab_size}, and a tag for each of {', '.join(data.domains)}"
+        )
+    return Words(
+        tokenizer,
+        str(path),
+        data.domains,
+        data.vocab_size,
+        config.model.sequence_length,
+        config.data.reset_at_document_end,
+    )
 
 
 def tokenizer_file(reader: CheckpointReader, config: Config, given: Union[str, Path, None]) -> Path:
-    """The tokenizer that a checkpoint was trained with, see `load_model`. Raises InputError where there is none, or another;
-    DamagedCheckpoint where the checkpoint's own is not as it was written.
+    """The tokenizer that a checkpoint was trained with, see `load_model`. Raises InputError where there is none, or
+    another; DamagedCheckpoint where the checkpoint's own is not as it was written.
     """
     expected, carries = reader.header.data, TOKENIZER in reader.manifest.files
     if given is None and carries:
@@ -204,12 +240,18 @@ def tokenizer_file(reader: CheckpointReader, config: Config, given: Union[str, P
     places = [Path(given)] if given is not None else [reader.folder / TOKENIZER, Path(config.data.path) / TOKENIZER]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        raise InputError(f"no tokenizer at {' or '.join(map(str, places))}; expected the file that the model was trained with "
-                         "(--tokenizer FILE, or data.path)")
+        raise InputError(
+            f"no tokenizer at {' or '.join(map(str, places))}; expected the file that the model was trained with "
+            "(--tokenizer FILE, or data.path)"
+        )
     if _differs(path, expected):
-        remedy = "expected none named, for the checkpoint holds it" if carries else "expected that file (--tokenizer FILE)"
-        raise InputError(f"tokenizer {path}: not the file that {reader.folder} was trained with (sha256 "
-                         f"{str(expected.tokenizer_sha256)[:12]}...); its ids mean other text; {remedy}")
+        remedy = (
+            "expected none named, for the checkpoint holds it" if carries else "expected that file (--tokenizer FILE)"
+        )
+        raise InputError(
+            f"tokenizer {path}: not the file that {reader.folder} was trained with (sha256 "
+            f"{str(expected.tokenizer_sha256)[:12]}...); its ids mean other text; {remedy}"
+        )
     return path
 
 

@@ -41,7 +41,9 @@ def generate(config: Config, options: argparse.Namespace) -> int:
     prompts = list(_prompts(options))  # told what is wrong before a model is read
     from pangu_sigma.inference.generator import Generator
 
-    with Generator.load(config, options.tokenizer, options.local_term, min(options.batch_size, len(prompts) or 1)) as generator:
+    with Generator.load(
+        config, options.tokenizer, options.local_term, min(options.batch_size, len(prompts) or 1)
+    ) as generator:
         with nullcontext() if generator.is_first else redirect_stdout(StringIO()):
             _go_on(generator, prompts, options, settings)
     return 0
@@ -71,7 +73,9 @@ def _prompts(options: argparse.Namespace) -> Iterator[Prompt]:
     if given != 1:
         raise InputError(f"generate: found {given} of --prompt, --prompt-file and --interactive; expected one of them")
     if options.interactive and is_worker():
-        raise InputError("--interactive: this is a job of several ranks, which have no terminal; expected --prompt or --prompt-file")
+        raise InputError(
+            "--interactive: this is a job of several ranks, which have no terminal; expected --prompt or --prompt-file"
+        )
     for text in options.prompt:
         yield Prompt(check_text(text, "--prompt"), options.domain)
     if options.prompt_file:
@@ -79,7 +83,8 @@ def _prompts(options: argparse.Namespace) -> Iterator[Prompt]:
 
 
 def read_prompts(path: Path, domain: Optional[str]) -> Iterator[Prompt]:
-    """The prompts of a file: an object a line of a file of JSON, a text a line of any other. Blank lines are passed over.
+    """The prompts of a file: an object a line of a file of JSON, a text a line of any other. Blank lines are passed
+    over.
 
     Args:
         path: the file. Its name says whether it is one of JSON (.jsonl, .ndjson).
@@ -132,8 +137,12 @@ def _domain(generator: Any, prompt: Prompt) -> int:
 def _print_json(generator: Any, prompts: List[Prompt], domains: List[int], settings: SamplingSettings) -> None:
     ids = [generator.words.encode(prompt.text, domain) for prompt, domain in zip(prompts, domains)]
     for prompt, domain, output in zip(prompts, domains, generator.generate(ids, domains, settings)):
-        found: Dict[str, Any] = {"prompt": prompt.text, "domain": generator.words.domains[domain],
-                                 "text": generator.words.decode(output), "tokens": len(output)}
+        found: Dict[str, Any] = {
+            "prompt": prompt.text,
+            "domain": generator.words.domains[domain],
+            "text": generator.words.decode(output),
+            "tokens": len(output),
+        }
         print_json(found)
 
 

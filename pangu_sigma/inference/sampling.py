@@ -1,7 +1,7 @@
 """Choosing the next token from its logits, on the host in NumPy.
 
-It takes one row of V numbers a token, little beside the step that made them, and settings can then differ between calls and rows
-without another graph.
+It takes one row of V numbers a token, little beside the step that made them, and settings can then differ between calls
+and rows without another graph.
 
 Shape legend: V words.
 """
@@ -24,10 +24,12 @@ class SamplingSettings:
     Attributes:
         max_new_tokens: at most this many; fewer where the model's `sequence_length` leaves less room.
         temperature: logits are divided by it; 0: always the likeliest token (of equal ones the one with the lowest id).
-        top_k: only the k likeliest tokens; 0: all. top_p: of these the fewest that together have at least this probability.
-        repetition_penalty: logits of tokens in prompt or output are divided by it where positive, multiplied where negative (CTRL,
-            arXiv 1909.05858); 1: none.
-        frequency_penalty: subtracted from a token's logit for each time that it is in the output. presence_penalty: once, if it is.
+        top_k: only the k likeliest tokens; 0: all. top_p: of these the fewest that together have at least this
+            probability.
+        repetition_penalty: logits of tokens in prompt or output are divided by it where positive, multiplied where
+            negative (CTRL, arXiv 1909.05858); 1: none.
+        frequency_penalty: subtracted from a token's logit for each time that it is in the output. presence_penalty:
+            once, if it is.
         seed: of the random numbers, see `row_generators`.
         stop_at_end: end a row at end-of-text, which is not part of the output; False: go on with another document.
     """
@@ -65,7 +67,8 @@ class RowSampler:
     """Chooses one row's tokens, one after the other, and remembers them.
 
     Args:
-        prompt: ids before the output. generator: this row's random numbers, one for each token if temperature is above 0.
+        prompt: ids before the output. generator: this row's random numbers, one for each token if temperature is above
+            0.
     """
 
     def __init__(self, settings: SamplingSettings, prompt: Sequence[int], generator: np.random.Generator) -> None:
@@ -75,11 +78,15 @@ class RowSampler:
         self._seen = set(prompt)
 
     def next(self, logits: np.ndarray) -> int:
-        """The next id, below V. `logits`: <float>[V]. Raises InputError where one is NaN or infinite: the model has diverged."""
+        """The next id, below V. `logits`: <float>[V]. Raises InputError where one is NaN or infinite: the model has
+        diverged.
+        """
         settings = self._settings
         if not np.isfinite(logits).all():
-            raise InputError("the model's scores for the next token are not finite numbers, as those of a run that diverged; expected "
-                             "another checkpoint")
+            raise InputError(
+                "the model's scores for the next token are not finite numbers, as those of a run that diverged; expected "
+                "another checkpoint"
+            )
         adjusted = penalised(logits, self._seen, self._output, settings)
         if settings.temperature == 0.0:
             chosen = int(np.argmax(adjusted))
@@ -90,7 +97,9 @@ class RowSampler:
         return chosen
 
 
-def penalised(logits: np.ndarray, seen: Collection[int], output: Mapping[int, int], settings: SamplingSettings) -> np.ndarray:
+def penalised(
+    logits: np.ndarray, seen: Collection[int], output: Mapping[int, int], settings: SamplingSettings
+) -> np.ndarray:
     """<float64>[V]: the logits after the repetition penalty, then after those of frequency and presence.
 
     seen: ids in prompt or output, each once. output: how often each id is in the output.
@@ -100,14 +109,19 @@ def penalised(logits: np.ndarray, seen: Collection[int], output: Mapping[int, in
         ids = np.fromiter(seen, np.int64)
         values = adjusted[ids]
         with np.errstate(over="ignore"):  # see below
-            adjusted[ids] = np.where(values > 0.0, values / settings.repetition_penalty, values * settings.repetition_penalty)
+            adjusted[ids] = np.where(
+                values > 0.0, values / settings.repetition_penalty, values * settings.repetition_penalty
+            )
     for word, count in output.items():
         adjusted[word] -= settings.frequency_penalty * count + settings.presence_penalty
-    return np.clip(adjusted, -_LARGEST, _LARGEST)  # extreme penalties reach infinity, of which differences are no numbers
+    return np.clip(
+        adjusted, -_LARGEST, _LARGEST
+    )  # extreme penalties reach infinity, of which differences are no numbers
 
 
 def probabilities(logits: np.ndarray, settings: SamplingSettings) -> np.ndarray:
-    """<float64>[V], sum 1: softmax at the temperature, of the tokens that top-k and then top-p leave. Temperature is above 0.
+    """<float64>[V], sum 1: softmax at the temperature, of the tokens that top-k and then top-p leave. Temperature is
+    above 0.
 
     Of equally likely tokens at the edge of either, those with lower ids stay.
     """
@@ -135,9 +149,11 @@ def draw(distribution: np.ndarray, uniform: float) -> int:
 
 
 def row_generators(prompts: Sequence[Sequence[int]], domains: Sequence[int], seed: int) -> List[np.random.Generator]:
-    """Random numbers of each row: they follow from the seed, the row's prompt and domain, and how many equal rows come before it.
+    """Random numbers of each row: they follow from the seed, the row's prompt and domain, and how many equal rows come
+    before it.
 
-    So a row's output does not depend on the other rows of a call, nor on their order, and equal rows get different output.
+    So a row's output does not depend on the other rows of a call, nor on their order, and equal rows get different
+    output.
     """
     copies: Dict[Tuple[int, ...], int] = {}
     found = []

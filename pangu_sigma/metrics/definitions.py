@@ -1,21 +1,27 @@
 """Every metric of `metrics.jsonl` and `summary.json`: its name, when it is there, and what it adds up.
 
-Where they are computed: `pangu_sigma.train.metrics` (most), `capacity`, `loop`, `run`. `docs/metrics.md` is made of this
-(`python scripts/make_reference.py`); a test fails where a run writes a metric that is not here.
+Where they are computed: `pangu_sigma.train.metrics` (most), `capacity`, `loop`, `run`. `docs/metrics.md` is made of
+this (`python scripts/make_reference.py`); a test fails where a run writes a metric that is not here.
 """
 
 from typing import Dict, NamedTuple
 
-CAUSES = ("all_to_all", "gradient", "tensor")  # the first parts of the tags of token traffic, of gradients, and of split layers
+CAUSES = (
+    "all_to_all",
+    "gradient",
+    "tensor",
+)  # the first parts of the tags of token traffic, of gradients, and of split layers
 _STEP, _VALIDATION, _END = "every step", "steps with a validation", "summary.json"
 _DIVERGED = "summary.json of a run that diverged"
 _OFF = "validations of a run with a local term"
 _BOUND = "moe.capacity.mode critical, adaptive"
 _EXPERTS = "every step, with experts"
 _COMPARED = "every train.log_interval steps, several ranks, backend tcp"
-_OF_CAUSE = {"all_to_all": "the tokens' way to their experts and back, forward and backward",
-             "gradient": "the gradients' sums",
-             "tensor": "the sums inside layers that a tensor-parallel group shares out"}
+_OF_CAUSE = {
+    "all_to_all": "the tokens' way to their experts and back, forward and backward",
+    "gradient": "the gradients' sums",
+    "tensor": "the sums inside layers that a tensor-parallel group shares out",
+}
 
 
 class Definition(NamedTuple):
@@ -31,47 +37,93 @@ DEFINITIONS: Dict[str, Definition] = {
     "loss/total": Definition(_STEP, "what is minimised, in nats a token: task + aux + locality"),
     "loss/task": Definition(_STEP, "cross entropy in nats a token, over the tokens of all ranks that count"),
     "loss/aux": Definition(_STEP, "the routers' load-balancing losses, weighted, summed over layers, as nats a token"),
-    "loss/locality": Definition(_STEP, "the locality losses (LocMoE Eq. 6), weighted, summed over layers, as nats a token"),
+    "loss/locality": Definition(
+        _STEP, "the locality losses (LocMoE Eq. 6), weighted, summed over layers, as nats a token"
+    ),
     "optim/learning_rate": Definition(_STEP, "the learning rate of the step"),
-    "optim/grad_norm": Definition(_STEP, "norm of the gradient of all parameters on all ranks, before clipping; null where it overflowed"),
+    "optim/grad_norm": Definition(
+        _STEP, "norm of the gradient of all parameters on all ranks, before clipping; null where it overflowed"
+    ),
     "optim/loss_scale": Definition(_STEP, "the dynamic loss scale (1 without fp16)"),
     "optim/skipped_steps": Definition(_STEP, "steps so far that an overflow kept from changing the weights"),
-    "moe/local_fraction": Definition(_EXPERTS, "assignments that found a slot on the token's home node, of all that found one"),
+    "moe/local_fraction": Definition(
+        _EXPERTS, "assignments that found a slot on the token's home node, of all that found one"
+    ),
     "moe/drop_fraction": Definition(_EXPERTS, "assignments without a slot, of all"),
-    "moe/load_max_over_mean": Definition(_EXPERTS, "tokens of the busiest expert over the mean, before drops, mean over layers"),
-    "moe/tokens_per_expert": Definition(_EXPERTS, "assignments of each expert before drops, over all ranks: one list a sparse layer"),
+    "moe/load_max_over_mean": Definition(
+        _EXPERTS, "tokens of the busiest expert over the mean, before drops, mean over layers"
+    ),
+    "moe/tokens_per_expert": Definition(
+        _EXPERTS, "assignments of each expert before drops, over all ranks: one list a sparse layer"
+    ),
     "moe/undecided_fraction": Definition(
         "every step, with router locmoe",
         "tokens with fewer than `moe.router.top_k` gate values above 0 among the experts of their group, so that the ReLU of LocMoE's "
         "Eq. 2 leaves a choice to `moe.router.locmoe.ties`, of all tokens, mean over layers. Gate values are those that enter the ReLU, "
-        "with noise where `ties` is noise"),
-    "moe/local_strength": Definition("every step of a run with a local term", "the strength of `moe.router.local_term` in the step"),
-    "moe/capacity_slots": Definition(_BOUND, "slots per (source rank, expert), the same in all sparse layers, before a dispatcher rounds "
-                                             "them to its chunks"),
+        "with noise where `ties` is noise",
+    ),
+    "moe/local_strength": Definition(
+        "every step of a run with a local term", "the strength of `moe.router.local_term` in the step"
+    ),
+    "moe/capacity_slots": Definition(
+        _BOUND,
+        "slots per (source rank, expert), the same in all sparse layers, before a dispatcher rounds them to its chunks",
+    ),
     "moe/capacity_factor": Definition(_BOUND, "these slots over the even load"),
-    "moe/graphs": Definition(_BOUND, "different slots used so far in the run, each of which is a graph of the training step (one that a "
-                                     "resumed run compiles again is not counted again)"),
+    "moe/graphs": Definition(
+        _BOUND,
+        "different slots used so far in the run, each of which is a graph of the training step (one that a "
+        "resumed run compiles again is not counted again)",
+    ),
     "time/step(s)": Definition(_STEP, "wall clock of rank 0, measuring and compiling included where the step does so"),
-    "time/compute(s)": Definition(_STEP, "mean over ranks of what is left: step = compute + communication + idle - overlapped"),
+    "time/compute(s)": Definition(
+        _STEP, "mean over ranks of what is left: step = compute + communication + idle - overlapped"
+    ),
     "time/communication(s)": Definition(_STEP, "mean over ranks of the time in which something travelled"),
     "time/overlapped(s)": Definition(_STEP, "the part of communication that ran beside computation, mean over ranks"),
     "time/idle(s)": Definition(_STEP, "waiting for other ranks to arrive at a collective, mean over ranks"),
-    "time/slowest_rank": Definition(_COMPARED, "the rank whose own computation took longest since the last report; a run's first step, "
-                                               "which compiles, is left out"),
-    "time/slowest_rank/compute(s)": Definition(_COMPARED, "its own computation a step: wall clock without communication and waiting"),
+    "time/slowest_rank": Definition(
+        _COMPARED,
+        "the rank whose own computation took longest since the last report; a run's first step, "
+        "which compiles, is left out",
+    ),
+    "time/slowest_rank/compute(s)": Definition(
+        _COMPARED, "its own computation a step: wall clock without communication and waiting"
+    ),
     "time/median_rank/compute(s)": Definition(_COMPARED, "the same of the median rank"),
-    "throughput/tokens_per_second": Definition(_STEP, "tokens of the global batch, padding included, over `time/step(s)`"),
-    "comm/intra_node(B)": Definition(_STEP, "bytes that all ranks sent inside nodes: tokens, gradients, split layers, statistics, metrics"),
+    "throughput/tokens_per_second": Definition(
+        _STEP, "tokens of the global batch, padding included, over `time/step(s)`"
+    ),
+    "comm/intra_node(B)": Definition(
+        _STEP, "bytes that all ranks sent inside nodes: tokens, gradients, split layers, statistics, metrics"
+    ),
     "comm/inter_node(B)": Definition(_STEP, "bytes that all ranks sent between nodes, likewise"),
-    **{f"time/{cause}(s)": Definition(_STEP, f"communication and waiting for it, mean over ranks, of {what}")
-       for cause, what in _OF_CAUSE.items()},
-    **{f"time/{cause}/idle(s)": Definition(_STEP, f"the waiting in it, mean over ranks, of {what}") for cause, what in _OF_CAUSE.items()},
-    **{f"time/{cause}/overlapped(s)": Definition(_STEP, f"the part beside computation, mean over ranks, of {what}")
-       for cause, what in _OF_CAUSE.items()},
-    **{f"comm/{cause}/intra_node(B)": Definition(_STEP, f"bytes inside nodes of {what}") for cause, what in _OF_CAUSE.items()},
-    **{f"comm/{cause}/inter_node(B)": Definition(_STEP, f"bytes between nodes of {what}") for cause, what in _OF_CAUSE.items()},
-    "valid/loss": Definition(_VALIDATION, "task loss in nats a token on the fixed validation rows, the model as it is trained"),
-    "valid/perplexity": Definition(_VALIDATION, "exp of `valid/loss`; null where that is beyond float64: the run diverged"),
+    **{
+        f"time/{cause}(s)": Definition(_STEP, f"communication and waiting for it, mean over ranks, of {what}")
+        for cause, what in _OF_CAUSE.items()
+    },
+    **{
+        f"time/{cause}/idle(s)": Definition(_STEP, f"the waiting in it, mean over ranks, of {what}")
+        for cause, what in _OF_CAUSE.items()
+    },
+    **{
+        f"time/{cause}/overlapped(s)": Definition(_STEP, f"the part beside computation, mean over ranks, of {what}")
+        for cause, what in _OF_CAUSE.items()
+    },
+    **{
+        f"comm/{cause}/intra_node(B)": Definition(_STEP, f"bytes inside nodes of {what}")
+        for cause, what in _OF_CAUSE.items()
+    },
+    **{
+        f"comm/{cause}/inter_node(B)": Definition(_STEP, f"bytes between nodes of {what}")
+        for cause, what in _OF_CAUSE.items()
+    },
+    "valid/loss": Definition(
+        _VALIDATION, "task loss in nats a token on the fixed validation rows, the model as it is trained"
+    ),
+    "valid/perplexity": Definition(
+        _VALIDATION, "exp of `valid/loss`; null where that is beyond float64: the run diverged"
+    ),
     "valid/local_term_off/loss": Definition(_OFF, "the same loss with the local term of the routers at strength 0"),
     "valid/local_term_off/perplexity": Definition(_OFF, "exp of that"),
     "router": Definition(_END, "`moe.router.type`"),
@@ -79,9 +131,16 @@ DEFINITIONS: Dict[str, Definition] = {
     "progress/diverged_step": Definition(_DIVERGED, "the first of the steps for which the run ended"),
     "progress/last_usable_step": Definition(_DIVERGED, "the last step before with a usable loss; 0: none"),
     "loss/last_usable": Definition(_DIVERGED, "its `loss/task`; null: none"),
-    "code": Definition(_END, "12 digits of a hash of this project's Python files as the run, or its last part after a resume, began"),
-    "unigram_perplexity": Definition(_END, "perplexity of the training text's word frequencies on the validation rows: the line that any "
-                                           "trained model must beat"),
-    "time/checkpoint_stall(s)": Definition(_END, "time in which training waited for checkpoints, rank 0, the whole run"),
+    "code": Definition(
+        _END, "12 digits of a hash of this project's Python files as the run, or its last part after a resume, began"
+    ),
+    "unigram_perplexity": Definition(
+        _END,
+        "perplexity of the training text's word frequencies on the validation rows: the line that any "
+        "trained model must beat",
+    ),
+    "time/checkpoint_stall(s)": Definition(
+        _END, "time in which training waited for checkpoints, rank 0, the whole run"
+    ),
     "time/checkpoint_writing(s)": Definition(_END, "time in which rank 0 wrote checkpoints, the whole run"),
 }

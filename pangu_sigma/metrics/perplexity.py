@@ -14,7 +14,9 @@ DIVERGED = "diverged"  # what is shown in place of a number, and the status in s
 def is_usable(loss: Any) -> bool:
     """Whether a loss in nats a token is a finite number with a finite perplexity."""
     value = number(loss)
-    return value is not None and -1.0 < value <= LARGEST_LOSS  # an older version wrote negative ones, of sums that had wrapped
+    return (
+        value is not None and -1.0 < value <= LARGEST_LOSS
+    )  # an older version wrote negative ones, of sums that had wrapped
 
 
 def perplexity_of(loss: float) -> Optional[float]:
@@ -23,7 +25,9 @@ def perplexity_of(loss: float) -> Optional[float]:
 
 
 def usable_perplexity(value: Any) -> Optional[float]:
-    """A perplexity that a file holds; None for null, NaN, and what older versions made of sums that had wrapped: 0, or exp(700)."""
+    """A perplexity that a file holds; None for null, NaN, and what older versions made of sums that had wrapped: 0, or
+    exp(700).
+    """
     found = number(value)
     return found if found is not None and 0.5 < found < OLD_LARGEST else None
 
@@ -34,6 +38,8 @@ def loss_text(loss: Any) -> str:
 
 
 def perplexity_text(perplexity: Any) -> str:
-    """A perplexity as it is shown: with one decimal, from a million on in short; or `diverged` where it is no finite number."""
+    """A perplexity as it is shown: with one decimal, from a million on in short; or `diverged` where it is no finite
+    number.
+    """
     value = usable_perplexity(perplexity)
     return DIVERGED if value is None else f"{value:.1f}" if value < 1e6 else f"{value:.2e}"

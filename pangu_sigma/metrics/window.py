@@ -1,11 +1,13 @@
 """Which steps of a run its numbers are taken over. Console, `watch`, summary.json, `report` and `compare` all ask here.
 
-The window is the second half of the steps so far, in which the router is trained and nothing is compiled for the first time.
+The window is the second half of the steps so far, in which the router is trained and nothing is compiled for the first
+time.
 
 - Routing (`moe/...`) is the mean over all of it.
-- Times, bytes and throughput are means over the middle half of the window by step time: a quarter of its steps, the fastest, and as many
-  of the slowest are left out. Like a median such a mean does not follow a step that the machine disturbed; unlike medians the
-  pieces of a step still add up. Tokens a second are the tokens of these steps over the time that they took.
+- Times, bytes and throughput are means over the middle half of the window by step time: a quarter of its steps, the
+  fastest, and as many of the slowest are left out. Like a median such a mean does not follow a step that the machine
+  disturbed; unlike medians the pieces of a step still add up. Tokens a second are the tokens of these steps over the
+  time that they took.
 - What only some steps have (`time/slowest_rank`) or what counts up (`moe/graphs`) is the last value.
 """
 
@@ -22,20 +24,24 @@ _LAST = ("time/slowest_rank", "time/median_rank", "moe/graphs")  # beginnings of
 
 def window(records: Sequence[Record]) -> List[Record]:
     """The second half of the steps, the larger one where their number is odd."""
-    return list(records[len(records) // 2:])
+    return list(records[len(records) // 2 :])
 
 
 def timed_steps(records: Sequence[Record], ignored: int = COMPILING_STEPS) -> List[Record]:
-    """The middle half of the window by step time. Steps up to step `ignored` do not belong to it unless there are no others."""
+    """The middle half of the window by step time. Steps up to step `ignored` do not belong to it unless there are no
+    others.
+    """
     chosen = window(records)
     return middle_half([record for record in chosen if record.get(PROGRESS, 0) > ignored] or chosen)
 
 
 def middle_half(records: Sequence[Record]) -> List[Record]:
-    """The records between the quartiles of step time: floor(n / 4) of the fastest and as many of the slowest are left out."""
+    """The records between the quartiles of step time: floor(n / 4) of the fastest and as many of the slowest are left
+    out.
+    """
     timed = [record for record in records if number(record.get(STEP)) is not None]
     cut = len(timed) // 4
-    return sorted(timed, key=lambda record: record[STEP])[cut:len(timed) - cut]
+    return sorted(timed, key=lambda record: record[STEP])[cut : len(timed) - cut]
 
 
 def measured(records: Sequence[Record], ignored: int = COMPILING_STEPS) -> Dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Dict, List
 
-from locmoe_ops.router_registry import kind_of
+from locmoe_ops.router_registry import router_spec
 from locmoe_ops.topology import ExpertPlacement, local_experts_table
 from pangu_sigma.model.sparse import SparseContext, experts_by_node
 
@@ -24,17 +24,23 @@ def groups_without_local_experts(context: SparseContext) -> Dict[int, List[int]]
 def locality_advice(context: SparseContext) -> List[str]:
     """Lines for the user, none where every node can keep its tokens or nothing in the configuration is about locality.
 
-    LocMoE's own losing case (arXiv 2401.13920, 256 devices): where nodes outnumber the experts of a group, a node without one gains
-    nothing, and the hash router is faster.
+    LocMoE's own losing case (arXiv 2401.13920, 256 devices): where nodes outnumber the experts of a group, a node
+    without one gains nothing, and the hash router is faster.
     """
     moe, nodes = context.config.moe, context.layout.nodes
-    wants_locality = kind_of(moe.router.type).localises or moe.router.local_term.kind != "none" or moe.dispatch.type == "hierarchical"
+    wants_locality = (
+        router_spec(moe.router.type).localises
+        or moe.router.local_term.kind != "none"
+        or moe.dispatch.type == "hierarchical"
+    )
     without = groups_without_local_experts(context)
     if nodes == 1 or not wants_locality or not without:
         return []
     node, groups = next(iter(without.items()))
     per_group = moe.num_experts // moe.num_groups
-    return [f"warning: {len(without)} of {nodes} nodes hold no expert for some of their tokens (node {node}: group {groups[0]}): these "
-            "always leave their node, and locality gains nothing there.",
-            f"  moe.num_experts / moe.num_groups is {per_group}; with {nodes} or more every node can hold one. Or let nodes specialise: "
-            "moe.placement=node_grouped with data.placement=domain_by_node. Else moe.router.type=hash is the faster choice."]
+    return [
+        f"warning: {len(without)} of {nodes} nodes hold no expert for some of their tokens (node {node}: group {groups[0]}): these "
+        "always leave their node, and locality gains nothing there.",
+        f"  moe.num_experts / moe.num_groups is {per_group}; with {nodes} or more every node can hold one. Or let nodes specialise: "
+        "moe.placement=node_grouped with data.placement=domain_by_node. Else moe.router.type=hash is the faster choice.",
+    ]

@@ -1,6 +1,7 @@
 """Masked multi-head attention. Shape legend: B rows, S positions, T = B * S, H heads, D head size, d = H * D.
 
-In a tensor-parallel group each rank has H / P of the heads: its rows of the maps of query, key and value, its columns of the output map.
+In a tensor-parallel group each rank has H / P of the heads: its rows of the maps of query, key and value, its columns
+of the output map.
 """
 
 import math
@@ -10,8 +11,8 @@ from mindspore import Tensor, dtype, nn, ops
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
 from locmoe_ops.random import SeededDropout
+from pangu_sigma.model.dims import ModelDims
 from pangu_sigma.model.layers import Linear
-from pangu_sigma.model.shape import ModelShape
 
 
 def attention_mask(documents: Tensor) -> Tensor:
@@ -26,8 +27,8 @@ def attention_mask(documents: Tensor) -> Tensor:
 
 
 class SoftmaxRows(nn.Cell):
-    """Softmax over the last of two dimensions. The gradient is MindSpore's own formula; in two dimensions its sum over rows
-    runs on the CPU kernel that needs no transposed copy.
+    """Softmax over the last of two dimensions. The gradient is MindSpore's own formula; in two dimensions its sum over
+    rows runs on the CPU kernel that needs no transposed copy.
 
     Input: scores <float32>[N, S]. Output: <float32>[N, S].
     """
@@ -47,18 +48,18 @@ class SoftmaxRows(nn.Cell):
 class AttentionCore(nn.Cell):
     """softmax(Q K^T / sqrt(D) + mask) V; the softmax in float32.
 
-    Inputs: query, key, value <float>[B, H, S, D]; mask <float32>[B, 1, S, S]; seeds <int32>[B]. Output: <float>[T, H * D].
-    H are this rank's heads; dropout goes by their place among all.
+    Inputs: query, key, value <float>[B, H, S, D]; mask <float32>[B, 1, S, S]; seeds <int32>[B]. Output: <float>[T, H *
+    D]. H are this rank's heads; dropout goes by their place among all.
     """
 
-    def __init__(self, shape: ModelShape, salt: int) -> None:
+    def __init__(self, shape: ModelDims, salt: int) -> None:
         super().__init__()
-        self.width = shape.own_heads * shape.head_size
+        self.width = shape.local_heads * shape.head_size
         self.scale = 1.0 / math.sqrt(shape.head_size)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.softmax = SoftmaxRows()
-        length = shape.own_heads * shape.sequence_length ** 2
+        length = shape.local_heads * shape.sequence_length**2
         self.dropout = SeededDropout(shape.attention_dropout, length, salt, start=shape.tensor.index * length)
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
@@ -70,15 +71,18 @@ class AttentionCore(nn.Cell):
 
 
 class FlashCore(nn.Cell):
-    """`AttentionCore` without dropout as Ascend's FlashAttentionScore, which keeps no scores for the backward pass. fp16 and bf16.
+    """`AttentionCore` without dropout as Ascend's FlashAttentionScore, which keeps no scores for the backward pass.
+    fp16 and bf16.
 
     Inputs and output: as `AttentionCore`.
     """
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelDims) -> None:
         super().__init__()
-        self.width = shape.own_heads * shape.head_size
-        self.attention = FlashAttentionScore(shape.own_heads, scale_value=1.0 / math.sqrt(shape.head_size), input_layout="BNSD")
+        self.width = shape.local_heads * shape.head_size
+        self.attention = FlashAttentionScore(
+            shape.local_heads, scale_value=1.0 / math.sqrt(shape.head_size), input_layout="BNSD"
+        )
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
         barred = ops.cast(mask < 0.0, dtype.uint8)
@@ -86,32 +90,40 @@ class FlashCore(nn.Cell):
         return mixed.transpose(0, 2, 1, 3).reshape(-1, self.width)
 
 
-def attention_core(shape: ModelShape, salt: int) -> nn.Cell:
+def attention_core(shape: ModelDims, salt: int) -> nn.Cell:
     """The core that the configuration asks for."""
     return FlashCore(shape) if shape.flash_attention else AttentionCore(shape, salt)
 
 
-def into_heads(x: Tensor, shape: Tuple[int, int, int, int]) -> Tensor:
+def split_heads(x: Tensor, shape: Tuple[int, int, int, int]) -> Tensor:
     """[B, H, S, D] <- [T, d], with `shape` (B, S, H, D)."""
     return x.reshape(shape).transpose(0, 2, 1, 3)
 
 
-def head_map(shape: ModelShape, has_bias: bool = True) -> Linear:
+def qkv_projection(shape: ModelDims, has_bias: bool = True) -> Linear:
     """To query, key or value of this rank's heads."""
-    return Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype, has_bias=has_bias, part=shape.tensor.slice(0))
+    return Linear(
+        shape.hidden_size, shape.hidden_size, shape.compute_dtype, has_bias=has_bias, part=shape.tensor.slice(0)
+    )
 
 
-def key_map(shape: ModelShape) -> Linear:
-    """Without the bias that PanGu-alpha has here: it adds the same to all scores of a query, which softmax does not see, so that
-    its gradient is rounding alone, and Adam would make steps of it.
+def key_map(shape: ModelDims) -> Linear:
+    """Without the bias that PanGu-alpha has here: it adds the same to all scores of a query, which softmax does not
+    see, so that its gradient is rounding alone, and Adam would make steps of it.
     """
-    return head_map(shape, has_bias=False)
+    return qkv_projection(shape, has_bias=False)
 
 
-def output_map(shape: ModelShape, tag: str) -> Linear:
+def output_projection(shape: ModelDims, tag: str) -> Linear:
     """From this rank's heads back to the residual stream, summed over the tensor-parallel group."""
-    return Linear(shape.hidden_size, shape.hidden_size, shape.compute_dtype, residual=True, part=shape.tensor.slice(1),
-                  leave=shape.tensor.leave(tag))
+    return Linear(
+        shape.hidden_size,
+        shape.hidden_size,
+        shape.compute_dtype,
+        residual=True,
+        part=shape.tensor.slice(1),
+        leave=shape.tensor.leave(tag),
+    )
 
 
 class SelfAttention(nn.Cell):
@@ -120,21 +132,21 @@ class SelfAttention(nn.Cell):
     Inputs: x <float>[T, d] (normed); mask <float32>[B, 1, S, S]; seeds <int32>[B]. Output: <compute_dtype>[T, d].
     """
 
-    def __init__(self, shape: ModelShape, salt: int) -> None:
+    def __init__(self, shape: ModelDims, salt: int) -> None:
         super().__init__()
         tag = f"tensor/attention {salt}"
-        self.heads = (shape.rows, shape.sequence_length, shape.own_heads, shape.head_size)
+        self.heads = (shape.rows, shape.sequence_length, shape.local_heads, shape.head_size)
         self.enter = shape.tensor.enter(tag)
-        self.query = head_map(shape)
+        self.query = qkv_projection(shape)
         self.key = key_map(shape)
-        self.value = head_map(shape)
+        self.value = qkv_projection(shape)
         self.core = attention_core(shape, salt)
-        self.project = output_map(shape, tag)
+        self.project = output_projection(shape, tag)
 
     def construct(self, x: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
         x = self.enter(x)
-        query, key = into_heads(self.query(x), self.heads), into_heads(self.key(x), self.heads)
-        value = into_heads(self.value(x), self.heads)
+        query, key = split_heads(self.query(x), self.heads), split_heads(self.key(x), self.heads)
+        value = split_heads(self.value(x), self.heads)
         return self.project(self.core(query, key, value, mask, seeds))
 
 
@@ -145,20 +157,20 @@ class QueryAttention(nn.Cell):
     Output: <compute_dtype>[T, d].
     """
 
-    def __init__(self, shape: ModelShape, salt: int) -> None:
+    def __init__(self, shape: ModelDims, salt: int) -> None:
         super().__init__()
         tag = f"tensor/attention {salt}"
-        self.heads = (shape.rows, shape.sequence_length, shape.own_heads, shape.head_size)
+        self.heads = (shape.rows, shape.sequence_length, shape.local_heads, shape.head_size)
         self.enter = shape.tensor.enter(tag)
         self.enter_query = shape.tensor.enter(f"{tag}/query")
-        self.query = head_map(shape)
+        self.query = qkv_projection(shape)
         self.key = key_map(shape)
-        self.value = head_map(shape)
+        self.value = qkv_projection(shape)
         self.core = attention_core(shape, salt)
-        self.project = output_map(shape, tag)
+        self.project = output_projection(shape, tag)
 
     def construct(self, query: Tensor, x: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
         x = self.enter(x)
-        query = into_heads(self.query(self.enter_query(query)), self.heads)
-        key, value = into_heads(self.key(x), self.heads), into_heads(self.value(x), self.heads)
+        query = split_heads(self.query(self.enter_query(query)), self.heads)
+        key, value = split_heads(self.key(x), self.heads), split_heads(self.value(x), self.heads)
         return self.project(self.core(query, key, value, mask, seeds))

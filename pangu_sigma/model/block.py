@@ -6,8 +6,8 @@ from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.random import SeededDropout
 from pangu_sigma.model.attention import QueryAttention, SelfAttention
+from pangu_sigma.model.dims import ModelDims
 from pangu_sigma.model.layers import LayerNorm, constant
-from pangu_sigma.model.shape import ModelShape
 
 
 class Block(nn.Cell):
@@ -25,7 +25,7 @@ class Block(nn.Cell):
 
     attention_kind = SelfAttention
 
-    def __init__(self, shape: ModelShape, index: int, feed_forward: nn.Cell) -> None:
+    def __init__(self, shape: ModelDims, index: int, feed_forward: nn.Cell) -> None:
         super().__init__()
         self.attention_norm = LayerNorm(shape.hidden_size, shape.epsilon)
         self.attention = self.attention_kind(shape, salt=4 * index + 2)
@@ -35,10 +35,14 @@ class Block(nn.Cell):
         self.attention_dropout = SeededDropout(shape.hidden_dropout, row, salt=4 * index + 3)
         self.ffn_dropout = SeededDropout(shape.hidden_dropout, row, salt=4 * index + 4)
 
-    def construct(self, x: Tensor, mask: Tensor, tokens: Dict[str, Tensor], seeds: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
+    def construct(
+        self, x: Tensor, mask: Tensor, tokens: Dict[str, Tensor], seeds: Tensor
+    ) -> Tuple[Tensor, Dict[str, Tensor]]:
         return self.add_to(x, self.attention(self.attention_norm(x), mask, seeds), tokens, seeds)
 
-    def add_to(self, x: Tensor, attended: Tensor, tokens: Dict[str, Tensor], seeds: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
+    def add_to(
+        self, x: Tensor, attended: Tensor, tokens: Dict[str, Tensor], seeds: Tensor
+    ) -> Tuple[Tensor, Dict[str, Tensor]]:
         """The residual sums, given what attention found."""
         x = x + ops.cast(self.attention_dropout(attended, seeds), dtype.float32)
         y, report = self.feed_forward(self.ffn_norm(x), tokens)
@@ -53,11 +57,17 @@ class QueryBlock(Block):
 
     attention_kind = QueryAttention
 
-    def __init__(self, shape: ModelShape, index: int, feed_forward: nn.Cell) -> None:
+    def __init__(self, shape: ModelDims, index: int, feed_forward: nn.Cell) -> None:
         super().__init__(shape, index, feed_forward)
         self.top_query = constant((shape.sequence_length, shape.hidden_size), 0.0, "top_query")
 
-    def construct(self, x: Tensor, positions: Tensor, mask: Tensor,  # type: ignore[override] # it asks by position as well
-                  tokens: Dict[str, Tensor], seeds: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
+    def construct(  # type: ignore[override]  # it asks by position as well
+        self,
+        x: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        tokens: Dict[str, Tensor],
+        seeds: Tensor,
+    ) -> Tuple[Tensor, Dict[str, Tensor]]:
         query = ops.gather(self.top_query, positions.reshape(-1), 0)
         return self.add_to(x, self.attention(query, self.attention_norm(x), mask, seeds), tokens, seeds)

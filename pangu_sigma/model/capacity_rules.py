@@ -1,5 +1,5 @@
-"""Which experts share a rank's tokens, and how many slots each of them gets: rules that need no MindSpore, so that a job can be
-planned without it.
+"""Which experts share a rank's tokens, and how many slots each of them gets: rules that need no MindSpore, so that a
+job can be planned without it.
 """
 
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import List, Optional, Set, Tuple
 
 from locmoe_ops.capacity.factor import capacity_by_factor
 from locmoe_ops.errors import InputError
-from locmoe_ops.topology import ExpertPlacement, Placement, PlacementPart, Topology, local_experts_table
+from locmoe_ops.topology import ExpertPlacement, ExpertSubgroup, Placement, Topology, local_experts_table
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.domains import domains_of_node, resolve_domain_groups
 
 
 def resolve_layout(config: Config, topology: Topology) -> Topology:
-    """`moe.layout` where given, else the topology of the job, in which a tensor-parallel group is one place: its ranks hold the
-    same rows.
+    """`moe.layout` where given, else the topology of the job, in which a tensor-parallel group is one place: its ranks
+    hold the same rows.
     """
     given = config.moe.layout
     if given is not None:
@@ -25,7 +25,9 @@ def resolve_layout(config: Config, topology: Topology) -> Topology:
 
 @dataclass(frozen=True)
 class SlotRules:
-    """The rules for a job: `topology` is that of its ranks, `domains` the data's, `tokens` those of one rank's micro-batch."""
+    """The rules for a job: `topology` is that of its ranks, `domains` the data's, `tokens` those of one rank's
+    micro-batch.
+    """
 
     config: Config
     topology: Topology
@@ -48,27 +50,39 @@ class SlotRules:
         return ExpertPlacement(moe.num_experts, moe.num_groups, self.topology.expert, moe.placement)
 
     def exchange_parts(self) -> int:
-        """Equal parts of the expert-parallel group between which no token of training moves: the most that data and experts allow.
+        """Equal parts of the expert-parallel group between which no token of training moves: the most that data and
+        experts allow.
 
-        1 where any token may go anywhere: with mixed data, or where rows are placed on the nodes of another cluster (`moe.layout`).
+        1 where any token may go anywhere: with mixed data, or where rows are placed on the nodes of another cluster
+        (`moe.layout`).
         """
         topology, layout = self.topology, self.layout
-        if self.config.data.placement == "shuffled" or (layout.nodes, layout.world_size) != (topology.nodes, topology.data):
+        if self.config.data.placement == "shuffled" or (layout.nodes, layout.world_size) != (
+            topology.nodes,
+            topology.data,
+        ):
             return 1
         position, per_rank = self.placement.position_of, self.placement.experts_per_rank
-        reach = []  # lowest and highest place in the group: of a node's ranks, and of the experts that their tokens may go to
+        # lowest and highest place in the group: of a node's ranks, and of the experts that their tokens may go to
+        reach = []
         for node, experts in enumerate(self.experts_by_node()):
             first = node * topology.ranks_per_node
             places = {topology.ep_index(rank) for rank in range(first, first + topology.ranks_per_node)}
             places |= {int(position[expert]) // per_rank for expert in experts}
             reach.append((min(places), max(places)))
         sizes = [size for size in range(1, topology.expert + 1) if topology.expert % size == 0]
-        return topology.expert // next(size for size in sizes if all(low // size == high // size for low, high in reach))
+        return topology.expert // next(
+            size for size in sizes if all(low // size == high // size for low, high in reach)
+        )
 
     def exchange_of(self, rank: int) -> Placement:
         """Experts on the ranks among which `rank` exchanges tokens in training."""
         parts, topology = self.exchange_parts(), self.topology
-        return self.placement if parts == 1 else PlacementPart(self.placement, parts, topology.ep_index(rank) * parts // topology.expert)
+        return (
+            self.placement
+            if parts == 1
+            else ExpertSubgroup(self.placement, parts, topology.ep_index(rank) * parts // topology.expert)
+        )
 
     def experts_by_node(self) -> List[Set[int]]:
         """For each node of the layout, the experts that tokens of its ranks may go to."""
@@ -76,7 +90,10 @@ class SlotRules:
         per_group = moe.num_experts // moe.num_groups
         if self.config.data.placement == "shuffled":
             return [_experts_of(set(groups), per_group)] * layout.nodes
-        used = [{groups[d] for d in domains_of_node(node, layout.nodes, groups, moe.num_groups)} for node in range(layout.nodes)]
+        used = [
+            {groups[d] for d in domains_of_node(node, layout.nodes, groups, moe.num_groups)}
+            for node in range(layout.nodes)
+        ]
         return [_experts_of(groups_of_node, per_group) for groups_of_node in used]
 
     def experts_in_play(self) -> int:
@@ -84,11 +101,12 @@ class SlotRules:
         return min(len(experts) for experts in self.experts_by_node())
 
     def tier_capacities(self, placement: ExpertPlacement, factor: float, evaluation: bool = False) -> Tuple[int, int]:
-        """Slots per expert of the own node, and of other nodes, for capacity factor `factor` (see `HierarchicalDispatcher`).
+        """Slots per expert of the own node, and of other nodes, for capacity factor `factor` (see
+        `HierarchicalDispatcher`).
 
-        `moe.capacity.local_share` of a rank's assignments spread over the experts of its node that they may go to, the rest over
-        those of other nodes: the rule of capacity factors, tier by tier. All ranks get the same, that of the node that needs most.
-        Where nothing may leave its node, or the share is 1, there are no slots for other nodes.
+        `moe.capacity.local_share` of a rank's assignments spread over the experts of its node that they may go to, the
+        rest over those of other nodes: the rule of capacity factors, tier by tier. All ranks get the same, that of the
+        node that needs most. Where nothing may leave its node, or the share is 1, there are no slots for other nodes.
 
         Evaluation also switches a local term off: no share then stays for certain, and there are slots for both.
 
@@ -108,10 +126,16 @@ class SlotRules:
         for node, (near, far) in enumerate(self._tier_experts(placement)):
             inside = near / (near + far) if share is None else share
             if share == 1.0 and near == 0:
-                raise InputError(f"moe.capacity.local_share is 1.0, but node {node} holds no expert of its tokens; expected less, or "
-                                 "moe.placement and data.placement that put them there")
-            slots.append((capacity_by_factor(tokens, top_k, near, factor * inside) if near and inside > 0.0 else 0,
-                          capacity_by_factor(tokens, top_k, far, factor * (1.0 - inside)) if far and inside < 1.0 else 0))
+                raise InputError(
+                    f"moe.capacity.local_share is 1.0, but node {node} holds no expert of its tokens; expected less, or "
+                    "moe.placement and data.placement that put them there"
+                )
+            slots.append(
+                (
+                    capacity_by_factor(tokens, top_k, near, factor * inside) if near and inside > 0.0 else 0,
+                    capacity_by_factor(tokens, top_k, far, factor * (1.0 - inside)) if far and inside < 1.0 else 0,
+                )
+            )
         most_near, most_far = (max(tier) for tier in zip(*slots))
         return (most_near, most_near) if self.topology.nodes == 1 else (most_near, most_far)  # one node is one tier
 
@@ -122,7 +146,10 @@ class SlotRules:
         in_play = self.experts_by_node()
         if len(in_play) != len(local):  # a layout of another number of nodes: any of its experts from any node
             in_play = [set.union(*in_play)] * len(local)
-        return [(sum(bool(held[e]) for e in experts), sum(not held[e] for e in experts)) for held, experts in zip(local, in_play)]
+        return [
+            (sum(bool(held[e]) for e in experts), sum(not held[e] for e in experts))
+            for held, experts in zip(local, in_play)
+        ]
 
 
 def _experts_of(groups: Set[int], per_group: int) -> Set[int]:

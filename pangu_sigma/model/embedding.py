@@ -6,8 +6,8 @@ In a tensor-parallel group each rank has V / P words: their rows of every slot o
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.random import SeededDropout
+from pangu_sigma.model.dims import ModelDims
 from pangu_sigma.model.layers import constant, split_constant
-from pangu_sigma.model.shape import ModelShape
 
 
 class Embedding(nn.Cell):
@@ -16,13 +16,15 @@ class Embedding(nn.Cell):
     Inputs: ids, positions <int32>[B, S]; domain, seeds <int32>[B]. Output: <float32>[T, d].
     """
 
-    def __init__(self, shape: ModelShape, per_domain: bool) -> None:
+    def __init__(self, shape: ModelDims, per_domain: bool) -> None:
         super().__init__()
-        self.tensor, self.words = shape.tensor.size, shape.own_words
+        self.tensor, self.words = shape.tensor.size, shape.local_vocab_size
         self.part = shape.tensor.index
         self.per_domain = per_domain
         slots = shape.domains if per_domain else 1
-        self.word = split_constant((slots * shape.vocab_size, shape.hidden_size), 0.0, "word", shape.tensor.slice(0, slots))
+        self.word = split_constant(
+            (slots * shape.vocab_size, shape.hidden_size), 0.0, "word", shape.tensor.slice(0, slots)
+        )
         self.leave = shape.tensor.leave("tensor/embedding")
         self.position = constant((shape.sequence_length, shape.hidden_size), 0.0, "position")
         self.dropout = SeededDropout(shape.embedding_dropout, shape.sequence_length * shape.hidden_size, salt=1)
@@ -46,15 +48,15 @@ class Embedding(nn.Cell):
 class TiedHead(nn.Cell):
     """Scores of all words: product with the word table (of the row's domain, where slots differ), without bias.
 
-    Inputs: x <float>[T, d]; word <float32>[slots * V, d]; domain <int32>[B]. Output: <compute_dtype>[T, V]. In a tensor-parallel
-    group V are this rank's words.
+    Inputs: x <float>[T, d]; word <float32>[slots * V, d]; domain <int32>[B]. Output: <compute_dtype>[T, V]. In a
+    tensor-parallel group V are this rank's words.
     """
 
-    def __init__(self, shape: ModelShape, per_domain: bool) -> None:
+    def __init__(self, shape: ModelDims, per_domain: bool) -> None:
         super().__init__()
         self.rows = shape.rows
         self.per_domain = per_domain
-        self.table_shape = (-1, shape.own_words, shape.hidden_size)
+        self.table_shape = (-1, shape.local_vocab_size, shape.hidden_size)
         self.enter = shape.tensor.enter("tensor/head")
         self.compute_dtype = shape.compute_dtype
         self.matmul = ops.MatMul(transpose_b=True)

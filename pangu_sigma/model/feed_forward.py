@@ -4,9 +4,9 @@ from typing import Dict, Tuple
 
 from mindspore import Tensor, nn
 
-from locmoe_ops.activations import activation
+from locmoe_ops.functions import activation
+from pangu_sigma.model.dims import ModelDims
 from pangu_sigma.model.layers import Linear
-from pangu_sigma.model.shape import ModelShape
 
 
 class FeedForward(nn.Cell):
@@ -17,14 +17,20 @@ class FeedForward(nn.Cell):
     Inputs: x <float>[T, d]; tokens, unused. Outputs: <compute_dtype>[T, d]; an empty dict.
     """
 
-    def __init__(self, shape: ModelShape, index: int = 0) -> None:
+    def __init__(self, shape: ModelDims, index: int = 0) -> None:
         super().__init__()
         tensor, tag = shape.tensor, f"tensor/feed-forward {index}"
         self.enter = tensor.enter(tag)
         self.w_in = Linear(shape.hidden_size, shape.ffn_hidden_size, shape.compute_dtype, part=tensor.slice(0))
         self.act = activation(shape.activation)
-        self.w_out = Linear(shape.ffn_hidden_size, shape.hidden_size, shape.compute_dtype, residual=True, part=tensor.slice(1),
-                            leave=tensor.leave(tag))
+        self.w_out = Linear(
+            shape.ffn_hidden_size,
+            shape.hidden_size,
+            shape.compute_dtype,
+            residual=True,
+            part=tensor.slice(1),
+            leave=tensor.leave(tag),
+        )
 
     def construct(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Dict[str, Tensor]]:
         return self.w_out(self.act(self.w_in(self.enter(x)))), {}

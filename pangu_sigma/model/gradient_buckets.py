@@ -4,7 +4,9 @@ from itertools import groupby
 from typing import Any, List, Sequence, Tuple
 
 BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MB of float32 a message
-EARLY_BUCKET_ELEMENTS = 128 * 1024  # of gradients that set out early: large enough to fill a link, small enough that the first leaves soon
+EARLY_BUCKET_ELEMENTS = (
+    128 * 1024
+)  # of gradients that set out early: large enough to fill a link, small enough that the first leaves soon
 
 
 def plan_buckets(sizes: Sequence[int], limit: int = BUCKET_ELEMENTS) -> List[Tuple[int, int]]:

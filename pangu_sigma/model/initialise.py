@@ -19,7 +19,8 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 
 
 def initialise(network: PanGuSigma, seed: int, std: float, experts_alike: int = 1) -> None:
-    """Normal(0, std) for matrices and embeddings; maps onto the residual stream std / sqrt(2 * layers); biases 0, norms 1.
+    """Normal(0, std) for matrices and embeddings; maps onto the residual stream std / sqrt(2 * layers); biases 0, norms
+    1.
 
     Neighbouring experts, `experts_alike` at a time, begin as copies of one network.
     PanGu-alpha uses 0.02; the smaller residual maps (GPT-2's rule) keep the stream's variance independent of depth.

@@ -6,7 +6,7 @@ import numpy as np
 
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
-from locmoe_ops.slices import Slice
+from locmoe_ops.shard_spec import ShardSpec
 from locmoe_ops.tensor_parallel import marked
 
 
@@ -15,7 +15,7 @@ def constant(shape: tuple, value: float, name: str) -> Parameter:
     return Parameter(Tensor(np.full(shape, value, np.float32)), name=name)
 
 
-def split_constant(whole: Tuple[int, ...], value: float, name: str, part: Optional[Slice]) -> Parameter:
+def split_constant(whole: Tuple[int, ...], value: float, name: str, part: Optional[ShardSpec]) -> Parameter:
     """`constant`, of which this rank holds `part` (None: all)."""
     return marked(constant(whole if part is None else part.shape_of(whole), value, name), part)
 
@@ -38,9 +38,9 @@ class AddBias(nn.Cell):
         return dout, self.sum(dout, 0)
 
 
-class Keep(nn.Cell):
-    """Where a map takes in its input and its weight: nothing happens. A distributed run may put something else here, which sends a
-    weight's gradient on its way as soon as it is there (see `pangu_sigma.train.gradient_overlap`).
+class GradientHook(nn.Cell):
+    """Where a map takes in its input and its weight: nothing happens. A distributed run may put something else here,
+    which sends a weight's gradient on its way as soon as it is there (see `pangu_sigma.train.gradient_overlap`).
     """
 
     def construct(self, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
@@ -50,14 +50,23 @@ class Keep(nn.Cell):
 class Linear(nn.Cell):
     """`x W^T + b` in `compute_dtype`, or without b.
 
-    `residual` marks maps whose output is added to the residual stream. With `part`, this rank holds some of the outputs (axis 0 of
-    W) or some of the inputs (axis 1); in the latter case `leave` sums over the tensor-parallel group, and b is added to the sum.
+    `residual` marks maps whose output is added to the residual stream. With `part`, this rank holds some of the outputs
+    (axis 0 of W) or some of the inputs (axis 1); in the latter case `leave` sums over the tensor-parallel group, and b
+    is added to the sum.
 
     Inputs: x <float>[T, in]. Output: <compute_dtype>[T, out]; with `part`, this rank's part of in or out.
     """
 
-    def __init__(self, in_size: int, out_size: int, compute_dtype: dtype.Type = dtype.float32, residual: bool = False,
-                 has_bias: bool = True, part: Optional[Slice] = None, leave: Optional[nn.Cell] = None) -> None:
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        compute_dtype: dtype.Type = dtype.float32,
+        residual: bool = False,
+        has_bias: bool = True,
+        part: Optional[ShardSpec] = None,
+        leave: Optional[nn.Cell] = None,
+    ) -> None:
         super().__init__()
         bias_part = part if part is not None and part.axis == 0 else None
         self.compute_dtype = compute_dtype
@@ -67,7 +76,7 @@ class Linear(nn.Cell):
         if has_bias:
             self.bias = split_constant((out_size,), 0.0, "bias", bias_part)
         self.leave = leave or nn.Identity()
-        self.take = Keep()
+        self.take = GradientHook()
         self.matmul = ops.MatMul(transpose_b=True)
         self.add_bias = AddBias()
 
@@ -82,8 +91,8 @@ class Normalise(nn.Cell):
     """(x - mean) / sqrt(variance + epsilon) * gamma + beta over the last dimension, with a gradient made of plain sums,
     which on CPU take half the time of the fused kernel's.
 
-    Inputs: x <float32>[T, d]; gamma, beta <float32>[d]. Outputs: as `ops.LayerNorm`; the first, the normalised rows, is the
-    one to use.
+    Inputs: x <float32>[T, d]; gamma, beta <float32>[d]. Outputs: as `ops.LayerNorm`; the first, the normalised rows, is
+    the one to use.
     """
 
     def __init__(self, epsilon: float) -> None:
@@ -97,10 +106,12 @@ class Normalise(nn.Cell):
     def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         return self.norm(x, gamma, beta)
 
-    def bprop(self, x: Tensor, gamma: Tensor, beta: Tensor, out: Tuple[Tensor, ...],
-              dout: Tuple[Tensor, ...]) -> Tuple[Tensor, Tensor, Tensor]:
+    def bprop(
+        self, x: Tensor, gamma: Tensor, beta: Tensor, out: Tuple[Tensor, ...], dout: Tuple[Tensor, ...]
+    ) -> Tuple[Tensor, Tensor, Tensor]:
         # With h the normalised x and g = dy * gamma: dx = (g - mean(g) - h * mean(g * h)) / sqrt(variance + epsilon).
-        # The variance is taken anew: the kernel's third output is the variance on CPU, but its reciprocal root elsewhere.
+        # The variance is taken anew: the kernel's third output is the variance on CPU, but its reciprocal root
+        # elsewhere.
         centred = x - out[1]
         scale = self.rsqrt(self.mean(centred * centred, -1) + self.epsilon)
         rows = centred * scale

@@ -6,12 +6,14 @@ from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.functions import log
 from locmoe_ops.tensor_parallel import TensorGroup
-from pangu_sigma.model.shape import ModelShape
+from pangu_sigma.model.dims import ModelDims
 
 
-def token_losses(shape: ModelShape) -> nn.Cell:
-    """The cross-entropy for a network of this shape: `TokenCrossEntropy`, or `SplitCrossEntropy` where words are shared out."""
-    return TokenCrossEntropy() if shape.tensor.size == 1 else SplitCrossEntropy(shape.tensor, shape.own_words)
+def token_losses(shape: ModelDims) -> nn.Cell:
+    """The cross-entropy for a network of this shape: `TokenCrossEntropy`, or `SplitCrossEntropy` where words are shared
+    out.
+    """
+    return TokenCrossEntropy() if shape.tensor.size == 1 else SplitCrossEntropy(shape.tensor, shape.local_vocab_size)
 
 
 class TokenCrossEntropy(nn.Cell):
@@ -19,7 +21,8 @@ class TokenCrossEntropy(nn.Cell):
 
     The probabilities are a second output so that the gradient, p - onehot(target), needs no second softmax.
 
-    Inputs: logits <float32>[T, V]; targets <int32>[T]. Outputs: loss <float32>[T] in nats; probabilities <float32>[T, V].
+    Inputs: logits <float32>[T, V]; targets <int32>[T]. Outputs: loss <float32>[T] in nats; probabilities <float32>[T,
+    V].
     """
 
     def __init__(self) -> None:
@@ -35,8 +38,9 @@ class TokenCrossEntropy(nn.Cell):
         at_target = ops.gather_elements(logits, 1, targets.reshape(-1, 1))
         return (peak - at_target - log(at_best)).reshape(-1), probabilities
 
-    def bprop(self, logits: Tensor, targets: Tensor, out: Tuple[Tensor, Tensor],
-              dout: Tuple[Tensor, Tensor]) -> Tuple[Tensor, Tensor]:
+    def bprop(
+        self, logits: Tensor, targets: Tensor, out: Tuple[Tensor, Tensor], dout: Tuple[Tensor, Tensor]
+    ) -> Tuple[Tensor, Tensor]:
         scale = dout[0]
         rows = ops.arange(0, targets.shape[0], 1, dtype=dtype.int32).reshape(-1, 1)
         index = ops.concat((rows, targets.reshape(-1, 1)), 1)
@@ -47,16 +51,20 @@ class TokenCrossEntropy(nn.Cell):
 class SplitCrossEntropy(nn.Cell):
     """`TokenCrossEntropy` of logits whose words are shared out over a tensor-parallel group; no logits are exchanged.
 
-    1. Softmax over this rank's words; a token's peak logit m, its sum of exp(z - m), its target's logit if the word is here.
+    1. Softmax over this rank's words; a token's peak logit m, its sum of exp(z - m), its target's logit if the word is
+       here.
     2. Those three numbers of all ranks, gathered.
-    3. With M the largest m: loss = (M - z[target]) + log(sum over ranks of sum * exp(m - M)); this rank's probabilities likewise.
+    3. With M the largest m: loss = (M - z[target]) + log(sum over ranks of sum * exp(m - M)); this rank's probabilities
+       likewise.
 
-    All ranks get the same losses, and the gradient needs no exchange: a rank's logits are seen by its own probabilities alone.
+    All ranks get the same losses, and the gradient needs no exchange: a rank's logits are seen by its own probabilities
+    alone.
 
     Args:
         words: V / P, words of this rank; word w belongs to rank w // words.
 
-    Inputs: logits <float32>[T, V / P]; targets <int32>[T]. Outputs: loss <float32>[T] in nats; probabilities <float32>[T, V / P].
+    Inputs: logits <float32>[T, V / P]; targets <int32>[T]. Outputs: loss <float32>[T] in nats; probabilities
+    <float32>[T, V / P].
     """
 
     def __init__(self, tensor: TensorGroup, words: int) -> None:
@@ -82,8 +90,9 @@ class SplitCrossEntropy(nn.Cell):
         share = total * ops.exp(peak - highest) / whole  # of the probability, this rank's words
         return (highest - at_targets.sum(0)) + log(whole), probabilities * share.reshape(-1, 1)
 
-    def bprop(self, logits: Tensor, targets: Tensor, out: Tuple[Tensor, Tensor],
-              dout: Tuple[Tensor, Tensor]) -> Tuple[Tensor, Tensor]:
+    def bprop(
+        self, logits: Tensor, targets: Tensor, out: Tuple[Tensor, Tensor], dout: Tuple[Tensor, Tensor]
+    ) -> Tuple[Tensor, Tensor]:
         scale = dout[0]
         place, here = self._place(targets)
         rows = ops.arange(0, targets.shape[0], 1, dtype=dtype.int32).reshape(-1, 1)

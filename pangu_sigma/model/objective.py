@@ -1,10 +1,10 @@
 """The training objective of one rank's micro-batch, and the sums that metrics are made of.
 
 The objective of a step is the sum over ranks (and micro-batches) of
-`sum_t mask_t * CE_t + (L_aux + L_loc) * sum_t mask_t`, divided by the number of unmasked tokens in the whole global batch.
-That division happens once, after gradients are summed: hence the result does not depend on how rows are spread.
-Ranks of a tensor-parallel group compute the same loss, which counts once (see `locmoe_ops.tensor_parallel`): gradients and
-statistics are summed over data-parallel ranks alone.
+`sum_t mask_t * CE_t + (L_aux + L_loc) * sum_t mask_t`, divided by the number of unmasked tokens in the whole global
+batch. That division happens once, after gradients are summed: hence the result does not depend on how rows are spread.
+Ranks of a tensor-parallel group compute the same loss, which counts once (see `locmoe_ops.tensor_parallel`): gradients
+and statistics are summed over data-parallel ranks alone.
 """
 
 from typing import Dict, List, Tuple
@@ -20,8 +20,8 @@ class Objective(nn.Cell):
     Inputs: a batch dict of ids, targets, positions, documents <int32>[B, S], loss_mask <float32>[B, S], domain, home,
     seeds <int32>[B]; loss_scale <float32> scalar.
     Outputs: the scaled objective; a dict of this rank's sums: tokens (unmasked), task (nats), aux and locality (times
-    tokens), assigned <float32>[M, E], kept, kept_local <float32>[M] (one layer of zeros where there are no sparse layers), and
-    undecided <float32>[M] where the network's routers count it.
+    tokens), assigned <float32>[M, E], kept, kept_local <float32>[M] (one layer of zeros where there are no sparse
+    layers), and undecided <float32>[M] where the network's routers count it.
     """
 
     def __init__(self, network: PanGuSigma, nominal_tokens: int) -> None:
@@ -30,16 +30,24 @@ class Objective(nn.Cell):
         self.nominal_tokens = float(nominal_tokens)
 
     def construct(self, batch: Dict[str, Tensor], loss_scale: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
-        logits, reports = self.network(batch["ids"], batch["positions"], batch["documents"], batch["domain"],
-                                       batch["home"], batch["seeds"])
+        logits, reports = self.network(
+            batch["ids"], batch["positions"], batch["documents"], batch["domain"], batch["home"], batch["seeds"]
+        )
         mask = batch["loss_mask"].reshape(-1)
         losses, _ = self.network.token_losses(ops.cast(logits, dtype.float32), batch["targets"].reshape(-1))
         tokens, task = mask.sum(), (losses * mask).sum()
         aux, locality = self._router_losses(reports)
         total = task + (aux + locality) * tokens
         assigned, kept, kept_local = self._router_sums(reports)
-        sums = {"tokens": tokens, "task": task, "aux": aux * tokens, "locality": locality * tokens, "assigned": assigned,
-                "kept": kept, "kept_local": kept_local}
+        sums = {
+            "tokens": tokens,
+            "task": task,
+            "aux": aux * tokens,
+            "locality": locality * tokens,
+            "assigned": assigned,
+            "kept": kept,
+            "kept_local": kept_local,
+        }
         if self.network.counts_undecided:
             sums["undecided"] = ops.stack([report["undecided"] for report in reports])
         return total * (loss_scale / self.nominal_tokens), sums
@@ -54,5 +62,8 @@ class Objective(nn.Cell):
     def _router_sums(self, reports: List[Dict[str, Tensor]]) -> Tuple[Tensor, Tensor, Tensor]:
         if not reports:
             return ops.zeros((1, 1), dtype.float32), ops.zeros((1,), dtype.float32), ops.zeros((1,), dtype.float32)
-        return (ops.stack([report["assigned"] for report in reports]), ops.stack([report["kept"] for report in reports]),
-                ops.stack([report["kept_local"] for report in reports]))
+        return (
+            ops.stack([report["assigned"] for report in reports]),
+            ops.stack([report["kept"] for report in reports]),
+            ops.stack([report["kept_local"] for report in reports]),
+        )

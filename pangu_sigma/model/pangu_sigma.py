@@ -29,8 +29,8 @@ class PanGuSigma(nn.Cell):
     5. Head tied to the word table.
 
     Inputs: ids, positions, documents <int32>[B, S]; domain, home, seeds <int32>[B].
-    Outputs: logits <compute_dtype>[T, V], of this rank's words in a tensor-parallel group; one report a sparse layer (see
-    `MoEFeedForward`). `token_losses` is the cross-entropy that takes such logits.
+    Outputs: logits <compute_dtype>[T, V], of this rank's words in a tensor-parallel group; one report a sparse layer
+    (see `MoEFeedForward`). `token_losses` is the cross-entropy that takes such logits.
     """
 
     def __init__(self, context: SparseContext) -> None:
@@ -39,21 +39,30 @@ class PanGuSigma(nn.Cell):
         dense, sparse = model.dense_layers, model.sparse_layers
         self.sequence_length = shape.sequence_length
         self.embedding = Embedding(shape, model.domain_embeddings)
-        self.blocks = nn.CellList([Block(shape, i, FeedForward(shape, i)) for i in range(dense)]
-                                  + [Block(shape, dense + i, build_sparse_layer(context, i)) for i in range(sparse)])
+        self.blocks = nn.CellList(
+            [Block(shape, i, FeedForward(shape, i)) for i in range(dense)]
+            + [Block(shape, dense + i, build_sparse_layer(context, i)) for i in range(sparse)]
+        )
         self.norm_before_query = model.final_norm == "before_query"
         self.final_norm = LayerNorm(shape.hidden_size, shape.epsilon)
         top = build_sparse_layer(context, sparse) if model.sparse_query_layer else FeedForward(shape, dense + sparse)
         self.query_layer = QueryBlock(shape, dense + sparse, top)
         self.routes_by_word = any(isinstance(cell, Router) and cell.by_word for _, cell in self.cells_and_names())
-        self.counts_undecided = any(isinstance(cell, Router) and cell.counts_undecided for _, cell in self.cells_and_names())
+        self.counts_undecided = any(
+            isinstance(cell, Router) and cell.counts_undecided for _, cell in self.cells_and_names()
+        )
         self.head = TiedHead(shape, model.domain_embeddings)
         self.token_losses = token_losses(shape)
 
-    def construct(self, ids: Tensor, positions: Tensor, documents: Tensor, domain: Tensor, home: Tensor,
-                  seeds: Tensor) -> Tuple[Tensor, List[Dict[str, Tensor]]]:
-        tokens = {"ids": ids.reshape(-1), "domain": self._per_token(domain), "home": self._per_token(home),
-                  "seed": self._token_seeds(seeds)}
+    def construct(
+        self, ids: Tensor, positions: Tensor, documents: Tensor, domain: Tensor, home: Tensor, seeds: Tensor
+    ) -> Tuple[Tensor, List[Dict[str, Tensor]]]:
+        tokens = {
+            "ids": ids.reshape(-1),
+            "domain": self._per_token(domain),
+            "home": self._per_token(home),
+            "seed": self._token_seeds(seeds),
+        }
         if self.routes_by_word:
             tokens["word"] = self.embedding.vectors(ids, domain)
         mask = attention_mask(documents)

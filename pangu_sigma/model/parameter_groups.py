@@ -23,10 +23,12 @@ def is_map_weight(parameter: Parameter) -> bool:
 
 
 def ordered_parameters(network: nn.Cell) -> List[Parameter]:
-    """The trainable parameters in the order of every gradient list: first the weights of linear maps, as the backward pass comes by
-    them, then other dense parameters, then experts; in the last two decaying ones first, and of these those that are held whole.
+    """The trainable parameters in the order of every gradient list: first the weights of linear maps, as the backward
+    pass comes by them, then other dense parameters, then experts; in the last two decaying ones first, and of these
+    those that are held whole.
 
-    Neighbours that are treated alike can be handled by one mapped function, which MindSpore compiles far faster than a loop.
+    Neighbours that are treated alike can be handled by one mapped function, which MindSpore compiles far faster than a
+    loop.
     """
     found = network.trainable_params()
     maps = [parameter for parameter in found if is_map_weight(parameter)][::-1]

@@ -11,18 +11,16 @@ from locmoe_ops.capacity.factor import capacity_by_factor
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.flat import FlatDispatcher
-from locmoe_ops.dispatch.fused_ragged import FusedRaggedDispatcher
-from locmoe_ops.dispatch.group_wise import EnterWithShares, LeaveWithShares
+from locmoe_ops.dispatch.group_wise import AllGatherSlots, ReduceScatterSlots
 from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
-from locmoe_ops.dispatch.ragged import RaggedDispatcher
+from locmoe_ops.dispatch.ragged import FusedRaggedDispatcher, RaggedDispatcher
 from locmoe_ops.experts import ExpertBank
-from locmoe_ops.moe import MoEFeedForward
-from locmoe_ops.routing_cell import MultiLevelRouting
+from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
 from locmoe_ops.topology import ExpertPlacement, Placement, Topology, local_experts_table
 from pangu_sigma.config.schema import Config
 from pangu_sigma.model.capacity_rules import SlotRules
+from pangu_sigma.model.dims import ModelDims
 from pangu_sigma.model.router import build_router
-from pangu_sigma.model.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -30,9 +28,11 @@ class SparseContext:
     """What the sparse layers of a model share beyond its shape."""
 
     config: Config
-    shape: ModelShape
+    shape: ModelDims
     collectives: Collectives
-    token_counts: Optional[np.ndarray] = None  # <int64>[G, V], of each group's training text, for maps that balance by it
+    token_counts: Optional[np.ndarray] = (
+        None  # <int64>[G, V], of each group's training text, for maps that balance by it
+    )
 
     @property
     def slot_rules(self) -> SlotRules:
@@ -58,37 +58,66 @@ def experts_by_node(context: SparseContext) -> List[Set[int]]:
     return context.slot_rules.experts_by_node()
 
 
-def build_dispatcher(context: SparseContext, placement: Placement, factor: float, tag: str, evaluation: bool = False) -> Dispatcher:
-    """The dispatcher that `moe.dispatch.type` names, with slots for capacity factor `factor` if it has any, among the ranks of
-    `placement`; `evaluation`: see `SlotRules.tier_capacities`.
+def build_dispatcher(
+    context: SparseContext, placement: Placement, factor: float, tag: str, evaluation: bool = False
+) -> Dispatcher:
+    """The dispatcher that `moe.dispatch.type` names, with slots for capacity factor `factor` if it has any, among the
+    ranks of `placement`; `evaluation`: see `SlotRules.tier_capacities`.
     """
     dispatch, tokens, top_k = context.config.moe.dispatch, context.shape.tokens, context.config.moe.router.top_k
     if dispatch.type == "hierarchical":
         near, far = context.slot_rules.tier_capacities(context.slot_rules.placement, factor, evaluation)
-        return HierarchicalDispatcher(context.collectives, placement, tokens, top_k, near, far, dispatch.drop_priority, tag,
-                                      dispatch.chunks, dispatch.group_wise, dispatch.overflow)
+        return HierarchicalDispatcher(
+            context.collectives,
+            placement,
+            tokens,
+            top_k,
+            near,
+            far,
+            dispatch.drop_priority,
+            tag,
+            dispatch.chunks,
+            dispatch.group_wise,
+            dispatch.overflow,
+        )
     if dispatch.type == "ragged":
         kind = FusedRaggedDispatcher if context.config.runtime.fused.permute else RaggedDispatcher
-        return kind(context.collectives, placement, tokens, top_k, dispatch.ragged_limit, tag, "moe.dispatch.ragged_limit")
+        return kind(
+            context.collectives, placement, tokens, top_k, dispatch.ragged_limit, tag, "moe.dispatch.ragged_limit"
+        )
     capacity = capacity_by_factor(tokens, top_k, experts_in_play(context), factor)
-    return FlatDispatcher(context.collectives, placement, tokens, top_k, capacity, dispatch.drop_priority, tag, dispatch.chunks,
-                          dispatch.group_wise, dispatch.overflow)
+    return FlatDispatcher(
+        context.collectives,
+        placement,
+        tokens,
+        top_k,
+        capacity,
+        dispatch.drop_priority,
+        tag,
+        dispatch.chunks,
+        dispatch.group_wise,
+        dispatch.overflow,
+    )
 
 
 def expert_gateways(context: SparseContext, layer: int) -> Tuple[nn.Cell, nn.Cell]:
-    """The ways into and out of the experts, whose inner features a tensor-parallel group shares out (see `ExpertBank`): for whole
-    slots, or for shares of them that a group-wise dispatcher brings.
+    """The ways into and out of the experts, whose inner features a tensor-parallel group shares out (see `ExpertBank`):
+    for whole slots, or for shares of them that a group-wise dispatcher brings.
     """
     if context.config.moe.dispatch.group_wise:
         tag = f"all_to_all/layer {layer} group"
-        return EnterWithShares(context.collectives, f"{tag}/gather"), LeaveWithShares(context.collectives, f"{tag}/scatter")
+        return AllGatherSlots(context.collectives, f"{tag}/gather"), ReduceScatterSlots(
+            context.collectives, f"{tag}/scatter"
+        )
     tensor, tag = context.shape.tensor, f"tensor/layer {layer}"
     return tensor.enter(tag), tensor.leave(tag)
 
 
 def training_dispatcher(context: SparseContext, layer: int, factor: float, variant: str = "") -> Dispatcher:
     """The dispatcher of sparse layer `layer` in training; `variant` tells the tags of several of one layer apart."""
-    return build_dispatcher(context, context.slot_rules.exchange_of(context.collectives.rank), factor, f"all_to_all/layer {layer}{variant}")
+    return build_dispatcher(
+        context, context.slot_rules.exchange_of(context.collectives.rank), factor, f"all_to_all/layer {layer}{variant}"
+    )
 
 
 def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
@@ -96,13 +125,23 @@ def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
     moe, shape, topology = context.config.moe, context.shape, context.collectives.topology
     placement, tag = context.slot_rules.placement, f"all_to_all/layer {layer} evaluation"
     layout_placement = ExpertPlacement(moe.num_experts, moe.num_groups, context.layout.expert, moe.placement)
-    experts = ExpertBank(placement.local_experts(topology.ep_index(context.collectives.rank)), shape.hidden_size,
-                         shape.ffn_hidden_size, shape.activation, shape.compute_dtype, shape.tensor, *expert_gateways(context, layer),
-                         fused=context.config.runtime.fused.experts)
+    experts = ExpertBank(
+        placement.local_experts(topology.ep_index(context.collectives.rank)),
+        shape.hidden_size,
+        shape.ffn_hidden_size,
+        shape.activation,
+        shape.compute_dtype,
+        shape.tensor,
+        *expert_gateways(context, layer),
+        fused=context.config.runtime.fused.experts,
+    )
     return MoEFeedForward(
         routing=MultiLevelRouting(context.domain_groups, build_router(context, layer, layout_placement)),
         dispatcher=training_dispatcher(context, layer, moe.capacity.factor),
         experts=experts,
         local=local_experts_table(context.layout, layout_placement),
         scale_by_gate=moe.scale_by_gate,
-        evaluation_dispatcher=build_dispatcher(context, placement, moe.capacity.evaluation_factor, tag, evaluation=True))
+        evaluation_dispatcher=build_dispatcher(
+            context, placement, moe.capacity.evaluation_factor, tag, evaluation=True
+        ),
+    )

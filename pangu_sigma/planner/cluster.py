@@ -1,11 +1,11 @@
 """How many nodes, of how many devices, of which kind: from the command line or from a YAML file.
 
-    nodes: 16
-    devices_per_node: 8
-    hardware: 910a            # a file of configs/hardware, or a path
-    network:                  # in place of the hardware's own, where a cluster's network is another
-      bandwidth_gb_s: {value: 5.0, source: "hccl_test on this cluster"}
-      latency_us: {value: 20, assumption: true}
+nodes: 16
+devices_per_node: 8
+hardware: 910a            # a file of configs/hardware, or a path
+network:                  # in place of the hardware's own, where a cluster's network is another
+  bandwidth_gb_s: {value: 5.0, source: "hccl_test on this cluster"}
+  latency_us: {value: 20, assumption: true}
 """
 
 from __future__ import annotations
@@ -46,10 +46,16 @@ def cluster_from_file(config: Config, path: str, hardware: Optional[str]) -> Clu
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
     cluster = cluster_of(config, given.nodes, given.devices_per_node, hardware or given.hardware)
-    return cluster if given.network is None else replace(cluster, hardware=replace(cluster.hardware, network=given.network))
+    return (
+        cluster
+        if given.network is None
+        else replace(cluster, hardware=replace(cluster.hardware, network=given.network))
+    )
 
 
-def cluster_of(config: Config, nodes: Optional[int], devices_per_node: Optional[int], hardware: Optional[str]) -> Cluster:
+def cluster_of(
+    config: Config, nodes: Optional[int], devices_per_node: Optional[int], hardware: Optional[str]
+) -> Cluster:
     """A cluster of `nodes`; without a number the fewest that hold one copy of the experts.
 
     Args:
@@ -62,6 +68,8 @@ def cluster_of(config: Config, nodes: Optional[int], devices_per_node: Optional[
     parallel = config.parallel
     wanted = parallel.ranks_per_node
     if None not in (devices_per_node, wanted) and devices_per_node != wanted:
-        raise InputError(f"--devices-per-node is {devices_per_node} and parallel.ranks_per_node {wanted}; expected the same, or null")
+        raise InputError(
+            f"--devices-per-node is {devices_per_node} and parallel.ranks_per_node {wanted}; expected the same, or null"
+        )
     devices = devices_per_node or wanted or machine.devices_per_node
     return Cluster(nodes or -(-parallel.expert * parallel.tensor // devices), devices, machine)

@@ -1,6 +1,7 @@
 """Every collective of a training step, in the shapes that the network and the optimizer step give it.
 
-Shape legend: T tokens of a micro-batch, d hidden size, P ranks of the expert-parallel group, E experts, L = E / P, M sparse layers.
+Shape legend: T tokens of a micro-batch, d hidden size, P ranks of the expert-parallel group, E experts, L = E / P, M
+sparse layers.
 """
 
 from __future__ import annotations
@@ -8,10 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Iterator, NamedTuple
 
-from locmoe_ops.router_registry import kind_of
+from locmoe_ops.router_registry import router_spec
 from pangu_sigma.config.validate import has_experts
-from pangu_sigma.model.gradient_buckets import BUCKET_ELEMENTS, EARLY_BUCKET_ELEMENTS, plan_alike, plan_buckets, stretch_of
-from pangu_sigma.planner.job import ITEM, Job
+from pangu_sigma.model.gradient_buckets import (
+    BUCKET_ELEMENTS,
+    EARLY_BUCKET_ELEMENTS,
+    plan_alike,
+    plan_buckets,
+    stretch_of,
+)
+from pangu_sigma.planner.job import ITEM, PlannedJob
 from pangu_sigma.planner.parameters import in_gradient_order, parameters
 from pangu_sigma.planner.slots import LayerSlots, layer_slots
 
@@ -53,13 +60,13 @@ class _Way(NamedTuple):
     back_elements: int
 
 
-def step_exchanges(job: Job) -> list[Exchange]:
+def step_exchanges(job: PlannedJob) -> list[Exchange]:
     """All collectives of an optimizer step; those in groups of one rank, which nothing carries out, are left out."""
     found = [*_micro_batch(job), *_update(job)]
     return [e for e in found if len(job.topology.group_of(e.group, 0)) > 1]
 
 
-def _micro_batch(job: Job) -> Iterator[Exchange]:
+def _micro_batch(job: PlannedJob) -> Iterator[Exchange]:
     """Forward and backward, of all micro-batches."""
     pieces = [*_tensor_parallel(job)]
     if has_experts(job.config):
@@ -72,7 +79,7 @@ def _micro_batch(job: Job) -> Iterator[Exchange]:
 # ---- layers that a tensor-parallel group shares out
 
 
-def _tensor_parallel(job: Job) -> Iterator[Exchange]:
+def _tensor_parallel(job: PlannedJob) -> Iterator[Exchange]:
     """Sums where heads, inner features and words are put together; nothing where the group has one rank."""
     rows = job.tokens * job.config.model.hidden_size
     attentions = job.blocks + 1
@@ -90,8 +97,10 @@ def _tensor(name: str, operation: str, elements: int, item: int, phase: str, tim
     return Exchange("tensor", name, operation, "tp", elements, item, phase, times)
 
 
-def _experts(job: Job, slots: LayerSlots) -> Iterator[Exchange]:
-    """Into the experts, of whose inner features each rank of the group has a part, and out: sums, or shares put together."""
+def _experts(job: PlannedJob, slots: LayerSlots) -> Iterator[Exchange]:
+    """Into the experts, of whose inner features each rank of the group has a part, and out: sums, or shares put
+    together.
+    """
     width, parts = job.experts_per_rank * job.config.model.hidden_size, job.topology.tensor
     for rows in slots.expert_calls:
         elements = width * rows
@@ -99,28 +108,37 @@ def _experts(job: Job, slots: LayerSlots) -> Iterator[Exchange]:
             yield _tensor("experts, gradient", "all_reduce", elements, ITEM, BACKWARD)
             yield _tensor("experts, sum", "all_reduce", elements, job.compute_item, FORWARD)
             continue
-        yield from _there_and_back(job, _Way("shares to experts", "all_gather", "reduce_scatter", "tp", elements, elements * parts), ITEM)
-        yield from _there_and_back(job, _Way("shares of results", "reduce_scatter", "all_gather", "tp", elements * parts, elements),
-                                   job.compute_item)
+        yield from _there_and_back(
+            job, _Way("shares to experts", "all_gather", "reduce_scatter", "tp", elements, elements * parts), ITEM
+        )
+        yield from _there_and_back(
+            job,
+            _Way("shares of results", "reduce_scatter", "all_gather", "tp", elements * parts, elements),
+            job.compute_item,
+        )
 
 
 # ---- tokens to their experts and back
 
 
-def _dispatch(job: Job, slots: LayerSlots) -> Iterator[Exchange]:
-    """What leaves a rank is float32, as norms are; what comes back has the type of the experts' matmuls. So have their gradients."""
+def _dispatch(job: PlannedJob, slots: LayerSlots) -> Iterator[Exchange]:
+    """What leaves a rank is float32, as norms are; what comes back has the type of the experts' matmuls. So have their
+    gradients.
+    """
     for way in _ways(job, slots):
         yield from _there_and_back(job, way, ITEM)
         yield from _there_and_back(job, way._replace(name=f"{way.name}, back"), job.compute_item)
     if not slots.counted:
-        yield Exchange("all_to_all", "counts", "all_to_all", job.exchange.group, job.exchange.num_experts, ITEM, FORWARD)
+        yield Exchange(
+            "all_to_all", "counts", "all_to_all", job.exchange.group, job.exchange.num_experts, ITEM, FORWARD
+        )
     if slots.shares > 1:
         rows = (job.exchange.num_experts * slots.capacity + _near_rows(job, slots)) * job.config.model.hidden_size
         yield Exchange("all_to_all", "own share, gradient", "all_gather", "tp", rows, ITEM, BACKWARD)
         yield Exchange("all_to_all", "whole from shares", "all_gather", "tp", rows, job.compute_item, FORWARD)
 
 
-def _ways(job: Job, slots: LayerSlots) -> Iterator[_Way]:
+def _ways(job: PlannedJob, slots: LayerSlots) -> Iterator[_Way]:
     dispatch, d, group = job.config.moe.dispatch, job.config.model.hidden_size, job.exchange.group
     far = job.exchange.num_experts * slots.capacity * d
     if dispatch.type == "ragged":
@@ -138,7 +156,7 @@ def _ways(job: Job, slots: LayerSlots) -> Iterator[_Way]:
             yield _all_to_all("near tier", f"{group}_node", _near_rows(job, slots) * d // chunks)
 
 
-def _near_rows(job: Job, slots: LayerSlots) -> int:
+def _near_rows(job: PlannedJob, slots: LayerSlots) -> int:
     nodes = len(job.topology.group_of(f"{job.exchange.group}_rail", 0))
     return job.exchange.num_experts // nodes * slots.near
 
@@ -147,7 +165,7 @@ def _all_to_all(name: str, group: str, elements: int) -> _Way:
     return _Way(name, "all_to_all", "all_to_all", group, elements, elements)
 
 
-def _there_and_back(job: Job, way: _Way, item: int) -> Iterator[Exchange]:
+def _there_and_back(job: PlannedJob, way: _Way, item: int) -> Iterator[Exchange]:
     yield Exchange("all_to_all", way.name, way.operation, way.group, way.elements, item, FORWARD)
     yield Exchange("all_to_all", f"{way.name}, gradient", way.adjoint, way.group, way.back_elements, item, BACKWARD)
 
@@ -155,8 +173,10 @@ def _there_and_back(job: Job, way: _Way, item: int) -> Iterator[Exchange]:
 # ---- router losses
 
 
-def _statistics(job: Job) -> Iterator[Exchange]:
-    """Counts and probabilities of each expert, summed over ranks for the losses (see `SegmentSums`), by routers that have any."""
+def _statistics(job: PlannedJob) -> Iterator[Exchange]:
+    """Counts and probabilities of each expert, summed over ranks for the losses (see `RoutingStatistics`), by routers
+    that have any.
+    """
     if job.router_cost.statistics == "none":
         return
     elements = segments(job) * 2 * job.config.moe.num_experts
@@ -164,7 +184,7 @@ def _statistics(job: Job) -> Iterator[Exchange]:
         yield Exchange("other", "router statistics", "all_reduce", "dp", elements, ITEM, phase)
 
 
-def segments(job: Job) -> int:
+def segments(job: PlannedJob) -> int:
     """Sets of tokens that a router's losses take their statistics over."""
     scope, layout = job.config.moe.router.statistics, job.slot_rules.layout
     if job.router_cost.statistics == "node":  # locality is a matter of nodes at least
@@ -175,7 +195,7 @@ def segments(job: Job) -> int:
 # ---- the optimizer step
 
 
-def _update(job: Job) -> Iterator[Exchange]:
+def _update(job: PlannedJob) -> Iterator[Exchange]:
     found = in_gradient_order(parameters(job))
     early = early_messages(job)
     for size in early:
@@ -195,12 +215,12 @@ def _update(job: Job) -> Iterator[Exchange]:
         yield _norm("norm", "ep")
 
 
-def shares_state(job: Job) -> bool:
+def shares_state(job: PlannedJob) -> bool:
     """True where data-parallel ranks share optimizer state out (see `pangu_sigma.train.sharding`)."""
     return job.config.optimizer.shard != "none" and job.topology.data > 1
 
 
-def shares_experts(job: Job) -> bool:
+def shares_experts(job: PlannedJob) -> bool:
     """True where that of experts is shared out too: they have several replicas, and it is not on the host."""
     return shares_state(job) and job.topology.expert_data > 1 and job.config.optimizer.experts == "device"
 
@@ -212,7 +232,7 @@ class Stretch(NamedTuple):
     summed: bool
 
 
-def stretches(job: Job, expert: bool) -> list[Stretch]:
+def stretches(job: PlannedJob, expert: bool) -> list[Stretch]:
     """The buckets of dense parameters or of experts, as they are shared out."""
     early = bool(early_messages(job))
     found = [p for p in in_gradient_order(parameters(job)) if p.expert == expert]
@@ -222,7 +242,7 @@ def stretches(job: Job, expert: bool) -> list[Stretch]:
     return [Stretch(stretch_of(sizes[start:end], ranks), early and found[start].is_map) for start, end in cuts]
 
 
-def _update_of_shares(job: Job) -> Iterator[Exchange]:
+def _update_of_shares(job: PlannedJob) -> Iterator[Exchange]:
     """After the early gradients."""
     yield from _summed("router statistics and losses", job, "dp", _statistics_size(job))
     for stretch in stretches(job, expert=False):
@@ -239,30 +259,34 @@ def _update_of_shares(job: Job) -> Iterator[Exchange]:
     yield _norm("norm", "world")
 
 
-def _tiers(job: Job, group: str) -> list[tuple[str, int]]:
-    """The groups in which a reduce-scatter goes on, with their sizes: inside nodes, then along rails, where there are both."""
+def _tiers(job: PlannedJob, group: str) -> list[tuple[str, int]]:
+    """The groups in which a reduce-scatter goes on, with their sizes: inside nodes, then along rails, where there are
+    both.
+    """
     parts = [(kind, len(job.topology.group_of(kind, 0))) for kind in (f"{group}_node", f"{group}_rail")]
     return parts if all(size > 1 for _, size in parts) else [(group, len(job.topology.group_of(group, 0)))]
 
 
-def _scattered(what: str, job: Job, group: str, stretch: int) -> Iterator[Exchange]:
+def _scattered(what: str, job: PlannedJob, group: str, stretch: int) -> Iterator[Exchange]:
     elements = stretch * len(job.topology.group_of(group, 0))
     for kind, size in _tiers(job, group):
         yield Exchange("gradient", what, "reduce_scatter", kind, elements, ITEM, UPDATE)
         elements //= size
 
 
-def _gathered(what: str, job: Job, group: str, stretch: int) -> Iterator[Exchange]:
+def _gathered(what: str, job: PlannedJob, group: str, stretch: int) -> Iterator[Exchange]:
     elements = stretch
     for kind, size in _tiers(job, group)[::-1]:
         yield Exchange("gradient", what, "all_gather", kind, elements, ITEM, UPDATE)
         elements *= size
 
 
-def early_messages(job: Job) -> list[int]:
-    """Numbers in each message of gradients that set out during the last backward pass; none where that is not asked for.
+def early_messages(job: PlannedJob) -> list[int]:
+    """Numbers in each message of gradients that set out during the last backward pass; none where that is not asked
+    for.
 
-    The tcp backend puts neighbours together; with hccl, whose exchanges are operations of the graph, every tensor goes by itself.
+    The tcp backend puts neighbours together; with hccl, whose exchanges are operations of the graph, every tensor goes
+    by itself.
     """
     if not job.config.parallel.overlap_gradients or job.topology.data == 1:
         return []
@@ -278,20 +302,23 @@ def _norm(name: str, group: str) -> Exchange:
     return Exchange("gradient", name, "all_reduce", group, 1, ITEM, UPDATE)
 
 
-def _summed(what: str, job: Job, group: str, size: int, phase: str = UPDATE) -> Iterator[Exchange]:
-    """One message of gradients; within nodes first (see `NodeFirstSum`)."""
+def _summed(what: str, job: PlannedJob, group: str, size: int, phase: str = UPDATE) -> Iterator[Exchange]:
+    """One message of gradients; within nodes first (see `HierarchicalAllReduce`)."""
     neighbours, rail = (len(job.topology.group_of(f"{group}_{part}", 0)) for part in ("node", "rail"))
     if neighbours == 1 or rail == 1:
         yield Exchange("gradient", what, "all_reduce", group, size, ITEM, phase)
         return
     share = -(-size // neighbours)
-    for name, operation, kind, elements in (("to shares", "reduce_scatter", "node", share * neighbours),
-                                            ("between nodes", "all_reduce", "rail", share), ("whole", "all_gather", "node", share)):
+    for name, operation, kind, elements in (
+        ("to shares", "reduce_scatter", "node", share * neighbours),
+        ("between nodes", "all_reduce", "rail", share),
+        ("whole", "all_gather", "node", share),
+    ):
         yield Exchange("gradient", f"{what}, {name}", operation, f"{group}_{kind}", elements, ITEM, phase)
 
 
-def _statistics_size(job: Job) -> int:
+def _statistics_size(job: PlannedJob) -> int:
     """Numbers that travel with the dense gradients (see `pangu_sigma.train.step.Statistics`)."""
     layers, experts = (job.sparse_layers, job.config.moe.num_experts) if job.sparse_layers else (1, 1)
-    counts_undecided = job.sparse_layers > 0 and kind_of(job.config.moe.router.type).counts_undecided
+    counts_undecided = job.sparse_layers > 0 and router_spec(job.config.moe.router.type).counts_undecided
     return 4 + layers * (experts + 2 + counts_undecided)

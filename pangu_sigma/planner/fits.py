@@ -27,18 +27,22 @@ class Change:
 
 
 def nearest_change(config: Config, cluster: Cluster) -> Optional[Change]:
-    """The change of fewest settings, at most two, with which a rank's tensors fit; of equally few, that which takes the fewest
-    nodes, then that which leaves most free.
+    """The change of fewest settings, at most two, with which a rank's tensors fit; of equally few, that which takes the
+    fewest nodes, then that which leaves most free.
 
-    Settings are rows of a micro-batch, capacity factor, optimizer state shared out over replicas, experts' state on the host, degrees
-    of tensor and expert parallelism, and nodes. Where no such change does, the shipped hardware of more memory, the smallest first,
-    alone or with such a change. None where nothing does.
+    Settings are rows of a micro-batch, capacity factor, optimizer state shared out over replicas, experts' state on the
+    host, degrees of tensor and expert parallelism, and nodes. Where no such change does, the shipped hardware of more
+    memory, the smallest first, alone or with such a change. None where nothing does.
     """
     options = _options(config, cluster)
     for words, machine in [((), cluster), *_larger(config, cluster)]:
         for number in range(0 if words else 1, _MOST_SETTINGS + 1):
-            found = [change for axes in combinations(options, number) for values in product(*axes)
-                     if (change := _tried(config, machine, words, values)) is not None]
+            found = [
+                change
+                for axes in combinations(options, number)
+                for values in product(*axes)
+                if (change := _tried(config, machine, words, values)) is not None
+            ]
             if found:
                 return min(found, key=lambda change: (change.nodes, change.memory))
     return None
@@ -47,8 +51,12 @@ def nearest_change(config: Config, cluster: Cluster) -> Optional[Change]:
 def _larger(config: Config, cluster: Cluster) -> list[tuple[tuple[str, ...], Cluster]]:
     """Words and cluster for each shipped hardware of more memory that computes in the configuration's precision."""
     known = [(name, load_hardware(name)) for name in shipped_hardware()]
-    usable = [(name, hardware) for name, hardware in known if hardware.memory.capacity_gb.value > cluster.hardware.memory.capacity_gb.value
-              and getattr(hardware.compute.peak_tflops, config.runtime.precision) is not None]
+    usable = [
+        (name, hardware)
+        for name, hardware in known
+        if hardware.memory.capacity_gb.value > cluster.hardware.memory.capacity_gb.value
+        and getattr(hardware.compute.peak_tflops, config.runtime.precision) is not None
+    ]
     ordered = sorted(usable, key=lambda each: each[1].memory.capacity_gb.value)
     return [((f"--hardware {name}",), replace(cluster, hardware=hardware)) for name, hardware in ordered]
 
@@ -72,7 +80,10 @@ def _options(config: Config, cluster: Cluster) -> list[list[_Option]]:
 
 
 def _set(section: str, name: str, value: Any) -> _Option:
-    return f"--set {section}.{name}={value}", lambda config, cluster: (with_value(config, f"{section}.{name}", value), cluster)
+    return f"--set {section}.{name}={value}", lambda config, cluster: (
+        with_value(config, f"{section}.{name}", value),
+        cluster,
+    )
 
 
 def _more_nodes(nodes: int) -> _Option:
@@ -99,7 +110,11 @@ def _memory(config: Config, cluster: Cluster) -> Optional[float]:
     except InputError:
         return None
     total = rank_memory(job, cluster.hardware).total
-    return total if total * cluster.hardware.sharing(job.topology) <= cluster.hardware.memory.capacity_gb.value * GB else None
+    return (
+        total
+        if total * cluster.hardware.sharing(job.topology) <= cluster.hardware.memory.capacity_gb.value * GB
+        else None
+    )
 
 
 def advice(config: Config, cluster: Cluster) -> str:

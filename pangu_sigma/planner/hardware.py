@@ -1,8 +1,8 @@
 """Machines, described in YAML (`configs/hardware/*.yaml`): every figure with its source, or marked as an assumption.
 
-    peak_tflops:
-      fp16: {value: 256, source: "..."}
-    efficiency: {value: 0.45, assumption: true}
+peak_tflops:
+  fp16: {value: 256, source: "..."}
+efficiency: {value: 0.45, assumption: true}
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class Memory:
     reserved_gb: Figure = key(Figure, "used before the first tensor: runtime, compiled graphs, the process itself")
     per_layer_mb: Figure = key(Figure, "used for each layer besides tensors: its part of compiled graphs")
     per_group_mb: Figure = key(Figure, "buffers of each process group")
-    activation_factor: Figure = key(Figure, "times what layers keep that is held: 1 where memory is used again as soon as it can be")
+    activation_factor: Figure = key(
+        Figure, "times what layers keep that is held: 1 where memory is used again as soon as it can be"
+    )
     fragmentation: Figure = key(Figure, "share of tensors that the allocator loses, 0.05 for 5 %")
 
 
@@ -74,8 +76,12 @@ class Compute:
     efficiency: Figure = key(Figure, "share of it that the step's matmuls reach")
     bandwidth_gb_s: Figure = key(Figure, "memory bandwidth that elementwise operations reach")
     layer_ms: Figure = key(Figure, "milliseconds of a layer, forward and backward, whatever its size")
-    shared_by: str = key("rank", "what the figures are of: one rank (a device); a node or the machine that plays all nodes, whose ranks "
-                                 "then share them", choices=("rank", "node", "machine"))
+    shared_by: str = key(
+        "rank",
+        "what the figures are of: one rank (a device); a node or the machine that plays all nodes, whose ranks "
+        "then share them",
+        choices=("rank", "node", "machine"),
+    )
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,10 @@ class Hardware:
         """FLOP/s of one device's matmuls. Raises InputError where the file has no figure for this precision."""
         figure: Optional[Figure] = getattr(self.compute.peak_tflops, precision)
         if figure is None:
-            raise InputError(f"runtime.precision is {precision}, for which hardware '{self.name}' gives no peak_tflops; expected "
-                             + " or ".join(name for name, given in vars(self.compute.peak_tflops).items() if given))
+            raise InputError(
+                f"runtime.precision is {precision}, for which hardware '{self.name}' gives no peak_tflops; expected "
+                + " or ".join(name for name, given in vars(self.compute.peak_tflops).items() if given)
+            )
         return figure.value * 1e12
 
     def sharing(self, topology: Topology) -> int:
@@ -142,7 +150,9 @@ def _path_of(name: str) -> Path:
     if folder is None:
         raise InputError(f"hardware {shown(name)}: found no folder {_SHIPPED}; expected the path of a YAML file")
     if name not in shipped_hardware():
-        raise InputError(f"hardware {shown(name)}: expected one of {', '.join(shipped_hardware())}, or the path of a YAML file")
+        raise InputError(
+            f"hardware {shown(name)}: expected one of {', '.join(shipped_hardware())}, or the path of a YAML file"
+        )
     return folder / f"{name}.yaml"
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.router_registry import RouterCost, kind_of
+from locmoe_ops.router_registry import RouterCost, router_spec
 from locmoe_ops.topology import Placement, Topology
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import has_experts, resolve_runtime, router_sizes, validate
@@ -19,7 +19,7 @@ ITEM = 4  # bytes of float32: parameters, gradients, states, and whatever does n
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedJob:
     """A configuration that `plan_job` has checked. `words`: rows of one slot of the word table; `domains`: the data's."""
 
     config: Config
@@ -97,14 +97,14 @@ class Job:
     def router_cost(self) -> RouterCost:
         """What the router costs a sparse layer, as its file declares."""
         router = self.config.moe.router
-        return kind_of(router.type).cost(router.own, router_sizes(self.config))
+        return router_spec(router.type).cost(router.own, router_sizes(self.config))
 
     @property
     def slot_rules(self) -> SlotRules:
         return SlotRules(self.config, self.topology, self.domains, self.tokens)
 
 
-def plan_job(config: Config, nodes: int, devices_per_node: int) -> Job:
+def plan_job(config: Config, nodes: int, devices_per_node: int) -> PlannedJob:
     """The job of `config` on `nodes` of `devices_per_node` ranks.
 
     Raises:
@@ -115,21 +115,27 @@ def plan_job(config: Config, nodes: int, devices_per_node: int) -> Job:
     validate(placed, ranks)
     words, domains = _vocabulary(placed)
     if words % placed.parallel.tensor:
-        raise InputError(f"parallel.tensor ({placed.parallel.tensor}) does not divide the {words} words of the vocabulary; expected a "
-                         "divisor")
+        raise InputError(
+            f"parallel.tensor ({placed.parallel.tensor}) does not divide the {words} words of the vocabulary; expected a "
+            "divisor"
+        )
     parallel = placed.parallel
-    return Job(placed, Topology(ranks, devices_per_node, parallel.expert, parallel.tensor), words, domains)
+    return PlannedJob(placed, Topology(ranks, devices_per_node, parallel.expert, parallel.tensor), words, domains)
 
 
 def _vocabulary(config: Config) -> tuple[int, int]:
-    """Words and domains: as the prepared data says, if there is any, else as the configuration says that it is to be prepared."""
+    """Words and domains: as the prepared data says, if there is any, else as the configuration says that it is to be
+    prepared.
+    """
     model, prepare, folder = config.model, config.data.prepare, Path(config.data.path)
     if (folder / NAME).is_file():
         manifest = read_manifest(folder)
         words, domains = model.vocab_size or manifest.vocab_size, len(manifest.domains)
     elif model.vocab_size is None and prepare.tokenizer is not None:
-        raise InputError(f"model.vocab_size is null, and {config.data.path} holds no data prepared with {prepare.tokenizer}; "
-                         "expected --set model.vocab_size=N")
+        raise InputError(
+            f"model.vocab_size is null, and {config.data.path} holds no data prepared with {prepare.tokenizer}; "
+            "expected --set model.vocab_size=N"
+        )
     else:
         words, domains = model.vocab_size or prepare.vocab_size, _configured_domains(config)
     if has_experts(config):

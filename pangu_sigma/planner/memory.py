@@ -1,9 +1,11 @@
 """Memory of one rank at its fullest, when the backward pass begins.
 
-What a layer keeps for its backward pass is read off the cells of `pangu_sigma.model`: inputs of matmuls, norms and activation
-functions, softmax's output; not what a gradient does without (sums, permutations, the residual stream between norms).
+What a layer keeps for its backward pass is read off the cells of `pangu_sigma.model`: inputs of matmuls, norms and
+activation functions, softmax's output; not what a gradient does without (sums, permutations, the residual stream
+between norms).
 
-Shape legend: B rows, S positions, T = B * S tokens, d hidden size, f inner features, V words, P tensor-parallel ranks, E experts.
+Shape legend: B rows, S positions, T = B * S tokens, d hidden size, f inner features, V words, P tensor-parallel ranks,
+E experts.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pangu_sigma.planner.exchanges import (
     stretches,
 )
 from pangu_sigma.planner.hardware import Hardware
-from pangu_sigma.planner.job import ITEM, Job
+from pangu_sigma.planner.job import ITEM, PlannedJob
 from pangu_sigma.planner.parameters import parameters
 from pangu_sigma.planner.slots import layer_slots
 
@@ -33,8 +35,8 @@ class RankMemory:
     """Bytes on one rank.
 
     Attributes:
-        parameters, optimizer (both moments; of what is shared out over ranks, the weights that are being updated too), gradients
-            (accumulators included, where a step has several micro-batches).
+        parameters, optimizer (both moments; of what is shared out over ranks, the weights that are being updated too),
+            gradients (accumulators included, where a step has several micro-batches).
         half_copies: parameters once more in the matmuls' own type, where that is not float32.
         activations: kept for the backward pass; recomputed: the same if every layer kept its input only.
         dispatch: send, receive and result buffers of one sparse layer on their way.
@@ -56,7 +58,15 @@ class RankMemory:
     host: float = 0.0
 
     def _with(self, activations: float) -> float:
-        tensors = self.parameters + self.optimizer + self.gradients + self.half_copies + activations + self.dispatch + self.working
+        tensors = (
+            self.parameters
+            + self.optimizer
+            + self.gradients
+            + self.half_copies
+            + activations
+            + self.dispatch
+            + self.working
+        )
         return self.reserved + tensors * (1.0 + self.fragmentation)
 
     @property
@@ -73,7 +83,7 @@ class RankMemory:
         return (self.total - self.reserved) * self.fragmentation / (1.0 + self.fragmentation)
 
 
-def rank_memory(job: Job, hardware: Hardware) -> RankMemory:
+def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
     """What one rank needs on that hardware."""
     memory, found, layers = hardware.memory, parameters(job), layer_activations(job)
     own = ITEM * sum(p.size for p in found)
@@ -84,15 +94,21 @@ def rank_memory(job: Job, hardware: Hardware) -> RankMemory:
     group_mb = memory.per_group_mb.value if buffer_mb is None else 2.0 * buffer_mb
     held = memory.activation_factor.value
     return RankMemory(
-        parameters=own, optimizer=optimizer_bytes(job), gradients=own * (2 if job.micro_batches > 1 else 1),
+        parameters=own,
+        optimizer=optimizer_bytes(job),
+        gradients=own * (2 if job.micro_batches > 1 else 1),
         half_copies=job.compute_item * matrices if job.compute_item < ITEM else 0,
-        activations=sum(layers) * held, recomputed=(len(layers) * _row_bytes(job) + max(layers)) * held, dispatch=dispatch_buffers(job),
+        activations=sum(layers) * held,
+        recomputed=(len(layers) * _row_bytes(job) + max(layers)) * held,
+        dispatch=dispatch_buffers(job),
         working=max(_loss_buffers(job), _exchange_buffers(job, exchanges)),
         reserved=memory.reserved_gb.value * GB + (len(layers) * memory.per_layer_mb.value + groups * group_mb) * MB,
-        fragmentation=memory.fragmentation.value, host=host_bytes(job))
+        fragmentation=memory.fragmentation.value,
+        host=host_bytes(job),
+    )
 
 
-def optimizer_bytes(job: Job) -> int:
+def optimizer_bytes(job: PlannedJob) -> int:
     """Optimizer state in the compiled step of one rank (see `pangu_sigma.train.sharding`)."""
     numbers = 0
     for expert, shared in ((False, shares_state(job)), (True, shares_experts(job))):
@@ -103,55 +119,69 @@ def optimizer_bytes(job: Job) -> int:
     return ITEM * numbers
 
 
-def host_bytes(job: Job) -> int:
+def host_bytes(job: PlannedJob) -> int:
     """What the host holds of one rank's experts (see `pangu_sigma.train.offloaded_experts`)."""
-    return 0 if job.config.optimizer.experts == "device" else 3 * ITEM * sum(p.size for p in parameters(job) if p.expert)
+    return (
+        0 if job.config.optimizer.experts == "device" else 3 * ITEM * sum(p.size for p in parameters(job) if p.expert)
+    )
 
 
-def layer_activations(job: Job) -> list[float]:
+def layer_activations(job: PlannedJob) -> list[float]:
     """Bytes that each layer keeps for its backward pass, the query layer last."""
     model = job.config.model
     attention, dense = _attention(job), _dense(job)
     sparse = _sparse(job) if job.sparse_layers else 0.0
     blocks = [attention + (sparse if index >= model.dense_layers else dense) for index in range(job.blocks)]
     top = attention + (sparse if model.sparse_query_layer else dense)
-    query = _row_bytes(job) + job.compute_item * job.tokens * model.hidden_size  # final norm's input, and the learned queries
+    query = (
+        _row_bytes(job) + job.compute_item * job.tokens * model.hidden_size
+    )  # final norm's input, and the learned queries
     return [*blocks, top + query]
 
 
-def _row_bytes(job: Job) -> float:
+def _row_bytes(job: PlannedJob) -> float:
     """The residual stream, float32."""
     return ITEM * job.tokens * job.config.model.hidden_size
 
 
-def _attention(job: Job) -> float:
-    """The norm's input and output; queries, keys and values by head; probabilities, unless a fused kernel does without; what heads found.
+def _attention(job: PlannedJob) -> float:
+    """The norm's input and output; queries, keys and values by head; probabilities, unless a fused kernel does without;
+    what heads found.
     """
     model, item, parts = job.config.model, job.compute_item, job.topology.tensor
     rows = job.tokens * model.hidden_size
-    scores = job.rows * model.num_heads // parts * model.sequence_length ** 2
+    scores = job.rows * model.num_heads // parts * model.sequence_length**2
     if job.config.runtime.fused.attention:
-        return _row_bytes(job) + item * rows + 4 * item * rows // parts + scores // model.sequence_length * _FLASH_NUMBERS * ITEM
+        return (
+            _row_bytes(job)
+            + item * rows
+            + 4 * item * rows // parts
+            + scores // model.sequence_length * _FLASH_NUMBERS * ITEM
+        )
     probabilities = scores * (ITEM + (item if item < ITEM else 0) + (item if model.attention_dropout else 0))
     return _row_bytes(job) + item * rows + 4 * item * rows // parts + probabilities
 
 
-def _dense(job: Job) -> float:
+def _dense(job: PlannedJob) -> float:
     """The norm's input and output; the inner features before and after the activation function."""
     rows, inner = job.tokens * job.config.model.hidden_size, job.tokens * job.inner // job.topology.tensor
     return _row_bytes(job) + job.compute_item * (rows + 2 * inner)
 
 
-def _sparse(job: Job) -> float:
-    """The norm's input and output; the experts' inputs and inner features, by slot; their results, which gate weights scale."""
+def _sparse(job: PlannedJob) -> float:
+    """The norm's input and output; the experts' inputs and inner features, by slot; their results, which gate weights
+    scale.
+    """
     slots, item, d = layer_slots(job), job.compute_item, job.config.model.hidden_size
     rows = job.experts_per_rank * slots.expert_rows
     results = job.tokens * job.config.moe.router.top_k * d
     return 2 * _row_bytes(job) + item * (rows * (d + 2 * job.inner // job.topology.tensor) + results)
 
 
-def dispatch_buffers(job: Job) -> float:
-    """Send and receive buffers (float32) and those of results (as the matmuls have them) of one layer; 0 without experts."""
+def dispatch_buffers(job: PlannedJob) -> float:
+    """Send and receive buffers (float32) and those of results (as the matmuls have them) of one layer; 0 without
+    experts.
+    """
     if not job.sparse_layers:
         return 0.0
     slots, d = layer_slots(job), job.config.model.hidden_size
@@ -159,16 +189,16 @@ def dispatch_buffers(job: Job) -> float:
     return 2.0 * (ITEM + job.compute_item) * rows * d
 
 
-def _loss_buffers(job: Job) -> float:
+def _loss_buffers(job: PlannedJob) -> float:
     """Logits, probabilities and gradient of the loss; gradients of the widest layer's inner features."""
     item, parts = job.compute_item, job.topology.tensor
     logits = job.tokens * job.words // parts * (3 * ITEM + (2 * item if item < ITEM else 0))
     return logits + 2 * item * job.tokens * job.inner // parts
 
 
-def _exchange_buffers(job: Job, exchanges: list[Exchange]) -> float:
-    """The largest bucket of gradients: put together, summed, and cut again. The tcp backend has buffers for early ones, where hccl's
-    sums take the gradients' own place. 0 on one rank.
+def _exchange_buffers(job: PlannedJob, exchanges: list[Exchange]) -> float:
+    """The largest bucket of gradients: put together, summed, and cut again. The tcp backend has buffers for early ones,
+    where hccl's sums take the gradients' own place. 0 on one rank.
     """
     buckets = [e.elements for e in exchanges if e.cause == "gradient" and e.phase == UPDATE]
     early = sum(early_messages(job)) if job.backend == "tcp" else 0

@@ -9,7 +9,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.planner.cluster import Cluster
 from pangu_sigma.planner.exchanges import Exchange, step_exchanges
 from pangu_sigma.planner.hardware import Hardware
-from pangu_sigma.planner.job import Job, plan_job
+from pangu_sigma.planner.job import PlannedJob, plan_job
 from pangu_sigma.planner.memory import GB, RankMemory, rank_memory
 from pangu_sigma.planner.parameters import Counts, count_parameters
 from pangu_sigma.planner.predict import DAY, StepTime, model_flops, rank_flops, step_time
@@ -18,10 +18,10 @@ from pangu_sigma.planner.traffic import Sent, by_cause, sent
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobPlan:
     """`exchanges`: of a step; `traffic`: their bytes by cause, all ranks together; `flops`: of the model, a step."""
 
-    job: Job
+    job: PlannedJob
     hardware: Hardware
     counts: Counts
     memory: RankMemory
@@ -65,30 +65,61 @@ class Plan:
         return tokens / self.tokens_per_second / DAY
 
 
-def make_plan(config: Config, cluster: Cluster) -> Plan:
+def make_plan(config: Config, cluster: Cluster) -> JobPlan:
     """Raises InputError: the configuration does not fit the cluster, or the hardware has no figure that it needs."""
     job, hardware = plan_job(config, cluster.nodes, cluster.devices_per_node), cluster.hardware
     exchanges = step_exchanges(job)
-    return Plan(job, hardware, count_parameters(job), rank_memory(job, hardware), tuple(exchanges), by_cause(exchanges, job.topology),
-                model_flops(job), step_time(job, hardware))
+    return JobPlan(
+        job,
+        hardware,
+        count_parameters(job),
+        rank_memory(job, hardware),
+        tuple(exchanges),
+        by_cause(exchanges, job.topology),
+        model_flops(job),
+        step_time(job, hardware),
+    )
 
 
-def as_json(plan: Plan, tokens: int) -> dict[str, Any]:
+def as_json(plan: JobPlan, tokens: int) -> dict[str, Any]:
     """The plan as JSON values: bytes, seconds, FLOPs; fractions in [0, 1]."""
     job, memory, time = plan.job, plan.memory, plan.time
     topology = job.topology
     slots = layer_slots(job) if job.sparse_layers else None
     return {
-        "ranks": topology.world_size, "nodes": topology.nodes, "ranks_per_node": topology.ranks_per_node, "hardware": plan.hardware.name,
-        "parallel": {"expert": topology.expert, "tensor": topology.tensor, "data": topology.data, "expert_data": topology.expert_data},
+        "ranks": topology.world_size,
+        "nodes": topology.nodes,
+        "ranks_per_node": topology.ranks_per_node,
+        "hardware": plan.hardware.name,
+        "parallel": {
+            "expert": topology.expert,
+            "tensor": topology.tensor,
+            "data": topology.data,
+            "expert_data": topology.expert_data,
+        },
         "batch": {"tokens": job.global_tokens, "micro_batches": job.micro_batches, "rows": job.rows},
-        "parameters": asdict(plan.counts), "memory": {**asdict(memory), "margin": memory.margin, "total": memory.total,
-                                                      "total_recomputed": memory.total_recomputed, "capacity": plan.capacity},
-        "fits": plan.fits, "fits_recomputed": plan.fits_recomputed,
-        "slots": None if slots is None else {"expert": slots.capacity, "near": slots.near, "rows_of_expert": slots.expert_rows},
-        "bytes": {cause: total._asdict() for cause, total in plan.traffic.items()}, "bytes_exact": plan.exact_bytes,
+        "parameters": asdict(plan.counts),
+        "memory": {
+            **asdict(memory),
+            "margin": memory.margin,
+            "total": memory.total,
+            "total_recomputed": memory.total_recomputed,
+            "capacity": plan.capacity,
+        },
+        "fits": plan.fits,
+        "fits_recomputed": plan.fits_recomputed,
+        "slots": None
+        if slots is None
+        else {"expert": slots.capacity, "near": slots.near, "rows_of_expert": slots.expert_rows},
+        "bytes": {cause: total._asdict() for cause, total in plan.traffic.items()},
+        "bytes_exact": plan.exact_bytes,
         "collectives": [{**asdict(e), **sent(e, topology)._asdict()} for e in plan.exchanges],
         "flops": {"model": plan.flops, "rank": rank_flops(job)},
         "seconds": {"step": time.total, "compute": time.compute, **time.causes, "hidden": time.hidden},
-        "all_to_all_share": time.all_to_all_share, "mfu": plan.mfu, "tokens_per_second": plan.tokens_per_second,
-        "tokens": tokens, "days": plan.days(tokens), "assumptions": dict(plan.hardware.assumptions())}
+        "all_to_all_share": time.all_to_all_share,
+        "mfu": plan.mfu,
+        "tokens_per_second": plan.tokens_per_second,
+        "tokens": tokens,
+        "days": plan.days(tokens),
+        "assumptions": dict(plan.hardware.assumptions()),
+    }

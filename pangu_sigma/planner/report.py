@@ -6,29 +6,41 @@ from textwrap import wrap
 from typing import Iterator, Optional
 
 from pangu_sigma.planner.memory import GB
-from pangu_sigma.planner.plan import Plan
+from pangu_sigma.planner.plan import JobPlan
 from pangu_sigma.planner.predict import rank_flops
 
 _CAUSES = {"all_to_all": "all-to-all", "gradient": "gradients", "tensor": "tensor parallel", "other": "other"}
 WIDTH = 80
 
 
-def report(plan: Plan, tokens: int, advice: Optional[str]) -> str:
+def report(plan: JobPlan, tokens: int, advice: Optional[str]) -> str:
     """The whole text. `advice`: what would make it fit, if it does not."""
-    parts = (_head(plan), _parameters(plan), _memory(plan, advice), _traffic(plan), _time(plan), _outlook(plan, tokens), _assumptions(plan))
+    parts = (
+        _head(plan),
+        _parameters(plan),
+        _memory(plan, advice),
+        _traffic(plan),
+        _time(plan),
+        _outlook(plan, tokens),
+        _assumptions(plan),
+    )
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
-def _head(plan: Plan) -> Iterator[str]:
+def _head(plan: JobPlan) -> Iterator[str]:
     job, topology = plan.job, plan.job.topology
     yield f"{plan.hardware.name}: {topology.world_size} ranks on {_counted(topology.nodes, 'node')} of {topology.ranks_per_node}"
-    yield (f"expert parallel {topology.expert}, tensor parallel {topology.tensor}, data parallel {topology.data}; "
-           f"{job.config.runtime.precision}")
-    yield (f"a step: {job.global_tokens:,} tokens; on each rank {_counted(job.micro_batches, 'micro-batch', 'es')} of "
-           f"{_counted(job.rows, 'row')} of {job.config.model.sequence_length:,}")
+    yield (
+        f"expert parallel {topology.expert}, tensor parallel {topology.tensor}, data parallel {topology.data}; "
+        f"{job.config.runtime.precision}"
+    )
+    yield (
+        f"a step: {job.global_tokens:,} tokens; on each rank {_counted(job.micro_batches, 'micro-batch', 'es')} of "
+        f"{_counted(job.rows, 'row')} of {job.config.model.sequence_length:,}"
+    )
 
 
-def _parameters(plan: Plan) -> Iterator[str]:
+def _parameters(plan: JobPlan) -> Iterator[str]:
     counts = plan.counts
     yield f"parameters   total {_large(counts.total)}   active {_large(counts.active)}   on a rank {_large(counts.rank)}"
     yield f"  {plan.job.words:,} words{_slots(plan)}"
@@ -36,20 +48,26 @@ def _parameters(plan: Plan) -> Iterator[str]:
         yield f"  in experts {_large(counts.experts)} of the total, {_large(counts.rank_experts)} of a rank's"
 
 
-def _slots(plan: Plan) -> str:
+def _slots(plan: JobPlan) -> str:
     return f" in each of {plan.job.word_slots} tables" if plan.job.word_slots > 1 else ""
 
 
-def _memory(plan: Plan, advice: Optional[str]) -> Iterator[str]:
+def _memory(plan: JobPlan, advice: Optional[str]) -> Iterator[str]:
     memory = plan.memory
     yield f"{'memory of a rank (GB)':<40}{'':>14}{'all layers recomputed':>26}"
-    for name, value in (("parameters", memory.parameters), ("their copies for matmuls", memory.half_copies),
-                        ("gradients", memory.gradients), ("optimizer state", memory.optimizer)):
+    for name, value in (
+        ("parameters", memory.parameters),
+        ("their copies for matmuls", memory.half_copies),
+        ("gradients", memory.gradients),
+        ("optimizer state", memory.optimizer),
+    ):
         yield _row(name, value, value)
     yield _row("activations", memory.activations, memory.recomputed)
     for name, value in (("dispatch buffers", memory.dispatch), ("logits, or gradients under way", memory.working)):
         yield _row(name, value, value)
-    recomputed_margin = (memory.total_recomputed - memory.reserved) * memory.fragmentation / (1.0 + memory.fragmentation)
+    recomputed_margin = (
+        (memory.total_recomputed - memory.reserved) * memory.fragmentation / (1.0 + memory.fragmentation)
+    )
     yield _row(f"fragmentation margin, {memory.fragmentation:.0%}", memory.margin, recomputed_margin)
     yield _row("runtime and process groups", memory.reserved, memory.reserved)
     yield _row(f"total, of {plan.capacity / GB:.1f}", memory.total, memory.total_recomputed)
@@ -58,12 +76,13 @@ def _memory(plan: Plan, advice: Optional[str]) -> Iterator[str]:
     yield from _verdict(plan, advice)
 
 
-def _verdict(plan: Plan, advice: Optional[str]) -> Iterator[str]:
+def _verdict(plan: JobPlan, advice: Optional[str]) -> Iterator[str]:
     if plan.fits:
         yield f"fits; {(plan.capacity - plan.memory.total) / GB:.1f} GB are left"
         return
     yield f"DOES NOT FIT: {(plan.memory.total - plan.capacity) / GB:.1f} GB are missing" + (
-        " (none if all layers were recomputed)" if plan.fits_recomputed else "")
+        " (none if all layers were recomputed)" if plan.fits_recomputed else ""
+    )
     if advice:
         yield "the nearest change that fits:"
         whole = advice.replace("--set ", "--set\u00a0")  # a setting stays on one line
@@ -74,7 +93,7 @@ def _row(name: str, value: float, recomputed: float) -> str:
     return f"  {name:<38}{value / GB:>14.2f}{recomputed / GB:>26.2f}"
 
 
-def _traffic(plan: Plan) -> Iterator[str]:
+def _traffic(plan: JobPlan) -> Iterator[str]:
     yield f"{'bytes a step, all ranks':<44}{'inside nodes':>18}{'between nodes':>18}"
     if not plan.exact_bytes:
         yield "  (as far as known before training)"
@@ -83,7 +102,7 @@ def _traffic(plan: Plan) -> Iterator[str]:
         yield f"  {name:<42}{total.intra_node:>18,}{total.inter_node:>18,}"
 
 
-def _time(plan: Plan) -> Iterator[str]:
+def _time(plan: JobPlan) -> Iterator[str]:
     time = plan.time
     yield f"{'predicted step':<44}{'seconds':>18}{'share':>18}"
     rows = [("computation", time.compute), *((name, time.causes[cause]) for cause, name in _CAUSES.items())]
@@ -92,13 +111,15 @@ def _time(plan: Plan) -> Iterator[str]:
         yield f"  {name:<42}{seconds:>18.4f}{seconds / time.total:>18.1%}"
 
 
-def _outlook(plan: Plan, tokens: int) -> Iterator[str]:
+def _outlook(plan: JobPlan, tokens: int) -> Iterator[str]:
     yield f"all-to-all share {plan.time.all_to_all_share:.1%}   MFU {plan.mfu:.1%}   {plan.tokens_per_second:,.0f} tokens/s"
-    yield (f"{plan.flops:.3e} model FLOPs a step; a rank carries out {sum(rank_flops(plan.job).values()):.3e}, empty slots included")
+    yield (
+        f"{plan.flops:.3e} model FLOPs a step; a rank carries out {sum(rank_flops(plan.job).values()):.3e}, empty slots included"
+    )
     yield f"{_large(tokens)} tokens take {plan.days(tokens):,.2f} days"
 
 
-def _assumptions(plan: Plan) -> Iterator[str]:
+def _assumptions(plan: JobPlan) -> Iterator[str]:
     found = plan.hardware.assumptions()
     yield "assumptions of the hardware file (no source):" if found else "all figures of the hardware file have sources"
     line = " "

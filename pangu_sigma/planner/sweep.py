@@ -1,4 +1,6 @@
-"""`pangu-sigma plan --sweep`: what other degrees of parallelism, capacities and routers would cost, and which of them are worth a look."""
+"""`pangu-sigma plan --sweep`: what other degrees of parallelism, capacities and routers would cost, and which of them
+are worth a look.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,21 @@ from itertools import product
 from typing import Any, Iterator, Sequence
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.router_registry import RouterKind, kind_of, routers
+from locmoe_ops.router_registry import RouterSpec, router_spec, routers
 from pangu_sigma.config.load import shown
 from pangu_sigma.config.schema import Config
 from pangu_sigma.planner.cluster import Cluster
 from pangu_sigma.planner.fits import with_value
 from pangu_sigma.planner.memory import GB
-from pangu_sigma.planner.plan import Plan, make_plan
+from pangu_sigma.planner.plan import JobPlan, make_plan
 
 AXES = ("ep", "tp", "dp", "capacity", "router")
-_KEYS = {"ep": "parallel.expert", "tp": "parallel.tensor", "capacity": "moe.capacity.factor", "router": "moe.router.type"}
+_KEYS = {
+    "ep": "parallel.expert",
+    "tp": "parallel.tensor",
+    "capacity": "moe.capacity.factor",
+    "router": "moe.router.type",
+}
 _ROUTERS = ("hash", "switch", "locmoe")  # unless others are asked for
 _MOST_POINTS = 2000
 
@@ -25,7 +32,7 @@ _MOST_POINTS = 2000
 class Point:
     """One combination and its plan; `best`: on the Pareto front."""
 
-    plan: Plan
+    plan: JobPlan
     best: bool = False
 
 
@@ -49,7 +56,9 @@ def parse_axes(texts: Sequence[str], config: Config, cluster: Cluster) -> dict[s
             raise InputError(f"--sweep {shown(text)}: expected one of {', '.join(AXES)}, as in ep=8,16")
         if axis in given:
             raise InputError(f"--sweep {shown(text)}: {axis} is given twice; expected all its values in one list")
-        given[axis] = [_value(axis, word, text) for word in words.split(",")] if equals else _defaults(axis, config, cluster)
+        given[axis] = (
+            [_value(axis, word, text) for word in words.split(",")] if equals else _defaults(axis, config, cluster)
+        )
     return {axis: given[axis] for axis in AXES if axis in given}
 
 
@@ -73,14 +82,20 @@ def _defaults(axis: str, config: Config, cluster: Cluster) -> list[Any]:
     if axis == "ep":
         return [degree for degree in doublings if config.moe.num_experts % degree == 0]
     if axis == "tp":
-        return [degree for degree in doublings if cluster.devices_per_node % degree == 0 and config.model.num_heads % degree == 0]
+        return [
+            degree
+            for degree in doublings
+            if cluster.devices_per_node % degree == 0 and config.model.num_heads % degree == 0
+        ]
     if axis == "dp":
-        return [ranks // config.parallel.tensor * 2 ** i // 2 for i in range(4)]
+        return [ranks // config.parallel.tensor * 2**i // 2 for i in range(4)]
     return [1.0, 1.25, 1.5, 2.0] if axis == "capacity" else list(_ROUTERS)
 
 
 def sweep(config: Config, cluster: Cluster, axes: dict[str, list[Any]]) -> Sweep:
-    """Plans every combination. Raises InputError: there are too many, or none is possible; then the first reason is told."""
+    """Plans every combination. Raises InputError: there are too many, or none is possible; then the first reason is
+    told.
+    """
     combinations = list(product(*axes.values()))
     if len(combinations) > _MOST_POINTS:
         raise InputError(f"--sweep: found {len(combinations)} combinations, expected at most {_MOST_POINTS}")
@@ -101,17 +116,19 @@ def _changed(config: Config, cluster: Cluster, values: dict[str, Any]) -> tuple[
         if axis != "dp":
             config = with_value(config, _KEYS[axis], value)
     if "router" in values:
-        for path, value in _companions(kind_of(values["router"])):
+        for path, value in _companions(router_spec(values["router"])):
             config = with_value(config, path, value)
     if "dp" in values:
         ranks = values["dp"] * config.parallel.tensor
         if ranks % cluster.devices_per_node:
-            raise InputError(f"--sweep dp={values['dp']}: {ranks} ranks do not fill nodes of {cluster.devices_per_node}")
+            raise InputError(
+                f"--sweep dp={values['dp']}: {ranks} ranks do not fill nodes of {cluster.devices_per_node}"
+            )
         cluster = replace(cluster, nodes=ranks // cluster.devices_per_node)
     return config, cluster
 
 
-def _companions(kind: RouterKind) -> Iterator[tuple[str, Any]]:
+def _companions(kind: RouterSpec) -> Iterator[tuple[str, Any]]:
     """What a router asks of other keys."""
     if kind.top_k is not None:
         yield "moe.router.top_k", kind.top_k
@@ -119,18 +136,20 @@ def _companions(kind: RouterKind) -> Iterator[tuple[str, Any]]:
         yield "moe.dispatch.drop_priority", "weight"
 
 
-def _is_best(plan: Plan, others: Sequence[Plan]) -> bool:
-    """No other plan of the same router is at least as good in everything, and better in something; what does not fit is none."""
+def _is_best(plan: JobPlan, others: Sequence[JobPlan]) -> bool:
+    """No other plan of the same router is at least as good in everything, and better in something; what does not fit is
+    none.
+    """
     mine = _costs(plan)
     rivals = [_costs(other) for other in others if _router(other) == _router(plan) and other.fits]
     return plan.fits and not any(all(a <= b for a, b in zip(rival, mine)) and rival != mine for rival in rivals)
 
 
-def _router(plan: Plan) -> str:
+def _router(plan: JobPlan) -> str:
     return plan.job.config.moe.router.type
 
 
-def _costs(plan: Plan) -> tuple[float, float, float, float]:
+def _costs(plan: JobPlan) -> tuple[float, float, float, float]:
     """Less is better: seconds a step, ranks, memory, and slots that experts lack."""
     return plan.time.total, plan.job.topology.world_size, plan.memory.total, -plan.job.config.moe.capacity.factor
 
@@ -139,28 +158,53 @@ def table(found: Sweep, everything: bool = False) -> str:
     """80 columns: the Pareto front, or all points where nothing fits or `everything` is asked for."""
     best = [point for point in found.points if point.best]
     shown_points = found.points if everything or not best else best
-    lines = [f"{'router':<10} {'ep':>4} {'tp':>3} {'dp':>4} {'nodes':>5} {'capac.':>6} {'GB':>6} {'fits':>4} {'step s':>8} {'a2a':>5} "
-             f"{'MFU':>5} {'GB out':>8}", "-" * 80]
+    lines = [
+        f"{'router':<10} {'ep':>4} {'tp':>3} {'dp':>4} {'nodes':>5} {'capac.':>6} {'GB':>6} {'fits':>4} {'step s':>8} {'a2a':>5} "
+        f"{'MFU':>5} {'GB out':>8}",
+        "-" * 80,
+    ]
     lines += [_line(point.plan) for point in shown_points]
-    kept = f"{len(best)} of {len(found.points)} plans are on the Pareto front" if best else f"none of {len(found.points)} plans fits"
-    lines += ["", f"{kept}; {found.impossible} combinations do not fit together",
-              "best: no other plan of the same router has as short a step on as few ranks,", "with as little memory and as many slots.  "
-              "GB out: between nodes, a step"]
+    kept = (
+        f"{len(best)} of {len(found.points)} plans are on the Pareto front"
+        if best
+        else f"none of {len(found.points)} plans fits"
+    )
+    lines += [
+        "",
+        f"{kept}; {found.impossible} combinations do not fit together",
+        "best: no other plan of the same router has as short a step on as few ranks,",
+        "with as little memory and as many slots.  GB out: between nodes, a step",
+    ]
     return "\n".join(lines)
 
 
-def _line(plan: Plan) -> str:
+def _line(plan: JobPlan) -> str:
     topology, config = plan.job.topology, plan.job.config
     between = sum(total.inter_node for total in plan.traffic.values()) / GB
-    return (f"{config.moe.router.type:<10} {topology.expert:>4} {topology.tensor:>3} {topology.data:>4} {topology.nodes:>5} "
-            f"{config.moe.capacity.factor:>6.2f} {plan.memory.total / GB:>6.1f} {'yes' if plan.fits else 'no':>4} "
-            f"{plan.time.total:>8.3f} {plan.time.all_to_all_share:>5.0%} {plan.mfu:>5.1%} {between:>8.1f}")
+    return (
+        f"{config.moe.router.type:<10} {topology.expert:>4} {topology.tensor:>3} {topology.data:>4} {topology.nodes:>5} "
+        f"{config.moe.capacity.factor:>6.2f} {plan.memory.total / GB:>6.1f} {'yes' if plan.fits else 'no':>4} "
+        f"{plan.time.total:>8.3f} {plan.time.all_to_all_share:>5.0%} {plan.mfu:>5.1%} {between:>8.1f}"
+    )
 
 
 def sweep_json(found: Sweep) -> list[dict[str, Any]]:
     """One object a point."""
-    return [{"router": _router(p.plan), "expert": p.plan.job.topology.expert, "tensor": p.plan.job.topology.tensor,
-             "data": p.plan.job.topology.data, "nodes": p.plan.job.topology.nodes, "capacity_factor": p.plan.job.config.moe.capacity.factor,
-             "memory": p.plan.memory.total, "fits": p.plan.fits, "best": p.best, "seconds": p.plan.time.total,
-             "all_to_all_share": p.plan.time.all_to_all_share, "mfu": p.plan.mfu,
-             "inter_node": sum(total.inter_node for total in p.plan.traffic.values())} for p in found.points]
+    return [
+        {
+            "router": _router(p.plan),
+            "expert": p.plan.job.topology.expert,
+            "tensor": p.plan.job.topology.tensor,
+            "data": p.plan.job.topology.data,
+            "nodes": p.plan.job.topology.nodes,
+            "capacity_factor": p.plan.job.config.moe.capacity.factor,
+            "memory": p.plan.memory.total,
+            "fits": p.plan.fits,
+            "best": p.best,
+            "seconds": p.plan.time.total,
+            "all_to_all_share": p.plan.time.all_to_all_share,
+            "mfu": p.plan.mfu,
+            "inter_node": sum(total.inter_node for total in p.plan.traffic.values()),
+        }
+        for p in found.points
+    ]

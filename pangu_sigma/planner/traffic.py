@@ -1,6 +1,7 @@
 """Bytes that a training step sends, inside nodes and between them: what the tcp backend counts, to the byte.
 
-The sums are those of `locmoe_ops.collectives.tcp.algorithms`. Payload only, summed over all ranks, as in `pangu_sigma.train.metrics`.
+The sums are those of `locmoe_ops.collectives.tcp.algorithms`. Payload only, summed over all ranks, as in
+`pangu_sigma.train.metrics`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ NOTHING = Sent(0, 0)
 
 
 class _Pairs(NamedTuple):
-    """Of all groups of a kind: for each place in a group, how many peers are on the same node and how many are not, over all groups."""
+    """Of all groups of a kind: for each place in a group, how many peers are on the same node and how many are not,
+    over all groups.
+    """
 
     near: np.ndarray  # <int64>[P]
     far: np.ndarray
@@ -55,8 +58,8 @@ def sent(exchange: Exchange, topology: Topology) -> Sent:
 
 
 def part_bytes(operation: str, elements: int, item: int, size: int) -> np.ndarray:
-    """<int64>[P]: bytes that cross a link for the sake of each place in a group of P = `size` ranks, each of which puts in `elements`
-    numbers of `item` bytes.
+    """<int64>[P]: bytes that cross a link for the sake of each place in a group of P = `size` ranks, each of which puts
+    in `elements` numbers of `item` bytes.
     """
     if operation == "all_gather" or (operation == "all_reduce" and elements * item <= SMALL_BYTES):
         return np.full(size, elements * item)

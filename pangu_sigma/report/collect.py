@@ -1,9 +1,9 @@
 """Run folders -> one number a run and metric -> mean and range over seeds, and ratios to the baseline.
 
-Of each run: times, bytes and routing by the rule of `pangu_sigma.metrics.window`; validation is the last. Metrics that a run does not have
-are left out. What a run that diverged has in place of a number is infinite here: it never comes before one, no mean hides it, files
-have null for it, and people read `diverged`. On Ascend, where the split of a step's time is MindSpore's profiler's, it is the mean
-over the steps that were profiled.
+Of each run: times, bytes and routing by the rule of `pangu_sigma.metrics.window`; validation is the last. Metrics that
+a run does not have are left out. What a run that diverged has in place of a number is infinite here: it never comes
+before one, no mean hides it, files have null for it, and people read `diverged`. On Ascend, where the split of a step's
+time is MindSpore's profiler's, it is the mean over the steps that were profiled.
 """
 
 import csv
@@ -17,14 +17,19 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from pangu_sigma.metrics.perplexity import DIVERGED, is_usable, usable_perplexity
 from pangu_sigma.metrics.window import STEP, measured, timed_steps
-from pangu_sigma.report.comparison import COUNTERS, SUMMARY, Plan, Run, folder_of, is_finished
+from pangu_sigma.report.comparison import COUNTERS, SUMMARY, ComparedRun, Comparison, folder_of, is_finished
 from pangu_sigma.report.files import read_lines, read_object
 from pangu_sigma.report.step_trace import read_profile
 from pangu_sigma.runtime.files import check_output, write_output
 from pangu_sigma.runtime.strict_json import dumps, number
 
 EPOCH = "time/epoch(s)"
-COMPUTE, COMMUNICATION, OVERLAPPED, IDLE = "time/compute(s)", "time/communication(s)", "time/overlapped(s)", "time/idle(s)"
+COMPUTE, COMMUNICATION, OVERLAPPED, IDLE = (
+    "time/compute(s)",
+    "time/communication(s)",
+    "time/overlapped(s)",
+    "time/idle(s)",
+)
 ALL_TO_ALL = "time/all_to_all(s)"
 ALL_TO_ALL_SHARE, OVERLAPPED_SHARE = "time/all_to_all_share", "time/overlapped_share"
 PERPLEXITY = "valid/perplexity"
@@ -32,7 +37,9 @@ INTRA, INTER = "comm/intra_node(B)", "comm/inter_node(B)"
 PER_EXPERT = "moe/tokens_per_expert"
 LINK = "link/node_{node}(B)"  # sent by a simulated node in the whole run, as its interface counted
 Values = Dict[str, float]
-Spread = Dict[str, float]  # mean, min, max, seeds (how many); diverged (how many of them), if any did: then mean and max are infinite
+Spread = Dict[
+    str, float
+]  # mean, min, max, seeds (how many); diverged (how many of them), if any did: then mean and max are infinite
 Table = Dict[str, Dict[str, Dict[str, Spread]]]  # by phase, variant, metric
 
 
@@ -40,7 +47,7 @@ Table = Dict[str, Dict[str, Dict[str, Spread]]]  # by phase, variant, metric
 class CollectedRun:
     """A run: its numbers, and what the figures over training need."""
 
-    run: Run
+    run: ComparedRun
     values: Values
     records: List[Dict[str, Any]]  # metrics.jsonl, one a step
     cosines: Dict[str, Any]  # cosines.json; empty if the run measured none
@@ -52,14 +59,16 @@ class CollectedRun:
 class Collection:
     """What a comparison has so far: spreads over seeds, and those of each seed's ratio to the baseline's run."""
 
-    plan: Plan
+    plan: Comparison
     runs: Tuple[CollectedRun, ...]
     table: Table
     ratios: Table
 
     def of(self, phase: str, variant: str) -> List[CollectedRun]:
         """Finished runs of a variant, by seed."""
-        return sorted((r for r in self.runs if (r.run.phase, r.run.variant) == (phase, variant)), key=lambda r: r.run.seed)
+        return sorted(
+            (r for r in self.runs if (r.run.phase, r.run.variant) == (phase, variant)), key=lambda r: r.run.seed
+        )
 
     def mean(self, phase: str, variant: str, metric: str) -> Optional[float]:
         spread = self.table.get(phase, {}).get(variant, {}).get(metric)
@@ -73,11 +82,14 @@ class Collection:
         """What a reader must know before comparing the runs; empty if one state of the code made them all."""
         codes = self.codes()
         made = ", ".join(f"{code}: {runs}" for code, runs in codes.items())
-        return f"The runs were made with {len(codes)} states of the code ({made}), which may differ in more than the variants do." \
-            if len(codes) > 1 else ""
+        return (
+            f"The runs were made with {len(codes)} states of the code ({made}), which may differ in more than the variants do."
+            if len(codes) > 1
+            else ""
+        )
 
 
-def collect(plan: Plan, output: Path) -> Collection:
+def collect(plan: Comparison, output: Path) -> Collection:
     """Reads every finished run of the plan; others are left out."""
     runs = []
     for run in plan.runs:
@@ -87,13 +99,22 @@ def collect(plan: Plan, output: Path) -> Collection:
     return collection_of(plan, runs)
 
 
-def collect_run(run: Run, folder: Path, records: List[Dict[str, Any]], ignored: int) -> CollectedRun:
+def collect_run(run: ComparedRun, folder: Path, records: List[Dict[str, Any]], ignored: int) -> CollectedRun:
     """A run's numbers, from its records and from what else is in its folder so far. `ignored`: see `run_values`."""
     summary = read_object(folder / SUMMARY)
-    values = {**run_values(records, summary, ignored), **link_values(read_object(folder / COUNTERS)),
-              **traced_values(folder / "profile")}
-    return CollectedRun(run, values, records, read_object(folder / "cosines.json"), str(summary.get("code", "")),
-                        has_diverged(records, summary))
+    values = {
+        **run_values(records, summary, ignored),
+        **link_values(read_object(folder / COUNTERS)),
+        **traced_values(folder / "profile"),
+    }
+    return CollectedRun(
+        run,
+        values,
+        records,
+        read_object(folder / "cosines.json"),
+        str(summary.get("code", "")),
+        has_diverged(records, summary),
+    )
 
 
 def has_diverged(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> bool:
@@ -105,7 +126,7 @@ def has_diverged(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any
     return summary.get("status") == DIVERGED or not usable
 
 
-def collection_of(plan: Plan, runs: Sequence[CollectedRun]) -> Collection:
+def collection_of(plan: Comparison, runs: Sequence[CollectedRun]) -> Collection:
     """The runs with their tables."""
     ratios = _table(plan, runs, lambda run: _ratios(plan, run, runs))
     return Collection(plan, tuple(runs), _table(plan, runs, lambda run: run.values), ratios)
@@ -124,9 +145,14 @@ def check_tables(output: Path) -> None:
 def write_tables(collection: Collection, output: Path) -> None:
     """Writes `summary.json` and `runs.csv`, each whole or not at all. Raises InputError: as `write_output`."""
     plan = collection.plan
-    summary = {"baseline": plan.baseline, "warmup_steps_ignored": plan.warmup_steps_ignored,
-               "runs": {"finished": len(collection.runs), "planned": len(plan.runs)}, "code": collection.codes(),
-               "phases": collection.table, "ratios_to_baseline": collection.ratios}
+    summary = {
+        "baseline": plan.baseline,
+        "warmup_steps_ignored": plan.warmup_steps_ignored,
+        "runs": {"finished": len(collection.runs), "planned": len(plan.runs)},
+        "code": collection.codes(),
+        "phases": collection.table,
+        "ratios_to_baseline": collection.ratios,
+    }
     write_output("--output", output / "summary.json", dumps(summary, indent=1) + "\n", TABLES["summary.json"])
     write_output("--output", output / "runs.csv", _csv(collection.runs), TABLES["runs.csv"])
 
@@ -147,8 +173,10 @@ def run_values(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any],
 
 def link_values(counters: Mapping[str, Any]) -> Values:
     """Bytes by node, from what `scripts/simulate_cluster.sh --counters` writes."""
-    return {LINK.format(node=one["node"]): float(one["tx_bytes"]["after"] - one["tx_bytes"]["before"])
-            for one in counters.get("interfaces", [])}
+    return {
+        LINK.format(node=one["node"]): float(one["tx_bytes"]["after"] - one["tx_bytes"]["before"])
+        for one in counters.get("interfaces", [])
+    }
 
 
 def traced_values(folder: Path) -> Values:
@@ -157,8 +185,13 @@ def traced_values(folder: Path) -> Values:
     if found is None or not found.traced:
         return {}
     split = found.mean()
-    return {COMPUTE: split.compute, COMMUNICATION: split.communication, OVERLAPPED: split.overlapped, IDLE: split.idle,
-            **({OVERLAPPED_SHARE: split.overlapped / split.communication} if split.communication else {})}
+    return {
+        COMPUTE: split.compute,
+        COMMUNICATION: split.communication,
+        OVERLAPPED: split.overlapped,
+        IDLE: split.idle,
+        **({OVERLAPPED_SHARE: split.overlapped / split.communication} if split.communication else {}),
+    }
 
 
 def _derived(values: Values, middle: Sequence[Mapping[str, Any]]) -> Values:
@@ -176,14 +209,16 @@ def _derived(values: Values, middle: Sequence[Mapping[str, Any]]) -> Values:
     return derived
 
 
-def _table(plan: Plan, runs: Sequence[CollectedRun], values_of: Callable[[CollectedRun], Values]) -> Table:
+def _table(plan: Comparison, runs: Sequence[CollectedRun], values_of: Callable[[CollectedRun], Values]) -> Table:
     table: Table = {}
     for phase in plan.phases:
         for variant in plan.variants:
             own = [values_of(r) for r in runs if (r.run.phase, r.run.variant) == (phase, variant)]
             if own:
                 names = sorted({name for values in own for name in values})
-                table.setdefault(phase, {})[variant] = {n: spread([values[n] for values in own if n in values]) for n in names}
+                table.setdefault(phase, {})[variant] = {
+                    n: spread([values[n] for values in own if n in values]) for n in names
+                }
     return table
 
 
@@ -194,8 +229,10 @@ def spread(values: Sequence[float]) -> Spread:
     return {**found, "diverged": diverged} if diverged else found
 
 
-def _ratios(plan: Plan, own: CollectedRun, runs: Sequence[CollectedRun]) -> Values:
-    """To the baseline's run of the same seed, which ran next to this one; nothing where there is none, it diverged, or it has 0."""
+def _ratios(plan: Comparison, own: CollectedRun, runs: Sequence[CollectedRun]) -> Values:
+    """To the baseline's run of the same seed, which ran next to this one; nothing where there is none, it diverged, or
+    it has 0.
+    """
     for other in runs:
         if (other.run.phase, other.run.variant, other.run.seed) == (own.run.phase, plan.baseline, own.run.seed):
             base = {name: value for name, value in other.values.items() if value and math.isfinite(value)}

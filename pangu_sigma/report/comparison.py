@@ -11,8 +11,10 @@ SINGLE_PHASE = "all"
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """`nodes` > 1 are simulated on this machine; `rate` (as `tc` spells it) limits each node's link; `pin` gives nodes own cores."""
+class SimulatedCluster:
+    """`nodes` > 1 are simulated on this machine; `rate` (as `tc` spells it) limits each node's link; `pin` gives nodes
+    own cores.
+    """
 
     nodes: int
     workers_per_node: int
@@ -21,13 +23,15 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training run. `overrides` are `--set` texts, all but the run directory; `settings` is a hash of all that decides the outcome."""
+class ComparedRun:
+    """One training run. `overrides` are `--set` texts, all but the run directory; `settings` is a hash of all that
+    decides the outcome.
+    """
 
     phase: str
     variant: str
     seed: int
-    cluster: Cluster
+    cluster: SimulatedCluster
     overrides: Tuple[str, ...]
     config: Config
     settings: str
@@ -38,7 +42,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Comparison:
     """A comparison, checked. `runs` are in the order of execution; `variants` in that of the file."""
 
     file: str
@@ -48,7 +52,7 @@ class Plan:
     phases: Tuple[str, ...]
     warmup_steps_ignored: int
     run_timeout: float
-    runs: Tuple[Run, ...]
+    runs: Tuple[ComparedRun, ...]
 
     @property
     def quality_phase(self) -> str:
@@ -62,11 +66,13 @@ class Plan:
 NOTE, SUMMARY, COUNTERS = "run.json", "summary.json", "interfaces.json"
 
 
-def folder_of(output: Path, run: Run) -> Path:
+def folder_of(output: Path, run: ComparedRun) -> Path:
     return output / "runs" / run.phase / run.variant / f"seed_{run.seed}"
 
 
-def is_finished(run: Run, folder: Path) -> bool:
+def is_finished(run: ComparedRun, folder: Path) -> bool:
     """True if the folder holds this run, with these settings, whole."""
     note = read_object(folder / NOTE)
-    return note.get("settings") == run.settings and note.get("status") != "failed" and bool(read_object(folder / SUMMARY))
+    return (
+        note.get("settings") == run.settings and note.get("status") != "failed" and bool(read_object(folder / SUMMARY))
+    )

@@ -18,7 +18,9 @@ STEP = "progress/step"
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run has left so far: `records` one a step; `written_s` when the last was written (seconds since 1970; 0: none yet)."""
+    """What a run has left so far: `records` one a step; `written_s` when the last was written (seconds since 1970; 0:
+    none yet).
+    """
 
     folder: Path
     config: Config
@@ -38,8 +40,8 @@ class RunState:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done and the summary is written, or the run diverged. A summary alone may be of an earlier run in the
-        same folder.
+        """Whether all steps are done and the summary is written, or the run diverged. A summary alone may be of an
+        earlier run in the same folder.
         """
         return self.has_summary and (self.step >= self.steps or self.diverged)
 
@@ -67,8 +69,14 @@ class RunFolder:
         records, written_s = self._metrics.read()
         summary = read_object(self.path / SUMMARY)
         diverged_at = summary.get(STEP) if summary.get("status") == DIVERGED else None
-        return RunState(self.path, self._read_config(), records, written_s, bool(summary),
-                        diverged_at if isinstance(diverged_at, int) else 0)
+        return RunState(
+            self.path,
+            self._read_config(),
+            records,
+            written_s,
+            bool(summary),
+            diverged_at if isinstance(diverged_at, int) else 0,
+        )
 
     def _read_config(self) -> Config:
         """Read again only if the run was started again."""
@@ -76,7 +84,9 @@ class RunFolder:
         try:
             time = file.stat().st_mtime_ns
         except OSError as error:
-            raise InputError(f"{file}: cannot be read ({error.strerror}), expected the configuration of a run") from None
+            raise InputError(
+                f"{file}: cannot be read ({error.strerror}), expected the configuration of a run"
+            ) from None
         if self._config is None or self._config[0] != time:
             self._config = time, load_config(file)
         return self._config[1]
@@ -96,14 +106,16 @@ class _GrowingFile:
         try:
             with open(self._path, "rb") as file:
                 status = os.fstat(file.fileno())
-                if self._identity != (status.st_dev, status.st_ino) or status.st_size < self._read_bytes:  # the run was started again
+                if (
+                    self._identity != (status.st_dev, status.st_ino) or status.st_size < self._read_bytes
+                ):  # the run was started again
                     self._identity, self._read_bytes, self._records = (status.st_dev, status.st_ino), 0, []
                 file.seek(self._read_bytes)
                 new = file.read()
         except OSError:
             self._identity, self._records = (0, 0), []
             return [], 0.0
-        whole = new[:new.rfind(b"\n") + 1]
+        whole = new[: new.rfind(b"\n") + 1]
         self._read_bytes += len(whole)
         self._records = self._records + [record for record in map(_record, whole.splitlines()) if record is not None]
         return self._records, status.st_mtime

@@ -50,10 +50,12 @@ MARKERS = (_GENERATOR.encode(),)  # what tells our pages from others
 def page(title: str, body: str, refresh_s: Optional[int] = None) -> str:
     """A whole document, which the browser loads again every `refresh_s` seconds if that is given."""
     again = "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s}">\n'
-    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_GENERATOR}\n'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{again}<title>{escape(title)}</title>\n'
-            f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{escape(title)}</h1>\n"
-            f"{body}\n</main>\n</body>\n</html>\n")
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_GENERATOR}\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{again}<title>{escape(title)}</title>\n'
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{escape(title)}</h1>\n"
+        f"{body}\n</main>\n</body>\n</html>\n"
+    )
 
 
 def section(title: str, *content: str) -> str:
@@ -69,11 +71,15 @@ def figure(title: str, sentence: str, drawing: str) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
-    """The first column names the row. A cell's second line, after a newline, is set small. `kind`: `numbers` or `words`."""
+    """The first column names the row. A cell's second line, after a newline, is set small. `kind`: `numbers` or
+    `words`.
+    """
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     lines = []
     for first, *cells in rows:
-        lines.append(f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{_cell(cell)}</td>" for cell in cells) + "</tr>")
+        lines.append(
+            f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{_cell(cell)}</td>" for cell in cells) + "</tr>"
+        )
     body = "\n".join(lines)
     return f'<div class="wide {kind}" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
@@ -121,13 +127,15 @@ def shown(name: str, value: float) -> str:
 
 
 def with_range(name: str, spread: Optional[Mapping[str, Any]], show: Any = shown) -> str:
-    """Mean, and the range over seeds on a second line where there are several; a dash where nothing was measured; `diverged` where a
-    seed diverged, whatever the others did.
+    """Mean, and the range over seeds on a second line where there are several; a dash where nothing was measured;
+    `diverged` where a seed diverged, whatever the others did.
     """
     if not spread:
         return "-"
     if spread.get("diverged"):
         others = f"; others from {show(name, spread['min'])}" if spread["diverged"] < spread["seeds"] else ""
-        return DIVERGED + (f"\n{spread['diverged']:.0f} of {spread['seeds']:.0f} seeds{others}" if spread["seeds"] > 1 else "")
+        return DIVERGED + (
+            f"\n{spread['diverged']:.0f} of {spread['seeds']:.0f} seeds{others}" if spread["seeds"] > 1 else ""
+        )
     text = show(name, spread["mean"])
     return text if spread["seeds"] < 2 else f"{text}\n{show(name, spread['min'])} to {show(name, spread['max'])}"

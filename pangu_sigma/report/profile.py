@@ -16,12 +16,26 @@ def table(run: Path) -> List[str]:
     def line(name: str, split: Split) -> str:
         alone = split.communication - split.overlapped
         pieces = (split.step, split.compute, split.communication, split.overlapped, split.idle)
-        return f"{name:<6}" + "".join(f"{1e3 * piece:>13.3f}" for piece in pieces) + f"{alone / split.step if split.step else 0.0:>9.1%}"
+        return (
+            f"{name:<6}"
+            + "".join(f"{1e3 * piece:>13.3f}" for piece in pieces)
+            + f"{alone / split.step if split.step else 0.0:>9.1%}"
+        )
 
     steps = max(map(len, found.ranks.values()))
     source = "MindSpore's profiler" if found.traced else "this project's timers"
-    lines = [f"{steps} steps of {len(found.ranks)} ranks, by {source}; milliseconds a step", "",
-             f"{'rank':<6}{'step':>13}{'computation':>13}{'communicat.':>13}{'overlapped':>13}{'idle':>13}{'exposed':>9}", "-" * 80]
+    lines = [
+        f"{steps} steps of {len(found.ranks)} ranks, by {source}; milliseconds a step",
+        "",
+        f"{'rank':<6}{'step':>13}{'computation':>13}{'communicat.':>13}{'overlapped':>13}{'idle':>13}{'exposed':>9}",
+        "-" * 80,
+    ]
     lines += [line(str(rank), mean(own)) for rank, own in found.ranks.items()]
-    return [*lines, "-" * 80, line("mean", found.mean()), "",
-            "step = computation + communication - overlapped + idle", "exposed: share of the step that is communication alone"]
+    return [
+        *lines,
+        "-" * 80,
+        line("mean", found.mean()),
+        "",
+        "step = computation + communication - overlapped + idle",
+        "exposed: share of the step that is communication alone",
+    ]

@@ -7,37 +7,55 @@ from typing import Dict, List, Mapping, Optional, Sequence
 from pangu_sigma.metrics.window import TOKENS
 from pangu_sigma.report import collect as c
 from pangu_sigma.report.collect import Collection, Spread
-from pangu_sigma.report.comparison import SINGLE_PHASE, Run
+from pangu_sigma.report.comparison import SINGLE_PHASE, ComparedRun
 from pangu_sigma.report.figures import all_figures
 from pangu_sigma.report.page import MARKERS, page, paragraph, section, table, with_range
 from pangu_sigma.runtime.files import check_output, write_output
 
 # Metrics with names of their own, in the order of the table; others follow under the name that the run gave them.
 NAMES = {
-    c.STEP: "step time", c.EPOCH: "epoch time", TOKENS: "tokens per second", c.COMPUTE: "computation", c.COMMUNICATION: "communication",
-    c.OVERLAPPED: "of it overlapped with computation", c.OVERLAPPED_SHARE: "overlapped share of communication",
+    c.STEP: "step time",
+    c.EPOCH: "epoch time",
+    TOKENS: "tokens per second",
+    c.COMPUTE: "computation",
+    c.COMMUNICATION: "communication",
+    c.OVERLAPPED: "of it overlapped with computation",
+    c.OVERLAPPED_SHARE: "overlapped share of communication",
     c.IDLE: "waiting for other ranks",
-    c.ALL_TO_ALL: "all-to-all (tokens to experts and back), with waiting", c.ALL_TO_ALL_SHARE: "its share of the step",
-    c.PERPLEXITY: "validation perplexity", "moe/drop_fraction": "tokens dropped", "moe/local_fraction": "tokens kept on their own node",
-    "moe/load_max_over_mean": "load: busiest expert / mean", c.INTER: "bytes between nodes", c.INTRA: "bytes inside nodes",
-    "valid/loss": "validation loss (nats a token)", "valid/unigram_perplexity": "perplexity of word frequencies alone",
+    c.ALL_TO_ALL: "all-to-all (tokens to experts and back), with waiting",
+    c.ALL_TO_ALL_SHARE: "its share of the step",
+    c.PERPLEXITY: "validation perplexity",
+    "moe/drop_fraction": "tokens dropped",
+    "moe/local_fraction": "tokens kept on their own node",
+    "moe/load_max_over_mean": "load: busiest expert / mean",
+    c.INTER: "bytes between nodes",
+    c.INTRA: "bytes inside nodes",
+    "valid/loss": "validation loss (nats a token)",
+    "valid/unigram_perplexity": "perplexity of word frequencies alone",
 }
 RULE = (
     "A run's numbers are of the second half of its steps: routing is the mean of these; times, bytes and tokens a second are means over "
     "the middle half of these by step time; validation is the last. Bytes are what all ranks send in a step. Waiting is for other ranks to "
-    "arrive; communication is without it, all-to-all with it.")
+    "arrive; communication is without it, all-to-all with it."
+)
 INTRODUCTION = (
     "A mixture-of-experts layer holds many small networks (experts), spread over the workers of several nodes. A router sends every "
     "token to an expert, so tokens travel: fast inside a node, slowly between nodes. An expert has a limited number of slots a step; a "
-    "token that finds none skips the layer. The variants differ in what the table of what was compared says, and in nothing else.")
+    "token that finds none skips the layer. The variants differ in what the table of what was compared says, and in nothing else."
+)
 MEASURED = (
-    "Each number is a mean over seeds, with the range below it. " + RULE + " Times are without the first {ignored}. Ratios are to "
-    "{baseline}, each run to that of the same seed. Where a seed diverged, so did the variant.")
+    "Each number is a mean over seeds, with the range below it. "
+    + RULE
+    + " Times are without the first {ignored}. Ratios are to "
+    "{baseline}, each run to that of the same seed. Where a seed diverged, so did the variant."
+)
 
 
 @dataclass(frozen=True)
-class Words:
-    """What a report says around its figures and tables: `progress` (may be empty) and `setting` as HTML, the rest as text."""
+class ReportText:
+    """What a report says around its figures and tables: `progress` (may be empty) and `setting` as HTML, the rest as
+    text.
+    """
 
     title: str
     introduction: str
@@ -64,14 +82,26 @@ def write_report(data: Collection, output: Path) -> Path:
 def render(data: Collection) -> str:
     """The report of a comparison as HTML."""
     ignored = f"{data.plan.warmup_steps_ignored} steps" if data.plan.warmup_steps_ignored != 1 else "step"
-    return assemble(data, Words(f"Comparison: {', '.join(data.plan.variants)}", INTRODUCTION, _progress(data), _setting(data),
-                                MEASURED.format(ignored=ignored, baseline=data.plan.baseline)))
+    return assemble(
+        data,
+        ReportText(
+            f"Comparison: {', '.join(data.plan.variants)}",
+            INTRODUCTION,
+            _progress(data),
+            _setting(data),
+            MEASURED.format(ignored=ignored, baseline=data.plan.baseline),
+        ),
+    )
 
 
-def assemble(data: Collection, words: Words, refresh_s: Optional[int] = None) -> str:
+def assemble(data: Collection, words: ReportText, refresh_s: Optional[int] = None) -> str:
     """A report of any runs as HTML. `refresh_s`: seconds after which the page loads itself again; None: never."""
-    parts = [paragraph(words.introduction), words.progress, section("At a glance", _glance(data)),
-             section("What was compared" if len(data.plan.variants) > 1 else "The run", words.setting)]
+    parts = [
+        paragraph(words.introduction),
+        words.progress,
+        section("At a glance", _glance(data)),
+        section("What was compared" if len(data.plan.variants) > 1 else "The run", words.setting),
+    ]
     for heading, figures in all_figures(data):
         drawn = [item for item in figures if item.startswith("<figure")]
         left_out = [item for item in figures if item not in drawn]
@@ -88,7 +118,9 @@ def _progress(data: Collection) -> str:
 
 def diverged_note(data: Collection) -> str:
     """Which runs diverged, as a sentence; empty if none did."""
-    names = [f"{one.run.name} (step {one.records[-1]['progress/step']})" for one in data.runs if one.diverged and one.records]
+    names = [
+        f"{one.run.name} (step {one.records[-1]['progress/step']})" for one in data.runs if one.diverged and one.records
+    ]
     return f"Diverged, so that they have no perplexity: {', '.join(names)}." if names else ""
 
 
@@ -114,25 +146,36 @@ def _setting(data: Collection) -> str:
         own = [run for run in runs if run.phase == phase]
         name = "" if phase == SINGLE_PHASE else f"Phase {phase}: "
         steps = sorted({run.config.train.steps for run in own})
-        sentences.append(f"{name}{_machine(own[0])}; {', '.join(map(str, steps))} steps of "
-                         f"{own[0].config.train.global_batch_size * own[0].config.model.sequence_length} tokens; seeds "
-                         f"{', '.join(str(seed) for seed in sorted({run.seed for run in own}))}.")
+        sentences.append(
+            f"{name}{_machine(own[0])}; {', '.join(map(str, steps))} steps of "
+            f"{own[0].config.train.global_batch_size * own[0].config.model.sequence_length} tokens; seeds "
+            f"{', '.join(str(seed) for seed in sorted({run.seed for run in own}))}."
+        )
     own_overrides = [[variant, _own_overrides(variant, runs)] for variant in data.plan.variants]
     return "\n".join(map(paragraph, sentences)) + table(["variant", "what makes it different"], own_overrides, "words")
 
 
-def _machine(run: Run) -> str:
+def _machine(run: ComparedRun) -> str:
     cluster = run.cluster
     nodes = "1 node" if cluster.nodes == 1 else f"{cluster.nodes} simulated nodes"
-    link = f", links between nodes {f'limited to {cluster.rate}' if cluster.rate else 'not limited'}" if cluster.nodes > 1 else ""
+    link = (
+        f", links between nodes {f'limited to {cluster.rate}' if cluster.rate else 'not limited'}"
+        if cluster.nodes > 1
+        else ""
+    )
     return f"{nodes} of {cluster.workers_per_node} worker{'s' if cluster.workers_per_node > 1 else ''}{link}"
 
 
-def _own_overrides(variant: str, runs: Sequence[Run]) -> str:
+def _own_overrides(variant: str, runs: Sequence[ComparedRun]) -> str:
     """Overrides that not all variants share."""
-    common = set.intersection(*(set(run.overrides) for run in runs if run.seed == runs[0].seed and run.phase == runs[0].phase))
+    common = set.intersection(
+        *(set(run.overrides) for run in runs if run.seed == runs[0].seed and run.phase == runs[0].phase)
+    )
     own = next(run for run in runs if run.variant == variant)
-    return ", ".join(text for text in own.overrides if text not in common and not text.startswith("train.seed=")) or "the base as it is"
+    return (
+        ", ".join(text for text in own.overrides if text not in common and not text.startswith("train.seed="))
+        or "the base as it is"
+    )
 
 
 def _numbers(data: Collection) -> List[str]:
@@ -146,12 +189,16 @@ def _numbers(data: Collection) -> List[str]:
             parts.append(f"<h3>{phase} runs</h3>")
         found = {name for values in own.values() for name in values}
         names = [name for name in NAMES if name in found] + sorted(found - set(NAMES))
-        rows = [[NAMES.get(name, name), *(with_range(name, own[variant].get(name)) for variant in own)] for name in names]
+        rows = [
+            [NAMES.get(name, name), *(with_range(name, own[variant].get(name)) for variant in own)] for name in names
+        ]
         parts.append(table(["", *own], rows))
     return parts
 
 
-def _spread(tables: Mapping[str, Dict[str, Dict[str, Spread]]], phase: str, variant: str, name: str) -> Optional[Spread]:
+def _spread(
+    tables: Mapping[str, Dict[str, Dict[str, Spread]]], phase: str, variant: str, name: str
+) -> Optional[Spread]:
     return tables.get(phase, {}).get(variant, {}).get(name)
 
 

@@ -10,11 +10,11 @@ from pangu_sigma.config.load import shown, to_dict
 from pangu_sigma.metrics.perplexity import DIVERGED
 from pangu_sigma.metrics.window import COMPILING_STEPS
 from pangu_sigma.report.collect import Collection, collect_run, collection_of
-from pangu_sigma.report.comparison import COUNTERS, SINGLE_PHASE, Cluster, Plan, Run
+from pangu_sigma.report.comparison import COUNTERS, SINGLE_PHASE, ComparedRun, Comparison, SimulatedCluster
 from pangu_sigma.report.files import read_object
 from pangu_sigma.report.folder import RunFolder, RunState
 from pangu_sigma.report.page import MARKERS, paragraph, table
-from pangu_sigma.report.report import RULE, Words, assemble
+from pangu_sigma.report.report import RULE, ReportText, assemble
 from pangu_sigma.runtime.files import check_output, write_output
 
 REFRESH_S = 5
@@ -23,9 +23,9 @@ _OWN_PLACE = ("train.output_dir", "checkpoint.resume")  # differ between runs th
 INTRODUCTION = (
     "A mixture-of-experts layer holds many small networks (experts), spread over the workers of several nodes. A router sends every "
     "token to an expert, so tokens travel: fast inside a node, slowly between nodes. An expert has a limited number of slots a step; a "
-    "token that finds none skips the layer.")
-MEASURED = (
-    RULE + " Ratios are to {first}. A run that goes on is shown as far as it is.")
+    "token that finds none skips the layer."
+)
+MEASURED = RULE + " Ratios are to {first}. A run that goes on is shown as far as it is."
 
 
 def report(folders: Sequence[str], output: Optional[str] = None, follow: bool = False) -> Path:
@@ -47,7 +47,11 @@ def report(folders: Sequence[str], output: Optional[str] = None, follow: bool = 
     states = [run.read() for run in runs]
     live = follow and not all(state.finished for state in states)
     write_output("--output", path, render(states, REFRESH_S if live else None), MARKERS)
-    print(f"report: {path}" + (f" (written anew every {REFRESH_S} s while a run goes on; Ctrl-C ends it)" if live else ""), flush=True)
+    print(
+        f"report: {path}"
+        + (f" (written anew every {REFRESH_S} s while a run goes on; Ctrl-C ends it)" if live else ""),
+        flush=True,
+    )
     try:
         while live:
             time.sleep(REFRESH_S)
@@ -64,8 +68,13 @@ def report(folders: Sequence[str], output: Optional[str] = None, follow: bool = 
 def render(states: Sequence[RunState], refresh_s: Optional[int] = None) -> str:
     """The page as HTML. `refresh_s`: seconds after which it loads itself again; None: never."""
     names = short_names([state.folder for state in states])
-    words = Words(f"Run{'s' if len(states) > 1 else ''}: {', '.join(names)}", INTRODUCTION, _progress(states), _setting(names, states),
-                  MEASURED.format(first=names[0]))
+    words = ReportText(
+        f"Run{'s' if len(states) > 1 else ''}: {', '.join(names)}",
+        INTRODUCTION,
+        _progress(states),
+        _setting(names, states),
+        MEASURED.format(first=names[0]),
+    )
     return assemble(collection(names, states), words, refresh_s)
 
 
@@ -74,17 +83,21 @@ def collection(names: Sequence[str], states: Sequence[RunState]) -> Collection:
     collected = []
     for name, state in zip(names, states):
         nodes = len(read_object(state.folder / COUNTERS).get("interfaces", [])) or 1
-        run = Run(SINGLE_PHASE, name, _ONE_SEED, Cluster(nodes, 1, None, False), (), state.config, "")
+        run = ComparedRun(SINGLE_PHASE, name, _ONE_SEED, SimulatedCluster(nodes, 1, None, False), (), state.config, "")
         collected.append(collect_run(run, state.folder, state.records, COMPILING_STEPS))
-    plan = Plan("", "", tuple(names), names[0], (SINGLE_PHASE,), COMPILING_STEPS, 0.0, tuple(item.run for item in collected))
+    plan = Comparison(
+        "", "", tuple(names), names[0], (SINGLE_PHASE,), COMPILING_STEPS, 0.0, tuple(item.run for item in collected)
+    )
     return collection_of(plan, collected)
 
 
 def short_names(folders: Sequence[Path]) -> List[str]:
-    """What tells the folders apart: their paths without what all of them begin with. The folder's own name if there is one only."""
+    """What tells the folders apart: their paths without what all of them begin with. The folder's own name if there is
+    one only.
+    """
     whole = [Path(os.path.realpath(folder)).parts for folder in folders]
     shared = len(os.path.commonprefix(whole)) if len(whole) > 1 else len(whole[0]) - 1
-    return ["/".join(parts[min(shared, len(parts) - 1):]) for parts in whole]
+    return ["/".join(parts[min(shared, len(parts) - 1) :]) for parts in whole]
 
 
 def _progress(states: Sequence[RunState]) -> str:
@@ -120,8 +133,13 @@ def _how_far(state: RunState) -> str:
 def differences(configs: Sequence[Any]) -> List[List[str]]:
     """Of each configuration, as `key=value`, what is not the same in all of them."""
     flat = [_flat(to_dict(config), "") for config in configs]
-    keys = [key for key in flat[0] if key not in _OWN_PLACE] + sorted({key for one in flat for key in one} - set(flat[0]))
-    return [[f"{key}={_text(one.get(key))}" for key in keys if any(other.get(key) != one.get(key) for other in flat)] for one in flat]
+    keys = [key for key in flat[0] if key not in _OWN_PLACE] + sorted(
+        {key for one in flat for key in one} - set(flat[0])
+    )
+    return [
+        [f"{key}={_text(one.get(key))}" for key in keys if any(other.get(key) != one.get(key) for other in flat)]
+        for one in flat
+    ]
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> Dict[str, Any]:
@@ -145,4 +163,8 @@ def _check_distinct(folders: Sequence[str]) -> None:
 
 
 def _common(folders: Sequence[str]) -> Path:
-    return Path(folders[0]) if len(folders) == 1 else Path(os.path.relpath(os.path.commonpath([os.path.realpath(f) for f in folders])))
+    return (
+        Path(folders[0])
+        if len(folders) == 1
+        else Path(os.path.relpath(os.path.commonpath([os.path.realpath(f) for f in folders])))
+    )

@@ -1,9 +1,11 @@
-"""Reads where the time of profiled steps went: MindSpore's step traces (Ascend), or this project's timers by rank (CPU).
+"""Reads where the time of profiled steps went: MindSpore's step traces (Ascend), or this project's timers by rank
+(CPU).
 
-The profiler of MindSpore 2.7 to 2.10 writes ASCEND_PROFILER_OUTPUT/step_trace_time.csv, a row a step, in microseconds: Computing,
-Communication, Overlapped (both at once), Communication(Not Overlapped), Free (the device does neither), and others that are not used
-here. So a step = Computing + Communication - Overlapped + Free, as in this project's own split. What differs: on Ascend, waiting for a peer
-inside a collective is communication, and idle is a device that waits for its host.
+The profiler of MindSpore 2.7 to 2.10 writes ASCEND_PROFILER_OUTPUT/step_trace_time.csv, a row a step, in microseconds:
+Computing, Communication, Overlapped (both at once), Communication(Not Overlapped), Free (the device does neither), and
+others that are not used here. So a step = Computing + Communication - Overlapped + Free, as in this project's own
+split. What differs: on Ascend, waiting for a peer inside a collective is communication, and idle is a device that waits
+for its host.
 """
 
 from __future__ import annotations
@@ -20,7 +22,13 @@ from locmoe_ops.errors import InputError
 
 TRACE = "ASCEND_PROFILER_OUTPUT/step_trace_time.csv"
 STEP, COMPUTING, COMMUNICATION, OVERLAPPED, ALONE, FREE = COLUMNS = (
-    "Step", "Computing", "Communication", "Overlapped", "Communication(Not Overlapped)", "Free")
+    "Step",
+    "Computing",
+    "Communication",
+    "Overlapped",
+    "Communication(Not Overlapped)",
+    "Free",
+)
 _RANK = re.compile(r"rank_(\d+)(?:_\d+_(\d+)_ascend_ms)?")
 _ROUNDING_US = 1.0  # the file has three decimals; sums of many rounded durations may differ by more
 MICROSECOND = 1e-6
@@ -69,13 +77,16 @@ def read_profile(folder: Path) -> Profile | None:
     if traces:
         return Profile({rank: read_step_trace(path) for rank, (_, path) in sorted(traces.items())}, traced=True)
     timers = {int(found[1]): path for path in folder.glob("rank_*.json") if (found := _RANK.fullmatch(path.stem))}
-    return Profile({rank: _read_timers(path) for rank, path in sorted(timers.items())}, traced=False) if timers else None
+    return (
+        Profile({rank: _read_timers(path) for rank, path in sorted(timers.items())}, traced=False) if timers else None
+    )
 
 
 def read_step_trace(path: Path) -> list[Split]:
     """The steps of one rank, in order, from a `step_trace_time.csv`.
 
-    Raises InputError: it cannot be read, lacks a column or steps, or holds what is no time, or times that do not fit together.
+    Raises InputError: it cannot be read, lacks a column or steps, or holds what is no time, or times that do not fit
+    together.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -96,8 +107,10 @@ def _split(row: dict[str, Any], path: Path) -> Split:
     computing, communication, overlapped, alone, free = (_number(row, name, path) for name in COLUMNS[1:])
     tolerance = _ROUNDING_US + 1e-3 * communication
     if abs(communication - overlapped - alone) > tolerance or overlapped > computing + tolerance:
-        raise InputError(f"{path}: step {row[STEP]}: {COMMUNICATION} {communication}, {OVERLAPPED} {overlapped}, {ALONE} {alone} and "
-                         f"{COMPUTING} {computing} do not fit together")
+        raise InputError(
+            f"{path}: step {row[STEP]}: {COMMUNICATION} {communication}, {OVERLAPPED} {overlapped}, {ALONE} {alone} and "
+            f"{COMPUTING} {computing} do not fit together"
+        )
     return Split(*(time * MICROSECOND for time in (computing, communication, overlapped, free)))
 
 
@@ -116,4 +129,6 @@ def _read_timers(path: Path) -> list[Split]:
         steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
         return [Split(*(float(step[f"{name}(s)"]) for name in Split._fields)) for step in steps]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a rank's timers ({type(error).__name__}: {error}), expected what train.profile writes") from None
+        raise InputError(
+            f"{path}: not a rank's timers ({type(error).__name__}: {error}), expected what train.profile writes"
+        ) from None

@@ -21,8 +21,8 @@ _LEGEND = "All but validation is of each run's second half. Bytes: all ranks, on
 
 
 class RunSummary(NamedTuple):
-    """What a run left. `metrics` are those of `summary.json`; one that does not apply to the run is absent, and one that has no finite
-    value null.
+    """What a run left. `metrics` are those of `summary.json`; one that does not apply to the run is absent, and one
+    that has no finite value null.
     """
 
     folder: str
@@ -40,12 +40,12 @@ class Column(NamedTuple):
 
 
 def summarise_runs(folders: Sequence[str], output: Optional[str] = None) -> None:
-    """Prints the table of the runs in `folders`, those that diverged last; `output`, if given, gets their metrics as JSON, whole or not
-    at all.
+    """Prints the table of the runs in `folders`, those that diverged last; `output`, if given, gets their metrics as
+    JSON, whole or not at all.
 
     Raises:
-        InputError: a run is unfinished or its summary damaged; two runs have one router, or other validation text; `output` cannot
-            be written.
+        InputError: a run is unfinished or its summary damaged; two runs have one router, or other validation text;
+            `output` cannot be written.
     """
     runs = sorted((read_summary(folder) for folder in folders), key=_has_diverged)
     _check_comparable(runs)
@@ -87,7 +87,10 @@ def table(runs: Sequence[RunSummary]) -> str:
     rows = [[line[number] for line in headers] for number in range(2)]
     rows += [[run.router, *(_cell(column, run) for column in COLUMNS)] for run in runs]
     widths = [max(len(row[place]) for row in rows) for place in range(len(headers))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) for row in rows]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+        for row in rows
+    ]
     return "\n".join([*lines[:2], "-" * len(lines[0]), *lines[2:], "", *_unigram_lines(runs), _LEGEND])
 
 
@@ -114,11 +117,15 @@ def _check_comparable(runs: Sequence[RunSummary]) -> None:
     seen: Dict[str, str] = {}
     for run in runs:
         if run.router in seen:
-            raise InputError(f"{seen[run.router]} and {run.folder} are both runs of router {run.router}; expected one run a router")
+            raise InputError(
+                f"{seen[run.router]} and {run.folder} are both runs of router {run.router}; expected one run a router"
+            )
         seen[run.router] = run.folder
         if run.unigram_perplexity != runs[0].unigram_perplexity:
-            raise InputError(f"{runs[0].folder} and {run.folder} were validated on different text (unigram perplexity "
-                             f"{runs[0].unigram_perplexity} and {run.unigram_perplexity}); expected runs of the same data")
+            raise InputError(
+                f"{runs[0].folder} and {run.folder} were validated on different text (unigram perplexity "
+                f"{runs[0].unigram_perplexity} and {run.unigram_perplexity}); expected runs of the same data"
+            )
 
 
 def _cell(column: Column, run: RunSummary) -> str:
@@ -133,7 +140,10 @@ def _unigram_lines(runs: Sequence[RunSummary]) -> List[str]:
     if not unigram:
         return []
     measured = [(run.router, run.metrics[VALIDATION]) for run in runs if VALIDATION in run.metrics]
-    ratios = ", ".join(f"{router} {DIVERGED if perplexity is None else f'{perplexity / unigram:.2f}'}" for router, perplexity in measured)
+    ratios = ", ".join(
+        f"{router} {DIVERGED if perplexity is None else f'{perplexity / unigram:.2f}'}"
+        for router, perplexity in measured
+    )
     text = f"Unigram perplexity {unigram:.1f}" + (f"; ratio to it: {ratios}" if ratios else "")
     return textwrap.wrap(text, WIDTH)
 

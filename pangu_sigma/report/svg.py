@@ -1,7 +1,8 @@
-"""Plain figures as inline SVG: horizontal bars, curves, heat maps. Colours come from the page (`--c0`, `--c1`, ...), light or dark.
+"""Plain figures as inline SVG: horizontal bars, curves, heat maps. Colours come from the page (`--c0`, `--c1`, ...),
+light or dark.
 
-All are drawn 360 units wide with text of 12 units, so that they can be read at the width of a phone. Names stand above their
-bars or in a legend outside the drawing, where they cannot run into each other however long they are.
+All are drawn 360 units wide with text of 12 units, so that they can be read at the width of a phone. Names stand above
+their bars or in a legend outside the drawing, where they cannot run into each other however long they are.
 """
 
 import math
@@ -62,8 +63,10 @@ def bars(rows: Sequence[Bar], label: str) -> str:
         left = 0.0
         for segment in row.segments:
             width = room * segment.value / longest
-            parts.append(f'<rect x="{left:.1f}" y="{top + 18:.1f}" width="{width:.1f}" height="14" '
-                         f'fill="var(--c{segment.colour % COLOURS})"><title>{escape(segment.title)}</title></rect>')
+            parts.append(
+                f'<rect x="{left:.1f}" y="{top + 18:.1f}" width="{width:.1f}" height="14" '
+                f'fill="var(--c{segment.colour % COLOURS})"><title>{escape(segment.title)}</title></rect>'
+            )
             left += width
         if row.low is not None and row.high is not None:
             parts.append(_whisker(room * row.low / longest, room * row.high / longest, top + 25))
@@ -73,7 +76,9 @@ def bars(rows: Sequence[Bar], label: str) -> str:
 
 
 def curves(series: Sequence[Curve], x_title: str, y_title: str, label: str, top: float = math.inf) -> str:
-    """Curves over common axes, cut off above `top`; y is logarithmic where all that shows is positive and its ratio exceeds 3."""
+    """Curves over common axes, cut off above `top`; y is logarithmic where all that shows is positive and its ratio
+    exceeds 3.
+    """
     xs = [value for curve in series for value in curve.x]
     ys = [min(value, top) for curve in series for value in (*curve.y, *curve.low, *curve.high)]
     logarithmic = min(ys) > 0 and max(ys) / min(ys) > 3 and len(_log_ticks(min(ys), max(ys))) > 1
@@ -81,11 +86,19 @@ def curves(series: Sequence[Curve], x_title: str, y_title: str, label: str, top:
     x_low, x_high = _widened(min(xs), max(xs), keep_zero=True)
     x_ticks = ticks(x_low, x_high)
     texts = [compact(tick) for tick in y_ticks]
-    frame = _Frame(left=10 + CHARACTER * max(map(len, texts)), top=24.0, bottom=216.0, x=(x_low, x_high),
-                   y=_widened(min(ys), max(ys)) if not logarithmic else (min(ys) * 0.97, max(ys) * 1.03), logarithmic=logarithmic)
+    frame = _Frame(
+        left=10 + CHARACTER * max(map(len, texts)),
+        top=24.0,
+        bottom=216.0,
+        x=(x_low, x_high),
+        y=_widened(min(ys), max(ys)) if not logarithmic else (min(ys) * 0.97, max(ys) * 1.03),
+        logarithmic=logarithmic,
+    )
     parts = [_text(0, 12, y_title, muted=True)]
     for tick, text in zip(y_ticks, texts):
-        parts.append(f'<line class="grid" x1="{frame.left:.1f}" x2="{WIDTH:.0f}" y1="{frame.down(tick):.1f}" y2="{frame.down(tick):.1f}"/>')
+        parts.append(
+            f'<line class="grid" x1="{frame.left:.1f}" x2="{WIDTH:.0f}" y1="{frame.down(tick):.1f}" y2="{frame.down(tick):.1f}"/>'
+        )
         parts.append(_text(frame.left - 5, frame.down(tick) + 4, text, "end", muted=True))
     parts += [_text(frame.across(tick), 233, compact(tick), _anchor(frame, tick), muted=True) for tick in x_ticks]
     parts.append(_text(WIDTH, 250, x_title, "end", muted=True))
@@ -104,9 +117,11 @@ def heat_map(cells: Sequence[Sequence[float]], x_ends: Tuple[str, str], label: s
         for column in range(1, len(row) + 1):  # neighbours of equal strength are one rectangle
             if column == len(row) or round(row[column], 2) != round(row[start], 2):
                 x, end = (round(left + edge * width, 1) for edge in (start, column))
-                parts.append(f'<rect x="{x}" y="{number * height:.1f}" width="{end - x:.1f}" '
-                             f'height="{height:.1f}" shape-rendering="crispEdges" fill="var(--c0)" '
-                             f'fill-opacity="{min(row[start], 1.0):.2f}"/>')
+                parts.append(
+                    f'<rect x="{x}" y="{number * height:.1f}" width="{end - x:.1f}" '
+                    f'height="{height:.1f}" shape-rendering="crispEdges" fill="var(--c0)" '
+                    f'fill-opacity="{min(row[start], 1.0):.2f}"/>'
+                )
                 start = column
     bottom = height * len(cells)
     parts.append(f'<rect class="frame" x="{left:.1f}" y="0" width="{WIDTH - left:.1f}" height="{bottom:.1f}"/>')
@@ -121,7 +136,11 @@ def legend(entries: Sequence[Tuple[str, int]], mark: str = "bar") -> str:
     items = []
     for name, colour in entries:
         bar = f'<path d="M0 5H24" stroke="var(--c{colour % COLOURS})" stroke-width="10"/>'
-        sample = {"bar": bar, "curve": f'<path d="M0 5H24" fill="none" {_stroke(colour)}/>', "dot": _dot(12, 5, colour)}[mark]
+        sample = {
+            "bar": bar,
+            "curve": f'<path d="M0 5H24" fill="none" {_stroke(colour)}/>',
+            "dot": _dot(12, 5, colour),
+        }[mark]
         items.append(f'<li><svg viewBox="0 0 24 10" aria-hidden="true">{sample}</svg>{escape(name)}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>'
 
@@ -142,9 +161,9 @@ def ticks(low: float, high: float, count: int = 4) -> List[float]:
 
 def _log_ticks(low: float, high: float) -> List[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    every = [factor * 10.0 ** power for power in powers for factor in ((1,) if len(powers) > 4 else (1, 2, 5))]
+    every = [factor * 10.0**power for power in powers for factor in ((1,) if len(powers) > 4 else (1, 2, 5))]
     inside = [tick for tick in every if low * 0.97 <= tick <= high * 1.03]
-    return inside[::-(-len(inside) // MOST_TICKS) or 1]
+    return inside[:: -(-len(inside) // MOST_TICKS) or 1]
 
 
 def compact(value: float) -> str:
@@ -195,8 +214,10 @@ def _curve(frame: _Frame, curve: Curve) -> str:
         band = f"M{frame.path(curve.x, curve.high)}L{frame.path(curve.x[::-1], curve.low[::-1])}Z"
         parts.append(f'<path d="{band}" fill="var(--c{curve.colour % COLOURS})" fill-opacity="0.15"/>')
     if len(curve.x) > 1:
-        parts.append(f'<path d="M{frame.path(curve.x, curve.y)}" fill="none" {_stroke(curve.colour)}>'
-                     f"<title>{escape(curve.label)}</title></path>")
+        parts.append(
+            f'<path d="M{frame.path(curve.x, curve.y)}" fill="none" {_stroke(curve.colour)}>'
+            f"<title>{escape(curve.label)}</title></path>"
+        )
         return "".join(parts)
     across, x, y = frame.across(curve.x[0]), curve.x[0], curve.y[0]
     if curve.low and curve.high:
@@ -210,19 +231,25 @@ def _curve(frame: _Frame, curve: Curve) -> str:
 def _dot(x: float, y: float, colour: int, title: str = "") -> str:
     """Hollow where the colour is used for the second time."""
     fill = "var(--card)" if colour // COLOURS % 2 else f"var(--c{colour % COLOURS})"
-    return (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="var(--c{colour % COLOURS})" stroke-width="2">'
-            f"<title>{escape(title)}</title></circle>")
+    return (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="var(--c{colour % COLOURS})" stroke-width="2">'
+        f"<title>{escape(title)}</title></circle>"
+    )
 
 
 def _cut_off(frame: _Frame, content: str, label: str) -> str:
     """The content, as far as it lies below the frame's top."""
     name = f"frame{zlib.crc32(label.encode()):08x}"
-    return (f'<clipPath id="{name}"><rect x="0" y="{frame.top - 6:.1f}" width="{WIDTH:.0f}" height="{frame.bottom:.1f}"/></clipPath>'
-            f'<g clip-path="url(#{name})">{content}</g>')
+    return (
+        f'<clipPath id="{name}"><rect x="0" y="{frame.top - 6:.1f}" width="{WIDTH:.0f}" height="{frame.bottom:.1f}"/></clipPath>'
+        f'<g clip-path="url(#{name})">{content}</g>'
+    )
 
 
 def _stroke(colour: int) -> str:
-    """A colour's number is also its dash pattern: curves can be told apart without colour, and where a colour comes twice."""
+    """A colour's number is also its dash pattern: curves can be told apart without colour, and where a colour comes
+    twice.
+    """
     dash = _DASHES[(colour + colour // COLOURS) % len(_DASHES)]
     return f'stroke="var(--c{colour % COLOURS})" stroke-width="2"' + (f' stroke-dasharray="{dash}"' if dash else "")
 
@@ -234,7 +261,7 @@ def _whisker(low: float, high: float, middle: float) -> str:
 
 def _fitting(label: str) -> str:
     """The label, or its end, where names of folders differ, if it is wider than the drawing."""
-    return label if len(label) <= LABEL else "\u2026" + label[1 - LABEL:]
+    return label if len(label) <= LABEL else "\u2026" + label[1 - LABEL :]
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", muted: bool = False) -> str:

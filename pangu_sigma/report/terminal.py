@@ -1,6 +1,8 @@
-"""A run in a terminal of 80 columns, as plain text: how far, how good, how fast, where the time goes, how even the load is.
+"""A run in a terminal of 80 columns, as plain text: how far, how good, how fast, where the time goes, how even the load
+is.
 
-Loss and validation are the last; all that is measured is of the second half of the steps so far (see `pangu_sigma.metrics.window`).
+Loss and validation are the last; all that is measured is of the second half of the steps so far (see
+`pangu_sigma.metrics.window`).
 """
 
 import sys
@@ -47,19 +49,33 @@ def watch(folder: str, output: Optional[TextIO] = None) -> None:
 def view(state: RunState, now_s: float) -> str:
     """The run as lines of at most 79 columns. `now_s`: seconds since 1970, to say how old the last line is."""
     moe = state.config.moe
-    lines = [_shortened(str(state.folder), WIDTH), f"{moe.router.type}, {moe.num_experts} experts a sparse layer; {_age(state, now_s)}", ""]
+    lines = [
+        _shortened(str(state.folder), WIDTH),
+        f"{moe.router.type}, {moe.num_experts} experts a sparse layer; {_age(state, now_s)}",
+        "",
+    ]
     if not state.records:
         return "\n".join([*lines, f"no step of {state.steps} yet: the first one waits for the compiler"])
     now, steps = measured(state.records), len(window(state.records))
-    lines += [_steps(state, now), *_losses(state.records[-1]), *_validation(state.records), *_speed(now, steps), *_time_split(now),
-              *_bytes(now), *_routing(now), *_loads(now)]
+    lines += [
+        _steps(state, now),
+        *_losses(state.records[-1]),
+        *_validation(state.records),
+        *_speed(now, steps),
+        *_time_split(now),
+        *_bytes(now),
+        *_routing(now),
+        *_loads(now),
+    ]
     return "\n".join(line[:WIDTH].rstrip() for line in lines)
 
 
 def _age(state: RunState, now_s: float) -> str:
     if state.finished:
         return DIVERGED if state.diverged else "finished"
-    return f"last line {seconds(max(0.0, round(now_s - state.written_s)))} ago" if state.records else "nothing written yet"
+    return (
+        f"last line {seconds(max(0.0, round(now_s - state.written_s)))} ago" if state.records else "nothing written yet"
+    )
 
 
 def _steps(state: RunState, now: Mapping[str, Any]) -> str:
@@ -73,18 +89,32 @@ def _steps(state: RunState, now: Mapping[str, Any]) -> str:
 
 def _losses(last: Mapping[str, Any]) -> List[str]:
     names = [name for name in ("task", "aux", "locality", "total") if f"loss/{name}" in last]
-    shown = [f"{name} {DIVERGED if value is None else f'{value:.4g}'}" for name in names for value in [number(last[f"loss/{name}"])]]
-    others = (("optim/learning_rate", "learning rate"), ("optim/grad_norm", "gradient norm"), ("optim/skipped_steps", "skipped steps"))
+    shown = [
+        f"{name} {DIVERGED if value is None else f'{value:.4g}'}"
+        for name in names
+        for value in [number(last[f"loss/{name}"])]
+    ]
+    others = (
+        ("optim/learning_rate", "learning rate"),
+        ("optim/grad_norm", "gradient norm"),
+        ("optim/skipped_steps", "skipped steps"),
+    )
     values = [(word, number(last.get(name))) for name, word in others]
     more = [f"{word} {value:.3g}" for word, value in values if value is not None and (value or word != "skipped steps")]
     return ["loss      " + "  ".join(shown)] * bool(shown) + ["          " + "  ".join(more)] * bool(more)
 
 
 def _validation(records: Sequence[Mapping[str, Any]]) -> List[str]:
-    found = [(record["progress/step"], usable_perplexity(record[c.PERPLEXITY])) for record in records if c.PERPLEXITY in record]
+    found = [
+        (record["progress/step"], usable_perplexity(record[c.PERPLEXITY]))
+        for record in records
+        if c.PERPLEXITY in record
+    ]
     if not found:
         return []
-    parts = [f"perplexity {DIVERGED if value is None else significant(value)} at step {step:,}" for step, value in found[-1:]]
+    parts = [
+        f"perplexity {DIVERGED if value is None else significant(value)} at step {step:,}" for step, value in found[-1:]
+    ]
     finite = [(value, step) for step, value in found if value is not None]
     if len(found) > 1 and finite:
         value, step = min(finite)
@@ -102,13 +132,18 @@ def _time_split(now: Mapping[str, Any]) -> List[str]:
     """The four pieces that a step is made of; see pangu_sigma.train.metrics."""
     if not all(name in now for name in (c.COMPUTE, c.COMMUNICATION, c.OVERLAPPED, c.IDLE)):
         return []
-    compute, communication, overlapped, idle = (now[name] for name in (c.COMPUTE, c.COMMUNICATION, c.OVERLAPPED, c.IDLE))
+    compute, communication, overlapped, idle = (
+        now[name] for name in (c.COMPUTE, c.COMMUNICATION, c.OVERLAPPED, c.IDLE)
+    )
     pieces = [max(piece, 0.0) for piece in (compute - overlapped, overlapped, communication - overlapped, idle)]
     whole = sum(pieces) or 1.0
     ends = [round(BAR * sum(pieces[:count]) / whole) for count in range(5)]
     bar = "".join(mark * (end - start) for mark, start, end in zip("=#-.", ends, ends[1:]))
     names = ("= compute", "# both", "- communicate", ". wait")
-    return [f"time      [{bar}]", "          " + "  ".join(f"{name} {piece / whole:.0%}" for name, piece in zip(names, pieces))]
+    return [
+        f"time      [{bar}]",
+        "          " + "  ".join(f"{name} {piece / whole:.0%}" for name, piece in zip(names, pieces)),
+    ]
 
 
 def _bytes(now: Mapping[str, Any]) -> List[str]:
@@ -134,7 +169,7 @@ def _loads(now: Mapping[str, Any]) -> List[str]:
     for layer, totals in list(enumerate(layers))[-MOST_LAYERS:]:
         each = -(-len(totals) // BAR)
         mean = sum(totals) / len(totals) or 1.0
-        marks = "".join(_mark(max(totals[first:first + each]) / mean) for first in range(0, len(totals), each))
+        marks = "".join(_mark(max(totals[first : first + each]) / mean) for first in range(0, len(totals), each))
         lines.append(f"layer {layer:<3} [{marks}]")
     left_out = [f"          ({len(layers) - MOST_LAYERS} lower layers are not shown)"] * (len(layers) > MOST_LAYERS)
     who = "a mark an expert" if each == 1 else f"a mark the busiest of {each} experts"
@@ -147,4 +182,4 @@ def _mark(load: float) -> str:
 
 
 def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else "..." + text[len(text) - width + 3:]
+    return text if len(text) <= width else "..." + text[len(text) - width + 3 :]

@@ -9,7 +9,9 @@ PACKAGES = (Path(locmoe_ops.__file__).parent, Path(__file__).parents[1])
 
 
 def code_version() -> str:
-    """12 hexadecimal digits that change with any Python file of `locmoe_ops` and `pangu_sigma`, committed or not, and with nothing else."""
+    """12 hexadecimal digits that change with any Python file of `locmoe_ops` and `pangu_sigma`, committed or not, and
+    with nothing else.
+    """
     digest = hashlib.sha256()
     for package in PACKAGES:
         for path in sorted(package.rglob("*.py")):

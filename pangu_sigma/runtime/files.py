@@ -1,8 +1,9 @@
-"""Writing files so that nothing is lost: a file holds its old content or all of the new one, a new folder appears whole or not at all,
-and what this program did not write is neither removed nor overwritten.
+"""Writing files so that nothing is lost: a file holds its old content or all of the new one, a new folder appears whole
+or not at all, and what this program did not write is neither removed nor overwritten.
 
-Temporary names are `.writing-` and eight hexadecimal digits, made exclusively. A folder under such a name is held by a lock of the
-operating system while its writer lives, so that what a killed writer left is told from what a living one is at work on.
+Temporary names are `.writing-` and eight hexadecimal digits, made exclusively. A folder under such a name is held by a
+lock of the operating system while its writer lives, so that what a killed writer left is told from what a living one is
+at work on.
 """
 
 import fcntl
@@ -28,8 +29,8 @@ def temporary_path(folder: Path) -> Path:
 def write_atomically(path: Path, text: str) -> None:
     """Replaces the file's content by all of `text`, or, where that fails (OSError), leaves everything as it was.
 
-    A symbolic link stays one: what it names is replaced. A lone surrogate, as names of folders in another encoding hold, is written as
-    an escape.
+    A symbolic link stays one: what it names is replaced. A lone surrogate, as names of folders in another encoding
+    hold, is written as an escape.
     """
     path = Path(os.path.realpath(path))
     beside = temporary_path(path.parent)
@@ -48,12 +49,15 @@ def check_output(option: str, path: Path, markers: Sequence[bytes]) -> None:
 
     Args:
         option: what the user gave the path by, for the message.
-        markers: bytes of which one stands in the first 4 KiB of every file of this kind. An empty file is nobody's loss.
+        markers: bytes of which one stands in the first 4 KiB of every file of this kind. An empty file is nobody's
+            loss.
     """
     if not os.path.lexists(path):
         return
     if path.is_dir():
-        raise InputError(f"{option} {path}: cannot be written (is a directory); expected a file name in a writable folder")
+        raise InputError(
+            f"{option} {path}: cannot be written (is a directory); expected a file name in a writable folder"
+        )
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
@@ -61,12 +65,16 @@ def check_output(option: str, path: Path, markers: Sequence[bytes]) -> None:
         raise InputError(
             f"{option} {path}: cannot be read ({_reason(error)}); expected a file that this program wrote, or a new name"
         ) from None
-    if not any(marker in head or marker.startswith(head) for marker in markers):  # of what was cut off there may be less
+    if not any(
+        marker in head or marker.startswith(head) for marker in markers
+    ):  # of what was cut off there may be less
         raise InputError(f"{option} {path}: is there already, and pangu-sigma did not write it; expected another name")
 
 
 def write_output(option: str, path: Path, text: str, markers: Sequence[bytes]) -> None:
-    """Writes a file that the user named, and the folders above it. Raises InputError as `check_output`, or where the disk refuses."""
+    """Writes a file that the user named, and the folders above it. Raises InputError as `check_output`, or where the
+    disk refuses.
+    """
     check_output(option, path, markers)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +93,8 @@ def _reason(error: OSError) -> str:
 
 
 def foreign_files(folder: Path, own: Sequence[str]) -> List[Path]:
-    """What lies below `folder` and is no regular file whose relative path matches one of the patterns `own` (`*` matches `/` too).
+    """What lies below `folder` and is no regular file whose relative path matches one of the patterns `own` (`*`
+    matches `/` too).
 
     Folders count by what is in them; a symbolic link is foreign wherever it points.
     """
@@ -101,7 +110,8 @@ def foreign_files(folder: Path, own: Sequence[str]) -> List[Path]:
 
 
 def remove_folder(folder: Path, own: Sequence[str]) -> bool:
-    """Removes a folder that holds nothing but this program's files, as `foreign_files` tells them; leaves it whole otherwise.
+    """Removes a folder that holds nothing but this program's files, as `foreign_files` tells them; leaves it whole
+    otherwise.
 
     Returns whether it is gone. A file that appears meanwhile stays, with its folder.
     """
@@ -179,7 +189,9 @@ def remove_abandoned(parent: Path, own: Sequence[str]) -> None:
 
 
 def _hold(folder: Path) -> Optional[int]:
-    """A descriptor that locks the folder until it is closed; None where another process has it, or the file system has no locks."""
+    """A descriptor that locks the folder until it is closed; None where another process has it, or the file system has
+    no locks.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -193,7 +205,8 @@ def _hold(folder: Path) -> Optional[int]:
 def new_folder(target: Path, own: Sequence[str]) -> Iterator[Path]:
     """A folder to fill, which gets the name `target` when the block ends well, and is gone otherwise.
 
-    Raises OSError: `target` has come to be something other than an empty folder, which stays as it is; or the disk refuses.
+    Raises OSError: `target` has come to be something other than an empty folder, which stays as it is; or the disk
+    refuses.
     """
     with writing_folder(target.parent, own) as folder:
         yield folder

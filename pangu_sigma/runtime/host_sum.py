@@ -1,8 +1,9 @@
-"""Sums of float64 numbers over ranks, through collectives that add whole numbers: the same bits however many ranks share them out.
+"""Sums of float64 numbers over ranks, through collectives that add whole numbers: the same bits however many ranks
+share them out.
 
-A number travels as a whole number of 2**-20 (a millionth of a nat, a token), cut into limbs of 40 bits, which leaves room
-in an int64 for what up to 2**20 ranks add. A last limb counts the ranks that have no finite number: NaN, infinity, and all from 2**139 on,
-which counts as infinity (the largest float32 is below 2**128).
+A number travels as a whole number of 2**-20 (a millionth of a nat, a token), cut into limbs of 40 bits, which leaves
+room in an int64 for what up to 2**20 ranks add. A last limb counts the ranks that have no finite number: NaN, infinity,
+and all from 2**139 on, which counts as infinity (the largest float32 is below 2**128).
 
 Shape legend: n numbers.
 """
@@ -13,8 +14,8 @@ from mindspore import Tensor, nn
 
 from locmoe_ops.collectives.interface import Collectives
 
-FRACTION = 2.0 ** 20
-LIMIT = 2.0 ** 139
+FRACTION = 2.0**20
+LIMIT = 2.0**139
 _BITS, _LIMBS = 40, 4
 _COUNT_BITS = 20  # of each of the last limb's three counts
 
@@ -33,17 +34,22 @@ def to_limbs(values: np.ndarray) -> np.ndarray:
 
 
 def from_limbs(limbs: np.ndarray) -> np.ndarray:
-    """The sums as float64 [n]: exact but for one rounding; NaN where any rank had NaN, or where infinities of both signs meet."""
-    whole = sum(limbs[place].astype(object) * 2 ** (_BITS * place) for place in range(_LIMBS))  # Python's integers, without end
-    sums = np.array([int(number) / 2 ** 20 for number in whole], np.float64)
-    nan, above, below = ((limbs[_LIMBS] >> (_COUNT_BITS * number)) % 2 ** _COUNT_BITS > 0 for number in range(3))
+    """The sums as float64 [n]: exact but for one rounding; NaN where any rank had NaN, or where infinities of both
+    signs meet.
+    """
+    whole = sum(
+        limbs[place].astype(object) * 2 ** (_BITS * place) for place in range(_LIMBS)
+    )  # Python's integers, without end
+    sums = np.array([int(number) / 2**20 for number in whole], np.float64)
+    nan, above, below = ((limbs[_LIMBS] >> (_COUNT_BITS * number)) % 2**_COUNT_BITS > 0 for number in range(3))
     sums[above], sums[below] = np.inf, -np.inf
     sums[nan | (above & below)] = np.nan
     return sums
 
 
 class HostSum(nn.Cell):
-    """Sums small host vectors over all ranks. Whole numbers travel, so that sums are exact and the same however many ranks there are.
+    """Sums small host vectors over all ranks. Whole numbers travel, so that sums are exact and the same however many
+    ranks there are.
 
     Inputs and output: <int64>, any shape; `values` takes other numbers.
     """

@@ -2,7 +2,8 @@
 
 Two launchers: msrun sets MS_ROLE, MS_WORKER_NUM and RANK_ID; scripts/train_rank_table.sh starts a process a device of a
 rank table and sets RANK_TABLE_FILE, RANK_ID, RANK_SIZE and DEVICE_ID, as MindSpore expects them without msrun
-(mindspore.cn, tutorials, "rank table startup"). Under msrun RANK_TABLE_FILE may be set too: it then says where the nodes are.
+(mindspore.cn, tutorials, "rank table startup"). Under msrun RANK_TABLE_FILE may be set too: it then says where the
+nodes are.
 """
 
 import os
@@ -16,12 +17,32 @@ from pangu_sigma.config.schema import Config
 if TYPE_CHECKING:
     from locmoe_ops.rank_table import RankTable
 
-# What a launcher tells each rank. Left over in a shell, it would make other processes take themselves for ranks of that job.
-RANK_VARIABLES = ("MS_ROLE", "MS_WORKER_NUM", "MS_NODE_ID", "MS_SCHED_HOST", "MS_SCHED_PORT", "RANK_ID", "RANK_SIZE", "DEVICE_ID",
-                  "LOCMOE_JOB", "LOCMOE_LOG_DIR", "LOCMOE_MESH_PORT")
+# What a launcher tells each rank. Left over in a shell, it would make other processes take themselves for ranks of that
+# job.
+RANK_VARIABLES = (
+    "MS_ROLE",
+    "MS_WORKER_NUM",
+    "MS_NODE_ID",
+    "MS_SCHED_HOST",
+    "MS_SCHED_PORT",
+    "RANK_ID",
+    "RANK_SIZE",
+    "DEVICE_ID",
+    "LOCMOE_JOB",
+    "LOCMOE_LOG_DIR",
+    "LOCMOE_MESH_PORT",
+)
 # What a user may tell a launcher about the machines of a job.
-CLUSTER_VARIABLES = ("RANK_TABLE_FILE", "LOCMOE_NODES", "LOCMOE_NODE_RANK", "LOCMOE_WORKERS_PER_NODE", "LOCMOE_MASTER_ADDRESS",
-                     "LOCMOE_NODE_ADDRESS", "LOCMOE_PORT", "LOCMOE_MESH_SECRET")
+CLUSTER_VARIABLES = (
+    "RANK_TABLE_FILE",
+    "LOCMOE_NODES",
+    "LOCMOE_NODE_RANK",
+    "LOCMOE_WORKERS_PER_NODE",
+    "LOCMOE_MASTER_ADDRESS",
+    "LOCMOE_NODE_ADDRESS",
+    "LOCMOE_PORT",
+    "LOCMOE_MESH_SECRET",
+)
 WORKER, SCHEDULER = "MS_WORKER", "MS_SCHED"
 
 
@@ -57,23 +78,32 @@ def is_scheduler() -> bool:
 
 
 def started_by_launcher() -> bool:
-    """True if one of the project's launchers started this process; msrun alone, or a shell with variables of another job, sets less."""
+    """True if one of the project's launchers started this process; msrun alone, or a shell with variables of another
+    job, sets less.
+    """
     return "LOCMOE_JOB" in os.environ
 
 
 def why_a_rank() -> str:
-    """What to add to an error where variables that are left over in the shell may be its cause; nothing where a launcher set them."""
+    """What to add to an error where variables that are left over in the shell may be its cause; nothing where a
+    launcher set them.
+    """
     if started_by_launcher() or not (is_worker() or is_scheduler()):
         return ""
     if _by_rank_table():
-        return ("; RANK_TABLE_FILE and RANK_ID in the environment make this process a rank of a job: if no launcher started it, "
-                "unset RANK_TABLE_FILE RANK_ID")
-    return (f"; MS_ROLE={os.environ['MS_ROLE']} in the environment makes this process part of a job: if msrun did not start it, "
-            "unset MS_ROLE")
+        return (
+            "; RANK_TABLE_FILE and RANK_ID in the environment make this process a rank of a job: if no launcher started it, "
+            "unset RANK_TABLE_FILE RANK_ID"
+        )
+    return (
+        f"; MS_ROLE={os.environ['MS_ROLE']} in the environment makes this process part of a job: if msrun did not start it, "
+        "unset MS_ROLE"
+    )
 
 
 def check_launch(command: str, by_ranks: bool) -> None:
-    """Refuses an environment that no launcher makes, and removes what is left over of one where this process runs alone.
+    """Refuses an environment that no launcher makes, and removes what is left over of one where this process runs
+    alone.
 
     DEVICE_ID stays, by which a process that runs alone may be given a device.
 
@@ -82,7 +112,8 @@ def check_launch(command: str, by_ranks: bool) -> None:
         by_ranks: whether the command can run as a rank of a job.
 
     Raises:
-        InputError: MS_ROLE has a value that msrun does not set, comes without what msrun sets with it, or the command runs alone.
+        InputError: MS_ROLE has a value that msrun does not set, comes without what msrun sets with it, or the command
+            runs alone.
     """
     role = os.environ.get("MS_ROLE")
     if not role:
@@ -92,14 +123,20 @@ def check_launch(command: str, by_ranks: bool) -> None:
                     os.environ.pop(name, None)
         return
     if role not in (WORKER, SCHEDULER):
-        raise InputError(f"environment variable MS_ROLE: found '{role}', expected {WORKER} or {SCHEDULER}, as msrun sets it, or none "
-                         "(unset MS_ROLE)")
+        raise InputError(
+            f"environment variable MS_ROLE: found '{role}', expected {WORKER} or {SCHEDULER}, as msrun sets it, or none "
+            "(unset MS_ROLE)"
+        )
     if not by_ranks:
-        raise InputError(f"{command} runs as one process, but the environment variable MS_ROLE is set ({role}); expected to run without "
-                         "msrun, or, if something left it over, unset MS_ROLE")
+        raise InputError(
+            f"{command} runs as one process, but the environment variable MS_ROLE is set ({role}); expected to run without "
+            "msrun, or, if something left it over, unset MS_ROLE"
+        )
     if role == SCHEDULER and not started_by_launcher() and "MS_SCHED_HOST" not in os.environ:
-        raise InputError("environment variable MS_ROLE: found MS_SCHED without MS_SCHED_HOST, which msrun sets with it; expected both, or "
-                         "none (unset MS_ROLE)")
+        raise InputError(
+            "environment variable MS_ROLE: found MS_SCHED without MS_SCHED_HOST, which msrun sets with it; expected both, or "
+            "none (unset MS_ROLE)"
+        )
 
 
 def rank_name() -> str:
@@ -119,8 +156,10 @@ def read_launch() -> Launch:
     if not _by_rank_table():
         world_size = _number("MS_WORKER_NUM")
         if table is not None and table.world_size != world_size:
-            raise InputError(f"RANK_TABLE_FILE: {os.environ['RANK_TABLE_FILE']} has {table.world_size} ranks, but msrun was told of "
-                             f"{world_size} (MS_WORKER_NUM); expected as many, or RANK_TABLE_FILE unset")
+            raise InputError(
+                f"RANK_TABLE_FILE: {os.environ['RANK_TABLE_FILE']} has {table.world_size} ranks, but msrun was told of "
+                f"{world_size} (MS_WORKER_NUM); expected as many, or RANK_TABLE_FILE unset"
+            )
         return Launch(rank, world_size, None, table)
     assert table is not None
     return _launch_of_table(rank, table)
@@ -128,13 +167,17 @@ def read_launch() -> Launch:
 
 def _launch_of_table(rank: int, table: "RankTable") -> Launch:
     if rank >= table.world_size:
-        raise InputError(f"environment variable RANK_ID: found {rank}, expected a rank of {os.environ['RANK_TABLE_FILE']}, "
-                         f"0 to {table.world_size - 1}")
+        raise InputError(
+            f"environment variable RANK_ID: found {rank}, expected a rank of {os.environ['RANK_TABLE_FILE']}, "
+            f"0 to {table.world_size - 1}"
+        )
     device = table.devices[rank].number
     for name, expected in (("RANK_SIZE", table.world_size), ("DEVICE_ID", device)):
         if name in os.environ and _number(name) != expected:
-            raise InputError(f"environment variable {name}: found {os.environ[name]}, expected {expected}, as "
-                             f"{os.environ['RANK_TABLE_FILE']} has it for rank {rank}")
+            raise InputError(
+                f"environment variable {name}: found {os.environ[name]}, expected {expected}, as "
+                f"{os.environ['RANK_TABLE_FILE']} has it for rank {rank}"
+            )
     return Launch(rank, table.world_size, device, table)
 
 
@@ -151,7 +194,9 @@ def _table() -> "Optional[RankTable]":
     try:
         return read_rank_table(path)
     except InputError as error:
-        raise InputError(f"environment variable RANK_TABLE_FILE: {error}; if it is left over, unset RANK_TABLE_FILE") from None
+        raise InputError(
+            f"environment variable RANK_TABLE_FILE: {error}; if it is left over, unset RANK_TABLE_FILE"
+        ) from None
 
 
 def _number(name: str) -> int:

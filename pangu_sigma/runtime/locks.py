@@ -1,8 +1,8 @@
 """Locks on folders: a run folder belongs to one job at a time, prepared data are not replaced while a job reads them.
 
-The lock is one of the operating system (`flock` on the file `.pangu-sigma.lock`), which frees it when its holder is gone, however it
-ended. The file says who has it: that is for messages only. Over NFS and on parallel file systems it is as good as their `flock`; where
-there is none, a warning says that nothing keeps others out.
+The lock is one of the operating system (`flock` on the file `.pangu-sigma.lock`), which frees it when its holder is
+gone, however it ended. The file says who has it: that is for messages only. Over NFS and on parallel file systems it is
+as good as their `flock`; where there is none, a warning says that nothing keeps others out.
 """
 
 import errno
@@ -23,6 +23,7 @@ from pangu_sigma.runtime.strict_json import dumps
 
 FILE = ".pangu-sigma.lock"
 _MOST_NOTE_BYTES = 4096
+_NOTE_BYTES = 512
 _POLL_S = 0.2
 _SIGNING_S = 2.0  # in which whoever has just taken a lock has signed it, or has left again
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -31,9 +32,9 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 class FolderLock:
     """A context manager that holds a folder: alone, or shared with others that only read it.
 
-    The exclusive lock makes the folder where it is missing. Whoever leaves last takes away the lock's file, and the folders that it made,
-    unless something else has come to be in them. A shared lock holds nothing where it can neither make nor open the file, as in a folder
-    of somebody else who never locked it.
+    The exclusive lock makes the folder where it is missing. Whoever leaves last takes away the lock's file, and the
+    folders that it made, unless something else has come to be in them. A shared lock holds nothing where it can neither
+    make nor open the file, as in a folder of somebody else who never locked it.
 
     Args:
         option: the key or option that names the folder, for messages.
@@ -61,8 +62,10 @@ class FolderLock:
             late = time.monotonic() - deadline
             holder = self._holder() or (late >= _SIGNING_S and "another process")
             if late >= 0 and holder:
-                raise InputError(f"{self._option}: {self._folder} is in use by {holder}; expected another folder, or to wait until that "
-                                 "has ended")
+                raise InputError(
+                    f"{self._option}: {self._folder} is in use by {holder}; expected another folder, or to wait until that "
+                    "has ended"
+                )
             time.sleep(_POLL_S)
         return self
 
@@ -73,7 +76,9 @@ class FolderLock:
             return
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of a shared one: whether it is the last
-            self._path.unlink(missing_ok=True)  # while it is held: who waits for it sees that the name is another file's by then
+            self._path.unlink(
+                missing_ok=True
+            )  # while it is held: who waits for it sees that the name is another file's by then
             for folder in self._made:
                 folder.rmdir()
         except OSError:
@@ -133,12 +138,13 @@ class FolderLock:
         if before and _read_note(before) is None:
             os.close(descriptor)
             self.descriptor = None
-            raise InputError(f"{self._option}: {self._path} is there, and pangu-sigma did not write it; expected another folder")
+            raise InputError(
+                f"{self._option}: {self._path} is there, and pangu-sigma did not write it; expected another folder"
+            )
         note = {"host": socket.gethostname(), "process": os.getpid(), "since": datetime.now().isoformat(" ", "seconds")}
         try:
-            content = (dumps(note) + "\n").encode()
-            os.pwrite(descriptor, content, 0)  # over an earlier note: at no moment is there none to read
-            os.ftruncate(descriptor, len(content))
+            # As long as any other note: one that is written over another, by a second reader too, leaves no mixture.
+            os.pwrite(descriptor, dumps(note).ljust(_NOTE_BYTES).encode() + b"\n", 0)
         except OSError:
             pass  # read-only, or full: the lock holds without a note
 

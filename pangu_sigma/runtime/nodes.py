@@ -43,7 +43,9 @@ def read_nodes(path: Union[str, "os.PathLike[str]"]) -> List[Node]:
     nodes: List[Node] = []
     for number, words in enumerate(lines, start=1):
         if len(words) > 2:
-            raise InputError(f"{path}: line {number}: found {len(words)} words, expected an address and perhaps a destination for ssh")
+            raise InputError(
+                f"{path}: line {number}: found {len(words)} words, expected an address and perhaps a destination for ssh"
+            )
         if words:
             nodes.append(Node(words[0], resolve(words[0]), words[-1]))
     if not nodes:
@@ -64,8 +66,15 @@ def _check_distinct(nodes: Sequence[Node], path: str) -> None:
 def nodes_of_table(path: Union[str, "os.PathLike[str]"]) -> List[Node]:
     """The servers of a rank table, in the order of their ranks. Raises InputError: see `read_rank_table`."""
     table = read_rank_table(path)
-    return [Node(server.name, resolve(server.host), server.host, tuple((device.rank, device.number) for device in server.devices))
-            for server in table.servers]
+    return [
+        Node(
+            server.name,
+            resolve(server.host),
+            server.host,
+            tuple((device.rank, device.number) for device in server.devices),
+        )
+        for server in table.servers
+    ]
 
 
 def resolve(name: str) -> Optional[str]:
@@ -93,8 +102,12 @@ def is_own(address: str) -> bool:
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Prints a line a node, words separated by tabs: place, name, address, destination, 1 if it is this machine, rank:device ..."""
-    parser = argparse.ArgumentParser(prog="python -m pangu_sigma.runtime.nodes", description="show the machines of a job")
+    """Prints a line a node, words separated by tabs: place, name, address, destination, 1 if it is this machine,
+    rank:device ...
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m pangu_sigma.runtime.nodes", description="show the machines of a job"
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--nodes-file", metavar="FILE")
     source.add_argument("--rank-table", metavar="FILE")

@@ -14,8 +14,12 @@ END_WAIT_S = 30.0  # for a launcher to end its ranks and take down its network
 
 
 def with_this_python() -> Dict[str, str]:
-    """This environment, in which scripts find the Python that runs this program, and nothing that is left over of another job."""
-    left_over = {*RANK_VARIABLES, *CLUSTER_VARIABLES, "VIRTUAL_ENV"} - {"RANK_TABLE_FILE"}  # which says where the nodes are
+    """This environment, in which scripts find the Python that runs this program, and nothing that is left over of
+    another job.
+    """
+    left_over = {*RANK_VARIABLES, *CLUSTER_VARIABLES, "VIRTUAL_ENV"} - {
+        "RANK_TABLE_FILE"
+    }  # which says where the nodes are
     environment = {name: value for name, value in os.environ.items() if name not in left_over}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if sys.prefix != sys.base_prefix:
@@ -24,9 +28,11 @@ def with_this_python() -> Dict[str, str]:
 
 
 def end_with_children(process: "subprocess.Popen[Any]") -> None:
-    """Ends a process started in a session of its own, and all that descends from it: asked first, killed after a deadline.
+    """Ends a process started in a session of its own, and all that descends from it: asked first, killed after a
+    deadline.
 
-    Ranks have sessions of their own, which a signal to the group does not reach: descendants are listed while their parents live.
+    Ranks have sessions of their own, which a signal to the group does not reach: descendants are listed while their
+    parents live.
     """
     if process.poll() is None:
         descendants = _descendants(process.pid)
@@ -70,7 +76,9 @@ def _started(pid: int) -> str:
 
 
 def _stat(pid: int) -> List[str]:
-    """Fields of /proc/<pid>/stat from the state on (the name before it may hold anything); empty if the process is gone."""
+    """Fields of /proc/<pid>/stat from the state on (the name before it may hold anything); empty if the process is
+    gone.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:

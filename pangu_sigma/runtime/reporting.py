@@ -50,7 +50,9 @@ def _tell(error: BaseException) -> None:
     line = f"pangu-sigma: error: {message}"
     folder = os.environ.get("LOCMOE_LOG_DIR")
     told = folder and is_worker() and append_line(Path(folder) / "errors.log", rank_name(), str(status), line)
-    if not told or not started_by_launcher():  # else nobody reads that log, where the folder's name is left over in a shell
+    if (
+        not told or not started_by_launcher()
+    ):  # else nobody reads that log, where the folder's name is left over in a shell
         print(line, file=sys.stderr, flush=True)
 
 

@@ -17,7 +17,9 @@ REQUIREMENTS = {
 
 
 def installed_version(package: str) -> Optional[str]:
-    """The version of an installed package, which is not imported; None if there is none. `package` is its name on the package index."""
+    """The version of an installed package, which is not imported; None if there is none. `package` is its name on the
+    package index.
+    """
     try:
         return version(package)
     except PackageNotFoundError:

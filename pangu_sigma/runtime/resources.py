@@ -1,7 +1,8 @@
 """Files that come with the program: example configurations, descriptions of hardware, launchers.
 
-In a checkout they stand beside the packages, in `configs/` and `scripts/`. A wheel holds copies of them in `pangu_sigma/shipped`,
-which setup.py puts there; it reads the list from here, so this file imports nothing of the project.
+In a checkout they stand beside the packages, in `configs/` and `scripts/`. A wheel holds copies of them in
+`pangu_sigma/shipped`, which setup.py puts there; it reads the list from here, so this file imports nothing of the
+project.
 """
 
 from pathlib import Path
@@ -11,13 +12,26 @@ FOLDER = "shipped"  # in the package, of a wheel
 # Of each folder, what a wheel holds. The other scripts check the project itself and need its checkout.
 SHIPPED = {
     "configs": ("**/*.yaml",),
-    "scripts": ("cluster_network.sh", "environment.sh", "job.sh", "leashed.sh", "make_rank_table.py", "nodes.sh", "quickstart.sh",
-                "simulate_cluster.sh", "train_msrun.sh", "train_rank_table.sh", "train_supervised.sh"),
+    "scripts": (
+        "cluster_network.sh",
+        "environment.sh",
+        "job.sh",
+        "leashed.sh",
+        "make_rank_table.py",
+        "nodes.sh",
+        "quickstart.sh",
+        "simulate_cluster.sh",
+        "train_msrun.sh",
+        "train_rank_table.sh",
+        "train_supervised.sh",
+    ),
 }
 
 
 def resource(name: str) -> Path:
-    """Where a file or folder is that comes with the program. `name` is its path in a checkout, as in `configs/hardware`."""
+    """Where a file or folder is that comes with the program. `name` is its path in a checkout, as in
+    `configs/hardware`.
+    """
     package = Path(__file__).resolve().parents[1]
     within = package / FOLDER
     return (within if within.is_dir() else package.parent) / name

@@ -15,13 +15,20 @@ VARIABLE = "LOCMOE_ROUTER_FILES"
 
 def add_router_option(parser: argparse.ArgumentParser) -> None:
     """Adds `--router-file` to a command."""
-    parser.add_argument("--router-file", dest="router_files", metavar="FILE", action="append", default=[],
-                        help=f"Python file of a router of your own (docs/routers.md); may be repeated; also from ${VARIABLE}, "
-                             f"separated by '{os.pathsep}'")
+    parser.add_argument(
+        "--router-file",
+        dest="router_files",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help=f"Python file of a router of your own (docs/routers.md); may be repeated; also from ${VARIABLE}, "
+        f"separated by '{os.pathsep}'",
+    )
 
 
 def use_router_files(named: Sequence[str]) -> None:
-    """Adds the routers of the files named and of those in the environment, where the processes that this one starts find all of them.
+    """Adds the routers of the files named and of those in the environment, where the processes that this one starts
+    find all of them.
 
     Raises InputError: see `add_router_file`.
     """
@@ -32,6 +39,8 @@ def use_router_files(named: Sequence[str]) -> None:
         except InputError as error:
             if file in named:
                 raise
-            raise InputError(f"environment variable {VARIABLE}: {error}; if it is left over, unset {VARIABLE}") from None
+            raise InputError(
+                f"environment variable {VARIABLE}: {error}; if it is left over, unset {VARIABLE}"
+            ) from None
     if files:
         os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys(os.path.abspath(file) for file in files))

@@ -1,5 +1,5 @@
-"""What belongs to a run in `train.output_dir`, and whether a folder holds one: a folder holds one history, and nothing of others is
-touched.
+"""What belongs to a run in `train.output_dir`, and whether a folder holds one: a folder holds one history, and nothing
+of others is touched.
 """
 
 import json
@@ -13,12 +13,18 @@ from pangu_sigma.runtime.files import check_output
 CHECKPOINTS, CONFIG, METRICS, SUMMARY = "checkpoints", "config.yaml", "metrics.jsonl", "summary.json"
 # What training writes there, beside the logs, which launchers keep under names of their own.
 _WRITTEN = (METRICS, CHECKPOINTS, SUMMARY, CONFIG, "cosines.json", "profile", "tensorboard")
-_MARKERS = {METRICS: (b'"progress/step"',), SUMMARY: (b'"router"',), "cosines.json": (b'"token_token_within"',)}  # within the first 4 KiB
+_MARKERS = {
+    METRICS: (b'"progress/step"',),
+    SUMMARY: (b'"router"',),
+    "cosines.json": (b'"token_token_within"',),
+}  # within the first 4 KiB
 SAVED_CONFIG = "# Every key of a configuration, as pangu-sigma resolved it."  # first line of such a file
 
 
 def holds_run(folder: Path) -> bool:
-    """True if training wrote in the folder: a line of metrics, a checkpoint's folder, or the configuration that it saves first."""
+    """True if training wrote in the folder: a line of metrics, a checkpoint's folder, or the configuration that it
+    saves first.
+    """
     if any(path.is_dir() for path in (folder / CHECKPOINTS).glob("step_*")):
         return True
     return _begins_with_a_step(folder / METRICS) or is_saved_config(folder / CONFIG)
@@ -50,19 +56,27 @@ def check_new(folder: Path) -> None:
         raise InputError(f"train.output_dir: {folder} is a file; expected a folder or a new name")
     found = next(_found(folder), None)
     if holds_run(folder):
-        raise InputError(f"train.output_dir: {folder} holds an earlier run ({found}); expected a new folder, or "
-                         "checkpoint.resume=auto to resume that run")
+        raise InputError(
+            f"train.output_dir: {folder} holds an earlier run ({found}); expected a new folder, or "
+            "checkpoint.resume=auto to resume that run"
+        )
     if found is not None:
-        raise InputError(f"train.output_dir: {folder / found} is in the way, and no run of pangu-sigma wrote it; expected a new folder")
+        raise InputError(
+            f"train.output_dir: {folder / found} is in the way, and no run of pangu-sigma wrote it; expected a new folder"
+        )
 
 
 def check_own(folder: Path) -> None:
-    """Raises InputError where something that no run wrote has the name of a file that a run, resumed in the folder, would write."""
+    """Raises InputError where something that no run wrote has the name of a file that a run, resumed in the folder,
+    would write.
+    """
     if not holds_run(folder):
         check_new(folder)
     for name, markers in _MARKERS.items():
         if (folder / name).is_symlink():
-            raise InputError(f"train.output_dir: {folder / name} is a symbolic link, which a run would write through; expected a file")
+            raise InputError(
+                f"train.output_dir: {folder / name} is a symbolic link, which a run would write through; expected a file"
+            )
         check_output("train.output_dir:", folder / name, markers)
 
 

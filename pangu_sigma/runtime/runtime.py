@@ -22,8 +22,8 @@ from pangu_sigma.runtime.settings import set_context, set_environment, switch_of
 class Runtime:
     """What the rest of the program knows of the job; a context manager that leaves it in good order.
 
-    On an error the mesh is told first, so that every rank ends with the reason, and the cause of a failed collective is raised
-    in place of what compiled code made of it.
+    On an error the mesh is told first, so that every rank ends with the reason, and the cause of a failed collective is
+    raised in place of what compiled code made of it.
     """
 
     collectives: Collectives
@@ -62,7 +62,8 @@ def start_runtime(config: Config) -> Runtime:
     """Sets MindSpore up and joins the other ranks.
 
     Raises:
-        InputError: the launcher's environment is incomplete or contradicts the configuration, or the meeting port is taken.
+        InputError: the launcher's environment is incomplete or contradicts the configuration, or the meeting port is
+            taken.
         CollectiveError: a rank did not join before `runtime.join_timeout`.
     """
     launch, resolved = read_launch(), resolve_runtime(config)
@@ -90,10 +91,15 @@ def start_runtime(config: Config) -> Runtime:
 def _join(config: Config, rank: int, world_size: int) -> Mesh:
     root = os.environ.get("MS_SCHED_HOST") or _from_launcher("LOCMOE_MASTER_ADDRESS")
     mesh = join_mesh(
-        rank, world_size, (root, int(_from_launcher("LOCMOE_MESH_PORT"))), bytes.fromhex(_from_launcher("LOCMOE_MESH_SECRET")),
+        rank,
+        world_size,
+        (root, int(_from_launcher("LOCMOE_MESH_PORT"))),
+        bytes.fromhex(_from_launcher("LOCMOE_MESH_SECRET")),
         bind=os.environ.get("LOCMOE_NODE_ADDRESS", root),
-        join_timeout=config.runtime.join_timeout, collective_timeout=config.runtime.collective_timeout,
-        parent_pid=os.getppid())
+        join_timeout=config.runtime.join_timeout,
+        collective_timeout=config.runtime.collective_timeout,
+        parent_pid=os.getppid(),
+    )
     mesh.on_failure = announce
     mesh.on_unnoticed = leave_now  # the main thread is deep in compiled code, or waits for something else
     return mesh
@@ -102,6 +108,8 @@ def _join(config: Config, rank: int, world_size: int) -> Mesh:
 def _from_launcher(name: str) -> str:
     value: Optional[str] = os.environ.get(name)
     if not value:
-        raise InputError(f"environment variable {name} is not set; expected it from scripts/train_msrun.sh or "
-                         f"scripts/train_rank_table.sh, which start ranks on CPU{why_a_rank()}")
+        raise InputError(
+            f"environment variable {name} is not set; expected it from scripts/train_msrun.sh or "
+            f"scripts/train_rank_table.sh, which start ranks on CPU{why_a_rank()}"
+        )
     return value

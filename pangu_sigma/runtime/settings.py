@@ -9,7 +9,11 @@ import mindspore as ms
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import DeviceMemoryConfig, HcclConfig, RuntimeConfig
 
-VARIABLES = {"buffer_mb": "HCCL_BUFFSIZE", "connect_timeout": "HCCL_CONNECT_TIMEOUT", "exec_timeout": "HCCL_EXEC_TIMEOUT"}
+VARIABLES = {
+    "buffer_mb": "HCCL_BUFFSIZE",
+    "connect_timeout": "HCCL_CONNECT_TIMEOUT",
+    "exec_timeout": "HCCL_EXEC_TIMEOUT",
+}
 COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
 
 
@@ -24,31 +28,45 @@ def set_environment(hccl: HcclConfig) -> None:
         if value is None:
             continue
         if found not in (None, str(value)):
-            raise InputError(f"runtime.hccl.{name} is {value}, but {variable} is {found} in the environment; expected the same, or one of "
-                             "them left out")
+            raise InputError(
+                f"runtime.hccl.{name} is {value}, but {variable} is {found} in the environment; expected the same, or one of "
+                "them left out"
+            )
         os.environ[variable] = str(value)
 
 
 def switch_off_compile_cache(tell: bool = True) -> None:
-    """Switches MindSpore's compile cache off where the environment or the context asks for it, before the first graph is compiled.
+    """Switches MindSpore's compile cache off where the environment or the context asks for it, before the first graph
+    is compiled.
 
-    MindSpore (2.10) finds a graph again by the Python files of the program and by how many graphs were compiled before it. A graph of
-    another configuration, with other constants or shapes, is therefore taken for the same one and computes the other configuration's
-    numbers. A graph with Python functions in it, which are the collectives of several ranks on CPU, cannot be taken up at all: it
-    names them by their addresses in the process that wrote it.
+    MindSpore (2.10) finds a graph again by the Python files of the program and by how many graphs were compiled before
+    it. A graph of another configuration, with other constants or shapes, is therefore taken for the same one and
+    computes the other configuration's numbers. A graph with Python functions in it, which are the collectives of
+    several ranks on CPU, cannot be taken up at all: it names them by their addresses in the process that wrote it.
 
     Args: tell: say so on stderr; of a job one rank should.
     """
-    by_variable, by_context = os.environ.get(COMPILE_CACHE, "") not in ("", "0"), bool(ms.get_context("enable_compile_cache"))
+    by_variable, by_context = (
+        os.environ.get(COMPILE_CACHE, "") not in ("", "0"),
+        bool(ms.get_context("enable_compile_cache")),
+    )
     if not (by_variable or by_context):
         return
-    asked = f"{COMPILE_CACHE} is {os.environ[COMPILE_CACHE]}" if by_variable else "enable_compile_cache is set in MindSpore's context"
+    asked = (
+        f"{COMPILE_CACHE} is {os.environ[COMPILE_CACHE]}"
+        if by_variable
+        else "enable_compile_cache is set in MindSpore's context"
+    )
     os.environ[COMPILE_CACHE] = "0"
     if by_context:
         ms.set_context(enable_compile_cache=False)
     if tell:
-        print(f"pangu-sigma: warning: {asked}, but MindSpore's compile cache is switched off: it takes graphs of different configurations "
-              "for the same", file=sys.stderr, flush=True)
+        print(
+            f"pangu-sigma: warning: {asked}, but MindSpore's compile cache is switched off: it takes graphs of different configurations "
+            "for the same",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def set_context(runtime: RuntimeConfig) -> None:
@@ -63,7 +81,9 @@ def set_context(runtime: RuntimeConfig) -> None:
 
 
 def memory_sizes(memory: DeviceMemoryConfig) -> Dict[str, str]:
-    """The arguments of `mindspore.runtime.set_memory` that differ from its defaults. A pool begins with no more than it may grow to."""
+    """The arguments of `mindspore.runtime.set_memory` that differ from its defaults. A pool begins with no more than it
+    may grow to.
+    """
     given = {"init_size": memory.initial_gb, "increase_size": memory.increase_gb, "max_size": memory.maximum_gb}
     if memory.maximum_gb is not None and memory.initial_gb is None:
         given["init_size"] = min(memory.maximum_gb, 2.0)  # MindSpore's default is 2 GB

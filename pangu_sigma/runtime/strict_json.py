@@ -1,6 +1,8 @@
-"""The JSON that this project writes: what JSON has no numbers for (NaN, infinity) is null. All files and printed objects go through it.
+"""The JSON that this project writes: what JSON has no numbers for (NaN, infinity) is null. All files and printed
+objects go through it.
 
-What a run that diverged measured is such a null; an older version wrote NaN in its place, which `number` reads as the same.
+What a run that diverged measured is such a null; an older version wrote NaN in its place, which `number` reads as the
+same.
 """
 
 import json

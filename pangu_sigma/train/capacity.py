@@ -1,16 +1,17 @@
 """Expert capacity that a run measures itself: `moe.capacity.mode` critical and adaptive.
 
-1. A forward pass as in evaluation gives the tokens that enter each router, their experts and the gate weights (`RoutingProbe`).
-2. Delta of a layer: a statistic of the cosines of a sequence's tokens with their experts' gate weights, averaged over the
-   sequences of all ranks.
-3. LocMoE's bound for that delta, in slots a sequence (`locmoe_ops.capacity`); of the layers, the largest. One number serves all
-   layers, because each change of any of them is another graph.
+1. A forward pass as in evaluation gives the tokens that enter each router, their experts and the gate weights
+   (`RoutingProbe`).
+2. Delta of a layer: a statistic of the cosines of a sequence's tokens with their experts' gate weights, averaged over
+   the sequences of all ranks.
+3. LocMoE's bound for that delta, in slots a sequence (`locmoe_ops.capacity`); of the layers, the largest. One number
+   serves all layers, because each change of any of them is another graph.
 4. In adaptive mode the bucket that holds it, by `AdaptiveCapacity`; in critical mode it stays for the whole run.
-5. Slots per (source rank, expert): that many for each sequence of a rank's micro-batch. Dispatchers are built from it as from the
-   capacity factor that asks for as many, so that two tiers divide it as they divide a factor's slots.
+5. Slots per (source rank, expert): that many for each sequence of a rank's micro-batch. Dispatchers are built from it
+   as from the capacity factor that asks for as many, so that two tiers divide it as they divide a factor's slots.
 
-Everything up to step 5 is counted per sequence. It is therefore the same on all ranks, at any parallel degree and micro-batch size,
-and a checkpoint can go on at another one.
+Everything up to step 5 is counted per sequence. It is therefore the same on all ranks, at any parallel degree and
+micro-batch size, and a checkpoint can go on at another one.
 """
 
 import sys
@@ -34,7 +35,7 @@ from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.train.probe import RoutedTokens
 
 _NEVER = sys.maxsize  # steps to the next measurement
-_FINER = 2.0 ** 20  # HostSum keeps 20 bits behind the point; cosines get 40
+_FINER = 2.0**20  # HostSum keeps 20 bits behind the point; cosines get 40
 
 LoadStep = Callable[[int], List[Batch]]  # this rank's micro-batches of a step, counted from 0
 
@@ -52,19 +53,32 @@ class SlotRule:
 
     def slots(self, delta: float) -> int:
         bound = minimum_capacity(delta, self.hidden_size, self.per_group, self.options.form)
-        return slots_from_bound(bound, self.sequence_length, 1, self.top_k, self.in_play, self.options.minimum_factor,
-                                self.options.maximum_factor)
+        return slots_from_bound(
+            bound,
+            self.sequence_length,
+            1,
+            self.top_k,
+            self.in_play,
+            self.options.minimum_factor,
+            self.options.maximum_factor,
+        )
 
     def buckets(self) -> Tuple[int, ...]:
-        """What slots a sequence may be: in critical mode any number, in adaptive mode a few between the least and the most."""
-        least, most = self._by_factor(self.options.minimum_factor or None, 1), self._by_factor(self.options.maximum_factor,
-                                                                                              self.sequence_length)
+        """What slots a sequence may be: in critical mode any number, in adaptive mode a few between the least and the
+        most.
+        """
+        least, most = (
+            self._by_factor(self.options.minimum_factor or None, 1),
+            self._by_factor(self.options.maximum_factor, self.sequence_length),
+        )
         if self.options.mode == "critical":
             return tuple(range(least, most + 1))
         return capacity_buckets(most, least, self.options.buckets)
 
     def _by_factor(self, factor: Optional[float], otherwise: int) -> int:
-        return otherwise if factor is None else capacity_by_factor(self.sequence_length, self.top_k, self.in_play, factor)
+        return (
+            otherwise if factor is None else capacity_by_factor(self.sequence_length, self.top_k, self.in_play, factor)
+        )
 
 
 class MeanOverSequences:
@@ -84,27 +98,43 @@ class CapacityControl:
     """The slots of every training step. In mode `factor`, or without sparse layers, it does nothing.
 
     Args:
-        context: of the network. routed: the tokens that a micro-batch brings to each sparse layer. set_capacity: called with slots
-            per (source rank, expert) and the capacity factor that asks for them, when a step is to use others than the last one.
+        context: of the network. routed: the tokens that a micro-batch brings to each sparse layer. set_capacity: called
+            with slots per (source rank, expert) and the capacity factor that asks for them, when a step is to use
+            others than the last one.
     """
 
-    def __init__(self, context: SparseContext, layers: int, routed: Callable[[Batch], List[RoutedTokens]],
-                 set_capacity: Callable[[int, float], None]) -> None:
+    def __init__(
+        self,
+        context: SparseContext,
+        layers: int,
+        routed: Callable[[Batch], List[RoutedTokens]],
+        set_capacity: Callable[[int, float], None],
+    ) -> None:
         config, shape = context.config, context.shape
         self._options = config.moe.capacity
         self._active = layers > 0 and self._options.mode != "factor"
         self._rows = shape.rows
-        self._rule = SlotRule(self._options, shape.sequence_length, shape.hidden_size, config.moe.num_experts // config.moe.num_groups,
-                              config.moe.router.top_k, experts_in_play(context) if layers else 1)
+        self._rule = SlotRule(
+            self._options,
+            shape.sequence_length,
+            shape.hidden_size,
+            config.moe.num_experts // config.moe.num_groups,
+            config.moe.router.top_k,
+            experts_in_play(context) if layers else 1,
+        )
         self._routed, self._set_capacity = routed, set_capacity
         self._policy: Optional[AdaptiveCapacity] = None
         self._slots, self._factor = 0, 0.0
         if self._active:
             self._mean = MeanOverSequences(context.collectives, "capacity/delta")
-            self._saved = Parameter(Tensor(np.zeros(4 + MOST_BUCKETS, np.int64)), name=CAPACITY_STATE, requires_grad=False)
+            self._saved = Parameter(
+                Tensor(np.zeros(4 + MOST_BUCKETS, np.int64)), name=CAPACITY_STATE, requires_grad=False
+            )
 
     def prepare(self, step: int, load: LoadStep) -> None:
-        """Before optimizer step `step` (from 1): measures where it is time to, and sets the slots. Every rank must call it."""
+        """Before optimizer step `step` (from 1): measures where it is time to, and sets the slots. Every rank must call
+        it.
+        """
         if not self._active:
             return
         if self._policy is None:
@@ -117,10 +147,16 @@ class CapacityControl:
         self._use(self._policy.bucket * self._rows)
 
     def metrics(self) -> Dict[str, Any]:
-        """`moe/capacity_slots`, `moe/capacity_factor`, `moe/graphs` (see `metrics`) of the step that `prepare` was last called for."""
+        """`moe/capacity_slots`, `moe/capacity_factor`, `moe/graphs` (see `metrics`) of the step that `prepare` was last
+        called for.
+        """
         if self._policy is None:
             return {}
-        return {"moe/capacity_slots": self._slots, "moe/capacity_factor": self._factor, "moe/graphs": self._policy.graphs}
+        return {
+            "moe/capacity_slots": self._slots,
+            "moe/capacity_factor": self._factor,
+            "moe/graphs": self._policy.graphs,
+        }
 
     def state(self) -> List[Parameter]:
         """What a checkpoint keeps; set before the first `prepare`, a run goes on with it."""
@@ -129,7 +165,10 @@ class CapacityControl:
     def _use(self, slots: int) -> None:
         if slots != self._slots:
             rule = self._rule
-            self._slots, self._factor = slots, factor_of_slots(slots, self._rows * rule.sequence_length, rule.top_k, rule.in_play)
+            self._slots, self._factor = (
+                slots,
+                factor_of_slots(slots, self._rows * rule.sequence_length, rule.top_k, rule.in_play),
+            )
             self._set_capacity(slots, self._factor)
 
     def _begin(self, step: int, load: LoadStep) -> AdaptiveCapacity:
@@ -155,18 +194,30 @@ class CapacityControl:
     def _statistics(self, layers: List[RoutedTokens]) -> np.ndarray:
         """<float64>[rows, M]"""
         options = self._options
-        return np.stack([row_statistics(layer.token_gate(), layer.choice, options.delta_statistic, options.quantile, self._rows)
-                         for layer in layers], 1)
+        return np.stack(
+            [
+                row_statistics(layer.token_gate(), layer.choice, options.delta_statistic, options.quantile, self._rows)
+                for layer in layers
+            ],
+            1,
+        )
 
 
 def _packed(state: Dict[str, Any]) -> np.ndarray:
-    """<int64>[4 + MOST_BUCKETS]: bucket, step of the last decision (steps count from 1), largest slots seen, changes; buckets used."""
+    """<int64>[4 + MOST_BUCKETS]: bucket, step of the last decision (steps count from 1), largest slots seen, changes;
+    buckets used.
+    """
     numbers = [state["bucket"], state["decided_at"] or 0, state["largest_seen"], state["changes"], *state["used"]]
-    return np.array(numbers + [0] * MOST_BUCKETS, np.int64)[:4 + MOST_BUCKETS]
+    return np.array(numbers + [0] * MOST_BUCKETS, np.int64)[: 4 + MOST_BUCKETS]
 
 
 def _unpacked(saved: np.ndarray, most: int) -> Dict[str, Any]:
     """The state that was packed; slots beyond `most`, now the largest bucket, become that."""
     bucket, decided_at, largest_seen, changes, *used = (int(number) for number in saved)
-    return {"bucket": min(bucket, most), "decided_at": decided_at or None, "largest_seen": min(largest_seen, most), "changes": changes,
-            "used": [slots for slots in used if slots]}
+    return {
+        "bucket": min(bucket, most),
+        "decided_at": decided_at or None,
+        "largest_seen": min(largest_seen, most),
+        "changes": changes,
+        "used": [slots for slots in used if slots],
+    }

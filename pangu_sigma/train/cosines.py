@@ -1,10 +1,11 @@
-"""`cosines.json`: how the tokens of one batch lie to each other and to the gates, and the capacity that LocMoE's theory takes from it.
+"""`cosines.json`: how the tokens of one batch lie to each other and to the gates, and the capacity that LocMoE's theory
+takes from it.
 
-Keys: `layer`, the sparse layer (from 0; the last one) that the histograms are of; `token_token_within` and `token_token_across`,
-pairs of tokens of one rank that go to the same expert and to different ones (first choices); `token_gate`, tokens and the gate weights
-of their group; each with `edges` and `counts`, summed over ranks. `delta`: by statistic, a list of the layers' values. `bound`: by
-form and statistic, tokens per expert of a sequence, a list likewise, null where the number is too large. The last three are left
-out where the router has no gate weights.
+Keys: `layer`, the sparse layer (from 0; the last one) that the histograms are of; `token_token_within` and
+`token_token_across`, pairs of tokens of one rank that go to the same expert and to different ones (first choices);
+`token_gate`, tokens and the gate weights of their group; each with `edges` and `counts`, summed over ranks. `delta`: by
+statistic, a list of the layers' values. `bound`: by form and statistic, tokens per expert of a sequence, a list
+likewise, null where the number is too large. The last three are left out where the router has no gate weights.
 """
 
 from typing import Any, Dict, List, Optional
@@ -33,21 +34,37 @@ def measure_cosines(config: Config, layers: List[RoutedTokens], rows: int, colle
     if last.gates is not None:
         values["token_gate"] = last.token_gate()
     own = {name: CosineHistogram.of(cosines) for name, cosines in values.items()}
-    total = HostSum(collectives, "cosines/counts").values(np.concatenate([histogram.counts for histogram in own.values()]))
-    parts = np.split(total.astype(int) // collectives.topology.tensor, len(own))  # ranks of a tensor-parallel group have the same tokens
-    found: Dict[str, Any] = {"layer": len(layers) - 1, **{name: CosineHistogram(tuple(counts.tolist())).to_dict()
-                                                          for name, counts in zip(own, parts)}}
+    total = HostSum(collectives, "cosines/counts").values(
+        np.concatenate([histogram.counts for histogram in own.values()])
+    )
+    parts = np.split(
+        total.astype(int) // collectives.topology.tensor, len(own)
+    )  # ranks of a tensor-parallel group have the same tokens
+    found: Dict[str, Any] = {
+        "layer": len(layers) - 1,
+        **{name: CosineHistogram(tuple(counts.tolist())).to_dict() for name, counts in zip(own, parts)},
+    }
     return found if last.gates is None else {**found, **_bounds(config, layers, rows, collectives)}
 
 
 def _bounds(config: Config, layers: List[RoutedTokens], rows: int, collectives: Collectives) -> Dict[str, Any]:
-    own = [[row_statistics(layer.token_gate(), layer.choice, statistic, config.moe.capacity.quantile, rows) for layer in layers]
-           for statistic in STATISTICS]
+    own = [
+        [
+            row_statistics(layer.token_gate(), layer.choice, statistic, config.moe.capacity.quantile, rows)
+            for layer in layers
+        ]
+        for statistic in STATISTICS
+    ]
     means = MeanOverSequences(collectives, "cosines/delta")(np.moveaxis(np.array(own), -1, 0))  # (statistics, M)
     delta = {statistic: [as_delta(mean) for mean in row] for statistic, row in zip(STATISTICS, means)}
     size, experts = config.model.hidden_size, config.moe.num_experts // config.moe.num_groups
-    bound = {form: {statistic: [_number(minimum_capacity(value, size, experts, form)) for value in row] for statistic, row in delta.items()}
-             for form in FORMS}
+    bound = {
+        form: {
+            statistic: [_number(minimum_capacity(value, size, experts, form)) for value in row]
+            for statistic, row in delta.items()
+        }
+        for form in FORMS
+    }
     return {"delta": delta, "bound": bound}
 
 

@@ -1,8 +1,8 @@
 """When a run has diverged, and how it then ends.
 
-A step is bad if its loss is not a number to go by (not finite, or so large that the perplexity is beyond float64), or if its gradient
-overflowed, so that nothing was updated. `train.divergence_patience` such steps in a row end the run with exit status 1, and so does a
-run whose last step leaves no usable loss, or that made no update at all.
+A step is bad if its loss is not a number to go by (not finite, or so large that the perplexity is beyond float64), or
+if its gradient overflowed, so that nothing was updated. `train.divergence_patience` such steps in a row end the run
+with exit status 1, and so does a run whose last step leaves no usable loss, or that made no update at all.
 """
 
 from dataclasses import dataclass, replace
@@ -14,9 +14,11 @@ from pangu_sigma.runtime.strict_json import number
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a run diverged: the first and the last of its bad steps, and the last step with a usable loss (0: none) and that loss.
+    """How a run diverged: the first and the last of its bad steps, and the last step with a usable loss (0: none) and
+    that loss.
 
-    skipped: the bad steps were skipped updates, under losses that were usable. validated: it was the last validation that showed it.
+    skipped: the bad steps were skipped updates, under losses that were usable. validated: it was the last validation
+    that showed it.
     """
 
     first_bad: int
@@ -27,25 +29,45 @@ class Verdict:
     validated: bool = False
 
     def is_sound(self, step: int) -> bool:
-        """Whether a checkpoint of this step is from before: the step after it still had a usable loss, or only updates were skipped."""
+        """Whether a checkpoint of this step is from before: the step after it still had a usable loss, or only updates
+        were skipped.
+        """
         return self.skipped or step < self.last_good
 
     def metrics(self) -> Dict[str, Any]:
         """What summary.json says of it."""
-        return {"status": DIVERGED, "progress/diverged_step": self.first_bad, "progress/last_usable_step": self.last_good,
-                "loss/last_usable": self.last_loss, "valid/loss": None, "valid/perplexity": None}
+        return {
+            "status": DIVERGED,
+            "progress/diverged_step": self.first_bad,
+            "progress/last_usable_step": self.last_good,
+            "loss/last_usable": self.last_loss,
+            "valid/loss": None,
+            "valid/perplexity": None,
+        }
 
     def line(self, checkpoint: str, fp16: bool) -> str:
         """One line for the user. checkpoint: what is left to go on from. fp16: whether there is a loss scale."""
-        steps = f"step {self.last_step}" if self.first_bad == self.last_step else f"steps {self.first_bad} to {self.last_step}"
+        steps = (
+            f"step {self.last_step}"
+            if self.first_bad == self.last_step
+            else f"steps {self.first_bad} to {self.last_step}"
+        )
         limit = f"is not finite, or above {LARGEST_LOSS:.0f} nats a token"
-        what = "the gradient overflowed and nothing was updated" if self.skipped else \
-            f"the {'validation ' * self.validated}loss {limit}"
-        before = "no step had a usable loss" if self.last_loss is None else \
-            f"the last usable training loss was {self.last_loss:.4g}, at step {self.last_good}"
+        what = (
+            "the gradient overflowed and nothing was updated"
+            if self.skipped
+            else f"the {'validation ' * self.validated}loss {limit}"
+        )
+        before = (
+            "no step had a usable loss"
+            if self.last_loss is None
+            else f"the last usable training loss was {self.last_loss:.4g}, at step {self.last_good}"
+        )
         advice = "a smaller optimizer.learning_rate, more optimizer.warmup_steps, or a smaller optimizer.clip_norm"
         if self.skipped and fp16:
-            advice = "a smaller runtime.loss_scale.initial, a smaller optimizer.learning_rate, or runtime.precision=fp32"
+            advice = (
+                "a smaller runtime.loss_scale.initial, a smaller optimizer.learning_rate, or runtime.precision=fp32"
+            )
         return f"the run diverged: {steps}: {what}; {before}; {checkpoint}; try {advice} (train.divergence_patience=0 goes on regardless)"
 
 
@@ -68,7 +90,9 @@ class DivergenceWatch:
 
     @property
     def is_sound(self) -> bool:
-        """Whether what the last step left may be kept as a checkpoint: its loss was usable, or nobody asks (patience 0)."""
+        """Whether what the last step left may be kept as a checkpoint: its loss was usable, or nobody asks (patience
+        0).
+        """
         return not self._patience or self._unusable_in_row == 0
 
     def note(self, record: Mapping[str, Any]) -> Optional[Verdict]:
@@ -98,4 +122,6 @@ class DivergenceWatch:
         """With `bad` bad steps, the last ones."""
         last, good = int(self._last["progress/step"]), self._last_usable
         loss = number(good["loss/task"]) if good else None
-        return Verdict(last - bad + 1, last, int(good["progress/step"]) if good else 0, loss, skipped=self._unusable_in_row == 0)
+        return Verdict(
+            last - bad + 1, last, int(good["progress/step"]) if good else 0, loss, skipped=self._unusable_in_row == 0
+        )

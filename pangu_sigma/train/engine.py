@@ -9,26 +9,25 @@ import numpy as np
 from mindspore import Tensor, dtype
 
 from locmoe_ops.dispatch.base import Dispatcher
-from locmoe_ops.routers.balance import balance_biases
-from locmoe_ops.routers.local_term import set_local_strength
-from locmoe_ops.routing_cell import check_token_ids
+from locmoe_ops.moe import check_token_ids
+from locmoe_ops.routers.selection_bias import balance_biases, set_local_strength
 from locmoe_ops.tensor_parallel import TensorGroup
 from pangu_sigma.checkpoint.state_entry import Entry, Readable, Settable
 from pangu_sigma.config.derived import rows_per_rank
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.vocabulary import Vocabulary
+from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.initialise import initialise
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.model.pangu_sigma import PanGuSigma, sparse_layers
 from pangu_sigma.model.parameter_groups import is_expert_parameter, ordered_parameters
-from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext, training_dispatcher
 from pangu_sigma.runtime.runtime import Runtime
 from pangu_sigma.train.capacity import CapacityControl
-from pangu_sigma.train.gradient_overlap import EarlyGradients
-from pangu_sigma.train.graphs import Accumulated, InOneGraph, OptimizerStep, Overlapped, StepGraph
-from pangu_sigma.train.offloaded_experts import HostExperts
+from pangu_sigma.train.gradient_overlap import GradientOverlap
+from pangu_sigma.train.graphs import AccumulatedStep, OptimizerStep, OverlappedStep, SingleGraphStep, StepGraph
+from pangu_sigma.train.offloaded_experts import OffloadedExpertOptimizer
 from pangu_sigma.train.optimizer_state import OptimizerState
 from pangu_sigma.train.probe import RoutedTokens, RoutingProbe
 from pangu_sigma.train.step import (
@@ -46,17 +45,17 @@ from pangu_sigma.train.step import (
 )
 
 
-class TrainingParts:
+class TrainEngine:
     """The network and the graphs that train and evaluate it, sharing parameters and state.
 
-    Attributes: context (what sparse layers were built from); network; parameters (trainable, in gradient order); statistics
-    (layout of the sums); update; adam, loss_scale (state); host (updates the experts, unless the compiled step does); capacity (decides
-    the slots of each step, see `CapacityControl`).
+    Attributes: context (what sparse layers were built from); network; parameters (trainable, in gradient order);
+    statistics (layout of the sums); update; adam, loss_scale (state); host (updates the experts, unless the compiled
+    step does); capacity (decides the slots of each step, see `CapacityControl`).
     """
 
     def __init__(self, config: Config, runtime: Runtime, words: Vocabulary) -> None:
         rows = rows_per_rank(config, runtime.world_size)
-        shape = model_shape(config, rows, words.words, words.domains, TensorGroup(runtime.collectives))
+        shape = model_dims(config, rows, words.words, words.domains, TensorGroup(runtime.collectives))
         self.words = words
         self.seed = config.train.seed
         self.context = SparseContext(config, shape, runtime.collectives, words.counts)
@@ -64,8 +63,11 @@ class TrainingParts:
         alike = config.moe.num_experts // config.moe.num_groups if config.moe.initial_experts == "copies" else 1
         initialise(self.network, config.train.seed, config.model.init_std, alike)
         self.parameters = ordered_parameters(self.network)
-        self.statistics = Statistics(config.model.sparse_layers + config.model.sparse_query_layer, config.moe.num_experts,
-                                     self.network.counts_undecided)
+        self.statistics = Statistics(
+            config.model.sparse_layers + config.model.sparse_query_layer,
+            config.moe.num_experts,
+            self.network.counts_undecided,
+        )
         self.loss_scale = LossScale(config.runtime.loss_scale if config.runtime.precision == "fp16" else None)
         nominal = config.train.global_batch_size * config.model.sequence_length
         self._objective = Objective(self.network, nominal)
@@ -74,17 +76,27 @@ class TrainingParts:
         self._micro_batches = config.train.global_batch_size // (rows * (runtime.world_size // config.parallel.tensor))
         self._accumulators = None if self._micro_batches == 1 else Accumulators(self.parameters, self.statistics.size)
         self._early = self._early_gradients(config, runtime)
-        update = Update(self.parameters, self.statistics.size, self.loss_scale, config.optimizer, runtime.collectives, nominal,
-                        rebalance, self._early)
+        update = Update(
+            self.parameters,
+            self.statistics.size,
+            self.loss_scale,
+            config.optimizer,
+            runtime.collectives,
+            nominal,
+            rebalance,
+            self._early,
+        )
         self.update = update
         self.adam = update.adam
         hosted = [] if config.optimizer.experts == "device" else [p for p in self.parameters if is_expert_parameter(p)]
-        self.host = HostExperts(hosted, config.optimizer) if hosted else None
+        self.host = OffloadedExpertOptimizer(hosted, config.optimizer) if hosted else None
         self.optimizer_state = OptimizerState(update, runtime.collectives, self.host)
         self._evaluate = EvaluationStep(self._objective)
         self._probe = RoutingProbe(self.network)
         self._step = self._new_step()
-        self._variants: Dict[int, Tuple[List[Dispatcher], OptimizerStep]] = {}  # by slots: dispatchers of the sparse layers, and the step
+        self._variants: Dict[
+            int, Tuple[List[Dispatcher], OptimizerStep]
+        ] = {}  # by slots: dispatchers of the sparse layers, and the step
         self._sparse = sparse_layers(self.network)
         self.capacity = CapacityControl(self.context, len(self._sparse), self.routed_tokens, self.set_capacity)
 
@@ -93,7 +105,9 @@ class TrainingParts:
         return [*self._without_moments(), *self.optimizer_state.entries()]
 
     def saved_state(self) -> List[Readable]:
-        """The same to be read, as far as this rank writes it (see `pangu_sigma.checkpoint.state.pieces`). Every rank must call it."""
+        """The same to be read, as far as this rank writes it (see `pangu_sigma.checkpoint.state.pieces`). Every rank
+        must call it.
+        """
         return [*self._without_moments(), *self.optimizer_state.gathered()]
 
     def _without_moments(self) -> List[Entry]:
@@ -102,12 +116,17 @@ class TrainingParts:
         return [*weights, self.adam.updates, scale.scale, scale.good, scale.skipped, *self.capacity.state()]
 
     def set_capacity(self, slots: int, factor: float) -> None:
-        """Trains with `slots` per (source rank, expert), which capacity factor `factor` asks for, from the next step on.
+        """Trains with `slots` per (source rank, expert), which capacity factor `factor` asks for, from the next step
+        on.
 
-        Slots that were set before need no new graph. All variants of the step share parameters, optimizer state and accumulators.
+        Slots that were set before need no new graph. All variants of the step share parameters, optimizer state and
+        accumulators.
         """
         if slots not in self._variants:
-            dispatchers = [training_dispatcher(self.context, layer, factor, f"/{slots} slots") for layer in range(len(self._sparse))]
+            dispatchers = [
+                training_dispatcher(self.context, layer, factor, f"/{slots} slots")
+                for layer in range(len(self._sparse))
+            ]
             self._variants[slots] = dispatchers, self._new_step()
         dispatchers, self._step = self._variants[slots]
         for layer, dispatcher in zip(self._sparse, dispatchers):
@@ -125,10 +144,14 @@ class TrainingParts:
         vector, norm, scale, skipped, *for_host = self._step(rate, fields)
         if self.host is not None:
             self.host.update(for_host[0], for_host[1:])
-        return StepResult(self.statistics.unpack(vector.asnumpy()), float(norm.asnumpy()), float(scale.asnumpy()),
-                          int(skipped.asnumpy()))
+        return StepResult(
+            self.statistics.unpack(vector.asnumpy()),
+            float(norm.asnumpy()),
+            float(scale.asnumpy()),
+            int(skipped.asnumpy()),
+        )
 
-    def prefer_local(self, strength: float) -> None:
+    def set_locality_bias(self, strength: float) -> None:
         """Sets the strength of the routers' local terms, if they have any; 0 turns them off. Needs no other graph."""
         set_local_strength(self.network, strength)
 
@@ -142,28 +165,30 @@ class TrainingParts:
 
     def _new_step(self) -> OptimizerStep:
         if self._accumulators is None:
-            return InOneGraph(WholeStep(self._objective, self.parameters, self.update))
+            return SingleGraphStep(WholeStep(self._objective, self.parameters, self.update))
         micro = MicroStep(self._objective, self.parameters, self._accumulators, self.loss_scale)
         if self._early is None:
-            return Accumulated(micro, ApplyStep(self._accumulators, self.update))
+            return AccumulatedStep(micro, ApplyStep(self._accumulators, self.update))
         last = LastMicroStep(self._objective, self.parameters, self._accumulators, self.update, self._early)
-        return Overlapped(micro, last, self._early)
+        return OverlappedStep(micro, last, self._early)
 
     def graphs(self, batch: Batch) -> Iterator[StepGraph]:
-        """The graphs of an optimizer step of micro-batches like `batch`, each set up to be compiled until the next is asked for."""
+        """The graphs of an optimizer step of micro-batches like `batch`, each set up to be compiled until the next is
+        asked for.
+        """
         self.network.set_train(True)
         return self._step.graphs(Tensor(0.0, dtype.float32), self._feed(batch, (self.seed, 1)), self._micro_batches)
 
-    def _early_gradients(self, config: Config, runtime: Runtime) -> Optional[EarlyGradients]:
+    def _early_gradients(self, config: Config, runtime: Runtime) -> Optional[GradientOverlap]:
         """Set up to send with one micro-batch a step; with several, each step switches it."""
         if not config.parallel.overlap_gradients or runtime.topology.data == 1:
             return None
         if self._accumulators is None:
-            early = EarlyGradients(self.network, runtime.collectives)
+            early = GradientOverlap(self.network, runtime.collectives)
             early.send(True)
             return early
         names = [parameter.name for parameter in self.parameters]
-        return EarlyGradients(self.network, runtime.collectives, dict(zip(names, self._accumulators.gradients)))
+        return GradientOverlap(self.network, runtime.collectives, dict(zip(names, self._accumulators.gradients)))
 
     def _feed(self, batch: Batch, key: tuple) -> List[Tensor]:
         check_token_ids(np.concatenate((batch.ids, batch.targets)), batch.domain, self.words.words, self.words.domains)
@@ -187,5 +212,8 @@ def row_seeds(ids: np.ndarray, home: np.ndarray, key: tuple) -> np.ndarray:
     No row number enters, so that the numbers do not depend on how the rows of a step are spread over ranks.
     """
     prefix = repr(key).encode()
-    seeds = [zlib.crc32(row.tobytes(), zlib.crc32(prefix + int(place).to_bytes(4, "little"))) for row, place in zip(ids, home)]
+    seeds = [
+        zlib.crc32(row.tobytes(), zlib.crc32(prefix + int(place).to_bytes(4, "little")))
+        for row, place in zip(ids, home)
+    ]
     return np.asarray(seeds, np.uint32).view(np.int32)

@@ -2,8 +2,9 @@
 
 Scalars: every metric that is one number, each step, under its own name, with the unit's brackets as an underscore
 (`time/step_s`): TensorBoard allows none. Histograms, every `train.log_interval` steps and after the last one:
-`moe/tokens_per_expert/layer_N`, whose horizontal axis is the expert's number and whose height its tokens; at the end those of
-cosines.json, `cosines/...`. A resumed run writes a file of its own, which hides what an earlier one has from its first step on.
+`moe/tokens_per_expert/layer_N`, whose horizontal axis is the expert's number and whose height its tokens; at the end
+those of cosines.json, `cosines/...`. A resumed run writes a file of its own, which hides what an earlier one has from
+its first step on.
 
 Written by tensorboardX, an optional dependency (`pip install tensorboardX`); to look at them takes TensorBoard itself.
 """
@@ -26,8 +27,12 @@ class EventLog:
 
         self._train = config.train
         self._step = start
-        self._writer = SummaryWriter(str(Path(config.train.output_dir) / FOLDER), purge_step=start + 1, flush_secs=FLUSH_S,
-                                     filename_suffix=f".after_{start}")
+        self._writer = SummaryWriter(
+            str(Path(config.train.output_dir) / FOLDER),
+            purge_step=start + 1,
+            flush_secs=FLUSH_S,
+            filename_suffix=f".after_{start}",
+        )
 
     def write(self, record: Mapping[str, Any]) -> None:
         """A step's metrics, as metrics.jsonl has them."""
@@ -51,10 +56,20 @@ class EventLog:
     def _histogram(self, name: str, edges: Sequence[float], counts: Sequence[float]) -> None:
         """`counts` of the values between neighbouring `edges`; sums take each value as its bin's middle."""
         middles = [(left + right) / 2 for left, right in zip(edges, edges[1:])]
-        sums: Dict[str, float] = {"num": sum(counts), "sum": sum(m * n for m, n in zip(middles, counts)),
-                                  "sum_squares": sum(m * m * n for m, n in zip(middles, counts))}
-        self._writer.add_histogram_raw(name, edges[0], edges[-1], **sums, bucket_limits=list(edges[1:]), bucket_counts=list(counts),
-                                       global_step=self._step)
+        sums: Dict[str, float] = {
+            "num": sum(counts),
+            "sum": sum(m * n for m, n in zip(middles, counts)),
+            "sum_squares": sum(m * m * n for m, n in zip(middles, counts)),
+        }
+        self._writer.add_histogram_raw(
+            name,
+            edges[0],
+            edges[-1],
+            **sums,
+            bucket_limits=list(edges[1:]),
+            bucket_counts=list(counts),
+            global_step=self._step,
+        )
 
 
 def tag(name: str) -> str:

@@ -4,12 +4,14 @@ from typing import Iterator, List, NamedTuple, Protocol, Tuple
 
 from mindspore import Tensor, nn
 
-from pangu_sigma.train.gradient_overlap import EarlyGradients
+from pangu_sigma.train.gradient_overlap import GradientOverlap
 from pangu_sigma.train.step import ApplyStep, LastMicroStep, MicroStep, WholeStep
 
 
 class StepGraph(NamedTuple):
-    """One graph of an optimizer step: how often the step runs it, its Cell, and inputs of the shapes that it is compiled for."""
+    """One graph of an optimizer step: how often the step runs it, its Cell, and inputs of the shapes that it is
+    compiled for.
+    """
 
     name: str
     times: int
@@ -25,7 +27,7 @@ class OptimizerStep(Protocol):
     def graphs(self, learning_rate: Tensor, fields: List[Tensor], micro_batches: int) -> Iterator[StepGraph]: ...
 
 
-class InOneGraph:
+class SingleGraphStep:
     """A step of one micro-batch."""
 
     def __init__(self, whole: WholeStep) -> None:
@@ -38,7 +40,7 @@ class InOneGraph:
         yield StepGraph("step", 1, self.whole, [learning_rate, *fields])
 
 
-class Accumulated:
+class AccumulatedStep:
     """A step of several micro-batches: one graph a micro-batch, one for the update."""
 
     def __init__(self, micro: MicroStep, apply: ApplyStep) -> None:
@@ -55,10 +57,10 @@ class Accumulated:
         yield StepGraph("update", 1, self._apply, [learning_rate])
 
 
-class Overlapped:
+class OverlappedStep:
     """A step of several micro-batches whose gradients are exchanged during the last one's backward pass."""
 
-    def __init__(self, micro: MicroStep, last: LastMicroStep, early: EarlyGradients) -> None:
+    def __init__(self, micro: MicroStep, last: LastMicroStep, early: GradientOverlap) -> None:
         self._micro, self._last, self._early = micro, last, early
 
     def __call__(self, learning_rate: Tensor, micro_batches: List[List[Tensor]]) -> Tuple[Tensor, ...]:

@@ -7,9 +7,9 @@ from typing import Any, Dict, Optional
 
 from tqdm import tqdm
 
-from locmoe_ops.routers.local_term import local_strength
+from locmoe_ops.routers.selection_bias import local_strength
 from pangu_sigma.checkpoint.header import training_header
-from pangu_sigma.checkpoint.state import RANKS, Place, pieces
+from pangu_sigma.checkpoint.state import RANKS, RankLocation, pieces
 from pangu_sigma.checkpoint.writer import CheckpointWriter
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
@@ -20,8 +20,15 @@ from pangu_sigma.model.capacity_rules import resolve_layout
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.runtime import Runtime
 from pangu_sigma.train.divergence import DivergenceWatch, Verdict
-from pangu_sigma.train.engine import TrainingParts
-from pangu_sigma.train.metrics import CounterClock, MetricsLog, host_metrics, loss_metrics, routing_metrics, sum_counters
+from pangu_sigma.train.engine import TrainEngine
+from pangu_sigma.train.metrics import (
+    CounterClock,
+    MetricsLog,
+    host_metrics,
+    loss_metrics,
+    routing_metrics,
+    sum_counters,
+)
 from pangu_sigma.train.profile import StepProfile
 from pangu_sigma.train.schedule import learning_rate
 from pangu_sigma.train.stop import StopRequest
@@ -31,10 +38,12 @@ from pangu_sigma.train.validation import Validation
 
 @dataclass(frozen=True)
 class Saving:
-    """What checkpoints are written with: the writer, this rank's place among the writers, and the data that ids refer to."""
+    """What checkpoints are written with: the writer, this rank's place among the writers, and the data that ids refer
+    to.
+    """
 
     writer: CheckpointWriter
-    place: Place
+    place: RankLocation
     data: PreparedData
 
 
@@ -42,20 +51,28 @@ class TrainingLoop:
     """Runs optimizer steps `start` + 1 to the last one.
 
     1. A step: its capacity, micro-batches, update, metrics.
-    2. Validation every `train.eval_interval` steps and after the last one: as trained, and with the local term off, if there is one.
-    3. Checkpoint every `checkpoint.interval` steps and after the last one, written while later steps run; what went wrong with it ends
-       the job before the next step. What a step with an unusable loss leaves is not kept.
+    2. Validation every `train.eval_interval` steps and after the last one: as trained, and with the local term off, if
+       there is one.
+    3. Checkpoint every `checkpoint.interval` steps and after the last one, written while later steps run; what went
+       wrong with it ends the job before the next step. What a step with an unusable loss leaves is not kept.
     4. An end where the run has diverged (see `pangu_sigma.train.divergence`), after the same step on all ranks.
 
-    `train.stop_after` leaves what a run cut off there would have left. Where a rank was asked to stop, all end after the same step, with a
-    checkpoint.
+    `train.stop_after` leaves what a run cut off there would have left. Where a rank was asked to stop, all end after
+    the same step, with a checkpoint.
 
-    Attributes: stopped (whether the run ended because it was asked to); saved_step (of the last checkpoint that this run wrote, 0: none);
-    verdict (how it diverged, if it did).
+    Attributes: stopped (whether the run ended because it was asked to); saved_step (of the last checkpoint that this
+    run wrote, 0: none); verdict (how it diverged, if it did).
     """
 
-    def __init__(self, config: Config, runtime: Runtime, parts: TrainingParts, loader: BatchLoader, saving: Saving,
-                 stop: StopRequest) -> None:
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        parts: TrainEngine,
+        loader: BatchLoader,
+        saving: Saving,
+        stop: StopRequest,
+    ) -> None:
         self.config = config
         self.runtime = runtime
         self.parts = parts
@@ -75,7 +92,9 @@ class TrainingLoop:
         self.stragglers = Stragglers(runtime.rank, runtime.world_size, config.train.log_interval, measured)
         self.profile = StepProfile(config, runtime.rank)
         self._strength: Optional[float] = None  # of the routers' local terms, as last set
-        self.validation = Validation(parts, runtime, loader.validation() if config.train.eval_rows else [], self.host_sum)
+        self.validation = Validation(
+            parts, runtime, loader.validation() if config.train.eval_rows else [], self.host_sum
+        )
 
     def run(self, start: int, log: "MetricsLog | None") -> None:
         """Trains from step `start` (0: anew). `log` is None on every rank but the first."""
@@ -83,8 +102,16 @@ class TrainingLoop:
         last = min(train.steps, train.stop_after or train.steps)
         if log is not None and self.config.runtime.mode == "graph" and start < last:
             print("compiling the step, which the first one waits for", flush=True)
-        with tqdm(total=train.steps, initial=start, desc=self.config.moe.router.type, unit="step", ncols=79, mininterval=1.0,
-                  disable=not self.runtime.is_first, file=sys.stdout) as bar:
+        with tqdm(
+            total=train.steps,
+            initial=start,
+            desc=self.config.moe.router.type,
+            unit="step",
+            ncols=79,
+            mininterval=1.0,
+            disable=not self.runtime.is_first,
+            file=sys.stdout,
+        ) as bar:
             for step in range(start + 1, last + 1):
                 self.saving.writer.check()
                 record = self._step(step)
@@ -94,7 +121,9 @@ class TrainingLoop:
                 bar.update()
                 if self._is_due(step, train.eval_interval):
                     record.update(self.validation.measure())
-                self.verdict = self._divergence.note(record) or (self._divergence.at_end(record) if step == train.steps else None)
+                self.verdict = self._divergence.note(record) or (
+                    self._divergence.at_end(record) if step == train.steps else None
+                )
                 if log is not None:
                     log.write(record)
                     self._report(log)
@@ -112,7 +141,7 @@ class TrainingLoop:
             return {}
         strength = local_strength(step, term)
         if strength != self._strength:
-            self.parts.prefer_local(strength)
+            self.parts.set_locality_bias(strength)
             self._strength = strength
         return {"moe/local_strength": strength}
 
@@ -132,27 +161,47 @@ class TrainingLoop:
         total = sum_counters(self.host_sum, self.stragglers.note(own, step))
         self._stops = total.stops
         tokens = config.train.global_batch_size * config.model.sequence_length
-        return {"progress/step": step, "progress/epoch": step * config.train.global_batch_size / self.rows_in_training,
-                **loss_metrics(result.sums), "optim/learning_rate": rate, "optim/grad_norm": result.grad_norm,
-                "optim/loss_scale": result.loss_scale, "optim/skipped_steps": result.skipped_steps,
-                **routing_metrics(result.sums), **strength, **self.parts.capacity.metrics(),
-                **host_metrics(total, self.runtime.world_size, elapsed, tokens), **straggler_metrics(total.compute_by_rank)}
+        return {
+            "progress/step": step,
+            "progress/epoch": step * config.train.global_batch_size / self.rows_in_training,
+            **loss_metrics(result.sums),
+            "optim/learning_rate": rate,
+            "optim/grad_norm": result.grad_norm,
+            "optim/loss_scale": result.loss_scale,
+            "optim/skipped_steps": result.skipped_steps,
+            **routing_metrics(result.sums),
+            **strength,
+            **self.parts.capacity.metrics(),
+            **host_metrics(total, self.runtime.world_size, elapsed, tokens),
+            **straggler_metrics(total.compute_by_rank),
+        }
 
     def _is_due(self, step: int, interval: int) -> bool:
         return step == self.config.train.steps or bool(interval and step % interval == 0)
 
     def _save(self, step: int) -> None:
         state, saving = self.parts.saved_state(), self.saving
-        header = training_header(self.config, resolve_layout(self.config, self.runtime.topology), saving.data, self.parts.words.words, step,
-                                 state)
-        # How many ranks shared out the rows, which `eval --as-trained` has to know: a given `moe.layout` does not say it.
+        header = training_header(
+            self.config,
+            resolve_layout(self.config, self.runtime.topology),
+            saving.data,
+            self.parts.words.words,
+            step,
+            state,
+        )
+        # How many ranks shared out the rows, which `eval --as-trained` has to know: a given `moe.layout` does not say
+        # it.
         header = replace(header, sampler={**header.sampler, RANKS: self.runtime.topology.data})
         saving.writer.save(header, pieces(state, saving.place))
         self.saved_step = step
 
     def _report(self, log: MetricsLog) -> None:
         record = log.records[-1]
-        if "valid/perplexity" in record or self.verdict or self._is_due(record["progress/step"], self.config.train.log_interval):
+        if (
+            "valid/perplexity" in record
+            or self.verdict
+            or self._is_due(record["progress/step"], self.config.train.log_interval)
+        ):
             tqdm.write(console_line(record, self.config.train.steps, measured(log.records)), file=sys.stdout)
         slow = straggler_line(record, self.config.train.straggler_margin)
         if slow:
@@ -163,8 +212,8 @@ def console_line(record: Dict[str, Any], steps: int, window: Dict[str, Any]) -> 
     """One line for a step.
 
     Args:
-        record: the step's metrics. steps: of the whole run. window: the run's numbers so far, as `measured` has them: of single steps they
-            jump, and every other place shows these.
+        record: the step's metrics. steps: of the whole run. window: the run's numbers so far, as `measured` has them:
+            of single steps they jump, and every other place shows these.
     """
     parts = [f"step {record['progress/step']:>{len(str(steps))}}/{steps}", f"loss {loss_text(record['loss/task'])}"]
     if "valid/perplexity" in record:

@@ -6,13 +6,14 @@ from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from pangu_sigma.config.schema import LossScaleConfig
 
-LARGEST = 2.0 ** 126  # twice as much is still a float32; infinity would never halve again
+LARGEST = 2.0**126  # twice as much is still a float32; infinity would never halve again
 
 
 class LossScale(nn.Cell):
     """Dynamic loss scale: halves after an overflow, doubles after `growth_interval` steps without one, up to `LARGEST`.
 
-    A fixed scale of 1 where `options` is None (float32 training). State: scale, good (steps since the last change), skipped.
+    A fixed scale of 1 where `options` is None (float32 training). State: scale, good (steps since the last change),
+    skipped.
     """
 
     def __init__(self, options: Optional[LossScaleConfig] = None) -> None:

@@ -1,8 +1,9 @@
 """What a run reports: where each number comes from, and the file they are written to.
 
-What is not finite is null in every file (see `pangu_sigma.runtime.strict_json`). Fractions are in [0, 1]. Bytes are sums over all ranks
-of what they sent in the step. Of the times, `time/step(s)` is rank 0's wall clock; the others are means over ranks and add up to a step:
-step = compute + communication + idle - overlapped. Every name and its meaning: `pangu_sigma.metrics.definitions`, docs/metrics.md.
+What is not finite is null in every file (see `pangu_sigma.runtime.strict_json`). Fractions are in [0, 1]. Bytes are
+sums over all ranks of what they sent in the step. Of the times, `time/step(s)` is rank 0's wall clock; the others are
+means over ranks and add up to a step: step = compute + communication + idle - overlapped. Every name and its meaning:
+`pangu_sigma.metrics.definitions`, docs/metrics.md.
 """
 
 import errno
@@ -22,7 +23,7 @@ from pangu_sigma.metrics.perplexity import perplexity_of
 from pangu_sigma.runtime import files
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.strict_json import dumps, finite_only
-from pangu_sigma.train.trackers import Mirror
+from pangu_sigma.train.trackers import Tracker
 
 MICROSECONDS = 1e6
 
@@ -40,8 +41,9 @@ class Traffic(NamedTuple):
 class HostCounters(NamedTuple):
     """This rank's own measurements of one step: its wall clock, and the traffic of everything and of each of `CAUSES`.
 
-    `stops`: ranks that were asked to end the run (see `pangu_sigma.train.stop`). `compute_by_rank`: where ranks are compared, each one's
-    own computation <float64>[ranks], of which a rank knows its own place and has zeros elsewhere; else empty.
+    `stops`: ranks that were asked to end the run (see `pangu_sigma.train.stop`). `compute_by_rank`: where ranks are
+    compared, each one's own computation <float64>[ranks], of which a rank knows its own place and has zeros elsewhere;
+    else empty.
     """
 
     step_s: float
@@ -87,14 +89,18 @@ def _host_counters(step_s: float, rows: np.ndarray) -> HostCounters:
 
 
 def sum_counters(host_sum: HostSum, own: HostCounters) -> HostCounters:
-    """The same counters, summed over ranks. Microseconds and bytes travel as int64: up to 2.9e5 years and 9.2e18 bytes a step."""
+    """The same counters, summed over ranks. Microseconds and bytes travel as int64: up to 2.9e5 years and 9.2e18 bytes
+    a step.
+    """
     scale = np.array([MICROSECONDS] * 3 + [1.0] * 2)
     rows = np.rint(np.array([own.total, own.all_to_all, own.gradient, own.tensor]) * scale).reshape(-1)
     compared = np.rint(np.array(own.compute_by_rank) * MICROSECONDS)
     whole = np.concatenate(([round(own.step_s * MICROSECONDS), own.stops], rows, compared)).astype(np.int64)
     total = host_sum(Tensor(whole)).asnumpy()
-    of_rows, by_rank = total[2:2 + rows.size].reshape(-1, len(scale)) / scale, total[2 + rows.size:] / MICROSECONDS
-    return _host_counters(total[0] / MICROSECONDS, of_rows)._replace(stops=int(total[1]), compute_by_rank=by_rank.tolist())
+    of_rows, by_rank = total[2 : 2 + rows.size].reshape(-1, len(scale)) / scale, total[2 + rows.size :] / MICROSECONDS
+    return _host_counters(total[0] / MICROSECONDS, of_rows)._replace(
+        stops=int(total[1]), compute_by_rank=by_rank.tolist()
+    )
 
 
 def loss_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, float]:
@@ -110,19 +116,28 @@ def routing_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, Any]:
     total = float(assigned.sum())
     if total == 0.0:
         return {}
-    return {"moe/local_fraction": float(sums["kept_local"].sum()) / max(kept, 1.0), "moe/drop_fraction": 1.0 - kept / total,
-            "moe/load_max_over_mean": float((assigned.max(1) / assigned.mean(1)).mean()),
-            "moe/tokens_per_expert": assigned.astype(int).tolist(),
-            **({"moe/undecided_fraction": float(sums["undecided"].sum()) / total} if "undecided" in sums else {})}
+    return {
+        "moe/local_fraction": float(sums["kept_local"].sum()) / max(kept, 1.0),
+        "moe/drop_fraction": 1.0 - kept / total,
+        "moe/load_max_over_mean": float((assigned.max(1) / assigned.mean(1)).mean()),
+        "moe/tokens_per_expert": assigned.astype(int).tolist(),
+        **({"moe/undecided_fraction": float(sums["undecided"].sum()) / total} if "undecided" in sums else {}),
+    }
 
 
 def host_metrics(total: HostCounters, ranks: int, step_s: float, tokens: int) -> Dict[str, float]:
     """Times, bytes and throughput from counters summed over `ranks`; `tokens` of the global batch, padding included."""
     communication, idle, overlapped = (seconds / ranks for seconds in total.total[:3])
-    metrics = {"time/step(s)": step_s, "time/compute(s)": total.step_s / ranks - communication - idle + overlapped,
-               "time/communication(s)": communication, "time/overlapped(s)": overlapped, "time/idle(s)": idle,
-               "comm/intra_node(B)": total.total.intra_node_bytes, "comm/inter_node(B)": total.total.inter_node_bytes,
-               "throughput/tokens_per_second": tokens / step_s}
+    metrics = {
+        "time/step(s)": step_s,
+        "time/compute(s)": total.step_s / ranks - communication - idle + overlapped,
+        "time/communication(s)": communication,
+        "time/overlapped(s)": overlapped,
+        "time/idle(s)": idle,
+        "comm/intra_node(B)": total.total.intra_node_bytes,
+        "comm/inter_node(B)": total.total.inter_node_bytes,
+        "throughput/tokens_per_second": tokens / step_s,
+    }
     for cause in CAUSES:
         traffic: Traffic = getattr(total, cause)
         metrics[f"time/{cause}(s)"] = (traffic.communication_s + traffic.idle_s) / ranks
@@ -136,21 +151,23 @@ def host_metrics(total: HostCounters, ranks: int, step_s: float, tokens: int) ->
 def validation_metrics(sums: Dict[str, np.ndarray], prefix: str = "valid/") -> Dict[str, Optional[float]]:
     """Task loss in nats a token on the fixed validation rows, and its exponential (None where that is no float64).
 
-    `valid/...` is the model as it is trained, `valid/local_term_off/...` the same with the local term of its routers at strength 0.
+    `valid/...` is the model as it is trained, `valid/local_term_off/...` the same with the local term of its routers at
+    strength 0.
     """
     loss = float(sums["task"]) / max(float(sums["tokens"]), 1.0)
     return {f"{prefix}loss": loss, f"{prefix}perplexity": perplexity_of(loss)}
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a step. A resumed run keeps the lines up to its first step and goes on from there.
+    """`metrics.jsonl`: one JSON object a step. A resumed run keeps the lines up to its first step and goes on from
+    there.
 
-    `mirrors` get the same records.
+    `trackers` get the same records.
     """
 
-    def __init__(self, path: Path, last_step: int, mirrors: Sequence[Mirror] = ()) -> None:
+    def __init__(self, path: Path, last_step: int, trackers: Sequence[Tracker] = ()) -> None:
         self._path = path
-        self._mirrors = mirrors
+        self._mirrors = trackers
         self.records: List[Dict[str, Any]] = [r for r in _read_lines(path) if r.get("progress/step", 0) <= last_step]
         write_atomically(path, "".join(dumps(record) + "\n" for record in self.records))
         self._file = open(path, "ab", buffering=0)  # what a full disk has not taken must not be tried again at the end
@@ -169,7 +186,7 @@ class MetricsLog:
             mirror.write(record)
 
     def close(self, cosines: Optional[Dict[str, Any]] = None) -> None:
-        """`cosines`: what cosines.json is to hold, for the mirrors."""
+        """`cosines`: what cosines.json is to hold, for the trackers."""
         self._file.close()
         for mirror in self._mirrors:
             mirror.write_cosines(cosines or {})

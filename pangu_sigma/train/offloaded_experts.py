@@ -1,4 +1,5 @@
-"""Expert computation and storage separation (ECSS of PanGu-Sigma, arXiv 2303.10845): experts' optimizer state in host memory.
+"""Expert computation and storage separation (ECSS of PanGu-Sigma, arXiv 2303.10845): experts' optimizer state in host
+memory.
 
 The compiled step ends with the experts' gradients, summed, unscaled and clipped. Then, outside of it,
 
@@ -6,12 +7,14 @@ The compiled step ends with the experts' gradients, summed, unscaled and clipped
 2. MindSpore's CPU kernel updates the host's copy of their weights and both moments;
 3. their new weights go to the device, once.
 
-The device holds no moments of experts, and no state ever travels. Of a step that was skipped nothing is transferred but its orders.
+The device holds no moments of experts, and no state ever travels. Of a step that was skipped nothing is transferred but
+its orders.
 
-`host_dense` updates all experts: it is the update of `HybridAdam`, on CPU to the bit, since the kernel is the same and treats every number
-by itself. `host_lazy` updates the experts that the step activated, on whichever rank: those whose output bias has a gradient. It is lazy
-Adam: an idle expert's moments do not decay and its weights stay as they are, where dense Adam moves them on by their momentum and weight
-decay. The bias correction counts the steps of the run, not those of the expert.
+`host_dense` updates all experts: it is the update of `HybridAdam`, on CPU to the bit, since the kernel is the same and
+treats every number by itself. `host_lazy` updates the experts that the step activated, on whichever rank: those whose
+output bias has a gradient. It is lazy
+Adam: an idle expert's moments do not decay and its weights stay as they are, where dense Adam moves them on by their
+momentum and weight decay. The bias correction counts the steps of the run, not those of the expert.
 """
 
 from typing import Dict, List, Sequence
@@ -28,13 +31,15 @@ from pangu_sigma.model.parameter_groups import decays
 OUTPUT_BIAS = "b_out"  # its gradient is the sum of those of an expert's results: zero where no token came by
 
 
-class HostExperts:
+class OffloadedExpertOptimizer:
     """Updates the experts of one rank.
 
     Args: parameters: of experts, in gradient order. options: as the compiled step has them.
 
-    Attributes: lazy (whether idle experts are left alone); weights (the network's expert parameters by name, as checkpoints have
-    them: setting one sets host and device); moments; transferred (bytes from and to the device since the start, gradients and weights).
+    Attributes: lazy (whether idle experts are left alone); weights (the network's expert parameters by name, as
+        checkpoints have
+    them: setting one sets host and device); moments; transferred (bytes from and to the device since the start,
+    gradients and weights).
     """
 
     def __init__(self, parameters: Sequence[Parameter], options: OptimizerConfig) -> None:
@@ -49,7 +54,9 @@ class HostExperts:
         self.transferred = 0
 
     def update(self, orders: Tensor, gradients: Sequence[Tensor]) -> None:
-        """One step, by what the compiled step has left (see `HostOrders`): orders <float32>[4]; one <float32> tensor a parameter."""
+        """One step, by what the compiled step has left (see `HostUpdateScalars`): orders <float32>[4]; one <float32>
+        tensor a parameter.
+        """
         counts, *factors = orders.asnumpy().tolist()
         if not counts:
             return
@@ -58,7 +65,9 @@ class HostExperts:
             active = self._activated(gradients[indices[0]]) if self.lazy else everybody
             for index in indices if active.size else ():
                 gradient = gradients[index]
-                rows = gradient if active.size == everybody.size else ops.gather(gradient, Tensor(active, dtype.int32), 0)
+                rows = (
+                    gradient if active.size == everybody.size else ops.gather(gradient, Tensor(active, dtype.int32), 0)
+                )
                 self.transferred += 2 * rows.nbytes
                 self._banks[index].update(active, rows.asnumpy(), factors)
 
@@ -84,11 +93,21 @@ class _HostBank:
         self.moments = [Bank(parameter, prefix, held) for prefix, held in zip(MOMENTS, (self._first, self._second))]
 
     def update(self, active: np.ndarray, gradients: np.ndarray, factors: Sequence[float]) -> None:
-        """Of the experts at the places `active` <int64>[A], by gradients <float32>[A, ...] and the kernel's rate, epsilon and decay."""
+        """Of the experts at the places `active` <int64>[A], by gradients <float32>[A, ...] and the kernel's rate,
+        epsilon and decay.
+        """
         rate, epsilon, decay = factors
         for expert, gradient in zip(active.tolist(), gradients):
-            self._adam(self._weights[expert], self._first[expert], self._second[expert], rate, *self._betas, epsilon,
-                       decay if self._decay else 0.0, Tensor(gradient))
+            self._adam(
+                self._weights[expert],
+                self._first[expert],
+                self._second[expert],
+                rate,
+                *self._betas,
+                epsilon,
+                decay if self._decay else 0.0,
+                Tensor(gradient),
+            )
         rows = np.stack([self._weights[expert].asnumpy() for expert in active.tolist()])
         ops.scatter_update(self._parameter, Tensor(active, dtype.int32), Tensor(rows))
 

@@ -25,15 +25,25 @@ _scaled = ops.MultitypeFuncGraph("scaled")
 
 
 @_update.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
-def _update_one(rate: Tensor, beta1: Tensor, beta2: Tensor, epsilon: Tensor, decay: Tensor, scale: Tensor,
-                parameter: Tensor, first: Tensor, second: Tensor, gradient: Tensor) -> Tensor:
+def _update_one(
+    rate: Tensor,
+    beta1: Tensor,
+    beta2: Tensor,
+    epsilon: Tensor,
+    decay: Tensor,
+    scale: Tensor,
+    parameter: Tensor,
+    first: Tensor,
+    second: Tensor,
+    gradient: Tensor,
+) -> Tensor:
     gradient = _multiply_no_nan(gradient, scale)  # 0 where scale is 0, whatever the gradient
     return _adam(parameter, first, second, rate, beta1, beta2, epsilon, decay, gradient)
 
 
 class HybridAdam(nn.Cell):
-    """Adam with decoupled weight decay and bias correction (arXiv 1711.05101, Algorithm 2). Idle experts are updated as well:
-    this is dense Adam, in which an expert without tokens still moves by its momentum.
+    """Adam with decoupled weight decay and bias correction (arXiv 1711.05101, Algorithm 2). Idle experts are updated as
+    well: this is dense Adam, in which an expert without tokens still moves by its momentum.
 
     The fused kernel computes `w -= a * (m / (sqrt(v) + e) + c * w)` without bias correction. With b1 = 1 - beta1^t and
     b2 = 1 - beta2^t, a = lr * sqrt(b2) / b1, e = epsilon * sqrt(b2), c = decay * lr / a, it is
@@ -42,8 +52,9 @@ class HybridAdam(nn.Cell):
     Args:
         parameters: in the order of `ordered_parameters`.
 
-    Inputs: gradients, one <float32> tensor a parameter; learning_rate and scale (gradients are multiplied by it: unscaling and
-    clipping in one), <float32> scalars; finite <bool> scalar: where false, nothing changes. State is updated in place.
+    Inputs: gradients, one <float32> tensor a parameter; learning_rate and scale (gradients are multiplied by it:
+    unscaling and clipping in one), <float32> scalars; finite <bool> scalar: where false, nothing changes. State is
+    updated in place.
     Output: the number of updates applied so far.
     """
 
@@ -67,7 +78,9 @@ class HybridAdam(nn.Cell):
         beta2 = self.beta2 * done + (1.0 - done)
         for start, end, epsilon, decay in self.groups:
             update = ops.partial(_update, rate, beta1, beta2, root_2 * epsilon, decay_scale * decay, scale)
-            self.map(update, self.parameters[start:end], self.first[start:end], self.second[start:end], gradients[start:end])
+            self.map(
+                update, self.parameters[start:end], self.first[start:end], self.second[start:end], gradients[start:end]
+            )
         return updates
 
     def factors(self, updates: Tensor, learning_rate: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
@@ -83,11 +96,12 @@ def _scaled_one(scale: Tensor, gradient: Tensor) -> Tensor:
     return _multiply_no_nan(gradient, scale)
 
 
-class HostOrders(nn.Cell):
+class HostUpdateScalars(nn.Cell):
     """What the host needs to update experts as `HybridAdam` would.
 
-    Inputs: as `HybridAdam`, gradients of the experts; updates, its output. Outputs: orders <float32>[4]: 1 where the step counts,
-    else 0; the fused kernel's rate, epsilon and decay (of what decays); then the gradients, multiplied by scale.
+    Inputs: as `HybridAdam`, gradients of the experts; updates, its output. Outputs: orders <float32>[4]: 1 where the
+    step counts, else 0; the fused kernel's rate, epsilon and decay (of what decays); then the gradients, multiplied by
+    scale.
     """
 
     def __init__(self, adam: HybridAdam, options: OptimizerConfig) -> None:
@@ -96,8 +110,9 @@ class HostOrders(nn.Cell):
         self.epsilon, self.decay = options.expert_epsilon, options.weight_decay
         self.map = ops.HyperMap()
 
-    def construct(self, gradients: Tuple[Tensor, ...], learning_rate: Tensor, scale: Tensor, finite: Tensor,
-                  updates: Tensor) -> Tuple[Tensor, ...]:
+    def construct(
+        self, gradients: Tuple[Tensor, ...], learning_rate: Tensor, scale: Tensor, finite: Tensor, updates: Tensor
+    ) -> Tuple[Tensor, ...]:
         done = ops.cast(finite, dtype.float32)
         rate, root_2, decay_scale = self.adam.factors(updates, learning_rate * done)
         orders = ops.stack((done, rate, root_2 * self.epsilon, decay_scale * self.decay))
@@ -106,8 +121,15 @@ class HostOrders(nn.Cell):
 
 
 def _zeros_beside(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
-    return ParameterTuple([marked(Parameter(Tensor(np.zeros(p.shape, np.float32)), name=f"{prefix}.{p.name}", requires_grad=False),
-                                  slice_of(p)) for p in parameters])
+    return ParameterTuple(
+        [
+            marked(
+                Parameter(Tensor(np.zeros(p.shape, np.float32)), name=f"{prefix}.{p.name}", requires_grad=False),
+                slice_of(p),
+            )
+            for p in parameters
+        ]
+    )
 
 
 def _groups(parameters: Sequence[Parameter], options: OptimizerConfig) -> List[Tuple[int, int, float, float]]:
@@ -115,6 +137,8 @@ def _groups(parameters: Sequence[Parameter], options: OptimizerConfig) -> List[T
     groups, start = [], 0
     for (expert, plain), members in groupby(parameters, key=group_key):
         end = start + len(list(members))
-        groups.append((start, end, options.expert_epsilon if expert else options.epsilon, 0.0 if plain else options.weight_decay))
+        groups.append(
+            (start, end, options.expert_epsilon if expert else options.epsilon, 0.0 if plain else options.weight_decay)
+        )
         start = end
     return groups

@@ -9,13 +9,14 @@ from mindspore import Parameter, Tensor
 from locmoe_ops.collectives.interface import Collectives
 from pangu_sigma.checkpoint.names import MOMENTS
 from pangu_sigma.checkpoint.state_entry import Beside, Entry, Readable, Settable
-from pangu_sigma.train.offloaded_experts import HostExperts
+from pangu_sigma.train.offloaded_experts import OffloadedExpertOptimizer
 from pangu_sigma.train.sharding import Bucket, Gather, Shards
 from pangu_sigma.train.step import Update
 
 
 class Moment(Beside):
-    """A moment of a parameter of which this rank holds what falls into its stretch of a bucket: it can be set, but not read.
+    """A moment of a parameter of which this rank holds what falls into its stretch of a bucket: it can be set, but not
+    read.
 
     Args: held: the stretch, which begins with number `first` of the bucket. start: the parameter's first number in it.
     """
@@ -29,7 +30,7 @@ class Moment(Beside):
         own, numbers = self._held.asnumpy().copy(), value.asnumpy().reshape(-1)
         low, high = max(self._start, self._first), min(self._start + numbers.size, self._first + own.size)
         if low < high:
-            own[low - self._first:high - self._first] = numbers[low - self._start:high - self._start]
+            own[low - self._first : high - self._first] = numbers[low - self._start : high - self._start]
             self._held.set_data(Tensor(own))
 
 
@@ -50,33 +51,40 @@ class SharedMoments:
     Args: first, second: of the buckets of `shards`.
     """
 
-    def __init__(self, shards: Shards, first: Sequence[Parameter], second: Sequence[Parameter], collectives: Collectives) -> None:
+    def __init__(
+        self, shards: Shards, first: Sequence[Parameter], second: Sequence[Parameter], collectives: Collectives
+    ) -> None:
         self._shards = shards
         self._moments = dict(zip(MOMENTS, (first, second)))
         self._gather = Gather(collectives, shards.group, f"checkpoint/moments/{shards.group}")
 
     def entries(self) -> List[Moment]:
         """To be set."""
-        return [Moment(parameter, prefix, held[number], bucket.stretch * self._shards.place, start)
-                for prefix, held in self._moments.items() for number, bucket in enumerate(self._shards.buckets)
-                for parameter, start in self._starts(bucket)]
+        return [
+            Moment(parameter, prefix, held[number], bucket.stretch * self._shards.place, start)
+            for prefix, held in self._moments.items()
+            for number, bucket in enumerate(self._shards.buckets)
+            for parameter, start in self._starts(bucket)
+        ]
 
     def gather(self, keep: bool) -> List[Gathered]:
-        """To be read; a bucket at a time, so that no more than one is whole on the device. Nothing where this rank does not `keep`
-        them. Every rank of the group must call it.
+        """To be read; a bucket at a time, so that no more than one is whole on the device. Nothing where this rank does
+        not `keep` them. Every rank of the group must call it.
         """
         found = []
         for prefix, held in self._moments.items():
             for bucket, stretch in zip(self._shards.buckets, held):
                 whole = self._gather(stretch).asnumpy()
-                found += [Gathered(parameter, prefix, whole[start:start + parameter.size].reshape(parameter.shape))
-                          for parameter, start in (self._starts(bucket) if keep else ())]
+                found += [
+                    Gathered(parameter, prefix, whole[start : start + parameter.size].reshape(parameter.shape))
+                    for parameter, start in (self._starts(bucket) if keep else ())
+                ]
         return found
 
     def _starts(self, bucket: Bucket) -> Iterator[Tuple[Parameter, int]]:
         """A bucket's parameters, and where each begins in it."""
         starts = np.cumsum((0, *bucket.sizes)).tolist()
-        return zip(self._shards.parameters[bucket.start:bucket.end], starts)
+        return zip(self._shards.parameters[bucket.start : bucket.end], starts)
 
 
 class OptimizerState:
@@ -85,7 +93,7 @@ class OptimizerState:
     Args: update: the compiled update. host: what it leaves to the host, if anything.
     """
 
-    def __init__(self, update: Update, collectives: Collectives, host: Optional[HostExperts]) -> None:
+    def __init__(self, update: Update, collectives: Collectives, host: Optional[OffloadedExpertOptimizer]) -> None:
         topology, rank, adam = collectives.topology, collectives.rank, update.adam
         self._shared: List[Tuple[SharedMoments, bool]] = []
         start = 0
@@ -95,7 +103,11 @@ class OptimizerState:
             writes = topology.edp_index(rank) == 0 and (shards.group == "edp" or topology.ep_index(rank) == 0)
             self._shared.append((moments, writes))
             start = end
-        self._own: List[Entry] = [*adam.first[start:], *adam.second[start:], *(host.moments if host is not None else ())]
+        self._own: List[Entry] = [
+            *adam.first[start:],
+            *adam.second[start:],
+            *(host.moments if host is not None else ()),
+        ]
 
     def entries(self) -> List[Settable]:
         """To be set; those that are not shared out can be read too."""

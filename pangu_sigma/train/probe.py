@@ -20,8 +20,8 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma, sparse_layers
 class RoutedTokens:
     """One sparse layer's tokens, on the host. A token or gate that is not finite has no direction: it is 0 here.
 
-    Attributes: x <float32>[T, d], as the router sees it; expert <int32>[T, k], global ids; gates <float32>[G, n, d], or None
-    where the router has no gate weights; per_group: n.
+    Attributes: x <float32>[T, d], as the router sees it; expert <int32>[T, k], global ids; gates <float32>[G, n, d], or
+    None where the router has no gate weights; per_group: n.
     """
 
     x: np.ndarray
@@ -47,7 +47,8 @@ class RoutedTokens:
 class RoutingProbe(nn.Cell):
     """The forward pass up to the last router, as in evaluation.
 
-    Inputs: the tensors of `BATCH_FIELDS`. Outputs: x <float32>[M, T, d], expert <int32>[M, T, k]. The compiler leaves out what
+    Inputs: the tensors of `BATCH_FIELDS`. Outputs: x <float32>[M, T, d], expert <int32>[M, T, k]. The compiler leaves
+        out what
     they do not need: the head, and all that follows the last router.
     """
 
@@ -55,8 +56,17 @@ class RoutingProbe(nn.Cell):
         super().__init__(auto_prefix=False)
         self.network = network
 
-    def construct(self, ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor, loss_mask: Tensor, domain: Tensor,
-                  home: Tensor, seeds: Tensor) -> Tuple[Tensor, Tensor]:
+    def construct(
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        positions: Tensor,
+        documents: Tensor,
+        loss_mask: Tensor,
+        domain: Tensor,
+        home: Tensor,
+        seeds: Tensor,
+    ) -> Tuple[Tensor, Tensor]:
         _, reports = self.network(ids, positions, documents, domain, home, seeds)
         return ops.stack([report["seen"] for report in reports]), ops.stack([report["expert"] for report in reports])
 
@@ -65,7 +75,10 @@ class RoutingProbe(nn.Cell):
         self.network.set_train(False)
         x, expert = (output.asnumpy() for output in self(*fields))
         routers = [layer.routing.router for layer in sparse_layers(self.network)]
-        return [RoutedTokens(_finite(x[i]), expert[i], gate_weights(router), router.per_group) for i, router in enumerate(routers)]
+        return [
+            RoutedTokens(_finite(x[i]), expert[i], gate_weights(router), router.per_group)
+            for i, router in enumerate(routers)
+        ]
 
 
 def gate_weights(router: Router) -> Optional[np.ndarray]:

@@ -1,7 +1,8 @@
 """`train.profile`: where the time of some steps goes, on every rank.
 
-On Ascend MindSpore's profiler records them, and leaves a folder of traces for each rank; `pangu_sigma.report.step_trace` reads those.
-On CPU this project's own timers, which run anyway, are written by rank: the run's metrics only have their means.
+On Ascend MindSpore's profiler records them, and leaves a folder of traces for each rank;
+`pangu_sigma.report.step_trace` reads those. On CPU this project's own timers, which run anyway, are written by rank:
+the run's metrics only have their means.
 """
 
 from pathlib import Path
@@ -57,15 +58,21 @@ class StepProfile:
             self._profiler.stop()
         elif self._splits:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._folder / f"{rank_name(self._rank)}.json", dumps({"steps": self._splits}, indent=1) + "\n")
+            write_atomically(
+                self._folder / f"{rank_name(self._rank)}.json", dumps({"steps": self._splits}, indent=1) + "\n"
+            )
         self._profiler, self._splits, self._steps = None, [], range(0)
 
 
 def split(own: HostCounters) -> Dict[str, float]:
     """Seconds of a rank's step: step = compute + communication + idle - overlapped."""
     communication, idle, overlapped = own.total[:3]
-    return {"compute(s)": own.step_s - communication - idle + overlapped, "communication(s)": communication, "overlapped(s)": overlapped,
-            "idle(s)": idle}
+    return {
+        "compute(s)": own.step_s - communication - idle + overlapped,
+        "communication(s)": communication,
+        "overlapped(s)": overlapped,
+        "idle(s)": idle,
+    }
 
 
 def ascend_profiler(folder: Path, rank: int, steps: int) -> Any:
@@ -76,4 +83,6 @@ def ascend_profiler(folder: Path, rank: int, steps: int) -> Any:
     return profiler.profile(
         activities=[profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.NPU],
         schedule=profiler.schedule(wait=0, warmup=0, active=steps, repeat=1, skip_first=0),
-        on_trace_ready=profiler.tensorboard_trace_handler(str(folder), rank_name(rank)), start_profile=False)
+        on_trace_ready=profiler.tensorboard_trace_handler(str(folder), rank_name(rank)),
+        start_profile=False,
+    )

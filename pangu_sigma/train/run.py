@@ -9,9 +9,9 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.folders import finished, prune, set_aside_after
-from pangu_sigma.checkpoint.resume import Restorer, Source, Start, find_source
-from pangu_sigma.checkpoint.state import place_of, writing_ranks
-from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
+from pangu_sigma.checkpoint.resume import CheckpointLoader, ResumePoint, ResumeSource, find_source
+from pangu_sigma.checkpoint.state import rank_location, writing_ranks
+from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
 from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import has_experts
@@ -37,11 +37,11 @@ from pangu_sigma.runtime.strict_json import dumps
 from pangu_sigma.train.cosines import FILE as COSINES
 from pangu_sigma.train.cosines import measure_cosines
 from pangu_sigma.train.divergence import Verdict
-from pangu_sigma.train.engine import TrainingParts
+from pangu_sigma.train.engine import TrainEngine
 from pangu_sigma.train.loop import Saving, TrainingLoop
 from pangu_sigma.train.metrics import MetricsLog, write_atomically
 from pangu_sigma.train.stop import StopRequest
-from pangu_sigma.train.trackers import check_mirrors, open_mirrors
+from pangu_sigma.train.trackers import check_trackers, open_trackers
 
 FINISHED = "finished"  # the status of a run in summary.json, or else `divergence.DIVERGED`
 
@@ -56,7 +56,7 @@ def train(config: Config) -> int:
         CollectiveError: another rank was lost or did not come.
         RunDiverged: on all ranks alike, after what there is to keep was written.
     """
-    check_mirrors(config)
+    check_trackers(config)
     with ExitStack() as held:
         held.enter_context(FolderLock(Path(config.data.path), "data.path", shared=True))
         data = PreparedData.open(config.data.path)
@@ -65,9 +65,11 @@ def train(config: Config) -> int:
             held.enter_context(FolderLock(Path(config.train.output_dir), "train.output_dir"))
         source = find_source(config, data)
         runtime = held.enter_context(start_runtime(config))
-        loader = create_loader(config, data, resolve_layout(config, runtime.topology), _data_rank(runtime), runtime.topology.data)
+        loader = create_loader(
+            config, data, resolve_layout(config, runtime.topology), _data_rank(runtime), runtime.topology.data
+        )
         held.enter_context(closing(loader))
-        diverged = _run(config, runtime, data, loader, TrainingParts(config, runtime, words), source)
+        diverged = _run(config, runtime, data, loader, TrainEngine(config, runtime, words), source)
     if diverged:  # raised here, when the ranks have parted in good order
         raise RunDiverged(diverged)
     return 0
@@ -77,13 +79,17 @@ def _data_rank(runtime: Runtime) -> int:
     return runtime.rank // runtime.topology.tensor
 
 
-def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoader, parts: TrainingParts, source: Source) -> str:
+def _run(
+    config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoader, parts: TrainEngine, source: ResumeSource
+) -> str:
     """Trains and writes what a run leaves; returns what there is to say of one that diverged, else nothing."""
     code = code_version() if runtime.is_first else ""  # now: the files may change while the run goes on
-    place = place_of(config, runtime)
-    start = Restorer(config, runtime, data, parts, place).start(source)
+    place = rank_location(config, runtime)
+    start = CheckpointLoader(config, runtime, data, parts, place).start(source)
     folder = Path(config.train.output_dir) / CHECKPOINTS
-    files = {TOKENIZER: data.read_tokenizer()} if runtime.is_first else None  # data.path may be prepared anew while the run goes on
+    files = (
+        {TOKENIZER: data.read_tokenizer()} if runtime.is_first else None
+    )  # data.path may be prepared anew while the run goes on
     with StopRequest() as stop, CheckpointWriter(folder, _job(config, runtime), *_writing(config), files) as writer:
         loop = TrainingLoop(config, runtime, parts, loader, Saving(writer, place, data), stop)
         log = _open_log(config, start.step) if runtime.is_first else None
@@ -110,8 +116,18 @@ def _run(config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoad
                 _set_aside(folder, loop.verdict)
             else:
                 _prune(config, folder)
-            _finish(config, log.records, {"code": code, "unigram_perplexity": unigram, "time/checkpoint_stall(s)": writer.stalled_s,
-                                          "time/checkpoint_writing(s)": writer.written_s}, cosines, loop.verdict)
+            _finish(
+                config,
+                log.records,
+                {
+                    "code": code,
+                    "unigram_perplexity": unigram,
+                    "time/checkpoint_stall(s)": writer.stalled_s,
+                    "time/checkpoint_writing(s)": writer.written_s,
+                },
+                cosines,
+                loop.verdict,
+            )
         return line
 
 
@@ -121,14 +137,20 @@ def _leave(writer: CheckpointWriter, log: Optional[MetricsLog], saved_step: int)
     if log is not None:
         log.close()
         step = log.records[-1]["progress/step"]
-        then = "checkpoint.resume=auto goes on from there" if saved_step == step else "without a checkpoint, as its loss is not usable"
+        then = (
+            "checkpoint.resume=auto goes on from there"
+            if saved_step == step
+            else "without a checkpoint, as its loss is not usable"
+        )
         print(f"stopped after step {step}, as asked; {then}", flush=True)
 
 
 def _verdict_line(config: Config, verdict: Verdict, folder: Path) -> str:
     """What the user is told, the same on every rank."""
     sound = [path for step, path in finished(folder) if verdict.is_sound(step)]
-    checkpoint = f"the newest checkpoint from before is {sound[-1]}" if sound else f"{folder} holds no checkpoint from before"
+    checkpoint = (
+        f"the newest checkpoint from before is {sound[-1]}" if sound else f"{folder} holds no checkpoint from before"
+    )
     return verdict.line(checkpoint, config.runtime.precision == "fp16")
 
 
@@ -140,13 +162,20 @@ def _set_aside(folder: Path, verdict: Verdict) -> None:
         print(f"{path}: written when the run had diverged, set aside", flush=True)
 
 
-def _job(config: Config, runtime: Runtime) -> Job:
-    return Job(runtime.rank, writing_ranks(runtime.topology), config.runtime.collective_timeout, runtime.collectives.barrier,
-               lambda: None if runtime.mesh is None else runtime.mesh.failure)
+def _job(config: Config, runtime: Runtime) -> WritingJob:
+    return WritingJob(
+        runtime.rank,
+        writing_ranks(runtime.topology),
+        config.runtime.collective_timeout,
+        runtime.collectives.barrier,
+        lambda: None if runtime.mesh is None else runtime.mesh.failure,
+    )
 
 
 def _writing(config: Config) -> Tuple[Retention, bool]:
-    """While the run goes on there are two checkpoints at least: whether the newest one's weights are any good only the next step tells."""
+    """While the run goes on there are two checkpoints at least: whether the newest one's weights are any good only the
+    next step tells.
+    """
     options = config.checkpoint
     least = 2 if config.train.divergence_patience else 1
     return Retention(max(options.keep_last, least), options.keep_every), options.asynchronous
@@ -158,7 +187,7 @@ def _prune(config: Config, folder: Path) -> None:
         prune(folder, config.checkpoint.keep_last, config.checkpoint.keep_every)
 
 
-def _cosines(config: Config, runtime: Runtime, loader: BatchLoader, parts: TrainingParts) -> Optional[Dict[str, Any]]:
+def _cosines(config: Config, runtime: Runtime, loader: BatchLoader, parts: TrainEngine) -> Optional[Dict[str, Any]]:
     """What the last step's first micro-batch shows, for `cosines.json`; None where there is to be no such file."""
     train = config.train
     if not (train.cosines and has_experts(config)) or (train.stop_after or train.steps) < train.steps:
@@ -172,29 +201,35 @@ def _open_log(config: Config, start: int) -> MetricsLog:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"train.output_dir: cannot make {output} ({error.strerror}); expected a writable place") from None
+        raise InputError(
+            f"train.output_dir: cannot make {output} ({error.strerror}); expected a writable place"
+        ) from None
     try:
         for path in set_aside_after(output / CHECKPOINTS, start):
             print(f"{path}: of a later step than this run goes on from, set aside", flush=True)
         if (output / CONFIG).exists() and not is_saved_config(output / CONFIG):
             print(f"{set_aside(output / CONFIG)}: the configuration that was there, set aside", flush=True)
         save_config(config, output / CONFIG)
-        return MetricsLog(output / METRICS, start, open_mirrors(config, start))
+        return MetricsLog(output / METRICS, start, open_trackers(config, start))
     except OSError as error:
-        raise InputError(f"train.output_dir: cannot write in {output} ({(error.strerror or str(error)).lower()}); expected a writable "
-                         "place on a disk with room") from None
+        raise InputError(
+            f"train.output_dir: cannot write in {output} ({(error.strerror or str(error)).lower()}); expected a writable "
+            "place on a disk with room"
+        ) from None
 
 
-def _headline(config: Config, parts: TrainingParts, data: PreparedData, world_size: int) -> str:
+def _headline(config: Config, parts: TrainEngine, data: PreparedData, world_size: int) -> str:
     own = sum(p.size for p in parts.parameters) / 1e6
     model = config.model
     tensor = f", tensor parallel {config.parallel.tensor}" if config.parallel.tensor > 1 else ""
-    return (f"{config.moe.router.type}: {model.dense_layers} dense + {model.sparse_layers} sparse layers, hidden {model.hidden_size}, "
-            f"{config.moe.num_experts} experts\n{own:.1f}M parameters on this rank; {', '.join(data.domains)}; "
-            f"{world_size} ranks, expert parallel {config.parallel.expert}{tensor}")
+    return (
+        f"{config.moe.router.type}: {model.dense_layers} dense + {model.sparse_layers} sparse layers, hidden {model.hidden_size}, "
+        f"{config.moe.num_experts} experts\n{own:.1f}M parameters on this rank; {', '.join(data.domains)}; "
+        f"{world_size} ranks, expert parallel {config.parallel.expert}{tensor}"
+    )
 
 
-def _origin(start: Start, source: Source) -> List[str]:
+def _origin(start: ResumePoint, source: ResumeSource) -> List[str]:
     if start.checkpoint is not None:
         return [f"going on from {start.checkpoint}"]
     return [] if source.initial is None else [f"beginning with the weights of {source.initial}"]
@@ -208,14 +243,24 @@ def _unigram(data: PreparedData, batches: List[Batch], host_sum: HostSum) -> Opt
     return perplexity_of(nats / tokens) if tokens else None
 
 
-def _finish(config: Config, records: List[Dict[str, Any]], written: Dict[str, Any], cosines: Optional[Dict[str, Any]],
-            verdict: Optional[Verdict]) -> None:
+def _finish(
+    config: Config,
+    records: List[Dict[str, Any]],
+    written: Dict[str, Any],
+    cosines: Optional[Dict[str, Any]],
+    verdict: Optional[Verdict],
+) -> None:
     """Writes cosines.json and summary.json, unless the run was told to end early as if cut off."""
     if not records or (verdict is None and records[-1]["progress/step"] < config.train.steps):
         return
     output = Path(config.train.output_dir)
     if cosines is not None:
         write_atomically(output / COSINES, dumps(cosines) + "\n")
-    summary = {"router": config.moe.router.type, "status": FINISHED, **written, **summarise(records),
-               **({} if verdict is None else verdict.metrics())}
+    summary = {
+        "router": config.moe.router.type,
+        "status": FINISHED,
+        **written,
+        **summarise(records),
+        **({} if verdict is None else verdict.metrics()),
+    }
     write_atomically(output / SUMMARY, dumps(summary, indent=1) + "\n")

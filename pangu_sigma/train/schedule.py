@@ -6,8 +6,8 @@ from pangu_sigma.config.schema import OptimizerConfig
 
 
 def learning_rate(options: OptimizerConfig, total_steps: int, step: int) -> float:
-    """Rate of optimizer step `step` (from 1). After warm-up it falls from the peak to `end_learning_rate` at `decay_steps`
-    (default: `total_steps`) and stays there."""
+    """Rate of optimizer step `step` (from 1). After warm-up it falls from the peak to `end_learning_rate` at
+    `decay_steps` (default: `total_steps`) and stays there."""
     if step <= options.warmup_steps:
         return options.learning_rate * step / options.warmup_steps
     if options.schedule == "constant":

@@ -1,15 +1,15 @@
 """Optimizer state shared out over data-parallel ranks: ZeRO-1 (arXiv 1910.02054, P_os).
 
-Parameters that are updated alike are put one after another in buckets; of P ranks that hold the same parameters each has an equal
-stretch of every bucket: its gradient, both moments, and for the update itself the weights. In a step
+Parameters that are updated alike are put one after another in buckets; of P ranks that hold the same parameters each
+has an equal stretch of every bucket: its gradient, both moments, and for the update itself the weights. In a step
 
 1. gradients are summed by reduce-scatter: a rank gets its own stretch of the sum;
 2. the rank's stretch of the weights is copied out of its parameters, and updated;
 3. an all-gather puts the stretches together, and the parameters take their new values from it.
 
-Reduce-scatter and all-gather go inside nodes and along rails, as in `NodeFirstSum`, and the sums have the same bits. Gradients that set
-out during the backward pass are summed whole there; of these a rank takes its stretch. What is left as it is without sharding: dense
-parameters over one data-parallel rank, experts over one replica.
+Reduce-scatter and all-gather go inside nodes and along rails, as in `HierarchicalAllReduce`, and the sums have the same
+bits. Gradients that set out during the backward pass are summed whole there; of these a rank takes its stretch. What is
+left as it is without sharding: dense parameters over one data-parallel rank, experts over one replica.
 """
 
 from typing import List, NamedTuple, Optional, Sequence, Tuple
@@ -18,14 +18,14 @@ import numpy as np
 
 from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
-from locmoe_ops.collectives.hierarchical_reduce import NodeFirstSum
+from locmoe_ops.collectives.hierarchical_reduce import HierarchicalAllReduce
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.tensor_parallel import slice_of
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import OptimizerConfig
 from pangu_sigma.model.gradient_buckets import plan_alike, stretch_of
 from pangu_sigma.model.parameter_groups import group_key, is_expert_parameter
-from pangu_sigma.train.gradient_overlap import EarlyGradients
+from pangu_sigma.train.gradient_overlap import GradientOverlap
 from pangu_sigma.train.gradients import BucketedAllReduce, GradientExchange, flatten, restore, squares_of
 
 ROW = 1024
@@ -39,7 +39,9 @@ def _assign_one(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 class Bucket(NamedTuple):
-    """Neighbours start .. end of the parameters, of these sizes; summed (their gradients come as sums); the stretch of a rank."""
+    """Neighbours start .. end of the parameters, of these sizes; summed (their gradients come as sums); the stretch of
+    a rank.
+    """
 
     start: int
     end: int
@@ -51,9 +53,14 @@ class Bucket(NamedTuple):
 def plan_shards(parameters: Sequence[Parameter], summed: int, ranks: int) -> List[Bucket]:
     """Buckets of parameters that are updated and counted alike, the first `summed` of them apart from the others."""
     sizes = [parameter.size for parameter in parameters]
-    kinds = [(index < summed, *group_key(parameter), slice_of(parameter) is not None) for index, parameter in enumerate(parameters)]
-    return [Bucket(start, end, tuple(sizes[start:end]), start < summed, stretch_of(sizes[start:end], ranks))
-            for start, end in plan_alike(sizes, kinds)]
+    kinds = [
+        (index < summed, *group_key(parameter), slice_of(parameter) is not None)
+        for index, parameter in enumerate(parameters)
+    ]
+    return [
+        Bucket(start, end, tuple(sizes[start:end]), start < summed, stretch_of(sizes[start:end], ranks))
+        for start, end in plan_alike(sizes, kinds)
+    ]
 
 
 def place_in_order(topology: Topology, group: str, rank: int) -> int:
@@ -65,7 +72,9 @@ def place_in_order(topology: Topology, group: str, rank: int) -> int:
 
 
 class Scatter(nn.Cell):
-    """(P * n,) -> (n,): this rank's stretch of the sum over a group; in two steps where the group has several ranks on several nodes."""
+    """(P * n,) -> (n,): this rank's stretch of the sum over a group; in two steps where the group has several ranks on
+    several nodes.
+    """
 
     def __init__(self, collectives: Collectives, group: str, tag: str) -> None:
         super().__init__(auto_prefix=False)
@@ -113,11 +122,13 @@ class Shards(nn.Cell):
     Args:
         parameters: in gradient order. summed: of how many, the first, gradients come as sums. tag: of the gradients.
 
-    Attributes: own (one <float32>[n] a bucket: the weights that this rank updates, up to date only between `take` and `spread`; named
-    after the first of the bucket, as whose kind it is treated); buckets.
+    Attributes: own (one <float32>[n] a bucket: the weights that this rank updates, up to date only between `take` and
+    `spread`; named after the first of the bucket, as whose kind it is treated); buckets.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], collectives: Collectives, group: str, tag: str, summed: int = 0) -> None:
+    def __init__(
+        self, parameters: Sequence[Parameter], collectives: Collectives, group: str, tag: str, summed: int = 0
+    ) -> None:
         super().__init__(auto_prefix=False)
         topology, rank = collectives.topology, collectives.rank
         self.group = group
@@ -125,12 +136,25 @@ class Shards(nn.Cell):
         self.place = place_in_order(topology, group, rank)
         self.buckets = plan_shards(parameters, summed, self.ranks)
         self.parameters = ParameterTuple(parameters)
-        self.own = ParameterTuple([Parameter(Tensor(np.zeros(b.stretch, np.float32)), name=f"shard.{parameters[b.start].name}",
-                                             requires_grad=False) for b in self.buckets])
-        # A parameter and not a constant, since the graphs of all ranks must be equal (see `locmoe_ops.collectives.tcp.backend`).
+        self.own = ParameterTuple(
+            [
+                Parameter(
+                    Tensor(np.zeros(b.stretch, np.float32)),
+                    name=f"shard.{parameters[b.start].name}",
+                    requires_grad=False,
+                )
+                for b in self.buckets
+            ]
+        )
+        # A parameter and not a constant, since the graphs of all ranks must be equal (see
+        # `locmoe_ops.collectives.tcp.backend`).
         self.index = Parameter(Tensor([self.place], dtype.int32), name=f"shard_of.{group}", requires_grad=False)
-        self.scatters = nn.CellList([nn.Identity() if b.summed else Scatter(collectives, group, f"{tag}/{i}")
-                                     for i, b in enumerate(self.buckets)])
+        self.scatters = nn.CellList(
+            [
+                nn.Identity() if b.summed else Scatter(collectives, group, f"{tag}/{i}")
+                for i, b in enumerate(self.buckets)
+            ]
+        )
         self.gathers = nn.CellList([Gather(collectives, group, f"{tag}/updated/{i}") for i in range(len(self.buckets))])
         tensor = topology.tensor
         self.weights = tuple(1.0 / tensor if slice_of(parameters[b.start]) is None else 1.0 for b in self.buckets)
@@ -138,8 +162,8 @@ class Shards(nn.Cell):
         self.map = ops.HyperMap()
 
     def construct(self, gradients: Tuple[Tensor, ...]) -> Tuple[Tuple[Tensor, ...], Tensor]:
-        """This rank's stretches of the summed gradients, and their sum of squares, of which the sum over all ranks of the groups `tp`
-        and of this one is that of the parameters.
+        """This rank's stretches of the summed gradients, and their sum of squares, of which the sum over all ranks of
+        the groups `tp` and of this one is that of the parameters.
         """
         stretches, squares = (), 0.0
         for number, (start, end, _, summed, _) in enumerate(self.buckets):
@@ -158,7 +182,7 @@ class Shards(nn.Cell):
         """Gives the parameters the values that all ranks have in `own`."""
         for number, (start, end, sizes, _, _) in enumerate(self.buckets):
             whole = self.gathers[number](self.own[number] * 1.0)
-            parts = ops.split(whole[:sum(sizes)], sizes)
+            parts = ops.split(whole[: sum(sizes)], sizes)
             self.map(_assign, self.parameters[start:end], self.map(restore, parts, self.parameters[start:end]))
 
     def flat(self, tensors: Tuple[Tensor, ...], number: int) -> Tensor:
@@ -177,14 +201,21 @@ class Shards(nn.Cell):
 class ShardedExchange(nn.Cell):
     """`GradientExchange` for optimizer state that is shared out.
 
-    Inputs: as `GradientExchange`. Outputs: the gradients of `targets`; the summed statistics; the sum of squares, as there, to rounding.
+    Inputs: as `GradientExchange`. Outputs: the gradients of `targets`; the summed statistics; the sum of squares, as
+        there, to rounding.
 
-    Attributes: targets (stretches of dense parameters; then stretches of experts, or where these have one replica or are updated by the
-    host, the experts' parameters); shards.
+    Attributes: targets (stretches of dense parameters; then stretches of experts, or where these have one replica or
+    are updated by the host, the experts' parameters); shards.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], statistics_size: int, collectives: Collectives, hosted: bool,
-                 early: Optional[EarlyGradients] = None) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        statistics_size: int,
+        collectives: Collectives,
+        hosted: bool,
+        early: Optional[GradientOverlap] = None,
+    ) -> None:
         super().__init__(auto_prefix=False)
         dense = [p for p in parameters if not is_expert_parameter(p)]
         experts = [p for p in parameters if is_expert_parameter(p)]
@@ -193,7 +224,7 @@ class ShardedExchange(nn.Cell):
         self.buckets = tuple(early.buckets) if early else ()
         self.waits = nn.CellList(early.waits if early else [])
         self.first = len(early.parameters) if early else 0
-        self.sum_statistics = NodeFirstSum(collectives, "dp", "gradient/statistics")
+        self.sum_statistics = HierarchicalAllReduce(collectives, "dp", "gradient/statistics")
         self.dense_shards = Shards(dense, collectives, "dp", "gradient/dense", self.first)
         self.whole = bool(experts) and (hosted or topology.expert_data == 1)
         self.cut = bool(experts) and not self.whole
@@ -216,14 +247,14 @@ class ShardedExchange(nn.Cell):
         dense = ()
         for (start, end), wait in zip(self.buckets, self.waits):
             dense = dense + wait(gradients[start:end], statistics)
-        summed, squares = self.dense_shards(dense + gradients[self.first:self.dense])
+        summed, squares = self.dense_shards(dense + gradients[self.first : self.dense])
         if self.whole:
-            experts = self.sum_experts(gradients[self.dense:])
+            experts = self.sum_experts(gradients[self.dense :])
             for gradient, weight in zip(experts, self.weights):
                 squares = squares + squares_of(gradient) * weight
             summed = summed + experts
         if self.cut:
-            experts, of_experts = self.expert_shards(gradients[self.dense:])
+            experts, of_experts = self.expert_shards(gradients[self.dense :])
             summed, squares = summed + experts, squares + of_experts
         return summed, statistics, self.sum_squares(squares.reshape(1)).reshape(())
 
@@ -240,9 +271,16 @@ class ShardedExchange(nn.Cell):
             self.expert_shards.spread()
 
 
-def gradient_exchange(parameters: Sequence[Parameter], statistics_size: int, collectives: Collectives, options: OptimizerConfig,
-                      early: Optional[EarlyGradients] = None) -> nn.Cell:
-    """A `ShardedExchange` where `optimizer.shard` asks for one and there are ranks to share with, else a `GradientExchange`."""
+def gradient_exchange(
+    parameters: Sequence[Parameter],
+    statistics_size: int,
+    collectives: Collectives,
+    options: OptimizerConfig,
+    early: Optional[GradientOverlap] = None,
+) -> nn.Cell:
+    """A `ShardedExchange` where `optimizer.shard` asks for one and there are ranks to share with, else a
+    `GradientExchange`.
+    """
     if options.shard == "none" or collectives.topology.data == 1:
         return GradientExchange(parameters, statistics_size, collectives, early)
     return ShardedExchange(parameters, statistics_size, collectives, options.experts != "device", early)

@@ -9,7 +9,8 @@ from typing import Any, Optional, Type
 class StopRequest:
     """Notes SIGTERM while it is entered; a second one ends the process as it would have without this.
 
-    Ranks may be told at different moments, or only one of them: they agree through the sums of each step (`HostCounters.stops`).
+    Ranks may be told at different moments, or only one of them: they agree through the sums of each step
+    (`HostCounters.stops`).
     """
 
     def __init__(self) -> None:
@@ -21,7 +22,9 @@ class StopRequest:
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
-    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 

@@ -12,14 +12,16 @@ class Stragglers:
 
     What ranks know of each other travels with the counters that they sum after every step anyway.
 
-    Args: rank, ranks: this one, and all. interval: steps between comparisons. measured: whether waiting is told from computation; where
-    not, or with one rank, there is nothing to compare.
+    Args: rank, ranks: this one, and all. interval: steps between comparisons. measured: whether waiting is told from
+    computation; where not, or with one rank, there is nothing to compare.
     """
 
     def __init__(self, rank: int, ranks: int, interval: int, measured: bool) -> None:
         self._rank, self._ranks, self._interval = rank, ranks, interval
         self._on = measured and ranks > 1
-        self._seconds: Optional[List[float]] = None  # since the last comparison; None: a first step, which compiles, comes first
+        self._seconds: Optional[List[float]] = (
+            None  # since the last comparison; None: a first step, which compiles, comes first
+        )
 
     def note(self, own: HostCounters, step: int) -> HostCounters:
         """The counters of step `step`, with those to be compared where a comparison is due; on all ranks alike."""
@@ -42,8 +44,11 @@ def straggler_metrics(compute_by_rank: Sequence[float]) -> Dict[str, float]:
     if not len(compute_by_rank):
         return {}
     slowest = int(np.argmax(compute_by_rank))
-    return {"time/slowest_rank": slowest, "time/slowest_rank/compute(s)": float(compute_by_rank[slowest]),
-            "time/median_rank/compute(s)": float(np.median(compute_by_rank))}
+    return {
+        "time/slowest_rank": slowest,
+        "time/slowest_rank/compute(s)": float(compute_by_rank[slowest]),
+        "time/median_rank/compute(s)": float(np.median(compute_by_rank)),
+    }
 
 
 def straggler_line(record: Dict[str, float], margin: float) -> str:
@@ -53,4 +58,4 @@ def straggler_line(record: Dict[str, float], margin: float) -> str:
     slowest, median = record["time/slowest_rank/compute(s)"], record["time/median_rank/compute(s)"]
     if slowest <= (1.0 + margin) * median:
         return ""
-    return (f"rank {record['time/slowest_rank']} is slow: {slowest:.3f} s of its own computation a step, median rank {median:.3f} s")
+    return f"rank {record['time/slowest_rank']} is slow: {slowest:.3f} s of its own computation a step, median rank {median:.3f} s"

@@ -12,7 +12,7 @@ from pangu_sigma.train.events import EventLog
 PROJECT = "pangu-sigma"
 
 
-class Mirror(Protocol):
+class Tracker(Protocol):
     """Gets what metrics.jsonl and cosines.json get, and nothing else."""
 
     def write(self, record: Mapping[str, Any]) -> None: ...
@@ -22,22 +22,30 @@ class Mirror(Protocol):
     def close(self) -> None: ...
 
 
-class Tracker:
-    """Hands each step's numbers to Weights & Biases or SwanLab: `init`, `log` and `finish` of the library that the user installed.
+class LibraryTracker:
+    """Hands each step's numbers to Weights & Biases or SwanLab: `init`, `log` and `finish` of the library that the user
+    installed.
 
-    Whether it sends them anywhere is up to the library's own settings (`WANDB_MODE`, `SWANLAB_MODE`). Every start of a job is a run
-    of its own there, named as its folder.
+    Whether it sends them anywhere is up to the library's own settings (`WANDB_MODE`, `SWANLAB_MODE`). Every start of a
+    job is a run of its own there, named as its folder.
     """
 
     def __init__(self, config: Config) -> None:
         self._library = importlib.import_module(config.train.tracker)
         folder, own = config.train.output_dir, config.train.tracker == "swanlab"
-        place = {"experiment_name": Path(folder).name, "logdir": str(Path(folder) / "swanlab")} if own else \
-            {"name": Path(folder).name, "dir": folder}
+        place = (
+            {"experiment_name": Path(folder).name, "logdir": str(Path(folder) / "swanlab")}
+            if own
+            else {"name": Path(folder).name, "dir": folder}
+        )
         self._library.init(project=PROJECT, config=to_dict(config), **place)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        numbers = {name: value for name, value in record.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+        numbers = {
+            name: value
+            for name, value in record.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
         self._library.log(numbers, step=record["progress/step"])
 
     def write_cosines(self, cosines: Mapping[str, Any]) -> None:
@@ -47,21 +55,23 @@ class Tracker:
         self._library.finish()
 
 
-def check_mirrors(config: Config) -> None:
+def check_trackers(config: Config) -> None:
     """Raises InputError where a library that the configuration asks for is not installed."""
     tracker = config.train.tracker
-    wanted = [("train.tensorboard is true", "tensorboardX", "pip install tensorboardX", "false")] * config.train.tensorboard
+    wanted = [
+        ("train.tensorboard is true", "tensorboardX", "pip install tensorboardX", "false")
+    ] * config.train.tensorboard
     wanted += [(f"train.tracker is {tracker}", tracker, f"pip install {tracker}", "none")] * (tracker != "none")
     for key, module, command, other in wanted:
         if importlib.util.find_spec(module) is None:
             raise InputError(f"{key}, but {module} is not installed; expected it, as {command} does, or {other}")
 
 
-def open_mirrors(config: Config, start: int) -> List[Mirror]:
+def open_trackers(config: Config, start: int) -> List[Tracker]:
     """Those that the configuration asks for, of a run that begins after step `start`."""
-    mirrors: List[Mirror] = []
+    trackers: List[Tracker] = []
     if config.train.tensorboard:
-        mirrors.append(EventLog(config, start))
+        trackers.append(EventLog(config, start))
     if config.train.tracker != "none":
-        mirrors.append(Tracker(config))
-    return mirrors
+        trackers.append(LibraryTracker(config))
+    return trackers

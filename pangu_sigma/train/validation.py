@@ -4,11 +4,11 @@ from typing import Dict, List, Optional
 
 import numpy as np
 
-from locmoe_ops.routers.local_term import current_strength
+from locmoe_ops.routers.selection_bias import current_strength
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.runtime import Runtime
-from pangu_sigma.train.engine import TrainingParts
+from pangu_sigma.train.engine import TrainEngine
 from pangu_sigma.train.metrics import validation_metrics
 
 
@@ -19,24 +19,24 @@ class Validation:
         batches: this rank's share of the validation rows; may be empty on all ranks: then there is nothing to measure.
     """
 
-    def __init__(self, parts: TrainingParts, runtime: Runtime, batches: List[Batch], host_sum: HostSum) -> None:
+    def __init__(self, parts: TrainEngine, runtime: Runtime, batches: List[Batch], host_sum: HostSum) -> None:
         self.batches = batches
         self._parts = parts
         self._tensor = runtime.topology.tensor
         self._host_sum = host_sum
 
     def measure(self) -> Dict[str, Optional[float]]:
-        """`valid/...` of the network as it stands; where routers prefer local experts also `valid/local_term_off/...`: what the model
-        is worth where nobody knows which experts are near, as after training on one device.
+        """`valid/...` of the network as it stands; where routers prefer local experts also `valid/local_term_off/...`:
+        what the model is worth where nobody knows which experts are near, as after training on one device.
         """
         if not self.batches:
             return {}
         metrics = validation_metrics(self._sums())
         strength: Optional[float] = current_strength(self._parts.network)
         if strength is not None:
-            self._parts.prefer_local(0.0)
+            self._parts.set_locality_bias(0.0)
             metrics.update(validation_metrics(self._sums(), "valid/local_term_off/"))
-            self._parts.prefer_local(strength)
+            self._parts.set_locality_bias(strength)
         return metrics
 
     def _sums(self) -> Dict[str, np.ndarray]:

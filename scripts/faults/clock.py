@@ -1,4 +1,6 @@
-"""Seconds in which this program has run: a machine that was suspended, or a process that was stopped, has not waited meanwhile."""
+"""Seconds in which this program has run: a machine that was suspended, or a process that was stopped, has not waited
+meanwhile.
+"""
 
 import threading
 import time

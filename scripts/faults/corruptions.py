@@ -1,8 +1,8 @@
 """Checkpoints that are not what was written: read as a job that goes on reads them, and by `pangu-sigma ckpt verify`.
 
-One process builds the network once and writes checkpoints of two steps, four shards each; a case spoils one file of a copy of the newer
-step, then takes the run up again (`checkpoint.resume: auto`) into the same network. What the network holds then is compared with what
-was written.
+One process builds the network once and writes checkpoints of two steps, four shards each; a case spoils one file of a
+copy of the newer step, then takes the run up again (`checkpoint.resume: auto`) into the same network. What the network
+holds then is compared with what was written.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict
 import numpy as np
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
+from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
 from pangu_sigma.cli.main import main
 from pangu_sigma.config.load import load_config
 
@@ -56,8 +56,11 @@ def swap(folder: Path, random: Random) -> str:
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     left = folder / random.choice(names)
     other = random.choice(["same", "older"])
-    right = folder / random.choice([name for name in names if name != left.name]) if other == "same" else \
-        folder.with_name(f"step_{OLD}") / left.name
+    right = (
+        folder / random.choice([name for name in names if name != left.name])
+        if other == "same"
+        else folder.with_name(f"step_{OLD}") / left.name
+    )
     content = right.read_bytes()
     if other == "same":
         right.write_bytes(left.read_bytes())
@@ -66,26 +69,31 @@ def swap(folder: Path, random: Random) -> str:
 
 
 KINDS: Dict[str, Callable[[Path, Random], str]] = {
-    "checkpoint file: a bit flipped": flip, "checkpoint file: cut off": cut, "checkpoint file: missing": remove,
-    "checkpoint file: shards swapped": swap}
+    "checkpoint file: a bit flipped": flip,
+    "checkpoint file: cut off": cut,
+    "checkpoint file: missing": remove,
+    "checkpoint file: shards swapped": swap,
+}
 
 
 class Network:
     """A network with its training state, and everything that resuming needs."""
 
     def __init__(self, folder: Path, run: Path) -> None:
-        from pangu_sigma.checkpoint.state import place_of
+        from pangu_sigma.checkpoint.state import rank_location
         from pangu_sigma.data.dataset import PreparedData
         from pangu_sigma.data.vocabulary import vocabulary
         from pangu_sigma.runtime.runtime import start_runtime
-        from pangu_sigma.train.engine import TrainingParts
+        from pangu_sigma.train.engine import TrainEngine
 
-        self.config = load_config(make_config(folder), [f"train.output_dir={run}", "train.steps=100", "checkpoint.resume=auto"])
+        self.config = load_config(
+            make_config(folder), [f"train.output_dir={run}", "train.steps=100", "checkpoint.resume=auto"]
+        )
         self.data = PreparedData.open(self.config.data.path)
         words = vocabulary(self.config, self.data)
         self.runtime = start_runtime(self.config)
-        self.parts = TrainingParts(self.config, self.runtime, words)
-        self.place, self.words = place_of(self.config, self.runtime), words.words
+        self.parts = TrainEngine(self.config, self.runtime, words)
+        self.place, self.words = rank_location(self.config, self.runtime), words.words
 
     def values(self) -> Dict[str, np.ndarray]:
         return {parameter.name: parameter.asnumpy().copy() for parameter in self.parts.state()}
@@ -107,14 +115,18 @@ class Network:
         from pangu_sigma.model.capacity_rules import resolve_layout
 
         state = self.parts.state()
-        header = training_header(self.config, resolve_layout(self.config, self.runtime.topology), self.data, self.words, step, state)
-        with CheckpointWriter(root, Job(0, [0], 30.0, lambda: None), Retention(), False) as writer:
+        header = training_header(
+            self.config, resolve_layout(self.config, self.runtime.topology), self.data, self.words, step, state
+        )
+        with CheckpointWriter(root, WritingJob(0, [0], 30.0, lambda: None), Retention(), False) as writer:
             writer.save(header, pieces(state, self.place))
 
     def resume(self) -> Any:
-        from pangu_sigma.checkpoint.resume import Restorer, find_source
+        from pangu_sigma.checkpoint.resume import CheckpointLoader, find_source
 
-        return Restorer(self.config, self.runtime, self.data, self.parts, self.place).start(find_source(self.config, self.data))
+        return CheckpointLoader(self.config, self.runtime, self.data, self.parts, self.place).start(
+            find_source(self.config, self.data)
+        )
 
 
 def run(folder: Path, ledger: Ledger, count: int, seed: int) -> None:
@@ -137,7 +149,9 @@ def run(folder: Path, ledger: Ledger, count: int, seed: int) -> None:
         ledger.note(one(network, written, run_folder, number, seed))
 
 
-def one(network: Network, written: Dict[int, Dict[str, np.ndarray]], run_folder: Path, number: int, seed: int) -> Outcome:
+def one(
+    network: Network, written: Dict[int, Dict[str, np.ndarray]], run_folder: Path, number: int, seed: int
+) -> Outcome:
     kind = list(KINDS)[number % len(KINDS)]
     newer = run_folder / "checkpoints" / f"step_{NEW}"
     detail = KINDS[kind](newer, draw("corruptions", number, seed))
@@ -156,5 +170,13 @@ def one(network: Network, written: Dict[int, Dict[str, np.ndarray]], run_folder:
     warned = "warning: " in said.getvalue() and f"step_{NEW}" in said.getvalue()
     if step == NEW and right and verified:
         kind += ", where nothing is read"
-    return Outcome("corruptions", number, kind, detected=(step != NEW and (warned or step < 0) and not verified), recovered=right,
-                   lost=(step > 0 and not right) or not older_whole or (verified and step != NEW), seconds=seconds, detail=detail)
+    return Outcome(
+        "corruptions",
+        number,
+        kind,
+        detected=(step != NEW and (warned or step < 0) and not verified),
+        recovered=right,
+        lost=(step > 0 and not right) or not older_whole or (verified and step != NEW),
+        seconds=seconds,
+        detail=detail,
+    )

@@ -23,7 +23,14 @@ LONGEST = {1: 8, 2: 64}  # steps of a job of so many ranks
 LIMIT = 1800  # seconds for a job that nothing happens to; compiling on slow cores is most of it
 # Deadlines are so long that only a part which is about them reaches one: the machine may stop for others meanwhile.
 SETTINGS = {
-    "model": {"hidden_size": 32, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32, "hidden_dropout": 0.1},
+    "model": {
+        "hidden_size": 32,
+        "num_heads": 2,
+        "dense_layers": 0,
+        "sparse_layers": 1,
+        "sequence_length": 32,
+        "hidden_dropout": 0.1,
+    },
     "moe": {"num_experts": 4, "num_groups": 2, "router": {"type": "switch", "switch": {"jitter": 0.1}}},
     "optimizer": {"schedule": "constant", "learning_rate": 0.01},
     "train": {"global_batch_size": 4, "eval_rows": 0, "log_interval": 50, "cosines": False},
@@ -53,13 +60,25 @@ def make_config(folder: Path) -> Path:
 
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MS_", "LOCMOE_", "RANK_"))}
-    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "VIRTUAL_ENV": sys.prefix,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **more}
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "VIRTUAL_ENV": sys.prefix,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **more,
+    }
 
 
 def words(config: Path, run: Path, ranks: int, steps: int, *overrides: str) -> list[str]:
     """Arguments of `train` and of the launchers: the configuration, where to, how long."""
-    settings = [f"train.output_dir={run}", f"train.steps={steps}", f"parallel.expert={ranks}", "parallel.ranks_per_node=1", *overrides]
+    settings = [
+        f"train.output_dir={run}",
+        f"train.steps={steps}",
+        f"parallel.expert={ranks}",
+        "parallel.ranks_per_node=1",
+        *overrides,
+    ]
     return [str(config), *(word for setting in settings for word in ("--set", setting))]
 
 

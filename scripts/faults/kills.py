@@ -1,7 +1,9 @@
-"""SIGKILL for a worker or msrun under scripts/train_supervised.sh, at a random moment; often while a checkpoint is being written.
+"""SIGKILL for a worker or msrun under scripts/train_supervised.sh, at a random moment; often while a checkpoint is
+being written.
 
-A job takes KILLS_A_JOB kills, one an attempt, and then runs to its end. Its losses must be those of the run that nothing happened to.
-On CPU msrun's scheduler process has nothing to do and ends at once; what stands for the job is msrun itself, which is killed here.
+A job takes KILLS_A_JOB kills, one an attempt, and then runs to its end. Its losses must be those of the run that
+nothing happened to. On CPU msrun's scheduler process has nothing to do and ends at once; what stands for the job is
+msrun itself, which is killed here.
 """
 
 import os
@@ -25,8 +27,9 @@ TARGETS = ("worker 0", "worker 1", "msrun")
 
 @dataclass(frozen=True)
 class Kill:
-    """Where and when: after `steps` steps of the attempt and `delay` seconds; or, if `writing`, as soon as there is a checkpoint that
-    is not whole yet, and `delay` seconds; or, with `steps` 0, `delay` seconds after the ranks have started.
+    """Where and when: after `steps` steps of the attempt and `delay` seconds; or, if `writing`, as soon as there is a
+    checkpoint that is not whole yet, and `delay` seconds; or, with `steps` 0, `delay` seconds after the ranks have
+    started.
     """
 
     target: str
@@ -53,8 +56,13 @@ class SupervisedJob:
         run.mkdir(parents=True)
         self.errors = run / "supervisor.log"
         with open(self.errors, "w") as errors:
-            self.process = subprocess.Popen(job.command("train_supervised.sh", 2, arguments, *options), cwd=folder, env=job.environment(),
-                                            stdout=subprocess.DEVNULL, stderr=errors)
+            self.process = subprocess.Popen(
+                job.command("train_supervised.sh", 2, arguments, *options),
+                cwd=folder,
+                env=job.environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
 
     def __enter__(self) -> "SupervisedJob":
         return self
@@ -96,7 +104,9 @@ class SupervisedJob:
         return log.exists() and b"compiling the step" in log.read_bytes()
 
     def is_writing(self) -> bool:
-        return any(name.endswith(".part") for name in (os.listdir(self.checkpoints) if self.checkpoints.exists() else []))
+        return any(
+            name.endswith(".part") for name in (os.listdir(self.checkpoints) if self.checkpoints.exists() else [])
+        )
 
     def await_moment(self, attempt: int, kill: Kill) -> int:
         """Returns when it is time to kill; gives the step of the attempt's start (0 if it is not known yet)."""
@@ -127,28 +137,53 @@ def run(folder: Path, ledger: Ledger, count: int, seed: int) -> None:
             status = disturb(folder, run_folder, numbers, seed, seen)
         except clock.Stuck as stuck:  # the kill that it came of, or the end of the job
             number = numbers[min(len(seen), len(numbers) - 1)]
-            ledger.note(Outcome("kills", number, "SIGKILL, after which the job did not go on", False, False, False, 0.0, str(stuck)))
+            ledger.note(
+                Outcome(
+                    "kills", number, "SIGKILL, after which the job did not go on", False, False, False, 0.0, str(stuck)
+                )
+            )
             continue
         step = job.differing_step(run_folder, expected, STEPS)
         equal = status == 0 and step is None and max(job.whole_steps(run_folder), default=0) == STEPS
         end = "losses equal to the end" if equal else f"job: status {status}, first step that differs {step}"
-        ledger.note(*[Outcome("kills", number, kind, detected, recovered and equal, lost or step is not None, seconds, f"{detail}; {end}")
-                      for number, (kind, detected, recovered, lost, seconds, detail) in zip(numbers, seen)])
+        ledger.note(
+            *[
+                Outcome(
+                    "kills",
+                    number,
+                    kind,
+                    detected,
+                    recovered and equal,
+                    lost or step is not None,
+                    seconds,
+                    f"{detail}; {end}",
+                )
+                for number, (kind, detected, recovered, lost, seconds, detail) in zip(numbers, seen)
+            ]
+        )
 
 
-def disturb(folder: Path, run_folder: Path, numbers: list[int], seed: int, seen: list[tuple[str, bool, bool, bool, float, str]]) -> int:
-    """A job from start to end with these kills, one an attempt; adds to `seen` what came of each. Gives the supervisor's status."""
+def disturb(
+    folder: Path, run_folder: Path, numbers: list[int], seed: int, seen: list[tuple[str, bool, bool, bool, float, str]]
+) -> int:
+    """A job from start to end with these kills, one an attempt; adds to `seen` what came of each. Gives the
+    supervisor's status.
+    """
     with SupervisedJob(folder, run_folder) as supervised:
         for attempt, number in enumerate(numbers, 1):
             try:
                 seen.append(one(supervised, attempt, number, draw("kills", number, seed)))
-            except ProcessLookupError:  # the ranks had just reached the job's end: to be tried another time, with the kills after it
+            except (
+                ProcessLookupError
+            ):  # the ranks had just reached the job's end: to be tried another time, with the kills after it
                 break
         clock.wait(lambda: supervised.process.poll() is not None, "the end of the job", job.LIMIT)
         return supervised.process.returncode
 
 
-def one(supervised: SupervisedJob, attempt: int, number: int, random: Random) -> tuple[str, bool, bool, bool, float, str]:
+def one(
+    supervised: SupervisedJob, attempt: int, number: int, random: Random
+) -> tuple[str, bool, bool, bool, float, str]:
     """Kills and waits until training goes on; (kind, detected, recovered, lost, seconds, detail)."""
     kill = Kill.draw(random)
     base = supervised.await_moment(attempt, kill)
@@ -167,7 +202,15 @@ def one(supervised: SupervisedJob, attempt: int, number: int, random: Random) ->
     supervised.wait(lambda: job.newest_step(supervised.run) > again, "a further step")
     detected = supervised.errors.read_text().count("the job ended with status") >= attempt
     lost = after < before or again < before or bool(left)
-    detail = (f"{kill.target} after step {step} of an attempt from {base}, checkpoint {before} whole; ended {restarted:.1f} s later, "
-              f"{len(left)} processes left; went on from {again}")
-    moment = "while a checkpoint is written" if was_writing else "while starting" if not kill.steps else "between checkpoints"
+    detail = (
+        f"{kill.target} after step {step} of an attempt from {base}, checkpoint {before} whole; ended {restarted:.1f} s later, "
+        f"{len(left)} processes left; went on from {again}"
+    )
+    moment = (
+        "while a checkpoint is written"
+        if was_writing
+        else "while starting"
+        if not kill.steps
+        else "between checkpoints"
+    )
     return f"SIGKILL of {kill.target.split()[0]} {moment}", detected, not left, lost, clock.now() - started, detail

@@ -14,9 +14,9 @@ HEADER = "| fault | tried | detected | recovered | lost | longest |"
 class Outcome:
     """One fault.
 
-    Attributes: part and number (which one); kind (row of the table); detected (it was reported, or what it spoilt was refused);
-    recovered (what follows is as if it had not been); lost (something whole is gone, or something wrong was taken for right); seconds
-    (until it was over); detail (what was seen).
+    Attributes: part and number (which one); kind (row of the table); detected (it was reported, or what it spoilt was
+    refused); recovered (what follows is as if it had not been); lost (something whole is gone, or something wrong was
+    taken for right); seconds (until it was over); detail (what was seen).
     """
 
     part: str
@@ -53,17 +53,25 @@ class Ledger:
             file.write("".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes))
         for outcome in outcomes:
             words = [word for word in ("detected", "recovered", "lost") if getattr(outcome, word)]
-            print(f"{outcome.part} {outcome.number}: {outcome.kind}: {', '.join(words) or 'nothing seen'}; {outcome.seconds:.1f} s; "
-                  f"{outcome.detail}", flush=True)
+            print(
+                f"{outcome.part} {outcome.number}: {outcome.kind}: {', '.join(words) or 'nothing seen'}; {outcome.seconds:.1f} s; "
+                f"{outcome.detail}",
+                flush=True,
+            )
 
 
 def report(outcomes: list[Outcome], parts: list[str]) -> int:
-    """Writes and prints the table, parts in that order; returns the exit status: 1 if something was lost or did not recover."""
+    """Writes and prints the table, parts in that order; returns the exit status: 1 if something was lost or did not
+    recover.
+    """
     rows = []
     for part in parts:
         for kind in sorted({outcome.kind for outcome in outcomes if outcome.part == part}):
             those = [outcome for outcome in outcomes if (outcome.part, outcome.kind) == (part, kind)]
-            counts = [len(those), *(sum(getattr(outcome, name) for outcome in those) for name in ("detected", "recovered", "lost"))]
+            counts = [
+                len(those),
+                *(sum(getattr(outcome, name) for outcome in those) for name in ("detected", "recovered", "lost")),
+            ]
             longest = max(outcome.seconds for outcome in those)
             rows.append(f"| {kind} | {' | '.join(map(str, counts))} | {longest:.{0 if longest >= 10 else 2}f} s |")
     print(write_table("faults", HEADER, rows))

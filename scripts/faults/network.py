@@ -1,6 +1,7 @@
 """The link of a simulated node down for a while, or for good, in the middle of a job on two nodes.
 
-`scripts/simulate_cluster.sh` makes the nodes; the link is node 1's eth0, taken down in that node's network. Needs Linux, root, iproute2.
+`scripts/simulate_cluster.sh` makes the nodes; the link is node 1's eth0, taken down in that node's network. Needs
+Linux, root, iproute2.
 """
 
 import subprocess
@@ -15,8 +16,9 @@ from .ledger import Ledger, Outcome, draw
 CASES = (("link down for 1 s", 1.0), ("link down for 10 s", 10.0), ("link down for good", None))
 COUNT = len(CASES)
 STEPS = job.LONGEST[2]
-DEADLINE = 40  # seconds: runtime.collective_timeout; a lost packet is sent again after up to twice the time that the link was down
-OPERATIONS = ("all_to_all", "all_reduce", "all_gather", "reduce_scatter", "sum_by_node", "barrier")
+# seconds: runtime.collective_timeout; a lost packet is sent again after up to twice the time that the link was down
+DEADLINE = 40
+OPERATIONS = ("all_to_all", "all_reduce", "all_gather", "reduce_scatter", "hierarchical_all_reduce", "barrier")
 SLACK = 40  # seconds from the deadline to the end of all processes
 
 
@@ -33,16 +35,39 @@ def one(folder: Path, kind: str, down: Optional[float], number: int, random: Ran
     expected = job.reference(folder, 2, STEPS)
     run_folder = folder / "network" / f"{number}_{time.time_ns()}"
     run_folder.mkdir(parents=True)
-    logs, arguments = run_folder / "logs_of_nodes", job.words(job.make_config(folder), run_folder, 2, STEPS,
-                                                              f"runtime.collective_timeout={DEADLINE}", "checkpoint.resume=auto")
+    logs, arguments = (
+        run_folder / "logs_of_nodes",
+        job.words(
+            job.make_config(folder),
+            run_folder,
+            2,
+            STEPS,
+            f"runtime.collective_timeout={DEADLINE}",
+            "checkpoint.resume=auto",
+        ),
+    )
     scripts = job.ROOT / "scripts"
-    cluster = ["bash", str(scripts / "simulate_cluster.sh"), "--nodes", "2", "--workers-per-node", "1", "--keep-logs", str(logs), "--",
-               "bash", str(scripts / "train_msrun.sh"), *arguments]
+    cluster = [
+        "bash",
+        str(scripts / "simulate_cluster.sh"),
+        "--nodes",
+        "2",
+        "--workers-per-node",
+        "1",
+        "--keep-logs",
+        str(logs),
+        "--",
+        "bash",
+        str(scripts / "train_msrun.sh"),
+        *arguments,
+    ]
     with open(run_folder / "errors", "w") as errors:
         process = subprocess.Popen(cluster, cwd=folder, env=job.environment(), stdout=subprocess.DEVNULL, stderr=errors)
     step = random.randint(2, STEPS // 3)
     try:
-        clock.wait(lambda: job.newest_step(run_folder) >= step or process.poll() is not None, f"step {step}", job.LIMIT, 0.005)
+        clock.wait(
+            lambda: job.newest_step(run_folder) >= step or process.poll() is not None, f"step {step}", job.LIMIT, 0.005
+        )
         time.sleep(random.uniform(0, 0.1))
         if process.poll() is not None:
             raise clock.NotTried(f"{kind}: the job ended before the link did, see {run_folder / 'errors'}")
@@ -53,7 +78,9 @@ def one(folder: Path, kind: str, down: Optional[float], number: int, random: Ran
         if down is not None:
             time.sleep(down)
             subprocess.run([*network, "up"], check=True)
-            clock.wait(lambda: job.newest_step(run_folder) > reached + 1 or process.poll() is not None, "a further step", 300)
+            clock.wait(
+                lambda: job.newest_step(run_folder) > reached + 1 or process.poll() is not None, "a further step", 300
+            )
             seconds = clock.now() - started
         clock.wait(lambda: process.poll() is not None, "the end of the job", job.LIMIT if down else DEADLINE + SLACK)
         seconds = seconds if down else clock.now() - started
@@ -68,6 +95,10 @@ def one(folder: Path, kind: str, down: Optional[float], number: int, random: Ran
         named = bool(said) and "rank 1" in said[0] and any(word in said[0] for word in OPERATIONS)
         whole = bool(job.whole_steps(run_folder))
         recovered = whole and not left and differs is None
-        return Outcome("network", number, kind, named and process.returncode == 1, recovered, not whole, seconds, detail)
+        return Outcome(
+            "network", number, kind, named and process.returncode == 1, recovered, not whole, seconds, detail
+        )
     survived = process.returncode == 0 and differs is None
-    return Outcome("network", number, kind, survived or bool(said), survived and not left, differs is not None, seconds, detail)
+    return Outcome(
+        "network", number, kind, survived or bool(said), survived and not left, differs is not None, seconds, detail
+    )

@@ -1,7 +1,9 @@
-"""Strangers at the mesh's ports: noise, half greetings, replays, connections that say nothing; while ranks join, and while they train.
+"""Strangers at the mesh's ports: noise, half greetings, replays, connections that say nothing; while ranks join, and
+while they train.
 
-Ranks are started one by one, as msrun would: the first waits for the second, and meanwhile most of the strangers come, to every port
-that it listens on; the rest come while both train, when nobody listens any more. Losses must be those of the undisturbed run.
+Ranks are started one by one, as msrun would: the first waits for the second, and meanwhile most of the strangers come,
+to every port that it listens on; the rest come while both train, when nobody listens any more. Losses must be those of
+the undisturbed run.
 """
 
 import os
@@ -24,13 +26,29 @@ OPENING = struct.Struct("<8s4sII16s")
 
 
 def packet(random: Random) -> bytes:
-    """What a stranger says: nothing, noise, another protocol, or a greeting of the mesh with or without a made-up proof."""
-    purpose, rank, size = random.choice([b"join", b"pair"]), random.randrange(2**32), random.choice([2, random.randrange(2**32)])
+    """What a stranger says: nothing, noise, another protocol, or a greeting of the mesh with or without a made-up
+    proof.
+    """
+    purpose, rank, size = (
+        random.choice([b"join", b"pair"]),
+        random.randrange(2**32),
+        random.choice([2, random.randrange(2**32)]),
+    )
     opening = OPENING.pack(b"locmesh1", purpose, rank, size, random.randbytes(16))
-    return random.choice([
-        b"", random.randbytes(random.randint(1, 200)), random.randbytes(random.randint(200, 65536)), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + random.randbytes(500), opening, opening[:random.randrange(36)],
-        opening + random.randbytes(32), opening + bytes(32), opening + random.randbytes(32) + struct.pack("<I", 2**32 - 1) + b"{}"])
+    return random.choice(
+        [
+            b"",
+            random.randbytes(random.randint(1, 200)),
+            random.randbytes(random.randint(200, 65536)),
+            b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + random.randbytes(500),
+            opening,
+            opening[: random.randrange(36)],
+            opening + random.randbytes(32),
+            opening + bytes(32),
+            opening + random.randbytes(32) + struct.pack("<I", 2**32 - 1) + b"{}",
+        ]
+    )
 
 
 def listening_ports(pid: int) -> list[int]:
@@ -46,7 +64,9 @@ def listening_ports(pid: int) -> list[int]:
 
 
 class Strangers:
-    """Says packets to ports; keeps some connections open that say no more. Counts those that were taken and those that were refused."""
+    """Says packets to ports; keeps some connections open that say no more. Counts those that were taken and those that
+    were refused.
+    """
 
     def __init__(self, random: Random) -> None:
         self.random, self.taken, self.refused = random, 0, 0
@@ -74,11 +94,22 @@ class Strangers:
 
 
 def start_rank(folder: Path, run_folder: Path, rank: int, port: int, secret: str) -> subprocess.Popen:
-    environment = job.environment(MS_ROLE="MS_WORKER", RANK_ID=str(rank), MS_WORKER_NUM="2", MS_SCHED_HOST="127.0.0.1",
-                                  LOCMOE_MESH_PORT=str(port), LOCMOE_MESH_SECRET=secret)
+    environment = job.environment(
+        MS_ROLE="MS_WORKER",
+        RANK_ID=str(rank),
+        MS_WORKER_NUM="2",
+        MS_SCHED_HOST="127.0.0.1",
+        LOCMOE_MESH_PORT=str(port),
+        LOCMOE_MESH_SECRET=secret,
+    )
     with open(run_folder / f"rank_{rank}.log", "w") as log:
-        return subprocess.Popen(job.alone(job.words(folder / "config.yaml", run_folder, 2, STEPS, "checkpoint.resume=auto")), cwd=folder,
-                                env=environment, stdout=log, stderr=log)
+        return subprocess.Popen(
+            job.alone(job.words(folder / "config.yaml", run_folder, 2, STEPS, "checkpoint.resume=auto")),
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
 
 
 def run(folder: Path, ledger: Ledger, count: int, seed: int) -> None:
@@ -101,7 +132,9 @@ def run(folder: Path, ledger: Ledger, count: int, seed: int) -> None:
         ranks.append(start_rank(folder, run_folder, 1, port, secret))
         ports = [port]
         while strangers.taken + strangers.refused < count or any(rank.poll() is None for rank in ranks):
-            ports = sorted({*ports, *(found for rank in ranks if rank.poll() is None for found in listening_ports(rank.pid))})
+            ports = sorted(
+                {*ports, *(found for rank in ranks if rank.poll() is None for found in listening_ports(rank.pid))}
+            )
             if strangers.taken + strangers.refused < count:
                 strangers.say(ports)
             time.sleep(0.01 if strangers.taken + strangers.refused < count else 0.2)
@@ -117,7 +150,19 @@ def run(folder: Path, ledger: Ledger, count: int, seed: int) -> None:
     logged = [line for line in (run_folder / "rank_0.log").read_text().splitlines() if "connections refused" in line]
     differs = job.differing_step(run_folder, expected, STEPS)
     ended = [rank.returncode for rank in ranks]
-    detail = (f"{count} packets: {strangers.taken} taken by an open port, {strangers.refused} refused by a closed one; "
-              f"ranks ended with {ended}; logged: {logged[0] if logged else 'nothing'}{stuck}")
-    ledger.note(Outcome("packets", 0, f"{count:,} packets at the mesh's ports, in one job", bool(logged),
-                        ended == [0, 0] and differs is None, differs is not None, clock.now() - started, detail))
+    detail = (
+        f"{count} packets: {strangers.taken} taken by an open port, {strangers.refused} refused by a closed one; "
+        f"ranks ended with {ended}; logged: {logged[0] if logged else 'nothing'}{stuck}"
+    )
+    ledger.note(
+        Outcome(
+            "packets",
+            0,
+            f"{count:,} packets at the mesh's ports, in one job",
+            bool(logged),
+            ended == [0, 0] and differs is None,
+            differs is not None,
+            clock.now() - started,
+            detail,
+        )
+    )

@@ -1,8 +1,11 @@
-"""One rank of jobs whose second rank compiles another step than the first: what an audit must catch; and the graphs of generation.
+"""One rank of jobs whose second rank compiles another step than the first: what an audit must catch; and the graphs of
+generation.
 
-usage: audit_worker.py CASES   (under msrun)    CASES: JSON, name -> [configuration of rank 0, of rank 1]; graphs go beside it
+usage: audit_worker.py CASES   (under msrun)    CASES: JSON, name -> [configuration of rank 0, of rank 1]; graphs go
+    beside it
 
-The first case's model is also compiled for generation with its experts spread over the ranks, into the folder `generation`.
+The first case's model is also compiled for generation with its experts spread over the ranks, into the folder
+`generation`.
 """
 
 import json
@@ -35,7 +38,10 @@ def export_generation(config: Config, launch: Launch, folder: Path) -> None:
     row, column, whole = (Tensor(np.zeros(shape, np.int32)) for shape in ((2,), (2, 1), (2, 8)))
     cache = Tensor(np.zeros((2, context.shape.num_heads, 8, context.shape.head_size), np.float32))
     prefill, decode = Prefill(network, context, 2, 8), Decode(network, context, 2, 8)
-    inputs = {"prefill": (whole, whole, row, row, row), "decode": (column, column, column, row, row, *[cache] * 2 * len(decode.layers))}
+    inputs = {
+        "prefill": (whole, whole, row, row, row),
+        "decode": (column, column, column, row, row, *[cache] * 2 * len(decode.layers)),
+    }
     for name, cell in (("prefill", prefill), ("decode", decode)):
         ms.export(cell, *inputs[name], file_name=str(folder / f"{name}_{launch.rank}"), file_format="MINDIR")
     note = {"graphs": [[name, 1] for name in inputs], "groups": collectives.groups}

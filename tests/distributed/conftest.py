@@ -20,18 +20,39 @@ def free_port():
 
 @pytest.fixture(scope="session")
 def run_job():
-    """`run_job(ranks, limit, folder, worker, *arguments)` runs a worker file of this folder to its end: one process, or several under
-    msrun. Files and logs are in `folder`; it may take `limit` seconds.
+    """`run_job(ranks, limit, folder, worker, *arguments)` runs a worker file of this folder to its end: one process, or
+    several under msrun. Files and logs are in `folder`; it may take `limit` seconds.
     """
+
     def run(ranks, limit, folder, worker, *arguments):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3", "OMP_NUM_THREADS": "1",
-                       "LOCMOE_MESH_SECRET": secrets.token_hex(32), "LOCMOE_MESH_PORT": str(free_port()),
-                       "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "GLOG_v": "3",
+            "OMP_NUM_THREADS": "1",
+            "LOCMOE_MESH_SECRET": secrets.token_hex(32),
+            "LOCMOE_MESH_PORT": str(free_port()),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
         command = [str(Path(__file__).with_name(worker)), *map(str, arguments)]
-        launcher = ["msrun", f"--worker_num={ranks}", f"--local_worker_num={ranks}", "--master_addr=127.0.0.1",
-                    f"--master_port={free_port()}", "--join=True", f"--log_dir={folder / 'logs'}", "python"]
-        job = subprocess.run([*(launcher if ranks > 1 else [sys.executable]), *command],
-                             env=environment, cwd=folder, capture_output=True, text=True, timeout=limit)
+        launcher = [
+            "msrun",
+            f"--worker_num={ranks}",
+            f"--local_worker_num={ranks}",
+            "--master_addr=127.0.0.1",
+            f"--master_port={free_port()}",
+            "--join=True",
+            f"--log_dir={folder / 'logs'}",
+            "python",
+        ]
+        job = subprocess.run(
+            [*(launcher if ranks > 1 else [sys.executable]), *command],
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+        )
         assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
 
     return run

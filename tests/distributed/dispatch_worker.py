@@ -13,10 +13,11 @@ RANKS, TOKENS, HIDDEN, EXPERTS, AMPLE = 4, 11, 6, 8, 22
 
 
 class Case(NamedTuple):
-    """A dispatcher on `RANKS` ranks, and its capacities (tokens a rank may send to an expert of its node, and to another).
+    """A dispatcher on `RANKS` ranks, and its capacities (tokens a rank may send to an expert of its node, and to
+    another).
 
-    `tensor` neighbouring ranks hold the same tokens and a term of each expert; `share`: they send a share each, else all. `parts`: those
-    that exchange by themselves, neighbours.
+    `tensor` neighbouring ranks hold the same tokens and a term of each expert; `share`: they send a share each, else
+    all. `parts`: those that exchange by themselves, neighbours.
     """
 
     kind: str
@@ -49,22 +50,30 @@ CASES = {
     "hierarchical, overflow, overlapped": Case("hierarchical", 3, 1, chunks=2, top_k=2),
     "hierarchical, nothing near": Case("hierarchical", 2, 2, top_k=2),
     "hierarchical, nothing far": Case("hierarchical", 3, 0, top_k=2),
-    "hierarchical, nothing far, group-wise, re-picked": Case("hierarchical", 4, 0, top_k=2, tensor=2, share=True, overflow="repick"),
+    "hierarchical, nothing far, group-wise, re-picked": Case(
+        "hierarchical", 4, 0, top_k=2, tensor=2, share=True, overflow="repick"
+    ),
     "hierarchical, one rank a node": Case("hierarchical", 4, 2, ranks_per_node=1, chunks=2),
     "hierarchical, one node": Case("hierarchical", 5, 1, ranks_per_node=4),
     "flat, tensor parallel": Case("flat", 4, 4, top_k=2, tensor=2),
     "flat, group-wise": Case("flat", 4, 4, top_k=2, tensor=2, share=True),
-    "flat, group-wise, overflow, 2 chunks": Case("flat", 2, 2, chunks=2, top_k=2, priority="weight", tensor=2, share=True),
+    "flat, group-wise, overflow, 2 chunks": Case(
+        "flat", 2, 2, chunks=2, top_k=2, priority="weight", tensor=2, share=True
+    ),
     "hierarchical, tensor parallel": Case("hierarchical", 8, 4, tensor=2, placement="node_grouped", groups=2),
     "hierarchical, group-wise": Case("hierarchical", 8, 4, tensor=2, share=True, placement="node_grouped", groups=2),
-    "hierarchical, group-wise, overflow, overlapped": Case("hierarchical", 5, 2, chunks=2, top_k=2, tensor=2, share=True),
+    "hierarchical, group-wise, overflow, overlapped": Case(
+        "hierarchical", 5, 2, chunks=2, top_k=2, tensor=2, share=True
+    ),
     "flat, re-picked": Case("flat", 2, 2, top_k=2, overflow="repick"),
     "hierarchical, re-picked": Case("hierarchical", 3, 1, top_k=2, priority="weight", groups=4, overflow="repick"),
     "hierarchical, re-picked, overlapped": Case("hierarchical", 3, 1, chunks=2, overflow="repick"),
     "hierarchical, group-wise, re-picked": Case("hierarchical", 4, 2, top_k=2, tensor=2, share=True, overflow="repick"),
     "flat, in parts": Case("flat", 5, 5, top_k=2, ranks_per_node=1, placement="node_grouped", groups=2, parts=2),
     "flat, every rank by itself": Case("flat", 4, 4, top_k=2, parts=4),
-    "hierarchical, in parts, overlapped": Case("hierarchical", 4, 2, top_k=2, ranks_per_node=1, chunks=2, priority="weight", parts=2),
+    "hierarchical, in parts, overlapped": Case(
+        "hierarchical", 4, 2, top_k=2, ranks_per_node=1, chunks=2, priority="weight", parts=2
+    ),
     "hierarchical, in parts of a node": Case("hierarchical", 4, 0, placement="node_grouped", groups=2, parts=2),
     "hierarchical, group-wise, in parts": Case("hierarchical", 8, 4, tensor=2, share=True, parts=2),
     "ragged, in parts": Case("ragged", AMPLE, AMPLE, top_k=2, ranks_per_node=1, parts=2),
@@ -90,12 +99,18 @@ class Example(NamedTuple):
 def example(name: str, place: int) -> Example:
     if name == TIGHT:  # everybody wants the first expert, of rank 0: four even loads
         zeros = np.zeros((TOKENS, HIDDEN), np.float32)
-        return Example(zeros, zeros, np.zeros((TOKENS, 1), np.int32), np.ones((TOKENS, 1), np.float32),
-                       np.zeros(TOKENS, np.int32), np.zeros(TOKENS, np.float32))
+        return Example(
+            zeros,
+            zeros,
+            np.zeros((TOKENS, 1), np.int32),
+            np.ones((TOKENS, 1), np.float32),
+            np.zeros(TOKENS, np.int32),
+            np.zeros(TOKENS, np.float32),
+        )
     rng = np.random.default_rng([list(CASES).index(name), place])
     x, dy = rng.standard_normal((2, TOKENS, HIDDEN)).astype(np.float32)
     # One expert more than there are: no assignment. Low numbers are chosen often.
-    expert = rng.permuted(np.tile(np.arange(EXPERTS + 1), (TOKENS, 1)), axis=1)[:, :CASES[name].top_k]
+    expert = rng.permuted(np.tile(np.arange(EXPERTS + 1), (TOKENS, 1)), axis=1)[:, : CASES[name].top_k]
     expert = np.where(rng.uniform(size=expert.shape) < 0.3, np.arange(CASES[name].top_k), expert).astype(np.int32)
     expert[:, 1:][expert[:, 1:] == expert[:, :1]] = EXPERTS  # no token goes to an expert twice
     weight = rng.uniform(size=expert.shape).astype(np.float32)
@@ -106,7 +121,9 @@ def example(name: str, place: int) -> Example:
 
 
 def factors(tensor: int = 1) -> np.ndarray:
-    """<float32>[tensor, EXPERTS, HIDDEN]: expert e multiplies its tokens by row e of the sum over ranks of a tensor-parallel group."""
+    """<float32>[tensor, EXPERTS, HIDDEN]: expert e multiplies its tokens by row e of the sum over ranks of a
+    tensor-parallel group.
+    """
     return np.random.default_rng(99).standard_normal((tensor, EXPERTS, HIDDEN)).astype(np.float32)
 
 
@@ -117,10 +134,10 @@ def placement_of(case: Case):
 
 
 def exchange_of(case: Case, place: int):
-    from locmoe_ops.topology import PlacementPart
+    from locmoe_ops.topology import ExpertSubgroup
 
     whole = placement_of(case)
-    return whole if case.parts == 1 else PlacementPart(whole, case.parts, place * case.parts // case.places)
+    return whole if case.parts == 1 else ExpertSubgroup(whole, case.parts, place * case.parts // case.places)
 
 
 def build(case: Case, name: str, collectives):
@@ -132,8 +149,13 @@ def build(case: Case, name: str, collectives):
     if case.kind == "ragged":
         limit = 3.5 if name == TIGHT else None
         return RaggedDispatcher(collectives, placement, TOKENS, case.top_k, limit, name, "moe.dispatch.ragged_limit")
-    common = {"drop_priority": case.priority, "tag": name, "chunks": case.chunks, "group_wise": case.share,
-              "overflow": case.overflow}
+    common = {
+        "drop_priority": case.priority,
+        "tag": name,
+        "chunks": case.chunks,
+        "group_wise": case.share,
+        "overflow": case.overflow,
+    }
     if case.kind == "flat":
         return FlatDispatcher(collectives, placement, TOKENS, case.top_k, case.near, **common)
     return HierarchicalDispatcher(collectives, placement, TOKENS, case.top_k, case.near, case.far, **common)
@@ -144,7 +166,7 @@ def run_case(name: str, rank: int, mesh) -> dict:
     from mindspore import Parameter, Tensor, nn, ops
 
     from locmoe_ops.collectives.create import create_collectives
-    from locmoe_ops.dispatch.group_wise import EnterWithShares, LeaveWithShares
+    from locmoe_ops.dispatch.group_wise import AllGatherSlots, ReduceScatterSlots
     from locmoe_ops.tensor_parallel import TensorGroup
     from locmoe_ops.topology import Topology
 
@@ -159,7 +181,10 @@ def run_case(name: str, rank: int, mesh) -> dict:
             held = list(placement_of(case).local_experts(topology.ep_index(rank)))
             self.factor = Parameter(Tensor(factors(case.tensor)[tensor.index][held][:, None]), name="factor")
             if case.share:
-                self.enter, self.leave = EnterWithShares(collectives, f"{name}/gather"), LeaveWithShares(collectives, f"{name}/scatter")
+                self.enter, self.leave = (
+                    AllGatherSlots(collectives, f"{name}/gather"),
+                    ReduceScatterSlots(collectives, f"{name}/scatter"),
+                )
             else:
                 self.enter, self.leave = tensor.enter(f"{name}/experts"), tensor.leave(f"{name}/experts")
 
@@ -182,16 +207,22 @@ def run_case(name: str, rank: int, mesh) -> dict:
         def __init__(self):
             super().__init__()
             self.objective = Objective()
-            self.differentiate = ops.value_and_grad(self.objective, (0, 1, 2), self.objective.trainable_params(), has_aux=True)
+            self.differentiate = ops.value_and_grad(
+                self.objective, (0, 1, 2), self.objective.trainable_params(), has_aux=True
+            )
 
         def construct(self, x, weight, second_weight, expert, second, dy):
-            (_, y, kept), ((dx, dweight, dsecond), (dfactor,)) = self.differentiate(x, weight, second_weight, expert, second, dy)
+            (_, y, kept), ((dx, dweight, dsecond), (dfactor,)) = self.differentiate(
+                x, weight, second_weight, expert, second, dy
+            )
             return y, kept, dx, dweight, dsecond, dfactor
 
     ms.set_context(mode=ms.GRAPH_MODE)
     step, before = Differentiated(), collectives.bytes_sent()
     for _ in range(2):  # twice: nothing may be left over from a run
-        results = step(*(Tensor(array) for array in (own.x, own.weight, own.second_weight, own.expert, own.second, own.dy)))
+        results = step(
+            *(Tensor(array) for array in (own.x, own.weight, own.second_weight, own.expert, own.second, own.dy))
+        )
         arrays = [tensor.asnumpy() for tensor in results]
     sent = collectives.bytes_sent()
     found = dict(zip(("y", "kept", "dx", "dweight", "dsecond", "dfactor"), arrays))
@@ -208,13 +239,15 @@ def run_sums(rank: int, mesh) -> dict:
     from mindspore import Tensor
 
     from locmoe_ops.collectives.create import create_collectives
-    from locmoe_ops.collectives.hierarchical_reduce import NodeFirstSum
+    from locmoe_ops.collectives.hierarchical_reduce import HierarchicalAllReduce
     from locmoe_ops.topology import Topology
 
     collectives, found = create_collectives("tcp", Topology(RANKS, 2, RANKS), rank, mesh), {}
     for size, own in sums(rank).items():
         before = collectives.bytes_sent("gradient")
-        found[f"sum {size}/values"] = NodeFirstSum(collectives, "dp", f"gradient/{size}")(Tensor(own)).asnumpy()
+        found[f"sum {size}/values"] = HierarchicalAllReduce(collectives, "dp", f"gradient/{size}")(
+            Tensor(own)
+        ).asnumpy()
         after = collectives.bytes_sent("gradient")
         found[f"sum {size}/between nodes"] = np.array(after.inter_node - before.inter_node)
     return found
@@ -227,26 +260,30 @@ def run_flight(rank: int, mesh) -> dict:
     from locmoe_ops.collectives.create import create_collectives
     from locmoe_ops.topology import Topology
 
-    class Flight(nn.Cell):
+    class AsyncAllToAll(nn.Cell):
         def __init__(self, flight) -> None:
             super().__init__()
             self.starts, self.wait = nn.CellList(list(flight.starts)), flight.wait
 
-        def construct(self, short: Tensor, long: Tensor, rider: Tensor) -> tuple:
-            first, rider = self.starts[0](short, rider)
-            second, rider = self.starts[1](long, rider * 2.0)
-            return self.wait((first, second), rider), rider * 2.0
+        def construct(self, short: Tensor, long: Tensor, control: Tensor) -> tuple:
+            first, control = self.starts[0](short, control)
+            second, control = self.starts[1](long, control * 2.0)
+            return self.wait((first, second), control), control * 2.0
 
     collectives, own = create_collectives("tcp", Topology(RANKS, 2, RANKS), rank, mesh), sums(rank)
-    cell = Flight(collectives.sum_in_flight("dp", "gradient/flight", [vector.shape for vector in own.values()]))
-    tensors, rider = tuple(Tensor(vector) for vector in own.values()), Tensor(np.ones(1, np.float32))
+    cell = AsyncAllToAll(
+        collectives.all_reduce_async("dp", "gradient/flight", [vector.shape for vector in own.values()])
+    )
+    tensors, control = tuple(Tensor(vector) for vector in own.values()), Tensor(np.ones(1, np.float32))
     found = {}
     for when in ("first", "second"):
         before = collectives.bytes_sent("gradient")
-        totals, after_all = cell(*tensors, rider)
-        found.update({f"flight {size}/{when}": total.asnumpy() for size, total in zip(own, totals)})  # waits for the graph
+        totals, after_all = cell(*tensors, control)
+        found.update(
+            {f"flight {size}/{when}": total.asnumpy() for size, total in zip(own, totals)}
+        )  # waits for the graph
         found["flight/between nodes"] = np.array(collectives.bytes_sent("gradient").inter_node - before.inter_node)
-        found["flight/rider"] = after_all.asnumpy()
+        found["flight/control"] = after_all.asnumpy()
     return found
 
 
@@ -254,8 +291,15 @@ def main() -> None:
     rank, port, parent, output = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     from locmoe_ops.collectives.tcp.mesh import join_mesh
 
-    mesh = join_mesh(rank, RANKS, ("127.0.0.1", port), bytes.fromhex(os.environ["MESH_SECRET"]), join_timeout=120,
-                     collective_timeout=300, parent_pid=parent)
+    mesh = join_mesh(
+        rank,
+        RANKS,
+        ("127.0.0.1", port),
+        bytes.fromhex(os.environ["MESH_SECRET"]),
+        join_timeout=120,
+        collective_timeout=300,
+        parent_pid=parent,
+    )
     results = {**run_sums(rank, mesh), **run_flight(rank, mesh)}
     for name in CASES:
         results.update(run_case(name, rank, mesh))

@@ -61,8 +61,15 @@ def give_up(error):
 def main():
     job, rank, world_size, port, join_timeout, collective_timeout, parent = sys.argv[1:]
     secret = os.environ["MESH_SECRET"].encode()
-    mesh = join_mesh(int(rank), int(world_size), ("127.0.0.1", int(port)), secret, join_timeout=float(join_timeout),
-                     collective_timeout=float(collective_timeout), parent_pid=int(parent) or None)
+    mesh = join_mesh(
+        int(rank),
+        int(world_size),
+        ("127.0.0.1", int(port)),
+        secret,
+        join_timeout=float(join_timeout),
+        collective_timeout=float(collective_timeout),
+        parent_pid=int(parent) or None,
+    )
     if job == "busy":
         mesh.on_unnoticed = give_up
     print("ready", flush=True)

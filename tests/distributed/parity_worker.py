@@ -21,8 +21,8 @@ from locmoe_ops.tensor_parallel import slice_of
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.checkpoint.state import Place, pieces, read_values, set_values, writing_ranks
-from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
+from pangu_sigma.checkpoint.state import RankLocation, pieces, read_values, set_values, writing_ranks
+from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
 from pangu_sigma.config.load import config_from_dict, to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
@@ -30,13 +30,18 @@ from pangu_sigma.data.loader import create_loader
 from pangu_sigma.data.vocabulary import vocabulary
 from pangu_sigma.model.capacity_rules import resolve_layout
 from pangu_sigma.runtime.runtime import Runtime, start_runtime
-from pangu_sigma.train.engine import TrainingParts
+from pangu_sigma.train.engine import TrainEngine
 from pangu_sigma.train.schedule import learning_rate
 
 STEPS = 20
-# Every router, with one expert-parallel group and with tensor parallelism (to which hash is as switch); replicas of experts, whose
-# gradients are summed whatever the router, with the one that has the most losses.
-ROUTERS = {"1x1": ("hash", "switch", "locmoe"), "4x1": ("hash", "switch", "locmoe"), "2x1": ("locmoe",), "2x2": ("switch", "locmoe")}
+# Every router, with one expert-parallel group and with tensor parallelism (to which hash is as switch); replicas of
+# experts, whose gradients are summed whatever the router, with the one that has the most losses.
+ROUTERS = {
+    "1x1": ("hash", "switch", "locmoe"),
+    "4x1": ("hash", "switch", "locmoe"),
+    "2x1": ("locmoe",),
+    "2x2": ("switch", "locmoe"),
+}
 ADAPTIVE_DEGREES = ("1x1", "4x1")
 MICRO_BATCHES = 3
 
@@ -44,19 +49,34 @@ MICRO_BATCHES = 3
 def configuration(data: str, router: str, expert: int = 1, tensor: int = 1) -> Config:
     """A network small enough to compile in seconds; slots for every token, so that nothing is dropped."""
     statistics = {"hash": "global", "switch": "rank", "locmoe": "node"}[router]
-    return config_from_dict({
-        "model": {"hidden_size": 32, "num_heads": 2, "dense_layers": 1, "sparse_layers": 1, "sequence_length": 32,
-                  "attention_dropout": 0.1, "domain_embeddings": router == "locmoe"},
-        "moe": {"num_experts": 8, "num_groups": 2, "layout": {"world_size": 4, "ranks_per_node": 2, "expert": 4},
-                "capacity": {"factor": 8.0}, "dispatch": {"group_wise": tensor > 1 and router == "locmoe"},
-                "router": {"type": router, "statistics": statistics, "locmoe": {"locality_loss_weight": 0.1}}},
-        "parallel": {"expert": expert, "tensor": tensor},
-        "data": {"path": data},
-        # Adam divides a gradient by its own size: where it passes through 0, rounding would become a full step. An epsilon
-        # above the rounding of gradients (1e-7 of 0.1) keeps the 20 steps a continuous function of what is compared.
-        "optimizer": {"learning_rate": 0.01, "warmup_steps": 5, "epsilon": 1e-4, "expert_epsilon": 1e-4},
-        "train": {"steps": STEPS, "global_batch_size": 8, "eval_rows": 0},
-    })
+    return config_from_dict(
+        {
+            "model": {
+                "hidden_size": 32,
+                "num_heads": 2,
+                "dense_layers": 1,
+                "sparse_layers": 1,
+                "sequence_length": 32,
+                "attention_dropout": 0.1,
+                "domain_embeddings": router == "locmoe",
+            },
+            "moe": {
+                "num_experts": 8,
+                "num_groups": 2,
+                "layout": {"world_size": 4, "ranks_per_node": 2, "expert": 4},
+                "capacity": {"factor": 8.0},
+                "dispatch": {"group_wise": tensor > 1 and router == "locmoe"},
+                "router": {"type": router, "statistics": statistics, "locmoe": {"locality_loss_weight": 0.1}},
+            },
+            "parallel": {"expert": expert, "tensor": tensor},
+            "data": {"path": data},
+            # Adam divides a gradient by its own size: where it passes through 0, rounding would become a full step. An
+            # epsilon above the rounding of gradients (1e-7 of 0.1) keeps the 20 steps a continuous function of what is
+            # compared.
+            "optimizer": {"learning_rate": 0.01, "warmup_steps": 5, "epsilon": 1e-4, "expert_epsilon": 1e-4},
+            "train": {"steps": STEPS, "global_batch_size": 8, "eval_rows": 0},
+        }
+    )
 
 
 def adaptive(data: str, expert: int) -> Config:
@@ -82,8 +102,10 @@ def dense(data: str, overlap: bool) -> Config:
 def run(config: Config, runtime: Runtime, data: PreparedData, checkpoints: Path) -> dict:
     """Losses of every step, gradients of the first (from Adam's first moments), and the parameters after the last."""
     topology = runtime.topology
-    loader = create_loader(config, data, resolve_layout(config, topology), runtime.rank // topology.tensor, topology.data)
-    parts = TrainingParts(config, runtime, vocabulary(config, data))
+    loader = create_loader(
+        config, data, resolve_layout(config, topology), runtime.rank // topology.tensor, topology.data
+    )
+    parts = TrainEngine(config, runtime, vocabulary(config, data))
     placement = ExpertPlacement(8, 2, topology.expert, "interleaved")
     experts = placement.local_experts(topology.ep_index(runtime.rank))
     saved, history = {}, []
@@ -92,12 +114,20 @@ def run(config: Config, runtime: Runtime, data: PreparedData, checkpoints: Path)
         parts.capacity.prepare(step, loader.step)
         result = parts.train_step(loader.step(step - 1), step, learning_rate(config.optimizer, steps, step))
         sums = result.sums
-        history.append([*(float(sums[name]) / float(sums["tokens"]) for name in ("task", "aux", "locality")), result.grad_norm,
-                        float(sums["kept"].sum()), parts.capacity.metrics().get("moe/capacity_slots", 0) / rows])
+        history.append(
+            [
+                *(float(sums[name]) / float(sums["tokens"]) for name in ("task", "aux", "locality")),
+                result.grad_norm,
+                float(sums["kept"].sum()),
+                parts.capacity.metrics().get("moe/capacity_slots", 0) / rows,
+            ]
+        )
         if step == 1:
             clip = min(1.0, config.optimizer.clip_norm / result.grad_norm)
             for name, moment in whole_values(parts.adam.first, runtime.collectives).items():
-                _save(saved, name.replace("adam_m.", "gradient/"), moment / (1 - config.optimizer.beta1) / clip, experts)
+                _save(
+                    saved, name.replace("adam_m.", "gradient/"), moment / (1 - config.optimizer.beta1) / clip, experts
+                )
     for name, value in whole_values(parts.parameters, runtime.collectives).items():
         _save(saved, f"parameter/{name}", value, experts)
     loader.close()
@@ -110,17 +140,26 @@ def run(config: Config, runtime: Runtime, data: PreparedData, checkpoints: Path)
     return {**saved, "history": np.array(history)}
 
 
-def write_and_read(config: Config, runtime: Runtime, data: PreparedData, parts: TrainingParts, experts: tuple, checkpoints: Path,
-                   saved: dict) -> None:
+def write_and_read(
+    config: Config,
+    runtime: Runtime,
+    data: PreparedData,
+    parts: TrainEngine,
+    experts: tuple,
+    checkpoints: Path,
+    saved: dict,
+) -> None:
     """Saves the whole state in a checkpoint and beside it, and reads the checkpoint back into spoilt parameters."""
     state = parts.state()
     for name, value in whole_values(state, runtime.collectives).items():
         _save(saved, f"state/{name}", value, experts)
     before = [parameter.asnumpy() for parameter in state]
     topology, barrier = runtime.topology, runtime.collectives.barrier
-    with CheckpointWriter(checkpoints, Job(runtime.rank, writing_ranks(topology), 60.0, barrier), Retention()) as writer:
+    with CheckpointWriter(
+        checkpoints, WritingJob(runtime.rank, writing_ranks(topology), 60.0, barrier), Retention()
+    ) as writer:
         header = training_header(config, resolve_layout(config, topology), data, parts.words.words, STEPS, state)
-        writer.save(header, pieces(state, Place(topology, runtime.rank, experts)))
+        writer.save(header, pieces(state, RankLocation(topology, runtime.rank, experts)))
     barrier()  # the first rank has published
     for parameter in state:
         parameter.set_data(parameter * 0)
@@ -129,7 +168,7 @@ def write_and_read(config: Config, runtime: Runtime, data: PreparedData, parts: 
         np.testing.assert_array_equal(parameter.asnumpy(), value, err_msg=parameter.name)
 
 
-def read_back(checkpoints: Path, parts: TrainingParts, experts: tuple) -> None:
+def read_back(checkpoints: Path, parts: TrainEngine, experts: tuple) -> None:
     with CheckpointReader.open(checkpoints / f"step_{STEPS}") as reader:
         set_values(read_values(reader, parts.state(), experts))
 
@@ -142,7 +181,7 @@ def whole_values(state: Sequence[Parameter], collectives: Collectives) -> Dict[s
         own = np.concatenate([p.asnumpy().reshape(1, -1) for p, _ in cut], 1)  # one message, one small graph
         of_all, start = collectives.all_gather("tp", "test/parts")(Tensor(own)).asnumpy(), 0
         for parameter, part in cut:
-            found = of_all[:, start:start + parameter.size]
+            found = of_all[:, start : start + parameter.size]
             values[parameter.name] = part.join([piece.reshape(parameter.shape) for piece in found])
             start += parameter.size
     return values
@@ -172,7 +211,9 @@ def main() -> None:
                 found = run(adaptive(data_path, expert), runtime, data, Path(output) / "adaptive")
                 np.savez(Path(output) / f"adaptive_w{job.world_size}_{degree}_rank{job.rank}.npz", **found)
         if job.world_size > 1:
-            runtime = dataclasses.replace(job, collectives=create_collectives("tcp", Topology(job.world_size, 2), job.rank, job.mesh))
+            runtime = dataclasses.replace(
+                job, collectives=create_collectives("tcp", Topology(job.world_size, 2), job.rank, job.mesh)
+            )
             for overlap in (True, False):
                 found = run(dense(data_path, overlap), runtime, data, Path(output) / "dense")
                 np.savez(Path(output) / f"dense_w{job.world_size}_{overlap}_rank{job.rank}.npz", **found)

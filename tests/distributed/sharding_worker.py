@@ -1,9 +1,10 @@
-"""One rank of the sharding job: the same steps with optimizer state whole and shared out, each going on from the other's checkpoints.
+"""One rank of the sharding job: the same steps with optimizer state whole and shared out, each going on from the
+other's checkpoints.
 
 usage: sharding_worker.py DATA OUTPUT      (under msrun, four workers that play two nodes)
 
-Leaves `history_NAME_RANK.npy`, one row of losses and gradient norm a step, `held_NAME_RANK.npy`, numbers of optimizer state in the
-compiled step and of experts' state on the host, and checkpoints in OUTPUT/NAME/checkpoints.
+Leaves `history_NAME_RANK.npy`, one row of losses and gradient norm a step, `held_NAME_RANK.npy`, numbers of optimizer
+state in the compiled step and of experts' state on the host, and checkpoints in OUTPUT/NAME/checkpoints.
 """
 
 import os
@@ -23,13 +24,15 @@ STEPS, MORE = 3, 5
 
 
 def sharded(data: str, output: Path, tensor: int = 1, **optimizer: Any) -> Config:
-    """Expert parallel 2: two replicas of the experts, one on each node; with tensor parallelism one replica. As little to compile as
-    will do.
+    """Expert parallel 2: two replicas of the experts, one on each node; with tensor parallelism one replica. As little
+    to compile as will do.
     """
     given = to_dict(configuration(data, output, 2, tensor))
     given["model"].update(dense_layers=0, attention_dropout=0.0, domain_embeddings=False)
     given["moe"]["router"].update(type="hash", balance_rate=0.0)
-    given["optimizer"].update(clip_norm=None, **optimizer)  # a norm that is summed in another order would clip to other bits
+    given["optimizer"].update(
+        clip_norm=None, **optimizer
+    )  # a norm that is summed in another order would clip to other bits
     return config_from_dict(given)
 
 
@@ -37,6 +40,7 @@ def main() -> None:
     data_path, output = sys.argv[1], Path(sys.argv[2])
     data = PreparedData.open(data_path)
     with start_runtime(configuration(data_path, output / "whole")) as job:
+
         def run(name: str, *tensor: int, **optimizer: str) -> Run:
             return Run(job, data, sharded(data_path, output / name, *tensor, **optimizer))
 

@@ -1,4 +1,6 @@
-"""`eval --as-trained` on one process finds what two ranks measured themselves, where slots are so few that tokens are dropped."""
+"""`eval --as-trained` on one process finds what two ranks measured themselves, where slots are so few that tokens are
+dropped.
+"""
 
 import json
 import os
@@ -13,24 +15,61 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 600  # seconds; compilation of two workers on slow cores is most of it
 CASES = {
     "flat": {"router": {"type": "switch"}, "capacity": {"evaluation_factor": 1.0}},
-    "two_tiers": {"router": {"type": "locmoe", "local_term": {"kind": "margin", "strength": 0.5}}, "dispatch": {"type": "hierarchical"},
-                  "capacity": {"mode": "adaptive", "evaluation_factor": 1.0, "local_share": 0.7}}}
+    "two_tiers": {
+        "router": {"type": "locmoe", "local_term": {"kind": "margin", "strength": 0.5}},
+        "dispatch": {"type": "hierarchical"},
+        "capacity": {"mode": "adaptive", "evaluation_factor": 1.0, "local_share": 0.7},
+    },
+}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks(tiny_data, tmp_path, name):
-    """Ten rows: five a rank, in micro-batches of two, the last of which are filled up. Float32 sums in another order are all that
+    """Ten rows: five a rank, in micro-batches of two, the last of which are filled up. Float32 sums in another order
+    are all that
     differs: 1e-6 of a loss, whose exponential is compared.
     """
     run = tmp_path / "run"
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({
-        "model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32},
-        "moe": {"num_experts": 4, "num_groups": 2, **CASES[name]}, "parallel": {"expert": 2, "ranks_per_node": 1},
-        "data": {"path": str(tiny_data)}, "optimizer": {"schedule": "constant", "warmup_steps": 0, "learning_rate": 0.01},
-        "train": {"steps": 2, "global_batch_size": 4, "eval_rows": 10, "cosines": False, "output_dir": str(run)}}))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {
+                    "hidden_size": 16,
+                    "num_heads": 2,
+                    "dense_layers": 0,
+                    "sparse_layers": 1,
+                    "sequence_length": 32,
+                },
+                "moe": {"num_experts": 4, "num_groups": 2, **CASES[name]},
+                "parallel": {"expert": 2, "ranks_per_node": 1},
+                "data": {"path": str(tiny_data)},
+                "optimizer": {"schedule": "constant", "warmup_steps": 0, "learning_rate": 0.01},
+                "train": {
+                    "steps": 2,
+                    "global_batch_size": 4,
+                    "eval_rows": 10,
+                    "cosines": False,
+                    "output_dir": str(run),
+                },
+            }
+        )
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     train = ["bash", str(ROOT / "scripts" / "train_msrun.sh"), "--workers", "2", str(tmp_path / "config.yaml")]
-    evaluate = [sys.executable, "-m", "pangu_sigma", "eval", str(run / "config.yaml"), "--set", "checkpoint.resume=auto", "--as-trained"]
+    evaluate = [
+        sys.executable,
+        "-m",
+        "pangu_sigma",
+        "eval",
+        str(run / "config.yaml"),
+        "--set",
+        "checkpoint.resume=auto",
+        "--as-trained",
+    ]
     for command in (train, evaluate):
         job = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT)
         assert job.returncode == 0, job.stdout[-2000:] + job.stderr[-2000:]

@@ -1,4 +1,6 @@
-"""`pangu-sigma audit` on compiled graphs: shipped forms of the step pass, and a rank that compiles another step is caught."""
+"""`pangu-sigma audit` on compiled graphs: shipped forms of the step pass, and a rank that compiles another step is
+caught.
+"""
 
 import json
 
@@ -14,24 +16,41 @@ from pangu_sigma.planner.exchanges import step_exchanges
 from pangu_sigma.planner.traffic import by_cause
 
 LIMIT = 600  # seconds for the compilations of a job on two slow cores
-MODEL = {"hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "dense_layers": 1, "sparse_layers": 1, "sequence_length": 16,
-         "vocab_size": 50}
+MODEL = {
+    "hidden_size": 16,
+    "num_heads": 2,
+    "ffn_hidden_size": 24,
+    "dense_layers": 1,
+    "sparse_layers": 1,
+    "sequence_length": 16,
+    "vocab_size": 50,
+}
 
 
 def configuration(moe, **sections):
-    given = {"optimizer": {"warmup_steps": 1}, "train": {"steps": 2, "global_batch_size": 8}, "model": MODEL, **sections}
+    given = {
+        "optimizer": {"warmup_steps": 1},
+        "train": {"steps": 2, "global_batch_size": 8},
+        "model": MODEL,
+        **sections,
+    }
     return {**given, "moe": {"num_experts": 8, "num_groups": 2, **moe}}
 
 
-GROUP_WISE = configuration({"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "group_wise": True, "chunks": 2}},
-                           parallel={"expert": 2, "tensor": 2, "ranks_per_node": 2}, runtime={"precision": "bf16"},
-                           train={"steps": 2, "global_batch_size": 8, "micro_batch_size": 2},
-                           optimizer={"warmup_steps": 1, "shard": "data_parallel"})
+GROUP_WISE = configuration(
+    {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "group_wise": True, "chunks": 2}},
+    parallel={"expert": 2, "tensor": 2, "ranks_per_node": 2},
+    runtime={"precision": "bf16"},
+    train={"steps": 2, "global_batch_size": 8, "micro_batch_size": 2},
+    optimizer={"warmup_steps": 1, "shard": "data_parallel"},
+)
 SWITCH = configuration({"router": {"type": "switch"}}, parallel={"expert": 2})
 WRONG = {
     "skips": configuration({"router": {"type": "hash"}}, parallel={"expert": 2}),
     "other_order": configuration({"router": {"type": "switch"}}, parallel={"expert": 2, "overlap_gradients": False}),
-    "other_capacity": configuration({"router": {"type": "switch"}, "capacity": {"factor": 2.0}}, parallel={"expert": 2}),
+    "other_capacity": configuration(
+        {"router": {"type": "switch"}, "capacity": {"factor": 2.0}}, parallel={"expert": 2}
+    ),
 }
 
 
@@ -44,11 +63,14 @@ def wrong(run_job, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name, fragments", [
-    ("skips", ["rank 0 runs all_reduce 'layer 0/statistics'", "where rank 1 runs all_to_all"]),
-    ("other_order", ["rank 0 runs all_reduce 'gradient/", "where rank 1 runs"]),
-    ("other_capacity", ["rank 0 runs all_to_all 'all_to_all/layer 0/dispatch'", "where rank 1 runs all_to_all"]),
-])
+@pytest.mark.parametrize(
+    "name, fragments",
+    [
+        ("skips", ["rank 0 runs all_reduce 'layer 0/statistics'", "where rank 1 runs all_to_all"]),
+        ("other_order", ["rank 0 runs all_reduce 'gradient/", "where rank 1 runs"]),
+        ("other_capacity", ["rank 0 runs all_to_all 'all_to_all/layer 0/dispatch'", "where rank 1 runs all_to_all"]),
+    ],
+)
 def test_a_rank_with_another_step_is_caught(wrong, name, fragments):
     job = audited_job(config_from_dict(SWITCH), 1, 2)
     problems = check(read_ranks(job, wrong / name), step_exchanges(job), job.topology)
@@ -56,8 +78,8 @@ def test_a_rank_with_another_step_is_caught(wrong, name, fragments):
 
 
 def test_generation_sums_over_ranks_on_the_device(wrong):
-    """Its graphs compile with hccl's primitives: a sum for each sparse layer, the first rank's logits at the end, and nothing else
-    between ranks, none of it through the host.
+    """Its graphs compile with hccl's primitives: a sum for each sparse layer, the first rank's logits at the end, and
+    nothing else between ranks, none of it through the host.
     """
     ranks = [read_rank(wrong / "generation", rank, False) for rank in (0, 1)]
     for rank in ranks:
@@ -68,11 +90,14 @@ def test_generation_sums_over_ranks_on_the_device(wrong):
 
 
 def test_a_step_of_four_ranks_passes(tmp_path, capsys):
-    """Group-wise and hierarchical, in chunks, with gradients that set out in the last of two micro-batches, and optimizer state shared
+    """Group-wise and hierarchical, in chunks, with gradients that set out in the last of two micro-batches, and
+    optimizer state shared
     out: all that a step can hold.
     """
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(GROUP_WISE))
-    status = main(["audit", str(tmp_path / "config.yaml"), "--json", "--keep", str(tmp_path / "graphs"), "--timeout", str(LIMIT)])
+    status = main(
+        ["audit", str(tmp_path / "config.yaml"), "--json", "--keep", str(tmp_path / "graphs"), "--timeout", str(LIMIT)]
+    )
     found = json.loads(capsys.readouterr().out)
     assert status == 0 and found["passed"] and found["problems"] == []
     job = audited_job(config_from_dict(GROUP_WISE), None, None)
@@ -84,12 +109,15 @@ def test_a_step_of_four_ranks_passes(tmp_path, capsys):
     assert (tmp_path / "graphs" / "last_micro_batch_3.mindir").is_file()
 
 
-@pytest.mark.parametrize("arguments, fragment", [
-    (["--nodes", "40", "--devices-per-node", "2"], "80 processes on this machine, expected at most 64"),
-    (["--set", "parallel={expert: 1}"], "one rank exchanges nothing"),
-    (["--keep", "."], "--keep: cannot make ."),
-    (["--nodes", "3", "--devices-per-node", "1"], "parallel.expert"),
-])
+@pytest.mark.parametrize(
+    "arguments, fragment",
+    [
+        (["--nodes", "40", "--devices-per-node", "2"], "80 processes on this machine, expected at most 64"),
+        (["--set", "parallel={expert: 1}"], "one rank exchanges nothing"),
+        (["--keep", "."], "--keep: cannot make ."),
+        (["--nodes", "3", "--devices-per-node", "1"], "parallel.expert"),
+    ],
+)
 def test_bad_input(tmp_path, capsys, arguments, fragment):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(SWITCH))
     assert main(["audit", str(tmp_path / "config.yaml"), *arguments]) == 2

@@ -1,4 +1,6 @@
-"""`bench all-to-all` on four ranks that play two nodes: its bytes against hand arithmetic. Times are only checked to be there."""
+"""`bench all-to-all` on four ranks that play two nodes: its bytes against hand arithmetic. Times are only checked to be
+there.
+"""
 
 import os
 import re
@@ -19,11 +21,12 @@ ROW = re.compile(r" *(\d+) (.{22}) +([\d.]+) +([\d,]+) +([\d,]+) +([\d.]+) +(\d+
 def expected_bytes():
     """(inside, between) of a node, by dispatcher: 4 exchanges of fp32 rows, 2 experts on each of 2 ranks a node.
 
-    Flat: 64 tokens x 1.25 / 8 experts = 10 slots an expert, or 12 where 4 chunks must divide them; a rank sends 2 experts' slots to
-    each other rank, 1 on its node and 2 on the other. Hierarchical, with 3/4 of the tokens at home: 64 x 1.25 x 3/4 / 4 experts = 15
-    slots near, 5 far, so 10 in the near tier, which goes to the 1 neighbour; the far tier takes 4 experts' slots to the other node,
-    and hands 2 experts' slots of 2 nodes on to the neighbour. Ragged: every rank has 64 tokens / 8 experts = 8 rows for each expert, and
-    sends the 16 of a rank's 2 experts there and back, twice; and once to every other rank two int32 numbers.
+    Flat: 64 tokens x 1.25 / 8 experts = 10 slots an expert, or 12 where 4 chunks must divide them; a rank sends 2
+    experts' slots to each other rank, 1 on its node and 2 on the other. Hierarchical, with 3/4 of the tokens at home:
+    64 x 1.25 x 3/4 / 4 experts = 15 slots near, 5 far, so 10 in the near tier, which goes to the 1 neighbour; the far
+    tier takes 4 experts' slots to the other node, and hands 2 experts' slots of 2 nodes on to the neighbour. Ragged:
+    every rank has 64 tokens / 8 experts = 8 rows for each expert, and sends the 16 of a rank's 2 experts there and
+    back, twice; and once to every other rank two int32 numbers.
     """
     row, node = 4 * HIDDEN, 2 * 4  # bytes of a token; ranks of a node x exchanges
 
@@ -31,22 +34,54 @@ def expected_bytes():
         return node * 1 * 2 * slots * row, node * 2 * 2 * slots * row
 
     hierarchical = node * (2 * 10 + 2 * 2 * 5) * row, node * 4 * 5 * row
-    return {"flat": flat(10), "flat, 2 chunks": flat(10), "flat, 4 chunks": flat(12), "hierarchical": hierarchical,
-            "hierarchical, 2 chunks": hierarchical, "ragged": (node * 1 * 16 * row + 2 * 1 * 2 * 4, node * 2 * 16 * row + 2 * 2 * 2 * 4)}
+    return {
+        "flat": flat(10),
+        "flat, 2 chunks": flat(10),
+        "flat, 4 chunks": flat(12),
+        "hierarchical": hierarchical,
+        "hierarchical, 2 chunks": hierarchical,
+        "ragged": (node * 1 * 16 * row + 2 * 1 * 2 * 4, node * 2 * 16 * row + 2 * 2 * 2 * 4),
+    }
 
 
 def test_dispatchers(tmp_path):
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({
-        "model": {"hidden_size": HIDDEN, "num_heads": 2, "sequence_length": 16},
-        "moe": {"num_experts": EXPERTS, "num_groups": 2, "dispatch": {"type": "hierarchical"},
-                "capacity": {"factor": 1.25, "local_share": 0.75}},
-        "parallel": {"expert": RANKS, "ranks_per_node": RANKS // NODES}, "optimizer": {"warmup_steps": 1},
-        "train": {"steps": 1, "global_batch_size": 4, "output_dir": "run"}, "runtime": {"join_timeout": 120}}))
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {"hidden_size": HIDDEN, "num_heads": 2, "sequence_length": 16},
+                "moe": {
+                    "num_experts": EXPERTS,
+                    "num_groups": 2,
+                    "dispatch": {"type": "hierarchical"},
+                    "capacity": {"factor": 1.25, "local_share": 0.75},
+                },
+                "parallel": {"expert": RANKS, "ranks_per_node": RANKS // NODES},
+                "optimizer": {"warmup_steps": 1},
+                "train": {"steps": 1, "global_batch_size": 4, "output_dir": "run"},
+                "runtime": {"join_timeout": 120},
+            }
+        )
+    )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MS_", "LOCMOE_", "RANK_"))}
     done = subprocess.run(
-        ["bash", str(SCRIPT), "--workers", str(RANKS), "--bench", "all-to-all", "config.yaml", "--", "--tokens", str(TOKENS)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S,
-        env={**kept, "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
+        [
+            "bash",
+            str(SCRIPT),
+            "--workers",
+            str(RANKS),
+            "--bench",
+            "all-to-all",
+            "config.yaml",
+            "--",
+            "--tokens",
+            str(TOKENS),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        env={**kept, "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     _, head, _, _, titles, _, *lines = done.stdout.splitlines()
     assert head == "4 ranks on 2 nodes, hidden size 16, 8 experts, capacity factor 1.25, fp32"

@@ -1,7 +1,8 @@
-"""A run of 4 ranks, saved half-way: it goes on to the bit at its own layout, and to rounding at others, none of which lose a bit.
+"""A run of 4 ranks, saved half-way: it goes on to the bit at its own layout, and to rounding at others, none of which
+lose a bit.
 
-Expert parallel 4; then 2 x tensor parallel 2; then data parallel alone; then expert parallel 4 again, with other experts on each rank.
-Each reads what the one before wrote.
+Expert parallel 4; then 2 x tensor parallel 2; then data parallel alone; then expert parallel 4 again, with other
+experts on each rank. Each reads what the one before wrote.
 """
 
 import numpy as np
@@ -57,21 +58,30 @@ def test_the_second_half_trains_every_tensor(output):
 
 @pytest.mark.parametrize("name", ["2x2", "1x1", "back"])
 def test_no_layout_loses_a_bit(output, name):
-    """Weights, moments, counters and biases of the selection, each expert under its own id, as the first layout wrote them."""
+    """Weights, moments, counters and biases of the selection, each expert under its own id, as the first layout wrote
+    them.
+    """
     first, now = tensors(output, "straight", 20), tensors(output, name, 20)
     assert set(first) == set(now)
     assert {f"adam_v.blocks.1.feed_forward.experts.w_out@{expert}" for expert in range(8)} <= set(now)
-    assert any(name.endswith("balance_bias") and value.any() for name, value in now.items() if isinstance(value, np.ndarray))
+    assert any(
+        name.endswith("balance_bias") and value.any() for name, value in now.items() if isinstance(value, np.ndarray)
+    )
     for tensor, value in first.items():
         np.testing.assert_array_equal(now[tensor], value, err_msg=tensor)
 
 
 def test_each_rank_wrote_its_own(output):
     """Files and parts as the layouts say: of what two ranks share out, two parts."""
-    files = {name: sorted(path.stem for path in (output / name / "checkpoints" / "step_20").glob("*.safetensors"))
-             for name in ("straight", "2x2", "1x1")}
-    assert files == {"straight": ["dense_0", *(f"experts_{i}_0" for i in range(4))], "1x1": ["dense_0", "experts_0_0"],
-                     "2x2": ["dense_0", "dense_1", "experts_0_0", "experts_0_1", "experts_1_0", "experts_1_1"]}
+    files = {
+        name: sorted(path.stem for path in (output / name / "checkpoints" / "step_20").glob("*.safetensors"))
+        for name in ("straight", "2x2", "1x1")
+    }
+    assert files == {
+        "straight": ["dense_0", *(f"experts_{i}_0" for i in range(4))],
+        "1x1": ["dense_0", "experts_0_0"],
+        "2x2": ["dense_0", "dense_1", "experts_0_0", "experts_0_1", "experts_1_0", "experts_1_1"],
+    }
     with CheckpointReader.open(output / "2x2" / "checkpoints" / "step_20") as reader:
         assert len(reader.entry("embedding.word").parts) == 2 and reader.entry("embedding.word").blocks == 2
         assert len(reader.entry("adam_m.blocks.1.feed_forward.experts.w_in@5").parts) == 2

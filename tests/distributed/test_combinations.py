@@ -1,4 +1,6 @@
-"""`pangu-sigma audit` with each router and each dispatcher at least once. Every pair, in larger jobs: `scripts/check_audit.py`."""
+"""`pangu-sigma audit` with each router and each dispatcher at least once. Every pair, in larger jobs:
+`scripts/check_audit.py`.
+"""
 
 import pytest
 
@@ -9,8 +11,15 @@ from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.planner.exchanges import step_exchanges
 
 LIMIT = 900  # seconds for two ranks to compile all cases on slow cores
-MODEL = {"hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 8,
-         "vocab_size": 50}
+MODEL = {
+    "hidden_size": 16,
+    "num_heads": 2,
+    "ffn_hidden_size": 24,
+    "dense_layers": 0,
+    "sparse_layers": 1,
+    "sequence_length": 8,
+    "vocab_size": 50,
+}
 CASES = {
     "hash": {"dispatch": {"type": "ragged"}},
     "switch": {"dispatch": {"type": "flat", "chunks": 2}, "router": {"switch": {"jitter": 0.1}}},
@@ -24,9 +33,20 @@ CASES = {
 
 def job_of(name):
     moe = {"num_experts": 4, "num_groups": 2, **CASES[name], "router": {"type": name, **CASES[name].get("router", {})}}
-    return audited_job(config_from_dict({
-        "model": MODEL, "moe": moe, "optimizer": {"warmup_steps": 1}, "train": {"steps": 2, "global_batch_size": 2},
-        "parallel": {"expert": 2, "ranks_per_node": 1}, "data": {"path": "no such folder"}}), 2, 1)
+    return audited_job(
+        config_from_dict(
+            {
+                "model": MODEL,
+                "moe": moe,
+                "optimizer": {"warmup_steps": 1},
+                "train": {"steps": 2, "global_batch_size": 2},
+                "parallel": {"expert": 2, "ranks_per_node": 1},
+                "data": {"path": "no such folder"},
+            }
+        ),
+        2,
+        1,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,4 +69,6 @@ def test_audit(graphs, name):
     job = job_of(name)
     ranks = read_ranks(job, graphs / name)
     assert check(ranks, step_exchanges(job), job.topology) == []
-    assert sum("all_to_all" in collective.operation for graph in ranks[1].graphs for collective in graph.collectives) >= 4
+    assert (
+        sum("all_to_all" in collective.operation for graph in ranks[1].graphs for collective in graph.collectives) >= 4
+    )

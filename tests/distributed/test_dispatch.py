@@ -24,15 +24,27 @@ def results(tmp_path_factory):
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    environment = {**os.environ, "MESH_SECRET": secrets.token_hex(), "PYTHONPATH": str(FOLDER.parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "MESH_SECRET": secrets.token_hex(),
+        "PYTHONPATH": str(FOLDER.parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
     logs = [folder / f"{rank}.log" for rank in range(RANKS)]
     processes = []
     try:
         for rank in range(RANKS):
             with logs[rank].open("w") as log:
                 arguments = [str(rank), str(port), str(os.getpid()), str(folder / f"{rank}.npz")]
-                processes.append(subprocess.Popen([sys.executable, str(FOLDER / "dispatch_worker.py"), *arguments], cwd=folder,
-                                                  env=environment, stdout=log, stderr=subprocess.STDOUT))
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, str(FOLDER / "dispatch_worker.py"), *arguments],
+                        cwd=folder,
+                        env=environment,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
         for process, log in zip(processes, logs):
             assert process.wait(LIMIT) == 0, log.read_text()[-3000:]
     finally:
@@ -80,7 +92,9 @@ def loop(name):
         y, dx, dweight = np.zeros((TOKENS, HIDDEN)), np.zeros((TOKENS, HIDDEN)), np.zeros(own.weight.shape)
         kept, dsecond = np.zeros(own.weight.shape), np.zeros(TOKENS)
         for (t, k), e, again in settled(case, own, places, room):
-            weight, gradient = (own.second_weight[t], dsecond[t:t + 1]) if again else (own.weight[t, k], dweight[t, k:k + 1])
+            weight, gradient = (
+                (own.second_weight[t], dsecond[t : t + 1]) if again else (own.weight[t, k], dweight[t, k : k + 1])
+            )
             kept[t, k] = 1
             y[t] += weight * own.x[t] * scale[e]
             dx[t] += weight * own.dy[t] * scale[e]
@@ -116,7 +130,9 @@ def test_outputs_and_gradients_match_a_loop(results, name, monkeypatch):
     for rank, expected in enumerate(loop(name)):
         for key, array in expected.items():
             # float32, sums of at most a few dozen products of order 1
-            np.testing.assert_allclose(results[rank][f"{name}/{key}"], array, rtol=0, atol=1e-5, err_msg=f"rank {rank}: {key}")
+            np.testing.assert_allclose(
+                results[rank][f"{name}/{key}"], array, rtol=0, atol=1e-5, err_msg=f"rank {rank}: {key}"
+            )
 
 
 def test_overflow_is_seen():
@@ -129,8 +145,8 @@ def test_overflow_is_seen():
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_bytes_between_nodes(results, name):
-    """Two ways forward and two backward; a rank sends `far` slots to each expert on other nodes (of its part) and nothing else; of as
-    many, ranks that share them send a share each.
+    """Two ways forward and two backward; a rank sends `far` slots to each expert on other nodes (of its part) and
+    nothing else; of as many, ranks that share them send a share each.
     """
     case = rounded_up(CASES[name])
     if case.kind == "ragged":
@@ -138,17 +154,23 @@ def test_bytes_between_nodes(results, name):
     places, per_node = case.places // case.parts, case.ranks_per_node // case.tensor
     elsewhere = EXPERTS // case.parts * max(places - per_node, 0) // places
     for rank in range(RANKS):
-        assert results[rank][f"{name}/between nodes"] == 4 * elsewhere * case.far * HIDDEN * 4 / (case.tensor if case.share else 1)
+        assert results[rank][f"{name}/between nodes"] == 4 * elsewhere * case.far * HIDDEN * 4 / (
+            case.tensor if case.share else 1
+        )
 
 
 @pytest.mark.parametrize("kind", ["flat", "hierarchical"])
 def test_sharing_between_two_halves_the_bytes_between_nodes(results, kind):
-    whole, half = (sum(rank[f"{kind}, {how}/between nodes"] for rank in results) for how in ("tensor parallel", "group-wise"))
+    whole, half = (
+        sum(rank[f"{kind}, {how}/between nodes"] for rank in results) for how in ("tensor parallel", "group-wise")
+    )
     assert whole == 2 * half > 0
 
 
 def check_ragged_bytes(results, name):
-    """Real rows alone, there and back and both again in the backward pass, and the numbers of rows for each expert elsewhere."""
+    """Real rows alone, there and back and both again in the backward pass, and the numbers of rows for each expert
+    elsewhere.
+    """
     case, placement, row = CASES[name], placement_of(CASES[name]), HIDDEN * 4
     flows = np.zeros((RANKS, RANKS), int)  # rows from rank to rank
     for rank in range(RANKS):
@@ -156,8 +178,11 @@ def check_ragged_bytes(results, name):
             if expert < EXPERTS and part_of(case, placement.ep_index_of(int(expert))) == part_of(case, rank):
                 flows[rank, placement.ep_index_of(int(expert))] += 1
     for rank in range(RANKS):
-        others = [peer for peer in range(RANKS) if part_of(case, peer) == part_of(case, rank)
-                  and peer // case.ranks_per_node != rank // case.ranks_per_node]
+        others = [
+            peer
+            for peer in range(RANKS)
+            if part_of(case, peer) == part_of(case, rank) and peer // case.ranks_per_node != rank // case.ranks_per_node
+        ]
         real_rows = flows[rank, others].sum() + flows[others, rank].sum()
         assert results[rank][f"{name}/between nodes"] == 2 * real_rows * row + len(others) * EXPERTS // RANKS * 4
 
@@ -166,7 +191,9 @@ def test_rows_that_do_not_fit_end_the_job_on_all_ranks(results):
     for rank, found in enumerate(results):
         message = str(found["failure"])
         assert message.startswith(f"rank {rank}: ")
-        assert "rank 0 stopped (ragged, tight/dispatch: 44 rows arrive, room for 39; " in message  # 3.5 * 11, rounded up
+        assert (
+            "rank 0 stopped (ragged, tight/dispatch: 44 rows arrive, room for 39; " in message
+        )  # 3.5 * 11, rounded up
         assert "that is 3.5 times an even load, raise moe.dispatch.ragged_limit)" in message
 
 
@@ -174,8 +201,12 @@ def test_rows_that_do_not_fit_end_the_job_on_all_ranks(results):
 def test_gradients_cross_between_nodes_once(results, size):
     expected = np.sum([sums(rank)[size].astype(np.float64) for rank in range(RANKS)], axis=0)
     for found in results:
-        np.testing.assert_allclose(found[f"sum {size}/values"], expected, rtol=0, atol=2e-6)  # three float32 sums of order 1
-        np.testing.assert_array_equal(found[f"sum {size}/values"], results[0][f"sum {size}/values"])  # the same bits everywhere
+        np.testing.assert_allclose(
+            found[f"sum {size}/values"], expected, rtol=0, atol=2e-6
+        )  # three float32 sums of order 1
+        np.testing.assert_array_equal(
+            found[f"sum {size}/values"], results[0][f"sum {size}/values"]
+        )  # the same bits everywhere
         # Padded to a multiple of the node's two ranks, each of which sends its half to one rank of the other node.
         assert found[f"sum {size}/between nodes"] == (size + size % 2) // 2 * 4
 
@@ -186,6 +217,6 @@ def test_gradients_in_flight_are_the_same_sums(results):
         for size in sums(0):
             for when in ("first", "second"):
                 np.testing.assert_array_equal(found[f"flight {size}/{when}"], found[f"sum {size}/values"])
-        assert found["flight/rider"] == 4.0
+        assert found["flight/control"] == 4.0
         whole = sum(sums(0))
         assert found["flight/between nodes"] == (whole + whole % 2) // 2 * 4

@@ -17,21 +17,59 @@ LIMIT = 600  # seconds; compilation of four workers on slow cores is most of it
 def test_all_ranks_end_alike(tiny_data, tmp_path, precision):
     """In fp16 it is the loss scale that keeps every step from changing the weights."""
     run = tmp_path / "run"
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({
-        "model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32},
-        "moe": {"num_experts": 4, "num_groups": 2}, "parallel": {"expert": 4, "ranks_per_node": 2}, "data": {"path": str(tiny_data)},
-        "optimizer": {"schedule": "constant", "warmup_steps": 0, "learning_rate": 1e30 if precision == "fp32" else 1e-3},
-        "runtime": {"precision": precision, "loss_scale": {"initial": 1e30}}, "checkpoint": {"interval": 1},
-        "train": {"steps": 100, "global_batch_size": 4, "eval_rows": 8, "eval_interval": 3, "divergence_patience": 3,
-                  "output_dir": str(run)}}))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    job = subprocess.run(["bash", str(ROOT / "scripts" / "train_msrun.sh"), "--workers", "4", str(tmp_path / "config.yaml")],
-                         env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT)
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {
+                    "hidden_size": 16,
+                    "num_heads": 2,
+                    "dense_layers": 0,
+                    "sparse_layers": 1,
+                    "sequence_length": 32,
+                },
+                "moe": {"num_experts": 4, "num_groups": 2},
+                "parallel": {"expert": 4, "ranks_per_node": 2},
+                "data": {"path": str(tiny_data)},
+                "optimizer": {
+                    "schedule": "constant",
+                    "warmup_steps": 0,
+                    "learning_rate": 1e30 if precision == "fp32" else 1e-3,
+                },
+                "runtime": {"precision": precision, "loss_scale": {"initial": 1e30}},
+                "checkpoint": {"interval": 1},
+                "train": {
+                    "steps": 100,
+                    "global_batch_size": 4,
+                    "eval_rows": 8,
+                    "eval_interval": 3,
+                    "divergence_patience": 3,
+                    "output_dir": str(run),
+                },
+            }
+        )
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    job = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "train_msrun.sh"), "--workers", "4", str(tmp_path / "config.yaml")],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
     lines = [line for line in job.stderr.splitlines() if "error: " in line]
-    assert job.returncode == 1 and len(lines) == 1 and "Traceback" not in job.stdout + job.stderr, job.stdout[-2000:] + job.stderr[-2000:]
+    assert job.returncode == 1 and len(lines) == 1 and "Traceback" not in job.stdout + job.stderr, (
+        job.stdout[-2000:] + job.stderr[-2000:]
+    )
     first = 2 if precision == "fp32" else 1
     assert f"the run diverged: steps {first} to {first + 2}: " in lines[0]
-    records = [json.loads(line, parse_constant=pytest.fail) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line, parse_constant=pytest.fail) for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
     summary = json.loads((run / "summary.json").read_text(), parse_constant=pytest.fail)
     assert len(records) == summary["progress/step"] == first + 2 and summary["status"] == "diverged"
     validated = [record for record in records if "valid/loss" in record]

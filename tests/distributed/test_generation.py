@@ -15,8 +15,8 @@ PROMPTS = [("abcd efgh", "one"), ("c", "two"), ("jihg fedc ba", "one")]
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_two_ranks_say_what_one_process_says(save_run, tmp_path, monkeypatch, capsys, router):
-    """Texts of several prompts, greedy and sampled; the second rank keeps silent. Sums over ranks round otherwise, by 1e-7 of logits
-    whose ties would have to be as close for another token.
+    """Texts of several prompts, greedy and sampled; the second rank keeps silent. Sums over ranks round otherwise, by
+    1e-7 of logits whose ties would have to be as close for another token.
     """
     from pangu_sigma.cli.main import main
 
@@ -24,10 +24,37 @@ def test_two_ranks_say_what_one_process_says(save_run, tmp_path, monkeypatch, ca
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text, "domain": domain}) + "\n" for text, domain in PROMPTS))
     config = str(run / "config.yaml")
-    words = ["--prompt-file", str(prompts), "--json", "--max-new-tokens", "12", "--temperature", "1.2", "--seed", "4", "--ignore-end"]
+    words = [
+        "--prompt-file",
+        str(prompts),
+        "--json",
+        "--max-new-tokens",
+        "12",
+        "--temperature",
+        "1.2",
+        "--seed",
+        "4",
+        "--ignore-end",
+    ]
     done = subprocess.run(
-        ["bash", str(SCRIPT), "--workers", "2", "--generate", config, "--set", "parallel.expert=2", "--log-dir", str(tmp_path / "logs"),
-         "--", *words], capture_output=True, text=True, timeout=LIMIT)
+        [
+            "bash",
+            str(SCRIPT),
+            "--workers",
+            "2",
+            "--generate",
+            config,
+            "--set",
+            "parallel.expert=2",
+            "--log-dir",
+            str(tmp_path / "logs"),
+            "--",
+            *words,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert main(["generate", config, *words]) == 0
     expected = capsys.readouterr().out
@@ -39,6 +66,25 @@ def test_two_ranks_say_what_one_process_says(save_run, tmp_path, monkeypatch, ca
 def test_ranks_that_do_not_divide_the_experts(save_run, tmp_path):
     config = str(save_run({}) / "config.yaml")
     done = subprocess.run(
-        ["bash", str(SCRIPT), "--workers", "3", "--generate", config, "--set", "train.global_batch_size=3",
-         "--log-dir", str(tmp_path / "logs"), "--", "--prompt", "a", "--domain", "one"], capture_output=True, text=True, timeout=LIMIT)
+        [
+            "bash",
+            str(SCRIPT),
+            "--workers",
+            "3",
+            "--generate",
+            config,
+            "--set",
+            "train.global_batch_size=3",
+            "--log-dir",
+            str(tmp_path / "logs"),
+            "--",
+            "--prompt",
+            "a",
+            "--domain",
+            "one",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
     assert done.returncode == 2 and "(3) does not divide moe.num_experts (4)" in done.stderr, done.stdout + done.stderr

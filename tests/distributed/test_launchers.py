@@ -1,4 +1,5 @@
-"""Jobs that the launchers start for real on CPU: two nodes of a simulated cluster, what goes wrong between them, and a rank table's run.
+"""Jobs that the launchers start for real on CPU: two nodes of a simulated cluster, what goes wrong between them, and a
+rank table's run.
 
 In the simulated jobs a stand-in takes the place of training: it joins the other ranks as training does.
 """
@@ -27,7 +28,12 @@ SOON = "--set runtime.join_timeout=12"  # where ranks wait in vain
 
 def _can_simulate():
     try:
-        return subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "ip", "-V"], capture_output=True).returncode == 0
+        return (
+            subprocess.run(
+                ["unshare", "--net", "--mount", "--pid", "--fork", "ip", "-V"], capture_output=True
+            ).returncode
+            == 0
+        )
     except OSError:
         return False
 
@@ -62,16 +68,30 @@ if "LOCMOE_LOG_DIR" in os.environ and os.environ.get("MS_ROLE") != "MS_SCHED":
 def environment(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(STAND_IN)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MS_", "LOCMOE_", "RANK_"))}
-    return {**kept, "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(tmp_path), "STAND_IN": "meet"}
+    return {
+        **kept,
+        "VIRTUAL_ENV": sys.prefix,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(tmp_path),
+        "STAND_IN": "meet",
+    }
 
 
 def write_table(folder, hosts, devices):
-    servers = [{"server_id": f"node_{s}", "host_ip": host, "device": [
-        {"device_id": str(d), "device_ip": f"192.168.{100 + d}.{1 + s}", "rank_id": str(s * devices + d)} for d in range(devices)]}
-        for s, host in enumerate(hosts)]
-    (folder / "table.json").write_text(json.dumps(
-        {"version": "1.0", "status": "completed", "server_count": str(len(servers)), "server_list": servers}))
+    servers = [
+        {
+            "server_id": f"node_{s}",
+            "host_ip": host,
+            "device": [
+                {"device_id": str(d), "device_ip": f"192.168.{100 + d}.{1 + s}", "rank_id": str(s * devices + d)}
+                for d in range(devices)
+            ],
+        }
+        for s, host in enumerate(hosts)
+    ]
+    (folder / "table.json").write_text(
+        json.dumps({"version": "1.0", "status": "completed", "server_count": str(len(servers)), "server_list": servers})
+    )
 
 
 @pytest.fixture
@@ -83,10 +103,24 @@ def cluster_command(tmp_path):
 
     def _command(script, on_node_1=":", arguments=""):
         where = "--nodes-file hosts" if script == MSRUN else "--rank-table table.json --set runtime.device=cpu"
-        shell = (f'master={ADDRESSES[0]}; if [ "$LOCMOE_NODE_RANK" = 1 ]; then {on_node_1}; fi; '
-                 f'exec bash {SCRIPTS}/{script} {where} {arguments} config.yaml')
-        return ["bash", str(SCRIPTS / "simulate_cluster.sh"), "--nodes", "2", "--workers-per-node", "2", "--keep-logs", "printed", "--",
-                "bash", "-c", shell]
+        shell = (
+            f'master={ADDRESSES[0]}; if [ "$LOCMOE_NODE_RANK" = 1 ]; then {on_node_1}; fi; '
+            f"exec bash {SCRIPTS}/{script} {where} {arguments} config.yaml"
+        )
+        return [
+            "bash",
+            str(SCRIPTS / "simulate_cluster.sh"),
+            "--nodes",
+            "2",
+            "--workers-per-node",
+            "2",
+            "--keep-logs",
+            "printed",
+            "--",
+            "bash",
+            "-c",
+            shell,
+        ]
 
     return _command
 
@@ -115,9 +149,14 @@ def test_every_node_finds_its_place(cluster_command, environment, tmp_path, scri
 @pytest.mark.parametrize("script", [MSRUN, TABLE])
 def test_a_wrong_address_is_named_on_both_nodes(cluster_command, environment, tmp_path, script):
     """The second node takes another machine for the first: its ranks reach nobody, and rank 0 misses them."""
-    wrong = f"--nodes 2 --workers 2 --node-rank 1 --master-addr {NOBODY} --node-addr {ADDRESSES[1]}" if script == MSRUN else (
-        f"--rank-table table.json --set runtime.device=cpu --master-addr {NOBODY}")
-    done = run(cluster_command(script, f"exec bash {SCRIPTS}/{script} {wrong} {SOON} config.yaml", SOON), environment, tmp_path)
+    wrong = (
+        f"--nodes 2 --workers 2 --node-rank 1 --master-addr {NOBODY} --node-addr {ADDRESSES[1]}"
+        if script == MSRUN
+        else (f"--rank-table table.json --set runtime.device=cpu --master-addr {NOBODY}")
+    )
+    done = run(
+        cluster_command(script, f"exec bash {SCRIPTS}/{script} {wrong} {SOON} config.yaml", SOON), environment, tmp_path
+    )
     assert done.returncode == 1
     (first,) = [line for line in printed(tmp_path, 0) if "error" in line]
     assert first.endswith(MISSED)
@@ -149,8 +188,14 @@ def test_an_address_of_another_machine_is_refused(cluster_command, environment, 
 @simulated
 def test_ctrl_c_leaves_nothing_on_any_node(cluster_command, environment, tmp_path):
     ranks = [tmp_path / "run" / "logs" / "launch_1" / f"node_{rank // 2}" / f"worker_{rank}.log" for rank in range(4)]
-    job = subprocess.Popen(cluster_command(TABLE), env={**environment, "STAND_IN": "wait"}, cwd=tmp_path, stdout=subprocess.DEVNULL,
-                           stderr=subprocess.DEVNULL, start_new_session=True)
+    job = subprocess.Popen(
+        cluster_command(TABLE),
+        env={**environment, "STAND_IN": "wait"},
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         end = time.monotonic() + LIMIT
         while not all(log.is_file() and "ranks a node" in log.read_text() for log in ranks):
@@ -169,7 +214,9 @@ def test_ctrl_c_leaves_nothing_on_any_node(cluster_command, environment, tmp_pat
 
 
 def _processes_with(text):
-    """Command lines of the running processes that have `text` in their environment, as all of a job have their log folder."""
+    """Command lines of the running processes that have `text` in their environment, as all of a job have their log
+    folder.
+    """
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -185,8 +232,21 @@ def test_a_taken_port_is_named(environment, tmp_path):
     write_table(tmp_path, ("127.0.0.1",), 2)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run(["bash", str(SCRIPTS / TABLE), "--rank-table", "table.json", "--port", str(port), "config.yaml", "--set",
-                    "runtime.device=cpu"], environment, tmp_path)
+        done = run(
+            [
+                "bash",
+                str(SCRIPTS / TABLE),
+                "--rank-table",
+                "table.json",
+                "--port",
+                str(port),
+                "config.yaml",
+                "--set",
+                "runtime.device=cpu",
+            ],
+            environment,
+            tmp_path,
+        )
     assert done.returncode == 2
     assert done.stderr == f"pangu-sigma: error: mesh: port in use: 127.0.0.1:{port}; expected a free port for rank 0\n"
 
@@ -194,18 +254,41 @@ def test_a_taken_port_is_named(environment, tmp_path):
 def test_a_rank_table_trains(tiny_data, tmp_path):
     """Two servers of one device, both played by this machine: traffic between the ranks is traffic between nodes."""
     write_table(tmp_path, ("127.0.0.1", "127.0.0.2"), 1)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({
-        "model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32},
-        "moe": {"num_experts": 4}, "parallel": {"expert": 2}, "data": {"path": str(tiny_data)},
-        "optimizer": {"schedule": "constant"}, "runtime": {"join_timeout": 60, "device": "cpu"},
-        "train": {"steps": 2, "global_batch_size": 4, "output_dir": str(tmp_path / "run"), "cosines": False}}))
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {
+                    "hidden_size": 16,
+                    "num_heads": 2,
+                    "dense_layers": 0,
+                    "sparse_layers": 1,
+                    "sequence_length": 32,
+                },
+                "moe": {"num_experts": 4},
+                "parallel": {"expert": 2},
+                "data": {"path": str(tiny_data)},
+                "optimizer": {"schedule": "constant"},
+                "runtime": {"join_timeout": 60, "device": "cpu"},
+                "train": {"steps": 2, "global_batch_size": 4, "output_dir": str(tmp_path / "run"), "cosines": False},
+            }
+        )
+    )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MS_", "LOCMOE_", "RANK_"))}
     environment = {**kept, "VIRTUAL_ENV": sys.prefix, "LOCMOE_MESH_SECRET": "0123456789abcdef" * 4}
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = ["bash", str(SCRIPTS / TABLE), "--rank-table", "table.json", "--port", str(port), "config.yaml"]
-    jobs = [subprocess.Popen([*command, "--server", f"node_{node}"], env=environment, cwd=tmp_path, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True) for node in range(2)]
+    jobs = [
+        subprocess.Popen(
+            [*command, "--server", f"node_{node}"],
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(2)
+    ]
     try:
         ended = [job.communicate(timeout=LIMIT) for job in jobs]
     finally:

@@ -31,8 +31,12 @@ class Job:
         for rank in ranks:
             arguments = [self.name, str(rank), str(self.world_size), str(self.port), *self.settings]
             self.processes[rank] = subprocess.Popen(
-                [sys.executable, str(WORKER), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env={**os.environ, "MESH_SECRET": secret, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+                [sys.executable, str(WORKER), *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "MESH_SECRET": secret, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            )
 
     def await_ready(self, word="ready"):
         for process in self.processes.values():
@@ -118,7 +122,9 @@ def test_a_skipped_collective():
         job.start(0, 1, 2)
         ends = job.ends()
     for rank in (0, 2):
-        assert_one_line(ends[rank], f"rank {rank}: barrier 'second' on world [0, 1, 2]: no data from rank", "within 1.5 s")
+        assert_one_line(
+            ends[rank], f"rank {rank}: barrier 'second' on world [0, 1, 2]: no data from rank", "within 1.5 s"
+        )
         assert 1 in missing_ranks(ends[rank][1]) or "told by rank 1, barrier 'third'" in ends[rank][1], ends[rank]
     assert_one_line(ends[1], "rank 1: barrier 'third' on world [0, 1, 2]: no data from rank", "within 1.5 s")
 

@@ -1,4 +1,6 @@
-"""Jobs on simulated nodes: what the launcher makes of several machines, and the bytes of a run against the interfaces' count."""
+"""Jobs on simulated nodes: what the launcher makes of several machines, and the bytes of a run against the interfaces'
+count.
+"""
 
 import json
 import os
@@ -15,7 +17,12 @@ DEADLINE_S = 240.0  # compilation on slow cores is most of it
 
 def _can_simulate():
     try:
-        return subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "ip", "-V"], capture_output=True).returncode == 0
+        return (
+            subprocess.run(
+                ["unshare", "--net", "--mount", "--pid", "--fork", "ip", "-V"], capture_output=True
+            ).returncode
+            == 0
+        )
     except OSError:
         return False
 
@@ -54,17 +61,36 @@ def environment():
 
 
 def simulate(environment, folder, *arguments):
-    return subprocess.run(["bash", str(SCRIPTS / "simulate_cluster.sh"), *arguments], cwd=folder, env=environment,
-                          capture_output=True, text=True, timeout=DEADLINE_S)
+    return subprocess.run(
+        ["bash", str(SCRIPTS / "simulate_cluster.sh"), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
 
 
 @pytest.mark.parametrize("outcome", ["success", "failure"])
 def test_launcher_on_two_nodes_of_two_workers(environment, tmp_path, outcome):
-    """`--workers` and `parallel.ranks_per_node` come from the cluster; each node shows its first rank, and keeps its own logs."""
+    """`--workers` and `parallel.ranks_per_node` come from the cluster; each node shows its first rank, and keeps its
+    own logs.
+    """
     (tmp_path / "sitecustomize.py").write_text(STAND_IN)
     (tmp_path / "config.yaml").write_text(f"train: {{output_dir: {tmp_path}/run}}\nruntime: {{join_timeout: 60}}\n")
-    done = simulate({**environment, "PYTHONPATH": str(tmp_path), "STAND_IN": outcome}, tmp_path, "--nodes", "2",
-                    "--workers-per-node", "2", "--keep-logs", "logs", "--", str(SCRIPTS / "train_msrun.sh"), "config.yaml")
+    done = simulate(
+        {**environment, "PYTHONPATH": str(tmp_path), "STAND_IN": outcome},
+        tmp_path,
+        "--nodes",
+        "2",
+        "--workers-per-node",
+        "2",
+        "--keep-logs",
+        "logs",
+        "--",
+        str(SCRIPTS / "train_msrun.sh"),
+        "config.yaml",
+    )
     launch = tmp_path / "run" / "logs" / "launch_1"
     lines = {rank: f"rank {rank} of 4 at 198.18.0.{1 + rank // 2} ranks a node 2" for rank in range(4)}
     found = {rank: (launch / f"node_{rank // 2}" / f"worker_{rank}.log").read_text().splitlines() for rank in range(4)}
@@ -76,7 +102,9 @@ def test_launcher_on_two_nodes_of_two_workers(environment, tmp_path, outcome):
     else:
         assert done.returncode == 1
         for node in range(2):  # each node tells the first failure once, in one line, as one machine does
-            (line,) = [line for line in (tmp_path / "logs" / f"node_{node}.log").read_text().splitlines() if "error" in line]
+            (line,) = [
+                line for line in (tmp_path / "logs" / f"node_{node}.log").read_text().splitlines() if "error" in line
+            ]
             assert line.startswith("pangu-sigma: error: rank ") and "rank 3" in line
         assert all(words[-1].startswith("pangu-sigma: error: ") for words in found.values())
 
@@ -91,24 +119,53 @@ DISPATCH = {
 
 @pytest.mark.parametrize("name", DISPATCH)
 def test_inter_node_bytes_are_those_of_the_interfaces(tiny_data, environment, tmp_path, name):
-    """Metrics count payload of model traffic. Frames of 9000 bytes add 0.7 % of headers, acknowledgements less than 1 %.
+    """Metrics count payload of model traffic. Frames of 9000 bytes add 0.7 % of headers, acknowledgements less than 1
+    %.
 
-    Besides, msrun starts, ranks join (some kilobytes) and sum up their metrics (200 B a step): against megabytes of gradients
-    and tokens that leaves them within 5 %, and never below.
+    Besides, msrun starts, ranks join (some kilobytes) and sum up their metrics (200 B a step): against megabytes of
+    gradients and tokens that leaves them within 5 %, and never below.
     """
     settings, workers = DISPATCH[name]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({
-        "model": {"hidden_size": 256, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32},
-        "moe": {"num_experts": 4, **settings.get("moe", {})}, "parallel": settings["parallel"], "data": {"path": str(tiny_data)},
-        "optimizer": {"schedule": "constant"},
-        "train": {"steps": 3, "global_batch_size": 32, "eval_rows": 0, "output_dir": str(tmp_path / "run")}}))
-    done = simulate(environment, tmp_path, "--nodes", "2", "--workers-per-node", str(workers), "--rate", "1gbit",
-                    "--counters", "counters.json", "--", str(SCRIPTS / "train_msrun.sh"), "config.yaml")
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {
+                    "hidden_size": 256,
+                    "num_heads": 2,
+                    "dense_layers": 0,
+                    "sparse_layers": 1,
+                    "sequence_length": 32,
+                },
+                "moe": {"num_experts": 4, **settings.get("moe", {})},
+                "parallel": settings["parallel"],
+                "data": {"path": str(tiny_data)},
+                "optimizer": {"schedule": "constant"},
+                "train": {"steps": 3, "global_batch_size": 32, "eval_rows": 0, "output_dir": str(tmp_path / "run")},
+            }
+        )
+    )
+    done = simulate(
+        environment,
+        tmp_path,
+        "--nodes",
+        "2",
+        "--workers-per-node",
+        str(workers),
+        "--rate",
+        "1gbit",
+        "--counters",
+        "counters.json",
+        "--",
+        str(SCRIPTS / "train_msrun.sh"),
+        "config.yaml",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     counted, tokens = (sum(record[f"comm/{cause}inter_node(B)"] for record in records) for cause in ("", "all_to_all/"))
     interfaces = json.loads((tmp_path / "counters.json").read_text())["interfaces"]
-    sent, received = (sum(one[name]["after"] - one[name]["before"] for one in interfaces) for name in ("tx_bytes", "rx_bytes"))
+    sent, received = (
+        sum(one[name]["after"] - one[name]["before"] for one in interfaces) for name in ("tx_bytes", "rx_bytes")
+    )
     assert len(records) == 3 and counted > 4e6 and tokens > 1e6
     assert sent == pytest.approx(received, abs=2 * 9014)  # a last frame may be under way
     assert counted <= sent <= 1.05 * counted

@@ -1,4 +1,6 @@
-"""Bytes that `pangu-sigma plan` foretells, against what four ranks that play two nodes, or four, count while they train."""
+"""Bytes that `pangu-sigma plan` foretells, against what four ranks that play two nodes, or four, count while they
+train.
+"""
 
 import json
 
@@ -10,37 +12,61 @@ from pangu_sigma.planner.job import plan_job
 from pangu_sigma.planner.traffic import by_cause
 
 LIMIT = 900  # seconds for all compilations of the job on two slow cores
-MODEL = {"hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 24, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 16,
-         "vocab_size": 50}
-# Between them: all dispatchers with a fixed number of slots, in chunks and not, group-wise and not; experts with a replica on the
-# other node; domains on two of four nodes each; several micro-batches; optimizer state shared out, of all parameters and of dense ones
-# alone; both types of matmuls; losses over ranks, nodes and all tokens.
+MODEL = {
+    "hidden_size": 16,
+    "num_heads": 2,
+    "ffn_hidden_size": 24,
+    "dense_layers": 0,
+    "sparse_layers": 1,
+    "sequence_length": 16,
+    "vocab_size": 50,
+}
+# Between them: all dispatchers with a fixed number of slots, in chunks and not, group-wise and not; experts with a
+# replica on the other node; domains on two of four nodes each; several micro-batches; optimizer state shared out, of
+# all parameters and of dense ones alone; both types of matmuls; losses over ranks, nodes and all tokens.
 CASES = {
     "flat": {
         "moe": {"router": {"type": "switch", "top_k": 2, "statistics": "rank"}, "dispatch": {"chunks": 3}},
-        "parallel": {"expert": 2, "ranks_per_node": 2}, "train": {"global_batch_size": 8, "micro_batch_size": 1},
-        "optimizer": {"warmup_steps": 1, "shard": "data_parallel"}},
+        "parallel": {"expert": 2, "ranks_per_node": 2},
+        "train": {"global_batch_size": 8, "micro_batch_size": 1},
+        "optimizer": {"warmup_steps": 1, "shard": "data_parallel"},
+    },
     "hierarchical": {
         "model": {"dense_layers": 1, "sparse_query_layer": True},
-        "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "chunks": 2}, "capacity": {"local_share": 0.75}},
-        "parallel": {"expert": 4, "ranks_per_node": 2}},
+        "moe": {
+            "router": {"type": "locmoe"},
+            "dispatch": {"type": "hierarchical", "chunks": 2},
+            "capacity": {"local_share": 0.75},
+        },
+        "parallel": {"expert": 4, "ranks_per_node": 2},
+    },
     "placed": {
         "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical"}, "placement": "node_grouped"},
-        "data": {"placement": "domain_by_node"}, "parallel": {"expert": 4, "ranks_per_node": 1}},
+        "data": {"placement": "domain_by_node"},
+        "parallel": {"expert": 4, "ranks_per_node": 1},
+    },
     "group-wise": {
         "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "group_wise": True}},
-        "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2}, "runtime": {"precision": "fp16"}},
-    "whole slots": {
-        "model": {"domain_embeddings": True}, "moe": {"router": {"type": "switch"}},
         "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2},
-        "optimizer": {"warmup_steps": 1, "shard": "data_parallel", "experts": "host_dense"}},
+        "runtime": {"precision": "fp16"},
+    },
+    "whole slots": {
+        "model": {"domain_embeddings": True},
+        "moe": {"router": {"type": "switch"}},
+        "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2},
+        "optimizer": {"warmup_steps": 1, "shard": "data_parallel", "experts": "host_dense"},
+    },
 }
 
 
 def configuration(name):
     given = {"optimizer": {"warmup_steps": 1}, "train": {"steps": 2, "global_batch_size": 4}, **CASES[name]}
-    return {**given, "model": {**MODEL, **given.get("model", {})}, "moe": {"num_experts": 8, "num_groups": 2, **given["moe"]},
-            "train": {"steps": 2, **given["train"]}}
+    return {
+        **given,
+        "model": {**MODEL, **given.get("model", {})},
+        "moe": {"num_experts": 8, "num_groups": 2, **given["moe"]},
+        "train": {"steps": 2, **given["train"]},
+    }
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""One rank of the traffic job: trains a few steps of each case and leaves the bytes of the last step, summed over ranks, by cause.
+"""One rank of the traffic job: trains a few steps of each case and leaves the bytes of the last step, summed over
+ranks, by cause.
 
 usage: traffic_worker.py OUTPUT CASES   (under msrun)    CASES: JSON, name -> configuration as nested mappings
 """
@@ -19,7 +20,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.data.vocabulary import Vocabulary
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.runtime import Runtime, start_runtime
-from pangu_sigma.train.engine import TrainingParts
+from pangu_sigma.train.engine import TrainEngine
 from pangu_sigma.train.metrics import CAUSES, CounterClock, sum_counters
 
 STEPS = 2
@@ -31,7 +32,7 @@ def measure(config: Config, job: Runtime, name: str) -> dict:
     topology = Topology(job.world_size, parallel.ranks_per_node, parallel.expert, parallel.tensor)
     runtime = dataclasses.replace(job, collectives=create_collectives("tcp", topology, job.rank, job.mesh))
     words = Vocabulary(config.model.vocab_size, config.moe.num_groups, np.ones(config.model.vocab_size, np.int64))
-    parts = TrainingParts(config, runtime, words)
+    parts = TrainEngine(config, runtime, words)
     rows = config.train.micro_batch_size or config.train.global_batch_size // topology.data
     micro_batches = config.train.global_batch_size // (rows * topology.data)
     batch = random_batch(rows, config.model.sequence_length, words)
@@ -42,8 +43,10 @@ def measure(config: Config, job: Runtime, name: str) -> dict:
         clock.restart()
         parts.train_step(batches, step, 1e-3)
     total = sum_counters(HostSum(runtime.collectives, f"metrics/{name}"), clock.elapsed(1.0))
-    return {cause: [int(getattr(total, cause).intra_node_bytes), int(getattr(total, cause).inter_node_bytes)]
-            for cause in ("total", *CAUSES)}
+    return {
+        cause: [int(getattr(total, cause).intra_node_bytes), int(getattr(total, cause).inter_node_bytes)]
+        for cause in ("total", *CAUSES)
+    }
 
 
 def main() -> None:

@@ -90,9 +90,14 @@ ARGUMENTS = [
     Case("train config.yaml --set train.steps=[", "--set train.steps=[: not valid YAML"),
     Case("bench", "required: WHAT"),
     Case("bench stpe config.yaml", "invalid choice: 'stpe'"),
-    Case("bench all-to-all config.yaml", "expected to run under msrun, as scripts/train_msrun.sh --bench all-to-all does"),
+    Case(
+        "bench all-to-all config.yaml", "expected to run under msrun, as scripts/train_msrun.sh --bench all-to-all does"
+    ),
     Case("bench all-to-all config.yaml --rate fast", "argument --rate: invalid rate, as in 200mbit, value: 'fast'"),
-    Case("bench all-to-all config.yaml --tokens 64,x", "argument --tokens: invalid list of positive integers, as in 64,256, value: '64,x'"),
+    Case(
+        "bench all-to-all config.yaml --tokens 64,x",
+        "argument --tokens: invalid list of positive integers, as in 64,256, value: '64,x'",
+    ),
     Case("bench router config.yaml --tokens 64", "unrecognized arguments: --tokens"),
     Case("bench router config.yaml --set moe.num_experts=3", "moe.num_groups (2) does not divide moe.num_experts (3)"),
     Case("config config.yaml --ranks none", "argument --ranks: invalid positive integer value: 'none'"),
@@ -124,9 +129,18 @@ CONFIGURATION = [
     Case("config config.yaml --set moe.num_experts=6", "the 3 experts of a group (moe.num_experts 6"),
     Case("config config.yaml --set moe.router.top_k=3", "moe.router.top_k (3) exceeds the 2 experts"),
     Case("config config.yaml --set moe.router={type:\u00a0hash,top_k:\u00a02}", "moe.router.top_k is 2 with"),
-    Case("config config.yaml --set moe={router:\u00a0{type:\u00a0hash},dispatch:\u00a0{overflow:\u00a0repick}}", "overflow is repick with"),
-    Case("config config.yaml --set moe.dispatch.ragged_limit=2", "moe.dispatch.ragged_limit is 2.0 with moe.dispatch.type flat"),
-    Case("config config.yaml --set moe.dispatch={type:\u00a0ragged,chunks:\u00a02}", "moe.dispatch.chunks is 2 with moe.dispatch.type rag"),
+    Case(
+        "config config.yaml --set moe={router:\u00a0{type:\u00a0hash},dispatch:\u00a0{overflow:\u00a0repick}}",
+        "overflow is repick with",
+    ),
+    Case(
+        "config config.yaml --set moe.dispatch.ragged_limit=2",
+        "moe.dispatch.ragged_limit is 2.0 with moe.dispatch.type flat",
+    ),
+    Case(
+        "config config.yaml --set moe.dispatch={type:\u00a0ragged,chunks:\u00a02}",
+        "moe.dispatch.chunks is 2 with moe.dispatch.type rag",
+    ),
     Case("config config.yaml --set moe.domain_groups=[0,2]", "moe.domain_groups[1] is 2"),
     Case("config config.yaml --set parallel.expert=2", "parallel.expert x parallel.tensor (2) does not divide"),
     Case("config config.yaml --set moe.layout.world_size=3", "moe.layout.world_size (3) does not divide train.global"),
@@ -147,11 +161,21 @@ CORPUS = [
     Case("prepare config.yaml --set data.prepare.sources.en=png", "no text files in 'png'", _write("png/a.png", b"P")),
     Case("prepare config.yaml --set data.prepare.sources.en=a.png", "a.png' has an unknown", _write("a.png", b"P")),
     Case("prepare config.yaml", "texts/c.txt: not UTF-8", _write("texts/c.txt", b"caf\xe9")),
-    Case("prepare config.yaml", "no documents of domain 'zh'; expected at least one; passed over 1 file: 1 empty (records.jsonl)",
-         _write("records.jsonl", "\n")),
-    Case("prepare config.yaml", "records.jsonl:1: broken JSON (an integer of 5000 digits)", _write("records.jsonl", "7" * 5000)),
-    Case("prepare config.yaml", "domain 'zh' holds 2 documents, all with the same text",
-         _write("records.jsonl", '{"text": "a"}\n{"text": "a"}\n')),
+    Case(
+        "prepare config.yaml",
+        "no documents of domain 'zh'; expected at least one; passed over 1 file: 1 empty (records.jsonl)",
+        _write("records.jsonl", "\n"),
+    ),
+    Case(
+        "prepare config.yaml",
+        "records.jsonl:1: broken JSON (an integer of 5000 digits)",
+        _write("records.jsonl", "7" * 5000),
+    ),
+    Case(
+        "prepare config.yaml",
+        "domain 'zh' holds 2 documents, all with the same text",
+        _write("records.jsonl", '{"text": "a"}\n{"text": "a"}\n'),
+    ),
     Case("prepare config.yaml", "records.jsonl:2: broken JSON", _write("records.jsonl", '{"text": "a"}\n{"text": "b')),
     Case("prepare config.yaml", "records.jsonl:1: found a list", _write("records.jsonl", ["text"])),
     Case("prepare config.yaml", "records.jsonl:1: field `text` is missing", _write("records.jsonl", {"txt": "a"})),
@@ -162,7 +186,10 @@ CORPUS = [
     Case("prepare config.yaml", "domain 'zh' is a single document", _write("records.jsonl", {"text": "a"})),
     Case("prepare config.yaml --set model.sequence_length=4000", "texts: domain 'en' fills no train row"),
     Case("prepare config.yaml --set data.path=texts", "data.prepare.sources.en (texts) lies inside data.path (texts)"),
-    Case("prepare config.yaml --set data.path=run --set train.output_dir=new", "holds files, but no manifest.json that prepare wrote"),
+    Case(
+        "prepare config.yaml --set data.path=run --set train.output_dir=new",
+        "holds files, but no manifest.json that prepare wrote",
+    ),
     Case("prepare config.yaml --set data.path=config.yaml", "config.yaml is a file"),
 ]
 
@@ -171,8 +198,10 @@ TOKENIZER = [
     Case("prepare config.yaml --set data.prepare.tokenizer=texts", "texts"),
     Case("prepare config.yaml --set data.prepare.tokenizer=texts/en0.txt", "texts/en0.txt: is no SentencePiece model"),
     Case("prepare config.yaml --set data.prepare.tokenizer=given.model", "given.model", _cut_in_half("given.model")),
-    Case("prepare config.yaml --set data.prepare.tokenizer=given.model --set data.prepare.sources.fr=texts",
-         "'given.model' has no tag for fr"),
+    Case(
+        "prepare config.yaml --set data.prepare.tokenizer=given.model --set data.prepare.sources.fr=texts",
+        "'given.model' has no tag for fr",
+    ),
     Case("prepare config.yaml --set data.prepare.vocab_size=100", "data.prepare.vocab_size: found 100, expected"),
 ]
 
@@ -206,9 +235,16 @@ CHECKPOINT = [
     Case(RESUME, "not a checkpoint manifest", _cut_in_half(f"{STEP}/manifest.json")),
     Case(RESUME, "not a checkpoint manifest", _write(f"{STEP}/manifest.json", [1, 2])),
     Case(RESUME, "not a checkpoint manifest (format '', expected", _write(f"{STEP}/manifest.json", {"format": ""})),
-    Case(RESUME, "format version 1, of an earlier release of this program; expected 2",
-         _write(f"{STEP}/manifest.json", {"format_version": 1, "step": 2, "config": {}, "files": {}})),
-    Case(RESUME, "format version 99; expected 2", _write(f"{STEP}/manifest.json", {"format": "pangu-sigma checkpoint", "version": 99})),
+    Case(
+        RESUME,
+        "format version 1, of an earlier release of this program; expected 2",
+        _write(f"{STEP}/manifest.json", {"format_version": 1, "step": 2, "config": {}, "files": {}}),
+    ),
+    Case(
+        RESUME,
+        "format version 99; expected 2",
+        _write(f"{STEP}/manifest.json", {"format": "pangu-sigma checkpoint", "version": 99}),
+    ),
     Case(RESUME, "not a checkpoint manifest", _flip_a_bit(f"{STEP}/manifest.json")),
     Case(RESUME, "dense_0.safetensors: missing", _remove(f"{STEP}/dense_0.safetensors")),
     Case(RESUME, "dense_0.safetensors: ", _cut_in_half(f"{STEP}/dense_0.safetensors")),
@@ -218,10 +254,16 @@ CHECKPOINT = [
     Case(f"{RESUME} --set moe.router.type=switch", "moe.router.type is switch"),
     Case(f"{RESUME} --set moe.num_experts=8", "moe.num_experts is 8"),
     Case(f"{RESUME} --set train.steps=1", "beyond train.steps"),
-    Case(f"{RESUME} --set checkpoint.initial=kept", "checkpoint.initial is kept with checkpoint.resume kept/checkpoints/step_2"),
+    Case(
+        f"{RESUME} --set checkpoint.initial=kept",
+        "checkpoint.initial is kept with checkpoint.resume kept/checkpoints/step_2",
+    ),
     Case("train config.yaml --set checkpoint.initial=nowhere", "nowhere: no manifest.json"),
     Case(f"train config.yaml --set checkpoint.initial={STEP} --set model.num_heads=4", "model.num_heads is 4, but"),
-    Case("train config.yaml --set checkpoint={interval:\u00a04,keep_every:\u00a06}", "checkpoint.keep_every (6) is not a multiple"),
+    Case(
+        "train config.yaml --set checkpoint={interval:\u00a04,keep_every:\u00a06}",
+        "checkpoint.keep_every (6) is not a multiple",
+    ),
     Case("train config.yaml --set checkpoint.keep_every=6", "checkpoint.keep_every is 6 with checkpoint.interval 0"),
     Case("train config.yaml --set checkpoint.keep=3", "checkpoint.keep: unknown key, did you mean checkpoint.keep_"),
 ]
@@ -236,15 +278,26 @@ CKPT = [
     Case("ckpt reshard kept new --shards 0", "argument --shards: invalid positive integer value: '0'"),
     Case("ckpt reshard kept new --shards 9999", "--shards 9999: there are only"),
     Case("ckpt reshard kept run --shards 2", "run: is there already"),
-    Case("ckpt reshard kept new --shards 2", "dense_0.safetensors: tensor ", _flip_a_bit(f"{STEP}/dense_0.safetensors")),
+    Case(
+        "ckpt reshard kept new --shards 2", "dense_0.safetensors: tensor ", _flip_a_bit(f"{STEP}/dense_0.safetensors")
+    ),
     Case("ckpt extract kept new", "required: --domain"),
     Case("ckpt extract kept new --domain fr", "--domain fr: expected one of en, zh, or a number from 0 to 1"),
     Case("ckpt inherit config.yaml kept new", "has 1 sparse layers"),
-    Case("ckpt inherit config.yaml a.ckpt new", "--final-norm: a.ckpt does not say where the final norm stands", _write("a.ckpt", "")),
-    Case("ckpt inherit config.yaml a.ckpt new --final-norm after_query", "a.ckpt: cannot be read", _write("a.ckpt", "x")),
-    Case("ckpt inherit config.yaml kept new --final-norm after_query", "--final-norm after_query: kept is no .ckpt file"),
+    Case(
+        "ckpt inherit config.yaml a.ckpt new",
+        "--final-norm: a.ckpt does not say where the final norm stands",
+        _write("a.ckpt", ""),
+    ),
+    Case(
+        "ckpt inherit config.yaml a.ckpt new --final-norm after_query", "a.ckpt: cannot be read", _write("a.ckpt", "x")
+    ),
+    Case(
+        "ckpt inherit config.yaml kept new --final-norm after_query", "--final-norm after_query: kept is no .ckpt file"
+    ),
     Case("ckpt inherit config.yaml kept new --noise -1", "argument --noise: invalid number from 0 value: '-1'"),
 ]
+
 
 def _plan(**changed: object) -> Callable[[Path], None]:
     """A comparison of one variant, with other keys, or keys otherwise, as given."""
@@ -257,17 +310,34 @@ COMPARISON = [
     Case("compare absent.yaml", "absent.yaml: cannot be read"),
     Case("compare config.yaml", "config.yaml: model: unknown key, expected one of base, base_overrides, variants"),
     Case("compare plan.yaml", "plan.yaml: seed: unknown key, expected one of", _plan(seed=1)),
-    Case("compare plan.yaml", "plan.yaml: variants.a: moe.ruter: unknown key, did you mean moe.router?",
-         _plan(variants={"a": {"moe.ruter": 1}})),
-    Case("compare plan.yaml", "plan.yaml: variants.a: train.steps: found 'x', expected an integer",
-         _plan(variants={"a": {"train.steps": "x"}})),
-    Case("compare plan.yaml", "plan.yaml: variants.a: train.seed cannot be set", _plan(variants={"a": {"train.seed": 1}})),
+    Case(
+        "compare plan.yaml",
+        "plan.yaml: variants.a: moe.ruter: unknown key, did you mean moe.router?",
+        _plan(variants={"a": {"moe.ruter": 1}}),
+    ),
+    Case(
+        "compare plan.yaml",
+        "plan.yaml: variants.a: train.steps: found 'x', expected an integer",
+        _plan(variants={"a": {"train.steps": "x"}}),
+    ),
+    Case(
+        "compare plan.yaml", "plan.yaml: variants.a: train.seed cannot be set", _plan(variants={"a": {"train.seed": 1}})
+    ),
     Case("compare plan.yaml", "plan.yaml: baseline: found 'b', expected one of a", _plan(baseline="b")),
-    Case("compare plan.yaml", "plan.yaml: cluster.rate: found 'fast', expected null or a rate",
-         _plan(cluster={**TWO_NODES, "rate": "fast"})),
-    Case("compare plan.yaml", "plan.yaml: cluster.rate is 1gbit with cluster.nodes 1", _plan(cluster={"rate": "1gbit"})),
+    Case(
+        "compare plan.yaml",
+        "plan.yaml: cluster.rate: found 'fast', expected null or a rate",
+        _plan(cluster={**TWO_NODES, "rate": "fast"}),
+    ),
+    Case(
+        "compare plan.yaml", "plan.yaml: cluster.rate is 1gbit with cluster.nodes 1", _plan(cluster={"rate": "1gbit"})
+    ),
     Case("compare plan.yaml", "plan.yaml: base: absent.yaml: cannot be read", _plan(base="absent.yaml")),
-    Case("compare plan.yaml --report-only", "--report-only: no run of plan.yaml is finished in runs/compare/plan", _plan()),
+    Case(
+        "compare plan.yaml --report-only",
+        "--report-only: no run of plan.yaml is finished in runs/compare/plan",
+        _plan(),
+    ),
     Case("compare plan.yaml --output config.yaml", "--output: config.yaml is a file", _plan()),
     Case("compare plan.yaml --dry-run --outptu x", "unrecognized arguments: --outptu", _plan()),
 ]

@@ -1,4 +1,6 @@
-"""What checkpoints promise, through whole runs in one process: exact resumption, whole or passed over, weights for other runs."""
+"""What checkpoints promise, through whole runs in one process: exact resumption, whole or passed over, weights for
+other runs.
+"""
 
 import json
 import os
@@ -28,8 +30,12 @@ def losses(folder):
     return [record["loss/total"] for record in records(folder)]
 
 
-EXACT = {"hash": ("moe.router.type=hash",), "switch": (), "locmoe": ("moe.router.type=locmoe", "moe.router.balance_rate=0.01"),
-         "switch in half precision": ("runtime.precision=fp16", "runtime.loss_scale={initial: 1e8, growth_interval: 7}")}
+EXACT = {
+    "hash": ("moe.router.type=hash",),
+    "switch": (),
+    "locmoe": ("moe.router.type=locmoe", "moe.router.balance_rate=0.01"),
+    "switch in half precision": ("runtime.precision=fp16", "runtime.loss_scale={initial: 1e8, growth_interval: 7}"),
+}
 
 
 @pytest.mark.parametrize("case", EXACT)
@@ -92,7 +98,12 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(train, straight, cap
     assert "step_4/dense_0.safetensors: tensor" in shown.err and "trying the checkpoint before it" in shown.err
     assert shown.err.count("warning") == 1 and f"going on from {folder / 'checkpoints' / 'step_2'}" in shown.out
     assert losses(folder) == losses(straight)
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_2", "step_4", "step_4.aside", "step_6"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "step_2",
+        "step_4",
+        "step_4.aside",
+        "step_6",
+    ]
 
 
 def test_no_whole_checkpoint_is_an_error_and_not_a_new_run(train, capfd):
@@ -118,18 +129,29 @@ def test_a_disk_that_refuses_ends_the_job_at_the_next_step(train, tmp_path, capf
     overrides = [f"train.output_dir={folder}", "checkpoint.interval=1", "train.steps=500", "train.eval_rows=0"]
     assert main(["train", str(config), *(word for override in overrides for word in ("--set", override))]) == 1
     lines = [line for line in capfd.readouterr().err.splitlines() if line]
-    assert lines == [f"pangu-sigma: error: checkpoint {folder}/checkpoints/step_2.part: cannot be written (No space left on device); "
-                     "expected a folder on a disk with room for it"]
+    assert lines == [
+        f"pangu-sigma: error: checkpoint {folder}/checkpoints/step_2.part: cannot be written (No space left on device); "
+        "expected a folder on a disk with room for it"
+    ]
     assert records(folder)[-1]["progress/step"] in (2, 3)
     with CheckpointReader.open(folder / "checkpoints" / "step_1") as reader:
         assert len(list(reader.verify())) > 20
 
 
 def test_initial_weights_begin_a_run_of_its_own(train, straight):
-    """Weights as the other run left them (a step of no size leaves them there); optimizer, steps and sampler begin anew."""
+    """Weights as the other run left them (a step of no size leaves them there); optimizer, steps and sampler begin
+    anew.
+    """
     source = straight / "checkpoints" / "step_6"
-    folder = train("second life", f"checkpoint.initial={source}", "optimizer.learning_rate=1e-30", "optimizer.end_learning_rate=0",
-                   "train.steps=2", "train.eval_rows=0", "checkpoint.resume=auto")
+    folder = train(
+        "second life",
+        f"checkpoint.initial={source}",
+        "optimizer.learning_rate=1e-30",
+        "optimizer.end_learning_rate=0",
+        "train.steps=2",
+        "train.eval_rows=0",
+        "checkpoint.resume=auto",
+    )
     assert [record["progress/step"] for record in records(folder)] == [1, 2]
     with CheckpointReader.open(folder / "checkpoints" / "step_2") as now, CheckpointReader.open(source) as then:
         assert now.header.scalars["optimizer.updates"] == 2.0
@@ -146,12 +168,19 @@ def test_a_summary_tells_what_checkpoints_cost(straight):
 
 def test_a_model_of_one_domain_is_evaluated_on_its_own(train, tiny_data, tmp_path, capsys):
     """The way the README shows: extract, prepare the domain's text with the model's tokenizer, evaluate; then train on."""
-    folder = train("two domains", "model.domain_embeddings=true", "moe.capacity.evaluation_factor=8", "train.eval_rows=64")
+    folder = train(
+        "two domains", "model.domain_embeddings=true", "moe.capacity.evaluation_factor=8", "train.eval_rows=64"
+    )
     target = tmp_path / "part"
     assert main(["ckpt", "extract", str(folder), str(target), "--domain", "two", "--optimizer"]) == 0
     config = str(target / "config.yaml")
-    changes = [f"data.path={tmp_path / 'data-two'}", f"data.prepare.sources={{two: {tiny_data.parent / 'two'}}}",
-               "data.prepare.validation_fraction=0.1", "data.prepare.vocab_size=320", f"train.output_dir={tmp_path / 'run'}"]
+    changes = [
+        f"data.path={tmp_path / 'data-two'}",
+        f"data.prepare.sources={{two: {tiny_data.parent / 'two'}}}",
+        "data.prepare.validation_fraction=0.1",
+        "data.prepare.vocab_size=320",
+        f"train.output_dir={tmp_path / 'run'}",
+    ]
     words = [word for change in changes for word in ("--set", change)]
     assert main(["prepare", config, *words]) == 0
     capsys.readouterr()
@@ -160,7 +189,25 @@ def test_a_model_of_one_domain_is_evaluated_on_its_own(train, tiny_data, tmp_pat
     assert f"{target}: step 6" in shown
     perplexity = float(shown.split("perplexity")[1].split()[0])
     guessing = PreparedData.open(tmp_path / "data-two").vocab_size
-    assert perplexity < 0.8 * guessing  # six steps teach little, but with rows of the wrong words it would be above that
-    assert main(["train", config, *words, "--set", f"checkpoint.resume={target}", "--set", "checkpoint.initial=null", "--set",
-                 "train.steps=8", "--set", "train.eval_rows=0"]) == 0
+    assert (
+        perplexity < 0.8 * guessing
+    )  # six steps teach little, but with rows of the wrong words it would be above that
+    assert (
+        main(
+            [
+                "train",
+                config,
+                *words,
+                "--set",
+                f"checkpoint.resume={target}",
+                "--set",
+                "checkpoint.initial=null",
+                "--set",
+                "train.steps=8",
+                "--set",
+                "train.eval_rows=0",
+            ]
+        )
+        == 0
+    )
     assert [record["progress/step"] for record in records(tmp_path / "run")] == [7, 8]

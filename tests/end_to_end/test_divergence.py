@@ -8,13 +8,23 @@ import pytest
 from pangu_sigma.cli.main import main
 
 # What the runs below share: short, with a checkpoint and a validation on the way. The rate is reached at step 2.
-COMMON = ("train.divergence_patience=4", "train.eval_interval=4", "checkpoint.interval=1", "train.steps=12", "train.tensorboard=true")
+COMMON = (
+    "train.divergence_patience=4",
+    "train.eval_interval=4",
+    "checkpoint.interval=1",
+    "train.steps=12",
+    "train.tensorboard=true",
+)
 HALF = ("runtime.precision=fp16",)
 RUNS = {
-    "rate_1": ("optimizer.learning_rate=1.0",), "rate_100": ("optimizer.learning_rate=100.0",),
-    "rate_1e6": ("optimizer.learning_rate=1.0e+6",), "rate_1e30": ("optimizer.learning_rate=1.0e+30",),
-    "half_1": (*HALF, "optimizer.learning_rate=1.0"), "half_1e30": (*HALF, "optimizer.learning_rate=1.0e+30"),
-    "scale": (*HALF, "runtime.loss_scale.initial=1.0e+30")}
+    "rate_1": ("optimizer.learning_rate=1.0",),
+    "rate_100": ("optimizer.learning_rate=100.0",),
+    "rate_1e6": ("optimizer.learning_rate=1.0e+6",),
+    "rate_1e30": ("optimizer.learning_rate=1.0e+30",),
+    "half_1": (*HALF, "optimizer.learning_rate=1.0"),
+    "half_1e30": (*HALF, "optimizer.learning_rate=1.0e+30"),
+    "scale": (*HALF, "runtime.loss_scale.initial=1.0e+30"),
+}
 
 
 def strict(text):
@@ -55,11 +65,15 @@ def test_it_ends_with_status_1_and_says_what_there_is_to_say(diverge, capsys, na
     first, last = summary["progress/diverged_step"], summary["progress/step"]
     assert last == len(steps) == first + 3 and f"steps {first} to {last}: " in error and "Traceback" not in shown.err
     assert summary["status"] == "diverged" and summary["valid/perplexity"] is None and summary["unigram_perplexity"] > 1
-    assert f"at step {summary['progress/last_usable_step']}; " in error and f"{summary['loss/last_usable']:.4g}" in error
+    assert (
+        f"at step {summary['progress/last_usable_step']}; " in error and f"{summary['loss/last_usable']:.4g}" in error
+    )
     skipped = "nothing was updated" in error  # under losses that were no worse than before: fp16
     assert skipped or "loss diverged" in shown.out
     assert name != "scale" or skipped
-    assert "smaller optimizer.learning_rate" in error and ("smaller runtime.loss_scale.initial" in error or name != "scale")
+    assert "smaller optimizer.learning_rate" in error and (
+        "smaller runtime.loss_scale.initial" in error or name != "scale"
+    )
     assert not re.search(r"\bnan\b|\binf\b|[0-9]{30}", shown.out + shown.err)
     assert min(record["loss/task"] for record in steps if record["loss/task"] is not None) >= 0.0  # no sum has wrapped
     check_files(folder)
@@ -101,13 +115,23 @@ def ruined(train):
 
 @pytest.mark.parametrize("options", [(), ("--as-trained",)])
 def test_eval_says_so(ruined, capsys, options, tmp_path):
-    words = ["eval", str(ruined / "config.yaml"), "--set", "checkpoint.resume=auto", "--output", str(tmp_path), *options]
+    words = [
+        "eval",
+        str(ruined / "config.yaml"),
+        "--set",
+        "checkpoint.resume=auto",
+        "--output",
+        str(tmp_path),
+        *options,
+    ]
     for _ in range(2):  # the second time from the records of the first
         assert main(words) == 1
         shown = capsys.readouterr()
         assert re.search(r"all +perplexity +diverged +- ", shown.out) and "Traceback" not in shown.err
         assert len([line for line in shown.err.splitlines() if "error" in line]) == 1
-        assert "step_3 is of a run that diverged: validation gave no finite number; try an earlier checkpoint" in shown.err
+        assert (
+            "step_3 is of a run that diverged: validation gave no finite number; try an earlier checkpoint" in shown.err
+        )
     check_files(tmp_path)
     assert main([*words, "--json"]) == 1
     assert strict(capsys.readouterr().out)["results"]["validation"]["all"]["perplexity"]["value"] is None
@@ -118,4 +142,7 @@ def test_generate_says_so_in_one_line(ruined, capsys, options):
     assert main(["generate", str(ruined / "config.yaml"), "--prompt", "abcd", "--domain", "one", *options]) == 2
     shown = capsys.readouterr()
     (line,) = [line for line in shown.err.splitlines() if line.startswith("pangu-sigma:")]
-    assert "scores for the next token are not finite numbers, as those of a run that diverged" in line and "Traceback" not in shown.err
+    assert (
+        "scores for the next token are not finite numbers, as those of a run that diverged" in line
+        and "Traceback" not in shown.err
+    )

@@ -1,4 +1,6 @@
-"""`pangu-sigma eval` on a trained model: the page's example, going on after a cut-off, and what training itself measured."""
+"""`pangu-sigma eval` on a trained model: the page's example, going on after a cut-off, and what training itself
+measured.
+"""
 
 import json
 import re
@@ -26,7 +28,15 @@ def evaluate(run, tmp_path, capsys):
     """`evaluate(...)`: what the command with these options prints; the results go to a folder of the test's own."""
 
     def call(*options, status=0):
-        words = ["eval", str(run / "config.yaml"), "--set", "checkpoint.resume=auto", "--output", str(tmp_path / "results"), *options]
+        words = [
+            "eval",
+            str(run / "config.yaml"),
+            "--set",
+            "checkpoint.resume=auto",
+            "--output",
+            str(tmp_path / "results"),
+            *options,
+        ]
         assert main(words) == status
         shown = capsys.readouterr()
         return shown.out if status == 0 else shown.err
@@ -51,12 +61,18 @@ def test_the_pages_example_works_as_written_and_goes_on_where_it_was_cut_off(run
     for name, text in FILES.items():
         Path(name).write_text(text, encoding="utf-8")
     line = next(line for line in COMMANDS if "capitals.yaml" in line)
-    words = shlex.split(line.replace("runs/quickstart/locmoe/config.yaml", str(run / "config.yaml")).replace("--domain en", "--domain one"))
+    words = shlex.split(
+        line.replace("runs/quickstart/locmoe/config.yaml", str(run / "config.yaml")).replace(
+            "--domain en", "--domain one"
+        )
+    )
     assert main(words[1:]) == 0
     shown = capsys.readouterr().out
     assert all(len(row) <= 80 for row in shown.splitlines() if row.startswith("task-"))
     rows = {row.split()[-6]: row.split() for row in shown.splitlines() if "accuracy" in row}
-    assert set(rows) == {"accuracy", "accuracy_per_byte", "accuracy_per_token"} and all(row[-1] == "4" for row in rows.values())
+    assert set(rows) == {"accuracy", "accuracy_per_byte", "accuracy_per_token"} and all(
+        row[-1] == "4" for row in rows.values()
+    )
     path = Path("results/task-capitals.jsonl")
     whole, results = path.read_text(), Path("results/results.json").read_text()
     path.write_text("".join(whole.splitlines(keepends=True)[:3])[:-9])  # one example whole, the second cut off
@@ -64,10 +80,14 @@ def test_the_pages_example_works_as_written_and_goes_on_where_it_was_cut_off(run
     capsys.readouterr()
     resumed = [json.loads(text) for text in path.read_text().splitlines()]
     for now, before in zip(resumed[1:], [json.loads(text) for text in whole.splitlines()][1:]):
-        assert now["record"].pop("nats") == pytest.approx(before["record"].pop("nats"), rel=1e-5)  # rows shared with others: rounding
+        assert now["record"].pop("nats") == pytest.approx(
+            before["record"].pop("nats"), rel=1e-5
+        )  # rows shared with others: rounding
         assert now == before
     found, before = json.loads(Path("results/results.json").read_text()), json.loads(results)
-    assert found == before and found["step"] == 2 and found["results"]["task-capitals"]["one"]["accuracy"]["examples"] == 4
+    assert (
+        found == before and found["step"] == 2 and found["results"]["task-capitals"]["one"]["accuracy"]["examples"] == 4
+    )
 
 
 def test_as_trained_finds_what_training_found(run, evaluate):
@@ -102,7 +122,9 @@ BAD = [
 def test_bad_options_end_with_one_line(evaluate, tmp_path, options, message):
     for name, text in FILES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    (tmp_path / "code.yaml").write_text("{kind: generate, data: capitals.jsonl, prompt: '{country}', answer: capital, program: 'pass'}")
+    (tmp_path / "code.yaml").write_text(
+        "{kind: generate, data: capitals.jsonl, prompt: '{country}', answer: capital, program: 'pass'}"
+    )
     names = {"TASK": str(tmp_path / "capitals.yaml"), "CODE": str(tmp_path / "code.yaml")}
     shown = evaluate(*(names.get(word, word) for word in options), status=2)
     lines = [line for line in shown.splitlines() if line]

@@ -1,4 +1,6 @@
-"""Training jobs in which a rank dies, never comes, or cannot have its port: one line that says so, in time, nobody left."""
+"""Training jobs in which a rank dies, never comes, or cannot have its port: one line that says so, in time, nobody
+left.
+"""
 
 import os
 import signal
@@ -22,17 +24,35 @@ DEADLINE = 30  # seconds from a rank's death to the end of the job, far above th
 @pytest.fixture
 def config(tiny_data, tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump({
-        "model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32},
-        "moe": {"num_experts": 4}, "parallel": {"expert": 2}, "data": {"path": str(tiny_data)},
-        "optimizer": {"schedule": "constant"}, "runtime": {"join_timeout": 20, "collective_timeout": 20},
-        "train": {"steps": 100000, "global_batch_size": 4, "output_dir": str(tmp_path / "run")}}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "model": {
+                    "hidden_size": 16,
+                    "num_heads": 2,
+                    "dense_layers": 0,
+                    "sparse_layers": 1,
+                    "sequence_length": 32,
+                },
+                "moe": {"num_experts": 4},
+                "parallel": {"expert": 2},
+                "data": {"path": str(tiny_data)},
+                "optimizer": {"schedule": "constant"},
+                "runtime": {"join_timeout": 20, "collective_timeout": 20},
+                "train": {"steps": 100000, "global_batch_size": 4, "output_dir": str(tmp_path / "run")},
+            }
+        )
+    )
     return path
 
 
 @pytest.fixture
 def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
 
 
 def wait_for(condition, seconds, what):
@@ -51,8 +71,14 @@ def is_running(pid):
 
 def test_a_killed_worker_ends_the_job(config, tmp_path, environment):
     log = tmp_path / "run" / "logs" / "launch_1"
-    job = subprocess.Popen(["bash", str(LAUNCHER), "--workers", "2", str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                           text=True, env=environment, cwd=tmp_path)
+    job = subprocess.Popen(
+        ["bash", str(LAUNCHER), "--workers", "2", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
     try:
         metrics = tmp_path / "run" / "metrics.jsonl"
         wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3, LIMIT, "the fourth step")
@@ -71,8 +97,14 @@ def test_a_killed_worker_ends_the_job(config, tmp_path, environment):
 
 def test_a_job_that_is_told_to_stop_ends_well(config, tmp_path, environment):
     """The launcher hands SIGTERM to its ranks, which agree on the step that is the last."""
-    job = subprocess.Popen(["bash", str(LAUNCHER), "--workers", "2", str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                           text=True, env=environment, cwd=tmp_path)
+    job = subprocess.Popen(
+        ["bash", str(LAUNCHER), "--workers", "2", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
     try:
         metrics = tmp_path / "run" / "metrics.jsonl"
         wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3, LIMIT, "the fourth step")
@@ -93,12 +125,30 @@ def test_a_rank_that_never_joins_is_named(config, tmp_path, environment):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    alone = {**environment, "MS_ROLE": "MS_WORKER", "RANK_ID": "0", "MS_WORKER_NUM": "2", "MS_SCHED_HOST": "127.0.0.1",
-             "LOCMOE_MESH_PORT": str(port), "LOCMOE_MESH_SECRET": "00" * 16}
-    job = subprocess.run([sys.executable, "-m", "pangu_sigma", "train", str(config), "--set", "runtime.join_timeout=3"], env=alone,
-                         cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT)
+    alone = {
+        **environment,
+        "MS_ROLE": "MS_WORKER",
+        "RANK_ID": "0",
+        "MS_WORKER_NUM": "2",
+        "MS_SCHED_HOST": "127.0.0.1",
+        "LOCMOE_MESH_PORT": str(port),
+        "LOCMOE_MESH_SECRET": "00" * 16,
+    }
+    job = subprocess.run(
+        [sys.executable, "-m", "pangu_sigma", "train", str(config), "--set", "runtime.join_timeout=3"],
+        env=alone,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
     assert job.returncode == 1
-    assert job.stderr.count("\n") == 1 and "rank 0" in job.stderr and "join" in job.stderr and "1" in job.stderr.split("rank 0")[1]
+    assert (
+        job.stderr.count("\n") == 1
+        and "rank 0" in job.stderr
+        and "join" in job.stderr
+        and "1" in job.stderr.split("rank 0")[1]
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -107,7 +157,13 @@ def test_a_port_in_use_is_named(config, tmp_path, environment):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        job = subprocess.run(["bash", str(LAUNCHER), "--workers", "2", "--port", str(port), str(config)], env=environment,
-                             cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT)
+        job = subprocess.run(
+            ["bash", str(LAUNCHER), "--workers", "2", "--port", str(port), str(config)],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+        )
     assert job.returncode == 2
     assert job.stderr.count("\n") == 1 and f"127.0.0.1:{port}" in job.stderr

@@ -1,7 +1,8 @@
-"""Several jobs with one run folder, started and killed at random moments: the folder holds one history, and none that ended well is lost.
+"""Several jobs with one run folder, started and killed at random moments: the folder holds one history, and none that
+ended well is lost.
 
-The jobs are processes of their own and run the command; only the compiled step is left out. Each writes its number as the norm of the
-gradient, so that every line of `metrics.jsonl` says who wrote it.
+The jobs are processes of their own and run the command; only the compiled step is left out. Each writes its number as
+the norm of the gradient, so that every line of `metrics.jsonl` says who wrote it.
 """
 
 import json
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.checkpoint.folders import finished
 from pangu_sigma.cli.main import main
-from pangu_sigma.train.engine import StepResult, TrainingParts
+from pangu_sigma.train.engine import StepResult, TrainEngine
 
 EXAMPLES = max(1, int(os.environ.get("FUZZ_EXAMPLES", 800)) // 200)
 DEADLINE_S = 120.0
@@ -45,8 +46,8 @@ def run_job(number: int, job: Job, folder: str, deadline: float) -> None:
         time.sleep(chance.random() * 0.02)
         return StepResult(self.statistics.unpack(np.ones(self.statistics.size)), float(number), 1.0, 0)
 
-    TrainingParts.train_step = step
-    TrainingParts.evaluate = lambda self, batches: np.ones(self.statistics.size)
+    TrainEngine.train_step = step
+    TrainEngine.evaluate = lambda self, batches: np.ones(self.statistics.size)
     socket.gethostname = lambda: job.host  # what the note in the lock says
     os.chdir(folder)
     sys.stdout = sys.stderr = open(f"{number}.log", "w")  # noqa: SIM115
@@ -55,21 +56,33 @@ def run_job(number: int, job: Job, folder: str, deadline: float) -> None:
 
 
 def write_config(folder: Path, data: Path, output: str) -> None:
-    config = {"model": {"hidden_size": 8, "num_heads": 1, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32},
-              "moe": {"num_experts": 2, "num_groups": 2, "router": {"type": "hash"}}, "data": {"path": str(data)},
-              "optimizer": {"warmup_steps": 1}, "checkpoint": {"interval": 2},
-              "train": {"steps": STEPS, "global_batch_size": 2, "eval_rows": 2, "cosines": False, "output_dir": output}}
+    config = {
+        "model": {"hidden_size": 8, "num_heads": 1, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32},
+        "moe": {"num_experts": 2, "num_groups": 2, "router": {"type": "hash"}},
+        "data": {"path": str(data)},
+        "optimizer": {"warmup_steps": 1},
+        "checkpoint": {"interval": 2},
+        "train": {"steps": STEPS, "global_batch_size": 2, "eval_rows": 2, "cosines": False, "output_dir": output},
+    }
     (folder / "c.yaml").write_text(yaml.safe_dump(config))
 
 
 def play(folder: Path, jobs) -> list:
     """Runs the jobs; returns their exit statuses, negative if killed."""
     start = time.monotonic() + 0.2
-    processes = [FORKED.Process(target=run_job, args=(number, job, str(folder), start)) for number, job in enumerate(jobs, 1)]
+    processes = [
+        FORKED.Process(target=run_job, args=(number, job, str(folder), start)) for number, job in enumerate(jobs, 1)
+    ]
     for process in processes:
         process.start()
-    kills = sorted(((start + job.delay_s + job.killed_after_s, process) for job, process in zip(jobs, processes)
-                    if job.killed_after_s is not None), key=lambda kill: kill[0])
+    kills = sorted(
+        (
+            (start + job.delay_s + job.killed_after_s, process)
+            for job, process in zip(jobs, processes)
+            if job.killed_after_s is not None
+        ),
+        key=lambda kill: kill[0],
+    )
     for moment, process in kills:
         process.join(max(0.0, moment - time.monotonic()))
         process.kill()
@@ -92,7 +105,10 @@ def check_history(folder: Path, jobs, statuses) -> None:
     assert len(blocks) == len(set(blocks)), (writers, logs)  # nobody writes between another's lines
     for later in blocks[1:]:
         assert jobs[later - 1].resume == "auto", (writers, logs)
-    assert not steps or steps[0] == (5 if jobs[blocks[0] - 1].resume == "../other/run/checkpoints/step_4" else 1), (steps, logs)
+    assert not steps or steps[0] == (5 if jobs[blocks[0] - 1].resume == "../other/run/checkpoints/step_4" else 1), (
+        steps,
+        logs,
+    )
     ended_well = [number for number, status in enumerate(statuses, 1) if status == 0]
     if ended_well:
         assert steps[-1] == STEPS and json.loads((run / "summary.json").read_text())["router"] == "hash", logs
@@ -101,16 +117,28 @@ def check_history(folder: Path, jobs, statuses) -> None:
         assert number in writers or jobs[number - 1].resume == "auto", (writers, logs)  # that found the run finished
     for number, status in enumerate(statuses, 1):
         if status == 2:
-            assert "is in use by process" in (log := (folder / f"{number}.log").read_text()) or "holds an earlier run" in log or \
-                "is no checkpoint of the run that train.output_dir" in log, log
+            assert (
+                "is in use by process" in (log := (folder / f"{number}.log").read_text())
+                or "holds an earlier run" in log
+                or "is no checkpoint of the run that train.output_dir" in log
+            ), log
 
 
-job = st.builds(Job, resume=st.sampled_from(["null", "auto", "auto", "../other/run/checkpoints/step_4"]),
-                delay_s=st.floats(0.0, 1.2), killed_after_s=st.none() | st.floats(0.3, 1.5), host=st.sampled_from(["here", "far-node"]))
+job = st.builds(
+    Job,
+    resume=st.sampled_from(["null", "auto", "auto", "../other/run/checkpoints/step_4"]),
+    delay_s=st.floats(0.0, 1.2),
+    killed_after_s=st.none() | st.floats(0.3, 1.5),
+    host=st.sampled_from(["here", "far-node"]),
+)
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck),
-          phases=[Phase.explicit, Phase.reuse, Phase.generate])  # made smaller, they take other turns
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)  # made smaller, they take other turns
 @given(jobs=st.lists(job, min_size=2, max_size=4))
 def test_a_folder_holds_one_history_whoever_comes_and_goes(tiny_data, tmp_path_factory, jobs):
     root = tmp_path_factory.mktemp("jobs")

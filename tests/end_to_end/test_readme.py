@@ -1,7 +1,7 @@
 """The README's commands run as they stand there, in their order, in a folder as its quickstart leaves one.
 
-The configurations are those that come with the program, made small. Of the quickstart's runs only those that later commands look at are
-made; the script itself is tested in tests/unit/scripts/test_environment.py.
+The configurations are those that come with the program, made small. Of the quickstart's runs only those that later
+commands look at are made; the script itself is tested in tests/unit/scripts/test_environment.py.
 """
 
 import importlib.util
@@ -22,15 +22,26 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SMALL = {
     "configs/quickstart.yaml": {
         "model": {"hidden_size": 32, "num_heads": 2, "dense_layers": 1, "sparse_layers": 1, "sequence_length": 32},
-        "data": {"prepare": {"vocab_size": 400, "validation_fraction": 0.1}}, "optimizer": {"warmup_steps": 2},
-        "train": {"steps": 24, "eval_rows": 12}, "checkpoint": {"interval": 12}},
+        "data": {"prepare": {"vocab_size": 400, "validation_fraction": 0.1}},
+        "optimizer": {"warmup_steps": 2},
+        "train": {"steps": 24, "eval_rows": 12},
+        "checkpoint": {"interval": 12},
+    },
     "configs/two_domains.yaml": {
         "model": {"hidden_size": 32, "num_heads": 2, "dense_layers": 1, "sparse_layers": 1, "sequence_length": 32},
-        "data": {"prepare": {"vocab_size": 400}}},
+        "data": {"prepare": {"vocab_size": 400}},
+    },
     "configs/compare/smoke.yaml": {
-        "base_overrides": {"model.hidden_size": 32, "train.steps": 3, "train.eval_interval": 3, "train.eval_rows": 12,
-                           "optimizer.warmup_steps": 1},
-        "variants": None, "warmup_steps_ignored": 1},
+        "base_overrides": {
+            "model.hidden_size": 32,
+            "train.steps": 3,
+            "train.eval_interval": 3,
+            "train.eval_rows": 12,
+            "optimizer.warmup_steps": 1,
+        },
+        "variants": None,
+        "warmup_steps_ignored": 1,
+    },
 }
 # Everything else is tried elsewhere: the tests themselves, which are running; words that stand for something.
 NOT_RUN = re.compile(r"^source |^bash scripts/(test|quickstart)\.sh|\b[A-Z]{4,}\b(?![=.])")
@@ -47,7 +58,9 @@ def commands():
 
 def merged(base, changes):
     for name, value in changes.items():
-        base[name] = merged(base[name], value) if isinstance(value, dict) and isinstance(base.get(name), dict) else value
+        base[name] = (
+            merged(base[name], value) if isinstance(value, dict) and isinstance(base.get(name), dict) else value
+        )
     return base
 
 
@@ -72,26 +85,45 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    """Runs a command in that folder, as a user whose shell has this environment active; its exit status and both outputs."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MS_", "LOCMOE_", "RANK_", "PYTEST"))}
-    environment = {**kept, "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                   "PYTHONPATH": str(REPOSITORY)}
+    """Runs a command in that folder, as a user whose shell has this environment active; its exit status and both
+    outputs.
+    """
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MS_", "LOCMOE_", "RANK_", "PYTEST"))
+    }
+    environment = {
+        **kept,
+        "VIRTUAL_ENV": sys.prefix,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+    }
 
     def _run(command):
-        return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-                              text=True, timeout=900)
+        return subprocess.run(
+            ["bash", "-c", command],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
 
     return _run
 
 
 @pytest.fixture(scope="module")
 def after_quickstart(run):
-    """The quickstart's data, and its runs with hash and LocMoE: one on four ranks, the other on one, which takes less time."""
-    for command in ("pangu-sigma prepare configs/quickstart.yaml",
-                    "bash scripts/train_msrun.sh --workers 4 configs/quickstart.yaml --set moe.router.type=locmoe "
-                    "--set train.output_dir=runs/quickstart/locmoe --set checkpoint.resume=auto",
-                    f"pangu-sigma train configs/quickstart.yaml {ALONE} --set moe.router.type=hash "
-                    "--set train.output_dir=runs/quickstart/hash --set train.steps=3"):
+    """The quickstart's data, and its runs with hash and LocMoE: one on four ranks, the other on one, which takes less
+    time.
+    """
+    for command in (
+        "pangu-sigma prepare configs/quickstart.yaml",
+        "bash scripts/train_msrun.sh --workers 4 configs/quickstart.yaml --set moe.router.type=locmoe "
+        "--set train.output_dir=runs/quickstart/locmoe --set checkpoint.resume=auto",
+        f"pangu-sigma train configs/quickstart.yaml {ALONE} --set moe.router.type=hash "
+        "--set train.output_dir=runs/quickstart/hash --set train.steps=3",
+    ):
         done = run(command)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
@@ -102,8 +134,11 @@ RUN = [command for command in commands() if not NOT_RUN.search(command)]
 def test_nearly_all_commands_are_run():
     assert len(RUN) >= 16
     assert [command for command in commands() if command not in RUN] == [
-        "bash scripts/quickstart.sh", "bash scripts/test.sh", "source .venv/bin/activate",
-        "pangu-sigma ckpt inherit CONFIG runs/dense runs/start"]
+        "bash scripts/quickstart.sh",
+        "bash scripts/test.sh",
+        "source .venv/bin/activate",
+        "pangu-sigma ckpt inherit CONFIG runs/dense runs/start",
+    ]
 
 
 @pytest.mark.parametrize("command", RUN)

@@ -1,5 +1,5 @@
-"""Every configuration key at a resumption: a run that may go on with another value goes on to its summary, and one that may not is
-told the key and both values.
+"""Every configuration key at a resumption: a run that may go on with another value goes on to its summary, and one that
+may not is told the key and both values.
 """
 
 import json
@@ -11,11 +11,20 @@ import yaml
 from pangu_sigma.cli.main import main
 from pangu_sigma.config.load import config_from_dict, to_dict
 
-# What a run is resumed with, each case alone: overrides by a name. Keys that have no use without another one come with it.
+# What a run is resumed with, each case alone: overrides by a name. Keys that have no use without another one come with
+# it.
 FREE = {
-    "optimizer's numbers": ("optimizer.learning_rate=0.01", "optimizer.end_learning_rate=0.001", "optimizer.warmup_steps=2",
-                            "optimizer.beta1=0.7", "optimizer.beta2=0.9", "optimizer.epsilon=1e-7", "optimizer.expert_epsilon=1e-19",
-                            "optimizer.weight_decay=0.1", "optimizer.clip_norm=null"),
+    "optimizer's numbers": (
+        "optimizer.learning_rate=0.01",
+        "optimizer.end_learning_rate=0.001",
+        "optimizer.warmup_steps=2",
+        "optimizer.beta1=0.7",
+        "optimizer.beta2=0.9",
+        "optimizer.epsilon=1e-7",
+        "optimizer.expert_epsilon=1e-19",
+        "optimizer.weight_decay=0.1",
+        "optimizer.clip_norm=null",
+    ),
     "linear decay": ("optimizer.schedule=linear", "optimizer.decay_steps=9"),
     "no decay": ("optimizer.schedule=constant",),
     "experts' optimizer on the host": ("optimizer.experts=host_dense",),
@@ -26,12 +35,23 @@ FREE = {
     "stop": ("train.steps=9", "train.stop_after=3"),
     "seed": ("train.seed=2",),
     "rows": ("train.global_batch_size=6", "train.micro_batch_size=3"),
-    "validation and log": ("train.eval_rows=4", "train.eval_interval=1", "train.log_interval=1", "train.straggler_margin=0.1",
-                           "train.cosines=true", "train.divergence_patience=3"),
+    "validation and log": (
+        "train.eval_rows=4",
+        "train.eval_interval=1",
+        "train.log_interval=1",
+        "train.straggler_margin=0.1",
+        "train.cosines=true",
+        "train.divergence_patience=3",
+    ),
     "profile": ("train.profile=[3, 3]",),
     "profile of steps that are done": ("train.profile=[1, 2]",),
     "event files": ("train.tensorboard=true",),
-    "checkpoints": ("checkpoint.interval=1", "checkpoint.keep_last=1", "checkpoint.keep_every=3", "checkpoint.asynchronous=false"),
+    "checkpoints": (
+        "checkpoint.interval=1",
+        "checkpoint.keep_last=1",
+        "checkpoint.keep_every=3",
+        "checkpoint.asynchronous=false",
+    ),
     "sampling": ("data.mixing=proportional", "data.reset_at_document_end=false"),
     "domains placed": ("data.placement=domain_by_node", "moe.placement=node_grouped"),
     "experts placed": ("moe.placement=node_grouped",),
@@ -39,8 +59,11 @@ FREE = {
     "another cluster": ("moe.layout={world_size: 2, ranks_per_node: 1, expert: 2}",),
     "two experts a token": ("moe.router.top_k=2",),
     "statistics of ranks": ("moe.router.statistics=rank",),
-    "losses": ("moe.router.locmoe.aux_loss_weight=0.1", "moe.router.locmoe.locality_loss_weight=0.1",
-               "moe.router.locmoe.locality_smoothing=0.2"),
+    "losses": (
+        "moe.router.locmoe.aux_loss_weight=0.1",
+        "moe.router.locmoe.locality_loss_weight=0.1",
+        "moe.router.locmoe.locality_smoothing=0.2",
+    ),
     "undecided tokens by the value": ("moe.router.locmoe.ties=unrectified",),
     "noise": ("moe.router.locmoe.ties=noise", "moe.router.locmoe.noise_scale=0.1"),
     "hierarchical": ("moe.dispatch.type=hierarchical", "moe.dispatch.chunks=2", "moe.capacity.local_share=0.5"),
@@ -49,38 +72,76 @@ FREE = {
     "drops by weight": ("moe.dispatch.drop_priority=weight",),
     "picks anew": ("moe.dispatch.overflow=repick",),
     "capacity factors": ("moe.capacity.factor=0.5", "moe.capacity.evaluation_factor=1.0"),
-    "critical": ("moe.capacity.mode=critical", "moe.capacity.form=exp", "moe.capacity.delta_statistic=quantile",
-                 "moe.capacity.quantile=0.9", "moe.capacity.estimate_steps=2"),
-    "adaptive": ("moe.capacity.mode=adaptive", "moe.capacity.interval=1", "moe.capacity.buckets=3", "moe.capacity.hysteresis=0.2",
-                 "moe.capacity.minimum_factor=0.5", "moe.capacity.maximum_factor=2.0"),
+    "critical": (
+        "moe.capacity.mode=critical",
+        "moe.capacity.form=exp",
+        "moe.capacity.delta_statistic=quantile",
+        "moe.capacity.quantile=0.9",
+        "moe.capacity.estimate_steps=2",
+    ),
+    "adaptive": (
+        "moe.capacity.mode=adaptive",
+        "moe.capacity.interval=1",
+        "moe.capacity.buckets=3",
+        "moe.capacity.hysteresis=0.2",
+        "moe.capacity.minimum_factor=0.5",
+        "moe.capacity.maximum_factor=2.0",
+    ),
     "one process": ("parallel.overlap_gradients=false", "parallel.ranks_per_node=1"),
     "fp16": ("runtime.precision=fp16", "runtime.loss_scale={initial: 1024, growth_interval: 1, minimum: 2}"),
-    "deadlines and names": ("runtime.join_timeout=9", "runtime.collective_timeout=9", "runtime.device=cpu", "runtime.backend=tcp"),
+    "deadlines and names": (
+        "runtime.join_timeout=9",
+        "runtime.collective_timeout=9",
+        "runtime.device=cpu",
+        "runtime.backend=tcp",
+    ),
 }
-# Further cases, of runs that began with something else than the defaults: what they began with, and what they go on with.
+# Further cases, of runs that began with something else than the defaults: what they began with, and what they go on
+# with.
 BEGUN = {
     "critical to factor": (("moe.capacity.mode=critical",), ("moe.capacity.mode=factor",)),
-    "critical to adaptive": (("moe.capacity.mode=critical",), ("moe.capacity.mode=adaptive", "moe.capacity.interval=1")),
-    "adaptive to critical": (("moe.capacity.mode=adaptive", "moe.capacity.interval=1"), ("moe.capacity.mode=critical",
-                                                                                          "moe.capacity.interval=100")),
-    "other buckets": (("moe.capacity.mode=adaptive", "moe.capacity.interval=1"), ("moe.capacity.buckets=2",
-                                                                                   "moe.capacity.maximum_factor=0.5")),
-    "bias to margin": (("moe.router.local_term.kind=bias",), (
-        "moe.router.local_term={kind: margin, strength: 0.5, initial_strength: 0.2, start_step: 2, warmup_steps: 2}",)),
+    "critical to adaptive": (
+        ("moe.capacity.mode=critical",),
+        ("moe.capacity.mode=adaptive", "moe.capacity.interval=1"),
+    ),
+    "adaptive to critical": (
+        ("moe.capacity.mode=adaptive", "moe.capacity.interval=1"),
+        ("moe.capacity.mode=critical", "moe.capacity.interval=100"),
+    ),
+    "other buckets": (
+        ("moe.capacity.mode=adaptive", "moe.capacity.interval=1"),
+        ("moe.capacity.buckets=2", "moe.capacity.maximum_factor=0.5"),
+    ),
+    "bias to margin": (
+        ("moe.router.local_term.kind=bias",),
+        ("moe.router.local_term={kind: margin, strength: 0.5, initial_strength: 0.2, start_step: 2, warmup_steps: 2}",),
+    ),
     "local term off": (("moe.router.local_term.kind=bias",), ("moe.router.local_term.kind=none",)),
     "balance": (("moe.router.balance_rate=0.01",), ("moe.router.balance_rate=0.02",)),
     "fp16 to fp32": (("runtime.precision=fp16",), ("runtime.precision=fp32",)),
     "ragged to flat": (("moe.dispatch.type=ragged",), ("moe.dispatch.type=flat",)),
     "jitter": (("moe.router.type=switch",), ("moe.router.switch.jitter=0.1", "moe.router.switch.aux_loss_weight=0.1")),
     "gshard": (("moe.router.type=gshard", "moe.router.top_k=2"), ("moe.router.gshard.aux_loss_weight=0.1",)),
-    "faster_moe": (("moe.router.type=faster_moe",), ("moe.router.faster_moe.max_remote_fraction=0.5",
-                                                     "moe.router.faster_moe.aux_loss_weight=0.1")),
-    "ta_moe": (("moe.router.type=ta_moe",), ("moe.router.ta_moe.bandwidth_ratio=2", "moe.router.ta_moe.aux_loss_weight=0.1")),
-    "etr": (("moe.router.type=etr", "moe.dispatch.drop_priority=weight"), (
-        "moe.router.etr.temperature=0.2", "moe.router.etr.aux_loss_weight=0.1", "moe.router.etr.locality_loss_weight=0.1",
-        "moe.router.etr.locality_smoothing=0.2")),
+    "faster_moe": (
+        ("moe.router.type=faster_moe",),
+        ("moe.router.faster_moe.max_remote_fraction=0.5", "moe.router.faster_moe.aux_loss_weight=0.1"),
+    ),
+    "ta_moe": (
+        ("moe.router.type=ta_moe",),
+        ("moe.router.ta_moe.bandwidth_ratio=2", "moe.router.ta_moe.aux_loss_weight=0.1"),
+    ),
+    "etr": (
+        ("moe.router.type=etr", "moe.dispatch.drop_priority=weight"),
+        (
+            "moe.router.etr.temperature=0.2",
+            "moe.router.etr.aux_loss_weight=0.1",
+            "moe.router.etr.locality_loss_weight=0.1",
+            "moe.router.etr.locality_smoothing=0.2",
+        ),
+    ),
 }
-# What is refused: what the run began with beyond the defaults, the override, and the key and both values as they are told.
+# What is refused: what the run began with beyond the defaults, the override, and the key and both values as they are
+# told.
 REFUSED = [
     ((), "model.hidden_size=32", "model.hidden_size is 32", "trained with 16"),
     ((), "model.num_heads=4", "model.num_heads is 4", "trained with 2"),
@@ -102,21 +163,42 @@ REFUSED = [
     ((), "moe.router.locmoe.gate=dense", "moe.router.locmoe.gate is dense", "trained with grap"),
     ((), "moe.router.locmoe.gate_input=code", "moe.router.locmoe.gate_input is code", "trained with hidden"),
     ((), "moe.router.locmoe.blocks=by_layer", "moe.router.locmoe.blocks is by_layer", "trained with contiguous"),
-    (("moe.router.type=hash",), "moe.router.hash.balance=frequency", "moe.router.hash.balance is frequency", "trained with uniform"),
+    (
+        ("moe.router.type=hash",),
+        "moe.router.hash.balance=frequency",
+        "moe.router.hash.balance is frequency",
+        "trained with uniform",
+    ),
     ((), "moe.router.balance_rate=0.01", "moe.router.balance_rate is 0.01", "trained with 0.0"),
-    (("moe.router.balance_rate=0.01",), "moe.router.balance_rate=0.0", "moe.router.balance_rate is 0.0", "trained with 0.01"),
+    (
+        ("moe.router.balance_rate=0.01",),
+        "moe.router.balance_rate=0.0",
+        "moe.router.balance_rate is 0.0",
+        "trained with 0.01",
+    ),
     ((), "moe.router.local_term.kind=bias", "moe.router.local_term.kind is bias", "trained with none"),
     ((), "moe.router.local_term.kind=margin", "moe.router.local_term.kind is margin", "trained with none"),
-    (("moe.router.balance_rate=0.01", "moe.router.local_term.kind=bias"), "moe.router.local_term.kind=none",
-     "moe.router.local_term.kind is none", "trained with bias"),
+    (
+        ("moe.router.balance_rate=0.01", "moe.router.local_term.kind=bias"),
+        "moe.router.local_term.kind=none",
+        "moe.router.local_term.kind is none",
+        "trained with bias",
+    ),
     ((), "train.steps=1", "train.steps (1)", "at step 2"),
 ]
 # Keys that need other ranks, a device or a library, and those that say what a run goes on from or where it is.
 ELSEWHERE = {
-    "parallel.expert", "parallel.tensor", "moe.dispatch.group_wise",  # tests/distributed/test_checkpoints.py
+    "parallel.expert",
+    "parallel.tensor",
+    "moe.dispatch.group_wise",  # tests/distributed/test_checkpoints.py
     "runtime.mode",  # the last test of this file
-    "train.tracker", "train.output_dir", "checkpoint.resume", "checkpoint.initial", "data.path",
-    "runtime.jit_level", "runtime.deterministic",  # with runtime.hccl, memory and fused: of Ascend
+    "train.tracker",
+    "train.output_dir",
+    "checkpoint.resume",
+    "checkpoint.initial",
+    "data.path",
+    "runtime.jit_level",
+    "runtime.deterministic",  # with runtime.hccl, memory and fused: of Ascend
 }
 ELSEWHERE_BELOW = ("data.prepare.", "runtime.hccl.", "runtime.memory.", "runtime.fused.")
 
@@ -132,29 +214,50 @@ def leaves(tree, prefix=""):
 def test_every_key_is_in_a_case():
     """A new key has to be decided on."""
     tried = [override for overrides in FREE.values() for override in overrides]
-    tried += [override for _, overrides in BEGUN.values() for override in overrides] + [override for _, override, _, _ in REFUSED]
+    tried += [override for _, overrides in BEGUN.values() for override in overrides] + [
+        override for _, override, _, _ in REFUSED
+    ]
     named = set()
     for override in tried:
         key, value = override.split("=", 1)
-        named |= {f"{key}.{name}" for name in yaml.safe_load(value)} if value.startswith("{") and key != "moe.layout" else {key}
-    missing = {key for key in leaves(to_dict(config_from_dict({}))) if not key.startswith(ELSEWHERE_BELOW)} - named - ELSEWHERE
+        named |= (
+            {f"{key}.{name}" for name in yaml.safe_load(value)}
+            if value.startswith("{") and key != "moe.layout"
+            else {key}
+        )
+    missing = (
+        {key for key in leaves(to_dict(config_from_dict({}))) if not key.startswith(ELSEWHERE_BELOW)}
+        - named
+        - ELSEWHERE
+    )
     assert not missing
 
 
 @pytest.fixture(scope="module")
 def begun(tiny_data, tmp_path_factory):
-    """`begun(overrides)`: the folder of a run of three steps that was cut off at the second; the summary is of the last two."""
+    """`begun(overrides)`: the folder of a run of three steps that was cut off at the second; the summary is of the last
+    two.
+    """
     made = {}
-    base = {"model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32},
-            "moe": {"num_experts": 4, "num_groups": 2}, "data": {"path": str(tiny_data)}, "optimizer": {"warmup_steps": 1},
-            "runtime": {"mode": "pynative"}, "checkpoint": {"interval": 2},
-            "train": {"steps": 3, "global_batch_size": 2, "eval_rows": 0, "cosines": False, "log_interval": 100}}
+    base = {
+        "model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32},
+        "moe": {"num_experts": 4, "num_groups": 2},
+        "data": {"path": str(tiny_data)},
+        "optimizer": {"warmup_steps": 1},
+        "runtime": {"mode": "pynative"},
+        "checkpoint": {"interval": 2},
+        "train": {"steps": 3, "global_batch_size": 2, "eval_rows": 0, "cosines": False, "log_interval": 100},
+    }
 
     def run(overrides):
         if overrides not in made:
             folder = tmp_path_factory.mktemp("begun")
-            (folder / "base.yaml").write_text(yaml.safe_dump({**base, "train": {**base["train"], "output_dir": str(folder / "run")}}))
-            assert main(["train", str(folder / "base.yaml"), *as_options(overrides), "--set", "train.stop_after=2"]) == 0
+            (folder / "base.yaml").write_text(
+                yaml.safe_dump({**base, "train": {**base["train"], "output_dir": str(folder / "run")}})
+            )
+            assert (
+                main(["train", str(folder / "base.yaml"), *as_options(overrides), "--set", "train.stop_after=2"]) == 0
+            )
             made[overrides] = folder
         return made[overrides]
 
@@ -189,7 +292,10 @@ def test_a_run_goes_on_with_another_value_to_its_summary(begun, tmp_path, case):
     assert (out / "summary.json").exists() != stopped
     if not stopped:
         summary = strict((out / "summary.json").read_text())
-        assert [name for name, value in summary.items() if value is None] in ([], ["unigram_perplexity"])  # without validation rows
+        assert [name for name, value in summary.items() if value is None] in (
+            [],
+            ["unigram_perplexity"],
+        )  # without validation rows
         missing = set(records[-1]) - set(summary)
         assert not missing
 
@@ -198,7 +304,9 @@ def test_a_run_goes_on_with_another_value_to_its_summary(begun, tmp_path, case):
 def test_a_refusal_names_the_key_and_both_values(begun, tmp_path, capsys, first, override, now, before):
     folder = begun(first)
     out, step = tmp_path / "run", folder / "run" / "checkpoints" / "step_2"
-    options = as_options((*first, override, "optimizer.warmup_steps=1", f"train.output_dir={out}", f"checkpoint.resume={step}"))
+    options = as_options(
+        (*first, override, "optimizer.warmup_steps=1", f"train.output_dir={out}", f"checkpoint.resume={step}")
+    )
     capsys.readouterr()
     assert main(["train", str(folder / "base.yaml"), *options]) == 2
     told = capsys.readouterr().err
@@ -208,9 +316,12 @@ def test_a_refusal_names_the_key_and_both_values(begun, tmp_path, capsys, first,
 
 def test_a_loss_scale_begins_with_fp16_and_ends_with_it(begun, tmp_path):
     """fp32 has a scale of 1, from which fp16 would take thousands of steps to one that is of use."""
+
     def scales(first, changed):
         step, out = begun(first) / "run" / "checkpoints" / "step_2", tmp_path / changed[-4:]
-        options = as_options((changed, "runtime.loss_scale.initial=4096", f"train.output_dir={out}", f"checkpoint.resume={step}"))
+        options = as_options(
+            (changed, "runtime.loss_scale.initial=4096", f"train.output_dir={out}", f"checkpoint.resume={step}")
+        )
         assert main(["train", str(begun(first) / "base.yaml"), *options]) == 0
         return [strict(line)["optim/loss_scale"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 

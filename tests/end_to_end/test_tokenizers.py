@@ -29,12 +29,16 @@ def text_of(generator, letters):
 
 
 def as_before(checkpoint, target):
-    """The checkpoint as the release before wrote it: without the tokenizer, and with a manifest that knows of no such files."""
+    """The checkpoint as the release before wrote it: without the tokenizer, and with a manifest that knows of no such
+    files.
+    """
     shutil.copytree(checkpoint, target)
     (target / NAME).unlink()
     content = json.loads((target / "manifest.json").read_text())
     del content["body"]["files"]
-    content["checksum"] = crc32(json.dumps(content["body"], sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii"))
+    content["checksum"] = crc32(
+        json.dumps(content["body"], sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+    )
     (target / "manifest.json").write_text(json.dumps(content))
     return target
 
@@ -48,14 +52,38 @@ def run(tmp_path_factory):
         (root / domain).mkdir()
         for number in range(10):
             (root / domain / f"{number}.txt").write_text(text_of(generator, "abcdefghij"))
-    (root / "config.yaml").write_text(yaml.safe_dump({
-        "model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32},
-        "moe": {"num_experts": 4, "num_groups": 2},
-        "data": {"path": str(root / "data"), "prepare": {
-            "sources": {name: str(root / name) for name in ("one", "two")}, "vocab_size": 340, "validation_fraction": 0.1}},
-        "optimizer": {"warmup_steps": 1}, "runtime": {"mode": "pynative"}, "checkpoint": {"interval": 2},
-        "train": {"steps": 4, "global_batch_size": 2, "eval_rows": 4, "cosines": False,
-                  "output_dir": str(root / "run")}}))
+    (root / "config.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {
+                    "hidden_size": 16,
+                    "num_heads": 2,
+                    "dense_layers": 0,
+                    "sparse_layers": 1,
+                    "sequence_length": 32,
+                },
+                "moe": {"num_experts": 4, "num_groups": 2},
+                "data": {
+                    "path": str(root / "data"),
+                    "prepare": {
+                        "sources": {name: str(root / name) for name in ("one", "two")},
+                        "vocab_size": 340,
+                        "validation_fraction": 0.1,
+                    },
+                },
+                "optimizer": {"warmup_steps": 1},
+                "runtime": {"mode": "pynative"},
+                "checkpoint": {"interval": 2},
+                "train": {
+                    "steps": 4,
+                    "global_batch_size": 2,
+                    "eval_rows": 4,
+                    "cosines": False,
+                    "output_dir": str(root / "run"),
+                },
+            }
+        )
+    )
     command("prepare", root / "config.yaml")
     command("train", root / "config.yaml")
     shutil.copytree(root / "data", root / "first")
@@ -93,19 +121,44 @@ def changed(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage, told", [(changed, "another checksum"), (lambda path: path.unlink(), "missing"),
-                                          (lambda path: path.write_bytes(path.read_bytes()[:-1]), "was cut off or changed")])
+@pytest.mark.parametrize(
+    "damage, told",
+    [
+        (changed, "another checksum"),
+        (lambda path: path.unlink(), "missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "was cut off or changed"),
+    ],
+)
 def test_a_damaged_tokenizer_is_damage(run, tmp_path, capsys, damage, told):
     """As of any other file of a checkpoint; answers come from the one before it."""
     shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
     damage(tmp_path / "checkpoints" / "step_4" / NAME)
     command("ckpt", "verify", tmp_path, status=2)
     assert f"step_4/{NAME}: " in capsys.readouterr().err
-    command("export", run / "config.yaml", "--format", "safetensors", "--output", tmp_path / "out", "--set",
-            f"checkpoint.resume={tmp_path / 'checkpoints' / 'step_4'}", status=2)
+    command(
+        "export",
+        run / "config.yaml",
+        "--format",
+        "safetensors",
+        "--output",
+        tmp_path / "out",
+        "--set",
+        f"checkpoint.resume={tmp_path / 'checkpoints' / 'step_4'}",
+        status=2,
+    )
     assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
-    command("generate", run / "config.yaml", "--prompt", "abcd", "--domain", "one", "--max-new-tokens", 2, "--set",
-            f"train.output_dir={tmp_path}")
+    command(
+        "generate",
+        run / "config.yaml",
+        "--prompt",
+        "abcd",
+        "--domain",
+        "one",
+        "--max-new-tokens",
+        2,
+        "--set",
+        f"train.output_dir={tmp_path}",
+    )
     assert "trying the checkpoint before it" in capsys.readouterr().err
 
 
@@ -118,7 +171,17 @@ def test_generate_eval_and_export_use_the_checkpoints_tokenizer(run, config, tok
         shown.append(capsys.readouterr().out)
         text = tmp_path / "text.txt"
         text.write_text("abcd efgh ij " * 12)
-        command("eval", config, "--text", f"two={text}", "--output", tmp_path / data, "--set", "checkpoint.resume=auto", *given)
+        command(
+            "eval",
+            config,
+            "--text",
+            f"two={text}",
+            "--output",
+            tmp_path / data,
+            "--set",
+            "checkpoint.resume=auto",
+            *given,
+        )
         shown.append(json.loads((tmp_path / data / "results.json").read_text())["results"])
         capsys.readouterr()
     assert shown[:2] == shown[2:4] == shown[4:]
@@ -126,9 +189,14 @@ def test_generate_eval_and_export_use_the_checkpoints_tokenizer(run, config, tok
     assert (tmp_path / "weights" / NAME).read_bytes() == tokenizer
 
 
-@pytest.mark.parametrize("words", [("train", "--set", "checkpoint.resume=auto"),
-                                   ("eval", "--validation", "--set", "checkpoint.resume=auto"),
-                                   ("train", "--set", "train.output_dir=other", "--set", "checkpoint.initial={step}")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--set", "checkpoint.resume=auto"),
+        ("eval", "--validation", "--set", "checkpoint.resume=auto"),
+        ("train", "--set", "train.output_dir=other", "--set", "checkpoint.initial={step}"),
+    ],
+)
 def test_what_needs_the_rows_says_what_differs_and_how_to_go_on(run, config, tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)
     step = run / "checkpoints" / "step_4"
@@ -143,9 +211,19 @@ def test_what_needs_the_rows_says_what_differs_and_how_to_go_on(run, config, tmp
 def test_as_told_the_run_goes_on(run, config, tmp_path, capsys):
     """With the text of today in the tokens of then; and with the first data, as if nothing had happened."""
     step = run / "checkpoints" / "step_2"
-    command("prepare", config, "--set", f"data.prepare.tokenizer={step / NAME}", "--set", f"data.path={tmp_path / 'again'}")
-    command("train", config, "--set", f"checkpoint.resume={step}", "--set", f"data.path={tmp_path / 'again'}", "--set",
-            f"train.output_dir={tmp_path / 'on'}")
+    command(
+        "prepare", config, "--set", f"data.prepare.tokenizer={step / NAME}", "--set", f"data.path={tmp_path / 'again'}"
+    )
+    command(
+        "train",
+        config,
+        "--set",
+        f"checkpoint.resume={step}",
+        "--set",
+        f"data.path={tmp_path / 'again'}",
+        "--set",
+        f"train.output_dir={tmp_path / 'on'}",
+    )
     assert "prepared data is" in capsys.readouterr().err
     assert len(losses(tmp_path / "on")) == 2 and (tmp_path / "on" / "summary.json").is_file()
     assert (tmp_path / "on" / "checkpoints" / "step_4" / NAME).read_bytes() == (step / NAME).read_bytes()
@@ -155,7 +233,9 @@ def test_checkpoints_of_the_release_before_go_on_to_the_bit(run, config, tmp_pat
     old = as_before(run / "checkpoints" / "step_2", tmp_path / "step_2")
     command("ckpt", "verify", old)
     first = ("--set", f"data.path={run.parent / 'first'}")
-    command("train", config, "--set", f"checkpoint.resume={old}", "--set", f"train.output_dir={tmp_path / 'on'}", *first)
+    command(
+        "train", config, "--set", f"checkpoint.resume={old}", "--set", f"train.output_dir={tmp_path / 'on'}", *first
+    )
     assert losses(tmp_path / "on") == losses(run)[2:]
     left, right = (CheckpointReader.open(folder / "checkpoints" / "step_4") for folder in (run, tmp_path / "on"))
     with left, right:
@@ -165,10 +245,13 @@ def test_checkpoints_of_the_release_before_go_on_to_the_bit(run, config, tmp_pat
     command("ckpt", "diff", run / "checkpoints" / "step_2", old, status=1)
     assert capsys.readouterr().out.splitlines() == [
         f"file {NAME}: {(run.parent / 'first' / NAME).stat().st_size} bytes, CRC-32 "
-        f"{crc32((run.parent / 'first' / NAME).read_bytes())} | absent"]
+        f"{crc32((run.parent / 'first' / NAME).read_bytes())} | absent"
+    ]
     command("generate", config, "--prompt", "abcd", "--domain", "one", "--set", f"checkpoint.resume={old}", status=2)
     assert "not the file that" in capsys.readouterr().err
-    command("train", config, "--set", f"checkpoint.resume={old}", "--set", f"train.output_dir={tmp_path / 'off'}", status=2)
+    command(
+        "train", config, "--set", f"checkpoint.resume={old}", "--set", f"train.output_dir={tmp_path / 'off'}", status=2
+    )
     assert "which a checkpoint of this age does not hold" in capsys.readouterr().err
 
 

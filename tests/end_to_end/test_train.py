@@ -19,20 +19,50 @@ from pangu_sigma.data.vocabulary import vocabulary
 from pangu_sigma.metrics.definitions import DEFINITIONS
 from pangu_sigma.runtime.code_version import code_version
 from pangu_sigma.runtime.runtime import start_runtime
-from pangu_sigma.train.engine import TrainingParts
+from pangu_sigma.train.engine import TrainEngine
 
-METRICS = {"loss/total", "loss/task", "loss/aux", "loss/locality", "optim/learning_rate", "optim/grad_norm", "optim/loss_scale",
-           "optim/skipped_steps", "time/step(s)", "time/compute(s)", "time/communication(s)", "time/overlapped(s)", "time/idle(s)",
-           "comm/intra_node(B)", "comm/inter_node(B)", "moe/local_fraction", "moe/drop_fraction", "moe/load_max_over_mean",
-           "moe/tokens_per_expert", "throughput/tokens_per_second", "progress/step", "progress/epoch"}
-METRICS |= {f"{kind}/{cause}{what}" for cause in ("all_to_all", "gradient", "tensor")
-            for kind, what in (("time", "(s)"), ("time", "/idle(s)"), ("time", "/overlapped(s)"),
-                               ("comm", "/intra_node(B)"), ("comm", "/inter_node(B)"))}
+METRICS = {
+    "loss/total",
+    "loss/task",
+    "loss/aux",
+    "loss/locality",
+    "optim/learning_rate",
+    "optim/grad_norm",
+    "optim/loss_scale",
+    "optim/skipped_steps",
+    "time/step(s)",
+    "time/compute(s)",
+    "time/communication(s)",
+    "time/overlapped(s)",
+    "time/idle(s)",
+    "comm/intra_node(B)",
+    "comm/inter_node(B)",
+    "moe/local_fraction",
+    "moe/drop_fraction",
+    "moe/load_max_over_mean",
+    "moe/tokens_per_expert",
+    "throughput/tokens_per_second",
+    "progress/step",
+    "progress/epoch",
+}
+METRICS |= {
+    f"{kind}/{cause}{what}"
+    for cause in ("all_to_all", "gradient", "tensor")
+    for kind, what in (
+        ("time", "(s)"),
+        ("time", "/idle(s)"),
+        ("time", "/overlapped(s)"),
+        ("comm", "/intra_node(B)"),
+        ("comm", "/inter_node(B)"),
+    )
+}
 
 
 @pytest.fixture(scope="module")
 def straight(train):
-    return train("straight", "checkpoint.interval=3", "train.eval_interval=4", "train.cosines=true", "train.tensorboard=true")
+    return train(
+        "straight", "checkpoint.interval=3", "train.eval_interval=4", "train.cosines=true", "train.tensorboard=true"
+    )
 
 
 def records(folder):
@@ -71,7 +101,12 @@ def test_metrics_add_up(straight):
         assert assigned.sum() == 4 * 32  # rows x positions, one sparse layer, one choice
         assert record["moe/load_max_over_mean"] == pytest.approx(assigned.max() / assigned.mean())
         assert record["moe/local_fraction"] == 1.0 and record["comm/inter_node(B)"] == 0  # one process is one node
-        parts = record["time/compute(s)"] + record["time/communication(s)"] + record["time/idle(s)"] - record["time/overlapped(s)"]
+        parts = (
+            record["time/compute(s)"]
+            + record["time/communication(s)"]
+            + record["time/idle(s)"]
+            - record["time/overlapped(s)"]
+        )
         assert parts == pytest.approx(record["time/step(s)"], abs=1e-5)  # times travel as whole microseconds
 
 
@@ -90,11 +125,11 @@ def test_cosines_are_those_of_the_last_batch(straight, tiny_data):
     """Hidden states exported from the last checkpoint, and loops over them."""
     config = load_config(str(straight / "config.yaml"))
     data, runtime = PreparedData.open(str(tiny_data)), start_runtime(config)
-    parts = TrainingParts(config, runtime, vocabulary(config, data))
+    parts = TrainEngine(config, runtime, vocabulary(config, data))
     with CheckpointReader.open(straight / "checkpoints" / "step_6") as reader:
         set_values(read_values(reader, parts.state(), (0, 1, 2, 3)))
     with closing(create_loader(config, data, runtime.topology, 0, 1)) as loader:
-        layer, = parts.routed_tokens(loader.step(5)[0])
+        (layer,) = parts.routed_tokens(loader.step(5)[0])
     found = json.loads((straight / "cosines.json").read_text())
     unit = layer.x.astype(np.float64) / np.linalg.norm(layer.x.astype(np.float64), axis=1, keepdims=True)
     gate = parts.network.blocks[0].feed_forward.routing.router.gate.weight.asnumpy().astype(np.float64)
@@ -102,13 +137,15 @@ def test_cosines_are_those_of_the_last_batch(straight, tiny_data):
     own = np.array([token @ gate[expert] for token, expert in zip(unit, layer.expert[:, 0])]).reshape(4, 32)
     assert found["delta"]["maximum"] == [pytest.approx(own.max(1).mean(), abs=1e-6)]
     assert found["delta"]["minimum"] == [pytest.approx(max(own.min(1).mean(), 0.0), abs=1e-6)]
-    square = own.max(1).mean()**2
+    square = own.max(1).mean() ** 2
     assert found["bound"]["exp"]["maximum"] == [pytest.approx(math.exp(16 * square / (2 - square)) / 2, rel=1e-4)]
     pairs = [(unit[i] @ unit[j], layer.expert[i, 0] == layer.expert[j, 0]) for i in range(128) for j in range(i)]
     groups = layer.expert[:, 0] // 2
-    table = {"token_token_within": [value for value, same in pairs if same],
-             "token_token_across": [value for value, same in pairs if not same],
-             "token_gate": [token @ row for token, group in zip(unit, groups) for row in gate[2 * group:2 * group + 2]]}
+    table = {
+        "token_token_within": [value for value, same in pairs if same],
+        "token_token_across": [value for value, same in pairs if not same],
+        "token_gate": [token @ row for token, group in zip(unit, groups) for row in gate[2 * group : 2 * group + 2]],
+    }
     for name, values in table.items():
         assert sum(found[name]["counts"]) == len(values)
         centres = np.convolve(found[name]["edges"], [0.5, 0.5], "valid")
@@ -129,23 +166,42 @@ def test_critical_capacity_is_kept_over_a_resume(train):
     assert slots % 4 == 0 and 4 <= slots <= 128  # as many for each of four sequences
     for record in found:
         # 128 tokens over four experts of two groups
-        assert (record["moe/capacity_slots"], record["moe/capacity_factor"], record["moe/graphs"]) == (slots, slots / 32, 1)
+        assert (record["moe/capacity_slots"], record["moe/capacity_factor"], record["moe/graphs"]) == (
+            slots,
+            slots / 32,
+            1,
+        )
         assigned = np.array(record["moe/tokens_per_expert"])
         assert record["moe/drop_fraction"] == pytest.approx(1 - np.minimum(assigned, slots).sum() / 128)
 
 
 def test_adaptive_capacity_changes_graphs_and_survives_a_resume(train):
     """Two micro-batches of two sequences a step; measured before steps 1 and 4; almost any number of slots is a bucket."""
-    options = ("moe.capacity.mode=adaptive", "moe.capacity.interval=3", "moe.capacity.buckets=32", "moe.capacity.hysteresis=0",
-               "optimizer.learning_rate=0.05", "train.micro_batch_size=2", "checkpoint.interval=2", "checkpoint.keep_last=3",
-               "train.eval_rows=0")
+    options = (
+        "moe.capacity.mode=adaptive",
+        "moe.capacity.interval=3",
+        "moe.capacity.buckets=32",
+        "moe.capacity.hysteresis=0",
+        "optimizer.learning_rate=0.05",
+        "train.micro_batch_size=2",
+        "checkpoint.interval=2",
+        "checkpoint.keep_last=3",
+        "train.eval_rows=0",
+    )
     folder = train("adaptive", *options)
     whole = records(folder)
     slots = [record["moe/capacity_slots"] for record in whole]
     assert slots[0] == slots[1] == slots[2] != slots[3] == slots[4] == slots[5]
     assert [record["moe/graphs"] for record in whole] == [1, 1, 1, 2, 2, 2]
     resumed = records(train("adaptive resumed", *options, f"checkpoint.resume={folder / 'checkpoints' / 'step_2'}"))
-    for name in ("progress/step", "moe/capacity_slots", "moe/capacity_factor", "moe/graphs", "loss/total", "moe/drop_fraction"):
+    for name in (
+        "progress/step",
+        "moe/capacity_slots",
+        "moe/capacity_factor",
+        "moe/graphs",
+        "loss/total",
+        "moe/drop_fraction",
+    ):
         assert [record[name] for record in resumed] == [record[name] for record in whole[2:]], name
 
 
@@ -154,7 +210,12 @@ def test_accumulation_and_pynative_are_the_same_function(train):
 
     Statistics of the balancing loss are those of a micro-batch: its weight is 0 here, and slots are enough for all.
     """
-    same = ("train.stop_after=3", "moe.router.switch.aux_loss_weight=0", "moe.router.switch.jitter=0", "moe.capacity.factor=4")
+    same = (
+        "train.stop_after=3",
+        "moe.router.switch.aux_loss_weight=0",
+        "moe.router.switch.jitter=0",
+        "moe.capacity.factor=4",
+    )
     whole = losses(train("whole", *same))
     # fp32 sums in another order: 1e-7 relative, and three steps of Adam behind them
     assert losses(train("halves", *same, "train.micro_batch_size=2")) == pytest.approx(whole, rel=1e-5)
@@ -163,8 +224,11 @@ def test_accumulation_and_pynative_are_the_same_function(train):
 
 def test_half_precision_scales_its_loss(train):
     """A scale that overflows at first comes down, those steps are skipped and counted, then training goes on."""
-    found = records(train("half", "runtime.precision=fp16", "runtime.loss_scale.initial=1e12", "train.steps=30",
-                          "train.eval_rows=0"))
+    found = records(
+        train(
+            "half", "runtime.precision=fp16", "runtime.loss_scale.initial=1e12", "train.steps=30", "train.eval_rows=0"
+        )
+    )
     assert found[0]["optim/grad_norm"] is None and found[0]["optim/skipped_steps"] == 1
     scales = [record["optim/loss_scale"] for record in found]
     assert scales[1] == scales[0] / 2
@@ -172,12 +236,18 @@ def test_half_precision_scales_its_loss(train):
     assert 0 < skipped < 28 and found[-1]["loss/task"] < found[0]["loss/task"]
 
 
-LOCAL = ("moe.router.type=locmoe", "moe.layout={world_size: 2, ranks_per_node: 1, expert: 2}", "moe.router.balance_rate=0.01",
-         "moe.router.local_term={kind: margin, strength: 1.0, start_step: 2, warmup_steps: 2}")
+LOCAL = (
+    "moe.router.type=locmoe",
+    "moe.layout={world_size: 2, ranks_per_node: 1, expert: 2}",
+    "moe.router.balance_rate=0.01",
+    "moe.router.local_term={kind: margin, strength: 1.0, start_step: 2, warmup_steps: 2}",
+)
 
 
 def test_local_term_follows_its_schedule_and_is_off_in_a_second_validation(train, capsys):
-    """Two nodes with one expert of each group: at full strength no token leaves its own. `eval` finds what the run measured."""
+    """Two nodes with one expert of each group: at full strength no token leaves its own. `eval` finds what the run
+    measured.
+    """
     folder = train("local", *LOCAL, "train.eval_interval=2")
     found = records(folder)
     assert [record["moe/local_strength"] for record in found] == [0.0, 0.0, 0.5, 1.0, 1.0, 1.0]
@@ -197,7 +267,9 @@ def test_balance_biases_are_part_of_what_a_checkpoint_holds(train):
     train("balanced parts", *LOCAL, "train.stop_after=3", "checkpoint.interval=3")
     parts = train("balanced parts", *LOCAL, "checkpoint.resume=auto", "checkpoint.interval=3")
     assert losses(parts) == losses(whole)
-    bias = next(value for name, value in tensors(parts / "checkpoints" / "step_6").items() if name.endswith("balance_bias"))
+    bias = next(
+        value for name, value in tensors(parts / "checkpoints" / "step_6").items() if name.endswith("balance_bias")
+    )
     assert bias.any()
 
 

@@ -1,4 +1,5 @@
-"""What a user gets who has no checkout: the source distribution is whole, a wheel is built from it, and works in an environment of its own.
+"""What a user gets who has no checkout: the source distribution is whole, a wheel is built from it, and works in an
+environment of its own.
 
 Nothing is downloaded: the new environment sees the packages of the running one, but not its copy of the project.
 """
@@ -19,20 +20,44 @@ from pangu_sigma import __version__
 from pangu_sigma.runtime.resources import shipped_files
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LEFT = {".git", ".venv", "build", "dist", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "runs", "data", "mine"}
-METRICS = [{"progress/step": step, "progress/tokens": 64 * step, "train/loss": 6.0 - step, "time/step(s)": 0.5} for step in (1, 2)]
+LEFT = {
+    ".git",
+    ".venv",
+    "build",
+    "dist",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+    ".hypothesis",
+    "runs",
+    "data",
+    "mine",
+}
+METRICS = [
+    {"progress/step": step, "progress/tokens": 64 * step, "train/loss": 6.0 - step, "time/step(s)": 0.5}
+    for step in (1, 2)
+]
 
 
 def source_files():
     """What the checkout holds, without what tools and commands leave there."""
-    return {path.relative_to(REPOSITORY).as_posix() for top in REPOSITORY.iterdir() if top.name not in LEFT and top.suffix != ".egg-info"
-            for path in (top, *top.rglob("*")) if path.is_file() and path.suffix != ".pyc"}
+    return {
+        path.relative_to(REPOSITORY).as_posix()
+        for top in REPOSITORY.iterdir()
+        if top.name not in LEFT and top.suffix != ".egg-info"
+        for path in (top, *top.rglob("*"))
+        if path.is_file() and path.suffix != ".pyc"
+    }
 
 
 def build(kind, source, target):
     """Calls setuptools as pip and build do, in a process of its own."""
-    program = "import sys; from setuptools import build_meta; print(getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2]))"
-    done = subprocess.run([sys.executable, "-c", program, kind, str(target)], cwd=source, capture_output=True, text=True, timeout=300)
+    program = (
+        "import sys; from setuptools import build_meta; print(getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, kind, str(target)], cwd=source, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return target / done.stdout.split()[-1]
 
@@ -58,10 +83,16 @@ def environment(distribution, tmp_path_factory):
     venv.create(folder / "env", with_pip=False, symlinks=True)
     programs = folder / "env" / "bin"
     (packages,) = (folder / "env" / "lib").glob("python*/site-packages")
-    (packages / "running.pth").write_text(str(Path(mindspore.__file__).parents[1]) + "\n")  # its own .pth files are not read through it
+    (packages / "running.pth").write_text(
+        str(Path(mindspore.__file__).parents[1]) + "\n"
+    )  # its own .pth files are not read through it
     pip = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "--disable-pip-version-check"]
-    done = subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", str(wheel)], capture_output=True,
-                          text=True, timeout=300)
+    done = subprocess.run(
+        [*pip, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", str(wheel)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return programs
 
@@ -84,8 +115,14 @@ def run(environment, elsewhere):
     def _run(command, *words):
         program, *arguments = command.split()
         path = f"{environment}:/usr/local/bin:/usr/bin:/bin"
-        done = subprocess.run([program, *arguments, *words], cwd=elsewhere, capture_output=True, text=True, timeout=300,
-                              env={"PATH": path, "HOME": str(elsewhere), "VIRTUAL_ENV": str(environment.parent)})
+        done = subprocess.run(
+            [program, *arguments, *words],
+            cwd=elsewhere,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={"PATH": path, "HOME": str(elsewhere), "VIRTUAL_ENV": str(environment.parent)},
+        )
         assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
         return done.stdout
 
@@ -111,18 +148,29 @@ def test_version(run):
 def test_metadata(run):
     program = "from importlib.metadata import metadata, requires; print(metadata('pangu-sigma')); print(requires('pangu-sigma'))"
     text = run("python -c", program)
-    for line in ("License: Apache-2.0", "License-File: LICENSE", "Author: The PanGu-Sigma LocMoE developers", "scipy>=1.9",
-                 "Project-URL: LocMoE (paper), https://arxiv.org/abs/2401.13920"):
+    for line in (
+        "License: Apache-2.0",
+        "License-File: LICENSE",
+        "Author: The PanGu-Sigma LocMoE developers",
+        "scipy>=1.9",
+        "Project-URL: LocMoE (paper), https://arxiv.org/abs/2401.13920",
+    ):
         assert line in text
 
 
-@pytest.mark.parametrize(("command", "fragment"), [
-    ("pangu-sigma config mine.yaml --key moe.num_experts", "4"),
-    ("pangu-sigma plan mine.yaml --hardware 910a --set runtime.precision=fp16", "910A"),  # a file that comes with the program
-    ("pangu-sigma report run", "report.html"),
-    ("pangu-sigma config --list", "configs/quickstart.yaml"),
-    ("python -m pangu_sigma --help", "usage: pangu-sigma"),
-])
+@pytest.mark.parametrize(
+    ("command", "fragment"),
+    [
+        ("pangu-sigma config mine.yaml --key moe.num_experts", "4"),
+        (
+            "pangu-sigma plan mine.yaml --hardware 910a --set runtime.precision=fp16",
+            "910A",
+        ),  # a file that comes with the program
+        ("pangu-sigma report run", "report.html"),
+        ("pangu-sigma config --list", "configs/quickstart.yaml"),
+        ("python -m pangu_sigma --help", "usage: pangu-sigma"),
+    ],
+)
 def test_commands_from_another_folder(run, command, fragment):
     assert fragment in run(command)
 
@@ -131,7 +179,8 @@ def test_examples_and_launchers(run, elsewhere):
     """Copied, they work as in a checkout, of which there is none."""
     run("pangu-sigma config --copy .")
     assert {name: (elsewhere / name).read_bytes() for name in shipped_files()} == {
-        name: path.read_bytes() for name, path in shipped_files().items()}
+        name: path.read_bytes() for name, path in shipped_files().items()
+    }
     assert "hidden_size: 128" in run("pangu-sigma config configs/quickstart.yaml --ranks 4")
     assert "910A" in run("pangu-sigma plan configs/ascend/pangu_sigma_38b_128.yaml --nodes 16")
     shown = run("pangu-sigma compare configs/compare/smoke.yaml --dry-run")
@@ -139,12 +188,20 @@ def test_examples_and_launchers(run, elsewhere):
     launched = run("bash scripts/train_msrun.sh --workers 4 configs/quickstart.yaml --dry-run")
     assert "-m pangu_sigma train configs/quickstart.yaml" in launched and "PYTHONPATH" not in launched
     assert "usage: bash scripts/quickstart.sh" in run("bash scripts/quickstart.sh --help")
-    run("bash scripts/simulate_cluster.sh --nodes 2 --workers-per-node 2 --dry-run -- bash scripts/train_msrun.sh configs/quickstart.yaml")
+    run(
+        "bash scripts/simulate_cluster.sh --nodes 2 --workers-per-node 2 --dry-run -- bash scripts/train_msrun.sh configs/quickstart.yaml"
+    )
 
 
 def test_without_the_program_a_copied_launcher_says_so(run, elsewhere):
     run("pangu-sigma config --copy other")
-    done = subprocess.run(["bash", "other/scripts/train_msrun.sh", "mine.yaml"], cwd=elsewhere, capture_output=True, text=True, timeout=60,
-                          env={"PATH": f"{Path(os.path.realpath(sys.executable)).parent}:/usr/bin:/bin"})
+    done = subprocess.run(
+        ["bash", "other/scripts/train_msrun.sh", "mine.yaml"],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PATH": f"{Path(os.path.realpath(sys.executable)).parent}:/usr/bin:/bin"},
+    )
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and "has no pangu-sigma" in line

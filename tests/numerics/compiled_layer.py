@@ -12,16 +12,24 @@ from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
 from locmoe_ops.experts import ExpertBank
-from locmoe_ops.moe import MoEFeedForward
+from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
 from locmoe_ops.reference.spec import RankTokens
 from locmoe_ops.routers.base import Router, RoutingShape
-from locmoe_ops.routers.gated import LocMoERouter, SwitchRouter
 from locmoe_ops.routers.hash import HashRouter
+from locmoe_ops.routers.locmoe import LocMoERouter
 from locmoe_ops.routers.second import SecondExpert
-from locmoe_ops.routing_cell import MultiLevelRouting
+from locmoe_ops.routers.switch import SwitchRouter
 from locmoe_ops.topology import local_experts_table
 
-OUTPUTS = ("y", "aux_loss", "locality_loss", "assigned", "kept", "kept_local", "undecided")  # the last one of locmoe alone
+OUTPUTS = (
+    "y",
+    "aux_loss",
+    "locality_loss",
+    "assigned",
+    "kept",
+    "kept_local",
+    "undecided",
+)  # the last one of locmoe alone
 
 
 class Objective(nn.Cell):
@@ -41,8 +49,8 @@ class Objective(nn.Cell):
 class Differentiated(nn.Cell):
     """Outputs in the order of `OUTPUTS` and all gradients, in one graph.
 
-    Tensors come and go one by one: a dict that enters a graph is a constant of it, one that leaves it makes MindSpore run
-    parts of it in Python.
+    Tensors come and go one by one: a dict that enters a graph is a constant of it, one that leaves it makes MindSpore
+    run parts of it in Python.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -53,7 +61,14 @@ class Differentiated(nn.Cell):
 
     def construct(self, x, ids, domain, home, seed, dy):
         (_, y, report), gradients = self.differentiate(x, ids, domain, home, seed, dy)
-        outputs = (y, report["aux_loss"], report["locality_loss"], report["assigned"], report["kept"], report["kept_local"])
+        outputs = (
+            y,
+            report["aux_loss"],
+            report["locality_loss"],
+            report["assigned"],
+            report["kept"],
+            report["kept_local"],
+        )
         if "undecided" in report:
             outputs += (report["undecided"],)
         return outputs, gradients
@@ -72,12 +87,17 @@ class CompiledLayer:
         self.step = Differentiated(objective)
 
     def run(self, tokens: RankTokens, gradient: np.ndarray, seeds: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Outputs, losses, sums and gradients by name; gradients of parameters as `gradient/NAME`. seeds <int>[T]; None: zeros."""
+        """Outputs, losses, sums and gradients by name; gradients of parameters as `gradient/NAME`. seeds <int>[T];
+        None: zeros.
+        """
         given = (tokens.token_ids, tokens.domain, tokens.home, np.zeros_like(tokens.home) if seeds is None else seeds)
         outputs, (x_gradient, gradients) = self.step(
-            Tensor(tokens.x), *(Tensor(array, ms.int32) for array in given), Tensor(gradient))
-        named = {f"gradient/{parameter.name.rsplit('.', 1)[-1]}": array
-                 for parameter, array in zip(self.step.parameters, gradients)}
+            Tensor(tokens.x), *(Tensor(array, ms.int32) for array in given), Tensor(gradient)
+        )
+        named = {
+            f"gradient/{parameter.name.rsplit('.', 1)[-1]}": array
+            for parameter, array in zip(self.step.parameters, gradients)
+        }
         results = {**dict(zip(OUTPUTS, outputs)), "gradient/x": x_gradient, **named}
         return {name: tensor.asnumpy() for name, tensor in results.items()}
 
@@ -86,16 +106,29 @@ def build_layer(case: Case, collectives: Collectives, tokens: int) -> MoEFeedFor
     topology = collectives.topology
     placement, spec = case.placed(topology.expert), case.spec
     if case.far_capacity is None:
-        dispatcher = FlatDispatcher(collectives, placement, tokens, case.top_k, case.capacity, case.priority, "moe",
-                                    overflow=case.overflow)
+        dispatcher = FlatDispatcher(
+            collectives, placement, tokens, case.top_k, case.capacity, case.priority, "moe", overflow=case.overflow
+        )
     else:
-        dispatcher = HierarchicalDispatcher(collectives, placement, tokens, case.top_k, case.capacity, case.far_capacity, case.priority,
-                                            "moe", overflow=case.overflow)
+        dispatcher = HierarchicalDispatcher(
+            collectives,
+            placement,
+            tokens,
+            case.top_k,
+            case.capacity,
+            case.far_capacity,
+            case.priority,
+            "moe",
+            overflow=case.overflow,
+        )
     local = placement.local_experts(topology.ep_index(collectives.rank))
     return MoEFeedForward(
-        routing=MultiLevelRouting(spec.domain_groups, build_router(case, collectives)), dispatcher=dispatcher,
-        experts=ExpertBank(local, HIDDEN, INNER, case.activation), scale_by_gate=case.scale_by_gate,
-        local=local_experts_table(case.layout, spec.placement))
+        routing=MultiLevelRouting(spec.domain_groups, build_router(case, collectives)),
+        dispatcher=dispatcher,
+        experts=ExpertBank(local, HIDDEN, INNER, case.activation),
+        scale_by_gate=case.scale_by_gate,
+        local=local_experts_table(case.layout, spec.placement),
+    )
 
 
 def build_router(case: Case, collectives: Collectives) -> Router:
@@ -112,8 +145,18 @@ def plain_router(case: Case, collectives: Collectives) -> Router:
         return HashRouter(shape, parameters_of(case).table)
     if case.router == "switch":
         return SwitchRouter(shape, case.layout, collectives, "moe", case.statistics, spec.alpha)
-    return LocMoERouter(shape, case.layout, spec.placement, collectives, "moe", case.gate, case.statistics, spec.alpha,
-                        spec.mu, spec.smoothing)
+    return LocMoERouter(
+        shape,
+        case.layout,
+        spec.placement,
+        collectives,
+        "moe",
+        case.gate,
+        case.statistics,
+        spec.alpha,
+        spec.mu,
+        spec.smoothing,
+    )
 
 
 def load_parameters(case: Case, layer: MoEFeedForward) -> None:

@@ -8,16 +8,16 @@ from layer_cases import HIDDEN, Case, parameters_of
 from mindspore import Tensor
 
 from locmoe_ops.collectives.interface import Collectives
-from locmoe_ops.routers.balance import BalanceBias
+from locmoe_ops.moe import MultiLevelRouting
 from locmoe_ops.routers.base import Router, RoutingShape
 from locmoe_ops.routers.etr import ETRRouter
 from locmoe_ops.routers.faster_moe import FasterMoERouter
-from locmoe_ops.routers.gated import LocMoERouter, LossWeights, SwitchRouter, Ties
+from locmoe_ops.routers.gated import LossWeights
 from locmoe_ops.routers.gshard import GShardRouter
-from locmoe_ops.routers.local_term import LocalTerm
-from locmoe_ops.routers.preference import Sum
+from locmoe_ops.routers.locmoe import LocMoERouter, Ties
+from locmoe_ops.routers.selection_bias import BalanceBias, LocalityBias, Sum
+from locmoe_ops.routers.switch import SwitchRouter
 from locmoe_ops.routers.ta_moe import TAMoERouter
-from locmoe_ops.routing_cell import MultiLevelRouting
 
 SALT = 3
 NOISE_SCALE = 0.7  # a gate value of the cases is of order 1
@@ -44,7 +44,7 @@ def router_of(case: Case, collectives: Collectives) -> Router:
     placed = (shape, case.layout, spec.placement, collectives, "moe")
     terms = []
     if case.local_term != "none":
-        terms.append(LocalTerm(case.local_term, shape, case.layout, spec.placement, case.local_strength))
+        terms.append(LocalityBias(case.local_term, shape, case.layout, spec.placement, case.local_strength))
     if case.balanced:
         bias = BalanceBias(shape)
         bias.balance_bias.set_data(Tensor(parameters_of(case).balance.reshape(case.groups, -1)))
@@ -53,8 +53,16 @@ def router_of(case: Case, collectives: Collectives) -> Router:
     weights = LossWeights(spec.alpha, spec.mu, spec.smoothing)
     builders = {
         "switch": lambda: SwitchRouter(*plain, case.statistics, spec.alpha, preference=preference),
-        "locmoe": lambda: LocMoERouter(*placed, case.gate, case.statistics, spec.alpha, spec.mu, spec.smoothing, preference,
-                                       ties=Ties(case.ties, NOISE_SCALE, SALT)),
+        "locmoe": lambda: LocMoERouter(
+            *placed,
+            case.gate,
+            case.statistics,
+            spec.alpha,
+            spec.mu,
+            spec.smoothing,
+            preference,
+            ties=Ties(case.ties, NOISE_SCALE, SALT),
+        ),
         "gshard": lambda: GShardRouter(*plain, case.statistics, spec.alpha, SALT, preference),
         "faster_moe": lambda: FasterMoERouter(*placed, case.max_remote_fraction, case.statistics, spec.alpha),
         "ta_moe": lambda: TAMoERouter(*placed, spec.bandwidth_ratio, case.statistics, spec.alpha, preference),

@@ -34,9 +34,15 @@ def _run_job(folder, ranks):
     try:
         for rank, log in enumerate(logs):
             with log.open("w") as output:
-                processes.append(subprocess.Popen(
-                    [sys.executable, str(FOLDER / "layer_worker.py"), str(rank), *arguments], cwd=folder, stdout=output,
-                    stderr=subprocess.STDOUT, env={**os.environ, **settings}))
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, str(FOLDER / "layer_worker.py"), str(rank), *arguments],
+                        cwd=folder,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        env={**os.environ, **settings},
+                    )
+                )
         deadline = time.monotonic() + LIMIT
         for rank, process in enumerate(processes):
             status = process.wait(max(deadline - time.monotonic(), 0.1))

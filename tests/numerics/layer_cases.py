@@ -62,32 +62,62 @@ class Case:
         # Domain ids run against group ids, so that the two cannot be confused.
         domain_groups = tuple(reversed(range(self.groups)))
         return LayerSpec(
-            layout=self.layout, placement=self.placed(self.expert_parallel), capacity=self.capacity, router=self.router,
-            gate=self.gate, domain_groups=domain_groups, top_k=self.top_k, scale_by_gate=self.scale_by_gate,
-            activation=self.activation, drop_priority=self.priority, statistics=self.statistics, alpha=0.3, mu=0.2,
-            local_term=self.local_term, local_strength=self.local_strength, max_remote_fraction=self.max_remote_fraction,
-            bandwidth_ratio=3.0, temperature=0.2, overflow=self.overflow, far_capacity=self.far_capacity, ties=self.ties,
-            source_nodes=tuple(map(self.layout.node_of, range(RANKS))))
+            layout=self.layout,
+            placement=self.placed(self.expert_parallel),
+            capacity=self.capacity,
+            router=self.router,
+            gate=self.gate,
+            domain_groups=domain_groups,
+            top_k=self.top_k,
+            scale_by_gate=self.scale_by_gate,
+            activation=self.activation,
+            drop_priority=self.priority,
+            statistics=self.statistics,
+            alpha=0.3,
+            mu=0.2,
+            local_term=self.local_term,
+            local_strength=self.local_strength,
+            max_remote_fraction=self.max_remote_fraction,
+            bandwidth_ratio=3.0,
+            temperature=0.2,
+            overflow=self.overflow,
+            far_capacity=self.far_capacity,
+            ties=self.ties,
+            source_nodes=tuple(map(self.layout.node_of, range(RANKS))),
+        )
 
 
 CASES = {
     "hash, 3 groups": Case("hash", groups=3),
     "hash, by weight, 2 replicas": Case("hash", priority="weight", expert_parallel=2, activation="relu"),
     "switch, nothing dropped": Case("switch", capacity=AMPLE),
-    "switch, top 2, 3 groups, by weight": Case("switch", groups=3, top_k=2, priority="weight", statistics="rank",
-                                               placement="node_grouped"),
-    "switch, top 2, unscaled, 2 replicas": Case("switch", top_k=2, capacity=3, expert_parallel=2, scale_by_gate=False,
-                                                statistics="node", activation="fast_gelu"),
+    "switch, top 2, 3 groups, by weight": Case(
+        "switch", groups=3, top_k=2, priority="weight", statistics="rank", placement="node_grouped"
+    ),
+    "switch, top 2, unscaled, 2 replicas": Case(
+        "switch", top_k=2, capacity=3, expert_parallel=2, scale_by_gate=False, statistics="node", activation="fast_gelu"
+    ),
     "grap, 3 groups, by weight": Case("locmoe", groups=3, priority="weight", statistics="rank"),
-    "grap, top 2, 2 replicas over 4 nodes": Case("locmoe", top_k=2, capacity=3, statistics="node", expert_parallel=2,
-                                                 ranks_per_node=1),
+    "grap, top 2, 2 replicas over 4 nodes": Case(
+        "locmoe", top_k=2, capacity=3, statistics="node", expert_parallel=2, ranks_per_node=1
+    ),
     "grap, 3 groups, nothing dropped": Case("locmoe", groups=3, capacity=AMPLE, statistics="node"),
-    "dense, top 2, 3 groups, by weight": Case("locmoe", gate="dense", groups=3, top_k=2, priority="weight",
-                                              placement="node_grouped"),
-    "dense, top 2, 2 replicas, nothing dropped": Case("locmoe", gate="dense", top_k=2, capacity=AMPLE, priority="weight",
-                                                      statistics="rank", expert_parallel=2, activation="gelu_tanh"),
-    "switch, top 2, two tiers, re-picked by weight": Case("switch", top_k=2, capacity=4, far_capacity=1, priority="weight",
-                                                          overflow="repick"),
+    "dense, top 2, 3 groups, by weight": Case(
+        "locmoe", gate="dense", groups=3, top_k=2, priority="weight", placement="node_grouped"
+    ),
+    "dense, top 2, 2 replicas, nothing dropped": Case(
+        "locmoe",
+        gate="dense",
+        top_k=2,
+        capacity=AMPLE,
+        priority="weight",
+        statistics="rank",
+        expert_parallel=2,
+        activation="gelu_tanh",
+    ),
+    "switch, top 2, two tiers, re-picked by weight": Case(
+        "switch", top_k=2, capacity=4, far_capacity=1, priority="weight", overflow="repick"
+    ),
     "grap, 3 groups, re-picked": Case("locmoe", groups=3, overflow="repick"),
 }
 
@@ -96,20 +126,28 @@ ROUTER_CASES = {
     "gshard, 3 groups": Case("gshard", groups=3, top_k=2),
     "gshard, by weight, nothing dropped": Case("gshard", top_k=2, capacity=AMPLE, priority="weight", statistics="node"),
     "capped, nothing dropped": Case("faster_moe", capacity=AMPLE, max_remote_fraction=0.3, statistics="rank"),
-    "capped, top 2, 3 groups over 4 nodes": Case("faster_moe", groups=3, top_k=2, ranks_per_node=1, max_remote_fraction=0.5),
+    "capped, top 2, 3 groups over 4 nodes": Case(
+        "faster_moe", groups=3, top_k=2, ranks_per_node=1, max_remote_fraction=0.5
+    ),
     "topology, by rank": Case("ta_moe", groups=3, capacity=AMPLE, statistics="rank"),
     "topology, top 2, by node": Case("ta_moe", top_k=2),
     "resonance, 3 groups, by weight": Case("etr", groups=3, priority="weight"),
     "bias, switch, nothing dropped": Case("switch", capacity=AMPLE, local_term="bias", local_strength=0.25),
     "balanced, switch, 3 groups": Case("switch", groups=3, balanced=True),
-    "balanced margin, grap, nothing dropped": Case("locmoe", capacity=AMPLE, local_term="margin", local_strength=1.0, balanced=True),
+    "balanced margin, grap, nothing dropped": Case(
+        "locmoe", capacity=AMPLE, local_term="margin", local_strength=1.0, balanced=True
+    ),
     "margin, grap, top 2, 3 groups": Case("locmoe", groups=3, top_k=2, local_term="margin", local_strength=0.3),
     "ties first, grap, 3 groups": Case("locmoe", groups=3),
-    "ties unrectified, grap, 3 groups, by weight": Case("locmoe", groups=3, priority="weight", ties="unrectified", statistics="rank"),
-    "ties unrectified, dense, top 2, 3 groups, nothing dropped": Case("locmoe", gate="dense", groups=3, top_k=2, capacity=AMPLE,
-                                                                      ties="unrectified"),
-    "ties noise, grap, top 2, 3 groups, nothing dropped": Case("locmoe", groups=3, top_k=2, capacity=AMPLE, ties="noise",
-                                                               statistics="node"),
+    "ties unrectified, grap, 3 groups, by weight": Case(
+        "locmoe", groups=3, priority="weight", ties="unrectified", statistics="rank"
+    ),
+    "ties unrectified, dense, top 2, 3 groups, nothing dropped": Case(
+        "locmoe", gate="dense", groups=3, top_k=2, capacity=AMPLE, ties="unrectified"
+    ),
+    "ties noise, grap, top 2, 3 groups, nothing dropped": Case(
+        "locmoe", groups=3, top_k=2, capacity=AMPLE, ties="noise", statistics="node"
+    ),
     "ties noise, dense, 3 groups": Case("locmoe", gate="dense", groups=3, ties="noise"),
 }
 
@@ -122,18 +160,22 @@ def parameters_of(case: Case) -> LayerParameters:
         return (rng.standard_normal(shape) * scale).astype(np.float32)
 
     return LayerParameters(
-        w1=normal(experts, HIDDEN, INNER, scale=0.3), b1=normal(experts, INNER, scale=0.5),
-        w2=normal(experts, INNER, HIDDEN, scale=0.3), b2=normal(experts, HIDDEN, scale=0.5),
+        w1=normal(experts, HIDDEN, INNER, scale=0.3),
+        b1=normal(experts, INNER, scale=0.5),
+        w2=normal(experts, INNER, HIDDEN, scale=0.3),
+        b2=normal(experts, HIDDEN, scale=0.5),
         gate=normal(experts, HIDDEN, scale=0.2),
         table=rng.integers(0, experts // case.groups, (case.groups, VOCABULARY)).astype(np.int32),
-        balance=normal(experts, scale=0.1) if case.balanced else None)
+        balance=normal(experts, scale=0.1) if case.balanced else None,
+    )
 
 
 def batch_of(case: Case, draw: str) -> tuple[list[RankTokens], list[np.ndarray]]:
     """Tokens and output gradients (T, d) of every logical rank.
 
     scattered: tokens at random, each at home on its rank.
-    crowded: one domain only, so that whole groups stay empty; more equal tokens than an expert has slots, between others.
+    crowded: one domain only, so that whole groups stay empty; more equal tokens than an expert has slots, between
+        others.
     losses: as scattered, with homes at random and no output gradient: what is left comes from the losses alone.
     """
     rng = np.random.default_rng(DRAWS.index(draw))

@@ -21,8 +21,9 @@ def main() -> None:
     rank, port, parent = (int(argument) for argument in sys.argv[1:4])
     ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
     secret = os.environ["MESH_SECRET"].encode()
-    mesh = join_mesh(rank, RANKS, ("127.0.0.1", port), secret, join_timeout=300.0, collective_timeout=600.0,
-                     parent_pid=parent)
+    mesh = join_mesh(
+        rank, RANKS, ("127.0.0.1", port), secret, join_timeout=300.0, collective_timeout=600.0, parent_pid=parent
+    )
     results = {}
     for name, case in CASES.items():
         collectives = create_collectives("tcp", case.layout, rank, mesh)

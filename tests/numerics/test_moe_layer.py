@@ -11,8 +11,8 @@ from layer_cases import AMPLE, CASES, DRAWS, batch_of, on_one_rank, parameters_o
 
 from locmoe_ops.reference.layer import moe_layer, moe_layer_gradients
 
-# Relative to an array's largest element. float32 rounds to 6e-8, and a gradient is a sum over some hundred terms, the largest
-# of which cancel; measured errors stay below 3e-6.
+# Relative to an array's largest element. float32 rounds to 6e-8, and a gradient is a sum over some hundred terms, the
+# largest of which cancel; measured errors stay below 3e-6.
 TOLERANCE = 1e-5
 COUNTS = ("assigned", "kept", "kept_local", "undecided")
 EXPERT_PARAMETERS = {"w_in": "w1", "b_in": "b1", "w_out": "w2", "b_out": "b2"}
@@ -34,12 +34,19 @@ def from_reference(case, ranks, output_gradients):
     result = moe_layer(case.spec, parameters, ranks)
     gradients = moe_layer_gradients(case.spec, parameters, ranks, output_gradients, 1.0, 1.0)
     kept = sum(int(kept.sum()) for kept in result.kept)
-    expected = {"y": np.concatenate(result.outputs), "gradient/x": np.concatenate(gradients.x),
-                "aux_loss": result.aux_loss, "locality_loss": result.locality_loss,
-                "assigned": result.stats.tokens_per_expert, "kept": kept,
-                "kept_local": round(result.stats.local_fraction * kept)}
+    expected = {
+        "y": np.concatenate(result.outputs),
+        "gradient/x": np.concatenate(gradients.x),
+        "aux_loss": result.aux_loss,
+        "locality_loss": result.locality_loss,
+        "assigned": result.stats.tokens_per_expert,
+        "kept": kept,
+        "kept_local": round(result.stats.local_fraction * kept),
+    }
     if case.router == "locmoe":  # in assignments, as the others
-        expected["undecided"] = round(result.stats.undecided_fraction * sum(len(tokens.x) for tokens in ranks)) * case.top_k
+        expected["undecided"] = (
+            round(result.stats.undecided_fraction * sum(len(tokens.x) for tokens in ranks)) * case.top_k
+        )
     if gradients.gate is not None:
         expected["gradient/weight"] = gradients.gate
     for name, theirs in EXPERT_PARAMETERS.items():
@@ -71,7 +78,9 @@ def joined(case, results, expert_parallel):
 
 def of_four_ranks(four_ranks, name, draw):
     prefix = f"{name}/{draw}/"
-    results = [{key[len(prefix):]: array for key, array in rank.items() if key.startswith(prefix)} for rank in four_ranks]
+    results = [
+        {key[len(prefix) :]: array for key, array in rank.items() if key.startswith(prefix)} for rank in four_ranks
+    ]
     return joined(CASES[name], results, CASES[name].expert_parallel)
 
 

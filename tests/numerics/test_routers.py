@@ -1,7 +1,7 @@
 """Layers with each further router, and with a local term, against the NumPy reference; in one process.
 
-The process holds the tokens of four ranks. Where nothing is dropped, the reference also takes them rank by rank: choices and
-losses do not depend on how ranks share the tokens out.
+The process holds the tokens of four ranks. Where nothing is dropped, the reference also takes them rank by rank:
+choices and losses do not depend on how ranks share the tokens out.
 """
 
 from dataclasses import replace
@@ -18,11 +18,13 @@ from mindspore import Tensor
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.random import SeededUniform
 from locmoe_ops.reference.layer import moe_layer
-from locmoe_ops.routers.local_term import set_local_strength
+from locmoe_ops.routers.selection_bias import set_local_strength
 from locmoe_ops.topology import Topology
 
 EVERYTHING = [(name, draw) for name in ROUTER_CASES for draw in DRAWS]
-SEEDS = np.random.default_rng(11).integers(0, 2**31 - 1, RANKS * TOKENS).astype(np.int32)  # of the tokens where a router adds noise
+SEEDS = (
+    np.random.default_rng(11).integers(0, 2**31 - 1, RANKS * TOKENS).astype(np.int32)
+)  # of the tokens where a router adds noise
 WITH_TERM = [name for name, case in ROUTER_CASES.items() if case.local_term != "none"]
 
 
@@ -40,7 +42,9 @@ def layers():
 
     def layer(name):
         if name not in compiled:
-            compiled[name] = CompiledRouter(ROUTER_CASES[name], create_collectives("local", Topology(1, 1), 0), RANKS * TOKENS)
+            compiled[name] = CompiledRouter(
+                ROUTER_CASES[name], create_collectives("local", Topology(1, 1), 0), RANKS * TOKENS
+            )
         return compiled[name]
 
     yield layer
@@ -62,6 +66,7 @@ def batch(chance):
 
 def uniform(seeds, length):
     """float64 (T, length) in [0, 1): the mixer of `locmoe_ops.random` on unbounded integers, for salt SALT."""
+
     def mixed(bits, arithmetic=False):
         for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
             high = (bits - 2**32 if arithmetic and bits >= 2**31 else bits) >> shift
@@ -69,7 +74,12 @@ def uniform(seeds, length):
         return bits
 
     position = [mixed(mixed(i) ^ mixed(SALT)) for i in range(length)]
-    return np.array([[mixed((offset + int(seed)) % 2**32, arithmetic=True) % 2**24 for offset in position] for seed in seeds]) / 2.0**24
+    return (
+        np.array(
+            [[mixed((offset + int(seed)) % 2**32, arithmetic=True) % 2**24 for offset in position] for seed in seeds]
+        )
+        / 2.0**24
+    )
 
 
 def run(layer, case, batch):
@@ -116,8 +126,11 @@ def test_cases_hold_what_they_are_for(batch, name):
         taken = (result.expert[0][:, 1] < case.experts).mean()
         assert 0.05 < taken < 0.95
     if case.router in ("faster_moe",) or case.local_term != "none":
-        free = moe_layer(replace(case, router="switch" if case.router == "faster_moe" else case.router, local_term="none").spec,
-                         parameters, ranks)
+        free = moe_layer(
+            replace(case, router="switch" if case.router == "faster_moe" else case.router, local_term="none").spec,
+            parameters,
+            ranks,
+        )
         moved = (result.expert[0] != free.expert[0]).any(1).mean()
         assert 0.1 < moved < 0.9
     if case.ties != "first":

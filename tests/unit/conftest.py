@@ -10,10 +10,22 @@ import pytest
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Whatever a page asked the network for would fail, and Chromium says so on its console.
-OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-           "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--enable-logging=stderr", "--v=0",
-           "--host-resolver-rules=MAP * ~NOTFOUND")
-# Written into the document around it once it is laid out: how wide it is, and what of it sticks out of the page or of its drawing.
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--enable-logging=stderr",
+    "--v=0",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+)
+# Written into the document around it once it is laid out: how wide it is, and what of it sticks out of the page or of
+# its drawing.
 MEASURE = """<script>
 const out = [];
 for (const text of document.querySelectorAll("svg text")) {
@@ -50,8 +62,12 @@ def browse(tmp_path):
         pytest.skip("needs Chromium in PATH")
 
     def _browse(page, *options):
-        done = subprocess.run([BROWSER, *OPTIONS, f"--user-data-dir={tmp_path / 'profile'}", *options, page.as_uri()], capture_output=True,
-                              text=True, timeout=120)
+        done = subprocess.run(
+            [BROWSER, *OPTIONS, f"--user-data-dir={tmp_path / 'profile'}", *options, page.as_uri()],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stderr
         assert "CONSOLE" not in done.stderr, done.stderr
         return done.stdout
@@ -67,8 +83,10 @@ def measure(browse, tmp_path):
         inner = html.replace("</body>", MEASURE + "</body>")
         assert MEASURE in inner
         outer = tmp_path / "outer.html"  # a browser's own window is never as narrow as a phone's
-        frames = [f'<iframe style="width: {width}px; height: 1800px; border: 0" srcdoc="{escape(inner, quote=True)}"></iframe>'
-                  for width in widths]
+        frames = [
+            f'<iframe style="width: {width}px; height: 1800px; border: 0" srcdoc="{escape(inner, quote=True)}"></iframe>'
+            for width in widths
+        ]
         outer.write_text(f"<body>{''.join(frames)}</body>")
         dom = browse(outer, "--dump-dom", "--window-size=1400,1800")
         found = json.loads(unescape(re.search(r'data-measured="([^"]*)"', dom).group(1)))

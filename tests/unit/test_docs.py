@@ -1,7 +1,8 @@
-"""Commands in the docs: each parses, has only options that there are, and names files that exist. Links lead somewhere, too.
+"""Commands in the docs: each parses, has only options that there are, and names files that exist. Links lead somewhere,
+too.
 
-Checked are the lines of bash blocks, and in the text what stands in backticks and begins like a command. What can only run where there
-is Ascend stands in a section that says so.
+Checked are the lines of bash blocks, and in the text what stands in backticks and begins like a command. What can only
+run where there is Ascend stands in a section that says so.
 """
 
 import re
@@ -15,10 +16,22 @@ from pangu_sigma.cli import main as cli
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
 OURS = re.compile(r"(configs|scripts|tests|docs|locmoe_ops|pangu_sigma)/[\w./-]*\w")
-ASCEND_ONLY = re.compile(r"\b(npu-smi|hccn_tool)\b|/usr/local/Ascend|configs/ascend|train_rank_table\.sh|--nodes-file .*--env-file")
+ASCEND_ONLY = re.compile(
+    r"\b(npu-smi|hccn_tool)\b|/usr/local/Ascend|configs/ascend|train_rank_table\.sh|--nodes-file .*--env-file"
+)
 ANYWHERE = ("--dry-run", "pangu-sigma plan", "pangu-sigma config", "pangu-sigma audit", "pangu-sigma doctor")
 MARK = re.compile(r"needs Ascend|需要昇腾")
-HOLDERS = {"...", "RUN", "PATH", "CONFIG", "SOURCE", "TARGET", "FILE", "FOLDER", "N"}  # stand for something in a description of a command
+HOLDERS = {
+    "...",
+    "RUN",
+    "PATH",
+    "CONFIG",
+    "SOURCE",
+    "TARGET",
+    "FILE",
+    "FOLDER",
+    "N",
+}  # stand for something in a description of a command
 
 
 def blocks(text, language):
@@ -38,10 +51,11 @@ def sections(text):
     return found
 
 
-
 def prose(text):
     """What stands in backticks outside of blocks, on one line each."""
-    return [re.sub(r"\s+", " ", code) for code in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))]
+    return [
+        re.sub(r"\s+", " ", code) for code in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    ]
 
 
 def commands(line, variables):
@@ -81,7 +95,11 @@ def ours(text):
     return found
 
 
-ALL = [pytest.param(words, id=f"{page.name}: {line}"[:120]) for page in PAGES for line, words in ours(page.read_text(encoding="utf-8"))]
+ALL = [
+    pytest.param(words, id=f"{page.name}: {line}"[:120])
+    for page in PAGES
+    for line, words in ours(page.read_text(encoding="utf-8"))
+]
 
 
 def test_the_pages_have_commands():
@@ -134,7 +152,9 @@ def test_links(page):
             path, _, anchor = target.partition("#")
             place = page.parent / path if path else page
             assert place.exists(), f"{page.name}: {target} does not exist"
-            assert not anchor or anchor in anchors(place.read_text(encoding="utf-8")), f"{page.name}: {target}: no such heading"
+            assert not anchor or anchor in anchors(place.read_text(encoding="utf-8")), (
+                f"{page.name}: {target}: no such heading"
+            )
 
 
 def anchors(text):
@@ -157,8 +177,8 @@ def test_the_tutorials_files(tmp_path, monkeypatch):
 
 
 def test_what_is_to_be_installed_can_be():
-    """Each `pip install` names the checkout, a wheel, or what setup.py requires: the project is on no package index, where its name may
-    come to be anybody's. (The changelog says what earlier versions had.)"""
+    """Each `pip install` names the checkout, a wheel, or what setup.py requires: the project is on no package index,
+    where its name may come to be anybody's. (The changelog says what earlier versions had.)"""
     setup = (REPOSITORY / "setup.py").read_text(encoding="utf-8")
     pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "CHANGELOG.md")
     found = re.findall(r"pip install ([^`\n#;]+)", pages)
@@ -166,5 +186,7 @@ def test_what_is_to_be_installed_can_be():
     for word in shlex.split(" ".join(found)):
         if not word.startswith("-") and not re.fullmatch(r"\.(\[test\])?|\S+\.whl", word):
             assert '"' + re.split("[<>=]", word)[0] in setup, f"pip install {word}: nothing that setup.py requires"
-    for path in (path for folder in ("pangu_sigma", "locmoe_ops", "scripts") for path in (REPOSITORY / folder).rglob("*.py")):
+    for path in (
+        path for folder in ("pangu_sigma", "locmoe_ops", "scripts") for path in (REPOSITORY / folder).rglob("*.py")
+    ):
         assert not re.search("pip install [^\n]*pangu-sigma", path.read_text(encoding="utf-8")), path

@@ -1,4 +1,6 @@
-"""The docs' pictures in a real browser, wide and on a phone: nothing cut off, nothing over anything else, all of it legible."""
+"""The docs' pictures in a real browser, wide and on a phone: nothing cut off, nothing over anything else, all of it
+legible.
+"""
 
 from pathlib import Path
 
@@ -14,7 +16,15 @@ def test_it_fits_and_can_be_read(picture, measure):
     text = picture.read_text(encoding="utf-8")
     assert "http" not in text.replace('xmlns="http://www.w3.org/2000/svg"', "") and "<script" not in text
     for width, found in zip((1280, 390), measure(PAGE.replace("SVG", text), (1280, 390))):
-        assert found == {"width": width, "out": [], "overlapping": [], "leaving": [], "small": 0, "requests": 0, "figures": []}
+        assert found == {
+            "width": width,
+            "out": [],
+            "overlapping": [],
+            "leaving": [],
+            "small": 0,
+            "requests": 0,
+            "figures": [],
+        }
 
 
 def test_there_are_pictures():

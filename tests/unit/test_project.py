@@ -20,12 +20,18 @@ def test_the_licence_is_apaches_whole():
     words = " ".join(read("LICENSE").split())
     assert words.startswith("Apache License Version 2.0, January 2004") and "END OF TERMS AND CONDITIONS" in words
     assert [number for number in range(1, 10) if f" {number}. " not in words] == []
-    assert 'license="Apache-2.0"' in read("setup.py") and "License :: OSI Approved :: Apache Software License" in read("setup.py")
+    assert 'license="Apache-2.0"' in read("setup.py") and "License :: OSI Approved :: Apache Software License" in read(
+        "setup.py"
+    )
 
 
 def test_the_citation_names_both_papers():
     citation = yaml.safe_load(read("CITATION.cff"))
-    assert citation["cff-version"] == "1.2.0" and citation["version"] == __version__ and citation["license"] == "Apache-2.0"
+    assert (
+        citation["cff-version"] == "1.2.0"
+        and citation["version"] == __version__
+        and citation["license"] == "Apache-2.0"
+    )
     assert [reference["url"].rpartition("/")[2] for reference in citation["references"]] == list(PAPERS)
     for entry in (citation, *citation["references"]):
         assert entry["title"] and entry["authors"] and entry["type"]

@@ -45,20 +45,26 @@ def measured(text):
 
 
 def table_rows(text):
-    return [f"table row {number} has {line.count(' | ')} columns after the first"
-            for number, line in enumerate(re.findall(r"(?m)^\|.*\|$", BLOCK.sub("", text)))]
+    return [
+        f"table row {number} has {line.count(' | ')} columns after the first"
+        for number, line in enumerate(re.findall(r"(?m)^\|.*\|$", BLOCK.sub("", text)))
+    ]
 
 
 @pytest.mark.parametrize("what", [in_backticks, links, measured, table_rows])
 def test_the_same(what):
     english, chinese = Counter(what(ENGLISH)), Counter(what(CHINESE))
-    assert english == chinese, (f"{what.__name__}: only in README.md: {sorted((english - chinese).elements())}; "
-                                f"only in README.zh.md: {sorted((chinese - english).elements())}")
+    assert english == chinese, (
+        f"{what.__name__}: only in README.md: {sorted((english - chinese).elements())}; "
+        f"only in README.zh.md: {sorted((chinese - english).elements())}"
+    )
 
 
 def test_headings():
     english, chinese = headings(ENGLISH), headings(CHINESE)
-    pairs = [f"{left[0]} {left[1]} / {right[0]} {right[1]}" for left, right in zip(english, chinese) if left[0] != right[0]]
+    pairs = [
+        f"{left[0]} {left[1]} / {right[0]} {right[1]}" for left, right in zip(english, chinese) if left[0] != right[0]
+    ]
     assert not pairs, f"headings of another level: {pairs[0]}"
     assert len(english) == len(chinese), f"{len(english)} headings in README.md, {len(chinese)} in README.zh.md"
     assert not {title for _, title in english} & {title for _, title in chinese}, "a heading is not translated"
@@ -71,7 +77,9 @@ def test_blocks():
         assert left[0] == right[0], f"block {number}: {left[0]!r} in README.md, {right[0]!r} in README.zh.md"
         for one, other in zip(left[1], right[1]):
             assert one == other, f"block {number} differs:\n  README.md:    {one}\n  README.zh.md: {other}"
-        assert len(left[1]) == len(right[1]), f"block {number}: {len(left[1])} lines in README.md, {len(right[1])} in README.zh.md"
+        assert len(left[1]) == len(right[1]), (
+            f"block {number}: {len(left[1])} lines in README.md, {len(right[1])} in README.zh.md"
+        )
     assert len(english) == len(chinese), f"{len(english)} blocks in README.md, {len(chinese)} in README.zh.md"
 
 

@@ -1,4 +1,6 @@
-"""The router of docs/routers.md, as it stands there: its file is written out, named on the command line, and works in every command."""
+"""The router of docs/routers.md, as it stands there: its file is written out, named on the command line, and works in
+every command.
+"""
 
 import json
 import os
@@ -15,15 +17,15 @@ import mindspore as ms
 from mindspore import Tensor
 
 from locmoe_ops import router_registry, routers
-from locmoe_ops.build import build_moe
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.errors import InputError
+from locmoe_ops.moe import build_moe
 from locmoe_ops.router_registry import add_router_file, load_router, remove_router
 from pangu_sigma.bench.router import one_rank_of, routers_of
 from pangu_sigma.cli.main import main
 from pangu_sigma.compare.comparison import load_plan
 from pangu_sigma.config.load import load_config, to_dict
-from pangu_sigma.model.shape import model_shape
+from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.sparse import SparseContext, build_sparse_layer
 from pangu_sigma.planner.job import plan_job
 from pangu_sigma.planner.parameters import parameters
@@ -52,8 +54,12 @@ def config(tmp_path, tiny_data):
     """A small configuration's file."""
     settings = {
         "model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32},
-        "moe": {"num_experts": 4, "num_groups": 2}, "data": {"path": str(tiny_data)}, "runtime": {"device": "cpu"},
-        "optimizer": {"warmup_steps": 1}, "train": {"steps": 2, "global_batch_size": 4, "eval_rows": 4}}
+        "moe": {"num_experts": 4, "num_groups": 2},
+        "data": {"path": str(tiny_data)},
+        "runtime": {"device": "cpu"},
+        "optimizer": {"warmup_steps": 1},
+        "train": {"steps": 2, "global_batch_size": 4, "eval_rows": 4},
+    }
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return str(path)
@@ -70,7 +76,9 @@ def test_forward_equals_numpy(file):
     router, generator = layer.routing.router, np.random.default_rng(0)
     x, zeros = generator.standard_normal((12, 16)).astype(np.float32), Tensor(np.zeros(12, np.int32))
     _, report = layer(Tensor(x), {"ids": zeros, "domain": zeros, "home": zeros, "seed": zeros})
-    project, embeddings = (parameter.asnumpy().astype(np.float64) for parameter in (router.gate.project, router.gate.embeddings))
+    project, embeddings = (
+        parameter.asnumpy().astype(np.float64) for parameter in (router.gate.project, router.gate.embeddings)
+    )
     seen = x @ project.T
     cosine = seen @ embeddings.T / np.outer(np.linalg.norm(seen, axis=1), np.linalg.norm(embeddings, axis=1))
     odds = np.exp(cosine / 0.1)
@@ -84,24 +92,43 @@ def test_forward_equals_numpy(file):
 
 def test_trains_and_is_named_in_the_run(file, config, tmp_path):
     run = tmp_path / "run"
-    words = ["--set", f"moe.router.type={NAME}", "--set", "moe.router.xmoe.width=3", "--set", f"train.output_dir={run}",
-             "--set", "train.profile=[2, 2]"]
+    words = [
+        "--set",
+        f"moe.router.type={NAME}",
+        "--set",
+        "moe.router.xmoe.width=3",
+        "--set",
+        f"train.output_dir={run}",
+        "--set",
+        "train.profile=[2, 2]",
+    ]
     assert main(["train", config, *use(file), *words]) == 0
     assert json.loads((run / "summary.json").read_text())["router"] == NAME
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert len(records) == 2 and all(record["loss/aux"] > 0 and "moe/load_max_over_mean" in record for record in records)
+    assert len(records) == 2 and all(
+        record["loss/aux"] > 0 and "moe/load_max_over_mean" in record for record in records
+    )
     (split,) = read_profile(run / "profile").ranks[0]  # one rank: its times are the step's means, written as they came
     assert split == pytest.approx([records[1][f"time/{name}(s)"] for name in split._fields], abs=1e-6)
     assert yaml.safe_load((run / "config.yaml").read_text())["moe"]["router"][NAME] == {
-        "width": 3, "temperature": 0.1, "aux_loss_weight": 0.01}
+        "width": 3,
+        "temperature": 0.1,
+        "aux_loss_weight": 0.01,
+    }
 
 
 def test_the_plan_knows_its_weights(file, config):
     add_router_file(str(file))
     given = load_config(config, [f"moe.router.type={NAME}"])
     job = plan_job(given, 1, 1)
-    context = SparseContext(given, model_shape(given, 4, job.words, job.domains), create_collectives("local", job.topology, 0))
-    built = {f"blocks.0.feed_forward.{p.name}": p.shape for p in build_sparse_layer(context, 0).trainable_params() if "router" in p.name}
+    context = SparseContext(
+        given, model_dims(given, 4, job.words, job.domains), create_collectives("local", job.topology, 0)
+    )
+    built = {
+        f"blocks.0.feed_forward.{p.name}": p.shape
+        for p in build_sparse_layer(context, 0).trainable_params()
+        if "router" in p.name
+    }
     planned = {p.name: p.shape for p in parameters(job) if "router" in p.name}
     assert planned == built and len(built) == 2
     candidates, _ = routers_of(one_rank_of(given))
@@ -110,8 +137,17 @@ def test_the_plan_knows_its_weights(file, config):
 
 def test_compare_lists_its_runs_and_minds_its_file(file, config, tmp_path, capsys):
     plan = tmp_path / "variants.yaml"
-    plan.write_text(yaml.safe_dump({"base": config, "variants": {
-        "switch": {"moe.router.type": "switch"}, NAME: {"moe.router.type": NAME, "moe.router.xmoe.temperature": 0.2}}}))
+    plan.write_text(
+        yaml.safe_dump(
+            {
+                "base": config,
+                "variants": {
+                    "switch": {"moe.router.type": "switch"},
+                    NAME: {"moe.router.type": NAME, "moe.router.xmoe.temperature": 0.2},
+                },
+            }
+        )
+    )
     assert main(["compare", str(plan), "--dry-run", "--output", str(tmp_path / "out"), *use(file)]) == 0
     assert f"all/{NAME}/seed_1 (to do)" in capsys.readouterr().out
     before = [run.settings for run in load_plan(str(plan)).runs]
@@ -120,12 +156,18 @@ def test_compare_lists_its_runs_and_minds_its_file(file, config, tmp_path, capsy
     assert [one == other for one, other in zip(before, after)] == [True, False]
 
 
-@pytest.mark.parametrize(("words", "fragment"), [
-    (["--set", f"moe.router.type={NAME}s"], "did you mean xmoe?"),
-    (["--set", "moe.router.xmoe.widht=3"], "moe.router.xmoe.widht: unknown key, did you mean moe.router.xmoe.width?"),
-    (["--set", "moe.router.xmoe.width=0"], "moe.router.xmoe.width: found 0, expected an integer >= 1"),
-    (["--set", f"moe.router.type={NAME}", "--set", "moe.capacity.mode=critical"], "has no gate weights"),
-])
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        (["--set", f"moe.router.type={NAME}s"], "did you mean xmoe?"),
+        (
+            ["--set", "moe.router.xmoe.widht=3"],
+            "moe.router.xmoe.widht: unknown key, did you mean moe.router.xmoe.width?",
+        ),
+        (["--set", "moe.router.xmoe.width=0"], "moe.router.xmoe.width: found 0, expected an integer >= 1"),
+        (["--set", f"moe.router.type={NAME}", "--set", "moe.capacity.mode=critical"], "has no gate weights"),
+    ],
+)
 def test_its_keys_are_checked(file, config, capsys, words, fragment):
     assert main(["config", config, *use(file), *words]) == 2
     assert fragment in capsys.readouterr().err
@@ -159,10 +201,12 @@ def test_in_the_package_no_other_file_changes(file, config, monkeypatch):
 
 
 def test_reading_its_keys_needs_no_mindspore(file, config):
-    code = ("import sys; from pangu_sigma.cli.main import main; "
-            f"assert main(['config', {config!r}, '--router-file', {str(file)!r}, '--set', 'moe.router.type={NAME}', '--key', "
-            "'moe.router.xmoe.width']) == 0; "
-            "assert 'mindspore' not in sys.modules")
+    code = (
+        "import sys; from pangu_sigma.cli.main import main; "
+        f"assert main(['config', {config!r}, '--router-file', {str(file)!r}, '--set', 'moe.router.type={NAME}', '--key', "
+        "'moe.router.xmoe.width']) == 0; "
+        "assert 'mindspore' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
 

@@ -7,11 +7,23 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for folder in ("pangu_sigma", "locmoe_ops", "scripts") for path in (ROOT / folder).rglob("*.py"))
-FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all",
-             "yaml.full_load_all", "torch.load"}
+FORBIDDEN = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "yaml.load_all",
+    "yaml.full_load_all",
+    "torch.load",
+}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
 YAML_LOADERS = {"_StrictLoader"}  # derived from SafeLoader
-# Reads the declarations of the package's routers and of files that the user named on the command line, which no input file can name.
+# Reads the declarations of the package's routers and of files that the user named on the command line, which no input
+# file can name.
 RUNS_WHAT_THE_USER_NAMES = {"locmoe_ops/router_registry.py": {"exec", "compile"}}
 
 
@@ -23,7 +35,9 @@ def problems(tree):
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            yield from (f"line {node.lineno}: imports {name}" for name in names if name.split(".")[0] in FORBIDDEN_MODULES)
+            yield from (
+                f"line {node.lineno}: imports {name}" for name in names if name.split(".")[0] in FORBIDDEN_MODULES
+            )
         if not isinstance(node, ast.Call):
             continue
         name, given = name_of(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
@@ -37,14 +51,28 @@ def problems(tree):
             yield f"line {node.lineno}: gives a line to the shell"
 
 
-@pytest.mark.parametrize("text", ["import pickle", "from marshal import loads", "eval(x)", "yaml.load(x)", "os.system(x)",
-                                  "yaml.load(x, Loader=yaml.Loader)", "np.load(x, allow_pickle=True)", "subprocess.run(x, shell=True)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle",
+        "from marshal import loads",
+        "eval(x)",
+        "yaml.load(x)",
+        "os.system(x)",
+        "yaml.load(x, Loader=yaml.Loader)",
+        "np.load(x, allow_pickle=True)",
+        "subprocess.run(x, shell=True)",
+    ],
+)
 def test_what_would_run_code_is_noticed(text):
     assert list(problems(ast.parse(text)))
 
 
 def test_nothing_that_is_read_is_run():
-    found = {path.relative_to(ROOT).as_posix(): list(problems(ast.parse(path.read_text(encoding="utf-8")))) for path in SOURCES}
+    found = {
+        path.relative_to(ROOT).as_posix(): list(problems(ast.parse(path.read_text(encoding="utf-8"))))
+        for path in SOURCES
+    }
     for path, calls in RUNS_WHAT_THE_USER_NAMES.items():
         assert {line.rpartition(" ")[2] for line in found.pop(path)} == calls
     assert len(found) > 100 and not {path: lines for path, lines in found.items() if lines}

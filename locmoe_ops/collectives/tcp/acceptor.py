@@ -1,4 +1,6 @@
-"""The listening end of a join: shakes hands in the background, so that strangers are dropped and never seen by the caller."""
+"""The listening end of a join: shakes hands in the background, so that strangers are dropped and never seen by the
+caller.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class Peer(NamedTuple):
 class Acceptor:
     """Listens at `address` until it is closed.
 
-    Attributes: peers (those that have proved the secret); address (where it really listens); rejected (how many have not).
+    Attributes: peers (those that have proved the secret); address (where it really listens); rejected (how many have
+        not).
     Raises InputError: the address cannot be listened on.
     """
 
@@ -73,7 +76,9 @@ class Acceptor:
             threading.Thread(target=self._greet, args=(sock, address[0]), name="mesh-greet", daemon=True).start()
 
     def _make_room(self, sock: socket.socket) -> None:
-        """Ends the oldest handshake where many are under way: a rank's takes milliseconds, a silent stranger's as long as it may."""
+        """Ends the oldest handshake where many are under way: a rank's takes milliseconds, a silent stranger's as long
+        as it may.
+        """
         with self._lock:
             if len(self._under_way) >= _HANDSHAKES_AT_ONCE:
                 oldest = next(iter(self._under_way))
@@ -122,5 +127,6 @@ def _listen(address: Address) -> socket.socket:
         where = f"{address[0]}:{address[1]}"
         if error.errno == errno.EADDRINUSE:
             raise InputError(f"mesh: port in use: {where}; expected a free port for rank 0") from None
-        raise InputError(f"mesh: cannot listen on {where} ({error.strerror or error}); "
-                         "expected an address of this machine") from None
+        raise InputError(
+            f"mesh: cannot listen on {where} ({error.strerror or error}); expected an address of this machine"
+        ) from None

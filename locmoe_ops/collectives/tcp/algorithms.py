@@ -38,15 +38,17 @@ def all_to_all(op: Exchange, array: np.ndarray) -> Algorithm:
     """(P, ...) -> (P, ...)."""
     result = np.empty_like(array)
     for peer in op.others():
-        op.receive(peer, result[peer:peer + 1])
+        op.receive(peer, result[peer : peer + 1])
     for peer in op.others():
-        op.send(peer, array[peer:peer + 1])
+        op.send(peer, array[peer : peer + 1])
     result[op.index] = array[op.index]
     yield
     return result
 
 
-def all_to_all_v(op: Exchange, array: np.ndarray, send_counts: np.ndarray, receive_counts: np.ndarray, limit: int) -> Algorithm:
+def all_to_all_v(
+    op: Exchange, array: np.ndarray, send_counts: np.ndarray, receive_counts: np.ndarray, limit: int
+) -> Algorithm:
     """(M, ...) -> (limit, ...); both ends know the sizes, so that a pair without rows sends nothing at all."""
     result = np.zeros((limit,) + array.shape[1:], array.dtype)
     incoming, outgoing = _stretches(result, receive_counts), _stretches(array, send_counts)
@@ -123,7 +125,7 @@ def reduce(op: Exchange, array: np.ndarray, root: int) -> Algorithm:
         return np.zeros_like(array)
     received = np.empty((op.size,) + array.shape, array.dtype)
     for peer in op.others():
-        op.receive(peer, received[peer:peer + 1])
+        op.receive(peer, received[peer : peer + 1])
     total = np.empty_like(array)
     yield
     _sum_in_order(op, array, received, total)
@@ -147,17 +149,19 @@ class _Members:
         self._op.receive(self._members[peer], array)
 
 
-def sum_by_node(op: Exchange, array: np.ndarray, node: Sequence[int], rail: Sequence[int]) -> Algorithm:
-    """(n,) -> (n,): the sum over a group of which `node` are this rank's neighbours and `rail` those with its place on every node.
+def hierarchical_all_reduce(op: Exchange, array: np.ndarray, node: Sequence[int], rail: Sequence[int]) -> Algorithm:
+    """(n,) -> (n,): the sum over a group of which `node` are this rank's neighbours and `rail` those with its place on
+    every node.
 
-    Reduce-scatter inside the node, all-reduce along the rail, all-gather inside the node: a number crosses between nodes once.
+    Reduce-scatter inside the node, all-reduce along the rail, all-gather inside the node: a number crosses between
+    nodes once.
     """
     inside, across = _Members(op, node), _Members(op, rail)
     rest = -array.size % inside.size
     part = yield from reduce_scatter(inside, np.concatenate((array, np.zeros(rest, array.dtype))) if rest else array)
     part = yield from all_reduce(across, part)
     whole = yield from all_gather(inside, part)
-    return whole[:array.size]
+    return whole[: array.size]
 
 
 def barrier(op: Exchange, array: np.ndarray) -> Algorithm:
@@ -170,14 +174,14 @@ def barrier(op: Exchange, array: np.ndarray) -> Algorithm:
 def _stretches(array: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
     """The first counts[0] rows, the next counts[1] rows, and so on."""
     ends = np.cumsum(counts)
-    return [array[end - count:end] for count, end in zip(counts, ends)]
+    return [array[end - count : end] for count, end in zip(counts, ends)]
 
 
 def _exchange_whole(op: Exchange, array: np.ndarray) -> np.ndarray:
     """Posts everybody's array to everybody; (P, ...), own part filled in."""
     result = np.empty((op.size,) + array.shape, array.dtype)
     for peer in op.others():
-        op.receive(peer, result[peer:peer + 1])
+        op.receive(peer, result[peer : peer + 1])
     for peer in op.others():
         op.send(peer, array)
     result[op.index] = array
@@ -188,7 +192,7 @@ def _exchange_parts(op: Exchange, parts: np.ndarray | list[np.ndarray], sizes: l
     """Posts part i to rank i; returns (P, own part) in which the own row is not filled."""
     received = np.empty((op.size, sizes[op.index]), parts[0].dtype)
     for peer in op.others():
-        op.receive(peer, received[peer:peer + 1])
+        op.receive(peer, received[peer : peer + 1])
     for peer in op.others():
         op.send(peer, parts[peer])
     return received

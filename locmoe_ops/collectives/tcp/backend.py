@@ -18,15 +18,25 @@ import numpy as np
 
 from mindspore import get_context, nn, ops, runtime
 
-from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight, SumFlight, UnevenRows
+from locmoe_ops.collectives.interface import (
+    AsyncAllReduce,
+    AsyncAllToAll,
+    BytesSent,
+    Collectives,
+    CommunicationTimes,
+    UnevenRows,
+)
 from locmoe_ops.collectives.tcp.mesh import Mesh
 from locmoe_ops.collectives.tcp.operation import Operation
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 
 ADJOINTS = {
-    "all_to_all": "all_to_all", "all_gather": "reduce_scatter", "reduce_scatter": "all_gather",
-    "all_reduce": "all_reduce", "broadcast": "reduce",
+    "all_to_all": "all_to_all",
+    "all_gather": "reduce_scatter",
+    "reduce_scatter": "all_gather",
+    "all_reduce": "all_reduce",
+    "broadcast": "reduce",
 }
 
 
@@ -45,12 +55,15 @@ class TcpCollectives(Collectives):
     def __init__(self, rank: int, topology: Topology, mesh: Mesh) -> None:
         super().__init__(rank, topology)
         if (mesh.rank, mesh.world_size) != (rank, topology.world_size):
-            raise InputError(f"collectives: rank {rank} of {topology.world_size} was given the mesh of rank "
-                             f"{mesh.rank} of {mesh.world_size}")
+            raise InputError(
+                f"collectives: rank {rank} of {topology.world_size} was given the mesh of rank "
+                f"{mesh.rank} of {mesh.world_size}"
+            )
         fix_execution_order()
         self.mesh = mesh
-        self._own_node = np.array([topology.node_of(peer) == topology.node_of(rank)
-                                   for peer in range(topology.world_size)])
+        self._own_node = np.array(
+            [topology.node_of(peer) == topology.node_of(rank) for peer in range(topology.world_size)]
+        )
 
     def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
         details = {"root": root} if operation == "broadcast" else {}
@@ -59,26 +72,31 @@ class TcpCollectives(Collectives):
             _exchange(self.mesh, ADJOINTS[operation], group, ranks, f"{tag}/backward", details),
         )
 
-    def _flight(self, group: str, ranks: tuple[int, ...], tag: str) -> Flight:
+    def _all_to_all_async(self, group: str, ranks: tuple[int, ...], tag: str) -> AsyncAllToAll:
         forward = _started_and_awaited(self.mesh, group, ranks, tag)
         backward = _started_and_awaited(self.mesh, group, ranks, f"{tag}/backward")
-        return Flight(_ExchangeCell(forward[0], backward[1]), _ExchangeCell(forward[1], backward[0]))
+        return AsyncAllToAll(_ExchangeCell(forward[0], backward[1]), _ExchangeCell(forward[1], backward[0]))
 
-    def sum_in_flight(self, group: str, tag: str, shapes: Sequence[tuple[int, ...]]) -> SumFlight:
+    def all_reduce_async(self, group: str, tag: str, shapes: Sequence[tuple[int, ...]]) -> AsyncAllReduce:
         """One message for all tensors, which leaves when the last of them has come."""
         ranks = self.topology.group_of(group, self.rank)
         if len(ranks) == 1:
-            return super().sum_in_flight(group, tag, shapes)
+            return super().all_reduce_async(group, tag, shapes)
         node, rail = (self.topology.group_of(f"{group}_{kind}", self.rank) for kind in ("node", "rail"))
-        if len(node) == 1 or len(rail) == 1:  # as NodeFirstSum does it
+        if len(node) == 1 or len(rail) == 1:  # as HierarchicalAllReduce does it
             bucket = _Bucket(shapes, lambda vector: self.mesh.start_all_reduce(ranks, tag, vector, group=group))
         else:
-            bucket = _Bucket(shapes, lambda vector: self.mesh.start_sum_by_node(ranks, tag, vector, node, rail, group=group))
-        return SumFlight(tuple(_Put(bucket.putter(i)) for i in range(len(shapes))), _Await(shapes, bucket.total))
+            bucket = _Bucket(
+                shapes,
+                lambda vector: self.mesh.start_hierarchical_all_reduce(ranks, tag, vector, node, rail, group=group),
+            )
+        return AsyncAllReduce(tuple(_Put(bucket.putter(i)) for i in range(len(shapes))), _Await(shapes, bucket.total))
 
     def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
-        return _UnevenCell(_uneven_exchange(self.mesh, group, ranks, tag, size.limit, size.advice),
-                           _uneven_exchange(self.mesh, group, ranks, f"{tag}/backward", size.rows, size.advice))
+        return _UnevenCell(
+            _uneven_exchange(self.mesh, group, ranks, tag, size.limit, size.advice),
+            _uneven_exchange(self.mesh, group, ranks, f"{tag}/backward", size.rows, size.advice),
+        )
 
     def barrier(self) -> None:
         world = self.topology.group_of("world", self.rank)
@@ -133,7 +151,9 @@ class _UnevenCell(nn.Cell):
 
 
 class _Bucket:
-    """Tensors that travel in one message: copied in as they come, sent when the last has come, then ready for the next step."""
+    """Tensors that travel in one message: copied in as they come, sent when the last has come, then ready for the next
+    step.
+    """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], start: Callable[[np.ndarray], Operation]) -> None:
         ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
@@ -155,7 +175,7 @@ class _Bucket:
 
         return put
 
-    def total(self, stand_in: np.ndarray) -> np.ndarray:
+    def total(self, handle: np.ndarray) -> np.ndarray:
         """The sums, one after another."""
         assert self._operation is not None, "awaited before all tensors had come"
         operation, self._operation, self._missing = self._operation, None, len(self._places)
@@ -163,8 +183,8 @@ class _Bucket:
 
 
 class _Put(nn.Cell):
-    """Start of a `SumFlight`. The tie to the rider makes it run where it stands in the program: the compiler would leave it for
-    the end, as nothing else waits for it.
+    """Start of a `AsyncAllReduce`. The tie to the control makes it run where it stands in the program: the compiler
+    would leave it for the end, as nothing else waits for it.
     """
 
     def __init__(self, put: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -172,9 +192,9 @@ class _Put(nn.Cell):
         self.put = ops.Custom(put, list, _same_dtype, func_type="pyfunc")
         self.depend = ops.Depend()
 
-    def construct(self, tensor: Any, rider: Any) -> tuple[Any, Any]:
-        stand_in = self.put(tensor)
-        return stand_in, self.depend(rider, stand_in)
+    def construct(self, tensor: Any, control: Any) -> tuple[Any, Any]:
+        handle = self.put(tensor)
+        return handle, self.depend(control, handle)
 
 
 _as_shaped = ops.MultitypeFuncGraph("as_shaped")
@@ -186,7 +206,7 @@ def _as_shaped_one(flat: Any, like: Any) -> Any:
 
 
 class _Await(nn.Cell):
-    """Wait of a `SumFlight`."""
+    """Wait of a `AsyncAllReduce`."""
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], total: Callable[[np.ndarray], np.ndarray]) -> None:
         super().__init__(auto_prefix=False)
@@ -196,13 +216,14 @@ class _Await(nn.Cell):
         self.total = ops.Custom(total, lambda shape: [size], _same_dtype, func_type="pyfunc")
         self.depend = ops.Depend()
 
-    def construct(self, stand_ins: tuple[Any, ...], after: Any) -> tuple[Any, ...]:
-        parts = ops.split(self.total(self.depend(stand_ins[0], (stand_ins, after))), self.sizes)
-        return self.map(_as_shaped, parts, stand_ins)
+    def construct(self, handles: tuple[Any, ...], after: Any) -> tuple[Any, ...]:
+        parts = ops.split(self.total(self.depend(handles[0], (handles, after))), self.sizes)
+        return self.map(_as_shaped, parts, handles)
 
 
-def _exchange(mesh: Mesh, operation: str, group: str, ranks: tuple[int, ...], tag: str,
-              details: dict[str, int]) -> ops.Custom:
+def _exchange(
+    mesh: Mesh, operation: str, group: str, ranks: tuple[int, ...], tag: str, details: dict[str, int]
+) -> ops.Custom:
     """The Python operation that runs `operation` on the mesh."""
     collective = getattr(mesh, operation)
 
@@ -239,10 +260,13 @@ def _started_and_awaited(mesh: Mesh, group: str, ranks: tuple[int, ...], tag: st
         running.append(mesh.start_all_to_all(ranks, tag, array.copy(), group=group))
         return np.empty_like(array)
 
-    def wait(stand_in: np.ndarray) -> np.ndarray:
+    def wait(handle: np.ndarray) -> np.ndarray:
         return running.popleft().wait()
 
-    return tuple(ops.Custom(run, _output_shape("all_to_all", len(ranks)), _same_dtype, func_type="pyfunc") for run in (start, wait))
+    return tuple(
+        ops.Custom(run, _output_shape("all_to_all", len(ranks)), _same_dtype, func_type="pyfunc")
+        for run in (start, wait)
+    )
 
 
 def _output_shape(operation: str, size: int) -> Callable[[Any], list[int]]:

@@ -31,7 +31,9 @@ _MAX_TEXT_BYTES = 1 << 16
 
 
 class Traffic(NamedTuple):
-    """What one cause has moved: bytes_sent <int64>[world_size] by destination; seconds of communication, idle, overlapped."""
+    """What one cause has moved: bytes_sent <int64>[world_size] by destination; seconds of communication, idle,
+    overlapped.
+    """
 
     bytes_sent: np.ndarray
     seconds: np.ndarray
@@ -48,8 +50,14 @@ class Engine:
             busy elsewhere, for example compiling, and does not notice.
     """
 
-    def __init__(self, rank: int, world_size: int, sockets: dict[int, socket.socket], collective_timeout: float,
-                 parent_pid: int | None) -> None:
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        sockets: dict[int, socket.socket],
+        collective_timeout: float,
+        parent_pid: int | None,
+    ) -> None:
         self.rank, self.world_size, self.collective_timeout = rank, world_size, collective_timeout
         self.failure: CollectiveError | None = None
         self.on_failure: Callable[[CollectiveError], None] | None = None
@@ -178,8 +186,11 @@ class Engine:
 
     def _fill(self, operation: Operation, key: MessageKey, view: memoryview, body: memoryview) -> None:
         if len(view) != len(body):
-            self._fail(f"rank {key.peer} sent {len(body)} bytes where rank {self.rank} expected {len(view)}; "
-                       "shapes or dtypes differ between ranks", operation)
+            self._fail(
+                f"rank {key.peer} sent {len(body)} bytes where rank {self.rank} expected {len(view)}; "
+                "shapes or dtypes differ between ranks",
+                operation,
+            )
         elif view is not body:
             view[:] = body
 

@@ -145,7 +145,7 @@ class Link:
         """
         try:
             for _ in range(_READS_A_TURN):
-                count = self.sock.recv_into(self._body[self._filled:])
+                count = self.sock.recv_into(self._body[self._filled :])
                 if not count:
                     raise ConnectionError("connection closed")
                 self._filled += count

@@ -31,8 +31,16 @@ class MeshCounters(NamedTuple):
     overlapped_s: float
 
 
-def join_mesh(rank: int, world_size: int, root: Address, secret: bytes, bind: str = "127.0.0.1",
-              join_timeout: float = 60.0, collective_timeout: float = 120.0, parent_pid: int | None = None) -> Mesh:
+def join_mesh(
+    rank: int,
+    world_size: int,
+    root: Address,
+    secret: bytes,
+    bind: str = "127.0.0.1",
+    join_timeout: float = 60.0,
+    collective_timeout: float = 120.0,
+    parent_pid: int | None = None,
+) -> Mesh:
     """Connects this rank to all others; returns when every rank is connected.
 
     Args:
@@ -58,10 +66,10 @@ def join_mesh(rank: int, world_size: int, root: Address, secret: bytes, bind: st
 class Mesh(Engine):
     """Collectives of one rank. `start_*` begins one and returns its handle; the plain names also wait.
 
-    `ranks` lists the group in its order, the same on all members, and holds this rank. `tag` names the call site; what stands
-    before its first slash is the cause that traffic is counted by.
-    `group` only makes errors readable. Arrays are of any plain dtype, equal in shape on all ranks, and are not copied:
-    they must not change before `wait` returns. Results are new arrays. Methods may be called from any thread.
+    `ranks` lists the group in its order, the same on all members, and holds this rank. `tag` names the call site; what
+    stands before its first slash is the cause that traffic is counted by. `group` only makes errors readable. Arrays
+    are of any plain dtype, equal in shape on all ranks, and are not copied: they must not change before `wait` returns.
+    Results are new arrays. Methods may be called from any thread.
     """
 
     @property
@@ -83,17 +91,29 @@ class Mesh(Engine):
             raise InputError(f"all_to_all {tag!r}: shape {array.shape} for {len(ranks)} ranks")
         return self._start("all_to_all", ranks, tag, array, group)
 
-    def start_all_to_all_v(self, ranks: Sequence[int], tag: str, array: np.ndarray, send_counts: np.ndarray,
-                           receive_counts: np.ndarray, limit: int, group: str = "") -> Operation:
-        """(M, ...) -> (limit, ...): the first send_counts[0] rows go to the first rank, and so on; what arrives lies in the order
-        of ranks, zeros follow. Counts are int (P,) and must agree between ranks.
+    def start_all_to_all_v(
+        self,
+        ranks: Sequence[int],
+        tag: str,
+        array: np.ndarray,
+        send_counts: np.ndarray,
+        receive_counts: np.ndarray,
+        limit: int,
+        group: str = "",
+    ) -> Operation:
+        """(M, ...) -> (limit, ...): the first send_counts[0] rows go to the first rank, and so on; what arrives lies in
+        the order of ranks, zeros follow. Counts are int (P,) and must agree between ranks.
         """
         for name, counts, room in (("send", send_counts, len(array)), ("receive", receive_counts, limit)):
             if counts.shape != (len(ranks),) or counts.min() < 0 or counts.sum() > room:
-                raise InputError(f"all_to_all_v {tag!r}: {name} counts {counts.tolist()} for {len(ranks)} ranks and {room} rows")
+                raise InputError(
+                    f"all_to_all_v {tag!r}: {name} counts {counts.tolist()} for {len(ranks)} ranks and {room} rows"
+                )
         own = list(ranks).index(self.rank) if self.rank in ranks else 0
         if send_counts[own] != receive_counts[own]:
-            raise InputError(f"all_to_all_v {tag!r}: {receive_counts[own]} rows to receive from itself, {send_counts[own]} to send")
+            raise InputError(
+                f"all_to_all_v {tag!r}: {receive_counts[own]} rows to receive from itself, {send_counts[own]} to send"
+            )
         return self._start("all_to_all_v", ranks, tag, array, group, send_counts, receive_counts, limit)
 
     def start_all_gather(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> Operation:
@@ -112,31 +132,49 @@ class Mesh(Engine):
         """Any shape: the sum, with the same bits on all ranks."""
         return self._start("all_reduce", ranks, tag, array, group)
 
-    def start_sum_by_node(self, ranks: Sequence[int], tag: str, array: np.ndarray, node: Sequence[int], rail: Sequence[int],
-                          group: str = "") -> Operation:
-        """(n,) -> (n,): the sum, with the same bits on all ranks; each number crosses between nodes once for a whole node.
+    def start_hierarchical_all_reduce(
+        self,
+        ranks: Sequence[int],
+        tag: str,
+        array: np.ndarray,
+        node: Sequence[int],
+        rail: Sequence[int],
+        group: str = "",
+    ) -> Operation:
+        """(n,) -> (n,): the sum, with the same bits on all ranks; each number crosses between nodes once for a whole
+        node.
 
-        `node` lists the ranks of the group that share this rank's node, `rail` those that have its place on each node; every node
-        must hold equally many of them.
+        `node` lists the ranks of the group that share this rank's node, `rail` those that have its place on each node;
+        every node must hold equally many of them.
         """
         places = [[list(ranks).index(rank) for rank in members] for members in (node, rail)]
-        return self._start("sum_by_node", ranks, tag, array.reshape(-1), group, *places)
+        return self._start("hierarchical_all_reduce", ranks, tag, array.reshape(-1), group, *places)
 
-    def start_broadcast(self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0,
-                        group: str = "") -> Operation:
+    def start_broadcast(
+        self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0, group: str = ""
+    ) -> Operation:
         """Any shape, equal on all ranks: the array of the `root`-th rank of the group."""
         return self._start("broadcast", ranks, tag, array, group, root)
 
-    def start_reduce(self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0,
-                     group: str = "") -> Operation:
+    def start_reduce(
+        self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0, group: str = ""
+    ) -> Operation:
         """Any shape: the sum at the `root`-th rank of the group, zeros elsewhere."""
         return self._start("reduce", ranks, tag, array, group, root)
 
     def all_to_all(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> np.ndarray:
         return self.start_all_to_all(ranks, tag, array, group).wait()
 
-    def all_to_all_v(self, ranks: Sequence[int], tag: str, array: np.ndarray, send_counts: np.ndarray, receive_counts: np.ndarray,
-                     limit: int, group: str = "") -> np.ndarray:
+    def all_to_all_v(
+        self,
+        ranks: Sequence[int],
+        tag: str,
+        array: np.ndarray,
+        send_counts: np.ndarray,
+        receive_counts: np.ndarray,
+        limit: int,
+        group: str = "",
+    ) -> np.ndarray:
         return self.start_all_to_all_v(ranks, tag, array, send_counts, receive_counts, limit, group).wait()
 
     def all_gather(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> np.ndarray:
@@ -148,8 +186,9 @@ class Mesh(Engine):
     def all_reduce(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> np.ndarray:
         return self.start_all_reduce(ranks, tag, array, group).wait()
 
-    def broadcast(self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0,
-                  group: str = "") -> np.ndarray:
+    def broadcast(
+        self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0, group: str = ""
+    ) -> np.ndarray:
         return self.start_broadcast(ranks, tag, array, root, group).wait()
 
     def reduce(self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0, group: str = "") -> np.ndarray:
@@ -159,8 +198,9 @@ class Mesh(Engine):
         """Returns when all ranks of the group have come here."""
         self._start("barrier", ranks, tag, np.empty((0,), np.uint8), group).wait()
 
-    def _start(self, name: str, ranks: Sequence[int], tag: str, array: np.ndarray, group: str,
-               *details: Any) -> Operation:
+    def _start(
+        self, name: str, ranks: Sequence[int], tag: str, array: np.ndarray, group: str, *details: Any
+    ) -> Operation:
         members = self._checked(name, tag, ranks, details[0] if name in ROOTED else 0)
         title = f"{name} {tag!r} on {group + ' ' if group else ''}{list(members)}"
         array = np.asarray(array, order="C")
@@ -179,8 +219,10 @@ class Mesh(Engine):
         members = tuple(int(rank) for rank in ranks)
         inside = all(0 <= rank < self.world_size for rank in members)
         if not inside or self.rank not in members or len(set(members)) < len(members):
-            raise InputError(f"{name} {tag!r}: ranks {list(members)}, expected distinct ranks of "
-                             f"0..{self.world_size - 1}, rank {self.rank} among them")
+            raise InputError(
+                f"{name} {tag!r}: ranks {list(members)}, expected distinct ranks of "
+                f"0..{self.world_size - 1}, rank {self.rank} among them"
+            )
         if not 0 <= root < len(members):
             raise InputError(f"{name} {tag!r}: root {root} is outside the {len(members)} ranks of the group")
         return members

@@ -33,7 +33,9 @@ class Operation:
     The array given to `start_*` must not change before `wait` returns.
     """
 
-    def __init__(self, engine: Engine, title: str, cause: str, ranks: tuple[int, ...], key: bytes, sequence: int) -> None:
+    def __init__(
+        self, engine: Engine, title: str, cause: str, ranks: tuple[int, ...], key: bytes, sequence: int
+    ) -> None:
         self.title = title
         self.cause = cause
         self.ranks = ranks

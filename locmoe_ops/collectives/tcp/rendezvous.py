@@ -15,7 +15,14 @@ import time
 from typing import Any
 
 from locmoe_ops.collectives.tcp import wire
-from locmoe_ops.collectives.tcp.acceptor import HANDSHAKE_SECONDS, POLL_SECONDS, Acceptor, Address, Peer, listening_address
+from locmoe_ops.collectives.tcp.acceptor import (
+    HANDSHAKE_SECONDS,
+    POLL_SECONDS,
+    Acceptor,
+    Address,
+    Peer,
+    listening_address,
+)
 from locmoe_ops.errors import CollectiveError
 
 _GRACE_SECONDS = 5.0  # a member waits this much longer than rank 0, so that rank 0's reason arrives
@@ -26,8 +33,9 @@ class JoinFailed(Exception):
     """Why the mesh did not come about; `connect_ranks` puts rank and operation in front."""
 
 
-def connect_ranks(rank: int, world_size: int, root: Address, secret: bytes, bind: str,
-                  timeout: float) -> dict[int, socket.socket]:
+def connect_ranks(
+    rank: int, world_size: int, root: Address, secret: bytes, bind: str, timeout: float
+) -> dict[int, socket.socket]:
     """One connected socket to every other rank.
 
     Raises:
@@ -192,8 +200,9 @@ class _MemberJoin:
             try:
                 self.sockets[peer] = self._call((host, port), b"pair")
             except (OSError, wire.HandshakeError) as error:
-                raise ConnectionError(f"rank {self.hello.rank} cannot reach rank {peer} at {host}:{port} "
-                                      f"({error})") from None
+                raise ConnectionError(
+                    f"rank {self.hello.rank} cannot reach rank {peer} at {host}:{port} ({error})"
+                ) from None
 
     def _accept_higher(self, deadline: float) -> None:
         while len(self.sockets) < self.hello.world_size - 1:
@@ -210,7 +219,9 @@ class _MemberJoin:
         rank, world_size = peer.hello
         if world_size != self.hello.world_size or not self.hello.rank < rank < world_size or rank in self.sockets:
             peer.sock.close()
-            raise ConnectionError(f"rank {self.hello.rank} was reached by rank {rank} of {world_size}, which it does not expect")
+            raise ConnectionError(
+                f"rank {self.hello.rank} was reached by rank {rank} of {world_size}, which it does not expect"
+            )
         self.sockets[rank] = peer.sock
 
 
@@ -236,13 +247,17 @@ def _reason(message: dict[str, Any]) -> str:
 
 
 def _address_table(message: dict[str, Any], ranks: range) -> tuple[dict[int, Address], float]:
-    """Addresses of `ranks`, and seconds to reach them in, as rank 0 says. Raises JoinFailed where it says something else."""
+    """Addresses of `ranks`, and seconds to reach them in, as rank 0 says. Raises JoinFailed where it says something
+    else.
+    """
     table, seconds = message.get("addresses"), message.get("seconds")
     try:
         if not isinstance(table, dict) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= _LONGEST_WAIT:
             raise ValueError
         pairs = {rank: table[str(rank)] for rank in ranks}
-        return {rank: listening_address({"host": host, "port": port}) for rank, (host, port) in pairs.items()}, float(seconds)
+        return {rank: listening_address({"host": host, "port": port}) for rank, (host, port) in pairs.items()}, float(
+            seconds
+        )
     except (ValueError, TypeError, KeyError, OSError):
         raise JoinFailed("lost rank 0 (malformed message while joining)") from None
 

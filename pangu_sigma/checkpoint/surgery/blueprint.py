@@ -1,7 +1,7 @@
 """A network's parameters by name, with shapes and initial values, without its experts taking room.
 
-It is the network that training builds, seen by one rank of as many as there are experts: of each bank it holds one expert, and
-everything else whole.
+It is the network that training builds, seen by one rank of as many as there are experts: of each bank it holds one
+expert, and everything else whole.
 """
 
 from dataclasses import replace
@@ -13,16 +13,16 @@ from locmoe_ops.collectives.local import AbsentPeers
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, ParallelConfig
 from pangu_sigma.data.vocabulary import Vocabulary
+from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.initialise import initialise
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.parameter_groups import is_expert_parameter
-from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext
 
 
 class Blueprint(NamedTuple):
-    """Attributes: shared, initial values by name of what all experts share; banks, the shape of one expert's part of each bank; scalars,
-    single numbers.
+    """Attributes: shared, initial values by name of what all experts share; banks, the shape of one expert's part of
+    each bank; scalars, single numbers.
     """
 
     shared: Dict[str, np.ndarray]
@@ -33,10 +33,14 @@ class Blueprint(NamedTuple):
 def draw_blueprint(config: Config, words: Vocabulary) -> Blueprint:
     """What training of `config` would begin with, gates and hash maps included."""
     experts = config.moe.num_experts
-    plain = replace(config, parallel=ParallelConfig(expert=experts), data=replace(config.data, placement="shuffled"),
-                    moe=replace(config.moe, capacity=CapacityConfig(), dispatch=DispatchConfig()))
+    plain = replace(
+        config,
+        parallel=ParallelConfig(expert=experts),
+        data=replace(config.data, placement="shuffled"),
+        moe=replace(config.moe, capacity=CapacityConfig(), dispatch=DispatchConfig()),
+    )
     nobody = AbsentPeers(0, Topology(experts, experts, experts))
-    network = PanGuSigma(SparseContext(plain, model_shape(plain, 1, words.words, words.domains), nobody, words.counts))
+    network = PanGuSigma(SparseContext(plain, model_dims(plain, 1, words.words, words.domains), nobody, words.counts))
     initialise(network, config.train.seed, config.model.init_std)
     shared, banks, scalars = {}, {}, {}
     for parameter in network.get_parameters():

@@ -1,9 +1,11 @@
-"""Dense models to inherit from: this project's own, and PanGu-alpha's public MindSpore checkpoints, under the same names.
+"""Dense models to inherit from: this project's own, and PanGu-alpha's public MindSpore checkpoints, under the same
+names.
 
-PanGu-alpha's names and layouts are those of its public code: `mindspore-ai/models`, official/nlp/Pangu_alpha/src/pangu_alpha.py, for
-the cells and both places of the final norm; `mindspore-lab/mindformers`, mindformers/models/pangualpha/convert_weight.py, for the
-parameters. Query, key and value maps (`dense1` to `dense3`) are stored as (out, in), as here; the attention's output map and both maps
-of the feed-forward network as (in, out). Older files name the tables otherwise, or leave them in `.npy` files beside.
+PanGu-alpha's names and layouts are those of its public code: `mindspore-ai/models`,
+official/nlp/Pangu_alpha/src/pangu_alpha.py, for the cells and both places of the final norm;
+`mindspore-lab/mindformers`, mindformers/models/pangualpha/convert_weight.py, for the parameters. Query, key and value
+maps (`dense1` to `dense3`) are stored as (out, in), as here; the attention's output map and both maps of the
+feed-forward network as (in, out). Older files name the tables otherwise, or leave them in `.npy` files beside.
 """
 
 from abc import ABC, abstractmethod
@@ -23,36 +25,59 @@ from pangu_sigma.data.manifest import TOKENIZER
 
 # This project's name within a block -> PanGu-alpha's, and whether the stored matrix is the transpose of ours.
 BLOCK = {
-    "attention_norm.gamma": ("layernorm1.gamma", False), "attention_norm.beta": ("layernorm1.beta", False),
-    "attention.query.weight": ("attention.dense1.weight", False), "attention.query.bias": ("attention.dense1.bias", False),
+    "attention_norm.gamma": ("layernorm1.gamma", False),
+    "attention_norm.beta": ("layernorm1.beta", False),
+    "attention.query.weight": ("attention.dense1.weight", False),
+    "attention.query.bias": ("attention.dense1.bias", False),
     "attention.key.weight": ("attention.dense2.weight", False),
-    "attention.value.weight": ("attention.dense3.weight", False), "attention.value.bias": ("attention.dense3.bias", False),
-    "attention.project.weight": ("attention.projection.weight", True), "attention.project.bias": ("attention.projection.bias", False),
-    "ffn_norm.gamma": ("layernorm2.gamma", False), "ffn_norm.beta": ("layernorm2.beta", False),
-    "feed_forward.w_in.weight": ("output.mapping.weight", True), "feed_forward.w_in.bias": ("output.mapping.bias", False),
-    "feed_forward.w_out.weight": ("output.projection.weight", True), "feed_forward.w_out.bias": ("output.projection.bias", False),
+    "attention.value.weight": ("attention.dense3.weight", False),
+    "attention.value.bias": ("attention.dense3.bias", False),
+    "attention.project.weight": ("attention.projection.weight", True),
+    "attention.project.bias": ("attention.projection.bias", False),
+    "ffn_norm.gamma": ("layernorm2.gamma", False),
+    "ffn_norm.beta": ("layernorm2.beta", False),
+    "feed_forward.w_in.weight": ("output.mapping.weight", True),
+    "feed_forward.w_in.bias": ("output.mapping.bias", False),
+    "feed_forward.w_out.weight": ("output.projection.weight", True),
+    "feed_forward.w_out.bias": ("output.projection.bias", False),
 }
 # A bias of the keys adds the same to all scores of a query, which softmax does not see: the network here has none.
 WITHOUT_EFFECT = "attention.dense2.bias"
 TABLES = {
-    "embedding.word": ("backbone.embedding.word_embedding.embedding_table", "backbone.word_embedding.embedding_table",
-                       "word_embedding_table", "embedding_table"),
-    "embedding.position": ("backbone.embedding.position_embedding.embedding_table", "backbone.position_embedding.embedding_table",
-                           "backbone.embedding.embedding.position_embedding.embedding_table", "position_embedding_table"),
-    "query_layer.top_query": ("backbone.top_query_embedding.embedding_table", "backbone.top_query_embedding_table",
-                              "query_embedding_table"),
-    "final_norm.gamma": ("backbone.layernorm.gamma",), "final_norm.beta": ("backbone.layernorm.beta",),
+    "embedding.word": (
+        "backbone.embedding.word_embedding.embedding_table",
+        "backbone.word_embedding.embedding_table",
+        "word_embedding_table",
+        "embedding_table",
+    ),
+    "embedding.position": (
+        "backbone.embedding.position_embedding.embedding_table",
+        "backbone.position_embedding.embedding_table",
+        "backbone.embedding.embedding.position_embedding.embedding_table",
+        "position_embedding_table",
+    ),
+    "query_layer.top_query": (
+        "backbone.top_query_embedding.embedding_table",
+        "backbone.top_query_embedding_table",
+        "query_embedding_table",
+    ),
+    "final_norm.gamma": ("backbone.layernorm.gamma",),
+    "final_norm.beta": ("backbone.layernorm.beta",),
 }
-TABLE_FILES = {"embedding.word": "word_embedding.npy", "embedding.position": "position_embedding.npy",
-               "query_layer.top_query": "top_query_embedding.npy"}
+TABLE_FILES = {
+    "embedding.word": "word_embedding.npy",
+    "embedding.position": "position_embedding.npy",
+    "query_layer.top_query": "top_query_embedding.npy",
+}
 PANGU_ALPHA = {"layer_norm_epsilon": 1e-5}
-# A file does not say which nonlinearity its network has. Public code has used fast_gelu, and gelu in MindSpore's default form, tanh.
+# A file does not say which nonlinearity its network has. Public code has used fast_gelu, and gelu in MindSpore's
+# default form, tanh.
 PANGU_ALPHA_ACTIVATIONS = ("fast_gelu", "gelu_tanh", "gelu")
 
 
 class DenseModel(ABC):
-    """Parameters of a dense model by this project's names. Attributes: origin, a line on what it is; tokenizer_sha256, if known;
-    tokenizer_file, if the model carries it.
+    """Parameters of a dense model by this project's names. Attributes: origin, a line on what it is; tokenizer_sha256,
+    if known; tokenizer_file, if the model carries it.
     """
 
     origin: str
@@ -69,8 +94,8 @@ class DenseModel(ABC):
 
     @abstractmethod
     def check(self, config: Config) -> Optional[str]:
-        """Raises InputError where a network of `config` would not be the same function. Returns a warning where the model does not say
-        all that this takes, one line.
+        """Raises InputError where a network of `config` would not be the same function. Returns a warning where the
+        model does not say all that this takes, one line.
         """
 
     def layers(self) -> int:
@@ -86,9 +111,11 @@ class OwnModel(DenseModel):
         header = self._reader.header
         self._model: ModelConfig = self._reader.config().model
         if self._model.sparse_layers or self._model.sparse_query_layer or self._model.domain_embeddings:
-            raise InputError(f"{self._reader.folder}: has {self._model.sparse_layers} sparse layers, sparse_query_layer "
-                             f"{self._model.sparse_query_layer}, domain_embeddings {self._model.domain_embeddings}; inherit expected a "
-                             "dense model: model.sparse_layers 0 and neither of the others")
+            raise InputError(
+                f"{self._reader.folder}: has {self._model.sparse_layers} sparse layers, sparse_query_layer "
+                f"{self._model.sparse_query_layer}, domain_embeddings {self._model.domain_embeddings}; inherit expected a "
+                "dense model: model.sparse_layers 0 and neither of the others"
+            )
         self.origin = f"inherited from {self._reader.folder}, step {header.step}"
         self.tokenizer_sha256 = header.data.tokenizer_sha256
         self.tokenizer_file = self._reader.folder / TOKENIZER if TOKENIZER in self._reader.manifest.files else None
@@ -108,8 +135,8 @@ class OwnModel(DenseModel):
 class PanguAlpha(DenseModel):
     """A MindSpore `.ckpt` file of PanGu-alpha, all slices merged into one.
 
-    Args: final_norm: `before_query` for a model trained without pipeline parallelism, `after_query` for one trained with it; the file
-    does not say.
+    Args: final_norm: `before_query` for a model trained without pipeline parallelism, `after_query` for one trained
+    with it; the file does not say.
     """
 
     def __init__(self, path: Path, final_norm: str) -> None:
@@ -134,14 +161,20 @@ class PanguAlpha(DenseModel):
             _require_same(key, getattr(config.model, key), value, str(self._path))
         found = config.model.activation
         if found not in PANGU_ALPHA_ACTIVATIONS:
-            raise InputError(f"model.activation is {found}, which no PanGu-alpha has ({self._path}); expected that of the code which "
-                             f"trained it: {', '.join(PANGU_ALPHA_ACTIVATIONS)}")
-        return (f"{self._path} does not say its network's activation, so model.activation decides: {found}. The public code has used "
-                "fast_gelu, and gelu in its tanh form (gelu_tanh here); with another one than the file was trained with, the new model "
-                "computes something else")
+            raise InputError(
+                f"model.activation is {found}, which no PanGu-alpha has ({self._path}); expected that of the code which "
+                f"trained it: {', '.join(PANGU_ALPHA_ACTIVATIONS)}"
+            )
+        return (
+            f"{self._path} does not say its network's activation, so model.activation decides: {found}. The public code has used "
+            "fast_gelu, and gelu in its tanh form (gelu_tanh here); with another one than the file was trained with, the new model "
+            "computes something else"
+        )
 
     def _find(self) -> Dict[str, Tuple[str, bool]]:
-        """Our name -> (stored name, transposed). Raises InputError for a parameter of the backbone that has no place here."""
+        """Our name -> (stored name, transposed). Raises InputError for a parameter of the backbone that has no place
+        here.
+        """
         places, left = {}, {name for name in self._stored if name.startswith("backbone.")}
         for ours, candidates in TABLES.items():
             stored = next((name for name in (*candidates, TABLE_FILES.get(ours, "")) if name in self._stored), None)
@@ -154,8 +187,10 @@ class PanguAlpha(DenseModel):
             if prefix and part is not None:
                 places[f"{prefix}.{part}"] = stored, BLOCK[part][1]
             elif not prefix or inner != WITHOUT_EFFECT:
-                raise InputError(f"{self._path}: {stored} is no parameter of PanGu-alpha; expected names such as "
-                                 f"{TABLES['embedding.word'][0]}")
+                raise InputError(
+                    f"{self._path}: {stored} is no parameter of PanGu-alpha; expected names such as "
+                    f"{TABLES['embedding.word'][0]}"
+                )
         return places
 
 

@@ -10,7 +10,9 @@ from pangu_sigma.checkpoint.surgery.rewrite import newest
 
 
 def diff(left: str, right: str) -> int:
-    """Prints one line a difference. Returns 0 where there is none, else 1. Raises InputError: no checkpoint, or a damaged one."""
+    """Prints one line a difference. Returns 0 where there is none, else 1. Raises InputError: no checkpoint, or a
+    damaged one.
+    """
     with CheckpointReader.open(newest(left)) as a, CheckpointReader.open(newest(right)) as b:
         lines = [*_headers(a.header, b.header), *_files(a, b), *_tensors(a, b)]
         print("\n".join(lines) if lines else f"no difference: {len(a.names())} tensors, step {a.header.step}")
@@ -18,13 +20,20 @@ def diff(left: str, right: str) -> int:
 
 
 def _headers(a: Header, b: Header) -> Iterator[str]:
-    for name, left, right in (("step", a.step, b.step), ("contents", a.contents, b.contents), ("tokenizer", a.data.tokenizer_sha256,
-                              b.data.tokenizer_sha256), ("vocabulary", a.data.vocab_size, b.data.vocab_size),
-                              ("domains", list(a.data.domains), list(b.data.domains))):
+    for name, left, right in (
+        ("step", a.step, b.step),
+        ("contents", a.contents, b.contents),
+        ("tokenizer", a.data.tokenizer_sha256, b.data.tokenizer_sha256),
+        ("vocabulary", a.data.vocab_size, b.data.vocab_size),
+        ("domains", list(a.data.domains), list(b.data.domains)),
+    ):
         if left != right:
             yield f"{name}: {left} | {right}"
     sections: Tuple[Tuple[str, Dict[str, Any], Dict[str, Any]], ...] = (
-        ("config", a.config, b.config), ("sampler", a.sampler, b.sampler), ("numbers", a.scalars, b.scalars))
+        ("config", a.config, b.config),
+        ("sampler", a.sampler, b.sampler),
+        ("numbers", a.scalars, b.scalars),
+    )
     for section, one, other in sections:
         ours, theirs = dict(_leaves(one)), dict(_leaves(other))
         for key in sorted({*ours, *theirs}):

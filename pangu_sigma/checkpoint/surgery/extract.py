@@ -1,7 +1,9 @@
-"""`pangu-sigma ckpt extract`: a model of one domain, cut out of one of many ("loss-free expert pruning" of PanGu-Sigma).
+"""`pangu-sigma ckpt extract`: a model of one domain, cut out of one of many ("loss-free expert pruning" of
+PanGu-Sigma).
 
-A token of the domain is served by the experts of the domain's group and by the domain's slot of the word table, and by nothing that
-belongs to others alone. What is kept, the shared layers among it, is copied as it is; experts are numbered from 0 anew.
+A token of the domain is served by the experts of the domain's group and by the domain's slot of the word table, and by
+nothing that belongs to others alone. What is kept, the shared layers among it, is copied as it is; experts are numbered
+from 0 anew.
 """
 
 import hashlib
@@ -15,7 +17,7 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import printable, whole_number
-from locmoe_ops.slices import Slice
+from locmoe_ops.shard_spec import ShardSpec
 from pangu_sigma.checkpoint.format import DataState, Header, TensorEntry
 from pangu_sigma.checkpoint.names import expert_name, is_training_state, split_name, without_moment
 from pangu_sigma.checkpoint.reader import CheckpointReader
@@ -28,8 +30,11 @@ from pangu_sigma.data.domains import resolve_domain_groups
 from pangu_sigma.data.jsonl import check_text
 from pangu_sigma.data.manifest import TOKENIZER
 
-# Parameters of routers, by the end of their names, and the axis along which groups lie: all rows of one group are neighbours.
-_BY_GROUP = re.compile(r"\.routing\.router\.(?:table|gate\.(?:weight|codes)|preference\.(?:terms\.\d+\.)?balance_bias)$")
+# Parameters of routers, by the end of their names, and the axis along which groups lie: all rows of one group are
+# neighbours.
+_BY_GROUP = re.compile(
+    r"\.routing\.router\.(?:table|gate\.(?:weight|codes)|preference\.(?:terms\.\d+\.)?balance_bias)$"
+)
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,21 @@ class Domain:
         return self.group * self.experts
 
 
-def extract(source: str, target: str, domain: str, shards: int = 1, keep_optimizer: bool = False, tokenizer: Optional[str] = None) -> None:
-    """Writes the checkpoint folder `target` of the domain's model, with its `config.yaml` and, where it can be found, the tokenizer.
+def extract(
+    source: str,
+    target: str,
+    domain: str,
+    shards: int = 1,
+    keep_optimizer: bool = False,
+    tokenizer: Optional[str] = None,
+) -> None:
+    """Writes the checkpoint folder `target` of the domain's model, with its `config.yaml` and, where it can be found,
+    the tokenizer.
 
     Args:
-        domain: name or number. keep_optimizer: keep what training needs, so that a run can go on. tokenizer: its file; None: the one
-        that the checkpoint carries, or else that of the prepared data that the model was trained on, if that is still there.
+        domain: name or number. keep_optimizer: keep what training needs, so that a run can go on. tokenizer: its file;
+        None: the one that the checkpoint carries, or else that of the prepared data that the model was trained on, if
+            that is still there.
 
     Memory: the word table of all domains, which is read whole.
 
@@ -66,8 +80,12 @@ def extract(source: str, target: str, domain: str, shards: int = 1, keep_optimiz
         kept = find_domain(reader, domain)
         vocabulary = _tokenizer(reader, tokenizer)
         config = config_of_domain(reader.config(), kept, target, vocabulary is not None)
-        tensors = [tensor for name, entry in reader.manifest.tensors.items()
-                   for tensor in (_planned(reader, name, entry, kept, keep_optimizer),) if tensor is not None]
+        tensors = [
+            tensor
+            for name, entry in reader.manifest.tensors.items()
+            for tensor in (_planned(reader, name, entry, kept, keep_optimizer),)
+            if tensor is not None
+        ]
 
         def beside(folder: Path) -> None:
             save_config(config, folder / "config.yaml")
@@ -78,35 +96,56 @@ def extract(source: str, target: str, domain: str, shards: int = 1, keep_optimiz
 
 
 def find_domain(reader: CheckpointReader, given: str) -> Domain:
-    """Raises InputError where there is no domain of that name or number, or where its name, a part of file names, is not as `prepare`
-    has them.
+    """Raises InputError where there is no domain of that name or number, or where its name, a part of file names, is
+    not as `prepare` has them.
     """
     names, moe = reader.header.data.domains, reader.config().moe
     number = names.index(given) if given in names else whole_number(given)
     if number is None or number >= len(names):
-        raise InputError(f"--domain {given}: expected one of {', '.join(names)}, or a number from 0 to {len(names) - 1}")
+        raise InputError(
+            f"--domain {given}: expected one of {', '.join(names)}, or a number from 0 to {len(names) - 1}"
+        )
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", names[number]):
-        raise InputError(f"{reader.folder}: domain {number} has the name {names[number][:80]!r}; expected letters, digits, '-' and '_'")
+        raise InputError(
+            f"{reader.folder}: domain {number} has the name {names[number][:80]!r}; expected letters, digits, '-' and '_'"
+        )
     groups = resolve_domain_groups(moe.domain_groups, len(names), moe.num_groups)
     return Domain(number, names[number], groups[number], len(names), moe.num_groups, moe.num_experts // moe.num_groups)
 
 
 def config_of_domain(config: Config, domain: Domain, target: str, has_tokenizer: bool) -> Config:
-    """The configuration of the model that is left: one domain, one group, one process unless told otherwise, all experts at home."""
+    """The configuration of the model that is left: one domain, one group, one process unless told otherwise, all
+    experts at home.
+    """
     local_term = LocalTermConfig()  # on one node every expert is local, and a preference for local ones is none
     sources = {name: path for name, path in config.data.prepare.sources.items() if name == domain.name}
-    prepare = replace(config.data.prepare, sources=sources,
-                      tokenizer=str(Path(target) / TOKENIZER) if has_tokenizer else config.data.prepare.tokenizer)
+    prepare = replace(
+        config.data.prepare,
+        sources=sources,
+        tokenizer=str(Path(target) / TOKENIZER) if has_tokenizer else config.data.prepare.tokenizer,
+    )
     return replace(
         config,
-        moe=replace(config.moe, num_experts=domain.experts, num_groups=1, domain_groups=None, layout=None,
-                    router=replace(config.moe.router, local_term=local_term),
-                    dispatch=replace(config.moe.dispatch, group_wise=False)),
+        moe=replace(
+            config.moe,
+            num_experts=domain.experts,
+            num_groups=1,
+            domain_groups=None,
+            layout=None,
+            router=replace(config.moe.router, local_term=local_term),
+            dispatch=replace(config.moe.dispatch, group_wise=False),
+        ),
         parallel=ParallelConfig(),
         data=replace(config.data, path=f"{config.data.path}-{domain.name}", placement="shuffled", prepare=prepare),
         train=replace(config.train, output_dir=f"{config.train.output_dir}-{domain.name}"),
-        checkpoint=CheckpointConfig(config.checkpoint.interval, config.checkpoint.keep_last, config.checkpoint.keep_every,
-                                    config.checkpoint.asynchronous, initial=target))
+        checkpoint=CheckpointConfig(
+            config.checkpoint.interval,
+            config.checkpoint.keep_last,
+            config.checkpoint.keep_every,
+            config.checkpoint.asynchronous,
+            initial=target,
+        ),
+    )
 
 
 def _header(reader: CheckpointReader, domain: Domain, config: Config, keep_optimizer: bool) -> Header:
@@ -115,11 +154,19 @@ def _header(reader: CheckpointReader, domain: Domain, config: Config, keep_optim
     sampler = {**header.sampler, "prepared data": None} if header.sampler else {}
     scalars = {name: value for name, value in header.scalars.items() if not name.endswith(".local_strength")}
     data = DataState(old.data.tokenizer_sha256, old.data.vocab_size, (domain.name,))
-    return replace(header, config=to_dict(config), data=data, sampler=sampler, scalars=scalars,
-                   origin=(*old.origin, f"domain {domain.name} of {reader.folder}, step {old.step}"))
+    return replace(
+        header,
+        config=to_dict(config),
+        data=data,
+        sampler=sampler,
+        scalars=scalars,
+        origin=(*old.origin, f"domain {domain.name} of {reader.folder}, step {old.step}"),
+    )
 
 
-def _planned(reader: CheckpointReader, name: str, entry: TensorEntry, domain: Domain, keep_optimizer: bool) -> Optional[PlannedTensor]:
+def _planned(
+    reader: CheckpointReader, name: str, entry: TensorEntry, domain: Domain, keep_optimizer: bool
+) -> Optional[PlannedTensor]:
     """What becomes of a tensor; None: it is left out."""
     if is_training_state(name) and (not keep_optimizer or name.startswith("capacity.")):
         return None
@@ -128,22 +175,27 @@ def _planned(reader: CheckpointReader, name: str, entry: TensorEntry, domain: Do
     if expert is not None:
         if expert // domain.experts != domain.group:
             return None
-        return PlannedTensor(moment + expert_name(parameter, expert - domain.first_expert), entry.shape, entry.dtype,
-                             partial(reader.read, name))
+        return PlannedTensor(
+            moment + expert_name(parameter, expert - domain.first_expert),
+            entry.shape,
+            entry.dtype,
+            partial(reader.read, name),
+        )
     found = _rows(reader, weight, domain)
     if found is None:
         return PlannedTensor(name, entry.shape, entry.dtype, partial(reader.read, name))
     new_name, index, parts = found
     shape = (entry.shape[0] // parts, *entry.shape[1:])
-    return PlannedTensor(moment + new_name, shape, entry.dtype, _part_of(reader, name, Slice(0, index, parts)))
+    return PlannedTensor(moment + new_name, shape, entry.dtype, _part_of(reader, name, ShardSpec(0, index, parts)))
 
 
-def _part_of(reader: CheckpointReader, name: str, part: Slice) -> Callable[[], np.ndarray]:
+def _part_of(reader: CheckpointReader, name: str, part: ShardSpec) -> Callable[[], np.ndarray]:
     return lambda: reader.read(name, part)
 
 
 def _rows(reader: CheckpointReader, weight: str, domain: Domain) -> Optional[Tuple[str, int, int]]:
-    """Which of equal stretches of its rows a parameter keeps: the new name, the stretch and their number; None: all rows.
+    """Which of equal stretches of its rows a parameter keeps: the new name, the stretch and their number; None: all
+    rows.
 
     Raises InputError for a router's parameter that is not known here: it might belong to other groups.
     """
@@ -151,19 +203,29 @@ def _rows(reader: CheckpointReader, weight: str, domain: Domain) -> Optional[Tup
         return weight, domain.number, domain.domains
     if _BY_GROUP.search(weight):
         # The bias is alone where there is no local term beside it.
-        return re.sub(r"preference\.terms\.\d+\.balance_bias$", "preference.balance_bias", weight), domain.group, domain.groups
+        return (
+            re.sub(r"preference\.terms\.\d+\.balance_bias$", "preference.balance_bias", weight),
+            domain.group,
+            domain.groups,
+        )
     if ".routing." in weight:
-        raise InputError(f"tensor {weight}: not known which of it belongs to domain {domain.name}; expected a router of this release")
+        raise InputError(
+            f"tensor {weight}: not known which of it belongs to domain {domain.name}; expected a router of this release"
+        )
     return None
 
 
 def _tokenizer(reader: CheckpointReader, given: Optional[str]) -> Optional[bytes]:
-    """The tokenizer's file, None where there is none to be found. Raises InputError where the one given is another; DamagedCheckpoint."""
+    """The tokenizer's file, None where there is none to be found. Raises InputError where the one given is another;
+    DamagedCheckpoint.
+    """
     expected = reader.header.data.tokenizer_sha256
     own = reader.read_file(TOKENIZER) if given is None else None
     if own is not None:
         return own
-    paths = [Path(given)] if given is not None else [reader.folder / TOKENIZER, Path(reader.config().data.path) / TOKENIZER]
+    paths = (
+        [Path(given)] if given is not None else [reader.folder / TOKENIZER, Path(reader.config().data.path) / TOKENIZER]
+    )
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         if given is not None:
@@ -172,16 +234,24 @@ def _tokenizer(reader: CheckpointReader, given: Optional[str]) -> Optional[bytes
     content = path.read_bytes()
     same = hashlib.sha256(content).hexdigest() == expected
     if not same and given is not None:
-        raise InputError(f"--tokenizer {given}: not the file that the model was trained with (sha256 {str(expected)[:12]}...)")
+        raise InputError(
+            f"--tokenizer {given}: not the file that the model was trained with (sha256 {str(expected)[:12]}...)"
+        )
     return content if same else None
 
 
-def _report(reader: CheckpointReader, domain: Domain, target: str, tensors: List[PlannedTensor], has_tokenizer: bool) -> None:
+def _report(
+    reader: CheckpointReader, domain: Domain, target: str, tensors: List[PlannedTensor], has_tokenizer: bool
+) -> None:
     def elements(shapes: Dict[str, Tuple[int, ...]]) -> int:
         return sum(int(np.prod(shape)) for name, shape in shapes.items() if not is_training_state(name))
 
     before = elements({name: entry.shape for name, entry in reader.manifest.tensors.items()})
     after = elements({tensor.key: tensor.shape for tensor in tensors})
-    print(f"{target}: domain {domain.name} (group {domain.group}, {domain.experts} experts a layer); {after:,} of {before:,} parameters")
+    print(
+        f"{target}: domain {domain.name} (group {domain.group}, {domain.experts} experts a layer); {after:,} of {before:,} parameters"
+    )
     if not has_tokenizer:
-        print(f"the tokenizer was not found (data.path {reader.config().data.path}); --tokenizer FILE puts it beside the model")
+        print(
+            f"the tokenizer was not found (data.path {reader.config().data.path}); --tokenizer FILE puts it beside the model"
+        )

@@ -17,7 +17,9 @@ KINDS: Dict[str, Callable[[str], bool]] = {
 
 
 def inspect(path: str, list_tensors: bool = False) -> None:
-    """Prints what the checkpoint at `path` (or the newest of that run) says of itself. Raises InputError where there is none."""
+    """Prints what the checkpoint at `path` (or the newest of that run) says of itself. Raises InputError where there is
+    none.
+    """
     with CheckpointReader.open(newest(path)) as reader:
         print("\n".join([f"{reader.folder}", *describe_header(reader.header), *_describe_tensors(reader)]))
         if list_tensors:
@@ -27,8 +29,11 @@ def inspect(path: str, list_tensors: bool = False) -> None:
 def describe_header(header: Header) -> List[str]:
     """Lines on everything but the tensors."""
     data, scalars = header.data, header.scalars
-    lines = [f"step {header.step}, {header.contents}; format version {VERSION}", *_describe_model(header.config),
-             f"vocabulary {data.vocab_size}, domains {', '.join(data.domains)}; tokenizer {str(data.tokenizer_sha256)[:12]}"]
+    lines = [
+        f"step {header.step}, {header.contents}; format version {VERSION}",
+        *_describe_model(header.config),
+        f"vocabulary {data.vocab_size}, domains {', '.join(data.domains)}; tokenizer {str(data.tokenizer_sha256)[:12]}",
+    ]
     if scalars:
         lines.append("numbers: " + ", ".join(f"{name} {value:g}" for name, value in scalars.items()))
     if header.sampler:
@@ -40,8 +45,10 @@ def _describe_model(config: Dict) -> Iterable[str]:
     model, moe, parallel = config.get("model", {}), config.get("moe", {}), config.get("parallel", {})
     router = moe.get("router") if isinstance(moe.get("router"), dict) else {}
     if model:
-        yield (f"hidden {model.get('hidden_size')}, {model.get('dense_layers')} dense + {model.get('sparse_layers')} sparse layers, "
-               f"{moe.get('num_experts')} experts in {moe.get('num_groups')} groups, router {router.get('type')}")
+        yield (
+            f"hidden {model.get('hidden_size')}, {model.get('dense_layers')} dense + {model.get('sparse_layers')} sparse layers, "
+            f"{moe.get('num_experts')} experts in {moe.get('num_groups')} groups, router {router.get('type')}"
+        )
     if parallel:
         yield f"written at expert parallel {parallel.get('expert')}, tensor parallel {parallel.get('tensor')}"
 

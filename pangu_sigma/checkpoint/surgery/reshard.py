@@ -1,7 +1,7 @@
 """`pangu-sigma ckpt reshard`: the same tensors in other files.
 
-A job of any layout reads a checkpoint of any other as it is (`CheckpointReader.read`); this is for moving checkpoints about, for
-joining what tensor-parallel ranks cut up, and for leaving out what only training needs.
+A job of any layout reads a checkpoint of any other as it is (`CheckpointReader.read`); this is for moving checkpoints
+about, for joining what tensor-parallel ranks cut up, and for leaving out what only training needs.
 """
 
 from dataclasses import replace
@@ -24,14 +24,27 @@ def reshard(source: str, target: str, shards: int, weights_only: bool = False) -
     """
     with CheckpointReader.open(newest(source)) as reader:
         header = without_training_state(reader.header) if weights_only else reader.header
-        tensors = [PlannedTensor(name, entry.shape, entry.dtype, partial(reader.read, name))
-                   for name, entry in reader.manifest.tensors.items() if not (weights_only and is_training_state(name))]
-        files = {name: content for name in reader.manifest.files for content in (reader.read_file(name),) if content is not None}
+        tensors = [
+            PlannedTensor(name, entry.shape, entry.dtype, partial(reader.read, name))
+            for name, entry in reader.manifest.tensors.items()
+            if not (weights_only and is_training_state(name))
+        ]
+        files = {
+            name: content
+            for name in reader.manifest.files
+            for content in (reader.read_file(name),)
+            if content is not None
+        }
         write_checkpoint(Path(target), header, tensors, shards, files=files)
         print(f"{target}: {len(tensors)} tensors of {reader.folder} in {shards} shard{'s' if shards > 1 else ''}")
 
 
 def without_training_state(header: Header) -> Header:
     """The header of a checkpoint that keeps weights alone."""
-    return replace(header, contents="weights", sampler={}, rng={},
-                   scalars={name: value for name, value in header.scalars.items() if not is_training_state(name)})
+    return replace(
+        header,
+        contents="weights",
+        sampler={},
+        rng={},
+        scalars={name: value for name, value in header.scalars.items() if not is_training_state(name)},
+    )

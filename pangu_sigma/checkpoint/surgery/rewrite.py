@@ -22,16 +22,25 @@ def check_target(target: Path) -> None:
         raise InputError(f"{target}: is there already; expected the name of a new folder")
 
 
-def write_checkpoint(target: Path, header: Header, tensors: Sequence[PlannedTensor], shards: int,
-                     beside: Callable[[Path], None] = lambda folder: None, files: Optional[Mapping[str, bytes]] = None) -> None:
-    """Writes a checkpoint into `shards` files of about equal size; `beside` adds files to the folder before it gets its name.
+def write_checkpoint(
+    target: Path,
+    header: Header,
+    tensors: Sequence[PlannedTensor],
+    shards: int,
+    beside: Callable[[Path], None] = lambda folder: None,
+    files: Optional[Mapping[str, bytes]] = None,
+) -> None:
+    """Writes a checkpoint into `shards` files of about equal size; `beside` adds files to the folder before it gets its
+    name.
 
-    Args: files: what the checkpoint carries beside its tensors, content by name; the manifest lists them, those of `beside` it does not.
+    Args: files: what the checkpoint carries beside its tensors, content by name; the manifest lists them, those of
+        `beside` it does not.
 
     Memory: one tensor, and what making it takes.
 
     Raises:
-        InputError: the target is there already, or there are fewer tensors than shards. CheckpointNotWritten: the disk refuses.
+        InputError: the target is there already, or there are fewer tensors than shards. CheckpointNotWritten: the disk
+            refuses.
     """
     check_target(target)
     if shards > len(tensors):
@@ -49,12 +58,19 @@ def _write_shards(part: Path, header: Header, tensors: Sequence[PlannedTensor], 
         name = f"shard_{number}.safetensors"
         checksums = write_shard(part / name, members)
         sizes[name] = (part / name).stat().st_size
-        entries.update({tensor.key: TensorEntry(tensor.shape, tensor.dtype, (Part(name, checksums[tensor.key]),)) for tensor in members})
+        entries.update(
+            {
+                tensor.key: TensorEntry(tensor.shape, tensor.dtype, (Part(name, checksums[tensor.key]),))
+                for tensor in members
+            }
+        )
     return Manifest(header, {tensor.key: entries[tensor.key] for tensor in tensors}, sizes)
 
 
 def pack(tensors: Sequence[PlannedTensor], bins: int) -> List[List[PlannedTensor]]:
-    """Shares tensors out among `bins` files, the largest first, each to the file with the least so far; none stays empty."""
+    """Shares tensors out among `bins` files, the largest first, each to the file with the least so far; none stays
+    empty.
+    """
     members: List[List[PlannedTensor]] = [[] for _ in range(bins)]
     loads = [0] * bins
     for tensor in sorted(tensors, key=lambda tensor: (-planned_bytes(tensor), tensor.key)):

@@ -11,7 +11,9 @@ from pangu_sigma.errors import DamagedCheckpoint
 
 
 def verify(paths: Sequence[str]) -> None:
-    """Prints one line a checkpoint, of those that `paths` mean. Raises InputError where one is damaged, after looking at all."""
+    """Prints one line a checkpoint, of those that `paths` mean. Raises InputError where one is damaged, after looking
+    at all.
+    """
     checkpoints = [checkpoint for path in paths for checkpoint in resolve(Path(path))]
     damaged = []
     for checkpoint in checkpoints:
@@ -19,7 +21,10 @@ def verify(paths: Sequence[str]) -> None:
             with CheckpointReader.open(checkpoint) as reader:
                 count, size = sum(1 for _ in reader.verify()), sum(reader.manifest.shards.values())
                 files = "".join(f", {name}" for name in reader.manifest.files)
-                print(f"{checkpoint}: whole, step {reader.header.step}, {count} tensors, {megabytes(size)}{files}", flush=True)
+                print(
+                    f"{checkpoint}: whole, step {reader.header.step}, {count} tensors, {megabytes(size)}{files}",
+                    flush=True,
+                )
         except DamagedCheckpoint as error:
             damaged.append(error)
             print(f"{checkpoint}: damaged: {error}", flush=True)

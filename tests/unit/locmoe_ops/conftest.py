@@ -18,8 +18,8 @@ def graph_mode():
 def pullback():
     """`pullback(cell, inputs, cotangents, weights=())`: outputs, and gradients of sum <cotangent, output>.
 
-    Inputs are NumPy arrays; gradients are taken for the float ones and for the parameters `weights`. The cell returns a tensor
-    or a tuple of tensors.
+    Inputs are NumPy arrays; gradients are taken for the float ones and for the parameters `weights`. The cell returns a
+    tensor or a tuple of tensors.
     """
     from mindspore import Tensor, nn, ops
 
@@ -30,7 +30,7 @@ def pullback():
             self.count = count
 
         def construct(self, *arrays):
-            outputs = self.cell(*arrays[self.count:])
+            outputs = self.cell(*arrays[self.count :])
             if self.count == 1:
                 outputs = (outputs,)
             total = 0.0

@@ -29,7 +29,7 @@ def loop(x, w_in, b_in, w_out, b_out, dy):
     for expert in range(len(x)):
         for slot, row in enumerate(x[expert]):
             hidden = row @ w_in[expert] + b_in[expert, 0]
-            slope = special.ndtr(hidden) + hidden * np.exp(-hidden**2 / 2) / np.sqrt(2 * np.pi)
+            slope = special.ndtr(hidden) + hidden * np.exp(-(hidden**2) / 2) / np.sqrt(2 * np.pi)
             inner = hidden * special.ndtr(hidden)
             y[expert, slot] = inner @ w_out[expert] + b_out[expert, 0]
             dhidden = (w_out[expert] @ dy[expert, slot]) * slope

@@ -7,8 +7,7 @@ import mindspore as ms
 from mindspore import Tensor, ops
 
 from locmoe_ops.collectives.create import create_collectives
-from locmoe_ops.dispatch.fused_ragged import FusedRaggedDispatcher
-from locmoe_ops.dispatch.ragged import RaggedDispatcher
+from locmoe_ops.dispatch.ragged import FusedRaggedDispatcher, RaggedDispatcher
 from locmoe_ops.fused import GroupedProduct
 from locmoe_ops.topology import ExpertPlacement, Topology
 
@@ -45,7 +44,9 @@ def test_sorting_by_kernel_changes_no_result(top_k):
     settings = create_collectives("local", Topology(1, 1), 0), ExpertPlacement(EXPERTS, 3, 1), TOKENS, top_k, None, "t"
     plain, fused = RaggedDispatcher(*settings), FusedRaggedDispatcher(*settings)
     fused.sort.permute, fused.unsort.unpermute = permute, unpermute
-    (y, context), (expected, reference) = (d.move(x, Tensor(expert), weight, weight, lambda rows: rows * factor) for d in (fused, plain))
+    (y, context), (expected, reference) = (
+        d.move(x, Tensor(expert), weight, weight, lambda rows: rows * factor) for d in (fused, plain)
+    )
     np.testing.assert_allclose(y.asnumpy(), expected.asnumpy(), rtol=1e-6)  # two terms, in either order
     np.testing.assert_array_equal(context["kept"].asnumpy(), reference["kept"].asnumpy())
 
@@ -62,4 +63,6 @@ def test_a_grouped_product_is_a_batched_one():
     x, weight = (Tensor(rng.standard_normal(shape).astype(np.float32)) for shape in ((3, 4, 5), (3, 5, 2)))
     product = GroupedProduct()
     product.product = grouped
-    np.testing.assert_allclose(product(x, weight).asnumpy(), ops.BatchMatMul()(x, weight).asnumpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        product(x, weight).asnumpy(), ops.BatchMatMul()(x, weight).asnumpy(), rtol=1e-5, atol=1e-6
+    )

@@ -14,11 +14,30 @@ STRETCHES = [b"[" * 2000, b'{"a":' * 2000, b"9" * 5000, b"NaN", b"1e999", b"\xef
 
 def table(servers, devices):
     """As in version 1.2, which has all that version 1.0 has."""
-    entries = [{"server_id": f"node_{s}", "host_ip": f"10.0.0.{s + 1}", "device": [
-        {"device_id": str(d), "device_ip": f"192.168.{s}.{d + 1}", "rank_id": str(s * devices + d), "super_device_id": str(d)}
-        for d in range(devices)]} for s in range(servers)]
+    entries = [
+        {
+            "server_id": f"node_{s}",
+            "host_ip": f"10.0.0.{s + 1}",
+            "device": [
+                {
+                    "device_id": str(d),
+                    "device_ip": f"192.168.{s}.{d + 1}",
+                    "rank_id": str(s * devices + d),
+                    "super_device_id": str(d),
+                }
+                for d in range(devices)
+            ],
+        }
+        for s in range(servers)
+    ]
     pods = [{"super_pod_id": "0", "server_list": [{"server_id": f"node_{s}"} for s in range(servers)]}]
-    return {"status": "completed", "version": "1.2", "server_count": str(servers), "server_list": entries, "super_pod_list": pods}
+    return {
+        "status": "completed",
+        "version": "1.2",
+        "server_count": str(servers),
+        "server_list": entries,
+        "super_pod_list": pods,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +52,14 @@ def check(tmp_path_factory):
             assert "\n" not in str(error) and len(str(error)) < 4000
             return
         assert [device.rank for device in found.devices] == list(range(found.world_size))
-        assert all(found.server_of(device.rank).devices[device.rank % found.ranks_per_server] == device for device in found.devices)
-        assert found.topology().world_size == found.world_size and len(found.device_groups) in (0, 2 * len(found.servers))
+        assert all(
+            found.server_of(device.rank).devices[device.rank % found.ranks_per_server] == device
+            for device in found.devices
+        )
+        assert found.topology().world_size == found.world_size and len(found.device_groups) in (
+            0,
+            2 * len(found.servers),
+        )
 
     return run
 
@@ -57,5 +82,5 @@ def test_any_bytes(check, data):
     for _ in range(data.draw(st.integers(1, 3))):
         start = data.draw(st.integers(0, len(content)))
         inserted = data.draw(st.binary(max_size=8) | st.sampled_from(STRETCHES))
-        content = content[:start] + inserted + content[start + data.draw(st.integers(0, 20)):]
+        content = content[:start] + inserted + content[start + data.draw(st.integers(0, 20)) :]
     check(content)

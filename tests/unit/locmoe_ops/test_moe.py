@@ -7,11 +7,10 @@ from mindspore import Tensor
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.experts import ExpertBank
-from locmoe_ops.moe import MoEFeedForward
+from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
 from locmoe_ops.routers.base import RoutingShape
-from locmoe_ops.routers.gated import SwitchRouter
 from locmoe_ops.routers.hash import HashRouter
-from locmoe_ops.routing_cell import MultiLevelRouting
+from locmoe_ops.routers.switch import SwitchRouter
 from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -26,13 +25,21 @@ X = np.random.default_rng(0).standard_normal((TOKENS, HIDDEN)).astype(np.float32
 def build(router=None, capacity=2, evaluation_capacity=None, **options):
     collectives, placement = create_collectives("local", Topology(1, 1), 0), ExpertPlacement(EXPERTS, 1, 1)
     router = router or HashRouter(RoutingShape(HIDDEN, EXPERTS), np.arange(EXPERTS).reshape(1, -1))
-    slots = [None if c is None else FlatDispatcher(collectives, placement, TOKENS, router.top_k, c, "position", f"{c}")
-             for c in (capacity, evaluation_capacity)]
+    slots = [
+        None if c is None else FlatDispatcher(collectives, placement, TOKENS, router.top_k, c, "position", f"{c}")
+        for c in (capacity, evaluation_capacity)
+    ]
     experts = ExpertBank(tuple(range(EXPERTS)), HIDDEN, INNER)
     experts.initialise(seed=1, std_in=0.5, std_out=0.5)
     experts.b_out.set_data(Tensor(np.random.default_rng(2).standard_normal(experts.b_out.shape).astype(np.float32)))
-    return MoEFeedForward(MultiLevelRouting([0], router), slots[0], experts, local_experts_table(LAYOUT, ExpertPlacement(EXPERTS, 1, 4)),
-                          evaluation_dispatcher=slots[1], **options)
+    return MoEFeedForward(
+        MultiLevelRouting([0], router),
+        slots[0],
+        experts,
+        local_experts_table(LAYOUT, ExpertPlacement(EXPERTS, 1, 4)),
+        evaluation_dispatcher=slots[1],
+        **options,
+    )
 
 
 def run(layer, x=X):
@@ -43,7 +50,9 @@ def run(layer, x=X):
 
 
 def expert_of_each_token(layer, x=X):
-    w_in, b_in, w_out, b_out = (parameter.asnumpy().astype(np.float64)[IDS] for parameter in layer.experts.trainable_params())
+    w_in, b_in, w_out, b_out = (
+        parameter.asnumpy().astype(np.float64)[IDS] for parameter in layer.experts.trainable_params()
+    )
     hidden = np.einsum("td,tdf->tf", x.astype(np.float64), w_in) + b_in[:, 0]
     return np.einsum("tf,tfd->td", hidden * special.ndtr(hidden), w_out) + b_out[:, 0]
 
@@ -56,7 +65,9 @@ def test_dropped_tokens_come_back_as_zeros():
     y, _ = run(layer)
     assert not y[~KEPT_BY_TWO_SLOTS].any()
     # float32 with numbers of order 1.
-    np.testing.assert_allclose(y[KEPT_BY_TWO_SLOTS], expert_of_each_token(layer)[KEPT_BY_TWO_SLOTS], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        y[KEPT_BY_TWO_SLOTS], expert_of_each_token(layer)[KEPT_BY_TWO_SLOTS], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_report_counts_this_batch():

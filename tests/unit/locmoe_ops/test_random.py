@@ -11,8 +11,8 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 
 SEEDS = np.array([0, 1, 2, -1, 2**31 - 1, -(2**31), 123456789, -987654321], np.int32)
 LENGTH = 20_000
-# A fixed seed makes these tests exact: they fail for a change of the generator, not by chance. With some ten draws, a sound
-# generator gives a smaller p-value than this once in a thousand changes.
+# A fixed seed makes these tests exact: they fail for a change of the generator, not by chance. With some ten draws, a
+# sound generator gives a smaller p-value than this once in a thousand changes.
 SMALLEST_P = 1e-4
 
 
@@ -36,7 +36,9 @@ def mixed_by_integers(bits):
 def test_numbers_match_integer_arithmetic():
     found = draw(length=6, salt=9)
     for row, seed in enumerate(SEEDS):
-        expected = [mixed_by_integers((int(offset) + int(seed)) % 2**32) % 2**24 / 2**24 for offset in position_bits(6, 9)]
+        expected = [
+            mixed_by_integers((int(offset) + int(seed)) % 2**32) % 2**24 / 2**24 for offset in position_bits(6, 9)
+        ]
         assert found[row].tolist() == expected
 
 
@@ -84,7 +86,9 @@ def test_salts_rows_and_neighbours_are_independent(numbers):
 
 @pytest.mark.parametrize("other", [{"salt": 4}, {"seeds": SEEDS + np.int32(1)}, {"seeds": SEEDS[::-1]}])
 def test_no_sequence_is_another_one_moved(numbers, other):
-    """The largest cross-correlation over all shifts, and of the mirrored sequence: about 1 where one contains the other."""
+    """The largest cross-correlation over all shifts, and of the mirrored sequence: about 1 where one contains the
+    other.
+    """
     centred = numbers[0].astype(np.float64) - 0.5
     second = draw(**other)[0].astype(np.float64) - 0.5
     for candidate in (second, second[::-1]):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.topology import GROUP_KINDS, ExpertPlacement, PlacementPart, Topology, local_experts_table
+from locmoe_ops.topology import GROUP_KINDS, ExpertPlacement, ExpertSubgroup, Topology, local_experts_table
 
 LAYOUTS = [(1, 1, 1, 1), (4, 2, 4, 1), (8, 4, 4, 1), (8, 2, 2, 2), (8, 4, 4, 2), (16, 4, 8, 2), (8, 8, 2, 1)]
 
@@ -26,7 +26,9 @@ def test_groups_of_eight_ranks_by_hand():
 
 
 def test_parts_of_expert_parallel_groups_by_hand():
-    """4 nodes of 2 ranks; two ranks side by side share tensors, so that an expert-parallel group has one rank on each node."""
+    """4 nodes of 2 ranks; two ranks side by side share tensors, so that an expert-parallel group has one rank on each
+    node.
+    """
     topology = Topology(world_size=8, ranks_per_node=2, expert=4, tensor=2)
 
     assert topology.groups("ep") == ((0, 2, 4, 6), (1, 3, 5, 7))
@@ -58,13 +60,16 @@ def test_groups_partition_the_ranks(layout, kind):
     assert all(rank in topology.group_of(kind, rank) for rank in range(topology.world_size))
 
 
-@pytest.mark.parametrize("arguments, fragment", [
-    ((0, 1), "world_size is 0"),
-    ((4, 3), "3 ranks a node do not divide 4"),
-    ((4, 2, 3), "expert 3 x tensor 1 = 3 does not divide 4"),
-    ((12, 4, 6), "one must divide the other"),
-    ((4, 2, 2, 0), "tensor is 0"),
-])
+@pytest.mark.parametrize(
+    "arguments, fragment",
+    [
+        ((0, 1), "world_size is 0"),
+        ((4, 3), "3 ranks a node do not divide 4"),
+        ((4, 2, 3), "expert 3 x tensor 1 = 3 does not divide 4"),
+        ((12, 4, 6), "one must divide the other"),
+        ((4, 2, 2, 0), "tensor is 0"),
+    ],
+)
 def test_impossible_layouts_are_named(arguments, fragment):
     with pytest.raises(InputError, match=fragment):
         Topology(*arguments)
@@ -100,22 +105,26 @@ def test_interleaved_spreads_and_node_grouped_gathers():
 
 
 def test_parts_of_a_placement_by_hand():
-    """8 experts in 2 groups on 4 ranks: side by side, experts 0 to 3 are those of the first half; spread, 0, 4, 1 and 5."""
+    """8 experts in 2 groups on 4 ranks: side by side, experts 0 to 3 are those of the first half; spread, 0, 4, 1 and
+    5.
+    """
     grouped, spread = (ExpertPlacement(8, 2, 4, kind) for kind in ("node_grouped", "interleaved"))
-    first, second = (PlacementPart(grouped, 2, index) for index in range(2))
+    first, second = (ExpertSubgroup(grouped, 2, index) for index in range(2))
 
     assert (first.group, first.ep, first.num_experts, first.experts_per_rank) == ("ep2", 2, 4, 2)
     assert first.position_of.tolist() == [0, 1, 2, 3, 4, 4, 4, 4]
     assert second.position_of.tolist() == [4, 4, 4, 4, 0, 1, 2, 3]
-    assert PlacementPart(spread, 2, 0).position_of.tolist() == [0, 2, 4, 4, 1, 3, 4, 4]
+    assert ExpertSubgroup(spread, 2, 0).position_of.tolist() == [0, 2, 4, 4, 1, 3, 4, 4]
     assert grouped.group == "ep"
 
 
-@pytest.mark.parametrize("parts, index, fragment", [(3, 0, "3 parts do not divide 4 expert-parallel ranks"),
-                                                    (2, 2, r"part 2 is outside 0\.\.1")])
+@pytest.mark.parametrize(
+    "parts, index, fragment",
+    [(3, 0, "3 parts do not divide 4 expert-parallel ranks"), (2, 2, r"part 2 is outside 0\.\.1")],
+)
 def test_impossible_parts_are_named(parts, index, fragment):
     with pytest.raises(InputError, match=fragment):
-        PlacementPart(ExpertPlacement(8, 2, 4), parts, index)
+        ExpertSubgroup(ExpertPlacement(8, 2, 4), parts, index)
 
 
 def test_placement_tables_cannot_be_changed():
@@ -125,11 +134,14 @@ def test_placement_tables_cannot_be_changed():
         placement.expert_at[0] = 3
 
 
-@pytest.mark.parametrize("arguments, fragment", [
-    ((8, 3, 1), "3 groups do not divide 8 experts"),
-    ((8, 2, 3), "3 expert-parallel ranks do not divide 8 experts"),
-    ((8, 2, 2, "scattered"), "kind 'scattered'"),
-])
+@pytest.mark.parametrize(
+    "arguments, fragment",
+    [
+        ((8, 3, 1), "3 groups do not divide 8 experts"),
+        ((8, 2, 3), "3 expert-parallel ranks do not divide 8 experts"),
+        ((8, 2, 2, "scattered"), "kind 'scattered'"),
+    ],
+)
 def test_impossible_placements_are_named(arguments, fragment):
     with pytest.raises(InputError, match=fragment):
         ExpertPlacement(*arguments)

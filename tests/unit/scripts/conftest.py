@@ -84,10 +84,18 @@ def scripts():
 @pytest.fixture
 def environment(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(STAND_IN)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MS_", "LOCMOE_", "RANK_", "HCCL_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MS_", "LOCMOE_", "RANK_", "HCCL_"))
+    }
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**kept, "VIRTUAL_ENV": sys.prefix, "PATH": path, "PYTHONPATH": str(tmp_path), "STAND_IN": "success",
-            "PYTHONDONTWRITEBYTECODE": "1"}  # tests look at what is left in the folder: no cache of the stand-in
+    return {
+        **kept,
+        "VIRTUAL_ENV": sys.prefix,
+        "PATH": path,
+        "PYTHONPATH": str(tmp_path),
+        "STAND_IN": "success",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }  # tests look at what is left in the folder: no cache of the stand-in
 
 
 @pytest.fixture
@@ -102,8 +110,14 @@ def run_script(environment, config_file, tmp_path):
     """Runs a launcher in the temporary folder, which holds `config.yaml`; returns what it did."""
 
     def _run(script, *arguments, stand_in="success", **variables):
-        return subprocess.run(["bash", str(SCRIPTS / script), *arguments], cwd=tmp_path, capture_output=True, text=True,
-                              timeout=DEADLINE_S, env={**environment, "STAND_IN": stand_in, **variables})
+        return subprocess.run(
+            ["bash", str(SCRIPTS / script), *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            env={**environment, "STAND_IN": stand_in, **variables},
+        )
 
     return _run
 
@@ -142,11 +156,23 @@ def write_table(tmp_path):
     """Writes a rank table of servers, given as server_id -> host_ip, with so many devices each; returns its path."""
 
     def _write(servers, devices, name="table.json"):
-        entries = [{"server_id": server, "host_ip": host, "device": [
-            {"device_id": str(d), "device_ip": f"192.168.{100 + d}.{1 + s}", "rank_id": str(s * devices + d)} for d in range(devices)]}
-            for s, (server, host) in enumerate(servers.items())]
+        entries = [
+            {
+                "server_id": server,
+                "host_ip": host,
+                "device": [
+                    {"device_id": str(d), "device_ip": f"192.168.{100 + d}.{1 + s}", "rank_id": str(s * devices + d)}
+                    for d in range(devices)
+                ],
+            }
+            for s, (server, host) in enumerate(servers.items())
+        ]
         path = tmp_path / name
-        path.write_text(json.dumps({"version": "1.0", "status": "completed", "server_count": str(len(entries)), "server_list": entries}))
+        path.write_text(
+            json.dumps(
+                {"version": "1.0", "status": "completed", "server_count": str(len(entries)), "server_list": entries}
+            )
+        )
         return str(path)
 
     return _write

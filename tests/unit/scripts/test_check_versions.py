@@ -13,7 +13,14 @@ def run(tmp_path):
     """Runs the script without starting anything; returns its exit status, and the lines of stdout and stderr."""
 
     def _run(*arguments):
-        command = ["bash", str(REPOSITORY / "scripts" / "check_versions.sh"), "--dry-run", "--folder", str(tmp_path / "kept"), *arguments]
+        command = [
+            "bash",
+            str(REPOSITORY / "scripts" / "check_versions.sh"),
+            "--dry-run",
+            "--folder",
+            str(tmp_path / "kept"),
+            *arguments,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
         return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
 
@@ -44,9 +51,14 @@ def test_an_environment_that_is_there_is_used_again(run, tmp_path):
     assert "-m pip install" in lines[1] and not any("venv" in line.split(" -m ")[-1] for line in lines)
 
 
-@pytest.mark.parametrize(("arguments", "fragment"), [
-    (["--versions", "new"], "--versions: found 'new'"), (["--versions"], "--versions needs a value"), (["tests"], "unknown argument tests"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--versions", "new"], "--versions: found 'new'"),
+        (["--versions"], "--versions needs a value"),
+        (["tests"], "unknown argument tests"),
+    ],
+)
 def test_wrong_arguments(run, arguments, fragment):
     status, lines, (error,) = run(*arguments)
     assert (status, lines) == (2, []) and error.startswith("check_versions.sh: error: ") and fragment in error

@@ -1,6 +1,7 @@
 """The scripts find themselves however they are called, and whatever the caller's shell is like.
 
-They run in a copy of their folder, with stand-ins for Python and msrun that note how they are called, and no environment but the case's.
+They run in a copy of their folder, with stand-ins for Python and msrun that note how they are called, and no
+environment but the case's.
 """
 
 import os
@@ -11,8 +12,15 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
-ENTRIES = ("quickstart.sh", "test.sh", "train_msrun.sh", "train_rank_table.sh", "train_supervised.sh", "simulate_cluster.sh",
-           "check_versions.sh")
+ENTRIES = (
+    "quickstart.sh",
+    "test.sh",
+    "train_msrun.sh",
+    "train_rank_table.sh",
+    "train_supervised.sh",
+    "simulate_cluster.sh",
+    "check_versions.sh",
+)
 
 PYTHON = """#!/bin/bash
 printf '%s\\t%s\\n' "$PWD" "$*" >>"$CALLS"
@@ -41,11 +49,17 @@ SHELLS = {
     "bash_env": {"BASH_ENV": "{noisy}", "ENV": "{noisy}"},
     "options": {"SHELLOPTS": "braceexpand:nounset:noglob:hashall", "BASHOPTS": "nullglob:failglob:nocaseglob"},
     "posix": {"POSIXLY_CORRECT": "1", "GREP_OPTIONS": "--color=always"},
-    "functions": {"BASH_FUNC_cd%%": "() {{ builtin cd \"$@\" && ls; }}", "BASH_FUNC_python%%": "() {{ echo no; }}"},
-    "job": {"MS_ROLE": "MS_WORKER", "RANK_ID": "3", "RANK_TABLE_FILE": "/no/such.json", "LOCMOE_NODES": "2", "LOCMOE_PORT": "x"},
+    "functions": {"BASH_FUNC_cd%%": '() {{ builtin cd "$@" && ls; }}', "BASH_FUNC_python%%": "() {{ echo no; }}"},
+    "job": {
+        "MS_ROLE": "MS_WORKER",
+        "RANK_ID": "3",
+        "RANK_TABLE_FILE": "/no/such.json",
+        "LOCMOE_NODES": "2",
+        "LOCMOE_PORT": "x",
+    },
     "pip": {"PIP_USER": "1", "PYTHONPATH": "/other/checkout"},
 }
-FOLDERS = ("plain", "two words", "-dash", "quote's \"d\"", "中文 目录", "br[ack]ets", "dollar$HOME")
+FOLDERS = ("plain", "two words", "-dash", 'quote\'s "d"', "中文 目录", "br[ack]ets", "dollar$HOME")
 
 
 @pytest.fixture
@@ -69,8 +83,8 @@ def project(tmp_path):
 
 @pytest.fixture
 def call(tmp_path):
-    """`call(words, cwd, **variables)`: runs bash with an environment of its own; what it did, and the stand-in's calls as
-    (folder, arguments)."""
+    """`call(words, cwd, **variables)`: runs bash with an environment of its own; what it did, and the stand-in's calls
+    as (folder, arguments)."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     noisy = tmp_path / "noisy.sh"
@@ -80,8 +94,14 @@ def call(tmp_path):
         calls = tmp_path / "calls"
         calls.write_text("")
         given = {name: value.format(elsewhere=elsewhere, noisy=noisy) for name, value in variables.items()}
-        done = subprocess.run(["bash", *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=60,
-                              env={"PATH": "/usr/local/bin:/usr/bin:/bin", "CALLS": str(calls), **given})
+        done = subprocess.run(
+            ["bash", *map(str, words)],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "CALLS": str(calls), **given},
+        )
         return done, [tuple(line.split("\t")) for line in calls.read_text().splitlines()]
 
     return _call
@@ -130,7 +150,10 @@ def test_calls_from_anywhere(project, call, tmp_path, how, entry):
         script, cwd = entry, script.parent
     elif how == "linked folder":
         (elsewhere / "project").symlink_to(folder)
-        script, expected = "project/scripts/" + entry, elsewhere / "project"  # the name by which the caller, and other nodes, know it
+        script, expected = (
+            "project/scripts/" + entry,
+            elsewhere / "project",
+        )  # the name by which the caller, and other nodes, know it
     elif how != "absolute":
         target = script if how == "link" else os.path.relpath(script, elsewhere)
         (elsewhere / "other name").symlink_to(target)
@@ -162,7 +185,9 @@ def test_a_launcher_of_a_link_starts_itself_on_other_nodes(project, call, tmp_pa
     (tmp_path / "elsewhere" / "linked").symlink_to(folder / "scripts" / "train_msrun.sh")
     (tmp_path / "elsewhere" / "hosts").write_text("10.0.0.1\n10.0.0.2\n")
     done, _ = call(["linked", "--nodes-file", "hosts", "--ssh", "--ssh-command", "false", "--dry-run", "x.yaml"])
-    assert f"bash {folder}/scripts/leashed.sh bash {folder}/scripts/train_msrun.sh" in done.stdout.replace("\\", ""), done.stderr
+    assert f"bash {folder}/scripts/leashed.sh bash {folder}/scripts/train_msrun.sh" in done.stdout.replace("\\", ""), (
+        done.stderr
+    )
 
 
 def test_an_environment_by_a_relative_name(project, call):
@@ -172,11 +197,17 @@ def test_an_environment_by_a_relative_name(project, call):
     check_quickstart(done, calls, folder)
 
 
-@pytest.mark.parametrize(("name", "variables", "fragment"), [
-    ("plain", {"VIRTUAL_ENV": "/removed"},
-     "VIRTUAL_ENV: found '/removed', which has no bin/python; expected an active virtual environment, or none (unset VIRTUAL_ENV)"),
-    ("a:b", {}, "expected a folder without ':'"),
-])
+@pytest.mark.parametrize(
+    ("name", "variables", "fragment"),
+    [
+        (
+            "plain",
+            {"VIRTUAL_ENV": "/removed"},
+            "VIRTUAL_ENV: found '/removed', which has no bin/python; expected an active virtual environment, or none (unset VIRTUAL_ENV)",
+        ),
+        ("a:b", {}, "expected a folder without ':'"),
+    ],
+)
 @pytest.mark.parametrize("words", [["quickstart.sh"], ["test.sh"], ["train_msrun.sh", "x.yaml"]])
 def test_what_cannot_work_is_said_before_anything_is_installed(project, call, name, variables, fragment, words):
     folder = project(name)
@@ -186,13 +217,28 @@ def test_what_cannot_work_is_said_before_anything_is_installed(project, call, na
     assert line.startswith(f"{words[0]}: error: ") and fragment in line
 
 
-@pytest.mark.parametrize(("script", "variables", "fragments"), [
-    ("train_msrun.sh", {"RANK_TABLE_FILE": "/no/such.json"}, ["RANK_TABLE_FILE: cannot read '/no/such.json'", "unset RANK_TABLE_FILE"]),
-    ("train_msrun.sh", {"LOCMOE_NODES": "2"}, ["--port: not given", "from the environment: LOCMOE_NODES=2"]),
-    ("train_msrun.sh", {"LOCMOE_NODE_RANK": "3"}, ["--node-rank: found '3'", "LOCMOE_NODE_RANK=3"]),
-    ("train_msrun.sh", {"LOCMOE_NODE_ADDRESS": "10.0.0.1"}, ["--node-addr: found '10.0.0.1'", "LOCMOE_NODE_ADDRESS=10.0.0.1"]),
-    ("train_rank_table.sh", {"RANK_TABLE_FILE": "/no/such.json"}, ["/no/such.json", "the table is RANK_TABLE_FILE's"]),
-])
+@pytest.mark.parametrize(
+    ("script", "variables", "fragments"),
+    [
+        (
+            "train_msrun.sh",
+            {"RANK_TABLE_FILE": "/no/such.json"},
+            ["RANK_TABLE_FILE: cannot read '/no/such.json'", "unset RANK_TABLE_FILE"],
+        ),
+        ("train_msrun.sh", {"LOCMOE_NODES": "2"}, ["--port: not given", "from the environment: LOCMOE_NODES=2"]),
+        ("train_msrun.sh", {"LOCMOE_NODE_RANK": "3"}, ["--node-rank: found '3'", "LOCMOE_NODE_RANK=3"]),
+        (
+            "train_msrun.sh",
+            {"LOCMOE_NODE_ADDRESS": "10.0.0.1"},
+            ["--node-addr: found '10.0.0.1'", "LOCMOE_NODE_ADDRESS=10.0.0.1"],
+        ),
+        (
+            "train_rank_table.sh",
+            {"RANK_TABLE_FILE": "/no/such.json"},
+            ["/no/such.json", "the table is RANK_TABLE_FILE's"],
+        ),
+    ],
+)
 def test_what_the_shell_has_left_over_is_named(run_script, config_file, script, variables, fragments):
     done = run_script(script, config_file, "--set", "runtime.device=cpu", "--dry-run", **variables)
     (line,) = done.stderr.splitlines()
@@ -201,7 +247,9 @@ def test_what_the_shell_has_left_over_is_named(run_script, config_file, script, 
 
 def test_what_the_shell_says_of_a_job_is_shown(run_script, config_file):
     """A default of the environment is meant by some and left over for others."""
-    done = run_script("train_msrun.sh", config_file, "--dry-run", LOCMOE_WORKERS_PER_NODE="2", MS_ROLE="MS_WORKER", RANK_ID="7")
+    done = run_script(
+        "train_msrun.sh", config_file, "--dry-run", LOCMOE_WORKERS_PER_NODE="2", MS_ROLE="MS_WORKER", RANK_ID="7"
+    )
     assert done.returncode == 0 and "--worker_num=2" in done.stdout, done.stderr
     assert "from the environment: LOCMOE_WORKERS_PER_NODE=2" in done.stdout
 

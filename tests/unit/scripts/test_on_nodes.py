@@ -14,7 +14,8 @@ SECRET = "0123456789abcdef" * 4
 ELSEWHERE = ("198.18.0.1", "198.18.0.2")  # RFC 2544: no address of this machine
 MSRUN, TABLE = "train_msrun.sh", "train_rank_table.sh"
 
-# As sshd does it: a shell runs the last word, in another folder and environment. One host cannot be reached; one has a disk of its own.
+# As sshd does it: a shell runs the last word, in another folder and environment. One host cannot be reached; one has a
+# disk of its own.
 SSH = """#!/usr/bin/env bash
 while [[ $1 == -* ]]; do shift; if [[ $1 != -* && $1 == *=* ]]; then shift; fi; done
 if [ "$1" = "${UNREACHABLE:-}" ]; then echo "ssh: connect to host $1 port 22: Connection refused" >&2; exit 255; fi
@@ -56,8 +57,10 @@ def launch(run_script, nodes_file, write_table, tmp_path):
 
 
 def test_nodes_file(nodes_file):
-    assert nodes.read_nodes(nodes_file) == [nodes.Node(ELSEWHERE[0], ELSEWHERE[0], ELSEWHERE[0]),
-                                            nodes.Node(ELSEWHERE[1], ELSEWHERE[1], "me@second")]
+    assert nodes.read_nodes(nodes_file) == [
+        nodes.Node(ELSEWHERE[0], ELSEWHERE[0], ELSEWHERE[0]),
+        nodes.Node(ELSEWHERE[1], ELSEWHERE[1], "me@second"),
+    ]
     assert not any(node.is_own for node in nodes.read_nodes(nodes_file))
 
 
@@ -73,14 +76,17 @@ def test_names_are_resolved(tmp_path):
     assert (first.address, first.is_own, second.address, second.is_own) == ("127.0.0.1", True, None, False)
 
 
-@pytest.mark.parametrize(("text", "fragment"), [
-    ("", "names no machine"),
-    ("# nothing\n \n", "names no machine"),
-    ("10.0.0.1 a b\n", "line 1: found 3 words"),
-    ("10.0.0.1\n10.0.0.2\n10.0.0.1\n", "names 10.0.0.1 twice"),
-    ("localhost\n127.0.0.1\n", "names 127.0.0.1 as localhost too: both are 127.0.0.1"),
-    (b"\xff\n", "not UTF-8 text (byte 0)"),
-])
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("", "names no machine"),
+        ("# nothing\n \n", "names no machine"),
+        ("10.0.0.1 a b\n", "line 1: found 3 words"),
+        ("10.0.0.1\n10.0.0.2\n10.0.0.1\n", "names 10.0.0.1 twice"),
+        ("localhost\n127.0.0.1\n", "names 127.0.0.1 as localhost too: both are 127.0.0.1"),
+        (b"\xff\n", "not UTF-8 text (byte 0)"),
+    ],
+)
 def test_bad_nodes_files_are_named(tmp_path, capsys, text, fragment):
     path = tmp_path / "hosts"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -99,34 +105,62 @@ def test_what_the_scripts_are_told(nodes_file, write_table, capsys):
 
 def test_a_node_finds_its_place_in_the_file(run_script, tmp_path):
     (tmp_path / "own").write_text(f"{ELSEWHERE[0]}\nlocalhost\n")
-    done = run_script(MSRUN, "--nodes-file", "own", "--port", "2345", "--dry-run", "config.yaml", LOCMOE_MESH_SECRET=SECRET)
+    done = run_script(
+        MSRUN, "--nodes-file", "own", "--port", "2345", "--dry-run", "config.yaml", LOCMOE_MESH_SECRET=SECRET
+    )
     # The place is found; then loopback is refused, since another machine cannot reach it.
     assert done.returncode == 2 and "--node-addr: found '127.0.0.1', expected this machine's address" in done.stderr
 
 
 def test_a_given_place_in_the_file(run_script, nodes_file, tmp_path):
-    done = run_script(MSRUN, "--nodes-file", nodes_file, "--node-rank", "1", "--workers", "2", "--port", "2345", "--dry-run", "config.yaml",
-                      LOCMOE_MESH_SECRET=SECRET)
+    done = run_script(
+        MSRUN,
+        "--nodes-file",
+        nodes_file,
+        "--node-rank",
+        "1",
+        "--workers",
+        "2",
+        "--port",
+        "2345",
+        "--dry-run",
+        "config.yaml",
+        LOCMOE_MESH_SECRET=SECRET,
+    )
     assert done.returncode == 0, done.stderr
     command = done.stdout.splitlines()[-1]
-    assert command.startswith(f"msrun --worker_num=4 --local_worker_num=2 --master_addr={ELSEWHERE[0]} --master_port=2345 --node_rank=1 ")
+    assert command.startswith(
+        f"msrun --worker_num=4 --local_worker_num=2 --master_addr={ELSEWHERE[0]} --master_port=2345 --node_rank=1 "
+    )
     assert f"LOCMOE_NODE_ADDRESS={ELSEWHERE[1]} " in done.stdout and "--set parallel.ranks_per_node=2" in command
     assert f"--log_dir={tmp_path}/run/logs/launch_1/node_1 " in command and SECRET not in done.stdout
 
 
-@pytest.mark.parametrize(("arguments", "fragment"), [
-    (["--nodes-file", "hosts", "--port", "2345"], "--nodes-file: none of the nodes in hosts is this machine; expected one, or --node-rank"),
-    (["--nodes-file", "absent"], "--nodes-file: absent: cannot be read"),
-    (["--nodes-file", "hosts", "--nodes", "2"], "--nodes: given with --nodes-file, which says it"),
-    (["--nodes-file", "hosts", "--master-addr", "10.0.0.1"], "--master-addr: given with --nodes-file"),
-    (["--nodes-file", "hosts", "--ssh", "--node-rank", "1"], "--node-rank: given with --nodes-file and --ssh"),
-    (["--nodes-file", "hosts", "--node-rank", "2"], "--node-rank: found '2', expected a number from 0 to 1"),
-    (["--nodes-file", "hosts", "--node-rank", "1"], "--port: not given; with --nodes 2"),
-    (["--nodes-file", "hosts", "--node-rank", "1", "--port", "2345"], "LOCMOE_MESH_SECRET: not set; with --nodes 2"),
-    (["--nodes-file", "names", "--node-rank", "1"], "node 1: the name no-such-host.invalid does not resolve"),
-    (["--nodes", "2", "--node-rank", "1", "--port", "2345", "--master-addr", "127.0.0.1"], "LOCMOE_MESH_SECRET: not set"),
-    (["--ssh"], "--ssh: given without --nodes-file"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (
+            ["--nodes-file", "hosts", "--port", "2345"],
+            "--nodes-file: none of the nodes in hosts is this machine; expected one, or --node-rank",
+        ),
+        (["--nodes-file", "absent"], "--nodes-file: absent: cannot be read"),
+        (["--nodes-file", "hosts", "--nodes", "2"], "--nodes: given with --nodes-file, which says it"),
+        (["--nodes-file", "hosts", "--master-addr", "10.0.0.1"], "--master-addr: given with --nodes-file"),
+        (["--nodes-file", "hosts", "--ssh", "--node-rank", "1"], "--node-rank: given with --nodes-file and --ssh"),
+        (["--nodes-file", "hosts", "--node-rank", "2"], "--node-rank: found '2', expected a number from 0 to 1"),
+        (["--nodes-file", "hosts", "--node-rank", "1"], "--port: not given; with --nodes 2"),
+        (
+            ["--nodes-file", "hosts", "--node-rank", "1", "--port", "2345"],
+            "LOCMOE_MESH_SECRET: not set; with --nodes 2",
+        ),
+        (["--nodes-file", "names", "--node-rank", "1"], "node 1: the name no-such-host.invalid does not resolve"),
+        (
+            ["--nodes", "2", "--node-rank", "1", "--port", "2345", "--master-addr", "127.0.0.1"],
+            "LOCMOE_MESH_SECRET: not set",
+        ),
+        (["--ssh"], "--ssh: given without --nodes-file"),
+    ],
+)
 def test_bad_input_is_one_line(run_script, nodes_file, tmp_path, arguments, fragment):
     (tmp_path / "names").write_text("localhost\nno-such-host.invalid\n")
     before = sorted(tmp_path.iterdir())
@@ -143,8 +177,18 @@ def test_bad_input_is_one_line(run_script, nodes_file, tmp_path, arguments, frag
 @pytest.mark.parametrize("script", [MSRUN, TABLE])
 def test_dry_run_shows_what_each_node_is_sent_and_runs(launch, config_file, tmp_path, script):
     before = sorted(tmp_path.iterdir())
-    done = launch(script, "--ssh", "--port", "2345", "--dry-run", config_file, "--set", "train.seed=7", HCCL_CONNECT_TIMEOUT="600",
-                  LOCMOE_MESH_SECRET=SECRET)
+    done = launch(
+        script,
+        "--ssh",
+        "--port",
+        "2345",
+        "--dry-run",
+        config_file,
+        "--set",
+        "train.seed=7",
+        HCCL_CONNECT_TIMEOUT="600",
+        LOCMOE_MESH_SECRET=SECRET,
+    )
     assert done.returncode == 0, done.stderr
     first, second = re.split(r"^# node 1: .*\n", done.stdout, flags=re.MULTILINE)
     plain_ssh = "ssh -o BatchMode=yes -o ConnectTimeout=10"
@@ -154,49 +198,88 @@ def test_dry_run_shows_what_each_node_is_sent_and_runs(launch, config_file, tmp_
         assert "leashed.sh" in text and "HCCL_CONNECT_TIMEOUT=600" in text and SECRET not in text
         assert f"  LOCMOE_LOG_DIR={tmp_path}/run/logs/launch_1/node_{place} \\\n" in text
         assert "train.seed=7" in text.splitlines()[-1]
-        assert (f"--node_rank={place} " if script == MSRUN else f"RANK_ID={place} DEVICE_ID=0 ") in text.splitlines()[-1]
+        assert (f"--node_rank={place} " if script == MSRUN else f"RANK_ID={place} DEVICE_ID=0 ") in text.splitlines()[
+            -1
+        ]
     assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("script", [MSRUN, TABLE])
 def test_a_job_on_two_nodes(launch, ssh, config_file, tmp_path, script):
-    done = launch(script, "--ssh", "--ssh-command", ssh, config_file, "--set", "train.seed=7", stand_in="places", LOCMOE_MESH_SECRET=SECRET)
+    done = launch(
+        script,
+        "--ssh",
+        "--ssh-command",
+        ssh,
+        config_file,
+        "--set",
+        "train.seed=7",
+        stand_in="places",
+        LOCMOE_MESH_SECRET=SECRET,
+    )
     logs = tmp_path / "run" / "logs" / "launch_1"
     assert (done.returncode, done.stderr) == (0, "")
     device = None if script == MSRUN else 0
-    found = [f"rank {rank} of 2 seed 7\ndevice {device} ranks a node 1 at {ELSEWHERE[rank]} root {ELSEWHERE[0]} secret 0123\n"
-             for rank in range(2)]
+    found = [
+        f"rank {rank} of 2 seed 7\ndevice {device} ranks a node 1 at {ELSEWHERE[rank]} root {ELSEWHERE[0]} secret 0123\n"
+        for rank in range(2)
+    ]
     assert done.stdout == f"logs: {logs}/node_0\n{found[0]}"
     assert (logs / "node_1.log").read_text() == f"logs: {logs}/node_1\n{found[1]}"
     assert [(logs / f"node_{rank}" / f"worker_{rank}.log").read_text() for rank in range(2)] == found
-    assert sorted((tmp_path / "calls").read_text().split()) == sorted([ELSEWHERE[0], "me@second" if script == MSRUN else ELSEWHERE[1]])
+    assert sorted((tmp_path / "calls").read_text().split()) == sorted(
+        [ELSEWHERE[0], "me@second" if script == MSRUN else ELSEWHERE[1]]
+    )
 
 
 def test_a_failure_elsewhere_ends_the_job_and_is_shown(launch, ssh, processes_of, config_file, tmp_path):
     done = launch(TABLE, "--ssh", "--ssh-command", ssh, config_file, stand_in="defect")
     logs = tmp_path / "run" / "logs" / "launch_1"
     assert done.returncode == 1
-    assert done.stderr.splitlines()[0] == ("train_rank_table.sh: error: node 1 (node_1) ended with status 1: "
-                                           "pangu-sigma: error: rank 1: ZeroDivisionError: oh")
+    assert done.stderr.splitlines()[0] == (
+        "train_rank_table.sh: error: node 1 (node_1) ended with status 1: "
+        "pangu-sigma: error: rank 1: ZeroDivisionError: oh"
+    )
     assert processes_of(logs / "node_0") == [] == processes_of(logs / "node_1")
 
 
 def test_a_node_that_cannot_be_reached_ends_the_job(launch, ssh, processes_of, config_file, tmp_path):
     done = launch(TABLE, "--ssh", "--ssh-command", ssh, config_file, stand_in="sleep", UNREACHABLE=ELSEWHERE[1])
     assert done.returncode == 1
-    assert done.stderr.splitlines()[0] == ("train_rank_table.sh: error: node 1 (node_1) ended with status 255: "
-                                           f"ssh: connect to host {ELSEWHERE[1]} port 22: Connection refused")
+    assert done.stderr.splitlines()[0] == (
+        "train_rank_table.sh: error: node 1 (node_1) ended with status 255: "
+        f"ssh: connect to host {ELSEWHERE[1]} port 22: Connection refused"
+    )
     assert processes_of(tmp_path / "run" / "logs" / "launch_1" / "node_0") == []
 
 
 @pytest.mark.usefixtures("config_file")
-@pytest.mark.parametrize(("ending", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
-def test_nothing_is_left_on_any_node(environment, scripts, ssh, processes_of, wait_until, write_table, tmp_path, ending, status):
+@pytest.mark.parametrize(
+    ("ending", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_nothing_is_left_on_any_node(
+    environment, scripts, ssh, processes_of, wait_until, write_table, tmp_path, ending, status
+):
     table, logs = write_table(dict(zip(("node_0", "node_1"), ELSEWHERE)), 1), tmp_path / "logs"
     launcher = subprocess.Popen(
-        ["bash", str(scripts / TABLE), "--rank-table", table, "--log-dir", str(logs), "--ssh", "--ssh-command", ssh, "config.yaml",
-         "--set", "runtime.device=cpu"], stdout=subprocess.DEVNULL, cwd=tmp_path,
-        env={**environment, "STAND_IN": "sleep", "CALLS": str(tmp_path / "calls")})
+        [
+            "bash",
+            str(scripts / TABLE),
+            "--rank-table",
+            table,
+            "--log-dir",
+            str(logs),
+            "--ssh",
+            "--ssh-command",
+            ssh,
+            "config.yaml",
+            "--set",
+            "runtime.device=cpu",
+        ],
+        stdout=subprocess.DEVNULL,
+        cwd=tmp_path,
+        env={**environment, "STAND_IN": "sleep", "CALLS": str(tmp_path / "calls")},
+    )
     ranks = [logs / f"node_{place}" / f"worker_{place}.log" for place in range(2)]
     try:
         wait_until(lambda: all(log.is_file() and "seed" in log.read_text() for log in ranks))
@@ -213,8 +296,18 @@ def test_nothing_is_left_on_any_node(environment, scripts, ssh, processes_of, wa
 
 def test_logs_of_a_node_with_a_disk_of_its_own_are_fetched(launch, ssh, config_file, tmp_path):
     logs, disk = tmp_path / "logs", tmp_path / "disk"
-    done = launch(TABLE, "--ssh", "--ssh-command", ssh, "--log-dir", str(logs), config_file, APART=ELSEWHERE[1], LOGS=str(logs),
-                  DISK=str(disk))
+    done = launch(
+        TABLE,
+        "--ssh",
+        "--ssh-command",
+        ssh,
+        "--log-dir",
+        str(logs),
+        config_file,
+        APART=ELSEWHERE[1],
+        LOGS=str(logs),
+        DISK=str(disk),
+    )
     assert (done.returncode, done.stderr) == (0, "")
     for folder in (disk, logs):
         assert (folder / "node_1" / "worker_1.log").read_text() == "rank 1 of 2 seed 1\n"
@@ -222,8 +315,12 @@ def test_logs_of_a_node_with_a_disk_of_its_own_are_fetched(launch, ssh, config_f
 
 def test_the_leash_hands_over_the_secret_and_ends_the_command(scripts):
     def start(program):
-        held = subprocess.Popen(["bash", str(scripts / "leashed.sh"), "bash", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                text=True)
+        held = subprocess.Popen(
+            ["bash", str(scripts / "leashed.sh"), "bash", "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         held.stdin.write("abc\n")
         held.stdin.flush()
         return held

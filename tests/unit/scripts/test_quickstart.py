@@ -24,14 +24,17 @@ def run():
     return _run
 
 
-@pytest.mark.parametrize(("arguments", "fragment"), [
-    (["--stepz", "3"], "unknown argument --stepz"),
-    (["more"], "unknown argument more"),
-    (["--steps"], "--steps: found '', expected a number of at least 1"),
-    (["--steps", "0"], "--steps: found '0'"),
-    (["--steps=ten"], "--steps: found 'ten'"),
-    (["--set"], "--set needs a value"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--stepz", "3"], "unknown argument --stepz"),
+        (["more"], "unknown argument more"),
+        (["--steps"], "--steps: found '', expected a number of at least 1"),
+        (["--steps", "0"], "--steps: found '0'"),
+        (["--steps=ten"], "--steps: found 'ten'"),
+        (["--set"], "--set needs a value"),
+    ],
+)
 def test_a_wrong_argument_ends_it_before_anything_is_installed(run, arguments, fragment):
     status, output, (line,) = run(*arguments)
     assert (status, output) == (2, "")

@@ -18,9 +18,23 @@ def test_help(launch):
     done = launch("--help")
     assert done.returncode == 0
     assert max(map(len, done.stdout.splitlines())) <= 128
-    for option in ("--workers N", "--set KEY.PATH=VALUE", "--port P", "--log-dir D", "--bench all-to-all", "--env-file F", "--dry-run",
-                   "--nodes M", "--node-rank R", "--master-addr A", "--node-addr B", "--nodes-file F",
-                   "--ssh ", "--ssh-command C", "--help"):
+    for option in (
+        "--workers N",
+        "--set KEY.PATH=VALUE",
+        "--port P",
+        "--log-dir D",
+        "--bench all-to-all",
+        "--env-file F",
+        "--dry-run",
+        "--nodes M",
+        "--node-rank R",
+        "--master-addr A",
+        "--node-addr B",
+        "--nodes-file F",
+        "--ssh ",
+        "--ssh-command C",
+        "--help",
+    ):
         assert f"  {option}" in done.stdout
 
 
@@ -50,23 +64,29 @@ def test_a_bench_takes_the_place_of_training(launch, config_file):
     assert command.rstrip().endswith(f"-m pangu_sigma bench all-to-all {config_file} --set train.seed=7 --tokens 64,8")
 
 
-@pytest.mark.parametrize(("arguments", "fragment"), [
-    (["--bench", "step", "config.yaml"], "--bench: found 'step', expected all-to-all"),
-    (["config.yaml", "--", "--tokens", "64"], "found '--tokens' after --, which --bench and --generate take"),
-    (["config.yaml", "--bench", "all-to-all", "--generate"], "--generate: given with --bench; expected one of them"),
-    (["--wokers", "2", "x.yaml"], "unknown option --wokers"),
-    ([], "no configuration file given"),
-    (["--workers", "none", "x.yaml"], "--workers: found 'none'"),
-    (["--workers", "0", "x.yaml"], "--workers: found '0'"),
-    (["x.yaml", "--port", "80"], "--port: found '80'"),
-    (["x.yaml", "--port=70000"], "--port: found '70000'"),
-    (["x.yaml", "--set"], "--set needs a value"),
-    (["x.yaml", "y.yaml"], "a second configuration file, y.yaml"),
-    (["x.yaml"], "x.yaml: cannot be read"),
-    (["--workers", "3", "config.yaml"], "data-parallel ranks (3) does not divide train.global_batch_size (8)"),
-    (["config.yaml", "--set", "train.step=3"], "train.step: unknown key"),
-    (["config.yaml", "--log-dir", "config.yaml/logs"], "cannot make the log folder"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--bench", "step", "config.yaml"], "--bench: found 'step', expected all-to-all"),
+        (["config.yaml", "--", "--tokens", "64"], "found '--tokens' after --, which --bench and --generate take"),
+        (
+            ["config.yaml", "--bench", "all-to-all", "--generate"],
+            "--generate: given with --bench; expected one of them",
+        ),
+        (["--wokers", "2", "x.yaml"], "unknown option --wokers"),
+        ([], "no configuration file given"),
+        (["--workers", "none", "x.yaml"], "--workers: found 'none'"),
+        (["--workers", "0", "x.yaml"], "--workers: found '0'"),
+        (["x.yaml", "--port", "80"], "--port: found '80'"),
+        (["x.yaml", "--port=70000"], "--port: found '70000'"),
+        (["x.yaml", "--set"], "--set needs a value"),
+        (["x.yaml", "y.yaml"], "a second configuration file, y.yaml"),
+        (["x.yaml"], "x.yaml: cannot be read"),
+        (["--workers", "3", "config.yaml"], "data-parallel ranks (3) does not divide train.global_batch_size (8)"),
+        (["config.yaml", "--set", "train.step=3"], "train.step: unknown key"),
+        (["config.yaml", "--log-dir", "config.yaml/logs"], "cannot make the log folder"),
+    ],
+)
 def test_bad_input_is_one_line_before_anything_starts(launch, tmp_path, arguments, fragment):
     before = sorted(tmp_path.iterdir())
     done = launch(*arguments)
@@ -85,13 +105,28 @@ def test_a_job_that_succeeds_shows_rank_0(launch, config_file, tmp_path):
         assert (logs / "worker_1.log").read_text() == "rank 1 of 2 seed 7\n"
 
 
-@pytest.mark.parametrize(("stand_in", "status", "shown", "logged"), [
-    ("input", 2, "data: found nothing, expected rows", ["data: found nothing"] * 2),
-    ("lost", 1, "rank 0: all_to_all: lost rank 7", ["rank 0: all_to_all: lost", "rank 1: all_to_all: lost"]),
-    ("defect", 1, "rank 1: ZeroDivisionError: oh", ["rank 0: ended without a report", "rank 1: ZeroDivisionError: oh"]),
-    ("killed", 1, "rank 1: killed by signal 9", ["rank 0: ended without a report", "first failure: rank 1: killed"]),
-])
-def test_a_job_that_fails_shows_the_first_failure_once(launch, processes_of, config_file, tmp_path, stand_in, status, shown, logged):
+@pytest.mark.parametrize(
+    ("stand_in", "status", "shown", "logged"),
+    [
+        ("input", 2, "data: found nothing, expected rows", ["data: found nothing"] * 2),
+        ("lost", 1, "rank 0: all_to_all: lost rank 7", ["rank 0: all_to_all: lost", "rank 1: all_to_all: lost"]),
+        (
+            "defect",
+            1,
+            "rank 1: ZeroDivisionError: oh",
+            ["rank 0: ended without a report", "rank 1: ZeroDivisionError: oh"],
+        ),
+        (
+            "killed",
+            1,
+            "rank 1: killed by signal 9",
+            ["rank 0: ended without a report", "first failure: rank 1: killed"],
+        ),
+    ],
+)
+def test_a_job_that_fails_shows_the_first_failure_once(
+    launch, processes_of, config_file, tmp_path, stand_in, status, shown, logged
+):
     logs = tmp_path / "logs"
     done = launch("--workers", "2", "--log-dir", "logs", config_file, stand_in=stand_in)
     assert done.returncode == status
@@ -104,16 +139,30 @@ def test_a_job_that_fails_shows_the_first_failure_once(launch, processes_of, con
     assert processes_of(logs) == []
 
 
-@pytest.mark.parametrize(("ending", "status"), [
-    (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL),
-])
-def test_nothing_outlives_the_launcher(environment, scripts, processes_of, wait_until, config_file, tmp_path, ending, status):
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [
+        (signal.SIGTERM, 143),
+        (signal.SIGINT, 130),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
+def test_nothing_outlives_the_launcher(
+    environment, scripts, processes_of, wait_until, config_file, tmp_path, ending, status
+):
     logs = tmp_path / "logs"
-    launcher = subprocess.Popen(["bash", str(scripts / "train_msrun.sh"), "--workers", "2", "--log-dir", str(logs), config_file],
-                                stdout=subprocess.DEVNULL, env={**environment, "STAND_IN": "sleep"})
+    launcher = subprocess.Popen(
+        ["bash", str(scripts / "train_msrun.sh"), "--workers", "2", "--log-dir", str(logs), config_file],
+        stdout=subprocess.DEVNULL,
+        env={**environment, "STAND_IN": "sleep"},
+    )
     try:
-        wait_until(lambda: all((logs / f"worker_{rank}.log").is_file()
-                                and "seed" in (logs / f"worker_{rank}.log").read_text() for rank in range(2)))
+        wait_until(
+            lambda: all(
+                (logs / f"worker_{rank}.log").is_file() and "seed" in (logs / f"worker_{rank}.log").read_text()
+                for rank in range(2)
+            )
+        )
         assert len(processes_of(logs)) >= 3  # msrun and two ranks
         launcher.send_signal(ending)
         assert launcher.wait(DEADLINE_S) == status
@@ -126,15 +175,31 @@ def test_nothing_outlives_the_launcher(environment, scripts, processes_of, wait_
 
 
 @pytest.mark.parametrize("stand_in, seconds, status", [("patient", "60", 0), ("deaf", "3", 143)])
-def test_ranks_are_told_to_stop_and_given_time(environment, scripts, processes_of, wait_until, config_file, tmp_path, stand_in, seconds,
-                                               status):
+def test_ranks_are_told_to_stop_and_given_time(
+    environment, scripts, processes_of, wait_until, config_file, tmp_path, stand_in, seconds, status
+):
     logs = tmp_path / "logs"
-    command = ["bash", str(scripts / "train_msrun.sh"), "--workers", "2", "--log-dir", str(logs), "--stop-timeout", seconds, config_file]
-    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                                env={**environment, "STAND_IN": stand_in})
+    command = [
+        "bash",
+        str(scripts / "train_msrun.sh"),
+        "--workers",
+        "2",
+        "--log-dir",
+        str(logs),
+        "--stop-timeout",
+        seconds,
+        config_file,
+    ]
+    launcher = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**environment, "STAND_IN": stand_in}
+    )
     try:
-        wait_until(lambda: all((logs / f"worker_{rank}.log").is_file() and "ready" in (logs / f"worker_{rank}.log").read_text()
-                               for rank in range(2)))
+        wait_until(
+            lambda: all(
+                (logs / f"worker_{rank}.log").is_file() and "ready" in (logs / f"worker_{rank}.log").read_text()
+                for rank in range(2)
+            )
+        )
         launcher.send_signal(signal.SIGTERM)
         _, errors = launcher.communicate(timeout=DEADLINE_S)
         assert (launcher.returncode, errors) == (status, "")

@@ -16,7 +16,9 @@ SMALLEST_PROBABILITY = 1e-290
 
 
 def integral_of_the_density(lowest_angle_cosine, hidden_size):
-    """Integral of sin(theta)^(d-2), the density of the angle to a fixed direction, from 0 to acos: Gauss-Legendre in panels."""
+    """Integral of sin(theta)^(d-2), the density of the angle to a fixed direction, from 0 to acos: Gauss-Legendre in
+    panels.
+    """
     end = math.acos(lowest_angle_cosine)
     points, weights = np.polynomial.legendre.leggauss(16)
     edges = np.linspace(0.0, end, 2001)  # panels narrower than the decay of the density at d = 5120
@@ -49,14 +51,22 @@ def test_all_forms_against_arbitrary_precision(hidden_size):
                 if expected < SMALLEST_PROBABILITY:
                     continue
                 assert angle_probability(delta, hidden_size, form) == pytest.approx(float(expected), rel=1e-9)
-                assert minimum_capacity(delta, hidden_size, 16, form) == pytest.approx(float(1 / (16 * expected)), rel=1e-9)
+                assert minimum_capacity(delta, hidden_size, 16, form) == pytest.approx(
+                    float(1 / (16 * expected)), rel=1e-9
+                )
 
 
-@pytest.mark.parametrize("hidden_size, closed_form", [
-    (2, lambda delta: 2.0 / math.pi * math.acos(delta)),  # two arcs of the circle
-    (3, lambda delta: 1.0 - delta),  # two caps: on the sphere the area between two heights is proportional to their distance
-    (4, lambda delta: 1.0 - 2.0 / math.pi * (math.asin(delta) + delta * math.sqrt(1.0 - delta**2))),
-])
+@pytest.mark.parametrize(
+    "hidden_size, closed_form",
+    [
+        (2, lambda delta: 2.0 / math.pi * math.acos(delta)),  # two arcs of the circle
+        (
+            3,
+            lambda delta: 1.0 - delta,
+        ),  # two caps: on the sphere the area between two heights is proportional to their distance
+        (4, lambda delta: 1.0 - 2.0 / math.pi * (math.asin(delta) + delta * math.sqrt(1.0 - delta**2))),
+    ],
+)
 def test_closed_forms_in_low_dimensions(hidden_size, closed_form):
     for delta in (0.0, 1e-8, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99):
         # The closed form at d = 4 subtracts near 1; its own rounding is below 1e-12 of the result here.
@@ -90,7 +100,9 @@ def test_larger_delta_needs_more(deltas, hidden_size, form):
     small, large = sorted(deltas)
     # Neighbouring floats may come out in either order by rounding; 1e-12 is far below what the bound is compared at.
     assert angle_probability(large, hidden_size, form) <= angle_probability(small, hidden_size, form) * (1.0 + 1e-12)
-    assert minimum_capacity(large, hidden_size, 4, form) >= minimum_capacity(small, hidden_size, 4, form) * (1.0 - 1e-12)
+    assert minimum_capacity(large, hidden_size, 4, form) >= minimum_capacity(small, hidden_size, 4, form) * (
+        1.0 - 1e-12
+    )
 
 
 @given(cosines_below_one, hidden_sizes, st.integers(1, 100), st.sampled_from(FORMS))
@@ -149,16 +161,19 @@ def test_beyond_float64_the_bound_is_infinite(form):
     assert isinstance(minimum_capacity(0.5, 128, 16, form), float)
 
 
-@pytest.mark.parametrize("arguments, fragment", [
-    ((1.0, 8, 4), "delta is 1.0, expected a cosine in [0, 1)"),
-    ((-0.1, 8, 4), "delta is -0.1"),
-    ((math.nan, 8, 4), "delta is nan"),
-    ((np.array([0.1, 2.0]), 8, 4), "delta is 2.0"),
-    ((0.1, 1, 4), "hidden_size is 1, expected an integer of at least 2"),
-    ((0.1, 2.5, 4), "hidden_size is 2.5"),
-    ((0.1, 8, 0), "experts is 0, expected an integer of at least 1"),
-    ((0.1, 8, 4, "gauss"), "form is 'gauss', expected exact, erfc, exp"),
-])
+@pytest.mark.parametrize(
+    "arguments, fragment",
+    [
+        ((1.0, 8, 4), "delta is 1.0, expected a cosine in [0, 1)"),
+        ((-0.1, 8, 4), "delta is -0.1"),
+        ((math.nan, 8, 4), "delta is nan"),
+        ((np.array([0.1, 2.0]), 8, 4), "delta is 2.0"),
+        ((0.1, 1, 4), "hidden_size is 1, expected an integer of at least 2"),
+        ((0.1, 2.5, 4), "hidden_size is 2.5"),
+        ((0.1, 8, 0), "experts is 0, expected an integer of at least 1"),
+        ((0.1, 8, 4, "gauss"), "form is 'gauss', expected exact, erfc, exp"),
+    ],
+)
 def test_bad_arguments_are_named(arguments, fragment):
     with pytest.raises(InputError) as caught:
         minimum_capacity(*arguments)

@@ -8,15 +8,29 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from locmoe_ops.capacity.bound import minimum_capacity
-from locmoe_ops.capacity.delta import CosineHistogram, as_delta, cosines, measure_delta, own_cosines, row_statistics, token_pair_cosines
+from locmoe_ops.capacity.delta import (
+    CosineHistogram,
+    as_delta,
+    cosines,
+    measure_delta,
+    own_cosines,
+    row_statistics,
+    token_pair_cosines,
+)
 from locmoe_ops.errors import InputError
 
 HALF, ROOT = 0.5, math.sqrt(0.5)
 # Columns: two gates. Rows: two sequences of three tokens.
-TABLE = np.array([
-    [0.9, 0.1], [0.2, 0.4], [-0.3, 0.1],
-    [0.0, 0.8], [0.6, 0.5], [0.3, 0.2],
-])
+TABLE = np.array(
+    [
+        [0.9, 0.1],
+        [0.2, 0.4],
+        [-0.3, 0.1],
+        [0.0, 0.8],
+        [0.6, 0.5],
+        [0.3, 0.2],
+    ]
+)
 
 
 def test_cosines_by_hand():
@@ -49,21 +63,24 @@ def test_own_cosines_are_those_of_the_experts_a_token_is_sent_to():
     assert own_cosines(TABLE, two).tolist() == TABLE.tolist()
 
 
-@pytest.mark.parametrize("experts, rows, options, expected", [
-    (None, 1, {}, 0.9),
-    (None, 2, {}, (0.9 + 0.8) / 2),  # each sequence's maximum, averaged
-    (None, 1, {"statistic": "mean"}, 3.1 / 6),
-    (None, 2, {"statistic": "mean"}, 3.1 / 6),
-    (None, 1, {"statistic": "minimum"}, 0.1),
-    (None, 2, {"statistic": "minimum"}, 0.2),
-    (None, 1, {"statistic": "quantile", "quantile": 0.2}, 0.3),  # the second of six: sorted 0.1 0.3 0.4 0.6 0.8 0.9
-    (None, 1, {"statistic": "quantile", "quantile": 0.5}, 0.5),
-    (None, 1, {"statistic": "quantile", "quantile": 1.0}, 0.9),
-    ([0, 0, 0, 1, 1, 1], 1, {"statistic": "mean"}, (0.9 + 0.2 - 0.3 + 0.8 + 0.5 + 0.2) / 6),
-    ([0, 0, 0, 1, 1, 1], 1, {"statistic": "minimum"}, 0.0),  # -0.3: no angle below a right one holds the token
-    ([0, 0, 0, 1, 1, 1], 2, {"statistic": "minimum"}, 0.0),  # (-0.3 + 0.2) / 2, cut off after averaging
-    ([1, 1, 1, 0, 0, 0], 1, {}, 0.6),
-])
+@pytest.mark.parametrize(
+    "experts, rows, options, expected",
+    [
+        (None, 1, {}, 0.9),
+        (None, 2, {}, (0.9 + 0.8) / 2),  # each sequence's maximum, averaged
+        (None, 1, {"statistic": "mean"}, 3.1 / 6),
+        (None, 2, {"statistic": "mean"}, 3.1 / 6),
+        (None, 1, {"statistic": "minimum"}, 0.1),
+        (None, 2, {"statistic": "minimum"}, 0.2),
+        (None, 1, {"statistic": "quantile", "quantile": 0.2}, 0.3),  # the second of six: sorted 0.1 0.3 0.4 0.6 0.8 0.9
+        (None, 1, {"statistic": "quantile", "quantile": 0.5}, 0.5),
+        (None, 1, {"statistic": "quantile", "quantile": 1.0}, 0.9),
+        ([0, 0, 0, 1, 1, 1], 1, {"statistic": "mean"}, (0.9 + 0.2 - 0.3 + 0.8 + 0.5 + 0.2) / 6),
+        ([0, 0, 0, 1, 1, 1], 1, {"statistic": "minimum"}, 0.0),  # -0.3: no angle below a right one holds the token
+        ([0, 0, 0, 1, 1, 1], 2, {"statistic": "minimum"}, 0.0),  # (-0.3 + 0.2) / 2, cut off after averaging
+        ([1, 1, 1, 0, 0, 0], 1, {}, 0.6),
+    ],
+)
 def test_statistics_by_hand(experts, rows, options, expected):
     chosen = None if experts is None else np.array(experts)
     found = measure_delta(TABLE, chosen, rows=rows, **options)
@@ -96,22 +113,37 @@ def test_uniform_tokens_give_what_order_statistics_say():
     assert top > 64  # the even load: the maximum of uniform tokens never saves slots under the exact form
 
 
-@pytest.mark.parametrize("call, fragment", [
-    (lambda: cosines(np.ones((2, 3)), np.ones((2, 4))), "tokens are [2, 3] and gate weights [2, 4], expected [T, d] and [n, d]"),
-    (lambda: measure_delta(np.ones((0, 3))), "cosines are [0, 3], expected [T, n] with at least one"),
-    (lambda: measure_delta(np.array([[math.nan]])), "not finite"),
-    (lambda: measure_delta(TABLE, np.zeros(5, int)), "experts are [5], expected a row for each of 6 tokens"),
-    (lambda: measure_delta(TABLE, np.array([0, 1, 2, 0, 0, 0])), "experts range from 0 to 2, expected 0 to 1"),
-    (lambda: measure_delta(TABLE, np.array([0, -1, 1, 0, 0, 0])), "experts range from -1 to 1"),
-    (lambda: measure_delta(TABLE, rows=4), "rows is 4, expected a divisor of the 6 tokens"),
-    (lambda: measure_delta(TABLE, statistic="median"), "statistic is 'median', expected maximum, mean, quantile, minimum"),
-    (lambda: measure_delta(TABLE, statistic="quantile", quantile=1.5), "quantile is 1.5, expected a share in [0, 1]"),
-    (lambda: CosineHistogram.of(TABLE, bins=0), "bins is 0"),
-    (lambda: CosineHistogram.of(np.array([math.nan])), "not numbers"),
-    (lambda: CosineHistogram((1, 2)) + CosineHistogram((1,)), "2 and 1 bins"),
-    (lambda: token_pair_cosines(TABLE, np.zeros(5, int)), "tokens are [6, 2] and experts [5], expected [T, d] and [T]"),
-    (lambda: token_pair_cosines(TABLE, np.zeros(6, int), limit=0), "limit is 0"),
-])
+@pytest.mark.parametrize(
+    "call, fragment",
+    [
+        (
+            lambda: cosines(np.ones((2, 3)), np.ones((2, 4))),
+            "tokens are [2, 3] and gate weights [2, 4], expected [T, d] and [n, d]",
+        ),
+        (lambda: measure_delta(np.ones((0, 3))), "cosines are [0, 3], expected [T, n] with at least one"),
+        (lambda: measure_delta(np.array([[math.nan]])), "not finite"),
+        (lambda: measure_delta(TABLE, np.zeros(5, int)), "experts are [5], expected a row for each of 6 tokens"),
+        (lambda: measure_delta(TABLE, np.array([0, 1, 2, 0, 0, 0])), "experts range from 0 to 2, expected 0 to 1"),
+        (lambda: measure_delta(TABLE, np.array([0, -1, 1, 0, 0, 0])), "experts range from -1 to 1"),
+        (lambda: measure_delta(TABLE, rows=4), "rows is 4, expected a divisor of the 6 tokens"),
+        (
+            lambda: measure_delta(TABLE, statistic="median"),
+            "statistic is 'median', expected maximum, mean, quantile, minimum",
+        ),
+        (
+            lambda: measure_delta(TABLE, statistic="quantile", quantile=1.5),
+            "quantile is 1.5, expected a share in [0, 1]",
+        ),
+        (lambda: CosineHistogram.of(TABLE, bins=0), "bins is 0"),
+        (lambda: CosineHistogram.of(np.array([math.nan])), "not numbers"),
+        (lambda: CosineHistogram((1, 2)) + CosineHistogram((1,)), "2 and 1 bins"),
+        (
+            lambda: token_pair_cosines(TABLE, np.zeros(5, int)),
+            "tokens are [6, 2] and experts [5], expected [T, d] and [T]",
+        ),
+        (lambda: token_pair_cosines(TABLE, np.zeros(6, int), limit=0), "limit is 0"),
+    ],
+)
 def test_bad_arguments_are_named(call, fragment):
     with pytest.raises(InputError) as caught:
         call()

@@ -9,47 +9,60 @@ from locmoe_ops.capacity.factor import capacity_by_factor, factor_of_slots
 from locmoe_ops.errors import InputError
 
 
-@pytest.mark.parametrize("tokens, top_k, experts, factor, slots", [
-    (512, 1, 8, 1.25, 80),
-    (100, 1, 8, 1.0, 13),  # 12.5 rounded up
-    (100, 2, 8, 1.0, 25),
-    (10, 1, 1, 0.5, 5),
-    (10, 1, 4, 8.0, 10),  # more slots than tokens are of no use
-    (3, 1, 16, 1.0, 1),  # fewer tokens than experts
-    (10, 1, 16, 1e-9, 1),
-    (1, 1, 1, 1.0, 1),
-])
+@pytest.mark.parametrize(
+    "tokens, top_k, experts, factor, slots",
+    [
+        (512, 1, 8, 1.25, 80),
+        (100, 1, 8, 1.0, 13),  # 12.5 rounded up
+        (100, 2, 8, 1.0, 25),
+        (10, 1, 1, 0.5, 5),
+        (10, 1, 4, 8.0, 10),  # more slots than tokens are of no use
+        (3, 1, 16, 1.0, 1),  # fewer tokens than experts
+        (10, 1, 16, 1e-9, 1),
+        (1, 1, 1, 1.0, 1),
+    ],
+)
 def test_capacity_by_hand(tokens, top_k, experts, factor, slots):
     assert capacity_by_factor(tokens, top_k, experts, factor) == slots
 
 
-@pytest.mark.parametrize("tokens, experts, factor, slots", [
-    (100, 10, 1.1, 11),  # 1.1 * 100 / 10 is 11.000000000000002 in floating point
-    (1000, 1, 0.1 + 0.2, 300),  # the sum is 0.30000000000000004
-    (300, 1, 1.0 / 3.0, 100),
-    (900, 3, 2.0 / 3.0, 200),
-])
+@pytest.mark.parametrize(
+    "tokens, experts, factor, slots",
+    [
+        (100, 10, 1.1, 11),  # 1.1 * 100 / 10 is 11.000000000000002 in floating point
+        (1000, 1, 0.1 + 0.2, 300),  # the sum is 0.30000000000000004
+        (300, 1, 1.0 / 3.0, 100),
+        (900, 3, 2.0 / 3.0, 200),
+    ],
+)
 def test_rounding_of_the_factor_does_not_add_a_slot(tokens, experts, factor, slots):
     assert capacity_by_factor(tokens, 1, experts, factor) == slots
 
 
-@given(tokens=st.integers(1, 100_000), top_k=st.integers(1, 4), experts=st.integers(1, 640),
-       hundredths=st.integers(1, 1000))
+@given(
+    tokens=st.integers(1, 100_000),
+    top_k=st.integers(1, 4),
+    experts=st.integers(1, 640),
+    hundredths=st.integers(1, 1000),
+)
 def test_decimal_factors_are_exact(tokens, top_k, experts, hundredths):
     exact = math.ceil(Fraction(hundredths, 100) * top_k * tokens / experts)
     assert capacity_by_factor(tokens, top_k, experts, hundredths / 100) == min(tokens, exact)
 
 
-@pytest.mark.parametrize("arguments, fragment", [
-    ((0, 1, 1, 1.0), "tokens is 0, expected an integer of at least 1"),
-    ((1, 0, 1, 1.0), "top_k is 0"),
-    ((1, 1, 0, 1.0), "experts_in_play is 0"),
-    ((1, 1, 1.5, 1.0), "experts_in_play is 1.5"),
-    ((1, 1, 1, 0.0), "factor is 0.0, expected a finite number above 0"),
-    ((1, 1, 1, -1.0), "factor is -1.0"),
-    ((1, 1, 1, math.inf), "factor is inf"),
-    ((1, 1, 1, math.nan), "factor is nan"),
-])
+@pytest.mark.parametrize(
+    "arguments, fragment",
+    [
+        ((0, 1, 1, 1.0), "tokens is 0, expected an integer of at least 1"),
+        ((1, 0, 1, 1.0), "top_k is 0"),
+        ((1, 1, 0, 1.0), "experts_in_play is 0"),
+        ((1, 1, 1.5, 1.0), "experts_in_play is 1.5"),
+        ((1, 1, 1, 0.0), "factor is 0.0, expected a finite number above 0"),
+        ((1, 1, 1, -1.0), "factor is -1.0"),
+        ((1, 1, 1, math.inf), "factor is inf"),
+        ((1, 1, 1, math.nan), "factor is nan"),
+    ],
+)
 def test_bad_arguments_are_named(arguments, fragment):
     with pytest.raises(InputError) as caught:
         capacity_by_factor(*arguments)

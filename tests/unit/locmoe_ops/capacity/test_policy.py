@@ -11,24 +11,27 @@ from locmoe_ops.errors import InputError
 BUCKETS = (10, 20, 40, 80)
 
 
-@pytest.mark.parametrize("bound, tokens, rows, top_k, experts, options, slots", [
-    (1.9648, 4096, 4, 1, 16, {}, 8),  # four sequences, two whole tokens each
-    (1.9648, 1024, 1, 1, 16, {}, 2),
-    (2.0, 1024, 8, 1, 16, {}, 16),
-    (2.0, 1024, 8, 2, 16, {}, 16),  # the bound counts what reaches one expert
-    (0.1, 1024, 8, 1, 16, {}, 8),  # at least one token of each sequence
-    (0.1, 6, 8, 1, 16, {}, 6),
-    (600.0, 1024, 8, 1, 16, {}, 1024),
-    (math.inf, 1024, 8, 1, 16, {}, 1024),
-    (2.0, 1024, 8, 1, 16, {"minimum_factor": 0.5}, 32),  # half of 64
-    (2.0, 1024, 8, 2, 16, {"minimum_factor": 0.5}, 64),
-    (6.0, 1024, 8, 1, 16, {"minimum_factor": 0.5}, 48),
-    (600.0, 1024, 8, 1, 16, {"maximum_factor": 1.25}, 80),
-    (math.inf, 1000, 8, 1, 16, {"maximum_factor": 1.1}, 69),  # 68.75 rounded up
-    (6.0, 1024, 8, 1, 16, {"minimum_factor": 0.5, "maximum_factor": 1.25}, 48),
-    (2.0, 1024, 8, 1, 16, {"minimum_factor": 1.0, "maximum_factor": 1.0}, 64),
-    (2.0, 8, 1, 1, 1, {"minimum_factor": 4.0}, 8),
-])
+@pytest.mark.parametrize(
+    "bound, tokens, rows, top_k, experts, options, slots",
+    [
+        (1.9648, 4096, 4, 1, 16, {}, 8),  # four sequences, two whole tokens each
+        (1.9648, 1024, 1, 1, 16, {}, 2),
+        (2.0, 1024, 8, 1, 16, {}, 16),
+        (2.0, 1024, 8, 2, 16, {}, 16),  # the bound counts what reaches one expert
+        (0.1, 1024, 8, 1, 16, {}, 8),  # at least one token of each sequence
+        (0.1, 6, 8, 1, 16, {}, 6),
+        (600.0, 1024, 8, 1, 16, {}, 1024),
+        (math.inf, 1024, 8, 1, 16, {}, 1024),
+        (2.0, 1024, 8, 1, 16, {"minimum_factor": 0.5}, 32),  # half of 64
+        (2.0, 1024, 8, 2, 16, {"minimum_factor": 0.5}, 64),
+        (6.0, 1024, 8, 1, 16, {"minimum_factor": 0.5}, 48),
+        (600.0, 1024, 8, 1, 16, {"maximum_factor": 1.25}, 80),
+        (math.inf, 1000, 8, 1, 16, {"maximum_factor": 1.1}, 69),  # 68.75 rounded up
+        (6.0, 1024, 8, 1, 16, {"minimum_factor": 0.5, "maximum_factor": 1.25}, 48),
+        (2.0, 1024, 8, 1, 16, {"minimum_factor": 1.0, "maximum_factor": 1.0}, 64),
+        (2.0, 8, 1, 1, 1, {"minimum_factor": 4.0}, 8),
+    ],
+)
 def test_slots_by_hand(bound, tokens, rows, top_k, experts, options, slots):
     assert slots_from_bound(bound, tokens, rows, top_k, experts, **options) == slots
 
@@ -40,32 +43,42 @@ def test_slots_hold_the_bound_of_every_sequence_or_every_token(bound, tokens, ro
     assert slots == tokens or rows * bound <= slots < rows * (bound + 1.0)
 
 
-@pytest.mark.parametrize("arguments, options, fragment", [
-    ((0.0, 10, 1, 1, 4), {}, "bound_tokens is 0.0, expected a number above 0"),
-    ((math.nan, 10, 1, 1, 4), {}, "bound_tokens is nan"),
-    ((1.0, 0, 1, 1, 4), {}, "tokens is 0"),
-    ((1.0, 10, 0, 1, 4), {}, "rows is 0"),
-    ((1.0, 10, 1, 0, 4), {}, "top_k is 0"),
-    ((1.0, 10, 1, 1, 0), {}, "experts_in_play is 0"),
-    ((1.0, 10, 1, 1, 4), {"minimum_factor": -1.0}, "factor is -1.0"),
-    ((1.0, 10, 1, 1, 4), {"maximum_factor": 0.0, "minimum_factor": 0.0}, "factor is 0.0"),
-    ((1.0, 10, 1, 1, 4), {"maximum_factor": 1.0, "minimum_factor": 2.0}, "minimum_factor is 2.0, expected at most maximum_factor"),
-])
+@pytest.mark.parametrize(
+    "arguments, options, fragment",
+    [
+        ((0.0, 10, 1, 1, 4), {}, "bound_tokens is 0.0, expected a number above 0"),
+        ((math.nan, 10, 1, 1, 4), {}, "bound_tokens is nan"),
+        ((1.0, 0, 1, 1, 4), {}, "tokens is 0"),
+        ((1.0, 10, 0, 1, 4), {}, "rows is 0"),
+        ((1.0, 10, 1, 0, 4), {}, "top_k is 0"),
+        ((1.0, 10, 1, 1, 0), {}, "experts_in_play is 0"),
+        ((1.0, 10, 1, 1, 4), {"minimum_factor": -1.0}, "factor is -1.0"),
+        ((1.0, 10, 1, 1, 4), {"maximum_factor": 0.0, "minimum_factor": 0.0}, "factor is 0.0"),
+        (
+            (1.0, 10, 1, 1, 4),
+            {"maximum_factor": 1.0, "minimum_factor": 2.0},
+            "minimum_factor is 2.0, expected at most maximum_factor",
+        ),
+    ],
+)
 def test_bad_bounds_are_named(arguments, options, fragment):
     with pytest.raises(InputError) as caught:
         slots_from_bound(*arguments, **options)
     assert fragment in str(caught.value)
 
 
-@pytest.mark.parametrize("tokens, smallest, count, buckets", [
-    (80, 10, 4, (10, 20, 40, 80)),
-    (512, 8, 4, (8, 32, 128, 512)),
-    (1000, 10, 3, (10, 100, 1000)),
-    (100, 10, 4, (10, 22, 46, 100)),  # 21.54 and 46.42
-    (4, 1, 8, (1, 2, 3, 4)),  # not more counts than there are
-    (7, 7, 5, (7,)),
-    (64, 4, 1, (64,)),
-])
+@pytest.mark.parametrize(
+    "tokens, smallest, count, buckets",
+    [
+        (80, 10, 4, (10, 20, 40, 80)),
+        (512, 8, 4, (8, 32, 128, 512)),
+        (1000, 10, 3, (10, 100, 1000)),
+        (100, 10, 4, (10, 22, 46, 100)),  # 21.54 and 46.42
+        (4, 1, 8, (1, 2, 3, 4)),  # not more counts than there are
+        (7, 7, 5, (7,)),
+        (64, 4, 1, (64,)),
+    ],
+)
 def test_buckets_by_hand(tokens, smallest, count, buckets):
     assert capacity_buckets(tokens, smallest, count) == buckets
 
@@ -81,24 +94,32 @@ def test_buckets_hold_every_slot_count(tokens, data):
     assert choose_bucket(slots, buckets) == min(bucket for bucket in buckets if bucket >= slots)
 
 
-@pytest.mark.parametrize("call, fragment", [
-    (lambda: capacity_buckets(8, 9, 2), "smallest is 9, expected at most the 8 slots"),
-    (lambda: capacity_buckets(0, 1, 2), "tokens is 0"),
-    (lambda: capacity_buckets(8, 0, 2), "smallest is 0"),
-    (lambda: capacity_buckets(8, 1, 0), "count is 0"),
-    (lambda: choose_bucket(81, BUCKETS), "slots is 81, expected at most the largest bucket of [10, 20, 40, 80]"),
-    (lambda: choose_bucket(0, BUCKETS), "slots is 0"),
-    (lambda: AdaptiveCapacity(0, BUCKETS), "interval is 0"),
-    (lambda: AdaptiveCapacity(1, ()), "buckets are []"),
-    (lambda: AdaptiveCapacity(1, (4, 4)), "buckets are [4, 4], expected increasing"),
-    (lambda: AdaptiveCapacity(1, (0, 4)), "buckets are [0, 4]"),
-    (lambda: AdaptiveCapacity(1, BUCKETS, hysteresis=1.0), "hysteresis is 1.0, expected a share in [0, 1)"),
-    (lambda: AdaptiveCapacity(1, BUCKETS, initial=81), "slots is 81"),
-    (lambda: AdaptiveCapacity(1, BUCKETS).observe(1, 100), "slots is 100"),
-    (lambda: AdaptiveCapacity(1, BUCKETS).restore({"bucket": 10}), "saved state lacks buckets, changes, decided_at, largest_seen, used"),
-    (lambda: AdaptiveCapacity(1, BUCKETS).restore(AdaptiveCapacity(1, (1, 2)).state()),
-     "saved state has buckets [1, 2], expected [10, 20, 40, 80]"),
-])
+@pytest.mark.parametrize(
+    "call, fragment",
+    [
+        (lambda: capacity_buckets(8, 9, 2), "smallest is 9, expected at most the 8 slots"),
+        (lambda: capacity_buckets(0, 1, 2), "tokens is 0"),
+        (lambda: capacity_buckets(8, 0, 2), "smallest is 0"),
+        (lambda: capacity_buckets(8, 1, 0), "count is 0"),
+        (lambda: choose_bucket(81, BUCKETS), "slots is 81, expected at most the largest bucket of [10, 20, 40, 80]"),
+        (lambda: choose_bucket(0, BUCKETS), "slots is 0"),
+        (lambda: AdaptiveCapacity(0, BUCKETS), "interval is 0"),
+        (lambda: AdaptiveCapacity(1, ()), "buckets are []"),
+        (lambda: AdaptiveCapacity(1, (4, 4)), "buckets are [4, 4], expected increasing"),
+        (lambda: AdaptiveCapacity(1, (0, 4)), "buckets are [0, 4]"),
+        (lambda: AdaptiveCapacity(1, BUCKETS, hysteresis=1.0), "hysteresis is 1.0, expected a share in [0, 1)"),
+        (lambda: AdaptiveCapacity(1, BUCKETS, initial=81), "slots is 81"),
+        (lambda: AdaptiveCapacity(1, BUCKETS).observe(1, 100), "slots is 100"),
+        (
+            lambda: AdaptiveCapacity(1, BUCKETS).restore({"bucket": 10}),
+            "saved state lacks buckets, changes, decided_at, largest_seen, used",
+        ),
+        (
+            lambda: AdaptiveCapacity(1, BUCKETS).restore(AdaptiveCapacity(1, (1, 2)).state()),
+            "saved state has buckets [1, 2], expected [10, 20, 40, 80]",
+        ),
+    ],
+)
 def test_bad_arguments_are_named(call, fragment):
     with pytest.raises(InputError) as caught:
         call()
@@ -127,10 +148,13 @@ def test_decisions_by_hand():
     assert capacity.graphs == 4
 
 
-@pytest.mark.parametrize("hysteresis, buckets_in_force", [
-    (0.0, [20, 10, 20, 10]),
-    (0.2, [20, 20, 20, 20]),
-])
+@pytest.mark.parametrize(
+    "hysteresis, buckets_in_force",
+    [
+        (0.0, [20, 10, 20, 10]),
+        (0.2, [20, 20, 20, 20]),
+    ],
+)
 def test_hysteresis_keeps_a_wavering_bound_in_one_bucket(hysteresis, buckets_in_force):
     capacity = AdaptiveCapacity(1, BUCKETS, hysteresis)
     assert [capacity.observe(step, slots) for step, slots in enumerate((11, 9, 11, 9))] == buckets_in_force

@@ -1,4 +1,5 @@
-"""One of four msrun workers: compiles all HCCL Cells, and a tensor-parallel sparse layer, forward and backward and writes the graphs.
+"""One of four msrun workers: compiles all HCCL Cells, and a tensor-parallel sparse layer, forward and backward and
+writes the graphs.
 Argument: folder.
 """
 
@@ -9,12 +10,18 @@ from pathlib import Path
 import numpy as np
 
 RANKS_PER_NODE = 2
-JOBS = [(2, 2), (2, 1), (2, 2)]  # expert- and tensor-parallel degrees of jobs in one process: the second's groups have other members
+JOBS = [
+    (2, 2),
+    (2, 1),
+    (2, 2),
+]  # expert- and tensor-parallel degrees of jobs in one process: the second's groups have other members
 JOB_GROUPS = ["tp", "ep", "edp"]
 
 
 def export_ragged(folder, rank, collectives):
-    """A ragged dispatch with its gradient: rows whose number only the run knows, in the middle of a graph of fixed shapes."""
+    """A ragged dispatch with its gradient: rows whose number only the run knows, in the middle of a graph of fixed
+    shapes.
+    """
     import mindspore as ms
     from mindspore import nn
 
@@ -26,7 +33,9 @@ def export_ragged(folder, rank, collectives):
     class Ragged(nn.Cell):
         def __init__(self):
             super().__init__()
-            self.dispatcher = RaggedDispatcher(collectives, ExpertPlacement(2 * ranks, 1, ranks), tokens, 1, 2.0, "ragged")
+            self.dispatcher = RaggedDispatcher(
+                collectives, ExpertPlacement(2 * ranks, 1, ranks), tokens, 1, 2.0, "ragged"
+            )
             self.experts = nn.ReLU()
             self.differentiate = ms.value_and_grad(self.total, (0, 1))
 
@@ -41,7 +50,9 @@ def export_ragged(folder, rank, collectives):
 
 
 def members_of_jobs(rank, size):
-    """For jobs that follow each other in this process: name -> members, as MindSpore has them, of the groups that their Cells need."""
+    """For jobs that follow each other in this process: name -> members, as MindSpore has them, of the groups that their
+    Cells need.
+    """
     from mindspore.communication import GlobalComm, get_group_size, get_world_rank_from_group_rank
 
     from locmoe_ops.collectives.hccl import HcclCollectives
@@ -52,8 +63,13 @@ def members_of_jobs(rank, size):
         collectives = HcclCollectives(rank, Topology(size, RANKS_PER_NODE, expert, tensor), f"job{number}")
         for kind in JOB_GROUPS:
             collectives.all_reduce(kind, "sum")
-        jobs.append({name: [get_world_rank_from_group_rank(name, member) for member in range(get_group_size(name))]
-                     for name in collectives.groups if name != GlobalComm.WORLD_COMM_GROUP})
+        jobs.append(
+            {
+                name: [get_world_rank_from_group_rank(name, member) for member in range(get_group_size(name))]
+                for name in collectives.groups
+                if name != GlobalComm.WORLD_COMM_GROUP
+            }
+        )
     return jobs
 
 
@@ -64,7 +80,7 @@ def main():
 
     from locmoe_ops.collectives.create import create_collectives
     from locmoe_ops.dispatch.flat import FlatDispatcher
-    from locmoe_ops.dispatch.group_wise import EnterWithShares, LeaveWithShares
+    from locmoe_ops.dispatch.group_wise import AllGatherSlots, ReduceScatterSlots
     from locmoe_ops.experts import ExpertBank
     from locmoe_ops.tensor_parallel import TensorGroup
     from locmoe_ops.topology import ExpertPlacement, Topology
@@ -108,8 +124,14 @@ def main():
             tensor, placement = TensorGroup(collectives), ExpertPlacement(2, 1, 2)
             self.enter, self.leave = tensor.enter("region"), tensor.leave("region")
             self.dispatcher = FlatDispatcher(collectives, placement, 4, 1, 2, "position", "moe", group_wise=True)
-            self.experts = ExpertBank(placement.local_experts(rank // 2), 3, 8, tensor=tensor, enter=EnterWithShares(collectives, "in"),
-                                      leave=LeaveWithShares(collectives, "out"))
+            self.experts = ExpertBank(
+                placement.local_experts(rank // 2),
+                3,
+                8,
+                tensor=tensor,
+                enter=AllGatherSlots(collectives, "in"),
+                leave=ReduceScatterSlots(collectives, "out"),
+            )
 
         def construct(self, x, expert, gate):
             x = self.leave(self.enter(x) * 0.5)
@@ -126,11 +148,23 @@ def main():
             return self.differentiate(x, expert, gate)
 
     folder = Path(sys.argv[1])
-    ms.export(SplitBackward(SplitLayer()), ms.Tensor(np.ones((4, 3), np.float32)), ms.Tensor(np.zeros((4, 1), np.int32)),
-              ms.Tensor(np.ones((4, 1), np.float32)), file_name=str(folder / f"split_{rank}"), file_format="MINDIR")
+    ms.export(
+        SplitBackward(SplitLayer()),
+        ms.Tensor(np.ones((4, 3), np.float32)),
+        ms.Tensor(np.zeros((4, 1), np.int32)),
+        ms.Tensor(np.ones((4, 1), np.float32)),
+        file_name=str(folder / f"split_{rank}"),
+        file_format="MINDIR",
+    )
     counts = ms.Tensor(np.ones(size, np.int32))
-    ms.export(Backward(All()), ms.Tensor(np.ones((5, 3), np.float32)), counts, counts,
-              file_name=str(folder / f"graph_{rank}"), file_format="MINDIR")
+    ms.export(
+        Backward(All()),
+        ms.Tensor(np.ones((5, 3), np.float32)),
+        counts,
+        counts,
+        file_name=str(folder / f"graph_{rank}"),
+        file_format="MINDIR",
+    )
     export_ragged(folder, rank, collectives)
     note = {"counted": collectives.bytes_sent().counted, "jobs": members_of_jobs(rank, size)}
     (folder / f"graph_{rank}.json").write_text(json.dumps(note))

@@ -43,6 +43,7 @@ def output_shape(operation, size, shape):
 def run_case(collectives, case, mode):
     """Output and input gradient of one Cell, for the objective sum(dy * y)."""
     import mindspore as ms
+
     operation, group, shape, dtype, root = CASES[case]
     extra = {"root": root} if operation == "broadcast" else {}
     cell = getattr(collectives, operation)(group, f"{mode}/{case}", **extra)
@@ -69,6 +70,7 @@ UNEVEN_SHAPES = {"x": (9, 3), "dy": (11, 3)}
 def run_uneven(collectives, mode):
     """Output and input gradient of an all-to-all of unequal parts, for the objective sum(dy * y)."""
     import mindspore as ms
+
     cell, rank = collectives.all_to_all_v("world", f"{mode}/uneven", 9, 11), collectives.rank
     x, dy = (ms.Tensor(example("all_to_all", rank, what, UNEVEN_SHAPES[what], "float32")) for what in ("x", "dy"))
     send, receive = ms.Tensor(UNEVEN[rank].copy()), ms.Tensor(UNEVEN[:, rank].copy())
@@ -144,9 +146,9 @@ def main():
     from locmoe_ops.collectives.create import create_collectives
     from locmoe_ops.collectives.tcp.mesh import join_mesh
     from locmoe_ops.topology import Topology
+
     ms.set_device("CPU")
-    mesh = join_mesh(rank, world_size, ("127.0.0.1", port), os.environ["MESH_SECRET"].encode(),
-                     collective_timeout=40.0)
+    mesh = join_mesh(rank, world_size, ("127.0.0.1", port), os.environ["MESH_SECRET"].encode(), collective_timeout=40.0)
     collectives = create_collectives("tcp", Topology(world_size, RANKS_PER_NODE, world_size), rank, mesh)
     results = {}
     for mode in ("pynative", "graph"):
@@ -167,6 +169,7 @@ def main():
 def fail_inside_a_graph(collectives):
     """Rank 0 aborts; the others are inside a compiled collective then. Returns the message that the mesh holds."""
     import mindspore as ms
+
     cell = collectives.all_reduce("world", "doomed")
     if collectives.rank == 0:
         collectives.mesh.abort("test")

@@ -1,4 +1,6 @@
-"""Whatever comes in at a port of the mesh: the errors that joining knows, and nobody admitted who has not proved the secret."""
+"""Whatever comes in at a port of the mesh: the errors that joining knows, and nobody admitted who has not proved the
+secret.
+"""
 
 import json
 import socket
@@ -18,13 +20,33 @@ from locmoe_ops.errors import CollectiveError
 
 SECRET = b"right"
 OPENING = struct.Struct("<8s4sII16s").pack(b"locmesh1", b"join", 1, 2, bytes(16))
-WORDS = [OPENING, OPENING[:20], b"locmesh1", b"join", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", bytes(32), b"\xff" * 64,
-         bytes(4096)]
+WORDS = [
+    OPENING,
+    OPENING[:20],
+    b"locmesh1",
+    b"join",
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01",
+    bytes(32),
+    b"\xff" * 64,
+    bytes(4096),
+]
 NOISE = st.lists(st.binary(max_size=80) | st.sampled_from(WORDS), max_size=4).map(b"".join)
-SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["127.0.0.1", "::1", 5000])
+SCALAR = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["127.0.0.1", "::1", 5000])
+)
 NAME = st.sampled_from(["1", "2", "host", "port"])
-JSON = st.recursive(SCALAR, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAME, inner, max_size=3), max_leaves=8)
-MESSAGE = st.dictionaries(st.sampled_from(["host", "port", "addresses", "seconds", "error", "1", "go"]), JSON, max_size=4)
+JSON = st.recursive(
+    SCALAR, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAME, inner, max_size=3), max_leaves=8
+)
+MESSAGE = st.dictionaries(
+    st.sampled_from(["host", "port", "addresses", "seconds", "error", "1", "go"]), JSON, max_size=4
+)
 
 
 def deadline():
@@ -51,8 +73,10 @@ def test_neither_end_of_a_handshake_believes_noise(noise):
 
 
 @settings(deadline=None)
-@given(text=st.binary(max_size=60) | MESSAGE.map(json.dumps).map(str.encode) | st.sampled_from([b"[" * 9000, b"9" * 9000]),
-       length=st.none() | st.integers(0, 2**32 - 1))
+@given(
+    text=st.binary(max_size=60) | MESSAGE.map(json.dumps).map(str.encode) | st.sampled_from([b"[" * 9000, b"9" * 9000]),
+    length=st.none() | st.integers(0, 2**32 - 1),
+)
 def test_a_message_is_an_object_or_an_error(text, length):
     noise = struct.pack("<I", len(text) if length is None else length) + text
     try:
@@ -103,12 +127,20 @@ def test_strangers_at_a_port(acceptor, noise):
 
 
 KEY = wire.collective_key("all_reduce", "x", (0, 1))
-FRAME = st.builds(lambda kind, phase, sequence, length, key, body: wire.Header(kind, phase, sequence, length, key).pack() + body,
-                  st.integers(0, 5), st.integers(0, 3), st.integers(0, 2), st.sampled_from([0, 4, 16, 2**20, 2**40, 2**63, 2**64 - 1]),
-                  st.sampled_from([KEY, bytes(16)]), st.binary(max_size=20))
+FRAME = st.builds(
+    lambda kind, phase, sequence, length, key, body: wire.Header(kind, phase, sequence, length, key).pack() + body,
+    st.integers(0, 5),
+    st.integers(0, 3),
+    st.integers(0, 2),
+    st.sampled_from([0, 4, 16, 2**20, 2**40, 2**63, 2**64 - 1]),
+    st.sampled_from([KEY, bytes(16)]),
+    st.binary(max_size=20),
+)
 
 
-@settings(deadline=None, max_examples=max(settings.default.max_examples // 10, 1))  # each makes a mesh with a thread of its own
+@settings(
+    deadline=None, max_examples=max(settings.default.max_examples // 10, 1)
+)  # each makes a mesh with a thread of its own
 @given(frames=st.lists(FRAME | st.binary(max_size=40), max_size=3).map(b"".join))
 def test_a_peer_that_sends_nonsense_ends_the_job_with_an_error_that_names_it(frames):
     ours, theirs = _connected()

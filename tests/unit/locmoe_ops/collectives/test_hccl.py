@@ -15,16 +15,33 @@ HERE = Path(__file__).resolve().parent
 
 # Operation and kind of group of `hccl_worker`'s network, then of its adjoints in reverse.
 EXPECTED = [
-    ("AlltoAllV", "world"), ("AlltoAll", "world"), ("AllGather", "node"), ("ReduceScatter", "rail"), ("Broadcast", "node"),
+    ("AlltoAllV", "world"),
+    ("AlltoAll", "world"),
+    ("AllGather", "node"),
+    ("ReduceScatter", "rail"),
+    ("Broadcast", "node"),
     ("AllReduce", "world"),
-    ("AllReduce", "world"), ("AllReduce", "node"), ("AllGather", "rail"), ("ReduceScatter", "node"),
-    ("AlltoAll", "world"), ("AlltoAllV", "world"),
+    ("AllReduce", "world"),
+    ("AllReduce", "node"),
+    ("AllGather", "rail"),
+    ("ReduceScatter", "node"),
+    ("AlltoAll", "world"),
+    ("AlltoAllV", "world"),
 ]
-# A split region's sum; a share's way out, put together, summed into shares, back, and put together at home. Then the adjoints.
+# A split region's sum; a share's way out, put together, summed into shares, back, and put together at home. Then the
+# adjoints.
 EXPECTED_SPLIT = [
     ("AllReduce", "tp"),
-    ("AlltoAll", "ep"), ("AllGather", "tp"), ("ReduceScatter", "tp"), ("AlltoAll", "ep"), ("AllGather", "tp"),
-    ("AlltoAll", "ep"), ("AllGather", "tp"), ("ReduceScatter", "tp"), ("AlltoAll", "ep"), ("AllGather", "tp"),
+    ("AlltoAll", "ep"),
+    ("AllGather", "tp"),
+    ("ReduceScatter", "tp"),
+    ("AlltoAll", "ep"),
+    ("AllGather", "tp"),
+    ("AlltoAll", "ep"),
+    ("AllGather", "tp"),
+    ("ReduceScatter", "tp"),
+    ("AlltoAll", "ep"),
+    ("AllGather", "tp"),
     ("AllReduce", "tp"),
 ]
 
@@ -39,12 +56,26 @@ def folder(tmp_path_factory):
     beside_python = Path(sys.executable).with_name("msrun")
     msrun = str(beside_python) if beside_python.exists() else shutil.which("msrun")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    command = [msrun, f"--worker_num={WORLD}", f"--local_worker_num={WORLD}", f"--master_port={port}", "--join=True",
-               f"--log_dir={folder / 'log'}", str(HERE / "hccl_worker.py"), str(folder)]
-    done = subprocess.run(command, cwd=folder, timeout=400, text=True, capture_output=True,
-                          env={**os.environ, "PATH": path, "PYTHONPATH": str(HERE.parents[3]), "OMP_NUM_THREADS": "1"})
-    # What counts is that every rank has written all of its graphs, the last file of which is this one: MindSpore 2.10 was seen to
-    # crash on a rank while it shut its cluster down.
+    command = [
+        msrun,
+        f"--worker_num={WORLD}",
+        f"--local_worker_num={WORLD}",
+        f"--master_port={port}",
+        "--join=True",
+        f"--log_dir={folder / 'log'}",
+        str(HERE / "hccl_worker.py"),
+        str(folder),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        timeout=400,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(HERE.parents[3]), "OMP_NUM_THREADS": "1"},
+    )
+    # What counts is that every rank has written all of its graphs, the last file of which is this one: MindSpore 2.10
+    # was seen to crash on a rank while it shut its cluster down.
     missing = [rank for rank in range(WORLD) if not (folder / f"graph_{rank}.json").exists()]
     assert not missing, f"ranks {missing}: " + done.stdout[-3000:] + done.stderr[-3000:]
     return folder
@@ -53,30 +84,38 @@ def folder(tmp_path_factory):
 def nodes(folder, rank, graph="graph"):
     """(operation, inputs, outputs, attributes) of every node of a rank's graph, in order."""
     from mindspore.train import mind_ir_pb2
+
     model = mind_ir_pb2.ModelProto()
     model.ParseFromString((folder / f"{graph}_{rank}.mindir").read_bytes())
-    attributes = {primitive.name: {a.name: a.s.decode() or a.i for a in primitive.attribute}
-                  for primitive in model.primitives}
+    attributes = {
+        primitive.name: {a.name: a.s.decode() or a.i for a in primitive.attribute} for primitive in model.primitives
+    }
     for node in model.graph.node:
         reference = node.op_type.replace("REF::", "")
         yield reference.split(":")[0], list(node.input), list(node.output), attributes.get(reference, {})
 
 
-def kind_of(group):
+def router_spec(group):
     return group.split("_")[1] if group.startswith("locmoe_") else "world"
 
 
 @pytest.mark.parametrize("rank", range(WORLD))
 def test_every_rank_runs_each_exchange_once_in_the_same_order(folder, rank):
-    found = [(name, kind_of(attributes["group"])) for name, _, _, attributes in nodes(folder, rank)
-             if "group" in attributes]
+    found = [
+        (name, router_spec(attributes["group"]))
+        for name, _, _, attributes in nodes(folder, rank)
+        if "group" in attributes
+    ]
     assert found == EXPECTED
 
 
 @pytest.mark.parametrize("rank", range(WORLD))
 def test_a_tensor_parallel_layer_compiles(folder, rank):
-    found = [(name, kind_of(attributes["group"]), attributes["group"]) for name, _, _, attributes in nodes(folder, rank, "split")
-             if "group" in attributes]
+    found = [
+        (name, router_spec(attributes["group"]), attributes["group"])
+        for name, _, _, attributes in nodes(folder, rank, "split")
+        if "group" in attributes
+    ]
     assert [operation[:2] for operation in found] == EXPECTED_SPLIT
     assert {group for *_, group in found} == {f"locmoe_tp_{rank // 2 * 2}_2", f"locmoe_ep_{rank % 2}_2"}
 
@@ -84,19 +123,39 @@ def test_a_tensor_parallel_layer_compiles(folder, rank):
 @pytest.mark.parametrize("rank", range(WORLD))
 def test_ragged_dispatch_tells_its_counts_once(folder, rank):
     found = [name for name, _, _, attributes in nodes(folder, rank, "ragged") if "group" in attributes]
-    assert found == ["AlltoAll", "AlltoAllV", "AlltoAllV", "AlltoAllV", "AlltoAllV"]  # there, home; there and home with gradients
+    assert found == [
+        "AlltoAll",
+        "AlltoAllV",
+        "AlltoAllV",
+        "AlltoAllV",
+        "AlltoAllV",
+    ]  # there, home; there and home with gradients
 
 
 def test_groups_are_those_of_the_topology(folder):
-    names = [{attributes["group"] for _, _, _, attributes in nodes(folder, rank)
-              if attributes.get("group", "").startswith("locmoe_")} for rank in range(WORLD)]
-    assert names == [{"locmoe_node_0_2", "locmoe_rail_0_2"}, {"locmoe_node_0_2", "locmoe_rail_1_2"},
-                     {"locmoe_node_2_2", "locmoe_rail_0_2"}, {"locmoe_node_2_2", "locmoe_rail_1_2"}]
+    names = [
+        {
+            attributes["group"]
+            for _, _, _, attributes in nodes(folder, rank)
+            if attributes.get("group", "").startswith("locmoe_")
+        }
+        for rank in range(WORLD)
+    ]
+    assert names == [
+        {"locmoe_node_0_2", "locmoe_rail_0_2"},
+        {"locmoe_node_0_2", "locmoe_rail_1_2"},
+        {"locmoe_node_2_2", "locmoe_rail_0_2"},
+        {"locmoe_node_2_2", "locmoe_rail_1_2"},
+    ]
 
 
 def test_broadcast_comes_from_the_global_rank(folder):
-    roots = [attributes["root_rank"] for rank in range(WORLD) for name, _, _, attributes in nodes(folder, rank)
-             if name == "Broadcast"]
+    roots = [
+        attributes["root_rank"]
+        for rank in range(WORLD)
+        for name, _, _, attributes in nodes(folder, rank)
+        if name == "Broadcast"
+    ]
     assert roots == [1, 1, 3, 3]
 
 
@@ -105,8 +164,11 @@ def test_products_of_sums_are_not_rewritten(folder):
     for rank in (1, 3):  # the roots, where that sum is used
         graph = list(nodes(folder, rank))
         producer = {output: (name, inputs) for name, inputs, outputs, _ in graph for output in outputs}
-        sums = [inputs for name, inputs, _, attributes in graph
-                if name == "AllReduce" and kind_of(attributes["group"]) == "node"]
+        sums = [
+            inputs
+            for name, inputs, _, attributes in graph
+            if name == "AllReduce" and router_spec(attributes["group"]) == "node"
+        ]
         assert len(sums) == 1
         name, inputs = "Reshape", sums[0]
         while name == "Reshape":

@@ -11,12 +11,15 @@ from locmoe_ops.topology import Topology
 ONE = Topology(1, 1)
 
 
-@pytest.mark.parametrize("backend, topology, rank, fragment", [
-    ("mpi", ONE, 0, "unknown backend 'mpi', expected one of hccl, tcp, local"),
-    ("tcp", ONE, 0, "needs a mesh"),
-    ("local", Topology(2, 2), 0, "serves one process, the topology has 2"),
-    ("local", ONE, 1, "rank 1 is outside 0..0"),
-])
+@pytest.mark.parametrize(
+    "backend, topology, rank, fragment",
+    [
+        ("mpi", ONE, 0, "unknown backend 'mpi', expected one of hccl, tcp, local"),
+        ("tcp", ONE, 0, "needs a mesh"),
+        ("local", Topology(2, 2), 0, "serves one process, the topology has 2"),
+        ("local", ONE, 1, "rank 1 is outside 0..0"),
+    ],
+)
 def test_impossible_choices_are_named(backend, topology, rank, fragment):
     with pytest.raises(InputError, match=fragment):
         create_collectives(backend, topology, rank)
@@ -35,6 +38,7 @@ def test_the_mesh_must_be_of_this_job():
 def pynative():
     """Step by step, whatever mode other tests left, which gets it back."""
     import mindspore as ms
+
     before = ms.get_context("mode")
     ms.set_context(mode=ms.PYNATIVE_MODE)
     yield ms
@@ -45,8 +49,13 @@ def test_one_process_exchanges_with_itself(pynative):
     ms = pynative
     collectives = create_collectives("local", ONE, 0)
     x = ms.Tensor(np.arange(6, dtype=np.float32).reshape(1, 6))
-    for make in (collectives.all_to_all, collectives.all_gather, collectives.reduce_scatter, collectives.all_reduce,
-                 collectives.broadcast):
+    for make in (
+        collectives.all_to_all,
+        collectives.all_gather,
+        collectives.reduce_scatter,
+        collectives.all_reduce,
+        collectives.broadcast,
+    ):
         cell = make("ep", "tag")
         np.testing.assert_array_equal(cell(x).asnumpy(), x.asnumpy())
         gradient = ms.grad(lambda x, cell=cell: (cell(x) * x).sum())(x)
@@ -71,7 +80,10 @@ def test_one_process_keeps_its_own_rows(pynative, count):
 
 def test_more_rows_than_there_is_room_for_are_not_lost_in_silence(pynative):
     ms = pynative
-    cell, counts = create_collectives("local", ONE, 0).all_to_all_v("ep", "tag", 5, 4), ms.Tensor(np.array([5], np.int32))
+    cell, counts = (
+        create_collectives("local", ONE, 0).all_to_all_v("ep", "tag", 5, 4),
+        ms.Tensor(np.array([5], np.int32)),
+    )
     assert np.isnan(cell(ms.Tensor(np.ones((5, 2), np.float32)), counts, counts).asnumpy()).all()
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from locmoe_ops.dispatch.permute import PermuteRows
+from locmoe_ops.dispatch.slots import PermuteRows
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -66,33 +66,45 @@ def test_outputs_and_gradients_match_a_loop(pullback, top_k):
     cell = Scaled(top_k, factor)
     found, gradients, of_parameters = pullback(cell, [x, expert, weight], [dy], cell.trainable_params())
     for array, expected in zip([found[0], *gradients, *of_parameters], [y, dx, dweight, dfactor]):
-        np.testing.assert_allclose(array, expected, rtol=0, atol=5e-6)  # float32, sums of at most 17 products of order 1
+        np.testing.assert_allclose(
+            array, expected, rtol=0, atol=5e-6
+        )  # float32, sums of at most 17 products of order 1
 
 
 def test_assignments_are_sorted_without_gaps():
     expert = assignments(np.random.default_rng(5), 2)
-    found = {name: tensor.asnumpy() for name, tensor in SortedAssignment(TOKENS, 2, PLACEMENT.position_of)(
-        Tensor(expert), Tensor(np.zeros(expert.shape, np.float32))).items()}
+    found = {
+        name: tensor.asnumpy()
+        for name, tensor in SortedAssignment(TOKENS, 2, PLACEMENT.position_of)(
+            Tensor(expert), Tensor(np.zeros(expert.shape, np.float32))
+        ).items()
+    }
     flat = expert.T.ravel()
     present = [i for i in range(len(flat)) if flat[i] < EXPERTS]
     order = sorted(present, key=lambda i: (PLACEMENT.position_of[flat[i]], i))
     assert 0 < len(order) < len(flat)
-    assert found["assignment"][:len(order)].tolist() == order
+    assert found["assignment"][: len(order)].tolist() == order
     assert found["filled"].ravel().tolist() == [1] * len(order) + [0] * (len(flat) - len(order))
     assert found["slot"][order].tolist() == list(range(len(order)))
     assert found["kept"].ravel().tolist() == [float(e < EXPERTS) for e in flat]
     assert found["counts"].tolist() == [int((flat == e).sum()) for e in PLACEMENT.expert_at]
 
 
-@pytest.mark.parametrize("counts", [
-    [[2, 0, 1], [0, 3, 1]],
-    [[0, 0, 0], [0, 0, 4]],
-    [[0, 0, 0], [0, 0, 0]],
-    [[4, 1, 0], [4, 0, 3]],  # all places taken
-])
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [[2, 0, 1], [0, 3, 1]],
+        [[0, 0, 0], [0, 0, 4]],
+        [[0, 0, 0], [0, 0, 0]],
+        [[4, 1, 0], [4, 0, 3]],  # all places taken
+    ],
+)
 def test_regions_match_a_loop(counts):
     room, region = 12, 8
-    found = {name: tensor.asnumpy() for name, tensor in Regions(2, 3, room, region)(Tensor(np.array(counts, np.int32))).items()}
+    found = {
+        name: tensor.asnumpy()
+        for name, tensor in Regions(2, 3, room, region)(Tensor(np.array(counts, np.int32))).items()
+    }
     row, taken, sources = 0, [0] * 3, {}
     for rank in range(2):
         for expert in range(3):
@@ -107,12 +119,15 @@ def test_regions_match_a_loop(counts):
             assert found["assignment"][slot] == sources[slot] and found["slot"][sources[slot]] == slot
 
 
-@pytest.mark.parametrize("limit, top_k, rows, region", [
-    (None, 1, 4 * 17, 4 * 17),  # all tokens of all ranks
-    (None, 3, 4 * 17 * 2, 4 * 17),  # a rank has two experts, so a third choice goes elsewhere
-    (1.5, 1, 26, 26),  # 25.5 rows
-    (100.0, 1, 4 * 17, 4 * 17),
-])
+@pytest.mark.parametrize(
+    "limit, top_k, rows, region",
+    [
+        (None, 1, 4 * 17, 4 * 17),  # all tokens of all ranks
+        (None, 3, 4 * 17 * 2, 4 * 17),  # a rank has two experts, so a third choice goes elsewhere
+        (1.5, 1, 26, 26),  # 25.5 rows
+        (100.0, 1, 4 * 17, 4 * 17),
+    ],
+)
 def test_room_for_arrivals(limit, top_k, rows, region):
     dispatcher = RaggedDispatcher(Unconnected(0, Topology(4, 4, 4)), ExpertPlacement(8, 1, 4), 17, top_k, limit, "t")
     assert dispatcher.regions.index.shape == (rows,) and dispatcher.capacity == region

@@ -51,13 +51,17 @@ def test_slots_match_a_loop(by_weight, top_k):
         second[rng.uniform(size=TOKENS) < 0.2] = EXPERTS
         weight = rng.choice(np.float32([0, 0.25, 0.5, 0.75]), expert.shape)  # many ties
         slots, final, repicked = loop(expert, weight, second, by_weight)
-        found = {name: tensor.asnumpy() for name, tensor in cell(Tensor(expert), Tensor(weight), Tensor(second)).items()}
+        found = {
+            name: tensor.asnumpy() for name, tensor in cell(Tensor(expert), Tensor(weight), Tensor(second)).items()
+        }
         assert repicked.any()
         assert found["expert"].tolist() == final.tolist() and found["repicked"].tolist() == repicked.tolist()
         start, kept = np.cumsum(CAPACITY) - CAPACITY, np.zeros((TOKENS * top_k, 1))
         for e, inside in slots.items():
-            assert found["assignment"][start[e]:start[e] + len(inside)].tolist() == inside
-            assert found["filled"][start[e]:start[e] + CAPACITY[e], 0].tolist() == [1] * len(inside) + [0] * (CAPACITY[e] - len(inside))
+            assert found["assignment"][start[e] : start[e] + len(inside)].tolist() == inside
+            assert found["filled"][start[e] : start[e] + CAPACITY[e], 0].tolist() == [1] * len(inside) + [0] * (
+                CAPACITY[e] - len(inside)
+            )
             assert found["slot"][inside].tolist() == list(range(start[e], start[e] + len(inside)))
             kept[inside] = 1
         assert found["kept"].tolist() == kept.tolist()
@@ -66,6 +70,8 @@ def test_slots_match_a_loop(by_weight, top_k):
 def test_first_come_first_served_with_what_is_left():
     """All want expert 1, which has two slots; expert 3 has three."""
     expert, second = np.ones((7, 1), np.int32), np.full(7, 3, np.int32)
-    found = RepickingAssignment(7, 1, table(), False)(Tensor(expert), Tensor(np.ones((7, 1), np.float32)), Tensor(second))
+    found = RepickingAssignment(7, 1, table(), False)(
+        Tensor(expert), Tensor(np.ones((7, 1), np.float32)), Tensor(second)
+    )
     assert found["expert"].asnumpy().tolist() == [1, 1, 3, 3, 3, 1, 1]
     assert found["kept"].asnumpy().ravel().tolist() == [1, 1, 1, 1, 1, 0, 0]

@@ -65,5 +65,7 @@ def test_slots_match_a_loop(by_weight, top_k, capacity):
 
 @pytest.mark.parametrize("by_weight", [False, True])
 def test_one_token(by_weight):
-    found = SlotAssignment(1, 1, uniform_slots(POSITION_OF, 1), by_weight)(Tensor([[4]]), Tensor(np.array([[0.5]], np.float32)))
+    found = SlotAssignment(1, 1, uniform_slots(POSITION_OF, 1), by_weight)(
+        Tensor([[4]]), Tensor(np.array([[0.5]], np.float32))
+    )
     assert found["slot"].asnumpy().tolist() == [4] and found["filled"].asnumpy().ravel().tolist() == [0, 0, 0, 0, 1, 0]

@@ -107,7 +107,9 @@ def test_repicked_token_takes_the_output_and_the_weight_of_its_new_expert(make_c
     probability = np.exp(logits) / np.exp(logits).sum()
     best = int(probability.argmax())
     # Interleaved or not, experts 0 and 1 are on node 0 with one group.
-    local = {node: max((e for e in (2 * node, 2 * node + 1) if e != best), key=lambda e: probability[e]) for node in (0, 1)}
+    local = {
+        node: max((e for e in (2 * node, 2 * node + 1) if e != best), key=lambda e: probability[e]) for node in (0, 1)
+    }
     result = moe_layer(*case)
     expected = [best, best, local[0], local[1], local[0]]
     assert result.kept[0].all() and result.expert[0][:, 0].tolist() == expected
@@ -140,8 +142,7 @@ def test_local_fraction_matches_the_topology_table(make_case, kind):
     case = make_case(seed=1, ranks=3, tokens=20, experts=8, capacity=3, router="switch", top_k=2, kind=kind)
     result = moe_layer(*case)
     table = local_experts_table(case.spec.layout, case.spec.placement)
-    local = np.concatenate([table[t.home[:, None], e][k]
-                            for t, e, k in zip(case.ranks, result.expert, result.kept)])
+    local = np.concatenate([table[t.home[:, None], e][k] for t, e, k in zip(case.ranks, result.expert, result.kept)])
     assert 0.0 < result.stats.drop_fraction < 1.0
     assert result.stats.local_fraction == local.mean()
 
@@ -187,17 +188,29 @@ def difference_quotients(case, objective, array):
     return quotients
 
 
-@pytest.mark.parametrize("options", [
-    {"router": "hash", "capacity": 2},
-    {"router": "switch", "statistics": "rank"},
-    {"router": "switch", "top_k": 2, "capacity": 2, "drop_priority": "weight", "statistics": "node"},
-    {"router": "locmoe", "statistics": "global"},
-    {"router": "locmoe", "capacity": 1, "statistics": "node", "kind": "node_grouped"},
-    {"router": "locmoe", "gate": "dense", "top_k": 2, "statistics": "rank", "activation": "gelu_tanh"},
-    {"router": "locmoe", "gate": "dense", "scale_by_gate": False, "activation": "fast_gelu"},
-    {"router": "switch", "groups": 1, "top_k": 3, "activation": "relu"},
-    {"router": "switch", "groups": 1, "top_k": 2, "capacity": 2, "far_capacity": 1, "source_nodes": (0, 1), "overflow": "repick"},
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"router": "hash", "capacity": 2},
+        {"router": "switch", "statistics": "rank"},
+        {"router": "switch", "top_k": 2, "capacity": 2, "drop_priority": "weight", "statistics": "node"},
+        {"router": "locmoe", "statistics": "global"},
+        {"router": "locmoe", "capacity": 1, "statistics": "node", "kind": "node_grouped"},
+        {"router": "locmoe", "gate": "dense", "top_k": 2, "statistics": "rank", "activation": "gelu_tanh"},
+        {"router": "locmoe", "gate": "dense", "scale_by_gate": False, "activation": "fast_gelu"},
+        {"router": "switch", "groups": 1, "top_k": 3, "activation": "relu"},
+        {
+            "router": "switch",
+            "groups": 1,
+            "top_k": 2,
+            "capacity": 2,
+            "far_capacity": 1,
+            "source_nodes": (0, 1),
+            "overflow": "repick",
+        },
+    ],
+    ids=str,
+)
 def test_gradients_match_central_differences(make_case, options):
     case = make_case(tokens=4, hidden=4, inner=3, alpha=0.8, mu=0.9, seed=5, **options)
     objective = objective_for(case)
@@ -211,10 +224,15 @@ def test_gradients_match_central_differences(make_case, options):
         np.testing.assert_allclose(gradient, difference_quotients(case, objective, array), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("options, learned", [
-    ({"router": "hash"}, False), ({"router": "locmoe"}, False),
-    ({"router": "switch"}, True), ({"router": "locmoe", "gate": "dense"}, True),
-])
+@pytest.mark.parametrize(
+    "options, learned",
+    [
+        ({"router": "hash"}, False),
+        ({"router": "locmoe"}, False),
+        ({"router": "switch"}, True),
+        ({"router": "locmoe", "gate": "dense"}, True),
+    ],
+)
 def test_gate_gradient_exists_where_the_gate_is_learned(make_case, options, learned):
     case = make_case(**options)
     assert (moe_layer_gradients(*case, *objective_for(case)).gate is not None) == learned
@@ -251,8 +269,10 @@ def test_parameter_gradients_are_summed_over_ranks(make_case):
     case = make_case(router="switch", ranks=3)
     output_gradients = objective_for(case).output_gradients
     whole = moe_layer_gradients(*case, output_gradients, 0.0, 0.0)
-    parts = [moe_layer_gradients(case.spec, case.parameters, [tokens], [dy], 0.0, 0.0)
-             for tokens, dy in zip(case.ranks, output_gradients)]
+    parts = [
+        moe_layer_gradients(case.spec, case.parameters, [tokens], [dy], 0.0, 0.0)
+        for tokens, dy in zip(case.ranks, output_gradients)
+    ]
     for name in ("gate", "w1", "b1", "w2", "b2"):
         # Equal but for the order of summation.
         expected = sum(getattr(part, name) for part in parts)

@@ -20,8 +20,9 @@ def routed(case):
 
 
 def joined(ranks):
-    return RankTokens(*(np.concatenate([getattr(tokens, name) for tokens in ranks])
-                        for name in ("x", "token_ids", "domain", "home")))
+    return RankTokens(
+        *(np.concatenate([getattr(tokens, name) for tokens in ranks]) for name in ("x", "token_ids", "domain", "home"))
+    )
 
 
 def test_even_routing_costs_alpha(make_case):
@@ -55,7 +56,7 @@ def test_aux_loss_matches_masked_means(make_case, scope, options, top_k):
         for g in range(2):
             mask = (segment == s) & (domain == g)
             if mask.any():
-                chosen = np.bincount(expert[mask].ravel(), minlength=8)[4 * g: 4 * g + 4] / (top_k * mask.sum())
+                chosen = np.bincount(expert[mask].ravel(), minlength=8)[4 * g : 4 * g + 4] / (top_k * mask.sum())
                 expected += mask.mean() * 4 * (chosen * probability[mask].mean(axis=0)).sum()
     assert aux_loss(spec, ranks, routings) == pytest.approx(spec.alpha * expected, rel=1e-12)
 

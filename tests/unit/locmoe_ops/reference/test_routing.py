@@ -31,9 +31,14 @@ def test_hash_router_looks_up_token_id_in_the_table_of_its_group(make_case):
     assert (routing.gate_weight == 1.0).all()
 
 
-@pytest.mark.parametrize("options", [
-    {"router": "switch"}, {"router": "locmoe", "gate": "dense"}, {"router": "locmoe", "gate": "grap"},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"router": "switch"},
+        {"router": "locmoe", "gate": "dense"},
+        {"router": "locmoe", "gate": "grap"},
+    ],
+)
 def test_probabilities_are_a_softmax_over_the_group(make_case, options):
     case = make_case(experts=8, tokens=20, top_k=2, **options)
     tokens = case.ranks[0]

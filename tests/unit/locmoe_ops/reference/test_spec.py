@@ -6,37 +6,43 @@ from locmoe_ops.reference.layer import moe_layer
 from locmoe_ops.topology import Topology
 
 
-@pytest.mark.parametrize("changes, fragment", [
-    ({"router": "random"}, "router is 'random', expected one of hash, switch, locmoe"),
-    ({"gate": "mlp"}, "gate is 'mlp'"),
-    ({"activation": "tanh"}, "activation is 'tanh'"),
-    ({"drop_priority": "random"}, "drop_priority is 'random'"),
-    ({"statistics": "batch"}, "statistics is 'batch'"),
-    ({"top_k": 3}, "top_k is 3, expected 1..2"),
-    ({"top_k": 0}, "top_k is 0"),
-    ({"router": "hash", "top_k": 2}, "top_k is 2, expected 1..1 (hash router)"),
-    ({"capacity": 0}, "capacity is 0"),
-    ({"overflow": "wait"}, "overflow is 'wait', expected one of drop, repick"),
-    ({"router": "hash", "overflow": "repick"}, "overflow is 'repick', expected one of drop"),
-    ({"far_capacity": -1, "source_nodes": (0, 0)}, "far_capacity is -1"),
-    ({"far_capacity": 2}, "source_nodes is None"),
-    ({"smoothing": 0.0}, "smoothing is 0.0"),
-    ({"domain_groups": (0, 2)}, "domain_groups is (0, 2), expected groups 0..1"),
-    ({"layout": Topology(4, 2, expert=2)}, "placement.ep is 4, expected layout.expert = 2"),
-])
+@pytest.mark.parametrize(
+    "changes, fragment",
+    [
+        ({"router": "random"}, "router is 'random', expected one of hash, switch, locmoe"),
+        ({"gate": "mlp"}, "gate is 'mlp'"),
+        ({"activation": "tanh"}, "activation is 'tanh'"),
+        ({"drop_priority": "random"}, "drop_priority is 'random'"),
+        ({"statistics": "batch"}, "statistics is 'batch'"),
+        ({"top_k": 3}, "top_k is 3, expected 1..2"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"router": "hash", "top_k": 2}, "top_k is 2, expected 1..1 (hash router)"),
+        ({"capacity": 0}, "capacity is 0"),
+        ({"overflow": "wait"}, "overflow is 'wait', expected one of drop, repick"),
+        ({"router": "hash", "overflow": "repick"}, "overflow is 'repick', expected one of drop"),
+        ({"far_capacity": -1, "source_nodes": (0, 0)}, "far_capacity is -1"),
+        ({"far_capacity": 2}, "source_nodes is None"),
+        ({"smoothing": 0.0}, "smoothing is 0.0"),
+        ({"domain_groups": (0, 2)}, "domain_groups is (0, 2), expected groups 0..1"),
+        ({"layout": Topology(4, 2, expert=2)}, "placement.ep is 4, expected layout.expert = 2"),
+    ],
+)
 def test_bad_choice_is_named(make_case, changes, fragment):
     with pytest.raises(InputError) as caught:
         make_case().with_spec(**changes)
     assert fragment in str(caught.value)
 
 
-@pytest.mark.parametrize("router, name, value", [
-    ("locmoe", "domain", 2),
-    ("locmoe", "domain", -1),
-    ("locmoe", "home", 4),
-    ("hash", "token_ids", 11),
-    ("hash", "token_ids", -1),
-])
+@pytest.mark.parametrize(
+    "router, name, value",
+    [
+        ("locmoe", "domain", 2),
+        ("locmoe", "domain", -1),
+        ("locmoe", "home", 4),
+        ("hash", "token_ids", 11),
+        ("hash", "token_ids", -1),
+    ],
+)
 def test_id_out_of_range_is_an_error_not_a_wild_read(make_case, router, name, value):
     case = make_case(router=router)
     getattr(case.ranks[1], name)[3] = value
@@ -44,11 +50,14 @@ def test_id_out_of_range_is_an_error_not_a_wild_read(make_case, router, name, va
         moe_layer(*case)
 
 
-@pytest.mark.parametrize("options, missing", [
-    ({"router": "hash"}, "table"),
-    ({"router": "switch"}, "gate"),
-    ({"router": "locmoe", "gate": "dense"}, "gate"),
-])
+@pytest.mark.parametrize(
+    "options, missing",
+    [
+        ({"router": "hash"}, "table"),
+        ({"router": "switch"}, "gate"),
+        ({"router": "locmoe", "gate": "dense"}, "gate"),
+    ],
+)
 def test_missing_router_weights_are_named(make_case, options, missing):
     case = make_case(**options)
     object.__setattr__(case.parameters, missing, None)

@@ -3,8 +3,8 @@ import pytest
 
 from mindspore import Tensor
 
-from locmoe_ops.routers.balance import LIMIT, BalanceBias, BalanceUpdate, balance_biases
 from locmoe_ops.routers.base import RoutingShape
+from locmoe_ops.routers.selection_bias import LIMIT, BalanceBias, BalanceUpdate, balance_biases
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -26,11 +26,15 @@ def test_biases_follow_the_load_and_stay_within_the_limit():
     update, rate, rng = BalanceUpdate(layers, 0.2), 0.2, np.random.default_rng(0)
     expected = [np.zeros((2, 3)), np.zeros((2, 3))]
     for _ in range(12):
-        assigned = np.stack([rng.multinomial(40, [0.7, 0.1, 0.2, 0, 0, 0]), rng.multinomial(9, [0, 0, 0, 0.3, 0.3, 0.4])])
+        assigned = np.stack(
+            [rng.multinomial(40, [0.7, 0.1, 0.2, 0, 0, 0]), rng.multinomial(9, [0, 0, 0, 0.3, 0.3, 0.4])]
+        )
         largest = update(Tensor(assigned.astype(np.float32)), Tensor(True))
         expected = [by_hand(bias, load.reshape(2, 3), rate) for bias, load in zip(expected, assigned)]
         for layer, bias in zip(layers, expected):
-            np.testing.assert_allclose(layer.balance_bias.asnumpy(), bias, rtol=0, atol=1e-6)  # twelve float32 additions below 1
+            np.testing.assert_allclose(
+                layer.balance_bias.asnumpy(), bias, rtol=0, atol=1e-6
+            )  # twelve float32 additions below 1
         assert float(largest.asnumpy()) == pytest.approx(max(np.abs(bias).max() for bias in expected), abs=1e-6)
     assert np.abs(expected[0]).max() == LIMIT  # the limit was reached, so it was tested
 

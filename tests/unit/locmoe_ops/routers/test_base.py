@@ -5,18 +5,28 @@ from mindspore import Tensor
 
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers.base import Router, RoutingShape, SegmentSums, local_experts_of_nodes, one_hot, segment_count
+from locmoe_ops.routers.base import (
+    Router,
+    RoutingShape,
+    RoutingStatistics,
+    local_experts_of_nodes,
+    one_hot,
+    segment_count,
+)
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 TOKENS, EXPERTS, GROUPS = 30, 6, 2
 LAYOUT = Topology(world_size=6, ranks_per_node=2, expert=6)
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"num_groups": 4}, "num_groups 4 does not divide num_experts 6; expected a divisor"),
-    ({"num_groups": 2, "top_k": 4}, "top_k 4 is out of range; expected 1 to 3, the experts of a group"),
-    ({"top_k": 0}, "top_k 0 is out of range; expected 1 to 6"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_groups": 4}, "num_groups 4 does not divide num_experts 6; expected a divisor"),
+        ({"num_groups": 2, "top_k": 4}, "top_k 4 is out of range; expected 1 to 3, the experts of a group"),
+        ({"top_k": 0}, "top_k 0 is out of range; expected 1 to 6"),
+    ],
+)
 def test_shapes_that_do_not_fit_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         RoutingShape(8, EXPERTS, **options)
@@ -47,16 +57,18 @@ def test_segment_sums_match_a_loop_over_tokens(pullback, scope, top_k):
     segment = {"rank": home, "node": home // 2, "global": 0 * home}[scope]
     counts, sums = np.zeros((2, segment_count(scope, LAYOUT), EXPERTS))
     for t in range(TOKENS):
-        sums[segment[t], 3 * group[t]:3 * group[t] + 3] += probabilities[t]
+        sums[segment[t], 3 * group[t] : 3 * group[t] + 3] += probabilities[t]
         for e in expert[t]:
             counts[segment[t], e] += 1 / top_k
 
-    cell = SegmentSums(RoutingShape(8, EXPERTS, GROUPS, top_k), scope, LAYOUT, create_collectives("local", Topology(1, 1), 0), "t")
+    cell = RoutingStatistics(
+        RoutingShape(8, EXPERTS, GROUPS, top_k), scope, LAYOUT, create_collectives("local", Topology(1, 1), 0), "t"
+    )
     weights = rng.standard_normal((2, *counts.shape)).astype(np.float32)
     found, (gradient,), _ = pullback(cell, [expert, probabilities, group, home], list(weights))
     np.testing.assert_array_equal(found[0], counts)  # multiples of 1/2 are exact
     np.testing.assert_allclose(found[1], sums, rtol=1e-6)
-    expected = np.stack([weights[1][segment[t], 3 * group[t]:3 * group[t] + 3] for t in range(TOKENS)])
+    expected = np.stack([weights[1][segment[t], 3 * group[t] : 3 * group[t] + 3] for t in range(TOKENS)])
     np.testing.assert_array_equal(gradient, expected)  # a copy: the matrices hold 0 and 1 alone
 
 
@@ -65,9 +77,12 @@ def test_unknown_scope_is_told_with_the_choices():
         segment_count("world", LAYOUT)
 
 
-@pytest.mark.parametrize("kind, expected", [
-    ("interleaved", [[1, 0, 0, 1, 0, 0], [0, 1, 0, 0, 1, 0], [0, 0, 1, 0, 0, 1]]),
-    ("node_grouped", [[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]),
-])
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("interleaved", [[1, 0, 0, 1, 0, 0], [0, 1, 0, 0, 1, 0], [0, 0, 1, 0, 0, 1]]),
+        ("node_grouped", [[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]),
+    ],
+)
 def test_local_experts_of_three_nodes(kind, expected):
     assert local_experts_of_nodes(LAYOUT, ExpertPlacement(EXPERTS, GROUPS, 6, kind)).tolist() == expected

@@ -6,11 +6,12 @@ from mindspore import Tensor, nn
 
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.random import SeededUniform
-from locmoe_ops.router_registry import kind_of
+from locmoe_ops.router_registry import router_spec
 from locmoe_ops.routers.base import RoutingShape
-from locmoe_ops.routers.context import RouterRequest, make_router
-from locmoe_ops.routers.gated import LocMoERouter, SwitchRouter, Ties
+from locmoe_ops.routers.context import RouterContext, make_router
 from locmoe_ops.routers.gates import grap_weights
+from locmoe_ops.routers.locmoe import LocMoERouter, Ties
+from locmoe_ops.routers.switch import SwitchRouter
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -66,8 +67,8 @@ def test_grap_router_equals_the_dense_one_with_its_weights(groups, experts, top_
         if groups == 1:
             assert found[name].tobytes() == expected[name].tobytes(), name
         else:
-            # The dense gate's product is that of all groups, and where its shape differs a kernel may add up in another order:
-            # sums of 6 products of order 1 then differ in their last bits.
+            # The dense gate's product is that of all groups, and where its shape differs a kernel may add up in another
+            # order: sums of 6 products of order 1 then differ in their last bits.
             np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-6, err_msg=name)
 
 
@@ -129,8 +130,11 @@ def test_jitter_scales_the_gate_s_input_in_training_alone(training):
 def test_weight_of_a_loss_scales_it_and_its_gradient(pullback):
     inputs, shape = batch(3), RoutingShape(HIDDEN, 12, 3)
     for loss, option in (("aux_loss", "aux_loss_weight"), ("locality_loss", "locality_loss_weight")):
-        cotangents = [np.zeros((TOKENS, 1), np.int32), np.zeros((TOKENS, 1), np.float32),
-                      *(np.float32(name == loss) for name in OUTPUTS[2:])]
+        cotangents = [
+            np.zeros((TOKENS, 1), np.int32),
+            np.zeros((TOKENS, 1), np.float32),
+            *(np.float32(name == loss) for name in OUTPUTS[2:]),
+        ]
         index = OUTPUTS.index(loss)
         once, (gradient,), _ = pullback(Opened(locmoe(shape, "grap", **{option: 1.0})), inputs, cotangents)
         twice, (double,), _ = pullback(Opened(locmoe(shape, "grap", **{option: 2.0})), inputs, cotangents)
@@ -153,8 +157,15 @@ def test_a_gate_on_words_is_the_gate_on_their_standardised_vectors(pullback):
     word = np.random.default_rng(5).standard_normal((TOKENS, HIDDEN)) * 0.06 + 0.01
     deviation = word.std(1, keepdims=True)
     rows = (word - word.mean(1, keepdims=True)) / deviation
-    cotangents = [np.zeros((TOKENS, 1), np.int32), np.linspace(-1, 1, TOKENS, dtype=np.float32)[:, None], np.float32(1), np.float32(1)]
-    expected, (gradient,), _ = pullback(Opened(locmoe(shape, "grap")), [rows.astype(np.float32), *inputs[1:]], cotangents)
+    cotangents = [
+        np.zeros((TOKENS, 1), np.int32),
+        np.linspace(-1, 1, TOKENS, dtype=np.float32)[:, None],
+        np.float32(1),
+        np.float32(1),
+    ]
+    expected, (gradient,), _ = pullback(
+        Opened(locmoe(shape, "grap")), [rows.astype(np.float32), *inputs[1:]], cotangents
+    )
     cell = WithWords(locmoe(shape, "grap", gate_input="word"))
     found, (of_x, of_word), _ = pullback(cell, [inputs[0], word.astype(np.float32), *inputs[1:]], cotangents)
     for array, other in zip(found, expected):
@@ -194,7 +205,9 @@ def test_an_order_of_features_is_the_same_as_reordered_features():
     found = run(locmoe(shape, "grap", order=order), inputs)
     expected = run(locmoe(shape, "grap"), [inputs[0][:, order], *inputs[1:]])
     for name in OUTPUTS:
-        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-6)  # float32 sums of 3 features in another order
+        np.testing.assert_allclose(
+            found[name], expected[name], rtol=0, atol=1e-6
+        )  # float32 sums of 3 features in another order
 
 
 # ---- undecided tokens
@@ -242,11 +255,15 @@ def test_undecided_tokens_by_hand(pullback, rule, top_k):
 
 
 def noisy(**options):
-    return locmoe(RoutingShape(HIDDEN, 12, 3), "grap", ties=Ties("noise", **{"noise_scale": 0.8, "salt": 5, **options})).set_train()
+    return locmoe(
+        RoutingShape(HIDDEN, 12, 3), "grap", ties=Ties("noise", **{"noise_scale": 0.8, "salt": 5, **options})
+    ).set_train()
 
 
 def test_a_token_has_the_same_noise_wherever_it_sits():
-    """Whatever other tokens stand beside it and in which order: so it is at any parallel degree. Another layer's is another."""
+    """Whatever other tokens stand beside it and in which order: so it is at any parallel degree. Another layer's is
+    another.
+    """
     inputs = batch(3)
     whole = run(noisy(), inputs)
     order = np.random.default_rng(1).permutation(TOKENS)
@@ -256,7 +273,10 @@ def test_a_token_has_the_same_noise_wherever_it_sits():
         assert np.array_equal(found["expert"], whole["expert"][places])
         # Kernels round products of another number of rows otherwise, by a last place of float32.
         np.testing.assert_allclose(found["weight"], whole["weight"][places], rtol=0, atol=2e-7)
-    for other in (run(noisy(salt=9), inputs), run(noisy(), [*inputs[:3], inputs[3] ^ 1])):  # another layer; another step
+    for other in (
+        run(noisy(salt=9), inputs),
+        run(noisy(), [*inputs[:3], inputs[3] ^ 1]),
+    ):  # another layer; another step
         assert (other["weight"] != whole["weight"]).mean() > 0.5
 
 
@@ -275,7 +295,13 @@ def test_noise_is_on_the_values_before_the_relu_and_in_training_alone():
 def test_the_scale_of_noise_follows_the_spread_of_block_means():
     """Null is the standard deviation that a GrAP gate's value has for standardised features: the root of n / d."""
     for given, expected in ((None, (4 / HIDDEN) ** 0.5), (0.25, 0.25)):
-        options = kind_of("locmoe").options(ties="noise", noise_scale=given)
-        request = RouterRequest("locmoe", options, RoutingShape(HIDDEN, 12, 3), LAYOUT, ExpertPlacement(12, 3, 4),
-                                create_collectives("local", Topology(1, 1), 0))
+        options = router_spec("locmoe").options(ties="noise", noise_scale=given)
+        request = RouterContext(
+            "locmoe",
+            options,
+            RoutingShape(HIDDEN, 12, 3),
+            LAYOUT,
+            ExpertPlacement(12, 3, 4),
+            create_collectives("local", Topology(1, 1), 0),
+        )
         assert make_router(request).noise_scale == pytest.approx(expected)

@@ -95,12 +95,14 @@ def test_a_code_gate_gives_the_code_of_an_id_in_the_tokens_group():
 
 
 def test_codes_are_directions_of_the_spread_of_block_means():
-    """400 x 500 codes of 4 coordinates: squares and products have errors of about 1 / sqrt(200,000) = 0.0022; five of them. Mirrors
-    change no square and no product; a mean they do change.
+    """400 x 500 codes of 4 coordinates: squares and products have errors of about 1 / sqrt(200,000) = 0.0022; five of
+    them. Mirrors change no square and no product; a mean they do change.
     """
     winners = np.random.default_rng(3).integers(0, 4, (400, 500), np.int32)
     codes = draw_codes(winners, 4, 64, (7, 1)) / np.sqrt(4 / 64)
     assert np.array_equal(codes.argmax(-1), winners) and codes.max(-1).min() > 0
     flat = codes.reshape(-1, 4)
-    np.testing.assert_allclose(flat.T @ flat / len(flat), np.eye(4), atol=0.0112 * np.sqrt(2))  # a square has twice a product's variance
+    np.testing.assert_allclose(
+        flat.T @ flat / len(flat), np.eye(4), atol=0.0112 * np.sqrt(2)
+    )  # a square has twice a product's variance
     assert not np.array_equal(draw_codes(winners, 4, 64, (7, 1)), draw_codes(winners, 4, 64, (7, 2)))

@@ -31,14 +31,18 @@ def test_frequency_map_by_hand():
 
 
 @settings(max_examples=100, deadline=None)
-@given(counts=st.lists(st.integers(0, 1000), min_size=1, max_size=200), experts=st.integers(1, 12),
-       seed=st.integers(0, 1000))
+@given(
+    counts=st.lists(st.integers(0, 1000), min_size=1, max_size=200),
+    experts=st.integers(1, 12),
+    seed=st.integers(0, 1000),
+)
 def test_frequency_loads_differ_by_one_id_at_most(counts, experts, seed):
     counts = np.array(counts)
     table = frequency_hash_map(counts, experts, seed)
     loads = np.bincount(table, weights=counts, minlength=experts)
     assert table.dtype == np.int32 and len(loads) == experts
-    # An id that exceeds all rooms takes the largest, r: the expert is then over by count - r, and none stays under by more than r.
+    # An id that exceeds all rooms takes the largest, r: the expert is then over by count - r, and none stays under by
+    # more than r.
     assert loads.max() - loads.min() <= counts.max()
 
 
@@ -51,8 +55,8 @@ def test_zipf_text_is_balanced_better_by_frequency_than_by_ids():
 
 
 def test_frequency_maps_of_two_seeds_agree_no_more_than_chance():
-    """By share of text, over 100 pairs of maps: an expected 1/8, as labels are exchangeable. One pair deviates by about 0.33 times the norm
-    of the frequencies, 0.17, or 0.056."""
+    """By share of text, over 100 pairs of maps: an expected 1/8, as labels are exchangeable. One pair deviates by about
+    0.33 times the norm of the frequencies, 0.17, or 0.056."""
     counts = (1e6 / np.arange(1, 1001)).astype(int)
     maps = [frequency_hash_map(counts, 8, seed) for seed in range(200)]
     agreed = [counts[one == other].sum() / counts.sum() for one, other in zip(maps[::2], maps[1::2])]
@@ -102,23 +106,26 @@ def test_counts_per_group():
 COUNTS = np.ones(4, int)
 
 
-@pytest.mark.parametrize("build, fragment", [
-    (lambda: uniform_hash_map(0, 2, 0), "vocab_size is 0, expected an integer of at least 1"),
-    (lambda: uniform_hash_map(4, 0, 0), "experts is 0"),
-    (lambda: uniform_hash_map(4, 2.5, 0), "experts is 2.5"),
-    (lambda: uniform_hash_map(4, 2, -1), "seed is -1"),
-    (lambda: frequency_hash_map(np.ones((2, 2), int), 2, 0), "shape (2, 2)"),
-    (lambda: frequency_hash_map(np.zeros(0, int), 2, 0), "shape (0,)"),
-    (lambda: frequency_hash_map(np.ones(4), 2, 0), "type float64"),
-    (lambda: frequency_hash_map(np.array([1, -2]), 2, 0), "down to -2"),
-    (lambda: frequency_hash_map(COUNTS, 0, 0), "experts is 0"),
-    (lambda: layer_hash_tables("random", 1, 2, 4, 0, 0), "kind is 'random', expected one of uniform, frequency"),
-    (lambda: layer_hash_tables("uniform", 0, 2, 4, 0, 0), "num_groups is 0"),
-    (lambda: layer_hash_tables("uniform", 1, 2, 4, -1, 0), "layer is -1"),
-    (lambda: layer_hash_tables("uniform", 1, 2, 4, 0, -1), "seed is -1"),
-    (lambda: layer_hash_tables("frequency", 1, 2, 4, 0, 0), "counts are missing"),
-    (lambda: layer_hash_tables("frequency", 1, 2, 5, 0, 0, COUNTS), "shape (4,), expected (5,) or (1, 5)"),
-])
+@pytest.mark.parametrize(
+    "build, fragment",
+    [
+        (lambda: uniform_hash_map(0, 2, 0), "vocab_size is 0, expected an integer of at least 1"),
+        (lambda: uniform_hash_map(4, 0, 0), "experts is 0"),
+        (lambda: uniform_hash_map(4, 2.5, 0), "experts is 2.5"),
+        (lambda: uniform_hash_map(4, 2, -1), "seed is -1"),
+        (lambda: frequency_hash_map(np.ones((2, 2), int), 2, 0), "shape (2, 2)"),
+        (lambda: frequency_hash_map(np.zeros(0, int), 2, 0), "shape (0,)"),
+        (lambda: frequency_hash_map(np.ones(4), 2, 0), "type float64"),
+        (lambda: frequency_hash_map(np.array([1, -2]), 2, 0), "down to -2"),
+        (lambda: frequency_hash_map(COUNTS, 0, 0), "experts is 0"),
+        (lambda: layer_hash_tables("random", 1, 2, 4, 0, 0), "kind is 'random', expected one of uniform, frequency"),
+        (lambda: layer_hash_tables("uniform", 0, 2, 4, 0, 0), "num_groups is 0"),
+        (lambda: layer_hash_tables("uniform", 1, 2, 4, -1, 0), "layer is -1"),
+        (lambda: layer_hash_tables("uniform", 1, 2, 4, 0, -1), "seed is -1"),
+        (lambda: layer_hash_tables("frequency", 1, 2, 4, 0, 0), "counts are missing"),
+        (lambda: layer_hash_tables("frequency", 1, 2, 5, 0, 0, COUNTS), "shape (4,), expected (5,) or (1, 5)"),
+    ],
+)
 def test_bad_arguments_are_named(build, fragment):
     with pytest.raises(InputError) as caught:
         build()

@@ -65,11 +65,13 @@ def test_load_balancing_is_1_when_balanced_and_n_when_collapsed(groups):
     even = np.full((2, 8), 3, np.float32)
     assert Balancing(groups)(Tensor(even), Tensor(even)).asnumpy() == 1.0
     collapsed = np.zeros((1, 8), np.float32)
-    collapsed[0, ::8 // groups] = 5
+    collapsed[0, :: 8 // groups] = 5
     assert Balancing(groups)(Tensor(collapsed), Tensor(collapsed)).asnumpy() == 8 // groups
 
 
-LOCAL = np.array([[1, 1, 0, 0, 1, 0, 0, 0], [0, 0, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1]])  # no group fits all nodes
+LOCAL = np.array(
+    [[1, 1, 0, 0, 1, 0, 0, 0], [0, 0, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1]]
+)  # no group fits all nodes
 
 
 def localised(local, smoothing=SMOOTHING):
@@ -90,7 +92,8 @@ def test_locality_matches_a_loop_over_nodes_and_groups(pullback):
                 expected += tokens / total * np.sum(current * np.log(current / target))
                 slopes[node, experts] = (np.log(current / target) + 1) / total
     np.testing.assert_allclose(found, expected, rtol=2e-6)  # logarithms of either sign add up
-    # Probabilities of a token sum to 1, so a constant along a group's experts has no effect; the empty cell is left out.
+    # Probabilities of a token sum to 1, so a constant along a group's experts has no effect; the empty cell is left
+    # out.
     by_cell = (gradient - slopes).reshape(6, 4)[[0, 1, 2, 4, 5]]
     np.testing.assert_allclose(by_cell - by_cell.mean(1, keepdims=True), 0, atol=1e-6 * np.abs(slopes).max())
     assert np.isfinite(gradient).all()

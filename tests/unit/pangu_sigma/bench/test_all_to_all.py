@@ -3,12 +3,22 @@
 import pytest
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.bench.all_to_all import DISPATCHERS, Measured, NodeBytes, bench_all_to_all, line_of, link_limit, sizes_up_to
+from pangu_sigma.bench.all_to_all import (
+    DISPATCHERS,
+    Measured,
+    NodeBytes,
+    bench_all_to_all,
+    line_of,
+    link_limit,
+    sizes_up_to,
+)
 from pangu_sigma.config.load import config_from_dict
 
 
-@pytest.mark.parametrize(("tokens", "sizes"), [
-    (1024, (64, 128, 256, 512, 1024)), (384, (64, 128, 256, 384)), (64, (64,)), (65, (64, 65)), (8, (8,))])
+@pytest.mark.parametrize(
+    ("tokens", "sizes"),
+    [(1024, (64, 128, 256, 512, 1024)), (384, (64, 128, 256, 384)), (64, (64,)), (65, (64, 65)), (8, (8,))],
+)
 def test_sizes_are_powers_of_two_up_to_the_configurations(tokens, sizes):
     assert sizes_up_to(tokens) == sizes
 
@@ -18,17 +28,22 @@ def test_limit_of_a_link():
     assert link_limit(None, 200e6) is None
 
 
-@pytest.mark.parametrize(("row", "words"), [
-    (Measured(64, "flat", 0.05, NodeBytes(1000, 2000), 0.02), "64 flat 50.00 1,000 2,000 20.00 40%"),
-    (Measured(64, "flat", 0.05, None, None), "64 flat 50.00 - - - -"),
-    (Measured(64, "flat", 0.05, NodeBytes(10, 0), 0.0), "64 flat 50.00 10 0 - -"),
-])
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (Measured(64, "flat", 0.05, NodeBytes(1000, 2000), 0.02), "64 flat 50.00 1,000 2,000 20.00 40%"),
+        (Measured(64, "flat", 0.05, None, None), "64 flat 50.00 - - - -"),
+        (Measured(64, "flat", 0.05, NodeBytes(10, 0), 0.0), "64 flat 50.00 10 0 - -"),
+    ],
+)
 def test_rows(row, words):
     assert line_of(row).split() == words.split()
 
 
 def test_rows_fit_the_screen():
-    widest = Measured(65536, max((name for name, _ in DISPATCHERS), key=len), 9.999, NodeBytes(999_999_999, 999_999_999), 9.9)
+    widest = Measured(
+        65536, max((name for name, _ in DISPATCHERS), key=len), 9.999, NodeBytes(999_999_999, 999_999_999), 9.9
+    )
     assert len(line_of(widest)) == 80  # 10 s, a gigabyte
 
 

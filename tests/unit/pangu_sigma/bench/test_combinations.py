@@ -1,4 +1,5 @@
-"""Every router with every dispatcher: what validates can be planned and benchmarked, and decodes. Times are only checked to be there.
+"""Every router with every dispatcher: what validates can be planned and benchmarked, and decodes. Times are only
+checked to be there.
 
 tests/distributed/test_combinations.py audits some of them, and runs the dispatchers between ranks.
 """
@@ -23,8 +24,13 @@ from pangu_sigma.config.validate import validate
 from pangu_sigma.inference.load import inference_config
 
 DISPATCHERS = ("flat", "hierarchical", "ragged")
-ASKED_FOR = {"gshard": {"moe.router.top_k": 2}, "etr": {"moe.dispatch.drop_priority": "weight"}}  # by routers, of other keys
-PAIRS = [pair for pair in product(sorted(routers()), DISPATCHERS) if pair != ("etr", "ragged")]  # refused: experts need slots to choose for
+ASKED_FOR = {
+    "gshard": {"moe.router.top_k": 2},
+    "etr": {"moe.dispatch.drop_priority": "weight"},
+}  # by routers, of other keys
+PAIRS = [
+    pair for pair in product(sorted(routers()), DISPATCHERS) if pair != ("etr", "ragged")
+]  # refused: experts need slots to choose for
 SETTINGS = {
     "chunks": {"moe.dispatch.chunks": 3},
     "two tiers in chunks": {"moe.dispatch": {"type": "hierarchical", "chunks": 2}},
@@ -38,12 +44,19 @@ SETTINGS = {
     "unrectified": {"moe.router.locmoe.ties": "unrectified"},
     "codes of three domains": {"moe.router.locmoe.gate_input": "code", "moe.domain_groups": [0, 1, 1]},
     "words": {"moe.router.locmoe.gate_input": "word", "moe.router.locmoe.blocks": "by_layer"},
-    "local term and bias": {"moe.router.local_term": {"kind": "margin", "strength": 0.5}, "moe.router.balance_rate": 0.01},
+    "local term and bias": {
+        "moe.router.local_term": {"kind": "margin", "strength": 0.5},
+        "moe.router.balance_rate": 0.01,
+    },
     "sparse query layer": {"model.sparse_query_layer": True, "model.sparse_layers": 0, "model.dense_layers": 1},
     "word tables of domains": {"model.domain_embeddings": True, "moe.domain_groups": [1, 0, 0]},
     "half precision, ragged": {"runtime.precision": "fp16", "moe.dispatch.type": "ragged"},
-    "another layout": {"moe.layout": {"world_size": 2, "ranks_per_node": 1, "expert": 2}, "moe.placement": "node_grouped",
-                       "data.placement": "domain_by_node", "moe.dispatch.type": "hierarchical"},
+    "another layout": {
+        "moe.layout": {"world_size": 2, "ranks_per_node": 1, "expert": 2},
+        "moe.placement": "node_grouped",
+        "data.placement": "domain_by_node",
+        "moe.dispatch.type": "hierarchical",
+    },
     "experts on the host, in micro-batches": {"optimizer.experts": "host_dense", "train.micro_batch_size": 1},
     "sharded": {"optimizer.shard": "data_parallel"},
     "no experts": {"model.sparse_layers": 0, "model.dense_layers": 1},
@@ -51,9 +64,21 @@ SETTINGS = {
 
 
 def config_of(settings, mode="pynative"):
-    raw = {"model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 8, "vocab_size": 24},
-           "moe": {"num_experts": 4, "num_groups": 2}, "optimizer": {"warmup_steps": 1}, "train": {"steps": 2, "global_batch_size": 4},
-           "data": {"path": "no such folder"}, "runtime": {"device": "cpu", "mode": mode}}
+    raw = {
+        "model": {
+            "hidden_size": 16,
+            "num_heads": 2,
+            "dense_layers": 0,
+            "sparse_layers": 1,
+            "sequence_length": 8,
+            "vocab_size": 24,
+        },
+        "moe": {"num_experts": 4, "num_groups": 2},
+        "optimizer": {"warmup_steps": 1},
+        "train": {"steps": 2, "global_batch_size": 4},
+        "data": {"path": "no such folder"},
+        "runtime": {"device": "cpu", "mode": mode},
+    }
     for path, value in settings.items():
         *sections, name = path.split(".")
         section = raw
@@ -71,11 +96,24 @@ EVERYTHING = {**{f"{router}, {dispatcher}": pair_of(router, dispatcher) for rout
 # Each router and each dispatcher, with a few settings each: a case takes seconds even operation by operation.
 STEPS = {
     "hash": {**pair_of("hash", "ragged"), "moe.domain_groups": [0, 1, 1]},
-    "switch": {**pair_of("switch", "flat"), "moe.dispatch.chunks": 3, "train.micro_batch_size": 2, "optimizer.experts": "host_dense"},
-    "locmoe": {**pair_of("locmoe", "hierarchical"), "moe.dispatch.overflow": "repick", "moe.router.locmoe.ties": "noise"},
+    "switch": {
+        **pair_of("switch", "flat"),
+        "moe.dispatch.chunks": 3,
+        "train.micro_batch_size": 2,
+        "optimizer.experts": "host_dense",
+    },
+    "locmoe": {
+        **pair_of("locmoe", "hierarchical"),
+        "moe.dispatch.overflow": "repick",
+        "moe.router.locmoe.ties": "noise",
+    },
     "gshard": {**pair_of("gshard", "ragged"), "runtime.precision": "fp16"},
-    "faster_moe": {**pair_of("faster_moe", "hierarchical"), "moe.dispatch.chunks": 2, "model.sparse_query_layer": True,
-                   "model.sparse_layers": 0},
+    "faster_moe": {
+        **pair_of("faster_moe", "hierarchical"),
+        "moe.dispatch.chunks": 2,
+        "model.sparse_query_layer": True,
+        "model.sparse_layers": 0,
+    },
     "ta_moe": {**pair_of("ta_moe", "flat"), "moe.dispatch.overflow": "repick", "model.domain_embeddings": True},
     "etr": {**pair_of("etr", "hierarchical"), "moe.capacity.mode": "critical"},
 }
@@ -109,7 +147,9 @@ def test_plan(name, nodes, capsys):
 
 def test_the_one_pair_that_is_refused():
     with pytest.raises(InputError, match="moe.dispatch.type is ragged with moe.router.type etr"):
-        validate(config_of({"moe.router.type": "etr", "moe.dispatch": {"type": "ragged", "drop_priority": "weight"}}), 1)
+        validate(
+            config_of({"moe.router.type": "etr", "moe.dispatch": {"type": "ragged", "drop_priority": "weight"}}), 1
+        )
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
@@ -126,7 +166,9 @@ def test_bench_step(name, capsys):
 
 
 def test_bench_step_compiled(capsys):
-    check_bench_step(config_of({"moe.dispatch.type": "hierarchical", "moe.dispatch.overflow": "repick"}, "graph"), capsys)
+    check_bench_step(
+        config_of({"moe.dispatch.type": "hierarchical", "moe.dispatch.overflow": "repick"}, "graph"), capsys
+    )
 
 
 def check_bench_step(config, capsys):
@@ -134,9 +176,15 @@ def check_bench_step(config, capsys):
     assert bench.bench_step(config) == 0
     rows = dict(re.findall(r"^([^\d\n]+?) +(\d+) +[\d.]+ +-?[\d.]+%$", capsys.readouterr().out, re.MULTILINE))
     sparse = config.model.sparse_layers + config.model.sparse_query_layer
-    expected = {"head and loss": 1, "update": 1, "experts": sparse, "routing": sparse, "dispatch": sparse,
-                "dense FFN": config.model.dense_layers + 1 - config.model.sparse_query_layer,
-                "attention": config.model.dense_layers + config.model.sparse_layers + 1}
+    expected = {
+        "head and loss": 1,
+        "update": 1,
+        "experts": sparse,
+        "routing": sparse,
+        "dispatch": sparse,
+        "dense FFN": config.model.dense_layers + 1 - config.model.sparse_query_layer,
+        "attention": config.model.dense_layers + config.model.sparse_layers + 1,
+    }
     micro = config.train.global_batch_size // (config.train.micro_batch_size or config.train.global_batch_size)
     found = {name: int(times) // (1 if name == "update" else micro) for name, times in rows.items()}
     if config.model.dense_layers + config.model.sparse_layers == 0:
@@ -175,7 +223,9 @@ def test_choices_of_the_all_to_all_benchmark(tokens, top_k, experts):
     assert counts.max() <= -(-tokens // experts) * top_k and counts.max() - counts.min() <= top_k
 
 
-@pytest.mark.parametrize(("settings", "domains"), [({}, 2), ({"moe.domain_groups": [0, 1, 1]}, 3), ({"moe.domain_groups": [1]}, 1)])
+@pytest.mark.parametrize(
+    ("settings", "domains"), [({}, 2), ({"moe.domain_groups": [0, 1, 1]}, 3), ({"moe.domain_groups": [1]}, 1)]
+)
 def test_the_vocabulary_of_a_benchmark(settings, domains):
     found = even_vocabulary(config_of(settings))
     assert (found.words, found.domains, found.counts.shape) == (24, domains, (2, 24))

@@ -10,17 +10,27 @@ from pangu_sigma.bench import decode as bench
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.inference.load import inference_config, network_context
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.planner.job import Job
+from pangu_sigma.planner.job import PlannedJob
 from pangu_sigma.planner.parameters import count_parameters
 
 WORDS, DOMAINS = 23, 3
 
 
 def _config(**model):
-    return config_from_dict({
-        "model": {"hidden_size": 8, "num_heads": 2, "sequence_length": 16, "dense_layers": 1, "sparse_layers": 1, "vocab_size": WORDS,
-                  **model},
-        "moe": {"num_experts": 12, "num_groups": 3, "router": {"type": "switch", "top_k": 2}}})
+    return config_from_dict(
+        {
+            "model": {
+                "hidden_size": 8,
+                "num_heads": 2,
+                "sequence_length": 16,
+                "dense_layers": 1,
+                "sparse_layers": 1,
+                "vocab_size": WORDS,
+                **model,
+            },
+            "moe": {"num_experts": 12, "num_groups": 3, "router": {"type": "switch", "top_k": 2}},
+        }
+    )
 
 
 @pytest.fixture(scope="module", params=[False, True])
@@ -32,7 +42,7 @@ def model(request):
 def test_one_row_reads_the_active_parameters(model):
     """As the planner counts them, but for the tables of positions, of which a row reads one line."""
     network, context = model
-    active = count_parameters(Job(context.config, Topology(1, 1), WORDS, DOMAINS)).active
+    active = count_parameters(PlannedJob(context.config, Topology(1, 1), WORDS, DOMAINS)).active
     found = bench.step_bytes(network, context, np.array([1]))
     assert found.weights == pytest.approx(4 * (active - 2 * 15 * 8), rel=1e-12)
     assert found.cache == 3 * 2 * 16 * 8 * 4  # layers, keys and values, places, width, bytes

@@ -7,19 +7,25 @@ from typing import Any, Callable, Dict
 import numpy as np
 import pytest
 
-from locmoe_ops.slices import Slice
+from locmoe_ops.shard_spec import ShardSpec
 from pangu_sigma.checkpoint.format import DataState, Header
-from pangu_sigma.checkpoint.parts import Piece
-from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
+from pangu_sigma.checkpoint.parts import LocalTensor
+from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
 
 RANKS = 4  # two expert-parallel indices of two tensor-parallel ranks each
-WORDS = Slice(0, 0, 2, blocks=2)  # the word table: two slots, each cut by itself
+WORDS = ShardSpec(0, 0, 2, blocks=2)  # the word table: two slots, each cut by itself
 
 
 def make_header(step: int, **changed: Any) -> Header:
-    fields = {"step": step, "contents": "training", "config": {"model": {"hidden_size": 4}, "moe": {}},
-              "data": DataState("ab" * 32, 6, ("en", "zh"), "cd" * 32), "sampler": {"next_step": step, "train.seed": 1},
-              "rng": {"next_step": step, "train.seed": 1}, "scalars": {"loss_scale.scale": 65536.0, "optimizer.updates": float(step)}}
+    fields = {
+        "step": step,
+        "contents": "training",
+        "config": {"model": {"hidden_size": 4}, "moe": {}},
+        "data": DataState("ab" * 32, 6, ("en", "zh"), "cd" * 32),
+        "sampler": {"next_step": step, "train.seed": 1},
+        "rng": {"next_step": step, "train.seed": 1},
+        "scalars": {"loss_scale.scale": 65536.0, "optimizer.updates": float(step)},
+    }
     return Header(**{**fields, **changed})
 
 
@@ -29,7 +35,11 @@ def make_tensors(seed: int) -> Dict[str, np.ndarray]:
     found = {"embedding.word": (12, 4), "blocks.0.norm.gamma": (4,), "adam_m.embedding.word": (12, 4)}
     found.update({f"blocks.0.experts.w_in@{expert}": (4, 8) for expert in range(4)})
     tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in found.items()}
-    return {**tensors, "capacity.state": np.arange(5, dtype=np.int64) << 40, "blocks.0.table": np.arange(6, dtype=np.int32)}
+    return {
+        **tensors,
+        "capacity.state": np.arange(5, dtype=np.int64) << 40,
+        "blocks.0.table": np.arange(6, dtype=np.int32),
+    }
 
 
 def pieces_of(tensors: Dict[str, np.ndarray], rank: int) -> list:
@@ -39,13 +49,15 @@ def pieces_of(tensors: Dict[str, np.ndarray], rank: int) -> list:
     for name, whole in tensors.items():
         if "@" in name:
             if int(name[-1]) % 2 == expert_index:
-                part = Slice(1, tensor_index, 2)
-                found.append(Piece(name, part.cut(whole), part, f"experts_{expert_index}_{tensor_index}.safetensors"))
+                part = ShardSpec(1, tensor_index, 2)
+                found.append(
+                    LocalTensor(name, part.cut(whole), part, f"experts_{expert_index}_{tensor_index}.safetensors")
+                )
         elif expert_index == 0 and "word" in name:
-            part = Slice(0, tensor_index, 2, 2)
-            found.append(Piece(name, part.cut(whole), part, f"dense_{tensor_index}.safetensors"))
+            part = ShardSpec(0, tensor_index, 2, 2)
+            found.append(LocalTensor(name, part.cut(whole), part, f"dense_{tensor_index}.safetensors"))
         elif rank == 0:
-            found.append(Piece(name, whole, None, "dense_0.safetensors"))
+            found.append(LocalTensor(name, whole, None, "dense_0.safetensors"))
     return found
 
 
@@ -54,7 +66,7 @@ def save_as_job(root: Path, step: int, tensors: Dict[str, np.ndarray], asynchron
     meeting = threading.Barrier(RANKS)
 
     def run(rank: int) -> None:
-        job = Job(rank, range(RANKS), 30.0, meeting.wait)
+        job = WritingJob(rank, range(RANKS), 30.0, meeting.wait)
         with CheckpointWriter(root, job, Retention(), asynchronous) as writer:
             writer.save(make_header(step), pieces_of(tensors, rank))
 

@@ -26,7 +26,17 @@ def names(root):
 
 
 def test_finished_are_those_under_their_own_names(tmp_path):
-    make(tmp_path, "step_10", "step_9", "step_11.part", "step_8.aside", "step_7.removed", "step_6.replaced", "step_x", "step_²")
+    make(
+        tmp_path,
+        "step_10",
+        "step_9",
+        "step_11.part",
+        "step_8.aside",
+        "step_7.removed",
+        "step_6.replaced",
+        "step_x",
+        "step_²",
+    )
     (tmp_path / "step_12").write_text("a file")
     assert [(step, path.name) for step, path in folders.finished(tmp_path)] == [(9, "step_9"), (10, "step_10")]
     assert folders.finished(tmp_path / "absent") == []
@@ -39,7 +49,12 @@ def test_begin_clears_what_earlier_attempts_left(tmp_path):
     make(tmp_path, "step_1", "step_4.aside", "step_2.part")
     part = folders.begin(tmp_path, 3)
     assert part == first and names(part) == [folders.MARKER]
-    assert names(tmp_path) == ["step_1", "step_2.part", "step_3.part", "step_4.aside"]  # step_2.part is not marked as ours
+    assert names(tmp_path) == [
+        "step_1",
+        "step_2.part",
+        "step_3.part",
+        "step_4.aside",
+    ]  # step_2.part is not marked as ours
 
 
 @pytest.mark.parametrize("name", ["NOTES.txt", "dense_0.safetensors", "manifest.json"])

@@ -15,10 +15,15 @@ from pangu_sigma.errors import DamagedCheckpoint
 @pytest.fixture
 def manifest(header):
     whole = TensorEntry((3, 2), "F32", (Part("dense_0.safetensors", "00000001"),))
-    cut = TensorEntry((8, 2), "I64", (Part("dense_0.safetensors", "0000000a"), Part("dense_1.safetensors", "ffffffff")), 0, 2)
+    cut = TensorEntry(
+        (8, 2), "I64", (Part("dense_0.safetensors", "0000000a"), Part("dense_1.safetensors", "ffffffff")), 0, 2
+    )
     scalars = {"loss_scale.scale": 2.0**-14, "optimizer.updates": 7.0, "local_strength": 0.10000000149011612}
-    return Manifest(header(12, origin=("inherited from x",), scalars=scalars), {"a": whole, "b": cut},
-                    {"dense_0.safetensors": 200, "dense_1.safetensors": 100})
+    return Manifest(
+        header(12, origin=("inherited from x",), scalars=scalars),
+        {"a": whole, "b": cut},
+        {"dense_0.safetensors": 200, "dense_1.safetensors": 100},
+    )
 
 
 def test_nothing_is_lost(tmp_path, manifest):
@@ -35,8 +40,15 @@ def test_the_file_says_what_it_should(tmp_path, manifest):
     assert body["step"] == 12 and body["scalars"]["loss_scale.scale"] == 2.0**-14
     assert body["sampler"]["next_step"] == 12 and body["rng"]["train.seed"] == 1
     assert body["data"]["tokenizer_sha256"] == "ab" * 32 and body["data"]["domains"] == ["en", "zh"]
-    assert body["tensors"]["b"] == {"shape": [8, 2], "dtype": "I64", "slice": {"axis": 0, "blocks": 2}, "parts": [
-        {"shard": "dense_0.safetensors", "crc32": "0000000a"}, {"shard": "dense_1.safetensors", "crc32": "ffffffff"}]}
+    assert body["tensors"]["b"] == {
+        "shape": [8, 2],
+        "dtype": "I64",
+        "slice": {"axis": 0, "blocks": 2},
+        "parts": [
+            {"shard": "dense_0.safetensors", "crc32": "0000000a"},
+            {"shard": "dense_1.safetensors", "crc32": "ffffffff"},
+        ],
+    }
     assert body["tensors"]["a"]["slice"] is None
 
 
@@ -78,8 +90,15 @@ def test_a_folder_that_lost_its_manifest_is_damaged_and_a_wrong_name_is_not(tmp_
 
 def test_earlier_and_later_versions_are_refused_but_not_damaged(tmp_path):
     for content, message in (
-            ({"format_version": 1, "step": 2, "config": {}, "files": {}}, "format version 1, of an earlier release .*; expected 2"),
-            ({"format": "pangu-sigma checkpoint", "version": 3, "checksum": "", "body": {}}, "format version 3; expected 2")):
+        (
+            {"format_version": 1, "step": 2, "config": {}, "files": {}},
+            "format version 1, of an earlier release .*; expected 2",
+        ),
+        (
+            {"format": "pangu-sigma checkpoint", "version": 3, "checksum": "", "body": {}},
+            "format version 3; expected 2",
+        ),
+    ):
         (tmp_path / NAME).write_text(json.dumps(content))
         with pytest.raises(InputError, match=message) as caught:
             read_manifest(tmp_path)
@@ -103,11 +122,22 @@ def test_parts_that_do_not_fit_are_refused(tmp_path, manifest, shape, parts):
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("place, value", [
-    (("scalars", "optimizer.updates"), 10**400), (("step",), 2**63), (("data", "fingerprint"), [1]), (("config", "model"), 3),
-    (("tensors", "a", "shape"), [2**40, 2**40]), (("shards", "x" * 300), 1), (("shards", "x\ny"), 1), (("tensors", "a@b"), {}),
-    (("tensors", "@1"), {}), (("origin",), None), (("rng",), "deep"),
-])
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        (("scalars", "optimizer.updates"), 10**400),
+        (("step",), 2**63),
+        (("data", "fingerprint"), [1]),
+        (("config", "model"), 3),
+        (("tensors", "a", "shape"), [2**40, 2**40]),
+        (("shards", "x" * 300), 1),
+        (("shards", "x\ny"), 1),
+        (("tensors", "a@b"), {}),
+        (("tensors", "@1"), {}),
+        (("origin",), None),
+        (("rng",), "deep"),
+    ],
+)
 def test_values_that_this_program_never_writes_are_refused(tmp_path, manifest, place, value):
     """With a checksum that fits."""
     write_manifest(manifest, tmp_path)
@@ -119,14 +149,19 @@ def test_values_that_this_program_never_writes_are_refused(tmp_path, manifest, p
     if value == {}:
         holder[place[-1]] = holder["a"]
     content["checksum"] = _checksum(content["body"])
-    text = json.dumps(content).replace('"deep"', "[" * 980 + "]" * 980)  # as deep as reading just allows, and more than writing does
+    text = json.dumps(content).replace(
+        '"deep"', "[" * 980 + "]" * 980
+    )  # as deep as reading just allows, and more than writing does
     (tmp_path / NAME).write_text(text)
     with pytest.raises(DamagedCheckpoint, match="manifest.json: not a checkpoint manifest"):
         read_manifest(tmp_path)
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=8),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -136,7 +171,10 @@ def test_whatever_a_manifest_says_the_answer_is_one_line(tmp_path_factory, heade
     import pangu_sigma.checkpoint.format as module
 
     folder = tmp_path_factory.mktemp("manifest")
-    write_manifest(Manifest(header(1), {"a": TensorEntry((2,), "F32", (Part("x.safetensors", "0" * 8),))}, {"x.safetensors": 90}), folder)
+    write_manifest(
+        Manifest(header(1), {"a": TensorEntry((2,), "F32", (Part("x.safetensors", "0" * 8),))}, {"x.safetensors": 90}),
+        folder,
+    )
     body = json.loads((folder / NAME).read_text())["body"]
     place, keys = body, []
     while isinstance(place, (dict, list)) and place and (not keys or data.draw(st.booleans())):
@@ -152,8 +190,10 @@ def test_whatever_a_manifest_says_the_answer_is_one_line(tmp_path_factory, heade
 
 
 @settings(max_examples=200, deadline=None)
-@given(content=st.binary(max_size=200) | st.recursive(st.just("["), lambda inner: inner.map(lambda text: text * 2), max_leaves=14).map(
-    str.encode))
+@given(
+    content=st.binary(max_size=200)
+    | st.recursive(st.just("["), lambda inner: inner.map(lambda text: text * 2), max_leaves=14).map(str.encode)
+)
 def test_bytes_of_any_kind_are_refused(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("manifest")
     (folder / NAME).write_bytes(content)

@@ -10,26 +10,37 @@ from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.header import changes, check_same_ids, check_same_model, differences, training_header
 from pangu_sigma.config.load import config_from_dict
 
-CONFIG = {"moe": {"num_experts": 4, "num_groups": 2, "router": {"type": "switch"}}, "train": {"seed": 3, "global_batch_size": 4}}
+CONFIG = {
+    "moe": {"num_experts": 4, "num_groups": 2, "router": {"type": "switch"}},
+    "train": {"seed": 3, "global_batch_size": 4},
+}
 LAYOUT = Topology(4, 2, 4)
 
 
 def data(tokenizer="t" * 64, domains=("en", "zh"), fingerprint="f" * 64):
-    return SimpleNamespace(path="data", domains=domains, manifest=SimpleNamespace(tokenizer_sha256=tokenizer, fingerprint=fingerprint))
+    return SimpleNamespace(
+        path="data", domains=domains, manifest=SimpleNamespace(tokenizer_sha256=tokenizer, fingerprint=fingerprint)
+    )
 
 
 @pytest.fixture
 def reader():
     """A checkpoint of 100 steps of CONFIG on four ranks, without a disk."""
     header = training_header(config_from_dict(CONFIG), LAYOUT, data(), 320, 100, [])
-    return SimpleNamespace(folder="run/checkpoints/step_100", header=header, config=lambda: config_from_dict(header.config))
+    return SimpleNamespace(
+        folder="run/checkpoints/step_100", header=header, config=lambda: config_from_dict(header.config)
+    )
 
 
 def test_the_header_says_where_sampling_and_randomness_stand(reader):
     header = reader.header
     assert (header.step, header.contents) == (100, "training")
     assert header.sampler["next_step"] == header.rng["next_step"] == 100 and header.rng["train.seed"] == 3
-    assert header.data.vocab_size == 320 and header.data.domains == ("en", "zh") and header.data.tokenizer_sha256 == "t" * 64
+    assert (
+        header.data.vocab_size == 320
+        and header.data.domains == ("en", "zh")
+        and header.data.tokenizer_sha256 == "t" * 64
+    )
     assert header.config["moe"]["layout"] == {"world_size": 4, "ranks_per_node": 2, "expert": 4}
 
 
@@ -40,25 +51,33 @@ def test_the_same_run_changes_nothing(reader):
 def test_what_makes_it_another_run_is_told(reader):
     other = {**CONFIG, "train": {"seed": 4, "global_batch_size": 8}, "data": {"mixing": "proportional"}}
     found = changes(reader, config_from_dict(other), data(fingerprint="g" * 64), Topology(2, 1, 2))
-    for start in ("train.seed is 4, was 3", "train.global_batch_size is 8, was 4", "data.mixing is proportional, was balanced",
-                  "prepared data is ggg", "homes and locality refer to 2 ranks on 2 nodes, expert parallel 2; before to 4 on 2, 4"):
+    for start in (
+        "train.seed is 4, was 3",
+        "train.global_batch_size is 8, was 4",
+        "data.mixing is proportional, was balanced",
+        "prepared data is ggg",
+        "homes and locality refer to 2 ranks on 2 nodes, expert parallel 2; before to 4 on 2, 4",
+    ):
         assert sum(line.startswith(start) for line in found) == 1, start
     assert len(found) == 5
 
 
 def test_the_network_must_be_the_same(reader):
     check_same_model(reader, config_from_dict({**CONFIG, "model": {"hidden_dropout": 0.5}, "parallel": {"expert": 2}}))
-    for changed, message in (({"model": {"hidden_size": 32}}, "model.hidden_size is 32, but run/checkpoints/step_100 was trained with 256"),
-                             ({"model": {"final_norm": "after_query"}}, "model.final_norm is after_query"),
-                             ({"moe": {**CONFIG["moe"], "num_experts": 8}}, "moe.num_experts is 8"),
-                             ({"moe": {**CONFIG["moe"], "domain_groups": [1, 0]}}, r"moe.domain_groups is \(1, 0\)"),
-                             ({"moe": {**CONFIG["moe"], "router": {"type": "hash"}}}, "moe.router.type is hash, but")):
+    for changed, message in (
+        ({"model": {"hidden_size": 32}}, "model.hidden_size is 32, but run/checkpoints/step_100 was trained with 256"),
+        ({"model": {"final_norm": "after_query"}}, "model.final_norm is after_query"),
+        ({"moe": {**CONFIG["moe"], "num_experts": 8}}, "moe.num_experts is 8"),
+        ({"moe": {**CONFIG["moe"], "domain_groups": [1, 0]}}, r"moe.domain_groups is \(1, 0\)"),
+        ({"moe": {**CONFIG["moe"], "router": {"type": "hash"}}}, "moe.router.type is hash, but"),
+    ):
         with pytest.raises(InputError, match=message):
             check_same_model(reader, config_from_dict({**CONFIG, **changed}))
 
 
 def test_a_router_goes_on_with_the_state_that_it_has(reader):
     """Each refusal names the key and both values; what may change changes no state."""
+
     def with_router(**keys):
         return config_from_dict({**CONFIG, "moe": {**CONFIG["moe"], "router": {"type": "switch", **keys}}})
 
@@ -67,28 +86,49 @@ def test_a_router_goes_on_with_the_state_that_it_has(reader):
 
     bias, margin = {"kind": "bias"}, {"kind": "margin", "strength": 0.5}
     for then, now, told in (
-            ({}, {"balance_rate": 0.1}, "moe.router.balance_rate is 0.1, but .* trained with 0.0; expected 0,"),
-            ({"balance_rate": 0.1}, {}, "moe.router.balance_rate is 0.0, but .* trained with 0.1; expected above 0"),
-            ({}, {"local_term": bias}, "moe.router.local_term.kind is bias, but .* trained with none; expected none .*start_step"),
-            ({"local_term": bias, "balance_rate": 0.1}, {"balance_rate": 0.1},
-             "moe.router.local_term.kind is none, but .* trained with bias; expected bias or margin .*strength 0")):
+        ({}, {"balance_rate": 0.1}, "moe.router.balance_rate is 0.1, but .* trained with 0.0; expected 0,"),
+        ({"balance_rate": 0.1}, {}, "moe.router.balance_rate is 0.0, but .* trained with 0.1; expected above 0"),
+        (
+            {},
+            {"local_term": bias},
+            "moe.router.local_term.kind is bias, but .* trained with none; expected none .*start_step",
+        ),
+        (
+            {"local_term": bias, "balance_rate": 0.1},
+            {"balance_rate": 0.1},
+            "moe.router.local_term.kind is none, but .* trained with bias; expected bias or margin .*strength 0",
+        ),
+    ):
         with pytest.raises(InputError, match=told):
             check_same_model(saved_with(**then), with_router(**now))
-    for then, now in (({"local_term": bias}, {"local_term": margin}), ({"local_term": bias}, {}),
-                      ({"balance_rate": 0.1}, {"balance_rate": 0.05}), ({}, {"switch": {"jitter": 0.1}, "statistics": "rank"})):
+    for then, now in (
+        ({"local_term": bias}, {"local_term": margin}),
+        ({"local_term": bias}, {}),
+        ({"balance_rate": 0.1}, {"balance_rate": 0.05}),
+        ({}, {"switch": {"jitter": 0.1}, "statistics": "rank"}),
+    ):
         check_same_model(saved_with(**then), with_router(**now))
 
 
 def test_what_may_be_the_reason_is_named(reader):
     assert differences(reader, config_from_dict(CONFIG)) == ""
-    changed = {**CONFIG, "model": {"ffn_hidden_size": 64}, "runtime": {"precision": "fp16"}, "train": {**CONFIG["train"], "seed": 9}}
+    changed = {
+        **CONFIG,
+        "model": {"ffn_hidden_size": 64},
+        "runtime": {"precision": "fp16"},
+        "train": {**CONFIG["train"], "seed": 9},
+    }
     assert differences(reader, config_from_dict(changed)) == (
-        "; of what decides it these keys differ: model.ffn_hidden_size (64, was null), runtime.precision (fp16, was fp32)")
+        "; of what decides it these keys differ: model.ffn_hidden_size (64, was null), runtime.precision (fp16, was fp32)"
+    )
 
 
 def test_ids_must_mean_the_same(reader):
     check_same_ids(reader, data())
-    with pytest.raises(InputError, match="another tokenizer than run/checkpoints/step_100 was trained with .*tttttttttttt.; its ids mean"):
+    with pytest.raises(
+        InputError,
+        match="another tokenizer than run/checkpoints/step_100 was trained with .*tttttttttttt.; its ids mean",
+    ):
         check_same_ids(reader, data(tokenizer="u" * 64))
     with pytest.raises(InputError, match="data has the domains zh, en, but .* was trained with en, zh"):
         check_same_ids(reader, data(domains=("zh", "en")))

@@ -1,7 +1,8 @@
-"""Any layout to any layout, rank by rank in one process: what the ranks of one job write, those of any other read as their own.
+"""Any layout to any layout, rank by rank in one process: what the ranks of one job write, those of any other read as
+their own.
 
-Initial values do not depend on the layout (every parameter draws from a stream of its own name), so each network of the reading job
-knows by itself what it should find.
+Initial values do not depend on the layout (every parameter draws from a stream of its own name), so each network of the
+reading job knows by itself what it should find.
 """
 
 from functools import cache
@@ -17,10 +18,10 @@ from pangu_sigma.checkpoint.folders import begin, publish
 from pangu_sigma.checkpoint.format import DataState, Header, Manifest, write_manifest
 from pangu_sigma.checkpoint.parts import collect_parts, write_part
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.checkpoint.state import Place, pieces, read_values, scalars, set_values, weights, writing_ranks
+from pangu_sigma.checkpoint.state import RankLocation, pieces, read_values, scalars, set_values, weights, writing_ranks
 from pangu_sigma.data.vocabulary import Vocabulary
 from pangu_sigma.runtime.runtime import Runtime
-from pangu_sigma.train.engine import TrainingParts
+from pangu_sigma.train.engine import TrainEngine
 
 WORDS = Vocabulary(32, 2, np.ones(32, np.int64))
 # Topology and placement of the experts.
@@ -37,24 +38,35 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def build(networks):
-    """One rank of a job, whose other ranks are not there; moments made of its own initial weights, so that they follow their ranks."""
+    """One rank of a job, whose other ranks are not there; moments made of its own initial weights, so that they follow
+    their ranks.
+    """
+
     @cache
     def run(layout, rank):
         topology, placement = LAYOUTS[layout]
-        collectives = networks.TwinCollectives(rank, topology) if topology.world_size > 1 else create_collectives("local", topology, 0)
+        collectives = (
+            networks.TwinCollectives(rank, topology)
+            if topology.world_size > 1
+            else create_collectives("local", topology, 0)
+        )
         config = networks.small_config(
             {"domain_embeddings": True, "num_heads": 4},
-            {"router": {"type": "switch", "balance_rate": 0.01}, "placement": placement,
-             "layout": {"world_size": 4, "ranks_per_node": 2, "expert": 4}},
+            {
+                "router": {"type": "switch", "balance_rate": 0.01},
+                "placement": placement,
+                "layout": {"world_size": 4, "ranks_per_node": 2, "expert": 4},
+            },
             parallel={"expert": topology.expert, "tensor": topology.tensor, "ranks_per_node": topology.ranks_per_node},
-            train={"global_batch_size": 24})
-        parts = TrainingParts(config, Runtime(collectives), WORDS)
+            train={"global_batch_size": 24},
+        )
+        parts = TrainEngine(config, Runtime(collectives), WORDS)
         for parameter, first, second in zip(parts.parameters, parts.adam.first, parts.adam.second):
             first.set_data(parameter * 2.0)
             second.set_data(parameter * parameter)
         parts.adam.updates.set_data(Tensor(np.float32(9)))
         experts = ExpertPlacement(4, 2, topology.expert, placement).local_experts(topology.ep_index(rank))
-        return parts, Place(topology, rank, experts)
+        return parts, RankLocation(topology, rank, experts)
 
     return run
 
@@ -93,7 +105,9 @@ def test_every_rank_finds_its_own(build, saved, writing, reading):
                 parameter.set_data(Tensor(np.full(parameter.shape, 77, parameter.asnumpy().dtype)))
             set_values(read_values(reader, state, place.local_experts))
             for parameter in state:
-                np.testing.assert_array_equal(parameter.asnumpy(), expected[parameter.name], err_msg=f"rank {rank}: {parameter.name}")
+                np.testing.assert_array_equal(
+                    parameter.asnumpy(), expected[parameter.name], err_msg=f"rank {rank}: {parameter.name}"
+                )
 
 
 def test_nothing_depends_on_who_wrote_it(saved):

@@ -10,16 +10,16 @@ import pytest
 
 from pangu_sigma.checkpoint import parts, writer
 from pangu_sigma.checkpoint.folders import finished
-from pangu_sigma.checkpoint.parts import Piece
+from pangu_sigma.checkpoint.parts import LocalTensor
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
+from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
 from pangu_sigma.errors import CheckpointNotWritten
 
-ALONE = Job(0, (0,), 5.0, lambda: None)
+ALONE = WritingJob(0, (0,), 5.0, lambda: None)
 
 
 def piece(value, size=4):
-    return Piece("w", np.full(size, value, np.float32), None, "dense_0.safetensors")
+    return LocalTensor("w", np.full(size, value, np.float32), None, "dense_0.safetensors")
 
 
 def value_in(folder):
@@ -34,8 +34,9 @@ def test_others_may_do_no_more_with_the_files_than_the_umask_says(root, header):
             saver.save(header(1), [piece(1)])
     finally:
         os.umask(before)
-    assert {path.name: oct(path.stat().st_mode & 0o7777) for path in [root / "step_1", *(root / "step_1").iterdir()]} == {
-        "step_1": "0o750", "dense_0.safetensors": "0o640", "manifest.json": "0o640"}
+    assert {
+        path.name: oct(path.stat().st_mode & 0o7777) for path in [root / "step_1", *(root / "step_1").iterdir()]
+    } == {"step_1": "0o750", "dense_0.safetensors": "0o640", "manifest.json": "0o640"}
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -54,9 +55,14 @@ def test_all_ranks_parts_are_in_one_manifest(root, job, tensors, asynchronous):
     job(root, 3, tensors, asynchronous=asynchronous)
     with CheckpointReader.open(root / "step_3") as reader:
         assert sorted(reader.verify()) == sorted(tensors)
-        assert [part.shard for part in reader.entry("embedding.word").parts] == ["dense_0.safetensors", "dense_1.safetensors"]
-        assert [part.shard for part in reader.entry("blocks.0.experts.w_in@3").parts] == ["experts_1_0.safetensors",
-                                                                                         "experts_1_1.safetensors"]
+        assert [part.shard for part in reader.entry("embedding.word").parts] == [
+            "dense_0.safetensors",
+            "dense_1.safetensors",
+        ]
+        assert [part.shard for part in reader.entry("blocks.0.experts.w_in@3").parts] == [
+            "experts_1_0.safetensors",
+            "experts_1_1.safetensors",
+        ]
 
 
 class Gate:
@@ -108,7 +114,9 @@ def test_an_error_in_the_thread_comes_out_at_the_next_check(root, header, monkey
         saver.wait()
         monkeypatch.setattr(writer, "write_part", fail)
         saver.save(header(2), [piece(2.0)])
-        with pytest.raises(CheckpointNotWritten, match=r"checkpoint .*step_2\.part: cannot be written \(No space left") as error:
+        with pytest.raises(
+            CheckpointNotWritten, match=r"checkpoint .*step_2\.part: cannot be written \(No space left"
+        ) as error:
             for _ in range(500):
                 saver.check()
                 time.sleep(0.01)
@@ -127,7 +135,10 @@ def test_an_error_of_the_last_one_comes_out_at_the_end(root, header, monkeypatch
 
 @pytest.mark.parametrize("when", ["write_shard", "write_manifest", "publish"])
 def test_cut_off_anywhere_the_one_before_is_untouched(root, header, monkeypatch, when):
-    """The process dies in the middle (here: an exception that nothing handles); a new one goes on, and reaches the step again."""
+    """The process dies in the middle (here: an exception that nothing handles); a new one goes on, and reaches the step
+    again.
+    """
+
     def die(*_):
         raise SystemExit
 
@@ -148,8 +159,10 @@ def test_cut_off_anywhere_the_one_before_is_untouched(root, header, monkeypatch,
 
 def test_a_rank_that_does_not_finish_is_named(root, header):
     """The second rank never writes its part."""
-    patient = Job(0, (0, 1), 0.2, lambda: None)
-    with pytest.raises(CheckpointNotWritten, match=r"step_1\.part: rank 1 did not finish writing in 0.2 s after this rank"):
+    patient = WritingJob(0, (0, 1), 0.2, lambda: None)
+    with pytest.raises(
+        CheckpointNotWritten, match=r"step_1\.part: rank 1 did not finish writing in 0.2 s after this rank"
+    ):
         with CheckpointWriter(root, patient, Retention()) as saver:
             saver.save(header(1), [piece(1.0)])
     assert finished(root) == []
@@ -157,7 +170,7 @@ def test_a_rank_that_does_not_finish_is_named(root, header):
 
 def test_the_end_of_the_job_ends_the_waiting(root, header):
     lost = RuntimeError("lost rank 1")
-    job = Job(0, (0, 1), 1000.0, lambda: None, lambda: lost)
+    job = WritingJob(0, (0, 1), 1000.0, lambda: None, lambda: lost)
     with pytest.raises(CheckpointNotWritten, match="the job ended before all ranks had written") as error:
         with CheckpointWriter(root, job, Retention()) as saver:
             saver.save(header(1), [piece(1.0)])
@@ -175,7 +188,9 @@ def test_an_error_of_training_is_not_hidden_by_one_of_writing(root, header, monk
 def test_a_folder_that_cannot_be_made_is_named_at_once(tmp_path, header):
     (tmp_path / "file").write_text("")
     saver = CheckpointWriter(tmp_path / "file" / "checkpoints", ALONE, Retention())
-    with pytest.raises(CheckpointNotWritten, match=r"file/checkpoints/step_1\.part: cannot be written \(Not a directory\)"):
+    with pytest.raises(
+        CheckpointNotWritten, match=r"file/checkpoints/step_1\.part: cannot be written \(Not a directory\)"
+    ):
         saver.save(header(1), [piece(1.0)])
 
 

@@ -23,8 +23,11 @@ def stand_in(monkeypatch, tmp_path):
         echo "$record" >"$0/metrics.jsonl"; echo '{{"router": "x"}}' >"$0/summary.json"
     """
     run_all = runner.run_all
-    monkeypatch.setattr(runner, "run_all", lambda plan, output: run_all(
-        plan, output, lambda run, base, folder: ["bash", "-c", script, str(folder)]))
+    monkeypatch.setattr(
+        runner,
+        "run_all",
+        lambda plan, output: run_all(plan, output, lambda run, base, folder: ["bash", "-c", script, str(folder)]),
+    )
 
 
 def test_runs_tables_and_report(write_plan, stand_in, tmp_path, capsys):
@@ -58,7 +61,12 @@ def test_dry_run_shows_everything_and_starts_nothing(write_plan, write_run, make
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "[1/2] all/hash/seed_1 (finished)" and lines[2] == "[2/2] all/locmoe/seed_1 (to do)"
     words = shlex.split(lines[3])  # to be pasted into a shell, whatever blanks the project's folder has
-    assert words[0] == "bash" and words[1].endswith("/train_msrun.sh") and words[2:4] == ["--workers", "1"] and Path(words[1]).is_file()
+    assert (
+        words[0] == "bash"
+        and words[1].endswith("/train_msrun.sh")
+        and words[2:4] == ["--workers", "1"]
+        and Path(words[1]).is_file()
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -70,8 +78,12 @@ def test_report_only_reports_what_there_is(write_plan, write_run, make_plan, sta
 
 
 def test_mindspore_is_not_needed(write_plan, tmp_path):
-    program = ("import sys; from pangu_sigma.cli.main import main\n"
-               "status = main(sys.argv[1:])\n"
-               "sys.exit(status or 'mindspore' in sys.modules)")
-    done = subprocess.run([sys.executable, "-c", program, "compare", write_plan(), "--output", str(tmp_path / "out"), "--dry-run"])
+    program = (
+        "import sys; from pangu_sigma.cli.main import main\n"
+        "status = main(sys.argv[1:])\n"
+        "sys.exit(status or 'mindspore' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "compare", write_plan(), "--output", str(tmp_path / "out"), "--dry-run"]
+    )
     assert done.returncode == 0

@@ -66,12 +66,15 @@ def as_rank(monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("command", "path"), [
-    (["prepare"], "pangu_sigma.data.prepare.prepare"),
-    (["train"], "pangu_sigma.train.run.train"),
-    (["bench", "step"], "pangu_sigma.bench.step.bench_step"),
-    (["bench", "router"], "pangu_sigma.bench.router.bench_router"),
-])
+@pytest.mark.parametrize(
+    ("command", "path"),
+    [
+        (["prepare"], "pangu_sigma.data.prepare.prepare"),
+        (["train"], "pangu_sigma.train.run.train"),
+        (["bench", "step"], "pangu_sigma.bench.step.bench_step"),
+        (["bench", "router"], "pangu_sigma.bench.router.bench_router"),
+    ],
+)
 def test_a_command_gets_the_resolved_configuration(install, config_file, command, path):
     calls = install(path, 0)
     assert cli.main([*command, config_file, "--set", "train.seed=7", "--set", "train.log_interval=2"]) == 0
@@ -79,13 +82,20 @@ def test_a_command_gets_the_resolved_configuration(install, config_file, command
     assert (config.train.steps, config.train.seed, config.train.log_interval) == (5, 7, 2)
 
 
-@pytest.mark.parametrize(("outcome", "status", "lines"), [
-    (0, 0, []),
-    (1, 1, []),
-    (InputError("data: found nothing,\n expected data"), 2, ["pangu-sigma: error: data: found nothing, expected data"]),
-    (CollectiveError("rank 1: lost rank 2"), 1, ["pangu-sigma: error: rank 1: lost rank 2"]),
-    (KeyboardInterrupt(), 130, []),
-])
+@pytest.mark.parametrize(
+    ("outcome", "status", "lines"),
+    [
+        (0, 0, []),
+        (1, 1, []),
+        (
+            InputError("data: found nothing,\n expected data"),
+            2,
+            ["pangu-sigma: error: data: found nothing, expected data"],
+        ),
+        (CollectiveError("rank 1: lost rank 2"), 1, ["pangu-sigma: error: rank 1: lost rank 2"]),
+        (KeyboardInterrupt(), 130, []),
+    ],
+)
 def test_exit_status_and_what_stderr_says(install, config_file, capsys, outcome, status, lines):
     install("pangu_sigma.train.run.train", outcome)
     assert cli.main(["train", config_file]) == status
@@ -100,21 +110,38 @@ def test_a_defect_shows_its_traceback(install, config_file, capsys):
     assert error.endswith("pangu-sigma: error: ZeroDivisionError: oh\n")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["bench", "step", "--help"], ["config", "x"],
-                                       ["ckpt", "extract", "x", "y", "--domain", "z"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["bench", "step", "--help"],
+        ["config", "x"],
+        ["ckpt", "extract", "x", "y", "--domain", "z"],
+    ],
+)
 def test_mindspore_is_not_imported_before_it_is_needed(arguments):
-    program = ("import sys; from pangu_sigma.cli.main import main\n"
-               "try: main(sys.argv[1:])\n"
-               "except SystemExit as end: assert end.code == 0\n"
-               "sys.exit('mindspore' in sys.modules)")
+    program = (
+        "import sys; from pangu_sigma.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "sys.exit('mindspore' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("arguments, unbuffered", [
-    (["config", "config.yaml"], "1"), (["config", "config.yaml"], ""), (["plan", "--help"], "")])
+@pytest.mark.parametrize(
+    "arguments, unbuffered",
+    [(["config", "config.yaml"], "1"), (["config", "config.yaml"], ""), (["plan", "--help"], "")],
+)
 def test_a_reader_that_has_seen_enough_is_no_error(config_file, arguments, unbuffered):
-    process = subprocess.Popen([sys.executable, "-m", "pangu_sigma", *arguments], cwd=Path(config_file).parent,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pangu_sigma", *arguments],
+        cwd=Path(config_file).parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
     with process:
         process.stdout.close()
         assert process.wait(60) == 141
@@ -126,7 +153,8 @@ def test_config_prints_every_key_or_one(config_file, capsys):
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["train"]["steps"] == 5
     assert {name: set(section) for name, section in shown.items()} == {
-        name: set(section) for name, section in to_dict(Config()).items()}
+        name: set(section) for name, section in to_dict(Config()).items()
+    }
     assert cli.main(["config", config_file, "--key", "train.output_dir", "--set", "train.output_dir=a b"]) == 0
     assert capsys.readouterr().out == "a b\n"
 
@@ -162,8 +190,10 @@ def test_the_scheduler_does_not_train(install, config_file, monkeypatch):
     assert calls == []
 
 
-@pytest.mark.parametrize(("options", "expected"), [
-    ([], ((), None)), (["--tokens", "64,8", "--rate", "200mbit"], ((64, 8), 200e6)), (["--rate", "5kbit"], ((), 5e3))])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [([], ((), None)), (["--tokens", "64,8", "--rate", "200mbit"], ((64, 8), 200e6)), (["--rate", "5kbit"], ((), 5e3))],
+)
 def test_dispatchers_are_measured_by_the_ranks_of_a_job(install, config_file, as_rank, options, expected):
     calls = install("pangu_sigma.bench.all_to_all.bench_all_to_all", 0)
     assert cli.main(["bench", "all-to-all", config_file, *options]) == 0
@@ -177,10 +207,12 @@ def test_what_is_no_matter_of_ranks_does_not_run_under_msrun(config_file, as_ran
 
 
 def test_leave_now_ends_a_busy_process():
-    program = ("import threading, time\n"
-               "from locmoe_ops.errors import CollectiveError\n"
-               "from pangu_sigma.runtime.reporting import leave_now\n"
-               "threading.Thread(target=leave_now, args=(CollectiveError('rank 0: lost rank 1'),)).start()\n"
-               "time.sleep(600)\n")
+    program = (
+        "import threading, time\n"
+        "from locmoe_ops.errors import CollectiveError\n"
+        "from pangu_sigma.runtime.reporting import leave_now\n"
+        "threading.Thread(target=leave_now, args=(CollectiveError('rank 0: lost rank 1'),)).start()\n"
+        "time.sleep(600)\n"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (1, "pangu-sigma: error: rank 0: lost rank 1\n")

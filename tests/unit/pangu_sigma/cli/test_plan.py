@@ -12,8 +12,13 @@ from pangu_sigma.cli.main import main
 from pangu_sigma.config.load import load_config
 from pangu_sigma.config.validate import validate
 
-ASCEND = {"pangu_sigma_2.6b_8": 8, "pangu_sigma_38b_64": 64, "pangu_sigma_38b_128": 128, "pangu_sigma_38b_256": 256,
-          "pangu_sigma_1085b_512": 512}
+ASCEND = {
+    "pangu_sigma_2.6b_8": 8,
+    "pangu_sigma_38b_64": 64,
+    "pangu_sigma_38b_128": 128,
+    "pangu_sigma_38b_256": 256,
+    "pangu_sigma_1085b_512": 512,
+}
 
 
 @pytest.fixture
@@ -65,12 +70,25 @@ def test_what_does_not_fit_is_said_with_a_way_out(capsys):
 
 
 def test_bytes_that_routing_decides_are_marked(config_file, capsys):
-    assert main(["plan", config_file, "--nodes", "1", "--devices-per-node", "4", "--set", "moe.dispatch.type=ragged"]) == 0
+    assert (
+        main(["plan", config_file, "--nodes", "1", "--devices-per-node", "4", "--set", "moe.dispatch.type=ragged"]) == 0
+    )
     assert "as far as known before training" in capsys.readouterr().out
 
 
 def test_a_sweep(config_file, capsys):
-    arguments = ["plan", config_file, "--nodes", "2", "--devices-per-node", "2", "--sweep", "ep=2,4", "--sweep", "router=hash,switch"]
+    arguments = [
+        "plan",
+        config_file,
+        "--nodes",
+        "2",
+        "--devices-per-node",
+        "2",
+        "--sweep",
+        "ep=2,4",
+        "--sweep",
+        "router=hash,switch",
+    ]
     assert main(arguments) == 0
     assert "plans are on the Pareto front" in capsys.readouterr().out
     assert main([*arguments, "--json"]) == 0
@@ -79,29 +97,44 @@ def test_a_sweep(config_file, capsys):
 
 @pytest.mark.parametrize("arguments", [[], ["--json"], ["--sweep", "ep"]])
 def test_no_mindspore_is_needed(arguments):
-    program = ("import sys; sys.modules['mindspore'] = None\n"  # importing it fails
-               "from pangu_sigma.cli.main import main\n"
-               "sys.exit(main(sys.argv[1:]))")
-    done = subprocess.run([sys.executable, "-c", program, "plan", "configs/ascend/pangu_sigma_38b_64.yaml", "--nodes", "8", *arguments],
-                          capture_output=True, text=True)
+    program = (
+        "import sys; sys.modules['mindspore'] = None\n"  # importing it fails
+        "from pangu_sigma.cli.main import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "plan", "configs/ascend/pangu_sigma_38b_64.yaml", "--nodes", "8", *arguments],
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(("arguments", "fragment"), [
-    (["--nodes", "0"], "argument --nodes: invalid positive integer value: '0'"),
-    (["--nodes", "3", "--devices-per-node", "1"], "does not divide the number of ranks (3)"),
-    (["--tokens", "few"], "argument --tokens: invalid number, as in 329e9, value: 'few'"),
-    (["--hardware", "tpu"], "hardware 'tpu': expected one of"),
-    (["--cluster", "absent.yaml"], "absent.yaml: cannot be read"),
-    (["--cluster", "absent.yaml", "--nodes", "2"], "expected no --nodes or --devices-per-node beside it"),
-    (["--sweep", "width"], "--sweep 'width': expected one of ep, tp, dp, capacity, router"),
-    (["--set", "model.vocab_size=null", "--set", "data.prepare.tokenizer=given.model"],
-     "model.vocab_size is null, and no such folder holds no data prepared with given.model"),
-    (["--set", "data.prepare.sources={a: a, b: b, c: c}"], "null gives each domain a group of its own, but the data has 3"),
-    (["--nodes", "4", "--devices-per-node", "2", "--set", "model.vocab_size=25", "--set", "parallel.tensor=2"],
-     "parallel.tensor (2) does not divide the 25 words"),
-    (["--set", "runtime.precision=fp16"], "hardware '2-core CPU' gives no peak_tflops; expected fp32"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--nodes", "0"], "argument --nodes: invalid positive integer value: '0'"),
+        (["--nodes", "3", "--devices-per-node", "1"], "does not divide the number of ranks (3)"),
+        (["--tokens", "few"], "argument --tokens: invalid number, as in 329e9, value: 'few'"),
+        (["--hardware", "tpu"], "hardware 'tpu': expected one of"),
+        (["--cluster", "absent.yaml"], "absent.yaml: cannot be read"),
+        (["--cluster", "absent.yaml", "--nodes", "2"], "expected no --nodes or --devices-per-node beside it"),
+        (["--sweep", "width"], "--sweep 'width': expected one of ep, tp, dp, capacity, router"),
+        (
+            ["--set", "model.vocab_size=null", "--set", "data.prepare.tokenizer=given.model"],
+            "model.vocab_size is null, and no such folder holds no data prepared with given.model",
+        ),
+        (
+            ["--set", "data.prepare.sources={a: a, b: b, c: c}"],
+            "null gives each domain a group of its own, but the data has 3",
+        ),
+        (
+            ["--nodes", "4", "--devices-per-node", "2", "--set", "model.vocab_size=25", "--set", "parallel.tensor=2"],
+            "parallel.tensor (2) does not divide the 25 words",
+        ),
+        (["--set", "runtime.precision=fp16"], "hardware '2-core CPU' gives no peak_tflops; expected fp32"),
+    ],
+)
 def test_bad_input_is_one_line(config_file, capsys, arguments, fragment):
     assert main(["plan", config_file, *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()

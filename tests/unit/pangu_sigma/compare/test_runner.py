@@ -49,7 +49,13 @@ def launcher(tmp_path):
         modes = {}
 
         def __call__(self, run, base, folder):
-            return ["bash", str(tmp_path / "launcher.sh"), str(folder), str(tmp_path / "calls"), self.modes.get(run.name, "good")]
+            return [
+                "bash",
+                str(tmp_path / "launcher.sh"),
+                str(folder),
+                str(tmp_path / "calls"),
+                self.modes.get(run.name, "good"),
+            ]
 
         @property
         def calls(self):
@@ -100,8 +106,10 @@ def test_a_run_that_was_cut_off_is_made_anew(make_plan, launcher, tmp_path):
     """Cut off is what has no whole summary, or a note that says failed or nothing of these settings."""
     plan = make_plan()
     first, second = (folder_of(tmp_path / "out", run) for run in plan.runs)
-    for folder, note, summary in ((first, {"settings": plan.runs[0].settings, "status": "running"}, '{"a": '),
-                                  (second, {"settings": plan.runs[1].settings, "status": "failed"}, '{"a": 1}')):
+    for folder, note, summary in (
+        (first, {"settings": plan.runs[0].settings, "status": "running"}, '{"a": '),
+        (second, {"settings": plan.runs[1].settings, "status": "failed"}, '{"a": 1}'),
+    ):
         folder.mkdir(parents=True)
         (folder / "run.json").write_text(json.dumps(note))
         (folder / "summary.json").write_text(summary)
@@ -117,8 +125,12 @@ def test_whole_runs_of_other_settings_are_put_aside(make_plan, launcher, tmp_pat
     for steps in (10, 11, 12):
         run_all(make_plan(base_overrides={"train.steps": steps}), tmp_path / "out", launcher)
     assert len(launcher.calls) == 6
-    kept = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out" / "earlier").rglob("summary.json"))
-    assert kept == [f"earlier/all/{name}/seed_1/{number}/summary.json" for name in ("hash", "locmoe") for number in (1, 2)]
+    kept = sorted(
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out" / "earlier").rglob("summary.json")
+    )
+    assert kept == [
+        f"earlier/all/{name}/seed_1/{number}/summary.json" for name in ("hash", "locmoe") for number in (1, 2)
+    ]
     assert "all/hash/seed_1 was made with other settings; it is now in " in capsys.readouterr().out
 
 
@@ -132,14 +144,17 @@ def test_files_of_others_are_left_alone(make_plan, launcher, tmp_path):
     assert (folder / "thesis.tex").read_text() == "dear" and launcher.calls == []
 
 
-@pytest.mark.parametrize(("mode", "status", "line"), [
-    ("bad_input", 2, "data: found nothing"),
-    ("crash", 3, "ended with status 3: last words, see "),
-    ("quiet", 7, "ended with status 7, see "),
-    ("killed", 1, "ended with signal 9, see "),
-    ("silent", 1, "ended with status 0 but left no whole summary.json, see "),
-    ("broken", 1, "ended with status 0 but left no whole summary.json, see "),
-])
+@pytest.mark.parametrize(
+    ("mode", "status", "line"),
+    [
+        ("bad_input", 2, "data: found nothing"),
+        ("crash", 3, "ended with status 3: last words, see "),
+        ("quiet", 7, "ended with status 7, see "),
+        ("killed", 1, "ended with signal 9, see "),
+        ("silent", 1, "ended with status 0 but left no whole summary.json, see "),
+        ("broken", 1, "ended with status 0 but left no whole summary.json, see "),
+    ],
+)
 def test_a_failing_run_ends_the_comparison_with_its_status_and_line(make_plan, launcher, tmp_path, mode, status, line):
     plan = make_plan()
     launcher.modes = {"all/hash/seed_1": mode}
@@ -180,7 +195,9 @@ def test_one_comparison_at_a_time_in_a_folder(make_plan, launcher, tmp_path, mon
     thread = threading.Thread(target=first)
     thread.start()
     wait_until(lambda: launcher.calls)
-    with pytest.raises(InputError, match=r"--output: .*/out is in use by process \d+ on .* since .*; expected another folder"):
+    with pytest.raises(
+        InputError, match=r"--output: .*/out is in use by process \d+ on .* since .*; expected another folder"
+    ):
         run_all(plan, tmp_path / "out", launcher)
     assert not ends and len(launcher.calls) == 1
     thread.join(DEADLINE_S)
@@ -227,14 +244,32 @@ def test_commands(make_plan, tmp_path):
     folder = tmp_path / "a b"
     words = command_of(plan.runs[0], plan.base, folder)
     assert words[:2] == ["bash", str(runner.SCRIPTS / "train_msrun.sh")] and words[2:5] == ["--workers", "2", plan.base]
-    assert words[5:] == ["--set", "moe.router.type=hash", "--set", "train.seed=1", "--set", f'train.output_dir="{folder}"']
-    plan = make_plan(cluster={"nodes": 2, "workers_per_node": 3, "rate": "200mbit", "pin": True},
-                     base_overrides={"train.global_batch_size": 6}, phases={"quality": {"rate": None}, "time": {}})
+    assert words[5:] == [
+        "--set",
+        "moe.router.type=hash",
+        "--set",
+        "train.seed=1",
+        "--set",
+        f'train.output_dir="{folder}"',
+    ]
+    plan = make_plan(
+        cluster={"nodes": 2, "workers_per_node": 3, "rate": "200mbit", "pin": True},
+        base_overrides={"train.global_batch_size": 6},
+        phases={"quality": {"rate": None}, "time": {}},
+    )
     quality, time_run = (command_of(run, plan.base, folder) for run in (plan.runs[0], plan.runs[2]))
     begin = ["bash", f"{runner.SCRIPTS}/simulate_cluster.sh", "--nodes", "2", "--workers-per-node", "3"]
-    end = ["--pin", "--counters", str(folder / "interfaces.json"), "--", "bash", f"{runner.SCRIPTS}/train_msrun.sh", plan.base]
-    assert quality[:len(begin + end) + 2] == [*begin, *end, "--set", "parallel.ranks_per_node=3"]
-    assert time_run[:len(begin + end) + 2] == [*begin, "--rate", "200mbit", *end]
+    end = [
+        "--pin",
+        "--counters",
+        str(folder / "interfaces.json"),
+        "--",
+        "bash",
+        f"{runner.SCRIPTS}/train_msrun.sh",
+        plan.base,
+    ]
+    assert quality[: len(begin + end) + 2] == [*begin, *end, "--set", "parallel.ranks_per_node=3"]
+    assert time_run[: len(begin + end) + 2] == [*begin, "--rate", "200mbit", *end]
     for script in ("train_msrun.sh", "simulate_cluster.sh"):
         assert (runner.SCRIPTS / script).is_file()
 

@@ -1,4 +1,6 @@
-"""Whatever a configuration file or an override holds: a configuration that can be saved and read again, or one line that says why not."""
+"""Whatever a configuration file or an override holds: a configuration that can be saved and read again, or one line
+that says why not.
+"""
 
 import dataclasses
 from typing import get_args, get_origin, get_type_hints
@@ -13,16 +15,81 @@ from pangu_sigma.config.load import load_config, save_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
 
-WORDS = ["model", "moe", "router", "train", "hidden_size", "steps", "output_dir", ": ", ":", ", ", "\n", "  ", "- ", "? ", "<<: ", "{",
-         "}", "[", "]", "&a ", "*a", "|\n", ">\n", '"', "'", "#", "%", "@", "`", "---\n", "...\n", "~", "0x", "0b", "0o", "1e999", ".inf",
-         ".nan", "1:2:3.4", "2024-01-32", "\\ud800", "\\0", "\\x", "!!bool ", "!!int ", "!!float ", "!!null ", "!!timestamp ", "!!binary ",
-         "!!set ", "!!omap ", "!!pairs ", "!!str ", "!!seq ", "!!map ", "!!python/object/apply:os.getcwd ", "!!python/name:os.system ",
-         "!x ", "%YAML 1.1\n", "0x" + "f" * 5000]
+WORDS = [
+    "model",
+    "moe",
+    "router",
+    "train",
+    "hidden_size",
+    "steps",
+    "output_dir",
+    ": ",
+    ":",
+    ", ",
+    "\n",
+    "  ",
+    "- ",
+    "? ",
+    "<<: ",
+    "{",
+    "}",
+    "[",
+    "]",
+    "&a ",
+    "*a",
+    "|\n",
+    ">\n",
+    '"',
+    "'",
+    "#",
+    "%",
+    "@",
+    "`",
+    "---\n",
+    "...\n",
+    "~",
+    "0x",
+    "0b",
+    "0o",
+    "1e999",
+    ".inf",
+    ".nan",
+    "1:2:3.4",
+    "2024-01-32",
+    "\\ud800",
+    "\\0",
+    "\\x",
+    "!!bool ",
+    "!!int ",
+    "!!float ",
+    "!!null ",
+    "!!timestamp ",
+    "!!binary ",
+    "!!set ",
+    "!!omap ",
+    "!!pairs ",
+    "!!str ",
+    "!!seq ",
+    "!!map ",
+    "!!python/object/apply:os.getcwd ",
+    "!!python/name:os.system ",
+    "!x ",
+    "%YAML 1.1\n",
+    "0x" + "f" * 5000,
+]
 YAML_TEXT = st.lists(st.sampled_from(WORDS) | st.text(max_size=3), max_size=30).map("".join)
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates() | st.binary(max_size=4)
-    | st.sampled_from([2**63, -2**63, "x" * 300, "a\nb"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3), max_leaves=6)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.dates()
+    | st.binary(max_size=4)
+    | st.sampled_from([2**63, -(2**63), "x" * 300, "a\nb"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)
 
 
 def plausible(hint, limits):
@@ -35,9 +102,12 @@ def plausible(hint, limits):
         return st.lists(plausible(get_args(hint)[0], {}), max_size=4)
     if get_origin(hint) is dict:
         return st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3)
-    return {bool: st.booleans(), str: st.text(max_size=8) | st.sampled_from(["auto", "a/../b", "/", ".", "~", "a\0b"]),
-            int: st.sampled_from([0, 1, 2, 3, 4, 6, 8, 16, 64, 2**31, 2**62, 2**63 - 1]),
-            float: st.sampled_from([0.0, 1e-300, 1e-4, 0.1, 0.5, 0.9, 1.0, 2.0, 8.0, 1e6, 1e300])}[hint]
+    return {
+        bool: st.booleans(),
+        str: st.text(max_size=8) | st.sampled_from(["auto", "a/../b", "/", ".", "~", "a\0b"]),
+        int: st.sampled_from([0, 1, 2, 3, 4, 6, 8, 16, 64, 2**31, 2**62, 2**63 - 1]),
+        float: st.sampled_from([0.0, 1e-300, 1e-4, 0.1, 0.5, 0.9, 1.0, 2.0, 8.0, 1e6, 1e300]),
+    }[hint]
 
 
 def keys(section, prefix=""):
@@ -53,7 +123,9 @@ def keys(section, prefix=""):
 
 
 KEYS = dict(keys(Config))
-SETTING = st.sampled_from(sorted(KEYS)).flatmap(lambda path: st.tuples(st.just(path), st.one_of(*[KEYS[path]] * 9, ANYTHING)))
+SETTING = st.sampled_from(sorted(KEYS)).flatmap(
+    lambda path: st.tuples(st.just(path), st.one_of(*[KEYS[path]] * 9, ANYTHING))
+)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +166,11 @@ def test_any_values(check, settings_, world_size):
 
 
 @settings(deadline=None)
-@given(overrides=st.lists(st.tuples(st.sampled_from(sorted(KEYS)) | st.text(max_size=8), YAML_TEXT).map("=".join) | st.text(max_size=20),
-                          max_size=3))
+@given(
+    overrides=st.lists(
+        st.tuples(st.sampled_from(sorted(KEYS)) | st.text(max_size=8), YAML_TEXT).map("=".join) | st.text(max_size=20),
+        max_size=3,
+    )
+)
 def test_any_overrides(check, overrides):
     check(b"{}", overrides)

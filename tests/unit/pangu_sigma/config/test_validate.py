@@ -24,121 +24,283 @@ def _config(settings):
     return config_from_dict(raw)
 
 
-@pytest.mark.parametrize(("world_size", "settings"), [
-    (1, {}),
-    (4, {"parallel.expert": 4, "parallel.ranks_per_node": 2}),
-    (4, {"parallel.expert": 2, "parallel.ranks_per_node": 4}),
-    (4, {"parallel.expert": 2, "parallel.tensor": 2, "parallel.ranks_per_node": 2}),
-    (4, {"parallel.expert": 2, "parallel.tensor": 2, "moe.dispatch.group_wise": True, "moe.dispatch.chunks": 3}),
-    (8, {"parallel.expert": 2, "parallel.tensor": 4, "parallel.ranks_per_node": 4, "model.ffn_hidden_size": 12}),
-    (1, {"moe.layout": {"world_size": 8, "ranks_per_node": 4, "expert": 8}}),
-    (3, {"train.global_batch_size": 12, "train.micro_batch_size": 2}),
-    (1, {"model.sparse_layers": 0, "moe.num_experts": 3}),
-    (1, {"model.sparse_layers": 0, "model.dense_layers": 0}),
-    (1, {"model.sparse_layers": 0, "moe.router.top_k": 99}),
-    (1, {"moe.num_experts": 6, "moe.router.type": "switch"}),
-    (1, {"moe.num_experts": 6, "moe.router.locmoe.gate": "dense"}),
-    (1, {"moe.num_experts": 6, "moe.num_groups": 3}),
-    (1, {"moe.router.locmoe.ties": "unrectified", "moe.router.locmoe.gate_input": "word"}),
-    (1, {"moe.router.locmoe": {"ties": "noise", "gate": "dense", "noise_scale": 0.5}}),
-    (1, {"moe.router.locmoe": {"ties": "noise"}, "moe.router.type": "switch"}),
-    (1, {"moe.dispatch.type": "hierarchical", "moe.dispatch.overflow": "repick"}),
-    (1, {"moe.dispatch.type": "ragged", "moe.dispatch.ragged_limit": 1.5, "moe.router.top_k": 2}),
-    (1, {"train.steps": 10, "optimizer.schedule": "constant"}),
-    (1, {"moe.capacity": {"mode": "critical", "form": "exp", "minimum_factor": 0.5, "maximum_factor": 0.5, "estimate_steps": 3}}),
-    (1, {"moe.capacity": {"mode": "critical", "delta_statistic": "quantile", "quantile": 0.5}}),
-    (1, {"moe.capacity": {"mode": "adaptive", "interval": 5, "buckets": 3, "hysteresis": 0.0}, "moe.router.type": "etr",
-         "moe.dispatch.drop_priority": "weight"}),
-    (1, {"model.sparse_layers": 0, "moe.capacity.buckets": 3}),
-    (1, {"train.steps": 100, "optimizer.decay_steps": 5000}),
-    (1, {"runtime.precision": "bf16", "runtime.device": "ascend"}),
-    (1, {"data.path": "runs/a/data", "train.output_dir": "runs/a"}),
-    (1, {"data.path": "data/new", "data.prepare.sources": {"en": "data/texts"}}),
-])
+@pytest.mark.parametrize(
+    ("world_size", "settings"),
+    [
+        (1, {}),
+        (4, {"parallel.expert": 4, "parallel.ranks_per_node": 2}),
+        (4, {"parallel.expert": 2, "parallel.ranks_per_node": 4}),
+        (4, {"parallel.expert": 2, "parallel.tensor": 2, "parallel.ranks_per_node": 2}),
+        (4, {"parallel.expert": 2, "parallel.tensor": 2, "moe.dispatch.group_wise": True, "moe.dispatch.chunks": 3}),
+        (8, {"parallel.expert": 2, "parallel.tensor": 4, "parallel.ranks_per_node": 4, "model.ffn_hidden_size": 12}),
+        (1, {"moe.layout": {"world_size": 8, "ranks_per_node": 4, "expert": 8}}),
+        (3, {"train.global_batch_size": 12, "train.micro_batch_size": 2}),
+        (1, {"model.sparse_layers": 0, "moe.num_experts": 3}),
+        (1, {"model.sparse_layers": 0, "model.dense_layers": 0}),
+        (1, {"model.sparse_layers": 0, "moe.router.top_k": 99}),
+        (1, {"moe.num_experts": 6, "moe.router.type": "switch"}),
+        (1, {"moe.num_experts": 6, "moe.router.locmoe.gate": "dense"}),
+        (1, {"moe.num_experts": 6, "moe.num_groups": 3}),
+        (1, {"moe.router.locmoe.ties": "unrectified", "moe.router.locmoe.gate_input": "word"}),
+        (1, {"moe.router.locmoe": {"ties": "noise", "gate": "dense", "noise_scale": 0.5}}),
+        (1, {"moe.router.locmoe": {"ties": "noise"}, "moe.router.type": "switch"}),
+        (1, {"moe.dispatch.type": "hierarchical", "moe.dispatch.overflow": "repick"}),
+        (1, {"moe.dispatch.type": "ragged", "moe.dispatch.ragged_limit": 1.5, "moe.router.top_k": 2}),
+        (1, {"train.steps": 10, "optimizer.schedule": "constant"}),
+        (
+            1,
+            {
+                "moe.capacity": {
+                    "mode": "critical",
+                    "form": "exp",
+                    "minimum_factor": 0.5,
+                    "maximum_factor": 0.5,
+                    "estimate_steps": 3,
+                }
+            },
+        ),
+        (1, {"moe.capacity": {"mode": "critical", "delta_statistic": "quantile", "quantile": 0.5}}),
+        (
+            1,
+            {
+                "moe.capacity": {"mode": "adaptive", "interval": 5, "buckets": 3, "hysteresis": 0.0},
+                "moe.router.type": "etr",
+                "moe.dispatch.drop_priority": "weight",
+            },
+        ),
+        (1, {"model.sparse_layers": 0, "moe.capacity.buckets": 3}),
+        (1, {"train.steps": 100, "optimizer.decay_steps": 5000}),
+        (1, {"runtime.precision": "bf16", "runtime.device": "ascend"}),
+        (1, {"data.path": "runs/a/data", "train.output_dir": "runs/a"}),
+        (1, {"data.path": "data/new", "data.prepare.sources": {"en": "data/texts"}}),
+    ],
+)
 def test_what_fits_is_accepted(world_size, settings):
     validate(_config(settings), world_size)
 
 
-@pytest.mark.parametrize(("world_size", "settings", "fragments"), [
-    (1, {"model.num_heads": 3}, ["model.num_heads (3)", "model.hidden_size (256)"]),
-    (1, {"moe.num_groups": 3}, ["moe.num_groups (3)", "moe.num_experts (8)"]),
-    (1, {"moe.domain_groups": []}, ["moe.domain_groups", "empty"]),
-    (1, {"moe.domain_groups": [0, 1]}, ["moe.domain_groups[1] is 1", "moe.num_groups is 1"]),
-    (1, {"moe.domain_groups": [-1]}, ["moe.domain_groups[0] is -1"]),
-    (1, {"moe.router.type": "hash", "moe.router.top_k": 2}, ["moe.router.top_k is 2", "moe.router.type hash"]),
-    (1, {"moe.num_groups": 4, "moe.router.top_k": 3}, ["moe.router.top_k (3)", "2 experts", "moe.num_groups 4"]),
-    (1, {"moe.router.type": "gshard"}, ["moe.router.top_k is 1", "moe.router.type gshard", "expected 2"]),
-    (1, {"moe.router.type": "etr"}, ["moe.dispatch.drop_priority is position", "moe.router.type etr"]),
-    (1, {"moe.router.type": "hash", "moe.router.local_term.kind": "bias"}, ["moe.router.local_term.kind is bias", "by token id alone"]),
-    (1, {"moe.router.type": "faster_moe", "moe.router.local_term.kind": "margin"}, ["local_term.kind is margin", "its own cap"]),
-    (1, {"moe.router.local_term": {"kind": "bias", "start_step": 1000}}, ["moe.router.local_term.start_step (1000)", "train.steps (1000)"]),
-    (1, {"moe.router.type": "hash", "moe.router.balance_rate": 0.01}, ["moe.router.balance_rate is 0.01", "moe.router.type hash"]),
-    (1, {"moe.router.type": "ta_moe", "moe.router.balance_rate": 0.01}, ["moe.router.balance_rate is 0.01", "etr, locmoe, switch"]),
-    (1, {"moe.router.locmoe": {"gate": "dense", "blocks": "by_layer"}}, ["moe.router.locmoe.blocks is by_layer", "gate dense"]),
-    (1, {"moe.router.locmoe": {"gate_input": "code", "blocks": "by_layer"}}, ["blocks is by_layer", "gate_input code", "no blocks"]),
-    (1, {"moe.router.locmoe": {"gate_input": "code", "gate": "dense"}}, ["gate is dense", "gate_input code", "expected grap"]),
-    (1, {"moe.router.locmoe.noise_scale": 0.5}, ["moe.router.locmoe.noise_scale is 0.5", "moe.router.locmoe.ties first", "expected null"]),
-    (1, {"moe.router.locmoe": {"ties": "unrectified", "noise_scale": 0.5}}, ["noise_scale is 0.5", "ties unrectified", "expected null"]),
-    (1, {"moe.router.locmoe": {"gate_input": "code", "ties": "noise"}}, ["ties is noise", "gate_input code", "expected first"]),
-    (1, {"moe.router.locmoe": {"gate_input": "code", "ties": "unrectified"}}, ["ties is unrectified", "gate_input code"]),
-    (1, {"moe.dispatch": {"type": "hierarchical", "chunks": 3}}, ["moe.dispatch.chunks is 3", "hierarchical", "1 or 2"]),
-    (1, {"moe.capacity.local_share": 0.5}, ["moe.capacity.local_share is 0.5", "moe.dispatch.type flat"]),
-    (1, {"moe.capacity.local_share": 1.0, "moe.dispatch.type": "hierarchical", "moe.dispatch.chunks": 2},
-     ["moe.dispatch.chunks is 2", "moe.capacity.local_share 1.0", "expected 1"]),
-    (1, {"moe.num_experts": 6}, ["moe.router.locmoe.gate grap", "moe.num_experts 6", "model.hidden_size (256)"]),
-    (1, {"model.sparse_layers": 0, "model.sparse_query_layer": True, "moe.num_experts": 6}, ["gate grap"]),
-    (1, {"moe.capacity.mode": "critical", "moe.router.type": "hash"}, ["moe.capacity.mode is critical", "moe.router.type hash"]),
-    (1, {"moe.capacity.buckets": 3}, ["moe.capacity.buckets is 3", "moe.capacity.mode factor", "expected 8"]),
-    (1, {"moe.capacity.maximum_factor": 2.0}, ["moe.capacity.maximum_factor is 2.0", "moe.capacity.mode factor", "expected null"]),
-    (1, {"moe.capacity": {"mode": "critical", "interval": 5}}, ["moe.capacity.interval is 5", "moe.capacity.mode critical"]),
-    (1, {"moe.capacity": {"mode": "adaptive", "factor": 1.5}}, ["moe.capacity.factor is 1.5", "moe.capacity.mode adaptive", "1.25"]),
-    (1, {"moe.capacity": {"mode": "adaptive", "quantile": 0.5}}, ["moe.capacity.quantile is 0.5", "delta_statistic maximum"]),
-    (1, {"moe.capacity": {"mode": "critical", "minimum_factor": 2.0, "maximum_factor": 1.0}},
-     ["moe.capacity.minimum_factor (2.0)", "moe.capacity.maximum_factor (1.0)"]),
-    (1, {"moe.dispatch.ragged_limit": 2.0}, ["moe.dispatch.ragged_limit is 2.0", "moe.dispatch.type flat"]),
-    (1, {"moe.dispatch.type": "ragged", "moe.capacity.factor": 1.5}, ["moe.capacity.factor is 1.5", "moe.dispatch.type ragged"]),
-    (1, {"moe.dispatch.type": "ragged", "moe.capacity.mode": "critical"}, ["moe.capacity.mode is critical", "type ragged"]),
-    (4, {"moe.dispatch": {"type": "ragged", "group_wise": True}, "parallel": {"expert": 2, "tensor": 2}}, ["group_wise", "type ragged"]),
-    (1, {"moe.router.type": "hash", "moe.dispatch.overflow": "repick"}, ["moe.dispatch.overflow is repick", "moe.router.type hash"]),
-    (1, {"moe.router.type": "gshard", "moe.router.top_k": 2, "moe.dispatch.overflow": "repick"}, ["overflow is repick", "type gshard"]),
-    (1, {"moe.dispatch.type": "ragged", "moe.dispatch.overflow": "repick"}, ["moe.dispatch.overflow is repick", "type ragged"]),
-    (1, {"moe.dispatch.type": "ragged", "moe.dispatch.chunks": 2}, ["moe.dispatch.chunks is 2", "moe.dispatch.type ragged"]),
-    (1, {"moe.dispatch.type": "ragged", "moe.dispatch.drop_priority": "weight"}, ["drop_priority is weight", "drops nothing"]),
-    (1, {"moe.dispatch.type": "ragged", "moe.router.type": "etr", "moe.dispatch.drop_priority": "weight"},
-     ["moe.dispatch.type is ragged", "moe.router.type etr"]),
-    (4, {"parallel.expert": 3}, ["parallel.expert x parallel.tensor (3)", "the number of ranks (4)"]),
-    (6, {"parallel.expert": 3}, ["parallel.expert (3)", "moe.num_experts (8)"]),
-    (4, {"parallel.ranks_per_node": 3}, ["parallel.ranks_per_node (3)", "the number of ranks (4)"]),
-    (12, {"parallel.expert": 4, "parallel.ranks_per_node": 6, "train.global_batch_size": 12},
-     ["parallel.expert (4)", "parallel.ranks_per_node (6)", "multiple"]),
-    (1, {"moe.dispatch.group_wise": True}, ["moe.dispatch.group_wise", "parallel.tensor 1"]),
-    (2, {"moe.dispatch.group_wise": True, "parallel.tensor": 2}, ["moe.dispatch.group_wise", "parallel.expert 1"]),
-    (16, {"parallel.tensor": 8}, ["parallel.tensor (8)", "model.num_heads (4)"]),
-    (8, {"parallel.tensor": 4, "parallel.ranks_per_node": 2}, ["parallel.tensor (4)", "parallel.ranks_per_node (2)"]),
-    (2, {"parallel.tensor": 2, "model.ffn_hidden_size": 21}, ["parallel.tensor (2)", "model.ffn_hidden_size (21)"]),
-    (3, {"parallel.tensor": 3, "model.hidden_size": 8, "model.num_heads": 1}, ["parallel.tensor (3)", "model.num_heads (1)"]),
-    (24, {"parallel.tensor": 2, "parallel.expert": 2, "parallel.ranks_per_node": 6},
-     ["parallel.expert x parallel.tensor (4)", "parallel.ranks_per_node (6)", "multiple"]),
-    (1, {"moe.layout": {"world_size": 4, "ranks_per_node": 3}}, ["moe.layout.ranks_per_node (3)", "world_size (4)"]),
-    (1, {"moe.layout": {"world_size": 4, "expert": 3}}, ["moe.layout.expert (3)", "moe.layout.world_size (4)"]),
-    (1, {"moe.layout": {"world_size": 3, "expert": 3}}, ["moe.layout.expert (3)", "moe.num_experts (8)"]),
-    (1, {"moe.layout": {"world_size": 16}}, ["moe.layout.world_size (16)", "train.global_batch_size (8)"]),
-    (3, {}, ["data-parallel ranks (3)", "train.global_batch_size (8)"]),
-    (2, {"train.micro_batch_size": 3}, ["train.micro_batch_size (3)", "train.global_batch_size (8)"]),
-    (1, {"train.stop_after": 2000}, ["train.stop_after (2000)", "train.steps (1000)"]),
-    (1, {"train.profile": [4]}, ["train.profile is [4]", "as in [20, 24]"]),
-    (1, {"train.profile": [4, 3]}, ["train.profile is [4, 3]"]),
-    (1, {"train.profile": [4, 9], "train.stop_after": 8}, ["train.profile ([4, 9])", "last step (8)"]),
-    (1, {"train.steps": 50}, ["optimizer.warmup_steps (100)", "train.steps (50)"]),
-    (1, {"optimizer.decay_steps": 50}, ["optimizer.warmup_steps (100)", "optimizer.decay_steps (50)"]),
-    (1, {"optimizer.schedule": "constant", "optimizer.decay_steps": 500}, ["optimizer.decay_steps is 500", "constant"]),
-    (1, {"optimizer.learning_rate": 1e-6}, ["optimizer.end_learning_rate (2e-05)", "optimizer.learning_rate (1e-06)"]),
-    (1, {"runtime.precision": "bf16", "runtime.device": "cpu"}, ["runtime.precision bf16", "fp32 or fp16"]),
-    (1, {"runtime.backend": "hccl", "runtime.device": "cpu"}, ["runtime.backend hccl", "runtime.device cpu"]),
-    (1, {"runtime.backend": "tcp", "runtime.device": "ascend"}, ["runtime.backend tcp", "runtime.device ascend"]),
-    (1, {"runtime.loss_scale": {"initial": 2.0, "minimum": 4.0}}, ["loss_scale.minimum (4.0)", "initial (2.0)"]),
-    (1, {"data.path": "x", "train.output_dir": "x"}, ["train.output_dir (x)", "data.path (x)"]),
-])
+@pytest.mark.parametrize(
+    ("world_size", "settings", "fragments"),
+    [
+        (1, {"model.num_heads": 3}, ["model.num_heads (3)", "model.hidden_size (256)"]),
+        (1, {"moe.num_groups": 3}, ["moe.num_groups (3)", "moe.num_experts (8)"]),
+        (1, {"moe.domain_groups": []}, ["moe.domain_groups", "empty"]),
+        (1, {"moe.domain_groups": [0, 1]}, ["moe.domain_groups[1] is 1", "moe.num_groups is 1"]),
+        (1, {"moe.domain_groups": [-1]}, ["moe.domain_groups[0] is -1"]),
+        (1, {"moe.router.type": "hash", "moe.router.top_k": 2}, ["moe.router.top_k is 2", "moe.router.type hash"]),
+        (1, {"moe.num_groups": 4, "moe.router.top_k": 3}, ["moe.router.top_k (3)", "2 experts", "moe.num_groups 4"]),
+        (1, {"moe.router.type": "gshard"}, ["moe.router.top_k is 1", "moe.router.type gshard", "expected 2"]),
+        (1, {"moe.router.type": "etr"}, ["moe.dispatch.drop_priority is position", "moe.router.type etr"]),
+        (
+            1,
+            {"moe.router.type": "hash", "moe.router.local_term.kind": "bias"},
+            ["moe.router.local_term.kind is bias", "by token id alone"],
+        ),
+        (
+            1,
+            {"moe.router.type": "faster_moe", "moe.router.local_term.kind": "margin"},
+            ["local_term.kind is margin", "its own cap"],
+        ),
+        (
+            1,
+            {"moe.router.local_term": {"kind": "bias", "start_step": 1000}},
+            ["moe.router.local_term.start_step (1000)", "train.steps (1000)"],
+        ),
+        (
+            1,
+            {"moe.router.type": "hash", "moe.router.balance_rate": 0.01},
+            ["moe.router.balance_rate is 0.01", "moe.router.type hash"],
+        ),
+        (
+            1,
+            {"moe.router.type": "ta_moe", "moe.router.balance_rate": 0.01},
+            ["moe.router.balance_rate is 0.01", "etr, locmoe, switch"],
+        ),
+        (
+            1,
+            {"moe.router.locmoe": {"gate": "dense", "blocks": "by_layer"}},
+            ["moe.router.locmoe.blocks is by_layer", "gate dense"],
+        ),
+        (
+            1,
+            {"moe.router.locmoe": {"gate_input": "code", "blocks": "by_layer"}},
+            ["blocks is by_layer", "gate_input code", "no blocks"],
+        ),
+        (
+            1,
+            {"moe.router.locmoe": {"gate_input": "code", "gate": "dense"}},
+            ["gate is dense", "gate_input code", "expected grap"],
+        ),
+        (
+            1,
+            {"moe.router.locmoe.noise_scale": 0.5},
+            ["moe.router.locmoe.noise_scale is 0.5", "moe.router.locmoe.ties first", "expected null"],
+        ),
+        (
+            1,
+            {"moe.router.locmoe": {"ties": "unrectified", "noise_scale": 0.5}},
+            ["noise_scale is 0.5", "ties unrectified", "expected null"],
+        ),
+        (
+            1,
+            {"moe.router.locmoe": {"gate_input": "code", "ties": "noise"}},
+            ["ties is noise", "gate_input code", "expected first"],
+        ),
+        (
+            1,
+            {"moe.router.locmoe": {"gate_input": "code", "ties": "unrectified"}},
+            ["ties is unrectified", "gate_input code"],
+        ),
+        (
+            1,
+            {"moe.dispatch": {"type": "hierarchical", "chunks": 3}},
+            ["moe.dispatch.chunks is 3", "hierarchical", "1 or 2"],
+        ),
+        (1, {"moe.capacity.local_share": 0.5}, ["moe.capacity.local_share is 0.5", "moe.dispatch.type flat"]),
+        (
+            1,
+            {"moe.capacity.local_share": 1.0, "moe.dispatch.type": "hierarchical", "moe.dispatch.chunks": 2},
+            ["moe.dispatch.chunks is 2", "moe.capacity.local_share 1.0", "expected 1"],
+        ),
+        (1, {"moe.num_experts": 6}, ["moe.router.locmoe.gate grap", "moe.num_experts 6", "model.hidden_size (256)"]),
+        (1, {"model.sparse_layers": 0, "model.sparse_query_layer": True, "moe.num_experts": 6}, ["gate grap"]),
+        (
+            1,
+            {"moe.capacity.mode": "critical", "moe.router.type": "hash"},
+            ["moe.capacity.mode is critical", "moe.router.type hash"],
+        ),
+        (1, {"moe.capacity.buckets": 3}, ["moe.capacity.buckets is 3", "moe.capacity.mode factor", "expected 8"]),
+        (
+            1,
+            {"moe.capacity.maximum_factor": 2.0},
+            ["moe.capacity.maximum_factor is 2.0", "moe.capacity.mode factor", "expected null"],
+        ),
+        (
+            1,
+            {"moe.capacity": {"mode": "critical", "interval": 5}},
+            ["moe.capacity.interval is 5", "moe.capacity.mode critical"],
+        ),
+        (
+            1,
+            {"moe.capacity": {"mode": "adaptive", "factor": 1.5}},
+            ["moe.capacity.factor is 1.5", "moe.capacity.mode adaptive", "1.25"],
+        ),
+        (
+            1,
+            {"moe.capacity": {"mode": "adaptive", "quantile": 0.5}},
+            ["moe.capacity.quantile is 0.5", "delta_statistic maximum"],
+        ),
+        (
+            1,
+            {"moe.capacity": {"mode": "critical", "minimum_factor": 2.0, "maximum_factor": 1.0}},
+            ["moe.capacity.minimum_factor (2.0)", "moe.capacity.maximum_factor (1.0)"],
+        ),
+        (1, {"moe.dispatch.ragged_limit": 2.0}, ["moe.dispatch.ragged_limit is 2.0", "moe.dispatch.type flat"]),
+        (
+            1,
+            {"moe.dispatch.type": "ragged", "moe.capacity.factor": 1.5},
+            ["moe.capacity.factor is 1.5", "moe.dispatch.type ragged"],
+        ),
+        (
+            1,
+            {"moe.dispatch.type": "ragged", "moe.capacity.mode": "critical"},
+            ["moe.capacity.mode is critical", "type ragged"],
+        ),
+        (
+            4,
+            {"moe.dispatch": {"type": "ragged", "group_wise": True}, "parallel": {"expert": 2, "tensor": 2}},
+            ["group_wise", "type ragged"],
+        ),
+        (
+            1,
+            {"moe.router.type": "hash", "moe.dispatch.overflow": "repick"},
+            ["moe.dispatch.overflow is repick", "moe.router.type hash"],
+        ),
+        (
+            1,
+            {"moe.router.type": "gshard", "moe.router.top_k": 2, "moe.dispatch.overflow": "repick"},
+            ["overflow is repick", "type gshard"],
+        ),
+        (
+            1,
+            {"moe.dispatch.type": "ragged", "moe.dispatch.overflow": "repick"},
+            ["moe.dispatch.overflow is repick", "type ragged"],
+        ),
+        (
+            1,
+            {"moe.dispatch.type": "ragged", "moe.dispatch.chunks": 2},
+            ["moe.dispatch.chunks is 2", "moe.dispatch.type ragged"],
+        ),
+        (
+            1,
+            {"moe.dispatch.type": "ragged", "moe.dispatch.drop_priority": "weight"},
+            ["drop_priority is weight", "drops nothing"],
+        ),
+        (
+            1,
+            {"moe.dispatch.type": "ragged", "moe.router.type": "etr", "moe.dispatch.drop_priority": "weight"},
+            ["moe.dispatch.type is ragged", "moe.router.type etr"],
+        ),
+        (4, {"parallel.expert": 3}, ["parallel.expert x parallel.tensor (3)", "the number of ranks (4)"]),
+        (6, {"parallel.expert": 3}, ["parallel.expert (3)", "moe.num_experts (8)"]),
+        (4, {"parallel.ranks_per_node": 3}, ["parallel.ranks_per_node (3)", "the number of ranks (4)"]),
+        (
+            12,
+            {"parallel.expert": 4, "parallel.ranks_per_node": 6, "train.global_batch_size": 12},
+            ["parallel.expert (4)", "parallel.ranks_per_node (6)", "multiple"],
+        ),
+        (1, {"moe.dispatch.group_wise": True}, ["moe.dispatch.group_wise", "parallel.tensor 1"]),
+        (2, {"moe.dispatch.group_wise": True, "parallel.tensor": 2}, ["moe.dispatch.group_wise", "parallel.expert 1"]),
+        (16, {"parallel.tensor": 8}, ["parallel.tensor (8)", "model.num_heads (4)"]),
+        (
+            8,
+            {"parallel.tensor": 4, "parallel.ranks_per_node": 2},
+            ["parallel.tensor (4)", "parallel.ranks_per_node (2)"],
+        ),
+        (2, {"parallel.tensor": 2, "model.ffn_hidden_size": 21}, ["parallel.tensor (2)", "model.ffn_hidden_size (21)"]),
+        (
+            3,
+            {"parallel.tensor": 3, "model.hidden_size": 8, "model.num_heads": 1},
+            ["parallel.tensor (3)", "model.num_heads (1)"],
+        ),
+        (
+            24,
+            {"parallel.tensor": 2, "parallel.expert": 2, "parallel.ranks_per_node": 6},
+            ["parallel.expert x parallel.tensor (4)", "parallel.ranks_per_node (6)", "multiple"],
+        ),
+        (
+            1,
+            {"moe.layout": {"world_size": 4, "ranks_per_node": 3}},
+            ["moe.layout.ranks_per_node (3)", "world_size (4)"],
+        ),
+        (1, {"moe.layout": {"world_size": 4, "expert": 3}}, ["moe.layout.expert (3)", "moe.layout.world_size (4)"]),
+        (1, {"moe.layout": {"world_size": 3, "expert": 3}}, ["moe.layout.expert (3)", "moe.num_experts (8)"]),
+        (1, {"moe.layout": {"world_size": 16}}, ["moe.layout.world_size (16)", "train.global_batch_size (8)"]),
+        (3, {}, ["data-parallel ranks (3)", "train.global_batch_size (8)"]),
+        (2, {"train.micro_batch_size": 3}, ["train.micro_batch_size (3)", "train.global_batch_size (8)"]),
+        (1, {"train.stop_after": 2000}, ["train.stop_after (2000)", "train.steps (1000)"]),
+        (1, {"train.profile": [4]}, ["train.profile is [4]", "as in [20, 24]"]),
+        (1, {"train.profile": [4, 3]}, ["train.profile is [4, 3]"]),
+        (1, {"train.profile": [4, 9], "train.stop_after": 8}, ["train.profile ([4, 9])", "last step (8)"]),
+        (1, {"train.steps": 50}, ["optimizer.warmup_steps (100)", "train.steps (50)"]),
+        (1, {"optimizer.decay_steps": 50}, ["optimizer.warmup_steps (100)", "optimizer.decay_steps (50)"]),
+        (
+            1,
+            {"optimizer.schedule": "constant", "optimizer.decay_steps": 500},
+            ["optimizer.decay_steps is 500", "constant"],
+        ),
+        (
+            1,
+            {"optimizer.learning_rate": 1e-6},
+            ["optimizer.end_learning_rate (2e-05)", "optimizer.learning_rate (1e-06)"],
+        ),
+        (1, {"runtime.precision": "bf16", "runtime.device": "cpu"}, ["runtime.precision bf16", "fp32 or fp16"]),
+        (1, {"runtime.backend": "hccl", "runtime.device": "cpu"}, ["runtime.backend hccl", "runtime.device cpu"]),
+        (1, {"runtime.backend": "tcp", "runtime.device": "ascend"}, ["runtime.backend tcp", "runtime.device ascend"]),
+        (1, {"runtime.loss_scale": {"initial": 2.0, "minimum": 4.0}}, ["loss_scale.minimum (4.0)", "initial (2.0)"]),
+        (1, {"data.path": "x", "train.output_dir": "x"}, ["train.output_dir (x)", "data.path (x)"]),
+    ],
+)
 def test_what_does_not_fit_names_both_keys(world_size, settings, fragments):
     with pytest.raises(InputError) as caught:
         validate(_config(settings), world_size)
@@ -146,19 +308,30 @@ def test_what_does_not_fit_names_both_keys(world_size, settings, fragments):
         assert fragment in str(caught.value)
 
 
-@pytest.mark.parametrize(("settings", "fragment"), [
-    ({"data.path": "d", "data.prepare.sources": {"en": "d/en"}}, "data.prepare.sources.en (d/en) lies inside"),
-    ({"data.path": "d", "data.prepare.tokenizer": "./d/t.model"}, "data.prepare.tokenizer (./d/t.model) lies inside"),
-])
+@pytest.mark.parametrize(
+    ("settings", "fragment"),
+    [
+        ({"data.path": "d", "data.prepare.sources": {"en": "d/en"}}, "data.prepare.sources.en (d/en) lies inside"),
+        (
+            {"data.path": "d", "data.prepare.tokenizer": "./d/t.model"},
+            "data.prepare.tokenizer (./d/t.model) lies inside",
+        ),
+    ],
+)
 def test_prepare_may_not_replace_its_own_inputs(settings, fragment):
     with pytest.raises(InputError) as caught:
         check_paths(_config(settings))
     assert fragment in str(caught.value)
 
 
-@pytest.mark.parametrize(("device", "backend", "resolved"), [
-    ("cpu", "auto", ("cpu", "tcp")), ("ascend", "auto", ("ascend", "hccl")), ("ascend", "hccl", ("ascend", "hccl")),
-])
+@pytest.mark.parametrize(
+    ("device", "backend", "resolved"),
+    [
+        ("cpu", "auto", ("cpu", "tcp")),
+        ("ascend", "auto", ("ascend", "hccl")),
+        ("ascend", "hccl", ("ascend", "hccl")),
+    ],
+)
 def test_auto_follows_the_device(device, backend, resolved):
     runtime = resolve_runtime(_config({"runtime.device": device, "runtime.backend": backend})).runtime
     assert (runtime.device, runtime.backend) == resolved
@@ -175,12 +348,16 @@ def test_every_refusal_says_what_would_do(module):
     assert not without, f"no remedy in: {without[0]}"
 
 
-@pytest.mark.parametrize(("ranks", "expert", "tensor", "enough"), [(1, 4, 1, 4), (1, 2, 2, 4), (3, 2, 1, 4), (6, 4, 1, 8), (2, 1, 4, 4)])
+@pytest.mark.parametrize(
+    ("ranks", "expert", "tensor", "enough"), [(1, 4, 1, 4), (1, 2, 2, 4), (3, 2, 1, 4), (6, 4, 1, 8), (2, 1, 4, 4)]
+)
 def test_too_few_ranks_for_a_group_names_three_ways_out(ranks, expert, tensor, enough):
     with pytest.raises(InputError) as refusal:
         validate(_config({"parallel.expert": expert, "parallel.tensor": tensor}), ranks)
     text = str(refusal.value)
-    assert f"parallel.expert x parallel.tensor ({expert * tensor}) does not divide the number of ranks ({ranks})" in text
+    assert (
+        f"parallel.expert x parallel.tensor ({expert * tensor}) does not divide the number of ranks ({ranks})" in text
+    )
     for way in (f"`bash scripts/train_msrun.sh --workers {enough}`", f"product divides {ranks}", f"--ranks {enough}"):
         assert way in text
     try:  # the first way out leads out: what is refused next, if anything, is another matter
@@ -189,12 +366,18 @@ def test_too_few_ranks_for_a_group_names_three_ways_out(ranks, expert, tensor, e
         assert "does not divide the number of ranks" not in str(error)
 
 
-@pytest.mark.parametrize(("settings", "ways"), [
-    ({"model.num_heads": 7, "model.hidden_size": 32}, "as in 4 or 8"),
-    ({"model.num_heads": 99, "model.hidden_size": 32}, "as in 32"),
-    ({"moe.num_groups": 5, "moe.num_experts": 4}, "as in 4"),
-    ({"model.num_heads": 10**9 + 1, "model.hidden_size": 2**40}, "as in 1 or"),  # answered at once, however far the next divisor is
-])
+@pytest.mark.parametrize(
+    ("settings", "ways"),
+    [
+        ({"model.num_heads": 7, "model.hidden_size": 32}, "as in 4 or 8"),
+        ({"model.num_heads": 99, "model.hidden_size": 32}, "as in 32"),
+        ({"moe.num_groups": 5, "moe.num_experts": 4}, "as in 4"),
+        (
+            {"model.num_heads": 10**9 + 1, "model.hidden_size": 2**40},
+            "as in 1 or",
+        ),  # answered at once, however far the next divisor is
+    ],
+)
 def test_near_divisors_are_offered(settings, ways):
     with pytest.raises(InputError, match=ways):
         validate(_config(settings), 1)

@@ -76,7 +76,9 @@ def test_records_of_other_domains_only(tmp_path: Path) -> None:
         texts("en", tmp_path / "x.jsonl")
 
 
-@pytest.mark.parametrize(("content", "complaint"), [(b"ab\xe5\x28", r"not UTF-8 text \(byte 2\)"), (b"\xff\xfea\0", "not UTF-8 text")])
+@pytest.mark.parametrize(
+    ("content", "complaint"), [(b"ab\xe5\x28", r"not UTF-8 text \(byte 2\)"), (b"\xff\xfea\0", "not UTF-8 text")]
+)
 def test_a_bad_text_file_is_named(tmp_path: Path, content: bytes, complaint: str) -> None:
     (tmp_path / "fine.txt").write_text("fine")
     (tmp_path / "x.txt").write_bytes(content)

@@ -101,7 +101,9 @@ def test_validation_rows_are_the_same_at_any_degree(data: PreparedData, placemen
 @pytest.mark.parametrize("placement", ["shuffled", "domain_by_node"])
 @pytest.mark.parametrize("wanted", [10, 11, 12])
 def test_validation_rows_are_read_at_home(data: PreparedData, placement: str, wanted: int) -> None:
-    """Whatever their number: a rank that got others' rows would need experts that no rank it exchanges tokens with may hold."""
+    """Whatever their number: a rank that got others' rows would need experts that no rank it exchanges tokens with may
+    hold.
+    """
     zones = make_zones(LAYOUT, placement, GROUPS, 3)
     domains = {rank: set(zone.domains) for zone in zones for rank in zone.ranks}
     read = 0

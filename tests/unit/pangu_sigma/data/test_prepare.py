@@ -159,7 +159,9 @@ main(["prepare", sys.argv[1]])
 """
 
 
-def test_what_a_killed_prepare_left_is_gone_after_the_next(tmp_path: Path, corpora: Corpora, make_config: MakeConfig) -> None:
+def test_what_a_killed_prepare_left_is_gone_after_the_next(
+    tmp_path: Path, corpora: Corpora, make_config: MakeConfig
+) -> None:
     config = make_config(tmp_path / "data", corpora)
     save_config(config, tmp_path / "config.yaml")
     process = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "config.yaml")], cwd=tmp_path)
@@ -278,7 +280,9 @@ def test_a_manifest_of_before_opens_and_is_up_to_date(
     assert capsys.readouterr().out == f"{tmp_path}/data: up to date\n"
 
 
-@pytest.mark.parametrize("sources", [5, [1], [{}], [{"files": 1, "files_passed_over": [], "records_passed_over": {}}] * 3, [None] * 2])
+@pytest.mark.parametrize(
+    "sources", [5, [1], [{}], [{"files": 1, "files_passed_over": [], "records_passed_over": {}}] * 3, [None] * 2]
+)
 def test_a_manifest_whose_counts_are_none_is_refused(prepared_folder: Path, tmp_path: Path, sources: object) -> None:
     folder = shutil.copytree(prepared_folder, tmp_path / "data")
     content = json.loads((folder / "manifest.json").read_text())
@@ -290,14 +294,18 @@ def test_a_manifest_whose_counts_are_none_is_refused(prepared_folder: Path, tmp_
 def test_a_full_disk_is_one_line_and_leaves_the_old_folder(
     tmp_path: Path, corpora: Corpora, make_config: MakeConfig, folder_bytes: Callable[[Path], List[object]]
 ) -> None:
-    """No file may be larger than some bytes, in a process of its own, as where a disk is full: each stage of writing meets it."""
+    """No file may be larger than some bytes, in a process of its own, as where a disk is full: each stage of writing
+    meets it.
+    """
     prepare(make_config(tmp_path / "data", corpora))
     before = folder_bytes(tmp_path)
     config = make_config(tmp_path / "data", corpora, sequence_length=16)
     save_config(config, tmp_path / "config.yaml")
     for size in (100, 100_000, 1_500_000):  # the tokenizer; the rows' header; the rows
-        limited = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); " \
-                  "from pangu_sigma.cli.main import main; "
+        limited = (
+            f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); "
+            "from pangu_sigma.cli.main import main; "
+        )
         done = subprocess.run(
             [sys.executable, "-c", f"{limited}sys.exit(main(['prepare', {str(tmp_path / 'config.yaml')!r}]))"],
             capture_output=True,

@@ -1,4 +1,6 @@
-"""Prepared data take the place of earlier ones file by file: what no manifest lists stays, whenever the program is cut off."""
+"""Prepared data take the place of earlier ones file by file: what no manifest lists stays, whenever the program is cut
+off.
+"""
 
 import json
 import os
@@ -70,7 +72,9 @@ def test_what_is_in_the_way_is_named_and_stays(tmp_path, kind, when):
         else:
             place.mkdir()
 
-    with pytest.raises(InputError, match="train-zh.mindrecord' is in the way, and prepare did not write it; expected another folder"):
+    with pytest.raises(
+        InputError, match="train-zh.mindrecord' is in the way, and prepare did not write it; expected another folder"
+    ):
         if when == "before":
             occupy()
             put(target, ["zh"], "second")
@@ -102,7 +106,9 @@ def test_a_changed_file_of_a_domain_that_is_gone_stays(tmp_path):
     assert is_whole(target, ["en"], "second") == [records_name("train", "zh")]
 
 
-@pytest.mark.parametrize("content", ["years of work", "{}", '{"format": "another", "files": {}}', '["format"]', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content", ["years of work", "{}", '{"format": "another", "files": {}}', '["format"]', "[" * 100_000]
+)
 def test_a_folder_of_others_is_refused(tmp_path, content):
     (tmp_path / NAME).write_text(content)
     with pytest.raises(InputError, match="holds files, but no manifest.json that prepare wrote"):

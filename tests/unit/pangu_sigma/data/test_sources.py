@@ -32,23 +32,60 @@ def build(root, *paths):
 
 HIDDEN, AGAIN, BROKEN, PIPE = "hidden", "read under another path", "link that cannot be followed", "no regular file"
 CASES = {
-    "types": (["a.txt", "b.MD", "c.NDJSON", "p.png", "q.PNG", "archive.tar.gz", "x.001", "Makefile", "strange.a b"],
-              ["a.txt", "b.MD", "c.NDJSON"], {"of another type, .png": 2, "of another type, .gz": 1, "of another type": 3}),
-    "hidden": ([".git/config.txt", ".git/hooks/a.sh", ".ipynb_checkpoints/n.py", "d/.cache/x.md", ".hidden.txt", "d/.e.txt", "d/a.txt"],
-               ["d/a.txt"], {HIDDEN: 6}),
-    "linked file": (["s/a.txt", "s/b.txt -> ../out/b", "out/b", "s/c.png -> a.txt"], ["s/a.txt", "s/b.txt"],
-                    {"of another type, .png": 1}),
-    "linked folder": (["s/l -> ../out", "out/a.txt", "out/d/b.txt", "out/.git/c.txt"], ["s/l/a.txt", "s/l/d/b.txt"], {HIDDEN: 1}),
-    "a file by two paths": (["s/a.txt -> z.txt", "s/z.txt", "s/b.txt -> ../out/f.txt", "s/c.txt -> ../out/f.txt", "out/f.txt"],
-                            ["s/b.txt", "s/z.txt"], {AGAIN: 2}),
-    "a folder by two paths": (["s/a -> z", "s/z/f.txt", "s/l -> ../out", "s/m -> ../out", "out/g.txt"], ["s/l/g.txt", "s/z/f.txt"], {}),
-    "a cache of blobs": (["s/blobs/8f3a", "s/snapshots/main/a.txt -> ../../blobs/8f3a"], ["s/snapshots/main/a.txt"],
-                         {"of another type": 1}),
-    "cycles": (["s/a/f.txt", "s/a/up -> ..", "s/self -> .", "s/b/x -> ../c", "s/c/y -> ../b", "s/c/g.txt"],
-               ["s/a/f.txt", "s/c/g.txt"], {}),
+    "types": (
+        ["a.txt", "b.MD", "c.NDJSON", "p.png", "q.PNG", "archive.tar.gz", "x.001", "Makefile", "strange.a b"],
+        ["a.txt", "b.MD", "c.NDJSON"],
+        {"of another type, .png": 2, "of another type, .gz": 1, "of another type": 3},
+    ),
+    "hidden": (
+        [
+            ".git/config.txt",
+            ".git/hooks/a.sh",
+            ".ipynb_checkpoints/n.py",
+            "d/.cache/x.md",
+            ".hidden.txt",
+            "d/.e.txt",
+            "d/a.txt",
+        ],
+        ["d/a.txt"],
+        {HIDDEN: 6},
+    ),
+    "linked file": (
+        ["s/a.txt", "s/b.txt -> ../out/b", "out/b", "s/c.png -> a.txt"],
+        ["s/a.txt", "s/b.txt"],
+        {"of another type, .png": 1},
+    ),
+    "linked folder": (
+        ["s/l -> ../out", "out/a.txt", "out/d/b.txt", "out/.git/c.txt"],
+        ["s/l/a.txt", "s/l/d/b.txt"],
+        {HIDDEN: 1},
+    ),
+    "a file by two paths": (
+        ["s/a.txt -> z.txt", "s/z.txt", "s/b.txt -> ../out/f.txt", "s/c.txt -> ../out/f.txt", "out/f.txt"],
+        ["s/b.txt", "s/z.txt"],
+        {AGAIN: 2},
+    ),
+    "a folder by two paths": (
+        ["s/a -> z", "s/z/f.txt", "s/l -> ../out", "s/m -> ../out", "out/g.txt"],
+        ["s/l/g.txt", "s/z/f.txt"],
+        {},
+    ),
+    "a cache of blobs": (
+        ["s/blobs/8f3a", "s/snapshots/main/a.txt -> ../../blobs/8f3a"],
+        ["s/snapshots/main/a.txt"],
+        {"of another type": 1},
+    ),
+    "cycles": (
+        ["s/a/f.txt", "s/a/up -> ..", "s/self -> .", "s/b/x -> ../c", "s/c/y -> ../b", "s/c/g.txt"],
+        ["s/a/f.txt", "s/c/g.txt"],
+        {},
+    ),
     "a cycle through the folder above": (["s/a.txt", "s/up -> ..", "b.txt"], ["s/a.txt", "s/up/b.txt"], {}),
-    "links to nothing": (["s/a.txt", "s/b.txt -> gone", "s/c.txt -> c.txt", "s/d -> e", "s/e -> d", "s/f.txt -> a.txt/x"], ["s/a.txt"],
-                         {BROKEN: 5}),
+    "links to nothing": (
+        ["s/a.txt", "s/b.txt -> gone", "s/c.txt -> c.txt", "s/d -> e", "s/e -> d", "s/f.txt -> a.txt/x"],
+        ["s/a.txt"],
+        {BROKEN: 5},
+    ),
     "what is no file": (["a.txt", "b.txt!", "d/c.txt!"], ["a.txt"], {PIPE: 2}),
     "hidden, and not": (["s/.h/f.txt", "s/seen -> .h", "s/.l -> d", "s/d/g.txt"], ["s/d/g.txt", "s/seen/f.txt"], {}),
     "a hidden link to a file that is read": (["a.txt", ".b.txt -> a.txt"], ["a.txt"], {HIDDEN: 1}),
@@ -75,14 +112,21 @@ def test_a_source_may_itself_be_hidden_or_a_link(tmp_path):
         assert list_files("key", str(tmp_path / source), Tally()) == [tmp_path / expected]
 
 
-@pytest.mark.parametrize(("tree", "source", "message"), [
-    (["p.png", "q.png", ".x.txt"], "", "no text files in '{}'; expected *.txt, *.md, *.py, *.jsonl ... "
-                                       "(passed over: 2 of another type, .png (p.png, q.png); 1 hidden (.x.txt))"),
-    (["d/"], "d", "no text files in '{}'"),
-    (["a.png"], "a.png", "'{}' has an unknown type"),
-    (["l.txt -> gone"], "l.txt", "'{}' does not exist"),
-    (["p.txt!"], "p.txt", "'{}' is no regular file"),
-])
+@pytest.mark.parametrize(
+    ("tree", "source", "message"),
+    [
+        (
+            ["p.png", "q.png", ".x.txt"],
+            "",
+            "no text files in '{}'; expected *.txt, *.md, *.py, *.jsonl ... "
+            "(passed over: 2 of another type, .png (p.png, q.png); 1 hidden (.x.txt))",
+        ),
+        (["d/"], "d", "no text files in '{}'"),
+        (["a.png"], "a.png", "'{}' has an unknown type"),
+        (["l.txt -> gone"], "l.txt", "'{}' does not exist"),
+        (["p.txt!"], "p.txt", "'{}' is no regular file"),
+    ],
+)
 def test_a_source_without_files_is_named(tmp_path, tree, source, message):
     build(tmp_path, *tree)
     with pytest.raises(InputError) as caught:
@@ -92,8 +136,10 @@ def test_a_source_without_files_is_named(tmp_path, tree, source, message):
 
 NAMES = st.sampled_from(["a", "b", ".h", "c.txt", "d.md", ".e.txt", "f.png", "g.jsonl"])
 PATHS = st.lists(NAMES, min_size=1, max_size=4)
-STEPS = st.lists(st.tuples(st.sampled_from(["file", "file", "link", "link", "pipe", "folder"]), PATHS, PATHS, st.integers(0, 3)),
-                 max_size=14)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["file", "file", "link", "link", "pipe", "folder"]), PATHS, PATHS, st.integers(0, 3)),
+    max_size=14,
+)
 
 
 def grow(root, steps):
@@ -105,7 +151,7 @@ def grow(root, steps):
             if os.path.lexists(place):
                 continue
             if kind == "link":
-                place.symlink_to(Path(*[".."] * up, *target[:up or None]) if up else Path(*target))
+                place.symlink_to(Path(*[".."] * up, *target[: up or None]) if up else Path(*target))
             elif kind == "pipe":
                 os.mkfifo(place)
             elif kind == "folder":
@@ -136,12 +182,17 @@ def test_all_that_find_lists_is_read_or_counted(tmp_path_factory, steps):
         files = []
         list_files_of(source, tally)
     folders = {os.path.realpath(path) for path in find("-L", source, "-type", "d")}
-    entries = Counter(path for folder in folders for path in find(folder, "-mindepth", "1", "-maxdepth", "1", "!", "-xtype", "d"))
+    entries = Counter(
+        path for folder in folders for path in find(folder, "-mindepth", "1", "-maxdepth", "1", "!", "-xtype", "d")
+    )
     assert len(files) + tally.total == len(entries)
     # No file twice, and none of the wanted types left out that a path without hidden names leads to.
     real = [os.path.realpath(path) for path in files]
-    visible = [path for path in find("-L", source, "-type", "f")
-               if not any(part.startswith(".") for part in os.path.relpath(path, source).split("/"))]
+    visible = [
+        path
+        for path in find("-L", source, "-type", "f")
+        if not any(part.startswith(".") for part in os.path.relpath(path, source).split("/"))
+    ]
     wanted = {os.path.realpath(path) for path in visible if path.endswith((".txt", ".md", ".jsonl"))}
     assert len(set(real)) == len(real) and set(real) == wanted
 
@@ -159,7 +210,9 @@ def test_files_and_records_without_text_are_counted(tmp_path):
     (tmp_path / "c.txt").write_bytes(b"")
     (tmp_path / "d.txt").write_bytes(b"\xef\xbb\xbf")
     (tmp_path / "e.jsonl").write_text("\n\n")
-    (tmp_path / "f.jsonl").write_text('{"text": "x"}\n{"text": " "}\n{"text": "y", "domain": "zh"}\n{"text": "z", "domain": null}\n')
+    (tmp_path / "f.jsonl").write_text(
+        '{"text": "x"}\n{"text": " "}\n{"text": "y", "domain": "zh"}\n{"text": "z", "domain": null}\n'
+    )
     (tmp_path / "g.jsonl").write_text('{"text": ""}\n')
     (tmp_path / "h.png").write_bytes(b"P")
     count = SourceCount()
@@ -169,7 +222,8 @@ def test_files_and_records_without_text_are_counted(tmp_path):
     assert dict(count.records_passed_over.counts) == {"empty": 2, "of another domain": 1}
     assert count.describe() == (
         "passed over 5 files: 4 empty (b.txt, c.txt, d.txt, ...); 1 of another type, .png (h.png); "
-        f"passed over 3 records: 2 empty ({tmp_path}/f.jsonl:2, {tmp_path}/g.jsonl:1); 1 of another domain ({tmp_path}/f.jsonl:3)")
+        f"passed over 3 records: 2 empty ({tmp_path}/f.jsonl:2, {tmp_path}/g.jsonl:1); 1 of another domain ({tmp_path}/f.jsonl:3)"
+    )
 
 
 def test_files_beyond_the_limit_are_counted(tmp_path):
@@ -177,14 +231,19 @@ def test_files_beyond_the_limit_are_counted(tmp_path):
     count = SourceCount()
     assert len(list(read_documents("en", str(tmp_path), max_bytes=7, count=count))) == 2
     assert count.files == 2
-    assert dict(count.files_passed_over.counts) == {"beyond data.prepare.max_bytes_per_domain": 2, "of another type, .png": 1}
+    assert dict(count.files_passed_over.counts) == {
+        "beyond data.prepare.max_bytes_per_domain": 2,
+        "of another type, .png": 1,
+    }
 
 
 def test_a_source_of_empty_files_says_so(tmp_path):
     build(tmp_path, "d/")
     for number in range(5):
         (tmp_path / "d" / f"{number}.txt").touch()
-    with pytest.raises(InputError, match=r"no documents of domain 'en'; expected at least one; passed over 5 files: 5 empty \(0.txt, 1"):
+    with pytest.raises(
+        InputError, match=r"no documents of domain 'en'; expected at least one; passed over 5 files: 5 empty \(0.txt, 1"
+    ):
         list(read_documents("en", str(tmp_path / "d")))
 
 

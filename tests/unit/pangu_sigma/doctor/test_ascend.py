@@ -9,8 +9,12 @@ from pangu_sigma.doctor.findings import FAILURE, OK, UNKNOWN, WARNING
 from pangu_sigma.doctor.machine import Machine, Ran
 
 HOME = "/usr/local/Ascend/ascend-toolkit/latest"
-ENVIRONMENT = {"ASCEND_HOME_PATH": HOME, "ASCEND_OPP_PATH": f"{HOME}/opp", "LD_LIBRARY_PATH": f"{HOME}/lib64:/usr/lib",
-               "PYTHONPATH": f"{HOME}/opp/built-in/op_impl/ai_core/tbe"}
+ENVIRONMENT = {
+    "ASCEND_HOME_PATH": HOME,
+    "ASCEND_OPP_PATH": f"{HOME}/opp",
+    "LD_LIBRARY_PATH": f"{HOME}/lib64:/usr/lib",
+    "PYTHONPATH": f"{HOME}/opp/built-in/op_impl/ai_core/tbe",
+}
 # Lines of the real files.
 DRIVER = """Version=25.3.rc1
 ascendhal_version=7.35.23
@@ -44,15 +48,25 @@ def ascend(tmp_path):
     """A machine with two devices on which everything is right, but for files (by path) and variables given otherwise."""
 
     def _make(npu_smi=HEALTHY, environ=None, **files):
-        content = {"dev/davinci0": "", "dev/davinci1": "", "dev/davinci_manager": "", "dev/devmm_svm": "", "dev/hisi_hdc": "",
-                   doctor_ascend.DRIVER_INFO[1:]: DRIVER, doctor_ascend.FIRMWARE_INFO[1:]: FIRMWARE,
-                   TOOLKIT: CANN, KERNELS: CANN}
+        content = {
+            "dev/davinci0": "",
+            "dev/davinci1": "",
+            "dev/davinci_manager": "",
+            "dev/devmm_svm": "",
+            "dev/hisi_hdc": "",
+            doctor_ascend.DRIVER_INFO[1:]: DRIVER,
+            doctor_ascend.FIRMWARE_INFO[1:]: FIRMWARE,
+            TOOLKIT: CANN,
+            KERNELS: CANN,
+        }
         for name, text in {**content, **files}.items():
             if text is not None:
                 path = tmp_path / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
-        return Machine(root=tmp_path, environ=ENVIRONMENT if environ is None else environ, run=lambda command, seconds=0: npu_smi)
+        return Machine(
+            root=tmp_path, environ=ENVIRONMENT if environ is None else environ, run=lambda command, seconds=0: npu_smi
+        )
 
     return _make
 
@@ -77,25 +91,51 @@ def test_a_good_machine(ascend):
 
 
 def test_the_groups_of_a_910a(ascend):
-    assert "HCCS joins devices 0-3 and 4-7" in found(ascend(npu_smi=Ran(0, NPU_SMI.replace("910B3", "910A "))))["devices"].found
+    assert (
+        "HCCS joins devices 0-3 and 4-7"
+        in found(ascend(npu_smi=Ran(0, NPU_SMI.replace("910B3", "910A "))))["devices"].found
+    )
 
 
-@pytest.mark.parametrize(("changed", "subject", "level", "fragment"), [
-    ({"dev/hisi_hdc": None}, "devices", FAILURE, "no /dev/hisi_hdc"),
-    ({"npu_smi": ILL}, "devices", FAILURE, "1 of 2 are not in health OK but Warning"),
-    ({"npu_smi": Ran(1, "", "dcmi module initialize failed. ret is -8005")}, "devices", WARNING, "-8005"),
-    ({"npu_smi": Ran(None, "", "No such file or directory")}, "devices", WARNING, "No such file"),
-    ({doctor_ascend.DRIVER_INFO[1:]: None}, "driver", FAILURE, "no version in"),
-    ({doctor_ascend.DRIVER_INFO[1:]: DRIVER.replace("25.3.rc1", "24.1.rc2")}, "driver", FAILURE, "24.1.rc2, which is too old for CANN 8.5"),
-    ({TOOLKIT: "Version=8.3.0.1\n", KERNELS: "Version=8.3.0.1\n"}, "driver, CANN", UNKNOWN, "no table of drivers for CANN 8.3"),
-    ({doctor_ascend.FIRMWARE_INFO[1:]: "Version=6.4.0.1\n"}, "firmware", FAILURE, "6.4.0.1; the driver needs 7.0.0 to 8.9.9"),
-    ({doctor_ascend.FIRMWARE_INFO[1:]: None}, "firmware", UNKNOWN, "no version in"),
-    ({TOOLKIT: None}, "CANN", FAILURE, "no version in"),
-    ({KERNELS: "Version=8.3.0.1\n"}, "CANN", FAILURE, "toolkit 8.5.0.2.220, kernels 8.3.0.1"),
-    ({TOOLKIT: "Version=7.6.0.1\n", KERNELS: "Version=7.6.0.1\n"}, "CANN", FAILURE, "the installed MindSpore accepts 8.2"),
-    ({"environ": {}}, "CANN", FAILURE, "its environment is not set (ASCEND_HOME_PATH)"),
-    ({"environ": {**ENVIRONMENT, "PYTHONPATH": "/x"}}, "CANN", FAILURE, "(PYTHONPATH)"),
-])
+@pytest.mark.parametrize(
+    ("changed", "subject", "level", "fragment"),
+    [
+        ({"dev/hisi_hdc": None}, "devices", FAILURE, "no /dev/hisi_hdc"),
+        ({"npu_smi": ILL}, "devices", FAILURE, "1 of 2 are not in health OK but Warning"),
+        ({"npu_smi": Ran(1, "", "dcmi module initialize failed. ret is -8005")}, "devices", WARNING, "-8005"),
+        ({"npu_smi": Ran(None, "", "No such file or directory")}, "devices", WARNING, "No such file"),
+        ({doctor_ascend.DRIVER_INFO[1:]: None}, "driver", FAILURE, "no version in"),
+        (
+            {doctor_ascend.DRIVER_INFO[1:]: DRIVER.replace("25.3.rc1", "24.1.rc2")},
+            "driver",
+            FAILURE,
+            "24.1.rc2, which is too old for CANN 8.5",
+        ),
+        (
+            {TOOLKIT: "Version=8.3.0.1\n", KERNELS: "Version=8.3.0.1\n"},
+            "driver, CANN",
+            UNKNOWN,
+            "no table of drivers for CANN 8.3",
+        ),
+        (
+            {doctor_ascend.FIRMWARE_INFO[1:]: "Version=6.4.0.1\n"},
+            "firmware",
+            FAILURE,
+            "6.4.0.1; the driver needs 7.0.0 to 8.9.9",
+        ),
+        ({doctor_ascend.FIRMWARE_INFO[1:]: None}, "firmware", UNKNOWN, "no version in"),
+        ({TOOLKIT: None}, "CANN", FAILURE, "no version in"),
+        ({KERNELS: "Version=8.3.0.1\n"}, "CANN", FAILURE, "toolkit 8.5.0.2.220, kernels 8.3.0.1"),
+        (
+            {TOOLKIT: "Version=7.6.0.1\n", KERNELS: "Version=7.6.0.1\n"},
+            "CANN",
+            FAILURE,
+            "the installed MindSpore accepts 8.2",
+        ),
+        ({"environ": {}}, "CANN", FAILURE, "its environment is not set (ASCEND_HOME_PATH)"),
+        ({"environ": {**ENVIRONMENT, "PYTHONPATH": "/x"}}, "CANN", FAILURE, "(PYTHONPATH)"),
+    ],
+)
 def test_what_does_not_fit_is_named_with_its_mend(ascend, changed, subject, level, fragment):
     finding = found(ascend(**changed))[subject]
     assert finding.level == level and fragment in finding.found
@@ -118,19 +158,26 @@ def test_the_list_is_that_of_the_installed_mindspore():
     assert doctor_ascend.accepted_by_mindspore() == tuple(AscendEnvChecker(None).version)
 
 
-@pytest.mark.parametrize(("variables", "level", "fragment"), [
-    ({}, OK, "its defaults"),
-    ({"HCCL_CONNECT_TIMEOUT": "600", "HCCL_BUFFSIZE": "400", "OTHER": "x"}, OK, "BUFFSIZE=400, CONNECT_TIMEOUT=600"),
-    ({"HCCL_SOCKET_IFNAME": "=eth0"}, OK, "SOCKET_IFNAME==eth0"),
-    ({"HCCL_CONNECT_TIMEOUT": "60"}, FAILURE, "HCCL_CONNECT_TIMEOUT is '60'"),
-    ({"HCCL_CONNECT_TIMEOUT": "7201"}, FAILURE, "HCCL_CONNECT_TIMEOUT is '7201'"),
-    ({"HCCL_EXEC_TIMEOUT": "ten"}, FAILURE, "HCCL_EXEC_TIMEOUT is 'ten'"),
-    ({"HCCL_BUFFSIZE": "0"}, FAILURE, "HCCL_BUFFSIZE is '0'"),
-    ({"HCCL_DETERMINISTIC": "yes"}, FAILURE, "HCCL_DETERMINISTIC is 'yes'"),
-    ({"HCCL_IF_IP": "127.0.0.1"}, OK, "IF_IP=127.0.0.1"),
-    ({"HCCL_IF_IP": "198.18.0.1"}, FAILURE, "HCCL_IF_IP is '198.18.0.1'"),
-    ({"HCCL_INTRA_PCIE_ENABLE": "1", "HCCL_INTRA_ROCE_ENABLE": "1"}, FAILURE, "both 1"),
-])
+@pytest.mark.parametrize(
+    ("variables", "level", "fragment"),
+    [
+        ({}, OK, "its defaults"),
+        (
+            {"HCCL_CONNECT_TIMEOUT": "600", "HCCL_BUFFSIZE": "400", "OTHER": "x"},
+            OK,
+            "BUFFSIZE=400, CONNECT_TIMEOUT=600",
+        ),
+        ({"HCCL_SOCKET_IFNAME": "=eth0"}, OK, "SOCKET_IFNAME==eth0"),
+        ({"HCCL_CONNECT_TIMEOUT": "60"}, FAILURE, "HCCL_CONNECT_TIMEOUT is '60'"),
+        ({"HCCL_CONNECT_TIMEOUT": "7201"}, FAILURE, "HCCL_CONNECT_TIMEOUT is '7201'"),
+        ({"HCCL_EXEC_TIMEOUT": "ten"}, FAILURE, "HCCL_EXEC_TIMEOUT is 'ten'"),
+        ({"HCCL_BUFFSIZE": "0"}, FAILURE, "HCCL_BUFFSIZE is '0'"),
+        ({"HCCL_DETERMINISTIC": "yes"}, FAILURE, "HCCL_DETERMINISTIC is 'yes'"),
+        ({"HCCL_IF_IP": "127.0.0.1"}, OK, "IF_IP=127.0.0.1"),
+        ({"HCCL_IF_IP": "198.18.0.1"}, FAILURE, "HCCL_IF_IP is '198.18.0.1'"),
+        ({"HCCL_INTRA_PCIE_ENABLE": "1", "HCCL_INTRA_ROCE_ENABLE": "1"}, FAILURE, "both 1"),
+    ],
+)
 def test_hccl_variables(variables, level, fragment):
     (finding,) = doctor_ascend.check_hccl(Machine(environ=variables))
     assert finding.level == level and fragment in finding.found

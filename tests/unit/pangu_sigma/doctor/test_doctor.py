@@ -12,7 +12,19 @@ import yaml
 from locmoe_ops.errors import InputError
 from pangu_sigma.cli import main as cli
 from pangu_sigma.doctor import doctor as command
-from pangu_sigma.doctor.findings import FAILURE, OK, UNKNOWN, WARNING, Finding, failure, lines_of, ok, summary_of, unknown, warning
+from pangu_sigma.doctor.findings import (
+    FAILURE,
+    OK,
+    UNKNOWN,
+    WARNING,
+    Finding,
+    failure,
+    lines_of,
+    ok,
+    summary_of,
+    unknown,
+    warning,
+)
 from pangu_sigma.doctor.machine import Machine, Ran, run_command
 
 LONG = "a long story of words " * 9
@@ -26,16 +38,33 @@ def machine(tmp_path):
 
 
 def request(**changed):
-    values = {"rank_table": None, "server": None, "nodes_file": None, "ranks": None, "port": None, "ssh_command": None, "env_file": None,
-              "as_json": False, "words": ()}
+    values = {
+        "rank_table": None,
+        "server": None,
+        "nodes_file": None,
+        "ranks": None,
+        "port": None,
+        "ssh_command": None,
+        "env_file": None,
+        "as_json": False,
+        "words": (),
+    }
     return command.Request(**{**values, **changed})
 
 
 # ---- lines
 
 
-@pytest.mark.parametrize("finding", [ok("disk", LONG), failure("table, devices", LONG, LONG), warning("10.0.0.1: MindSpore", LONG, LONG),
-                                     unknown("CANN", "why", "mend"), ok("x", "a" * 30)])
+@pytest.mark.parametrize(
+    "finding",
+    [
+        ok("disk", LONG),
+        failure("table, devices", LONG, LONG),
+        warning("10.0.0.1: MindSpore", LONG, LONG),
+        unknown("CANN", "why", "mend"),
+        ok("x", "a" * 30),
+    ],
+)
 @pytest.mark.parametrize("colour", [False, True])
 def test_lines_fit_80_columns_and_keep_every_word(finding, colour):
     lines = [re.sub(r"\033\[\d+m", "", line) for line in lines_of(finding, colour)]
@@ -49,7 +78,9 @@ def test_lines_fit_80_columns_and_keep_every_word(finding, colour):
 def test_only_the_label_is_coloured():
     assert lines_of(ok("disk", "fine"), colour=True) == ["\033[32mok   \033[0mdisk         fine"]
     assert lines_of(failure("disk", "full", "make room"), colour=True) == [
-        "\033[31mFAIL \033[0mdisk         full", " " * 18 + "-> make room"]
+        "\033[31mFAIL \033[0mdisk         full",
+        " " * 18 + "-> make room",
+    ]
     assert lines_of(unknown("disk", "why"), colour=False) == ["skip disk         not checked: why"]
     assert [lines_of(Finding(level, "a", "b"), True)[0][2:4] for level in (WARNING, UNKNOWN)] == ["33", "33"]
 
@@ -66,7 +97,9 @@ def test_without_anything_it_says_what_it_could_not_check(machine, capsys):
     assert command.doctor(None, request(), machine) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80 and "\033" not in "".join(lines)
-    subjects = {line[5:18].strip(): line[:4].strip() for line in lines if line[:5].strip() in (OK, UNKNOWN, WARNING, FAILURE)}
+    subjects = {
+        line[5:18].strip(): line[:4].strip() for line in lines if line[:5].strip() in (OK, UNKNOWN, WARNING, FAILURE)
+    }
     unchecked = {name for name, level in subjects.items() if level == UNKNOWN}
     assert unchecked >= {"devices", "driver", "CANN", "rank table", "names", "disk", "data"}
     assert {subjects["Python"], subjects["MindSpore"], subjects["HCCL"]} == {OK}
@@ -96,13 +129,35 @@ def test_the_command_line_reaches_it(monkeypatch, tmp_path):
     monkeypatch.setattr(command, "doctor", lambda config, asked: calls.append((config, asked)) or 0)
     (tmp_path / "config.yaml").write_text("train: {steps: 7}\noptimizer: {warmup_steps: 1}\n")
     path = str(tmp_path / "config.yaml")
-    assert cli.main(["doctor", path, "--set", "train.seed=3", "--ranks", "4", "--port", "2345", "--ssh", "--env-file", "set_env.sh"]) == 0
+    assert (
+        cli.main(
+            [
+                "doctor",
+                path,
+                "--set",
+                "train.seed=3",
+                "--ranks",
+                "4",
+                "--port",
+                "2345",
+                "--ssh",
+                "--env-file",
+                "set_env.sh",
+            ]
+        )
+        == 0
+    )
     assert cli.main(["doctor"]) == 0
     assert cli.main(["doctor", str(tmp_path / "absent.yaml")]) == 2
     (config, asked), (nothing, plain) = calls
     assert (config.train.steps, config.train.seed, nothing, plain.ssh_command) == (7, 3, None, None)
-    assert asked == request(ranks=4, port=2345, ssh_command="ssh -o BatchMode=yes -o ConnectTimeout=10", env_file="set_env.sh",
-                            words=(path, "--set", "train.seed=3", "--ranks", "4", "--port", "2345"))
+    assert asked == request(
+        ranks=4,
+        port=2345,
+        ssh_command="ssh -o BatchMode=yes -o ConnectTimeout=10",
+        env_file="set_env.sh",
+        words=(path, "--set", "train.seed=3", "--ranks", "4", "--port", "2345"),
+    )
 
 
 # ---- over ssh, whose place a local shell takes
@@ -110,20 +165,46 @@ def test_the_command_line_reaches_it(monkeypatch, tmp_path):
 
 def test_other_nodes_are_looked_at_and_compared(tmp_path):
     """The whole program, on a file of two nodes whose names nothing resolves; both doctors are this one."""
-    (tmp_path / "ssh").write_text('#!/bin/sh\n[ "$1" = second.invalid ] && export HCCL_BUFFSIZE=100\ncd / && exec sh -c "$2"\n')
+    (tmp_path / "ssh").write_text(
+        '#!/bin/sh\n[ "$1" = second.invalid ] && export HCCL_BUFFSIZE=100\ncd / && exec sh -c "$2"\n'
+    )
     (tmp_path / "ssh").chmod(0o755)
     (tmp_path / "hosts").write_text("first.invalid\nsecond.invalid\n")
     (tmp_path / "env.sh").write_text("export HCCL_EXEC_TIMEOUT=99\n")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"path": "absent"}, "train": {"output_dir": "run"}}))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HCCL_")}  # importing MindSpore sets some
-    done = subprocess.run([sys.executable, "-m", "pangu_sigma", "doctor", "config.yaml", "--nodes-file", "hosts", "--ssh", "--ssh-command",
-                           str(tmp_path / "ssh"), "--env-file", str(tmp_path / "env.sh"), "--json"], cwd=tmp_path, capture_output=True,
-                          text=True, timeout=200, env={**kept, "HCCL_EXEC_TIMEOUT": "99", "PYTHONPATH": os.pathsep.join(sys.path)})
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith("HCCL_")
+    }  # importing MindSpore sets some
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pangu_sigma",
+            "doctor",
+            "config.yaml",
+            "--nodes-file",
+            "hosts",
+            "--ssh",
+            "--ssh-command",
+            str(tmp_path / "ssh"),
+            "--env-file",
+            str(tmp_path / "env.sh"),
+            "--json",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**kept, "HCCL_EXEC_TIMEOUT": "99", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert done.returncode == 1, done.stderr
     findings = {entry["subject"]: entry for entry in json.loads(done.stdout)["findings"]}
     for node in ("first.invalid", "second.invalid"):
         assert findings[node]["level"] == OK and "checks ok" in findings[node]["found"]
-        assert findings[f"{node}: data"]["level"] == FAILURE and "'absent' is no folder" in findings[f"{node}: data"]["found"]
+        assert (
+            findings[f"{node}: data"]["level"] == FAILURE
+            and "'absent' is no folder" in findings[f"{node}: data"]["found"]
+        )
     assert findings["second.invalid: HCCL"]["found"] == "BUFFSIZE=100, EXEC_TIMEOUT=99; here EXEC_TIMEOUT=99"
     assert not {f"first.invalid: {subject}" for subject in ("HCCL", "MindSpore", "clock skew")} & set(findings)
 

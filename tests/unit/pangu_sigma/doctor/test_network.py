@@ -23,8 +23,12 @@ def this_is(monkeypatch):
 
 
 def names(nodes, answers=None):
-    return {finding.subject: finding for finding in doctor_network.check_names(
-        nodes, 2345, lambda address, port: (answers or {}).get((address, port)))}
+    return {
+        finding.subject: finding
+        for finding in doctor_network.check_names(
+            nodes, 2345, lambda address, port: (answers or {}).get((address, port))
+        )
+    }
 
 
 def test_nodes_that_answer(this_is):
@@ -34,22 +38,32 @@ def test_nodes_that_answer(this_is):
     assert (findings["reachable"].level, findings["reachable"].found) == (OK, "2 other nodes answer")
 
 
-@pytest.mark.parametrize(("nodes", "level", "fragment"), [
-    ([], UNKNOWN, "no other node is known"),
-    ([FIRST], UNKNOWN, "no other node is known"),
-    ([FIRST, Node("node_9", None, "node_9")], FAILURE, "node_9 does not resolve (1 of 2)"),
-    ([FIRST, Node("node_1", "127.0.1.1", "node_1")], FAILURE, "node_1 is 127.0.1.1 here, which no other node reaches"),
-    ([FIRST, SECOND], WARNING, "none of the 2 nodes has an address of this machine"),
-])
+@pytest.mark.parametrize(
+    ("nodes", "level", "fragment"),
+    [
+        ([], UNKNOWN, "no other node is known"),
+        ([FIRST], UNKNOWN, "no other node is known"),
+        ([FIRST, Node("node_9", None, "node_9")], FAILURE, "node_9 does not resolve (1 of 2)"),
+        (
+            [FIRST, Node("node_1", "127.0.1.1", "node_1")],
+            FAILURE,
+            "node_1 is 127.0.1.1 here, which no other node reaches",
+        ),
+        ([FIRST, SECOND], WARNING, "none of the 2 nodes has an address of this machine"),
+    ],
+)
 def test_names(nodes, level, fragment):
     finding = names(nodes)["names"]
     assert finding.level == level and fragment in finding.found
 
 
-@pytest.mark.parametrize(("error", "level", "fragment"), [
-    (errno.ETIMEDOUT, WARNING, "node_1 did not answer on port 2345 within 2 s (1 of 2)"),
-    (errno.EHOSTUNREACH, FAILURE, "no way to node_1 (1 of 2)"),
-])
+@pytest.mark.parametrize(
+    ("error", "level", "fragment"),
+    [
+        (errno.ETIMEDOUT, WARNING, "node_1 did not answer on port 2345 within 2 s (1 of 2)"),
+        (errno.EHOSTUNREACH, FAILURE, "no way to node_1 (1 of 2)"),
+    ],
+)
 def test_nodes_that_do_not_answer(this_is, error, level, fragment):
     this_is(FIRST.address)
     finding = names([FIRST, SECOND, THIRD], {(SECOND.address, 2345): error})["reachable"]
@@ -111,8 +125,10 @@ def test_a_reserved_port(with_ports):
     assert ports(with_ports(f"1000-1001,{port}\n"), port)["port"].level == OK
 
 
-@pytest.mark.parametrize(("reserved", "level"), [
-    ("60000-60031", OK), ("60000-60015,60016-60031", OK), ("60000-60015", WARNING), ("\n", WARNING)])
+@pytest.mark.parametrize(
+    ("reserved", "level"),
+    [("60000-60031", OK), ("60000-60015,60016-60031", OK), ("60000-60015", WARNING), ("\n", WARNING)],
+)
 def test_hccls_ports(with_ports, monkeypatch, reserved, level):
     monkeypatch.setattr(doctor_network, "_is_free", lambda port: True)
     finding = ports(with_ports(reserved, devices=1))["HCCL's ports"]
@@ -127,7 +143,9 @@ def test_hccls_ports_taken_or_not_needed(with_ports, monkeypatch):
     assert ports(Machine(root=machine.root / "nothing", environ={}))["HCCL's ports"].level == UNKNOWN
 
 
-@pytest.mark.parametrize(("nodes", "state", "level"), [(1, False, UNKNOWN), (2, True, OK), (2, False, WARNING), (2, None, UNKNOWN)])
+@pytest.mark.parametrize(
+    ("nodes", "state", "level"), [(1, False, UNKNOWN), (2, True, OK), (2, False, WARNING), (2, None, UNKNOWN)]
+)
 def test_clock(nodes, state, level):
     assert doctor_network.check_clock(Machine(clock=lambda: state), nodes).level == level
 
@@ -136,7 +154,9 @@ def test_clock(nodes, state, level):
 
 
 def remote(findings, own=(), skew=0.0, date=None, doctor=None):
-    """Findings about node_1 where its doctor finds `findings`, its clock is ahead by `skew` seconds and each command ends as given."""
+    """Findings about node_1 where its doctor finds `findings`, its clock is ahead by `skew` seconds and each command
+    ends as given.
+    """
     commands = []
 
     def run(command, seconds=0):
@@ -153,10 +173,16 @@ def test_one_line_for_a_good_node_and_one_for_each_ill():
     bad = failure("disk", "full", "make room")
     found, commands = remote([ok("Python", "3.11.4"), ok("NumPy", "1.26.4"), unknown("CANN", "no device"), bad])
     assert found["node_1"].found == "2 checks ok, 1 not made, 1 to look at:"
-    assert (found["node_1: disk"].level, found["node_1: disk"].found, found["node_1: disk"].mend) == (FAILURE, "full", "make room")
+    assert (found["node_1: disk"].level, found["node_1: disk"].found, found["node_1: disk"].mend) == (
+        FAILURE,
+        "full",
+        "make room",
+    )
     assert [command[:3] for command in commands] == [["ssh", "-q", SECOND.ssh]] * 2
     line = commands[1][-1]
-    assert line.startswith(". set_env.sh && cd ") and line.endswith("-m pangu_sigma doctor config.yaml --port 2345 --json")
+    assert line.startswith(". set_env.sh && cd ") and line.endswith(
+        "-m pangu_sigma doctor config.yaml --port 2345 --json"
+    )
 
 
 def test_software_that_differs():
@@ -166,19 +192,27 @@ def test_software_that_differs():
     assert found["node_1: Python"].level == FAILURE and found["node_1: Python"].found == "3.10.2; here 3.11.4"
 
 
-@pytest.mark.parametrize(("skew", "level"), [(0.0, None), (0.5, None), (30.0, WARNING), (-30.0, WARNING), (600.0, FAILURE)])
+@pytest.mark.parametrize(
+    ("skew", "level"), [(0.0, None), (0.5, None), (30.0, WARNING), (-30.0, WARNING), (600.0, FAILURE)]
+)
 def test_clocks_that_differ(skew, level):
     found, _ = remote([ok("Python", "3.11.4")], skew=skew)
     assert ("node_1: clock skew" in found) == (level is not None)
     assert level is None or found["node_1: clock skew"].level == level
 
 
-@pytest.mark.parametrize(("answers", "fragment"), [
-    ({"date": Ran(255, "", "ssh: connect to host node_1 port 22: Connection refused")}, "ssh failed: ssh: connect to host"),
-    ({"date": Ran(None, "", "no answer within 180 s")}, "ssh failed: no answer within"),
-    ({"doctor": Ran(127, "", "sh: python: not found")}, "the doctor did not run there: sh: python: not found"),
-    ({"doctor": Ran(0, "[]")}, "the doctor did not run there: status 0"),
-])
+@pytest.mark.parametrize(
+    ("answers", "fragment"),
+    [
+        (
+            {"date": Ran(255, "", "ssh: connect to host node_1 port 22: Connection refused")},
+            "ssh failed: ssh: connect to host",
+        ),
+        ({"date": Ran(None, "", "no answer within 180 s")}, "ssh failed: no answer within"),
+        ({"doctor": Ran(127, "", "sh: python: not found")}, "the doctor did not run there: sh: python: not found"),
+        ({"doctor": Ran(0, "[]")}, "the doctor did not run there: status 0"),
+    ],
+)
 def test_a_node_that_cannot_be_looked_at(answers, fragment):
     found, _ = remote([], **answers)
     assert found["node_1"].level == FAILURE and fragment in found["node_1"].found and found["node_1"].mend

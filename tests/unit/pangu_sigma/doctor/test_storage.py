@@ -12,8 +12,13 @@ from pangu_sigma.doctor.findings import FAILURE, OK, UNKNOWN, WARNING
 
 
 def config(**sections):
-    return config_from_dict({"model": {"hidden_size": 8, "num_heads": 2, "dense_layers": 1, "sparse_layers": 2, "sequence_length": 32},
-                             "moe": {"num_experts": 4}, **sections})
+    return config_from_dict(
+        {
+            "model": {"hidden_size": 8, "num_heads": 2, "dense_layers": 1, "sparse_layers": 2, "sequence_length": 32},
+            "moe": {"num_experts": 4},
+            **sections,
+        }
+    )
 
 
 @pytest.fixture
@@ -32,15 +37,17 @@ def test_without_a_configuration_there_is_nothing_to_check():
 
 
 def test_a_checkpoint_by_hand():
-    """Width 8, inner width 32: attention 4 x 64 in 4 layers; 2 dense networks and 2 x 4 experts of 2 x 256; 100 words and 64
-    positions of 8."""
+    """Width 8, inner width 32: attention 4 x 64 in 4 layers; 2 dense networks and 2 x 4 experts of 2 x 256; 100 words
+    and 64 positions of 8."""
     assert doctor_storage.checkpoint_bytes(config(), 100) == 12 * (4 * 256 + 10 * 512 + 164 * 8)
 
 
 def test_checkpoints_at_a_time():
     """The two newest and the one being written; and of 45 steps the 10th, 20th, 30th and 40th for good."""
     assert doctor_storage.most_checkpoints(config()) == 3
-    assert doctor_storage.most_checkpoints(config(train={"steps": 45}, checkpoint={"interval": 5, "keep_every": 10})) == 7
+    assert (
+        doctor_storage.most_checkpoints(config(train={"steps": 45}, checkpoint={"interval": 5, "keep_every": 10})) == 7
+    )
 
 
 def test_a_good_folder_and_disk(prepared, tmp_path):
@@ -80,19 +87,24 @@ def test_a_disk_that_is_full_or_slow(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("spoil", "fragment"), [
-    (lambda folder: shutil.rmtree(folder), "is no folder"),
-    (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
-    (lambda folder: (folder / "train-one.mindrecord").unlink(), "train-one.mindrecord: is missing"),
-    (lambda folder: (folder / "tokenizer.model").write_bytes(b"x"), "tokenizer.model: found 1 bytes"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "fragment"),
+    [
+        (lambda folder: shutil.rmtree(folder), "is no folder"),
+        (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
+        (lambda folder: (folder / "train-one.mindrecord").unlink(), "train-one.mindrecord: is missing"),
+        (lambda folder: (folder / "tokenizer.model").write_bytes(b"x"), "tokenizer.model: found 1 bytes"),
+    ],
+)
 def test_data_that_is_not_whole(prepared, spoil, fragment):
     spoil(prepared)
     finding = found(config(data={"path": str(prepared)}))["data"]
     assert finding.level == FAILURE and fragment in finding.found and finding.mend
 
 
-@pytest.mark.parametrize(("amount", "text"), [
-    (0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e8, "250 MB"), (7e10, "70.0 GB"), (3e15, "3000 TB")])
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e8, "250 MB"), (7e10, "70.0 GB"), (3e15, "3000 TB")],
+)
 def test_sizes(amount, text):
     assert doctor_storage._size(amount) == text

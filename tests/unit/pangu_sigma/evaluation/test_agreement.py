@@ -27,8 +27,13 @@ def test_units_are_characters_of_chinese_and_words_of_the_rest():
     assert units("ＰａｎＧｕ-Σ 是 3.5倍，快！ don't") == ["pangu", "σ", "是", "3", "5", "倍", "快", "don", "t"]
 
 
-EM = [("北京。", "北京", True), ("北京", "北 京", True), ("大学北京", "北京大学", False), ("Paris ", "paris", True),
-      ("Paris, France", "Paris", False)]
+EM = [
+    ("北京。", "北京", True),
+    ("北京", "北 京", True),
+    ("大学北京", "北京大学", False),
+    ("Paris ", "paris", True),
+    ("Paris, France", "Paris", False),
+]
 
 
 @pytest.mark.parametrize(("found", "answer", "expected"), EM)

@@ -1,4 +1,6 @@
-"""The adapter for lm-evaluation-harness: with the library where it is installed, elsewhere with a stand-in for what it takes of it."""
+"""The adapter for lm-evaluation-harness: with the library where it is installed, elsewhere with a stand-in for what it
+takes of it.
+"""
 
 import importlib
 import importlib.util
@@ -54,9 +56,15 @@ class Scorer:
 
     def score(self, requests):
         self.asked += requests
-        return [Score(len(r.continuation) * (1.0 + 0.25 * r.domain), len(r.continuation),
-                      all(b == a + 1 for a, b in zip([*r.context, *r.continuation][len(r.context) - 1:], r.continuation)), 0)
-                for r in requests]
+        return [
+            Score(
+                len(r.continuation) * (1.0 + 0.25 * r.domain),
+                len(r.continuation),
+                all(b == a + 1 for a, b in zip([*r.context, *r.continuation][len(r.context) - 1 :], r.continuation)),
+                0,
+            )
+            for r in requests
+        ]
 
 
 TAG = 7

@@ -29,31 +29,62 @@ from pangu_sigma.runtime.runtime import Runtime
 @pytest.fixture(scope="module")
 def model(tiny_data, networks):
     """Every number random; the words of one domain mean something else in the other."""
-    config = without_drops(config_from_dict({
-        "model": {**networks.SMALL, "sequence_length": 32, "domain_embeddings": True},
-        "moe": {"num_experts": 4, "num_groups": 2, "router": {"type": "switch"}},
-        "data": {"path": str(tiny_data), "prepare": {"document_bytes": 200}},
-        "train": {"global_batch_size": 4, "eval_rows": 6}}))
+    config = without_drops(
+        config_from_dict(
+            {
+                "model": {**networks.SMALL, "sequence_length": 32, "domain_embeddings": True},
+                "moe": {"num_experts": 4, "num_groups": 2, "router": {"type": "switch"}},
+                "data": {"path": str(tiny_data), "prepare": {"document_bytes": 200}},
+                "train": {"global_batch_size": 4, "eval_rows": 6},
+            }
+        )
+    )
     data = PreparedData.open(str(tiny_data))
     runtime = Runtime(create_collectives("local", Topology(1, 1), 0))
     network, scorer = _build(config, runtime, vocabulary(config, data), slots_for_all=True)
     networks.randomise(network, 2)
-    return EvaluatedModel(config, runtime, data, Tokenizer.load(data.tokenizer_path), data.domains, Path("checkpoint"), 7, "0" * 64,
-                          network, scorer)
+    return EvaluatedModel(
+        config,
+        runtime,
+        data,
+        Tokenizer.load(data.tokenizer_path),
+        data.domains,
+        Path("checkpoint"),
+        7,
+        "0" * 64,
+        network,
+        scorer,
+    )
 
 
 @pytest.fixture(scope="module")
 def nats(model, networks, numpy_model):
     """`nats(ids, domain)`: of each id after the first, by the NumPy model reading them as one document."""
     options = model.config.model
-    double = numpy_model.NumpyModel(numpy_model.NumpyOptions(
-        options.dense_layers, options.sparse_layers, options.num_heads, model.data.vocab_size, options.layer_norm_epsilon,
-        options.activation, False, True, networks.layer_spec(model.config, 4, training=False)), networks.parameter_arrays(model.network))
+    double = numpy_model.NumpyModel(
+        numpy_model.NumpyOptions(
+            options.dense_layers,
+            options.sparse_layers,
+            options.num_heads,
+            model.data.vocab_size,
+            options.layer_norm_epsilon,
+            options.activation,
+            False,
+            True,
+            networks.layer_spec(model.config, 4, training=False),
+        ),
+        networks.parameter_arrays(model.network),
+    )
 
     def read(ids, domain):
         n = len(ids) - 1
-        batch = {"ids": np.array([ids[:-1]]), "positions": np.arange(n)[None], "documents": np.zeros((1, n), int),
-                 "domain": np.array([domain]), "home": np.zeros(1, int)}
+        batch = {
+            "ids": np.array([ids[:-1]]),
+            "positions": np.arange(n)[None],
+            "documents": np.zeros((1, n), int),
+            "domain": np.array([domain]),
+            "home": np.zeros(1, int),
+        }
         return numpy_model.token_losses(double.forward(batch).logits, np.asarray(ids[1:]))
 
     return read
@@ -72,14 +103,20 @@ def test_perplexity_and_bits_per_byte_of_text(model, nats, tmp_path):
         while scored < len(ids) - 1:
             stop = min(scored + 32, len(ids) - 1)
             start = max(0, stop - 32) if len(ids) > 33 else 0
-            total += nats(ids[start:stop + 1], 1)[scored - start:].sum()
+            total += nats(ids[start : stop + 1], 1)[scored - start :].sum()
             scored = stop
         tokens += len(ids) - 1
     assert pieces.size == 2 and tokens > 2 * 33
     perplexity, bits = pieces.figures(records)
     # float32 logits of a few layers: 2e-5 of the nats, and so of perplexity some times that
-    assert bits.estimate.value == pytest.approx(total / len(text.encode()) / math.log(2.0), rel=2e-5) and bits.domain == "two"
-    assert perplexity.estimate.value == pytest.approx(math.exp(total / tokens), rel=2e-4) and perplexity.metric == "perplexity"
+    assert (
+        bits.estimate.value == pytest.approx(total / len(text.encode()) / math.log(2.0), rel=2e-5)
+        and bits.domain == "two"
+    )
+    assert (
+        perplexity.estimate.value == pytest.approx(math.exp(total / tokens), rel=2e-4)
+        and perplexity.metric == "perplexity"
+    )
 
 
 def test_perplexity_of_validation_rows_by_domain(model, nats):
@@ -90,7 +127,9 @@ def test_perplexity_of_validation_rows_by_domain(model, nats):
     records = rows.measure([5, 0, 1, 2, 3, 4])
     sums = {0: np.zeros(3), 1: np.zeros(3)}
     for batch in batches:
-        for ids, targets, documents, mask, domain in zip(batch.ids, batch.targets, batch.documents, batch.loss_mask, batch.domain):
+        for ids, targets, documents, mask, domain in zip(
+            batch.ids, batch.targets, batch.documents, batch.loss_mask, batch.domain
+        ):
             for document in np.unique(documents) if mask.any() else ():
                 part = documents == document
                 found = nats([*ids[part], targets[part][-1]], domain)
@@ -110,8 +149,11 @@ def test_perplexity_of_validation_rows_by_domain(model, nats):
 @pytest.fixture
 def task(tmp_path):
     def write(**config):
-        items = [{"q": "abcd efgh", "c": [" ij", " jjaa bbcc", " a"], "a": 1}, {"q": "hh ii " * 20, "c": [" b", " ccdd"], "a": 0},
-                 {"q": "jj", "c": ["aabb", "ccdd eeff gg"], "a": 1}]
+        items = [
+            {"q": "abcd efgh", "c": [" ij", " jjaa bbcc", " a"], "a": 1},
+            {"q": "hh ii " * 20, "c": [" b", " ccdd"], "a": 0},
+            {"q": "jj", "c": ["aabb", "ccdd eeff gg"], "a": 1},
+        ]
         (tmp_path / "data.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
         (tmp_path / "task.yaml").write_text(yaml.safe_dump({"data": "data.jsonl", "prompt": "{q}", **config}))
         return load_task(str(tmp_path / "task.yaml"))
@@ -128,13 +170,15 @@ def test_multiple_choice_by_likelihood(model, nats, task):
         expected = []
         for choice in example.choices:
             ids = encode(choice)
-            kept = context if len(context) + len(ids) <= 33 else [tag, *context[len(context) - 32 + len(ids):]]
-            expected.append(nats(kept + ids, 0)[-len(ids):].sum())
+            kept = context if len(context) + len(ids) <= 33 else [tag, *context[len(context) - 32 + len(ids) :]]
+            expected.append(nats(kept + ids, 0)[-len(ids) :].sum())
         assert record["nats"] == pytest.approx(expected, rel=2e-5)  # as above
         assert record["bytes"] == [len(choice) for choice in example.choices] and record["answer"] == example.answer
         assert picked(record, "accuracy") == int(np.argmin(expected))
     short = sum(record["lost"] > 0 for record in records)
-    assert short >= 1 and measured.notes(records) == [f"task-task: {short} of 3 prompts lost their beginning to fit into 32 tokens"]
+    assert short >= 1 and measured.notes(records) == [
+        f"task-task: {short} of 3 prompts lost their beginning to fit into 32 tokens"
+    ]
 
 
 def test_lengths_are_normalised_in_bytes_or_tokens():
@@ -152,7 +196,9 @@ def generated(model, tmp_path):
 
     def make(texts, run_code=False, **config):
         items = [{"q": "ab " * 20, "answer": ["cd", "北京"], "n": 1}, {"q": "ef", "answer": "x y", "n": 2}]
-        (tmp_path / "data.jsonl").write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+        (tmp_path / "data.jsonl").write_text(
+            "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8"
+        )
         content = {**ANSWERS, "data": "data.jsonl", "prompt": "{q}", "max_new_tokens": 8, **config}
         (tmp_path / "task.yaml").write_text(yaml.safe_dump(content))
 
@@ -169,8 +215,12 @@ def generated(model, tmp_path):
 def test_what_the_model_writes_is_cut_and_compared(model, generated):
     measured = generated(["北 京。\nand on", "y z"], stop=["\n", "zz"])
     records = measured.measure([0, 1])
-    (prompts, domains, most), = generated.asked
-    assert most == 8 and domains == [1, 1] and [len(prompt) for prompt in prompts] == [24, 1 + len(model.tokenizer.encode("ef"))]
+    ((prompts, domains, most),) = generated.asked
+    assert (
+        most == 8
+        and domains == [1, 1]
+        and [len(prompt) for prompt in prompts] == [24, 1 + len(model.tokenizer.encode("ef"))]
+    )
     assert prompts[0][0] == model.tag(1) and prompts[0][1:] == model.tokenizer.encode("ab " * 20)[-23:]
     assert [record["completion"] for record in records] == ["北 京。", "y z"]
     assert [record["lost"] > 0 for record in records] == [True, False]

@@ -10,40 +10,61 @@ from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
 from pangu_sigma.evaluation.ranks import trained_capacities, validation_batches
-from pangu_sigma.model.shape import model_shape
+from pangu_sigma.model.dims import model_dims
 
 
 def config_of(data="absent", **moe):
-    return config_from_dict({
-        "model": {"hidden_size": 16, "num_heads": 2, "sequence_length": 32}, "data": {"path": str(data)},
-        "moe": {"num_experts": 8, "num_groups": 2, "router": {"type": "switch"}, "capacity": {"evaluation_factor": 1.0}, **moe},
-        "train": {"global_batch_size": 8, "micro_batch_size": 2, "eval_rows": 10}})
+    return config_from_dict(
+        {
+            "model": {"hidden_size": 16, "num_heads": 2, "sequence_length": 32},
+            "data": {"path": str(data)},
+            "moe": {
+                "num_experts": 8,
+                "num_groups": 2,
+                "router": {"type": "switch"},
+                "capacity": {"evaluation_factor": 1.0},
+                **moe,
+            },
+            "train": {"global_batch_size": 8, "micro_batch_size": 2, "eval_rows": 10},
+        }
+    )
 
 
 FOUR = Topology(4, 2, 4)  # two nodes of two, each rank two of the eight experts
 
 
-@pytest.mark.parametrize(("moe", "topology", "expected"), [
-    # 64 tokens of a rank over 8 experts, all of them in play with shuffled data: 8 slots, whoever asks
-    ({}, FOUR, [[8] * 8] * 4),
-    ({"capacity": {"evaluation_factor": 1.5}}, FOUR, [[12] * 8] * 4),
-    ({"dispatch": {"chunks": 3}}, FOUR, [[9] * 8] * 4),  # rounded up to a multiple of the chunks
-    # three quarters of 64 over the own node's four experts: 12 slots; a quarter over the other node's four: 4
-    ({"dispatch": {"type": "hierarchical"}, "capacity": {"evaluation_factor": 1.0, "local_share": 0.75}}, FOUR,
-     [[12, 4] if rank < 2 else [4, 12] for rank in range(4)]),
-    ({"dispatch": {"type": "hierarchical"}}, Topology(2, 2, 2), [[8] * 8] * 2),  # one node is one tier
-    # 9, rounded up to four equal shares
-    ({"dispatch": {"group_wise": True}, "capacity": {"evaluation_factor": 1.1}}, Topology(4, 4, 1, 4), [[12] * 8])])
+@pytest.mark.parametrize(
+    ("moe", "topology", "expected"),
+    [
+        # 64 tokens of a rank over 8 experts, all of them in play with shuffled data: 8 slots, whoever asks
+        ({}, FOUR, [[8] * 8] * 4),
+        ({"capacity": {"evaluation_factor": 1.5}}, FOUR, [[12] * 8] * 4),
+        ({"dispatch": {"chunks": 3}}, FOUR, [[9] * 8] * 4),  # rounded up to a multiple of the chunks
+        # three quarters of 64 over the own node's four experts: 12 slots; a quarter over the other node's four: 4
+        (
+            {"dispatch": {"type": "hierarchical"}, "capacity": {"evaluation_factor": 1.0, "local_share": 0.75}},
+            FOUR,
+            [[12, 4] if rank < 2 else [4, 12] for rank in range(4)],
+        ),
+        ({"dispatch": {"type": "hierarchical"}}, Topology(2, 2, 2), [[8] * 8] * 2),  # one node is one tier
+        # 9, rounded up to four equal shares
+        ({"dispatch": {"group_wise": True}, "capacity": {"evaluation_factor": 1.1}}, Topology(4, 4, 1, 4), [[12] * 8]),
+    ],
+)
 def test_slots_of_each_rank(moe, topology, expected):
     config = config_of(**moe)
-    found = trained_capacities(config, model_shape(config, 2, 320, 2), topology)
+    found = trained_capacities(config, model_dims(config, 2, 320, 2), topology)
     if len(expected[0]) == 2:  # experts on the first node, and on the second
-        first = np.array([expert % 4 < 2 for expert in range(8)])  # interleaved: of each group of four, two on each node
+        first = np.array(
+            [expert % 4 < 2 for expert in range(8)]
+        )  # interleaved: of each group of four, two on each node
         expected = [np.where(first, *pair).tolist() for pair in expected]
     assert found.tolist() == expected
 
 
-@pytest.mark.parametrize(("ranks", "layout"), [(1, Topology(1, 1)), (2, Topology(2, 1, 2)), (4, Topology(4, 2, 4)), (2, Topology(4, 2, 4))])
+@pytest.mark.parametrize(
+    ("ranks", "layout"), [(1, Topology(1, 1)), (2, Topology(2, 1, 2)), (4, Topology(4, 2, 4)), (2, Topology(4, 2, 4))]
+)
 def test_rows_are_those_of_the_ranks(tiny_data, ranks, layout):
     """Of ten rows in micro-batches of two; a rank's last one may be filled up, and one that only fills up is left out."""
     config, data = config_of(tiny_data), PreparedData.open(str(tiny_data))

@@ -54,7 +54,9 @@ def test_a_file_of_others_stays(tmp_path, content, fresh):
 def test_records_of_something_else_are_not_gone_on_with(tmp_path):
     path = tmp_path / "task.jsonl"
     RecordFile(path, {"checkpoint": "one", "task": {"shots": 1}}, fresh=False).__exit__(None, None, None)
-    with pytest.raises(InputError, match="task.jsonl: holds records of another task; expected another --output, or --fresh"):
+    with pytest.raises(
+        InputError, match="task.jsonl: holds records of another task; expected another --output, or --fresh"
+    ):
         RecordFile(path, {"checkpoint": "one", "task": {"shots": 2}}, fresh=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--output .*cannot be"):
@@ -62,10 +64,22 @@ def test_records_of_something_else_are_not_gone_on_with(tmp_path):
 
 
 MEASURED = [
-    Measured("validation-no-local", [Figure("en", "perplexity", 96, Estimate(9123.456, 8999.9, 12345.6)),
-                                     Figure("en", "bits_per_byte", 96, Estimate(2.5, 2.25, 2.75))], []),
-    Measured("task-a-long-name-of-a-task", [Figure("a-long-domain", "accuracy_per_token", 123456, Estimate(0.5, 0.25, 0.75)),
-                                            Figure("b", "f1", 1, Estimate(1.0, None, None))], ["a note"]),
+    Measured(
+        "validation-no-local",
+        [
+            Figure("en", "perplexity", 96, Estimate(9123.456, 8999.9, 12345.6)),
+            Figure("en", "bits_per_byte", 96, Estimate(2.5, 2.25, 2.75)),
+        ],
+        [],
+    ),
+    Measured(
+        "task-a-long-name-of-a-task",
+        [
+            Figure("a-long-domain", "accuracy_per_token", 123456, Estimate(0.5, 0.25, 0.75)),
+            Figure("b", "f1", 1, Estimate(1.0, None, None)),
+        ],
+        ["a note"],
+    ),
 ]
 
 
@@ -74,7 +88,16 @@ def test_the_table_fits_a_terminal():
     assert max(map(len, lines)) == WIDTH and len(lines) == 6
     assert lines[2].split() == ["validation-no-local", "en", "perplexity", "9123.5", "8999.9", "to", "12346", "96"]
     assert lines[3].split() == ["en", "bits_per_byte", "2.500", "2.250", "to", "2.750", "96"]
-    assert lines[4].split() == ["task-a-long-name-..", "a-long..", "accuracy_per_token", "0.500", "0.250", "to", "0.750", "123456"]
+    assert lines[4].split() == [
+        "task-a-long-name-..",
+        "a-long..",
+        "accuracy_per_token",
+        "0.500",
+        "0.250",
+        "to",
+        "0.750",
+        "123456",
+    ]
     assert lines[5].split() == ["b", "f1", "1.000", "-", "1"]
 
 
@@ -82,7 +105,12 @@ def test_the_json_holds_every_figure():
     content = json.loads(json.dumps(as_json({"step": 3}, MEASURED)))
     assert content["step"] == 3 and content["confidence"] == 0.95
     assert content["notes"] == {"task-a-long-name-of-a-task": ["a note"]}
-    assert content["results"]["validation-no-local"]["en"]["bits_per_byte"] == {"value": 2.5, "low": 2.25, "high": 2.75, "examples": 96}
+    assert content["results"]["validation-no-local"]["en"]["bits_per_byte"] == {
+        "value": 2.5,
+        "low": 2.25,
+        "high": 2.75,
+        "examples": 96,
+    }
     assert content["results"]["task-a-long-name-of-a-task"]["b"]["f1"]["low"] is None
 
 

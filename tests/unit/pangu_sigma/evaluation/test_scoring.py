@@ -8,14 +8,23 @@ import mindspore as ms
 from pangu_sigma.evaluation.model import without_drops
 from pangu_sigma.evaluation.scoring import Scorer
 from pangu_sigma.evaluation.windows import Request
-from pangu_sigma.model.shape import model_shape
+from pangu_sigma.model.dims import model_dims
 
 LENGTH = 12  # of the small networks
-# All that a domain routes by: both groups, word slots by domain; more than one expert a token; a local term that finds no one far away.
+# All that a domain routes by: both groups, word slots by domain; more than one expert a token; a local term that finds
+# no one far away.
 CASES = {
-    "hash": {"model": {"domain_embeddings": True}, "moe": {"router": {"type": "hash"}, "capacity": {"evaluation_factor": 0.3}}},
-    "switch": {"moe": {"router": {"type": "switch", "top_k": 2, "local_term": {"kind": "margin", "strength": 1.0}},
-                       "layout": {"world_size": 2, "ranks_per_node": 1, "expert": 2}, "capacity": {"evaluation_factor": 0.3}}},
+    "hash": {
+        "model": {"domain_embeddings": True},
+        "moe": {"router": {"type": "hash"}, "capacity": {"evaluation_factor": 0.3}},
+    },
+    "switch": {
+        "moe": {
+            "router": {"type": "switch", "top_k": 2, "local_term": {"kind": "margin", "strength": 1.0}},
+            "layout": {"world_size": 2, "ranks_per_node": 1, "expert": 2},
+            "capacity": {"evaluation_factor": 0.3},
+        }
+    },
 }
 
 
@@ -23,33 +32,64 @@ CASES = {
 def small(request, networks, numpy_model):
     """A network whose configuration, before `without_drops`, would drop most tokens."""
     network = networks.SmallNetwork(numpy_model, without_drops(networks.small_config(**CASES[request.param])), seed=3)
-    return network, Scorer(network.network, model_shape(network.config, network.rows, networks.VOCABULARY, networks.DOMAINS))
+    return network, Scorer(
+        network.network, model_dims(network.config, network.rows, networks.VOCABULARY, networks.DOMAINS)
+    )
 
 
 def requests():
     """Contexts and continuations of many lengths: some fill a row, some are cut in front, some are longer than a row."""
     rng = np.random.default_rng(5)
-    sizes = [(1, 1), (1, 11), (4, 3), (7, 6), (2, 2), (9, 6), (30, 5), (3, 12), (1, 29), (2, 1), (6, 1), (5, 24), (12, 1)]
-    return [Request(rng.integers(0, 29, context).tolist(), rng.integers(0, 29, rest).tolist(), int(rng.integers(2)))
-            for context, rest in sizes]
+    sizes = [
+        (1, 1),
+        (1, 11),
+        (4, 3),
+        (7, 6),
+        (2, 2),
+        (9, 6),
+        (30, 5),
+        (3, 12),
+        (1, 29),
+        (2, 1),
+        (6, 1),
+        (5, 24),
+        (12, 1),
+    ]
+    return [
+        Request(rng.integers(0, 29, context).tolist(), rng.integers(0, 29, rest).tolist(), int(rng.integers(2)))
+        for context, rest in sizes
+    ]
 
 
 def alone(numpy_model, double, request):
-    """Nats of the continuation and whether it is what greedy decoding would give, id by id as the rule of `cut` reads them."""
+    """Nats of the continuation and whether it is what greedy decoding would give, id by id as the rule of `cut` reads
+    them.
+    """
     context, continuation = list(request.context), list(request.continuation)
     nats, greedy = 0.0, True
     for place, target in enumerate(continuation):
         if len(continuation) <= LENGTH:
             room = LENGTH + 1 - len(continuation)
-            kept = context if len(context) <= room else [context[0], *context[len(context) - (room - 1):]] if room > 1 else [context[0]]
+            kept = (
+                context
+                if len(context) <= room
+                else [context[0], *context[len(context) - (room - 1) :]]
+                if room > 1
+                else [context[0]]
+            )
             seen = kept + continuation[:place]
         else:
             last = place // LENGTH == (len(continuation) - 1) // LENGTH
             first = len(continuation) - LENGTH if last else place // LENGTH * LENGTH
-            seen = ([context[0]] + continuation)[first:place + 1]
+            seen = ([context[0]] + continuation)[first : place + 1]
         n = len(seen)
-        batch = {"ids": np.array([seen]), "positions": np.arange(n)[None], "documents": np.zeros((1, n), int),
-                 "domain": np.array([request.domain]), "home": np.zeros(1, int)}
+        batch = {
+            "ids": np.array([seen]),
+            "positions": np.arange(n)[None],
+            "documents": np.zeros((1, n), int),
+            "domain": np.array([request.domain]),
+            "home": np.zeros(1, int),
+        }
         logits = double.forward(batch).logits[-1:]
         nats += numpy_model.token_losses(logits, np.array([target]))[0]
         greedy &= int(logits.argmax()) == target
@@ -77,11 +117,19 @@ def test_a_greedy_continuation_is_known_as_one(small, numpy_model):
     written = []
     for _ in range(4):
         seen = [[7, 3, *written]]
-        batch = {"ids": np.array(seen), "positions": np.arange(len(seen[0]))[None], "documents": np.zeros((1, len(seen[0])), int),
-                 "domain": np.array([1]), "home": np.zeros(1, int)}
+        batch = {
+            "ids": np.array(seen),
+            "positions": np.arange(len(seen[0]))[None],
+            "documents": np.zeros((1, len(seen[0])), int),
+            "domain": np.array([1]),
+            "home": np.zeros(1, int),
+        }
         written.append(int(double.forward(batch).logits[-1].argmax()))
     other = [*written[:3], (written[3] + 1) % 29]
-    assert [score.greedy for score in scorer.score([Request([7, 3], written, 1), Request([7, 3], other, 1)])] == [True, False]
+    assert [score.greedy for score in scorer.score([Request([7, 3], written, 1), Request([7, 3], other, 1)])] == [
+        True,
+        False,
+    ]
 
 
 FAR = {"world_size": 4, "ranks_per_node": 1, "expert": 4}  # every node has one expert, of one group
@@ -103,7 +151,9 @@ def test_whatever_the_router_a_score_does_not_depend_on_the_batch(networks, name
     config = without_drops(networks.small_config(moe=OTHERS[name]))
     network = networks.build_network(config)
     networks.randomise(network, 4)
-    scorer = Scorer(network, model_shape(config, 3, networks.VOCABULARY, networks.DOMAINS))
+    scorer = Scorer(network, model_dims(config, 3, networks.VOCABULARY, networks.DOMAINS))
     wanted = requests()[:9]
     together, alone = scorer.score(wanted), [scorer.score([request])[0] for request in wanted]
-    np.testing.assert_allclose([score.nats for score in together], [score.nats for score in alone], rtol=1e-5)  # float32, other order
+    np.testing.assert_allclose(
+        [score.nats for score in together], [score.nats for score in alone], rtol=1e-5
+    )  # float32, other order

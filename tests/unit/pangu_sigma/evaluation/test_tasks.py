@@ -10,7 +10,10 @@ from pangu_sigma.evaluation.tasks import load_task
 
 CHOICE = {"kind": "choice", "data": "data.jsonl", "prompt": "{q}=", "choices": ["{a}", "{b}"], "answer": "right"}
 GENERATE = {"kind": "generate", "data": "data.jsonl", "prompt": "{q}=", "answer": "text"}
-EXAMPLES = [{"q": f"q{i}", "a": "x", "b": "y", "right": i % 2, "text": f"t{i}", "list": ["x", "y"], "label": "yes"} for i in range(6)]
+EXAMPLES = [
+    {"q": f"q{i}", "a": "x", "b": "y", "right": i % 2, "text": f"t{i}", "list": ["x", "y"], "label": "yes"}
+    for i in range(6)
+]
 
 
 def load(tmp_path, config, examples=EXAMPLES, **changes):
@@ -24,7 +27,9 @@ def test_choices_and_answers_in_each_of_their_forms(tmp_path):
     task = load(tmp_path, CHOICE)
     assert task.name == "task" and len(task.metrics) == 3
     assert [(e.prompt, e.choices, e.answer, e.solution) for e in task.examples[:2]] == [
-        ("q0=", ("x", "y"), 0, "x"), ("q1=", ("x", "y"), 1, "y")]
+        ("q0=", ("x", "y"), 0, "x"),
+        ("q1=", ("x", "y"), 1, "y"),
+    ]
     listed = {"choices": [], "choices_field": "list", "choice": "[{choice}]{q}"}
     assert load(tmp_path, CHOICE, **listed).examples[1].choices == ("[x]q1", "[y]q1")
     assert load(tmp_path, CHOICE, **listed, answer="b").examples[0].answer == 1  # by the text that the list holds
@@ -34,7 +39,10 @@ def test_choices_and_answers_in_each_of_their_forms(tmp_path):
 
 
 def test_answers_to_generate(tmp_path):
-    assert load(tmp_path, GENERATE).examples[2].answers == ("t2",) and load(tmp_path, GENERATE).metrics == ("exact_match", "f1")
+    assert load(tmp_path, GENERATE).examples[2].answers == ("t2",) and load(tmp_path, GENERATE).metrics == (
+        "exact_match",
+        "f1",
+    )
     assert load(tmp_path, GENERATE, answer="list").examples[0].answers == ("x", "y")
     assert load(tmp_path, GENERATE, program="{completion}").metrics == ("passes",)
 
@@ -63,7 +71,9 @@ def test_solved_examples_of_another_file(tmp_path):
 def test_a_limit_leaves_the_draw_as_it_is(tmp_path):
     whole = load(tmp_path, CHOICE, shots=2)
     first = load_task(str(tmp_path / "task.yaml"), limit=2)
-    assert len(first.examples) == 2 and [prompt_text(first, n) for n in range(2)] == [prompt_text(whole, n) for n in range(2)]
+    assert len(first.examples) == 2 and [prompt_text(first, n) for n in range(2)] == [
+        prompt_text(whole, n) for n in range(2)
+    ]
 
 
 BAD = [
@@ -74,7 +84,11 @@ BAD = [
     (CHOICE, {"prompt": "{q"}, "prompt: .*expected text with fields"),
     (CHOICE, {"prompt": "{q.x}"}, "prompt: .*holds more than a field's name"),
     (CHOICE, {"prompt": "{nothing}"}, "data.jsonl:1: no field nothing, which prompt asks for; found q, a"),
-    (CHOICE, {"prompt": "{list}"}, "data.jsonl:1: field list, which prompt asks for, is a list; expected text or a number"),
+    (
+        CHOICE,
+        {"prompt": "{list}"},
+        "data.jsonl:1: field list, which prompt asks for, is a list; expected text or a number",
+    ),
     (CHOICE, {"choices": ["{a}"]}, "choices: found 1, expected at least 2"),
     (CHOICE, {"choices": ["{a}", "{a}{a}", ""]}, "choice 2 is empty"),
     (CHOICE, {"choices_field": "list"}, "choices and choices_field: expected one of the two"),
@@ -97,14 +111,27 @@ BAD = [
 HALF = "\ud83d"
 
 
-@pytest.mark.parametrize(("config", "changes", "example", "message"), [
-    (CHOICE, {}, {"q": HALF}, "data.jsonl:2: prompt holds half of a surrogate pair"),
-    (CHOICE, {}, {"a": HALF}, r"data.jsonl:2: choices\[0\] holds half of a surrogate pair"),
-    (CHOICE, {"choices": [], "choices_field": "list"}, {"list": ["x", HALF]}, "data.jsonl:2: choice holds half of a surrogate pair"),
-    (GENERATE, {}, {"text": HALF}, "data.jsonl:2: field text holds half of a surrogate pair"),
-    (GENERATE, {"program": "{completion} {a}"}, {"a": HALF}, "data.jsonl:2: program holds half of a surrogate pair"),
-    (GENERATE, {"program": "{completion} {nothing}"}, {}, "data.jsonl:1: no field nothing, which program asks for"),
-])
+@pytest.mark.parametrize(
+    ("config", "changes", "example", "message"),
+    [
+        (CHOICE, {}, {"q": HALF}, "data.jsonl:2: prompt holds half of a surrogate pair"),
+        (CHOICE, {}, {"a": HALF}, r"data.jsonl:2: choices\[0\] holds half of a surrogate pair"),
+        (
+            CHOICE,
+            {"choices": [], "choices_field": "list"},
+            {"list": ["x", HALF]},
+            "data.jsonl:2: choice holds half of a surrogate pair",
+        ),
+        (GENERATE, {}, {"text": HALF}, "data.jsonl:2: field text holds half of a surrogate pair"),
+        (
+            GENERATE,
+            {"program": "{completion} {a}"},
+            {"a": HALF},
+            "data.jsonl:2: program holds half of a surrogate pair",
+        ),
+        (GENERATE, {"program": "{completion} {nothing}"}, {}, "data.jsonl:1: no field nothing, which program asks for"),
+    ],
+)
 def test_texts_that_no_tokenizer_takes_are_named_before_anything_is_done(tmp_path, config, changes, example, message):
     examples = [EXAMPLES[0], {**EXAMPLES[1], **example}]
     with pytest.raises(InputError, match=message):
@@ -124,14 +151,35 @@ SHIPPED = Path(__file__).parents[4] / "configs" / "tasks"
 SAMPLES = {
     "c3": ("c3-m-dev.json", [[["文。"], [{"question": "问？", "choice": ["甲", "乙"], "answer": "乙"}], "1"]]),
     "cmnli": ("dev.json", {"sentence1": "今天下雨", "sentence2": "天气不好", "label": "neutral"}),
-    "chid": ("dev.json", {"content": "他#idiom#。", "groundTruth": ["一心一意"], "candidates": [["三心二意", "一心一意"]]}),
-    "cmrc2018": ("cmrc2018_dev.json", {"data": [{"paragraphs": [{"context": "文", "qas": [{"id": "1", "question": "问", "answers": [
-        {"text": "文"}]}]}]}]}),
-    "humaneval": ("HumanEval.jsonl", {"prompt": "def f():\n", "canonical_solution": "    return 1\n",
-                                      "test": "def check(c): assert c() == 1", "entry_point": "f"}),
+    "chid": (
+        "dev.json",
+        {"content": "他#idiom#。", "groundTruth": ["一心一意"], "candidates": [["三心二意", "一心一意"]]},
+    ),
+    "cmrc2018": (
+        "cmrc2018_dev.json",
+        {
+            "data": [
+                {"paragraphs": [{"context": "文", "qas": [{"id": "1", "question": "问", "answers": [{"text": "文"}]}]}]}
+            ]
+        },
+    ),
+    "humaneval": (
+        "HumanEval.jsonl",
+        {
+            "prompt": "def f():\n",
+            "canonical_solution": "    return 1\n",
+            "test": "def check(c): assert c() == 1",
+            "entry_point": "f",
+        },
+    ),
 }
-PROMPTS = {"c3": ("文。\n问题：问？\n答案：", "乙"), "cmnli": ("今天下雨？", "也许，天气不好"), "chid": ("填成语：他", "一心一意。"),
-           "cmrc2018": ("文\n问题：问\n答案：", "文"), "humaneval": ("def f():\n", "    return 1\n")}
+PROMPTS = {
+    "c3": ("文。\n问题：问？\n答案：", "乙"),
+    "cmnli": ("今天下雨？", "也许，天气不好"),
+    "chid": ("填成语：他", "一心一意。"),
+    "cmrc2018": ("文\n问题：问\n答案：", "文"),
+    "humaneval": ("def f():\n", "    return 1\n"),
+}
 
 
 def test_every_shipped_task_is_tried():

@@ -41,6 +41,9 @@ def test_rows_hold_one_domain_and_no_more_than_their_length():
 def test_a_batch_says_what_is_a_document_and_what_is_scored():
     first, second = cut(0, Request([1, 2], [3, 4], 1), 6)[0], cut(1, Request([5], [6], 1), 6)[0]
     batch = to_batch([Row(1, [first, second])], 2, 6)
-    assert batch.ids.tolist() == [[1, 2, 3, 5, 0, 0], [0] * 6] and batch.targets.tolist() == [[2, 3, 4, 6, 0, 0], [0] * 6]
+    assert batch.ids.tolist() == [[1, 2, 3, 5, 0, 0], [0] * 6] and batch.targets.tolist() == [
+        [2, 3, 4, 6, 0, 0],
+        [0] * 6,
+    ]
     assert batch.positions.tolist()[0] == [0, 1, 2, 0, 0, 0] and batch.documents.tolist()[0] == [0, 0, 0, 1, 2, 2]
     assert batch.loss_mask.tolist() == [[0, 1, 1, 1, 0, 0], [0] * 6] and batch.domain.tolist() == [1, 0]

@@ -38,10 +38,24 @@ def graph_mode():
 
 
 def _config(router, **model):
-    return inference_config(config_from_dict({
-        "model": {"hidden_size": 8, "num_heads": 2, "ffn_hidden_size": 12, "sequence_length": LENGTH, "dense_layers": 1,
-                  "sparse_layers": len(ROUTERS), "attention_dropout": 0.1, "domain_embeddings": True, **model},
-        "moe": {"num_experts": 8, "num_groups": 2, "layout": LAYOUT, "router": router}}))
+    return inference_config(
+        config_from_dict(
+            {
+                "model": {
+                    "hidden_size": 8,
+                    "num_heads": 2,
+                    "ffn_hidden_size": 12,
+                    "sequence_length": LENGTH,
+                    "dense_layers": 1,
+                    "sparse_layers": len(ROUTERS),
+                    "attention_dropout": 0.1,
+                    "domain_embeddings": True,
+                    **model,
+                },
+                "moe": {"num_experts": 8, "num_groups": 2, "layout": LAYOUT, "router": router},
+            }
+        )
+    )
 
 
 @pytest.fixture(scope="session")

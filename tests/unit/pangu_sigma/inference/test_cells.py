@@ -14,12 +14,18 @@ from pangu_sigma.inference.graphs import GraphPair
 END, LENGTH, ROWS = 3, 12, 4
 DOCUMENT = Document(END, resets=True)
 # Three rows for graphs of four. Documents end within a prompt, at its end, and in what is decoded.
-TEXT = ((5, 7, END, 9, 11, 20, 2, END, 6, 8, 25, 1), (17, 4, 28, 0, END, 13, 13, 2, 9, 21, 5), (END, 22, 10, END, END, 1, 14))
+TEXT = (
+    (5, 7, END, 9, 11, 20, 2, END, 6, 8, 25, 1),
+    (17, 4, 28, 0, END, 13, 13, 2, 9, 21, 5),
+    (END, 22, 10, END, END, 1, 14),
+)
 PROMPTS, IN_DOMAIN = (6, 1, 4), (1, 0, 1)
 
 
 def _whole_rows(model, row):
-    """<float32>[ids, V]: logits of the network that training evaluates, from one row without a cache; not compiled, to save time."""
+    """<float32>[ids, V]: logits of the network that training evaluates, from one row without a cache; not compiled, to
+    save time.
+    """
     ids = np.full((1, LENGTH + 1), 19, np.int32)  # behind the text, something else
     ids[0, : len(TEXT[row])] = TEXT[row]
     home = np.array([model.homes[IN_DOMAIN[row]]])
@@ -41,7 +47,13 @@ def pair(every_router):
 def _stepwise(pair, model, rows):
     """Logits of each row from its prompt's last token on, rows of different length side by side."""
     domains = [IN_DOMAIN[row] for row in rows]
-    batch = Batch(pair, [TEXT[row][: PROMPTS[row]] for row in rows], domains, [model.homes[domain] for domain in domains], DOCUMENT)
+    batch = Batch(
+        pair,
+        [TEXT[row][: PROMPTS[row]] for row in rows],
+        domains,
+        [model.homes[domain] for domain in domains],
+        DOCUMENT,
+    )
     found = [[batch.logits[place]] for place in range(len(rows))]
     for step in range(LENGTH):
         tokens = [TEXT[row][PROMPTS[row] + step] if PROMPTS[row] + step < len(TEXT[row]) else None for row in rows]
@@ -57,7 +69,7 @@ def test_cached_logits_equal_those_of_whole_rows(every_router, pair):
     """Every router, at every position from the first on; prompts of different length; documents that end anywhere."""
     found, batch = _stepwise(pair, every_router, (0, 1, 2))
     for row, logits in enumerate(found):
-        expected = _whole_rows(every_router, row)[PROMPTS[row] - 1:]
+        expected = _whole_rows(every_router, row)[PROMPTS[row] - 1 :]
         assert np.abs(expected).max() > 0.5
         # float32 rounds at 6e-8; a dozen layers deep some tens of that remain
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)

@@ -40,8 +40,10 @@ class Recorder:
 
 def _run(recorder, resets, stop_at_end, room=(4, 3)):
     prompts = [[3, 4], [7, END, 6]]
-    rows = [Row(prompt, domain, home, most, RowSampler(SamplingSettings(), prompt, np.random.default_rng(0)))
-            for prompt, domain, home, most in zip(prompts, (1, 0), (4, 5), room)]
+    rows = [
+        Row(prompt, domain, home, most, RowSampler(SamplingSettings(), prompt, np.random.default_rng(0)))
+        for prompt, domain, home, most in zip(prompts, (1, 0), (4, 5), room)
+    ]
     return list(decode(recorder.pair, rows, Document(END, resets), WORDS, stop_at_end))
 
 
@@ -65,8 +67,13 @@ def test_rows_end_at_end_of_text_or_without_room(recorder):
 
 def test_documents_may_follow_each_other(recorder):
     assert _run(recorder, resets=True, stop_at_end=False) == [[5, 6], [END, END], [7, 4], [7, None]]
-    # Positions begin anew behind the end of a document; a row that is at its end stays where it is, as does one without a prompt.
-    assert recorder.fed == [[[5, 6, 0], [2, 1, 0], [2, 3, 0]], [[END, END, 0], [3, 2, 0], [3, 4, 0]], [[7, END, 0], [0, 2, 0], [4, 4, 0]]]
+    # Positions begin anew behind the end of a document; a row that is at its end stays where it is, as does one without
+    # a prompt.
+    assert recorder.fed == [
+        [[5, 6, 0], [2, 1, 0], [2, 3, 0]],
+        [[END, END, 0], [3, 2, 0], [3, 4, 0]],
+        [[7, END, 0], [0, 2, 0], [4, 4, 0]],
+    ]
 
 
 def test_positions_run_on_where_documents_do_not_count(recorder):

@@ -11,9 +11,16 @@ from locmoe_ops.topology import ExpertPlacement
 from pangu_sigma.inference.experts import BlockExperts, block_size, most_blocks
 
 EXPERTS, WIDTH, INNER = 6, 4, 5
-PLACEMENTS = {"all": ExpertPlacement(EXPERTS, 2, 1), "half": ExpertPlacement(EXPERTS, 2, 2)}  # rows of a bank are not in the order of ids
-LOADS = {"one expert": [3] * 10, "even": [0, 1, 2, 3, 4, 5, 0, 1, 2, 3], "uneven": [5, 5, 0, 5, 5, 1, 5, 0, 5, 5],
-         "whole blocks": [2, 4, 2, 4, 2, 4, 2, 4, 0, 0]}
+PLACEMENTS = {
+    "all": ExpertPlacement(EXPERTS, 2, 1),
+    "half": ExpertPlacement(EXPERTS, 2, 2),
+}  # rows of a bank are not in the order of ids
+LOADS = {
+    "one expert": [3] * 10,
+    "even": [0, 1, 2, 3, 4, 5, 0, 1, 2, 3],
+    "uneven": [5, 5, 0, 5, 5, 1, 5, 0, 5, 5],
+    "whole blocks": [2, 4, 2, 4, 2, 4, 2, 4, 0, 0],
+}
 
 
 @pytest.fixture(scope="module", params=list(PLACEMENTS))
@@ -35,7 +42,9 @@ def test_every_row_goes_through_its_expert(bank, size, load):
     place = {number: row for row, number in enumerate(bank.local_experts)}
     held = np.array([place.get(number, len(place)) for number in LOADS[load]], np.int32)
     found = BlockExperts(len(place), len(expert), size)(Tensor(rows), Tensor(held), bank).asnumpy()
-    w_in, b_in, w_out, b_out = (parameter.asnumpy().astype(np.float64) for parameter in (bank.w_in, bank.b_in, bank.w_out, bank.b_out))
+    w_in, b_in, w_out, b_out = (
+        parameter.asnumpy().astype(np.float64) for parameter in (bank.w_in, bank.b_in, bank.w_out, bank.b_out)
+    )
     for i, row in enumerate(held):
         expected = np.zeros(WIDTH)
         if row < len(place):

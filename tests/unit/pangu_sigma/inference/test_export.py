@@ -21,7 +21,10 @@ SETTINGS = SamplingSettings(max_new_tokens=6, temperature=1.2, stop_at_end=False
 @pytest.fixture(scope="module")
 def exported(run_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "-ein 模型+=,'\""
-    assert main(["export", str(run_folder / "config.yaml"), "--format", "mindir", f"--output={folder}", "--rows", "2"]) == 0
+    assert (
+        main(["export", str(run_folder / "config.yaml"), "--format", "mindir", f"--output={folder}", "--rows", "2"])
+        == 0
+    )
     return folder
 
 
@@ -35,21 +38,34 @@ def test_the_description_says_how_to_run_the_graphs(exported, generator):
     found = json.loads((exported / "generation.json").read_text())
     assert (found["rows"], found["length"], found["cache"]) == (2, 32, {"shape": [2, 2, 32, 8], "dtype": "Float32"})
     caches = ["key 0", "value 0", "key 1", "value 1"]
-    assert found["decode"] == {"inputs": ["ids", "positions", "places", "domain", "home", *caches], "outputs": ["logits", *caches]}
+    assert found["decode"] == {
+        "inputs": ["ids", "positions", "places", "domain", "home", *caches],
+        "outputs": ["logits", *caches],
+    }
     assert found["domain_tags"] == list(generator.words.tokenizer.domain_tags.values())
 
 
-@pytest.mark.parametrize("output, told", [
-    ("n" * 256, "cannot be made (File name too long); expected the name of a new folder"), ("file/out", "cannot be made in"),
-    ("dangling", "is there already"), ("link", "is there already"), (".", "is there already"), ("shut/out", "cannot be made in"),
-    ("", "is there already")])
+@pytest.mark.parametrize(
+    "output, told",
+    [
+        ("n" * 256, "cannot be made (File name too long); expected the name of a new folder"),
+        ("file/out", "cannot be made in"),
+        ("dangling", "is there already"),
+        ("link", "is there already"),
+        (".", "is there already"),
+        ("shut/out", "cannot be made in"),
+        ("", "is there already"),
+    ],
+)
 @pytest.mark.parametrize("export", [lambda config, target: export_mindir(config, target, 1, None), export_safetensors])
 def test_a_folder_that_cannot_be_made_is_told_before_a_model_is_read(tmp_path, monkeypatch, export, output, told):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "link").symlink_to(tmp_path)
-    monkeypatch.setattr("os.access", lambda path, mode: path.name not in ("shut", "file"))  # who runs as root may write everywhere
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: path.name not in ("shut", "file")
+    )  # who runs as root may write everywhere
     (tmp_path / "shut").mkdir()
     before = sorted(path.name for path in tmp_path.iterdir())
     for target in (output, Path(output)):
@@ -68,7 +84,9 @@ def test_safetensors_hold_every_weight(run_folder, tmp_path):
     assert main(["export", str(run_folder / "config.yaml"), "--format", "safetensors", "--output", str(folder)]) == 0
     found = load_file(str(folder / "model.safetensors"))
     model = load_model(run_folder)
-    by_id = np.argsort(model.network.blocks[0].feed_forward.experts.local_experts)  # banks lie in the order of the placement
+    by_id = np.argsort(
+        model.network.blocks[0].feed_forward.experts.local_experts
+    )  # banks lie in the order of the placement
     assert set(found) == {parameter.name for parameter in model.network.get_parameters()}
     for parameter in model.network.get_parameters():
         value = parameter.asnumpy()
@@ -76,11 +94,14 @@ def test_safetensors_hold_every_weight(run_folder, tmp_path):
     assert (folder / "config.yaml").is_file() and (folder / "tokenizer.model").is_file()
 
 
-@pytest.mark.parametrize("words, told", [
-    (["--format", "safetensors", "--rows", "2"], "--rows is given with --format safetensors"),
-    (["--format", "mindir", "--length", "33"], "--length is 33; expected 2 to 32"),
-    (["--format", "mindir", "--output", "."], "--output .: is there already"),
-])
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["--format", "safetensors", "--rows", "2"], "--rows is given with --format safetensors"),
+        (["--format", "mindir", "--length", "33"], "--length is 33; expected 2 to 32"),
+        (["--format", "mindir", "--output", "."], "--output .: is there already"),
+    ],
+)
 def test_bad_input(run_folder, tmp_path, monkeypatch, capsys, words, told):
     monkeypatch.chdir(tmp_path)
     assert main(["export", str(run_folder / "config.yaml"), "--output", "new", *words]) == 2

@@ -12,7 +12,9 @@ WARM = SamplingSettings(max_new_tokens=9, temperature=1.5, top_p=0.9, seed=5, re
 
 @pytest.fixture(scope="module")
 def prompts(generator):
-    """Five rows of different length; the second holds the end of a document, the last fills the model's length but for one."""
+    """Five rows of different length; the second holds the end of a document, the last fills the model's length but for
+    one.
+    """
     end = generator.words.tokenizer.end_of_text
     ids = np.random.default_rng(4).integers(260, 320, 31).tolist()
     return [ids[:3], [*ids[:5], end, *ids[5:9]], ids[4:5], [*ids[:7], end], ids]
@@ -26,12 +28,18 @@ def _likeliest(generator, prompt, domain, count):
     row = list(prompt)
     for _ in range(count):
         row.append(int(generator.logits(row, domain)[-1].argmax()))
-    return row[len(prompt):]
+    return row[len(prompt) :]
 
 
 def test_greedy_output_is_that_of_whole_rows(generator, prompts):
     found = generator.generate(prompts, DOMAINS, GREEDY)
-    assert [len(output) for output in found] == [9, 9, 9, 9, 2]  # 31 of 32 places are taken, and the last token is not read
+    assert [len(output) for output in found] == [
+        9,
+        9,
+        9,
+        9,
+        2,
+    ]  # 31 of 32 places are taken, and the last token is not read
     assert len({token for output in found for token in output}) > 9
     for output, prompt, domain in zip(found, prompts, DOMAINS):
         assert output == _likeliest(generator, prompt, domain, len(output))
@@ -41,7 +49,9 @@ def test_sampled_output_follows_from_seed_and_row_alone(generator, prompts):
     found = generator.generate(prompts, DOMAINS, WARM)
     assert generator.generate(prompts, DOMAINS, WARM) == found
     order = [4, 2, 0]  # other neighbours, another order, another number
-    assert generator.generate([prompts[row] for row in order], [DOMAINS[row] for row in order], WARM) == [found[row] for row in order]
+    assert generator.generate([prompts[row] for row in order], [DOMAINS[row] for row in order], WARM) == [
+        found[row] for row in order
+    ]
     assert list(generator.stream(prompts[1], DOMAINS[1], WARM)) == found[1]  # alone
     twins = generator.generate([prompts[0], prompts[0]], [0, 0], WARM)
     assert twins[0] == found[0] != twins[1]
@@ -58,13 +68,16 @@ def test_text_and_streamed_text_are_the_decoded_ids(generator):
     assert "".join(generator.stream_text("abcd", "two", WARM)) == expected
 
 
-@pytest.mark.parametrize("prompts, domains, told", [
-    ([[]], [0], "prompt 0 has 0 tokens; expected 1 to 32"),
-    ([[5] * 33], [0], "prompt 0 has 33 tokens; expected 1 to 32"),
-    ([[5], [400]], [0, 0], "token id 400 is out of range; expected 0 to 319"),
-    ([[5]], [2], "domain id 2 is out of range; expected 0 to 1"),
-    ([[5], [6]], [0], "1 domains for 2 prompts; expected one each"),
-])
+@pytest.mark.parametrize(
+    "prompts, domains, told",
+    [
+        ([[]], [0], "prompt 0 has 0 tokens; expected 1 to 32"),
+        ([[5] * 33], [0], "prompt 0 has 33 tokens; expected 1 to 32"),
+        ([[5], [400]], [0, 0], "token id 400 is out of range; expected 0 to 319"),
+        ([[5]], [2], "domain id 2 is out of range; expected 0 to 1"),
+        ([[5], [6]], [0], "1 domains for 2 prompts; expected one each"),
+    ],
+)
 def test_prompts_that_do_not_fit(generator, prompts, domains, told):
     with pytest.raises(InputError, match=told):
         generator.generate(prompts, domains)

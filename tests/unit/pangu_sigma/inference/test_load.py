@@ -10,7 +10,7 @@ import pytest
 import mindspore as ms
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers.local_term import current_strength
+from locmoe_ops.routers.selection_bias import current_strength
 from pangu_sigma.checkpoint.surgery.extract import extract
 from pangu_sigma.config.load import load_config
 from pangu_sigma.errors import DamagedCheckpoint
@@ -23,8 +23,13 @@ def test_which_checkpoint_is_meant(run_folder, tmp_path):
     config = load_config(run_folder / "config.yaml")
 
     def meant(resume, initial=None, run=config.train.output_dir):
-        return checkpoint_of(replace(config, checkpoint=replace(config.checkpoint, resume=resume, initial=initial),
-                                     train=replace(config.train, output_dir=str(run))))
+        return checkpoint_of(
+            replace(
+                config,
+                checkpoint=replace(config.checkpoint, resume=resume, initial=initial),
+                train=replace(config.train, output_dir=str(run)),
+            )
+        )
 
     assert meant(None) == meant("auto") == meant("auto", "first") == run_folder
     assert str(meant("runs/a/checkpoints/step_5")) == "runs/a/checkpoints/step_5"
@@ -68,8 +73,11 @@ def test_another_model_is_refused(run_folder):
 def test_local_terms_are_on_when_asked_for(save_run):
     """Domain i's rows belong to node i, whose first rank is 2 * i."""
     layout = {"world_size": 4, "ranks_per_node": 2, "expert": 2}
-    folder = save_run({"layout": layout, "placement": "node_grouped", "router": {"local_term": {"kind": "bias", "strength": 0.5}}},
-                      data={"placement": "domain_by_node"}, train={"steps": 2, "global_batch_size": 4, "output_dir": "elsewhere"})
+    folder = save_run(
+        {"layout": layout, "placement": "node_grouped", "router": {"local_term": {"kind": "bias", "strength": 0.5}}},
+        data={"placement": "domain_by_node"},
+        train={"steps": 2, "global_batch_size": 4, "output_dir": "elsewhere"},
+    )
     without, with_term = load_model(folder), load_model(folder, local_term=True)
     assert (current_strength(without.network), current_strength(with_term.network)) == (0.0, 0.5)
     assert without.homes == with_term.homes == (0, 2)

@@ -39,8 +39,10 @@ def test_prompts_of_a_file_as_json(run, generator, tmp_path):
     found = [json.loads(line) for line in out.splitlines()]
     texts = generator.generate_text(["abcd", ""], [1, 0], SETTINGS)
     assert status == 0
-    assert found == [{"prompt": "abcd", "domain": "two", "text": texts[0], "tokens": 5},
-                     {"prompt": "", "domain": "one", "text": texts[1], "tokens": 5}]
+    assert found == [
+        {"prompt": "abcd", "domain": "two", "text": texts[0], "tokens": 5},
+        {"prompt": "", "domain": "one", "text": texts[1], "tokens": 5},
+    ]
 
 
 def test_several_prompts_and_answers_to_questions(run, generator):
@@ -52,22 +54,28 @@ def test_several_prompts_and_answers_to_questions(run, generator):
     assert status == 0 and out == f"ab{first}\n" and "expected 1 to 32" in err
 
 
-@pytest.mark.parametrize("words, told", [
-    ([], "found 0 of --prompt, --prompt-file and --interactive; expected one of them"),
-    (["--prompt", "a", "--interactive"], "found 2 of --prompt"),
-    (["--prompt", "a"], "--domain: none given; expected one of one, two"),
-    (["--prompt", "a", "--domain", "three"], "domain three: expected one of one, two, or a number from 0 to 1"),
-    (["--prompt", "a", "--domain", "one", "--temperature", "-1"], "temperature is -1.0; expected 0 or more"),
-    (["--prompt", "a", "--domain", "one", "--max-new-tokens", "0"], "argument --max-new-tokens"),
-    (["--prompt", "a " * 99, "--domain", "one"], "tokens; expected 1 to 32, the model's length"),
-    (["--prompt-file", "none.txt"], "--prompt-file none.txt: cannot be read"),
-    (["--prompt-file", "bad.jsonl"], "bad.jsonl:2: found a list; expected an object with `prompt`"),
-    (["--prompt-file", "blank.ndjson"], "--prompt-file blank.ndjson: empty; expected a prompt each line"),
-    (["--prompt", "caf\udce9", "--domain", "one"], "--prompt holds half of a surrogate pair or bytes that are no text"),
-    (["--prompt", "a", "--domain", "7" * 5000], "7: expected one of one, two, or a number from 0 to 1"),
-    (["--prompt", "a", "--domain", ""], "--domain: domain : expected one of one, two"),
-    (["--prompt-file", "empty.txt"], "--prompt-file empty.txt: empty; expected a prompt each line"),
-])
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ([], "found 0 of --prompt, --prompt-file and --interactive; expected one of them"),
+        (["--prompt", "a", "--interactive"], "found 2 of --prompt"),
+        (["--prompt", "a"], "--domain: none given; expected one of one, two"),
+        (["--prompt", "a", "--domain", "three"], "domain three: expected one of one, two, or a number from 0 to 1"),
+        (["--prompt", "a", "--domain", "one", "--temperature", "-1"], "temperature is -1.0; expected 0 or more"),
+        (["--prompt", "a", "--domain", "one", "--max-new-tokens", "0"], "argument --max-new-tokens"),
+        (["--prompt", "a " * 99, "--domain", "one"], "tokens; expected 1 to 32, the model's length"),
+        (["--prompt-file", "none.txt"], "--prompt-file none.txt: cannot be read"),
+        (["--prompt-file", "bad.jsonl"], "bad.jsonl:2: found a list; expected an object with `prompt`"),
+        (["--prompt-file", "blank.ndjson"], "--prompt-file blank.ndjson: empty; expected a prompt each line"),
+        (
+            ["--prompt", "caf\udce9", "--domain", "one"],
+            "--prompt holds half of a surrogate pair or bytes that are no text",
+        ),
+        (["--prompt", "a", "--domain", "7" * 5000], "7: expected one of one, two, or a number from 0 to 1"),
+        (["--prompt", "a", "--domain", ""], "--domain: domain : expected one of one, two"),
+        (["--prompt-file", "empty.txt"], "--prompt-file empty.txt: empty; expected a prompt each line"),
+    ],
+)
 def test_bad_input(run, tmp_path, monkeypatch, words, told):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n[]\n')
@@ -78,16 +86,19 @@ def test_bad_input(run, tmp_path, monkeypatch, words, told):
     assert told in err
 
 
-@pytest.mark.parametrize(("name", "content", "expected"), [
-    ("a.jsonl", '{"prompt": "a"}\n{"prompt": "b", "domain": "one"}', [("a", None), ("b", "one")]),
-    ("a.JSONL", '\ufeff{"prompt": "a"}\r\n\r\n{"prompt": "b"}\r\n', [("a", None), ("b", None)]),
-    ("a.ndjson", '\n{"prompt": "a\u2028b\u0085c"}\n\n', [("a\u2028b\u0085c", None)]),
-    ("a.jsonl", '{"prompt": "a", "domain": null}\n{"prompt": "", "domain": 1}', [("a", None), ("", "1")]),
-    ("a.jsonl", '{"prompt": "\\ud83d\\ude00"}', [("\U0001f600", None)]),
-    ("a.txt", "\ufeffa\u2028b\u0085c\r\n\r\n  \n b \n", [("a\u2028b\u0085c", None), (" b ", None)]),
-    ("a.json", '{"prompt": "a"}', [('{"prompt": "a"}', None)]),
-    ("prompts", "a\x0cb\nc", [("a\x0cb", None), ("c", None)]),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": "b", "domain": "one"}', [("a", None), ("b", "one")]),
+        ("a.JSONL", '\ufeff{"prompt": "a"}\r\n\r\n{"prompt": "b"}\r\n', [("a", None), ("b", None)]),
+        ("a.ndjson", '\n{"prompt": "a\u2028b\u0085c"}\n\n', [("a\u2028b\u0085c", None)]),
+        ("a.jsonl", '{"prompt": "a", "domain": null}\n{"prompt": "", "domain": 1}', [("a", None), ("", "1")]),
+        ("a.jsonl", '{"prompt": "\\ud83d\\ude00"}', [("\U0001f600", None)]),
+        ("a.txt", "\ufeffa\u2028b\u0085c\r\n\r\n  \n b \n", [("a\u2028b\u0085c", None), (" b ", None)]),
+        ("a.json", '{"prompt": "a"}', [('{"prompt": "a"}', None)]),
+        ("prompts", "a\x0cb\nc", [("a\x0cb", None), ("c", None)]),
+    ],
+)
 def test_prompts_of_a_file(tmp_path, name, content, expected):
     (tmp_path / name).write_bytes(content.encode())
     assert [(prompt.text, prompt.domain) for prompt in read_prompts(tmp_path / name, None)] == expected
@@ -95,21 +106,24 @@ def test_prompts_of_a_file(tmp_path, name, content, expected):
     assert [prompt.domain for prompt in read_prompts(tmp_path / name, "two")] == given
 
 
-@pytest.mark.parametrize(("line", "told"), [
-    ('{"prompt": "\\ud83d"}', "field `prompt` holds half of a surrogate pair"),
-    ('{"prompt": "a", "domain": "\\ud83d"}', "field `domain` holds half of a surrogate pair"),
-    ('{"prompt": ' + "7" * 5000 + "}", "an integer of 5000 digits"),
-    ('{"prompt": 7}', "field `prompt` is a number; expected a string"),
-    ('{"prompt": null}', "field `prompt` is null; expected a string"),
-    ('{"domain": "one"}', "field `prompt` is missing"),
-    ('{"prompt": "a", "domain": true}', "field `domain` is a boolean; expected a string"),
-    ('{"prompt": "a", "domain": 0.5}', "field `domain` is a number; expected a string"),
-    ('{"prompt": "a", "domain": ["one"]}', "field `domain` is a list; expected a string"),
-    ('{"prompt": "a", "temperature": 1}', "found the field 'temperature'; expected `prompt`, and perhaps `domain`"),
-    ('{"prompt": "a", "prompt": "b"}', "'prompt' is given twice"),
-    ('"a"', "found a string; expected an object with `prompt`"),
-    ("[" * 50000, "nested too deeply"),
-])
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"prompt": "\\ud83d"}', "field `prompt` holds half of a surrogate pair"),
+        ('{"prompt": "a", "domain": "\\ud83d"}', "field `domain` holds half of a surrogate pair"),
+        ('{"prompt": ' + "7" * 5000 + "}", "an integer of 5000 digits"),
+        ('{"prompt": 7}', "field `prompt` is a number; expected a string"),
+        ('{"prompt": null}', "field `prompt` is null; expected a string"),
+        ('{"domain": "one"}', "field `prompt` is missing"),
+        ('{"prompt": "a", "domain": true}', "field `domain` is a boolean; expected a string"),
+        ('{"prompt": "a", "domain": 0.5}', "field `domain` is a number; expected a string"),
+        ('{"prompt": "a", "domain": ["one"]}', "field `domain` is a list; expected a string"),
+        ('{"prompt": "a", "temperature": 1}', "found the field 'temperature'; expected `prompt`, and perhaps `domain`"),
+        ('{"prompt": "a", "prompt": "b"}', "'prompt' is given twice"),
+        ('"a"', "found a string; expected an object with `prompt`"),
+        ("[" * 50000, "nested too deeply"),
+    ],
+)
 def test_a_wrong_line_of_a_prompt_file_is_named(tmp_path, line, told):
     (tmp_path / "x.jsonl").write_text('{"prompt": "fine"}\n' + line + "\n")
     with pytest.raises(InputError) as caught:
@@ -127,4 +141,7 @@ def test_a_domain_that_is_none_is_named_with_its_line(run, tmp_path):
 def test_a_prompt_of_the_terminal_that_is_no_text_is_forgotten(run, generator):
     status, out, err = run("--interactive", "--domain", "one", *WORDS, answers="caf\udce9\nab\n")
     first = generator.generate_text(["ab"], [0], SETTINGS)[0]
-    assert (status, out) == (0, f"ab{first}\n") and "the prompt holds half of a surrogate pair or bytes that are no text" in err
+    assert (status, out) == (
+        0,
+        f"ab{first}\n",
+    ) and "the prompt holds half of a surrogate pair or bytes that are no text" in err

@@ -16,17 +16,20 @@ def _settings(**values):
     return SamplingSettings(**{"temperature": 1.0, **values})
 
 
-@pytest.mark.parametrize("settings, expected", [
-    ({}, [1 / 16, 1 / 2, 1 / 8, 1 / 4, 1 / 16]),
-    ({"temperature": 0.5}, np.array([1, 64, 4, 16, 1]) / 86),  # squares
-    ({"top_k": 2}, [0, 2 / 3, 0, 1 / 3, 0]),
-    ({"top_k": 4}, np.array([1, 8, 2, 4, 0]) / 15),  # of two equal ones the lower id
-    ({"top_p": 0.5}, [0, 1, 0, 0, 0]),
-    ({"top_p": 0.51}, [0, 2 / 3, 0, 1 / 3, 0]),
-    ({"top_p": 0.9}, np.array([1, 8, 2, 4, 0]) / 15),
-    ({"top_k": 3, "top_p": 0.8}, [0, 2 / 3, 0, 1 / 3, 0]),  # 4/7 + 2/7 of what top-k leaves
-    ({"top_k": 9}, [1 / 16, 1 / 2, 1 / 8, 1 / 4, 1 / 16]),
-])
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({}, [1 / 16, 1 / 2, 1 / 8, 1 / 4, 1 / 16]),
+        ({"temperature": 0.5}, np.array([1, 64, 4, 16, 1]) / 86),  # squares
+        ({"top_k": 2}, [0, 2 / 3, 0, 1 / 3, 0]),
+        ({"top_k": 4}, np.array([1, 8, 2, 4, 0]) / 15),  # of two equal ones the lower id
+        ({"top_p": 0.5}, [0, 1, 0, 0, 0]),
+        ({"top_p": 0.51}, [0, 2 / 3, 0, 1 / 3, 0]),
+        ({"top_p": 0.9}, np.array([1, 8, 2, 4, 0]) / 15),
+        ({"top_k": 3, "top_p": 0.8}, [0, 2 / 3, 0, 1 / 3, 0]),  # 4/7 + 2/7 of what top-k leaves
+        ({"top_k": 9}, [1 / 16, 1 / 2, 1 / 8, 1 / 4, 1 / 16]),
+    ],
+)
 def test_probabilities(settings, expected):
     np.testing.assert_allclose(probabilities(LOGITS, _settings(**settings)), expected, rtol=0, atol=1e-15)
 
@@ -46,11 +49,23 @@ def test_scores_of_a_model_that_diverged_are_no_token(bad, temperature):
             sampler.next(np.array(logits, np.float32))
 
 
-@pytest.mark.parametrize("values", [
-    {"temperature": 5e-324}, {"temperature": 1e-320, "top_k": 3}, {"temperature": 1e308}, {"repetition_penalty": 1e-320},
-    {"repetition_penalty": 1e308}, {"frequency_penalty": 1e308, "presence_penalty": 1e308}, {"frequency_penalty": -1e308},
-    {"presence_penalty": -1e308, "frequency_penalty": 1e308, "top_p": 1e-300}, {"top_k": 1, "top_p": 0.1}])
-@pytest.mark.parametrize("logits", [[3.4e38, -3.4e38, 0.0, 3.4e38], [-3.4e38] * 4, [1e-45, 0.0, 0.0, -1e-45], [1.0, 2.0, 3.0, 4.0]])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": 5e-324},
+        {"temperature": 1e-320, "top_k": 3},
+        {"temperature": 1e308},
+        {"repetition_penalty": 1e-320},
+        {"repetition_penalty": 1e308},
+        {"frequency_penalty": 1e308, "presence_penalty": 1e308},
+        {"frequency_penalty": -1e308},
+        {"presence_penalty": -1e308, "frequency_penalty": 1e308, "top_p": 1e-300},
+        {"top_k": 1, "top_p": 0.1},
+    ],
+)
+@pytest.mark.parametrize(
+    "logits", [[3.4e38, -3.4e38, 0.0, 3.4e38], [-3.4e38] * 4, [1e-45, 0.0, 0.0, -1e-45], [1.0, 2.0, 3.0, 4.0]]
+)
 def test_no_setting_leads_outside_the_vocabulary(values, logits):
     sampler = RowSampler(_settings(**values), [0, 3], np.random.default_rng(0))
     assert all(0 <= sampler.next(np.array(logits, np.float32)) < 4 for _ in range(30))
@@ -73,7 +88,13 @@ def test_penalties():
 def test_penalties_see_what_was_chosen():
     sampler = RowSampler(SamplingSettings(frequency_penalty=1.0), [3], np.random.default_rng(0))
     logits = np.array([0.0, 2.5, 1.0, 0.0])
-    assert [sampler.next(logits) for _ in range(5)] == [1, 1, 2, 1, 0]  # 2.5, 1.5, then 0.5 beside 1, 0.5 beside 0, -0.5 beside 0
+    assert [sampler.next(logits) for _ in range(5)] == [
+        1,
+        1,
+        2,
+        1,
+        0,
+    ]  # 2.5, 1.5, then 0.5 beside 1, 0.5 beside 0, -0.5 beside 0
 
 
 def test_draw_inverts_the_cumulated_distribution():
@@ -95,14 +116,29 @@ def test_random_numbers_follow_from_seed_row_and_copy():
     first = [generator.random() for generator in row_generators(prompts, domains, 7)]
     assert len(set(first)) == 4
     order = [2, 3, 1]
-    other = [generator.random() for generator in row_generators([prompts[i] for i in order], [domains[i] for i in order], 7)]
+    other = [
+        generator.random() for generator in row_generators([prompts[i] for i in order], [domains[i] for i in order], 7)
+    ]
     assert other == [first[2], first[0], first[1]]  # of equal rows the first has the first's numbers
     assert row_generators([[3]], [0], 8)[0].random() != first[1]
 
 
-@pytest.mark.parametrize("name, value", [
-    ("max_new_tokens", 0), ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_k", -1), ("top_p", 0.0),
-    ("top_p", 1.1), ("repetition_penalty", 0.0), ("frequency_penalty", math.nan), ("presence_penalty", math.inf), ("seed", -1)])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("max_new_tokens", 0),
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("repetition_penalty", 0.0),
+        ("frequency_penalty", math.nan),
+        ("presence_penalty", math.inf),
+        ("seed", -1),
+    ],
+)
 def test_settings_out_of_range(name, value):
     with pytest.raises(InputError, match=f"^{name} is {value}; expected "):
         SamplingSettings(**{name: value})

@@ -16,8 +16,13 @@ def computed():
     sums = {name: np.float64(1.0) for name in ("tokens", "task", "aux", "locality")}
     routing = {"assigned": np.ones((1, 2)), "kept": ONE, "kept_local": ONE, "undecided": ONE}
     counters = metrics.HostCounters(1.0, *[metrics.Traffic()] * 4)
-    return {**metrics.loss_metrics(sums), **metrics.routing_metrics(routing), **metrics.host_metrics(counters, 1, 1.0, 1),
-            **metrics.validation_metrics(sums), **metrics.validation_metrics(sums, "valid/local_term_off/")}
+    return {
+        **metrics.loss_metrics(sums),
+        **metrics.routing_metrics(routing),
+        **metrics.host_metrics(counters, 1, 1.0, 1),
+        **metrics.validation_metrics(sums),
+        **metrics.validation_metrics(sums, "valid/local_term_off/"),
+    }
 
 
 def test_what_is_computed_is_defined():
@@ -26,10 +31,16 @@ def test_what_is_computed_is_defined():
 
 def test_what_is_defined_is_computed():
     """By the functions above, or by its name in a line of the loop, the capacity or the run."""
-    text = "".join((TRAIN / f"{stem}.py").read_text(encoding="utf-8") for stem in ("loop", "capacity", "run", "straggler", "divergence"))
+    text = "".join(
+        (TRAIN / f"{stem}.py").read_text(encoding="utf-8")
+        for stem in ("loop", "capacity", "run", "straggler", "divergence")
+    )
     assert set(DEFINITIONS) - set(computed()) <= set(re.findall(r'"([\w/()]+)":', text))
 
 
 def test_each_says_what_it_is():
-    assert all(definition.meaning and definition.when and not definition.meaning.endswith(".") for definition in DEFINITIONS.values())
+    assert all(
+        definition.meaning and definition.when and not definition.meaning.endswith(".")
+        for definition in DEFINITIONS.values()
+    )
     assert set(CAUSES) < set(metrics.HostCounters._fields)

@@ -1,9 +1,6 @@
 """Small networks and their doubles in NumPy, compiled once and shared by the tests of this folder."""
 
-import importlib.util
-import sys
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Iterator
 
@@ -11,44 +8,45 @@ import pytest
 
 import mindspore as ms
 
-
-def _load(stem: str) -> ModuleType:
-    """A helper module beside this file. MindSpore reads the source of compiled cells by their module's name."""
-    name = f"pangu_sigma_tests_{stem}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{stem}.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-@pytest.fixture(scope="session")
-def networks() -> ModuleType:
-    return _load("networks")
-
-
-@pytest.fixture(scope="session")
-def numpy_model() -> ModuleType:
-    return _load("numpy_model")
-
-
 LAYOUT = {"world_size": 4, "ranks_per_node": 2, "expert": 4}
-# Between them: every router, every activation, every statistics scope, overflow by either priority, blocks of one kind only.
+# Between them: every router, every activation, every statistics scope, overflow by either priority, blocks of one kind
+# only.
 CASES = {
     "dense": {"model": {"sparse_layers": 0, "dense_layers": 2, "activation": "fast_gelu"}},
-    "hash": {"model": {"dense_layers": 0, "activation": "gelu_tanh", "domain_embeddings": True},
-             "moe": {"router": {"type": "hash"}, "capacity": {"factor": 0.8, "evaluation_factor": 1.1}}},
-    "switch": {"model": {"activation": "relu"},
-               "moe": {"router": {"type": "switch", "top_k": 2, "statistics": "rank", "switch": {"aux_loss_weight": 0.7}},
-                       "layout": LAYOUT, "num_groups": 1, "dispatch": {"drop_priority": "weight"},
-                       "capacity": {"factor": 0.9, "evaluation_factor": 4.0}}},
-    "locmoe": {"model": {"dense_layers": 0, "sparse_query_layer": True, "domain_embeddings": True},
-               "moe": {"router": {"type": "locmoe", "locmoe": {"aux_loss_weight": 0.8, "locality_loss_weight": 0.5}},
-                       "layout": LAYOUT, "placement": "node_grouped", "capacity": {"factor": 1.0}}},
-    "locmoe dense gate": {"model": {"dense_layers": 0, "num_heads": 4},
-                          "moe": {"router": {"statistics": "node",
-                                             "locmoe": {"gate": "dense", "aux_loss_weight": 0.8, "locality_loss_weight": 0.5}},
-                                  "layout": LAYOUT, "scale_by_gate": False}},
+    "hash": {
+        "model": {"dense_layers": 0, "activation": "gelu_tanh", "domain_embeddings": True},
+        "moe": {"router": {"type": "hash"}, "capacity": {"factor": 0.8, "evaluation_factor": 1.1}},
+    },
+    "switch": {
+        "model": {"activation": "relu"},
+        "moe": {
+            "router": {"type": "switch", "top_k": 2, "statistics": "rank", "switch": {"aux_loss_weight": 0.7}},
+            "layout": LAYOUT,
+            "num_groups": 1,
+            "dispatch": {"drop_priority": "weight"},
+            "capacity": {"factor": 0.9, "evaluation_factor": 4.0},
+        },
+    },
+    "locmoe": {
+        "model": {"dense_layers": 0, "sparse_query_layer": True, "domain_embeddings": True},
+        "moe": {
+            "router": {"type": "locmoe", "locmoe": {"aux_loss_weight": 0.8, "locality_loss_weight": 0.5}},
+            "layout": LAYOUT,
+            "placement": "node_grouped",
+            "capacity": {"factor": 1.0},
+        },
+    },
+    "locmoe dense gate": {
+        "model": {"dense_layers": 0, "num_heads": 4},
+        "moe": {
+            "router": {
+                "statistics": "node",
+                "locmoe": {"gate": "dense", "aux_loss_weight": 0.8, "locality_loss_weight": 0.5},
+            },
+            "layout": LAYOUT,
+            "scale_by_gate": False,
+        },
+    },
     "query layer alone": {"model": {"dense_layers": 0, "sparse_layers": 0, "final_norm": "after_query"}},
 }
 

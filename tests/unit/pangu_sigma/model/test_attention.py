@@ -6,12 +6,12 @@ import pytest
 from mindspore import Tensor, dtype
 
 from pangu_sigma.model.attention import AttentionCore, QueryAttention, SelfAttention, attention_mask
-from pangu_sigma.model.shape import model_shape
+from pangu_sigma.model.dims import model_dims
 
 
 @pytest.fixture
 def shape(networks):
-    return model_shape(networks.small_config(), 3, networks.VOCABULARY, networks.DOMAINS)
+    return model_dims(networks.small_config(), 3, networks.VOCABULARY, networks.DOMAINS)
 
 
 def test_mask_matches_a_loop(networks, numpy_model, pynative_mode):
@@ -27,8 +27,13 @@ def test_attention_without_preference_is_the_mean_of_what_is_visible(shape, netw
     documents = networks.make_batch()["documents"]
     rng = np.random.default_rng(0)
     key, value = (rng.standard_normal((3, 2, 12, 8)).astype(np.float32) for _ in range(2))
-    found = AttentionCore(shape, salt=1)(Tensor(np.zeros_like(key)), Tensor(key), Tensor(value),
-                                         attention_mask(Tensor(documents)), Tensor(np.zeros(3, np.int32)))
+    found = AttentionCore(shape, salt=1)(
+        Tensor(np.zeros_like(key)),
+        Tensor(key),
+        Tensor(value),
+        attention_mask(Tensor(documents)),
+        Tensor(np.zeros(3, np.int32)),
+    )
     found = found.asnumpy().reshape(3, 12, 2, 8)
     for row in range(3):
         for i, seen in enumerate(numpy_model.visible(documents[row])):
@@ -69,6 +74,8 @@ def test_float16_goes_in_and_out(shape, networks, pynative_mode, cell):
     attention = cell(replace(shape, compute_dtype=dtype.float16), salt=1)
     x = Tensor(np.ones((36, 16), np.float32))
     inputs = (x,) if cell is SelfAttention else (x, x)
-    found = attention(*inputs, attention_mask(Tensor(networks.make_batch()["documents"])), Tensor(np.zeros(3, np.int32)))
+    found = attention(
+        *inputs, attention_mask(Tensor(networks.make_batch()["documents"])), Tensor(np.zeros(3, np.int32))
+    )
     assert found.dtype == dtype.float16 and found.shape == (36, 16)
     assert attention.project.residual and attention.project.weight.dtype == dtype.float32

@@ -5,21 +5,26 @@ from mindspore import Tensor, dtype
 
 from pangu_sigma.model.attention import QueryAttention, attention_mask
 from pangu_sigma.model.block import Block, QueryBlock
+from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.feed_forward import FeedForward
-from pangu_sigma.model.shape import model_shape
 
 
 @pytest.fixture
 def inputs(networks, pynative_mode):
     batch = networks.make_batch()
     x = np.random.default_rng(0).standard_normal((36, 16)).astype(np.float32)
-    return {"x": Tensor(x), "positions": Tensor(batch["positions"]), "mask": attention_mask(Tensor(batch["documents"])),
-            "tokens": {"ids": Tensor(batch["ids"].reshape(-1))}, "seeds": Tensor(batch["seeds"])}
+    return {
+        "x": Tensor(x),
+        "positions": Tensor(batch["positions"]),
+        "mask": attention_mask(Tensor(batch["documents"])),
+        "tokens": {"ids": Tensor(batch["ids"].reshape(-1))},
+        "seeds": Tensor(batch["seeds"]),
+    }
 
 
 def make_block(networks, kind, precision):
     config = networks.small_config(runtime={"precision": precision})
-    shape = model_shape(config, 3, networks.VOCABULARY, networks.DOMAINS)
+    shape = model_dims(config, 3, networks.VOCABULARY, networks.DOMAINS)
     return kind(shape, 0, FeedForward(shape))
 
 
@@ -46,6 +51,8 @@ def test_query_layer_asks_with_the_vector_of_the_position_id(networks, inputs, m
     block = make_block(networks, QueryBlock, "fp32")
     networks.randomise(block, 1)
     seen = []
-    monkeypatch.setattr(QueryAttention, "construct", lambda self, query, x, mask, seeds: seen.append(query.asnumpy()) or x)
+    monkeypatch.setattr(
+        QueryAttention, "construct", lambda self, query, x, mask, seeds: seen.append(query.asnumpy()) or x
+    )
     block(inputs["x"], inputs["positions"], inputs["mask"], inputs["tokens"], inputs["seeds"])
     np.testing.assert_array_equal(seen[0], block.top_query.asnumpy()[inputs["positions"].asnumpy().reshape(-1)])

@@ -6,13 +6,13 @@ import pytest
 import mindspore as ms
 from mindspore import Tensor, dtype
 
+from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.embedding import Embedding, TiedHead
-from pangu_sigma.model.shape import model_shape
 
 
 @pytest.fixture
 def shape(networks):
-    return model_shape(networks.small_config(), 3, networks.VOCABULARY, networks.DOMAINS)
+    return model_dims(networks.small_config(), 3, networks.VOCABULARY, networks.DOMAINS)
 
 
 @pytest.fixture(params=[False, True], ids=["shared", "per_domain"])
@@ -48,10 +48,13 @@ def test_gradient_counts_how_often_a_word_occurs(shape, networks, pynative_mode,
     np.testing.assert_array_equal(gradient[1].asnumpy(), np.tile(positions[:, None], (1, 16)))
 
 
-@pytest.mark.parametrize("compute_dtype, tolerance", [
-    (dtype.float32, 1e-5),  # dot products of 16 numbers of order 1
-    (dtype.float16, 1e-2),
-])
+@pytest.mark.parametrize(
+    "compute_dtype, tolerance",
+    [
+        (dtype.float32, 1e-5),  # dot products of 16 numbers of order 1
+        (dtype.float16, 1e-2),
+    ],
+)
 def test_head_scores_with_the_table_of_the_domain(shape, networks, pynative_mode, per_domain, compute_dtype, tolerance):
     head, batch = TiedHead(replace(shape, compute_dtype=compute_dtype), per_domain), networks.make_batch()
     rng = np.random.default_rng(0)
@@ -61,4 +64,4 @@ def test_head_scores_with_the_table_of_the_domain(shape, networks, pynative_mode
     assert scores.dtype == compute_dtype and scores.shape == (36, 29)
     for t in range(36):
         slot = 29 * batch["domain"][t // 12] if per_domain else 0
-        np.testing.assert_allclose(scores.asnumpy()[t], word[slot:slot + 29] @ x[t], atol=tolerance, rtol=tolerance)
+        np.testing.assert_allclose(scores.asnumpy()[t], word[slot : slot + 29] @ x[t], atol=tolerance, rtol=tolerance)

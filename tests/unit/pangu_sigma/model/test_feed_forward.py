@@ -5,13 +5,13 @@ import pytest
 
 from mindspore import Tensor, dtype
 
+from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.feed_forward import FeedForward
-from pangu_sigma.model.shape import model_shape
 
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "fast_gelu", "relu"])
 def test_output_matches_numpy(networks, numpy_model, pynative_mode, name):
-    shape = model_shape(networks.small_config({"activation": name}), 3, networks.VOCABULARY, networks.DOMAINS)
+    shape = model_dims(networks.small_config({"activation": name}), 3, networks.VOCABULARY, networks.DOMAINS)
     network = FeedForward(shape)
     networks.randomise(network, 0)
     x = np.random.default_rng(1).standard_normal((36, 16)).astype(np.float32)
@@ -24,7 +24,7 @@ def test_output_matches_numpy(networks, numpy_model, pynative_mode, name):
 
 
 def test_float16(networks, pynative_mode):
-    shape = model_shape(networks.small_config(), 3, networks.VOCABULARY, networks.DOMAINS)
+    shape = model_dims(networks.small_config(), 3, networks.VOCABULARY, networks.DOMAINS)
     network = FeedForward(replace(shape, compute_dtype=dtype.float16))
     y, _ = network(Tensor(np.ones((36, 16), np.float32)), {})
     assert y.dtype == dtype.float16

@@ -86,10 +86,14 @@ def test_experts_of_a_group_can_begin_as_copies(networks):
 
 
 def test_tensor_parallel_ranks_hold_parts_of_the_same_weights(networks):
-    """Parts of heads, inner features and words of both slots, put together, are what one rank alone draws; the rest is held by all."""
+    """Parts of heads, inner features and words of both slots, put together, are what one rank alone draws; the rest is
+    held by all.
+    """
     config = networks.small_config({"hidden_size": 64, "ffn_hidden_size": 96, "domain_embeddings": True}, ROUTER)
-    whole, *ranks = (networks.build_network(config, collectives=networks.TwinCollectives(rank, topology), words=30)
-                     for rank, topology in ((0, Topology(1, 1)), (0, Topology(2, 2, 1, 2)), (1, Topology(2, 2, 1, 2))))
+    whole, *ranks = (
+        networks.build_network(config, collectives=networks.TwinCollectives(rank, topology), words=30)
+        for rank, topology in ((0, Topology(1, 1)), (0, Topology(2, 2, 1, 2)), (1, Topology(2, 2, 1, 2)))
+    )
     for network in (whole, *ranks):
         initialise(network, 1, STD)
     for drawn, first, second in zip(*(network.get_parameters() for network in (whole, *ranks))):
@@ -99,12 +103,24 @@ def test_tensor_parallel_ranks_hold_parts_of_the_same_weights(networks):
         assert (slice_of(first) is not None) == bool(axes)
         first, second = first.asnumpy(), second.asnumpy()
         if drawn.name.endswith("word"):
-            np.testing.assert_array_equal(np.concatenate((first[:15], second[:15], first[15:], second[15:])), drawn.asnumpy())
+            np.testing.assert_array_equal(
+                np.concatenate((first[:15], second[:15], first[15:], second[15:])), drawn.asnumpy()
+            )
         elif axes:
             np.testing.assert_array_equal(np.concatenate((first, second), axes[0]), drawn.asnumpy(), err_msg=drawn.name)
         else:
             np.testing.assert_array_equal(first, drawn.asnumpy(), err_msg=drawn.name)
-    split = {p.name.split(".", 2)[-1] for p in ranks[0].get_parameters() if slice_of(p) is not None and "blocks.1" in p.name}
-    assert split == {"attention.query.weight", "attention.query.bias", "attention.key.weight", "attention.value.weight",
-                     "attention.value.bias", "attention.project.weight", "feed_forward.experts.w_in", "feed_forward.experts.b_in",
-                     "feed_forward.experts.w_out"}
+    split = {
+        p.name.split(".", 2)[-1] for p in ranks[0].get_parameters() if slice_of(p) is not None and "blocks.1" in p.name
+    }
+    assert split == {
+        "attention.query.weight",
+        "attention.query.bias",
+        "attention.key.weight",
+        "attention.value.weight",
+        "attention.value.bias",
+        "attention.project.weight",
+        "feed_forward.experts.w_in",
+        "feed_forward.experts.b_in",
+        "feed_forward.experts.w_out",
+    }

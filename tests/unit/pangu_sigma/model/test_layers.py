@@ -25,18 +25,23 @@ def test_linear_matches_numpy(networks, numpy_model, pynative_mode, compute_dtyp
     assert numpy_model.relative_error(y.asnumpy(), expected) < tolerance
 
 
-@pytest.mark.parametrize("kind, size", [
-    (np.float32, 1.0),
-    (np.float32, 1e4),
-    (np.float16, 1e4),  # squares would overflow float16
-    (np.float32, 1e-4),  # variance far below epsilon
-])
+@pytest.mark.parametrize(
+    "kind, size",
+    [
+        (np.float32, 1.0),
+        (np.float32, 1e4),
+        (np.float16, 1e4),  # squares would overflow float16
+        (np.float32, 1e-4),  # variance far below epsilon
+    ],
+)
 def test_layer_norm_matches_numpy(networks, numpy_model, pynative_mode, kind, size):
     norm = LayerNorm(16, 1e-5)
     networks.randomise(norm, 0)
     x = (size * np.random.default_rng(1).standard_normal((7, 16))).astype(kind)
     centred = x.astype(np.float64) - x.astype(np.float64).mean(1, keepdims=True)
-    expected = centred / np.sqrt(np.mean(centred**2, 1, keepdims=True) + 1e-5) * norm.gamma.asnumpy() + norm.beta.asnumpy()
+    expected = (
+        centred / np.sqrt(np.mean(centred**2, 1, keepdims=True) + 1e-5) * norm.gamma.asnumpy() + norm.beta.asnumpy()
+    )
     y = norm(Tensor(x))
     assert y.dtype == dtype.float32
     assert numpy_model.relative_error(y.asnumpy(), expected) < 1e-5
@@ -81,8 +86,10 @@ def test_layer_norm_gradients_match_finite_differences(networks, pynative_mode, 
     for i, gradient in enumerate((gradients[0], *gradients[1])):
         direction = rng.standard_normal(inputs[i].shape)
         scale = 1e-5 * np.abs(inputs[i]).max()
-        ahead, behind = ([value + (sign * scale * direction if i == j else 0.0) for j, value in enumerate(map(np.float64, inputs))]
-                         for sign in (1.0, -1.0))
+        ahead, behind = (
+            [value + (sign * scale * direction if i == j else 0.0) for j, value in enumerate(map(np.float64, inputs))]
+            for sign in (1.0, -1.0)
+        )
         slope = (objective(*ahead) - objective(*behind)) / (2.0 * scale)
         # float32 sums of 112 terms; the difference errs by the square of its relative step, 1e-10.
         assert abs(slope - np.sum(gradient.asnumpy() * direction)) < 1e-5 * np.linalg.norm(gradient.asnumpy()), i
@@ -95,6 +102,8 @@ def test_layer_norm_gradient_does_without_the_kernels_third_output(pynative_mode
     rows, mean, third = normalise(x, ones, ones)
     assert mean.asnumpy() == 3.0
     gradient = Tensor(np.array([[1.0, 0.0, -2.0, 0.5]], np.float32))
-    expected, found = (normalise.bprop(x, ones, ones, (rows, mean, last), (gradient, None, None)) for last in (third, 0.0 * third))
+    expected, found = (
+        normalise.bprop(x, ones, ones, (rows, mean, last), (gradient, None, None)) for last in (third, 0.0 * third)
+    )
     for one, other in zip(expected, found):
         np.testing.assert_array_equal(one.asnumpy(), other.asnumpy())

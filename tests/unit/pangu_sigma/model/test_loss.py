@@ -49,8 +49,11 @@ def extreme_logits():
     return logits
 
 
-@pytest.mark.parametrize("logits", [random_logits(1.0), random_logits(30.0), extreme_logits(), 3.0 * extreme_logits()],
-                         ids=["small", "large", "extreme", "beyond float16"])
+@pytest.mark.parametrize(
+    "logits",
+    [random_logits(1.0), random_logits(30.0), extreme_logits(), 3.0 * extreme_logits()],
+    ids=["small", "large", "extreme", "beyond float16"],
+)
 def test_loss_and_gradient_match_the_closed_form(evaluate, numpy_model, logits):
     targets = np.array([3, 0, 0, 10, 7, 1], np.int32)
     weights = np.array([1.0, 0.0, 2.0, 0.5, 1.0, 1.0], np.float32)
@@ -64,8 +67,9 @@ def test_loss_and_gradient_match_the_closed_form(evaluate, numpy_model, logits):
 
 
 def test_even_scores_cost_the_logarithm_of_the_vocabulary(evaluate):
-    losses, _ = evaluate(np.full((TOKENS, WORDS), 5.0, np.float32), np.arange(TOKENS, dtype=np.int32),
-                         np.ones(TOKENS, np.float32))
+    losses, _ = evaluate(
+        np.full((TOKENS, WORDS), 5.0, np.float32), np.arange(TOKENS, dtype=np.int32), np.ones(TOKENS, np.float32)
+    )
     np.testing.assert_allclose(losses, np.log(WORDS), rtol=1e-6)
 
 
@@ -95,7 +99,7 @@ class RankAmongOthers(nn.Cell):
     def construct(self, own):
         parts = ()
         for rank in range(PARTS):
-            parts = parts + ((own,) if rank == self.rank else (self.numbers[3 * rank:3 * rank + 3],))
+            parts = parts + ((own,) if rank == self.rank else (self.numbers[3 * rank : 3 * rank + 3],))
         return ops.concat(parts, 0)
 
 
@@ -127,7 +131,9 @@ def evaluate_parts():
 
 
 def numbers_of_all(logits, targets):
-    """<float32>[3 * PARTS, T]: of each rank, a token's largest logit, sum of exp(logit - largest), and its target's or 0."""
+    """<float32>[3 * PARTS, T]: of each rank, a token's largest logit, sum of exp(logit - largest), and its target's or
+    0.
+    """
     found = []
     for part, columns in enumerate(np.split(logits, PARTS, 1)):
         at_target = np.where(targets // 4 == part, columns[np.arange(TOKENS), targets % 4], 0.0)
@@ -140,7 +146,9 @@ def twelve_words(logits):
     return np.concatenate((logits, logits[:, :1] - 1.0), 1)
 
 
-@pytest.mark.parametrize("logits", [random_logits(1.0), random_logits(30.0), extreme_logits()], ids=["small", "large", "extreme"])
+@pytest.mark.parametrize(
+    "logits", [random_logits(1.0), random_logits(30.0), extreme_logits()], ids=["small", "large", "extreme"]
+)
 def test_words_shared_out_over_ranks(evaluate_parts, logits, numpy_model):
     """Every rank finds the loss over all words, and its own columns of the gradient."""
     logits, targets = twelve_words(logits), np.array([3, 0, 0, 10, 7, 1], np.int32)

@@ -12,7 +12,9 @@ def test_objective_and_sums_match_numpy(any_case, numpy_model):
         # The locality loss is a small difference of terms of order 10.
         assert found.sums[name] == pytest.approx(expected, rel=1e-5, abs=1e-5), name
     for name, expected in counted.items():
-        np.testing.assert_array_equal(found.sums[name], expected if expected.size else np.zeros_like(found.sums[name]), name)
+        np.testing.assert_array_equal(
+            found.sums[name], expected if expected.size else np.zeros_like(found.sums[name]), name
+        )
 
 
 def test_gradients_match_finite_differences(any_case):
@@ -24,8 +26,8 @@ def test_gradients_match_finite_differences(any_case):
         ahead = double.moved(name, step * direction).objective(batch, any_case.nominal_tokens)
         behind = double.moved(name, -step * direction).objective(batch, any_case.nominal_tokens)
         slope = (ahead - behind) / (2.0 * step)
-        # The slope is of the order of the gradient's norm. float32 leaves about 3e-6 of that; the difference, of two numbers
-        # near 10, errs by 1e-15 / step = 1e-8. The step is that small lest a ReLU changes side.
+        # The slope is of the order of the gradient's norm. float32 leaves about 3e-6 of that; the difference, of two
+        # numbers near 10, errs by 1e-15 / step = 1e-8. The step is that small lest a ReLU changes side.
         assert abs(slope - np.sum(gradient * direction)) < 3e-5 * np.linalg.norm(gradient) + 1e-7, name
         assert np.linalg.norm(gradient) > 1e-3, f"{name} takes no part in the test"
 
@@ -66,5 +68,7 @@ def test_fp16_stays_close_with_gradients_in_float32(case):
     assert found.value == pytest.approx(expected.value, rel=0.01)
     for name, gradient in found.gradients.items():
         assert gradient.dtype == np.float32, name
-        assert np.linalg.norm(gradient - expected.gradients[name]) < 0.05 * np.linalg.norm(expected.gradients[name]), name
+        assert np.linalg.norm(gradient - expected.gradients[name]) < 0.05 * np.linalg.norm(expected.gradients[name]), (
+            name
+        )
     assert {parameter.asnumpy().dtype for parameter in network.network.trainable_params()} == {np.dtype(np.float32)}

@@ -4,7 +4,7 @@ import pytest
 from mindspore import Tensor, dtype
 
 from locmoe_ops.random import SeededDropout
-from locmoe_ops.routers.gated import SwitchRouter
+from locmoe_ops.routers.switch import SwitchRouter
 from pangu_sigma.model.attention import AttentionCore
 from pangu_sigma.model.layers import LayerNorm
 
@@ -60,14 +60,19 @@ def test_dropout_sits_where_it_should(with_dropout, numpy_model):
 
 
 def test_no_two_dropouts_draw_the_same_numbers(with_dropout):
-    streams = {name: cell.offsets.asnumpy()[0, :64].tobytes() for name, cell in with_dropout.network.cells_and_names()
-               if name.endswith("uniform")}
+    streams = {
+        name: cell.offsets.asnumpy()[0, :64].tobytes()
+        for name, cell in with_dropout.network.cells_and_names()
+        if name.endswith("uniform")
+    }
     assert len(set(streams.values())) == len(streams) == 7
 
 
 def test_float32_is_kept_for_norms_softmax_and_routers(networks, pynative_mode):
     """In float16, every normalisation and every softmax still sees and gives float32."""
-    config = networks.small_config({"sparse_query_layer": True}, {"router": {"type": "switch"}}, runtime={"precision": "fp16"})
+    config = networks.small_config(
+        {"sparse_query_layer": True}, {"router": {"type": "switch"}}, runtime={"precision": "fp16"}
+    )
     network = networks.build_network(config)
     networks.randomise(network, 0)
     seen = []
@@ -76,14 +81,16 @@ def test_float32_is_kept_for_norms_softmax_and_routers(networks, pynative_mode):
         def run(*inputs):
             seen.append(inputs[0].dtype)
             return operation(*inputs)
+
         return run
 
     for _, cell in network.cells_and_names():
         for kind, attribute in ((LayerNorm, "norm"), (AttentionCore, "softmax"), (SwitchRouter, "softmax")):
             if isinstance(cell, kind):
                 object.__setattr__(cell, attribute, recording(getattr(cell, attribute)))
-    logits, _ = network(*(Tensor(networks.make_batch()[key])
-                          for key in ("ids", "positions", "documents", "domain", "home", "seeds")))
+    logits, _ = network(
+        *(Tensor(networks.make_batch()[key]) for key in ("ids", "positions", "documents", "domain", "home", "seeds"))
+    )
     assert logits.dtype == dtype.float16
     assert len(seen) == 3 + 2 + 7  # attention of three blocks, two routers; two norms a block and the final one
     assert set(seen) == {dtype.float32}

@@ -1,16 +1,17 @@
 import numpy as np
 import pytest
 
-from locmoe_ops.dispatch.group_wise import EnterWithShares
+from locmoe_ops.dispatch.group_wise import AllGatherSlots
 from locmoe_ops.dispatch.ragged import RaggedDispatcher
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers.gated import LocMoERouter, SwitchRouter
 from locmoe_ops.routers.hash import HashRouter
+from locmoe_ops.routers.locmoe import LocMoERouter
+from locmoe_ops.routers.switch import SwitchRouter
 from locmoe_ops.tensor_parallel import TensorGroup
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.model.capacity_rules import SlotRules, resolve_layout
-from pangu_sigma.model.shape import model_shape
+from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.sparse import (
     SparseContext,
     build_dispatcher,
@@ -25,7 +26,7 @@ def make_context(networks):
     def make(moe=None, rank=0, ranks=1, expert=1, domains=2, token_counts=None, **sections):
         config = networks.small_config(None, {"num_experts": 8, **(moe or {})}, **sections)
         collectives = networks.TwinCollectives(rank, Topology(ranks, ranks, expert))
-        return SparseContext(config, model_shape(config, 3, networks.VOCABULARY, domains), collectives, token_counts)
+        return SparseContext(config, model_dims(config, 3, networks.VOCABULARY, domains), collectives, token_counts)
 
     return make
 
@@ -37,19 +38,33 @@ def test_layout_is_the_job_unless_given(networks):
     assert resolve_layout(networks.small_config(None, given), job) == Topology(8, 4, 4)
 
 
-@pytest.mark.parametrize("kind, chunks, expected", [
-    ("flat", 1, {"capacity": 5}),  # ceil(1.0 x 36 tokens / 4 experts) = 9 slots, 10 in halves
-    ("flat", 2, {"capacity": 6}),  # 12 in halves of two chunks each
-    ("hierarchical", 2, {"near": 4, "far": 3}),  # C_out = ceil(9 / 2) = 5, 6 in halves; C_in = ceil(27 / 2) = 14, 8 more
-])
+@pytest.mark.parametrize(
+    "kind, chunks, expected",
+    [
+        ("flat", 1, {"capacity": 5}),  # ceil(1.0 x 36 tokens / 4 experts) = 9 slots, 10 in halves
+        ("flat", 2, {"capacity": 6}),  # 12 in halves of two chunks each
+        (
+            "hierarchical",
+            2,
+            {"near": 4, "far": 3},
+        ),  # C_out = ceil(9 / 2) = 5, 6 in halves; C_in = ceil(27 / 2) = 14, 8 more
+    ],
+)
 def test_group_wise_dispatch_sends_half_of_the_slots(networks, kind, chunks, expected):
-    config = networks.small_config(None, {"num_experts": 4, "num_groups": 1, "capacity": {"factor": 1.0, "local_share": 0.75},
-                                          "dispatch": {"type": kind, "chunks": chunks, "group_wise": True}})
+    config = networks.small_config(
+        None,
+        {
+            "num_experts": 4,
+            "num_groups": 1,
+            "capacity": {"factor": 1.0, "local_share": 0.75},
+            "dispatch": {"type": kind, "chunks": chunks, "group_wise": True},
+        },
+    )
     collectives = networks.TwinCollectives(0, Topology(4, 2, 2, 2))
-    context = SparseContext(config, model_shape(config, 3, 30, 1, TensorGroup(collectives)), collectives)
+    context = SparseContext(config, model_dims(config, 3, 30, 1, TensorGroup(collectives)), collectives)
     layer = build_sparse_layer(context, 0)
     assert {name: getattr(layer.dispatcher, name) for name in expected} == expected
-    assert layer.experts.w_in.shape == (2, 16, 10) and isinstance(layer.experts.enter, EnterWithShares)
+    assert layer.experts.w_in.shape == (2, 16, 10) and isinstance(layer.experts.enter, AllGatherSlots)
 
 
 def test_a_tensor_parallel_group_is_one_place(networks):
@@ -57,22 +72,36 @@ def test_a_tensor_parallel_group_is_one_place(networks):
     assert resolve_layout(networks.small_config(), Topology(8, 4, 4, 2)) == Topology(4, 2, 4)
 
 
-@pytest.mark.parametrize("moe, domains, expected", [
-    ({"num_groups": 1}, 3, (0, 0, 0)),
-    ({"num_groups": 4}, 4, (0, 1, 2, 3)),
-    ({"num_groups": 2, "domain_groups": [1, 0, 1]}, 3, (1, 0, 1)),
-])
+@pytest.mark.parametrize(
+    "moe, domains, expected",
+    [
+        ({"num_groups": 1}, 3, (0, 0, 0)),
+        ({"num_groups": 4}, 4, (0, 1, 2, 3)),
+        ({"num_groups": 2, "domain_groups": [1, 0, 1]}, 3, (1, 0, 1)),
+    ],
+)
 def test_domain_groups(make_context, moe, domains, expected):
     assert tuple(make_context(moe, domains=domains).domain_groups) == expected
 
 
-@pytest.mark.parametrize("moe, placement, expected", [
-    ({"capacity": {"factor": 1.0, "local_share": 0.75}}, "shuffled", (18, 6)),  # 96 tokens: 72 over 4 experts here, 24 over 4 there
-    ({"capacity": {"factor": 1.0}}, "shuffled", (12, 12)),  # as many here as there: 96 over 8
-    ({"capacity": {"factor": 1.0, "local_share": 1.0}}, "shuffled", (24, 0)),
-    ({"capacity": {"factor": 1.0}, "placement": "node_grouped"}, "domain_by_node", (24, 0)),  # all experts of its domain
-    ({"capacity": {"factor": 1.0, "local_share": 0.75}, "placement": "node_grouped"}, "domain_by_node", (18, 0)),
-])
+@pytest.mark.parametrize(
+    "moe, placement, expected",
+    [
+        (
+            {"capacity": {"factor": 1.0, "local_share": 0.75}},
+            "shuffled",
+            (18, 6),
+        ),  # 96 tokens: 72 over 4 experts here, 24 over 4 there
+        ({"capacity": {"factor": 1.0}}, "shuffled", (12, 12)),  # as many here as there: 96 over 8
+        ({"capacity": {"factor": 1.0, "local_share": 1.0}}, "shuffled", (24, 0)),
+        (
+            {"capacity": {"factor": 1.0}, "placement": "node_grouped"},
+            "domain_by_node",
+            (24, 0),
+        ),  # all experts of its domain
+        ({"capacity": {"factor": 1.0, "local_share": 0.75}, "placement": "node_grouped"}, "domain_by_node", (18, 0)),
+    ],
+)
 def test_slots_of_two_tiers(moe, placement, expected):
     """2 nodes of 2 ranks, 8 experts in 2 groups."""
     config = config_from_dict({"moe": {"num_experts": 8, "num_groups": 2, **moe}, "data": {"placement": placement}})
@@ -81,24 +110,34 @@ def test_slots_of_two_tiers(moe, placement, expected):
         assert rules.tier_capacities(rules.placement, config.moe.capacity.factor, evaluation) == expected
 
 
-@pytest.mark.parametrize("share, placement, expected", [
-    (0.75, "shuffled", (18, 12)),  # 72 of 96 tokens over 4 experts here; with the term off, 48 over 4 there
-    (0.25, "shuffled", (12, 18)),
-    (1.0, "shuffled", (24, 12)),
-    (None, "shuffled", (12, 12)),
-    (1.0, "domain_by_node", (24, 0)),  # a domain's experts are all on its node: term or none, nothing leaves
-])
+@pytest.mark.parametrize(
+    "share, placement, expected",
+    [
+        (0.75, "shuffled", (18, 12)),  # 72 of 96 tokens over 4 experts here; with the term off, 48 over 4 there
+        (0.25, "shuffled", (12, 18)),
+        (1.0, "shuffled", (24, 12)),
+        (None, "shuffled", (12, 12)),
+        (1.0, "domain_by_node", (24, 0)),  # a domain's experts are all on its node: term or none, nothing leaves
+    ],
+)
 def test_evaluation_has_slots_with_the_local_term_on_and_off(share, placement, expected):
     experts = {"shuffled": "interleaved", "domain_by_node": "node_grouped"}[placement]
-    moe = {"num_experts": 8, "num_groups": 2, "placement": experts, "capacity": {"local_share": share},
-           "router": {"type": "locmoe", "local_term": {"kind": "margin"}}}
+    moe = {
+        "num_experts": 8,
+        "num_groups": 2,
+        "placement": experts,
+        "capacity": {"local_share": share},
+        "router": {"type": "locmoe", "local_term": {"kind": "margin"}},
+    }
     config = config_from_dict({"moe": moe, "data": {"placement": placement}})
     rules = SlotRules(config, Topology(4, 2, 4), domains=2, tokens=96)
     assert rules.tier_capacities(rules.placement, 1.0, evaluation=True) == expected
 
 
 def test_a_node_that_keeps_its_tokens_holds_experts_for_them():
-    """4 nodes of 1 rank, two experts a domain: where a group is spread over all nodes, half of them hold none of their domain's."""
+    """4 nodes of 1 rank, two experts a domain: where a group is spread over all nodes, half of them hold none of their
+    domain's.
+    """
     moe = {"num_experts": 4, "num_groups": 2, "capacity": {"local_share": 1.0}}
     config = config_from_dict({"moe": moe, "data": {"placement": "domain_by_node"}})
     rules = SlotRules(config, Topology(4, 1, 4), domains=2, tokens=96)
@@ -107,44 +146,69 @@ def test_a_node_that_keeps_its_tokens_holds_experts_for_them():
         rules.tier_capacities(ExpertPlacement(4, 2, 4, "interleaved"), 1.0)
 
 
-@pytest.mark.parametrize("topology, groups, placement, data, layout, parts", [
-    ((4, 2, 4), 2, "node_grouped", "domain_by_node", None, 2),   # a domain's rows and experts on one of two nodes
-    ((4, 1, 4), 2, "node_grouped", "domain_by_node", None, 2),   # on two of four nodes
-    ((4, 1, 4), 4, "node_grouped", "domain_by_node", None, 4),
-    ((8, 2, 8), 2, "node_grouped", "domain_by_node", None, 2),
-    ((8, 4, 4, 2), 2, "node_grouped", "domain_by_node", None, 2),  # a tensor-parallel pair is one place
-    ((4, 2, 4), 2, "node_grouped", "shuffled", None, 1),         # any domain on any node
-    ((4, 2, 4), 2, "interleaved", "domain_by_node", None, 1),    # experts of a domain on all ranks
-    ((4, 2, 2), 2, "node_grouped", "domain_by_node", None, 1),   # each node has all experts
-    ((6, 2, 6), 2, "node_grouped", "domain_by_node", None, 1),   # three nodes: the second one's experts are of both groups
-    ((4, 2, 4), 1, "node_grouped", "domain_by_node", None, 1),
-    ((4, 2, 4), 2, "node_grouped", "domain_by_node", {"world_size": 8, "ranks_per_node": 2, "expert": 8}, 1),  # rows of other nodes
-])
+@pytest.mark.parametrize(
+    "topology, groups, placement, data, layout, parts",
+    [
+        ((4, 2, 4), 2, "node_grouped", "domain_by_node", None, 2),  # a domain's rows and experts on one of two nodes
+        ((4, 1, 4), 2, "node_grouped", "domain_by_node", None, 2),  # on two of four nodes
+        ((4, 1, 4), 4, "node_grouped", "domain_by_node", None, 4),
+        ((8, 2, 8), 2, "node_grouped", "domain_by_node", None, 2),
+        ((8, 4, 4, 2), 2, "node_grouped", "domain_by_node", None, 2),  # a tensor-parallel pair is one place
+        ((4, 2, 4), 2, "node_grouped", "shuffled", None, 1),  # any domain on any node
+        ((4, 2, 4), 2, "interleaved", "domain_by_node", None, 1),  # experts of a domain on all ranks
+        ((4, 2, 2), 2, "node_grouped", "domain_by_node", None, 1),  # each node has all experts
+        (
+            (6, 2, 6),
+            2,
+            "node_grouped",
+            "domain_by_node",
+            None,
+            1,
+        ),  # three nodes: the second one's experts are of both groups
+        ((4, 2, 4), 1, "node_grouped", "domain_by_node", None, 1),
+        (
+            (4, 2, 4),
+            2,
+            "node_grouped",
+            "domain_by_node",
+            {"world_size": 8, "ranks_per_node": 2, "expert": 8},
+            1,
+        ),  # rows of other nodes
+    ],
+)
 def test_parts_that_exchange_by_themselves(topology, groups, placement, data, layout, parts):
     moe = {"num_experts": 24, "num_groups": groups, "placement": placement, "layout": layout}
-    rules = SlotRules(config_from_dict({"moe": moe, "data": {"placement": data}}), Topology(*topology), domains=groups, tokens=96)
+    rules = SlotRules(
+        config_from_dict({"moe": moe, "data": {"placement": data}}), Topology(*topology), domains=groups, tokens=96
+    )
     assert rules.exchange_parts() == parts
-    topology, place_of = rules.topology, rules.placement.ep_index_of
+    topology, rank_location = rules.topology, rules.placement.ep_index_of
     for rank in range(topology.world_size):  # whatever its tokens may choose has a place in its own part
-        exchange, reachable = rules.exchange_of(rank), rules.experts_by_node()[topology.node_of(rank)] if layout is None else range(24)
+        exchange, reachable = (
+            rules.exchange_of(rank),
+            rules.experts_by_node()[topology.node_of(rank)] if layout is None else range(24),
+        )
         assert exchange.ep == topology.expert // parts
         for expert in reachable:
-            assert place_of(expert) // exchange.ep == topology.ep_index(rank) // exchange.ep
+            assert rank_location(expert) // exchange.ep == topology.ep_index(rank) // exchange.ep
             assert exchange.position_of[expert] < exchange.num_experts
 
 
 NODES_OF_ONE = {"layout": {"world_size": 4, "ranks_per_node": 1, "expert": 4}}
 
 
-@pytest.mark.parametrize("moe, domains, placement, expected", [
-    ({"num_groups": 1}, 2, "shuffled", 8),
-    ({"num_groups": 2}, 2, "shuffled", 8),
-    ({"num_groups": 4, "domain_groups": [0, 2]}, 2, "shuffled", 4),  # two of four groups have a domain
-    ({"num_groups": 4, "domain_groups": [0, 0, 3]}, 3, "shuffled", 4),
-    ({"num_groups": 4, **NODES_OF_ONE}, 4, "domain_by_node", 2),  # a node sees one group
-    ({"num_groups": 2, **NODES_OF_ONE}, 2, "domain_by_node", 4),
-    ({"num_groups": 4}, 4, "domain_by_node", 8),  # the one node sees all of them
-])
+@pytest.mark.parametrize(
+    "moe, domains, placement, expected",
+    [
+        ({"num_groups": 1}, 2, "shuffled", 8),
+        ({"num_groups": 2}, 2, "shuffled", 8),
+        ({"num_groups": 4, "domain_groups": [0, 2]}, 2, "shuffled", 4),  # two of four groups have a domain
+        ({"num_groups": 4, "domain_groups": [0, 0, 3]}, 3, "shuffled", 4),
+        ({"num_groups": 4, **NODES_OF_ONE}, 4, "domain_by_node", 2),  # a node sees one group
+        ({"num_groups": 2, **NODES_OF_ONE}, 2, "domain_by_node", 4),
+        ({"num_groups": 4}, 4, "domain_by_node", 8),  # the one node sees all of them
+    ],
+)
 def test_experts_in_play(make_context, moe, domains, placement, expected):
     assert experts_in_play(make_context(moe, domains=domains, data={"placement": placement})) == expected
 
@@ -176,8 +240,11 @@ def test_overflow_reaches_router_and_dispatchers(make_context, kind, overflow):
 def test_hash_router_draws_its_table_from_seed_and_layer(make_context):
     moe = {"router": {"type": "hash"}}
     placement = ExpertPlacement(8, 2, 1)
-    tables = {(seed, layer): build_router(make_context(moe, train={"seed": seed}), layer, placement).table.asnumpy()
-              for seed in (1, 2) for layer in (0, 1)}
+    tables = {
+        (seed, layer): build_router(make_context(moe, train={"seed": seed}), layer, placement).table.asnumpy()
+        for seed in (1, 2)
+        for layer in (0, 1)
+    }
     for table in tables.values():
         assert table.shape == (2, 29)
         for row in table:
@@ -197,16 +264,33 @@ def test_frequent_words_are_spread_by_the_frequency_map(make_context):
 @pytest.mark.parametrize("counts", [None, np.random.default_rng(0).integers(0, 9, (2, 29))])
 def test_codes_send_ids_where_the_balanced_map_does(make_context, counts):
     placement, balance = ExpertPlacement(8, 2, 1), "uniform" if counts is None else "frequency"
-    table = build_router(make_context({"router": {"type": "hash", "hash": {"balance": balance}}}, token_counts=counts), 1, placement).table
-    codes = build_router(make_context({"router": {"type": "locmoe", "locmoe": {"gate_input": "code"}}}, token_counts=counts), 1,
-                         placement).gate.codes
+    table = build_router(
+        make_context({"router": {"type": "hash", "hash": {"balance": balance}}}, token_counts=counts), 1, placement
+    ).table
+    codes = build_router(
+        make_context({"router": {"type": "locmoe", "locmoe": {"gate_input": "code"}}}, token_counts=counts),
+        1,
+        placement,
+    ).gate.codes
     np.testing.assert_array_equal(codes.asnumpy().argmax(-1), table.asnumpy())
 
 
 def test_router_options_arrive(make_context):
     placement = ExpertPlacement(8, 2, 1)
-    switch = build_router(make_context({"router": {"type": "switch", "top_k": 2, "statistics": "node",
-                                                   "switch": {"aux_loss_weight": 0.5, "jitter": 0.1}}}), 0, placement)
+    switch = build_router(
+        make_context(
+            {
+                "router": {
+                    "type": "switch",
+                    "top_k": 2,
+                    "statistics": "node",
+                    "switch": {"aux_loss_weight": 0.5, "jitter": 0.1},
+                }
+            }
+        ),
+        0,
+        placement,
+    )
     assert isinstance(switch, SwitchRouter)
     assert (switch.top_k, switch.aux_loss_weight, switch.jitter) == (2, 0.5, 0.1)
     own = {"gate": "dense", "aux_loss_weight": 0.2, "locality_loss_weight": 0.3, "locality_smoothing": 0.4}

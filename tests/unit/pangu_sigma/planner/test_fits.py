@@ -14,16 +14,22 @@ from pangu_sigma.planner.plan import make_plan
 def with_memory(gigabytes, nodes=1, devices=1):
     """910A devices of other sizes, with nothing taken beforehand."""
     device = load_hardware("910a")
-    memory = replace(device.memory, capacity_gb=Figure(gigabytes, source="by hand"), reserved_gb=Figure(0.0, source="by hand"),
-                     per_group_mb=Figure(0.0, source="by hand"))
+    memory = replace(
+        device.memory,
+        capacity_gb=Figure(gigabytes, source="by hand"),
+        reserved_gb=Figure(0.0, source="by hand"),
+        per_group_mb=Figure(0.0, source="by hand"),
+    )
     return Cluster(nodes, devices, replace(device, memory=memory))
 
 
 @pytest.fixture
 def large(make_config):
     """8 rows at once: activations are most of it."""
-    return make_config(model={"hidden_size": 256, "num_heads": 4, "ffn_hidden_size": 1024, "sequence_length": 256},
-                       runtime={"precision": "fp16", "device": "ascend"})
+    return make_config(
+        model={"hidden_size": 256, "num_heads": 4, "ffn_hidden_size": 1024, "sequence_length": 256},
+        runtime={"precision": "fp16", "device": "ascend"},
+    )
 
 
 def memory_of(config, cluster):
@@ -36,7 +42,10 @@ def test_fewer_rows_are_enough(large):
     assert change.settings[0].startswith("--set train.micro_batch_size=") and len(change.settings) == 1
     rows = int(change.settings[0].rpartition("=")[2])
     assert make_plan(with_value(large, "train.micro_batch_size", rows), with_memory(half * 1.01)).fits
-    assert change.memory == min(memory_of(with_value(large, "train.micro_batch_size", r), with_memory(1.0)) for r in (1, 2, 4)) * 1e9
+    assert (
+        change.memory
+        == min(memory_of(with_value(large, "train.micro_batch_size", r), with_memory(1.0)) for r in (1, 2, 4)) * 1e9
+    )
 
 
 def test_two_settings_where_one_is_not_enough(large):
@@ -58,20 +67,27 @@ def test_larger_hardware_where_no_setting_is_enough():
 
 
 def test_optimizer_state_elsewhere_where_it_is_most_of_a_rank(make_config):
-    """Two replicas of a model with a large vocabulary and few rows: Adam's moments of what they share, half of which goes. Three heads
-    and three experts cannot be split.
+    """Two replicas of a model with a large vocabulary and few rows: Adam's moments of what they share, half of which
+    goes. Three heads and three experts cannot be split.
     """
-    config = make_config(model={"hidden_size": 240, "num_heads": 3, "ffn_hidden_size": 1024, "sequence_length": 16, "vocab_size": 40000},
-                         moe={"num_experts": 3, "num_groups": 1}, train={"global_batch_size": 2},
-                         runtime={"precision": "fp16", "device": "ascend"})
+    config = make_config(
+        model={"hidden_size": 240, "num_heads": 3, "ffn_hidden_size": 1024, "sequence_length": 16, "vocab_size": 40000},
+        moe={"num_experts": 3, "num_groups": 1},
+        train={"global_batch_size": 2},
+        runtime={"precision": "fp16", "device": "ascend"},
+    )
     cluster = with_memory(9.0, devices=2)
     shared = memory_of(with_value(config, "optimizer.shard", "data_parallel"), cluster)
     assert shared < memory_of(config, cluster) * 0.95
-    assert nearest_change(config, with_memory(shared * 1.001, devices=2)).settings == ("--set optimizer.shard=data_parallel",)
+    assert nearest_change(config, with_memory(shared * 1.001, devices=2)).settings == (
+        "--set optimizer.shard=data_parallel",
+    )
 
 
 def test_nothing_fits_into_nothing(large):
     config = with_value(large, "runtime.precision", "bf16")  # of the shipped hardware only the 910B has it
-    cluster = replace(with_memory(1e-6), hardware=replace(load_hardware("910b"), memory=with_memory(1e-6).hardware.memory))
+    cluster = replace(
+        with_memory(1e-6), hardware=replace(load_hardware("910b"), memory=with_memory(1e-6).hardware.memory)
+    )
     assert nearest_change(with_value(config, "model.hidden_size", 1 << 19), cluster) is None
     assert advice(with_value(config, "model.hidden_size", 1 << 19), cluster).startswith("none of two settings")

@@ -42,21 +42,39 @@ def test_shipped_files_say_where_every_figure_is_from(name):
 
 def test_a_device_has_no_rate_for_a_precision_that_is_not_given():
     assert load_hardware("910a").peak_flops("fp16") == 256e12
-    with pytest.raises(InputError, match="runtime.precision is bf16, for which hardware 'Ascend 910A' gives no peak_tflops; expected fp16"):
+    with pytest.raises(
+        InputError,
+        match="runtime.precision is bf16, for which hardware 'Ascend 910A' gives no peak_tflops; expected fp16",
+    ):
         load_hardware("910a").peak_flops("bf16")
 
 
-@pytest.mark.parametrize(("path", "value", "fragment"), [
-    ("compute.efficiency", {"value": 0.5}, "compute.efficiency: found neither source nor assumption"),
-    ("compute.efficiency", {"value": 0.5, "source": "a", "assumption": True}, "compute.efficiency: found both source and assumption"),
-    ("compute.efficiency", {"value": 0, "assumption": True}, "compute.efficiency.value: found 0, expected a number above 0"),
-    ("compute.efficiency", 0.5, "compute.efficiency: found 0.5, expected a section with keys value, source, assumption"),
-    ("compute.shared_by", "all", "compute.shared_by: found 'all', expected one of rank, node, machine"),
-    ("netwrk", {}, "netwrk: unknown key, did you mean network?"),
-    ("steps", 3, "steps: unknown key, expected one of name, devices_per_node"),
-    ("island.size", 0, "island.size: found 0, expected an integer >= 1"),
-    ("network.bandwidth_gb_s", {"value": -1, "assumption": True}, "network.bandwidth_gb_s.value: found -1"),
-])
+@pytest.mark.parametrize(
+    ("path", "value", "fragment"),
+    [
+        ("compute.efficiency", {"value": 0.5}, "compute.efficiency: found neither source nor assumption"),
+        (
+            "compute.efficiency",
+            {"value": 0.5, "source": "a", "assumption": True},
+            "compute.efficiency: found both source and assumption",
+        ),
+        (
+            "compute.efficiency",
+            {"value": 0, "assumption": True},
+            "compute.efficiency.value: found 0, expected a number above 0",
+        ),
+        (
+            "compute.efficiency",
+            0.5,
+            "compute.efficiency: found 0.5, expected a section with keys value, source, assumption",
+        ),
+        ("compute.shared_by", "all", "compute.shared_by: found 'all', expected one of rank, node, machine"),
+        ("netwrk", {}, "netwrk: unknown key, did you mean network?"),
+        ("steps", 3, "steps: unknown key, expected one of name, devices_per_node"),
+        ("island.size", 0, "island.size: found 0, expected an integer >= 1"),
+        ("network.bandwidth_gb_s", {"value": -1, "assumption": True}, "network.bandwidth_gb_s.value: found -1"),
+    ],
+)
 def test_wrong_files_are_refused(spoilt, path, value, fragment):
     file = spoilt(path, value)
     with pytest.raises(InputError) as error:
@@ -69,9 +87,16 @@ def test_unknown_names_are_refused():
         load_hardware("tpu")
 
 
-@pytest.mark.parametrize(("given", "parallel", "expected"), [
-    ((None, None), {}, (1, 1)), ((3, None), {}, (3, 1)), ((None, 4), {"expert": 8}, (2, 4)),
-    ((None, None), {"expert": 4, "tensor": 2, "ranks_per_node": 2}, (4, 2)), ((2, 2), {"ranks_per_node": 2}, (2, 2))])
+@pytest.mark.parametrize(
+    ("given", "parallel", "expected"),
+    [
+        ((None, None), {}, (1, 1)),
+        ((3, None), {}, (3, 1)),
+        ((None, 4), {"expert": 8}, (2, 4)),
+        ((None, None), {"expert": 4, "tensor": 2, "ranks_per_node": 2}, (4, 2)),
+        ((2, 2), {"ranks_per_node": 2}, (2, 2)),
+    ],
+)
 def test_clusters_of_the_command_line(given, parallel, expected):
     """Without numbers: the configuration's ranks a node, else the hardware's; as many nodes as hold the experts once."""
     cluster = cluster_of(config_from_dict({"parallel": parallel}), *given, "cpu")
@@ -85,18 +110,26 @@ def test_hardware_follows_the_device():
 
 def test_a_cluster_file_may_have_a_network_of_its_own(tmp_path):
     file = tmp_path / "cluster.yaml"
-    file.write_text("nodes: 4\ndevices_per_node: 8\nhardware: 910b\n"
-                    "network: {bandwidth_gb_s: {value: 5, source: measured}, latency_us: {value: 9, assumption: true}}\n")
+    file.write_text(
+        "nodes: 4\ndevices_per_node: 8\nhardware: 910b\n"
+        "network: {bandwidth_gb_s: {value: 5, source: measured}, latency_us: {value: 9, assumption: true}}\n"
+    )
     cluster = cluster_from_file(Config(), str(file), None)
     assert (cluster.nodes, cluster.devices_per_node, cluster.hardware.name) == (4, 8, "Ascend 910B")
     assert cluster.hardware.network.bandwidth_gb_s.value == 5.0
     assert cluster.hardware.node == load_hardware("910b").node
 
 
-@pytest.mark.parametrize(("text", "fragment"), [
-    ("nodes: 0", "nodes: found 0, expected an integer >= 1"), ("node: 1", "node: unknown key, did you mean nodes?"),
-    ("nodes: 2\nhardware: 910c", "hardware '910c': expected one of"), ("[1]", "found [1], expected a section"),
-    ("network: {bandwidth_gb_s: {value: 5}}", "network.bandwidth_gb_s: found neither")])
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("nodes: 0", "nodes: found 0, expected an integer >= 1"),
+        ("node: 1", "node: unknown key, did you mean nodes?"),
+        ("nodes: 2\nhardware: 910c", "hardware '910c': expected one of"),
+        ("[1]", "found [1], expected a section"),
+        ("network: {bandwidth_gb_s: {value: 5}}", "network.bandwidth_gb_s: found neither"),
+    ],
+)
 def test_wrong_cluster_files_are_refused(tmp_path, text, fragment):
     file = tmp_path / "cluster.yaml"
     file.write_text(text)

@@ -26,11 +26,14 @@ def test_prepared_data_says_words_and_domains(make_config, tiny_data):
     assert (job.words, job.domains) == (data.vocab_size, len(data.domains))
 
 
-@pytest.mark.parametrize(("data", "moe", "expected"), [
-    ({}, {}, (8000, 2)),  # the tokenizer to be trained has 8000 pieces by default
-    ({"vocab_size": 500, "sources": {"a": "a", "b": "b", "c": "c"}}, {"num_groups": 1}, (500, 3)),
-    ({}, {"domain_groups": [0, 1, 1]}, (8000, 3)),
-])
+@pytest.mark.parametrize(
+    ("data", "moe", "expected"),
+    [
+        ({}, {}, (8000, 2)),  # the tokenizer to be trained has 8000 pieces by default
+        ({"vocab_size": 500, "sources": {"a": "a", "b": "b", "c": "c"}}, {"num_groups": 1}, (500, 3)),
+        ({}, {"domain_groups": [0, 1, 1]}, (8000, 3)),
+    ],
+)
 def test_data_to_be_prepared(make_config, data, moe, expected):
     config = make_config(model={"vocab_size": None}, data={"prepare": data}, moe=moe)
     job = plan_job(config, 1, 1)

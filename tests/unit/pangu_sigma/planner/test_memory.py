@@ -21,14 +21,17 @@ def test_state_follows_from_parameters(make_job, device):
     job = make_job(2, 2, parallel={"expert": 4}, runtime={"precision": "fp16"})
     memory, own = rank_memory(job, device), count_parameters(job).rank
     assert (memory.parameters, memory.optimizer, memory.gradients) == (4 * own, 8 * own, 4 * own)
-    matrices = 24 * 16 + 2 * 12 * 16 + 3 * 4 * 16 * 16 + 2 * 2 * 24 * 16 + 2 * (2 * 24 * 16 + 24 + 16)  # expert biases have three axes
+    matrices = (
+        24 * 16 + 2 * 12 * 16 + 3 * 4 * 16 * 16 + 2 * 2 * 24 * 16 + 2 * (2 * 24 * 16 + 24 + 16)
+    )  # expert biases have three axes
     assert memory.half_copies == 2 * matrices
 
 
 def test_shared_and_hosted_state_by_hand(make_job, device):
-    """Of two moments and the weights under way a rank has a quarter, of dense parameters, and half, of experts with two replicas. The
-    host has weights and moments of all experts of its rank.
+    """Of two moments and the weights under way a rank has a quarter, of dense parameters, and half, of experts with two
+    replicas. The host has weights and moments of all experts of its rank.
     """
+
     def held(**optimizer):
         memory = rank_memory(make_job(2, 2, parallel={"expert": 2}, optimizer=optimizer), device)
         assert memory.parameters == 4 * (dense + experts)
@@ -52,8 +55,8 @@ def test_several_micro_batches_need_accumulators(make_job, device):
 
 
 def test_dense_layers_by_hand(make_job):
-    """float32. Attention: norm's input and output, 4 maps of heads, probabilities. FFN: norm's input and output, inner features twice.
-    The query layer also has the final norm's input and its queries.
+    """float32. Attention: norm's input and output, 4 maps of heads, probabilities. FFN: norm's input and output, inner
+    features twice. The query layer also has the final norm's input and its queries.
     """
     layer = 4 * (2 * ROW + 4 * ROW + SCORES + 2 * ROW + 2 * TOKENS * 24)
     found = layer_activations(make_job(model={"dense_layers": 2, "sparse_layers": 0}))
@@ -68,15 +71,25 @@ def test_half_precision_by_hand(make_job):
 
 def test_flash_attention_keeps_no_probabilities(make_job):
     """Of each of its rows of scores the largest and the sum, as eight float32 numbers each."""
-    plain, fused = (layer_activations(make_job(model={"hidden_size": 64}, runtime={"precision": "fp16", "device": "ascend", "fused": {
-        "attention": on}}))[0] for on in (False, True))
+    plain, fused = (
+        layer_activations(
+            make_job(
+                model={"hidden_size": 64}, runtime={"precision": "fp16", "device": "ascend", "fused": {"attention": on}}
+            )
+        )[0]
+        for on in (False, True)
+    )
     assert plain - fused == (4 + 2) * SCORES - 8 * 4 * 12 * 16 * 4
 
 
 def test_groups_have_buffers_of_the_size_asked_for(make_job, device):
     """HCCL has two a group, of 200 MB unless told otherwise."""
-    default, small = (rank_memory(make_job(2, 2, parallel={"expert": 4}, runtime={"device": "ascend", "hccl": {"buffer_mb": size}}), device)
-                      for size in (200, 50))
+    default, small = (
+        rank_memory(
+            make_job(2, 2, parallel={"expert": 4}, runtime={"device": "ascend", "hccl": {"buffer_mb": size}}), device
+        )
+        for size in (200, 50)
+    )
     unset = rank_memory(make_job(2, 2, parallel={"expert": 4}, runtime={"device": "ascend"}), device)
     assert default.reserved == unset.reserved
     assert default.reserved - small.reserved in [groups * 300e6 for groups in range(1, 6)]
@@ -105,7 +118,10 @@ def test_hardware_may_hold_activations_several_times(make_job, device):
 
 def test_tensor_parallelism_divides_what_it_shares(make_job):
     """Heads, inner features; not norms."""
-    one, two = (layer_activations(make_job(1, ranks, model={"sparse_layers": 0}, parallel={"tensor": ranks}))[0] for ranks in (1, 2))
+    one, two = (
+        layer_activations(make_job(1, ranks, model={"sparse_layers": 0}, parallel={"tensor": ranks}))[0]
+        for ranks in (1, 2)
+    )
     assert one - two == 4 * (4 * ROW + SCORES + 2 * TOKENS * 24) / 2
 
 
@@ -115,9 +131,9 @@ def test_buffers_of_the_loss_by_hand(make_job, device):
 
 
 def test_buffers_of_gradients_by_hand(make_job, device):
-    """Of 7440 numbers, 1616 are in experts, which have no replica; 15 statistics travel with the others, and 1 number more
-    makes two equal parts for the ranks of a node. Weights of maps, which may be sent early: 3 x 4 x 256 of attention, 2 x 2 x 384 of
-    feed-forward networks.
+    """Of 7440 numbers, 1616 are in experts, which have no replica; 15 statistics travel with the others, and 1 number
+    more makes two equal parts for the ranks of a node. Weights of maps, which may be sent early: 3 x 4 x 256 of
+    attention, 2 x 2 x 384 of feed-forward networks.
     """
     late = make_job(2, 2, parallel={"expert": 4, "overlap_gradients": False})
     assert rank_memory(late, device).working == 4 * 3 * (7440 - 1616 + 16)
@@ -130,6 +146,15 @@ def test_buffers_of_gradients_by_hand(make_job, device):
 
 def test_total_is_the_sum_of_its_parts(make_job, device):
     memory = rank_memory(make_job(2, 2, parallel={"expert": 4}, runtime={"precision": "fp16"}), device)
-    parts = (memory.parameters + memory.optimizer + memory.gradients + memory.half_copies + memory.activations + memory.dispatch
-             + memory.working + memory.margin + memory.reserved)
+    parts = (
+        memory.parameters
+        + memory.optimizer
+        + memory.gradients
+        + memory.half_copies
+        + memory.activations
+        + memory.dispatch
+        + memory.working
+        + memory.margin
+        + memory.reserved
+    )
     assert memory.total == pytest.approx(parts)

@@ -10,17 +10,44 @@ from pangu_sigma.model.parameter_groups import is_expert_parameter, ordered_para
 from pangu_sigma.planner.job import plan_job
 from pangu_sigma.planner.parameters import count_parameters, in_gradient_order, parameters
 
-LAYERS = {"dense only": {"dense_layers": 3, "sparse_layers": 0}, "sparse only": {"dense_layers": 0, "sparse_layers": 2},
-          "sparse query layer": {"sparse_query_layer": True}, "query layer alone": {"dense_layers": 0, "sparse_layers": 0},
-          "a slot a domain": {"domain_embeddings": True}, "default width": {"ffn_hidden_size": None}}
-ROUTERS = {"hash": {}, "switch": {}, "locmoe": {"locmoe": {"gate": "dense"}}, "gshard": {"top_k": 2}, "faster_moe": {}, "ta_moe": {},
-           "etr": {}}
+LAYERS = {
+    "dense only": {"dense_layers": 3, "sparse_layers": 0},
+    "sparse only": {"dense_layers": 0, "sparse_layers": 2},
+    "sparse query layer": {"sparse_query_layer": True},
+    "query layer alone": {"dense_layers": 0, "sparse_layers": 0},
+    "a slot a domain": {"domain_embeddings": True},
+    "default width": {"ffn_hidden_size": None},
+}
+ROUTERS = {
+    "hash": {},
+    "switch": {},
+    "locmoe": {"locmoe": {"gate": "dense"}},
+    "gshard": {"top_k": 2},
+    "faster_moe": {},
+    "ta_moe": {},
+    "etr": {},
+}
 DEGREES = [(1, 1), (4, 1), (2, 2), (1, 4)]  # expert, tensor
-CASES = [*(({"model": model}, (1, 1)) for model in LAYERS.values()),
-         *(({"moe": {"router": {"type": kind, **own}, "dispatch": {"drop_priority": "weight" if kind == "etr" else "position"}}}, (2, 2))
-           for kind, own in ROUTERS.items()),
-         *(({"model": {"sparse_query_layer": True, "domain_embeddings": True}}, degree) for degree in DEGREES),
-         ({"moe": {"router": {"balance_rate": 0.01, "local_term": {"kind": "bias"}}, "dispatch": {"overflow": "repick"}}}, (4, 1))]
+CASES = [
+    *(({"model": model}, (1, 1)) for model in LAYERS.values()),
+    *(
+        (
+            {
+                "moe": {
+                    "router": {"type": kind, **own},
+                    "dispatch": {"drop_priority": "weight" if kind == "etr" else "position"},
+                }
+            },
+            (2, 2),
+        )
+        for kind, own in ROUTERS.items()
+    ),
+    *(({"model": {"sparse_query_layer": True, "domain_embeddings": True}}, degree) for degree in DEGREES),
+    (
+        {"moe": {"router": {"balance_rate": 0.01, "local_term": {"kind": "bias"}}, "dispatch": {"overflow": "repick"}}},
+        (4, 1),
+    ),
+]
 
 
 @pytest.mark.parametrize(("changes", "degree"), CASES)
@@ -32,7 +59,9 @@ def test_every_tensor_is_that_of_the_network(make_job, build, changes, degree):
     assert [p.expert for p in found] == [is_expert_parameter(p) for p in built]
 
 
-@pytest.mark.parametrize("changes", [{}, {"model": {"sparse_query_layer": True}}, {"moe": {"router": {"type": "switch"}}}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"model": {"sparse_query_layer": True}}, {"moe": {"router": {"type": "switch"}}}]
+)
 def test_order_of_gradients_is_that_of_the_optimizer(make_job, build, changes):
     job = make_job(**changes)
     network = build(job)
@@ -46,12 +75,18 @@ def test_totals_are_those_of_the_whole_network(make_job, build, degree):
     built = build(job).trainable_params()
     whole = sum(math.prod(whole_shape(p)) * (degree[0] if is_expert_parameter(p) else 1) for p in built)
     counts = count_parameters(job)
-    assert counts.total == whole == sum(p.size for p in build(make_job(moe={"router": {"type": "switch"}})).trainable_params())
+    assert (
+        counts.total
+        == whole
+        == sum(p.size for p in build(make_job(moe={"router": {"type": "switch"}})).trainable_params())
+    )
     assert counts.rank == sum(p.size for p in built)
 
 
 def test_a_token_passes_through_some_experts_and_one_word_table(make_job):
-    job = make_job(model={"domain_embeddings": True, "sparse_query_layer": True}, moe={"router": {"type": "gshard", "top_k": 2}})
+    job = make_job(
+        model={"domain_embeddings": True, "sparse_query_layer": True}, moe={"router": {"type": "gshard", "top_k": 2}}
+    )
     expert = 16 * 24 + 24 + 24 * 16 + 16
     assert count_parameters(job).total - count_parameters(job).active == 2 * (8 - 2) * expert + 24 * 16
     dense = make_job(model={"sparse_layers": 0})

@@ -36,21 +36,30 @@ MILLION = 1_000_000
 CLUSTER = Topology(8, 4, 8)  # 2 nodes x 4 ranks, one expert-parallel group
 
 
-@pytest.mark.parametrize(("exchange", "topology", "seconds"), [
-    (of("all_to_all", "ep", 8 * MILLION), CLUSTER, 4 * 4e-3 / 1.0),  # 4 MB to 4 peers on the other node; 3 on the own meanwhile
-    (of("all_to_all", "ep_node", 4 * MILLION), CLUSTER, 3 * 4e-3 / 2.0),
-    (of("all_gather", "ep_node", MILLION), CLUSTER, 3 * 4e-3 / 2.0),
-    (of("reduce_scatter", "ep_node", 4 * MILLION), CLUSTER, 3 * 4e-3 / 2.0),
-    (of("all_reduce", "ep_node", 4 * MILLION), CLUSTER, 2 * 3 * 4e-3 / 2.0),  # scattered, then gathered
-    (of("all_reduce", "ep_rail", 2 * MILLION), CLUSTER, 2 * 4e-3 / 1.0),
-    (of("all_reduce", "tp", 4 * MILLION), Topology(4, 4, 1, 4), 2 * 3 * 4e-3 / 2.0),
-])
+@pytest.mark.parametrize(
+    ("exchange", "topology", "seconds"),
+    [
+        (
+            of("all_to_all", "ep", 8 * MILLION),
+            CLUSTER,
+            4 * 4e-3 / 1.0,
+        ),  # 4 MB to 4 peers on the other node; 3 on the own meanwhile
+        (of("all_to_all", "ep_node", 4 * MILLION), CLUSTER, 3 * 4e-3 / 2.0),
+        (of("all_gather", "ep_node", MILLION), CLUSTER, 3 * 4e-3 / 2.0),
+        (of("reduce_scatter", "ep_node", 4 * MILLION), CLUSTER, 3 * 4e-3 / 2.0),
+        (of("all_reduce", "ep_node", 4 * MILLION), CLUSTER, 2 * 3 * 4e-3 / 2.0),  # scattered, then gathered
+        (of("all_reduce", "ep_rail", 2 * MILLION), CLUSTER, 2 * 4e-3 / 1.0),
+        (of("all_reduce", "tp", 4 * MILLION), Topology(4, 4, 1, 4), 2 * 3 * 4e-3 / 2.0),
+    ],
+)
 def test_bandwidth(hardware, exchange, topology, seconds):
     assert exchange_time(exchange, topology, hardware) == pytest.approx(seconds)
 
 
 def test_sums_use_fast_islands_first(hardware):
-    """4 ranks in two islands of 2: half of the vector inside at 4 GB/s, then a quarter between them at 2 GB/s; and back."""
+    """4 ranks in two islands of 2: half of the vector inside at 4 GB/s, then a quarter between them at 2 GB/s; and
+    back.
+    """
     islands = replace(hardware, island=Island(2, link(4.0)))
     topology = Topology(4, 4, 1, 4)
     found = exchange_time(of("all_reduce", "tp", 4 * MILLION), topology, islands)
@@ -68,12 +77,16 @@ def test_latency_and_call(hardware):
     """All-reduce of 7 peers, not small: two rounds of 3 latencies each."""
     slow = replace(hardware, call_us=figure(100.0), node=link(1e6, 10.0))
     topology = Topology(8, 8, 1, 8)
-    assert exchange_time(of("all_reduce", "tp", MILLION), topology, slow) == pytest.approx(100e-6 + 2 * 3 * 10e-6, rel=1e-3)
+    assert exchange_time(of("all_reduce", "tp", MILLION), topology, slow) == pytest.approx(
+        100e-6 + 2 * 3 * 10e-6, rel=1e-3
+    )
 
 
 def test_nodes_may_share_one_link(hardware):
-    whole, shared = (exchange_time(of("all_to_all", "ep", 8 * MILLION), CLUSTER, replace(hardware, network_per_node=each))
-                     for each in (False, True))
+    whole, shared = (
+        exchange_time(of("all_to_all", "ep", 8 * MILLION), CLUSTER, replace(hardware, network_per_node=each))
+        for each in (False, True)
+    )
     assert shared == pytest.approx(4 * whole)
 
 
@@ -86,11 +99,17 @@ def test_computation(make_job, hardware):
 
 def test_flops_without_experts_are_the_models(make_job):
     job = make_job(model={"sparse_layers": 0}, train={"micro_batch_size": 2})
-    assert sum(rank_flops(job).values()) == pytest.approx(model_flops(job)) == pytest.approx(sum(step_flops(job.config, 96, 24).values()))
+    assert (
+        sum(rank_flops(job).values())
+        == pytest.approx(model_flops(job))
+        == pytest.approx(sum(step_flops(job.config, 96, 24).values()))
+    )
 
 
 def test_experts_compute_on_empty_slots_too(make_job):
-    """96 tokens of a rank at capacity factor 1.25: 15 slots for each of 8 experts, 120 in place of 96; tensor parallelism halves."""
+    """96 tokens of a rank at capacity factor 1.25: 15 slots for each of 8 experts, 120 in place of 96; tensor
+    parallelism halves.
+    """
     one, split = make_job(1, 1), make_job(1, 2, parallel={"tensor": 2})
     model = step_flops(one.config, 96, 24)
     assert rank_flops(one)["experts"] == pytest.approx(model["experts"] * 120 / 96)

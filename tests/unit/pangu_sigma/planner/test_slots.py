@@ -14,10 +14,18 @@ CASES = [
     ((2, 4), {"expert": 2, "tensor": 4}, {"dispatch": {"type": FLAT, "chunks": 2, "group_wise": True}}),
     ((1, 1), {}, {"dispatch": {"type": FLAT, "chunks": 4}}),
     ((2, 2), {"expert": 4}, {"dispatch": {"type": TIERS}, "capacity": {"local_share": 0.75}}),
-    ((2, 2), {"expert": 4}, {"dispatch": {"type": TIERS, "chunks": 2}, "capacity": {"local_share": 0.95, "factor": 2.0}}),
+    (
+        (2, 2),
+        {"expert": 4},
+        {"dispatch": {"type": TIERS, "chunks": 2}, "capacity": {"local_share": 0.95, "factor": 2.0}},
+    ),
     ((2, 2), {"expert": 4}, {"dispatch": {"type": TIERS}, "capacity": {"local_share": 1.0}}),
     ((2, 2), {"expert": 2}, {"dispatch": {"type": TIERS}}),
-    ((2, 4), {"expert": 4, "tensor": 2}, {"dispatch": {"type": TIERS, "group_wise": True}, "capacity": {"local_share": 0.9}}),
+    (
+        (2, 4),
+        {"expert": 4, "tensor": 2},
+        {"dispatch": {"type": TIERS, "group_wise": True}, "capacity": {"local_share": 0.9}},
+    ),
     ((1, 4), {"expert": 4}, {"dispatch": {"type": TIERS}}),
     ((2, 2), {"expert": 4}, {"dispatch": {"type": "ragged"}}),
     ((2, 2), {"expert": 4}, {"dispatch": {"type": "ragged", "ragged_limit": 1.5}, "router": {"top_k": 2}}),
@@ -48,12 +56,15 @@ def test_slots_are_those_of_the_dispatcher(make_job, build, cluster, parallel, m
 
 
 def test_rows_by_hand(make_job):
-    """2 nodes x 2 ranks, 2 experts each: 2 rows x 12 tokens; flat 24 x 1.25 / 8 = 4 slots for each source rank; in two tiers with 3/4
-    at home 24 x 1.25 x 3/4 / 4 = 6 of the own node, 2 of the other, so 4 in the near tier from 2 neighbours, 2 in the far tier from 4.
+    """2 nodes x 2 ranks, 2 experts each: 2 rows x 12 tokens; flat 24 x 1.25 / 8 = 4 slots for each source rank; in two
+    tiers with 3/4 at home 24 x 1.25 x 3/4 / 4 = 6 of the own node, 2 of the other, so 4 in the near tier from 2
+    neighbours, 2 in the far tier from 4.
     """
     flat = layer_slots(make_job(2, 2, parallel={"expert": 4}))
     assert (flat.capacity, flat.expert_calls) == (4, (16,))
-    tiers = layer_slots(make_job(2, 2, parallel={"expert": 4}, moe={"dispatch": {"type": TIERS}, "capacity": {"local_share": 0.75}}))
+    tiers = layer_slots(
+        make_job(2, 2, parallel={"expert": 4}, moe={"dispatch": {"type": TIERS}, "capacity": {"local_share": 0.75}})
+    )
     assert (tiers.capacity, tiers.near, tiers.expert_calls) == (2, 4, (8, 8))
 
 

@@ -17,22 +17,33 @@ def cluster(config):
     return cluster_of(config, 2, 4, "cpu")
 
 
-@pytest.mark.parametrize(("texts", "expected"), [
-    (["ep=2,4", "router=hash,switch"], {"ep": [2, 4], "router": ["hash", "switch"]}),
-    (["router", "ep"], {"ep": [1, 2, 4, 8], "router": ["hash", "switch", "locmoe"]}),  # in the order of the table
-    (["tp"], {"tp": [1, 2, 4]}),  # devices of a node, heads
-    (["dp"], {"dp": [4, 8, 16, 32]}),  # half as many replicas as there are, as many, twice, four times
-    (["capacity=1,1.5"], {"capacity": [1.0, 1.5]}),
-])
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["ep=2,4", "router=hash,switch"], {"ep": [2, 4], "router": ["hash", "switch"]}),
+        (["router", "ep"], {"ep": [1, 2, 4, 8], "router": ["hash", "switch", "locmoe"]}),  # in the order of the table
+        (["tp"], {"tp": [1, 2, 4]}),  # devices of a node, heads
+        (["dp"], {"dp": [4, 8, 16, 32]}),  # half as many replicas as there are, as many, twice, four times
+        (["capacity=1,1.5"], {"capacity": [1.0, 1.5]}),
+    ],
+)
 def test_axes(config, cluster, texts, expected):
     assert list(parse_axes(texts, config, cluster).items()) == list(expected.items())
 
 
-@pytest.mark.parametrize(("texts", "fragment"), [
-    (["pp=2"], "--sweep 'pp=2': expected one of ep, tp, dp, capacity, router"), (["ep=2", "ep=4"], "ep is given twice"),
-    (["ep=two"], "found 'two', expected a number above 0"), (["tp="], "found '', expected a number"), (["dp=0"], "found '0'"),
-    (["capacity=nan"], "found 'nan'"), (["ep=2.5"], "found '2.5'"),
-    (["router=hash,best"], "found 'best', expected some of etr, faster_moe")])
+@pytest.mark.parametrize(
+    ("texts", "fragment"),
+    [
+        (["pp=2"], "--sweep 'pp=2': expected one of ep, tp, dp, capacity, router"),
+        (["ep=2", "ep=4"], "ep is given twice"),
+        (["ep=two"], "found 'two', expected a number above 0"),
+        (["tp="], "found '', expected a number"),
+        (["dp=0"], "found '0'"),
+        (["capacity=nan"], "found 'nan'"),
+        (["ep=2.5"], "found '2.5'"),
+        (["router=hash,best"], "found 'best', expected some of etr, faster_moe"),
+    ],
+)
 def test_wrong_axes_are_refused(config, cluster, texts, fragment):
     with pytest.raises(InputError) as error:
         parse_axes(texts, config, cluster)
@@ -48,13 +59,22 @@ def test_impossible_combinations_are_counted_and_told(config, cluster):
 
 def test_the_front_is_what_nothing_beats(config, cluster):
     """By comparing all pairs, router by router: seconds, ranks, memory; slots, of which more are better."""
-    found = sweep_json(sweep(config, cluster, {"ep": [1, 2, 4, 8], "tp": [1, 2], "dp": [4, 8], "capacity": [1.0, 2.0],
-                                               "router": ["hash", "switch"]}))
+    found = sweep_json(
+        sweep(
+            config,
+            cluster,
+            {"ep": [1, 2, 4, 8], "tp": [1, 2], "dp": [4, 8], "capacity": [1.0, 2.0], "router": ["hash", "switch"]},
+        )
+    )
     costs = [(p["seconds"], p["data"] * p["tensor"], p["memory"], -p["capacity_factor"]) for p in found]
 
     def beaten(one):
-        return any(p["router"] == found[one]["router"] and costs[i] != costs[one] and all(a <= b for a, b in zip(costs[i], costs[one]))
-                   for i, p in enumerate(found))
+        return any(
+            p["router"] == found[one]["router"]
+            and costs[i] != costs[one]
+            and all(a <= b for a, b in zip(costs[i], costs[one]))
+            for i, p in enumerate(found)
+        )
 
     assert all(p["fits"] for p in found)
     assert [p["best"] for p in found] == [not beaten(i) for i in range(len(found))]

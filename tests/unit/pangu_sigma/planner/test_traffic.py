@@ -1,4 +1,6 @@
-"""Bytes of each collective against the algorithms themselves, played by recorders; bytes of whole steps against hand arithmetic."""
+"""Bytes of each collective against the algorithms themselves, played by recorders; bytes of whole steps against hand
+arithmetic.
+"""
 
 import numpy as np
 import pytest
@@ -8,7 +10,14 @@ from locmoe_ops.topology import Topology
 from pangu_sigma.planner.exchanges import FORWARD, Exchange, step_exchanges
 from pangu_sigma.planner.traffic import by_cause, sent
 
-TOPOLOGIES = [Topology(8, 4, 4, 2), Topology(8, 2, 2, 2), Topology(6, 3, 3), Topology(12, 4, 2), Topology(4, 1, 4), Topology(4, 4, 4)]
+TOPOLOGIES = [
+    Topology(8, 4, 4, 2),
+    Topology(8, 2, 2, 2),
+    Topology(6, 3, 3),
+    Topology(12, 4, 2),
+    Topology(4, 1, 4),
+    Topology(4, 4, 4),
+]
 OPERATIONS = ["all_to_all", "all_gather", "reduce_scatter", "all_reduce"]
 SIZES = [1, 7, 700, 5001]  # numbers; 2048 of them are what a small all-reduce may have
 
@@ -57,8 +66,8 @@ def test_a_collective_sends_what_the_algorithm_sends(topology, operation):
 
 
 def test_flat_dispatch_by_hand(make_job):
-    """2 nodes x 2 ranks, 8 experts, 24 tokens a rank: 4 slots an expert, so 2 x 4 rows of 16 float32 to each other rank, of which one
-    is on the node and two are not; there and back, forward and backward.
+    """2 nodes x 2 ranks, 8 experts, 24 tokens a rank: 4 slots an expert, so 2 x 4 rows of 16 float32 to each other
+    rank, of which one is on the node and two are not; there and back, forward and backward.
     """
     job = make_job(2, 2, parallel={"expert": 4})
     link = 2 * 4 * 16 * 4
@@ -73,9 +82,13 @@ def test_half_precision_halves_what_returns(make_job):
 
 
 def test_gradients_cross_between_nodes_once(make_job):
-    """Without experts all of them are summed over all ranks: within each node of 4 first, then a quarter between 2 nodes."""
+    """Without experts all of them are summed over all ranks: within each node of 4 first, then a quarter between 2
+    nodes.
+    """
     job = make_job(2, 4, model={"sparse_layers": 0, "dense_layers": 0})
-    numbers = sum((24 * 16, 12 * 16, 2 * 16, 12 * 16, 2 * 16, 4 * 16 * 16, 3 * 16, 2 * 16, 2 * 24 * 16 + 24 + 16)) + 4 + 3
+    numbers = (
+        sum((24 * 16, 12 * 16, 2 * 16, 12 * 16, 2 * 16, 4 * 16 * 16, 3 * 16, 2 * 16, 2 * 24 * 16 + 24 + 16)) + 4 + 3
+    )
     share = -(-numbers // 4)
     found = by_cause(step_exchanges(job), job.topology)["gradient"]
     assert found == (2 * 4 * 3 * 2 * share * 4, 4 * 2 * 2 * -(-share // 2) * 4)

@@ -13,13 +13,19 @@ LAST_WRITTEN_S = 1_700_000_000
 
 @pytest.fixture
 def write_run_folder(tmp_path):
-    """Leaves a run of 10 steps (or as `settings` say) in tmp_path/name, with a summary if `finished`; returns the folder."""
+    """Leaves a run of 10 steps (or as `settings` say) in tmp_path/name, with a summary if `finished`; returns the
+    folder.
+    """
 
     def _write(name, records, finished=False, cosines=None, **settings):
         folder = tmp_path / name
         folder.mkdir(parents=True, exist_ok=True)
-        raw = {"model": {"sequence_length": 32}, "optimizer": {"warmup_steps": 1}, "moe": {"num_experts": 8},
-               "train": {"steps": 10, "global_batch_size": 4, "output_dir": str(folder)}}
+        raw = {
+            "model": {"sequence_length": 32},
+            "optimizer": {"warmup_steps": 1},
+            "moe": {"num_experts": 8},
+            "train": {"steps": 10, "global_batch_size": 4, "output_dir": str(folder)},
+        }
         for key, value in settings.items():
             section, _, option = key.partition("__")
             raw.setdefault(section, {})[option] = value

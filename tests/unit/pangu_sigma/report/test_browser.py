@@ -1,4 +1,6 @@
-"""The report in a real browser: it is drawn whole on a wide and on a narrow screen, light and dark, without a complaint."""
+"""The report in a real browser: it is drawn whole on a wide and on a narrow screen, light and dark, without a
+complaint.
+"""
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from PIL import Image  # comes with MindSpore
 from pangu_sigma.report.collect import collect
 from pangu_sigma.report.report import write_report
 
-GROUND = {"light": (0xfb, 0xfb, 0xfa), "dark": (0x16, 0x18, 0x1c)}
+GROUND = {"light": (0xFB, 0xFB, 0xFA), "dark": (0x16, 0x18, 0x1C)}
 
 
 @pytest.fixture
@@ -19,8 +21,12 @@ def report(whole_plan, tmp_path):
 def test_it_is_drawn(browse, report, tmp_path, width, scheme):
     """The ground has the scheme's colour, and the bars of the first variants, at their place in the page, have theirs."""
     shot = tmp_path / "shot.png"
-    browse(report, f"--screenshot={shot}", f"--window-size={width},1800",
-           f"--blink-settings=preferredColorScheme={('dark', 'light').index(scheme)}")
+    browse(
+        report,
+        f"--screenshot={shot}",
+        f"--window-size={width},1800",
+        f"--blink-settings=preferredColorScheme={('dark', 'light').index(scheme)}",
+    )
     image = np.asarray(Image.open(shot).convert("RGB"))
     assert image.shape == (1800, width, 3)
     assert tuple(image[2, 2]) == GROUND[scheme]
@@ -30,11 +36,21 @@ def test_it_is_drawn(browse, report, tmp_path, width, scheme):
 
 
 def test_it_fits_and_can_be_read(measure, report):
-    """No text is cut off, lies over another or is lower than 11 pixels, the page does not scroll sideways and loads nothing."""
+    """No text is cut off, lies over another or is lower than 11 pixels, the page does not scroll sideways and loads
+    nothing.
+    """
     for width, found in zip((1280, 390), measure(report.read_text(encoding="utf-8"), (1280, 390))):
         headings = found.pop("figures")
         assert found == {"width": width, "out": [], "overlapping": [], "leaving": [], "small": 0, "requests": 0}
-        assert headings == ["Step time", "Where a step's time goes", "Training loss over steps", "Validation perplexity over steps",
-                            "Validation perplexity over time", "Capacity against perplexity", "Bytes sent in a step",
-                            "Bytes that each node's link carried", "Which experts the tokens go to, over training",
-                            "Angles between tokens, and between tokens and gates"]
+        assert headings == [
+            "Step time",
+            "Where a step's time goes",
+            "Training loss over steps",
+            "Validation perplexity over steps",
+            "Validation perplexity over time",
+            "Capacity against perplexity",
+            "Bytes sent in a step",
+            "Bytes that each node's link carried",
+            "Which experts the tokens go to, over training",
+            "Angles between tokens, and between tokens and gates",
+        ]

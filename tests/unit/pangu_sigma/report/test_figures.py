@@ -77,15 +77,19 @@ def test_bytes_by_cause_where_they_are_known(data_of, by_cause):
     figure = figures.bytes_sent(data_of([step(**{"comm/inter_node(B)": 4e6, "comm/intra_node(B)": 6e6}, **causes)]))
     widths = list(map(float, WIDTHS.findall(figure)))
     expected = [0.3, 0.1, 0.2, 0.4] if by_cause else [0.4, 0.6]
-    widths = widths[:len(expected)]
+    widths = widths[: len(expected)]
     assert [width / sum(widths) for width in widths] == pytest.approx(expected, abs=1e-3)
     assert ">10 MB<" in figure and ("by cause" in figure) is by_cause
 
 
 def test_bytes_by_link_are_what_the_interfaces_counted(data_of):
-    counted = [{"node": node, "tx_bytes": {"before": 500, "after": 500 + sent}} for node, sent in enumerate((3_000_000, 1_000_000))]
-    figure = figures.bytes_by_link(data_of([step()], {"interfaces": {"interfaces": counted}},
-                                           cluster={"nodes": 2, "workers_per_node": 1}))
+    counted = [
+        {"node": node, "tx_bytes": {"before": 500, "after": 500 + sent}}
+        for node, sent in enumerate((3_000_000, 1_000_000))
+    ]
+    figure = figures.bytes_by_link(
+        data_of([step()], {"interfaces": {"interfaces": counted}}, cluster={"nodes": 2, "workers_per_node": 1})
+    )
     first, second, *_ = map(float, WIDTHS.findall(figure))
     assert first == pytest.approx(3 * second, abs=0.11)
     assert ">4 MB<" in figure and "hash, node 1: 1 MB" in figure
@@ -115,8 +119,10 @@ def test_perplexity_is_that_of_steps_at_which_all_seeds_were_validated(make_plan
 
 def test_the_steep_beginning_is_cut_off_but_no_end_is(data_of):
     """From 1000 down to 100 and 180: cut off at 1.05 x 180 = 189, above 1.5 x 100."""
-    falling = {name: [step(1, **{"valid/perplexity": 1000.0}), step(2, **{"valid/perplexity": end})]
-               for name, end in (("hash", 100.0), ("locmoe", 180.0))}
+    falling = {
+        name: [step(1, **{"valid/perplexity": 1000.0}), step(2, **{"valid/perplexity": end})]
+        for name, end in (("hash", 100.0), ("locmoe", 180.0))
+    }
     data = data_of(falling)
     assert "Values above 189, those of the first steps, are cut off." in figures.perplexity_over_steps(data)
     (above, low), (_, high) = heights(figures.perplexity_over_steps(data))
@@ -125,32 +131,54 @@ def test_the_steep_beginning_is_cut_off_but_no_end_is(data_of):
 
 def test_a_run_that_diverged_keeps_its_place(data_of):
     begin, lost = step(1, **{"valid/perplexity": 10.0}), float("nan")
-    ending = {"hash": [begin, step(2, **{"valid/perplexity": 9.0})], "locmoe": [begin, step(2, **{"valid/perplexity": lost})]}
+    ending = {
+        "hash": [begin, step(2, **{"valid/perplexity": 9.0})],
+        "locmoe": [begin, step(2, **{"valid/perplexity": lost})],
+    }
     data = data_of(ending)
     found = data.table["all"]["locmoe"]
     assert found["valid/perplexity"]["mean"] == float("inf") and found["time/step(s)"]["mean"] == 1.0
     figure = figures.perplexity_over_steps(data)
-    assert "locmoe: 1, 10" in figure and "nan" not in figure and "Diverged, and not drawn from there on: locmoe." in figure
+    assert (
+        "locmoe: 1, 10" in figure and "nan" not in figure and "Diverged, and not drawn from there on: locmoe." in figure
+    )
 
 
 def test_capacity_as_configured_or_as_measured(data_of):
     measured = [step(**{"valid/perplexity": 9.0, "moe/capacity_factor": 1.75})]
-    data = data_of({"hash": [step(**{"valid/perplexity": 10.0})], "locmoe": measured},
-                   variants={"hash": {"moe.router.type": "hash", "moe.capacity.factor": 1.5}, "locmoe": {}})
+    data = data_of(
+        {"hash": [step(**{"valid/perplexity": 10.0})], "locmoe": measured},
+        variants={"hash": {"moe.router.type": "hash", "moe.capacity.factor": 1.5}, "locmoe": {}},
+    )
     figure = figures.capacity_against_perplexity(data)
     assert "hash: 1.5, 10" in figure and "locmoe: 1.75, 9" in figure
 
 
 def test_equal_capacities_are_no_figure(data_of):
-    assert "do not differ in capacity" in figures.capacity_against_perplexity(data_of([step(**{"valid/perplexity": 9.0})]))
+    assert "do not differ in capacity" in figures.capacity_against_perplexity(
+        data_of([step(**{"valid/perplexity": 9.0})])
+    )
 
 
 def test_expert_assignment_of_the_last_layer(data_of):
     """Of 4 experts one gets all, then each a quarter: strength 0.3 x 4 (at most 1), 0, and 0.3."""
-    data = data_of([step(1, **{"moe/tokens_per_expert": [[9, 9, 9, 9], [8, 0, 0, 0]]}),
-                    step(2, **{"moe/tokens_per_expert": [[9, 9, 9, 9], [2, 2, 2, 2]]})])
+    data = data_of(
+        [
+            step(1, **{"moe/tokens_per_expert": [[9, 9, 9, 9], [8, 0, 0, 0]]}),
+            step(2, **{"moe/tokens_per_expert": [[9, 9, 9, 9], [2, 2, 2, 2]]}),
+        ]
+    )
     figure = figures.expert_assignment(data)
-    assert re.findall(r'fill-opacity="([\d.]+)"', figure)[:8] == ["1.00", "0.30", "0.00", "0.30", "0.00", "0.30", "0.00", "0.30"]
+    assert re.findall(r'fill-opacity="([\d.]+)"', figure)[:8] == [
+        "1.00",
+        "0.30",
+        "0.00",
+        "0.30",
+        "0.00",
+        "0.30",
+        "0.00",
+        "0.30",
+    ]
     assert ">step 1<" in figure and ">step 2<" in figure
 
 
@@ -161,7 +189,9 @@ def test_expert_assignment_of_a_long_run_is_summed_in_stretches(data_of):
 
 def test_cosines_are_densities(data_of):
     """Counts 1 and 3 in bins of 0.5: densities 0.5 and 1.5, so the second step is three times as high above zero."""
-    figure = figures.cosine_histograms(data_of([step()], {"cosines": {"token_gate": {"edges": [0.0, 0.5, 1.0], "counts": [1, 3]}}}))
+    figure = figures.cosine_histograms(
+        data_of([step()], {"cosines": {"token_gate": {"edges": [0.0, 0.5, 1.0], "counts": [1, 3]}}})
+    )
     low, same, high, _ = heights(figure)[0]
     assert low == same
     # Values from 0.5 to 1.5 with 5 % of air on 192 units: 1.0 is 192 / 1.1 of them.

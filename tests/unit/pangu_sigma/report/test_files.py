@@ -30,21 +30,27 @@ def test_a_failure_while_writing_leaves_the_old_content(tmp_path, monkeypatch, f
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(("content", "expected"), [
-    (b'{"a": 1}', {"a": 1}), (b'{"a": 1', {}), (b"", {}), (b"[1]", {}), (b"null", {}), (b'{"a": "\xff"}', {})])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b'{"a": 1}', {"a": 1}), (b'{"a": 1', {}), (b"", {}), (b"[1]", {}), (b"null", {}), (b'{"a": "\xff"}', {})],
+)
 def test_an_object_is_read_whole_or_not_at_all(tmp_path, content, expected):
     (tmp_path / "note.json").write_bytes(content)
     assert read_object(tmp_path / "note.json") == expected
 
 
-@pytest.mark.parametrize(("content", "expected"), [
-    (b'{"a": 1}\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
-    (b'{"a": 1}\n{"a": 2', [{"a": 1}]),
-    (b'{"a": 1}\n7\n{"a": 2}\n', [{"a": 1}]),
-    (b'{"a": 1}\n[]\n{"a": 2}\n', [{"a": 1}]),
-    (b'{"a": 1}\n{"a": "\xff', [{"a": 1}]),
-    (b'{"a": "x\xe2\x80\xa8y"}\n', [{"a": "x\u2028y"}]),  # a line separator of Unicode ends no line of JSON
-    (b"", [])])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"a": 1}\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
+        (b'{"a": 1}\n{"a": 2', [{"a": 1}]),
+        (b'{"a": 1}\n7\n{"a": 2}\n', [{"a": 1}]),
+        (b'{"a": 1}\n[]\n{"a": 2}\n', [{"a": 1}]),
+        (b'{"a": 1}\n{"a": "\xff', [{"a": 1}]),
+        (b'{"a": "x\xe2\x80\xa8y"}\n', [{"a": "x\u2028y"}]),  # a line separator of Unicode ends no line of JSON
+        (b"", []),
+    ],
+)
 def test_lines_are_read_up_to_the_first_broken_one(tmp_path, content, expected):
     (tmp_path / "metrics.jsonl").write_bytes(content)
     assert read_lines(tmp_path / "metrics.jsonl") == expected

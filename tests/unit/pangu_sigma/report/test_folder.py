@@ -35,7 +35,9 @@ def test_what_is_new_is_added(write_run_folder):
 def test_lines_that_are_no_step_are_passed_over(write_run_folder):
     folder = write_run_folder("run", steps(1))
     with open(folder / "metrics.jsonl", "ab") as file:
-        file.write(b'{"progress/step": 2, "loss\n[1]\n{"progress/step": true}\n{"progress/step": 3, "a": NaN}\n\xff\xfe\n\n{"progress/st')
+        file.write(
+            b'{"progress/step": 2, "loss\n[1]\n{"progress/step": true}\n{"progress/step": 3, "a": NaN}\n\xff\xfe\n\n{"progress/st'
+        )
     assert found(RunFolder(str(folder))) == [1, 3]
 
 
@@ -54,7 +56,9 @@ def test_a_run_that_goes_on_from_an_earlier_step(write_run_folder, tmp_path):
 
 def test_finished_needs_all_steps_and_a_summary(write_run_folder):
     assert not RunFolder(str(write_run_folder("a", steps(10)))).read().finished
-    assert not RunFolder(str(write_run_folder("b", steps(9), finished=True))).read().finished  # of an earlier run in the folder
+    assert (
+        not RunFolder(str(write_run_folder("b", steps(9), finished=True))).read().finished
+    )  # of an earlier run in the folder
     assert RunFolder(str(write_run_folder("c", steps(10), finished=True))).read().finished
 
 

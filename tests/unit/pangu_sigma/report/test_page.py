@@ -8,13 +8,28 @@ import pytest
 from pangu_sigma.report import page
 
 
-@pytest.mark.parametrize(("name", "value", "text"), [
-    ("time/step(s)", 0.0, "0 s"), ("time/step(s)", 0.0123, "12.3 ms"), ("time/step(s)", 1.234, "1.23 s"), ("time/step(s)", 119.0, "119 s"),
-    ("time/step(s)", 120.0, "2 min"), ("time/epoch(s)", 7200.0, "2 h"), ("time/epoch(s)", 7e6, "1,944 h"),
-    ("comm/inter_node(B)", 0.0, "0 B"), ("comm/inter_node(B)", 999.0, "999 B"), ("comm/inter_node(B)", 25.1e6, "25.1 MB"),
-    ("comm/inter_node(B)", 3.21e9, "3.21 GB"), ("moe/drop_fraction", 0.0456, "4.6 %"), ("time/all_to_all_share", 1.0, "100.0 %"),
-    ("valid/perplexity", 230.64, "230.6"), ("valid/perplexity", 12345.6, "12,346"), ("valid/perplexity", 1e304, "1e+304"),
-    ("moe/load_max_over_mean", 1.33333, "1.333")])
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("time/step(s)", 0.0, "0 s"),
+        ("time/step(s)", 0.0123, "12.3 ms"),
+        ("time/step(s)", 1.234, "1.23 s"),
+        ("time/step(s)", 119.0, "119 s"),
+        ("time/step(s)", 120.0, "2 min"),
+        ("time/epoch(s)", 7200.0, "2 h"),
+        ("time/epoch(s)", 7e6, "1,944 h"),
+        ("comm/inter_node(B)", 0.0, "0 B"),
+        ("comm/inter_node(B)", 999.0, "999 B"),
+        ("comm/inter_node(B)", 25.1e6, "25.1 MB"),
+        ("comm/inter_node(B)", 3.21e9, "3.21 GB"),
+        ("moe/drop_fraction", 0.0456, "4.6 %"),
+        ("time/all_to_all_share", 1.0, "100.0 %"),
+        ("valid/perplexity", 230.64, "230.6"),
+        ("valid/perplexity", 12345.6, "12,346"),
+        ("valid/perplexity", 1e304, "1e+304"),
+        ("moe/load_max_over_mean", 1.33333, "1.333"),
+    ],
+)
 def test_numbers_are_shown_as_their_name_says(name, value, text):
     assert page.shown(name, value) == text
 
@@ -27,7 +42,11 @@ def test_ranges_stand_below_means():
 
 def test_tables_name_rows_and_columns():
     root = ElementTree.fromstring(page.table(["variant", "time"], [["a<b>", "2\n1 to 3"]]))
-    assert [(head.get("scope"), head.text) for head in root.iter("th")] == [("col", "variant"), ("col", "time"), ("row", "a<b>")]
+    assert [(head.get("scope"), head.text) for head in root.iter("th")] == [
+        ("col", "variant"),
+        ("col", "time"),
+        ("row", "a<b>"),
+    ]
     (cell,) = root.iter("td")
     assert (cell.text, cell.find("small").text) == ("2", "1 to 3")
 
@@ -39,7 +58,7 @@ def test_nothing_in_a_text_is_markup():
 
 
 def _luminance(colour):
-    channels = [int(colour[place:place + 2], 16) / 255 for place in (1, 3, 5)]
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     red, green, blue = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 

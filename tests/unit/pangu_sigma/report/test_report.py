@@ -45,7 +45,9 @@ def test_it_is_whole_and_loads_nothing(report):
     assert found.open == []
     assert not found.tags & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
     names = {name for _, name, _ in found.attributes}
-    assert not names & {"src", "href", "xlink:href", "data", "action", "srcset"} and not [name for name in names if name.startswith("on")]
+    assert not names & {"src", "href", "xlink:href", "data", "action", "srcset"} and not [
+        name for name in names if name.startswith("on")
+    ]
     assert "http" not in report and "@import" not in report
     assert all(reference.startswith("#") for reference in re.findall(r"url\(([^)]*)\)", report))
 
@@ -65,8 +67,14 @@ def test_it_holds_every_variant_metric_and_number(whole_plan, report, tmp_path):
 
 def test_it_says_what_was_compared(report):
     text = _Page(report).text
-    assert "Phase quality: 2 simulated nodes of 2 workers, links between nodes not limited; 400 steps of 128 tokens; seeds 1, 2, 3." in text
-    assert "Phase time: 2 simulated nodes of 2 workers, links between nodes limited to 200mbit; 60 steps of 128 tokens" in text
+    assert (
+        "Phase quality: 2 simulated nodes of 2 workers, links between nodes not limited; 400 steps of 128 tokens; seeds 1, 2, 3."
+        in text
+    )
+    assert (
+        "Phase time: 2 simulated nodes of 2 workers, links between nodes limited to 200mbit; 60 steps of 128 tokens"
+        in text
+    )
     assert "moe.dispatch.type=hierarchical, moe.dispatch.chunks=2, moe.capacity.factor=1.0" in text
     assert "parallel.expert=4" not in text  # all have it
     assert "Times are without the first 5 steps" in text and "Ratios are to switch" in text
@@ -86,12 +94,15 @@ def test_runs_of_several_states_of_the_code_are_pointed_out(make_plan, write_run
     plan = make_plan()
     for run, code in zip(plan.runs, ("0123456789ab", "ba9876543210")):
         write_run(run, [STEP], summary={"router": "x", "code": code})
-    assert "2 states of the code (0123456789ab: 1, ba9876543210: 1)" in _Page(render(collect(plan, tmp_path / "out"))).text
+    assert (
+        "2 states of the code (0123456789ab: 1, ba9876543210: 1)" in _Page(render(collect(plan, tmp_path / "out"))).text
+    )
 
 
 def test_names_and_values_are_escaped(make_plan, write_run, tmp_path):
-    plan = make_plan(base_overrides={"data.path": "a<script>b"}, variants={
-        "a": {"data.path": "<script>alert(1)</script>"}, "b": {}})
+    plan = make_plan(
+        base_overrides={"data.path": "a<script>b"}, variants={"a": {"data.path": "<script>alert(1)</script>"}, "b": {}}
+    )
     for run in plan.runs:
         write_run(run, [{**STEP, "moe/<i>odd</i>": 1.0}])
     report = render(collect(plan, tmp_path / "out"))

@@ -22,33 +22,55 @@ def text(path):
 def test_runs_beside_the_first(write_run_folder, made_up_records, made_up_cosines, tmp_path, capsys):
     """In the made-up runs a step takes 1.93 and 1.73 s and 0 to 0.06 more; the folders, routers and seeds differ."""
     first = write_run_folder("runs/switch", made_up_records(0, 1, 40), True, made_up_cosines(0), train__steps=40)
-    second = write_run_folder("runs/hash/again", made_up_records(1, 1, 30), train__steps=40, train__seed=2, moe__num_experts=4)
+    second = write_run_folder(
+        "runs/hash/again", made_up_records(1, 1, 30), train__steps=40, train__seed=2, moe__num_experts=4
+    )
     assert main(["report", str(first), str(second)]) == 0
     path = tmp_path / "runs" / "report.html"
     assert capsys.readouterr().out.startswith("report: ") and path.is_file()
     html, found = path.read_text(encoding="utf-8"), text(path)
     assert "http-equiv" not in html
     assert "<title>Runs: switch, hash/again</title>" in html and "/ switch&#x27;s" in html
-    assert "1 of 2 runs are finished" in found and "finished: 40 steps" in found and "step 30 of 40, written 2023-11-1" in found
-    assert "train.seed=2, moe" not in found and "moe.num_experts=4, train.seed=2" in found and "moe.num_experts=8, train.seed=1" in found
+    assert (
+        "1 of 2 runs are finished" in found
+        and "finished: 40 steps" in found
+        and "step 30 of 40, written 2023-11-1" in found
+    )
+    assert (
+        "train.seed=2, moe" not in found
+        and "moe.num_experts=4, train.seed=2" in found
+        and "moe.num_experts=8, train.seed=1" in found
+    )
     assert "output_dir" not in found
     ratios = [float(value) for value in re.findall(r"0\.8\d\d", found)]
     assert any(abs(ratio - 1.76 / 1.96) < 2e-3 for ratio in ratios)
     assert re.findall(r"(\w[\w ]+): not drawn", found.replace("&#x27;", "")) == [
-        "Capacity against perplexity", "Bytes that each nodes link carried"]
+        "Capacity against perplexity",
+        "Bytes that each nodes link carried",
+    ]
 
 
 def test_a_run_that_diverged_beside_one_that_did_not(write_run_folder, tmp_path):
     """Its last finite validation, 9, was the best of all."""
-    good = write_run_folder("runs/good", [step(1), step(2, **{"valid/loss": 3.0, "valid/perplexity": 20.0})], True, train__steps=2)
-    ruined = write_run_folder("runs/ruined", [step(1, **{"valid/loss": 2.2, "valid/perplexity": 9.0}), step(2, **{"loss/total": None})])
-    (ruined / "summary.json").write_text('{"router": "x", "unigram_perplexity": 900.0, "status": "diverged", "progress/step": 2}')
+    good = write_run_folder(
+        "runs/good", [step(1), step(2, **{"valid/loss": 3.0, "valid/perplexity": 20.0})], True, train__steps=2
+    )
+    ruined = write_run_folder(
+        "runs/ruined", [step(1, **{"valid/loss": 2.2, "valid/perplexity": 9.0}), step(2, **{"loss/total": None})]
+    )
+    (ruined / "summary.json").write_text(
+        '{"router": "x", "unigram_perplexity": 900.0, "status": "diverged", "progress/step": 2}'
+    )
     found = text(page.report([str(good), str(ruined)], str(tmp_path / "page.html")))
     assert "diverged: ended after step 2 of 10" in found and "runs are finished" not in found
-    assert re.search(r"ruined +1 s +1.000 +diverged +diverged ", found) and re.search(r"good +1 s +1.000 +20 +1.000 ", found)
+    assert re.search(r"ruined +1 s +1.000 +diverged +diverged ", found) and re.search(
+        r"good +1 s +1.000 +20 +1.000 ", found
+    )
 
 
-@pytest.mark.parametrize("records", [[], [step(1)], [{"progress/step": 1}], [step(1, float("nan"), **{"valid/perplexity": float("inf")})]])
+@pytest.mark.parametrize(
+    "records", [[], [step(1)], [{"progress/step": 1}], [step(1, float("nan"), **{"valid/perplexity": float("inf")})]]
+)
 def test_a_run_that_has_hardly_begun(write_run_folder, records, tmp_path):
     folder = write_run_folder("run", records)
     with open(folder / "metrics.jsonl", "a") as file:
@@ -92,8 +114,10 @@ def test_an_interrupted_page_no_longer_reloads_itself(write_run_folder, monkeypa
 
 
 def test_short_names(tmp_path):
-    names = [page.short_names([tmp_path / place for place in places]) for places in (
-        ["runs/a"], ["runs/a", "runs/b"], ["x/hash/seed_1", "x/switch/seed_1"], ["a", "a/b"])]
+    names = [
+        page.short_names([tmp_path / place for place in places])
+        for places in (["runs/a"], ["runs/a", "runs/b"], ["x/hash/seed_1", "x/switch/seed_1"], ["a", "a/b"])
+    ]
     assert names == [["a"], ["a", "b"], ["hash/seed_1", "switch/seed_1"], ["a", "b"]]
 
 
@@ -116,9 +140,14 @@ def test_nothing_in_a_run_is_markup(write_run_folder):
 
 def test_it_fits_a_phone_while_a_run_goes_on(write_run_folder, made_up_records, made_up_cosines, measure):
     """Long names included; the page that reloads itself loads nothing else."""
-    folders = [write_run_folder("runs/WMWM/a_long_name_of_a_run_folder_that_somebody_made_up_WMWMWMWM", made_up_records(0, 1, 40)),
-               write_run_folder("runs/other/hash", made_up_records(1, 1, 60), True, made_up_cosines(1), train__steps=60,
-                                moe__num_experts=16)]
+    folders = [
+        write_run_folder(
+            "runs/WMWM/a_long_name_of_a_run_folder_that_somebody_made_up_WMWMWMWM", made_up_records(0, 1, 40)
+        ),
+        write_run_folder(
+            "runs/other/hash", made_up_records(1, 1, 60), True, made_up_cosines(1), train__steps=60, moe__num_experts=16
+        ),
+    ]
     html = page.render([RunFolder(str(folder)).read() for folder in folders], refresh_s=60)
     for width, found in zip((1280, 390), measure(html, (1280, 390))):
         assert "Training loss over steps" in found.pop("figures")

@@ -9,11 +9,15 @@ from pangu_sigma.cli.main import main
 from pangu_sigma.report.collect import traced_values
 from pangu_sigma.report.step_trace import COLUMNS, TRACE, Split, read_profile, read_step_trace
 
-HEADER = ("Step,Computing,Communication(Not Overlapped),Overlapped,Communication,Free,Stage,Bubble,"
-          "Communication(Not Overlapped and Exclude Receive),Preparing")
+HEADER = (
+    "Step,Computing,Communication(Not Overlapped),Overlapped,Communication,Free,Stage,Bubble,"
+    "Communication(Not Overlapped and Exclude Receive),Preparing"
+)
 # Of each step: 6 ms of computing, 3 ms of communication of which 1 ms beside it, 0.5 ms idle; then 7, 4, 4 and 0.
-ROWS = ["1,7000.000,0.000,4000.000,4000.000,0.000,7000.000,0.000,0.000,10.000",
-        "0,6000.250,2000.000,1000.000,3000.000,500.500,8500.750,0.000,2000.000,120.375"]
+ROWS = [
+    "1,7000.000,0.000,4000.000,4000.000,0.000,7000.000,0.000,0.000,10.000",
+    "0,6000.250,2000.000,1000.000,3000.000,500.500,8500.750,0.000,2000.000,120.375",
+]
 
 
 def write(folder, name="rank_0_4711_20261126120000000_ascend_ms", rows=ROWS, header=HEADER):
@@ -37,16 +41,20 @@ def test_microseconds_become_seconds_in_the_order_of_steps(tmp_path):
     assert first.step == pytest.approx(0.00850075) and second.step == pytest.approx(0.007)
 
 
-@pytest.mark.parametrize(("rows", "header", "fragment"), [
-    ([], HEADER, "no step in it"), ([], "", "no step in it"),
-    (["0,1,1"], "Step,Computing,Free", "no column Communication, expected Step, Computing,"),
-    (["0,6000,2000,1000"], HEADER, "Communication: found None, expected a number"),
-    (["0,fast,2000,1000,3000,0,0,0,0,0"], HEADER, "Computing: found 'fast', expected a number of at least 0"),
-    (["0,-1,2000,1000,3000,0,0,0,0,0"], HEADER, "Computing: found '-1'"),
-    (["0,nan,2000,1000,3000,0,0,0,0,0"], HEADER, "Computing: found 'nan'"),
-    (["0,6000,2000,1000,9000,0,0,0,0,0"], HEADER, "step 0: Communication 9000.0, Overlapped 1000.0"),
-    (["0,500,0,1000,1000,0,0,0,0,0"], HEADER, "and Computing 500.0 do not fit together"),
-])
+@pytest.mark.parametrize(
+    ("rows", "header", "fragment"),
+    [
+        ([], HEADER, "no step in it"),
+        ([], "", "no step in it"),
+        (["0,1,1"], "Step,Computing,Free", "no column Communication, expected Step, Computing,"),
+        (["0,6000,2000,1000"], HEADER, "Communication: found None, expected a number"),
+        (["0,fast,2000,1000,3000,0,0,0,0,0"], HEADER, "Computing: found 'fast', expected a number of at least 0"),
+        (["0,-1,2000,1000,3000,0,0,0,0,0"], HEADER, "Computing: found '-1'"),
+        (["0,nan,2000,1000,3000,0,0,0,0,0"], HEADER, "Computing: found 'nan'"),
+        (["0,6000,2000,1000,9000,0,0,0,0,0"], HEADER, "step 0: Communication 9000.0, Overlapped 1000.0"),
+        (["0,500,0,1000,1000,0,0,0,0,0"], HEADER, "and Computing 500.0 do not fit together"),
+    ],
+)
 def test_broken_traces_are_refused_in_one_line(tmp_path, rows, header, fragment):
     path = write(tmp_path, rows=rows, header=header)
     with pytest.raises(InputError) as caught:
@@ -66,14 +74,27 @@ def test_the_newest_trace_of_each_rank_counts(tmp_path):
 
 def test_compare_takes_the_split_from_traces_alone(tmp_path):
     assert traced_values(tmp_path / "absent") == {}
-    (tmp_path / "rank_0.json").write_text(json.dumps({"steps": [
-        {"step": 3, "compute(s)": 1.0, "communication(s)": 0.5, "overlapped(s)": 0.25, "idle(s)": 0.125}]}))
+    (tmp_path / "rank_0.json").write_text(
+        json.dumps(
+            {
+                "steps": [
+                    {"step": 3, "compute(s)": 1.0, "communication(s)": 0.5, "overlapped(s)": 0.25, "idle(s)": 0.125}
+                ]
+            }
+        )
+    )
     assert traced_values(tmp_path) == {}  # the run's own metrics have it, for all steps
     assert read_profile(tmp_path).ranks == {0: [Split(1.0, 0.5, 0.25, 0.125)]}
     write(tmp_path)
-    assert traced_values(tmp_path) == pytest.approx({
-        "time/compute(s)": 0.006500125, "time/communication(s)": 0.0035, "time/overlapped(s)": 0.0025, "time/idle(s)": 0.00025025,
-        "time/overlapped_share": 0.0025 / 0.0035})
+    assert traced_values(tmp_path) == pytest.approx(
+        {
+            "time/compute(s)": 0.006500125,
+            "time/communication(s)": 0.0035,
+            "time/overlapped(s)": 0.0025,
+            "time/idle(s)": 0.00025025,
+            "time/overlapped_share": 0.0025 / 0.0035,
+        }
+    )
 
 
 def test_the_table_by_rank(tmp_path, capsys):
@@ -87,7 +108,9 @@ def test_the_table_by_rank(tmp_path, capsys):
     assert lines[5].split() == ["1", "6.000", "5.000", "0.000", "0.000", "1.000", "0.0%"]
 
 
-@pytest.mark.parametrize(("text", "fragment"), [(None, "no profile in it"), ("{", "not a rank's timers"), ('{"steps": [{}]}', "a rank's")])
+@pytest.mark.parametrize(
+    ("text", "fragment"), [(None, "no profile in it"), ("{", "not a rank's timers"), ('{"steps": [{}]}', "a rank's")]
+)
 def test_without_a_profile_there_is_one_line(tmp_path, capsys, text, fragment):
     if text is not None:
         (tmp_path / "rank_0.json").write_text(text)

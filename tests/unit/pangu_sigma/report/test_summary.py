@@ -55,8 +55,15 @@ def test_each_metric_stands_in_its_column(write_run, capsys):
 
 
 def test_the_table_fits_a_terminal_at_its_widest():
-    widest = {"valid/perplexity": 99999.94, "throughput/tokens_per_second": 999999.0, "moe/local_fraction": 1.0, "moe/drop_fraction": 1.0,
-              "moe/load_max_over_mean": 640.0, "comm/intra_node(B)": 999.9e9, "comm/inter_node(B)": 999.9e9}
+    widest = {
+        "valid/perplexity": 99999.94,
+        "throughput/tokens_per_second": 999999.0,
+        "moe/local_fraction": 1.0,
+        "moe/drop_fraction": 1.0,
+        "moe/load_max_over_mean": 640.0,
+        "comm/intra_node(B)": 999.9e9,
+        "comm/inter_node(B)": 999.9e9,
+    }
     runs = [_run(f"routing{number}", **widest) for number in range(7)]
     assert max(len(line) for line in table(runs).splitlines()) <= 79
 
@@ -70,7 +77,9 @@ def test_a_dense_run_without_validation_shows_what_it_has():
 # What the run's own summary says, null now, and in older versions NaN, infinity, or what sums that had wrapped gave.
 @pytest.mark.parametrize("found", ["null", "NaN", "Infinity", "1.0142320547350045e+304", "0.0"])
 def test_a_run_that_diverged_is_shown_so_and_never_as_a_number(write_run, tmp_path, capsys, found):
-    text = json.dumps({"router": "switch", "unigram_perplexity": 1248.16, "status": "diverged", **METRICS, "valid/perplexity": "HERE"})
+    text = json.dumps(
+        {"router": "switch", "unigram_perplexity": 1248.16, "status": "diverged", **METRICS, "valid/perplexity": "HERE"}
+    )
     folders = [write_run("hash"), write_run("switch", text.replace('"HERE"', found))]
     summarise_runs(folders, str(tmp_path / "all.json"))
     lines = capsys.readouterr().out.splitlines()
@@ -88,7 +97,9 @@ def test_the_combined_file_holds_every_metric_by_router(write_run, tmp_path):
     output = tmp_path / "new" / "all.json"
     summarise_runs([write_run("hash"), write_run("locmoe", **{"moe/drop_fraction": 0})], str(output))
     assert json.loads(output.read_text()) == {
-        "unigram_perplexity": 1248.16, "routers": {"hash": METRICS, "locmoe": {**METRICS, "moe/drop_fraction": 0}}}
+        "unigram_perplexity": 1248.16,
+        "routers": {"hash": METRICS, "locmoe": {**METRICS, "moe/drop_fraction": 0}},
+    }
     assert [path.name for path in output.parent.iterdir()] == ["all.json"]
 
 
@@ -96,18 +107,21 @@ def test_combining_leaves_the_router_and_unigram_out_of_its_metrics():
     assert combine([_run("hash", a=1)]) == {"unigram_perplexity": 1000.0, "routers": {"hash": {"a": 1}}}
 
 
-@pytest.mark.parametrize(("content", "fragment"), [
-    ("", "is not JSON"),
-    ('{"router": "ha', "is not JSON"),
-    (b'{"router": "\xff"}', "is not JSON"),
-    ("[1]", "found no mapping"),
-    ("{}", "field `router` is null"),
-    ('{"router": 3}', "field `router` is 3"),
-    ('{"router": "hash", "unigram_perplexity": "many"}', 'field `unigram_perplexity` is "many"'),
-    ('{"router": "hash", "valid/perplexity": true}', "field `valid/perplexity` is true"),
-    ('{"router": "hash", "comm/inter_node(B)": [1]}', "field `comm/inter_node(B)` is [1]"),
-    ('{"router": "hash", "moe/drop_fraction": -0.5}', "field `moe/drop_fraction` is -0.5"),
-])
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        ("", "is not JSON"),
+        ('{"router": "ha', "is not JSON"),
+        (b'{"router": "\xff"}', "is not JSON"),
+        ("[1]", "found no mapping"),
+        ("{}", "field `router` is null"),
+        ('{"router": 3}', "field `router` is 3"),
+        ('{"router": "hash", "unigram_perplexity": "many"}', 'field `unigram_perplexity` is "many"'),
+        ('{"router": "hash", "valid/perplexity": true}', "field `valid/perplexity` is true"),
+        ('{"router": "hash", "comm/inter_node(B)": [1]}', "field `comm/inter_node(B)` is [1]"),
+        ('{"router": "hash", "moe/drop_fraction": -0.5}', "field `moe/drop_fraction` is -0.5"),
+    ],
+)
 def test_a_damaged_summary_is_named(write_run, content, fragment):
     folder = write_run("hash", content)
     with pytest.raises(InputError) as error:
@@ -143,8 +157,20 @@ def test_an_unwritable_output_is_named_and_leaves_nothing(write_run, tmp_path):
 
 def test_the_command_needs_no_mindspore_and_ends_with_its_status(write_run, tmp_path, capsys):
     program = "import sys; from pangu_sigma.cli.main import main; assert main(sys.argv[1:]) == 0; sys.exit('mindspore' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program, "summary", write_run("hash"), write_run("switch"),
-                           "--output", str(tmp_path / "all.json")], capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            program,
+            "summary",
+            write_run("hash"),
+            write_run("switch"),
+            "--output",
+            str(tmp_path / "all.json"),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "switch" in done.stdout and (tmp_path / "all.json").exists()
     assert cli.main(["summary", str(tmp_path / "absent")]) == 2

@@ -26,7 +26,10 @@ def texts(drawing):
 
 
 def test_bars_share_a_scale_that_leaves_room_for_their_texts():
-    rows = [Bar("a", [Segment(3.0, 0, "three"), Segment(1.0, 9, "one")], "4 s"), Bar("b", [Segment(2.0, 1, "two")], "2 s", 1.0, 3.0)]
+    rows = [
+        Bar("a", [Segment(3.0, 0, "three"), Segment(1.0, 9, "one")], "4 s"),
+        Bar("b", [Segment(2.0, 1, "two")], "2 s", 1.0, 3.0),
+    ]
     drawing = bars(rows, "times")
     room = 360 - 8 - 3 * 7.2  # 330.4 for the longest, 4
     first, second, third = parsed(drawing).iter("rect")
@@ -52,8 +55,14 @@ def test_curves_lie_in_their_frame():
     drawing = curves([Curve("a", 0, [0, 5, 10], [1.0, 2.0, 1.5])], "steps", "nats", "losses")
     (path,) = parsed(drawing).iter("path")
     left, right = 31.6 + 6, 360 - 6
-    assert points(path) == [pytest.approx(point, abs=0.06) for point in (
-        (left, 216 - 192 * 0.05 / 1.1), ((left + right) / 2, 24 + 192 * 0.05 / 1.1), (right, 216 - 192 * 0.55 / 1.1))]
+    assert points(path) == [
+        pytest.approx(point, abs=0.06)
+        for point in (
+            (left, 216 - 192 * 0.05 / 1.1),
+            ((left + right) / 2, 24 + 192 * 0.05 / 1.1),
+            (right, 216 - 192 * 0.55 / 1.1),
+        )
+    ]
     shown = texts(drawing)
     assert {"1", "1.5", "2", "0", "5", "10", "steps", "nats"} <= set(shown)
     assert numbers(shown["1.5"], "x", "y") == pytest.approx((26.6, 120 + 4), abs=0.06)
@@ -114,23 +123,45 @@ def test_heat_map_cells():
     *cells, frame = parsed(drawing).iter("rect")
     left, width = 8 + 7.2, (360 - 15.2) / 4  # 15.2, 86.2
     assert [numbers(cell, "x", "width", "y", "height", "fill-opacity") for cell in cells] == [
-        pytest.approx(values, abs=0.06) for values in (
-            (left, width, 0, 12, 0.0), (left + width, 2 * width, 0, 12, 0.3), (left + 3 * width, width, 0, 12, 1.0),
-            (left, 4 * width, 12, 12, 0.5))]
+        pytest.approx(values, abs=0.06)
+        for values in (
+            (left, width, 0, 12, 0.0),
+            (left + width, 2 * width, 0, 12, 0.3),
+            (left + 3 * width, width, 0, 12, 1.0),
+            (left, 4 * width, 12, 12, 0.5),
+        )
+    ]
     assert numbers(cells[0], "x")[0] + numbers(cells[0], "width")[0] == pytest.approx(numbers(cells[1], "x")[0])
     assert numbers(frame, "height") == (24,)
     assert {"0", "first", "last"} == set(texts(drawing))
     assert numbers(list(parsed(heat_map([[1.0]] * 640, ("", ""), "")).iter("rect"))[-1], "height") == (1920,)
 
 
-@pytest.mark.parametrize(("low", "high", "expected"), [
-    (0, 10, [0, 2.5, 5, 7.5, 10]), (0, 8, [0, 2, 4, 6, 8]), (0.95, 2.05, [1, 1.5, 2]), (-1, 1, [-1, -0.5, 0, 0.5, 1]), (3, 3, [3])])
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 10, [0, 2.5, 5, 7.5, 10]),
+        (0, 8, [0, 2, 4, 6, 8]),
+        (0.95, 2.05, [1, 1.5, 2]),
+        (-1, 1, [-1, -0.5, 0, 0.5, 1]),
+        (3, 3, [3]),
+    ],
+)
 def test_ticks_are_round(low, high, expected):
     assert ticks(low, high) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("value", "text"), [
-    (0.0, "0"), (0.30000000000000004, "0.3"), (12.5, "12.5"), (1234.0, "1234"), (2.5e6, "2.5e+06"), (0.0002, "0.0002")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.30000000000000004, "0.3"),
+        (12.5, "12.5"),
+        (1234.0, "1234"),
+        (2.5e6, "2.5e+06"),
+        (0.0002, "0.0002"),
+    ],
+)
 def test_compact_numbers(value, text):
     assert compact(value) == text
 
@@ -150,6 +181,10 @@ def test_curves_of_one_colour_differ_in_pattern():
 
 def test_names_are_escaped():
     name = 'a<b>"&'
-    for drawing in (bars([Bar(name, [Segment(1, 0, name)], name)], name), curves([Curve(name, 0, [1], [1])], name, name, name),
-                    heat_map([[1.0]], (name, name), name), legend([(name, 0)])):
+    for drawing in (
+        bars([Bar(name, [Segment(1, 0, name)], name)], name),
+        curves([Curve(name, 0, [1], [1])], name, name, name),
+        heat_map([[1.0]], (name, name), name),
+        legend([(name, 0)]),
+    ):
         assert "<b>" not in drawing and name in "".join(parsed(drawing).itertext())

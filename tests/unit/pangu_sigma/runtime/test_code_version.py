@@ -1,4 +1,6 @@
-"""A run's note of the code that made it: another one for every other text of the packages, the same for everything else."""
+"""A run's note of the code that made it: another one for every other text of the packages, the same for everything
+else.
+"""
 
 import pytest
 

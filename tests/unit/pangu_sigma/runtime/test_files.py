@@ -42,7 +42,8 @@ def test_a_failed_write_leaves_everything_as_it_was(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("content", "accepted"), [(None, True), (b"", True), (b"mark and more", True), (b"thesis", False), ("folder", False)]
+    ("content", "accepted"),
+    [(None, True), (b"", True), (b"mark and more", True), (b"thesis", False), ("folder", False)],
 )
 def test_an_output_may_replace_its_own_kind_alone(tmp_path, content, accepted):
     path = tmp_path / "below" / "out"

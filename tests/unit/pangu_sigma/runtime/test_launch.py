@@ -10,7 +10,15 @@ import pytest
 from locmoe_ops.errors import InputError
 from pangu_sigma.cli import main as cli
 from pangu_sigma.config.load import config_from_dict
-from pangu_sigma.runtime.launch import CLUSTER_VARIABLES, RANK_VARIABLES, Launch, check_launch, is_worker, rank_name, read_launch
+from pangu_sigma.runtime.launch import (
+    CLUSTER_VARIABLES,
+    RANK_VARIABLES,
+    Launch,
+    check_launch,
+    is_worker,
+    rank_name,
+    read_launch,
+)
 from pangu_sigma.runtime.processes import with_this_python
 
 VARIABLES = (*RANK_VARIABLES, *CLUSTER_VARIABLES)
@@ -27,9 +35,20 @@ def alone(monkeypatch):
 def table_file(tmp_path):
     """Two servers of eight devices, of which the second counts its devices downwards."""
     path = tmp_path / "table.json"
-    servers = [{"server_id": f"10.0.0.{s + 1}", "device": [
-        {"device_id": str(d if s == 0 else 7 - d), "device_ip": f"192.168.{d}.{s + 1}", "rank_id": str(8 * s + d)} for d in range(8)]}
-        for s in range(2)]
+    servers = [
+        {
+            "server_id": f"10.0.0.{s + 1}",
+            "device": [
+                {
+                    "device_id": str(d if s == 0 else 7 - d),
+                    "device_ip": f"192.168.{d}.{s + 1}",
+                    "rank_id": str(8 * s + d),
+                }
+                for d in range(8)
+            ],
+        }
+        for s in range(2)
+    ]
     path.write_text(json.dumps({"version": "1.0", "status": "completed", "server_count": "2", "server_list": servers}))
     return str(path)
 
@@ -87,20 +106,30 @@ def test_ranks_a_node_are_the_tables(given, key, ranks_per_node):
 
 def test_other_ranks_a_node_are_refused(given):
     given(RANK_TABLE_FILE="TABLE", RANK_ID="0")
-    with pytest.raises(InputError, match="parallel.ranks_per_node is 2, but the rank table has 8 devices a server; expected 8, or 4"):
+    with pytest.raises(
+        InputError, match="parallel.ranks_per_node is 2, but the rank table has 8 devices a server; expected 8, or 4"
+    ):
         read_launch().fit(config(ranks_per_node=2))
 
 
-@pytest.mark.parametrize(("variables", "message"), [
-    ({"RANK_TABLE_FILE": "TABLE", "RANK_ID": "16"}, "RANK_ID: found 16, expected a rank of TABLE, 0 to 15"),
-    ({"RANK_TABLE_FILE": "TABLE", "RANK_ID": "one"}, "RANK_ID: found 'one', expected a number"),
-    ({"RANK_TABLE_FILE": "TABLE", "RANK_ID": "8", "DEVICE_ID": "0"}, "DEVICE_ID: found 0, expected 7, as TABLE has it for rank 8"),
-    ({"RANK_TABLE_FILE": "TABLE", "RANK_ID": "8", "RANK_SIZE": "8"}, "RANK_SIZE: found 8, expected 16"),
-    ({"RANK_TABLE_FILE": "TABLE.gone", "RANK_ID": "8"}, "TABLE.gone: cannot be read"),
-    ({"RANK_TABLE_FILE": "TABLE", "RANK_ID": "0", "MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "8"},
-     "has 16 ranks, but msrun was told of 8 (MS_WORKER_NUM)"),
-    ({"RANK_ID": "0", "MS_ROLE": "MS_WORKER"}, "MS_WORKER_NUM: found ''"),
-])
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK_TABLE_FILE": "TABLE", "RANK_ID": "16"}, "RANK_ID: found 16, expected a rank of TABLE, 0 to 15"),
+        ({"RANK_TABLE_FILE": "TABLE", "RANK_ID": "one"}, "RANK_ID: found 'one', expected a number"),
+        (
+            {"RANK_TABLE_FILE": "TABLE", "RANK_ID": "8", "DEVICE_ID": "0"},
+            "DEVICE_ID: found 0, expected 7, as TABLE has it for rank 8",
+        ),
+        ({"RANK_TABLE_FILE": "TABLE", "RANK_ID": "8", "RANK_SIZE": "8"}, "RANK_SIZE: found 8, expected 16"),
+        ({"RANK_TABLE_FILE": "TABLE.gone", "RANK_ID": "8"}, "TABLE.gone: cannot be read"),
+        (
+            {"RANK_TABLE_FILE": "TABLE", "RANK_ID": "0", "MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "8"},
+            "has 16 ranks, but msrun was told of 8 (MS_WORKER_NUM)",
+        ),
+        ({"RANK_ID": "0", "MS_ROLE": "MS_WORKER"}, "MS_WORKER_NUM: found ''"),
+    ],
+)
 def test_contradictions_are_named(given, table_file, variables, message):
     given(**variables)
     with pytest.raises(InputError) as caught:
@@ -135,28 +164,45 @@ def run_command(tmp_path, monkeypatch, capsys):
     return _run
 
 
-WHOLE = {"MS_WORKER_NUM": "1", "RANK_ID": "0", "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": "29500", "MS_NODE_ID": "0"}
+WHOLE = {
+    "MS_WORKER_NUM": "1",
+    "RANK_ID": "0",
+    "MS_SCHED_HOST": "127.0.0.1",
+    "MS_SCHED_PORT": "29500",
+    "MS_NODE_ID": "0",
+}
 
 
-@pytest.mark.parametrize(("command", "variables", "named"), [
-    ("config", {"MS_ROLE": "MS_WORKER"}, "MS_ROLE"),
-    ("config", {"MS_ROLE": "MS_SCHED"}, "MS_ROLE"),  # which had been a success that did nothing
-    ("plan", {"MS_ROLE": "MS_WORKER", **WHOLE}, "MS_ROLE"),
-    ("bench step", {"MS_ROLE": "MS_SCHED", **WHOLE}, "MS_ROLE"),
-    ("prepare", {"MS_ROLE": "worker"}, "MS_ROLE"),
-    ("train", {"MS_ROLE": "1"}, "MS_ROLE"),
-    ("train", {"MS_ROLE": "MS_WORKER"}, "MS_ROLE"),
-    ("train", {"MS_ROLE": "MS_WORKER", "RANK_ID": "0"}, "MS_ROLE"),
-    ("train", {"MS_ROLE": "MS_WORKER", **WHOLE, "MS_WORKER_NUM": "3"}, "MS_ROLE"),
-    ("train", {"MS_ROLE": "MS_SCHED"}, "MS_ROLE"),
-    ("train", {"MS_ROLE": "MS_SCHED", **WHOLE}, "MS_ROLE"),
-    ("train", {"MS_ROLE": "MS_WORKER", "RANK_TABLE_FILE": "TABLE", **WHOLE}, "MS_ROLE"),
-    ("train", {"RANK_TABLE_FILE": "TABLE", "RANK_ID": "0"}, "RANK_TABLE_FILE RANK_ID"),
-    ("train", {"RANK_TABLE_FILE": "/no/such.json", "RANK_ID": "0"}, "RANK_TABLE_FILE"),
-    ("train", {"RANK_TABLE_FILE": "/no/such.json", "RANK_ID": "0", "MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "1"}, "RANK_TABLE_FILE"),
-    ("train", {"MS_ROLE": "MS_WORKER", "LOCMOE_LOG_DIR": "LOGS"}, "MS_ROLE"),  # had been said in a log of another job alone
-    ("config", {"LOCMOE_ROUTER_FILES": "/no/such.py"}, "LOCMOE_ROUTER_FILES"),
-])
+@pytest.mark.parametrize(
+    ("command", "variables", "named"),
+    [
+        ("config", {"MS_ROLE": "MS_WORKER"}, "MS_ROLE"),
+        ("config", {"MS_ROLE": "MS_SCHED"}, "MS_ROLE"),  # which had been a success that did nothing
+        ("plan", {"MS_ROLE": "MS_WORKER", **WHOLE}, "MS_ROLE"),
+        ("bench step", {"MS_ROLE": "MS_SCHED", **WHOLE}, "MS_ROLE"),
+        ("prepare", {"MS_ROLE": "worker"}, "MS_ROLE"),
+        ("train", {"MS_ROLE": "1"}, "MS_ROLE"),
+        ("train", {"MS_ROLE": "MS_WORKER"}, "MS_ROLE"),
+        ("train", {"MS_ROLE": "MS_WORKER", "RANK_ID": "0"}, "MS_ROLE"),
+        ("train", {"MS_ROLE": "MS_WORKER", **WHOLE, "MS_WORKER_NUM": "3"}, "MS_ROLE"),
+        ("train", {"MS_ROLE": "MS_SCHED"}, "MS_ROLE"),
+        ("train", {"MS_ROLE": "MS_SCHED", **WHOLE}, "MS_ROLE"),
+        ("train", {"MS_ROLE": "MS_WORKER", "RANK_TABLE_FILE": "TABLE", **WHOLE}, "MS_ROLE"),
+        ("train", {"RANK_TABLE_FILE": "TABLE", "RANK_ID": "0"}, "RANK_TABLE_FILE RANK_ID"),
+        ("train", {"RANK_TABLE_FILE": "/no/such.json", "RANK_ID": "0"}, "RANK_TABLE_FILE"),
+        (
+            "train",
+            {"RANK_TABLE_FILE": "/no/such.json", "RANK_ID": "0", "MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "1"},
+            "RANK_TABLE_FILE",
+        ),
+        (
+            "train",
+            {"MS_ROLE": "MS_WORKER", "LOCMOE_LOG_DIR": "LOGS"},
+            "MS_ROLE",
+        ),  # had been said in a log of another job alone
+        ("config", {"LOCMOE_ROUTER_FILES": "/no/such.py"}, "LOCMOE_ROUTER_FILES"),
+    ],
+)
 def test_what_is_left_over_is_named(given, run_command, tmp_path, command, variables, named):
     given(**{name: value.replace("LOGS", str(tmp_path)) for name, value in variables.items()})
     status, lines = run_command(command)
@@ -165,11 +211,26 @@ def test_what_is_left_over_is_named(given, run_command, tmp_path, command, varia
     assert all(name in lines[0] for name in named.split())
 
 
-@pytest.mark.parametrize("variables", [
-    {"RANK_ID": "3"}, {"RANK_ID": "3", "RANK_SIZE": "8", "DEVICE_ID": "3"}, {"MS_WORKER_NUM": "8"}, {"MS_SCHED_HOST": "gone"},
-    {"MS_NODE_ID": "3"}, {"RANK_TABLE_FILE": "/no/such.json"}, {"LOCMOE_LOG_DIR": "/no/such"}, {"LOCMOE_NODES": "2"}, {"MS_ROLE": ""},
-    {"LOCMOE_MESH_SECRET": "0" * 64, "LOCMOE_MESH_PORT": "1", "LOCMOE_NODE_ADDRESS": "x", "LOCMOE_MASTER_ADDRESS": "y"},
-])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK_ID": "3"},
+        {"RANK_ID": "3", "RANK_SIZE": "8", "DEVICE_ID": "3"},
+        {"MS_WORKER_NUM": "8"},
+        {"MS_SCHED_HOST": "gone"},
+        {"MS_NODE_ID": "3"},
+        {"RANK_TABLE_FILE": "/no/such.json"},
+        {"LOCMOE_LOG_DIR": "/no/such"},
+        {"LOCMOE_NODES": "2"},
+        {"MS_ROLE": ""},
+        {
+            "LOCMOE_MESH_SECRET": "0" * 64,
+            "LOCMOE_MESH_PORT": "1",
+            "LOCMOE_NODE_ADDRESS": "x",
+            "LOCMOE_MASTER_ADDRESS": "y",
+        },
+    ],
+)
 def test_what_is_left_over_changes_nothing(given, run_command, variables):
     """Parts that make no rank: the command runs alone, and nothing that it calls sees another job's rank."""
     given(**variables)

@@ -34,7 +34,9 @@ def hold(tmp_path):
 
     def start(*words, prefix=()):
         process = subprocess.Popen(
-            [*prefix, sys.executable, "-c", HOLDER, str(tmp_path / "run"), *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [*prefix, sys.executable, "-c", HOLDER, str(tmp_path / "run"), *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         started.append(process)
         assert process.stdout.readline() == b"held\n"

@@ -10,7 +10,8 @@ from mindspore import Parameter, Tensor, nn
 
 from pangu_sigma.runtime.mindir import export_graph, graph_file
 
-# Blanks, signs, letters outside ASCII, a dash first: names that MindSpore's export takes for no path, and some that it takes.
+# Blanks, signs, letters outside ASCII, a dash first: names that MindSpore's export takes for no path, and some that it
+# takes.
 NAMES = ["ex b", "a+b=", "中文", "é", "-dash", "a,b;c&", "a'b", 'a"b', "(a)%~", "a\\b", "n" * 250, "a/b c/d"]
 
 
@@ -27,7 +28,9 @@ def read_graph(folder):
     return nn.GraphCell(ms.load(str(graph_file(folder / "prefill"))))(Tensor(np.ones((2, 3), np.float32))).asnumpy()
 
 
-@pytest.mark.parametrize("name, way", [*((name, "whole path") for name in NAMES), ("ex b", "relative"), ("ex b", "through a link")])
+@pytest.mark.parametrize(
+    "name, way", [*((name, "whole path") for name in NAMES), ("ex b", "relative"), ("ex b", "through a link")]
+)
 def test_a_graph_goes_into_a_folder_of_any_name(tmp_path, monkeypatch, name, way):
     """Also where temporary files go to such a folder."""
     folder = tmp_path / name

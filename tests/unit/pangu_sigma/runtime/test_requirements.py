@@ -37,7 +37,9 @@ metadata.version = version
 
 @pytest.fixture
 def without(tmp_path):
-    """`without(packages, *arguments)`: runs a command in a folder with a small configuration, where the packages are not installed."""
+    """`without(packages, *arguments)`: runs a command in a folder with a small configuration, where the packages are
+    not installed.
+    """
     (tmp_path / "sitecustomize.py").write_text(HIDE)
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("words " * 50)
@@ -45,28 +47,46 @@ def without(tmp_path):
 
     def _run(packages, *arguments):
         path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
-        return subprocess.run([sys.executable, "-m", "pangu_sigma", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-                              env={**os.environ, "PYTHONPATH": path, "HIDDEN": packages})
+        return subprocess.run(
+            [sys.executable, "-m", "pangu_sigma", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "PYTHONPATH": path, "HIDDEN": packages},
+        )
 
     return _run
 
 
 def test_the_names_are_those_that_setup_requires():
     tree = ast.parse((REPOSITORY / "setup.py").read_text(encoding="utf-8"))
-    (required,) = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "REQUIREMENTS"]
+    (required,) = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "REQUIREMENTS"
+    ]
     assert sorted(ast.literal_eval(required)) == sorted(REQUIREMENTS.values())
 
 
-@pytest.mark.parametrize(("package", "command"), [
-    ("yaml", "config config.yaml"), ("yaml", "--help"), ("numpy", "plan config.yaml"), ("mindspore", "bench step config.yaml"),
-    ("mindspore", "train config.yaml"), ("sentencepiece", "prepare config.yaml"), ("safetensors", "ckpt inherit config.yaml a b"),
-])
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("yaml", "config config.yaml"),
+        ("yaml", "--help"),
+        ("numpy", "plan config.yaml"),
+        ("mindspore", "bench step config.yaml"),
+        ("mindspore", "train config.yaml"),
+        ("sentencepiece", "prepare config.yaml"),
+        ("safetensors", "ckpt inherit config.yaml a b"),
+    ],
+)
 def test_a_missing_package_is_one_line(without, package, command):
     done = without(package, *command.split())
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2
-    assert line == (f"pangu-sigma: error: the Python package {package} is not installed for {sys.executable}; expected it, as "
-                    f"pip install '{REQUIREMENTS[package]}' does")
+    assert line == (
+        f"pangu-sigma: error: the Python package {package} is not installed for {sys.executable}; expected it, as "
+        f"pip install '{REQUIREMENTS[package]}' does"
+    )
 
 
 def test_without_mindspore_much_still_works(without):
@@ -92,14 +112,21 @@ def test_the_versions_are_one():
     assert __version__ not in (REPOSITORY / "setup.py").read_text()  # which reads it from there
 
 
-@pytest.mark.parametrize("error", [
-    ImportError("cannot import name 'x' from 'numpy'", name="numpy"), ModuleNotFoundError("no", name="mindspore.new"),
-    ModuleNotFoundError("no name"), ValueError("x"),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("cannot import name 'x' from 'numpy'", name="numpy"),
+        ModuleNotFoundError("no", name="mindspore.new"),
+        ModuleNotFoundError("no name"),
+        ValueError("x"),
+    ],
+)
 def test_other_errors_are_not_taken_for_a_missing_package(error):
     assert missing_package(error) is None
 
 
 def test_a_package_that_setup_does_not_name_is_named():
     """What MindSpore itself needs, or a router of the user's own."""
-    assert "package psutil is not installed" in missing_package(ModuleNotFoundError("No module named 'psutil'", name="psutil"))
+    assert "package psutil is not installed" in missing_package(
+        ModuleNotFoundError("No module named 'psutil'", name="psutil")
+    )

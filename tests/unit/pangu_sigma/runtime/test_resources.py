@@ -64,13 +64,16 @@ def test_nothing_is_overwritten(run, tmp_path):
     assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
 
 
-@pytest.mark.parametrize(("arguments", "fragment"), [
-    (["config"], "no configuration given; expected a YAML file, or --list"),
-    (["config", REPOSITORY / "configs" / "quickstart.yaml", "--list"], "--list and --copy stand alone"),
-    (["config", "--list", "--copy", "x"], "--list and --copy stand alone"),
-    (["config", "--copy", "x", "--set", "train.steps=1"], "--list and --copy stand alone"),
-    (["config", "--copy", "/dev/null/x"], "expected a writable folder"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["config"], "no configuration given; expected a YAML file, or --list"),
+        (["config", REPOSITORY / "configs" / "quickstart.yaml", "--list"], "--list and --copy stand alone"),
+        (["config", "--list", "--copy", "x"], "--list and --copy stand alone"),
+        (["config", "--copy", "x", "--set", "train.steps=1"], "--list and --copy stand alone"),
+        (["config", "--copy", "/dev/null/x"], "expected a writable folder"),
+    ],
+)
 def test_bad_input(run, arguments, fragment):
     status, output, (line,) = run(*arguments)
     assert (status, output) == (2, "") and fragment in line
@@ -79,5 +82,7 @@ def test_bad_input(run, arguments, fragment):
 def test_the_list(run):
     status, output, _ = run("config", "--list")
     named = [line.split()[0] for line in output.splitlines() if line.startswith("configs/")]
-    assert status == 0 and named == sorted(path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("configs/**/*.yaml"))
+    assert status == 0 and named == sorted(
+        path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("configs/**/*.yaml")
+    )
     assert max(map(len, output.splitlines())) <= 140

@@ -32,16 +32,22 @@ def put(folder, **files):
 def test_a_folder_holds_a_run_if_training_wrote_in_it(tmp_path, files, expected):
     assert holds_run(put(tmp_path, **files)) == expected
     if expected:
-        with pytest.raises(InputError, match=r"holds an earlier run \(.*\); expected a new folder, or checkpoint.resume=auto"):
+        with pytest.raises(
+            InputError, match=r"holds an earlier run \(.*\); expected a new folder, or checkpoint.resume=auto"
+        ):
             check_new(tmp_path)
         check_own(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "summary.json", "cosines.json", "profile", "tensorboard", "checkpoints"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "metrics.jsonl", "summary.json", "cosines.json", "profile", "tensorboard", "checkpoints"]
+)
 @pytest.mark.parametrize("check", [check_new, check_own])
 def test_what_is_in_the_way_of_a_new_run_is_named(tmp_path, name, check):
     put(tmp_path, **{name: "dear", "NOTES.txt": "dear"})
-    with pytest.raises(InputError, match=f"{name} is in the way, and no run of pangu-sigma wrote it; expected a new folder"):
+    with pytest.raises(
+        InputError, match=f"{name} is in the way, and no run of pangu-sigma wrote it; expected a new folder"
+    ):
         check(tmp_path)
 
 

@@ -11,7 +11,13 @@ from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.schema import DeviceMemoryConfig, HcclConfig
 from pangu_sigma.runtime import runtime as runtime_module
 from pangu_sigma.runtime.launch import Launch
-from pangu_sigma.runtime.settings import COMPILE_CACHE, VARIABLES, memory_sizes, set_environment, switch_off_compile_cache
+from pangu_sigma.runtime.settings import (
+    COMPILE_CACHE,
+    VARIABLES,
+    memory_sizes,
+    set_environment,
+    switch_off_compile_cache,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +40,28 @@ def test_everything_is_set_before_the_ranks_meet(monkeypatch):
     monkeypatch.setattr("mindspore.communication.init", note("init"))
     monkeypatch.setattr(runtime_module, "create_collectives", note("collectives"))
     monkeypatch.setattr(runtime_module, "read_launch", lambda: Launch(0, 2, 5))
-    runtime_module.start_runtime(config_from_dict({"runtime": {
-        "device": "ascend", "jit_level": "O1", "deterministic": True, "hccl": {"buffer_mb": 64}, "memory": {"maximum_gb": 30}}}))
-    assert [call[0] for call in calls] == ["device", "context", "context", "deterministic", "memory", "init", "collectives"]
+    runtime_module.start_runtime(
+        config_from_dict(
+            {
+                "runtime": {
+                    "device": "ascend",
+                    "jit_level": "O1",
+                    "deterministic": True,
+                    "hccl": {"buffer_mb": 64},
+                    "memory": {"maximum_gb": 30},
+                }
+            }
+        )
+    )
+    assert [call[0] for call in calls] == [
+        "device",
+        "context",
+        "context",
+        "deterministic",
+        "memory",
+        "init",
+        "collectives",
+    ]
     assert {call[3] for call in calls} == {"64"}
     assert calls[0][1] == ("Ascend", 5)
     assert calls[2][2] == {"jit_config": {"jit_level": "O1"}}
@@ -51,20 +76,29 @@ def test_without_settings_nothing_is_touched(monkeypatch):
 
 def test_variables():
     set_environment(HcclConfig(buffer_mb=300, connect_timeout=600, exec_timeout=0))
-    assert [os.environ[name] for name in ("HCCL_BUFFSIZE", "HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT")] == ["300", "600", "0"]
+    assert [os.environ[name] for name in ("HCCL_BUFFSIZE", "HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT")] == [
+        "300",
+        "600",
+        "0",
+    ]
 
 
 def test_two_different_wishes_are_refused(monkeypatch):
     monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "200")
     set_environment(HcclConfig(connect_timeout=200))
-    with pytest.raises(InputError, match="runtime.hccl.connect_timeout is 300, but HCCL_CONNECT_TIMEOUT is 200 in the environment"):
+    with pytest.raises(
+        InputError, match="runtime.hccl.connect_timeout is 300, but HCCL_CONNECT_TIMEOUT is 200 in the environment"
+    ):
         set_environment(HcclConfig(connect_timeout=300))
 
 
-@pytest.mark.parametrize(("given", "expected"), [
-    ({"maximum_gb": 1.5}, {"init_size": "1.500GB", "max_size": "1.500GB"}),
-    ({"initial_gb": 0.5, "increase_gb": 1}, {"init_size": "0.500GB", "increase_size": "1.000GB"}),
-])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"maximum_gb": 1.5}, {"init_size": "1.500GB", "max_size": "1.500GB"}),
+        ({"initial_gb": 0.5, "increase_gb": 1}, {"init_size": "0.500GB", "increase_size": "1.000GB"}),
+    ],
+)
 def test_sizes_as_mindspore_spells_them(given, expected):
     sizes = memory_sizes(DeviceMemoryConfig(**given))
     assert sizes == expected

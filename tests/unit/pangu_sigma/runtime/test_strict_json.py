@@ -13,32 +13,75 @@ from pangu_sigma.runtime.strict_json import dumps, number
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize(("content", "expected"), [
-    (NAN, "null"), (INF, "null"), (-INF, "null"), (1.5, "1.5"), ([1, NAN, "NaN"], '[1, null, "NaN"]'), ((INF, 2), "[null, 2]"),
-    ({"a": {"b": [[-INF]]}, "c": True}, '{"a": {"b": [[null]]}, "c": true}'), (1e308, "1e+308"), (None, "null"), (10**400, str(10**400))])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (NAN, "null"),
+        (INF, "null"),
+        (-INF, "null"),
+        (1.5, "1.5"),
+        ([1, NAN, "NaN"], '[1, null, "NaN"]'),
+        ((INF, 2), "[null, 2]"),
+        ({"a": {"b": [[-INF]]}, "c": True}, '{"a": {"b": [[null]]}, "c": true}'),
+        (1e308, "1e+308"),
+        (None, "null"),
+        (10**400, str(10**400)),
+    ],
+)
 def test_what_is_not_finite_is_null(content, expected):
     assert dumps(content) == expected
     assert dumps([content], indent=None) == f"[{expected}]"
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("NaN", None), ("Infinity", None), ("-Infinity", None), ("null", None), ("true", None), ('"1"', None), ("[1]", None), ("1" * 400, None),
-    ("0", 0.0), ("-2.5", -2.5)])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("NaN", None),
+        ("Infinity", None),
+        ("-Infinity", None),
+        ("null", None),
+        ("true", None),
+        ('"1"', None),
+        ("[1]", None),
+        ("1" * 400, None),
+        ("0", 0.0),
+        ("-2.5", -2.5),
+    ],
+)
 def test_what_older_files_hold_reads_as_null_does(text, expected):
     assert number(json.loads(text)) == expected
 
 
 # Elsewhere `json` only writes what is hashed, shown in a message, or has no fractions.
-OTHERS = {"strict_json.py", "evaluation/prompts.py", "data/prepare.py", "compare/comparison.py", "compare/runner.py", "report/summary.py",
-          "checkpoint/parts.py", "checkpoint/shards.py", "checkpoint/format.py", "tcp/wire.py", "locmoe_ops/json_file.py"}
+OTHERS = {
+    "strict_json.py",
+    "evaluation/prompts.py",
+    "data/prepare.py",
+    "compare/comparison.py",
+    "compare/runner.py",
+    "report/summary.py",
+    "checkpoint/parts.py",
+    "checkpoint/shards.py",
+    "checkpoint/format.py",
+    "tcp/wire.py",
+    "locmoe_ops/json_file.py",
+}
 
 
 def test_one_function_writes_json():
     found = set()
     for package in (pangu_sigma, locmoe_ops):
         for path in Path(package.__file__).parent.rglob("*.py"):
-            calls = (node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
-            if any(isinstance(call, ast.Attribute) and call.attr in ("dump", "dumps") and getattr(call.value, "id", "") == "json"
-                   for call in calls):
+            calls = (
+                node.func
+                for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                if isinstance(node, ast.Call)
+            )
+            if any(
+                isinstance(call, ast.Attribute)
+                and call.attr in ("dump", "dumps")
+                and getattr(call.value, "id", "") == "json"
+                for call in calls
+            ):
                 found.add(str(path))
     assert {path for path in found if not any(path.endswith(other) for other in OTHERS)} == set()

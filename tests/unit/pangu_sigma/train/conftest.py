@@ -1,9 +1,5 @@
 """Small networks (those of the model's tests), and parameters without a network around them."""
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Callable, Dict, List
 
 import numpy as np
@@ -12,7 +8,6 @@ import pytest
 import mindspore as ms
 from mindspore import Parameter, Tensor
 
-MODEL_TESTS = Path(__file__).parents[1] / "model"
 # Names as the network gives them, in the order of gradients: matrices, biases and norms; then the same of experts.
 SHAPES = {
     "embedding.word": (5, 4),
@@ -22,26 +17,6 @@ SHAPES = {
     "blocks.1.feed_forward.experts.w_in": (2, 4, 3),
     "blocks.1.feed_forward.experts.b_in": (2, 1, 3),
 }
-
-
-def _load(stem: str) -> ModuleType:
-    """A helper module of the model's tests. MindSpore reads the source of compiled cells by their module's name."""
-    name = f"pangu_sigma_tests_{stem}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, MODEL_TESTS / f"{stem}.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-@pytest.fixture(scope="session")
-def networks() -> ModuleType:
-    return _load("networks")
-
-
-@pytest.fixture(scope="session")
-def numpy_model() -> ModuleType:
-    return _load("numpy_model")
 
 
 @pytest.fixture(autouse=True)

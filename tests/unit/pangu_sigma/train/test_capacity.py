@@ -14,7 +14,7 @@ from locmoe_ops.capacity.factor import capacity_by_factor
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import CapacityConfig
-from pangu_sigma.model.shape import model_shape
+from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.sparse import SparseContext
 from pangu_sigma.train.capacity import CapacityControl, SlotRule
 from pangu_sigma.train.probe import RoutedTokens
@@ -31,7 +31,8 @@ def tokens_of(deltas):
         cosine[row % LENGTH] = delta
         side = np.sqrt(1.0 - cosine**2)
         zero = np.zeros(LENGTH)
-        # Group 0: expert 0, along the first axis. Group 1: its second expert, also along the first axis, that is expert 3.
+        # Group 0: expert 0, along the first axis. Group 1: its second expert, also along the first axis, that is expert
+        # 3.
         x.append(np.stack([cosine, zero, side] if group == 0 else [cosine, side, zero], 1) * (1.0 + row))
         expert.append(np.full((LENGTH, 1), 3 * group))
     return RoutedTokens(np.concatenate(x).astype(np.float32), np.concatenate(expert).astype(np.int32), GATES, 2)
@@ -43,11 +44,15 @@ class Bench:
     def __init__(self, networks, capacity, steps, rows=2):
         config = networks.small_config({"hidden_size": 3, "num_heads": 1}, {"capacity": capacity})
         collectives = create_collectives("local", Topology(1, 1), 0)
-        context = SparseContext(config, model_shape(config, rows, networks.VOCABULARY, networks.DOMAINS), collectives)
+        context = SparseContext(config, model_dims(config, rows, networks.VOCABULARY, networks.DOMAINS), collectives)
         self.steps, self.asked, self.set = steps, [], []
         # The second layer asks for less.
-        self.control = CapacityControl(context, LAYERS, lambda deltas: [tokens_of(deltas), tokens_of(0.5 * np.array(deltas))],
-                                       lambda slots, factor: self.set.append((slots, factor)))
+        self.control = CapacityControl(
+            context,
+            LAYERS,
+            lambda deltas: [tokens_of(deltas), tokens_of(0.5 * np.array(deltas))],
+            lambda slots, factor: self.set.append((slots, factor)),
+        )
 
     def load(self, number):
         self.asked.append(number)
@@ -67,27 +72,35 @@ def bench(networks):
     return lambda capacity, steps, rows=2: Bench(networks, capacity, steps, rows)
 
 
-@pytest.mark.parametrize("delta, options, slots", [
-    (0.0, {}, 1),  # 1/4 of a token, rounded up
-    (0.5, {}, 1),  # 0.5
-    (0.88, {}, 3),  # 1 / (4 * 0.12) = 2.08
-    (0.99, {}, 25),
-    (0.999, {}, 32),  # 250, but there are 32 tokens
-    (0.88, {"minimum_factor": 1.25}, 5),  # the even load is 32 / 8
-    (0.99, {"maximum_factor": 1.5}, 6),
-    (0.88, {"minimum_factor": 0.5, "maximum_factor": 1.5}, 3),
-])
+@pytest.mark.parametrize(
+    "delta, options, slots",
+    [
+        (0.0, {}, 1),  # 1/4 of a token, rounded up
+        (0.5, {}, 1),  # 0.5
+        (0.88, {}, 3),  # 1 / (4 * 0.12) = 2.08
+        (0.99, {}, 25),
+        (0.999, {}, 32),  # 250, but there are 32 tokens
+        (0.88, {"minimum_factor": 1.25}, 5),  # the even load is 32 / 8
+        (0.99, {"maximum_factor": 1.5}, 6),
+        (0.88, {"minimum_factor": 0.5, "maximum_factor": 1.5}, 3),
+    ],
+)
 def test_rule_by_hand(delta, options, slots):
-    rule = SlotRule(CapacityConfig(mode="critical", **options), sequence_length=32, hidden_size=3, per_group=4, top_k=1, in_play=8)
+    rule = SlotRule(
+        CapacityConfig(mode="critical", **options), sequence_length=32, hidden_size=3, per_group=4, top_k=1, in_play=8
+    )
     assert rule.slots(delta) == slots
 
 
-@pytest.mark.parametrize("options, buckets", [
-    ({"mode": "critical"}, tuple(range(1, 33))),
-    ({"mode": "critical", "minimum_factor": 1.0, "maximum_factor": 1.5}, (4, 5, 6)),
-    ({"mode": "adaptive", "buckets": 6}, (1, 2, 4, 8, 16, 32)),
-    ({"mode": "adaptive", "buckets": 3, "minimum_factor": 0.5, "maximum_factor": 2.0}, (2, 4, 8)),
-])
+@pytest.mark.parametrize(
+    "options, buckets",
+    [
+        ({"mode": "critical"}, tuple(range(1, 33))),
+        ({"mode": "critical", "minimum_factor": 1.0, "maximum_factor": 1.5}, (4, 5, 6)),
+        ({"mode": "adaptive", "buckets": 6}, (1, 2, 4, 8, 16, 32)),
+        ({"mode": "adaptive", "buckets": 3, "minimum_factor": 0.5, "maximum_factor": 2.0}, (2, 4, 8)),
+    ],
+)
 def test_slots_to_choose_from(options, buckets):
     assert SlotRule(CapacityConfig(**options), 32, 3, 4, 1, 8).buckets() == buckets
 
@@ -134,7 +147,10 @@ def test_a_resumed_run_goes_on_identically(bench, cut):
 
 
 def test_a_resumed_run_may_have_other_micro_batches(bench):
-    first, second = bench(ADAPTIVE, SCRIPT), bench(ADAPTIVE, [[[delta] * 4 for (delta, _), in [step]] for step in SCRIPT], rows=4)
+    first, second = (
+        bench(ADAPTIVE, SCRIPT),
+        bench(ADAPTIVE, [[[delta] * 4 for ((delta, _),) in [step]] for step in SCRIPT], rows=4),
+    )
     first.run(1, 3)
     hand_over(first, second)
     assert [metrics["moe/capacity_slots"] for metrics in second.run(4, 9)] == [2 * slots for slots in SLOTS[3:]]

@@ -18,13 +18,18 @@ EDGES = [-1.0 + i / 100 for i in range(201)]
 def layer(seed, gates=True):
     generator = np.random.default_rng(seed)
     group = np.repeat([0, 1, 0], LENGTH)[:, None]
-    return RoutedTokens(generator.standard_normal((ROWS * LENGTH, HIDDEN)).astype(np.float32),
-                        (2 * group + generator.integers(0, 2, (ROWS * LENGTH, 1))).astype(np.int32),
-                        generator.standard_normal((2, 2, HIDDEN)).astype(np.float32) if gates else None, 2)
+    return RoutedTokens(
+        generator.standard_normal((ROWS * LENGTH, HIDDEN)).astype(np.float32),
+        (2 * group + generator.integers(0, 2, (ROWS * LENGTH, 1))).astype(np.int32),
+        generator.standard_normal((2, 2, HIDDEN)).astype(np.float32) if gates else None,
+        2,
+    )
 
 
 def cosine(a, b):
-    return float(np.dot(a.astype(float), b.astype(float)) / np.sqrt(np.dot(a.astype(float), a) * np.dot(b.astype(float), b)))
+    return float(
+        np.dot(a.astype(float), b.astype(float)) / np.sqrt(np.dot(a.astype(float), a) * np.dot(b.astype(float), b))
+    )
 
 
 def counted(values):
@@ -35,7 +40,9 @@ def counted(values):
 @pytest.fixture
 def measure(networks):
     collectives = create_collectives("local", Topology(1, 1), 0)
-    config = networks.small_config(None, {"capacity": {"mode": "critical", "delta_statistic": "quantile", "quantile": 0.75}})
+    config = networks.small_config(
+        None, {"capacity": {"mode": "critical", "delta_statistic": "quantile", "quantile": 0.75}}
+    )
     return lambda layers: json.loads(json.dumps(measure_cosines(config, layers, ROWS, collectives)))
 
 
@@ -47,7 +54,9 @@ def test_histograms_of_the_last_layer(measure):
     expected = {
         "token_token_within": [cosine(last.x[i], last.x[j]) for i, j in pairs if same[i, j]],
         "token_token_across": [cosine(last.x[i], last.x[j]) for i, j in pairs if not same[i, j]],
-        "token_gate": [cosine(x, gate) for x, expert in zip(last.x, last.expert[:, 0]) for gate in last.gates[expert // 2]],
+        "token_gate": [
+            cosine(x, gate) for x, expert in zip(last.x, last.expert[:, 0]) for gate in last.gates[expert // 2]
+        ],
     }
     assert found["layer"] == 1
     for name, values in expected.items():
@@ -59,15 +68,23 @@ def test_delta_and_bound_of_every_layer(measure):
     layers = [layer(0), layer(1)]
     found = measure(layers)
     for number, of_layer in enumerate(layers):
-        own = np.array([cosine(x, of_layer.gates[expert // 2, expert % 2]) for x, expert in zip(of_layer.x, of_layer.expert[:, 0])])
+        own = np.array(
+            [cosine(x, of_layer.gates[expert // 2, expert % 2]) for x, expert in zip(of_layer.x, of_layer.expert[:, 0])]
+        )
         rows = own.reshape(ROWS, LENGTH)
-        delta = {"maximum": rows.max(1).mean(), "minimum": max(rows.min(1).mean(), 0.0), "mean": max(rows.mean(), 0.0),
-                 "quantile": max(np.sort(rows, 1)[:, 3].mean(), 0.0)}  # the fourth of five
+        delta = {
+            "maximum": rows.max(1).mean(),
+            "minimum": max(rows.min(1).mean(), 0.0),
+            "mean": max(rows.mean(), 0.0),
+            "quantile": max(np.sort(rows, 1)[:, 3].mean(), 0.0),
+        }  # the fourth of five
         assert set(found["delta"]) == set(delta)
         for statistic, value in delta.items():
             assert found["delta"][statistic][number] == pytest.approx(value, abs=1e-9)
             for form in ("exact", "erfc", "exp"):
-                assert found["bound"][form][statistic][number] == pytest.approx(minimum_capacity(value, HIDDEN, 2, form), rel=1e-6)
+                assert found["bound"][form][statistic][number] == pytest.approx(
+                    minimum_capacity(value, HIDDEN, 2, form), rel=1e-6
+                )
 
 
 def test_without_gates_there_are_tokens_only(measure):
@@ -89,4 +106,6 @@ def test_report_reads_it(measure):
     found = measure([layer(0)])
     for name in ("token_token_within", "token_token_across", "token_gate"):
         curve = _histogram(name, 0, found[name])
-        assert sum((right - left) * height for left, right, height in zip(curve.x[::2], curve.x[1::2], curve.y[::2])) == pytest.approx(1.0)
+        assert sum(
+            (right - left) * height for left, right, height in zip(curve.x[::2], curve.x[1::2], curve.y[::2])
+        ) == pytest.approx(1.0)

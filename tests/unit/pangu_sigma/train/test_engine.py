@@ -1,4 +1,6 @@
-"""What a run is built from: the vocabulary; and a training step whose slots change, against steps built with those slots."""
+"""What a run is built from: the vocabulary; and a training step whose slots change, against steps built with those
+slots.
+"""
 
 import dataclasses
 
@@ -15,7 +17,7 @@ from pangu_sigma.config.schema import Config, ModelConfig, MoEConfig, ParallelCo
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.vocabulary import Vocabulary, vocabulary
 from pangu_sigma.runtime.runtime import Runtime
-from pangu_sigma.train.engine import TrainingParts
+from pangu_sigma.train.engine import TrainEngine
 
 WORDS = Vocabulary(29, 2, np.ones(29, np.int64))
 ROWS, LENGTH = 3, 12
@@ -24,9 +26,12 @@ ROWS, LENGTH = 3, 12
 @pytest.fixture(scope="module")
 def make_parts(networks):
     def make(capacity):
-        config = networks.small_config({"dense_layers": 0}, {"router": {"type": "switch"}, "capacity": capacity},
-                                       train={"global_batch_size": ROWS, "steps": 10})
-        return TrainingParts(config, Runtime(create_collectives("local", Topology(1, 1), 0)), WORDS)
+        config = networks.small_config(
+            {"dense_layers": 0},
+            {"router": {"type": "switch"}, "capacity": capacity},
+            train={"global_batch_size": ROWS, "steps": 10},
+        )
+        return TrainEngine(config, Runtime(create_collectives("local", Topology(1, 1), 0)), WORDS)
 
     return make
 
@@ -68,12 +73,16 @@ def data(tiny_data):
 
 
 def config_with(tensor, words=None):
-    return dataclasses.replace(Config(), model=ModelConfig(sequence_length=32, vocab_size=words), parallel=ParallelConfig(tensor=tensor))
+    return dataclasses.replace(
+        Config(), model=ModelConfig(sequence_length=32, vocab_size=words), parallel=ParallelConfig(tensor=tensor)
+    )
 
 
 def test_tensor_parallel_ranks_share_the_words_out_evenly(data):
     """The tokenizer has 320 pieces."""
-    with pytest.raises(InputError, match=r"parallel.tensor \(3\) does not divide the 320 words .*model.vocab_size: 321"):
+    with pytest.raises(
+        InputError, match=r"parallel.tensor \(3\) does not divide the 320 words .*model.vocab_size: 321"
+    ):
         vocabulary(config_with(3), data)
     assert vocabulary(config_with(4), data).words == 320
     padded = vocabulary(config_with(3, 321), data)

@@ -1,4 +1,6 @@
-"""TensorBoard's event files, read back: the records by hand (length, checksums, content), the content by its protocol buffer."""
+"""TensorBoard's event files, read back: the records by hand (length, checksums, content), the content by its protocol
+buffer.
+"""
 
 import struct
 
@@ -33,8 +35,8 @@ def events(folder):
         content, place = path.read_bytes(), 0
         while place < len(content):
             length, check = struct.unpack_from("<QI", content, place)
-            body = content[place + 12:place + 12 + length]
-            assert check == masked(content[place:place + 8])
+            body = content[place + 12 : place + 12 + length]
+            assert check == masked(content[place : place + 8])
             assert struct.unpack_from("<I", content, place + 12 + length)[0] == masked(body)
             found.append(Event.FromString(body))
             place += 16 + length
@@ -42,12 +44,21 @@ def events(folder):
 
 
 def scalars(folder):
-    return [(event.step, value.tag, value.simple_value) for event in events(folder) for value in event.summary.value
-            if value.HasField("simple_value")]
+    return [
+        (event.step, value.tag, value.simple_value)
+        for event in events(folder)
+        for value in event.summary.value
+        if value.HasField("simple_value")
+    ]
 
 
 def histograms(folder):
-    return {(event.step, value.tag): value.histo for event in events(folder) for value in event.summary.value if value.HasField("histo")}
+    return {
+        (event.step, value.tag): value.histo
+        for event in events(folder)
+        for value in event.summary.value
+        if value.HasField("histo")
+    }
 
 
 @pytest.fixture
@@ -56,7 +67,12 @@ def config(tmp_path):
 
 
 def record(step):
-    return {"progress/step": step, "time/step(s)": 0.5 * step, "optim/grad_norm": None, "moe/tokens_per_expert": [[1, 3], [4, 0]]}
+    return {
+        "progress/step": step,
+        "time/step(s)": 0.5 * step,
+        "optim/grad_norm": None,
+        "moe/tokens_per_expert": [[1, 3], [4, 0]],
+    }
 
 
 def test_a_run_and_its_cosines(config, tmp_path):
@@ -64,7 +80,9 @@ def test_a_run_and_its_cosines(config, tmp_path):
     for step in range(1, 6):
         log.write(record(step))
     log.close({"layer": 1, "token_gate": {"edges": [-1.0, 0.0, 1.0], "counts": [2, 6]}, "delta": {"maximum": [0.1]}})
-    assert scalars(tmp_path) == [pair for step in range(1, 6) for pair in ((step, "progress/step", step), (step, "time/step_s", step / 2))]
+    assert scalars(tmp_path) == [
+        pair for step in range(1, 6) for pair in ((step, "progress/step", step), (step, "time/step_s", step / 2))
+    ]
     found = histograms(tmp_path)
     layers = [f"moe/tokens_per_expert/layer_{layer}" for layer in range(2)]
     assert set(found) == {(step, layer) for step in (2, 4, 5) for layer in layers} | {(5, "cosines/token_gate")}
@@ -79,9 +97,14 @@ def test_a_resumed_run_hides_the_steps_that_it_makes_again(config, tmp_path):
         log = MetricsLog(tmp_path / "metrics.jsonl", start, [EventLog(config, start)])
         log.write(record(start + 1))
         log.close()
-    begun = [event.step for event in events(tmp_path) if event.HasField("session_log") and event.session_log.status == 1]  # START
+    begun = [
+        event.step for event in events(tmp_path) if event.HasField("session_log") and event.session_log.status == 1
+    ]  # START
     assert begun == [1, 4]
 
 
 def test_tags():
-    assert tag("time/all_to_all/overlapped(s)") == "time/all_to_all/overlapped_s" and tag("comm/inter_node(B)") == "comm/inter_node_B"
+    assert (
+        tag("time/all_to_all/overlapped(s)") == "time/all_to_all/overlapped_s"
+        and tag("comm/inter_node(B)") == "comm/inter_node_B"
+    )

@@ -13,9 +13,9 @@ from locmoe_ops.topology import Topology
 from pangu_sigma.bench.step import random_batch
 from pangu_sigma.data.vocabulary import Vocabulary
 from pangu_sigma.model.attention import AttentionCore, FlashCore, attention_mask
-from pangu_sigma.model.shape import model_shape
+from pangu_sigma.model.dims import model_dims
 from pangu_sigma.runtime.runtime import Runtime
-from pangu_sigma.train.engine import TrainingParts
+from pangu_sigma.train.engine import TrainEngine
 
 WORDS = 29
 
@@ -23,9 +23,11 @@ WORDS = 29
 @pytest.fixture
 def make_config(networks):
     def make(**fused):
-        return networks.small_config({"hidden_size": 32, "num_heads": 2, "dense_layers": 1, "sparse_layers": 1, "attention_dropout": 0.0},
-                                     {"dispatch": {"type": "ragged"}, "router": {"type": "switch", "top_k": 2}},
-                                     runtime={"precision": "fp16", "device": "ascend", "fused": fused})
+        return networks.small_config(
+            {"hidden_size": 32, "num_heads": 2, "dense_layers": 1, "sparse_layers": 1, "attention_dropout": 0.0},
+            {"dispatch": {"type": "ragged"}, "router": {"type": "switch", "top_k": 2}},
+            runtime={"precision": "fp16", "device": "ascend", "fused": fused},
+        )
 
     return make
 
@@ -36,7 +38,7 @@ def exported(config, folder):
 
     groups = config.moe.num_groups
     vocabulary = Vocabulary(WORDS, groups, np.ones((groups, WORDS), np.int64))
-    parts = TrainingParts(config, Runtime(create_collectives("local", Topology(1, 1), 0)), vocabulary)
+    parts = TrainEngine(config, Runtime(create_collectives("local", Topology(1, 1), 0)), vocabulary)
     (graph,) = parts.graphs(random_batch(config.train.global_batch_size, config.model.sequence_length, vocabulary))
     ms.export(graph.cell, *graph.inputs, file_name=str(folder / "step"), file_format="MINDIR")
     model = mind_ir_pb2.ModelProto()
@@ -45,7 +47,9 @@ def exported(config, folder):
 
 
 def test_the_step_compiles_with_every_kernel(make_config, tmp_path):
-    """Three attentions (dense, sparse, query layer), one layer of experts; two products forward, two a product backward."""
+    """Three attentions (dense, sparse, query layer), one layer of experts; two products forward, two a product
+    backward.
+    """
     found = exported(make_config(attention=True, experts=True, permute=True), tmp_path)
     assert found["FlashAttentionScore"] == found["FlashAttentionScoreGrad"] == 3
     assert found["GroupedMatmulV4"] == 6
@@ -57,6 +61,7 @@ def test_the_step_compiles_with_every_kernel(make_config, tmp_path):
 
 def test_attention_by_kernel_is_attention(make_config):
     """Rows of two documents. The kernel as MindSpore documents it: a 1 in its mask bars a key."""
+
     def kernel(query, key, value, shift, dropped, padding, barred, prefix):
         query, key, value = (one.asnumpy().astype(np.float64) for one in (query, key, value))
         scores = np.where(barred.asnumpy() > 0, -np.inf, query @ key.transpose(0, 1, 3, 2) / np.sqrt(query.shape[-1]))
@@ -64,7 +69,7 @@ def test_attention_by_kernel_is_attention(make_config):
         return None, None, None, Tensor((odds / odds.sum(-1, keepdims=True) @ value).astype(np.float32))
 
     config = make_config()
-    shape, length = model_shape(config, 2, WORDS, 1), config.model.sequence_length
+    shape, length = model_dims(config, 2, WORDS, 1), config.model.sequence_length
     rng = np.random.default_rng(0)
     query, key, value = (Tensor(rng.standard_normal((2, 2, length, 16)).astype(np.float32)) for _ in range(3))
     mask = attention_mask(Tensor(np.tile(np.arange(length) // (length // 2), (2, 1)).astype(np.int32)))

@@ -29,7 +29,11 @@ def test_every_step_is_in_the_file_at_once_and_a_resumed_run_repeats_none(tmp_pa
     assert [record["progress/step"] for record in lines(path)] == [1, 2]
     again.write({"progress/step": 3})
     again.close()
-    assert [record["progress/step"] for record in lines(path)] == [1, 2, 3] == [record["progress/step"] for record in again.records]
+    assert (
+        [record["progress/step"] for record in lines(path)]
+        == [1, 2, 3]
+        == [record["progress/step"] for record in again.records]
+    )
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
@@ -41,7 +45,9 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(OutputNotWritten, match=f"metrics.jsonl: cannot be written .{os.strerror(errno.ENOSPC)}"):
         log.write({"progress/step": 1})
     log.close()
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    )
     with pytest.raises(OutputNotWritten, match="summary.json: cannot be written .No space left"):
         write_atomically(tmp_path / "summary.json", "{}")
     assert not (tmp_path / "summary.json").exists()
@@ -49,7 +55,9 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 
 def test_what_is_not_finite_is_null_also_in_lines_that_an_older_version_wrote(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"progress/step": 1, "loss/task": NaN, "time/step(s)": 1.0}\n{"progress/step": 2, "loss/task": Infinity}\n')
+    path.write_text(
+        '{"progress/step": 1, "loss/task": NaN, "time/step(s)": 1.0}\n{"progress/step": 2, "loss/task": Infinity}\n'
+    )
     log = MetricsLog(path, 2)
     log.write({"progress/step": 3, "loss/task": float("nan"), "moe/tokens_per_expert": [[1.0, float("-inf")]]})
     log.close()

@@ -16,8 +16,9 @@ class Fed(nn.Cell):
     def __init__(self, adam, shapes):
         super().__init__(auto_prefix=False)
         self.adam = adam
-        self.gradients = ParameterTuple([Parameter(Tensor(np.zeros(shape, np.float32)), name=f"gradient.{i}")
-                                         for i, shape in enumerate(shapes)])
+        self.gradients = ParameterTuple(
+            [Parameter(Tensor(np.zeros(shape, np.float32)), name=f"gradient.{i}") for i, shape in enumerate(shapes)]
+        )
 
     def construct(self, learning_rate, scale, finite):
         return self.adam(self.gradients[:], learning_rate, scale, finite)
@@ -93,7 +94,9 @@ def test_tiny_gradients_move_experts_and_little_else(bench, random_arrays, numpy
         bench.update(gradients)
         expected.update(gradients, 0.01)
     for parameter, value in zip(bench.parameters, expected.values):
-        np.testing.assert_allclose(parameter.asnumpy(), value, rtol=1e-4, atol=1e-7 * np.abs(value).max(), err_msg=parameter.name)
+        np.testing.assert_allclose(
+            parameter.asnumpy(), value, rtol=1e-4, atol=1e-7 * np.abs(value).max(), err_msg=parameter.name
+        )
     moved = {parameter.name: np.abs(parameter.asnumpy()).mean() for parameter in bench.parameters}
     assert moved["blocks.1.feed_forward.experts.w_in"] > 0.005
     if size == 1e-15:
@@ -151,22 +154,35 @@ def test_state_is_float32_and_starts_at_zero(make_parameters):
 
 def test_groups_have_their_own_epsilon_and_decay(make_parameters):
     assert HybridAdam(make_parameters(), OPTIONS).groups == [
-        (0, 2, 1e-8, 0.1), (2, 4, 1e-8, 0.0), (4, 5, 1e-20, 0.1), (5, 6, 1e-20, 0.0)]
+        (0, 2, 1e-8, 0.1),
+        (2, 4, 1e-8, 0.0),
+        (4, 5, 1e-20, 0.1),
+        (5, 6, 1e-20, 0.0),
+    ]
 
 
 @pytest.mark.parametrize("router", ["hash", "switch"])
 def test_order_of_a_networks_parameters(networks, router):
-    """Dense before experts; in each, what decays comes first, and of that the maps, from the top of the network down. Everything
-    trainable, once; a hash table is not.
+    """Dense before experts; in each, what decays comes first, and of that the maps, from the top of the network down.
+    Everything trainable, once; a hash table is not.
     """
     network = networks.build_network(networks.small_config({"sparse_query_layer": True}, {"router": {"type": router}}))
     ordered = ordered_parameters(network)
     kinds = [(is_expert_parameter(parameter), not decays(parameter)) for parameter in ordered]
     assert kinds == sorted(kinds) and len(set(kinds)) == 4
     names = [parameter.name for parameter in ordered]
-    maps = [name for name in names if name.endswith((".query.weight", ".key.weight", ".value.weight", ".project.weight", ".w_in.weight",
-                                                     ".w_out.weight"))]
-    assert names[:len(maps)] == maps and maps[0].startswith("query_layer.") and maps[-1] == "blocks.0.attention.query.weight"
+    maps = [
+        name
+        for name in names
+        if name.endswith(
+            (".query.weight", ".key.weight", ".value.weight", ".project.weight", ".w_in.weight", ".w_out.weight")
+        )
+    ]
+    assert (
+        names[: len(maps)] == maps
+        and maps[0].startswith("query_layer.")
+        and maps[-1] == "blocks.0.attention.query.weight"
+    )
     assert sorted(names) == sorted(parameter.name for parameter in network.trainable_params())
     assert not any("table" in name for name in names)
     experts = [name for name in names if name.rsplit(".", 1)[-1] in ("w_in", "b_in", "w_out", "b_out")]

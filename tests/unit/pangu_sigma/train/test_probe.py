@@ -10,7 +10,10 @@ from pangu_sigma.train.probe import RoutingProbe
 from pangu_sigma.train.step import BATCH_FIELDS
 
 CASES = {
-    "learned gate": {"model": {"sparse_layers": 2}, "moe": {"router": {"type": "switch", "top_k": 2, "switch": {"jitter": 0.3}}}},
+    "learned gate": {
+        "model": {"sparse_layers": 2},
+        "moe": {"router": {"type": "switch", "top_k": 2, "switch": {"jitter": 0.3}}},
+    },
     "fixed gate": {"model": {"dense_layers": 0, "sparse_query_layer": True}, "moe": {"router": {"type": "locmoe"}}},
     "no gate": {"model": {"dense_layers": 0}, "moe": {"router": {"type": "hash"}}},
 }
@@ -51,7 +54,9 @@ def test_probe_shows_what_enters_the_routers(case):
     seen, layers = router_inputs(case.double(training=False), batch)
     assert len(found) == len(seen) == len(sparse_layers(case.network)) > 0
     for number, (mine, x, layer) in enumerate(zip(found, seen, layers)):
-        np.testing.assert_allclose(mine.x, x, rtol=1e-4, atol=1e-4)  # float32 through up to three blocks, values of order 1
+        np.testing.assert_allclose(
+            mine.x, x, rtol=1e-4, atol=1e-4
+        )  # float32 through up to three blocks, values of order 1
         np.testing.assert_array_equal(mine.expert, layer.expert[0])
         gates = gates_by_hand(case, number)
         if gates is None:
@@ -75,11 +80,13 @@ def test_what_is_not_finite_has_no_direction(networks, numpy_model):
 
 
 def test_a_gate_on_word_vectors_sees_those(networks):
-    config = networks.small_config({"dense_layers": 0}, {"router": {"type": "locmoe", "locmoe": {"gate_input": "word"}}})
+    config = networks.small_config(
+        {"dense_layers": 0}, {"router": {"type": "locmoe", "locmoe": {"gate_input": "word"}}}
+    )
     network = networks.build_network(config)
     networks.randomise(network, 5)
     batch = networks.make_batch()
-    found, = RoutingProbe(network).routed([Tensor(batch[name]) for name in BATCH_FIELDS])
+    (found,) = RoutingProbe(network).routed([Tensor(batch[name]) for name in BATCH_FIELDS])
     words = network.embedding.word.asnumpy().astype(np.float64)[batch["ids"].reshape(-1)]
     seen = (words - words.mean(1, keepdims=True)) / words.std(1, keepdims=True)
     np.testing.assert_allclose(found.x, seen, rtol=1e-4, atol=1e-5)  # float32

@@ -18,7 +18,10 @@ def own(step_s):
 @pytest.fixture
 def make(tmp_path):
     def make(steps, device="cpu"):
-        return StepProfile(config_from_dict({"train": {"profile": steps, "output_dir": str(tmp_path)}, "runtime": {"device": device}}), 3)
+        return StepProfile(
+            config_from_dict({"train": {"profile": steps, "output_dir": str(tmp_path)}, "runtime": {"device": device}}),
+            3,
+        )
 
     return make
 
@@ -31,9 +34,12 @@ def run(profile, first, last):
 
 def test_timers_of_the_steps_asked_for(make, tmp_path):
     run(make([3, 4]), 1, 6)
-    assert json.loads((tmp_path / "profile" / "rank_3.json").read_text()) == {"steps": [
-        {"step": 3, "compute(s)": 1.125, "communication(s)": 0.375, "overlapped(s)": 0.1875, "idle(s)": 0.1875},
-        {"step": 4, "compute(s)": 1.5, "communication(s)": 0.5, "overlapped(s)": 0.25, "idle(s)": 0.25}]}
+    assert json.loads((tmp_path / "profile" / "rank_3.json").read_text()) == {
+        "steps": [
+            {"step": 3, "compute(s)": 1.125, "communication(s)": 0.375, "overlapped(s)": 0.1875, "idle(s)": 0.1875},
+            {"step": 4, "compute(s)": 1.5, "communication(s)": 0.5, "overlapped(s)": 0.25, "idle(s)": 0.25},
+        ]
+    }
 
 
 def test_a_run_that_stops_early_leaves_what_it_has(make, tmp_path):
@@ -51,9 +57,14 @@ def test_nothing_asked_for_nothing_written(make, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("first", "expected"), [
-    (1, ["make 2", "start", "step", "step", "stop"]), (4, ["make 1", "start", "step", "stop"]), (5, []),
-])
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (1, ["make 2", "start", "step", "step", "stop"]),
+        (4, ["make 1", "start", "step", "stop"]),
+        (5, []),
+    ],
+)
 def test_on_ascend_the_profiler_sees_those_steps(make, monkeypatch, tmp_path, first, expected):
     calls = []
 

@@ -9,7 +9,9 @@ PEAK, END = 1e-3, 1e-5
 
 
 def rate(step, schedule="cosine", total=1000, warmup=100, decay=None):
-    options = OptimizerConfig(learning_rate=PEAK, end_learning_rate=END, schedule=schedule, warmup_steps=warmup, decay_steps=decay)
+    options = OptimizerConfig(
+        learning_rate=PEAK, end_learning_rate=END, schedule=schedule, warmup_steps=warmup, decay_steps=decay
+    )
     return learning_rate(options, total, step)
 
 
@@ -19,11 +21,22 @@ def test_warm_up_is_linear_from_the_first_step(schedule, step, share):
     assert rate(step, schedule) == pytest.approx(PEAK * share, rel=1e-12)
 
 
-@pytest.mark.parametrize("schedule, step, left", [
-    ("constant", 101, 1.0), ("constant", 5000, 1.0),
-    ("linear", 101, 1.0 - 1 / 900), ("linear", 550, 0.5), ("linear", 999, 1 / 900), ("linear", 1000, 0.0), ("linear", 1500, 0.0),
-    ("cosine", 325, 0.5 + math.sqrt(0.5) / 2), ("cosine", 550, 0.5), ("cosine", 1000, 0.0), ("cosine", 1500, 0.0),
-])
+@pytest.mark.parametrize(
+    "schedule, step, left",
+    [
+        ("constant", 101, 1.0),
+        ("constant", 5000, 1.0),
+        ("linear", 101, 1.0 - 1 / 900),
+        ("linear", 550, 0.5),
+        ("linear", 999, 1 / 900),
+        ("linear", 1000, 0.0),
+        ("linear", 1500, 0.0),
+        ("cosine", 325, 0.5 + math.sqrt(0.5) / 2),
+        ("cosine", 550, 0.5),
+        ("cosine", 1000, 0.0),
+        ("cosine", 1500, 0.0),
+    ],
+)
 def test_decay(schedule, step, left):
     """`left`: share of the way from the end rate to the peak."""
     expected = PEAK if schedule == "constant" else END + (PEAK - END) * left

@@ -75,8 +75,16 @@ def test_without_options_the_scale_is_one_for_good():
 def test_statistics_come_out_as_they_went_in(layers, experts, undecided):
     rng = np.random.default_rng(0)
     rows, columns = max(layers, 1), experts if layers else 1
-    shapes = {"tokens": (), "task": (), "aux": (), "locality": (), "assigned": (rows, columns), "kept": (rows,),
-              "kept_local": (rows,), **({"undecided": (rows,)} if undecided else {})}
+    shapes = {
+        "tokens": (),
+        "task": (),
+        "aux": (),
+        "locality": (),
+        "assigned": (rows, columns),
+        "kept": (rows,),
+        "kept_local": (rows,),
+        **({"undecided": (rows,)} if undecided else {}),
+    }
     sums = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     statistics = Statistics(layers, experts, undecided)
     vector = pack({name: Tensor(value) for name, value in sums.items()}).asnumpy()
@@ -98,7 +106,9 @@ class Bench:
         self.parameters = parameters
         self.accumulators = Accumulators(parameters, 6)
         self.loss_scale = LossScale(LossScaleConfig(initial=1024.0, growth_interval=2))
-        update = Update(parameters, 6, self.loss_scale, self.options, create_collectives("local", Topology(1, 1), 0), int(NOMINAL))
+        update = Update(
+            parameters, 6, self.loss_scale, self.options, create_collectives("local", Topology(1, 1), 0), int(NOMINAL)
+        )
         self.apply = ApplyStep(self.accumulators, update)
         self.adam = update.adam
         self.state = [*parameters, *self.adam.first, *self.adam.second, self.adam.updates]
@@ -107,7 +117,11 @@ class Bench:
     def reset(self):
         for parameter, value in zip(self.state, self.initial):
             parameter.set_data(Tensor(value))
-        for parameter, value in ((self.loss_scale.scale, 1024.0), (self.loss_scale.good, 0.0), (self.loss_scale.skipped, 0.0)):
+        for parameter, value in (
+            (self.loss_scale.scale, 1024.0),
+            (self.loss_scale.good, 0.0),
+            (self.loss_scale.skipped, 0.0),
+        ):
             parameter.set_data(Tensor(value, dtype.float32))
 
     def step(self, gradients, tokens, learning_rate=0.01):
@@ -166,7 +180,7 @@ def test_clipping_is_visible_in_the_moments(bench, random_arrays):
     """One Adam step hides the size of its gradient; the first moment shows it: (1 - beta1) * g / |g| beyond the limit."""
     gradients = random_arrays(3, 1e4)
     bench.step(gradients, 10.0)
-    norm = np.sqrt(sum(np.sum(gradient.astype(np.float64)**2) for gradient in gradients))
+    norm = np.sqrt(sum(np.sum(gradient.astype(np.float64) ** 2) for gradient in gradients))
     for first, gradient in zip(bench.adam.first, gradients):
         np.testing.assert_allclose(first.asnumpy(), 0.2 * gradient / norm, rtol=1e-5, atol=1e-8)
 
@@ -209,8 +223,11 @@ class NetworkBench:
     """A network whose rows do not influence one another: hash routing, slots for everybody."""
 
     def __init__(self, networks, rows, precision="fp32", scale=None):
-        self.config = networks.small_config({"dense_layers": 0}, {"router": {"type": "hash"}, "capacity": {"factor": 4.0}},
-                                            runtime={"precision": precision})
+        self.config = networks.small_config(
+            {"dense_layers": 0},
+            {"router": {"type": "hash"}, "capacity": {"factor": 4.0}},
+            runtime={"precision": precision},
+        )
         self.network = networks.build_network(self.config, rows)
         networks.randomise(self.network, 0)
         self.network.set_train()
@@ -220,8 +237,14 @@ class NetworkBench:
         self.objective = Objective(self.network, int(NOMINAL))
         self.accumulators = Accumulators(self.parameters, self.statistics.size)
         self.micro = MicroStep(self.objective, self.parameters, self.accumulators, self.loss_scale)
-        update = Update(self.parameters, self.statistics.size, self.loss_scale, OptimizerConfig(clip_norm=None),
-                        create_collectives("local", Topology(1, 1), 0), int(NOMINAL))
+        update = Update(
+            self.parameters,
+            self.statistics.size,
+            self.loss_scale,
+            OptimizerConfig(clip_norm=None),
+            create_collectives("local", Topology(1, 1), 0),
+            int(NOMINAL),
+        )
         self.first = update.adam.first
         self.whole = WholeStep(self.objective, self.parameters, update)
 
@@ -234,7 +257,9 @@ class NetworkBench:
         return self.statistics.unpack(vector.asnumpy()), [float(scalar.asnumpy()) for scalar in scalars]
 
     def gradients(self):
-        return {parameter.name: total.asnumpy() for parameter, total in zip(self.parameters, self.accumulators.gradients)}
+        return {
+            parameter.name: total.asnumpy() for parameter, total in zip(self.parameters, self.accumulators.gradients)
+        }
 
 
 def fields(batch, rows=slice(None)):
@@ -259,13 +284,16 @@ def test_two_micro_batches_are_one_batch_of_both(networks, pairs):
         np.testing.assert_allclose(statistics[name], values, rtol=1e-6, err_msg=name)  # a sum in another order
     assert statistics["tokens"] == batch["loss_mask"].sum() and statistics["assigned"].sum() == 48
     gradients = {name: gradient * NOMINAL / statistics["tokens"] for name, gradient in accumulated.gradients().items()}
-    assert norm == pytest.approx(np.sqrt(sum(np.sum(gradient.astype(np.float64)**2) for gradient in gradients.values())), rel=1e-5)
+    assert norm == pytest.approx(
+        np.sqrt(sum(np.sum(gradient.astype(np.float64) ** 2) for gradient in gradients.values())), rel=1e-5
+    )
     for parameter, first in zip(bench.parameters, bench.first):
         gradient = gradients[parameter.name]
-        # After one step the first moment is (1 - beta1) = 0.2 times the gradient. Sums over tokens in another order: float32's
-        # 6e-8 of their largest terms.
-        np.testing.assert_allclose(first.asnumpy(), 0.2 * gradient, atol=5e-7 * np.abs(gradient).max(), rtol=0,
-                                   err_msg=parameter.name)
+        # After one step the first moment is (1 - beta1) = 0.2 times the gradient. Sums over tokens in another order:
+        # float32's 6e-8 of their largest terms.
+        np.testing.assert_allclose(
+            first.asnumpy(), 0.2 * gradient, atol=5e-7 * np.abs(gradient).max(), rtol=0, err_msg=parameter.name
+        )
 
 
 def test_accumulated_gradients_match_a_finite_difference(networks, numpy_model, pairs):
@@ -299,13 +327,15 @@ def test_evaluation_reports_the_same_sums_and_leaves_no_trace(networks, pairs):
 
 def test_fp16_skips_until_the_scale_fits_and_then_trains(networks):
     """A scale of 2**30 overflows float16 in the backward pass. Parameters stay float32 throughout."""
-    bench = NetworkBench(networks, rows=2, precision="fp16", scale=LossScaleConfig(initial=2.0**30, growth_interval=1000))
+    bench = NetworkBench(
+        networks, rows=2, precision="fp16", scale=LossScaleConfig(initial=2.0**30, growth_interval=1000)
+    )
     batch, losses, overflows = networks.make_batch(rows=2), [], 0
     before = networks.parameter_arrays(bench.network)
     for _ in range(24):
         statistics, (norm, scale, skipped) = bench.step(batch)
         losses.append(statistics["task"] / statistics["tokens"])
-        assert scale == 2.0**(30 - overflows)
+        assert scale == 2.0 ** (30 - overflows)
         overflows += not np.isfinite(norm)
         assert skipped == overflows
         if overflows == len(losses):  # no step was applied so far

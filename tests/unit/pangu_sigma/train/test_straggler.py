@@ -14,17 +14,25 @@ def counters(step_s, communication_s=0.0, idle_s=0.0, overlapped_s=0.0):
 
 
 def test_ranks_are_compared_by_their_own_computation():
-    """Three ranks, of which all steps end together; the second computes longest. The first step, which compiles, does not count."""
+    """Three ranks, of which all steps end together; the second computes longest. The first step, which compiles, does
+    not count.
+    """
     ranks = [Stragglers(rank, 3, 2, measured=True) for rank in range(3)]
     waiting = [(0.5, 0.4), (0.1, 0.0), (0.3, 0.5)]  # communication and idle seconds of steps of one second
     for step in (1, 2, 3):
-        noted = [own.note(counters(60.0 if step == 1 else 1.0, *times, overlapped_s=0.1), step) for own, times in zip(ranks, waiting)]
+        noted = [
+            own.note(counters(60.0 if step == 1 else 1.0, *times, overlapped_s=0.1), step)
+            for own, times in zip(ranks, waiting)
+        ]
         assert [len(each.compute_by_rank) for each in noted] == ([3, 3, 3] if step == 2 else [0, 0, 0])
         if step == 2:
             total = np.sum([each.compute_by_rank for each in noted], 0)
     np.testing.assert_allclose(total, [0.2, 1.0, 0.3])
-    assert straggler_metrics(total) == {"time/slowest_rank": 1, "time/slowest_rank/compute(s)": pytest.approx(1.0),
-                                        "time/median_rank/compute(s)": pytest.approx(0.3)}
+    assert straggler_metrics(total) == {
+        "time/slowest_rank": 1,
+        "time/slowest_rank/compute(s)": pytest.approx(1.0),
+        "time/median_rank/compute(s)": pytest.approx(0.3),
+    }
 
 
 @pytest.mark.parametrize("alone", [(1, True), (4, False)])
@@ -43,14 +51,22 @@ def test_the_log_names_a_rank_beyond_the_margin():
 
 
 def test_sums_keep_what_is_compared():
-    total = sum_counters(HostSum(create_collectives("local", Topology(1, 1), 0), "test"),
-                         counters(2.0, 0.25)._replace(stops=1, compute_by_rank=np.array([0.5, 0.0])))
+    total = sum_counters(
+        HostSum(create_collectives("local", Topology(1, 1), 0), "test"),
+        counters(2.0, 0.25)._replace(stops=1, compute_by_rank=np.array([0.5, 0.0])),
+    )
     assert (total.step_s, total.total.communication_s, total.stops) == (2.0, 0.25, 1)
     assert list(total.compute_by_rank) == [0.5, 0.0]
 
 
 def test_a_summary_takes_the_last_comparison():
     """Which not every step has."""
-    records = [{"time/step(s)": float(step), **(straggler_metrics([1.0, step]) if step == 2 else {})} for step in (1, 2, 3)]
+    records = [
+        {"time/step(s)": float(step), **(straggler_metrics([1.0, step]) if step == 2 else {})} for step in (1, 2, 3)
+    ]
     summary = summarise(records)
-    assert (summary["time/step(s)"], summary["time/slowest_rank"], summary["time/slowest_rank/compute(s)"]) == (2.5, 1, 2.0)
+    assert (summary["time/step(s)"], summary["time/slowest_rank"], summary["time/slowest_rank/compute(s)"]) == (
+        2.5,
+        1,
+        2.0,
+    )

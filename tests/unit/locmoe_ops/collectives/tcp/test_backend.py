@@ -29,10 +29,17 @@ def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tcp")
     port = _free_port()
     environment = {**os.environ, "MESH_SECRET": "right", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[3])}
-    processes = [subprocess.Popen(
-        [sys.executable, str(WORKER), str(rank), str(WORLD), str(port), str(folder / f"{rank}.npz")],
-        env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for rank in range(WORLD)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(rank), str(WORLD), str(port), str(folder / f"{rank}.npz")],
+            env=environment,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(WORLD)
+    ]
     try:
         for process in processes:
             output, _ = process.communicate(timeout=400)
@@ -45,6 +52,7 @@ def job(tmp_path_factory):
 
 def _free_port():
     import socket
+
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
@@ -107,8 +115,10 @@ def test_gradient_is_the_adjoint(job, mode, case):
 @pytest.mark.parametrize("mode", ["pynative", "graph"])
 def test_uneven_parts_and_their_gradient(job, mode):
     """Row by row: each one's new place, from which its gradient comes back."""
-    x, dy = ([worker.example("all_to_all", rank, what, shape, "float32") for rank in range(WORLD)]
-             for what, shape in worker.UNEVEN_SHAPES.items())
+    x, dy = (
+        [worker.example("all_to_all", rank, what, shape, "float32") for rank in range(WORLD)]
+        for what, shape in worker.UNEVEN_SHAPES.items()
+    )
     y, dx = [np.zeros_like(array) for array in dy], [np.zeros_like(array) for array in x]
     arrived, left = [0] * WORLD, [0] * WORLD
     for target in range(WORLD):

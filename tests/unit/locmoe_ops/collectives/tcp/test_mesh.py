@@ -42,7 +42,7 @@ def test_every_collective_for_every_dtype(run_ranks, dtype):
             "all_gather": np.concatenate(inputs),
             "broadcast": inputs[1],
             "all_reduce": inputs[0] + inputs[1] + inputs[2],
-            "reduce_scatter": (inputs[0] + inputs[1] + inputs[2])[2 * rank:2 * rank + 2],
+            "reduce_scatter": (inputs[0] + inputs[1] + inputs[2])[2 * rank : 2 * rank + 2],
             "reduce": (inputs[0] + inputs[1] + inputs[2]) * (rank == 2),
         }
         for name, result in results.items():
@@ -65,21 +65,28 @@ def test_uneven_parts_arrive_in_the_order_of_ranks(run_ranks, counts, dtype):
 
     for rank, (result, sent) in enumerate(run_ranks(world, job)):
         expected = np.zeros((limit, 5), dtype)
-        arrived = [inputs[source][counts[source, :rank].sum() + i] for source in range(world) for i in range(counts[source, rank])]
+        arrived = [
+            inputs[source][counts[source, :rank].sum() + i]
+            for source in range(world)
+            for i in range(counts[source, rank])
+        ]
         if arrived:
-            expected[:len(arrived)] = arrived
+            expected[: len(arrived)] = arrived
         np.testing.assert_array_equal(result, expected)
         real_rows = np.where(np.arange(world) == rank, 0, counts[rank])
         np.testing.assert_array_equal(sent, real_rows * 5 * np.dtype(dtype).itemsize)
 
 
-@pytest.mark.parametrize("send, receive, fragment", [
-    ([7], [7], "send counts [7] for 1 ranks and 6 rows"),
-    ([1], [9], "receive counts [9] for 1 ranks and 8 rows"),
-    ([1, 0], [1], "send counts [1, 0] for 1 ranks"),
-    ([-1], [1], "send counts [-1]"),
-    ([2], [1], "1 rows to receive from itself, 2 to send"),
-])
+@pytest.mark.parametrize(
+    "send, receive, fragment",
+    [
+        ([7], [7], "send counts [7] for 1 ranks and 6 rows"),
+        ([1], [9], "receive counts [9] for 1 ranks and 8 rows"),
+        ([1, 0], [1], "send counts [1, 0] for 1 ranks"),
+        ([-1], [1], "send counts [-1]"),
+        ([2], [1], "1 rows to receive from itself, 2 to send"),
+    ],
+)
 def test_impossible_counts_are_named(send, receive, fragment):
     mesh = join_mesh(0, 1, ("127.0.0.1", 1), b"secret")
     try:
@@ -117,11 +124,15 @@ def test_a_sum_by_node_crosses_between_nodes_once(run_ranks, size):
 
     def job(mesh):
         node, rail = (mesh.rank // 2 * 2, mesh.rank // 2 * 2 + 1), (mesh.rank % 2, mesh.rank % 2 + 2, mesh.rank % 2 + 4)
-        return mesh.start_sum_by_node(range(6), "sum", inputs[mesh.rank], node, rail).wait(), mesh.counters.bytes_sent
+        return mesh.start_hierarchical_all_reduce(
+            range(6), "sum", inputs[mesh.rank], node, rail
+        ).wait(), mesh.counters.bytes_sent
 
     results = run_ranks(6, job)
     pairs = [inputs[0] + inputs[1], inputs[2] + inputs[3], inputs[4] + inputs[5]]
-    half = (size + 1) // 2  # what a rank stands for: sent to its neighbour twice, the scattered half and the gathered one
+    half = (
+        size + 1
+    ) // 2  # what a rank stands for: sent to its neighbour twice, the scattered half and the gathered one
     for rank, (result, sent) in enumerate(results):
         assert result.tobytes() == ((pairs[0] + pairs[1]) + pairs[2]).tobytes()
         assert sent[rank ^ 1] == 2 * half * 4
@@ -162,9 +173,12 @@ def test_disjoint_and_overlapping_groups_in_their_own_order(run_ranks):
 
 def test_runs_of_one_tag_and_started_operations_do_not_mix(run_ranks):
     """Ranks wait in different orders, and run ahead of each other."""
+
     def job(mesh):
-        handles = [mesh.start_all_gather(range(3), tag, np.array([10 * i + mesh.rank]))
-                   for i, tag in enumerate(["a", "a", "b"])]
+        handles = [
+            mesh.start_all_gather(range(3), tag, np.array([10 * i + mesh.rank]))
+            for i, tag in enumerate(["a", "a", "b"])
+        ]
         order = [2, 1, 0] if mesh.rank == 0 else [0, 1, 2]
         results = {i: handles[i].wait().tolist() for i in order}
         return [results[i] for i in range(3)]
@@ -296,8 +310,11 @@ def test_failure_hooks(run_ranks):
 
     assert run_ranks(3, job) == [None] * 3
     assert calls[0] == [] and "at once" not in calls[2][1:]
-    assert calls[1] == ["at once", "rank 1: after barrier 'start' on [0, 1, 2]: rank 0 stopped (test); told by rank 0, "
-                        "after barrier 'start' on [0, 1, 2]"]
+    assert calls[1] == [
+        "at once",
+        "rank 1: after barrier 'start' on [0, 1, 2]: rank 0 stopped (test); told by rank 0, "
+        "after barrier 'start' on [0, 1, 2]",
+    ]
 
 
 def test_a_peer_that_left_cannot_be_waited_for(run_ranks):
@@ -326,15 +343,18 @@ def test_what_a_peer_sent_before_it_left_still_counts(run_ranks):
     assert run_ranks(2, job)[1].tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("call, fragment", [
-    (lambda mesh: mesh.all_to_all([0], "t", np.zeros((2, 3))), "shape .2, 3. for 1 ranks"),
-    (lambda mesh: mesh.reduce_scatter([0, 1], "t", np.zeros(3)), "shape .3,. for 2 ranks"),
-    (lambda mesh: mesh.all_gather([0], "t", np.float32(1.0)), "scalar"),
-    (lambda mesh: mesh.barrier([0, 1], "t"), "expected distinct ranks of 0..0"),
-    (lambda mesh: mesh.barrier([0, 0], "t"), "expected distinct ranks"),
-    (lambda mesh: mesh.broadcast([0], "t", np.zeros(1), root=1), "root 1 is outside"),
-    (lambda mesh: mesh.all_reduce([0], "t", np.array([None])), "cannot be sent"),
-])
+@pytest.mark.parametrize(
+    "call, fragment",
+    [
+        (lambda mesh: mesh.all_to_all([0], "t", np.zeros((2, 3))), "shape .2, 3. for 1 ranks"),
+        (lambda mesh: mesh.reduce_scatter([0, 1], "t", np.zeros(3)), "shape .3,. for 2 ranks"),
+        (lambda mesh: mesh.all_gather([0], "t", np.float32(1.0)), "scalar"),
+        (lambda mesh: mesh.barrier([0, 1], "t"), "expected distinct ranks of 0..0"),
+        (lambda mesh: mesh.barrier([0, 0], "t"), "expected distinct ranks"),
+        (lambda mesh: mesh.broadcast([0], "t", np.zeros(1), root=1), "root 1 is outside"),
+        (lambda mesh: mesh.all_reduce([0], "t", np.array([None])), "cannot be sent"),
+    ],
+)
 def test_misuse_is_named(call, fragment):
     mesh = join_mesh(0, 1, ("127.0.0.1", 1), b"secret")
     try:

@@ -17,8 +17,14 @@ def join_all(port, calls):
     results = [None] * len(calls)
 
     def run(index, overrides):
-        settings = {"world_size": 3, "root": ("127.0.0.1", port), "secret": b"right", "bind": "127.0.0.1",
-                    "timeout": 1.5, **overrides}
+        settings = {
+            "world_size": 3,
+            "root": ("127.0.0.1", port),
+            "secret": b"right",
+            "bind": "127.0.0.1",
+            "timeout": 1.5,
+            **overrides,
+        }
         try:
             results[index] = connect_ranks(**settings)
         except Exception as error:
@@ -125,8 +131,9 @@ def test_strangers_do_not_disturb(free_port):
     """Noise, a web client, a silent connection and half a greeting come first; the job joins all the same."""
     port = free_port()
     outcome = []
-    ranks = threading.Thread(target=lambda: outcome.extend(join_all(
-        port, [{"rank": 0, "timeout": 20.0, "world_size": 2}])))
+    ranks = threading.Thread(
+        target=lambda: outcome.extend(join_all(port, [{"rank": 0, "timeout": 20.0, "world_size": 2}]))
+    )
     ranks.start()
     strangers = []
     for noise in (os.urandom(4096), b"GET / HTTP/1.1\r\n\r\n", b"", b"locmesh1join\0"):
@@ -150,9 +157,13 @@ def _knock(port):
 
 
 def test_silent_connections_do_not_keep_ranks_out_and_are_told_in_one_line(free_port, caplog):
-    """More of them than there are handshakes at once, all left open: a handshake may take longer than the job has to join."""
+    """More of them than there are handshakes at once, all left open: a handshake may take longer than the job has to
+    join.
+    """
     port, outcome = free_port(), []
-    root = threading.Thread(target=lambda: outcome.extend(join_all(port, [{"rank": 0, "timeout": 4.0, "world_size": 2}])))
+    root = threading.Thread(
+        target=lambda: outcome.extend(join_all(port, [{"rank": 0, "timeout": 4.0, "world_size": 2}]))
+    )
     root.start()
     strangers = [_knock(port) for _ in range(200)]
     outcome += join_all(port, [{"rank": 1, "timeout": 4.0, "world_size": 2}])
@@ -161,24 +172,48 @@ def test_silent_connections_do_not_keep_ranks_out_and_are_told_in_one_line(free_
         stranger.close()
     assert [sorted(result) for result in outcome] == [[1], [0]] or [sorted(result) for result in outcome] == [[0], [1]]
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"mesh at 127.0.0.1:{port}: ") and line.endswith(" refused, the last: 127.0.0.1: connection closed")
+    assert line.startswith(f"mesh at 127.0.0.1:{port}: ") and line.endswith(
+        " refused, the last: 127.0.0.1: connection closed"
+    )
 
 
-@pytest.mark.parametrize("message", [{}, {"host": "127.0.0.1"}, {"host": 3, "port": 4}, {"host": "somewhere", "port": 4},
-                                     {"host": "127.0.0.1", "port": 70000}, {"host": "127.0.0.1", "port": "4"}])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"host": "127.0.0.1"},
+        {"host": 3, "port": 4},
+        {"host": "somewhere", "port": 4},
+        {"host": "127.0.0.1", "port": 70000},
+        {"host": "127.0.0.1", "port": "4"},
+    ],
+)
 def test_a_rank_that_does_not_say_where_it_listens_is_not_admitted(free_port, message):
     port, outcome = free_port(), []
-    root = threading.Thread(target=lambda: outcome.extend(join_all(port, [{"rank": 0, "timeout": 0.5, "world_size": 2}])))
+    root = threading.Thread(
+        target=lambda: outcome.extend(join_all(port, [{"rank": 0, "timeout": 0.5, "world_size": 2}]))
+    )
     root.start()
     with _knock(port) as member:
         wire.prove_as_connector(member, b"join", wire.Hello(1, 2), b"right", time.monotonic() + 5)
         wire.send_json(member, message, time.monotonic() + 5)
         root.join(30)
-    assert "rank 1 did not join within 0.5 s (1 other connections refused, the last: 127.0.0.1: malformed message" in str(outcome[0])
+    assert (
+        "rank 1 did not join within 0.5 s (1 other connections refused, the last: 127.0.0.1: malformed message"
+        in str(outcome[0])
+    )
 
 
-@pytest.mark.parametrize("answer", [{}, {"addresses": {}, "seconds": 1}, {"addresses": {"1": ["127.0.0.1", 1]}, "seconds": float("nan")},
-                                    {"addresses": {"1": ["127.0.0.1", 1]}, "seconds": "soon"}, {"addresses": {"1": 3}, "seconds": 1}])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"addresses": {}, "seconds": 1},
+        {"addresses": {"1": ["127.0.0.1", 1]}, "seconds": float("nan")},
+        {"addresses": {"1": ["127.0.0.1", 1]}, "seconds": "soon"},
+        {"addresses": {"1": 3}, "seconds": 1},
+    ],
+)
 def test_a_first_rank_that_answers_nonsense_is_lost(free_port, answer):
     """It knows the secret, as a rank of another release would."""
     port, outcome = free_port(), []

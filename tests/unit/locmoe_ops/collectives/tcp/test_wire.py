@@ -28,8 +28,10 @@ def shake_hands(connector_secret, acceptor_secret, purposes=(b"join", b"join")):
     def accept():
         return wire.prove_as_acceptor(ends[1], purposes[1], acceptor_secret, time.monotonic() + 5)
 
-    threads = [threading.Thread(target=run, args=("connector", connect)),
-               threading.Thread(target=run, args=("acceptor", accept))]
+    threads = [
+        threading.Thread(target=run, args=("connector", connect)),
+        threading.Thread(target=run, args=("acceptor", accept)),
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -47,8 +49,14 @@ def test_header_round_trip():
 
 
 def test_keys_tell_call_sites_apart():
-    sites = [("all_to_all", "a", (0, 1)), ("all_gather", "a", (0, 1)), ("all_to_all", "b", (0, 1)),
-             ("all_to_all", "a", (1, 0)), ("all_to_all", "a", (0, 11)), ("all_to_all", "a", (0, 1, 1))]
+    sites = [
+        ("all_to_all", "a", (0, 1)),
+        ("all_gather", "a", (0, 1)),
+        ("all_to_all", "b", (0, 1)),
+        ("all_to_all", "a", (1, 0)),
+        ("all_to_all", "a", (0, 11)),
+        ("all_to_all", "a", (0, 1, 1)),
+    ]
     assert len({wire.collective_key(*site) for site in sites}) == len(sites)
 
 

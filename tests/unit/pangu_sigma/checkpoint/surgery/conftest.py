@@ -13,8 +13,8 @@ from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.checkpoint.state import Place, pieces, read_values, set_values, weights
-from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
+from pangu_sigma.checkpoint.state import RankLocation, pieces, read_values, set_values, weights
+from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
@@ -22,7 +22,7 @@ from pangu_sigma.data.prepare import prepare
 from pangu_sigma.data.vocabulary import Vocabulary, vocabulary
 from pangu_sigma.model.capacity_rules import resolve_layout
 from pangu_sigma.runtime.runtime import Runtime
-from pangu_sigma.train.engine import TrainingParts
+from pangu_sigma.train.engine import TrainEngine
 
 ROWS, LENGTH = 3, 48  # 144 tokens and slots: whole blocks of rows for the matrix products of any CPU (see test_inherit)
 
@@ -43,8 +43,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
         (folder / domain).mkdir()
         for number in range(8):
             (folder / domain / f"{number}.txt").write_text(" ".join(generator.choice(words, 200)))
-    prepare(config_from_dict({"model": {"sequence_length": LENGTH}, "data": {"path": str(folder / "data"), "prepare": {
-        "sources": {name: str(folder / name) for name in ("one", "two")}, "vocab_size": 320, "validation_fraction": 0.2}}}))
+    prepare(
+        config_from_dict(
+            {
+                "model": {"sequence_length": LENGTH},
+                "data": {
+                    "path": str(folder / "data"),
+                    "prepare": {
+                        "sources": {name: str(folder / name) for name in ("one", "two")},
+                        "vocab_size": 320,
+                        "validation_fraction": 0.2,
+                    },
+                },
+            }
+        )
+    )
     return PreparedData.open(str(folder / "data"))
 
 
@@ -52,7 +65,7 @@ class Model(NamedTuple):
     """A network on one process, its configuration, and the words it knows."""
 
     config: Config
-    parts: TrainingParts
+    parts: TrainEngine
     words: Vocabulary
 
     def logits(self, domain: Sequence[int], ids: Optional[np.ndarray] = None) -> np.ndarray:
@@ -81,7 +94,7 @@ def make_config(path: Path, model: Optional[Mapping] = None, moe: Optional[Mappi
 
 
 def build(config: Config, words: Vocabulary) -> Model:
-    return Model(config, TrainingParts(config, Runtime(create_collectives("local", Topology(1, 1), 0)), words), words)
+    return Model(config, TrainEngine(config, Runtime(create_collectives("local", Topology(1, 1), 0)), words), words)
 
 
 class Workshop:
@@ -105,10 +118,16 @@ class Workshop:
         return model
 
     def save(self, model: Model, root: Path, step: int = 7) -> Path:
-        parts, place = model.parts, Place(Topology(1, 1), 0, held(model))
-        header = training_header(model.config, resolve_layout(model.config, Topology(1, 1)), self.data, model.words.words, step,
-                                 parts.state())
-        with CheckpointWriter(root, Job(0, (0,), 5.0, lambda: None), Retention()) as writer:
+        parts, place = model.parts, RankLocation(Topology(1, 1), 0, held(model))
+        header = training_header(
+            model.config,
+            resolve_layout(model.config, Topology(1, 1)),
+            self.data,
+            model.words.words,
+            step,
+            parts.state(),
+        )
+        with CheckpointWriter(root, WritingJob(0, (0,), 5.0, lambda: None), Retention()) as writer:
             writer.save(header, pieces(parts.state(), place))
         return root / f"step_{step}"
 

@@ -1,4 +1,6 @@
-"""PanGu-alpha's own files: its names and layouts, and its network in NumPy, written from its description, key biases and all."""
+"""PanGu-alpha's own files: its names and layouts, and its network in NumPy, written from its description, key biases
+and all.
+"""
 
 import numpy as np
 import pytest
@@ -15,9 +17,18 @@ BACKBONE = "backbone.embedding."
 
 
 def block_shapes(prefix):
-    shapes = {"layernorm1.gamma": (D,), "layernorm1.beta": (D,), "layernorm2.gamma": (D,), "layernorm2.beta": (D,),
-              "attention.projection.weight": (D, D), "attention.projection.bias": (D,), "output.mapping.weight": (D, INNER),
-              "output.mapping.bias": (INNER,), "output.projection.weight": (INNER, D), "output.projection.bias": (D,)}
+    shapes = {
+        "layernorm1.gamma": (D,),
+        "layernorm1.beta": (D,),
+        "layernorm2.gamma": (D,),
+        "layernorm2.beta": (D,),
+        "attention.projection.weight": (D, D),
+        "attention.projection.bias": (D,),
+        "output.mapping.weight": (D, INNER),
+        "output.mapping.bias": (INNER,),
+        "output.projection.weight": (INNER, D),
+        "output.projection.bias": (D,),
+    }
     for number in (1, 2, 3):
         shapes.update({f"attention.dense{number}.weight": (D, D), f"attention.dense{number}.bias": (D,)})
     return {f"{prefix}.{name}": shape for name, shape in shapes.items()}
@@ -26,25 +37,36 @@ def block_shapes(prefix):
 @pytest.fixture(scope="module")
 def alpha():
     """Random parameters by PanGu-alpha's names."""
-    shapes = {f"{BACKBONE}word_embedding.embedding_table": (WORDS, D), f"{BACKBONE}position_embedding.embedding_table": (LENGTH, D),
-              "backbone.top_query_embedding.embedding_table": (LENGTH, D),
-              "backbone.layernorm.gamma": (D,), "backbone.layernorm.beta": (D,),
-              **block_shapes("backbone.top_query_layer")}
+    shapes = {
+        f"{BACKBONE}word_embedding.embedding_table": (WORDS, D),
+        f"{BACKBONE}position_embedding.embedding_table": (LENGTH, D),
+        "backbone.top_query_embedding.embedding_table": (LENGTH, D),
+        "backbone.layernorm.gamma": (D,),
+        "backbone.layernorm.beta": (D,),
+        **block_shapes("backbone.top_query_layer"),
+    }
     for layer in range(LAYERS):
         shapes.update(block_shapes(f"backbone.blocks.{layer}"))
     rng = np.random.default_rng(0)
-    return {name: (float(name.endswith("gamma")) + 0.3 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+    return {
+        name: (float(name.endswith("gamma")) + 0.3 * rng.standard_normal(shape)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
 
 
 def write(path, parameters):
     extra = {"adam_m.backbone.layernorm.gamma": np.zeros(D, np.float32), "step_num": np.int32(7).reshape(1)}
-    save_checkpoint([{"name": name, "data": Tensor(value)} for name, value in {**parameters, **extra}.items()], str(path))
+    save_checkpoint(
+        [{"name": name, "data": Tensor(value)} for name, value in {**parameters, **extra}.items()], str(path)
+    )
     return path
 
 
-NONLINEAR = {"fast_gelu": lambda x: x * special.expit(1.702 * x),
-             "gelu_tanh": lambda x: 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3))),
-             "gelu": lambda x: x * special.ndtr(x)}
+NONLINEAR = {
+    "fast_gelu": lambda x: x * special.expit(1.702 * x),
+    "gelu_tanh": lambda x: 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu": lambda x: x * special.ndtr(x),
+}
 
 
 def logits(parameters, ids, final_norm, activation="fast_gelu"):
@@ -79,18 +101,35 @@ def logits(parameters, ids, final_norm, activation="fast_gelu"):
         x = x + feed_forward(norm(x, f"{name}.layernorm2"), f"{name}.output")
     x = norm(x, "backbone.layernorm") if final_norm == "before_query" else x
     name = "backbone.top_query_layer"
-    x = x + attend(p["backbone.top_query_embedding.embedding_table"], norm(x, f"{name}.layernorm1"), f"{name}.attention")
+    x = x + attend(
+        p["backbone.top_query_embedding.embedding_table"], norm(x, f"{name}.layernorm1"), f"{name}.attention"
+    )
     x = x + feed_forward(norm(x, f"{name}.layernorm2"), f"{name}.output")
     x = norm(x, "backbone.layernorm") if final_norm == "after_query" else x
     return x @ words.T
 
 
-@pytest.mark.parametrize(("final_norm", "activation"), [
-    ("before_query", "fast_gelu"), ("after_query", "fast_gelu"), ("before_query", "gelu_tanh"), ("after_query", "gelu")])
+@pytest.mark.parametrize(
+    ("final_norm", "activation"),
+    [
+        ("before_query", "fast_gelu"),
+        ("after_query", "fast_gelu"),
+        ("before_query", "gelu_tanh"),
+        ("after_query", "gelu"),
+    ],
+)
 def test_the_heir_computes_what_pangu_alpha_does(workshop, alpha, tmp_path, capsys, final_norm, activation):
     """With the activation that the configuration names, as the file names none; one line says so."""
-    config = workshop.config({"dense_layers": 1, "sparse_layers": 1, "activation": activation, "final_norm": final_norm,
-                              "domain_embeddings": True}, {"scale_by_gate": False, "router": {"type": "switch"}})
+    config = workshop.config(
+        {
+            "dense_layers": 1,
+            "sparse_layers": 1,
+            "activation": activation,
+            "final_norm": final_norm,
+            "domain_embeddings": True,
+        },
+        {"scale_by_gate": False, "router": {"type": "switch"}},
+    )
     inherit(PanguAlpha(write(tmp_path / "alpha.ckpt", alpha), final_norm), str(tmp_path / "grown"), config)
     (warning,) = capsys.readouterr().err.splitlines()
     assert warning.startswith("pangu-sigma: warning: ") and f"so model.activation decides: {activation}." in warning
@@ -102,8 +141,10 @@ def test_the_heir_computes_what_pangu_alpha_does(workshop, alpha, tmp_path, caps
         expected = logits(alpha, ids[row], final_norm, activation)
         # float32 rounds at 6e-8; a few layers deep a few tens of that remain.
         assert np.abs(found[row] - expected).max() < 1e-5 * np.abs(expected).max()
-    for other in (logits(alpha, ids[0], "after_query" if final_norm == "before_query" else "before_query", activation),
-                  *(logits(alpha, ids[0], final_norm, one) for one in NONLINEAR if one != activation)):
+    for other in (
+        logits(alpha, ids[0], "after_query" if final_norm == "before_query" else "before_query", activation),
+        *(logits(alpha, ids[0], final_norm, one) for one in NONLINEAR if one != activation),
+    ):
         assert np.abs(found[0] - other).max() > 1e-4 * np.abs(other).max()
 
 
@@ -139,10 +180,14 @@ def test_half_precision_becomes_single(alpha, tmp_path):
 
 def test_what_has_no_place_or_is_missing_is_named(workshop, alpha, tmp_path):
     more = {**alpha, "backbone.blocks.0.output.gate.weight": np.zeros(3, np.float32)}
-    with pytest.raises(InputError, match="strange.ckpt: backbone.blocks.0.output.gate.weight is no parameter of PanGu-alpha"):
+    with pytest.raises(
+        InputError, match="strange.ckpt: backbone.blocks.0.output.gate.weight is no parameter of PanGu-alpha"
+    ):
         PanguAlpha(write(tmp_path / "strange.ckpt", more), "before_query")
     less = {name: value for name, value in alpha.items() if name != "backbone.blocks.1.attention.dense3.bias"}
-    config = workshop.config({"dense_layers": 1, "sparse_layers": 1, "activation": "fast_gelu"}, {"router": {"type": "hash"}})
+    config = workshop.config(
+        {"dense_layers": 1, "sparse_layers": 1, "activation": "fast_gelu"}, {"router": {"type": "hash"}}
+    )
     with pytest.raises(InputError, match="less.ckpt: nothing for blocks.1.attention.value.bias"):
         inherit(PanguAlpha(write(tmp_path / "less.ckpt", less), "before_query"), str(tmp_path / "grown"), config)
     assert not list(tmp_path.glob("grown*"))
@@ -150,8 +195,11 @@ def test_what_has_no_place_or_is_missing_is_named(workshop, alpha, tmp_path):
     with pytest.raises(InputError, match=r"no.ckpt: cannot be read \(.*\); expected a MindSpore checkpoint"):
         PanguAlpha(tmp_path / "no.ckpt", "before_query")
     relu = workshop.config({"dense_layers": 1, "sparse_layers": 1, "activation": "relu"})
-    with pytest.raises(InputError, match=r"model.activation is relu, which no PanGu-alpha has \(.*alpha.ckpt\); expected that of the code "
-                                         "which trained it: fast_gelu, gelu_tanh, gelu"):
+    with pytest.raises(
+        InputError,
+        match=r"model.activation is relu, which no PanGu-alpha has \(.*alpha.ckpt\); expected that of the code "
+        "which trained it: fast_gelu, gelu_tanh, gelu",
+    ):
         inherit(PanguAlpha(write(tmp_path / "alpha.ckpt", alpha), "before_query"), str(tmp_path / "grown"), relu)
 
 

@@ -1,7 +1,8 @@
-"""A model of one domain: the logits of the whole one to the bit, the size that arithmetic predicts, and nothing of the rest.
+"""A model of one domain: the logits of the whole one to the bit, the size that arithmetic predicts, and nothing of the
+rest.
 
-Bits are compared at sizes that leave no rest in matrix products (see test_inherit), and where no token is dropped: with other domains
-gone, an expert's slots are shared by other tokens.
+Bits are compared at sizes that leave no rest in matrix products (see test_inherit), and where no token is dropped: with
+other domains gone, an expert's slots are shared by other tokens.
 """
 
 import shutil
@@ -20,12 +21,20 @@ from pangu_sigma.data.vocabulary import Vocabulary
 
 CASES = {
     "hash, a slot a domain": ({"domain_embeddings": True}, {"router": {"type": "hash"}}),
-    "switch, groups crosswise": ({}, {"router": {"type": "switch", "balance_rate": 0.01, "local_term": {"kind": "bias"}},
-                                      "domain_groups": [1, 0]}),
-    "locmoe": ({"domain_embeddings": True, "sparse_query_layer": True}, {"router": {"type": "locmoe", "balance_rate": 0.01}}),
+    "switch, groups crosswise": (
+        {},
+        {"router": {"type": "switch", "balance_rate": 0.01, "local_term": {"kind": "bias"}}, "domain_groups": [1, 0]},
+    ),
+    "locmoe": (
+        {"domain_embeddings": True, "sparse_query_layer": True},
+        {"router": {"type": "locmoe", "balance_rate": 0.01}},
+    ),
     "locmoe by code": ({}, {"router": {"type": "locmoe", "balance_rate": 0.01, "locmoe": {"gate_input": "code"}}}),
     "gshard": ({}, {"router": {"type": "gshard", "top_k": 2}}),
-    "faster_moe, one group for both": ({"domain_embeddings": True}, {"router": {"type": "faster_moe"}, "num_groups": 1}),
+    "faster_moe, one group for both": (
+        {"domain_embeddings": True},
+        {"router": {"type": "faster_moe"}, "num_groups": 1},
+    ),
     "etr": ({}, {"router": {"type": "etr"}, "dispatch": {"drop_priority": "weight"}, "placement": "node_grouped"}),
 }
 
@@ -41,7 +50,7 @@ def whole(request, workshop):
             from mindspore import Tensor
 
             parameter.set_data(Tensor((0.2 * rng.standard_normal(parameter.shape)).astype(np.float32)))
-    found.parts.prefer_local(0.0)  # all experts of one process are local
+    found.parts.set_locality_bias(0.0)  # all experts of one process are local
     return found
 
 
@@ -59,19 +68,28 @@ def test_logits_of_the_domain_are_the_whole_models(workshop, whole, tmp_path, nu
 
 def test_the_domains_differ(whole):
     """Else the test above would not notice a wrong group or slot."""
-    assert np.abs(whole.logits((0, 0, 0)) - whole.logits((1, 1, 1))).max() > 0.01 or whole.config.moe.router.type == "etr"
+    assert (
+        np.abs(whole.logits((0, 0, 0)) - whole.logits((1, 1, 1))).max() > 0.01 or whole.config.moe.router.type == "etr"
+    )
 
 
 def test_size_is_what_arithmetic_predicts(workshop, tmp_path):
-    """Hidden d = 16, inner f = 20, V = 320 words, S = 48; one dense, one sparse layer and the query layer; 4 bytes a number."""
+    """Hidden d = 16, inner f = 20, V = 320 words, S = 48; one dense, one sparse layer and the query layer; 4 bytes a
+    number.
+    """
     d, f, words, length = 16, 20, 320, 48
-    model = workshop.random_model(workshop.config({"dense_layers": 1, "sparse_layers": 1, "domain_embeddings": True},
-                                                  {"router": {"type": "hash"}}))
+    model = workshop.random_model(
+        workshop.config(
+            {"dense_layers": 1, "sparse_layers": 1, "domain_embeddings": True}, {"router": {"type": "hash"}}
+        )
+    )
     extract(str(workshop.save(model, tmp_path / "run")), str(tmp_path / "part"), "two")
     attention = 4 * d * d + 3 * d  # maps of query, key, value and output; no bias of keys
     network = 2 * d * f + f + d
     norms = 2 * d
-    shared = 3 * (attention + 2 * norms) + 2 * network + norms + 2 * length * d  # feed-forward networks of layer 0 and the query layer
+    shared = (
+        3 * (attention + 2 * norms) + 2 * network + norms + 2 * length * d
+    )  # feed-forward networks of layer 0 and the query layer
     predicted = shared + 2 * network + words * d + words  # two experts of one group, one slot, one group's hash map
     with CheckpointReader.open(tmp_path / "part") as reader:
         entries = reader.manifest.tensors.values()
@@ -82,11 +100,18 @@ def test_size_is_what_arithmetic_predicts(workshop, tmp_path):
 
 def test_the_folder_needs_nothing_else(workshop, tmp_path):
     """Configuration, tokenizer and weights; the data's own name leads nowhere."""
-    config = workshop.config({"dense_layers": 0, "sparse_layers": 1}, {"router": {"type": "hash"}},
-                             data={"path": str(workshop.data.path), "prepare": {"sources": {"one": "texts/one", "two": "texts/two"}}},
-                             parallel={"expert": 4})
-    source = workshop.save(workshop.random_model(workshop.config({"dense_layers": 0, "sparse_layers": 1}, {"router": {"type": "hash"}}))
-                           ._replace(config=config), tmp_path / "run")
+    config = workshop.config(
+        {"dense_layers": 0, "sparse_layers": 1},
+        {"router": {"type": "hash"}},
+        data={"path": str(workshop.data.path), "prepare": {"sources": {"one": "texts/one", "two": "texts/two"}}},
+        parallel={"expert": 4},
+    )
+    source = workshop.save(
+        workshop.random_model(
+            workshop.config({"dense_layers": 0, "sparse_layers": 1}, {"router": {"type": "hash"}})
+        )._replace(config=config),
+        tmp_path / "run",
+    )
     target = tmp_path / "part"
     extract(str(source), str(target), "two", shards=2)
     found = load_config(target / "config.yaml")
@@ -104,8 +129,11 @@ def test_the_folder_needs_nothing_else(workshop, tmp_path):
 
 def test_moments_go_with_their_weights(workshop, tmp_path):
     """Experts 2 and 3 become 0 and 1, with what the optimizer knows of them."""
-    model = workshop.random_model(workshop.config({"dense_layers": 0, "sparse_layers": 1, "domain_embeddings": True},
-                                                  {"router": {"type": "switch"}}))
+    model = workshop.random_model(
+        workshop.config(
+            {"dense_layers": 0, "sparse_layers": 1, "domain_embeddings": True}, {"router": {"type": "switch"}}
+        )
+    )
     source = workshop.save(model, tmp_path / "run")
     extract(str(source), str(tmp_path / "part"), "two", keep_optimizer=True)
     with CheckpointReader.open(source) as old, CheckpointReader.open(tmp_path / "part") as new:
@@ -122,16 +150,22 @@ def test_moments_go_with_their_weights(workshop, tmp_path):
 
 
 def test_a_wrong_domain_or_tokenizer_is_named(workshop, tmp_path):
-    source = workshop.save(workshop.random_model(workshop.config({"dense_layers": 0, "sparse_layers": 1}, {"router": {"type": "hash"}})),
-                           tmp_path / "run")
+    source = workshop.save(
+        workshop.random_model(workshop.config({"dense_layers": 0, "sparse_layers": 1}, {"router": {"type": "hash"}})),
+        tmp_path / "run",
+    )
     (tmp_path / "other.model").write_text("other")
-    for options, message in (({"domain": "three"}, "--domain three: expected one of one, two, or a number from 0 to 1"),
-                             ({"domain": "2"}, "--domain 2: expected one of"),
-                             ({"domain": "one", "tokenizer": str(tmp_path / "absent")}, "--tokenizer .*absent: no such file"),
-                             ({"domain": "one", "tokenizer": str(tmp_path / "other.model")}, "not the file that the model was trained")):
+    for options, message in (
+        ({"domain": "three"}, "--domain three: expected one of one, two, or a number from 0 to 1"),
+        ({"domain": "2"}, "--domain 2: expected one of"),
+        ({"domain": "one", "tokenizer": str(tmp_path / "absent")}, "--tokenizer .*absent: no such file"),
+        ({"domain": "one", "tokenizer": str(tmp_path / "other.model")}, "not the file that the model was trained"),
+    ):
         with pytest.raises(InputError, match=message):
             extract(str(source), str(tmp_path / "part"), **options)
     assert not (tmp_path / "part").exists()
-    with pytest.raises(InputError, match=r"part\\udce9: the name, .*, holds half of a surrogate pair or bytes that are no text"):
+    with pytest.raises(
+        InputError, match=r"part\\udce9: the name, .*, holds half of a surrogate pair or bytes that are no text"
+    ):
         extract(str(source), str(tmp_path / "part\udce9"), "one")
     assert not (tmp_path / "part\udce9").exists()

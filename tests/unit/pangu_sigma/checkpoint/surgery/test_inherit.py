@@ -1,8 +1,9 @@
 """Right after inheritance the sparse model computes what the dense one does: for any router, any domain, bit for bit.
 
-To the bit means: with sums in the same order. The CPU's matrix product (oneDNN on AVX2) works on blocks of 6 rows by 16 columns, and
-sums in another order what is left over where rows leave a remainder of 1, 2 or 3, or columns one of 1 to 8. A token's row in the
-dense product and its slot in an expert's give the same bits where neither lies in such a rest, as here, with 144 tokens and slots
+To the bit means: with sums in the same order. The CPU's matrix product (oneDNN on AVX2) works on blocks of 6 rows by 16
+columns, and sums in another order what is left over where rows leave a remainder of 1, 2 or 3, or columns one of 1 to
+8. A token's row in the dense product and its slot in an expert's give the same bits where neither lies in such a rest,
+   as here, with 144 tokens and slots
 (whole blocks of any kernel's size) and 320 words; `test_other_sizes_agree_to_rounding` is about sizes that leave one.
 """
 
@@ -47,6 +48,7 @@ def source(workshop, dense, tmp_path_factory):
 @pytest.fixture
 def grow(workshop, source, tmp_path):
     """Inherits, and loads the result into a new network."""
+
     def run(config):
         inherit(OwnModel(str(source)), str(tmp_path / "grown"), config)
         return workshop.load(config, tmp_path / "grown")
@@ -64,8 +66,14 @@ def test_logits_are_the_dense_models(grow, workshop, dense, router, slots):
         np.testing.assert_array_equal(grown.logits(domain), dense.logits(domain))
 
 
-@pytest.mark.parametrize("model", [{"dense_layers": 0, "sparse_layers": 2, "sparse_query_layer": True}, {**GROW, "dense_layers": 2,
-                                   "sparse_layers": 0, "sparse_query_layer": True}], ids=["every layer", "the query layer alone"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"dense_layers": 0, "sparse_layers": 2, "sparse_query_layer": True},
+        {**GROW, "dense_layers": 2, "sparse_layers": 0, "sparse_query_layer": True},
+    ],
+    ids=["every layer", "the query layer alone"],
+)
 def test_any_layers_may_become_sparse(grow, workshop, dense, model):
     grown = grow(workshop.config(model, {"scale_by_gate": False, "num_groups": 1, "router": {"type": "hash"}}))
     np.testing.assert_array_equal(grown.logits((0, 1, 0)), dense.logits((0, 1, 0)))
@@ -78,23 +86,36 @@ def test_the_comparison_is_of_something(grow, workshop, dense):
 
 
 def test_other_sizes_agree_to_rounding(grow, workshop, dense):
-    """As many slots as the busiest expert has tokens, a number that leaves a rest with tokens in it: sums of at most 20 terms in
-    another order, in one layer, and what follows from it.
+    """As many slots as the busiest expert has tokens, a number that leaves a rest with tokens in it: sums of at most 20
+    terms in another order, in one layer, and what follows from it.
     """
     table = grow(workshop.config(GROW, {"router": {"type": "hash"}, "num_groups": 1}))
     table = table.parts.network.blocks[1].feed_forward.routing.router.table.asnumpy()[0]
-    ids, slots = next((ids, slots) for ids in (np.random.default_rng(seed).integers(0, 320, (3, 48)).astype(np.int32) for seed in range(99))
-                      for slots in (np.bincount(table[ids.reshape(-1)]).max(),) if slots % 6 in (1, 2, 3))
-    config = workshop.config(GROW, {"scale_by_gate": False, "router": {"type": "hash"}, "num_groups": 1,
-                                    "capacity": {"evaluation_factor": float(slots) / 36}})
+    ids, slots = next(
+        (ids, slots)
+        for ids in (np.random.default_rng(seed).integers(0, 320, (3, 48)).astype(np.int32) for seed in range(99))
+        for slots in (np.bincount(table[ids.reshape(-1)]).max(),)
+        if slots % 6 in (1, 2, 3)
+    )
+    config = workshop.config(
+        GROW,
+        {
+            "scale_by_gate": False,
+            "router": {"type": "hash"},
+            "num_groups": 1,
+            "capacity": {"evaluation_factor": float(slots) / 36},
+        },
+    )
     found, expected = workshop.load(config, grow.folder).logits((0, 1, 0), ids), dense.logits((0, 1, 0), ids)
     np.testing.assert_allclose(found, expected, rtol=0, atol=20 * np.finfo(np.float32).eps * np.abs(expected).max())
 
 
 def test_new_words_are_drawn_and_old_ones_keep_their_scores(grow, workshop, dense):
     words = 352  # two blocks of 16 columns more
-    config = workshop.config({**GROW, "vocab_size": words, "domain_embeddings": True, "init_std": 0.05},
-                             {"scale_by_gate": False, "router": {"type": "hash"}})
+    config = workshop.config(
+        {**GROW, "vocab_size": words, "domain_embeddings": True, "init_std": 0.05},
+        {"scale_by_gate": False, "router": {"type": "hash"}},
+    )
     grown = grow(config)
     np.testing.assert_array_equal(grown.logits((0, 1, 0))[:, :320], dense.logits((0, 1, 0)))
     table = grown.parts.network.embedding.word.asnumpy().reshape(2, words, 16)
@@ -108,8 +129,10 @@ def test_noise_makes_experts_differ_by_as_much_as_asked(workshop, dense, source,
     original = dense.parts.network.blocks[1].feed_forward
     w_in, w_out = original.w_in.weight.asnumpy().T, original.w_out.weight.asnumpy().T
     with CheckpointReader.open(tmp_path / "noisy") as reader:
-        banks = {name: np.stack([reader.read(f"blocks.1.feed_forward.experts.{name}@{e}") for e in range(4)])
-                 for name in ("w_in", "w_out", "b_in", "b_out")}
+        banks = {
+            name: np.stack([reader.read(f"blocks.1.feed_forward.experts.{name}@{e}") for e in range(4)])
+            for name in ("w_in", "w_out", "b_in", "b_out")
+        }
     for name, matrix in (("w_in", w_in), ("w_out", w_out)):
         noise = (banks[name] - matrix) / matrix.std()
         assert 0.09 < noise.std() < 0.11  # 1,280 draws: 0.1 to 2 per cent
@@ -132,14 +155,25 @@ def test_the_folder_says_what_it_is(workshop, source, tmp_path):
     assert load_config(tmp_path / "grown" / "config.yaml") == config
 
 
-@pytest.mark.parametrize("model, moe, message", [
-    ({"dense_layers": 2, "sparse_layers": 1}, {}, r"dense_layers \(2\) \+ model.sparse_layers \(1\): the dense model has 2 layers"),
-    ({**GROW, "activation": "relu"}, {}, "model.activation is relu, but .* is a network with gelu"),
-    ({**GROW, "final_norm": "after_query"}, {}, "model.final_norm is after_query, but .* before_query"),
-    ({**GROW, "num_heads": 4}, {}, "model.num_heads is 4, but"),
-    ({**GROW, "ffn_hidden_size": 24}, {}, r"feed_forward.w_in.bias: the dense model has shape \[20\]; expected \[24\]"),
-    ({"dense_layers": 2, "sparse_layers": 0}, {}, "model.sparse_layers is 0 and"),
-])
+@pytest.mark.parametrize(
+    "model, moe, message",
+    [
+        (
+            {"dense_layers": 2, "sparse_layers": 1},
+            {},
+            r"dense_layers \(2\) \+ model.sparse_layers \(1\): the dense model has 2 layers",
+        ),
+        ({**GROW, "activation": "relu"}, {}, "model.activation is relu, but .* is a network with gelu"),
+        ({**GROW, "final_norm": "after_query"}, {}, "model.final_norm is after_query, but .* before_query"),
+        ({**GROW, "num_heads": 4}, {}, "model.num_heads is 4, but"),
+        (
+            {**GROW, "ffn_hidden_size": 24},
+            {},
+            r"feed_forward.w_in.bias: the dense model has shape \[20\]; expected \[24\]",
+        ),
+        ({"dense_layers": 2, "sparse_layers": 0}, {}, "model.sparse_layers is 0 and"),
+    ],
+)
 def test_what_is_no_heir_is_refused(workshop, source, tmp_path, model, moe, message):
     with pytest.raises(InputError, match=message):
         inherit(OwnModel(str(source)), str(tmp_path / "grown"), workshop.config(model, moe))
@@ -151,5 +185,7 @@ def test_neither_a_sparse_source_nor_a_target_in_use_will_do(workshop, source, t
     inherit(OwnModel(str(source)), str(tmp_path / "grown"), config)
     with pytest.raises(InputError, match="grown: is there already; expected the name of a new folder"):
         inherit(OwnModel(str(source)), str(tmp_path / "grown"), config)
-    with pytest.raises(InputError, match="has 1 sparse layers, sparse_query_layer False.*; inherit expected a dense model"):
+    with pytest.raises(
+        InputError, match="has 1 sparse layers, sparse_query_layer False.*; inherit expected a dense model"
+    ):
         OwnModel(str(tmp_path / "grown"))

@@ -8,7 +8,9 @@ from pangu_sigma.cli.main import main
 
 @pytest.fixture
 def source(workshop, tmp_path):
-    model = workshop.random_model(workshop.config({"dense_layers": 0, "sparse_layers": 1}, {"router": {"type": "hash"}}))
+    model = workshop.random_model(
+        workshop.config({"dense_layers": 0, "sparse_layers": 1}, {"router": {"type": "hash"}})
+    )
     return workshop.save(model, tmp_path / "run" / "checkpoints", step=20)
 
 
@@ -36,4 +38,6 @@ def test_verify_looks_at_every_checkpoint_and_fails_if_one_is_damaged(source, tm
     assert main(["ckpt", "verify", run]) == 2
     shown = capsys.readouterr()
     assert shown.out.startswith(f"{source}: damaged: ")
-    assert shown.err.count("\n") == 1 and "1 of 1 checkpoints damaged" in shown.err and "dense_0.safetensors" in shown.err
+    assert (
+        shown.err.count("\n") == 1 and "1 of 1 checkpoints damaged" in shown.err and "dense_0.safetensors" in shown.err
+    )

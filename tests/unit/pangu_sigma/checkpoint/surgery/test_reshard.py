@@ -7,25 +7,27 @@ import pytest
 from safetensors.numpy import load_file
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.slices import Slice
+from locmoe_ops.shard_spec import ShardSpec
 from pangu_sigma.checkpoint.format import DataState, Header
-from pangu_sigma.checkpoint.parts import Piece
+from pangu_sigma.checkpoint.parts import LocalTensor
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.shards import planned
 from pangu_sigma.checkpoint.surgery.reshard import reshard
 from pangu_sigma.checkpoint.surgery.rewrite import pack, planned_bytes
 from pangu_sigma.checkpoint.surgery.verify import verify
-from pangu_sigma.checkpoint.writer import CheckpointWriter, Job, Retention
+from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
 
 SCALARS = {"loss_scale.scale": 4.0, "optimizer.updates": 5.0, "blocks.0.local_strength": 0.5}
 
 
 def header(step):
-    return Header(step, "training", {"model": {}}, DataState(None, 4, ("en",)), {"next_step": step}, {"next_step": step}, SCALARS)
+    return Header(
+        step, "training", {"model": {}}, DataState(None, 4, ("en",)), {"next_step": step}, {"next_step": step}, SCALARS
+    )
 
 
 def save(root, step, pieces, rank=0):
-    with CheckpointWriter(root, Job(rank, (0,), 5.0, lambda: None), Retention()) as writer:
+    with CheckpointWriter(root, WritingJob(rank, (0,), 5.0, lambda: None), Retention()) as writer:
         writer.save(header(step), pieces)
     return root / f"step_{step}"
 
@@ -34,13 +36,33 @@ def save(root, step, pieces, rank=0):
 def source(tmp_path):
     """Weights and moments; one matrix in two parts, as two tensor-parallel ranks write it."""
     rng = np.random.default_rng(0)
-    whole = {name: rng.standard_normal((6, size)).astype(np.float32) for name, size in (("a", 1), ("b", 7), ("c@0", 3), ("c@1", 3))}
+    whole = {
+        name: rng.standard_normal((6, size)).astype(np.float32)
+        for name, size in (("a", 1), ("b", 7), ("c@0", 3), ("c@1", 3))
+    }
     whole.update({f"adam_m.{name}": value * 2 for name, value in list(whole.items())})
-    halves = [Piece("split", np.arange(12, dtype=np.float32).reshape(6, 2)[part.index * 3:part.index * 3 + 3], part, f"s{part.index}")
-              for part in (Slice(0, 0, 2), Slice(0, 1, 2))]
+    halves = [
+        LocalTensor(
+            "split",
+            np.arange(12, dtype=np.float32).reshape(6, 2)[part.index * 3 : part.index * 3 + 3],
+            part,
+            f"s{part.index}",
+        )
+        for part in (ShardSpec(0, 0, 2), ShardSpec(0, 1, 2))
+    ]
     whole["split"] = np.arange(12, dtype=np.float32).reshape(6, 2)
-    folder = save(tmp_path / "run", 5, [*(Piece(name, value, None, "dense_0.safetensors") for name, value in whole.items()
-                                          if name != "split"), *halves])
+    folder = save(
+        tmp_path / "run",
+        5,
+        [
+            *(
+                LocalTensor(name, value, None, "dense_0.safetensors")
+                for name, value in whole.items()
+                if name != "split"
+            ),
+            *halves,
+        ],
+    )
     return folder, whole
 
 
@@ -77,13 +99,19 @@ def test_files_are_of_about_equal_size():
     loads = [sum(planned_bytes(tensor) for tensor in members) for members in bins]
     assert sorted(tensor.key for members in bins for tensor in members) == sorted(tensor.key for tensor in tensors)
     assert max(loads) - min(loads) <= 4 * (7 * 39 + 1)
-    assert all(pack([planned(f"t{i}", np.zeros(0, np.float32)) for i in range(4)], 4))  # nothing in them, and none without any
+    assert all(
+        pack([planned(f"t{i}", np.zeros(0, np.float32)) for i in range(4)], 4)
+    )  # nothing in them, and none without any
 
 
 def test_memory_is_that_of_the_largest_tensor(tmp_path):
     """Twelve tensors of 1 MB from twelve shards into two."""
     size = 1 << 20
-    folder = save(tmp_path / "run", 1, [Piece(f"t{i:02}", np.full(size // 4, i, np.float32), None, f"s{i}") for i in range(12)])
+    folder = save(
+        tmp_path / "run",
+        1,
+        [LocalTensor(f"t{i:02}", np.full(size // 4, i, np.float32), None, f"s{i}") for i in range(12)],
+    )
     tracemalloc.start()
     reshard(str(folder), str(tmp_path / "two"), 2)
     _, peak = tracemalloc.get_traced_memory()

@@ -14,8 +14,9 @@ from pangu_sigma.data.manifest import describe_file
 def train(path, text, size):
     """A tokenizer as another program might have made it."""
     with open(path, "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter([text] * 20), model_writer=file, model_type="bpe", vocab_size=size,
-                                                 minloglevel=2)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([text] * 20), model_writer=file, model_type="bpe", vocab_size=size, minloglevel=2
+        )
     return path
 
 
@@ -30,7 +31,9 @@ def new(tmp_path):
 
 
 def data(path):
-    return SimpleNamespace(path="data", tokenizer_path=str(path), manifest=SimpleNamespace(tokenizer_sha256=describe_file(path).sha256))
+    return SimpleNamespace(
+        path="data", tokenizer_path=str(path), manifest=SimpleNamespace(tokenizer_sha256=describe_file(path).sha256)
+    )
 
 
 def model(rows, tokenizer=None):

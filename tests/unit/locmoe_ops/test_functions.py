@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from locmoe_ops.activations import activation
 from locmoe_ops.errors import InputError
+from locmoe_ops.functions import activation
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -31,8 +31,9 @@ def relu(x):
     return np.maximum(x, 0), (x > 0).astype(float)
 
 
-@pytest.mark.parametrize("name, closed_form", [
-    ("gelu", gelu), ("gelu_tanh", gelu_tanh), ("fast_gelu", fast_gelu), ("relu", relu)])
+@pytest.mark.parametrize(
+    "name, closed_form", [("gelu", gelu), ("gelu_tanh", gelu_tanh), ("fast_gelu", fast_gelu), ("relu", relu)]
+)
 def test_value_and_slope_match_the_closed_form(pullback, name, closed_form):
     (found,), (slope,), _ = pullback(activation(name), [X], [np.ones_like(X)])
     value, expected_slope = closed_form(X.astype(np.float64))

@@ -9,21 +9,28 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from locmoe_ops.collectives.create import create_collectives
-from locmoe_ops.collectives.interface import BytesSent, Collectives, CommunicationTimes, Flight, UnevenRows
+from locmoe_ops.collectives.interface import AsyncAllToAll, BytesSent, Collectives, CommunicationTimes, UnevenRows
 from locmoe_ops.reference.spec import LayerSpec
 from locmoe_ops.tensor_parallel import TensorGroup
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.schema import Config
+from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.model.shape import model_shape
 from pangu_sigma.model.sparse import SparseContext
 
 VOCABULARY, DOMAINS = 29, 2
 FIELDS = ("ids", "targets", "positions", "documents", "loss_mask", "domain", "home", "seeds")
 DOCUMENTS = ((5, 7), (12,), (1, 3, 8))  # lengths of the documents in each row
-SMALL = {"hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 20, "sequence_length": 12, "dense_layers": 1, "sparse_layers": 1}
+SMALL = {
+    "hidden_size": 16,
+    "num_heads": 2,
+    "ffn_hidden_size": 20,
+    "sequence_length": 12,
+    "dense_layers": 1,
+    "sparse_layers": 1,
+}
 
 
 def small_config(model: Optional[Mapping] = None, moe: Optional[Mapping] = None, **sections: Any) -> Config:
@@ -32,10 +39,13 @@ def small_config(model: Optional[Mapping] = None, moe: Optional[Mapping] = None,
     return config_from_dict({"model": {**SMALL, **(model or {})}, "moe": moe, **sections})
 
 
-def build_network(config: Config, rows: int = len(DOCUMENTS), collectives: Optional[Collectives] = None,
-                  words: int = VOCABULARY) -> PanGuSigma:
+def build_network(
+    config: Config, rows: int = len(DOCUMENTS), collectives: Optional[Collectives] = None, words: int = VOCABULARY
+) -> PanGuSigma:
     collectives = collectives or create_collectives("local", Topology(1, 1), 0)
-    return PanGuSigma(SparseContext(config, model_shape(config, rows, words, DOMAINS, TensorGroup(collectives)), collectives))
+    return PanGuSigma(
+        SparseContext(config, model_dims(config, rows, words, DOMAINS, TensorGroup(collectives)), collectives)
+    )
 
 
 def randomise(network: nn.Cell, seed: int) -> None:
@@ -63,7 +73,7 @@ def make_batch(seed: int = 0, rows: int = len(DOCUMENTS), homes: int = 1) -> Dic
         "loss_mask": mask,
         "domain": (np.arange(rows, dtype=np.int32) % DOMAINS),
         "home": (3 * np.arange(rows, dtype=np.int32)) % homes,
-        "seeds": rng.integers(-2**31, 2**31, rows).astype(np.int32),
+        "seeds": rng.integers(-(2**31), 2**31, rows).astype(np.int32),
     }
 
 
@@ -85,12 +95,21 @@ def layer_spec(config: Config, rows: int, training: bool) -> LayerSpec:
     ranks = moe.layout
     layout = Topology(1, 1) if ranks is None else Topology(ranks.world_size, ranks.ranks_per_node, ranks.expert)
     return LayerSpec(
-        layout=layout, placement=ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.placement),
-        capacity=min(tokens, ceil(factor * router.top_k * tokens / moe.num_experts)), router=router.type,
-        gate=router.locmoe.gate, domain_groups=tuple(range(DOMAINS)) if moe.num_groups > 1 else (0,) * DOMAINS,
-        top_k=router.top_k, scale_by_gate=moe.scale_by_gate, activation=config.model.activation,
-        drop_priority=moe.dispatch.drop_priority, statistics=router.statistics, alpha=own.aux_loss_weight,
-        mu=router.locmoe.locality_loss_weight, smoothing=router.locmoe.locality_smoothing)
+        layout=layout,
+        placement=ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.placement),
+        capacity=min(tokens, ceil(factor * router.top_k * tokens / moe.num_experts)),
+        router=router.type,
+        gate=router.locmoe.gate,
+        domain_groups=tuple(range(DOMAINS)) if moe.num_groups > 1 else (0,) * DOMAINS,
+        top_k=router.top_k,
+        scale_by_gate=moe.scale_by_gate,
+        activation=config.model.activation,
+        drop_priority=moe.dispatch.drop_priority,
+        statistics=router.statistics,
+        alpha=own.aux_loss_weight,
+        mu=router.locmoe.locality_loss_weight,
+        smoothing=router.locmoe.locality_smoothing,
+    )
 
 
 class Doubling(nn.Cell):
@@ -106,8 +125,8 @@ class TwinCollectives(Collectives):
     def _cell(self, operation: str, group: str, ranks: Tuple[int, ...], tag: str, root: int) -> nn.Cell:
         return Doubling()
 
-    def _flight(self, group: str, ranks: Tuple[int, ...], tag: str) -> Flight:
-        return Flight(Doubling(), nn.Identity())
+    def _all_to_all_async(self, group: str, ranks: Tuple[int, ...], tag: str) -> AsyncAllToAll:
+        return AsyncAllToAll(Doubling(), nn.Identity())
 
     def _uneven(self, group: str, ranks: Tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
         return nn.Identity()
@@ -132,8 +151,17 @@ class Logits(nn.Cell):
         super().__init__(auto_prefix=False)
         self.network = network
 
-    def construct(self, ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor, loss_mask: Tensor,
-                  domain: Tensor, home: Tensor, seeds: Tensor) -> Tensor:
+    def construct(
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        positions: Tensor,
+        documents: Tensor,
+        loss_mask: Tensor,
+        domain: Tensor,
+        home: Tensor,
+        seeds: Tensor,
+    ) -> Tensor:
         return self.network(ids, positions, documents, domain, home, seeds)[0]
 
 
@@ -145,11 +173,28 @@ class ObjectiveGradients(nn.Cell):
         self.objective = objective
         self.differentiate = ops.value_and_grad(objective, None, ParameterTuple(parameters), has_aux=True)
 
-    def construct(self, loss_scale: Tensor, ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor,
-                  loss_mask: Tensor, domain: Tensor, home: Tensor,
-                  seeds: Tensor) -> Tuple[Tensor, Dict[str, Tensor], Tuple[Tensor, ...]]:
-        batch = {"ids": ids, "targets": targets, "positions": positions, "documents": documents, "loss_mask": loss_mask,
-                 "domain": domain, "home": home, "seeds": seeds}
+    def construct(
+        self,
+        loss_scale: Tensor,
+        ids: Tensor,
+        targets: Tensor,
+        positions: Tensor,
+        documents: Tensor,
+        loss_mask: Tensor,
+        domain: Tensor,
+        home: Tensor,
+        seeds: Tensor,
+    ) -> Tuple[Tensor, Dict[str, Tensor], Tuple[Tensor, ...]]:
+        batch = {
+            "ids": ids,
+            "targets": targets,
+            "positions": positions,
+            "documents": documents,
+            "loss_mask": loss_mask,
+            "domain": domain,
+            "home": home,
+            "seeds": seeds,
+        }
         (value, sums), gradients = self.differentiate(batch, loss_scale)
         return value, sums, gradients
 
@@ -193,23 +238,35 @@ class SmallNetwork:
         self._gradients.set_train()
         value, sums, gradients = self._gradients(Tensor(np.float32(loss_scale)), *tensors(batch))
         names = [parameter.name for parameter in self.network.trainable_params()]
-        return Evaluation(float(value.asnumpy()), {name: total.asnumpy() for name, total in sums.items()},
-                          {name: gradient.asnumpy() for name, gradient in zip(names, gradients)})
+        return Evaluation(
+            float(value.asnumpy()),
+            {name: total.asnumpy() for name, total in sums.items()},
+            {name: gradient.asnumpy() for name, gradient in zip(names, gradients)},
+        )
 
     def double(self, training: bool, factors: Optional[Mapping[str, np.ndarray]] = None) -> Any:
         """The same network, weights and all, as a `NumpyModel`."""
         model = self.config.model
         sparse = model.sparse_layers > 0 or model.sparse_query_layer
         options = self.numpy.NumpyOptions(
-            model.dense_layers, model.sparse_layers, model.num_heads, VOCABULARY, model.layer_norm_epsilon, model.activation,
-            model.sparse_query_layer, model.domain_embeddings,
-            layer_spec(self.config, self.rows, training) if sparse else None, model.final_norm == "after_query")
+            model.dense_layers,
+            model.sparse_layers,
+            model.num_heads,
+            VOCABULARY,
+            model.layer_norm_epsilon,
+            model.activation,
+            model.sparse_query_layer,
+            model.domain_embeddings,
+            layer_spec(self.config, self.rows, training) if sparse else None,
+            model.final_norm == "after_query",
+        )
         return self.numpy.NumpyModel(options, parameter_arrays(self.network), factors)
 
     def with_precision(self, precision: str) -> "SmallNetwork":
         """A network of the same weights that computes in another type."""
-        other = SmallNetwork(self.numpy, replace(self.config, runtime=replace(self.config.runtime, precision=precision)),
-                             rows=self.rows)
+        other = SmallNetwork(
+            self.numpy, replace(self.config, runtime=replace(self.config.runtime, precision=precision)), rows=self.rows
+        )
         for mine, copy in zip(self.network.get_parameters(), other.network.get_parameters()):
             copy.set_data(Tensor(mine.asnumpy()))
         return other

@@ -86,7 +86,9 @@ class NumpyModel:
         return float(total * loss_scale / nominal_tokens)
 
     def losses(self, batch: Arrays) -> Dict[str, Any]:
-        """tokens, task, aux and locality (both times tokens), assigned [M, E], kept, kept_local [M]; of locmoe undecided [M]."""
+        """tokens, task, aux and locality (both times tokens), assigned [M, E], kept, kept_local [M]; of locmoe
+        undecided [M].
+        """
         logits, layers = self.forward(batch)
         mask, targets = batch["loss_mask"].reshape(-1).astype(np.float64), batch["targets"].reshape(-1)
         tokens = mask.sum()
@@ -107,11 +109,13 @@ class NumpyModel:
         """(V,d): the word table that a row of this domain reads and is scored with."""
         slot = domain if self.options.domain_embeddings else 0
         first = slot * self.options.vocab_size
-        return self.parameters["embedding.word"][first:first + self.options.vocab_size]
+        return self.parameters["embedding.word"][first : first + self.options.vocab_size]
 
     def _embed(self, batch: Arrays) -> np.ndarray:
-        rows = [self._words(domain)[ids] + self.parameters["embedding.position"][positions]
-                for ids, positions, domain in zip(batch["ids"], batch["positions"], batch["domain"])]
+        rows = [
+            self._words(domain)[ids] + self.parameters["embedding.position"][positions]
+            for ids, positions, domain in zip(batch["ids"], batch["positions"], batch["domain"])
+        ]
         return np.concatenate(rows)
 
     def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
@@ -125,7 +129,9 @@ class NumpyModel:
     def _drop(self, x: np.ndarray, name: str) -> np.ndarray:
         return x * self.factors[name].reshape(x.shape) if name in self.factors else x
 
-    def _attend(self, query: np.ndarray, key: np.ndarray, value: np.ndarray, documents: np.ndarray, name: str) -> np.ndarray:
+    def _attend(
+        self, query: np.ndarray, key: np.ndarray, value: np.ndarray, documents: np.ndarray, name: str
+    ) -> np.ndarray:
         """(T,d): what a block's attention adds to the stream, row by row and head by head."""
         rows, length = documents.shape
         heads, width = self.options.heads, query.shape[1] // self.options.heads
@@ -140,7 +146,9 @@ class NumpyModel:
                 mixed[tokens, part] = (probabilities * dropped[row, head]) @ value[tokens, part]
         return self._drop(self._linear(mixed, f"{name}.attention.project"), f"{name}.attention_dropout")
 
-    def _feed_forward(self, x: np.ndarray, batch: Arrays, name: str, sparse: bool, layers: List[LayerResult]) -> np.ndarray:
+    def _feed_forward(
+        self, x: np.ndarray, batch: Arrays, name: str, sparse: bool, layers: List[LayerResult]
+    ) -> np.ndarray:
         """(T,d): what a block's feed-forward network adds to the stream; a sparse one is noted in `layers`."""
         x = self._norm(x, f"{name}.ffn_norm")
         if sparse:
@@ -158,9 +166,13 @@ class NumpyModel:
         assert spec is not None
         place = np.array([_place(expert, spec) for expert in range(spec.num_experts)])
         return LayerParameters(
-            w1=parameters[f"{name}.experts.w_in"][place], b1=parameters[f"{name}.experts.b_in"][place, 0],
-            w2=parameters[f"{name}.experts.w_out"][place], b2=parameters[f"{name}.experts.b_out"][place, 0],
-            gate=parameters.get(f"{name}.routing.router.gate.weight"), table=parameters.get(f"{name}.routing.router.table"))
+            w1=parameters[f"{name}.experts.w_in"][place],
+            b1=parameters[f"{name}.experts.b_in"][place, 0],
+            w2=parameters[f"{name}.experts.w_out"][place],
+            b2=parameters[f"{name}.experts.b_out"][place, 0],
+            gate=parameters.get(f"{name}.routing.router.gate.weight"),
+            table=parameters.get(f"{name}.routing.router.table"),
+        )
 
 
 def visible(documents: np.ndarray) -> np.ndarray:

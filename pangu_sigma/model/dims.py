@@ -11,7 +11,7 @@ _DTYPES = {"fp32": dtype.float32, "fp16": dtype.float16, "bf16": dtype.bfloat16}
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class ModelDims:
     """Sizes and rates of the network for one rank's micro-batch of `rows` rows; compiled shapes follow from them."""
 
     rows: int
@@ -40,26 +40,37 @@ class ModelShape:
         return self.hidden_size // self.num_heads
 
     @property
-    def own_heads(self) -> int:
+    def local_heads(self) -> int:
         """Attention heads of this rank."""
         return self.num_heads // self.tensor.size
 
     @property
-    def own_words(self) -> int:
+    def local_vocab_size(self) -> int:
         """Words of the vocabulary whose rows of the word table, and whose logits, this rank has."""
         return self.vocab_size // self.tensor.size
 
 
-def model_shape(config: Config, rows: int, vocab_size: int, domains: int, tensor: TensorGroup = ALONE) -> ModelShape:
+def model_dims(config: Config, rows: int, vocab_size: int, domains: int, tensor: TensorGroup = ALONE) -> ModelDims:
     """Resolves the `null` defaults of the model section.
 
-    `rows`: rows of a micro-batch on this rank. `tensor`: its tensor-parallel group, whose size divides heads, inner width and words.
+    `rows`: rows of a micro-batch on this rank. `tensor`: its tensor-parallel group, whose size divides heads, inner
+    width and words.
     """
     model = config.model
-    return ModelShape(
-        rows=rows, sequence_length=model.sequence_length, hidden_size=model.hidden_size, num_heads=model.num_heads,
-        ffn_hidden_size=model.ffn_hidden_size or 4 * model.hidden_size, vocab_size=vocab_size, domains=domains,
-        activation=model.activation, epsilon=model.layer_norm_epsilon, embedding_dropout=model.embedding_dropout,
-        attention_dropout=model.attention_dropout, hidden_dropout=model.hidden_dropout,
+    return ModelDims(
+        rows=rows,
+        sequence_length=model.sequence_length,
+        hidden_size=model.hidden_size,
+        num_heads=model.num_heads,
+        ffn_hidden_size=model.ffn_hidden_size or 4 * model.hidden_size,
+        vocab_size=vocab_size,
+        domains=domains,
+        activation=model.activation,
+        epsilon=model.layer_norm_epsilon,
+        embedding_dropout=model.embedding_dropout,
+        attention_dropout=model.attention_dropout,
+        hidden_dropout=model.hidden_dropout,
         compute_dtype=_DTYPES[config.runtime.precision],
-        flash_attention=config.runtime.fused.attention, tensor=tensor)
+        flash_attention=config.runtime.fused.attention,
+        tensor=tensor,
+    )
