@@ -25,7 +25,7 @@ from scipy.optimize import nnls
 
 from pangu_sigma.config.load import load_config
 from pangu_sigma.planner.cluster import cluster_of
-from pangu_sigma.planner.hardware import Figure
+from pangu_sigma.planner.hardware import HardwareFigure
 from pangu_sigma.planner.memory import layer_activations
 from pangu_sigma.planner.plan import make_plan
 from pangu_sigma.planner.predict import moved_bytes, rank_flops
@@ -198,7 +198,7 @@ def planned(case: Case, folder: Path) -> Planned:
     config = load_config(folder / "base.yaml", sets)
     cluster = cluster_of(config, case.nodes, case.workers, "cpu")
     if case.rate:
-        link = replace(cluster.hardware.network, bandwidth_gb_s=Figure(case.rate / 8e3, source="--rate"))
+        link = replace(cluster.hardware.network, bandwidth_gb_s=HardwareFigure(case.rate / 8e3, source="--rate"))
         cluster = replace(cluster, hardware=replace(cluster.hardware, network=link))
     plan = make_plan(config, cluster)
     memory, hardware, job = plan.memory, plan.hardware, plan.job

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from typing import Iterator, Sequence
 
 from locmoe_ops.topology import Topology
-from pangu_sigma.audit.graph import Collective, RankGraphs, StepGraph
+from pangu_sigma.audit.graph import Collective, ExportedGraph, RankGraphs
 from pangu_sigma.planner.exchanges import CAUSES, Exchange
 from pangu_sigma.planner.traffic import NOTHING, Sent, part_bytes
 
@@ -56,7 +56,7 @@ def _names(groups: Sequence[tuple[str, tuple[int, ...]]]) -> str:
     return ", ".join(name for name, _ in groups) or "none"
 
 
-def run_in_step(graphs: Sequence[StepGraph]) -> list[str]:
+def run_in_step(graphs: Sequence[ExportedGraph]) -> list[str]:
     """Runs the exchanges of one graph of every rank, each waiting for its peers. Returns why it does not come to an
     end, if so.
 

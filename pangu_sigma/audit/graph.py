@@ -74,7 +74,7 @@ class Collective:
 
 
 @dataclass(frozen=True)
-class StepGraph:
+class ExportedGraph:
     """One graph of the step on one rank. `times`: how often an optimizer step runs it; `faults`: what must not be in
     it.
     """
@@ -92,7 +92,7 @@ class RankGraphs:
     """
 
     rank: int
-    graphs: tuple[StepGraph, ...]
+    graphs: tuple[ExportedGraph, ...]
     groups: dict[str, tuple[int, ...]]
 
 
@@ -108,7 +108,7 @@ def read_rank(folder: Path, rank: int, dynamic: bool) -> RankGraphs:
     return RankGraphs(rank, graphs, groups)
 
 
-def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, ...]], dynamic: bool) -> StepGraph:
+def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, ...]], dynamic: bool) -> ExportedGraph:
     from mindspore.train import mind_ir_pb2
 
     model = mind_ir_pb2.ModelProto()
@@ -142,7 +142,7 @@ def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, 
                     where,
                 )
             )
-    return StepGraph(name, times, tuple(collectives), tuple(faults))
+    return ExportedGraph(name, times, tuple(collectives), tuple(faults))
 
 
 def _text(attributes: dict[str, Any], name: str) -> str:

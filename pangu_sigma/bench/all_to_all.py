@@ -57,7 +57,7 @@ class NodeBytes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class ExchangeTiming:
     """A row of the table; `limit` (seconds) is None where it is not known, `sent` where the backend cannot see its
     traffic.
     """
@@ -110,7 +110,7 @@ def sizes_up_to(tokens: int) -> Tuple[int, ...]:
     return (*sizes, tokens)
 
 
-def _measure(config: Config, runtime: Runtime, tokens: int, rate: Optional[float]) -> List[Measured]:
+def _measure(config: Config, runtime: Runtime, tokens: int, rate: Optional[float]) -> List[ExchangeTiming]:
     names = [name for name, _ in DISPATCHERS]
     launches = [_launch(config, runtime, tokens, name, changes) for name, changes in DISPATCHERS]
     barrier, total = runtime.collectives.barrier, HostSum(runtime.collectives, f"bench/{tokens}")
@@ -125,7 +125,7 @@ def _measure(config: Config, runtime: Runtime, tokens: int, rate: Optional[float
     means = total.values(np.array([*spent, *(limit or 0.0 for limit in limits)])) / runtime.world_size
     by_plain = [None if limit is None else float(mean) for limit, mean in zip(limits, means[len(spent) :])]
     return [
-        Measured(tokens, name, float(second), each, limit if rate is None else link_limit(each, rate))
+        ExchangeTiming(tokens, name, float(second), each, limit if rate is None else link_limit(each, rate))
         for name, second, each, limit in zip(names, means, sent, by_plain)
     ]
 
@@ -205,7 +205,7 @@ def _head(config: Config, runtime: Runtime, rate: Optional[float]) -> str:
     )
 
 
-def line_of(row: Measured) -> str:
+def line_of(row: ExchangeTiming) -> str:
     """The row as 80 characters; `reached` is the limit over the time, and a dash stands for what is not known."""
     inside, between = ("-", "-") if row.sent is None else (f"{row.sent.inside:,}", f"{row.sent.between:,}")
     limit, reached = ("-", "-") if not row.limit else (f"{row.limit * 1e3:.2f}", f"{row.limit / row.seconds:.0%}")

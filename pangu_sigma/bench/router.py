@@ -19,7 +19,15 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.moe import MultiLevelRouting
 from locmoe_ops.router_registry import router_spec, routers
 from locmoe_ops.topology import ExpertPlacement, Topology
-from pangu_sigma.bench.timing import ROUNDS, WARM_UP, ForwardBackward, Routing, even_vocabulary, in_turn, random_tensor
+from pangu_sigma.bench.timing import (
+    ROUNDS,
+    WARM_UP,
+    ForwardBackward,
+    TimedRouting,
+    even_vocabulary,
+    in_turn,
+    random_tensor,
+)
 from pangu_sigma.config.schema import (
     CapacityConfig,
     Config,
@@ -123,7 +131,7 @@ def _routing(config: Config, collectives: LocalCollectives) -> Tuple[nn.Cell, Li
     generator = np.random.default_rng(0)
     context = SparseContext(config, shape, collectives, even_vocabulary(config).counts)
     placement = ExpertPlacement(moe.num_experts, moe.num_groups, context.layout.expert, moe.placement)
-    cell = Routing(MultiLevelRouting(context.domain_groups, build_router(context, 0, placement)))
+    cell = TimedRouting(MultiLevelRouting(context.domain_groups, build_router(context, 0, placement)))
     ids, domain = (
         Tensor(generator.integers(0, limit, shape.tokens).astype(np.int32))
         for limit in (shape.vocab_size, shape.domains)

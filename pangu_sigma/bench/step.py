@@ -19,7 +19,7 @@ from pangu_sigma.bench.timing import (
     WARM_UP,
     Dispatch,
     ForwardBackward,
-    Routing,
+    TimedRouting,
     even_vocabulary,
     in_turn,
     random_tensor,
@@ -38,7 +38,7 @@ from pangu_sigma.train.engine import TrainEngine
 MATMUL_SIZE = 2048
 
 
-class Part(NamedTuple):
+class TimedPart(NamedTuple):
     """A piece of the step: its seconds once, and how many times the step runs it."""
 
     name: str
@@ -64,7 +64,7 @@ def bench_step(config: Config) -> int:
     parts.capacity.prepare(1, lambda step: batches)
     with tqdm(total=WARM_UP + ROUNDS, desc="measuring", ncols=79, leave=False, disable=None) as bar:
         matmul, step, update = _alternate(parts, batches, bar)
-    pieces = _parts(parts, config, batches[0]) + [Part("update", update, 1)]
+    pieces = _parts(parts, config, batches[0]) + [TimedPart("update", update, 1)]
     _print(config, words, matmul, step, pieces, len(batches))
     return 0
 
@@ -148,7 +148,7 @@ class _Head(nn.Cell):
         return self.cross_entropy(self.head(x, word, domain).astype(ms.float32), targets)[0]
 
 
-def _parts(parts: TrainEngine, config: Config, batch: Batch) -> List[Part]:
+def _parts(parts: TrainEngine, config: Config, batch: Batch) -> List[TimedPart]:
     """Seconds of each kind of part, per micro-batch."""
     network, model = parts.network, config.model
     network.set_train(True)
@@ -160,7 +160,7 @@ def _parts(parts: TrainEngine, config: Config, batch: Batch) -> List[Part]:
     dense = [b.feed_forward for b in [*blocks, network.query_layer] if not hasattr(b.feed_forward, "dispatcher")]
     sparse = [b.feed_forward for b in [*blocks, network.query_layer] if hasattr(b.feed_forward, "dispatcher")]
     found = [
-        Part(
+        TimedPart(
             "head and loss",
             _time(
                 _Head(network.head),
@@ -176,10 +176,10 @@ def _parts(parts: TrainEngine, config: Config, batch: Batch) -> List[Part]:
     ]
     if blocks:  # the query layer's attention is counted as one more of the same
         found.append(
-            Part("attention", _time(_Attention(blocks[0].attention), x, documents, seeds, dy), len(blocks) + 1)
+            TimedPart("attention", _time(_Attention(blocks[0].attention), x, documents, seeds, dy), len(blocks) + 1)
         )
     if dense:
-        found.append(Part("dense FFN", _time(_DenseFFN(dense[0]), x, dy), len(dense)))
+        found.append(TimedPart("dense FFN", _time(_DenseFFN(dense[0]), x, dy), len(dense)))
     if has_experts(config):
         found.extend(_sparse_parts(sparse, config, x, Tensor(batch.ids.reshape(-1)), domain, dy))
     return found
@@ -187,15 +187,17 @@ def _parts(parts: TrainEngine, config: Config, batch: Batch) -> List[Part]:
 
 def _sparse_parts(
     sparse: List[nn.Cell], config: Config, x: Tensor, ids: Tensor, domain: Tensor, dy: Tensor
-) -> List[Part]:
+) -> List[TimedPart]:
     layer, k = sparse[0], config.moe.router.top_k
     chosen = layer.routing(x, {"ids": ids, "domain": domain, "home": domain * 0, "seed": ids, "word": x})
     second = (chosen["second_expert"], chosen["second_weight"]) if layer.repicks else None
     buffers = random_tensor((config.moe.num_experts, layer.dispatcher.expert_rows, config.model.hidden_size))
     return [
-        Part("experts", _time(layer.experts, buffers, buffers), len(sparse)),
-        Part("routing", _time(Routing(layer.routing), x, ids, domain, random_tensor((x.shape[0], k))), len(sparse)),
-        Part(
+        TimedPart("experts", _time(layer.experts, buffers, buffers), len(sparse)),
+        TimedPart(
+            "routing", _time(TimedRouting(layer.routing), x, ids, domain, random_tensor((x.shape[0], k))), len(sparse)
+        ),
+        TimedPart(
             "dispatch",
             _time(Dispatch(layer.dispatcher, second), x, chosen["expert"], chosen["weight"], dy),
             len(sparse),
@@ -212,7 +214,7 @@ def _time(part: nn.Cell, *inputs: Any, positions: Tuple[int, ...] = (0,)) -> flo
 
 
 def _print(
-    config: Config, words: Vocabulary, matmul: float, step: float, pieces: List[Part], micro_batches: int
+    config: Config, words: Vocabulary, matmul: float, step: float, pieces: List[TimedPart], micro_batches: int
 ) -> None:
     tokens = config.train.global_batch_size * config.model.sequence_length
     flops: Dict[str, float] = step_flops(config, tokens, words.words)

@@ -96,7 +96,7 @@ class _Contracted(nn.Cell):
         return (ops.cast(y, ms.float32) * ops.cast(inputs[-1], ms.float32)).sum()
 
 
-class Routing(nn.Cell):
+class TimedRouting(nn.Cell):
     """Both levels of routing; one output <float32>[T, k] that depends on all that routers compute. Gates on word
     vectors get x.
     """

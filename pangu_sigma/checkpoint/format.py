@@ -24,7 +24,7 @@ DTYPES = {"F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardPart:
     """A stored piece of a tensor: the shard it lies in, and the CRC-32 of its bytes."""
 
     shard: str
@@ -39,7 +39,7 @@ class TensorEntry:
 
     shape: Tuple[int, ...]
     dtype: str  # as safetensors spells it
-    parts: Tuple[Part, ...]
+    parts: Tuple[ShardPart, ...]
     axis: int = 0
     blocks: int = 1
 
@@ -65,7 +65,7 @@ class DataState:
 
 
 @dataclass(frozen=True)
-class Header:
+class CheckpointHeader:
     """Everything but the tensors.
 
     Attributes:
@@ -96,8 +96,8 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    header: Header
+class CheckpointManifest:
+    header: CheckpointHeader
     tensors: Dict[str, TensorEntry]
     shards: Dict[str, int]  # file name -> bytes
     files: Dict[str, StoredFile] = field(
@@ -118,7 +118,7 @@ def store_files(folder: Path, files: Mapping[str, bytes]) -> Dict[str, StoredFil
     return {name: StoredFile(len(content), crc32(content)) for name, content in files.items()}
 
 
-def write_manifest(manifest: Manifest, folder: Path) -> None:
+def write_manifest(manifest: CheckpointManifest, folder: Path) -> None:
     """Writes and syncs `folder/manifest.json`."""
     body = _to_body(manifest)
     content = {"format": FORMAT, "version": VERSION, "checksum": _checksum(body), "body": body}
@@ -128,7 +128,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
         os.fsync(file.fileno())
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> CheckpointManifest:
     """Reads and checks `folder/manifest.json`.
 
     Raises:
@@ -191,7 +191,7 @@ def crc32(data: Any) -> str:
     return f"{zlib.crc32(data):08x}"
 
 
-def _to_body(manifest: Manifest) -> Dict[str, Any]:
+def _to_body(manifest: CheckpointManifest) -> Dict[str, Any]:
     header = manifest.header
     return {
         "version": VERSION,  # under the checksum: a digit that turned into another is damage, not another release
@@ -224,9 +224,9 @@ def _tensor_to_body(entry: TensorEntry) -> Dict[str, Any]:
     }
 
 
-def _from_body(body: Dict[str, Any]) -> Manifest:
+def _from_body(body: Dict[str, Any]) -> CheckpointManifest:
     data = body["data"]
-    header = Header(
+    header = CheckpointHeader(
         step=_count(body["step"]),
         contents=_one_of(body["contents"], CONTENTS),
         config={str(name): dict(section) for name, section in body["config"].items()},
@@ -248,12 +248,12 @@ def _from_body(body: Dict[str, Any]) -> Manifest:
         _file_name(name): StoredFile(_count(file["bytes"]), str(file["crc32"]))
         for name, file in body.get("files", {}).items()
     }
-    return Manifest(header, tensors, shards, files)
+    return CheckpointManifest(header, tensors, shards, files)
 
 
 def _tensor_from_body(entry: Dict[str, Any], shards: Dict[str, int]) -> TensorEntry:
     cut: Dict[str, Any] = entry["slice"] or {"axis": 0, "blocks": 1}
-    parts: List[Part] = [Part(_one_of(part["shard"], shards), str(part["crc32"])) for part in entry["parts"]]
+    parts: List[ShardPart] = [ShardPart(_one_of(part["shard"], shards), str(part["crc32"])) for part in entry["parts"]]
     shape = tuple(_count(size) for size in entry["shape"])
     axis, blocks = _count(cut["axis"]), _count(cut["blocks"])
     if not parts or (len(parts) > 1 and (axis >= len(shape) or not blocks or shape[axis] % (blocks * len(parts)))):

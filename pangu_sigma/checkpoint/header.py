@@ -9,7 +9,7 @@ from mindspore import Parameter
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
-from pangu_sigma.checkpoint.format import DataState, Header
+from pangu_sigma.checkpoint.format import CheckpointHeader, DataState
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.state import scalars
 from pangu_sigma.config.load import to_dict
@@ -20,13 +20,13 @@ from pangu_sigma.data.manifest import TOKENIZER
 
 def training_header(
     config: Config, layout: Topology, data: PreparedData, vocab_size: int, step: int, state: Sequence[Parameter]
-) -> Header:
+) -> CheckpointHeader:
     """The header of a checkpoint after `step` steps. `layout`: the cluster that homes and locality referred to; with
     it, another job or one process can compute the same. `vocab_size`: rows of the word table.
     """
     given = LayoutConfig(layout.world_size, layout.ranks_per_node, layout.expert)
     resolved = replace(config, moe=replace(config.moe, layout=given))
-    return Header(
+    return CheckpointHeader(
         step,
         "training",
         to_dict(resolved),

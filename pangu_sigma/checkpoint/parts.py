@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tupl
 import numpy as np
 
 from locmoe_ops.shard_spec import ShardSpec
-from pangu_sigma.checkpoint.format import Part, TensorEntry
+from pangu_sigma.checkpoint.format import ShardPart, TensorEntry
 from pangu_sigma.checkpoint.shards import NAMES_OF, planned, write_shard
 from pangu_sigma.errors import CheckpointNotWritten
 
@@ -111,5 +111,5 @@ def _tensor(folder: Path, name: str, found: List[Dict[str, Any]]) -> TensorEntry
         raise CheckpointNotWritten(
             f"{folder}: of tensor {name} the parts {indices} were written; expected 0 to {count - 1}"
         )
-    parts = tuple(Part(entry["shard"], entry["crc32"]) for entry in ordered)
+    parts = tuple(ShardPart(entry["shard"], entry["crc32"]) for entry in ordered)
     return TensorEntry(tuple(found[0]["shape"]), found[0]["dtype"], parts, axis, blocks)

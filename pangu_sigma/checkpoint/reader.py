@@ -8,7 +8,7 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.shard_spec import ShardSpec
-from pangu_sigma.checkpoint.format import Header, Manifest, TensorEntry, crc32, read_manifest
+from pangu_sigma.checkpoint.format import CheckpointHeader, CheckpointManifest, TensorEntry, crc32, read_manifest
 from pangu_sigma.checkpoint.shards import NAMES_OF, ShardFiles
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.schema import Config
@@ -23,7 +23,7 @@ class CheckpointReader:
     Attributes: folder; manifest.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: CheckpointManifest) -> None:
         self.folder = folder
         self.manifest = manifest
         self._files = ShardFiles(folder)
@@ -56,7 +56,7 @@ class CheckpointReader:
         self._files.__exit__(kind, error, trace)
 
     @property
-    def header(self) -> Header:
+    def header(self) -> CheckpointHeader:
         return self.manifest.header
 
     def config(self) -> Config:

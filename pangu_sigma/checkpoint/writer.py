@@ -19,7 +19,7 @@ from typing import Callable, Mapping, Optional, Sequence, Type
 import numpy as np
 
 from pangu_sigma.checkpoint import folders
-from pangu_sigma.checkpoint.format import Header, Manifest, store_files, write_manifest
+from pangu_sigma.checkpoint.format import CheckpointHeader, CheckpointManifest, store_files, write_manifest
 from pangu_sigma.checkpoint.parts import LocalTensor, collect_parts, write_part
 from pangu_sigma.errors import CheckpointNotWritten
 
@@ -78,7 +78,7 @@ class CheckpointWriter:
         self.stalled_s = 0.0
         self.written_s = 0.0
 
-    def save(self, header: Header, pieces: Sequence[LocalTensor]) -> None:
+    def save(self, header: CheckpointHeader, pieces: Sequence[LocalTensor]) -> None:
         """Begins to write a checkpoint of this rank's `pieces`, whose arrays may change afterwards. Every rank must
         call it.
 
@@ -140,7 +140,7 @@ class CheckpointWriter:
         self._job.barrier()
         return part
 
-    def _write(self, part: Path, header: Header, pieces: Sequence[LocalTensor]) -> None:
+    def _write(self, part: Path, header: CheckpointHeader, pieces: Sequence[LocalTensor]) -> None:
         started = time.perf_counter()
         try:
             if pieces:
@@ -153,9 +153,9 @@ class CheckpointWriter:
             self._error = error
         self.written_s += time.perf_counter() - started
 
-    def _finish(self, part: Path, header: Header) -> None:
+    def _finish(self, part: Path, header: CheckpointHeader) -> None:
         tensors, shards = collect_parts(part, self._job.writers, self._job.timeout_s, lambda: self._check_job(part))
-        write_manifest(Manifest(header, tensors, shards, store_files(part, self._files)), part)
+        write_manifest(CheckpointManifest(header, tensors, shards, store_files(part, self._files)), part)
         folders.publish(part, part.with_suffix(""))
         folders.prune(self._root, self._retention.keep_last, self._retention.keep_every)
 

@@ -40,7 +40,7 @@ def add_doctor(commands: Any) -> None:
 
 
 def _doctor(config: Config, options: argparse.Namespace) -> int:
-    from pangu_sigma.doctor.doctor import Request, doctor
+    from pangu_sigma.doctor.doctor import DoctorOptions, doctor
 
     pairs = (
         ("--rank-table", options.rank_table),
@@ -53,7 +53,7 @@ def _doctor(config: Config, options: argparse.Namespace) -> int:
         *(word for text in options.overrides for word in ("--set", text)),
         *(str(word) for name, value in pairs if value is not None for word in (name, value)),
     ]
-    request = Request(
+    request = DoctorOptions(
         options.rank_table,
         options.server,
         options.nodes_file,

@@ -7,7 +7,15 @@ from typing import Sequence, Tuple
 import numpy as np
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.data.manifest import NAME, TOKEN_COUNTS, TOKENIZER, Manifest, check_files, read_manifest, records_name
+from pangu_sigma.data.manifest import (
+    NAME,
+    TOKEN_COUNTS,
+    TOKENIZER,
+    DataManifest,
+    check_files,
+    read_manifest,
+    records_name,
+)
 from pangu_sigma.data.records import read_rows
 
 CHECKSUMS_BELOW = 64 << 20  # bytes of all files: so much is hashed within a fraction of a second
@@ -22,7 +30,7 @@ class PreparedData:
         domain_token_counts: (domains, vocab_size) int64, how often each id occurs in the training rows of each domain.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, domain_token_counts: np.ndarray) -> None:
+    def __init__(self, path: Path, manifest: DataManifest, domain_token_counts: np.ndarray) -> None:
         self.path = path
         self.manifest = manifest
         self.domain_token_counts = domain_token_counts
@@ -107,7 +115,7 @@ class PreparedData:
         return rows
 
 
-def _read_counts(path: Path, manifest: Manifest) -> np.ndarray:
+def _read_counts(path: Path, manifest: DataManifest) -> np.ndarray:
     try:
         counts = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:

@@ -35,7 +35,7 @@ class SourceRecord:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class DataManifest:
     """Contents of the folder; `rows[split]` holds one count a domain, in the order of `domains`. So does `sources`,
     which is empty in folders that were written before it was recorded.
     """
@@ -67,12 +67,12 @@ def describe_file(path: Path) -> FileEntry:
     return FileEntry(path.stat().st_size, digest.hexdigest())
 
 
-def write_manifest(manifest: Manifest, folder: Path) -> None:
+def write_manifest(manifest: DataManifest, folder: Path) -> None:
     content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
     (folder / NAME).write_text(dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> DataManifest:
     """Raises InputError where the folder, its manifest or a field is missing, malformed or of another version."""
     path = folder / NAME
     if not folder.is_dir():
@@ -99,8 +99,8 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-def _from_content(content: Dict[str, Any]) -> Manifest:
-    manifest = Manifest(
+def _from_content(content: Dict[str, Any]) -> DataManifest:
+    manifest = DataManifest(
         fingerprint=str(content["fingerprint"]),
         domains=tuple(content["domains"]),
         sequence_length=int(content["sequence_length"]),
@@ -136,7 +136,7 @@ def _counts(content: Dict[str, Any]) -> Dict[str, int]:
     return {str(reason): int(count) for reason, count in content.items()}
 
 
-def check_files(manifest: Manifest, folder: Path, checksums: bool) -> None:
+def check_files(manifest: DataManifest, folder: Path, checksums: bool) -> None:
     """Sizes of all files, and their checksums if asked for. Raises InputError naming the file that differs."""
     for name, entry in manifest.files.items():
         path = folder / name

@@ -25,7 +25,7 @@ from pangu_sigma.config.schema import Config, PrepareConfig
 from pangu_sigma.data import manifest as manifests
 from pangu_sigma.data.corpus import cut, prefix, read_documents
 from pangu_sigma.data.dataset import PreparedData
-from pangu_sigma.data.manifest import SPLITS, Manifest
+from pangu_sigma.data.manifest import SPLITS, DataManifest
 from pangu_sigma.data.packing import held_out, pack_rows
 from pangu_sigma.data.publish import check_target, data_folder, finish_publishing
 from pangu_sigma.data.records import write_rows
@@ -59,7 +59,7 @@ class Source(NamedTuple):
                 yield unit
 
 
-class Split(NamedTuple):
+class SplitRows(NamedTuple):
     rows: int
     documents: int
     counts: np.ndarray  # (vocab_size,) int64 occurrences of each id in the rows
@@ -222,12 +222,12 @@ def _sample(source: Source, settings: PrepareConfig, share: int) -> Iterator[str
 
 
 def _write_data(config: Config, sources: List[Source], tokenizer: Tokenizer, fingerprint: str, folder: Path) -> None:
-    splits: Dict[str, List[Split]] = {
+    splits: Dict[str, List[SplitRows]] = {
         name: [_write_split(config, source, number, name, tokenizer, folder) for number, source in enumerate(sources)]
         for name in SPLITS
     }
     np.save(folder / manifests.TOKEN_COUNTS, np.stack([split.counts for split in splits[_TRAIN]]))
-    manifest = Manifest(
+    manifest = DataManifest(
         fingerprint=fingerprint,
         domains=tuple(source.domain for source in sources),
         sequence_length=config.model.sequence_length,
@@ -247,7 +247,9 @@ def _record(count: SourceCount) -> manifests.SourceRecord:
     return manifests.SourceRecord(count.files, dict(sorted(files.items())), dict(sorted(records.items())))
 
 
-def _write_split(config: Config, source: Source, number: int, name: str, tokenizer: Tokenizer, folder: Path) -> Split:
+def _write_split(
+    config: Config, source: Source, number: int, name: str, tokenizer: Tokenizer, folder: Path
+) -> SplitRows:
     settings = config.data.prepare
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     documents = 0
@@ -276,7 +278,7 @@ def _write_split(config: Config, source: Source, number: int, name: str, tokeniz
             f"{source.path}: domain '{source.domain}' fills no {name} row of {config.model.sequence_length + 1} ids; "
             "expected more text, a larger data.prepare.validation_fraction or a shorter model.sequence_length"
         )
-    return Split(rows, documents, counts)
+    return SplitRows(rows, documents, counts)
 
 
 def _passed_over(sources: List[Source]) -> List[str]:
@@ -285,7 +287,7 @@ def _passed_over(sources: List[Source]) -> List[str]:
     return [f"  {domain}: {files} files read; {others}" for domain, files, others in described if others]
 
 
-def _summary(path: str, manifest: Manifest) -> str:
+def _summary(path: str, manifest: DataManifest) -> str:
     lines = [f"{path}: rows of {manifest.sequence_length} + 1 ids, vocabulary {manifest.vocab_size}"]
     for number, domain in enumerate(manifest.domains):
         counts = ", ".join(

@@ -21,7 +21,7 @@ from pangu_sigma.runtime.strict_json import dumps
 
 
 @dataclass(frozen=True)
-class Request:
+class DoctorOptions:
     """What the command line asks for; `words` are its arguments for the doctor of another node."""
 
     rank_table: Optional[str]
@@ -35,7 +35,7 @@ class Request:
     words: Tuple[str, ...]
 
 
-def doctor(config: Optional[Config], request: Request, machine: Optional[Machine] = None) -> int:
+def doctor(config: Optional[Config], request: DoctorOptions, machine: Optional[Machine] = None) -> int:
     """Prints a line a finding, the bad ones with their mend; returns 1 if something failed, else 0.
 
     Raises:
@@ -53,7 +53,7 @@ def doctor(config: Optional[Config], request: Request, machine: Optional[Machine
     return 1 if any(finding.level == FAILURE for finding in findings) else 0
 
 
-def examine(config: Optional[Config], request: Request, machine: Machine) -> List[Finding]:
+def examine(config: Optional[Config], request: DoctorOptions, machine: Machine) -> List[Finding]:
     """All findings; MindSpore is tried while the others are made."""
     table = request.rank_table or machine.environ.get("RANK_TABLE_FILE")
     nodes = _nodes(table, request.nodes_file)

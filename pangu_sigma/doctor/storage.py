@@ -7,7 +7,7 @@ from typing import List, Optional
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
-from pangu_sigma.data.manifest import Manifest, check_files, read_manifest
+from pangu_sigma.data.manifest import DataManifest, check_files, read_manifest
 from pangu_sigma.doctor.findings import Finding, failure, ok, unknown, warning
 from pangu_sigma.runtime.files import temporary_path
 
@@ -22,7 +22,7 @@ def check_storage(config: Optional[Config]) -> List[Finding]:
     if config is None:
         return [unknown(subject, "no CONFIG is given") for subject in ("disk", "data")]
     try:
-        manifest: Optional[Manifest] = read_manifest(Path(config.data.path))
+        manifest: Optional[DataManifest] = read_manifest(Path(config.data.path))
     except InputError:
         manifest = None  # `_check_data` says why
     return [*check_disk(config, manifest.vocab_size if manifest else None), _check_data(config)]

@@ -10,11 +10,11 @@ import math
 from typing import Any, Callable, Dict, List, Sequence
 
 from pangu_sigma.evaluation import intervals
-from pangu_sigma.evaluation.measurement import Figure, Record, finite_or_nan
+from pangu_sigma.evaluation.measurement import MeasuredFigure, Record, finite_or_nan
 from pangu_sigma.evaluation.model import EvaluatedModel
 from pangu_sigma.evaluation.prompts import prompt_ids, task_header
 from pangu_sigma.evaluation.tasks import Task
-from pangu_sigma.evaluation.windows import Request
+from pangu_sigma.evaluation.windows import ScoreRequest
 
 # The smallest wins, of equal ones the first.
 COSTS: Dict[str, Callable[[Record], List[float]]] = {
@@ -47,11 +47,11 @@ class ChoiceTask:
         return task_header(self._task, self._domain)
 
     def measure(self, numbers: Sequence[int]) -> List[Record]:
-        requests: List[Request] = []
+        requests: List[ScoreRequest] = []
         for number in numbers:
             prompt = prompt_ids(self._model, self._task, number, self._domain)
             requests += [
-                Request(prompt, self._model.tokenizer.encode(choice), self._domain)
+                ScoreRequest(prompt, self._model.tokenizer.encode(choice), self._domain)
                 for choice in self._task.examples[number].choices
             ]
         scores = iter(self._model.scorer.score(requests))
@@ -70,15 +70,15 @@ class ChoiceTask:
             )
         return records
 
-    def figures(self, records: Sequence[Record]) -> List[Figure]:
+    def figures(self, records: Sequence[Record]) -> List[MeasuredFigure]:
         domain = self._model.domains[self._domain]
         if any(math.isnan(finite_or_nan(nats)) for record in records for nats in record["nats"]):
             return [
-                Figure(domain, metric, len(records), intervals.Estimate(math.nan, None, None))
+                MeasuredFigure(domain, metric, len(records), intervals.Estimate(math.nan, None, None))
                 for metric in self._task.metrics
             ]
         return [
-            Figure(
+            MeasuredFigure(
                 domain,
                 metric,
                 len(records),

@@ -10,7 +10,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.evaluation import intervals
 from pangu_sigma.evaluation.agreement import exact_match, f1
 from pangu_sigma.evaluation.choice import lost_note
-from pangu_sigma.evaluation.measurement import Figure, Record
+from pangu_sigma.evaluation.measurement import MeasuredFigure, Record
 from pangu_sigma.evaluation.model import EvaluatedModel
 from pangu_sigma.evaluation.prompts import prompt_ids, task_header
 from pangu_sigma.evaluation.run_code import ends_well
@@ -62,13 +62,13 @@ class GenerationTask:
             for number, ids, before, after in zip(numbers, written, whole, prompts)
         ]
 
-    def figures(self, records: Sequence[Record]) -> List[Figure]:
+    def figures(self, records: Sequence[Record]) -> List[MeasuredFigure]:
         domain = self._model.domains[self._domain]
-        found: List[Figure] = []
+        found: List[MeasuredFigure] = []
         for metric in self._task.metrics:
             values = [record[metric] for record in records]
             found.append(
-                Figure(
+                MeasuredFigure(
                     domain, metric, len(values), intervals.mean(values) if metric == "f1" else intervals.share(values)
                 )
             )

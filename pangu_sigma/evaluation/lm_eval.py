@@ -22,7 +22,7 @@ from pangu_sigma.config.validate import validate
 from pangu_sigma.evaluation.evaluate import generator_of
 from pangu_sigma.evaluation.generation import Write, before_stop
 from pangu_sigma.evaluation.model import EvaluatedModel, on_one_process, open_model
-from pangu_sigma.evaluation.windows import Request
+from pangu_sigma.evaluation.windows import ScoreRequest
 
 MOST_NEW_TOKENS = 64  # where a task does not say
 _AT_ONCE = 64  # requests between two steps of the progress bar
@@ -83,10 +83,10 @@ class PanguSigmaLM(LM):
     def _ids(self, text: str) -> List[int]:
         return [self._model.tag(self._domain), *self._model.tokenizer.encode(text)]
 
-    def _request(self, context: str, continuation: str) -> Request:
-        return Request(self._ids(context), self._model.tokenizer.encode(continuation), self._domain)
+    def _request(self, context: str, continuation: str) -> ScoreRequest:
+        return ScoreRequest(self._ids(context), self._model.tokenizer.encode(continuation), self._domain)
 
-    def _scores(self, asked: Sequence[Request], disable_tqdm: bool) -> List[Any]:
+    def _scores(self, asked: Sequence[ScoreRequest], disable_tqdm: bool) -> List[Any]:
         found: List[Any] = []
         for start in tqdm(range(0, len(asked), _AT_ONCE), disable=disable_tqdm, desc="loglikelihood"):
             found += self._model.scorer.score(asked[start : start + _AT_ONCE])

@@ -15,7 +15,7 @@ def finite_or_nan(value: Optional[float]) -> float:
     return math.nan if found is None else found
 
 
-class Figure(NamedTuple):
+class MeasuredFigure(NamedTuple):
     """One number of the results. `domain`: that of the examples, or "all"."""
 
     domain: str
@@ -44,7 +44,7 @@ class Measurement(Protocol):
         """Records of these examples, in order."""
         ...
 
-    def figures(self, records: Sequence[Record]) -> List[Figure]:
+    def figures(self, records: Sequence[Record]) -> List[MeasuredFigure]:
         """What the records of all examples come to."""
         ...
 

@@ -16,29 +16,31 @@ from locmoe_ops.routers.selection_bias import set_local_strength
 from pangu_sigma.data.corpus import cut, read_documents
 from pangu_sigma.data.sources import SourceCount
 from pangu_sigma.evaluation import intervals
-from pangu_sigma.evaluation.measurement import Figure, Record, finite_or_nan
+from pangu_sigma.evaluation.measurement import MeasuredFigure, Record, finite_or_nan
 from pangu_sigma.evaluation.model import EvaluatedModel
 from pangu_sigma.evaluation.ranks import RankBatch
-from pangu_sigma.evaluation.windows import Request
+from pangu_sigma.evaluation.windows import ScoreRequest
 from pangu_sigma.metrics.perplexity import perplexity_of
 
 
-def perplexity_figures(records: Sequence[Record]) -> List[Figure]:
+def perplexity_figures(records: Sequence[Record]) -> List[MeasuredFigure]:
     """By domain, and over all where there are several. Bits per byte only where there is text."""
     domains = sorted({record["domain"] for record in records})
-    figures: List[Figure] = []
+    figures: List[MeasuredFigure] = []
     for domain in [*domains, *(["all"] if len(domains) > 1 else [])]:
         chosen = [record for record in records if domain in ("all", record["domain"])]
         tokens, size = ([record[name] for record in chosen] for name in ("tokens", "bytes"))
         nats = [finite_or_nan(record["nats"]) for record in chosen]
         figures.append(
-            Figure(
+            MeasuredFigure(
                 domain, "perplexity", len(chosen), intervals.ratio(nats, tokens, lambda x: perplexity_of(x) or math.inf)
             )
         )
         if sum(size):
             figures.append(
-                Figure(domain, "bits_per_byte", len(chosen), intervals.ratio(nats, size, lambda x: x / math.log(2.0)))
+                MeasuredFigure(
+                    domain, "bits_per_byte", len(chosen), intervals.ratio(nats, size, lambda x: x / math.log(2.0))
+                )
             )
     return figures
 
@@ -79,7 +81,7 @@ class ValidationRows:
             found.append(self._latest[1][row])
         return found
 
-    def figures(self, records: Sequence[Record]) -> List[Figure]:
+    def figures(self, records: Sequence[Record]) -> List[MeasuredFigure]:
         return perplexity_figures(records)
 
     def notes(self, records: Sequence[Record]) -> List[str]:
@@ -140,7 +142,7 @@ class TextPieces:
     def measure(self, numbers: Sequence[int]) -> List[Record]:
         model, pieces = self._model, [self._pieces[number] for number in numbers]
         requests = [
-            Request(
+            ScoreRequest(
                 [model.tag(self._domain)], [*model.tokenizer.encode(piece), model.tokenizer.end_of_text], self._domain
             )
             for piece in pieces
@@ -151,7 +153,7 @@ class TextPieces:
             for score, piece in zip(model.scorer.score(requests), pieces)
         ]
 
-    def figures(self, records: Sequence[Record]) -> List[Figure]:
+    def figures(self, records: Sequence[Record]) -> List[MeasuredFigure]:
         return perplexity_figures(records)
 
     def notes(self, records: Sequence[Record]) -> List[str]:

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Type
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import printable
 from pangu_sigma.evaluation.intervals import CONFIDENCE
-from pangu_sigma.evaluation.measurement import Figure, Record
+from pangu_sigma.evaluation.measurement import MeasuredFigure, Record
 from pangu_sigma.metrics.perplexity import DIVERGED
 from pangu_sigma.runtime.files import check_output, write_atomically
 from pangu_sigma.runtime.strict_json import dumps
@@ -70,7 +70,7 @@ class RecordFile:
 
 class Measured(NamedTuple):
     name: str
-    figures: List[Figure]
+    figures: List[MeasuredFigure]
     notes: List[str]
 
 

@@ -10,7 +10,7 @@ from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.moe import check_token_ids
 from pangu_sigma.data.batch import Batch
-from pangu_sigma.evaluation.windows import Request, cut, lost, pack, to_batch
+from pangu_sigma.evaluation.windows import ScoreRequest, cut, lost, pack, to_batch
 from pangu_sigma.model.dims import ModelDims
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 
@@ -84,7 +84,7 @@ class Scorer:
         shape = batch.ids.shape
         return TokenScores(losses.astype(np.float64).reshape(shape), first.reshape(shape) > 0, round(float(dropped)))
 
-    def score(self, requests: Sequence[Request]) -> List[Score]:
+    def score(self, requests: Sequence[ScoreRequest]) -> List[Score]:
         """One score a request, in order."""
         windows = [window for number, request in enumerate(requests) for window in cut(number, request, self.length)]
         nats, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)

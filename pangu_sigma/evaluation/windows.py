@@ -11,7 +11,7 @@ import numpy as np
 from pangu_sigma.data.batch import Batch
 
 
-class Request(NamedTuple):
+class ScoreRequest(NamedTuple):
     """`continuation` is scored after `context`, which is read only and not empty."""
 
     context: Sequence[int]
@@ -28,7 +28,7 @@ class Window(NamedTuple):
     first: int
 
 
-def cut(number: int, request: Request, length: int) -> List[Window]:
+def cut(number: int, request: ScoreRequest, length: int) -> List[Window]:
     """Pieces of request `number`, of at most `length` positions, in which every id of the continuation is scored once.
 
     If context and continuation together are too long, the context loses ids after its first (the domain's tag). If the
@@ -50,37 +50,37 @@ def cut(number: int, request: Request, length: int) -> List[Window]:
     return windows
 
 
-def lost(request: Request, length: int) -> int:
+def lost(request: ScoreRequest, length: int) -> int:
     """Ids of the context that `cut` leaves out."""
     room = max(1, length + 1 - len(request.continuation))
     return max(0, len(request.context) - room)
 
 
-class Row(NamedTuple):
+class ScoredRow(NamedTuple):
     domain: int
     windows: List[Window]
 
 
-def pack(windows: Sequence[Window], domains: Sequence[int], length: int) -> List[Row]:
+def pack(windows: Sequence[Window], domains: Sequence[int], length: int) -> List[ScoredRow]:
     """Rows of windows of one domain each (level 1 routes a row as a whole): the longest first, each in the first row
     with room.
 
     Args: domains: of the requests, by number. length: S.
     """
-    rows: List[Row] = []
+    rows: List[ScoredRow] = []
     free: List[int] = []
     for window in sorted(windows, key=lambda w: -len(w.ids)):
         domain, size = domains[window.request], len(window.ids)
         place = next((i for i, row in enumerate(rows) if row.domain == domain and free[i] >= size), len(rows))
         if place == len(rows):
-            rows.append(Row(domain, []))
+            rows.append(ScoredRow(domain, []))
             free.append(length)
         rows[place].windows.append(window)
         free[place] -= size
     return rows
 
 
-def to_batch(rows: Sequence[Row], count: int, length: int) -> Batch:
+def to_batch(rows: Sequence[ScoredRow], count: int, length: int) -> Batch:
     """The rows as a batch of `count` rows; what they leave free is a document of its own, of zeros. `loss_mask` is 1
     where a window is scored; homes are 0.
     """

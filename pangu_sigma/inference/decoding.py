@@ -14,14 +14,14 @@ from pangu_sigma.inference.graphs import GraphPair
 from pangu_sigma.inference.sampling import RowSampler
 
 
-class Document(NamedTuple):
+class Continuation(NamedTuple):
     """How rows fall into documents. end_of_text: id that ends one; resets: positions begin anew behind it."""
 
     end_of_text: int
     resets: bool
 
 
-class Row(NamedTuple):
+class DecodedRow(NamedTuple):
     """One prompt. room: most tokens of output; sampler: chooses them."""
 
     prompt: Sequence[int]
@@ -36,7 +36,7 @@ class Row(NamedTuple):
         return len(self.prompt) + self.room - 1
 
 
-class Batch:
+class DecodedBatch:
     """Up to B rows, together through one pair of graphs; rows without a prompt are fed zeros and looked at by nobody.
 
     Attributes: logits <float32>[B, V], of each row's next token.
@@ -48,7 +48,7 @@ class Batch:
         prompts: Sequence[Sequence[int]],
         domains: Sequence[int],
         homes: Sequence[int],
-        document: Document,
+        document: Continuation,
     ) -> None:
         """Reads the prompts, each of 1 to L ids."""
         self._pair, self._document = pair, document
@@ -89,13 +89,13 @@ def _filled(values: Sequence[int], rows: int) -> np.ndarray:
 
 
 def decode(
-    pair: GraphPair, rows: Sequence[Row], document: Document, words: int, stop_at_end: bool
+    pair: GraphPair, rows: Sequence[DecodedRow], document: Continuation, words: int, stop_at_end: bool
 ) -> Iterator[List[Optional[int]]]:
     """Yields the next token of each row, None once it is at its end, until all are.
 
     words: ids from here on are rows of the word table without a word, never chosen.
     """
-    batch = Batch(
+    batch = DecodedBatch(
         pair, [row.prompt for row in rows], [row.domain for row in rows], [row.home for row in rows], document
     )
     left = [row.room for row in rows]

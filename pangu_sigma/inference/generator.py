@@ -15,7 +15,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.moe import check_token_ids
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import make_batch
-from pangu_sigma.inference.decoding import Document, Row, decode
+from pangu_sigma.inference.decoding import Continuation, DecodedRow, decode
 from pangu_sigma.inference.graphs import CompiledGraphs, Graphs
 from pangu_sigma.inference.load import Model, Words, load_model
 from pangu_sigma.inference.sampling import RowSampler, SamplingSettings, row_generators
@@ -141,12 +141,14 @@ class Generator:
         self._check([ids], [domain], self.words.sequence_length)
         return self._full(ids, domain, self._homes[domain])
 
-    def _rows(self, prompts: Sequence[Sequence[int]], domains: Sequence[int], settings: SamplingSettings) -> List[Row]:
+    def _rows(
+        self, prompts: Sequence[Sequence[int]], domains: Sequence[int], settings: SamplingSettings
+    ) -> List[DecodedRow]:
         self._check(prompts, domains, self.words.sequence_length)
         generators = row_generators(prompts, domains, settings.seed)
         # The last token of the output is not read: a prompt of n ids leaves room for one token more than places.
         return [
-            Row(
+            DecodedRow(
                 prompt,
                 int(domain),
                 self._homes[domain],
@@ -165,7 +167,7 @@ class Generator:
                 )
             check_token_ids(np.asarray(prompt), np.asarray(domains[number]), self.words.table, len(self.words.domains))
 
-    def _batches(self, rows: Sequence[Row]) -> Iterator[List[int]]:
+    def _batches(self, rows: Sequence[DecodedRow]) -> Iterator[List[int]]:
         """Numbers of the rows that are decoded together: rows of one length bucket."""
         by_length: Dict[int, List[int]] = {}
         for number, row in enumerate(rows):
@@ -175,9 +177,9 @@ class Generator:
                 numbers[start : start + self._graphs.rows] for start in range(0, len(numbers), self._graphs.rows)
             )
 
-    def _decode(self, rows: Sequence[Row], settings: SamplingSettings) -> Iterator[List[Optional[int]]]:
+    def _decode(self, rows: Sequence[DecodedRow], settings: SamplingSettings) -> Iterator[List[Optional[int]]]:
         pair = self._graphs.pair(max(row.places for row in rows))
-        document = Document(self.words.tokenizer.end_of_text, self.words.resets)
+        document = Continuation(self.words.tokenizer.end_of_text, self.words.resets)
         return decode(pair, rows, document, self.words.tokenizer.vocab_size, settings.stop_at_end)
 
 

@@ -23,7 +23,7 @@ _SHIPPED = "configs/hardware"
 
 
 @dataclass(frozen=True)
-class Figure:
+class HardwareFigure:
     """A number and where it is from: `source`, or `assumption: true`, of which exactly one is given."""
 
     value: float = key(0.0, "the number, in the unit that its key names", minimum=0.0)
@@ -35,17 +35,17 @@ class Figure:
 class Peak:
     """Rate of matmuls of each precision; null: the device has none."""
 
-    fp32: Optional[Figure] = key(None, "TFLOP/s")
-    fp16: Optional[Figure] = key(None, "TFLOP/s")
-    bf16: Optional[Figure] = key(None, "TFLOP/s")
+    fp32: Optional[HardwareFigure] = key(None, "TFLOP/s")
+    fp16: Optional[HardwareFigure] = key(None, "TFLOP/s")
+    bf16: Optional[HardwareFigure] = key(None, "TFLOP/s")
 
 
 @dataclass(frozen=True)
 class Link:
     """What joins ranks: to any number of peers at once, each rank (or node) sends at `bandwidth_gb_s` in all."""
 
-    bandwidth_gb_s: Figure = key(Figure, "GB/s in one direction")
-    latency_us: Figure = key(Figure, "microseconds of a message")
+    bandwidth_gb_s: HardwareFigure = key(HardwareFigure, "GB/s in one direction")
+    latency_us: HardwareFigure = key(HardwareFigure, "microseconds of a message")
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,26 @@ class Island:
 class Memory:
     """Of one rank."""
 
-    capacity_gb: Figure = key(Figure, "device memory, 1e9 bytes")
-    reserved_gb: Figure = key(Figure, "used before the first tensor: runtime, compiled graphs, the process itself")
-    per_layer_mb: Figure = key(Figure, "used for each layer besides tensors: its part of compiled graphs")
-    per_group_mb: Figure = key(Figure, "buffers of each process group")
-    activation_factor: Figure = key(
-        Figure, "times what layers keep that is held: 1 where memory is used again as soon as it can be"
+    capacity_gb: HardwareFigure = key(HardwareFigure, "device memory, 1e9 bytes")
+    reserved_gb: HardwareFigure = key(
+        HardwareFigure, "used before the first tensor: runtime, compiled graphs, the process itself"
     )
-    fragmentation: Figure = key(Figure, "share of tensors that the allocator loses, 0.05 for 5 %")
+    per_layer_mb: HardwareFigure = key(
+        HardwareFigure, "used for each layer besides tensors: its part of compiled graphs"
+    )
+    per_group_mb: HardwareFigure = key(HardwareFigure, "buffers of each process group")
+    activation_factor: HardwareFigure = key(
+        HardwareFigure, "times what layers keep that is held: 1 where memory is used again as soon as it can be"
+    )
+    fragmentation: HardwareFigure = key(HardwareFigure, "share of tensors that the allocator loses, 0.05 for 5 %")
 
 
 @dataclass(frozen=True)
 class Compute:
     peak_tflops: Peak = key(Peak, "rate of matmuls by precision")
-    efficiency: Figure = key(Figure, "share of it that the step's matmuls reach")
-    bandwidth_gb_s: Figure = key(Figure, "memory bandwidth that elementwise operations reach")
-    layer_ms: Figure = key(Figure, "milliseconds of a layer, forward and backward, whatever its size")
+    efficiency: HardwareFigure = key(HardwareFigure, "share of it that the step's matmuls reach")
+    bandwidth_gb_s: HardwareFigure = key(HardwareFigure, "memory bandwidth that elementwise operations reach")
+    layer_ms: HardwareFigure = key(HardwareFigure, "milliseconds of a layer, forward and backward, whatever its size")
     shared_by: str = key(
         "rank",
         "what the figures are of: one rank (a device); a node or the machine that plays all nodes, whose ranks "
@@ -96,12 +100,14 @@ class Hardware:
     network: Link = key(Link, "between nodes")
     network_per_node: bool = key(False, "ranks of a node share its link to the others; false: each has its own")
     island: Optional[Island] = key(None, "groups of a node's ranks with faster links; null: there are none")
-    call_us: Figure = key(Figure, "microseconds of a collective besides its messages")
-    overlap: Figure = key(Figure, "of communication that could run beside computation, the share that does")
+    call_us: HardwareFigure = key(HardwareFigure, "microseconds of a collective besides its messages")
+    overlap: HardwareFigure = key(
+        HardwareFigure, "of communication that could run beside computation, the share that does"
+    )
 
     def peak_flops(self, precision: str) -> float:
         """FLOP/s of one device's matmuls. Raises InputError where the file has no figure for this precision."""
-        figure: Optional[Figure] = getattr(self.compute.peak_tflops, precision)
+        figure: Optional[HardwareFigure] = getattr(self.compute.peak_tflops, precision)
         if figure is None:
             raise InputError(
                 f"runtime.precision is {precision}, for which hardware '{self.name}' gives no peak_tflops; expected "
@@ -166,10 +172,10 @@ def check_figures(section: Any, prefix: str) -> None:
             raise InputError(f"{path}.value: found 0, expected a number above 0")
 
 
-def _figures(section: Any, prefix: str) -> Iterator[tuple[str, Figure]]:
+def _figures(section: Any, prefix: str) -> Iterator[tuple[str, HardwareFigure]]:
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
-        if isinstance(value, Figure):
+        if isinstance(value, HardwareFigure):
             yield prefix + field.name, value
         elif dataclasses.is_dataclass(value):
             yield from _figures(value, f"{prefix}{field.name}.")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import List
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.report.step_trace import Split, mean, read_profile
+from pangu_sigma.report.step_trace import TimeSplit, mean, read_profile
 
 
 def table(run: Path) -> List[str]:
@@ -13,7 +13,7 @@ def table(run: Path) -> List[str]:
     if found is None:
         raise InputError(f"{run}: no profile in it, expected the folder of a run with train.profile")
 
-    def line(name: str, split: Split) -> str:
+    def line(name: str, split: TimeSplit) -> str:
         alone = split.communication - split.overlapped
         pieces = (split.step, split.compute, split.communication, split.overlapped, split.idle)
         return (

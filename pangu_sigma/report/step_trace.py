@@ -34,7 +34,7 @@ _ROUNDING_US = 1.0  # the file has three decimals; sums of many rounded duration
 MICROSECOND = 1e-6
 
 
-class Split(NamedTuple):
+class TimeSplit(NamedTuple):
     """Seconds of a step on one rank: step = compute + communication - overlapped + idle."""
 
     compute: float
@@ -47,18 +47,18 @@ class Split(NamedTuple):
         return self.compute + self.communication - self.overlapped + self.idle
 
 
-def mean(splits: Sequence[Split]) -> Split:
+def mean(splits: Sequence[TimeSplit]) -> TimeSplit:
     """Of each category."""
-    return Split(*(fmean(column) for column in zip(*splits)))
+    return TimeSplit(*(fmean(column) for column in zip(*splits)))
 
 
 class Profile(NamedTuple):
     """Splits by rank, in the order of steps; `traced`: by MindSpore's profiler."""
 
-    ranks: dict[int, list[Split]]
+    ranks: dict[int, list[TimeSplit]]
     traced: bool
 
-    def mean(self) -> Split:
+    def mean(self) -> TimeSplit:
         """Over steps and ranks."""
         return mean([split for own in self.ranks.values() for split in own])
 
@@ -82,7 +82,7 @@ def read_profile(folder: Path) -> Profile | None:
     )
 
 
-def read_step_trace(path: Path) -> list[Split]:
+def read_step_trace(path: Path) -> list[TimeSplit]:
     """The steps of one rank, in order, from a `step_trace_time.csv`.
 
     Raises InputError: it cannot be read, lacks a column or steps, or holds what is no time, or times that do not fit
@@ -103,7 +103,7 @@ def read_step_trace(path: Path) -> list[Split]:
     return [_split(row, path) for _, row in ordered]
 
 
-def _split(row: dict[str, Any], path: Path) -> Split:
+def _split(row: dict[str, Any], path: Path) -> TimeSplit:
     computing, communication, overlapped, alone, free = (_number(row, name, path) for name in COLUMNS[1:])
     tolerance = _ROUNDING_US + 1e-3 * communication
     if abs(communication - overlapped - alone) > tolerance or overlapped > computing + tolerance:
@@ -111,7 +111,7 @@ def _split(row: dict[str, Any], path: Path) -> Split:
             f"{path}: step {row[STEP]}: {COMMUNICATION} {communication}, {OVERLAPPED} {overlapped}, {ALONE} {alone} and "
             f"{COMPUTING} {computing} do not fit together"
         )
-    return Split(*(time * MICROSECOND for time in (computing, communication, overlapped, free)))
+    return TimeSplit(*(time * MICROSECOND for time in (computing, communication, overlapped, free)))
 
 
 def _number(row: dict[str, Any], name: str, path: Path) -> float:
@@ -124,10 +124,10 @@ def _number(row: dict[str, Any], name: str, path: Path) -> float:
     raise InputError(f"{path}: {name}: found {row[name]!r}, expected a number of at least 0")
 
 
-def _read_timers(path: Path) -> list[Split]:
+def _read_timers(path: Path) -> list[TimeSplit]:
     try:
         steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
-        return [Split(*(float(step[f"{name}(s)"]) for name in Split._fields)) for step in steps]
+        return [TimeSplit(*(float(step[f"{name}(s)"]) for name in TimeSplit._fields)) for step in steps]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: not a rank's timers ({type(error).__name__}: {error}), expected what train.profile writes"

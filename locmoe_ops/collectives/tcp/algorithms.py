@@ -18,7 +18,7 @@ SMALL_BYTES = 8192
 Algorithm = Generator[None, None, np.ndarray]
 
 
-class Exchange(Protocol):
+class MessageExchange(Protocol):
     """What an algorithm may do: `index` is this rank's place among `size` ranks."""
 
     index: int
@@ -34,7 +34,7 @@ class Exchange(Protocol):
         """Fills a C-contiguous array with what `peer` sends in this round."""
 
 
-def all_to_all(op: Exchange, array: np.ndarray) -> Algorithm:
+def all_to_all(op: MessageExchange, array: np.ndarray) -> Algorithm:
     """(P, ...) -> (P, ...)."""
     result = np.empty_like(array)
     for peer in op.others():
@@ -47,7 +47,7 @@ def all_to_all(op: Exchange, array: np.ndarray) -> Algorithm:
 
 
 def all_to_all_v(
-    op: Exchange, array: np.ndarray, send_counts: np.ndarray, receive_counts: np.ndarray, limit: int
+    op: MessageExchange, array: np.ndarray, send_counts: np.ndarray, receive_counts: np.ndarray, limit: int
 ) -> Algorithm:
     """(M, ...) -> (limit, ...); both ends know the sizes, so that a pair without rows sends nothing at all."""
     result = np.zeros((limit,) + array.shape[1:], array.dtype)
@@ -63,14 +63,14 @@ def all_to_all_v(
     return result
 
 
-def all_gather(op: Exchange, array: np.ndarray) -> Algorithm:
+def all_gather(op: MessageExchange, array: np.ndarray) -> Algorithm:
     """(n, ...) -> (P * n, ...)."""
     result = _exchange_whole(op, array)
     yield
     return result.reshape((op.size * array.shape[0],) + array.shape[1:])
 
 
-def reduce_scatter(op: Exchange, array: np.ndarray) -> Algorithm:
+def reduce_scatter(op: MessageExchange, array: np.ndarray) -> Algorithm:
     """(P * n, ...) -> (n, ...)."""
     parts = array.reshape((op.size, array.size // op.size))
     received = _exchange_parts(op, parts, [len(parts[0])] * op.size)
@@ -80,7 +80,7 @@ def reduce_scatter(op: Exchange, array: np.ndarray) -> Algorithm:
     return result.reshape((len(array) // op.size,) + array.shape[1:])
 
 
-def all_reduce(op: Exchange, array: np.ndarray) -> Algorithm:
+def all_reduce(op: MessageExchange, array: np.ndarray) -> Algorithm:
     """Any shape: one round for small arrays, else reduce-scatter and all-gather over nearly equal parts."""
     if array.nbytes <= SMALL_BYTES:
         whole = _exchange_whole(op, array)
@@ -104,7 +104,7 @@ def all_reduce(op: Exchange, array: np.ndarray) -> Algorithm:
     return result.reshape(array.shape)
 
 
-def broadcast(op: Exchange, array: np.ndarray, root: int) -> Algorithm:
+def broadcast(op: MessageExchange, array: np.ndarray, root: int) -> Algorithm:
     """Any shape; the array of `root` everywhere."""
     result = np.empty_like(array)
     if op.index == root:
@@ -117,7 +117,7 @@ def broadcast(op: Exchange, array: np.ndarray, root: int) -> Algorithm:
     return result
 
 
-def reduce(op: Exchange, array: np.ndarray, root: int) -> Algorithm:
+def reduce(op: MessageExchange, array: np.ndarray, root: int) -> Algorithm:
     """Any shape; the sum at `root`, zeros elsewhere."""
     if op.index != root:
         op.send(root, array)
@@ -135,7 +135,7 @@ def reduce(op: Exchange, array: np.ndarray, root: int) -> Algorithm:
 class _Members:
     """An exchange among some of an operation's ranks, in their order."""
 
-    def __init__(self, op: Exchange, members: Sequence[int]) -> None:
+    def __init__(self, op: MessageExchange, members: Sequence[int]) -> None:
         self.index, self.size = members.index(op.index), len(members)
         self._op, self._members = op, members
 
@@ -149,7 +149,9 @@ class _Members:
         self._op.receive(self._members[peer], array)
 
 
-def hierarchical_all_reduce(op: Exchange, array: np.ndarray, node: Sequence[int], rail: Sequence[int]) -> Algorithm:
+def hierarchical_all_reduce(
+    op: MessageExchange, array: np.ndarray, node: Sequence[int], rail: Sequence[int]
+) -> Algorithm:
     """(n,) -> (n,): the sum over a group of which `node` are this rank's neighbours and `rail` those with its place on
     every node.
 
@@ -164,7 +166,7 @@ def hierarchical_all_reduce(op: Exchange, array: np.ndarray, node: Sequence[int]
     return whole[: array.size]
 
 
-def barrier(op: Exchange, array: np.ndarray) -> Algorithm:
+def barrier(op: MessageExchange, array: np.ndarray) -> Algorithm:
     """An empty message from everybody to everybody."""
     _exchange_whole(op, array)
     yield
@@ -177,7 +179,7 @@ def _stretches(array: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
     return [array[end - count : end] for count, end in zip(counts, ends)]
 
 
-def _exchange_whole(op: Exchange, array: np.ndarray) -> np.ndarray:
+def _exchange_whole(op: MessageExchange, array: np.ndarray) -> np.ndarray:
     """Posts everybody's array to everybody; (P, ...), own part filled in."""
     result = np.empty((op.size,) + array.shape, array.dtype)
     for peer in op.others():
@@ -188,7 +190,7 @@ def _exchange_whole(op: Exchange, array: np.ndarray) -> np.ndarray:
     return result
 
 
-def _exchange_parts(op: Exchange, parts: np.ndarray | list[np.ndarray], sizes: list[int]) -> np.ndarray:
+def _exchange_parts(op: MessageExchange, parts: np.ndarray | list[np.ndarray], sizes: list[int]) -> np.ndarray:
     """Posts part i to rank i; returns (P, own part) in which the own row is not filled."""
     received = np.empty((op.size, sizes[op.index]), parts[0].dtype)
     for peer in op.others():
@@ -198,7 +200,7 @@ def _exchange_parts(op: Exchange, parts: np.ndarray | list[np.ndarray], sizes: l
     return received
 
 
-def _sum_in_order(op: Exchange, own: np.ndarray, received: np.ndarray, out: np.ndarray) -> None:
+def _sum_in_order(op: MessageExchange, own: np.ndarray, received: np.ndarray, out: np.ndarray) -> None:
     """Fills `out` with the sum of (P, ...) over ranks 0, 1, ... with `own` in this rank's row."""
     rows = [own if i == op.index else received[i] for i in range(op.size)]
     if own.dtype == np.float16:

@@ -17,9 +17,9 @@ import numpy as np
 
 from locmoe_ops.collectives.tcp.algorithms import Algorithm
 from locmoe_ops.collectives.tcp.launcher import LauncherWatch
-from locmoe_ops.collectives.tcp.link import Link, byte_view
+from locmoe_ops.collectives.tcp.link import PeerLink, byte_view
 from locmoe_ops.collectives.tcp.operation import MessageKey, Operation
-from locmoe_ops.collectives.tcp.wire import BYE, DATA, FAIL, Header
+from locmoe_ops.collectives.tcp.wire import BYE, DATA, FAIL, FrameHeader
 from locmoe_ops.errors import CollectiveError
 
 _FAILURE_LINGER_SECONDS = 2.0  # for last words to reach peers that are slow or stuck
@@ -30,7 +30,7 @@ _ENDING_TICK_SECONDS = 0.02
 _MAX_TEXT_BYTES = 1 << 16
 
 
-class Traffic(NamedTuple):
+class CauseTraffic(NamedTuple):
     """What one cause has moved: bytes_sent <int64>[world_size] by destination; seconds of communication, idle,
     overlapped.
     """
@@ -69,12 +69,12 @@ class Engine:
         self._closing = False
         self._closed = threading.Event()
         self._end_by = float("inf")
-        self._links = {peer: Link(peer, sock) for peer, sock in sockets.items()}
+        self._links = {peer: PeerLink(peer, sock) for peer, sock in sockets.items()}
         self._operations: dict[int, Operation] = {}
         self._posted: dict[MessageKey, Operation] = {}
         self._unexpected: dict[MessageKey, memoryview] = {}
         self._sequences: dict[bytes, int] = {}
-        self._traffic: dict[str, Traffic] = {}
+        self._traffic: dict[str, CauseTraffic] = {}
         self._launcher = LauncherWatch(parent_pid)
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = _wake_pair()
@@ -119,7 +119,7 @@ class Engine:
 
     def post_send(self, operation: Operation, key: MessageKey, array: np.ndarray) -> None:
         view = byte_view(array)
-        header = Header(DATA, key.phase, key.sequence, len(view), key.key)
+        header = FrameHeader(DATA, key.phase, key.sequence, len(view), key.key)
         if not self._links[key.peer].enqueue(header, view, operation):
             operation.unsendable()
 
@@ -148,14 +148,14 @@ class Engine:
         with self._lock:
             self._traffic_of(cause).seconds[:] += (communication, idle, overlapped)
 
-    def _traffic_of(self, cause: str) -> Traffic:
+    def _traffic_of(self, cause: str) -> CauseTraffic:
         if cause not in self._traffic:
-            self._traffic[cause] = Traffic(np.zeros(self.world_size, np.int64), np.zeros(3))
+            self._traffic[cause] = CauseTraffic(np.zeros(self.world_size, np.int64), np.zeros(3))
         return self._traffic[cause]
 
     # Called by links, under the lock.
 
-    def buffer_for(self, link: Link, header: Header) -> memoryview:
+    def buffer_for(self, link: PeerLink, header: FrameHeader) -> memoryview:
         if header.kind != DATA:
             if header.length > _MAX_TEXT_BYTES:
                 raise ConnectionError("malformed message")
@@ -168,7 +168,7 @@ class Engine:
                 return operation.awaited[key]
         return byte_view(np.empty(header.length, np.uint8))
 
-    def received(self, link: Link, header: Header, body: memoryview) -> None:
+    def received(self, link: PeerLink, header: FrameHeader, body: memoryview) -> None:
         if header.kind == FAIL:
             self._fail(bytes(body).decode(errors="replace"), relayed=True)
         elif header.kind == BYE:
@@ -264,7 +264,7 @@ class Engine:
             self._check_clocks()
             self._push()
 
-    def _read(self, link: Link) -> None:
+    def _read(self, link: PeerLink) -> None:
         try:
             link.read(self)
         except OSError as error:
@@ -292,7 +292,7 @@ class Engine:
             if wanted != link.armed_events:
                 self._arm(link, wanted)
 
-    def _arm(self, link: Link, wanted: int) -> None:
+    def _arm(self, link: PeerLink, wanted: int) -> None:
         if not wanted:
             self._selector.unregister(link.sock)
         elif link.armed_events:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from locmoe_ops.collectives.tcp.wire import FAIL, HEADER_BYTES, Header
+from locmoe_ops.collectives.tcp.wire import FAIL, HEADER_BYTES, FrameHeader
 
 _BUFFERS_A_CALL = 16
 _READS_A_TURN = 32
@@ -23,10 +23,10 @@ _BUFFER_BYTES = 4 << 20  # large enough that a start usually hands its whole mes
 class Receiver(Protocol):
     """What a link does with incoming messages."""
 
-    def buffer_for(self, link: Link, header: Header) -> memoryview:
+    def buffer_for(self, link: PeerLink, header: FrameHeader) -> memoryview:
         """Where the payload goes: `header.length` writable bytes."""
 
-    def received(self, link: Link, header: Header, body: memoryview) -> None:
+    def received(self, link: PeerLink, header: FrameHeader, body: memoryview) -> None:
         """The payload is complete."""
 
 
@@ -59,7 +59,7 @@ class Outgoing:
         self.owner = None
 
 
-class Link:
+class PeerLink:
     """The non-blocking connection to rank `peer`."""
 
     def __init__(self, peer: int, sock: socket.socket) -> None:
@@ -71,7 +71,7 @@ class Link:
         self._out_closed = False
         self._outgoing: deque[Outgoing] = deque()
         self._head = memoryview(bytearray(HEADER_BYTES))
-        self._header: Header | None = None
+        self._header: FrameHeader | None = None
         self._body = self._head
         self._filled = 0
         _tune(sock)
@@ -87,7 +87,7 @@ class Link:
     def holds_messages_of(self, owner: Any) -> bool:
         return any(message.owner is owner for message in self._outgoing)
 
-    def enqueue(self, header: Header, payload: memoryview | None, owner: Any) -> bool:
+    def enqueue(self, header: FrameHeader, payload: memoryview | None, owner: Any) -> bool:
         """Queues a message; False when this end is closed."""
         if not self._out_closed:
             self._outgoing.append(Outgoing(header.pack(), payload, owner))
@@ -126,7 +126,7 @@ class Link:
         for message in self._outgoing:
             message.detach()
         body = text.encode()
-        self.enqueue(Header(kind, 0, 0, len(body), bytes(16)), memoryview(body), None)
+        self.enqueue(FrameHeader(kind, 0, 0, len(body), bytes(16)), memoryview(body), None)
 
     def finish_sending(self) -> None:
         """Tells the peer that nothing follows, once the queue is empty."""
@@ -158,7 +158,7 @@ class Link:
     def _part_complete(self, receiver: Receiver) -> None:
         """A header or a body has been filled; decides what the next bytes are."""
         if self._header is None:
-            header = Header.unpack(bytes(self._head))
+            header = FrameHeader.unpack(bytes(self._head))
             self._body = receiver.buffer_for(self, header)
             if header.length:
                 self._header = header

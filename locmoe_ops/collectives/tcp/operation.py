@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from locmoe_ops.collectives.tcp.algorithms import Algorithm
-from locmoe_ops.collectives.tcp.link import Link
+from locmoe_ops.collectives.tcp.link import PeerLink
 from locmoe_ops.errors import CollectiveError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Operation:
     def receive(self, peer: int, array: np.ndarray) -> None:
         self._engine.post_receive(self, self._message_key(peer), array)
 
-    def sent(self, link: Link, payload_bytes: int) -> None:
+    def sent(self, link: PeerLink, payload_bytes: int) -> None:
         self._unsent -= 1
         self._engine.count_sent(self.cause, link.peer, payload_bytes)
         self.advance()

@@ -28,7 +28,7 @@ class HandshakeError(RuntimeError):
     """The other end is a stranger: it speaks something else, or does not know this job's secret."""
 
 
-class Header(NamedTuple):
+class FrameHeader(NamedTuple):
     """One message: `length` payload bytes of phase `phase` of the `sequence`-th run of the collective `key`."""
 
     kind: int
@@ -41,7 +41,7 @@ class Header(NamedTuple):
         return _HEADER.pack(self.kind, self.phase, 0, self.sequence, self.length, self.key)
 
     @classmethod
-    def unpack(cls, data: bytes) -> Header:
+    def unpack(cls, data: bytes) -> FrameHeader:
         kind, phase, _, sequence, length, key = _HEADER.unpack(data)
         return cls(kind, phase, sequence, length, key)
 

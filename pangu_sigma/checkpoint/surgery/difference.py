@@ -4,7 +4,7 @@ from typing import Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
-from pangu_sigma.checkpoint.format import Header, StoredFile
+from pangu_sigma.checkpoint.format import CheckpointHeader, StoredFile
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.surgery.rewrite import newest
 
@@ -19,7 +19,7 @@ def diff(left: str, right: str) -> int:
     return 1 if lines else 0
 
 
-def _headers(a: Header, b: Header) -> Iterator[str]:
+def _headers(a: CheckpointHeader, b: CheckpointHeader) -> Iterator[str]:
     for name, left, right in (
         ("step", a.step, b.step),
         ("contents", a.contents, b.contents),

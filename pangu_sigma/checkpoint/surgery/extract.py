@@ -18,7 +18,7 @@ import numpy as np
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import printable, whole_number
 from locmoe_ops.shard_spec import ShardSpec
-from pangu_sigma.checkpoint.format import DataState, Header, TensorEntry
+from pangu_sigma.checkpoint.format import CheckpointHeader, DataState, TensorEntry
 from pangu_sigma.checkpoint.names import expert_name, is_training_state, split_name, without_moment
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.shards import PlannedTensor
@@ -148,7 +148,7 @@ def config_of_domain(config: Config, domain: Domain, target: str, has_tokenizer:
     )
 
 
-def _header(reader: CheckpointReader, domain: Domain, config: Config, keep_optimizer: bool) -> Header:
+def _header(reader: CheckpointReader, domain: Domain, config: Config, keep_optimizer: bool) -> CheckpointHeader:
     old = reader.header
     header = old if keep_optimizer else without_training_state(old)
     sampler = {**header.sampler, "prepared data": None} if header.sampler else {}

@@ -16,7 +16,7 @@ from typing import Callable, List, Optional, Tuple
 import numpy as np
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.checkpoint.format import Header
+from pangu_sigma.checkpoint.format import CheckpointHeader
 from pangu_sigma.checkpoint.header import data_state
 from pangu_sigma.checkpoint.names import expert_name
 from pangu_sigma.checkpoint.shards import NAMES_OF, PlannedTensor, planned
@@ -90,7 +90,7 @@ def inherit(
         *(plan.shared(name, value) for name, value in blueprint.shared.items()),
         *(tensor for name, shape in blueprint.banks.items() for tensor in plan.bank(name, shape)),
     ]
-    header = Header(
+    header = CheckpointHeader(
         0, "weights", to_dict(config), data_state(data, words.words), {}, {}, blueprint.scalars, (dense.origin,)
     )
     write_checkpoint(

@@ -2,7 +2,7 @@
 
 from typing import Callable, Dict, Iterable, List
 
-from pangu_sigma.checkpoint.format import VERSION, Header, TensorEntry
+from pangu_sigma.checkpoint.format import VERSION, CheckpointHeader, TensorEntry
 from pangu_sigma.checkpoint.names import MOMENTS, is_training_state, split_name
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.surgery.rewrite import newest
@@ -26,7 +26,7 @@ def inspect(path: str, list_tensors: bool = False) -> None:
             print("\n".join(_line(name, entry) for name, entry in reader.manifest.tensors.items()))
 
 
-def describe_header(header: Header) -> List[str]:
+def describe_header(header: CheckpointHeader) -> List[str]:
     """Lines on everything but the tensors."""
     data, scalars = header.data, header.scalars
     lines = [

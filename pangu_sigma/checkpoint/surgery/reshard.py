@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pangu_sigma.checkpoint.format import Header
+from pangu_sigma.checkpoint.format import CheckpointHeader
 from pangu_sigma.checkpoint.names import is_training_state
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.shards import PlannedTensor
@@ -39,7 +39,7 @@ def reshard(source: str, target: str, shards: int, weights_only: bool = False) -
         print(f"{target}: {len(tensors)} tensors of {reader.folder} in {shards} shard{'s' if shards > 1 else ''}")
 
 
-def without_training_state(header: Header) -> Header:
+def without_training_state(header: CheckpointHeader) -> CheckpointHeader:
     """The header of a checkpoint that keeps weights alone."""
     return replace(
         header,

@@ -7,7 +7,15 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.folders import new_checkpoint_folder, resolve
-from pangu_sigma.checkpoint.format import DTYPES, Header, Manifest, Part, TensorEntry, store_files, write_manifest
+from pangu_sigma.checkpoint.format import (
+    DTYPES,
+    CheckpointHeader,
+    CheckpointManifest,
+    ShardPart,
+    TensorEntry,
+    store_files,
+    write_manifest,
+)
 from pangu_sigma.checkpoint.shards import PlannedTensor, write_shard
 
 
@@ -24,7 +32,7 @@ def check_target(target: Path) -> None:
 
 def write_checkpoint(
     target: Path,
-    header: Header,
+    header: CheckpointHeader,
     tensors: Sequence[PlannedTensor],
     shards: int,
     beside: Callable[[Path], None] = lambda folder: None,
@@ -51,7 +59,9 @@ def write_checkpoint(
         beside(part)
 
 
-def _write_shards(part: Path, header: Header, tensors: Sequence[PlannedTensor], shards: int) -> Manifest:
+def _write_shards(
+    part: Path, header: CheckpointHeader, tensors: Sequence[PlannedTensor], shards: int
+) -> CheckpointManifest:
     entries: Dict[str, TensorEntry] = {}
     sizes: Dict[str, int] = {}
     for number, members in enumerate(pack(tensors, shards)):
@@ -60,11 +70,11 @@ def _write_shards(part: Path, header: Header, tensors: Sequence[PlannedTensor], 
         sizes[name] = (part / name).stat().st_size
         entries.update(
             {
-                tensor.key: TensorEntry(tensor.shape, tensor.dtype, (Part(name, checksums[tensor.key]),))
+                tensor.key: TensorEntry(tensor.shape, tensor.dtype, (ShardPart(name, checksums[tensor.key]),))
                 for tensor in members
             }
         )
-    return Manifest(header, {tensor.key: entries[tensor.key] for tensor in tensors}, sizes)
+    return CheckpointManifest(header, {tensor.key: entries[tensor.key] for tensor in tensors}, sizes)
 
 
 def pack(tensors: Sequence[PlannedTensor], bins: int) -> List[List[PlannedTensor]]:

@@ -128,7 +128,7 @@ def test_strangers_at_a_port(acceptor, noise):
 
 KEY = wire.collective_key("all_reduce", "x", (0, 1))
 FRAME = st.builds(
-    lambda kind, phase, sequence, length, key, body: wire.Header(kind, phase, sequence, length, key).pack() + body,
+    lambda kind, phase, sequence, length, key, body: wire.FrameHeader(kind, phase, sequence, length, key).pack() + body,
     st.integers(0, 5),
     st.integers(0, 3),
     st.integers(0, 2),

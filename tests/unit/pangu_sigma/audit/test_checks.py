@@ -6,7 +6,7 @@ import pytest
 
 from locmoe_ops.topology import Topology
 from pangu_sigma.audit.checks import bytes_by_cause, check, groups_disagree, run_in_step
-from pangu_sigma.audit.graph import Collective, RankGraphs, StepGraph
+from pangu_sigma.audit.graph import Collective, ExportedGraph, RankGraphs
 from pangu_sigma.planner.exchanges import Exchange
 
 TOPOLOGY = Topology(4, 2, 4)  # ranks 0 and 1 on one node, 2 and 3 on the other
@@ -33,7 +33,7 @@ def graphs():
             collective("all_reduce", f"rail_{rail[0]}", rail, (5,), "gradient/0/rail"),
         )
         groups = {"world": WORLD, f"node_{node[0]}": node, f"rail_{rail[0]}": rail}
-        ranks.append(RankGraphs(rank, (StepGraph("step", 1, found, ()),), groups))
+        ranks.append(RankGraphs(rank, (ExportedGraph("step", 1, found, ()),), groups))
     return ranks
 
 

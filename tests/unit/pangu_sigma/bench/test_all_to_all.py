@@ -5,7 +5,7 @@ import pytest
 from locmoe_ops.errors import InputError
 from pangu_sigma.bench.all_to_all import (
     DISPATCHERS,
-    Measured,
+    ExchangeTiming,
     NodeBytes,
     bench_all_to_all,
     line_of,
@@ -31,9 +31,9 @@ def test_limit_of_a_link():
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (Measured(64, "flat", 0.05, NodeBytes(1000, 2000), 0.02), "64 flat 50.00 1,000 2,000 20.00 40%"),
-        (Measured(64, "flat", 0.05, None, None), "64 flat 50.00 - - - -"),
-        (Measured(64, "flat", 0.05, NodeBytes(10, 0), 0.0), "64 flat 50.00 10 0 - -"),
+        (ExchangeTiming(64, "flat", 0.05, NodeBytes(1000, 2000), 0.02), "64 flat 50.00 1,000 2,000 20.00 40%"),
+        (ExchangeTiming(64, "flat", 0.05, None, None), "64 flat 50.00 - - - -"),
+        (ExchangeTiming(64, "flat", 0.05, NodeBytes(10, 0), 0.0), "64 flat 50.00 10 0 - -"),
     ],
 )
 def test_rows(row, words):
@@ -41,7 +41,7 @@ def test_rows(row, words):
 
 
 def test_rows_fit_the_screen():
-    widest = Measured(
+    widest = ExchangeTiming(
         65536, max((name for name, _ in DISPATCHERS), key=len), 9.999, NodeBytes(999_999_999, 999_999_999), 9.9
     )
     assert len(line_of(widest)) == 80  # 10 s, a gigabyte

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from locmoe_ops.shard_spec import ShardSpec
-from pangu_sigma.checkpoint.format import DataState, Header
+from pangu_sigma.checkpoint.format import CheckpointHeader, DataState
 from pangu_sigma.checkpoint.parts import LocalTensor
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
 
@@ -16,7 +16,7 @@ RANKS = 4  # two expert-parallel indices of two tensor-parallel ranks each
 WORDS = ShardSpec(0, 0, 2, blocks=2)  # the word table: two slots, each cut by itself
 
 
-def make_header(step: int, **changed: Any) -> Header:
+def make_header(step: int, **changed: Any) -> CheckpointHeader:
     fields = {
         "step": step,
         "contents": "training",
@@ -26,7 +26,7 @@ def make_header(step: int, **changed: Any) -> Header:
         "rng": {"next_step": step, "train.seed": 1},
         "scalars": {"loss_scale.scale": 65536.0, "optimizer.updates": float(step)},
     }
-    return Header(**{**fields, **changed})
+    return CheckpointHeader(**{**fields, **changed})
 
 
 def make_tensors(seed: int) -> Dict[str, np.ndarray]:
@@ -101,7 +101,7 @@ def job() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def header() -> Callable[..., Header]:
+def header() -> Callable[..., CheckpointHeader]:
     return make_header
 
 

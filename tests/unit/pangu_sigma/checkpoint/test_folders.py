@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pangu_sigma.checkpoint import folders
-from pangu_sigma.checkpoint.format import DataState, Header, Manifest, read_manifest, write_manifest
+from pangu_sigma.checkpoint.format import CheckpointHeader, CheckpointManifest, DataState, read_manifest, write_manifest
 
 
 def make(root, *names):
@@ -13,8 +13,8 @@ def make(root, *names):
     for name in names:
         (root / name).mkdir(parents=True)
         (root / name / "dense_0.safetensors").write_bytes(b"1234")
-        header = Header(1, "training", {}, DataState(None, 6, ("en",)), {}, {}, {}, (name,))
-        write_manifest(Manifest(header, {}, {"dense_0.safetensors": 4}), root / name)
+        header = CheckpointHeader(1, "training", {}, DataState(None, 6, ("en",)), {}, {}, {}, (name,))
+        write_manifest(CheckpointManifest(header, {}, {"dense_0.safetensors": 4}), root / name)
 
 
 def made_as(folder):

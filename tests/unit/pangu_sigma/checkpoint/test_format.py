@@ -8,18 +8,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.checkpoint.format import NAME, Manifest, Part, TensorEntry, _checksum, read_manifest, write_manifest
+from pangu_sigma.checkpoint.format import (
+    NAME,
+    CheckpointManifest,
+    ShardPart,
+    TensorEntry,
+    _checksum,
+    read_manifest,
+    write_manifest,
+)
 from pangu_sigma.errors import DamagedCheckpoint
 
 
 @pytest.fixture
 def manifest(header):
-    whole = TensorEntry((3, 2), "F32", (Part("dense_0.safetensors", "00000001"),))
+    whole = TensorEntry((3, 2), "F32", (ShardPart("dense_0.safetensors", "00000001"),))
     cut = TensorEntry(
-        (8, 2), "I64", (Part("dense_0.safetensors", "0000000a"), Part("dense_1.safetensors", "ffffffff")), 0, 2
+        (8, 2),
+        "I64",
+        (ShardPart("dense_0.safetensors", "0000000a"), ShardPart("dense_1.safetensors", "ffffffff")),
+        0,
+        2,
     )
     scalars = {"loss_scale.scale": 2.0**-14, "optimizer.updates": 7.0, "local_strength": 0.10000000149011612}
-    return Manifest(
+    return CheckpointManifest(
         header(12, origin=("inherited from x",), scalars=scalars),
         {"a": whole, "b": cut},
         {"dense_0.safetensors": 200, "dense_1.safetensors": 100},
@@ -108,7 +120,7 @@ def test_earlier_and_later_versions_are_refused_but_not_damaged(tmp_path):
 @pytest.mark.parametrize("name", ["../dense_0.safetensors", "/etc/passwd", "..", "", "a/b", NAME])
 def test_a_shard_lies_in_its_own_folder(tmp_path, manifest, name):
     """A manifest made by somebody else, checksum and all."""
-    entry = replace(manifest.tensors["a"], parts=(Part(name, "00000001"),))
+    entry = replace(manifest.tensors["a"], parts=(ShardPart(name, "00000001"),))
     write_manifest(replace(manifest, tensors={"a": entry}, shards={name: 200}), tmp_path)
     with pytest.raises(DamagedCheckpoint, match="no plain file name"):
         read_manifest(tmp_path)
@@ -116,7 +128,7 @@ def test_a_shard_lies_in_its_own_folder(tmp_path, manifest, name):
 
 @pytest.mark.parametrize("shape, parts", [((3, 2), 2), ((8,), 0)])
 def test_parts_that_do_not_fit_are_refused(tmp_path, manifest, shape, parts):
-    entry = TensorEntry(shape, "F32", (Part("dense_0.safetensors", "00000001"),) * parts)
+    entry = TensorEntry(shape, "F32", (ShardPart("dense_0.safetensors", "00000001"),) * parts)
     write_manifest(replace(manifest, tensors={"a": entry}), tmp_path)
     with pytest.raises(DamagedCheckpoint, match="parts of shape"):
         read_manifest(tmp_path)
@@ -172,7 +184,9 @@ def test_whatever_a_manifest_says_the_answer_is_one_line(tmp_path_factory, heade
 
     folder = tmp_path_factory.mktemp("manifest")
     write_manifest(
-        Manifest(header(1), {"a": TensorEntry((2,), "F32", (Part("x.safetensors", "0" * 8),))}, {"x.safetensors": 90}),
+        CheckpointManifest(
+            header(1), {"a": TensorEntry((2,), "F32", (ShardPart("x.safetensors", "0" * 8),))}, {"x.safetensors": 90}
+        ),
         folder,
     )
     body = json.loads((folder / NAME).read_text())["body"]

@@ -15,7 +15,7 @@ from mindspore import Tensor
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.checkpoint.folders import begin, publish
-from pangu_sigma.checkpoint.format import DataState, Header, Manifest, write_manifest
+from pangu_sigma.checkpoint.format import CheckpointHeader, CheckpointManifest, DataState, write_manifest
 from pangu_sigma.checkpoint.parts import collect_parts, write_part
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.state import RankLocation, pieces, read_values, scalars, set_values, weights, writing_ranks
@@ -80,9 +80,9 @@ def write(build, layout, root):
         assert bool(found) == (rank in writing_ranks(topology))
         if found:
             write_part(part, rank, found)
-    header = Header(1, "training", {}, DataState(None, 32, ("a", "b")), {}, {}, scalars(parts.state()))
+    header = CheckpointHeader(1, "training", {}, DataState(None, 32, ("a", "b")), {}, {}, scalars(parts.state()))
     tensors, shards = collect_parts(part, writing_ranks(topology), 0.0, lambda: None)
-    write_manifest(Manifest(header, tensors, shards), part)
+    write_manifest(CheckpointManifest(header, tensors, shards), part)
     publish(part, root / "step_1")
     return root / "step_1"
 

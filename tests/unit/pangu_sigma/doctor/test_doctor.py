@@ -49,7 +49,7 @@ def request(**changed):
         "as_json": False,
         "words": (),
     }
-    return command.Request(**{**values, **changed})
+    return command.DoctorOptions(**{**values, **changed})
 
 
 # ---- lines

@@ -1,6 +1,5 @@
 """Small networks (those of the model's tests)."""
 
-
 import pytest
 
 import mindspore as ms

@@ -4,7 +4,7 @@ import pytest
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.evaluation.intervals import Estimate
-from pangu_sigma.evaluation.measurement import Figure
+from pangu_sigma.evaluation.measurement import MeasuredFigure
 from pangu_sigma.evaluation.results import WIDTH, Measured, RecordFile, as_json, table, write_results
 
 
@@ -67,16 +67,16 @@ MEASURED = [
     Measured(
         "validation-no-local",
         [
-            Figure("en", "perplexity", 96, Estimate(9123.456, 8999.9, 12345.6)),
-            Figure("en", "bits_per_byte", 96, Estimate(2.5, 2.25, 2.75)),
+            MeasuredFigure("en", "perplexity", 96, Estimate(9123.456, 8999.9, 12345.6)),
+            MeasuredFigure("en", "bits_per_byte", 96, Estimate(2.5, 2.25, 2.75)),
         ],
         [],
     ),
     Measured(
         "task-a-long-name-of-a-task",
         [
-            Figure("a-long-domain", "accuracy_per_token", 123456, Estimate(0.5, 0.25, 0.75)),
-            Figure("b", "f1", 1, Estimate(1.0, None, None)),
+            MeasuredFigure("a-long-domain", "accuracy_per_token", 123456, Estimate(0.5, 0.25, 0.75)),
+            MeasuredFigure("b", "f1", 1, Estimate(1.0, None, None)),
         ],
         ["a note"],
     ),

@@ -7,7 +7,7 @@ import mindspore as ms
 
 from pangu_sigma.evaluation.model import without_drops
 from pangu_sigma.evaluation.scoring import Scorer
-from pangu_sigma.evaluation.windows import Request
+from pangu_sigma.evaluation.windows import ScoreRequest
 from pangu_sigma.model.dims import model_dims
 
 LENGTH = 12  # of the small networks
@@ -56,7 +56,7 @@ def requests():
         (12, 1),
     ]
     return [
-        Request(rng.integers(0, 29, context).tolist(), rng.integers(0, 29, rest).tolist(), int(rng.integers(2)))
+        ScoreRequest(rng.integers(0, 29, context).tolist(), rng.integers(0, 29, rest).tolist(), int(rng.integers(2)))
         for context, rest in sizes
     ]
 
@@ -126,7 +126,9 @@ def test_a_greedy_continuation_is_known_as_one(small, numpy_model):
         }
         written.append(int(double.forward(batch).logits[-1].argmax()))
     other = [*written[:3], (written[3] + 1) % 29]
-    assert [score.greedy for score in scorer.score([Request([7, 3], written, 1), Request([7, 3], other, 1)])] == [
+    assert [
+        score.greedy for score in scorer.score([ScoreRequest([7, 3], written, 1), ScoreRequest([7, 3], other, 1)])
+    ] == [
         True,
         False,
     ]

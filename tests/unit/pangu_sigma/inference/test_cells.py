@@ -8,11 +8,11 @@ from mindspore import Tensor
 
 from pangu_sigma.data.batch import make_batch
 from pangu_sigma.inference.cells import Decode, Prefill, cache_bytes
-from pangu_sigma.inference.decoding import Batch, Document
+from pangu_sigma.inference.decoding import Continuation, DecodedBatch
 from pangu_sigma.inference.graphs import GraphPair
 
 END, LENGTH, ROWS = 3, 12, 4
-DOCUMENT = Document(END, resets=True)
+DOCUMENT = Continuation(END, resets=True)
 # Three rows for graphs of four. Documents end within a prompt, at its end, and in what is decoded.
 TEXT = (
     (5, 7, END, 9, 11, 20, 2, END, 6, 8, 25, 1),
@@ -47,7 +47,7 @@ def pair(every_router):
 def _stepwise(pair, model, rows):
     """Logits of each row from its prompt's last token on, rows of different length side by side."""
     domains = [IN_DOMAIN[row] for row in rows]
-    batch = Batch(
+    batch = DecodedBatch(
         pair,
         [TEXT[row][: PROMPTS[row]] for row in rows],
         domains,

@@ -5,7 +5,7 @@ import pytest
 
 from mindspore import Tensor
 
-from pangu_sigma.inference.decoding import Document, Row, decode
+from pangu_sigma.inference.decoding import Continuation, DecodedRow, decode
 from pangu_sigma.inference.graphs import GraphPair
 from pangu_sigma.inference.sampling import RowSampler, SamplingSettings
 
@@ -41,10 +41,10 @@ class Recorder:
 def _run(recorder, resets, stop_at_end, room=(4, 3)):
     prompts = [[3, 4], [7, END, 6]]
     rows = [
-        Row(prompt, domain, home, most, RowSampler(SamplingSettings(), prompt, np.random.default_rng(0)))
+        DecodedRow(prompt, domain, home, most, RowSampler(SamplingSettings(), prompt, np.random.default_rng(0)))
         for prompt, domain, home, most in zip(prompts, (1, 0), (4, 5), room)
     ]
-    return list(decode(recorder.pair, rows, Document(END, resets), WORDS, stop_at_end))
+    return list(decode(recorder.pair, rows, Continuation(END, resets), WORDS, stop_at_end))
 
 
 @pytest.fixture

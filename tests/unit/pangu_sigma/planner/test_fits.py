@@ -7,7 +7,7 @@ import pytest
 from pangu_sigma.config.load import load_config
 from pangu_sigma.planner.cluster import Cluster, cluster_of
 from pangu_sigma.planner.fits import advice, nearest_change, with_value
-from pangu_sigma.planner.hardware import Figure, load_hardware
+from pangu_sigma.planner.hardware import HardwareFigure, load_hardware
 from pangu_sigma.planner.plan import make_plan
 
 
@@ -16,9 +16,9 @@ def with_memory(gigabytes, nodes=1, devices=1):
     device = load_hardware("910a")
     memory = replace(
         device.memory,
-        capacity_gb=Figure(gigabytes, source="by hand"),
-        reserved_gb=Figure(0.0, source="by hand"),
-        per_group_mb=Figure(0.0, source="by hand"),
+        capacity_gb=HardwareFigure(gigabytes, source="by hand"),
+        reserved_gb=HardwareFigure(0.0, source="by hand"),
+        per_group_mb=HardwareFigure(0.0, source="by hand"),
     )
     return Cluster(nodes, devices, replace(device, memory=memory))
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pangu_sigma.planner.hardware import Figure, load_hardware
+from pangu_sigma.planner.hardware import HardwareFigure, load_hardware
 from pangu_sigma.planner.memory import layer_activations, rank_memory
 from pangu_sigma.planner.parameters import count_parameters
 
@@ -111,7 +111,7 @@ def test_recomputed_layers_keep_their_input(make_job, device):
 
 
 def test_hardware_may_hold_activations_several_times(make_job, device):
-    twice = replace(device, memory=replace(device.memory, activation_factor=Figure(2.0, source="by hand")))
+    twice = replace(device, memory=replace(device.memory, activation_factor=HardwareFigure(2.0, source="by hand")))
     one, two = (rank_memory(make_job(), each) for each in (device, twice))
     assert (two.activations, two.recomputed, two.gradients) == (2 * one.activations, 2 * one.recomputed, one.gradients)
 

@@ -7,7 +7,7 @@ import pytest
 from locmoe_ops.errors import InputError
 from pangu_sigma.cli.main import main
 from pangu_sigma.report.collect import traced_values
-from pangu_sigma.report.step_trace import COLUMNS, TRACE, Split, read_profile, read_step_trace
+from pangu_sigma.report.step_trace import COLUMNS, TRACE, TimeSplit, read_profile, read_step_trace
 
 HEADER = (
     "Step,Computing,Communication(Not Overlapped),Overlapped,Communication,Free,Stage,Bubble,"
@@ -84,7 +84,7 @@ def test_compare_takes_the_split_from_traces_alone(tmp_path):
         )
     )
     assert traced_values(tmp_path) == {}  # the run's own metrics have it, for all steps
-    assert read_profile(tmp_path).ranks == {0: [Split(1.0, 0.5, 0.25, 0.125)]}
+    assert read_profile(tmp_path).ranks == {0: [TimeSplit(1.0, 0.5, 0.25, 0.125)]}
     write(tmp_path)
     assert traced_values(tmp_path) == pytest.approx(
         {

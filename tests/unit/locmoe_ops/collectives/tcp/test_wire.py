@@ -42,10 +42,10 @@ def shake_hands(connector_secret, acceptor_secret, purposes=(b"join", b"join")):
 
 
 def test_header_round_trip():
-    header = wire.Header(wire.DATA, 3, 2**32 - 1, 2**40, bytes(range(16)))
+    header = wire.FrameHeader(wire.DATA, 3, 2**32 - 1, 2**40, bytes(range(16)))
     packed = header.pack()
     assert len(packed) == wire.HEADER_BYTES
-    assert wire.Header.unpack(packed) == header
+    assert wire.FrameHeader.unpack(packed) == header
 
 
 def test_keys_tell_call_sites_apart():

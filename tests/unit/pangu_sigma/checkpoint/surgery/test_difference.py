@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from locmoe_ops.shard_spec import ShardSpec
-from pangu_sigma.checkpoint.format import DataState, Header
+from pangu_sigma.checkpoint.format import CheckpointHeader, DataState
 from pangu_sigma.checkpoint.parts import LocalTensor
 from pangu_sigma.checkpoint.surgery.difference import diff
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
 from pangu_sigma.cli.main import main
 
-HEADER = Header(
+HEADER = CheckpointHeader(
     3,
     "training",
     {"model": {"hidden_size": 4}, "moe": {"router": {"type": "hash"}}},

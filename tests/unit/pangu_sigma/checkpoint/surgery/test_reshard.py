@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.shard_spec import ShardSpec
-from pangu_sigma.checkpoint.format import DataState, Header
+from pangu_sigma.checkpoint.format import CheckpointHeader, DataState
 from pangu_sigma.checkpoint.parts import LocalTensor
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.shards import planned
@@ -21,7 +21,7 @@ SCALARS = {"loss_scale.scale": 4.0, "optimizer.updates": 5.0, "blocks.0.local_st
 
 
 def header(step):
-    return Header(
+    return CheckpointHeader(
         step, "training", {"model": {}}, DataState(None, 4, ("en",)), {"next_step": step}, {"next_step": step}, SCALARS
     )
 
