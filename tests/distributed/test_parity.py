@@ -13,7 +13,7 @@ LIMIT = 1800  # seconds for all compilations of the job on two slow cores; eight
 # 1e-5. The requirement is 1e-4.
 TOLERANCE = 1e-4
 DEGREES = ("2x1", "4x1", "2x2")  # expert x tensor
-CASES = [("locmoe", "2x1"), ("hash", "4x1"), ("switch", "4x1"), ("locmoe", "4x1"), ("switch", "2x2"), ("locmoe", "2x2")]
+CASES = [("locmoe", "2x1"), ("switch", "4x1"), ("locmoe", "2x2")]
 LOSSES = ("task", "aux", "locality", "gradient norm")
 
 
@@ -72,24 +72,23 @@ def test_gradients_that_set_out_early_are_the_same(runs):
         np.testing.assert_array_equal(early[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("router", ["hash", "switch", "locmoe"])
+@pytest.mark.parametrize("router", ["switch", "locmoe"])
 def test_the_comparison_is_of_something(runs, router):
     """Nothing was dropped, losses that should be there are, the model learns, and no gradient is zero throughout."""
     one = runs(router, 1, "1x1")
     history = one["history"]
     assert (history[:, 4] == 8 * 32).all()  # rows x positions, every step
     assert history[-1, 0] < history[0, 0] - 0.5
-    assert (history[:, 1] > 0).all() == (router != "hash")
+    assert (history[:, 1] > 0).all()
     assert (history[:, 2] > 0).all() == (router == "locmoe")
     silent = [name for name, value in one.items() if name.startswith("gradient/") and not np.any(value)]
     assert silent == []
 
 
-@pytest.mark.parametrize("router", ["switch", "locmoe"])
-def test_a_tensor_parallel_checkpoint_is_read_by_one_process(runs, router):
+def test_a_tensor_parallel_checkpoint_is_read_by_one_process(runs):
     """Weights, moments and counters, to the bit. (The job itself has read them back at its own degree.)"""
     written, read = (
-        {name: value for name, value in runs(router, *which).items() if name.startswith("state/")}
+        {name: value for name, value in runs("locmoe", *which).items() if name.startswith("state/")}
         for which in ((4, "2x2"), (1, "1x1"))
     )
     assert set(written) == set(read) and len(read) > 3 * 20

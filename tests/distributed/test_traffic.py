@@ -1,4 +1,4 @@
-"""Bytes that `pangu-sigma plan` foretells, against what four ranks that play two nodes, or four, count while they
+"""Bytes that `pangu-sigma plan` predicts, against what four ranks that play two nodes, or four, count while they
 train.
 """
 
@@ -32,7 +32,7 @@ CASES = {
         "optimizer": {"warmup_steps": 1, "shard": "data_parallel"},
     },
     "hierarchical": {
-        "model": {"dense_layers": 1, "sparse_query_layer": True},
+        "model": {"sparse_query_layer": True},
         "moe": {
             "router": {"type": "locmoe"},
             "dispatch": {"type": "hierarchical", "chunks": 2},
