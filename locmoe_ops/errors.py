@@ -1,4 +1,8 @@
-"""The two errors that users see: what they can mend (`InputError`) and what a peer did (`CollectiveError`)."""
+"""The two errors that users see: what they can fix (`InputError`) and what a peer did (`CollectiveError`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class InputError(ValueError):
@@ -6,4 +10,9 @@ class InputError(ValueError):
 
 
 class CollectiveError(RuntimeError):
-    """A collective failed or missed its deadline: the message names this rank, the operation, the group and the peer."""
+    """A collective failed or missed its deadline: the message names this rank, operation, group and peer."""
+
+
+def rank_names(ranks: Sequence[int]) -> str:
+    """Ranks as errors name them: `rank 3`, `ranks 1, 2`."""
+    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))

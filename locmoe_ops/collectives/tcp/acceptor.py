@@ -35,9 +35,18 @@ class Peer(NamedTuple):
 class Acceptor:
     """Listens at `address` until it is closed.
 
-    Attributes: peers (those that have proved the secret); address (where it really listens); rejected (how many have
-        not).
-    Raises InputError: the address cannot be listened on.
+    Args:
+        address: host and port; port 0: any free one.
+        purpose: 4 bytes at most that say what connections are for; both ends must name the same.
+        secret: known to the ranks of this job only.
+
+    Attributes:
+        peers: queue of those that have proved the secret.
+        address: where it really listens.
+        rejected, last_rejected: how many others came, and what was wrong with the last.
+
+    Raises:
+        InputError: the address cannot be listened on.
     """
 
     def __init__(self, address: Address, purpose: bytes, secret: bytes) -> None:
@@ -54,6 +63,7 @@ class Acceptor:
         threading.Thread(target=self._accept, name="mesh-accept", daemon=True).start()
 
     def close(self) -> None:
+        """Stops listening; peers that were accepted stay connected."""
         self._stopped = True
         self._listener.close()
 
@@ -72,24 +82,21 @@ class Acceptor:
                 sock, address = self._listener.accept()
             except OSError:  # timeout, closed, or a connection that was gone already
                 continue
-            self._make_room(sock)
+            with self._lock:
+                # Where many handshakes are under way the oldest is ended: a rank's takes milliseconds, a silent
+                # stranger's as long as it may.
+                if len(self._under_way) >= _HANDSHAKES_AT_ONCE:
+                    oldest = next(iter(self._under_way))
+                    del self._under_way[oldest]
+                    try:
+                        oldest.shutdown(socket.SHUT_RDWR)
+                    except OSError:  # it has ended by itself
+                        pass
+                self._under_way[sock] = None
             threading.Thread(target=self._greet, args=(sock, address[0]), name="mesh-greet", daemon=True).start()
 
-    def _make_room(self, sock: socket.socket) -> None:
-        """Ends the oldest handshake where many are under way: a rank's takes milliseconds, a silent stranger's as long
-        as it may.
-        """
-        with self._lock:
-            if len(self._under_way) >= _HANDSHAKES_AT_ONCE:
-                oldest = next(iter(self._under_way))
-                del self._under_way[oldest]
-                try:
-                    oldest.shutdown(socket.SHUT_RDWR)
-                except OSError:  # it has ended by itself
-                    pass
-            self._under_way[sock] = None
-
     def _greet(self, sock: socket.socket, host: str) -> None:
+        """Shakes hands with `host`, in a thread of its own, and puts it among the peers or closes the connection."""
         deadline = time.monotonic() + HANDSHAKE_SECONDS
         try:
             hello = wire.prove_as_acceptor(sock, self._purpose, self._secret, deadline)

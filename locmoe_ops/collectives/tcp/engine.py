@@ -20,7 +20,7 @@ from locmoe_ops.collectives.tcp.launcher import LauncherWatch
 from locmoe_ops.collectives.tcp.link import PeerLink, byte_view
 from locmoe_ops.collectives.tcp.operation import MessageKey, Operation
 from locmoe_ops.collectives.tcp.wire import BYE, DATA, FAIL, FrameHeader
-from locmoe_ops.errors import CollectiveError
+from locmoe_ops.errors import CollectiveError, rank_names
 
 _FAILURE_LINGER_SECONDS = 2.0  # for last words to reach peers that are slow or stuck
 _CLOSE_LINGER_SECONDS = 1.0
@@ -31,8 +31,11 @@ _MAX_TEXT_BYTES = 1 << 16
 
 
 class CauseTraffic(NamedTuple):
-    """What one cause has moved: bytes_sent <int64>[world_size] by destination; seconds of communication, idle,
-    overlapped.
+    """What one cause has moved.
+
+    Attributes:
+        bytes_sent: <int64>[world_size], by destination.
+        seconds: <float64>[3], of communication, idle and overlapped.
     """
 
     bytes_sent: np.ndarray
@@ -41,6 +44,12 @@ class CauseTraffic(NamedTuple):
 
 class Engine:
     """State and progress thread of one rank; `Mesh` adds the collectives.
+
+    Args:
+        rank, world_size: this rank, and the ranks of the job.
+        sockets: a connected socket to every other rank, by rank.
+        collective_timeout: seconds a collective may take from its start.
+        parent_pid: a process whose end ends this rank's mesh; None: no such process.
 
     Attributes:
         failure: the first error, or None; when set, every pending and later collective raises.
@@ -77,7 +86,9 @@ class Engine:
         self._traffic: dict[str, CauseTraffic] = {}
         self._launcher = LauncherWatch(parent_pid)
         self._selector = selectors.DefaultSelector()
-        self._wake_reader, self._wake_writer = _wake_pair()
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
         self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
         self._thread = threading.Thread(target=self._run, name=f"mesh-{rank}", daemon=True)
         self._push()
@@ -115,19 +126,21 @@ class Engine:
         self._push()
         self._check_left(operation)
 
-    # Called by operations; all but `add_times` under the lock.
+    # Called by operations (see `OperationEngine`); all but `add_times` under the lock.
 
     def post_send(self, operation: Operation, key: MessageKey, array: np.ndarray) -> None:
+        """Queues the bytes of `array`, a message of `operation`, for the peer that `key` names."""
         view = byte_view(array)
         header = FrameHeader(DATA, key.phase, key.sequence, len(view), key.key)
         if not self._links[key.peer].enqueue(header, view, operation):
             operation.unsendable()
 
     def post_receive(self, operation: Operation, key: MessageKey, array: np.ndarray) -> None:
+        """Has `array` filled for `operation` by the message that matches `key`, which may have come already."""
         view = byte_view(array)
-        early = self._unexpected.pop(key, None)
-        if early is not None:
-            self._fill(operation, key, view, early)
+        body = self._unexpected.pop(key, None)
+        if body is not None:
+            self._fill(operation, key, view, body)
             return
         operation.awaited[key] = view
         self._posted[key] = operation
@@ -137,14 +150,17 @@ class Engine:
         return {link.peer for link in self._links.values() if link.holds_messages_of(operation)}
 
     def count_sent(self, cause: str, peer: int, payload_bytes: int) -> None:
+        """Adds `payload_bytes` sent to rank `peer` to the traffic of `cause`."""
         self._traffic_of(cause).bytes_sent[peer] += payload_bytes
 
     def forget(self, operation: Operation) -> None:
+        """Drops `operation`, which has ended, and what it still waited for."""
         self._operations.pop(id(operation), None)
         for key in operation.awaited:
             self._posted.pop(key, None)
 
     def add_times(self, cause: str, communication: float, idle: float, overlapped: float) -> None:
+        """Adds seconds of `communication`, `idle` and `overlapped` to the times of `cause`."""
         with self._lock:
             self._traffic_of(cause).seconds[:] += (communication, idle, overlapped)
 
@@ -153,9 +169,10 @@ class Engine:
             self._traffic[cause] = CauseTraffic(np.zeros(self.world_size, np.int64), np.zeros(3))
         return self._traffic[cause]
 
-    # Called by links, under the lock.
+    # Called by links (see `link.Receiver`), under the lock.
 
     def buffer_for(self, link: PeerLink, header: FrameHeader) -> memoryview:
+        """The posted buffer that the message of `header` fills, or a new one where none of its size is posted."""
         if header.kind != DATA:
             if header.length > _MAX_TEXT_BYTES:
                 raise ConnectionError("malformed message")
@@ -169,6 +186,7 @@ class Engine:
         return byte_view(np.empty(header.length, np.uint8))
 
     def received(self, link: PeerLink, header: FrameHeader, body: memoryview) -> None:
+        """Acts on a whole message of the peer of `link`: `body`, as `header` describes it."""
         if header.kind == FAIL:
             self._fail(bytes(body).decode(errors="replace"), relayed=True)
         elif header.kind == BYE:
@@ -210,6 +228,7 @@ class Engine:
         self._wake()
 
     def error_of(self, title: str) -> CollectiveError:
+        """Why the collective of this `title` cannot be done, once the mesh has failed or was closed."""
         return CollectiveError(f"rank {self.rank}: {title}: {self._cause or 'the mesh was closed'}")
 
     def _end(self, kind: int, text: str, linger: float) -> None:
@@ -238,7 +257,11 @@ class Engine:
             with self._lock:
                 self._fail(f"internal error of rank {self.rank}: {error!r}")
         with self._lock:
-            self._shut()
+            self._selector.close()
+            for link in self._links.values():
+                link.sock.close()
+            self._wake_reader.close()
+            self._wake_writer.close()
         if self.failure is not None and not self._closed.wait(NOTICE_SECONDS):
             self._tell(self.on_unnoticed)
 
@@ -253,6 +276,7 @@ class Engine:
         return quiet or time.monotonic() > self._end_by
 
     def _turn(self) -> None:
+        """Takes in what has come, looks at deadline and launcher, and sends what the kernel takes."""
         ending = self._end_by < float("inf")
         events = self._selector.select(_ENDING_TICK_SECONDS if ending else min(_TICK_SECONDS, self.collective_timeout))
         with self._lock:
@@ -261,7 +285,13 @@ class Engine:
                     self._wake_reader.recv(4096)
                 elif mask & selectors.EVENT_READ:
                     self._read(key.data)
-            self._check_clocks()
+            if self._end_by == float("inf"):
+                oldest = next(iter(self._operations.values()), None)
+                if oldest is not None and time.monotonic() > oldest.deadline:
+                    missing = rank_names(oldest.missing_ranks())
+                    self._fail(f"no data from {missing} within {self.collective_timeout:g} s", oldest)
+                if self._launcher.gone():
+                    self._fail(f"the launcher of rank {self.rank} (process {self._launcher.pid}) is gone")
             self._push()
 
     def _read(self, link: PeerLink) -> None:
@@ -272,15 +302,6 @@ class Engine:
             if not link.left:
                 self._fail(f"lost rank {link.peer} ({(error.strerror or str(error)).lower()})")
 
-    def _check_clocks(self) -> None:
-        if self._end_by < float("inf"):
-            return
-        oldest = next(iter(self._operations.values()), None)
-        if oldest is not None and time.monotonic() > oldest.deadline:
-            self._fail(f"no data from {_names(oldest.missing_ranks())} within {self.collective_timeout:g} s", oldest)
-        if self._launcher.gone():
-            self._fail(f"the launcher of rank {self.rank} (process {self._launcher.pid}) is gone")
-
     def _push(self) -> None:
         """Sends what the kernel takes, and asks the selector for what the links wait for."""
         for link in self._links.values():
@@ -289,38 +310,18 @@ class Engine:
             if self._end_by < float("inf"):
                 link.finish_sending()
             wanted = link.wanted_events
-            if wanted != link.armed_events:
-                self._arm(link, wanted)
-
-    def _arm(self, link: PeerLink, wanted: int) -> None:
-        if not wanted:
-            self._selector.unregister(link.sock)
-        elif link.armed_events:
-            self._selector.modify(link.sock, wanted, link)
-        else:
-            self._selector.register(link.sock, wanted, link)
-        link.armed_events = wanted
+            if wanted == link.armed_events:
+                continue
+            if not wanted:
+                self._selector.unregister(link.sock)
+            elif link.armed_events:
+                self._selector.modify(link.sock, wanted, link)
+            else:
+                self._selector.register(link.sock, wanted, link)
+            link.armed_events = wanted
 
     def _wake(self) -> None:
         try:
             self._wake_writer.send(b"\0")
         except OSError:  # full: it is awake already; closed: it has ended
             pass
-
-    def _shut(self) -> None:
-        self._selector.close()
-        for link in self._links.values():
-            link.sock.close()
-        self._wake_reader.close()
-        self._wake_writer.close()
-
-
-def _wake_pair() -> tuple[socket.socket, socket.socket]:
-    pair = socket.socketpair()
-    for end in pair:
-        end.setblocking(False)
-    return pair
-
-
-def _names(ranks: list[int]) -> str:
-    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))

@@ -6,13 +6,17 @@ import os
 
 
 class LauncherWatch:
-    """Notices the end of the process that started this one (also where that process was adopted meanwhile)."""
+    """Notices the end of process `pid`, which started this one; None: of nothing.
+
+    Where `pid` is not this process's parent (a wrapper stands between), its existence is asked for.
+    """
 
     def __init__(self, pid: int | None) -> None:
         self.pid = pid
         self._direct = pid == os.getppid()
 
     def gone(self) -> bool:
+        """Whether the process has ended."""
         if self.pid is None:
             return False
         if self._direct:

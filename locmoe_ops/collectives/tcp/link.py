@@ -1,6 +1,6 @@
 """One connection of the mesh: a queue of outgoing messages and the message that is coming in.
 
-Nothing here blocks or locks: `Mesh` calls in under its lock, with sockets ready or not.
+Nothing here blocks or locks: `Engine` calls in under its lock, with sockets ready or not.
 """
 
 from __future__ import annotations
@@ -24,14 +24,20 @@ class Receiver(Protocol):
     """What a link does with incoming messages."""
 
     def buffer_for(self, link: PeerLink, header: FrameHeader) -> memoryview:
-        """Where the payload goes: `header.length` writable bytes."""
+        """Where the payload of a message from `link` goes: `header.length` writable bytes."""
 
     def received(self, link: PeerLink, header: FrameHeader, body: memoryview) -> None:
-        """The payload is complete."""
+        """Acts on a whole message of the peer of `link`: `header`, and its payload `body`."""
 
 
 class Outgoing:
-    """A message on its way; `owner.sent(link, payload_bytes)` is called when the kernel has taken all of it."""
+    """A message on its way; `owner.sent(link, payload_bytes)` is called when the kernel has taken all of it.
+
+    Args:
+        header: packed `FrameHeader`.
+        payload: bytes that follow it, which must stay as they are; None: none.
+        owner: whom the message belongs to; None: nobody is told.
+    """
 
     def __init__(self, header: bytes, payload: memoryview | None, owner: Any) -> None:
         self.views = [memoryview(header)]
@@ -60,14 +66,20 @@ class Outgoing:
 
 
 class PeerLink:
-    """The non-blocking connection to rank `peer`."""
+    """The non-blocking connection `sock` to rank `peer`.
+
+    Attributes:
+        left: the peer has said goodbye.
+        ended: nothing more will come in.
+        armed_events: what the selector watches for.
+    """
 
     def __init__(self, peer: int, sock: socket.socket) -> None:
         self.peer = peer
         self.sock = sock
-        self.left = False  # the peer has said goodbye
-        self.ended = False  # nothing more will come in
-        self.armed_events = 0  # what the selector watches for
+        self.left = False
+        self.ended = False
+        self.armed_events = 0
         self._out_closed = False
         self._outgoing: deque[Outgoing] = deque()
         self._head = memoryview(bytearray(HEADER_BYTES))
@@ -78,17 +90,20 @@ class PeerLink:
 
     @property
     def wants_to_write(self) -> bool:
+        """Whether messages are queued."""
         return bool(self._outgoing)
 
     @property
     def wanted_events(self) -> int:
+        """What the selector should watch for."""
         return (0 if self.ended else selectors.EVENT_READ) | (selectors.EVENT_WRITE if self._outgoing else 0)
 
     def holds_messages_of(self, owner: Any) -> bool:
+        """Whether messages of `owner` are still queued."""
         return any(message.owner is owner for message in self._outgoing)
 
     def enqueue(self, header: FrameHeader, payload: memoryview | None, owner: Any) -> bool:
-        """Queues a message; False when this end is closed."""
+        """Queues `header` and `payload` as a message of `owner` (see `Outgoing`); False when this end is closed."""
         if not self._out_closed:
             self._outgoing.append(Outgoing(header.pack(), payload, owner))
         return not self._out_closed
@@ -99,24 +114,22 @@ class PeerLink:
             while self._outgoing:
                 messages = itertools.islice(self._outgoing, _BUFFERS_A_CALL // 2)
                 views = [view for message in messages for view in message.views]
-                self._advance(self.sock.sendmsg(views))
+                sent = self.sock.sendmsg(views)
+                while sent:
+                    first = self._outgoing[0]
+                    step = min(sent, first.remaining)
+                    first.advance(step)
+                    sent -= step
+                    if not first.remaining:
+                        self._outgoing.popleft()
+                        if first.owner is not None:
+                            first.owner.sent(self, first.payload_bytes)
         except BlockingIOError:
             pass
         except OSError:
             # The peer may have said why before it closed: leave the verdict to the reading side.
             self._outgoing.clear()
             self._out_closed = True
-
-    def _advance(self, sent: int) -> None:
-        while sent:
-            message = self._outgoing[0]
-            step = min(sent, message.remaining)
-            message.advance(step)
-            sent -= step
-            if not message.remaining:
-                self._outgoing.popleft()
-                if message.owner is not None:
-                    message.owner.sent(self, message.payload_bytes)
 
     def say_last(self, kind: int, text: str) -> None:
         """Queues a last message; a FAIL overtakes all but the one that has begun, a BYE waits its turn."""
@@ -178,7 +191,11 @@ def byte_view(array: np.ndarray) -> memoryview:
 def _tune(sock: socket.socket) -> None:
     sock.setblocking(False)
     for option, limit in ((socket.SO_SNDBUF, "wmem_max"), (socket.SO_RCVBUF, "rmem_max")):
-        allowed = _system_limit(limit)
+        try:
+            with open(f"/proc/sys/net/core/{limit}") as file:
+                allowed = int(file.read())
+        except (OSError, ValueError):
+            continue  # the system does not say
         # A fixed size switches the kernel's own tuning off, so it must be a large one.
         if allowed >= _BUFFER_BYTES // 4:
             sock.setsockopt(socket.SOL_SOCKET, option, min(allowed, _BUFFER_BYTES))
@@ -188,12 +205,3 @@ def _tune(sock: socket.socket) -> None:
     for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def _system_limit(name: str) -> int:
-    """Largest socket buffer in bytes that may be asked for; 0 where the system does not say."""
-    try:
-        with open(f"/proc/sys/net/core/{name}") as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return 0

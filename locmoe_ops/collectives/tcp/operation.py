@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,14 +12,18 @@ from locmoe_ops.collectives.tcp.algorithms import Algorithm
 from locmoe_ops.collectives.tcp.link import PeerLink
 from locmoe_ops.errors import CollectiveError
 
-if TYPE_CHECKING:
-    from locmoe_ops.collectives.tcp.engine import Engine
-
 _OVERDUE_SECONDS = 10.0  # beyond the deadline, which the progress thread enforces as long as it lives
 
 
 class MessageKey(NamedTuple):
-    """What a message must match to fill a posted buffer."""
+    """What a message must match to fill a posted buffer: its sender, the call site, the run of it, and the round.
+
+    Attributes:
+        peer: rank that sends or receives the message.
+        key: 16 bytes of `wire.collective_key`, which stand for the call site.
+        sequence: number of this run of the call site, from 0.
+        phase: round of the algorithm, from 0.
+    """
 
     peer: int
     key: bytes
@@ -27,14 +31,55 @@ class MessageKey(NamedTuple):
     phase: int
 
 
+class OperationEngine(Protocol):
+    """What an operation asks of the engine that runs it (`engine.Engine`)."""
+
+    rank: int
+    collective_timeout: float
+
+    def abort(self, reason: str) -> None:
+        """Ends the job on all ranks for `reason`."""
+
+    def post_send(self, operation: Operation, key: MessageKey, array: np.ndarray) -> None:
+        """Queues the bytes of `array`, a message of `operation`, for the peer that `key` names."""
+
+    def post_receive(self, operation: Operation, key: MessageKey, array: np.ndarray) -> None:
+        """Has `array` filled for `operation` by the message that matches `key`."""
+
+    def clogged_peers(self, operation: Operation) -> set[int]:
+        """Peers to which messages of `operation` are still queued."""
+
+    def count_sent(self, cause: str, peer: int, payload_bytes: int) -> None:
+        """Adds `payload_bytes` sent to rank `peer` to the traffic of `cause`."""
+
+    def add_times(self, cause: str, communication: float, idle: float, overlapped: float) -> None:
+        """Adds seconds of `communication`, `idle` and `overlapped` to the times of `cause`; takes the lock itself."""
+
+    def forget(self, operation: Operation) -> None:
+        """Drops `operation`, which has ended, and what it still waited for."""
+
+
 class Operation:
     """A started collective; `wait` returns its result. Made by `Mesh.start_*` only.
 
     The array given to `start_*` must not change before `wait` returns.
+
+    Args:
+        engine: moves the bytes.
+        title: collective, tag and group, as errors name them.
+        cause: what its bytes and seconds are counted by.
+        ranks: members of the group in its order, this rank among them.
+        key, sequence: call site and run, as in `MessageKey`.
+
+    Attributes:
+        index, size: place of this rank among the `size` ranks.
+        deadline: of `time.monotonic`.
+        awaited: buffers that messages of this round have yet to fill.
+        last_first_byte: when the first byte of the latest peer of this round came.
     """
 
     def __init__(
-        self, engine: Engine, title: str, cause: str, ranks: tuple[int, ...], key: bytes, sequence: int
+        self, engine: OperationEngine, title: str, cause: str, ranks: tuple[int, ...], key: bytes, sequence: int
     ) -> None:
         self.title = title
         self.cause = cause
@@ -72,24 +117,41 @@ class Operation:
             self._engine.add_times(self.cause, *self._times(begin, time.monotonic()))
         return self._result
 
+    def _times(self, begin: float, end: float) -> tuple[float, float, float]:
+        """Seconds of communication, idle and overlapped, for a caller that was blocked from `begin` to `end`."""
+        flows = [*self._flows, (self.last_first_byte, self._ended)]
+        communication = sum(max(0.0, stop - start) for start, stop in flows)
+        blocked = sum(max(0.0, min(end, stop) - max(begin, start)) for start, stop in flows)
+        idle = max(0.0, min(end, self._ended) - begin - blocked)
+        return communication, idle, communication - blocked
+
     def missing_ranks(self) -> list[int]:
         """Ranks whose data has not arrived whole, else those that do not take this rank's data."""
         missing = {key.peer for key in self.awaited} or self._engine.clogged_peers(self)
         return sorted(missing)
 
-    # What follows is called under the mesh's lock.
+    # What follows is called under the mesh's lock. First the side of the algorithm (see `algorithms.MessageExchange`).
 
     def others(self) -> list[int]:
+        """All indices but this rank's, starting behind it."""
         return [(self.index + step) % self.size for step in range(1, self.size)]
 
     def send(self, peer: int, array: np.ndarray) -> None:
+        """Sends `array` to the `peer`-th rank of the group."""
         self._unsent += 1
         self._engine.post_send(self, self._message_key(peer), array)
 
     def receive(self, peer: int, array: np.ndarray) -> None:
+        """Fills `array` with what the `peer`-th rank of the group sends in this round."""
         self._engine.post_receive(self, self._message_key(peer), array)
 
+    def _message_key(self, peer: int) -> MessageKey:
+        return MessageKey(self.ranks[peer], self._key, self._sequence, self._phase)
+
+    # Then the side of the engine and of the links.
+
     def sent(self, link: PeerLink, payload_bytes: int) -> None:
+        """The kernel has taken a message of `payload_bytes` to the peer of `link`."""
         self._unsent -= 1
         self._engine.count_sent(self.cause, link.peer, payload_bytes)
         self.advance()
@@ -105,22 +167,20 @@ class Operation:
         self.advance()
 
     def advance(self) -> None:
-        """Goes as far as the messages at hand allow."""
+        """Does every round whose messages are there, and ends the operation once all its messages have left."""
         while not self.awaited and self._algorithm is not None and self._result is None:
-            self._end_round()
+            now = time.monotonic()
+            self._flows.append((self.last_first_byte, now))
+            self.last_first_byte = now
             self._next_round()
         if self._result is not None and not self._unsent and not self._done.is_set():
             self._finish()
 
     def fail(self, error: CollectiveError) -> None:
+        """Ends the operation with `error`, unless it has ended already."""
         if not self._done.is_set():
             self._error = error
             self._finish()
-
-    def _end_round(self) -> None:
-        now = time.monotonic()
-        self._flows.append((self.last_first_byte, now))
-        self.last_first_byte = now
 
     def _next_round(self) -> None:
         assert self._algorithm is not None
@@ -138,14 +198,3 @@ class Operation:
         self._algorithm = None
         self._engine.forget(self)
         self._done.set()
-
-    def _message_key(self, peer: int) -> MessageKey:
-        return MessageKey(self.ranks[peer], self._key, self._sequence, self._phase)
-
-    def _times(self, begin: float, end: float) -> tuple[float, float, float]:
-        """Seconds of communication, idle and overlapped, for a caller that was blocked from `begin` to `end`."""
-        flows = [*self._flows, (self.last_first_byte, self._ended)]
-        communication = sum(max(0.0, stop - start) for start, stop in flows)
-        blocked = sum(max(0.0, min(end, stop) - max(begin, start)) for start, stop in flows)
-        idle = max(0.0, min(end, self._ended) - begin - blocked)
-        return communication, idle, communication - blocked

@@ -23,7 +23,7 @@ from locmoe_ops.collectives.tcp.acceptor import (
     Peer,
     listening_address,
 )
-from locmoe_ops.errors import CollectiveError
+from locmoe_ops.errors import CollectiveError, rank_names
 
 _GRACE_SECONDS = 5.0  # a member waits this much longer than rank 0, so that rank 0's reason arrives
 _LONGEST_WAIT = 1e6  # seconds that rank 0 may ask a member to wait
@@ -37,6 +37,13 @@ def connect_ranks(
     rank: int, world_size: int, root: Address, secret: bytes, bind: str, timeout: float
 ) -> dict[int, socket.socket]:
     """One connected socket to every other rank.
+
+    Args:
+        rank, world_size: this rank, and the ranks of the job.
+        root: host and port where rank 0 listens.
+        secret: known to the ranks of this job only.
+        bind: the local address to listen on and connect from.
+        timeout: seconds in which all ranks must have joined.
 
     Raises:
         InputError: the root address cannot be listened on (rank 0), or `bind` is not an address of this machine.
@@ -85,7 +92,7 @@ class _RootJoin:
                 pass
             for rank, sock in self.members.items():
                 if _readable(sock):  # a member has nothing to say yet: this is its end
-                    raise JoinFailed(f"lost {_names([rank])} (connection closed)")
+                    raise JoinFailed(f"lost rank {rank} (connection closed)")
             if time.monotonic() > self.deadline:
                 raise JoinFailed(self._missing())
 
@@ -107,7 +114,7 @@ class _RootJoin:
 
     def _missing(self) -> str:
         missing = [rank for rank in range(1, self.world_size) if rank not in self.members]
-        text = f"{_names(missing)} did not join within {self.timeout:g} s"
+        text = f"{rank_names(missing)} did not join within {self.timeout:g} s"
         rejected = self.acceptor.describe_rejected()
         return text + (f" ({rejected})" if rejected else "")
 
@@ -115,11 +122,17 @@ class _RootJoin:
         waiting = dict(self.members)
         while waiting:
             for rank, sock in list(waiting.items()):
-                if _readable(sock):
-                    _check_report(rank, sock, deadline)
-                    del waiting[rank]
+                if not _readable(sock):
+                    continue
+                try:
+                    report = wire.receive_json(sock, deadline)
+                except OSError as error:
+                    raise JoinFailed(f"lost rank {rank} ({error})") from None
+                if "error" in report:
+                    raise JoinFailed(_reason(report))
+                del waiting[rank]
             if waiting and time.monotonic() > deadline:
-                raise JoinFailed(f"{_names(sorted(waiting))} did not connect to the other ranks in time")
+                raise JoinFailed(f"{rank_names(sorted(waiting))} did not connect to the other ranks in time")
             time.sleep(POLL_SECONDS if waiting else 0)
 
     def _tell_all(self, message: dict[str, Any]) -> None:
@@ -144,8 +157,7 @@ class _MemberJoin:
             addresses, seconds = _address_table(message, range(1, self.hello.rank))
             deadline = time.monotonic() + seconds + _GRACE_SECONDS
             try:
-                self._connect_lower(addresses, deadline)
-                self._accept_higher(deadline)
+                self._connect(addresses, deadline)
             except OSError as error:
                 _tell(root, {"error": str(error)})
             else:
@@ -194,7 +206,8 @@ class _MemberJoin:
             raise JoinFailed(_reason(message))
         return message
 
-    def _connect_lower(self, addresses: dict[int, Address], deadline: float) -> None:
+    def _connect(self, addresses: dict[int, Address], deadline: float) -> None:
+        """To every lower rank by a call, to every higher one by its call."""
         self.deadline = deadline
         for peer, (host, port) in addresses.items():
             try:
@@ -203,8 +216,6 @@ class _MemberJoin:
                 raise ConnectionError(
                     f"rank {self.hello.rank} cannot reach rank {peer} at {host}:{port} ({error})"
                 ) from None
-
-    def _accept_higher(self, deadline: float) -> None:
         while len(self.sockets) < self.hello.world_size - 1:
             try:
                 self._admit(self.acceptor.peers.get(timeout=POLL_SECONDS))
@@ -233,15 +244,6 @@ def _tell(sock: socket.socket, message: dict[str, Any]) -> None:
         pass
 
 
-def _check_report(rank: int, sock: socket.socket, deadline: float) -> None:
-    try:
-        report = wire.receive_json(sock, deadline)
-    except OSError as error:
-        raise JoinFailed(f"lost {_names([rank])} ({error})") from None
-    if "error" in report:
-        raise JoinFailed(_reason(report))
-
-
 def _reason(message: dict[str, Any]) -> str:
     return " ".join(str(message["error"])[:1000].split())
 
@@ -266,7 +268,3 @@ def _readable(sock: socket.socket) -> bool:
     poll = select.poll()  # not select(): file descriptors may exceed its 1024
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _names(ranks: list[int]) -> str:
-    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))

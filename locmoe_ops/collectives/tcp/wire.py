@@ -31,13 +31,14 @@ class HandshakeError(RuntimeError):
 class FrameHeader(NamedTuple):
     """One message: `length` payload bytes of phase `phase` of the `sequence`-th run of the collective `key`."""
 
-    kind: int
+    kind: int  # DATA, FAIL or BYE
     phase: int
     sequence: int
     length: int
     key: bytes
 
     def pack(self) -> bytes:
+        """Its `HEADER_BYTES` bytes; `unpack` is the inverse."""
         return _HEADER.pack(self.kind, self.phase, 0, self.sequence, self.length, self.key)
 
     @classmethod
@@ -47,7 +48,7 @@ class FrameHeader(NamedTuple):
 
 
 def collective_key(operation: str, tag: str, ranks: tuple[int, ...]) -> bytes:
-    """16 bytes that stand for one call site in message headers."""
+    """16 bytes that stand for one call site, of `operation`, `tag` and `ranks`, in message headers."""
     text = "\0".join([operation, tag, ",".join(map(str, ranks))])
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
@@ -64,9 +65,16 @@ def prove_as_connector(sock: socket.socket, purpose: bytes, hello: Hello, secret
 
     Both nonces and the role go into each proof, so that no message can be replayed or sent back to its author.
 
+    Args:
+        sock: connected to the accepting end.
+        purpose: 4 bytes at most that say what the connection is for.
+        hello: who this end is.
+        secret: known to the ranks of this job only.
+        deadline: of `time.monotonic`.
+
     Raises:
         HandshakeError: the other end does not know the secret.
-        OSError: the connection broke or `deadline` (of `time.monotonic`) passed.
+        OSError: the connection broke or `deadline` passed.
     """
     opening = _HELLO.pack(_MAGIC, purpose, hello.rank, hello.world_size, os.urandom(_NONCE_BYTES))
     sock.settimeout(_remaining(deadline))
@@ -79,7 +87,9 @@ def prove_as_connector(sock: socket.socket, purpose: bytes, hello: Hello, secret
 
 
 def prove_as_acceptor(sock: socket.socket, purpose: bytes, secret: bytes, deadline: float) -> Hello:
-    """The accepting half of `prove_as_connector`; returns who connected."""
+    """The accepting half of `prove_as_connector`, with the same `sock`, `purpose`, `secret` and `deadline`; returns
+    who connected.
+    """
     opening = receive_exactly(sock, _HELLO.size, deadline)
     magic, stated_purpose, rank, world_size, _ = _HELLO.unpack(opening)
     if magic != _MAGIC or stated_purpose != purpose:
@@ -94,6 +104,7 @@ def prove_as_acceptor(sock: socket.socket, purpose: bytes, secret: bytes, deadli
 
 
 def send_json(sock: socket.socket, message: dict[str, Any], deadline: float) -> None:
+    """Sends `message` over `sock`; OSError when the connection breaks or `deadline` (of `time.monotonic`) passes."""
     data = json.dumps(message).encode()
     sock.settimeout(_remaining(deadline))
     sock.sendall(_LENGTH.pack(len(data)) + data)
@@ -114,7 +125,7 @@ def receive_json(sock: socket.socket, deadline: float) -> dict[str, Any]:
 
 
 def receive_exactly(sock: socket.socket, count: int, deadline: float) -> bytes:
-    """`count` bytes; ConnectionError when the connection ends first, TimeoutError at `deadline`."""
+    """The next `count` bytes of `sock`; ConnectionError when the connection ends first, TimeoutError at `deadline`."""
     data = bytearray(count)
     view = memoryview(data)
     while view:
