@@ -1,4 +1,7 @@
-"""Collectives as MindSpore's own primitives, for Ascend (graphs with them also compile, but do not run, on CPU)."""
+"""Collectives as MindSpore's own primitives, for Ascend (graphs with them also compile, but do not run, on CPU).
+
+Shape legend: M rows of an uneven exchange, d width.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,15 @@ import numpy as np
 from mindspore import Tensor, dtype, nn, ops
 from mindspore.communication import GlobalComm, create_group
 
-from locmoe_ops.collectives.interface import AsyncAllToAll, BytesSent, Collectives, CommunicationTimes, UnevenRows
+from locmoe_ops.collectives.interface import (
+    AsyncAllToAll,
+    BytesSent,
+    Collectives,
+    CommunicationTimes,
+    RankGroup,
+    UnevenRows,
+)
+from locmoe_ops.collectives.registry import COLLECTIVES
 from locmoe_ops.collectives.rows import ExtraRow
 from locmoe_ops.topology import Topology
 
@@ -24,6 +35,8 @@ class HcclCollectives(Collectives):
     therefore make its Cells in the same order, as ranks that build the same model do.
 
     Args:
+        rank: this rank.
+        topology: the ranks of this job.
         job: how the names of its process groups begin. MindSpore cannot make a group anew that it has destroyed: a
             process in which several topologies follow each other gives each its own.
     """
@@ -33,36 +46,35 @@ class HcclCollectives(Collectives):
         self._job = job
         self._names = {topology.group_of("world", rank): GlobalComm.WORLD_COMM_GROUP}
 
-    def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
-        name = self._group_name(group, ranks)
+    def _cell(self, operation: str, group: RankGroup, tag: str, root: int) -> nn.Cell:
+        name = self._group_name(group)
         if operation == "broadcast":
-            return _Broadcast(ranks[root], name, ranks[root] == self.rank, tag)
+            source = group.ranks[root]
+            return _Broadcast(source, name, source == self.rank, tag)
         if operation == "all_reduce":
-            return _AllReduce(name, tag)
-        if operation == "all_to_all":
-            return _Primitive(*_all_to_all_pair(name, len(ranks), tag))
-        gather, scatter = ops.AllGather(name), ops.ReduceScatter(ops.ReduceOp.SUM, name)
-        there, back = (gather, scatter) if operation == "all_gather" else (scatter, gather)
-        return _Primitive(_named(there, tag, FORWARD), _named(back, tag, BACKWARD))
+            return _Exchange(_Sum(name, tag, FORWARD), _Sum(name, tag, BACKWARD))
+        return _Exchange(*_primitive_and_adjoint(operation, name, len(group.ranks), tag))
 
-    def _all_to_all_async(self, group: str, ranks: tuple[int, ...], tag: str) -> AsyncAllToAll:
-        """The primitive where the exchange begins: on Ascend its stream runs beside the computation until the result is
-        used.
+    def _all_to_all_async(self, group: RankGroup, tag: str) -> AsyncAllToAll:
+        """The primitive where the exchange is started: on Ascend its stream overlaps the computation until the result
+        is used.
         """
-        there, back = _all_to_all_pair(self._group_name(group, ranks), len(ranks), tag)
+        there, back = _primitive_and_adjoint("all_to_all", self._group_name(group), len(group.ranks), tag)
         return AsyncAllToAll(_Forward(there), _Backward(back))
 
-    def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
-        return _Uneven(self._group_name(group, ranks), ranks.index(self.rank), len(ranks), size, tag)
+    def _uneven(self, group: RankGroup, tag: str, size: UnevenRows) -> nn.Cell:
+        return _Uneven(self._group_name(group), group.ranks.index(self.rank), len(group.ranks), size, tag)
 
     @property
     def groups(self) -> dict[str, tuple[int, ...]]:
         """Members of the process groups made so far, by name, in the order in which they were made."""
         return {name: ranks for ranks, name in self._names.items()}
 
-    def _group_name(self, group: str, ranks: tuple[int, ...]) -> str:
+    def _group_name(self, group: RankGroup) -> str:
+        """MindSpore's name of the process group, which is made if it is not there yet."""
+        kind, ranks = group
         if ranks not in self._names:
-            name = f"{self._job}_{group}_{ranks[0]}_{len(ranks)}"
+            name = f"{self._job}_{kind}_{ranks[0]}_{len(ranks)}"
             create_group(name, list(ranks))
             self._names[ranks] = name
         return self._names[ranks]
@@ -84,25 +96,35 @@ class HcclCollectives(Collectives):
 
 
 def _named(primitive: ops.Primitive, tag: str, phase: str) -> ops.Primitive:
-    """The primitive with `tag` and phase as attributes, by which an exported graph can be read
-    (`pangu_sigma.tools.audit`).
+    """The primitive with `tag` and phase as attributes, by which an exported graph can be read (see
+    `pangu_sigma.audit`).
     """
     return primitive.add_prim_attr(TAG, tag).add_prim_attr(PHASE, phase)
 
 
-def _all_to_all_pair(group: str, ranks: int, tag: str) -> tuple[ops.Primitive, ops.Primitive]:
-    """The exchange and its adjoint."""
-    there, back = (
-        _named(ops.AlltoAll(split_count=ranks, split_dim=0, concat_dim=0, group=group), tag, phase)
-        for phase in (FORWARD, BACKWARD)
-    )
-    return there, back
+def _primitive(operation: str, group: str, size: int) -> ops.Primitive:
+    """The primitive of a collective in a process group of `size` ranks."""
+    name = COLLECTIVES[operation].primitive
+    assert name is not None, f"hccl has no {operation}"
+    kind = getattr(ops, name)
+    if operation == "all_to_all":
+        return kind(split_count=size, split_dim=0, concat_dim=0, group=group)
+    if operation == "reduce_scatter":
+        return kind(ops.ReduceOp.SUM, group)
+    return kind(group)
 
 
-class _Primitive(nn.Cell):
-    """One primitive and, as its gradient, its adjoint."""
+def _primitive_and_adjoint(operation: str, group: str, size: int, tag: str) -> tuple[ops.Primitive, ops.Primitive]:
+    adjoint = COLLECTIVES[operation].adjoint
+    assert adjoint is not None, f"{operation} has no gradient"
+    there, back = _primitive(operation, group, size), _primitive(adjoint, group, size)
+    return _named(there, tag, FORWARD), _named(back, tag, BACKWARD)
 
-    def __init__(self, forward: ops.Primitive, backward: ops.Primitive) -> None:
+
+class _Exchange(nn.Cell):
+    """A collective, a primitive or a Cell, and as its gradient its adjoint."""
+
+    def __init__(self, forward: Any, backward: Any) -> None:
         super().__init__()
         self.forward_exchange = forward
         self.backward_exchange = backward
@@ -145,17 +167,17 @@ class _Backward(nn.Cell):
 class _Uneven(nn.Cell):
     """AlltoAllV between two gathers, and as its gradient the same with the counts swapped.
 
-    The primitive's result has as many rows as arrive: a shape that only the run knows, which graph compilation level O2
-    (whole graphs to the device) does not take. The gather after it has a fixed shape again. Each rank sends itself one
-    row more, behind its own, which the gather leaves out: the primitive would return an empty result without its second
-    axis.
+    The primitive's result has as many rows as are received: a shape that only the run knows, which graph compilation
+    level O2 (whole graphs to the device) does not take. The gather after it has a fixed shape again. Each rank sends
+    itself one row more, behind its own, which the gather leaves out: the primitive would return an empty result without
+    its second axis.
     """
 
     def __init__(self, group: str, index: int, ranks: int, size: UnevenRows, tag: str) -> None:
         super().__init__()
         self.send = ExtraRow(index, size.rows)
         self.receive = ExtraRow(index, size.limit)
-        self.there, self.back = (_named(ops.AlltoAllV(group), tag, phase) for phase in (FORWARD, BACKWARD))
+        self.there, self.back = _primitive_and_adjoint("all_to_all_v", group, ranks, tag)
         self.one_more = Tensor(np.eye(1, ranks, index, dtype=np.int64)[0])
         self.cast, self.reshape, self.zeros = ops.Cast(), ops.Reshape(), ops.ZerosLike()
 
@@ -171,9 +193,11 @@ class _Uneven(nn.Cell):
         width = rows.shape[1]
         send, receive = self.cast(send_counts, dtype.int64), self.cast(receive_counts, dtype.int64)
         received = exchange(
-            self.reshape(rows, (-1,)), (send + self.one_more) * width, (receive + self.one_more) * width
+            self.reshape(rows, (-1,)),  # (M * d,) <- (M, d)
+            (send + self.one_more) * width,
+            (receive + self.one_more) * width,
         )
-        return self.reshape(received, (-1, width))
+        return self.reshape(received, (-1, width))  # (M, d) <- (M * d,)
 
 
 class _Sum(nn.Cell):
@@ -189,21 +213,7 @@ class _Sum(nn.Cell):
         self.all_reduce = _named(ops.AllReduce(ops.ReduceOp.SUM, group), tag, phase)
 
     def construct(self, x: Any) -> Any:
-        return ops.reshape(self.all_reduce(ops.reshape(x, (1,) + x.shape)), x.shape)
-
-
-class _AllReduce(nn.Cell):
-    """The sum over the group, which is its own adjoint."""
-
-    def __init__(self, group: str, tag: str) -> None:
-        super().__init__()
-        self.sum, self.sum_of_gradients = (_Sum(group, tag, phase) for phase in (FORWARD, BACKWARD))
-
-    def construct(self, x: Any) -> Any:
-        return self.sum(x)
-
-    def bprop(self, x: Any, out: Any, dout: Any) -> tuple[Any]:
-        return (self.sum_of_gradients(dout),)
+        return ops.reshape(self.all_reduce(ops.reshape(x, (1,) + x.shape)), x.shape)  # (...) <- (1, ...) <- (...)
 
 
 class _Broadcast(nn.Cell):

@@ -1,13 +1,31 @@
-"""Sums over a group of several nodes that cross between them as little as they can."""
+"""Sums over a group of several nodes that cross between them as little as they can.
+
+Shape legend: n numbers of a vector, R ranks of the group on a node.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mindspore import Tensor, nn, ops
 
-if TYPE_CHECKING:
-    from locmoe_ops.collectives.interface import Collectives
+from locmoe_ops.topology import Topology
+
+
+class ReducingCollectives(Protocol):
+    """What the sum needs of `locmoe_ops.collectives.interface.Collectives`, which says what the Cells do."""
+
+    rank: int
+    topology: Topology
+
+    def all_reduce(self, group: str, tag: str) -> nn.Cell:
+        """Any shape, summed over the group."""
+
+    def reduce_scatter(self, group: str, tag: str) -> nn.Cell:
+        """(P * n,) -> (n,)."""
+
+    def all_gather(self, group: str, tag: str) -> nn.Cell:
+        """(n,) -> (P * n,)."""
 
 
 class HierarchicalAllReduce(nn.Cell):
@@ -16,10 +34,15 @@ class HierarchicalAllReduce(nn.Cell):
     1. Reduce-scatter among the group's R ranks of a node. 2. All-reduce of a rank's part along its rail, over nodes.
     3. All-gather inside the node. Where the group has one rank a node or lies on one node, a plain all-reduce.
 
+    Args:
+        collectives: of this rank.
+        group: kind of the group, as in `locmoe_ops.topology.GROUP_KINDS`.
+        tag: names the call site; the steps' tags begin with it.
+
     Input and output: <float32>[n], any n.
     """
 
-    def __init__(self, collectives: Collectives, group: str, tag: str) -> None:
+    def __init__(self, collectives: ReducingCollectives, group: str, tag: str) -> None:
         super().__init__(auto_prefix=False)
         topology, rank = collectives.topology, collectives.rank
         self.neighbours = len(topology.group_of(f"{group}_node", rank))
@@ -38,27 +61,31 @@ class HierarchicalAllReduce(nn.Cell):
         size = vector.shape[0]
         rest = -size % self.neighbours
         if rest:
-            vector = self.concat((vector, ops.zeros((rest,), vector.dtype)))
+            vector = self.concat((vector, ops.zeros((rest,), vector.dtype)))  # (n + rest,), a multiple of R
         vector = self.gather(self.reduce(self.scatter(vector)))
         return vector[:size] if rest else vector
 
 
 class StartAllReduce(nn.Cell):
-    """Start of a `AsyncAllReduce` whose sum is a tensor of the graph. On Ascend the exchange begins when its input is
-    there and runs beside the computation until the result is used; a tie from it to the control would make what follows
-    wait for that result.
+    """Start of an `AsyncAllReduce` whose handle is the sum itself, a tensor of the graph.
+
+    On Ascend the exchange begins when its input is there and overlaps the computation until the sum is used. A tie from
+    it to the control would make what follows wait for the sum.
+
+    Args:
+        all_reduce: sums a vector <float32>[n].
     """
 
-    def __init__(self, total: nn.Cell) -> None:
+    def __init__(self, all_reduce: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
-        self.sum = total
+        self.all_reduce = all_reduce
 
     def construct(self, tensor: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.reshape(self.sum(ops.reshape(tensor, (-1,))), tensor.shape), control
+        return ops.reshape(self.all_reduce(ops.reshape(tensor, (-1,))), tensor.shape), control
 
 
 class WaitAllReduce(nn.Cell):
-    """Wait of a `AsyncAllReduce` whose stand-ins are the sums themselves."""
+    """Wait of an `AsyncAllReduce` whose handles are the sums themselves."""
 
     def construct(self, handles: tuple[Tensor, ...], after: Tensor) -> tuple[Tensor, ...]:
         return handles

@@ -13,6 +13,13 @@ if TYPE_CHECKING:  # the mesh and the command line need this module long before 
     from mindspore import nn
 
 
+class RankGroup(NamedTuple):
+    """A group that this rank belongs to: its kind, by which callers and errors name it, and its ranks in order."""
+
+    kind: str
+    ranks: tuple[int, ...]
+
+
 class BytesSent(NamedTuple):
     """Payload bytes this rank has sent since the start; headers and joining are left out."""
 
@@ -36,8 +43,9 @@ class CommunicationTimes(NamedTuple):
 class AsyncAllToAll(NamedTuple):
     """An all-to-all in two Cells, so that something else can be computed between them.
 
-    `start` maps the tensor to a stand-in of the same shape and dtype that only `wait` may look into; `wait` maps that
-    to the result. In the backward pass the gradient sets out in `wait` and is awaited in `start`.
+    `start` maps the tensor to a handle, a tensor of the same shape and dtype whose numbers only `wait` may read; `wait`
+    maps the handle to the result. In the backward pass `wait` starts the exchange of the gradient and `start` waits for
+    it.
     """
 
     start: nn.Cell
@@ -45,12 +53,11 @@ class AsyncAllToAll(NamedTuple):
 
 
 class AsyncAllReduce(NamedTuple):
-    """Sums over a group that set out one by one while something else is computed, and are awaited together.
+    """Sums over a group that are started one by one, overlapped with other computation, and waited for together.
 
-    `starts[i]` maps the i-th tensor <float32> and a control, any tensor, to a stand-in for the sum, into which only
-    `wait` may look, and the control: what is computed from the control comes after the tensor has set out. `wait` maps
-    the tuple of all stand-ins, and a tensor that is to be computed before, to the tuple of sums. No Cell has a
-    gradient.
+    `starts[i]` maps the i-th tensor <float32> and a control, any tensor, to a handle of its sum, which only `wait` may
+    read, and the control: what is computed from the control comes after the start. `wait` maps the tuple of all
+    handles, and a tensor that is to be computed before, to the tuple of sums. No Cell has a gradient.
     """
 
     starts: tuple[nn.Cell, ...]
@@ -58,8 +65,12 @@ class AsyncAllReduce(NamedTuple):
 
 
 class UnevenRows(NamedTuple):
-    """Fixed shapes of an `all_to_all_v`: rows of the send buffer and of the receive buffer; what to do if the latter is
-    too small.
+    """Fixed shapes of an `all_to_all_v`.
+
+    Attributes:
+        rows: of the send buffer.
+        limit: rows of the receive buffer.
+        advice: what the user can do if the latter is too small.
     """
 
     rows: int
@@ -73,8 +84,12 @@ class Collectives(ABC):
     P is the number of ranks of `group`, a kind of `locmoe_ops.topology.GROUP_KINDS`. Every rank of the group must
     run the Cell, with equal shapes and dtypes. `tag` names the call site in errors and must be the same on all its
     ranks and not be used elsewhere; a Cell may be run many times. Shapes are static. All Cells are differentiable:
-    the objective is the sum over ranks of their local losses, and each Cell's backward is its exact adjoint.
-    In a group of one rank every Cell is the identity.
+    the objective is the sum over ranks of their local losses, and each Cell's backward is its exact adjoint (see
+    `locmoe_ops.collectives.registry`). In a group of one rank every Cell is the identity.
+
+    Args:
+        rank: this rank.
+        topology: the ranks of this job.
     """
 
     def __init__(self, rank: int, topology: Topology) -> None:
@@ -88,17 +103,17 @@ class Collectives(ABC):
         return self._cell_or_identity("all_to_all", group, tag)
 
     def all_to_all_async(self, group: str, tag: str) -> AsyncAllToAll:
-        """`all_to_all`, begun and awaited. Every start must be followed by one wait, in the order of the starts."""
-        ranks = self.topology.group_of(group, self.rank)
-        if len(ranks) == 1:
+        """`all_to_all` in two Cells. Every start must be followed by one wait, in the order of the starts."""
+        found = self._group(group)
+        if len(found.ranks) == 1:
             from mindspore import nn
 
             return AsyncAllToAll(nn.Identity(), nn.Identity())
-        return self._all_to_all_async(group, ranks, tag)
+        return self._all_to_all_async(found, tag)
 
     def all_reduce_async(self, group: str, tag: str, shapes: Sequence[tuple[int, ...]]) -> AsyncAllReduce:
-        """Sums of tensors of these shapes, as `HierarchicalAllReduce` makes them, to the bit. Once all have started
-        they must be awaited.
+        """Sums over `group` of tensors of these `shapes`, the same bits as `HierarchicalAllReduce`'s. Once all have been
+        started, `wait` must run. `tag` names the call site.
         """
         from locmoe_ops.collectives.hierarchical_reduce import HierarchicalAllReduce, StartAllReduce, WaitAllReduce
 
@@ -108,23 +123,23 @@ class Collectives(ABC):
         )
 
     def all_to_all_v(self, group: str, tag: str, rows: int, limit: int, advice: str = "") -> nn.Cell:
-        """An all-to-all of unequal parts of which only the real rows travel.
+        """An all-to-all of unequal parts of which only the real rows are sent.
 
         The Cell maps rows <float>[rows, d], send_counts <int32>[P] and receive_counts <int32>[P] to <float>[limit, d].
         The first send_counts[0] rows go to the first rank of the group, the next send_counts[1] to the second, further
-        ones nowhere. What arrives lies in the order of ranks, with zeros after it. Ranks must agree on the counts:
+        ones nowhere. What is received lies in the order of ranks, with zeros after it. Ranks must agree on the counts:
         exchange them with `all_to_all` first. Adjoint: the exchange back, with the counts swapped.
 
         More than `limit` rows to receive: on tcp the job ends with a CollectiveError that names tag, rank and rows and
         closes with `advice`; hccl, whose graphs cannot stop with a message, returns NaN throughout. No row is dropped
         in silence.
         """
-        ranks = self.topology.group_of(group, self.rank)
-        if len(ranks) == 1:
+        found = self._group(group)
+        if len(found.ranks) == 1:
             from locmoe_ops.collectives.rows import KeepRows
 
             return KeepRows(rows, limit)
-        return self._uneven(group, ranks, tag, UnevenRows(rows, limit, advice))
+        return self._uneven(found, tag, UnevenRows(rows, limit, advice))
 
     def all_gather(self, group: str, tag: str) -> nn.Cell:
         """(n, ...) -> (P * n, ...): concatenated in group order. Adjoint: reduce_scatter."""
@@ -139,30 +154,35 @@ class Collectives(ABC):
         return self._cell_or_identity("all_reduce", group, tag)
 
     def broadcast(self, group: str, tag: str, root: int = 0) -> nn.Cell:
-        """Any shape; everyone gets the input of the `root`-th rank of the group. Adjoint: sum at root, else zeros."""
-        size = len(self.topology.group_of(group, self.rank))
+        """Any shape; everyone gets the input of the `root`-th rank of `group`; `tag` names the call site. Adjoint: sum
+        at root, else zeros.
+        """
+        size = len(self._group(group).ranks)
         if not 0 <= root < size:
             raise InputError(f"broadcast {tag!r}: root {root} is outside the {size} ranks of group {group}")
         return self._cell_or_identity("broadcast", group, tag, root)
 
     def _cell_or_identity(self, operation: str, group: str, tag: str, root: int = 0) -> nn.Cell:
-        ranks = self.topology.group_of(group, self.rank)
-        if len(ranks) == 1:
+        found = self._group(group)
+        if len(found.ranks) == 1:
             from mindspore import nn
 
             return nn.Identity()
-        return self._cell(operation, group, ranks, tag, root)
+        return self._cell(operation, found, tag, root)
+
+    def _group(self, kind: str) -> RankGroup:
+        return RankGroup(kind, self.topology.group_of(kind, self.rank))
 
     @abstractmethod
-    def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
-        """The Cell of `operation` in a group of several ranks."""
+    def _cell(self, operation: str, group: RankGroup, tag: str, root: int) -> nn.Cell:
+        """The Cell of `operation`, a name of `registry.COLLECTIVES`, in a group of several ranks."""
 
     @abstractmethod
-    def _all_to_all_async(self, group: str, ranks: tuple[int, ...], tag: str) -> AsyncAllToAll:
+    def _all_to_all_async(self, group: RankGroup, tag: str) -> AsyncAllToAll:
         """The Cells of `all_to_all_async` in a group of several ranks."""
 
     @abstractmethod
-    def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
+    def _uneven(self, group: RankGroup, tag: str, size: UnevenRows) -> nn.Cell:
         """The Cell of `all_to_all_v` in a group of several ranks."""
 
     @abstractmethod

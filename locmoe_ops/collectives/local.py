@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from mindspore import nn
 
-from locmoe_ops.collectives.interface import AsyncAllToAll, BytesSent, Collectives, CommunicationTimes, UnevenRows
+from locmoe_ops.collectives.interface import (
+    AsyncAllToAll,
+    BytesSent,
+    Collectives,
+    CommunicationTimes,
+    RankGroup,
+    UnevenRows,
+)
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 
 
 class AbsentPeers(Collectives):
-    """Of one rank alone, whatever the topology says: for a network that is looked at and never run. Every Cell is the
+    """Of one rank alone, whatever the topology says, for a network that is built and never run: every Cell is the
     identity.
     """
 
-    def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
+    def _cell(self, operation: str, group: RankGroup, tag: str, root: int) -> nn.Cell:
         return nn.Identity()
 
-    def _all_to_all_async(self, group: str, ranks: tuple[int, ...], tag: str) -> AsyncAllToAll:
+    def _all_to_all_async(self, group: RankGroup, tag: str) -> AsyncAllToAll:
         return AsyncAllToAll(nn.Identity(), nn.Identity())
 
-    def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
+    def _uneven(self, group: RankGroup, tag: str, size: UnevenRows) -> nn.Cell:
         return nn.Identity()
 
     def barrier(self) -> None:
@@ -37,18 +44,18 @@ class AbsentPeers(Collectives):
 
 
 class LocalCollectives(AbsentPeers):
-    """No peers, no bytes, no waiting."""
+    """Of a job of one process, `rank` 0 of a `topology` of one rank: no peers, no bytes, no waiting."""
 
     def __init__(self, rank: int, topology: Topology) -> None:
         if topology.world_size != 1:
             raise InputError(f"collectives: backend local serves one process, the topology has {topology.world_size}")
         super().__init__(rank, topology)
 
-    def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
-        raise AssertionError(f"{operation} {tag!r}: a group of one process has one rank, not {ranks}")
+    def _cell(self, operation: str, group: RankGroup, tag: str, root: int) -> nn.Cell:
+        raise AssertionError(f"{operation} {tag!r}: a group of one process has one rank, not {group.ranks}")
 
-    def _all_to_all_async(self, group: str, ranks: tuple[int, ...], tag: str) -> AsyncAllToAll:
-        raise AssertionError(f"all_to_all {tag!r}: a group of one process has one rank, not {ranks}")
+    def _all_to_all_async(self, group: RankGroup, tag: str) -> AsyncAllToAll:
+        raise AssertionError(f"all_to_all {tag!r}: a group of one process has one rank, not {group.ranks}")
 
-    def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
-        raise AssertionError(f"all_to_all_v {tag!r}: a group of one process has one rank, not {ranks}")
+    def _uneven(self, group: RankGroup, tag: str, size: UnevenRows) -> nn.Cell:
+        raise AssertionError(f"all_to_all_v {tag!r}: a group of one process has one rank, not {group.ranks}")

@@ -21,8 +21,7 @@ class FirstRows(nn.Cell):
         limit: rows of the result.
 
     Inputs: rows <float>[M, d]; source <int32>[limit], row of `rows` for each of the result; count <int32> scalar, how
-        many
-    are real. Output: <float>[limit, d].
+    many are real. Output: <float>[limit, d].
     """
 
     def __init__(self, limit: int) -> None:
@@ -37,6 +36,7 @@ class FirstRows(nn.Cell):
         real = self.place < count
         source = self.select(real, source, self.zeros(source))
         mask = self.cast(real, dtype.float32) * self.select(count > self.limit, self.nan, self.one)
+        # (limit, d) <- (M, d) at (limit,), times (limit, 1)
         return self.gather(rows, source, 0) * self.reshape(self.cast(mask, rows.dtype), (-1, 1))
 
 
@@ -44,7 +44,8 @@ class ExtraRow(nn.Cell):
     """Puts one row more behind those of one rank, and takes it out again.
 
     Args:
-        index: of that rank in the group. limit: M, rows without it.
+        index: of that rank in the group.
+        limit: M, rows without it.
     """
 
     def __init__(self, index: int, limit: int) -> None:
@@ -58,21 +59,23 @@ class ExtraRow(nn.Cell):
 
     def put_in(self, rows: Tensor, counts: Tensor) -> Tensor:
         """<float>[M + 1, d] <- rows <float>[M, d], counts <int32>[P]; any row serves as the one more."""
-        behind = self._behind(counts)
+        behind = total(counts[: self.up_to_index])  # rows up to those of the rank
         source = self.select(self.place > behind, self.place - 1, self.place)
         return self.gather(rows, self.minimum(source, self.limit - 1), 0)
 
     def take_out(self, rows: Tensor, counts: Tensor) -> Tensor:
         """<float>[M, d] <- rows <float>[sum of counts + 1, d]; zeros where there are none."""
-        source = self.select(self.result_place < self._behind(counts), self.result_place, self.result_place + 1)
+        behind = total(counts[: self.up_to_index])
+        source = self.select(self.result_place < behind, self.result_place, self.result_place + 1)
         return self.first(rows, source, total(counts))
-
-    def _behind(self, counts: Tensor) -> Tensor:
-        return total(counts[: self.up_to_index])
 
 
 class KeepRows(nn.Cell):
     """What `Collectives.all_to_all_v` is in a group of one rank: its rows, cut or filled up with zeros.
+
+    Args:
+        rows: M, of the input.
+        limit: rows of the output.
 
     Inputs: rows <float>[M, d]; send_counts, receive_counts <int32>[1], equal. Output: <float>[limit, d].
     """
@@ -80,7 +83,10 @@ class KeepRows(nn.Cell):
     def __init__(self, rows: int, limit: int) -> None:
         super().__init__()
         self.forward_rows, self.backward_rows = FirstRows(limit), FirstRows(rows)
-        self.forward_source, self.backward_source = _clipped(limit, rows), _clipped(rows, limit)
+        self.forward_source, self.backward_source = (
+            Tensor(np.minimum(np.arange(places), last).astype(np.int32))
+            for places, last in ((limit, rows - 1), (rows, limit - 1))
+        )
         self.zeros = ops.ZerosLike()
 
     def construct(self, rows: Tensor, send_counts: Tensor, receive_counts: Tensor) -> Tensor:
@@ -89,6 +95,7 @@ class KeepRows(nn.Cell):
     def bprop(
         self, rows: Tensor, send_counts: Tensor, receive_counts: Tensor, out: Any, dout: Tensor
     ) -> Tuple[Tensor, Tensor, Tensor]:
+        """`dout`, the gradient of `out`, put back among `rows`; send_counts and receive_counts have none."""
         gradient = self.backward_rows(dout, self.backward_source, total(send_counts))
         return gradient, self.zeros(send_counts), self.zeros(receive_counts)
 
@@ -96,7 +103,3 @@ class KeepRows(nn.Cell):
 def total(counts: Tensor) -> Tensor:
     """<int32> scalar <- <int32>[P]"""
     return ops.Cast()(ops.ReduceSum()(counts), dtype.int32)
-
-
-def _clipped(places: int, rows: int) -> Tensor:
-    return Tensor(np.minimum(np.arange(places), rows - 1).astype(np.int32))

@@ -1,8 +1,8 @@
 """How each collective is done with point-to-point messages.
 
-Each algorithm is a generator that posts sends and receives on its `Operation` and yields until everything that it
-has posted to receive has arrived; what it returns is the result. The sums run in rank order on every rank, so that
-all ranks hold the same bits. float16 is summed in float32 and rounded once.
+Each algorithm is a generator that posts sends and receives of its `array` on `op`, an `Operation`, and yields until
+everything that it has posted to receive has arrived; what it returns is the result. The sums run in rank order on every
+rank, so that all ranks hold the same bits. float16 is summed in float32 and rounded once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,16 @@ import numpy as np
 SMALL_BYTES = 8192
 
 Algorithm = Generator[None, None, np.ndarray]
+
+
+def is_small(num_bytes: int) -> bool:
+    """Whether an all-reduce of so many bytes takes one round, in which everybody sums everything."""
+    return num_bytes <= SMALL_BYTES
+
+
+def part_bounds(elements: int, size: int) -> list[int]:
+    """Where the parts of a larger all-reduce begin and end, which are nearly equal: `size` + 1 places."""
+    return [elements * i // size for i in range(size + 1)]
 
 
 class MessageExchange(Protocol):
@@ -49,9 +59,19 @@ def all_to_all(op: MessageExchange, array: np.ndarray) -> Algorithm:
 def all_to_all_v(
     op: MessageExchange, array: np.ndarray, send_counts: np.ndarray, receive_counts: np.ndarray, limit: int
 ) -> Algorithm:
-    """(M, ...) -> (limit, ...); both ends know the sizes, so that a pair without rows sends nothing at all."""
+    """(M, ...) -> (limit, ...); both ends know the sizes, so that a pair without rows sends nothing at all.
+
+    Args:
+        op: sends and receives.
+        array: the first send_counts[0] rows are for the first rank, the next send_counts[1] for the second, and so on.
+        send_counts, receive_counts: int (P,).
+        limit: rows of the result.
+    """
     result = np.zeros((limit,) + array.shape[1:], array.dtype)
-    incoming, outgoing = _stretches(result, receive_counts), _stretches(array, send_counts)
+    incoming, outgoing = (
+        [rows[end - count : end] for count, end in zip(counts, np.cumsum(counts))]
+        for rows, counts in ((result, receive_counts), (array, send_counts))
+    )
     for peer in op.others():
         if len(incoming[peer]):
             op.receive(peer, incoming[peer])
@@ -82,14 +102,14 @@ def reduce_scatter(op: MessageExchange, array: np.ndarray) -> Algorithm:
 
 def all_reduce(op: MessageExchange, array: np.ndarray) -> Algorithm:
     """Any shape: one round for small arrays, else reduce-scatter and all-gather over nearly equal parts."""
-    if array.nbytes <= SMALL_BYTES:
+    if is_small(array.nbytes):
         whole = _exchange_whole(op, array)
         total = np.empty_like(array)
         yield
         _sum_in_order(op, array, whole, total)
         return total
     flat = array.reshape(-1)
-    bounds = [flat.size * i // op.size for i in range(op.size + 1)]
+    bounds = part_bounds(flat.size, op.size)
     parts = [flat[start:end] for start, end in zip(bounds, bounds[1:])]
     received = _exchange_parts(op, parts, [len(part) for part in parts])
     result = np.empty_like(flat)
@@ -105,7 +125,7 @@ def all_reduce(op: MessageExchange, array: np.ndarray) -> Algorithm:
 
 
 def broadcast(op: MessageExchange, array: np.ndarray, root: int) -> Algorithm:
-    """Any shape; the array of `root` everywhere."""
+    """Any shape; the `array` of index `root` of `op` everywhere."""
     result = np.empty_like(array)
     if op.index == root:
         for peer in op.others():
@@ -118,7 +138,7 @@ def broadcast(op: MessageExchange, array: np.ndarray, root: int) -> Algorithm:
 
 
 def reduce(op: MessageExchange, array: np.ndarray, root: int) -> Algorithm:
-    """Any shape; the sum at `root`, zeros elsewhere."""
+    """Any shape; the sum of every `array` at index `root` of `op`, zeros elsewhere."""
     if op.index != root:
         op.send(root, array)
         yield
@@ -133,7 +153,7 @@ def reduce(op: MessageExchange, array: np.ndarray, root: int) -> Algorithm:
 
 
 class _Members:
-    """An exchange among some of an operation's ranks, in their order."""
+    """An exchange among `members`, indices of some of an operation's ranks, in their order."""
 
     def __init__(self, op: MessageExchange, members: Sequence[int]) -> None:
         self.index, self.size = members.index(op.index), len(members)
@@ -152,11 +172,15 @@ class _Members:
 def hierarchical_all_reduce(
     op: MessageExchange, array: np.ndarray, node: Sequence[int], rail: Sequence[int]
 ) -> Algorithm:
-    """(n,) -> (n,): the sum over a group of which `node` are this rank's neighbours and `rail` those with its place on
-    every node.
+    """(n,) -> (n,): the sum over a group, in which a number crosses between nodes once.
 
-    Reduce-scatter inside the node, all-reduce along the rail, all-gather inside the node: a number crosses between
-    nodes once.
+    Reduce-scatter inside the node, all-reduce along the rail, all-gather inside the node.
+
+    Args:
+        op: sends and receives in the whole group.
+        array: (n,).
+        node: indices of the ranks on this rank's node.
+        rail: indices of those with this rank's place on every node.
     """
     inside, across = _Members(op, node), _Members(op, rail)
     rest = -array.size % inside.size
@@ -171,12 +195,6 @@ def barrier(op: MessageExchange, array: np.ndarray) -> Algorithm:
     _exchange_whole(op, array)
     yield
     return array
-
-
-def _stretches(array: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
-    """The first counts[0] rows, the next counts[1] rows, and so on."""
-    ends = np.cumsum(counts)
-    return [array[end - count : end] for count, end in zip(counts, ends)]
 
 
 def _exchange_whole(op: MessageExchange, array: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,20 +24,14 @@ from locmoe_ops.collectives.interface import (
     BytesSent,
     Collectives,
     CommunicationTimes,
+    RankGroup,
     UnevenRows,
 )
+from locmoe_ops.collectives.registry import COLLECTIVES
 from locmoe_ops.collectives.tcp.mesh import Mesh
 from locmoe_ops.collectives.tcp.operation import Operation
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
-
-ADJOINTS = {
-    "all_to_all": "all_to_all",
-    "all_gather": "reduce_scatter",
-    "reduce_scatter": "all_gather",
-    "all_reduce": "all_reduce",
-    "broadcast": "reduce",
-}
 
 
 def fix_execution_order() -> None:
@@ -50,7 +44,16 @@ def fix_execution_order() -> None:
 
 
 class TcpCollectives(Collectives):
-    """Cells over `mesh`, which `close` closes. Made before the first graph is compiled (see the head of this file)."""
+    """Cells over `mesh`, which `close` closes. Made before the first graph is compiled (see the head of this file).
+
+    Args:
+        rank: this rank.
+        topology: the ranks of this job.
+        mesh: of the same rank and as many ranks (`join_mesh`).
+
+    Raises:
+        InputError: the mesh is that of another rank or job.
+    """
 
     def __init__(self, rank: int, topology: Topology, mesh: Mesh) -> None:
         super().__init__(rank, topology)
@@ -65,42 +68,45 @@ class TcpCollectives(Collectives):
             [topology.node_of(peer) == topology.node_of(rank) for peer in range(topology.world_size)]
         )
 
-    def _cell(self, operation: str, group: str, ranks: tuple[int, ...], tag: str, root: int) -> nn.Cell:
-        details = {"root": root} if operation == "broadcast" else {}
+    def _cell(self, operation: str, group: RankGroup, tag: str, root: int) -> nn.Cell:
+        spec = COLLECTIVES[operation]
+        assert spec.adjoint is not None, f"{operation} has no gradient"
+        details = {"root": root} if spec.has_root else {}
         return _ExchangeCell(
-            _exchange(self.mesh, operation, group, ranks, tag, details),
-            _exchange(self.mesh, ADJOINTS[operation], group, ranks, f"{tag}/backward", details),
+            _exchange(self.mesh, operation, group, tag, details),
+            _exchange(self.mesh, spec.adjoint, group, f"{tag}/backward", details),
         )
 
-    def _all_to_all_async(self, group: str, ranks: tuple[int, ...], tag: str) -> AsyncAllToAll:
-        forward = _started_and_awaited(self.mesh, group, ranks, tag)
-        backward = _started_and_awaited(self.mesh, group, ranks, f"{tag}/backward")
-        return AsyncAllToAll(_ExchangeCell(forward[0], backward[1]), _ExchangeCell(forward[1], backward[0]))
+    def _all_to_all_async(self, group: RankGroup, tag: str) -> AsyncAllToAll:
+        forward = _start_and_wait(self.mesh, group, tag)
+        backward = _start_and_wait(self.mesh, group, f"{tag}/backward")
+        # The gradient is started where the result was waited for, and waited for where the exchange was started.
+        return AsyncAllToAll(_ExchangeCell(forward.start, backward.wait), _ExchangeCell(forward.wait, backward.start))
 
     def all_reduce_async(self, group: str, tag: str, shapes: Sequence[tuple[int, ...]]) -> AsyncAllReduce:
-        """One message for all tensors, which leaves when the last of them has come."""
-        ranks = self.topology.group_of(group, self.rank)
+        """One message over `group` for all tensors of these `shapes`, started with the last of them."""
+        ranks = self._group(group).ranks
         if len(ranks) == 1:
             return super().all_reduce_async(group, tag, shapes)
-        node, rail = (self.topology.group_of(f"{group}_{kind}", self.rank) for kind in ("node", "rail"))
-        if len(node) == 1 or len(rail) == 1:  # as HierarchicalAllReduce does it
-            bucket = _Bucket(shapes, lambda vector: self.mesh.start_all_reduce(ranks, tag, vector, group=group))
-        else:
-            bucket = _Bucket(
-                shapes,
-                lambda vector: self.mesh.start_hierarchical_all_reduce(ranks, tag, vector, node, rail, group=group),
-            )
-        return AsyncAllReduce(tuple(_Put(bucket.putter(i)) for i in range(len(shapes))), _Await(shapes, bucket.total))
+        node, rail = (self._group(f"{group}_{part}").ranks for part in ("node", "rail"))
 
-    def _uneven(self, group: str, ranks: tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
+        def start(vector: np.ndarray) -> Operation:
+            if len(node) == 1 or len(rail) == 1:  # as HierarchicalAllReduce does it
+                return self.mesh.start_all_reduce(ranks, tag, vector, group=group)
+            return self.mesh.start_hierarchical_all_reduce(ranks, tag, vector, node, rail, group=group)
+
+        bucket = _Bucket(shapes, start)
+        starts = tuple(_StartCell(bucket.adder(i)) for i in range(len(shapes)))
+        return AsyncAllReduce(starts, _WaitCell(shapes, bucket.wait))
+
+    def _uneven(self, group: RankGroup, tag: str, size: UnevenRows) -> nn.Cell:
         return _UnevenCell(
-            _uneven_exchange(self.mesh, group, ranks, tag, size.limit, size.advice),
-            _uneven_exchange(self.mesh, group, ranks, f"{tag}/backward", size.rows, size.advice),
+            _uneven_exchange(self.mesh, group, tag, size.limit, size.advice),
+            _uneven_exchange(self.mesh, group, f"{tag}/backward", size.rows, size.advice),
         )
 
     def barrier(self) -> None:
-        world = self.topology.group_of("world", self.rank)
-        self.mesh.barrier(world, "barrier", "world")
+        self.mesh.barrier(self._group("world").ranks, "barrier", "world")
 
     def bytes_sent(self, cause: str | None = None) -> BytesSent:
         sent = self.mesh.counters_of(cause).bytes_sent
@@ -151,8 +157,11 @@ class _UnevenCell(nn.Cell):
 
 
 class _Bucket:
-    """Tensors that travel in one message: copied in as they come, sent when the last has come, then ready for the next
-    step.
+    """Tensors that are sent in one message: copied in one by one, sent with the last, then ready for the next step.
+
+    Args:
+        shapes: of the tensors.
+        start: begins the sum of the vector of all numbers.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], start: Callable[[np.ndarray], Operation]) -> None:
@@ -163,37 +172,37 @@ class _Bucket:
         self._missing = len(shapes)
         self._operation: Operation | None = None
 
-    def putter(self, index: int) -> Callable[[np.ndarray], np.ndarray]:
-        """The Python operation that takes the tensor of this index."""
+    def adder(self, index: int) -> Callable[[np.ndarray], np.ndarray]:
+        """The Python operation that takes the tensor of this index and returns its handle."""
 
-        def put(array: np.ndarray) -> np.ndarray:
+        def add(array: np.ndarray) -> np.ndarray:
             self._vector[self._places[index]] = array.reshape(-1)
             self._missing -= 1
             if not self._missing:
                 self._operation = self._start(self._vector)
             return np.empty_like(array)
 
-        return put
+        return add
 
-    def total(self, handle: np.ndarray) -> np.ndarray:
-        """The sums, one after another."""
-        assert self._operation is not None, "awaited before all tensors had come"
+    def wait(self, handle: np.ndarray) -> np.ndarray:
+        """The Python operation that returns the sums, one after another."""
+        assert self._operation is not None, "waited for before all tensors had been started"
         operation, self._operation, self._missing = self._operation, None, len(self._places)
         return operation.wait()
 
 
-class _Put(nn.Cell):
-    """Start of a `AsyncAllReduce`. The tie to the control makes it run where it stands in the program: the compiler
+class _StartCell(nn.Cell):
+    """Start of an `AsyncAllReduce`. The tie to the control makes it run where it stands in the program: the compiler
     would leave it for the end, as nothing else waits for it.
     """
 
-    def __init__(self, put: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(self, start: Callable[[np.ndarray], np.ndarray]) -> None:
         super().__init__(auto_prefix=False)
-        self.put = ops.Custom(put, list, _same_dtype, func_type="pyfunc")
+        self.start = ops.Custom(start, list, _same_dtype, func_type="pyfunc")
         self.depend = ops.Depend()
 
     def construct(self, tensor: Any, control: Any) -> tuple[Any, Any]:
-        handle = self.put(tensor)
+        handle = self.start(tensor)
         return handle, self.depend(control, handle)
 
 
@@ -205,42 +214,44 @@ def _as_shaped_one(flat: Any, like: Any) -> Any:
     return ops.reshape(flat, like.shape)
 
 
-class _Await(nn.Cell):
-    """Wait of a `AsyncAllReduce`."""
+class _WaitCell(nn.Cell):
+    """Wait of an `AsyncAllReduce` of tensors of these `shapes`."""
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], total: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, ...]], wait: Callable[[np.ndarray], np.ndarray]) -> None:
         super().__init__(auto_prefix=False)
         self.sizes = tuple(math.prod(shape) for shape in shapes)
         size = sum(self.sizes)
         self.map = ops.HyperMap()
-        self.total = ops.Custom(total, lambda shape: [size], _same_dtype, func_type="pyfunc")
+        self.wait = ops.Custom(wait, lambda shape: [size], _same_dtype, func_type="pyfunc")
         self.depend = ops.Depend()
 
     def construct(self, handles: tuple[Any, ...], after: Any) -> tuple[Any, ...]:
-        parts = ops.split(self.total(self.depend(handles[0], (handles, after))), self.sizes)
+        parts = ops.split(self.wait(self.depend(handles[0], (handles, after))), self.sizes)
         return self.map(_as_shaped, parts, handles)
 
 
-def _exchange(
-    mesh: Mesh, operation: str, group: str, ranks: tuple[int, ...], tag: str, details: dict[str, int]
-) -> ops.Custom:
-    """The Python operation that runs `operation` on the mesh."""
-    collective = getattr(mesh, operation)
+def _exchange(mesh: Mesh, operation: str, group: RankGroup, tag: str, details: dict[str, int]) -> ops.Custom:
+    """The Python operation that runs the collective of this name on the mesh."""
+    collective, output_shape = getattr(mesh, operation), COLLECTIVES[operation].output_shape
+    assert output_shape is not None
 
     def run(array: np.ndarray) -> np.ndarray:
-        return collective(ranks, tag, array, group=group, **details)
+        return collective(group.ranks, tag, array, group=group.kind, **details)
 
-    return ops.Custom(run, _output_shape(operation, len(ranks)), _same_dtype, func_type="pyfunc")
+    def shape(of_input: Any) -> list[int]:
+        return output_shape(of_input, len(group.ranks))
+
+    return ops.Custom(run, shape, _same_dtype, func_type="pyfunc")
 
 
-def _uneven_exchange(mesh: Mesh, group: str, ranks: tuple[int, ...], tag: str, limit: int, advice: str) -> ops.Custom:
+def _uneven_exchange(mesh: Mesh, group: RankGroup, tag: str, limit: int, advice: str) -> ops.Custom:
     """The Python operation that runs `all_to_all_v` on the mesh."""
 
     def run(rows: np.ndarray, send_counts: np.ndarray, receive_counts: np.ndarray) -> np.ndarray:
         arriving = int(receive_counts.sum())
         if arriving > limit:
             mesh.abort(f"{tag}: {arriving} rows arrive, room for {limit}{advice and '; ' + advice}")
-        return mesh.all_to_all_v(ranks, tag, rows, send_counts, receive_counts, limit, group=group)
+        return mesh.all_to_all_v(group.ranks, tag, rows, send_counts, receive_counts, limit, group=group.kind)
 
     def shape(rows: Any, send_counts: Any, receive_counts: Any) -> list[int]:
         return [limit, *rows[1:]]
@@ -251,35 +262,26 @@ def _uneven_exchange(mesh: Mesh, group: str, ranks: tuple[int, ...], tag: str, l
     return ops.Custom(run, shape, dtype, func_type="pyfunc")
 
 
-def _started_and_awaited(mesh: Mesh, group: str, ranks: tuple[int, ...], tag: str) -> tuple[ops.Custom, ops.Custom]:
-    """The Python operations that begin an all-to-all and await it, first begun first awaited."""
+class _StartAndWait(NamedTuple):
+    """The two Python operations of an all-to-all."""
+
+    start: ops.Custom
+    wait: ops.Custom
+
+
+def _start_and_wait(mesh: Mesh, group: RankGroup, tag: str) -> _StartAndWait:
+    """Exchanges are waited for in the order in which they were started."""
     running: deque[Operation] = deque()
 
     def start(array: np.ndarray) -> np.ndarray:
         # The graph may use the input's memory for something else as soon as this returns.
-        running.append(mesh.start_all_to_all(ranks, tag, array.copy(), group=group))
+        running.append(mesh.start_all_to_all(group.ranks, tag, array.copy(), group=group.kind))
         return np.empty_like(array)
 
     def wait(handle: np.ndarray) -> np.ndarray:
         return running.popleft().wait()
 
-    return tuple(
-        ops.Custom(run, _output_shape("all_to_all", len(ranks)), _same_dtype, func_type="pyfunc")
-        for run in (start, wait)
-    )
-
-
-def _output_shape(operation: str, size: int) -> Callable[[Any], list[int]]:
-    def all_gather(shape: Any) -> list[int]:
-        return [shape[0] * size, *shape[1:]]
-
-    def reduce_scatter(shape: Any) -> list[int]:
-        return [shape[0] // size, *shape[1:]]
-
-    def unchanged(shape: Any) -> list[int]:
-        return list(shape)
-
-    return {"all_gather": all_gather, "reduce_scatter": reduce_scatter}.get(operation, unchanged)
+    return _StartAndWait(*(ops.Custom(run, list, _same_dtype, func_type="pyfunc") for run in (start, wait)))
 
 
 def _same_dtype(dtype: Any) -> Any:

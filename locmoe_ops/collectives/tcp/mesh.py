@@ -12,14 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from locmoe_ops.collectives.tcp import algorithms
+from locmoe_ops.collectives.registry import COLLECTIVES
 from locmoe_ops.collectives.tcp.engine import Engine
 from locmoe_ops.collectives.tcp.operation import Operation
 from locmoe_ops.collectives.tcp.rendezvous import Address, connect_ranks
 from locmoe_ops.collectives.tcp.wire import collective_key
 from locmoe_ops.errors import InputError
-
-ROOTED = ("broadcast", "reduce")  # collectives in which one rank is not like the others
 
 
 class MeshCounters(NamedTuple):
@@ -66,10 +64,13 @@ def join_mesh(
 class Mesh(Engine):
     """Collectives of one rank. `start_*` begins one and returns its handle; the plain names also wait.
 
-    `ranks` lists the group in its order, the same on all members, and holds this rank. `tag` names the call site; what
-    stands before its first slash is the cause that traffic is counted by. `group` only makes errors readable. Arrays
-    are of any plain dtype, equal in shape on all ranks, and are not copied: they must not change before `wait` returns.
-    Results are new arrays. Methods may be called from any thread.
+    `ranks` lists the group in its order, the same on all members, and holds this rank; P is their number. `tag` names
+    the call site; what stands before its first slash is the cause that traffic is counted by. `array` is of any plain
+    dtype, equal in shape on all ranks, and is not copied: it must not change before `wait` returns. `group` only makes
+    errors readable. Results are new arrays. Methods may be called from any thread.
+
+    Every method raises an InputError for ranks, shapes or counts that cannot be, and a CollectiveError once the mesh
+    has failed or was closed.
     """
 
     @property
@@ -86,7 +87,7 @@ class Mesh(Engine):
             return MeshCounters(sent, *map(float, seconds))
 
     def start_all_to_all(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> Operation:
-        """(P, ...) -> (P, ...): slice i goes to the i-th rank."""
+        """(P, ...) -> (P, ...): slice i of `array` goes to the i-th of `ranks`; `tag` and `group` as in the class."""
         if array.shape[:1] != (len(ranks),):
             raise InputError(f"all_to_all {tag!r}: shape {array.shape} for {len(ranks)} ranks")
         return self._start("all_to_all", ranks, tag, array, group)
@@ -101,8 +102,13 @@ class Mesh(Engine):
         limit: int,
         group: str = "",
     ) -> Operation:
-        """(M, ...) -> (limit, ...): the first send_counts[0] rows go to the first rank, and so on; what arrives lies in
-        the order of ranks, zeros follow. Counts are int (P,) and must agree between ranks.
+        """(M, ...) -> (limit, ...): unequal parts of `array`; what is received lies in the order of ranks, then zeros.
+
+        Args:
+            ranks, tag, array, group: as in the class.
+            send_counts: int (P,): the first send_counts[0] rows go to the first rank, the next to the second, and so on.
+            receive_counts: int (P,): rows from each rank, which must be what that rank sends.
+            limit: rows of the result.
         """
         for name, counts, room in (("send", send_counts, len(array)), ("receive", receive_counts, limit)):
             if counts.shape != (len(ranks),) or counts.min() < 0 or counts.sum() > room:
@@ -117,19 +123,21 @@ class Mesh(Engine):
         return self._start("all_to_all_v", ranks, tag, array, group, send_counts, receive_counts, limit)
 
     def start_all_gather(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> Operation:
-        """(n, ...) -> (P * n, ...)."""
+        """(n, ...) -> (P * n, ...): every `array` of `ranks`, in order; `tag` and `group` as in the class."""
         if not array.ndim:
             raise InputError(f"all_gather {tag!r}: a scalar has no first axis to gather along")
         return self._start("all_gather", ranks, tag, array, group)
 
     def start_reduce_scatter(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> Operation:
-        """(P * n, ...) -> (n, ...): the sum of everybody's i-th part at the i-th rank."""
+        """(P * n, ...) -> (n, ...): the sum of everybody's i-th part of `array` at the i-th of `ranks`; `tag` and
+        `group` as in the class.
+        """
         if not array.ndim or len(array) % len(ranks):
             raise InputError(f"reduce_scatter {tag!r}: shape {array.shape} for {len(ranks)} ranks")
         return self._start("reduce_scatter", ranks, tag, array, group)
 
     def start_all_reduce(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> Operation:
-        """Any shape: the sum, with the same bits on all ranks."""
+        """Any shape: the sum of every `array`, the same bits on all `ranks`; `tag` and `group` as in the class."""
         return self._start("all_reduce", ranks, tag, array, group)
 
     def start_hierarchical_all_reduce(
@@ -141,11 +149,12 @@ class Mesh(Engine):
         rail: Sequence[int],
         group: str = "",
     ) -> Operation:
-        """(n,) -> (n,): the sum, with the same bits on all ranks; each number crosses between nodes once for a whole
-        node.
+        """(n,) -> (n,): the sum, with the same bits on all ranks; each number crosses between nodes once for a node.
 
-        `node` lists the ranks of the group that share this rank's node, `rail` those that have its place on each node;
-        every node must hold equally many of them.
+        Args:
+            ranks, tag, array, group: as in the class; every node must hold equally many of `ranks`.
+            node: ranks of the group that share this rank's node.
+            rail: ranks of the group that have this rank's place on each node.
         """
         places = [[list(ranks).index(rank) for rank in members] for members in (node, rail)]
         return self._start("hierarchical_all_reduce", ranks, tag, array.reshape(-1), group, *places)
@@ -153,16 +162,19 @@ class Mesh(Engine):
     def start_broadcast(
         self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0, group: str = ""
     ) -> Operation:
-        """Any shape, equal on all ranks: the array of the `root`-th rank of the group."""
+        """Any shape: the `array` of the `root`-th of `ranks`, on all; `tag` and `group` as in the class."""
         return self._start("broadcast", ranks, tag, array, group, root)
 
     def start_reduce(
         self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0, group: str = ""
     ) -> Operation:
-        """Any shape: the sum at the `root`-th rank of the group, zeros elsewhere."""
+        """Any shape: the sum of every `array` at the `root`-th of `ranks`, zeros elsewhere; `tag` and `group` as in the
+        class.
+        """
         return self._start("reduce", ranks, tag, array, group, root)
 
     def all_to_all(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> np.ndarray:
+        """`start_all_to_all` of `array` among `ranks` (`tag`, `group`), and its wait."""
         return self.start_all_to_all(ranks, tag, array, group).wait()
 
     def all_to_all_v(
@@ -175,33 +187,43 @@ class Mesh(Engine):
         limit: int,
         group: str = "",
     ) -> np.ndarray:
+        """`start_all_to_all_v` of `array` among `ranks` (`tag`, `group`), with `send_counts`, `receive_counts` and
+        `limit` as there, and its wait.
+        """
         return self.start_all_to_all_v(ranks, tag, array, send_counts, receive_counts, limit, group).wait()
 
     def all_gather(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> np.ndarray:
+        """`start_all_gather` of `array` among `ranks` (`tag`, `group`), and its wait."""
         return self.start_all_gather(ranks, tag, array, group).wait()
 
     def reduce_scatter(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> np.ndarray:
+        """`start_reduce_scatter` of `array` among `ranks` (`tag`, `group`), and its wait."""
         return self.start_reduce_scatter(ranks, tag, array, group).wait()
 
     def all_reduce(self, ranks: Sequence[int], tag: str, array: np.ndarray, group: str = "") -> np.ndarray:
+        """`start_all_reduce` of `array` among `ranks` (`tag`, `group`), and its wait."""
         return self.start_all_reduce(ranks, tag, array, group).wait()
 
     def broadcast(
         self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0, group: str = ""
     ) -> np.ndarray:
+        """`start_broadcast` of `array` from the `root`-th of `ranks` (`tag`, `group`), and its wait."""
         return self.start_broadcast(ranks, tag, array, root, group).wait()
 
     def reduce(self, ranks: Sequence[int], tag: str, array: np.ndarray, root: int = 0, group: str = "") -> np.ndarray:
+        """`start_reduce` of `array` to the `root`-th of `ranks` (`tag`, `group`), and its wait."""
         return self.start_reduce(ranks, tag, array, root, group).wait()
 
     def barrier(self, ranks: Sequence[int], tag: str, group: str = "") -> None:
-        """Returns when all ranks of the group have come here."""
+        """Returns when all of `ranks` have come here; `tag` and `group` as in the class."""
         self._start("barrier", ranks, tag, np.empty((0,), np.uint8), group).wait()
 
     def _start(
         self, name: str, ranks: Sequence[int], tag: str, array: np.ndarray, group: str, *details: Any
     ) -> Operation:
-        members = self._checked(name, tag, ranks, details[0] if name in ROOTED else 0)
+        """Begins the collective of this name; `details` are what its algorithm takes after the array."""
+        spec = COLLECTIVES[name]
+        members = self._checked(name, tag, ranks, details[0] if spec.has_root else 0)
         title = f"{name} {tag!r} on {group + ' ' if group else ''}{list(members)}"
         array = np.asarray(array, order="C")
         if array.dtype.hasobject:
@@ -212,7 +234,7 @@ class Mesh(Engine):
                 raise self.error_of(title)
             sequence = self._sequences[key] = self._sequences.get(key, -1) + 1
             operation = Operation(self, title, tag.partition("/")[0], members, key, sequence)
-            self._launch(operation, getattr(algorithms, name)(operation, array, *details))
+            self._launch(operation, spec.algorithm(operation, array, *details))
         return operation
 
     def _checked(self, name: str, tag: str, ranks: Sequence[int], root: int) -> tuple[int, ...]:
