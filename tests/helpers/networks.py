@@ -9,7 +9,14 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from locmoe_ops.collectives.create import create_collectives
-from locmoe_ops.collectives.interface import AsyncAllToAll, BytesSent, Collectives, CommunicationTimes, UnevenRows
+from locmoe_ops.collectives.interface import (
+    AsyncAllToAll,
+    BytesSent,
+    Collectives,
+    CommunicationTimes,
+    RankGroup,
+    UnevenRows,
+)
 from locmoe_ops.reference.spec import LayerSpec
 from locmoe_ops.tensor_parallel import TensorGroup
 from locmoe_ops.topology import ExpertPlacement, Topology
@@ -122,13 +129,13 @@ class Doubling(nn.Cell):
 class TwinCollectives(Collectives):
     """One of several ranks, alone: where two ranks would exchange something, the other one holds the same."""
 
-    def _cell(self, operation: str, group: str, ranks: Tuple[int, ...], tag: str, root: int) -> nn.Cell:
+    def _cell(self, operation: str, group: RankGroup, tag: str, root: int) -> nn.Cell:
         return Doubling()
 
-    def _all_to_all_async(self, group: str, ranks: Tuple[int, ...], tag: str) -> AsyncAllToAll:
+    def _all_to_all_async(self, group: RankGroup, tag: str) -> AsyncAllToAll:
         return AsyncAllToAll(Doubling(), nn.Identity())
 
-    def _uneven(self, group: str, ranks: Tuple[int, ...], tag: str, size: UnevenRows) -> nn.Cell:
+    def _uneven(self, group: RankGroup, tag: str, size: UnevenRows) -> nn.Cell:
         return nn.Identity()
 
     def barrier(self) -> None:
