@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Iterator, Sequence
 
+from locmoe_ops.collectives.registry import link_bytes
 from locmoe_ops.topology import Topology
 from pangu_sigma.audit.graph import Collective, ExportedGraph, RankGraphs
 from pangu_sigma.planner.exchanges import CAUSES, Exchange
-from pangu_sigma.planner.traffic import NOTHING, Sent, part_bytes
+from pangu_sigma.planner.traffic import NOTHING, Sent
 
 SHOWN = 5  # differences of one kind that are listed
 
@@ -144,7 +145,7 @@ def bytes_by_cause(ranks: Sequence[RankGraphs], topology: Topology) -> dict[str,
         nodes = [topology.node_of(rank) for rank in members]
         near = [sum(node == other for other in nodes) - 1 for node in nodes]
         for times, found in of_group:
-            parts = part_bytes(found.operation, found.elements, found.item, len(members))
+            parts = link_bytes(found.operation, found.elements, found.item, len(members))
             inside = sum(int(part) * count for part, count in zip(parts, near))
             outside = sum(int(part) * (len(members) - 1 - count) for part, count in zip(parts, near))
             totals[found.cause] += Sent(times * inside, times * outside)

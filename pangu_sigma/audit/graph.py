@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from locmoe_ops.collectives.hccl import PHASE, TAG
+from locmoe_ops.collectives.registry import COLLECTIVES
 
-OPERATIONS = {
-    "AlltoAll": "all_to_all",
-    "AlltoAllV": "all_to_all_v",
-    "AllGather": "all_gather",
-    "ReduceScatter": "reduce_scatter",
-    "AllReduce": "all_reduce",
-    "Broadcast": "broadcast",
-}
+OPERATIONS = {spec.primitive: spec.name for spec in COLLECTIVES.values() if spec.primitive}
 ON_THE_HOST = {
     "PyExecute",
     "PyFunc",

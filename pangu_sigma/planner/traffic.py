@@ -1,7 +1,7 @@
 """Bytes that a training step sends, inside nodes and between them: what the tcp backend counts, to the byte.
 
-The sums are those of `locmoe_ops.collectives.tcp.algorithms`. Payload only, summed over all ranks, as in
-`pangu_sigma.train.metrics`.
+What one collective sends stands in its record in `locmoe_ops.collectives.registry`. Payload only, summed over all
+ranks, as in `pangu_sigma.train.metrics`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Iterable, NamedTuple
 
 import numpy as np
 
-from locmoe_ops.collectives.tcp.algorithms import SMALL_BYTES
+from locmoe_ops.collectives.registry import link_bytes
 from locmoe_ops.topology import Topology
 from pangu_sigma.planner.exchanges import CAUSES, Exchange
 
@@ -53,20 +53,8 @@ def _pairs(topology: Topology, kind: str) -> _Pairs:
 def sent(exchange: Exchange, topology: Topology) -> Sent:
     """Bytes of one call, summed over all ranks of the job."""
     pairs = _pairs(topology, exchange.group)
-    part = part_bytes(exchange.operation, exchange.elements, exchange.item, len(pairs.near))
+    part = link_bytes(exchange.operation, exchange.elements, exchange.item, len(pairs.near))
     return Sent(*(int((count * part).sum()) for count in pairs))
-
-
-def part_bytes(operation: str, elements: int, item: int, size: int) -> np.ndarray:
-    """<int64>[P]: bytes that cross a link for the sake of each place in a group of P = `size` ranks, each of which puts
-    in `elements` numbers of `item` bytes.
-    """
-    if operation == "all_gather" or (operation == "all_reduce" and elements * item <= SMALL_BYTES):
-        return np.full(size, elements * item)
-    if operation == "all_reduce":  # a part goes to whoever sums it, and back
-        bounds = np.array([elements * place // size for place in range(size + 1)], np.int64)
-        return 2 * np.diff(bounds) * item
-    return np.full(size, elements * item // size)
 
 
 def by_cause(exchanges: Iterable[Exchange], topology: Topology) -> dict[str, Sent]:
