@@ -9,6 +9,7 @@ from typing import Protocol
 
 from mindspore import Tensor, nn, ops
 
+from locmoe_ops.collectives.registry import reduce_tiers
 from locmoe_ops.topology import Topology
 
 
@@ -44,13 +45,14 @@ class HierarchicalAllReduce(nn.Cell):
 
     def __init__(self, collectives: ReducingCollectives, group: str, tag: str) -> None:
         super().__init__(auto_prefix=False)
-        topology, rank = collectives.topology, collectives.rank
-        self.neighbours = len(topology.group_of(f"{group}_node", rank))
-        self.in_steps = self.neighbours > 1 and len(topology.group_of(f"{group}_rail", rank)) > 1
+        tiers = reduce_tiers(collectives.topology, group, collectives.rank)
+        self.neighbours = len(collectives.topology.group_of(tiers[0], collectives.rank))
+        self.in_steps = len(tiers) > 1
         if self.in_steps:
-            self.scatter = collectives.reduce_scatter(f"{group}_node", f"{tag}/scatter")
-            self.reduce = collectives.all_reduce(f"{group}_rail", f"{tag}/rail")
-            self.gather = collectives.all_gather(f"{group}_node", f"{tag}/gather")
+            node, rail = tiers
+            self.scatter = collectives.reduce_scatter(node, f"{tag}/scatter")
+            self.reduce = collectives.all_reduce(rail, f"{tag}/rail")
+            self.gather = collectives.all_gather(node, f"{tag}/gather")
         else:
             self.reduce = collectives.all_reduce(group, tag)
         self.concat = ops.Concat()

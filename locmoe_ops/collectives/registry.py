@@ -15,6 +15,7 @@ import numpy as np
 
 from locmoe_ops.collectives.tcp import algorithms
 from locmoe_ops.collectives.tcp.algorithms import Algorithm
+from locmoe_ops.topology import Topology
 
 PartBytes = Callable[[int, int, int], np.ndarray]
 
@@ -108,6 +109,20 @@ COLLECTIVES = {
         CollectiveSpec("hierarchical_all_reduce", algorithms.hierarchical_all_reduce, part_bytes=None),
     )
 }
+
+
+def reduce_tiers(topology: Topology, group: str, rank: int) -> tuple[str, ...]:
+    """Kinds of the groups in which a sum over a group is made step by step: inside nodes, then along rails over nodes.
+
+    The group itself where it has one rank a node or lies on one node.
+
+    Args:
+        topology: the ranks of the job.
+        group: kind of the group.
+        rank: of whose group.
+    """
+    tiers = (f"{group}_node", f"{group}_rail")
+    return tiers if all(len(topology.group_of(kind, rank)) > 1 for kind in tiers) else (group,)
 
 
 def link_bytes(operation: str, elements: int, item: int, size: int) -> np.ndarray:

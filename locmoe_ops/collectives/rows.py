@@ -59,15 +59,18 @@ class ExtraRow(nn.Cell):
 
     def put_in(self, rows: Tensor, counts: Tensor) -> Tensor:
         """<float>[M + 1, d] <- rows <float>[M, d], counts <int32>[P]; any row serves as the one more."""
-        behind = total(counts[: self.up_to_index])  # rows up to those of the rank
+        behind = self._behind(counts)
         source = self.select(self.place > behind, self.place - 1, self.place)
         return self.gather(rows, self.minimum(source, self.limit - 1), 0)
 
     def take_out(self, rows: Tensor, counts: Tensor) -> Tensor:
         """<float>[M, d] <- rows <float>[sum of counts + 1, d]; zeros where there are none."""
-        behind = total(counts[: self.up_to_index])
-        source = self.select(self.result_place < behind, self.result_place, self.result_place + 1)
+        source = self.select(self.result_place < self._behind(counts), self.result_place, self.result_place + 1)
         return self.first(rows, source, total(counts))
+
+    def _behind(self, counts: Tensor) -> Tensor:
+        """Where the one more lies: behind the rows of ranks up to this one."""
+        return total(counts[: self.up_to_index])
 
 
 class KeepRows(nn.Cell):

@@ -4,13 +4,19 @@ from itertools import groupby
 from typing import Any, List, Sequence, Tuple
 
 BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MB of float32 a message
-EARLY_BUCKET_ELEMENTS = (
-    128 * 1024
-)  # of gradients that set out early: large enough to fill a link, small enough that the first leaves soon
+# Of gradients that are sent during the backward pass: large enough to fill a link, small enough that the first leaves
+# soon.
+OVERLAP_BUCKET_ELEMENTS = 128 * 1024
+EARLY_BUCKET_ELEMENTS = OVERLAP_BUCKET_ELEMENTS
 
 
 def plan_buckets(sizes: Sequence[int], limit: int = BUCKET_ELEMENTS) -> List[Tuple[int, int]]:
-    """Ranges (start, end) of neighbours, each of at most `limit` elements in all (or one larger tensor)."""
+    """Ranges (start, end) of neighbours, each of at most `limit` elements in all (or one larger tensor).
+
+    Args:
+        sizes: elements of each tensor, in gradient order.
+        limit: elements of a message.
+    """
     buckets, start, filled = [], 0, 0
     for i, size in enumerate(sizes):
         if i > start and filled + size > limit:
@@ -21,7 +27,7 @@ def plan_buckets(sizes: Sequence[int], limit: int = BUCKET_ELEMENTS) -> List[Tup
 
 
 def plan_alike(sizes: Sequence[int], kinds: Sequence[Any]) -> List[Tuple[int, int]]:
-    """The same, of neighbours of one kind each."""
+    """`plan_buckets` of `sizes`, each bucket of tensors of one of `kinds` (one entry a tensor, compared by equality)."""
     buckets, first = [], 0
     for _, group in groupby(kinds):
         last = first + len(list(group))
@@ -31,5 +37,5 @@ def plan_alike(sizes: Sequence[int], kinds: Sequence[Any]) -> List[Tuple[int, in
 
 
 def stretch_of(sizes: Sequence[int], ranks: int) -> int:
-    """What each of `ranks` has of a bucket of tensors of these sizes, whose end it may exceed."""
+    """Elements that each of `ranks` has of a bucket of tensors of these `sizes`; the last one's may exceed its end."""
     return -(-sum(sizes) // ranks)

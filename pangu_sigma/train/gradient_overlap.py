@@ -1,4 +1,4 @@
-"""Gradients that set out during the backward pass, while the layers below are still being computed.
+"""Gradients whose all-reduce overlaps the backward pass: it starts while the layers below are still being computed.
 
 The weights of the linear maps of attention and dense feed-forward networks are most of what data-parallel ranks share,
 each is used once, and its gradient is final when the backward pass leaves its map. What remains for the end: the word
@@ -10,16 +10,17 @@ from typing import Dict, List, Optional, Tuple
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
-from pangu_sigma.model.gradient_buckets import EARLY_BUCKET_ELEMENTS, plan_buckets
+from pangu_sigma.model.gradient_buckets import OVERLAP_BUCKET_ELEMENTS, plan_buckets
 from pangu_sigma.model.layers import GradientHook, Linear
 from pangu_sigma.model.parameter_groups import ordered_parameters
 
 
-class SendGradient(nn.Cell):
-    """In the place of `GradientHook`: the gradient of `weight` sets out before that of `x` goes on to the layer below.
+class OverlappedReduce(nn.Cell):
+    """In the place of `GradientHook`: the all-reduce of the gradient of `weight` starts before the gradient of `x` is
+    passed to the layer below, and its handle stands for the gradient until `OverlappedGradients` waits.
 
     Args:
-        start: of a `AsyncAllReduce`.
+        start: of an `AsyncAllReduce`.
     """
 
     def __init__(self, start: nn.Cell) -> None:
@@ -32,26 +33,31 @@ class SendGradient(nn.Cell):
     def bprop(
         self, x: Tensor, weight: Tensor, out: Tuple[Tensor, Tensor], dout: Tuple[Tensor, Tensor]
     ) -> Tuple[Tensor, Tensor]:
+        """`dout`, the gradients of `out`, of which that of `weight` is started; that of `x` is the control."""
         handle, dx = self.start(dout[1], dout[0])
         return dx, handle
 
 
-class SendTotal(nn.Cell):
-    """`SendGradient` of the gradient and what earlier micro-batches have left in `accumulated`."""
+class OverlappedTotalReduce(nn.Cell):
+    """`OverlappedReduce` of the gradient and what earlier micro-batches have left in `accumulated`.
+
+    Args:
+        start: of an `AsyncAllReduce`.
+        accumulated: <float32>, of the weight's shape.
+    """
 
     def __init__(self, start: nn.Cell, accumulated: Parameter) -> None:
         super().__init__(auto_prefix=False)
-        self.accumulated = ParameterTuple(
-            [accumulated]
-        )  # not a child of the map that this becomes a part of, which would rename it
-        self.send = _SendSum(start)
+        # A tuple, and not a child of the map that this becomes a part of, which would rename it.
+        self.accumulated = ParameterTuple([accumulated])
+        self.reduce = _ReduceWithAddend(start)
 
     def construct(self, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
-        return self.send(x, weight, self.accumulated[0])
+        return self.reduce(x, weight, self.accumulated[0])
 
 
-class _SendSum(nn.Cell):
-    """`SendGradient` with an addend, which is an input because a bprop may not read parameters."""
+class _ReduceWithAddend(nn.Cell):
+    """`OverlappedReduce` with an addend, which is an input because a bprop may not read parameters."""
 
     def __init__(self, start: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
@@ -69,14 +75,19 @@ class _SendSum(nn.Cell):
 
 
 class GradientOverlap:
-    """Which gradients of a network set out early, in which messages, and the switch that makes them do so.
+    """Which gradients of a network are reduced during the backward pass, in which messages, and the switch for it.
 
     Args:
+        network: whose linear maps hold the weights.
+        collectives: of this rank.
         accumulators: parameter name -> the sum of its gradients over earlier micro-batches; None: a step has one
             micro-batch.
 
-    Attributes: parameters (whose gradients set out early: the first of `ordered_parameters`, in the order of the
-    backward pass); buckets (ranges of them); waits (of each bucket, see `AsyncAllReduce`).
+    Attributes:
+        parameters: whose gradients are overlapped: the first of `ordered_parameters`, in the order of the backward
+            pass.
+        buckets: ranges (start, end) of them; each is one `AsyncAllReduce`.
+        waits: the wait of each bucket.
     """
 
     def __init__(
@@ -85,19 +96,49 @@ class GradientOverlap:
         maps = {id(cell.weight): cell for _, cell in network.cells_and_names() if isinstance(cell, Linear)}
         self.parameters = ordered_parameters(network)[: len(maps)]
         self._maps: List[Linear] = [maps[id(weight)] for weight in self.parameters]
-        self.buckets = plan_buckets([parameter.size for parameter in self.parameters], EARLY_BUCKET_ELEMENTS)
-        flights = [
-            collectives.all_reduce_async("dp", f"gradient/early {i}", [p.shape for p in self.parameters[start:end]])
+        self.buckets = plan_buckets([parameter.size for parameter in self.parameters], OVERLAP_BUCKET_ELEMENTS)
+        sums = [
+            collectives.all_reduce_async("dp", f"gradient/overlap {i}", [p.shape for p in self.parameters[start:end]])
             for i, (start, end) in enumerate(self.buckets)
         ]
-        self.waits = [flight.wait for flight in flights]
-        starts = [start for flight in flights for start in flight.starts]
-        self._senders: List[nn.Cell] = [SendGradient(start) for start in starts]
+        self.waits = [bucket.wait for bucket in sums]
+        starts = [start for bucket in sums for start in bucket.starts]
+        self._hooks: List[nn.Cell] = [OverlappedReduce(start) for start in starts]
         if accumulators is not None:
-            self._senders = [SendTotal(start, accumulators[p.name]) for start, p in zip(starts, self.parameters)]
-        self._keep = GradientHook()
+            self._hooks = [
+                OverlappedTotalReduce(start, accumulators[p.name]) for start, p in zip(starts, self.parameters)
+            ]
+        self._no_hook = GradientHook()
 
     def send(self, now: bool) -> None:
-        """Graphs compiled from here on send gradients early, or return them as they are."""
-        for linear, sender in zip(self._maps, self._senders):
-            linear.take = sender if now else self._keep
+        """Graphs compiled from here on start the all-reduce in the backward pass (`now`), or return gradients as they
+        are.
+        """
+        for linear, hook in zip(self._maps, self._hooks):
+            linear.take = hook if now else self._no_hook
+
+
+class OverlappedGradients(nn.Cell):
+    """Waits for the sums of the gradients that a `GradientOverlap` has started; of none where there is no overlap.
+
+    Args:
+        overlap: says which they are.
+
+    Attributes:
+        count: of the gradients, which are the first in gradient order.
+
+    Inputs: gradients, a tuple of tensors of which the first `count` are handles; after, any tensor that is to be
+    computed before the wait. Output: a tuple of `count` sums <float32>.
+    """
+
+    def __init__(self, overlap: Optional[GradientOverlap]) -> None:
+        super().__init__(auto_prefix=False)
+        self.buckets = tuple(overlap.buckets) if overlap else ()
+        self.waits = nn.CellList(overlap.waits if overlap else [])
+        self.count = len(overlap.parameters) if overlap else 0
+
+    def construct(self, gradients: Tuple[Tensor, ...], after: Tensor) -> Tuple[Tensor, ...]:
+        sums = ()
+        for (start, end), wait in zip(self.buckets, self.waits):
+            sums = sums + wait(gradients[start:end], after)
+        return sums

@@ -1,7 +1,10 @@
-"""Gradients of one optimizer step: summed over ranks and measured."""
+"""Gradients of one optimizer step: summed over ranks and measured.
+
+Shape legend: n numbers of a tensor in all, d its last axis.
+"""
 
 import math
-from typing import TYPE_CHECKING, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
@@ -10,9 +13,7 @@ from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.tensor_parallel import slice_of
 from pangu_sigma.model.gradient_buckets import plan_buckets
 from pangu_sigma.model.parameter_groups import is_expert_parameter
-
-if TYPE_CHECKING:
-    from pangu_sigma.train.gradient_overlap import GradientOverlap
+from pangu_sigma.train.gradient_overlap import GradientOverlap, OverlappedGradients
 
 _reshape = ops.Reshape()
 _shape = ops.Shape()
@@ -24,20 +25,19 @@ _squares = ops.MultitypeFuncGraph("squares")
 
 @flatten.register("Tensor")
 def _flatten_one(tensor: Tensor) -> Tensor:
-    return _reshape(tensor, (-1,))
+    return _reshape(tensor, (-1,))  # (n,) <- (...)
 
 
 @restore.register("Tensor", "Tensor")
 def _restore_one(flat: Tensor, like: Tensor) -> Tensor:
-    return _reshape(flat, _shape(like))
+    return _reshape(flat, _shape(like))  # (...) <- (n,)
 
 
 @_squares.register("Tensor")
 def squares_of(tensor: Tensor) -> Tensor:
     """Sum of the squares of all numbers of a tensor."""
-    rows = _reshape(
-        tensor, (-1, _shape(tensor)[-1])
-    )  # sums over rows run on all CPU threads, a sum over all elements on one
+    # (n / d, d) <- (..., d): sums over rows run on all CPU threads, a sum over all elements on one.
+    rows = _reshape(tensor, (-1, _shape(tensor)[-1]))
     return _sum(_sum(rows * rows, -1), 0)
 
 
@@ -46,6 +46,9 @@ class BucketedAllReduce(nn.Cell):
 
     Args:
         shapes: of the tensors, in order; every bucket holds as many neighbours as `plan_buckets` says.
+        collectives: of this rank.
+        group: kind of the group.
+        tag: what the buckets' tags begin with.
 
     Inputs and outputs: a tuple of <float32> tensors of these shapes.
     """
@@ -79,6 +82,8 @@ class SquaresOfGroup(nn.Cell):
 
     Args:
         parameters: say which tensors are parts (see `slice_of`).
+        collectives: of this rank.
+        tag: of the sum over the group.
 
     Input: a tuple of <float32> tensors. Output: <float32> scalar, the same on all ranks of the group.
     """
@@ -101,11 +106,17 @@ class SquaresOfGroup(nn.Cell):
 
 
 class DenseExchange(nn.Cell):
-    """Sums dense gradients over `dp`: those that have set out early are awaited, the others exchanged.
+    """Sums dense gradients over `dp`: waits for those whose sums have been started, and exchanges the others.
 
-    Inputs: gradients, a tuple of <float32> tensors in the order of `parameters`, the early ones, of which there are
-    stand-ins (see `AsyncAllReduce`), first; statistics <float32>[size], which travels in the last bucket. Outputs: the
-    sums of both.
+    Args:
+        parameters: dense ones, in gradient order.
+        statistics_size: numbers of the vector of statistics.
+        collectives: of this rank.
+        overlap: says which sums have been started during the backward pass; None: none.
+
+    Inputs: gradients, a tuple of <float32> tensors in the order of `parameters`, first the handles of those that have
+    been started (see `AsyncAllReduce`); statistics <float32>[size], which is sent in the last bucket. Outputs: the sums
+    of both.
     """
 
     def __init__(
@@ -113,37 +124,40 @@ class DenseExchange(nn.Cell):
         parameters: Sequence[Parameter],
         statistics_size: int,
         collectives: Collectives,
-        early: "Optional[GradientOverlap]" = None,
+        overlap: Optional[GradientOverlap] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.buckets = tuple(early.buckets) if early else ()
-        self.waits = nn.CellList(early.waits if early else [])
-        self.first = len(early.parameters) if early else 0  # of those that are exchanged here
-        self.last = len(parameters)
+        self.overlapped = OverlappedGradients(overlap)
+        self.first = self.overlapped.count  # of those that are exchanged here
+        self.count = len(parameters) - self.first
         shapes = [parameter.shape for parameter in parameters[self.first :]] + [(statistics_size,)]
-        self.sum_late = BucketedAllReduce(shapes, collectives, "dp", "gradient/dense")
+        self.sum_others = BucketedAllReduce(shapes, collectives, "dp", "gradient/dense")
 
     def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor) -> Tuple[Tuple[Tensor, ...], Tensor]:
-        late = self.sum_late(gradients[self.first :] + (statistics,))
-        statistics = late[self.last - self.first]
-        summed = ()
-        for (start, end), wait in zip(self.buckets, self.waits):
-            summed = summed + wait(gradients[start:end], statistics)
-        return summed + late[: self.last - self.first], statistics
+        others = self.sum_others(gradients[self.first :] + (statistics,))
+        statistics = others[self.count]
+        return self.overlapped(gradients, statistics) + others[: self.count], statistics
 
 
 class GradientExchange(nn.Cell):
     """Sums dense gradients over `dp` and expert gradients over `edp`, and takes the norm of all parameters on all
     ranks.
 
-    Inputs: a tuple of <float32> gradients in the order of `parameters` (see `ordered_parameters`), with stand-ins for
-    those that have set out `early`, and a vector of statistics to be summed over `dp`.
+    Args:
+        parameters: of this rank, in gradient order (see `ordered_parameters`).
+        statistics_size: numbers of the vector of statistics.
+        collectives: of this rank.
+        overlap: says which sums have been started during the backward pass; None: none.
+
+    Attributes:
+        targets: what is to be updated by these gradients: the parameters.
+        shards: none: every rank updates all it holds.
+
+    Inputs: a tuple of <float32> gradients in the order of `parameters`, with handles for those whose sums have been
+    started, and a vector of statistics to be summed over `dp`.
     Outputs: the summed gradients, the summed statistics, and the sum of squares of the summed gradients, <float32>
     scalar: every expert counted once, wherever it lives, and so is everything in a tensor-parallel group, whether its
     ranks hold a part each or all the same.
-
-    Attributes: targets (what is to be updated by these gradients: the parameters); shards (none: every rank updates all
-    it holds).
     """
 
     def __init__(
@@ -151,7 +165,7 @@ class GradientExchange(nn.Cell):
         parameters: Sequence[Parameter],
         statistics_size: int,
         collectives: Collectives,
-        early: "Optional[GradientOverlap]" = None,
+        overlap: Optional[GradientOverlap] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.targets = ParameterTuple(parameters)
@@ -160,7 +174,7 @@ class GradientExchange(nn.Cell):
         experts = [p.shape for p in parameters if is_expert_parameter(p)]
         self.dense = len(dense)
         self.has_experts = bool(experts)
-        self.sum_dense = DenseExchange(dense, statistics_size, collectives, early)
+        self.sum_dense = DenseExchange(dense, statistics_size, collectives, overlap)
         self.sum_experts = BucketedAllReduce(experts, collectives, "edp", "gradient/experts")
         self.sum_squares = collectives.all_reduce("ep", "gradient/norm")
         self.dense_squares = SquaresOfGroup(dense, collectives, "gradient/norm/dense")

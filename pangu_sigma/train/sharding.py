@@ -8,8 +8,10 @@ has an equal stretch of every bucket: its gradient, both moments, and for the up
 3. an all-gather puts the stretches together, and the parameters take their new values from it.
 
 Reduce-scatter and all-gather go inside nodes and along rails, as in `HierarchicalAllReduce`, and the sums have the same
-bits. Gradients that set out during the backward pass are summed whole there; of these a rank takes its stretch. What is
-left as it is without sharding: dense parameters over one data-parallel rank, experts over one replica.
+bits. Gradients that are sent during the backward pass are summed whole there; of these a rank takes its stretch. What
+is left as it is without sharding: dense parameters over one data-parallel rank, experts over one replica.
+
+Shape legend: P ranks that hold the same parameters, n numbers of a stretch, so that a bucket is a vector of P * n.
 """
 
 from typing import List, NamedTuple, Optional, Sequence, Tuple
@@ -20,12 +22,13 @@ from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives.hierarchical_reduce import HierarchicalAllReduce
 from locmoe_ops.collectives.interface import Collectives
+from locmoe_ops.collectives.registry import reduce_tiers
 from locmoe_ops.tensor_parallel import slice_of
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import OptimizerConfig
 from pangu_sigma.model.gradient_buckets import plan_alike, stretch_of
 from pangu_sigma.model.parameter_groups import group_key, is_expert_parameter
-from pangu_sigma.train.gradient_overlap import GradientOverlap
+from pangu_sigma.train.gradient_overlap import GradientOverlap, OverlappedGradients
 from pangu_sigma.train.gradients import BucketedAllReduce, GradientExchange, flatten, restore, squares_of
 
 ROW = 1024
@@ -39,8 +42,13 @@ def _assign_one(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 class Bucket(NamedTuple):
-    """Neighbours start .. end of the parameters, of these sizes; summed (their gradients come as sums); the stretch of
-    a rank.
+    """Neighbours among the parameters.
+
+    Attributes:
+        start, end: their range, in gradient order.
+        sizes: numbers of each.
+        summed: their gradients come as sums.
+        stretch: n, the numbers of a rank.
     """
 
     start: int
@@ -51,7 +59,9 @@ class Bucket(NamedTuple):
 
 
 def plan_shards(parameters: Sequence[Parameter], summed: int, ranks: int) -> List[Bucket]:
-    """Buckets of parameters that are updated and counted alike, the first `summed` of them apart from the others."""
+    """Buckets of `parameters` that are updated and counted alike, the first `summed` of them apart from the others, in
+    stretches for `ranks`.
+    """
     sizes = [parameter.size for parameter in parameters]
     kinds = [
         (index < summed, *group_key(parameter), slice_of(parameter) is not None)
@@ -64,22 +74,29 @@ def plan_shards(parameters: Sequence[Parameter], summed: int, ranks: int) -> Lis
 
 
 def place_in_order(topology: Topology, group: str, rank: int) -> int:
-    """Which stretch of a bucket a rank has: by its place in the node, then by its node (see `Scatter`)."""
-    node, rail = (topology.group_of(f"{group}_{part}", rank) for part in ("node", "rail"))
-    if len(node) > 1 and len(rail) > 1:
-        return node.index(rank) * len(rail) + rail.index(rank)
-    return topology.group_of(group, rank).index(rank)
+    """Which stretch of a bucket `rank` has in its `group` of `topology`: by its place in the node, then by its node
+    (see `Scatter`).
+    """
+    place = 0
+    for kind in reduce_tiers(topology, group, rank):
+        ranks = topology.group_of(kind, rank)
+        place = place * len(ranks) + ranks.index(rank)
+    return place
 
 
 class Scatter(nn.Cell):
-    """(P * n,) -> (n,): this rank's stretch of the sum over a group; in two steps where the group has several ranks on
-    several nodes.
+    """(P * n,) -> (n,): this rank's stretch of the sum over a group, tier by tier (see `reduce_tiers`).
+
+    Args:
+        collectives: of this rank.
+        group: kind of the group.
+        tag: what the steps' tags begin with.
     """
 
     def __init__(self, collectives: Collectives, group: str, tag: str) -> None:
         super().__init__(auto_prefix=False)
-        steps = _steps(collectives, group)
-        self.steps = nn.CellList([collectives.reduce_scatter(kind, f"{tag}/{kind}") for kind in steps])
+        tiers = reduce_tiers(collectives.topology, group, collectives.rank)
+        self.steps = nn.CellList([collectives.reduce_scatter(kind, f"{tag}/{kind}") for kind in tiers])
 
     def construct(self, vector: Tensor) -> Tensor:
         for step in self.steps:
@@ -88,12 +105,18 @@ class Scatter(nn.Cell):
 
 
 class Gather(nn.Cell):
-    """(n,) -> (P * n,): the inverse way of `Scatter`, which puts the stretches together."""
+    """(n,) -> (P * n,): puts the stretches of a group together, in the order in which `Scatter` cuts them.
+
+    Args:
+        collectives: of this rank.
+        group: kind of the group.
+        tag: what the steps' tags begin with.
+    """
 
     def __init__(self, collectives: Collectives, group: str, tag: str) -> None:
         super().__init__(auto_prefix=False)
-        steps = _steps(collectives, group)
-        self.steps = nn.CellList([collectives.all_gather(kind, f"{tag}/{kind}") for kind in steps[::-1]])
+        tiers = reduce_tiers(collectives.topology, group, collectives.rank)
+        self.steps = nn.CellList([collectives.all_gather(kind, f"{tag}/{kind}") for kind in tiers[::-1]])
 
     def construct(self, vector: Tensor) -> Tensor:
         for step in self.steps:
@@ -102,28 +125,29 @@ class Gather(nn.Cell):
 
 
 def squares_of_vector(vector: Tensor) -> Tensor:
-    """Sum of squares of a long vector, in rows: one running float32 sum over all of it would be slow, and lose digits."""
+    """Sum of squares of a long vector, in rows of `ROW`: one running float32 sum would be slow, and lose digits."""
     size = vector.shape[0]
     whole = size // ROW * ROW
     if whole in (0, size):
-        return squares_of(vector.reshape((-1, ROW)) if whole else vector)
-    return squares_of(vector[:whole].reshape((-1, ROW))) + squares_of(vector[whole:])
-
-
-def _steps(collectives: Collectives, group: str) -> List[str]:
-    parts = [f"{group}_node", f"{group}_rail"]
-    in_steps = all(len(collectives.topology.group_of(part, collectives.rank)) > 1 for part in parts)
-    return parts if in_steps else [group]
+        return squares_of(vector.reshape((-1, ROW)) if whole else vector)  # (size / ROW, ROW) <- (size,)
+    return squares_of(vector[:whole].reshape((-1, ROW))) + squares_of(vector[whole:])  # (whole / ROW, ROW) <- (whole,)
 
 
 class Shards(nn.Cell):
     """This rank's stretches of parameters that the P ranks of a group hold alike.
 
     Args:
-        parameters: in gradient order. summed: of how many, the first, gradients come as sums. tag: of the gradients.
+        parameters: in gradient order.
+        collectives: of this rank.
+        group: kind of the group.
+        tag: of the gradients; that of the updated weights begins with it.
+        summed: of how many parameters, the first, gradients come as sums.
 
-    Attributes: own (one <float32>[n] a bucket: the weights that this rank updates, up to date only between `take` and
-    `spread`; named after the first of the bucket, as whose kind it is treated); buckets.
+    Attributes:
+        own: one <float32>[n] a bucket: the weights that this rank updates, up to date only between `take` and `spread`;
+            named after the first of the bucket, as whose kind it is treated.
+        buckets: see `plan_shards`.
+        place: which stretch is this rank's.
     """
 
     def __init__(
@@ -186,7 +210,7 @@ class Shards(nn.Cell):
             self.map(_assign, self.parameters[start:end], self.map(restore, parts, self.parameters[start:end]))
 
     def flat(self, tensors: Tuple[Tensor, ...], number: int) -> Tensor:
-        """The tensors of a bucket as one vector <float32>[P * n], with zeros at its end."""
+        """The tensors of bucket `number` as one vector <float32>[P * n], with zeros at its end."""
         _, _, sizes, _, stretch = self.buckets[number]
         parts = self.map(flatten, tensors)
         rest = stretch * self.ranks - sum(sizes)
@@ -195,17 +219,23 @@ class Shards(nn.Cell):
         return self.concat(parts)
 
     def cut(self, vector: Tensor) -> Tensor:
-        return ops.gather(vector.reshape((self.ranks, -1)), self.index, 0).reshape((-1,))
+        """This rank's stretch of a bucket's vector."""
+        return ops.gather(vector.reshape((self.ranks, -1)), self.index, 0).reshape((-1,))  # (n,) <- (1, n) <- (P, n)
 
 
 class ShardedExchange(nn.Cell):
     """`GradientExchange` for optimizer state that is shared out.
 
-    Inputs: as `GradientExchange`. Outputs: the gradients of `targets`; the summed statistics; the sum of squares, as
-        there, to rounding.
+    Args:
+        parameters, statistics_size, collectives, overlap: as of `GradientExchange`.
+        hosted: experts are updated by the host.
 
-    Attributes: targets (stretches of dense parameters; then stretches of experts, or where these have one replica or
-    are updated by the host, the experts' parameters); shards.
+    Attributes:
+        targets: stretches of dense parameters; then stretches of experts, or where these have one replica or are
+            updated by the host, the experts' parameters.
+
+    Inputs: as `GradientExchange`. Outputs: the gradients of `targets`; the summed statistics; the sum of squares, as
+    there, to rounding.
     """
 
     def __init__(
@@ -214,16 +244,15 @@ class ShardedExchange(nn.Cell):
         statistics_size: int,
         collectives: Collectives,
         hosted: bool,
-        early: Optional[GradientOverlap] = None,
+        overlap: Optional[GradientOverlap] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         dense = [p for p in parameters if not is_expert_parameter(p)]
         experts = [p for p in parameters if is_expert_parameter(p)]
         topology = collectives.topology
         self.dense = len(dense)
-        self.buckets = tuple(early.buckets) if early else ()
-        self.waits = nn.CellList(early.waits if early else [])
-        self.first = len(early.parameters) if early else 0
+        self.overlapped = OverlappedGradients(overlap)
+        self.first = self.overlapped.count
         self.sum_statistics = HierarchicalAllReduce(collectives, "dp", "gradient/statistics")
         self.dense_shards = Shards(dense, collectives, "dp", "gradient/dense", self.first)
         self.whole = bool(experts) and (hosted or topology.expert_data == 1)
@@ -244,9 +273,7 @@ class ShardedExchange(nn.Cell):
 
     def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor) -> Tuple[Tuple[Tensor, ...], Tensor, Tensor]:
         statistics = self.sum_statistics(statistics)
-        dense = ()
-        for (start, end), wait in zip(self.buckets, self.waits):
-            dense = dense + wait(gradients[start:end], statistics)
+        dense = self.overlapped(gradients, statistics)
         summed, squares = self.dense_shards(dense + gradients[self.first : self.dense])
         if self.whole:
             experts = self.sum_experts(gradients[self.dense :])
@@ -259,13 +286,13 @@ class ShardedExchange(nn.Cell):
         return summed, statistics, self.sum_squares(squares.reshape(1)).reshape(())
 
     def take_share(self) -> None:
-        """Before the update."""
+        """Copies this rank's stretches of the weights out of the parameters, before the update."""
         self.dense_shards.take()
         if self.cut:
             self.expert_shards.take()
 
     def spread_share(self) -> None:
-        """After it."""
+        """Gives the parameters everybody's updated stretches, after the update."""
         self.dense_shards.spread()
         if self.cut:
             self.expert_shards.spread()
@@ -276,11 +303,11 @@ def gradient_exchange(
     statistics_size: int,
     collectives: Collectives,
     options: OptimizerConfig,
-    early: Optional[GradientOverlap] = None,
+    overlap: Optional[GradientOverlap] = None,
 ) -> nn.Cell:
     """A `ShardedExchange` where `optimizer.shard` asks for one and there are ranks to share with, else a
-    `GradientExchange`.
+    `GradientExchange`; `parameters`, `statistics_size`, `collectives` and `overlap` as there, `options` of the optimizer.
     """
     if options.shard == "none" or collectives.topology.data == 1:
-        return GradientExchange(parameters, statistics_size, collectives, early)
-    return ShardedExchange(parameters, statistics_size, collectives, options.experts != "device", early)
+        return GradientExchange(parameters, statistics_size, collectives, overlap)
+    return ShardedExchange(parameters, statistics_size, collectives, options.experts != "device", overlap)

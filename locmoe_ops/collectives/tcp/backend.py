@@ -27,7 +27,7 @@ from locmoe_ops.collectives.interface import (
     RankGroup,
     UnevenRows,
 )
-from locmoe_ops.collectives.registry import COLLECTIVES
+from locmoe_ops.collectives.registry import COLLECTIVES, reduce_tiers
 from locmoe_ops.collectives.tcp.mesh import Mesh
 from locmoe_ops.collectives.tcp.operation import Operation
 from locmoe_ops.errors import InputError
@@ -88,11 +88,12 @@ class TcpCollectives(Collectives):
         ranks = self._group(group).ranks
         if len(ranks) == 1:
             return super().all_reduce_async(group, tag, shapes)
-        node, rail = (self._group(f"{group}_{part}").ranks for part in ("node", "rail"))
+        tiers = [self._group(kind).ranks for kind in reduce_tiers(self.topology, group, self.rank)]
 
         def start(vector: np.ndarray) -> Operation:
-            if len(node) == 1 or len(rail) == 1:  # as HierarchicalAllReduce does it
+            if len(tiers) == 1:
                 return self.mesh.start_all_reduce(ranks, tag, vector, group=group)
+            node, rail = tiers
             return self.mesh.start_hierarchical_all_reduce(ranks, tag, vector, node, rail, group=group)
 
         bucket = _Bucket(shapes, start)
