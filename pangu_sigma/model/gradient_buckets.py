@@ -7,7 +7,6 @@ BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MB of float32 a message
 # Of gradients that are sent during the backward pass: large enough to fill a link, small enough that the first leaves
 # soon.
 OVERLAP_BUCKET_ELEMENTS = 128 * 1024
-EARLY_BUCKET_ELEMENTS = OVERLAP_BUCKET_ELEMENTS
 
 
 def plan_buckets(sizes: Sequence[int], limit: int = BUCKET_ELEMENTS) -> List[Tuple[int, int]]:

@@ -76,13 +76,13 @@ class Linear(nn.Cell):
         if has_bias:
             self.bias = split_constant((out_size,), 0.0, "bias", bias_part)
         self.leave = leave or nn.Identity()
-        self.take = GradientHook()
+        self.grad_hook = GradientHook()
         self.matmul = ops.MatMul(transpose_b=True)
         self.add_bias = AddBias()
 
     def construct(self, x: Tensor) -> Tensor:
         kind = self.compute_dtype
-        x, weight = self.take(x, self.weight)
+        x, weight = self.grad_hook(x, self.weight)
         y = self.leave(self.matmul(ops.cast(x, kind), ops.cast(weight, kind)))
         return self.add_bias(y, ops.cast(self.bias, kind)) if self.has_bias else y
 

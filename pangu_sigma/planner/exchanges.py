@@ -13,7 +13,7 @@ from locmoe_ops.router_registry import router_spec
 from pangu_sigma.config.validate import has_experts
 from pangu_sigma.model.gradient_buckets import (
     BUCKET_ELEMENTS,
-    EARLY_BUCKET_ELEMENTS,
+    OVERLAP_BUCKET_ELEMENTS,
     plan_alike,
     plan_buckets,
     stretch_of,
@@ -291,7 +291,7 @@ def early_messages(job: PlannedJob) -> list[int]:
     if not job.config.parallel.overlap_gradients or job.topology.data == 1:
         return []
     sizes = [p.size for p in in_gradient_order(parameters(job)) if p.is_map]
-    return sizes if job.backend == "hccl" else _messages(sizes, EARLY_BUCKET_ELEMENTS)
+    return sizes if job.backend == "hccl" else _messages(sizes, OVERLAP_BUCKET_ELEMENTS)
 
 
 def _messages(sizes: list[int], limit: int = BUCKET_ELEMENTS) -> list[int]:

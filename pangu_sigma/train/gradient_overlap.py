@@ -115,7 +115,7 @@ class GradientOverlap:
         are.
         """
         for linear, hook in zip(self._maps, self._hooks):
-            linear.take = hook if now else self._no_hook
+            linear.grad_hook = hook if now else self._no_hook
 
 
 class OverlappedGradients(nn.Cell):
