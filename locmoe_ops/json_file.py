@@ -17,7 +17,7 @@ _KINDS = {dict: "an object", list: "a list", str: "a string", int: "a number", f
 
 
 class JsonValue:
-    """A value, the path to it inside the file (as in `server_list[0].device`), and the file's name.
+    """A `value`, the `path` to it inside the file (as in `server_list[0].device`), and the name of the `file`.
 
     What is asked for and is not there, or is of another kind, is an InputError that names file, path, value and
     expectation.
@@ -30,16 +30,19 @@ class JsonValue:
         return isinstance(self.value, dict) and name in self.value
 
     def require_object(self) -> None:
+        """Raises InputError: the value is no object."""
         if not isinstance(self.value, dict):
             raise self.error("an object")
 
     def member(self, name: str) -> JsonValue:
+        """The member of this name of an object."""
         self.require_object()
         if name not in self.value:
             raise self.problem(f"has no {name}; expected one")
         return JsonValue(self.value[name], f"{self.path}.{name}" if self.path else name, self.file)
 
     def optional(self, name: str) -> JsonValue | None:
+        """The member of this name of an object; None if there is none."""
         self.require_object()
         return self.member(name) if name in self.value else None
 
@@ -50,6 +53,7 @@ class JsonValue:
         return [JsonValue(value, f"{self.path}[{index}]", self.file) for index, value in enumerate(self.value)]
 
     def text(self) -> str:
+        """A string that UTF-8 can hold."""
         if not isinstance(self.value, str):
             is_number = isinstance(self.value, (int, float)) and not isinstance(self.value, bool)
             raise self.error("a string" + (f', as in "{self.value}"' if is_number else ""))
@@ -65,7 +69,7 @@ class JsonValue:
         return number
 
     def error(self, expected: str) -> InputError:
-        """What was found here and what was expected."""
+        """An error that says what was found here and what was expected."""
         try:
             shown = json.dumps(self.value, ensure_ascii=False)
         except RecursionError:  # brackets nested as deeply as reading just allows
@@ -74,12 +78,15 @@ class JsonValue:
         return self.problem(f"found {found}, expected {expected}")
 
     def problem(self, text: str) -> InputError:
+        """An error that begins with file and path."""
         return InputError(f"{self.file}: {self.path + ': ' if self.path else ''}{text}")
 
 
 def read_json(path: str | os.PathLike[str], expected: str) -> JsonValue:
-    """The value that a file holds. Raises InputError: it cannot be read, is empty or no JSON, or repeats a name in an
-    object.
+    """The value that the file `path` holds; `expected` says in errors what should stand there.
+
+    Raises:
+        InputError: the file cannot be read, is empty or no JSON, or repeats a name in an object.
     """
     text = read_text(path, expected)
     if not text.strip():
@@ -88,7 +95,11 @@ def read_json(path: str | os.PathLike[str], expected: str) -> JsonValue:
 
 
 def read_text(path: str | os.PathLike[str], expected: str) -> str:
-    """A file's UTF-8 text, without a byte order mark. Raises InputError: it cannot be read, or is not UTF-8."""
+    """The UTF-8 text of the file `path`, without a byte order mark; `expected` says in errors what should stand there.
+
+    Raises:
+        InputError: the file cannot be read, or is not UTF-8.
+    """
     try:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
@@ -98,7 +109,11 @@ def read_text(path: str | os.PathLike[str], expected: str) -> str:
 
 
 def decode(data: bytes, where: str, expected: str) -> str:
-    """UTF-8 bytes as text, without a byte order mark. Raises InputError, beginning with `where`: they are not UTF-8."""
+    """The UTF-8 bytes `data` as text, without a byte order mark.
+
+    Raises:
+        InputError: they are not UTF-8; the message begins with `where` and says what was `expected`.
+    """
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

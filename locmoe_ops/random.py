@@ -2,6 +2,8 @@
 
 Each row of a batch carries one int32 seed (drawn on the host from run seed, step and global row). The numbers are then
 the same at any parallel degree and after any restart, which stateful generators inside compiled graphs cannot promise.
+
+Shape legend: R rows of a batch, n numbers of each.
 """
 
 import numpy as np
@@ -22,19 +24,19 @@ class SeededUniform(nn.Cell):
         salt: tells call sites apart; equal salts give equal numbers.
         start: first position, for a rank that holds a part of a longer row.
 
-    Inputs: seeds <int32>[rows]. Output: <float32>[rows, length], multiples of 2**-24.
+    Inputs: seeds <int32>[R]. Output: <float32>[R, length], multiples of 2**-24.
     """
 
     def __init__(self, length: int, salt: int, start: int = 0) -> None:
         super().__init__()
         offsets = position_bits(start + length, salt)[start:]
-        self.offsets = Tensor(offsets.view(np.int32).reshape(1, length))
+        self.offsets = Tensor(offsets.view(np.int32).reshape(1, length))  # (1, n) <- (n,)
         self.multipliers = tuple(_constant(factor) for factor in _MULTIPLIERS)
         self.shifts = tuple(_constant(shift) for shift in _SHIFTS)
         self.low_bits = _constant(_LOW_24_BITS)
 
     def construct(self, seeds: Tensor) -> Tensor:
-        bits = self.offsets + seeds.reshape(-1, 1)
+        bits = self.offsets + seeds.reshape(-1, 1)  # (R, n) <- (1, n), (R, 1)
         bits = self._fold(bits, 0) * self.multipliers[0]
         bits = self._fold(bits, 1) * self.multipliers[1]
         bits = ops.bitwise_and(self._fold(bits, 2), self.low_bits)
@@ -47,9 +49,9 @@ class SeededUniform(nn.Cell):
 
 
 def position_bits(length: int, salt: int) -> np.ndarray:
-    """<uint32>[length]: distinct numbers without a pattern, to which seeds are added.
+    """<uint32>[length]: distinct numbers without a pattern, to which seeds are added; another `salt` gives others.
 
-    Were they equally spaced, one seed's sequence would be another's, moved by some positions; so would those of two
+    Were they equally spaced, one seed's sequence would be another's, shifted by some positions; so would those of two
     salts.
     """
     return _mixed(_mixed(np.arange(length, dtype=np.uint32)) ^ _mixed(np.array([salt & 0xFFFFFFFF], np.uint32)))
@@ -74,7 +76,7 @@ class SeededDropout(nn.Cell):
         salt: tells the dropout layers of a model apart.
         start: place of these elements within the row, for a rank that holds a part of it.
 
-    Inputs: x <float>[rows * anything] whose leading elements are grouped by row; seeds <int32>[rows].
+    Inputs: x <float>, any shape of R * length elements that lie row by row; seeds <int32>[R]. Output: as x.
     """
 
     def __init__(self, rate: float, length: int, salt: int, start: int = 0) -> None:
@@ -86,4 +88,5 @@ class SeededDropout(nn.Cell):
         if self.rate == 0.0 or not self.training:
             return x
         keep = self.uniform(seeds) >= self.rate
+        # (...) <- (R, n)
         return x * ops.cast(keep, x.dtype).reshape(x.shape) * (1.0 / (1.0 - self.rate))

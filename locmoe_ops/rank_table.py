@@ -37,7 +37,14 @@ MOST_DEVICES = 64  # of one server; the largest in use have 16
 
 @dataclass(frozen=True)
 class Device:
-    """One rank's device: its number on its server, and its network address (None only in a table of one server)."""
+    """One rank's device.
+
+    Attributes:
+        rank: global rank.
+        number: of the device on its server.
+        address: in the network between devices; None only in a table of one server.
+        super_device: its number in its SuperPoD; None in version 1.0.
+    """
 
     rank: int
     number: int
@@ -47,15 +54,23 @@ class Device:
 
 @dataclass(frozen=True)
 class Server:
-    """A server and its devices in the order of their ranks, which are consecutive."""
+    """A server and its devices.
+
+    Attributes:
+        name: server_id.
+        host: where it is reached: host_ip if the table has it, else its name.
+        devices: in the order of their ranks, which are consecutive.
+        super_pod: its SuperPoD; None in version 1.0.
+    """
 
     name: str
-    host: str  # where it is reached: host_ip if the table has it, else its name
+    host: str
     devices: tuple[Device, ...]
     super_pod: str | None
 
     @property
     def ranks(self) -> range:
+        """Ranks of its devices."""
         return range(self.devices[0].rank, self.devices[0].rank + len(self.devices))
 
 
@@ -100,7 +115,11 @@ class RankTable:
         return groups if all({numbers[rank] for rank in group} in halves for group in groups) else ()
 
     def topology(self, expert: int = 1, tensor: int = 1, ranks_per_node: int | None = None) -> Topology:
-        """The ranks on their servers; `ranks_per_node` None: a server is a node.
+        """The ranks on their servers.
+
+        Args:
+            expert, tensor: degrees of expert and tensor parallelism.
+            ranks_per_node: of a node, as `node_size` takes them; None: a server is a node.
 
         Raises:
             InputError: `ranks_per_node` is neither a server's number of ranks nor that of its device groups, or the
@@ -112,14 +131,10 @@ class RankTable:
         """Ranks of a node: `wanted` where the table has such nodes, a server's if None. Raises InputError otherwise."""
         sizes = [self.ranks_per_server] + ([GROUP_DEVICES] if self.device_groups else [])
         if wanted is not None and wanted not in sizes:
-            groups = (
-                f", or {GROUP_DEVICES}, its groups of devices that HCCS joins in a 910A server"
-                if self.device_groups
-                else ""
-            )
+            groups = f", or {GROUP_DEVICES}, its groups of devices that HCCS joins in a 910A server"
             raise InputError(
-                f"parallel.ranks_per_node is {wanted}, but the rank table has {self.ranks_per_server} devices a server; "
-                f"expected {self.ranks_per_server}{groups}, or null"
+                f"parallel.ranks_per_node is {wanted}, but the rank table has {self.ranks_per_server} devices a "
+                f"server; expected {self.ranks_per_server}{groups if self.device_groups else ''}, or null"
             )
         return wanted or self.ranks_per_server
 
@@ -142,7 +157,15 @@ def parse_rank_table(root: JsonValue) -> RankTable:
     if count.number() != len(entries):
         raise count.error(f"{len(entries)}, the number of servers in server_list")
     pods = _super_pods(root, [entry.member("server_id").text() for entry in entries]) if version == "1.2" else {}
-    servers = [_server(entry, version, len(entries), pods) for entry in entries]
+    servers = []
+    for entry in entries:
+        name = entry.member("server_id").text()
+        if not 0 < len(name) <= LONGEST_NAME:
+            raise entry.member("server_id").error(f"a name of 1 to {LONGEST_NAME} characters")
+        host = entry.optional("host_ip")
+        address = _address(host) if host else name
+        devices = [_device(device, version, len(entries)) for device in entry.member("device").items("devices")]
+        servers.append(Server(name, address, tuple(sorted(devices, key=lambda d: d.rank)), pods.get(name)))
     _check_unique(entries)
     _check_ranks(root, servers)
     return RankTable(version, tuple(sorted(servers, key=lambda server: server.devices[0].rank)))
@@ -161,17 +184,6 @@ def _header(root: JsonValue) -> str:
     if status.text() != "completed":
         raise status.error('"completed": whoever writes the table had not finished')
     return version.text()
-
-
-def _server(entry: JsonValue, version: str, servers: int, pods: dict[str, str]) -> Server:
-    name = entry.member("server_id").text()
-    if not 0 < len(name) <= LONGEST_NAME:
-        raise entry.member("server_id").error(f"a name of 1 to {LONGEST_NAME} characters")
-    host = entry.optional("host_ip")
-    devices = [_device(device, version, servers) for device in entry.member("device").items("devices")]
-    return Server(
-        name, _address(host) if host else name, tuple(sorted(devices, key=lambda device: device.rank)), pods.get(name)
-    )
 
 
 def _device(entry: JsonValue, version: str, servers: int) -> Device:
@@ -256,19 +268,17 @@ def _check_ranks(root: JsonValue, servers: Sequence[Server]) -> None:
         raise root.problem(
             f"has {len(ranks)} devices, but none has rank_id {missing}; expected ranks 0 to {len(ranks) - 1}"
         )
+    first = servers[0]
     for server in servers:
-        _check_server_ranks(root, server, servers[0])
-
-
-def _check_server_ranks(root: JsonValue, server: Server, first: Server) -> None:
-    if len(server.devices) != len(first.devices):
-        raise root.problem(
-            f"has {len(first.devices)} devices on server {first.name} and {len(server.devices)} on {server.name}; "
-            "expected equally many on every server"
-        )
-    found = [device.rank for device in server.devices]
-    if found != list(server.ranks):
-        raise root.problem(f"has ranks {', '.join(map(str, found))} on server {server.name}; expected consecutive ones")
+        if len(server.devices) != len(first.devices):
+            raise root.problem(
+                f"has {len(first.devices)} devices on server {first.name} and {len(server.devices)} on {server.name}; "
+                "expected equally many on every server"
+            )
+        found = [device.rank for device in server.devices]
+        if found != list(server.ranks):
+            numbers = ", ".join(map(str, found))
+            raise root.problem(f"has ranks {numbers} on server {server.name}; expected consecutive ones")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -112,8 +112,8 @@ class Collectives(ABC):
         return self._all_to_all_async(found, tag)
 
     def all_reduce_async(self, group: str, tag: str, shapes: Sequence[tuple[int, ...]]) -> AsyncAllReduce:
-        """Sums over `group` of tensors of these `shapes`, the same bits as `HierarchicalAllReduce`'s. Once all have been
-        started, `wait` must run. `tag` names the call site.
+        """Sums over `group` of tensors of these `shapes`, the same bits as `HierarchicalAllReduce`'s. Once all have
+        been started, `wait` must run. `tag` names the call site.
         """
         from locmoe_ops.collectives.hierarchical_reduce import HierarchicalAllReduce, StartAllReduce, WaitAllReduce
 

@@ -1,4 +1,4 @@
-"""Every collective in one record: its gradient, its shapes, how it is done on each backend, and the bytes that it sends.
+"""Every collective in one record: its gradient, its shapes, how each backend does it, and the bytes that it sends.
 
 The mesh and both distributed backends read these records, and so do the planner and the audit, which need no MindSpore.
 A new collective is a record here, its algorithm in `tcp.algorithms`, and a method of `interface.Collectives`.
@@ -37,10 +37,6 @@ def _whole(elements: int, item: int, size: int) -> np.ndarray:
 def _whole_of_root(elements: int, item: int, size: int) -> np.ndarray:
     """The whole input between the first rank, taken as the root, and each peer."""
     return np.array([elements * item] + [0] * (size - 1), np.int64)
-
-
-def _nothing(elements: int, item: int, size: int) -> np.ndarray:
-    return np.zeros(size, np.int64)
 
 
 def _summed_parts(elements: int, item: int, size: int) -> np.ndarray:
@@ -104,7 +100,7 @@ COLLECTIVES = {
             "broadcast", algorithms.broadcast, "reduce", "Broadcast", part_bytes=_whole_of_root, has_root=True
         ),
         CollectiveSpec("reduce", algorithms.reduce, part_bytes=_whole_of_root, has_root=True),
-        CollectiveSpec("barrier", algorithms.barrier, part_bytes=_nothing),
+        CollectiveSpec("barrier", algorithms.barrier),  # of no elements
         # (n,) -> (n,): reduce_scatter, all_reduce and all_gather
         CollectiveSpec("hierarchical_all_reduce", algorithms.hierarchical_all_reduce, part_bytes=None),
     )

@@ -26,7 +26,7 @@ def plan_buckets(sizes: Sequence[int], limit: int = BUCKET_ELEMENTS) -> List[Tup
 
 
 def plan_alike(sizes: Sequence[int], kinds: Sequence[Any]) -> List[Tuple[int, int]]:
-    """`plan_buckets` of `sizes`, each bucket of tensors of one of `kinds` (one entry a tensor, compared by equality)."""
+    """`plan_buckets` of `sizes`, each bucket of tensors of one kind; `kinds` has an entry a tensor."""
     buckets, first = [], 0
     for _, group in groupby(kinds):
         last = first + len(list(group))

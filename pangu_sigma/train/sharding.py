@@ -306,7 +306,8 @@ def gradient_exchange(
     overlap: Optional[GradientOverlap] = None,
 ) -> nn.Cell:
     """A `ShardedExchange` where `optimizer.shard` asks for one and there are ranks to share with, else a
-    `GradientExchange`; `parameters`, `statistics_size`, `collectives` and `overlap` as there, `options` of the optimizer.
+    `GradientExchange`; `parameters`, `statistics_size`, `collectives` and `overlap` as there, `options` the
+    optimizer's.
     """
     if options.shard == "none" or collectives.topology.data == 1:
         return GradientExchange(parameters, statistics_size, collectives, overlap)

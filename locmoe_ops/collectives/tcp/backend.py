@@ -84,7 +84,7 @@ class TcpCollectives(Collectives):
         return AsyncAllToAll(_ExchangeCell(forward.start, backward.wait), _ExchangeCell(forward.wait, backward.start))
 
     def all_reduce_async(self, group: str, tag: str, shapes: Sequence[tuple[int, ...]]) -> AsyncAllReduce:
-        """One message over `group` for all tensors of these `shapes`, started with the last of them."""
+        """One message over `group` for all tensors of these `shapes`, started with the last of them; `tag` as there."""
         ranks = self._group(group).ranks
         if len(ranks) == 1:
             return super().all_reduce_async(group, tag, shapes)

@@ -106,7 +106,7 @@ class Mesh(Engine):
 
         Args:
             ranks, tag, array, group: as in the class.
-            send_counts: int (P,): the first send_counts[0] rows go to the first rank, the next to the second, and so on.
+            send_counts: int (P,): the first send_counts[0] rows go to the first rank, the next to the second, etc.
             receive_counts: int (P,): rows from each rank, which must be what that rank sends.
             limit: rows of the result.
         """
