@@ -23,8 +23,16 @@ from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.errors import InputError
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.router_registry import router_spec
-from locmoe_ops.routers.base import Router, RoutingShape, one_hot
-from locmoe_ops.routers.context import RouterContext, make_router
+from locmoe_ops.routers.base import (
+    LayerTokens,
+    Router,
+    RouterContext,
+    RouterTokens,
+    RoutingResult,
+    RoutingShape,
+    make_router,
+    one_hot,
+)
 from locmoe_ops.routers.gates import DenseGate
 from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
 
@@ -33,10 +41,9 @@ class MultiLevelRouting(nn.Cell):
     """Level 1: the token's domain picks its expert group. Level 2: `router` picks experts of that group.
 
     Args:
-        domain_groups: group of each domain, length D.
-        router: level 2.
+        domain_groups: group of each domain. router: level 2.
 
-    Inputs: x <float>[T, d]; tokens, a dict of ids, domain, home, seed <int32>[T] each. Output: as `Router`.
+    Inputs: x <float>[T, d]; tokens, `LayerTokens`. Output: `RoutingResult`.
     """
 
     def __init__(self, domain_groups: Sequence[int], router: Router) -> None:
@@ -48,11 +55,17 @@ class MultiLevelRouting(nn.Cell):
             )
         self.domain_groups = Tensor(np.asarray(domain_groups, np.int32))
         self.router = router
+        self.needs_word = "word" in router.needs
 
-    def construct(self, x: Tensor, tokens: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        group = ops.gather(self.domain_groups, tokens["domain"], 0)
-        level_2 = {"ids": tokens["ids"], "group": group, "home": tokens["home"], "seed": tokens["seed"]}
-        if self.router.by_word:
+    def construct(self, x: Tensor, tokens: LayerTokens) -> RoutingResult:
+        group = ops.gather(self.domain_groups, tokens["domain"], 0)  # (T,) <- domains of tokens (T,)
+        level_2: RouterTokens = {
+            "ids": tokens["ids"],
+            "group": group,
+            "home": tokens["home"],
+            "seed": tokens["seed"],
+        }
+        if self.needs_word:
             level_2["word"] = tokens["word"]
         return self.router(x, level_2)
 
@@ -75,7 +88,7 @@ class MoEFeedForward(nn.Cell):
     Outputs: y <float>[T, d] in x's dtype, and a dict of aux_loss, locality_loss (weighted, equal on all ranks) and this
     rank's sums: assigned <float32>[E] (as chosen, before drops), kept and kept_local <float32> scalars (as finally
     taken), and undecided <float32>, the assignments of tokens that the router's rule left undecided, where the router
-    counts them; and what was routed: seen <float>[T, d] (see `Router.seen`) and expert <int32>[T, k], as chosen. What a
+    counts them; and what was routed: gate_input <float>[T, d] (see `Router.gate_input`) and expert <int32>[T, k], as chosen. What a
     graph does not use of them costs it nothing.
     """
 
@@ -135,7 +148,7 @@ class MoEFeedForward(nn.Cell):
             "assigned": chosen.sum(0),
             "kept": kept.sum(),
             "kept_local": ((finally_taken * nearby).sum(1, keepdims=True) * kept).sum(),
-            "seen": routing["seen"],
+            "gate_input": routing["gate_input"],
             "expert": routing["expert"],
         }
         if "undecided" in routing:
@@ -161,9 +174,11 @@ def build_moe(
 
     Args:
         tokens: T, tokens of every call on this rank. hidden_size: d, which num_experts must divide for `locmoe`.
+        ffn_hidden_size: inner width of an expert. num_experts: E. top_k: k.
         router: name of any that is registered (`locmoe_ops.router_registry`), with its defaults; those that map token
-            ids to experts need `vocab_size`.
+            ids to experts need `vocab_size`, the number of ids.
         capacity_factor: slots per expert = ceil(factor * top_k * T / num_experts).
+        activation: nonlinearity of the experts (`locmoe_ops.functions`). seed: of all initial weights.
         collectives: of a job with several ranks; default: this process alone. tag: unique among the job's layers.
 
     Raises InputError where the sizes do not fit together or the router is unknown.
@@ -175,32 +190,30 @@ def build_moe(
         placement.local_experts(group.topology.ep_index(group.rank)), hidden_size, ffn_hidden_size, activation
     )
     experts.initialise(seed)
-    kind = router_spec(router)
+    spec = router_spec(router)
     chosen = make_router(
         RouterContext(
-            router, kind.options(), shape, group.topology, placement, group, seed=seed, vocab_size=vocab_size, tag=tag
+            router, spec.options(), shape, group.topology, placement, group, tag=tag, seed=seed, vocab_size=vocab_size
         )
     )
-    _initialise(chosen, seed)
+    for _, cell in chosen.cells_and_names():
+        if isinstance(cell, DenseGate):
+            cell.initialise(seed, 0.02)
     capacity = capacity_by_factor(tokens, top_k, num_experts, capacity_factor)
     return MoEFeedForward(
         MultiLevelRouting((0,), chosen),
-        FlatDispatcher(group, placement, tokens, top_k, capacity, "weight" if kind.expert_choice else "position", tag),
+        FlatDispatcher(group, placement, tokens, top_k, capacity, "weight" if spec.expert_choice else "position", tag),
         experts,
         local_experts_table(group.topology, placement),
     )
 
 
-def _initialise(router: Router, seed: int) -> None:
-    for _, cell in router.cells_and_names():
-        if isinstance(cell, DenseGate):
-            cell.initialise(seed, 0.02)
-
-
 def check_token_ids(ids: np.ndarray, domain: np.ndarray, vocab_size: int, domains: int) -> None:
     """Raises InputError where a token or domain id lies outside its table: a compiled gather would read wild memory.
 
-    ids, domain: integer arrays of any shape, on the host.
+    Args:
+        ids, domain: integer arrays of any shape, on the host.
+        vocab_size, domains: how many of either there are.
     """
     for name, values, limit in (("token id", ids, vocab_size), ("domain id", domain, domains)):
         if values.size and (values.min() < 0 or values.max() >= limit):

@@ -1,15 +1,14 @@
-"""Which routers there are: every file of `locmoe_ops/routers` that has a `ROUTER`, and the files that a user names.
+"""Which routers there are: the package's, and those of the files that a user names.
 
-A router's file holds everything about it, and its name is the router's: `ROUTER`, a `RouterSpec`, with what
-configurations and the planner must know; `build(request)`, which makes the router (`locmoe_ops.routers.context`); and
-its Cells.
+A router has a declaration, `ROUTER`, with what configurations, validation and the planner must know of it; and a
+function `build(context)`, which makes the Cell (`locmoe_ops.routers.base`).
 
-Who reads a configuration needs the first without MindSpore, which the file imports. So a declaration is read alone: of
-the file's top-level statements only those run that `ROUTER` refers to, by name, over any number of steps. The file as a
-whole is imported when the router is built.
+Who reads a configuration needs the declarations, and no MindSpore. So those of the package's routers have files of
+their own, `locmoe_ops/routers/specs/NAME.py`, which import none; `build` and the Cells stand in
+`locmoe_ops/routers/NAME.py`, which is imported when such a router is built. A user's router is one file with both,
+imported whole when it is added.
 """
 
-import ast
 import dataclasses
 import difflib
 import importlib
@@ -21,14 +20,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple, Type
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Type
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import read_text
+from locmoe_ops.routers import specs
 
-FOLDER = Path(__file__).with_name("routers")
-TERMS = ("local_term", "balance_rate")  # keys of `moe.router` that a router's selection may take up
-_OTHER_KEYS = ("type", "top_k", "statistics", *TERMS)  # of `moe.router`, beside which routers' names stand
+SELECTION_BIASES = ("local_term", "balance_rate")  # keys of `moe.router` that ask for a bias on selection
+_OTHER_KEYS = ("type", "top_k", "statistics", *SELECTION_BIASES)  # of `moe.router`, beside which routers' names stand
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,11 @@ class RouterSizes:
 class RouterCost:
     """What a router costs each sparse layer, for the planner.
 
-    Attributes: weights: shapes of its trainable tensors, by their names inside the router. products: multiply-adds a
-        token in the
-    forward pass. statistics: the sets of tokens over which it sums counts and probabilities (`RoutingStatistics`):
-    `none`; `asked`, those of `moe.router.statistics`; `node`, the same but never all tokens.
+    Attributes:
+        weights: shapes of its trainable tensors, by their names inside the router.
+        products: multiply-adds a token in the forward pass.
+        statistics: the sets of tokens over which it sums counts and probabilities (`RoutingStatistics`): `none`;
+            `asked`, those of `moe.router.statistics`; `node`, the same but never all tokens.
     """
 
     weights: Mapping[str, Tuple[int, ...]] = field(default_factory=dict)
@@ -65,17 +65,17 @@ class NoOptions:
     """For a router without keys of its own."""
 
 
-def nothing_to_check(own: Any, sizes: RouterSizes) -> None:
-    """A router that goes with all sizes and all values of its keys."""
+def nothing_to_check(options: Any, sizes: RouterSizes) -> None:
+    """The check of a router that goes with all sizes and all values of its keys."""
 
 
-def no_cost(own: Any, sizes: RouterSizes) -> RouterCost:
-    """A router without weights and losses."""
+def no_cost(options: Any, sizes: RouterSizes) -> RouterCost:
+    """The cost of a router without weights and losses."""
     return RouterCost()
 
 
-def dense_gate_cost(own: Any, sizes: RouterSizes) -> RouterCost:
-    """A `DenseGate`, and a loss over the tokens asked for."""
+def dense_gate_cost(options: Any, sizes: RouterSizes) -> RouterCost:
+    """The cost of a `DenseGate`, and of a loss over the tokens asked for."""
     weights = {"gate.weight": (sizes.num_experts, sizes.hidden_size)}
     return RouterCost(weights, sizes.num_experts * sizes.hidden_size, "asked")
 
@@ -85,21 +85,22 @@ def check_blocks(what: str, sizes: RouterSizes) -> None:
     if sizes.hidden_size % sizes.per_group:
         raise InputError(
             f"moe.router.{what} averages equal blocks of features: the {sizes.per_group} experts of a group "
-            f"(moe.num_experts {sizes.num_experts} / moe.num_groups {sizes.num_groups}) do not divide model.hidden_size "
-            f"({sizes.hidden_size})"
+            f"(moe.num_experts {sizes.num_experts} / moe.num_groups {sizes.num_groups}) do not divide "
+            f"model.hidden_size ({sizes.hidden_size})"
         )
 
 
 @dataclass(frozen=True)
 class RouterSpec:
-    """What the program must know of a router besides how to build it. The defaults suit one that follows a rule of its
-    own.
+    """What the program must know of a router besides how to build it.
+
+    The defaults suit a router that follows a rule of its own.
 
     Attributes:
         options: frozen dataclass of the keys in the router's section, each a `locmoe_ops.keys.key`.
-        picks: ends "which ...", where a term in the selection is refused.
+        selection_rule: ends "which ...", where a selection bias is refused.
         top_k: the only number of experts a token that it picks; None: any.
-        terms: those of `TERMS` that its `preference` may be made of.
+        selection_biases: those of `SELECTION_BIASES` that it takes.
         second_experts: whether it offers second experts, to which overflow is re-picked.
         gate_weights: whether it is a `GatedRouter` with a row of weights an expert, with which cosines are measured.
         counts_undecided: whether its `Router.counts_undecided` is set: it then tells for each token whether its rule
@@ -112,9 +113,9 @@ class RouterSpec:
     """
 
     options: Type[Any] = NoOptions
-    picks: str = "picks by a rule of its own"
+    selection_rule: str = "picks by a rule of its own"
     top_k: Optional[int] = None
-    terms: Tuple[str, ...] = ()
+    selection_biases: Tuple[str, ...] = ()
     second_experts: bool = False
     gate_weights: bool = False
     counts_undecided: bool = False
@@ -126,24 +127,35 @@ class RouterSpec:
 
 @dataclass(frozen=True)
 class RegisteredRouter:
-    """A router by name. `guest`: from a file that the user named, not of the package."""
+    """A router by name.
+
+    Attributes:
+        name: of its file and of its section in a configuration.
+        spec: its declaration. module: of the file that declares it.
+        external: whether the user named that file; else it is the package's.
+    """
 
     name: str
-    kind: RouterSpec
-    origin: str
-    guest: bool = False
+    spec: RouterSpec
+    module: ModuleType
+    external: bool = False
+
+    @property
+    def origin(self) -> str:
+        """Path of the file that declares it."""
+        return str(self.module.__file__)
 
 
-_GUESTS: Dict[str, RegisteredRouter] = {}
+_EXTERNAL: Dict[str, RegisteredRouter] = {}
 
 
 def routers() -> Dict[str, RegisteredRouter]:
     """All routers by name: the package's, then those of `add_router_file`."""
-    return {**_shipped(), **_GUESTS}
+    return {**_shipped(), **_EXTERNAL}
 
 
 def registered(name: str) -> RegisteredRouter:
-    """Raises InputError, with the nearest name, where there is no such router."""
+    """Raises InputError, with the nearest name, where there is no router `name`."""
     known = routers()
     if name in known:
         return known[name]
@@ -154,144 +166,102 @@ def registered(name: str) -> RegisteredRouter:
 
 
 def router_spec(name: str) -> RouterSpec:
-    """What is declared of a router. Raises InputError where there is none of the name."""
-    return registered(name).kind
+    """What is declared of the router `name`. Raises InputError where there is none."""
+    return registered(name).spec
+
+
+def load_router(name: str) -> ModuleType:
+    """The module with the `build` of the router `name`, which imports MindSpore.
+
+    It is the file that declares the router; where that has no `build`, the package's `routers/NAME.py`.
+
+    Raises InputError: there is no such router, or nothing builds it.
+    """
+    found = registered(name)
+    module = found.module
+    if not found.external and not hasattr(module, "build"):
+        module = importlib.import_module(f"{__package__}.routers.{name}")
+    if not callable(getattr(module, "build", None)):
+        raise InputError(
+            f"{module.__file__}: it has no function build; expected build(context), which makes the router"
+        )
+    return module
 
 
 def add_router_file(path: str) -> str:
-    """Adds the router of a file outside the package, and returns its name, the file's. The same file may be added
-    again.
+    """Adds the router of the file `path` outside the package, and returns its name, the file's. The same file may be
+    added again.
 
     Its code runs with the rights of this process: only call this with what the user named, never with what an input
-        file names.
+    file names.
 
-    Raises InputError: the file cannot be read, its name is taken or is no name, or it declares no router.
+    Raises InputError: the file cannot be read or imported, its name is taken or is no name, or it declares no router.
     """
     file = Path(path).absolute()
-    source = read_text(path, "a router's Python file")
+    read_text(path, "a router's Python file")  # for its messages
     name = file.stem
     if file.suffix != ".py" or not name.isidentifier() or keyword.iskeyword(name) or name in _OTHER_KEYS:
         raise InputError(f"{path}: the file's name is the router's; expected a Python file named as in my_router.py")
-    if name in _shipped() or name in _GUESTS and _GUESTS[name].origin != str(file):
-        raise InputError(
-            f"{path}: there is a router {name} already ({routers()[name].origin}); expected another file name"
-        )
-    kind = read_declaration(source, str(file))
-    if kind is None:
-        raise InputError(f"{path}: it declares no router; expected ROUTER = RouterSpec(...), see docs/routers.md")
-    _GUESTS[name] = RegisteredRouter(name, kind, str(file), guest=True)
+    if name in routers():
+        known = registered(name)
+        if known.external and known.origin == str(file):
+            return name
+        raise InputError(f"{path}: there is a router {name} already ({known.origin}); expected another file name")
+    module_name = _external_module(name)
+    found = importlib.util.spec_from_file_location(module_name, file)
+    assert found is not None and found.loader is not None
+    sys.modules[module_name] = module = importlib.util.module_from_spec(found)  # MindSpore looks for its source there
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:  # whatever the user's code may raise
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"{file}: it cannot be imported ({why})") from error
+    else:
+        _EXTERNAL[name] = RegisteredRouter(name, _declaration(module), module, external=True)
+    finally:
+        if name not in _EXTERNAL:
+            del sys.modules[module_name]
     return name
 
 
 def remove_router(name: str) -> None:
-    """Forgets a router that `add_router_file` added."""
-    _GUESTS.pop(name, None)
-    sys.modules.pop(_guest_module(name), None)
+    """Forgets the router `name`, which `add_router_file` added."""
+    _EXTERNAL.pop(name, None)
+    sys.modules.pop(_external_module(name), None)
 
 
-def load_router(name: str) -> ModuleType:
-    """The router's whole file, imported; it has a function `build`. Raises InputError where it has not, or there is no
-    such router.
-    """
-    found = registered(name)
-    module = _import_guest(found) if found.guest else importlib.import_module(f"{__package__}.routers.{name}")
-    if not callable(getattr(module, "build", None)):
-        raise InputError(f"{found.origin}: it has no function build; expected build(request), which makes the router")
-    return module
-
-
-def _import_guest(found: RegisteredRouter) -> ModuleType:
-    name = _guest_module(found.name)
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, found.origin)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # MindSpore finds the source of what it compiles by its module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
-
-
-def _guest_module(name: str) -> str:
-    return f"locmoe_guest_router_{name}"
+def _external_module(name: str) -> str:
+    return f"locmoe_external_router_{name}"
 
 
 @cache
 def _shipped() -> Dict[str, RegisteredRouter]:
     found = {}
-    for module in pkgutil.iter_modules([str(FOLDER)]):
-        file = FOLDER / f"{module.name}.py"
-        kind = read_declaration(file.read_text(encoding="utf-8"), str(file)) if file.is_file() else None
-        if kind is not None:
-            found[module.name] = RegisteredRouter(module.name, kind, str(file))
+    for _, name, _ in pkgutil.iter_modules(specs.__path__):
+        module = importlib.import_module(f"{specs.__name__}.{name}")
+        found[name] = RegisteredRouter(name, _declaration(module), module)
     return found
 
 
-# ---- declarations
-
-
-def read_declaration(source: str, origin: str) -> Optional[RouterSpec]:
-    """The `ROUTER` of a file, made from the statements that it needs; None where the file has none.
-
-    Raises InputError: the file is not Python, those statements fail, or `ROUTER` is not what it should be.
-    """
-    try:
-        statements = _needed(ast.parse(source, origin).body, "ROUTER")
-        if not statements:
-            return None
-        names: Dict[str, Any] = {"__name__": f"declaration of {Path(origin).stem}", "__file__": origin}
-        exec(compile(ast.Module(statements, []), origin, "exec", dont_inherit=True), names)  # noqa: S102
-    except Exception as error:  # whatever the user's code may raise
-        raise InputError(
-            f"{origin}: its ROUTER cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
-        ) from error
-    _check_declaration(names["ROUTER"], origin)
-    kind: RouterSpec = names["ROUTER"]
-    return kind
-
-
-def _needed(statements: Iterable[ast.stmt], wanted: str) -> List[ast.stmt]:
-    """The statements that bind `wanted`, and those that bind what these refer to, and so on; in their order."""
-    statements = list(statements)
-    needed, names = set(), [wanted]
-    while names:
-        name = names.pop()
-        for place, statement in enumerate(statements):
-            if place not in needed and name in _bound(statement):
-                needed.add(place)
-                names += [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
-    return [statements[place] for place in sorted(needed)]
-
-
-def _bound(statement: ast.stmt) -> List[str]:
-    if isinstance(statement, (ast.ClassDef, ast.FunctionDef)):
-        return [statement.name]
-    if isinstance(statement, (ast.Import, ast.ImportFrom)):
-        return [alias.asname or alias.name.partition(".")[0] for alias in statement.names]
-    targets = (
-        statement.targets
-        if isinstance(statement, ast.Assign)
-        else [statement.target]
-        if isinstance(statement, ast.AnnAssign)
-        else []
-    )
-    return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
-
-
-def _check_declaration(found: Any, origin: str) -> None:
-    if not isinstance(found, RouterSpec):
-        raise InputError(f"{origin}: ROUTER is a {type(found).__name__}, expected a RouterSpec")
-    options = found.options
-    if not (isinstance(options, type) and dataclasses.is_dataclass(options) and options.__dataclass_params__.frozen):  # type: ignore
+def _declaration(module: ModuleType) -> RouterSpec:
+    """The module's `ROUTER`. Raises InputError where it is not what it should be."""
+    origin, spec = module.__file__, getattr(module, "ROUTER", None)
+    if spec is None:
+        raise InputError(f"{origin}: it declares no router; expected ROUTER = RouterSpec(...), see docs/routers.md")
+    if not isinstance(spec, RouterSpec):
+        raise InputError(f"{origin}: ROUTER is a {type(spec).__name__}, expected a RouterSpec")
+    options: Any = spec.options
+    is_class = isinstance(options, type) and dataclasses.is_dataclass(options)
+    if not (is_class and options.__dataclass_params__.frozen):
         raise InputError(f"{origin}: ROUTER's options are {options}, expected a frozen dataclass")
     for one in dataclasses.fields(options):
         if "help" not in one.metadata:
             raise InputError(
                 f'{origin}: {options.__name__}.{one.name} says nothing of itself, expected key(default, "its meaning")'
             )
-    for term in found.terms:
-        if term not in TERMS:
-            raise InputError(f"{origin}: ROUTER's terms hold {term!r}, expected some of {', '.join(TERMS)}")
+    for bias in spec.selection_biases:
+        if bias not in SELECTION_BIASES:
+            raise InputError(
+                f"{origin}: ROUTER's selection_biases hold {bias!r}, expected some of {', '.join(SELECTION_BIASES)}"
+            )
+    return spec

@@ -1,11 +1,14 @@
-"""What every router does around its own choice of experts.
+"""What every router stands on: what it is told (`RouterContext`), what it gives (`RoutingResult`), and what it does
+around its own choice of experts (`Router`).
 
-Shape legend: T tokens of this rank, k choices, E experts, G groups, n = E / G, S segments, V nodes.
+Shape legend: T tokens of this rank, d hidden size, k choices, E experts, G groups, n = E / G, V nodes, W ranks, S
+statistics groups: the sets of tokens over which a loss takes its means (one rank's, one node's, or all).
+
 A compiled step cannot pass named tuples (their gradients silently vanish in MindSpore graphs), hence dicts of tensors.
 """
 
 from dataclasses import dataclass
-from typing import Dict, Tuple
+from typing import Any, Optional, Tuple, TypedDict
 
 import numpy as np
 
@@ -13,12 +16,18 @@ from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import InputError
+from locmoe_ops.router_registry import load_router
+from locmoe_ops.routers.hash_maps import layer_hash_tables
 from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
 
 
 @dataclass(frozen=True)
 class RoutingShape:
-    """The static choices that all routers share. Raises InputError where they do not fit together."""
+    """The static sizes that all routers share. Raises InputError where they do not fit together.
+
+    Attributes:
+        hidden_size: d. num_experts: E. num_groups: G. top_k: k.
+    """
 
     hidden_size: int
     num_experts: int
@@ -41,24 +50,120 @@ class RoutingShape:
         return self.num_experts // self.num_groups
 
 
+@dataclass(frozen=True)
+class RouterContext:
+    """What one layer's router is built from: the one argument of every router's `build`.
+
+    Attributes:
+        name: of the router. options: its section of the configuration, as the options class of its declaration.
+        shape: sizes that routers share.
+        layout, placement: the cluster that homes and locality refer to, and the experts' places in it. They are given,
+            not derived from the processes that run.
+        collectives: of the job. tag: names the router's own among them.
+        statistics: tokens over which a loss takes its means: those of one `rank` or one `node`, or all (`global`).
+        layer: number of the sparse layer, from 0. seed: of the run.
+        selection_bias: a `SelectionBias`, where the configuration asks for one and the router takes it.
+        vocab_size: number of token ids; None: not known.
+        token_counts: <int64>[G, vocab_size], how often each id occurs in a group's training text.
+    """
+
+    name: str
+    options: Any
+    shape: RoutingShape
+    layout: Topology
+    placement: ExpertPlacement
+    collectives: Collectives
+    tag: str = "moe"
+    statistics: str = "global"
+    layer: int = 0
+    seed: int = 1
+    selection_bias: Optional[nn.Cell] = None
+    vocab_size: Optional[int] = None
+    token_counts: Optional[np.ndarray] = None
+
+    @property
+    def rng_stream(self) -> int:
+        """The stream of the layer's random numbers in a step, unlike all others (see `locmoe_ops.random`)."""
+        return 4 * self.layer + 5
+
+    def hash_tables(self, kind: str) -> np.ndarray:
+        """<int32>[G, vocab_size], the layer's map of kind `kind` (`hash_maps.KINDS`) from ids to experts of a group.
+
+        Raises InputError where the number of ids is not known.
+        """
+        if self.vocab_size is None:
+            raise InputError(
+                f"vocab_size: found none, expected the number of token ids that router '{self.name}' maps to experts"
+            )
+        return layer_hash_tables(
+            kind, self.shape.num_groups, self.shape.per_group, self.vocab_size, self.layer, self.seed, self.token_counts
+        )
+
+
+class _PerToken(TypedDict):
+    ids: Tensor
+    home: Tensor
+    seed: Tensor
+
+
+class _WithWord(_PerToken, total=False):
+    word: Tensor
+
+
+class LayerTokens(_WithWord):
+    """What a sparse layer is told of its tokens, <int32>[T] each.
+
+    ids; domain; home, the rank of the layout that a token belongs to; seed, of its random numbers. Where a router needs
+    it also word, the token's word vector <float>[T, d].
+    """
+
+    domain: Tensor
+
+
+class RouterTokens(_WithWord):
+    """What a router is told of its tokens: as `LayerTokens`, with the expert group in place of the domain."""
+
+    group: Tensor
+
+
+class _Routed(TypedDict):
+    expert: Tensor
+    weight: Tensor
+    aux_loss: Tensor
+    locality_loss: Tensor
+    gate_input: Tensor
+
+
+class RoutingResult(_Routed, total=False):
+    """What a router decides.
+
+    expert <int32>[T, k], global ids; weight <float32>[T, k]; aux_loss and locality_loss, weighted scalars; gate_input
+    <float>[T, d], see `Router.gate_input`. A router that was told to offer second experts adds second_expert
+    <int32>[T] (E: none) and second_weight <float32>[T]. One that counts undecided tokens adds undecided <float32>[T],
+    see `Router.undecided`.
+    """
+
+    second_expert: Tensor
+    second_weight: Tensor
+    undecided: Tensor
+
+
 def one_hot(index: Tensor, depth: int) -> Tensor:
     """<float32>[T, depth] <- index <int32>[T]; an index out of range gives a row of zeros."""
     return ops.one_hot(index, depth, Tensor(1.0, dtype.float32), Tensor(0.0, dtype.float32))
 
 
 class Router(nn.Cell):
-    """Chooses k experts of its group for each token. Subclasses override `choose`.
+    """Chooses k experts of its group for each token. Subclasses override `select`.
 
-    1. `choose`: experts within the group, their weights, and the probabilities the losses are made of.
+    1. `select`: experts within the group, their weights, and the probabilities the losses are made of.
     2. Global ids: group * n + expert within the group.
     3. `losses` (none here).
 
-    Inputs: x <float>[T, d]; tokens, a dict of ids <int32>[T], group <int32>[T], home <int32>[T] (rank of `layout` that
-    the token belongs to) and seed <int32>[T].
-    Output: a dict of expert <int32>[T, k], weight <float32>[T, k], the weighted losses aux_loss and locality_loss,
-    scalars, and seen <float>[T, d], what the choice was made by (see `seen`). A router that was told to offer second
-    experts adds second_expert <int32>[T] (E: none) and second_weight <float32>[T]. One that counts undecided tokens
-    adds undecided <float32>[T], see `undecided`.
+    Args:
+        shape: sizes.
+
+    Inputs: x <float>[T, d]; tokens, `RouterTokens`. Output: `RoutingResult`.
     """
 
     def __init__(self, shape: RoutingShape) -> None:
@@ -67,27 +172,27 @@ class Router(nn.Cell):
         self.num_groups = shape.num_groups
         self.per_group = shape.per_group
         self.top_k = shape.top_k
-        self.by_word = False  # whether `tokens` must hold `word`, see `LocMoERouter`
+        self.needs: Tuple[str, ...] = ()  # what `tokens` must hold beside ids, group, home and seed: `word` or nothing
         self.counts_undecided = False  # as its declaration says (`RouterSpec.counts_undecided`)
         self.offers_second = False
         self.second = nn.Identity()
 
     def offer_second(self, second: nn.Cell) -> None:
-        """Adds what re-picking needs, of a `SecondExpert`, to the output. Raises InputError where a router has no such
-        thing.
+        """Adds what re-picking needs, of the `SecondExpert` `second`, to the output. Raises InputError where a router
+        has no such thing.
         """
         raise InputError(f"{type(self).__name__} has no second experts for overflow to be re-picked to")
 
-    def construct(self, x: Tensor, tokens: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        choice, weight, probabilities = self.choose(x, tokens)
-        expert = choice + (tokens["group"] * self.per_group).reshape(-1, 1)
+    def construct(self, x: Tensor, tokens: RouterTokens) -> RoutingResult:
+        choice, weight, probabilities = self.select(x, tokens)
+        expert = choice + (tokens["group"] * self.per_group).reshape(-1, 1)  # (T, k) <- (T, k) + (T, 1)
         aux_loss, locality_loss = self.losses(expert, probabilities, tokens)
-        routing = {
+        routing: RoutingResult = {
             "expert": expert,
             "weight": weight,
             "aux_loss": aux_loss,
             "locality_loss": locality_loss,
-            "seen": self.seen(x, tokens),
+            "gate_input": self.gate_input(x, tokens),
         }
         if self.offers_second:
             second, second_weight = self.second(choice, probabilities, tokens["home"], tokens["group"])
@@ -96,66 +201,86 @@ class Router(nn.Cell):
             routing["undecided"] = self.undecided(x, tokens)
         return routing
 
-    def seen(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
-        """The vectors whose angles to each other and to the gate's weights tell what the router does, <float>[T, d];
-        without jitter.
+    def gate_input(self, x: Tensor, tokens: RouterTokens) -> Tensor:
+        """The vectors whose angles to each other and to the gate's weights tell what the router does, <float>[T, d]: of
+        the layer's input `x` and `tokens`, without jitter.
         """
         return x
 
-    def undecided(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
-        """<float32>[T]: 1 for each token that the router's rule leaves undecided between experts, 0 for the others."""
+    def undecided(self, x: Tensor, tokens: RouterTokens) -> Tensor:
+        """<float32>[T]: 1 for each of `tokens` (with inputs `x`) that the router's rule leaves undecided between
+        experts, 0 for the others.
+        """
         raise NotImplementedError
 
-    def choose(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
-        """-> expert within the group <int32>[T, k], weight <float32>[T, k], probabilities <float32>[T, n]."""
+    def select(self, x: Tensor, tokens: RouterTokens) -> Tuple[Tensor, Tensor, Tensor]:
+        """The choice for x <float>[T, d] and `tokens`.
+
+        Returns: expert within the group <int32>[T, k], weight <float32>[T, k], probabilities <float32>[T, n].
+        """
         raise NotImplementedError
 
-    def losses(self, expert: Tensor, probabilities: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
-        """-> the weighted auxiliary and locality losses; a router without losses returns zeros."""
+    def losses(self, expert: Tensor, probabilities: Tensor, tokens: RouterTokens) -> Tuple[Tensor, Tensor]:
+        """The weighted auxiliary and locality losses, <float32> scalars; zeros for a router without losses.
+
+        Args:
+            expert: <int32>[T, k], global ids as chosen.
+            probabilities: as `select` returned them. tokens: as given to the router.
+        """
         return Tensor(0.0, dtype.float32), Tensor(0.0, dtype.float32)
 
 
+def make_router(context: RouterContext) -> Router:
+    """The router that `context` names.
+
+    Raises InputError where there is none of the name, or its `build` returns something else.
+    """
+    module = load_router(context.name)
+    router = module.build(context)
+    if not isinstance(router, Router):
+        raise InputError(f"{module.__file__}: build returned a {type(router).__name__}, expected a Router")
+    return router
+
+
 class RoutingStatistics(nn.Cell):
-    """Counts and probabilities per expert, summed over the tokens of a segment on all ranks.
+    """Counts and probabilities per expert, summed over the tokens of each statistics group on all ranks.
 
     Args:
-        scope: what a segment is: the tokens whose home is one `rank` or one `node` of `layout`, or all tokens
-            (`global`).
-        layout: the cluster that homes refer to; given, not derived from the processes that run.
+        context: of the router; its shape, statistics, layout, collectives and tag.
 
     Inputs: expert <int32>[T, k]; probabilities <float32>[T, n]; group, home <int32>[T].
     Output: counts (assignments / k) and probability sums, <float32>[S, E] each.
     """
 
-    def __init__(self, shape: RoutingShape, scope: str, layout: Topology, collectives: Collectives, tag: str) -> None:
+    def __init__(self, context: RouterContext) -> None:
         super().__init__()
+        shape, layout = context.shape, context.layout
         self.num_experts, self.num_groups, self.top_k = shape.num_experts, shape.num_groups, shape.top_k
-        self.segments = segment_count(scope, layout)
-        self.ranks_a_segment = layout.world_size // self.segments
-        self.reduce = collectives.all_reduce("dp", f"{tag}/statistics")
+        self.statistics_groups = count_statistics_groups(context.statistics, layout)
+        self.ranks_per_statistics_group = layout.world_size // self.statistics_groups
+        self.reduce = context.collectives.all_reduce("dp", f"{context.tag}/statistics")
         self.matmul = ops.MatMul(transpose_a=True)
 
     def construct(self, expert: Tensor, probabilities: Tensor, group: Tensor, home: Tensor) -> Tuple[Tensor, Tensor]:
-        counts = (
-            one_hot(expert.reshape(-1), self.num_experts).reshape(-1, self.top_k, self.num_experts).sum(1) / self.top_k
-        )
-        group_mask = one_hot(group, self.num_groups)
-        spread = (group_mask.expand_dims(-1) * probabilities.expand_dims(1)).reshape(
-            -1, self.num_experts
-        )  # (T, E) <- (T, n)
-        member = one_hot(ops.floor_div(home, self.ranks_a_segment), self.segments)  # (T, S)
-        sums = self.reduce(self.matmul(member, ops.concat((counts, spread), 1)))  # (S, 2E)
+        chosen = one_hot(expert.reshape(-1), self.num_experts)  # (T*k, E) <- (T, k)
+        counts = chosen.reshape(-1, self.top_k, self.num_experts).sum(1) / self.top_k  # (T, E) <- (T, k, E)
+        spread = one_hot(group, self.num_groups).expand_dims(-1) * probabilities.expand_dims(1)  # (T, G, n)
+        spread = spread.reshape(-1, self.num_experts)  # (T, E) <- (T, G, n)
+        member = one_hot(ops.floor_div(home, self.ranks_per_statistics_group), self.statistics_groups)  # (T, S)
+        sums = self.reduce(self.matmul(member, ops.concat((counts, spread), 1)))  # (S, 2E) <- (T, S), (T, 2E)
         return sums[:, : self.num_experts], sums[:, self.num_experts :]
 
 
-def segment_count(scope: str, layout: Topology) -> int:
-    """S: number of segments of a statistics scope (`rank`, `node` or `global`)."""
+def count_statistics_groups(statistics: str, layout: Topology) -> int:
+    """S: into how many sets `statistics` (`rank`, `node` or `global`) divides the tokens of the cluster `layout`."""
     counts = {"rank": layout.world_size, "node": layout.nodes, "global": 1}
-    if scope not in counts:
-        raise InputError(f"statistics: found '{scope}', expected one of {', '.join(counts)}")
-    return counts[scope]
+    if statistics not in counts:
+        raise InputError(f"statistics: found '{statistics}', expected one of {', '.join(counts)}")
+    return counts[statistics]
 
 
 def local_experts_of_nodes(layout: Topology, placement: ExpertPlacement) -> np.ndarray:
-    """<float32>[V, E]: 1 where an expert is on the node, seen from the node's first rank."""
+    """<float32>[V, E]: 1 where an expert of `placement` is on the node, seen from the first rank of each node of
+    `layout`.
+    """
     return local_experts_table(layout, placement)[:: layout.ranks_per_node].astype(np.float32)

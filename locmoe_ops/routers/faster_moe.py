@@ -13,51 +13,19 @@ the loss:
 
 On random input 47 of 68 tokens were treated alike.
 
-Shape legend: T tokens of this rank, k choices, n experts of a group, W ranks of the layout.
+Shape legend: T tokens of this rank, k choices, n experts of a group, W ranks of the layout, S sets.
 """
 
-from dataclasses import dataclass
-from typing import Dict, Tuple
+from typing import Tuple
 
 from mindspore import Tensor, dtype, ops
 
-from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import InputError
-from locmoe_ops.keys import key
-from locmoe_ops.router_registry import RouterSpec, dense_gate_cost
-from locmoe_ops.routers.base import Router, RoutingShape, one_hot
-from locmoe_ops.routers.context import RouterContext
+from locmoe_ops.routers.base import Router, RouterContext, RouterTokens, one_hot
 from locmoe_ops.routers.selection_bias import LocalExperts
+from locmoe_ops.routers.specs.faster_moe import FasterMoEOptions
+from locmoe_ops.routers.specs.switch import SwitchOptions
 from locmoe_ops.routers.switch import SwitchRouter
-from locmoe_ops.topology import ExpertPlacement, Topology
-
-
-@dataclass(frozen=True)
-class FasterMoEOptions:
-    max_remote_fraction: float = key(
-        0.14,
-        "at most this share of a home rank's tokens leaves its node (0.14 is the fastmoe library's "
-        "default; who leaves is our rule: those that would lose most probability at home)",
-        minimum=0.0,
-        maximum=1.0,
-    )
-    aux_loss_weight: float = key(
-        0.01,
-        "weight of the load-balancing loss of what is chosen under the cap (ours; the fastmoe library's is "
-        "of first choices before the cap); 0: none",
-        minimum=0.0,
-    )
-
-
-ROUTER = RouterSpec(
-    FasterMoEOptions,
-    picks="limits remote choices by its own cap",
-    second_experts=True,
-    gate_weights=True,
-    localises=True,
-    cost=dense_gate_cost,
-)
-
 
 _WHOLE = 1e-3  # a share of tokens that is whole but for rounding counts as whole
 
@@ -79,53 +47,43 @@ class FasterMoERouter(SwitchRouter):
     it.
 
     Args:
-        placement: with layout, says which experts are local. max_remote_fraction: in [0, 1].
-        The others: see `SwitchRouter`.
+        context: of the router. options: its keys; a max_remote_fraction outside [0, 1] raises InputError.
     """
 
-    def __init__(
-        self,
-        shape: RoutingShape,
-        layout: Topology,
-        placement: ExpertPlacement,
-        collectives: Collectives,
-        tag: str,
-        max_remote_fraction: float,
-        statistics: str = "global",
-        aux_loss_weight: float = 0.01,
-    ) -> None:
-        super().__init__(shape, layout, collectives, tag, statistics, aux_loss_weight)
-        if not 0.0 <= max_remote_fraction <= 1.0:
-            raise InputError(f"max_remote_fraction is {max_remote_fraction}, expected 0 to 1")
-        self.max_remote_fraction = max_remote_fraction
-        self.homes = layout.world_size
-        self.local_experts = LocalExperts(shape, layout, placement)
+    def __init__(self, context: RouterContext, options: FasterMoEOptions) -> None:
+        super().__init__(context, SwitchOptions(options.aux_loss_weight))
+        if not 0.0 <= options.max_remote_fraction <= 1.0:
+            raise InputError(f"max_remote_fraction is {options.max_remote_fraction}, expected 0 to 1")
+        self.max_remote_fraction = options.max_remote_fraction
+        self.homes = context.layout.world_size
+        self.local_experts = LocalExperts(context.shape, context.layout, context.placement)
 
-    def choose(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+    def select(self, x: Tensor, tokens: RouterTokens) -> Tuple[Tensor, Tensor, Tensor]:
+        """See `Router.select`: for `x` and `tokens` the free choice, or the one at home beyond the cap."""
         probabilities = self.probabilities(x, tokens)
         scores = ops.stop_gradient(probabilities)
         local = self.local_experts(tokens["home"], tokens["group"])  # (T, n)
-        free, free_weight = self.pick(scores, probabilities, tokens)
-        near, near_weight = self.pick(scores + 2.0 * local, probabilities, tokens)
-        remote = 1.0 - ops.amin(ops.gather_elements(local, 1, free), 1)  # (T,): 1 where any choice is remote
-        preference = ops.stop_gradient((free_weight - near_weight).sum(1))
-        stays = self._beyond_cap(remote, preference, one_hot(tokens["home"], self.homes)).expand_dims(1)
-        return ops.select(stays, near, free), ops.select(stays, near_weight, free_weight), probabilities
-
-    def _beyond_cap(self, remote: Tensor, preference: Tensor, home: Tensor) -> Tensor:
-        """bool[T]: the tokens that want to leave, but for those which may."""
+        free, free_weight = self.select_top_k(scores, probabilities, tokens)
+        near, near_weight = self.select_top_k(scores + 2.0 * local, probabilities, tokens)
+        remote = 1.0 - ops.amin(ops.gather_elements(local, 1, free), 1)  # (T,) <- (T, k): 1 where any choice is remote
+        loss_at_home = ops.stop_gradient((free_weight - near_weight).sum(1))  # (T,)
+        home = one_hot(tokens["home"], self.homes)  # (T, W)
         cap = ops.floor(home.sum(0) * self.max_remote_fraction + _WHOLE)  # (W,)
-        # Preferences are 0 or more (but for rounding), so tokens that stay anyway come last.
-        rank = rank_by_priority(remote * (preference + 1.0), home)
-        return ops.logical_and(remote > 0.5, rank >= (home * cap).sum(1))
+        # What a token would lose is 0 or more (but for rounding), so tokens that stay anyway come last.
+        rank = rank_by_priority(remote * (loss_at_home + 1.0), home)
+        beyond_cap = ops.logical_and(remote > 0.5, rank >= (home * cap).sum(1))
+        stays = beyond_cap.expand_dims(1)  # (T, 1) <- (T,)
+        return ops.select(stays, near, free), ops.select(stays, near_weight, free_weight), probabilities
 
 
 def rank_by_priority(priority: Tensor, member: Tensor) -> Tensor:
-    """How many tokens of the same segment come before each: <float32>[T] <- priority <float32>[T], member <float32>[T,
-    S] one-hot.
+    """How many tokens of the same set come before each, <float32>[T].
 
     Larger priority comes first, of equal ones the earlier token: positions enter the keys, so that the order does not
     rest on how a sort treats ties.
+
+    Args:
+        priority: <float32>[T]. member: <float32>[T, S], one-hot set of each token.
     """
     count = priority.shape[0]
     index = ops.arange(0, count, 1, dtype=dtype.int64)
@@ -133,13 +91,11 @@ def rank_by_priority(priority: Tensor, member: Tensor) -> Tensor:
     key = ops.searchsorted(ascending, priority) * count + (count - 1 - index)
     ordered, _ = ops.sort(key, descending=True)
     order = ops.cast(count - 1 - ops.floor_mod(ordered, count), dtype.int32)
-    member = ops.gather(member, order, 0)
+    member = ops.gather(member, order, 0)  # (T, S), tokens by priority
     ahead = ((ops.cumsum(member, 0) - member) * member).sum(1)
-    return ops.scatter_nd(order.reshape(-1, 1), ahead, (count,))
+    return ops.scatter_nd(order.reshape(-1, 1), ahead, (count,))  # (T,) back in their order <- (T, 1), (T,)
 
 
-def build(request: RouterContext) -> Router:
-    own = request.own
-    return FasterMoERouter(
-        *request.placed_surroundings, own.max_remote_fraction, request.statistics, own.aux_loss_weight
-    )
+def build(context: RouterContext) -> Router:
+    """The router of `context`."""
+    return FasterMoERouter(context, context.options)

@@ -1,6 +1,6 @@
 """Gates: a value for each expert that may serve a token.
 
-Shape legend: T tokens, d hidden size, E experts, G groups, n = E / G experts of a group, V words.
+Shape legend: T tokens, d hidden size, E experts, G groups, n = E / G experts of a group, V vocabulary size.
 """
 
 from typing import Optional, Sequence
@@ -10,10 +10,14 @@ import numpy as np
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.routers.base import RoutingShape
 
 
 def grap_weights(experts: int, hidden_size: int) -> np.ndarray:
     """Grouped average pooling as gate weights (LocMoE Eq. 4): row i is n/d on the i-th block of features, 0 elsewhere.
+
+    Args:
+        experts: n. hidden_size: d.
 
     Returns: <float32>[n, d]; the rows are orthogonal and fixed. Raises InputError where n does not divide d.
     """
@@ -32,16 +36,17 @@ class GrAPGate(nn.Cell):
     Computed as a product with Eq. 4's weights, so that it is the dense gate with those weights to the last bit.
 
     Args:
+        shape: sizes.
         order: <int>[d], a permutation: block i then holds features order[i*d/n], order[i*d/n + 1], ... in place of
             neighbours. The weights stay orthogonal. None: as in the paper.
 
     Inputs: x <float32>[T, d]; group_mask <float32>[T, G], unused. Output: <float32>[T, n].
     """
 
-    def __init__(self, num_experts: int, num_groups: int, hidden_size: int, order: Optional[np.ndarray] = None) -> None:
+    def __init__(self, shape: RoutingShape, order: Optional[np.ndarray] = None) -> None:
         super().__init__()
-        weights = grap_weights(num_experts // num_groups, hidden_size)
-        self.weight = Tensor(weights if order is None else weights[:, np.argsort(order)])
+        weights = grap_weights(shape.per_group, shape.hidden_size)
+        self.weight = Tensor(weights if order is None else weights[:, np.argsort(order)])  # (n, d)
         self.matmul = ops.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor, group_mask: Tensor) -> Tensor:
@@ -58,6 +63,7 @@ def draw_codes(winners: np.ndarray, experts: int, hidden_size: int, seed: Sequen
 
     Args:
         winners: <int>[G, V], expert within the group that an id goes to (see `locmoe_ops.routers.hash_maps`).
+        experts: n. hidden_size: d. seed: of the draws.
 
     Returns: <float32>[G, V, n].
     """
@@ -85,29 +91,33 @@ class CodeGate(nn.Cell):
 
     def __init__(self, codes: np.ndarray) -> None:
         super().__init__()
-        _, self.words, self.experts = codes.shape
+        _, self.vocab_size, self.experts = codes.shape
         self.codes = Parameter(Tensor(np.asarray(codes, np.float32)), name="codes", requires_grad=False)
         self.weight = Tensor(np.eye(self.experts, dtype=np.float32))
 
     def construct(self, ids: Tensor, group: Tensor) -> Tensor:
-        return ops.gather(self.codes.reshape(-1, self.experts), group * self.words + ids, 0)
+        codes = self.codes.reshape(-1, self.experts)  # (G*V, n) <- (G, V, n)
+        return ops.gather(codes, group * self.vocab_size + ids, 0)  # (T, n)
 
 
 class DenseGate(nn.Cell):
     """Learned gate without bias: one row of weights an expert (Switch Transformers, arXiv 2101.03961, Eq. 1).
 
+    Args:
+        shape: sizes.
+
     Inputs: x <float32>[T, d]; group_mask <float32>[T, G], one-hot. Output: <float32>[T, n], the token's group only.
     """
 
-    def __init__(self, num_experts: int, num_groups: int, hidden_size: int) -> None:
+    def __init__(self, shape: RoutingShape) -> None:
         super().__init__()
-        self.num_groups = num_groups
-        self.per_group = num_experts // num_groups
-        self.weight = Parameter(Tensor(np.zeros((num_experts, hidden_size), np.float32)), name="weight")
+        self.num_groups, self.per_group = shape.num_groups, shape.per_group
+        weight = np.zeros((shape.num_experts, shape.hidden_size), np.float32)
+        self.weight = Parameter(Tensor(weight), name="weight")
         self.matmul = ops.MatMul(transpose_b=True)
 
     def initialise(self, seed: int, std: float) -> None:
-        """Draws normal weights, the same on every rank."""
+        """Draws normal weights of deviation `std` from `seed`, the same on every rank."""
         drawn = np.random.default_rng(seed).standard_normal(self.weight.shape, dtype=np.float32) * std
         self.weight.set_data(Tensor(drawn.astype(np.float32), dtype.float32))
 
@@ -115,5 +125,5 @@ class DenseGate(nn.Cell):
         values = self.matmul(x, self.weight)  # (T, E)
         if self.num_groups == 1:
             return values
-        values = values.reshape(-1, self.num_groups, self.per_group)
-        return (values * group_mask.expand_dims(-1)).sum(1)
+        values = values.reshape(-1, self.num_groups, self.per_group)  # (T, G, n) <- (T, E)
+        return (values * group_mask.expand_dims(-1)).sum(1)  # (T, n) <- (T, G, n) * (T, G, 1)

@@ -1,33 +1,22 @@
-"""GShard's top-2 router (Lepikhin et al., arXiv 2006.16668, Algorithm 1)."""
+"""GShard's top-2 router (Lepikhin et al., arXiv 2006.16668, Algorithm 1).
 
-from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+Shape legend: T tokens of this rank, d hidden size, E experts, n experts of a group; k = 2 choices.
+"""
+
+from dataclasses import replace
+from typing import Tuple
 
 from mindspore import Tensor, dtype, nn, ops
 
-from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import InputError
-from locmoe_ops.keys import key
 from locmoe_ops.random import SeededUniform
-from locmoe_ops.router_registry import RouterSpec, dense_gate_cost
-from locmoe_ops.routers.base import Router, RoutingShape, RoutingStatistics
-from locmoe_ops.routers.context import RouterContext
+from locmoe_ops.routers.base import Router, RouterContext, RouterTokens, RoutingStatistics
 from locmoe_ops.routers.gated import GatedRouter
 from locmoe_ops.routers.gates import DenseGate
 from locmoe_ops.routers.losses import load_balancing_loss
-from locmoe_ops.routers.selection_bias import SelectionBias
-from locmoe_ops.topology import Topology
+from locmoe_ops.routers.specs.gshard import GShardOptions
 
-
-@dataclass(frozen=True)
-class GShardOptions:
-    aux_loss_weight: float = key(0.01, "weight of the load-balancing loss of first choices", minimum=0.0)
-
-
-ROUTER = RouterSpec(GShardOptions, top_k=2, terms=("local_term",), gate_weights=True, cost=dense_gate_cost)
-
-
-_TINY = 1e-20  # keeps a quotient finite where a local term picks two experts of probability 0
+_TINY = 1e-20  # keeps a quotient finite where a locality bias picks two experts of probability 0
 
 
 class GShardRouter(GatedRouter):
@@ -42,54 +31,47 @@ class GShardRouter(GatedRouter):
     The numbers that decide are a function of the tokens' seeds: the same at any parallel degree and after a resume.
 
     Args:
-        shape: its top_k must be 2. statistics: segment of the loss's f and P. aux_loss_weight: factor on the loss.
-        salt: tells the chances of layers apart. preference: see `GatedRouter`.
-
-    Raises InputError for another top_k.
+        context: of the router; a top_k other than 2 raises InputError. options: its keys.
     """
 
-    def __init__(
-        self,
-        shape: RoutingShape,
-        layout: Topology,
-        collectives: Collectives,
-        tag: str,
-        statistics: str = "global",
-        aux_loss_weight: float = 0.01,
-        salt: int = 0,
-        preference: Optional[SelectionBias] = None,
-    ) -> None:
-        super().__init__(shape, DenseGate(shape.num_experts, shape.num_groups, shape.hidden_size), preference)
+    def __init__(self, context: RouterContext, options: GShardOptions) -> None:
+        shape = context.shape
+        super().__init__(context, DenseGate(shape))
         if shape.top_k != 2:
             raise InputError(f"top_k {shape.top_k}: the GShard router sends a token to two experts; expected 2")
-        self.aux_loss_weight = aux_loss_weight
-        self.uniform = SeededUniform(1, salt)
-        first_alone = RoutingShape(shape.hidden_size, shape.num_experts, shape.num_groups)
-        self.sums = RoutingStatistics(first_alone, statistics, layout, collectives, tag)
+        self.aux_loss_weight = options.aux_loss_weight
+        self.uniform = SeededUniform(1, context.rng_stream)
+        self.sums = RoutingStatistics(replace(context, shape=replace(shape, top_k=1)))
 
     def offer_second(self, second: nn.Cell) -> None:
+        """Raises InputError: there is no place for `second`."""
         raise InputError(
-            "the GShard router weighs its two experts against each other; a second expert for overflow has no such weight"
+            "the GShard router weighs its two experts against each other; a second expert for overflow has no such "
+            "weight"
         )
 
-    def choose(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+    def select(self, x: Tensor, tokens: RouterTokens) -> Tuple[Tensor, Tensor, Tensor]:
+        """See `Router.select`: for `x` and `tokens` the two best, or the best and E - the group's first expert."""
         probabilities = self.probabilities(x, tokens)
-        choice, weight = self.pick(ops.stop_gradient(probabilities), probabilities, tokens)
+        choice, weight = self.select_top_k(ops.stop_gradient(probabilities), probabilities, tokens)
         weight = weight / ops.maximum(weight.sum(-1, keepdims=True), _TINY)
         if not self.training:
             return choice, weight, probabilities
         taken = 2.0 * ops.stop_gradient(weight[:, 1:]) > self.uniform(tokens["seed"])  # (T, 1)
-        absent = self.num_experts - (tokens["group"] * self.per_group).reshape(-1, 1)  # id E, once the group is added
+        first_of_group = (tokens["group"] * self.per_group).reshape(-1, 1)  # (T, 1) <- (T,)
+        absent = self.num_experts - first_of_group  # id E, once the group is added
         second = ops.select(taken, choice[:, 1:], absent)
         second_weight = weight[:, 1:] * ops.cast(taken, dtype.float32)
-        return ops.concat((choice[:, :1], second), 1), ops.concat((weight[:, :1], second_weight), 1), probabilities
+        choice = ops.concat((choice[:, :1], second), 1)  # (T, 2) <- (T, 1), (T, 1)
+        weight = ops.concat((weight[:, :1], second_weight), 1)  # (T, 2) <- (T, 1), (T, 1)
+        return choice, weight, probabilities
 
-    def losses(self, expert: Tensor, probabilities: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
+    def losses(self, expert: Tensor, probabilities: Tensor, tokens: RouterTokens) -> Tuple[Tensor, Tensor]:
+        """See `Router.losses`, with the same `expert`, `probabilities` and `tokens`."""
         counts, sums = self.sums(expert[:, :1], probabilities, tokens["group"], tokens["home"])
         return load_balancing_loss(counts, sums, self.num_groups) * self.aux_loss_weight, Tensor(0.0, dtype.float32)
 
 
-def build(request: RouterContext) -> Router:
-    return GShardRouter(
-        *request.surroundings, request.statistics, request.own.aux_loss_weight, request.salt, request.preference
-    )
+def build(context: RouterContext) -> Router:
+    """The router of `context`."""
+    return GShardRouter(context, context.options)

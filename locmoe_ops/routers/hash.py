@@ -1,35 +1,23 @@
-"""Random routed experts (RRE) of PanGu-Sigma: a fixed random map from token id to expert; nothing is learned."""
+"""Random routed experts (RRE) of PanGu-Sigma: a fixed random map from token id to expert; nothing is learned.
 
-from dataclasses import dataclass
-from typing import Dict, Tuple
+Shape legend: T tokens of this rank, G groups, V vocabulary size.
+"""
+
+from typing import Tuple
 
 import numpy as np
 
 from mindspore import Parameter, Tensor, dtype, ops
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.keys import key
-from locmoe_ops.router_registry import RouterSpec
-from locmoe_ops.routers.base import Router, RoutingShape
-from locmoe_ops.routers.context import RouterContext
-
-
-@dataclass(frozen=True)
-class HashOptions:
-    balance: str = key(
-        "uniform",
-        "deal the vocabulary out evenly by count of ids, or by their frequency in the group's training text",
-        choices=("uniform", "frequency"),
-    )
-
-
-ROUTER = RouterSpec(HashOptions, picks="picks by token id alone", top_k=1)
+from locmoe_ops.routers.base import Router, RouterContext, RouterTokens, RoutingShape
 
 
 class HashRouter(Router):
     """Level 2 of RRE (arXiv 2303.10845): the map of the token's group gives its expert; outputs are not scaled.
 
     Args:
+        shape: sizes; a top_k other than 1 raises InputError.
         table: <int32>[G, V], expert within the group for each token id (see `locmoe_ops.routers.hash_maps`). It is kept
             as a buffer that checkpoints hold and no optimizer touches. Callers check ids against V: see
             `check_token_ids`.
@@ -47,11 +35,13 @@ class HashRouter(Router):
             )
         self.table = Parameter(Tensor(np.asarray(table, np.int32)), name="table", requires_grad=False)
 
-    def choose(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+    def select(self, x: Tensor, tokens: RouterTokens) -> Tuple[Tensor, Tensor, Tensor]:
+        """See `Router.select`: by the ids and groups of `tokens`; `x` plays no part."""
         index = tokens["group"] * self.vocab_size + tokens["ids"]
-        choice = ops.gather(self.table.reshape(-1), index, 0).reshape(-1, 1)
+        choice = ops.gather(self.table.reshape(-1), index, 0).reshape(-1, 1)  # (T, 1) <- (T,) <- table (G*V,)
         return choice, ops.ones(choice.shape, dtype.float32), Tensor(0.0, dtype.float32)
 
 
-def build(request: RouterContext) -> Router:
-    return HashRouter(request.shape, request.hash_tables(request.own.balance))
+def build(context: RouterContext) -> Router:
+    """The router of `context`."""
+    return HashRouter(context.shape, context.hash_tables(context.options.balance))

@@ -17,8 +17,13 @@ KINDS = ("uniform", "frequency")
 def uniform_hash_map(vocab_size: int, experts: int, seed: Seed) -> np.ndarray:
     """(V,) int32: shuffle the ids and deal them out, so that expert shares differ by at most one id.
 
-    The balanced random map of Random Routed Experts (arXiv 2303.10845) and of Hash Layers (arXiv 2106.04426). Raises
-    `InputError` for sizes below 1 and for a negative seed.
+    The balanced random map of Random Routed Experts (arXiv 2303.10845) and of Hash Layers (arXiv 2106.04426).
+
+    Args:
+        vocab_size: V. experts: to choose from. seed: of the shuffle.
+
+    Raises:
+        InputError: sizes below 1, a negative seed.
     """
     _require_at_least("vocab_size", vocab_size, 1)
     _require_at_least("experts", experts, 1)
@@ -80,6 +85,7 @@ def layer_hash_tables(
 
     Args:
         kind: `uniform` or `frequency`.
+        num_groups: G. experts_per_group: to choose from. vocab_size: V.
         layer: index of the layer, >= 0.
         seed: of the whole model, >= 0.
         counts: for `frequency`: occurrences of each id, (V,) for all groups alike or (G,V).
@@ -95,11 +101,6 @@ def layer_hash_tables(
     streams = [np.random.SeedSequence(seed, spawn_key=(layer, group)) for group in range(num_groups)]
     if kind == "uniform":
         return np.stack([uniform_hash_map(vocab_size, experts_per_group, stream) for stream in streams])
-    counts = _counts_per_group(counts, num_groups, vocab_size)
-    return np.stack([frequency_hash_map(counts[g], experts_per_group, stream) for g, stream in enumerate(streams)])
-
-
-def _counts_per_group(counts: Optional[np.ndarray], num_groups: int, vocab_size: int) -> np.ndarray:
     if counts is None:
         raise InputError("hash map: counts are missing, expected token counts for kind 'frequency'")
     counts = np.asarray(counts)
@@ -107,7 +108,8 @@ def _counts_per_group(counts: Optional[np.ndarray], num_groups: int, vocab_size:
     if counts.shape not in ((vocab_size,), (num_groups, vocab_size)):
         expected = f"({vocab_size},) or ({num_groups}, {vocab_size})"
         raise InputError(f"hash map: counts have shape {counts.shape}, expected {expected}")
-    return np.broadcast_to(counts, (num_groups, vocab_size))
+    counts = np.broadcast_to(counts, (num_groups, vocab_size))
+    return np.stack([frequency_hash_map(counts[g], experts_per_group, stream) for g, stream in enumerate(streams)])
 
 
 def _check_counts(counts: np.ndarray, dimensions: tuple[int, ...]) -> None:

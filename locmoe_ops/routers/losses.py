@@ -1,6 +1,6 @@
 """Router losses as pure functions of summed statistics. They return numbers that are the same on every rank.
 
-Shape legend: S segments (sets of tokens over which statistics are taken), V nodes, G groups, E experts, n = E / G.
+Shape legend: S statistics groups (sets of tokens over which sums are taken), V nodes, G groups, E experts, n = E / G.
 Sums over ranks are taken by the caller, so the functions mean the same at any parallel degree.
 """
 
@@ -12,26 +12,29 @@ _TINY = 1e-30  # keeps logarithms and quotients finite; far below any probabilit
 
 
 def load_balancing_loss(counts: Tensor, probabilities: Tensor, num_groups: int) -> Tensor:
-    """`n * sum_i f_i P_i` (LocMoE Eq. 5, Switch Eq. 4), averaged over the tokens of all segments and groups.
+    """`n * sum_i f_i P_i` (LocMoE Eq. 5, Switch Eq. 4), averaged over the tokens of all statistics groups and
+    expert groups.
 
     Args:
         counts: <float32>[S, E], assignments to each expert divided by top_k; no gradient flows through it.
         probabilities: <float32>[S, E], sum over tokens of each expert's probability.
         num_groups: G; a token's probabilities cover the n experts of its group.
 
-    Returns: <float32> scalar; 1 when every group is balanced in every segment. A group without tokens adds nothing.
+    Returns: <float32> scalar; 1 when every expert group is balanced in every statistics group. An expert group without
+    tokens adds nothing.
     """
-    segments, experts = counts.shape
+    sets, experts = counts.shape
     per_group = experts // num_groups
-    counts = ops.stop_gradient(counts).reshape(segments, num_groups, per_group)
+    counts = ops.stop_gradient(counts).reshape(sets, num_groups, per_group)  # (S, G, n) <- (S, E)
+    probabilities = probabilities.reshape(sets, num_groups, per_group)  # (S, G, n) <- (S, E)
     tokens = counts.sum(-1, keepdims=True)  # (S, G, 1)
-    products = counts * probabilities.reshape(segments, num_groups, per_group) / ops.maximum(tokens, _TINY)
+    products = counts * probabilities / ops.maximum(tokens, _TINY)
     return products.sum() * per_group / ops.maximum(tokens.sum(), _TINY)
 
 
 def topology_loss(counts: Tensor, probabilities: Tensor, shares: Tensor, num_groups: int) -> Tensor:
-    """`sum_i f_i P_i / c_i` (the topology loss of TA-MoE, arXiv 2302.09915), averaged over the tokens of all segments
-    and groups.
+    """`sum_i f_i P_i / c_i` (the topology loss of TA-MoE, arXiv 2302.09915), averaged over the tokens of all
+    statistics groups and expert groups.
 
     With f = P it is smallest, and 1, where the distribution of assignments is the target c: by Cauchy-Schwarz
     `sum f_i^2 / c_i >= (sum f_i)^2 / sum c_i`. The paper normalises its penalties 1/c_i without saying how; this scale
@@ -39,8 +42,8 @@ def topology_loss(counts: Tensor, probabilities: Tensor, shares: Tensor, num_gro
 
     Args:
         counts, probabilities, num_groups: as of `load_balancing_loss`.
-        shares: <float32>[S, E], c: of the tokens of a segment and group, the share meant for each expert; above 0, sum
-            1 a group.
+        shares: <float32>[S, E], c: of the tokens of a statistics group and an expert group, the share meant for each
+            expert; above 0, sum 1 an expert group.
 
     Returns: <float32> scalar.
     """
@@ -65,10 +68,10 @@ def locality_loss(probabilities: Tensor, local: Tensor, num_groups: int, smoothi
     """
     nodes, experts = probabilities.shape
     shape = (nodes, num_groups, experts // num_groups)
-    current = probabilities.reshape(shape)
+    current = probabilities.reshape(shape)  # (V, G, n) <- (V, E)
     tokens = ops.stop_gradient(current.sum(-1, keepdims=True))  # (V, G, 1): probabilities of a token sum to 1
     current = current / ops.maximum(tokens, _TINY)
-    local = local.reshape(shape)
+    local = local.reshape(shape)  # (V, G, n) <- (V, E)
     held = local.sum(-1, keepdims=True)
     uniform = 1.0 / shape[-1]
     localised = ops.select(held > 0, local / ops.maximum(held, 1.0), ops.full_like(local, uniform))

@@ -20,7 +20,7 @@ class SecondExpert(nn.Cell):
     wins.
 
     Args:
-        layout, placement: the cluster that homes refer to, and the experts' places in it.
+        shape: sizes. layout, placement: the cluster that homes refer to, and the experts' places in it.
 
     Inputs: choice <int32>[T, k], experts within the group; probabilities <float32>[T, n]; home, group <int32>[T].
     Output: expert <int32>[T], its global id, E where the node has none left; weight <float32>[T], 0 there.

@@ -1,14 +1,14 @@
-"""Terms on the scores that experts are picked by, which move the choice away from the probabilities alone.
+"""Biases on the scores that experts are selected by, which move the choice away from the probabilities alone.
 
-Such a term changes which expert is picked and nothing else: the gate weight stays the expert's own probability, so gradients keep
-their form and the losses see what the gate says. Both of ours go beyond LocMoE's paper.
+Such a bias changes which expert is picked and nothing else: the gate weight stays the expert's own probability, so
+gradients keep their form and the losses see what the gate says. Both of ours go beyond LocMoE's paper.
 
-Load balance (`BalanceBias`): the load-balancing loss has little grip on a gate without weights. It can only bend hidden states, and a
-softmax over block means is nearly flat. A bias for each expert, moved after every step towards what the load lacks, acts on the picks at
-once and on no gradient (loss-free balancing, Wang et al., arXiv 2408.15664).
+Load balance (`BalanceBias`): the load-balancing loss has little grip on a gate without weights. It can only bend hidden
+states, and a softmax over block means is nearly flat. A bias for each expert, moved after every step towards what the
+load lacks, acts on the picks at once and on no gradient (loss-free balancing, Wang et al., arXiv 2408.15664).
 
 Locality (`LocalityBias`): parameters are shared by data parallelism, so where all nodes see the same data a loss can
-only pull their routers in opposite directions, which cancel. A term that depends on the token's home does not cancel:
+only pull their routers in opposite directions, which cancel. A bias that depends on the token's home does not cancel:
 it acts on the choice and on nothing that is shared. Home and locality refer to the given layout, never to the
 processes that run, so one process computes what many would.
 
@@ -25,23 +25,30 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.routers.base import RoutingShape, local_experts_of_nodes
 from locmoe_ops.topology import ExpertPlacement, Topology
 
-# Far above any spread of probabilities that routing should overrule, and low enough that a local term at full strength still wins.
+# Far above any spread of probabilities that routing should overrule, and low enough that a locality bias at full
+# strength still wins.
 LIMIT = 0.5
+LOCALITY_KINDS = ("bias", "margin")
 
 
 class SelectionBias(nn.Cell):
-    """Base of all terms.
+    """Base of all biases on selection.
 
-    Inputs: rest <float32>[T, n], probabilities of the experts that a pick may still take, negative ones for others; home, group
-    <int32>[T]. Output: <float32>[T, n]; the largest is picked.
+    Inputs: rest <float32>[T, n], probabilities of the experts that may still be picked, negative ones for the others;
+    home, group <int32>[T]. Output: <float32>[T, n]; the largest is picked.
     """
 
     def construct(self, rest: Tensor, home: Tensor, group: Tensor) -> Tensor:
+        """The biased scores for `rest` and the tokens' `home` and `group`."""
         raise NotImplementedError
 
 
 class Sum(SelectionBias):
-    """Several terms: what each would add to the probabilities, added up."""
+    """Several biases: what each would add to the probabilities, added up.
+
+    Args:
+        terms: the biases. Checkpoints know their parameters by the name of this attribute.
+    """
 
     def __init__(self, terms: Sequence[SelectionBias]) -> None:
         super().__init__()
@@ -59,6 +66,9 @@ class BalanceBias(SelectionBias):
 
     It is a parameter that no optimizer touches and that checkpoints keep; `BalanceUpdate` moves it.
 
+    Args:
+        shape: sizes.
+
     Inputs and output: as `SelectionBias`.
     """
 
@@ -69,34 +79,33 @@ class BalanceBias(SelectionBias):
         )
 
     def construct(self, rest: Tensor, home: Tensor, group: Tensor) -> Tensor:
-        return rest + ops.gather(self.balance_bias, group, 0)
+        return rest + ops.gather(self.balance_bias, group, 0)  # (T, n) + (T, n) <- (G, n)
 
 
 class BalanceUpdate(nn.Cell):
     """Moves the biases of all layers after a step: `b += rate * clip(1 - load / mean load, -1, 1)`, then |b| <= LIMIT.
 
-    The load of an expert is the number of assignments to it, before drops, over all ranks; the mean is over its group. The published
-    rule takes the sign of the same error; in proportion, a balanced expert is left alone.
+    The load of an expert is the number of assignments to it, before drops, over all ranks; the mean is over its group.
+    The published rule takes the sign of the same error; in proportion, a balanced expert is left alone.
 
     Args:
         biases: of the sparse layers, in order. rate: above 0.
 
-    Inputs: assigned <float32>[M, E], summed over ranks; finite <bool> scalar: nothing moves where it is false. Output: the largest
-    bias in size, <float32> scalar.
+    Inputs: assigned <float32>[M, E], summed over ranks; finite <bool> scalar: nothing moves where it is false. Output:
+    the largest bias in size, <float32> scalar.
     """
 
     def __init__(self, biases: Sequence[BalanceBias], rate: float) -> None:
         super().__init__(auto_prefix=False)
-        self.biases = nn.CellList(
-            list(biases), auto_prefix=False
-        )  # parameters keep the names that their routers give them
+        # Without a prefix, parameters keep the names that their routers give them.
+        self.biases = nn.CellList(list(biases), auto_prefix=False)
         self.rate = rate
 
     def construct(self, assigned: Tensor, finite: Tensor) -> Tensor:
         largest = Tensor(0.0, dtype.float32)
         rate = self.rate * ops.cast(finite, dtype.float32)
         for layer, bias in enumerate(self.biases):
-            load = assigned[layer].reshape(bias.balance_bias.shape)
+            load = assigned[layer].reshape(bias.balance_bias.shape)  # (G, n) <- (E,)
             lacking = 1.0 - load / ops.maximum(load.mean(-1, keep_dims=True), 1.0)
             moved = ops.clamp(bias.balance_bias + rate * ops.clamp(lacking, -1.0, 1.0), -LIMIT, LIMIT)
             ops.assign(bias.balance_bias, moved)
@@ -105,40 +114,47 @@ class BalanceUpdate(nn.Cell):
 
 
 def balance_biases(network: nn.Cell) -> List[BalanceBias]:
-    """The biases of all routers in `network`, in the order of its layers."""
+    """The balance biases of all routers in `network`, in the order of its layers."""
     return [cell for _, cell in network.cells_and_names() if isinstance(cell, BalanceBias)]
-
-
-LOCAL_TERMS = ("bias", "margin")
 
 
 class LocalExperts(nn.Cell):
     """Which experts of a token's group are on its home node.
 
-    Inputs: home <int32>[T], ranks of `layout`; group <int32>[T]. Output: <float32>[T, n], 1 for those, 0 for the others.
+    Args:
+        shape: sizes. layout, placement: the cluster that homes refer to, and the experts' places in it.
+
+    Inputs: home <int32>[T], ranks of `layout`; group <int32>[T].
+    Output: <float32>[T, n], 1 for those, 0 for the others.
     """
 
     def __init__(self, shape: RoutingShape, layout: Topology, placement: ExpertPlacement) -> None:
         super().__init__()
         self.num_groups = shape.num_groups
         self.ranks_per_node = layout.ranks_per_node
-        self.table = Tensor(local_experts_of_nodes(layout, placement).reshape(-1, shape.per_group))  # (V*G, n)
+        table = local_experts_of_nodes(layout, placement).reshape(-1, shape.per_group)  # (V*G, n) <- (V, E)
+        self.table = Tensor(table)
 
     def construct(self, home: Tensor, group: Tensor) -> Tensor:
-        return ops.gather(self.table, ops.floor_div(home, self.ranks_per_node) * self.num_groups + group, 0)
+        node = ops.floor_div(home, self.ranks_per_node)
+        return ops.gather(self.table, node * self.num_groups + group, 0)  # (T, n) <- (V*G, n)
 
 
 class LocalityBias(SelectionBias):
-    """What a pick is made by, with local experts preferred.
+    """Favours the experts on a token's home node.
 
     `bias`: strength is added to a local expert's probability. It wins where it lacks less than `strength` to the best.
-    `margin`: a local expert wins where its probability exceeds (1 - strength) times the best one's; among several, the likeliest.
-    At strength 0 both leave every choice as it is. At strength 1 a token stays at home if its node has an expert for it, unless
-    that one's probability vanishes beside the best one's in float32.
+    `margin`: a local expert wins where its probability exceeds (1 - strength) times the best one's; among several, the
+    likeliest.
+
+    At strength 0 both leave every choice as it is. At strength 1 a token stays at home if its node has an expert for
+    it, unless that one's probability vanishes beside the best one's in float32.
 
     Args:
-        kind: `bias` or `margin`. strength: in [0, 1], until `set_local_strength` changes it. It is a parameter that no
-            optimizer touches, so that a schedule needs no new graph and a checkpoint keeps what the run was trained with.
+        kind: `bias` or `margin`. shape: sizes.
+        layout, placement: the cluster that homes refer to, and the experts' places in it.
+        strength: in [0, 1], until `set_locality_strength` changes it. It is a parameter that no optimizer touches, so
+            that a schedule needs no new graph and a checkpoint keeps what the run was trained with.
 
     Inputs and output: as `SelectionBias`.
     """
@@ -147,8 +163,8 @@ class LocalityBias(SelectionBias):
         self, kind: str, shape: RoutingShape, layout: Topology, placement: ExpertPlacement, strength: float = 0.0
     ) -> None:
         super().__init__()
-        if kind not in LOCAL_TERMS:
-            raise InputError(f"local_term: found '{kind}', expected one of {', '.join(LOCAL_TERMS)}")
+        if kind not in LOCALITY_KINDS:
+            raise InputError(f"local_term: found '{kind}', expected one of {', '.join(LOCALITY_KINDS)}")
         self.by_margin = kind == "margin"
         self.local = LocalExperts(shape, layout, placement)
         self.local_strength = Parameter(
@@ -184,32 +200,32 @@ class StrengthSchedule(Protocol):
         """Steps of the way; 0: a jump after start_step."""
 
 
-def local_strength(step: int, schedule: StrengthSchedule) -> float:
-    """Strength of the local term in optimizer step `step`, counted from 1."""
+def locality_strength(step: int, schedule: StrengthSchedule) -> float:
+    """Strength of the locality bias that `schedule` has for optimizer step `step`, counted from 1."""
     if step <= schedule.start_step:
         return schedule.initial_strength
     done = min(1.0, (step - schedule.start_step) / max(1, schedule.warmup_steps))
     return schedule.initial_strength + done * (schedule.strength - schedule.initial_strength)
 
 
-def set_local_strength(network: nn.Cell, value: float) -> None:
-    """Sets the strength of every local term in `network`; 0 turns them off. Compiled graphs stay valid.
+def set_locality_strength(network: nn.Cell, value: float) -> None:
+    """Gives every locality bias in `network` the strength `value`; 0 turns them off. Compiled graphs stay valid.
 
     Raises InputError for a value outside [0, 1].
     """
     strength = _checked(value)
-    for term in local_terms(network):
-        term.local_strength.set_data(Tensor(strength, dtype.float32))
+    for bias in locality_biases(network):
+        bias.local_strength.set_data(Tensor(strength, dtype.float32))
 
 
-def current_strength(network: nn.Cell) -> Optional[float]:
-    """The strength of the local terms in `network`, as last set; None where there are none."""
-    strengths = [float(term.local_strength.asnumpy()) for term in local_terms(network)]
+def current_locality_strength(network: nn.Cell) -> Optional[float]:
+    """The strength of the locality biases in `network`, as last set; None where there are none."""
+    strengths = [float(bias.local_strength.asnumpy()) for bias in locality_biases(network)]
     return strengths[0] if strengths else None
 
 
-def local_terms(network: nn.Cell) -> Iterator[LocalityBias]:
-    """The local terms of all routers in `network`."""
+def locality_biases(network: nn.Cell) -> Iterator[LocalityBias]:
+    """The locality biases of all routers in `network`."""
     return (cell for _, cell in network.cells_and_names() if isinstance(cell, LocalityBias))
 
 

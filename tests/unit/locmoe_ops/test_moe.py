@@ -4,19 +4,19 @@ from scipy import special
 
 from mindspore import Tensor
 
+from helpers.routers import LAYOUT, context_of
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
-from locmoe_ops.routers.base import RoutingShape
+from locmoe_ops.routers.base import RoutingShape, make_router
 from locmoe_ops.routers.hash import HashRouter
-from locmoe_ops.routers.switch import SwitchRouter
 from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 TOKENS, HIDDEN, INNER, EXPERTS = 12, 6, 7, 4
-LAYOUT = Topology(4, 2, 4)  # experts 0 and 1 on node 0, the others on node 1
+# LAYOUT: two nodes of two ranks; experts 0 and 1 are on node 0, the others on node 1
 IDS = np.array([0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 0], np.int32)  # id i goes to expert i; expert 3 gets nothing
 HOME = np.array([3, 1, 2, 0] * 3, np.int32)
 X = np.random.default_rng(0).standard_normal((TOKENS, HIDDEN)).astype(np.float32)
@@ -102,7 +102,7 @@ def test_tokens_come_back_in_their_own_dtype():
 
 @pytest.mark.parametrize("scale_by_gate", [True, False])
 def test_gate_scales_outputs_only_where_asked(scale_by_gate):
-    router = SwitchRouter(RoutingShape(HIDDEN, EXPERTS), LAYOUT, create_collectives("local", Topology(1, 1), 0), "t")
+    router = make_router(context_of("switch", RoutingShape(HIDDEN, EXPERTS)))
     weight = np.random.default_rng(5).standard_normal((EXPERTS, HIDDEN)).astype(np.float32)
     router.gate.weight.set_data(Tensor(weight))
     layer = build(router, capacity=TOKENS, scale_by_gate=scale_by_gate).set_train()

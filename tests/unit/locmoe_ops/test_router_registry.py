@@ -1,4 +1,8 @@
-"""Declarations are read without the rest of their file, and wrong ones are refused in one line that names the file."""
+"""Declarations are read without MindSpore, and wrong ones are refused in one line that names the file."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +13,6 @@ from locmoe_ops.router_registry import (
     RouterSizes,
     add_router_file,
     load_router,
-    read_declaration,
     remove_router,
     router_spec,
     routers,
@@ -19,7 +22,6 @@ HEAD = "from dataclasses import dataclass\nfrom locmoe_ops.keys import key\nfrom
 GOOD = (
     HEAD
     + """
-raise_at_import = undefined_name  # whatever the declaration does not need does not run
 LIMIT = 3
 HIGH: int = 2 * LIMIT
 
@@ -40,10 +42,24 @@ def test_every_router_of_the_reference_is_registered_and_loads():
         assert callable(load_router(name).build)
 
 
-def test_only_what_the_declaration_needs_is_run():
-    kind = read_declaration(GOOD, "some/where.py")
-    assert (kind.options().steps, kind.top_k, kind.terms) == (3, 2, ())
-    assert read_declaration("import locmoe_ops.nothing_of_that_name\n", "some/where.py") is None
+def test_a_file_is_imported_whole_and_under_its_name(tmp_path):
+    (tmp_path / "mine.py").write_text(GOOD)
+    add_router_file(str(tmp_path / "mine.py"))
+    try:
+        spec = router_spec("mine")
+        assert (spec.options().steps, spec.top_k, spec.selection_biases) == (3, 2, ())
+        assert routers()["mine"].external and routers()["mine"].origin == str(tmp_path / "mine.py")
+    finally:
+        remove_router("mine")
+    assert "mine" not in routers()
+
+
+def test_a_configuration_is_read_without_mindspore():
+    code = (
+        "import sys; from pangu_sigma.config.load import load_config; load_config('configs/two_domains.yaml'); "
+        "assert 'mindspore' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).resolve().parents[3])
 
 
 @pytest.mark.parametrize(
@@ -60,16 +76,16 @@ def test_only_what_the_declaration_needs_is_run():
 )
 def test_costs(name, values, weights, products, statistics):
     """32 features, two groups of four experts."""
-    kind = router_spec(name)
-    assert kind.cost(kind.options(**values), RouterSizes(32, 8, 2)) == RouterCost(weights, products, statistics)
+    spec = router_spec(name)
+    assert spec.cost(spec.options(**values), RouterSizes(32, 8, 2)) == RouterCost(weights, products, statistics)
 
 
 @pytest.mark.parametrize(
     ("text", "fragment"),
     [
-        ("x = (\n", "ROUTER cannot be read (SyntaxError"),
+        ("x = (\n", "it cannot be imported (SyntaxError"),
         ("x = 1\n", "it declares no router"),
-        ("ROUTER = missing\n", "ROUTER cannot be read (NameError"),
+        ("ROUTER = missing\n", "it cannot be imported (NameError"),
         ("ROUTER = 3\n", "ROUTER is a int, expected a RouterSpec"),
         (HEAD + "ROUTER = RouterSpec(dict)\n", "expected a frozen dataclass"),
         (
@@ -81,8 +97,8 @@ def test_costs(name, values, weights, products, statistics):
             "Own.a says nothing of itself",
         ),
         (
-            HEAD + "ROUTER = RouterSpec(terms=('speed',))\n",
-            "terms hold 'speed', expected some of local_term, balance_rate",
+            HEAD + "ROUTER = RouterSpec(selection_biases=('speed',))\n",
+            "selection_biases hold 'speed', expected some of local_term, balance_rate",
         ),
     ],
 )

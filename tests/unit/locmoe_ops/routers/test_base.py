@@ -3,15 +3,15 @@ import pytest
 
 from mindspore import Tensor
 
-from locmoe_ops.collectives.create import create_collectives
+from helpers.routers import context_of
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers.base import (
     Router,
     RoutingShape,
     RoutingStatistics,
+    count_statistics_groups,
     local_experts_of_nodes,
     one_hot,
-    segment_count,
 )
 from locmoe_ops.topology import ExpertPlacement, Topology
 
@@ -37,7 +37,7 @@ def test_one_hot_of_an_index_out_of_range_is_a_row_of_zeros():
     assert found.tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 0, 0]]
 
 
-def test_a_router_must_choose():
+def test_a_router_must_select():
     tokens = {"group": Tensor(np.zeros(3, np.int32))}
     with pytest.raises(NotImplementedError):
         Router(RoutingShape(8, EXPERTS)).construct(Tensor(np.zeros((3, 8), np.float32)), tokens)
@@ -46,7 +46,7 @@ def test_a_router_must_choose():
 @pytest.mark.usefixtures("graph_mode")
 @pytest.mark.parametrize("scope", ["rank", "node", "global"])
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_segment_sums_match_a_loop_over_tokens(pullback, scope, top_k):
+def test_sums_of_statistics_groups_match_a_loop_over_tokens(pullback, scope, top_k):
     rng = np.random.default_rng(top_k)
     group = rng.integers(0, GROUPS, TOKENS).astype(np.int32)
     home = rng.choice([0, 2, 3, 5], TOKENS).astype(np.int32)  # ranks 1 and 4 are home to nobody
@@ -54,27 +54,25 @@ def test_segment_sums_match_a_loop_over_tokens(pullback, scope, top_k):
     expert = (within + 3 * group[:, None]).astype(np.int32)
     probabilities = rng.dirichlet(np.ones(3), TOKENS).astype(np.float32)
 
-    segment = {"rank": home, "node": home // 2, "global": 0 * home}[scope]
-    counts, sums = np.zeros((2, segment_count(scope, LAYOUT), EXPERTS))
+    part = {"rank": home, "node": home // 2, "global": 0 * home}[scope]
+    counts, sums = np.zeros((2, count_statistics_groups(scope, LAYOUT), EXPERTS))
     for t in range(TOKENS):
-        sums[segment[t], 3 * group[t] : 3 * group[t] + 3] += probabilities[t]
+        sums[part[t], 3 * group[t] : 3 * group[t] + 3] += probabilities[t]
         for e in expert[t]:
-            counts[segment[t], e] += 1 / top_k
+            counts[part[t], e] += 1 / top_k
 
-    cell = RoutingStatistics(
-        RoutingShape(8, EXPERTS, GROUPS, top_k), scope, LAYOUT, create_collectives("local", Topology(1, 1), 0), "t"
-    )
+    context = context_of("switch", RoutingShape(8, EXPERTS, GROUPS, top_k), LAYOUT, statistics=scope)
     weights = rng.standard_normal((2, *counts.shape)).astype(np.float32)
-    found, (gradient,), _ = pullback(cell, [expert, probabilities, group, home], list(weights))
+    found, (gradient,), _ = pullback(RoutingStatistics(context), [expert, probabilities, group, home], list(weights))
     np.testing.assert_array_equal(found[0], counts)  # multiples of 1/2 are exact
     np.testing.assert_allclose(found[1], sums, rtol=1e-6)
-    expected = np.stack([weights[1][segment[t], 3 * group[t] : 3 * group[t] + 3] for t in range(TOKENS)])
+    expected = np.stack([weights[1][part[t], 3 * group[t] : 3 * group[t] + 3] for t in range(TOKENS)])
     np.testing.assert_array_equal(gradient, expected)  # a copy: the matrices hold 0 and 1 alone
 
 
 def test_unknown_scope_is_told_with_the_choices():
     with pytest.raises(InputError, match="statistics: found 'world', expected one of rank, node, global"):
-        segment_count("world", LAYOUT)
+        count_statistics_groups("world", LAYOUT)
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,14 @@ from scipy import special
 
 from mindspore import Tensor, nn
 
-from locmoe_ops.collectives.create import create_collectives
+from helpers.routers import context_of
 from locmoe_ops.random import SeededUniform
-from locmoe_ops.router_registry import router_spec
-from locmoe_ops.routers.base import RoutingShape
-from locmoe_ops.routers.context import RouterContext, make_router
+from locmoe_ops.routers.base import RoutingShape, make_router
 from locmoe_ops.routers.gates import grap_weights
-from locmoe_ops.routers.locmoe import LocMoERouter, Ties
-from locmoe_ops.routers.switch import SwitchRouter
-from locmoe_ops.topology import ExpertPlacement, Topology
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 TOKENS, HIDDEN = 41, 24
-LAYOUT = Topology(4, 2, 4)
 OUTPUTS = ("expert", "weight", "aux_loss", "locality_loss")
 
 
@@ -34,14 +28,13 @@ class Opened(nn.Cell):
 
 
 def switch(shape, weight, **options):
-    router = SwitchRouter(shape, LAYOUT, create_collectives("local", Topology(1, 1), 0), "t", **options)
+    router = make_router(context_of("switch", shape, **options))
     router.gate.weight.set_data(Tensor(weight))
     return router
 
 
 def locmoe(shape, gate, **options):
-    placement = ExpertPlacement(shape.num_experts, shape.num_groups, 4)
-    return LocMoERouter(shape, LAYOUT, placement, create_collectives("local", Topology(1, 1), 0), "t", gate, **options)
+    return make_router(context_of("locmoe", shape, gate=gate, **options))
 
 
 def batch(groups, seed=0):
@@ -117,8 +110,8 @@ def test_router_computes_in_float32_for_half_precision_tokens():
 def test_jitter_scales_the_gate_s_input_in_training_alone(training):
     shape, weight = RoutingShape(HIDDEN, 8), np.random.default_rng(3).standard_normal((8, HIDDEN)).astype(np.float32)
     inputs = batch(1)
-    jittered = switch(shape, weight, jitter=0.3, salt=2).set_train(training)
-    uniform = SeededUniform(HIDDEN, 2)(Tensor(inputs[3])).asnumpy()
+    jittered = switch(shape, weight, jitter=0.3).set_train(training)
+    uniform = SeededUniform(HIDDEN, 5)(Tensor(inputs[3])).asnumpy()
     factor = 1 + 0.3 * (2 * uniform - 1) if training else np.ones_like(uniform)
     assert not training or (factor.min() < 0.75 and factor.max() > 1.25)
     found = run(jittered, inputs)
@@ -182,7 +175,7 @@ class WithIds(nn.Cell):
 
     def construct(self, x, ids, group, home, seed):
         found = self.router(x, {"ids": ids, "group": group, "home": home, "seed": seed})
-        return found["expert"], found["weight"], found["seen"]
+        return found["expert"], found["weight"], found["gate_input"]
 
 
 def test_a_gate_on_codes_follows_the_ids_and_nothing_else(pullback):
@@ -191,18 +184,23 @@ def test_a_gate_on_codes_follows_the_ids_and_nothing_else(pullback):
     rng = np.random.default_rng(5)
     codes, ids = rng.standard_normal((3, 50, 4)).astype(np.float32), rng.integers(0, 50, TOKENS).astype(np.int32)
     cotangents = [np.zeros((TOKENS, 1), np.int32), np.ones((TOKENS, 1), np.float32), np.ones((TOKENS, 4), np.float32)]
-    cell = WithIds(locmoe(shape, "grap", gate_input="code", codes=codes))
-    (expert, weight, seen), (of_x, *_), _ = pullback(cell, [inputs[0], ids, *inputs[1:]], cotangents)
+    cell = WithIds(locmoe(shape, "grap", gate_input="code", vocab_size=50))
+    cell.router.gate.codes.set_data(Tensor(codes))
+    (expert, weight, gate_input), (of_x, *_), _ = pullback(cell, [inputs[0], ids, *inputs[1:]], cotangents)
     values = codes[inputs[1], ids]
     choice, probability = expected_choice(np.maximum(values.astype(np.float64), 0), 1)
-    assert np.array_equal(expert, choice + 4 * inputs[1][:, None]) and np.array_equal(seen, values) and not of_x.any()
+    assert (
+        np.array_equal(expert, choice + 4 * inputs[1][:, None])
+        and np.array_equal(gate_input, values)
+        and not of_x.any()
+    )
     np.testing.assert_allclose(weight, probability, rtol=0, atol=1e-6)  # float32, values of order 1
 
 
 def test_an_order_of_features_is_the_same_as_reordered_features():
     inputs, shape = batch(1), RoutingShape(HIDDEN, 8)
-    order = np.random.default_rng(6).permutation(HIDDEN)
-    found = run(locmoe(shape, "grap", order=order), inputs)
+    order = np.random.default_rng((6, 2)).permutation(HIDDEN)  # of the run's seed and the layer
+    found = run(locmoe(shape, "grap", blocks="by_layer", seed=6, layer=2), inputs)
     expected = run(locmoe(shape, "grap"), [inputs[0][:, order], *inputs[1:]])
     for name in OUTPUTS:
         np.testing.assert_allclose(
@@ -238,7 +236,7 @@ def of_table():
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_undecided_tokens_by_hand(pullback, rule, top_k):
     """Which tokens are undecided; their experts and weights; and whether a gradient of the weights reaches the token."""
-    router = locmoe(RoutingShape(HIDDEN, 4, 1, top_k), "grap", ties=Ties(rule))
+    router = locmoe(RoutingShape(HIDDEN, 4, 1, top_k), "grap", ties=rule)
     inputs = of_table()
     weights = np.zeros((len(TABLE), top_k), np.float32)
     weights[:, 0] = 1.0
@@ -255,9 +253,7 @@ def test_undecided_tokens_by_hand(pullback, rule, top_k):
 
 
 def noisy(**options):
-    return locmoe(
-        RoutingShape(HIDDEN, 12, 3), "grap", ties=Ties("noise", **{"noise_scale": 0.8, "salt": 5, **options})
-    ).set_train()
+    return locmoe(RoutingShape(HIDDEN, 12, 3), "grap", ties="noise", noise_scale=0.8, **options).set_train()
 
 
 def test_a_token_has_the_same_noise_wherever_it_sits():
@@ -274,7 +270,7 @@ def test_a_token_has_the_same_noise_wherever_it_sits():
         # Kernels round products of another number of rows otherwise, by a last place of float32.
         np.testing.assert_allclose(found["weight"], whole["weight"][places], rtol=0, atol=2e-7)
     for other in (
-        run(noisy(salt=9), inputs),
+        run(noisy(layer=1), inputs),
         run(noisy(), [*inputs[:3], inputs[3] ^ 1]),
     ):  # another layer; another step
         assert (other["weight"] != whole["weight"]).mean() > 0.5
@@ -295,13 +291,5 @@ def test_noise_is_on_the_values_before_the_relu_and_in_training_alone():
 def test_the_scale_of_noise_follows_the_spread_of_block_means():
     """Null is the standard deviation that a GrAP gate's value has for standardised features: the root of n / d."""
     for given, expected in ((None, (4 / HIDDEN) ** 0.5), (0.25, 0.25)):
-        options = router_spec("locmoe").options(ties="noise", noise_scale=given)
-        request = RouterContext(
-            "locmoe",
-            options,
-            RoutingShape(HIDDEN, 12, 3),
-            LAYOUT,
-            ExpertPlacement(12, 3, 4),
-            create_collectives("local", Topology(1, 1), 0),
-        )
-        assert make_router(request).noise_scale == pytest.approx(expected)
+        router = locmoe(RoutingShape(HIDDEN, 12, 3), "grap", ties="noise", noise_scale=given)
+        assert router.noise_scale == pytest.approx(expected)

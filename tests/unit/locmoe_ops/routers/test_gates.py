@@ -4,6 +4,7 @@ import pytest
 from mindspore import Tensor
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.routers.base import RoutingShape
 from locmoe_ops.routers.gates import CodeGate, DenseGate, GrAPGate, draw_codes, grap_weights
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -20,7 +21,7 @@ def group_mask(groups, seed=0):
 
 
 def dense_gate(weight, groups):
-    gate = DenseGate(len(weight), groups, weight.shape[1])
+    gate = DenseGate(RoutingShape(weight.shape[1], len(weight), groups))
     gate.weight.set_data(Tensor(weight))
     return gate
 
@@ -45,7 +46,9 @@ def test_grap_refuses_experts_that_do_not_divide_the_hidden_size():
 def test_grap_gate_is_grouped_average_pooling(pullback, experts, groups, hidden):
     x, per_group = tokens(hidden), experts // groups
     dy = np.random.default_rng(1).standard_normal((TOKENS, per_group)).astype(np.float32)
-    (found,), (gradient, _), _ = pullback(GrAPGate(experts, groups, hidden), [x, group_mask(groups)], [dy])
+    (found,), (gradient, _), _ = pullback(
+        GrAPGate(RoutingShape(hidden, experts, groups)), [x, group_mask(groups)], [dy]
+    )
     blocks = x.astype(np.float64).reshape(TOKENS, per_group, -1)
     # Float32 sums of at most 16 numbers of order 1, with weights rounded to 6e-8.
     np.testing.assert_allclose(found, blocks.mean(-1), rtol=0, atol=5e-7)
@@ -55,7 +58,7 @@ def test_grap_gate_is_grouped_average_pooling(pullback, experts, groups, hidden)
 @pytest.mark.parametrize("experts, hidden", [(4, 24), (8, 24), (16, 256), (6, 96)])
 def test_grap_gate_equals_the_dense_gate_with_its_weights_to_the_last_bit(experts, hidden):
     x, mask = Tensor(tokens(hidden)), Tensor(group_mask(1))
-    grap = GrAPGate(experts, 1, hidden)(x, mask).asnumpy()
+    grap = GrAPGate(RoutingShape(hidden, experts))(x, mask).asnumpy()
     dense = dense_gate(grap_weights(experts, hidden), 1)(x, mask).asnumpy()
     assert grap.tobytes() == dense.tobytes()
 
@@ -78,7 +81,7 @@ def test_dense_gate_takes_the_rows_of_the_token_s_group(pullback, groups):
 
 
 def test_dense_gate_starts_the_same_for_one_seed():
-    gates = [DenseGate(8, 1, 256) for _ in range(3)]
+    gates = [DenseGate(RoutingShape(256, 8)) for _ in range(3)]
     for gate, seed in zip(gates, (5, 5, 6)):
         gate.initialise(seed, std=0.02)
     first, second, other = [gate.weight.asnumpy() for gate in gates]
@@ -87,7 +90,7 @@ def test_dense_gate_starts_the_same_for_one_seed():
 
 
 def test_a_code_gate_gives_the_code_of_an_id_in_the_tokens_group():
-    codes = tokens(3 * 4 * 5)[0].reshape(3, 4, 5)  # three groups, four words, five experts
+    codes = tokens(3 * 4 * 5)[0].reshape(3, 4, 5)  # three groups, four ids, five experts
     rng = np.random.default_rng(1)
     ids, group = (rng.integers(0, high, TOKENS).astype(np.int32) for high in (4, 3))
     found = CodeGate(codes)(Tensor(ids), Tensor(group)).asnumpy()

@@ -1,17 +1,15 @@
 import numpy as np
 import pytest
 
-from locmoe_ops.collectives.create import create_collectives
+from helpers.routers import LAYOUT, context_of
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers.base import RoutingShape
-from locmoe_ops.routers.gshard import GShardRouter
+from locmoe_ops.routers.base import RoutingShape, make_router
 from locmoe_ops.routers.hash import HashRouter
 from locmoe_ops.routers.second import SecondExpert
-from locmoe_ops.topology import ExpertPlacement, Topology
+from locmoe_ops.topology import ExpertPlacement
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
-LAYOUT = Topology(4, 2, 4)
 TOKENS = 40
 
 
@@ -49,6 +47,4 @@ def test_routers_without_a_weight_for_another_expert_refuse():
     with pytest.raises(InputError, match="HashRouter has no second experts"):
         HashRouter(RoutingShape(8, 4), np.zeros((1, 3), np.int32)).offer_second(second)
     with pytest.raises(InputError, match="GShard router weighs its two experts against each other"):
-        GShardRouter(
-            RoutingShape(8, 4, 1, 2), LAYOUT, create_collectives("local", Topology(1, 1), 0), "t"
-        ).offer_second(second)
+        make_router(context_of("gshard", RoutingShape(8, 4, 1, 2))).offer_second(second)

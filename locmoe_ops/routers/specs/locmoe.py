@@ -1,0 +1,107 @@
+"""Declaration of LocMoE's router (arXiv 2401.13920)."""
+
+from dataclasses import dataclass, replace
+from typing import Optional
+
+from locmoe_ops.errors import InputError
+from locmoe_ops.keys import key
+from locmoe_ops.router_registry import (
+    SELECTION_BIASES,
+    RouterCost,
+    RouterSizes,
+    RouterSpec,
+    check_blocks,
+    dense_gate_cost,
+)
+
+
+@dataclass(frozen=True)
+class LocMoEOptions:
+    gate: str = key(
+        "grap",
+        "grouped average pooling (fixed weights, LocMoE Eq. 4) or a learned dense gate",
+        choices=("grap", "dense"),
+    )
+    gate_input: str = key(
+        "hidden",
+        "hidden: the gate sees the layer's normed input, as in the paper; word: the token's normed word "
+        "vector; code: a fixed random code of the token's id; codes lie nearest to experts in "
+        "equal shares of their group's text, routes stay, as RRE's do, and the losses have nothing to bend "
+        "(both ours)",
+        choices=("hidden", "word", "code"),
+    )
+    blocks: str = key(
+        "contiguous",
+        "features that a GrAP gate averages: contiguous blocks, as in the paper; by_layer: blocks of a random "
+        "order of features, another one in each layer (ours)",
+        choices=("contiguous", "by_layer"),
+    )
+    aux_loss_weight: float = key(0.01, "alpha of L_aux (LocMoE Eq. 5)", minimum=0.0)
+    locality_loss_weight: float = key(0.01, "mu of L_loc (LocMoE Eq. 6); the paper does not give a value", minimum=0.0)
+    locality_smoothing: float = key(
+        0.1,
+        "share of the localised distribution D_l spread over all experts, so that KL stays finite",
+        above=0.0,
+        maximum=1.0,
+    )
+    ties: str = key(
+        "first",
+        "what decides tokens whose gate values ReLU makes 0 (docs/routers.md): first: the group's first expert; "
+        "unrectified: the values before ReLU (ours); noise: noise on the values before ReLU in training, eps_i of "
+        "LocMoE Eq. 2",
+        choices=("first", "unrectified", "noise"),
+    )
+    noise_scale: Optional[float] = key(
+        None,
+        "ties noise: the noise is uniform between minus this and this (our choice, the paper gives "
+        "none); null: sqrt(n / d) for n experts of a group and hidden size d, the standard deviation "
+        "of a block's mean of standardised features",
+        above=0.0,
+    )
+
+
+def check(options: LocMoEOptions, sizes: RouterSizes) -> None:
+    """Raises InputError where one key has no part in what another one asks for."""
+    if options.gate_input == "code" and options.gate == "dense":
+        raise InputError(
+            "moe.router.locmoe.gate is dense with moe.router.locmoe.gate_input code, whose gate is fixed; expected grap"
+        )
+    if options.blocks != "contiguous" and (options.gate == "dense" or options.gate_input == "code"):
+        without_blocks = "gate dense" if options.gate == "dense" else "gate_input code"
+        raise InputError(
+            f"moe.router.locmoe.blocks is {options.blocks} with moe.router.locmoe.{without_blocks}, which has no "
+            "blocks; expected contiguous"
+        )
+    if options.noise_scale is not None and options.ties != "noise":
+        raise InputError(
+            f"moe.router.locmoe.noise_scale is {options.noise_scale} with moe.router.locmoe.ties {options.ties}, "
+            "which adds no noise; expected null"
+        )
+    if options.ties != "first" and options.gate_input == "code":
+        raise InputError(
+            f"moe.router.locmoe.ties is {options.ties} with moe.router.locmoe.gate_input code, whose largest value is "
+            "always above 0; expected first"
+        )
+    if options.gate == "grap":
+        check_blocks("locmoe.gate grap", sizes)
+
+
+def cost(options: LocMoEOptions, sizes: RouterSizes) -> RouterCost:
+    """A dense gate, a product with fixed weights, or a look-up; the locality loss needs sums by node."""
+    if options.gate == "dense":
+        return replace(dense_gate_cost(options, sizes), statistics="node")
+    return RouterCost(
+        products=0 if options.gate_input == "code" else sizes.per_group * sizes.hidden_size, statistics="node"
+    )
+
+
+ROUTER = RouterSpec(
+    LocMoEOptions,
+    selection_biases=SELECTION_BIASES,
+    second_experts=True,
+    gate_weights=True,
+    counts_undecided=True,
+    localises=True,
+    check=check,
+    cost=cost,
+)
