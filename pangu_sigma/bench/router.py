@@ -39,8 +39,7 @@ from pangu_sigma.config.schema import (
 )
 from pangu_sigma.config.validate import validate
 from pangu_sigma.model.dims import ModelDims, model_dims
-from pangu_sigma.model.router import build_router
-from pangu_sigma.model.sparse import SparseContext
+from pangu_sigma.model.sparse import SparseContext, build_router
 from pangu_sigma.runtime.runtime import start_runtime
 
 DENSE_GATE = "switch"

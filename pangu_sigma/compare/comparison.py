@@ -176,7 +176,7 @@ def _settings(config: Config, cluster: SimulatedCluster) -> str:
     manifest = Path(config.data.path) / "manifest.json"
     data = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
     router = registered(config.moe.router.type)
-    code = [hashlib.sha256(Path(router.origin).read_bytes()).hexdigest()] if router.guest else []
+    code = [hashlib.sha256(Path(router.origin).read_bytes()).hexdigest()] if router.external else []
     text = json.dumps(
         [plain, [cluster.nodes, cluster.workers_per_node, cluster.rate, cluster.pin], data, *code], sort_keys=True
     )

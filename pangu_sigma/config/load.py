@@ -72,7 +72,7 @@ def to_dict(config: Any) -> Dict[str, Any]:
     return {
         field.name: _plain(getattr(config, field.name))
         for field in dataclasses.fields(config)
-        if not field.metadata.get("guest") or field.name == config.type
+        if not field.metadata.get("external") or field.name == config.type
     }
 
 

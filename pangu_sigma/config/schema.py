@@ -1,7 +1,7 @@
 """Every configuration key, its type, its default and its meaning: one frozen dataclass a section.
 
 The loader (`pangu_sigma.config.load`) fills these from YAML and `--set`; nothing else defines a key, but for the
-sections of routers, which their own files do (`locmoe_ops.router_registry`). Fields are declared by
+sections of routers, which their declarations do (`locmoe_ops.router_registry`). Fields are declared by
 `locmoe_ops.keys.key`. Annotations are evaluated at run time on Python 3.9, hence `Optional[int]` and not `int | None`.
 """
 
@@ -117,7 +117,7 @@ def _with_sections(known: Tuple[RegisteredRouter, ...]) -> Type[RouterConfig]:
         hint="for one of your own, --router-file FILE",
     )
     sections: Any = [
-        (one.name, one.kind.options, key(one.kind.options, f"keys of the {one.name} router", guest=one.guest))
+        (one.name, one.spec.options, key(one.spec.options, f"keys of the {one.name} router", external=one.external))
         for one in known
     ]
     found = make_dataclass("RouterConfig", [("type", str, chosen), *sections], bases=(RouterConfig,), frozen=True)

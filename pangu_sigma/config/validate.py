@@ -141,8 +141,8 @@ def _check_router(config: Config) -> None:
             "experts choose the tokens of largest weight; expected weight"
         )
     _check_local_term(config)
-    if router.balance_rate > 0.0 and "balance_rate" not in kind.terms:
-        balanced = [name for name, one in routers().items() if "balance_rate" in one.kind.terms]
+    if router.balance_rate > 0.0 and "balance_rate" not in kind.selection_biases:
+        balanced = [name for name, one in routers().items() if "balance_rate" in one.spec.selection_biases]
         raise InputError(
             f"moe.router.balance_rate is {router.balance_rate} with moe.router.type {router.type}; expected 0, or one of "
             f"{', '.join(balanced)}, whose selection takes a bias"
@@ -271,9 +271,9 @@ def _check_local_term(config: Config) -> None:
     if term.kind == "none":
         return
     kind = router_spec(router.type)
-    if "local_term" not in kind.terms:
+    if "local_term" not in kind.selection_biases:
         raise InputError(
-            f"moe.router.local_term.kind is {term.kind} with moe.router.type {router.type}, which {kind.picks}; expected none"
+            f"moe.router.local_term.kind is {term.kind} with moe.router.type {router.type}, which {kind.selection_rule}; expected none"
         )
     if term.start_step >= config.train.steps:
         raise InputError(

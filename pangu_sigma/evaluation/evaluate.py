@@ -8,7 +8,7 @@ from typing import List, Optional, Sequence, Tuple, Union
 from tqdm import tqdm
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers.selection_bias import current_strength
+from locmoe_ops.routers.selection_bias import current_locality_strength
 from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import RunDiverged
 from pangu_sigma.evaluation.choice import ChoiceTask
@@ -153,7 +153,7 @@ def _validation(model: EvaluatedModel, as_trained: bool) -> List[Measurement]:
     batches = validation_batches(config, data, resolve_layout(config, model.runtime.topology), model.data_ranks)
     if not batches:
         raise InputError(f"train.eval_rows is {config.train.eval_rows}; eval expected at least one row")
-    kinds = (True, False) if as_trained and current_strength(model.network) is not None else (True,)
+    kinds = (True, False) if as_trained and current_locality_strength(model.network) is not None else (True,)
     return [ValidationRows(model, batches, local_term) for local_term in kinds]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 
-from locmoe_ops.routers.selection_bias import set_local_strength
+from locmoe_ops.routers.selection_bias import set_locality_strength
 from pangu_sigma.data.corpus import cut, read_documents
 from pangu_sigma.data.sources import SourceCount
 from pangu_sigma.evaluation import intervals
@@ -91,7 +91,7 @@ class ValidationRows:
     def _records(self, of_rank: RankBatch) -> List[Record]:
         rank, batch = of_rank
         if not self._local_term:
-            set_local_strength(self._model.network, 0.0)
+            set_locality_strength(self._model.network, 0.0)
         if self._model.ranks is not None:
             self._model.ranks.play(rank)
         found = self._model.scorer.tokens(batch)

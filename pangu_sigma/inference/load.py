@@ -11,7 +11,7 @@ from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import whole_number
-from locmoe_ops.routers.selection_bias import set_local_strength
+from locmoe_ops.routers.selection_bias import set_locality_strength
 from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.folders import finished, resolve
 from pangu_sigma.checkpoint.format import DataState
@@ -144,7 +144,7 @@ def _read(
     set_values(read_values(reader, list(network.get_parameters()), experts, lambda: differences(reader, config)))
     network.set_train(False)
     if not local_term:
-        set_local_strength(network, 0.0)
+        set_locality_strength(network, 0.0)
     return Model(network, context, words, domain_homes(context), reader.folder, reader.header.step, runtime)
 
 

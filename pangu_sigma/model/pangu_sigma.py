@@ -47,7 +47,9 @@ class PanGuSigma(nn.Cell):
         self.final_norm = LayerNorm(shape.hidden_size, shape.epsilon)
         top = build_sparse_layer(context, sparse) if model.sparse_query_layer else FeedForward(shape, dense + sparse)
         self.query_layer = QueryBlock(shape, dense + sparse, top)
-        self.routes_by_word = any(isinstance(cell, Router) and cell.by_word for _, cell in self.cells_and_names())
+        self.routes_by_word = any(
+            isinstance(cell, Router) and "word" in cell.needs for _, cell in self.cells_and_names()
+        )
         self.counts_undecided = any(
             isinstance(cell, Router) and cell.counts_undecided for _, cell in self.cells_and_names()
         )

@@ -16,11 +16,13 @@ from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
 from locmoe_ops.dispatch.ragged import FusedRaggedDispatcher, RaggedDispatcher
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
+from locmoe_ops.routers.base import Router, RouterContext, RoutingShape, make_router
+from locmoe_ops.routers.second import SecondExpert
+from locmoe_ops.routers.selection_bias import BalanceBias, LocalityBias, SelectionBias, Sum
 from locmoe_ops.topology import ExpertPlacement, Placement, Topology, local_experts_table
 from pangu_sigma.config.schema import Config
 from pangu_sigma.model.capacity_rules import SlotRules
 from pangu_sigma.model.dims import ModelDims
-from pangu_sigma.model.router import build_router
 
 
 @dataclass(frozen=True)
@@ -145,3 +147,42 @@ def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
             context, placement, moe.capacity.evaluation_factor, tag, evaluation=True
         ),
     )
+
+
+def build_router(context: SparseContext, layer: int, layout_placement: ExpertPlacement) -> Router:
+    """The level-2 router that `moe.router.type` names.
+
+    A locality bias has its final strength until a schedule sets another.
+
+    Args:
+        context: of the sparse layers. layer: number of the sparse layer, from 0.
+        layout_placement: experts on the cluster that locality refers to.
+    """
+    moe, options, layout = context.config.moe, context.config.moe.router, context.layout
+    shape = RoutingShape(context.shape.hidden_size, moe.num_experts, moe.num_groups, options.top_k)
+    biases: List[SelectionBias] = []
+    if options.local_term.kind != "none":
+        local_term = options.local_term
+        biases.append(LocalityBias(local_term.kind, shape, layout, layout_placement, local_term.strength))
+    if options.balance_rate > 0.0:
+        biases.append(BalanceBias(shape))
+    router = make_router(
+        RouterContext(
+            options.type,
+            options.own,
+            shape,
+            layout,
+            layout_placement,
+            context.collectives,
+            tag=f"layer {layer}",
+            statistics=options.statistics,
+            layer=layer,
+            seed=context.config.train.seed,
+            selection_bias=Sum(biases) if len(biases) > 1 else biases[0] if biases else None,
+            vocab_size=context.shape.vocab_size,
+            token_counts=context.token_counts,
+        )
+    )
+    if moe.dispatch.overflow == "repick":
+        router.offer_second(SecondExpert(shape, layout, layout_placement))
+    return router

@@ -10,7 +10,7 @@ from mindspore import Tensor, dtype
 
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.moe import check_token_ids
-from locmoe_ops.routers.selection_bias import balance_biases, set_local_strength
+from locmoe_ops.routers.selection_bias import balance_biases, set_locality_strength
 from locmoe_ops.tensor_parallel import TensorGroup
 from pangu_sigma.checkpoint.state_entry import Entry, Readable, Settable
 from pangu_sigma.config.derived import rows_per_rank
@@ -153,7 +153,7 @@ class TrainEngine:
 
     def set_locality_bias(self, strength: float) -> None:
         """Sets the strength of the routers' local terms, if they have any; 0 turns them off. Needs no other graph."""
-        set_local_strength(self.network, strength)
+        set_locality_strength(self.network, strength)
 
     def evaluate(self, batches: List[Batch]) -> np.ndarray:
         """This rank's statistics, summed over its validation batches: <float64>[size], see `Statistics`."""

@@ -7,7 +7,7 @@ from typing import Any, Dict, Optional
 
 from tqdm import tqdm
 
-from locmoe_ops.routers.selection_bias import local_strength
+from locmoe_ops.routers.selection_bias import locality_strength
 from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.state import RANKS, RankLocation, pieces
 from pangu_sigma.checkpoint.writer import CheckpointWriter
@@ -139,7 +139,7 @@ class TrainingLoop:
         term = self.config.moe.router.local_term
         if term.kind == "none":
             return {}
-        strength = local_strength(step, term)
+        strength = locality_strength(step, term)
         if strength != self._strength:
             self.parts.set_locality_bias(strength)
             self._strength = strength

@@ -68,7 +68,8 @@ class RoutingProbe(nn.Cell):
         seeds: Tensor,
     ) -> Tuple[Tensor, Tensor]:
         _, reports = self.network(ids, positions, documents, domain, home, seeds)
-        return ops.stack([report["seen"] for report in reports]), ops.stack([report["expert"] for report in reports])
+        x = [report["gate_input"] for report in reports]
+        return ops.stack(x), ops.stack([report["expert"] for report in reports])
 
     def routed(self, fields: Sequence[Tensor]) -> List[RoutedTokens]:
         """The layers' tokens, bottom up. Every rank must call it: tokens travel between the layers."""

@@ -4,7 +4,7 @@ from typing import Dict, List, Optional
 
 import numpy as np
 
-from locmoe_ops.routers.selection_bias import current_strength
+from locmoe_ops.routers.selection_bias import current_locality_strength
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.runtime import Runtime
@@ -32,7 +32,7 @@ class Validation:
         if not self.batches:
             return {}
         metrics = validation_metrics(self._sums())
-        strength: Optional[float] = current_strength(self._parts.network)
+        strength: Optional[float] = current_locality_strength(self._parts.network)
         if strength is not None:
             self._parts.set_locality_bias(0.0)
             metrics.update(validation_metrics(self._sums(), "valid/local_term_off/"))

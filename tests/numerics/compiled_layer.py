@@ -14,13 +14,13 @@ from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
 from locmoe_ops.reference.spec import RankTokens
-from locmoe_ops.routers.base import Router, RoutingShape
+from locmoe_ops.router_registry import router_spec
+from locmoe_ops.routers.base import Router, RouterContext, RoutingShape, make_router
 from locmoe_ops.routers.hash import HashRouter
-from locmoe_ops.routers.locmoe import LocMoERouter
 from locmoe_ops.routers.second import SecondExpert
-from locmoe_ops.routers.switch import SwitchRouter
 from locmoe_ops.topology import local_experts_table
 
+NOISE_SCALE = 0.7  # a gate value of the cases is of order 1
 OUTPUTS = (
     "y",
     "aux_loss",
@@ -131,32 +131,34 @@ def build_layer(case: Case, collectives: Collectives, tokens: int) -> MoEFeedFor
     )
 
 
-def build_router(case: Case, collectives: Collectives) -> Router:
-    router = plain_router(case, collectives)
-    if case.overflow == "repick":
-        shape = RoutingShape(HIDDEN, case.experts, case.groups, case.top_k)
-        router.offer_second(SecondExpert(shape, case.layout, case.spec.placement))
-    return router
-
-
-def plain_router(case: Case, collectives: Collectives) -> Router:
+def build_router(case: Case, collectives: Collectives, selection_bias: nn.Cell | None = None) -> Router:
+    """The router of the case, with weights of its own."""
     spec, shape = case.spec, RoutingShape(HIDDEN, case.experts, case.groups, case.top_k)
     if case.router == "hash":
         return HashRouter(shape, parameters_of(case).table)
-    if case.router == "switch":
-        return SwitchRouter(shape, case.layout, collectives, "moe", case.statistics, spec.alpha)
-    return LocMoERouter(
-        shape,
-        case.layout,
-        spec.placement,
-        collectives,
-        "moe",
-        case.gate,
-        case.statistics,
-        spec.alpha,
-        spec.mu,
-        spec.smoothing,
+    localising = {"locality_loss_weight": spec.mu, "locality_smoothing": spec.smoothing}
+    noise = {"noise_scale": NOISE_SCALE} if case.ties == "noise" else {}
+    options = {
+        "locmoe": {"gate": case.gate, "ties": case.ties, **noise, **localising},
+        "etr": {"temperature": spec.temperature, **localising},
+        "faster_moe": {"max_remote_fraction": case.max_remote_fraction},
+        "ta_moe": {"bandwidth_ratio": spec.bandwidth_ratio},
+    }.get(case.router, {})
+    router = make_router(
+        RouterContext(
+            case.router,
+            router_spec(case.router).options(aux_loss_weight=spec.alpha, **options),
+            shape,
+            case.layout,
+            spec.placement,
+            collectives,
+            statistics=case.statistics,
+            selection_bias=selection_bias,
+        )
     )
+    if case.overflow == "repick":
+        router.offer_second(SecondExpert(shape, case.layout, spec.placement))
+    return router
 
 
 def load_parameters(case: Case, layer: MoEFeedForward) -> None:
