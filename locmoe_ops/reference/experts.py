@@ -1,11 +1,50 @@
-"""One expert on one token: y = act(x @ W1 + b1) @ W2 + b2, forward and backward."""
+"""One expert on one token: y = act(x @ W1 + b1) @ W2 + b2, forward and backward, all in float64."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from locmoe_ops.reference.activations import ACTIVATIONS
 from locmoe_ops.reference.spec import LayerParameters
+
+TANH_SCALE = math.sqrt(2.0 / math.pi)
+TANH_CUBIC = 0.044715
+SIGMOID_SCALE = 1.702
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def activate(name: str, x: np.ndarray) -> np.ndarray:
+    """The nonlinearity `name` (one of `spec.ACTIVATIONS`) of each element of `x` float64, of any shape."""
+    if name == "gelu":
+        return 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0)))
+    if name == "gelu_tanh":
+        return 0.5 * x * (1.0 + np.tanh(TANH_SCALE * (x + TANH_CUBIC * x**3)))
+    if name == "fast_gelu":
+        return x * _sigmoid(SIGMOID_SCALE * x)
+    assert name == "relu", name
+    return np.maximum(x, 0.0)
+
+
+def slope(name: str, x: np.ndarray) -> np.ndarray:
+    """The derivative of the nonlinearity `name` at each element of `x` float64; 0 for `relu` at 0."""
+    if name == "gelu":
+        density = np.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
+        return 0.5 * (1.0 + _erf(x / math.sqrt(2.0))) + x * density
+    if name == "gelu_tanh":
+        tanh = np.tanh(TANH_SCALE * (x + TANH_CUBIC * x**3))
+        inner_slope = TANH_SCALE * (1.0 + 3.0 * TANH_CUBIC * x**2)
+        return 0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh**2) * inner_slope
+    if name == "fast_gelu":
+        gate = _sigmoid(SIGMOID_SCALE * x)
+        return gate + x * SIGMOID_SCALE * gate * (1.0 - gate)
+    assert name == "relu", name
+    return (x > 0.0).astype(np.float64)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    # By tanh, which saturates where exp would overflow.
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
 
 
 class ExpertGradients(NamedTuple):
@@ -19,24 +58,33 @@ class ExpertGradients(NamedTuple):
 
 
 def expert_output(parameters: LayerParameters, activation: str, expert: int, x: np.ndarray) -> np.ndarray:
-    """(d,) float64 <- token x (d,)."""
-    inner = ACTIVATIONS[activation].value(_before_activation(parameters, expert, x))
+    """The output (d,) float64 of one expert for one token.
+
+    Args:
+        parameters: of the layer. activation: one of `spec.ACTIVATIONS`.
+        expert: its global id. x: (d,), the token.
+    """
+    inner = activate(activation, _before_activation(parameters, expert, x))
     return inner @ parameters.w2[expert].astype(np.float64) + parameters.b2[expert]
 
 
 def expert_gradients(
     parameters: LayerParameters, activation: str, expert: int, x: np.ndarray, output_gradient: np.ndarray
 ) -> ExpertGradients:
-    """Gradients for token x (d,), given the gradient (d,) of the expert's output."""
+    """Gradients of one expert for one token.
+
+    Args:
+        parameters, activation, expert, x: as for `expert_output`.
+        output_gradient: (d,), of the expert's output.
+    """
     before = _before_activation(parameters, expert, x)
-    inner = ACTIVATIONS[activation].value(before)
     inner_gradient = parameters.w2[expert].astype(np.float64) @ output_gradient
-    before_gradient = inner_gradient * ACTIVATIONS[activation].slope(before)
+    before_gradient = inner_gradient * slope(activation, before)
     return ExpertGradients(
         x=parameters.w1[expert].astype(np.float64) @ before_gradient,
         w1=np.outer(x, before_gradient),
         b1=before_gradient,
-        w2=np.outer(inner, output_gradient),
+        w2=np.outer(activate(activation, before), output_gradient),
         b2=output_gradient,
     )
 

@@ -49,12 +49,23 @@ def moe_layer(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[Rank
     """Outputs, losses and statistics of the layer.
 
     A token's output is the sum over its kept choices of weight * expert(token); a token that lost all its choices gets
-    0. Router jitter is not part of the reference. Raises `InputError` for ids out of range and missing parameters.
+    0. Router jitter is not part of the reference.
+
+    Args:
+        spec, parameters: of the layer. ranks: its tokens, one entry a simulated rank.
+
+    Raises:
+        InputError: ids out of range, missing parameters.
     """
     plans = _plan(spec, parameters, ranks)
     routings = [plan.routing for plan in plans]
+    outputs = tuple(np.zeros(tokens.x.shape) for tokens in ranks)
+    for plan, output in zip(plans, outputs):
+        for t, choice, expert in plan.kept_assignments():
+            x = plan.tokens.x[t].astype(np.float64)
+            output[t] += plan.weight[t, choice] * expert_output(parameters, spec.activation, expert, x)
     return LayerResult(
-        outputs=tuple(_combine(spec, parameters, plan) for plan in plans),
+        outputs=outputs,
         aux_loss=losses.aux_loss(spec, ranks, routings),
         locality_loss=losses.locality_loss(spec, ranks, routings),
         stats=_statistics(spec, parameters, plans),
@@ -77,6 +88,7 @@ def moe_layer_gradients(
     J = sum over ranks <output_gradients, outputs> + aux_weight * aux_loss + locality_weight * locality_loss.
 
     Args:
+        spec, parameters, ranks: as for `moe_layer`.
         output_gradients: (T,d) float per rank.
         aux_weight: factor on a loss that already contains alpha: 1 for the training objective, 0 to leave it out.
         locality_weight: likewise, for the loss that already contains mu.
@@ -87,7 +99,14 @@ def moe_layer_gradients(
     routings = [plan.routing for plan in plans]
     aux = losses.aux_loss_gradient(spec, ranks, routings)
     locality = losses.locality_loss_gradient(spec, ranks, routings)
-    total = _zero_gradients(spec, parameters, ranks)
+    total = LayerGradients(
+        x=tuple(np.zeros(tokens.x.shape) for tokens in ranks),
+        w1=np.zeros(parameters.w1.shape),
+        b1=np.zeros(parameters.b1.shape),
+        w2=np.zeros(parameters.w2.shape),
+        b2=np.zeros(parameters.b2.shape),
+        gate=np.zeros((spec.num_experts, parameters.w1.shape[1])) if spec.learns_gate else None,
+    )
     for index, plan in enumerate(plans):
         probability_gradient = aux_weight * aux[index] + locality_weight * locality[index]
         output_gradient = output_gradients[index].astype(np.float64)
@@ -116,14 +135,6 @@ def _plan(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[RankToke
     return plans
 
 
-def _combine(spec: LayerSpec, parameters: LayerParameters, plan: _Plan) -> np.ndarray:
-    output = np.zeros(plan.tokens.x.shape)
-    for t, choice, expert in plan.kept_assignments():
-        x = plan.tokens.x[t].astype(np.float64)
-        output[t] += plan.weight[t, choice] * expert_output(parameters, spec.activation, expert, x)
-    return output
-
-
 def _add_expert_gradients(
     spec: LayerSpec,
     parameters: LayerParameters,
@@ -149,17 +160,6 @@ def _add_expert_gradients(
             output = expert_output(parameters, spec.activation, expert, x)
             weight_gradient[t, choice] = np.dot(output_gradient[t], output)
     return through_weights(spec, plan.taken, weight_gradient)
-
-
-def _zero_gradients(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[RankTokens]) -> LayerGradients:
-    return LayerGradients(
-        x=tuple(np.zeros(tokens.x.shape) for tokens in ranks),
-        w1=np.zeros(parameters.w1.shape),
-        b1=np.zeros(parameters.b1.shape),
-        w2=np.zeros(parameters.w2.shape),
-        b2=np.zeros(parameters.b2.shape),
-        gate=np.zeros((spec.num_experts, parameters.w1.shape[1])) if spec.learns_gate else None,
-    )
 
 
 def _statistics(spec: LayerSpec, parameters: LayerParameters, plans: Sequence[_Plan]) -> LayerStats:

@@ -1,7 +1,6 @@
 """Load-balancing and locality losses of the reference layer, and their gradients for the routing probabilities.
 
-Both are sums over cells. A cell holds the tokens of one expert group within one segment; a segment is a set of home
-ranks.
+Both are sums over cells. A cell holds the tokens of one expert group within one statistics group, a set of home ranks.
 """
 
 import math
@@ -15,11 +14,11 @@ from locmoe_ops.reference.spec import LayerSpec, RankTokens
 
 Ranks = Sequence[RankTokens]
 Routings = Sequence[Routing]
-CellKey = tuple[int, int]  # segment, group
+CellKey = tuple[int, int]  # statistics group, expert group
 
 
 class Cell(NamedTuple):
-    """Sums over the tokens of one group in one segment."""
+    """Sums over the tokens of one expert group in one statistics group."""
 
     tokens: int
     chosen: np.ndarray  # (n,) float64; assignments before drops, divided by top_k
@@ -31,6 +30,9 @@ def aux_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
 
     c is the share of a cell's tokens meant for expert i: 1/n (LocMoE Eq. 5 within each cell), or as the links say
     (ta_moe).
+
+    Args:
+        spec: of the layer. ranks, routings: tokens and their choices, one entry a simulated rank.
     """
     if spec.router == "hash":
         return 0.0
@@ -43,7 +45,11 @@ def aux_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
 
 
 def locality_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
-    """L_loc = mu * sum over (node, group) of (share of the tokens) * KL(D_c || D_l), in nats (LocMoE Eq. 6)."""
+    """L_loc = mu * sum over (node, group) of (share of the tokens) * KL(D_c || D_l), in nats (LocMoE Eq. 6).
+
+    Args:
+        spec, ranks, routings: as for `aux_loss`.
+    """
     if spec.router not in ("locmoe", "etr"):
         return 0.0
     total = _count_tokens(ranks)
@@ -56,7 +62,11 @@ def locality_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
 
 
 def aux_loss_gradient(spec: LayerSpec, ranks: Ranks, routings: Routings) -> list[np.ndarray]:
-    """Gradient of `aux_loss` with respect to each rank's probabilities (T,n); the counted choices are constants."""
+    """Gradient of `aux_loss` with respect to each rank's probabilities (T,n); the counted choices are constants.
+
+    Args:
+        spec, ranks, routings: as for `aux_loss`.
+    """
     slopes = {}
     total = _count_tokens(ranks)
     if spec.router != "hash":
@@ -66,7 +76,11 @@ def aux_loss_gradient(spec: LayerSpec, ranks: Ranks, routings: Routings) -> list
 
 
 def locality_loss_gradient(spec: LayerSpec, ranks: Ranks, routings: Routings) -> list[np.ndarray]:
-    """Gradient of `locality_loss` with respect to each rank's probabilities (T,n)."""
+    """Gradient of `locality_loss` with respect to each rank's probabilities (T,n).
+
+    Args:
+        spec, ranks, routings: as for `aux_loss`.
+    """
     slopes = {}
     total = _count_tokens(ranks)
     if spec.router in ("locmoe", "etr"):
@@ -78,14 +92,16 @@ def locality_loss_gradient(spec: LayerSpec, ranks: Ranks, routings: Routings) ->
     return _spread(spec, "node", ranks, routings, slopes)
 
 
-def meant_shares(spec: LayerSpec, segment: int, group: int) -> np.ndarray:
-    """c (n,) float64: equal shares; of ta_moe, in proportion to the bandwidth between the segment's node and the
-    experts.
+def meant_shares(spec: LayerSpec, statistics_group: int, group: int) -> np.ndarray:
+    """c (n,) float64: equal shares; of ta_moe, in proportion to the bandwidth between the tokens' node and the experts.
+
+    Args:
+        spec: of the layer. statistics_group, group: the cell, see `CellKey`.
     """
     size = spec.experts_per_group
     if spec.router != "ta_moe":
         return np.full(size, 1.0 / size)
-    node = spec.layout.node_of(segment) if spec.statistics == "rank" else segment
+    node = spec.layout.node_of(statistics_group) if spec.statistics == "rank" else statistics_group
     bandwidth = np.array([spec.bandwidth_ratio if spec.is_local(node, group * size + i) else 1.0 for i in range(size)])
     return bandwidth / bandwidth.sum()
 
@@ -94,6 +110,9 @@ def localised_distribution(spec: LayerSpec, node: int, group: int) -> np.ndarray
     """D_l (n,) float64: uniform over the group's experts on this node, or over all of them where the node has none.
 
     A share `smoothing` is spread over all of them in any case, so that KL stays finite.
+
+    Args:
+        spec: of the layer. node: of the layout. group: expert group.
     """
     size = spec.experts_per_group
     local = np.array([spec.is_local(node, group * size + i) for i in range(size)], np.float64)
@@ -107,7 +126,7 @@ def _aux_scope(spec: LayerSpec) -> str:
     return "node" if spec.router == "ta_moe" and spec.statistics == "global" else spec.statistics
 
 
-def _segment(spec: LayerSpec, scope: str, home: int) -> int:
+def _statistics_group(spec: LayerSpec, scope: str, home: int) -> int:
     return {"rank": home, "node": spec.layout.node_of(home), "global": 0}[scope]
 
 
@@ -117,7 +136,7 @@ def _cells(spec: LayerSpec, scope: str, ranks: Ranks, routings: Routings) -> dic
     cells: dict[CellKey, Cell] = {}
     for tokens, routing in zip(ranks, routings):
         for t in range(len(tokens.x)):
-            key = _segment(spec, scope, int(tokens.home[t])), int(routing.group[t])
+            key = _statistics_group(spec, scope, int(tokens.home[t])), int(routing.group[t])
             cell = cells.get(key, Cell(0, np.zeros(size), np.zeros(size)))
             counted = routing.choice[t, :1] if spec.router == "gshard" else routing.choice[t]
             for i in counted:
@@ -134,7 +153,7 @@ def _spread(
     for tokens, routing in zip(ranks, routings):
         gradient = np.zeros(routing.probability.shape)
         for t in range(len(tokens.x)):
-            key = _segment(spec, scope, int(tokens.home[t])), int(routing.group[t])
+            key = _statistics_group(spec, scope, int(tokens.home[t])), int(routing.group[t])
             gradient[t] = slopes.get(key, 0.0)
         gradients.append(gradient)
     return gradients

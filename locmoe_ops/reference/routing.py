@@ -16,15 +16,17 @@ class Routing(NamedTuple):
     probability: np.ndarray  # (T,n) float64 over the experts of the token's group; hash: 1 on the chosen one
     choice: np.ndarray  # (T,k) int64; chosen experts as indices into the group, best first
     expert: np.ndarray  # (T,k) int64; global expert ids of the same; E where a choice is not taken up
-    gate_weight: (
-        np.ndarray
-    )  # (T,k) float64; the chosen experts' probabilities; gshard: over their sum, 0 if not taken up
+    # (T,k) float64; the chosen experts' probabilities; gshard: over their sum, 0 if not taken up
+    gate_weight: np.ndarray
 
 
 def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> Routing:
     """Level 1 (domain -> group) and level 2 (the router) for every token of a rank.
 
     Ties go to the expert of lower index.
+
+    Args:
+        spec, parameters: of the layer. tokens: of the rank.
     """
     count, size = len(tokens.x), spec.experts_per_group
     group = np.array([spec.domain_groups[domain] for domain in tokens.domain], np.int64)
@@ -32,9 +34,10 @@ def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> R
     choice = np.zeros((count, spec.top_k), np.int64)
     for t in range(count):
         probability[t] = _token_probability(spec, parameters, tokens, t, group[t])
-        choice[t] = _picks(
-            spec, probability[t], _local_to(spec, tokens, t, group[t]), _balance(spec, parameters, group[t])
-        )
+        score = probability[t]
+        if parameters.balance is not None:
+            score = score + parameters.balance[group[t] * size : (group[t] + 1) * size].astype(np.float64)
+        choice[t] = _select_top_k(spec, probability[t], score, _local_to(spec, tokens, t, group[t]))
     if spec.router == "faster_moe":
         _keep_home(spec, tokens, group, probability, choice)
     expert = choice + (group * size)[:, None]
@@ -51,6 +54,9 @@ def second_choices(spec: LayerSpec, tokens: RankTokens, routing: Routing) -> np.
     is none.
 
     Indices into the group; ties go to the lower one.
+
+    Args:
+        spec: of the layer. tokens, routing: of the rank.
     """
     second = np.full(len(routing.choice), -1)
     for t, chosen in enumerate(routing.choice):
@@ -62,8 +68,11 @@ def second_choices(spec: LayerSpec, tokens: RankTokens, routing: Routing) -> np.
 
 
 def replace_choices(spec: LayerSpec, routing: Routing, moved: np.ndarray, second: np.ndarray) -> Routing:
-    """The routing with the choices `moved` (T,k) bool replaced by their token's second one (T,), which brings its own
-    weight.
+    """`routing` with some choices replaced by their token's second one, which brings its own weight.
+
+    Args:
+        spec: of the layer. routing: of one rank. moved: (T,k) bool, the choices to replace.
+        second: (T,) int, of `second_choices`.
     """
     choice, expert, weight = routing.choice.copy(), routing.expert.copy(), routing.gate_weight.copy()
     for t, k in np.argwhere(moved):
@@ -83,15 +92,16 @@ def combine_weight(spec: LayerSpec, routing: Routing) -> np.ndarray:
 
 
 def through_weights(spec: LayerSpec, routing: Routing, weight_gradient: np.ndarray) -> np.ndarray:
-    """From the gradient of the gate weights (T,k), 0 where a choice is not taken up, to that of the probabilities
-    (T,n).
+    """From the gradient of the gate weights to that of the probabilities, (T,n) float64.
+
+    Args:
+        spec: of the layer. routing: of one rank. weight_gradient: (T,k), 0 where a choice is not taken up.
     """
     gradient = np.zeros(routing.probability.shape)
     for t, chosen in enumerate(routing.choice):
         of_chosen = weight_gradient[t]
-        if (
-            spec.router == "gshard"
-        ):  # w_i = p_i / s with s the sum over the chosen: dw_j/dp_i = (1 if i = j) / s - p_j / s^2
+        if spec.router == "gshard":
+            # w_i = p_i / s with s the sum over the chosen: dw_j/dp_i = (1 if i = j) / s - p_j / s^2
             p = routing.probability[t, chosen]
             of_chosen = of_chosen / p.sum() - np.dot(of_chosen, p) / p.sum() ** 2
         gradient[t, chosen] = of_chosen
@@ -115,9 +125,12 @@ def grap_weights(experts: int, hidden: int) -> np.ndarray:
 def gate_gradients(
     spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens, routing: Routing, probability_gradient: np.ndarray
 ) -> tuple[np.ndarray, Optional[np.ndarray]]:
-    """From the gradient of the probabilities (T,n) to that of the tokens (T,d) and of the gate.
+    """From the gradient of the probabilities to those of the tokens (T,d) and of the gate (E,d).
 
-    The gate's is (E,d) float64, or None where no gate is learned.
+    Args:
+        spec, parameters: of the layer. tokens, routing: of one rank. probability_gradient: (T,n).
+
+    Returns: both float64; None for the gate where none is learned.
     """
     x_gradient = np.zeros(tokens.x.shape)
     gate_gradient = np.zeros((spec.num_experts, tokens.x.shape[1])) if spec.learns_gate else None
@@ -128,11 +141,13 @@ def gate_gradients(
         p, p_gradient = routing.probability[t], probability_gradient[t]
         value_gradient = p * (p_gradient - np.dot(p, p_gradient))
         if spec.router == "locmoe":
-            value_gradient = _through_relu(
-                spec, locmoe_values(spec, parameters, tokens, t, routing.group[t]), value_gradient
-            )
-        if spec.router == "etr":
-            x_gradient[t] = _cosine_gradient(rows, x, value_gradient / spec.temperature)
+            values = locmoe_values(spec, parameters, tokens, t, routing.group[t])
+            if not (spec.ties == "unrectified" and is_undecided(spec, values)):
+                value_gradient = np.where(values > 0.0, value_gradient, 0.0)  # through the ReLU
+        if spec.router == "etr":  # through the cosines
+            units, length = rows / np.linalg.norm(rows, axis=1, keepdims=True), _length(x)
+            of_cosines = value_gradient / spec.temperature
+            x_gradient[t] = units.T @ of_cosines / length - np.dot(of_cosines, units @ x) * x / length**3
             continue
         x_gradient[t] = rows.T @ value_gradient
         if gate_gradient is not None:
@@ -151,7 +166,9 @@ def _token_probability(
     rows, x = _gate_rows(spec, parameters, group), tokens.x[t].astype(np.float64)
     values = rows @ x
     if spec.router == "locmoe":
-        values = _rectified(spec, locmoe_values(spec, parameters, tokens, t, group))
+        values = locmoe_values(spec, parameters, tokens, t, group)
+        if not (spec.ties == "unrectified" and is_undecided(spec, values)):
+            values = np.maximum(values, 0.0)
     if spec.router == "etr":
         values = values / (np.linalg.norm(rows, axis=1) * _length(x)) / spec.temperature
     exponentials = np.exp(values - values.max())
@@ -159,7 +176,11 @@ def _token_probability(
 
 
 def locmoe_values(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens, t: int, group: int) -> np.ndarray:
-    """(n,) float64: w_i x + eps_i of token t for the experts of `group`, what enters the ReLU of LocMoE's Eq. 2."""
+    """(n,) float64: w_i x + eps_i of one token, what enters the ReLU of LocMoE's Eq. 2.
+
+    Args:
+        spec, parameters: of the layer. tokens: of one rank. t: the token. group: its expert group.
+    """
     values = _gate_rows(spec, parameters, group) @ tokens.x[t].astype(np.float64)
     return values + tokens.noise[t] if spec.ties == "noise" and tokens.noise is not None else values
 
@@ -167,18 +188,6 @@ def locmoe_values(spec: LayerSpec, parameters: LayerParameters, tokens: RankToke
 def is_undecided(spec: LayerSpec, values: np.ndarray) -> bool:
     """Whether fewer than k of a token's values (n,) are above 0, so that ReLU leaves a choice to the rule of ties."""
     return int((values > 0.0).sum()) < spec.top_k
-
-
-def _rectified(spec: LayerSpec, values: np.ndarray) -> np.ndarray:
-    """(n,): what enters the softmax."""
-    return values if spec.ties == "unrectified" and is_undecided(spec, values) else np.maximum(values, 0.0)
-
-
-def _through_relu(spec: LayerSpec, values: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """(n,): from the gradient of what enters the softmax to that of the values."""
-    return (
-        gradient if spec.ties == "unrectified" and is_undecided(spec, values) else np.where(values > 0.0, gradient, 0.0)
-    )
 
 
 def _gate_rows(spec: LayerSpec, parameters: LayerParameters, group: int) -> np.ndarray:
@@ -194,42 +203,27 @@ def _length(x: np.ndarray) -> float:
     return math.sqrt(float(x @ x) + 1e-12)  # a token of zeros has cosine 0 to everything
 
 
-def _cosine_gradient(rows: np.ndarray, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """(d,): from the gradient (n,) of the cosines between x and the rows to that of x."""
-    units, length = rows / np.linalg.norm(rows, axis=1, keepdims=True), _length(x)
-    return units.T @ gradient / length - np.dot(gradient, units @ x) * x / length**3
-
-
 def _local_to(spec: LayerSpec, tokens: RankTokens, t: int, group: int) -> np.ndarray:
     """(n,) bool: the experts of the group that are on token t's home node."""
     node, first = spec.layout.node_of(int(tokens.home[t])), group * spec.experts_per_group
     return np.array([spec.is_local(node, first + i) for i in range(spec.experts_per_group)])
 
 
-def _balance(spec: LayerSpec, parameters: LayerParameters, group: int) -> np.ndarray:
-    """(n,) float64: the balance biases of the group's experts."""
-    first = group * spec.experts_per_group
-    every = np.zeros(spec.num_experts) if parameters.balance is None else parameters.balance
-    return every[first : first + spec.experts_per_group].astype(np.float64)
-
-
-def _picks(spec: LayerSpec, probability: np.ndarray, local: np.ndarray, balance: np.ndarray) -> list[int]:
-    """The k experts of one token, one after another."""
-    left, picks = list(range(len(probability))), []
-    for _ in range(spec.top_k):
-        picks.append(_pick(spec, probability, local, balance, left))
-        left.remove(picks[-1])
-    return picks
-
-
-def _pick(spec: LayerSpec, probability: np.ndarray, local: np.ndarray, balance: np.ndarray, left: list[int]) -> int:
-    score = probability + balance
+def _select_top_k(spec: LayerSpec, probability: np.ndarray, score: np.ndarray, local: np.ndarray) -> list[int]:
+    """The k experts of one token, one after another: by `score` (n,), with the locality bias for those that are
+    `local` (n,) bool.
+    """
+    left, chosen = list(range(len(probability))), []
     if spec.local_term == "bias":
         score = score + spec.local_strength * local
-    if spec.local_term == "margin":
-        enough = (1.0 - spec.local_strength) * max(probability[i] for i in left)
-        left = [i for i in left if local[i] and probability[i] > enough] or left
-    return min(left, key=lambda i: (-score[i], i))
+    for _ in range(spec.top_k):
+        candidates = left
+        if spec.local_term == "margin":
+            enough = (1.0 - spec.local_strength) * max(probability[i] for i in left)
+            candidates = [i for i in left if local[i] and probability[i] > enough] or left
+        chosen.append(min(candidates, key=lambda i: (-score[i], i)))
+        left.remove(chosen[-1])
+    return chosen
 
 
 def _keep_home(
@@ -238,9 +232,8 @@ def _keep_home(
     """The cap of `faster_moe` (ours, after FasterMoE): replaces in `choice` (T,k) those of tokens that may not leave
     their node.
     """
-    losses: dict[
-        int, list[tuple[float, int]]
-    ] = {}  # home -> (minus what staying costs, token) of tokens that want to leave
+    # home -> (minus what staying costs, token) of tokens that want to leave
+    losses: dict[int, list[tuple[float, int]]] = {}
     at_home = choice.copy()
     for t in range(len(choice)):
         local = _local_to(spec, tokens, t, group[t])

@@ -47,7 +47,7 @@ def repick(
     waiting = [
         places[0]
         for places in (
-            [(t, c) for c in range(expert.shape[1]) if _without_slot(expert, kept, capacity, t, c)]
+            [(t, c) for c in range(expert.shape[1]) if not kept[t, c] and _slots_of(capacity, int(expert[t, c])) > 0]
             for t in range(len(expert))
         )
         if places
@@ -58,11 +58,6 @@ def repick(
             taken[other] += 1
             moved[t, choice] = True
     return moved
-
-
-def _without_slot(expert: np.ndarray, kept: np.ndarray, capacity: Capacity, t: int, choice: int) -> bool:
-    """Whether an assignment, if it is one, was not kept."""
-    return not kept[t, choice] and _slots_of(capacity, int(expert[t, choice])) > 0
 
 
 def _slots_of(capacity: Capacity, expert: int) -> int:

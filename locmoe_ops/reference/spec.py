@@ -12,11 +12,11 @@ from typing import Any, Optional
 import numpy as np
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.reference.activations import ACTIVATIONS
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 ROUTERS = ("hash", "switch", "locmoe", "gshard", "faster_moe", "ta_moe", "etr")
 GATES = ("grap", "dense")
+ACTIVATIONS = ("gelu", "gelu_tanh", "fast_gelu", "relu")
 LOCAL_TERMS = ("none", "bias", "margin")
 STATISTICS = ("rank", "node", "global")
 PRIORITIES = ("position", "weight")
@@ -43,9 +43,8 @@ class LayerSpec:
     scale_by_gate: bool = True
     activation: str = "gelu"  # gelu | gelu_tanh | fast_gelu | relu
     drop_priority: str = "position"  # position | weight
-    overflow: str = (
-        "drop"  # drop | repick: what finds no slot goes to the token's best local expert left, if that has one
-    )
+    # drop | repick: what finds no slot goes to the token's best local expert left, if that has one
+    overflow: str = "drop"
     far_capacity: Optional[int] = None  # slots for an expert on another node than its source rank; None: `capacity`
     source_nodes: Optional[tuple[int, ...]] = None  # node of each simulated source rank; needed with far_capacity
     statistics: str = "global"  # rank | node | global
@@ -62,7 +61,7 @@ class LayerSpec:
     def __post_init__(self) -> None:
         _require_choice("router", self.router, ROUTERS)
         _require_choice("gate", self.gate, GATES)
-        _require_choice("activation", self.activation, tuple(ACTIVATIONS))
+        _require_choice("activation", self.activation, ACTIVATIONS)
         _require_choice("ties", self.ties, TIES if self.router == "locmoe" else TIES[:1])
         _require_choice("drop_priority", self.drop_priority, PRIORITIES)
         _require_choice(
@@ -142,9 +141,8 @@ class RankTokens:
     domain: np.ndarray  # (T,) int
     home: np.ndarray  # (T,) int; rank of `LayerSpec.layout`
     chance: Optional[np.ndarray] = None  # (T,) float in [0, 1): decides on gshard's second choices; None: all are taken
-    noise: Optional[np.ndarray] = (
-        None  # (T,n) float: eps_i of LocMoE's Eq. 2, for ties `noise`; None: 0, as in evaluation
-    )
+    # (T,n) float: eps_i of LocMoE's Eq. 2, for ties `noise`; None: 0, as in evaluation
+    noise: Optional[np.ndarray] = None
 
 
 @dataclass(frozen=True)
@@ -169,9 +167,8 @@ class LayerResult:
     aux_loss: float
     locality_loss: float
     stats: LayerStats
-    expert: tuple[
-        np.ndarray, ...
-    ]  # (T,k) int64; global expert ids, best first, re-picked ones replaced; E: a choice not taken up
+    # (T,k) int64; global expert ids, best first, re-picked ones replaced; E: a choice not taken up
+    expert: tuple[np.ndarray, ...]
     weight: tuple[np.ndarray, ...]  # (T,k) float64; factor on that expert's output, 1/k without scale_by_gate
     kept: tuple[np.ndarray, ...]  # (T,k) bool
 
@@ -189,7 +186,11 @@ class LayerGradients:
 
 
 def check_inputs(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[RankTokens]) -> None:
-    """Raise `InputError` for missing parameters and for ids out of range: NumPy would wrap negative ones silently."""
+    """Raise `InputError` for missing parameters and for ids out of range: NumPy would wrap negative ones silently.
+
+    Args:
+        spec, parameters: of the layer. ranks: its tokens, one entry a simulated rank.
+    """
     experts, hidden = spec.num_experts, parameters.w1.shape[1]
     _require(parameters.w1.shape[0] == experts, "w1.shape", parameters.w1.shape, f"(E = {experts}, d, f)")
     if spec.learns_gate:

@@ -48,6 +48,8 @@ class Sum(SelectionBias):
 
     Args:
         terms: the biases. Checkpoints know their parameters by the name of this attribute.
+
+    Inputs rest, home, group, and output: as of `SelectionBias`.
     """
 
     def __init__(self, terms: Sequence[SelectionBias]) -> None:
@@ -69,7 +71,7 @@ class BalanceBias(SelectionBias):
     Args:
         shape: sizes.
 
-    Inputs and output: as `SelectionBias`.
+    Inputs rest, home, group, and output: as of `SelectionBias`.
     """
 
     def __init__(self, shape: RoutingShape) -> None:
@@ -156,7 +158,7 @@ class LocalityBias(SelectionBias):
         strength: in [0, 1], until `set_locality_strength` changes it. It is a parameter that no optimizer touches, so
             that a schedule needs no new graph and a checkpoint keeps what the run was trained with.
 
-    Inputs and output: as `SelectionBias`.
+    Inputs rest, home, group, and output: as of `SelectionBias`.
     """
 
     def __init__(
