@@ -20,6 +20,8 @@ from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.flat import FlatDispatcher
+from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup, FixedCapacities
+from locmoe_ops.dispatch.slots import DispatchContext
 from locmoe_ops.errors import InputError
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.router_registry import router_spec
@@ -124,9 +126,9 @@ class MoEFeedForward(nn.Cell):
         chosen, gate = routing["expert"], ops.stop_gradient(weight)
         second = self._second(routing) if self.repicks else None
         if self.training:
-            y, context = self.dispatcher.move(x, chosen, gate, scale, self.experts, second)
+            y, context = self.dispatcher.forward(x, chosen, gate, scale, self.experts, second)
         else:
-            y, context = self.evaluation_dispatcher.move(x, chosen, gate, scale, self.experts, second)
+            y, context = self.evaluation_dispatcher.forward(x, chosen, gate, scale, self.experts, second)
         return ops.cast(y, x.dtype), self._report(routing, context, tokens["home"])
 
     def _second(self, routing: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
@@ -136,8 +138,8 @@ class MoEFeedForward(nn.Cell):
     def _even(self, weight: Tensor) -> Tensor:
         return ops.full_like(weight, 1.0 / self.top_k)
 
-    def _report(self, routing: Dict[str, Tensor], context: Dict[str, Tensor], home: Tensor) -> Dict[str, Tensor]:
-        kept = context["kept"]
+    def _report(self, routing: Dict[str, Tensor], context: DispatchContext, home: Tensor) -> Dict[str, Tensor]:
+        kept = context["keep_mask"]
         chosen = one_hot(routing["expert"].T.reshape(-1), self.num_experts)  # (N, E), choice-major as `kept`
         finally_taken = one_hot(context["expert"], self.num_experts) if self.repicks else chosen
         nearby = ops.gather(self.local, home, 0)  # (T, E)
@@ -199,10 +201,12 @@ def build_moe(
     for _, cell in chosen.cells_and_names():
         if isinstance(cell, DenseGate):
             cell.initialise(seed, 0.02)
-    capacity = capacity_by_factor(tokens, top_k, num_experts, capacity_factor)
+    capacities = FixedCapacities(capacity_by_factor(tokens, top_k, num_experts, capacity_factor))
+    options = DispatchOptions(drop_priority="weight" if spec.expert_choice else "position")
+    setup = DispatchSetup(group.topology, placement, tokens, top_k, capacities, options)
     return MoEFeedForward(
         MultiLevelRouting((0,), chosen),
-        FlatDispatcher(group, placement, tokens, top_k, capacity, "weight" if spec.expert_choice else "position", tag),
+        FlatDispatcher(group, setup, tag),
         experts,
         local_experts_table(group.topology, placement),
     )

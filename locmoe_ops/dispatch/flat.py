@@ -2,105 +2,123 @@
 them back.
 
 Shape legend: P ranks of the expert-parallel group, E experts, L = E / P experts a rank, C slots per expert from each
-rank, c = C / chunks slots of a chunk, d hidden size.
+rank, c = C / chunks slots of a chunk, M = E * C slots of the send buffer, d hidden size.
 """
+# The head declares the dispatcher, without MindSpore; imports of the Cells stand below it.
+# ruff: noqa: E402
 
 from typing import Callable, List
+
+from locmoe_ops.dispatch.geometry import (
+    DispatchExchange,
+    DispatchSetup,
+    LayerSlots,
+    share_of_slots,
+    there_and_back,
+    uniform_slots,
+)
+from locmoe_ops.dispatch.registry import SLOT_KEYS, DispatcherSpec
+
+
+def flat_slots(setup: DispatchSetup) -> LayerSlots:
+    """C, a multiple of the chunks, for each expert; group-wise of a share. A rank alone has nothing to cut in chunks."""
+    ranks, chunks, shares = setup.placement.ep, setup.options.chunks, setup.shares
+    capacity = share_of_slots(setup.capacities.uniform, shares, chunks)
+    calls = (capacity,) if ranks == 1 else (ranks * capacity // chunks,) * chunks
+    return LayerSlots(capacity, 0, calls, setup.placement.num_experts * capacity, shares)
+
+
+def flat_exchanges(setup: DispatchSetup, slots: LayerSlots) -> List[DispatchExchange]:
+    """An all-to-all of the whole send buffer, or one a chunk."""
+    chunks = setup.options.chunks
+    return there_and_back("tokens", setup.placement.group, slots.send_rows // chunks) * chunks
+
+
+DISPATCHER = DispatcherSpec(
+    flat_slots,
+    flat_exchanges,
+    keys=(*SLOT_KEYS, "dispatch.chunks", "dispatch.group_wise"),
+    reasons={"dispatch.ragged_limit": "which has slots", "capacity.local_share": "which has one tier"},
+)
+
+
+# ---- Cells
 
 from mindspore import Tensor, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.repick import slot_assignment
-from locmoe_ops.dispatch.slots import uniform_slots
+from locmoe_ops.dispatch.slots import DispatchContext
 from locmoe_ops.functions import ControlDependency
-from locmoe_ops.topology import Placement
 
 
 class FlatDispatcher(Dispatcher):
     """All ranks of the group exchange equal buffers, whatever the distance.
 
-    With several chunks the buffers are cut along the slots: all chunks set out, and while one is with the experts,
-    later ones are still on the way to them and earlier ones on the way back.
+    With several chunks the buffers are cut along the slots: all chunks start, and while one is with the experts, later
+    ones are still on the way to them and earlier ones on the way back.
 
     Args:
-        collectives: backend; its group `placement.group` is the one that exchanges tokens.
-        placement: which rank of the group holds which expert; one that none holds gets no token.
-        tokens, top_k: as `Dispatcher`. drop_priority: `position` or `weight`: which assignments keep their slots on
-            overflow.
-        capacity: C, rounded up to a multiple of `chunks` (group-wise: of `chunks` x tensor-parallel ranks).
+        collectives: backend; its group `setup.placement.group` is the one that exchanges tokens.
+        setup: what fixes the shapes, see `flat_slots`; of `options` all but `ragged_limit` count.
         tag: names the collectives in errors and counters.
-        group_wise: this rank sends its share of the slots (see `shares`); C below is then a share's.
-        overflow: `drop` or `repick`: what happens to an assignment without a slot, see `RepickingAssignment`.
     """
 
-    def __init__(
-        self,
-        collectives: Collectives,
-        placement: Placement,
-        tokens: int,
-        top_k: int,
-        capacity: int,
-        drop_priority: str,
-        tag: str,
-        chunks: int = 1,
-        group_wise: bool = False,
-        overflow: str = "drop",
-    ) -> None:
-        shares = collectives.topology.tensor if group_wise else 1
-        capacity = -(-capacity // (chunks * shares)) * chunks
-        table = uniform_slots(placement.position_of, capacity * shares, placement.num_experts)
-        super().__init__(
-            tokens,
-            top_k,
-            slot_assignment(tokens, top_k, table, drop_priority, overflow),
-            collectives if shares > 1 else None,
-            tag,
-        )
-        self.ranks, group = placement.ep, placement.group
-        self.local_experts = placement.num_experts // placement.ep
-        self.capacity = capacity
-        self.expert_rows = self.ranks * capacity
-        self.chunks = chunks
-        self.send = collectives.all_to_all(group, f"{tag}/dispatch")
-        self.give_back = collectives.all_to_all(group, f"{tag}/combine")
-        flights = [
-            collectives.all_to_all_async(group, f"{tag}/{way}/{i}")
+    def __init__(self, collectives: Collectives, setup: DispatchSetup, tag: str) -> None:
+        slots, placement = flat_slots(setup), setup.placement
+        table = uniform_slots(placement.position_of, slots.capacity * slots.shares, placement.num_experts)
+        super().__init__(collectives, setup, slots, slot_assignment(setup, table), tag)
+        self.ranks, self.local_experts = placement.ep, placement.experts_per_rank
+        self.capacity, self.chunks = slots.capacity, setup.options.chunks
+        self.dispatch_a2a = collectives.all_to_all(placement.group, f"{tag}/dispatch")
+        self.combine_a2a = collectives.all_to_all(placement.group, f"{tag}/combine")
+        asynchronous = [
+            collectives.all_to_all_async(placement.group, f"{tag}/{way}/{i}")
             for way in ("dispatch", "combine")
-            for i in range(chunks)
+            for i in range(self.chunks)
         ]
-        self.starts = nn.CellList([flight.start for flight in flights])  # of the way out, then of the way back
-        self.waits = nn.CellList([flight.wait for flight in flights])
-        self.together = ControlDependency()
+        self.starts = nn.CellList([one.start for one in asynchronous])  # of the way out, then of the way back
+        self.waits = nn.CellList([one.wait for one in asynchronous])
+        self.in_order = ControlDependency()
 
-    def through_experts(self, buffer: Tensor, experts: Callable[[Tensor], Tensor]) -> Tensor:
+    def run_experts(self, buffer: Tensor, context: DispatchContext, experts: Callable[[Tensor], Tensor]) -> Tensor:
         width = buffer.shape[-1]
         if self.ranks == 1:
+            # (M, d) <- (E, C, d) <- (M, d)
             return experts(buffer.reshape(self.local_experts, self.capacity, width)).reshape(-1, width)
         if self.chunks == 1:
-            buffer = self.send(buffer.reshape(self.ranks, self.local_experts, self.capacity, width))
-            return self.give_back(self._with_experts(buffer, experts)).reshape(-1, width)
-        # (chunks, P, L, c, d) <- (M, d)
+            buffer = buffer.reshape(self.ranks, self.local_experts, self.capacity, width)  # (P, L, C, d) <- (M, d)
+            buffer = self._with_experts(self.dispatch_a2a(buffer), experts)
+            return self.combine_a2a(buffer).reshape(-1, width)  # (M, d) <- (P, L, C, d)
+        # (chunks, P, L, c, d) <- (P, L, chunks, c, d) <- (M, d)
         parts = buffer.reshape(self.ranks, self.local_experts, self.chunks, -1, width).transpose(2, 0, 1, 3, 4)
         parts = self._in_chunks(ops.unstack(parts, 0), experts)
+        # (M, d) <- (P, L, chunks, c, d) <- (chunks, P, L, c, d)
         return ops.stack(parts, 0).transpose(1, 2, 0, 3, 4).reshape(-1, width)
 
     def _in_chunks(self, parts: List[Tensor], experts: Callable[[Tensor], Tensor]) -> List[Tensor]:
-        flying = []
+        """(P, L, c, d) each -> the same, overlapped."""
+        handles = []
         for i in range(self.chunks):
-            flying.append(self.starts[i](parts[i]))
-        flying = self.together(flying)  # all have set out before the first is awaited
-        returning = []
+            handles.append(self.starts[i](parts[i]))
+        handles = self.in_order(handles)  # all have started before the first is awaited
         for i in range(self.chunks):
-            part = self._with_experts(self.waits[i](flying[i]), experts)
+            part = self._with_experts(self.waits[i](handles[i]), experts)
             # This one is on its way back before the next is awaited.
-            flying = self.together([*flying[:i], self.starts[self.chunks + i](part), *flying[i + 1 :]])
-        returning = self.together(flying)
-        return [self.waits[self.chunks + i](returning[i]) for i in range(self.chunks)]
+            handles = self.in_order([*handles[:i], self.starts[self.chunks + i](part), *handles[i + 1 :]])
+        handles = self.in_order(handles)
+        return [self.waits[self.chunks + i](handles[i]) for i in range(self.chunks)]
 
     def _with_experts(self, buffer: Tensor, experts: Callable[[Tensor], Tensor]) -> Tensor:
         """(P, L, c, d) from every rank -> the same, for every rank."""
-        shape = buffer.shape
-        # (L, P*c, d) <- (P, L, c, d): the tokens of all ranks for one expert lie together
-        buffer = experts(buffer.transpose(1, 0, 2, 3).reshape(self.local_experts, -1, shape[-1]))
-        return buffer.reshape(self.local_experts, self.ranks, -1, shape[-1]).transpose(1, 0, 2, 3)
+        width = buffer.shape[-1]
+        # (L, P * c, d) <- (L, P, c, d) <- (P, L, c, d): the tokens of all ranks for one expert lie together
+        buffer = experts(buffer.transpose(1, 0, 2, 3).reshape(self.local_experts, -1, width))
+        # (P, L, c, d) <- (L, P, c, d) <- (L, P * c, d)
+        return buffer.reshape(self.local_experts, self.ranks, -1, width).transpose(1, 0, 2, 3)
+
+
+def build(collectives: Collectives, setup: DispatchSetup, tag: str) -> FlatDispatcher:
+    """See `FlatDispatcher`, whose arguments `collectives`, `setup` and `tag` are."""
+    return FlatDispatcher(collectives, setup, tag)

@@ -13,6 +13,9 @@ nodes, and what arrives is put together inside the tensor-parallel group, over t
 
 1 and 5 are a dispatcher's; 3 and 4 take the place of the plain ways into and out of the experts' split region (see
 `locmoe_ops.tensor_parallel` for the convention that all gradients follow), so that a dispatcher need not know of it.
+
+Shape legend: P ranks of the tensor-parallel group, n rows of a share, L experts a rank, s slots of an expert in a
+share, d hidden size.
 """
 
 from __future__ import annotations
@@ -27,42 +30,49 @@ from locmoe_ops.collectives.interface import Collectives
 class ScatterToTpRegion(nn.Cell):
     """This rank's share of rows that all ranks of the group hold: of P neighbouring rows, the one at its own place.
 
-    The gradient puts the shares' gradients together, as everybody holds the whole. Input: <float>[P * n, d]. Output:
-    <float>[n, d].
+    The gradient puts the shares' gradients together, as everybody holds the whole.
+
+    Args:
+        collectives: backend. tag: names the collective.
+
+    Input: <float>[n * P, d]. Output: <float>[n, d].
     """
 
     def __init__(self, collectives: Collectives, tag: str) -> None:
         super().__init__()
-        self.parts, self.index = collectives.topology.tensor, collectives.topology.tp_index(collectives.rank)
+        self.ranks, self.index = collectives.topology.tensor, collectives.topology.tp_index(collectives.rank)
         self.gather = collectives.all_gather("tp", f"{tag}/gradient")
 
     def construct(self, rows: Tensor) -> Tensor:
-        return rows.reshape(-1, self.parts, rows.shape[-1])[:, self.index]
+        return rows.reshape(-1, self.ranks, rows.shape[-1])[:, self.index]  # (n, d) <- (n, P, d) <- (n * P, d)
 
     def bprop(self, rows: Tensor, out: Tensor, dout: Tensor) -> tuple[Any]:
-        # (n * P, d) <- (P, n, d)
-        return (self.gather(dout).reshape(self.parts, -1, dout.shape[-1]).transpose(1, 0, 2).reshape(rows.shape),)
+        shares = self.gather(dout).reshape(self.ranks, -1, dout.shape[-1])  # (P, n, d) <- (P * n, d) <- (n, d)
+        return (shares.transpose(1, 0, 2).reshape(rows.shape),)  # (n * P, d) <- (n, P, d)
 
 
 class GatherFromTpRegion(nn.Cell):
     """The inverse of `ScatterToTpRegion`: every rank's share, back in place; the gradient, the same on all ranks, is
     cut again.
 
-    Input: <float>[n, d]. Output: <float>[P * n, d].
+    Args:
+        collectives: backend. tag: names the collective.
+
+    Input: <float>[n, d]. Output: <float>[n * P, d].
     """
 
     def __init__(self, collectives: Collectives, tag: str) -> None:
         super().__init__()
-        self.parts, self.index = collectives.topology.tensor, collectives.topology.tp_index(collectives.rank)
+        self.ranks, self.index = collectives.topology.tensor, collectives.topology.tp_index(collectives.rank)
         self.gather = collectives.all_gather("tp", tag)
 
     def construct(self, share: Tensor) -> Tensor:
-        return (
-            self.gather(share).reshape(self.parts, -1, share.shape[-1]).transpose(1, 0, 2).reshape(-1, share.shape[-1])
-        )
+        width = share.shape[-1]
+        shares = self.gather(share).reshape(self.ranks, -1, width)  # (P, n, d) <- (P * n, d) <- (n, d)
+        return shares.transpose(1, 0, 2).reshape(-1, width)  # (n * P, d) <- (n, P, d)
 
     def bprop(self, share: Tensor, out: Tensor, dout: Tensor) -> tuple[Any]:
-        return (dout.reshape(-1, self.parts, dout.shape[-1])[:, self.index],)
+        return (dout.reshape(-1, self.ranks, dout.shape[-1])[:, self.index],)  # (n, d) <- (n, P, d) <- (n * P, d)
 
 
 class AllGatherSlots(nn.Cell):
@@ -70,33 +80,38 @@ class AllGatherSlots(nn.Cell):
 
     Its gradient, exactly that of the gather, sums over the group and leaves each rank its share.
 
+    Args:
+        collectives: backend. tag: names the collective.
+
     Input: <float>[L, s, d]. Output: <float>[L, P * s, d].
     """
 
     def __init__(self, collectives: Collectives, tag: str) -> None:
         super().__init__()
-        self.parts = collectives.topology.tensor
+        self.ranks = collectives.topology.tensor
         self.gather = collectives.all_gather("tp", tag)
 
     def construct(self, slots: Tensor) -> Tensor:
         shape = slots.shape
-        return self.gather(slots).reshape((self.parts,) + shape).transpose(1, 0, 2, 3).reshape(shape[0], -1, shape[2])
+        shares = self.gather(slots).reshape((self.ranks,) + shape)  # (P, L, s, d) <- (P * L, s, d) <- (L, s, d)
+        return shares.transpose(1, 0, 2, 3).reshape(shape[0], -1, shape[2])  # (L, P * s, d) <- (L, P, s, d)
 
 
 class ReduceScatterSlots(nn.Cell):
     """The way out again: sums over the group, of which each rank keeps those of its own share. Its gradient gathers.
+
+    Args:
+        collectives: backend. tag: names the collective.
 
     Input: <float>[L, P * s, d], as `AllGatherSlots` ordered them. Output: <float>[L, s, d].
     """
 
     def __init__(self, collectives: Collectives, tag: str) -> None:
         super().__init__()
-        self.parts = collectives.topology.tensor
+        self.ranks = collectives.topology.tensor
         self.scatter = collectives.reduce_scatter("tp", tag)
 
     def construct(self, slots: Tensor) -> Tensor:
         experts, width = slots.shape[0], slots.shape[2]
-        # (P * L, s, d) <- (L, P, s, d)
-        return self.scatter(
-            slots.reshape(experts, self.parts, -1, width).transpose(1, 0, 2, 3).reshape(self.parts * experts, -1, width)
-        )
+        shares = slots.reshape(experts, self.ranks, -1, width).transpose(1, 0, 2, 3)  # (P, L, s, d) <- (L, P, s, d)
+        return self.scatter(shares.reshape(self.ranks * experts, -1, width))  # (L, s, d) <- (P * L, s, d)

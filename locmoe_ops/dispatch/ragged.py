@@ -3,98 +3,137 @@
 Shape legend: T tokens of this rank, k choices a token, N = k * T assignments, P ranks of the expert-parallel group, E
 experts, L = E / P experts a rank, R rows that a rank has room for, S rows of a local expert's region, d hidden size.
 """
+# The head declares the dispatcher, without MindSpore; imports of the Cells stand below it.
+# ruff: noqa: E402
 
 import math
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import numpy as np
+
+from locmoe_ops.dispatch.geometry import COUNTS, DispatchExchange, DispatchSetup, LayerSlots, there_and_back
+from locmoe_ops.dispatch.registry import DispatcherSpec
+
+
+def room_for_rows(setup: DispatchSetup) -> int:
+    """R: rows that a rank can take in. Without a limit all tokens of all ranks, each as often as it can come here."""
+    ranks, rows = setup.placement.ep, setup.tokens * setup.top_k
+    if ranks == 1:
+        return rows
+    worst = ranks * setup.tokens * min(setup.top_k, setup.placement.experts_per_rank)
+    limit = setup.options.ragged_limit
+    return worst if limit is None else min(worst, math.ceil(rows * limit))
+
+
+def ragged_slots(setup: DispatchSetup) -> LayerSlots:
+    """S = min(R, P * T), as no token comes to an expert twice; what is sent are the N assignments themselves."""
+    region = min(room_for_rows(setup), setup.placement.ep * setup.tokens)
+    return LayerSlots(region, 0, (region,), setup.tokens * setup.top_k, counted=False)
+
+
+def ragged_exchanges(setup: DispatchSetup, slots: LayerSlots) -> List[DispatchExchange]:
+    """The rows, and how many of them are for which expert."""
+    group = setup.placement.group
+    counts = DispatchExchange("counts", "all_to_all", group, setup.placement.num_experts, COUNTS)
+    return [*there_and_back("tokens", group, slots.send_rows, "all_to_all_v"), counts]
+
+
+DISPATCHER = DispatcherSpec(
+    ragged_slots,
+    ragged_exchanges,
+    keys=("dispatch.ragged_limit",),
+    reasons={
+        "dispatch.group_wise": "whose parts do not split evenly",
+        "dispatch.chunks": "whose parts have no common size to cut",
+        "dispatch.overflow": "which has none",
+        "dispatch.drop_priority": "which drops nothing",
+        "capacity.local_share": "which has one tier",
+    },
+    has_slots=False,
+    fuses_permute=True,
+)
+
+
+# ---- Cells
 
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
-from locmoe_ops.dispatch.slots import exclusive_cumsum, slot_permutation
+from locmoe_ops.dispatch.slots import DispatchContext, exclusive_cumsum, slot_permutation
 from locmoe_ops.errors import InputError
 from locmoe_ops.fused import TokenSort, TokenUnsort
 from locmoe_ops.routers.base import one_hot
-from locmoe_ops.topology import Placement
 
 
 class RaggedDispatcher(Dispatcher):
     """No slots, hence no drops: unequal parts are exchanged.
 
     1. Sort the assignments by the place of their expert: rank after rank, expert after expert.
-    2. Tell every rank how many rows its experts get from here, in an all-to-all of numbers.
+    2. Send every rank how many rows its experts get from here, in an all-to-all of numbers.
     3. Exchange the rows; pad on arrival, not on the way.
     4. Copy what arrived into one region for each local expert; experts; copy back.
     5. Return the results, which arrive in the order in which their tokens left.
 
     What it costs: shapes are fixed, so the experts compute on L * S rows however few of them are real, with R rows
     received at most and S = min(R, P * T), as no token comes to an expert twice. Without a limit R is the worst case,
-    all tokens of all
-    ranks: then the experts compute on E / k times as many rows as arrive at an even load. With limit f, on L * f times
-        as many.
+    all tokens of all ranks: then the experts compute on E / k times as many rows as arrive at an even load. With limit
+    f, on L * f times as many.
 
     Args:
-        collectives: backend; its group `placement.group` is the one that exchanges tokens.
-        placement: which rank of the group holds which expert; one that none holds gets no token.
-        tokens, top_k: as `Dispatcher`. A token's choices are distinct.
-        limit: R over the N rows of an even load, at least 1; None: the worst case, which cannot be exceeded.
+        collectives: backend; its group `setup.placement.group` is the one that exchanges tokens.
+        setup: what fixes the shapes; of `options`, `ragged_limit` counts: R over the N rows of an even load, at least
+            1. More than R rows end the job, see `Collectives.all_to_all_v`.
         tag: names the collectives in errors and counters.
-        limit_name: what an error tells the user to raise. More than R rows end the job, see `Collectives.all_to_all_v`.
 
     Raises InputError for a limit below 1.
     """
 
-    def __init__(
-        self,
-        collectives: Collectives,
-        placement: Placement,
-        tokens: int,
-        top_k: int,
-        limit: Optional[float],
-        tag: str,
-        limit_name: str = "limit",
-    ) -> None:
-        super().__init__(tokens, top_k, SortedAssignment(tokens, top_k, placement.position_of, placement.num_experts))
+    def __init__(self, collectives: Collectives, setup: DispatchSetup, tag: str) -> None:
+        limit, placement = setup.options.ragged_limit, setup.placement
         if limit is not None and limit < 1.0:
-            raise InputError(f"{limit_name} is {limit}, expected at least 1, or none")
-        self.ranks, self.local_experts = placement.ep, placement.experts_per_rank
-        rows, worst = tokens * top_k, placement.ep * tokens * min(top_k, placement.experts_per_rank)
-        room = rows if self.ranks == 1 else worst if limit is None else min(worst, math.ceil(rows * limit))
-        self.capacity = self.expert_rows = min(room, self.ranks * tokens)
+            raise InputError(f"moe.dispatch.ragged_limit is {limit}, expected at least 1, or null")
+        slots, room = ragged_slots(setup), room_for_rows(setup)
+        assignment = SortedAssignment(setup.tokens, setup.top_k, placement.position_of, placement.num_experts)
+        super().__init__(collectives, setup, slots, assignment, tag)
+        self.ranks, self.local_experts, self.capacity = placement.ep, placement.experts_per_rank, slots.capacity
         self.regions = Regions(self.ranks, self.local_experts, room, self.capacity)
-        self.tell = collectives.all_to_all(placement.group, f"{tag}/counts")
-        advice = "" if limit is None else f"that is {limit} times an even load, raise {limit_name}"
-        self.send = collectives.all_to_all_v(placement.group, f"{tag}/dispatch", rows, room, advice)
-        self.give_back = collectives.all_to_all_v(placement.group, f"{tag}/combine", room, rows, advice)
+        advice = "" if limit is None else f"that is {limit} times an even load, raise moe.dispatch.ragged_limit"
+        rows = slots.send_rows
+        self.exchange_counts = collectives.all_to_all(placement.group, f"{tag}/counts")
+        self.dispatch_a2a = collectives.all_to_all_v(placement.group, f"{tag}/dispatch", rows, room, advice)
+        self.combine_a2a = collectives.all_to_all_v(placement.group, f"{tag}/combine", room, rows, advice)
 
-    def carry(self, buffer: Tensor, context: Dict[str, Tensor], experts: Callable[[Tensor], Tensor]) -> Tensor:
-        counts = context["counts"].reshape(self.ranks, self.local_experts)
+    def run_experts(self, buffer: Tensor, context: DispatchContext, experts: Callable[[Tensor], Tensor]) -> Tensor:
+        counts = context["counts"].reshape(self.ranks, self.local_experts)  # (P, L) <- (E,)
         if self.ranks == 1:
             return self._with_experts(buffer, counts, experts)
-        told = ops.stop_gradient(self.tell(counts))  # (P, L): from each rank, for each expert held here
-        leave, arrive = _whole(counts.sum(1)), _whole(told.sum(1))
-        arrived = self._with_experts(self.send(buffer, leave, arrive), told, experts)
-        return self.give_back(arrived, arrive, leave)
+        recv_counts = ops.stop_gradient(self.exchange_counts(counts))  # (P, L): from each rank, for each expert here
+        send, receive = _whole(counts.sum(1)), _whole(recv_counts.sum(1))  # (P,)
+        arrived = self._with_experts(self.dispatch_a2a(buffer, send, receive), recv_counts, experts)
+        return self.combine_a2a(arrived, receive, send)
 
     def _with_experts(self, rows: Tensor, counts: Tensor, experts: Callable[[Tensor], Tensor]) -> Tensor:
         """<float>[R, d] in the order of ranks -> the same, through the experts."""
         width, there = rows.shape[-1], self.regions(counts)
-        regions = self.permute(rows, there["assignment"], there["filled"], there["slot"], there["kept"])
-        regions = experts(regions.reshape(self.local_experts, self.capacity, width)).reshape(-1, width)
-        return self.permute(regions, there["slot"], there["kept"], there["assignment"], there["filled"])
+        regions = self.permute(  # (L * S, d) <- (R, d)
+            rows, there["assignment"], there["slot_mask"], there["slot"], there["keep_mask"]
+        )
+        regions = experts(regions.reshape(self.local_experts, self.capacity, width))  # (L, S, d) <- (L * S, d)
+        return self.permute(  # (R, d) <- (L * S, d) <- (L, S, d)
+            regions.reshape(-1, width), there["slot"], there["keep_mask"], there["assignment"], there["slot_mask"]
+        )
 
 
 class SortedAssignment(nn.Cell):
     """Sorts assignments by the position of their expert, without gaps; of one expert's, the earlier (choice-major) come
     first.
 
-    Args: tokens: T. top_k: k. position_of <int>[E]; experts: those at positions below it take part (None: E).
+    Args:
+        tokens: T. top_k: k. position_of: <int>[E]. experts: those at positions below it take part; None: E.
 
     Inputs: expert <int32>[T, k], global ids, E where there is no assignment; weight, unused.
-    Output: as `SlotAssignment`, with M = N and nothing dropped of experts that take part, and counts <int32>[experts],
-    by position.
+    Output: a `DispatchContext` with M = N, nothing dropped of experts that take part, and counts.
     """
 
     def __init__(self, tokens: int, top_k: int, position_of: np.ndarray, experts: Optional[int] = None) -> None:
@@ -103,9 +142,9 @@ class SortedAssignment(nn.Cell):
         self.position = Tensor(np.append(position_of, self.experts).astype(np.int32))
         self.index = Tensor(np.arange(self.count, dtype=np.int32))
 
-    def construct(self, expert: Tensor, weight: Tensor) -> Dict[str, Tensor]:
-        position = ops.gather(self.position, expert.T.reshape(-1), 0)  # (N,) <- (T, k)
-        chosen = one_hot(position, self.experts)
+    def construct(self, expert: Tensor, weight: Tensor) -> DispatchContext:
+        position = ops.gather(self.position, expert.T.reshape(-1), 0)  # (N,) <- (k, T) <- (T, k)
+        chosen = one_hot(position, self.experts)  # (N, E)
         counts = chosen.sum(0)
         start = ops.cumsum(counts, 0) - counts
         slot = ((exclusive_cumsum(chosen) + start) * chosen).sum(1)
@@ -117,7 +156,10 @@ class SortedAssignment(nn.Cell):
 class Regions(nn.Cell):
     """From the order of arrival (rank after rank, in each expert after expert) to one region of S rows for each expert.
 
-    Inputs: counts <int32>[P, L]. Output: as `SlotAssignment`, with R received rows for assignments and L * S slots.
+    Args:
+        ranks: P. local_experts: L. room: R. region: S.
+
+    Inputs: counts <int32>[P, L]. Output: a `DispatchContext`, with R received rows for assignments and L * S slots.
     """
 
     def __init__(self, ranks: int, local_experts: int, room: int, region: int) -> None:
@@ -127,17 +169,16 @@ class Regions(nn.Cell):
         self.first = Tensor(np.arange(local_experts, dtype=np.float32) * region)
         self.index = Tensor(np.arange(room, dtype=np.int32))
 
-    def construct(self, counts: Tensor) -> Dict[str, Tensor]:
+    def construct(self, counts: Tensor) -> DispatchContext:
         counts = ops.cast(counts, dtype.float32)
-        flat = counts.reshape(-1)
+        flat = counts.reshape(-1)  # (P * L,) <- (P, L)
         ends = ops.cumsum(flat, 0)  # (P * L,): where the rows of each pair of rank and expert end on arrival
-        shift = (self.first + exclusive_cumsum(counts)).reshape(-1) - (ends - flat)
+        shift = (self.first + exclusive_cumsum(counts)).reshape(-1) - (ends - flat)  # (P * L,) <- (P, L)
         ends = _whole(ends)
-        pair = ops.searchsorted(
-            ends, self.index, right=True
-        )  # (R,): a pair without rows ends where it begins and is passed over
+        # (R,): a pair without rows ends where it begins and is passed over
+        pair = ops.searchsorted(ends, self.index, right=True)
         last = ops.full_like(pair, self.pairs - 1)
-        slot = self.index + ops.gather(_whole(shift), ops.minimum(pair, last), 0)
+        slot = self.index + ops.gather(_whole(shift), ops.minimum(pair, last), 0)  # (R,) <- (P * L,)
         return slot_permutation(slot, self.index < ends[-1], self.index, self.slots)
 
 
@@ -155,21 +196,25 @@ class FusedRaggedDispatcher(RaggedDispatcher):
     Args, inputs and outputs: as `RaggedDispatcher`.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, collectives: Collectives, setup: DispatchSetup, tag: str) -> None:
+        super().__init__(collectives, setup, tag)
         self.sort = TokenSort()
         self.unsort = TokenUnsort()
 
-    def move(
-        self,
-        x: Tensor,
-        expert: Tensor,
-        gate: Tensor,
-        scale: Tensor,
-        experts: Callable[[Tensor], Tensor],
-        second: Optional[Tuple[Tensor, Tensor]] = None,
-    ) -> Tuple[Tensor, Dict[str, Tensor]]:
+    def dispatch(
+        self, x: Tensor, expert: Tensor, gate: Tensor, second: Optional[Tuple[Tensor, Tensor]] = None
+    ) -> Tuple[Tensor, DispatchContext]:
         context = self.slots(expert, gate)
-        rows, order = self.sort(x, ops.gather(self.slots.position, expert, 0))
-        rows = self.carry(rows, context, experts)
-        return self.unsort(rows, order, ops.cast(scale, rows.dtype)), context
+        rows, order = self.sort(x, ops.gather(self.slots.position, expert, 0))  # (N, d) <- (T, d), (T, k)
+        context["order"] = order
+        return rows, context
+
+    def combine(
+        self, buffer: Tensor, context: DispatchContext, scale: Tensor, second: Optional[Tuple[Tensor, Tensor]] = None
+    ) -> Tensor:
+        return self.unsort(buffer, context["order"], ops.cast(scale, buffer.dtype))
+
+
+def build(collectives: Collectives, setup: DispatchSetup, tag: str) -> RaggedDispatcher:
+    """See `RaggedDispatcher`, whose arguments `collectives`, `setup` and `tag` are."""
+    return (FusedRaggedDispatcher if setup.options.fused_permute else RaggedDispatcher)(collectives, setup, tag)

@@ -1,45 +1,40 @@
 """Which slot of which expert an assignment gets, and which are dropped.
 
 Shape legend: T tokens of this rank, k choices a token, N = k * T assignments (choice-major: all first choices in token
-order, then all second ones), E experts, M slots of the rank's send buffer.
+order, then all second ones), E experts, M slots of the rank's send buffer, d hidden size.
 """
 
-from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from typing import Tuple, TypedDict
 
 import numpy as np
 
 from mindspore import Tensor, dtype, nn, ops
 
+from locmoe_ops.dispatch.geometry import SlotTable
 
-@dataclass(frozen=True)
-class SlotTable:
-    """Where the slots of each expert lie in a send buffer: in one stretch, or in two.
 
-    Attributes: start, first, second <int32>[E]: the first `first[e]` slots of expert e begin at `start[e]`, further
-    ones at `second[e]`; capacity <int32>[E]: slots in all; slots: M, length of the buffer.
+class DispatchContext(TypedDict, total=False):
+    """Where a dispatcher put the assignments of a micro-batch: a map of N assignments into M slots, and its inverse.
+
+    Attributes:
+        slot: <int32>[N], each assignment's; 0 where it is dropped.
+        keep_mask: <float32>[N, 1], 1 of an assignment that has a slot.
+        assignment: <int32>[M], what fills each slot; 0 where it is empty.
+        slot_mask: <float32>[M, 1], 1 of a slot that is filled.
+        expert, repicked: of `RepickingAssignment` alone: <int32>[N], the expert finally wanted; <float32>[N, 1], 1
+            where re-picked and kept.
+        counts: of `SortedAssignment` alone: <int32>[E], assignments of each expert, by position.
+        order: of `FusedRaggedDispatcher` alone: what `TokenUnsort` needs.
     """
 
-    start: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
-    capacity: np.ndarray
-    slots: int
-
-    def slot(self, expert: int, rank: int) -> int:
-        """Place of the `rank`-th token (from 0) that gets a slot of `expert`."""
-        inside = rank < self.first[expert]
-        return int(self.start[expert] + rank if inside else self.second[expert] + rank - self.first[expert])
-
-
-def uniform_slots(position_of: np.ndarray, capacity: int, experts: Optional[int] = None) -> SlotTable:
-    """The same capacity for every expert, expert after expert in the order of `position_of` <int>[E]; only positions
-    below `experts` (None: E) have slots.
-    """
-    experts = len(position_of) if experts is None else experts
-    every = np.where(position_of < experts, capacity, 0).astype(np.int32)
-    start = (np.asarray(position_of) * capacity).astype(np.int32)
-    return SlotTable(start, every, start, every, experts * capacity)
+    slot: Tensor
+    keep_mask: Tensor
+    assignment: Tensor
+    slot_mask: Tensor
+    expert: Tensor
+    repicked: Tensor
+    counts: Tensor
+    order: Tensor
 
 
 def exclusive_cumsum(counts: Tensor) -> Tensor:
@@ -47,21 +42,21 @@ def exclusive_cumsum(counts: Tensor) -> Tensor:
     return ops.cumsum(counts, 0) - counts
 
 
-def slot_permutation(slot: Tensor, kept: Tensor, index: Tensor, slots: int) -> Dict[str, Tensor]:
-    """A map of N assignments into `slots` slots, and its inverse, as `PermuteRows` wants them.
+def slot_permutation(slot: Tensor, kept: Tensor, index: Tensor, slots: int) -> DispatchContext:
+    """A map of N assignments into slots, and its inverse, as `PermuteRows` wants them.
 
-    slot <int32>[N], distinct where kept; kept bool[N]; index <int32>[N]: 0, 1, 2, ... Returns what `SlotAssignment`
-    does.
+    Args:
+        slot: <int32>[N], distinct where kept. kept: bool[N]. index: <int32>[N], 0, 1, 2, ... slots: M.
     """
     # Assignments that are not kept all land on one spare slot past the end, which is then cut off.
-    landing = ops.select(kept, slot, ops.full_like(slot, slots)).reshape(-1, 1)
-    filled_by = ops.scatter_nd(landing, index + 1, (slots + 1,))[:slots]
+    landing = ops.select(kept, slot, ops.full_like(slot, slots)).reshape(-1, 1)  # (N, 1) <- (N,)
+    filled_by = ops.scatter_nd(landing, index + 1, (slots + 1,))[:slots]  # (M,) <- (N, 1)
     filled = filled_by > 0
     return {
         "slot": ops.select(kept, slot, ops.zeros_like(slot)),
-        "kept": ops.cast(kept, dtype.float32).reshape(-1, 1),
+        "keep_mask": ops.cast(kept, dtype.float32).reshape(-1, 1),  # (N, 1) <- (N,)
         "assignment": ops.select(filled, filled_by - 1, ops.zeros_like(filled_by)),
-        "filled": ops.cast(filled, dtype.float32).reshape(-1, 1),
+        "slot_mask": ops.cast(filled, dtype.float32).reshape(-1, 1),  # (M, 1) <- (M,)
     }
 
 
@@ -69,8 +64,8 @@ class Slots(nn.Cell):
     """Order, ranks and places of assignments: what kinds of slot assignment share.
 
     Args:
-        tokens: T. top_k: k. table: the slots of every expert. by_weight: order by gate weight, larger first, ties by
-            position; else by position (choice-major).
+        tokens: T. top_k: k. table: the slots of every expert.
+        by_weight: order by gate weight, larger first, ties by position; else by position (choice-major).
     """
 
     def __init__(self, tokens: int, top_k: int, table: SlotTable, by_weight: bool) -> None:
@@ -80,21 +75,19 @@ class Slots(nn.Cell):
         self.slots = table.slots
         self.by_weight = by_weight
         columns = np.stack([table.start, table.first, table.second, table.capacity], 1)
-        self.table = Tensor(
-            np.concatenate([columns, np.zeros((1, 4))]).astype(np.int32)
-        )  # (E + 1, 4): none fits expert E
+        # (E + 1, 4) <- (E, 4): nothing fits expert E
+        self.table = Tensor(np.concatenate([columns, np.zeros((1, 4))]).astype(np.int32))
         self.index = Tensor(np.arange(self.count, dtype=np.int32))
 
-    def place(self, expert: Tensor, rank: Tensor) -> Dict[str, Tensor]:
-        """expert, rank <int32>[N] -> the output."""
-        start, first, second, capacity = ops.unstack(ops.gather(self.table, expert, 0), 1)
-        kept = rank < capacity
+    def place(self, expert: Tensor, rank: Tensor) -> DispatchContext:
+        """expert, rank: <int32>[N], each assignment's expert and its rank among those of it. Returns their slots."""
+        start, first, second, capacity = ops.unstack(ops.gather(self.table, expert, 0), 1)  # 4 x (N,) <- (N, 4)
         slot = ops.select(rank < first, start + rank, second + rank - first)
-        return slot_permutation(slot, kept, self.index, self.slots)
+        return slot_permutation(slot, rank < capacity, self.index, self.slots)
 
     def capacity_of(self, expert: Tensor) -> Tensor:
         """Capacity of each one's expert, 0 for E: <int32>[N] <- <int32>[N]"""
-        return ops.gather(self.table, expert, 0)[:, 3]
+        return ops.gather(self.table, expert, 0)[:, 3]  # (N,) <- (N, 4) <- (E + 1, 4)
 
     def order(self, weight: Tensor) -> Tensor:
         """Indices of assignments, first come first: <int32>[N] <- <float32>[T, k]"""
@@ -102,7 +95,7 @@ class Slots(nn.Cell):
             return self.index
         # Equal weights get equal levels, and the index makes keys unique: the order does not rest on how a sort treats
         # ties.
-        weight = ops.cast(weight.T.reshape(-1), dtype.float32)
+        weight = ops.cast(weight.T.reshape(-1), dtype.float32)  # (N,) <- (k, T)
         ascending, _ = ops.sort(weight)
         level = ops.searchsorted(ascending, weight)  # (N,) int64: how many weights are smaller
         key = level * self.count + (self.count - 1 - ops.cast(self.index, dtype.int64))
@@ -110,10 +103,11 @@ class Slots(nn.Cell):
         return ops.cast(self.count - 1 - ops.floor_mod(ordered, self.count), dtype.int32)
 
     def rank(self, expert: Tensor, order: Tensor) -> Tensor:
-        """How many assignments ahead of each one in `order` have its expert: <int32>[N]"""
+        """How many assignments that come earlier in `order` <int32>[N] have the same `expert` <int32>[N]: <int32>[N]"""
         if not self.by_weight:
             return self._rank(expert)
-        return ops.scatter_nd(order.reshape(-1, 1), self._rank(ops.gather(expert, order, 0)), (self.count,))
+        in_order = self._rank(ops.gather(expert, order, 0))  # (N,) <- (N,)
+        return ops.scatter_nd(order.reshape(-1, 1), in_order, (self.count,))  # (N,) <- (N, 1), (N,)
 
     def _rank(self, expert: Tensor) -> Tensor:
         """(N,) int32: how many earlier assignments have the same expert."""
@@ -129,12 +123,13 @@ class SlotAssignment(Slots):
     3. Ranks below the expert's capacity keep the slot that `table` gives them; the others are dropped.
     4. Invert the map: the assignment that fills each slot.
 
+    Args: as `Slots`.
+
     Inputs: expert <int32>[T, k], global ids, E where there is no assignment; weight <float32>[T, k], >= 0.
-    Output: a dict of slot <int32>[N] (0 where dropped), kept <float32>[N, 1], assignment <int32>[M] (0 where empty),
-    filled <float32>[M, 1].
+    Output: a `DispatchContext`.
     """
 
-    def construct(self, expert: Tensor, weight: Tensor) -> Dict[str, Tensor]:
+    def construct(self, expert: Tensor, weight: Tensor) -> DispatchContext:
         expert = expert.T.reshape(-1)  # (N,) <- (T, k)
         return self.place(expert, self.rank(expert, self.order(weight)))
 
@@ -143,7 +138,7 @@ class PermuteRows(nn.Cell):
     """Copies rows to new places; places that nothing is sent to become 0.
 
     `source[i]` is the input row of output row i and `target` the inverse map; the masks are 0 where a row has no
-    counterpart, with any valid index beside them. As no input row is used twice, the gradient is the same gather with
+    counterpart, whose index is then any valid one. As no input row is used twice, the gradient is the same gather with
     the maps swapped.
 
     Inputs: rows <float>[N, d]; source <int32>[M]; source_mask <float32>[M, 1]; target <int32>[N]; target_mask
@@ -158,7 +153,7 @@ class PermuteRows(nn.Cell):
     def construct(
         self, rows: Tensor, source: Tensor, source_mask: Tensor, target: Tensor, target_mask: Tensor
     ) -> Tensor:
-        return self.gather(rows, source, 0) * ops.cast(source_mask, rows.dtype)
+        return self.gather(rows, source, 0) * ops.cast(source_mask, rows.dtype)  # (M, d) <- (N, d)
 
     def bprop(
         self,
@@ -170,7 +165,7 @@ class PermuteRows(nn.Cell):
         out: Tensor,
         dout: Tensor,
     ) -> Tuple[Tensor, ...]:
-        grad = self.gather(dout, target, 0) * ops.cast(target_mask, dout.dtype)
+        grad = self.gather(dout, target, 0) * ops.cast(target_mask, dout.dtype)  # (N, d) <- (M, d)
         return (
             grad,
             ops.zeros_like(source),

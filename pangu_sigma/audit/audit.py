@@ -13,6 +13,7 @@ from typing import Optional, Sequence
 
 import yaml
 
+from locmoe_ops.dispatch.registry import dispatcher_spec
 from locmoe_ops.errors import InputError
 from pangu_sigma.audit.checks import check
 from pangu_sigma.audit.graph import RankGraphs, read_rank
@@ -78,7 +79,7 @@ def audited_job(config: Config, nodes: Optional[int], devices_per_node: Optional
 
 
 def read_ranks(job: PlannedJob, folder: Path) -> list[RankGraphs]:
-    dynamic = job.config.moe.dispatch.type == "ragged"
+    dynamic = not dispatcher_spec(job.config.moe.dispatch.type).has_slots
     return [read_rank(folder, rank, dynamic) for rank in range(job.topology.world_size)]
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from mindspore import Tensor
 
 from locmoe_ops.collectives.tcp.mesh import Mesh
+from locmoe_ops.dispatch.registry import dispatchers
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement
 from pangu_sigma.bench.timing import (
@@ -29,7 +30,7 @@ from pangu_sigma.bench.timing import (
     seconds,
 )
 from pangu_sigma.config.derived import rows_per_rank
-from pangu_sigma.config.schema import Config
+from pangu_sigma.config.schema import Config, DispatchConfig
 from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.sparse import SparseContext, build_dispatcher
 from pangu_sigma.runtime.host_sum import HostSum
@@ -38,15 +39,7 @@ from pangu_sigma.runtime.runtime import Runtime, start_runtime
 SMALLEST = 64
 CAUSE = "all_to_all"
 EXCHANGES = 4  # of a pass at least, one after another: to the experts and back, and the same for the gradient
-# What stands in a row, and the keys of `moe.dispatch` that make it; the other keys are the configuration's.
-DISPATCHERS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
-    ("flat", {"type": "flat", "chunks": 1}),
-    ("flat, 2 chunks", {"type": "flat", "chunks": 2}),
-    ("flat, 4 chunks", {"type": "flat", "chunks": 4}),
-    ("hierarchical", {"type": "hierarchical", "chunks": 1}),
-    ("hierarchical, 2 chunks", {"type": "hierarchical", "chunks": 2}),
-    ("ragged", {"type": "ragged", "chunks": 1}),
-)
+CHUNKS = (1, 2, 4)  # numbers of chunks that are measured, of dispatchers that take as many
 
 
 class NodeBytes(NamedTuple):
@@ -58,8 +51,11 @@ class NodeBytes(NamedTuple):
 
 @dataclass(frozen=True)
 class ExchangeTiming:
-    """A row of the table; `limit` (seconds) is None where it is not known, `sent` where the backend cannot see its
-    traffic.
+    """A row of the table.
+
+    Attributes:
+        tokens: of each rank. name: of the dispatcher. seconds: of a pass, mean over ranks.
+        sent: None where the backend cannot see its traffic. limit: seconds that the link needs; None where not known.
     """
 
     tokens: int
@@ -73,7 +69,7 @@ def bench_all_to_all(config: Config, tokens: Sequence[int] = (), rate: Optional[
     """Prints the table on rank 0; returns 0. Every rank of a job runs it.
 
     Args:
-        tokens: tokens a rank; none: powers of two from SMALLEST up to the configuration's own.
+        config: the job's. tokens: tokens a rank; none: powers of two from SMALLEST up to the configuration's own.
         rate: bits a second of a node's link to the others, in one direction; None: see the head of this file.
 
     Raises:
@@ -84,8 +80,8 @@ def bench_all_to_all(config: Config, tokens: Sequence[int] = (), rate: Optional[
         raise InputError("parallel.expert is 1, so that no token leaves its rank; bench all-to-all expects at least 2")
     if config.moe.capacity.mode != "factor":
         raise InputError(
-            f"moe.capacity.mode is {config.moe.capacity.mode}, which takes slots from a network in training; bench all-to-all "
-            "expects factor"
+            f"moe.capacity.mode is {config.moe.capacity.mode}, which takes slots from a network in training; bench "
+            "all-to-all expects factor"
         )
     with start_runtime(config) as runtime:
         if rate is not None and runtime.topology.nodes == 1:
@@ -110,9 +106,22 @@ def sizes_up_to(tokens: int) -> Tuple[int, ...]:
     return (*sizes, tokens)
 
 
+def variants() -> List[Tuple[str, DispatchConfig]]:
+    """What stands in a row, and the dispatch that makes it: every dispatcher, with as many chunks as it takes.
+    `moe.dispatch` of the job gives the other keys that the dispatcher uses.
+    """
+    found = []
+    for name, one in dispatchers().items():
+        most = one.spec.most_chunks if "dispatch.chunks" in one.spec.keys else 1
+        for chunks in (count for count in CHUNKS if count <= most):
+            label = name if chunks == 1 else f"{name}, {chunks} chunks"
+            found.append((label, DispatchConfig(type=name, chunks=chunks)))
+    return found
+
+
 def _measure(config: Config, runtime: Runtime, tokens: int, rate: Optional[float]) -> List[ExchangeTiming]:
-    names = [name for name, _ in DISPATCHERS]
-    launches = [_launch(config, runtime, tokens, name, changes) for name, changes in DISPATCHERS]
+    names = [name for name, _ in variants()]
+    launches = [_launch(config, runtime, tokens, name, dispatch) for name, dispatch in variants()]
     barrier, total = runtime.collectives.barrier, HostSum(runtime.collectives, f"bench/{tokens}")
     in_turn(launches, WARM_UP, barrier)
     sent = [_bytes_of(launch, runtime, total) for launch in launches]
@@ -135,11 +144,13 @@ def link_limit(sent: Optional[NodeBytes], rate: float) -> Optional[float]:
     return None if sent is None else sent.between * 8 / rate
 
 
-def _launch(config: Config, runtime: Runtime, tokens: int, name: str, changes: Dict[str, Any]) -> Callable[[], Any]:
+def _launch(config: Config, runtime: Runtime, tokens: int, name: str, dispatch: DispatchConfig) -> Callable[[], Any]:
     """A dispatcher's pass over random tokens, see `even_choices`."""
+    # Nobody offers second experts here, hence no re-picking.
     moe = replace(
-        config.moe, dispatch=replace(config.moe.dispatch, **changes, overflow="drop")
-    )  # here nobody offers second experts
+        config.moe,
+        dispatch=replace(config.moe.dispatch, type=dispatch.type, chunks=dispatch.chunks, overflow="drop"),
+    )
     shape = replace(model_dims(config, 1, 1, even_vocabulary(config).domains), sequence_length=tokens)
     context = SparseContext(replace(config, moe=moe), shape, runtime.collectives)
     placement = ExpertPlacement(moe.num_experts, moe.num_groups, runtime.topology.expert, moe.placement)

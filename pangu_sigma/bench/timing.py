@@ -118,7 +118,7 @@ class TimedRouting(nn.Cell):
 
 
 class Dispatch(nn.Cell):
-    """There and back with experts that do nothing. second: as `Dispatcher.move`."""
+    """There and back with experts that do nothing. second: as `Dispatcher.forward`."""
 
     def __init__(self, dispatcher: nn.Cell, second: Optional[Tuple[Tensor, Tensor]] = None) -> None:
         super().__init__(auto_prefix=False)
@@ -127,4 +127,4 @@ class Dispatch(nn.Cell):
         self.experts = nn.Identity()
 
     def construct(self, x: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
-        return self.dispatcher.move(x, expert, weight, weight, self.experts, self.second)[0]
+        return self.dispatcher.forward(x, expert, weight, weight, self.experts, self.second)[0]

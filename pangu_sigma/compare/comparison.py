@@ -27,6 +27,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import yaml
 
+from locmoe_ops.dispatch.registry import dispatchers
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import registered
 from pangu_sigma.compare.values import as_rate, as_section, as_seeds, as_text, as_timeout, as_whole, one_of
@@ -170,13 +171,14 @@ def _steps_checked(runs: Sequence[ComparedRun], ignored: int) -> Tuple[ComparedR
 
 def _settings(config: Config, cluster: SimulatedCluster) -> str:
     """Hash of the resolved configuration (without its folder), the cluster, the prepared data's manifest if there is
-    one, and the file of a router that the user brought along.
+    one, and the files of a router and a dispatcher that the user brought along.
     """
     plain = to_dict(replace(config, train=replace(config.train, output_dir="")))
     manifest = Path(config.data.path) / "manifest.json"
     data = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
-    router = registered(config.moe.router.type)
-    code = [hashlib.sha256(Path(router.origin).read_bytes()).hexdigest()] if router.external else []
+    router, dispatcher = registered(config.moe.router.type), dispatchers()[config.moe.dispatch.type]
+    files = [found.origin for found in (router, dispatcher) if found.external]
+    code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
     text = json.dumps(
         [plain, [cluster.nodes, cluster.workers_per_node, cluster.rate, cluster.pin], data, *code], sort_keys=True
     )

@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any, Iterator, Tuple
 
+from locmoe_ops.dispatch.registry import dispatcher_spec, names_of
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
 
@@ -26,16 +27,16 @@ def check_ascend_settings(config: Config, backend: str, has_experts: bool) -> No
             if value != default:
                 where = f"runtime.backend {backend}" if path.startswith("runtime.hccl.") else device
                 raise InputError(
-                    f"{path} is {_shown(value)} with {where}, where it has no effect; expected {_shown(default)}"
+                    f"{path} is {shown(value)} with {where}, where it has no effect; expected {shown(default)}"
                 )
     if runtime.jit_level is not None and runtime.mode == "pynative":
         raise InputError(
             f"runtime.jit_level is {runtime.jit_level} with runtime.mode pynative, which compiles nothing; expected null"
         )
-    if runtime.jit_level == "O2" and config.moe.dispatch.type == "ragged" and has_experts:
+    if runtime.jit_level == "O2" and has_experts and not dispatcher_spec(config.moe.dispatch.type).has_slots:
         raise InputError(
-            "runtime.jit_level is O2 with moe.dispatch.type ragged, whose parts have sizes that only the run knows; expected "
-            "O0 or O1"
+            f"runtime.jit_level is O2 with moe.dispatch.type {config.moe.dispatch.type}, whose parts have sizes that only the "
+            "run knows; expected O0 or O1"
         )
     memory = runtime.memory
     if memory.maximum_gb is not None and memory.initial_gb is not None and memory.initial_gb > memory.maximum_gb:
@@ -67,10 +68,10 @@ def _check_fused(config: Config, has_experts: bool) -> None:
                 f"runtime.fused.{name} is true with model.sparse_layers {model.sparse_layers}: no layer has experts; expected "
                 "false"
             )
-    if fused.permute and dispatch.type != "ragged":
+    if fused.permute and not dispatcher_spec(dispatch.type).fuses_permute:
         raise InputError(
             f"runtime.fused.permute is true with moe.dispatch.type {dispatch.type}, which gives tokens slots; expected false, "
-            "or ragged"
+            f"or {' or '.join(names_of(lambda one: one.fuses_permute))}"
         )
 
 
@@ -94,7 +95,8 @@ def _check_flash(config: Config) -> None:
         )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A key's value as YAML spells it."""
     return (
         {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
     )

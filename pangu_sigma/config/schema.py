@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, make_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Type
 
+from locmoe_ops.dispatch.registry import DispatcherNames
 from locmoe_ops.keys import key
 from locmoe_ops.router_registry import RegisteredRouter, routers
 
@@ -132,7 +133,7 @@ class DispatchConfig:
         "how tokens travel: flat = one padded all-to-all over the expert-parallel group; hierarchical = own-node "
         "tokens stay inside the node, the rest crosses along rails with slots of its own; ragged = unequal parts, no "
         "slots: nothing is dropped, no padding travels (moe.capacity plays no part)",
-        choices=("flat", "hierarchical", "ragged"),
+        choices=DispatcherNames(),
     )
     ragged_limit: Optional[float] = key(
         None,

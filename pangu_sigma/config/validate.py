@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 from typing import Iterator, Optional, Tuple
 
+from locmoe_ops.dispatch.registry import KEYS as DISPATCHER_KEYS
+from locmoe_ops.dispatch.registry import dispatcher_spec, names_of
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import RouterSizes, router_spec, routers
-from pangu_sigma.config.ascend import check_ascend_settings
-from pangu_sigma.config.schema import CapacityConfig, Config
+from pangu_sigma.config.ascend import check_ascend_settings, shown
+from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig
 
 
 def validate(config: Config, world_size: int) -> None:
@@ -161,28 +163,36 @@ def router_sizes(config: Config) -> RouterSizes:
 
 
 def _check_dispatch(config: Config) -> None:
-    dispatch, capacity = config.moe.dispatch, config.moe.capacity
-    if dispatch.type == "hierarchical" and dispatch.chunks > 2:
+    dispatch, capacity, parallel = config.moe.dispatch, config.moe.capacity, config.parallel
+    spec, router = dispatcher_spec(dispatch.type), router_spec(config.moe.router.type)
+    if router.expert_choice and not spec.has_slots:
         raise InputError(
-            f"moe.dispatch.chunks is {dispatch.chunks} with moe.dispatch.type hierarchical, "
-            "which overlaps its two tiers; expected 1 or 2"
+            f"moe.dispatch.type is {dispatch.type} with moe.router.type {config.moe.router.type}, whose experts choose among "
+            f"the tokens that want their slots; expected {' or '.join(names_of(lambda one: one.has_slots))}"
         )
-    parallel = config.parallel
+    for key in (key for key in DISPATCHER_KEYS if key not in spec.keys):
+        section, _, name = key.partition(".")
+        value, default = getattr(getattr(config.moe, section), name), getattr(_MOE_DEFAULTS[section], name)
+        if value != default:
+            raise InputError(
+                f"moe.{key} is {shown(value)} with moe.dispatch.type {dispatch.type}, "
+                f"{spec.reasons.get(key, 'which does not use it')}; expected {shown(default)}"
+            )
+    if dispatch.chunks > spec.most_chunks and "dispatch.chunks" in spec.keys:
+        raise InputError(
+            f"moe.dispatch.chunks is {dispatch.chunks} with moe.dispatch.type {dispatch.type}, "
+            f"{spec.reasons.get('dispatch.chunks', 'which takes no more')}; expected 1 "
+            f"{'or' if spec.most_chunks == 2 else 'to'} {spec.most_chunks}"
+        )
     if dispatch.group_wise and (parallel.tensor == 1 or parallel.expert == 1):
         raise InputError(
             f"moe.dispatch.group_wise is true with parallel.tensor {parallel.tensor} and parallel.expert {parallel.expert}, "
             "where no two ranks send the same tokens to others; expected false, or both degrees above 1"
         )
-    if dispatch.overflow == "repick" and not router_spec(config.moe.router.type).second_experts:
+    if dispatch.overflow == "repick" and not router.second_experts:
         raise InputError(
             f"moe.dispatch.overflow is repick with moe.router.type {config.moe.router.type}, which has no weight for another "
             "expert; expected drop"
-        )
-    _check_ragged(config)
-    if dispatch.type != "hierarchical" and capacity.local_share is not None:
-        raise InputError(
-            f"moe.capacity.local_share is {capacity.local_share} with moe.dispatch.type {dispatch.type}, "
-            "which has one tier; expected null"
         )
     if dispatch.chunks > 1 and capacity.local_share == 1.0:
         raise InputError(
@@ -190,6 +200,8 @@ def _check_dispatch(config: Config) -> None:
             "nothing to overlap it with; expected 1"
         )
 
+
+_MOE_DEFAULTS = {"dispatch": DispatchConfig(), "capacity": CapacityConfig()}
 
 # Keys of moe.capacity that a mode has no use for.
 _BOUND_KEYS = ("form", "delta_statistic", "quantile", "minimum_factor", "maximum_factor", "estimate_steps")
@@ -227,42 +239,6 @@ def _require_default(name: str, found: CapacityConfig, default: CapacityConfig, 
         shown = "null" if expected is None else expected
         raise InputError(
             f"moe.capacity.{name} is {value} with {reason}, which does not use it; expected {shown}, its default"
-        )
-
-
-def _check_ragged(config: Config) -> None:
-    dispatch, router = config.moe.dispatch, config.moe.router
-    if dispatch.type != "ragged":
-        if dispatch.ragged_limit is not None:
-            raise InputError(
-                f"moe.dispatch.ragged_limit is {dispatch.ragged_limit} with moe.dispatch.type {dispatch.type}, "
-                "which has slots; expected null"
-            )
-        return
-    if router_spec(router.type).expert_choice:
-        raise InputError(
-            f"moe.dispatch.type is ragged with moe.router.type {router.type}, whose experts choose among the tokens that "
-            "want their slots; expected flat or hierarchical"
-        )
-    for name in ("mode", "factor", "evaluation_factor"):
-        _require_default(name, config.moe.capacity, CapacityConfig(), "moe.dispatch.type ragged")
-    if dispatch.group_wise:
-        raise InputError(
-            "moe.dispatch.group_wise is true with moe.dispatch.type ragged, whose parts do not split evenly; expected false"
-        )
-    if dispatch.chunks > 1:
-        raise InputError(
-            f"moe.dispatch.chunks is {dispatch.chunks} with moe.dispatch.type ragged, whose parts have no common size to "
-            "cut; expected 1"
-        )
-    if dispatch.overflow != "drop":
-        raise InputError(
-            f"moe.dispatch.overflow is {dispatch.overflow} with moe.dispatch.type ragged, which has none; expected drop"
-        )
-    if dispatch.drop_priority != "position":
-        raise InputError(
-            f"moe.dispatch.drop_priority is {dispatch.drop_priority} with moe.dispatch.type ragged, which drops nothing; "
-            "expected position"
         )
 
 

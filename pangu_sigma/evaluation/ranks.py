@@ -16,6 +16,8 @@ from mindspore import Parameter, Tensor, dtype
 
 from locmoe_ops.collectives.local import AbsentPeers
 from locmoe_ops.dispatch.flat import FlatDispatcher
+from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup, FixedCapacities
+from locmoe_ops.dispatch.registry import dispatcher_spec
 from locmoe_ops.dispatch.repick import RepickingAssignment
 from locmoe_ops.dispatch.slots import Slots
 from locmoe_ops.topology import Topology
@@ -59,21 +61,20 @@ class TrainedRanks:
     def __init__(self, network: PanGuSigma, context: SparseContext, topology: Topology) -> None:
         self._tables: Dict[str, Parameter] = {}
         layers, moe = sparse_layers(network), context.config.moe
-        if not layers or moe.dispatch.type == "ragged":  # which never drops anything
+        if not layers or not dispatcher_spec(moe.dispatch.type).has_slots:  # which never drops anything
             return
         self._capacities = trained_capacities(context.config, context.shape, topology)
-        most = int(self._capacities.max())
+        rules, options = context.slot_rules, moe.dispatch
+        setup = DispatchSetup(
+            rules.topology,
+            rules.placement,
+            rules.tokens,
+            moe.router.top_k,
+            FixedCapacities(max(int(self._capacities.max()), 1)),
+            DispatchOptions(drop_priority=options.drop_priority, overflow=options.overflow),
+        )
         for layer in layers:
-            dispatcher = FlatDispatcher(
-                context.collectives,
-                context.slot_rules.placement,
-                context.shape.tokens,
-                moe.router.top_k,
-                max(most, 1),
-                moe.dispatch.drop_priority,
-                "all_to_all/as trained",
-                overflow=moe.dispatch.overflow,
-            )
+            dispatcher = FlatDispatcher(context.collectives, setup, "all_to_all/as trained")
             self._own_table(dispatcher.slots)
             layer.evaluation_dispatcher = dispatcher
 

@@ -18,7 +18,7 @@ import numpy as np
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
-from locmoe_ops.dispatch.slots import PermuteRows, exclusive_cumsum, slot_permutation
+from locmoe_ops.dispatch.slots import DispatchContext, PermuteRows, exclusive_cumsum, slot_permutation
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward
 from locmoe_ops.routers.base import one_hot
@@ -74,12 +74,12 @@ class BlockExperts(nn.Cell):
             found = self._feed(rows.expand_dims(1), ops.minimum(held, self.held - 1), bank).reshape(rows.shape)
         else:
             places, block_expert = self._places(held, here)
-            blocks = self.permute(rows, places["assignment"], places["filled"], places["slot"], places["kept"])
+            blocks = self.permute(rows, places["assignment"], places["slot_mask"], places["slot"], places["keep_mask"])
             blocks = self._feed(blocks.reshape(self.blocks, self.size, -1), block_expert, bank)
             found = ops.gather(blocks.reshape(-1, rows.shape[-1]), places["slot"], 0)
         return found * ops.cast(here, found.dtype).reshape(-1, 1)
 
-    def _places(self, held: Tensor, here: Tensor) -> Tuple[Dict[str, Tensor], Tensor]:
+    def _places(self, held: Tensor, here: Tensor) -> Tuple[DispatchContext, Tensor]:
         """The map into blocks, as `slot_permutation` has it, and the experts of the blocks <int32>[M] (any, where a
         block is empty).
         """

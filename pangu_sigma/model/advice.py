@@ -2,6 +2,7 @@
 
 from typing import Dict, List
 
+from locmoe_ops.dispatch.registry import dispatcher_spec
 from locmoe_ops.router_registry import router_spec
 from locmoe_ops.topology import ExpertPlacement, local_experts_table
 from pangu_sigma.model.sparse import SparseContext, experts_by_node
@@ -31,7 +32,7 @@ def locality_advice(context: SparseContext) -> List[str]:
     wants_locality = (
         router_spec(moe.router.type).localises
         or moe.router.local_term.kind != "none"
-        or moe.dispatch.type == "hierarchical"
+        or dispatcher_spec(moe.dispatch.type).localises
     )
     without = groups_without_local_experts(context)
     if nodes == 1 or not wants_locality or not without:

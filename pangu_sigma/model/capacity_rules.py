@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import List, Optional, Set, Tuple
 
 from locmoe_ops.capacity.factor import capacity_by_factor
+from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement, ExpertSubgroup, Placement, Topology, local_experts_table
 from pangu_sigma.config.schema import Config
@@ -25,8 +26,11 @@ def resolve_layout(config: Config, topology: Topology) -> Topology:
 
 @dataclass(frozen=True)
 class SlotRules:
-    """The rules for a job: `topology` is that of its ranks, `domains` the data's, `tokens` those of one rank's
-    micro-batch.
+    """The rules for a job.
+
+    Attributes:
+        config: its configuration. topology: its ranks. domains: number of the data's. tokens: of one rank's
+            micro-batch.
     """
 
     config: Config
@@ -49,9 +53,9 @@ class SlotRules:
         moe = self.config.moe
         return ExpertPlacement(moe.num_experts, moe.num_groups, self.topology.expert, moe.placement)
 
-    def exchange_parts(self) -> int:
-        """Equal parts of the expert-parallel group between which no token of training moves: the most that data and
-        experts allow.
+    def num_subgroups(self) -> int:
+        """Equal subgroups of the expert-parallel group between which no token of training moves: the most that data
+        and experts allow.
 
         1 where any token may go anywhere: with mixed data, or where rows are placed on the nodes of another cluster
         (`moe.layout`).
@@ -77,12 +81,30 @@ class SlotRules:
 
     def exchange_of(self, rank: int) -> Placement:
         """Experts on the ranks among which `rank` exchanges tokens in training."""
-        parts, topology = self.exchange_parts(), self.topology
-        return (
-            self.placement
-            if parts == 1
-            else ExpertSubgroup(self.placement, parts, topology.ep_index(rank) * parts // topology.expert)
+        count, topology = self.num_subgroups(), self.topology
+        if count == 1:
+            return self.placement
+        return ExpertSubgroup(self.placement, count, topology.ep_index(rank) * count // topology.expert)
+
+    def dispatch_setup(self, placement: Placement, factor: float, evaluation: bool = False) -> DispatchSetup:
+        """What fixes the shapes of the job's dispatchers.
+
+        Args:
+            placement: the ranks that exchange tokens, and their experts. factor: capacity factor, for dispatchers that
+                have slots.
+            evaluation: whether it is for evaluation, see `tier_capacities`.
+        """
+        moe = self.config.moe
+        options = DispatchOptions(
+            chunks=moe.dispatch.chunks,
+            group_wise=moe.dispatch.group_wise,
+            drop_priority=moe.dispatch.drop_priority,
+            overflow=moe.dispatch.overflow,
+            ragged_limit=moe.dispatch.ragged_limit,
+            fused_permute=self.config.runtime.fused.permute,
         )
+        capacities = FactorCapacities(self, factor, evaluation)
+        return DispatchSetup(self.topology, placement, self.tokens, moe.router.top_k, capacities, options)
 
     def experts_by_node(self) -> List[Set[int]]:
         """For each node of the layout, the experts that tokens of its ranks may go to."""
@@ -101,55 +123,70 @@ class SlotRules:
         return min(len(experts) for experts in self.experts_by_node())
 
     def tier_capacities(self, placement: ExpertPlacement, factor: float, evaluation: bool = False) -> Tuple[int, int]:
-        """Slots per expert of the own node, and of other nodes, for capacity factor `factor` (see
-        `HierarchicalDispatcher`).
+        """Slots per expert of the own node, and of other nodes (see `HierarchicalDispatcher`).
 
         `moe.capacity.local_share` of a rank's assignments spread over the experts of its node that they may go to, the
         rest over those of other nodes: the rule of capacity factors, tier by tier. All ranks get the same, that of the
         node that needs most. Where nothing may leave its node, or the share is 1, there are no slots for other nodes.
 
-        Evaluation also switches a local term off: no share then stays for certain, and there are slots for both.
+        Args:
+            placement: experts on the ranks of the job. factor: capacity factor.
+            evaluation: True where a local term may be switched off: no share then stays for certain, and there are
+                slots for both.
 
         Raises InputError: the share is 1, but a node holds none of the experts that its tokens may go to.
         """
         moe = self.config.moe
         switched_off = evaluation and moe.router.local_term.kind != "none"
         shares = {moe.capacity.local_share, None if switched_off else moe.capacity.local_share}
-        near, far = zip(*(self._tiers(placement, factor, share) for share in shares))
-        return max(near), max(far)
+        intra, inter = zip(*(self._tiers(placement, factor, share) for share in shares))
+        return max(intra), max(inter)
 
     def _tiers(self, placement: ExpertPlacement, factor: float, share: Optional[float]) -> Tuple[int, int]:
         """See `tier_capacities`; share None: that of the experts."""
-        moe, tokens = self.config.moe, self.tokens
-        top_k = moe.router.top_k
-        slots = []
-        for node, (near, far) in enumerate(self._tier_experts(placement)):
-            inside = near / (near + far) if share is None else share
-            if share == 1.0 and near == 0:
-                raise InputError(
-                    f"moe.capacity.local_share is 1.0, but node {node} holds no expert of its tokens; expected less, or "
-                    "moe.placement and data.placement that put them there"
-                )
-            slots.append(
-                (
-                    capacity_by_factor(tokens, top_k, near, factor * inside) if near and inside > 0.0 else 0,
-                    capacity_by_factor(tokens, top_k, far, factor * (1.0 - inside)) if far and inside < 1.0 else 0,
-                )
-            )
-        most_near, most_far = (max(tier) for tier in zip(*slots))
-        return (most_near, most_near) if self.topology.nodes == 1 else (most_near, most_far)  # one node is one tier
-
-    def _tier_experts(self, placement: ExpertPlacement) -> List[Tuple[int, int]]:
-        """For each node: experts that its tokens may go to, on it and on others."""
-        topology = self.topology
+        tokens, top_k, topology = self.tokens, self.config.moe.router.top_k, self.topology
         local = local_experts_table(topology, placement)[:: topology.ranks_per_node]  # (nodes, E)
         in_play = self.experts_by_node()
         if len(in_play) != len(local):  # a layout of another number of nodes: any of its experts from any node
             in_play = [set.union(*in_play)] * len(local)
-        return [
-            (sum(bool(held[e]) for e in experts), sum(not held[e] for e in experts))
-            for held, experts in zip(local, in_play)
-        ]
+        slots = []
+        for node, (held, experts) in enumerate(zip(local, in_play)):
+            here = sum(bool(held[expert]) for expert in experts)
+            elsewhere = len(experts) - here
+            inside = here / len(experts) if share is None else share
+            if share == 1.0 and here == 0:
+                raise InputError(
+                    f"moe.capacity.local_share is 1.0, but node {node} holds no expert of its tokens; expected less, or "
+                    "moe.placement and data.placement that put them there"
+                )
+            intra = capacity_by_factor(tokens, top_k, here, factor * inside) if here and inside > 0.0 else 0
+            outside = factor * (1.0 - inside)
+            inter = capacity_by_factor(tokens, top_k, elsewhere, outside) if elsewhere and inside < 1.0 else 0
+            slots.append((intra, inter))
+        most_intra, most_inter = (max(tier) for tier in zip(*slots))
+        return (most_intra, most_intra if topology.nodes == 1 else most_inter)  # one node is one tier
+
+
+@dataclass(frozen=True)
+class FactorCapacities:
+    """The slots that a capacity factor asks for: `locmoe_ops.dispatch.geometry.Capacities` of a job.
+
+    Attributes:
+        rules: of the job. factor: capacity factor. evaluation: see `SlotRules.tier_capacities`.
+    """
+
+    rules: SlotRules
+    factor: float
+    evaluation: bool = False
+
+    @property
+    def uniform(self) -> int:
+        rules, top_k = self.rules, self.rules.config.moe.router.top_k
+        return capacity_by_factor(rules.tokens, top_k, rules.experts_in_play(), self.factor)
+
+    @property
+    def tiers(self) -> Tuple[int, int]:
+        return self.rules.tier_capacities(self.rules.placement, self.factor, self.evaluation)
 
 
 def _experts_of(groups: Set[int], per_group: int) -> Set[int]:

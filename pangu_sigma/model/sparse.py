@@ -7,13 +7,10 @@ import numpy as np
 
 from mindspore import nn
 
-from locmoe_ops.capacity.factor import capacity_by_factor
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
-from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.dispatch.group_wise import AllGatherSlots, ReduceScatterSlots
-from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
-from locmoe_ops.dispatch.ragged import FusedRaggedDispatcher, RaggedDispatcher
+from locmoe_ops.dispatch.registry import load_dispatcher
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
 from locmoe_ops.routers.base import Router, RouterContext, RoutingShape, make_router
@@ -63,43 +60,16 @@ def experts_by_node(context: SparseContext) -> List[Set[int]]:
 def build_dispatcher(
     context: SparseContext, placement: Placement, factor: float, tag: str, evaluation: bool = False
 ) -> Dispatcher:
-    """The dispatcher that `moe.dispatch.type` names, with slots for capacity factor `factor` if it has any, among the
-    ranks of `placement`; `evaluation`: see `SlotRules.tier_capacities`.
+    """The dispatcher that `moe.dispatch.type` names.
+
+    Args:
+        context: configuration, sizes and collectives. placement: the ranks that exchange tokens, and their experts.
+        factor: capacity factor, if it has slots. tag: names its collectives.
+        evaluation: see `SlotRules.tier_capacities`.
     """
-    dispatch, tokens, top_k = context.config.moe.dispatch, context.shape.tokens, context.config.moe.router.top_k
-    if dispatch.type == "hierarchical":
-        near, far = context.slot_rules.tier_capacities(context.slot_rules.placement, factor, evaluation)
-        return HierarchicalDispatcher(
-            context.collectives,
-            placement,
-            tokens,
-            top_k,
-            near,
-            far,
-            dispatch.drop_priority,
-            tag,
-            dispatch.chunks,
-            dispatch.group_wise,
-            dispatch.overflow,
-        )
-    if dispatch.type == "ragged":
-        kind = FusedRaggedDispatcher if context.config.runtime.fused.permute else RaggedDispatcher
-        return kind(
-            context.collectives, placement, tokens, top_k, dispatch.ragged_limit, tag, "moe.dispatch.ragged_limit"
-        )
-    capacity = capacity_by_factor(tokens, top_k, experts_in_play(context), factor)
-    return FlatDispatcher(
-        context.collectives,
-        placement,
-        tokens,
-        top_k,
-        capacity,
-        dispatch.drop_priority,
-        tag,
-        dispatch.chunks,
-        dispatch.group_wise,
-        dispatch.overflow,
-    )
+    setup = context.slot_rules.dispatch_setup(placement, factor, evaluation)
+    dispatcher: Dispatcher = load_dispatcher(context.config.moe.dispatch.type).build(context.collectives, setup, tag)
+    return dispatcher
 
 
 def expert_gateways(context: SparseContext, layer: int) -> Tuple[nn.Cell, nn.Cell]:
@@ -116,10 +86,14 @@ def expert_gateways(context: SparseContext, layer: int) -> Tuple[nn.Cell, nn.Cel
 
 
 def training_dispatcher(context: SparseContext, layer: int, factor: float, variant: str = "") -> Dispatcher:
-    """The dispatcher of sparse layer `layer` in training; `variant` tells the tags of several of one layer apart."""
-    return build_dispatcher(
-        context, context.slot_rules.exchange_of(context.collectives.rank), factor, f"all_to_all/layer {layer}{variant}"
-    )
+    """The dispatcher of a sparse layer in training.
+
+    Args:
+        context: as in `build_dispatcher`. layer: number of the sparse layer, from 0. factor: capacity factor.
+        variant: tells the tags of several dispatchers of one layer apart.
+    """
+    placement = context.slot_rules.exchange_of(context.collectives.rank)
+    return build_dispatcher(context, placement, factor, f"all_to_all/layer {layer}{variant}")
 
 
 def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Iterator, NamedTuple
 
+from locmoe_ops.dispatch.geometry import COUNTS, RESULTS
 from locmoe_ops.router_registry import router_spec
 from pangu_sigma.config.validate import has_experts
 from pangu_sigma.model.gradient_buckets import (
@@ -20,7 +21,7 @@ from pangu_sigma.model.gradient_buckets import (
 )
 from pangu_sigma.planner.job import ITEM, PlannedJob
 from pangu_sigma.planner.parameters import in_gradient_order, parameters
-from pangu_sigma.planner.slots import LayerSlots, layer_slots
+from pangu_sigma.planner.slots import layer_exchanges, layer_slots
 
 CAUSES = ("all_to_all", "gradient", "tensor", "other")
 FORWARD, BACKWARD, LAST_BACKWARD, UPDATE = "forward", "backward", "last backward", "update"
@@ -49,17 +50,6 @@ class Exchange:
     times: int = 1
 
 
-class _Way(NamedTuple):
-    """One piece of a token's way: what carries it and its numbers."""
-
-    name: str
-    operation: str
-    adjoint: str
-    group: str
-    elements: int
-    back_elements: int
-
-
 def step_exchanges(job: PlannedJob) -> list[Exchange]:
     """All collectives of an optimizer step; those in groups of one rank, which nothing carries out, are left out."""
     found = [*_micro_batch(job), *_update(job)]
@@ -70,8 +60,7 @@ def _micro_batch(job: PlannedJob) -> Iterator[Exchange]:
     """Forward and backward, of all micro-batches."""
     pieces = [*_tensor_parallel(job)]
     if has_experts(job.config):
-        slots = layer_slots(job)
-        layer = [*_dispatch(job, slots), *_experts(job, slots), *_statistics(job)]
+        layer = [*_dispatch(job), *_statistics(job)]
         pieces += [replace(piece, times=piece.times * job.sparse_layers) for piece in layer]
     yield from (replace(piece, times=piece.times * job.micro_batches) for piece in pieces)
 
@@ -97,77 +86,22 @@ def _tensor(name: str, operation: str, elements: int, item: int, phase: str, tim
     return Exchange("tensor", name, operation, "tp", elements, item, phase, times)
 
 
-def _experts(job: PlannedJob, slots: LayerSlots) -> Iterator[Exchange]:
-    """Into the experts, of whose inner features each rank of the group has a part, and out: sums, or shares put
-    together.
-    """
-    width, parts = job.experts_per_rank * job.config.model.hidden_size, job.topology.tensor
-    for rows in slots.expert_calls:
-        elements = width * rows
-        if slots.shares == 1:
-            yield _tensor("experts, gradient", "all_reduce", elements, ITEM, BACKWARD)
-            yield _tensor("experts, sum", "all_reduce", elements, job.compute_item, FORWARD)
-            continue
-        yield from _there_and_back(
-            job, _Way("shares to experts", "all_gather", "reduce_scatter", "tp", elements, elements * parts), ITEM
-        )
-        yield from _there_and_back(
-            job,
-            _Way("shares of results", "reduce_scatter", "all_gather", "tp", elements * parts, elements),
-            job.compute_item,
-        )
-
-
 # ---- tokens to their experts and back
 
 
-def _dispatch(job: PlannedJob, slots: LayerSlots) -> Iterator[Exchange]:
-    """What leaves a rank is float32, as norms are; what comes back has the type of the experts' matmuls. So have their
-    gradients.
-    """
-    for way in _ways(job, slots):
-        yield from _there_and_back(job, way, ITEM)
-        yield from _there_and_back(job, way._replace(name=f"{way.name}, back"), job.compute_item)
-    if not slots.counted:
-        yield Exchange(
-            "all_to_all", "counts", "all_to_all", job.exchange.group, job.exchange.num_experts, ITEM, FORWARD
-        )
-    if slots.shares > 1:
-        rows = (job.exchange.num_experts * slots.capacity + _near_rows(job, slots)) * job.config.model.hidden_size
-        yield Exchange("all_to_all", "own share, gradient", "all_gather", "tp", rows, ITEM, BACKWARD)
-        yield Exchange("all_to_all", "whole from shares", "all_gather", "tp", rows, job.compute_item, FORWARD)
-
-
-def _ways(job: PlannedJob, slots: LayerSlots) -> Iterator[_Way]:
-    dispatch, d, group = job.config.moe.dispatch, job.config.model.hidden_size, job.exchange.group
-    far = job.exchange.num_experts * slots.capacity * d
-    if dispatch.type == "ragged":
-        rows = job.tokens * job.config.moe.router.top_k * d
-        yield _Way("tokens", "all_to_all_v", "all_to_all_v", group, rows, rows)
-    elif dispatch.type == "flat":
-        for _ in range(dispatch.chunks):
-            yield _all_to_all("tokens", group, far // dispatch.chunks)
-    else:
-        chunks = dispatch.chunks if far else 1
-        if far:
-            yield _all_to_all("far tier, rail", f"{group}_rail", far)
-            yield _all_to_all("far tier, handed on", f"{group}_node", far)
-        for _ in range(chunks if slots.near else 0):
-            yield _all_to_all("near tier", f"{group}_node", _near_rows(job, slots) * d // chunks)
-
-
-def _near_rows(job: PlannedJob, slots: LayerSlots) -> int:
-    nodes = len(job.topology.group_of(f"{job.exchange.group}_rail", 0))
-    return job.exchange.num_experts // nodes * slots.near
-
-
-def _all_to_all(name: str, group: str, elements: int) -> _Way:
-    return _Way(name, "all_to_all", "all_to_all", group, elements, elements)
-
-
-def _there_and_back(job: PlannedJob, way: _Way, item: int) -> Iterator[Exchange]:
-    yield Exchange("all_to_all", way.name, way.operation, way.group, way.elements, item, FORWARD)
-    yield Exchange("all_to_all", f"{way.name}, gradient", way.adjoint, way.group, way.back_elements, item, BACKWARD)
+def _dispatch(job: PlannedJob) -> Iterator[Exchange]:
+    """The dispatcher's exchanges, and the sums of experts whose inner features a tensor-parallel group shares out."""
+    width = job.config.model.hidden_size
+    for one in layer_exchanges(job):
+        elements = one.rows if one.carries == COUNTS else one.rows * width
+        item = job.compute_item if one.carries == RESULTS else ITEM
+        phase = BACKWARD if one.backward else FORWARD
+        yield Exchange("all_to_all", one.name, one.operation, one.group, elements, item, phase)
+    slots = layer_slots(job)
+    for rows in slots.expert_calls if slots.shares == 1 else ():
+        elements = job.experts_per_rank * width * rows
+        yield _tensor("experts, gradient", "all_reduce", elements, ITEM, BACKWARD)
+        yield _tensor("experts, sum", "all_reduce", elements, job.compute_item, FORWARD)
 
 
 # ---- router losses

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from locmoe_ops.dispatch.registry import dispatcher_spec
 from pangu_sigma.config.schema import Config
 from pangu_sigma.planner.cluster import Cluster
 from pangu_sigma.planner.exchanges import Exchange, step_exchanges
@@ -58,7 +59,7 @@ class JobPlan:
     def exact_bytes(self) -> bool:
         """False where bytes depend on routing (ragged), or slots on what training measures."""
         config = self.job.config
-        measured = config.moe.capacity.mode != "factor" or config.moe.dispatch.type == "ragged"
+        measured = config.moe.capacity.mode != "factor" or not dispatcher_spec(config.moe.dispatch.type).has_slots
         return not (measured and self.job.sparse_layers)
 
     def days(self, tokens: int) -> float:
@@ -110,7 +111,7 @@ def as_json(plan: JobPlan, tokens: int) -> dict[str, Any]:
         "fits_recomputed": plan.fits_recomputed,
         "slots": None
         if slots is None
-        else {"expert": slots.capacity, "near": slots.near, "rows_of_expert": slots.expert_rows},
+        else {"expert": slots.capacity, "near": slots.intra_node, "rows_of_expert": slots.expert_rows},
         "bytes": {cause: total._asdict() for cause, total in plan.traffic.items()},
         "bytes_exact": plan.exact_bytes,
         "collectives": [{**asdict(e), **sent(e, topology)._asdict()} for e in plan.exchanges],

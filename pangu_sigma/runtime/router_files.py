@@ -1,4 +1,4 @@
-"""Routers that a user brings along: files named on the command line or in the environment, never by a configuration.
+"""Routers and dispatchers that a user brings along: files named on the command line or in the environment, never by a configuration.
 
 A router's file is code. Configurations travel between people, so what they name is not run; what the user types is.
 """
@@ -7,6 +7,7 @@ import argparse
 import os
 from typing import Sequence
 
+from locmoe_ops.dispatch.registry import add_dispatcher_file, declares_dispatcher
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import add_router_file
 
@@ -27,7 +28,7 @@ def add_router_option(parser: argparse.ArgumentParser) -> None:
 
 
 def use_router_files(named: Sequence[str]) -> None:
-    """Adds the routers of the files named and of those in the environment, where the processes that this one starts
+    """Adds the routers and dispatchers of the files named and of those in the environment, where the processes that this one starts
     find all of them.
 
     Raises InputError: see `add_router_file`.
@@ -35,7 +36,8 @@ def use_router_files(named: Sequence[str]) -> None:
     files = [*filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)), *named]
     for file in files:
         try:
-            add_router_file(file)
+            add = add_dispatcher_file if declares_dispatcher(file) else add_router_file
+            add(file)
         except InputError as error:
             if file in named:
                 raise

@@ -141,24 +141,16 @@ def exchange_of(case: Case, place: int):
 
 
 def build(case: Case, name: str, collectives):
-    from locmoe_ops.dispatch.flat import FlatDispatcher
-    from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
-    from locmoe_ops.dispatch.ragged import RaggedDispatcher
+    from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup, FixedCapacities
+    from locmoe_ops.dispatch.registry import load_dispatcher
 
     placement = exchange_of(case, collectives.topology.ep_index(collectives.rank))
-    if case.kind == "ragged":
-        limit = 3.5 if name == TIGHT else None
-        return RaggedDispatcher(collectives, placement, TOKENS, case.top_k, limit, name, "moe.dispatch.ragged_limit")
-    common = {
-        "drop_priority": case.priority,
-        "tag": name,
-        "chunks": case.chunks,
-        "group_wise": case.share,
-        "overflow": case.overflow,
-    }
-    if case.kind == "flat":
-        return FlatDispatcher(collectives, placement, TOKENS, case.top_k, case.near, **common)
-    return HierarchicalDispatcher(collectives, placement, TOKENS, case.top_k, case.near, case.far, **common)
+    options = DispatchOptions(
+        case.chunks, case.share, case.priority, case.overflow, ragged_limit=3.5 if name == TIGHT else None
+    )
+    capacities = FixedCapacities(case.near, (case.near, case.far))
+    setup = DispatchSetup(collectives.topology, placement, TOKENS, case.top_k, capacities, options)
+    return load_dispatcher(case.kind).build(collectives, setup, name)
 
 
 def run_case(name: str, rank: int, mesh) -> dict:
@@ -200,8 +192,8 @@ def run_case(name: str, rank: int, mesh) -> dict:
 
         def construct(self, x, weight, second_weight, expert, second, dy):
             seconds = (second, second_weight) if self.repicks else None
-            y, context = self.dispatcher.move(x, expert, weight, weight, self.experts, seconds)
-            return (y * dy).sum(), y, context["kept"]
+            y, context = self.dispatcher.forward(x, expert, weight, weight, self.experts, seconds)
+            return (y * dy).sum(), y, context["keep_mask"]
 
     class Differentiated(nn.Cell):
         def __init__(self):

@@ -10,6 +10,7 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.flat import FlatDispatcher
+from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup, FixedCapacities
 from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
@@ -105,26 +106,14 @@ class CompiledLayer:
 def build_layer(case: Case, collectives: Collectives, tokens: int) -> MoEFeedForward:
     topology = collectives.topology
     placement, spec = case.placed(topology.expert), case.spec
-    if case.far_capacity is None:
-        dispatcher = FlatDispatcher(
-            collectives, placement, tokens, case.top_k, case.capacity, case.priority, "moe", overflow=case.overflow
-        )
-    else:
-        dispatcher = HierarchicalDispatcher(
-            collectives,
-            placement,
-            tokens,
-            case.top_k,
-            case.capacity,
-            case.far_capacity,
-            case.priority,
-            "moe",
-            overflow=case.overflow,
-        )
+    capacities = FixedCapacities(case.capacity, (case.capacity, case.far_capacity or 0))
+    options = DispatchOptions(drop_priority=case.priority, overflow=case.overflow)
+    setup = DispatchSetup(topology, placement, tokens, case.top_k, capacities, options)
+    kind = FlatDispatcher if case.far_capacity is None else HierarchicalDispatcher
     local = placement.local_experts(topology.ep_index(collectives.rank))
     return MoEFeedForward(
         routing=MultiLevelRouting(spec.domain_groups, build_router(case, collectives)),
-        dispatcher=dispatcher,
+        dispatcher=kind(collectives, setup, "moe"),
         experts=ExpertBank(local, HIDDEN, INNER, case.activation),
         scale_by_gate=case.scale_by_gate,
         local=local_experts_table(case.layout, spec.placement),

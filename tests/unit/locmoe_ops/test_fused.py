@@ -7,6 +7,7 @@ import mindspore as ms
 from mindspore import Tensor, ops
 
 from locmoe_ops.collectives.create import create_collectives
+from locmoe_ops.dispatch.geometry import DispatchSetup
 from locmoe_ops.dispatch.ragged import FusedRaggedDispatcher, RaggedDispatcher
 from locmoe_ops.fused import GroupedProduct
 from locmoe_ops.topology import ExpertPlacement, Topology
@@ -41,14 +42,16 @@ def test_sorting_by_kernel_changes_no_result(top_k):
     x = Tensor(rng.standard_normal((TOKENS, WIDTH)).astype(np.float32))
     weight = Tensor(rng.uniform(size=(TOKENS, top_k)).astype(np.float32) * (expert < EXPERTS))
     factor = Tensor(np.arange(1.0, EXPERTS + 1, dtype=np.float32).reshape(-1, 1, 1))
-    settings = create_collectives("local", Topology(1, 1), 0), ExpertPlacement(EXPERTS, 3, 1), TOKENS, top_k, None, "t"
-    plain, fused = RaggedDispatcher(*settings), FusedRaggedDispatcher(*settings)
+    topology = Topology(1, 1)
+    setup = DispatchSetup(topology, ExpertPlacement(EXPERTS, 3, 1), TOKENS, top_k)
+    given = create_collectives("local", topology, 0), setup, "t"
+    plain, fused = RaggedDispatcher(*given), FusedRaggedDispatcher(*given)
     fused.sort.permute, fused.unsort.unpermute = permute, unpermute
     (y, context), (expected, reference) = (
-        d.move(x, Tensor(expert), weight, weight, lambda rows: rows * factor) for d in (fused, plain)
+        d.forward(x, Tensor(expert), weight, weight, lambda rows: rows * factor) for d in (fused, plain)
     )
     np.testing.assert_allclose(y.asnumpy(), expected.asnumpy(), rtol=1e-6)  # two terms, in either order
-    np.testing.assert_array_equal(context["kept"].asnumpy(), reference["kept"].asnumpy())
+    np.testing.assert_array_equal(context["keep_mask"].asnumpy(), reference["keep_mask"].asnumpy())
 
 
 def test_a_grouped_product_is_a_batched_one():

@@ -7,6 +7,7 @@ from mindspore import Tensor
 from helpers.routers import LAYOUT, context_of
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.dispatch.flat import FlatDispatcher
+from locmoe_ops.dispatch.geometry import DispatchSetup, FixedCapacities
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
 from locmoe_ops.routers.base import RoutingShape, make_router
@@ -25,10 +26,13 @@ X = np.random.default_rng(0).standard_normal((TOKENS, HIDDEN)).astype(np.float32
 def build(router=None, capacity=2, evaluation_capacity=None, **options):
     collectives, placement = create_collectives("local", Topology(1, 1), 0), ExpertPlacement(EXPERTS, 1, 1)
     router = router or HashRouter(RoutingShape(HIDDEN, EXPERTS), np.arange(EXPERTS).reshape(1, -1))
-    slots = [
-        None if c is None else FlatDispatcher(collectives, placement, TOKENS, router.top_k, c, "position", f"{c}")
+    setups = [
+        DispatchSetup(collectives.topology, placement, TOKENS, router.top_k, FixedCapacities(c or 0))
         for c in (capacity, evaluation_capacity)
     ]
+    slots = [FlatDispatcher(collectives, one, f"{one.capacities.uniform}") for one in setups]
+    if evaluation_capacity is None:
+        slots[1] = None
     experts = ExpertBank(tuple(range(EXPERTS)), HIDDEN, INNER)
     experts.initialise(seed=1, std_in=0.5, std_out=0.5)
     experts.b_out.set_data(Tensor(np.random.default_rng(2).standard_normal(experts.b_out.shape).astype(np.float32)))

@@ -25,6 +25,7 @@ def export_ragged(folder, rank, collectives):
     import mindspore as ms
     from mindspore import nn
 
+    from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup
     from locmoe_ops.dispatch.ragged import RaggedDispatcher
     from locmoe_ops.topology import ExpertPlacement
 
@@ -33,14 +34,14 @@ def export_ragged(folder, rank, collectives):
     class Ragged(nn.Cell):
         def __init__(self):
             super().__init__()
-            self.dispatcher = RaggedDispatcher(
-                collectives, ExpertPlacement(2 * ranks, 1, ranks), tokens, 1, 2.0, "ragged"
-            )
+            placement, options = ExpertPlacement(2 * ranks, 1, ranks), DispatchOptions(ragged_limit=2.0)
+            setup = DispatchSetup(collectives.topology, placement, tokens, 1, options=options)
+            self.dispatcher = RaggedDispatcher(collectives, setup, "ragged")
             self.experts = nn.ReLU()
             self.differentiate = ms.value_and_grad(self.total, (0, 1))
 
         def total(self, x, weight, expert):
-            return self.dispatcher.move(x, expert, weight, weight, self.experts)[0].sum()
+            return self.dispatcher.forward(x, expert, weight, weight, self.experts)[0].sum()
 
         def construct(self, x, weight, expert):
             return self.differentiate(x, weight, expert)
@@ -80,6 +81,7 @@ def main():
 
     from locmoe_ops.collectives.create import create_collectives
     from locmoe_ops.dispatch.flat import FlatDispatcher
+    from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup, FixedCapacities
     from locmoe_ops.dispatch.group_wise import AllGatherSlots, ReduceScatterSlots
     from locmoe_ops.experts import ExpertBank
     from locmoe_ops.tensor_parallel import TensorGroup
@@ -123,7 +125,9 @@ def main():
             collectives = create_collectives("hccl", Topology(size, RANKS_PER_NODE, 2, 2), rank)
             tensor, placement = TensorGroup(collectives), ExpertPlacement(2, 1, 2)
             self.enter, self.leave = tensor.enter("region"), tensor.leave("region")
-            self.dispatcher = FlatDispatcher(collectives, placement, 4, 1, 2, "position", "moe", group_wise=True)
+            options = DispatchOptions(group_wise=True)
+            setup = DispatchSetup(collectives.topology, placement, 4, 1, FixedCapacities(2), options)
+            self.dispatcher = FlatDispatcher(collectives, setup, "moe")
             self.experts = ExpertBank(
                 placement.local_experts(rank // 2),
                 3,
@@ -135,7 +139,7 @@ def main():
 
         def construct(self, x, expert, gate):
             x = self.leave(self.enter(x) * 0.5)
-            y, _ = self.dispatcher.move(x, expert, gate, gate, self.experts)
+            y, _ = self.dispatcher.forward(x, expert, gate, gate, self.experts)
             return (y * y).sum()
 
     class SplitBackward(nn.Cell):

@@ -5,6 +5,7 @@ from mindspore import Parameter, Tensor, nn
 
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.dispatch.flat import FlatDispatcher
+from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup, FixedCapacities
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -28,11 +29,13 @@ class Scaled(nn.Cell):
     def __init__(self, top_k, capacity, priority, factor):
         super().__init__()
         collectives = create_collectives("local", Topology(1, 1), 0)
-        self.dispatcher = FlatDispatcher(collectives, PLACEMENT, TOKENS, top_k, capacity, priority, "t")
+        options = DispatchOptions(drop_priority=priority)
+        setup = DispatchSetup(collectives.topology, PLACEMENT, TOKENS, top_k, FixedCapacities(capacity), options)
+        self.dispatcher = FlatDispatcher(collectives, setup, "t")
         self.experts = Factors(factor)
 
     def construct(self, x, expert, weight):
-        y, _ = self.dispatcher.move(x, expert, weight, weight, self.experts)
+        y, _ = self.dispatcher.forward(x, expert, weight, weight, self.experts)
         return y
 
 

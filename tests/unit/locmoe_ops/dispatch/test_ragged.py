@@ -5,6 +5,7 @@ from mindspore import Parameter, Tensor, nn
 
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.collectives.hccl import HcclCollectives
+from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup
 from locmoe_ops.dispatch.ragged import RaggedDispatcher, Regions, SortedAssignment
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement, Topology
@@ -37,11 +38,13 @@ class Scaled(nn.Cell):
     def __init__(self, top_k, factor):
         super().__init__()
         collectives = create_collectives("local", Topology(1, 1), 0)
-        self.dispatcher = RaggedDispatcher(collectives, PLACEMENT, TOKENS, top_k, None, "t")
+        self.dispatcher = RaggedDispatcher(
+            collectives, DispatchSetup(collectives.topology, PLACEMENT, TOKENS, top_k), "t"
+        )
         self.factor = Parameter(Tensor(factor), name="factor")
 
     def construct(self, x, expert, weight):
-        y, _ = self.dispatcher.move(x, expert, weight, weight, self.scaled)
+        y, _ = self.dispatcher.forward(x, expert, weight, weight, self.scaled)
         return y
 
     def scaled(self, buffers):
@@ -84,9 +87,9 @@ def test_assignments_are_sorted_without_gaps():
     order = sorted(present, key=lambda i: (PLACEMENT.position_of[flat[i]], i))
     assert 0 < len(order) < len(flat)
     assert found["assignment"][: len(order)].tolist() == order
-    assert found["filled"].ravel().tolist() == [1] * len(order) + [0] * (len(flat) - len(order))
+    assert found["slot_mask"].ravel().tolist() == [1] * len(order) + [0] * (len(flat) - len(order))
     assert found["slot"][order].tolist() == list(range(len(order)))
-    assert found["kept"].ravel().tolist() == [float(e < EXPERTS) for e in flat]
+    assert found["keep_mask"].ravel().tolist() == [float(e < EXPERTS) for e in flat]
     assert found["counts"].tolist() == [int((flat == e).sum()) for e in PLACEMENT.expert_at]
 
 
@@ -112,9 +115,9 @@ def test_regions_match_a_loop(counts):
                 sources[expert * region + taken[expert]] = row
                 taken[expert] += 1
                 row += 1
-    assert found["kept"].ravel().tolist() == [1] * row + [0] * (room - row)
+    assert found["keep_mask"].ravel().tolist() == [1] * row + [0] * (room - row)
     for slot in range(3 * region):
-        assert found["filled"][slot, 0] == (slot in sources)
+        assert found["slot_mask"][slot, 0] == (slot in sources)
         if slot in sources:
             assert found["assignment"][slot] == sources[slot] and found["slot"][sources[slot]] == slot
 
@@ -129,10 +132,14 @@ def test_regions_match_a_loop(counts):
     ],
 )
 def test_room_for_arrivals(limit, top_k, rows, region):
-    dispatcher = RaggedDispatcher(Unconnected(0, Topology(4, 4, 4)), ExpertPlacement(8, 1, 4), 17, top_k, limit, "t")
+    topology, options = Topology(4, 4, 4), DispatchOptions(ragged_limit=limit)
+    setup = DispatchSetup(topology, ExpertPlacement(8, 1, 4), 17, top_k, options=options)
+    dispatcher = RaggedDispatcher(Unconnected(0, topology), setup, "t")
     assert dispatcher.regions.index.shape == (rows,) and dispatcher.capacity == region
 
 
 def test_a_limit_below_an_even_load_is_refused():
-    with pytest.raises(InputError, match="moe.x is 0.5, expected at least 1"):
-        RaggedDispatcher(create_collectives("local", Topology(1, 1), 0), PLACEMENT, TOKENS, 1, 0.5, "t", "moe.x")
+    topology = Topology(1, 1)
+    setup = DispatchSetup(topology, PLACEMENT, TOKENS, 1, options=DispatchOptions(ragged_limit=0.5))
+    with pytest.raises(InputError, match="moe.dispatch.ragged_limit is 0.5, expected at least 1"):
+        RaggedDispatcher(create_collectives("local", topology, 0), setup, "t")

@@ -3,8 +3,8 @@ import pytest
 
 from mindspore import Tensor
 
+from locmoe_ops.dispatch.geometry import SlotTable
 from locmoe_ops.dispatch.repick import RepickingAssignment
-from locmoe_ops.dispatch.slots import SlotTable
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -59,12 +59,12 @@ def test_slots_match_a_loop(by_weight, top_k):
         start, kept = np.cumsum(CAPACITY) - CAPACITY, np.zeros((TOKENS * top_k, 1))
         for e, inside in slots.items():
             assert found["assignment"][start[e] : start[e] + len(inside)].tolist() == inside
-            assert found["filled"][start[e] : start[e] + CAPACITY[e], 0].tolist() == [1] * len(inside) + [0] * (
+            assert found["slot_mask"][start[e] : start[e] + CAPACITY[e], 0].tolist() == [1] * len(inside) + [0] * (
                 CAPACITY[e] - len(inside)
             )
             assert found["slot"][inside].tolist() == list(range(start[e], start[e] + len(inside)))
             kept[inside] = 1
-        assert found["kept"].tolist() == kept.tolist()
+        assert found["keep_mask"].tolist() == kept.tolist()
 
 
 def test_first_come_first_served_with_what_is_left():
@@ -74,4 +74,4 @@ def test_first_come_first_served_with_what_is_left():
         Tensor(expert), Tensor(np.ones((7, 1), np.float32)), Tensor(second)
     )
     assert found["expert"].asnumpy().tolist() == [1, 1, 3, 3, 3, 1, 1]
-    assert found["kept"].asnumpy().ravel().tolist() == [1, 1, 1, 1, 1, 0, 0]
+    assert found["keep_mask"].asnumpy().ravel().tolist() == [1, 1, 1, 1, 1, 0, 0]

@@ -3,7 +3,8 @@ import pytest
 
 from mindspore import Tensor
 
-from locmoe_ops.dispatch.slots import SlotAssignment, uniform_slots
+from locmoe_ops.dispatch.geometry import uniform_slots
+from locmoe_ops.dispatch.slots import SlotAssignment
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -23,7 +24,7 @@ def loop(expert, weight, capacity, by_weight):
             slot[i] = POSITION_OF[expert[i]] * capacity + taken[expert[i]]
             taken[expert[i]] += 1
             assignment[slot[i]], filled[slot[i]], kept[i] = i, 1, 1
-    return {"slot": slot, "kept": kept, "assignment": assignment, "filled": filled}
+    return {"slot": slot, "keep_mask": kept, "assignment": assignment, "slot_mask": filled}
 
 
 def scattered(tokens, top_k, rng):
@@ -68,4 +69,11 @@ def test_one_token(by_weight):
     found = SlotAssignment(1, 1, uniform_slots(POSITION_OF, 1), by_weight)(
         Tensor([[4]]), Tensor(np.array([[0.5]], np.float32))
     )
-    assert found["slot"].asnumpy().tolist() == [4] and found["filled"].asnumpy().ravel().tolist() == [0, 0, 0, 0, 1, 0]
+    assert found["slot"].asnumpy().tolist() == [4] and found["slot_mask"].asnumpy().ravel().tolist() == [
+        0,
+        0,
+        0,
+        0,
+        1,
+        0,
+    ]

@@ -4,13 +4,13 @@ import pytest
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.bench.all_to_all import (
-    DISPATCHERS,
     ExchangeTiming,
     NodeBytes,
     bench_all_to_all,
     line_of,
     link_limit,
     sizes_up_to,
+    variants,
 )
 from pangu_sigma.config.load import config_from_dict
 
@@ -21,6 +21,17 @@ from pangu_sigma.config.load import config_from_dict
 )
 def test_sizes_are_powers_of_two_up_to_the_configurations(tokens, sizes):
     assert sizes_up_to(tokens) == sizes
+
+
+def test_every_dispatcher_has_a_row_for_each_number_of_chunks_that_it_takes():
+    assert [name for name, _ in variants()] == [
+        "flat",
+        "flat, 2 chunks",
+        "flat, 4 chunks",
+        "hierarchical",
+        "hierarchical, 2 chunks",
+        "ragged",
+    ]
 
 
 def test_limit_of_a_link():
@@ -42,7 +53,7 @@ def test_rows(row, words):
 
 def test_rows_fit_the_screen():
     widest = ExchangeTiming(
-        65536, max((name for name, _ in DISPATCHERS), key=len), 9.999, NodeBytes(999_999_999, 999_999_999), 9.9
+        65536, max((name for name, _ in variants()), key=len), 9.999, NodeBytes(999_999_999, 999_999_999), 9.9
     )
     assert len(line_of(widest)) == 80  # 10 s, a gigabyte
 

@@ -181,7 +181,7 @@ def test_parts_that_exchange_by_themselves(topology, groups, placement, data, la
     rules = SlotRules(
         config_from_dict({"moe": moe, "data": {"placement": data}}), Topology(*topology), domains=groups, tokens=96
     )
-    assert rules.exchange_parts() == parts
+    assert rules.num_subgroups() == parts
     topology, rank_location = rules.topology, rules.placement.ep_index_of
     for rank in range(topology.world_size):  # whatever its tokens may choose has a place in its own part
         exchange, reachable = (

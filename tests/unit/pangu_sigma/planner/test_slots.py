@@ -5,6 +5,7 @@ from math import ceil
 
 import pytest
 
+from locmoe_ops.dispatch.group_wise import ScatterToTpRegion
 from pangu_sigma.planner.slots import layer_slots, planned_factor
 
 FLAT, TIERS = "flat", "hierarchical"
@@ -33,6 +34,8 @@ CASES = [
     ((4, 1), {"expert": 4}, {"placement": "node_grouped", "dispatch": {"type": TIERS}}),
     ((4, 1), {"expert": 4}, {"placement": "node_grouped", "dispatch": {"type": FLAT}}),
     ((4, 1), {"expert": 4}, {"placement": "node_grouped", "dispatch": {"type": "ragged"}}),
+    # With domain_by_node each rank is a subgroup by itself, but its slots are shared out all the same.
+    ((2, 2), {"expert": 2, "tensor": 2}, {"placement": "node_grouped", "dispatch": {"type": FLAT, "group_wise": True}}),
 ]
 
 
@@ -43,10 +46,11 @@ def test_slots_are_those_of_the_dispatcher(make_job, build, cluster, parallel, m
     dispatcher = build(job).blocks[1].feed_forward.dispatcher
     slots = layer_slots(job)
     if moe["dispatch"]["type"] == TIERS:
-        assert (slots.capacity, slots.near) == (dispatcher.far, dispatcher.near)
+        assert (slots.capacity, slots.intra_node) == (dispatcher.inter, dispatcher.intra)
     else:
         assert slots.capacity == dispatcher.capacity
     assert dispatcher.expert_rows * slots.shares == slots.expert_rows
+    assert isinstance(dispatcher.own_share, ScatterToTpRegion) == (slots.shares > 1)
     # Slots of the send buffer: as many as the experts of all ranks that exchange with this one get rows from it.
     if slots.counted:
         ranks = job.exchange.ep
@@ -65,7 +69,7 @@ def test_rows_by_hand(make_job):
     tiers = layer_slots(
         make_job(2, 2, parallel={"expert": 4}, moe={"dispatch": {"type": TIERS}, "capacity": {"local_share": 0.75}})
     )
-    assert (tiers.capacity, tiers.near, tiers.expert_calls) == (2, 4, (8, 8))
+    assert (tiers.capacity, tiers.intra_node, tiers.expert_calls) == (2, 4, (8, 8))
 
 
 def test_measured_capacities_are_planned_at_their_most(make_job):
