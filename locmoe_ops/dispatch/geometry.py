@@ -147,6 +147,7 @@ class DispatchExchange:
         carries: `TOKENS`, float32 as the norms give them; `RESULTS`, in the type of the experts' matmuls; `COUNTS`,
             int32.
         backward: whether it belongs to the backward pass; gradients have the type of what they are gradients of.
+        item: bytes of a number, where it travels in another type than that; None: in that.
     """
 
     name: str
@@ -155,17 +156,20 @@ class DispatchExchange:
     rows: int
     carries: str
     backward: bool = False
+    item: Optional[int] = None
 
 
-def there_and_back(name: str, group: str, rows: int, operation: str = "all_to_all") -> list[DispatchExchange]:
+def there_and_back(
+    name: str, group: str, rows: int, operation: str = "all_to_all", item: Optional[int] = None
+) -> list[DispatchExchange]:
     """Tokens to their experts and results back, and their gradients: four calls of an exchange that is its own adjoint.
 
     Args:
-        name, group, rows, operation: as in `DispatchExchange`.
+        name, group, rows, operation, item: as in `DispatchExchange`.
     """
     ways = ((name, TOKENS), (f"{name}, back", RESULTS))
     return [
-        DispatchExchange(f"{way}, gradient" if backward else way, operation, group, rows, carries, backward)
+        DispatchExchange(f"{way}, gradient" if backward else way, operation, group, rows, carries, backward, item)
         for way, carries in ways
         for backward in (False, True)
     ]

@@ -94,7 +94,7 @@ def _dispatch(job: PlannedJob) -> Iterator[Exchange]:
     width = job.config.model.hidden_size
     for one in layer_exchanges(job):
         elements = one.rows if one.carries == COUNTS else one.rows * width
-        item = job.compute_item if one.carries == RESULTS else ITEM
+        item = one.item or (job.compute_item if one.carries == RESULTS else ITEM)
         phase = BACKWARD if one.backward else FORWARD
         yield Exchange("all_to_all", one.name, one.operation, one.group, elements, item, phase)
     slots = layer_slots(job)
