@@ -1,7 +1,12 @@
-"""The feed-forward networks of a sparse layer, as one batched matmul over the experts that this rank holds."""
+"""The feed-forward networks of a sparse layer, as one batched matmul over the experts that this rank holds.
+
+Shape legend: L experts of this rank, s slots of each, d hidden size, f inner features, of which a rank of a
+tensor-parallel group holds an equal part.
+"""
 
 import math
-from typing import Optional, Tuple
+from dataclasses import dataclass
+from typing import Tuple
 
 import numpy as np
 
@@ -9,7 +14,7 @@ from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.functions import activation
 from locmoe_ops.fused import GroupedProduct
-from locmoe_ops.tensor_parallel import ALONE, TensorGroup, marked, own_part, whole_shape
+from locmoe_ops.tensor_parallel import SplitRegion, marked, own_part, whole_shape
 
 
 class AddBatchBias(nn.Cell):
@@ -17,22 +22,37 @@ class AddBatchBias(nn.Cell):
     as ReduceSum over a middle dimension.
 
     Args:
-        parts: the result is one of this many terms of a sum. Each holds as many parts less of the bias; as the gradient
-            of a sum is that of each term, each has the bias's whole gradient nevertheless.
+        terms: the result is one of this many terms of a sum, each of which holds an equal part of the bias; as the
+            gradient of a sum is that of each term, each has the bias's whole gradient nevertheless.
 
-    Inputs: x <float>[L, slots, n]; bias <float>[L, 1, n]. Output: <float>[L, slots, n].
+    Inputs: x <float>[L, s, n]; bias <float>[L, 1, n]. Output: <float>[L, s, n].
     """
 
-    def __init__(self, parts: int = 1) -> None:
+    def __init__(self, terms: int = 1) -> None:
         super().__init__()
-        self.parts = parts
+        self.terms = terms
         self.matmul = ops.BatchMatMul()
 
     def construct(self, x: Tensor, bias: Tensor) -> Tensor:
-        return x + bias if self.parts == 1 else x + bias * (1.0 / self.parts)
+        return x + bias if self.terms == 1 else x + bias * (1.0 / self.terms)
 
     def bprop(self, x: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> Tuple[Tensor, Tensor]:
-        return dout, self.matmul(ops.ones((x.shape[0], 1, x.shape[1]), dout.dtype), dout)
+        """The gradients of `x` and `bias` from that of `out`, `dout`."""
+        return dout, self.matmul(
+            ops.ones((x.shape[0], 1, x.shape[1]), dout.dtype), dout
+        )  # (L, 1, n) <- (L, 1, s), (L, s, n)
+
+
+@dataclass(frozen=True)
+class ExpertKernels:
+    """How experts multiply.
+
+    Attributes:
+        compute_dtype: of the matmuls; parameters stay float32. fused: by Ascend's fused kernel, see `GroupedProduct`.
+    """
+
+    compute_dtype: dtype.Type = dtype.float32
+    fused: bool = False
 
 
 class ExpertBank(nn.Cell):
@@ -46,12 +66,10 @@ class ExpertBank(nn.Cell):
     Args:
         local_experts: global ids of the experts held here, in buffer order; length L.
         hidden_size: d. ffn_hidden_size: f. act: name of the activation.
-        compute_dtype: dtype of the matmuls; parameters stay float32.
-        tensor: the group that splits the inner features. enter, leave: its ways into and out of the region; none where
-            it is alone.
-        fused: multiply by Ascend's fused kernel, see `GroupedProduct`.
+        kernels: how they multiply.
+        region: the group that splits the inner features, with the ways into it and out of it.
 
-    Inputs: x <float>[L, slots, d]. Output: <compute_dtype>[L, slots, d].
+    Inputs: x <float>[L, s, d]. Output: <compute_dtype>[L, s, d].
     """
 
     def __init__(
@@ -60,16 +78,14 @@ class ExpertBank(nn.Cell):
         hidden_size: int,
         ffn_hidden_size: int,
         act: str = "gelu",
-        compute_dtype: dtype.Type = dtype.float32,
-        tensor: TensorGroup = ALONE,
-        enter: Optional[nn.Cell] = None,
-        leave: Optional[nn.Cell] = None,
-        fused: bool = False,
+        kernels: ExpertKernels = ExpertKernels(),  # noqa: B008  (frozen)
+        region: SplitRegion = SplitRegion(),  # noqa: B008
     ) -> None:
         super().__init__()
+        tensor = region.tensor
         count, inner = len(local_experts), ffn_hidden_size // tensor.size
         self.local_experts = local_experts
-        self.compute_dtype = compute_dtype
+        self.compute_dtype = kernels.compute_dtype
         self.w_in = marked(_zeros((count, hidden_size, inner), "w_in"), tensor.slice(2))
         self.b_in = marked(_zeros((count, 1, inner), "b_in"), tensor.slice(2))
         self.w_out = marked(_zeros((count, inner, hidden_size), "w_out"), tensor.slice(1))
@@ -77,34 +93,33 @@ class ExpertBank(nn.Cell):
         self.act = activation(act)
         self.add_bias = AddBatchBias()
         self.add_output_bias = AddBatchBias(tensor.size)
-        self.enter = enter or nn.Identity()
-        self.leave = leave or nn.Identity()
-        self.matmul = GroupedProduct() if fused else ops.BatchMatMul()
+        self.copy_in = region.copy_in or nn.Identity()
+        self.reduce_out = region.reduce_out or nn.Identity()
+        self.matmul = GroupedProduct() if kernels.fused else ops.BatchMatMul()
 
     def initialise(self, seed: int, std_in: float = 0.02, std_out: float = 0.02, alike: int = 1) -> None:
         """Draws normal weights; every expert from its own stream, so that they do not depend on which ranks hold it.
-        Experts i * alike .. (i + 1) * alike - 1 share a stream and begin equal: 1 makes all different, n copies one
-        network within a group.
+
+        Args:
+            seed: of all streams. std_in, std_out: standard deviations of `w_in` and `w_out`.
+            alike: experts i * alike .. (i + 1) * alike - 1 share a stream and begin equal: 1 makes all different, n
+                copies one network within a group.
         """
         for parameter, std, stream in ((self.w_in, std_in, 0), (self.w_out, std_out, 1)):
-            drawn = [
-                _normal(whole_shape(parameter)[1:], std, (seed, stream, expert // alike))
-                for expert in self.local_experts
-            ]
+            shape, drawn = whole_shape(parameter)[1:], []
+            for expert in self.local_experts:
+                generator = np.random.default_rng(np.random.SeedSequence((seed, stream, expert // alike)))
+                values = (generator.standard_normal(math.prod(shape), dtype=np.float32) * std).astype(np.float32)
+                drawn.append(values.reshape(shape))  # (a, b) <- (a * b,), of (d, f) or (f, d)
             parameter.set_data(Tensor(own_part(parameter, np.stack(drawn))))
 
     def construct(self, x: Tensor) -> Tensor:
         kind = self.compute_dtype
-        x = ops.cast(self.enter(x), kind)
+        x = ops.cast(self.copy_in(x), kind)
         hidden = self.add_bias(self.matmul(x, ops.cast(self.w_in, kind)), ops.cast(self.b_in, kind))
         y = self.add_output_bias(self.matmul(self.act(hidden), ops.cast(self.w_out, kind)), ops.cast(self.b_out, kind))
-        return self.leave(y)
+        return self.reduce_out(y)
 
 
 def _zeros(shape: Tuple[int, ...], name: str) -> Parameter:
     return Parameter(Tensor(np.zeros(shape, np.float32)), name=name)
-
-
-def _normal(shape: Tuple[int, ...], std: float, key: Tuple[int, ...]) -> np.ndarray:
-    generator = np.random.default_rng(np.random.SeedSequence(key))
-    return (generator.standard_normal(math.prod(shape), dtype=np.float32) * std).astype(np.float32).reshape(shape)

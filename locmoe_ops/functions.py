@@ -62,6 +62,7 @@ class ControlDependency(nn.Cell):
         return _tie(tensors)
 
     def bprop(self, tensors: List[Tensor], out: List[Tensor], dout: List[Tensor]) -> Tuple[List[Tensor]]:
+        """The gradients of `tensors` from those of `out`, `dout`."""
         return (_tie(dout),)
 
 

@@ -1,6 +1,8 @@
 """Ascend's fused kernels behind the interfaces of what they replace. They compile anywhere and run on Ascend only.
 
 Gradients are MindSpore's own for these operators.
+
+Shape legend: L experts of this rank, s slots of each, a and b features, T tokens, k choices a token, d hidden size.
 """
 
 from typing import Tuple
@@ -8,17 +10,15 @@ from typing import Tuple
 from mindspore import Tensor, dtype, nn, ops
 from mindspore.ops.auto_generate import GroupedMatmulV4, MoeTokenPermute, MoeTokenUnpermute
 
-_ONE_OUTPUT, _BY_ROWS, _SIZES = (
-    3,
-    0,
-    1,
-)  # GroupedMatmul: one tensor comes out; groups are of rows; they are given by their sizes
+# Of GroupedMatmul: one tensor comes out; groups are of rows; they are given by their sizes.
+_ONE_OUTPUT, _BY_ROWS, _SIZES = 3, 0, 1
+_NO_ACTIVATION = 0
 
 
 class GroupedProduct(nn.Cell):
     """`ops.BatchMatMul` as one GroupedMatmul: each matrix multiplies as many rows.
 
-    Inputs: x <float>[L, slots, a]; weight <float>[L, a, b]. Output: <float>[L, slots, b].
+    Inputs: x <float>[L, s, a]; weight <float>[L, a, b]. Output: <float>[L, s, b].
     """
 
     def __init__(self) -> None:
@@ -28,8 +28,9 @@ class GroupedProduct(nn.Cell):
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
         groups, rows, width = x.shape
         sizes = ops.full((groups,), rows, dtype=dtype.int64)
+        rows_of_all = x.reshape(-1, width)  # (L * s, a) <- (L, s, a)
         y = self.product(
-            [x.reshape(-1, width)],
+            [rows_of_all],
             [weight],
             None,
             None,
@@ -44,9 +45,9 @@ class GroupedProduct(nn.Cell):
             _ONE_OUTPUT,
             _BY_ROWS,
             _SIZES,
-            0,
+            _NO_ACTIVATION,
         )[0]
-        return y.reshape(groups, rows, -1)
+        return y.reshape(groups, rows, -1)  # (L, s, b) <- (L * s, b)
 
 
 class TokenSort(nn.Cell):

@@ -23,7 +23,7 @@ from locmoe_ops.shard_spec import ShardSpec
 
 
 def marked(parameter: Parameter, part: Optional[ShardSpec]) -> Parameter:
-    """The parameter, with a note of which part of a whole it is; None: it is held whole, by all ranks alike."""
+    """The parameter, with a note of which `part` of a whole it is; None: it is held whole, by all ranks alike."""
     parameter.tensor_slice = part
     return parameter
 
@@ -47,8 +47,10 @@ def own_part(parameter: Parameter, whole: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """This rank's place in its tensor-parallel group, and the ways into and out of split regions; by default it is
-    alone.
+    """This rank's place in its tensor-parallel group, and the ways into and out of split regions.
+
+    Attributes:
+        collectives: of this rank; None: it is alone.
     """
 
     collectives: Optional[Collectives] = None
@@ -62,22 +64,20 @@ class TensorGroup:
         return 0 if self.collectives is None else self.collectives.topology.tp_index(self.collectives.rank)
 
     def slice(self, axis: int, blocks: int = 1) -> Optional[ShardSpec]:
-        """This rank's slice along `axis`; None in a group of one."""
+        """This rank's shard along `axis`, each of `blocks` equal stretches cut by itself; None in a group of one."""
         return None if self.size == 1 else ShardSpec(axis, self.index, self.size, blocks)
 
-    def enter(self, tag: str) -> nn.Cell:
-        """The way into a split region, for every tensor that comes from outside."""
-        return (
-            nn.Identity() if self.collectives is None or self.size == 1 else CopyToTensorParallel(self.collectives, tag)
-        )
+    def copy_in(self, tag: str) -> nn.Cell:
+        """The way into a split region, for every tensor that comes from outside; `tag` names its collective."""
+        if self.collectives is None or self.size == 1:
+            return nn.Identity()
+        return CopyToTensorParallel(self.collectives, tag)
 
-    def leave(self, tag: str) -> nn.Cell:
-        """The way out: the sum of what the ranks have."""
-        return (
-            nn.Identity()
-            if self.collectives is None or self.size == 1
-            else ReduceFromTensorParallel(self.collectives, tag)
-        )
+    def reduce_out(self, tag: str) -> nn.Cell:
+        """The way out: the sum of what the ranks have; `tag` names its collective."""
+        if self.collectives is None or self.size == 1:
+            return nn.Identity()
+        return ReduceFromTensorParallel(self.collectives, tag)
 
     def all_gather(self, tag: str) -> nn.Cell:
         """(n, ...) -> (size * n, ...), in the order of the group (see `Collectives.all_gather`)."""
@@ -87,9 +87,27 @@ class TensorGroup:
 ALONE = TensorGroup()
 
 
+@dataclass(frozen=True)
+class SplitRegion:
+    """A region whose work a tensor-parallel group shares out, with its ways in and out.
+
+    Attributes:
+        tensor: the group. copy_in, reduce_out: the ways (see `TensorGroup`; for shares of slots
+            `locmoe_ops.dispatch.group_wise`); None where the rank is alone.
+    """
+
+    tensor: TensorGroup = ALONE
+    copy_in: Optional[nn.Cell] = None
+    reduce_out: Optional[nn.Cell] = None
+
+
 class CopyToTensorParallel(nn.Cell):
-    """The identity, whose gradient is summed over the group. Input and output: any tensor that all ranks of the group
-    hold.
+    """The identity, whose gradient is summed over the group.
+
+    Args:
+        collectives: of this rank. tag: names the sum.
+
+    Input and output: any tensor that all ranks of the group hold.
     """
 
     def __init__(self, collectives: Collectives, tag: str) -> None:
@@ -100,11 +118,18 @@ class CopyToTensorParallel(nn.Cell):
         return x
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Any]:
+        """The gradient of `x` from that of `out`, `dout`."""
         return (self.sum(dout),)
 
 
 class ReduceFromTensorParallel(nn.Cell):
-    """The sum over the group, whose gradient is handed to every rank as it is. Input and output: any tensor."""
+    """The sum over the group, whose gradient every rank gets as it is.
+
+    Args:
+        collectives: of this rank. tag: names the sum.
+
+    Input and output: any tensor.
+    """
 
     def __init__(self, collectives: Collectives, tag: str) -> None:
         super().__init__()
@@ -114,4 +139,5 @@ class ReduceFromTensorParallel(nn.Cell):
         return self.sum(x)
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Any]:
+        """The gradient of `x` from that of `out`, `dout`."""
         return (dout,)

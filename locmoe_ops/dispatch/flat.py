@@ -21,7 +21,7 @@ from locmoe_ops.dispatch.registry import SLOT_KEYS, DispatcherSpec
 
 
 def flat_slots(setup: DispatchSetup) -> LayerSlots:
-    """C, a multiple of the chunks, for each expert; group-wise of a share. A rank alone has nothing to cut in chunks."""
+    """C, a multiple of the chunks, for each expert; group-wise of a share. A rank alone cuts nothing in chunks."""
     ranks, chunks, shares = setup.placement.ep, setup.options.chunks, setup.shares
     capacity = share_of_slots(setup.capacities.uniform, shares, chunks)
     calls = (capacity,) if ranks == 1 else (ranks * capacity // chunks,) * chunks
@@ -83,6 +83,7 @@ class FlatDispatcher(Dispatcher):
         self.in_order = ControlDependency()
 
     def run_experts(self, buffer: Tensor, context: DispatchContext, experts: Callable[[Tensor], Tensor]) -> Tensor:
+        """`buffer`, `context` and `experts`: see `Dispatcher.run_experts`."""
         width = buffer.shape[-1]
         if self.ranks == 1:
             # (M, d) <- (E, C, d) <- (M, d)

@@ -47,6 +47,7 @@ class ScatterToTpRegion(nn.Cell):
         return rows.reshape(-1, self.ranks, rows.shape[-1])[:, self.index]  # (n, d) <- (n, P, d) <- (n * P, d)
 
     def bprop(self, rows: Tensor, out: Tensor, dout: Tensor) -> tuple[Any]:
+        """The gradient of `rows` from that of `out`, `dout`."""
         shares = self.gather(dout).reshape(self.ranks, -1, dout.shape[-1])  # (P, n, d) <- (P * n, d) <- (n, d)
         return (shares.transpose(1, 0, 2).reshape(rows.shape),)  # (n * P, d) <- (n, P, d)
 
@@ -72,6 +73,7 @@ class GatherFromTpRegion(nn.Cell):
         return shares.transpose(1, 0, 2).reshape(-1, width)  # (n * P, d) <- (n, P, d)
 
     def bprop(self, share: Tensor, out: Tensor, dout: Tensor) -> tuple[Any]:
+        """The gradient of `share` from that of `out`, `dout`."""
         return (dout.reshape(-1, self.ranks, dout.shape[-1])[:, self.index],)  # (n, d) <- (n, P, d) <- (n * P, d)
 
 

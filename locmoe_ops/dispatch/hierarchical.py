@@ -133,6 +133,7 @@ class HierarchicalDispatcher(Dispatcher):
         self.in_order = ControlDependency()
 
     def run_experts(self, buffer: Tensor, context: DispatchContext, experts: Callable[[Tensor], Tensor]) -> Tensor:
+        """`buffer`, `context` and `experts`: see `Dispatcher.run_experts`."""
         width = buffer.shape[-1]
         if self.inter == 0:
             return self._intra_node(buffer, 0, experts)
@@ -187,9 +188,9 @@ class HierarchicalDispatcher(Dispatcher):
         buffer = self.intra_dispatch(buffer.transpose(1, 0, 2, 3, 4))
         # (L, R * V * C_out, d) <- (L, R, V, C_out, d) <- (R, V, L, C_out, d)
         rows = experts(buffer.transpose(2, 0, 1, 3, 4).reshape(self.local_experts, -1, width))
-        # (R, V, L, C_out, d) <- (L, R, V, C_out, d) <- (L, R * V * C_out, d)
+        # (L, R, V, C_out, d) <- (L, R * V * C_out, d)
         buffer = rows.reshape(self.local_experts, self.neighbours, self.nodes, self.inter, width)
-        buffer = self.intra_combine(buffer.transpose(1, 2, 0, 3, 4))
+        buffer = self.intra_combine(buffer.transpose(1, 2, 0, 3, 4))  # (R, V, L, C_out, d) <- (L, R, V, C_out, d)
         return self.start_inter_combine(buffer.transpose(1, 0, 2, 3, 4))  # (V, R, L, C_out, d) <- (R, V, L, C_out, d)
 
 

@@ -105,6 +105,7 @@ class RaggedDispatcher(Dispatcher):
         self.combine_a2a = collectives.all_to_all_v(placement.group, f"{tag}/combine", room, rows, advice)
 
     def run_experts(self, buffer: Tensor, context: DispatchContext, experts: Callable[[Tensor], Tensor]) -> Tensor:
+        """`buffer`, `context` and `experts`: see `Dispatcher.run_experts`."""
         counts = context["counts"].reshape(self.ranks, self.local_experts)  # (P, L) <- (E,)
         if self.ranks == 1:
             return self._with_experts(buffer, counts, experts)
@@ -120,8 +121,9 @@ class RaggedDispatcher(Dispatcher):
             rows, there["assignment"], there["slot_mask"], there["slot"], there["keep_mask"]
         )
         regions = experts(regions.reshape(self.local_experts, self.capacity, width))  # (L, S, d) <- (L * S, d)
-        return self.permute(  # (R, d) <- (L * S, d) <- (L, S, d)
-            regions.reshape(-1, width), there["slot"], there["keep_mask"], there["assignment"], there["slot_mask"]
+        regions = regions.reshape(-1, width)  # (L * S, d) <- (L, S, d)
+        return self.permute(  # (R, d) <- (L * S, d)
+            regions, there["slot"], there["keep_mask"], there["assignment"], there["slot_mask"]
         )
 
 
@@ -193,7 +195,8 @@ class FusedRaggedDispatcher(RaggedDispatcher):
     Of one expert's tokens the earlier come first whatever choice it was, where the plain form takes all first choices
     first. Nothing is dropped, so the order is of no consequence.
 
-    Args, inputs and outputs: as `RaggedDispatcher`.
+    Args:
+        collectives, setup, tag: as `RaggedDispatcher`.
     """
 
     def __init__(self, collectives: Collectives, setup: DispatchSetup, tag: str) -> None:
@@ -204,6 +207,7 @@ class FusedRaggedDispatcher(RaggedDispatcher):
     def dispatch(
         self, x: Tensor, expert: Tensor, gate: Tensor, second: Optional[Tuple[Tensor, Tensor]] = None
     ) -> Tuple[Tensor, DispatchContext]:
+        """`x`, `expert` and `gate`: see `Dispatcher.dispatch`; `second` is not used."""
         context = self.slots(expert, gate)
         rows, order = self.sort(x, ops.gather(self.slots.position, expert, 0))  # (N, d) <- (T, d), (T, k)
         context["order"] = order
@@ -212,6 +216,7 @@ class FusedRaggedDispatcher(RaggedDispatcher):
     def combine(
         self, buffer: Tensor, context: DispatchContext, scale: Tensor, second: Optional[Tuple[Tensor, Tensor]] = None
     ) -> Tensor:
+        """`buffer`, `context` and `scale`: see `Dispatcher.combine`; `second` is not used."""
         return self.unsort(buffer, context["order"], ops.cast(scale, buffer.dtype))
 
 

@@ -21,7 +21,8 @@ class RepickingAssignment(Slots):
     3. Re-picked assignments get the slots that their new expert has left, in the order of step 1 (by weight: by the
        weight with which they lost), until these are taken; the others are dropped.
 
-    Args: as `Slots`.
+    Args:
+        tokens, top_k, table, by_weight: as `Slots`.
 
     Inputs: expert <int32>[T, k]; weight <float32>[T, k]; second <int32>[T], an expert that the token has not chosen, E:
         none.

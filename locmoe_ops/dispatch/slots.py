@@ -165,6 +165,9 @@ class PermuteRows(nn.Cell):
         out: Tensor,
         dout: Tensor,
     ) -> Tuple[Tensor, ...]:
+        """The gradient of `rows` from that of `out`, `dout`; zeros for `source`, `source_mask`, `target` and
+        `target_mask`.
+        """
         grad = self.gather(dout, target, 0) * ops.cast(target_mask, dout.dtype)  # (N, d) <- (M, d)
         return (
             grad,

@@ -5,17 +5,16 @@ from typing import List, Optional, Set, Tuple
 
 import numpy as np
 
-from mindspore import nn
-
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.group_wise import AllGatherSlots, ReduceScatterSlots
 from locmoe_ops.dispatch.registry import load_dispatcher
-from locmoe_ops.experts import ExpertBank
+from locmoe_ops.experts import ExpertBank, ExpertKernels
 from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
 from locmoe_ops.routers.base import Router, RouterContext, RoutingShape, make_router
 from locmoe_ops.routers.second import SecondExpert
 from locmoe_ops.routers.selection_bias import BalanceBias, LocalityBias, SelectionBias, Sum
+from locmoe_ops.tensor_parallel import SplitRegion
 from locmoe_ops.topology import ExpertPlacement, Placement, Topology, local_experts_table
 from pangu_sigma.config.schema import Config
 from pangu_sigma.model.capacity_rules import SlotRules
@@ -72,17 +71,20 @@ def build_dispatcher(
     return dispatcher
 
 
-def expert_gateways(context: SparseContext, layer: int) -> Tuple[nn.Cell, nn.Cell]:
-    """The ways into and out of the experts, whose inner features a tensor-parallel group shares out (see `ExpertBank`):
-    for whole slots, or for shares of them that a group-wise dispatcher brings.
+def expert_region(context: SparseContext, layer: int) -> SplitRegion:
+    """The experts' split region, whose inner features a tensor-parallel group shares out: its ways in and out are for
+    whole slots, or for shares of them that a group-wise dispatcher brings.
     """
+    tensor, collectives = context.shape.tensor, context.collectives
     if context.config.moe.dispatch.group_wise:
         tag = f"all_to_all/layer {layer} group"
-        return AllGatherSlots(context.collectives, f"{tag}/gather"), ReduceScatterSlots(
-            context.collectives, f"{tag}/scatter"
+        gather, scatter = (
+            AllGatherSlots(collectives, f"{tag}/gather"),
+            ReduceScatterSlots(collectives, f"{tag}/scatter"),
         )
-    tensor, tag = context.shape.tensor, f"tensor/layer {layer}"
-    return tensor.enter(tag), tensor.leave(tag)
+        return SplitRegion(tensor, gather, scatter)
+    tag = f"tensor/layer {layer}"
+    return SplitRegion(tensor, tensor.copy_in(tag), tensor.reduce_out(tag))
 
 
 def training_dispatcher(context: SparseContext, layer: int, factor: float, variant: str = "") -> Dispatcher:
@@ -106,10 +108,8 @@ def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
         shape.hidden_size,
         shape.ffn_hidden_size,
         shape.activation,
-        shape.compute_dtype,
-        shape.tensor,
-        *expert_gateways(context, layer),
-        fused=context.config.runtime.fused.experts,
+        ExpertKernels(shape.compute_dtype, context.config.runtime.fused.experts),
+        expert_region(context, layer),
     )
     return MoEFeedForward(
         routing=MultiLevelRouting(context.domain_groups, build_router(context, layer, layout_placement)),

@@ -178,7 +178,7 @@ def run_case(name: str, rank: int, mesh) -> dict:
                     ReduceScatterSlots(collectives, f"{name}/scatter"),
                 )
             else:
-                self.enter, self.leave = tensor.enter(f"{name}/experts"), tensor.leave(f"{name}/experts")
+                self.enter, self.leave = tensor.copy_in(f"{name}/experts"), tensor.reduce_out(f"{name}/experts")
 
         def construct(self, buffers):
             return self.leave(self.enter(buffers) * self.factor)

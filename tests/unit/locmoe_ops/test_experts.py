@@ -5,7 +5,7 @@ from scipy import special
 import mindspore as ms
 from mindspore import Tensor
 
-from locmoe_ops.experts import ExpertBank
+from locmoe_ops.experts import ExpertBank, ExpertKernels
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -52,7 +52,7 @@ def test_outputs_and_gradients_match_a_loop(pullback):
 
 
 def test_half_precision_computes_in_half_and_keeps_float32_parameters(pullback):
-    bank, values = bank_with_values(compute_dtype=ms.float16)
+    bank, values = bank_with_values(kernels=ExpertKernels(ms.float16))
     x = np.random.default_rng(2).standard_normal((3, SLOTS, HIDDEN)).astype(np.float16)
     (found,), _, of_parameters = pullback(bank, [x], [np.ones_like(x)], [getattr(bank, name) for name in NAMES])
     expected, _ = loop(x, **values, dy=np.ones(x.shape))

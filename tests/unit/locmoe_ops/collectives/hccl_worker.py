@@ -84,7 +84,7 @@ def main():
     from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup, FixedCapacities
     from locmoe_ops.dispatch.group_wise import AllGatherSlots, ReduceScatterSlots
     from locmoe_ops.experts import ExpertBank
-    from locmoe_ops.tensor_parallel import TensorGroup
+    from locmoe_ops.tensor_parallel import SplitRegion, TensorGroup
     from locmoe_ops.topology import ExpertPlacement, Topology
 
     ms.set_device("CPU")
@@ -124,7 +124,7 @@ def main():
             super().__init__()
             collectives = create_collectives("hccl", Topology(size, RANKS_PER_NODE, 2, 2), rank)
             tensor, placement = TensorGroup(collectives), ExpertPlacement(2, 1, 2)
-            self.enter, self.leave = tensor.enter("region"), tensor.leave("region")
+            self.copy_in, self.reduce_out = tensor.copy_in("region"), tensor.reduce_out("region")
             options = DispatchOptions(group_wise=True)
             setup = DispatchSetup(collectives.topology, placement, 4, 1, FixedCapacities(2), options)
             self.dispatcher = FlatDispatcher(collectives, setup, "moe")
@@ -132,13 +132,11 @@ def main():
                 placement.local_experts(rank // 2),
                 3,
                 8,
-                tensor=tensor,
-                enter=AllGatherSlots(collectives, "in"),
-                leave=ReduceScatterSlots(collectives, "out"),
+                region=SplitRegion(tensor, AllGatherSlots(collectives, "in"), ReduceScatterSlots(collectives, "out")),
             )
 
         def construct(self, x, expert, gate):
-            x = self.leave(self.enter(x) * 0.5)
+            x = self.reduce_out(self.copy_in(x) * 0.5)
             y, _ = self.dispatcher.forward(x, expert, gate, gate, self.experts)
             return (y * y).sum()
 

@@ -46,7 +46,7 @@ def test_layout_is_the_job_unless_given(networks):
         (
             "hierarchical",
             2,
-            {"near": 4, "far": 3},
+            {"intra": 4, "inter": 3},
         ),  # C_out = ceil(9 / 2) = 5, 6 in halves; C_in = ceil(27 / 2) = 14, 8 more
     ],
 )
@@ -64,7 +64,7 @@ def test_group_wise_dispatch_sends_half_of_the_slots(networks, kind, chunks, exp
     context = SparseContext(config, model_dims(config, 3, 30, 1, TensorGroup(collectives)), collectives)
     layer = build_sparse_layer(context, 0)
     assert {name: getattr(layer.dispatcher, name) for name in expected} == expected
-    assert layer.experts.w_in.shape == (2, 16, 10) and isinstance(layer.experts.enter, AllGatherSlots)
+    assert layer.experts.w_in.shape == (2, 16, 10) and isinstance(layer.experts.copy_in, AllGatherSlots)
 
 
 def test_a_tensor_parallel_group_is_one_place(networks):
