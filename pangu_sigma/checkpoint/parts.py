@@ -52,7 +52,7 @@ def write_part(folder: Path, rank: int, pieces: Sequence[LocalTensor]) -> None:
 
 
 def _key(piece: LocalTensor) -> str:
-    return piece.name if piece.part is None else f"{piece.name}[{piece.part.index}/{piece.part.parts}]"
+    return piece.name if piece.part is None else f"{piece.name}[{piece.part.shard}/{piece.part.num_shards}]"
 
 
 def _describe(piece: LocalTensor, checksum: str) -> Dict[str, Any]:
@@ -64,7 +64,7 @@ def _describe(piece: LocalTensor, checksum: str) -> Dict[str, Any]:
         "dtype": NAMES_OF[piece.array.dtype],
         "shard": piece.shard,
         "crc32": checksum,
-        "part": None if part is None else [part.axis, part.index, part.parts, part.blocks],
+        "part": None if part is None else [part.axis, part.shard, part.num_shards, part.blocks],
     }
 
 

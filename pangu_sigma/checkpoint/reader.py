@@ -91,13 +91,13 @@ class CheckpointReader:
             return self._join(name, entry, 0, stored)
         part.shape_of(entry.shape)
         alike = (part.axis, part.blocks) == (entry.axis, entry.blocks)
-        if alike and stored % part.parts == 0:
-            share = stored // part.parts
-            return self._join(name, entry, part.index * share, share)
-        if alike and part.parts % stored == 0:
-            share = part.parts // stored
-            piece = self._join(name, entry, part.index // share, 1)
-            return ShardSpec(part.axis, part.index % share, share, part.blocks).cut(piece)
+        if alike and stored % part.num_shards == 0:
+            share = stored // part.num_shards
+            return self._join(name, entry, part.shard * share, share)
+        if alike and part.num_shards % stored == 0:
+            share = part.num_shards // stored
+            piece = self._join(name, entry, part.shard // share, 1)
+            return ShardSpec(part.axis, part.shard % share, share, part.blocks).cut(piece)
         return part.cut(self._join(name, entry, 0, stored))
 
     def read_file(self, name: str) -> Optional[bytes]:

@@ -122,7 +122,7 @@ def output_projection(shape: ModelDims, tag: str) -> Linear:
         shape.compute_dtype,
         residual=True,
         part=shape.tensor.slice(1),
-        leave=shape.tensor.leave(tag),
+        leave=shape.tensor.reduce_out(tag),
     )
 
 
@@ -136,7 +136,7 @@ class SelfAttention(nn.Cell):
         super().__init__()
         tag = f"tensor/attention {salt}"
         self.heads = (shape.rows, shape.sequence_length, shape.local_heads, shape.head_size)
-        self.enter = shape.tensor.enter(tag)
+        self.enter = shape.tensor.copy_in(tag)
         self.query = qkv_projection(shape)
         self.key = key_map(shape)
         self.value = qkv_projection(shape)
@@ -161,8 +161,8 @@ class QueryAttention(nn.Cell):
         super().__init__()
         tag = f"tensor/attention {salt}"
         self.heads = (shape.rows, shape.sequence_length, shape.local_heads, shape.head_size)
-        self.enter = shape.tensor.enter(tag)
-        self.enter_query = shape.tensor.enter(f"{tag}/query")
+        self.enter = shape.tensor.copy_in(tag)
+        self.enter_query = shape.tensor.copy_in(f"{tag}/query")
         self.query = qkv_projection(shape)
         self.key = key_map(shape)
         self.value = qkv_projection(shape)

@@ -25,7 +25,7 @@ class Embedding(nn.Cell):
         self.word = split_constant(
             (slots * shape.vocab_size, shape.hidden_size), 0.0, "word", shape.tensor.slice(0, slots)
         )
-        self.leave = shape.tensor.leave("tensor/embedding")
+        self.leave = shape.tensor.reduce_out("tensor/embedding")
         self.position = constant((shape.sequence_length, shape.hidden_size), 0.0, "position")
         self.dropout = SeededDropout(shape.embedding_dropout, shape.sequence_length * shape.hidden_size, salt=1)
 
@@ -57,7 +57,7 @@ class TiedHead(nn.Cell):
         self.rows = shape.rows
         self.per_domain = per_domain
         self.table_shape = (-1, shape.local_vocab_size, shape.hidden_size)
-        self.enter = shape.tensor.enter("tensor/head")
+        self.enter = shape.tensor.copy_in("tensor/head")
         self.compute_dtype = shape.compute_dtype
         self.matmul = ops.MatMul(transpose_b=True)
         self.batch_matmul = ops.BatchMatMul(transpose_b=True)

@@ -20,7 +20,7 @@ class FeedForward(nn.Cell):
     def __init__(self, shape: ModelDims, index: int = 0) -> None:
         super().__init__()
         tensor, tag = shape.tensor, f"tensor/feed-forward {index}"
-        self.enter = tensor.enter(tag)
+        self.enter = tensor.copy_in(tag)
         self.w_in = Linear(shape.hidden_size, shape.ffn_hidden_size, shape.compute_dtype, part=tensor.slice(0))
         self.act = activation(shape.activation)
         self.w_out = Linear(
@@ -29,7 +29,7 @@ class FeedForward(nn.Cell):
             shape.compute_dtype,
             residual=True,
             part=tensor.slice(1),
-            leave=tensor.leave(tag),
+            leave=tensor.reduce_out(tag),
         )
 
     def construct(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Dict[str, Tensor]]:

@@ -44,9 +44,9 @@ def source(tmp_path):
     halves = [
         LocalTensor(
             "split",
-            np.arange(12, dtype=np.float32).reshape(6, 2)[part.index * 3 : part.index * 3 + 3],
+            np.arange(12, dtype=np.float32).reshape(6, 2)[part.shard * 3 : part.shard * 3 + 3],
             part,
-            f"s{part.index}",
+            f"s{part.shard}",
         )
         for part in (ShardSpec(0, 0, 2), ShardSpec(0, 1, 2))
     ]
