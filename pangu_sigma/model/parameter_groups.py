@@ -1,41 +1,72 @@
-"""Which parameters are treated alike: what is an expert, what decays, what is a linear map, and the order of gradients."""
+"""Which parameters are treated alike, by name: what is an expert, what decays, what is a linear map, what a
+tensor-parallel group splits, and the order of gradients.
 
-from typing import List, Tuple
+A name is that of a parameter of `PanGuSigma`; with the prefix of a moment (`adam_m.`) it is told to belong to the same
+kind. Needs no MindSpore, so that a job can be planned without it.
+"""
 
-from mindspore import Parameter, nn
+from typing import Callable, Iterable, List, Optional, Protocol, Tuple, TypeVar
 
-from locmoe_ops.tensor_parallel import slice_of
+from locmoe_ops.shard_spec import ShardSpec
+
+_NOT_DECAYING = ("b_", "bias", "gamma", "beta")  # how the last words of biases and norms begin
+_SPLIT_BY_OUTPUT = ("query", "key", "value", "w_in")  # linear maps of which a rank has some outputs, and their biases
+_SPLIT_BY_INPUT = ("project", "w_out")  # linear maps of which a rank has some inputs
 
 
-def is_expert_parameter(parameter: Parameter) -> bool:
+class Named(Protocol):
+    """A parameter, built or planned."""
+
+    @property
+    def name(self) -> str: ...
+
+
+P = TypeVar("P", bound=Named)
+
+
+def is_expert_parameter(name: str) -> bool:
     """True for the parameters of an expert bank: they differ between expert-parallel ranks."""
-    return ".experts." in parameter.name
+    return ".experts." in name
 
 
-def decays(parameter: Parameter) -> bool:
+def decays(name: str) -> bool:
     """Matrices and embeddings decay; biases and norms do not."""
-    return not parameter.name.rsplit(".", 1)[-1].startswith(("b_", "bias", "gamma", "beta"))
+    return not name.rsplit(".", 1)[-1].startswith(_NOT_DECAYING)
 
 
-def is_map_weight(parameter: Parameter) -> bool:
+def is_map_weight(name: str) -> bool:
     """True for the weight of a linear map of attention or of a dense feed-forward network (not for a router's gate)."""
-    return parameter.name.endswith(".weight") and ".router." not in parameter.name
+    return name.endswith(".weight") and ".router." not in name
 
 
-def ordered_parameters(network: nn.Cell) -> List[Parameter]:
-    """The trainable parameters in the order of every gradient list: first the weights of linear maps, as the backward
-    pass comes by them, then other dense parameters, then experts; in the last two decaying ones first, and of these
-    those that are held whole.
+def split_axis(name: str) -> Optional[int]:
+    """The axis along which the ranks of a tensor-parallel group split a parameter; None: each of them holds it whole."""
+    *_, owner, last = name.split(".")
+    if is_expert_parameter(name):  # w_in (L, d, f), b_in (L, 1, f), w_out (L, f, d), b_out (L, 1, d)
+        return {"w_in": 2, "b_in": 2, "w_out": 1}.get(last)
+    if (owner, last) == ("embedding", "word") or owner in _SPLIT_BY_OUTPUT:
+        return 0
+    return 1 if owner in _SPLIT_BY_INPUT and last == "weight" else None
+
+
+def group_key(name: str) -> Tuple[bool, bool]:
+    """(in an expert, does not decay): parameters of one key are updated alike."""
+    return is_expert_parameter(name), not decays(name)
+
+
+def ordered_parameters(parameters: Iterable[P], shard_of: Callable[[P], Optional[ShardSpec]]) -> List[P]:
+    """Trainable parameters in the order of every gradient list: first the weights of linear maps, as the backward pass
+    comes by them, then other dense parameters, then experts; in the last two decaying ones first, and of these those
+    that are held whole.
 
     Neighbours that are treated alike can be handled by one mapped function, which MindSpore compiles far faster than a
     loop.
+
+    Args:
+        parameters: all of a network, in the network's own order.
+        shard_of: gives the part that this rank holds of a parameter, or None where it holds the whole of it.
     """
-    found = network.trainable_params()
-    maps = [parameter for parameter in found if is_map_weight(parameter)][::-1]
-    rest = [parameter for parameter in found if not is_map_weight(parameter)]
-    return maps + sorted(rest, key=lambda parameter: (*group_key(parameter), slice_of(parameter) is not None))
-
-
-def group_key(parameter: Parameter) -> Tuple[bool, bool]:
-    """(in an expert, does not decay): parameters of one key are updated alike."""
-    return is_expert_parameter(parameter), not decays(parameter)
+    found = list(parameters)
+    maps = [parameter for parameter in found if is_map_weight(parameter.name)][::-1]
+    rest = [parameter for parameter in found if not is_map_weight(parameter.name)]
+    return maps + sorted(rest, key=lambda parameter: (*group_key(parameter.name), shard_of(parameter) is not None))

@@ -1,27 +1,44 @@
-"""Parameters by closed form: every tensor of the network that `pangu_sigma.model` would build, without building it."""
+"""Parameters by closed form: every tensor of the network that `pangu_sigma.model` would build, without building it.
+
+What kind a parameter is, and which axis of it a tensor-parallel group splits, follows from its name
+(`pangu_sigma.model.parameter_groups`); here stand the names and the whole shapes.
+
+Shape legend: d hidden size, f inner features, S positions, V words, L experts of a rank.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Iterator
 
+from locmoe_ops.shard_spec import ShardSpec
+from pangu_sigma.model.parameter_groups import (
+    decays,
+    is_expert_parameter,
+    is_map_weight,
+    ordered_parameters,
+    split_axis,
+)
 from pangu_sigma.planner.job import PlannedJob
-
-_NOT_DECAYING = ("b_", "bias", "gamma", "beta")  # how names of biases and norms begin
 
 
 @dataclass(frozen=True)
 class PlannedParameter:
-    """A trainable tensor. `shape`: what one rank holds of it; `parts`: different parts over all ranks, each of that
-    shape; `split`: whether the ranks of a tensor-parallel group hold a part each.
+    """A trainable tensor.
+
+    Attributes:
+        name: the one that the network gives it.
+        shape: what one rank holds of it.
+        shard: the part that the first rank of a tensor-parallel group holds; None: every rank holds the whole.
+        copies: ranks with values of their own, beside tensor parallelism: the expert-parallel ranks for an expert bank.
     """
 
     name: str
     shape: tuple[int, ...]
-    parts: int = 1
-    expert: bool = False
-    split: bool = False
+    shard: ShardSpec | None = None
+    copies: int = 1
 
     @property
     def size(self) -> int:
@@ -31,25 +48,35 @@ class PlannedParameter:
     @property
     def total(self) -> int:
         """Numbers in the model."""
-        return self.size * self.parts
+        whole = self.shape if self.shard is None else self.shard.whole_shape(self.shape)
+        return math.prod(whole) * self.copies
+
+    @property
+    def expert(self) -> bool:
+        return is_expert_parameter(self.name)
 
     @property
     def decays(self) -> bool:
-        return not self.name.rsplit(".", 1)[-1].startswith(_NOT_DECAYING)
+        return decays(self.name)
 
     @property
     def is_map(self) -> bool:
-        """True for weights of attention and dense feed-forward networks, whose gradients may set out during the
-        backward pass.
-        """
-        return self.name.endswith(".weight") and ".router." not in self.name
+        """True where the gradient may set out during the backward pass."""
+        return is_map_weight(self.name)
+
+    @property
+    def split(self) -> bool:
+        """True where the ranks of a tensor-parallel group hold a part each."""
+        return self.shard is not None
 
 
 @dataclass(frozen=True)
 class Counts:
-    """`total`: of the model; `active`: of these, what one token passes through; `rank`: what one rank holds; `experts`
-    and
-    `rank_experts`: of total and rank, what is in experts.
+    """Trainable numbers.
+
+    Attributes:
+        total: of the model. active: of these, what one token passes through. experts: of these, what is in experts.
+        rank: what one rank holds. rank_experts: of these, what is in experts.
     """
 
     total: int
@@ -73,67 +100,59 @@ def count_parameters(job: PlannedJob) -> Counts:
 
 def parameters(job: PlannedJob) -> list[PlannedParameter]:
     """All trainable tensors in the network's own order, the word table first."""
-    model, tensor = job.config.model, job.topology.tensor
-    d, length = model.hidden_size, model.sequence_length
-    found = [
-        PlannedParameter("embedding.word", (job.word_slots * job.words // tensor, d), tensor, split=tensor > 1),
-        PlannedParameter("embedding.position", (length, d)),
-    ]
-    for index in range(job.blocks):
-        found += _block(job, f"blocks.{index}", index >= model.dense_layers)
-    found += _norm(job, "final_norm")
-    found.append(PlannedParameter("query_layer.top_query", (length, d)))
-    return found + list(_block(job, "query_layer", model.sparse_query_layer))
+    return [_planned(job, name, shape) for name, shape in _whole_shapes(job)]
 
 
 def in_gradient_order(found: list[PlannedParameter]) -> list[PlannedParameter]:
-    """Weights of linear maps as the backward pass comes by them, then other dense parameters, then experts; in the last
-    two the decaying ones first, and of these those that are whole (see
-    `pangu_sigma.model.parameter_groups.ordered_parameters`).
-    """
-    rest = sorted((p for p in found if not p.is_map), key=lambda p: (p.expert, not p.decays, p.split))
-    return [p for p in found if p.is_map][::-1] + rest
+    """See `pangu_sigma.model.parameter_groups.ordered_parameters`."""
+    return ordered_parameters(found, attrgetter("shard"))
 
 
-def _block(job: PlannedJob, name: str, sparse: bool) -> Iterator[PlannedParameter]:
-    d, inner = job.config.model.hidden_size, job.inner
+def _planned(job: PlannedJob, name: str, whole: tuple[int, ...]) -> PlannedParameter:
+    axis, tensor = split_axis(name), job.topology.tensor
+    shard = None if axis is None or tensor == 1 else ShardSpec(axis, 0, tensor)
+    copies = job.topology.expert if is_expert_parameter(name) else 1
+    return PlannedParameter(name, whole if shard is None else shard.shape_of(whole), shard, copies)
+
+
+_Shapes = Iterator[tuple[str, tuple[int, ...]]]  # name, and shape without tensor parallelism
+
+
+def _whole_shapes(job: PlannedJob) -> _Shapes:
+    model = job.config.model
+    d, length = model.hidden_size, model.sequence_length
+    yield "embedding.word", (job.word_slots * job.words, d)
+    yield "embedding.position", (length, d)
+    for index in range(job.blocks):
+        yield from _block(job, f"blocks.{index}", index >= model.dense_layers)
+    yield from _norm(job, "final_norm")
+    yield "query_layer.top_query", (length, d)
+    yield from _block(job, "query_layer", model.sparse_query_layer)
+
+
+def _block(job: PlannedJob, name: str, sparse: bool) -> _Shapes:
+    d, f, held = job.config.model.hidden_size, job.inner, job.experts_per_rank
     yield from _norm(job, f"{name}.attention_norm")
-    for part in ("query", "key", "value"):
-        yield from _map(job, f"{name}.attention.{part}", d, d, split=0, bias=part != "key")
-    yield from _map(job, f"{name}.attention.project", d, d, split=1)
+    for part in ("query", "key", "value", "project"):
+        yield f"{name}.attention.{part}.weight", (d, d)
+        if part != "key":  # a bias of the keys changes no attention
+            yield f"{name}.attention.{part}.bias", (d,)
     yield from _norm(job, f"{name}.ffn_norm")
     if sparse:
-        yield from _sparse_layer(job, f"{name}.feed_forward")
+        for weight, shape in job.router_cost.weights.items():
+            yield f"{name}.feed_forward.routing.router.{weight}", shape
+        for part, shape in {
+            "w_in": (held, d, f),
+            "b_in": (held, 1, f),
+            "w_out": (held, f, d),
+            "b_out": (held, 1, d),
+        }.items():
+            yield f"{name}.feed_forward.experts.{part}", shape
         return
-    yield from _map(job, f"{name}.feed_forward.w_in", inner, d, split=0)
-    yield from _map(job, f"{name}.feed_forward.w_out", d, inner, split=1)
+    for part, rows, columns in (("w_in", f, d), ("w_out", d, f)):
+        yield f"{name}.feed_forward.{part}.weight", (rows, columns)
+        yield f"{name}.feed_forward.{part}.bias", (rows,)
 
 
-def _norm(job: PlannedJob, name: str) -> list[PlannedParameter]:
-    return [PlannedParameter(f"{name}.{part}", (job.config.model.hidden_size,)) for part in ("gamma", "beta")]
-
-
-def _map(
-    job: PlannedJob, name: str, rows: int, columns: int, split: int, bias: bool = True
-) -> Iterator[PlannedParameter]:
-    """A linear map whose rows (0) or columns (1) a tensor-parallel group shares out; with its rows goes the bias."""
-    tensor = job.topology.tensor
-    shape = (rows // tensor, columns) if split == 0 else (rows, columns // tensor)
-    yield PlannedParameter(f"{name}.weight", shape, tensor, split=tensor > 1)
-    if bias:
-        yield PlannedParameter(f"{name}.bias", shape[:1], tensor if split == 0 else 1, split=split == 0 and tensor > 1)
-
-
-def _sparse_layer(job: PlannedJob, name: str) -> Iterator[PlannedParameter]:
-    config, topology = job.config, job.topology
-    d, count = config.model.hidden_size, job.experts_per_rank
-    inner, parts = job.inner // topology.tensor, topology.expert * topology.tensor
-    for weight, shape in job.router_cost.weights.items():
-        yield PlannedParameter(f"{name}.routing.router.{weight}", shape)
-    for part, shape, held in (
-        ("w_in", (count, d, inner), parts),
-        ("b_in", (count, 1, inner), parts),
-        ("w_out", (count, inner, d), parts),
-        ("b_out", (count, 1, d), topology.expert),
-    ):
-        yield PlannedParameter(f"{name}.experts.{part}", shape, held, expert=True, split=held > topology.expert)
+def _norm(job: PlannedJob, name: str) -> _Shapes:
+    yield from ((f"{name}.{part}", (job.config.model.hidden_size,)) for part in ("gamma", "beta"))

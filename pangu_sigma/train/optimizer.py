@@ -14,7 +14,7 @@ from pangu_sigma.model.parameter_groups import group_key, is_expert_parameter
 
 def on_device(parameters: Sequence[Parameter], options: OptimizerConfig) -> List[Parameter]:
     """Those that the compiled step updates; with `optimizer.experts` on the host all but the experts, which come last."""
-    return [parameter for parameter in parameters if options.experts == "device" or not is_expert_parameter(parameter)]
+    return [p for p in parameters if options.experts == "device" or not is_expert_parameter(p.name)]
 
 
 _adam = ops.AdamWeightDecay()
@@ -135,7 +135,7 @@ def _zeros_beside(parameters: Sequence[Parameter], prefix: str) -> ParameterTupl
 def _groups(parameters: Sequence[Parameter], options: OptimizerConfig) -> List[Tuple[int, int, float, float]]:
     """(start, end, epsilon, weight decay) of each run of parameters that are treated alike."""
     groups, start = [], 0
-    for (expert, plain), members in groupby(parameters, key=group_key):
+    for (expert, plain), members in groupby(parameters, key=lambda parameter: group_key(parameter.name)):
         end = start + len(list(members))
         groups.append(
             (start, end, options.expert_epsilon if expert else options.epsilon, 0.0 if plain else options.weight_decay)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from locmoe_ops.tensor_parallel import whole_shape
+from locmoe_ops.tensor_parallel import slice_of, whole_shape
 from pangu_sigma.config.load import load_config
 from pangu_sigma.model.parameter_groups import is_expert_parameter, ordered_parameters
 from pangu_sigma.planner.job import plan_job
@@ -52,20 +52,13 @@ CASES = [
 
 @pytest.mark.parametrize(("changes", "degree"), CASES)
 def test_every_tensor_is_that_of_the_network(make_job, build, changes, degree):
+    """Name, shape, the axis that tensor parallelism splits, in the network's order and in that of gradients."""
     job = make_job(2, 4, parallel={"expert": degree[0], "tensor": degree[1]}, **changes)
     built = build(job).trainable_params()
     found = parameters(job)
     assert [(p.name, p.shape) for p in found] == [(p.name, tuple(p.shape)) for p in built]
-    assert [p.expert for p in found] == [is_expert_parameter(p) for p in built]
-
-
-@pytest.mark.parametrize(
-    "changes", [{}, {"model": {"sparse_query_layer": True}}, {"moe": {"router": {"type": "switch"}}}]
-)
-def test_order_of_gradients_is_that_of_the_optimizer(make_job, build, changes):
-    job = make_job(**changes)
-    network = build(job)
-    assert [p.name for p in in_gradient_order(parameters(job))] == [p.name for p in ordered_parameters(network)]
+    assert [p.shard and p.shard.axis for p in found] == [slice_of(p) and slice_of(p).axis for p in built]
+    assert [p.name for p in in_gradient_order(found)] == [p.name for p in ordered_parameters(built, slice_of)]
 
 
 @pytest.mark.parametrize("degree", DEGREES)
@@ -73,7 +66,7 @@ def test_totals_are_those_of_the_whole_network(make_job, build, degree):
     """The parts of all ranks: whole shapes of one rank's tensors, experts as often as ranks hold others."""
     job = make_job(2, 4, parallel={"expert": degree[0], "tensor": degree[1]}, moe={"router": {"type": "switch"}})
     built = build(job).trainable_params()
-    whole = sum(math.prod(whole_shape(p)) * (degree[0] if is_expert_parameter(p) else 1) for p in built)
+    whole = sum(math.prod(whole_shape(p)) * (degree[0] if is_expert_parameter(p.name) else 1) for p in built)
     counts = count_parameters(job)
     assert (
         counts.total
