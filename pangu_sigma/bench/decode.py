@@ -94,7 +94,7 @@ def step_bytes(network: PanGuSigma, context: SparseContext, domain: np.ndarray) 
     total = 0.0
     for parameter in network.trainable_params():
         count = float(np.prod(parameter.shape))
-        if is_expert_parameter(parameter):
+        if is_expert_parameter(parameter.name):
             count *= reached / moe.num_experts
         elif parameter.name == "embedding.word" and network.embedding.per_domain:
             count *= len(set(domain.tolist())) / shape.domains

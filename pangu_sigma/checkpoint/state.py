@@ -54,7 +54,7 @@ def pieces(state: Sequence[Readable], place: RankLocation) -> List[LocalTensor]:
         part = slice_of(parameter)
         if not parameter.shape or (part is None and tensor_index):
             continue
-        if is_expert_parameter(parameter):
+        if is_expert_parameter(parameter.name):
             found += _of_experts(parameter, place.local_experts, f"experts_{expert_index}_{tensor_index}.safetensors")
         elif not expert_index:
             found.append(LocalTensor(parameter.name, parameter.asnumpy(), part, f"dense_{tensor_index}.safetensors"))
@@ -118,7 +118,7 @@ def _read_one(reader: CheckpointReader, parameter: Named, local_experts: Tuple[i
         if name not in reader.header.scalars:
             raise InputError(f"{reader.folder}: no number {name}; expected a checkpoint of the same model and router")
         return np.array(reader.header.scalars[name], np.float32)
-    if not is_expert_parameter(parameter):
+    if not is_expert_parameter(parameter.name):
         _check_shape(reader, name, whole)
         return reader.read(name, part)
     for expert in local_experts:

@@ -12,6 +12,8 @@ from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.moe import check_token_ids
 from locmoe_ops.routers.selection_bias import balance_biases, set_locality_strength
 from locmoe_ops.tensor_parallel import TensorGroup
+from locmoe_ops.routers.selection_bias import balance_biases, set_local_strength
+from locmoe_ops.tensor_parallel import TensorGroup, slice_of
 from pangu_sigma.checkpoint.state_entry import Entry, Readable, Settable
 from pangu_sigma.config.derived import rows_per_rank
 from pangu_sigma.config.schema import Config
@@ -62,7 +64,7 @@ class TrainEngine:
         self.network = PanGuSigma(self.context)
         alike = config.moe.num_experts // config.moe.num_groups if config.moe.initial_experts == "copies" else 1
         initialise(self.network, config.train.seed, config.model.init_std, alike)
-        self.parameters = ordered_parameters(self.network)
+        self.parameters = ordered_parameters(self.network.trainable_params(), slice_of)
         self.statistics = Statistics(
             config.model.sparse_layers + config.model.sparse_query_layer,
             config.moe.num_experts,
@@ -88,7 +90,8 @@ class TrainEngine:
         )
         self.update = update
         self.adam = update.adam
-        hosted = [] if config.optimizer.experts == "device" else [p for p in self.parameters if is_expert_parameter(p)]
+        host_updates = config.optimizer.experts != "device"
+        hosted = [p for p in self.parameters if host_updates and is_expert_parameter(p.name)]
         self.host = OffloadedExpertOptimizer(hosted, config.optimizer) if hosted else None
         self.optimizer_state = OptimizerState(update, runtime.collectives, self.host)
         self._evaluate = EvaluationStep(self._objective)

@@ -11,6 +11,8 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
 from pangu_sigma.model.gradient_buckets import OVERLAP_BUCKET_ELEMENTS, plan_buckets
+from locmoe_ops.tensor_parallel import slice_of
+from pangu_sigma.model.gradient_buckets import EARLY_BUCKET_ELEMENTS, plan_buckets
 from pangu_sigma.model.layers import GradientHook, Linear
 from pangu_sigma.model.parameter_groups import ordered_parameters
 
@@ -94,7 +96,7 @@ class GradientOverlap:
         self, network: nn.Cell, collectives: Collectives, accumulators: Optional[Dict[str, Parameter]] = None
     ) -> None:
         maps = {id(cell.weight): cell for _, cell in network.cells_and_names() if isinstance(cell, Linear)}
-        self.parameters = ordered_parameters(network)[: len(maps)]
+        self.parameters = ordered_parameters(network.trainable_params(), slice_of)[: len(maps)]
         self._maps: List[Linear] = [maps[id(weight)] for weight in self.parameters]
         self.buckets = plan_buckets([parameter.size for parameter in self.parameters], OVERLAP_BUCKET_ELEMENTS)
         sums = [

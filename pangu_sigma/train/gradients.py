@@ -170,8 +170,8 @@ class GradientExchange(nn.Cell):
         super().__init__(auto_prefix=False)
         self.targets = ParameterTuple(parameters)
         self.shards = ()
-        dense = [p for p in parameters if not is_expert_parameter(p)]
-        experts = [p.shape for p in parameters if is_expert_parameter(p)]
+        dense = [p for p in parameters if not is_expert_parameter(p.name)]
+        experts = [p.shape for p in parameters if is_expert_parameter(p.name)]
         self.dense = len(dense)
         self.has_experts = bool(experts)
         self.sum_dense = DenseExchange(dense, statistics_size, collectives, overlap)
@@ -179,7 +179,7 @@ class GradientExchange(nn.Cell):
         self.sum_squares = collectives.all_reduce("ep", "gradient/norm")
         self.dense_squares = SquaresOfGroup(dense, collectives, "gradient/norm/dense")
         self.expert_squares = SquaresOfGroup(
-            [p for p in parameters if is_expert_parameter(p)], collectives, "gradient/norm/experts"
+            [p for p in parameters if is_expert_parameter(p.name)], collectives, "gradient/norm/experts"
         )
 
     def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor) -> Tuple[Tuple[Tensor, ...], Tensor, Tensor]:

@@ -84,7 +84,7 @@ class _HostBank:
         values = parameter.asnumpy()
         self.experts = len(values)
         self._parameter = parameter
-        self._decay = decays(parameter)
+        self._decay = decays(parameter.name)
         self._betas = options.beta1, options.beta2
         self._weights = [_host(value) for value in values]
         self._first, self._second = ([_host(np.zeros_like(value)) for value in values] for _ in MOMENTS)

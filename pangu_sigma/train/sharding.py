@@ -64,7 +64,7 @@ def plan_shards(parameters: Sequence[Parameter], summed: int, ranks: int) -> Lis
     """
     sizes = [parameter.size for parameter in parameters]
     kinds = [
-        (index < summed, *group_key(parameter), slice_of(parameter) is not None)
+        (index < summed, *group_key(parameter.name), slice_of(parameter) is not None)
         for index, parameter in enumerate(parameters)
     ]
     return [
@@ -247,8 +247,8 @@ class ShardedExchange(nn.Cell):
         overlap: Optional[GradientOverlap] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
-        dense = [p for p in parameters if not is_expert_parameter(p)]
-        experts = [p for p in parameters if is_expert_parameter(p)]
+        dense = [p for p in parameters if not is_expert_parameter(p.name)]
+        experts = [p for p in parameters if is_expert_parameter(p.name)]
         topology = collectives.topology
         self.dense = len(dense)
         self.overlapped = OverlappedGradients(overlap)

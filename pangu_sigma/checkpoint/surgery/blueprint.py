@@ -44,7 +44,7 @@ def draw_blueprint(config: Config, words: Vocabulary) -> Blueprint:
     initialise(network, config.train.seed, config.model.init_std)
     shared, banks, scalars = {}, {}, {}
     for parameter in network.get_parameters():
-        if is_expert_parameter(parameter):
+        if is_expert_parameter(parameter.name):
             banks[parameter.name] = tuple(parameter.shape[1:])
         elif parameter.shape:
             shared[parameter.name] = parameter.asnumpy()

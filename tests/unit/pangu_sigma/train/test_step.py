@@ -4,6 +4,7 @@ import pytest
 from mindspore import Tensor, dtype
 
 from locmoe_ops.collectives.create import create_collectives
+from locmoe_ops.tensor_parallel import slice_of
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import LossScaleConfig, OptimizerConfig
 from pangu_sigma.model.objective import Objective
@@ -231,7 +232,7 @@ class NetworkBench:
         self.network = networks.build_network(self.config, rows)
         networks.randomise(self.network, 0)
         self.network.set_train()
-        self.parameters = ordered_parameters(self.network)
+        self.parameters = ordered_parameters(self.network.trainable_params(), slice_of)
         self.statistics = Statistics(1, 4)
         self.loss_scale = LossScale(scale)
         self.objective = Objective(self.network, int(NOMINAL))
