@@ -31,11 +31,21 @@ NO_DEVICE = "this machine has no Ascend device (/dev/davinci*)"
 
 
 def check_ascend(machine: Machine, accepted: Optional[Tuple[str, ...]]) -> List[Finding]:
-    """`accepted`: CANN versions that MindSpore accepts, as in 8.5; None if that could not be found out."""
+    """Findings on devices, driver, firmware and CANN of `machine`.
+
+    Args:
+        accepted: CANN versions that MindSpore accepts, as in 8.5; None if that could not be found out.
+    """
     if not machine.devices:
         return [unknown(subject, NO_DEVICE) for subject in ("devices", "driver", "CANN")]
-    cann, home = _cann(machine)
-    return [*_check_devices(machine), *_check_driver(machine, cann), *_check_cann(machine, home, cann, accepted)]
+    named = machine.environ.get("ASCEND_HOME_PATH") or machine.environ.get("ASCEND_TOOLKIT_HOME")
+    cann, home = "", named or CANN_HOMES[0]  # no version: not found
+    for place in (named,) if named else CANN_HOMES:
+        found = machine.fields(f"{place}/compiler/version.info").get("Version", "")  # where MindSpore reads it
+        if found:
+            cann, home = found, place
+            break
+    return [_check_devices(machine), *_check_driver(machine, cann), _check_cann(machine, home, cann, accepted)]
 
 
 def accepted_by_mindspore() -> Optional[Tuple[str, ...]]:
@@ -62,159 +72,91 @@ def accepted_by_mindspore() -> Optional[Tuple[str, ...]]:
     return None
 
 
-def _check_devices(machine: Machine) -> List[Finding]:
+def _check_devices(machine: Machine) -> Finding:
+    """Their files, the permission to open these, and their health."""
     devices = machine.devices
     files = [*(f"davinci{number}" for number in devices), *HELPERS]
     absent = [name for name in files if not machine.path(f"/dev/{name}").exists()]
     if absent:
-        return [
-            failure(
-                "devices",
-                f"{len(devices)} devices, but no /dev/{absent[0]}",
-                f"load the driver whole, or give the container --device /dev/{absent[0]}",
-            )
-        ]
+        fix = f"load the driver whole, or give the container --device /dev/{absent[0]}"
+        return failure("devices", f"{len(devices)} devices, but no /dev/{absent[0]}", fix)
     closed = [name for name in files if not os.access(machine.path(f"/dev/{name}"), os.R_OK | os.W_OK)]
     if closed:
-        return [
-            failure(
-                "devices",
-                f"no permission to open /dev/{closed[0]}",
-                "add this user to the group HwHiAiUser, or run as root",
-            )
-        ]
-    return [_check_health(machine, devices)]
-
-
-def _check_health(machine: Machine, devices: Tuple[int, ...]) -> Finding:
+        fix = "add this user to the group HwHiAiUser, or run as root"
+        return failure("devices", f"no permission to open /dev/{closed[0]}", fix)
     ran = machine.run(["npu-smi", "info"])
     if ran.status != 0:
         reason = (ran.errors or ran.output).strip().splitlines() or ["no output"]
-        return warning(
-            "devices",
-            f"{len(devices)}; npu-smi info failed: {reason[0]}",
-            "put the driver's npu-smi in PATH, see what it says",
-        )
+        found = f"{len(devices)}; npu-smi info failed: {reason[0]}"
+        return warning("devices", found, "put the driver's npu-smi in PATH, see what it says")
     rows = re.findall(r"^\|\s*\d+\s+(\S+)\s*\|\s*(\w+)\s*\|", ran.output, flags=re.MULTILINE)
     models, ill = sorted({model for model, _ in rows}), [health for _, health in rows if health != "OK"]
     if ill:
-        return failure(
-            "devices",
-            f"{len(ill)} of {len(rows)} are not in health OK but {ill[0]}",
-            "npu-smi info tells which; reset it",
-        )
-    joined = (
-        "; HCCS joins devices 0-3 and 4-7" if any(model in ("910A", "910ProA", "910ProB") for model in models) else ""
-    )
-    return ok(
-        "devices",
-        f"{len(devices)} ({', '.join(map(str, devices))}){': ' + ', '.join(models) if models else ''}{joined}",
-    )
+        found = f"{len(ill)} of {len(rows)} are not in health OK but {ill[0]}"
+        return failure("devices", found, "npu-smi info tells which; reset it")
+    found = f"{len(devices)} ({', '.join(map(str, devices))}){': ' + ', '.join(models) if models else ''}"
+    if any(model in ("910A", "910ProA", "910ProB") for model in models):
+        found += "; HCCS joins devices 0-3 and 4-7"
+    return ok("devices", found)
 
 
 def _check_driver(machine: Machine, cann: str) -> List[Finding]:
     info = machine.fields(DRIVER_INFO)
     found = info.get("package_version") or info.get("Version")
     if not found:
-        return [
-            failure(
-                "driver", f"no version in {DRIVER_INFO}", "install the driver, or mount that file into the container"
-            )
-        ]
+        fix = "install the driver, or mount that file into the container"
+        return [failure("driver", f"no version in {DRIVER_INFO}", fix)]
     findings = [ok("driver", found)]
     oldest = OLDEST_DRIVERS.get(numbers(cann)[:2])
     if cann and oldest is None:
-        findings.append(
-            unknown("driver, CANN", f"no table of drivers for CANN {cann}", "see the release notes of that CANN")
-        )
+        reason = f"no table of drivers for CANN {cann}"
+        findings.append(unknown("driver, CANN", reason, "see the release notes of that CANN"))
     elif oldest and numbers(found)[:2] < oldest:
-        findings = [
-            failure(
-                "driver",
-                f"{found}, which is too old for CANN {cann}",
-                f"install driver {oldest[0]}.{oldest[1]} or newer",
-            )
-        ]
-    return findings + _check_firmware(machine, info.get("compatible_version_fw", ""))
+        text = f"{found}, which is too old for CANN {cann}"
+        findings = [failure("driver", text, f"install driver {oldest[0]}.{oldest[1]} or newer")]
+    return [*findings, _check_firmware(machine, info.get("compatible_version_fw", ""))]
 
 
-def _check_firmware(machine: Machine, limits: str) -> List[Finding]:
+def _check_firmware(machine: Machine, limits: str) -> Finding:
+    """`limits`: as the driver gives them, [oldest,newest]."""
     found = machine.fields(FIRMWARE_INFO).get("Version")
+    if found is None:
+        return unknown("firmware", f"no version in {FIRMWARE_INFO}")
     between = re.fullmatch(r"\[([\d.]+),([\d.]+)\]", limits)
-    if found is None or between is None:
-        return [
-            unknown(
-                "firmware",
-                f"no version in {FIRMWARE_INFO}" if found is None else "the driver does not say which it needs",
-            )
-        ]
+    if between is None:
+        return unknown("firmware", "the driver does not say which it needs")
     low, high = numbers(between[1]), numbers(between[2])
     if not low <= numbers(found)[: len(high)] <= high:
-        return [
-            failure(
-                "firmware",
-                f"{found}; the driver needs {between[1]} to {between[2]}",
-                "install that of the driver's release",
-            )
-        ]
-    return [ok("firmware", found)]
+        text = f"{found}; the driver needs {between[1]} to {between[2]}"
+        return failure("firmware", text, "install that of the driver's release")
+    return ok("firmware", found)
 
 
-def _cann(machine: Machine) -> Tuple[str, str]:
-    """CANN's version, as MindSpore reads it (empty: not found), and the folder that it is in."""
-    named = machine.environ.get("ASCEND_HOME_PATH") or machine.environ.get("ASCEND_TOOLKIT_HOME")
-    for home in (named,) if named else CANN_HOMES:
-        found = machine.fields(f"{home}/compiler/version.info").get("Version", "")
-        if found:
-            return found, home
-    return "", named or CANN_HOMES[0]
-
-
-def _check_cann(machine: Machine, home: str, cann: str, accepted: Optional[Tuple[str, ...]]) -> List[Finding]:
+def _check_cann(machine: Machine, home: str, cann: str, accepted: Optional[Tuple[str, ...]]) -> Finding:
+    """Version `cann` in the folder `home`: its environment, its kernels, and whether MindSpore accepts it."""
     if not cann:
-        return [
-            failure(
-                "CANN",
-                f"no version in {home}/compiler/version.info",
-                "install CANN's toolkit and kernels, source its set_env.sh",
-            )
-        ]
+        fix = "install CANN's toolkit and kernels, source its set_env.sh"
+        return failure("CANN", f"no version in {home}/compiler/version.info", fix)
     needed = {
         "ASCEND_HOME_PATH": "",
         "ASCEND_OPP_PATH": "/opp",
         "LD_LIBRARY_PATH": "/lib64",  # as MindSpore's own check has it
         "PYTHONPATH": "opp/built-in/op_impl/ai_core/tbe",
     }
-    unset = [
-        name
-        for name, part in needed.items()
-        if part not in machine.environ.get(name, "") or name not in machine.environ
-    ]
+    environ = machine.environ
+    unset = [name for name, part in needed.items() if name not in environ or part not in environ[name]]
     if unset:
-        return [
-            failure(
-                "CANN",
-                f"{cann}, but its environment is not set ({unset[0]})",
-                f"source {os.path.dirname(home)}/set_env.sh (launchers: --env-file)",
-            )
-        ]
+        fix = f"source {os.path.dirname(home)}/set_env.sh (launchers: --env-file)"
+        return failure("CANN", f"{cann}, but its environment is not set ({unset[0]})", fix)
     kernels = machine.fields(f"{home}/opp/version.info").get("Version", cann)
     if numbers(kernels)[:2] != numbers(cann)[:2]:
-        return [failure("CANN", f"toolkit {cann}, kernels {kernels}", "install toolkit and kernels of one release")]
-    return [_check_match(cann, accepted)]
-
-
-def _check_match(cann: str, accepted: Optional[Tuple[str, ...]]) -> Finding:
+        return failure("CANN", f"toolkit {cann}, kernels {kernels}", "install toolkit and kernels of one release")
     if accepted is None:
-        return unknown(
-            "CANN", f"found {cann}, but not which versions MindSpore accepts", "see www.mindspore.cn/install"
-        )
+        reason = f"found {cann}, but not which versions MindSpore accepts"
+        return unknown("CANN", reason, "see www.mindspore.cn/install")
     if ".".join(map(str, numbers(cann)[:2])) not in accepted:
-        return failure(
-            "CANN",
-            f"{cann}; the installed MindSpore accepts {', '.join(accepted)}",
-            "install one of these, or another of both",
-        )
+        found = f"{cann}; the installed MindSpore accepts {', '.join(accepted)}"
+        return failure("CANN", found, "install one of these, or another of both")
     return ok("CANN", f"{cann}, which the installed MindSpore accepts")
 
 

@@ -1,7 +1,7 @@
 """A rank table against this machine and the configuration."""
 
 import re
-from typing import Dict, List, Optional
+from typing import List, Optional
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.rank_table import RankTable, Server, read_rank_table
@@ -21,7 +21,12 @@ def check_table(
 ) -> List[Finding]:
     """Is the table whole, does it describe this machine, and does the configuration fit its ranks?
 
-    `server` names this machine in the table; None: it is found by its address. `ranks`: of a job without a table.
+    Args:
+        machine: the one that the table is to describe.
+        path: of the table; None: the job has none.
+        server: names this machine in the table; None: it is found by its address.
+        config: of the job; None: its degrees are not checked.
+        ranks: of a job without a table.
     """
     if not path:
         return [
@@ -96,28 +101,19 @@ def own_server(table: RankTable, name: Optional[str]) -> Optional[Server]:
 
 def _check_addresses(machine: Machine, own: Server) -> Finding:
     """The addresses that the devices have, by /etc/hccn.conf, where hccn_tool keeps them."""
-    configured = _configured(machine)
-    if not configured:
-        return unknown(
-            "table, devices", f"found the devices, but no addresses in {HCCN_CONF}", "hccn_tool -i N -ip -g tells them"
-        )
+    fields = machine.fields(HCCN_CONF)
+    if not any(re.fullmatch(r"address_\d+", name) for name in fields):
+        found = f"found the devices, but no addresses in {HCCN_CONF}"
+        return unknown("table, devices", found, "hccn_tool -i N -ip -g tells them")
     for device in own.devices:
-        if device.address is not None and configured.get(device.number) != device.address:
-            found = configured.get(device.number, "no address")
+        found = fields.get(f"address_{device.number}", "no address")
+        if device.address not in (None, found):
             return failure(
                 "table, devices",
                 f"device {device.number} has {found}, by the table {device.address}",
                 f"set it with hccn_tool, or {MAKE}",
             )
     return ok("table, devices", f"{len(own.devices)} devices, with the table's addresses")
-
-
-def _configured(machine: Machine) -> Dict[int, str]:
-    return {
-        int(name[len("address_") :]): value
-        for name, value in machine.fields(HCCN_CONF).items()
-        if re.fullmatch(r"address_\d+", name)
-    }
 
 
 def _check_degrees(config: Optional[Config], launch: Optional[Launch]) -> List[Finding]:

@@ -28,57 +28,46 @@ def check_software(
     versions: Callable[[str], Optional[str]] = installed_version,
     python: Tuple[int, ...] = tuple(sys.version_info[:3]),
 ) -> List[Finding]:
-    """`tried` waits for what `try_mindspore` returns."""
-    return [_check_python(python), _check_numpy(versions("numpy")), *_check_mindspore(versions("mindspore"), tried)]
+    """Findings on Python, NumPy and MindSpore.
+
+    Args:
+        machine: the one that they run on.
+        tried: waits for what `try_mindspore` returns.
+        versions: gives the installed version of a package, None where there is none.
+        python: version of the interpreter.
+    """
+    shown, numpy, wanted = ".".join(map(str, python)), versions("numpy"), f"pip install '{REQUIREMENTS['numpy']}'"
+    findings = [ok("Python", shown), ok("NumPy", str(numpy)), _check_mindspore(versions("mindspore"), tried)]
+    if not PYTHONS[0] <= python[:2] < PYTHONS[1]:
+        fix = "use Python 3.9 to 3.12 (MindSpore 2.10: 3.10 to 3.12)"
+        findings[0] = failure("Python", f"{shown}, for which MindSpore has no wheels", fix)
+    if numpy is None:
+        findings[1] = failure("NumPy", "not installed", wanted)
+    elif numbers(numpy) >= NUMPY_END:
+        findings[1] = failure("NumPy", f"{numpy}, with which MindSpore's operators fail", wanted)
+    return findings
 
 
 def try_mindspore(machine: Machine) -> Ran:
-    """Imports MindSpore and multiplies two matrices on CPU."""
+    """Imports MindSpore and multiplies two matrices on the CPU of `machine`."""
     return machine.run([sys.executable, "-c", PROGRAM], IMPORT_S)
 
 
-def _check_python(python: Tuple[int, ...]) -> Finding:
-    shown = ".".join(map(str, python))
-    if PYTHONS[0] <= python[:2] < PYTHONS[1]:
-        return ok("Python", shown)
-    return failure(
-        "Python", f"{shown}, for which MindSpore has no wheels", "use Python 3.9 to 3.12 (MindSpore 2.10: 3.10 to 3.12)"
-    )
-
-
-def _check_numpy(found: Optional[str]) -> Finding:
-    if found is None:
-        return failure("NumPy", "not installed", f"pip install '{REQUIREMENTS['numpy']}'")
-    if numbers(found) >= NUMPY_END:
-        return failure(
-            "NumPy", f"{found}, with which MindSpore's operators fail", f"pip install '{REQUIREMENTS['numpy']}'"
-        )
-    return ok("NumPy", found)
-
-
-def _check_mindspore(found: Optional[str], tried: Callable[[], Ran]) -> List[Finding]:
+def _check_mindspore(found: Optional[str], tried: Callable[[], Ran]) -> Finding:
     wanted = f"pip install '{REQUIREMENTS['mindspore']}'"
     if found is None:
-        return [failure("MindSpore", "not installed", wanted)]
+        return failure("MindSpore", "not installed", wanted)
     if not MINDSPORES[0] <= numbers(found)[:2] < MINDSPORES[1]:
-        return [failure("MindSpore", f"{found}, which this program was not made for", wanted)]
+        return failure("MindSpore", f"{found}, which this program was not made for", wanted)
     ran = tried()
     if ran.status is None:
-        return [
-            warning(
-                "MindSpore", f"{found}: importing it gave {ran.errors}", "look at what else this machine is busy with"
-            )
-        ]
+        text = f"{found}: importing it gave {ran.errors}"
+        return warning("MindSpore", text, "look at what else this machine is busy with")
     if ran.status != 0:
         reason = (ran.errors.strip().splitlines() or [f"status {ran.status}"])[-1]
-        return [
-            failure(
-                "MindSpore",
-                f"{found} does not work: {reason}",
-                f"python -c 'import mindspore' tells more; else {wanted} anew",
-            )
-        ]
-    return [ok("MindSpore", f"{found}; a product on CPU comes out right")]
+        fix = f"python -c 'import mindspore' tells more; else {wanted} anew"
+        return failure("MindSpore", f"{found} does not work: {reason}", fix)
+    return ok("MindSpore", f"{found}; a product on CPU comes out right")
 
 
 def numbers(text: str) -> Tuple[int, ...]:

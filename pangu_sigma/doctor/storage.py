@@ -18,7 +18,7 @@ BYTES_A_PARAMETER = 12  # weight and both moments of Adam in fp32
 
 
 def check_storage(config: Optional[Config]) -> List[Finding]:
-    """None: there is no configuration to say where checkpoints and data are."""
+    """Findings on disk and data; `config` None: nothing says where checkpoints and data are."""
     if config is None:
         return [unknown(subject, "no CONFIG is given") for subject in ("disk", "data")]
     try:
@@ -40,7 +40,9 @@ def checkpoint_bytes(config: Config, vocab_size: int) -> int:
 
 
 def most_checkpoints(config: Config) -> int:
-    """On disk at a time: the newest, those kept for good, and the one being written."""
+    """Checkpoints of a run of `config` that are on disk at a time: the newest, those kept for good, and the one being
+    written.
+    """
     options = config.checkpoint
     return options.keep_last + (config.train.steps // options.keep_every if options.keep_every else 0) + 1
 
@@ -80,17 +82,15 @@ def _check_speed(place: Path) -> Finding:
         return failure(
             "disk speed",
             f"writing in {place} failed: {error.strerror}",
-            "mend the file system, or set train.output_dir",
+            "repair the file system, or set train.output_dir",
         )
     finally:
         path.unlink(missing_ok=True)
-    return _judge("disk speed", written / (time.monotonic() - start), "a checkpoint is written at about", place)
-
-
-def _judge(subject: str, rate: float, text: str, place: Path) -> Finding:
+    rate = written / (time.monotonic() - start)
+    text = f"a checkpoint is written at about {_size(rate)} a second"
     if rate < SLOW:
-        return warning(subject, f"{text} {_size(rate)} a second", f"put it on a faster disk than that of {place}")
-    return ok(subject, f"{text} {_size(rate)} a second")
+        return warning("disk speed", text, f"put it on a faster disk than that of {place}")
+    return ok("disk speed", text)
 
 
 def _check_data(config: Config) -> Finding:
@@ -99,18 +99,15 @@ def _check_data(config: Config) -> Finding:
     try:
         manifest = read_manifest(folder)
         check_files(manifest, folder, checksums=False)
-        _read_piece(folder / max(manifest.files, key=lambda name: manifest.files[name].size))
+        largest = max(manifest.files, key=lambda name: manifest.files[name].size)
+        with open(folder / largest, "rb") as file:
+            file.read(BLOCK)
     except InputError as error:
         return failure("data", str(error), "pangu-sigma prepare CONFIG, or copy the folder here, or mount it")
     except OSError as error:
         return failure("data", f"{error.filename}: {error.strerror}", "make the files readable for this user")
     rows = {split: sum(counts) for split, counts in manifest.rows.items()}
     return ok("data", f"{folder}: {rows['train']} rows to train on, {rows['validation']} to validate; sizes are right")
-
-
-def _read_piece(path: Path) -> None:
-    with open(path, "rb") as file:
-        file.read(BLOCK)
 
 
 def _size(amount: float) -> str:

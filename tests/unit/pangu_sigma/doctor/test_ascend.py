@@ -136,10 +136,10 @@ def test_the_groups_of_a_910a(ascend):
         ({"environ": {**ENVIRONMENT, "PYTHONPATH": "/x"}}, "CANN", FAILURE, "(PYTHONPATH)"),
     ],
 )
-def test_what_does_not_fit_is_named_with_its_mend(ascend, changed, subject, level, fragment):
+def test_what_does_not_fit_is_named_with_its_fix(ascend, changed, subject, level, fragment):
     finding = found(ascend(**changed))[subject]
     assert finding.level == level and fragment in finding.found
-    assert finding.mend or level == UNKNOWN
+    assert finding.fix or level == UNKNOWN
 
 
 def test_devices_that_this_user_may_not_open(ascend, monkeypatch):

@@ -61,7 +61,7 @@ def request(**changed):
         ok("disk", LONG),
         failure("table, devices", LONG, LONG),
         warning("10.0.0.1: MindSpore", LONG, LONG),
-        unknown("CANN", "why", "mend"),
+        unknown("CANN", "why", "fix"),
         ok("x", "a" * 30),
     ],
 )
@@ -70,7 +70,7 @@ def test_lines_fit_80_columns_and_keep_every_word(finding, colour):
     lines = [re.sub(r"\033\[\d+m", "", line) for line in lines_of(finding, colour)]
     assert max(map(len, lines)) <= 80
     words = " ".join(lines).split()
-    for text in (finding.subject, finding.found, finding.mend):
+    for text in (finding.subject, finding.found, finding.fix):
         assert set(text.split()) <= set(words)
     assert words[0] == finding.level
 
@@ -115,7 +115,7 @@ def test_a_failure_is_the_exit_status(machine, tmp_path, capsys):
 def test_json_has_the_same_findings(machine, capsys):
     assert command.doctor(None, request(as_json=True), machine) == 0
     found = json.loads(capsys.readouterr().out)
-    findings = [Finding(**entry) for entry in found["findings"]]
+    findings = [Finding.from_dict(entry) for entry in found["findings"]]
     assert [finding.subject for finding in findings][:3] == ["Python", "NumPy", "MindSpore"] and found["time"] > 1e9
 
 

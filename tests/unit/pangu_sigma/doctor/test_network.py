@@ -102,7 +102,8 @@ def free_port():
 
 
 def ports(machine, port=None, is_first=True):
-    return {finding.subject: finding for finding in doctor_network.check_ports(machine, port, is_first)}
+    found = doctor_network.check_port(machine, port, is_first), doctor_network.check_hccl_ports(machine)
+    return {finding.subject: finding for finding in found}
 
 
 def test_a_taken_port(with_ports):
@@ -117,7 +118,7 @@ def test_a_taken_port(with_ports):
 def test_a_port_that_the_system_may_hand_out(with_ports):
     port = free_port()  # the system has just handed it out
     finding = ports(with_ports(), port)["port"]
-    assert finding.level == WARNING and "hands out ports 32768 to 60999" in finding.found and str(port) in finding.mend
+    assert finding.level == WARNING and "hands out ports 32768 to 60999" in finding.found and str(port) in finding.fix
 
 
 def test_a_reserved_port(with_ports):
@@ -173,7 +174,7 @@ def test_one_line_for_a_good_node_and_one_for_each_ill():
     bad = failure("disk", "full", "make room")
     found, commands = remote([ok("Python", "3.11.4"), ok("NumPy", "1.26.4"), unknown("CANN", "no device"), bad])
     assert found["node_1"].found == "2 checks ok, 1 not made, 1 to look at:"
-    assert (found["node_1: disk"].level, found["node_1: disk"].found, found["node_1: disk"].mend) == (
+    assert (found["node_1: disk"].level, found["node_1: disk"].found, found["node_1: disk"].fix) == (
         FAILURE,
         "full",
         "make room",
@@ -215,4 +216,4 @@ def test_clocks_that_differ(skew, level):
 )
 def test_a_node_that_cannot_be_looked_at(answers, fragment):
     found, _ = remote([], **answers)
-    assert found["node_1"].level == FAILURE and fragment in found["node_1"].found and found["node_1"].mend
+    assert found["node_1"].level == FAILURE and fragment in found["node_1"].found and found["node_1"].fix

@@ -116,7 +116,7 @@ def test_a_bad_table_is_a_finding(machine, tmp_path):
     assert (
         finding.level == FAILURE
         and f'{path}: version: found "3.0"' in finding.found
-        and "make_rank_table.py" in finding.mend
+        and "make_rank_table.py" in finding.fix
     )
 
 
@@ -136,4 +136,4 @@ def test_a_table_that_a_variable_names_and_that_is_gone(machine, left_over):
     environ = {"RANK_TABLE_FILE": "/no/such.json"} if left_over else None
     (finding, *_) = check_table(machine(environ=environ), "/no/such.json", None, None, None)
     assert finding.level == FAILURE and "/no/such.json: cannot be read" in finding.found
-    assert ("unset RANK_TABLE_FILE" in finding.mend) == left_over
+    assert ("unset RANK_TABLE_FILE" in finding.fix) == left_over

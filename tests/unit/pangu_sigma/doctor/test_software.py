@@ -1,4 +1,4 @@
-"""The doctor on Python, NumPy and MindSpore: its limits are those of setup.py, and what fails is told with its mend."""
+"""The doctor on Python, NumPy and MindSpore: its limits are those of setup.py, and what fails is told with its fix."""
 
 import re
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_limits_are_those_of_the_package():
 def test_levels(changed, expected):
     found, findings = levels(**changed)
     assert found == expected
-    assert all(finding.mend for finding in findings if finding.level != OK)
+    assert all(finding.fix for finding in findings if finding.level != OK)
 
 
 def test_the_reason_is_shown():

@@ -99,7 +99,7 @@ def test_a_disk_that_is_full_or_slow(monkeypatch, tmp_path):
 def test_data_that_is_not_whole(prepared, spoil, fragment):
     spoil(prepared)
     finding = found(config(data={"path": str(prepared)}))["data"]
-    assert finding.level == FAILURE and fragment in finding.found and finding.mend
+    assert finding.level == FAILURE and fragment in finding.found and finding.fix
 
 
 @pytest.mark.parametrize(
