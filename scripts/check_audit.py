@@ -233,14 +233,8 @@ def main() -> int:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if not options.report:
         done = read(options.output)
-        run(
-            [
-                case
-                for case in cases([int(size) for size in options.ranks.split(",")], options.only)
-                if tuple(case.key) not in done
-            ],
-            options.output,
-        )
+        wanted = cases([int(size) for size in options.ranks.split(",")], options.only)
+        run([case for case in wanted if tuple(case.key) not in done], options.output)
     return report(read(options.output))
 
 

@@ -1,4 +1,6 @@
-"""`pangu-sigma audit`: starts the ranks that compile the graphs, reads these back, checks them, and says what it found."""
+"""`pangu-sigma audit`: starts the ranks that compile the graphs, reads these back, checks them, and says what it
+found.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +29,7 @@ from pangu_sigma.runtime.processes import end_with_children, end_with_parent, wi
 from pangu_sigma.runtime.strict_json import dumps
 
 WORKER = Path(__file__).with_name("worker.py")
+REPOSITORY = WORKER.parents[2]
 MOST_RANKS = 64  # each is a process of this machine, with the rank's whole part of the model
 
 
@@ -41,9 +44,11 @@ def audit(
     """Prints what the graphs hold and what is wrong with them; returns 0 if nothing is, else 1.
 
     Args:
+        config: of the job; what it says of device and backend is replaced (see `audited_job`).
         nodes, devices_per_node: of the job; None: the fewest nodes that hold all experts; `parallel.ranks_per_node`,
             else all ranks.
-        as_object: print JSON in place of text. keep: folder to leave the graphs in; None: they are removed.
+        as_object: print JSON in place of text.
+        keep: folder to leave the graphs in; None: they are removed.
         timeout: seconds for the ranks to compile.
 
     Raises:
@@ -51,7 +56,12 @@ def audit(
     """
     job = audited_job(config, nodes, devices_per_node)
     with tempfile.TemporaryDirectory(prefix="pangu_sigma_audit_") as scratch:
-        folder = _own_folder(keep) if keep else Path(scratch)
+        folder = Path(os.path.realpath(keep or scratch))
+        try:
+            folder.mkdir(parents=True, exist_ok=not keep)
+        except OSError as error:
+            expected = "expected the path of a new folder"
+            raise InputError(f"--keep: cannot make {keep} ({error.strerror}); {expected}") from None
         export([(job, folder)], timeout)
         ranks = read_ranks(job, folder)
     problems = check(ranks, step_exchanges(job), job.topology)
@@ -60,14 +70,22 @@ def audit(
 
 
 def audited_job(config: Config, nodes: Optional[int], devices_per_node: Optional[int]) -> PlannedJob:
-    """The job as it is on Ascend with the hccl backend, on as many ranks."""
+    """The job as it is on Ascend with the hccl backend, on as many ranks.
+
+    Args:
+        config: of the job.
+        nodes, devices_per_node: as in `audit`.
+
+    Raises:
+        InputError: the configuration does not fit the ranks, or these are more than `MOST_RANKS`, or only one.
+    """
     model_ranks = config.parallel.expert * config.parallel.tensor
     devices = devices_per_node or config.parallel.ranks_per_node or model_ranks
     wanted = nodes or -(-model_ranks // devices)
     if wanted * devices > MOST_RANKS:
         raise InputError(
-            f"audit: {wanted} nodes of {devices} ranks are {wanted * devices} processes on this machine, expected at most "
-            f"{MOST_RANKS}: scale the configuration with --set, or give --nodes and --devices-per-node"
+            f"audit: {wanted} nodes of {devices} ranks are {wanted * devices} processes on this machine, expected at "
+            f"most {MOST_RANKS}: scale the configuration with --set, or give --nodes and --devices-per-node"
         )
     if wanted * devices < 2:
         raise InputError(
@@ -79,6 +97,7 @@ def audited_job(config: Config, nodes: Optional[int], devices_per_node: Optional
 
 
 def read_ranks(job: PlannedJob, folder: Path) -> list[RankGraphs]:
+    """The graphs that all ranks of `job` wrote into `folder`, in the order of ranks."""
     dynamic = not dispatcher_spec(job.config.moe.dispatch.type).has_slots
     return [read_rank(folder, rank, dynamic) for rank in range(job.topology.world_size)]
 
@@ -94,7 +113,7 @@ def export(jobs: Sequence[tuple[PlannedJob, Path]], timeout: float) -> None:
     ranks, scratch = jobs[0][0].topology.world_size, jobs[0][1]
     environment = {
         **with_this_python(),
-        "PYTHONPATH": os.pathsep.join([str(WORKER.parents[3]), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
     }
     if ranks > (os.cpu_count() or 1):
         environment.setdefault("OMP_NUM_THREADS", "1")
@@ -118,18 +137,20 @@ def export(jobs: Sequence[tuple[PlannedJob, Path]], timeout: float) -> None:
     # The notes count, not the exit status: MindSpore 2.10 was seen to crash on a rank while it left its cluster.
     missing = [rank for _, folder in jobs for rank in range(ranks) if not (folder / f"rank_{rank}.json").is_file()]
     if missing:
-        raise ToolFailed(f"audit: rank {missing[0]} wrote no graph: {_last_words(scratch, missing[0])}")
+        raise ToolFailed(f"audit: rank {missing[0]} wrote no graph: {_last_error(scratch, missing[0])}")
 
 
 def _command(ranks: int, scratch: Path, folders: Sequence[str]) -> list[str]:
     msrun = shutil.which("msrun", path=with_this_python()["PATH"])
     if msrun is None:
         raise InputError("audit: found no msrun beside this Python or on PATH; expected MindSpore's")
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # a free port, which msrun takes next
+        port: int = listener.getsockname()[1]
     return [
         msrun,
         f"--worker_num={ranks}",
         f"--local_worker_num={ranks}",
-        f"--master_port={_free_port()}",
+        f"--master_port={port}",
         "--join=True",
         f"--log_dir={scratch / 'log'}",
         str(WORKER),
@@ -137,24 +158,8 @@ def _command(ranks: int, scratch: Path, folders: Sequence[str]) -> list[str]:
     ]
 
 
-def _last_words(folder: Path, rank: int) -> str:
+def _last_error(folder: Path, rank: int) -> str:
     logs = [folder / "log" / f"worker_{rank}.log", folder / "msrun.log"]
     lines = [line.strip() for log in logs if log.is_file() for line in log.read_text(errors="replace").splitlines()]
     errors = [line for line in lines if "Error: " in line and not line.startswith("[")]
     return errors[-1] if errors else "its log names no error"
-
-
-def _own_folder(keep: str) -> Path:
-    folder = Path(os.path.realpath(keep))
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"--keep: cannot make {keep} ({error.strerror}); expected the path of a new folder") from None
-    return folder
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port

@@ -18,7 +18,9 @@ def check(ranks: Sequence[RankGraphs], planned: Sequence[Exchange], topology: To
     """Everything that is wrong, a line each.
 
     Args:
-        ranks: of the whole job, in order. planned: the collectives of a step (`pangu_sigma.tools.plan`).
+        ranks: of the whole job, in order.
+        planned: the collectives of a step (`pangu_sigma.planner.exchanges.step_exchanges`).
+        topology: of the job.
     """
     problems = [
         f"rank {own.rank}, graph {graph.name}: {fault}"
@@ -31,7 +33,7 @@ def check(ranks: Sequence[RankGraphs], planned: Sequence[Exchange], topology: To
     if len(names) > 1:
         return [*problems, f"ranks have different graphs: {', '.join(map(str, sorted(names)))}"]
     stuck = [line for graphs in zip(*(own.graphs for own in ranks)) for line in run_in_step(graphs)]
-    return [*problems, *stuck, *(line for own in ranks for line in _beside_the_plan(own, planned, topology))]
+    return [*problems, *stuck, *(line for own in ranks for line in _differences_from_plan(own, planned, topology))]
 
 
 def groups_disagree(ranks: Sequence[RankGraphs]) -> list[str]:
@@ -59,16 +61,16 @@ def _names(groups: Sequence[tuple[str, tuple[int, ...]]]) -> str:
 
 def run_in_step(graphs: Sequence[ExportedGraph]) -> list[str]:
     """Runs the exchanges of one graph of every rank, each waiting for its peers. Returns why it does not come to an
-    end, if so.
+    end, if so. `graphs`: that of each rank, in order.
 
     Every rank stands at its next collective, which ends when all members of its group stand at one that fits: same
     group, operation, tag, phase, size and type.
     """
-    name, at = graphs[0].name, [0] * len(graphs)
+    name, place = graphs[0].name, [0] * len(graphs)
 
     def standing(rank: int) -> Collective | None:
         own = graphs[rank].collectives
-        return own[at[rank]] if at[rank] < len(own) else None
+        return own[place[rank]] if place[rank] < len(own) else None
 
     waiting = set(range(len(graphs)))
     while waiting:
@@ -82,31 +84,32 @@ def run_in_step(graphs: Sequence[ExportedGraph]) -> list[str]:
         for member, other in theirs.items():
             if other is not None and _what_must_agree(other) != _what_must_agree(mine):
                 return [
-                    f"graph {name}: rank {rank} runs {mine} (in {mine.where}) where rank {member} runs {other} (in {other.where})"
+                    f"graph {name}: rank {rank} runs {mine} (in {mine.where}) where rank {member} runs {other} "
+                    f"(in {other.where})"
                 ]
         for member in mine.members:
-            at[member] += 1
+            place[member] += 1
         waiting.update(mine.members)
-    left = [(rank, found) for rank in range(len(graphs)) if (found := standing(rank)) is not None]
-    return [
-        f"graph {name}: rank {rank} waits for ever in {found} (in {found.where}); its peers are "
-        + ", ".join(f"{peer}: {_doing(standing(peer))}" for peer in found.members if peer != rank)
-        for rank, found in left[:SHOWN]
-    ]
+    stuck = []
+    for rank, found in ((rank, standing(rank)) for rank in range(len(graphs))):
+        if found is not None:
+            others = [(peer, standing(peer)) for peer in found.members if peer != rank]
+            peers = [f"{peer}: in {at.operation} '{at.tag}'" if at else f"{peer}: at the end" for peer, at in others]
+            stuck.append(
+                f"graph {name}: rank {rank} waits for ever in {found} (in {found.where}); its peers are "
+                + ", ".join(peers)
+            )
+    return stuck[:SHOWN]
 
 
 def _what_must_agree(found: Collective) -> tuple[object, ...]:
     return found.group, found.operation, found.tag, found.phase, found.shape, found.dtype
 
 
-def _doing(found: Collective | None) -> str:
-    return "at the end" if found is None else f"in {found.operation} '{found.tag}'"
-
-
 _Key = tuple[str, str, tuple[int, ...], "int | None"]  # cause, operation, members, bytes
 
 
-def _beside_the_plan(own: RankGraphs, planned: Sequence[Exchange], topology: Topology) -> Iterator[str]:
+def _differences_from_plan(own: RankGraphs, planned: Sequence[Exchange], topology: Topology) -> Iterator[str]:
     """A rank's collectives must be those of the plan: cause, operation, members, bytes (where the graph knows them),
     number.
     """
@@ -121,8 +124,8 @@ def _beside_the_plan(own: RankGraphs, planned: Sequence[Exchange], topology: Top
     differences = [(key, in_graph[key], in_plan[key]) for key in in_graph | in_plan if in_graph[key] != in_plan[key]]
     for (cause, operation, members, size), here, there in differences[:SHOWN]:
         yield (
-            f"rank {own.rank}: {operation} of {size} bytes among ranks {members} for {cause}: {here} in a step's graphs, {there} in "
-            "its plan"
+            f"rank {own.rank}: {operation} of {size} bytes among ranks {members} for {cause}: "
+            f"{here} in a step's graphs, {there} in its plan"
         )
     if len(differences) > SHOWN:
         yield f"rank {own.rank}: {len(differences) - SHOWN} more differences from the plan"
@@ -133,7 +136,7 @@ def _key(cause: str, operation: str, members: tuple[int, ...], size: int) -> _Ke
 
 
 def bytes_by_cause(ranks: Sequence[RankGraphs], topology: Topology) -> dict[str, Sent]:
-    """Bytes of a step over all ranks, from the graphs. What only the run knows is left out."""
+    """Bytes of a step over all `ranks`, from their graphs. What only the run knows is left out."""
     totals = {cause: NOTHING for cause in CAUSES}
     calls: dict[tuple[int, ...], list[tuple[int, Collective]]] = defaultdict(list)
     for own in ranks:

@@ -12,14 +12,8 @@ from locmoe_ops.collectives.hccl import PHASE, TAG
 from locmoe_ops.collectives.registry import COLLECTIVES
 
 OPERATIONS = {spec.primitive: spec.name for spec in COLLECTIVES.values() if spec.primitive}
-ON_THE_HOST = {
-    "PyExecute",
-    "PyFunc",
-    "Custom",
-    "Print",
-    "Assert",
-    "MoveTo",
-}  # these leave the device, or wait for the host
+# These leave the device, or wait for the host.
+ON_THE_HOST = {"PyExecute", "PyFunc", "Custom", "Print", "Assert", "MoveTo"}
 _TYPES = {1: ("float32", 4), 6: ("int32", 4), 7: ("int64", 8), 9: ("bool", 1), 10: ("float16", 2), 16: ("bfloat16", 2)}
 
 
@@ -28,10 +22,11 @@ class Collective:
     """One collective of a rank's graph.
 
     Attributes:
-        operation: as in `locmoe_ops.collectives`. group: name; members: its ranks.
+        operation: as in `locmoe_ops.collectives`.
+        group, members: its name and its ranks.
         shape, dtype, item: of the result (-1: known to the run only), and bytes of one number.
-        tag: of the Cell that it comes from; phase: forward, or backward for the adjoint. where: Cell by Cell from the
-            step down.
+        tag, phase: of the Cell that it comes from; forward, or backward for the adjoint.
+        where: Cell by Cell from the step down.
     """
 
     operation: str
@@ -69,8 +64,13 @@ class Collective:
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """One graph of the step on one rank. `times`: how often an optimizer step runs it; `faults`: what must not be in
-    it.
+    """One graph of the step on one rank.
+
+    Attributes:
+        name: the graph's.
+        times: how often an optimizer step runs it.
+        collectives: in the order in which the graph runs them.
+        faults: what must not be in it, a line each.
     """
 
     name: str
@@ -91,8 +91,12 @@ class RankGraphs:
 
 
 def read_rank(folder: Path, rank: int, dynamic: bool) -> RankGraphs:
-    """What `worker.export_rank` wrote. `dynamic`: shapes that only the run knows are wanted (`moe.dispatch.type`
-    ragged).
+    """What `worker.export_rank` wrote.
+
+    Args:
+        folder: the one that it wrote into.
+        rank: the one to read.
+        dynamic: shapes that only the run knows are wanted (`moe.dispatch.type` ragged).
     """
     note = json.loads((folder / f"rank_{rank}.json").read_text())
     groups = {name: tuple(members) for name, members in note["groups"].items()}

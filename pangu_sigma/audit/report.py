@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, Iterator, Sequence
 
 from pangu_sigma.audit.checks import bytes_by_cause
-from pangu_sigma.audit.graph import Collective, RankGraphs
+from pangu_sigma.audit.graph import RankGraphs
 from pangu_sigma.planner.exchanges import CAUSES
 from pangu_sigma.planner.job import PlannedJob
 
@@ -15,7 +15,13 @@ _HEADER = f"{'graph':17}{'cause':11}{'operation':16}{'phase':9}{'ranks':>5}{'cal
 
 
 def report(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str]) -> str:
-    """Rank 0's collectives, summed up; bytes of a step by cause and link; what is wrong."""
+    """Rank 0's collectives, summed up; bytes of a step by cause and link; what is wrong.
+
+    Args:
+        job: what was audited.
+        ranks: graphs of all ranks, in order.
+        problems: a line each.
+    """
     topology = job.topology
     degrees = f"expert {topology.expert}, tensor {topology.tensor}, data {topology.data}"
     graphs = ", ".join(f"{graph.times} x {graph.name}" for graph in ranks[0].graphs)
@@ -68,7 +74,9 @@ def _count(ranks: Sequence[RankGraphs]) -> int:
 
 
 def as_json(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str]) -> dict[str, Any]:
-    """Every collective of every rank, the bytes by cause, and the problems."""
+    """Every collective of every rank, the bytes by cause, and the problems. `job`, `ranks`, `problems`: as in
+    `report`.
+    """
     return {
         "topology": asdict(job.topology),
         "passed": not problems,
@@ -82,7 +90,14 @@ def as_json(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str
                     {
                         "name": graph.name,
                         "times": graph.times,
-                        "collectives": [_collective(found) for found in graph.collectives],
+                        "collectives": [
+                            {
+                                **asdict(found),
+                                "bytes": found.elements * found.item if found.is_fixed else None,
+                                "cause": found.cause,
+                            }
+                            for found in graph.collectives
+                        ],
                     }
                     for graph in own.graphs
                 ],
@@ -90,8 +105,3 @@ def as_json(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str
             for own in ranks
         ],
     }
-
-
-def _collective(found: Collective) -> dict[str, Any]:
-    size = found.elements * found.item if found.is_fixed else None
-    return {**asdict(found), "bytes": size, "cause": found.cause}

@@ -33,16 +33,21 @@ def export_rank(config: Config, rank: int, world_size: int, words: int, domains:
     """Writes `<graph>_<rank>.mindir` for each graph of the step, then `rank_<rank>.json`: their names and times, and
     the groups.
 
-    job: how the names of its process groups begin, another one for each job of this process.
+    Args:
+        config: of the job.
+        rank, world_size: this rank, and how many there are.
+        words, domains: of the data: rows of one slot of the word table, and domains.
+        folder: where the files go.
+        job: how the names of its process groups begin, another one for each job of this process.
     """
     parallel = config.parallel
     topology = Topology(world_size, parallel.ranks_per_node or world_size, parallel.expert, parallel.tensor)
     collectives = HcclCollectives(rank, topology, job)
     vocabulary = Vocabulary(words, domains, np.ones((config.moe.num_groups, words), np.int64))
-    parts = TrainEngine(config, Runtime(collectives), vocabulary)
+    engine = TrainEngine(config, Runtime(collectives), vocabulary)
     batch = random_batch(rows_per_rank(config, world_size), config.model.sequence_length, vocabulary)
     graphs = []
-    for graph in parts.graphs(batch):
+    for graph in engine.graphs(batch):
         export_graph(graph.cell, graph.inputs, folder / f"{graph.name}_{rank}")
         graphs.append([graph.name, graph.times])
     note = {"graphs": graphs, "groups": collectives.groups}

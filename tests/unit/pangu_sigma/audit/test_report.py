@@ -1,0 +1,56 @@
+"""The audit's text and JSON of graphs written by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from helpers.jobs import make_config, make_job
+from helpers.rank_graphs import graphs
+from pangu_sigma.audit.report import as_json, report
+
+__all__ = ["make_config", "make_job"]
+
+
+@pytest.fixture
+def job(make_job):
+    return make_job(2, 2, parallel={"expert": 4})
+
+
+def test_text_by_hand(job):
+    lines = report(job, graphs(), []).splitlines()
+    assert lines[:3] == [
+        "4 ranks on 2 nodes, expert 4, tensor 1, data 4",
+        "",
+        "rank 0, an optimizer step (1 x step)",
+    ]
+    assert [line.split() for line in lines[5:8]] == [
+        ["step", "all_to_all", "all_to_all", "forward", "4", "1", "192"],
+        ["step", "gradient", "reduce_scatter", "forward", "2", "1", "40"],
+        ["step", "gradient", "all_reduce", "forward", "2", "1", "20"],
+    ]
+    assert [line.split() for line in lines[10:12]] == [
+        ["all_to_all", "inside", "nodes", "192", "between", "nodes", "384"],
+        ["gradient", "inside", "nodes", "80", "between", "nodes", "80"],
+    ]
+    assert lines[13].startswith("passed: 12 collectives of 4 ranks.") and max(map(len, lines)) <= 80
+
+
+def test_problems_are_listed(job):
+    assert report(job, graphs(), ["one", "another"]).endswith("2 problems:\n  one\n  another")
+
+
+def test_json_has_every_collective_with_its_bytes(job):
+    ranks = graphs()
+    dynamic = replace(ranks[0].graphs[0].collectives[0], operation="all_to_all_v", shape=(-1, 3))
+    step = replace(ranks[0].graphs[0], collectives=(dynamic, *ranks[0].graphs[0].collectives[1:]))
+    ranks[0] = replace(ranks[0], graphs=(step,))
+    found = as_json(job, ranks, ["one"])
+    assert (found["passed"], found["problems"], found["topology"]["world_size"]) == (False, ["one"], 4)
+    sizes = [[each["bytes"] for each in rank["graphs"][0]["collectives"]] for rank in found["ranks"]]
+    assert sizes == [[None, 40, 20]] + [[192, 40, 20]] * 3
+    first = found["ranks"][1]["graphs"][0]["collectives"][0]
+    assert (first["cause"], first["members"], first["tag"]) == (
+        "all_to_all",
+        (0, 1, 2, 3),
+        "all_to_all/layer 0/dispatch",
+    )
