@@ -2,7 +2,7 @@
 
 Every rank that holds something nobody before it holds writes shards of its own and, when they are on disk,
 `part_R.json`, which says what is in them. The first rank waits for all such files and makes the manifest of them. Ranks
-meet in the file system alone, so that writing needs no collective and can happen beside training.
+meet in the file system alone, so that writing needs no collective and can overlap training.
 """
 
 import json
@@ -24,57 +24,69 @@ POLL_S = 0.02
 
 @dataclass(frozen=True)
 class LocalTensor:
-    """A tensor, or the part of it that this rank holds, on its way into the shard file `shard`."""
+    """A tensor, or the part of it that this rank holds, on its way into a shard file.
+
+    Attributes:
+        name: of the tensor.
+        array: what this rank holds.
+        spec: which part of the whole that is; None: all of it.
+        file: name of the shard file.
+    """
 
     name: str
     array: np.ndarray
-    part: Optional[ShardSpec]
-    shard: str
+    spec: Optional[ShardSpec]
+    file: str
+
+    @property
+    def key(self) -> str:
+        """Its name within the file."""
+        return self.name if self.spec is None else f"{self.name}[{self.spec.shard}/{self.spec.num_shards}]"
 
 
 def part_name(rank: int) -> str:
     return f"part_{rank}.json"
 
 
-def write_part(folder: Path, rank: int, pieces: Sequence[LocalTensor]) -> None:
-    """Writes this rank's shards, then its `part_R.json`. Raises OSError."""
+def write_part(folder: Path, rank: int, tensors: Sequence[LocalTensor]) -> None:
+    """Writes the shards of `rank` with its `tensors` into `folder`, then its `part_R.json`. Raises OSError."""
     entries: List[Dict[str, Any]] = []
     sizes: Dict[str, int] = {}
-    for shard in sorted({piece.shard for piece in pieces}):
-        own = [piece for piece in pieces if piece.shard == shard]
-        checksums = write_shard(folder / shard, [planned(_key(piece), piece.array) for piece in own])
-        sizes[shard] = (folder / shard).stat().st_size
-        entries += [_describe(piece, checksums[_key(piece)]) for piece in own]
-    beside = folder / f"{part_name(rank)}.writing"
-    with open(beside, "w", encoding="utf-8") as file:
+    for file_name in sorted({tensor.file for tensor in tensors}):
+        own = [tensor for tensor in tensors if tensor.file == file_name]
+        checksums = write_shard(folder / file_name, [planned(tensor.key, tensor.array) for tensor in own])
+        sizes[file_name] = (folder / file_name).stat().st_size
+        for tensor in own:
+            spec, shape = tensor.spec, tensor.array.shape
+            entries.append(
+                {
+                    "name": tensor.name,
+                    "shape": list(shape if spec is None else spec.whole_shape(shape)),
+                    "dtype": NAMES_OF[tensor.array.dtype],
+                    "shard": tensor.file,
+                    "crc32": checksums[tensor.key],
+                    "part": None if spec is None else [spec.axis, spec.shard, spec.num_shards, spec.blocks],
+                }
+            )
+    unfinished = folder / f"{part_name(rank)}.writing"
+    with open(unfinished, "w", encoding="utf-8") as file:
         json.dump({"tensors": entries, "shards": sizes}, file)
-    os.replace(beside, folder / part_name(rank))
-
-
-def _key(piece: LocalTensor) -> str:
-    return piece.name if piece.part is None else f"{piece.name}[{piece.part.shard}/{piece.part.num_shards}]"
-
-
-def _describe(piece: LocalTensor, checksum: str) -> Dict[str, Any]:
-    part = piece.part
-    whole = piece.array.shape if part is None else part.whole_shape(piece.array.shape)
-    return {
-        "name": piece.name,
-        "shape": list(whole),
-        "dtype": NAMES_OF[piece.array.dtype],
-        "shard": piece.shard,
-        "crc32": checksum,
-        "part": None if part is None else [part.axis, part.shard, part.num_shards, part.blocks],
-    }
+    os.replace(unfinished, folder / part_name(rank))
 
 
 def collect_parts(
     folder: Path, ranks: Iterable[int], timeout_s: float, check: Callable[[], None]
 ) -> Tuple[Dict[str, TensorEntry], Dict[str, int]]:
-    """Waits for the `part_R.json` of `ranks`, puts their contents together and removes them. `check` is called while
-    waiting, and raises where there is nothing left to wait for.
+    """Puts what all ranks wrote together: the tensors by name, and the bytes of each shard file.
 
-    Raises CheckpointNotWritten: a rank's part did not come in time, or a tensor's parts are not all there.
+    Args:
+        folder: where they write.
+        ranks: whose `part_R.json` are waited for; they are removed.
+        timeout_s: how long.
+        check: is called while waiting, and raises where there is nothing left to wait for.
+
+    Raises:
+        CheckpointNotWritten: a rank's part did not come in time, or a tensor's parts are not all there.
     """
     waited_for = list(ranks)
     deadline = time.monotonic() + timeout_s
@@ -90,26 +102,24 @@ def collect_parts(
         check()
         time.sleep(POLL_S)
     parts = [json.loads((folder / part_name(rank)).read_text(encoding="utf-8")) for rank in waited_for]
-    tensors = _merge(folder, [entry for part in parts for entry in part["tensors"]])
+    by_name: Dict[str, List[Dict[str, Any]]] = {}
+    for part in parts:
+        for entry in part["tensors"]:
+            by_name.setdefault(entry["name"], []).append(entry)
+    tensors = {name: _joined(folder, name, by_name[name]) for name in sorted(by_name)}
     for rank in waited_for:
         (folder / part_name(rank)).unlink()
     return tensors, {shard: size for part in parts for shard, size in part["shards"].items()}
 
 
-def _merge(folder: Path, entries: List[Dict[str, Any]]) -> Dict[str, TensorEntry]:
-    by_name: Dict[str, List[Dict[str, Any]]] = {}
-    for entry in entries:
-        by_name.setdefault(entry["name"], []).append(entry)
-    return {name: _tensor(folder, name, by_name[name]) for name in sorted(by_name)}
-
-
-def _tensor(folder: Path, name: str, found: List[Dict[str, Any]]) -> TensorEntry:
+def _joined(folder: Path, name: str, found: List[Dict[str, Any]]) -> TensorEntry:
+    """The manifest's entry of a tensor, from what all ranks say of their parts of it."""
     axis, _, count, blocks = found[0]["part"] or (0, 0, 1, 1)
-    ordered = sorted(found, key=lambda entry: entry["part"][1] if entry["part"] else 0)
-    indices = [entry["part"][1] if entry["part"] else 0 for entry in ordered]
+    by_index = sorted((entry["part"][1] if entry["part"] else 0, entry["shard"], entry["crc32"]) for entry in found)
+    indices = [index for index, _, _ in by_index]
     if indices != list(range(count)):
         raise CheckpointNotWritten(
             f"{folder}: of tensor {name} the parts {indices} were written; expected 0 to {count - 1}"
         )
-    parts = tuple(ShardPart(entry["shard"], entry["crc32"]) for entry in ordered)
+    parts = tuple(ShardPart(shard, checksum) for _, shard, checksum in by_index)
     return TensorEntry(tuple(found[0]["shape"]), found[0]["dtype"], parts, axis, blocks)

@@ -1,21 +1,20 @@
-"""From which checkpoint a run starts, and putting it into the network on all ranks alike."""
+"""From which checkpoint a run resumes, and putting it into the network on all ranks alike."""
 
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Protocol, Tuple
+from typing import List, NamedTuple, Optional, Protocol, Set, Tuple
 
 import numpy as np
-
-from mindspore import Parameter
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.folders import finished
 from pangu_sigma.checkpoint.header import changes, check_same_ids, check_same_model, differences
 from pangu_sigma.checkpoint.names import CAPACITY_STATE
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.checkpoint.state import RankLocation, Values, read_values, set_values, weights
+from pangu_sigma.checkpoint.state import StateEntry, Values, rank_location, read_values, set_values, weights
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.errors import DamagedCheckpoint
@@ -27,10 +26,12 @@ from pangu_sigma.runtime.runtime import Runtime
 
 @dataclass(frozen=True)
 class ResumeSource:
-    """Where a run starts.
+    """Where a run begins.
 
-    Attributes: candidates (checkpoints to go on from, oldest first; empty: start anew); may_fall_back (an older one may
-    be taken where one is damaged); initial (checkpoint whose weights a new run begins with).
+    Attributes:
+        candidates: checkpoints to resume from, oldest first; empty: start anew.
+        may_fall_back: whether an older one may be taken where one is damaged.
+        initial: checkpoint whose weights a new run begins with.
     """
 
     candidates: List[Path]
@@ -40,51 +41,51 @@ class ResumeSource:
 
 def find_source(config: Config, data: Optional[PreparedData], for_training: bool = True) -> ResumeSource:
     """What `checkpoint.resume` and `checkpoint.initial` ask for, checked as far as can be without the other ranks.
-    `data`,
-    `for_training`: see `CheckpointLoader`.
 
-    Raises InputError where it is unusable, or where a new run would overwrite an old one.
+    Args:
+        config: of the run.
+        data, for_training: see `CheckpointLoader`.
+
+    Raises:
+        InputError: it is unusable, or a new run would overwrite an old one.
     """
     resume, output = config.checkpoint.resume, Path(config.train.output_dir)
-    root = output / CHECKPOINTS
     initial = None if config.checkpoint.initial is None else Path(config.checkpoint.initial)
     if for_training:
         _check_output(resume, output)
     if resume is None:
         source = ResumeSource([], initial=initial)
     elif resume == "auto":
-        source = ResumeSource([path for _, path in finished(root)], may_fall_back=True, initial=initial)
+        source = ResumeSource([path for _, path in finished(output / CHECKPOINTS)], may_fall_back=True, initial=initial)
     else:
         source = ResumeSource([Path(resume)])
-    _check_early(source, config, data, for_training)
-    return source
-
-
-def _check_output(resume: Optional[str], output: Path) -> None:
-    """A folder holds one history: a new run, and one that resumes another run's checkpoint, need a folder without one."""
-    root = output / CHECKPOINTS
-    if resume == "auto" or (resume is not None and os.path.dirname(os.path.realpath(resume)) == os.path.realpath(root)):
-        check_own(output)
-    elif resume is not None and holds_run(output):
-        raise InputError(
-            f"checkpoint.resume: {resume} is no checkpoint of the run that train.output_dir ({output}) holds; expected one of "
-            "that run, auto for its newest, or a new train.output_dir"
-        )
-    else:
-        check_new(output)
-
-
-def _check_early(source: ResumeSource, config: Config, data: Optional[PreparedData], for_training: bool) -> None:
-    """Whatever would be refused later is refused before a network is built; damage is dealt with by all ranks together."""
+    # Whatever would be refused later is refused before a network is built; all ranks together deal with damage.
     path = source.candidates[-1] if source.candidates else source.initial
     if path is None:
-        return
+        return source
     try:
         with CheckpointReader.open(path) as reader:
             _check(reader, config, data, for_training and bool(source.candidates))
     except DamagedCheckpoint:
         if not source.may_fall_back:
             raise
+    return source
+
+
+def _check_output(resume: Optional[str], output: Path) -> None:
+    """A folder holds one history: a new run, and one that resumes another run's checkpoint, need a folder without
+    one.
+    """
+    root = os.path.realpath(output / CHECKPOINTS)
+    if resume == "auto" or (resume is not None and os.path.dirname(os.path.realpath(resume)) == root):
+        check_own(output)
+    elif resume is not None and holds_run(output):
+        raise InputError(
+            f"checkpoint.resume: {resume} is no checkpoint of the run that train.output_dir ({output}) holds; expected "
+            "one of that run, auto for its newest, or a new train.output_dir"
+        )
+    else:
+        check_new(output)
 
 
 def _check(reader: CheckpointReader, config: Config, data: Optional[PreparedData], for_training: bool) -> None:
@@ -112,9 +113,9 @@ class ResumePoint(NamedTuple):
 
 
 class Restorable(Protocol):
-    """`TrainEngine`, or as much of them as there is."""
+    """`TrainEngine`, or as much of it as there is."""
 
-    def state(self) -> List[Parameter]: ...
+    def state(self) -> List[StateEntry]: ...
 
 
 class CheckpointLoader:
@@ -124,8 +125,11 @@ class CheckpointLoader:
     whether what it read was whole before any sets a parameter. The first rank says which checkpoint is tried; another
     rank's view of the disk may be older.
 
-    Args: data: what the network will be fed; None: nothing that was prepared. for_training: False reads weights alone,
-    from a checkpoint of any kind.
+    Args:
+        config, runtime: of this run.
+        data: what the network will be fed; None: nothing that was prepared.
+        engine: whose state is set.
+        for_training: False reads weights alone, from a checkpoint of any kind.
     """
 
     def __init__(
@@ -133,24 +137,23 @@ class CheckpointLoader:
         config: Config,
         runtime: Runtime,
         data: Optional[PreparedData],
-        parts: Restorable,
-        place: RankLocation,
+        engine: Restorable,
         for_training: bool = True,
     ) -> None:
         self._config = config
         self._runtime = runtime
         self._data = data
-        self._parts = parts
-        self._place = place
+        self._engine = engine
+        self._local_experts = rank_location(config, runtime).local_experts
         self._for_training = for_training
         self._sum = HostSum(runtime.collectives, "checkpoint/agreement")
 
-    def start(self, source: ResumeSource) -> ResumePoint:
+    def load(self, source: ResumeSource) -> ResumePoint:
         """Restores what `source` asks for. Every rank must call it.
 
         Raises InputError: no candidate is whole, or one does not fit the configuration.
         """
-        found = self._newest_whole() if source.may_fall_back else None
+        found = self._load_newest_whole() if source.may_fall_back else None
         if not source.may_fall_back and source.candidates:
             step, values = self._read(source.candidates[0], self._for_training)
             set_values(values)
@@ -160,12 +163,13 @@ class CheckpointLoader:
             set_values(values)
         return found or ResumePoint(0, None)
 
-    def _newest_whole(self) -> Optional[ResumePoint]:
+    def _load_newest_whole(self) -> Optional[ResumePoint]:
         """Tries the run's checkpoints from the newest on; None where there is none at all."""
-        root = Path(self._config.train.output_dir) / "checkpoints"
+        root = Path(self._config.train.output_dir) / CHECKPOINTS
         steps, tried = [step for step, _ in finished(root)], 0
         while True:
-            step = self._first_ranks(steps.pop() if steps else -1)
+            own = float(steps.pop() if steps else -1) if self._runtime.is_first else 0.0
+            step = round(float(self._sum.values(np.array([own]))[0]))  # the first rank's
             if step < 0:
                 break
             tried += 1
@@ -205,24 +209,26 @@ class CheckpointLoader:
                 layout = resolve_layout(self._config, self._runtime.topology)
                 for line in changes(reader, self._config, self._data, layout):
                     self._warn(f"since {path}: {line}")
-            state = self._restorable(reader) if for_training else weights(self._parts.state())
-            return reader.header.step, read_values(
-                reader, state, self._place.local_experts, lambda: differences(reader, self._config)
-            )
-
-    def _restorable(self, reader: CheckpointReader) -> List[Parameter]:
-        """The state to load. What the capacity's mode keeps is not there after steps in mode `factor`: it is then
-        measured anew. The loss scale of fp16 begins anew after steps in another precision, and ends with it.
-        """
-        passed_over = set() if CAPACITY_STATE in reader.manifest.tensors else {CAPACITY_STATE}
-        if (reader.config().runtime.precision == "fp16") != (self._config.runtime.precision == "fp16"):
-            passed_over |= {"loss_scale.scale", "loss_scale.good"}
-        return [parameter for parameter in self._parts.state() if parameter.name not in passed_over]
+            state = self._engine.state()
+            if for_training:
+                passed_over = _begins_anew(reader, self._config)
+                state = [entry for entry in state if entry.name not in passed_over]
+            else:
+                state = weights(state)
+            why = partial(differences, reader, self._config)
+            return reader.header.step, read_values(reader, state, self._local_experts, why)
 
     def _warn(self, text: str) -> None:
         if self._runtime.is_first:
             print(f"pangu-sigma: warning: {text}", file=sys.stderr, flush=True)
 
-    def _first_ranks(self, value: int) -> int:
-        """The first rank's value, on every rank."""
-        return round(float(self._sum.values(np.array([float(value) if self._runtime.is_first else 0.0]))[0]))
+
+def _begins_anew(reader: CheckpointReader, config: Config) -> Set[str]:
+    """State that a resumed run does not take from the checkpoint. What the capacity's mode keeps is not there after
+    steps in mode `factor`: it is then measured anew. The loss scale of fp16 begins anew after steps in another
+    precision, and ends with it.
+    """
+    names = set() if CAPACITY_STATE in reader.manifest.tensors else {CAPACITY_STATE}
+    if (reader.config().runtime.precision == "fp16") != (config.runtime.precision == "fp16"):
+        names |= {"loss_scale.scale", "loss_scale.good"}
+    return names

@@ -1,4 +1,4 @@
-"""Writing checkpoints while training goes on.
+"""Writing checkpoints while training continues.
 
 1. Wait until the one before is written.
 2. The first rank makes an empty folder; all ranks meet.
@@ -11,7 +11,7 @@ Training waits for 1 to 3 alone. What goes wrong in 4 and 5 is raised by the nex
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Callable, Mapping, Optional, Sequence, Type
@@ -30,9 +30,12 @@ GRACE_S = 5.0  # for a checkpoint that is being written when the program ends wi
 class WritingJob:
     """What writing needs to know of the job.
 
-    Attributes: rank; writers (ranks that write something); timeout_s (how long the first rank waits for the others'
-    parts after its own); barrier (returns when all ranks have called it); failure (the error that ended the job on
-    another rank, None while all is well).
+    Attributes:
+        rank: this one.
+        writers: ranks that write something.
+        timeout_s: how long the first rank waits for the others' parts after its own.
+        barrier: returns when all ranks have called it.
+        failure: the error that ended the job on another rank, None while all is well.
     """
 
     rank: int
@@ -44,7 +47,9 @@ class WritingJob:
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay: the newest `keep_last`, and every one whose step is a multiple of `keep_every` (0: none)."""
+    """Which checkpoints stay: the newest `keep_last`, and every one whose step is a multiple of `keep_every` (0:
+    none).
+    """
 
     keep_last: int = 2
     keep_every: int = 0
@@ -53,10 +58,16 @@ class Retention:
 class CheckpointWriter:
     """Writes `root/step_N` from all ranks; a context manager that waits for the last one.
 
-    Args: files: what every checkpoint carries beside its tensors, content by name; the first rank writes it.
+    Args:
+        root: the folder of the run's checkpoints.
+        job: this rank and the others.
+        retention: which checkpoints stay.
+        asynchronous: whether training continues while a checkpoint is written.
+        files: what every checkpoint carries besides its tensors, content by name; the first rank writes it.
 
-    Attributes: stalled_s, seconds that training has waited for checkpoints; written_s, seconds that this rank has spent
-    writing.
+    Attributes:
+        stalled_s: seconds that training has waited for checkpoints.
+        written_s: seconds that this rank has spent writing.
     """
 
     def __init__(
@@ -78,19 +89,16 @@ class CheckpointWriter:
         self.stalled_s = 0.0
         self.written_s = 0.0
 
-    def save(self, header: CheckpointHeader, pieces: Sequence[LocalTensor]) -> None:
-        """Begins to write a checkpoint of this rank's `pieces`, whose arrays may change afterwards. Every rank must
-        call it.
+    def save(self, header: CheckpointHeader, tensors: Sequence[LocalTensor]) -> None:
+        """Begins to write a checkpoint under `header` of this rank's `tensors`, whose arrays may change afterwards.
+        Every rank must call it.
 
         Raises CheckpointNotWritten: this one could not be begun, or the one before not finished.
         """
         started = time.perf_counter()
         self.wait()
         part = self._begin(header.step)
-        copies = [
-            LocalTensor(piece.name, np.array(piece.array, order="C", copy=True), piece.part, piece.shard)
-            for piece in pieces
-        ]
+        copies = [replace(tensor, array=np.array(tensor.array, order="C", copy=True)) for tensor in tensors]
         if self._asynchronous:
             self._thread = threading.Thread(
                 target=self._write, args=(part, header, copies), name="checkpoint-writer", daemon=True
@@ -124,9 +132,8 @@ class CheckpointWriter:
         if kind is None:
             self.wait()
             return
-        if (
-            self._thread is not None
-        ):  # a checkpoint may still become whole; an error of its own would hide the one that ends the job
+        # A checkpoint may still become whole; an error of its own would hide the one that ends the job.
+        if self._thread is not None:
             self._thread.join(GRACE_S)
         self._abandoned = True
 
@@ -140,11 +147,11 @@ class CheckpointWriter:
         self._job.barrier()
         return part
 
-    def _write(self, part: Path, header: CheckpointHeader, pieces: Sequence[LocalTensor]) -> None:
+    def _write(self, part: Path, header: CheckpointHeader, tensors: Sequence[LocalTensor]) -> None:
         started = time.perf_counter()
         try:
-            if pieces:
-                write_part(part, self._job.rank, pieces)
+            if tensors:
+                write_part(part, self._job.rank, tensors)
             if self._job.rank == 0:
                 self._finish(part, header)
         except OSError as error:
@@ -154,17 +161,17 @@ class CheckpointWriter:
         self.written_s += time.perf_counter() - started
 
     def _finish(self, part: Path, header: CheckpointHeader) -> None:
-        tensors, shards = collect_parts(part, self._job.writers, self._job.timeout_s, lambda: self._check_job(part))
+        def check_job() -> None:
+            failure = self._job.failure()
+            if failure is not None or self._abandoned:
+                raise CheckpointNotWritten(
+                    f"checkpoint {part}: the job ended before all ranks had written their parts"
+                ) from failure
+
+        tensors, shards = collect_parts(part, self._job.writers, self._job.timeout_s, check_job)
         write_manifest(CheckpointManifest(header, tensors, shards, store_files(part, self._files)), part)
         folders.publish(part, part.with_suffix(""))
         folders.prune(self._root, self._retention.keep_last, self._retention.keep_every)
-
-    def _check_job(self, part: Path) -> None:
-        failure = self._job.failure()
-        if failure is not None or self._abandoned:
-            raise CheckpointNotWritten(
-                f"checkpoint {part}: the job ended before all ranks had written their parts"
-            ) from failure
 
     def _not_written(self, part: Path, error: OSError) -> CheckpointNotWritten:
         where = f"rank {self._job.rank}: " if len(self._job.writers) > 1 else ""

@@ -15,16 +15,19 @@ treats every number by itself. `host_lazy` updates the experts that the step act
 output bias has a gradient. It is lazy
 Adam: an idle expert's moments do not decay and its weights stay as they are, where dense Adam moves them on by their
 momentum and weight decay. The bias correction counts the steps of the run, not those of the expert.
+
+Letters of shapes: L experts of this rank, A of them that a step updates.
 """
 
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 
 from mindspore import Parameter, Tensor, dtype, ops
 
+from locmoe_ops.tensor_parallel import slice_of
 from pangu_sigma.checkpoint.names import MOMENTS
-from pangu_sigma.checkpoint.state_entry import Bank
+from pangu_sigma.checkpoint.state import StateEntry
 from pangu_sigma.config.schema import OptimizerConfig
 from pangu_sigma.model.parameter_groups import decays
 
@@ -34,18 +37,21 @@ OUTPUT_BIAS = "b_out"  # its gradient is the sum of those of an expert's results
 class OffloadedExpertOptimizer:
     """Updates the experts of one rank.
 
-    Args: parameters: of experts, in gradient order. options: as the compiled step has them.
+    Args:
+        parameters: of experts, in gradient order.
+        options: as the compiled step has them.
 
-    Attributes: lazy (whether idle experts are left alone); weights (the network's expert parameters by name, as
-        checkpoints have
-    them: setting one sets host and device); moments; transferred (bytes from and to the device since the start,
-    gradients and weights).
+    Attributes:
+        lazy: whether idle experts are left alone.
+        weights: the network's expert parameters by name, as checkpoints have them: setting one sets host and device.
+        moments: all first, then all second ones, as checkpoints have them.
+        transferred: bytes from and to the device since the start, gradients and weights.
     """
 
     def __init__(self, parameters: Sequence[Parameter], options: OptimizerConfig) -> None:
         self.lazy = options.experts == "host_lazy"
         self._banks = [_HostBank(parameter, options) for parameter in parameters]
-        self._layers: Dict[str, List[int]] = {}  # by layer, the output bias first: places among the parameters
+        self._layers: Dict[str, List[int]] = {}  # by layer, the output bias first: indices of parameters
         for index, parameter in enumerate(parameters):
             layer, _, part = parameter.name.rpartition(".")
             self._layers.setdefault(layer, []).insert(0 if part == OUTPUT_BIAS else len(parameters), index)
@@ -54,31 +60,30 @@ class OffloadedExpertOptimizer:
         self.transferred = 0
 
     def update(self, orders: Tensor, gradients: Sequence[Tensor]) -> None:
-        """One step, by what the compiled step has left (see `HostUpdateScalars`): orders <float32>[4]; one <float32>
-        tensor a parameter.
+        """One step, by what the compiled step has left: `orders` <float32>[4] (see `HostUpdateScalars`), `gradients`
+        one <float32>[L, ...] a parameter.
         """
         counts, *factors = orders.asnumpy().tolist()
         if not counts:
             return
         for indices in self._layers.values():
             everybody = np.arange(self._banks[indices[0]].experts)
-            active = self._activated(gradients[indices[0]]) if self.lazy else everybody
+            active = everybody
+            if self.lazy:  # the experts whose output bias has a gradient
+                bias = gradients[indices[0]].asnumpy()
+                active = np.flatnonzero(bias.reshape(len(bias), -1).any(1))  # (A,) <- (L, ...)
             for index in indices if active.size else ():
                 gradient = gradients[index]
-                rows = (
-                    gradient if active.size == everybody.size else ops.gather(gradient, Tensor(active, dtype.int32), 0)
-                )
-                self.transferred += 2 * rows.nbytes
-                self._banks[index].update(active, rows.asnumpy(), factors)
-
-    @staticmethod
-    def _activated(gradient: Tensor) -> np.ndarray:
-        """Places of experts whose output bias has a gradient."""
-        return np.flatnonzero(gradient.asnumpy().reshape(gradient.shape[0], -1).any(1))
+                if active.size < everybody.size:
+                    gradient = ops.gather(gradient, Tensor(active, dtype.int32), 0)  # (A, ...) <- (L, ...)
+                self.transferred += 2 * gradient.nbytes
+                self._banks[index].update(active, gradient.asnumpy(), factors)
 
 
 class _HostBank:
-    """One parameter of the experts: the host's weights and moments, an array for each expert, and the device's weights."""
+    """One parameter of the experts: the host's weights and moments, an array for each expert, and the device's
+    weights.
+    """
 
     def __init__(self, parameter: Parameter, options: OptimizerConfig) -> None:
         values = parameter.asnumpy()
@@ -89,11 +94,28 @@ class _HostBank:
         self._weights = [_host(value) for value in values]
         self._first, self._second = ([_host(np.zeros_like(value)) for value in values] for _ in MOMENTS)
         self._adam = ops.AdamWeightDecay().set_device("CPU")
-        self.weights = Bank(parameter, "", self._weights, parameter)
-        self.moments = [Bank(parameter, prefix, held) for prefix, held in zip(MOMENTS, (self._first, self._second))]
+        self.weights = self._entry("", self._weights, parameter)
+        self.moments = [self._entry(prefix, held) for prefix, held in zip(MOMENTS, (self._first, self._second))]
+
+    def _entry(self, prefix: str, held: Sequence[Parameter], on_device: Optional[Parameter] = None) -> StateEntry:
+        """What the host has of each expert, as one array <float32>[L, ...]; `on_device` is set to the same value."""
+
+        def set_all(value: np.ndarray) -> None:
+            for expert, own in zip(held, value):
+                expert.set_data(Tensor(own))
+            if on_device is not None:
+                on_device.set_data(Tensor(value))
+
+        return StateEntry(
+            f"{prefix}{self._parameter.name}",
+            tuple(self._parameter.shape),
+            slice_of(self._parameter),
+            lambda: np.stack([expert.asnumpy() for expert in held]),
+            set_all,
+        )
 
     def update(self, active: np.ndarray, gradients: np.ndarray, factors: Sequence[float]) -> None:
-        """Of the experts at the places `active` <int64>[A], by gradients <float32>[A, ...] and the kernel's rate,
+        """Of the experts at the indices `active` <int64>[A], by gradients <float32>[A, ...] and the kernel's rate,
         epsilon and decay.
         """
         rate, epsilon, decay = factors
@@ -108,8 +130,8 @@ class _HostBank:
                 decay if self._decay else 0.0,
                 Tensor(gradient),
             )
-        rows = np.stack([self._weights[expert].asnumpy() for expert in active.tolist()])
-        ops.scatter_update(self._parameter, Tensor(active, dtype.int32), Tensor(rows))
+        updated = np.stack([self._weights[expert].asnumpy() for expert in active.tolist()])  # (A, ...)
+        ops.scatter_update(self._parameter, Tensor(active, dtype.int32), Tensor(updated))
 
 
 def _host(value: np.ndarray) -> Parameter:

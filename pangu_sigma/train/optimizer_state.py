@@ -1,54 +1,28 @@
 """Where both moments of every parameter are, for checkpoints: to be set from whole arrays, and to be read as such."""
 
-from typing import Iterator, List, Optional, Sequence, Tuple
+from functools import partial
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from mindspore import Parameter, Tensor
 
 from locmoe_ops.collectives.interface import Collectives
+from locmoe_ops.tensor_parallel import slice_of
 from pangu_sigma.checkpoint.names import MOMENTS
-from pangu_sigma.checkpoint.state_entry import Beside, Entry, Readable, Settable
+from pangu_sigma.checkpoint.state import StateEntry, parameter_entries
 from pangu_sigma.train.offloaded_experts import OffloadedExpertOptimizer
 from pangu_sigma.train.sharding import Bucket, Gather, Shards
 from pangu_sigma.train.step import Update
 
 
-class Moment(Beside):
-    """A moment of a parameter of which this rank holds what falls into its stretch of a bucket: it can be set, but not
-    read.
+class ShardedMoments:
+    """The moments of parameters that a group's ranks share out: of each bucket a rank holds one stretch.
 
-    Args: held: the stretch, which begins with number `first` of the bucket. start: the parameter's first number in it.
-    """
-
-    def __init__(self, parameter: Parameter, prefix: str, held: Parameter, first: int, start: int) -> None:
-        super().__init__(parameter, prefix)
-        self._held, self._first, self._start = held, first, start
-
-    def set_data(self, value: Tensor) -> None:
-        """Every rank is given all of it, and keeps its own."""
-        own, numbers = self._held.asnumpy().copy(), value.asnumpy().reshape(-1)
-        low, high = max(self._start, self._first), min(self._start + numbers.size, self._first + own.size)
-        if low < high:
-            own[low - self._first : high - self._first] = numbers[low - self._start : high - self._start]
-            self._held.set_data(Tensor(own))
-
-
-class Gathered(Beside):
-    """A moment, put together: it can be read, and no more."""
-
-    def __init__(self, parameter: Parameter, prefix: str, whole: np.ndarray) -> None:
-        super().__init__(parameter, prefix)
-        self._whole = whole
-
-    def asnumpy(self) -> np.ndarray:
-        return self._whole
-
-
-class SharedMoments:
-    """The moments of parameters that a group's ranks share out.
-
-    Args: first, second: of the buckets of `shards`.
+    Args:
+        shards: which parameters, in which buckets.
+        first, second: this rank's stretches of both moments, one a bucket.
+        collectives: put the stretches together.
     """
 
     def __init__(
@@ -58,27 +32,27 @@ class SharedMoments:
         self._moments = dict(zip(MOMENTS, (first, second)))
         self._gather = Gather(collectives, shards.group, f"checkpoint/moments/{shards.group}")
 
-    def entries(self) -> List[Moment]:
-        """To be set."""
-        return [
-            Moment(parameter, prefix, held[number], bucket.stretch * self._shards.place, start)
-            for prefix, held in self._moments.items()
-            for number, bucket in enumerate(self._shards.buckets)
-            for parameter, start in self._starts(bucket)
-        ]
+    def entries(self) -> List[StateEntry]:
+        """To be set: every rank is given all of a moment, and keeps its own stretch. They cannot be read."""
+        found = []
+        for prefix, held in self._moments.items():
+            for bucket, stretch in zip(self._shards.buckets, held):
+                set_part = partial(_set_stretch, stretch, bucket.stretch * self._shards.place)
+                for parameter, start in self._starts(bucket):
+                    found.append(_moment(parameter, prefix, _not_gathered, partial(set_part, start)))
+        return found
 
-    def gather(self, keep: bool) -> List[Gathered]:
-        """To be read; a bucket at a time, so that no more than one is whole on the device. Nothing where this rank does
-        not `keep` them. Every rank of the group must call it.
+    def gather(self, keep: bool) -> List[StateEntry]:
+        """To be read; a bucket at a time, so that no more than one is whole on the device. Every rank of the group must
+        call it; those that do not `keep` the moments get none.
         """
         found = []
         for prefix, held in self._moments.items():
             for bucket, stretch in zip(self._shards.buckets, held):
                 whole = self._gather(stretch).asnumpy()
-                found += [
-                    Gathered(parameter, prefix, whole[start : start + parameter.size].reshape(parameter.shape))
-                    for parameter, start in (self._starts(bucket) if keep else ())
-                ]
+                for parameter, start in self._starts(bucket) if keep else ():
+                    value = whole[start : start + parameter.size].reshape(parameter.shape)
+                    found.append(_moment(parameter, prefix, partial(np.asarray, value), _gathered_already))
         return found
 
     def _starts(self, bucket: Bucket) -> Iterator[Tuple[Parameter, int]]:
@@ -87,32 +61,57 @@ class SharedMoments:
         return zip(self._shards.parameters[bucket.start : bucket.end], starts)
 
 
+def _moment(
+    parameter: Parameter, prefix: str, get: Callable[[], np.ndarray], set_: Callable[[np.ndarray], None]
+) -> StateEntry:
+    return StateEntry(f"{prefix}{parameter.name}", tuple(parameter.shape), slice_of(parameter), get, set_)
+
+
+def _set_stretch(held: Parameter, first: int, start: int, value: np.ndarray) -> None:
+    """Sets what of `value`, whose numbers begin at `start` of the bucket, falls into the stretch `held`, which begins at
+    `first`.
+    """
+    own, numbers = held.asnumpy().copy(), value.reshape(-1)
+    low, high = max(start, first), min(start + numbers.size, first + own.size)
+    if low < high:
+        own[low - first : high - first] = numbers[low - start : high - start]
+        held.set_data(Tensor(own))
+
+
+def _not_gathered() -> np.ndarray:
+    raise RuntimeError("a moment that is shared out over ranks is read by OptimizerState.gathered")
+
+
+def _gathered_already(value: np.ndarray) -> None:
+    raise RuntimeError("a moment that is shared out over ranks is set by OptimizerState.entries")
+
+
 class OptimizerState:
     """Both moments of every parameter, wherever they are: in the compiled step, shared out over ranks, on the host.
 
-    Args: update: the compiled update. host: what it leaves to the host, if anything.
+    Args:
+        update: the compiled update.
+        collectives: of the job; gather what is shared out.
+        host: what the compiled update leaves to the host, if anything.
     """
 
     def __init__(self, update: Update, collectives: Collectives, host: Optional[OffloadedExpertOptimizer]) -> None:
         topology, rank, adam = collectives.topology, collectives.rank, update.adam
-        self._shared: List[Tuple[SharedMoments, bool]] = []
+        self._sharded: List[Tuple[ShardedMoments, bool]] = []
         start = 0
         for shards in update.exchange.shards:
             end = start + len(shards.buckets)
-            moments = SharedMoments(shards, adam.first[start:end], adam.second[start:end], collectives)
+            moments = ShardedMoments(shards, adam.first[start:end], adam.second[start:end], collectives)
             writes = topology.edp_index(rank) == 0 and (shards.group == "edp" or topology.ep_index(rank) == 0)
-            self._shared.append((moments, writes))
+            self._sharded.append((moments, writes))
             start = end
-        self._own: List[Entry] = [
-            *adam.first[start:],
-            *adam.second[start:],
-            *(host.moments if host is not None else ()),
-        ]
+        self._own = parameter_entries([*adam.first[start:], *adam.second[start:]])
+        self._own += host.moments if host is not None else []
 
-    def entries(self) -> List[Settable]:
+    def entries(self) -> List[StateEntry]:
         """To be set; those that are not shared out can be read too."""
-        return [*self._own, *(entry for moments, _ in self._shared for entry in moments.entries())]
+        return [*self._own, *(entry for moments, _ in self._sharded for entry in moments.entries())]
 
-    def gathered(self) -> List[Readable]:
+    def gathered(self) -> List[StateEntry]:
         """To be read, as far as this rank writes them. Every rank must call it."""
-        return [*self._own, *(entry for moments, writes in self._shared for entry in moments.gather(writes))]
+        return [*self._own, *(entry for moments, writes in self._sharded for entry in moments.gather(writes))]

@@ -18,7 +18,15 @@ from pangu_sigma.checkpoint.folders import begin, publish
 from pangu_sigma.checkpoint.format import CheckpointHeader, CheckpointManifest, DataState, write_manifest
 from pangu_sigma.checkpoint.parts import collect_parts, write_part
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.checkpoint.state import RankLocation, pieces, read_values, scalars, set_values, weights, writing_ranks
+from pangu_sigma.checkpoint.state import (
+    RankLocation,
+    local_tensors,
+    read_values,
+    scalars,
+    set_values,
+    weights,
+    writing_ranks,
+)
 from pangu_sigma.data.vocabulary import Vocabulary
 from pangu_sigma.runtime.runtime import Runtime
 from pangu_sigma.train.engine import TrainEngine
@@ -75,8 +83,8 @@ def write(build, layout, root):
     """The checkpoint that such a job writes, its ranks one after another."""
     part, topology = begin(root, 1), LAYOUTS[layout][0]
     for rank in range(topology.world_size):
-        parts, place = build(layout, rank)
-        found = pieces(parts.state(), place)
+        parts, location = build(layout, rank)
+        found = local_tensors(parts.state(), location)
         assert bool(found) == (rank in writing_ranks(topology))
         if found:
             write_part(part, rank, found)
@@ -98,16 +106,14 @@ def saved(build, tmp_path_factory):
 def test_every_rank_finds_its_own(build, saved, writing, reading):
     with CheckpointReader.open(saved[writing]) as reader:
         for rank in range(LAYOUTS[reading][0].world_size):
-            parts, place = build(reading, rank)
+            parts, location = build(reading, rank)
             state = parts.state()
-            expected = {parameter.name: parameter.asnumpy().copy() for parameter in state}
-            for parameter in state:
-                parameter.set_data(Tensor(np.full(parameter.shape, 77, parameter.asnumpy().dtype)))
-            set_values(read_values(reader, state, place.local_experts))
-            for parameter in state:
-                np.testing.assert_array_equal(
-                    parameter.asnumpy(), expected[parameter.name], err_msg=f"rank {rank}: {parameter.name}"
-                )
+            expected = {entry.name: entry.get().copy() for entry in state}
+            for entry in state:
+                entry.set(np.full(entry.shape, 77, entry.get().dtype))
+            set_values(read_values(reader, state, location.local_experts))
+            for entry in state:
+                np.testing.assert_array_equal(entry.get(), expected[entry.name], err_msg=f"rank {rank}: {entry.name}")
 
 
 def test_nothing_depends_on_who_wrote_it(saved):
@@ -124,5 +130,5 @@ def test_nothing_depends_on_who_wrote_it(saved):
 
 def test_weights_are_what_evaluation_needs(build):
     parts, _ = build("one process", 0)
-    names = {parameter.name for parameter in weights(parts.state())}
+    names = {entry.name for entry in weights(parts.state())}
     assert names == {parameter.name for parameter in parts.network.get_parameters()}

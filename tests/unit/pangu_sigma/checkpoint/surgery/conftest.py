@@ -13,7 +13,7 @@ from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.checkpoint.state import RankLocation, pieces, read_values, set_values, weights
+from pangu_sigma.checkpoint.state import RankLocation, local_tensors, read_values, set_values, weights
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.schema import Config
@@ -118,7 +118,7 @@ class Workshop:
         return model
 
     def save(self, model: Model, root: Path, step: int = 7) -> Path:
-        parts, place = model.parts, RankLocation(Topology(1, 1), 0, held(model))
+        parts, location = model.parts, RankLocation(Topology(1, 1), 0, held(model))
         header = training_header(
             model.config,
             resolve_layout(model.config, Topology(1, 1)),
@@ -128,7 +128,7 @@ class Workshop:
             parts.state(),
         )
         with CheckpointWriter(root, WritingJob(0, (0,), 5.0, lambda: None), Retention()) as writer:
-            writer.save(header, pieces(parts.state(), place))
+            writer.save(header, local_tensors(parts.state(), location))
         return root / f"step_{step}"
 
     def load(self, config: Config, folder: Path, words: Optional[Vocabulary] = None) -> Model:
