@@ -74,7 +74,7 @@ def save_run(tiny_data, tmp_path_factory):
     from locmoe_ops.collectives.create import create_collectives
     from locmoe_ops.topology import Topology
     from pangu_sigma.checkpoint.header import training_header
-    from pangu_sigma.checkpoint.state import RankLocation, pieces
+    from pangu_sigma.checkpoint.state import RankLocation, local_tensors
     from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
     from pangu_sigma.config.load import config_from_dict, save_config
     from pangu_sigma.data.dataset import PreparedData
@@ -108,7 +108,7 @@ def save_run(tiny_data, tmp_path_factory):
         header = training_header(config, resolve_layout(config, alone), data, data.vocab_size, 2, parts.state())
         place = RankLocation(alone, 0, parts.context.slot_rules.placement.local_experts(0))
         with CheckpointWriter(folder / "checkpoints", WritingJob(0, (0,), 5.0, lambda: None), Retention()) as writer:
-            writer.save(header, pieces(parts.state(), place))
+            writer.save(header, local_tensors(parts.state(), place))
         save_config(config, folder / "config.yaml")
         return folder
 

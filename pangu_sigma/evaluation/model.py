@@ -8,8 +8,6 @@ from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from mindspore import Parameter
-
 from locmoe_ops.errors import InputError
 from locmoe_ops.tensor_parallel import TensorGroup
 from locmoe_ops.topology import Topology
@@ -17,7 +15,7 @@ from pangu_sigma.checkpoint.format import NAME as MANIFEST
 from pangu_sigma.checkpoint.format import DataState
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.resume import CheckpointLoader, ResumeSource, find_source
-from pangu_sigma.checkpoint.state import RANKS, rank_location
+from pangu_sigma.checkpoint.state import RANKS, StateEntry, parameter_entries
 from pangu_sigma.config.derived import rows_per_rank
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, LayoutConfig
 from pangu_sigma.data.dataset import PreparedData
@@ -73,8 +71,8 @@ class _Weights:
     def __init__(self, network: PanGuSigma) -> None:
         self._network = network
 
-    def state(self) -> List[Parameter]:
-        return list(self._network.get_parameters())
+    def state(self) -> List[StateEntry]:
+        return parameter_entries(self._network.get_parameters())
 
 
 def on_one_process(config: Config) -> Config:
@@ -133,9 +131,7 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
     words = trained.words(config) if data is None else vocabulary(config, data)
     with start_runtime(config) as runtime:
         network, scorer = _build(config, runtime, words, not as_trained)
-        start = CheckpointLoader(
-            config, runtime, data, _Weights(network), rank_location(config, runtime), for_training=False
-        ).start(source)
+        start = CheckpointLoader(config, runtime, data, _Weights(network), for_training=False).load(source)
         assert start.checkpoint is not None  # there are candidates, and none of them whole is an error
         identity = hashlib.sha256((start.checkpoint / MANIFEST).read_bytes()).hexdigest()
         ranks = TrainedRanks(network, _context(config, runtime, words), topology) if as_trained else None

@@ -17,7 +17,7 @@ from pangu_sigma.checkpoint.folders import finished, resolve
 from pangu_sigma.checkpoint.format import DataState
 from pangu_sigma.checkpoint.header import check_same_model, differences
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.checkpoint.state import read_values, set_values
+from pangu_sigma.checkpoint.state import parameter_entries, read_values, set_values
 from pangu_sigma.config.schema import CapacityConfig, CheckpointConfig, Config, DispatchConfig, ParallelConfig
 from pangu_sigma.config.validate import validate
 from pangu_sigma.data.manifest import TOKENIZER, describe_file
@@ -141,7 +141,8 @@ def _read(
     context = network_context(config, words.table, len(words.domains), runtime.collectives)
     network = PanGuSigma(context)
     experts = context.slot_rules.placement.local_experts(runtime.topology.ep_index(runtime.rank))
-    set_values(read_values(reader, list(network.get_parameters()), experts, lambda: differences(reader, config)))
+    state = parameter_entries(network.get_parameters())
+    set_values(read_values(reader, state, experts, lambda: differences(reader, config)))
     network.set_train(False)
     if not local_term:
         set_locality_strength(network, 0.0)

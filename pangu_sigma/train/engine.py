@@ -13,6 +13,9 @@ from locmoe_ops.moe import check_token_ids
 from locmoe_ops.routers.selection_bias import balance_biases, set_locality_strength
 from locmoe_ops.tensor_parallel import TensorGroup, slice_of
 from pangu_sigma.checkpoint.state_entry import Entry, Readable, Settable
+from locmoe_ops.routers.selection_bias import balance_biases, set_local_strength
+from locmoe_ops.tensor_parallel import TensorGroup
+from pangu_sigma.checkpoint.state import StateEntry, parameter_entries
 from pangu_sigma.config.derived import rows_per_rank
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
@@ -101,20 +104,21 @@ class TrainEngine:
         self._sparse = sparse_layers(self.network)
         self.capacity = CapacityControl(self.context, len(self._sparse), self.routed_tokens, self.set_capacity)
 
-    def state(self) -> List[Settable]:
+    def state(self) -> List[StateEntry]:
         """Everything that a resumed run needs, to be set: weights, hash maps, Adam's moments, counters, loss scale."""
         return [*self._without_moments(), *self.optimizer_state.entries()]
 
-    def saved_state(self) -> List[Readable]:
-        """The same to be read, as far as this rank writes it (see `pangu_sigma.checkpoint.state.pieces`). Every rank
+    def saved_state(self) -> List[StateEntry]:
+        """The same to be read, as far as this rank writes it (see `pangu_sigma.checkpoint.state.local_tensors`). Every rank
         must call it.
         """
         return [*self._without_moments(), *self.optimizer_state.gathered()]
 
-    def _without_moments(self) -> List[Entry]:
+    def _without_moments(self) -> List[StateEntry]:
         scale, on_host = self.loss_scale, {} if self.host is None else self.host.weights
-        weights = [on_host.get(parameter.name, parameter) for parameter in self.network.get_parameters()]
-        return [*weights, self.adam.updates, scale.scale, scale.good, scale.skipped, *self.capacity.state()]
+        counters = [self.adam.updates, scale.scale, scale.good, scale.skipped, *self.capacity.state()]
+        entries = parameter_entries([*self.network.get_parameters(), *counters])
+        return [on_host.get(entry.name, entry) for entry in entries]
 
     def set_capacity(self, slots: int, factor: float) -> None:
         """Trains with `slots` per (source rank, expert), which capacity factor `factor` asks for, from the next step

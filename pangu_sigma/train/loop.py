@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from locmoe_ops.routers.selection_bias import locality_strength
 from pangu_sigma.checkpoint.header import training_header
-from pangu_sigma.checkpoint.state import RANKS, RankLocation, pieces
+from pangu_sigma.checkpoint.state import RANKS, RankLocation, local_tensors
 from pangu_sigma.checkpoint.writer import CheckpointWriter
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
@@ -192,7 +192,7 @@ class TrainingLoop:
         # How many ranks shared out the rows, which `eval --as-trained` has to know: a given `moe.layout` does not say
         # it.
         header = replace(header, sampler={**header.sampler, RANKS: self.runtime.topology.data})
-        saving.writer.save(header, pieces(state, saving.place))
+        saving.writer.save(header, local_tensors(state, saving.place))
         self.saved_step = step
 
     def _report(self, log: MetricsLog) -> None:

@@ -85,7 +85,7 @@ def _run(
     """Trains and writes what a run leaves; returns what there is to say of one that diverged, else nothing."""
     code = code_version() if runtime.is_first else ""  # now: the files may change while the run goes on
     place = rank_location(config, runtime)
-    start = CheckpointLoader(config, runtime, data, parts, place).start(source)
+    start = CheckpointLoader(config, runtime, data, parts).load(source)
     folder = Path(config.train.output_dir) / CHECKPOINTS
     files = (
         {TOKENIZER: data.read_tokenizer()} if runtime.is_first else None

@@ -96,22 +96,20 @@ class Network:
         self.place, self.words = rank_location(self.config, self.runtime), words.words
 
     def values(self) -> Dict[str, np.ndarray]:
-        return {parameter.name: parameter.asnumpy().copy() for parameter in self.parts.state()}
+        return {entry.name: entry.get().copy() for entry in self.parts.state()}
 
     def fill(self, seed: int) -> None:
         """Draws another value for everything, so that no two states have a tensor in common."""
-        from mindspore import Tensor
-
         generator = np.random.default_rng(seed)
-        for parameter in self.parts.state():
-            value = parameter.asnumpy()
+        for entry in self.parts.state():
+            value = entry.get()
             whole = value.dtype.kind in "iu" or not value.ndim
             drawn = generator.integers(1, 1000, value.shape) if whole else generator.standard_normal(value.shape)
-            parameter.set_data(Tensor(np.asarray(drawn, value.dtype)))
+            entry.set(np.asarray(drawn, value.dtype))
 
     def save(self, root: Path, step: int) -> None:
         from pangu_sigma.checkpoint.header import training_header
-        from pangu_sigma.checkpoint.state import pieces
+        from pangu_sigma.checkpoint.state import local_tensors
         from pangu_sigma.model.capacity_rules import resolve_layout
 
         state = self.parts.state()
@@ -119,12 +117,12 @@ class Network:
             self.config, resolve_layout(self.config, self.runtime.topology), self.data, self.words, step, state
         )
         with CheckpointWriter(root, WritingJob(0, [0], 30.0, lambda: None), Retention(), False) as writer:
-            writer.save(header, pieces(state, self.place))
+            writer.save(header, local_tensors(state, self.place))
 
     def resume(self) -> Any:
         from pangu_sigma.checkpoint.resume import CheckpointLoader, find_source
 
-        return CheckpointLoader(self.config, self.runtime, self.data, self.parts, self.place).start(
+        return CheckpointLoader(self.config, self.runtime, self.data, self.parts).load(
             find_source(self.config, self.data)
         )
 

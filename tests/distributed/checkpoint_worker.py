@@ -19,7 +19,7 @@ from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.resume import CheckpointLoader, ResumeSource, find_source
-from pangu_sigma.checkpoint.state import pieces, rank_location, writing_ranks
+from pangu_sigma.checkpoint.state import local_tensors, rank_location, writing_ranks
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.schema import Config
@@ -81,9 +81,9 @@ class Run:
 
     def restore(self, path: Optional[Path] = None) -> int:
         """From a given checkpoint, or as `checkpoint.resume: auto` does. Returns the steps done."""
-        restorer = CheckpointLoader(self.config, self.runtime, self.data, self.parts, self.place)
+        loader = CheckpointLoader(self.config, self.runtime, self.data, self.parts)
         source = ResumeSource([path]) if path is not None else find_source(self.config, self.data)
-        return restorer.start(source).step
+        return loader.load(source).step
 
     def save(self, step: int) -> None:
         self.train(step, step)
@@ -109,7 +109,7 @@ class Run:
                 if step in (HALF, end):
                     state = self.parts.saved_state()
                     header = training_header(self.config, layout, self.data, self.parts.words.words, step, state)
-                    writer.save(header, pieces(state, self.place))
+                    writer.save(header, local_tensors(state, self.place))
         self.runtime.collectives.barrier()  # the first rank has published
         return history
 

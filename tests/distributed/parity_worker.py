@@ -13,15 +13,21 @@ from typing import Dict, Sequence
 
 import numpy as np
 
-from mindspore import Parameter, Tensor
+from mindspore import Tensor
 
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.collectives.interface import Collectives
-from locmoe_ops.tensor_parallel import slice_of
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.checkpoint.state import RankLocation, pieces, read_values, set_values, writing_ranks
+from pangu_sigma.checkpoint.state import (
+    RankLocation,
+    StateEntry,
+    local_tensors,
+    read_values,
+    set_values,
+    writing_ranks,
+)
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
 from pangu_sigma.config.load import config_from_dict, to_dict
 from pangu_sigma.config.schema import Config
@@ -153,19 +159,19 @@ def write_and_read(
     state = parts.state()
     for name, value in whole_values(state, runtime.collectives).items():
         _save(saved, f"state/{name}", value, experts)
-    before = [parameter.asnumpy() for parameter in state]
+    before = [entry.get().copy() for entry in state]
     topology, barrier = runtime.topology, runtime.collectives.barrier
     with CheckpointWriter(
         checkpoints, WritingJob(runtime.rank, writing_ranks(topology), 60.0, barrier), Retention()
     ) as writer:
         header = training_header(config, resolve_layout(config, topology), data, parts.words.words, STEPS, state)
-        writer.save(header, pieces(state, RankLocation(topology, runtime.rank, experts)))
+        writer.save(header, local_tensors(state, RankLocation(topology, runtime.rank, experts)))
     barrier()  # the first rank has published
-    for parameter in state:
-        parameter.set_data(parameter * 0)
+    for entry in state:
+        entry.set(np.zeros_like(entry.get()))
     read_back(checkpoints, parts, experts)
-    for parameter, value in zip(state, before):
-        np.testing.assert_array_equal(parameter.asnumpy(), value, err_msg=parameter.name)
+    for entry, value in zip(state, before):
+        np.testing.assert_array_equal(entry.get(), value, err_msg=entry.name)
 
 
 def read_back(checkpoints: Path, parts: TrainEngine, experts: tuple) -> None:
@@ -173,17 +179,17 @@ def read_back(checkpoints: Path, parts: TrainEngine, experts: tuple) -> None:
         set_values(read_values(reader, parts.state(), experts))
 
 
-def whole_values(state: Sequence[Parameter], collectives: Collectives) -> Dict[str, np.ndarray]:
-    """Every parameter's value by name, as without tensor parallelism. All ranks of a `tp` group must call it together."""
-    values = {p.name: p.asnumpy() for p in state if slice_of(p) is None}
-    cut = [(p, part) for p in state for part in (slice_of(p),) if part is not None]
+def whole_values(state: Sequence[StateEntry], collectives: Collectives) -> Dict[str, np.ndarray]:
+    """Every entry's value by name, as without tensor parallelism. All ranks of a `tp` group must call it together."""
+    values = {entry.name: entry.get() for entry in state if entry.shard is None}
+    cut = [(entry, entry.shard) for entry in state if entry.shard is not None]
     if cut:
-        own = np.concatenate([p.asnumpy().reshape(1, -1) for p, _ in cut], 1)  # one message, one small graph
+        own = np.concatenate([entry.get().reshape(1, -1) for entry, _ in cut], 1)  # one message, one small graph
         of_all, start = collectives.all_gather("tp", "test/parts")(Tensor(own)).asnumpy(), 0
-        for parameter, part in cut:
-            found = of_all[:, start : start + parameter.size]
-            values[parameter.name] = part.join([piece.reshape(parameter.shape) for piece in found])
-            start += parameter.size
+        for entry, shard in cut:
+            size = int(np.prod(entry.shape))
+            values[entry.name] = shard.join([part.reshape(entry.shape) for part in of_all[:, start : start + size]])
+            start += size
     return values
 
 

@@ -7,8 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mindspore import Tensor
-
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
@@ -37,12 +35,12 @@ def make_parts(networks):
 
 
 def values(parts):
-    return {parameter.name: parameter.asnumpy().copy() for parameter in parts.state()}
+    return {entry.name: entry.get().copy() for entry in parts.state()}
 
 
 def restore(parts, saved):
-    for parameter in parts.state():
-        parameter.set_data(Tensor(saved[parameter.name]))
+    for entry in parts.state():
+        entry.set(saved[entry.name])
 
 
 def test_slots_change_and_change_back_without_new_graphs(make_parts):

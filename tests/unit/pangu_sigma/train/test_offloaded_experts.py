@@ -63,7 +63,7 @@ class Bench:
     def check(self):
         for parameter in self.parameters:
             name = parameter.name.rpartition(".")[2]
-            held = self.host.weights[parameter.name].asnumpy()
+            held = self.host.weights[parameter.name].get()
             np.testing.assert_array_equal(parameter.asnumpy(), held)  # the device has what the host has
             np.testing.assert_allclose(
                 held, self.values[name], rtol=1e-5, atol=1e-6, err_msg=name
@@ -71,7 +71,7 @@ class Bench:
         for moment in self.host.moments:
             prefix, name = moment.name.split(".")[0], moment.name.rpartition(".")[2]
             expected = {"adam_m": self.first, "adam_v": self.second}[prefix][name]
-            np.testing.assert_allclose(moment.asnumpy(), expected, rtol=1e-5, atol=1e-7, err_msg=moment.name)
+            np.testing.assert_allclose(moment.get(), expected, rtol=1e-5, atol=1e-7, err_msg=moment.name)
 
 
 @pytest.mark.parametrize("kind", ["host_dense", "host_lazy"])
@@ -104,9 +104,9 @@ def test_state_that_is_set_reaches_host_and_device():
     bench, other = Bench("host_dense"), Bench("host_dense")
     bench.step(0, (0, 1, 2))
     for name, bank in bench.host.weights.items():
-        other.host.weights[name].set_data(Tensor(bank.asnumpy()))
+        other.host.weights[name].set(bank.get())
     for own, moment in zip(other.host.moments, bench.host.moments):
-        own.set_data(Tensor(moment.asnumpy()))
+        own.set(moment.get())
     other.values, other.first, other.second, other.count = bench.values, bench.first, bench.second, 1
     other.step(1, (0, 1))
     other.check()
@@ -143,7 +143,7 @@ class Run:
         )
 
     def values(self):
-        return {entry.name: entry.asnumpy().copy() for entry in self.parts.saved_state()}
+        return {entry.name: entry.get().copy() for entry in self.parts.saved_state()}
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_lazy_experts_rest(runs):
     """
     run = runs["host_dense"]
     for entry in run.parts.state():
-        entry.set_data(Tensor(run.before[entry.name]))
+        entry.set(run.before[entry.name])
     run.parts.host.lazy = True
     run.step(10)
     first = run.values()
