@@ -1,8 +1,52 @@
-"""What follows from the keys of a configuration, each rule once."""
+"""What follows from the keys of a configuration, each rule once. Needs no MindSpore.
+
+Where a number of ranks plays a part, `data_ranks` is that of data-parallel ranks: those that read rows of their own
+(`Topology.data`), a tensor-parallel group being one.
+"""
 
 from pangu_sigma.config.schema import Config
 
 
-def rows_per_rank(config: Config, world_size: int) -> int:
-    """Rows of a micro-batch on each rank."""
-    return config.train.micro_batch_size or config.train.global_batch_size // (world_size // config.parallel.tensor)
+def ffn_hidden_size(config: Config) -> int:
+    """f: inner width of a dense feed-forward network and of an expert, over all ranks of a tensor-parallel group."""
+    return config.model.ffn_hidden_size or 4 * config.model.hidden_size
+
+
+def num_blocks(config: Config) -> int:
+    """Decoder blocks below the query layer."""
+    return config.model.dense_layers + config.model.sparse_layers
+
+
+def num_sparse_layers(config: Config) -> int:
+    """Layers with experts, the query layer's included."""
+    return config.model.sparse_layers + config.model.sparse_query_layer
+
+
+def has_experts(config: Config) -> bool:
+    """True if any layer is sparse; without one, `moe` settings are of no consequence."""
+    return num_sparse_layers(config) > 0
+
+
+def experts_per_group(config: Config) -> int:
+    """Experts that a token may be sent to: those of its domain's group."""
+    return config.moe.num_experts // config.moe.num_groups
+
+
+def num_word_tables(config: Config, domains: int) -> int:
+    """Word tables of a network whose data has so many `domains`."""
+    return domains if config.model.domain_embeddings else 1
+
+
+def micro_batch_sequences(config: Config, data_ranks: int) -> int:
+    """Sequences of a micro-batch on each rank; 1 where there are fewer sequences in a step than `data_ranks`."""
+    return config.train.micro_batch_size or max(1, config.train.global_batch_size // data_ranks)
+
+
+def micro_batches_per_step(config: Config, data_ranks: int) -> int:
+    """Micro-batches of a rank in an optimizer step."""
+    return config.train.global_batch_size // (micro_batch_sequences(config, data_ranks) * data_ranks)
+
+
+def tokens_per_step(config: Config) -> int:
+    """Tokens of an optimizer step, over all ranks."""
+    return config.train.global_batch_size * config.model.sequence_length

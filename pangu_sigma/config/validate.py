@@ -11,6 +11,9 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import RouterSizes, router_spec, routers
 from pangu_sigma.config.ascend import check_ascend_settings, shown
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig
+from pangu_sigma.config.ascend import check_ascend_settings
+from pangu_sigma.config.derived import experts_per_group, ffn_hidden_size, has_experts
+from pangu_sigma.config.schema import CapacityConfig, Config
 
 
 def validate(config: Config, world_size: int) -> None:
@@ -79,11 +82,6 @@ def resolve_runtime(config: Config) -> Config:
     return dataclasses.replace(config, runtime=runtime)
 
 
-def has_experts(config: Config) -> bool:
-    """True if any layer is sparse; without one, `moe` settings are of no consequence."""
-    return config.model.sparse_layers > 0 or config.model.sparse_query_layer
-
-
 def _require_divides(small: Tuple[str, int], large: Tuple[str, int], remedy: Optional[str] = None) -> None:
     if large[1] % small[1]:
         raise InputError(
@@ -128,7 +126,7 @@ def _check_experts(config: Config) -> None:
 
 
 def _check_router(config: Config) -> None:
-    router, experts = config.moe.router, config.moe.num_experts // config.moe.num_groups
+    router, experts = config.moe.router, experts_per_group(config)
     if not has_experts(config):
         return
     kind = router_spec(router.type)
@@ -302,7 +300,7 @@ def _check_tensor(config: Config, node: Tuple[str, int]) -> None:
     _require_divides(tensor, node)
     _require_divides(tensor, ("model.num_heads", model.num_heads))
     name = "4 x model.hidden_size" if model.ffn_hidden_size is None else "model.ffn_hidden_size"
-    _require_divides(tensor, (name, model.ffn_hidden_size or 4 * model.hidden_size))
+    _require_divides(tensor, (name, ffn_hidden_size(config)))
 
 
 def _check_layout(config: Config) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
+from pangu_sigma.config.derived import micro_batch_sequences
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch, make_batch
 from pangu_sigma.data.dataset import PreparedData
@@ -168,6 +169,6 @@ def create_loader(config: Config, data: PreparedData, layout: Topology, rank: in
         train.seed,
         config.data.mixing,
     )
-    micro_batch_size = train.micro_batch_size or max(1, train.global_batch_size // world_size)
+    micro_batch_size = micro_batch_sequences(config, world_size)
     reset = config.data.reset_at_document_end
     return BatchLoader(data, sampler, rank, world_size, micro_batch_size, reset, train.eval_rows)

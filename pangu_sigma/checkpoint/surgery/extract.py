@@ -24,6 +24,7 @@ from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.shards import PlannedTensor
 from pangu_sigma.checkpoint.surgery.reshard import without_training_state
 from pangu_sigma.checkpoint.surgery.rewrite import check_target, newest, write_checkpoint
+from pangu_sigma.config.derived import experts_per_group
 from pangu_sigma.config.load import save_config, to_dict
 from pangu_sigma.config.schema import CheckpointConfig, Config, LocalTermConfig, ParallelConfig
 from pangu_sigma.data.domains import resolve_domain_groups
@@ -99,7 +100,7 @@ def find_domain(reader: CheckpointReader, given: str) -> Domain:
     """Raises InputError where there is no domain of that name or number, or where its name, a part of file names, is
     not as `prepare` has them.
     """
-    names, moe = reader.header.data.domains, reader.config().moe
+    names, config = reader.header.data.domains, reader.config()
     number = names.index(given) if given in names else whole_number(given)
     if number is None or number >= len(names):
         raise InputError(
@@ -109,8 +110,9 @@ def find_domain(reader: CheckpointReader, given: str) -> Domain:
         raise InputError(
             f"{reader.folder}: domain {number} has the name {names[number][:80]!r}; expected letters, digits, '-' and '_'"
         )
+    moe = config.moe
     groups = resolve_domain_groups(moe.domain_groups, len(names), moe.num_groups)
-    return Domain(number, names[number], groups[number], len(names), moe.num_groups, moe.num_experts // moe.num_groups)
+    return Domain(number, names[number], groups[number], len(names), moe.num_groups, experts_per_group(config))
 
 
 def config_of_domain(config: Config, domain: Domain, target: str, has_tokenizer: bool) -> Config:

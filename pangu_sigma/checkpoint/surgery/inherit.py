@@ -24,6 +24,7 @@ from pangu_sigma.checkpoint.surgery.blueprint import Blueprint, draw_blueprint
 from pangu_sigma.checkpoint.surgery.dense import DenseModel
 from pangu_sigma.checkpoint.surgery.rewrite import check_target, write_checkpoint
 from pangu_sigma.checkpoint.surgery.vocabulary import Rows, match_rows
+from pangu_sigma.config.derived import num_blocks
 from pangu_sigma.config.load import save_config, to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
@@ -113,7 +114,7 @@ def inherit(
 
 def _check(dense: DenseModel, config: Config, blueprint: Blueprint) -> None:
     warning = dense.check(config)
-    layers, wanted = dense.layers(), config.model.dense_layers + config.model.sparse_layers
+    layers, wanted = dense.layers(), num_blocks(config)
     if layers != wanted:
         raise InputError(
             f"model.dense_layers ({config.model.dense_layers}) + model.sparse_layers ({config.model.sparse_layers}): the "

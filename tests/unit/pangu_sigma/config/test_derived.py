@@ -1,0 +1,41 @@
+"""What follows from the keys, against numbers worked out by hand."""
+
+from pangu_sigma.config import derived
+from pangu_sigma.config.load import config_from_dict
+
+PLAIN = config_from_dict({"model": {"hidden_size": 48, "sequence_length": 10}, "train": {"global_batch_size": 24}})
+
+
+def make(model, moe=None, train=None):
+    return config_from_dict({"model": model, "moe": moe or {}, "train": train or {}})
+
+
+def test_inner_width_is_four_times_the_hidden_size_unless_given():
+    assert derived.ffn_hidden_size(PLAIN) == 192
+    assert derived.ffn_hidden_size(make({"hidden_size": 48, "ffn_hidden_size": 20})) == 20
+
+
+def test_the_query_layer_counts_where_it_has_experts():
+    for query, sparse in ((False, 3), (True, 4)):
+        config = make({"dense_layers": 2, "sparse_layers": 3, "sparse_query_layer": query})
+        assert derived.num_blocks(config) == 5 and derived.num_sparse_layers(config) == sparse
+    assert not derived.has_experts(make({"sparse_layers": 0}))
+    assert derived.has_experts(make({"sparse_layers": 0, "sparse_query_layer": True}))
+
+
+def test_a_group_has_its_share_of_the_experts():
+    assert derived.experts_per_group(make({}, {"num_experts": 12, "num_groups": 3})) == 4
+
+
+def test_a_word_table_for_each_domain_only_where_asked_for():
+    assert derived.num_word_tables(PLAIN, 3) == 1
+    assert derived.num_word_tables(make({"domain_embeddings": True}), 3) == 3
+
+
+def test_sequences_and_tokens_of_a_step():
+    """24 sequences of 10 tokens: on 4 ranks 6 at once, or 3 micro-batches of 2."""
+    assert derived.tokens_per_step(PLAIN) == 240
+    assert derived.micro_batch_sequences(PLAIN, 4) == 6 and derived.micro_batches_per_step(PLAIN, 4) == 1
+    config = make({}, train={"global_batch_size": 24, "micro_batch_size": 2})
+    assert derived.micro_batch_sequences(config, 4) == 2 and derived.micro_batches_per_step(config, 4) == 3
+    assert derived.micro_batch_sequences(make({}, train={"global_batch_size": 2}), 4) == 1
