@@ -16,7 +16,7 @@ import mindspore as ms
 from locmoe_ops.collectives.hccl import HcclCollectives
 from locmoe_ops.topology import Topology
 from pangu_sigma.bench.step import random_batch
-from pangu_sigma.config.derived import rows_per_rank
+from pangu_sigma.config.derived import micro_batch_sequences
 from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.vocabulary import Vocabulary
@@ -45,7 +45,7 @@ def export_rank(config: Config, rank: int, world_size: int, words: int, domains:
     collectives = HcclCollectives(rank, topology, job)
     vocabulary = Vocabulary(words, domains, np.ones((config.moe.num_groups, words), np.int64))
     engine = TrainEngine(config, Runtime(collectives), vocabulary)
-    batch = random_batch(rows_per_rank(config, world_size), config.model.sequence_length, vocabulary)
+    batch = random_batch(micro_batch_sequences(config, topology.data), config.model.sequence_length, vocabulary)
     graphs = []
     for graph in engine.graphs(batch):
         export_graph(graph.cell, graph.inputs, folder / f"{graph.name}_{rank}")

@@ -31,6 +31,8 @@ from pangu_sigma.bench.timing import (
 )
 from pangu_sigma.config.derived import rows_per_rank
 from pangu_sigma.config.schema import Config, DispatchConfig
+from pangu_sigma.config.derived import micro_batch_sequences
+from pangu_sigma.config.schema import Config
 from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.sparse import SparseContext, build_dispatcher
 from pangu_sigma.runtime.host_sum import HostSum
@@ -88,7 +90,9 @@ def bench_all_to_all(config: Config, tokens: Sequence[int] = (), rate: Optional[
             raise InputError(
                 "--rate is given, but parallel.ranks_per_node puts all ranks on one node; expected several nodes"
             )
-        sizes = tuple(tokens) or sizes_up_to(rows_per_rank(config, runtime.world_size) * config.model.sequence_length)
+        sizes = tuple(tokens) or sizes_up_to(
+            micro_batch_sequences(config, runtime.topology.data) * config.model.sequence_length
+        )
         if runtime.is_first:
             print(_head(config, runtime, rate), flush=True)
         for size in sizes:

@@ -14,6 +14,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from pangu_sigma.bench.timing import ROUNDS, WARM_UP, even_vocabulary, in_turn, seconds
+from pangu_sigma.config.derived import experts_per_group
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
 from pangu_sigma.inference.cells import Decode, cache_bytes
@@ -88,7 +89,7 @@ def step_bytes(network: PanGuSigma, context: SparseContext, domain: np.ndarray) 
     """
     moe, shape = context.config.moe, context.shape
     top_k = moe.router.top_k
-    per_group = moe.num_experts // moe.num_groups
+    per_group = experts_per_group(context.config)
     rows_of = np.bincount(np.asarray(context.domain_groups)[domain], minlength=moe.num_groups)
     reached = float((per_group * (1.0 - (1.0 - top_k / per_group) ** rows_of)).sum())
     total = 0.0

@@ -28,6 +28,7 @@ from pangu_sigma.bench.timing import (
     in_turn,
     random_tensor,
 )
+from pangu_sigma.config.derived import micro_batch_sequences
 from pangu_sigma.config.schema import (
     CapacityConfig,
     Config,
@@ -71,7 +72,7 @@ def one_rank_of(config: Config) -> Config:
     if layout is None:
         ranks_per_node = parallel.ranks_per_node or parallel.expert
         layout = LayoutConfig(max(parallel.expert, ranks_per_node), ranks_per_node, parallel.expert)
-    rows = config.train.micro_batch_size or max(config.train.global_batch_size // layout.world_size, 1)
+    rows = micro_batch_sequences(config, layout.world_size)
     # The rank's own rows are its batch; those of the layout only tell how many that is.
     return replace(
         config,

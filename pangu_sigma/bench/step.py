@@ -25,8 +25,8 @@ from pangu_sigma.bench.timing import (
     random_tensor,
     seconds,
 )
+from pangu_sigma.config.derived import has_experts, micro_batch_sequences, micro_batches_per_step, tokens_per_step
 from pangu_sigma.config.schema import Config
-from pangu_sigma.config.validate import has_experts
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.vocabulary import Vocabulary
 from pangu_sigma.model.attention import attention_mask
@@ -59,8 +59,8 @@ def bench_step(config: Config) -> int:
     runtime = start_runtime(config)
     words = even_vocabulary(config)
     parts = TrainEngine(config, runtime, words)
-    rows = config.train.micro_batch_size or config.train.global_batch_size
-    batches = [random_batch(rows, config.model.sequence_length, words)] * (config.train.global_batch_size // rows)
+    rows = micro_batch_sequences(config, 1)
+    batches = [random_batch(rows, config.model.sequence_length, words)] * micro_batches_per_step(config, 1)
     parts.capacity.prepare(1, lambda step: batches)
     with tqdm(total=WARM_UP + ROUNDS, desc="measuring", ncols=79, leave=False, disable=None) as bar:
         matmul, step, update = _alternate(parts, batches, bar)
@@ -216,7 +216,7 @@ def _time(part: nn.Cell, *inputs: Any, positions: Tuple[int, ...] = (0,)) -> flo
 def _print(
     config: Config, words: Vocabulary, matmul: float, step: float, pieces: List[TimedPart], micro_batches: int
 ) -> None:
-    tokens = config.train.global_batch_size * config.model.sequence_length
+    tokens = tokens_per_step(config)
     flops: Dict[str, float] = step_flops(config, tokens, words.words)
     machine = 2.0 * MATMUL_SIZE**3 / matmul / 1e9
     model = sum(flops.values()) / step / 1e9

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.config.derived import ffn_hidden_size, num_blocks, num_sparse_layers, num_word_tables
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.manifest import DataManifest, check_files, read_manifest
 from pangu_sigma.doctor.findings import Finding, failure, ok, unknown, warning
@@ -31,11 +32,11 @@ def check_storage(config: Optional[Config]) -> List[Finding]:
 def checkpoint_bytes(config: Config, vocab_size: int) -> int:
     """About what one checkpoint takes: the matrices of the network, their moments with them."""
     model = config.model
-    d, ffn = model.hidden_size, model.ffn_hidden_size or 4 * model.hidden_size
-    layers = model.dense_layers + model.sparse_layers + 1  # and the query layer
-    sparse = model.sparse_layers + model.sparse_query_layer
+    d, ffn = model.hidden_size, ffn_hidden_size(config)
+    layers = num_blocks(config) + 1  # and the query layer
+    sparse = num_sparse_layers(config)
     networks = layers - sparse + sparse * config.moe.num_experts
-    words = vocab_size * (config.moe.num_groups if model.domain_embeddings else 1) + 2 * model.sequence_length
+    words = vocab_size * num_word_tables(config, config.moe.num_groups) + 2 * model.sequence_length
     return BYTES_A_PARAMETER * (layers * 4 * d * d + networks * 2 * d * ffn + words * d)
 
 

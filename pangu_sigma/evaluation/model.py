@@ -16,7 +16,7 @@ from pangu_sigma.checkpoint.format import DataState
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.resume import CheckpointLoader, ResumeSource, find_source
 from pangu_sigma.checkpoint.state import RANKS, StateEntry, parameter_entries
-from pangu_sigma.config.derived import rows_per_rank
+from pangu_sigma.config.derived import micro_batch_sequences
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, LayoutConfig
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.tokenizer import Tokenizer
@@ -122,11 +122,7 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
         )
     trained = _trained(config, source)
     config, topology = trained.cluster(config) if as_trained else (without_drops(config), Topology(1, 1))
-    rows = (
-        _rows(config)
-        if not as_trained
-        else config.train.micro_batch_size or config.train.global_batch_size // topology.data
-    )
+    rows = micro_batch_sequences(config, topology.data) if as_trained else _rows(config)
     config = replace(config, train=replace(config.train, micro_batch_size=rows))
     words = trained.words(config) if data is None else vocabulary(config, data)
     with start_runtime(config) as runtime:
@@ -152,7 +148,9 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
 
 
 def _context(config: Config, runtime: Runtime, words: Vocabulary) -> SparseContext:
-    shape = model_dims(config, rows_per_rank(config, 1), words.words, words.domains, TensorGroup(runtime.collectives))
+    shape = model_dims(
+        config, micro_batch_sequences(config, 1), words.words, words.domains, TensorGroup(runtime.collectives)
+    )
     return SparseContext(config, shape, runtime.collectives, words.counts)
 
 
@@ -167,7 +165,7 @@ def _rows(config: Config) -> int:
     """Rows of a batch where nothing is dropped, so that results do not depend on it."""
     rows = config.train.global_batch_size
     if config.train.micro_batch_size is not None:
-        return rows_per_rank(config, 1)
+        return micro_batch_sequences(config, 1)
     return max(size for size in range(1, MOST_ROWS + 1) if rows % size == 0)
 
 

@@ -5,6 +5,7 @@ from typing import Dict, List
 from locmoe_ops.dispatch.registry import dispatcher_spec
 from locmoe_ops.router_registry import router_spec
 from locmoe_ops.topology import ExpertPlacement, local_experts_table
+from pangu_sigma.config.derived import experts_per_group
 from pangu_sigma.model.sparse import SparseContext, experts_by_node
 
 
@@ -38,7 +39,7 @@ def locality_advice(context: SparseContext) -> List[str]:
     if nodes == 1 or not wants_locality or not without:
         return []
     node, groups = next(iter(without.items()))
-    per_group = moe.num_experts // moe.num_groups
+    per_group = experts_per_group(context.config)
     return [
         f"warning: {len(without)} of {nodes} nodes hold no expert for some of their tokens (node {node}: group {groups[0]}): these "
         "always leave their node, and locality gains nothing there.",

@@ -9,6 +9,7 @@ from locmoe_ops.capacity.factor import capacity_by_factor
 from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement, ExpertSubgroup, Placement, Topology, local_experts_table
+from pangu_sigma.config.derived import experts_per_group
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.domains import domains_of_node, resolve_domain_groups
 
@@ -109,7 +110,7 @@ class SlotRules:
     def experts_by_node(self) -> List[Set[int]]:
         """For each node of the layout, the experts that tokens of its ranks may go to."""
         moe, layout, groups = self.config.moe, self.layout, self.domain_groups
-        per_group = moe.num_experts // moe.num_groups
+        per_group = experts_per_group(self.config)
         if self.config.data.placement == "shuffled":
             return [_experts_of(set(groups), per_group)] * layout.nodes
         used = [

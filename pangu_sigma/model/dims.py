@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from mindspore import dtype
 
 from locmoe_ops.tensor_parallel import ALONE, TensorGroup
+from pangu_sigma.config.derived import ffn_hidden_size
 from pangu_sigma.config.schema import Config
 
 _DTYPES = {"fp32": dtype.float32, "fp16": dtype.float16, "bf16": dtype.bfloat16}
@@ -62,7 +63,7 @@ def model_dims(config: Config, rows: int, vocab_size: int, domains: int, tensor:
         sequence_length=model.sequence_length,
         hidden_size=model.hidden_size,
         num_heads=model.num_heads,
-        ffn_hidden_size=model.ffn_hidden_size or 4 * model.hidden_size,
+        ffn_hidden_size=ffn_hidden_size(config),
         vocab_size=vocab_size,
         domains=domains,
         activation=model.activation,

@@ -11,7 +11,7 @@ from typing import Iterator, NamedTuple
 
 from locmoe_ops.dispatch.geometry import COUNTS, RESULTS
 from locmoe_ops.router_registry import router_spec
-from pangu_sigma.config.validate import has_experts
+from pangu_sigma.config.derived import has_experts
 from pangu_sigma.model.gradient_buckets import (
     BUCKET_ELEMENTS,
     OVERLAP_BUCKET_ELEMENTS,

@@ -3,6 +3,7 @@
 from typing import Dict
 
 from locmoe_ops.router_registry import router_spec
+from pangu_sigma.config.derived import ffn_hidden_size, num_blocks, num_sparse_layers
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import router_sizes
 
@@ -14,9 +15,9 @@ def step_flops(config: Config, tokens: int, vocab_size: int) -> Dict[str, float]
     them.
     """
     model = config.model
-    d, ffn = model.hidden_size, model.ffn_hidden_size or 4 * model.hidden_size
-    blocks = model.dense_layers + model.sparse_layers
-    sparse = model.sparse_layers + model.sparse_query_layer
+    d, ffn = model.hidden_size, ffn_hidden_size(config)
+    blocks = num_blocks(config)
+    sparse = num_sparse_layers(config)
     dense = blocks + 1 - sparse
     attention = (blocks + 1) * (4 * d * d + 2 * model.sequence_length * d)
     gate = router_spec(config.moe.router.type).cost(config.moe.router.own, router_sizes(config)).products

@@ -9,8 +9,9 @@ from pathlib import Path
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import RouterCost, router_spec
 from locmoe_ops.topology import Placement, Topology
+from pangu_sigma.config import derived
 from pangu_sigma.config.schema import Config
-from pangu_sigma.config.validate import has_experts, resolve_runtime, router_sizes, validate
+from pangu_sigma.config.validate import resolve_runtime, router_sizes, validate
 from pangu_sigma.data.domains import resolve_domain_groups
 from pangu_sigma.data.manifest import NAME, read_manifest
 from pangu_sigma.model.capacity_rules import SlotRules
@@ -30,8 +31,7 @@ class PlannedJob:
     @property
     def rows(self) -> int:
         """Rows of a rank's micro-batch."""
-        train = self.config.train
-        return train.micro_batch_size or train.global_batch_size // self.topology.data
+        return derived.micro_batch_sequences(self.config, self.topology.data)
 
     @property
     def tokens(self) -> int:
@@ -41,12 +41,12 @@ class PlannedJob:
     @property
     def micro_batches(self) -> int:
         """Micro-batches of a rank in an optimizer step."""
-        return self.config.train.global_batch_size // (self.rows * self.topology.data)
+        return derived.micro_batches_per_step(self.config, self.topology.data)
 
     @property
     def global_tokens(self) -> int:
         """Tokens of an optimizer step."""
-        return self.config.train.global_batch_size * self.config.model.sequence_length
+        return derived.tokens_per_step(self.config)
 
     @property
     def compute_item(self) -> int:
@@ -56,18 +56,17 @@ class PlannedJob:
     @property
     def inner(self) -> int:
         """f: inner features of a feed-forward network, over all ranks of a tensor-parallel group."""
-        model = self.config.model
-        return model.ffn_hidden_size or 4 * model.hidden_size
+        return derived.ffn_hidden_size(self.config)
 
     @property
     def blocks(self) -> int:
         """Decoder blocks below the query layer."""
-        return self.config.model.dense_layers + self.config.model.sparse_layers
+        return derived.num_blocks(self.config)
 
     @property
     def sparse_layers(self) -> int:
         """M: feed-forward networks with experts, the query layer's included."""
-        return self.config.model.sparse_layers + self.config.model.sparse_query_layer
+        return derived.num_sparse_layers(self.config)
 
     @property
     def dense_layers(self) -> int:
@@ -86,7 +85,7 @@ class PlannedJob:
     @property
     def word_slots(self) -> int:
         """Copies of the word table: one a domain, or one for all."""
-        return self.domains if self.config.model.domain_embeddings else 1
+        return derived.num_word_tables(self.config, self.domains)
 
     @property
     def backend(self) -> str:
@@ -138,7 +137,7 @@ def _vocabulary(config: Config) -> tuple[int, int]:
         )
     else:
         words, domains = model.vocab_size or prepare.vocab_size, _configured_domains(config)
-    if has_experts(config):
+    if derived.has_experts(config):
         resolve_domain_groups(config.moe.domain_groups, domains, config.moe.num_groups)
     return words, domains
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence
 
+from pangu_sigma.config.derived import tokens_per_step
 from pangu_sigma.metrics.window import TOKENS
 from pangu_sigma.report import collect as c
 from pangu_sigma.report.collect import Collection, Spread
@@ -148,7 +149,7 @@ def _setting(data: Collection) -> str:
         steps = sorted({run.config.train.steps for run in own})
         sentences.append(
             f"{name}{_machine(own[0])}; {', '.join(map(str, steps))} steps of "
-            f"{own[0].config.train.global_batch_size * own[0].config.model.sequence_length} tokens; seeds "
+            f"{tokens_per_step(own[0].config)} tokens; seeds "
             f"{', '.join(str(seed) for seed in sorted({run.seed for run in own}))}."
         )
     own_overrides = [[variant, _own_overrides(variant, runs)] for variant in data.plan.variants]

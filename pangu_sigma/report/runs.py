@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.config.derived import tokens_per_step
 from pangu_sigma.config.load import shown, to_dict
 from pangu_sigma.metrics.perplexity import DIVERGED
 from pangu_sigma.metrics.window import COMPILING_STEPS
@@ -113,7 +114,7 @@ def _setting(names: Sequence[str], states: Sequence[RunState]) -> str:
     header = ["run", "how far", "router", "tokens a step", *(["what makes it different"] if len(states) > 1 else [])]
     rows = []
     for name, state, different in zip(names, states, own):
-        tokens = state.config.train.global_batch_size * state.config.model.sequence_length
+        tokens = tokens_per_step(state.config)
         row = [name, _how_far(state), state.config.moe.router.type, f"{tokens:,}"]
         rows.append([*row, ", ".join(different) or "nothing but its folder"] if len(states) > 1 else row)
     return table(header, rows, "words")

@@ -28,6 +28,7 @@ from locmoe_ops.capacity.factor import capacity_by_factor, factor_of_slots
 from locmoe_ops.capacity.policy import AdaptiveCapacity, capacity_buckets, slots_from_bound
 from locmoe_ops.collectives.interface import Collectives
 from pangu_sigma.checkpoint.names import CAPACITY_STATE
+from pangu_sigma.config.derived import experts_per_group
 from pangu_sigma.config.schema import MOST_BUCKETS, CapacityConfig
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.model.sparse import SparseContext, experts_in_play
@@ -118,7 +119,7 @@ class CapacityControl:
             self._options,
             shape.sequence_length,
             shape.hidden_size,
-            config.moe.num_experts // config.moe.num_groups,
+            experts_per_group(config),
             config.moe.router.top_k,
             experts_in_play(context) if layers else 1,
         )

@@ -15,6 +15,7 @@ import numpy as np
 from locmoe_ops.capacity.bound import FORMS, minimum_capacity
 from locmoe_ops.capacity.delta import STATISTICS, CosineHistogram, as_delta, row_statistics, token_pair_cosines
 from locmoe_ops.collectives.interface import Collectives
+from pangu_sigma.config.derived import experts_per_group
 from pangu_sigma.config.schema import Config
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.train.capacity import MeanOverSequences
@@ -57,7 +58,7 @@ def _bounds(config: Config, layers: List[RoutedTokens], rows: int, collectives: 
     ]
     means = MeanOverSequences(collectives, "cosines/delta")(np.moveaxis(np.array(own), -1, 0))  # (statistics, M)
     delta = {statistic: [as_delta(mean) for mean in row] for statistic, row in zip(STATISTICS, means)}
-    size, experts = config.model.hidden_size, config.moe.num_experts // config.moe.num_groups
+    size, experts = config.model.hidden_size, experts_per_group(config)
     bound = {
         form: {
             statistic: [_number(minimum_capacity(value, size, experts, form)) for value in row]

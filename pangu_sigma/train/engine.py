@@ -16,7 +16,13 @@ from pangu_sigma.checkpoint.state_entry import Entry, Readable, Settable
 from locmoe_ops.routers.selection_bias import balance_biases, set_local_strength
 from locmoe_ops.tensor_parallel import TensorGroup
 from pangu_sigma.checkpoint.state import StateEntry, parameter_entries
-from pangu_sigma.config.derived import rows_per_rank
+from pangu_sigma.config.derived import (
+    experts_per_group,
+    micro_batch_sequences,
+    micro_batches_per_step,
+    num_sparse_layers,
+    tokens_per_step,
+)
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.vocabulary import Vocabulary
@@ -57,26 +63,26 @@ class TrainEngine:
     """
 
     def __init__(self, config: Config, runtime: Runtime, words: Vocabulary) -> None:
-        rows = rows_per_rank(config, runtime.world_size)
+        rows = micro_batch_sequences(config, runtime.topology.data)
         shape = model_dims(config, rows, words.words, words.domains, TensorGroup(runtime.collectives))
         self.words = words
         self.seed = config.train.seed
         self.context = SparseContext(config, shape, runtime.collectives, words.counts)
         self.network = PanGuSigma(self.context)
-        alike = config.moe.num_experts // config.moe.num_groups if config.moe.initial_experts == "copies" else 1
+        alike = experts_per_group(config) if config.moe.initial_experts == "copies" else 1
         initialise(self.network, config.train.seed, config.model.init_std, alike)
         self.parameters = ordered_parameters(self.network.trainable_params(), slice_of)
         self.statistics = Statistics(
-            config.model.sparse_layers + config.model.sparse_query_layer,
+            num_sparse_layers(config),
             config.moe.num_experts,
             self.network.counts_undecided,
         )
         self.loss_scale = LossScale(config.runtime.loss_scale if config.runtime.precision == "fp16" else None)
-        nominal = config.train.global_batch_size * config.model.sequence_length
+        nominal = tokens_per_step(config)
         self._objective = Objective(self.network, nominal)
         rate = config.moe.router.balance_rate
         rebalance = Rebalance(balance_biases(self.network), rate, self.statistics) if rate > 0.0 else None
-        self._micro_batches = config.train.global_batch_size // (rows * (runtime.world_size // config.parallel.tensor))
+        self._micro_batches = micro_batches_per_step(config, runtime.topology.data)
         self._accumulators = None if self._micro_batches == 1 else Accumulators(self.parameters, self.statistics.size)
         self._early = self._early_gradients(config, runtime)
         update = Update(

@@ -11,6 +11,7 @@ from locmoe_ops.routers.selection_bias import locality_strength
 from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.state import RANKS, RankLocation, local_tensors
 from pangu_sigma.checkpoint.writer import CheckpointWriter
+from pangu_sigma.config.derived import tokens_per_step
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader
@@ -160,7 +161,7 @@ class TrainingLoop:
         self.profile.end(step, own)
         total = sum_counters(self.host_sum, self.stragglers.note(own, step))
         self._stops = total.stops
-        tokens = config.train.global_batch_size * config.model.sequence_length
+        tokens = tokens_per_step(config)
         return {
             "progress/step": step,
             "progress/epoch": step * config.train.global_batch_size / self.rows_in_training,

@@ -12,9 +12,9 @@ from pangu_sigma.checkpoint.folders import finished, prune, set_aside_after
 from pangu_sigma.checkpoint.resume import CheckpointLoader, ResumePoint, ResumeSource, find_source
 from pangu_sigma.checkpoint.state import rank_location, writing_ranks
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
+from pangu_sigma.config.derived import has_experts
 from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
-from pangu_sigma.config.validate import has_experts
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader, create_loader
