@@ -157,7 +157,8 @@ def _check_outside(path: Path, content: Any) -> None:
         raise _damaged(path, "no mapping at top level")
     if "format_version" in content and "files" in content:
         raise InputError(
-            f"{path}: format version {content['format_version']}, of an earlier release of this program; expected {VERSION}"
+            f"{path}: format version {content['format_version']}, of an earlier release of this program; expected "
+            f"{VERSION}"
         )
     if content.get("format") != FORMAT:
         raise _damaged(path, f"format {str(content.get('format'))[:40]!r}, expected {FORMAT!r}")

@@ -72,13 +72,15 @@ def changes(reader: CheckpointReader, config: Config, data: PreparedData, layout
     then = reader.config()
     if (then.optimizer.experts == "host_lazy") != (config.optimizer.experts == "host_lazy"):
         found.append(
-            f"optimizer.experts is {config.optimizer.experts}, was {then.optimizer.experts}: idle experts are updated otherwise"
+            f"optimizer.experts is {config.optimizer.experts}, was {then.optimizer.experts}: idle experts are updated "
+            "otherwise"
         )
     old = then.moe.layout
     if old is not None and old != LayoutConfig(layout.world_size, layout.ranks_per_node, layout.expert):
         found.append(
-            f"homes and locality refer to {layout.world_size} ranks on {layout.nodes} nodes, expert parallel {layout.expert}; "
-            f"before to {old.world_size} on {old.world_size // old.ranks_per_node}, {old.expert} (moe.layout can keep them)"
+            f"homes and locality refer to {layout.world_size} ranks on {layout.nodes} nodes, expert parallel "
+            f"{layout.expert}; before to {old.world_size} on {old.world_size // old.ranks_per_node}, {old.expert} "
+            "(moe.layout can keep them)"
         )
     return found
 
@@ -161,16 +163,16 @@ def check_same_ids(reader: CheckpointReader, data: PreparedData) -> None:
     if then.tokenizer_sha256 not in (None, data.manifest.tokenizer_sha256):
         own = Path(reader.folder) / TOKENIZER
         again = (
-            f"to go on, prepare the data with the checkpoint's: pangu-sigma prepare CONFIG --set data.prepare.tokenizer={own}, and "
-            "another data.path where this one is still needed"
+            "to go on, prepare the data with the checkpoint's: pangu-sigma prepare CONFIG --set "
+            f"data.prepare.tokenizer={own}, and another data.path where this one is still needed"
             if own.is_file()
             else "expected the data it was trained on, or data prepared with their tokenizer (data.prepare.tokenizer), which a "
             "checkpoint of this age does not hold"
         )
         raise InputError(
             f"data.path: {data.path} has another tokenizer than {reader.folder} was trained with (sha256 "
-            f"{data.manifest.tokenizer_sha256[:12]}, expected {str(then.tokenizer_sha256)[:12]}); its ids mean other text; "
-            f"{again}"
+            f"{data.manifest.tokenizer_sha256[:12]}, expected {str(then.tokenizer_sha256)[:12]}); its ids mean other "
+            f"text; {again}"
         )
     if then.domains != tuple(data.domains):
         raise InputError(

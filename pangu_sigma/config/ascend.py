@@ -31,7 +31,8 @@ def check_ascend_settings(config: Config, backend: str, has_experts: bool) -> No
                 )
     if runtime.jit_level is not None and runtime.mode == "pynative":
         raise InputError(
-            f"runtime.jit_level is {runtime.jit_level} with runtime.mode pynative, which compiles nothing; expected null"
+            f"runtime.jit_level is {runtime.jit_level} with runtime.mode pynative, which compiles nothing; expected "
+            "null"
         )
     if runtime.jit_level == "O2" and has_experts and not dispatcher_spec(config.moe.dispatch.type).has_slots:
         raise InputError(
@@ -65,8 +66,8 @@ def _check_fused(config: Config, has_experts: bool) -> None:
     for name in ("experts", "permute"):
         if getattr(fused, name) and not has_experts:
             raise InputError(
-                f"runtime.fused.{name} is true with model.sparse_layers {model.sparse_layers}: no layer has experts; expected "
-                "false"
+                f"runtime.fused.{name} is true with model.sparse_layers {model.sparse_layers}: no layer has experts; "
+                "expected false"
             )
     if fused.permute and not dispatcher_spec(dispatch.type).fuses_permute:
         raise InputError(
@@ -79,13 +80,13 @@ def _check_flash(config: Config) -> None:
     model, precision = config.model, config.runtime.precision
     if precision == "fp32":
         raise InputError(
-            "runtime.fused.attention is true with runtime.precision fp32, which the kernel does not take; expected fp16 or "
-            "bf16"
+            "runtime.fused.attention is true with runtime.precision fp32, which the kernel does not take; expected "
+            "fp16 or bf16"
         )
     if model.attention_dropout > 0.0:
         raise InputError(
-            f"model.attention_dropout is {model.attention_dropout} with runtime.fused.attention, which draws none of this "
-            "project's random numbers; expected 0"
+            f"model.attention_dropout is {model.attention_dropout} with runtime.fused.attention, which draws none of "
+            "this project's random numbers; expected 0"
         )
     size = model.hidden_size // model.num_heads
     if size % HEAD_MULTIPLE:

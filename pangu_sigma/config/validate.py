@@ -132,25 +132,26 @@ def _check_router(config: Config) -> None:
     kind = router_spec(router.type)
     if kind.top_k is not None and router.top_k != kind.top_k:
         raise InputError(
-            f"moe.router.top_k is {router.top_k} with moe.router.type {router.type}, which sends a token to {kind.top_k} "
-            f"expert{'s' if kind.top_k > 1 else ''}; expected {kind.top_k}"
+            f"moe.router.top_k is {router.top_k} with moe.router.type {router.type}, which sends a token to "
+            f"{kind.top_k} expert{'s' if kind.top_k > 1 else ''}; expected {kind.top_k}"
         )
     if kind.expert_choice and config.moe.dispatch.drop_priority != "weight":
         raise InputError(
-            f"moe.dispatch.drop_priority is {config.moe.dispatch.drop_priority} with moe.router.type {router.type}, whose "
-            "experts choose the tokens of largest weight; expected weight"
+            f"moe.dispatch.drop_priority is {config.moe.dispatch.drop_priority} with moe.router.type {router.type}, "
+            "whose experts choose the tokens of largest weight; expected weight"
         )
     _check_local_term(config)
     if router.balance_rate > 0.0 and "balance_rate" not in kind.selection_biases:
         balanced = [name for name, one in routers().items() if "balance_rate" in one.spec.selection_biases]
         raise InputError(
-            f"moe.router.balance_rate is {router.balance_rate} with moe.router.type {router.type}; expected 0, or one of "
-            f"{', '.join(balanced)}, whose selection takes a bias"
+            f"moe.router.balance_rate is {router.balance_rate} with moe.router.type {router.type}; expected 0, or one "
+            f"of {', '.join(balanced)}, whose selection takes a bias"
         )
     if router.top_k > experts:
         raise InputError(
             f"moe.router.top_k ({router.top_k}) exceeds the {experts} experts of a group "
-            f"(moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups}); expected at most {experts}"
+            f"(moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups}); expected at most "
+            f"{experts}"
         )
     kind.check(router.own, router_sizes(config))
 
@@ -184,13 +185,14 @@ def _check_dispatch(config: Config) -> None:
         )
     if dispatch.group_wise and (parallel.tensor == 1 or parallel.expert == 1):
         raise InputError(
-            f"moe.dispatch.group_wise is true with parallel.tensor {parallel.tensor} and parallel.expert {parallel.expert}, "
-            "where no two ranks send the same tokens to others; expected false, or both degrees above 1"
+            f"moe.dispatch.group_wise is true with parallel.tensor {parallel.tensor} and parallel.expert "
+            f"{parallel.expert}, where no two ranks send the same tokens to others; expected false, or both degrees "
+            "above 1"
         )
     if dispatch.overflow == "repick" and not router.second_experts:
         raise InputError(
-            f"moe.dispatch.overflow is repick with moe.router.type {config.moe.router.type}, which has no weight for another "
-            "expert; expected drop"
+            f"moe.dispatch.overflow is repick with moe.router.type {config.moe.router.type}, which has no weight for "
+            "another expert; expected drop"
         )
     if dispatch.chunks > 1 and capacity.local_share == 1.0:
         raise InputError(
@@ -217,8 +219,8 @@ def _check_capacity(config: Config) -> None:
         return
     if capacity.mode != "factor" and not router_spec(config.moe.router.type).gate_weights:
         raise InputError(
-            f"moe.capacity.mode is {capacity.mode} with moe.router.type {config.moe.router.type}, which has no gate weights "
-            "to measure cosines with; expected factor"
+            f"moe.capacity.mode is {capacity.mode} with moe.router.type {config.moe.router.type}, which has no gate "
+            "weights to measure cosines with; expected factor"
         )
     for name in _UNUSED_BY_MODE[capacity.mode]:
         _require_default(name, capacity, default, f"moe.capacity.mode {capacity.mode}")
@@ -287,8 +289,9 @@ def _more_ranks_or_smaller_groups(group: int, world_size: int) -> str:
     """The three ways out for the most frequent of first errors: a job whose groups are larger than it."""
     enough = -(-world_size // group) * group
     return (
-        f"start {enough} ranks (`bash scripts/train_msrun.sh --workers {enough}` on one machine), or set parallel.expert and "
-        f"parallel.tensor so that their product divides {world_size}, or, for a command that only checks, give it --ranks {enough}"
+        f"start {enough} ranks (`bash scripts/train_msrun.sh --workers {enough}` on one machine), or set "
+        f"parallel.expert and parallel.tensor so that their product divides {world_size}, or, for a command that only "
+        f"checks, give it --ranks {enough}"
     )
 
 
@@ -319,8 +322,8 @@ def _check_batch(config: Config, world_size: int) -> None:
     _require_divides(
         ("the number of data-parallel ranks", replicas),
         ("train.global_batch_size", rows),
-        f"set train.global_batch_size to a multiple of {replicas}, as in {-(-rows // replicas) * replicas}, or start a number "
-        f"of ranks that divides it",
+        f"set train.global_batch_size to a multiple of {replicas}, as in {-(-rows // replicas) * replicas}, or start a "
+        f"number of ranks that divides it",
     )
     micro = config.train.micro_batch_size
     if micro is not None and rows % (replicas * micro):
@@ -335,7 +338,8 @@ def _check_schedule(config: Config) -> None:
     optimizer, train = config.optimizer, config.train
     if train.stop_after is not None and train.stop_after > train.steps:
         raise InputError(
-            f"train.stop_after ({train.stop_after}) is beyond train.steps ({train.steps}); expected at most {train.steps}"
+            f"train.stop_after ({train.stop_after}) is beyond train.steps ({train.steps}); expected at most "
+            f"{train.steps}"
         )
     if optimizer.experts != "device" and not has_experts(config):
         raise InputError(
@@ -381,18 +385,19 @@ def _check_checkpoints(config: Config) -> None:
     options = config.checkpoint
     if options.keep_every and options.interval and options.keep_every % options.interval:
         raise InputError(
-            f"checkpoint.keep_every ({options.keep_every}) is not a multiple of checkpoint.interval ({options.interval}), the "
-            f"steps at which there are checkpoints to keep; expected 0 or a multiple of {options.interval}"
+            f"checkpoint.keep_every ({options.keep_every}) is not a multiple of checkpoint.interval "
+            f"({options.interval}), the steps at which there are checkpoints to keep; expected 0 or a multiple of "
+            f"{options.interval}"
         )
     if options.keep_every and not options.interval:
         raise InputError(
-            f"checkpoint.keep_every is {options.keep_every} with checkpoint.interval 0, which writes the last step alone; "
-            "expected 0"
+            f"checkpoint.keep_every is {options.keep_every} with checkpoint.interval 0, which writes the last step "
+            "alone; expected 0"
         )
     if options.initial is not None and options.resume not in (None, "auto"):
         raise InputError(
-            f"checkpoint.initial is {options.initial} with checkpoint.resume {options.resume}, which goes on with a run; "
-            "expected null, or checkpoint.resume null or auto"
+            f"checkpoint.initial is {options.initial} with checkpoint.resume {options.resume}, which goes on with a "
+            "run; expected null, or checkpoint.resume null or auto"
         )
 
 

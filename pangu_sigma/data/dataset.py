@@ -79,8 +79,8 @@ class PreparedData:
             ) from None
         if hashlib.sha256(content).hexdigest() != self.manifest.tokenizer_sha256:
             raise InputError(
-                f"{path}: not the file that {NAME} described when this command began; expected nobody to prepare it anew "
-                "meanwhile: start again"
+                f"{path}: not the file that {NAME} described when this command began; expected nobody to prepare it "
+                "anew meanwhile: start again"
             )
         return content
 

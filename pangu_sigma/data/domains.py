@@ -22,8 +22,8 @@ def resolve_domain_groups(domain_groups: Optional[Sequence[int]], num_domains: i
             )
         if num_domains < num_groups:
             raise InputError(
-                f"moe.num_groups: found {num_groups}, but the data has {num_domains} domains: the other groups' experts "
-                f"would never see a token; expected {num_domains}, or a list moe.domain_groups"
+                f"moe.num_groups: found {num_groups}, but the data has {num_domains} domains: the other groups' "
+                f"experts would never see a token; expected {num_domains}, or a list moe.domain_groups"
             )
         return tuple(range(num_domains))
     if len(domain_groups) != num_domains:

@@ -121,7 +121,8 @@ def list_files(key: str, source: str, passed_over: Optional[Tally] = None) -> Li
 def _only_file(key: str, path: Path) -> Path:
     if not path.is_file():
         raise InputError(
-            f"{key}: '{path}' is no regular file, and cannot be read more than once; expected a folder or a file of text"
+            f"{key}: '{path}' is no regular file, and cannot be read more than once; expected a folder or a file of "
+            "text"
         )
     if _type(str(path)):
         raise InputError(

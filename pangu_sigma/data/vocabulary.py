@@ -36,8 +36,8 @@ def vocabulary(config: Config, data: PreparedData) -> Vocabulary:
     tensor = config.parallel.tensor
     if words % tensor:
         raise InputError(
-            f"parallel.tensor ({tensor}) does not divide the {words} words of the vocabulary in {data.path}; expected a "
-            f"divisor, or model.vocab_size: {-(-words // tensor) * tensor}"
+            f"parallel.tensor ({tensor}) does not divide the {words} words of the vocabulary in {data.path}; expected "
+            f"a divisor, or model.vocab_size: {-(-words // tensor) * tensor}"
         )
     if data.sequence_length != config.model.sequence_length:
         raise InputError(

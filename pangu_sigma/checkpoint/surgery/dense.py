@@ -113,8 +113,8 @@ class OwnModel(DenseModel):
         if self._model.sparse_layers or self._model.sparse_query_layer or self._model.domain_embeddings:
             raise InputError(
                 f"{self._reader.folder}: has {self._model.sparse_layers} sparse layers, sparse_query_layer "
-                f"{self._model.sparse_query_layer}, domain_embeddings {self._model.domain_embeddings}; inherit expected a "
-                "dense model: model.sparse_layers 0 and neither of the others"
+                f"{self._model.sparse_query_layer}, domain_embeddings {self._model.domain_embeddings}; inherit "
+                "expected a dense model: model.sparse_layers 0 and neither of the others"
             )
         self.origin = f"inherited from {self._reader.folder}, step {header.step}"
         self.tokenizer_sha256 = header.data.tokenizer_sha256
@@ -162,13 +162,13 @@ class PanguAlpha(DenseModel):
         found = config.model.activation
         if found not in PANGU_ALPHA_ACTIVATIONS:
             raise InputError(
-                f"model.activation is {found}, which no PanGu-alpha has ({self._path}); expected that of the code which "
-                f"trained it: {', '.join(PANGU_ALPHA_ACTIVATIONS)}"
+                f"model.activation is {found}, which no PanGu-alpha has ({self._path}); expected that of the code "
+                f"which trained it: {', '.join(PANGU_ALPHA_ACTIVATIONS)}"
             )
         return (
-            f"{self._path} does not say its network's activation, so model.activation decides: {found}. The public code has used "
-            "fast_gelu, and gelu in its tanh form (gelu_tanh here); with another one than the file was trained with, the new model "
-            "computes something else"
+            f"{self._path} does not say its network's activation, so model.activation decides: {found}. The public "
+            "code has used fast_gelu, and gelu in its tanh form (gelu_tanh here); with another one than the file was "
+            "trained with, the new model computes something else"
         )
 
     def _find(self) -> Dict[str, Tuple[str, bool]]:

@@ -108,7 +108,8 @@ def find_domain(reader: CheckpointReader, given: str) -> Domain:
         )
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", names[number]):
         raise InputError(
-            f"{reader.folder}: domain {number} has the name {names[number][:80]!r}; expected letters, digits, '-' and '_'"
+            f"{reader.folder}: domain {number} has the name {names[number][:80]!r}; expected letters, digits, '-' and "
+            "'_'"
         )
     moe = config.moe
     groups = resolve_domain_groups(moe.domain_groups, len(names), moe.num_groups)
@@ -251,9 +252,11 @@ def _report(
     before = elements({name: entry.shape for name, entry in reader.manifest.tensors.items()})
     after = elements({tensor.key: tensor.shape for tensor in tensors})
     print(
-        f"{target}: domain {domain.name} (group {domain.group}, {domain.experts} experts a layer); {after:,} of {before:,} parameters"
+        f"{target}: domain {domain.name} (group {domain.group}, {domain.experts} experts a layer); {after:,} of "
+        f"{before:,} parameters"
     )
     if not has_tokenizer:
         print(
-            f"the tokenizer was not found (data.path {reader.config().data.path}); --tokenizer FILE puts it beside the model"
+            f"the tokenizer was not found (data.path {reader.config().data.path}); --tokenizer FILE puts it beside the "
+            "model"
         )

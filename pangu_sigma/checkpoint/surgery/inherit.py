@@ -103,8 +103,8 @@ def inherit(
         {TOKENIZER: data.read_tokenizer()},
     )
     print(
-        f"{target}: {dense.origin}; {config.moe.num_experts} experts in each of {len(blueprint.banks) // 4} sparse layers"
-        f"{f', noise {noise.share:g}' if noise.share else ''}"
+        f"{target}: {dense.origin}; {config.moe.num_experts} experts in each of {len(blueprint.banks) // 4} sparse "
+        f"layers{f', noise {noise.share:g}' if noise.share else ''}"
     )
     print(
         f"{rows.inherited} of {words.words} word rows inherited, {words.words - rows.inherited} drawn anew; begin with "
@@ -117,8 +117,8 @@ def _check(dense: DenseModel, config: Config, blueprint: Blueprint) -> None:
     layers, wanted = dense.layers(), num_blocks(config)
     if layers != wanted:
         raise InputError(
-            f"model.dense_layers ({config.model.dense_layers}) + model.sparse_layers ({config.model.sparse_layers}): the "
-            f"dense model has {layers} layers below its query layer; expected as many in all"
+            f"model.dense_layers ({config.model.dense_layers}) + model.sparse_layers ({config.model.sparse_layers}): "
+            f"the dense model has {layers} layers below its query layer; expected as many in all"
         )
     if not blueprint.banks:
         raise InputError(

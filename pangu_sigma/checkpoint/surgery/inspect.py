@@ -46,8 +46,9 @@ def _describe_model(config: Dict) -> Iterable[str]:
     router = moe.get("router") if isinstance(moe.get("router"), dict) else {}
     if model:
         yield (
-            f"hidden {model.get('hidden_size')}, {model.get('dense_layers')} dense + {model.get('sparse_layers')} sparse layers, "
-            f"{moe.get('num_experts')} experts in {moe.get('num_groups')} groups, router {router.get('type')}"
+            f"hidden {model.get('hidden_size')}, {model.get('dense_layers')} dense + {model.get('sparse_layers')} "
+            f"sparse layers, {moe.get('num_experts')} experts in {moe.get('num_groups')} groups, router "
+            f"{router.get('type')}"
         )
     if parallel:
         yield f"written at expert parallel {parallel.get('expert')}, tensor parallel {parallel.get('tensor')}"

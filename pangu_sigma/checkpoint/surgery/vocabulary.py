@@ -39,8 +39,8 @@ def match_rows(dense: DenseModel, data: PreparedData, words: int, source_tokeniz
     if source_tokenizer is None:
         if dense.tokenizer_sha256 not in (None, own):
             raise InputError(
-                f"data.path: {data.path} has another tokenizer than the dense model was trained with; expected the same, or "
-                f"--source-tokenizer {dense.tokenizer_file or 'FILE'} to match rows by their pieces"
+                f"data.path: {data.path} has another tokenizer than the dense model was trained with; expected the "
+                f"same, or --source-tokenizer {dense.tokenizer_file or 'FILE'} to match rows by their pieces"
             )
         same = np.arange(min(words, source_words))
         return Rows(same, same, words, source_words)
