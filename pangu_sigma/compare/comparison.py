@@ -31,8 +31,9 @@ from locmoe_ops.dispatch.registry import dispatchers
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import registered
 from pangu_sigma.compare.values import as_rate, as_section, as_seeds, as_text, as_timeout, as_whole, one_of
-from pangu_sigma.config.load import load_config, parse_yaml, read_text, shown, to_dict
+from pangu_sigma.config.load import load_config, to_dict
 from pangu_sigma.config.schema import Config
+from pangu_sigma.config.strict_yaml import parse_yaml, read_text, shown
 from pangu_sigma.config.validate import validate
 from pangu_sigma.report.comparison import SINGLE_PHASE, ComparedRun, Comparison, SimulatedCluster
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any, Mapping, Optional, Sequence, Tuple
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config.load import shown
+from pangu_sigma.config.strict_yaml import shown
 
 _RATE = re.compile(r"[1-9][0-9]{0,5}[kmg]bit")
 

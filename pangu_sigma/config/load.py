@@ -1,7 +1,7 @@
 """YAML file + `--set` overrides -> `Config`, strictly: a key is known, typed and within its limits, or it is an error.
 
-Reading has three steps: parse (safe YAML, no duplicate keys, decimal numbers), override, convert. Errors are
-`InputError`s that name the key's full path, the value found and the one expected.
+Reading has three steps: parse (`pangu_sigma.config.strict_yaml`), override, convert. Errors are `InputError`s that name
+the key's full path, the value found and the one expected.
 """
 
 import dataclasses
@@ -9,31 +9,26 @@ import difflib
 import math
 import os
 import re
-import reprlib
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence, Tuple, Type, Union, get_args, get_origin, get_type_hints
+from typing import Any, Dict, List, Mapping, Sequence, Type, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.json_file import MOST_DIGITS, has_lone_surrogate
-from locmoe_ops.json_file import read_text as read_text_file
+from locmoe_ops.json_file import has_lone_surrogate
 from pangu_sigma.config.schema import Config, RouterConfig, router_config
+from pangu_sigma.config.strict_yaml import is_lost, one_line, parse_yaml, read_text, shown
 from pangu_sigma.runtime.files import write_atomically
 from pangu_sigma.runtime.run_folder import SAVED_CONFIG
 
 # YAML 1.1 reads `1e-4` (no dot) as a string; people mean a number.
 _SCIENTIFIC = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][+-]?[0-9]+")
-_INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*)")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_MERGE = "tag:yaml.org,2002:merge"
-_DIGITS = re.compile(r"[+-]?[0-9]+")
 _LARGEST = 2**63 - 1  # no setting counts further, and Python does not print an integer of some thousand digits
 _EXPECTED = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 
 
 def load_config(path: Union[str, "os.PathLike[str]"], overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML file, applies `key.path=value` overrides in order, and converts.
+    """Reads the YAML file at `path`, applies `key.path=value` `overrides` in order, and converts.
 
     Raises:
         InputError: the file is missing, not UTF-8, not YAML or not a mapping; a key is unknown, or its value has the
@@ -51,16 +46,8 @@ def load_config(path: Union[str, "os.PathLike[str]"], overrides: Sequence[str] =
 
 def config_from_dict(raw: Mapping[str, Any]) -> Config:
     """Converts a nested mapping (as parsed from YAML) into a `Config`; keys left out take their defaults."""
-    config: Config = _convert_section(Config, raw, "")
+    config: Config = section_from_dict(Config, raw, "")
     return config
-
-
-def section_from_dict(section: Type[Any], raw: Any, path: str) -> Any:
-    """Converts a mapping, as strictly, into a dataclass other than `Config` that is declared in the same way.
-
-    Raises InputError: as `load_config`; `path` stands before the keys' names.
-    """
-    return _convert_section(section, raw, path)
 
 
 def to_dict(config: Any) -> Dict[str, Any]:
@@ -91,140 +78,19 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, dict) else value
 
 
-# ---- parsing
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without what plain YAML 1.1 does silently: it keeps the last of two equal keys of a mapping, and reads
-    numbers such as 0100 (64), 1:30 (90) and 1_000 in ways that nobody expects. Here both are refused, and a date is a
-    text.
-    """
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Looks at the keys as they are written; what a merge key (`<<`) adds, a key of the mapping itself overrides."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen = set()
-        for key_node in (pair[0] for pair in node.value if isinstance(pair[0], yaml.ScalarNode)):
-            if key_node.value in seen:
-                several = "; expected one with a list, as in <<: [*a, *b]" if key_node.value == "<<" else ""
-                problem = f"key '{key_node.value}' is given twice{several}"
-                raise yaml.composer.ComposerError(None, None, problem, key_node.start_mark)
-            seen.add(key_node.value)
-        return node
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Takes in what merge keys name. A key of the mapping itself goes before merged ones, and a mapping of a list
-        before the later ones (https://yaml.org/type/merge.html; releases of PyYAML differ in the latter).
-        """
-        merges = [value for key, value in node.value if key.tag == _MERGE]
-        node.value = [pair for pair in node.value if pair[0].tag != _MERGE]  # first: a mapping may name itself
-        own = {str(key.value) for key, _ in node.value}
-        merged: Dict[str, Any] = {}
-        for merge in merges:
-            for source in merge.value if isinstance(merge, yaml.SequenceNode) else [merge]:
-                if not isinstance(source, yaml.MappingNode):
-                    problem = "expected a mapping or a list of mappings after <<"
-                    raise yaml.constructor.ConstructorError(None, None, problem, merge.start_mark)
-                self.flatten_mapping(source)
-                for key, value in source.value:
-                    merged.setdefault(str(key.value), (key, value))
-        node.value = [pair for name, pair in merged.items() if name not in own] + node.value
-
-    def construct_integer(self, node: yaml.ScalarNode) -> int:
-        """Decimal digits, without zeros before them."""
-        text = str(self.construct_scalar(node))
-        if _INTEGER.fullmatch(text) and len(text) <= MOST_DIGITS:
-            return int(text)
-        if _INTEGER.fullmatch(text):
-            problem = f"found an integer of {len(text)} digits, expected one of 64 bits"
-            raise _RefusedNumber(None, None, problem, node.start_mark)
-        decimal = text.replace("_", "")
-        readings = [int(decimal)] if _DIGITS.fullmatch(decimal) and len(decimal) <= MOST_DIGITS else []
-        raise _refused(node, text, self.construct_yaml_int(node), readings)
-
-    def construct_number(self, node: yaml.ScalarNode) -> float:
-        """Decimal digits with a point or an exponent. Infinity and NaN are numbers, of which no key takes any."""
-        text = str(self.construct_scalar(node))
-        if text.lower().lstrip("+-") in (".inf", ".nan"):
-            return float(self.construct_yaml_float(node))
-        if not _NUMBER.fullmatch(text):
-            raise _refused(node, text, self.construct_yaml_float(node), [])
-        if _is_lost(text):
-            problem = f"found {shown(text)}, expected a number that double precision can hold"
-            raise _RefusedNumber(None, None, problem, node.start_mark)
-        return float(text)
-
-
-_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_integer)
-_StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_number)
-
-
-class _RefusedNumber(yaml.MarkedYAMLError):
-    """A number that YAML 1.1 knows and that is not taken here."""
-
-
-def _refused(node: yaml.ScalarNode, text: str, value: Any, readings: List[int]) -> _RefusedNumber:
-    """The number as written, as YAML 1.1 reads it, and the decimal ways of writing what may be meant."""
-    offered = " or ".join(shown(reading) for reading in dict.fromkeys([*readings, value]))
-    problem = (
-        f"found {shown(text)}, which YAML 1.1 reads as {shown(value)}; expected decimal digits, as in {offered}, "
-        "or quotes around what is a text"
-    )
-    return _RefusedNumber(None, None, problem, node.start_mark)
-
-
-def _is_lost(text: str) -> bool:
-    """Whether a float cannot hold the decimal number: it becomes infinite, or 0 though it is not."""
-    value = float(text)
-    return math.isinf(value) or value == 0.0 and re.search("[1-9]", re.split("[eE]", text)[0]) is not None
-
-
-def read_text(path: Union[str, "os.PathLike[str]"]) -> str:
-    """A file's UTF-8 text. Raises InputError: it cannot be read, is not UTF-8, or holds nothing."""
-    text = read_text_file(path, "a YAML configuration file")
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty, expected a YAML configuration")
-    return text
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """What the text means as YAML. Raises InputError, which begins with `where`: it is not safe YAML, a key is given
-    twice, or a number is not written in decimal digits.
-    """
-    try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (derived from SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = f" line {mark.line + 1}" if mark and "\n" in text.strip("\n") else ""
-        if isinstance(error, _RefusedNumber):
-            raise InputError(f"{where}:{at}{':' if at else ''} {error.problem}") from error
-        raise InputError(f"{where}:{at} not valid YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        # PyYAML lets the last ones out where a tag does not fit its value, as in `!!bool maybe` or `!!timestamp x`.
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{where}: not valid YAML: {reason if len(reason) <= 200 else reason[:200] + ' ...'}"
-        ) from error
-
-
 def _apply_override(raw: Dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     names = path.strip().split(".")
     if not equals or not all(names):
         raise InputError(f"--set {shown(override)}: expected key.path=value, as in model.hidden_size=256")
-    section, where = raw, f"--set {_one_line(override)[:200]}"
+    section, where = raw, f"--set {one_line(override)[:200]}"
     for depth, name in enumerate(names[:-1], start=1):
         # null stands for an optional section that is off; setting one of its keys turns it on.
         child = section.get(name)
         section[name] = child = {} if child is None else child
         if not isinstance(child, dict):
             raise InputError(
-                f"{where}: {_one_line('.'.join(names[:depth]))[:200]} holds {shown(child)}, which has no keys"
+                f"{where}: {one_line('.'.join(names[:depth]))[:200]} holds {shown(child)}, which has no keys"
             )
         section = child
     section[names[-1]] = parse_yaml(text, where)
@@ -233,7 +99,17 @@ def _apply_override(raw: Dict[str, Any], override: str) -> None:
 # ---- conversion
 
 
-def _convert_section(section: Type[Any], raw: Any, path: str) -> Any:
+def section_from_dict(section: Type[Any], raw: Any, path: str) -> Any:
+    """Converts a mapping, strictly, into a dataclass whose fields are declared by `locmoe_ops.keys.key`.
+
+    Args:
+        section: the dataclass, `Config` or another one.
+        raw: the mapping; keys left out take their defaults.
+        path: of the section, which stands before the keys' names in messages; "" for the whole.
+
+    Raises:
+        InputError: as `load_config`.
+    """
     if not isinstance(raw, Mapping):
         raise InputError(f"{path}: found {shown(raw)}, expected a section with keys {', '.join(_names(section))}")
     fields = {field.name: field for field in dataclasses.fields(section)}
@@ -259,21 +135,18 @@ def _convert(hint: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Any
         if value is None:
             return None
     if dataclasses.is_dataclass(hint):
-        return _convert_section(hint, {} if value is None else value, path)  # type: ignore[arg-type]
+        return section_from_dict(hint, {} if value is None else value, path)  # type: ignore[arg-type]
     if get_origin(hint) is tuple:
-        return _convert_sequence(get_args(hint)[0], value, path, limits)
+        if not isinstance(value, list):
+            raise InputError(f"{path}: found {shown(value)}, expected a list, as in [0, 1]")
+        element = get_args(hint)[0]
+        return tuple(_convert(element, item, f"{path}[{index}]", limits) for index, item in enumerate(value))
     if get_origin(hint) is dict:
         return _convert_mapping(value, path)
     converted = _convert_scalar(hint, value, path, limits, optional)
     if not _within(converted, limits):
         raise _wrong_value(hint, value, path, limits, optional)
     return converted
-
-
-def _convert_sequence(element: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise InputError(f"{path}: found {shown(value)}, expected a list, as in [0, 1]")
-    return tuple(_convert(element, item, f"{path}[{index}]", limits) for index, item in enumerate(value))
 
 
 def _convert_mapping(value: Any, path: str) -> Dict[str, str]:
@@ -295,7 +168,7 @@ def _convert_mapping(value: Any, path: str) -> Dict[str, str]:
 def _convert_scalar(kind: type, value: Any, path: str, limits: Mapping[str, Any], optional: bool) -> Any:
     if kind is float:
         if isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
-            if _is_lost(value):
+            if is_lost(value):
                 raise InputError(f"{path}: found {shown(value)}, expected a number that double precision can hold")
             value = float(value)
         # An integer too large for a float cannot be a sensible setting either.
@@ -364,51 +237,24 @@ def _unknown_key(section: Type[Any], name: Any, path: str) -> InputError:
     name = name if isinstance(name, str) and len(name) <= 80 else shown(name)
     where = f"{path}.{name}" if path else name
     near = difflib.get_close_matches(name, _names(section), n=1)
+    # The reader may know the key but not its place: full paths of the keys of that very name in any section.
     is_key = section.__module__ == Config.__module__ or path.startswith("moe.router.")
-    elsewhere = _paths_ending_in(name) if is_key else []
+    elsewhere = [full for full in _all_paths(Config, "") if full.rpartition(".")[2] == name] if is_key else []
     suggestions = [f"{path}.{near[0]}" if path else near[0]] if near else elsewhere
     if suggestions:
-        return InputError(f"{_one_line(where)}: unknown key, did you mean {' or '.join(suggestions)}?")
+        return InputError(f"{one_line(where)}: unknown key, did you mean {' or '.join(suggestions)}?")
     expected = f"one of {', '.join(_names(section))}" if _names(section) else "none"
-    return InputError(f"{_one_line(where)}: unknown key, expected {expected}")
-
-
-def _paths_ending_in(name: str) -> List[str]:
-    """Full paths of the keys of that very name in any section: the reader knew the key but not its place."""
-    return [path for path in _all_paths(Config, "") if path.rpartition(".")[2] == name]
+    return InputError(f"{one_line(where)}: unknown key, expected {expected}")
 
 
 def _all_paths(section: Type[Any], prefix: str) -> List[str]:
     paths = []
     for name, hint in key_types(section).items():
         arms = [arm for arm in (get_args(hint) or (hint,)) if dataclasses.is_dataclass(arm)]
-        paths += [prefix + name] + [path for arm in arms for path in _all_paths(arm, f"{prefix}{name}.")]  # type: ignore
+        inner = [path for arm in arms for path in _all_paths(arm, f"{prefix}{name}.")]  # type: ignore[arg-type]
+        paths += [prefix + name, *inner]
     return paths
 
 
 def _names(section: Type[Any]) -> List[str]:
     return [field.name for field in dataclasses.fields(section)]
-
-
-def shown(value: Any, limit: int = 80) -> str:
-    """The value as one short line; null and booleans as YAML spells them."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = _one_line(_Shortened().repr(value))
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-class _Shortened(reprlib.Repr):
-    """`repr` as far as anybody reads: YAML's aliases can make a value that is large beyond all bounds when written out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxset = 4, 20, 20, 20, 20
-        self.maxstring = self.maxother = 400
-
-    def repr_int(self, value: int, level: int) -> str:
-        return repr(value) if value.bit_length() <= 300 else f"an integer of {value.bit_length()} bits"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

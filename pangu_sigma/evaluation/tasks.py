@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config.load import parse_yaml, read_text, section_from_dict, to_dict
+from pangu_sigma.config.load import section_from_dict, to_dict
 from pangu_sigma.config.schema import key
+from pangu_sigma.config.strict_yaml import parse_yaml, read_text
 from pangu_sigma.data.jsonl import check_text
 from pangu_sigma.evaluation.readers import READERS
 from pangu_sigma.evaluation.templates import Template

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Optional
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config.load import parse_yaml, read_text, section_from_dict
+from pangu_sigma.config.load import section_from_dict
 from pangu_sigma.config.schema import Config, key
+from pangu_sigma.config.strict_yaml import parse_yaml, read_text
 from pangu_sigma.config.validate import runs_on_ascend
 from pangu_sigma.planner.hardware import Hardware, Link, check_figures, load_hardware
 

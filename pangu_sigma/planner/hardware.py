@@ -14,8 +14,9 @@ from typing import Any, Iterator, Optional
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
-from pangu_sigma.config.load import parse_yaml, read_text, section_from_dict, shown
+from pangu_sigma.config.load import section_from_dict
 from pangu_sigma.config.schema import key
+from pangu_sigma.config.strict_yaml import parse_yaml, read_text, shown
 from pangu_sigma.runtime.resources import resource
 
 _DIVISORS = ("bandwidth_gb_s", "efficiency", "capacity_gb", "fp32", "fp16", "bf16")

@@ -10,8 +10,8 @@ from typing import Any, Iterator, Sequence
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import RouterSpec, router_spec, routers
-from pangu_sigma.config.load import shown
 from pangu_sigma.config.schema import Config
+from pangu_sigma.config.strict_yaml import shown
 from pangu_sigma.planner.cluster import Cluster
 from pangu_sigma.planner.fits import with_value
 from pangu_sigma.planner.memory import GB

@@ -7,7 +7,8 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.derived import tokens_per_step
-from pangu_sigma.config.load import shown, to_dict
+from pangu_sigma.config.load import to_dict
+from pangu_sigma.config.strict_yaml import shown
 from pangu_sigma.metrics.perplexity import DIVERGED
 from pangu_sigma.metrics.window import COMPILING_STEPS
 from pangu_sigma.report.collect import Collection, collect_run, collection_of

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config.load import config_from_dict, load_config, parse_yaml, save_config, to_dict
+from pangu_sigma.config.load import config_from_dict, load_config, save_config, to_dict
 from pangu_sigma.config.schema import Config
+from pangu_sigma.config.strict_yaml import parse_yaml
 
 
 @pytest.fixture
