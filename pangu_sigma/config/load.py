@@ -238,7 +238,7 @@ def _unknown_key(section: Type[Any], name: Any, path: str) -> InputError:
     where = f"{path}.{name}" if path else name
     near = difflib.get_close_matches(name, _names(section), n=1)
     # The reader may know the key but not its place: full paths of the keys of that very name in any section.
-    is_key = section.__module__ == Config.__module__ or path.startswith("moe.router.")
+    is_key = section.__module__.startswith(Config.__module__) or path.startswith("moe.router.")
     elsewhere = [full for full in _all_paths(Config, "") if full.rpartition(".")[2] == name] if is_key else []
     suggestions = [f"{path}.{near[0]}" if path else near[0]] if near else elsewhere
     if suggestions:

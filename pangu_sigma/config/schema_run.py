@@ -1,0 +1,228 @@
+"""The keys of how a run is fed, trained, kept and executed; see `pangu_sigma.config.schema`, which has the others."""
+
+from dataclasses import dataclass
+from typing import Dict, Optional, Tuple
+
+from locmoe_ops.keys import key
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    sources: Dict[str, str] = key(
+        dict,
+        "domain name -> folder of text files, or one file; a JSONL file has a `text` field (and perhaps "
+        "`domain`) on each line. docs/tutorial.md says which files of a folder are read",
+    )
+    vocab_size: int = key(8000, "pieces of the tokenizer to train", minimum=300)
+    tokenizer: Optional[str] = key(None, "existing SentencePiece model to use instead of training one")
+    tokenizer_training_bytes: int = key(
+        20_000_000, "at most this much text, evenly over domains, trains the tokenizer", minimum=10_000
+    )
+    validation_fraction: float = key(
+        0.02, "share of documents held out, chosen by a hash of their text", above=0.0, maximum=0.5
+    )
+    document_bytes: int = key(
+        20_000, "longer documents are cut at line ends into pieces of about this size", minimum=200
+    )
+    max_bytes_per_domain: Optional[int] = key(None, "stop reading a domain's source after this much text", minimum=1)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    path: str = key("data", "folder written by `pangu-sigma prepare`")
+    placement: str = key(
+        "shuffled",
+        "which rows a rank sees: any, or the domains placed on its node (with moe.placement node_grouped, "
+        "ranks of other domains then get no slots: those that share a domain exchange by themselves)",
+        choices=("shuffled", "domain_by_node"),
+    )
+    mixing: str = key(
+        "balanced",
+        "domains in equal shares within every rank's rows, or in proportion to their size",
+        choices=("balanced", "proportional"),
+    )
+    reset_at_document_end: bool = key(True, "restart positions and block attention at document ends")
+    prepare: PrepareConfig = key(PrepareConfig, "used by `pangu-sigma prepare` only")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    learning_rate: float = key(3e-4, "peak learning rate", above=0.0)
+    end_learning_rate: float = key(2e-5, "learning rate at the end of decay", minimum=0.0)
+    schedule: str = key("cosine", "shape of the decay after warm-up", choices=("constant", "linear", "cosine"))
+    warmup_steps: int = key(100, "steps of linear warm-up", minimum=0)
+    decay_steps: Optional[int] = key(None, "step at which decay ends; null: train.steps", minimum=1)
+    beta1: float = key(0.8, "Adam first-moment decay", minimum=0.0, maximum=0.9999)
+    beta2: float = key(0.95, "Adam second-moment decay", minimum=0.0, maximum=0.99999)
+    epsilon: float = key(1e-8, "Adam epsilon outside experts", above=0.0)
+    expert_epsilon: float = key(1e-20, "Adam epsilon inside experts (hybrid Adam of PanGu-Sigma)", above=0.0)
+    weight_decay: float = key(0.01, "decoupled weight decay of matrices (not biases, norms)", minimum=0.0)
+    experts: str = key(
+        "device",
+        "where experts' optimizer state is and whom a step updates: device (all); host_dense (all, the state in "
+        "host memory); host_lazy (likewise, but idle experts stay as they are)",
+        choices=("device", "host_dense", "host_lazy"),
+    )
+    shard: str = key(
+        "none",
+        "optimizer state whole on every rank, or (data_parallel) shared out over the ranks that hold the same "
+        "parameters, ZeRO-1; what experts keep on the host is not shared out",
+        choices=("none", "data_parallel"),
+    )
+    clip_norm: Optional[float] = key(
+        1.0, "global gradient-norm limit over all parameters on all ranks; null: none", above=0.0
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = key(1000, "optimizer steps of the whole run", minimum=1)
+    stop_after: Optional[int] = key(
+        None, "end after this step as if cut off there; the schedule still follows `steps`", minimum=1
+    )
+    seed: int = key(1, "seed of initialisation, hash maps, sampling and dropout", minimum=0)
+    global_batch_size: int = key(8, "rows an optimizer step, over all ranks", minimum=1)
+    micro_batch_size: Optional[int] = key(
+        None, "rows a rank processes at once; null: global_batch_size / ranks", minimum=1
+    )
+    output_dir: str = key("runs/default", "run directory")
+    log_interval: int = key(10, "steps between console lines, and between reports of the slowest rank", minimum=1)
+    straggler_margin: float = key(
+        0.2,
+        "the slowest rank is named in the log if its own computation takes longer than the median rank's by this share",
+        above=0.0,
+    )
+    eval_interval: int = key(0, "steps between validations; 0: only at the end", minimum=0)
+    eval_rows: int = key(
+        64, "validation rows (over all ranks and domains) of one validation; 0: no validation", minimum=0
+    )
+    divergence_patience: int = key(
+        50,
+        "steps in a row with a loss that is not finite (or above 709 nats a token), or without an update, "
+        "after which the run ends with status 1; 0: it goes on regardless",
+        minimum=0,
+    )
+    tensorboard: bool = key(
+        False, "also write TensorBoard's event files, to output_dir/tensorboard (needs tensorboardX)"
+    )
+    profile: Optional[Tuple[int, ...]] = key(
+        None,
+        "first and last of the steps to profile, as in [20, 24]: by MindSpore's profiler on "
+        "Ascend, by this project's timers on CPU; null: none",
+        minimum=1,
+    )
+    tracker: str = key(
+        "none",
+        "also hand each step's numbers to this library, Weights & Biases or SwanLab, by its own settings",
+        choices=("none", "wandb", "swanlab"),
+    )
+    cosines: bool = key(
+        True, "leave cosines.json at the end: cosines between tokens, and between tokens and gate weights, of one batch"
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    interval: int = key(0, "steps between checkpoints; 0: only at the end", minimum=0)
+    keep_last: int = key(
+        2,
+        "newest checkpoints kept (two at least while a run goes on: only the next step tells "
+        "whether the newest is any good)",
+        minimum=1,
+    )
+    keep_every: int = key(0, "checkpoints whose step is a multiple of this are kept for good; 0: none", minimum=0)
+    asynchronous: bool = key(
+        True, "write beside training, which waits for a copy of the state only; false: training waits for the disk"
+    )
+    resume: Optional[str] = key(
+        None, "null: start anew; auto: newest whole checkpoint of output_dir if any; or a checkpoint folder"
+    )
+    initial: Optional[str] = key(
+        None,
+        "checkpoint folder whose weights a new run begins with, as `ckpt inherit` and `ckpt extract` "
+        "write them (resume auto: unless there is a checkpoint to go on from)",
+    )
+
+
+@dataclass(frozen=True)
+class LossScaleConfig:
+    """Dynamic loss scale, used with fp16 only."""
+
+    initial: float = key(65536.0, "first loss scale", above=0.0, maximum=8e37)
+    growth_interval: int = key(1000, "steps without overflow before the scale doubles", minimum=1)
+    minimum: float = key(1.0, "never below this", above=0.0, maximum=8e37)
+
+
+@dataclass(frozen=True)
+class HcclConfig:
+    """HCCL's own settings (backend hccl); null: what the environment says, else HCCL's default."""
+
+    buffer_mb: Optional[int] = key(
+        None, "HCCL_BUFFSIZE: MB of each of the two buffers of a process group", minimum=1, maximum=1048576
+    )
+    connect_timeout: Optional[int] = key(
+        None, "HCCL_CONNECT_TIMEOUT: seconds in which a group's ranks must have connected", minimum=120, maximum=7200
+    )
+    exec_timeout: Optional[int] = key(
+        None,
+        "HCCL_EXEC_TIMEOUT: seconds a collective may wait for its peers; 0: for ever (not on 910A)",
+        minimum=0,
+        maximum=2147483647,
+    )
+
+
+@dataclass(frozen=True)
+class DeviceMemoryConfig:
+    """MindSpore's memory pool on Ascend (mindspore.runtime.set_memory); null: its default."""
+
+    initial_gb: Optional[float] = key(None, "size of the pool at first", minimum=0.1, maximum=1024.0)
+    increase_gb: Optional[float] = key(None, "what the pool grows by", minimum=0.1, maximum=1024.0)
+    maximum_gb: Optional[float] = key(None, "what the pool never exceeds", minimum=0.1, maximum=1024.0)
+
+
+@dataclass(frozen=True)
+class FusedConfig:
+    """Ascend's fused kernels in place of what is plain MindSpore otherwise. On Ascend only, where they were compiled
+    but never run.
+    """
+
+    attention: bool = key(
+        False,
+        "FlashAttentionScore for scores, softmax and mixing (fp16 or bf16, no attention dropout, head sizes of "
+        "multiples of 16)",
+    )
+    experts: bool = key(False, "GroupedMatmul for the two products of all local experts")
+    permute: bool = key(
+        False, "MoeTokenPermute and MoeTokenUnpermute for sorting tokens by expert and back (ragged dispatch)"
+    )
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    backend: str = key(
+        "auto",
+        "collectives: MindSpore primitives (hccl) or the CPU mesh (tcp); auto: by device",
+        choices=("auto", "hccl", "tcp"),
+    )
+    device: str = key("auto", "auto: Ascend where MindSpore finds one, else CPU", choices=("auto", "ascend", "cpu"))
+    mode: str = key("graph", "compiled steps, or PyNative for debugging", choices=("graph", "pynative"))
+    precision: str = key(
+        "fp32", "compute type of matmuls; norms, softmax, routers and loss stay fp32", choices=("fp32", "fp16", "bf16")
+    )
+    join_timeout: float = key(60.0, "seconds in which all ranks must have joined", above=0.0)
+    collective_timeout: float = key(120.0, "seconds a collective may wait for its peers", above=0.0)
+    loss_scale: LossScaleConfig = key(LossScaleConfig, "dynamic loss scale (precision fp16)")
+    jit_level: Optional[str] = key(
+        None,
+        "how far Ascend's compiler goes: O0 kernel by kernel, O1 fuses them, O2 whole graphs to the "
+        "device; null: MindSpore's default",
+        choices=("O0", "O1", "O2"),
+    )
+    deterministic: bool = key(
+        False,
+        "on Ascend, the same bits from the same input (mindspore.set_deterministic; sets HCCL_DETERMINISTIC, "
+        "which may be strict in the environment)",
+    )
+    hccl: HcclConfig = key(HcclConfig, "buffers and deadlines of HCCL")
+    memory: DeviceMemoryConfig = key(DeviceMemoryConfig, "memory of an Ascend device")
+    fused: FusedConfig = key(FusedConfig, "fused kernels of Ascend")
