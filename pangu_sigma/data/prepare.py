@@ -21,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config.schema import Config, PrepareConfig
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.schema_run import PrepareConfig
 from pangu_sigma.data import manifest as manifests
 from pangu_sigma.data.corpus import cut, prefix, read_documents
 from pangu_sigma.data.dataset import PreparedData

@@ -18,7 +18,8 @@ from pangu_sigma.checkpoint.format import DataState
 from pangu_sigma.checkpoint.header import check_same_model, differences
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.state import parameter_entries, read_values, set_values
-from pangu_sigma.config.schema import CapacityConfig, CheckpointConfig, Config, DispatchConfig, ParallelConfig
+from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, ParallelConfig
+from pangu_sigma.config.schema_run import CheckpointConfig
 from pangu_sigma.config.validate import validate
 from pangu_sigma.data.manifest import TOKENIZER, describe_file
 from pangu_sigma.data.sampler import make_zones

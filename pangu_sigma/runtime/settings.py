@@ -7,7 +7,7 @@ from typing import Dict
 import mindspore as ms
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config.schema import DeviceMemoryConfig, HcclConfig, RuntimeConfig
+from pangu_sigma.config.schema_run import DeviceMemoryConfig, HcclConfig, RuntimeConfig
 
 VARIABLES = {
     "buffer_mb": "HCCL_BUFFSIZE",

@@ -4,7 +4,7 @@ from typing import Optional
 
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
-from pangu_sigma.config.schema import LossScaleConfig
+from pangu_sigma.config.schema_run import LossScaleConfig
 
 LARGEST = 2.0**126  # twice as much is still a float32; infinity would never halve again
 

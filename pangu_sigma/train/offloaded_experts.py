@@ -28,7 +28,7 @@ from mindspore import Parameter, Tensor, dtype, ops
 from locmoe_ops.tensor_parallel import slice_of
 from pangu_sigma.checkpoint.names import MOMENTS
 from pangu_sigma.checkpoint.state import StateEntry
-from pangu_sigma.config.schema import OptimizerConfig
+from pangu_sigma.config.schema_run import OptimizerConfig
 from pangu_sigma.model.parameter_groups import decays
 
 OUTPUT_BIAS = "b_out"  # its gradient is the sum of those of an expert's results: zero where no token came by

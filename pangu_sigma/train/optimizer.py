@@ -8,7 +8,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
 from locmoe_ops.tensor_parallel import marked, slice_of
-from pangu_sigma.config.schema import OptimizerConfig
+from pangu_sigma.config.schema_run import OptimizerConfig
 from pangu_sigma.model.parameter_groups import group_key, is_expert_parameter
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from pangu_sigma.config.schema import OptimizerConfig
+from pangu_sigma.config.schema_run import OptimizerConfig
 
 
 def learning_rate(options: OptimizerConfig, total_steps: int, step: int) -> float:

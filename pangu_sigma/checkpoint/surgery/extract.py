@@ -26,7 +26,8 @@ from pangu_sigma.checkpoint.surgery.reshard import without_training_state
 from pangu_sigma.checkpoint.surgery.rewrite import check_target, newest, write_checkpoint
 from pangu_sigma.config.derived import experts_per_group
 from pangu_sigma.config.load import save_config, to_dict
-from pangu_sigma.config.schema import CheckpointConfig, Config, LocalTermConfig, ParallelConfig
+from pangu_sigma.config.schema import Config, LocalTermConfig, ParallelConfig
+from pangu_sigma.config.schema_run import CheckpointConfig
 from pangu_sigma.data.domains import resolve_domain_groups
 from pangu_sigma.data.jsonl import check_text
 from pangu_sigma.data.manifest import TOKENIZER

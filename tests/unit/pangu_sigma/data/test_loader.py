@@ -7,7 +7,8 @@ import pytest
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
-from pangu_sigma.config.schema import Config, MoEConfig, TrainConfig
+from pangu_sigma.config.schema import Config, MoEConfig
+from pangu_sigma.config.schema_run import TrainConfig
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import STEPS_READ_AT_ONCE, BatchLoader, choose_validation_rows, create_loader

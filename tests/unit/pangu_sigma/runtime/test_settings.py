@@ -8,7 +8,7 @@ import mindspore as ms
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.load import config_from_dict
-from pangu_sigma.config.schema import DeviceMemoryConfig, HcclConfig
+from pangu_sigma.config.schema_run import DeviceMemoryConfig, HcclConfig
 from pangu_sigma.runtime import runtime as runtime_module
 from pangu_sigma.runtime.launch import Launch
 from pangu_sigma.runtime.settings import (

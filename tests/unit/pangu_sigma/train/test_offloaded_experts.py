@@ -8,7 +8,7 @@ from mindspore import Parameter, Tensor
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import Topology
 from pangu_sigma.bench.step import random_batch
-from pangu_sigma.config.schema import OptimizerConfig
+from pangu_sigma.config.schema_run import OptimizerConfig
 from pangu_sigma.data.vocabulary import Vocabulary
 from pangu_sigma.runtime.runtime import Runtime
 from pangu_sigma.train.engine import TrainEngine

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from pangu_sigma.config.schema import OptimizerConfig
+from pangu_sigma.config.schema_run import OptimizerConfig
 from pangu_sigma.train.schedule import learning_rate
 
 PEAK, END = 1e-3, 1e-5

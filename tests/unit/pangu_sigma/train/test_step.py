@@ -6,7 +6,7 @@ from mindspore import Tensor, dtype
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.tensor_parallel import slice_of
 from locmoe_ops.topology import Topology
-from pangu_sigma.config.schema import LossScaleConfig, OptimizerConfig
+from pangu_sigma.config.schema_run import LossScaleConfig, OptimizerConfig
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.model.parameter_groups import ordered_parameters
 from pangu_sigma.train.step import (
