@@ -14,6 +14,7 @@ from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.state import scalars
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.schema import Config, LayoutConfig
+from pangu_sigma.config.strict_yaml import spelled
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.manifest import TOKENIZER
 
@@ -126,19 +127,15 @@ def check_same_model(reader: CheckpointReader, config: Config) -> None:
 def _require_same(reader: CheckpointReader, path: str, now: Any, old: Any, expected: str = "the same") -> None:
     if now != old:
         raise InputError(
-            f"{path} is {_shown(now)}, but {reader.folder} was trained with {_shown(old)}; expected {expected}"
+            f"{path} is {spelled(now)}, but {reader.folder} was trained with {spelled(old)}; expected {expected}"
         )
-
-
-def _shown(value: Any) -> Any:
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else value
 
 
 def differences(reader: CheckpointReader, config: Config) -> str:
     """The keys of the network and of its training that differ from the checkpoint's, for a message; "" where none does."""
     then, now = dict(_leaves(reader.header.config)), dict(_leaves(to_dict(config)))
     found = [
-        f"{path} ({_shown(now[path])}, was {_shown(then[path])})"
+        f"{path} ({spelled(now[path])}, was {spelled(then[path])})"
         for path in now
         if path.startswith(("model.", "moe.", "optimizer.", "runtime.")) and path in then and then[path] != now[path]
     ]

@@ -1,40 +1,66 @@
-"""Checks of what only Ascend takes: it is refused elsewhere, where it would change nothing."""
+"""Which device runs a job, and checks of the section `runtime`: what only Ascend takes is refused elsewhere, where it
+would change nothing.
+"""
 
-from dataclasses import fields
-from typing import Any, Iterator, Tuple
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, List, Tuple
 
 from locmoe_ops.dispatch.registry import dispatcher_spec, names_of
 from locmoe_ops.errors import InputError
+from pangu_sigma.config.derived import has_experts
 from pangu_sigma.config.schema import Config
+from pangu_sigma.config.strict_yaml import spelled
 
 HEAD_MULTIPLE = 16  # of FlashAttentionScore's head sizes
 
 
-def check_ascend_settings(config: Config, backend: str, has_experts: bool) -> None:
-    """Checks `runtime.hccl`, `memory`, `fused`, `jit_level` and `deterministic`.
+def runs_on_ascend(config: Config) -> bool:
+    """True if the job uses Ascend devices: as `runtime.device` says, or, if that is auto, where the driver shows any.
 
-    Args:
-        backend: of the collectives, as resolved: hccl where the job runs on Ascend. has_experts: whether any layer is
-            sparse.
+    Needs no MindSpore, so that processes which have nothing to compute can decide quickly.
+    """
+    if config.runtime.device == "auto":
+        return any(Path("/dev").glob("davinci[0-9]*"))
+    return config.runtime.device == "ascend"
+
+
+def resolve_runtime(config: Config) -> Config:
+    """The configuration with `auto` in `runtime.device` and `runtime.backend` replaced by this machine's choice."""
+    ascend = runs_on_ascend(config)
+    backend = config.runtime.backend
+    if backend == "auto":
+        backend = "hccl" if ascend else "tcp"
+    runtime = replace(config.runtime, device="ascend" if ascend else "cpu", backend=backend)
+    return replace(config, runtime=runtime)
+
+
+def check_runtime(config: Config) -> None:
+    """Checks the section `runtime`: backend and device, precision, loss scale, and what only Ascend takes (`hccl`,
+    `memory`, `fused`, `jit_level` and `deterministic`).
 
     Raises:
         InputError: a setting has no effect in this job, or does not fit another key.
     """
     runtime = config.runtime
+    if (runtime.backend, runtime.device) in (("hccl", "cpu"), ("tcp", "ascend")):
+        raise InputError(
+            f"runtime.backend {runtime.backend} does not run on runtime.device {runtime.device}; "
+            "expected hccl on ascend, tcp on cpu, or auto"
+        )
+    if runtime.precision == "bf16" and (runtime.backend == "tcp" or not runs_on_ascend(config)):
+        raise InputError(
+            f"runtime.precision bf16 is not supported on CPU (runtime.device {runtime.device}); expected fp32 or fp16"
+        )
+    backend = resolve_runtime(config).runtime.backend
     if backend != "hccl":
-        device = f"runtime.device {runtime.device}" + (", which is a CPU here" if runtime.device == "auto" else "")
-        for path, value, default in _settings(config):
-            if value != default:
-                where = f"runtime.backend {backend}" if path.startswith("runtime.hccl.") else device
-                raise InputError(
-                    f"{path} is {shown(value)} with {where}, where it has no effect; expected {shown(default)}"
-                )
+        _refuse_off_ascend(config, backend)
     if runtime.jit_level is not None and runtime.mode == "pynative":
         raise InputError(
             f"runtime.jit_level is {runtime.jit_level} with runtime.mode pynative, which compiles nothing; expected "
             "null"
         )
-    if runtime.jit_level == "O2" and has_experts and not dispatcher_spec(config.moe.dispatch.type).has_slots:
+    if runtime.jit_level == "O2" and has_experts(config) and not dispatcher_spec(config.moe.dispatch.type).has_slots:
         raise InputError(
             f"runtime.jit_level is O2 with moe.dispatch.type {config.moe.dispatch.type}, whose parts have sizes that only the "
             "run knows; expected O0 or O1"
@@ -45,26 +71,53 @@ def check_ascend_settings(config: Config, backend: str, has_experts: bool) -> No
             f"runtime.memory.initial_gb ({memory.initial_gb}) exceeds runtime.memory.maximum_gb ({memory.maximum_gb}); "
             "expected at most as much"
         )
-    _check_fused(config, has_experts)
+    _check_fused(config)
+    scale = runtime.loss_scale
+    if scale.minimum > scale.initial:
+        raise InputError(
+            f"runtime.loss_scale.minimum ({scale.minimum}) exceeds "
+            f"runtime.loss_scale.initial ({scale.initial}); expected at most as much"
+        )
 
 
-def _settings(config: Config) -> Iterator[Tuple[str, Any, Any]]:
-    """Path, value and default of every setting."""
+def _refuse_off_ascend(config: Config, backend: str) -> None:
+    """Every setting that only Ascend takes has its default."""
     runtime = config.runtime
+    settings: List[Tuple[str, Any, Any]] = []  # path, value, default
     for name in ("hccl", "memory", "fused"):
-        section = getattr(runtime, name)
-        for one in fields(section):
-            yield f"runtime.{name}.{one.name}", getattr(section, one.name), one.default
-    yield "runtime.jit_level", runtime.jit_level, None
-    yield "runtime.deterministic", runtime.deterministic, False
+        for key in fields(getattr(runtime, name)):
+            settings.append((f"runtime.{name}.{key.name}", getattr(getattr(runtime, name), key.name), key.default))
+    settings.append(("runtime.jit_level", runtime.jit_level, None))
+    settings.append(("runtime.deterministic", runtime.deterministic, False))
+    device = f"runtime.device {runtime.device}" + (", which is a CPU here" if runtime.device == "auto" else "")
+    for path, value, default in settings:
+        if value != default:
+            where = f"runtime.backend {backend}" if path.startswith("runtime.hccl.") else device
+            raise InputError(
+                f"{path} is {spelled(value)} with {where}, where it has no effect; expected {spelled(default)}"
+            )
 
 
-def _check_fused(config: Config, has_experts: bool) -> None:
+def _check_fused(config: Config) -> None:
     fused, model, dispatch = config.runtime.fused, config.model, config.moe.dispatch
-    if fused.attention:
-        _check_flash(config)
+    if fused.attention and config.runtime.precision == "fp32":
+        raise InputError(
+            "runtime.fused.attention is true with runtime.precision fp32, which the kernel does not take; expected "
+            "fp16 or bf16"
+        )
+    if fused.attention and model.attention_dropout > 0.0:
+        raise InputError(
+            f"model.attention_dropout is {model.attention_dropout} with runtime.fused.attention, which draws none of "
+            "this project's random numbers; expected 0"
+        )
+    size = model.hidden_size // model.num_heads
+    if fused.attention and size % HEAD_MULTIPLE:
+        raise InputError(
+            f"runtime.fused.attention is true with heads of {size} features (model.hidden_size {model.hidden_size} / "
+            f"model.num_heads {model.num_heads}); expected a multiple of {HEAD_MULTIPLE}"
+        )
     for name in ("experts", "permute"):
-        if getattr(fused, name) and not has_experts:
+        if getattr(fused, name) and not has_experts(config):
             raise InputError(
                 f"runtime.fused.{name} is true with model.sparse_layers {model.sparse_layers}: no layer has experts; "
                 "expected false"
@@ -74,30 +127,3 @@ def _check_fused(config: Config, has_experts: bool) -> None:
             f"runtime.fused.permute is true with moe.dispatch.type {dispatch.type}, which gives tokens slots; expected false, "
             f"or {' or '.join(names_of(lambda one: one.fuses_permute))}"
         )
-
-
-def _check_flash(config: Config) -> None:
-    model, precision = config.model, config.runtime.precision
-    if precision == "fp32":
-        raise InputError(
-            "runtime.fused.attention is true with runtime.precision fp32, which the kernel does not take; expected "
-            "fp16 or bf16"
-        )
-    if model.attention_dropout > 0.0:
-        raise InputError(
-            f"model.attention_dropout is {model.attention_dropout} with runtime.fused.attention, which draws none of "
-            "this project's random numbers; expected 0"
-        )
-    size = model.hidden_size // model.num_heads
-    if size % HEAD_MULTIPLE:
-        raise InputError(
-            f"runtime.fused.attention is true with heads of {size} features (model.hidden_size {model.hidden_size} / "
-            f"model.num_heads {model.num_heads}); expected a multiple of {HEAD_MULTIPLE}"
-        )
-
-
-def shown(value: Any) -> str:
-    """A key's value as YAML spells it."""
-    return (
-        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
-    )

@@ -49,7 +49,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LocalTermConfig:
-    """SelectionBias for experts on a token's home node when experts are picked; ours, beyond the papers."""
+    """Preference for experts on a token's home node when experts are picked; ours, beyond the papers."""
 
     kind: str = key(
         "none",

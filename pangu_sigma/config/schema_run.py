@@ -182,9 +182,7 @@ class DeviceMemoryConfig:
 
 @dataclass(frozen=True)
 class FusedConfig:
-    """Ascend's fused kernels in place of what is plain MindSpore otherwise. On Ascend only, where they were compiled
-    but never run.
-    """
+    """Ascend's fused kernels in place of plain MindSpore. On Ascend only, where they were compiled but never run."""
 
     attention: bool = key(
         False,

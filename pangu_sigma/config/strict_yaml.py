@@ -139,9 +139,16 @@ def parse_yaml(text: str, where: str) -> Any:
 def shown(value: Any, limit: int = 80) -> str:
     """The value as one short line of at most `limit` characters; null and booleans as YAML spells them."""
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return spelled(value)
     text = one_line(_Shortened().repr(value))
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def spelled(value: Any) -> str:
+    """The value as text, without quotes; null and booleans as YAML spells them."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
 
 
 class _Shortened(reprlib.Repr):
