@@ -33,9 +33,9 @@ from pangu_sigma.cli.report import add_report
 from pangu_sigma.cli.summary import add_summary
 from pangu_sigma.cli.train import add_train
 from pangu_sigma.cli.watch import add_watch
+from pangu_sigma.config.ascend import resolve_runtime
 from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
-from pangu_sigma.config.validate import resolve_runtime
 from pangu_sigma.errors import OutputNotWritten
 from pangu_sigma.runtime.launch import check_launch, is_scheduler, is_worker, rank_name, why_a_rank
 from pangu_sigma.runtime.output import make_streams_lenient

@@ -4,8 +4,8 @@ import argparse
 from typing import Any
 
 from pangu_sigma.cli.arguments import add_command
+from pangu_sigma.config.check_run import check_paths
 from pangu_sigma.config.schema import Config
-from pangu_sigma.config.validate import check_paths
 from pangu_sigma.runtime.reporting import SUCCESS
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Optional
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.config.ascend import runs_on_ascend
 from pangu_sigma.config.load import section_from_dict
 from pangu_sigma.config.schema import Config, key
 from pangu_sigma.config.strict_yaml import parse_yaml, read_text
-from pangu_sigma.config.validate import runs_on_ascend
 from pangu_sigma.planner.hardware import Hardware, Link, check_figures, load_hardware
 
 _ASCEND, _CPU = "910a", "cpu"  # where neither file nor command line names a kind

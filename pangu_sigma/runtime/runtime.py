@@ -11,8 +11,8 @@ from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.collectives.tcp.mesh import Mesh, join_mesh
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
+from pangu_sigma.config.ascend import resolve_runtime
 from pangu_sigma.config.schema import Config
-from pangu_sigma.config.validate import resolve_runtime
 from pangu_sigma.runtime.launch import read_launch, why_a_rank
 from pangu_sigma.runtime.reporting import announce, leave_now
 from pangu_sigma.runtime.settings import set_context, set_environment, switch_off_compile_cache

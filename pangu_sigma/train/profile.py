@@ -8,8 +8,8 @@ the run's metrics only have their means.
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+from pangu_sigma.config.ascend import resolve_runtime
 from pangu_sigma.config.schema import Config
-from pangu_sigma.config.validate import resolve_runtime
 from pangu_sigma.runtime.strict_json import dumps
 from pangu_sigma.train.metrics import HostCounters, write_atomically
 
