@@ -37,7 +37,7 @@ class PreparedData:
 
     @classmethod
     def open(cls, path: str, verify: bool = False) -> "PreparedData":
-        """Checks the folder first: every file's size, and checksums if the folder is small or `verify` is set.
+        """The folder at `path`, checked first: every file's size, and checksums if it is small or `verify` is set.
 
         Raises:
             InputError: a missing, truncated, corrupt or foreign file, by name.
@@ -46,7 +46,15 @@ class PreparedData:
         manifest = read_manifest(folder)
         small = sum(entry.size for entry in manifest.files.values()) < CHECKSUMS_BELOW
         check_files(manifest, folder, checksums=verify or small)
-        return cls(folder, manifest, _read_counts(folder / TOKEN_COUNTS, manifest))
+        counts_path = folder / TOKEN_COUNTS
+        try:
+            counts = np.load(counts_path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{counts_path}: cannot be read ({error}); expected the file that prepare wrote") from None
+        expected = (len(manifest.domains), manifest.vocab_size)
+        if counts.shape != expected or counts.dtype != np.int64:
+            raise InputError(f"{counts_path}: found {counts.dtype} {counts.shape}; expected int64 {expected}")
+        return cls(folder, manifest, counts)
 
     @property
     def domains(self) -> Tuple[str, ...]:
@@ -69,7 +77,9 @@ class PreparedData:
         return str(self.path / TOKENIZER)
 
     def read_tokenizer(self) -> bytes:
-        """The tokenizer's file, as it was when the folder was opened. Raises InputError where it is another one by now."""
+        """The tokenizer's file, as it was when the folder was opened. Raises InputError where it is another one by
+        now.
+        """
         path = Path(self.tokenizer_path)
         try:
             content = path.read_bytes()
@@ -94,7 +104,7 @@ class PreparedData:
         return self.manifest.rows[split][domain]
 
     def read(self, split: str, domain: int, indices: Sequence[int]) -> np.ndarray:
-        """Rows `indices` in that order, (len(indices), sequence_length + 1) int32.
+        """Rows `indices` of domain number `domain` in `split`, in that order, (len(indices), sequence_length + 1) int32.
 
         Each call opens the file anew (milliseconds): ask for the rows of many steps at once.
 
@@ -113,14 +123,3 @@ class PreparedData:
                 f"{path}: found ids from {rows.min()} to {rows.max()}; expected 0 to {self.vocab_size - 1}"
             )
         return rows
-
-
-def _read_counts(path: Path, manifest: DataManifest) -> np.ndarray:
-    try:
-        counts = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected the file that prepare wrote") from None
-    expected = (len(manifest.domains), manifest.vocab_size)
-    if counts.shape != expected or counts.dtype != np.int64:
-        raise InputError(f"{path}: found {counts.dtype} {counts.shape}; expected int64 {expected}")
-    return counts

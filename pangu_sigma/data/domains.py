@@ -6,7 +6,12 @@ from locmoe_ops.errors import InputError
 
 
 def resolve_domain_groups(domain_groups: Optional[Sequence[int]], num_domains: int, num_groups: int) -> Tuple[int, ...]:
-    """Group of each domain, (num_domains,): as given, else domain i in group i, or all in the only group.
+    """Group of each domain, (num_domains,).
+
+    Args:
+        domain_groups: `moe.domain_groups`; None: domain i in group i, or all in the only group.
+        num_domains: of the data.
+        num_groups: of the experts.
 
     Raises:
         InputError: `moe.domain_groups` of another length or out of range, or groups and domains differ in number and
@@ -37,10 +42,10 @@ def resolve_domain_groups(domain_groups: Optional[Sequence[int]], num_domains: i
 
 
 def domains_of_node(node: int, nodes: int, domain_groups: Sequence[int], num_groups: int) -> Tuple[int, ...]:
-    """Domains placed on `node`, ascending: those whose group lives there.
+    """Domains placed on `node` out of `nodes`, ascending: those whose group, by `domain_groups`, lives there.
 
-    Group g lives on node g * nodes // num_groups. Where there are more nodes than groups, a node without a group
-    serves group node * num_groups // nodes as well.
+    Group g of `num_groups` lives on node g * nodes // num_groups. Where there are more nodes than groups, a node
+    without a group serves group node * num_groups // nodes as well.
     """
     groups = {g for g in range(num_groups) if g * nodes // num_groups == node}
     if not groups:

@@ -1,6 +1,7 @@
 """Micro-batches of one rank: training rows as the sampler draws them, and the fixed validation rows."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Dict, List, NamedTuple, Tuple
 
 import numpy as np
@@ -12,57 +13,78 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch, make_batch
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.domains import resolve_domain_groups
-from pangu_sigma.data.sampler import BatchSampler, GlobalBatch, Zone, make_zones
+from pangu_sigma.data.sampler import BatchSampler, Zone, make_zones
 
 STEPS_READ_AT_ONCE = 64
 
 
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How rows become batches.
+
+    Attributes:
+        micro_batch_size: sequences of a micro-batch.
+        reset_at_document_end: whether positions restart after each document (see `make_batch`).
+        eval_rows: validation rows over all ranks; 0: none.
+    """
+
+    micro_batch_size: int
+    reset_at_document_end: bool = True
+    eval_rows: int = 0
+
+
 class LabelledRows(NamedTuple):
+    """Rows by their labels: domain, number within the split, and home rank.
+
+    Attributes: domain, row, home: one entry a row.
+    """
+
     domain: np.ndarray  # (n,) int32
     row: np.ndarray  # (n,) int64
     home: np.ndarray  # (n,) int32
 
 
 class BatchLoader:
-    """Rows of rank `rank` out of `world_size` equal, contiguous shares of the global batch, in micro-batches.
+    """The rows of one data-parallel rank, an equal, contiguous share of the global batch, in micro-batches.
 
     A background thread reads the rows of the next 64 steps while the current ones are used.
+
+    Args:
+        data: where rows are read.
+        sampler: says which rows make up the global batch.
+        rank: this one, among data-parallel ranks.
+        world_size: number of data-parallel ranks.
+        options: how rows become batches.
+
+    Raises:
+        InputError: `world_size` x micro-batch size does not divide the global batch.
     """
 
     def __init__(
-        self,
-        data: PreparedData,
-        sampler: BatchSampler,
-        rank: int,
-        world_size: int,
-        micro_batch_size: int,
-        reset_at_document_end: bool = True,
-        eval_rows: int = 0,
+        self, data: PreparedData, sampler: BatchSampler, rank: int, world_size: int, options: LoaderOptions
     ) -> None:
-        """Raises InputError where `world_size` x `micro_batch_size` does not divide the global batch."""
-        if sampler.global_batch_size % (world_size * micro_batch_size):
+        size = options.micro_batch_size
+        if sampler.global_batch_size % (world_size * size):
             raise InputError(
                 f"train.global_batch_size: found {sampler.global_batch_size}; expected a multiple of {world_size} "
-                f"(data-parallel ranks) x {micro_batch_size} (train.micro_batch_size)"
+                f"(data-parallel ranks) x {size} (train.micro_batch_size)"
             )
         self._data = data
         self._sampler = sampler
         self._rank = rank
         self._world_size = world_size
-        self._micro_batch_size = micro_batch_size
-        self._reset = reset_at_document_end
-        self._eval_rows = eval_rows
+        self._options = options
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch-loader")
         self._blocks: Dict[int, Future[List[Tuple[LabelledRows, np.ndarray]]]] = {}
 
     def step(self, step: int) -> List[Batch]:
         """This rank's micro-batches of `step` (from 0), in order. Any step may be asked for; later ones come fast."""
-        block, place = divmod(step, STEPS_READ_AT_ONCE)
+        block, index = divmod(step, STEPS_READ_AT_ONCE)
         wanted = {number: self._blocks.get(number) for number in (block, block + 1)}
         self._blocks = {
             number: future or self._reader.submit(self._read_block, number) for number, future in wanted.items()
         }
-        labels, rows = self._blocks[block].result()[place]
+        labels, rows = self._blocks[block].result()[index]
         return self._batches(rows, labels, np.ones(len(rows), bool))
 
     def validation(self) -> List[Batch]:
@@ -73,40 +95,37 @@ class BatchLoader:
         """
         chosen = choose_validation_rows(
             [self._data.rows("validation", d) for d in range(len(self._data.domains))],
-            self._eval_rows,
+            self._options.eval_rows,
             self._sampler.zones,
         )
         if not len(chosen.row):
             return []
         ranks, count = self._world_size, len(chosen.row)
         owner = chosen.home if self._sampler.layout.world_size == ranks else np.arange(count) * ranks // count
-        share = -(-np.bincount(owner).max() // self._micro_batch_size) * self._micro_batch_size
+        share = -(-np.bincount(owner).max() // self._options.micro_batch_size) * self._options.micro_batch_size
         own = np.flatnonzero(owner == self._rank)
         last = own[-1] if len(own) else count - 1
-        places = np.append(own, np.full(share - len(own), last))
-        mine = LabelledRows(*(labels[places] for labels in chosen))
+        indices = np.append(own, np.full(share - len(own), last))
+        mine = LabelledRows(*(labels[indices] for labels in chosen))
         return self._batches(self._read("validation", mine.domain, mine.row), mine, np.arange(share) < len(own))
 
     def close(self) -> None:
         """Ends the background thread."""
         self._reader.shutdown(wait=True)
 
-    def _labels(self, step: int) -> LabelledRows:
-        """This rank's rows of a step."""
-        batch: GlobalBatch = self._sampler.batch(step)
-        home = np.arange(len(batch.row), dtype=np.int32) // (len(batch.row) // self._sampler.layout.world_size)
-        share = len(batch.row) // self._world_size
-        mine = slice(self._rank * share, (self._rank + 1) * share)
-        return LabelledRows(batch.domain[mine], batch.row[mine], home[mine])
-
     def _read_block(self, block: int) -> List[Tuple[LabelledRows, np.ndarray]]:
         """Labels and rows (rows a step, S+1) of every step of a block. Runs in the background thread."""
-        first = block * STEPS_READ_AT_ONCE
-        labels = [self._labels(step) for step in range(first, first + STEPS_READ_AT_ONCE)]
-        rows = self._read(
-            "train", np.concatenate([part.domain for part in labels]), np.concatenate([part.row for part in labels])
-        )
-        return list(zip(labels, rows.reshape(len(labels), -1, rows.shape[1])))
+        size, first = self._sampler.global_batch_size, block * STEPS_READ_AT_ONCE
+        home = np.arange(size, dtype=np.int32) // (size // self._sampler.layout.world_size)
+        share = size // self._world_size
+        own = slice(self._rank * share, (self._rank + 1) * share)
+        labels = []
+        for step in range(first, first + STEPS_READ_AT_ONCE):
+            batch = self._sampler.batch(step)
+            labels.append(LabelledRows(batch.domain[own], batch.row[own], home[own]))
+        domain, row = (np.concatenate([part[field] for part in labels]) for field in (0, 1))
+        rows = self._read("train", domain, row)
+        return list(zip(labels, rows.reshape(len(labels), -1, rows.shape[1])))  # (steps, rows a step, S+1)
 
     def _read(self, split: str, domain: np.ndarray, row: np.ndarray) -> np.ndarray:
         rows = np.empty((len(row), self._data.sequence_length + 1), np.int32)
@@ -116,19 +135,33 @@ class BatchLoader:
         return rows
 
     def _batches(self, rows: np.ndarray, labels: LabelledRows, counts: np.ndarray) -> List[Batch]:
-        batch = make_batch(rows, labels.domain, labels.home, self._data.end_of_text, self._reset)
+        batch = make_batch(
+            rows, labels.domain, labels.home, self._data.end_of_text, self._options.reset_at_document_end
+        )
         batch = batch._replace(loss_mask=batch.loss_mask * counts[:, None].astype(np.float32))
-        starts = range(0, len(rows), self._micro_batch_size)
-        return [Batch(*(array[start : start + self._micro_batch_size] for array in batch)) for start in starts]
+        starts = range(0, len(rows), self._options.micro_batch_size)
+        return [Batch(*(array[start : start + self._options.micro_batch_size] for array in batch)) for start in starts]
 
 
 def choose_validation_rows(available: List[int], wanted: int, zones: List[Zone]) -> LabelledRows:
-    """`wanted` rows: domains in rotation, passing over one that runs out; a domain's rows spread evenly over its split.
+    """Validation rows: domains in rotation, passing over one that runs out; a domain's rows spread evenly over its
+    split.
+
+    Args:
+        available: rows of each domain.
+        wanted: how many are chosen, if there are as many.
+        zones: which ranks receive which domains.
 
     The rows are the same for any zones; their homes are ranks of a zone that has their domain, in equal shares, and
     they are ordered by home.
     """
-    counts = _share_out(available, wanted)
+    counts = [0] * len(available)
+    left = min(wanted, sum(available))
+    while left:  # one of each domain that has rows left, in turn
+        open_domains = [d for d, count in enumerate(counts) if count < available[d]]
+        for d in open_domains[:left]:
+            counts[d] += 1
+        left -= min(left, len(open_domains))
     domain = np.repeat(np.arange(len(available), dtype=np.int32), counts)
     number = np.concatenate([np.arange(count) for count in counts]) if len(counts) else np.empty(0, np.int64)
     row = number * np.asarray(available)[domain] // np.asarray(counts)[domain]
@@ -141,20 +174,9 @@ def choose_validation_rows(available: List[int], wanted: int, zones: List[Zone])
     return LabelledRows(domain[order], row[order].astype(np.int64), home[order])
 
 
-def _share_out(available: List[int], wanted: int) -> List[int]:
-    """Rows of each domain when they are taken in turn until there are `wanted` or none is left."""
-    counts = [0] * len(available)
-    left = min(wanted, sum(available))
-    while left:
-        open_domains = [d for d, count in enumerate(counts) if count < available[d]]
-        for d in open_domains[:left]:
-            counts[d] += 1
-        left -= min(left, len(open_domains))
-    return counts
-
-
 def create_loader(config: Config, data: PreparedData, layout: Topology, rank: int, world_size: int) -> BatchLoader:
-    """The loader that `config` describes, for data-parallel rank `rank` of `world_size`; `layout` places the rows.
+    """The loader that `config` describes for `data`, for data-parallel rank `rank` of `world_size`; `layout` places the
+    rows.
 
     Raises:
         InputError: domains, groups, layout and batch sizes that do not fit together.
@@ -170,5 +192,5 @@ def create_loader(config: Config, data: PreparedData, layout: Topology, rank: in
         config.data.mixing,
     )
     micro_batch_size = micro_batch_sequences(config, world_size)
-    reset = config.data.reset_at_document_end
-    return BatchLoader(data, sampler, rank, world_size, micro_batch_size, reset, train.eval_rows)
+    options = LoaderOptions(micro_batch_size, config.data.reset_at_document_end, train.eval_rows)
+    return BatchLoader(data, sampler, rank, world_size, options)

@@ -19,7 +19,9 @@ SPLITS = ("train", "validation")
 
 @dataclass(frozen=True)
 class FileEntry:
-    size: int  # bytes
+    """A file beside the manifest: its size in bytes, and its checksum."""
+
+    size: int
     sha256: str
 
 
@@ -56,10 +58,12 @@ class DataManifest:
 
 
 def records_name(split: str, domain: str) -> str:
+    """The file of a domain's rows in a split."""
     return f"{split}-{domain}.mindrecord"
 
 
 def describe_file(path: Path) -> FileEntry:
+    """Size and checksum of the file at `path`. Raises OSError."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
@@ -68,6 +72,7 @@ def describe_file(path: Path) -> FileEntry:
 
 
 def write_manifest(manifest: DataManifest, folder: Path) -> None:
+    """Writes `manifest` into `folder`. Raises OSError."""
     content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
     (folder / NAME).write_text(dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -137,7 +142,9 @@ def _counts(content: Dict[str, Any]) -> Dict[str, int]:
 
 
 def check_files(manifest: DataManifest, folder: Path, checksums: bool) -> None:
-    """Sizes of all files, and their checksums if asked for. Raises InputError naming the file that differs."""
+    """Checks that the files in `folder` have the sizes that `manifest` says, and the `checksums` if asked for. Raises
+    InputError naming the file that differs.
+    """
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():

@@ -43,17 +43,26 @@ class Source(NamedTuple):
     """A domain's surveyed source.
 
     A unit is what lies in one split, as a list of pieces: a document, or one piece where the source is one document.
+
+    Attributes:
+        domain, path: its name and place.
+        validates: (units,) bool, which of them are held out.
+        by_piece: whether units are pieces.
+        size: bytes of UTF-8 text.
+        digest: of the text.
+        counted: which files and records were read.
     """
 
     domain: str
     path: str
-    validates: np.ndarray  # (units,) bool
+    validates: np.ndarray
     by_piece: bool
-    size: int  # bytes of UTF-8 text
+    size: int
     digest: str
     counted: SourceCount
 
     def units(self, settings: PrepareConfig, split: str) -> Iterator[List[str]]:
+        """Those of `split`, cut as `settings` say."""
         wanted = split == _VALIDATION
         for unit, validates in zip(_read_units(self.domain, self.path, settings, self.by_piece), self.validates):
             if validates == wanted:
@@ -76,47 +85,43 @@ def prepare(config: Config) -> None:
             use.
         OutputNotWritten: the disk is full. The folder that was there before stays as it was.
     """
-    _check_sources(config.data.prepare)
+    sources = config.data.prepare.sources
+    if not sources:
+        raise InputError("data.prepare.sources: found none; expected domain name -> folder or JSONL file")
+    for domain in sources:
+        if not _DOMAIN_NAME.fullmatch(domain):
+            raise InputError(
+                f"data.prepare.sources: domain name '{domain}'; expected letters, digits, '-' and '_' (at most 64)"
+            )
     target = Path(os.path.realpath(config.data.path))
     with FolderLock(target, "data.path"):
         finish_publishing(target)
-        check_target(target, list(config.data.prepare.sources))
+        check_target(target, list(sources))
         _prepare(config, target)
 
 
 def _prepare(config: Config, target: Path) -> None:
     settings = config.data.prepare
     given = Tokenizer.load(settings.tokenizer) if settings.tokenizer is not None else None
-    if given is not None:
-        _check_tags(given, settings)
+    missing = [domain for domain in settings.sources if given is not None and domain not in given.domain_tags]
+    if given is not None and missing:
+        raise InputError(
+            f"data.prepare.tokenizer: '{settings.tokenizer}' has no tag for {', '.join(missing)}; "
+            f"expected domains among: {', '.join(given.domains) or 'none'}"
+        )
     sources = [_survey(domain, path, settings) for domain, path in settings.sources.items()]
     fingerprint = _fingerprint(config, sources)
-    if _is_current(target, fingerprint):
+    try:
+        is_current = PreparedData.open(str(target), verify=True).manifest.fingerprint == fingerprint
+    except InputError:
+        is_current = False
+    if is_current:
         print("\n".join([f"{config.data.path}: up to date", *_passed_over(sources)]), flush=True)
         return
     with _disk_errors(target), data_folder(target) as folder:
         tokenizer = _make_tokenizer(sources, settings, given, folder)
         _write_data(config, sources, tokenizer, fingerprint, folder)
     print("\n".join([_summary(config.data.path, manifests.read_manifest(target)), *_passed_over(sources)]), flush=True)
-
-
-def _check_sources(settings: PrepareConfig) -> None:
-    if not settings.sources:
-        raise InputError("data.prepare.sources: found none; expected domain name -> folder or JSONL file")
-    for domain in settings.sources:
-        if not _DOMAIN_NAME.fullmatch(domain):
-            raise InputError(
-                f"data.prepare.sources: domain name '{domain}'; expected letters, digits, '-' and '_' (at most 64)"
-            )
-
-
-def _check_tags(tokenizer: Tokenizer, settings: PrepareConfig) -> None:
-    missing = [domain for domain in settings.sources if domain not in tokenizer.domain_tags]
-    if missing:
-        raise InputError(
-            f"data.prepare.tokenizer: '{settings.tokenizer}' has no tag for {', '.join(missing)}; "
-            f"expected domains among: {', '.join(tokenizer.domains) or 'none'}"
-        )
 
 
 def _read_units(
@@ -138,23 +143,19 @@ def _survey(domain: str, path: str, settings: PrepareConfig) -> Source:
     if by_piece:
         hashes = [_hash(unit) for unit in _read_units(domain, path, settings, by_piece)]
     if len(set(hashes)) < 2:
+        count_of, size_of = len(hashes), f"data.prepare.document_bytes ({settings.document_bytes})"
+        found = f"holds {count_of} documents, all with the same text"
+        if by_piece:
+            found = f"is a single document, whose {count_of} pieces of {size_of} are all the same"
+        if count_of == 1:
+            found = f"is a single document of less than {size_of}"
         raise InputError(
-            f"{path}: domain '{domain}' {_why_not_two(by_piece, len(hashes), settings)}; "
-            "expected two different ones, to train on and to validate on"
+            f"{path}: domain '{domain}' {found}; expected two different ones, to train on and to validate on"
         )
     numbers = np.asarray([int.from_bytes(digest[:8], "big") for digest in hashes], np.uint64)
     size = sum(len(piece.encode("utf-8")) for unit in _read_units(domain, path, settings, by_piece) for piece in unit)
     digest = hashlib.sha256(b"".join(hashes)).hexdigest()
     return Source(domain, path, held_out(numbers, settings.validation_fraction), by_piece, size, digest, count)
-
-
-def _why_not_two(by_piece: bool, units: int, settings: PrepareConfig) -> str:
-    """Why what a source holds cannot lie on two sides."""
-    if units == 1:
-        return f"is a single document of less than data.prepare.document_bytes ({settings.document_bytes})"
-    if by_piece:
-        return f"is a single document, whose {units} pieces of data.prepare.document_bytes ({settings.document_bytes}) are all the same"
-    return f"holds {units} documents, all with the same text"
 
 
 def _hash(unit: List[str]) -> bytes:
@@ -173,13 +174,6 @@ def _fingerprint(config: Config, sources: List[Source]) -> str:
         "tokenizer": tokenizer or (settings.vocab_size, settings.tokenizer_training_bytes),
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-
-
-def _is_current(target: Path, fingerprint: str) -> bool:
-    try:
-        return PreparedData.open(str(target), verify=True).manifest.fingerprint == fingerprint
-    except InputError:
-        return False
 
 
 @contextmanager
@@ -204,22 +198,17 @@ def _make_tokenizer(
         shutil.copyfile(str(settings.tokenizer), path)
         return given
     share = settings.tokenizer_training_bytes // len(sources)
-    texts = [text for source in sources for text in _sample(source, settings, share)]
+    texts: List[str] = []
+    for source in sources:  # training pieces spread evenly over the source, at most `share` bytes in all
+        rate = min(1.0, share / source.size)
+        seen = taken = 0
+        for piece in (piece for unit in source.units(settings, _TRAIN) for piece in unit):
+            if taken < share and taken <= seen * rate:
+                texts.append(prefix(piece, share - taken))
+                taken += len(texts[-1].encode("utf-8"))
+            seen += len(piece.encode("utf-8"))
     print(f"training a tokenizer on {sum(map(len, texts)) / 1e6:.1f} M characters", flush=True)
     return train_tokenizer(texts, [source.domain for source in sources], settings.vocab_size, str(path))
-
-
-def _sample(source: Source, settings: PrepareConfig, share: int) -> Iterator[str]:
-    """Training pieces spread evenly over the source, at most `share` bytes in all."""
-    rate = min(1.0, share / source.size)
-    seen = taken = 0
-    for unit in source.units(settings, _TRAIN):
-        for piece in unit:
-            if taken < share and taken <= seen * rate:
-                sampled = prefix(piece, share - taken)
-                taken += len(sampled.encode("utf-8"))
-                yield sampled
-            seen += len(piece.encode("utf-8"))
 
 
 def _write_data(config: Config, sources: List[Source], tokenizer: Tokenizer, fingerprint: str, folder: Path) -> None:
@@ -237,15 +226,17 @@ def _write_data(config: Config, sources: List[Source], tokenizer: Tokenizer, fin
         rows={name: tuple(split.rows for split in splits[name]) for name in SPLITS},
         documents={name: tuple(split.documents for split in splits[name]) for name in SPLITS},
         files={},
-        sources=tuple(_record(source.counted) for source in sources),
+        sources=tuple(
+            manifests.SourceRecord(
+                source.counted.files,
+                dict(sorted(source.counted.files_passed_over.counts.items())),
+                dict(sorted(source.counted.records_passed_over.counts.items())),
+            )
+            for source in sources
+        ),
     )
     files = {path.name: manifests.describe_file(path) for path in sorted(folder.iterdir())}
     manifests.write_manifest(replace(manifest, files=files), folder)
-
-
-def _record(count: SourceCount) -> manifests.SourceRecord:
-    files, records = count.files_passed_over.counts, count.records_passed_over.counts
-    return manifests.SourceRecord(count.files, dict(sorted(files.items())), dict(sorted(records.items())))
 
 
 def _write_split(

@@ -36,7 +36,9 @@ def write_rows(path: str, rows: Iterable[np.ndarray], domain: int, expected_byte
         OutputNotWritten: the disk is full, or no file may become so large.
     """
     writer = FileWriter(path, shard_num=1, overwrite=True)
-    page, header = _page_size(expected_bytes), _MIB if expected_bytes < 256 * _MIB else 16 * _MIB
+    page, header = _MIB, _MIB if expected_bytes < 256 * _MIB else 16 * _MIB
+    while page < 64 * _MIB and page * 256 < expected_bytes:
+        page *= 2
     writer.set_header_size(header)
     writer.set_page_size(page)
     writer.add_schema(_SCHEMA, "rows of sequence_length + 1 token ids")
@@ -90,15 +92,13 @@ def _reason(error: RuntimeError) -> str:
     return (lines or [type(error).__name__])[0].rstrip(".")
 
 
-def _page_size(expected_bytes: int) -> int:
-    size = _MIB
-    while size < 64 * _MIB and size * 256 < expected_bytes:
-        size *= 2
-    return size
-
-
 def read_rows(path: str, numbers: Sequence[int], row_length: int) -> np.ndarray:
-    """Rows `numbers` of the file in that order, repeats allowed, (len(numbers), row_length) int32.
+    """Some rows of a file, (len(numbers), row_length) int32.
+
+    Args:
+        path: the file, as `write_rows` wrote it.
+        numbers: of the rows, in the order wanted; repeats are allowed.
+        row_length: ids of each row.
 
     Opening costs some milliseconds and grows with the file's index, so that rows of many steps are best read at once.
     Safe to call from several threads.
@@ -108,7 +108,7 @@ def read_rows(path: str, numbers: Sequence[int], row_length: int) -> np.ndarray:
     """
     if len(numbers) == 0:
         return np.empty((0, row_length), np.int32)
-    distinct, place = np.unique(np.asarray(numbers), return_inverse=True)
+    distinct, index = np.unique(np.asarray(numbers), return_inverse=True)
     rows, failure = _PIPELINE.submit(_read_distinct, path, [int(number) for number in distinct]).result()
     if failure:
         raise InputError(f"{path}: MindRecord cannot be read ({failure}); expected the file that prepare wrote")
@@ -117,7 +117,7 @@ def read_rows(path: str, numbers: Sequence[int], row_length: int) -> np.ndarray:
             f"{path}: found {len(rows)} rows for {len(distinct)} asked for, or rows of another length; "
             f"expected rows of {row_length} ids"
         )
-    return np.stack(rows).astype(np.int32, copy=False)[place]
+    return np.stack(rows).astype(np.int32, copy=False)[index]
 
 
 def _read_distinct(path: str, numbers: List[int]) -> Tuple[List[np.ndarray], str]:

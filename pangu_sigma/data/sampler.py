@@ -30,7 +30,13 @@ class Zone(NamedTuple):
 
 
 def make_zones(layout: Topology, placement: str, domain_groups: Sequence[int], num_groups: int) -> List[Zone]:
-    """Partition of the logical ranks by the domains they receive: one zone if `shuffled`, else by node.
+    """Partition of the logical ranks by the domains they receive.
+
+    Args:
+        layout: cluster of the logical ranks.
+        placement: as `data.placement` has it: one zone if `shuffled`, else by node.
+        domain_groups: expert group of each domain.
+        num_groups: of the experts.
 
     Raises:
         InputError: a node to which no domain falls.
@@ -57,10 +63,19 @@ class BatchSampler:
     and runs on from rank to rank, so that over as many steps as domains every rank has equal shares of them.
     mixing `proportional`: the rows of a zone's domains form one pool, walked by one permutation per epoch.
 
-    Attributes:
+    Args:
+        rows: training rows of each domain.
         layout: cluster whose ranks receive the rows.
         zones: its ranks by the domains they receive.
         global_batch_size: rows a step.
+        seed: of the permutations.
+        mixing: `balanced` or `proportional`.
+
+    Attributes:
+        layout, zones, global_batch_size: as given.
+
+    Raises:
+        InputError: the layout's ranks do not divide `global_batch_size`.
     """
 
     def __init__(
@@ -72,11 +87,6 @@ class BatchSampler:
         seed: int,
         mixing: str = "balanced",
     ) -> None:
-        """`rows`: training rows of each domain.
-
-        Raises:
-            InputError: `global_batch_size` that the layout's ranks do not divide.
-        """
         if global_batch_size % layout.world_size:
             raise InputError(
                 f"train.global_batch_size: found {global_batch_size}; expected a multiple of "
@@ -125,24 +135,20 @@ class BatchSampler:
 
     def _walk(self, stream: int, size: int, draws: np.ndarray) -> np.ndarray:
         """Rows of the numbered draws, (n,) int64: draw k is entry k % size of the permutation of epoch k // size."""
-        epochs, places = np.divmod(draws, size)
+        epochs, indices = np.divmod(draws, size)
         rows = np.empty(len(draws), np.int64)
-        for epoch in np.unique(epochs):
+        for epoch in np.unique(epochs).tolist():
             chosen = epochs == epoch
-            rows[chosen] = self._permutation(stream, int(epoch), size)[places[chosen]]
+            if (stream, epoch) not in self._permutations:  # this epoch's and the one before stay in memory
+                for key in [key for key in self._permutations if key[0] == stream and key[1] != epoch - 1]:
+                    del self._permutations[key]
+                self._permutations[(stream, epoch)] = permutation(size, self._seed, stream, epoch)
+            rows[chosen] = self._permutations[(stream, epoch)][indices[chosen]]
         return rows
-
-    def _permutation(self, stream: int, epoch: int, size: int) -> np.ndarray:
-        found = self._permutations.get((stream, epoch))
-        if found is None:
-            for key in [key for key in self._permutations if key[0] == stream and key[1] != epoch - 1]:
-                del self._permutations[key]
-            found = self._permutations[(stream, epoch)] = permutation(size, self._seed, stream, epoch)
-        return found
 
 
 def draws_before(index: int, count: int, step: int, draws: int) -> int:
-    """How often entry `index` of a rotation of `count` came up before `step`; step t takes `draws` entries from t."""
+    """How often entry `index` of a rotation of `count` came up before `step`; step t takes `draws` entries from t on."""
     whole, rest = divmod(step, count)  # over `count` steps every entry comes up equally often
     partial = sum((t + draws - 1 - index) // count - (t - 1 - index) // count for t in range(rest))
     return whole * draws + partial

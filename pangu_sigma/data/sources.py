@@ -108,27 +108,35 @@ def list_files(key: str, source: str, passed_over: Optional[Tally] = None) -> Li
     if not root.exists():
         raise InputError(f"{key}: '{source}' does not exist; expected a folder or a file of text")
     if not root.is_dir():
-        return [_only_file(key, root)]
+        if not root.is_file():
+            raise InputError(
+                f"{key}: '{root}' is no regular file, and cannot be read more than once; expected a folder or a file "
+                "of text"
+            )
+        if _type(str(root)):
+            raise InputError(
+                f"{key}: '{root}' has an unknown type; expected a folder, a .jsonl file or a text file such as .txt"
+            )
+        return [root]
     entries = list(_entries(key, root, with_hidden=passed_over is not None))
     passed_over = Tally() if passed_over is None else passed_over
-    files = _choose(root, entries, passed_over)
+    files: List[str] = []
+    seen: Set[str] = set()
+    # Each real file is read once, and by a link only if there is no other way.
+    for entry in sorted(entries, key=lambda entry: entry.is_link):
+        reason = _reason(entry)
+        if not reason:
+            real = os.path.realpath(root / entry.path)
+            reason = AGAIN if real in seen else ""
+            seen.add(real)
+        if reason:
+            passed_over.add(reason, entry.path)
+        else:
+            files.append(entry.path)
     if not files:
         others = f" (passed over: {passed_over.describe()})" if passed_over.total else ""
         raise InputError(f"{key}: no text files in '{source}'; expected *.txt, *.md, *.py, *.jsonl ...{others}")
     return [root / name for name in sorted(files)]
-
-
-def _only_file(key: str, path: Path) -> Path:
-    if not path.is_file():
-        raise InputError(
-            f"{key}: '{path}' is no regular file, and cannot be read more than once; expected a folder or a file of "
-            "text"
-        )
-    if _type(str(path)):
-        raise InputError(
-            f"{key}: '{path}' has an unknown type; expected a folder, a .jsonl file or a text file such as .txt"
-        )
-    return path
 
 
 def _entries(key: str, root: Path, with_hidden: bool) -> Iterator[_Entry]:
@@ -152,38 +160,16 @@ def _entries(key: str, root: Path, with_hidden: bool) -> Iterator[_Entry]:
             yield _Entry(below, False, 0)
             continue
         for entry in listed:
-            path, is_link, mode = f"{below}/{entry.name}".lstrip("/"), entry.is_symlink(), _mode(entry)
+            path, is_link = f"{below}/{entry.name}".lstrip("/"), entry.is_symlink()
+            try:
+                mode = entry.stat().st_mode
+            except OSError:
+                mode = 0
             own_rank = _HIDDEN if entry.name.startswith(".") else _LINKED if is_link else _PLAIN
             if not stat.S_ISDIR(mode):
                 yield _Entry(path, is_link, mode)
             elif with_hidden or own_rank != _HIDDEN:
                 heapq.heappush(waiting, (max(rank, own_rank), path))
-
-
-def _mode(entry: "os.DirEntry[str]") -> int:
-    try:
-        return entry.stat().st_mode
-    except OSError:
-        return 0
-
-
-def _choose(root: Path, entries: List[_Entry], passed_over: Tally) -> List[str]:
-    """Paths of the files that are read, each real file once, and by a link only if there is no other way; the other
-    entries go to `passed_over`.
-    """
-    files: List[str] = []
-    seen: Set[str] = set()
-    for entry in sorted(entries, key=lambda entry: entry.is_link):
-        reason = _reason(entry)
-        if not reason:
-            real = os.path.realpath(root / entry.path)
-            reason = AGAIN if real in seen else ""
-            seen.add(real)
-        if reason:
-            passed_over.add(reason, entry.path)
-        else:
-            files.append(entry.path)
-    return files
 
 
 def _reason(entry: _Entry) -> str:

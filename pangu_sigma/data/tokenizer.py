@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Sequence, Set, Tuple
+from typing import Dict, Iterable, List, Sequence, Set, Tuple
 
 import sentencepiece
 
@@ -29,6 +29,10 @@ def domain_tag(domain: str) -> str:
 class Tokenizer:
     """Text <-> ids. `decode(encode(text)) == text` for every text that UTF-8 can hold; special ids decode to nothing.
 
+    Args:
+        model: bytes of a SentencePiece model.
+        source: names it in messages.
+
     Attributes:
         vocab_size: number of ids.
         end_of_text: id that closes a document.
@@ -38,7 +42,6 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes, source: str = "tokenizer") -> None:
-        """`model`: bytes of a SentencePiece model; `source` names it in messages."""
         self._processor = _open_model(model, source)
         ids = range(self._processor.vocab_size())
         self._bytes_of = [_bytes_of(self._processor, i) for i in ids]
@@ -49,7 +52,9 @@ class Tokenizer:
         self.end_of_text = special[END_OF_TEXT]
         tags = {_DOMAIN_TAG.fullmatch(piece): i for piece, i in special.items()}
         self.domain_tags: Dict[str, int] = {match.group(1): i for match, i in tags.items() if match}
-        self._space_symbol = self._byte_ids(SPACE_SYMBOL, source)
+        self._space_symbol = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_SYMBOL.encode("utf-8")]
+        if not all(self._processor.is_byte(i) for i in self._space_symbol):
+            raise InputError(f"{source}: has no byte pieces; expected a model trained with byte fallback")
         if self.decode(self.encode(_PROBE)) != _PROBE:
             raise InputError(
                 f"{source}: changes text; expected byte fallback, identity normalisation, no dummy prefix, "
@@ -100,12 +105,6 @@ class Tokenizer:
             parts.append(self._bytes_of[i])
         return b"".join(parts).decode("utf-8", errors="replace")
 
-    def _byte_ids(self, text: str, source: str) -> List[int]:
-        ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in text.encode("utf-8")]
-        if not all(self._processor.is_byte(i) for i in ids):
-            raise InputError(f"{source}: has no byte pieces; expected a model trained with byte fallback")
-        return ids
-
 
 def _open_model(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
     processor = sentencepiece.SentencePieceProcessor()
@@ -127,7 +126,8 @@ def _bytes_of(processor: sentencepiece.SentencePieceProcessor, i: int) -> bytes:
 
 
 def train_tokenizer(texts: Sequence[str], domains: Sequence[str], vocab_size: int, path: str) -> Tokenizer:
-    """Trains a byte-pair model on `texts` and writes it to `path` whole or not at all.
+    """Trains a byte-pair model on `texts`, with a tag for each of `domains`, and writes it to `path` whole or not at
+    all.
 
     The vocabulary holds the 256 bytes, the special symbols, the commonest characters and their merges; rarer characters
     travel as bytes. It comes out smaller than `vocab_size` where the text does not yield that many merges.
@@ -142,7 +142,13 @@ def train_tokenizer(texts: Sequence[str], domains: Sequence[str], vocab_size: in
             f"data.prepare.vocab_size: found {vocab_size}; expected at least {vocab_size - free + 2} "
             "(256 bytes, special symbols and some characters)"
         )
-    lines = list(_training_lines(texts, _rare_characters(texts, free // 2)))
+    breaks = {ord(character): "\n" for character in _rare_characters(texts, free // 2)}
+    lines = [
+        line[start : start + MAX_TRAINING_LINE]
+        for text in texts
+        for line in text.translate(breaks).split("\n")
+        for start in range(0, len(line), MAX_TRAINING_LINE)
+    ]
     if not lines:
         raise InputError("data.prepare.sources: no text to train the tokenizer on; expected some")
     model = BytesIO()
@@ -188,11 +194,3 @@ def _rare_characters(texts: Sequence[str], most: int) -> Set[str]:
             rare.add(character)
         covered += count
     return rare
-
-
-def _training_lines(texts: Sequence[str], rare: Set[str]) -> Iterator[str]:
-    breaks = {ord(character): "\n" for character in rare}
-    for text in texts:
-        for line in text.translate(breaks).split("\n"):
-            for start in range(0, len(line), MAX_TRAINING_LINE):
-                yield line[start : start + MAX_TRAINING_LINE]

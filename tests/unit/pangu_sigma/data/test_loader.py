@@ -11,7 +11,13 @@ from pangu_sigma.config.schema import Config, MoEConfig
 from pangu_sigma.config.schema_run import TrainConfig
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
-from pangu_sigma.data.loader import STEPS_READ_AT_ONCE, BatchLoader, choose_validation_rows, create_loader
+from pangu_sigma.data.loader import (
+    STEPS_READ_AT_ONCE,
+    BatchLoader,
+    LoaderOptions,
+    choose_validation_rows,
+    create_loader,
+)
 from pangu_sigma.data.sampler import BatchSampler, make_zones
 
 LAYOUT = Topology(4, 2)
@@ -32,7 +38,7 @@ def test_ranks_and_micro_batches_make_up_the_global_batch(data: PreparedData, wo
     sampler = make_sampler(data)
     step = 5
     expected = sampler.batch(step)
-    loaders = [BatchLoader(data, make_sampler(data), rank, world, micro) for rank in range(world)]
+    loaders = [BatchLoader(data, make_sampler(data), rank, world, LoaderOptions(micro)) for rank in range(world)]
     parts = [loader.step(step) for loader in loaders]
     assert all(batch.ids.shape == (micro, 32) for part in parts for batch in part)
     whole = joined([batch for part in parts for batch in part])
@@ -47,7 +53,7 @@ def test_ranks_and_micro_batches_make_up_the_global_batch(data: PreparedData, wo
 
 
 def test_steps_in_any_order_and_across_blocks(data: PreparedData) -> None:
-    loader = BatchLoader(data, make_sampler(data), 0, 1, 12)
+    loader = BatchLoader(data, make_sampler(data), 0, 1, LoaderOptions(12))
     for step in (STEPS_READ_AT_ONCE - 1, STEPS_READ_AT_ONCE, 5 * STEPS_READ_AT_ONCE + 3, 0):
         expected = make_sampler(data).batch(step)
         (batch,) = loader.step(step)
@@ -58,7 +64,7 @@ def test_steps_in_any_order_and_across_blocks(data: PreparedData) -> None:
 
 
 def test_closing_ends_the_thread(data: PreparedData) -> None:
-    loader = BatchLoader(data, make_sampler(data), 0, 1, 12)
+    loader = BatchLoader(data, make_sampler(data), 0, 1, LoaderOptions(12))
     loader.step(0)
     assert any("batch-loader" in thread.name for thread in threading.enumerate())
     loader.close()
@@ -69,7 +75,7 @@ def test_an_error_of_the_thread_reaches_the_caller(data: PreparedData, monkeypat
     def fail(*_: object) -> np.ndarray:
         raise InputError("train-en.mindrecord: gone")
 
-    loader = BatchLoader(data, make_sampler(data), 0, 1, 12)
+    loader = BatchLoader(data, make_sampler(data), 0, 1, LoaderOptions(12))
     monkeypatch.setattr(data, "read", fail)
     with pytest.raises(InputError, match="gone"):
         loader.step(0)
@@ -81,7 +87,7 @@ def test_an_error_of_the_thread_reaches_the_caller(data: PreparedData, monkeypat
 def test_validation_rows_are_the_same_at_any_degree(data: PreparedData, placement: str, world: int, micro: int) -> None:
     parts = []
     for rank in range(world):
-        loader = BatchLoader(data, make_sampler(data, placement), rank, world, micro, eval_rows=10)
+        loader = BatchLoader(data, make_sampler(data, placement), rank, world, LoaderOptions(micro, eval_rows=10))
         parts.append(loader.validation())
         loader.close()
     assert len({len(part) for part in parts}) == 1
@@ -109,7 +115,9 @@ def test_validation_rows_are_read_at_home(data: PreparedData, placement: str, wa
     domains = {rank: set(zone.domains) for zone in zones for rank in zone.ranks}
     read = 0
     for rank in range(LAYOUT.world_size):
-        loader = BatchLoader(data, make_sampler(data, placement), rank, LAYOUT.world_size, 1, eval_rows=wanted)
+        loader = BatchLoader(
+            data, make_sampler(data, placement), rank, LAYOUT.world_size, LoaderOptions(1, eval_rows=wanted)
+        )
         own = joined(loader.validation())
         loader.close()
         assert set(own.home.tolist()) == {rank} and set(own.domain.tolist()) <= domains[rank]
@@ -118,7 +126,7 @@ def test_validation_rows_are_read_at_home(data: PreparedData, placement: str, wa
 
 
 def test_no_validation_rows_wanted(data: PreparedData) -> None:
-    loader = BatchLoader(data, make_sampler(data), 0, 2, 3)
+    loader = BatchLoader(data, make_sampler(data), 0, 2, LoaderOptions(3))
     assert loader.validation() == []
     loader.close()
 
@@ -146,7 +154,7 @@ def test_a_domain_that_runs_out_is_passed_over(wanted: int, counts: List[int]) -
 
 def test_a_batch_that_does_not_divide_is_an_error(data: PreparedData) -> None:
     with pytest.raises(InputError, match=r"train\.global_batch_size: found 12; expected a multiple of 2 .* x 4"):
-        BatchLoader(data, make_sampler(data), 0, 2, 4)
+        BatchLoader(data, make_sampler(data), 0, 2, LoaderOptions(4))
 
 
 def test_loader_of_a_config(data: PreparedData) -> None:
