@@ -10,7 +10,7 @@ import glob
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.format import NAME, read_manifest
@@ -27,8 +27,8 @@ from pangu_sigma.runtime.files import (
 
 PART, ASIDE = ".part", ".aside"
 MARKER = ".pangu-sigma-writes"  # in a folder that is being written
-# Files that writing a checkpoint leaves when it is cut off: shards of training and of `ckpt`, the ranks' notes, what
-# lies beside them.
+# Files that writing a checkpoint leaves when it is cut off: shards of training and of `ckpt`, the ranks' notes, and
+# other files.
 _WRITTEN = (
     MARKER,
     "dense_*.safetensors",
@@ -56,7 +56,7 @@ def finished(root: Path) -> List[Finished]:
 
 
 def begin(root: Path, step: int) -> Path:
-    """An empty `step_N.part`; what earlier attempts left is removed, what others put there is set aside. Raises
+    """An empty `step_N.part` under `root`, for `step` N; what earlier attempts left is removed, what others put there is set aside. Raises
     OSError.
     """
     root.mkdir(parents=True, exist_ok=True)
@@ -99,29 +99,24 @@ def publish(part: Path, final: Path) -> None:
 
 
 def prune(root: Path, keep_last: int, keep_every: int) -> None:
-    """Removes all but the newest `keep_last`, those whose step is a multiple of `keep_every` (0: none), and those that
-    hold other files than their manifest lists.
+    """Removes checkpoints under `root`, all but the newest `keep_last`, those whose step is a multiple of `keep_every`
+    (0: none), and those that hold other files than their manifest lists.
     """
     for step, path in finished(root)[:-keep_last]:
-        own = _listed(path)
-        if (keep_every and step % keep_every == 0) or not own or path.is_symlink() or foreign_files(path, own):
+        try:
+            manifest = read_manifest(path)
+        except InputError:
+            continue
+        own = tuple(map(glob.escape, (NAME, *manifest.shards, *manifest.files)))
+        if (keep_every and step % keep_every == 0) or path.is_symlink() or foreign_files(path, own):
             continue
         removed = temporary_path(root)
         os.rename(path, removed)
         remove_folder(removed, own)
 
 
-def _listed(folder: Path) -> Tuple[str, ...]:
-    """Patterns of the files that a checkpoint consists of; none where its manifest cannot be read."""
-    try:
-        manifest = read_manifest(folder)
-    except InputError:
-        return ()
-    return tuple(map(glob.escape, (NAME, *manifest.shards, *manifest.files)))
-
-
 def set_aside_after(root: Path, step: int) -> List[Path]:
-    """Renames checkpoints of later steps than the one a run goes on from, so that none of them is taken for its own.
+    """Renames checkpoints of later steps than `step`, from which a run resumes, so that none of them is taken for its own.
     Returns the new names.
     """
     moved = []

@@ -25,7 +25,7 @@ DTYPES = {"F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "
 
 @dataclass(frozen=True)
 class ShardPart:
-    """A stored piece of a tensor: the shard it lies in, and the CRC-32 of its bytes."""
+    """A stored part of a tensor: the shard it lies in, and the CRC-32 of its bytes."""
 
     shard: str
     checksum: str
@@ -69,11 +69,13 @@ class CheckpointHeader:
     """Everything but the tensors.
 
     Attributes:
-        step: optimizer steps done. contents: `training` (a run can go on) or `weights`. config: resolved, as nested
-            dicts.
-        sampler: what the rows of later steps follow from, with the next step (from 0). rng: what dropout and jitter of
-            later steps
-        follow from. scalars: values of the state's single numbers by name, loss scale and counters among them.
+        step: optimizer steps done.
+        contents: `training` (a run can resume) or `weights`.
+        config: resolved, as nested dicts.
+        data: what ids mean.
+        sampler: what the rows of later steps follow from, with the next step (from 0).
+        rng: what dropout and jitter of later steps follow from.
+        scalars: values of the state's single numbers by name, loss scale and counters among them.
         origin: how the checkpoint came about, oldest first; empty for one that training wrote.
     """
 
@@ -89,7 +91,7 @@ class CheckpointHeader:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file that a checkpoint carries beside its shards, such as the tokenizer."""
+    """A file that a checkpoint carries besides its shards, such as the tokenizer."""
 
     bytes: int
     checksum: str  # CRC-32
@@ -97,18 +99,24 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class CheckpointManifest:
+    """All that a checkpoint says of itself.
+
+    Attributes:
+        header: everything but the tensors.
+        tensors: by name.
+        shards: bytes of each shard file by name.
+        files: other files by name; none in checkpoints of releases that wrote no such files.
+    """
+
     header: CheckpointHeader
     tensors: Dict[str, TensorEntry]
-    shards: Dict[str, int]  # file name -> bytes
-    files: Dict[str, StoredFile] = field(
-        default_factory=dict
-    )  # by name; none in checkpoints of releases that wrote no such files
+    shards: Dict[str, int]
+    files: Dict[str, StoredFile] = field(default_factory=dict)
 
 
 def store_files(folder: Path, files: Mapping[str, bytes]) -> Dict[str, StoredFile]:
-    """Writes and syncs files into a checkpoint's folder. Returns what its manifest says of them. Raises OSError.
-
-    Args: folder: it is there already. files: the content of each by its name.
+    """Writes and syncs `files`, content by name, into a checkpoint's `folder`, which is there already. Returns what its
+    manifest says of them. Raises OSError.
     """
     for name, content in files.items():
         with open(folder / _file_name(name), "wb") as file:
@@ -144,31 +152,27 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from None
     try:
-        _check_outside(path, content)
+        if not isinstance(content, dict):
+            raise _damaged(path, "no mapping at top level")
+        if "format_version" in content and "files" in content:
+            raise InputError(
+                f"{path}: format version {content['format_version']}, of an earlier release of this program; expected "
+                f"{VERSION}"
+            )
+        if content.get("format") != FORMAT:
+            raise _damaged(path, f"format {str(content.get('format'))[:40]!r}, expected {FORMAT!r}")
+        body, version = content.get("body"), str(content.get("version"))[:40]
+        if content.get("version") != VERSION and isinstance(body, dict) and body.get("version") == VERSION:
+            raise _damaged(path, f"format version {version} outside, {VERSION} inside")
+        if content.get("version") != VERSION:
+            raise InputError(f"{path}: format version {version}; expected {VERSION}")
+        if set(content) != {"format", "version", "checksum", "body"} or content["checksum"] != _checksum(body):
+            raise _damaged(path, "its checksum differs")
         return _from_body(content["body"])
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from None
-
-
-def _check_outside(path: Path, content: Any) -> None:
-    if not isinstance(content, dict):
-        raise _damaged(path, "no mapping at top level")
-    if "format_version" in content and "files" in content:
-        raise InputError(
-            f"{path}: format version {content['format_version']}, of an earlier release of this program; expected "
-            f"{VERSION}"
-        )
-    if content.get("format") != FORMAT:
-        raise _damaged(path, f"format {str(content.get('format'))[:40]!r}, expected {FORMAT!r}")
-    body = content.get("body")
-    if content.get("version") != VERSION and isinstance(body, dict) and body.get("version") == VERSION:
-        raise _damaged(path, f"format version {str(content.get('version'))[:40]} outside, {VERSION} inside")
-    if content.get("version") != VERSION:
-        raise InputError(f"{path}: format version {str(content.get('version'))[:40]}; expected {VERSION}")
-    if set(content) != {"format", "version", "checksum", "body"} or content["checksum"] != _checksum(content["body"]):
-        raise _damaged(path, "its checksum differs")
 
 
 def _damaged(path: Path, reason: str) -> DamagedCheckpoint:
@@ -210,18 +214,16 @@ def _to_body(manifest: CheckpointManifest) -> Dict[str, Any]:
         "rng": header.rng,
         "scalars": header.scalars,
         "shards": manifest.shards,
-        "tensors": {name: _tensor_to_body(entry) for name, entry in manifest.tensors.items()},
+        "tensors": {
+            name: {
+                "shape": list(entry.shape),
+                "dtype": entry.dtype,
+                "slice": {"axis": entry.axis, "blocks": entry.blocks} if len(entry.parts) > 1 else None,
+                "parts": [{"shard": part.shard, "crc32": part.checksum} for part in entry.parts],
+            }
+            for name, entry in manifest.tensors.items()
+        },
         "files": {name: {"bytes": file.bytes, "crc32": file.checksum} for name, file in manifest.files.items()},
-    }
-
-
-def _tensor_to_body(entry: TensorEntry) -> Dict[str, Any]:
-    cut = None if len(entry.parts) == 1 else {"axis": entry.axis, "blocks": entry.blocks}
-    return {
-        "shape": list(entry.shape),
-        "dtype": entry.dtype,
-        "slice": cut,
-        "parts": [{"shard": part.shard, "crc32": part.checksum} for part in entry.parts],
     }
 
 

@@ -1,17 +1,15 @@
-"""What a checkpoint says of the run it belongs to, and whether another configuration may go on from there."""
+"""What a checkpoint says of the run it belongs to, and whether another configuration may resume from there."""
 
 from dataclasses import fields, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
-from mindspore import Parameter
-
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.format import CheckpointHeader, DataState
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.checkpoint.state import scalars
+from pangu_sigma.checkpoint.state import StateEntry, scalars
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.schema import Config, LayoutConfig
 from pangu_sigma.config.strict_yaml import spelled
@@ -20,10 +18,18 @@ from pangu_sigma.data.manifest import TOKENIZER
 
 
 def training_header(
-    config: Config, layout: Topology, data: PreparedData, vocab_size: int, step: int, state: Sequence[Parameter]
+    config: Config, layout: Topology, data: PreparedData, vocab_size: int, step: int, state: Sequence[StateEntry]
 ) -> CheckpointHeader:
-    """The header of a checkpoint after `step` steps. `layout`: the cluster that homes and locality referred to; with
-    it, another job or one process can compute the same. `vocab_size`: rows of the word table.
+    """The header of a checkpoint that training writes.
+
+    Args:
+        config: of the run.
+        layout: the cluster that homes and locality referred to; with it, another job or one process can compute the
+            same.
+        data: what ids mean, and where rows come from.
+        vocab_size: rows of the word table.
+        step: optimizer steps done.
+        state: whose single numbers the header holds.
     """
     given = LayoutConfig(layout.world_size, layout.ranks_per_node, layout.expert)
     resolved = replace(config, moe=replace(config.moe, layout=given))
@@ -39,12 +45,13 @@ def training_header(
 
 
 def data_state(data: PreparedData, vocab_size: int) -> DataState:
+    """What ids mean in a network whose word table has `vocab_size` rows."""
     manifest = data.manifest
     return DataState(manifest.tokenizer_sha256, vocab_size, tuple(data.domains), manifest.fingerprint)
 
 
 def sampler_state(config: Config, data: PreparedData, step: int) -> Dict[str, Any]:
-    """The sampler holds nothing back: the rows of a step follow from its number and these."""
+    """What the rows of the steps after `step` follow from, of `config` and `data`: the sampler holds nothing back."""
     return {
         "next_step": step,
         "train.seed": config.train.seed,
@@ -61,8 +68,13 @@ def random_state(config: Config, step: int) -> Dict[str, Any]:
 
 
 def changes(reader: CheckpointReader, config: Config, data: PreparedData, layout: Topology) -> List[str]:
-    """What makes a resumed run another one than it would have been, one line each; none where it goes on as if never
+    """What makes a resumed run another one than it would have been, one line each; none where it continues as if never
     cut off.
+
+    Args:
+        reader: of the checkpoint that it resumes from.
+        config, data: of the resumed run.
+        layout: the cluster that its homes and locality refer to.
     """
     before, now = reader.header.sampler, sampler_state(config, data, reader.header.step)
     found = [
@@ -107,7 +119,7 @@ def check_same_model(reader: CheckpointReader, config: Config) -> None:
             "moe.router.balance_rate",
             router.balance_rate,
             old.balance_rate,
-            "0, for it has no biases to go on with"
+            "0, for it has no biases to continue with"
             if old.balance_rate == 0.0
             else "above 0 (biases that hardly move have a rate of 1e-9)",
         )
@@ -160,7 +172,7 @@ def check_same_ids(reader: CheckpointReader, data: PreparedData) -> None:
     if then.tokenizer_sha256 not in (None, data.manifest.tokenizer_sha256):
         own = Path(reader.folder) / TOKENIZER
         again = (
-            "to go on, prepare the data with the checkpoint's: pangu-sigma prepare CONFIG --set "
+            "to resume, prepare the data with the checkpoint's: pangu-sigma prepare CONFIG --set "
             f"data.prepare.tokenizer={own}, and another data.path where this one is still needed"
             if own.is_file()
             else "expected the data it was trained on, or data prepared with their tokenizer (data.prepare.tokenizer), which a "

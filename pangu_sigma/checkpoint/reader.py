@@ -20,7 +20,12 @@ class CheckpointReader:
 
     Nothing is read before it is asked for, and every byte that is read is checked.
 
-    Attributes: folder; manifest.
+    Args:
+        folder: of the checkpoint.
+        manifest: of it, as read.
+
+    Attributes:
+        folder, manifest: as given.
     """
 
     def __init__(self, folder: Path, manifest: CheckpointManifest) -> None:
@@ -101,7 +106,7 @@ class CheckpointReader:
         return part.cut(self._join(name, entry, 0, stored))
 
     def read_file(self, name: str) -> Optional[bytes]:
-        """The content of a file that the checkpoint carries beside its shards; None where it carries none of that name.
+        """The content of a file that the checkpoint carries besides its shards; None where it carries none of that name.
 
         Raises DamagedCheckpoint: it is not as it was written.
         """
@@ -132,8 +137,8 @@ class CheckpointReader:
 
     def _join(self, name: str, entry: TensorEntry, start: int, count: int) -> np.ndarray:
         """Neighbouring stored parts, put together."""
-        pieces = [self._stored(name, entry, index) for index in range(start, start + count)]
-        return pieces[0] if count == 1 else ShardSpec(entry.axis, 0, count, entry.blocks).join(pieces)
+        found = [self._stored(name, entry, index) for index in range(start, start + count)]
+        return found[0] if count == 1 else ShardSpec(entry.axis, 0, count, entry.blocks).join(found)
 
     def _stored(self, name: str, entry: TensorEntry, index: int) -> np.ndarray:
         part = entry.parts[index]

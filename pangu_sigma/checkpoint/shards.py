@@ -51,14 +51,13 @@ def planned(key: str, array: np.ndarray) -> PlannedTensor:
 
 
 def write_shard(path: Path, tensors: Sequence[PlannedTensor]) -> Dict[str, str]:
-    """Writes and syncs a safetensors file; of its tensors, one is in memory at a time. Returns the CRC-32 of each by
-    key.
+    """Writes and syncs a safetensors file at `path`; of its `tensors`, one is in memory at a time. Returns the CRC-32 of
+    each by key.
 
     Raises OSError as the file system does.
     """
-    ordered = sorted(
-        tensors, key=lambda tensor: (-DTYPES[tensor.dtype], tensor.key)
-    )  # larger elements first: all stay aligned
+    # Larger elements first: all stay aligned.
+    ordered = sorted(tensors, key=lambda tensor: (-DTYPES[tensor.dtype], tensor.key))
     checksums = {}
     with open(path, "wb") as file:
         file.write(_header(ordered))
@@ -106,7 +105,9 @@ class ShardFiles:
         self._open.clear()
 
     def read(self, shard: str, key: str, checksum: str) -> np.ndarray:
-        """A tensor, if its bytes have that CRC-32. Raises DamagedCheckpoint naming file and tensor."""
+        """The tensor of name `key` in the file `shard`, if its bytes have the CRC-32 `checksum`. Raises
+        DamagedCheckpoint naming file and tensor.
+        """
         path = self._folder / shard
         try:
             if shard not in self._open:

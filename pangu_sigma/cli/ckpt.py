@@ -102,7 +102,7 @@ def _inspect(config: Config, options: argparse.Namespace) -> int:
 
 
 def _verify(config: Config, options: argparse.Namespace) -> int:
-    from pangu_sigma.checkpoint.surgery.verify import verify
+    from pangu_sigma.checkpoint.surgery.inspect import verify
 
     verify(options.paths)
     return 0

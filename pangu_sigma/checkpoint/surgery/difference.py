@@ -72,10 +72,7 @@ def _tensors(a: CheckpointReader, b: CheckpointReader) -> Iterator[str]:
             continue
         ours, theirs = a.read(name), b.read(name)
         if ours.tobytes() != theirs.tobytes():
-            yield f"{name}: {np.count_nonzero(ours != theirs)} of {ours.size} elements differ{_largest(ours, theirs)}"
-
-
-def _largest(ours: np.ndarray, theirs: np.ndarray) -> str:
-    gap = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
-    finite = gap[np.isfinite(gap)]
-    return f", by up to {finite.max():.3g}" if finite.size else ""
+            gap = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
+            finite = gap[np.isfinite(gap)]
+            largest = f", by up to {finite.max():.3g}" if finite.size else ""
+            yield f"{name}: {np.count_nonzero(ours != theirs)} of {ours.size} elements differ{largest}"

@@ -1,12 +1,17 @@
-"""`pangu-sigma ckpt inspect`: what a checkpoint holds, from its manifest alone."""
+"""`pangu-sigma ckpt inspect`: what a checkpoint holds, from its manifest alone; and `ckpt verify`: every byte of
+checkpoints against the checksums that were taken when they were written.
+"""
 
-from typing import Callable, Dict, Iterable, List
+from pathlib import Path
+from typing import Callable, Dict, List, Sequence
 
+from locmoe_ops.errors import InputError
+from pangu_sigma.checkpoint.folders import resolve
 from pangu_sigma.checkpoint.format import VERSION, CheckpointHeader, TensorEntry
 from pangu_sigma.checkpoint.names import MOMENTS, is_training_state, split_name
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.surgery.rewrite import newest
-from pangu_sigma.checkpoint.surgery.text import megabytes
+from pangu_sigma.errors import DamagedCheckpoint
 
 KINDS: Dict[str, Callable[[str], bool]] = {
     "weights of experts": lambda name: not is_training_state(name) and split_name(name)[1] is not None,
@@ -17,23 +22,40 @@ KINDS: Dict[str, Callable[[str], bool]] = {
 
 
 def inspect(path: str, list_tensors: bool = False) -> None:
-    """Prints what the checkpoint at `path` (or the newest of that run) says of itself. Raises InputError where there is
-    none.
+    """Prints what the checkpoint at `path` (or the newest of that run) says of itself, with a line a tensor if
+    `list_tensors`. Raises InputError where there is none.
     """
     with CheckpointReader.open(newest(path)) as reader:
-        print("\n".join([f"{reader.folder}", *describe_header(reader.header), *_describe_tensors(reader)]))
+        tensors, shards = reader.manifest.tensors, reader.manifest.shards
+        lines = [f"{reader.folder}", *describe_header(reader.header)]
+        lines.append(f"{len(tensors)} tensors in {len(shards)} shards, {megabytes(sum(shards.values()))}")
+        lines += [f"{name}: {file.bytes:,} bytes" for name, file in reader.manifest.files.items()]
+        for kind, belongs in KINDS.items():
+            members = [entry for name, entry in tensors.items() if belongs(name)]
+            if members:
+                lines.append(f"  {kind}: {len(members)} tensors, {megabytes(sum(entry.bytes for entry in members))}")
         if list_tensors:
-            print("\n".join(_line(name, entry) for name, entry in reader.manifest.tensors.items()))
+            lines += [_line(name, entry) for name, entry in tensors.items()]
+        print("\n".join(lines))
 
 
 def describe_header(header: CheckpointHeader) -> List[str]:
     """Lines on everything but the tensors."""
     data, scalars = header.data, header.scalars
-    lines = [
-        f"step {header.step}, {header.contents}; format version {VERSION}",
-        *_describe_model(header.config),
-        f"vocabulary {data.vocab_size}, domains {', '.join(data.domains)}; tokenizer {str(data.tokenizer_sha256)[:12]}",
-    ]
+    model, moe, parallel = (header.config.get(section, {}) for section in ("model", "moe", "parallel"))
+    router = moe.get("router") if isinstance(moe.get("router"), dict) else {}
+    lines = [f"step {header.step}, {header.contents}; format version {VERSION}"]
+    if model:
+        lines.append(
+            f"hidden {model.get('hidden_size')}, {model.get('dense_layers')} dense + {model.get('sparse_layers')} "
+            f"sparse layers, {moe.get('num_experts')} experts in {moe.get('num_groups')} groups, router "
+            f"{router.get('type')}"
+        )
+    if parallel:
+        lines.append(f"written at expert parallel {parallel.get('expert')}, tensor parallel {parallel.get('tensor')}")
+    lines.append(
+        f"vocabulary {data.vocab_size}, domains {', '.join(data.domains)}; tokenizer {str(data.tokenizer_sha256)[:12]}"
+    )
     if scalars:
         lines.append("numbers: " + ", ".join(f"{name} {value:g}" for name, value in scalars.items()))
     if header.sampler:
@@ -41,30 +63,33 @@ def describe_header(header: CheckpointHeader) -> List[str]:
     return [*lines, *(f"origin: {line}" for line in header.origin)]
 
 
-def _describe_model(config: Dict) -> Iterable[str]:
-    model, moe, parallel = config.get("model", {}), config.get("moe", {}), config.get("parallel", {})
-    router = moe.get("router") if isinstance(moe.get("router"), dict) else {}
-    if model:
-        yield (
-            f"hidden {model.get('hidden_size')}, {model.get('dense_layers')} dense + {model.get('sparse_layers')} "
-            f"sparse layers, {moe.get('num_experts')} experts in {moe.get('num_groups')} groups, router "
-            f"{router.get('type')}"
-        )
-    if parallel:
-        yield f"written at expert parallel {parallel.get('expert')}, tensor parallel {parallel.get('tensor')}"
-
-
-def _describe_tensors(reader: CheckpointReader) -> Iterable[str]:
-    tensors = reader.manifest.tensors
-    yield f"{len(tensors)} tensors in {len(reader.manifest.shards)} shards, {megabytes(sum(reader.manifest.shards.values()))}"
-    for name, file in reader.manifest.files.items():
-        yield f"{name}: {file.bytes:,} bytes"
-    for kind, belongs in KINDS.items():
-        members = [entry for name, entry in tensors.items() if belongs(name)]
-        if members:
-            yield f"  {kind}: {len(members)} tensors, {megabytes(sum(entry.bytes for entry in members))}"
-
-
 def _line(name: str, entry: TensorEntry) -> str:
     cut = f" in {len(entry.parts)} parts along axis {entry.axis}" if len(entry.parts) > 1 else ""
     return f"{name}  {entry.dtype} {list(entry.shape)}{cut}  {', '.join(part.shard for part in entry.parts)}"
+
+
+def verify(paths: Sequence[str]) -> None:
+    """Prints one line a checkpoint, of those that `paths` mean. Raises InputError where one is damaged, after looking
+    at all.
+    """
+    checkpoints = [checkpoint for path in paths for checkpoint in resolve(Path(path))]
+    damaged = []
+    for checkpoint in checkpoints:
+        try:
+            with CheckpointReader.open(checkpoint) as reader:
+                count, size = sum(1 for _ in reader.verify()), sum(reader.manifest.shards.values())
+                files = "".join(f", {name}" for name in reader.manifest.files)
+                print(
+                    f"{checkpoint}: whole, step {reader.header.step}, {count} tensors, {megabytes(size)}{files}",
+                    flush=True,
+                )
+        except DamagedCheckpoint as error:
+            damaged.append(error)
+            print(f"{checkpoint}: damaged: {error}", flush=True)
+    if damaged:
+        raise InputError(f"{len(damaged)} of {len(checkpoints)} checkpoints damaged: {damaged[0]}")
+
+
+def megabytes(size: int) -> str:
+    """Bytes as MB of 10**6, with one digit behind the point."""
+    return f"{size / 1e6:,.1f} MB"

@@ -16,7 +16,8 @@ from pangu_sigma.checkpoint.surgery.rewrite import newest, write_checkpoint
 
 
 def reshard(source: str, target: str, shards: int, weights_only: bool = False) -> None:
-    """Writes the tensors of `source`, each whole, into `shards` files in the new folder `target`.
+    """Writes the tensors of `source`, each whole, into `shards` files in the new folder `target`; with `weights_only`
+    without what only training needs.
 
     Memory: the largest tensor, and once more where it was stored in parts.
 

@@ -1,7 +1,8 @@
-"""Writing a checkpoint that no training wrote: tensors are planned first, then made, written and forgotten one by one."""
+"""Writing a checkpoint that no training wrote: tensors are planned first, then made, written and forgotten one by
+one.
+"""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
@@ -35,46 +36,41 @@ def write_checkpoint(
     header: CheckpointHeader,
     tensors: Sequence[PlannedTensor],
     shards: int,
-    beside: Callable[[Path], None] = lambda folder: None,
+    add_files: Callable[[Path], None] = lambda folder: None,
     files: Optional[Mapping[str, bytes]] = None,
 ) -> None:
-    """Writes a checkpoint into `shards` files of about equal size; `beside` adds files to the folder before it gets its
-    name.
+    """Writes a checkpoint into the new folder `target`.
 
-    Args: files: what the checkpoint carries beside its tensors, content by name; the manifest lists them, those of
-        `beside` it does not.
+    Args:
+        target: the folder.
+        header: what the manifest says but for the tensors.
+        tensors: what is written, in the manifest's order.
+        shards: number of shard files, of about equal size.
+        add_files: adds files to the folder before it gets its name; the manifest does not list them.
+        files: what the checkpoint carries besides its tensors, content by name; the manifest lists them.
 
     Memory: one tensor, and what making it takes.
 
     Raises:
-        InputError: the target is there already, or there are fewer tensors than shards. CheckpointNotWritten: the disk
-            refuses.
+        InputError: the target is there already, or there are fewer tensors than shards.
+        CheckpointNotWritten: the disk refuses.
     """
     check_target(target)
     if shards > len(tensors):
         raise InputError(f"--shards {shards}: there are only {len(tensors)} tensors; expected at most as many shards")
     with new_checkpoint_folder(target) as part:
-        manifest = _write_shards(part, header, tensors, shards)
-        write_manifest(replace(manifest, files=store_files(part, files or {})), part)
-        beside(part)
-
-
-def _write_shards(
-    part: Path, header: CheckpointHeader, tensors: Sequence[PlannedTensor], shards: int
-) -> CheckpointManifest:
-    entries: Dict[str, TensorEntry] = {}
-    sizes: Dict[str, int] = {}
-    for number, members in enumerate(pack(tensors, shards)):
-        name = f"shard_{number}.safetensors"
-        checksums = write_shard(part / name, members)
-        sizes[name] = (part / name).stat().st_size
-        entries.update(
-            {
-                tensor.key: TensorEntry(tensor.shape, tensor.dtype, (ShardPart(name, checksums[tensor.key]),))
-                for tensor in members
-            }
-        )
-    return CheckpointManifest(header, {tensor.key: entries[tensor.key] for tensor in tensors}, sizes)
+        entries: Dict[str, TensorEntry] = {}
+        sizes: Dict[str, int] = {}
+        for number, members in enumerate(pack(tensors, shards)):
+            name = f"shard_{number}.safetensors"
+            checksums = write_shard(part / name, members)
+            sizes[name] = (part / name).stat().st_size
+            for tensor in members:
+                stored = ShardPart(name, checksums[tensor.key])
+                entries[tensor.key] = TensorEntry(tensor.shape, tensor.dtype, (stored,))
+        ordered = {tensor.key: entries[tensor.key] for tensor in tensors}
+        write_manifest(CheckpointManifest(header, ordered, sizes, store_files(part, files or {})), part)
+        add_files(part)
 
 
 def pack(tensors: Sequence[PlannedTensor], bins: int) -> List[List[PlannedTensor]]:
