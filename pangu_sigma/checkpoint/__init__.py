@@ -3,5 +3,5 @@
 `step_N/` holds safetensors shards and `manifest.json` (see `manifest`). Every tensor is stored under the name of its
 parameter and, if it is an expert's, the expert's global id (see `names`); which rank held it, and what its
 tensor-parallel group cut it into, a reader need not know (see `reader`). A checkpoint is whole or absent (see
-`folders`), and is written while training goes on (see `writer`).
+`folders`), and is written while training continues (see `writer`).
 """

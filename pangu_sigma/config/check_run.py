@@ -73,7 +73,7 @@ def check_checkpoints(config: Config) -> None:
         )
     if options.initial is not None and options.resume not in (None, "auto"):
         raise InputError(
-            f"checkpoint.initial is {options.initial} with checkpoint.resume {options.resume}, which goes on with a "
+            f"checkpoint.initial is {options.initial} with checkpoint.resume {options.resume}, which resumes a "
             "run; expected null, or checkpoint.resume null or auto"
         )
 

@@ -267,7 +267,7 @@ class ParallelConfig:
         minimum=1,
     )
     overlap_gradients: bool = key(
-        True, "sum gradients of dense weights over ranks while the backward pass goes on below them"
+        True, "sum gradients of dense weights over ranks while the backward pass continues below them"
     )
     ranks_per_node: Optional[int] = key(
         None, "ranks a node; null: all of them; give it to let one machine play several nodes", minimum=1

@@ -99,7 +99,7 @@ class TrainConfig:
     divergence_patience: int = key(
         50,
         "steps in a row with a loss that is not finite (or above 709 nats a token), or without an update, "
-        "after which the run ends with status 1; 0: it goes on regardless",
+        "after which the run ends with status 1; 0: it continues regardless",
         minimum=0,
     )
     tensorboard: bool = key(
@@ -126,13 +126,14 @@ class CheckpointConfig:
     interval: int = key(0, "steps between checkpoints; 0: only at the end", minimum=0)
     keep_last: int = key(
         2,
-        "newest checkpoints kept (two at least while a run goes on: only the next step tells "
+        "newest checkpoints kept (two at least while a run continues: only the next step tells "
         "whether the newest is any good)",
         minimum=1,
     )
     keep_every: int = key(0, "checkpoints whose step is a multiple of this are kept for good; 0: none", minimum=0)
     asynchronous: bool = key(
-        True, "write beside training, which waits for a copy of the state only; false: training waits for the disk"
+        True,
+        "write while training continues, which waits for a copy of the state only; false: training waits for the disk",
     )
     resume: Optional[str] = key(
         None, "null: start anew; auto: newest whole checkpoint of output_dir if any; or a checkpoint folder"
@@ -140,7 +141,7 @@ class CheckpointConfig:
     initial: Optional[str] = key(
         None,
         "checkpoint folder whose weights a new run begins with, as `ckpt inherit` and `ckpt extract` "
-        "write them (resume auto: unless there is a checkpoint to go on from)",
+        "write them (resume auto: unless there is a checkpoint to resume from)",
     )
 
 

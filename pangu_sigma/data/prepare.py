@@ -27,9 +27,8 @@ from pangu_sigma.data import manifest as manifests
 from pangu_sigma.data.corpus import cut, prefix, read_documents
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.manifest import SPLITS, DataManifest
-from pangu_sigma.data.packing import held_out, pack_rows
 from pangu_sigma.data.publish import check_target, data_folder, finish_publishing
-from pangu_sigma.data.records import write_rows
+from pangu_sigma.data.records import pack_rows, write_rows
 from pangu_sigma.data.sources import SourceCount
 from pangu_sigma.data.tokenizer import Tokenizer, train_tokenizer
 from pangu_sigma.errors import OutputNotWritten
@@ -174,6 +173,19 @@ def _fingerprint(config: Config, sources: List[Source]) -> str:
         "tokenizer": tokenizer or (settings.vocab_size, settings.tokenizer_training_bytes),
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
+    """Which documents validate, (n,) bool <- their text hashes, (n,) uint64: those in the lowest `fraction` of hashes.
+
+    Equal texts share a side. With two different texts or more, each side gets at least one.
+    """
+    below = hashes < np.uint64(int(fraction * 2.0**64))
+    if not below.any():
+        return hashes == hashes.min()
+    if below.all():
+        return hashes != hashes.max()
+    return below
 
 
 @contextmanager

@@ -1,10 +1,12 @@
-"""Rows of token ids in MindRecord files: write a stream, read any rows by number."""
+"""Rows of token ids: documents are packed into them, and they lie in MindRecord files, of which any can be read by
+number.
+"""
 
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Iterable, List, Sequence, Tuple
+from typing import Iterable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
@@ -21,6 +23,22 @@ _INDEX_BYTES = 128  # of a row in the index; found here: about 50
 
 # All pipelines run on one thread: after an error in one, MindSpore 2.10 crashes when another thread runs the next.
 _PIPELINE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mindrecord")
+
+
+def pack_rows(documents: Iterable[Sequence[int]], sequence_length: int) -> Iterator[np.ndarray]:
+    """Joins the ids of `documents` (already tagged and ended) and cuts rows, each (`sequence_length` + 1,) int32.
+
+    A row starts with the id that the row before it ends with, so that every id but the first is a target once.
+    The tail that fills no row is dropped.
+    """
+    waiting: List[int] = []
+    for ids in documents:
+        waiting.extend(ids)
+        start = 0
+        while len(waiting) - start > sequence_length:
+            yield np.asarray(waiting[start : start + sequence_length + 1], np.int32)
+            start += sequence_length
+        del waiting[:start]
 
 
 def write_rows(path: str, rows: Iterable[np.ndarray], domain: int, expected_bytes: int) -> int:

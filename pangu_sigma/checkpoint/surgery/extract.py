@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -41,14 +41,21 @@ _BY_GROUP = re.compile(
 
 @dataclass(frozen=True)
 class Domain:
-    """The domain that is kept: its number and name among those of the data, its group, and how many of each there are."""
+    """The domain that is kept.
+
+    Attributes:
+        number, name: among those of the data.
+        group: its expert group.
+        domains, groups: how many there are.
+        experts: of a group.
+    """
 
     number: int
     name: str
     group: int
     domains: int
     groups: int
-    experts: int  # of a group
+    experts: int
 
     @property
     def first_expert(self) -> int:
@@ -68,9 +75,13 @@ def extract(
     the tokenizer.
 
     Args:
-        domain: name or number. keep_optimizer: keep what training needs, so that a run can go on. tokenizer: its file;
-        None: the one that the checkpoint carries, or else that of the prepared data that the model was trained on, if
-            that is still there.
+        source: the checkpoint, or a run, whose newest is taken.
+        target: the new folder.
+        domain: name or number.
+        shards: number of shard files.
+        keep_optimizer: keep what training needs, so that a run can resume.
+        tokenizer: its file; None: the one that the checkpoint carries, or else that of the prepared data that the model
+            was trained on, if that is still there.
 
     Memory: the word table of all domains, which is read whole.
 
@@ -89,11 +100,11 @@ def extract(
             if tensor is not None
         ]
 
-        def beside(folder: Path) -> None:
+        def add_files(folder: Path) -> None:
             save_config(config, folder / "config.yaml")
 
         files = None if vocabulary is None else {TOKENIZER: vocabulary}
-        write_checkpoint(Path(target), _header(reader, kept, config, keep_optimizer), tensors, shards, beside, files)
+        write_checkpoint(Path(target), _header(reader, kept, config, keep_optimizer), tensors, shards, add_files, files)
         _report(reader, kept, target, tensors, vocabulary is not None)
 
 
@@ -120,6 +131,12 @@ def find_domain(reader: CheckpointReader, given: str) -> Domain:
 def config_of_domain(config: Config, domain: Domain, target: str, has_tokenizer: bool) -> Config:
     """The configuration of the model that is left: one domain, one group, one process unless told otherwise, all
     experts at home.
+
+    Args:
+        config: of the model that is cut.
+        domain: what is kept.
+        target: the checkpoint folder of the new model.
+        has_tokenizer: whether the tokenizer lies there.
     """
     local_term = LocalTermConfig()  # on one node every expert is local, and a preference for local ones is none
     sources = {name: path for name, path in config.data.prepare.sources.items() if name == domain.name}
@@ -190,11 +207,7 @@ def _planned(
         return PlannedTensor(name, entry.shape, entry.dtype, partial(reader.read, name))
     new_name, index, parts = found
     shape = (entry.shape[0] // parts, *entry.shape[1:])
-    return PlannedTensor(moment + new_name, shape, entry.dtype, _part_of(reader, name, ShardSpec(0, index, parts)))
-
-
-def _part_of(reader: CheckpointReader, name: str, part: ShardSpec) -> Callable[[], np.ndarray]:
-    return lambda: reader.read(name, part)
+    return PlannedTensor(moment + new_name, shape, entry.dtype, partial(reader.read, name, ShardSpec(0, index, parts)))
 
 
 def _rows(reader: CheckpointReader, weight: str, domain: Domain) -> Optional[Tuple[str, int, int]]:
@@ -206,7 +219,7 @@ def _rows(reader: CheckpointReader, weight: str, domain: Domain) -> Optional[Tup
     if weight == "embedding.word" and reader.config().model.domain_embeddings:
         return weight, domain.number, domain.domains
     if _BY_GROUP.search(weight):
-        # The bias is alone where there is no local term beside it.
+        # The bias is alone where there is no local term with it.
         return (
             re.sub(r"preference\.terms\.\d+\.balance_bias$", "preference.balance_bias", weight),
             domain.group,

@@ -8,28 +8,34 @@ maps are drawn as for any new run.
 
 import sys
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Callable, List, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from locmoe_ops.collectives.local import AbsentPeers
 from locmoe_ops.errors import InputError
+from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.format import CheckpointHeader
 from pangu_sigma.checkpoint.header import data_state
 from pangu_sigma.checkpoint.names import expert_name
 from pangu_sigma.checkpoint.shards import NAMES_OF, PlannedTensor, planned
-from pangu_sigma.checkpoint.surgery.blueprint import Blueprint, draw_blueprint
 from pangu_sigma.checkpoint.surgery.dense import DenseModel
 from pangu_sigma.checkpoint.surgery.rewrite import check_target, write_checkpoint
 from pangu_sigma.checkpoint.surgery.vocabulary import Rows, match_rows
 from pangu_sigma.config.derived import num_blocks
 from pangu_sigma.config.load import save_config, to_dict
-from pangu_sigma.config.schema import Config
+from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, ParallelConfig
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.manifest import TOKENIZER
-from pangu_sigma.data.vocabulary import vocabulary
+from pangu_sigma.data.vocabulary import Vocabulary, vocabulary
+from pangu_sigma.model.dims import model_dims
+from pangu_sigma.model.initialise import initialise
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.model.parameter_groups import is_expert_parameter
+from pangu_sigma.model.sparse import SparseContext
 
 # A bank's parameter -> the dense network's, transposed or not; the shapes differ by a leading 1 in biases.
 _FROM_DENSE = {
@@ -51,6 +57,7 @@ class Noise:
     seed: int = 1
 
     def on(self, matrix: np.ndarray, name: str) -> np.ndarray:
+        """The matrix with noise of its own, by the `name` of the tensor."""
         if not self.share:
             return matrix
         drawn = np.random.default_rng((self.seed, zlib.crc32(name.encode()))).standard_normal(
@@ -60,6 +67,49 @@ class Noise:
 
 
 NO_NOISE = Noise()
+
+
+class Blueprint(NamedTuple):
+    """A network's parameters by name, with shapes and initial values, without its experts taking room.
+
+    Attributes:
+        shared: initial values of what all experts share.
+        banks: the shape of one expert's part of each bank.
+        scalars: single numbers.
+    """
+
+    shared: Dict[str, np.ndarray]
+    banks: Dict[str, Tuple[int, ...]]
+    scalars: Dict[str, float]
+
+
+def draw_blueprint(config: Config, words: Vocabulary) -> Blueprint:
+    """What training of `config` would begin with, gates and hash maps included.
+
+    The network is the one that training builds, seen by one rank of as many as there are experts: of each bank it holds
+    one expert, and everything else whole.
+    """
+    experts = config.moe.num_experts
+    plain = replace(
+        config,
+        parallel=ParallelConfig(expert=experts),
+        data=replace(config.data, placement="shuffled"),
+        moe=replace(config.moe, capacity=CapacityConfig(), dispatch=DispatchConfig()),
+    )
+    nobody = AbsentPeers(0, Topology(experts, experts, experts))
+    network = PanGuSigma(
+        SparseContext(plain, model_dims(plain, 1, words.vocab_size, words.domains), nobody, words.counts)
+    )
+    initialise(network, config.train.seed, config.model.init_std)
+    shared, banks, scalars = {}, {}, {}
+    for parameter in network.get_parameters():
+        if is_expert_parameter(parameter):
+            banks[parameter.name] = tuple(parameter.shape[1:])
+        elif parameter.shape:
+            shared[parameter.name] = parameter.asnumpy()
+        else:
+            scalars[parameter.name] = float(parameter.asnumpy())
+    return Blueprint(shared, banks, scalars)
 
 
 def inherit(
@@ -73,7 +123,12 @@ def inherit(
     """Writes the checkpoint folder `target`, weights alone, for a run of `config` to begin with (`checkpoint.initial`).
 
     Args:
+        dense: what it is grown from.
+        target: the new folder.
+        config: of the new network.
+        noise: what breaks the symmetry of its experts.
         source_tokenizer: the dense model's; word rows are then matched by piece. None: rows keep their ids.
+        shards: number of shard files.
 
     Memory: the word table with all slots, the network without its experts, and one expert.
 
@@ -85,14 +140,14 @@ def inherit(
     words = vocabulary(config, data)
     blueprint = draw_blueprint(config, words)
     _check(dense, config, blueprint)
-    rows = match_rows(dense, data, words.words, source_tokenizer)
+    rows = match_rows(dense, data, words.vocab_size, source_tokenizer)
     plan = _Plan(dense, config, rows, noise)
     tensors = [
         *(plan.shared(name, value) for name, value in blueprint.shared.items()),
         *(tensor for name, shape in blueprint.banks.items() for tensor in plan.bank(name, shape)),
     ]
     header = CheckpointHeader(
-        0, "weights", to_dict(config), data_state(data, words.words), {}, {}, blueprint.scalars, (dense.origin,)
+        0, "weights", to_dict(config), data_state(data, words.vocab_size), {}, {}, blueprint.scalars, (dense.origin,)
     )
     write_checkpoint(
         Path(target),
@@ -107,7 +162,7 @@ def inherit(
         f"layers{f', noise {noise.share:g}' if noise.share else ''}"
     )
     print(
-        f"{rows.inherited} of {words.words} word rows inherited, {words.words - rows.inherited} drawn anew; begin with "
+        f"{rows.inherited} of {words.vocab_size} word rows inherited, {words.vocab_size - rows.inherited} drawn anew; begin with "
         f"checkpoint.initial={target}"
     )
 
@@ -146,7 +201,13 @@ class _Plan:
             return PlannedTensor(name, initial.shape, "F32", partial(self._word_table, initial))
         if name not in self._known and ".routing." in name:
             return planned(name, initial)
-        load: Callable[[], np.ndarray] = partial(self._like, name, initial.shape)
+
+        def load() -> np.ndarray:
+            value = self._dense.read(name)
+            if name in _BY_POSITION and len(value) > len(initial):
+                value = value[: len(initial)]  # a model of shorter sequences
+            return _shaped(value, initial.shape, name)
+
         return PlannedTensor(name, initial.shape, NAMES_OF[initial.dtype], load)
 
     def bank(self, name: str, shape: Tuple[int, ...]) -> List[PlannedTensor]:
@@ -164,12 +225,6 @@ class _Plan:
         if not transposed:
             return _shaped(value.reshape(1, -1), shape, source)
         return self._noise.on(_shaped(np.ascontiguousarray(value.T), shape, source), name)
-
-    def _like(self, name: str, shape: Tuple[int, ...]) -> np.ndarray:
-        value = self._dense.read(name)
-        if name in _BY_POSITION and len(value) > shape[0]:
-            value = value[: shape[0]]  # a model of shorter sequences
-        return _shaped(value, shape, name)
 
     def _word_table(self, initial: np.ndarray) -> np.ndarray:
         """The rows that are inherited, and for the others the new run's; every slot the same."""

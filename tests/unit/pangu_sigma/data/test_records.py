@@ -3,9 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.data.records import read_rows, write_rows
+from pangu_sigma.data.records import pack_rows, read_rows, write_rows
 
 
 @pytest.fixture
@@ -72,3 +74,13 @@ def test_threads_read_on_after_errors(tmp_path: Path, rows: np.ndarray) -> None:
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         assert list(pool.map(read, range(30))) == [number % 3 != 0 for number in range(30)]
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=30), max_size=12), st.integers(1, 9))
+def test_rows_cover_the_stream_once(documents: list, length: int) -> None:
+    stream = [i for document in documents for i in document]
+    rows = list(pack_rows(documents, length))
+    assert len(rows) == max(0, len(stream) - 1) // length
+    for number, row in enumerate(rows):
+        assert row.dtype == np.int32
+        assert row.tolist() == stream[number * length : (number + 1) * length + 1]

@@ -123,7 +123,7 @@ class Workshop:
             model.config,
             resolve_layout(model.config, Topology(1, 1)),
             self.data,
-            model.words.words,
+            model.words.vocab_size,
             step,
             parts.state(),
         )

@@ -3,7 +3,7 @@ import math
 import numpy as np
 
 from pangu_sigma.data.batch import make_batch
-from pangu_sigma.data.unigram import unigram_perplexity
+from pangu_sigma.data.vocabulary import unigram_perplexity
 
 
 def test_by_hand_on_masked_targets() -> None:
