@@ -42,7 +42,7 @@ def bench_decode(config: Config, batch_sizes: Sequence[int]) -> int:
     validate(config, 1)
     start_runtime(config)
     vocabulary = even_vocabulary(config)
-    context = network_context(config, vocabulary.words, vocabulary.domains)
+    context = network_context(config, vocabulary.vocab_size, vocabulary.domains)
     network = PanGuSigma(context)
     initialise(network, config.train.seed, config.model.init_std)
     network.set_train(False)

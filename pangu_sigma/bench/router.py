@@ -115,7 +115,7 @@ def _settings(router: RouterConfig, kind: str) -> List[Tuple[str, RouterConfig]]
 
 def _shape_of(config: Config) -> ModelDims:
     vocabulary = even_vocabulary(config)
-    return model_dims(config, config.train.micro_batch_size or 1, vocabulary.words, vocabulary.domains)
+    return model_dims(config, config.train.micro_batch_size or 1, vocabulary.vocab_size, vocabulary.domains)
 
 
 def _launch(config: Config, collectives: LocalCollectives) -> Callable[[], Any]:

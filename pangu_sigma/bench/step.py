@@ -72,7 +72,7 @@ def bench_step(config: Config) -> int:
 def random_batch(rows: int, length: int, words: Vocabulary) -> Batch:
     """Rows of random ids, one document each, domains in rotation; the same every time."""
     generator = np.random.default_rng(0)
-    ids = generator.integers(0, words.words, (rows, length + 1)).astype(np.int32)
+    ids = generator.integers(0, words.vocab_size, (rows, length + 1)).astype(np.int32)
     return Batch(
         ids=np.ascontiguousarray(ids[:, :-1]),
         targets=np.ascontiguousarray(ids[:, 1:]),
@@ -217,7 +217,7 @@ def _print(
     config: Config, words: Vocabulary, matmul: float, step: float, pieces: List[TimedPart], micro_batches: int
 ) -> None:
     tokens = tokens_per_step(config)
-    flops: Dict[str, float] = step_flops(config, tokens, words.words)
+    flops: Dict[str, float] = step_flops(config, tokens, words.vocab_size)
     machine = 2.0 * MATMUL_SIZE**3 / matmul / 1e9
     model = sum(flops.values()) / step / 1e9
     print(f"matmul {MATMUL_SIZE} x {MATMUL_SIZE} x {MATMUL_SIZE}, fp32   {machine:8.1f} GFLOP/s")

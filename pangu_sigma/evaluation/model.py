@@ -149,7 +149,7 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
 
 def _context(config: Config, runtime: Runtime, words: Vocabulary) -> SparseContext:
     shape = model_dims(
-        config, micro_batch_sequences(config, 1), words.words, words.domains, TensorGroup(runtime.collectives)
+        config, micro_batch_sequences(config, 1), words.vocab_size, words.domains, TensorGroup(runtime.collectives)
     )
     return SparseContext(config, shape, runtime.collectives, words.counts)
 

@@ -64,7 +64,7 @@ class TrainEngine:
 
     def __init__(self, config: Config, runtime: Runtime, words: Vocabulary) -> None:
         rows = micro_batch_sequences(config, runtime.topology.data)
-        shape = model_dims(config, rows, words.words, words.domains, TensorGroup(runtime.collectives))
+        shape = model_dims(config, rows, words.vocab_size, words.domains, TensorGroup(runtime.collectives))
         self.words = words
         self.seed = config.train.seed
         self.context = SparseContext(config, shape, runtime.collectives, words.counts)
@@ -202,7 +202,9 @@ class TrainEngine:
         return GradientOverlap(self.network, runtime.collectives, dict(zip(names, self._accumulators.gradients)))
 
     def _feed(self, batch: Batch, key: tuple) -> List[Tensor]:
-        check_token_ids(np.concatenate((batch.ids, batch.targets)), batch.domain, self.words.words, self.words.domains)
+        check_token_ids(
+            np.concatenate((batch.ids, batch.targets)), batch.domain, self.words.vocab_size, self.words.domains
+        )
         fields = {**batch._asdict(), "seeds": row_seeds(batch.ids, batch.home, key)}
         return [Tensor(fields[name]) for name in BATCH_FIELDS]
 

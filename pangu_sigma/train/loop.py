@@ -186,7 +186,7 @@ class TrainingLoop:
             self.config,
             resolve_layout(self.config, self.runtime.topology),
             saving.data,
-            self.parts.words.words,
+            self.parts.words.vocab_size,
             step,
             state,
         )

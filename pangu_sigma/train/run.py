@@ -19,8 +19,7 @@ from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader, create_loader
 from pangu_sigma.data.manifest import TOKENIZER
-from pangu_sigma.data.unigram import unigram_perplexity
-from pangu_sigma.data.vocabulary import vocabulary
+from pangu_sigma.data.vocabulary import unigram_perplexity, vocabulary
 from pangu_sigma.errors import RunDiverged
 from pangu_sigma.metrics.perplexity import perplexity_of
 from pangu_sigma.metrics.window import summarise

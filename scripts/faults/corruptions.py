@@ -93,7 +93,7 @@ class Network:
         words = vocabulary(self.config, self.data)
         self.runtime = start_runtime(self.config)
         self.parts = TrainEngine(self.config, self.runtime, words)
-        self.place, self.words = rank_location(self.config, self.runtime), words.words
+        self.place, self.vocab_size = rank_location(self.config, self.runtime), words.vocab_size
 
     def values(self) -> Dict[str, np.ndarray]:
         return {entry.name: entry.get().copy() for entry in self.parts.state()}
@@ -114,7 +114,7 @@ class Network:
 
         state = self.parts.state()
         header = training_header(
-            self.config, resolve_layout(self.config, self.runtime.topology), self.data, self.words, step, state
+            self.config, resolve_layout(self.config, self.runtime.topology), self.data, self.vocab_size, step, state
         )
         with CheckpointWriter(root, WritingJob(0, [0], 30.0, lambda: None), Retention(), False) as writer:
             writer.save(header, local_tensors(state, self.place))

@@ -108,7 +108,7 @@ class Run:
                     )
                 if step in (HALF, end):
                     state = self.parts.saved_state()
-                    header = training_header(self.config, layout, self.data, self.parts.words.words, step, state)
+                    header = training_header(self.config, layout, self.data, self.parts.words.vocab_size, step, state)
                     writer.save(header, local_tensors(state, self.place))
         self.runtime.collectives.barrier()  # the first rank has published
         return history

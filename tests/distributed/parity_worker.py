@@ -164,7 +164,7 @@ def write_and_read(
     with CheckpointWriter(
         checkpoints, WritingJob(runtime.rank, writing_ranks(topology), 60.0, barrier), Retention()
     ) as writer:
-        header = training_header(config, resolve_layout(config, topology), data, parts.words.words, STEPS, state)
+        header = training_header(config, resolve_layout(config, topology), data, parts.words.vocab_size, STEPS, state)
         writer.save(header, local_tensors(state, RankLocation(topology, runtime.rank, experts)))
     barrier()  # the first rank has published
     for entry in state:
