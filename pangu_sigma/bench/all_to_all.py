@@ -29,10 +29,8 @@ from pangu_sigma.bench.timing import (
     random_tensor,
     seconds,
 )
-from pangu_sigma.config.derived import rows_per_rank
-from pangu_sigma.config.schema import Config, DispatchConfig
 from pangu_sigma.config.derived import micro_batch_sequences
-from pangu_sigma.config.schema import Config
+from pangu_sigma.config.schema import Config, DispatchConfig
 from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.sparse import SparseContext, build_dispatcher
 from pangu_sigma.runtime.host_sum import HostSum

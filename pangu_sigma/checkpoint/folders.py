@@ -56,8 +56,8 @@ def finished(root: Path) -> List[Finished]:
 
 
 def begin(root: Path, step: int) -> Path:
-    """An empty `step_N.part` under `root`, for `step` N; what earlier attempts left is removed, what others put there is set aside. Raises
-    OSError.
+    """An empty `step_N.part` under `root`, for `step` N; what earlier attempts left is removed, what others put there
+    is set aside. Raises OSError.
     """
     root.mkdir(parents=True, exist_ok=True)
     remove_abandoned(root, _WRITTEN)
@@ -116,8 +116,8 @@ def prune(root: Path, keep_last: int, keep_every: int) -> None:
 
 
 def set_aside_after(root: Path, step: int) -> List[Path]:
-    """Renames checkpoints of later steps than `step`, from which a run resumes, so that none of them is taken for its own.
-    Returns the new names.
+    """Renames checkpoints of later steps than `step`, from which a run resumes, so that none of them is taken for its
+    own. Returns the new names.
     """
     moved = []
     for _, path in (checkpoint for checkpoint in finished(root) if checkpoint.step > step):

@@ -63,7 +63,9 @@ def sampler_state(config: Config, data: PreparedData, step: int) -> Dict[str, An
 
 
 def random_state(config: Config, step: int) -> Dict[str, Any]:
-    """No generator has a state: dropout and jitter of a step follow from its number, this seed, and the text of a row."""
+    """What dropout and jitter of the steps after `step` follow from: no generator has a state, and those of a step
+    follow from its number, the seed of `config`, and the text of a row.
+    """
     return {"next_step": step, "train.seed": config.train.seed}
 
 
@@ -144,7 +146,9 @@ def _require_same(reader: CheckpointReader, path: str, now: Any, old: Any, expec
 
 
 def differences(reader: CheckpointReader, config: Config) -> str:
-    """The keys of the network and of its training that differ from the checkpoint's, for a message; "" where none does."""
+    """The keys of the network and of its training by which `config` differs from the checkpoint's, for a message; ""
+    where none does.
+    """
     then, now = dict(_leaves(reader.header.config)), dict(_leaves(to_dict(config)))
     found = [
         f"{path} ({spelled(now[path])}, was {spelled(then[path])})"
@@ -175,8 +179,8 @@ def check_same_ids(reader: CheckpointReader, data: PreparedData) -> None:
             "to resume, prepare the data with the checkpoint's: pangu-sigma prepare CONFIG --set "
             f"data.prepare.tokenizer={own}, and another data.path where this one is still needed"
             if own.is_file()
-            else "expected the data it was trained on, or data prepared with their tokenizer (data.prepare.tokenizer), which a "
-            "checkpoint of this age does not hold"
+            else "expected the data it was trained on, or data prepared with their tokenizer (data.prepare.tokenizer), "
+            "which a checkpoint of this age does not hold"
         )
         raise InputError(
             f"data.path: {data.path} has another tokenizer than {reader.folder} was trained with (sha256 "

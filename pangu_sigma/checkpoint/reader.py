@@ -106,7 +106,8 @@ class CheckpointReader:
         return part.cut(self._join(name, entry, 0, stored))
 
     def read_file(self, name: str) -> Optional[bytes]:
-        """The content of a file that the checkpoint carries besides its shards; None where it carries none of that name.
+        """The content of a file that the checkpoint carries besides its shards; None where it carries none of that
+        name.
 
         Raises DamagedCheckpoint: it is not as it was written.
         """

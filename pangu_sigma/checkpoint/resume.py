@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Protocol, Set, Tuple
+from typing import List, NamedTuple, Optional, Protocol, Tuple
 
 import numpy as np
 
@@ -209,26 +209,16 @@ class CheckpointLoader:
                 layout = resolve_layout(self._config, self._runtime.topology)
                 for line in changes(reader, self._config, self._data, layout):
                     self._warn(f"since {path}: {line}")
-            state = self._engine.state()
-            if for_training:
-                passed_over = _begins_anew(reader, self._config)
-                state = [entry for entry in state if entry.name not in passed_over]
-            else:
-                state = weights(state)
+            state = self._engine.state() if for_training else weights(self._engine.state())
+            # What the capacity's mode keeps is not there after steps in mode `factor`: it is then measured anew. The
+            # loss scale of fp16 begins anew after steps in another precision, and ends with it.
+            passed_over = set() if CAPACITY_STATE in reader.manifest.tensors else {CAPACITY_STATE}
+            if (reader.config().runtime.precision == "fp16") != (self._config.runtime.precision == "fp16"):
+                passed_over |= {"loss_scale.scale", "loss_scale.good"}
+            state = [entry for entry in state if entry.name not in passed_over]
             why = partial(differences, reader, self._config)
             return reader.header.step, read_values(reader, state, self._local_experts, why)
 
     def _warn(self, text: str) -> None:
         if self._runtime.is_first:
             print(f"pangu-sigma: warning: {text}", file=sys.stderr, flush=True)
-
-
-def _begins_anew(reader: CheckpointReader, config: Config) -> Set[str]:
-    """State that a resumed run does not take from the checkpoint. What the capacity's mode keeps is not there after
-    steps in mode `factor`: it is then measured anew. The loss scale of fp16 begins anew after steps in another
-    precision, and ends with it.
-    """
-    names = set() if CAPACITY_STATE in reader.manifest.tensors else {CAPACITY_STATE}
-    if (reader.config().runtime.precision == "fp16") != (config.runtime.precision == "fp16"):
-        names |= {"loss_scale.scale", "loss_scale.good"}
-    return names

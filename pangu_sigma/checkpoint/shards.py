@@ -51,8 +51,8 @@ def planned(key: str, array: np.ndarray) -> PlannedTensor:
 
 
 def write_shard(path: Path, tensors: Sequence[PlannedTensor]) -> Dict[str, str]:
-    """Writes and syncs a safetensors file at `path`; of its `tensors`, one is in memory at a time. Returns the CRC-32 of
-    each by key.
+    """Writes and syncs a safetensors file at `path`; of its `tensors`, one is in memory at a time. Returns the CRC-32
+    of each by key.
 
     Raises OSError as the file system does.
     """
@@ -71,7 +71,9 @@ def write_shard(path: Path, tensors: Sequence[PlannedTensor]) -> Dict[str, str]:
 
 
 def _header(tensors: Sequence[PlannedTensor]) -> bytes:
-    """Length of the JSON text (8 bytes, little-endian), then the text, padded so that tensors begin at a multiple of 8."""
+    """Length of the JSON text (8 bytes, little-endian), then the text, padded so that tensors begin at a multiple of
+    8.
+    """
     entries: Dict[str, Any] = {}
     start = 0
     for tensor in tensors:

@@ -4,7 +4,6 @@ Letters of shapes: L experts of this rank.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -55,11 +54,14 @@ Values = List[Tuple[StateEntry, np.ndarray]]
 
 def parameter_entries(parameters: Iterable[Parameter]) -> List[StateEntry]:
     """Parameters of MindSpore as entries of their own names."""
-    return [StateEntry(p.name, tuple(p.shape), slice_of(p), p.asnumpy, partial(_set_parameter, p)) for p in parameters]
 
+    def entry_of(parameter: Parameter) -> StateEntry:
+        def set_value(value: np.ndarray) -> None:
+            parameter.set_data(Tensor(value))
 
-def _set_parameter(parameter: Parameter, value: np.ndarray) -> None:
-    parameter.set_data(Tensor(value))
+        return StateEntry(parameter.name, tuple(parameter.shape), slice_of(parameter), parameter.asnumpy, set_value)
+
+    return [entry_of(parameter) for parameter in parameters]
 
 
 class RankLocation(NamedTuple):
@@ -83,8 +85,8 @@ def writing_ranks(topology: Topology) -> List[int]:
 
 
 def local_tensors(state: Sequence[StateEntry], location: RankLocation) -> List[LocalTensor]:
-    """What the rank at `location` writes of `state`: of what several ranks hold, the first of them. The arrays may share
-    memory with the parameters.
+    """What the rank at `location` writes of `state`: of what several ranks hold, the first of them. The arrays may
+    share memory with the parameters.
 
     What all ranks share is written by the tensor-parallel group of expert-parallel index 0; every rank of the first
     replica writes its own experts.

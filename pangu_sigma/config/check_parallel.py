@@ -28,7 +28,7 @@ def check_parallel(config: Config, world_size: int) -> None:
     )
     _check_cluster("parallel", ranks, node, parallel.expert, config.moe.num_experts, parallel.tensor)
     # What a tensor-parallel group shares out, in equal parts; it lies on one node, since it sums in every layer.
-    tensor, model = ("parallel.tensor", config.parallel.tensor), config.model
+    tensor, model = ("parallel.tensor", parallel.tensor), config.model
     require_divides(tensor, node)
     require_divides(tensor, ("model.num_heads", model.num_heads))
     name = "4 x model.hidden_size" if model.ffn_hidden_size is None else "model.ffn_hidden_size"
@@ -39,17 +39,13 @@ def check_parallel(config: Config, world_size: int) -> None:
         node = ("moe.layout.ranks_per_node", layout.ranks_per_node)
         _check_cluster("moe.layout", ranks, node, layout.expert, config.moe.num_experts)
         require_divides(ranks, ("train.global_batch_size", config.train.global_batch_size))
-    _check_batch(config, world_size)
-
-
-def _check_batch(config: Config, world_size: int) -> None:
     sequences = config.train.global_batch_size
-    replicas = world_size // config.parallel.tensor
+    replicas = world_size // parallel.tensor
     require_divides(
         ("the number of data-parallel ranks", replicas),
         ("train.global_batch_size", sequences),
-        f"set train.global_batch_size to a multiple of {replicas}, as in {-(-sequences // replicas) * replicas}, or start a "
-        f"number of ranks that divides it",
+        f"set train.global_batch_size to a multiple of {replicas}, as in {-(-sequences // replicas) * replicas}, or "
+        "start a number of ranks that divides it",
     )
     micro = config.train.micro_batch_size
     if micro is not None and sequences % (replicas * micro):

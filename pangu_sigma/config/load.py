@@ -40,7 +40,19 @@ def load_config(path: Union[str, "os.PathLike[str]"], overrides: Sequence[str] =
             f"{path}: found {shown(raw)} at top level, expected a mapping of sections ({', '.join(_names(Config))})"
         )
     for override in overrides:
-        _apply_override(raw, override)
+        keys, equals, text = override.partition("=")
+        names = keys.strip().split(".")
+        if not equals or not all(names):
+            raise InputError(f"--set {shown(override)}: expected key.path=value, as in model.hidden_size=256")
+        section, where = raw, f"--set {one_line(override)[:200]}"
+        for depth, name in enumerate(names[:-1], start=1):
+            # null stands for an optional section that is off; setting one of its keys turns it on.
+            section[name] = child = {} if section.get(name) is None else section[name]
+            if not isinstance(child, dict):
+                key = one_line(".".join(names[:depth]))[:200]
+                raise InputError(f"{where}: {key} holds {shown(child)}, which has no keys")
+            section = child
+        section[names[-1]] = parse_yaml(text, where)
     return config_from_dict(raw)
 
 
@@ -76,24 +88,6 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
     return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, dict) else value
-
-
-def _apply_override(raw: Dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    names = path.strip().split(".")
-    if not equals or not all(names):
-        raise InputError(f"--set {shown(override)}: expected key.path=value, as in model.hidden_size=256")
-    section, where = raw, f"--set {one_line(override)[:200]}"
-    for depth, name in enumerate(names[:-1], start=1):
-        # null stands for an optional section that is off; setting one of its keys turns it on.
-        child = section.get(name)
-        section[name] = child = {} if child is None else child
-        if not isinstance(child, dict):
-            raise InputError(
-                f"{where}: {one_line('.'.join(names[:depth]))[:200]} holds {shown(child)}, which has no keys"
-            )
-        section = child
-    section[names[-1]] = parse_yaml(text, where)
 
 
 # ---- conversion
@@ -142,27 +136,23 @@ def _convert(hint: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Any
         element = get_args(hint)[0]
         return tuple(_convert(element, item, f"{path}[{index}]", limits) for index, item in enumerate(value))
     if get_origin(hint) is dict:
-        return _convert_mapping(value, path)
+        if not isinstance(value, Mapping):
+            raise InputError(f"{path}: found {shown(value)}, expected a mapping of names to paths")
+        for name, item in value.items():
+            # An unquoted `no:` is a boolean in YAML.
+            if not isinstance(name, str):
+                raise InputError(f"{path}: found the key {shown(name)}, expected a string (put it in quotes)")
+            if not isinstance(item, str):
+                raise InputError(f"{path}.{name}: found {shown(item)}, expected a string{_how_to_write(str, item)}")
+            if not (_is_text(name) and _is_text(item)):
+                raise InputError(
+                    f"{path}: found {shown(name)}: {shown(item)}, expected characters that UTF-8 can hold, and no NUL"
+                )
+        return dict(value)
     converted = _convert_scalar(hint, value, path, limits, optional)
     if not _within(converted, limits):
         raise _wrong_value(hint, value, path, limits, optional)
     return converted
-
-
-def _convert_mapping(value: Any, path: str) -> Dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise InputError(f"{path}: found {shown(value)}, expected a mapping of names to paths")
-    for name, item in value.items():
-        # An unquoted `no:` is a boolean in YAML.
-        if not isinstance(name, str):
-            raise InputError(f"{path}: found the key {shown(name)}, expected a string (put it in quotes)")
-        if not isinstance(item, str):
-            raise InputError(f"{path}.{name}: found {shown(item)}, expected a string{_how_to_write(str, item)}")
-        if not (_is_text(name) and _is_text(item)):
-            raise InputError(
-                f"{path}: found {shown(name)}: {shown(item)}, expected characters that UTF-8 can hold, and no NUL"
-            )
-    return dict(value)
 
 
 def _convert_scalar(kind: type, value: Any, path: str, limits: Mapping[str, Any], optional: bool) -> Any:
@@ -218,7 +208,9 @@ def _wrong_value(kind: type, value: Any, path: str, limits: Mapping[str, Any], o
 
 
 def _how_to_write(kind: type, value: Any) -> str:
-    """What else to say where a value looks right but is of another type: 08 and 0o17 are texts in YAML 1.1, 3 is none."""
+    """What else to say where a value looks right but is of another type: 08 and 0o17 are texts in YAML 1.1, 3 is
+    none.
+    """
     if kind is str and isinstance(value, (bool, int, float)):
         return " (in quotes)"
     if kind not in (int, float) or not isinstance(value, str) or len(value) > 40:
@@ -238,6 +230,7 @@ def _unknown_key(section: Type[Any], name: Any, path: str) -> InputError:
     where = f"{path}.{name}" if path else name
     near = difflib.get_close_matches(name, _names(section), n=1)
     # The reader may know the key but not its place: full paths of the keys of that very name in any section.
+    # (Sections of other files, as of a machine, have no such keys.)
     is_key = section.__module__.startswith(Config.__module__) or path.startswith("moe.router.")
     elsewhere = [full for full in _all_paths(Config, "") if full.rpartition(".")[2] == name] if is_key else []
     suggestions = [f"{path}.{near[0]}" if path else near[0]] if near else elsewhere

@@ -30,7 +30,9 @@ class _StrictLoader(yaml.SafeLoader):
     }
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Looks at the keys as they are written; what a merge key (`<<`) adds, a key of the mapping itself overrides."""
+        """Looks at the keys as they are written; what a merge key (`<<`) adds, a key of the mapping itself
+        overrides.
+        """
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
         for key_node in (pair[0] for pair in node.value if isinstance(pair[0], yaml.ScalarNode)):

@@ -1,25 +1,16 @@
 """Checks across keys: what each key's own type and limits cannot say. All raise `InputError` naming keys and values."""
 
-import dataclasses
-import os
-from pathlib import Path
-from typing import Iterator, Optional, Tuple
 
 from locmoe_ops.dispatch.registry import KEYS as DISPATCHER_KEYS
 from locmoe_ops.dispatch.registry import dispatcher_spec, names_of
-from locmoe_ops.errors import InputError
-from locmoe_ops.router_registry import RouterSizes, router_spec, routers
-from pangu_sigma.config.ascend import check_ascend_settings, shown
-from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig
-from pangu_sigma.config.ascend import check_ascend_settings
-from pangu_sigma.config.derived import experts_per_group, ffn_hidden_size, has_experts
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import RouterSizes, router_spec, routers
 from pangu_sigma.config.ascend import check_runtime
 from pangu_sigma.config.check_parallel import check_parallel, require_divides
 from pangu_sigma.config.check_run import check_checkpoints, check_paths, check_schedule
 from pangu_sigma.config.derived import experts_per_group, has_experts
-from pangu_sigma.config.schema import CapacityConfig, Config
+from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig
+from pangu_sigma.config.strict_yaml import spelled
 
 
 def validate(config: Config, world_size: int) -> None:
@@ -104,8 +95,8 @@ def _check_dispatch(config: Config) -> None:
         value, default = getattr(getattr(config.moe, section), name), getattr(_MOE_DEFAULTS[section], name)
         if value != default:
             raise InputError(
-                f"moe.{key} is {shown(value)} with moe.dispatch.type {dispatch.type}, "
-                f"{spec.reasons.get(key, 'which does not use it')}; expected {shown(default)}"
+                f"moe.{key} is {spelled(value)} with moe.dispatch.type {dispatch.type}, "
+                f"{spec.reasons.get(key, 'which does not use it')}; expected {spelled(default)}"
             )
     if dispatch.chunks > spec.most_chunks and "dispatch.chunks" in spec.keys:
         raise InputError(

@@ -104,7 +104,7 @@ class PreparedData:
         return self.manifest.rows[split][domain]
 
     def read(self, split: str, domain: int, indices: Sequence[int]) -> np.ndarray:
-        """Rows `indices` of domain number `domain` in `split`, in that order, (len(indices), sequence_length + 1) int32.
+        """Rows `indices` of domain number `domain` in `split`, in that order: (len(indices), S+1) int32.
 
         Each call opens the file anew (milliseconds): ask for the rows of many steps at once.
 

@@ -148,7 +148,7 @@ class BatchSampler:
 
 
 def draws_before(index: int, count: int, step: int, draws: int) -> int:
-    """How often entry `index` of a rotation of `count` came up before `step`; step t takes `draws` entries from t on."""
+    """How often entry `index` of a rotation of `count` came up before `step`; step t takes `draws` entries from t."""
     whole, rest = divmod(step, count)  # over `count` steps every entry comes up equally often
     partial = sum((t + draws - 1 - index) // count - (t - 1 - index) // count for t in range(rest))
     return whole * draws + partial

@@ -56,7 +56,8 @@ PACKAGES = {
 
 
 def fetch_samples(folder: str) -> Dict[str, str]:
-    """Domain -> folder of text files below `folder`. What is there is kept; a domain that cannot be fetched is left out, and said so.
+    """Domain -> folder of text files below `folder`. What is there is kept; a domain that cannot be fetched is left
+    out, and said so.
 
     Raises:
         InputError: `folder` cannot be written, or no domain could be had at all.

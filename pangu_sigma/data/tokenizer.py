@@ -42,7 +42,13 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes, source: str = "tokenizer") -> None:
-        self._processor = _open_model(model, source)
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            is_model = bool(model) and self._processor.LoadFromSerializedProto(model) and self._processor.vocab_size()
+        except (RuntimeError, OSError, ValueError):
+            is_model = False
+        if not is_model:
+            raise InputError(f"{source}: is no SentencePiece model ({len(model)} bytes); expected a whole .model file")
         ids = range(self._processor.vocab_size())
         self._bytes_of = [_bytes_of(self._processor, i) for i in ids]
         special = {self._processor.id_to_piece(i): i for i in ids if self._processor.is_control(i)}
@@ -104,16 +110,6 @@ class Tokenizer:
                 raise ValueError(f"token id {i} is outside 0..{self.vocab_size - 1}")
             parts.append(self._bytes_of[i])
         return b"".join(parts).decode("utf-8", errors="replace")
-
-
-def _open_model(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        if model and processor.LoadFromSerializedProto(model) and processor.vocab_size():
-            return processor
-    except (RuntimeError, OSError, ValueError):
-        pass
-    raise InputError(f"{source}: is no SentencePiece model ({len(model)} bytes); expected a whole .model file")
 
 
 def _bytes_of(processor: sentencepiece.SentencePieceProcessor, i: int) -> bytes:

@@ -48,8 +48,8 @@ def vocabulary(config: Config, data: PreparedData) -> Vocabulary:
     tensor = config.parallel.tensor
     if vocab_size % tensor:
         raise InputError(
-            f"parallel.tensor ({tensor}) does not divide the {vocab_size} words of the vocabulary in {data.path}; expected "
-            f"a divisor, or model.vocab_size: {-(-vocab_size // tensor) * tensor}"
+            f"parallel.tensor ({tensor}) does not divide the {vocab_size} words of the vocabulary in {data.path}; "
+            f"expected a divisor, or model.vocab_size: {-(-vocab_size // tensor) * tensor}"
         )
     if data.sequence_length != config.model.sequence_length:
         raise InputError(

@@ -12,9 +12,6 @@ from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.moe import check_token_ids
 from locmoe_ops.routers.selection_bias import balance_biases, set_locality_strength
 from locmoe_ops.tensor_parallel import TensorGroup, slice_of
-from pangu_sigma.checkpoint.state_entry import Entry, Readable, Settable
-from locmoe_ops.routers.selection_bias import balance_biases, set_local_strength
-from locmoe_ops.tensor_parallel import TensorGroup
 from pangu_sigma.checkpoint.state import StateEntry, parameter_entries
 from pangu_sigma.config.derived import (
     experts_per_group,

@@ -1,7 +1,7 @@
 """Where both moments of every parameter are, for checkpoints: to be set from whole arrays, and to be read as such."""
 
 from functools import partial
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -34,42 +34,45 @@ class ShardedMoments:
 
     def entries(self) -> List[StateEntry]:
         """To be set: every rank is given all of a moment, and keeps its own stretch. They cannot be read."""
-        found = []
-        for prefix, held in self._moments.items():
-            for bucket, stretch in zip(self._shards.buckets, held):
-                set_part = partial(_set_stretch, stretch, bucket.stretch * self._shards.place)
-                for parameter, start in self._starts(bucket):
-                    found.append(_moment(parameter, prefix, _not_gathered, partial(set_part, start)))
-        return found
+        return [
+            entry
+            for prefix, held in self._moments.items()
+            for bucket, stretch in zip(self._shards.buckets, held)
+            for entry in self._of_bucket(prefix, bucket, stretch)
+        ]
 
     def gather(self, keep: bool) -> List[StateEntry]:
         """To be read; a bucket at a time, so that no more than one is whole on the device. Every rank of the group must
         call it; those that do not `keep` the moments get none.
         """
-        found = []
+        found: List[StateEntry] = []
         for prefix, held in self._moments.items():
             for bucket, stretch in zip(self._shards.buckets, held):
                 whole = self._gather(stretch).asnumpy()
-                for parameter, start in self._starts(bucket) if keep else ():
-                    value = whole[start : start + parameter.size].reshape(parameter.shape)
-                    found.append(_moment(parameter, prefix, partial(np.asarray, value), _gathered_already))
+                found += self._of_bucket(prefix, bucket, stretch, whole) if keep else []
         return found
 
-    def _starts(self, bucket: Bucket) -> Iterator[Tuple[Parameter, int]]:
-        """A bucket's parameters, and where each begins in it."""
-        starts = np.cumsum((0, *bucket.sizes)).tolist()
-        return zip(self._shards.parameters[bucket.start : bucket.end], starts)
-
-
-def _moment(
-    parameter: Parameter, prefix: str, get: Callable[[], np.ndarray], set_: Callable[[np.ndarray], None]
-) -> StateEntry:
-    return StateEntry(f"{prefix}{parameter.name}", tuple(parameter.shape), slice_of(parameter), get, set_)
+    def _of_bucket(
+        self, prefix: str, bucket: Bucket, stretch: Parameter, whole: Optional[np.ndarray] = None
+    ) -> List[StateEntry]:
+        """An entry for each parameter of a bucket, of which this rank holds `stretch`; `whole`: what they are read
+        from.
+        """
+        found, start = [], 0  # where a parameter begins in the bucket
+        for parameter in self._shards.parameters[bucket.start : bucket.end]:
+            get: Callable[[], np.ndarray] = _not_gathered
+            if whole is not None:
+                get = partial(np.reshape, whole[start : start + parameter.size], parameter.shape)
+            set_own = partial(_set_stretch, stretch, bucket.stretch * self._shards.place, start)
+            name = f"{prefix}{parameter.name}"
+            found.append(StateEntry(name, tuple(parameter.shape), slice_of(parameter), get, set_own))
+            start += parameter.size
+        return found
 
 
 def _set_stretch(held: Parameter, first: int, start: int, value: np.ndarray) -> None:
-    """Sets what of `value`, whose numbers begin at `start` of the bucket, falls into the stretch `held`, which begins at
-    `first`.
+    """Sets what of `value`, whose numbers begin at `start` of the bucket, falls into the stretch `held`, which begins
+    at `first`.
     """
     own, numbers = held.asnumpy().copy(), value.reshape(-1)
     low, high = max(start, first), min(start + numbers.size, first + own.size)
@@ -80,10 +83,6 @@ def _set_stretch(held: Parameter, first: int, start: int, value: np.ndarray) -> 
 
 def _not_gathered() -> np.ndarray:
     raise RuntimeError("a moment that is shared out over ranks is read by OptimizerState.gathered")
-
-
-def _gathered_already(value: np.ndarray) -> None:
-    raise RuntimeError("a moment that is shared out over ranks is set by OptimizerState.entries")
 
 
 class OptimizerState:

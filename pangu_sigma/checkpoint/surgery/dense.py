@@ -2,10 +2,10 @@
 names.
 
 PanGu-alpha's names and layouts are those of its public code: `mindspore-ai/models`,
-official/nlp/Pangu_alpha/src/pangu_alpha.py, for the cells and both places of the final norm;
+official/nlp/Pangu_alpha/src/pangu_alpha.py, for the cells and both positions of the final norm;
 `mindspore-lab/mindformers`, mindformers/models/pangualpha/convert_weight.py, for the parameters. Query, key and value
 maps (`dense1` to `dense3`) are stored as (out, in), as here; the attention's output map and both maps of the
-feed-forward network as (in, out). Older files name the tables otherwise, or leave them in `.npy` files beside.
+feed-forward network as (in, out). Older files name the tables otherwise, or leave them in `.npy` files next to it.
 """
 
 from abc import ABC, abstractmethod
@@ -76,8 +76,12 @@ PANGU_ALPHA_ACTIVATIONS = ("fast_gelu", "gelu_tanh", "gelu")
 
 
 class DenseModel(ABC):
-    """Parameters of a dense model by this project's names. Attributes: origin, a line on what it is; tokenizer_sha256,
-    if known; tokenizer_file, if the model carries it.
+    """Parameters of a dense model by this project's names.
+
+    Attributes:
+        origin: a line on what it is.
+        tokenizer_sha256: if known.
+        tokenizer_file: if the model carries it.
     """
 
     origin: str
@@ -135,24 +139,26 @@ class OwnModel(DenseModel):
 class PanguAlpha(DenseModel):
     """A MindSpore `.ckpt` file of PanGu-alpha, all slices merged into one.
 
-    Args: final_norm: `before_query` for a model trained without pipeline parallelism, `after_query` for one trained
-    with it; the file does not say.
+    Args:
+        path: the file.
+        final_norm: `before_query` for a model trained without pipeline parallelism, `after_query` for one trained with
+            it; the file does not say.
     """
 
     def __init__(self, path: Path, final_norm: str) -> None:
         self._path = path
         self._final_norm = final_norm
         self._stored = _load(path)
-        self._places = self._find()
+        self._found = self._find()
         self.origin = f"inherited from PanGu-alpha's {path.name}, final norm {final_norm}"
 
     def names(self) -> List[str]:
-        return list(self._places)
+        return list(self._found)
 
     def read(self, name: str) -> np.ndarray:
-        if name not in self._places:
+        if name not in self._found:
             raise InputError(f"{self._path}: nothing for {name}; expected all parameters of PanGu-alpha in one file")
-        stored, transposed = self._places[name]
+        stored, transposed = self._found[name]
         array = self._stored[stored].astype(np.float32)
         return np.ascontiguousarray(array.T) if transposed else array
 
@@ -172,40 +178,35 @@ class PanguAlpha(DenseModel):
         )
 
     def _find(self) -> Dict[str, Tuple[str, bool]]:
-        """Our name -> (stored name, transposed). Raises InputError for a parameter of the backbone that has no place
-        here.
+        """Our name -> (stored name, transposed). Raises InputError for a parameter of the backbone that has no
+        counterpart here.
         """
-        places, left = {}, {name for name in self._stored if name.startswith("backbone.")}
+        found, left = {}, {name for name in self._stored if name.startswith("backbone.")}
         for ours, candidates in TABLES.items():
             stored = next((name for name in (*candidates, TABLE_FILES.get(ours, "")) if name in self._stored), None)
             if stored is not None:
-                places[ours] = stored, False
+                found[ours] = stored, False
                 left.discard(stored)
         for stored in sorted(left):
-            prefix, inner = _block_of(stored)
+            words = stored.split(".")  # as in backbone.blocks.3.layernorm1.gamma
+            prefix, inner = "", ""
+            if words[1] == "top_query_layer":
+                prefix, inner = "query_layer", ".".join(words[2:])
+            elif words[1] == "blocks" and len(words) > 3 and words[2].isdecimal():
+                prefix, inner = f"blocks.{words[2]}", ".".join(words[3:])
             part = next((name for name, (theirs, _) in BLOCK.items() if theirs == inner), None)
             if prefix and part is not None:
-                places[f"{prefix}.{part}"] = stored, BLOCK[part][1]
+                found[f"{prefix}.{part}"] = stored, BLOCK[part][1]
             elif not prefix or inner != WITHOUT_EFFECT:
                 raise InputError(
                     f"{self._path}: {stored} is no parameter of PanGu-alpha; expected names such as "
                     f"{TABLES['embedding.word'][0]}"
                 )
-        return places
-
-
-def _block_of(stored: str) -> Tuple[str, str]:
-    """("blocks.3", "layernorm1.gamma") <- "backbone.blocks.3.layernorm1.gamma"; ("", "") for what is in no block."""
-    words = stored.split(".")
-    if words[1] == "top_query_layer":
-        return "query_layer", ".".join(words[2:])
-    if words[1] == "blocks" and len(words) > 3 and words[2].isdecimal():
-        return f"blocks.{words[2]}", ".".join(words[3:])
-    return "", ""
+        return found
 
 
 def _load(path: Path) -> Dict[str, np.ndarray]:
-    """The file's tensors (a protocol buffer: no code in it), and tables in `.npy` files beside it."""
+    """The file's tensors (a protocol buffer: no code in it), and tables in `.npy` files next to it."""
     try:
         found = ms.load_checkpoint(str(path))
     except (ValueError, TypeError, RuntimeError, OSError) as error:
@@ -213,12 +214,12 @@ def _load(path: Path) -> Dict[str, np.ndarray]:
         raise InputError(f"{path}: cannot be read ({reason}); expected a MindSpore checkpoint") from None
     stored = {name: value.asnumpy() for name, value in found.items() if hasattr(value, "asnumpy")}
     for ours, name in TABLE_FILES.items():
-        beside = path.with_name(name)
-        if beside.is_file() and not any(candidate in stored for candidate in TABLES[ours]):
+        table = path.with_name(name)
+        if table.is_file() and not any(candidate in stored for candidate in TABLES[ours]):
             try:
-                stored[name] = np.load(beside, allow_pickle=False)
+                stored[name] = np.load(table, allow_pickle=False)
             except (OSError, ValueError) as error:
-                raise InputError(f"{beside}: cannot be read ({error}); expected an array of numbers") from None
+                raise InputError(f"{table}: cannot be read ({error}); expected an array of numbers") from None
     return stored
 
 

@@ -103,7 +103,7 @@ def draw_blueprint(config: Config, words: Vocabulary) -> Blueprint:
     initialise(network, config.train.seed, config.model.init_std)
     shared, banks, scalars = {}, {}, {}
     for parameter in network.get_parameters():
-        if is_expert_parameter(parameter):
+        if is_expert_parameter(parameter.name):
             banks[parameter.name] = tuple(parameter.shape[1:])
         elif parameter.shape:
             shared[parameter.name] = parameter.asnumpy()
@@ -162,8 +162,8 @@ def inherit(
         f"layers{f', noise {noise.share:g}' if noise.share else ''}"
     )
     print(
-        f"{rows.inherited} of {words.vocab_size} word rows inherited, {words.vocab_size - rows.inherited} drawn anew; begin with "
-        f"checkpoint.initial={target}"
+        f"{rows.inherited} of {words.vocab_size} word rows inherited, {words.vocab_size - rows.inherited} drawn anew; "
+        f"begin with checkpoint.initial={target}"
     )
 
 
@@ -228,12 +228,12 @@ class _Plan:
 
     def _word_table(self, initial: np.ndarray) -> np.ndarray:
         """The rows that are inherited, and for the others the new run's; every slot the same."""
-        words = self._rows.words
-        slot = initial[:words].copy()
+        vocab_size = self._rows.vocab_size
+        slot = initial[:vocab_size].copy()
         slot[self._rows.ours] = _shaped(
-            self._dense.read("embedding.word"), (self._rows.source_words, *slot.shape[1:]), "embedding.word"
+            self._dense.read("embedding.word"), (self._rows.source_vocab_size, *slot.shape[1:]), "embedding.word"
         )[self._rows.theirs]
-        return np.tile(slot, (len(initial) // words, 1))
+        return np.tile(slot, (len(initial) // vocab_size, 1))  # (slots * V, d) <- (V, d)
 
 
 def _shaped(value: np.ndarray, shape: Tuple[int, ...], name: str) -> np.ndarray:

@@ -13,28 +13,37 @@ from pangu_sigma.data.manifest import describe_file
 
 
 class Rows(NamedTuple):
-    """Row `ours[i]` of the new table is row `theirs[i]` of the old one; both <int64>[n]. words, source_words: rows of
-    each.
+    """Row `ours[i]` of the new table is row `theirs[i]` of the old one.
+
+    Attributes:
+        ours, theirs: <int64>[n].
+        vocab_size, source_vocab_size: rows of the new table, and of the old one.
     """
 
     ours: np.ndarray
     theirs: np.ndarray
-    words: int
-    source_words: int
+    vocab_size: int
+    source_vocab_size: int
 
     @property
     def inherited(self) -> int:
         return len(self.ours)
 
 
-def match_rows(dense: DenseModel, data: PreparedData, words: int, source_tokenizer: Optional[str]) -> Rows:
+def match_rows(dense: DenseModel, data: PreparedData, vocab_size: int, source_tokenizer: Optional[str]) -> Rows:
     """Rows by id, where both models have one tokenizer or nothing is known of the old one's; by piece, where the old
     one's is given.
+
+    Args:
+        dense: the old model.
+        data: whose tokenizer the new model has.
+        vocab_size: rows of the new table.
+        source_tokenizer: file of the old model's tokenizer; None: none is given.
 
     Raises InputError: the tokenizers are known to differ and none is given; the one given is not the model's or no
     SentencePiece model.
     """
-    source_words = len(dense.read("embedding.word"))
+    source_size = len(dense.read("embedding.word"))
     own = data.manifest.tokenizer_sha256
     if source_tokenizer is None:
         if dense.tokenizer_sha256 not in (None, own):
@@ -42,27 +51,23 @@ def match_rows(dense: DenseModel, data: PreparedData, words: int, source_tokeniz
                 f"data.path: {data.path} has another tokenizer than the dense model was trained with; expected the "
                 f"same, or --source-tokenizer {dense.tokenizer_file or 'FILE'} to match rows by their pieces"
             )
-        same = np.arange(min(words, source_words))
-        return Rows(same, same, words, source_words)
-    path_sha = _describe(source_tokenizer)
+        same = np.arange(min(vocab_size, source_size))
+        return Rows(same, same, vocab_size, source_size)
+    try:
+        path_sha = describe_file(Path(source_tokenizer)).sha256
+    except OSError as error:
+        raise InputError(
+            f"--source-tokenizer {source_tokenizer}: cannot be read ({error.strerror}); expected a SentencePiece model"
+        ) from None
     if dense.tokenizer_sha256 not in (None, path_sha):
         raise InputError(
             f"--source-tokenizer {source_tokenizer}: not the file that the dense model was trained with (sha256 "
             f"{str(dense.tokenizer_sha256)[:12]}...)"
         )
-    theirs = {piece: number for number, piece in enumerate(_pieces(source_tokenizer)[:source_words])}
+    theirs = {piece: number for number, piece in enumerate(_pieces(source_tokenizer)[:source_size])}
     pairs = [(number, theirs[piece]) for number, piece in enumerate(_pieces(data.tokenizer_path)) if piece in theirs]
     ours = np.array([number for number, _ in pairs], np.int64)
-    return Rows(ours, np.array([number for _, number in pairs], np.int64), words, source_words)
-
-
-def _describe(path: str) -> str:
-    try:
-        return describe_file(Path(path)).sha256
-    except OSError as error:
-        raise InputError(
-            f"--source-tokenizer {path}: cannot be read ({error.strerror}); expected a SentencePiece model"
-        ) from None
+    return Rows(ours, np.array([number for _, number in pairs], np.int64), vocab_size, source_size)
 
 
 def _pieces(path: str) -> List[str]:

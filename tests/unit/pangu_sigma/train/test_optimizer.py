@@ -4,7 +4,6 @@ import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn
 
 from locmoe_ops.tensor_parallel import slice_of
-from pangu_sigma.config.schema import OptimizerConfig
 from pangu_sigma.config.schema_run import OptimizerConfig
 from pangu_sigma.model.parameter_groups import decays, is_expert_parameter, ordered_parameters
 from pangu_sigma.train.optimizer import HybridAdam
