@@ -6,7 +6,7 @@ tensor-parallel group holds an equal part.
 
 import math
 from dataclasses import dataclass
-from typing import Tuple
+from typing import Optional, Tuple
 
 import numpy as np
 
@@ -69,7 +69,8 @@ class ExpertBank(nn.Cell):
         kernels: how they multiply.
         region: the group that splits the inner features, with the ways into it and out of it.
 
-    Inputs: x <float>[L, s, d]. Output: <compute_dtype>[L, s, d].
+    Inputs: x <float>[L, s, d], or with `of` <int32>[M] <float>[M, s, d], blocks of which each is for the local expert
+    of that number. Output: <compute_dtype>, as x.
     """
 
     def __init__(
@@ -113,11 +114,15 @@ class ExpertBank(nn.Cell):
                 drawn.append(values.reshape(shape))  # (a, b) <- (a * b,), of (d, f) or (f, d)
             parameter.set_data(Tensor(own_part(parameter, np.stack(drawn))))
 
-    def construct(self, x: Tensor) -> Tensor:
+    def construct(self, x: Tensor, of: Optional[Tensor] = None) -> Tensor:
         kind = self.compute_dtype
+        w_in, b_in, w_out, b_out = self.w_in, self.b_in, self.w_out, self.b_out
+        if of is not None:  # (M, ...) <- (L, ...), (M,)
+            w_in, b_in = ops.gather(w_in, of, 0), ops.gather(b_in, of, 0)
+            w_out, b_out = ops.gather(w_out, of, 0), ops.gather(b_out, of, 0)
         x = ops.cast(self.copy_in(x), kind)
-        hidden = self.add_bias(self.matmul(x, ops.cast(self.w_in, kind)), ops.cast(self.b_in, kind))
-        y = self.add_output_bias(self.matmul(self.act(hidden), ops.cast(self.w_out, kind)), ops.cast(self.b_out, kind))
+        hidden = self.add_bias(self.matmul(x, ops.cast(w_in, kind)), ops.cast(b_in, kind))
+        y = self.add_output_bias(self.matmul(self.act(hidden), ops.cast(w_out, kind)), ops.cast(b_out, kind))
         return self.reduce_out(y)
 
 

@@ -79,14 +79,17 @@ class MoEFeedForward(nn.Cell):
     2. dispatcher: tokens to expert buffers, on whichever rank; experts; back to tokens, scaled by their weights. A
        dropped token gets 0 and lives on in the residual. Where the dispatcher re-picks overflow, the token's second
        expert has its own weight.
+    3. The report: losses and sums for the objective and the metrics.
 
     Args:
-        routing, dispatcher, experts: the parts. scale_by_gate: False gives each of a token's k experts the weight 1/k,
-            so that experts that are copies of one network give what that network gives.
+        routing, dispatcher, experts: the parts.
         local: bool[layout ranks, E], experts on the same node as a rank (`local_experts_table`), for the statistics.
+        scale_by_gate: False gives each of a token's k experts the weight 1/k, so that experts that are copies of one
+            network give what that network gives.
         evaluation_dispatcher: used outside training, where more slots are wanted; default: the same.
 
-    Inputs: x <float>[T, d]; tokens, a dict of ids, domain, home, seed <int32>[T] each.
+    Inputs: x <float>[T, d]; tokens, a dict of ids, domain, home, seed <int32>[T] each; dispatcher, in place of the
+    layer's own, as inference has it; default: its own.
     Outputs: y <float>[T, d] in x's dtype, and a dict of aux_loss, locality_loss (weighted, equal on all ranks) and this
     rank's sums: assigned <float32>[E] (as chosen, before drops), kept and kept_local <float32> scalars (as finally
     taken), and undecided <float32>, the assignments of tokens that the router's rule left undecided, where the router
@@ -111,39 +114,39 @@ class MoEFeedForward(nn.Cell):
         self.repicks = dispatcher.repicks
         if not self.repicks == self.evaluation_dispatcher.repicks == routing.router.offers_second:
             raise InputError(
-                f"overflow: the dispatchers re-pick: {self.repicks}, {self.evaluation_dispatcher.repicks}; the router offers "
-                f"second experts: {routing.router.offers_second}; expected all alike"
+                f"overflow: the dispatchers re-pick: {self.repicks}, {self.evaluation_dispatcher.repicks}; the router "
+                f"offers second experts: {routing.router.offers_second}; expected all alike"
             )
         self.scale_by_gate = scale_by_gate
         self.top_k = routing.router.top_k
         self.num_experts = routing.router.num_experts
         self.local = Tensor(np.asarray(local, np.float32))
 
-    def construct(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tuple[Tensor, Dict[str, Tensor]]:
+    def construct(
+        self, x: Tensor, tokens: Dict[str, Tensor], dispatcher: Optional[Dispatcher] = None
+    ) -> Tuple[Tensor, Dict[str, Tensor]]:
         routing = self.routing(x, tokens)
-        weight = routing["weight"]
-        scale = weight if self.scale_by_gate else self._even(weight)
-        chosen, gate = routing["expert"], ops.stop_gradient(weight)
-        second = self._second(routing) if self.repicks else None
-        if self.training:
+        chosen, gate, scale = routing["expert"], ops.stop_gradient(routing["weight"]), self._scale(routing["weight"])
+        second = (routing["second_expert"], self._scale(routing["second_weight"])) if self.repicks else None
+        if dispatcher is not None:
+            y, context = dispatcher.forward(x, chosen, gate, scale, self.experts, second)
+        elif self.training:
             y, context = self.dispatcher.forward(x, chosen, gate, scale, self.experts, second)
         else:
             y, context = self.evaluation_dispatcher.forward(x, chosen, gate, scale, self.experts, second)
         return ops.cast(y, x.dtype), self._report(routing, context, tokens["home"])
 
-    def _second(self, routing: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
-        weight = routing["second_weight"]
-        return routing["second_expert"], weight if self.scale_by_gate else self._even(weight)
+    def _scale(self, weight: Tensor) -> Tensor:
+        """What outputs of experts are multiplied by, given the router's weights: the same shape."""
+        return weight if self.scale_by_gate else ops.full_like(weight, 1.0 / self.top_k)
 
-    def _even(self, weight: Tensor) -> Tensor:
-        return ops.full_like(weight, 1.0 / self.top_k)
-
-    def _report(self, routing: Dict[str, Tensor], context: DispatchContext, home: Tensor) -> Dict[str, Tensor]:
-        kept = context["keep_mask"]
-        chosen = one_hot(routing["expert"].T.reshape(-1), self.num_experts)  # (N, E), choice-major as `kept`
+    def _report(self, routing: RoutingResult, context: DispatchContext, home: Tensor) -> Dict[str, Tensor]:
+        """Losses, and sums over this rank's assignments; `context` is the dispatcher's, `home` <int32>[T]."""
+        kept = context["keep_mask"]  # (N, 1), choice-major
+        chosen = one_hot(routing["expert"].T.reshape(-1), self.num_experts)  # (N, E) <- (N,) <- (T, k)
         finally_taken = one_hot(context["expert"], self.num_experts) if self.repicks else chosen
-        nearby = ops.gather(self.local, home, 0)  # (T, E)
-        nearby = nearby if self.top_k == 1 else ops.tile(nearby, (self.top_k, 1))
+        nearby = ops.gather(self.local, home, 0)  # (T, E) <- (layout ranks, E), (T,)
+        nearby = nearby if self.top_k == 1 else ops.tile(nearby, (self.top_k, 1))  # (N, E) <- (T, E)
         report = {
             "aux_loss": routing["aux_loss"],
             "locality_loss": routing["locality_loss"],

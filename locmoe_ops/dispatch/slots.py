@@ -25,6 +25,7 @@ class DispatchContext(TypedDict, total=False):
             where re-picked and kept.
         counts: of `SortedAssignment` alone: <int32>[E], assignments of each expert, by position.
         order: of `FusedRaggedDispatcher` alone: what `TokenUnsort` needs.
+        block_expert: at inference alone: <int32>[blocks], the local expert of each block of slots.
     """
 
     slot: Tensor
@@ -35,6 +36,7 @@ class DispatchContext(TypedDict, total=False):
     repicked: Tensor
     counts: Tensor
     order: Tensor
+    block_expert: Tensor
 
 
 def exclusive_cumsum(counts: Tensor) -> Tensor:

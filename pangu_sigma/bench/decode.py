@@ -10,14 +10,13 @@ from typing import Any, Callable, List, NamedTuple, Sequence, Tuple
 import numpy as np
 from tqdm import tqdm
 
-import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from pangu_sigma.bench.timing import ROUNDS, WARM_UP, even_vocabulary, in_turn, seconds
 from pangu_sigma.config.derived import experts_per_group
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
-from pangu_sigma.inference.cells import Decode, cache_bytes
+from pangu_sigma.inference.cells import Decode, cache_bytes, empty_caches
 from pangu_sigma.inference.load import inference_config, network_context
 from pangu_sigma.model.initialise import initialise
 from pangu_sigma.model.pangu_sigma import PanGuSigma
@@ -70,8 +69,7 @@ class _Step:
         self._cell = Decode(network, context, rows, shape.sequence_length)
         column = np.full((rows, 1), shape.sequence_length - 1, np.int32)
         ids = np.random.default_rng(rows).integers(0, shape.vocab_size, (rows, 1)).astype(np.int32)
-        cache = np.zeros((rows, shape.num_heads, shape.sequence_length, shape.head_size), np.float32)
-        caches = [Tensor(cache, shape.compute_dtype) for _ in range(2 * (len(network.blocks) + 1))]
+        caches = empty_caches(network, rows, shape.sequence_length)
         self._inputs = [*map(Tensor, (ids, column, column, self.domain, np.zeros(rows, np.int32))), *caches]
 
     def __call__(self) -> Any:
@@ -102,9 +100,7 @@ def step_bytes(network: PanGuSigma, context: SparseContext, domain: np.ndarray) 
         elif parameter.name in ("embedding.position", "query_layer.top_query"):
             count *= len(domain) / shape.sequence_length
         total += count
-    layers = len(network.blocks) + 1
-    item = 2 if shape.compute_dtype != ms.float32 else _ITEM
-    return StepBytes(_ITEM * total, cache_bytes(layers, len(domain), shape.sequence_length, shape.hidden_size, item))
+    return StepBytes(_ITEM * total, cache_bytes(network, len(domain), shape.sequence_length))
 
 
 class _Product(nn.Cell):

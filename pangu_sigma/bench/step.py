@@ -126,7 +126,8 @@ class _Attention(nn.Cell):
         self.attention = attention
 
     def construct(self, x: Tensor, documents: Tensor, seeds: Tensor) -> Tensor:
-        return self.attention(x, attention_mask(documents), seeds)
+        context = {"mask": attention_mask(documents), "positions": documents, "seeds": seeds}
+        return self.attention(x, context)[0]
 
 
 class _DenseFFN(nn.Cell):

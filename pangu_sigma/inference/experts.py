@@ -11,18 +11,19 @@ Shape legend: T tokens, k choices, N = k * T assignments (choice-major), E exper
 block, M blocks, d hidden size.
 """
 
-from typing import Dict, Tuple
+from typing import Callable, Optional, Tuple
 
 import numpy as np
 
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
-from locmoe_ops.dispatch.slots import DispatchContext, PermuteRows, exclusive_cumsum, slot_permutation
+from locmoe_ops.dispatch.base import Dispatcher
+from locmoe_ops.dispatch.geometry import DispatchSetup, LayerSlots
+from locmoe_ops.dispatch.slots import DispatchContext, exclusive_cumsum, slot_permutation
 from locmoe_ops.experts import ExpertBank
-from locmoe_ops.moe import MoEFeedForward
 from locmoe_ops.routers.base import one_hot
-from locmoe_ops.topology import ExpertPlacement
+from locmoe_ops.topology import Placement
 
 # What the choice of a block size weighs: a copied weight is read, written and read again; a product of a weight and one
 # row takes about a twentieth of the time of reading the weight (10 GB/s and 100 GFLOP/s). Only speed hangs on them.
@@ -31,7 +32,11 @@ _ROW = 0.05
 
 
 def most_blocks(assignments: int, experts: int, size: int) -> int:
-    """M: blocks of `size` rows that are enough wherever the assignments go, none of them shared by two experts."""
+    """M: how many blocks are enough wherever the assignments go, none of them shared by two experts.
+
+    Args:
+        assignments: N. experts: L. size: c.
+    """
     return min(assignments, (assignments + min(experts, assignments) * (size - 1)) // size)
 
 
@@ -43,117 +48,115 @@ def block_size(assignments: int, experts: int) -> int:
     return best if costs[best] < experts * (1.0 + _ROW * assignments) else 0
 
 
-class BlockExperts(nn.Cell):
-    """Rows through their experts, block by block; 0 for rows whose expert is on another rank.
+class BlockSlots(nn.Cell):
+    """Places of assignments in blocks of c rows, each with one expert; none is dropped.
+
+    Where c is 0, each expert held here has one block with a row for every token, whether or not it was chosen: for few
+    experts and many tokens. Where c is 1, assignment i has block i. Else:
 
     1. Rank of each assignment among those of its expert; with it, its place in the expert's blocks.
-    2. Rows to blocks, and the weights of each block's expert beside it.
-    3. The experts' network, as one batched product; rows back to their assignments.
-
-    With blocks of one row, step 1 has nothing to do.
+    2. The map into blocks and its inverse, and the expert of each block.
 
     Args:
-        held: L. size: c.
+        experts: global ids of the experts held here, L of them. num_experts: E.
+        tokens: T. top_k: k. size: c.
 
-    Inputs: rows <float>[N, d]; held <int32>[N], each one's row of the bank, L where the expert is elsewhere; bank.
-    Output: <compute_dtype>[N, d].
+    Inputs: expert <int32>[T, k], global ids, E where there is none; gate, unused: nothing is dropped. Output: as
+    `SlotAssignment`, of M * c slots, keep_mask being 0 where the expert is on another rank; and block_expert <int32>[M],
+    which of those held here a block belongs to (any, where the block is empty).
     """
 
-    def __init__(self, held: int, assignments: int, size: int) -> None:
-        super().__init__(auto_prefix=False)
-        self.size = size
-        self.held = held
-        self.blocks = most_blocks(assignments, held, size)
-        self.index = Tensor(np.arange(assignments, dtype=np.int32))
-        self.numbers = Tensor(np.arange(self.blocks, dtype=np.float32).reshape(-1, 1))
-        self.permute = PermuteRows()
+    def __init__(self, experts: Tuple[int, ...], num_experts: int, tokens: int, top_k: int, size: int) -> None:
+        super().__init__()
+        self.held, self.size = len(experts), size
+        count = tokens * top_k
+        place = np.full(num_experts + 1, self.held, np.int32)  # in the bank, by global id; L: elsewhere, or no expert
+        place[list(experts)] = np.arange(self.held)
+        self.place = Tensor(place)
+        self.index = Tensor(np.arange(count, dtype=np.int32))
+        self.blocks = most_blocks(count, self.held, size) if size else self.held
+        self.block_numbers = Tensor(np.arange(self.blocks, dtype=np.float32).reshape(-1, 1))  # (M, 1)
+        source = np.tile(np.arange(tokens), self.held) if size == 0 else np.arange(count)  # of fixed places: (M * c,)
+        self.source = Tensor(source.astype(np.int32))
+        self.all_filled = Tensor(np.ones((len(source), 1), np.float32))
+        self.token = Tensor(np.tile(np.arange(tokens), top_k).astype(np.int32))  # (N,), of each assignment
+        self.tokens = tokens
 
-    def construct(self, rows: Tensor, held: Tensor, bank: ExpertBank) -> Tensor:
-        here = held < self.held
-        if self.size == 1:
-            found = self._feed(rows.expand_dims(1), ops.minimum(held, self.held - 1), bank).reshape(rows.shape)
-        else:
-            places, block_expert = self._places(held, here)
-            blocks = self.permute(rows, places["assignment"], places["slot_mask"], places["slot"], places["keep_mask"])
-            blocks = self._feed(blocks.reshape(self.blocks, self.size, -1), block_expert, bank)
-            found = ops.gather(blocks.reshape(-1, rows.shape[-1]), places["slot"], 0)
-        return found * ops.cast(here, found.dtype).reshape(-1, 1)
+    def construct(self, expert: Tensor, gate: Tensor) -> DispatchContext:
+        held = ops.gather(self.place, expert.T.reshape(-1), 0)  # (N,) <- (E + 1,), (N,) <- (T, k)
+        here, nearest = held < self.held, ops.minimum(held, self.held - 1)
+        if self.size > 1:
+            return self._places(held, here)
+        return {
+            "slot": self.index if self.size == 1 else nearest * self.tokens + self.token,
+            "keep_mask": ops.cast(here, dtype.float32).reshape(-1, 1),  # (N, 1) <- (N,)
+            "assignment": self.source,
+            "slot_mask": self.all_filled,
+            "block_expert": nearest,
+        }
 
-    def _places(self, held: Tensor, here: Tensor) -> Tuple[DispatchContext, Tensor]:
-        """The map into blocks, as `slot_permutation` has it, and the experts of the blocks <int32>[M] (any, where a
-        block is empty).
-        """
+    def _places(self, held: Tensor, here: Tensor) -> DispatchContext:
+        """held <int32>[N], L where the expert is elsewhere; here bool[N] -> the output."""
         member = one_hot(held, self.held)  # (N, L)
-        rank = (exclusive_cumsum(member) * member).sum(1)
+        rank = (exclusive_cumsum(member) * member).sum(1)  # (N,)
         used = ops.ceil(member.sum(0) / self.size)  # (L,) blocks
         end = ops.cumsum(used, 0)
-        slot = (member * (end - used)).sum(1) * self.size + rank
-        block_expert = ops.cast(self.numbers >= end, dtype.int32).sum(1)  # experts whose blocks all lie before this one
+        slot = (member * (end - used)).sum(1) * self.size + rank  # (N,)
         places = slot_permutation(ops.cast(slot, dtype.int32), here, self.index, self.blocks * self.size)
-        return places, ops.minimum(block_expert, self.held - 1)
-
-    def _feed(self, x: Tensor, expert: Tensor, bank: ExpertBank) -> Tensor:
-        """<float>[M, c, d] -> the same, by expert <int32>[M]."""
-        kind = bank.compute_dtype
-        w_in, b_in = ops.gather(bank.w_in, expert, 0), ops.gather(bank.b_in, expert, 0)
-        w_out, b_out = ops.gather(bank.w_out, expert, 0), ops.gather(bank.b_out, expert, 0)
-        hidden = bank.act(bank.matmul(ops.cast(x, kind), ops.cast(w_in, kind)) + ops.cast(b_in, kind))
-        return bank.matmul(hidden, ops.cast(w_out, kind)) + ops.cast(b_out, kind)
+        before = ops.cast(self.block_numbers >= end, dtype.int32).sum(1)  # (M,): experts whose blocks lie before it
+        places["block_expert"] = ops.minimum(before, self.held - 1)
+        return places
 
 
-class SparseInference(nn.Cell):
-    """A trained sparse layer for `tokens` tokens at a time, none of them dropped.
-
-    The router decides as in evaluation. A token's experts do not depend on the other tokens, nor does its result.
+class InferenceDispatcher(Dispatcher):
+    """In the place of a trained layer's dispatcher (see `MoEFeedForward`): all of its ranks have the same tokens, none
+    is dropped, and none moves. A token's experts do not depend on the other tokens, nor does its result.
 
     Args:
-        collectives: of the `ep` group that the experts are spread over; its ranks must all have the same tokens. tag:
-            of its sum.
-
-    Inputs and first output: as `MoEFeedForward`.
+        slots: places of the assignments in blocks. setup: what fixes the shapes.
+        collectives: of the `ep` group that the experts are spread over. tag: of its sum.
     """
 
-    def __init__(
-        self, layer: MoEFeedForward, placement: ExpertPlacement, tokens: int, collectives: Collectives, tag: str
-    ) -> None:
-        super().__init__(auto_prefix=False)
-        self.layer = layer
-        self.top_k = layer.top_k
-        experts = layer.experts.local_experts
-        self.held = len(experts)
-        rows = np.full(placement.num_experts, self.held, np.int32)  # of the bank, by global id; L: elsewhere
-        rows[list(experts)] = np.arange(self.held)
-        self.row_of = Tensor(rows)
-        assignments = tokens * self.top_k
-        size = block_size(assignments, self.held)
-        self.by_blocks = size > 0
-        self.blocks = BlockExperts(self.held, assignments, size) if size else nn.Identity()
+    def __init__(self, slots: BlockSlots, setup: DispatchSetup, collectives: Collectives, tag: str) -> None:
+        rows = slots.blocks * (slots.size or slots.tokens)
+        super().__init__(collectives, setup, LayerSlots(slots.size, 0, (rows,), rows), slots, tag)
+        self.blocks = slots.blocks
+        self.by_block = slots.size > 0
         self.sum = collectives.all_reduce("ep", tag)
 
-    def construct(self, x: Tensor, tokens: Dict[str, Tensor]) -> Tensor:
-        routing = self.layer.routing(x, tokens)
-        held = ops.gather(self.row_of, routing["expert"].T.reshape(-1), 0)  # (N,)
-        weight = routing["weight"]
-        scale = (weight if self.layer.scale_by_gate else ops.full_like(weight, 1.0 / self.top_k)).T.reshape(
-            -1, 1
-        )  # (N, 1)
-        y = self._some(x, held, scale) if self.by_blocks else self._all(x, held, scale)
-        return self.sum(y)
+    def forward(
+        self,
+        x: Tensor,
+        expert: Tensor,
+        gate: Tensor,
+        scale: Tensor,
+        experts: Callable[..., Tensor],
+        second: Optional[Tuple[Tensor, Tensor]] = None,
+    ) -> Tuple[Tensor, DispatchContext]:
+        """As `Dispatcher`'s, summed over the group."""
+        y, context = super().forward(x, expert, gate, scale, experts, second)
+        return self.sum(y), context
 
-    def _some(self, x: Tensor, held: Tensor, scale: Tensor) -> Tensor:
-        """Each assignment through its expert."""
-        rows = x if self.top_k == 1 else ops.tile(x, (self.top_k, 1))  # (N, d) <- (T, d)
-        rows = self.blocks(rows, held, self.layer.experts)
-        return self._over_choices(rows * ops.cast(scale, rows.dtype))
+    def run_experts(self, buffer: Tensor, context: DispatchContext, experts: Callable[..., Tensor]) -> Tensor:
+        """<compute_dtype>[M * c, d] <- `buffer` <float>[M * c, d]: each block through its expert of `experts`, an
+        `ExpertBank`; `context`: of `BlockSlots`.
+        """
+        blocks = buffer.reshape(self.blocks, -1, buffer.shape[-1])  # (M, c, d) <- (M * c, d)
+        y = experts(blocks, context["block_expert"]) if self.by_block else experts(blocks)
+        return y.reshape(buffer.shape)  # (M * c, d) <- (M, c, d)
 
-    def _all(self, x: Tensor, held: Tensor, scale: Tensor) -> Tensor:
-        """Each token through each expert, for few experts and many tokens."""
-        rows = self.layer.experts(ops.tile(x.expand_dims(0), (self.held, 1, 1)))  # (L, T, d)
-        scale = self._over_choices(one_hot(held, self.held) * scale)  # (T, L)
-        return (rows * ops.cast(scale.T.expand_dims(2), rows.dtype)).sum(0)
 
-    def _over_choices(self, of_assignments: Tensor) -> Tensor:
-        """(T, n) <- (N, n), summed."""
-        if self.top_k == 1:
-            return of_assignments
-        return of_assignments.reshape(self.top_k, -1, of_assignments.shape[-1]).sum(0)
+def inference_dispatcher(
+    experts: ExpertBank, placement: Placement, tokens: int, top_k: int, collectives: Collectives, tag: str
+) -> InferenceDispatcher:
+    """The dispatcher for a sparse layer that takes `tokens` tokens at a time, with blocks of the size that costs least.
+
+    Args:
+        experts: the layer's, as far as they are held here. placement: of all of them.
+        tokens: T. top_k: k.
+        collectives, tag: see `InferenceDispatcher`.
+    """
+    held = experts.local_experts
+    size = block_size(tokens * top_k, len(held))
+    setup = DispatchSetup(collectives.topology, placement, tokens, top_k)
+    return InferenceDispatcher(BlockSlots(held, placement.num_experts, tokens, top_k, size), setup, collectives, tag)

@@ -1,18 +1,21 @@
-"""Masked multi-head attention. Shape legend: B rows, S positions, T = B * S, H heads, D head size, d = H * D.
+"""Masked multi-head attention, with or without a cache of keys and values.
 
-In a tensor-parallel group each rank has H / P of the heads: its rows of the maps of query, key and value, its columns
-of the output map.
+Shape legend: B sequences, S positions (with a cache: tokens of a sequence that a call takes), T = B * S tokens, H heads
+of this rank, D head size, d hidden size, L places of a cache.
+
+In a tensor-parallel group each rank has its share of the heads: its rows of the projections of query, key and value,
+its columns of the output projection.
 """
 
 import math
-from typing import Tuple
+from typing import Dict, Optional, Tuple, TypedDict
 
 from mindspore import Tensor, dtype, nn, ops
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
 from locmoe_ops.random import SeededDropout
-from pangu_sigma.model.dims import ModelDims
-from pangu_sigma.model.layers import Linear
+from pangu_sigma.model.dims import BatchContext, ModelDims
+from pangu_sigma.model.layers import Linear, column_parallel, row_parallel
 
 
 def attention_mask(documents: Tensor) -> Tensor:
@@ -21,9 +24,62 @@ def attention_mask(documents: Tensor) -> Tensor:
     documents: <int32>[B, S], number of the document within its row.
     """
     length = documents.shape[1]
-    same = ops.equal(documents.expand_dims(2), documents.expand_dims(1))
+    same = ops.equal(documents.expand_dims(2), documents.expand_dims(1))  # (B, S, S) <- (B, S, 1), (B, 1, S)
     allowed = ops.logical_and(same, ops.ones((length, length), dtype.float32).tril() > 0)
-    return (ops.cast(allowed, dtype.float32) - 1.0).expand_dims(1) * 10000.0
+    return (ops.cast(allowed, dtype.float32) - 1.0).expand_dims(1) * 10000.0  # (B, 1, S, S) <- (B, S, S)
+
+
+def cached_mask(places: Tensor, positions: Tensor, length: int) -> Tensor:
+    """<float32>[B, 1, S, L]: 0 where a token may look, -10000 elsewhere: from its document's first token to itself.
+
+    Args:
+        places, positions: <int32>[B, S], of the tokens that look; a document begins `position` places before.
+        length: L.
+    """
+    others = ops.arange(0, length, 1, dtype=dtype.int32)
+    last = places.expand_dims(2)  # (B, S, 1) <- (B, S)
+    first = last - positions.expand_dims(2)  # (B, S, 1)
+    allowed = ops.logical_and(others <= last, others >= first)  # (B, S, L) <- (L,), (B, S, 1)
+    return (ops.cast(allowed, dtype.float32) - 1.0).expand_dims(1) * 10000.0  # (B, 1, S, L) <- (B, S, L)
+
+
+class KeyValueCache(TypedDict, total=False):
+    """Keys and values of earlier tokens, for one attention layer.
+
+    Attributes:
+        places: <int32>[B, S], where in the cache this call's tokens belong.
+        key, value: <compute_dtype>[B, H, L, D]; missing in a first call, whose S = L tokens fill the cache.
+    """
+
+    places: Tensor
+    key: Tensor
+    value: Tensor
+
+
+def extend_cache(cache: KeyValueCache, key: Tensor, value: Tensor) -> Dict[str, Tensor]:
+    """The key and value of a cache, <float>[B, H, L, D], with those of new tokens in their places.
+
+    Args:
+        cache: what there is so far.
+        key, value: of this call's tokens, <float>[B, H, S, D]; S is 1, or L for a first call.
+    """
+    if "key" not in cache:
+        return {"key": key, "value": value}
+    places = cache["places"]
+    return {"key": write_rows(cache["key"], key, places), "value": write_rows(cache["value"], value, places)}
+
+
+def write_rows(cache: Tensor, new: Tensor, places: Tensor) -> Tensor:
+    """The cache [B, H, L, D] with one new row of each sequence and head.
+
+    Args:
+        cache: [B, H, L, D]. new: [B, H, 1, D]. places: <int32>[B, 1], of the new rows.
+    """
+    sequences, heads, length, size = cache.shape
+    first = ops.arange(0, sequences * heads * length, length, dtype=dtype.int32)  # (B * H,), each head's place 0
+    index = (first.reshape(sequences, heads) + places).reshape(-1, 1)  # (B * H, 1) <- (B, H) <- (B * H,), (B, 1)
+    flat = ops.tensor_scatter_update(cache.reshape(-1, size), index, new.reshape(-1, size))  # (B * H * L, D)
+    return flat.reshape(cache.shape)  # (B, H, L, D) <- (B * H * L, D)
 
 
 class SoftmaxRows(nn.Cell):
@@ -48,129 +104,130 @@ class SoftmaxRows(nn.Cell):
 class AttentionCore(nn.Cell):
     """softmax(Q K^T / sqrt(D) + mask) V; the softmax in float32.
 
-    Inputs: query, key, value <float>[B, H, S, D]; mask <float32>[B, 1, S, S]; seeds <int32>[B]. Output: <float>[T, H *
-    D]. H are this rank's heads; dropout goes by their place among all.
+    Args:
+        dims: sizes. salt: tells the dropout layers of a model apart.
+
+    Inputs: query <float>[B, H, S, D]; key, value <float>[B, H, L, D] (L = S without a cache); mask <float32>[B, 1, S,
+    L]; seeds <int32>[B]. Output: <float>[T, H * D]. H are this rank's heads; dropout goes by their place among all.
     """
 
-    def __init__(self, shape: ModelDims, salt: int) -> None:
+    def __init__(self, dims: ModelDims, salt: int) -> None:
         super().__init__()
-        self.width = shape.local_heads * shape.head_size
-        self.scale = 1.0 / math.sqrt(shape.head_size)
+        self.width = dims.local_heads * dims.head_size
+        self.scale = 1.0 / math.sqrt(dims.head_size)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.softmax = SoftmaxRows()
-        length = shape.local_heads * shape.sequence_length**2
-        self.dropout = SeededDropout(shape.attention_dropout, length, salt, start=shape.tensor.index * length)
+        length = dims.local_heads * dims.sequence_length**2
+        self.dropout = SeededDropout(dims.attention_dropout, length, salt, start=dims.tensor.index * length)
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
         scores = ops.cast(self.scores(query * self.scale, key), dtype.float32) + mask
+        # (B, H, S, L) <- (B * H * S, L) <- (B, H, S, L)
         probabilities = self.softmax(scores.reshape(-1, scores.shape[-1])).reshape(scores.shape)
         probabilities = self.dropout(probabilities, seeds)
         mixed = self.mix(ops.cast(probabilities, value.dtype), value)
-        return mixed.transpose(0, 2, 1, 3).reshape(-1, self.width)
+        return mixed.transpose(0, 2, 1, 3).reshape(-1, self.width)  # (T, H * D) <- (B, S, H, D) <- (B, H, S, D)
 
 
 class FlashCore(nn.Cell):
     """`AttentionCore` without dropout as Ascend's FlashAttentionScore, which keeps no scores for the backward pass.
     fp16 and bf16.
 
+    Args:
+        dims: sizes.
+
     Inputs and output: as `AttentionCore`.
     """
 
-    def __init__(self, shape: ModelDims) -> None:
+    def __init__(self, dims: ModelDims) -> None:
         super().__init__()
-        self.width = shape.local_heads * shape.head_size
+        self.width = dims.local_heads * dims.head_size
         self.attention = FlashAttentionScore(
-            shape.local_heads, scale_value=1.0 / math.sqrt(shape.head_size), input_layout="BNSD"
+            dims.local_heads, scale_value=1.0 / math.sqrt(dims.head_size), input_layout="BNSD"
         )
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
         barred = ops.cast(mask < 0.0, dtype.uint8)
-        mixed = self.attention(query, key, value, None, None, None, barred, None)[3]
-        return mixed.transpose(0, 2, 1, 3).reshape(-1, self.width)
-
-
-def attention_core(shape: ModelDims, salt: int) -> nn.Cell:
-    """The core that the configuration asks for."""
-    return FlashCore(shape) if shape.flash_attention else AttentionCore(shape, salt)
+        _, _, _, mixed = self.attention(query, key, value, None, None, None, barred, None)
+        return mixed.transpose(0, 2, 1, 3).reshape(-1, self.width)  # (T, H * D) <- (B, S, H, D) <- (B, H, S, D)
 
 
 def split_heads(x: Tensor, shape: Tuple[int, int, int, int]) -> Tensor:
-    """[B, H, S, D] <- [T, d], with `shape` (B, S, H, D)."""
-    return x.reshape(shape).transpose(0, 2, 1, 3)
+    """[B, H, S, D] <- [T, H * D], with `shape` (B, S, H, D)."""
+    return x.reshape(shape).transpose(0, 2, 1, 3)  # (B, H, S, D) <- (B, S, H, D) <- (T, H * D)
 
 
-def qkv_projection(shape: ModelDims, has_bias: bool = True) -> Linear:
+def qkv_projection(dims: ModelDims, has_bias: bool = True) -> Linear:
     """To query, key or value of this rank's heads."""
     return Linear(
-        shape.hidden_size, shape.hidden_size, shape.compute_dtype, has_bias=has_bias, part=shape.tensor.slice(0)
+        dims.hidden_size,
+        dims.hidden_size,
+        dims.compute_dtype,
+        has_bias=has_bias,
+        sharding=column_parallel(dims.tensor),
     )
 
 
-def key_map(shape: ModelDims) -> Linear:
-    """Without the bias that PanGu-alpha has here: it adds the same to all scores of a query, which softmax does not
-    see, so that its gradient is rounding alone, and Adam would make steps of it.
-    """
-    return qkv_projection(shape, has_bias=False)
-
-
-def output_projection(shape: ModelDims, tag: str) -> Linear:
-    """From this rank's heads back to the residual stream, summed over the tensor-parallel group."""
+def output_projection(dims: ModelDims, tag: str) -> Linear:
+    """From this rank's heads back to the residual stream, summed over the tensor-parallel group; `tag` names the sum."""
     return Linear(
-        shape.hidden_size,
-        shape.hidden_size,
-        shape.compute_dtype,
-        residual=True,
-        part=shape.tensor.slice(1),
-        leave=shape.tensor.reduce_out(tag),
+        dims.hidden_size, dims.hidden_size, dims.compute_dtype, residual=True, sharding=row_parallel(dims.tensor, tag)
     )
 
 
-class SelfAttention(nn.Cell):
-    """Causal self-attention: query, key and value, each by its own map as in PanGu-alpha; the core; the output map.
+class Attention(nn.Cell):
+    """Causal attention, the one of all blocks. The query layer's differs in its query alone, which is learned and not
+    made of the text (PanGu-alpha).
 
-    Inputs: x <float>[T, d] (normed); mask <float32>[B, 1, S, S]; seeds <int32>[B]. Output: <compute_dtype>[T, d].
+    1. Query, key and value, each by its own projection as in PanGu-alpha, split into heads.
+    2. With a cache: key and value join those of earlier tokens.
+    3. The core: every query mixes the values that its mask lets it see.
+    4. The output projection.
+
+    Args:
+        dims: sizes.
+        salt: tells the dropout layers of a model apart, and the layer's collectives.
+        learned_query: whether a query is given beside x.
+
+    Inputs: x <float>[T, d] (normed); context (mask, positions and seeds are read); learned_query <float32>[T, d], not
+    normed, or None: x asks; cache: see `KeyValueCache`; None: nothing is kept. Outputs: <compute_dtype>[T, d]; key and
+    value of the cache <compute_dtype>[B, H, L, D], this call's among them, in a dict, which is empty without a cache.
     """
 
-    def __init__(self, shape: ModelDims, salt: int) -> None:
+    def __init__(self, dims: ModelDims, salt: int, learned_query: bool = False) -> None:
         super().__init__()
         tag = f"tensor/attention {salt}"
-        self.heads = (shape.rows, shape.sequence_length, shape.local_heads, shape.head_size)
-        self.enter = shape.tensor.copy_in(tag)
-        self.query = qkv_projection(shape)
-        self.key = key_map(shape)
-        self.value = qkv_projection(shape)
-        self.core = attention_core(shape, salt)
-        self.project = output_projection(shape, tag)
+        self.num_heads, self.head_size = dims.local_heads, dims.head_size
+        self.copy_in = dims.tensor.copy_in(tag)
+        self.copy_in_query = dims.tensor.copy_in(f"{tag}/query") if learned_query else nn.Identity()
+        self.query = qkv_projection(dims)
+        # Without the bias that PanGu-alpha has here: it adds the same to all scores of a query, which softmax does not
+        # see, so that its gradient is rounding alone, and Adam would make steps of it.
+        self.key = qkv_projection(dims, has_bias=False)
+        self.value = qkv_projection(dims)
+        self.core = FlashCore(dims) if dims.flash_attention else AttentionCore(dims, salt)
+        self.project = output_projection(dims, tag)
 
-    def construct(self, x: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
-        x = self.enter(x)
-        query, key = split_heads(self.query(x), self.heads), split_heads(self.key(x), self.heads)
-        value = split_heads(self.value(x), self.heads)
-        return self.project(self.core(query, key, value, mask, seeds))
+    def construct(
+        self,
+        x: Tensor,
+        context: BatchContext,
+        learned_query: Optional[Tensor] = None,
+        cache: Optional[KeyValueCache] = None,
+    ) -> Tuple[Tensor, Dict[str, Tensor]]:
+        sequences, length = context["positions"].shape
+        heads = (sequences, length, self.num_heads, self.head_size)
+        x = self.copy_in(x)
+        asking = x if learned_query is None else self.copy_in_query(learned_query)
+        query, key = split_heads(self.query(asking), heads), split_heads(self.key(x), heads)
+        value = split_heads(self.value(x), heads)
+        kept: Dict[str, Tensor] = {}
+        if cache is not None:
+            kept = extend_cache(cache, key, value)
+            key, value = kept["key"], kept["value"]
+        return self.project(self.core(query, key, value, context["mask"], context["seeds"])), kept
 
-
-class QueryAttention(nn.Cell):
-    """The query layer's attention (PanGu-alpha): queries are learned per position, keys and values come from the text.
-
-    Inputs: query <float32>[T, d] (top-query embedding, not normed); x <float>[T, d] (normed); mask, seeds as above.
-    Output: <compute_dtype>[T, d].
-    """
-
-    def __init__(self, shape: ModelDims, salt: int) -> None:
-        super().__init__()
-        tag = f"tensor/attention {salt}"
-        self.heads = (shape.rows, shape.sequence_length, shape.local_heads, shape.head_size)
-        self.enter = shape.tensor.copy_in(tag)
-        self.enter_query = shape.tensor.copy_in(f"{tag}/query")
-        self.query = qkv_projection(shape)
-        self.key = key_map(shape)
-        self.value = qkv_projection(shape)
-        self.core = attention_core(shape, salt)
-        self.project = output_projection(shape, tag)
-
-    def construct(self, query: Tensor, x: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
-        x = self.enter(x)
-        query = split_heads(self.query(self.enter_query(query)), self.heads)
-        key, value = split_heads(self.key(x), self.heads), split_heads(self.value(x), self.heads)
-        return self.project(self.core(query, key, value, mask, seeds))
+    def cache_shape(self, sequences: int, length: int) -> Tuple[int, int, int, int]:
+        """(B, H, L, D): shape of the key, and of the value, of a cache for `sequences` of `length` places."""
+        return sequences, self.num_heads, length, self.head_size

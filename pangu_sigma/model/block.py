@@ -1,13 +1,29 @@
-"""Decoder blocks: attention and a feed-forward network, each normed before and added to the residual stream."""
+"""Decoder blocks: attention and a feed-forward network, each normed before and added to the residual stream.
 
-from typing import Dict, Tuple
+Shape legend: B sequences, S positions, T = B * S tokens, d hidden size.
+"""
+
+from typing import Dict, Optional, Tuple, TypedDict
 
 from mindspore import Tensor, dtype, nn, ops
 
+from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.random import SeededDropout
-from pangu_sigma.model.attention import QueryAttention, SelfAttention
-from pangu_sigma.model.dims import ModelDims
+from pangu_sigma.model.attention import Attention, KeyValueCache
+from pangu_sigma.model.dims import BatchContext, ModelDims
 from pangu_sigma.model.layers import LayerNorm, constant
+
+
+class BlockOutput(TypedDict):
+    """What a block has to tell beside the residual stream.
+
+    Attributes:
+        report: of the feed-forward network; empty where it is dense (see `MoEFeedForward`).
+        cache: key and value of the attention, as `Attention` gives them; empty without a cache.
+    """
+
+    report: Dict[str, Tensor]
+    cache: Dict[str, Tensor]
 
 
 class Block(nn.Cell):
@@ -17,57 +33,54 @@ class Block(nn.Cell):
     2. x += dropout(feed_forward(norm(x))), dense or sparse
 
     Args:
-        index: position in the network; names its dropout streams.
+        dims: sizes. index: position in the network; names its dropout streams. feed_forward: `FeedForward` or
+            `MoEFeedForward`.
 
-    Inputs: x <float32>[T, d]; mask <float32>[B, 1, S, S]; tokens, dict of <int32>[T]; seeds <int32>[B].
-    Outputs: x <float32>[T, d]; what the feed-forward network reports.
+    Inputs: x <float32>[T, d]; context: see `BatchContext`; cache: see `Attention`; dispatcher: in place of the sparse
+    layer's own (see `MoEFeedForward`). Outputs: x <float32>[T, d]; see `BlockOutput`.
     """
 
-    attention_kind = SelfAttention
+    has_learned_query = False
 
-    def __init__(self, shape: ModelDims, index: int, feed_forward: nn.Cell) -> None:
+    def __init__(self, dims: ModelDims, index: int, feed_forward: nn.Cell) -> None:
         super().__init__()
-        self.attention_norm = LayerNorm(shape.hidden_size, shape.epsilon)
-        self.attention = self.attention_kind(shape, salt=4 * index + 2)
-        self.ffn_norm = LayerNorm(shape.hidden_size, shape.epsilon)
+        self.attention_norm = LayerNorm(dims.hidden_size, dims.epsilon)
+        self.attention = Attention(dims, 4 * index + 2, self.has_learned_query)
+        self.ffn_norm = LayerNorm(dims.hidden_size, dims.epsilon)
         self.feed_forward = feed_forward
-        row = shape.sequence_length * shape.hidden_size
-        self.attention_dropout = SeededDropout(shape.hidden_dropout, row, salt=4 * index + 3)
-        self.ffn_dropout = SeededDropout(shape.hidden_dropout, row, salt=4 * index + 4)
+        row = dims.sequence_length * dims.hidden_size
+        self.attention_dropout = SeededDropout(dims.hidden_dropout, row, salt=4 * index + 3)
+        self.ffn_dropout = SeededDropout(dims.hidden_dropout, row, salt=4 * index + 4)
 
     def construct(
-        self, x: Tensor, mask: Tensor, tokens: Dict[str, Tensor], seeds: Tensor
-    ) -> Tuple[Tensor, Dict[str, Tensor]]:
-        return self.add_to(x, self.attention(self.attention_norm(x), mask, seeds), tokens, seeds)
+        self,
+        x: Tensor,
+        context: BatchContext,
+        cache: Optional[KeyValueCache] = None,
+        dispatcher: Optional[Dispatcher] = None,
+    ) -> Tuple[Tensor, BlockOutput]:
+        y, kept = self.attention(self.attention_norm(x), context, self.learned_query(context), cache)
+        x = x + ops.cast(self.attention_dropout(y, context["seeds"]), dtype.float32)
+        y, report = self.feed_forward(self.ffn_norm(x), context["tokens"], dispatcher)
+        x = x + ops.cast(self.ffn_dropout(y, context["seeds"]), dtype.float32)
+        return x, {"report": report, "cache": kept}
 
-    def add_to(
-        self, x: Tensor, attended: Tensor, tokens: Dict[str, Tensor], seeds: Tensor
-    ) -> Tuple[Tensor, Dict[str, Tensor]]:
-        """The residual sums, given what attention found."""
-        x = x + ops.cast(self.attention_dropout(attended, seeds), dtype.float32)
-        y, report = self.feed_forward(self.ffn_norm(x), tokens)
-        return x + ops.cast(self.ffn_dropout(y, seeds), dtype.float32), report
+    def learned_query(self, context: BatchContext) -> Optional[Tensor]:
+        """<float32>[T, d]: what asks in place of the text, or None."""
+        return None
 
 
 class QueryBlock(Block):
     """PanGu-alpha's query layer: a block whose attention asks with a learned vector per position.
 
-    Inputs: x <float32>[T, d]; positions <int32>[B, S]; the rest and the outputs as `Block`.
+    Args, inputs and outputs: as `Block`.
     """
 
-    attention_kind = QueryAttention
+    has_learned_query = True
 
-    def __init__(self, shape: ModelDims, index: int, feed_forward: nn.Cell) -> None:
-        super().__init__(shape, index, feed_forward)
-        self.top_query = constant((shape.sequence_length, shape.hidden_size), 0.0, "top_query")
+    def __init__(self, dims: ModelDims, index: int, feed_forward: nn.Cell) -> None:
+        super().__init__(dims, index, feed_forward)
+        self.top_query = constant((dims.sequence_length, dims.hidden_size), 0.0, "top_query")
 
-    def construct(  # type: ignore[override]  # it asks by position as well
-        self,
-        x: Tensor,
-        positions: Tensor,
-        mask: Tensor,
-        tokens: Dict[str, Tensor],
-        seeds: Tensor,
-    ) -> Tuple[Tensor, Dict[str, Tensor]]:
-        query = ops.gather(self.top_query, positions.reshape(-1), 0)
-        return self.add_to(x, self.attention(query, self.attention_norm(x), mask, seeds), tokens, seeds)
+    def learned_query(self, context: BatchContext) -> Optional[Tensor]:
+        return ops.gather(self.top_query, context["positions"].reshape(-1), 0)  # (T, d) <- (S, d), (B, S)

@@ -1,8 +1,13 @@
-"""What every layer needs to know of its surroundings, resolved once from the configuration."""
+"""What every layer needs to know of its surroundings: sizes, resolved once from the configuration, and what a pass over
+a batch hands to every block.
+
+Shape legend: B sequences, S positions, T = B * S tokens, L places of a cache.
+"""
 
 from dataclasses import dataclass
+from typing import Dict, TypedDict
 
-from mindspore import dtype
+from mindspore import Tensor, dtype
 
 from locmoe_ops.tensor_parallel import ALONE, TensorGroup
 from pangu_sigma.config.derived import ffn_hidden_size
@@ -11,11 +16,39 @@ from pangu_sigma.config.schema import Config
 _DTYPES = {"fp32": dtype.float32, "fp16": dtype.float16, "bf16": dtype.bfloat16}
 
 
+class BatchContext(TypedDict):
+    """What all blocks read of a batch, beside the residual stream.
+
+    Attributes:
+        mask: <float32>[B, 1, S, S] (with a cache [B, 1, S, L]): 0 where a token may look, -10000 elsewhere.
+        positions: <int32>[B, S], place of a token in its document.
+        seeds: <int32>[B], of the numbers that dropout draws.
+        tokens: ids, domain, home, seed <int32>[T] each, and word <float32>[T, d] where routers want it: what
+            `MoEFeedForward` reads.
+    """
+
+    mask: Tensor
+    positions: Tensor
+    seeds: Tensor
+    tokens: Dict[str, Tensor]
+
+
 @dataclass(frozen=True)
 class ModelDims:
-    """Sizes and rates of the network for one rank's micro-batch of `rows` rows; compiled shapes follow from them."""
+    """Sizes and rates of the network for one rank's micro-batch; compiled shapes follow from them.
 
-    rows: int
+    Attributes:
+        sequences: B, sequences of the micro-batch on this rank. sequence_length: S. hidden_size: d.
+        num_heads: attention heads of all ranks. ffn_hidden_size: inner features of a feed-forward network.
+        vocab_size: V, words of all ranks. domains: how many there are.
+        activation: name of the feed-forward networks' function. epsilon: of the normalisations.
+        embedding_dropout, attention_dropout, hidden_dropout: rates in [0, 1).
+        compute_dtype: of the matmuls; parameters stay float32.
+        flash_attention: Ascend's fused kernel in place of scores, softmax and mixing.
+        tensor: the ranks that share out heads, inner features and words among themselves.
+    """
+
+    sequences: int
     sequence_length: int
     hidden_size: int
     num_heads: int
@@ -28,13 +61,13 @@ class ModelDims:
     attention_dropout: float
     hidden_dropout: float
     compute_dtype: dtype.Type
-    flash_attention: bool = False  # Ascend's fused kernel in place of scores, softmax and mixing
-    tensor: TensorGroup = ALONE  # the ranks that share out heads, inner features and words among themselves
+    flash_attention: bool = False
+    tensor: TensorGroup = ALONE
 
     @property
     def tokens(self) -> int:
         """T: tokens of the micro-batch."""
-        return self.rows * self.sequence_length
+        return self.sequences * self.sequence_length
 
     @property
     def head_size(self) -> int:
@@ -51,15 +84,18 @@ class ModelDims:
         return self.vocab_size // self.tensor.size
 
 
-def model_dims(config: Config, rows: int, vocab_size: int, domains: int, tensor: TensorGroup = ALONE) -> ModelDims:
+def model_dims(config: Config, sequences: int, vocab_size: int, domains: int, tensor: TensorGroup = ALONE) -> ModelDims:
     """Resolves the `null` defaults of the model section.
 
-    `rows`: rows of a micro-batch on this rank. `tensor`: its tensor-parallel group, whose size divides heads, inner
-    width and words.
+    Args:
+        config: the configuration; its sections model and runtime count.
+        sequences: sequences of a micro-batch on this rank.
+        vocab_size, domains: of the prepared data.
+        tensor: this rank's tensor-parallel group, whose size divides heads, inner width and words.
     """
     model = config.model
     return ModelDims(
-        rows=rows,
+        sequences=sequences,
         sequence_length=model.sequence_length,
         hidden_size=model.hidden_size,
         num_heads=model.num_heads,

@@ -1,5 +1,9 @@
-"""The small parts that every layer is made of: linear maps and normalisation, with parameters in float32."""
+"""The small parts that every layer is made of: linear maps and normalisation, with parameters in float32.
 
+Shape legend: T tokens, d hidden size, n features.
+"""
+
+from dataclasses import dataclass
 from typing import Optional, Tuple
 
 import numpy as np
@@ -7,21 +11,22 @@ import numpy as np
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.shard_spec import ShardSpec
-from locmoe_ops.tensor_parallel import marked
+from locmoe_ops.tensor_parallel import TensorGroup, marked
 
 
-def constant(shape: tuple, value: float, name: str) -> Parameter:
-    """A float32 parameter filled with `value`; `initialise` gives matrices their random values later."""
-    return Parameter(Tensor(np.full(shape, value, np.float32)), name=name)
+def constant(shape: Tuple[int, ...], value: float, name: str, part: Optional[ShardSpec] = None) -> Parameter:
+    """A float32 parameter filled with one value; `initialise` gives matrices their random values later.
 
-
-def split_constant(whole: Tuple[int, ...], value: float, name: str, part: Optional[ShardSpec]) -> Parameter:
-    """`constant`, of which this rank holds `part` (None: all)."""
-    return marked(constant(whole if part is None else part.shape_of(whole), value, name), part)
+    Args:
+        shape: of the whole parameter. value: what it is filled with. name: its name within the Cell.
+        part: what of it this rank holds; None: all.
+    """
+    own = shape if part is None else part.shape_of(shape)
+    return marked(Parameter(Tensor(np.full(own, value, np.float32)), name=name), part)
 
 
 class AddBias(nn.Cell):
-    """Adds a bias to every row. The gradient is a plain sum over rows, many times faster than BiasAdd's own on CPU.
+    """Adds a bias to every row. The gradient is a plain sum over rows, many times as fast as BiasAdd's own on CPU.
 
     Inputs: x <float>[T, n]; bias <float>[n]. Output: <float>[T, n].
     """
@@ -39,22 +44,50 @@ class AddBias(nn.Cell):
 
 
 class GradientHook(nn.Cell):
-    """Where a map takes in its input and its weight: nothing happens. A distributed run may put something else here,
-    which sends a weight's gradient on its way as soon as it is there (see `pangu_sigma.train.gradient_overlap`).
+    """Where a linear map reads its input and its weight: nothing happens. A distributed run may put something else here,
+    which starts to reduce a weight's gradient as soon as it is there (see `pangu_sigma.train.gradient_overlap`).
+
+    Inputs: x <float>[T, n]; weight. Outputs: the same.
     """
 
     def construct(self, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
         return x, weight
 
 
+@dataclass(frozen=True)
+class LinearSharding:
+    """How a tensor-parallel group shares out a linear map.
+
+    Attributes:
+        part: this rank's part of the weight [out, in]; None: all of it.
+        leave: the sum over the group, where the parts are of the inputs; None: nothing to sum.
+    """
+
+    part: Optional[ShardSpec] = None
+    leave: Optional[nn.Cell] = None
+
+
+def column_parallel(tensor: TensorGroup) -> LinearSharding:
+    """Each rank of `tensor` has some of the outputs, and their part of the bias."""
+    return LinearSharding(tensor.slice(0))
+
+
+def row_parallel(tensor: TensorGroup, tag: str) -> LinearSharding:
+    """Each rank of `tensor` has some of the inputs; `tag` names the sum over the group, to which the bias is added."""
+    return LinearSharding(tensor.slice(1), tensor.reduce_out(tag))
+
+
 class Linear(nn.Cell):
     """`x W^T + b` in `compute_dtype`, or without b.
 
-    `residual` marks maps whose output is added to the residual stream. With `part`, this rank holds some of the outputs
-    (axis 0 of W) or some of the inputs (axis 1); in the latter case `leave` sums over the tensor-parallel group, and b
-    is added to the sum.
+    Args:
+        in_size, out_size: features of the whole map.
+        compute_dtype: of the product; parameters stay float32.
+        residual: marks maps whose output is added to the residual stream.
+        has_bias: whether there is b.
+        sharding: this rank's part of the map in a tensor-parallel group.
 
-    Inputs: x <float>[T, in]. Output: <compute_dtype>[T, out]; with `part`, this rank's part of in or out.
+    Inputs: x <float>[T, in]. Output: <compute_dtype>[T, out]; this rank's part of in or out, where they are sharded.
     """
 
     def __init__(
@@ -64,18 +97,17 @@ class Linear(nn.Cell):
         compute_dtype: dtype.Type = dtype.float32,
         residual: bool = False,
         has_bias: bool = True,
-        part: Optional[ShardSpec] = None,
-        leave: Optional[nn.Cell] = None,
+        sharding: LinearSharding = LinearSharding(),
     ) -> None:
         super().__init__()
-        bias_part = part if part is not None and part.axis == 0 else None
+        part = sharding.part
         self.compute_dtype = compute_dtype
         self.residual = residual
         self.has_bias = has_bias
-        self.weight = split_constant((out_size, in_size), 0.0, "weight", part)
+        self.weight = constant((out_size, in_size), 0.0, "weight", part)
         if has_bias:
-            self.bias = split_constant((out_size,), 0.0, "bias", bias_part)
-        self.leave = leave or nn.Identity()
+            self.bias = constant((out_size,), 0.0, "bias", part if part is not None and part.axis == 0 else None)
+        self.leave = sharding.leave or nn.Identity()
         self.grad_hook = GradientHook()
         self.matmul = ops.MatMul(transpose_b=True)
         self.add_bias = AddBias()
@@ -90,6 +122,9 @@ class Linear(nn.Cell):
 class Normalise(nn.Cell):
     """(x - mean) / sqrt(variance + epsilon) * gamma + beta over the last dimension, with a gradient made of plain sums,
     which on CPU take half the time of the fused kernel's.
+
+    Args:
+        epsilon: added to the variance.
 
     Inputs: x <float32>[T, d]; gamma, beta <float32>[d]. Outputs: as `ops.LayerNorm`; the first, the normalised rows, is
     the one to use.
@@ -122,6 +157,9 @@ class Normalise(nn.Cell):
 
 class LayerNorm(nn.Cell):
     """Layer normalisation over the last dimension, always in float32.
+
+    Args:
+        size: d. epsilon: added to the variance.
 
     Inputs: x <float>[T, d]. Output: <float32>[T, d].
     """

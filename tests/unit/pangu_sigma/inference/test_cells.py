@@ -7,7 +7,7 @@ import mindspore as ms
 from mindspore import Tensor
 
 from pangu_sigma.data.batch import make_batch
-from pangu_sigma.inference.cells import Decode, Prefill, cache_bytes
+from pangu_sigma.inference.cells import Decode, Prefill, cache_bytes, empty_caches
 from pangu_sigma.inference.decoding import Continuation, DecodedBatch
 from pangu_sigma.inference.graphs import GraphPair
 
@@ -73,8 +73,10 @@ def test_cached_logits_equal_those_of_whole_rows(every_router, pair):
         assert np.abs(expected).max() > 0.5
         # float32 rounds at 6e-8; a dozen layers deep some tens of that remain
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
-    layers = len(every_router.network.blocks) + 1
-    assert sum(cache.asnumpy().nbytes for cache in batch.caches) == cache_bytes(layers, ROWS, LENGTH, 8)
+    held = [cache.asnumpy() for cache in batch.caches]
+    assert sum(cache.nbytes for cache in held) == cache_bytes(every_router.network, ROWS, LENGTH)
+    empty = empty_caches(every_router.network, ROWS, LENGTH)
+    assert [cache.shape for cache in held] == [cache.shape for cache in empty]
 
 
 def test_a_row_does_not_see_the_others(every_router, pair):

@@ -6,9 +6,10 @@ import pytest
 import mindspore as ms
 from mindspore import Tensor
 
+from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.experts import ExpertBank
-from locmoe_ops.topology import ExpertPlacement
-from pangu_sigma.inference.experts import BlockExperts, block_size, most_blocks
+from locmoe_ops.topology import ExpertPlacement, Topology
+from pangu_sigma.inference.experts import BlockSlots, InferenceDispatcher, block_size, most_blocks
 
 EXPERTS, WIDTH, INNER = 6, 4, 5
 PLACEMENTS = {
@@ -33,23 +34,37 @@ def bank(request):
     return bank
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 16])
+@pytest.mark.parametrize("size", [0, 1, 2, 4, 16])
 @pytest.mark.parametrize("load", LOADS)
-def test_every_row_goes_through_its_expert(bank, size, load):
+def test_every_token_gets_what_its_experts_held_here_make_of_it(bank, size, load):
+    """Of two experts a token the second is another than the first; it has a weight of its own."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    expert = LOADS[load]
-    rows = np.random.default_rng(1).standard_normal((len(expert), WIDTH)).astype(np.float32)
-    place = {number: row for row, number in enumerate(bank.local_experts)}
-    held = np.array([place.get(number, len(place)) for number in LOADS[load]], np.int32)
-    found = BlockExperts(len(place), len(expert), size)(Tensor(rows), Tensor(held), bank).asnumpy()
+    generator = np.random.default_rng(1)
+    for expert in ([[first] for first in LOADS[load]], [[first, (first + 2) % EXPERTS] for first in LOADS[load]]):
+        chosen = np.array(expert, np.int32)
+        tokens, top_k = chosen.shape
+        x = generator.standard_normal((tokens, WIDTH)).astype(np.float32)
+        scale = generator.random((tokens, top_k)).astype(np.float32)
+        slots = BlockSlots(bank.local_experts, EXPERTS, tokens, top_k, size)
+        dispatcher = InferenceDispatcher(slots, top_k, create_collectives("local", Topology(1, 1), 0), "test")
+        inputs = Tensor(x), Tensor(chosen), Tensor(scale), Tensor(scale)
+        found = dispatcher.move(*inputs, bank)[0].asnumpy()
+        expected = [
+            sum(weight * _by_hand(bank, row, number) for weight, number in zip(weights, numbers))
+            for row, weights, numbers in zip(x, scale, expert)
+        ]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)  # sums of five float32 products
+
+
+def _by_hand(bank, row, number):
+    """<float64>[d]: what expert `number` makes of one token; 0 where it is not held here."""
     w_in, b_in, w_out, b_out = (
         parameter.asnumpy().astype(np.float64) for parameter in (bank.w_in, bank.b_in, bank.w_out, bank.b_out)
     )
-    for i, row in enumerate(held):
-        expected = np.zeros(WIDTH)
-        if row < len(place):
-            expected = np.maximum(rows[i] @ w_in[row] + b_in[row, 0], 0.0) @ w_out[row] + b_out[row, 0]
-        np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=1e-5)  # sums of five float32 products
+    if number not in bank.local_experts:
+        return np.zeros(WIDTH)
+    place = bank.local_experts.index(number)
+    return np.maximum(row @ w_in[place] + b_in[place, 0], 0.0) @ w_out[place] + b_out[place, 0]
 
 
 @pytest.mark.parametrize("assignments, experts, size", [(7, 3, 2), (5, 4, 3), (3, 6, 2), (6, 1, 4)])

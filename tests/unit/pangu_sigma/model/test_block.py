@@ -3,7 +3,7 @@ import pytest
 
 from mindspore import Tensor, dtype
 
-from pangu_sigma.model.attention import QueryAttention, attention_mask
+from pangu_sigma.model.attention import Attention, attention_mask
 from pangu_sigma.model.block import Block, QueryBlock
 from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.feed_forward import FeedForward
@@ -15,10 +15,12 @@ def inputs(networks, pynative_mode):
     x = np.random.default_rng(0).standard_normal((36, 16)).astype(np.float32)
     return {
         "x": Tensor(x),
-        "positions": Tensor(batch["positions"]),
-        "mask": attention_mask(Tensor(batch["documents"])),
-        "tokens": {"ids": Tensor(batch["ids"].reshape(-1))},
-        "seeds": Tensor(batch["seeds"]),
+        "context": {
+            "mask": attention_mask(Tensor(batch["documents"])),
+            "positions": Tensor(batch["positions"]),
+            "seeds": Tensor(batch["seeds"]),
+            "tokens": {"ids": Tensor(batch["ids"].reshape(-1))},
+        },
     }
 
 
@@ -32,8 +34,8 @@ def make_block(networks, kind, precision):
 def test_what_enters_the_stream_stays_in_it(networks, inputs, precision):
     """With output maps of zero both sub-layers add nothing; the stream is float32 whatever they compute in."""
     block = make_block(networks, Block, precision)
-    y, report = block(inputs["x"], inputs["mask"], inputs["tokens"], inputs["seeds"])
-    assert y.dtype == dtype.float32 and report == {}
+    y, output = block(**inputs)
+    assert y.dtype == dtype.float32 and output == {"report": {}, "cache": {}}
     np.testing.assert_array_equal(y.asnumpy(), inputs["x"].asnumpy())
 
 
@@ -42,7 +44,7 @@ def test_output_biases_add_up_on_the_stream(networks, inputs):
     block = make_block(networks, QueryBlock, "fp32")
     block.attention.project.bias.set_data(Tensor(np.full(16, 2.0, np.float32)))
     block.feed_forward.w_out.bias.set_data(Tensor(np.full(16, 0.5, np.float32)))
-    y, _ = block(inputs["x"], inputs["positions"], inputs["mask"], inputs["tokens"], inputs["seeds"])
+    y, _ = block(**inputs)
     np.testing.assert_allclose(y.asnumpy(), inputs["x"].asnumpy() + 2.5, rtol=1e-6, atol=1e-6)
 
 
@@ -52,7 +54,8 @@ def test_query_layer_asks_with_the_vector_of_the_position_id(networks, inputs, m
     networks.randomise(block, 1)
     seen = []
     monkeypatch.setattr(
-        QueryAttention, "construct", lambda self, query, x, mask, seeds: seen.append(query.asnumpy()) or x
+        Attention, "construct", lambda self, x, context, query, cache: (seen.append(query.asnumpy()) or x, {})
     )
-    block(inputs["x"], inputs["positions"], inputs["mask"], inputs["tokens"], inputs["seeds"])
-    np.testing.assert_array_equal(seen[0], block.top_query.asnumpy()[inputs["positions"].asnumpy().reshape(-1)])
+    block(**inputs)
+    positions = inputs["context"]["positions"].asnumpy()
+    np.testing.assert_array_equal(seen[0], block.top_query.asnumpy()[positions.reshape(-1)])
