@@ -26,10 +26,10 @@ from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.manifest import TOKENIZER
 from pangu_sigma.data.tokenizer import Tokenizer
-from pangu_sigma.inference.cells import Decode, Prefill
+from pangu_sigma.inference.cells import Decode, Prefill, empty_caches
 from pangu_sigma.inference.generator import Generator
 from pangu_sigma.inference.graphs import GraphPair
-from pangu_sigma.inference.load import Model, Words, checkpoint_of, load_model, tokenizer_file
+from pangu_sigma.inference.load import Model, TextCodec, checkpoint_of, load_model, tokenizer_file
 from pangu_sigma.runtime.mindir import export_graph, graph_file
 from pangu_sigma.runtime.strict_json import dumps
 
@@ -50,37 +50,41 @@ def export_mindir(
     tokenizer: Union[str, Path, None] = None,
     local_term: bool = False,
 ) -> None:
-    """Writes the graphs of a checkpoint's model into the new folder `target`, for `rows` rows of up to `length` tokens,
-    prompt and output (None: the model's). tokenizer, local_term: see `load_model`.
+    """Writes the graphs of a checkpoint's model into a new folder.
+
+    Args:
+        config: of a run; says which checkpoint. target: the folder.
+        rows, length: of the graphs: rows of up to `length` tokens, prompt and output; None: the model's length.
+        tokenizer, local_term: see `load_model`.
 
     Raises InputError: as `load_model`; the target is there already or cannot be made; `length` exceeds the model's.
     """
     target = Path(target)
     _check_target(target)
     model = load_model(config, tokenizer, local_term)
-    most = model.words.sequence_length
+    most = model.codec.sequence_length
     length = length or most
     if not 2 <= length <= most:
         raise InputError(f"--length is {length}; expected 2 to {most} (model.sequence_length)")
 
     def fill(folder: Path) -> None:
         prefill, decode = (kind(model.network, model.context, rows, length) for kind in (Prefill, Decode))
-        first = _prefill_inputs(rows, length)
-        caches = _empty_caches(model, rows, length, len(prefill.layers))
-        export_graph(prefill, first, folder / "prefill")
-        export_graph(
-            decode, [*(Tensor(np.zeros((rows, 1), np.int32)) for _ in range(3)), *first[3:], *caches], folder / "decode"
-        )
+        whole, column, row = (Tensor(np.zeros(shape, np.int32)) for shape in ((rows, length), (rows, 1), (rows,)))
+        caches = empty_caches(model.network, rows, length)
+        export_graph(prefill, [whole, whole, row, row, row], folder / "prefill")
+        export_graph(decode, [column, column, column, row, row, *caches], folder / "decode")
         description = _description(model, rows, length, caches)
         (folder / DESCRIPTION).write_text(dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        shutil.copyfile(model.words.tokenizer_path, folder / TOKENIZER)
+        shutil.copyfile(model.codec.tokenizer_path, folder / TOKENIZER)
 
     _write_folder(target, fill)
 
 
 def export_safetensors(config: Config, target: Union[str, Path], tokenizer: Union[str, Path, None] = None) -> None:
-    """Writes the weights of a checkpoint as they are into the new folder `target`. tokenizer: see `load_model`. Memory:
-    one tensor.
+    """Writes the weights of a checkpoint as they are into the new folder `target`. Memory: one tensor.
+
+    Args:
+        config: of a run; says which checkpoint. target: the folder. tokenizer: see `load_model`.
 
     Raises InputError: as `export_mindir`; a damaged checkpoint.
     """
@@ -115,7 +119,7 @@ def load_exported(folder: Union[str, Path]) -> Generator:
     ):
         raise InputError(f"{folder / DESCRIPTION}: not of this release; expected format {FORMAT!r}, version {VERSION}")
     path = str(folder / TOKENIZER)
-    words = Words(
+    codec = TextCodec(
         Tokenizer.load(path),
         path,
         tuple(description["domains"]),
@@ -125,7 +129,7 @@ def load_exported(folder: Union[str, Path]) -> Generator:
     )
     prefill, decode = (nn.GraphCell(ms.load(str(graph_file(folder / name)))) for name in _INPUTS)
     return Generator(
-        words,
+        codec,
         ExportedGraphs(GraphPair(description["rows"], description["length"], prefill, decode)),
         description["homes"],
     )
@@ -158,33 +162,22 @@ def _check_target(target: Path) -> None:
         raise InputError(f"--output {target}: cannot be made in {above}; expected a folder that can be written to")
 
 
-def _prefill_inputs(rows: int, length: int) -> List[Tensor]:
-    table, column = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
-    return [Tensor(table), Tensor(table), *(Tensor(column) for _ in range(3))]
-
-
-def _empty_caches(model: Model, rows: int, length: int, layers: int) -> List[Tensor]:
-    shape = model.context.shape
-    cache = np.zeros((rows, shape.num_heads, length, shape.head_size), np.float32)
-    return [Tensor(cache, shape.compute_dtype) for _ in range(2 * layers)]
-
-
 def _description(model: Model, rows: int, length: int, caches: List[Tensor]) -> Dict[str, Any]:
     """What a program needs to know to run the graphs."""
-    words = model.words
+    codec = model.codec
     names = [f"{kind} {layer}" for layer in range(len(caches) // 2) for kind in ("key", "value")]
     return {
         "format": FORMAT,
         "version": VERSION,
         "rows": rows,
         "length": length,
-        "word_table_rows": words.table,
-        "words": words.tokenizer.vocab_size,
-        "end_of_text": words.tokenizer.end_of_text,
-        "domains": list(words.domains),
-        "domain_tags": [words.tokenizer.domain_tags[name] for name in words.domains],
+        "word_table_rows": codec.vocab_size,
+        "words": codec.tokenizer.vocab_size,
+        "end_of_text": codec.tokenizer.end_of_text,
+        "domains": list(codec.domains),
+        "domain_tags": [codec.tokenizer.domain_tags[name] for name in codec.domains],
         "homes": list(model.homes),
-        "reset_at_document_end": words.resets,
+        "reset_at_document_end": codec.resets,
         "cache": {"shape": list(caches[0].shape), "dtype": str(caches[0].dtype)},
         "prefill": {"inputs": list(_INPUTS["prefill"]), "outputs": ["logits", *names]},
         "decode": {"inputs": [*_INPUTS["decode"], *names], "outputs": ["logits", *names]},
@@ -221,6 +214,7 @@ def _weights(reader: CheckpointReader) -> List[PlannedTensor]:
 
 
 def _stacked(reader: CheckpointReader, names: List[str]) -> np.ndarray:
+    """One tensor of the parts of these names, read when it is written."""
     return np.stack([reader.read(name) for name in names])
 
 

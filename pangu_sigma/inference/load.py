@@ -14,7 +14,6 @@ from locmoe_ops.json_file import whole_number
 from locmoe_ops.routers.selection_bias import set_locality_strength
 from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.folders import finished, resolve
-from pangu_sigma.checkpoint.format import DataState
 from pangu_sigma.checkpoint.header import check_same_model, differences
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.state import parameter_entries, read_values, set_values
@@ -36,18 +35,22 @@ ALONE = Topology(1, 1)
 
 
 @dataclass(frozen=True)
-class Words:
-    """What ids mean to a model, and which it may say.
+class TextCodec:
+    """What ids mean to a model: texts to ids and back, names of domains to numbers, and the limits of both.
 
-    Attributes: tokenizer, tokenizer_path: its file; domains: names by number; table: rows of the word table;
-    sequence_length: most tokens of a row; resets: whether a document's positions begin anew at its start, and it sees
-    nothing before (`data.reset_at_document_end`).
+    Attributes:
+        tokenizer, tokenizer_path: the tokenizer and its file.
+        domains: names by number.
+        vocab_size: rows of the word table, of which the tokenizer's words are the first.
+        sequence_length: most tokens of a row.
+        resets: whether a document's positions begin anew at its start, and it sees nothing before
+            (`data.reset_at_document_end`).
     """
 
     tokenizer: Tokenizer
     tokenizer_path: str
     domains: Tuple[str, ...]
-    table: int
+    vocab_size: int
     sequence_length: int
     resets: bool
 
@@ -58,7 +61,8 @@ class Words:
         number = whole_number(str(given))
         if number is None or number >= len(self.domains):
             raise InputError(
-                f"domain {given}: expected one of {', '.join(self.domains)}, or a number from 0 to {len(self.domains) - 1}"
+                f"domain {given}: expected one of {', '.join(self.domains)}, or a number from 0 to "
+                f"{len(self.domains) - 1}"
             )
         return number
 
@@ -73,13 +77,19 @@ class Words:
 
 @dataclass(frozen=True)
 class Model:
-    """A network with its weights, or on each rank its part. homes: the rank of the trained cluster that each domain's
-    rows belong to, for local terms. runtime: this rank's, which is left when the model is no longer asked.
+    """A network with its weights, or on each rank its part.
+
+    Attributes:
+        network, context: the network, and what it was built from.
+        codec: what its ids mean.
+        homes: the rank of the trained cluster that each domain's rows belong to, for local terms.
+        checkpoint, step: the folder that the weights are from, and its step.
+        runtime: this rank's, which is left when the model is no longer asked.
     """
 
     network: PanGuSigma
     context: SparseContext
-    words: Words
+    codec: TextCodec
     homes: Tuple[int, ...]
     checkpoint: Path
     step: int
@@ -121,9 +131,7 @@ def load_model(
                     reader, source if isinstance(source, Config) else reader.config(), tokenizer, local_term, ranks
                 )
         except DamagedCheckpoint as error:
-            if (
-                len(candidates) == 1 or ranks > 1
-            ):  # each rank reads other files: one alone would go on from another step than the rest
+            if len(candidates) == 1 or ranks > 1:  # each rank reads other files, and might end at another step
                 raise
             print(f"pangu-sigma: warning: {error}; trying the checkpoint before it", file=sys.stderr, flush=True)
     raise InputError(f"{candidates[-1].parent}: none of the {len(candidates)} checkpoints there is whole; expected one")
@@ -136,42 +144,39 @@ def _read(
     layout = config.moe.layout or reader.config().moe.layout
     config = inference_config(replace(config, moe=replace(config.moe, layout=layout)), ranks)
     validate(config, ranks)
-    words = _words(reader, config, tokenizer)
-    runtime = start_runtime(config)
-    _agree(reader, runtime)
-    context = network_context(config, words.table, len(words.domains), runtime.collectives)
-    network = PanGuSigma(context)
-    experts = context.slot_rules.placement.local_experts(runtime.topology.ep_index(runtime.rank))
-    state = parameter_entries(network.get_parameters())
-    set_values(read_values(reader, state, experts, lambda: differences(reader, config)))
-    network.set_train(False)
-    if not local_term:
-        set_locality_strength(network, 0.0)
-    return Model(network, context, words, domain_homes(context), reader.folder, reader.header.step, runtime)
-
-
-def _agree(reader: CheckpointReader, runtime: Runtime) -> None:
-    """Raises InputError where ranks read different steps, as they may while another job still writes."""
-    step = reader.header.step
-    if runtime.world_size > 1:
+    codec = _codec(reader, config, tokenizer)
+    runtime, step = start_runtime(config), reader.header.step
+    if runtime.world_size > 1:  # another job may still write while ranks look for the newest checkpoint
         mean = HostSum(runtime.collectives, "inference/step").values(np.array([float(step)]))[0] / runtime.world_size
         if mean != step:
             raise InputError(
                 f"{reader.folder}: step {step} is not what the other ranks read; expected one checkpoint, named by "
                 "checkpoint.resume"
             )
+    context = network_context(config, codec.vocab_size, len(codec.domains), runtime.collectives)
+    network = PanGuSigma(context)
+    experts = context.slot_rules.placement.local_experts(runtime.topology.ep_index(runtime.rank))
+    set_values(read_values(reader, parameter_entries(network.get_parameters()), experts, lambda: differences(reader, config)))
+    network.set_train(False)
+    if not local_term:
+        set_locality_strength(network, 0.0)
+    return Model(network, context, codec, domain_homes(context), reader.folder, step, runtime)
 
 
 def network_context(
-    config: Config, words: int, domains: int, collectives: Optional[Collectives] = None
+    config: Config, vocab_size: int, domains: int, collectives: Optional[Collectives] = None
 ) -> SparseContext:
     """What a network for one row at a time is built from. Hash maps and codes, which may follow from counts of tokens,
-    come with the weights. collectives: None: of one process.
+    come with the weights.
+
+    Args:
+        config: for answers, see `inference_config`.
+        vocab_size, domains: of the word table.
+        collectives: of the ranks that share the experts; None: of one process.
     """
-    counts = np.ones((config.moe.num_groups, words), np.int64)
-    return SparseContext(
-        config, model_dims(config, 1, words, domains), collectives or create_collectives("local", ALONE, 0), counts
-    )
+    counts = np.ones((config.moe.num_groups, vocab_size), np.int64)
+    collectives = collectives or create_collectives("local", ALONE, 0)
+    return SparseContext(config, model_dims(config, 1, vocab_size, domains), collectives, counts)
 
 
 def inference_config(config: Config, ranks: int = 1) -> Config:
@@ -183,9 +188,8 @@ def inference_config(config: Config, ranks: int = 1) -> Config:
     router = config.moe.router
     sections: Dict[str, Any] = {"faster_moe": replace(router.faster_moe, max_remote_fraction=1.0)}
     slots = CapacityConfig(evaluation_factor=float(config.moe.num_experts))
-    dispatch = DispatchConfig(
-        drop_priority=config.moe.dispatch.drop_priority
-    )  # nothing is dropped, but etr asks for its own
+    # Nothing is dropped, but etr asks for a priority of its own.
+    dispatch = DispatchConfig(drop_priority=config.moe.dispatch.drop_priority)
     return replace(
         config,
         parallel=ParallelConfig(expert=ranks),
@@ -212,17 +216,17 @@ def checkpoint_of(source: Union[Config, str, Path]) -> Path:
     return Path(initial) if initial is not None and not finished(run / "checkpoints") else run
 
 
-def _words(reader: CheckpointReader, config: Config, given: Union[str, Path, None]) -> Words:
+def _codec(reader: CheckpointReader, config: Config, given: Union[str, Path, None]) -> TextCodec:
     data = reader.header.data
     path = tokenizer_file(reader, config, given)
     tokenizer = Tokenizer.load(str(path))
     missing = [name for name in data.domains if name not in tokenizer.domain_tags]
     if missing or tokenizer.vocab_size > data.vocab_size:
         raise InputError(
-            f"tokenizer {path}: {tokenizer.vocab_size} pieces with tags for {', '.join(tokenizer.domains)}; expected at most "
-            f"{data.vocab_size}, and a tag for each of {', '.join(data.domains)}"
+            f"tokenizer {path}: {tokenizer.vocab_size} pieces with tags for {', '.join(tokenizer.domains)}; expected at "
+            f"most {data.vocab_size}, and a tag for each of {', '.join(data.domains)}"
         )
-    return Words(
+    return TextCodec(
         tokenizer,
         str(path),
         data.domains,
@@ -233,8 +237,14 @@ def _words(reader: CheckpointReader, config: Config, given: Union[str, Path, Non
 
 
 def tokenizer_file(reader: CheckpointReader, config: Config, given: Union[str, Path, None]) -> Path:
-    """The tokenizer that a checkpoint was trained with, see `load_model`. Raises InputError where there is none, or
-    another; DamagedCheckpoint where the checkpoint's own is not as it was written.
+    """The tokenizer that a checkpoint was trained with.
+
+    Args:
+        reader: of the checkpoint. config: says where the prepared data are.
+        given: the file that the user named; None: see `load_model`.
+
+    Raises InputError where there is none, or another; DamagedCheckpoint where the checkpoint's own is not as it was
+    written.
     """
     expected, carries = reader.header.data, TOKENIZER in reader.manifest.files
     if given is None and carries:
@@ -246,7 +256,7 @@ def tokenizer_file(reader: CheckpointReader, config: Config, given: Union[str, P
             f"no tokenizer at {' or '.join(map(str, places))}; expected the file that the model was trained with "
             "(--tokenizer FILE, or data.path)"
         )
-    if _differs(path, expected):
+    if expected.tokenizer_sha256 not in (None, describe_file(path).sha256):
         remedy = (
             "expected none named, for the checkpoint holds it" if carries else "expected that file (--tokenizer FILE)"
         )
@@ -255,7 +265,3 @@ def tokenizer_file(reader: CheckpointReader, config: Config, given: Union[str, P
             f"{str(expected.tokenizer_sha256)[:12]}...); its ids mean other text; {remedy}"
         )
     return path
-
-
-def _differs(path: Path, trained: DataState) -> bool:
-    return trained.tokenizer_sha256 not in (None, describe_file(path).sha256)

@@ -1,4 +1,4 @@
-"""`pangu-sigma generate`: a checkpoint goes on with texts."""
+"""`pangu-sigma generate`: a checkpoint continues texts."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import fields
 from io import StringIO
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Iterator, List, NamedTuple, Optional
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
@@ -17,7 +17,7 @@ from pangu_sigma.runtime.output import print_json
 
 
 class Prompt(NamedTuple):
-    """A text to go on with.
+    """A text to continue.
 
     Attributes:
         text: the beginning of a document.
@@ -31,9 +31,11 @@ class Prompt(NamedTuple):
 
 
 def generate(config: Config, options: argparse.Namespace) -> int:
-    """Prints what the model makes of the prompts, and returns 0. See `arguments` for the options.
+    """Prints what the model makes of the prompts, and returns 0. One prompt is printed as it is written, several are
+    decoded together. Of several ranks the first one prints.
 
-    One prompt is printed as it is written, several are decoded together. Of several ranks the first one prints.
+    Args:
+        config: of a run; says which checkpoint. options: of the command line, see `pangu_sigma.cli.generate`.
 
     Raises InputError: as `Generator.load` and `Generator.generate`; no prompt; a prompt file that is none.
     """
@@ -41,26 +43,22 @@ def generate(config: Config, options: argparse.Namespace) -> int:
     prompts = list(_prompts(options))  # told what is wrong before a model is read
     from pangu_sigma.inference.generator import Generator
 
-    with Generator.load(
-        config, options.tokenizer, options.local_term, min(options.batch_size, len(prompts) or 1)
-    ) as generator:
+    batch_size = min(options.batch_size, len(prompts) or 1)
+    with Generator.load(config, options.tokenizer, options.local_term, batch_size) as generator:
         with nullcontext() if generator.is_first else redirect_stdout(StringIO()):
-            _go_on(generator, prompts, options, settings)
+            domains = [_domain(generator, prompt) for prompt in prompts]
+            if options.interactive:
+                _answer(generator, _domain(generator, Prompt("", options.domain)), settings)
+            elif options.json:
+                _print_json(generator, prompts, domains, settings)
+            elif len(prompts) == 1:
+                _stream(generator, prompts[0].text, domains[0], settings)
+            else:
+                texts = generator.generate_text([prompt.text for prompt in prompts], domains, settings)
+                for number, (prompt, text) in enumerate(zip(prompts, texts)):
+                    name = generator.codec.domains[domains[number]]
+                    print(f"--- {number} ({name})\n{prompt.text}{text}")
     return 0
-
-
-def _go_on(generator: Any, prompts: List[Prompt], options: argparse.Namespace, settings: SamplingSettings) -> None:
-    domains = [_domain(generator, prompt) for prompt in prompts]
-    if options.interactive:
-        _answer(generator, _domain(generator, Prompt("", options.domain)), settings)
-    elif options.json:
-        _print_json(generator, prompts, domains, settings)
-    elif len(prompts) == 1:
-        _stream(generator, prompts[0].text, domains[0], settings)
-    else:
-        texts = generator.generate_text([prompt.text for prompt in prompts], domains, settings)
-        for number, (prompt, text) in enumerate(zip(prompts, texts)):
-            print(f"--- {number} ({generator.words.domains[domains[number]]})\n{prompt.text}{text}")
 
 
 def sampling_settings(options: argparse.Namespace) -> SamplingSettings:
@@ -82,7 +80,7 @@ def _prompts(options: argparse.Namespace) -> Iterator[Prompt]:
         yield from read_prompts(Path(options.prompt_file), options.domain)
 
 
-def read_prompts(path: Path, domain: Optional[str]) -> Iterator[Prompt]:
+def read_prompts(path: Path, domain: Optional[str]) -> List[Prompt]:
     """The prompts of a file: an object a line of a file of JSON, a text a line of any other. Blank lines are passed
     over.
 
@@ -93,57 +91,49 @@ def read_prompts(path: Path, domain: Optional[str]) -> Iterator[Prompt]:
     Raises:
         InputError: names file and line.
     """
-    found = False
     try:
-        for prompt in _json_prompts(path, domain) if is_jsonl(path) else _text_prompts(path, domain):
-            found = True
-            yield prompt
+        if is_jsonl(path):
+            records = read_records(path, "an object with `prompt`, a text, and perhaps `domain`")
+            prompts = [_prompt_of(record, domain) for record in records]
+        else:
+            prompts = [Prompt(line, domain) for line, _ in read_lines(path, "a text file, a prompt each line")]
     except InputError as error:
         raise InputError(f"--prompt-file {error}") from None
-    if not found:
+    if not prompts:
         raise InputError(f"--prompt-file {path}: empty; expected a prompt each line")
+    return prompts
 
 
-def _text_prompts(path: Path, domain: Optional[str]) -> Iterator[Prompt]:
-    for line, _ in read_lines(path, "a text file, a prompt each line"):
-        yield Prompt(line, domain)
-
-
-def _json_prompts(path: Path, domain: Optional[str]) -> Iterator[Prompt]:
-    for record in read_records(path, "an object with `prompt`, a text, and perhaps `domain`"):
-        others = sorted(set(record.values) - {"prompt", "domain"})
-        if others:
-            found = shorten(repr(others[0]), 60)
-            raise InputError(f"{record.where}: found the field {found}; expected `prompt`, and perhaps `domain`")
-        own = record.values.get("domain")
-        if isinstance(own, int) and not isinstance(own, bool):
-            own = str(own)
-        elif own is not None:
-            own = record.text("domain")
-        yield Prompt(record.text("prompt"), domain if own is None else own, "--domain" if own is None else record.where)
+def _prompt_of(record: Any, domain: Optional[str]) -> Prompt:
+    """The prompt of a line of a file of JSON."""
+    others = sorted(set(record.values) - {"prompt", "domain"})
+    if others:
+        found = shorten(repr(others[0]), 60)
+        raise InputError(f"{record.where}: found the field {found}; expected `prompt`, and perhaps `domain`")
+    own = record.values.get("domain")
+    if own is None:
+        return Prompt(record.text("prompt"), domain)
+    number = isinstance(own, int) and not isinstance(own, bool)
+    own = str(own) if number else record.text("domain")
+    return Prompt(record.text("prompt"), own, record.where)
 
 
 def _domain(generator: Any, prompt: Prompt) -> int:
-    words = generator.words
-    if prompt.domain is None and len(words.domains) > 1:
-        raise InputError(f"--domain: none given; expected one of {', '.join(words.domains)}")
+    codec = generator.codec
+    if prompt.domain is None and len(codec.domains) > 1:
+        raise InputError(f"--domain: none given; expected one of {', '.join(codec.domains)}")
     try:
-        number: int = words.domain(0 if prompt.domain is None else prompt.domain)
+        number: int = codec.domain(0 if prompt.domain is None else prompt.domain)
     except InputError as error:
         raise InputError(f"{prompt.where}: {error}") from None
     return number
 
 
 def _print_json(generator: Any, prompts: List[Prompt], domains: List[int], settings: SamplingSettings) -> None:
-    ids = [generator.words.encode(prompt.text, domain) for prompt, domain in zip(prompts, domains)]
+    ids = [generator.codec.encode(prompt.text, domain) for prompt, domain in zip(prompts, domains)]
     for prompt, domain, output in zip(prompts, domains, generator.generate(ids, domains, settings)):
-        found: Dict[str, Any] = {
-            "prompt": prompt.text,
-            "domain": generator.words.domains[domain],
-            "text": generator.words.decode(output),
-            "tokens": len(output),
-        }
-        print_json(found)
+        text, name = generator.codec.decode(output), generator.codec.domains[domain]
+        print_json({"prompt": prompt.text, "domain": name, "text": text, "tokens": len(output)})
 
 
 def _stream(generator: Any, text: str, domain: int, settings: SamplingSettings) -> None:
@@ -155,20 +145,18 @@ def _stream(generator: Any, text: str, domain: int, settings: SamplingSettings) 
 
 
 def _answer(generator: Any, domain: int, settings: SamplingSettings) -> None:
-    """Prompts from the terminal, each a document of its own; a prompt that does not fit is told and forgotten."""
-    for text in _asked(generator.words.domains[domain]):
-        try:
-            _stream(generator, check_text(text, "the prompt"), domain, settings)
-        except InputError as error:
-            print(error, file=sys.stderr)
-
-
-def _asked(name: str) -> Iterator[str]:
+    """Prompts from the terminal, each a document of its own, up to an empty line or the end of the input; a prompt that
+    does not fit is told and forgotten.
+    """
+    asking = f"{generator.codec.domains[domain]}> " if sys.stdin.isatty() else ""
     while True:
         try:
-            text = input(f"{name}> " if sys.stdin.isatty() else "")
+            text = input(asking)
         except EOFError:
             return
         if not text:
             return
-        yield text
+        try:
+            _stream(generator, check_text(text, "the prompt"), domain, settings)
+        except InputError as error:
+            print(error, file=sys.stderr)

@@ -42,7 +42,7 @@ def test_the_description_says_how_to_run_the_graphs(exported, generator):
         "inputs": ["ids", "positions", "places", "domain", "home", *caches],
         "outputs": ["logits", *caches],
     }
-    assert found["domain_tags"] == list(generator.words.tokenizer.domain_tags.values())
+    assert found["domain_tags"] == list(generator.codec.tokenizer.domain_tags.values())
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ def prompts(generator):
     """Five rows of different length; the second holds the end of a document, the last fills the model's length but for
     one.
     """
-    end = generator.words.tokenizer.end_of_text
+    end = generator.codec.tokenizer.end_of_text
     ids = np.random.default_rng(4).integers(260, 320, 31).tolist()
     return [ids[:3], [*ids[:5], end, *ids[5:9]], ids[4:5], [*ids[:7], end], ids]
 
@@ -60,7 +60,7 @@ def test_sampled_output_follows_from_seed_and_row_alone(generator, prompts):
 
 
 def test_text_and_streamed_text_are_the_decoded_ids(generator):
-    words = generator.words
+    words = generator.codec
     ids = [words.tokenizer.domain_tags["two"], *words.tokenizer.encode("abcd")]
     assert words.encode("abcd", 1) == ids
     expected = words.tokenizer.decode(generator.generate([ids], [1], WARM)[0])
@@ -84,10 +84,10 @@ def test_prompts_that_do_not_fit(generator, prompts, domains, told):
 
 
 def test_domains_by_name_and_number(generator):
-    assert [generator.words.domain(given) for given in ("one", "two", "1", 0)] == [0, 1, 1, 0]
+    assert [generator.codec.domain(given) for given in ("one", "two", "1", 0)] == [0, 1, 1, 0]
     for wrong in ("three", "2", 2, -1):
         with pytest.raises(InputError, match="expected one of one, two, or a number from 0 to 1"):
-            generator.words.domain(wrong)
+            generator.codec.domain(wrong)
 
 
 def test_what_cannot_be_loaded(run_folder, tmp_path):

@@ -89,6 +89,6 @@ def test_an_extracted_model_says_what_the_whole_one_says(run_folder, tmp_path):
     extract(str(run_folder), str(tmp_path / "two"), "two")
     whole, part = Generator.load(run_folder), Generator.load(tmp_path / "two")
     ms.set_context(mode=ms.PYNATIVE_MODE)  # one pass each
-    ids = whole.words.encode("abcd efgh", 1)
-    assert part.words.encode("abcd efgh", 0) == ids
+    ids = whole.codec.encode("abcd efgh", 1)
+    assert part.codec.encode("abcd efgh", 0) == ids
     np.testing.assert_allclose(part.logits(ids, 0), whole.logits(ids, 1), rtol=0, atol=1e-6)
