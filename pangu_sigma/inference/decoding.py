@@ -15,14 +15,20 @@ from pangu_sigma.inference.sampling import RowSampler
 
 
 class Continuation(NamedTuple):
-    """How rows fall into documents. end_of_text: id that ends one; resets: positions begin anew behind it."""
+    """How rows fall into documents.
+
+    Attributes: end_of_text: id that ends one; resets: positions begin anew behind it.
+    """
 
     end_of_text: int
     resets: bool
 
 
 class DecodedRow(NamedTuple):
-    """One prompt. room: most tokens of output; sampler: chooses them."""
+    """One prompt.
+
+    Attributes: prompt: its ids; domain, home: of the row; room: most tokens of output; sampler: chooses them.
+    """
 
     prompt: Sequence[int]
     domain: int
@@ -39,6 +45,13 @@ class DecodedRow(NamedTuple):
 class DecodedBatch:
     """Up to B rows, together through one pair of graphs; rows without a prompt are fed zeros and looked at by nobody.
 
+    Reads the prompts, each of 1 to L ids, when it is made.
+
+    Args:
+        pair: the graphs.
+        prompts, domains, homes: ids of each prompt; domain and home of its row.
+        document: see `Continuation`.
+
     Attributes: logits <float32>[B, V], of each row's next token.
     """
 
@@ -50,7 +63,6 @@ class DecodedBatch:
         homes: Sequence[int],
         document: Continuation,
     ) -> None:
-        """Reads the prompts, each of 1 to L ids."""
         self._pair, self._document = pair, document
         ids = np.zeros((pair.rows, pair.length + 1), np.int32)
         for row, prompt in enumerate(prompts):
@@ -75,6 +87,7 @@ class DecodedBatch:
             self._positions[row] = 0 if begins else self._positions[row] + 1
             self._places[row] += 1
             fed[row] = self._last[row] = token
+        # (B, 1) <- (B,); copies, as the arrays change while the graph may still read them
         columns = (Tensor(array.reshape(-1, 1).copy()) for array in (fed, self._positions, self._places))
         self._take(self._pair.decode(*columns, self._domain, self._home, *self.caches))
 
@@ -89,11 +102,14 @@ def _filled(values: Sequence[int], rows: int) -> np.ndarray:
 
 
 def decode(
-    pair: GraphPair, rows: Sequence[DecodedRow], document: Continuation, words: int, stop_at_end: bool
+    pair: GraphPair, rows: Sequence[DecodedRow], document: Continuation, vocab_size: int, stop_at_end: bool
 ) -> Iterator[List[Optional[int]]]:
     """Yields the next token of each row, None once it is at its end, until all are.
 
-    words: ids from here on are rows of the word table without a word, never chosen.
+    Args:
+        pair: the graphs. rows: up to as many prompts as the graphs have rows. document: see `Continuation`.
+        vocab_size: ids from here on are rows of the word table without a word, never chosen.
+        stop_at_end: whether a row is at its end with the end of its text.
     """
     batch = DecodedBatch(
         pair, [row.prompt for row in rows], [row.domain for row in rows], [row.home for row in rows], document
@@ -104,7 +120,7 @@ def decode(
         for index, row in enumerate(rows):
             if left[index] == 0:
                 continue
-            token = row.sampler.next(batch.logits[index, :words])
+            token = row.sampler.next(batch.logits[index, :vocab_size])
             left[index] = 0 if stop_at_end and token == document.end_of_text else left[index] - 1
             tokens[index] = None if stop_at_end and token == document.end_of_text else token
         yield tokens

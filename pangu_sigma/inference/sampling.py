@@ -31,7 +31,7 @@ class SamplingSettings:
         frequency_penalty: subtracted from a token's logit for each time that it is in the output. presence_penalty:
             once, if it is.
         seed: of the random numbers, see `row_generators`.
-        stop_at_end: end a row at end-of-text, which is not part of the output; False: go on with another document.
+        stop_at_end: end a row at end-of-text, which is not part of the output; False: continue with another document.
     """
 
     max_new_tokens: int = 64
@@ -67,8 +67,9 @@ class RowSampler:
     """Chooses one row's tokens, one after the other, and remembers them.
 
     Args:
-        prompt: ids before the output. generator: this row's random numbers, one for each token if temperature is above
-            0.
+        settings: how they are chosen.
+        prompt: ids before the output.
+        generator: this row's random numbers, one for each token if temperature is above 0.
     """
 
     def __init__(self, settings: SamplingSettings, prompt: Sequence[int], generator: np.random.Generator) -> None:
@@ -84,8 +85,8 @@ class RowSampler:
         settings = self._settings
         if not np.isfinite(logits).all():
             raise InputError(
-                "the model's scores for the next token are not finite numbers, as those of a run that diverged; expected "
-                "another checkpoint"
+                "the model's scores for the next token are not finite numbers, as those of a run that diverged; "
+                "expected another checkpoint"
             )
         adjusted = penalised(logits, self._seen, self._output, settings)
         if settings.temperature == 0.0:
@@ -102,7 +103,9 @@ def penalised(
 ) -> np.ndarray:
     """<float64>[V]: the logits after the repetition penalty, then after those of frequency and presence.
 
-    seen: ids in prompt or output, each once. output: how often each id is in the output.
+    Args:
+        logits: <float>[V]. seen: ids in prompt or output, each once. output: how often each id is in the output.
+        settings: the penalties.
     """
     adjusted = np.array(logits, np.float64)
     if settings.repetition_penalty != 1.0 and seen:
@@ -114,9 +117,8 @@ def penalised(
             )
     for word, count in output.items():
         adjusted[word] -= settings.frequency_penalty * count + settings.presence_penalty
-    return np.clip(
-        adjusted, -_LARGEST, _LARGEST
-    )  # extreme penalties reach infinity, of which differences are no numbers
+    # Extreme penalties reach infinity, of which differences are no numbers.
+    return np.clip(adjusted, -_LARGEST, _LARGEST)
 
 
 def probabilities(logits: np.ndarray, settings: SamplingSettings) -> np.ndarray:
@@ -154,6 +156,9 @@ def row_generators(prompts: Sequence[Sequence[int]], domains: Sequence[int], see
 
     So a row's output does not depend on the other rows of a call, nor on their order, and equal rows get different
     output.
+
+    Args:
+        prompts: ids of each. domains: number of each. seed: of the call.
     """
     copies: Dict[Tuple[int, ...], int] = {}
     found = []
