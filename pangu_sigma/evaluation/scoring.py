@@ -68,7 +68,7 @@ class Scorer:
 
     def __init__(self, network: PanGuSigma, shape: ModelDims, slots_for_all: bool = True) -> None:
         network.set_train(False)
-        self.rows, self.length = shape.rows, shape.sequence_length
+        self.rows, self.length = shape.sequences, shape.sequence_length
         self._slots_for_all = slots_for_all
         self._limits = shape.vocab_size, shape.domains
         self._step = ScoringStep(network)

@@ -114,7 +114,7 @@ class CapacityControl:
         config, shape = context.config, context.shape
         self._options = config.moe.capacity
         self._active = layers > 0 and self._options.mode != "factor"
-        self._rows = shape.rows
+        self._rows = shape.sequences
         self._rule = SlotRule(
             self._options,
             shape.sequence_length,

@@ -24,7 +24,7 @@ from locmoe_ops.topology import Topology
 from pangu_sigma.audit.worker import export_rank
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.schema import Config
-from pangu_sigma.inference.cells import Decode, Prefill
+from pangu_sigma.inference.cells import Decode, Prefill, empty_caches
 from pangu_sigma.inference.load import inference_config, network_context
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.runtime.launch import Launch, read_launch
@@ -36,11 +36,10 @@ def export_generation(config: Config, launch: Launch, folder: Path) -> None:
     context = network_context(inference_config(config, launch.world_size), 50, 2, collectives)
     network = PanGuSigma(context)
     row, column, whole = (Tensor(np.zeros(shape, np.int32)) for shape in ((2,), (2, 1), (2, 8)))
-    cache = Tensor(np.zeros((2, context.shape.num_heads, 8, context.shape.head_size), np.float32))
     prefill, decode = Prefill(network, context, 2, 8), Decode(network, context, 2, 8)
     inputs = {
         "prefill": (whole, whole, row, row, row),
-        "decode": (column, column, column, row, row, *[cache] * 2 * len(decode.layers)),
+        "decode": (column, column, column, row, row, *empty_caches(network, 2, 8)),
     }
     for name, cell in (("prefill", prefill), ("decode", decode)):
         ms.export(cell, *inputs[name], file_name=str(folder / f"{name}_{launch.rank}"), file_format="MINDIR")
