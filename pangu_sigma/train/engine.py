@@ -1,6 +1,5 @@
-"""From a configuration to the compiled parts of a run: network, training step, evaluation step."""
+"""From a configuration to what a run computes with: network, training step, evaluation step, probe."""
 
-import zlib
 from dataclasses import dataclass
 from typing import Dict, Iterator, List, Optional, Tuple
 
@@ -20,11 +19,16 @@ from pangu_sigma.config.derived import (
     num_sparse_layers,
     tokens_per_step,
 )
+from locmoe_ops.routers.selection_bias import balance_biases, set_local_strength
+from locmoe_ops.tensor_parallel import TensorGroup
+from pangu_sigma.checkpoint.state_entry import Entry, Readable, Settable
+from pangu_sigma.config.derived import rows_per_rank
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.vocabulary import Vocabulary
 from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.initialise import initialise
+from pangu_sigma.model.inputs import pack_batch
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.model.pangu_sigma import PanGuSigma, sparse_layers
 from pangu_sigma.model.parameter_groups import is_expert_parameter, ordered_parameters
@@ -36,27 +40,53 @@ from pangu_sigma.train.graphs import AccumulatedStep, OptimizerStep, OverlappedS
 from pangu_sigma.train.offloaded_experts import OffloadedExpertOptimizer
 from pangu_sigma.train.optimizer_state import OptimizerState
 from pangu_sigma.train.probe import RoutedTokens, RoutingProbe
+from pangu_sigma.train.schedule import LossScale
+from pangu_sigma.train.sharding import gradient_exchange
+from pangu_sigma.train.statistics import Rebalance, Statistics
 from pangu_sigma.train.step import (
-    BATCH_FIELDS,
     Accumulators,
     ApplyStep,
     EvaluationStep,
     LastMicroStep,
-    LossScale,
     MicroStep,
-    Rebalance,
-    Statistics,
     Update,
     WholeStep,
 )
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step reports.
+
+    Attributes:
+        sums: over all ranks, by name, see `Statistics.unpack`.
+        grad_norm: of the mean gradient over the global batch, before clipping.
+        loss_scale: that the step used.
+        skipped_steps: steps that overflowed so far.
+    """
+
+    sums: Dict[str, np.ndarray]
+    grad_norm: float
+    loss_scale: float
+    skipped_steps: int
+
+
 class TrainEngine:
     """The network and the graphs that train and evaluate it, sharing parameters and state.
 
-    Attributes: context (what sparse layers were built from); network; parameters (trainable, in gradient order);
-    statistics (layout of the sums); update; adam, loss_scale (state); host (updates the experts, unless the compiled
-    step does); capacity (decides the slots of each step, see `CapacityControl`).
+    Args:
+        config: of the run.
+        runtime: this rank and its collectives.
+        words: sizes of the tables that ids look up.
+
+    Attributes:
+        context: what sparse layers were built from.
+        network: the model.
+        parameters: its trainable ones, in gradient order.
+        statistics: layout of the sums.
+        update: the compiled update; `adam` and `loss_scale` are its state.
+        host: updates the experts, unless the compiled step does.
+        capacity: decides the slots of each step, see `CapacityControl`.
     """
 
     def __init__(self, config: Config, runtime: Runtime, words: Vocabulary) -> None:
@@ -74,36 +104,28 @@ class TrainEngine:
             config.moe.num_experts,
             self.network.counts_undecided,
         )
-        self.loss_scale = LossScale(config.runtime.loss_scale if config.runtime.precision == "fp16" else None)
         nominal = tokens_per_step(config)
         self._objective = Objective(self.network, nominal)
-        rate = config.moe.router.balance_rate
-        rebalance = Rebalance(balance_biases(self.network), rate, self.statistics) if rate > 0.0 else None
         self._micro_batches = micro_batches_per_step(config, runtime.topology.data)
         self._accumulators = None if self._micro_batches == 1 else Accumulators(self.parameters, self.statistics.size)
-        self._early = self._early_gradients(config, runtime)
-        update = Update(
-            self.parameters,
-            self.statistics.size,
-            self.loss_scale,
-            config.optimizer,
-            runtime.collectives,
-            nominal,
-            rebalance,
-            self._early,
+        self._overlap = self._gradient_overlap(config, runtime)
+        self.loss_scale = LossScale(config.runtime.loss_scale if config.runtime.precision == "fp16" else None)
+        rate = config.moe.router.balance_rate
+        rebalance = Rebalance(balance_biases(self.network), rate, self.statistics) if rate > 0.0 else None
+        exchange = gradient_exchange(
+            self.parameters, self.statistics.size, runtime.collectives, config.optimizer, self._overlap
         )
-        self.update = update
-        self.adam = update.adam
+        self.update = Update(exchange, self.loss_scale, config.optimizer, nominal, rebalance)
+        self.adam = self.update.adam
         host_updates = config.optimizer.experts != "device"
         hosted = [p for p in self.parameters if host_updates and is_expert_parameter(p.name)]
         self.host = OffloadedExpertOptimizer(hosted, config.optimizer) if hosted else None
-        self.optimizer_state = OptimizerState(update, runtime.collectives, self.host)
+        self.optimizer_state = OptimizerState(self.update, runtime.collectives, self.host)
         self._evaluate = EvaluationStep(self._objective)
         self._probe = RoutingProbe(self.network)
         self._step = self._new_step()
-        self._variants: Dict[
-            int, Tuple[List[Dispatcher], OptimizerStep]
-        ] = {}  # by slots: dispatchers of the sparse layers, and the step
+        # By slots: dispatchers of the sparse layers, and the step
+        self._variants: Dict[int, Tuple[List[Dispatcher], OptimizerStep]] = {}
         self._sparse = sparse_layers(self.network)
         self.capacity = CapacityControl(self.context, len(self._sparse), self.routed_tokens, self.set_capacity)
 
@@ -124,8 +146,7 @@ class TrainEngine:
         return [on_host.get(entry.name, entry) for entry in entries]
 
     def set_capacity(self, slots: int, factor: float) -> None:
-        """Trains with `slots` per (source rank, expert), which capacity factor `factor` asks for, from the next step
-        on.
+        """Trains with `slots` per (source rank, expert), which capacity factor `factor` gives, from the next step on.
 
         Slots that were set before need no new graph. All variants of the step share parameters, optimizer state and
         accumulators.
@@ -142,21 +163,26 @@ class TrainEngine:
 
     def routed_tokens(self, batch: Batch) -> List[RoutedTokens]:
         """What a micro-batch brings to each sparse layer, as in evaluation. Every rank must call it."""
-        return self._probe.routed(self._feed(batch, (0, 0)))
+        return self._probe.routed(self._pack(batch))
 
-    def train_step(self, batches: List[Batch], step: int, learning_rate: float) -> "StepResult":
-        """One optimizer step from this rank's micro-batches; `step` (from 1) seeds dropout and jitter."""
+    def train_step(self, batches: List[Batch], step: int, learning_rate: float) -> StepResult:
+        """One optimizer step.
+
+        Args:
+            batches: this rank's micro-batches.
+            step: its number, from 1, which seeds dropout and jitter.
+            learning_rate: of this step.
+        """
         self.network.set_train(True)
         rate = Tensor(learning_rate, dtype.float32)
-        fields = [self._feed(batch, (self.seed, step)) for batch in batches]
-        vector, norm, scale, skipped, *for_host = self._step(rate, fields)
-        if self.host is not None:
-            self.host.update(for_host[0], for_host[1:])
+        outputs = self._step(rate, [self._pack(batch, step) for batch in batches])
+        if self.host is not None and outputs.host_scalars is not None:
+            self.host.update(outputs.host_scalars, outputs.expert_gradients)
         return StepResult(
-            self.statistics.unpack(vector.asnumpy()),
-            float(norm.asnumpy()),
-            float(scale.asnumpy()),
-            int(skipped.asnumpy()),
+            self.statistics.unpack(outputs.statistics.asnumpy()),
+            float(outputs.grad_norm.asnumpy()),
+            float(outputs.loss_scale.asnumpy()),
+            int(outputs.skipped_steps.asnumpy()),
         )
 
     def set_locality_bias(self, strength: float) -> None:
@@ -168,62 +194,37 @@ class TrainEngine:
         self.network.set_train(False)
         total = np.zeros(self.statistics.size, np.float64)
         for batch in batches:
-            total += self._evaluate(*self._feed(batch, (0, 0))).asnumpy()
+            total += self._evaluate(*self._pack(batch)).asnumpy()
         return total
+
+    def graphs(self, batch: Batch) -> Iterator[StepGraph]:
+        """The graphs of an optimizer step of micro-batches like `batch`, each set up to be compiled until the next one
+        is taken.
+        """
+        self.network.set_train(True)
+        return self._step.graphs(Tensor(0.0, dtype.float32), self._pack(batch, 1), self._micro_batches)
 
     def _new_step(self) -> OptimizerStep:
         if self._accumulators is None:
             return SingleGraphStep(WholeStep(self._objective, self.parameters, self.update))
         micro = MicroStep(self._objective, self.parameters, self._accumulators, self.loss_scale)
-        if self._early is None:
+        if self._overlap is None:
             return AccumulatedStep(micro, ApplyStep(self._accumulators, self.update))
-        last = LastMicroStep(self._objective, self.parameters, self._accumulators, self.update, self._early)
-        return OverlappedStep(micro, last, self._early)
+        last = LastMicroStep(self._objective, self.parameters, self._accumulators, self.update, self._overlap)
+        return OverlappedStep(micro, last, self._overlap)
 
-    def graphs(self, batch: Batch) -> Iterator[StepGraph]:
-        """The graphs of an optimizer step of micro-batches like `batch`, each set up to be compiled until the next is
-        asked for.
-        """
-        self.network.set_train(True)
-        return self._step.graphs(Tensor(0.0, dtype.float32), self._feed(batch, (self.seed, 1)), self._micro_batches)
-
-    def _early_gradients(self, config: Config, runtime: Runtime) -> Optional[GradientOverlap]:
-        """Set up to send with one micro-batch a step; with several, each step switches it."""
+    def _gradient_overlap(self, config: Config, runtime: Runtime) -> Optional[GradientOverlap]:
+        """Set up to sum gradients early with one micro-batch a step; with several, each step switches it."""
         if not config.parallel.overlap_gradients or runtime.topology.data == 1:
             return None
         if self._accumulators is None:
-            early = GradientOverlap(self.network, runtime.collectives)
-            early.send(True)
-            return early
+            overlap = GradientOverlap(self.network, runtime.collectives)
+            overlap.send(True)
+            return overlap
         names = [parameter.name for parameter in self.parameters]
         return GradientOverlap(self.network, runtime.collectives, dict(zip(names, self._accumulators.gradients)))
 
-    def _feed(self, batch: Batch, key: tuple) -> List[Tensor]:
-        check_token_ids(
-            np.concatenate((batch.ids, batch.targets)), batch.domain, self.words.vocab_size, self.words.domains
-        )
-        fields = {**batch._asdict(), "seeds": row_seeds(batch.ids, batch.home, key)}
-        return [Tensor(fields[name]) for name in BATCH_FIELDS]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step reports, summed over all ranks where it is a sum."""
-
-    sums: Dict[str, np.ndarray]
-    grad_norm: float
-    loss_scale: float
-    skipped_steps: int
-
-
-def row_seeds(ids: np.ndarray, home: np.ndarray, key: tuple) -> np.ndarray:
-    """<int32>[B]: a seed per row for dropout and jitter, a function of `key` and the row's own text and home.
-
-    No row number enters, so that the numbers do not depend on how the rows of a step are spread over ranks.
-    """
-    prefix = repr(key).encode()
-    seeds = [
-        zlib.crc32(row.tobytes(), zlib.crc32(prefix + int(place).to_bytes(4, "little")))
-        for row, place in zip(ids, home)
-    ]
-    return np.asarray(seeds, np.uint32).view(np.int32)
+    def _pack(self, batch: Batch, step: Optional[int] = None) -> List[Tensor]:
+        """A batch as the graphs take it, for training step `step`, or None: for evaluation."""
+        key = (0, 0) if step is None else (self.seed, step)
+        return pack_batch(batch, self.words.vocab_size, self.words.domains, key)

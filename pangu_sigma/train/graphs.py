@@ -1,16 +1,21 @@
 """The graphs that make up an optimizer step, and how they are run one after another (see `pangu_sigma.train.step`)."""
 
-from typing import Iterator, List, NamedTuple, Protocol, Tuple
+from typing import Iterator, List, NamedTuple, Protocol
 
 from mindspore import Tensor, nn
 
 from pangu_sigma.train.gradient_overlap import GradientOverlap
-from pangu_sigma.train.step import ApplyStep, LastMicroStep, MicroStep, WholeStep
+from pangu_sigma.train.step import ApplyStep, LastMicroStep, MicroStep, StepOutputs, WholeStep, read_outputs
 
 
 class StepGraph(NamedTuple):
-    """One graph of an optimizer step: how often the step runs it, its Cell, and inputs of the shapes that it is
-    compiled for.
+    """One graph of an optimizer step.
+
+    Attributes:
+        name: of the graph.
+        times: how often the step runs it.
+        cell: to be compiled.
+        inputs: of the shapes that it is compiled for.
     """
 
     name: str
@@ -20,11 +25,17 @@ class StepGraph(NamedTuple):
 
 
 class OptimizerStep(Protocol):
-    """An optimizer step from the tensors of its micro-batches."""
+    """An optimizer step from the tensors of its micro-batches, each as `pack_batch` orders them."""
 
-    def __call__(self, learning_rate: Tensor, micro_batches: List[List[Tensor]]) -> Tuple[Tensor, ...]: ...
+    def __call__(self, learning_rate: Tensor, micro_batches: List[List[Tensor]]) -> StepOutputs: ...
 
-    def graphs(self, learning_rate: Tensor, fields: List[Tensor], micro_batches: int) -> Iterator[StepGraph]: ...
+    def graphs(self, learning_rate: Tensor, fields: List[Tensor], micro_batches: int) -> Iterator[StepGraph]:
+        """The step's graphs.
+
+        Args:
+            learning_rate, fields: inputs of the shapes that the graphs are compiled for; `fields` of a micro-batch.
+            micro_batches: how many of them a step has.
+        """
 
 
 class SingleGraphStep:
@@ -33,8 +44,8 @@ class SingleGraphStep:
     def __init__(self, whole: WholeStep) -> None:
         self.whole = whole
 
-    def __call__(self, learning_rate: Tensor, micro_batches: List[List[Tensor]]) -> Tuple[Tensor, ...]:
-        return self.whole(learning_rate, *micro_batches[0])
+    def __call__(self, learning_rate: Tensor, micro_batches: List[List[Tensor]]) -> StepOutputs:
+        return read_outputs(self.whole(learning_rate, *micro_batches[0]))
 
     def graphs(self, learning_rate: Tensor, fields: List[Tensor], micro_batches: int) -> Iterator[StepGraph]:
         yield StepGraph("step", 1, self.whole, [learning_rate, *fields])
@@ -47,10 +58,10 @@ class AccumulatedStep:
         self._micro = micro
         self._apply = apply
 
-    def __call__(self, learning_rate: Tensor, micro_batches: List[List[Tensor]]) -> Tuple[Tensor, ...]:
+    def __call__(self, learning_rate: Tensor, micro_batches: List[List[Tensor]]) -> StepOutputs:
         for fields in micro_batches:
             self._micro(*fields)
-        return self._apply(learning_rate)
+        return read_outputs(self._apply(learning_rate))
 
     def graphs(self, learning_rate: Tensor, fields: List[Tensor], micro_batches: int) -> Iterator[StepGraph]:
         yield StepGraph("micro_batch", micro_batches, self._micro, fields)
@@ -58,20 +69,25 @@ class AccumulatedStep:
 
 
 class OverlappedStep:
-    """A step of several micro-batches whose gradients are exchanged during the last one's backward pass."""
+    """A step of several micro-batches whose gradients are summed over ranks during the last one's backward pass.
 
-    def __init__(self, micro: MicroStep, last: LastMicroStep, early: GradientOverlap) -> None:
-        self._micro, self._last, self._early = micro, last, early
+    Args:
+        micro, last: the graphs of all micro-batches but the last one, and of that.
+        overlap: is switched between them, while they are compiled.
+    """
 
-    def __call__(self, learning_rate: Tensor, micro_batches: List[List[Tensor]]) -> Tuple[Tensor, ...]:
-        self._early.send(False)
+    def __init__(self, micro: MicroStep, last: LastMicroStep, overlap: GradientOverlap) -> None:
+        self._micro, self._last, self._overlap = micro, last, overlap
+
+    def __call__(self, learning_rate: Tensor, micro_batches: List[List[Tensor]]) -> StepOutputs:
+        self._overlap.send(False)
         for fields in micro_batches[:-1]:
             self._micro(*fields)
-        self._early.send(True)
-        return self._last(learning_rate, *micro_batches[-1])
+        self._overlap.send(True)
+        return read_outputs(self._last(learning_rate, *micro_batches[-1]))
 
     def graphs(self, learning_rate: Tensor, fields: List[Tensor], micro_batches: int) -> Iterator[StepGraph]:
-        self._early.send(False)
+        self._overlap.send(False)
         yield StepGraph("micro_batch", micro_batches - 1, self._micro, fields)
-        self._early.send(True)
+        self._overlap.send(True)
         yield StepGraph("last_micro_batch", 1, self._last, [learning_rate, *fields])

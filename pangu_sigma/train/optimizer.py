@@ -13,7 +13,7 @@ from pangu_sigma.model.parameter_groups import group_key, is_expert_parameter
 
 
 def on_device(parameters: Sequence[Parameter], options: OptimizerConfig) -> List[Parameter]:
-    """Those that the compiled step updates; with `optimizer.experts` on the host all but the experts, which come last."""
+    """Those that the compiled step updates: with `optimizer.experts` on the host all but experts, which come last."""
     return [p for p in parameters if options.experts == "device" or not is_expert_parameter(p.name)]
 
 
@@ -51,6 +51,7 @@ class HybridAdam(nn.Cell):
 
     Args:
         parameters: in the order of `ordered_parameters`.
+        options: betas, epsilons and weight decay.
 
     Inputs: gradients, one <float32> tensor a parameter; learning_rate and scale (gradients are multiplied by it:
     unscaling and clipping in one), <float32> scalars; finite <bool> scalar: where false, nothing changes. State is
@@ -84,7 +85,7 @@ class HybridAdam(nn.Cell):
         return updates
 
     def factors(self, updates: Tensor, learning_rate: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """a, sqrt(b2) and c / decay of the update that is the `updates`-th."""
+        """a, sqrt(b2) and c / decay of the `updates`-th update at `learning_rate`."""
         count = ops.maximum(updates, 1.0)  # only 0 while nothing but overflows happened; then nothing is applied
         correction_1 = 1.0 - ops.pow(self.beta1, count)
         root_2 = ops.sqrt(1.0 - ops.pow(self.beta2, count))
@@ -99,9 +100,13 @@ def _scaled_one(scale: Tensor, gradient: Tensor) -> Tensor:
 class HostUpdateScalars(nn.Cell):
     """What the host needs to update experts as `HybridAdam` would.
 
-    Inputs: as `HybridAdam`, gradients of the experts; updates, its output. Outputs: orders <float32>[4]: 1 where the
-    step counts, else 0; the fused kernel's rate, epsilon and decay (of what decays); then the gradients, multiplied by
-    scale.
+    Args:
+        adam: whose factors these are.
+        options: epsilon and decay of the experts.
+
+    Inputs: gradients of the experts, learning_rate, scale and finite as `HybridAdam` takes them; updates, its output.
+    Outputs: scalars <float32>[4]: 1 where the step counts, else 0; the fused kernel's rate, epsilon and decay (of what
+    decays); then the gradients, multiplied by scale.
     """
 
     def __init__(self, adam: HybridAdam, options: OptimizerConfig) -> None:
@@ -115,9 +120,9 @@ class HostUpdateScalars(nn.Cell):
     ) -> Tuple[Tensor, ...]:
         done = ops.cast(finite, dtype.float32)
         rate, root_2, decay_scale = self.adam.factors(updates, learning_rate * done)
-        orders = ops.stack((done, rate, root_2 * self.epsilon, decay_scale * self.decay))
+        scalars = ops.stack((done, rate, root_2 * self.epsilon, decay_scale * self.decay))
         scale = ops.select(finite, scale, _zeros_like(scale))
-        return (orders,) + self.map(ops.partial(_scaled, scale), gradients)
+        return (scalars,) + self.map(ops.partial(_scaled, scale), gradients)
 
 
 def _zeros_beside(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:

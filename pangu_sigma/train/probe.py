@@ -13,6 +13,7 @@ from mindspore import Tensor, nn, ops
 from locmoe_ops.capacity.delta import cosines
 from locmoe_ops.routers.base import Router
 from locmoe_ops.routers.gated import GatedRouter
+from pangu_sigma.model.inputs import unpack_batch
 from pangu_sigma.model.pangu_sigma import PanGuSigma, sparse_layers
 
 
@@ -20,8 +21,11 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma, sparse_layers
 class RoutedTokens:
     """One sparse layer's tokens, on the host. A token or gate that is not finite has no direction: it is 0 here.
 
-    Attributes: x <float32>[T, d], as the router sees it; expert <int32>[T, k], global ids; gates <float32>[G, n, d], or
-    None where the router has no gate weights; per_group: n.
+    Attributes:
+        x: <float32>[T, d], as the router sees it.
+        expert: <int32>[T, k], global ids.
+        gates: <float32>[G, n, d], or None where the router has no gate weights.
+        per_group: n.
     """
 
     x: np.ndarray
@@ -48,26 +52,18 @@ class RoutingProbe(nn.Cell):
     """The forward pass up to the last router, as in evaluation.
 
     Inputs: the tensors of `BATCH_FIELDS`. Outputs: x <float32>[M, T, d], expert <int32>[M, T, k]. The compiler leaves
-        out what
-    they do not need: the head, and all that follows the last router.
+    out what they do not need: the head, and all that follows the last router.
     """
 
     def __init__(self, network: PanGuSigma) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
 
-    def construct(
-        self,
-        ids: Tensor,
-        targets: Tensor,
-        positions: Tensor,
-        documents: Tensor,
-        loss_mask: Tensor,
-        domain: Tensor,
-        home: Tensor,
-        seeds: Tensor,
-    ) -> Tuple[Tensor, Tensor]:
-        _, reports = self.network(ids, positions, documents, domain, home, seeds)
+    def construct(self, *fields: Tensor) -> Tuple[Tensor, Tensor]:
+        batch = unpack_batch(*fields)
+        _, reports = self.network(
+            batch["ids"], batch["positions"], batch["documents"], batch["domain"], batch["home"], batch["seeds"]
+        )
         x = [report["gate_input"] for report in reports]
         return ops.stack(x), ops.stack([report["expert"] for report in reports])
 
@@ -90,8 +86,8 @@ def gate_weights(router: Router) -> Optional[np.ndarray]:
         return None  # its values come about in some other way
     rows = _finite(router.gate.weight.asnumpy())
     if len(rows) < router.num_experts:  # a fixed gate: the same rows for every group
-        rows = np.tile(rows, (router.num_groups, 1))
-    return rows.reshape(router.num_groups, router.per_group, -1)
+        rows = np.tile(rows, (router.num_groups, 1))  # (E, d) <- (n, d)
+    return rows.reshape(router.num_groups, router.per_group, -1)  # (G, n, d) <- (E, d)
 
 
 def _finite(vectors: np.ndarray) -> np.ndarray:

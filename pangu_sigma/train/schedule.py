@@ -1,13 +1,25 @@
-"""Learning rates by step: linear warm-up, then constant, linear or cosine decay."""
+"""What changes from step to step: the learning rate, which the host computes, and the loss scale of fp16, in the graph."""
 
 import math
+from typing import Optional
 
-from pangu_sigma.config.schema_run import OptimizerConfig
+from mindspore import Parameter, Tensor, dtype, nn, ops
+
+from pangu_sigma.config.schema_run import LossScaleConfig, OptimizerConfig
+
+LARGEST_SCALE = 2.0**126  # twice as much is still a float32; infinity would never halve again
 
 
 def learning_rate(options: OptimizerConfig, total_steps: int, step: int) -> float:
-    """Rate of optimizer step `step` (from 1). After warm-up it falls from the peak to `end_learning_rate` at
-    `decay_steps` (default: `total_steps`) and stays there."""
+    """The rate of an optimizer step: linear warm-up, then constant, or linear or cosine decay.
+
+    After warm-up it falls from the peak to `end_learning_rate` at `decay_steps`, and stays there.
+
+    Args:
+        options: peak, end, schedule, warm-up and decay steps.
+        total_steps: of the run, where `decay_steps` is null.
+        step: from 1.
+    """
     if step <= options.warmup_steps:
         return options.learning_rate * step / options.warmup_steps
     if options.schedule == "constant":
@@ -16,3 +28,42 @@ def learning_rate(options: OptimizerConfig, total_steps: int, step: int) -> floa
     progress = min(1.0, (step - options.warmup_steps) / span)
     left = 0.5 * (1.0 + math.cos(math.pi * progress)) if options.schedule == "cosine" else 1.0 - progress
     return options.end_learning_rate + (options.learning_rate - options.end_learning_rate) * left
+
+
+class LossScale(nn.Cell):
+    """Dynamic loss scale: halves after an overflow, doubles after `growth_interval` steps without one, to `LARGEST_SCALE`.
+
+    A fixed scale of 1 where `options` is None (float32 training).
+
+    Attributes:
+        scale: by which the objective is multiplied.
+        good: steps since the last change.
+        skipped: steps that overflowed so far.
+
+    Input: finite <bool> scalar, whether the step's gradients are. Output: `skipped`, this step included.
+    """
+
+    def __init__(self, options: Optional[LossScaleConfig] = None) -> None:
+        super().__init__(auto_prefix=False)
+        self.dynamic = options is not None
+        self.interval = float(options.growth_interval) if options else 0.0
+        self.minimum = options.minimum if options else 1.0
+        self.scale = _state(options.initial if options else 1.0, "loss_scale.scale")
+        self.good = _state(0.0, "loss_scale.good")
+        self.skipped = _state(0.0, "loss_scale.skipped")
+
+    def construct(self, finite: Tensor) -> Tensor:
+        done = ops.cast(finite, dtype.float32)
+        skipped = self.skipped + (1.0 - done)
+        ops.assign(self.skipped, skipped)
+        if self.dynamic:
+            good = (self.good + 1.0) * done
+            grow = ops.cast(good >= self.interval, dtype.float32)
+            scale = self.scale * (1.0 + grow) * (0.5 + 0.5 * done)
+            ops.assign(self.scale, ops.minimum(ops.maximum(scale, self.minimum), LARGEST_SCALE))
+            ops.assign(self.good, good * (1.0 - grow))
+        return skipped
+
+
+def _state(value: float, name: str) -> Parameter:
+    return Parameter(Tensor(value, dtype.float32), name=name, requires_grad=False)

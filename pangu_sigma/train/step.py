@@ -2,12 +2,15 @@
 
 With one micro-batch an optimizer step it is one graph, `WholeStep`: forward, backward, `Update`. With several it is
 two: `MicroStep` (forward, backward, gradients and statistics added to accumulators), then `ApplyStep` (`Update` on the
-accumulators, which it empties) or, where gradients are to set out during the last backward pass, `LastMicroStep`, which
-is both in one. No graph has a data-dependent branch or a host round trip: a step that overflowed computes an update of
+accumulators, which it empties) or, where gradients are summed during the last backward pass, `LastMicroStep`, which is
+both in one. No graph has a data-dependent branch or a host round trip: a step that overflowed computes an update of
 zero.
+
+Every graph takes a batch as `pangu_sigma.model.inputs.pack_batch` orders it. `step_outputs` and `read_outputs` are the
+two ends of what it returns.
 """
 
-from typing import Dict, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple, TypedDict
 
 import numpy as np
 
@@ -16,52 +19,68 @@ from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.routers.selection_bias import BalanceBias, BalanceUpdate
 from pangu_sigma.config.schema_run import OptimizerConfig
+from pangu_sigma.config.schema import OptimizerConfig
+from pangu_sigma.model.inputs import unpack_batch
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.train.gradient_overlap import GradientOverlap
-from pangu_sigma.train.loss_scale import LossScale
 from pangu_sigma.train.optimizer import HostUpdateScalars, HybridAdam, on_device
-from pangu_sigma.train.sharding import gradient_exchange
-
-# The order in which a compiled step takes a batch. A dict of tensors would be a constant of the graph, compiled anew
-# each time.
-BATCH_FIELDS = ("ids", "targets", "positions", "documents", "loss_mask", "domain", "home", "seeds")
+from pangu_sigma.train.schedule import LossScale
+from pangu_sigma.train.statistics import Rebalance, pack_statistics
 
 
-class Statistics:
-    """Where each sum of `Objective` lies in the one vector that is accumulated and exchanged.
+class UpdateResults(TypedDict):
+    """What `Update` leaves, inside a graph.
 
-    Args:
-        counts_undecided: whether the sums hold `undecided`, as the network's `counts_undecided` says.
+    Attributes:
+        statistics: <float32>[size], summed over ranks.
+        grad_norm, loss_scale, skipped_steps: <float32> scalars: the norm before clipping, the scale that was used, and
+            the steps skipped so far.
+        for_host: empty, or where the host updates the experts what `HostUpdateScalars` returns.
     """
 
-    SCALARS = ("tokens", "task", "aux", "locality")
-
-    def __init__(self, sparse_layers: int, num_experts: int, counts_undecided: bool = False) -> None:
-        layers = max(sparse_layers, 1)
-        self.layers, self.experts = (layers, num_experts) if sparse_layers else (1, 1)
-        self.per_layer = ("kept", "kept_local", "undecided") if counts_undecided else ("kept", "kept_local")
-        self.size = len(self.SCALARS) + self.layers * (self.experts + len(self.per_layer))
-
-    def unpack(self, vector: np.ndarray) -> Dict[str, np.ndarray]:
-        """Scalars by name; assigned [M, E]; kept, kept_local and, where it is counted, undecided [M]."""
-        scalars = {name: vector[i] for i, name in enumerate(self.SCALARS)}
-        rest = vector[len(self.SCALARS) :]
-        cells = self.layers * self.experts
-        by_name = dict(zip(self.per_layer, rest[cells:].reshape(-1, self.layers)))
-        return {**scalars, "assigned": rest[:cells].reshape(self.layers, self.experts), **by_name}
+    statistics: Tensor
+    grad_norm: Tensor
+    loss_scale: Tensor
+    skipped_steps: Tensor
+    for_host: Tuple[Tensor, ...]
 
 
-def pack(sums: Dict[str, Tensor]) -> Tensor:
-    """The vector of `Statistics` <float32>[size] from `Objective`'s sums, inside a graph."""
-    scalars = ops.stack((sums["tokens"], sums["task"], sums["aux"], sums["locality"]))
-    vectors: Tuple[Tensor, ...] = (scalars, sums["assigned"].reshape(-1), sums["kept"], sums["kept_local"])
-    if "undecided" in sums:
-        vectors += (sums["undecided"],)
-    return ops.concat(vectors)
+class StepOutputs(NamedTuple):
+    """What a step's graph returned, on the host; the entries are those of `UpdateResults`.
+
+    Attributes:
+        host_scalars: <float32>[4] of `HostUpdateScalars`, or None where the compiled step updates the experts.
+        expert_gradients: unscaled and clipped, one tensor a parameter of the experts; or none.
+    """
+
+    statistics: Tensor
+    grad_norm: Tensor
+    loss_scale: Tensor
+    skipped_steps: Tensor
+    host_scalars: Optional[Tensor]
+    expert_gradients: List[Tensor]
+
+
+def step_outputs(results: UpdateResults) -> Tuple[Tensor, ...]:
+    """The outputs of a step's graph from what `Update` left, inside that graph."""
+    fixed = (results["statistics"], results["grad_norm"], results["loss_scale"], results["skipped_steps"])
+    return fixed + results["for_host"]
+
+
+def read_outputs(outputs: Tuple[Tensor, ...]) -> StepOutputs:
+    """The outputs of a step's graph by name, on the host."""
+    statistics, grad_norm, loss_scale, skipped_steps, *for_host = outputs
+    host_scalars = for_host[0] if for_host else None
+    return StepOutputs(statistics, grad_norm, loss_scale, skipped_steps, host_scalars, for_host[1:])
 
 
 class Accumulators(nn.Cell):
-    """Sums of gradients and statistics between optimizer steps: what the two graphs share."""
+    """Sums of gradients and statistics between optimizer steps: what the two graphs share.
+
+    Args:
+        parameters: whose gradients are accumulated, in order.
+        statistics_size: numbers of the statistics.
+    """
 
     def __init__(self, parameters: Sequence[Parameter], statistics_size: int) -> None:
         super().__init__(auto_prefix=False)
@@ -109,6 +128,10 @@ def _clear_one(after: Tensor, total: Tensor) -> Tensor:
 class BatchGradients(nn.Cell):
     """Forward and backward of one micro-batch.
 
+    Args:
+        objective: what is differentiated.
+        parameters: by which, in gradient order.
+
     Inputs: loss_scale <float32> scalar, then the tensors of `BATCH_FIELDS`. Outputs: this rank's statistics
     <float32>[size]; its gradients, in the order of `parameters`.
     """
@@ -119,34 +142,18 @@ class BatchGradients(nn.Cell):
         self.parameters = ParameterTuple(parameters)
         self.differentiate = ops.value_and_grad(objective, None, self.parameters, has_aux=True)
 
-    def construct(
-        self,
-        loss_scale: Tensor,
-        ids: Tensor,
-        targets: Tensor,
-        positions: Tensor,
-        documents: Tensor,
-        loss_mask: Tensor,
-        domain: Tensor,
-        home: Tensor,
-        seeds: Tensor,
-    ) -> Tuple[Tensor, Tuple[Tensor, ...]]:
-        batch = {
-            "ids": ids,
-            "targets": targets,
-            "positions": positions,
-            "documents": documents,
-            "loss_mask": loss_mask,
-            "domain": domain,
-            "home": home,
-            "seeds": seeds,
-        }
-        (_, sums), gradients = self.differentiate(batch, loss_scale)
-        return pack(sums), gradients
+    def construct(self, loss_scale: Tensor, *fields: Tensor) -> Tuple[Tensor, Tuple[Tensor, ...]]:
+        (_, sums), gradients = self.differentiate(unpack_batch(*fields), loss_scale)
+        return pack_statistics(sums), gradients
 
 
 class MicroStep(nn.Cell):
     """`BatchGradients`, accumulated.
+
+    Args:
+        objective, parameters: see `BatchGradients`.
+        accumulators: what this adds to.
+        loss_scale: holds the scale that the objective is multiplied by.
 
     Inputs: the tensors of `BATCH_FIELDS`. Output: this rank's statistics <float32>[size], accumulated since the last
     update.
@@ -167,27 +174,6 @@ class MicroStep(nn.Cell):
         return ops.assign_add(self.accumulators.statistics, statistics)
 
 
-class Rebalance(nn.Cell):
-    """Moves the routers' balance biases by the loads of a step.
-
-    Args:
-        biases: of the sparse layers, in order. rate: see `BalanceUpdate`. statistics: where the loads are in the
-            vector.
-
-    Inputs: vector <float32>[size], statistics summed over ranks; finite <bool> scalar. Output: as `BalanceUpdate`.
-    """
-
-    def __init__(self, biases: Sequence[BalanceBias], rate: float, statistics: Statistics) -> None:
-        super().__init__(auto_prefix=False)
-        self.shape = (statistics.layers, statistics.experts)
-        self.start = len(Statistics.SCALARS)
-        self.end = self.start + statistics.layers * statistics.experts
-        self.update = BalanceUpdate(biases, rate)
-
-    def construct(self, vector: Tensor, finite: Tensor) -> Tensor:
-        return self.update(vector[self.start : self.end].reshape(self.shape), finite)
-
-
 class Update(nn.Cell):
     """One optimizer step from this rank's gradients.
 
@@ -199,38 +185,39 @@ class Update(nn.Cell):
 
     With `optimizer.experts` on the host 4 leaves the experts to it (see `pangu_sigma.train.offloaded_experts`).
 
-    Inputs: gradients, a tuple of <float32> tensors in the order of `parameters`; statistics <float32>[size];
-        learning_rate <float32>
-    scalar. Outputs: statistics summed over ranks; gradient norm before clipping, loss scale used and steps skipped so
-    far; for the host, if it updates the experts, its orders <float32>[4] and the experts' gradients, unscaled and
-    clipped.
+    Args:
+        exchange: sums the gradients, see `pangu_sigma.train.sharding.gradient_exchange`; its `targets` are updated.
+        loss_scale: its state, which the update changes.
+        optimizer: betas, epsilons, decay, clip norm, and who updates the experts.
+        nominal_tokens: the constant that the objective was divided by.
+        rebalance: moves the routers' balance biases, if they have any.
+
+    Inputs: gradients, a tuple of <float32> tensors in the order of the exchange's parameters; statistics
+    <float32>[size]; learning_rate <float32> scalar. Output: `UpdateResults`.
     """
 
     def __init__(
         self,
-        parameters: Sequence[Parameter],
-        statistics_size: int,
+        exchange: nn.Cell,
         loss_scale: LossScale,
         optimizer: OptimizerConfig,
-        collectives: Collectives,
         nominal_tokens: int,
         rebalance: Optional[Rebalance] = None,
-        early: Optional[GradientOverlap] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.loss_scale = loss_scale
         self.rebalances = rebalance is not None
         self.rebalance = nn.Identity() if rebalance is None else rebalance
-        self.exchange = gradient_exchange(parameters, statistics_size, collectives, optimizer, early)
-        targets = on_device(self.exchange.targets, optimizer)
+        self.exchange = exchange
+        targets = on_device(exchange.targets, optimizer)
         self.own = len(targets)  # of what is updated here; the rest is for the host
-        self.hosted = self.own < len(self.exchange.targets)
+        self.hosted = self.own < len(exchange.targets)
         self.adam = HybridAdam(targets, optimizer)
-        self.orders = HostUpdateScalars(self.adam, optimizer)
+        self.host_scalars = HostUpdateScalars(self.adam, optimizer)
         self.clip_norm = optimizer.clip_norm
         self.nominal_tokens = float(nominal_tokens)
 
-    def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor, learning_rate: Tensor) -> Tuple[Tensor, ...]:
+    def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor, learning_rate: Tensor) -> UpdateResults:
         gradients, statistics, squares = self.exchange(gradients, statistics)
         scale_used = self.loss_scale.scale * 1.0  # a copy: the parameter changes below
         factor = self.nominal_tokens / (scale_used * ops.maximum(statistics[0], 1.0))
@@ -243,16 +230,27 @@ class Update(nn.Cell):
         skipped = ops.depend(self.loss_scale(finite), updates)
         if self.rebalances:
             skipped = ops.depend(skipped, self.rebalance(statistics, finite))
+        for_host = ()
         if self.hosted:
-            orders = self.orders(gradients[self.own :], learning_rate, clip, finite, updates)
-            return (statistics, norm, scale_used, ops.depend(skipped, orders)) + orders
-        return statistics, norm, scale_used, skipped
+            for_host = self.host_scalars(gradients[self.own :], learning_rate, clip, finite, updates)
+            skipped = ops.depend(skipped, for_host)
+        return {
+            "statistics": statistics,
+            "grad_norm": norm,
+            "loss_scale": scale_used,
+            "skipped_steps": skipped,
+            "for_host": for_host,
+        }
 
 
 class WholeStep(nn.Cell):
     """Forward, backward and update of a step with one micro-batch, without accumulators.
 
-    Inputs: learning_rate <float32> scalar, then the tensors of `BATCH_FIELDS`. Outputs: as `Update`.
+    Args:
+        objective, parameters: see `BatchGradients`.
+        update: applies the gradients.
+
+    Inputs: learning_rate <float32> scalar, then the tensors of `BATCH_FIELDS`. Outputs: see `step_outputs`.
     """
 
     def __init__(self, objective: Objective, parameters: Sequence[Parameter], update: Update) -> None:
@@ -262,13 +260,13 @@ class WholeStep(nn.Cell):
 
     def construct(self, learning_rate: Tensor, *fields: Tensor) -> Tuple[Tensor, ...]:
         statistics, gradients = self.differentiate(self.update.loss_scale.scale, *fields)
-        return self.update(gradients, statistics, learning_rate)
+        return step_outputs(self.update(gradients, statistics, learning_rate))
 
 
 class ApplyStep(nn.Cell):
     """`Update` with what the micro-steps accumulated; the accumulators are empty afterwards.
 
-    Inputs: learning_rate <float32> scalar. Outputs: as `Update`.
+    Inputs: learning_rate <float32> scalar. Outputs: see `step_outputs`.
     """
 
     def __init__(self, accumulators: Accumulators, update: Update) -> None:
@@ -279,19 +277,22 @@ class ApplyStep(nn.Cell):
     def construct(self, learning_rate: Tensor) -> Tuple[Tensor, ...]:
         accumulated = self.accumulators
         results = self.update(accumulated.gradients[:], accumulated.statistics * 1.0, learning_rate)
-        accumulated.clear(results[3])
-        return results
+        accumulated.clear(results["skipped_steps"])
+        return step_outputs(results)
 
 
 class LastMicroStep(nn.Cell):
-    """`MicroStep` and `ApplyStep` in one graph, for a last micro-batch whose gradients set out during its backward
-    pass.
+    """`MicroStep` and `ApplyStep` in one graph, for a last micro-batch whose gradients are summed over ranks during its
+    backward pass.
 
     Args:
-        early: says how many those are, the first ones; they come out of the backward pass with what was accumulated
-            before.
+        objective, parameters: see `BatchGradients`.
+        accumulators: hold the sums of earlier micro-batches.
+        update: applies the gradients.
+        overlap: says how many gradients are summed early, the first ones; they come out of the backward pass with what
+            was accumulated before.
 
-    Inputs: learning_rate <float32> scalar, then the tensors of `BATCH_FIELDS`. Outputs: as `Update`.
+    Inputs: learning_rate <float32> scalar, then the tensors of `BATCH_FIELDS`. Outputs: see `step_outputs`.
     """
 
     def __init__(
@@ -300,22 +301,22 @@ class LastMicroStep(nn.Cell):
         parameters: Sequence[Parameter],
         accumulators: Accumulators,
         update: Update,
-        early: GradientOverlap,
+        overlap: GradientOverlap,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.differentiate = BatchGradients(objective, parameters)
         self.accumulators = accumulators
         self.update = update
-        self.first = len(early.parameters)
+        self.overlapped = len(overlap.parameters)
         self.map = ops.HyperMap()
 
     def construct(self, learning_rate: Tensor, *fields: Tensor) -> Tuple[Tensor, ...]:
         accumulated = self.accumulators
         statistics, gradients = self.differentiate(self.update.loss_scale.scale, *fields)
-        late = self.map(_plus, accumulated.gradients[self.first :], gradients[self.first :])
-        results = self.update(gradients[: self.first] + late, accumulated.statistics + statistics, learning_rate)
-        accumulated.clear(results[3])
-        return results
+        late = self.map(_plus, accumulated.gradients[self.overlapped :], gradients[self.overlapped :])
+        results = self.update(gradients[: self.overlapped] + late, accumulated.statistics + statistics, learning_rate)
+        accumulated.clear(results["skipped_steps"])
+        return step_outputs(results)
 
 
 class EvaluationStep(nn.Cell):
@@ -325,26 +326,6 @@ class EvaluationStep(nn.Cell):
         super().__init__(auto_prefix=False)
         self.objective = objective
 
-    def construct(
-        self,
-        ids: Tensor,
-        targets: Tensor,
-        positions: Tensor,
-        documents: Tensor,
-        loss_mask: Tensor,
-        domain: Tensor,
-        home: Tensor,
-        seeds: Tensor,
-    ) -> Tensor:
-        batch = {
-            "ids": ids,
-            "targets": targets,
-            "positions": positions,
-            "documents": documents,
-            "loss_mask": loss_mask,
-            "domain": domain,
-            "home": home,
-            "seeds": seeds,
-        }
-        _, sums = self.objective(batch, Tensor(1.0, dtype.float32))
-        return pack(sums)
+    def construct(self, *fields: Tensor) -> Tensor:
+        _, sums = self.objective(unpack_batch(*fields), Tensor(1.0, dtype.float32))
+        return pack_statistics(sums)

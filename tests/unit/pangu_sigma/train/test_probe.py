@@ -5,9 +5,9 @@ import pytest
 
 from mindspore import Tensor
 
+from pangu_sigma.model.inputs import BATCH_FIELDS
 from pangu_sigma.model.pangu_sigma import sparse_layers
 from pangu_sigma.train.probe import RoutingProbe
-from pangu_sigma.train.step import BATCH_FIELDS
 
 CASES = {
     "learned gate": {

@@ -1,9 +1,14 @@
 import math
 
+import numpy as np
 import pytest
 
 from pangu_sigma.config.schema_run import OptimizerConfig
 from pangu_sigma.train.schedule import learning_rate
+from mindspore import Tensor
+
+from pangu_sigma.config.schema import LossScaleConfig, OptimizerConfig
+from pangu_sigma.train.schedule import LossScale, learning_rate
 
 PEAK, END = 1e-3, 1e-5
 
@@ -67,3 +72,47 @@ def test_the_rate_never_rises_after_warm_up(schedule):
     assert rates == sorted(rates, reverse=True)
     # No jump anywhere: the steepest descent of the cosine is pi / 2 times that of the line.
     assert max(a - b for a, b in zip(rates, rates[1:])) < 1.6 * (PEAK - END) / 900
+
+
+# ---- loss scale
+
+
+def simulate(options, outcomes):
+    """(scale, skipped) after each step, by the definition."""
+    scale, good, skipped = options.initial, 0, 0
+    for finite in outcomes:
+        good = good + 1 if finite else 0
+        skipped += not finite
+        if not finite:
+            scale = max(scale / 2, options.minimum)
+        elif good == options.growth_interval:
+            scale, good = scale * 2, 0
+        yield scale, skipped
+
+
+def test_loss_scale_grows_halves_and_has_a_minimum():
+    options = LossScaleConfig(initial=8.0, growth_interval=3, minimum=2.0)
+    rng = np.random.default_rng(0)
+    outcomes = [True] * 7 + [False] * 4 + [True, True, False, True, True, True] + list(rng.random(30) < 0.8)
+    cell = LossScale(options)
+    seen = set()
+    for finite, (scale, skipped) in zip(outcomes, simulate(options, outcomes)):
+        found = cell(Tensor(bool(finite)))
+        assert (float(cell.scale.asnumpy()), float(found.asnumpy())) == (scale, skipped)
+        seen.add(scale)
+    assert {2.0, 4.0, 8.0, 16.0, 32.0} <= seen
+
+
+def test_a_minimum_that_is_no_power_of_two():
+    cell = LossScale(LossScaleConfig(initial=8.0, growth_interval=100, minimum=3.0))
+    scales = []
+    for _ in range(3):
+        cell(Tensor(False))
+        scales.append(float(cell.scale.asnumpy()))
+    assert scales == [4.0, 3.0, 3.0]
+
+
+def test_without_options_the_scale_is_one_for_good():
+    cell = LossScale(None)
+    assert [float(cell(Tensor(finite)).asnumpy()) for finite in (True, False, True)] == [0.0, 1.0, 1.0]
+    assert float(cell.scale.asnumpy()) == 1.0

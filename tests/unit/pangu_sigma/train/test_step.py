@@ -7,93 +7,36 @@ from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.tensor_parallel import slice_of
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema_run import LossScaleConfig, OptimizerConfig
+from pangu_sigma.config.schema import LossScaleConfig, OptimizerConfig
+from pangu_sigma.model.inputs import BATCH_FIELDS
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.model.parameter_groups import ordered_parameters
+from pangu_sigma.train.schedule import LossScale
+from pangu_sigma.train.sharding import gradient_exchange
+from pangu_sigma.train.statistics import Statistics
 from pangu_sigma.train.step import (
-    BATCH_FIELDS,
     Accumulators,
     ApplyStep,
     EvaluationStep,
-    LossScale,
     MicroStep,
-    Statistics,
     Update,
     WholeStep,
-    pack,
+    read_outputs,
 )
 
 NOMINAL = 50.0
 
 
-# ---- loss scale
+def new_update(parameters, statistics_size, loss_scale, options):
+    alone = create_collectives("local", Topology(1, 1), 0)
+    exchange = gradient_exchange(parameters, statistics_size, alone, options)
+    return Update(exchange, loss_scale, options, int(NOMINAL))
 
 
-def simulate(options, outcomes):
-    """(scale, skipped) after each step, by the definition."""
-    scale, good, skipped = options.initial, 0, 0
-    for finite in outcomes:
-        good = good + 1 if finite else 0
-        skipped += not finite
-        if not finite:
-            scale = max(scale / 2, options.minimum)
-        elif good == options.growth_interval:
-            scale, good = scale * 2, 0
-        yield scale, skipped
-
-
-def test_loss_scale_grows_halves_and_has_a_minimum():
-    options = LossScaleConfig(initial=8.0, growth_interval=3, minimum=2.0)
-    rng = np.random.default_rng(0)
-    outcomes = [True] * 7 + [False] * 4 + [True, True, False, True, True, True] + list(rng.random(30) < 0.8)
-    cell = LossScale(options)
-    seen = set()
-    for finite, (scale, skipped) in zip(outcomes, simulate(options, outcomes)):
-        found = cell(Tensor(bool(finite)))
-        assert (float(cell.scale.asnumpy()), float(found.asnumpy())) == (scale, skipped)
-        seen.add(scale)
-    assert {2.0, 4.0, 8.0, 16.0, 32.0} <= seen
-
-
-def test_a_minimum_that_is_no_power_of_two():
-    cell = LossScale(LossScaleConfig(initial=8.0, growth_interval=100, minimum=3.0))
-    scales = []
-    for _ in range(3):
-        cell(Tensor(False))
-        scales.append(float(cell.scale.asnumpy()))
-    assert scales == [4.0, 3.0, 3.0]
-
-
-def test_without_options_the_scale_is_one_for_good():
-    cell = LossScale(None)
-    assert [float(cell(Tensor(finite)).asnumpy()) for finite in (True, False, True)] == [0.0, 1.0, 1.0]
-    assert float(cell.scale.asnumpy()) == 1.0
-
-
-# ---- statistics
-
-
-@pytest.mark.parametrize("layers, experts, undecided", [(0, 4, False), (1, 4, True), (3, 2, False), (3, 2, True)])
-def test_statistics_come_out_as_they_went_in(layers, experts, undecided):
-    rng = np.random.default_rng(0)
-    rows, columns = max(layers, 1), experts if layers else 1
-    shapes = {
-        "tokens": (),
-        "task": (),
-        "aux": (),
-        "locality": (),
-        "assigned": (rows, columns),
-        "kept": (rows,),
-        "kept_local": (rows,),
-        **({"undecided": (rows,)} if undecided else {}),
-    }
-    sums = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    statistics = Statistics(layers, experts, undecided)
-    vector = pack({name: Tensor(value) for name, value in sums.items()}).asnumpy()
-    assert vector.shape == (statistics.size,)
-    found = statistics.unpack(vector)
-    assert set(found) == set(sums)
-    for name, value in sums.items():
-        np.testing.assert_array_equal(found[name], value, name)
+def scalars(outputs):
+    """Gradient norm, scale used, steps skipped; the compiled step updates the experts, so nothing is for the host."""
+    assert outputs.host_scalars is None and not outputs.expert_gradients
+    return [float(x.asnumpy()) for x in (outputs.grad_norm, outputs.loss_scale, outputs.skipped_steps)]
 
 
 # ---- optimizer step
@@ -107,9 +50,7 @@ class Bench:
         self.parameters = parameters
         self.accumulators = Accumulators(parameters, 6)
         self.loss_scale = LossScale(LossScaleConfig(initial=1024.0, growth_interval=2))
-        update = Update(
-            parameters, 6, self.loss_scale, self.options, create_collectives("local", Topology(1, 1), 0), int(NOMINAL)
-        )
+        update = new_update(parameters, 6, self.loss_scale, self.options)
         self.apply = ApplyStep(self.accumulators, update)
         self.adam = update.adam
         self.state = [*parameters, *self.adam.first, *self.adam.second, self.adam.updates]
@@ -126,15 +67,15 @@ class Bench:
             parameter.set_data(Tensor(value, dtype.float32))
 
     def step(self, gradients, tokens, learning_rate=0.01):
-        """One step from these accumulated gradients; the outputs as arrays."""
+        """One step from these accumulated gradients; see `scalars`."""
         for accumulator, gradient in zip(self.accumulators.gradients, gradients):
             accumulator.set_data(Tensor(gradient))
         statistics = np.arange(6, dtype=np.float32)
         statistics[0] = tokens
         self.accumulators.statistics.set_data(Tensor(statistics))
-        outputs = [output.asnumpy() for output in self.apply(Tensor(learning_rate, dtype.float32))]
-        np.testing.assert_array_equal(outputs[0], statistics)
-        return [float(output) for output in outputs[1:]]
+        outputs = read_outputs(self.apply(Tensor(learning_rate, dtype.float32)))
+        np.testing.assert_array_equal(outputs.statistics.asnumpy(), statistics)
+        return scalars(outputs)
 
 
 @pytest.fixture(scope="module")
@@ -238,14 +179,7 @@ class NetworkBench:
         self.objective = Objective(self.network, int(NOMINAL))
         self.accumulators = Accumulators(self.parameters, self.statistics.size)
         self.micro = MicroStep(self.objective, self.parameters, self.accumulators, self.loss_scale)
-        update = Update(
-            self.parameters,
-            self.statistics.size,
-            self.loss_scale,
-            OptimizerConfig(clip_norm=None),
-            create_collectives("local", Topology(1, 1), 0),
-            int(NOMINAL),
-        )
+        update = new_update(self.parameters, self.statistics.size, self.loss_scale, OptimizerConfig(clip_norm=None))
         self.first = update.adam.first
         self.whole = WholeStep(self.objective, self.parameters, update)
 
@@ -254,8 +188,8 @@ class NetworkBench:
 
     def step(self, batch, learning_rate=0.003):
         """Statistics; gradient norm, scale used, steps skipped."""
-        vector, *scalars = self.whole(Tensor(learning_rate, dtype.float32), *fields(batch))
-        return self.statistics.unpack(vector.asnumpy()), [float(scalar.asnumpy()) for scalar in scalars]
+        outputs = read_outputs(self.whole(Tensor(learning_rate, dtype.float32), *fields(batch)))
+        return self.statistics.unpack(outputs.statistics.asnumpy()), scalars(outputs)
 
     def gradients(self):
         return {
