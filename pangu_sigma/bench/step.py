@@ -34,6 +34,7 @@ from pangu_sigma.model.loss import TokenCrossEntropy
 from pangu_sigma.planner.flops import step_flops
 from pangu_sigma.runtime.runtime import start_runtime
 from pangu_sigma.train.engine import TrainEngine
+from pangu_sigma.train.step import step_outputs
 
 MATMUL_SIZE = 2048
 
@@ -117,7 +118,7 @@ class _UpdateAlone(nn.Cell):
         self.update = parts.update
 
     def construct(self, learning_rate: Tensor) -> Any:
-        return self.update(self.gradients[:], self.statistics, learning_rate)
+        return step_outputs(self.update(self.gradients[:], self.statistics, learning_rate))
 
 
 class _Attention(nn.Cell):

@@ -8,19 +8,17 @@ import numpy as np
 
 from mindspore import Tensor, dtype, nn, ops
 
-from locmoe_ops.moe import check_token_ids
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.evaluation.windows import ScoreRequest, cut, lost, pack, to_batch
 from pangu_sigma.model.dims import ModelDims
+from pangu_sigma.model.inputs import pack_batch, unpack_batch
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-
-_FIELDS = ("ids", "targets", "positions", "documents", "domain", "home")
 
 
 class ScoringStep(nn.Cell):
     """The network's loss of each target, and whether the target was its first choice.
 
-    Inputs: ids, targets, positions, documents <int32>[B, S]; domain, home <int32>[B].
+    Inputs: the tensors of `BATCH_FIELDS` (see `pangu_sigma.model.inputs`).
     Outputs: losses <float32>[T] in nats; first <int32>[T], 1 where no other word has a larger logit; dropped <float32>
     scalar, see `TokenScores`.
     """
@@ -29,13 +27,12 @@ class ScoringStep(nn.Cell):
         super().__init__(auto_prefix=False)  # parameters keep the network's own names
         self.network = network
 
-    def construct(
-        self, ids: Tensor, targets: Tensor, positions: Tensor, documents: Tensor, domain: Tensor, home: Tensor
-    ) -> Tuple[Tensor, Tensor, Tensor]:
+    def construct(self, *fields: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        batch = unpack_batch(*fields)
         logits, reports = self.network(
-            ids, positions, documents, domain, home, home * 0
-        )  # seeds play no part outside training
-        logits, flat = ops.cast(logits, dtype.float32), targets.reshape(-1)
+            batch["ids"], batch["positions"], batch["documents"], batch["domain"], batch["home"], batch["seeds"]
+        )
+        logits, flat = ops.cast(logits, dtype.float32), batch["targets"].reshape(-1)  # (T,) <- (B, S)
         losses, _ = self.network.token_losses(logits, flat)
         first = ops.cast(ops.equal(ops.cast(ops.argmax(logits, -1), dtype.int32), flat), dtype.int32)
         dropped = Tensor(0.0, dtype.float32)
@@ -76,10 +73,7 @@ class Scorer:
 
     def tokens(self, batch: Batch) -> TokenScores:
         """Scores of all targets of a batch of `rows` rows. Raises InputError where an id lies outside its table."""
-        check_token_ids(np.concatenate((batch.ids, batch.targets)), batch.domain, *self._limits)
-        losses, first, dropped = (
-            found.asnumpy() for found in self._step(*(Tensor(getattr(batch, name)) for name in _FIELDS))
-        )
+        losses, first, dropped = (found.asnumpy() for found in self._step(*pack_batch(batch, *self._limits)))
         assert not (self._slots_for_all and dropped), f"{dropped} assignments dropped"
         shape = batch.ids.shape
         return TokenScores(losses.astype(np.float64).reshape(shape), first.reshape(shape) > 0, round(float(dropped)))
