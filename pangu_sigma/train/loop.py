@@ -1,18 +1,23 @@
 """The training loop: steps, validation, checkpoints, and what rank 0 prints and writes."""
 
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Optional
+from types import FrameType, TracebackType
+from typing import Any, Dict, List, Optional, Type
 
+import numpy as np
 from tqdm import tqdm
 
-from locmoe_ops.routers.selection_bias import locality_strength
+from locmoe_ops.routers.selection_bias import current_strength, locality_strength
 from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.state import RANKS, RankLocation, local_tensors
 from pangu_sigma.checkpoint.writer import CheckpointWriter
 from pangu_sigma.config.derived import tokens_per_step
 from pangu_sigma.config.schema import Config
+from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader
 from pangu_sigma.metrics.perplexity import loss_text, perplexity_text
@@ -29,18 +34,88 @@ from pangu_sigma.train.metrics import (
     loss_metrics,
     routing_metrics,
     sum_counters,
+    validation_metrics,
 )
 from pangu_sigma.train.profile import StepProfile
 from pangu_sigma.train.schedule import learning_rate
-from pangu_sigma.train.stop import StopRequest
 from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
-from pangu_sigma.train.validation import Validation
+
+
+class StopRequest:
+    """SIGTERM as a request: the run ends after the step that it is in, with a checkpoint, and exit status 0.
+
+    Notes the signal while it is entered; a second one ends the process as it would have without this. Ranks may be
+    signalled at different moments, or only one of them: they agree through the sums of each step
+    (`HostCounters.stops`).
+
+    Attributes:
+        requested: whether the signal came.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: Any = None
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # Python lets no other set a handler
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, number: int, frame: Optional[FrameType]) -> None:
+        self.requested = True
+        signal.signal(signal.SIGTERM, self._before)
+
+
+class Validation:
+    """Perplexity on the fixed validation rows; all ranks take part and get the same numbers.
+
+    Args:
+        engine: whose network is measured.
+        tensor: ranks of a tensor-parallel group, which read the same rows.
+        batches: this rank's share of the rows; may be empty on all ranks: then there is nothing to measure.
+        host_sum: over all ranks.
+    """
+
+    def __init__(self, engine: TrainEngine, tensor: int, batches: List[Batch], host_sum: HostSum) -> None:
+        self.batches = batches
+        self._engine = engine
+        self._tensor = tensor
+        self._host_sum = host_sum
+
+    def measure(self) -> Dict[str, Optional[float]]:
+        """`valid/...` of the network as it is trained; where routers prefer local experts also
+        `valid/local_term_off/...`: the model's worth where nobody knows which experts are near, as after training on
+        one device.
+        """
+        if not self.batches:
+            return {}
+        metrics = validation_metrics(self._sums())
+        strength: Optional[float] = current_strength(self._engine.network)
+        if strength is not None:
+            self._engine.set_locality_bias(0.0)
+            metrics.update(validation_metrics(self._sums(), "valid/local_term_off/"))
+            self._engine.set_locality_bias(strength)
+        return metrics
+
+    def _sums(self) -> Dict[str, np.ndarray]:
+        own = self._engine.evaluate(self.batches) / self._tensor
+        return self._engine.statistics.unpack(self._host_sum.values(own))
 
 
 @dataclass(frozen=True)
 class Saving:
-    """What checkpoints are written with: the writer, this rank's place among the writers, and the data that ids refer
-    to.
+    """What checkpoints are written with.
+
+    Attributes:
+        writer: of this run's checkpoints.
+        place: of this rank among the writers.
+        data: that ids refer to.
     """
 
     writer: CheckpointWriter
@@ -54,37 +129,46 @@ class TrainingLoop:
     1. A step: its capacity, micro-batches, update, metrics.
     2. Validation every `train.eval_interval` steps and after the last one: as trained, and with the local term off, if
        there is one.
-    3. Checkpoint every `checkpoint.interval` steps and after the last one, written while later steps run; what went
-       wrong with it ends the job before the next step. What a step with an unusable loss leaves is not kept.
+    3. Checkpoint every `checkpoint.interval` steps and after the last one, written while later steps run; an error of
+       writing it ends the job before the next step. The weights after a step with an unusable loss are not kept.
     4. An end where the run has diverged (see `pangu_sigma.train.divergence`), after the same step on all ranks.
 
-    `train.stop_after` leaves what a run cut off there would have left. Where a rank was asked to stop, all end after
+    `train.stop_after` leaves what a run cut off there would have left. Where a rank is requested to stop, all end after
     the same step, with a checkpoint.
 
-    Attributes: stopped (whether the run ended because it was asked to); saved_step (of the last checkpoint that this
-    run wrote, 0: none); verdict (how it diverged, if it did).
+    Args:
+        config, runtime: of the run, and this rank.
+        engine: what is trained.
+        loader: of this rank's batches.
+        saving: what checkpoints are written with.
+        stop: the request to stop, of this rank.
+
+    Attributes:
+        stopped: whether the run ended because of a request.
+        saved_step: step of the last checkpoint that this run wrote, 0: none.
+        verdict: how it diverged, if it did.
     """
 
     def __init__(
         self,
         config: Config,
         runtime: Runtime,
-        parts: TrainEngine,
+        engine: TrainEngine,
         loader: BatchLoader,
         saving: Saving,
         stop: StopRequest,
     ) -> None:
         self.config = config
         self.runtime = runtime
-        self.parts = parts
+        self.engine = engine
         self.loader = loader
         self.saving = saving
         self.stopped = False
         self.saved_step = 0
         self.verdict: Optional[Verdict] = None
-        self._divergence = DivergenceWatch(config.train.divergence_patience, int(parts.loss_scale.skipped.asnumpy()))
+        self._divergence = DivergenceWatch(config.train.divergence_patience, int(engine.loss_scale.skipped.asnumpy()))
         self._stop = stop
-        self._stops = 0  # ranks that were asked, as of the last step
+        self._stops = 0  # ranks with a request, as of the last step
         data = saving.data
         self.rows_in_training = sum(data.rows("train", domain) for domain in range(len(data.domains)))
         self.clock = CounterClock(runtime.collectives)
@@ -93,9 +177,8 @@ class TrainingLoop:
         self.stragglers = Stragglers(runtime.rank, runtime.world_size, config.train.log_interval, measured)
         self.profile = StepProfile(config, runtime.rank)
         self._strength: Optional[float] = None  # of the routers' local terms, as last set
-        self.validation = Validation(
-            parts, runtime, loader.validation() if config.train.eval_rows else [], self.host_sum
-        )
+        rows = loader.validation() if config.train.eval_rows else []
+        self.validation = Validation(engine, runtime.topology.tensor, rows, self.host_sum)
 
     def run(self, start: int, log: "MetricsLog | None") -> None:
         """Trains from step `start` (0: anew). `log` is None on every rank but the first."""
@@ -142,7 +225,7 @@ class TrainingLoop:
             return {}
         strength = locality_strength(step, term)
         if strength != self._strength:
-            self.parts.set_locality_bias(strength)
+            self.engine.set_locality_bias(strength)
             self._strength = strength
         return {"moe/local_strength": strength}
 
@@ -154,10 +237,10 @@ class TrainingLoop:
         self.profile.begin(step)
         self.clock.restart()
         started = time.perf_counter()
-        self.parts.capacity.prepare(step, self.loader.step)
-        result = self.parts.train_step(batches, step, rate)
+        self.engine.capacity.prepare(step, self.loader.step)
+        result = self.engine.train_step(batches, step, rate)
         elapsed = time.perf_counter() - started
-        own = self.clock.elapsed(elapsed)._replace(stops=int(self._stop.asked))
+        own = self.clock.elapsed(elapsed)._replace(stops=int(self._stop.requested))
         self.profile.end(step, own)
         total = sum_counters(self.host_sum, self.stragglers.note(own, step))
         self._stops = total.stops
@@ -172,7 +255,7 @@ class TrainingLoop:
             "optim/skipped_steps": result.skipped_steps,
             **routing_metrics(result.sums),
             **strength,
-            **self.parts.capacity.metrics(),
+            **self.engine.capacity.metrics(),
             **host_metrics(total, self.runtime.world_size, elapsed, tokens),
             **straggler_metrics(total.compute_by_rank),
         }
@@ -181,17 +264,16 @@ class TrainingLoop:
         return step == self.config.train.steps or bool(interval and step % interval == 0)
 
     def _save(self, step: int) -> None:
-        state, saving = self.parts.saved_state(), self.saving
+        state, saving = self.engine.saved_state(), self.saving
         header = training_header(
             self.config,
             resolve_layout(self.config, self.runtime.topology),
             saving.data,
-            self.parts.words.vocab_size,
+            self.engine.words.vocab_size,
             step,
             state,
         )
-        # How many ranks shared out the rows, which `eval --as-trained` has to know: a given `moe.layout` does not say
-        # it.
+        # Ranks that the rows were spread over: `eval --as-trained` needs them, and a given `moe.layout` does not tell.
         header = replace(header, sampler={**header.sampler, RANKS: self.runtime.topology.data})
         saving.writer.save(header, local_tensors(state, saving.place))
         self.saved_step = step
@@ -213,8 +295,10 @@ def console_line(record: Dict[str, Any], steps: int, window: Dict[str, Any]) -> 
     """One line for a step.
 
     Args:
-        record: the step's metrics. steps: of the whole run. window: the run's numbers so far, as `measured` has them:
-            of single steps they jump, and every other place shows these.
+        record: the step's metrics.
+        steps: of the whole run.
+        window: the run's numbers so far, as `measured` has them: of single steps they jump, and every other place
+            shows these.
     """
     parts = [f"step {record['progress/step']:>{len(str(steps))}}/{steps}", f"loss {loss_text(record['loss/task'])}"]
     if "valid/perplexity" in record:

@@ -3,7 +3,7 @@
 import math
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 
@@ -37,9 +37,8 @@ from pangu_sigma.train.cosines import FILE as COSINES
 from pangu_sigma.train.cosines import measure_cosines
 from pangu_sigma.train.divergence import Verdict
 from pangu_sigma.train.engine import TrainEngine
-from pangu_sigma.train.loop import Saving, TrainingLoop
+from pangu_sigma.train.loop import Saving, StopRequest, TrainingLoop
 from pangu_sigma.train.metrics import MetricsLog, write_atomically
-from pangu_sigma.train.stop import StopRequest
 from pangu_sigma.train.trackers import check_trackers, open_trackers
 
 FINISHED = "finished"  # the status of a run in summary.json, or else `divergence.DIVERGED`
@@ -64,8 +63,9 @@ def train(config: Config) -> int:
             held.enter_context(FolderLock(Path(config.train.output_dir), "train.output_dir"))
         source = find_source(config, data)
         runtime = held.enter_context(start_runtime(config))
+        topology = runtime.topology
         loader = create_loader(
-            config, data, resolve_layout(config, runtime.topology), _data_rank(runtime), runtime.topology.data
+            config, data, resolve_layout(config, topology), runtime.rank // topology.tensor, topology.data
         )
         held.enter_context(closing(loader))
         diverged = _run(config, runtime, data, loader, TrainEngine(config, runtime, words), source)
@@ -74,125 +74,97 @@ def train(config: Config) -> int:
     return 0
 
 
-def _data_rank(runtime: Runtime) -> int:
-    return runtime.rank // runtime.topology.tensor
-
-
 def _run(
-    config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoader, parts: TrainEngine, source: ResumeSource
+    config: Config, runtime: Runtime, data: PreparedData, loader: BatchLoader, engine: TrainEngine, source: ResumeSource
 ) -> str:
-    """Trains and writes what a run leaves; returns what there is to say of one that diverged, else nothing."""
-    code = code_version() if runtime.is_first else ""  # now: the files may change while the run goes on
+    """Trains and writes what a run leaves; returns the message of a run that diverged, else nothing."""
+    code = code_version() if runtime.is_first else ""  # now: the files may change during the run
     place = rank_location(config, runtime)
-    start = CheckpointLoader(config, runtime, data, parts).load(source)
+    start = CheckpointLoader(config, runtime, data, engine).load(source)
     folder = Path(config.train.output_dir) / CHECKPOINTS
-    files = (
-        {TOKENIZER: data.read_tokenizer()} if runtime.is_first else None
-    )  # data.path may be prepared anew while the run goes on
-    with StopRequest() as stop, CheckpointWriter(folder, _job(config, runtime), *_writing(config), files) as writer:
-        loop = TrainingLoop(config, runtime, parts, loader, Saving(writer, place, data), stop)
+    with StopRequest() as stop, _checkpoint_writer(config, runtime, data, folder) as writer:
+        loop = TrainingLoop(config, runtime, engine, loader, Saving(writer, place, data), stop)
         log = _open_log(config, start.step) if runtime.is_first else None
         if log is not None:
-            advice = locality_advice(parts.context) if has_experts(config) else []
-            lines = [_headline(config, parts, data, runtime.world_size), *_origin(start, source), *advice]
-            print("\n".join(lines), flush=True)
+            print("\n".join(_headline(config, engine, data, runtime.world_size, start, source)), flush=True)
         loop.run(start.step, log)
         if loop.stopped and loop.verdict is None:
-            _leave(writer, log, loop.saved_step)
+            writer.wait()
             if log is not None:
-                _prune(config, folder)
+                _close_stopped(config, log, loop.saved_step)
             return ""
-        cosines = None if loop.verdict else _cosines(config, runtime, loader, parts)
+        cosines = None if loop.verdict else _cosines(config, runtime, loader, engine)
         unigram = _unigram(data, loop.validation.batches, HostSum(runtime.collectives, "metrics/unigram"))
         writer.wait()
-        line = ""
+        message = ""
         if loop.verdict:
             runtime.collectives.barrier()  # what any rank had to write is there: all see the same checkpoints
-            line = _verdict_line(config, loop.verdict, folder)
+            sound = [path for step, path in finished(folder) if loop.verdict.is_sound(step)]
+            newest = f"the newest checkpoint from before is {sound[-1]}" if sound else ""
+            newest = newest or f"{folder} holds no checkpoint from before"
+            message = loop.verdict.line(newest, config.runtime.precision == "fp16")
         if log is not None:
             log.close(cosines)
-            if loop.verdict:
-                _set_aside(folder, loop.verdict)
-            else:
-                _prune(config, folder)
-            _finish(
-                config,
-                log.records,
-                {
-                    "code": code,
-                    "unigram_perplexity": unigram,
-                    "time/checkpoint_stall(s)": writer.stalled_s,
-                    "time/checkpoint_writing(s)": writer.written_s,
-                },
-                cosines,
-                loop.verdict,
-            )
-        return line
+            _tidy(config, loop.verdict)
+            of_run = {
+                "code": code,
+                "unigram_perplexity": unigram,
+                "time/checkpoint_stall(s)": writer.stalled_s,
+                "time/checkpoint_writing(s)": writer.written_s,
+            }
+            _write_results(config, log.records, of_run, cosines, loop.verdict)
+        return message
 
 
-def _leave(writer: CheckpointWriter, log: Optional[MetricsLog], saved_step: int) -> None:
-    """Ends a run that was asked to stop: what it has saved is whole, and there is no summary."""
-    writer.wait()
-    if log is not None:
-        log.close()
-        step = log.records[-1]["progress/step"]
-        then = (
-            "checkpoint.resume=auto goes on from there"
-            if saved_step == step
-            else "without a checkpoint, as its loss is not usable"
-        )
-        print(f"stopped after step {step}, as asked; {then}", flush=True)
-
-
-def _verdict_line(config: Config, verdict: Verdict, folder: Path) -> str:
-    """What the user is told, the same on every rank."""
-    sound = [path for step, path in finished(folder) if verdict.is_sound(step)]
-    checkpoint = (
-        f"the newest checkpoint from before is {sound[-1]}" if sound else f"{folder} holds no checkpoint from before"
-    )
-    return verdict.line(checkpoint, config.runtime.precision == "fp16")
-
-
-def _set_aside(folder: Path, verdict: Verdict) -> None:
-    """Renames a checkpoint that was written after the last usable loss, so that nothing goes on from it."""
-    if verdict.skipped or not folder.is_dir():
-        return
-    for path in set_aside_after(folder, verdict.last_good - 1):
-        print(f"{path}: written when the run had diverged, set aside", flush=True)
-
-
-def _job(config: Config, runtime: Runtime) -> WritingJob:
-    return WritingJob(
+def _checkpoint_writer(config: Config, runtime: Runtime, data: PreparedData, folder: Path) -> CheckpointWriter:
+    options = config.checkpoint
+    job = WritingJob(
         runtime.rank,
         writing_ranks(runtime.topology),
         config.runtime.collective_timeout,
         runtime.collectives.barrier,
         lambda: None if runtime.mesh is None else runtime.mesh.failure,
     )
-
-
-def _writing(config: Config) -> Tuple[Retention, bool]:
-    """While the run goes on there are two checkpoints at least: whether the newest one's weights are any good only the
-    next step tells.
-    """
-    options = config.checkpoint
+    # During the run there are two checkpoints at least: only the next step shows whether the newest weights are good.
     least = 2 if config.train.divergence_patience else 1
-    return Retention(max(options.keep_last, least), options.keep_every), options.asynchronous
+    retention = Retention(max(options.keep_last, least), options.keep_every)
+    # Read now: data.path may be prepared anew during the run.
+    files = {TOKENIZER: data.read_tokenizer()} if runtime.is_first else None
+    return CheckpointWriter(folder, job, retention, options.asynchronous, files)
 
 
-def _prune(config: Config, folder: Path) -> None:
-    """Keeps as many checkpoints as the configuration says, at the end of a run that did not diverge."""
-    if folder.is_dir():
+def _close_stopped(config: Config, log: MetricsLog, saved_step: int) -> None:
+    """Ends a run that was requested to stop: what it has saved is whole, and there is no summary."""
+    log.close()
+    step = log.records[-1]["progress/step"]
+    then = "checkpoint.resume=auto continues from there"
+    if saved_step != step:
+        then = "without a checkpoint, as its loss is not usable"
+    print(f"stopped after step {step}, as requested; {then}", flush=True)
+    _tidy(config, None)
+
+
+def _tidy(config: Config, verdict: Optional[Verdict]) -> None:
+    """At the end: keeps as many checkpoints as the configuration says. Of a run that diverged all stay, but one that was
+    written after the last usable loss is set aside, so that nothing resumes from it.
+    """
+    folder = Path(config.train.output_dir) / CHECKPOINTS
+    if not folder.is_dir():
+        return
+    if verdict is None:
         prune(folder, config.checkpoint.keep_last, config.checkpoint.keep_every)
+    elif not verdict.skipped:
+        for path in set_aside_after(folder, verdict.last_good - 1):
+            print(f"{path}: written when the run had diverged, set aside", flush=True)
 
 
-def _cosines(config: Config, runtime: Runtime, loader: BatchLoader, parts: TrainEngine) -> Optional[Dict[str, Any]]:
+def _cosines(config: Config, runtime: Runtime, loader: BatchLoader, engine: TrainEngine) -> Optional[Dict[str, Any]]:
     """What the last step's first micro-batch shows, for `cosines.json`; None where there is to be no such file."""
     train = config.train
     if not (train.cosines and has_experts(config)) or (train.stop_after or train.steps) < train.steps:
         return None
     batch = loader.step(train.steps - 1)[0]
-    return measure_cosines(config, parts.routed_tokens(batch), len(batch.ids), runtime.collectives)
+    return measure_cosines(config, engine.routed_tokens(batch), len(batch.ids), runtime.collectives)
 
 
 def _open_log(config: Config, start: int) -> MetricsLog:
@@ -205,33 +177,41 @@ def _open_log(config: Config, start: int) -> MetricsLog:
         ) from None
     try:
         for path in set_aside_after(output / CHECKPOINTS, start):
-            print(f"{path}: of a later step than this run goes on from, set aside", flush=True)
+            print(f"{path}: of a later step than this run resumes from, set aside", flush=True)
         if (output / CONFIG).exists() and not is_saved_config(output / CONFIG):
             print(f"{set_aside(output / CONFIG)}: the configuration that was there, set aside", flush=True)
         save_config(config, output / CONFIG)
         return MetricsLog(output / METRICS, start, open_trackers(config, start))
     except OSError as error:
+        reason = (error.strerror or str(error)).lower()
         raise InputError(
-            f"train.output_dir: cannot write in {output} ({(error.strerror or str(error)).lower()}); expected a writable "
-            "place on a disk with room"
+            f"train.output_dir: cannot write in {output} ({reason}); expected a writable place on a disk with room"
         ) from None
 
 
-def _headline(config: Config, parts: TrainEngine, data: PreparedData, world_size: int) -> str:
-    own = sum(p.size for p in parts.parameters) / 1e6
+def _headline(
+    config: Config,
+    engine: TrainEngine,
+    data: PreparedData,
+    world_size: int,
+    start: ResumePoint,
+    source: ResumeSource,
+) -> List[str]:
+    """What rank 0 prints before the first step: the model, the ranks, where the weights come from, and advice."""
+    own = sum(p.size for p in engine.parameters) / 1e6
     model = config.model
     tensor = f", tensor parallel {config.parallel.tensor}" if config.parallel.tensor > 1 else ""
-    return (
-        f"{config.moe.router.type}: {model.dense_layers} dense + {model.sparse_layers} sparse layers, hidden {model.hidden_size}, "
-        f"{config.moe.num_experts} experts\n{own:.1f}M parameters on this rank; {', '.join(data.domains)}; "
-        f"{world_size} ranks, expert parallel {config.parallel.expert}{tensor}"
-    )
-
-
-def _origin(start: ResumePoint, source: ResumeSource) -> List[str]:
+    lines = [
+        f"{config.moe.router.type}: {model.dense_layers} dense + {model.sparse_layers} sparse layers, "
+        f"hidden {model.hidden_size}, {config.moe.num_experts} experts",
+        f"{own:.1f}M parameters on this rank; {', '.join(data.domains)}; "
+        f"{world_size} ranks, expert parallel {config.parallel.expert}{tensor}",
+    ]
     if start.checkpoint is not None:
-        return [f"going on from {start.checkpoint}"]
-    return [] if source.initial is None else [f"beginning with the weights of {source.initial}"]
+        lines.append(f"resuming from {start.checkpoint}")
+    elif source.initial is not None:
+        lines.append(f"beginning with the weights of {source.initial}")
+    return lines + (locality_advice(engine.context) if has_experts(config) else [])
 
 
 def _unigram(data: PreparedData, batches: List[Batch], host_sum: HostSum) -> Optional[float]:
@@ -242,14 +222,14 @@ def _unigram(data: PreparedData, batches: List[Batch], host_sum: HostSum) -> Opt
     return perplexity_of(nats / tokens) if tokens else None
 
 
-def _finish(
+def _write_results(
     config: Config,
     records: List[Dict[str, Any]],
-    written: Dict[str, Any],
+    of_run: Dict[str, Any],
     cosines: Optional[Dict[str, Any]],
     verdict: Optional[Verdict],
 ) -> None:
-    """Writes cosines.json and summary.json, unless the run was told to end early as if cut off."""
+    """Writes cosines.json and summary.json, unless the run ended early as if cut off (`train.stop_after`)."""
     if not records or (verdict is None and records[-1]["progress/step"] < config.train.steps):
         return
     output = Path(config.train.output_dir)
@@ -258,7 +238,7 @@ def _finish(
     summary = {
         "router": config.moe.router.type,
         "status": FINISHED,
-        **written,
+        **of_run,
         **summarise(records),
         **({} if verdict is None else verdict.metrics()),
     }

@@ -73,7 +73,7 @@ def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_of_the_step_it_was_in(tr
     teller.join()
     assert signal.getsignal(signal.SIGTERM) is before
     steps = len(losses(folder))
-    assert 1 <= steps < 6 and f"stopped after step {steps}, as asked" in capfd.readouterr().out
+    assert 1 <= steps < 6 and f"stopped after step {steps}, as requested" in capfd.readouterr().out
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step_{steps}"]
     assert main(["ckpt", "verify", str(folder / "checkpoints" / f"step_{steps}")]) == 0
     assert not (folder / "summary.json").exists()
@@ -96,7 +96,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(train, straight, cap
     train("damaged", *options, "checkpoint.resume=auto")
     shown = capfd.readouterr()
     assert "step_4/dense_0.safetensors: tensor" in shown.err and "trying the checkpoint before it" in shown.err
-    assert shown.err.count("warning") == 1 and f"going on from {folder / 'checkpoints' / 'step_2'}" in shown.out
+    assert shown.err.count("warning") == 1 and f"resuming from {folder / 'checkpoints' / 'step_2'}" in shown.out
     assert losses(folder) == losses(straight)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         "step_2",

@@ -113,7 +113,7 @@ def test_a_job_that_is_told_to_stop_ends_well(config, tmp_path, environment):
     finally:
         job.kill()
     steps = metrics.read_text().count("\n")
-    assert (job.returncode, errors) == (0, "") and f"stopped after step {steps}, as asked" in output
+    assert (job.returncode, errors) == (0, "") and f"stopped after step {steps}, as requested" in output
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert checkpoint.name == f"step_{steps}"
     assert main(["ckpt", "verify", str(checkpoint)]) == 0
