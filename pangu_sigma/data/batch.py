@@ -1,4 +1,7 @@
-"""Rows of ids to the arrays a model takes."""
+"""Rows of ids to the arrays that a network reads.
+
+Shape legend: B rows, S positions.
+"""
 
 from typing import NamedTuple
 
@@ -6,22 +9,36 @@ import numpy as np
 
 
 class Batch(NamedTuple):
-    """b rows of S positions."""
+    """Rows of ids and what a network needs to know of them, on the host.
 
-    ids: np.ndarray  # (b, S) int32
-    targets: np.ndarray  # (b, S) int32, the id after each
-    positions: np.ndarray  # (b, S) int32
-    documents: np.ndarray  # (b, S) int32, number of the document within the row, from 0
-    loss_mask: np.ndarray  # (b, S) float32, 1 where the target counts
-    domain: np.ndarray  # (b,) int32
-    home: np.ndarray  # (b,) int32, logical rank the row belongs to
+    Attributes:
+        ids: <int32>[B, S].
+        targets: <int32>[B, S], the id after each.
+        positions: <int32>[B, S], within the document where positions restart, else within the row.
+        documents: <int32>[B, S], number of the document within the row, from 0.
+        loss_mask: <float32>[B, S], 1 where the target counts.
+        domain: <int32>[B].
+        home: <int32>[B], the logical rank that the row belongs to.
+    """
+
+    ids: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray
+    documents: np.ndarray
+    loss_mask: np.ndarray
+    domain: np.ndarray
+    home: np.ndarray
 
 
 def make_batch(rows: np.ndarray, domain: np.ndarray, home: np.ndarray, end_of_text: int, reset: bool) -> Batch:
-    """Batch of `rows` (b, S+1) int32.
+    """A batch of rows.
 
-    reset: positions restart after each end-of-text id, which belongs to the document it ends; the target after it
-    belongs to another document and does not count.
+    Args:
+        rows: <int32>[B, S + 1].
+        domain, home: <int>[B], see `Batch`.
+        end_of_text: the id that ends a document.
+        reset: whether positions restart after each `end_of_text`, which belongs to the document that it ends; the
+            target after it belongs to another document and does not count.
     """
     ids, targets = rows[:, :-1], rows[:, 1:]
     places = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)

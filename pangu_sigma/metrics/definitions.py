@@ -6,11 +6,8 @@ this (`python scripts/make_reference.py`); a test fails where a run writes a met
 
 from typing import Dict, NamedTuple
 
-CAUSES = (
-    "all_to_all",
-    "gradient",
-    "tensor",
-)  # the first parts of the tags of token traffic, of gradients, and of split layers
+# The first parts of the tags of token traffic, of gradients, and of split layers
+CAUSES = ("all_to_all", "gradient", "tensor")
 _STEP, _VALIDATION, _END = "every step", "steps with a validation", "summary.json"
 _DIVERGED = "summary.json of a run that diverged"
 _OFF = "validations of a run with a local term"
@@ -20,12 +17,17 @@ _COMPARED = "every train.log_interval steps, several ranks, backend tcp"
 _OF_CAUSE = {
     "all_to_all": "the tokens' way to their experts and back, forward and backward",
     "gradient": "the gradients' sums",
-    "tensor": "the sums inside layers that a tensor-parallel group shares out",
+    "tensor": "the sums inside layers that are split over a tensor-parallel group",
 }
 
 
 class Definition(NamedTuple):
-    """`when`: the records that have the metric. `meaning`: what it is, in one sentence or two."""
+    """What a metric's name stands for.
+
+    Attributes:
+        when: the records that have the metric.
+        meaning: what it is, in one sentence or two.
+    """
 
     when: str
     meaning: str
@@ -58,9 +60,9 @@ DEFINITIONS: Dict[str, Definition] = {
     ),
     "moe/undecided_fraction": Definition(
         "every step, with router locmoe",
-        "tokens with fewer than `moe.router.top_k` gate values above 0 among the experts of their group, so that the ReLU of LocMoE's "
-        "Eq. 2 leaves a choice to `moe.router.locmoe.ties`, of all tokens, mean over layers. Gate values are those that enter the ReLU, "
-        "with noise where `ties` is noise",
+        "tokens with fewer than `moe.router.top_k` gate values above 0 among the experts of their group, so that the "
+        "ReLU of LocMoE's Eq. 2 leaves a choice to `moe.router.locmoe.ties`, of all tokens, mean over layers. Gate "
+        "values are those that enter the ReLU, with noise where `ties` is noise",
     ),
     "moe/local_strength": Definition(
         "every step of a run with a local term", "the strength of `moe.router.local_term` in the step"
@@ -80,7 +82,7 @@ DEFINITIONS: Dict[str, Definition] = {
         _STEP, "mean over ranks of what is left: step = compute + communication + idle - overlapped"
     ),
     "time/communication(s)": Definition(_STEP, "mean over ranks of the time in which something travelled"),
-    "time/overlapped(s)": Definition(_STEP, "the part of communication that ran beside computation, mean over ranks"),
+    "time/overlapped(s)": Definition(_STEP, "the part of communication that computation overlapped, mean over ranks"),
     "time/idle(s)": Definition(_STEP, "waiting for other ranks to arrive at a collective, mean over ranks"),
     "time/slowest_rank": Definition(
         _COMPARED,
@@ -107,7 +109,9 @@ DEFINITIONS: Dict[str, Definition] = {
         for cause, what in _OF_CAUSE.items()
     },
     **{
-        f"time/{cause}/overlapped(s)": Definition(_STEP, f"the part beside computation, mean over ranks, of {what}")
+        f"time/{cause}/overlapped(s)": Definition(
+            _STEP, f"the part that computation overlapped, mean over ranks, of {what}"
+        )
         for cause, what in _OF_CAUSE.items()
     },
     **{

@@ -14,9 +14,8 @@ DIVERGED = "diverged"  # what is shown in place of a number, and the status in s
 def is_usable(loss: Any) -> bool:
     """Whether a loss in nats a token is a finite number with a finite perplexity."""
     value = number(loss)
-    return (
-        value is not None and -1.0 < value <= LARGEST_LOSS
-    )  # an older version wrote negative ones, of sums that had wrapped
+    # An older version wrote negative losses, of sums that had wrapped.
+    return value is not None and -1.0 < value <= LARGEST_LOSS
 
 
 def perplexity_of(loss: float) -> Optional[float]:

@@ -1,4 +1,4 @@
-"""Which steps of a run its numbers are taken over. Console, `watch`, summary.json, `report` and `compare` all ask here.
+"""Over which steps of a run its numbers are taken: for the console, `watch`, summary.json, `report` and `compare`.
 
 The window is the second half of the steps so far, in which the router is trained and nothing is compiled for the first
 time.
@@ -28,9 +28,7 @@ def window(records: Sequence[Record]) -> List[Record]:
 
 
 def timed_steps(records: Sequence[Record], ignored: int = COMPILING_STEPS) -> List[Record]:
-    """The middle half of the window by step time. Steps up to step `ignored` do not belong to it unless there are no
-    others.
-    """
+    """The middle half of the window of `records` by step time; steps up to `ignored` count if there are no others."""
     chosen = window(records)
     return middle_half([record for record in chosen if record.get(PROGRESS, 0) > ignored] or chosen)
 
@@ -47,33 +45,27 @@ def middle_half(records: Sequence[Record]) -> List[Record]:
 def measured(records: Sequence[Record], ignored: int = COMPILING_STEPS) -> Dict[str, Any]:
     """One value for each metric of time, bytes, throughput and routing that the records have, by the rule above.
 
-    Args:
-        records: one a step, from the first on. ignored: see `timed_steps`.
-
     A list (tokens of each expert) gives the list of its means. A metric without any finite number is left out.
+
+    Args:
+        records: one a step, from the first on.
+        ignored: see `timed_steps`.
     """
     routed, timed = window(records), timed_steps(records, ignored)
     values: Dict[str, Any] = {}
     for name in dict.fromkeys(name for record in records for name in record):
-        if name.startswith(_LAST):
-            found = [record[name] for record in records if number(record.get(name)) is not None]
-            if found:
-                values[name] = found[-1]
-        elif name.startswith(("time/", "comm/", "moe/")):
-            _put(values, name, routed if name.startswith("moe/") else timed)
+        if not name.startswith(("time/", "comm/", "moe/")):
+            continue
+        last, chosen = name.startswith(_LAST), routed if name.startswith("moe/") else timed
+        found = [record[name] for record in (records if last else chosen) if number(record.get(name)) is not None]
+        lists = [record[name] for record in chosen if isinstance(record.get(name), list)]
+        if lists and not last:
+            values[name] = [[round(fmean(counts), 1) for counts in zip(*of_layer)] for of_layer in zip(*lists)]
+        elif found:
+            values[name] = found[-1] if last else fmean(found)
     if number(values.get(STEP)) and all(number(record.get(TOKENS)) is not None for record in timed):
         values[TOKENS] = fmean(record[TOKENS] * record[STEP] for record in timed) / values[STEP]
     return values
-
-
-def _put(values: Dict[str, Any], name: str, records: Sequence[Record]) -> None:
-    """Adds the mean of a metric, if any of the records has a number."""
-    lists = [record[name] for record in records if isinstance(record.get(name), list)]
-    found = [value for value in (number(record.get(name)) for record in records) if value is not None]
-    if lists:
-        values[name] = [[round(fmean(counts), 1) for counts in zip(*of_layer)] for of_layer in zip(*lists)]
-    elif found:
-        values[name] = fmean(found)
 
 
 def summarise(records: Sequence[Record]) -> Dict[str, Any]:

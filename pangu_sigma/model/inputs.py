@@ -99,4 +99,4 @@ def row_seeds(ids: np.ndarray, home: np.ndarray, key: Tuple[int, int]) -> np.nda
         zlib.crc32(row.tobytes(), zlib.crc32(prefix + int(place).to_bytes(4, "little")))
         for row, place in zip(ids, home)
     ]
-    return np.asarray(seeds, np.uint32).view(np.int32)
+    return np.asarray(seeds, np.uint32).view(np.int32)  # <int32>[B] <- <uint32>[B], the same bits

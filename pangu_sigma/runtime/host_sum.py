@@ -1,5 +1,5 @@
-"""Sums of float64 numbers over ranks, through collectives that add whole numbers: the same bits however many ranks
-share them out.
+"""Sums of float64 numbers over ranks, through collectives that add whole numbers: the same bits however the numbers are
+spread over ranks.
 
 A number travels as a whole number of 2**-20 (a millionth of a nat, a token), cut into limbs of 40 bits, which leaves
 room in an int64 for what up to 2**20 ranks add. A last limb counts the ranks that have no finite number: NaN, infinity,
@@ -37,9 +37,8 @@ def from_limbs(limbs: np.ndarray) -> np.ndarray:
     """The sums as float64 [n]: exact but for one rounding; NaN where any rank had NaN, or where infinities of both
     signs meet.
     """
-    whole = sum(
-        limbs[place].astype(object) * 2 ** (_BITS * place) for place in range(_LIMBS)
-    )  # Python's integers, without end
+    # Python's integers have no largest one.
+    whole = sum(limbs[place].astype(object) * 2 ** (_BITS * place) for place in range(_LIMBS))
     sums = np.array([int(number) / 2**20 for number in whole], np.float64)
     nan, above, below = ((limbs[_LIMBS] >> (_COUNT_BITS * number)) % 2**_COUNT_BITS > 0 for number in range(3))
     sums[above], sums[below] = np.inf, -np.inf
@@ -50,6 +49,10 @@ def from_limbs(limbs: np.ndarray) -> np.ndarray:
 class HostSum(nn.Cell):
     """Sums small host vectors over all ranks. Whole numbers travel, so that sums are exact and the same however many
     ranks there are.
+
+    Args:
+        collectives: of this rank.
+        tag: under which the bytes are counted.
 
     Inputs and output: <int64>, any shape; `values` takes other numbers.
     """

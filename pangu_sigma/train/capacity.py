@@ -11,7 +11,7 @@
    as from the capacity factor that asks for as many, so that two tiers divide it as they divide a factor's slots.
 
 Everything up to step 5 is counted per sequence. It is therefore the same on all ranks, at any parallel degree and
-micro-batch size, and a checkpoint can go on at another one.
+micro-batch size, and a run can resume at another one.
 """
 
 import sys
@@ -43,14 +43,21 @@ LoadStep = Callable[[int], List[Batch]]  # this rank's micro-batches of a step, 
 
 @dataclass(frozen=True)
 class SlotRule:
-    """From a layer's delta to slots a sequence: `slots_from_bound` for a sample of one sequence."""
+    """From a layer's delta to slots a sequence: `slots_from_bound` for a sample of one sequence.
+
+    Attributes:
+        options: form of the bound, and the limits of the capacity factor.
+        sequence_length, hidden_size, top_k: of the model.
+        per_group: experts that compete for a token.
+        in_play: experts that share a rank's tokens; capacity factors refer to them.
+    """
 
     options: CapacityConfig
     sequence_length: int
     hidden_size: int
-    per_group: int  # experts that compete for a token
+    per_group: int
     top_k: int
-    in_play: int  # experts that share a rank's tokens; what capacity factors refer to
+    in_play: int
 
     def slots(self, delta: float) -> int:
         bound = minimum_capacity(delta, self.hidden_size, self.per_group, self.options.form)
@@ -68,18 +75,14 @@ class SlotRule:
         """What slots a sequence may be: in critical mode any number, in adaptive mode a few between the least and the
         most.
         """
-        least, most = (
-            self._by_factor(self.options.minimum_factor or None, 1),
-            self._by_factor(self.options.maximum_factor, self.sequence_length),
-        )
-        if self.options.mode == "critical":
+        options, least, most = self.options, 1, self.sequence_length
+        if options.minimum_factor:
+            least = capacity_by_factor(self.sequence_length, self.top_k, self.in_play, options.minimum_factor)
+        if options.maximum_factor is not None:
+            most = capacity_by_factor(self.sequence_length, self.top_k, self.in_play, options.maximum_factor)
+        if options.mode == "critical":
             return tuple(range(least, most + 1))
-        return capacity_buckets(most, least, self.options.buckets)
-
-    def _by_factor(self, factor: Optional[float], otherwise: int) -> int:
-        return (
-            otherwise if factor is None else capacity_by_factor(self.sequence_length, self.top_k, self.in_play, factor)
-        )
+        return capacity_buckets(most, least, options.buckets)
 
 
 class MeanOverSequences:
@@ -99,9 +102,11 @@ class CapacityControl:
     """The slots of every training step. In mode `factor`, or without sparse layers, it does nothing.
 
     Args:
-        context: of the network. routed: the tokens that a micro-batch brings to each sparse layer. set_capacity: called
-            with slots per (source rank, expert) and the capacity factor that asks for them, when a step is to use
-            others than the last one.
+        context: of the network.
+        layers: sparse ones.
+        routed: the tokens that a micro-batch brings to each sparse layer.
+        set_capacity: called with slots per (source rank, expert) and the capacity factor that gives them, when a step
+            is to use others than the last one.
     """
 
     def __init__(
@@ -133,8 +138,11 @@ class CapacityControl:
             )
 
     def prepare(self, step: int, load: LoadStep) -> None:
-        """Before optimizer step `step` (from 1): measures where it is time to, and sets the slots. Every rank must call
-        it.
+        """Before an optimizer step: measures where it is due, and sets the slots. Every rank must call it.
+
+        Args:
+            step: from 1.
+            load: reads the batches of a step.
         """
         if not self._active:
             return
@@ -145,7 +153,11 @@ class CapacityControl:
         if self._policy.is_due(step):
             self._policy.observe(step, self._measure(step, 1, load))
         self._saved.set_data(Tensor(_packed(self._policy.state())))
-        self._use(self._policy.bucket * self._rows)
+        slots, rule = self._policy.bucket * self._rows, self._rule
+        if slots != self._slots:
+            tokens = self._rows * rule.sequence_length
+            self._slots, self._factor = slots, factor_of_slots(slots, tokens, rule.top_k, rule.in_play)
+            self._set_capacity(slots, self._factor)
 
     def metrics(self) -> Dict[str, Any]:
         """`moe/capacity_slots`, `moe/capacity_factor`, `moe/graphs` (see `metrics`) of the step that `prepare` was last
@@ -160,17 +172,8 @@ class CapacityControl:
         }
 
     def state(self) -> List[Parameter]:
-        """What a checkpoint keeps; set before the first `prepare`, a run goes on with it."""
+        """What a checkpoint keeps; set before the first `prepare`, it is what a run resumes with."""
         return [self._saved] if self._active else []
-
-    def _use(self, slots: int) -> None:
-        if slots != self._slots:
-            rule = self._rule
-            self._slots, self._factor = (
-                slots,
-                factor_of_slots(slots, self._rows * rule.sequence_length, rule.top_k, rule.in_play),
-            )
-            self._set_capacity(slots, self._factor)
 
     def _begin(self, step: int, load: LoadStep) -> AdaptiveCapacity:
         """The policy as a checkpoint left it, or with a first measurement."""
@@ -189,19 +192,18 @@ class CapacityControl:
     def _measure(self, step: int, steps: int, load: LoadStep) -> int:
         """Slots a sequence by the bound, from the batches of `steps` steps, of which the first is `step`."""
         batches = [batch for number in range(step - 1, step - 1 + steps) for batch in load(number)]
-        deltas = self._mean(np.concatenate([self._statistics(self._routed(batch)) for batch in batches]))
-        return max(self._rule.slots(as_delta(delta)) for delta in deltas)
-
-    def _statistics(self, layers: List[RoutedTokens]) -> np.ndarray:
-        """<float64>[rows, M]"""
-        options = self._options
-        return np.stack(
-            [
-                row_statistics(layer.token_gate(), layer.choice, options.delta_statistic, options.quantile, self._rows)
-                for layer in layers
-            ],
-            1,
-        )
+        statistic, quantile = self._options.delta_statistic, self._options.quantile
+        of_layers = [  # <float64>[rows, M] of each batch
+            np.stack(
+                [
+                    row_statistics(layer.token_gate(), layer.choice, statistic, quantile, self._rows)
+                    for layer in self._routed(batch)
+                ],
+                1,
+            )
+            for batch in batches
+        ]
+        return max(self._rule.slots(as_delta(delta)) for delta in self._mean(np.concatenate(of_layers)))
 
 
 def _packed(state: Dict[str, Any]) -> np.ndarray:

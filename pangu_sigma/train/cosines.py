@@ -27,7 +27,11 @@ FILE = "cosines.json"
 def measure_cosines(config: Config, layers: List[RoutedTokens], rows: int, collectives: Collectives) -> Dict[str, Any]:
     """What `cosines.json` holds, the same on every rank; every rank must call it.
 
-    Args: layers: this rank's tokens, bottom up. rows: sequences among which they are divided.
+    Args:
+        config: of the run.
+        layers: this rank's tokens, bottom up.
+        rows: sequences among which they are divided.
+        collectives: over whose ranks counts and means are taken.
     """
     last = layers[-1]
     pairs = token_pair_cosines(last.x, last.expert[:, 0])
@@ -35,12 +39,10 @@ def measure_cosines(config: Config, layers: List[RoutedTokens], rows: int, colle
     if last.gates is not None:
         values["token_gate"] = last.token_gate()
     own = {name: CosineHistogram.of(cosines) for name, cosines in values.items()}
-    total = HostSum(collectives, "cosines/counts").values(
-        np.concatenate([histogram.counts for histogram in own.values()])
-    )
-    parts = np.split(
-        total.astype(int) // collectives.topology.tensor, len(own)
-    )  # ranks of a tensor-parallel group have the same tokens
+    counts = np.concatenate([histogram.counts for histogram in own.values()])
+    total = HostSum(collectives, "cosines/counts").values(counts).astype(int)
+    # Ranks of a tensor-parallel group have the same tokens.
+    parts = np.split(total // collectives.topology.tensor, len(own))
     found: Dict[str, Any] = {
         "layer": len(layers) - 1,
         **{name: CosineHistogram(tuple(counts.tolist())).to_dict() for name, counts in zip(own, parts)},
@@ -49,6 +51,7 @@ def measure_cosines(config: Config, layers: List[RoutedTokens], rows: int, colle
 
 
 def _bounds(config: Config, layers: List[RoutedTokens], rows: int, collectives: Collectives) -> Dict[str, Any]:
+    """`delta` and `bound` of `cosines.json`."""
     own = [
         [
             row_statistics(layer.token_gate(), layer.choice, statistic, config.moe.capacity.quantile, rows)

@@ -14,11 +14,13 @@ from pangu_sigma.runtime.strict_json import number
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a run diverged: the first and the last of its bad steps, and the last step with a usable loss (0: none) and
-    that loss.
+    """How a run diverged.
 
-    skipped: the bad steps were skipped updates, under losses that were usable. validated: it was the last validation
-    that showed it.
+    Attributes:
+        first_bad, last_step: the first and the last of its bad steps.
+        last_good, last_loss: the last step with a usable loss, and that loss in nats a token; 0 and None: no step.
+        skipped: whether the bad steps were skipped updates, under losses that were usable.
+        validated: whether it was the last validation that showed it.
     """
 
     first_bad: int
@@ -46,7 +48,7 @@ class Verdict:
         }
 
     def line(self, checkpoint: str, fp16: bool) -> str:
-        """One line for the user. checkpoint: what is left to go on from. fp16: whether there is a loss scale."""
+        """One line for the user, with the `checkpoint` to resume from and, with `fp16`, advice on the loss scale."""
         steps = (
             f"step {self.last_step}"
             if self.first_bad == self.last_step
@@ -68,7 +70,10 @@ class Verdict:
             advice = (
                 "a smaller runtime.loss_scale.initial, a smaller optimizer.learning_rate, or runtime.precision=fp32"
             )
-        return f"the run diverged: {steps}: {what}; {before}; {checkpoint}; try {advice} (train.divergence_patience=0 goes on regardless)"
+        return (
+            f"the run diverged: {steps}: {what}; {before}; {checkpoint}; try {advice} "
+            "(train.divergence_patience=0 continues regardless)"
+        )
 
 
 class DivergenceWatch:
@@ -90,9 +95,7 @@ class DivergenceWatch:
 
     @property
     def is_sound(self) -> bool:
-        """Whether what the last step left may be kept as a checkpoint: its loss was usable, or nobody asks (patience
-        0).
-        """
+        """Whether the last step's weights may be kept as a checkpoint: its loss was usable, or patience is 0."""
         return not self._patience or self._unusable_in_row == 0
 
     def note(self, record: Mapping[str, Any]) -> Optional[Verdict]:

@@ -1,4 +1,4 @@
-"""TensorBoard's event files beside metrics.jsonl, in the run folder's `tensorboard/` (`train.tensorboard: true`).
+"""TensorBoard's event files, besides metrics.jsonl, in the run folder's `tensorboard/` (`train.tensorboard: true`).
 
 Scalars: every metric that is one number, each step, under its own name, with the unit's brackets as an underscore
 (`time/step_s`): TensorBoard allows none. Histograms, every `train.log_interval` steps and after the last one:
@@ -6,7 +6,7 @@ Scalars: every metric that is one number, each step, under its own name, with th
 those of cosines.json, `cosines/...`. A resumed run writes a file of its own, which hides what an earlier one has from
 its first step on.
 
-Written by tensorboardX, an optional dependency (`pip install tensorboardX`); to look at them takes TensorBoard itself.
+tensorboardX writes them, an optional dependency (`pip install tensorboardX`); TensorBoard itself shows them.
 """
 
 import re

@@ -48,6 +48,7 @@ class SingleGraphStep:
         return read_outputs(self.whole(learning_rate, *micro_batches[0]))
 
     def graphs(self, learning_rate: Tensor, fields: List[Tensor], micro_batches: int) -> Iterator[StepGraph]:
+        """One graph of `learning_rate` and `fields`; `micro_batches` is 1."""
         yield StepGraph("step", 1, self.whole, [learning_rate, *fields])
 
 
@@ -64,6 +65,7 @@ class AccumulatedStep:
         return read_outputs(self._apply(learning_rate))
 
     def graphs(self, learning_rate: Tensor, fields: List[Tensor], micro_batches: int) -> Iterator[StepGraph]:
+        """A graph of `fields`, run `micro_batches` times, and the update's, of `learning_rate`."""
         yield StepGraph("micro_batch", micro_batches, self._micro, fields)
         yield StepGraph("update", 1, self._apply, [learning_rate])
 
@@ -87,6 +89,7 @@ class OverlappedStep:
         return read_outputs(self._last(learning_rate, *micro_batches[-1]))
 
     def graphs(self, learning_rate: Tensor, fields: List[Tensor], micro_batches: int) -> Iterator[StepGraph]:
+        """A graph of `fields`, run `micro_batches` - 1 times, and the last one's, of `learning_rate` and `fields`."""
         self._overlap.send(False)
         yield StepGraph("micro_batch", micro_batches - 1, self._micro, fields)
         self._overlap.send(True)

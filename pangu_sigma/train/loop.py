@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional, Type
 import numpy as np
 from tqdm import tqdm
 
-from locmoe_ops.routers.selection_bias import current_strength, locality_strength
+from locmoe_ops.routers.selection_bias import current_locality_strength, locality_strength
 from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.state import RANKS, RankLocation, local_tensors
 from pangu_sigma.checkpoint.writer import CheckpointWriter
@@ -96,7 +96,7 @@ class Validation:
         if not self.batches:
             return {}
         metrics = validation_metrics(self._sums())
-        strength: Optional[float] = current_strength(self._engine.network)
+        strength: Optional[float] = current_locality_strength(self._engine.network)
         if strength is not None:
             self._engine.set_locality_bias(0.0)
             metrics.update(validation_metrics(self._sums(), "valid/local_term_off/"))

@@ -29,7 +29,13 @@ MICROSECONDS = 1e6
 
 
 class Traffic(NamedTuple):
-    """Seconds and bytes of this rank's collectives, of all of them or of one cause."""
+    """What collectives took, all of them or those of one cause.
+
+    Attributes:
+        communication_s, idle_s, overlapped_s: seconds in which something travelled, of waiting for other ranks, and of
+            communication that computation overlapped.
+        intra_node_bytes, inter_node_bytes: sent inside nodes and between them.
+    """
 
     communication_s: float = 0.0
     idle_s: float = 0.0
@@ -39,11 +45,15 @@ class Traffic(NamedTuple):
 
 
 class HostCounters(NamedTuple):
-    """This rank's own measurements of one step: its wall clock, and the traffic of everything and of each of `CAUSES`.
+    """This rank's own measurements of one step, or their sums over ranks.
 
-    `stops`: ranks that were asked to end the run (see `pangu_sigma.train.stop`). `compute_by_rank`: where ranks are
-    compared, each one's own computation <float64>[ranks], of which a rank knows its own place and has zeros elsewhere;
-    else empty.
+    Attributes:
+        step_s: wall clock in seconds.
+        total: traffic of everything.
+        all_to_all, gradient, tensor: traffic of each of `CAUSES`.
+        stops: ranks with a request to end the run (see `pangu_sigma.train.loop.StopRequest`).
+        compute_by_rank: where ranks are compared, each one's own computation <float64>[ranks] in seconds, of which a
+            rank knows its own place and has zeros elsewhere; else empty.
     """
 
     step_s: float
@@ -89,17 +99,17 @@ def _host_counters(step_s: float, rows: np.ndarray) -> HostCounters:
 
 
 def sum_counters(host_sum: HostSum, own: HostCounters) -> HostCounters:
-    """The same counters, summed over ranks. Microseconds and bytes travel as int64: up to 2.9e5 years and 9.2e18 bytes
-    a step.
+    """The counters `own` of every rank, summed. Microseconds and bytes travel as int64: up to 2.9e5 years and 9.2e18
+    bytes a step.
     """
     scale = np.array([MICROSECONDS] * 3 + [1.0] * 2)
-    rows = np.rint(np.array([own.total, own.all_to_all, own.gradient, own.tensor]) * scale).reshape(-1)
+    traffic = np.rint(np.array([own.total, own.all_to_all, own.gradient, own.tensor]) * scale)
     compared = np.rint(np.array(own.compute_by_rank) * MICROSECONDS)
-    whole = np.concatenate(([round(own.step_s * MICROSECONDS), own.stops], rows, compared)).astype(np.int64)
-    total = host_sum(Tensor(whole)).asnumpy()
-    of_rows, by_rank = total[2 : 2 + rows.size].reshape(-1, len(scale)) / scale, total[2 + rows.size :] / MICROSECONDS
-    return _host_counters(total[0] / MICROSECONDS, of_rows)._replace(
-        stops=int(total[1]), compute_by_rank=by_rank.tolist()
+    parts = ([round(own.step_s * MICROSECONDS), own.stops], traffic.reshape(-1), compared)
+    summed = host_sum(Tensor(np.concatenate(parts).astype(np.int64))).asnumpy()
+    (step, stops), of_traffic, by_rank = np.split(summed, (2, 2 + traffic.size))
+    return _host_counters(step / MICROSECONDS, of_traffic.reshape(traffic.shape) / scale)._replace(
+        stops=int(stops), compute_by_rank=(by_rank / MICROSECONDS).tolist()
     )
 
 
@@ -126,7 +136,14 @@ def routing_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, Any]:
 
 
 def host_metrics(total: HostCounters, ranks: int, step_s: float, tokens: int) -> Dict[str, float]:
-    """Times, bytes and throughput from counters summed over `ranks`; `tokens` of the global batch, padding included."""
+    """Times, bytes and throughput of a step.
+
+    Args:
+        total: counters, summed over ranks.
+        ranks: their number.
+        step_s: wall clock of this rank in seconds.
+        tokens: of the global batch, padding included.
+    """
     communication, idle, overlapped = (seconds / ranks for seconds in total.total[:3])
     metrics = {
         "time/step(s)": step_s,
@@ -159,16 +176,28 @@ def validation_metrics(sums: Dict[str, np.ndarray], prefix: str = "valid/") -> D
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a step. A resumed run keeps the lines up to its first step and goes on from
-    there.
+    """`metrics.jsonl`: one JSON object a step. A resumed run keeps the lines of the steps before it and adds its own.
 
-    `trackers` get the same records.
+    Args:
+        path: of the file.
+        last_step: the step that the run resumes after, 0: none.
+        trackers: get the same records.
+
+    Attributes:
+        records: of all steps so far.
     """
 
     def __init__(self, path: Path, last_step: int, trackers: Sequence[Tracker] = ()) -> None:
         self._path = path
-        self._mirrors = trackers
-        self.records: List[Dict[str, Any]] = [r for r in _read_lines(path) if r.get("progress/step", 0) <= last_step]
+        self._trackers = trackers
+        self.records: List[Dict[str, Any]] = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # the line that was being written when the run was cut off
+                break
+            if record.get("progress/step", 0) <= last_step:
+                self.records.append(record)
         write_atomically(path, "".join(dumps(record) + "\n" for record in self.records))
         self._file = open(path, "ab", buffering=0)  # what a full disk has not taken must not be tried again at the end
 
@@ -182,27 +211,15 @@ class MetricsLog:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise _not_written(self._path, error) from None
-        for mirror in self._mirrors:
-            mirror.write(record)
+        for tracker in self._trackers:
+            tracker.write(record)
 
     def close(self, cosines: Optional[Dict[str, Any]] = None) -> None:
         """`cosines`: what cosines.json is to hold, for the trackers."""
         self._file.close()
-        for mirror in self._mirrors:
-            mirror.write_cosines(cosines or {})
-            mirror.close()
-
-
-def _read_lines(path: Path) -> List[Dict[str, Any]]:
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:  # the line that was being written when the run was cut off
-            break
-    return records
+        for tracker in self._trackers:
+            tracker.write_cosines(cosines or {})
+            tracker.close()
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,6 +1,8 @@
 """Expert computation and storage separation (ECSS of PanGu-Sigma, arXiv 2303.10845): experts' optimizer state in host
 memory.
 
+Shape legend: L experts of this rank, A of them that a step activated, d hidden size.
+
 The compiled step ends with the experts' gradients, summed, unscaled and clipped. Then, outside of it,
 
 1. those of the experts that are to be updated come to the host, once;
@@ -8,15 +10,13 @@ The compiled step ends with the experts' gradients, summed, unscaled and clipped
 3. their new weights go to the device, once.
 
 The device holds no moments of experts, and no state ever travels. Of a step that was skipped nothing is transferred but
-its orders.
+its scalars.
 
 `host_dense` updates all experts: it is the update of `HybridAdam`, on CPU to the bit, since the kernel is the same and
 treats every number by itself. `host_lazy` updates the experts that the step activated, on whichever rank: those whose
-output bias has a gradient. It is lazy
-Adam: an idle expert's moments do not decay and its weights stay as they are, where dense Adam moves them on by their
-momentum and weight decay. The bias correction counts the steps of the run, not those of the expert.
-
-Letters of shapes: L experts of this rank, A of them that a step updates.
+output bias has a gradient. It is lazy Adam: an idle expert's moments do not decay and its weights stay as they are,
+where dense Adam moves them by their momentum and weight decay. The bias correction counts the steps of the run, not
+those of the expert.
 """
 
 from typing import Dict, List, Optional, Sequence
@@ -59,31 +59,31 @@ class OffloadedExpertOptimizer:
         self.moments = [bank.moments[order] for order in range(len(MOMENTS)) for bank in self._banks]
         self.transferred = 0
 
-    def update(self, orders: Tensor, gradients: Sequence[Tensor]) -> None:
-        """One step, by what the compiled step has left: `orders` <float32>[4] (see `HostUpdateScalars`), `gradients`
-        one <float32>[L, ...] a parameter.
+    def update(self, scalars: Tensor, gradients: Sequence[Tensor]) -> None:
+        """One step, by what the compiled step returned.
+
+        Args:
+            scalars: <float32>[4] of `HostUpdateScalars`.
+            gradients: one <float32> tensor a parameter.
         """
-        counts, *factors = orders.asnumpy().tolist()
+        counts, *factors = scalars.asnumpy().tolist()
         if not counts:
             return
         for indices in self._layers.values():
-            everybody = np.arange(self._banks[indices[0]].experts)
-            active = everybody
-            if self.lazy:  # the experts whose output bias has a gradient
-                bias = gradients[indices[0]].asnumpy()
-                active = np.flatnonzero(bias.reshape(len(bias), -1).any(1))  # (A,) <- (L, ...)
+            active = everybody = np.arange(self._banks[indices[0]].experts)
+            if self.lazy:  # experts whose output bias has a gradient
+                of_bias = gradients[indices[0]].asnumpy()
+                active = np.flatnonzero(of_bias.reshape(everybody.size, -1).any(1))  # (L, d) <- (L, 1, d)
             for index in indices if active.size else ():
-                gradient = gradients[index]
+                rows = gradients[index]
                 if active.size < everybody.size:
-                    gradient = ops.gather(gradient, Tensor(active, dtype.int32), 0)  # (A, ...) <- (L, ...)
-                self.transferred += 2 * gradient.nbytes
-                self._banks[index].update(active, gradient.asnumpy(), factors)
+                    rows = ops.gather(rows, Tensor(active, dtype.int32), 0)  # (A, ...) <- (L, ...)
+                self.transferred += 2 * rows.nbytes
+                self._banks[index].update(active, rows.asnumpy(), factors)
 
 
 class _HostBank:
-    """One parameter of the experts: the host's weights and moments, an array for each expert, and the device's
-    weights.
-    """
+    """One parameter of the experts: the host's weights and moments, an array an expert, and the device's weights."""
 
     def __init__(self, parameter: Parameter, options: OptimizerConfig) -> None:
         values = parameter.asnumpy()
@@ -115,8 +115,12 @@ class _HostBank:
         )
 
     def update(self, active: np.ndarray, gradients: np.ndarray, factors: Sequence[float]) -> None:
-        """Of the experts at the indices `active` <int64>[A], by gradients <float32>[A, ...] and the kernel's rate,
-        epsilon and decay.
+        """Updates some experts.
+
+        Args:
+            active: <int64>[A], their places.
+            gradients: <float32>[A, ...].
+            factors: the kernel's rate, epsilon and decay.
         """
         rate, epsilon, decay = factors
         for expert, gradient in zip(active.tolist(), gradients):

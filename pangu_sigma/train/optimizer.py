@@ -62,8 +62,8 @@ class HybridAdam(nn.Cell):
     def __init__(self, parameters: Sequence[Parameter], options: OptimizerConfig) -> None:
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
-        self.first = _zeros_beside(parameters, "adam_m")
-        self.second = _zeros_beside(parameters, "adam_v")
+        self.first = _zeros_like_all(parameters, "adam_m")
+        self.second = _zeros_like_all(parameters, "adam_v")
         self.updates = Parameter(Tensor(0.0, dtype.float32), name="optimizer.updates", requires_grad=False)
         self.groups = _groups(parameters, options)
         self.beta1, self.beta2 = options.beta1, options.beta2
@@ -125,7 +125,7 @@ class HostUpdateScalars(nn.Cell):
         return (scalars,) + self.map(ops.partial(_scaled, scale), gradients)
 
 
-def _zeros_beside(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
+def _zeros_like_all(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
     return ParameterTuple(
         [
             marked(

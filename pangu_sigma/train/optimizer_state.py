@@ -1,4 +1,4 @@
-"""Where both moments of every parameter are, for checkpoints: to be set from whole arrays, and to be read as such."""
+"""Where both moments of every parameter are, for checkpoints: set from whole arrays, and read as such."""
 
 from functools import partial
 from typing import Callable, List, Optional, Sequence, Tuple
@@ -86,7 +86,7 @@ def _not_gathered() -> np.ndarray:
 
 
 class OptimizerState:
-    """Both moments of every parameter, wherever they are: in the compiled step, shared out over ranks, on the host.
+    """Both moments of every parameter, wherever they are: in the compiled step, sharded over ranks, on the host.
 
     Args:
         update: the compiled update.

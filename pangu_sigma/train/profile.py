@@ -22,7 +22,7 @@ def rank_name(rank: int) -> str:
 
 
 class StepProfile:
-    """Records the steps that the configuration names, if any; others pass by.
+    """Records the steps that the configuration names, if any.
 
     1. `begin` before a step, `end` after it.
     2. What was recorded is written after the last of them, or by `close` where the run ends before.
@@ -76,7 +76,7 @@ def split(own: HostCounters) -> Dict[str, float]:
 
 
 def ascend_profiler(folder: Path, rank: int, steps: int) -> Any:
-    """MindSpore's profiler, which writes its traces when it is stopped or has seen `steps` steps."""
+    """MindSpore's profiler, which writes traces when it is stopped or has seen `steps` steps, in `folder` by `rank`."""
     from mindspore import profiler
 
     folder.mkdir(parents=True, exist_ok=True)

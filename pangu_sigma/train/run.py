@@ -145,8 +145,10 @@ def _close_stopped(config: Config, log: MetricsLog, saved_step: int) -> None:
 
 
 def _tidy(config: Config, verdict: Optional[Verdict]) -> None:
-    """At the end: keeps as many checkpoints as the configuration says. Of a run that diverged all stay, but one that was
-    written after the last usable loss is set aside, so that nothing resumes from it.
+    """At the end of a run: keeps as many checkpoints as the configuration says.
+
+    Of a run that diverged all stay, but those from after the last usable loss are set aside, so that nothing resumes
+    from them.
     """
     folder = Path(config.train.output_dir) / CHECKPOINTS
     if not folder.is_dir():

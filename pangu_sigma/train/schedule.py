@@ -1,4 +1,4 @@
-"""What changes from step to step: the learning rate, which the host computes, and the loss scale of fp16, in the graph."""
+"""What changes from step to step: the learning rate, on the host, and the loss scale of fp16, in the graph."""
 
 import math
 from typing import Optional
@@ -31,9 +31,9 @@ def learning_rate(options: OptimizerConfig, total_steps: int, step: int) -> floa
 
 
 class LossScale(nn.Cell):
-    """Dynamic loss scale: halves after an overflow, doubles after `growth_interval` steps without one, to `LARGEST_SCALE`.
+    """Dynamic loss scale: halves after an overflow, doubles after `growth_interval` steps without one.
 
-    A fixed scale of 1 where `options` is None (float32 training).
+    It stays between `minimum` and `LARGEST_SCALE`. Without `options` (float32 training) it is 1 for good.
 
     Attributes:
         scale: by which the objective is multiplied.

@@ -12,16 +12,18 @@ class Stragglers:
 
     What ranks know of each other travels with the counters that they sum after every step anyway.
 
-    Args: rank, ranks: this one, and all. interval: steps between comparisons. measured: whether waiting is told from
-    computation; where not, or with one rank, there is nothing to compare.
+    Args:
+        rank, ranks: this one, and their number.
+        interval: steps between comparisons.
+        measured: whether waiting is measured apart from computation; where it is not, or with one rank, there is
+            nothing to compare.
     """
 
     def __init__(self, rank: int, ranks: int, interval: int, measured: bool) -> None:
         self._rank, self._ranks, self._interval = rank, ranks, interval
         self._on = measured and ranks > 1
-        self._seconds: Optional[List[float]] = (
-            None  # since the last comparison; None: a first step, which compiles, comes first
-        )
+        # Since the last comparison; None before a first step, which compiles.
+        self._seconds: Optional[List[float]] = None
 
     def note(self, own: HostCounters, step: int) -> HostCounters:
         """The counters of step `step`, with those to be compared where a comparison is due; on all ranks alike."""
@@ -52,10 +54,13 @@ def straggler_metrics(compute_by_rank: Sequence[float]) -> Dict[str, float]:
 
 
 def straggler_line(record: Dict[str, float], margin: float) -> str:
-    """What the log says of a rank that is slower than the median by more than `margin`; nothing where none is."""
+    """The log's line on a rank that is slower than the median by more than `margin`, from a step's `record`, or ""."""
     if "time/slowest_rank" not in record:
         return ""
     slowest, median = record["time/slowest_rank/compute(s)"], record["time/median_rank/compute(s)"]
     if slowest <= (1.0 + margin) * median:
         return ""
-    return f"rank {record['time/slowest_rank']} is slow: {slowest:.3f} s of its own computation a step, median rank {median:.3f} s"
+    return (
+        f"rank {record['time/slowest_rank']} is slow: {slowest:.3f} s of its own computation a step, "
+        f"median rank {median:.3f} s"
+    )

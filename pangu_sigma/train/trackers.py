@@ -1,4 +1,4 @@
-"""Where metrics go beside metrics.jsonl: each place has `write` (a step's record), `write_cosines` and `close`."""
+"""Where metrics go besides metrics.jsonl: each tracker has `write` (a step's record), `write_cosines` and `close`."""
 
 import importlib.util
 from pathlib import Path
@@ -23,8 +23,7 @@ class Tracker(Protocol):
 
 
 class LibraryTracker:
-    """Hands each step's numbers to Weights & Biases or SwanLab: `init`, `log` and `finish` of the library that the user
-    installed.
+    """Passes each step's numbers to Weights & Biases or SwanLab, by `init`, `log` and `finish` of the user's library.
 
     Whether it sends them anywhere is up to the library's own settings (`WANDB_MODE`, `SWANLAB_MODE`). Every start of a
     job is a run of its own there, named as its folder.
@@ -68,7 +67,7 @@ def check_trackers(config: Config) -> None:
 
 
 def open_trackers(config: Config, start: int) -> List[Tracker]:
-    """Those that the configuration asks for, of a run that begins after step `start`."""
+    """The trackers that `config` names, of a run that begins after step `start`."""
     trackers: List[Tracker] = []
     if config.train.tensorboard:
         trackers.append(EventLog(config, start))
