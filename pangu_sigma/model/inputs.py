@@ -46,7 +46,7 @@ def pack_batch(batch: Batch, vocab_size: int, domains: int, key: Optional[Tuple[
     Args:
         batch: of this rank.
         vocab_size, domains: rows of the tables that the ids look up.
-        key: what the seeds depend on beside the rows, as (seed of the run, step); None: all seeds are 0.
+        key: what the seeds depend on besides the rows, as (seed of the run, step); None: all seeds are 0.
 
     Raises:
         InputError: a token or domain id lies outside its table.

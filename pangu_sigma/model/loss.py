@@ -66,15 +66,15 @@ class SplitCrossEntropy(nn.Cell):
 
     Args:
         tensor: the group, and this rank's place in it.
-        words: w; word i belongs to rank i // words.
+        local_vocab_size: w; word i belongs to rank i // w.
 
     Inputs: logits <float32>[T, w]; targets <int32>[T].
     Outputs: loss <float32>[T] in nats; probabilities <float32>[T, w].
     """
 
-    def __init__(self, tensor: TensorGroup, words: int) -> None:
+    def __init__(self, tensor: TensorGroup, local_vocab_size: int) -> None:
         super().__init__()
-        self.words, self.part, self.parts = words, tensor.index, tensor.size
+        self.local_vocab_size, self.shard, self.num_shards = local_vocab_size, tensor.index, tensor.size
         self.gather = tensor.all_gather("tensor/cross-entropy")
         self.highest = ops.ReduceMax()
         self.softmax = ops.Softmax(-1)
@@ -88,7 +88,9 @@ class SplitCrossEntropy(nn.Cell):
         total = 1.0 / ops.gather_elements(probabilities, 1, ops.cast(best, dtype.int32)).reshape(-1)
         place, here = self._place(targets)
         at_target = ops.gather_elements(logits, 1, place.reshape(-1, 1)).reshape(-1) * here  # (T,) <- (T, w)
-        numbers = self.gather(ops.stack((peak, total, at_target))).reshape(self.parts, 3, -1)  # (P, 3, T) <- (P * 3, T)
+        numbers = self.gather(ops.stack((peak, total, at_target))).reshape(
+            self.num_shards, 3, -1
+        )  # (P, 3, T) <- (P * 3, T)
         peaks, totals, at_targets = ops.unstack(numbers, 1)  # (P, T) each
         highest = self.highest(peaks, 0)
         whole = (totals * ops.exp(peaks - highest)).sum(0)
@@ -109,5 +111,5 @@ class SplitCrossEntropy(nn.Cell):
 
     def _place(self, targets: Tensor) -> Tuple[Tensor, Tensor]:
         """Column of a target <int32>[T], and 1 where it is one of this rank's, 0 elsewhere, <float32>[T]."""
-        here = ops.equal(ops.floor_div(targets, self.words), self.part)
-        return ops.floor_mod(targets, self.words), ops.cast(here, dtype.float32)
+        here = ops.equal(ops.floor_div(targets, self.local_vocab_size), self.shard)
+        return ops.floor_mod(targets, self.local_vocab_size), ops.cast(here, dtype.float32)

@@ -9,12 +9,36 @@ and statistics are summed over data-parallel ranks alone.
 Shape legend: B rows of this rank's micro-batch, S positions, T = B * S tokens, M sparse layers, E experts.
 """
 
-from typing import Dict, List, Tuple
+from typing import Tuple, TypedDict
 
 from mindspore import Tensor, dtype, nn, ops
 
 from pangu_sigma.model.inputs import BatchTensors
 from pangu_sigma.model.pangu_sigma import PanGuSigma
+
+
+class _SumsOfAll(TypedDict):
+    tokens: Tensor
+    task: Tensor
+    aux: Tensor
+    locality: Tensor
+    assigned: Tensor
+    kept: Tensor
+    kept_local: Tensor
+
+
+class ObjectiveSums(_SumsOfAll, total=False):
+    """Sums over a rank's micro-batch, inside a graph; a dense network has one layer and one expert of zeros.
+
+    Attributes:
+        tokens, task: <float32> scalars: unmasked tokens; their cross-entropy in nats.
+        aux, locality: <float32> scalars: the routers' losses, times tokens.
+        assigned: <float32>[M, E], assignments of each expert before drops.
+        kept, kept_local: <float32>[M], assignments that found a slot, and those of them on the token's home node.
+        undecided: <float32>[M], tokens whose choice the gate left open; only where the network's routers count them.
+    """
+
+    undecided: Tensor
 
 
 class Objective(nn.Cell):
@@ -28,9 +52,7 @@ class Objective(nn.Cell):
         nominal_tokens: the constant, tokens of the global batch.
 
     Inputs: batch, a dict of tensors (see `BatchTensors`); loss_scale <float32> scalar.
-    Outputs: the scaled objective; a dict of this rank's sums: tokens (unmasked), task (nats), aux and locality (times
-    tokens), assigned <float32>[M, E], kept, kept_local <float32>[M] (one layer of zeros where there are no sparse
-    layers), and undecided <float32>[M] where the network's routers count it.
+    Outputs: the scaled objective; this rank's sums (see `ObjectiveSums`).
     """
 
     def __init__(self, network: PanGuSigma, nominal_tokens: int) -> None:
@@ -38,7 +60,7 @@ class Objective(nn.Cell):
         self.network = network
         self.nominal_tokens = float(nominal_tokens)
 
-    def construct(self, batch: BatchTensors, loss_scale: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
+    def construct(self, batch: BatchTensors, loss_scale: Tensor) -> Tuple[Tensor, ObjectiveSums]:
         logits, reports = self.network(
             batch["ids"], batch["positions"], batch["documents"], batch["domain"], batch["home"], batch["seeds"]
         )
@@ -51,8 +73,13 @@ class Objective(nn.Cell):
             aux = aux + report["aux_loss"]
             locality = locality + report["locality_loss"]
         total = task + (aux + locality) * tokens
-        assigned, kept, kept_local = self._router_sums(reports)
-        sums = {
+        assigned, kept = ops.zeros((1, 1), dtype.float32), ops.zeros((1,), dtype.float32)
+        kept_local = kept
+        if reports:
+            assigned = ops.stack([report["assigned"] for report in reports])  # (M, E) <- M x (E,)
+            kept = ops.stack([report["kept"] for report in reports])  # (M,) <- M x ()
+            kept_local = ops.stack([report["kept_local"] for report in reports])  # (M,) <- M x ()
+        sums: ObjectiveSums = {
             "tokens": tokens,
             "task": task,
             "aux": aux * tokens,
@@ -64,13 +91,3 @@ class Objective(nn.Cell):
         if self.network.counts_undecided:
             sums["undecided"] = ops.stack([report["undecided"] for report in reports])
         return total * (loss_scale / self.nominal_tokens), sums
-
-    def _router_sums(self, reports: List[Dict[str, Tensor]]) -> Tuple[Tensor, Tensor, Tensor]:
-        """assigned [M, E], kept [M], kept_local [M]; a dense network has one layer and expert of zeros."""
-        if not reports:
-            return ops.zeros((1, 1), dtype.float32), ops.zeros((1,), dtype.float32), ops.zeros((1,), dtype.float32)
-        return (
-            ops.stack([report["assigned"] for report in reports]),
-            ops.stack([report["kept"] for report in reports]),
-            ops.stack([report["kept_local"] for report in reports]),
-        )

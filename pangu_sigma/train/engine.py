@@ -8,7 +8,6 @@ import numpy as np
 from mindspore import Tensor, dtype
 
 from locmoe_ops.dispatch.base import Dispatcher
-from locmoe_ops.moe import check_token_ids
 from locmoe_ops.routers.selection_bias import balance_biases, set_locality_strength
 from locmoe_ops.tensor_parallel import TensorGroup, slice_of
 from pangu_sigma.checkpoint.state import StateEntry, parameter_entries
@@ -19,10 +18,6 @@ from pangu_sigma.config.derived import (
     num_sparse_layers,
     tokens_per_step,
 )
-from locmoe_ops.routers.selection_bias import balance_biases, set_local_strength
-from locmoe_ops.tensor_parallel import TensorGroup
-from pangu_sigma.checkpoint.state_entry import Entry, Readable, Settable
-from pangu_sigma.config.derived import rows_per_rank
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.vocabulary import Vocabulary

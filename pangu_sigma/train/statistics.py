@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from locmoe_ops.routers.selection_bias import BalanceBias, BalanceUpdate
+from pangu_sigma.model.objective import ObjectiveSums
 
 
 class Statistics:
@@ -46,7 +47,7 @@ class Statistics:
         }
 
 
-def pack_statistics(sums: Dict[str, Tensor]) -> Tensor:
+def pack_statistics(sums: ObjectiveSums) -> Tensor:
     """The vector of `Statistics` <float32>[size] from `Objective`'s sums, inside a graph."""
     scalars = ops.stack((sums["tokens"], sums["task"], sums["aux"], sums["locality"]))
     # (M * E,) <- (M, E)

@@ -16,10 +16,7 @@ import numpy as np
 
 from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
-from locmoe_ops.collectives.interface import Collectives
-from locmoe_ops.routers.selection_bias import BalanceBias, BalanceUpdate
 from pangu_sigma.config.schema_run import OptimizerConfig
-from pangu_sigma.config.schema import OptimizerConfig
 from pangu_sigma.model.inputs import unpack_batch
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.train.gradient_overlap import GradientOverlap

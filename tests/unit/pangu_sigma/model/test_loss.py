@@ -83,7 +83,7 @@ def test_broken_logits_are_not_hidden(evaluate, broken):
     assert np.isfinite(np.delete(losses, 2)).all() and np.isfinite(np.delete(gradient, 2, 0)).all()
 
 
-# ---- words shared out over ranks
+# ---- words split over ranks
 
 PARTS = 3  # of 12 words
 
@@ -118,7 +118,7 @@ def evaluate_parts():
     """Of every rank, losses and the gradient of its own columns; the others' numbers come from NumPy."""
     ms.set_context(mode=ms.GRAPH_MODE)
     groups = [Group(rank) for rank in range(PARTS)]
-    cells = [WeightedLoss(SplitCrossEntropy(group, words=4)) for group in groups]
+    cells = [WeightedLoss(SplitCrossEntropy(group, local_vocab_size=4)) for group in groups]
 
     def evaluate(logits, targets, weights):
         results = []

@@ -44,7 +44,7 @@ def test_timers_of_the_steps_asked_for(make, tmp_path):
 
 def test_a_run_that_stops_early_leaves_what_it_has(make, tmp_path):
     profile = make([3, 9])
-    run(profile, 4, 5)  # resumed after step 3, asked to stop after step 5
+    run(profile, 4, 5)  # resumed after step 3, to stop after step 5
     assert not (tmp_path / "profile").exists()
     profile.close()
     assert [step["step"] for step in json.loads((tmp_path / "profile" / "rank_3.json").read_text())["steps"]] == [4, 5]

@@ -3,11 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from pangu_sigma.config.schema_run import OptimizerConfig
-from pangu_sigma.train.schedule import learning_rate
 from mindspore import Tensor
 
-from pangu_sigma.config.schema import LossScaleConfig, OptimizerConfig
+from pangu_sigma.config.schema_run import LossScaleConfig, OptimizerConfig
 from pangu_sigma.train.schedule import LossScale, learning_rate
 
 PEAK, END = 1e-3, 1e-5

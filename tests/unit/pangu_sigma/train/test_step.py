@@ -7,7 +7,6 @@ from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.tensor_parallel import slice_of
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema_run import LossScaleConfig, OptimizerConfig
-from pangu_sigma.config.schema import LossScaleConfig, OptimizerConfig
 from pangu_sigma.model.inputs import BATCH_FIELDS
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.model.parameter_groups import ordered_parameters
