@@ -1,4 +1,4 @@
-"""Errors that a user sees, beside `locmoe_ops.errors`: what input, a disk, a run or another program did."""
+"""Errors that a user sees, besides `locmoe_ops.errors`: what input, a disk, a run or another program did."""
 
 from locmoe_ops.errors import InputError
 
@@ -20,8 +20,12 @@ class ToolFailed(Exception):
 
 
 class RunFailed(Exception):
-    """A run of a comparison failed: its name and what it said; `status` is the exit status that the comparison ends
-    with.
+    """A run of a comparison failed.
+
+    Args:
+        run: its name.
+        line: what it said.
+        status: the exit status that the comparison ends with.
     """
 
     def __init__(self, run: str, line: str, status: int) -> None:
@@ -30,4 +34,4 @@ class RunFailed(Exception):
 
 
 class RunDiverged(RuntimeError):
-    """A run ended because it diverged: at which step, what its loss was before, what to try. Exit status 1, one line."""
+    """A run diverged, and ended: at which step, what its loss was before, what to try. Exit status 1, one line."""

@@ -40,8 +40,13 @@ class ShowVersion(argparse.Action):
 
 
 def add_command(commands: Any, name: str, text: str, action: Action) -> argparse.ArgumentParser:
-    """Adds a command that takes a configuration and overrides; `action` gets both, and what else is added to the parser
-    returned.
+    """Adds a command that takes a configuration and overrides, and returns its parser, which takes its other arguments.
+
+    Args:
+        commands: what `argparse.ArgumentParser.add_subparsers` or `add_family` returned.
+        name: the word on the command line.
+        text: what it does, for `--help`.
+        action: gets the configuration, with the overrides in it, and all options; returns the exit status.
     """
     command = add_plain(commands, name, text, action)
     command.add_argument("config", metavar="CONFIG", help="YAML configuration file")
@@ -50,14 +55,23 @@ def add_command(commands: Any, name: str, text: str, action: Action) -> argparse
 
 
 def add_plain(commands: Any, name: str, text: str, action: Action) -> argparse.ArgumentParser:
-    """Adds a command whose arguments are all its own; `action` gets the default configuration."""
+    """Adds a command whose arguments are all its own, and returns its parser.
+
+    Args:
+        commands, name, text: as of `add_command`.
+        action: gets the default configuration and all options; returns the exit status.
+    """
     command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     command.set_defaults(action=action)
     return command
 
 
 def add_family(commands: Any, name: str, text: str) -> Any:
-    """Adds a word that others follow, as in `ckpt verify`; what is returned takes them as `commands`."""
+    """Adds a word that others follow, as in `ckpt verify`; what is returned takes them as `commands`.
+
+    Args:
+        commands, name, text: as of `add_command`.
+    """
     return commands.add_parser(name, help=text, description=text).add_subparsers(
         dest=name, metavar="WHAT", required=True
     )

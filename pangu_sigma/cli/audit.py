@@ -1,4 +1,4 @@
-"""The command line of `pangu-sigma audit`."""
+"""`pangu-sigma audit`: what a job's compiled graphs exchange."""
 
 import argparse
 from typing import Any

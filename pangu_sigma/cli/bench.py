@@ -17,7 +17,7 @@ def add_bench(commands: Any) -> None:
     all_to_all = add_command(
         benches,
         "all-to-all",
-        "dispatchers beside the link's limit; under msrun (train_msrun.sh --bench all-to-all)",
+        "dispatchers versus the link's limit; under msrun (train_msrun.sh --bench all-to-all)",
         _all_to_all,
     )
     run_by_ranks(all_to_all)
@@ -32,12 +32,12 @@ def add_bench(commands: Any) -> None:
         "--rate", type=rate, metavar="R", help="rate of a node's link, as in 200mbit (default: measure plain exchanges)"
     )
     decode = add_command(
-        benches, "decode", "tokens a second by batch size, beside the limit of memory; bytes of the caches", _decode
+        benches, "decode", "tokens a second by batch size, versus the limit of memory; bytes of the caches", _decode
     )
     decode.add_argument(
         "--batch-sizes", type=sizes, default=(1, 2, 4, 8, 16), metavar="N,N,...", help="default: 1,2,4,8,16"
     )
-    add_command(benches, "router", "routers beside the dense gate: time, and bytes of their statistics", _router)
+    add_command(benches, "router", "routers versus the dense gate: time, and bytes of their statistics", _router)
 
 
 def _step(config: Config, options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The command line of `pangu-sigma ckpt`."""
+"""`pangu-sigma ckpt`: looks at checkpoints, and makes one out of another."""
 
 import argparse
 from pathlib import Path
@@ -25,7 +25,15 @@ def add_ckpt(commands: Any) -> None:
     )
     _add_ends(reshard, required=True)
     reshard.add_argument("--weights-only", action="store_true", help="leave out what only training needs")
-    _add_extract(parsers)
+    extract = add_plain(
+        parsers, "extract", "a smaller model of one domain, which needs nothing of the others", _extract
+    )
+    _add_ends(extract)
+    extract.add_argument("--domain", required=True, metavar="D", help="name or number of the domain")
+    extract.add_argument("--optimizer", action="store_true", help="keep what training needs, so that a run can resume")
+    extract.add_argument(
+        "--tokenizer", metavar="FILE", help="tokenizer to put into it (default: SOURCE's own, or data.path's)"
+    )
     _add_inherit(parsers)
 
 
@@ -44,18 +52,6 @@ def _add_shards(parser: argparse.ArgumentParser, required: bool = False) -> None
         required=required,
         help=f"files of about equal size{'' if required else ' (default 1)'}",
         **extra,
-    )
-
-
-def _add_extract(parsers: Any) -> None:
-    extract = add_plain(
-        parsers, "extract", "a smaller model of one domain, which needs nothing of the others", _extract
-    )
-    _add_ends(extract)
-    extract.add_argument("--domain", required=True, metavar="D", help="name or number of the domain")
-    extract.add_argument("--optimizer", action="store_true", help="keep what training needs, so that a run can go on")
-    extract.add_argument(
-        "--tokenizer", metavar="FILE", help="tokenizer to put beside it (default: SOURCE's own, or data.path's)"
     )
 
 
@@ -140,14 +136,15 @@ def _inherit(config: Config, options: argparse.Namespace) -> int:
     if source.suffix == ".ckpt":
         if options.final_norm is None:
             raise InputError(
-                f"--final-norm: {source} does not say where the final norm stands; expected before_query, or after_query if "
-                "it was trained with pipeline parallelism"
+                f"--final-norm: {source} does not say where the final norm stands; expected before_query, or "
+                "after_query if it was trained with pipeline parallelism"
             )
         dense = PanguAlpha(source, options.final_norm)
     else:
         if options.final_norm is not None:
             raise InputError(
-                f"--final-norm {options.final_norm}: {source} is no .ckpt file, and says itself where the final norm stands"
+                f"--final-norm {options.final_norm}: {source} is no .ckpt file, and says itself where the final norm "
+                "stands"
             )
         dense = OwnModel(options.source)
     inherit(

@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.cli.arguments import add_plain
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def add_compare(commands: Any) -> None:
     """Adds the command to the program's parser."""
     compare = add_plain(
-        commands, "compare", "train variants side by side and write a report; goes on where it was cut off", _compare
+        commands, "compare", "train variants side by side and write a report; resumes where it was cut off", _compare
     )
     compare.add_argument("file", metavar="FILE", help="YAML file of variants, as those in configs/compare")
     compare.add_argument(
@@ -37,56 +37,37 @@ def add_compare(commands: Any) -> None:
 
 
 def _compare(config: Config, options: argparse.Namespace) -> int:
-    try:
-        compare(options.file, options.output, options.rate, options.dry_run, options.report_only)
-    except RunFailed as failure:  # reported by its own command's line, whose status becomes this command's
-        print(f"pangu-sigma: error: {failure}", file=sys.stderr, flush=True)
-        return failure.status
-    return SUCCESS
-
-
-def compare(
-    file: str,
-    output: Optional[str] = None,
-    rate: Optional[str] = None,
-    dry_run: bool = False,
-    report_only: bool = False,
-) -> None:
-    """Makes the runs of a comparison that are not made yet, then writes `summary.json`, `runs.csv` and `report.html`.
-
-    Args:
-        file: the comparison, as `pangu_sigma.compare.comparison` describes it.
-        output: folder for runs and results; None: runs/compare/<the file's name, and the rate if one is given>.
-        rate: see `load_plan`.
-        dry_run: only print the runs in their order, each with its command.
-        report_only: make no run; report those that are finished.
-
-    Raises:
-        InputError: the file, a run's configuration or the folder is not usable; with `report_only`: no run is finished.
-        RunFailed: a run failed; what was finished before stands.
-    """
+    """Makes the runs that are not made yet, then writes `summary.json`, `runs.csv` and `report.html`."""
     from pangu_sigma.compare.comparison import load_plan
     from pangu_sigma.compare.runner import run_all
     from pangu_sigma.report.collect import check_tables, collect, write_tables
     from pangu_sigma.report.report import check_report, write_report
 
-    plan = load_plan(file, rate)
-    folder = Path(output) if output else Path("runs") / "compare" / (Path(file).stem + (f"_{rate}" if rate else ""))
-    if dry_run:
-        return _show(plan, folder)
+    plan = load_plan(options.file, options.rate)
+    name = Path(options.file).stem + (f"_{options.rate}" if options.rate else "")
+    folder = Path(options.output) if options.output else Path("runs") / "compare" / name
+    if options.dry_run:
+        _show(plan, folder)
+        return SUCCESS
     check_tables(folder)
     check_report(folder)
-    if not report_only:
-        run_all(plan, folder)
+    if not options.report_only:
+        try:
+            run_all(plan, folder)
+        except RunFailed as failure:  # reported by its own command's line, whose status becomes this command's
+            print(f"pangu-sigma: error: {failure}", file=sys.stderr, flush=True)
+            return failure.status
     collection = collect(plan, folder)
     if not collection.runs:
         raise InputError(
-            f"--report-only: no run of {file} is finished in {folder}; expected the --output of an earlier comparison"
+            f"--report-only: no run of {options.file} is finished in {folder}; expected the --output of an earlier "
+            "comparison"
         )
     write_tables(collection, folder)
     if collection.warning():
         print(f"note: {collection.warning()}", flush=True)
     print(f"report: {write_report(collection, folder)}", flush=True)
+    return SUCCESS
 
 
 def _show(plan: "Comparison", output: Path) -> None:

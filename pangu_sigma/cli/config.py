@@ -61,9 +61,8 @@ def _show_examples(options: argparse.Namespace) -> int:
         return SUCCESS
     for name, path in shipped_files().items():
         if name.startswith("configs/"):
-            print(
-                f"{name:42}{shorten(path.read_text(encoding='utf-8').splitlines()[0].lstrip('# '), 86, placeholder=' ...')}"
-            )
+            first = path.read_text(encoding="utf-8").splitlines()[0]
+            print(f"{name:42}{shorten(first.lstrip('# '), 86, placeholder=' ...')}")
     print("\npangu-sigma config --copy FOLDER puts them into a folder, with the launchers.")
     return SUCCESS
 
@@ -79,7 +78,8 @@ def _copy_files(target: Path) -> None:
         ]
         if different:
             raise InputError(
-                f"--copy: {different[0]} is there, with other content ({len(different)} such files); expected another folder"
+                f"--copy: {different[0]} is there, with other content ({len(different)} such files); "
+                "expected another folder"
             )
         for path, source in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)

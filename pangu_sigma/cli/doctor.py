@@ -1,4 +1,4 @@
-"""The command line of `pangu-sigma doctor`."""
+"""`pangu-sigma doctor`: what would keep a job from running."""
 
 import argparse
 from typing import Any

@@ -1,4 +1,4 @@
-"""The command line of `pangu-sigma eval`."""
+"""`pangu-sigma eval`: what a checkpoint's model knows."""
 
 import argparse
 from typing import Any, Tuple
@@ -47,7 +47,7 @@ def add_eval(commands: Any) -> None:
         "--output", metavar="DIR", help="folder of results (default: step_<N> in evaluation in train.output_dir)"
     )
     command.add_argument(
-        "--fresh", action="store_true", help="make all records anew (default: go on after those that are there)"
+        "--fresh", action="store_true", help="make all records anew (default: continue after those that are there)"
     )
     command.add_argument("--json", action="store_true", help="print the results as JSON")
 

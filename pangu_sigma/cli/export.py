@@ -1,6 +1,7 @@
 """`pangu-sigma export`: a checkpoint's model as graphs or as one file of weights."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from locmoe_ops.errors import InputError
@@ -26,8 +27,6 @@ def add_export(commands: Any) -> None:
 
 
 def _export(config: Config, options: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from pangu_sigma.inference.export import export_mindir, export_safetensors
 
     if options.format == "mindir":
@@ -38,7 +37,8 @@ def _export(config: Config, options: argparse.Namespace) -> int:
     for name in ("rows", "length", "local_term"):
         if getattr(options, name):
             raise InputError(
-                f"--{name.replace('_', '-')} is given with --format safetensors, which holds weights alone; expected mindir"
+                f"--{name.replace('_', '-')} is given with --format safetensors, which holds weights alone; "
+                "expected mindir"
             )
     export_safetensors(config, Path(options.output), options.tokenizer)
     return 0

@@ -9,7 +9,7 @@ from pangu_sigma.config.schema import Config
 
 def add_generate(commands: Any) -> None:
     """Adds the command to the program's parser."""
-    parser = add_command(commands, "generate", "let a checkpoint go on with texts", _generate)
+    parser = add_command(commands, "generate", "let a checkpoint continue texts", _generate)
     run_by_ranks(parser)
     what = parser.add_argument_group("prompts")
     what.add_argument(
@@ -18,8 +18,8 @@ def add_generate(commands: Any) -> None:
     what.add_argument(
         "--prompt-file",
         metavar="FILE",
-        help="a prompt each line (blank ones are passed over); in a .jsonl or .ndjson file objects with `prompt` and, if it "
-        "differs from --domain, `domain`",
+        help="a prompt each line (blank ones are passed over); in a .jsonl or .ndjson file objects with `prompt` and, "
+        "if it differs from --domain, `domain`",
     )
     what.add_argument(
         "--interactive", action="store_true", help="ask for prompts, one a line; an empty line or end of input ends it"
@@ -81,7 +81,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the random numbers (default 0)")
     group.add_argument(
-        "--ignore-end", dest="stop_at_end", action="store_false", help="go on with another document after end-of-text"
+        "--ignore-end", dest="stop_at_end", action="store_false", help="continue with another document at end-of-text"
     )
 
 

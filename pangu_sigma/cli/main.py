@@ -82,7 +82,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
                 "expected PYTHONUTF8=1, or a locale of UTF-8"
             )
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            _drop_output()
+            try:
+                sys.stdout.flush()
+            except OSError:  # drop what it still holds, or Python tries to write it once more at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             what, reason = error.filename or "what the command writes", str(error.strerror).lower()
             error = OutputNotWritten(f"{what} cannot be written ({reason}); expected more room")
         return CLOSED_PIPE if isinstance(error, BrokenPipeError) and _nobody_reads() else report_error(error)
@@ -96,14 +99,6 @@ def _nobody_reads() -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still wants to write at its end
     return True
-
-
-def _drop_output() -> None:
-    """Drops what standard output holds, if nothing more can be written there: Python would try again at its end."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,12 +151,7 @@ def _join_launcher() -> None:
         return
     if is_worker():
         append_line(Path(folder) / "workers.log", rank_name(), str(os.getpid()))
-    _end_with_parent()
-
-
-def _end_with_parent() -> None:
-    """Asks Linux to end this process when its launcher dies: killed outright, msrun leaves its workers behind."""
-    set_parent_death_signal = 1
+    set_parent_death_signal = 1  # Linux then ends this process with its launcher; msrun, killed, leaves workers behind
     try:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
     except (OSError, AttributeError):  # another system: the mesh still notices that the parent is gone

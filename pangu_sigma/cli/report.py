@@ -9,10 +9,10 @@ from pangu_sigma.config.schema import Config
 
 def add_report(commands: Any) -> None:
     """Adds the command to the program's parser."""
-    text = "one HTML page of some runs, with compare's figures; with --follow while they go on"
+    text = "one HTML page of some runs, with compare's figures; with --follow while they continue"
     report = add_plain(commands, "report", text, _report)
     report.add_argument(
-        "runs", metavar="RUN", nargs="+", help="run directory, also of a run that goes on; ratios are to the first"
+        "runs", metavar="RUN", nargs="+", help="run directory, also of an unfinished run; ratios are to the first"
     )
     report.add_argument(
         "--output", metavar="FILE", help="the page (default: report.html in RUN, or in the folder that the RUNs share)"

@@ -6,6 +6,7 @@ tests/distributed/test_combinations.py audits some of them, and runs the dispatc
 
 import json
 import re
+from argparse import Namespace
 from itertools import product
 
 import numpy as np
@@ -134,14 +135,22 @@ def test_plan(name, nodes, capsys):
     """On one rank, and on two nodes of two; as JSON and as a table."""
     config = config_of({**EVERYTHING[name], **({"parallel": {"expert": 4, "ranks_per_node": 2}} if nodes > 1 else {})})
     hardware = "910a" if config.runtime.precision == "fp16" else "cpu"  # each has a rate for that one alone
-    plan(config, None, nodes, nodes, hardware, None, True, ())
+    options = {
+        "cluster": None,
+        "nodes": nodes,
+        "devices_per_node": nodes,
+        "hardware": hardware,
+        "tokens": None,
+        "sweep": [],
+    }
+    plan(config, Namespace(**options, json=True))
     found = json.loads(capsys.readouterr().out)
     assert found["ranks"] == nodes**2 and found["seconds"]["step"] > 0
     exchanged = {collective["operation"] for collective in found["collectives"]} & {"all_to_all", "all_to_all_v"}
     sparse = config.model.sparse_layers > 0 or config.model.sparse_query_layer
     assert bool(exchanged) == (sparse and nodes > 1)
     assert ("all_to_all_v" in exchanged) == (config.moe.dispatch.type == "ragged" and nodes > 1)
-    plan(config, None, nodes, nodes, hardware, None, False, ())
+    plan(config, Namespace(**options, json=False))
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
