@@ -6,11 +6,9 @@ MindSpore.
 """
 
 import argparse
-import ctypes
 import errno
 import os
 import select
-import signal
 import sys
 from pathlib import Path
 from typing import Optional, Sequence
@@ -39,6 +37,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import OutputNotWritten
 from pangu_sigma.runtime.launch import check_launch, is_scheduler, is_worker, rank_name, why_a_rank
 from pangu_sigma.runtime.output import make_streams_lenient
+from pangu_sigma.runtime.processes import end_with_parent
 from pangu_sigma.runtime.reporting import SUCCESS, append_line, report_error
 from pangu_sigma.runtime.router_files import use_router_files
 
@@ -151,8 +150,4 @@ def _join_launcher() -> None:
         return
     if is_worker():
         append_line(Path(folder) / "workers.log", rank_name(), str(os.getpid()))
-    set_parent_death_signal = 1  # Linux then ends this process with its launcher; msrun, killed, leaves workers behind
-    try:
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-    except (OSError, AttributeError):  # another system: the mesh still notices that the parent is gone
-        pass
+    end_with_parent()  # killed outright, msrun leaves its workers behind

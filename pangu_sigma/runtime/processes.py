@@ -1,12 +1,13 @@
-"""Commands that a tool starts: with this Python, and gone when the tool is, however it ends."""
+"""Commands that this program starts: with this Python, and gone when the program is, however it ends."""
 
 import ctypes
 import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Dict, List
 
 from pangu_sigma.runtime.launch import CLUSTER_VARIABLES, RANK_VARIABLES
 
@@ -43,16 +44,11 @@ def end_with_children(process: "subprocess.Popen[Any]") -> None:
             descendants |= _descendants(process.pid)
         for pid, born in descendants.items():
             if _started(pid) == born:  # not a later process of the same id
-                _kill(os.kill, pid)
-    _kill(os.killpg, process.pid)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait(END_WAIT_S)
-
-
-def _kill(how: Callable[[int, int], None], target: int) -> None:
-    try:
-        how(target, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _descendants(root: int) -> "Dict[int, str]":
@@ -86,9 +82,12 @@ def _stat(pid: int) -> List[str]:
 
 
 def end_with_parent() -> None:
-    """Asks Linux to end the launcher when the comparison dies, however it dies; the launcher ends its ranks."""
+    """Asks Linux to end this process when the one that started it dies, however it dies: a launcher with its
+    comparison, a rank with its launcher.
+    """
     set_parent_death_signal = 1
-    _LIBC.prctl(set_parent_death_signal, signal.SIGTERM)
+    with suppress(OSError, AttributeError):  # another system; there the mesh notices that the parent is gone
+        _LIBC.prctl(set_parent_death_signal, signal.SIGTERM)
 
 
-_LIBC = ctypes.CDLL(None)
+_LIBC = ctypes.CDLL(None)  # looked up here: between fork and exec nothing may be imported

@@ -62,7 +62,7 @@ def as_rank(monkeypatch, tmp_path):
     monkeypatch.setenv("LOCMOE_JOB", "abc")
     monkeypatch.setattr(reporting, "_GRACE_S", 0.0)
     # The real one would tie the life of the test process to its parent's.
-    monkeypatch.setattr(cli, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(cli, "end_with_parent", lambda: None)
     return tmp_path
 
 
@@ -121,6 +121,7 @@ def test_a_defect_shows_its_traceback(install, config_file, capsys):
     ],
 )
 def test_mindspore_is_not_imported_before_it_is_needed(arguments):
+    """`--help` of any command, bad input."""
     program = (
         "import sys; from pangu_sigma.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
@@ -128,6 +129,29 @@ def test_mindspore_is_not_imported_before_it_is_needed(arguments):
         "sys.exit('mindspore' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True).returncode == 0
+
+
+def test_what_needs_no_mindspore_runs_where_there_is_none(tmp_path):
+    """Each of the commands that show or predict something, one after another in one process."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(to_dict(Config())))
+    (run / "metrics.jsonl").write_text('{"progress/step": 1, "loss/total": 7.0}\n')
+    commands = [
+        ["config", "configs/quickstart.yaml", "--ranks", "4"],
+        ["config", "--list"],
+        ["plan", "configs/quickstart.yaml"],
+        ["report", str(run)],
+        ["watch", str(run)],
+    ]
+    program = (
+        "import sys; sys.modules['mindspore'] = None\n"  # importing it fails
+        "from pangu_sigma.cli.main import main\n"
+        f"sys.exit(any([main(words) for words in {commands}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (run / "report.html").is_file()
 
 
 @pytest.mark.parametrize(
