@@ -19,7 +19,7 @@ def add_profile(commands: Any) -> None:
 
 
 def _profile(config: Config, options: argparse.Namespace) -> int:
-    from pangu_sigma.report.profile import table
+    from pangu_sigma.report.step_trace import profile_table
 
-    print("\n".join(table(Path(options.run))))
+    print("\n".join(profile_table(Path(options.run))))
     return 0

@@ -16,12 +16,11 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.errors import RunFailed
 from pangu_sigma.metrics.perplexity import DIVERGED
 from pangu_sigma.report.comparison import COUNTERS, NOTE, SUMMARY, ComparedRun, Comparison, folder_of, is_finished
-from pangu_sigma.report.files import read_object
 from pangu_sigma.runtime.files import write_atomically
 from pangu_sigma.runtime.locks import FolderLock
 from pangu_sigma.runtime.processes import end_with_children, end_with_parent, with_this_python
 from pangu_sigma.runtime.resources import resource
-from pangu_sigma.runtime.strict_json import dumps
+from pangu_sigma.runtime.strict_json import dumps, read_object
 
 SCRIPTS = resource("scripts")
 LOCK_WAIT_S = 20.0  # what is left of a job whose comparison was killed ends within seconds

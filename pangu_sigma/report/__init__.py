@@ -1,6 +1,7 @@
-"""Run folders, shown: as a page (`report`), in a terminal (`watch`), side by side (`summary`), by step trace
-(`profile`).
+"""Run folders, shown: as a page (`report`), in a terminal (`terminal`), side by side (`summary`), by where the time of
+their steps went (`step_trace`).
 
-`files` and `folder` read what runs write, also while they go on; `collect` makes tables of it, `figures` decides what
-is drawn, `svg` draws, `page` holds the page's pieces. Nothing here needs MindSpore.
+`folder` and `step_trace` read what runs write, also before they are finished; `collect` makes tables of it, `figures`
+decides what is drawn, `svg` draws, `page` holds the page's pieces, `numbers` writes numbers. Nothing here needs
+MindSpore.
 """

@@ -18,10 +18,9 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 from pangu_sigma.metrics.perplexity import DIVERGED, is_usable, usable_perplexity
 from pangu_sigma.metrics.window import STEP, measured, timed_steps
 from pangu_sigma.report.comparison import COUNTERS, SUMMARY, ComparedRun, Comparison, folder_of, is_finished
-from pangu_sigma.report.files import read_lines, read_object
 from pangu_sigma.report.step_trace import read_profile
 from pangu_sigma.runtime.files import check_output, write_output
-from pangu_sigma.runtime.strict_json import dumps, number
+from pangu_sigma.runtime.strict_json import dumps, number, read_lines, read_object
 
 EPOCH = "time/epoch(s)"
 COMPUTE, COMMUNICATION, OVERLAPPED, IDLE = (
@@ -37,9 +36,8 @@ INTRA, INTER = "comm/intra_node(B)", "comm/inter_node(B)"
 PER_EXPERT = "moe/tokens_per_expert"
 LINK = "link/node_{node}(B)"  # sent by a simulated node in the whole run, as its interface counted
 Values = Dict[str, float]
-Spread = Dict[
-    str, float
-]  # mean, min, max, seeds (how many); diverged (how many of them), if any did: then mean and max are infinite
+# mean, min, max, seeds (how many); diverged (how many of them), if any did: then mean and max are infinite
+Spread = Dict[str, float]
 Table = Dict[str, Dict[str, Dict[str, Spread]]]  # by phase, variant, metric
 
 
@@ -71,6 +69,7 @@ class Collection:
         )
 
     def mean(self, phase: str, variant: str, metric: str) -> Optional[float]:
+        """Over seeds, of a `metric` of a `variant` in a `phase`; None where it was not measured."""
         spread = self.table.get(phase, {}).get(variant, {}).get(metric)
         return spread["mean"] if spread else None
 
@@ -81,11 +80,12 @@ class Collection:
     def warning(self) -> str:
         """What a reader must know before comparing the runs; empty if one state of the code made them all."""
         codes = self.codes()
+        if len(codes) < 2:
+            return ""
         made = ", ".join(f"{code}: {runs}" for code, runs in codes.items())
         return (
-            f"The runs were made with {len(codes)} states of the code ({made}), which may differ in more than the variants do."
-            if len(codes) > 1
-            else ""
+            f"The runs were made with {len(codes)} states of the code ({made}), which may differ in more than the "
+            "variants do."
         )
 
 
@@ -100,7 +100,14 @@ def collect(plan: Comparison, output: Path) -> Collection:
 
 
 def collect_run(run: ComparedRun, folder: Path, records: List[Dict[str, Any]], ignored: int) -> CollectedRun:
-    """A run's numbers, from its records and from what else is in its folder so far. `ignored`: see `run_values`."""
+    """A run's numbers, from its records and from what else is in its folder so far.
+
+    Args:
+        run: which one it is.
+        folder: its run folder.
+        records: its metrics, one a step.
+        ignored: first steps that count for no time and no byte; see `timed_steps`.
+    """
     summary = read_object(folder / SUMMARY)
     values = {
         **run_values(records, summary, ignored),
@@ -154,11 +161,24 @@ def write_tables(collection: Collection, output: Path) -> None:
         "ratios_to_baseline": collection.ratios,
     }
     write_output("--output", output / "summary.json", dumps(summary, indent=1) + "\n", TABLES["summary.json"])
-    write_output("--output", output / "runs.csv", _csv(collection.runs), TABLES["runs.csv"])
+    names = sorted({name for run in collection.runs for name in run.values})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_CSV_COLUMNS, *names])
+    for run in collection.runs:
+        cells = [DIVERGED if math.isinf(run.values.get(name, 0.0)) else run.values.get(name, "") for name in names]
+        writer.writerow([run.run.phase, run.run.variant, run.run.seed, *cells])
+    write_output("--output", output / "runs.csv", text.getvalue(), TABLES["runs.csv"])
 
 
 def run_values(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], ignored: int) -> Values:
-    """A run's numbers by metric. `ignored`: see `timed_steps`."""
+    """A run's numbers by metric.
+
+    Args:
+        records: its metrics, one a step.
+        summary: its summary.json; empty while it is unfinished.
+        ignored: first steps that count for no time and no byte; see `timed_steps`.
+    """
     values: Values = {name: value for name, value in measured(records, ignored).items() if not isinstance(value, list)}
     for name in sorted({name for record in records for name in record if name.startswith("valid/")}):
         last = [record[name] for record in records if name in record][-1]
@@ -166,7 +186,16 @@ def run_values(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any],
         values[name] = math.inf if found is None else found
     if has_diverged(records, summary):
         values.update(dict.fromkeys(("valid/loss", PERPLEXITY), math.inf))  # whatever an earlier validation found
-    values.update(_derived(values, timed_steps(records, ignored)))
+    step = values.get(STEP)
+    if step:
+        last_timed = timed_steps(records, ignored)[-1]
+        share = last_timed.get("progress/epoch", 0) / last_timed["progress/step"]  # of an epoch, that one step is
+        if share:
+            values[EPOCH] = step / share
+        if ALL_TO_ALL in values:
+            values[ALL_TO_ALL_SHARE] = values[ALL_TO_ALL] / step
+        if values.get(COMMUNICATION):
+            values[OVERLAPPED_SHARE] = values.get(OVERLAPPED, 0.0) / values[COMMUNICATION]
     unigram = number(summary.get("unigram_perplexity"))
     return {**values, "valid/unigram_perplexity": unigram} if unigram is not None else values
 
@@ -192,21 +221,6 @@ def traced_values(folder: Path) -> Values:
         IDLE: split.idle,
         **({OVERLAPPED_SHARE: split.overlapped / split.communication} if split.communication else {}),
     }
-
-
-def _derived(values: Values, middle: Sequence[Mapping[str, Any]]) -> Values:
-    step = values.get(STEP)
-    if not step:
-        return {}
-    derived: Values = {}
-    share = middle[-1].get("progress/epoch", 0) / middle[-1]["progress/step"]  # of an epoch, that one step is
-    if share:
-        derived[EPOCH] = step / share
-    if ALL_TO_ALL in values:
-        derived[ALL_TO_ALL_SHARE] = values[ALL_TO_ALL] / step
-    if values.get(COMMUNICATION):
-        derived[OVERLAPPED_SHARE] = values.get(OVERLAPPED, 0.0) / values[COMMUNICATION]
-    return derived
 
 
 def _table(plan: Comparison, runs: Sequence[CollectedRun], values_of: Callable[[CollectedRun], Values]) -> Table:
@@ -238,14 +252,3 @@ def _ratios(plan: Comparison, own: CollectedRun, runs: Sequence[CollectedRun]) -
             base = {name: value for name, value in other.values.items() if value and math.isfinite(value)}
             return {name: value / base[name] for name, value in own.values.items() if name in base}
     return {}
-
-
-def _csv(runs: Sequence[CollectedRun]) -> str:
-    names = sorted({name for run in runs for name in run.values})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_CSV_COLUMNS, *names])
-    for run in runs:
-        cells = [DIVERGED if math.isinf(run.values.get(name, 0.0)) else run.values.get(name, "") for name in names]
-        writer.writerow([run.run.phase, run.run.variant, run.run.seed, *cells])
-    return text.getvalue()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Optional, Tuple
 
 from pangu_sigma.config.schema import Config
-from pangu_sigma.report.files import read_object
+from pangu_sigma.runtime.strict_json import read_object
 
 SINGLE_PHASE = "all"
 

@@ -1,14 +1,15 @@
-"""What the report draws. Each figure comes with a sentence on what it shows; one without data is that sentence alone."""
+"""What the report draws. Each figure comes with a sentence on what it shows; one without data says why not."""
 
 import math
 from html import escape
 from statistics import fmean
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from pangu_sigma.metrics.perplexity import is_usable, usable_perplexity
 from pangu_sigma.report import collect as c
 from pangu_sigma.report.collect import CollectedRun, Collection
-from pangu_sigma.report.page import figure, paragraph, seconds, significant, size
+from pangu_sigma.report.numbers import seconds, significant, size, time_unit
+from pangu_sigma.report.page import figure, paragraph
 from pangu_sigma.report.svg import GREY, Bar, Curve, Segment, bars, curves, heat_map, legend
 
 HEAT_COLUMNS = 40
@@ -82,8 +83,8 @@ def time_split(data: Collection) -> str:
         return _missing(title, "no run here has split its time")
     return figure(
         title,
-        "Mean over ranks: computing alone, computing while tokens or gradients travel (communication that costs nothing), "
-        "waiting for what travels, and waiting for other ranks to arrive.",
+        "Mean over ranks: computing alone, computing while tokens or gradients travel (communication that costs "
+        "nothing), waiting for what travels, and waiting for other ranks to arrive.",
         legend(list(zip(names, colours))) + bars(rows, "time split by variant"),
     )
 
@@ -136,31 +137,27 @@ def bytes_by_link(data: Collection) -> str:
 def training_loss(data: Collection) -> str:
     title, found = "Training loss over steps", []
     for number, variant in enumerate(data.plan.variants):
-        steps, losses = _loss_curve(data.of(data.plan.quality_phase, variant))
-        if steps:
+        runs = data.of(data.plan.quality_phase, variant)
+        by_step: Dict[int, List[float]] = {}
+        for run in runs:
+            for record in run.records:
+                if is_usable(record.get("loss/task")):
+                    by_step.setdefault(record["progress/step"], []).append(record["loss/task"])
+        shared = [(step, fmean(losses)) for step, losses in sorted(by_step.items()) if len(losses) == len(runs)]
+        count = min(MOST_POINTS, len(shared))
+        parts = [shared[point * len(shared) // count : (point + 1) * len(shared) // count] for point in range(count)]
+        if parts:
+            steps, losses = zip(*([fmean(column) for column in zip(*part)] for part in parts))
             found.append(Curve(variant, number, steps, losses))
     if not found:
         return _missing(title, "no run here has written a loss")
     return figure(
         title,
-        "Cross entropy in nats a token on the text that is trained on, without the routers' own losses; mean over seeds "
-        "and, in a long run, over neighbouring steps.",
+        "Cross entropy in nats a token on the text that is trained on, without the routers' own losses; mean over "
+        "seeds and, in a long run, over neighbouring steps.",
         legend([(curve.label, curve.colour) for curve in found], "curve")
         + curves(found, "optimizer steps", "loss", title),
     )
-
-
-def _loss_curve(runs: Sequence[CollectedRun]) -> Tuple[List[float], List[float]]:
-    """Means of steps and losses over at most MOST_POINTS stretches, of the steps that all of the runs have."""
-    by_step: Dict[int, List[float]] = {}
-    for run in runs:
-        for record in run.records:
-            if is_usable(record.get("loss/task")):
-                by_step.setdefault(record["progress/step"], []).append(record["loss/task"])
-    found = [(step, fmean(losses)) for step, losses in sorted(by_step.items()) if len(losses) == len(runs)]
-    count = min(MOST_POINTS, len(found))
-    parts = [found[point * len(found) // count : (point + 1) * len(found) // count] for point in range(count)]
-    return [fmean(step for step, _ in part) for part in parts], [fmean(loss for _, loss in part) for part in parts]
 
 
 def perplexity_over_steps(data: Collection) -> str:
@@ -169,8 +166,8 @@ def perplexity_over_steps(data: Collection) -> str:
         "Validation perplexity over steps",
         "optimizer steps",
         dict.fromkeys(data.plan.variants, 1.0),
-        "How well each variant predicts text that it was not trained on, after the same number of steps and so of tokens; "
-        "lower is better. The band spans the seeds.",
+        "How well each variant predicts text that it was not trained on, after the same number of steps and so of "
+        "tokens; lower is better. The band spans the seeds.",
     )
 
 
@@ -178,9 +175,7 @@ def perplexity_over_time(data: Collection) -> str:
     steps = {variant: data.mean(data.plan.time_phase, variant, c.STEP) for variant in data.plan.variants}
     timed = {variant: step for variant, step in steps.items() if step}
     longest = max((step * max(_validations(data, variant), default=0) for variant, step in timed.items()), default=0.0)
-    unit, scale = next(
-        ((name, size) for name, size in (("h", 3600.0), ("min", 60.0)) if longest >= 2 * size), ("s", 1.0)
-    )
+    unit, scale = time_unit(longest)
     return _perplexity(
         data,
         "Validation perplexity over time",
@@ -215,18 +210,14 @@ def _perplexity(data: Collection, title: str, x_title: str, scale: Mapping[str, 
         if any(run.diverged for run in data.of(data.plan.quality_phase, variant))
     ]
     sentence += f" Diverged, and not drawn from there on: {', '.join(ruined)}." if ruined else ""
-    top = _top(found)
-    if top < math.inf:
+    # Curves that fall from far above are cut off, so that their ends, which matter, can be told apart.
+    top = max(1.5 * min(min(curve.low) for curve in found), 1.05 * max(curve.high[-1] for curve in found))
+    if top < max(max(curve.high) for curve in found):
         sentence += f" Values above {significant(top, 3)}, those of the first steps, are cut off."
+    else:
+        top = math.inf
     drawing = curves(found, x_title, "perplexity", title, top)
     return figure(title, sentence, legend([(curve.label, curve.colour) for curve in found], "curve") + drawing)
-
-
-def _top(found: Sequence[Curve]) -> float:
-    """Where to cut curves off that fall from far above, so that their ends, which matter, can be told apart."""
-    ends = [curve.high[-1] for curve in found]
-    top = max(1.5 * min(min(curve.low) for curve in found), 1.05 * max(ends))
-    return top if top < max(max(curve.high) for curve in found) else math.inf
 
 
 def _validations(data: Collection, variant: str) -> Dict[int, List[float]]:
@@ -251,8 +242,9 @@ def capacity_against_perplexity(data: Collection) -> str:
         return _missing(title, "the variants do not differ in capacity")
     return figure(
         title,
-        "Slots kept for each expert, as a multiple of its even share of tokens, against the last validation perplexity. "
-        "Fewer slots mean less to send and compute; tokens without a slot skip the experts. The whisker spans the seeds.",
+        "Slots kept for each expert, as a multiple of its even share of tokens, against the last validation "
+        "perplexity. Fewer slots mean less to send and compute; tokens without a slot skip the experts. "
+        "The whisker spans the seeds.",
         legend([(curve.label, curve.colour) for curve in points], "dot")
         + curves(points, "capacity factor", "perplexity", title),
     )
@@ -285,7 +277,7 @@ def expert_assignment(data: Collection) -> str:
 
 
 def _shares(records: Sequence[Mapping[str, Any]]) -> Tuple[List[List[float]], Tuple[str, str]]:
-    """Strength of each expert (row) in each stretch of training (column), for the last layer, and names of both ends."""
+    """Strength of each expert (row) in each stretch of training (column), of the last layer; and names of both ends."""
     found = [(record["progress/step"], record[c.PER_EXPERT][-1]) for record in records if record.get(c.PER_EXPERT)]
     if not found:
         return [], ("", "")
@@ -343,7 +335,13 @@ def _variants(data: Collection, phase: str, metric: str) -> List[Tuple[int, str]
     ]
 
 
-def _stacked(variant: str, values: Sequence[float], names: Sequence[str], colours: Sequence[int], show: Any) -> Bar:
+def _stacked(
+    variant: str,
+    values: Sequence[float],
+    names: Sequence[str],
+    colours: Sequence[int],
+    show: Callable[[float], str],
+) -> Bar:
     pieces = [
         Segment(max(value, 0.0), colour, f"{variant}, {name}: {show(value)}")
         for value, name, colour in zip(values, names, colours)

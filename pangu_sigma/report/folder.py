@@ -1,4 +1,4 @@
-"""A run folder as it is now: read again and again while the run goes on, and only what is new of it."""
+"""A run folder as it is now: read again and again until the run is finished, and each time only what is new of it."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.metrics.perplexity import DIVERGED
 from pangu_sigma.report.comparison import SUMMARY
-from pangu_sigma.report.files import read_object
+from pangu_sigma.runtime.strict_json import read_object
 
 STEP = "progress/step"
 
@@ -47,7 +47,7 @@ class RunState:
 
     @property
     def diverged(self) -> bool:
-        """Whether the run ended because it diverged, and has not gone on since from an earlier checkpoint."""
+        """Whether the run ended because it diverged, and has not been resumed since from an earlier checkpoint."""
         return 0 < self.diverged_at == self.step
 
 
@@ -106,10 +106,9 @@ class _GrowingFile:
         try:
             with open(self._path, "rb") as file:
                 status = os.fstat(file.fileno())
-                if (
-                    self._identity != (status.st_dev, status.st_ino) or status.st_size < self._read_bytes
-                ):  # the run was started again
-                    self._identity, self._read_bytes, self._records = (status.st_dev, status.st_ino), 0, []
+                identity = (status.st_dev, status.st_ino)
+                if self._identity != identity or status.st_size < self._read_bytes:  # the run was started again
+                    self._identity, self._read_bytes, self._records = identity, 0, []
                 file.seek(self._read_bytes)
                 new = file.read()
         except OSError:

@@ -1,39 +1,51 @@
-"""The report's page: its style, its skeleton, tables, and how numbers are written. Nothing is loaded from anywhere."""
+"""The report's page: its style, its skeleton and its tables. Nothing is loaded from anywhere."""
 
 from html import escape
-from typing import Any, Mapping, Optional, Sequence
-
-from pangu_sigma.metrics.perplexity import DIVERGED
+from typing import Optional, Sequence
 
 # Eight colours that stay apart for the colour-blind; the last, grey, is for what is neither gain nor cost.
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbfa; --card: #ffffff; --ink: #1d1f23; --muted: #5f6570; --line: #dfe1e5;
-  --c0: #2a6fc9; --c1: #d9622b; --c2: #12926a; --c3: #8d55c7; --c4: #1390a8; --c5: #b58900; --c6: #c2407e; --c7: #8a919c; }
-@media (prefers-color-scheme: dark) { :root { --ground: #16181c; --card: #1f2227; --ink: #e8eaed; --muted: #a2a8b3; --line: #383c44;
-  --c0: #6aa5f2; --c1: #f08a5a; --c2: #42c296; --c3: #b48ceb; --c4: #4dbfd6; --c5: #dcb63c; --c6: #ea80b0; --c7: #858c98; } }
+  --c0: #2a6fc9; --c1: #d9622b; --c2: #12926a; --c3: #8d55c7; --c4: #1390a8; --c5: #b58900; --c6: #c2407e;
+  --c7: #8a919c; }
+@media (prefers-color-scheme: dark) { :root { --ground: #16181c; --card: #1f2227; --ink: #e8eaed; --muted: #a2a8b3;
+  --line: #383c44;
+  --c0: #6aa5f2; --c1: #f08a5a; --c2: #42c296; --c3: #b48ceb; --c4: #4dbfd6; --c5: #dcb63c; --c6: #ea80b0;
+  --c7: #858c98; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+body { margin: 0; background: var(--ground); color: var(--ink);
+  font: 16px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 16px; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 8px 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 32px 0 8px; } h3 { font-size: 1rem; margin: 0 0 4px; }
-p { margin: 6px 0; max-width: 75ch; overflow-wrap: anywhere; } figcaption, .note { color: var(--muted); } .note { font-size: 0.9rem; }
+p { margin: 6px 0; max-width: 75ch; overflow-wrap: anywhere; } figcaption, .note { color: var(--muted); } .note {
+  font-size: 0.9rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); gap: 16px; }
-figure { margin: 0; padding: 14px; background: var(--card); border: 1px solid var(--line); border-radius: 8px; min-width: 0; }
+figure { margin: 0; padding: 14px; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  min-width: 0; }
 figcaption { font-size: 0.9rem; margin: 0 0 10px; overflow-wrap: anywhere; }
 figure h4 { margin: 10px 0 4px; font-size: 0.9rem; font-weight: 600; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; max-width: 460px; overflow: visible; }
 svg text { font-size: 12px; fill: var(--ink); font-family: inherit; font-variant-numeric: tabular-nums; }
 svg text.muted { fill: var(--muted); }
-.grid { stroke: var(--line); } .frame { fill: none; stroke: var(--line); } .whisker { stroke: var(--ink); stroke-width: 1.5; fill: none; }
-.legend { list-style: none; margin: 0 0 8px; padding: 0; display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 0.85rem; }
-.legend li { display: flex; align-items: center; gap: 6px; overflow-wrap: anywhere; } .legend svg { width: 24px; flex: none; }
-.wide { overflow-x: auto; background: linear-gradient(to left, var(--card) 8px, transparent 32px) right / 32px 100% no-repeat local,
+.grid { stroke: var(--line); } .frame { fill: none; stroke: var(--line); } .whisker { stroke: var(--ink);
+  stroke-width: 1.5; fill: none; }
+.legend { list-style: none; margin: 0 0 8px; padding: 0; display: flex; flex-wrap: wrap; gap: 2px 14px;
+  font-size: 0.85rem; }
+.legend li { display: flex; align-items: center; gap: 6px; overflow-wrap: anywhere; } .legend svg { width: 24px;
+  flex: none; }
+.wide { overflow-x: auto; background: linear-gradient(to left, var(--card) 8px, transparent 32px) right / 32px 100%
+  no-repeat local,
   linear-gradient(to left, var(--line), transparent) right / 16px 100% no-repeat scroll, var(--card);
   border: 1px solid var(--line); border-radius: 8px; }
-table { border-collapse: separate; border-spacing: 0; font-size: 0.9rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: 6px 12px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); vertical-align: top; }
-tbody th { font-weight: 500; } thead th { font-weight: 600; min-width: 6.7rem; white-space: normal; overflow-wrap: anywhere; }
-th:first-child { position: sticky; left: 0; background: var(--card); text-align: left; white-space: normal; overflow-wrap: anywhere;
+table { border-collapse: separate; border-spacing: 0; font-size: 0.9rem; font-variant-numeric: tabular-nums;
+  width: 100%; }
+th, td { padding: 6px 12px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
+tbody th { font-weight: 500; } thead th { font-weight: 600; min-width: 6.7rem; white-space: normal;
+  overflow-wrap: anywhere; }
+th:first-child { position: sticky; left: 0; background: var(--card); text-align: left; white-space: normal;
+  overflow-wrap: anywhere;
   min-width: 8.5rem; max-width: 13rem; }
 .words td, .words thead th { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }
 tbody tr:last-child > * { border-bottom: 0; } td small { display: block; color: var(--muted); font-size: 0.8rem; }
@@ -48,7 +60,13 @@ MARKERS = (_GENERATOR.encode(),)  # what tells our pages from others
 
 
 def page(title: str, body: str, refresh_s: Optional[int] = None) -> str:
-    """A whole document, which the browser loads again every `refresh_s` seconds if that is given."""
+    """A whole document as HTML.
+
+    Args:
+        title: the heading, and the name of the browser's tab.
+        body: HTML.
+        refresh_s: seconds after which the browser loads it again; None: never.
+    """
     again = "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s}">\n'
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_GENERATOR}\n'
@@ -67,75 +85,28 @@ def paragraph(text: str, kind: str = "") -> str:
 
 
 def figure(title: str, sentence: str, drawing: str) -> str:
+    """A `drawing` (HTML) under its `title` and a `sentence` on what it shows."""
     return f"<figure>\n<h3>{escape(title)}</h3>\n<figcaption>{escape(sentence)}</figcaption>\n{drawing}\n</figure>"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
-    """The first column names the row. A cell's second line, after a newline, is set small. `kind`: `numbers` or
-    `words`.
+    """A table as HTML.
+
+    Args:
+        header: names of the columns.
+        rows: cells as text; the first names the row. A cell's second line, after a newline, is set small.
+        kind: what the cells hold: `numbers` or `words`.
     """
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     lines = []
-    for first, *cells in rows:
-        lines.append(
-            f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{_cell(cell)}</td>" for cell in cells) + "</tr>"
-        )
+    for name, *cells in rows:
+        line = f'<tr><th scope="row">{escape(name)}</th>'
+        for cell in cells:
+            first, _, second = cell.partition("\n")
+            line += f"<td>{escape(first)}" + (f"<small>{escape(second)}</small>" if second else "") + "</td>"
+        lines.append(line + "</tr>")
     body = "\n".join(lines)
-    return f'<div class="wide {kind}" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-
-
-def _cell(text: str) -> str:
-    first, _, second = text.partition("\n")
-    return escape(first) + (f"<small>{escape(second)}</small>" if second else "")
-
-
-# ---- numbers
-
-
-def significant(value: float, digits: int = 4) -> str:
-    """Plain notation where that is short, with at most `digits` significant ones; whole numbers in full."""
-    if abs(value) >= 10 ** (digits - 1) and abs(value) < 1e15:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
-
-
-def seconds(value: float) -> str:
-    for unit, size in (("h", 3600.0), ("min", 60.0)):
-        if value >= 2 * size:
-            return f"{significant(value / size, 3)} {unit}"
-    return f"{significant(value, 3)} s" if value >= 1 or value == 0 else f"{significant(value * 1e3, 3)} ms"
-
-
-def size(value: float) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= scale:
-            return f"{significant(value / scale, 3)} {unit}"
-    return f"{significant(value, 3)} B"
-
-
-def percent(value: float) -> str:
-    return f"{value * 100:.1f} %"
-
-
-def shown(name: str, value: float) -> str:
-    """The value as its metric's name says: seconds, bytes, a share, or a plain number."""
-    if name.endswith("(s)"):
-        return seconds(value)
-    if name.endswith("(B)"):
-        return size(value)
-    return percent(value) if name.endswith(("_share", "_fraction")) else significant(value)
-
-
-def with_range(name: str, spread: Optional[Mapping[str, Any]], show: Any = shown) -> str:
-    """Mean, and the range over seeds on a second line where there are several; a dash where nothing was measured;
-    `diverged` where a seed diverged, whatever the others did.
-    """
-    if not spread:
-        return "-"
-    if spread.get("diverged"):
-        others = f"; others from {show(name, spread['min'])}" if spread["diverged"] < spread["seeds"] else ""
-        return DIVERGED + (
-            f"\n{spread['diverged']:.0f} of {spread['seeds']:.0f} seeds{others}" if spread["seeds"] > 1 else ""
-        )
-    text = show(name, spread["mean"])
-    return text if spread["seeds"] < 2 else f"{text}\n{show(name, spread['min'])} to {show(name, spread['max'])}"
+    return (
+        f'<div class="wide {kind}" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>'
+        "</table></div>"
+    )

@@ -10,7 +10,8 @@ from pangu_sigma.report import collect as c
 from pangu_sigma.report.collect import Collection, Spread
 from pangu_sigma.report.comparison import SINGLE_PHASE, ComparedRun
 from pangu_sigma.report.figures import all_figures
-from pangu_sigma.report.page import MARKERS, page, paragraph, section, table, with_range
+from pangu_sigma.report.numbers import with_range
+from pangu_sigma.report.page import MARKERS, page, paragraph, section, table
 from pangu_sigma.runtime.files import check_output, write_output
 
 # Metrics with names of their own, in the order of the table; others follow under the name that the run gave them.
@@ -35,15 +36,16 @@ NAMES = {
     "valid/unigram_perplexity": "perplexity of word frequencies alone",
 }
 RULE = (
-    "A run's numbers are of the second half of its steps: routing is the mean of these; times, bytes and tokens a second are means over "
-    "the middle half of these by step time; validation is the last. Bytes are what all ranks send in a step. Waiting is for other ranks to "
-    "arrive; communication is without it, all-to-all with it."
+    "A run's numbers are of the second half of its steps: routing is the mean of these; times, bytes and tokens a "
+    "second are means over the middle half of these by step time; validation is the last. Bytes are what all ranks "
+    "send in a step. Waiting is for other ranks to arrive; communication is without it, all-to-all with it."
 )
-INTRODUCTION = (
-    "A mixture-of-experts layer holds many small networks (experts), spread over the workers of several nodes. A router sends every "
-    "token to an expert, so tokens travel: fast inside a node, slowly between nodes. An expert has a limited number of slots a step; a "
-    "token that finds none skips the layer. The variants differ in what the table of what was compared says, and in nothing else."
+MIXTURE = (
+    "A mixture-of-experts layer holds many small networks (experts), spread over the workers of several nodes. A "
+    "router sends every token to an expert, so tokens travel: fast inside a node, slowly between nodes. An expert has "
+    "a limited number of slots a step; a token that finds none skips the layer."
 )
+INTRODUCTION = f"{MIXTURE} The variants differ in what the table of what was compared says, and in nothing else."
 MEASURED = (
     "Each number is a mean over seeds, with the range below it. "
     + RULE
@@ -96,7 +98,13 @@ def render(data: Collection) -> str:
 
 
 def assemble(data: Collection, words: ReportText, refresh_s: Optional[int] = None) -> str:
-    """A report of any runs as HTML. `refresh_s`: seconds after which the page loads itself again; None: never."""
+    """A report of any runs as HTML.
+
+    Args:
+        data: the runs.
+        words: what is said around the figures and tables.
+        refresh_s: seconds after which the page loads itself again; None: never.
+    """
     parts = [
         paragraph(words.introduction),
         words.progress,
@@ -126,7 +134,7 @@ def diverged_note(data: Collection) -> str:
 
 
 def _glance(data: Collection) -> str:
-    """The two things that matter, how long and how good, beside what explains them."""
+    """The two things that matter, how long and how good, and what explains them."""
     quality, time = data.plan.quality_phase, data.plan.time_phase
     columns = ((time, c.STEP), (quality, c.PERPLEXITY), (time, c.INTER))
     rows, several = [], len(data.plan.variants) > 1
@@ -146,25 +154,18 @@ def _setting(data: Collection) -> str:
     for phase in data.plan.phases:
         own = [run for run in runs if run.phase == phase]
         name = "" if phase == SINGLE_PHASE else f"Phase {phase}: "
-        steps = sorted({run.config.train.steps for run in own})
+        cluster, config = own[0].cluster, own[0].config
+        machine, workers = "1 node", f"{cluster.workers_per_node} worker{'s' if cluster.workers_per_node > 1 else ''}"
+        if cluster.nodes > 1:
+            machine = f"{cluster.nodes} simulated nodes"
+            workers += f", links between nodes {f'limited to {cluster.rate}' if cluster.rate else 'not limited'}"
+        steps, seeds = sorted({run.config.train.steps for run in own}), sorted({run.seed for run in own})
         sentences.append(
-            f"{name}{_machine(own[0])}; {', '.join(map(str, steps))} steps of "
-            f"{tokens_per_step(own[0].config)} tokens; seeds "
-            f"{', '.join(str(seed) for seed in sorted({run.seed for run in own}))}."
+            f"{name}{machine} of {workers}; {', '.join(map(str, steps))} steps of {tokens_per_step(config)} tokens; seeds "
+            f"{', '.join(map(str, seeds))}."
         )
     own_overrides = [[variant, _own_overrides(variant, runs)] for variant in data.plan.variants]
     return "\n".join(map(paragraph, sentences)) + table(["variant", "what makes it different"], own_overrides, "words")
-
-
-def _machine(run: ComparedRun) -> str:
-    cluster = run.cluster
-    nodes = "1 node" if cluster.nodes == 1 else f"{cluster.nodes} simulated nodes"
-    link = (
-        f", links between nodes {f'limited to {cluster.rate}' if cluster.rate else 'not limited'}"
-        if cluster.nodes > 1
-        else ""
-    )
-    return f"{nodes} of {cluster.workers_per_node} worker{'s' if cluster.workers_per_node > 1 else ''}{link}"
 
 
 def _own_overrides(variant: str, runs: Sequence[ComparedRun]) -> str:

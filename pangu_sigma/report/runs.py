@@ -13,30 +13,25 @@ from pangu_sigma.metrics.perplexity import DIVERGED
 from pangu_sigma.metrics.window import COMPILING_STEPS
 from pangu_sigma.report.collect import Collection, collect_run, collection_of
 from pangu_sigma.report.comparison import COUNTERS, SINGLE_PHASE, ComparedRun, Comparison, SimulatedCluster
-from pangu_sigma.report.files import read_object
 from pangu_sigma.report.folder import RunFolder, RunState
 from pangu_sigma.report.page import MARKERS, paragraph, table
-from pangu_sigma.report.report import RULE, ReportText, assemble
+from pangu_sigma.report.report import MIXTURE, RULE, ReportText, assemble
 from pangu_sigma.runtime.files import check_output, write_output
+from pangu_sigma.runtime.strict_json import read_object
 
 REFRESH_S = 5
 _ONE_SEED = 0  # every folder stands for itself: all are set beside the first, whatever their seeds
 _OWN_PLACE = ("train.output_dir", "checkpoint.resume")  # differ between runs that are otherwise the same
-INTRODUCTION = (
-    "A mixture-of-experts layer holds many small networks (experts), spread over the workers of several nodes. A router sends every "
-    "token to an expert, so tokens travel: fast inside a node, slowly between nodes. An expert has a limited number of slots a step; a "
-    "token that finds none skips the layer."
-)
-MEASURED = RULE + " Ratios are to {first}. A run that goes on is shown as far as it is."
+MEASURED = RULE + " Ratios are to {first}. An unfinished run is shown as far as it is."
 
 
 def report(folders: Sequence[str], output: Optional[str] = None, follow: bool = False) -> Path:
     """Writes the page of some runs, once, or again and again until all of them are finished; returns its path.
 
     Args:
-        folders: run folders, of runs that may still go on.
+        folders: run folders, also of unfinished runs.
         output: the page's file; None: report.html in the run's folder, or in the folder that all runs have in common.
-        follow: write it again whenever a run has gone on; the page then loads itself again in the browser.
+        follow: write it again whenever a run has made a step; the page then loads itself again in the browser.
 
     Raises:
         InputError: a folder is not one of a run, one is given twice, or the page cannot be written.
@@ -44,14 +39,20 @@ def report(folders: Sequence[str], output: Optional[str] = None, follow: bool = 
     """
     _check_distinct(folders)
     runs = [RunFolder(folder) for folder in folders]
-    path = Path(output) if output else _common(folders) / "report.html"
+    if output:
+        path = Path(output)
+    elif len(folders) == 1:
+        path = Path(folders[0]) / "report.html"
+    else:
+        shared = os.path.commonpath([os.path.realpath(folder) for folder in folders])
+        path = Path(os.path.relpath(shared)) / "report.html"
     check_output("--output", path, MARKERS)
     states = [run.read() for run in runs]
     live = follow and not all(state.finished for state in states)
     write_output("--output", path, render(states, REFRESH_S if live else None), MARKERS)
     print(
         f"report: {path}"
-        + (f" (written anew every {REFRESH_S} s while a run goes on; Ctrl-C ends it)" if live else ""),
+        + (f" (written anew every {REFRESH_S} s until all runs are finished; Ctrl-C ends it)" if live else ""),
         flush=True,
     )
     try:
@@ -68,11 +69,16 @@ def report(folders: Sequence[str], output: Optional[str] = None, follow: bool = 
 
 
 def render(states: Sequence[RunState], refresh_s: Optional[int] = None) -> str:
-    """The page as HTML. `refresh_s`: seconds after which it loads itself again; None: never."""
+    """The page as HTML.
+
+    Args:
+        states: the runs; ratios are to the first.
+        refresh_s: seconds after which the page loads itself again; None: never.
+    """
     names = short_names([state.folder for state in states])
     words = ReportText(
         f"Run{'s' if len(states) > 1 else ''}: {', '.join(names)}",
-        INTRODUCTION,
+        MIXTURE,
         _progress(states),
         _setting(names, states),
         MEASURED.format(first=names[0]),
@@ -162,11 +168,3 @@ def _check_distinct(folders: Sequence[str]) -> None:
         if place in seen:
             raise InputError(f"{seen[place]} and {folder} are the same folder, expected each run once")
         seen[place] = folder
-
-
-def _common(folders: Sequence[str]) -> Path:
-    return (
-        Path(folders[0])
-        if len(folders) == 1
-        else Path(os.path.relpath(os.path.commonpath([os.path.realpath(f) for f in folders])))
-    )

@@ -1,5 +1,5 @@
-"""Reads where the time of profiled steps went: MindSpore's step traces (Ascend), or this project's timers by rank
-(CPU).
+"""Where the time of profiled steps went, read and shown: MindSpore's step traces (Ascend), or this project's timers by
+rank (CPU).
 
 The profiler of MindSpore 2.7 to 2.10 writes ASCEND_PROFILER_OUTPUT/step_trace_time.csv, a row a step, in microseconds:
 Computing, Communication, Overlapped (both at once), Communication(Not Overlapped), Free (the device does neither), and
@@ -99,19 +99,17 @@ def read_step_trace(path: Path) -> list[TimeSplit]:
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
         raise InputError(f"{path}: no column {missing[0]}, expected {', '.join(COLUMNS)}")
-    ordered = sorted(((_number(row, STEP, path), row) for row in rows), key=lambda each: each[0])
-    return [_split(row, path) for _, row in ordered]
-
-
-def _split(row: dict[str, Any], path: Path) -> TimeSplit:
-    computing, communication, overlapped, alone, free = (_number(row, name, path) for name in COLUMNS[1:])
-    tolerance = _ROUNDING_US + 1e-3 * communication
-    if abs(communication - overlapped - alone) > tolerance or overlapped > computing + tolerance:
-        raise InputError(
-            f"{path}: step {row[STEP]}: {COMMUNICATION} {communication}, {OVERLAPPED} {overlapped}, {ALONE} {alone} and "
-            f"{COMPUTING} {computing} do not fit together"
-        )
-    return TimeSplit(*(time * MICROSECOND for time in (computing, communication, overlapped, free)))
+    splits = []
+    for _, row in sorted(((_number(row, STEP, path), row) for row in rows), key=lambda each: each[0]):
+        computing, communication, overlapped, alone, free = (_number(row, name, path) for name in COLUMNS[1:])
+        tolerance = _ROUNDING_US + 1e-3 * communication
+        if abs(communication - overlapped - alone) > tolerance or overlapped > computing + tolerance:
+            raise InputError(
+                f"{path}: step {row[STEP]}: {COMMUNICATION} {communication}, {OVERLAPPED} {overlapped}, {ALONE} "
+                f"{alone} and {COMPUTING} {computing} do not fit together"
+            )
+        splits.append(TimeSplit(*(time * MICROSECOND for time in (computing, communication, overlapped, free))))
+    return splits
 
 
 def _number(row: dict[str, Any], name: str, path: Path) -> float:
@@ -132,3 +130,41 @@ def _read_timers(path: Path) -> list[TimeSplit]:
         raise InputError(
             f"{path}: not a rank's timers ({type(error).__name__}: {error}), expected what train.profile writes"
         ) from None
+
+
+def profile_table(run: Path) -> list[str]:
+    """What `pangu-sigma profile` shows of a run's folder, or of a folder of traces: a line a rank, and their mean, at
+    most 80 columns wide.
+
+    Raises InputError: there is no profile.
+    """
+    found = read_profile(run / "profile") or read_profile(run)
+    if found is None:
+        raise InputError(f"{run}: no profile in it, expected the folder of a run with train.profile")
+
+    def line(name: str, split: TimeSplit) -> str:
+        alone = split.communication - split.overlapped
+        pieces = (split.step, split.compute, split.communication, split.overlapped, split.idle)
+        return (
+            f"{name:<6}"
+            + "".join(f"{1e3 * piece:>13.3f}" for piece in pieces)
+            + f"{alone / split.step if split.step else 0.0:>9.1%}"
+        )
+
+    steps = max(map(len, found.ranks.values()))
+    source = "MindSpore's profiler" if found.traced else "this project's timers"
+    lines = [
+        f"{steps} steps of {len(found.ranks)} ranks, by {source}; milliseconds a step",
+        "",
+        f"{'rank':<6}{'step':>13}{'computation':>13}{'communicat.':>13}{'overlapped':>13}{'idle':>13}{'exposed':>9}",
+        "-" * 80,
+    ]
+    lines += [line(str(rank), mean(own)) for rank, own in found.ranks.items()]
+    return [
+        *lines,
+        "-" * 80,
+        line("mean", found.mean()),
+        "",
+        "step = computation + communication - overlapped + idle",
+        "exposed: share of the step that is communication alone",
+    ]

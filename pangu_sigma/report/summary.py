@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.metrics.perplexity import DIVERGED, perplexity_text, usable_perplexity
+from pangu_sigma.report.numbers import size
 from pangu_sigma.runtime.files import write_output
 from pangu_sigma.runtime.strict_json import dumps, number
 
@@ -30,6 +31,10 @@ class RunSummary(NamedTuple):
     unigram_perplexity: Optional[float]
     metrics: Dict[str, Any]
 
+    @property
+    def diverged(self) -> bool:
+        return VALIDATION in self.metrics and self.metrics[VALIDATION] is None
+
 
 class Column(NamedTuple):
     """A metric's place in the table."""
@@ -47,21 +52,35 @@ def summarise_runs(folders: Sequence[str], output: Optional[str] = None) -> None
         InputError: a run is unfinished or its summary damaged; two runs have one router, or other validation text;
             `output` cannot be written.
     """
-    runs = sorted((read_summary(folder) for folder in folders), key=_has_diverged)
-    _check_comparable(runs)
+    runs = sorted((read_summary(folder) for folder in folders), key=lambda run: run.diverged)
+    seen: Dict[str, str] = {}
+    for run in runs:
+        if run.router in seen:
+            raise InputError(
+                f"{seen[run.router]} and {run.folder} are both runs of router {run.router}; expected one run a router"
+            )
+        seen[run.router] = run.folder
+        if run.unigram_perplexity != runs[0].unigram_perplexity:
+            raise InputError(
+                f"{runs[0].folder} and {run.folder} were validated on different text (unigram perplexity "
+                f"{runs[0].unigram_perplexity} and {run.unigram_perplexity}); expected runs of the same data"
+            )
     if output is not None:
         write_output("--output", Path(output), dumps(combine(runs), indent=1) + "\n", (b'{\n "unigram_perplexity": ',))
     print(table(runs), flush=True)
 
 
-def _has_diverged(run: RunSummary) -> bool:
-    return VALIDATION in run.metrics and usable_perplexity(run.metrics[VALIDATION]) is None
-
-
 def read_summary(folder: str) -> RunSummary:
     """Reads and checks a run directory's summary. Raises InputError, naming the file, if it is missing or not one."""
     path = Path(folder) / NAME
-    content = _parse(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: is missing; expected the run directory of a finished run") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:  # not UTF-8, or not JSON
+        raise InputError(f"{path}: is not JSON; expected the summary of a finished run") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: found no mapping of metrics; expected the summary of a finished run")
     router = content.pop("router", None)
@@ -70,7 +89,11 @@ def read_summary(folder: str) -> RunSummary:
     if not isinstance(router, str):
         raise InputError(f"{path}: field `router` is {json.dumps(router)}; expected a router's name")
     for name in ["unigram_perplexity", *(column.metric for column in COLUMNS)]:
-        _check_number(path, name, content.get(name))
+        found = content.get(name)
+        if found is None or (isinstance(found, float) and number(found) is None):
+            continue  # what is not finite is null, or NaN of an older version
+        if number(found) is None or found < 0:
+            raise InputError(f"{path}: field `{name}` is {json.dumps(found)}; expected a number of at least 0")
     if VALIDATION in content:
         content[VALIDATION] = usable_perplexity(content[VALIDATION])
     return RunSummary(str(folder), router, number(content.pop("unigram_perplexity", None)), content)
@@ -94,43 +117,9 @@ def table(runs: Sequence[RunSummary]) -> str:
     return "\n".join([*lines[:2], "-" * len(lines[0]), *lines[2:], "", *_unigram_lines(runs), _LEGEND])
 
 
-def _parse(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: is missing; expected the run directory of a finished run") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:  # not UTF-8, or not JSON
-        raise InputError(f"{path}: is not JSON; expected the summary of a finished run") from None
-
-
-def _check_number(path: Path, name: str, found: Any) -> None:
-    """What is not finite is as null: an older version wrote NaN."""
-    if found is None or (isinstance(found, float) and number(found) is None):
-        return
-    if number(found) is None or found < 0:
-        raise InputError(f"{path}: field `{name}` is {json.dumps(found)}; expected a number of at least 0")
-
-
-def _check_comparable(runs: Sequence[RunSummary]) -> None:
-    seen: Dict[str, str] = {}
-    for run in runs:
-        if run.router in seen:
-            raise InputError(
-                f"{seen[run.router]} and {run.folder} are both runs of router {run.router}; expected one run a router"
-            )
-        seen[run.router] = run.folder
-        if run.unigram_perplexity != runs[0].unigram_perplexity:
-            raise InputError(
-                f"{runs[0].folder} and {run.folder} were validated on different text (unigram perplexity "
-                f"{runs[0].unigram_perplexity} and {run.unigram_perplexity}); expected runs of the same data"
-            )
-
-
 def _cell(column: Column, run: RunSummary) -> str:
     value = number(run.metrics.get(column.metric))
-    if column.metric == VALIDATION and VALIDATION in run.metrics and value is None:
+    if column.metric == VALIDATION and run.diverged:
         return DIVERGED
     return _NOT_MEASURED if value is None else column.show(value)
 
@@ -149,10 +138,7 @@ def _unigram_lines(runs: Sequence[RunSummary]) -> List[str]:
 
 
 def _bytes(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} B"
+    return size(count, decimals=1)
 
 
 # Fractions, and bytes of a step summed over ranks, as `pangu_sigma.train.metrics` defines them.

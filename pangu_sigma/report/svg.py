@@ -53,13 +53,20 @@ class Curve:
 
 
 def bars(rows: Sequence[Bar], label: str) -> str:
-    """One bar a row under its name, from a common zero; a whisker over its end; `text` at the right."""
+    """One bar a row under its name, from a common zero; a whisker over its end; its text at the right.
+
+    Args:
+        rows: the bars, from the top.
+        label: what the drawing is called, for screen readers.
+    """
     room = WIDTH - 8 - CHARACTER * max(len(row.text) for row in rows)
     longest = max([max(sum(s.value for s in row.segments), row.high or 0.0) for row in rows]) or 1.0
     parts = []
     for number, row in enumerate(rows):
         top = 42.0 * number
-        parts.append(_text(0, top + 12, _fitting(row.label)))
+        # Of a label that is wider than the drawing the end is shown, where names of folders differ.
+        label_shown = row.label if len(row.label) <= LABEL else "\u2026" + row.label[1 - LABEL :]
+        parts.append(_text(0, top + 12, label_shown))
         left = 0.0
         for segment in row.segments:
             width = room * segment.value / longest
@@ -69,15 +76,22 @@ def bars(rows: Sequence[Bar], label: str) -> str:
             )
             left += width
         if row.low is not None and row.high is not None:
-            parts.append(_whisker(room * row.low / longest, room * row.high / longest, top + 25))
-            left = max(left, room * row.high / longest)
+            low, high = room * row.low / longest, room * row.high / longest
+            ends = "".join(f"M{x:.1f} {top + 20:.1f}V{top + 30:.1f}" for x in (low, high))
+            parts.append(f'<path class="whisker" d="M{low:.1f} {top + 25:.1f}H{high:.1f}{ends}"/>')
+            left = max(left, high)
         parts.append(_text(left + 6, top + 29, row.text))
     return _svg(42.0 * len(rows), "".join(parts), label)
 
 
 def curves(series: Sequence[Curve], x_title: str, y_title: str, label: str, top: float = math.inf) -> str:
-    """Curves over common axes, cut off above `top`; y is logarithmic where all that shows is positive and its ratio
-    exceeds 3.
+    """Curves over common axes; y is logarithmic where all that shows is positive and its ratio exceeds 3.
+
+    Args:
+        series: the curves.
+        x_title, y_title: of the axes.
+        label: what the drawing is called, for screen readers.
+        top: what lies above this value is cut off.
     """
     xs = [value for curve in series for value in curve.x]
     ys = [min(value, top) for curve in series for value in (*curve.y, *curve.low, *curve.high)]
@@ -96,11 +110,13 @@ def curves(series: Sequence[Curve], x_title: str, y_title: str, label: str, top:
     )
     parts = [_text(0, 12, y_title, muted=True)]
     for tick, text in zip(y_ticks, texts):
-        parts.append(
-            f'<line class="grid" x1="{frame.left:.1f}" x2="{WIDTH:.0f}" y1="{frame.down(tick):.1f}" y2="{frame.down(tick):.1f}"/>'
-        )
-        parts.append(_text(frame.left - 5, frame.down(tick) + 4, text, "end", muted=True))
-    parts += [_text(frame.across(tick), 233, compact(tick), _anchor(frame, tick), muted=True) for tick in x_ticks]
+        y = frame.down(tick)
+        parts.append(f'<line class="grid" x1="{frame.left:.1f}" x2="{WIDTH:.0f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(frame.left - 5, y + 4, text, "end", muted=True))
+    for tick in x_ticks:
+        x = frame.across(tick)  # numbers at the ends of the axis stay inside the drawing
+        anchor = "start" if x < frame.left + 12 else "end" if x > WIDTH - 20 else "middle"
+        parts.append(_text(x, 233, compact(tick), anchor, muted=True))
     parts.append(_text(WIDTH, 250, x_title, "end", muted=True))
     drawn = "".join(_curve(frame, curve) for curve in series)
     parts.append(drawn if math.isinf(top) else _cut_off(frame, drawn, label))
@@ -108,7 +124,13 @@ def curves(series: Sequence[Curve], x_title: str, y_title: str, label: str, top:
 
 
 def heat_map(cells: Sequence[Sequence[float]], x_ends: Tuple[str, str], label: str) -> str:
-    """`cells[row][column]` in [0, 1] as the strength of one colour; rows are numbered from the top."""
+    """A table of strengths as tones of one colour; rows are numbered from the top.
+
+    Args:
+        cells: `cells[row][column]` in [0, 1].
+        x_ends: what the first and the last column are called.
+        label: what the drawing is called, for screen readers.
+    """
     left, height = 8 + CHARACTER * len(str(len(cells) - 1)), max(3.0, min(12.0, 200.0 / len(cells)))
     width = (WIDTH - left) / len(cells[0])
     parts = []
@@ -132,7 +154,12 @@ def heat_map(cells: Sequence[Sequence[float]], x_ends: Tuple[str, str], label: s
 
 
 def legend(entries: Sequence[Tuple[str, int]], mark: str = "bar") -> str:
-    """Names beside their colours, as HTML that wraps. `mark`: `bar`, `curve` or `dot`, as they are drawn."""
+    """Names next to their colours, as HTML that wraps.
+
+    Args:
+        entries: names with their colours' numbers.
+        mark: `bar`, `curve` or `dot`, as they are drawn.
+    """
     items = []
     for name, colour in entries:
         bar = f'<path d="M0 5H24" stroke="var(--c{colour % COLOURS})" stroke-width="10"/>'
@@ -202,12 +229,6 @@ class _Frame:
         return "L".join(f"{self.across(a):.1f} {self.down(b):.1f}" for a, b in zip(x, y))
 
 
-def _anchor(frame: _Frame, tick: float) -> str:
-    """Numbers at the ends of the axis stay inside the drawing."""
-    place = frame.across(tick)
-    return "start" if place < frame.left + 12 else "end" if place > WIDTH - 20 else "middle"
-
-
 def _curve(frame: _Frame, curve: Curve) -> str:
     parts = []
     if curve.low and curve.high and len(curve.x) > 1:
@@ -240,10 +261,8 @@ def _dot(x: float, y: float, colour: int, title: str = "") -> str:
 def _cut_off(frame: _Frame, content: str, label: str) -> str:
     """The content, as far as it lies below the frame's top."""
     name = f"frame{zlib.crc32(label.encode()):08x}"
-    return (
-        f'<clipPath id="{name}"><rect x="0" y="{frame.top - 6:.1f}" width="{WIDTH:.0f}" height="{frame.bottom:.1f}"/></clipPath>'
-        f'<g clip-path="url(#{name})">{content}</g>'
-    )
+    rectangle = f'<rect x="0" y="{frame.top - 6:.1f}" width="{WIDTH:.0f}" height="{frame.bottom:.1f}"/>'
+    return f'<clipPath id="{name}">{rectangle}</clipPath><g clip-path="url(#{name})">{content}</g>'
 
 
 def _stroke(colour: int) -> str:
@@ -254,20 +273,11 @@ def _stroke(colour: int) -> str:
     return f'stroke="var(--c{colour % COLOURS})" stroke-width="2"' + (f' stroke-dasharray="{dash}"' if dash else "")
 
 
-def _whisker(low: float, high: float, middle: float) -> str:
-    ends = "".join(f"M{x:.1f} {middle - 5:.1f}V{middle + 5:.1f}" for x in (low, high))
-    return f'<path class="whisker" d="M{low:.1f} {middle:.1f}H{high:.1f}{ends}"/>'
-
-
-def _fitting(label: str) -> str:
-    """The label, or its end, where names of folders differ, if it is wider than the drawing."""
-    return label if len(label) <= LABEL else "\u2026" + label[1 - LABEL :]
-
-
 def _text(x: float, y: float, text: str, anchor: str = "start", muted: bool = False) -> str:
     style = ("" if anchor == "start" else f' text-anchor="{anchor}"') + (' class="muted"' if muted else "")
     return f'<text x="{x:.1f}" y="{y:.1f}"{style}>{escape(text)}</text>'
 
 
 def _svg(height: float, content: str, label: str) -> str:
-    return f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{escape(label, quote=True)}">{content}</svg>'
+    name = escape(label, quote=True)
+    return f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{name}">{content}</svg>'

@@ -13,7 +13,7 @@ from pangu_sigma.metrics.perplexity import DIVERGED, usable_perplexity
 from pangu_sigma.metrics.window import TOKENS, measured, window
 from pangu_sigma.report import collect as c
 from pangu_sigma.report.folder import RunFolder, RunState
-from pangu_sigma.report.page import percent, seconds, significant, size
+from pangu_sigma.report.numbers import percent, seconds, significant, size
 from pangu_sigma.runtime.strict_json import number
 
 WIDTH = 79
@@ -29,8 +29,13 @@ _MOST = "@"
 def watch(folder: str, output: Optional[TextIO] = None) -> None:
     """Shows a run until it is finished: in a terminal again and again, else once.
 
+    Args:
+        folder: the run folder.
+        output: where to print; None: standard output.
+
     Raises:
-        InputError: `folder` is not one of a run. KeyboardInterrupt: that is how one leaves a run that goes on.
+        InputError: `folder` is not one of a run.
+        KeyboardInterrupt: that is how one leaves an unfinished run.
     """
     stream = output or sys.stdout
     run = RunFolder(folder)
@@ -48,10 +53,16 @@ def watch(folder: str, output: Optional[TextIO] = None) -> None:
 
 def view(state: RunState, now_s: float) -> str:
     """The run as lines of at most 79 columns. `now_s`: seconds since 1970, to say how old the last line is."""
-    moe = state.config.moe
+    moe, folder = state.config.moe, str(state.folder)
+    if state.finished:
+        age = DIVERGED if state.diverged else "finished"
+    elif state.records:
+        age = f"last line {seconds(max(0.0, round(now_s - state.written_s)))} ago"
+    else:
+        age = "nothing written yet"
     lines = [
-        _shortened(str(state.folder), WIDTH),
-        f"{moe.router.type}, {moe.num_experts} experts a sparse layer; {_age(state, now_s)}",
+        folder if len(folder) <= WIDTH else "..." + folder[len(folder) - WIDTH + 3 :],
+        f"{moe.router.type}, {moe.num_experts} experts a sparse layer; {age}",
         "",
     ]
     if not state.records:
@@ -68,14 +79,6 @@ def view(state: RunState, now_s: float) -> str:
         *_loads(now),
     ]
     return "\n".join(line[:WIDTH].rstrip() for line in lines)
-
-
-def _age(state: RunState, now_s: float) -> str:
-    if state.finished:
-        return DIVERGED if state.diverged else "finished"
-    return (
-        f"last line {seconds(max(0.0, round(now_s - state.written_s)))} ago" if state.records else "nothing written yet"
-    )
 
 
 def _steps(state: RunState, now: Mapping[str, Any]) -> str:
@@ -169,17 +172,10 @@ def _loads(now: Mapping[str, Any]) -> List[str]:
     for layer, totals in list(enumerate(layers))[-MOST_LAYERS:]:
         each = -(-len(totals) // BAR)
         mean = sum(totals) / len(totals) or 1.0
-        marks = "".join(_mark(max(totals[first : first + each]) / mean) for first in range(0, len(totals), each))
-        lines.append(f"layer {layer:<3} [{marks}]")
+        loads = [max(totals[first : first + each]) / mean for first in range(0, len(totals), each)]
+        marks = [next((mark for limit, mark in _LOADS if load < limit), _MOST) for load in loads]
+        lines.append(f"layer {layer:<3} [{''.join(marks)}]")
     left_out = [f"          ({len(layers) - MOST_LAYERS} lower layers are not shown)"] * (len(layers) > MOST_LAYERS)
     who = "a mark an expert" if each == 1 else f"a mark the busiest of {each} experts"
     scale = "  ".join([*(f"{mark} <{limit:g}" for limit, mark in _LOADS), f"{_MOST} more"])
     return [f"load      {who}, by its tokens over the mean:", f"          {scale}", *left_out, *lines]
-
-
-def _mark(load: float) -> str:
-    return next((mark for limit, mark in _LOADS if load < limit), _MOST)
-
-
-def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else "..." + text[len(text) - width + 3 :]

@@ -1,5 +1,5 @@
 """The JSON that this project writes: what JSON has no numbers for (NaN, infinity) is null. All files and printed
-objects go through it.
+objects go through it. And reading it, as far as a program that was cut off wrote it.
 
 What a run that diverged measured is such a null; an older version wrote NaN in its place, which `number` reads as the
 same.
@@ -7,7 +7,8 @@ same.
 
 import json
 import math
-from typing import Any, Optional
+from pathlib import Path
+from typing import Any, Dict, List, Optional
 
 
 def dumps(content: Any, **options: Any) -> str:
@@ -32,3 +33,26 @@ def number(value: Any) -> Optional[float]:
         return float(value) if math.isfinite(value) else None
     except OverflowError:  # an integer beyond float64
         return None
+
+
+def read_object(path: Path) -> Dict[str, Any]:
+    """A JSON object; empty if the file is missing, cut off or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_lines(path: Path) -> List[Dict[str, Any]]:
+    """The objects of a file with one a line, up to the first line that is not one."""
+    records: List[Dict[str, Any]] = []
+    try:
+        for line in path.read_bytes().splitlines():
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                break
+            records.append(record)
+    except (OSError, ValueError):
+        pass
+    return records

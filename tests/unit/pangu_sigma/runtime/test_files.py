@@ -33,9 +33,10 @@ def test_written_through_a_link_and_nothing_beside(tmp_path):
     assert tree(tmp_path) == {"real.txt": b"new", "link.txt": "real.txt"}
 
 
-def test_a_failed_write_leaves_everything_as_it_was(tmp_path, monkeypatch):
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_failed_write_leaves_everything_as_it_was(tmp_path, monkeypatch, failing):
     (tmp_path / "a").write_text("old")
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
+    monkeypatch.setattr(os, failing, lambda *_: (_ for _ in ()).throw(OSError("no")))
     with pytest.raises(OSError, match="no"):
         files.write_atomically(tmp_path / "a", "new")
     assert tree(tmp_path) == {"a": b"old"}
@@ -190,3 +191,11 @@ def test_what_is_in_the_way_moves_to_a_free_name(tmp_path):
 def test_folders_made_are_named_from_below(tmp_path):
     assert files.make_folders(tmp_path / "a" / "b") == [tmp_path / "a" / "b", tmp_path / "a"]
     assert files.make_folders(tmp_path / "a" / "b") == []
+
+
+def test_new_content_replaces_the_old_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "summary.json"
+    for text in ("alt", "新", "name of another encoding: \udce9"):
+        files.write_atomically(path, text)
+        assert path.read_bytes() == text.encode("utf-8", "backslashreplace")
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,4 +1,6 @@
-"""What is written is JSON, whatever the numbers; and nothing is written in another way."""
+"""What is written is JSON, whatever the numbers, and nothing is written in another way; whatever a cut-off program left
+can be read.
+"""
 
 import ast
 import json
@@ -8,7 +10,7 @@ import pytest
 
 import locmoe_ops
 import pangu_sigma
-from pangu_sigma.runtime.strict_json import dumps, number
+from pangu_sigma.runtime.strict_json import dumps, number, read_lines, read_object
 
 NAN, INF = float("nan"), float("inf")
 
@@ -85,3 +87,34 @@ def test_one_function_writes_json():
             ):
                 found.add(str(path))
     assert {path for path in found if not any(path.endswith(other) for other in OTHERS)} == set()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b'{"a": 1}', {"a": 1}), (b'{"a": 1', {}), (b"", {}), (b"[1]", {}), (b"null", {}), (b'{"a": "\xff"}', {})],
+)
+def test_an_object_is_read_whole_or_not_at_all(tmp_path, content, expected):
+    (tmp_path / "note.json").write_bytes(content)
+    assert read_object(tmp_path / "note.json") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"a": 1}\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
+        (b'{"a": 1}\n{"a": 2', [{"a": 1}]),
+        (b'{"a": 1}\n7\n{"a": 2}\n', [{"a": 1}]),
+        (b'{"a": 1}\n[]\n{"a": 2}\n', [{"a": 1}]),
+        (b'{"a": 1}\n{"a": "\xff', [{"a": 1}]),
+        (b'{"a": "x\xe2\x80\xa8y"}\n', [{"a": "x\u2028y"}]),  # a line separator of Unicode ends no line of JSON
+        (b"", []),
+    ],
+)
+def test_lines_are_read_up_to_the_first_broken_one(tmp_path, content, expected):
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    assert read_lines(tmp_path / "metrics.jsonl") == expected
+
+
+def test_what_is_not_there_is_empty(tmp_path):
+    assert (read_object(tmp_path / "absent.json"), read_lines(tmp_path / "absent.jsonl")) == ({}, [])
+    assert (read_object(tmp_path), read_lines(tmp_path)) == ({}, [])
