@@ -73,7 +73,8 @@ def load_plan(path: str, rate: Optional[str] = None) -> Comparison:
     """Reads a comparison and checks every run's configuration, so that nothing starts that could not all be run.
 
     Args:
-        rate: in place of the file's rates; phases at no limited rate are then left out.
+        path: the YAML file.
+        rate: in place of the file's rates; phases at no limited rate are then left out. None: as the file says.
 
     Raises:
         InputError: names the file and the key; for a run's configuration also its variant and phase.
@@ -86,7 +87,11 @@ def load_plan(path: str, rate: Optional[str] = None) -> Comparison:
 
 
 def _plan(path: str, raw: Mapping[str, Any], rate: Optional[str]) -> Comparison:
-    base = _base(raw["base"])
+    base = as_text(raw["base"], "base", "the path of a configuration")
+    try:
+        parse_yaml(read_text(base), base)
+    except InputError as error:
+        raise InputError(f"base: {error}") from None
     shared = _overrides(raw.get("base_overrides"), "base_overrides")
     variants = _variants(raw["variants"])
     phases = _phases(raw, as_seeds(raw.get("seeds", [1]), "seeds"), _cluster(raw.get("cluster", {})))
@@ -96,16 +101,18 @@ def _plan(path: str, raw: Mapping[str, Any], rate: Optional[str]) -> Comparison:
         _run(base, variant, phase, seed, [shared, phase.overrides, variants[variant]])
         for phase, variant, seed in _order(phases, list(variants))
     ]
-    return Comparison(
-        path,
-        base,
-        tuple(variants),
-        _baseline(raw.get("baseline"), variants),
-        tuple(phase.name for phase in phases),
-        as_whole(raw.get("warmup_steps_ignored", 0), "warmup_steps_ignored", 0),
-        as_timeout(raw.get("run_timeout", 3600)),
-        _steps_checked(runs, raw.get("warmup_steps_ignored", 0)),
-    )
+    baseline = next(iter(variants)) if raw.get("baseline") is None else raw["baseline"]
+    if baseline not in variants:
+        raise InputError(f"baseline: found {shown(baseline)}, expected {one_of(baseline, tuple(variants))}")
+    ignored = as_whole(raw.get("warmup_steps_ignored", 0), "warmup_steps_ignored", 0)
+    timeout = as_timeout(raw.get("run_timeout", 3600))
+    for run in runs:
+        if run.config.train.steps <= ignored:
+            raise InputError(
+                f"warmup_steps_ignored ({ignored}) leaves no step of {run.name} (train.steps {run.config.train.steps})"
+            )
+    names = tuple(phase.name for phase in phases)
+    return Comparison(path, base, tuple(variants), str(baseline), names, ignored, timeout, tuple(runs))
 
 
 def _at_rate(phases: Sequence[_Phase], rate: str) -> List[_Phase]:
@@ -143,31 +150,18 @@ def _run(base: str, variant: str, phase: _Phase, seed: int, layers: Sequence[Map
     try:
         config = load_config(base, overrides)
         validate(config, cluster.nodes * cluster.workers_per_node)
-        _check_run(config, cluster)
+        if cluster.nodes > 1 and config.parallel.ranks_per_node != cluster.workers_per_node:
+            raise InputError(
+                f"parallel.ranks_per_node is {config.parallel.ranks_per_node}, but cluster.workers_per_node "
+                f"{cluster.workers_per_node}; expected the same, or the key left out"
+            )
+        if config.train.stop_after is not None:
+            raise InputError(
+                f"train.stop_after is {config.train.stop_after}, expected null: {RESERVED['train.stop_after']}"
+            )
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     return ComparedRun(phase.name, variant, seed, cluster, overrides, config, _settings(config, cluster))
-
-
-def _check_run(config: Config, cluster: SimulatedCluster) -> None:
-    if cluster.nodes > 1 and config.parallel.ranks_per_node != cluster.workers_per_node:
-        raise InputError(
-            f"parallel.ranks_per_node is {config.parallel.ranks_per_node}, but cluster.workers_per_node "
-            f"{cluster.workers_per_node}; expected the same, or the key left out"
-        )
-    if config.train.stop_after is not None:
-        raise InputError(
-            f"train.stop_after is {config.train.stop_after}, expected null: {RESERVED['train.stop_after']}"
-        )
-
-
-def _steps_checked(runs: Sequence[ComparedRun], ignored: int) -> Tuple[ComparedRun, ...]:
-    for run in runs:
-        if run.config.train.steps <= ignored:
-            raise InputError(
-                f"warmup_steps_ignored ({ignored}) leaves no step of {run.name} (train.steps {run.config.train.steps})"
-            )
-    return tuple(runs)
 
 
 def _settings(config: Config, cluster: SimulatedCluster) -> str:
@@ -205,15 +199,6 @@ def _variants(raw: Any) -> Dict[str, Dict[str, Any]]:
                 f"variants: found the name {shown(name)}, expected letters, digits and . _ + - (it names a folder)"
             )
     return {name: _overrides(value, f"variants.{name}") for name, value in raw.items()}
-
-
-def _base(raw: Any) -> str:
-    path = as_text(raw, "base", "the path of a configuration")
-    try:
-        parse_yaml(read_text(path), path)
-    except InputError as error:
-        raise InputError(f"base: {error}") from None
-    return path
 
 
 def _overrides(raw: Any, where: str) -> Dict[str, Any]:
@@ -256,11 +241,3 @@ def _phases(raw: Mapping[str, Any], seeds: Tuple[int, ...], cluster: SimulatedCl
             )
         )
     return phases
-
-
-def _baseline(raw: Any, variants: Mapping[str, Any]) -> str:
-    if raw is None:
-        return next(iter(variants))
-    if raw not in variants:
-        raise InputError(f"baseline: found {shown(raw)}, expected {one_of(raw, tuple(variants))}")
-    return str(raw)

@@ -1,4 +1,4 @@
-"""Runs what a plan lists, one after another, and goes on where an earlier attempt was cut off.
+"""Makes the runs that a plan lists, one after another, and resumes where an earlier attempt was cut off.
 
 A run's folder is OUTPUT/runs/<phase>/<variant>/seed_<n>; its `run.json` says for which settings it was made and how it
 ended. A run stands if its summary is whole and was made with the same settings. Any other - of other settings, failed,
@@ -28,7 +28,9 @@ CommandOf = Callable[[ComparedRun, str, Path], List[str]]
 
 
 def command_of(run: ComparedRun, base: str, folder: Path) -> List[str]:
-    """The shell command of a run: this machine as one node, or as several in network namespaces."""
+    """The shell command of a `run` of the configuration `base`, which writes into `folder`: this machine as one node,
+    or as several in network namespaces.
+    """
     overrides = [
         word for text in (*run.overrides, f"train.output_dir={json.dumps(str(folder))}") for word in ("--set", text)
     ]
@@ -44,6 +46,11 @@ def command_of(run: ComparedRun, base: str, folder: Path) -> List[str]:
 
 def run_all(plan: Comparison, output: Path, command: CommandOf = command_of) -> None:
     """Makes every run that does not stand yet, in the plan's order; says on stdout which and how long each took.
+
+    Args:
+        plan: the comparison.
+        output: its folder.
+        command: gives the command of a run, as `command_of`.
 
     Raises:
         InputError: another comparison is at work in `output`, or a folder there is not of a comparison.
@@ -68,9 +75,7 @@ def _make(run: ComparedRun, folder: Path, command: Sequence[str], timeout: float
     _write_note(folder, note)
     started = time.monotonic()
     failure = _execute(command, folder, timeout, lock)
-    if (
-        failure is not None and read_object(folder / SUMMARY).get("status") == DIVERGED
-    ):  # a result, of a variant that does not train
+    if failure and read_object(folder / SUMMARY).get("status") == DIVERGED:  # a result: the variant does not train
         note.update(seconds=time.monotonic() - started, status=DIVERGED, error=failure[1])
         _write_note(folder, note)
         print(f"{run.name}: {failure[1]}", flush=True)
@@ -110,17 +115,12 @@ def _execute(command: Sequence[str], folder: Path, timeout: float, lock: Optiona
             end_with_children(process)
     if status == 0:
         return None
-    return (status if status > 0 else 1), _failure_line(folder, status)
-
-
-def _failure_line(folder: Path, status: int) -> str:
     lines = (folder / "stderr.log").read_text(encoding="utf-8", errors="replace").splitlines()
     lines = [line.rpartition("\r")[2].strip() for line in lines if line.strip()]
     marked = [line.partition("error: ")[2] for line in lines if "error: " in line]
-    if marked:
-        return marked[0]
-    how = f"status {status}" if status > 0 else f"signal {-status}"
-    return f"ended with {how}" + (f": {lines[-1]}" if lines else "") + f", see {folder / 'stdout.log'}"
+    how = f"ended with status {status}" if status > 0 else f"ended with signal {-status}"
+    last = how + (f": {lines[-1]}" if lines else "") + f", see {folder / 'stdout.log'}"
+    return max(status, 1), marked[0] if marked else last
 
 
 # ---- files

@@ -14,6 +14,14 @@ _RATE = re.compile(r"[1-9][0-9]{0,5}[kmg]bit")
 
 
 def as_section(raw: Any, where: str, known: Sequence[str], required: Sequence[str] = ()) -> Mapping[str, Any]:
+    """A mapping of keys.
+
+    Args:
+        raw: what the file has.
+        where: its path in the file; empty: the whole file.
+        known: all keys that it may have.
+        required: those that it must have.
+    """
     prefix = f"{where}." if where else ""
     if not isinstance(raw, dict):
         raise InputError(
@@ -43,6 +51,7 @@ def as_seeds(raw: Any, where: str) -> Tuple[int, ...]:
 
 
 def as_whole(raw: Any, where: str, minimum: int) -> int:
+    """The integer that `raw`, which stands at `where`, is; of at least `minimum`."""
     if isinstance(raw, bool) or not isinstance(raw, int) or raw < minimum:
         raise InputError(f"{where}: found {shown(raw)}, expected an integer >= {minimum}")
     return raw
@@ -55,12 +64,14 @@ def as_timeout(raw: Any) -> float:
 
 
 def as_text(raw: Any, where: str, expected: str) -> str:
+    """The text that `raw`, which stands at `where`, is; not empty. `expected` says what it names, for the message."""
     if not isinstance(raw, str) or not raw:
         raise InputError(f"{where}: found {shown(raw)}, expected {expected}")
     return raw
 
 
 def as_rate(raw: Any, where: str, nodes: int) -> Optional[str]:
+    """The rate that `raw`, which stands at `where`, is; None for null, as it must be on a cluster of one of `nodes`."""
     if raw is None:
         return None
     if not isinstance(raw, str) or not _RATE.fullmatch(raw):
