@@ -1,9 +1,8 @@
 """Multiple choice by likelihood: which of the given answers the model finds likeliest after the prompt.
 
 A choice is encoded by itself and scored after the prompt's ids, so that the prompt is read as it would be before
-generating. Record of an
-example: answer (number of the right choice); nats, tokens, bytes (of each choice); lost (ids of the prompt that found
-no room).
+generating. Record of an example: answer (number of the right choice); nats, tokens, bytes (of each choice); lost (ids
+of the prompt that found no room).
 """
 
 import math
@@ -12,7 +11,7 @@ from typing import Any, Callable, Dict, List, Sequence
 from pangu_sigma.evaluation import intervals
 from pangu_sigma.evaluation.measurement import MeasuredFigure, Record, finite_or_nan
 from pangu_sigma.evaluation.model import EvaluatedModel
-from pangu_sigma.evaluation.prompts import prompt_ids, task_header
+from pangu_sigma.evaluation.prompts import lost_note, prompt_ids, task_header
 from pangu_sigma.evaluation.tasks import Task
 from pangu_sigma.evaluation.windows import ScoreRequest
 
@@ -31,7 +30,12 @@ def picked(record: Record, metric: str) -> int:
 
 
 class ChoiceTask:
-    """A `Measurement` of a task of kind choice."""
+    """A `Measurement` of a task of kind choice.
+
+    Args:
+        model, task: what is asked of what.
+        domain: number of the domain whose tag, words and experts are used.
+    """
 
     chunk = 32
 
@@ -89,11 +93,3 @@ class ChoiceTask:
 
     def notes(self, records: Sequence[Record]) -> List[str]:
         return lost_note(self.name, records, self._model.scorer.length)
-
-
-def lost_note(name: str, records: Sequence[Record], length: int) -> List[str]:
-    """Says how many prompts were cut, if any."""
-    count = sum(record["lost"] > 0 for record in records)
-    return (
-        [f"{name}: {count} of {len(records)} prompts lost their beginning to fit into {length} tokens"] if count else []
-    )

@@ -45,23 +45,24 @@ class EvaluationRequest:
 def evaluate(config: Config, request: EvaluationRequest) -> int:
     """Measures, prints and writes; returns 0.
 
-    Args: config: as `on_one_process` gives it.
+    Args:
+        config: as `on_one_process` gives it.
+        request: what to measure and how.
 
     Raises:
         InputError: checkpoint, data, text, task or output folder are unusable, or do not fit together.
         RunDiverged: the model gives no finite number; the results are written, and have null there.
     """
     examples = None if request.task_data is None else str(request.task_data)
-    tasks = [
-        load_task(str(path), examples, request.limit) for path in request.tasks
-    ]  # before the model, which takes its time
+    tasks = [load_task(str(path), examples, request.limit) for path in request.tasks]  # the model takes its time
     _check_tasks(tasks, request)
     reads_rows = _reads_rows(request)
     with (
         FolderLock(Path(config.data.path), "data.path", shared=True),
         open_model(config, request.as_trained, reads_rows) as model,
     ):
-        folder = Path(request.output or _default_folder(config, model, request))
+        name = f"step_{model.step}" + ("_as_trained" if request.as_trained else "")
+        folder = Path(request.output or Path(config.train.output_dir) / "evaluation" / name)
         measured = [_measure(one, model, folder, request) for one in _measurements(model, tasks, request)]
         content = as_json(
             {
@@ -78,36 +79,16 @@ def evaluate(config: Config, request: EvaluationRequest) -> int:
             print_json(content)
         else:
             how = "slots as configured" if request.as_trained else "no token dropped"
-            heading = f"{model.checkpoint}: step {model.step}; {how}"
-            print(
-                "\n".join(
-                    [
-                        heading,
-                        "",
-                        table(measured),
-                        "",
-                        *(note for one in measured for note in one.notes),
-                        f"written to {path}",
-                    ]
-                )
+            notes = [note for one in measured for note in one.notes]
+            print(f"{model.checkpoint}: step {model.step}; {how}", "", table(measured), "", *notes, sep="\n")
+            print(f"written to {path}")
+        diverged = [one.name for one in measured if not all(math.isfinite(f.estimate.value) for f in one.figures)]
+        if diverged:
+            raise RunDiverged(
+                f"{model.checkpoint} is of a run that diverged: {', '.join(diverged)} gave no finite number; try an "
+                "earlier checkpoint"
             )
-        _check_finite(model, measured)
     return 0
-
-
-def _check_finite(model: EvaluatedModel, measured: Sequence[Measured]) -> None:
-    """Raises RunDiverged where a figure is no finite number."""
-    found = [one.name for one in measured if not all(math.isfinite(figure.estimate.value) for figure in one.figures)]
-    if found:
-        raise RunDiverged(
-            f"{model.checkpoint} is of a run that diverged: {', '.join(found)} gave no finite number; try an earlier "
-            "checkpoint"
-        )
-
-
-def _default_folder(config: Config, model: EvaluatedModel, request: EvaluationRequest) -> Path:
-    name = f"step_{model.step}" + ("_as_trained" if request.as_trained else "")
-    return Path(config.train.output_dir) / "evaluation" / name
 
 
 def _check_tasks(tasks: Sequence[Task], request: EvaluationRequest) -> None:
@@ -120,8 +101,8 @@ def _check_tasks(tasks: Sequence[Task], request: EvaluationRequest) -> None:
         check_code_allowed(task, request.run_code)
         if request.as_trained:
             raise InputError(
-                f"--task {task.path}: with --as-trained, under which texts that share a batch would take each other's slots; "
-                "expected one of the two"
+                f"--task {task.path}: with --as-trained, under which texts that share a batch would take each other's "
+                "slots; expected one of the two"
             )
     if request.as_trained and request.texts:
         raise InputError("--text: with --as-trained, which is about validation rows; expected one of the two")

@@ -2,17 +2,23 @@
 
 Record of an example: completion (text up to the first stop text); exact_match, f1, passes (those of the task's
 metrics); lost (ids of the prompt that found no room).
+
+Exact match and F1 are over units of text. A unit is a Chinese character (or kana), or a word or number of other
+scripts. Case, the width of letters, punctuation and white space play no part. F1 is SQuAD's (arXiv 1606.05250) on these
+units, without dropping English articles; the official script of CMRC 2018 has another one, by the longest common piece
+of text.
 """
 
+import re
+import unicodedata
+from collections import Counter
 from typing import Any, Callable, Dict, List, Protocol, Sequence
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.evaluation import intervals
-from pangu_sigma.evaluation.agreement import exact_match, f1
-from pangu_sigma.evaluation.choice import lost_note
 from pangu_sigma.evaluation.measurement import MeasuredFigure, Record
 from pangu_sigma.evaluation.model import EvaluatedModel
-from pangu_sigma.evaluation.prompts import prompt_ids, task_header
+from pangu_sigma.evaluation.prompts import lost_note, prompt_ids, task_header
 from pangu_sigma.evaluation.run_code import ends_well
 from pangu_sigma.evaluation.tasks import Example, Task
 from pangu_sigma.evaluation.templates import Template
@@ -24,13 +30,48 @@ Write = Callable[[List[List[int]], List[int], int], List[List[int]]]
 class Generates(Protocol):
     """What `pangu_sigma.inference.generator.Generator` offers of use here."""
 
-    def generate(self, prompt_ids: List[List[int]], domains: List[int], settings: Any) -> List[List[int]]: ...
+    def generate(self, prompt_ids: List[List[int]], domains: List[int], settings: Any) -> List[List[int]]:
+        """Ids after each of `prompt_ids`, in the experts of its one of `domains`, by `SamplingSettings` `settings`."""
+        ...
+
+
+_CHARACTER = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+_UNIT = re.compile(rf"[{_CHARACTER}]|[^\W_{_CHARACTER}]+")
+
+
+def units(text: str) -> List[str]:
+    return _UNIT.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def exact_match(found: str, answers: Sequence[str]) -> bool:
+    """Whether the units are those of one of the answers, in order."""
+    return any(units(found) == units(answer) for answer in answers)
+
+
+def f1(found: str, answers: Sequence[str]) -> float:
+    """The best over the answers of 2PR / (P + R), where units count as often as they occur. Two texts without units
+    agree.
+    """
+    own, best = units(found), 0.0
+    for answer in map(units, answers):
+        if not own or not answer:
+            best = max(best, float(own == answer))
+        else:
+            common = sum((Counter(own) & Counter(answer)).values())
+            best = max(best, 2.0 * common / (len(own) + len(answer)))
+    return best
 
 
 class GenerationTask:
     """A `Measurement` of a task of kind generate.
 
-    Args: run_code: programs may be run. Raises InputError where one would have to be and may not.
+    Args:
+        model, task: what is asked of what.
+        domain: number of the domain whose tag, words and experts are used.
+        write: how the model answers prompts.
+        run_code: programs may be run.
+
+    Raises InputError: a program would have to be run and may not, or the answer has no room.
     """
 
     chunk = 16
@@ -42,7 +83,8 @@ class GenerationTask:
         limit = task.config.max_new_tokens
         if limit >= model.scorer.length:
             raise InputError(
-                f"{task.path}: max_new_tokens is {limit}, expected less than model.sequence_length ({model.scorer.length})"
+                f"{task.path}: max_new_tokens is {limit}, expected less than model.sequence_length "
+                f"({model.scorer.length})"
             )
         self._room = model.scorer.length - limit
 
@@ -67,11 +109,8 @@ class GenerationTask:
         found: List[MeasuredFigure] = []
         for metric in self._task.metrics:
             values = [record[metric] for record in records]
-            found.append(
-                MeasuredFigure(
-                    domain, metric, len(values), intervals.mean(values) if metric == "f1" else intervals.share(values)
-                )
-            )
+            estimate = intervals.mean(values) if metric == "f1" else intervals.share(values)
+            found.append(MeasuredFigure(domain, metric, len(values), estimate))
         return found
 
     def notes(self, records: Sequence[Record]) -> List[str]:
@@ -102,8 +141,8 @@ def check_code_allowed(task: Task, run_code: bool) -> None:
     """Raises InputError where the task runs code and nobody said that it may."""
     if "passes" in task.metrics and not run_code:
         raise InputError(
-            f"{task.path}: the metric passes runs programs that the model writes, with your rights; expected --run-code, or "
-            "metrics: [exact_match] and no program"
+            f"{task.path}: the metric passes runs programs that the model writes, with your rights; expected "
+            "--run-code, or metrics: [exact_match] and no program"
         )
 
 

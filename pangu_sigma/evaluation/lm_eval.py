@@ -32,7 +32,8 @@ class PanguSigmaLM(LM):
     """The harness's three kinds of requests, answered by a checkpoint.
 
     Args:
-        model: open for as long as this is used. domain: number of the domain whose tag, words and experts are used.
+        model: open for as long as this is used.
+        domain: number of the domain whose tag, words and experts are used.
         write: how tasks that generate are answered; None: by a `Generator` of the same checkpoint, when first asked.
     """
 
@@ -72,9 +73,8 @@ class PanguSigmaLM(LM):
             raise ValueError(f"generation options {options}: found do_sample; this model answers greedily")
         until = options.get("until") or []
         ids, length = self._ids(context), self._model.scorer.length
-        most = min(
-            int(options.get("max_gen_toks", MOST_NEW_TOKENS)), max(length - len(ids), length // 2)
-        )  # half is the context's
+        asked = int(options.get("max_gen_toks", MOST_NEW_TOKENS))
+        most = min(asked, max(length - len(ids), length // 2))  # half is the context's
         room = length - most
         ids = ids if len(ids) <= room else ids[:1] + ids[len(ids) - room + 1 :]
         found = write([ids], [self._domain], most)[0]
@@ -99,7 +99,12 @@ def opened(
 ) -> Iterator[PanguSigmaLM]:
     """The model of a configuration file's checkpoint.
 
-    Args: domain: its name; None: the first. overrides: as `--set`. Raises InputError: as `pangu-sigma eval`.
+    Args:
+        config: the file.
+        domain: name of the domain; None: the first.
+        overrides: as `--set`.
+
+    Raises InputError: as `pangu-sigma eval`.
     """
     settings = on_one_process(load_config(config, overrides))
     validate(settings, 1)

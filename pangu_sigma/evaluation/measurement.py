@@ -16,7 +16,14 @@ def finite_or_nan(value: Optional[float]) -> float:
 
 
 class MeasuredFigure(NamedTuple):
-    """One number of the results. `domain`: that of the examples, or "all"."""
+    """One number of the results.
+
+    Attributes:
+        domain: that of the examples, or "all".
+        metric: its name.
+        examples: how many it is of.
+        estimate: the value, with its interval.
+    """
 
     domain: str
     metric: str
@@ -27,7 +34,10 @@ class MeasuredFigure(NamedTuple):
 class Measurement(Protocol):
     """One measurement, of which each example can be made by itself.
 
-    Attributes: name (also of its file of records); size (examples); chunk (examples that are best made together).
+    Attributes:
+        name: also of its file of records.
+        size: how many examples it has.
+        chunk: how many of them are best made together.
     """
 
     name: str
@@ -37,7 +47,7 @@ class Measurement(Protocol):
     def size(self) -> int: ...
 
     def header(self) -> Dict[str, Any]:
-        """What the records depend on beside the checkpoint; other content, other records."""
+        """What the records depend on besides the checkpoint; other content, other records."""
         ...
 
     def measure(self, numbers: Sequence[int]) -> List[Record]:

@@ -35,10 +35,17 @@ MOST_ROWS = 8  # of a batch, where the configuration does not say how many
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """Attributes: config (as evaluated); data (None where no prepared rows are asked for); tokenizer, domains (the
-    checkpoint's own); checkpoint, step (what the weights are); identity (hash of the checkpoint's manifest, and so of
-    its tensors' checksums); network; scorer; data_ranks (among how many the rows are shared out); ranks (as trained:
-    plays each of them).
+    """A network with the weights of a checkpoint, and what is needed to ask it.
+
+    Attributes:
+        config: as evaluated.
+        data: prepared rows; None where they are not asked for.
+        tokenizer, domains: the checkpoint's own.
+        checkpoint, step: what the weights are.
+        identity: hash of the checkpoint's manifest, and so of its tensors' checksums.
+        network, scorer, runtime: in evaluation mode, on this process.
+        data_ranks: among how many data-parallel ranks the rows are shared out.
+        ranks: as trained: plays each of them.
     """
 
     config: Config
@@ -126,7 +133,10 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
     config = replace(config, train=replace(config.train, micro_batch_size=rows))
     words = trained.words(config) if data is None else vocabulary(config, data)
     with start_runtime(config) as runtime:
-        network, scorer = _build(config, runtime, words, not as_trained)
+        # Network and scorer alone: evaluation needs no optimizer, whose state is twice as large as the weights.
+        context = _context(config, runtime, words)
+        network = PanGuSigma(context)
+        scorer = Scorer(network, context.shape, slots_for_all=not as_trained)
         start = CheckpointLoader(config, runtime, data, _Weights(network), for_training=False).load(source)
         assert start.checkpoint is not None  # there are candidates, and none of them whole is an error
         identity = hashlib.sha256((start.checkpoint / MANIFEST).read_bytes()).hexdigest()
@@ -152,13 +162,6 @@ def _context(config: Config, runtime: Runtime, words: Vocabulary) -> SparseConte
         config, micro_batch_sequences(config, 1), words.vocab_size, words.domains, TensorGroup(runtime.collectives)
     )
     return SparseContext(config, shape, runtime.collectives, words.counts)
-
-
-def _build(config: Config, runtime: Runtime, words: Vocabulary, slots_for_all: bool) -> Tuple[PanGuSigma, Scorer]:
-    """Network and scorer alone: evaluation needs no optimizer, whose state is twice as large as the weights."""
-    context = _context(config, runtime, words)
-    network = PanGuSigma(context)
-    return network, Scorer(network, context.shape, slots_for_all)
 
 
 def _rows(config: Config) -> int:
@@ -191,15 +194,13 @@ class _Trained(NamedTuple):
         layout, ranks = config.moe.layout or self.config.moe.layout, self.ranks
         if ranks is None:  # a layout that nobody gave was that of the job
             ranks = layout.world_size if config.moe.layout is None and layout is not None else 1
-        return replace(config, moe=replace(config.moe, layout=layout)), _job_topology(self.config, ranks)
-
-
-def _job_topology(trained: Config, data_ranks: int) -> Topology:
-    parallel = trained.parallel
-    world = data_ranks * parallel.tensor
-    if world % (parallel.expert * parallel.tensor):  # an older version, and one process with a layout of its own
-        return Topology(data_ranks, data_ranks)
-    return Topology(world, parallel.ranks_per_node or world, parallel.expert, parallel.tensor)
+        parallel = self.config.parallel
+        world = ranks * parallel.tensor
+        if world % (parallel.expert * parallel.tensor):  # an older version, and one process with a layout of its own
+            topology = Topology(ranks, ranks)
+        else:
+            topology = Topology(world, parallel.ranks_per_node or world, parallel.expert, parallel.tensor)
+        return replace(config, moe=replace(config.moe, layout=layout)), topology
 
 
 def _trained(config: Config, source: ResumeSource) -> _Trained:

@@ -31,24 +31,21 @@ def perplexity_figures(records: Sequence[Record]) -> List[MeasuredFigure]:
         chosen = [record for record in records if domain in ("all", record["domain"])]
         tokens, size = ([record[name] for record in chosen] for name in ("tokens", "bytes"))
         nats = [finite_or_nan(record["nats"]) for record in chosen]
-        figures.append(
-            MeasuredFigure(
-                domain, "perplexity", len(chosen), intervals.ratio(nats, tokens, lambda x: perplexity_of(x) or math.inf)
-            )
-        )
+        estimate = intervals.ratio(nats, tokens, lambda x: perplexity_of(x) or math.inf)
+        figures.append(MeasuredFigure(domain, "perplexity", len(chosen), estimate))
         if sum(size):
-            figures.append(
-                MeasuredFigure(
-                    domain, "bits_per_byte", len(chosen), intervals.ratio(nats, size, lambda x: x / math.log(2.0))
-                )
-            )
+            estimate = intervals.ratio(nats, size, lambda x: x / math.log(2.0))
+            figures.append(MeasuredFigure(domain, "bits_per_byte", len(chosen), estimate))
     return figures
 
 
 class ValidationRows:
     """The fixed validation rows (`train.eval_rows` of them), in batches that are always the same.
 
-    Args: local_term: False: with the routers' local term off (of use as trained alone; elsewhere it changes nothing).
+    Args:
+        model: of a prepared folder.
+        batches: the rows, each batch with the rank that has it.
+        local_term: False: with the routers' local term off (of use as trained alone; elsewhere it changes nothing).
     """
 
     def __init__(self, model: EvaluatedModel, batches: Sequence[RankBatch], local_term: bool = True) -> None:
@@ -116,6 +113,11 @@ class TextPieces:
     """Text of one domain: a file, a folder or JSONL, read and cut into pieces as `prepare` does it.
 
     A piece is scored as a document: after its domain's tag, its end-of-text token included.
+
+    Args:
+        model: what reads it.
+        domain: name of the domain.
+        path: of the text.
 
     Raises InputError: the domain or the text is not there.
     """

@@ -4,9 +4,10 @@ import hashlib
 import json
 import random
 from dataclasses import asdict
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.evaluation.measurement import Record
 from pangu_sigma.evaluation.model import EvaluatedModel
 from pangu_sigma.evaluation.tasks import Task, settings
 
@@ -22,12 +23,25 @@ def prompt_text(task: Task, number: int) -> str:
 
 
 def prompt_ids(model: EvaluatedModel, task: Task, number: int, domain: int) -> List[int]:
-    """The same as ids, after the domain's tag, as documents of training begin."""
+    """What a model reads, as ids: the domain's tag, as documents of training begin, then `prompt_text`.
+
+    Args:
+        model: whose tokenizer is used.
+        task, number: the example.
+        domain: number of the domain.
+    """
     return [model.tag(domain), *model.tokenizer.encode(prompt_text(task, number))]
 
 
 def task_domain(model: EvaluatedModel, task: Task, asked: Optional[str]) -> int:
-    """Number of the domain that `--domain`, the task or a model of one domain names. Raises InputError where none does."""
+    """Number of the domain that `--domain`, the task, or a model of one domain names.
+
+    Args:
+        model, task: what is asked of what.
+        asked: the value of `--domain`; None: it was not given.
+
+    Raises InputError: none of them names one.
+    """
     if asked is not None:
         return model.domain(asked, "--domain")
     if task.config.domain is not None:
@@ -47,3 +61,11 @@ def task_header(task: Task, domain: int) -> Dict[str, Any]:
     for example in task.pool if task.config.shots_data is None else [*task.pool, *task.examples]:
         digest.update(json.dumps({**asdict(example), "where": None}, sort_keys=True).encode())
     return {"task": settings(task), "domain": domain, "examples": digest.hexdigest()}
+
+
+def lost_note(name: str, records: Sequence[Record], length: int) -> List[str]:
+    """Says of the measurement `name` how many prompts were cut to fit into `length` ids, if any of the `records` was."""
+    count = sum(record["lost"] > 0 for record in records)
+    if not count:
+        return []
+    return [f"{name}: {count} of {len(records)} prompts lost their beginning to fit into {length} tokens"]

@@ -38,8 +38,15 @@ class RankBatch(NamedTuple):
 
 
 def validation_batches(config: Config, data: PreparedData, layout: Topology, ranks: int) -> List[RankBatch]:
-    """The validation rows in the micro-batches that `ranks` data-parallel ranks make of them. Raises InputError, see
-    `create_loader`.
+    """The validation rows in the micro-batches that the ranks of a job make of them.
+
+    Args:
+        config: says rows and micro-batches.
+        data: the prepared rows.
+        layout: of expert groups, which rows have their homes in.
+        ranks: how many data-parallel ranks share them out.
+
+    Raises InputError: see `create_loader`.
     """
     found: List[RankBatch] = []
     for rank in range(ranks):
@@ -104,6 +111,10 @@ class TrainedRanks:
 def trained_capacities(config: Config, shape: ModelDims, topology: Topology) -> np.ndarray:
     """<int32>[R, E]: slots of each expert for tokens of each data-parallel rank in validation, as their own dispatchers
     say.
+
+    Args:
+        config, shape: of the network, on one process.
+        topology: the job that trained it.
     """
     found = []
     for rank in range(0, topology.world_size, topology.tensor):

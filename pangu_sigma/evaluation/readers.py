@@ -62,7 +62,7 @@ def read_c3(path: Path) -> Examples:
 
 
 def read_cmnli(path: Path) -> Examples:
-    """CMNLI: one object a line of sentence1, sentence2 and label; those without an agreed label, `-`, are passed over."""
+    """CMNLI: one object a line of sentence1, sentence2 and label; those without an agreed label (`-`) are left out."""
     for values, where in read_jsonl(path):
         if _with(values, where, "sentence1", "sentence2", "label")["label"] != "-":
             yield values, where
@@ -70,9 +70,8 @@ def read_cmnli(path: Path) -> Examples:
 
 def read_chid(path: Path) -> Examples:
     """ChID: one object a line. Either as its authors distribute it: content, and for each blank groundTruth and
-    candidates; or as in
-    CLUE: content is a list of passages, one list of candidates, and `<stem>_answer.json` beside the file holds the
-        number for each blank.
+    candidates. Or as in CLUE: content is a list of passages, there is one list of candidates, and
+    `<stem>_answer.json` in the same folder holds the number for each blank.
 
     An example is a blank. Fields: before, after (the text around it; other blanks are `____`), choices, answer.
     """
@@ -87,29 +86,23 @@ def read_chid(path: Path) -> Examples:
         for passage in [values["content"]] if original else _list(values["content"], where):
             for blank in _BLANK.finditer(_string(passage, where)):
                 here = f"{where} blank {number}"
-                answer = _of_original(values, number, here) if original else _of_clue(values, blank[0], keys, here)
-                yield {**_around(passage, blank), **answer}, here
+                example: Values = {
+                    "before": _BLANK.sub(_OTHER_BLANK, passage[: blank.start()]),
+                    "after": _BLANK.sub(_OTHER_BLANK, passage[blank.end() :]),
+                }
+                if not original:
+                    if blank[0] not in keys:
+                        raise InputError(f"{here}: no answer for {blank[0]}; expected one in the answer file")
+                    example.update(choices=values["candidates"], answer=keys[blank[0]])
+                else:
+                    try:
+                        example.update(choices=values["candidates"][number], answer=values["groundTruth"][number])
+                    except (IndexError, KeyError, TypeError):
+                        raise InputError(
+                            f"{here}: no candidates or groundTruth for it; expected one of each a blank"
+                        ) from None
+                yield example, here
                 number += 1
-
-
-def _around(passage: str, blank: "re.Match[str]") -> Values:
-    return {
-        "before": _BLANK.sub(_OTHER_BLANK, passage[: blank.start()]),
-        "after": _BLANK.sub(_OTHER_BLANK, passage[blank.end() :]),
-    }
-
-
-def _of_original(values: Values, number: int, where: str) -> Values:
-    try:
-        return {"choices": values["candidates"][number], "answer": values["groundTruth"][number]}
-    except (IndexError, KeyError, TypeError):
-        raise InputError(f"{where}: no candidates or groundTruth for it; expected one of each a blank") from None
-
-
-def _of_clue(values: Values, name: str, keys: Values, where: str) -> Values:
-    if name not in keys:
-        raise InputError(f"{where}: no answer for {name}; expected one in the answer file")
-    return {"choices": values["candidates"], "answer": keys[name]}
 
 
 def read_cmrc2018(path: Path) -> Examples:

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: a file of records for each measurement, `results.json`, and a table of at most 80 columns."""
+"""What an evaluation leaves: a file of records for each measurement, `results.json`, and a table of 80 columns."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from pangu_sigma.evaluation.intervals import CONFIDENCE
 from pangu_sigma.evaluation.measurement import MeasuredFigure, Record
 from pangu_sigma.metrics.perplexity import DIVERGED
 from pangu_sigma.runtime.files import check_output, write_atomically
-from pangu_sigma.runtime.strict_json import dumps
+from pangu_sigma.runtime.strict_json import dumps, read_object
 
 RESULTS = "results.json"
 _MARKERS = (b'{"checkpoint": ', b'{\n "checkpoint": ')  # how our files begin
@@ -22,10 +22,12 @@ WIDTH = 80
 class RecordFile:
     """Records of one measurement, a JSON object a line after a header; a context manager.
 
-    Opened again, it holds the records that were written whole, and goes on after them.
+    Opened again, it holds the records that were written whole, and continues after them.
 
     Args:
-        header: what the records depend on. fresh: drop what is there.
+        path: the file.
+        header: what the records depend on.
+        fresh: drop what is there.
 
     Raises InputError: the file is of another header, or cannot be written.
     """
@@ -37,9 +39,10 @@ class RecordFile:
         whole = [] if fresh else _whole_lines(path)
         if whole:
             if whole[0] != header:
+                other = [f"another {name}" for name in header if whole[0].get(name) != header[name]]
                 raise InputError(
-                    f"{path}: holds records of {_difference(whole[0], header)}; expected another --output, or --fresh to "
-                    "replace them"
+                    f"{path}: holds records of {(other or ['something else'])[0]}; expected another --output, or "
+                    "--fresh to replace them"
                 )
             self.records = {line["number"]: line["record"] for line in whole[1:]}
         try:
@@ -118,21 +121,13 @@ def write_results(folder: Path, content: Dict[str, Any]) -> Path:
     """Writes `results.json`, whole or not at all. Other measurements that it holds of the same heading stay in it."""
     path = folder / RESULTS
     check_output("--output", path, _MARKERS)
-    before, content = _read_object(path), dict(content)
+    before, content = read_object(path), dict(content)
     if {**before, "results": 0, "notes": 0} == {**content, "results": 0, "notes": 0}:
         kept = {name: found for name, found in before.get("results", {}).items() if name not in content["results"]}
         notes = {name: found for name, found in before.get("notes", {}).items() if name in kept}
         content.update(results={**kept, **content["results"]}, notes={**notes, **content["notes"]})
     write_atomically(path, printable(dumps(content, indent=1, ensure_ascii=False)) + "\n")
     return path
-
-
-def _read_object(path: Path) -> Dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _row(name: str, domain: str, metric: str, value: str, interval: str, examples: str) -> str:
@@ -147,15 +142,10 @@ def _number(value: float) -> str:
     """At most six characters, for numbers from 0, or `diverged`."""
     if not math.isfinite(value):
         return DIVERGED
-    return (
-        f"{value:.3f}"
-        if value < 99.0
-        else f"{value:.1f}"
-        if value < 9999.0
-        else f"{value:.0f}"
-        if value < 999999.0
-        else f"{value:.0e}"
-    )
+    for limit, form in ((99.0, ".3f"), (9999.0, ".1f"), (999999.0, ".0f")):
+        if value < limit:
+            return f"{value:{form}}"
+    return f"{value:.0e}"
 
 
 def _line(content: Dict[str, Any]) -> str:
@@ -176,9 +166,3 @@ def _whole_lines(path: Path) -> List[Dict[str, Any]]:
     except OSError as error:
         raise InputError(f"--output {path}: cannot be read ({error.strerror}); expected a folder of results") from None
     return found
-
-
-def _difference(before: Dict[str, Any], now: Dict[str, Any]) -> str:
-    """Which entry of the header is another."""
-    names = [name for name in now if before.get(name) != now[name]]
-    return f"another {names[0]}" if names else "something else"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 TIME_LIMIT_S = 10.0
@@ -15,8 +16,8 @@ _ENDED_WELL = 113  # a status that no program gives by chance, as it would 0 by 
 
 _RUNNER = f"""
 import os, resource, sys
-for limit, value in ((resource.RLIMIT_AS, {MEMORY_LIMIT}), (resource.RLIMIT_CPU, int(sys.argv[2])), (resource.RLIMIT_FSIZE, 1 << 20),
-                     (resource.RLIMIT_CORE, 0)):
+for limit, value in ((resource.RLIMIT_AS, {MEMORY_LIMIT}), (resource.RLIMIT_CPU, int(sys.argv[2])),
+                     (resource.RLIMIT_FSIZE, 1 << 20), (resource.RLIMIT_CORE, 0)):
     resource.setrlimit(limit, (value, value))
 try:
     exec(compile(open(sys.argv[1], encoding="utf-8").read(), "program", "exec"), {{"__name__": "program"}})
@@ -49,13 +50,6 @@ def ends_well(program: str, seconds: float = TIME_LIMIT_S) -> bool:
         except subprocess.TimeoutExpired:
             return False
         finally:
-            _end_group(process)
-
-
-def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    """The process leads a group of its own, which is named by its id."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # it leads a group of its own, which is named by its id
+            process.wait()

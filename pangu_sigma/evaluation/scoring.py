@@ -59,8 +59,10 @@ class Score(NamedTuple):
 class Scorer:
     """Scores batches and requests with a network in evaluation mode.
 
-    Args: shape: as the network was built; words and domains limit the ids. slots_for_all: the network must drop
-    nothing.
+    Args:
+        network: set to evaluation mode here.
+        shape: as the network was built; its words and domains limit the ids.
+        slots_for_all: the network must drop nothing.
     """
 
     def __init__(self, network: PanGuSigma, shape: ModelDims, slots_for_all: bool = True) -> None:

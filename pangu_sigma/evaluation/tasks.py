@@ -1,4 +1,4 @@
-"""Task files: which examples, how they become prompts, and how answers are scored. docs/evaluation.md describes them."""
+"""Task files: which examples, how they become prompts, how answers are scored. docs/evaluation.md describes them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +54,19 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class Example:
-    """`choices` and `answer` (its number) of kind choice; `answers` (texts) and `values` (for the program) of kind
-    generate.
+    """One example of a task, its templates filled in.
+
+    Attributes:
+        where: file, and line or number, for messages.
+        prompt: what the model reads.
+        solution: what a solved example shows.
+        choices, answer: of kind choice: the texts, and the number of the right one.
+        answers, values: of kind generate: the right texts, and the fields for the program.
     """
 
-    where: str  # file and line or number, for messages
+    where: str
     prompt: str
-    solution: str  # what a solved example shows
+    solution: str
     choices: Tuple[str, ...] = ()
     answer: int = -1
     answers: Tuple[str, ...] = ()
@@ -69,8 +75,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """Attributes: name (stem of its file); path; config; examples; pool (that solved examples are drawn from: those of
-    `shots_data`, or all of `data`, which begin with `examples`).
+    """A task file, read.
+
+    Attributes:
+        name: stem of its file.
+        path, config: the file, and its keys.
+        examples: those that are asked.
+        pool: what solved examples are drawn from: those of `shots_data`, or all of `data`, which begin with `examples`.
     """
 
     name: str
@@ -89,7 +100,12 @@ class Task:
 
 
 def load_task(path: str, data_folder: Optional[str] = None, limit: Optional[int] = None) -> Task:
-    """Reads a task file and its examples, the first `limit` of them.
+    """Reads a task file and its examples.
+
+    Args:
+        path: the task file.
+        data_folder: where the files of examples are; None: in the task file's folder.
+        limit: how many examples are asked; None: all. Solved ones are drawn from all of them.
 
     Raises InputError: a key is unknown, of the wrong type, missing or of no use; an example does not fit.
     """
@@ -172,7 +188,8 @@ class _Maker:
         prompt = self._prompt.render(values, where)
         if self._config.answer not in values:
             raise InputError(
-                f"{where}: no field {self._config.answer}, which answer names; found {', '.join(map(str, values)) or 'none'}"
+                f"{where}: no field {self._config.answer}, which answer names; found "
+                f"{', '.join(map(str, values)) or 'none'}"
             )
         answer = values[self._config.answer]
         if not prompt:

@@ -10,7 +10,9 @@ from pangu_sigma.data.jsonl import check_text
 class Template:
     """A text whose fields are filled in with an example's values.
 
-    Args: key: of the task file, for messages.
+    Args:
+        text: the template.
+        key: of the task file, for messages.
 
     Raises InputError: braces that do not match, or more than a name in them.
     """

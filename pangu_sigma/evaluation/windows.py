@@ -29,11 +29,16 @@ class Window(NamedTuple):
 
 
 def cut(number: int, request: ScoreRequest, length: int) -> List[Window]:
-    """Pieces of request `number`, of at most `length` positions, in which every id of the continuation is scored once.
+    """Pieces of a request, of at most `length` positions, in which every id of the continuation is scored once.
 
     If context and continuation together are too long, the context loses ids after its first (the domain's tag). If the
     continuation alone is too long, its pieces follow each other as rows of training do: each begins with the id that
     the one before ends with. The last one reads as much of what comes before as there is room for.
+
+    Args:
+        number: which request it is.
+        request: what is asked.
+        length: S.
     """
     context, continuation = list(request.context), list(request.continuation)
     if len(continuation) <= length:
@@ -65,7 +70,10 @@ def pack(windows: Sequence[Window], domains: Sequence[int], length: int) -> List
     """Rows of windows of one domain each (level 1 routes a row as a whole): the longest first, each in the first row
     with room.
 
-    Args: domains: of the requests, by number. length: S.
+    Args:
+        windows: of all requests.
+        domains: of the requests, by number.
+        length: S.
     """
     rows: List[ScoredRow] = []
     free: List[int] = []
@@ -81,8 +89,13 @@ def pack(windows: Sequence[Window], domains: Sequence[int], length: int) -> List
 
 
 def to_batch(rows: Sequence[ScoredRow], count: int, length: int) -> Batch:
-    """The rows as a batch of `count` rows; what they leave free is a document of its own, of zeros. `loss_mask` is 1
-    where a window is scored; homes are 0.
+    """The rows as a batch; what they leave free is a document of its own, of zeros. `loss_mask` is 1 where a window is
+    scored; homes are 0.
+
+    Args:
+        rows: at most `count` of them.
+        count: B.
+        length: S.
     """
     ids, targets, positions, documents = (np.zeros((count, length), np.int32) for _ in range(4))
     mask, domain = np.zeros((count, length), np.float32), np.zeros(count, np.int32)

@@ -1,6 +1,8 @@
+"""What the model writes, compared: exact match and F1. test_measurement.py runs the whole measurement."""
+
 import pytest
 
-from pangu_sigma.evaluation.agreement import exact_match, f1, units
+from pangu_sigma.evaluation.generation import exact_match, f1, units
 
 # found, answer: units in common / units of each, counted by hand
 F1 = [

@@ -18,11 +18,13 @@ from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import vocabulary
 from pangu_sigma.evaluation.choice import ChoiceTask, picked
 from pangu_sigma.evaluation.generation import GenerationTask, before_stop
-from pangu_sigma.evaluation.model import EvaluatedModel, _build, without_drops
+from pangu_sigma.evaluation.model import EvaluatedModel, _context, without_drops
 from pangu_sigma.evaluation.perplexity import TextPieces, ValidationRows
 from pangu_sigma.evaluation.prompts import prompt_text, task_domain
 from pangu_sigma.evaluation.ranks import validation_batches
+from pangu_sigma.evaluation.scoring import Scorer
 from pangu_sigma.evaluation.tasks import load_task
+from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.runtime.runtime import Runtime
 
 
@@ -41,7 +43,9 @@ def model(tiny_data, networks):
     )
     data = PreparedData.open(str(tiny_data))
     runtime = Runtime(create_collectives("local", Topology(1, 1), 0))
-    network, scorer = _build(config, runtime, vocabulary(config, data), slots_for_all=True)
+    context = _context(config, runtime, vocabulary(config, data))
+    network = PanGuSigma(context)
+    scorer = Scorer(network, context.shape)
     networks.randomise(network, 2)
     return EvaluatedModel(
         config,
