@@ -3,7 +3,7 @@
 import os
 import sys
 
-from pangu_sigma.runtime.requirements import missing_package
+from pangu_sigma.runtime.versions import missing_package
 
 
 def main() -> int:

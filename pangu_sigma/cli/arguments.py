@@ -9,8 +9,8 @@ from pangu_sigma import __version__
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
 from pangu_sigma.runtime.launch import read_launch, why_a_rank
-from pangu_sigma.runtime.requirements import version_line
 from pangu_sigma.runtime.router_files import add_router_option
+from pangu_sigma.runtime.versions import version_line
 
 Action = Callable[[Config, argparse.Namespace], int]
 

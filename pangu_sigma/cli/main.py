@@ -36,9 +36,8 @@ from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import OutputNotWritten
 from pangu_sigma.runtime.launch import check_launch, is_scheduler, is_worker, rank_name, why_a_rank
-from pangu_sigma.runtime.output import make_streams_lenient
 from pangu_sigma.runtime.processes import end_with_parent
-from pangu_sigma.runtime.reporting import SUCCESS, append_line, report_error
+from pangu_sigma.runtime.reporting import SUCCESS, append_line, make_streams_lenient, report_error
 from pangu_sigma.runtime.router_files import use_router_files
 
 ADD_COMMANDS = (
@@ -112,7 +111,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings speak to its developers; its errors still show
-    _join_launcher()
+    logs = os.environ.get("LOCMOE_LOG_DIR")
+    if logs and (is_worker() or is_scheduler()):
+        if is_worker():  # the launcher learns which process is which rank
+            append_line(Path(logs) / "workers.log", rank_name(), str(os.getpid()))
+        end_with_parent()  # killed outright, msrun leaves its workers behind
     check_launch(options.command, options.by_ranks)
     if is_scheduler():
         return _be_scheduler(options)
@@ -141,13 +144,3 @@ def _be_scheduler(options: argparse.Namespace) -> int:
     elif why_a_rank() and "LOCMOE_MESH_SECRET" not in os.environ:
         raise InputError(f"{options.command}: the scheduler of a job on CPU has nothing to do{why_a_rank()}")
     return SUCCESS
-
-
-def _join_launcher() -> None:
-    """Under the launcher: says which process is which rank, and ties this process's life to that of what started it."""
-    folder = os.environ.get("LOCMOE_LOG_DIR")
-    if not folder or not (is_worker() or is_scheduler()):
-        return
-    if is_worker():
-        append_line(Path(folder) / "workers.log", rank_name(), str(os.getpid()))
-    end_with_parent()  # killed outright, msrun leaves its workers behind

@@ -22,7 +22,7 @@ from pangu_sigma.evaluation.results import Measured, RecordFile, as_json, table,
 from pangu_sigma.evaluation.tasks import Task, load_task
 from pangu_sigma.model.capacity_rules import resolve_layout
 from pangu_sigma.runtime.locks import FolderLock
-from pangu_sigma.runtime.output import print_json
+from pangu_sigma.runtime.reporting import print_json
 
 
 @dataclass(frozen=True)

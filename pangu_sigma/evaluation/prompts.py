@@ -64,7 +64,7 @@ def task_header(task: Task, domain: int) -> Dict[str, Any]:
 
 
 def lost_note(name: str, records: Sequence[Record], length: int) -> List[str]:
-    """Says of the measurement `name` how many prompts were cut to fit into `length` ids, if any of the `records` was."""
+    """Says of the measurement `name` how many of the prompts of `records` were cut to fit into `length` ids, if any."""
     count = sum(record["lost"] > 0 for record in records)
     if not count:
         return []

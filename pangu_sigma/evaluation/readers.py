@@ -40,7 +40,7 @@ def read_json(path: Path) -> Examples:
 
 
 def read_c3(path: Path) -> Examples:
-    """C3: a list of [lines of a document, questions, id]. Fields: document, question, choices, answer (its text), id."""
+    """C3: a list of [lines of a document, questions, id]. Fields: document, question, choices, answer (a text), id."""
     content = _content(path)
     for number, entry in enumerate(_list(content, str(path))):
         where = f"{path}[{number}]"

@@ -129,8 +129,8 @@ def load_task(path: str, data_folder: Optional[str] = None, limit: Optional[int]
 
 
 def settings(task: Task) -> Dict[str, Any]:
-    """The keys that records depend on, with their values. Files and domain stand beside them; metrics of choices follow
-    from records.
+    """The keys that records depend on, with their values. Files and domain are noted by themselves; metrics of choices
+    follow from records.
     """
     left_out = ("data", "shots_data", "domain", *(("metrics",) if task.config.kind == "choice" else ()))
     return {name: value for name, value in to_dict(task.config).items() if name not in left_out}

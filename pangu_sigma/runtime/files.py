@@ -33,15 +33,15 @@ def write_atomically(path: Path, text: str) -> None:
     hold, is written as an escape.
     """
     path = Path(os.path.realpath(path))
-    beside = temporary_path(path.parent)
+    temporary = temporary_path(path.parent)
     try:
-        with open(beside, "x", encoding="utf-8", errors="backslashreplace") as file:
+        with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def check_output(option: str, path: Path, markers: Sequence[bytes]) -> None:
@@ -49,6 +49,7 @@ def check_output(option: str, path: Path, markers: Sequence[bytes]) -> None:
 
     Args:
         option: what the user gave the path by, for the message.
+        path: the file.
         markers: bytes of which one stands in the first 4 KiB of every file of this kind. An empty file is nobody's
             loss.
     """
@@ -63,17 +64,22 @@ def check_output(option: str, path: Path, markers: Sequence[bytes]) -> None:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise InputError(
-            f"{option} {path}: cannot be read ({_reason(error)}); expected a file that this program wrote, or a new name"
+            f"{option} {path}: cannot be read ({_reason(error)}); expected a file that this program wrote, or a new "
+            "name"
         ) from None
-    if not any(
-        marker in head or marker.startswith(head) for marker in markers
-    ):  # of what was cut off there may be less
+    # Of what was cut off there may be less than the marker.
+    if not any(marker in head or marker.startswith(head) for marker in markers):
         raise InputError(f"{option} {path}: is there already, and pangu-sigma did not write it; expected another name")
 
 
 def write_output(option: str, path: Path, text: str, markers: Sequence[bytes]) -> None:
-    """Writes a file that the user named, and the folders above it. Raises InputError as `check_output`, or where the
-    disk refuses.
+    """Writes a file that the user named, and the folders above it.
+
+    Args:
+        option, path, markers: as of `check_output`.
+        text: the whole content.
+
+    Raises InputError: as `check_output`, or the disk refuses.
     """
     check_output(option, path, markers)
     try:

@@ -48,11 +48,17 @@ WORKER, SCHEDULER = "MS_WORKER", "MS_SCHED"
 
 @dataclass(frozen=True)
 class Launch:
-    """This process's place in the job; alone without a launcher."""
+    """This process's place in the job; alone without a launcher.
+
+    Attributes:
+        rank, world_size: which one of how many.
+        device: number to give to MindSpore; None: left to it.
+        table: the rank table that names the nodes, if there is one.
+    """
 
     rank: int = 0
     world_size: int = 1
-    device: Optional[int] = None  # number to give to MindSpore; None: left to it
+    device: Optional[int] = None
     table: "Optional[RankTable]" = None
 
     def fit(self, config: Config) -> Config:
@@ -92,12 +98,12 @@ def why_a_rank() -> str:
         return ""
     if _by_rank_table():
         return (
-            "; RANK_TABLE_FILE and RANK_ID in the environment make this process a rank of a job: if no launcher started it, "
-            "unset RANK_TABLE_FILE RANK_ID"
+            "; RANK_TABLE_FILE and RANK_ID in the environment make this process a rank of a job: if no launcher "
+            "started it, unset RANK_TABLE_FILE RANK_ID"
         )
     return (
-        f"; MS_ROLE={os.environ['MS_ROLE']} in the environment makes this process part of a job: if msrun did not start it, "
-        "unset MS_ROLE"
+        f"; MS_ROLE={os.environ['MS_ROLE']} in the environment makes this process part of a job: if msrun did not "
+        "start it, unset MS_ROLE"
     )
 
 
@@ -124,18 +130,18 @@ def check_launch(command: str, by_ranks: bool) -> None:
         return
     if role not in (WORKER, SCHEDULER):
         raise InputError(
-            f"environment variable MS_ROLE: found '{role}', expected {WORKER} or {SCHEDULER}, as msrun sets it, or none "
-            "(unset MS_ROLE)"
+            f"environment variable MS_ROLE: found '{role}', expected {WORKER} or {SCHEDULER}, as msrun sets it, or "
+            "none (unset MS_ROLE)"
         )
     if not by_ranks:
         raise InputError(
-            f"{command} runs as one process, but the environment variable MS_ROLE is set ({role}); expected to run without "
-            "msrun, or, if something left it over, unset MS_ROLE"
+            f"{command} runs as one process, but the environment variable MS_ROLE is set ({role}); expected to run "
+            "without msrun, or, if something left it over, unset MS_ROLE"
         )
     if role == SCHEDULER and not started_by_launcher() and "MS_SCHED_HOST" not in os.environ:
         raise InputError(
-            "environment variable MS_ROLE: found MS_SCHED without MS_SCHED_HOST, which msrun sets with it; expected both, or "
-            "none (unset MS_ROLE)"
+            "environment variable MS_ROLE: found MS_SCHED without MS_SCHED_HOST, which msrun sets with it; expected "
+            "both, or none (unset MS_ROLE)"
         )
 
 
@@ -162,10 +168,6 @@ def read_launch() -> Launch:
             )
         return Launch(rank, world_size, None, table)
     assert table is not None
-    return _launch_of_table(rank, table)
-
-
-def _launch_of_table(rank: int, table: "RankTable") -> Launch:
     if rank >= table.world_size:
         raise InputError(
             f"environment variable RANK_ID: found {rank}, expected a rank of {os.environ['RANK_TABLE_FILE']}, "

@@ -37,6 +37,7 @@ class FolderLock:
     make nor open the file, as in a folder of somebody else who never locked it.
 
     Args:
+        folder: what to hold.
         option: the key or option that names the folder, for messages.
         shared: whether others may hold it too, if they are content to share it.
         wait_s: seconds to wait for the holder to leave.
@@ -60,11 +61,16 @@ class FolderLock:
         deadline = time.monotonic() + self._wait_s
         while not self._try():
             late = time.monotonic() - deadline
-            holder = self._holder() or (late >= _SIGNING_S and "another process")
+            try:
+                holder = _read_note(self._path.read_bytes())
+            except OSError:  # it has just left
+                holder = None
+            if holder is None and late >= _SIGNING_S:
+                holder = "another process"
             if late >= 0 and holder:
                 raise InputError(
-                    f"{self._option}: {self._folder} is in use by {holder}; expected another folder, or to wait until that "
-                    "has ended"
+                    f"{self._option}: {self._folder} is in use by {holder}; expected another folder, or to wait until "
+                    "that has ended"
                 )
             time.sleep(_POLL_S)
         return self
@@ -76,9 +82,8 @@ class FolderLock:
             return
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of a shared one: whether it is the last
-            self._path.unlink(
-                missing_ok=True
-            )  # while it is held: who waits for it sees that the name is another file's by then
+            # While it is held: who waits for it sees that the name is another file's by then.
+            self._path.unlink(missing_ok=True)
             for folder in self._made:
                 folder.rmdir()
         except OSError:
@@ -100,7 +105,11 @@ class FolderLock:
                 return True
             os.close(descriptor)
             return False
-        if not self._is_named(descriptor):  # its last holder took the name away
+        try:
+            named = os.path.samestat(os.fstat(descriptor), os.lstat(self._path))
+        except OSError:
+            named = False
+        if not named:  # its last holder took the name away
             os.close(descriptor)
             return self._try()
         self.descriptor = descriptor
@@ -119,19 +128,14 @@ class FolderLock:
             if not self._shared and self._folder.exists() and not self._folder.is_dir():
                 raise InputError(f"{self._option}: {self._folder} is a file; expected a folder or a new name") from None
             if not self._shared:
+                reason = (error.strerror or str(error)).lower()
                 raise InputError(
-                    f"{self._option}: cannot write in {self._folder} ({(error.strerror or str(error)).lower()}); expected a writable folder"
+                    f"{self._option}: cannot write in {self._folder} ({reason}); expected a writable folder"
                 ) from None
         try:
             return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             return None
-
-    def _is_named(self, descriptor: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(descriptor), os.lstat(self._path))
-        except OSError:
-            return False
 
     def _sign(self, descriptor: int) -> None:
         before = os.pread(descriptor, _MOST_NOTE_BYTES, 0)
@@ -147,13 +151,6 @@ class FolderLock:
             os.pwrite(descriptor, dumps(note).ljust(_NOTE_BYTES).encode() + b"\n", 0)
         except OSError:
             pass  # read-only, or full: the lock holds without a note
-
-    def _holder(self) -> Optional[str]:
-        """Who holds the lock, in words; None where nobody has signed, or the holder has just left."""
-        try:
-            return _read_note(self._path.read_bytes())
-        except OSError:
-            return None
 
 
 def _read_note(content: bytes) -> Optional[str]:

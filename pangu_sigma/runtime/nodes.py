@@ -44,7 +44,8 @@ def read_nodes(path: Union[str, "os.PathLike[str]"]) -> List[Node]:
     for number, words in enumerate(lines, start=1):
         if len(words) > 2:
             raise InputError(
-                f"{path}: line {number}: found {len(words)} words, expected an address and perhaps a destination for ssh"
+                f"{path}: line {number}: found {len(words)} words, expected an address and perhaps a destination for "
+                "ssh"
             )
         if words:
             nodes.append(Node(words[0], resolve(words[0]), words[-1]))

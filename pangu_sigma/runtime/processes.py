@@ -18,9 +18,8 @@ def with_this_python() -> Dict[str, str]:
     """This environment, in which scripts find the Python that runs this program, and nothing that is left over of
     another job.
     """
-    left_over = {*RANK_VARIABLES, *CLUSTER_VARIABLES, "VIRTUAL_ENV"} - {
-        "RANK_TABLE_FILE"
-    }  # which says where the nodes are
+    left_over = {*RANK_VARIABLES, *CLUSTER_VARIABLES, "VIRTUAL_ENV"}
+    left_over.discard("RANK_TABLE_FILE")  # which says where the nodes are
     environment = {name: value for name, value in os.environ.items() if name not in left_over}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if sys.prefix != sys.base_prefix:

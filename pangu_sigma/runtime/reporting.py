@@ -1,23 +1,57 @@
-"""How a process tells its user what went wrong: one line, once, on stderr or in the job's error log."""
+"""What a process says, to people and to pipes: no character ends it, whatever the terminal's encoding; and what went
+wrong is told in one line, once, on stderr or in the job's error log.
+"""
 
+import io
 import os
 import sys
 import threading
 import time
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from locmoe_ops.errors import CollectiveError, InputError
 from pangu_sigma.errors import OutputNotWritten, RunDiverged, ToolFailed
 from pangu_sigma.runtime.launch import is_worker, rank_name, started_by_launcher
-from pangu_sigma.runtime.requirements import missing_package
+from pangu_sigma.runtime.strict_json import dumps
+from pangu_sigma.runtime.versions import missing_package
 
 SUCCESS, FAILURE, BAD_INPUT = 0, 1, 2
 # msrun kills all ranks within a second of the first failure it sees; a failed rank stays this long so that its peers,
 # which fail for the same reason at nearly the same time, get to say so in their own words.
 _GRACE_S = 1.5
 _reporting = threading.Lock()
+
+
+def make_streams_lenient() -> None:
+    """Lets standard output and error take any text, and standard input give any bytes; a closed one leads nowhere.
+
+    A character that the encoding lacks (as with PYTHONIOENCODING=ascii or gbk), and half of a surrogate pair in any, is
+    written as an escape such as \\u4e2d. Bytes of input that are no text arrive as lone surrogates, which whoever takes
+    the text refuses.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # It would become that of a file opened later, and what libraries print would go there. The lowest is taken.
+            os.open(os.devnull, os.O_RDWR)
+    for name, errors in (("stdin", "surrogateescape"), ("stdout", "backslashreplace"), ("stderr", "backslashreplace")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as JSON, on one line; characters beyond ASCII as they are where the output can be any of them."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("_", "-")
+    print(dumps(value, ensure_ascii=encoding not in ("utf-8", "utf8", "utf-8-sig")))
+
+
+# ---- errors
 
 
 def report_error(error: BaseException) -> int:
@@ -46,18 +80,18 @@ def _tell(error: BaseException) -> None:
     message = missing or " ".join(str(error).split())
     if not missing and not isinstance(error, (InputError, CollectiveError, OutputNotWritten, RunDiverged, ToolFailed)):
         traceback.print_exception(type(error), error, error.__traceback__)
-        message = f"{_rank_prefix()}{type(error).__name__}: {message}"
+        rank = f"rank {rank_name()}: " if is_worker() else ""
+        message = f"{rank}{type(error).__name__}: {message}"
     line = f"pangu-sigma: error: {message}"
     folder = os.environ.get("LOCMOE_LOG_DIR")
     told = folder and is_worker() and append_line(Path(folder) / "errors.log", rank_name(), str(status), line)
-    if (
-        not told or not started_by_launcher()
-    ):  # else nobody reads that log, where the folder's name is left over in a shell
+    # Where the folder's name is left over in a shell, nobody reads that log.
+    if not told or not started_by_launcher():
         print(line, file=sys.stderr, flush=True)
 
 
 def _status(error: BaseException) -> int:
-    """A missing package counts as bad input: the user can mend it, and a job that is started again would miss it again."""
+    """A missing package counts as bad input: the user can fix it, and a job that is started again misses it again."""
     return BAD_INPUT if isinstance(error, InputError) or missing_package(error) else FAILURE
 
 
@@ -67,10 +101,6 @@ def leave_now(error: BaseException) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def _rank_prefix() -> str:
-    return f"rank {rank_name()}: " if is_worker() else ""
 
 
 def append_line(path: Path, *words: str) -> bool:

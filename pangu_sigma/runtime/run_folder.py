@@ -5,13 +5,12 @@ of others is touched.
 import json
 import os
 from pathlib import Path
-from typing import Iterator
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.runtime.files import check_output
 
 CHECKPOINTS, CONFIG, METRICS, SUMMARY = "checkpoints", "config.yaml", "metrics.jsonl", "summary.json"
-# What training writes there, beside the logs, which launchers keep under names of their own.
+# What training writes there, besides the logs, which launchers keep under names of their own.
 _WRITTEN = (METRICS, CHECKPOINTS, SUMMARY, CONFIG, "cosines.json", "profile", "tensorboard")
 _MARKERS = {
     METRICS: (b'"progress/step"',),
@@ -27,19 +26,16 @@ def holds_run(folder: Path) -> bool:
     """
     if any(path.is_dir() for path in (folder / CHECKPOINTS).glob("step_*")):
         return True
-    return _begins_with_a_step(folder / METRICS) or is_saved_config(folder / CONFIG)
+    try:
+        begins_with_a_step = "progress/step" in json.loads(_head(folder / METRICS).partition(b"\n")[0])
+    except (ValueError, TypeError):
+        begins_with_a_step = False
+    return begins_with_a_step or is_saved_config(folder / CONFIG)
 
 
 def is_saved_config(path: Path) -> bool:
     """True if `save_config` wrote the file. Runs before version 0.2 have one that does not say so."""
     return _head(path).startswith(SAVED_CONFIG.encode())
-
-
-def _begins_with_a_step(path: Path) -> bool:
-    try:
-        return "progress/step" in json.loads(_head(path).partition(b"\n")[0])
-    except (ValueError, TypeError):
-        return False
 
 
 def _head(path: Path) -> bytes:
@@ -54,7 +50,7 @@ def check_new(folder: Path) -> None:
     """Raises InputError where a new run cannot have the folder: it holds a run, or something in the way of one."""
     if os.path.lexists(folder) and not folder.is_dir():
         raise InputError(f"train.output_dir: {folder} is a file; expected a folder or a new name")
-    found = next(_found(folder), None)
+    found = next((name for name in _WRITTEN if os.path.lexists(folder / name)), None)
     if holds_run(folder):
         raise InputError(
             f"train.output_dir: {folder} holds an earlier run ({found}); expected a new folder, or "
@@ -62,7 +58,8 @@ def check_new(folder: Path) -> None:
         )
     if found is not None:
         raise InputError(
-            f"train.output_dir: {folder / found} is in the way, and no run of pangu-sigma wrote it; expected a new folder"
+            f"train.output_dir: {folder / found} is in the way, and no run of pangu-sigma wrote it; expected a new "
+            "folder"
         )
 
 
@@ -75,10 +72,7 @@ def check_own(folder: Path) -> None:
     for name, markers in _MARKERS.items():
         if (folder / name).is_symlink():
             raise InputError(
-                f"train.output_dir: {folder / name} is a symbolic link, which a run would write through; expected a file"
+                f"train.output_dir: {folder / name} is a symbolic link, which a run would write through; expected a "
+                "file"
             )
         check_output("train.output_dir:", folder / name, markers)
-
-
-def _found(folder: Path) -> Iterator[str]:
-    return (name for name in _WRITTEN if os.path.lexists(folder / name))

@@ -29,8 +29,8 @@ def set_environment(hccl: HcclConfig) -> None:
             continue
         if found not in (None, str(value)):
             raise InputError(
-                f"runtime.hccl.{name} is {value}, but {variable} is {found} in the environment; expected the same, or one of "
-                "them left out"
+                f"runtime.hccl.{name} is {value}, but {variable} is {found} in the environment; expected the same, or "
+                "one of them left out"
             )
         os.environ[variable] = str(value)
 
@@ -44,26 +44,23 @@ def switch_off_compile_cache(tell: bool = True) -> None:
     computes the other configuration's numbers. A graph with Python functions in it, which are the collectives of
     several ranks on CPU, cannot be taken up at all: it names them by their addresses in the process that wrote it.
 
-    Args: tell: say so on stderr; of a job one rank should.
+    Args:
+        tell: say so on stderr; of a job one rank should.
     """
-    by_variable, by_context = (
-        os.environ.get(COMPILE_CACHE, "") not in ("", "0"),
-        bool(ms.get_context("enable_compile_cache")),
-    )
+    by_variable = os.environ.get(COMPILE_CACHE, "") not in ("", "0")
+    by_context = bool(ms.get_context("enable_compile_cache"))
     if not (by_variable or by_context):
         return
-    asked = (
-        f"{COMPILE_CACHE} is {os.environ[COMPILE_CACHE]}"
-        if by_variable
-        else "enable_compile_cache is set in MindSpore's context"
-    )
+    asked = "enable_compile_cache is set in MindSpore's context"
+    if by_variable:
+        asked = f"{COMPILE_CACHE} is {os.environ[COMPILE_CACHE]}"
     os.environ[COMPILE_CACHE] = "0"
     if by_context:
         ms.set_context(enable_compile_cache=False)
     if tell:
         print(
-            f"pangu-sigma: warning: {asked}, but MindSpore's compile cache is switched off: it takes graphs of different configurations "
-            "for the same",
+            f"pangu-sigma: warning: {asked}, but MindSpore's compile cache is switched off: it takes graphs of "
+            "different configurations for the same",
             file=sys.stderr,
             flush=True,
         )

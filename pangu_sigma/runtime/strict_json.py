@@ -12,7 +12,12 @@ from typing import Any, Dict, List, Optional
 
 
 def dumps(content: Any, **options: Any) -> str:
-    """`content` as strict JSON, on one line unless `options`, those of `json.dumps`, say otherwise."""
+    """What goes into a file or is printed.
+
+    Args:
+        content: what `json.dumps` takes; numbers may be NaN or infinite.
+        options: those of `json.dumps`; without `indent` all stands on one line.
+    """
     return json.dumps(finite_only(content), allow_nan=False, **options)
 
 

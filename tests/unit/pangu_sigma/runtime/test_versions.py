@@ -1,4 +1,8 @@
-"""What is installed, and what is said where it is not: one line with the command that mends it, never a traceback."""
+"""What is installed, and what is said where it is not: one line with the command that installs it, never a traceback.
+
+And a run's note of the code that made it: another one for every other text of the packages, the same for everything
+else.
+"""
 
 import ast
 import os
@@ -9,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pangu_sigma import __version__
-from pangu_sigma.runtime.requirements import REQUIREMENTS, missing_package
+from pangu_sigma.runtime import versions
+from pangu_sigma.runtime.versions import REQUIREMENTS, code_version, missing_package
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 # Python imports `sitecustomize` at start-up; this one hides packages as if they were not installed.
@@ -130,3 +135,40 @@ def test_a_package_that_setup_does_not_name_is_named():
     assert "package psutil is not installed" in missing_package(
         ModuleNotFoundError("No module named 'psutil'", name="psutil")
     )
+
+
+# ---- code
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    folder = tmp_path / "package"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "one.py").write_text("a = 1\n")
+    (folder / "inner" / "two.py").write_text("b = 2\n")
+    monkeypatch.setattr(versions, "PACKAGES", (folder,))
+    return folder
+
+
+def test_every_change_of_a_python_file_shows(package):
+    seen = {code_version()}
+    (package / "one.py").write_text("a = 1\nb = 2\n")
+    seen.add(code_version())
+    (package / "inner" / "two.py").write_text("")  # what was in one file is now in the other
+    seen.add(code_version())
+    (package / "one.py").rename(package / "three.py")
+    seen.add(code_version())
+    assert len(seen) == 4 and all(len(version) == 12 for version in seen)
+
+
+def test_nothing_else_shows(package, tmp_path):
+    before = code_version()
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "one.pyc").write_bytes(b"x")
+    (package / "notes.yaml").write_text("a: 1")
+    assert code_version() == before
+
+
+def test_both_packages_count():
+    assert [package.name for package in versions.PACKAGES] == ["locmoe_ops", "pangu_sigma"]
+    assert all((package / "__init__.py").is_file() for package in versions.PACKAGES)

@@ -1,8 +1,12 @@
-"""What the program needs besides Python: which version is installed, and what to say where a package is missing."""
+"""Which code makes a run, and what it needs besides Python: versions, and what to say where a package is missing."""
 
+import hashlib
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Optional
+
+import locmoe_ops
 
 # What setup.py requires, by the name under which it is imported.
 REQUIREMENTS = {
@@ -14,6 +18,21 @@ REQUIREMENTS = {
     "safetensors": "safetensors>=0.4",
     "scipy": "scipy>=1.9",
 }
+
+
+PACKAGES = (Path(locmoe_ops.__file__).parent, Path(__file__).parents[1])
+
+
+def code_version() -> str:
+    """12 hexadecimal digits that change with any Python file of `locmoe_ops` and `pangu_sigma`, committed or not, and
+    with nothing else: results of different code may differ, whatever their configurations say.
+    """
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted(package.rglob("*.py")):
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(package.parent).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:12]
 
 
 def installed_version(package: str) -> Optional[str]:

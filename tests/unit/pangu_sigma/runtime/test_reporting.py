@@ -37,7 +37,7 @@ def run(
 @pytest.mark.parametrize("environment", ENCODINGS, ids=str)
 def test_any_character_is_written(environment):
     program = (
-        "from pangu_sigma.runtime.output import make_streams_lenient, print_json; make_streams_lenient(); "
+        "from pangu_sigma.runtime.reporting import make_streams_lenient, print_json; make_streams_lenient(); "
         f"text = {WORDS!a} + chr(0xd83d); print(text); print(text, file=sys.stderr); print_json({{'a': {'天下 😀 é'!a}}}); "
         "from tqdm import tqdm; tqdm.write(text, file=sys.stdout); list(tqdm([1], desc=text[:-1]))"
     )
@@ -116,7 +116,7 @@ def test_closed_streams(tmp_path, closed):
 
 def test_what_libraries_print_does_not_go_into_a_file_that_took_the_place_of_a_closed_stream(tmp_path):
     program = (
-        "from pangu_sigma.runtime.output import make_streams_lenient; make_streams_lenient(); import os; "
+        "from pangu_sigma.runtime.reporting import make_streams_lenient; make_streams_lenient(); import os; "
         "file = open('kept', 'w'); os.write(1, b'noise'); os.write(2, b'noise'); file.close()"
     )
     subprocess.run(
