@@ -5,7 +5,7 @@ from typing import Callable, List, Optional, Tuple
 
 from pangu_sigma.doctor.findings import Finding, failure, ok, warning
 from pangu_sigma.doctor.machine import Machine, Ran
-from pangu_sigma.runtime.requirements import REQUIREMENTS, installed_version
+from pangu_sigma.runtime.versions import REQUIREMENTS, installed_version
 
 PYTHONS = ((3, 9), (3, 13))  # from, up to and without
 MINDSPORES = ((2, 7), (2, 11))

@@ -13,7 +13,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.data.jsonl import check_text, is_jsonl, read_lines, read_records, shorten
 from pangu_sigma.inference.sampling import SamplingSettings
 from pangu_sigma.runtime.launch import is_worker
-from pangu_sigma.runtime.output import print_json
+from pangu_sigma.runtime.reporting import print_json
 
 
 class Prompt(NamedTuple):

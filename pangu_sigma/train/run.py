@@ -25,7 +25,6 @@ from pangu_sigma.metrics.perplexity import perplexity_of
 from pangu_sigma.metrics.window import summarise
 from pangu_sigma.model.advice import locality_advice
 from pangu_sigma.model.capacity_rules import resolve_layout
-from pangu_sigma.runtime.code_version import code_version
 from pangu_sigma.runtime.files import set_aside
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.launch import read_launch
@@ -33,6 +32,7 @@ from pangu_sigma.runtime.locks import FolderLock
 from pangu_sigma.runtime.run_folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY, is_saved_config
 from pangu_sigma.runtime.runtime import Runtime, start_runtime
 from pangu_sigma.runtime.strict_json import dumps
+from pangu_sigma.runtime.versions import code_version
 from pangu_sigma.train.cosines import FILE as COSINES
 from pangu_sigma.train.cosines import measure_cosines
 from pangu_sigma.train.divergence import Verdict

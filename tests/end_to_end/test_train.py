@@ -17,8 +17,8 @@ from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
 from pangu_sigma.data.vocabulary import vocabulary
 from pangu_sigma.metrics.definitions import DEFINITIONS
-from pangu_sigma.runtime.code_version import code_version
 from pangu_sigma.runtime.runtime import start_runtime
+from pangu_sigma.runtime.versions import code_version
 from pangu_sigma.train.engine import TrainEngine
 
 METRICS = {
