@@ -270,7 +270,7 @@ def expert_assignment(data: Collection) -> str:
     return figure(
         title,
         "One row an expert of the last sparse layer, training from left to right, first seed. The stronger the colour, "
-        "the more of the tokens; rows of one even tone mean an even load, a few strong ones beside pale ones mean that "
+        "the more of the tokens; rows of one even tone mean an even load, a few strong ones among pale ones mean that "
         "experts idle while others overflow.",
         "".join(panels),
     )

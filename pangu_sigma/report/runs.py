@@ -20,7 +20,7 @@ from pangu_sigma.runtime.files import check_output, write_output
 from pangu_sigma.runtime.strict_json import read_object
 
 REFRESH_S = 5
-_ONE_SEED = 0  # every folder stands for itself: all are set beside the first, whatever their seeds
+_ONE_SEED = 0  # every folder stands for itself: all are compared with the first, whatever their seeds
 _OWN_PLACE = ("train.output_dir", "checkpoint.resume")  # differ between runs that are otherwise the same
 MEASURED = RULE + " Ratios are to {first}. An unfinished run is shown as far as it is."
 

@@ -77,9 +77,16 @@ def read_profile(folder: Path) -> Profile | None:
     if traces:
         return Profile({rank: read_step_trace(path) for rank, (_, path) in sorted(traces.items())}, traced=True)
     timers = {int(found[1]): path for path in folder.glob("rank_*.json") if (found := _RANK.fullmatch(path.stem))}
-    return (
-        Profile({rank: _read_timers(path) for rank, path in sorted(timers.items())}, traced=False) if timers else None
-    )
+    ranks: dict[int, list[TimeSplit]] = {}
+    for rank, path in sorted(timers.items()):
+        try:
+            steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
+            ranks[rank] = [TimeSplit(*(float(step[f"{name}(s)"]) for name in TimeSplit._fields)) for step in steps]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}: not a rank's timers ({type(error).__name__}: {error}), expected what train.profile writes"
+            ) from None
+    return Profile(ranks, traced=False) if ranks else None
 
 
 def read_step_trace(path: Path) -> list[TimeSplit]:
@@ -120,16 +127,6 @@ def _number(row: dict[str, Any], name: str, path: Path) -> float:
     except (TypeError, ValueError):
         pass
     raise InputError(f"{path}: {name}: found {row[name]!r}, expected a number of at least 0")
-
-
-def _read_timers(path: Path) -> list[TimeSplit]:
-    try:
-        steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
-        return [TimeSplit(*(float(step[f"{name}(s)"]) for name in TimeSplit._fields)) for step in steps]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: not a rank's timers ({type(error).__name__}: {error}), expected what train.profile writes"
-        ) from None
 
 
 def profile_table(run: Path) -> list[str]:

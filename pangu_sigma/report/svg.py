@@ -119,7 +119,11 @@ def curves(series: Sequence[Curve], x_title: str, y_title: str, label: str, top:
         parts.append(_text(x, 233, compact(tick), anchor, muted=True))
     parts.append(_text(WIDTH, 250, x_title, "end", muted=True))
     drawn = "".join(_curve(frame, curve) for curve in series)
-    parts.append(drawn if math.isinf(top) else _cut_off(frame, drawn, label))
+    if math.isfinite(top):  # show the curves as far as they lie below the frame's top
+        name = f"frame{zlib.crc32(label.encode()):08x}"
+        inside = f'<rect x="0" y="{frame.top - 6:.1f}" width="{WIDTH:.0f}" height="{frame.bottom:.1f}"/>'
+        drawn = f'<clipPath id="{name}">{inside}</clipPath><g clip-path="url(#{name})">{drawn}</g>'
+    parts.append(drawn)
     return _svg(256.0, "".join(parts), label)
 
 
@@ -256,13 +260,6 @@ def _dot(x: float, y: float, colour: int, title: str = "") -> str:
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="var(--c{colour % COLOURS})" stroke-width="2">'
         f"<title>{escape(title)}</title></circle>"
     )
-
-
-def _cut_off(frame: _Frame, content: str, label: str) -> str:
-    """The content, as far as it lies below the frame's top."""
-    name = f"frame{zlib.crc32(label.encode()):08x}"
-    rectangle = f'<rect x="0" y="{frame.top - 6:.1f}" width="{WIDTH:.0f}" height="{frame.bottom:.1f}"/>'
-    return f'<clipPath id="{name}">{rectangle}</clipPath><g clip-path="url(#{name})">{content}</g>'
 
 
 def _stroke(colour: int) -> str:

@@ -21,7 +21,7 @@ LONG_NAME = "locmoe.hierarchical+two_chunks+capacity_1.0"
 
 @pytest.fixture
 def write_plan(tmp_path):
-    """Writes a comparison of two variants (or as changed; None leaves a key out) and its base; returns the file's name."""
+    """Writes a comparison of two variants (or as changed; None leaves a key out), and its base; returns its path."""
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
 
     def _write(**changed):
