@@ -3,7 +3,7 @@
 
 usage: python scripts/check_divergence.py [FOLDER]
 
-Each run is made in FOLDER (default runs/divergence; what is there is not made again) beside a sound one on as many
+Each run is made in FOLDER (default runs/divergence; what is there is not made again) next to a sound one on as many
 ranks. Looked at: exit status 1 and one line of error; every file strict JSON without a number of hundreds of digits;
 the run last in `summary` and `report`; `watch` and a process list that agree it has ended. Writes the table of
 docs/reliability.md. Exit status 1 if something was not so.
@@ -32,7 +32,7 @@ LONG_NUMBER = re.compile(r"[0-9]{30}|e\+30[0-9]")
 
 
 def train(folder: Path, name: str, ranks: int, overrides: tuple[str, ...]) -> tuple[Path, int, str]:
-    """Run folder, exit status, and what was said on stderr, which lie beside the run."""
+    """Run folder, exit status, and what was said on stderr, which lie next to the run."""
     run = folder / f"{name.replace(' ', '_').replace(',', '')}_{ranks}"
     note = run.with_suffix(".ended.json")
     if not note.exists():

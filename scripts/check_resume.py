@@ -23,7 +23,8 @@ from pangu_sigma.checkpoint.reader import CheckpointReader
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = [
-    "model={hidden_size: 32, num_heads: 2, dense_layers: 1, sparse_layers: 1, sequence_length: 128, hidden_dropout: 0.1}",
+    "model={hidden_size: 32, num_heads: 2, dense_layers: 1, sparse_layers: 1, sequence_length: 128, "
+    "hidden_dropout: 0.1}",
     "train={steps: 40, global_batch_size: 8, eval_rows: 0, cosines: false}",
     "checkpoint.interval=20",
     "optimizer.warmup_steps=2",

@@ -235,8 +235,8 @@ def read_hccn(text: str, where: str) -> Dict[int, str]:
             number += 1
         elif line and not re.fullmatch(r"netmask\s*:.*|#.*|\w+\s*=.*", line):
             raise InputError(
-                f"{where}: found '{line[:60]}', expected lines of `hccn_tool -i N -ip -g` (ipaddr:..., netmask:...) or of "
-                "/etc/hccn.conf (address_0=...)"
+                f"{where}: found '{line[:60]}', expected lines of `hccn_tool -i N -ip -g` (ipaddr:..., netmask:...) or "
+                "of /etc/hccn.conf (address_0=...)"
             )
     return found
 
@@ -267,9 +267,8 @@ def _set_hosts(servers: Sequence[Dict[str, Any]], hosts: Sequence[Tuple[str, str
     for name, address in hosts:
         matches = [server for server in servers if server["server_id"] == name]
         if not matches:
-            raise InputError(
-                f"--host-ip: found no server '{name}', expected one of {', '.join(server['server_id'] for server in servers)}"
-            )
+            known = ", ".join(server["server_id"] for server in servers)
+            raise InputError(f"--host-ip: found no server '{name}', expected one of {known}")
         matches[0]["host_ip"] = address
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are not what was written: read as a job that goes on reads them, and by `pangu-sigma ckpt verify`.
+"""Checkpoints that are not what was written: read as a job that resumes reads them, and by `pangu-sigma ckpt verify`.
 
 One process builds the network once and writes checkpoints of two steps, four shards each; a case spoils one file of a
 copy of the newer step, then takes the run up again (`checkpoint.resume: auto`) into the same network. What the network

@@ -139,7 +139,7 @@ def run(folder: Path, ledger: Ledger, count: int, seed: int) -> None:
             number = numbers[min(len(seen), len(numbers) - 1)]
             ledger.note(
                 Outcome(
-                    "kills", number, "SIGKILL, after which the job did not go on", False, False, False, 0.0, str(stuck)
+                    "kills", number, "SIGKILL, after which the job did not resume", False, False, False, 0.0, str(stuck)
                 )
             )
             continue
@@ -184,7 +184,7 @@ def disturb(
 def one(
     supervised: SupervisedJob, attempt: int, number: int, random: Random
 ) -> tuple[str, bool, bool, bool, float, str]:
-    """Kills and waits until training goes on; (kind, detected, recovered, lost, seconds, detail)."""
+    """Kills and waits until training resumes; (kind, detected, recovered, lost, seconds, detail)."""
     kill = Kill.draw(random)
     base = supervised.await_moment(attempt, kill)
     before = max(job.whole_steps(supervised.run), default=0)
@@ -203,8 +203,8 @@ def one(
     detected = supervised.errors.read_text().count("the job ended with status") >= attempt
     lost = after < before or again < before or bool(left)
     detail = (
-        f"{kill.target} after step {step} of an attempt from {base}, checkpoint {before} whole; ended {restarted:.1f} s later, "
-        f"{len(left)} processes left; went on from {again}"
+        f"{kill.target} after step {step} of an attempt from {base}, checkpoint {before} whole; ended {restarted:.1f} s "
+        f"later, {len(left)} processes left; resumed from {again}"
     )
     moment = (
         "while a checkpoint is written"

@@ -54,8 +54,8 @@ class Ledger:
         for outcome in outcomes:
             words = [word for word in ("detected", "recovered", "lost") if getattr(outcome, word)]
             print(
-                f"{outcome.part} {outcome.number}: {outcome.kind}: {', '.join(words) or 'nothing seen'}; {outcome.seconds:.1f} s; "
-                f"{outcome.detail}",
+                f"{outcome.part} {outcome.number}: {outcome.kind}: {', '.join(words) or 'nothing seen'}; "
+                f"{outcome.seconds:.1f} s; {outcome.detail}",
                 flush=True,
             )
 

@@ -90,7 +90,8 @@ def one(folder: Path, kind: str, down: Optional[float], number: int, random: Ran
     left = job.processes_with(mark) + job.processes_with(mark[:-1] + "0")
     said = [line for line in (run_folder / "errors").read_text().splitlines() if "error" in line]
     differs = job.differing_step(run_folder, expected, STEPS if down else reached)
-    detail = f"after step {reached}; status {process.returncode}; {said[0] if said else 'no error'}; {len(left)} processes left"
+    error = said[0] if said else "no error"
+    detail = f"after step {reached}; status {process.returncode}; {error}; {len(left)} processes left"
     if down is None:
         named = bool(said) and "rank 1" in said[0] and any(word in said[0] for word in OPERATIONS)
         whole = bool(job.whole_steps(run_folder))

@@ -91,7 +91,8 @@ def one(folder: Path, mounted: Path, kind: str, number: int, random: Random) -> 
     again = subprocess.run(job.alone(arguments), cwd=folder, env=job.environment(), capture_output=True, text=True)
     step = job.differing_step(run_folder, job.reference(folder, 1, STEPS), STEPS)
     newest = max(job.whole_steps(run_folder), default=0)
-    detail += f"; status {status}: {line[0] if line else 'nothing said'}; whole then: {before}; went on with status {again.returncode}"
+    detail += f"; status {status}: {line[0] if line else 'nothing said'}; whole then: {before}"
+    detail += f"; resumed with status {again.returncode}"
     if step is not None:
         detail += f"; step {step} differs: {again.stderr[-300:]}"
     return Outcome(
