@@ -7,6 +7,7 @@ from typing import Any, Dict
 from locmoe_ops.errors import InputError
 from pangu_sigma.cli.arguments import add_command, add_family, add_plain, positive
 from pangu_sigma.config.schema import Config
+from pangu_sigma.runtime.reporting import SUCCESS
 
 
 def add_ckpt(commands: Any) -> None:
@@ -94,14 +95,14 @@ def _inspect(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.checkpoint.surgery.inspect import inspect
 
     inspect(options.path, options.tensors)
-    return 0
+    return SUCCESS
 
 
 def _verify(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.checkpoint.surgery.inspect import verify
 
     verify(options.paths)
-    return 0
+    return SUCCESS
 
 
 def _diff(config: Config, options: argparse.Namespace) -> int:
@@ -114,14 +115,14 @@ def _reshard(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.checkpoint.surgery.reshard import reshard
 
     reshard(options.source, options.target, options.shards, options.weights_only)
-    return 0
+    return SUCCESS
 
 
 def _extract(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.checkpoint.surgery.extract import extract
 
     extract(options.source, options.target, options.domain, options.shards, options.optimizer, options.tokenizer)
-    return 0
+    return SUCCESS
 
 
 def _inherit(config: Config, options: argparse.Namespace) -> int:
@@ -155,7 +156,7 @@ def _inherit(config: Config, options: argparse.Namespace) -> int:
         options.source_tokenizer,
         options.shards,
     )
-    return 0
+    return SUCCESS
 
 
 def _ranks(config: Config) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from locmoe_ops.errors import InputError
 from pangu_sigma.cli.arguments import add_command, positive
 from pangu_sigma.config.schema import Config
+from pangu_sigma.runtime.reporting import SUCCESS
 
 
 def add_export(commands: Any) -> None:
@@ -33,7 +34,7 @@ def _export(config: Config, options: argparse.Namespace) -> int:
         export_mindir(
             config, Path(options.output), options.rows or 1, options.length, options.tokenizer, options.local_term
         )
-        return 0
+        return SUCCESS
     for name in ("rows", "length", "local_term"):
         if getattr(options, name):
             raise InputError(
@@ -41,4 +42,4 @@ def _export(config: Config, options: argparse.Namespace) -> int:
                 "expected mindir"
             )
     export_safetensors(config, Path(options.output), options.tokenizer)
-    return 0
+    return SUCCESS

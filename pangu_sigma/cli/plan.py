@@ -56,7 +56,7 @@ def plan(config: Config, options: argparse.Namespace) -> int:
     else:
         raise InputError(
             "--cluster names a file, which says how many nodes there are; expected no --nodes or --devices-per-node "
-            "beside it"
+            "with it"
         )
     if options.sweep:
         found = sweep(config, cluster, parse_axes(options.sweep, config, cluster))

@@ -6,6 +6,7 @@ from typing import Any
 
 from pangu_sigma.cli.arguments import add_plain
 from pangu_sigma.config.schema import Config
+from pangu_sigma.runtime.reporting import SUCCESS
 
 
 def add_profile(commands: Any) -> None:
@@ -22,4 +23,4 @@ def _profile(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.report.step_trace import profile_table
 
     print("\n".join(profile_table(Path(options.run))))
-    return 0
+    return SUCCESS

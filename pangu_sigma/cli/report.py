@@ -5,6 +5,7 @@ from typing import Any
 
 from pangu_sigma.cli.arguments import add_plain
 from pangu_sigma.config.schema import Config
+from pangu_sigma.runtime.reporting import SUCCESS
 
 
 def add_report(commands: Any) -> None:
@@ -26,4 +27,4 @@ def _report(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.report.runs import report
 
     report(options.runs, options.output, options.follow)
-    return 0
+    return SUCCESS

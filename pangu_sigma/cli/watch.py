@@ -5,6 +5,7 @@ from typing import Any
 
 from pangu_sigma.cli.arguments import add_plain
 from pangu_sigma.config.schema import Config
+from pangu_sigma.runtime.reporting import SUCCESS
 
 
 def add_watch(commands: Any) -> None:
@@ -18,4 +19,4 @@ def _watch(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.report.terminal import watch
 
     watch(options.run)
-    return 0
+    return SUCCESS

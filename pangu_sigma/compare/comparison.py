@@ -111,8 +111,17 @@ def _plan(path: str, raw: Mapping[str, Any], rate: Optional[str]) -> Comparison:
             raise InputError(
                 f"warmup_steps_ignored ({ignored}) leaves no step of {run.name} (train.steps {run.config.train.steps})"
             )
-    names = tuple(phase.name for phase in phases)
-    return Comparison(path, base, tuple(variants), str(baseline), names, ignored, timeout, tuple(runs))
+
+    return Comparison(
+        file=path,
+        base=base,
+        variants=tuple(variants),
+        baseline=str(baseline),
+        phases=tuple(phase.name for phase in phases),
+        warmup_steps_ignored=ignored,
+        run_timeout=timeout,
+        runs=tuple(runs),
+    )
 
 
 def _at_rate(phases: Sequence[_Phase], rate: str) -> List[_Phase]:

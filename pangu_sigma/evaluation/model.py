@@ -86,11 +86,9 @@ def on_one_process(config: Config) -> Config:
     """The configuration of a job of any size, for one process: the checkpoint says which cluster homes and locality
     refer to.
     """
-    return replace(
-        config,
-        parallel=replace(config.parallel, expert=1, tensor=1, ranks_per_node=None),
-        checkpoint=replace(config.checkpoint, initial=None),
-    )  # where that run once began
+    parallel = replace(config.parallel, expert=1, tensor=1, ranks_per_node=None)
+    checkpoint = replace(config.checkpoint, initial=None)  # where that run once began
+    return replace(config, parallel=parallel, checkpoint=checkpoint)
 
 
 def without_drops(config: Config) -> Config:
@@ -142,18 +140,18 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
         identity = hashlib.sha256((start.checkpoint / MANIFEST).read_bytes()).hexdigest()
         ranks = TrainedRanks(network, _context(config, runtime, words), topology) if as_trained else None
         yield EvaluatedModel(
-            config,
-            runtime,
-            data,
-            trained.tokenizer,
-            trained.data.domains,
-            start.checkpoint,
-            start.step,
-            identity,
-            network,
-            scorer,
-            topology.data,
-            ranks,
+            config=config,
+            runtime=runtime,
+            data=data,
+            tokenizer=trained.tokenizer,
+            domains=trained.data.domains,
+            checkpoint=start.checkpoint,
+            step=start.step,
+            identity=identity,
+            network=network,
+            scorer=scorer,
+            data_ranks=topology.data,
+            ranks=ranks,
         )
 
 

@@ -77,7 +77,7 @@ class Scorer:
         """Scores of all targets of a batch of `rows` rows. Raises InputError where an id lies outside its table."""
         losses, first, dropped = (found.asnumpy() for found in self._step(*pack_batch(batch, *self._limits)))
         assert not (self._slots_for_all and dropped), f"{dropped} assignments dropped"
-        shape = batch.ids.shape
+        shape = batch.ids.shape  # (B, S) <- (T,)
         return TokenScores(losses.astype(np.float64).reshape(shape), first.reshape(shape) > 0, round(float(dropped)))
 
     def score(self, requests: Sequence[ScoreRequest]) -> List[Score]:

@@ -118,9 +118,9 @@ def collect_run(run: ComparedRun, folder: Path, records: List[Dict[str, Any]], i
         run,
         values,
         records,
-        read_object(folder / "cosines.json"),
-        str(summary.get("code", "")),
-        has_diverged(records, summary),
+        cosines=read_object(folder / "cosines.json"),
+        code=str(summary.get("code", "")),
+        diverged=has_diverged(records, summary),
     )
 
 

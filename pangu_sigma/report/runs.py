@@ -91,10 +91,18 @@ def collection(names: Sequence[str], states: Sequence[RunState]) -> Collection:
     collected = []
     for name, state in zip(names, states):
         nodes = len(read_object(state.folder / COUNTERS).get("interfaces", [])) or 1
-        run = ComparedRun(SINGLE_PHASE, name, _ONE_SEED, SimulatedCluster(nodes, 1, None, False), (), state.config, "")
+        cluster = SimulatedCluster(nodes, workers_per_node=1, rate=None, pin=False)
+        run = ComparedRun(SINGLE_PHASE, name, _ONE_SEED, cluster, overrides=(), config=state.config, settings="")
         collected.append(collect_run(run, state.folder, state.records, COMPILING_STEPS))
     plan = Comparison(
-        "", "", tuple(names), names[0], (SINGLE_PHASE,), COMPILING_STEPS, 0.0, tuple(item.run for item in collected)
+        file="",
+        base="",
+        variants=tuple(names),
+        baseline=names[0],
+        phases=(SINGLE_PHASE,),
+        warmup_steps_ignored=COMPILING_STEPS,
+        run_timeout=0.0,
+        runs=tuple(item.run for item in collected),
     )
     return collection_of(plan, collected)
 

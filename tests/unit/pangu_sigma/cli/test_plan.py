@@ -118,7 +118,7 @@ def test_no_mindspore_is_needed(arguments):
         (["--tokens", "few"], "argument --tokens: invalid number, as in 329e9, value: 'few'"),
         (["--hardware", "tpu"], "hardware 'tpu': expected one of"),
         (["--cluster", "absent.yaml"], "absent.yaml: cannot be read"),
-        (["--cluster", "absent.yaml", "--nodes", "2"], "expected no --nodes or --devices-per-node beside it"),
+        (["--cluster", "absent.yaml", "--nodes", "2"], "expected no --nodes or --devices-per-node with it"),
         (["--sweep", "width"], "--sweep 'width': expected one of ep, tp, dp, capacity, router"),
         (
             ["--set", "model.vocab_size=null", "--set", "data.prepare.tokenizer=given.model"],

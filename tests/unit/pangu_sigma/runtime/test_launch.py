@@ -139,7 +139,7 @@ def test_contradictions_are_named(given, table_file, variables, message):
 
 def test_a_rank_of_a_table_reports_like_one_of_msrun(given, tmp_path, monkeypatch):
     """The error goes to the job's log under the rank's number; checked for the ranks and nodes of the table."""
-    monkeypatch.setattr(cli, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(cli, "end_with_parent", lambda: None)
     (tmp_path / "config.yaml").write_text("train: {global_batch_size: 8}\n")
     given(RANK_TABLE_FILE="TABLE", RANK_ID="9", LOCMOE_LOG_DIR=str(tmp_path))
     assert cli.main(["train", str(tmp_path / "config.yaml")]) == 2
@@ -154,7 +154,7 @@ def test_a_rank_of_a_table_reports_like_one_of_msrun(given, tmp_path, monkeypatc
 @pytest.fixture
 def run_command(tmp_path, monkeypatch, capsys):
     """`run_command("train")`: status and lines of stderr of a command on a small configuration."""
-    monkeypatch.setattr(cli, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(cli, "end_with_parent", lambda: None)
     (tmp_path / "config.yaml").write_text("data: {path: gone}\n")
 
     def _run(command):
