@@ -10,7 +10,7 @@ import pytest
 import mindspore as ms
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers.selection_bias import current_strength
+from locmoe_ops.routers.selection_bias import current_locality_strength
 from pangu_sigma.checkpoint.surgery.extract import extract
 from pangu_sigma.config.load import load_config
 from pangu_sigma.errors import DamagedCheckpoint
@@ -79,7 +79,7 @@ def test_local_terms_are_on_when_asked_for(save_run):
         train={"steps": 2, "global_batch_size": 4, "output_dir": "elsewhere"},
     )
     without, with_term = load_model(folder), load_model(folder, local_term=True)
-    assert (current_strength(without.network), current_strength(with_term.network)) == (0.0, 0.5)
+    assert (current_locality_strength(without.network), current_locality_strength(with_term.network)) == (0.0, 0.5)
     assert without.homes == with_term.homes == (0, 2)
     assert without.context.layout.nodes == 2
 
