@@ -142,7 +142,7 @@ class Engine:
         if body is not None:
             self._fill(operation, key, view, body)
             return
-        operation.awaited[key] = view
+        operation.pending_receives[key] = view
         self._posted[key] = operation
 
     def clogged_peers(self, operation: Operation) -> set[int]:
@@ -156,7 +156,7 @@ class Engine:
     def forget(self, operation: Operation) -> None:
         """Drops `operation`, which has ended, and what it still waited for."""
         self._operations.pop(id(operation), None)
-        for key in operation.awaited:
+        for key in operation.pending_receives:
             self._posted.pop(key, None)
 
     def add_times(self, cause: str, communication: float, idle: float, overlapped: float) -> None:
@@ -181,8 +181,8 @@ class Engine:
         operation = self._posted.get(key)
         if operation is not None:
             operation.last_first_byte = time.monotonic()
-            if len(operation.awaited[key]) == header.length:
-                return operation.awaited[key]
+            if len(operation.pending_receives[key]) == header.length:
+                return operation.pending_receives[key]
         return byte_view(np.empty(header.length, np.uint8))
 
     def received(self, link: PeerLink, header: FrameHeader, body: memoryview) -> None:
@@ -199,7 +199,7 @@ class Engine:
             if operation is None:
                 self._unexpected[key] = body
             else:
-                self._fill(operation, key, operation.awaited.pop(key), body)
+                self._fill(operation, key, operation.pending_receives.pop(key), body)
                 operation.advance()
 
     def _fill(self, operation: Operation, key: MessageKey, view: memoryview, body: memoryview) -> None:
@@ -234,12 +234,12 @@ class Engine:
     def _end(self, kind: int, text: str, linger: float) -> None:
         self._end_by = time.monotonic() + linger
         for link in self._links.values():
-            link.say_last(kind, text)
+            link.send_last(kind, text)
         self._push()
 
     def _check_left(self, operation: Operation) -> None:
-        """A peer that has left cannot send what is still awaited from it."""
-        for key in operation.awaited:
+        """A peer that has left sends nothing more: fails the operation if it waits for that peer."""
+        for key in operation.pending_receives:
             if self._links[key.peer].left:
                 self._fail(f"rank {key.peer} has left the job", operation)
                 return
@@ -249,10 +249,10 @@ class Engine:
     def _run(self) -> None:
         try:
             while not self._finished():
-                self._turn()
+                self._poll()
                 if self.failure is not None and not self._announced:
                     self._announced = True
-                    self._tell(self.on_failure)
+                    self._notify(self.on_failure)
         except Exception as error:  # a bug here must end the job, not hang it
             with self._lock:
                 self._fail(f"internal error of rank {self.rank}: {error!r}")
@@ -263,9 +263,9 @@ class Engine:
             self._wake_reader.close()
             self._wake_writer.close()
         if self.failure is not None and not self._closed.wait(NOTICE_SECONDS):
-            self._tell(self.on_unnoticed)
+            self._notify(self.on_unnoticed)
 
-    def _tell(self, listener: Callable[[CollectiveError], None] | None) -> None:
+    def _notify(self, listener: Callable[[CollectiveError], None] | None) -> None:
         if listener is not None and self.failure is not None:
             listener(self.failure)
 
@@ -275,7 +275,7 @@ class Engine:
         quiet = all(link.ended and not link.wants_to_write for link in self._links.values())
         return quiet or time.monotonic() > self._end_by
 
-    def _turn(self) -> None:
+    def _poll(self) -> None:
         """Takes in what has come, looks at deadline and launcher, and sends what the kernel takes."""
         ending = self._end_by < float("inf")
         events = self._selector.select(_ENDING_TICK_SECONDS if ending else min(_TICK_SECONDS, self.collective_timeout))

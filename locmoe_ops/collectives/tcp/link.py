@@ -131,7 +131,7 @@ class PeerLink:
             self._outgoing.clear()
             self._out_closed = True
 
-    def say_last(self, kind: int, text: str) -> None:
+    def send_last(self, kind: int, text: str) -> None:
         """Queues a last message; a FAIL overtakes all but the one that has begun, a BYE waits its turn."""
         if kind == FAIL:
             first = itertools.islice(self._outgoing, 1)

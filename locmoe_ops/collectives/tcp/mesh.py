@@ -1,6 +1,6 @@
 """A full mesh of TCP connections between ranks, with collectives on NumPy arrays.
 
-A background thread moves bytes, so that a collective can be started, left alone and awaited. Every collective has a
+A background thread moves bytes, so that a collective can be started, left alone and waited for. Every collective has a
 tag; its runs are numbered per tag, so that ranks may be at different collectives without mixing them up. Whatever
 goes wrong on one rank ends all ranks at once: each is told why before the connections close.
 """

@@ -74,7 +74,7 @@ class Operation:
     Attributes:
         index, size: place of this rank among the `size` ranks.
         deadline: of `time.monotonic`.
-        awaited: buffers that messages of this round have yet to fill.
+        pending_receives: buffers that messages of this round have yet to fill.
         last_first_byte: when the first byte of the latest peer of this round came.
     """
 
@@ -88,7 +88,7 @@ class Operation:
         self.size = len(ranks)
         self.started = time.monotonic()
         self.deadline = self.started + engine.collective_timeout
-        self.awaited: dict[MessageKey, memoryview] = {}
+        self.pending_receives: dict[MessageKey, memoryview] = {}
         self.last_first_byte = self.started
         self._flows: list[tuple[float, float]] = []  # of each round: from the first byte of its last peer to its end
         self._engine, self._key, self._sequence, self._phase = engine, key, sequence, 0
@@ -127,7 +127,7 @@ class Operation:
 
     def missing_ranks(self) -> list[int]:
         """Ranks whose data has not arrived whole, else those that do not take this rank's data."""
-        missing = {key.peer for key in self.awaited} or self._engine.clogged_peers(self)
+        missing = {key.peer for key in self.pending_receives} or self._engine.clogged_peers(self)
         return sorted(missing)
 
     # What follows is called under the mesh's lock. First the side of the algorithm (see `algorithms.MessageExchange`).
@@ -168,7 +168,7 @@ class Operation:
 
     def advance(self) -> None:
         """Does every round whose messages are there, and ends the operation once all its messages have left."""
-        while not self.awaited and self._algorithm is not None and self._result is None:
+        while not self.pending_receives and self._algorithm is not None and self._result is None:
             now = time.monotonic()
             self._flows.append((self.last_first_byte, now))
             self.last_first_byte = now

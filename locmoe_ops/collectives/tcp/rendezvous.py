@@ -71,12 +71,12 @@ class _RootJoin:
         try:
             self._gather()
             stage = max(self.deadline - time.monotonic(), _GRACE_SECONDS)
-            self._tell_all({"addresses": self.addresses, "seconds": stage})
+            self._send_all({"addresses": self.addresses, "seconds": stage})
             self._collect_reports(time.monotonic() + stage)
-            self._tell_all({"go": True})
+            self._send_all({"go": True})
             self.acceptor.log_rejected()
         except JoinFailed as failure:
-            self._tell_all({"error": str(failure)})
+            self._send_all({"error": str(failure)})
             for sock in self.members.values():
                 sock.close()
             raise
@@ -106,7 +106,7 @@ class _RootJoin:
         elif rank in self.members:
             problem = f"two processes say they are rank {rank}"
         if problem:
-            _tell(peer.sock, {"error": problem})
+            _send_message(peer.sock, {"error": problem})
             peer.sock.close()
             raise JoinFailed(problem)
         self.members[rank] = peer.sock
@@ -135,9 +135,9 @@ class _RootJoin:
                 raise JoinFailed(f"{rank_names(sorted(waiting))} did not connect to the other ranks in time")
             time.sleep(POLL_SECONDS if waiting else 0)
 
-    def _tell_all(self, message: dict[str, Any]) -> None:
+    def _send_all(self, message: dict[str, Any]) -> None:
         for sock in self.members.values():
-            _tell(sock, message)
+            _send_message(sock, message)
 
 
 class _MemberJoin:
@@ -159,9 +159,9 @@ class _MemberJoin:
             try:
                 self._connect(addresses, deadline)
             except OSError as error:
-                _tell(root, {"error": str(error)})
+                _send_message(root, {"error": str(error)})
             else:
-                _tell(root, {"ready": True})
+                _send_message(root, {"ready": True})
             self._from_root(deadline)
             self.acceptor.log_rejected()
         except JoinFailed:
@@ -236,7 +236,7 @@ class _MemberJoin:
         self.sockets[rank] = peer.sock
 
 
-def _tell(sock: socket.socket, message: dict[str, Any]) -> None:
+def _send_message(sock: socket.socket, message: dict[str, Any]) -> None:
     """Sends `message` unless the peer is gone, which the next read from it will show."""
     try:
         wire.send_json(sock, message, time.monotonic() + HANDSHAKE_SECONDS)

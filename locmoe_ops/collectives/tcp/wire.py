@@ -1,4 +1,4 @@
-"""What travels between two ranks: message headers, the mutual proof of the shared secret, and JSON while joining."""
+"""What two ranks send each other: message headers, the mutual proof of the shared secret, and JSON while joining."""
 
 from __future__ import annotations
 

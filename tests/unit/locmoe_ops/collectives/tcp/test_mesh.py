@@ -119,7 +119,7 @@ def test_all_reduce_of_any_shape_has_the_same_bits_everywhere(run_ranks, shape):
 
 @pytest.mark.parametrize("size", [0, 1, 7, 4096, 9001])
 def test_a_sum_by_node_crosses_between_nodes_once(run_ranks, size):
-    """Three nodes of two ranks: neighbours first, then along the rail, in the order of ranks; bytes as drawn by hand."""
+    """Three nodes of two ranks: neighbours first, then the rail, in the order of ranks; bytes as drawn by hand."""
     inputs = [np.random.default_rng(rank).standard_normal(size).astype(np.float32) for rank in range(6)]
 
     def job(mesh):
