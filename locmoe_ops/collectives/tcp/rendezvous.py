@@ -94,7 +94,10 @@ class _RootJoin:
                 if _readable(sock):  # a member has nothing to say yet: this is its end
                     raise JoinFailed(f"lost rank {rank} (connection closed)")
             if time.monotonic() > self.deadline:
-                raise JoinFailed(self._missing())
+                missing = [rank for rank in range(1, self.world_size) if rank not in self.members]
+                text = f"{rank_names(missing)} did not join within {self.timeout:g} s"
+                rejected = self.acceptor.describe_rejected()
+                raise JoinFailed(text + (f" ({rejected})" if rejected else ""))
 
     def _admit(self, peer: Peer) -> None:
         rank, world_size = peer.hello
@@ -112,25 +115,13 @@ class _RootJoin:
         self.members[rank] = peer.sock
         self.addresses[rank] = peer.address
 
-    def _missing(self) -> str:
-        missing = [rank for rank in range(1, self.world_size) if rank not in self.members]
-        text = f"{rank_names(missing)} did not join within {self.timeout:g} s"
-        rejected = self.acceptor.describe_rejected()
-        return text + (f" ({rejected})" if rejected else "")
-
     def _collect_reports(self, deadline: float) -> None:
         waiting = dict(self.members)
         while waiting:
             for rank, sock in list(waiting.items()):
-                if not _readable(sock):
-                    continue
-                try:
-                    report = wire.receive_json(sock, deadline)
-                except OSError as error:
-                    raise JoinFailed(f"lost rank {rank} ({error})") from None
-                if "error" in report:
-                    raise JoinFailed(_reason(report))
-                del waiting[rank]
+                if _readable(sock):
+                    _receive(rank, sock, deadline)
+                    del waiting[rank]
             if waiting and time.monotonic() > deadline:
                 raise JoinFailed(f"{rank_names(sorted(waiting))} did not connect to the other ranks in time")
             time.sleep(POLL_SECONDS if waiting else 0)
@@ -153,7 +144,7 @@ class _MemberJoin:
     def run(self) -> dict[int, socket.socket]:
         try:
             root = self.sockets[0] = self._reach_root()
-            message = self._from_root(time.monotonic() + self.timeout + _GRACE_SECONDS)
+            message = _receive(0, root, time.monotonic() + self.timeout + _GRACE_SECONDS)
             addresses, seconds = _address_table(message, range(1, self.hello.rank))
             deadline = time.monotonic() + seconds + _GRACE_SECONDS
             try:
@@ -162,7 +153,7 @@ class _MemberJoin:
                 _send_message(root, {"error": str(error)})
             else:
                 _send_message(root, {"ready": True})
-            self._from_root(deadline)
+            _receive(0, root, deadline)
             self.acceptor.log_rejected()
         except JoinFailed:
             for sock in self.sockets.values():
@@ -196,15 +187,6 @@ class _MemberJoin:
             sock.close()
             raise
         return sock
-
-    def _from_root(self, deadline: float) -> dict[str, Any]:
-        try:
-            message = wire.receive_json(self.sockets[0], deadline)
-        except OSError as error:
-            raise JoinFailed(f"lost rank 0 ({error})") from None
-        if "error" in message:
-            raise JoinFailed(_reason(message))
-        return message
 
     def _connect(self, addresses: dict[int, Address], deadline: float) -> None:
         """To every lower rank by a call, to every higher one by its call."""
@@ -244,8 +226,15 @@ def _send_message(sock: socket.socket, message: dict[str, Any]) -> None:
         pass
 
 
-def _reason(message: dict[str, Any]) -> str:
-    return " ".join(str(message["error"])[:1000].split())
+def _receive(rank: int, sock: socket.socket, deadline: float) -> dict[str, Any]:
+    """What a rank says next. Raises JoinFailed where it is lost, or says why the join has failed."""
+    try:
+        message = wire.receive_json(sock, deadline)
+    except OSError as error:
+        raise JoinFailed(f"lost rank {rank} ({error})") from None
+    if "error" in message:
+        raise JoinFailed(" ".join(str(message["error"])[:1000].split()))
+    return message
 
 
 def _address_table(message: dict[str, Any], ranks: range) -> tuple[dict[int, Address], float]:

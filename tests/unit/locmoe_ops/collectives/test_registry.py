@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from locmoe_ops.collectives.interface import Collectives
-from locmoe_ops.collectives.registry import COLLECTIVES, link_bytes
+from locmoe_ops.collectives.registry import COLLECTIVES, link_bytes, reduce_tiers
 from locmoe_ops.collectives.tcp.mesh import Mesh
+from locmoe_ops.topology import Topology
 
 SIZES = [2, 3, 8]  # ranks
 ELEMENTS = [1, 7, 700, 5001]  # numbers a rank and part; 2048 of them are what a small all-reduce may have
@@ -68,6 +69,20 @@ def test_results_have_the_shape_that_the_record_says(operation, size):
 def test_what_is_made_of_other_collectives_has_no_bytes_of_its_own():
     with pytest.raises(AssertionError, match="made of other collectives"):
         link_bytes("hierarchical_all_reduce", 5, 4, 2)
+
+
+@pytest.mark.parametrize(
+    "topology, group, expected",
+    [
+        (Topology(8, 4, 2, 2), "dp", ("dp_node", "dp_rail")),  # 0, 2 | 4, 6
+        (Topology(8, 4, 2, 2), "tp", ("tp",)),  # 0, 1: inside a node
+        (Topology(8, 4, 2, 2), "edp", ("edp",)),  # 0 | 4: one rank a node
+        (Topology(4, 1), "dp", ("dp",)),  # every rank a node
+        (Topology(1, 1), "dp", ("dp",)),
+    ],
+)
+def test_sums_go_inside_nodes_first_where_there_are_several_ranks_on_several_nodes(topology, group, expected):
+    assert reduce_tiers(topology, group, 0) == expected
 
 
 @pytest.mark.parametrize("spec", COLLECTIVES.values(), ids=list(COLLECTIVES))
