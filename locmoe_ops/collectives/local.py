@@ -50,12 +50,3 @@ class LocalCollectives(AbsentPeers):
         if topology.world_size != 1:
             raise InputError(f"collectives: backend local serves one process, the topology has {topology.world_size}")
         super().__init__(rank, topology)
-
-    def _cell(self, operation: str, group: RankGroup, tag: str, root: int) -> nn.Cell:
-        raise AssertionError(f"{operation} {tag!r}: a group of one process has one rank, not {group.ranks}")
-
-    def _all_to_all_async(self, group: RankGroup, tag: str) -> AsyncAllToAll:
-        raise AssertionError(f"all_to_all {tag!r}: a group of one process has one rank, not {group.ranks}")
-
-    def _uneven(self, group: RankGroup, tag: str, size: UnevenRows) -> nn.Cell:
-        raise AssertionError(f"all_to_all_v {tag!r}: a group of one process has one rank, not {group.ranks}")
