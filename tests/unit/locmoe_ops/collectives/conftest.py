@@ -1,23 +1,17 @@
 """Several ranks in one process, each on a thread of its own with its own mesh."""
 
-import socket
 import threading
 
 import pytest
 
+from helpers.ports import free_port as unused_port
 from locmoe_ops.collectives.tcp.mesh import join_mesh
-
-
-def _free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def _run_ranks(world_size, function, **options):
     """`function(mesh)` on every rank; a list of what each returned or raised."""
     results = [None] * world_size
-    root = ("127.0.0.1", _free_port())
+    root = ("127.0.0.1", unused_port())
     settings = {"join_timeout": 20.0, "collective_timeout": 20.0, **options}
 
     def rank_main(rank):
@@ -42,7 +36,7 @@ def _run_ranks(world_size, function, **options):
 
 @pytest.fixture
 def free_port():
-    return _free_port
+    return unused_port
 
 
 @pytest.fixture

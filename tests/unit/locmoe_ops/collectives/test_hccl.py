@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from helpers.ports import free_port
 
 WORLD = 4
 HERE = Path(__file__).resolve().parent
@@ -50,9 +51,6 @@ EXPECTED_SPLIT = [
 def folder(tmp_path_factory):
     """Where the workers wrote their graphs."""
     folder = tmp_path_factory.mktemp("hccl")
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
     beside_python = Path(sys.executable).with_name("msrun")
     msrun = str(beside_python) if beside_python.exists() else shutil.which("msrun")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -60,7 +58,7 @@ def folder(tmp_path_factory):
         msrun,
         f"--worker_num={WORLD}",
         f"--local_worker_num={WORLD}",
-        f"--master_port={port}",
+        f"--master_port={free_port()}",
         "--join=True",
         f"--log_dir={folder / 'log'}",
         str(HERE / "hccl_worker.py"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers.ports import free_port
 from locmoe_ops.topology import Topology
 
 WORLD = 4
@@ -27,7 +28,7 @@ _spec.loader.exec_module(worker)
 def job(tmp_path_factory):
     """What every rank saved."""
     folder = tmp_path_factory.mktemp("tcp")
-    port = _free_port()
+    port = free_port()
     environment = {**os.environ, "MESH_SECRET": "right", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[3])}
     processes = [
         subprocess.Popen(
@@ -48,14 +49,6 @@ def job(tmp_path_factory):
         for process in processes:
             process.kill()
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(WORLD)]
-
-
-def _free_port():
-    import socket
-
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def forward(operation, inputs, root):
