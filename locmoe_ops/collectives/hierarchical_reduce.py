@@ -1,6 +1,6 @@
-"""Sums over a group of several nodes that cross between them as little as they can.
+"""Sums over a group of several nodes that cross between them as little as they can, whole or in stretches.
 
-Shape legend: n numbers of a vector, R ranks of the group on a node.
+Shape legend: n numbers of a vector or of a stretch, P ranks of the group, R of them on a node.
 """
 
 from __future__ import annotations
@@ -66,6 +66,48 @@ class HierarchicalAllReduce(nn.Cell):
             vector = self.concat((vector, ops.zeros((rest,), vector.dtype)))  # (n + rest,), a multiple of R
         vector = self.gather(self.reduce(self.scatter(vector)))
         return vector[:size] if rest else vector
+
+
+class HierarchicalReduceScatter(nn.Cell):
+    """(P * n,) -> (n,): this rank's stretch of the sum over a group, tier by tier (see `reduce_tiers`).
+
+    The stretches lie by place in the node, then by node.
+
+    Args:
+        collectives: of this rank.
+        group: kind of the group.
+        tag: what the steps' tags begin with.
+    """
+
+    def __init__(self, collectives: ReducingCollectives, group: str, tag: str) -> None:
+        super().__init__(auto_prefix=False)
+        tiers = reduce_tiers(collectives.topology, group, collectives.rank)
+        self.steps = nn.CellList([collectives.reduce_scatter(kind, f"{tag}/{kind}") for kind in tiers])
+
+    def construct(self, vector: Tensor) -> Tensor:
+        for step in self.steps:
+            vector = step(vector)
+        return vector
+
+
+class HierarchicalAllGather(nn.Cell):
+    """(n,) -> (P * n,): puts stretches together in the order in which `HierarchicalReduceScatter` cuts them.
+
+    Args:
+        collectives: of this rank.
+        group: kind of the group.
+        tag: what the steps' tags begin with.
+    """
+
+    def __init__(self, collectives: ReducingCollectives, group: str, tag: str) -> None:
+        super().__init__(auto_prefix=False)
+        tiers = reduce_tiers(collectives.topology, group, collectives.rank)
+        self.steps = nn.CellList([collectives.all_gather(kind, f"{tag}/{kind}") for kind in tiers[::-1]])
+
+    def construct(self, vector: Tensor) -> Tensor:
+        for step in self.steps:
+            vector = step(vector)
+        return vector
 
 
 class StartAllReduce(nn.Cell):

@@ -20,7 +20,11 @@ import numpy as np
 
 from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
-from locmoe_ops.collectives.hierarchical_reduce import HierarchicalAllReduce
+from locmoe_ops.collectives.hierarchical_reduce import (
+    HierarchicalAllGather,
+    HierarchicalAllReduce,
+    HierarchicalReduceScatter,
+)
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.collectives.registry import reduce_tiers
 from locmoe_ops.tensor_parallel import slice_of
@@ -32,6 +36,7 @@ from pangu_sigma.train.gradient_overlap import GradientOverlap, OverlappedGradie
 from pangu_sigma.train.gradients import BucketedAllReduce, GradientExchange, flatten, restore, squares_of
 
 ROW = 1024
+Gather = HierarchicalAllGather
 
 _assign = ops.MultitypeFuncGraph("assign")
 
@@ -75,53 +80,13 @@ def plan_shards(parameters: Sequence[Parameter], summed: int, ranks: int) -> Lis
 
 def place_in_order(topology: Topology, group: str, rank: int) -> int:
     """Which stretch of a bucket `rank` has in its `group` of `topology`: by its place in the node, then by its node
-    (see `Scatter`).
+    (see `HierarchicalReduceScatter`).
     """
     place = 0
     for kind in reduce_tiers(topology, group, rank):
         ranks = topology.group_of(kind, rank)
         place = place * len(ranks) + ranks.index(rank)
     return place
-
-
-class Scatter(nn.Cell):
-    """(P * n,) -> (n,): this rank's stretch of the sum over a group, tier by tier (see `reduce_tiers`).
-
-    Args:
-        collectives: of this rank.
-        group: kind of the group.
-        tag: what the steps' tags begin with.
-    """
-
-    def __init__(self, collectives: Collectives, group: str, tag: str) -> None:
-        super().__init__(auto_prefix=False)
-        tiers = reduce_tiers(collectives.topology, group, collectives.rank)
-        self.steps = nn.CellList([collectives.reduce_scatter(kind, f"{tag}/{kind}") for kind in tiers])
-
-    def construct(self, vector: Tensor) -> Tensor:
-        for step in self.steps:
-            vector = step(vector)
-        return vector
-
-
-class Gather(nn.Cell):
-    """(n,) -> (P * n,): puts the stretches of a group together, in the order in which `Scatter` cuts them.
-
-    Args:
-        collectives: of this rank.
-        group: kind of the group.
-        tag: what the steps' tags begin with.
-    """
-
-    def __init__(self, collectives: Collectives, group: str, tag: str) -> None:
-        super().__init__(auto_prefix=False)
-        tiers = reduce_tiers(collectives.topology, group, collectives.rank)
-        self.steps = nn.CellList([collectives.all_gather(kind, f"{tag}/{kind}") for kind in tiers[::-1]])
-
-    def construct(self, vector: Tensor) -> Tensor:
-        for step in self.steps:
-            vector = step(vector)
-        return vector
 
 
 def squares_of_vector(vector: Tensor) -> Tensor:
@@ -175,11 +140,13 @@ class Shards(nn.Cell):
         self.index = Parameter(Tensor([self.place], dtype.int32), name=f"shard_of.{group}", requires_grad=False)
         self.scatters = nn.CellList(
             [
-                nn.Identity() if b.summed else Scatter(collectives, group, f"{tag}/{i}")
+                nn.Identity() if b.summed else HierarchicalReduceScatter(collectives, group, f"{tag}/{i}")
                 for i, b in enumerate(self.buckets)
             ]
         )
-        self.gathers = nn.CellList([Gather(collectives, group, f"{tag}/updated/{i}") for i in range(len(self.buckets))])
+        self.gathers = nn.CellList(
+            [HierarchicalAllGather(collectives, group, f"{tag}/updated/{i}") for i in range(len(self.buckets))]
+        )
         tensor = topology.tensor
         self.weights = tuple(1.0 / tensor if slice_of(parameters[b.start]) is None else 1.0 for b in self.buckets)
         self.concat = ops.Concat()
