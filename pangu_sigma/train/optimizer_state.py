@@ -7,12 +7,13 @@ import numpy as np
 
 from mindspore import Parameter, Tensor
 
+from locmoe_ops.collectives.hierarchical_reduce import HierarchicalAllGather
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.tensor_parallel import slice_of
 from pangu_sigma.checkpoint.names import MOMENTS
 from pangu_sigma.checkpoint.state import StateEntry, parameter_entries
 from pangu_sigma.train.offloaded_experts import OffloadedExpertOptimizer
-from pangu_sigma.train.sharding import Bucket, Gather, Shards
+from pangu_sigma.train.sharding import Bucket, Shards
 from pangu_sigma.train.step import Update
 
 
@@ -30,7 +31,7 @@ class ShardedMoments:
     ) -> None:
         self._shards = shards
         self._moments = dict(zip(MOMENTS, (first, second)))
-        self._gather = Gather(collectives, shards.group, f"checkpoint/moments/{shards.group}")
+        self._gather = HierarchicalAllGather(collectives, shards.group, f"checkpoint/moments/{shards.group}")
 
     def entries(self) -> List[StateEntry]:
         """To be set: every rank is given all of a moment, and keeps its own stretch. They cannot be read."""

@@ -36,7 +36,6 @@ from pangu_sigma.train.gradient_overlap import GradientOverlap, OverlappedGradie
 from pangu_sigma.train.gradients import BucketedAllReduce, GradientExchange, flatten, restore, squares_of
 
 ROW = 1024
-Gather = HierarchicalAllGather
 
 _assign = ops.MultitypeFuncGraph("assign")
 
