@@ -67,7 +67,10 @@ def random_tensor(shape: Tuple[int, ...], dtype: ms.Type = ms.float32) -> Tensor
 
 
 class ForwardBackward(nn.Cell):
-    """Forward and backward of `part`, with respect to its parameters and its inputs at `positions`.
+    """Forward and backward of a part of the network.
+
+    Args:
+        part: with one output. positions: of the inputs that gradients are taken of, as of the part's parameters.
 
     The last input is the gradient of its output; the others are its own. The output enters the result, without which
     the compiler would leave out what the gradient does not need of the forward pass: all of it where the part is

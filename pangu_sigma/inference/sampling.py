@@ -1,6 +1,6 @@
 """Choosing the next token from its logits, on the host in NumPy.
 
-It takes one row of V numbers a token, little beside the step that made them, and settings can then differ between calls
+It takes one row of V numbers a token, little against the step that made them, and settings can then differ between calls
 and rows without another graph.
 
 Shape legend: V words.

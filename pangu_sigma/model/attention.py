@@ -188,7 +188,7 @@ class Attention(nn.Cell):
     Args:
         dims: sizes.
         salt: tells the dropout layers of a model apart, and the layer's collectives.
-        learned_query: whether a query is given beside x.
+        learned_query: whether the query is given, and not made of x.
 
     Inputs: x <float>[T, d] (normed); context (mask, positions and seeds are read); learned_query <float32>[T, d], not
     normed, or None: x asks; cache: see `KeyValueCache`; None: nothing is kept. Outputs: <compute_dtype>[T, d]; key and

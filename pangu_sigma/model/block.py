@@ -15,7 +15,7 @@ from pangu_sigma.model.layers import LayerNorm, constant
 
 
 class BlockOutput(TypedDict):
-    """What a block has to tell beside the residual stream.
+    """What a block returns with the residual stream.
 
     Attributes:
         report: of the feed-forward network; empty where it is dense (see `MoEFeedForward`).

@@ -17,7 +17,7 @@ _DTYPES = {"fp32": dtype.float32, "fp16": dtype.float16, "bf16": dtype.bfloat16}
 
 
 class BatchContext(TypedDict):
-    """What all blocks read of a batch, beside the residual stream.
+    """What all blocks read of a batch, apart from the residual stream.
 
     Attributes:
         mask: <float32>[B, 1, S, S] (with a cache [B, 1, S, L]): 0 where a token may look, -10000 elsewhere.
