@@ -28,7 +28,7 @@ class Embedding(nn.Cell):
         self.per_domain = per_domain
         slots = dims.domains if per_domain else 1
         self.word = constant((slots * dims.vocab_size, dims.hidden_size), 0.0, "word", dims.tensor.slice(0, slots))
-        self.leave = dims.tensor.reduce_out("tensor/embedding")
+        self.reduce_out = dims.tensor.reduce_out("tensor/embedding")
         self.position = constant((dims.sequence_length, dims.hidden_size), 0.0, "position")
         self.dropout = SeededDropout(dims.embedding_dropout, dims.sequence_length * dims.hidden_size, salt=1)
 
@@ -45,7 +45,9 @@ class Embedding(nn.Cell):
         if self.tensor == 1:
             return found
         own = ops.equal(ops.floor_div(ids, self.vocab_size), self.part)
-        return self.leave(found * ops.cast(own, dtype.float32).reshape(-1, 1))  # (T, d) <- (T, d), (T, 1) <- (B, S)
+        return self.reduce_out(
+            found * ops.cast(own, dtype.float32).reshape(-1, 1)
+        )  # (T, d) <- (T, d), (T, 1) <- (B, S)
 
 
 class TiedHead(nn.Cell):
@@ -62,13 +64,13 @@ class TiedHead(nn.Cell):
         super().__init__()
         self.per_domain = per_domain
         self.table_shape = (-1, dims.local_vocab_size, dims.hidden_size)
-        self.enter = dims.tensor.copy_in("tensor/head")
+        self.copy_in = dims.tensor.copy_in("tensor/head")
         self.compute_dtype = dims.compute_dtype
         self.matmul = ops.MatMul(transpose_b=True)
         self.batch_matmul = ops.BatchMatMul(transpose_b=True)
 
     def construct(self, x: Tensor, word: Tensor, domain: Tensor) -> Tensor:
-        x, word = ops.cast(self.enter(x), self.compute_dtype), ops.cast(word, self.compute_dtype)
+        x, word = ops.cast(self.copy_in(x), self.compute_dtype), ops.cast(word, self.compute_dtype)
         if not self.per_domain:
             return self.matmul(x, word)
         tables = ops.gather(word.reshape(self.table_shape), domain, 0)  # (B, V, d) <- (D, V, d) <- (D * V, d)

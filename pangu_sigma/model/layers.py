@@ -60,11 +60,11 @@ class LinearSharding:
 
     Attributes:
         part: this rank's part of the weight [out, in]; None: all of it.
-        leave: the sum over the group, where the parts are of the inputs; None: nothing to sum.
+        reduce_out: the sum over the group, where the parts are of the inputs; None: nothing to sum.
     """
 
     part: Optional[ShardSpec] = None
-    leave: Optional[nn.Cell] = None
+    reduce_out: Optional[nn.Cell] = None
 
 
 def column_parallel(tensor: TensorGroup) -> LinearSharding:
@@ -107,7 +107,7 @@ class Linear(nn.Cell):
         self.weight = constant((out_size, in_size), 0.0, "weight", part)
         if has_bias:
             self.bias = constant((out_size,), 0.0, "bias", part if part is not None and part.axis == 0 else None)
-        self.leave = sharding.leave or nn.Identity()
+        self.reduce_out = sharding.reduce_out or nn.Identity()
         self.grad_hook = GradientHook()
         self.matmul = ops.MatMul(transpose_b=True)
         self.add_bias = AddBias()
@@ -115,7 +115,7 @@ class Linear(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         kind = self.compute_dtype
         x, weight = self.grad_hook(x, self.weight)
-        y = self.leave(self.matmul(ops.cast(x, kind), ops.cast(weight, kind)))
+        y = self.reduce_out(self.matmul(ops.cast(x, kind), ops.cast(weight, kind)))
         return self.add_bias(y, ops.cast(self.bias, kind)) if self.has_bias else y
 
 
