@@ -1,7 +1,7 @@
 """Choosing the next token from its logits, on the host in NumPy.
 
-It takes one row of V numbers a token, little against the step that made them, and settings can then differ between calls
-and rows without another graph.
+It takes one row of V numbers a token, little against the step that made them, and settings can then differ between
+calls and rows without another graph.
 
 Shape legend: V words.
 """

@@ -41,8 +41,9 @@ def locality_advice(context: SparseContext) -> List[str]:
     node, groups = next(iter(without.items()))
     per_group = experts_per_group(context.config)
     return [
-        f"warning: {len(without)} of {nodes} nodes hold no expert for some of their tokens (node {node}: group {groups[0]}): these "
-        "always leave their node, and locality gains nothing there.",
-        f"  moe.num_experts / moe.num_groups is {per_group}; with {nodes} or more every node can hold one. Or let nodes specialise: "
-        "moe.placement=node_grouped with data.placement=domain_by_node. Else moe.router.type=hash is the faster choice.",
+        f"warning: {len(without)} of {nodes} nodes hold no expert for some of their tokens (node {node}: group "
+        f"{groups[0]}): these always leave their node, and locality gains nothing there.",
+        f"  moe.num_experts / moe.num_groups is {per_group}; with {nodes} or more every node can hold one. Or let "
+        "nodes specialise: moe.placement=node_grouped with data.placement=domain_by_node. Else moe.router.type=hash "
+        "is the faster choice.",
     ]

@@ -44,10 +44,8 @@ class Embedding(nn.Cell):
         found = ops.gather(self.word, row.reshape(-1), 0)  # (T, d) <- (slots * V, d), (B, S)
         if self.tensor == 1:
             return found
-        own = ops.equal(ops.floor_div(ids, self.vocab_size), self.part)
-        return self.reduce_out(
-            found * ops.cast(own, dtype.float32).reshape(-1, 1)
-        )  # (T, d) <- (T, d), (T, 1) <- (B, S)
+        own = ops.equal(ops.floor_div(ids, self.vocab_size), self.part)  # (B, S)
+        return self.reduce_out(found * ops.cast(own, dtype.float32).reshape(-1, 1))  # (T, 1) <- (B, S)
 
 
 class TiedHead(nn.Cell):

@@ -99,7 +99,7 @@ class PanGuSigma(nn.Cell):
         caches: Optional[Sequence[KeyValueCache]] = None,
         dispatchers: Optional[Sequence[Dispatcher]] = None,
     ) -> Tuple[Tensor, List[BlockOutput]]:
-        """-> <float32>[T, d], what the head scores, and what each block returns with it, bottom up, the query layer last.
+        """-> <float32>[T, d], what the head scores; and what each block returns with it, the query layer last.
 
         Args:
             ids: <int32>[B, S]. domain: <int32>[B]. context: see `batch_context`.
