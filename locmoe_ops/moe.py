@@ -89,7 +89,7 @@ class MoEFeedForward(nn.Cell):
         evaluation_dispatcher: used outside training, where more slots are wanted; default: the same.
 
     Inputs: x <float>[T, d]; tokens, a dict of ids, domain, home, seed <int32>[T] each; dispatcher, in place of the
-    layer's own, as inference has it; default: its own.
+    layer's own, as inference has it, with nothing to report; default: its own.
     Outputs: y <float>[T, d] in x's dtype, and a dict of aux_loss, locality_loss (weighted, equal on all ranks) and this
     rank's sums: assigned <float32>[E] (as chosen, before drops), kept and kept_local <float32> scalars (as finally
     taken), and undecided <float32>, the assignments of tokens that the router's rule left undecided, where the router
@@ -129,8 +129,9 @@ class MoEFeedForward(nn.Cell):
         chosen, gate, scale = routing["expert"], ops.stop_gradient(routing["weight"]), self._scale(routing["weight"])
         second = (routing["second_expert"], self._scale(routing["second_weight"])) if self.repicks else None
         if dispatcher is not None:
-            y, context = dispatcher.forward(x, chosen, gate, scale, self.experts, second)
-        elif self.training:
+            y, _ = dispatcher.forward(x, chosen, gate, scale, self.experts, second)
+            return ops.cast(y, x.dtype), {}
+        if self.training:
             y, context = self.dispatcher.forward(x, chosen, gate, scale, self.experts, second)
         else:
             y, context = self.evaluation_dispatcher.forward(x, chosen, gate, scale, self.experts, second)
