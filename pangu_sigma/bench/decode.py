@@ -1,11 +1,11 @@
-"""`pangu-sigma bench decode`: tokens a second by batch size, beside what the machine's memory allows.
+"""`pangu-sigma bench decode`: tokens a second by batch size, against what the machine's memory allows.
 
 A decode step reads the weights that its tokens pass through and their caches; with few rows it can be no faster than
 memory brings them. Both are measured in turn, on random weights, with every row at the last place of its cache. Weights
 that fit the processor's own caches may come faster than that limit.
 """
 
-from typing import Any, Callable, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, List, NamedTuple, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -46,8 +46,14 @@ def bench_decode(config: Config, batch_sizes: Sequence[int]) -> int:
     initialise(network, config.train.seed, config.model.init_std)
     network.set_train(False)
     steps = [_Step(network, context, rows) for rows in batch_sizes]
-    probes = _probes()
-    launches: List[Callable[[], Any]] = [*steps, *probes]
+    # Two ways to keep memory busy, of which the faster counts: a product that reads a matrix, and a copy of it.
+    matrix = np.ones((PROBE[1], PROBE[0]), np.float32)
+    target, left, right, product_of = np.empty_like(matrix), Tensor(matrix[:1]), Tensor(matrix), _Product()
+    launches: List[Callable[[], Any]] = [
+        *steps,
+        lambda: product_of(left, right),
+        lambda: np.copyto(target, matrix),
+    ]
     with tqdm(total=len(launches), desc="compiling", ncols=79, leave=False, disable=None) as bar:
         for launch in launches:
             for _ in range(WARM_UP):
@@ -81,9 +87,11 @@ class _Step:
 
 
 def step_bytes(network: PanGuSigma, context: SparseContext, domain: np.ndarray) -> StepBytes:
-    """For a row of each of these domains <int>[B], with full caches: weights that any token passes through, the experts
-    that a group's tokens reach on average where the load is even, one word table for each domain that has its own, and
-    the caches.
+    """With full caches: weights that any token passes through, the experts that a group's tokens reach on average where
+    the load is even, one word table for each domain that has its own, and the caches.
+
+    Args:
+        network, context: the network, and what it was built from. domain: <int>[B], one a row.
     """
     moe, shape = context.config.moe, context.shape
     top_k = moe.router.top_k
@@ -114,27 +122,18 @@ class _Product(nn.Cell):
         return self.matmul(left, right)
 
 
-def _probes() -> Tuple[Callable[[], Any], Callable[[], Any]]:
-    """Two ways to keep memory busy, of which the faster counts: a product that reads a matrix, and a copy of it."""
-    matrix = np.ones((PROBE[1], PROBE[0]), np.float32)
-    target = np.empty_like(matrix)
-    left, right = Tensor(matrix[:1]), Tensor(matrix)
-    product = _Product()
-    return lambda: product(left, right), lambda: np.copyto(target, matrix)
-
-
 def _print(context: SparseContext, steps: List[_Step], taken: List[float], bandwidth: float) -> None:
     print(f"memory: {bandwidth / 1e9:.1f} GB/s; rows of {context.shape.sequence_length} tokens, every cache full")
     print(f"{'':>5} {'':>9} {'':>9} {'':>7} {'limit by':>9} {'':>6} {'weights':>9} {'cache, MB':>19}")
     print(
-        f"{'rows':>5} {'ms a step':>9} {'tokens/s':>9} {'a row':>7} {'memory':>9} {'share':>6} {'read, MB':>9} {'foretold':>10} "
-        f"{'held':>8}"
+        f"{'rows':>5} {'ms a step':>9} {'tokens/s':>9} {'a row':>7} {'memory':>9} {'share':>6} {'read, MB':>9} "
+        f"{'predicted':>10} {'held':>8}"
     )
     for step, time in zip(steps, taken):
         found = step_bytes(step.network, context, step.domain)
         limit = step.rows * bandwidth / (found.weights + found.cache)
         rate = step.rows / time
         print(
-            f"{step.rows:5d} {1e3 * time:9.2f} {rate:9.0f} {1 / time:7.0f} {limit:9.0f} {rate / limit:6.1%} {found.weights / 1e6:9.3f} "
-            f"{found.cache / 1e6:10.2f} {step.held() / 1e6:8.2f}"
+            f"{step.rows:5d} {1e3 * time:9.2f} {rate:9.0f} {1 / time:7.0f} {limit:9.0f} {rate / limit:6.1%} "
+            f"{found.weights / 1e6:9.3f} {found.cache / 1e6:10.2f} {step.held() / 1e6:8.2f}"
         )

@@ -1,7 +1,7 @@
 """`pangu-sigma bench router`: every router alone, forward and backward, on the tokens of one rank.
 
-The rank is one of the smallest job that the configuration fits, or of `moe.layout`. Times are beside that of the dense
-gate, the switch router's. The local term and the balance bias are off: not all routers can have them.
+The rank is one of the smallest job that the configuration fits, or of `moe.layout`. Times are given against that of the
+dense gate, the switch router's. The local term and the balance bias are off: not all routers can have them.
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ class _Noted(nn.Cell):
 def _print(config: Config, names: List[str], spent: List[float], sent: List[int], left_out: List[str]) -> None:
     shape, moe = _shape_of(config), config.moe
     print(
-        f"{shape.tokens} tokens of one of {moe.layout.world_size if moe.layout else 1} ranks, hidden size {shape.hidden_size}, "
-        f"{moe.num_experts} experts in {moe.num_groups} groups, {config.runtime.precision}\n"
+        f"{shape.tokens} tokens of one of {moe.layout.world_size if moe.layout else 1} ranks, hidden size "
+        f"{shape.hidden_size}, {moe.num_experts} experts in {moe.num_groups} groups, {config.runtime.precision}\n"
         "statistics: bytes that enter all-reduces of a forward pass, as many of a backward pass\n"
     )
     print(f"{'router':<22} {'ms':>9} {'of ' + DENSE_GATE:>11} {'statistics (B)':>15}\n" + "-" * 60)

@@ -1,14 +1,14 @@
-"""`pangu-sigma bench step`: the compiled step beside the machine's own matmul rate, and where its time goes.
+"""`pangu-sigma bench step`: the compiled step against the machine's own matmul rate, and where its time goes.
 
 Everything is measured in one process, the matmuls between the steps, so that a busy or slow machine hits both alike
-(bench_timing.py). Parts are timed alone, forward and backward, at the shapes they have in the step; "other" is what
+(see `timing`). Parts are timed alone, forward and backward, at the shapes they have in the step; "other" is what
 they leave of it (norms, residuals, embeddings, sums of gradients).
 """
 
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import numpy as np
-from tqdm import tqdm
+from tqdm import trange
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
@@ -48,7 +48,7 @@ class TimedPart(NamedTuple):
 
 
 def bench_step(config: Config) -> int:
-    """Prints FLOP rates, their ratio, and the parts' shares; returns 0.
+    """Prints FLOP rates, their ratio, and the parts' shares, all medians measured in turn; returns 0.
 
     Raises InputError if the configuration wants more than one rank.
     """
@@ -63,15 +63,26 @@ def bench_step(config: Config) -> int:
     rows = micro_batch_sequences(config, 1)
     batches = [random_batch(rows, config.model.sequence_length, words)] * micro_batches_per_step(config, 1)
     parts.capacity.prepare(1, lambda step: batches)
-    with tqdm(total=WARM_UP + ROUNDS, desc="measuring", ncols=79, leave=False, disable=None) as bar:
-        matmul, step, update = _alternate(parts, batches, bar)
+    left, right = (random_tensor((MATMUL_SIZE, MATMUL_SIZE)) for _ in range(2))
+    product, update_alone, no_rate = _Product(), _UpdateAlone(parts), Tensor(0.0, ms.float32)
+    measured: List[Tuple[float, float, float]] = []
+    for round_number in trange(WARM_UP + ROUNDS, desc="measuring", ncols=79, leave=False, disable=None):
+        matmul = min(seconds(product, left, right) for _ in range(5))
+        step = seconds(parts.train_step, batches, round_number + 1, 1e-5)
+        measured.append((matmul, step, seconds(update_alone, no_rate)))
+    matmul, step, update = np.median(measured[WARM_UP:], axis=0)
     pieces = _parts(parts, config, batches[0]) + [TimedPart("update", update, 1)]
     _print(config, words, matmul, step, pieces, len(batches))
     return 0
 
 
 def random_batch(rows: int, length: int, words: Vocabulary) -> Batch:
-    """Rows of random ids, one document each, domains in rotation; the same every time."""
+    """Random ids, the same every time.
+
+    Args:
+        rows: of the batch, one document each, domains in rotation. length: positions of a row.
+        words: the vocabulary that ids and domains are of.
+    """
     generator = np.random.default_rng(0)
     ids = generator.integers(0, words.vocab_size, (rows, length + 1)).astype(np.int32)
     return Batch(
@@ -83,20 +94,6 @@ def random_batch(rows: int, length: int, words: Vocabulary) -> Batch:
         domain=(np.arange(rows) % words.domains).astype(np.int32),
         home=np.zeros(rows, np.int32),
     )
-
-
-def _alternate(parts: TrainEngine, batches: List[Batch], bar: tqdm) -> Tuple[float, float, float]:
-    """Medians of one matmul, one whole step and its update alone, measured in turn after WARM_UP rounds."""
-    left, right = (random_tensor((MATMUL_SIZE, MATMUL_SIZE)) for _ in range(2))
-    product, update_alone, no_rate = _Product(), _UpdateAlone(parts), Tensor(0.0, ms.float32)
-    measured: List[Tuple[float, float, float]] = []
-    for round_number in range(WARM_UP + ROUNDS):
-        matmul = min(seconds(product, left, right) for _ in range(5))
-        step = seconds(parts.train_step, batches, round_number + 1, 1e-5)
-        update = seconds(update_alone, no_rate)
-        measured.append((matmul, step, update))
-        bar.update()
-    return tuple(np.median(measured[WARM_UP:], axis=0))
 
 
 class _Product(nn.Cell):

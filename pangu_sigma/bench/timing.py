@@ -1,4 +1,5 @@
-"""What the benchmarks share: parts that run forward and backward, and launches measured in turn.
+"""What the benchmarks share: parts that run forward and backward, and launches measured in turn. Shape legend: T
+tokens, k choices a token, d hidden size.
 
 Whatever is compared is measured in turn, so that a busy or slow machine hits all alike, and after WARM_UP launches:
 MindSpore's CPU kernels try several splits over the threads while they run the first times (five launches each; the
@@ -47,8 +48,11 @@ def seconds(function: Callable, *inputs: Any) -> float:
 def in_turn(
     launches: Sequence[Callable[[], Any]], rounds: int, before: Optional[Callable[[], None]] = None
 ) -> List[float]:
-    """Median seconds of each launch over `rounds` rounds, in each of which all are launched, `before` ahead of every
-    one.
+    """Median seconds of each launch.
+
+    Args:
+        launches: what is measured. rounds: how often; in each round all are launched, one after the other.
+        before: called ahead of every launch, and not measured.
     """
     measured = []
     for _ in range(rounds):
@@ -100,8 +104,12 @@ class _Contracted(nn.Cell):
 
 
 class TimedRouting(nn.Cell):
-    """Both levels of routing; one output <float32>[T, k] that depends on all that routers compute. Gates on word
-    vectors get x.
+    """Both levels of routing. Gates on word vectors get x.
+
+    Args:
+        routing: `MultiLevelRouting` of a layer.
+
+    Inputs: x <float>[T, d]; ids, domain <int32>[T]. Output: <float32>[T, k], which depends on all that routers compute.
     """
 
     def __init__(self, routing: nn.Cell) -> None:
@@ -121,7 +129,13 @@ class TimedRouting(nn.Cell):
 
 
 class Dispatch(nn.Cell):
-    """There and back with experts that do nothing. second: as `Dispatcher.forward`."""
+    """There and back with experts that do nothing.
+
+    Args:
+        dispatcher: of a layer. second: as `Dispatcher.forward`.
+
+    Inputs: x <float>[T, d]; expert <int32>[T, k]; weight <float32>[T, k]. Output: <float>[T, d].
+    """
 
     def __init__(self, dispatcher: nn.Cell, second: Optional[Tuple[Tensor, Tensor]] = None) -> None:
         super().__init__(auto_prefix=False)
