@@ -76,10 +76,11 @@ class BlockSlots(nn.Cell):
         self.index = Tensor(np.arange(count, dtype=np.int32))
         self.blocks = most_blocks(count, self.held, size) if size else self.held
         self.block_numbers = Tensor(np.arange(self.blocks, dtype=np.float32).reshape(-1, 1))  # (M, 1)
-        source = np.tile(np.arange(tokens), self.held) if size == 0 else np.arange(count)  # of fixed places: (M * c,)
+        # What fills the slots where they are fixed, (M * c,): all tokens for each expert, or assignment after assignment.
+        source = np.tile(np.arange(tokens), self.held) if size == 0 else np.arange(count)  # (L * T,) <- (T,)
         self.source = Tensor(source.astype(np.int32))
         self.all_filled = Tensor(np.ones((len(source), 1), np.float32))
-        self.token = Tensor(np.tile(np.arange(tokens), top_k).astype(np.int32))  # (N,), of each assignment
+        self.token = Tensor(np.tile(np.arange(tokens), top_k).astype(np.int32))  # (N,) <- (T,), of each assignment
         self.tokens = tokens
 
     def construct(self, expert: Tensor, gate: Tensor) -> DispatchContext:
@@ -133,7 +134,7 @@ class InferenceDispatcher(Dispatcher):
         experts: Callable[..., Tensor],
         second: Optional[Tuple[Tensor, Tensor]] = None,
     ) -> Tuple[Tensor, DispatchContext]:
-        """As `Dispatcher`'s, summed over the group."""
+        """As `Dispatcher`'s, with the same x, expert, gate, scale, experts and second; summed over the group."""
         y, context = super().forward(x, expert, gate, scale, experts, second)
         return self.sum(y), context
 

@@ -1,14 +1,40 @@
-"""Where compiled graphs come from: compiled on demand from a network, or read from MindIR files (see `export`)."""
+"""Where compiled graphs come from: compiled on demand from a network, or read from MindIR files (see `export`).
 
-from typing import Any, Callable, Dict, NamedTuple, Protocol
+Shapes are static: rows of any length share the graphs of a few lengths, the buckets.
+"""
 
-from pangu_sigma.inference.buckets import bucket_of
+from typing import Any, Callable, Dict, NamedTuple, Protocol, Tuple
+
+from locmoe_ops.errors import InputError
 from pangu_sigma.inference.cells import Decode, Prefill
 from pangu_sigma.inference.load import Model
 
+SHORTEST = 32  # positions of the smallest bucket: shorter ones would save little and cost a compilation each
+
+
+def length_buckets(sequence_length: int) -> Tuple[int, ...]:
+    """Powers of two from SHORTEST on, as far as they are below `sequence_length`, which is the last bucket."""
+    found = []
+    length = SHORTEST
+    while length < sequence_length:
+        found.append(length)
+        length *= 2
+    return (*found, sequence_length)
+
+
+def bucket_of(positions: int, sequence_length: int) -> int:
+    """The smallest bucket with as many positions. Raises InputError where there is none."""
+    for length in length_buckets(sequence_length):
+        if positions <= length:
+            return length
+    raise InputError(f"{positions} positions do not fit model.sequence_length ({sequence_length})")
+
 
 class GraphPair(NamedTuple):
-    """A prefill and a decode graph of the same rows and length; calls take and return tensors, see `cells`."""
+    """A prefill and a decode graph of the same shape; calls take and return tensors, see `cells`.
+
+    Attributes: rows, length: of both; prefill, decode: the graphs.
+    """
 
     rows: int
     length: int
@@ -30,6 +56,9 @@ class Graphs(Protocol):
 class CompiledGraphs:
     """Graphs of a network; a pair is compiled when first used, for a bucket of positions. Raises InputError for too
     many.
+
+    Args:
+        model: whose network. rows: of all graphs.
     """
 
     def __init__(self, model: Model, rows: int) -> None:

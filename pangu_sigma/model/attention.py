@@ -98,6 +98,7 @@ class SoftmaxRows(nn.Cell):
         return self.softmax(scores)
 
     def bprop(self, scores: Tensor, out: Tensor, dout: Tensor) -> Tuple[Tensor]:
+        """The gradient of `scores` <float32>[N, S] from that of `out`, `dout`."""
         return ((dout - self.sum(dout * out, -1)) * out,)
 
 
@@ -170,7 +171,7 @@ def qkv_projection(dims: ModelDims, has_bias: bool = True) -> Linear:
 
 
 def output_projection(dims: ModelDims, tag: str) -> Linear:
-    """From this rank's heads back to the residual stream, summed over the tensor-parallel group; `tag` names the sum."""
+    """From this rank's heads to the residual stream, summed over the tensor-parallel group; `tag` names the sum."""
     return Linear(
         dims.hidden_size, dims.hidden_size, dims.compute_dtype, residual=True, sharding=row_parallel(dims.tensor, tag)
     )

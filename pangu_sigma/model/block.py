@@ -1,4 +1,5 @@
-"""Decoder blocks: attention and a feed-forward network, each normed before and added to the residual stream.
+"""Decoder blocks: attention and a feed-forward network, each normed before and added to the residual stream; and the
+dense feed-forward network of the lower ones.
 
 Shape legend: B sequences, S positions, T = B * S tokens, d hidden size.
 """
@@ -8,6 +9,7 @@ from typing import Dict, Optional, Tuple, TypedDict
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.dispatch.base import Dispatcher
+from locmoe_ops.functions import activation
 from locmoe_ops.random import SeededDropout
 from pangu_sigma.model.attention import Attention, KeyValueCache
 from pangu_sigma.model.dims import BatchContext, ModelDims
@@ -99,7 +101,10 @@ class Block(nn.Cell):
 class QueryBlock(Block):
     """PanGu-alpha's query layer: a block whose attention asks with a learned vector per position.
 
-    Args, inputs and outputs: as `Block`.
+    Args:
+        dims, index, feed_forward: as `Block`.
+
+    Inputs and outputs: as `Block`.
     """
 
     has_learned_query = True

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor
 
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.routers.gates import DenseGate
@@ -20,31 +20,31 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 
 def initialise(network: PanGuSigma, seed: int, std: float, experts_alike: int = 1) -> None:
     """Normal(0, std) for matrices and embeddings; maps onto the residual stream std / sqrt(2 * layers); biases 0, norms
-    1.
+    1. PanGu-alpha uses 0.02; the smaller residual maps (GPT-2's rule) keep the stream's variance independent of depth.
 
-    Neighbouring experts, `experts_alike` at a time, begin as copies of one network.
-    PanGu-alpha uses 0.02; the smaller residual maps (GPT-2's rule) keep the stream's variance independent of depth.
+    Args:
+        network: whose parameters are set.
+        seed: of the run; every Cell draws from a stream of its own, which follows from the seed and the Cell's name.
+        std: standard deviation.
+        experts_alike: so many neighbouring experts begin as copies of one network.
     """
     residual_std = std / math.sqrt(2.0 * (len(network.blocks) + 1))
     for name, cell in network.cells_and_names():
-        _initialise_cell(cell, name, seed, std, residual_std, experts_alike)
-
-
-def _initialise_cell(cell: nn.Cell, name: str, seed: int, std: float, residual_std: float, experts_alike: int) -> None:
-    stream = zlib.crc32(f"{seed}/{name}".encode())
-    if isinstance(cell, ExpertBank):
-        cell.initialise(stream, std, residual_std, experts_alike)
-    elif isinstance(cell, DenseGate):
-        cell.initialise(stream, std)
-    elif isinstance(cell, Linear):
-        _draw(cell.weight, stream, residual_std if cell.residual else std)
-    elif isinstance(cell, Embedding):
-        _draw(cell.word, stream, std)
-        _draw(cell.position, stream + 1, std)
-    elif isinstance(cell, QueryBlock):
-        _draw(cell.top_query, stream, std)
+        stream = zlib.crc32(f"{seed}/{name}".encode())
+        if isinstance(cell, ExpertBank):
+            cell.initialise(stream, std, residual_std, experts_alike)
+        elif isinstance(cell, DenseGate):
+            cell.initialise(stream, std)
+        elif isinstance(cell, Linear):
+            _draw(cell.weight, stream, residual_std if cell.residual else std)
+        elif isinstance(cell, Embedding):
+            _draw(cell.word, stream, std)
+            _draw(cell.position, stream + 1, std)
+        elif isinstance(cell, QueryBlock):
+            _draw(cell.top_query, stream, std)
 
 
 def _draw(parameter: Parameter, stream: int, std: float) -> None:
+    """Sets this rank's part of the parameter, which is drawn whole: it is the same at any parallel degree."""
     drawn = np.random.default_rng(stream).standard_normal(whole_shape(parameter), dtype=np.float32) * std
     parameter.set_data(Tensor(own_part(parameter, drawn.astype(np.float32))))

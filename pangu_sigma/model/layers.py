@@ -40,11 +40,12 @@ class AddBias(nn.Cell):
         return self.add(x, bias)
 
     def bprop(self, x: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> Tuple[Tensor, Tensor]:
+        """The gradients of `x` and `bias` from that of `out`, `dout`."""
         return dout, self.sum(dout, 0)
 
 
 class GradientHook(nn.Cell):
-    """Where a linear map reads its input and its weight: nothing happens. A distributed run may put something else here,
+    """Where a linear map reads its input and its weight: nothing happens. A distributed run may put another Cell here,
     which starts to reduce a weight's gradient as soon as it is there (see `pangu_sigma.train.gradient_overlap`).
 
     Inputs: x <float>[T, n]; weight. Outputs: the same.
@@ -144,6 +145,7 @@ class Normalise(nn.Cell):
     def bprop(
         self, x: Tensor, gamma: Tensor, beta: Tensor, out: Tuple[Tensor, ...], dout: Tuple[Tensor, ...]
     ) -> Tuple[Tensor, Tensor, Tensor]:
+        """The gradients of `x`, `gamma` and `beta` from that of the first of `out`, `dout[0]`."""
         # With h the normalised x and g = dy * gamma: dx = (g - mean(g) - h * mean(g * h)) / sqrt(variance + epsilon).
         # The variance is taken anew: the kernel's third output is the variance on CPU, but its reciprocal root
         # elsewhere.

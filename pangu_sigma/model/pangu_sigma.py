@@ -12,10 +12,9 @@ from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.moe import MoEFeedForward
 from locmoe_ops.routers.base import Router
 from pangu_sigma.model.attention import KeyValueCache, attention_mask
-from pangu_sigma.model.block import Block, BlockOutput, QueryBlock
+from pangu_sigma.model.block import Block, BlockOutput, FeedForward, QueryBlock
 from pangu_sigma.model.dims import BatchContext
 from pangu_sigma.model.embedding import Embedding, TiedHead
-from pangu_sigma.model.feed_forward import FeedForward
 from pangu_sigma.model.layers import LayerNorm
 from pangu_sigma.model.loss import token_losses
 from pangu_sigma.model.sparse import SparseContext, build_sparse_layer

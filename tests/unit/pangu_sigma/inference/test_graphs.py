@@ -1,7 +1,7 @@
 import pytest
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.inference.buckets import bucket_of, length_buckets
+from pangu_sigma.inference.graphs import bucket_of, length_buckets
 
 
 def test_buckets_end_at_the_models_length():
