@@ -76,7 +76,7 @@ class BlockSlots(nn.Cell):
         self.index = Tensor(np.arange(count, dtype=np.int32))
         self.blocks = most_blocks(count, self.held, size) if size else self.held
         self.block_numbers = Tensor(np.arange(self.blocks, dtype=np.float32).reshape(-1, 1))  # (M, 1)
-        # What fills the slots where they are fixed, (M * c,): all tokens for each expert, or assignment after assignment.
+        # What fills the slots where they are fixed, (M * c,): all tokens for each expert, or one assignment a block.
         source = np.tile(np.arange(tokens), self.held) if size == 0 else np.arange(count)  # (L * T,) <- (T,)
         self.source = Tensor(source.astype(np.int32))
         self.all_filled = Tensor(np.ones((len(source), 1), np.float32))

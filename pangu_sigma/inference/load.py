@@ -223,8 +223,8 @@ def _codec(reader: CheckpointReader, config: Config, given: Union[str, Path, Non
     missing = [name for name in data.domains if name not in tokenizer.domain_tags]
     if missing or tokenizer.vocab_size > data.vocab_size:
         raise InputError(
-            f"tokenizer {path}: {tokenizer.vocab_size} pieces with tags for {', '.join(tokenizer.domains)}; expected at "
-            f"most {data.vocab_size}, and a tag for each of {', '.join(data.domains)}"
+            f"tokenizer {path}: {tokenizer.vocab_size} pieces with tags for {', '.join(tokenizer.domains)}; expected "
+            f"at most {data.vocab_size}, and a tag for each of {', '.join(data.domains)}"
         )
     return TextCodec(
         tokenizer,

@@ -50,7 +50,10 @@ def generate(config: Config, options: argparse.Namespace) -> int:
             if options.interactive:
                 _answer(generator, _domain(generator, Prompt("", options.domain)), settings)
             elif options.json:
-                _print_json(generator, prompts, domains, settings)
+                ids = [generator.codec.encode(prompt.text, domain) for prompt, domain in zip(prompts, domains)]
+                for prompt, domain, output in zip(prompts, domains, generator.generate(ids, domains, settings)):
+                    text, name = generator.codec.decode(output), generator.codec.domains[domain]
+                    print_json({"prompt": prompt.text, "domain": name, "text": text, "tokens": len(output)})
             elif len(prompts) == 1:
                 _stream(generator, prompts[0].text, domains[0], settings)
             else:
@@ -127,13 +130,6 @@ def _domain(generator: Any, prompt: Prompt) -> int:
     except InputError as error:
         raise InputError(f"{prompt.where}: {error}") from None
     return number
-
-
-def _print_json(generator: Any, prompts: List[Prompt], domains: List[int], settings: SamplingSettings) -> None:
-    ids = [generator.codec.encode(prompt.text, domain) for prompt, domain in zip(prompts, domains)]
-    for prompt, domain, output in zip(prompts, domains, generator.generate(ids, domains, settings)):
-        text, name = generator.codec.decode(output), generator.codec.domains[domain]
-        print_json({"prompt": prompt.text, "domain": name, "text": text, "tokens": len(output)})
 
 
 def _stream(generator: Any, text: str, domain: int, settings: SamplingSettings) -> None:

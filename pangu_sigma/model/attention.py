@@ -138,7 +138,7 @@ class FlashCore(nn.Cell):
     Args:
         dims: sizes.
 
-    Inputs and output: as `AttentionCore`.
+    Inputs (query, key, value, mask, seeds) and output: as `AttentionCore`.
     """
 
     def __init__(self, dims: ModelDims) -> None:
