@@ -26,8 +26,8 @@ _TYPES = {int: "integer", float: "number", str: "text", bool: "true or false"}
 _CONFIGURATION = """# Configuration reference
 
 Every key, with its default. A file gives the keys that differ; `--set key.path=value` overrides one on the command
-line, and `pangu-sigma config CONFIG` prints all of them with their values. A key that does not exist, a value of another
-type or outside its limits, or values that do not fit together end the command with one line and status 2.
+line, and `pangu-sigma config CONFIG` prints all of them with their values. A key that does not exist, a value of
+another type or outside its limits, or values that do not fit together end the command with one line and status 2.
 
 Numbers are written in decimal digits: `0100`, `0x1F`, `1:30` and `1_000`, which YAML 1.1 reads as 64, 31, 90 and 1000,
 are refused with the decimal number offered. `1e-4` is a number. A text that looks like a number stands in quotes, on
@@ -41,24 +41,24 @@ _METRICS = """# Metrics reference
 seconds, `(B)` bytes. Fractions are in [0, 1]. Times but `time/step(s)` are means over ranks; bytes are sums over ranks.
 With the hccl backend traffic is not counted, and its bytes and times are 0.
 
-**Which steps count.** Console lines, `watch`, `summary.json`, `report` and `compare` show the same numbers of a run, all
-by one rule ([`pangu_sigma/metrics/window.py`](../pangu_sigma/metrics/window.py)): of the second half of the steps so far
-(the first half holds compilation and an untrained router) `moe/` is the mean; `time/`, `comm/` and `throughput/` are
-means over the middle half of these steps by step time, so that a disturbed step does not count and the pieces of a step
-still add up; everything else is the last. Communication is counted without waiting, waiting by itself (`idle`);
-`time/all_to_all(s)`, `time/gradient(s)` and `time/tensor(s)` hold both, and say in `.../idle(s)` how much of it is
-waiting.
+**Which steps count.** Console lines, `watch`, `summary.json`, `report` and `compare` show the same numbers of a run,
+all by one rule ([`pangu_sigma/metrics/window.py`](../pangu_sigma/metrics/window.py)): of the second half of the steps
+so far (the first half holds compilation and an untrained router) `moe/` is the mean; `time/`, `comm/` and
+`throughput/` are means over the middle half of these steps by step time, so that a disturbed step does not count and
+the pieces of a step still add up; everything else is the last. Communication is counted without waiting, waiting by
+itself (`idle`); `time/all_to_all(s)`, `time/gradient(s)` and `time/tensor(s)` hold both, and say in `.../idle(s)` how
+much of it is waiting.
 
 **What is not finite is `null`**, in every file: all of them are strict JSON. A perplexity is `null` where it is beyond
 float64 (a loss above 709.78 nats a token). Wherever people read, that is `diverged`, and never comes before a number.
 Sums over ranks do not depend on the number of ranks and cannot wrap: they are exact to 2^-20 (of a nat, a token) below
 2^139.
 
-With `train.tensorboard: true` (`pip install tensorboardX`) the same numbers go to `tensorboard/` of the run folder, with
-`_s` and `_B` in place of the brackets, and as histograms the tokens of each expert and, at the end, the cosines of
-`cosines.json` ([`pangu_sigma/train/events.py`](../pangu_sigma/train/events.py)). `train.tracker` hands them to Weights &
-Biases or SwanLab ([`pangu_sigma/train/trackers.py`](../pangu_sigma/train/trackers.py)). `pangu-sigma watch RUN` shows a
-run in the terminal, `pangu-sigma report RUN [RUN ...] --follow` as a page that follows it.
+With `train.tensorboard: true` (`pip install tensorboardX`) the same numbers go to `tensorboard/` of the run folder,
+with `_s` and `_B` in place of the brackets, and as histograms the tokens of each expert and, at the end, the cosines
+of `cosines.json` ([`pangu_sigma/train/events.py`](../pangu_sigma/train/events.py)). `train.tracker` hands them to
+Weights & Biases or SwanLab ([`pangu_sigma/train/trackers.py`](../pangu_sigma/train/trackers.py)). `pangu-sigma watch
+RUN` shows a run in the terminal, `pangu-sigma report RUN [RUN ...] --follow` as a page that follows it.
 """
 _AFTER_METRICS = """
 What `cosines.json` holds is written in [`pangu_sigma/train/cosines.py`](../pangu_sigma/train/cosines.py).

@@ -203,8 +203,8 @@ def one(
     detected = supervised.errors.read_text().count("the job ended with status") >= attempt
     lost = after < before or again < before or bool(left)
     detail = (
-        f"{kill.target} after step {step} of an attempt from {base}, checkpoint {before} whole; ended {restarted:.1f} s "
-        f"later, {len(left)} processes left; resumed from {again}"
+        f"{kill.target} after step {step} of an attempt from {base}, checkpoint {before} whole; "
+        f"ended {restarted:.1f} s later, {len(left)} processes left; resumed from {again}"
     )
     moment = (
         "while a checkpoint is written"

@@ -30,8 +30,8 @@ def train(config):
     outcome = os.environ["STAND_IN"]
     if outcome == "places":
         root = os.environ.get("MS_SCHED_HOST") or os.environ["LOCMOE_MASTER_ADDRESS"]
-        print("device", launch.device, "ranks a node", config.parallel.ranks_per_node, "at", os.environ["LOCMOE_NODE_ADDRESS"],
-              "root", root, "secret", os.environ["LOCMOE_MESH_SECRET"][:4])
+        print("device", launch.device, "ranks a node", config.parallel.ranks_per_node,
+              "at", os.environ["LOCMOE_NODE_ADDRESS"], "root", root, "secret", os.environ["LOCMOE_MESH_SECRET"][:4])
         return 0
     if outcome == "unreliable":  # ends as ATTEMPTS says, one word a launch; "step_N" leaves that checkpoint and fails
         launches = os.path.join(config.train.output_dir, "logs")
@@ -52,7 +52,8 @@ def train(config):
             time.sleep(600)
         raise CollectiveError("rank %d: all_to_all: lost rank 7" % rank)
     if outcome in ("patient", "deaf"):  # told to stop, one ends well after a moment, the other goes on
-        signal.signal(signal.SIGTERM, (lambda *_: (time.sleep(1), sys.exit(0))) if outcome == "patient" else signal.SIG_IGN)
+        end_well = lambda *_: (time.sleep(1), sys.exit(0))
+        signal.signal(signal.SIGTERM, end_well if outcome == "patient" else signal.SIG_IGN)
         print("ready")
     if outcome == "input":
         raise InputError("data: found nothing, expected rows")

@@ -203,7 +203,8 @@ def test_an_environment_by_a_relative_name(project, call):
         (
             "plain",
             {"VIRTUAL_ENV": "/removed"},
-            "VIRTUAL_ENV: found '/removed', which has no bin/python; expected an active virtual environment, or none (unset VIRTUAL_ENV)",
+            "VIRTUAL_ENV: found '/removed', which has no bin/python; expected an active virtual environment, or none "
+            "(unset VIRTUAL_ENV)",
         ),
         ("a:b", {}, "expected a folder without ':'"),
     ],

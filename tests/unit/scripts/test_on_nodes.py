@@ -221,7 +221,8 @@ def test_a_job_on_two_nodes(launch, ssh, config_file, tmp_path, script):
     assert (done.returncode, done.stderr) == (0, "")
     device = None if script == MSRUN else 0
     found = [
-        f"rank {rank} of 2 seed 7\ndevice {device} ranks a node 1 at {ELSEWHERE[rank]} root {ELSEWHERE[0]} secret 0123\n"
+        f"rank {rank} of 2 seed 7\n"
+        f"device {device} ranks a node 1 at {ELSEWHERE[rank]} root {ELSEWHERE[0]} secret 0123\n"
         for rank in range(2)
     ]
     assert done.stdout == f"logs: {logs}/node_0\n{found[0]}"

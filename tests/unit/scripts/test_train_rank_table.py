@@ -1,4 +1,4 @@
-"""The launcher of rank tables: its options, and real jobs of processes in which a stand-in takes the place of training."""
+"""The launcher of rank tables: its options, and real jobs of processes in which a stand-in takes training's place."""
 
 import os
 import signal
@@ -61,8 +61,8 @@ def test_dry_run_shows_every_rank_and_starts_nothing(launch, one, config_file, t
         lines
     )
     assert lines[-2:] == [
-        f"RANK_ID={rank} DEVICE_ID={rank} python -m pangu_sigma train {config_file} --set train.seed=7 --set parallel.ranks_per_node=2 "
-        f">{logs}/worker_{rank}.log"
+        f"RANK_ID={rank} DEVICE_ID={rank} python -m pangu_sigma train {config_file} --set train.seed=7 "
+        f"--set parallel.ranks_per_node=2 >{logs}/worker_{rank}.log"
         for rank in range(2)
     ]
     assert "LOCMOE_MESH" not in done.stdout  # which ranks on Ascend have no use for

@@ -19,7 +19,8 @@ def stand_in(monkeypatch, tmp_path):
     """The runner starts this in place of the launcher; exits with the status in tmp_path/status, if any."""
     script = f"""
         record='{json.dumps(RECORD)}'
-        [ ! -e '{tmp_path}/status' ] || {{ echo 'pangu-sigma: error: data: gone' >&2; exit "$(cat '{tmp_path}/status')"; }}
+        [ ! -e '{tmp_path}/status' ] ||
+            {{ echo 'pangu-sigma: error: data: gone' >&2; exit "$(cat '{tmp_path}/status')"; }}
         echo "$record" >"$0/metrics.jsonl"; echo '{{"router": "x"}}' >"$0/summary.json"
     """
     run_all = runner.run_all

@@ -1,4 +1,4 @@
-"""Making a plan's runs: order, resuming, failures, and that no process is left; a stand-in takes the launcher's place."""
+"""Making a plan's runs: order, resuming, failures, no process left behind; a stand-in takes the launcher's place."""
 
 import json
 import os
@@ -210,12 +210,14 @@ from pathlib import Path
 from pangu_sigma.compare.comparison import load_plan
 from pangu_sigma.compare.runner import run_all
 plan, folder, script = sys.argv[1:]
-run_all(load_plan(plan), Path(folder) / "out", lambda run, base, to: ["bash", script, str(to), folder + "/calls", "orphan"])
+def command(run, base, to):
+    return ["bash", script, str(to), folder + "/calls", "orphan"]
+run_all(load_plan(plan), Path(folder) / "out", command)
 """
 
 
 def test_what_a_killed_comparison_leaves_ends_before_the_next_begins(write_plan, launcher, tmp_path):
-    """Killed outright it ends nothing itself: Linux tells its launcher to end; what outlives that still holds the lock."""
+    """Killed outright it ends nothing itself: Linux ends its launcher; what outlives that still holds the lock."""
     path, child = write_plan(), tmp_path / "calls.child"
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, path, str(tmp_path), str(tmp_path / "launcher.sh")])
     try:

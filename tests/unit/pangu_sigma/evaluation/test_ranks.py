@@ -66,7 +66,7 @@ def test_slots_of_each_rank(moe, topology, expected):
     ("ranks", "layout"), [(1, Topology(1, 1)), (2, Topology(2, 1, 2)), (4, Topology(4, 2, 4)), (2, Topology(4, 2, 4))]
 )
 def test_rows_are_those_of_the_ranks(tiny_data, ranks, layout):
-    """Of ten rows in micro-batches of two; a rank's last one may be filled up, and one that only fills up is left out."""
+    """Of ten rows in micro-batches of two; a rank's last one may be padded, and one of padding alone is left out."""
     config, data = config_of(tiny_data), PreparedData.open(str(tiny_data))
     found, rows = validation_batches(config, data, layout, ranks), []
     for rank in range(ranks):

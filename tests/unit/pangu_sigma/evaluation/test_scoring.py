@@ -38,7 +38,7 @@ def small(request, networks, numpy_model):
 
 
 def requests():
-    """Contexts and continuations of many lengths: some fill a row, some are cut in front, some are longer than a row."""
+    """Contexts and continuations of many lengths: some fill a row, some are cut in front, some exceed a row."""
     rng = np.random.default_rng(5)
     sizes = [
         (1, 1),

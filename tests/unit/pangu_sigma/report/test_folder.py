@@ -36,7 +36,8 @@ def test_lines_that_are_no_step_are_passed_over(write_run_folder):
     folder = write_run_folder("run", steps(1))
     with open(folder / "metrics.jsonl", "ab") as file:
         file.write(
-            b'{"progress/step": 2, "loss\n[1]\n{"progress/step": true}\n{"progress/step": 3, "a": NaN}\n\xff\xfe\n\n{"progress/st'
+            b'{"progress/step": 2, "loss\n[1]\n{"progress/step": true}\n{"progress/step": 3, "a": NaN}\n'
+            b'\xff\xfe\n\n{"progress/st'
         )
     assert found(RunFolder(str(folder))) == [1, 3]
 

@@ -72,8 +72,8 @@ def test_it_holds_every_variant_metric_and_number(whole_plan, report, tmp_path):
 def test_it_says_what_was_compared(report):
     text = _Page(report).text
     assert (
-        "Phase quality: 2 simulated nodes of 2 workers, links between nodes not limited; 400 steps of 128 tokens; seeds 1, 2, 3."
-        in text
+        "Phase quality: 2 simulated nodes of 2 workers, links between nodes not limited; 400 steps of 128 tokens; "
+        "seeds 1, 2, 3." in text
     )
     assert (
         "Phase time: 2 simulated nodes of 2 workers, links between nodes limited to 200mbit; 60 steps of 128 tokens"
@@ -132,7 +132,7 @@ def written(whole_plan, tmp_path):
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "light"), (1280, "dark")])
 def test_it_is_drawn(browse, written, tmp_path, width, scheme):
-    """The ground has the scheme's colour, and the bars of the first variants, at their place in the page, have theirs."""
+    """The ground has the scheme's colour; the bars of the first variants, at their place in the page, have theirs."""
     shot = tmp_path / "shot.png"
     browse(
         written,

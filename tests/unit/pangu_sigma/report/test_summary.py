@@ -156,7 +156,10 @@ def test_an_unwritable_output_is_named_and_leaves_nothing(write_run, tmp_path):
 
 
 def test_the_command_needs_no_mindspore_and_ends_with_its_status(write_run, tmp_path, capsys):
-    program = "import sys; from pangu_sigma.cli.main import main; assert main(sys.argv[1:]) == 0; sys.exit('mindspore' in sys.modules)"
+    program = (
+        "import sys; from pangu_sigma.cli.main import main\n"
+        "assert main(sys.argv[1:]) == 0; sys.exit('mindspore' in sys.modules)"
+    )
     done = subprocess.run(
         [
             sys.executable,

@@ -1,4 +1,4 @@
-"""Drawings: where things stand, against hand arithmetic. A drawing is 360 wide; a character of a bar's text takes 7.2."""
+"""Drawings: where things stand, by hand arithmetic. A drawing is 360 wide; a character of a bar's text takes 7.2."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -51,7 +51,7 @@ def test_bars_of_nothing_have_no_length():
 
 
 def test_curves_lie_in_their_frame():
-    """y of 1 to 2 with 5 % of air: 0.95 at 216, 2.05 at 24. Tick texts of 3 characters move the frame's left to 31.6."""
+    """y of 1 to 2 with 5 % of air: 0.95 at 216, 2.05 at 24. Tick texts of 3 characters put the frame's left at 31.6."""
     drawing = curves([Curve("a", 0, [0, 5, 10], [1.0, 2.0, 1.5])], "steps", "nats", "losses")
     (path,) = parsed(drawing).iter("path")
     left, right = 31.6 + 6, 360 - 6

@@ -42,7 +42,7 @@ def shown(folder):
 
 
 def test_every_number(write_run_folder):
-    """2 s a step, 60 steps left; 0.8 s computing alone, 0.4 both, 0.4 sending alone, 0.4 waiting: 40, 20, 20 and 20 %."""
+    """2 s a step, 60 steps left; 0.8 s computing alone, 0.4 both, 0.4 sending alone, 0.4 waiting: 40, 20, 20, 20 %."""
     records = [
         record(number, **({"valid/perplexity": 300.0 - number} if number % 20 == 0 else {})) for number in range(1, 41)
     ]

@@ -190,7 +190,7 @@ def contend(folder, seed, results):
 
 
 def test_never_two_in_the_folder(tmp_path):
-    """The name of the lock's file comes and goes; two holders would find each other's file `inside` (FileExistsError)."""
+    """The name of the lock's file comes and goes; two holders would find one file `inside` (FileExistsError)."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     workers = [context.Process(target=contend, args=(tmp_path / "run", seed, results)) for seed in range(4)]

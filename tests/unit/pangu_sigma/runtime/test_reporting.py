@@ -38,8 +38,9 @@ def run(
 def test_any_character_is_written(environment):
     program = (
         "from pangu_sigma.runtime.reporting import make_streams_lenient, print_json; make_streams_lenient(); "
-        f"text = {WORDS!a} + chr(0xd83d); print(text); print(text, file=sys.stderr); print_json({{'a': {'天下 😀 é'!a}}}); "
-        "from tqdm import tqdm; tqdm.write(text, file=sys.stdout); list(tqdm([1], desc=text[:-1]))"
+        f"text = {WORDS!a} + chr(0xd83d); print(text); print(text, file=sys.stderr); "
+        f"print_json({{'a': {'天下 😀 é'!a}}}); from tqdm import tqdm; "
+        "tqdm.write(text, file=sys.stdout); list(tqdm([1], desc=text[:-1]))"
     )
     done = run([], environment, program=program)
     assert done.returncode == 0, done.stderr
@@ -138,7 +139,6 @@ def test_a_full_disk_under_standard_output_is_one_line(tmp_path, unbuffered):
             env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )
     assert done.returncode == 1
-    assert (
-        done.stderr
-        == b"pangu-sigma: error: what the command writes cannot be written (no space left on device); expected more room\n"
+    assert done.stderr == (
+        b"pangu-sigma: error: what the command writes cannot be written (no space left on device); expected more room\n"
     )
