@@ -4,10 +4,13 @@ All is read from the source, nothing is imported.
 """
 
 import ast
+import io
+import re
+import tokenize
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Set, Tuple
+from typing import Callable, Dict, List, NamedTuple, Set, Tuple, Union
 
 import pytest
 
@@ -33,6 +36,12 @@ ROWS: Tuple[Tuple[str, ...], ...] = (
 )
 # They run a training step, to measure it or to compile it. Nobody else needs the library of the training loop.
 MAY_IMPORT_TRAIN = ("pangu_sigma.train", "pangu_sigma.cli", "pangu_sigma.bench", "pangu_sigma.audit.worker")
+
+DOCUMENTED = 0.9  # of the arguments
+SHAPED = ("locmoe_ops.dispatch", "locmoe_ops.routers", "pangu_sigma.model", "pangu_sigma.inference")
+SHAPED_CALLS = 0.9  # of the calls there
+METHODS = ("reshape", "transpose", "expand_dims", "tile", "view", "permute")
+SHAPE = re.compile(r"<-|[(\[][A-Za-z0-9_*+/ -]+(, ?[A-Za-z0-9_*+/ -]+)+[)\]]")
 
 
 class Module(NamedTuple):
@@ -160,7 +169,20 @@ def test_mindspore_is_not_imported_by(row):
     assert not wrong
 
 
-# ---- names
+def test_no_module_imports_itself_by_a_detour():
+    """Not inside functions, and not for annotations alone either: a module is understood after those below it."""
+    below = {name: {one for one in imports(name, True, True) if one in modules()} - {name} for name in modules()}
+    waiting = set(below)
+    while True:  # take away what needs nothing of what is left, until nothing is left, or a circle and what needs it
+        free = {name for name in waiting if not below[name] & waiting}
+        if not free:
+            break
+        waiting -= free
+    needed = {name for name in waiting if any(name in below[other] for other in waiting)}
+    assert not {name: sorted(below[name] & waiting) for name in sorted(needed)}
+
+
+# ---- what a reader may rely on
 
 
 def test_a_public_class_name_means_one_thing():
@@ -170,3 +192,91 @@ def test_a_public_class_name_means_one_thing():
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 homes[node.name].add(module.name)
     assert not {name: sorted(found) for name, found in homes.items() if len(found) > 1}
+
+
+def functions_of(owner: Union[ast.Module, ast.ClassDef]) -> List[ast.FunctionDef]:
+    return [node for node in owner.body if isinstance(node, ast.FunctionDef)]
+
+
+def arguments_of(function: ast.FunctionDef) -> List[str]:
+    """Names of all arguments but `self`, `cls` and starred ones."""
+    every = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    return [argument.arg for argument in every if argument.arg not in ("self", "cls")]
+
+
+def test_a_constructor_takes_at_most_six_arguments():
+    """What belongs together is a small frozen dataclass, passed whole."""
+    wrong = []
+    for module in modules().values():
+        for owner in ast.walk(module.tree):
+            for function in functions_of(owner) if isinstance(owner, ast.ClassDef) else ():
+                if function.name == "__init__" and len(arguments_of(function)) > 6:
+                    wrong.append(f"{module.name}.{owner.name}: {len(arguments_of(function))} arguments")
+    assert not wrong
+
+
+def test_docstrings_name_the_arguments():
+    """Of public functions and methods of three arguments or more; those of a constructor, and of a cell's `construct`,
+    may stand in the class's docstring. A `bprop` takes what MindSpore says: those of `construct`, their result and its
+    gradient.
+    """
+    total, missing = 0, []
+    for module in modules().values():
+        classes = [node for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)]
+        owners: List[Union[ast.Module, ast.ClassDef]] = [module.tree, *classes]
+        for owner in owners:
+            of_class = "" if isinstance(owner, ast.Module) else owner.name
+            for function in functions_of(owner):
+                names = arguments_of(function)
+                private = function.name.startswith("_") and function.name != "__init__"
+                if private or function.name == "bprop" or of_class.startswith("_") or len(names) < 3:
+                    continue
+                text = ast.get_docstring(function) or ""
+                if function.name in ("__init__", "construct"):
+                    text += ast.get_docstring(owner) or ""
+                total += len(names)
+                missing += [
+                    f"{module.name}:{function.lineno} {of_class}.{function.name}: {name}"
+                    for name in names
+                    if not re.search(rf"\b{re.escape(name)}\b", text)
+                ]
+    assert len(missing) <= (1 - DOCUMENTED) * total, f"{len(missing)} of {total}: {missing}"
+
+
+def shaped_lines(source: str) -> Set[int]:
+    """Numbers of the lines that end in a comment on shapes, such as `# (P, L, C, d) <- (M, d)`, or are one."""
+    found = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT and SHAPE.search(token.string):
+            found.add(token.start[0])
+    return found
+
+
+def test_what_changes_a_shape_says_its_shapes():
+    """On a line of the statement, or just above it."""
+    total, missing = 0, []
+    for module in modules().values():
+        if not is_in(module.name, SHAPED):
+            continue
+        source = module.path.read_text(encoding="utf-8")
+        shaped, lines = shaped_lines(source), source.splitlines()
+        for statement in ast.walk(module.tree):
+            if not isinstance(statement, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr)):
+                continue
+            calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call) and changes_shape(node)]
+            first = statement.lineno
+            while first > 1 and lines[first - 2].lstrip().startswith("#"):
+                first -= 1
+            own = shaped & set(range(first, (statement.end_lineno or first) + 1))
+            total += len(calls)
+            missing += [f"{module.name}:{call.lineno}" for call in calls] if not own else []
+    assert len(missing) <= (1 - SHAPED_CALLS) * total, f"{len(missing)} of {total}: {missing}"
+
+
+def changes_shape(call: ast.Call) -> bool:
+    """`x.reshape(...)`, `ops.concat(...)` and their like."""
+    function = call.func
+    if not isinstance(function, ast.Attribute):
+        return False
+    module = isinstance(function.value, ast.Name) and function.value.id in ("ops", "mint")
+    return function.attr in METHODS or (module and function.attr in ("gather", "concat"))
