@@ -23,12 +23,12 @@ from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.model.dims import model_dims
+from pangu_sigma.model.inputs import BATCH_FIELDS, unpack_batch
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.sparse import SparseContext
 
 VOCABULARY, DOMAINS = 29, 2
-FIELDS = ("ids", "targets", "positions", "documents", "loss_mask", "domain", "home", "seeds")
 DOCUMENTS = ((5, 7), (12,), (1, 3, 8))  # lengths of the documents in each row
 SMALL = {
     "hidden_size": 16,
@@ -85,8 +85,8 @@ def make_batch(seed: int = 0, rows: int = len(DOCUMENTS), homes: int = 1) -> Dic
 
 
 def tensors(batch: Mapping[str, np.ndarray]) -> List[Tensor]:
-    """In the order of FIELDS: tensors inside a dict would be constants of the graph, compiled anew for every batch."""
-    return [Tensor(batch[name]) for name in FIELDS]
+    """In the order in which graphs take a batch (see `pangu_sigma.model.inputs`)."""
+    return [Tensor(batch[name]) for name in BATCH_FIELDS]
 
 
 def parameter_arrays(network: nn.Cell) -> Dict[str, np.ndarray]:
@@ -158,18 +158,12 @@ class Logits(nn.Cell):
         super().__init__(auto_prefix=False)
         self.network = network
 
-    def construct(
-        self,
-        ids: Tensor,
-        targets: Tensor,
-        positions: Tensor,
-        documents: Tensor,
-        loss_mask: Tensor,
-        domain: Tensor,
-        home: Tensor,
-        seeds: Tensor,
-    ) -> Tensor:
-        return self.network(ids, positions, documents, domain, home, seeds)[0]
+    def construct(self, *fields: Tensor) -> Tensor:
+        batch = unpack_batch(*fields)
+        logits, _ = self.network(
+            batch["ids"], batch["positions"], batch["documents"], batch["domain"], batch["home"], batch["seeds"]
+        )
+        return logits
 
 
 class ObjectiveGradients(nn.Cell):
@@ -180,29 +174,8 @@ class ObjectiveGradients(nn.Cell):
         self.objective = objective
         self.differentiate = ops.value_and_grad(objective, None, ParameterTuple(parameters), has_aux=True)
 
-    def construct(
-        self,
-        loss_scale: Tensor,
-        ids: Tensor,
-        targets: Tensor,
-        positions: Tensor,
-        documents: Tensor,
-        loss_mask: Tensor,
-        domain: Tensor,
-        home: Tensor,
-        seeds: Tensor,
-    ) -> Tuple[Tensor, Dict[str, Tensor], Tuple[Tensor, ...]]:
-        batch = {
-            "ids": ids,
-            "targets": targets,
-            "positions": positions,
-            "documents": documents,
-            "loss_mask": loss_mask,
-            "domain": domain,
-            "home": home,
-            "seeds": seeds,
-        }
-        (value, sums), gradients = self.differentiate(batch, loss_scale)
+    def construct(self, loss_scale: Tensor, *fields: Tensor) -> Tuple[Tensor, Dict[str, Tensor], Tuple[Tensor, ...]]:
+        (value, sums), gradients = self.differentiate(unpack_batch(*fields), loss_scale)
         return value, sums, gradients
 
 
