@@ -27,7 +27,7 @@ from locmoe_ops.json_file import read_text
 from locmoe_ops.routers import specs
 
 SELECTION_BIASES = ("local_term", "balance_rate")  # keys of `moe.router` that ask for a bias on selection
-_OTHER_KEYS = ("type", "top_k", "statistics", *SELECTION_BIASES)  # of `moe.router`, beside which routers' names stand
+_OTHER_KEYS = ("type", "top_k", "statistics", *SELECTION_BIASES)  # of `moe.router`: no names for routers
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class LayerSpec:
     mu: float = 0.01  # weight of L_loc
     smoothing: float = 0.1  # share of D_l that is spread over all experts of the group
     local_term: str = "none"  # none | bias | margin
-    local_strength: float = 0.0  # of the local term; 0..1
+    local_strength: float = 0.0  # of the locality bias that `local_term` names; 0..1
     max_remote_fraction: float = 1.0  # faster_moe: share of a home's tokens that may leave its node
     bandwidth_ratio: float = 1.0  # ta_moe: of a link inside a node to one between nodes
     temperature: float = 1.0  # etr: divides cosines

@@ -172,7 +172,7 @@ class Router(nn.Cell):
         self.num_groups = shape.num_groups
         self.per_group = shape.per_group
         self.top_k = shape.top_k
-        self.needs: Tuple[str, ...] = ()  # what `tokens` must hold beside ids, group, home and seed: `word` or nothing
+        self.needs: Tuple[str, ...] = ()  # what `tokens` must hold besides the required ones: `word` or nothing
         self.counts_undecided = False  # as its declaration says (`RouterSpec.counts_undecided`)
         self.offers_second = False
         self.second = nn.Identity()

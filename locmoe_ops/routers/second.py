@@ -15,7 +15,7 @@ from locmoe_ops.topology import ExpertPlacement, Topology
 class SecondExpert(nn.Cell):
     """The best local expert that a token has not chosen: of its group, on its home node, of the largest probability.
 
-    One alternative is handed over, so overflow is re-picked once. Its weight is its own probability, through which a
+    There is one alternative, so overflow is re-picked once. Its weight is its own probability, through which a
     gradient reaches the router as it does through the weights of first choices. Of equal probabilities the lower index
     wins.
 

@@ -150,7 +150,7 @@ class LocalityBias(SelectionBias):
     likeliest.
 
     At strength 0 both leave every choice as it is. At strength 1 a token stays at home if its node has an expert for
-    it, unless that one's probability vanishes beside the best one's in float32.
+    it, unless that one's probability vanishes against the best one's in float32.
 
     Args:
         kind: `bias` or `margin`. shape: sizes.

@@ -8,8 +8,11 @@ from helpers.routers import LAYOUT, context_of
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.dispatch.geometry import DispatchSetup, FixedCapacities
+from locmoe_ops.errors import InputError
 from locmoe_ops.experts import ExpertBank
-from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
+from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting, build_moe, check_token_ids
+from locmoe_ops.reference.layer import moe_layer
+from locmoe_ops.reference.spec import LayerParameters, LayerSpec, RankTokens
 from locmoe_ops.routers.base import RoutingShape, make_router
 from locmoe_ops.routers.hash import HashRouter
 from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
@@ -116,3 +119,98 @@ def test_gate_scales_outputs_only_where_asked(scale_by_gate):
     probability = special.softmax(X.astype(np.float64) @ weight.T, axis=1).max(1)
     expected = probability if scale_by_gate else np.ones(TOKENS)
     np.testing.assert_allclose(y, np.tile(expected[:, None], HIDDEN), rtol=1e-5)  # logits of order 5 in float32
+
+
+# ---- level 1: domains
+
+VOCABULARY = 5
+
+
+def hash_router(groups=3, per_group=2):
+    table = np.arange(groups * VOCABULARY).reshape(groups, VOCABULARY) % per_group
+    return HashRouter(RoutingShape(4, groups * per_group, groups), table)
+
+
+def test_domain_picks_the_group_and_the_router_an_expert_of_it():
+    cell = MultiLevelRouting([2, 0, 2, 1], hash_router())
+    domain, ids = np.array([0, 1, 2, 3, 3, 1]), np.array([0, 1, 2, 3, 4, 0])
+    inputs = {"domain": domain, "ids": ids, "home": np.zeros(6), "seed": np.zeros(6)}
+    found = cell(
+        Tensor(np.zeros((6, 4), np.float32)), {name: Tensor(value.astype(np.int32)) for name, value in inputs.items()}
+    )
+    group = np.array([2, 0, 2, 1])[domain]
+    within = (group * VOCABULARY + ids) % 2
+    assert found["expert"].asnumpy().ravel().tolist() == (2 * group + within).tolist()
+
+
+@pytest.mark.parametrize("domain_groups", [[0, 3], [-1], []])
+def test_unknown_groups_are_refused(domain_groups):
+    with pytest.raises(InputError, match="expected group ids 0 to 2, one a domain"):
+        MultiLevelRouting(domain_groups, hash_router())
+
+
+def test_ids_inside_their_tables_pass():
+    check_token_ids(np.array([[0, 4], [2, 2]]), np.array([0, 1]), VOCABULARY, 2)
+    check_token_ids(np.zeros((0,), np.int32), np.zeros((0,), np.int32), VOCABULARY, 2)
+
+
+@pytest.mark.parametrize(
+    "ids, domain, message",
+    [
+        ([0, 5], [0, 0], "token id 5 is out of range; expected 0 to 4"),
+        ([-1, 9], [0, 0], "token id -1 is out of range; expected 0 to 4"),
+        ([0, 4], [0, 2], "domain id 2 is out of range; expected 0 to 1"),
+        ([0, 4], [-7, 0], "domain id -7 is out of range; expected 0 to 1"),
+    ],
+)
+def test_ids_outside_their_tables_are_named(ids, domain, message):
+    with pytest.raises(InputError, match=message):
+        check_token_ids(np.array(ids), np.array(domain), VOCABULARY, 2)
+
+
+# ---- the builder: its layer equals the NumPy reference with the same weights, and it refuses what does not fit
+
+
+@pytest.mark.parametrize("router", ["locmoe", "switch", "hash"])
+def test_layer_equals_reference(router):
+    tokens, width, experts, vocabulary = 24, 16, 4, 50
+    layer = build_moe(tokens, width, 32, experts, router, vocab_size=vocabulary)
+    generator = np.random.default_rng(3)
+    x = generator.standard_normal((tokens, width)).astype(np.float32)
+    ids = generator.integers(0, vocabulary, tokens).astype(np.int32)
+    zeros = np.zeros(tokens, np.int32)
+    fields = {
+        name: Tensor(value) for name, value in (("ids", ids), ("domain", zeros), ("home", zeros), ("seed", zeros))
+    }
+    y, report = layer(Tensor(x), fields)
+
+    bank, chosen = layer.experts, layer.routing.router
+    parameters = LayerParameters(
+        bank.w_in.asnumpy(),
+        bank.b_in.asnumpy()[:, 0],
+        bank.w_out.asnumpy(),
+        bank.b_out.asnumpy()[:, 0],
+        gate=chosen.gate.weight.asnumpy() if router == "switch" else None,
+        table=chosen.table.asnumpy() if router == "hash" else None,
+    )
+    spec = LayerSpec(Topology(1, 1), ExpertPlacement(experts, 1, 1), capacity=8, router=router)  # ceil(1.25 * 24 / 4)
+    expected = moe_layer(spec, parameters, [RankTokens(x, ids, zeros, zeros)])
+    # float32 against float64: outputs are sums of at most 32 products of order 0.01
+    np.testing.assert_allclose(y.asnumpy(), expected.outputs[0], atol=1e-6)
+    assert float(report["aux_loss"].asnumpy()) == pytest.approx(expected.aux_loss, rel=1e-5, abs=1e-9)
+    assert np.array_equal(report["assigned"].asnumpy(), expected.stats.tokens_per_expert)
+
+
+@pytest.mark.parametrize(
+    "change, fragment",
+    [
+        ({"router": "best"}, "expected one of etr, faster_moe"),
+        ({"router": "hash"}, "vocab_size"),
+        ({"num_experts": 5}, "do not divide hidden size 16"),
+        ({"top_k": 9}, "expected 1 to 4"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, fragment):
+    sizes = {"tokens": 8, "hidden_size": 16, "ffn_hidden_size": 32, "num_experts": 4, **change}
+    with pytest.raises(InputError, match=fragment):
+        build_moe(**sizes)

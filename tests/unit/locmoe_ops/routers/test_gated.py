@@ -257,7 +257,7 @@ def noisy(**options):
 
 
 def test_a_token_has_the_same_noise_wherever_it_sits():
-    """Whatever other tokens stand beside it and in which order: so it is at any parallel degree. Another layer's is
+    """Whatever other tokens there are and in which order: so it is at any parallel degree. Another layer's is
     another.
     """
     inputs = batch(3)

@@ -30,17 +30,17 @@ class Locality(nn.Cell):
         return locality_loss(probabilities, self.local, self.groups, self.smoothing)
 
 
-def sums_of_tokens(segments=3, groups=2, per_group=4, seed=0):
-    """Counts and probability sums <float32>[S, E] of some tokens a segment and group; one such cell is empty."""
+def sums_of_tokens(statistics_groups=3, groups=2, per_group=4, seed=0):
+    """Counts and probability sums <float32>[S, E] of some tokens of each statistics group and expert group; one such cell is empty."""
     rng = np.random.default_rng(seed)
-    counts, probabilities = np.zeros((2, segments, groups, per_group))
-    for s in range(segments):
+    counts, probabilities = np.zeros((2, statistics_groups, groups, per_group))
+    for s in range(statistics_groups):
         for g in range(groups):
             for _ in range(0 if (s, g) == (1, 1) else rng.integers(1, 20)):
                 p = rng.dirichlet(np.ones(per_group))
                 counts[s, g, p.argmax()] += 1
                 probabilities[s, g] += p
-    return counts.reshape(segments, -1).astype(np.float32), probabilities.reshape(segments, -1).astype(np.float32)
+    return [array.reshape(statistics_groups, -1).astype(np.float32) for array in (counts, probabilities)]
 
 
 def test_load_balancing_matches_a_loop_over_cells(pullback):
