@@ -31,7 +31,7 @@ class Locality(nn.Cell):
 
 
 def sums_of_tokens(statistics_groups=3, groups=2, per_group=4, seed=0):
-    """Counts and probability sums <float32>[S, E] of some tokens of each statistics group and expert group; one such cell is empty."""
+    """Counts and probability sums <float32>[S, E] of tokens of all statistics and expert groups, but of one pair."""
     rng = np.random.default_rng(seed)
     counts, probabilities = np.zeros((2, statistics_groups, groups, per_group))
     for s in range(statistics_groups):
