@@ -1,5 +1,5 @@
-"""Equal shards of an array along one axis, cut out and put together again: what a tensor-parallel rank holds of a whole.
-NumPy alone.
+"""Equal shards of an array along one axis, cut out and put together again: what a tensor-parallel rank holds of a
+whole. NumPy alone.
 """
 
 from __future__ import annotations

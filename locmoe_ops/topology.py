@@ -1,6 +1,6 @@
 """Which rank sits where, which groups it belongs to, and which expert lives on which rank.
 
-Shapes: W ranks of the world, E experts of a layer, G expert groups, n = E / G experts of a group.
+Shape legend: W ranks of the world, E experts of a layer, G expert groups, n = E / G experts of a group.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ BASE_KINDS = ("world", "tp", "ep", "dp", "edp")
 # A group of a base kind, cut at node borders: `ep_node` holds its ranks on one node, `ep_rail` one rank of every node,
 # those with the same place among their node's ranks of the group. `node` and `rail` are those of the world.
 GROUP_KINDS = (*BASE_KINDS, "node", "rail", *(f"{kind}_{part}" for kind in BASE_KINDS[1:] for part in ("node", "rail")))
-# `ep2`, `ep2_node`, `ep2_rail`: the same of an expert-parallel group that is cut into 2 equal parts, of consecutive
-# ranks; so for any divisor of its size.
-_PART_OF_EP = re.compile(r"ep(\d+)(?=$|_)")
+# `ep2`, `ep2_node`, `ep2_rail`: the same of an expert-parallel group that is cut into 2 equal subgroups, of
+# consecutive ranks; so for any divisor of its size.
+_SUBGROUP_OF_EP = re.compile(r"ep(\d+)(?=$|_)")
 PLACEMENT_KINDS = ("interleaved", "node_grouped")
 
 
@@ -30,6 +30,10 @@ class Topology:
 
     `rank = (edp_index * expert + ep_index) * tensor + tp_index` and `node = rank // ranks_per_node`: tensor-parallel
     ranks are neighbours, an expert-parallel group spans `expert * tensor` consecutive ranks, its replicas follow.
+
+    Attributes:
+        world_size: W. ranks_per_node: of each node.
+        expert, tensor: ranks of an expert-parallel and of a tensor-parallel group.
     """
 
     world_size: int
@@ -86,8 +90,8 @@ class Topology:
         return self._checked(rank) // self.model_ranks
 
     def groups(self, kind: str) -> tuple[tuple[int, ...], ...]:
-        """The partition of all ranks into groups of `kind`: one of `GROUP_KINDS`, or `ep` with a number of parts in
-        place of `ep`.
+        """The partition of all ranks into groups of `kind`: one of `GROUP_KINDS`, or `ep` with a number of subgroups
+        in place of `ep`.
 
         Groups are ordered by their first rank and ranks ascend inside a group; the order is the same on every rank.
         """
@@ -103,18 +107,15 @@ class Topology:
             raise InputError(f"topology: rank {rank} is outside 0..{self.world_size - 1}")
         return rank
 
-    def _parts(self, number: int) -> int:
-        if number < 1 or self.expert % number:
-            raise InputError(
-                f"topology: {number} parts of the expert-parallel group do not divide its {self.expert} ranks"
-            )
-        return number
-
     def _group_key(self, kind: str, rank: int) -> tuple[int, ...]:
         """What the members of a group of `kind` have in common."""
-        cut = _PART_OF_EP.match(kind)
+        cut = _SUBGROUP_OF_EP.match(kind)
         if cut:
-            kind = kind.replace(cut[0], "ep")
+            kind, subgroups = kind.replace(cut[0], "ep"), int(cut[1])
+            if subgroups < 1 or self.expert % subgroups:
+                raise InputError(
+                    f"topology: {subgroups} subgroups of the expert-parallel group do not divide its {self.expert} ranks"
+                )
         if kind not in GROUP_KINDS:
             raise InputError(f"topology: unknown group kind {kind!r}, expected one of {', '.join(GROUP_KINDS)}")
         base, _, part = kind.rpartition("_") if "_" in kind else ("world", "", kind)
@@ -127,7 +128,7 @@ class Topology:
                 "dp": (tp,),
                 "edp": (ep, tp),
             }
-            return (*keys[part], ep * self._parts(int(cut[1])) // self.expert) if cut else keys[part]
+            return (*keys[part], ep * subgroups // self.expert) if cut else keys[part]
         base = cut[0] if cut else base
         node, common = self.node_of(rank), self._group_key(base, rank)
         if part == "node":
@@ -151,6 +152,9 @@ class ExpertPlacement:
     Experts of group g have the global ids `g*n .. g*n + n - 1`. Expert j of group g takes the position `j*G + g`
     (`interleaved`: every group spread over all ranks) or `g*n + j` (`node_grouped`: a group side by side), and
     position p lives at expert-parallel index `p // (E / ep)`.
+
+    Attributes:
+        num_experts: E. num_groups: G. ep: ranks that share the experts out. kind: one of `PLACEMENT_KINDS`.
     """
 
     num_experts: int
@@ -214,34 +218,38 @@ class ExpertPlacement:
 
 @dataclass(frozen=True)
 class ExpertSubgroup:
-    """Part `index` of `parts` equal ones of an expert-parallel group, for tokens that go to no expert outside it."""
+    """One of several equal subgroups of an expert-parallel group, for tokens that go to no expert outside it.
+
+    Attributes:
+        whole: experts on the whole group. num_subgroups: that it is cut into, of consecutive ranks. index: of this one.
+    """
 
     whole: ExpertPlacement
-    parts: int
+    num_subgroups: int
     index: int
 
     def __post_init__(self) -> None:
-        if self.parts < 1 or self.whole.ep % self.parts:
+        if self.num_subgroups < 1 or self.whole.ep % self.num_subgroups:
             raise InputError(
-                f"expert placement: {self.parts} parts do not divide {self.whole.ep} expert-parallel ranks"
+                f"expert placement: {self.num_subgroups} subgroups do not divide {self.whole.ep} expert-parallel ranks"
             )
-        if not 0 <= self.index < self.parts:
-            raise InputError(f"expert placement: part {self.index} is outside 0..{self.parts - 1}")
+        if not 0 <= self.index < self.num_subgroups:
+            raise InputError(f"expert placement: subgroup {self.index} is outside 0..{self.num_subgroups - 1}")
 
     @property
     def group(self) -> str:
         """Kind of the group whose ranks exchange tokens."""
-        return f"ep{self.parts}"
+        return f"ep{self.num_subgroups}"
 
     @property
     def ep(self) -> int:
-        """Ranks of the part."""
-        return self.whole.ep // self.parts
+        """Ranks of the subgroup."""
+        return self.whole.ep // self.num_subgroups
 
     @property
     def num_experts(self) -> int:
-        """Experts of the part."""
-        return self.whole.num_experts // self.parts
+        """Experts of the subgroup."""
+        return self.whole.num_experts // self.num_subgroups
 
     @property
     def experts_per_rank(self) -> int:
@@ -249,22 +257,24 @@ class ExpertSubgroup:
 
     @cached_property
     def position_of(self) -> np.ndarray:
-        """int32 (E,): position in the part of every global expert id; `num_experts` of one that is elsewhere."""
+        """int32 (E,): position in the subgroup of every global expert id; `num_experts` of one that is elsewhere."""
         position = self.whole.position_of - self.index * self.num_experts
         return _read_only(
             np.where((position >= 0) & (position < self.num_experts), position, self.num_experts).astype(np.int32)
         )
 
 
-Placement = Union[
-    ExpertPlacement, ExpertSubgroup
-]  # what a dispatcher needs to know: `group`, `ep`, experts and their positions
+# What a dispatcher needs to know: `group`, `ep`, experts and their positions.
+Placement = Union[ExpertPlacement, ExpertSubgroup]
 
 
 def local_experts_table(topology: Topology, placement: ExpertPlacement) -> np.ndarray:
     """bool (W, E): whether the copy of an expert that a rank would use is on the rank's own node.
 
     A rank uses the copy inside its own expert-parallel group, even where a replica sits closer.
+
+    Args:
+        topology: W ranks on nodes. placement: E experts on the ranks of its expert-parallel groups.
 
     Raises:
         InputError: the two disagree about the expert-parallel degree.

@@ -43,14 +43,22 @@ def angle_probability(delta: Floats, hidden_size: int, form: str = "exact") -> F
     Args:
         delta: cosine in [0, 1); a float or a float array.
         hidden_size: d, at least 2.
+        form: one of `FORMS`.
 
     Returns: float64, of delta's shape; 0 where the probability is below the range of float64.
     Raises: InputError for values outside these ranges and for an unknown form.
     """
     exponent = _exponent(delta, hidden_size, form)
-    if form == "exact":
-        return _exact_probability(np.asarray(delta, np.float64), hidden_size)
-    return special.erfc(np.sqrt(exponent)) if form == "erfc" else _exponential(-exponent)
+    if form != "exact":
+        return special.erfc(np.sqrt(exponent)) if form == "erfc" else _exponential(-exponent)
+    cosine, half = np.asarray(delta, np.float64), (hidden_size - 1) / 2.0
+    # Near delta 0 the square is exact and the subtraction harmless, since p is near 1. In the tail the subtraction
+    # would leave nothing, so there the same probability is taken from the other end of the beta function: 1 - I_x(a, b)
+    # = I_{1-x}(b, a).
+    near_zero = 1.0 - special.betainc(0.5, half, cosine**2)
+    tail = special.betainc(half, 0.5, (1.0 - cosine) * (1.0 + cosine))
+    found: Any = np.where(cosine**2 * hidden_size < 1.0, near_zero, tail)
+    return found[()]  # an array without dimensions becomes a number
 
 
 def minimum_capacity(delta: Floats, hidden_size: int, experts: int, form: str = "exact") -> Floats:
@@ -64,6 +72,7 @@ def minimum_capacity(delta: Floats, hidden_size: int, experts: int, form: str = 
         delta: cosine in [0, 1); a float or a float array.
         hidden_size: d, at least 2.
         experts: n, the experts that compete for a token; at least 1.
+        form: one of `FORMS`.
 
     Returns: float64, of delta's shape, in tokens, not rounded, 1/n at delta 0; inf where it is beyond the range of
         float64.
@@ -75,16 +84,6 @@ def minimum_capacity(delta: Floats, hidden_size: int, experts: int, form: str = 
         return _exponential(exponent) / experts
     with np.errstate(divide="ignore", over="ignore"):  # inf is the answer then
         return np.reciprocal(experts * angle_probability(delta, hidden_size, form))
-
-
-def _exact_probability(delta: np.ndarray, hidden_size: int) -> Any:
-    half = (hidden_size - 1) / 2.0
-    # Near delta 0 the square is exact and the subtraction harmless, since p is near 1. In the tail the subtraction
-    # would leave nothing, so there the same probability is taken from the other end of the beta function: 1 - I_x(a, b)
-    # = I_{1-x}(b, a).
-    near_zero = 1.0 - special.betainc(0.5, half, delta**2)
-    tail = special.betainc(half, 0.5, (1.0 - delta) * (1.0 + delta))
-    return np.where(delta**2 * hidden_size < 1.0, near_zero, tail)[()]  # an array without dimensions becomes a number
 
 
 def _exponential(exponent: np.ndarray) -> Any:

@@ -31,6 +31,7 @@ def own_cosines(token_gate: np.ndarray, experts: Optional[np.ndarray] = None) ->
     """<float64>[T, k]: each token's cosines with the experts it is sent to, out of token_gate <float64>[T, n].
 
     Args:
+        token_gate: <float64>[T, n], from `cosines`.
         experts: <int>[T] or [T, k], columns of `token_gate`; default: of each token the expert of the largest cosine, k
             = 1.
 
@@ -44,7 +45,7 @@ def own_cosines(token_gate: np.ndarray, experts: Optional[np.ndarray] = None) ->
         raise InputError("capacity: cosines hold values that are not finite, expected cosines of finite tokens")
     if experts is None:
         return token_gate.max(axis=1, keepdims=True)
-    chosen = experts.reshape(len(experts), -1)
+    chosen = experts.reshape(len(experts), -1)  # (T, k) <- (T,) or (T, k)
     if len(chosen) != len(token_gate):
         raise InputError(
             f"capacity: experts are {list(experts.shape)}, expected a row for each of {len(token_gate)} tokens"
@@ -85,7 +86,8 @@ def measure_delta(
     The theory's sample is one sequence and a maximum depends on the sample's size: the statistic is taken in each of
     the `rows` sequences and then averaged, so that delta does not depend on the batch size.
 
-    Args: as for `row_statistics`.
+    Args:
+        token_gate, experts, statistic, quantile, rows: as for `row_statistics`.
 
     Returns: in [0, 1), as the bound wants it, see `as_delta`.
     Raises: InputError for other arguments.
@@ -122,22 +124,16 @@ def row_statistics(
     require_count("rows", rows)
     if len(own) % rows:
         raise InputError(f"capacity: rows is {rows}, expected a divisor of the {len(own)} tokens")
-    return _row_statistic(own.reshape(rows, -1), statistic, quantile)
-
-
-def _row_statistic(own: np.ndarray, statistic: str, quantile: float) -> np.ndarray:
-    """<float64>[rows] <- <float64>[rows, tokens and choices of a row]"""
-    if statistic == "maximum":
-        return own.max(axis=1)
-    if statistic == "mean":
-        return own.mean(axis=1)
-    if statistic == "minimum":
-        return own.min(axis=1)
-    if statistic != "quantile":
+    if statistic not in STATISTICS:
         raise InputError(f"capacity: statistic is {statistic!r}, expected {', '.join(STATISTICS)}")
-    if not 0.0 <= quantile <= 1.0:
-        raise InputError(f"capacity: quantile is {quantile!r}, expected a share in [0, 1]")
-    return np.quantile(own, quantile, axis=1)
+    by_row = own.reshape(rows, -1)  # (rows, tokens and choices of a row) <- (T, k)
+    if statistic == "quantile":
+        if not 0.0 <= quantile <= 1.0:
+            raise InputError(f"capacity: quantile is {quantile!r}, expected a share in [0, 1]")
+        return np.quantile(by_row, quantile, axis=1)
+    if statistic == "mean":
+        return by_row.mean(axis=1)
+    return by_row.max(axis=1) if statistic == "maximum" else by_row.min(axis=1)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,12 @@ def factor_of_slots(slots: int, tokens: int, top_k: int, experts_in_play: int) -
 
     Exact for up to a million assignments (top_k * tokens) a rank; beyond, the factor may ask for one slot more.
 
-    Args: slots: in [1, tokens]. The others: as for `capacity_by_factor`. Raises InputError for others.
+    Args:
+        slots: per (source rank, expert), in [1, tokens].
+        tokens, top_k, experts_in_play: as for `capacity_by_factor`.
+
+    Raises:
+        InputError: a count below 1, or more slots than tokens.
     """
     require_count("tokens", tokens)
     require_count("top_k", top_k)

@@ -7,7 +7,7 @@ small set of buckets, and a bucket is left only for a reason.
 import math
 from bisect import bisect_left
 from fractions import Fraction
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 from locmoe_ops.capacity.factor import LARGEST_DENOMINATOR, capacity_by_factor, require_count
 from locmoe_ops.errors import InputError
@@ -126,7 +126,9 @@ class AdaptiveCapacity:
         self, interval: int, buckets: Sequence[int], hysteresis: float = 0.1, initial: Optional[int] = None
     ) -> None:
         require_count("interval", interval)
-        self._buckets = _increasing(buckets)
+        self._buckets = tuple(buckets)
+        if not buckets or buckets[0] < 1 or any(left >= right for left, right in zip(buckets, buckets[1:])):
+            raise InputError(f"capacity: buckets are {list(buckets)}, expected increasing slot counts of at least 1")
         if not 0.0 <= hysteresis < 1.0:
             raise InputError(f"capacity: hysteresis is {hysteresis!r}, expected a share in [0, 1)")
         self._interval = interval
@@ -150,7 +152,7 @@ class AdaptiveCapacity:
 
     @property
     def graphs(self) -> int:
-        """Different buckets that were in force so far, the first included: graphs compiled, if each is compiled once."""
+        """Buckets that were in force so far, the first included: graphs compiled, if each is compiled once."""
         return len(self._used)
 
     def observe(self, step: int, slots: int) -> int:
@@ -161,21 +163,18 @@ class AdaptiveCapacity:
         choose_bucket(slots, self._buckets)
         self._largest_seen = max(self._largest_seen, int(slots))
         if self.is_due(step):
-            self._decide(step)
+            wanted = choose_bucket(self._largest_seen, self._buckets)
+            if wanted < self._bucket:
+                with_room = min(math.ceil(self._largest_seen / self._usable), self._buckets[-1])
+                wanted = min(self._bucket, choose_bucket(with_room, self._buckets))
+            self._changes += wanted != self._bucket
+            self._bucket, self._largest_seen, self._decided_at = wanted, 0, step
+            self._used.add(wanted)
         return self._bucket
 
     def is_due(self, step: int) -> bool:
         """True if an observation at `step` would bring about a decision."""
         return self._decided_at is None or step - self._decided_at >= self._interval
-
-    def _decide(self, step: int) -> None:
-        wanted = choose_bucket(self._largest_seen, self._buckets)
-        if wanted < self._bucket:
-            with_room = min(math.ceil(self._largest_seen / self._usable), self._buckets[-1])
-            wanted = min(self._bucket, choose_bucket(with_room, self._buckets))
-        self._changes += wanted != self._bucket
-        self._bucket, self._largest_seen, self._decided_at = wanted, 0, step
-        self._used.add(wanted)
 
     def state(self) -> Dict[str, Any]:
         """What a checkpoint keeps, as JSON values; `restore` takes it."""
@@ -189,7 +188,7 @@ class AdaptiveCapacity:
         }
 
     def restore(self, state: Dict[str, Any]) -> None:
-        """Goes on where `state` was taken. Raises InputError where it belongs to other buckets or is incomplete."""
+        """Resumes where `state` was taken. Raises InputError where it belongs to other buckets or is incomplete."""
         missing = sorted(set(self.state()) - set(state))
         if missing:
             raise InputError(f"capacity: saved state lacks {', '.join(missing)}")
@@ -202,10 +201,3 @@ class AdaptiveCapacity:
         self._changes = state["changes"]
         self._largest_seen = state["largest_seen"]
         self._decided_at = state["decided_at"]
-
-
-def _increasing(buckets: Sequence[int]) -> Tuple[int, ...]:
-    found: List[int] = list(buckets)
-    if not found or found[0] < 1 or any(left >= right for left, right in zip(found, found[1:])):
-        raise InputError(f"capacity: buckets are {found}, expected increasing slot counts of at least 1")
-    return tuple(found)

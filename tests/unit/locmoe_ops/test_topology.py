@@ -37,7 +37,7 @@ def test_parts_of_expert_parallel_groups_by_hand():
     assert topology.groups("ep4") == topology.groups("ep2_node") == tuple((rank,) for rank in range(8))
     assert Topology(8, 4, 8).groups("ep2_node") == ((0, 1, 2, 3), (4, 5, 6, 7)) == Topology(8, 4, 8).groups("ep2")
     assert Topology(8, 2, 8).groups("ep2_rail") == ((0, 2), (1, 3), (4, 6), (5, 7))
-    with pytest.raises(InputError, match="3 parts of the expert-parallel group do not divide its 4 ranks"):
+    with pytest.raises(InputError, match="3 subgroups of the expert-parallel group do not divide its 4 ranks"):
         topology.groups("ep3_node")
 
 
@@ -120,7 +120,7 @@ def test_parts_of_a_placement_by_hand():
 
 @pytest.mark.parametrize(
     "parts, index, fragment",
-    [(3, 0, "3 parts do not divide 4 expert-parallel ranks"), (2, 2, r"part 2 is outside 0\.\.1")],
+    [(3, 0, "3 subgroups do not divide 4 expert-parallel ranks"), (2, 2, r"subgroup 2 is outside 0\.\.1")],
 )
 def test_impossible_parts_are_named(parts, index, fragment):
     with pytest.raises(InputError, match=fragment):
