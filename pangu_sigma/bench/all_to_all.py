@@ -1,6 +1,6 @@
 """`pangu-sigma bench all-to-all`: dispatchers alone, there and back with experts that do nothing, forward and backward.
 
-Beside each stands what the link allows: the bytes that a node sends to others, in one direction, at the link's rate;
+Next to each stands what the link allows: the bytes that a node sends to others, in one direction, at the link's rate;
 or, where no rate is given, as many bytes in plain exchanges of the mesh, without packing, graphs and kernels, measured
 in turn with it. All ranks start a launch together; times are means over ranks.
 """
@@ -168,6 +168,9 @@ def even_choices(generator: np.random.Generator, tokens: int, top_k: int, expert
     """<int32>[tokens, top_k]: distinct experts of each token, in random order of tokens. Each expert is chosen as often
     as any other, give or take one for each of the top_k, so that a `moe.dispatch.ragged_limit` of an even load is
     enough but for that rest.
+
+    Args:
+        generator: draws the order. tokens, top_k, experts: how many there are.
     """
     first = generator.permutation(np.arange(tokens) * experts // tokens)
     return ((first[:, None] + np.arange(top_k) * (experts // top_k)) % experts).astype(np.int32)
@@ -210,11 +213,11 @@ def _head(config: Config, runtime: Runtime, rate: Optional[float]) -> str:
     limit = "the same bytes in plain exchanges" if rate is None else f"bytes between nodes at {rate / 1e6:g} Mbit/s"
     return (
         f"{topology.world_size} ranks on {topology.nodes} {'nodes' if topology.nodes > 1 else 'node'}, hidden size "
-        f"{config.model.hidden_size}, {moe.num_experts} experts, capacity factor {moe.capacity.factor:g}, {config.runtime.precision}\n"
+        f"{config.model.hidden_size}, {moe.num_experts} experts, capacity factor {moe.capacity.factor:g}, "
+        f"{config.runtime.precision}\n"
         f"bytes: of the node that sends most, a pass; limit: {limit}\n\n"
-        f"{'tokens':>6} {'dispatcher':<22} {'ms':>7} {'inside (B)':>12} {'between (B)':>12} {'limit ms':>8} {'reached':>7}\n"
-        + "-"
-        * 80
+        f"{'tokens':>6} {'dispatcher':<22} {'ms':>7} {'inside (B)':>12} {'between (B)':>12} {'limit ms':>8} "
+        f"{'reached':>7}\n{'-' * 80}"
     )
 
 

@@ -23,14 +23,17 @@ from pangu_sigma.model.dims import ModelDims
 
 @dataclass(frozen=True)
 class SparseContext:
-    """What the sparse layers of a model share beyond its shape."""
+    """What the sparse layers of a model share.
+
+    Attributes:
+        config: the job's. shape: sizes of the model. collectives: of this rank.
+        token_counts: <int64>[G, V], of each group's training text, for maps that balance by it.
+    """
 
     config: Config
     shape: ModelDims
     collectives: Collectives
-    token_counts: Optional[np.ndarray] = (
-        None  # <int64>[G, V], of each group's training text, for maps that balance by it
-    )
+    token_counts: Optional[np.ndarray] = None
 
     @property
     def slot_rules(self) -> SlotRules:

@@ -52,17 +52,12 @@ class Exchange:
 
 def step_exchanges(job: PlannedJob) -> list[Exchange]:
     """All collectives of an optimizer step; those in groups of one rank, which nothing carries out, are left out."""
-    found = [*_micro_batch(job), *_update(job)]
-    return [e for e in found if len(job.topology.group_of(e.group, 0)) > 1]
-
-
-def _micro_batch(job: PlannedJob) -> Iterator[Exchange]:
-    """Forward and backward, of all micro-batches."""
-    pieces = [*_tensor_parallel(job)]
+    micro_batch = [*_tensor_parallel(job)]
     if has_experts(job.config):
         layer = [*_dispatch(job), *_statistics(job)]
-        pieces += [replace(piece, times=piece.times * job.sparse_layers) for piece in layer]
-    yield from (replace(piece, times=piece.times * job.micro_batches) for piece in pieces)
+        micro_batch += [replace(one, times=one.times * job.sparse_layers) for one in layer]
+    found = [*(replace(one, times=one.times * job.micro_batches) for one in micro_batch), *_update(job)]
+    return [one for one in found if len(job.topology.group_of(one.group, 0)) > 1]
 
 
 # ---- layers that a tensor-parallel group shares out
