@@ -114,7 +114,8 @@ class Topology:
             kind, subgroups = kind.replace(cut[0], "ep"), int(cut[1])
             if subgroups < 1 or self.expert % subgroups:
                 raise InputError(
-                    f"topology: {subgroups} subgroups of the expert-parallel group do not divide its {self.expert} ranks"
+                    f"topology: {subgroups} subgroups of the expert-parallel group do not divide its {self.expert} "
+                    "ranks"
                 )
         if kind not in GROUP_KINDS:
             raise InputError(f"topology: unknown group kind {kind!r}, expected one of {', '.join(GROUP_KINDS)}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from locmoe_ops.errors import InputError
 
-# Factors are taken as the nearest fraction with at most this denominator: 1.1 means 11/10, not the double beside it.
+# Factors are taken as the nearest fraction with at most this denominator: 1.1 means 11/10, not the double next to it.
 LARGEST_DENOMINATOR = 1_000_000
 
 

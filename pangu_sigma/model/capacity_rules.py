@@ -157,8 +157,8 @@ class SlotRules:
             inside = here / len(experts) if share is None else share
             if share == 1.0 and here == 0:
                 raise InputError(
-                    f"moe.capacity.local_share is 1.0, but node {node} holds no expert of its tokens; expected less, or "
-                    "moe.placement and data.placement that put them there"
+                    f"moe.capacity.local_share is 1.0, but node {node} holds no expert of its tokens; expected less, "
+                    "or moe.placement and data.placement that put them there"
                 )
             intra = capacity_by_factor(tokens, top_k, here, factor * inside) if here and inside > 0.0 else 0
             outside = factor * (1.0 - inside)

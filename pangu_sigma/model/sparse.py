@@ -95,7 +95,7 @@ def training_dispatcher(context: SparseContext, layer: int, factor: float, varia
 
     Args:
         context: as in `build_dispatcher`. layer: number of the sparse layer, from 0. factor: capacity factor.
-        variant: tells the tags of several dispatchers of one layer apart.
+        variant: distinguishes the tags of several dispatchers of one layer.
     """
     placement = context.slot_rules.exchange_of(context.collectives.rank)
     return build_dispatcher(context, placement, factor, f"all_to_all/layer {layer}{variant}")

@@ -189,9 +189,7 @@ def _update_of_shares(job: PlannedJob) -> Iterator[Exchange]:
 
 
 def _tiers(job: PlannedJob, group: str) -> list[tuple[str, int]]:
-    """The groups in which a reduce-scatter goes on, with their sizes: inside nodes, then along rails, where there are
-    both.
-    """
+    """The groups of a reduce-scatter's steps, with their sizes: inside nodes, then along rails, where there are both."""
     parts = [(kind, len(job.topology.group_of(kind, 0))) for kind in (f"{group}_node", f"{group}_rail")]
     return parts if all(size > 1 for _, size in parts) else [(group, len(job.topology.group_of(group, 0)))]
 
@@ -211,7 +209,7 @@ def _gathered(what: str, job: PlannedJob, group: str, stretch: int) -> Iterator[
 
 
 def early_messages(job: PlannedJob) -> list[int]:
-    """Numbers in each message of gradients that set out during the last backward pass; none where that is not asked
+    """Numbers in each message of gradients that start during the last backward pass; none where that is not asked
     for.
 
     The tcp backend puts neighbours together; with hccl, whose exchanges are operations of the graph, every tensor goes

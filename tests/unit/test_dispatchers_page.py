@@ -259,7 +259,8 @@ def test_a_name_is_taken_once(file, tmp_path):
         ("import mindspore\nDISPATCHER = 3\n", "found NoneType for DISPATCHER above the first import of MindSpore"),
         ("DISPATCHER = 1 / 0\n", "its DISPATCHER cannot be read (ZeroDivisionError: division by zero)"),
         (
-            "from locmoe_ops.dispatch.registry import DispatcherSpec\nDISPATCHER = DispatcherSpec(None, None, ('a.b',))\n",
+            "from locmoe_ops.dispatch.registry import DispatcherSpec\n"
+            "DISPATCHER = DispatcherSpec(None, None, ('a.b',))\n",
             "DISPATCHER names the key a.b, expected some of dispatch.ragged_limit,",
         ),
     ],
