@@ -189,7 +189,7 @@ def _update_of_shares(job: PlannedJob) -> Iterator[Exchange]:
 
 
 def _tiers(job: PlannedJob, group: str) -> list[tuple[str, int]]:
-    """The groups of a reduce-scatter's steps, with their sizes: inside nodes, then along rails, where there are both."""
+    """Groups of a reduce-scatter's steps, with their sizes: inside nodes, then along rails, where there are both."""
     parts = [(kind, len(job.topology.group_of(kind, 0))) for kind in (f"{group}_node", f"{group}_rail")]
     return parts if all(size > 1 for _, size in parts) else [(group, len(job.topology.group_of(group, 0)))]
 
