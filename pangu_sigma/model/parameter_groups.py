@@ -14,14 +14,14 @@ _SPLIT_BY_OUTPUT = ("query", "key", "value", "w_in")  # linear maps of which a r
 _SPLIT_BY_INPUT = ("project", "w_out")  # linear maps of which a rank has some inputs
 
 
-class Named(Protocol):
+class NamedParameter(Protocol):
     """A parameter, built or planned."""
 
     @property
     def name(self) -> str: ...
 
 
-P = TypeVar("P", bound=Named)
+P = TypeVar("P", bound=NamedParameter)
 
 
 def is_expert_parameter(name: str) -> bool:
@@ -40,7 +40,7 @@ def is_map_weight(name: str) -> bool:
 
 
 def split_axis(name: str) -> Optional[int]:
-    """The axis along which the ranks of a tensor-parallel group split a parameter; None: each of them holds it whole."""
+    """The axis along which the ranks of a tensor-parallel group split a parameter; None: each holds the whole of it."""
     *_, owner, last = name.split(".")
     if is_expert_parameter(name):  # w_in (L, d, f), b_in (L, 1, f), w_out (L, f, d), b_out (L, 1, d)
         return {"w_in": 2, "b_in": 2, "w_out": 1}.get(last)

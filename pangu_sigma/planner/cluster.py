@@ -25,6 +25,8 @@ _ASCEND, _CPU = "910a", "cpu"  # where neither file nor command line names a kin
 
 @dataclass(frozen=True)
 class ClusterFile:
+    """Keys of the YAML file."""
+
     nodes: int = key(1, "nodes", minimum=1)
     devices_per_node: Optional[int] = key(None, "ranks a node; null: as the hardware has", minimum=1)
     hardware: Optional[str] = key(None, "name in configs/hardware, or path of a YAML file; null: by runtime.device")
@@ -33,13 +35,24 @@ class ClusterFile:
 
 @dataclass(frozen=True)
 class Cluster:
+    """`nodes` of `devices_per_node` ranks each, and what they are."""
+
     nodes: int
     devices_per_node: int
     hardware: Hardware
 
 
 def cluster_from_file(config: Config, path: str, hardware: Optional[str]) -> Cluster:
-    """Raises InputError: the file, or the hardware that it names, is unusable, or disagrees with the configuration."""
+    """The cluster that a file describes.
+
+    Args:
+        config: of the job.
+        path: of the file.
+        hardware: name or path of other hardware than the file's; None: the file's.
+
+    Raises:
+        InputError: the file, or the hardware that it names, is unusable, or disagrees with the configuration.
+    """
     try:
         given: ClusterFile = section_from_dict(ClusterFile, parse_yaml(read_text(path), path), "")
         if given.network is not None:
@@ -47,23 +60,24 @@ def cluster_from_file(config: Config, path: str, hardware: Optional[str]) -> Clu
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
     cluster = cluster_of(config, given.nodes, given.devices_per_node, hardware or given.hardware)
-    return (
-        cluster
-        if given.network is None
-        else replace(cluster, hardware=replace(cluster.hardware, network=given.network))
-    )
+    if given.network is None:
+        return cluster
+    return replace(cluster, hardware=replace(cluster.hardware, network=given.network))
 
 
 def cluster_of(
     config: Config, nodes: Optional[int], devices_per_node: Optional[int], hardware: Optional[str]
 ) -> Cluster:
-    """A cluster of `nodes`; without a number the fewest that hold one copy of the experts.
+    """A cluster without a file.
 
     Args:
+        config: of the job.
+        nodes: None: the fewest that hold one copy of the experts.
         devices_per_node: None: `parallel.ranks_per_node`, else as the hardware has.
         hardware: as in `ClusterFile`.
 
-    Raises InputError: the hardware is unknown, or `devices_per_node` is not what the configuration says.
+    Raises:
+        InputError: the hardware is unknown, or `devices_per_node` is not what the configuration says.
     """
     machine = load_hardware(hardware or (_ASCEND if runs_on_ascend(config) else _CPU))
     parallel = config.parallel

@@ -40,6 +40,11 @@ class Peak:
     fp16: Optional[HardwareFigure] = key(None, "TFLOP/s")
     bf16: Optional[HardwareFigure] = key(None, "TFLOP/s")
 
+    def of(self, precision: str) -> Optional[HardwareFigure]:
+        """The rate in `runtime.precision`."""
+        figure: Optional[HardwareFigure] = getattr(self, precision)
+        return figure
+
 
 @dataclass(frozen=True)
 class Link:
@@ -108,7 +113,7 @@ class Hardware:
 
     def peak_flops(self, precision: str) -> float:
         """FLOP/s of one device's matmuls. Raises InputError where the file has no figure for this precision."""
-        figure: Optional[HardwareFigure] = getattr(self.compute.peak_tflops, precision)
+        figure = self.compute.peak_tflops.of(precision)
         if figure is None:
             raise InputError(
                 f"runtime.precision is {precision}, for which hardware '{self.name}' gives no peak_tflops; expected "
@@ -131,7 +136,15 @@ def load_hardware(name: str) -> Hardware:
     Raises:
         InputError: there is no such file, or it is not as this module declares.
     """
-    path = _path_of(name)
+    path = Path(name)
+    if not name.endswith((".yaml", ".yml")) and "/" not in name:
+        folder = _folder()
+        if folder is None:
+            raise InputError(f"hardware {shown(name)}: found no folder {_SHIPPED}; expected the path of a YAML file")
+        if name not in shipped_hardware():
+            known = ", ".join(shipped_hardware())
+            raise InputError(f"hardware {shown(name)}: expected one of {known}, or the path of a YAML file")
+        path = folder / f"{name}.yaml"
     try:
         hardware: Hardware = section_from_dict(Hardware, parse_yaml(read_text(path), str(path)), "")
         check_figures(hardware, "")
@@ -150,21 +163,10 @@ def _folder() -> Optional[Path]:
     return next((folder for folder in (Path(_SHIPPED), resource(_SHIPPED)) if folder.is_dir()), None)
 
 
-def _path_of(name: str) -> Path:
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        return Path(name)
-    folder = _folder()
-    if folder is None:
-        raise InputError(f"hardware {shown(name)}: found no folder {_SHIPPED}; expected the path of a YAML file")
-    if name not in shipped_hardware():
-        raise InputError(
-            f"hardware {shown(name)}: expected one of {', '.join(shipped_hardware())}, or the path of a YAML file"
-        )
-    return folder / f"{name}.yaml"
-
-
 def check_figures(section: Any, prefix: str) -> None:
-    """Raises InputError where a figure of a section has no origin or two, or is 0 where it divides."""
+    """Raises InputError where a figure of `section`, whose path begins with `prefix`, has no origin or two, or is 0
+    where it divides.
+    """
     for path, figure in _figures(section, prefix):
         if (figure.source is not None) == figure.assumption:
             found = "both source and" if figure.assumption else "neither source nor"

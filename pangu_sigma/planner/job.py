@@ -11,6 +11,7 @@ from locmoe_ops.router_registry import RouterCost, router_spec
 from locmoe_ops.topology import Placement, Topology
 from pangu_sigma.config import derived
 from pangu_sigma.config.ascend import resolve_runtime
+from pangu_sigma.config.derived import rows_per_rank
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import router_sizes, validate
 from pangu_sigma.data.domains import resolve_domain_groups
@@ -22,7 +23,13 @@ ITEM = 4  # bytes of float32: parameters, gradients, states, and whatever does n
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """A configuration that `plan_job` has checked. `words`: rows of one slot of the word table; `domains`: the data's."""
+    """A configuration that `plan_job` has checked.
+
+    Attributes:
+        config: with `parallel.ranks_per_node` as planned.
+        topology: of its ranks.
+        words, domains: rows of one slot of the word table, and the data's domains.
+    """
 
     config: Config
     topology: Topology
@@ -76,6 +83,7 @@ class PlannedJob:
 
     @property
     def experts_per_rank(self) -> int:
+        """L: experts that a rank holds of each sparse layer."""
         return self.config.moe.num_experts // self.topology.expert
 
     @cached_property
@@ -101,11 +109,12 @@ class PlannedJob:
 
     @property
     def slot_rules(self) -> SlotRules:
+        """The rules by which slots are shared out to experts."""
         return SlotRules(self.config, self.topology, self.domains, self.tokens)
 
 
 def plan_job(config: Config, nodes: int, devices_per_node: int) -> PlannedJob:
-    """The job of `config` on `nodes` of `devices_per_node` ranks.
+    """The job of `config` on `nodes` of `devices_per_node` ranks each.
 
     Raises:
         InputError: the configuration does not fit the ranks, or its vocabulary is not known.
@@ -116,8 +125,8 @@ def plan_job(config: Config, nodes: int, devices_per_node: int) -> PlannedJob:
     words, domains = _vocabulary(placed)
     if words % placed.parallel.tensor:
         raise InputError(
-            f"parallel.tensor ({placed.parallel.tensor}) does not divide the {words} words of the vocabulary; expected a "
-            "divisor"
+            f"parallel.tensor ({placed.parallel.tensor}) does not divide the {words} words of the vocabulary; "
+            "expected a divisor"
         )
     parallel = placed.parallel
     return PlannedJob(placed, Topology(ranks, devices_per_node, parallel.expert, parallel.tensor), words, domains)
@@ -137,12 +146,8 @@ def _vocabulary(config: Config) -> tuple[int, int]:
             "expected --set model.vocab_size=N"
         )
     else:
-        words, domains = model.vocab_size or prepare.vocab_size, _configured_domains(config)
+        words, groups = model.vocab_size or prepare.vocab_size, config.moe.domain_groups
+        domains = len(prepare.sources) or config.moe.num_groups if groups is None else len(groups)
     if derived.has_experts(config):
         resolve_domain_groups(config.moe.domain_groups, domains, config.moe.num_groups)
     return words, domains
-
-
-def _configured_domains(config: Config) -> int:
-    groups = config.moe.domain_groups
-    return len(groups) if groups is not None else len(config.data.prepare.sources) or config.moe.num_groups

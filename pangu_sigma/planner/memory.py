@@ -35,13 +35,15 @@ class RankMemory:
     """Bytes on one rank.
 
     Attributes:
-        parameters, optimizer (both moments; of what is shared out over ranks, the weights that are being updated too),
-            gradients (accumulators included, where a step has several micro-batches).
+        parameters: float32.
+        optimizer: both moments; of what is shared out over ranks, the weights that are being updated too.
+        gradients: accumulators included, where a step has several micro-batches.
         half_copies: parameters once more in the matmuls' own type, where that is not float32.
-        activations: kept for the backward pass; recomputed: the same if every layer kept its input only.
+        activations, recomputed: kept for the backward pass; the same if every layer kept its input only.
         dispatch: send, receive and result buffers of one sparse layer on their way.
         working: logits and their gradient, or a bucket of gradients on its way between ranks, whichever is more.
-        reserved: runtime, compiled graphs, buffers of process groups. margin: lost to fragmentation.
+        reserved: runtime, compiled graphs, buffers of process groups.
+        fragmentation: share of all tensors that the allocator loses.
         host: of experts that the host updates, weights and both moments, in its memory; no part of `total`.
     """
 
@@ -84,7 +86,7 @@ class RankMemory:
 
 
 def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
-    """What one rank needs on that hardware."""
+    """What one rank of `job` needs on that `hardware`."""
     memory, found, layers = hardware.memory, parameters(job), layer_activations(job)
     own = ITEM * sum(p.size for p in found)
     matrices = sum(p.size for p in found if len(p.shape) > 1)
@@ -101,7 +103,7 @@ def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
         activations=sum(layers) * held,
         recomputed=(len(layers) * _row_bytes(job) + max(layers)) * held,
         dispatch=dispatch_buffers(job),
-        working=max(_loss_buffers(job), _exchange_buffers(job, exchanges)),
+        working=_working(job, exchanges),
         reserved=memory.reserved_gb.value * GB + (len(layers) * memory.per_layer_mb.value + groups * group_mb) * MB,
         fragmentation=memory.fragmentation.value,
         host=host_bytes(job),
@@ -121,61 +123,46 @@ def optimizer_bytes(job: PlannedJob) -> int:
 
 def host_bytes(job: PlannedJob) -> int:
     """What the host holds of one rank's experts (see `pangu_sigma.train.offloaded_experts`)."""
-    return (
-        0 if job.config.optimizer.experts == "device" else 3 * ITEM * sum(p.size for p in parameters(job) if p.expert)
-    )
+    if job.config.optimizer.experts == "device":
+        return 0
+    return 3 * ITEM * sum(p.size for p in parameters(job) if p.expert)
 
 
 def layer_activations(job: PlannedJob) -> list[float]:
     """Bytes that each layer keeps for its backward pass, the query layer last."""
-    model = job.config.model
-    attention, dense = _attention(job), _dense(job)
-    sparse = _sparse(job) if job.sparse_layers else 0.0
+    model, item, rows = job.config.model, job.compute_item, job.tokens * job.config.model.hidden_size
+    inner = job.inner // job.topology.tensor
+    # The norm's input and output; queries, keys, values and what heads found.
+    attention = _row_bytes(job) + item * rows + 4 * item * rows // job.topology.tensor + _scores(job)
+    # The norm's input and output; the inner features before and after the activation function.
+    dense = _row_bytes(job) + item * (rows + 2 * job.tokens * inner)
+    # The norm's input and output; the experts' inputs and inner features, by slot; their results, which gates scale.
+    sparse = 0.0
+    if job.sparse_layers:
+        results = rows * job.config.moe.router.top_k
+        sparse = 2 * _row_bytes(job) + item * (expert_rows(job) * (model.hidden_size + 2 * inner) + results)
     blocks = [attention + (sparse if index >= model.dense_layers else dense) for index in range(job.blocks)]
-    top = attention + (sparse if model.sparse_query_layer else dense)
-    query = (
-        _row_bytes(job) + job.compute_item * job.tokens * model.hidden_size
-    )  # final norm's input, and the learned queries
-    return [*blocks, top + query]
+    query = _row_bytes(job) + item * rows  # final norm's input, and the learned queries
+    return [*blocks, attention + (sparse if model.sparse_query_layer else dense) + query]
+
+
+def _scores(job: PlannedJob) -> float:
+    """The probabilities of all heads, unless a fused kernel does without."""
+    model, item = job.config.model, job.compute_item
+    scores = job.rows * model.num_heads // job.topology.tensor * model.sequence_length**2
+    if job.config.runtime.fused.attention:
+        return scores // model.sequence_length * _FLASH_NUMBERS * ITEM
+    return scores * (ITEM + (item if item < ITEM else 0) + (item if model.attention_dropout else 0))
+
+
+def expert_rows(job: PlannedJob) -> int:
+    """Rows that a rank's experts compute on in one sparse layer, filled or not."""
+    return job.experts_per_rank * layer_slots(job).expert_rows
 
 
 def _row_bytes(job: PlannedJob) -> float:
     """The residual stream, float32."""
     return ITEM * job.tokens * job.config.model.hidden_size
-
-
-def _attention(job: PlannedJob) -> float:
-    """The norm's input and output; queries, keys and values by head; probabilities, unless a fused kernel does without;
-    what heads found.
-    """
-    model, item, parts = job.config.model, job.compute_item, job.topology.tensor
-    rows = job.tokens * model.hidden_size
-    scores = job.rows * model.num_heads // parts * model.sequence_length**2
-    if job.config.runtime.fused.attention:
-        return (
-            _row_bytes(job)
-            + item * rows
-            + 4 * item * rows // parts
-            + scores // model.sequence_length * _FLASH_NUMBERS * ITEM
-        )
-    probabilities = scores * (ITEM + (item if item < ITEM else 0) + (item if model.attention_dropout else 0))
-    return _row_bytes(job) + item * rows + 4 * item * rows // parts + probabilities
-
-
-def _dense(job: PlannedJob) -> float:
-    """The norm's input and output; the inner features before and after the activation function."""
-    rows, inner = job.tokens * job.config.model.hidden_size, job.tokens * job.inner // job.topology.tensor
-    return _row_bytes(job) + job.compute_item * (rows + 2 * inner)
-
-
-def _sparse(job: PlannedJob) -> float:
-    """The norm's input and output; the experts' inputs and inner features, by slot; their results, which gate weights
-    scale.
-    """
-    slots, item, d = layer_slots(job), job.compute_item, job.config.model.hidden_size
-    rows = job.experts_per_rank * slots.expert_rows
-    results = job.tokens * job.config.moe.router.top_k * d
-    return 2 * _row_bytes(job) + item * (rows * (d + 2 * job.inner // job.topology.tensor) + results)
 
 
 def dispatch_buffers(job: PlannedJob) -> float:
@@ -184,22 +171,16 @@ def dispatch_buffers(job: PlannedJob) -> float:
     """
     if not job.sparse_layers:
         return 0.0
-    slots, d = layer_slots(job), job.config.model.hidden_size
-    rows = job.experts_per_rank * slots.expert_rows
-    return 2.0 * (ITEM + job.compute_item) * rows * d
+    return 2.0 * (ITEM + job.compute_item) * expert_rows(job) * job.config.model.hidden_size
 
 
-def _loss_buffers(job: PlannedJob) -> float:
-    """Logits, probabilities and gradient of the loss; gradients of the widest layer's inner features."""
+def _working(job: PlannedJob, exchanges: list[Exchange]) -> float:
     item, parts = job.compute_item, job.topology.tensor
-    logits = job.tokens * job.words // parts * (3 * ITEM + (2 * item if item < ITEM else 0))
-    return logits + 2 * item * job.tokens * job.inner // parts
-
-
-def _exchange_buffers(job: PlannedJob, exchanges: list[Exchange]) -> float:
-    """The largest bucket of gradients: put together, summed, and cut again. The tcp backend has buffers for early ones,
-    where hccl's sums take the gradients' own place. 0 on one rank.
-    """
+    # Logits, probabilities and gradient of the loss; gradients of the widest layer's inner features.
+    loss = job.tokens * job.words // parts * (3 * ITEM + (2 * item if item < ITEM else 0))
+    loss += 2 * item * job.tokens * job.inner // parts
+    # The largest bucket of gradients: put together, summed, and cut again; 0 on one rank. The tcp backend has buffers
+    # for early ones, where hccl's sums take the gradients' own place.
     buckets = [e.elements for e in exchanges if e.cause == "gradient" and e.phase == UPDATE]
     early = sum(early_messages(job)) if job.backend == "tcp" else 0
-    return float(ITEM * (early + 3 * max(buckets, default=0)))
+    return max(loss, float(ITEM * (early + 3 * max(buckets, default=0))))

@@ -100,19 +100,18 @@ def count_parameters(job: PlannedJob) -> Counts:
 
 def parameters(job: PlannedJob) -> list[PlannedParameter]:
     """All trainable tensors in the network's own order, the word table first."""
-    return [_planned(job, name, shape) for name, shape in _whole_shapes(job)]
+    found, tensor = [], job.topology.tensor
+    for name, whole in _whole_shapes(job):
+        axis = split_axis(name)
+        shard = None if axis is None or tensor == 1 else ShardSpec(axis, 0, tensor)
+        copies = job.topology.expert if is_expert_parameter(name) else 1
+        found.append(PlannedParameter(name, whole if shard is None else shard.shape_of(whole), shard, copies))
+    return found
 
 
 def in_gradient_order(found: list[PlannedParameter]) -> list[PlannedParameter]:
     """See `pangu_sigma.model.parameter_groups.ordered_parameters`."""
     return ordered_parameters(found, attrgetter("shard"))
-
-
-def _planned(job: PlannedJob, name: str, whole: tuple[int, ...]) -> PlannedParameter:
-    axis, tensor = split_axis(name), job.topology.tensor
-    shard = None if axis is None or tensor == 1 else ShardSpec(axis, 0, tensor)
-    copies = job.topology.expert if is_expert_parameter(name) else 1
-    return PlannedParameter(name, whole if shard is None else shard.shape_of(whole), shard, copies)
 
 
 _Shapes = Iterator[tuple[str, tuple[int, ...]]]  # name, and shape without tensor parallelism

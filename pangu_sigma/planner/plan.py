@@ -20,7 +20,16 @@ from pangu_sigma.planner.traffic import Sent, by_cause, sent
 
 @dataclass(frozen=True)
 class JobPlan:
-    """`exchanges`: of a step; `traffic`: their bytes by cause, all ranks together; `flops`: of the model, a step."""
+    """What is said of a job on some hardware.
+
+    Attributes:
+        job, hardware: what was planned.
+        counts: of parameters.
+        memory: of one rank.
+        exchanges, traffic: the collectives of a step, and their bytes by cause, all ranks together.
+        flops: of the model, a step.
+        time: of a step.
+    """
 
     job: PlannedJob
     hardware: Hardware
@@ -63,11 +72,16 @@ class JobPlan:
         return not (measured and self.job.sparse_layers)
 
     def days(self, tokens: int) -> float:
+        """Days that so many `tokens` take."""
         return tokens / self.tokens_per_second / DAY
 
 
 def make_plan(config: Config, cluster: Cluster) -> JobPlan:
-    """Raises InputError: the configuration does not fit the cluster, or the hardware has no figure that it needs."""
+    """The plan of `config` on `cluster`.
+
+    Raises:
+        InputError: the configuration does not fit the cluster, or the hardware has no figure that it needs.
+    """
     job, hardware = plan_job(config, cluster.nodes, cluster.devices_per_node), cluster.hardware
     exchanges = step_exchanges(job)
     return JobPlan(
@@ -83,7 +97,7 @@ def make_plan(config: Config, cluster: Cluster) -> JobPlan:
 
 
 def as_json(plan: JobPlan, tokens: int) -> dict[str, Any]:
-    """The plan as JSON values: bytes, seconds, FLOPs; fractions in [0, 1]."""
+    """The plan as JSON values: bytes, seconds, FLOPs; fractions in [0, 1]. `tokens`: to say how many days they take."""
     job, memory, time = plan.job, plan.memory, plan.time
     topology = job.topology
     slots = layer_slots(job) if job.sparse_layers else None

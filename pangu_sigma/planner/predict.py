@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Iterable
 
 from locmoe_ops.collectives.tcp.algorithms import SMALL_BYTES
+from locmoe_ops.router_registry import router_spec
 from locmoe_ops.topology import Topology
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import router_sizes
 from pangu_sigma.planner.exchanges import CAUSES, LAST_BACKWARD, Exchange, step_exchanges
-from pangu_sigma.planner.flops import step_flops
 from pangu_sigma.planner.hardware import Hardware, Link
 from pangu_sigma.planner.job import ITEM, PlannedJob
-from pangu_sigma.planner.memory import layer_activations
+from pangu_sigma.planner.memory import expert_rows, layer_activations
 from pangu_sigma.planner.parameters import count_parameters
-from pangu_sigma.planner.slots import layer_slots
 
 MICRO, MILLI, GIGA = 1e-6, 1e-3, 1e9
 DAY = 86400.0
@@ -32,9 +32,12 @@ _UPDATE_PASSES = 9
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of an optimizer step. `compute`: matmuls, elementwise operations and the update; `causes`: collectives by
-    cause;
-    `hidden`: what of all-to-all and of gradients runs beside computation.
+    """Seconds of an optimizer step.
+
+    Attributes:
+        compute: matmuls, elementwise operations and the update.
+        causes: collectives by cause.
+        hidden: what of all-to-all and of gradients is overlapped with computation.
     """
 
     compute: float
@@ -52,26 +55,56 @@ class StepTime:
 
 
 def step_time(job: PlannedJob, hardware: Hardware) -> StepTime:
-    """What one rank spends, all ranks being alike."""
-    exchanges = step_exchanges(job)
-    causes = {cause: 0.0 for cause in CAUSES}
-    for exchange in exchanges:
-        causes[exchange.cause] += exchange.times * exchange_time(exchange, job.topology, hardware)
+    """What one rank of `job` spends on that `hardware`, all ranks being alike."""
+    seconds = [(e, e.times * exchange_time(e, job.topology, hardware)) for e in step_exchanges(job)]
+    causes = {cause: sum((time for e, time in seconds if e.cause == cause), 0.0) for cause in CAUSES}
     compute = compute_time(job, hardware)
-    could = {
-        "all_to_all": _tokens_beside_experts(job, hardware, exchanges),
-        "gradient": _gradients_beside_backward(job, hardware, exchanges, compute),
-    }
-    return StepTime(compute, causes, {cause: seconds * hardware.overlap.value for cause, seconds in could.items()})
+    # Gradients: two thirds of the last micro-batch's computation, its backward pass, could hide them.
+    early = sum(time for e, time in seconds if e.phase == LAST_BACKWARD)
+    hidden = {"all_to_all": 0.0, "gradient": min(early, compute * 2.0 / 3.0 / job.micro_batches)}
+    # Tokens: chunks could hide all-to-all behind the experts, or the experts behind it: of n chunks all but one.
+    chunks = job.config.moe.dispatch.chunks
+    if chunks > 1 and job.sparse_layers:
+        groups = job.exchange.group, f"{job.exchange.group}_rail"
+        tokens = sum(time for e, time in seconds if e.cause == "all_to_all" and e.group in groups)
+        experts = _product_time(rank_flops(job)["experts"], job, hardware)
+        hidden["all_to_all"] = min(tokens, experts) * (chunks - 1) / chunks
+    return StepTime(compute, causes, {cause: time * hardware.overlap.value for cause, time in hidden.items()})
 
 
 # ---- computation
 
 
-def model_flops(job: PlannedJob) -> float:
-    """FLOPs of a step by the model's own definition (see `pangu_sigma.planner.flops`), all ranks together: what MFU
-    counts.
+def step_flops(config: Config, tokens: int, vocab_size: int) -> dict[str, float]:
+    """FLOPs of forward and backward (twice the forward), by part: products only, two a multiply-add.
+
+    Attention counts all S x S scores, masked or not; experts count the tokens they serve, not the slots kept free for
+    them.
+
+    Args:
+        config: of the network.
+        tokens: that pass through it.
+        vocab_size: rows of the tied head.
     """
+    model = config.model
+    d, ffn = model.hidden_size, model.ffn_hidden_size or 4 * model.hidden_size
+    blocks = model.dense_layers + model.sparse_layers
+    sparse = model.sparse_layers + model.sparse_query_layer
+    dense = blocks + 1 - sparse
+    attention = (blocks + 1) * (4 * d * d + 2 * model.sequence_length * d)
+    gate = router_spec(config.moe.router.type).cost(config.moe.router.own, router_sizes(config)).products
+    forward = {
+        "attention": attention,
+        "dense FFN": dense * 2 * d * ffn,
+        "experts": sparse * config.moe.router.top_k * 2 * d * ffn,
+        "routing": gate * sparse,
+        "head": d * vocab_size,
+    }
+    return {part: 3.0 * 2.0 * tokens * count for part, count in forward.items()}
+
+
+def model_flops(job: PlannedJob) -> float:
+    """FLOPs of a step by `step_flops`, all ranks together: what MFU counts."""
     return sum(step_flops(job.config, job.global_tokens, job.words).values())
 
 
@@ -80,8 +113,7 @@ def rank_flops(job: PlannedJob) -> dict[str, float]:
     parts = step_flops(job.config, job.tokens * job.micro_batches, job.words)
     tensor = job.topology.tensor
     if parts["experts"]:
-        slots = job.experts_per_rank * layer_slots(job).expert_rows
-        parts["experts"] *= slots / (job.tokens * job.config.moe.router.top_k)
+        parts["experts"] *= expert_rows(job) / (job.tokens * job.config.moe.router.top_k)
     return {part: flops if part == "routing" else flops / tensor for part, flops in parts.items()}
 
 
@@ -100,36 +132,8 @@ def moved_bytes(job: PlannedJob) -> float:
 
 
 def _product_time(flops: float, job: PlannedJob, hardware: Hardware) -> float:
-    rates = hardware.compute
-    return (
-        flops
-        * hardware.sharing(job.topology)
-        / (hardware.peak_flops(job.config.runtime.precision) * rates.efficiency.value)
-    )
-
-
-def _tokens_beside_experts(job: PlannedJob, hardware: Hardware, exchanges: Iterable[Exchange]) -> float:
-    """Seconds of all-to-all that chunks could hide behind the experts, or the experts behind it: of n chunks all but
-    one.
-    """
-    chunks = job.config.moe.dispatch.chunks
-    if chunks == 1 or not job.sparse_layers:
-        return 0.0
-    flying = sum(
-        e.times * exchange_time(e, job.topology, hardware)
-        for e in exchanges
-        if e.cause == "all_to_all" and e.group in (job.exchange.group, f"{job.exchange.group}_rail")
-    )
-    experts = _product_time(rank_flops(job)["experts"], job, hardware)
-    return min(flying, experts) * (chunks - 1) / chunks
-
-
-def _gradients_beside_backward(
-    job: PlannedJob, hardware: Hardware, exchanges: Iterable[Exchange], compute: float
-) -> float:
-    """Seconds of gradients that the last backward pass could hide: two thirds of a micro-batch's computation."""
-    early = sum(e.times * exchange_time(e, job.topology, hardware) for e in exchanges if e.phase == LAST_BACKWARD)
-    return min(early, compute * 2.0 / 3.0 / job.micro_batches)
+    rate = hardware.peak_flops(job.config.runtime.precision) * hardware.compute.efficiency.value
+    return flops * hardware.sharing(job.topology) / rate
 
 
 # ---- collectives
@@ -139,17 +143,27 @@ def exchange_time(exchange: Exchange, topology: Topology, hardware: Hardware) ->
     """Seconds of one call.
 
     Exchanges go to all peers at once, over each tier's links at the same time. Sums and gathers among ranks of one node
-    go tier by
-    tier: whole islands first, then one part of an island between them (as `HierarchicalAllReduce` does with nodes).
+    go tier by tier: whole islands first, then one part of an island between them (as `HierarchicalAllReduce` does with
+    nodes).
+
+    Args:
+        exchange: the call.
+        topology: of the job.
+        hardware: its links.
     """
     island = hardware.island
     near, same_node, elsewhere = _peers(topology, exchange.group, island.size if island else 1)
-    part, rounds = _part_and_rounds(exchange, 1 + near + same_node + elsewhere)
+    part, rounds = float(exchange.elements * exchange.item), 1  # bytes for each peer in a round
+    if exchange.operation != "all_gather" and not (exchange.operation == "all_reduce" and part <= SMALL_BYTES):
+        part /= 1 + near + same_node + elsewhere
+        rounds = 2 if exchange.operation == "all_reduce" else 1  # scattered, then gathered
     by_tier = not exchange.operation.startswith("all_to_all") and not elsewhere
     islands = 1 + same_node // (near + 1)
     between = _seconds(part, islands - 1 if by_tier else same_node, hardware.node)
     inside = _seconds(part * islands if by_tier else part, near, island.link) if island else 0.0
-    seconds = inside + between if by_tier else max(inside, between, _network(part, elsewhere, topology, hardware))
+    sharing = topology.ranks_per_node if hardware.network_per_node else 1
+    network = _seconds(part * sharing, elsewhere, hardware.network)
+    seconds = inside + between if by_tier else max(inside, between, network)
     return hardware.call_us.value * MICRO + rounds * seconds
 
 
@@ -157,24 +171,8 @@ def _seconds(part: float, peers: int, link: Link) -> float:
     """Of sending `part` bytes to each of `peers`; messages to several peers are under way together, hence a logarithm
     of latencies.
     """
-    return math.ceil(math.log2(peers + 1)) * link.latency_us.value * MICRO + peers * part / (
-        link.bandwidth_gb_s.value * GIGA
-    )
-
-
-def _network(part: float, peers: int, topology: Topology, hardware: Hardware) -> float:
-    sharing = topology.ranks_per_node if hardware.network_per_node else 1
-    return _seconds(part * sharing, peers, hardware.network)
-
-
-def _part_and_rounds(exchange: Exchange, size: int) -> tuple[float, int]:
-    """Bytes for each peer in a round, and rounds."""
-    whole = exchange.elements * exchange.item
-    if exchange.operation == "all_gather":
-        return whole, 1
-    if exchange.operation != "all_reduce":
-        return whole / size, 1
-    return (whole, 1) if whole <= SMALL_BYTES else (whole / size, 2)
+    latency = math.ceil(math.log2(peers + 1)) * link.latency_us.value * MICRO
+    return latency + peers * part / (link.bandwidth_gb_s.value * GIGA)
 
 
 @lru_cache(maxsize=512)

@@ -14,22 +14,21 @@ WIDTH = 80
 
 
 def report(plan: JobPlan, tokens: int, advice: Optional[str]) -> str:
-    """The whole text. `advice`: what would make it fit, if it does not."""
-    parts = (
-        _head(plan),
-        _parameters(plan),
-        _memory(plan, advice),
-        _traffic(plan),
-        _time(plan),
-        _outlook(plan, tokens),
-        _assumptions(plan),
-    )
+    """The whole text.
+
+    Args:
+        plan: what it is about.
+        tokens: to say how many days they take.
+        advice: what would make it fit, if it does not.
+    """
+    parts = _job(plan), _memory(plan, advice), _traffic(plan), _time(plan, tokens), _assumptions(plan)
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
-def _head(plan: JobPlan) -> Iterator[str]:
-    job, topology = plan.job, plan.job.topology
-    yield f"{plan.hardware.name}: {topology.world_size} ranks on {_counted(topology.nodes, 'node')} of {topology.ranks_per_node}"
+def _job(plan: JobPlan) -> Iterator[str]:
+    job, topology, counts = plan.job, plan.job.topology, plan.counts
+    nodes = f"{_counted(topology.nodes, 'node')} of {topology.ranks_per_node}"
+    yield f"{plan.hardware.name}: {topology.world_size} ranks on {nodes}"
     yield (
         f"expert parallel {topology.expert}, tensor parallel {topology.tensor}, data parallel {topology.data}; "
         f"{job.config.runtime.precision}"
@@ -38,18 +37,12 @@ def _head(plan: JobPlan) -> Iterator[str]:
         f"a step: {job.global_tokens:,} tokens; on each rank {_counted(job.micro_batches, 'micro-batch', 'es')} of "
         f"{_counted(job.rows, 'row')} of {job.config.model.sequence_length:,}"
     )
-
-
-def _parameters(plan: JobPlan) -> Iterator[str]:
-    counts = plan.counts
-    yield f"parameters   total {_large(counts.total)}   active {_large(counts.active)}   on a rank {_large(counts.rank)}"
-    yield f"  {plan.job.words:,} words{_slots(plan)}"
+    yield ""
+    on_rank = f"on a rank {_large(counts.rank)}"
+    yield f"parameters   total {_large(counts.total)}   active {_large(counts.active)}   {on_rank}"
+    yield f"  {job.words:,} words" + (f" in each of {job.word_slots} tables" if job.word_slots > 1 else "")
     if counts.experts:
         yield f"  in experts {_large(counts.experts)} of the total, {_large(counts.rank_experts)} of a rank's"
-
-
-def _slots(plan: JobPlan) -> str:
-    return f" in each of {plan.job.word_slots} tables" if plan.job.word_slots > 1 else ""
 
 
 def _memory(plan: JobPlan, advice: Optional[str]) -> Iterator[str]:
@@ -65,9 +58,8 @@ def _memory(plan: JobPlan, advice: Optional[str]) -> Iterator[str]:
     yield _row("activations", memory.activations, memory.recomputed)
     for name, value in (("dispatch buffers", memory.dispatch), ("logits, or gradients under way", memory.working)):
         yield _row(name, value, value)
-    recomputed_margin = (
-        (memory.total_recomputed - memory.reserved) * memory.fragmentation / (1.0 + memory.fragmentation)
-    )
+    recomputed_tensors = memory.total_recomputed - memory.reserved
+    recomputed_margin = recomputed_tensors * memory.fragmentation / (1.0 + memory.fragmentation)
     yield _row(f"fragmentation margin, {memory.fragmentation:.0%}", memory.margin, recomputed_margin)
     yield _row("runtime and process groups", memory.reserved, memory.reserved)
     yield _row(f"total, of {plan.capacity / GB:.1f}", memory.total, memory.total_recomputed)
@@ -102,20 +94,18 @@ def _traffic(plan: JobPlan) -> Iterator[str]:
         yield f"  {name:<42}{total.intra_node:>18,}{total.inter_node:>18,}"
 
 
-def _time(plan: JobPlan) -> Iterator[str]:
+def _time(plan: JobPlan, tokens: int) -> Iterator[str]:
     time = plan.time
     yield f"{'predicted step':<44}{'seconds':>18}{'share':>18}"
     rows = [("computation", time.compute), *((name, time.causes[cause]) for cause, name in _CAUSES.items())]
     rows += [(f"{_CAUSES[cause]} behind computation", -seconds) for cause, seconds in time.hidden.items() if seconds]
     for name, seconds in [*rows, ("step", time.total)]:
         yield f"  {name:<42}{seconds:>18.4f}{seconds / time.total:>18.1%}"
-
-
-def _outlook(plan: JobPlan, tokens: int) -> Iterator[str]:
-    yield f"all-to-all share {plan.time.all_to_all_share:.1%}   MFU {plan.mfu:.1%}   {plan.tokens_per_second:,.0f} tokens/s"
-    yield (
-        f"{plan.flops:.3e} model FLOPs a step; a rank carries out {sum(rank_flops(plan.job).values()):.3e}, empty slots included"
-    )
+    yield ""
+    share, speed = plan.time.all_to_all_share, plan.tokens_per_second
+    yield f"all-to-all share {share:.1%}   MFU {plan.mfu:.1%}   {speed:,.0f} tokens/s"
+    rank = sum(rank_flops(plan.job).values())
+    yield f"{plan.flops:.3e} model FLOPs a step; a rank carries out {rank:.3e}, empty slots included"
     yield f"{_large(tokens)} tokens take {plan.days(tokens):,.2f} days"
 
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Iterator, Sequence
+from typing import Any, Sequence
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import RouterSpec, router_spec, routers
+from locmoe_ops.router_registry import router_spec, routers
+from pangu_sigma.config.load import shown
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.strict_yaml import shown
 from pangu_sigma.planner.cluster import Cluster
@@ -30,7 +32,7 @@ _MOST_POINTS = 2000
 
 @dataclass(frozen=True)
 class Point:
-    """One combination and its plan; `best`: on the Pareto front."""
+    """One combination: its `plan`, and whether it is on the Pareto front (`best`)."""
 
     plan: JobPlan
     best: bool = False
@@ -45,9 +47,14 @@ class Sweep:
 
 
 def parse_axes(texts: Sequence[str], config: Config, cluster: Cluster) -> dict[str, list[Any]]:
-    """`AXIS` or `AXIS=V,V` -> the values to try, in the order of `AXES`.
+    """The values to try, in the order of `AXES`.
 
-    Raises InputError: an axis is unknown or given twice, or a value is not one of it.
+    Args:
+        texts: `AXIS` or `AXIS=V,V`.
+        config, cluster: from which the values of an axis without any follow.
+
+    Raises:
+        InputError: an axis is unknown or given twice, or a value is not one of it.
     """
     given: dict[str, list[Any]] = {}
     for text in texts:
@@ -93,8 +100,14 @@ def _defaults(axis: str, config: Config, cluster: Cluster) -> list[Any]:
 
 
 def sweep(config: Config, cluster: Cluster, axes: dict[str, list[Any]]) -> Sweep:
-    """Plans every combination. Raises InputError: there are too many, or none is possible; then the first reason is
-    told.
+    """Plans every combination.
+
+    Args:
+        config, cluster: what is changed.
+        axes: values by axis, as `parse_axes` gives them.
+
+    Raises:
+        InputError: there are too many combinations, or none is possible; then the first reason is told.
     """
     combinations = list(product(*axes.values()))
     if len(combinations) > _MOST_POINTS:
@@ -108,16 +121,20 @@ def sweep(config: Config, cluster: Cluster, axes: dict[str, list[Any]]) -> Sweep
     if not plans:
         raise InputError(f"--sweep: none of {len(combinations)} combinations is possible; the first: {reasons[0]}")
     ordered = sorted(plans, key=lambda plan: plan.time.total)
-    return Sweep(tuple(Point(plan, _is_best(plan, ordered)) for plan in ordered), len(reasons))
+    return Sweep(tuple(Point(plan, _is_pareto_optimal(plan, ordered)) for plan in ordered), len(reasons))
 
 
 def _changed(config: Config, cluster: Cluster, values: dict[str, Any]) -> tuple[Config, Cluster]:
-    for axis, value in values.items():
-        if axis != "dp":
-            config = with_value(config, _KEYS[axis], value)
+    """With a value of each axis, and what a router asks of other keys."""
+    changes = {_KEYS[axis]: value for axis, value in values.items() if axis != "dp"}
     if "router" in values:
-        for path, value in _companions(router_spec(values["router"])):
-            config = with_value(config, path, value)
+        spec = router_spec(values["router"])
+        if spec.top_k is not None:
+            changes["moe.router.top_k"] = spec.top_k
+        if spec.expert_choice:
+            changes["moe.dispatch.drop_priority"] = "weight"
+    for path, value in changes.items():
+        config = with_value(config, path, value)
     if "dp" in values:
         ranks = values["dp"] * config.parallel.tensor
         if ranks % cluster.devices_per_node:
@@ -128,15 +145,7 @@ def _changed(config: Config, cluster: Cluster, values: dict[str, Any]) -> tuple[
     return config, cluster
 
 
-def _companions(kind: RouterSpec) -> Iterator[tuple[str, Any]]:
-    """What a router asks of other keys."""
-    if kind.top_k is not None:
-        yield "moe.router.top_k", kind.top_k
-    if kind.expert_choice:
-        yield "moe.dispatch.drop_priority", "weight"
-
-
-def _is_best(plan: JobPlan, others: Sequence[JobPlan]) -> bool:
+def _is_pareto_optimal(plan: JobPlan, others: Sequence[JobPlan]) -> bool:
     """No other plan of the same router is at least as good in everything, and better in something; what does not fit is
     none.
     """
@@ -155,20 +164,20 @@ def _costs(plan: JobPlan) -> tuple[float, float, float, float]:
 
 
 def table(found: Sweep, everything: bool = False) -> str:
-    """80 columns: the Pareto front, or all points where nothing fits or `everything` is asked for."""
+    """What was `found`, in 80 columns: the Pareto front, or all points where nothing fits or `everything` is asked
+    for.
+    """
     best = [point for point in found.points if point.best]
     shown_points = found.points if everything or not best else best
     lines = [
-        f"{'router':<10} {'ep':>4} {'tp':>3} {'dp':>4} {'nodes':>5} {'capac.':>6} {'GB':>6} {'fits':>4} {'step s':>8} {'a2a':>5} "
-        f"{'MFU':>5} {'GB out':>8}",
+        f"{'router':<10} {'ep':>4} {'tp':>3} {'dp':>4} {'nodes':>5} {'capac.':>6} {'GB':>6} {'fits':>4} "
+        f"{'step s':>8} {'a2a':>5} {'MFU':>5} {'GB out':>8}",
         "-" * 80,
     ]
     lines += [_line(point.plan) for point in shown_points]
-    kept = (
-        f"{len(best)} of {len(found.points)} plans are on the Pareto front"
-        if best
-        else f"none of {len(found.points)} plans fits"
-    )
+    kept = f"none of {len(found.points)} plans fits"
+    if best:
+        kept = f"{len(best)} of {len(found.points)} plans are on the Pareto front"
     lines += [
         "",
         f"{kept}; {found.impossible} combinations do not fit together",
@@ -182,14 +191,14 @@ def _line(plan: JobPlan) -> str:
     topology, config = plan.job.topology, plan.job.config
     between = sum(total.inter_node for total in plan.traffic.values()) / GB
     return (
-        f"{config.moe.router.type:<10} {topology.expert:>4} {topology.tensor:>3} {topology.data:>4} {topology.nodes:>5} "
-        f"{config.moe.capacity.factor:>6.2f} {plan.memory.total / GB:>6.1f} {'yes' if plan.fits else 'no':>4} "
-        f"{plan.time.total:>8.3f} {plan.time.all_to_all_share:>5.0%} {plan.mfu:>5.1%} {between:>8.1f}"
+        f"{config.moe.router.type:<10} {topology.expert:>4} {topology.tensor:>3} {topology.data:>4} "
+        f"{topology.nodes:>5} {config.moe.capacity.factor:>6.2f} {plan.memory.total / GB:>6.1f} "
+        f"{'yes' if plan.fits else 'no':>4} {plan.time.total:>8.3f} {plan.time.all_to_all_share:>5.0%} {plan.mfu:>5.1%} {between:>8.1f}"
     )
 
 
 def sweep_json(found: Sweep) -> list[dict[str, Any]]:
-    """One object a point."""
+    """One object for each point that was `found`."""
     return [
         {
             "router": _router(p.plan),

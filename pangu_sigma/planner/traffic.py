@@ -35,12 +35,12 @@ NOTHING = Sent(0, 0)
 
 
 class _Pairs(NamedTuple):
-    """Of all groups of a kind: for each place in a group, how many peers are on the same node and how many are not,
-    over all groups.
+    """Of all groups of a kind: <int64>[P] each, how many peers of each place in a group are on the same node and how
+    many are not, over all groups.
     """
 
-    near: np.ndarray  # <int64>[P]
-    far: np.ndarray
+    intra_node: np.ndarray
+    inter_node: np.ndarray
 
 
 @lru_cache(maxsize=512)
@@ -51,14 +51,14 @@ def _pairs(topology: Topology, kind: str) -> _Pairs:
 
 
 def sent(exchange: Exchange, topology: Topology) -> Sent:
-    """Bytes of one call, summed over all ranks of the job."""
+    """Bytes of one call of `exchange`, summed over all ranks of a job of that `topology`."""
     pairs = _pairs(topology, exchange.group)
-    part = link_bytes(exchange.operation, exchange.elements, exchange.item, len(pairs.near))
+    part = link_bytes(exchange.operation, exchange.elements, exchange.item, len(pairs.intra_node))
     return Sent(*(int((count * part).sum()) for count in pairs))
 
 
 def by_cause(exchanges: Iterable[Exchange], topology: Topology) -> dict[str, Sent]:
-    """Bytes of a step by cause, summed over all ranks."""
+    """Bytes of a step's `exchanges` by cause, summed over all ranks of a job of that `topology`."""
     totals = {cause: NOTHING for cause in CAUSES}
     for exchange in exchanges:
         once = sent(exchange, topology)

@@ -6,11 +6,10 @@ import pytest
 
 from locmoe_ops.topology import Topology
 from pangu_sigma.planner.exchanges import FORWARD, Exchange, step_exchanges
-from pangu_sigma.planner.flops import step_flops
 from pangu_sigma.planner.hardware import Compute, Hardware, HardwareFigure, Island, Link, Peak
 from pangu_sigma.planner.memory import layer_activations
 from pangu_sigma.planner.parameters import count_parameters
-from pangu_sigma.planner.predict import compute_time, exchange_time, model_flops, rank_flops, step_time
+from pangu_sigma.planner.predict import compute_time, exchange_time, model_flops, rank_flops, step_flops, step_time
 
 
 def figure(value):
