@@ -31,7 +31,7 @@ from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.vocabulary import Vocabulary
 from pangu_sigma.model.attention import attention_mask
 from pangu_sigma.model.loss import TokenCrossEntropy
-from pangu_sigma.planner.flops import step_flops
+from pangu_sigma.planner.predict import step_flops
 from pangu_sigma.runtime.runtime import start_runtime
 from pangu_sigma.train.engine import TrainEngine
 from pangu_sigma.train.step import step_outputs
