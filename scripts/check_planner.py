@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures memory and step time of small CPU runs beside what `pangu-sigma plan` says of them.
+"""Measures memory and step time of small CPU runs versus what `pangu-sigma plan` predicts.
 
 usage: python scripts/check_planner.py [--folder DIR] [--only CASE ...] [--report]
 

@@ -1,1 +1,1 @@
-"""`pangu-sigma audit`: what the compiled graphs of a job really exchange, beside what the planner predicts."""
+"""`pangu-sigma audit`: what the compiled graphs of a job really exchange, versus what the planner predicts."""

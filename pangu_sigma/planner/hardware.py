@@ -108,7 +108,7 @@ class Hardware:
     island: Optional[Island] = key(None, "groups of a node's ranks with faster links; null: there are none")
     call_us: HardwareFigure = key(HardwareFigure, "microseconds of a collective besides its messages")
     overlap: HardwareFigure = key(
-        HardwareFigure, "of communication that could run beside computation, the share that does"
+        HardwareFigure, "of communication that could be overlapped with computation, the share that is"
     )
 
     def peak_flops(self, precision: str) -> float:

@@ -32,7 +32,7 @@ class PlannedParameter:
         name: the one that the network gives it.
         shape: what one rank holds of it.
         shard: the part that the first rank of a tensor-parallel group holds; None: every rank holds the whole.
-        copies: ranks with values of their own, beside tensor parallelism: the expert-parallel ranks for an expert bank.
+        copies: ranks with values of their own, apart from tensor parallelism: the expert-parallel ranks for an expert bank.
     """
 
     name: str
@@ -61,7 +61,7 @@ class PlannedParameter:
 
     @property
     def is_map(self) -> bool:
-        """True where the gradient may set out during the backward pass."""
+        """True where the gradient may be sent during the backward pass."""
         return is_map_weight(self.name)
 
     @property

@@ -152,7 +152,7 @@ def test_without_mindspores_list_the_match_is_unknown(ascend):
 
 
 def test_the_list_is_that_of_the_installed_mindspore():
-    """Beside what MindSpore's own checker holds."""
+    """Versus what MindSpore's own checker holds."""
     from mindspore.run_check._check_version import AscendEnvChecker
 
     assert doctor_ascend.accepted_by_mindspore() == tuple(AscendEnvChecker(None).version)
