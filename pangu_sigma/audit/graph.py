@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from locmoe_ops.collectives.hccl import PHASE, TAG
 from locmoe_ops.collectives.registry import COLLECTIVES
@@ -117,7 +117,9 @@ def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, 
         faults.append(f"{len(model.functions)} subgraphs, expected none: what they exchange would depend on values")
     for node in model.graph.node:
         reference = node.op_type.removeprefix("REF::")
-        operation, where = reference.partition(":")[0], _place(node.domain)
+        operation = reference.partition(":")[0]
+        # `Default/a-A/b-B/Op-op1` is Cell b of Cell a.
+        where = "/".join(part.partition("-")[0] for part in node.domain.split("/")[1:-1])
         if operation in ON_THE_HOST:
             faults.append(f"{operation} in {where}, which leaves the device")
         shape, type_number = _output(node)
@@ -127,41 +129,17 @@ def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, 
         if "group" in own:
             group = own["group"].s.decode()
             dtype, item = _TYPES[type_number]
+            tag, phase = (own[key].s.decode() if key in own else "" for key in (TAG, PHASE))
             collectives.append(
-                Collective(
-                    OPERATIONS[operation],
-                    group,
-                    groups[group],
-                    shape,
-                    dtype,
-                    item,
-                    _text(own, TAG),
-                    _text(own, PHASE),
-                    where,
-                )
+                Collective(OPERATIONS[operation], group, groups[group], shape, dtype, item, tag, phase, where)
             )
     return ExportedGraph(name, times, tuple(collectives), tuple(faults))
 
 
-def _text(attributes: dict[str, Any], name: str) -> str:
-    return attributes[name].s.decode() if name in attributes else ""
-
-
 def _output(node: Any) -> tuple[tuple[int, ...], int]:
     """Shape and data type of a node's result; of a tuple the first element's."""
-    for tensor in _tensors(node):
-        return tuple(tensor.dims), tensor.data_type
-    return (), 0
-
-
-def _tensors(node: Any) -> Iterator[Any]:
     for attribute in node.attribute:
         if attribute.name == "shape":
-            yield from attribute.tensors
-            for element in attribute.values:
-                yield from element.tensors
-
-
-def _place(scope: str) -> str:
-    """`Default/a-A/b-B/Op-op1` as `a/b`."""
-    return "/".join(part.partition("-")[0] for part in scope.split("/")[1:-1])
+            for tensor in (*attribute.tensors, *(found for each in attribute.values for found in each.tensors)):
+                return tuple(tensor.dims), tensor.data_type
+    return (), 0

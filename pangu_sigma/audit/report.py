@@ -34,15 +34,19 @@ def report(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str]
         *_rows(ranks[0]),
         "",
         "bytes of a step, all ranks",
-        *_bytes(job, ranks),
-        "",
     ]
+    for cause, sent in bytes_by_cause(ranks, topology).items():
+        if sent.total:
+            intra_node, inter_node = f"{sent.intra_node:>15,}", f"{sent.inter_node:>15,}"
+            lines.append(f"  {cause:11} inside nodes {intra_node}   between nodes {inter_node}")
+    lines.append("")
     if problems:
         return "\n".join([*lines, f"{len(problems)} problems:", *(f"  {problem}" for problem in problems)])
+    count = sum(len(graph.collectives) for own in ranks for graph in own.graphs)
     return "\n".join(
         [
             *lines,
-            f"passed: {_count(ranks)} collectives of {len(ranks)} ranks. All meet their peers in the same order, with",
+            f"passed: {count} collectives of {len(ranks)} ranks. All meet their peers in the same order, with",
             "the same sizes; nothing leaves the device; they are those of pangu-sigma plan,",
             "to the byte.",
         ]
@@ -61,16 +65,6 @@ def _rows(own: RankGraphs) -> Iterator[str]:
         name, cause, operation, phase, members = key
         size = f"{sizes[key]:,}" if operation != "all_to_all_v" else "by the run"
         yield f"{name:17}{CAUSES[cause]:11}{operation:16}{phase:9}{members:5}{number:6}{size:>14}"
-
-
-def _bytes(job: PlannedJob, ranks: Sequence[RankGraphs]) -> Iterator[str]:
-    for cause, sent in bytes_by_cause(ranks, job.topology).items():
-        if sent.total:
-            yield f"  {cause:11} inside nodes {sent.intra_node:>15,}   between nodes {sent.inter_node:>15,}"
-
-
-def _count(ranks: Sequence[RankGraphs]) -> int:
-    return sum(len(graph.collectives) for own in ranks for graph in own.graphs)
 
 
 def as_json(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str]) -> dict[str, Any]:

@@ -88,13 +88,20 @@ class RankMemory:
 def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
     """What one rank of `job` needs on that `hardware`."""
     memory, found, layers = hardware.memory, parameters(job), layer_activations(job)
-    own = ITEM * sum(p.size for p in found)
+    own, own_experts = ITEM * sum(p.size for p in found), ITEM * sum(p.size for p in found if p.expert)
     matrices = sum(p.size for p in found if len(p.shape) > 1)
     exchanges = step_exchanges(job)
     groups = len({exchange.group for exchange in exchanges})
     buffer_mb = job.config.runtime.hccl.buffer_mb
     group_mb = memory.per_group_mb.value if buffer_mb is None else 2.0 * buffer_mb
     held = memory.activation_factor.value
+    dispatch = 0.0
+    if (
+        job.sparse_layers
+    ):  # of one of them: send and receive buffers are float32, those of results have the matmuls' type
+        dispatch = 2.0 * (ITEM + job.compute_item) * expert_rows(job) * job.config.model.hidden_size
+    # Of hosted experts, the weights and both moments (see `pangu_sigma.train.offloaded_experts`).
+    hosted = 3 * own_experts if job.config.optimizer.experts != "device" else 0
     return RankMemory(
         parameters=own,
         optimizer=optimizer_bytes(job),
@@ -102,11 +109,11 @@ def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
         half_copies=job.compute_item * matrices if job.compute_item < ITEM else 0,
         activations=sum(layers) * held,
         recomputed=(len(layers) * _row_bytes(job) + max(layers)) * held,
-        dispatch=dispatch_buffers(job),
+        dispatch=dispatch,
         working=_working(job, exchanges),
         reserved=memory.reserved_gb.value * GB + (len(layers) * memory.per_layer_mb.value + groups * group_mb) * MB,
         fragmentation=memory.fragmentation.value,
-        host=host_bytes(job),
+        host=hosted,
     )
 
 
@@ -119,13 +126,6 @@ def optimizer_bytes(job: PlannedJob) -> int:
         elif not (expert and job.config.optimizer.experts != "device"):
             numbers += 2 * sum(p.size for p in parameters(job) if p.expert == expert)
     return ITEM * numbers
-
-
-def host_bytes(job: PlannedJob) -> int:
-    """What the host holds of one rank's experts (see `pangu_sigma.train.offloaded_experts`)."""
-    if job.config.optimizer.experts == "device":
-        return 0
-    return 3 * ITEM * sum(p.size for p in parameters(job) if p.expert)
 
 
 def layer_activations(job: PlannedJob) -> list[float]:
@@ -163,15 +163,6 @@ def expert_rows(job: PlannedJob) -> int:
 def _row_bytes(job: PlannedJob) -> float:
     """The residual stream, float32."""
     return ITEM * job.tokens * job.config.model.hidden_size
-
-
-def dispatch_buffers(job: PlannedJob) -> float:
-    """Send and receive buffers (float32) and those of results (as the matmuls have them) of one layer; 0 without
-    experts.
-    """
-    if not job.sparse_layers:
-        return 0.0
-    return 2.0 * (ITEM + job.compute_item) * expert_rows(job) * job.config.model.hidden_size
 
 
 def _working(job: PlannedJob, exchanges: list[Exchange]) -> float:
