@@ -11,7 +11,6 @@ from locmoe_ops.router_registry import RouterCost, router_spec
 from locmoe_ops.topology import Placement, Topology
 from pangu_sigma.config import derived
 from pangu_sigma.config.ascend import resolve_runtime
-from pangu_sigma.config.derived import rows_per_rank
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import router_sizes, validate
 from pangu_sigma.data.domains import resolve_domain_groups

@@ -96,9 +96,8 @@ def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
     group_mb = memory.per_group_mb.value if buffer_mb is None else 2.0 * buffer_mb
     held = memory.activation_factor.value
     dispatch = 0.0
-    if (
-        job.sparse_layers
-    ):  # of one of them: send and receive buffers are float32, those of results have the matmuls' type
+    if job.sparse_layers:
+        # Of one of them: send and receive buffers are float32, those of results have the matmuls' type.
         dispatch = 2.0 * (ITEM + job.compute_item) * expert_rows(job) * job.config.model.hidden_size
     # Of hosted experts, the weights and both moments (see `pangu_sigma.train.offloaded_experts`).
     hosted = 3 * own_experts if job.config.optimizer.experts != "device" else 0
@@ -130,19 +129,20 @@ def optimizer_bytes(job: PlannedJob) -> int:
 
 def layer_activations(job: PlannedJob) -> list[float]:
     """Bytes that each layer keeps for its backward pass, the query layer last."""
-    model, item, rows = job.config.model, job.compute_item, job.tokens * job.config.model.hidden_size
+    model, item = job.config.model, job.compute_item
+    stream = job.tokens * model.hidden_size  # numbers of the residual stream
     inner = job.inner // job.topology.tensor
     # The norm's input and output; queries, keys, values and what heads found.
-    attention = _row_bytes(job) + item * rows + 4 * item * rows // job.topology.tensor + _scores(job)
+    attention = _row_bytes(job) + item * stream + 4 * item * stream // job.topology.tensor + _scores(job)
     # The norm's input and output; the inner features before and after the activation function.
-    dense = _row_bytes(job) + item * (rows + 2 * job.tokens * inner)
+    dense = _row_bytes(job) + item * (stream + 2 * job.tokens * inner)
     # The norm's input and output; the experts' inputs and inner features, by slot; their results, which gates scale.
     sparse = 0.0
     if job.sparse_layers:
-        results = rows * job.config.moe.router.top_k
+        results = stream * job.config.moe.router.top_k
         sparse = 2 * _row_bytes(job) + item * (expert_rows(job) * (model.hidden_size + 2 * inner) + results)
     blocks = [attention + (sparse if index >= model.dense_layers else dense) for index in range(job.blocks)]
-    query = _row_bytes(job) + item * rows  # final norm's input, and the learned queries
+    query = _row_bytes(job) + item * stream  # final norm's input, and the learned queries
     return [*blocks, attention + (sparse if model.sparse_query_layer else dense) + query]
 
 
@@ -166,6 +166,7 @@ def _row_bytes(job: PlannedJob) -> float:
 
 
 def _working(job: PlannedJob, exchanges: list[Exchange]) -> float:
+    """See `RankMemory`."""
     item, parts = job.compute_item, job.topology.tensor
     # Logits, probabilities and gradient of the loss; gradients of the widest layer's inner features.
     loss = job.tokens * job.words // parts * (3 * ITEM + (2 * item if item < ITEM else 0))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from locmoe_ops.collectives.tcp.algorithms import SMALL_BYTES
 from locmoe_ops.router_registry import router_spec
@@ -152,17 +153,17 @@ def exchange_time(exchange: Exchange, topology: Topology, hardware: Hardware) ->
         hardware: its links.
     """
     island = hardware.island
-    near, same_node, elsewhere = _peers(topology, exchange.group, island.size if island else 1)
+    peers = _peers(topology, exchange.group, island.size if island else 1)
     part, rounds = float(exchange.elements * exchange.item), 1  # bytes for each peer in a round
     if exchange.operation != "all_gather" and not (exchange.operation == "all_reduce" and part <= SMALL_BYTES):
-        part /= 1 + near + same_node + elsewhere
+        part /= 1 + sum(peers)
         rounds = 2 if exchange.operation == "all_reduce" else 1  # scattered, then gathered
-    by_tier = not exchange.operation.startswith("all_to_all") and not elsewhere
-    islands = 1 + same_node // (near + 1)
-    between = _seconds(part, islands - 1 if by_tier else same_node, hardware.node)
-    inside = _seconds(part * islands if by_tier else part, near, island.link) if island else 0.0
+    by_tier = not exchange.operation.startswith("all_to_all") and not peers.network
+    islands = 1 + peers.node // (peers.island + 1)
+    between = _seconds(part, islands - 1 if by_tier else peers.node, hardware.node)
+    inside = _seconds(part * islands if by_tier else part, peers.island, island.link) if island else 0.0
     sharing = topology.ranks_per_node if hardware.network_per_node else 1
-    network = _seconds(part * sharing, elsewhere, hardware.network)
+    network = _seconds(part * sharing, peers.network, hardware.network)
     seconds = inside + between if by_tier else max(inside, between, network)
     return hardware.call_us.value * MICRO + rounds * seconds
 
@@ -175,10 +176,18 @@ def _seconds(part: float, peers: int, link: Link) -> float:
     return latency + peers * part / (link.bandwidth_gb_s.value * GIGA)
 
 
+class _Peers(NamedTuple):
+    """Ranks that a rank exchanges with, by the links that lead to them."""
+
+    island: int
+    node: int  # beyond the island
+    network: int
+
+
 @lru_cache(maxsize=512)
-def _peers(topology: Topology, kind: str, island: int) -> tuple[int, int, int]:
-    """Of a rank in a group of that kind: peers on its island, others on its node, and those on other nodes."""
+def _peers(topology: Topology, kind: str, island: int) -> _Peers:
+    """Of a rank in a group of that kind, on islands of that many ranks."""
     first, *others = topology.groups(kind)[0]
-    same_node = [r for r in others if topology.node_of(r) == topology.node_of(first)]
-    near = [r for r in same_node if r // island == first // island]
-    return len(near), len(same_node) - len(near), len(others) - len(same_node)
+    node = [r for r in others if topology.node_of(r) == topology.node_of(first)]
+    near = [r for r in node if r // island == first // island]
+    return _Peers(len(near), len(node) - len(near), len(others) - len(node))

@@ -9,9 +9,7 @@ from itertools import product
 from typing import Any, Sequence
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.router_registry import RouterSpec, router_spec, routers
 from locmoe_ops.router_registry import router_spec, routers
-from pangu_sigma.config.load import shown
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.strict_yaml import shown
 from pangu_sigma.planner.cluster import Cluster
