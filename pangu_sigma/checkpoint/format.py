@@ -245,7 +245,7 @@ def _from_body(body: Dict[str, Any]) -> CheckpointManifest:
         origin=tuple(map(str, body["origin"])),
     )
     shards = {_file_name(name): _count(size) for name, size in body["shards"].items()}
-    tensors = {_tensor_name(name): _tensor_from_body(entry, shards) for name, entry in body["tensors"].items()}
+    tensors = {name: _tensor_from_body(name, entry, shards) for name, entry in body["tensors"].items()}
     # Version 2 began without `files`; a release that does not know them reads the rest as it is.
     files = {
         _file_name(name): StoredFile(_count(file["bytes"]), str(file["crc32"]))
@@ -254,7 +254,11 @@ def _from_body(body: Dict[str, Any]) -> CheckpointManifest:
     return CheckpointManifest(header, tensors, shards, files)
 
 
-def _tensor_from_body(entry: Dict[str, Any], shards: Dict[str, int]) -> TensorEntry:
+def _tensor_from_body(name: str, entry: Dict[str, Any], shards: Dict[str, int]) -> TensorEntry:
+    parameter, at, expert = name.rpartition("@")  # an expert's number is behind "@" if there is one
+    is_expert = bool(parameter) and expert.isascii() and expert.isdecimal() and len(expert) < 10
+    if not name.isprintable() or (at and not is_expert):
+        raise ValueError(f"tensor {name[:80]!r} is no parameter's name")
     cut: Dict[str, Any] = entry["slice"] or {"axis": 0, "blocks": 1}
     parts: List[ShardPart] = [ShardPart(_one_of(part["shard"], shards), str(part["crc32"])) for part in entry["parts"]]
     shape = tuple(_count(size) for size in entry["shape"])
@@ -276,16 +280,6 @@ def _text_or_none(value: Any) -> Optional[str]:
     if value is not None and not isinstance(value, str):
         raise TypeError(f"found {str(value)[:40]}, expected a string or null")
     return value
-
-
-def _tensor_name(name: str) -> str:
-    """A parameter's name, with an expert's number behind "@" if there is one."""
-    parameter, at, expert = name.rpartition("@")
-    if not name.isprintable() or (
-        at and not (parameter and expert.isascii() and expert.isdecimal() and len(expert) < 10)
-    ):
-        raise ValueError(f"tensor {name[:80]!r} is no parameter's name")
-    return name
 
 
 def _one_of(value: Any, choices: Any) -> str:

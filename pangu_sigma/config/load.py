@@ -68,11 +68,19 @@ def to_dict(config: Any) -> Dict[str, Any]:
     The section of a router that a user brought along is left out unless that router is used: who reads the result may
     not have it.
     """
-    return {
-        field.name: _plain(getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if not field.metadata.get("external") or field.name == config.type
-    }
+    found: Dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        if field.metadata.get("external") and field.name != config.type:
+            continue
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        elif isinstance(value, dict):
+            value = dict(value)
+        found[field.name] = value
+    return found
 
 
 def save_config(config: Config, path: Union[str, "os.PathLike[str]"]) -> None:
@@ -82,12 +90,6 @@ def save_config(config: Config, path: Union[str, "os.PathLike[str]"]) -> None:
     write_atomically(
         Path(path), f"{SAVED_CONFIG}\n" + yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     )
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return to_dict(value)
-    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, dict) else value
 
 
 # ---- conversion

@@ -68,13 +68,17 @@ def cut(text: str, limit: int) -> List[str]:
     current: List[str] = []
     size = 0
     for line in text.splitlines(keepends=True):
-        for part in _cut_line(line, limit):
-            part_size = len(part.encode("utf-8"))
-            if size + part_size > limit and current:
+        data, start = line.encode("utf-8"), 0
+        while start < len(data):
+            end = min(start + limit, len(data))
+            while end < len(data) and data[end] & 0xC0 == 0x80:  # inside a character
+                end -= 1
+            if size + end - start > limit and current:
                 pieces.append("".join(current))
                 current, size = [], 0
-            current.append(part)
-            size += part_size
+            current.append(data[start:end].decode("utf-8"))
+            size += end - start
+            start = end
     if current:
         pieces.append("".join(current))
     return pieces
@@ -83,17 +87,6 @@ def cut(text: str, limit: int) -> List[str]:
 def prefix(text: str, limit: int) -> str:
     """The longest prefix of at most `limit` UTF-8 bytes, but at least one character."""
     return text[:limit].encode("utf-8")[:limit].decode("utf-8", errors="ignore") or text[:1]
-
-
-def _cut_line(line: str, limit: int) -> Iterator[str]:
-    data = line.encode("utf-8")
-    start = 0
-    while start < len(data):
-        end = min(start + limit, len(data))
-        while end < len(data) and data[end] & 0xC0 == 0x80:  # inside a character
-            end -= 1
-        yield data[start:end].decode("utf-8")
-        start = end
 
 
 def _read_file(path: Path, domain: str, others: Set[str], count: SourceCount) -> Iterator[Document]:

@@ -148,7 +148,19 @@ class PanguAlpha(DenseModel):
     def __init__(self, path: Path, final_norm: str) -> None:
         self._path = path
         self._final_norm = final_norm
-        self._stored = _load(path)
+        try:  # a protocol buffer: no code in it
+            found = ms.load_checkpoint(str(path))
+        except (ValueError, TypeError, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: cannot be read ({reason}); expected a MindSpore checkpoint") from None
+        self._stored = {name: value.asnumpy() for name, value in found.items() if hasattr(value, "asnumpy")}
+        for ours, name in TABLE_FILES.items():
+            table = path.with_name(name)
+            if table.is_file() and not any(candidate in self._stored for candidate in TABLES[ours]):
+                try:
+                    self._stored[name] = np.load(table, allow_pickle=False)
+                except (OSError, ValueError) as error:
+                    raise InputError(f"{table}: cannot be read ({error}); expected an array of numbers") from None
         self._found = self._find()
         self.origin = f"inherited from PanGu-alpha's {path.name}, final norm {final_norm}"
 
@@ -203,24 +215,6 @@ class PanguAlpha(DenseModel):
                     f"{TABLES['embedding.word'][0]}"
                 )
         return found
-
-
-def _load(path: Path) -> Dict[str, np.ndarray]:
-    """The file's tensors (a protocol buffer: no code in it), and tables in `.npy` files next to it."""
-    try:
-        found = ms.load_checkpoint(str(path))
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: cannot be read ({reason}); expected a MindSpore checkpoint") from None
-    stored = {name: value.asnumpy() for name, value in found.items() if hasattr(value, "asnumpy")}
-    for ours, name in TABLE_FILES.items():
-        table = path.with_name(name)
-        if table.is_file() and not any(candidate in stored for candidate in TABLES[ours]):
-            try:
-                stored[name] = np.load(table, allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise InputError(f"{table}: cannot be read ({error}); expected an array of numbers") from None
-    return stored
 
 
 def _require_same(key: str, found: object, expected: object, source: str) -> None:

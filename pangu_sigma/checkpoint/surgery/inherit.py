@@ -201,30 +201,30 @@ class _Plan:
             return PlannedTensor(name, initial.shape, "F32", partial(self._word_table, initial))
         if name not in self._known and ".routing." in name:
             return planned(name, initial)
+        shape = initial.shape
 
         def load() -> np.ndarray:
             value = self._dense.read(name)
-            if name in _BY_POSITION and len(value) > len(initial):
-                value = value[: len(initial)]  # a model of shorter sequences
-            return _shaped(value, initial.shape, name)
+            if name in _BY_POSITION and len(value) > shape[0]:
+                value = value[: shape[0]]  # a model of shorter sequences
+            return _shaped(value, shape, name)
 
-        return PlannedTensor(name, initial.shape, NAMES_OF[initial.dtype], load)
+        return PlannedTensor(name, shape, NAMES_OF[initial.dtype], load)
 
     def bank(self, name: str, shape: Tuple[int, ...]) -> List[PlannedTensor]:
         """One tensor for each expert of a layer."""
         layer, _, parameter = name.rpartition(".experts.")
         stored, transposed = _FROM_DENSE[parameter]
-        names = [expert_name(name, expert) for expert in range(self._config.moe.num_experts)]
-        return [
-            PlannedTensor(own, shape, "F32", partial(self._expert, own, f"{layer}.{stored}", transposed, shape))
-            for own in names
-        ]
+        source = f"{layer}.{stored}"
 
-    def _expert(self, name: str, source: str, transposed: bool, shape: Tuple[int, ...]) -> np.ndarray:
-        value = self._dense.read(source)
-        if not transposed:
-            return _shaped(value.reshape(1, -1), shape, source)
-        return self._noise.on(_shaped(np.ascontiguousarray(value.T), shape, source), name)
+        def load(own: str) -> np.ndarray:
+            value = self._dense.read(source)
+            if not transposed:
+                return _shaped(value.reshape(1, -1), shape, source)  # (1, f) <- (f,)
+            return self._noise.on(_shaped(np.ascontiguousarray(value.T), shape, source), own)
+
+        names = [expert_name(name, expert) for expert in range(self._config.moe.num_experts)]
+        return [PlannedTensor(own, shape, "F32", partial(load, own)) for own in names]
 
     def _word_table(self, initial: np.ndarray) -> np.ndarray:
         """The rows that are inherited, and for the others the new run's; every slot the same."""
