@@ -1,1 +1,3 @@
-"""Configuration: the keys (`schema`), reading and writing them (`load`), and checks across keys (`validate`)."""
+"""Configuration: the keys (`schema`, `schema_run`), reading and writing them (`load`, `strict_yaml`), what follows from
+them (`derived`), and checks across keys (`validate`, `check_parallel`, `check_run`, `ascend`).
+"""

@@ -1,1 +1,1 @@
-"""`pangu-sigma ckpt`: checkpoints inspected, compared, cut, widened and laid out anew. Nothing here needs MindSpore."""
+"""`pangu-sigma ckpt`: checkpoints inspected, compared, cut, widened and laid out anew."""
