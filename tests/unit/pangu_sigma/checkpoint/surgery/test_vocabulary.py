@@ -51,7 +51,7 @@ def test_one_tokenizer_one_numbering(old):
         found = match_rows(model(rows, old), data(old), words, None)
         np.testing.assert_array_equal(found.ours, np.arange(26))
         np.testing.assert_array_equal(found.theirs, found.ours)
-        assert (found.words, found.source_words, found.inherited) == (words, rows, 26)
+        assert (found.vocab_size, found.source_vocab_size, found.inherited) == (words, rows, 26)
 
 
 def test_rows_follow_their_pieces(old, new):
