@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Optional, Tuple
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config.derived import has_experts
+from pangu_sigma.config.derived import has_experts, last_step
 from pangu_sigma.config.schema import Config
 
 
@@ -22,7 +22,7 @@ def check_schedule(config: Config) -> None:
             f"optimizer.experts is {optimizer.experts} in a network without experts (model.sparse_layers 0, "
             "model.sparse_query_layer false); expected device"
         )
-    _check_profile(train.profile, train.stop_after or train.steps)
+    _check_profile(train.profile, last_step(config))
     if optimizer.schedule == "constant":
         if optimizer.decay_steps is not None:
             raise InputError(

@@ -4,7 +4,14 @@ Where a number of ranks plays a part, `data_ranks` is that of data-parallel rank
 (`Topology.data`), a tensor-parallel group being one.
 """
 
+from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import Config
+
+
+def job_topology(config: Config, world_size: int) -> Topology:
+    """Which of `world_size` ranks sits where: all on one node unless the configuration says otherwise."""
+    parallel = config.parallel
+    return Topology(world_size, parallel.ranks_per_node or world_size, parallel.expert, parallel.tensor)
 
 
 def ffn_hidden_size(config: Config) -> int:
@@ -50,3 +57,8 @@ def micro_batches_per_step(config: Config, data_ranks: int) -> int:
 def tokens_per_step(config: Config) -> int:
     """Tokens of an optimizer step, over all ranks."""
     return config.train.global_batch_size * config.model.sequence_length
+
+
+def last_step(config: Config) -> int:
+    """After which a run ends, if nothing else ends it."""
+    return min(config.train.steps, config.train.stop_after or config.train.steps)

@@ -1,5 +1,6 @@
 """What follows from the keys, against numbers worked out by hand."""
 
+from locmoe_ops.topology import Topology
 from pangu_sigma.config import derived
 from pangu_sigma.config.load import config_from_dict
 
@@ -39,3 +40,16 @@ def test_sequences_and_tokens_of_a_step():
     config = make({}, train={"global_batch_size": 24, "micro_batch_size": 2})
     assert derived.micro_batch_sequences(config, 4) == 2 and derived.micro_batches_per_step(config, 4) == 3
     assert derived.micro_batch_sequences(make({}, train={"global_batch_size": 2}), 4) == 1
+
+
+def test_a_job_is_on_one_node_unless_told_otherwise():
+    parallel = {"expert": 2, "tensor": 2}
+    assert derived.job_topology(config_from_dict({"parallel": parallel}), 8) == Topology(8, 8, 2, 2)
+    assert derived.job_topology(config_from_dict({"parallel": {**parallel, "ranks_per_node": 4}}), 8) == Topology(
+        8, 4, 2, 2
+    )
+
+
+def test_the_last_step_is_that_of_the_run_or_where_it_is_cut_off():
+    assert derived.last_step(make({}, train={"steps": 9})) == 9
+    assert derived.last_step(make({}, train={"steps": 9, "stop_after": 4})) == 4
