@@ -14,9 +14,8 @@ import numpy as np
 import mindspore as ms
 
 from locmoe_ops.collectives.hccl import HcclCollectives
-from locmoe_ops.topology import Topology
 from pangu_sigma.bench.step import random_batch
-from pangu_sigma.config.derived import micro_batch_sequences
+from pangu_sigma.config.derived import job_topology, micro_batch_sequences
 from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.vocabulary import Vocabulary
@@ -40,8 +39,7 @@ def export_rank(config: Config, rank: int, world_size: int, words: int, domains:
         folder: where the files go.
         job: how the names of its process groups begin, another one for each job of this process.
     """
-    parallel = config.parallel
-    topology = Topology(world_size, parallel.ranks_per_node or world_size, parallel.expert, parallel.tensor)
+    topology = job_topology(config, world_size)
     collectives = HcclCollectives(rank, topology, job)
     vocabulary = Vocabulary(words, domains, np.ones((config.moe.num_groups, words), np.int64))
     engine = TrainEngine(config, Runtime(collectives), vocabulary)

@@ -16,7 +16,7 @@ from pangu_sigma.checkpoint.format import DataState
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.resume import CheckpointLoader, ResumeSource, find_source
 from pangu_sigma.checkpoint.state import RANKS, StateEntry, parameter_entries
-from pangu_sigma.config.derived import micro_batch_sequences
+from pangu_sigma.config.derived import job_topology, micro_batch_sequences
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, LayoutConfig
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.tokenizer import Tokenizer
@@ -197,7 +197,7 @@ class _Trained(NamedTuple):
         if world % (parallel.expert * parallel.tensor):  # an older version, and one process with a layout of its own
             topology = Topology(ranks, ranks)
         else:
-            topology = Topology(world, parallel.ranks_per_node or world, parallel.expert, parallel.tensor)
+            topology = job_topology(self.config, world)
         return replace(config, moe=replace(config.moe, layout=layout)), topology
 
 

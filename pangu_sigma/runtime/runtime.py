@@ -12,6 +12,7 @@ from locmoe_ops.collectives.tcp.mesh import Mesh, join_mesh
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.ascend import resolve_runtime
+from pangu_sigma.config.derived import job_topology
 from pangu_sigma.config.schema import Config
 from pangu_sigma.runtime.launch import read_launch, why_a_rank
 from pangu_sigma.runtime.reporting import announce, leave_now
@@ -75,8 +76,8 @@ def start_runtime(config: Config) -> Runtime:
         ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE if config.runtime.mode == "graph" else ms.PYNATIVE_MODE)
     set_context(config.runtime)
-    rank, world_size, parallel = launch.rank, launch.world_size, launch.fit(config).parallel
-    topology = Topology(world_size, parallel.ranks_per_node or world_size, parallel.expert, parallel.tensor)
+    rank, world_size = launch.rank, launch.world_size
+    topology = job_topology(launch.fit(config), world_size)
     if world_size == 1:
         return Runtime(create_collectives("local", topology, rank))
     if resolved.runtime.backend == "tcp":

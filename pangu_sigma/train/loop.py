@@ -15,7 +15,7 @@ from locmoe_ops.routers.selection_bias import current_locality_strength, localit
 from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.state import RANKS, RankLocation, local_tensors
 from pangu_sigma.checkpoint.writer import CheckpointWriter
-from pangu_sigma.config.derived import tokens_per_step
+from pangu_sigma.config.derived import last_step, tokens_per_step
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
@@ -183,7 +183,7 @@ class TrainingLoop:
     def run(self, start: int, log: "MetricsLog | None") -> None:
         """Trains from step `start` (0: anew). `log` is None on every rank but the first."""
         train = self.config.train
-        last = min(train.steps, train.stop_after or train.steps)
+        last = last_step(self.config)
         if log is not None and self.config.runtime.mode == "graph" and start < last:
             print("compiling the step, which the first one waits for", flush=True)
         with tqdm(

@@ -12,7 +12,7 @@ from pangu_sigma.checkpoint.folders import finished, prune, set_aside_after
 from pangu_sigma.checkpoint.resume import CheckpointLoader, ResumePoint, ResumeSource, find_source
 from pangu_sigma.checkpoint.state import rank_location, writing_ranks
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
-from pangu_sigma.config.derived import has_experts
+from pangu_sigma.config.derived import has_experts, last_step
 from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
@@ -163,7 +163,7 @@ def _tidy(config: Config, verdict: Optional[Verdict]) -> None:
 def _cosines(config: Config, runtime: Runtime, loader: BatchLoader, engine: TrainEngine) -> Optional[Dict[str, Any]]:
     """What the last step's first micro-batch shows, for `cosines.json`; None where there is to be no such file."""
     train = config.train
-    if not (train.cosines and has_experts(config)) or (train.stop_after or train.steps) < train.steps:
+    if not (train.cosines and has_experts(config)) or last_step(config) < train.steps:
         return None
     batch = loader.step(train.steps - 1)[0]
     return measure_cosines(config, engine.routed_tokens(batch), len(batch.ids), runtime.collectives)
