@@ -26,7 +26,7 @@ class ModelConfig:
     dense_layers: int = key(2, "lower decoder layers with a dense FFN", minimum=0)
     sparse_layers: int = key(2, "upper decoder layers with experts", minimum=0)
     sparse_query_layer: bool = key(False, "give the query layer on top experts instead of a dense FFN")
-    sequence_length: int = key(256, "tokens a row; rows on disk hold one more", minimum=2)
+    sequence_length: int = key(256, "tokens a sequence; rows on disk hold one more", minimum=2)
     vocab_size: Optional[int] = key(
         None, "rows of the word table; null: as the prepared data's tokenizer says", minimum=1
     )

@@ -81,9 +81,9 @@ class TrainConfig:
         None, "end after this step as if cut off there; the schedule still follows `steps`", minimum=1
     )
     seed: int = key(1, "seed of initialisation, hash maps, sampling and dropout", minimum=0)
-    global_batch_size: int = key(8, "rows an optimizer step, over all ranks", minimum=1)
+    global_batch_size: int = key(8, "sequences an optimizer step, over all ranks", minimum=1)
     micro_batch_size: Optional[int] = key(
-        None, "rows a rank processes at once; null: global_batch_size / ranks", minimum=1
+        None, "sequences a rank processes at once; null: global_batch_size / ranks", minimum=1
     )
     output_dir: str = key("runs/default", "run directory")
     log_interval: int = key(10, "steps between console lines, and between reports of the slowest rank", minimum=1)
