@@ -119,7 +119,8 @@ def test_what_may_be_the_reason_is_named(reader):
         "train": {**CONFIG["train"], "seed": 9},
     }
     assert differences(reader, config_from_dict(changed)) == (
-        "; of what decides it these keys differ: model.ffn_hidden_size (64, was null), runtime.precision (fp16, was fp32)"
+        "; of what decides it these keys differ: model.ffn_hidden_size (64, was null), runtime.precision (fp16, was "
+        "fp32)"
     )
 
 

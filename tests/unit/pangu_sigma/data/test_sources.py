@@ -222,7 +222,8 @@ def test_files_and_records_without_text_are_counted(tmp_path):
     assert dict(count.records_passed_over.counts) == {"empty": 2, "of another domain": 1}
     assert count.describe() == (
         "passed over 5 files: 4 empty (b.txt, c.txt, d.txt, ...); 1 of another type, .png (h.png); "
-        f"passed over 3 records: 2 empty ({tmp_path}/f.jsonl:2, {tmp_path}/g.jsonl:1); 1 of another domain ({tmp_path}/f.jsonl:3)"
+        f"passed over 3 records: 2 empty ({tmp_path}/f.jsonl:2, {tmp_path}/g.jsonl:1); 1 of another domain "
+        f"({tmp_path}/f.jsonl:3)"
     )
 
 
