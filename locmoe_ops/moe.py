@@ -93,8 +93,8 @@ class MoEFeedForward(nn.Cell):
     Outputs: y <float>[T, d] in x's dtype, and a dict of aux_loss, locality_loss (weighted, equal on all ranks) and this
     rank's sums: assigned <float32>[E] (as chosen, before drops), kept and kept_local <float32> scalars (as finally
     taken), and undecided <float32>, the assignments of tokens that the router's rule left undecided, where the router
-    counts them; and what was routed: gate_input <float>[T, d] (see `Router.gate_input`) and expert <int32>[T, k], as chosen. What a
-    graph does not use of them costs it nothing.
+    counts them; and what was routed: gate_input <float>[T, d] (see `Router.gate_input`) and expert <int32>[T, k], as
+    chosen. What a graph does not use of them costs it nothing.
     """
 
     def __init__(

@@ -241,7 +241,8 @@ def _fit(names: list, measured: dict, plans: dict) -> None:
     ]
     beyond, passes, layers = _least_squares(seconds)  # beyond the products at their peak
     print(
-        f"fit: efficiency {1 / (1 + beyond):.3f}, bandwidth_gb_s {1 / max(passes, 1e-12) / 1e9:.2f}, layer_ms {layers * 1e3:.2f}"
+        f"fit: efficiency {1 / (1 + beyond):.3f}, bandwidth_gb_s {1 / max(passes, 1e-12) / 1e9:.2f}, layer_ms "
+        f"{layers * 1e3:.2f}"
     )
 
 

@@ -62,7 +62,8 @@ def check_runtime(config: Config) -> None:
         )
     if runtime.jit_level == "O2" and has_experts(config) and not dispatcher_spec(config.moe.dispatch.type).has_slots:
         raise InputError(
-            f"runtime.jit_level is O2 with moe.dispatch.type {config.moe.dispatch.type}, whose parts have sizes that only the "
+            f"runtime.jit_level is O2 with moe.dispatch.type {config.moe.dispatch.type}, whose parts have sizes that "
+            "only the "
             "run knows; expected O0 or O1"
         )
     memory = runtime.memory

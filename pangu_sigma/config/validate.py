@@ -1,6 +1,5 @@
 """Checks across keys: what each key's own type and limits cannot say. All raise `InputError` naming keys and values."""
 
-
 from locmoe_ops.dispatch.registry import KEYS as DISPATCHER_KEYS
 from locmoe_ops.dispatch.registry import dispatcher_spec, names_of
 from locmoe_ops.errors import InputError
@@ -87,7 +86,8 @@ def _check_dispatch(config: Config) -> None:
     spec, router = dispatcher_spec(dispatch.type), router_spec(config.moe.router.type)
     if router.expert_choice and not spec.has_slots:
         raise InputError(
-            f"moe.dispatch.type is {dispatch.type} with moe.router.type {config.moe.router.type}, whose experts choose among "
+            f"moe.dispatch.type is {dispatch.type} with moe.router.type {config.moe.router.type}, whose experts "
+            "choose among "
             f"the tokens that want their slots; expected {' or '.join(names_of(lambda one: one.has_slots))}"
         )
     for key in (key for key in DISPATCHER_KEYS if key not in spec.keys):

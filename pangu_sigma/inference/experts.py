@@ -62,8 +62,8 @@ class BlockSlots(nn.Cell):
         tokens: T. top_k: k. size: c.
 
     Inputs: expert <int32>[T, k], global ids, E where there is none; gate, unused: nothing is dropped. Output: as
-    `SlotAssignment`, of M * c slots, keep_mask being 0 where the expert is on another rank; and block_expert <int32>[M],
-    which of those held here a block belongs to (any, where the block is empty).
+    `SlotAssignment`, of M * c slots, keep_mask being 0 where the expert is on another rank; and block_expert
+    <int32>[M], which of those held here a block belongs to (any, where the block is empty).
     """
 
     def __init__(self, experts: Tuple[int, ...], num_experts: int, tokens: int, top_k: int, size: int) -> None:

@@ -156,7 +156,9 @@ def _read(
     context = network_context(config, codec.vocab_size, len(codec.domains), runtime.collectives)
     network = PanGuSigma(context)
     experts = context.slot_rules.placement.local_experts(runtime.topology.ep_index(runtime.rank))
-    set_values(read_values(reader, parameter_entries(network.get_parameters()), experts, lambda: differences(reader, config)))
+    set_values(
+        read_values(reader, parameter_entries(network.get_parameters()), experts, lambda: differences(reader, config))
+    )
     network.set_train(False)
     if not local_term:
         set_locality_strength(network, 0.0)

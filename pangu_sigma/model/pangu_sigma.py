@@ -52,7 +52,9 @@ class PanGuSigma(nn.Cell):
         self.final_norm = LayerNorm(dims.hidden_size, dims.epsilon)
         top = build_sparse_layer(context, sparse) if model.sparse_query_layer else FeedForward(dims, dense + sparse)
         self.query_layer = QueryBlock(dims, dense + sparse, top)
-        self.routes_by_word = any(isinstance(cell, Router) and "word" in cell.needs for _, cell in self.cells_and_names())
+        self.routes_by_word = any(
+            isinstance(cell, Router) and "word" in cell.needs for _, cell in self.cells_and_names()
+        )
         self.counts_undecided = any(
             isinstance(cell, Router) and cell.counts_undecided for _, cell in self.cells_and_names()
         )

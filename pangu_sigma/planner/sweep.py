@@ -191,7 +191,8 @@ def _line(plan: JobPlan) -> str:
     return (
         f"{config.moe.router.type:<10} {topology.expert:>4} {topology.tensor:>3} {topology.data:>4} "
         f"{topology.nodes:>5} {config.moe.capacity.factor:>6.2f} {plan.memory.total / GB:>6.1f} "
-        f"{'yes' if plan.fits else 'no':>4} {plan.time.total:>8.3f} {plan.time.all_to_all_share:>5.0%} {plan.mfu:>5.1%} {between:>8.1f}"
+        f"{'yes' if plan.fits else 'no':>4} {plan.time.total:>8.3f} {plan.time.all_to_all_share:>5.0%} "
+        f"{plan.mfu:>5.1%} {between:>8.1f}"
     )
 
 

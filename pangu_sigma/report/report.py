@@ -161,7 +161,8 @@ def _setting(data: Collection) -> str:
             workers += f", links between nodes {f'limited to {cluster.rate}' if cluster.rate else 'not limited'}"
         steps, seeds = sorted({run.config.train.steps for run in own}), sorted({run.seed for run in own})
         sentences.append(
-            f"{name}{machine} of {workers}; {', '.join(map(str, steps))} steps of {tokens_per_step(config)} tokens; seeds "
+            f"{name}{machine} of {workers}; {', '.join(map(str, steps))} steps of {tokens_per_step(config)} tokens; "
+            "seeds "
             f"{', '.join(map(str, seeds))}."
         )
     own_overrides = [[variant, _own_overrides(variant, runs)] for variant in data.plan.variants]

@@ -1,4 +1,5 @@
-"""Routers and dispatchers that a user brings along: files named on the command line or in the environment, never by a configuration.
+"""Routers and dispatchers that a user brings along: files named on the command line or in the environment, never by a
+configuration.
 
 A router's file is code. Configurations travel between people, so what they name is not run; what the user types is.
 """
@@ -28,8 +29,8 @@ def add_router_option(parser: argparse.ArgumentParser) -> None:
 
 
 def use_router_files(named: Sequence[str]) -> None:
-    """Adds the routers and dispatchers of the files named and of those in the environment, where the processes that this one starts
-    find all of them.
+    """Adds the routers and dispatchers of the files named and of those in the environment, where the processes that
+    this one starts find all of them.
 
     Raises InputError: see `add_router_file`.
     """

@@ -129,8 +129,8 @@ class TrainEngine:
         return [*self._without_moments(), *self.optimizer_state.entries()]
 
     def saved_state(self) -> List[StateEntry]:
-        """The same to be read, as far as this rank writes it (see `pangu_sigma.checkpoint.state.local_tensors`). Every rank
-        must call it.
+        """The same to be read, as far as this rank writes it (see `pangu_sigma.checkpoint.state.local_tensors`). Every
+        rank must call it.
         """
         return [*self._without_moments(), *self.optimizer_state.gathered()]
 

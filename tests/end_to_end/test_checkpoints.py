@@ -130,7 +130,8 @@ def test_a_disk_that_refuses_ends_the_job_at_the_next_step(train, tmp_path, capf
     assert main(["train", str(config), *(word for override in overrides for word in ("--set", override))]) == 1
     lines = [line for line in capfd.readouterr().err.splitlines() if line]
     assert lines == [
-        f"pangu-sigma: error: checkpoint {folder}/checkpoints/step_2.part: cannot be written (No space left on device); "
+        f"pangu-sigma: error: checkpoint {folder}/checkpoints/step_2.part: cannot be written (No space left on "
+        "device); "
         "expected a folder on a disk with room for it"
     ]
     assert records(folder)[-1]["progress/step"] in (2, 3)

@@ -11,7 +11,8 @@ import yaml
 from pangu_sigma.cli.main import main
 from pangu_sigma.config.load import config_from_dict, to_dict
 
-# What a run is resumed with: overrides by a name. What does not exclude each other comes together, as each run compiles.
+# What a run is resumed with: overrides by a name. What does not exclude each other comes together, as each run
+#     compiles.
 FREE = {
     "numbers of optimizer and losses, dropout, seed, log, checkpoints, deadlines": (
         "optimizer.learning_rate=0.01",

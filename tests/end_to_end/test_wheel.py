@@ -189,7 +189,8 @@ def test_examples_and_launchers(run, elsewhere):
     assert "-m pangu_sigma train configs/quickstart.yaml" in launched and "PYTHONPATH" not in launched
     assert "usage: bash scripts/quickstart.sh" in run("bash scripts/quickstart.sh --help")
     run(
-        "bash scripts/simulate_cluster.sh --nodes 2 --workers-per-node 2 --dry-run -- bash scripts/train_msrun.sh configs/quickstart.yaml"
+        "bash scripts/simulate_cluster.sh --nodes 2 --workers-per-node 2 --dry-run -- bash scripts/train_msrun.sh "
+        "configs/quickstart.yaml"
     )
 
 

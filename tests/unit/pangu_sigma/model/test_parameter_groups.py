@@ -1,5 +1,5 @@
-"""Kinds of parameters by name, against lists written by hand. tests/unit/pangu_sigma/planner/test_parameters.py compares
-them with built networks.
+"""Kinds of parameters by name, against lists written by hand. tests/unit/pangu_sigma/planner/test_parameters.py
+compares them with built networks.
 """
 
 import subprocess
