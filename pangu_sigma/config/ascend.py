@@ -125,6 +125,7 @@ def _check_fused(config: Config) -> None:
             )
     if fused.permute and not dispatcher_spec(dispatch.type).fuses_permute:
         raise InputError(
-            f"runtime.fused.permute is true with moe.dispatch.type {dispatch.type}, which gives tokens slots; expected false, "
+            f"runtime.fused.permute is true with moe.dispatch.type {dispatch.type}, which gives tokens slots; "
+            "expected false, "
             f"or {' or '.join(names_of(lambda one: one.fuses_permute))}"
         )

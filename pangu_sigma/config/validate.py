@@ -170,7 +170,8 @@ def _check_local_term(config: Config) -> None:
     kind = router_spec(router.type)
     if "local_term" not in kind.selection_biases:
         raise InputError(
-            f"moe.router.local_term.kind is {term.kind} with moe.router.type {router.type}, which {kind.selection_rule}; expected none"
+            f"moe.router.local_term.kind is {term.kind} with moe.router.type {router.type}, which "
+            f"{kind.selection_rule}; expected none"
         )
     if term.start_step >= config.train.steps:
         raise InputError(

@@ -32,8 +32,8 @@ class PlannedParameter:
         name: the one that the network gives it.
         shape: what one rank holds of it.
         shard: the part that the first rank of a tensor-parallel group holds; None: every rank holds the whole.
-        copies: ranks with values of their own, apart from tensor parallelism: the expert-parallel ranks for an expert
-            bank.
+        copies: ranks with values of their own, apart from tensor parallelism: all of an expert-parallel group for
+            an expert bank, else 1.
     """
 
     name: str
