@@ -174,7 +174,9 @@ def fingerprint(job: PlannedJob) -> str:
 
 
 def audit(batch: list[tuple[PlannedJob, list[Case]]], output: Path) -> None:
-    """Compiles the jobs of a batch together; if that fails, each by itself: the failure is then a problem of its cases."""
+    """Compiles the jobs of a batch together; if that fails, each by itself: the failure is then a problem of its
+    cases.
+    """
     with tempfile.TemporaryDirectory(prefix="check_audit_") as scratch:
         folders = []
         for number in range(len(batch)):
@@ -203,7 +205,9 @@ def read(output: Path) -> dict[tuple[object, ...], tuple[str, list[str]]]:
 
 
 def report(results: dict[tuple[object, ...], tuple[str, list[str]]]) -> int:
-    """Prints a Markdown table by configuration, ranks and degree, then problems and refusals; returns the exit status."""
+    """Prints a Markdown table by configuration, ranks and degree, then problems and refusals; returns the exit
+    status.
+    """
     table: Counter[tuple[object, ...]] = Counter()
     for key, (result, _) in results.items():
         table[(*key[:3], result)] += 1

@@ -221,7 +221,8 @@ def report(measured: dict, folder: Path) -> None:
             continue
         memory, seconds = found["memory"], found["seconds"]
         print(
-            f"{case.name:<8}{case.role:<11}{memory / 1e9:>10.3f}{plan.memory / 1e9:>9.3f}{plan.memory / memory - 1:>+7.1%}"
+            f"{case.name:<8}{case.role:<11}{memory / 1e9:>10.3f}"
+            f"{plan.memory / 1e9:>9.3f}{plan.memory / memory - 1:>+7.1%}"
             f"{seconds:>9.3f}{plan.seconds:>9.3f}{plan.seconds / seconds - 1:>+7.1%}{found['load']:>6.1f}"
         )
     known = [case.name for case in CASES if case.role == "calibrate" and case.name in measured]

@@ -1,4 +1,6 @@
-"""Every dispatcher on four ranks of two nodes, against a loop over all tokens of all ranks; and the sum of gradients."""
+"""Every dispatcher on four ranks of two nodes, against a loop over all tokens of all ranks; and the sum of
+gradients.
+"""
 
 import os
 import secrets

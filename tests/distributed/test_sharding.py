@@ -1,4 +1,6 @@
-"""Optimizer state shared out over data-parallel ranks (ZeRO-1), against the same four ranks that each hold all of it."""
+"""Optimizer state shared out over data-parallel ranks (ZeRO-1), against the same four ranks that each hold all of
+it.
+"""
 
 import numpy as np
 import pytest

@@ -38,7 +38,8 @@ from pangu_sigma.runtime.runtime import _join
 def train(config):
     rank, world_size = int(os.environ["RANK_ID"]), int(os.environ["MS_WORKER_NUM"])
     mesh = _join(config, rank, world_size)
-    print("rank", rank, "of", world_size, "at", os.environ["LOCMOE_NODE_ADDRESS"], "ranks a node", config.parallel.ranks_per_node)
+    where = os.environ["LOCMOE_NODE_ADDRESS"]
+    print("rank", rank, "of", world_size, "at", where, "ranks a node", config.parallel.ranks_per_node)
     if os.environ["STAND_IN"] == "failure":
         mesh.barrier(range(world_size), "before")
         if rank == 3:

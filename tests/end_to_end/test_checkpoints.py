@@ -40,7 +40,9 @@ EXACT = {
 
 @pytest.mark.parametrize("case", EXACT)
 def test_forty_steps_are_twenty_and_twenty(train, case):
-    """Losses, weights, moments and counters, to the bit. In half precision the loss scale falls and rises on the way."""
+    """Losses, weights, moments and counters, to the bit. In half precision the loss scale falls and rises on the
+    way.
+    """
     options = (*EXACT[case], "train.steps=40", "train.eval_rows=0", "checkpoint.interval=20")
     whole = train(f"{case} whole", *options)
     half = whole / "checkpoints" / "step_20"
@@ -168,7 +170,9 @@ def test_a_summary_tells_what_checkpoints_cost(straight):
 
 
 def test_a_model_of_one_domain_is_evaluated_on_its_own(train, tiny_data, tmp_path, capsys):
-    """The way the README shows: extract, prepare the domain's text with the model's tokenizer, evaluate; then train on."""
+    """The way the README shows: extract, prepare the domain's text with the model's tokenizer, evaluate; then train
+    on.
+    """
     folder = train(
         "two domains", "model.domain_embeddings=true", "moe.capacity.evaluation_factor=8", "train.eval_rows=64"
     )

@@ -45,7 +45,9 @@ def as_before(checkpoint, target):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of four steps, saved at two; the data that it was trained on are gone, prepared anew with a document more."""
+    """A run of four steps, saved at two; the data that it was trained on are gone, prepared anew with a document
+    more.
+    """
     root = tmp_path_factory.mktemp("tokenizers")
     generator = np.random.default_rng(0)
     for domain in ("one", "two"):

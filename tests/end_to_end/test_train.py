@@ -176,7 +176,9 @@ def test_critical_capacity_is_kept_over_a_resume(train):
 
 
 def test_adaptive_capacity_changes_graphs_and_survives_a_resume(train):
-    """Two micro-batches of two sequences a step; measured before steps 1 and 4; almost any number of slots is a bucket."""
+    """Two micro-batches of two sequences a step; measured before steps 1 and 4; almost any number of slots is a
+    bucket.
+    """
     options = (
         "moe.capacity.mode=adaptive",
         "moe.capacity.interval=3",

@@ -146,7 +146,10 @@ def test_version(run):
 
 
 def test_metadata(run):
-    program = "from importlib.metadata import metadata, requires; print(metadata('pangu-sigma')); print(requires('pangu-sigma'))"
+    program = (
+        "from importlib.metadata import metadata, requires; "
+        "print(metadata('pangu-sigma')); print(requires('pangu-sigma'))"
+    )
     text = run("python -c", program)
     for line in (
         "License: Apache-2.0",

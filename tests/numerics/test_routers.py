@@ -67,7 +67,9 @@ def batch(chance):
 
 
 def uniform(seeds, length):
-    """float64 (T, length) in [0, 1): the mixer of `locmoe_ops.random` on unbounded integers, for the stream RNG_STREAM."""
+    """float64 (T, length) in [0, 1): the mixer of `locmoe_ops.random` on unbounded integers, for the stream
+    RNG_STREAM.
+    """
 
     def mixed(bits, arithmetic=False):
         for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):

@@ -30,25 +30,29 @@ MEASURE = """<script>
 const out = [];
 for (const text of document.querySelectorAll("svg text")) {
   const inner = text.getBoundingClientRect(), outer = text.ownerSVGElement.getBoundingClientRect();
-  if (inner.left < outer.left - 1 || inner.right > outer.right + 1 || inner.bottom > outer.bottom + 3) out.push(text.textContent);
+  if (inner.left < outer.left - 1 || inner.right > outer.right + 1 || inner.bottom > outer.bottom + 3)
+   out.push(text.textContent);
 }
 const overlapping = [];
 for (const drawing of document.querySelectorAll("svg")) {
   const texts = [...drawing.querySelectorAll("text")], boxes = texts.map(text => text.getBoundingClientRect());
   boxes.forEach((a, i) => boxes.slice(i + 1).forEach((b, j) => {
-    if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3)
+    if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+      Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3)
       overlapping.push(texts[i].textContent + " / " + texts[i + 1 + j].textContent);
   }));
 }
 const leaving = [];  // texts that begin inside a box and end outside
 for (const text of document.querySelectorAll("svg text")) {
   const inner = text.getBoundingClientRect(), middle = (inner.top + inner.bottom) / 2;
-  const around = [...text.ownerSVGElement.querySelectorAll(":scope > rect")].map(rect => rect.getBoundingClientRect()).filter(
+  const around = [...text.ownerSVGElement.querySelectorAll(":scope > rect")].map(
+   rect => rect.getBoundingClientRect()).filter(
     box => box.left < inner.left + 1 && box.right > inner.left + 1 && box.top < middle && box.bottom > middle);
   if (around.some(box => inner.right > box.right)) leaving.push(text.textContent);
 }
 const small = [...document.querySelectorAll("svg text")].filter(text => text.getBoundingClientRect().height < 11);
-parent.found = {...parent.found, [innerWidth]: {width: document.documentElement.scrollWidth, out, overlapping, leaving, small: small.length,
+parent.found = {...parent.found, [innerWidth]: {width: document.documentElement.scrollWidth, out, overlapping, leaving,
+  small: small.length,
   requests: performance.getEntriesByType("resource").length,
   figures: [...document.querySelectorAll("figure:has(svg:not(.legend svg)) h3")].map(item => item.textContent)}};
 parent.document.body.dataset.measured = JSON.stringify(parent.found);
@@ -84,7 +88,8 @@ def measure(browse, tmp_path):
         assert MEASURE in inner
         outer = tmp_path / "outer.html"  # a browser's own window is never as narrow as a phone's
         frames = [
-            f'<iframe style="width: {width}px; height: 1800px; border: 0" srcdoc="{escape(inner, quote=True)}"></iframe>'
+            f'<iframe style="width: {width}px; height: 1800px; border: 0" '
+            f'srcdoc="{escape(inner, quote=True)}"></iframe>'
             for width in widths
         ]
         outer.write_text(f"<body>{''.join(frames)}</body>")

@@ -8,7 +8,8 @@ import pytest
 
 PICTURES = sorted((Path(__file__).resolve().parents[2] / "docs" / "pictures").glob("*.svg"))
 PAGE = """<!DOCTYPE html><html><head><meta name="viewport" content="width=device-width, initial-scale=1">
-<style>body { margin: 0 16px; } svg { display: block; max-width: 100%; height: auto; }</style></head><body>SVG</body></html>"""
+<style>body { margin: 0 16px; } svg { display: block; max-width: 100%; height: auto; }</style>
+</head><body>SVG</body></html>"""
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.stem)

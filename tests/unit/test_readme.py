@@ -13,7 +13,9 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def test_layer_example(tmp_path, monkeypatch):
-    """MindSpore reads the source of what it compiles, so the block becomes a file; it must train: a gradient reaches x."""
+    """MindSpore reads the source of what it compiles, so the block becomes a file; it must train: a gradient reaches
+    x.
+    """
     (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "readme_example.py").write_text(block, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,6 @@
-"""What no file that is read may do: run code. Every module of the program is looked at, as Python's own parser sees it."""
+"""What no file that is read may do: run code. Every module of the program is looked at, as Python's own parser sees
+it.
+"""
 
 import ast
 from pathlib import Path

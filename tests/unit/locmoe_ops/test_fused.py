@@ -1,4 +1,6 @@
-"""Fused kernels take part as what they replace does. No CPU runs them, so NumPy does what MindSpore documents of them."""
+"""Fused kernels take part as what they replace does. No CPU runs them, so NumPy does what MindSpore documents of
+them.
+"""
 
 import numpy as np
 import pytest

@@ -18,7 +18,10 @@ from locmoe_ops.router_registry import (
     routers,
 )
 
-HEAD = "from dataclasses import dataclass\nfrom locmoe_ops.keys import key\nfrom locmoe_ops.router_registry import RouterSpec\n"
+HEAD = (
+    "from dataclasses import dataclass\nfrom locmoe_ops.keys import key\n"
+    "from locmoe_ops.router_registry import RouterSpec\n"
+)
 GOOD = (
     HEAD
     + """

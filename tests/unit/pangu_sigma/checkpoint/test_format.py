@@ -179,7 +179,9 @@ JSON = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_whatever_a_manifest_says_the_answer_is_one_line(tmp_path_factory, header, data):
-    """Any value in the place of any other, with a checksum that fits: a manifest as this program would never write it."""
+    """Any value in the place of any other, with a checksum that fits: a manifest as this program would never write
+    it.
+    """
     import pangu_sigma.checkpoint.format as module
 
     folder = tmp_path_factory.mktemp("manifest")

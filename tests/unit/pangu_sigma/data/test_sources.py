@@ -143,7 +143,9 @@ STEPS = st.lists(
 
 
 def grow(root, steps):
-    """Puts files, links (also up, out of the source, and to nothing), pipes and folders where there is room for them."""
+    """Puts files, links (also up, out of the source, and to nothing), pipes and folders where there is room for
+    them.
+    """
     for kind, path, target, up in steps:
         place = root / "source" / Path(*path)
         try:

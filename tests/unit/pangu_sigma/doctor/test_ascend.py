@@ -1,4 +1,6 @@
-"""The doctor on an Ascend machine made of files: versions as the real ones are written, and what does not fit together."""
+"""The doctor on an Ascend machine made of files: versions as the real ones are written, and what does not fit
+together.
+"""
 
 import os
 
@@ -45,7 +47,9 @@ TOOLKIT, KERNELS = f"{HOME[1:]}/compiler/version.info", f"{HOME[1:]}/opp/version
 
 @pytest.fixture
 def ascend(tmp_path):
-    """A machine with two devices on which everything is right, but for files (by path) and variables given otherwise."""
+    """A machine with two devices on which everything is right, but for files (by path) and variables given
+    otherwise.
+    """
 
     def _make(npu_smi=HEALTHY, environ=None, **files):
         content = {

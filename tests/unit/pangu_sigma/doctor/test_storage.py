@@ -1,4 +1,6 @@
-"""The doctor on disk and data: room for checkpoints, the speed of writing, and a prepared folder that is whole or not."""
+"""The doctor on disk and data: room for checkpoints, the speed of writing, and a prepared folder that is whole or
+not.
+"""
 
 import os
 import shutil

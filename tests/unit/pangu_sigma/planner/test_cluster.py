@@ -20,7 +20,9 @@ from pangu_sigma.planner.hardware import load_hardware
     ],
 )
 def test_clusters_of_the_command_line(given, parallel, expected):
-    """Without numbers: the configuration's ranks a node, else the hardware's; as many nodes as hold the experts once."""
+    """Without numbers: the configuration's ranks a node, else the hardware's; as many nodes as hold the experts
+    once.
+    """
     cluster = cluster_of(config_from_dict({"parallel": parallel}), *given, "cpu")
     assert (cluster.nodes, cluster.devices_per_node) == expected
 

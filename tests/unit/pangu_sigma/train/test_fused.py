@@ -1,4 +1,6 @@
-"""A training step with Ascend's fused kernels compiles, backward pass included; and attention by kernel is attention."""
+"""A training step with Ascend's fused kernels compiles, backward pass included; and attention by kernel is
+attention.
+"""
 
 from collections import Counter
 

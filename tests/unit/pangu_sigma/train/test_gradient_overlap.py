@@ -1,4 +1,6 @@
-"""Gradients of two linear maps whose sums start in the backward pass: two ranks that hold the same, so twice as much."""
+"""Gradients of two linear maps whose sums start in the backward pass: two ranks that hold the same, so twice as
+much.
+"""
 
 import numpy as np
 import pytest

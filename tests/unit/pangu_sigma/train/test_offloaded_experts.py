@@ -156,7 +156,9 @@ def of_experts(name):
 
 
 def test_the_host_computes_what_the_step_would(runs):
-    """To the bit, with steps skipped and gradients clipped; and so for checkpoints: the same names, shapes and values."""
+    """To the bit, with steps skipped and gradients clipped; and so for checkpoints: the same names, shapes and
+    values.
+    """
     device, host = runs["device"], runs["host_dense"]
     assert [result.grad_norm for result in device.results if result.grad_norm < np.inf] == [
         result.grad_norm for result in host.results if result.grad_norm < np.inf

@@ -118,7 +118,9 @@ def test_no_clip_norm_means_no_clipping(benches, random_arrays, numpy_adam):
 
 
 def test_clipping_is_visible_in_the_moments(bench, random_arrays):
-    """One Adam step hides the size of its gradient; the first moment shows it: (1 - beta1) * g / |g| beyond the limit."""
+    """One Adam step hides the size of its gradient; the first moment shows it: (1 - beta1) * g / |g| beyond the
+    limit.
+    """
     gradients = random_arrays(3, 1e4)
     bench.step(gradients, 10.0)
     norm = np.sqrt(sum(np.sum(gradient.astype(np.float64) ** 2) for gradient in gradients))
