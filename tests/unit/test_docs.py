@@ -190,3 +190,17 @@ def test_what_is_to_be_installed_can_be():
         path for folder in ("pangu_sigma", "locmoe_ops", "scripts") for path in (REPOSITORY / folder).rglob("*.py")
     ):
         assert not re.search("pip install [^\n]*pangu-sigma", path.read_text(encoding="utf-8")), path
+
+
+def test_the_architecture_page_leads_to_what_there_is():
+    """Each row of the reader's table names a file, and in it a definition."""
+    page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = page.partition("| question | file | where |\n|---|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    assert len(rows) >= 10
+    for row in rows:
+        file, named = re.fullmatch(r"\| [^|]+ \| `([^`]+)` \| (.+) \|", row).groups()
+        text = (REPOSITORY / file).read_text(encoding="utf-8")
+        for name in re.findall(r"`(\w+)`", named):
+            assert re.search(rf"^(class|def|    def) {name}\b|^{name}\b|^    def {name}\b", text, re.MULTILINE), (
+                f"{file}: {name}"
+            )
