@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the project with its test tools (into the active virtual environment, else .venv), then runs all checks.
-# Arguments are passed on to pytest, as in: scripts/test.sh tests/unit -k config
+# --quick: only the tests that compile no graph. Other arguments are passed on to pytest: scripts/test.sh tests/unit -k config
 set -euo pipefail
 
 # shellcheck source=scripts/environment.sh
@@ -8,7 +8,7 @@ source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/environment.sh"
 
 case ${1:-} in
     -h | --help)
-        echo "usage: bash scripts/test.sh [PYTEST ARGUMENT ...]"
+        echo "usage: bash scripts/test.sh [--quick | PYTEST ARGUMENT ...]"
         sed -n '2,3s/^# //p' -- "${BASH_SOURCE[0]}"
         exit 0
         ;;
@@ -19,7 +19,9 @@ make_environment test
 cd "$repository"
 "$python" -m ruff check .
 "$python" -m mypy
-if [ $# -gt 0 ]; then
+if [ "$*" = --quick ]; then
+    exec "$python" -m pytest --quick --numprocesses 2 --dist loadfile tests/unit
+elif [ $# -gt 0 ]; then
     exec "$python" -m pytest "$@"
 fi
 # What runs in one process goes two files at a time; jobs of several ranks need the machine for themselves.

@@ -5,7 +5,9 @@ others.
 """
 
 import os
+import re
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +26,42 @@ if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 ):  # as shells start what is to run in the background; what tests start must hear it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Fixtures that build a network, or jobs of several ranks.
+_COMPILING = {"networks", "numpy_model", "save_run", "build", "workshop", "run_job"}
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick", action="store_true", help="only tests that compile no graph: no MindSpore in their file, no network"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """With `--quick`, leaves out tests of whole commands, of several ranks, and of files that mention MindSpore."""
+    if not config.getoption("--quick"):
+        return
+    unit = Path(__file__).with_name("unit")
+    compiles = {
+        path: unit not in path.parents or re.search(r"mindspore|pytest.mark.compiles", path.read_text(encoding="utf-8"))
+        for path in {item.path for item in items}
+    }
+    left_out = [item for item in items if compiles[item.path] or _COMPILING & set(item.fixturenames)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_compilation(request):
+    """With `--quick`, a test that compiles a graph fails."""
+    if request.config.getoption("--quick"):
+        from mindspore.graph import api
+
+        def refuse(*arguments, **options):
+            raise AssertionError("--quick: this test compiles a graph; expected pytest.mark.compiles in its file")
+
+        api._CellGraphExecutor.compile = api._JitExecutor.compile = refuse
 
 
 @pytest.fixture(scope="session", autouse=True)
