@@ -13,9 +13,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-import keyword
 import pkgutil
-import sys
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,7 +21,7 @@ from types import ModuleType
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Type
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.json_file import read_text
+from locmoe_ops.external_file import external_name, forget_external, import_external
 from locmoe_ops.routers import specs
 
 SELECTION_BIASES = ("local_term", "balance_rate")  # keys of `moe.router` that ask for a bias on selection
@@ -197,41 +195,27 @@ def add_router_file(path: str) -> str:
 
     Raises InputError: the file cannot be read or imported, its name is taken or is no name, or it declares no router.
     """
-    file = Path(path).absolute()
-    read_text(path, "a router's Python file")  # for its messages
-    name = file.stem
-    if file.suffix != ".py" or not name.isidentifier() or keyword.iskeyword(name) or name in _OTHER_KEYS:
+    name = external_name(path, "router", "my_router.py")
+    if name in _OTHER_KEYS:
         raise InputError(f"{path}: the file's name is the router's; expected a Python file named as in my_router.py")
     if name in routers():
         known = registered(name)
-        if known.external and known.origin == str(file):
+        if known.external and known.origin == str(Path(path).absolute()):
             return name
         raise InputError(f"{path}: there is a router {name} already ({known.origin}); expected another file name")
-    module_name = _external_module(name)
-    found = importlib.util.spec_from_file_location(module_name, file)
-    assert found is not None and found.loader is not None
-    sys.modules[module_name] = module = importlib.util.module_from_spec(found)  # MindSpore looks for its source there
+    module = import_external(path, "router")
     try:
-        found.loader.exec_module(module)
-    except Exception as error:  # whatever the user's code may raise
-        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"{file}: it cannot be imported ({why})") from error
-    else:
         _EXTERNAL[name] = RegisteredRouter(name, _declaration(module), module, external=True)
     finally:
         if name not in _EXTERNAL:
-            del sys.modules[module_name]
+            forget_external("router", name)
     return name
 
 
 def remove_router(name: str) -> None:
     """Forgets the router `name`, which `add_router_file` added."""
     _EXTERNAL.pop(name, None)
-    sys.modules.pop(_external_module(name), None)
-
-
-def _external_module(name: str) -> str:
-    return f"locmoe_external_router_{name}"
+    forget_external("router", name)
 
 
 @cache

@@ -4,52 +4,20 @@ them back.
 Shape legend: P ranks of the expert-parallel group, E experts, L = E / P experts a rank, C slots per expert from each
 rank, c = C / chunks slots of a chunk, M = E * C slots of the send buffer, d hidden size.
 """
-# The head declares the dispatcher, without MindSpore; imports of the Cells stand below it.
-# ruff: noqa: E402
 
 from typing import Callable, List
-
-from locmoe_ops.dispatch.geometry import (
-    DispatchExchange,
-    DispatchSetup,
-    LayerSlots,
-    share_of_slots,
-    there_and_back,
-    uniform_slots,
-)
-from locmoe_ops.dispatch.registry import SLOT_KEYS, DispatcherSpec
-
-
-def flat_slots(setup: DispatchSetup) -> LayerSlots:
-    """C, a multiple of the chunks, for each expert; group-wise of a share. A rank alone cuts nothing in chunks."""
-    ranks, chunks, shares = setup.placement.ep, setup.options.chunks, setup.shares
-    capacity = share_of_slots(setup.capacities.uniform, shares, chunks)
-    calls = (capacity,) if ranks == 1 else (ranks * capacity // chunks,) * chunks
-    return LayerSlots(capacity, 0, calls, setup.placement.num_experts * capacity, shares)
-
-
-def flat_exchanges(setup: DispatchSetup, slots: LayerSlots) -> List[DispatchExchange]:
-    """An all-to-all of the whole send buffer, or one a chunk."""
-    chunks = setup.options.chunks
-    return there_and_back("tokens", setup.placement.group, slots.send_rows // chunks) * chunks
-
-
-DISPATCHER = DispatcherSpec(
-    flat_slots,
-    flat_exchanges,
-    keys=(*SLOT_KEYS, "dispatch.chunks", "dispatch.group_wise"),
-    reasons={"dispatch.ragged_limit": "which has slots", "capacity.local_share": "which has one tier"},
-)
-
-
-# ---- Cells
 
 from mindspore import Tensor, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
+from locmoe_ops.dispatch.geometry import (
+    DispatchSetup,
+    uniform_slots,
+)
 from locmoe_ops.dispatch.repick import slot_assignment
 from locmoe_ops.dispatch.slots import DispatchContext
+from locmoe_ops.dispatch.specs.flat import flat_slots
 from locmoe_ops.functions import ControlDependency
 
 

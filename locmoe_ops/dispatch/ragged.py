@@ -3,64 +3,18 @@
 Shape legend: T tokens of this rank, k choices a token, N = k * T assignments, P ranks of the expert-parallel group, E
 experts, L = E / P experts a rank, R rows that a rank has room for, S rows of a local expert's region, d hidden size.
 """
-# The head declares the dispatcher, without MindSpore; imports of the Cells stand below it.
-# ruff: noqa: E402
 
-import math
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 import numpy as np
-
-from locmoe_ops.dispatch.geometry import COUNTS, DispatchExchange, DispatchSetup, LayerSlots, there_and_back
-from locmoe_ops.dispatch.registry import DispatcherSpec
-
-
-def room_for_rows(setup: DispatchSetup) -> int:
-    """R: rows that a rank can take in. Without a limit all tokens of all ranks, each as often as it can come here."""
-    ranks, rows = setup.placement.ep, setup.tokens * setup.top_k
-    if ranks == 1:
-        return rows
-    worst = ranks * setup.tokens * min(setup.top_k, setup.placement.experts_per_rank)
-    limit = setup.options.ragged_limit
-    return worst if limit is None else min(worst, math.ceil(rows * limit))
-
-
-def ragged_slots(setup: DispatchSetup) -> LayerSlots:
-    """S = min(R, P * T), as no token comes to an expert twice; what is sent are the N assignments themselves."""
-    region = min(room_for_rows(setup), setup.placement.ep * setup.tokens)
-    return LayerSlots(region, 0, (region,), setup.tokens * setup.top_k, counted=False)
-
-
-def ragged_exchanges(setup: DispatchSetup, slots: LayerSlots) -> List[DispatchExchange]:
-    """The rows, and how many of them are for which expert."""
-    group = setup.placement.group
-    counts = DispatchExchange("counts", "all_to_all", group, setup.placement.num_experts, COUNTS)
-    return [*there_and_back("tokens", group, slots.send_rows, "all_to_all_v"), counts]
-
-
-DISPATCHER = DispatcherSpec(
-    ragged_slots,
-    ragged_exchanges,
-    keys=("dispatch.ragged_limit",),
-    reasons={
-        "dispatch.group_wise": "whose parts do not split evenly",
-        "dispatch.chunks": "whose parts have no common size to cut",
-        "dispatch.overflow": "which has none",
-        "dispatch.drop_priority": "which drops nothing",
-        "capacity.local_share": "which has one tier",
-    },
-    has_slots=False,
-    fuses_permute=True,
-)
-
-
-# ---- Cells
 
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
+from locmoe_ops.dispatch.geometry import DispatchSetup
 from locmoe_ops.dispatch.slots import DispatchContext, exclusive_cumsum, slot_permutation
+from locmoe_ops.dispatch.specs.ragged import ragged_slots, room_for_rows
 from locmoe_ops.errors import InputError
 from locmoe_ops.fused import TokenSort, TokenUnsort
 from locmoe_ops.routers.base import one_hot

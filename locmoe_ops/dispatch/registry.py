@@ -1,28 +1,25 @@
-"""Which dispatchers there are: every file of `locmoe_ops/dispatch` that has a `DISPATCHER`, and the files that a user
-names.
+"""Which dispatchers there are: the package's, and the files that a user names.
 
-A dispatcher's file holds everything about it, and its name is the dispatcher's. Its head, all that stands above the
-first import of MindSpore, is the declaration: `DISPATCHER`, a `DispatcherSpec`, and the functions that it names. The
-rest are its Cells and `build(collectives, setup, tag)`, which makes one. Whoever reads a configuration or plans a job
-runs the head alone and needs no MindSpore; the whole file is imported when the dispatcher is built.
+A dispatcher declares itself by `DISPATCHER`, a `DispatcherSpec`, in a module without MindSpore, so that configurations
+are read and jobs are planned without it: the package's in `specs/NAME.py`. Its Cells and `build(collectives, setup,
+tag)`, which makes one, are in `NAME.py`, imported when it is built. A file of one's own holds both.
 """
 
 import importlib
-import importlib.util
-import keyword
+import pkgutil
 import re
-import sys
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Callable, Dict, List, Mapping, Sequence, Tuple, Union, overload
 
+from locmoe_ops.dispatch import specs
 from locmoe_ops.dispatch.geometry import DispatchExchange, DispatchSetup, LayerSlots
 from locmoe_ops.errors import InputError
+from locmoe_ops.external_file import external_name, forget_external, import_external
 from locmoe_ops.json_file import read_text
 
-FOLDER = Path(__file__).parent
 MOST_CHUNKS = 16
 # What follows from having slots: that they may be too few, and which assignments then keep theirs.
 SLOT_KEYS = (
@@ -36,7 +33,6 @@ SLOT_KEYS = (
 KEYS = ("dispatch.ragged_limit", "dispatch.group_wise", "dispatch.chunks", "capacity.local_share", *SLOT_KEYS)
 
 _DECLARES = re.compile(r"^DISPATCHER\s*[:=]", re.MULTILINE)
-_END_OF_HEAD = re.compile(r"^(?:import|from) mindspore\b", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -70,14 +66,20 @@ class RegisteredDispatcher:
     """A dispatcher by name.
 
     Attributes:
-        name: the file's. spec: its declaration. origin: path of the file.
-        external: True of a file that the user named.
+        name: of its file.
+        spec: its declaration. module: of the file that declares it.
+        external: whether the user named that file; else it is the package's.
     """
 
     name: str
     spec: DispatcherSpec
-    origin: str
+    module: ModuleType
     external: bool = False
+
+    @property
+    def origin(self) -> str:
+        """Path of the file that declares it."""
+        return str(self.module.__file__)
 
 
 class DispatcherNames(Sequence[str]):
@@ -121,90 +123,71 @@ def declares_dispatcher(path: str) -> bool:
 
 
 def add_dispatcher_file(path: str) -> str:
-    """Adds the dispatcher of a file outside the package, and returns its name, the file's. The same file may be added
-    again.
+    """Adds the dispatcher of the file `path` outside the package, and returns its name, the file's. The same file may
+    be added again.
 
     Its code runs with the rights of this process: only call this with what the user named, never with what an input
     file names.
 
-    Raises InputError: the file cannot be read, its name is taken or is no name, or its declaration fails.
+    Raises InputError: the file cannot be read or imported, its name is taken or is no name, or it declares no
+    dispatcher.
     """
-    file = Path(path).absolute()
-    source, name = read_text(path, "a dispatcher's Python file"), file.stem
-    if file.suffix != ".py" or not name.isidentifier() or keyword.iskeyword(name):
-        raise InputError(f"{path}: the file's name is the dispatcher's; expected a Python file named as in my_way.py")
-    if name in _shipped() or name in _EXTERNAL and _EXTERNAL[name].origin != str(file):
-        raise InputError(
-            f"{path}: there is a dispatcher {name} already ({dispatchers()[name].origin}); expected another file name"
-        )
-    _EXTERNAL[name] = RegisteredDispatcher(name, read_declaration(source, str(file)), str(file), external=True)
+    name = external_name(path, "dispatcher", "my_way.py")
+    if name in dispatchers():
+        known = dispatchers()[name]
+        if known.external and known.origin == str(Path(path).absolute()):
+            return name
+        raise InputError(f"{path}: there is a dispatcher {name} already ({known.origin}); expected another file name")
+    module = import_external(path, "dispatcher")
+    try:
+        _EXTERNAL[name] = RegisteredDispatcher(name, _declaration(module), module, external=True)
+    finally:
+        if name not in _EXTERNAL:
+            forget_external("dispatcher", name)
     return name
 
 
 def remove_dispatcher(name: str) -> None:
-    """Forgets a dispatcher that `add_dispatcher_file` added."""
+    """Forgets the dispatcher `name`, which `add_dispatcher_file` added."""
     _EXTERNAL.pop(name, None)
-    sys.modules.pop(f"locmoe_external_dispatcher_{name}", None)
+    forget_external("dispatcher", name)
 
 
 def load_dispatcher(name: str) -> ModuleType:
-    """The dispatcher's whole file, imported; it has a function `build`. Raises InputError where it has not, or there is
-    no such dispatcher.
+    """The module with the `build` of the dispatcher `name`, which imports MindSpore.
+
+    It is the file that declares the dispatcher; where that has no `build`, the package's `dispatch/NAME.py`.
+
+    Raises InputError: there is no such dispatcher, or nothing builds it.
     """
     dispatcher_spec(name)
     found = dispatchers()[name]
-    if not found.external:
+    module = found.module
+    if not found.external and not hasattr(module, "build"):
         module = importlib.import_module(f"{__package__}.{name}")
-    else:
-        full_name = f"locmoe_external_dispatcher_{name}"
-        if full_name not in sys.modules:
-            spec = importlib.util.spec_from_file_location(full_name, found.origin)
-            assert spec is not None and spec.loader is not None
-            sys.modules[full_name] = importlib.util.module_from_spec(spec)  # MindSpore finds sources by their module
-            try:
-                spec.loader.exec_module(sys.modules[full_name])
-            except BaseException:
-                del sys.modules[full_name]
-                raise
-        module = sys.modules[full_name]
     if not callable(getattr(module, "build", None)):
-        raise InputError(f"{found.origin}: it has no function build; expected build(collectives, setup, tag)")
+        raise InputError(f"{module.__file__}: it has no function build; expected build(collectives, setup, tag)")
     return module
-
-
-def read_declaration(source: str, origin: str) -> DispatcherSpec:
-    """The `DISPATCHER` of a file, whose head is run.
-
-    Args:
-        source: the file's text. origin: its path, for messages.
-
-    Raises InputError: the head fails, or `DISPATCHER` is not what it should be.
-    """
-    module = ModuleType(f"declaration of {Path(origin).stem}")
-    sys.modules[module.__name__] = module  # dataclasses look themselves up there
-    try:
-        exec(compile(_END_OF_HEAD.split(source, maxsplit=1)[0], origin, "exec", dont_inherit=True), module.__dict__)
-    except Exception as error:  # whatever the user's code may raise
-        raise InputError(
-            f"{origin}: its DISPATCHER cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
-        ) from error
-    spec = getattr(module, "DISPATCHER", None)
-    if not isinstance(spec, DispatcherSpec):
-        raise InputError(
-            f"{origin}: found {type(spec).__name__} for DISPATCHER above the first import of MindSpore, expected "
-            "DISPATCHER = DispatcherSpec(...), see docs/dispatchers.md"
-        )
-    unknown = sorted({*spec.keys, *spec.reasons} - set(KEYS))
-    if unknown:
-        raise InputError(f"{origin}: DISPATCHER names the key {unknown[0]}, expected some of {', '.join(KEYS)}")
-    return spec
 
 
 @cache
 def _shipped() -> Dict[str, RegisteredDispatcher]:
     found = {}
-    for file in sorted(FOLDER.glob("*.py")):
-        source = file.read_text(encoding="utf-8")
-        if _DECLARES.search(source):
-            found[file.stem] = RegisteredDispatcher(file.stem, read_declaration(source, str(file)), str(file))
+    for _, name, _ in pkgutil.iter_modules(specs.__path__):
+        module = importlib.import_module(f"{specs.__name__}.{name}")
+        found[name] = RegisteredDispatcher(name, _declaration(module), module)
     return found
+
+
+def _declaration(module: ModuleType) -> DispatcherSpec:
+    """The module's `DISPATCHER`. Raises InputError where it is not what it should be."""
+    origin, spec = module.__file__, getattr(module, "DISPATCHER", None)
+    if not isinstance(spec, DispatcherSpec):
+        raise InputError(
+            f"{origin}: found {type(spec).__name__} for DISPATCHER, expected DISPATCHER = DispatcherSpec(...), see "
+            "docs/dispatchers.md"
+        )
+    unknown = sorted({*spec.keys, *spec.reasons} - set(KEYS))
+    if unknown:
+        raise InputError(f"{origin}: DISPATCHER names the key {unknown[0]}, expected some of {', '.join(KEYS)}")
+    return spec

@@ -15,9 +15,10 @@ import yaml
 import mindspore as ms
 from mindspore import Tensor, nn
 
+from locmoe_ops import dispatch
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.collectives.hccl import HcclCollectives
-from locmoe_ops.dispatch import registry
+from locmoe_ops.dispatch import registry, specs
 from locmoe_ops.dispatch.geometry import DispatchSetup, FixedCapacities
 from locmoe_ops.dispatch.registry import add_dispatcher_file, dispatchers, load_dispatcher, remove_dispatcher
 from locmoe_ops.errors import InputError
@@ -121,7 +122,7 @@ class Recorded(HcclCollectives):
     calls: list
 
     def _cell(self, operation, group, *_):
-        return Recorder(self.calls, operation, group)
+        return Recorder(self.calls, operation, group.kind)
 
 
 def test_the_plan_lists_what_its_cells_call(file, config):
@@ -216,27 +217,41 @@ def test_without_the_file_its_name_is_refused(config, capsys):
     assert "expected one of flat, hierarchical, ragged" in capsys.readouterr().err
 
 
-def test_in_the_package_no_other_file_changes(file, config, monkeypatch):
-    for own in registry.FOLDER.glob("*.py"):
-        (file.parent / own.name).write_bytes(own.read_bytes())
-    monkeypatch.setattr(registry, "FOLDER", file.parent)
+@pytest.mark.parametrize("files", [1, 2])
+def test_in_the_package_no_other_file_changes(file, config, tmp_path, monkeypatch, files):
+    """As one file in `specs`, or the declaration there, Cells and `build` in `dispatch`."""
+    code, folder = file.read_text(encoding="utf-8"), tmp_path / "package"
+    (folder / "specs").mkdir(parents=True)
+    if files == 1:
+        (folder / "specs" / file.name).write_text(code, encoding="utf-8")
+    else:
+        head, declaration, cells = re.split(r"(?=^def slots|^class HalfDispatcher)", code, flags=re.MULTILINE)
+        heavy = ("mindspore", "dispatch.base", "dispatch.repick")
+        light = [line for line in head.splitlines() if not any(word in line for word in heavy)]
+        (folder / "specs" / file.name).write_text("\n".join([*light, declaration]), encoding="utf-8")
+        own = f"from locmoe_ops.dispatch.specs.{NAME} import slots\n\n\n"
+        (folder / file.name).write_text(head + own + cells, encoding="utf-8")
+    monkeypatch.setattr(specs, "__path__", [*specs.__path__, str(folder / "specs")])
+    monkeypatch.setattr(dispatch, "__path__", [*dispatch.__path__, str(folder)])
     registry._shipped.cache_clear()
     try:
-        assert list(dispatchers()) == ["flat", NAME, "hierarchical", "ragged"]
+        assert set(dispatchers()) == {"flat", NAME, "hierarchical", "ragged"}
         assert load_config(config, [TYPE]).moe.dispatch.type == NAME
+        assert load_dispatcher(NAME).__name__ == f"locmoe_ops.dispatch.{'specs.' * (files == 1)}{NAME}"
     finally:
         registry._shipped.cache_clear()
+        for name in (f"locmoe_ops.dispatch.{NAME}", f"locmoe_ops.dispatch.specs.{NAME}"):
+            sys.modules.pop(name, None)
 
 
-def test_reading_its_keys_needs_no_mindspore(file, config):
+def test_keys_of_the_packages_dispatchers_need_no_mindspore(config):
     code = (
         "import sys; from pangu_sigma.cli.main import main; "
-        f"assert main(['config', {config!r}, '--router-file', {str(file)!r}, '--set', '{TYPE}', '--key', "
-        "'moe.dispatch.type']) == 0; "
+        f"assert main(['config', {config!r}, '--set', 'moe.dispatch.type=ragged', '--key', 'moe.dispatch.type']) == 0; "
         "assert 'mindspore' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "half\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "ragged\n"), done.stderr
 
 
 def test_a_name_is_taken_once(file, tmp_path):
@@ -256,8 +271,8 @@ def test_a_name_is_taken_once(file, tmp_path):
     ("text", "fragment"),
     [
         ("DISPATCHER = 3\n", "found int for DISPATCHER"),
-        ("import mindspore\nDISPATCHER = 3\n", "found NoneType for DISPATCHER above the first import of MindSpore"),
-        ("DISPATCHER = 1 / 0\n", "its DISPATCHER cannot be read (ZeroDivisionError: division by zero)"),
+        ("OTHER = 3\n", "found NoneType for DISPATCHER, expected DISPATCHER = DispatcherSpec(...)"),
+        ("DISPATCHER = 1 / 0\n", "it cannot be imported (ZeroDivisionError: division by zero)"),
         (
             "from locmoe_ops.dispatch.registry import DispatcherSpec\n"
             "DISPATCHER = DispatcherSpec(None, None, ('a.b',))\n",

@@ -24,8 +24,8 @@ FORBIDDEN = {
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
 YAML_LOADERS = {"_StrictLoader"}  # derived from SafeLoader
-# Imports the routers' files that the user named on the command line, which no input file can name.
-RUNS_WHAT_THE_USER_NAMES = {"locmoe_ops/router_registry.py": {"found.loader.exec_module"}}
+# Imports the files of routers and dispatchers that the user named on the command line, which no input file can name.
+RUNS_WHAT_THE_USER_NAMES = {"locmoe_ops/external_file.py": {"found.loader.exec_module"}}
 
 
 def name_of(node):
@@ -85,7 +85,7 @@ def test_nothing_that_is_read_is_run():
 def test_the_loader_of_yaml_is_a_safe_one():
     import yaml
 
-    from pangu_sigma.config.load import _StrictLoader
+    from pangu_sigma.config.strict_yaml import _StrictLoader
 
     assert issubclass(_StrictLoader, yaml.SafeLoader)
     assert not {tag for tag in _StrictLoader.yaml_constructors if tag and "python" in tag}

@@ -237,4 +237,4 @@ def test_choices_of_the_all_to_all_benchmark(tokens, top_k, experts):
 )
 def test_the_vocabulary_of_a_benchmark(settings, domains):
     found = even_vocabulary(config_of(settings))
-    assert (found.words, found.domains, found.counts.shape) == (24, domains, (2, 24))
+    assert (found.vocab_size, found.domains, found.counts.shape) == (24, domains, (2, 24))

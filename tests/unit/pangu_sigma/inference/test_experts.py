@@ -7,6 +7,7 @@ import mindspore as ms
 from mindspore import Tensor
 
 from locmoe_ops.collectives.create import create_collectives
+from locmoe_ops.dispatch.geometry import DispatchSetup
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.inference.experts import BlockSlots, InferenceDispatcher, block_size, most_blocks
@@ -46,9 +47,10 @@ def test_every_token_gets_what_its_experts_held_here_make_of_it(bank, size, load
         x = generator.standard_normal((tokens, WIDTH)).astype(np.float32)
         scale = generator.random((tokens, top_k)).astype(np.float32)
         slots = BlockSlots(bank.local_experts, EXPERTS, tokens, top_k, size)
-        dispatcher = InferenceDispatcher(slots, top_k, create_collectives("local", Topology(1, 1), 0), "test")
+        setup = DispatchSetup(Topology(1, 1), ExpertPlacement(EXPERTS, 1, 1), tokens, top_k)
+        dispatcher = InferenceDispatcher(slots, setup, create_collectives("local", Topology(1, 1), 0), "test")
         inputs = Tensor(x), Tensor(chosen), Tensor(scale), Tensor(scale)
-        found = dispatcher.move(*inputs, bank)[0].asnumpy()
+        found = dispatcher.forward(*inputs, bank)[0].asnumpy()
         expected = [
             sum(weight * _by_hand(bank, row, number) for weight, number in zip(weights, numbers))
             for row, weights, numbers in zip(x, scale, expert)

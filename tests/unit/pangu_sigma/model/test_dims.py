@@ -17,7 +17,7 @@ def test_sizes_come_from_the_configuration():
         "attention_dropout": 0.2,
         "hidden_dropout": 0.3,
     }
-    shape = model_dims(config_from_dict({"model": model}), rows=4, vocab_size=50, domains=2)
+    shape = model_dims(config_from_dict({"model": model}), sequences=4, vocab_size=50, domains=2)
     assert (shape.tokens, shape.head_size, shape.vocab_size, shape.domains) == (40, 8, 50, 2)
     assert (shape.activation, shape.epsilon) == ("relu", 1e-6)
     assert (shape.embedding_dropout, shape.attention_dropout, shape.hidden_dropout) == (0.1, 0.2, 0.3)

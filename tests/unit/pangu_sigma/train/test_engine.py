@@ -82,9 +82,9 @@ def test_tensor_parallel_ranks_share_the_words_out_evenly(data):
         InputError, match=r"parallel.tensor \(3\) does not divide the 320 words .*model.vocab_size: 321"
     ):
         vocabulary(config_with(3), data)
-    assert vocabulary(config_with(4), data).words == 320
+    assert vocabulary(config_with(4), data).vocab_size == 320
     padded = vocabulary(config_with(3, 321), data)
-    assert padded.words == 321 and padded.counts.shape == (1, 321) and padded.counts[0, 320] == 0
+    assert padded.vocab_size == 321 and padded.counts.shape == (1, 321) and padded.counts[0, 320] == 0
     np.testing.assert_array_equal(padded.counts[0, :320], data.token_counts)
 
 

@@ -29,7 +29,7 @@ def ranks(monkeypatch):
         (moment, bucket) = next((m, b) for own in held for m in range(2) for b, s in enumerate(own[m]) if s is stretch)
         return Tensor(np.concatenate([own[moment][bucket].asnumpy() for own in held]))
 
-    monkeypatch.setattr(optimizer_state, "Gather", lambda *_: gather)
+    monkeypatch.setattr(optimizer_state, "HierarchicalAllGather", lambda *_: gather)
     return [
         ShardedMoments(
             SimpleNamespace(group="dp", parameters=parameters, buckets=buckets, place=place), *held[place], None
