@@ -24,6 +24,7 @@ from pangu_sigma.checkpoint.state import (
     RankLocation,
     StateEntry,
     local_tensors,
+    parameter_entries,
     read_values,
     set_values,
     writing_ranks,
@@ -130,11 +131,11 @@ def run(config: Config, runtime: Runtime, data: PreparedData, checkpoints: Path)
         )
         if step == 1:
             clip = min(1.0, config.optimizer.clip_norm / result.grad_norm)
-            for name, moment in whole_values(parts.adam.first, runtime.collectives).items():
+            for name, moment in whole_values(parameter_entries(parts.adam.first), runtime.collectives).items():
                 _save(
                     saved, name.replace("adam_m.", "gradient/"), moment / (1 - config.optimizer.beta1) / clip, experts
                 )
-    for name, value in whole_values(parts.parameters, runtime.collectives).items():
+    for name, value in whole_values(parameter_entries(parts.parameters), runtime.collectives).items():
         _save(saved, f"parameter/{name}", value, experts)
     loader.close()
     if topology.tensor > 1:
