@@ -7,6 +7,8 @@ from scipy import special
 from locmoe_ops.errors import InputError
 from locmoe_ops.functions import activation
 
+pytestmark = pytest.mark.compiles
+
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 X = np.concatenate([np.linspace(-12, 12, 481), [-80.0, 80.0]]).astype(np.float32)

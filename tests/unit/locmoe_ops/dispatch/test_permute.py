@@ -3,6 +3,8 @@ import pytest
 
 from locmoe_ops.dispatch.slots import PermuteRows
 
+pytestmark = pytest.mark.compiles
+
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 

@@ -8,6 +8,8 @@ from locmoe_ops.routers.hash import HashRouter
 from locmoe_ops.routers.second import SecondExpert
 from locmoe_ops.topology import ExpertPlacement
 
+pytestmark = pytest.mark.compiles
+
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 TOKENS = 40

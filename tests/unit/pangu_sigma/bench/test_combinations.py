@@ -24,6 +24,8 @@ from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.validate import validate
 from pangu_sigma.inference.load import inference_config
 
+pytestmark = pytest.mark.compiles
+
 DISPATCHERS = ("flat", "hierarchical", "ragged")
 ASKED_FOR = {
     "gshard": {"moe.router.top_k": 2},

@@ -13,6 +13,8 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.planner.job import PlannedJob
 from pangu_sigma.planner.parameters import count_parameters
 
+pytestmark = pytest.mark.compiles
+
 WORDS, DOMAINS = 23, 3
 
 

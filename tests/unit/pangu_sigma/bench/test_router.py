@@ -8,6 +8,8 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.bench import router as bench
 from pangu_sigma.config.load import config_from_dict
 
+pytestmark = pytest.mark.compiles
+
 BASE = {
     "model": {"hidden_size": 16, "num_heads": 2, "sequence_length": 8},
     "moe": {"num_experts": 8, "num_groups": 2},

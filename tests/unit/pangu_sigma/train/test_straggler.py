@@ -8,6 +8,8 @@ from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.train.metrics import HostCounters, Traffic, sum_counters
 from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
 
+pytestmark = pytest.mark.compiles
+
 
 def counters(step_s, communication_s=0.0, idle_s=0.0, overlapped_s=0.0):
     return HostCounters(step_s, Traffic(communication_s, idle_s, overlapped_s), Traffic(), Traffic(), Traffic())
