@@ -11,17 +11,12 @@ imported whole when it is added.
 
 import dataclasses
 import difflib
-import importlib
-import importlib.util
-import pkgutil
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Type
 
+from locmoe_ops.declared import Declared, Registry
 from locmoe_ops.errors import InputError
-from locmoe_ops.external_file import external_name, forget_external, import_external
 from locmoe_ops.routers import specs
 
 SELECTION_BIASES = ("local_term", "balance_rate")  # keys of `moe.router` that ask for a bias on selection
@@ -123,33 +118,12 @@ class RouterSpec:
     cost: Callable[[Any, RouterSizes], RouterCost] = no_cost
 
 
-@dataclass(frozen=True)
-class RegisteredRouter:
-    """A router by name.
-
-    Attributes:
-        name: of its file and of its section in a configuration.
-        spec: its declaration. module: of the file that declares it.
-        external: whether the user named that file; else it is the package's.
-    """
-
-    name: str
-    spec: RouterSpec
-    module: ModuleType
-    external: bool = False
-
-    @property
-    def origin(self) -> str:
-        """Path of the file that declares it."""
-        return str(self.module.__file__)
-
-
-_EXTERNAL: Dict[str, RegisteredRouter] = {}
+RegisteredRouter = Declared[RouterSpec]
 
 
 def routers() -> Dict[str, RegisteredRouter]:
     """All routers by name: the package's, then those of `add_router_file`."""
-    return {**_shipped(), **_EXTERNAL}
+    return _REGISTRY.all()
 
 
 def registered(name: str) -> RegisteredRouter:
@@ -175,56 +149,17 @@ def load_router(name: str) -> ModuleType:
 
     Raises InputError: there is no such router, or nothing builds it.
     """
-    found = registered(name)
-    module = found.module
-    if not found.external and not hasattr(module, "build"):
-        module = importlib.import_module(f"{__package__}.routers.{name}")
-    if not callable(getattr(module, "build", None)):
-        raise InputError(
-            f"{module.__file__}: it has no function build; expected build(context), which makes the router"
-        )
-    return module
+    return _REGISTRY.load(registered(name))
 
 
 def add_router_file(path: str) -> str:
-    """Adds the router of the file `path` outside the package, and returns its name, the file's. The same file may be
-    added again.
-
-    Its code runs with the rights of this process: only call this with what the user named, never with what an input
-    file names.
-
-    Raises InputError: the file cannot be read or imported, its name is taken or is no name, or it declares no router.
-    """
-    name = external_name(path, "router", "my_router.py")
-    if name in _OTHER_KEYS:
-        raise InputError(f"{path}: the file's name is the router's; expected a Python file named as in my_router.py")
-    if name in routers():
-        known = registered(name)
-        if known.external and known.origin == str(Path(path).absolute()):
-            return name
-        raise InputError(f"{path}: there is a router {name} already ({known.origin}); expected another file name")
-    module = import_external(path, "router")
-    try:
-        _EXTERNAL[name] = RegisteredRouter(name, _declaration(module), module, external=True)
-    finally:
-        if name not in _EXTERNAL:
-            forget_external("router", name)
-    return name
+    """Adds the router of the file `path` outside the package, and returns its name: see `Registry.add_file`."""
+    return _REGISTRY.add_file(path)
 
 
 def remove_router(name: str) -> None:
     """Forgets the router `name`, which `add_router_file` added."""
-    _EXTERNAL.pop(name, None)
-    forget_external("router", name)
-
-
-@cache
-def _shipped() -> Dict[str, RegisteredRouter]:
-    found = {}
-    for _, name, _ in pkgutil.iter_modules(specs.__path__):
-        module = importlib.import_module(f"{specs.__name__}.{name}")
-        found[name] = RegisteredRouter(name, _declaration(module), module)
-    return found
+    _REGISTRY.remove(name)
 
 
 def _declaration(module: ModuleType) -> RouterSpec:
@@ -249,3 +184,6 @@ def _declaration(module: ModuleType) -> RouterSpec:
                 f"{origin}: ROUTER's selection_biases hold {bias!r}, expected some of {', '.join(SELECTION_BIASES)}"
             )
     return spec
+
+
+_REGISTRY: Registry[RouterSpec] = Registry("router", "build(context)", specs, _declaration, _OTHER_KEYS)

@@ -5,19 +5,15 @@ are read and jobs are planned without it: the package's in `specs/NAME.py`. Its 
 tag)`, which makes one, are in `NAME.py`, imported when it is built. A file of one's own holds both.
 """
 
-import importlib
-import pkgutil
 import re
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Callable, Dict, List, Mapping, Sequence, Tuple, Union, overload
 
+from locmoe_ops.declared import Declared, Registry
 from locmoe_ops.dispatch import specs
 from locmoe_ops.dispatch.geometry import DispatchExchange, DispatchSetup, LayerSlots
 from locmoe_ops.errors import InputError
-from locmoe_ops.external_file import external_name, forget_external, import_external
 from locmoe_ops.json_file import read_text
 
 MOST_CHUNKS = 16
@@ -61,25 +57,7 @@ class DispatcherSpec:
     fuses_permute: bool = False
 
 
-@dataclass(frozen=True)
-class RegisteredDispatcher:
-    """A dispatcher by name.
-
-    Attributes:
-        name: of its file.
-        spec: its declaration. module: of the file that declares it.
-        external: whether the user named that file; else it is the package's.
-    """
-
-    name: str
-    spec: DispatcherSpec
-    module: ModuleType
-    external: bool = False
-
-    @property
-    def origin(self) -> str:
-        """Path of the file that declares it."""
-        return str(self.module.__file__)
+RegisteredDispatcher = Declared[DispatcherSpec]
 
 
 class DispatcherNames(Sequence[str]):
@@ -96,12 +74,9 @@ class DispatcherNames(Sequence[str]):
         return len(dispatchers())
 
 
-_EXTERNAL: Dict[str, RegisteredDispatcher] = {}
-
-
 def dispatchers() -> Dict[str, RegisteredDispatcher]:
     """All dispatchers by name: the package's, then those of `add_dispatcher_file`."""
-    return {**_shipped(), **_EXTERNAL}
+    return _REGISTRY.all()
 
 
 def dispatcher_spec(name: str) -> DispatcherSpec:
@@ -123,60 +98,19 @@ def declares_dispatcher(path: str) -> bool:
 
 
 def add_dispatcher_file(path: str) -> str:
-    """Adds the dispatcher of the file `path` outside the package, and returns its name, the file's. The same file may
-    be added again.
-
-    Its code runs with the rights of this process: only call this with what the user named, never with what an input
-    file names.
-
-    Raises InputError: the file cannot be read or imported, its name is taken or is no name, or it declares no
-    dispatcher.
-    """
-    name = external_name(path, "dispatcher", "my_way.py")
-    if name in dispatchers():
-        known = dispatchers()[name]
-        if known.external and known.origin == str(Path(path).absolute()):
-            return name
-        raise InputError(f"{path}: there is a dispatcher {name} already ({known.origin}); expected another file name")
-    module = import_external(path, "dispatcher")
-    try:
-        _EXTERNAL[name] = RegisteredDispatcher(name, _declaration(module), module, external=True)
-    finally:
-        if name not in _EXTERNAL:
-            forget_external("dispatcher", name)
-    return name
+    """Adds the dispatcher of the file `path` outside the package, and returns its name: see `Registry.add_file`."""
+    return _REGISTRY.add_file(path)
 
 
 def remove_dispatcher(name: str) -> None:
     """Forgets the dispatcher `name`, which `add_dispatcher_file` added."""
-    _EXTERNAL.pop(name, None)
-    forget_external("dispatcher", name)
+    _REGISTRY.remove(name)
 
 
 def load_dispatcher(name: str) -> ModuleType:
-    """The module with the `build` of the dispatcher `name`, which imports MindSpore.
-
-    It is the file that declares the dispatcher; where that has no `build`, the package's `dispatch/NAME.py`.
-
-    Raises InputError: there is no such dispatcher, or nothing builds it.
-    """
+    """The module with the `build` of the dispatcher `name`, which imports MindSpore: see `Registry.load`."""
     dispatcher_spec(name)
-    found = dispatchers()[name]
-    module = found.module
-    if not found.external and not hasattr(module, "build"):
-        module = importlib.import_module(f"{__package__}.{name}")
-    if not callable(getattr(module, "build", None)):
-        raise InputError(f"{module.__file__}: it has no function build; expected build(collectives, setup, tag)")
-    return module
-
-
-@cache
-def _shipped() -> Dict[str, RegisteredDispatcher]:
-    found = {}
-    for _, name, _ in pkgutil.iter_modules(specs.__path__):
-        module = importlib.import_module(f"{specs.__name__}.{name}")
-        found[name] = RegisteredDispatcher(name, _declaration(module), module)
-    return found
+    return _REGISTRY.load(dispatchers()[name])
 
 
 def _declaration(module: ModuleType) -> DispatcherSpec:
@@ -191,3 +125,6 @@ def _declaration(module: ModuleType) -> DispatcherSpec:
     if unknown:
         raise InputError(f"{origin}: DISPATCHER names the key {unknown[0]}, expected some of {', '.join(KEYS)}")
     return spec
+
+
+_REGISTRY: Registry[DispatcherSpec] = Registry("dispatcher", "build(collectives, setup, tag)", specs, _declaration)

@@ -23,8 +23,8 @@ def add_router_option(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         action="append",
         default=[],
-        help=f"Python file of a router of your own (docs/routers.md); may be repeated; also from ${VARIABLE}, "
-        f"separated by '{os.pathsep}'",
+        help=f"Python file of a router or a dispatcher of your own (docs/routers.md, docs/dispatchers.md); may be "
+        f"repeated; also from ${VARIABLE}, separated by '{os.pathsep}'",
     )
 
 

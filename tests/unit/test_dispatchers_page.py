@@ -233,13 +233,13 @@ def test_in_the_package_no_other_file_changes(file, config, tmp_path, monkeypatc
         (folder / file.name).write_text(head + own + cells, encoding="utf-8")
     monkeypatch.setattr(specs, "__path__", [*specs.__path__, str(folder / "specs")])
     monkeypatch.setattr(dispatch, "__path__", [*dispatch.__path__, str(folder)])
-    registry._shipped.cache_clear()
+    registry._REGISTRY.__dict__.pop("shipped", None)
     try:
         assert set(dispatchers()) == {"flat", NAME, "hierarchical", "ragged"}
         assert load_config(config, [TYPE]).moe.dispatch.type == NAME
         assert load_dispatcher(NAME).__name__ == f"locmoe_ops.dispatch.{'specs.' * (files == 1)}{NAME}"
     finally:
-        registry._shipped.cache_clear()
+        registry._REGISTRY.__dict__.pop("shipped", None)
         for name in (f"locmoe_ops.dispatch.{NAME}", f"locmoe_ops.dispatch.specs.{NAME}"):
             sys.modules.pop(name, None)
 

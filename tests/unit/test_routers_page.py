@@ -202,12 +202,12 @@ def test_in_the_package_no_other_file_changes(file, config, tmp_path, monkeypatc
         (folder / file.name).write_text(head + cells, encoding="utf-8")
     monkeypatch.setattr(specs, "__path__", [*specs.__path__, str(folder / "specs")])
     monkeypatch.setattr(routers, "__path__", [*routers.__path__, str(folder)])
-    router_registry._shipped.cache_clear()
+    router_registry._REGISTRY.__dict__.pop("shipped", None)
     try:
         assert load_config(config, [f"moe.router.type={NAME}"]).moe.router.own.width == 4
         assert load_router(NAME).__name__ == f"locmoe_ops.routers.{'specs.' * (files == 1)}{NAME}"
     finally:
-        router_registry._shipped.cache_clear()
+        router_registry._REGISTRY.__dict__.pop("shipped", None)
         for name in (f"locmoe_ops.routers.{NAME}", f"locmoe_ops.routers.specs.{NAME}"):
             sys.modules.pop(name, None)
 

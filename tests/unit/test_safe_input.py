@@ -25,7 +25,7 @@ FORBIDDEN = {
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
 YAML_LOADERS = {"_StrictLoader"}  # derived from SafeLoader
 # Imports the files of routers and dispatchers that the user named on the command line, which no input file can name.
-RUNS_WHAT_THE_USER_NAMES = {"locmoe_ops/external_file.py": {"found.loader.exec_module"}}
+RUNS_WHAT_THE_USER_NAMES = {"locmoe_ops/declared.py": {"found.loader.exec_module"}}
 
 
 def name_of(node):
