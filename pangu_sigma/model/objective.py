@@ -9,7 +9,7 @@ and statistics are summed over data-parallel ranks alone.
 Shape legend: B rows of this rank's micro-batch, S positions, T = B * S tokens, M sparse layers, E experts.
 """
 
-from typing import Tuple, TypedDict
+from typing import Dict, List, Tuple, TypedDict
 
 from mindspore import Tensor, dtype, nn, ops
 
@@ -61,9 +61,19 @@ class Objective(nn.Cell):
         self.nominal_tokens = float(nominal_tokens)
 
     def construct(self, batch: BatchTensors, loss_scale: Tensor) -> Tuple[Tensor, ObjectiveSums]:
-        logits, reports = self.network(
+        logits, reports = self.forward(batch)
+        return self.total(logits, reports, batch, loss_scale)
+
+    def forward(self, batch: BatchTensors) -> Tuple[Tensor, List[Dict[str, Tensor]]]:
+        """Logits (B, S, V), and the routing of every sparse layer, bottom up."""
+        return self.network(
             batch["ids"], batch["positions"], batch["documents"], batch["domain"], batch["home"], batch["seeds"]
         )
+
+    def total(
+        self, logits: Tensor, reports: List[Dict[str, Tensor]], batch: BatchTensors, loss_scale: Tensor
+    ) -> Tuple[Tensor, ObjectiveSums]:
+        """The outputs of `construct` from those of `forward`."""
         mask = batch["loss_mask"].reshape(-1)  # (T,) <- (B, S)
         targets = batch["targets"].reshape(-1)  # (T,) <- (B, S)
         losses, _ = self.network.token_losses(ops.cast(logits, dtype.float32), targets)

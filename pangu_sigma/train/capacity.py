@@ -1,7 +1,7 @@
 """Expert capacity that a run measures itself: `moe.capacity.mode` critical and adaptive.
 
 1. A forward pass as in evaluation gives the tokens that enter each router, their experts and the gate weights
-   (`RoutingProbe`).
+   (`EvaluationStep`).
 2. Delta of a layer: a statistic of the cosines of a sequence's tokens with their experts' gate weights, averaged over
    the sequences of all ranks.
 3. LocMoE's bound for that delta, in slots a sequence (`locmoe_ops.capacity`); of the layers, the largest. One number
@@ -33,7 +33,7 @@ from pangu_sigma.config.schema import MOST_BUCKETS, CapacityConfig
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.model.sparse import SparseContext, experts_in_play
 from pangu_sigma.runtime.host_sum import HostSum
-from pangu_sigma.train.probe import RoutedTokens
+from pangu_sigma.train.evaluation import RoutedTokens
 
 _NEVER = sys.maxsize  # steps to the next measurement
 _FINER = 2.0**20  # HostSum keeps 20 bits behind the point; cosines get 40

@@ -19,7 +19,7 @@ from pangu_sigma.config.derived import experts_per_group
 from pangu_sigma.config.schema import Config
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.train.capacity import MeanOverSequences
-from pangu_sigma.train.probe import RoutedTokens
+from pangu_sigma.train.evaluation import RoutedTokens
 
 FILE = "cosines.json"
 

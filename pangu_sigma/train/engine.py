@@ -1,4 +1,4 @@
-"""From a configuration to what a run computes with: network, training step, evaluation step, probe."""
+"""From a configuration to what a run computes with: network, training step, evaluation step."""
 
 from dataclasses import dataclass
 from typing import Dict, Iterator, List, Optional, Tuple
@@ -30,18 +30,17 @@ from pangu_sigma.model.parameter_groups import is_expert_parameter, ordered_para
 from pangu_sigma.model.sparse import SparseContext, training_dispatcher
 from pangu_sigma.runtime.runtime import Runtime
 from pangu_sigma.train.capacity import CapacityControl
+from pangu_sigma.train.evaluation import EvaluationStep, RoutedTokens
 from pangu_sigma.train.gradient_overlap import GradientOverlap
 from pangu_sigma.train.graphs import AccumulatedStep, OptimizerStep, OverlappedStep, SingleGraphStep, StepGraph
 from pangu_sigma.train.offloaded_experts import OffloadedExpertOptimizer
 from pangu_sigma.train.optimizer_state import OptimizerState
-from pangu_sigma.train.probe import RoutedTokens, RoutingProbe
 from pangu_sigma.train.schedule import LossScale
 from pangu_sigma.train.sharding import gradient_exchange
 from pangu_sigma.train.statistics import Rebalance, Statistics
 from pangu_sigma.train.step import (
     Accumulators,
     ApplyStep,
-    EvaluationStep,
     LastMicroStep,
     MicroStep,
     Update,
@@ -117,7 +116,6 @@ class TrainEngine:
         self.host = OffloadedExpertOptimizer(hosted, config.optimizer) if hosted else None
         self.optimizer_state = OptimizerState(self.update, runtime.collectives, self.host)
         self._evaluate = EvaluationStep(self._objective)
-        self._probe = RoutingProbe(self.network)
         self._step = self._new_step()
         # By slots: dispatchers of the sparse layers, and the step
         self._variants: Dict[int, Tuple[List[Dispatcher], OptimizerStep]] = {}
@@ -158,7 +156,7 @@ class TrainEngine:
 
     def routed_tokens(self, batch: Batch) -> List[RoutedTokens]:
         """What a micro-batch brings to each sparse layer, as in evaluation. Every rank must call it."""
-        return self._probe.routed(self._pack(batch))
+        return self._evaluate.routed(self._pack(batch))
 
     def train_step(self, batches: List[Batch], step: int, learning_rate: float) -> StepResult:
         """One optimizer step.
@@ -189,7 +187,8 @@ class TrainEngine:
         self.network.set_train(False)
         total = np.zeros(self.statistics.size, np.float64)
         for batch in batches:
-            total += self._evaluate(*self._pack(batch)).asnumpy()
+            sums, _, _ = self._evaluate(*self._pack(batch))
+            total += sums.asnumpy()
         return total
 
     def graphs(self, batch: Batch) -> Iterator[StepGraph]:

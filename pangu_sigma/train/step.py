@@ -14,7 +14,7 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple, TypedDict
 
 import numpy as np
 
-from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config.schema_run import OptimizerConfig
 from pangu_sigma.model.inputs import unpack_batch
@@ -314,15 +314,3 @@ class LastMicroStep(nn.Cell):
         results = self.update(gradients[: self.overlapped] + late, accumulated.statistics + statistics, learning_rate)
         accumulated.clear(results["skipped_steps"])
         return step_outputs(results)
-
-
-class EvaluationStep(nn.Cell):
-    """Forward of one batch. Inputs: the tensors of `BATCH_FIELDS`. Output: this rank's statistics <float32>[size]."""
-
-    def __init__(self, objective: Objective) -> None:
-        super().__init__(auto_prefix=False)
-        self.objective = objective
-
-    def construct(self, *fields: Tensor) -> Tensor:
-        _, sums = self.objective(unpack_batch(*fields), Tensor(1.0, dtype.float32))
-        return pack_statistics(sums)

@@ -17,7 +17,7 @@ from pangu_sigma.config.schema import CapacityConfig
 from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.sparse import SparseContext
 from pangu_sigma.train.capacity import CapacityControl, SlotRule
-from pangu_sigma.train.probe import RoutedTokens
+from pangu_sigma.train.evaluation import RoutedTokens
 
 LENGTH, LAYERS = 12, 2
 GATES = np.array([[[1, 0, 0], [0, 1, 0]], [[0, 0, 2], [3, 0, 0]]], np.float32)  # two groups of two experts

@@ -9,7 +9,7 @@ from locmoe_ops.capacity.bound import minimum_capacity
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import Topology
 from pangu_sigma.train.cosines import measure_cosines
-from pangu_sigma.train.probe import RoutedTokens
+from pangu_sigma.train.evaluation import RoutedTokens
 
 ROWS, LENGTH, HIDDEN = 3, 5, 16
 EDGES = [-1.0 + i / 100 for i in range(201)]

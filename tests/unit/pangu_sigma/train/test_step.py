@@ -10,13 +10,13 @@ from pangu_sigma.config.schema_run import LossScaleConfig, OptimizerConfig
 from pangu_sigma.model.inputs import BATCH_FIELDS
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.model.parameter_groups import ordered_parameters
+from pangu_sigma.train.evaluation import EvaluationStep
 from pangu_sigma.train.schedule import LossScale
 from pangu_sigma.train.sharding import gradient_exchange
 from pangu_sigma.train.statistics import Statistics
 from pangu_sigma.train.step import (
     Accumulators,
     ApplyStep,
-    EvaluationStep,
     MicroStep,
     Update,
     WholeStep,
@@ -253,7 +253,7 @@ def test_evaluation_reports_the_same_sums_and_leaves_no_trace(networks, pairs):
     bench, batch, _ = pairs
     before = bench.gradients(), bench.accumulators.statistics.asnumpy()
     evaluate = EvaluationStep(bench.objective)
-    vectors = [evaluate(*fields(batch, half)).asnumpy() for half in (slice(0, 2), slice(2, 4))]
+    vectors = [evaluate(*fields(batch, half))[0].asnumpy() for half in (slice(0, 2), slice(2, 4))]
     # Every token had its slot in training already, so evaluation's larger capacity changes nothing.
     np.testing.assert_allclose(vectors[0] + vectors[1], before[1], rtol=1e-5)
     np.testing.assert_array_equal(bench.accumulators.statistics.asnumpy(), before[1])

@@ -1,4 +1,5 @@
-"""What the routers see: the tokens that enter them, where those go, and the gate weights they are compared with.
+"""The forward pass of evaluation: its sums, and what the routers see, which are the tokens that enter them, where those
+go, and the gate weights they are compared with.
 
 Shape legend: M sparse layers, T tokens of this rank, d hidden size, k choices, E experts, G groups, n = E / G.
 """
@@ -8,13 +9,15 @@ from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.capacity.delta import cosines
 from locmoe_ops.routers.base import Router
 from locmoe_ops.routers.gated import GatedRouter
 from pangu_sigma.model.inputs import unpack_batch
-from pangu_sigma.model.pangu_sigma import PanGuSigma, sparse_layers
+from pangu_sigma.model.objective import Objective
+from pangu_sigma.model.pangu_sigma import sparse_layers
+from pangu_sigma.train.statistics import pack_statistics
 
 
 @dataclass(frozen=True)
@@ -48,30 +51,34 @@ class RoutedTokens:
         return found
 
 
-class RoutingProbe(nn.Cell):
-    """The forward pass up to the last router, as in evaluation.
+class EvaluationStep(nn.Cell):
+    """Forward of one batch, and the routes that its tokens took. One graph serves validation and the measurements of
+    capacity and cosines.
 
-    Inputs: the tensors of `BATCH_FIELDS`. Outputs: x <float32>[M, T, d], expert <int32>[M, T, k]. The compiler leaves
-    out what they do not need: the head, and all that follows the last router.
+    Inputs: the tensors of `BATCH_FIELDS`. Outputs: this rank's statistics <float32>[size]; x <float32>[M, T, d], what
+    enters the routers; expert <int32>[M, T, k]. A dense network has one layer, of no tokens.
     """
 
-    def __init__(self, network: PanGuSigma) -> None:
+    def __init__(self, objective: Objective) -> None:
         super().__init__(auto_prefix=False)
-        self.network = network
+        self.objective = objective
 
-    def construct(self, *fields: Tensor) -> Tuple[Tensor, Tensor]:
+    def construct(self, *fields: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         batch = unpack_batch(*fields)
-        _, reports = self.network(
-            batch["ids"], batch["positions"], batch["documents"], batch["domain"], batch["home"], batch["seeds"]
-        )
-        x = [report["gate_input"] for report in reports]
-        return ops.stack(x), ops.stack([report["expert"] for report in reports])
+        logits, reports = self.objective.forward(batch)
+        _, sums = self.objective.total(logits, reports, batch, Tensor(1.0, dtype.float32))
+        x, expert = ops.zeros((1, 0, 1), dtype.float32), ops.zeros((1, 0, 1), dtype.int32)
+        if reports:
+            x = ops.stack([report["gate_input"] for report in reports])  # (M, T, d) <- M x (T, d)
+            expert = ops.stack([report["expert"] for report in reports])  # (M, T, k) <- M x (T, k)
+        return pack_statistics(sums), x, expert
 
     def routed(self, fields: Sequence[Tensor]) -> List[RoutedTokens]:
-        """The layers' tokens, bottom up. Every rank must call it: tokens travel between the layers."""
-        self.network.set_train(False)
-        x, expert = (output.asnumpy() for output in self(*fields))
-        routers = [layer.routing.router for layer in sparse_layers(self.network)]
+        """The layers' tokens, bottom up; of a network with experts. Every rank must call it: tokens travel."""
+        network = self.objective.network
+        network.set_train(False)
+        _, x, expert = (output.asnumpy() for output in self(*fields))
+        routers = [layer.routing.router for layer in sparse_layers(network)]
         return [
             RoutedTokens(_finite(x[i]), expert[i], gate_weights(router), router.per_group)
             for i, router in enumerate(routers)

@@ -1,4 +1,4 @@
-"""What the probe shows of a network, against the same network in NumPy."""
+"""The routes that evaluation shows of a network, against the same network in NumPy."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,9 @@ import pytest
 from mindspore import Tensor
 
 from pangu_sigma.model.inputs import BATCH_FIELDS
+from pangu_sigma.model.objective import Objective
 from pangu_sigma.model.pangu_sigma import sparse_layers
-from pangu_sigma.train.probe import RoutingProbe
+from pangu_sigma.train.evaluation import EvaluationStep
 
 CASES = {
     "learned gate": {
@@ -48,9 +49,9 @@ def gates_by_hand(case, layer):
     return np.stack([weight[:2], weight[2:]])
 
 
-def test_probe_shows_what_enters_the_routers(case):
+def test_evaluation_shows_what_enters_the_routers(case):
     batch = case.batch()
-    found = RoutingProbe(case.network).routed([Tensor(batch[name]) for name in BATCH_FIELDS])
+    found = EvaluationStep(case.objective).routed([Tensor(batch[name]) for name in BATCH_FIELDS])
     seen, layers = router_inputs(case.double(training=False), batch)
     assert len(found) == len(seen) == len(sparse_layers(case.network)) > 0
     for number, (mine, x, layer) in enumerate(zip(found, seen, layers)):
@@ -75,7 +76,7 @@ def test_what_is_not_finite_has_no_direction(networks, numpy_model):
     case = networks.SmallNetwork(numpy_model, networks.small_config(**CASES["fixed gate"]))
     gamma = case.network.blocks[0].ffn_norm.gamma
     gamma.set_data(Tensor(np.full(gamma.shape, np.nan, np.float32)))
-    first, *_ = RoutingProbe(case.network).routed([Tensor(case.batch()[name]) for name in BATCH_FIELDS])
+    first, *_ = EvaluationStep(case.objective).routed([Tensor(case.batch()[name]) for name in BATCH_FIELDS])
     assert not first.x.any() and not first.token_gate().any()
 
 
@@ -86,7 +87,7 @@ def test_a_gate_on_word_vectors_sees_those(networks):
     network = networks.build_network(config)
     networks.randomise(network, 5)
     batch = networks.make_batch()
-    (found,) = RoutingProbe(network).routed([Tensor(batch[name]) for name in BATCH_FIELDS])
+    (found,) = EvaluationStep(Objective(network, 1)).routed([Tensor(batch[name]) for name in BATCH_FIELDS])
     words = network.embedding.word.asnumpy().astype(np.float64)[batch["ids"].reshape(-1)]
     seen = (words - words.mean(1, keepdims=True)) / words.std(1, keepdims=True)
     np.testing.assert_allclose(found.x, seen, rtol=1e-4, atol=1e-5)  # float32
