@@ -1,5 +1,6 @@
 """This process's place in the job: device, rank, topology and collectives."""
 
+import gc
 import os
 from dataclasses import dataclass
 from typing import Any, Optional, Type
@@ -76,6 +77,7 @@ def start_runtime(config: Config) -> Runtime:
         ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE if config.runtime.mode == "graph" else ms.PYNATIVE_MODE)
     set_context(config.runtime)
+    gc.freeze()  # MindSpore collects garbage around every graph that it compiles: what was imported is none
     rank, world_size = launch.rank, launch.world_size
     topology = job_topology(launch.fit(config), world_size)
     if world_size == 1:
