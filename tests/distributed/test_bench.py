@@ -1,5 +1,5 @@
-"""`bench all-to-all` on four ranks that play two nodes: its bytes against hand arithmetic. Times are only checked to be
-there.
+"""`bench all-to-all` on four ranks that play two nodes, with the dispatcher of docs/dispatchers.md among the others:
+its bytes against hand arithmetic. Times are only looked for.
 """
 
 import os
@@ -10,7 +10,9 @@ from pathlib import Path
 
 import yaml
 
+from helpers.pages import OWN, write_own
 from pangu_sigma.bench.all_to_all import variants
+from pangu_sigma.runtime.router_files import VARIABLE
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train_msrun.sh"
 DEADLINE_S = 300.0  # compilation on slow cores is most of it
@@ -26,7 +28,7 @@ def expected_bytes():
     64 x 1.25 x 3/4 / 4 experts = 15 slots near, 5 far, so 10 in the near tier, which goes to the 1 neighbour; the far
     tier takes 4 experts' slots to the other node, and hands 2 experts' slots of 2 nodes on to the neighbour. Ragged:
     every rank has 64 tokens / 8 experts = 8 rows for each expert, and sends the 16 of a rank's 2 experts there and
-    back, twice; and once to every other rank two int32 numbers.
+    back, twice; and once to every other rank two int32 numbers. The page's dispatcher: as flat, in float16.
     """
     row, node = 4 * HIDDEN, 2 * 4  # bytes of a token; ranks of a node x exchanges
 
@@ -40,6 +42,7 @@ def expected_bytes():
         "flat, 4 chunks": flat(12),
         "hierarchical": hierarchical,
         "hierarchical, 2 chunks": hierarchical,
+        OWN["dispatchers.md"]: tuple(number // 2 for number in flat(10)),
         "ragged": (node * 1 * 16 * row + 2 * 1 * 2 * 4, node * 2 * 16 * row + 2 * 2 * 2 * 4),
     }
 
@@ -80,13 +83,18 @@ def test_dispatchers(tmp_path):
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
-        env={**kept, "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        env={
+            **kept,
+            VARIABLE: str(write_own("dispatchers.md", tmp_path)),
+            "VIRTUAL_ENV": sys.prefix,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     _, head, _, _, titles, _, *lines = done.stdout.splitlines()
     assert head == "4 ranks on 2 nodes, hidden size 16, 8 experts, capacity factor 1.25, fp32"
     assert titles.split() == ["tokens", "dispatcher", "ms", "inside", "(B)", "between", "(B)", "limit", "ms", "reached"]
-    assert [len(line) for line in lines] == [80] * len(variants())
+    assert [len(line) for line in lines] == [80] * (len(variants()) + 1)
     found = {}
     for line in lines:
         tokens, name, ms, inside, between, limit, _ = ROW.fullmatch(line).groups()

@@ -1,14 +1,17 @@
-"""`pangu-sigma audit` with each router and each dispatcher at least once. Every pair, in larger jobs:
-`scripts/check_audit.py`.
+"""`pangu-sigma audit` with each router and each dispatcher at least once, those of docs/routers.md and
+docs/dispatchers.md too. Every pair, in larger jobs: `scripts/check_audit.py`.
 """
 
 import pytest
 
-from locmoe_ops.router_registry import routers
+from helpers.pages import OWN, write_own
+from locmoe_ops.dispatch.registry import remove_dispatcher
+from locmoe_ops.router_registry import remove_router, routers
 from pangu_sigma.audit.audit import audited_job, export, read_ranks
 from pangu_sigma.audit.checks import check
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.planner.exchanges import step_exchanges
+from pangu_sigma.runtime.router_files import VARIABLE, use_router_files
 
 LIMIT = 900  # seconds for two ranks to compile all cases on slow cores
 MODEL = {
@@ -28,6 +31,7 @@ CASES = {
     "faster_moe": {"dispatch": {"type": "hierarchical", "chunks": 2}, "capacity": {"local_share": 0.75}},
     "ta_moe": {"dispatch": {"type": "flat", "overflow": "repick"}},
     "etr": {"dispatch": {"type": "hierarchical", "drop_priority": "weight"}},
+    OWN["routers.md"]: {"dispatch": {"type": OWN["dispatchers.md"]}},
 }
 
 
@@ -50,7 +54,19 @@ def job_of(name):
 
 
 @pytest.fixture(scope="module")
-def graphs(tmp_path_factory):
+def own_files(tmp_path_factory):
+    """The pages' router and dispatcher, as `--router-file` adds them."""
+    folder = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, "")
+        use_router_files([str(write_own(page, folder)) for page in OWN])
+        yield
+    remove_router(OWN["routers.md"])
+    remove_dispatcher(OWN["dispatchers.md"])
+
+
+@pytest.fixture(scope="module")
+def graphs(own_files, tmp_path_factory):
     """All cases, compiled by one job of two ranks on two nodes."""
     folder = tmp_path_factory.mktemp("graphs")
     jobs = [(job_of(name), folder / name) for name in CASES]
@@ -60,6 +76,7 @@ def graphs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("own_files")
 def test_each_router_is_there():
     assert set(CASES) == set(routers())
 

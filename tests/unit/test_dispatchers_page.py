@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ import yaml
 import mindspore as ms
 from mindspore import Tensor, nn
 
+from helpers.pages import OWN, write_own
 from locmoe_ops import dispatch
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.collectives.hccl import HcclCollectives
@@ -31,8 +31,7 @@ from pangu_sigma.planner.exchanges import step_exchanges
 from pangu_sigma.planner.job import plan_job
 from pangu_sigma.runtime.router_files import VARIABLE
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "dispatchers.md"
-NAME, MOST_LINES = "half", 60
+NAME, MOST_LINES = OWN["dispatchers.md"], 60
 TYPE = f"moe.dispatch.type={NAME}"
 ITEMS = {"Float16": 2, "Float32": 4}
 
@@ -40,10 +39,8 @@ ITEMS = {"Float16": 2, "Float32": 4}
 @pytest.fixture
 def file(tmp_path, monkeypatch):
     """The page's file in a folder of its own; the dispatcher is forgotten afterwards."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len([line for line in code.splitlines() if line.strip()]) < MOST_LINES
-    path = tmp_path / f"{NAME}.py"
-    path.write_text(code, encoding="utf-8")
+    path = write_own("dispatchers.md", tmp_path)
+    assert len([line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]) < MOST_LINES
     monkeypatch.setenv(VARIABLE, "")
     yield path
     remove_dispatcher(NAME)

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ import yaml
 import mindspore as ms
 from mindspore import Tensor
 
+from helpers.pages import OWN, write_own
 from locmoe_ops import router_registry, routers
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.errors import InputError
@@ -33,18 +33,14 @@ from pangu_sigma.planner.parameters import parameters
 from pangu_sigma.report.step_trace import read_profile
 from pangu_sigma.runtime.router_files import VARIABLE
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "routers.md"
-NAME, MOST_LINES = "xmoe", 60
+NAME, MOST_LINES = OWN["routers.md"], 60
 
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
     """The page's file in a folder of its own; the router is forgotten afterwards."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line for line in code.splitlines() if line.strip()]
-    assert len(lines) < MOST_LINES
-    path = tmp_path / f"{NAME}.py"
-    path.write_text(code, encoding="utf-8")
+    path = write_own("routers.md", tmp_path)
+    assert len([line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]) < MOST_LINES
     monkeypatch.setenv(VARIABLE, "")
     yield path
     remove_router(NAME)

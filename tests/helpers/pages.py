@@ -1,0 +1,15 @@
+"""The files of one's own that pages of the documentation teach, as they stand there."""
+
+import re
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+OWN = {"routers.md": "xmoe", "dispatchers.md": "half"}  # names by page
+
+
+def write_own(page, folder):
+    """Writes the one Python file of a page into `folder`, under the name of its router or dispatcher."""
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+    path = folder / f"{OWN[page]}.py"
+    path.write_text(code, encoding="utf-8")
+    return path
