@@ -96,9 +96,8 @@ def pair_of(router, dispatcher):
 
 
 EVERYTHING = {**{f"{router}, {dispatcher}": pair_of(router, dispatcher) for router, dispatcher in PAIRS}, **SETTINGS}
-# Each router and each dispatcher, with a few settings each: a case takes seconds even operation by operation.
+# Each dispatcher, with a few settings each: a case takes seconds even operation by operation.
 STEPS = {
-    "hash": {**pair_of("hash", "ragged"), "moe.domain_groups": [0, 1, 1]},
     "switch": {
         **pair_of("switch", "flat"),
         "moe.dispatch.chunks": 3,
@@ -111,14 +110,6 @@ STEPS = {
         "moe.router.locmoe.ties": "noise",
     },
     "gshard": {**pair_of("gshard", "ragged"), "runtime.precision": "fp16"},
-    "faster_moe": {
-        **pair_of("faster_moe", "hierarchical"),
-        "moe.dispatch.chunks": 2,
-        "model.sparse_query_layer": True,
-        "model.sparse_layers": 0,
-    },
-    "ta_moe": {**pair_of("ta_moe", "flat"), "moe.dispatch.overflow": "repick", "model.domain_embeddings": True},
-    "etr": {**pair_of("etr", "hierarchical"), "moe.capacity.mode": "critical"},
 }
 
 
