@@ -1,5 +1,6 @@
 """Starts the jobs whose results the tests of this folder look at."""
 
+import json
 import os
 import secrets
 import socket
@@ -56,3 +57,23 @@ def run_job():
         assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def layouts(run_job, tiny_data, tmp_path_factory):
+    """The folder that `layouts_worker.py` leaves: of four ranks, of two, and of one process."""
+    folder = tmp_path_factory.mktemp("layouts")
+    for ranks in (4, 2, 1):
+        run_job(ranks, 1500, folder, "layouts_worker.py", tiny_data, folder)  # seconds, on slow cores
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sharding(run_job, tiny_data, tmp_path_factory):
+    """The folder that `sharding_worker.py` leaves, of four ranks; with the cases of test_traffic.py."""
+    from test_traffic import CASES, configuration
+
+    folder = tmp_path_factory.mktemp("sharding")
+    (folder / "cases.json").write_text(json.dumps({name: configuration(name) for name in CASES}))
+    run_job(4, 1500, folder, "sharding_worker.py", tiny_data, folder, folder / "cases.json")  # seconds, on slow cores
+    return folder

@@ -1,8 +1,10 @@
-"""One rank of the checkpoint job: a run of four ranks is saved half-way, and goes on at several layouts.
+"""One rank of the layouts job: a run of four ranks that is saved half-way and resumes at several layouts; runs with
+measured capacity, and with gradients summed early and late.
 
-usage: checkpoint_worker.py DATA OUTPUT      (under msrun, four workers)
+usage: layouts_worker.py DATA OUTPUT      (under msrun with four or two workers, or alone)
 
-Leaves `history_NAME_RANK.npy` (losses of the second half, one row a step), and checkpoints in OUTPUT/NAME/checkpoints.
+Leaves `history_NAME_RANK.npy` (see `Run.train`), and checkpoints in OUTPUT/NAME/checkpoints. Two ranks, of two nodes,
+make the runs `adaptive`, `early` and `late`; the process alone `alone` and `adaptive_alone`; four ranks the others.
 """
 
 import dataclasses
@@ -21,7 +23,7 @@ from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.resume import CheckpointLoader, ResumeSource, find_source
 from pangu_sigma.checkpoint.state import local_tensors, rank_location, writing_ranks
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
-from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.config.load import config_from_dict, to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
@@ -29,16 +31,18 @@ from pangu_sigma.data.vocabulary import vocabulary
 from pangu_sigma.model.capacity_rules import resolve_layout
 from pangu_sigma.runtime.runtime import Runtime, start_runtime
 from pangu_sigma.train.engine import TrainEngine
+from pangu_sigma.train.metrics import CounterClock
 from pangu_sigma.train.schedule import learning_rate
 
 HALF, STEPS = 20, 40
+MICRO_BATCHES = 3
 
 
 def configuration(
     data: str, output: Path, expert: int = 4, tensor: int = 1, placement: str = "interleaved", **checkpoint: Any
 ) -> Config:
-    """As in the parity job: homes of a given cluster, slots for every token, an epsilon above the rounding of
-    gradients.
+    """A network small enough to compile in seconds: homes of a given cluster, slots for every token, so that nothing is
+    dropped.
     """
     return config_from_dict(
         {
@@ -57,10 +61,18 @@ def configuration(
                 "layout": {"world_size": 4, "ranks_per_node": 2, "expert": 4},
                 "placement": placement,
                 "capacity": {"factor": 8.0},
-                "router": {"type": "locmoe", "statistics": "node", "balance_rate": 0.01, "locmoe": {"gate": "dense"}},
+                "router": {
+                    "type": "locmoe",
+                    "statistics": "node",
+                    "balance_rate": 0.01,
+                    "locmoe": {"gate": "dense", "locality_loss_weight": 0.1},
+                },
             },
             "parallel": {"expert": expert, "tensor": tensor},
             "data": {"path": data},
+            # Adam divides a gradient by its own size: where it passes through 0, rounding would become a full step. An
+            # epsilon above the rounding of gradients (1e-7 of 0.1) keeps the steps a continuous function of what is
+            # compared.
             "optimizer": {"learning_rate": 0.01, "warmup_steps": 5, "epsilon": 1e-4, "expert_epsilon": 1e-4},
             "train": {"steps": STEPS, "global_batch_size": 8, "eval_rows": 0, "output_dir": str(output)},
             "checkpoint": {"interval": HALF, **checkpoint},
@@ -68,16 +80,43 @@ def configuration(
     )
 
 
+def adaptive(data: str, output: Path, expert: int) -> Config:
+    """Slots by the bound, measured before the first and the fourth step; two tiers where there are two nodes."""
+    given = to_dict(configuration(data, output, expert))
+    given["model"].update(dense_layers=0, attention_dropout=0.0)
+    given["moe"]["capacity"] = {"mode": "adaptive", "interval": 3, "buckets": 32, "hysteresis": 0.0}
+    given["moe"]["dispatch"]["type"] = "hierarchical"
+    given["moe"]["router"].update(balance_rate=0.0)
+    given["moe"]["router"]["locmoe"]["gate"] = "grap"
+    given["train"]["steps"] = 4
+    given["optimizer"].update(warmup_steps=1, learning_rate=0.05)
+    return config_from_dict(given)
+
+
+def dense(data: str, output: Path, overlap: bool) -> Config:
+    """Without sparse layers: gradients are all that ranks exchange."""
+    given = to_dict(configuration(data, output, expert=1))
+    given["model"].update(sparse_layers=0)
+    given["moe"]["router"].update(type="hash", balance_rate=0.0)
+    given["parallel"]["overlap_gradients"] = overlap
+    given["train"].update(steps=3, global_batch_size=8 * MICRO_BATCHES, micro_batch_size=2)
+    return config_from_dict(given)
+
+
 class Run:
     """A run of the job at one layout."""
 
     def __init__(self, job: Runtime, data: PreparedData, config: Config) -> None:
-        topology = Topology(job.world_size, 2, config.parallel.expert, config.parallel.tensor)
-        self.runtime = dataclasses.replace(job, collectives=create_collectives("tcp", topology, job.rank, job.mesh))
+        topology = Topology(
+            job.world_size, 2 if job.world_size == 4 else 1, config.parallel.expert, config.parallel.tensor
+        )
+        backend = "local" if job.world_size == 1 else "tcp"
+        self.runtime = dataclasses.replace(job, collectives=create_collectives(backend, topology, job.rank, job.mesh))
         self.config, self.data = config, data
         self.parts = TrainEngine(config, self.runtime, vocabulary(config, data))
         self.place = rank_location(config, self.runtime)
         self.root = Path(config.train.output_dir) / "checkpoints"
+        self.clock = CounterClock(self.runtime.collectives)
 
     def restore(self, path: Optional[Path] = None) -> int:
         """From a given checkpoint, or as `checkpoint.resume: auto` does. Returns the steps done."""
@@ -89,64 +128,99 @@ class Run:
         self.train(step, step)
 
     def train(self, start: int, end: int) -> List[List[float]]:
-        """Steps after `start` up to `end`, which is saved; what is half-way too."""
-        topology, history = self.runtime.topology, []
-        layout = resolve_layout(self.config, topology)
+        """Steps after `start` up to `end`, which is saved; the first step and what is half-way too.
+
+        Returns, a row a step: task, balancing and locality loss a token, gradient norm, assignments that found a slot,
+        slots a row (where capacity is measured).
+        """
+        config, topology, history = self.config, self.runtime.topology, []
+        layout = resolve_layout(config, topology)
         job = WritingJob(self.runtime.rank, writing_ranks(topology), 60.0, self.runtime.collectives.barrier)
-        loader = create_loader(self.config, self.data, layout, self.runtime.rank // topology.tensor, topology.data)
+        loader = create_loader(config, self.data, layout, self.runtime.rank // topology.tensor, topology.data)
+        rows = config.train.global_batch_size // topology.data
         with closing(loader), CheckpointWriter(self.root, job, Retention(9)) as writer:
             for step in range(start, end + 1):
                 if step > start:
-                    rate = learning_rate(self.config.optimizer, STEPS, step)
+                    rate = learning_rate(config.optimizer, config.train.steps, step)
+                    self.parts.capacity.prepare(step, loader.step)
+                    self.clock.restart()
                     result = self.parts.train_step(loader.step(step - 1), step, rate)
-                    sums = result.sums
+                    self.counters, sums = self.clock.elapsed(1.0), result.sums
                     history.append(
                         [
                             *(float(sums[name]) / float(sums["tokens"]) for name in ("task", "aux", "locality")),
                             result.grad_norm,
+                            float(sums["kept"].sum()),
+                            self.parts.capacity.metrics().get("moe/capacity_slots", 0) / rows,
                         ]
                     )
-                if step in (HALF, end):
+                if step in (1, HALF, end):
                     state = self.parts.saved_state()
-                    header = training_header(self.config, layout, self.data, self.parts.words.vocab_size, step, state)
+                    header = training_header(config, layout, self.data, self.parts.words.vocab_size, step, state)
                     writer.save(header, local_tensors(state, self.place))
         self.runtime.collectives.barrier()  # the first rank has published
         return history
 
 
-def second_half(run: Run, output: Path, name: str, source: Path) -> None:
-    """Goes on from `source`, which it also saves as it has it."""
-    assert run.restore(source) == HALF
-    np.save(output / f"history_{name}_{run.runtime.rank}.npy", np.array(run.train(HALF, STEPS)))
+class Runs:
+    """The job's runs by name, of which each rank saves its history."""
+
+    def __init__(self, job: Runtime, data: PreparedData, data_path: str, output: Path) -> None:
+        self.job, self.data, self.data_path, self.output = job, data, data_path, output
+
+    def run(self, name: str, *layout: Any, **checkpoint: Any) -> Run:
+        return Run(self.job, self.data, configuration(self.data_path, self.output / name, *layout, **checkpoint))
+
+    def train(self, run: Run, name: str, start: int, end: int) -> None:
+        np.save(self.output / f"history_{name}_{self.job.rank}.npy", np.array(run.train(start, end)))
+
+    def adaptive(self, name: str, expert: int) -> None:
+        config = adaptive(self.data_path, self.output / name, expert)
+        self.train(Run(self.job, self.data, config), name, 0, 4)
+
+    def alone(self) -> None:
+        self.train(self.run("alone", 1), "alone", 0, HALF)
+        self.adaptive("adaptive_alone", 1)
+
+    def on_two_ranks(self) -> None:
+        self.adaptive("adaptive", 2)
+        for name in ("early", "late"):
+            config = dense(self.data_path, self.output / name, overlap=name == "early")
+            self.train(Run(self.job, self.data, config), name, 0, 3)
+
+    def on_four_ranks(self) -> None:
+        output = self.output
+
+        def resume(run: Run, name: str, source: Path) -> None:
+            """Trains the second half from `source`, which it also saves as it has it."""
+            assert run.restore(source) == HALF
+            self.train(run, name, HALF, STEPS)
+
+        straight = self.run("straight")
+        self.train(straight, "straight", 0, STEPS)
+        half = straight.root / f"step_{HALF}"
+        # As compiled already: that a process of its own resumes to the bit is in tests/end_to_end/test_checkpoints.py.
+        straight.root = output / "resumed" / "checkpoints"
+        resume(straight, "resumed", half)
+        resume(self.run("2x2", 2, 2), "2x2", half)
+        resume(self.run("1x1", 1, 1), "1x1", output / "2x2" / "checkpoints" / half.name)  # what 2 x 2 ranks wrote
+        back = self.run("back", 4, 1, "node_grouped")
+        back.restore(output / "1x1" / "checkpoints" / half.name)
+        back.save(HALF)
+        if self.job.rank == 0:
+            shutil.copytree(output / "straight", output / "damaged")
+            spoil(output / "damaged" / "checkpoints" / f"step_{STEPS}" / "experts_3_0.safetensors")
+        straight.runtime.collectives.barrier()
+        found = self.run("damaged", resume="auto").restore()
+        (output / f"agreed_{self.job.rank}").write_text(str(found))
 
 
 def main() -> None:
     data_path, output = sys.argv[1], Path(sys.argv[2])
     data = PreparedData.open(data_path)
-    with start_runtime(configuration(data_path, output / "straight")) as job:
-
-        def run(name: str, *layout: Any, **checkpoint: Any) -> Run:
-            return Run(job, data, configuration(data_path, output / name, *layout, **checkpoint))
-
-        straight = run("straight")
-        np.save(output / f"history_straight_{job.rank}.npy", np.array(straight.train(0, STEPS))[HALF:])
-        half = straight.root / f"step_{HALF}"
-        # As compiled already: that a process of its own resumes to the bit is in tests/end_to_end/test_checkpoints.py.
-        straight.root = output / "resumed" / "checkpoints"
-        second_half(straight, output, "resumed", half)
-        second_half(run("2x2", 2, 2), output, "2x2", half)
-        second_half(
-            run("1x1", 1, 1), output, "1x1", output / "2x2" / "checkpoints" / half.name
-        )  # what 2 x 2 ranks wrote
-        back = run("back", 4, 1, "node_grouped")
-        back.restore(output / "1x1" / "checkpoints" / half.name)
-        back.save(HALF)
-        if job.rank == 0:
-            shutil.copytree(output / "straight", output / "damaged")
-            spoil(output / "damaged" / "checkpoints" / f"step_{STEPS}" / "experts_3_0.safetensors")
-        straight.runtime.collectives.barrier()
-        found = run("damaged", resume="auto").restore()
-        (output / f"agreed_{job.rank}").write_text(str(found))
+    with start_runtime(configuration(data_path, output, 1)) as job:
+        runs = Runs(job, data, data_path, output)
+        {1: runs.alone, 2: runs.on_two_ranks, 4: runs.on_four_ranks}[job.world_size]()
 
 
 def spoil(path: Path) -> None:

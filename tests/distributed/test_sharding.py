@@ -5,28 +5,20 @@ it.
 import numpy as np
 import pytest
 
-from pangu_sigma.checkpoint.reader import CheckpointReader
+from helpers.checkpoints import saved_tensors
 
-LIMIT = 900  # seconds for three compilations on two slow cores
 RANKS = range(4)
 
 
-@pytest.fixture(scope="module")
-def output(run_job, tiny_data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sharding")
-    run_job(4, LIMIT, folder, "sharding_worker.py", tiny_data, folder)
-    return folder
-
-
-def tensors(output, name, step):
-    with CheckpointReader.open(output / name / "checkpoints" / f"step_{step}") as reader:
-        return {**{name: reader.read(name) for name in reader.names()}, **reader.header.scalars}
+@pytest.fixture
+def output(sharding):
+    return sharding
 
 
 @pytest.mark.parametrize("step", [3, 5])
 def test_the_same_bits(output, step):
     """Weights and moments of each three steps, and of two more that go on from the other's checkpoint."""
-    whole, shared = (tensors(output, name, step) for name in ("whole", "shared"))
+    whole, shared = (saved_tensors(output, name, step) for name in ("whole", "shared"))
     assert set(whole) == set(shared) and any(
         name.startswith("adam_v.") and value.any() for name, value in whole.items()
     )
@@ -44,8 +36,8 @@ def test_the_same_bits(output, step):
 
 def test_another_layout_goes_on(output):
     """Tensor parallel 2, experts on the host; sums in other orders (see test_checkpoints.py)."""
-    found = tensors(output, "other", 3)
-    for name, value in tensors(output, "shared", 3).items():
+    found = saved_tensors(output, "other", 3)
+    for name, value in saved_tensors(output, "shared", 3).items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
     for rank in RANKS:
         other, whole = (np.load(output / f"history_{name}_3_{rank}.npy") for name in ("other", "whole"))
@@ -56,7 +48,7 @@ def test_each_rank_holds_its_share(output):
     """Numbers: two moments; of sharded parameters these and the weights that are being updated, rounded up to equal
     stretches.
     """
-    whole = tensors(output, "whole", 3)
+    whole = saved_tensors(output, "whole", 3)
     dense = sum(value.size for name, value in whole.items() if name.startswith("adam_m.") and "@" not in name)
     experts = (
         sum(value.size for name, value in whole.items() if name.startswith("adam_m.") and "@" in name) // 2

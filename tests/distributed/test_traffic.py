@@ -6,12 +6,11 @@ import json
 
 import pytest
 
-from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.config.load import config_from_dict, load_config
 from pangu_sigma.planner.exchanges import CAUSES, step_exchanges
 from pangu_sigma.planner.job import plan_job
 from pangu_sigma.planner.traffic import by_cause
 
-LIMIT = 900  # seconds for all compilations of the job on two slow cores
 MODEL = {
     "hidden_size": 16,
     "num_heads": 2,
@@ -21,15 +20,15 @@ MODEL = {
     "sequence_length": 16,
     "vocab_size": 50,
 }
-# Between them: all dispatchers with a fixed number of slots, in chunks and not, group-wise and not; experts with a
-# replica on the other node; domains on two of four nodes each; several micro-batches; optimizer state shared out, of
-# all parameters and of dense ones alone; both types of matmuls; losses over ranks, nodes and all tokens.
+# With the runs of sharding_worker.py, between them: all dispatchers with a fixed number of slots, in chunks and not,
+# group-wise and not; experts with a replica on the other node; domains on two of four nodes each; several
+# micro-batches; optimizer state shared out, of all parameters and of dense ones alone; both types of matmuls; losses
+# over ranks, nodes and all tokens.
 CASES = {
     "flat": {
         "moe": {"router": {"type": "switch", "top_k": 2, "statistics": "rank"}, "dispatch": {"chunks": 3}},
         "parallel": {"expert": 2, "ranks_per_node": 2},
         "train": {"global_batch_size": 8, "micro_batch_size": 1},
-        "optimizer": {"warmup_steps": 1, "shard": "data_parallel"},
     },
     "hierarchical": {
         "model": {"sparse_query_layer": True},
@@ -50,12 +49,6 @@ CASES = {
         "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2},
         "runtime": {"precision": "fp16"},
     },
-    "whole slots": {
-        "model": {"domain_embeddings": True},
-        "moe": {"router": {"type": "switch"}},
-        "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2},
-        "optimizer": {"warmup_steps": 1, "shard": "data_parallel", "experts": "host_dense"},
-    },
 }
 
 
@@ -69,21 +62,26 @@ def configuration(name):
     }
 
 
-@pytest.fixture(scope="module")
-def counted(run_job, tmp_path_factory):
+@pytest.fixture
+def counted(sharding):
     """Bytes inside and between nodes that the ranks counted in a step, by case and cause."""
-    folder = tmp_path_factory.mktemp("traffic")
-    (folder / "cases.json").write_text(json.dumps({name: configuration(name) for name in CASES}))
-    run_job(4, LIMIT, folder, "traffic_worker.py", folder / "counted.jsonl", folder / "cases.json")
-    return dict(json.loads(line) for line in (folder / "counted.jsonl").read_text().splitlines())
+    return json.loads((sharding / "counted.json").read_text())
+
+
+def check(counted, config):
+    job = plan_job(config, 4 // config.parallel.ranks_per_node, config.parallel.ranks_per_node)
+    planned = by_cause(step_exchanges(job), job.topology)
+    for cause in CAUSES[:-1]:
+        assert counted[cause] == list(planned[cause]), cause
+    assert counted["total"] == [sum(part) for part in zip(*planned.values())]
+    assert counted["total"][1] > 0
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_bytes_are_as_planned(counted, name):
-    config = config_from_dict(configuration(name))
-    job = plan_job(config, 4 // config.parallel.ranks_per_node, config.parallel.ranks_per_node)
-    planned = by_cause(step_exchanges(job), job.topology)
-    for cause in CAUSES[:-1]:
-        assert counted[name][cause] == list(planned[cause]), cause
-    assert counted[name]["total"] == [sum(part) for part in zip(*planned.values())]
-    assert counted[name]["total"][1] > 0
+    check(counted[name], config_from_dict(configuration(name)))
+
+
+@pytest.mark.parametrize("name", ["whole", "shared", "other"])
+def test_bytes_of_a_run_on_prepared_data_are_as_planned(counted, sharding, name):
+    check(counted[name], load_config(sharding / f"{name}.yaml"))
