@@ -4,13 +4,14 @@ gradients.
 
 import os
 import secrets
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from helpers.ports import free_port
 
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))
@@ -23,9 +24,7 @@ LIMIT = 600  # seconds; about 40 on two free cores
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dispatch")
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     environment = {
         **os.environ,
         "MESH_SECRET": secrets.token_hex(),

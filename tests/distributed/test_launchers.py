@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.ports import free_port
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 MSRUN, TABLE = "train_msrun.sh", "train_rank_table.sh"
 LIMIT = 240.0  # importing MindSpore on slow cores is most of it
 ADDRESSES = ("198.18.0.1", "198.18.0.2")  # of simulate_cluster.sh
 NOBODY = "198.18.0.9"
-# Said by whichever rank of node 0 speaks first: rank 0 tells the other why they may not go on.
+# Said by whichever rank of node 0 speaks first: rank 0 tells the other why they may not continue.
 MISSED = f": join of the mesh at {ADDRESSES[0]}:29500: ranks 2, 3 did not join within 12 s"
 SOON = "--set runtime.join_timeout=12"  # where ranks wait in vain
 
@@ -275,9 +277,7 @@ def test_a_rank_table_trains(tiny_data, tmp_path):
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MS_", "LOCMOE_", "RANK_"))}
     environment = {**kept, "VIRTUAL_ENV": sys.prefix, "LOCMOE_MESH_SECRET": "0123456789abcdef" * 4}
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = ["bash", str(SCRIPTS / TABLE), "--rank-table", "table.json", "--port", str(port), "config.yaml"]
+    command = ["bash", str(SCRIPTS / TABLE), "--rank-table", "table.json", "--port", str(free_port()), "config.yaml"]
     jobs = [
         subprocess.Popen(
             [*command, "--server", f"node_{node}"],

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from helpers.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("mesh_worker.py")
 LIMIT = 40  # seconds; every deadline in here is far below, the rest is for slow machines
@@ -20,9 +22,7 @@ class Job:
     """Ranks as processes, all of which are gone when the block ends."""
 
     def __init__(self, name, world_size, join_timeout=20, collective_timeout=20, parent=0):
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = sock.getsockname()[1]
+        self.port = free_port()
         self.name, self.world_size = name, world_size
         self.settings = [str(value) for value in (join_timeout, collective_timeout, parent)]
         self.processes = {}

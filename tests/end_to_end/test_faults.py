@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.ports import free_port
 from pangu_sigma.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,9 +123,7 @@ def test_a_job_that_is_told_to_stop_ends_well(config, tmp_path, environment):
 
 
 def test_a_rank_that_never_joins_is_named(config, tmp_path, environment):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     alone = {
         **environment,
         "MS_ROLE": "MS_WORKER",

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from helpers.ports import free_port
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -19,16 +20,10 @@ LIMIT = 900  # seconds; about a minute on two free cores
 sys.path.insert(0, str(FOLDER))
 
 
-def _free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 def _run_job(folder, ranks):
     """Runs all ranks to their end; a rank that fails ends the job with its last words."""
     settings = {"MESH_SECRET": secrets.token_hex(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    arguments = [str(_free_port()), str(os.getpid()), str(folder)]
+    arguments = [str(free_port()), str(os.getpid()), str(folder)]
     logs = [folder / f"rank_{rank}.log" for rank in range(ranks)]
     processes = []
     try:

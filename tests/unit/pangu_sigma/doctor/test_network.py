@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from helpers.ports import free_port
 from pangu_sigma.doctor import network as doctor_network
 from pangu_sigma.doctor.findings import FAILURE, OK, UNKNOWN, WARNING, failure, ok, unknown
 from pangu_sigma.doctor.machine import Machine, Ran
@@ -93,12 +94,6 @@ def with_ports(tmp_path):
         return Machine(root=tmp_path, environ=environ or {})
 
     return _make
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
 
 
 def ports(machine, port=None, is_first=True):
