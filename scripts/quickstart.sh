@@ -22,7 +22,7 @@ usage: bash scripts/quickstart.sh [OPTION ...]
 Installs the project (into the active virtual environment, else .venv), fetches a few MB of English, Chinese and code,
 trains a tokenizer, writes MindRecord, trains configs/quickstart.yaml on 4 msrun workers once with each router (hash,
 switch, locmoe) and prints how they compare. Runs go to runs/quickstart/<router>, the comparison to
-runs/quickstart/summary.json. Run again, it goes on where it was interrupted and trains nothing twice; with other options or
+runs/quickstart/summary.json. Run again, it resumes where it was interrupted and trains nothing twice; with other options or
 data it trains anew, and the earlier runs are kept in runs/quickstart_<n>.
 
   --steps N             optimizer steps of each run, the first fifth of them warm-up (default: as in the configuration)
@@ -83,7 +83,7 @@ fetch_text() {
         sources+="${sources:+, }$domain: $samples/$domain"
     done
     if [ ${#found[@]} -lt ${#all_domains[@]} ]; then
-        echo "going on with: ${found[*]}"
+        echo "continuing with: ${found[*]}"
         overrides=(--set "data.prepare.sources={$sources}" --set "moe.num_groups=${#found[@]}"
             --set "moe.num_experts=$((experts_per_group * ${#found[@]}))" ${overrides[@]+"${overrides[@]}"})
     fi

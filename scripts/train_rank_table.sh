@@ -36,7 +36,7 @@ parallel.ranks_per_node follows the table.
   --set KEY.PATH=VALUE  override one key of CONFIG; may be repeated
   --log-dir D           folder of the ranks' logs (default: <train.output_dir>/logs/launch_<n>)
   --bench all-to-all    measure instead of training: pangu-sigma bench all-to-all, with what follows -- as its options
-  --generate            go on with prompts instead of training, with experts spread over the ranks: pangu-sigma generate,
+  --generate            continue prompts instead of training, with experts spread over the ranks: pangu-sigma generate,
                         with what follows -- as its options
   --env-file F          shell file to read first, such as CANN's set_env.sh (default: none)
   --stop-timeout S      told to end (SIGTERM), the job writes a checkpoint and returns 0; after S seconds without one it is

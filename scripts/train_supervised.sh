@@ -27,7 +27,7 @@ Bad input and a run that diverged, which would fail again, and a job that was to
   --launcher L          train_msrun.sh or train_rank_table.sh (default $launcher); see its --help for its options
   --help                show this text
 
-CONFIG must have checkpoint.interval, without which there is nothing to go on from. Attempts that failed are also listed in
+CONFIG must have checkpoint.interval, without which there is nothing to resume from. Attempts that failed are also listed in
 <train.output_dir>/restarts.log: time, status, seconds, newest step. With several machines use the launcher's --ssh.
 TEXT
 }
@@ -189,7 +189,7 @@ check_arguments
 use_project
 forget_ranks
 interval=$(value_of checkpoint.interval)
-[ "$interval" -gt 0 ] || bad_input "checkpoint.interval is 0, which leaves nothing to go on from before the end; expected steps between checkpoints"
+[ "$interval" -gt 0 ] || bad_input "checkpoint.interval is 0, which leaves nothing to resume from before the end; expected steps between checkpoints"
 output_dir=$(value_of train.output_dir)
 mkdir -p "$output_dir" 2>/dev/null || bad_input "cannot make $output_dir; expected a writable place"
 trap 'end_launcher 130' INT

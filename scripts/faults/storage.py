@@ -1,5 +1,5 @@
 """A disk that is full, and a folder that cannot be written to, when a checkpoint is due; then there is room again, and
-the run goes on.
+the run continues.
 
 A private mount namespace holds a small tmpfs, of which a file of ballast leaves a random part free; and bind mounts
 that are made read-only (root is not stopped by modes). Needs Linux and root: the part runs itself again under `unshare

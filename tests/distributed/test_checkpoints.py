@@ -1,4 +1,4 @@
-"""A run of 4 ranks, saved half-way: it goes on to the bit at its own layout, and to rounding at others, none of which
+"""A run of 4 ranks, saved half-way: it resumes to the bit at its own layout, and to rounding at others, none of which
 lose a bit.
 
 Expert parallel 4; then 2 x tensor parallel 2; then data parallel alone; then expert parallel 4 again, with other
@@ -43,7 +43,7 @@ def test_other_layouts_go_on_with_the_same_losses(output, name):
 
 
 def test_the_second_half_trains_every_tensor(output):
-    """Or the runs that go on would have nothing to differ in."""
+    """Or the runs that resume would have nothing to differ in."""
     before, after = saved_tensors(output, "straight", 20), saved_tensors(output, "straight", 40)
     kept = {name for name, value in before.items() if np.array_equal(value, after[name])}
     assert kept == {"loss_scale.scale", "loss_scale.good", "loss_scale.skipped"}  # fp32 has no use for them

@@ -17,7 +17,7 @@ def output(sharding):
 
 @pytest.mark.parametrize("step", [3, 5])
 def test_the_same_bits(output, step):
-    """Weights and moments of each three steps, and of two more that go on from the other's checkpoint."""
+    """Weights and moments of each three steps, and of two more that resume from the other's checkpoint."""
     whole, shared = (saved_tensors(output, name, step) for name in ("whole", "shared"))
     assert set(whole) == set(shared) and any(
         name.startswith("adam_v.") and value.any() for name, value in whole.items()

@@ -90,7 +90,7 @@ def flip(path):
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(train, straight, capfd):
-    """The newest is damaged: the run goes on from the one before, and is the same run in the end."""
+    """The newest is damaged: the run resumes from the one before, and is the same run in the end."""
     options = ("checkpoint.interval=2", "train.eval_interval=4", "checkpoint.keep_last=9")
     folder = train("damaged", *options, "train.stop_after=5")
     flip(folder / "checkpoints" / "step_4" / "dense_0.safetensors")

@@ -1,4 +1,4 @@
-"""`pangu-sigma eval` on a trained model: the page's example, going on after a cut-off, and what training itself
+"""`pangu-sigma eval` on a trained model: the page's example, resuming after a cut-off, and what training itself
 measured.
 """
 

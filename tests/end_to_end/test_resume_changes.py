@@ -1,5 +1,5 @@
-"""Every configuration key at a resumption: a run that may go on with another value goes on to its summary, and one that
-may not is told the key and both values.
+"""Every configuration key at a resumption: a run that may resume with another value continues to its summary, and one
+that may not is told the key and both values.
 """
 
 import json
@@ -115,8 +115,8 @@ FREE = {
         "runtime.loss_scale={initial: 1024, growth_interval: 1, minimum: 2}",
     ),
 }
-# Further cases, of runs that began with something else than the defaults: what they began with, and what they go on
-# with.
+# Further cases, of runs that began with something else than the defaults: what they began with, and what they
+# resume with.
 BEGUN = {
     "critical to factor": (("moe.capacity.mode=critical",), ("moe.capacity.mode=factor",)),
     "critical to adaptive": (
@@ -205,7 +205,7 @@ REFUSED = [
     ),
     ((), "train.steps=1", "train.steps (1)", "at step 2"),
 ]
-# Keys that need other ranks, a device or a library, and those that say what a run goes on from or where it is.
+# Keys that need other ranks, a device or a library, and those that say what a run resumes from or where it is.
 ELSEWHERE = {
     "parallel.expert",
     "parallel.tensor",

@@ -225,7 +225,7 @@ def test_accumulation_and_pynative_are_the_same_function(train):
 
 
 def test_half_precision_scales_its_loss(train):
-    """A scale that overflows at first comes down, those steps are skipped and counted, then training goes on."""
+    """A scale that overflows at first comes down, those steps are skipped and counted, then training continues."""
     found = records(
         train(
             "half", "runtime.precision=fp16", "runtime.loss_scale.initial=1e12", "train.steps=30", "train.eval_rows=0"

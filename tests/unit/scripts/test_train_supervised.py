@@ -106,7 +106,7 @@ def test_a_signal_ends_the_job_for_good(scripts, environment, config_file, tmp_p
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (["--set", "checkpoint.interval=0"], "checkpoint.interval is 0, which leaves nothing to go on from"),
+        (["--set", "checkpoint.interval=0"], "checkpoint.interval is 0, which leaves nothing to resume from"),
         (
             ["--set", "checkpoint.resume=x"],
             "--set checkpoint.resume=x: given where restarts need checkpoint.resume=auto",

@@ -74,7 +74,7 @@ def test_a_changed_number_is_noticed(tmp_path, manifest):
 
 
 def test_a_changed_version_is_damage(tmp_path, manifest):
-    """And no reason to end a run that could go on from the checkpoint before."""
+    """And no reason to end a run that could resume from the checkpoint before."""
     write_manifest(manifest, tmp_path)
     text = (tmp_path / NAME).read_text()
     assert text.count('"version": 2, "checksum"') == 1

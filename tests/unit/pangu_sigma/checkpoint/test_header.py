@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run, and which runs may go on from it."""
+"""What a checkpoint says of its run, and which runs may resume from it."""
 
 from dataclasses import replace
 from types import SimpleNamespace

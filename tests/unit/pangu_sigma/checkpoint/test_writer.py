@@ -135,7 +135,7 @@ def test_an_error_of_the_last_one_comes_out_at_the_end(root, header, monkeypatch
 
 @pytest.mark.parametrize("when", ["write_shard", "write_manifest", "publish"])
 def test_cut_off_anywhere_the_one_before_is_untouched(root, header, monkeypatch, when):
-    """The process dies in the middle (here: an exception that nothing handles); a new one goes on, and reaches the step
+    """The process dies in the middle (here: an exception that nothing handles); a new one resumes, and reaches the step
     again.
     """
 

@@ -112,7 +112,7 @@ def test_a_run_that_has_hardly_begun_or_diverged(write_run_folder, records):
 
 
 def test_a_run_that_ended_because_it_diverged(write_run_folder, monkeypatch):
-    """Not finished for those who watch an earlier summary beside a run that goes on from before."""
+    """Not finished for those who watch an earlier summary beside a run that resumes from before."""
     folder = write_run_folder("run", [record(1), record(2, **{"loss/task": None, "loss/total": None})])
     (folder / "summary.json").write_text('{"router": "locmoe", "status": "diverged", "progress/step": 2}')
     found = shown(folder)
