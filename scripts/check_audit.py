@@ -27,8 +27,7 @@ from pangu_sigma.audit.checks import check
 from pangu_sigma.config.load import load_config, to_dict
 from pangu_sigma.errors import ToolFailed
 from pangu_sigma.planner.exchanges import step_exchanges
-from pangu_sigma.planner.job import PlannedJob
-from pangu_sigma.planner.slots import layer_slots
+from pangu_sigma.planner.job import PlannedJob, layer_slots
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(

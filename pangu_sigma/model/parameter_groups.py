@@ -1,13 +1,19 @@
 """Which parameters are treated alike, by name: what is an expert, what decays, what is a linear map, what a
-tensor-parallel group splits, and the order of gradients.
+tensor-parallel group splits, and in which order and messages gradients are summed.
 
 A name is that of a parameter of `PanGuSigma`; with the prefix of a moment (`adam_m.`) it is told to belong to the same
 kind. Needs no MindSpore, so that a job can be planned without it.
 """
 
-from typing import Callable, Iterable, List, Optional, Protocol, Tuple, TypeVar
+from itertools import groupby
+from typing import Any, Callable, Iterable, List, Optional, Protocol, Sequence, Tuple, TypeVar
 
 from locmoe_ops.shard_spec import ShardSpec
+
+BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MB of float32 a message
+# Of gradients that are sent during the backward pass: large enough to fill a link, small enough that the first leaves
+# soon.
+OVERLAP_BUCKET_ELEMENTS = 128 * 1024
 
 _NOT_DECAYING = ("b_", "bias", "gamma", "beta")  # how the last words of biases and norms begin
 _SPLIT_BY_OUTPUT = ("query", "key", "value", "w_in")  # linear maps of which a rank has some outputs, and their biases
@@ -70,3 +76,34 @@ def ordered_parameters(parameters: Iterable[P], shard_of: Callable[[P], Optional
     maps = [parameter for parameter in found if is_map_weight(parameter.name)][::-1]
     rest = [parameter for parameter in found if not is_map_weight(parameter.name)]
     return maps + sorted(rest, key=lambda parameter: (*group_key(parameter.name), shard_of(parameter) is not None))
+
+
+def plan_buckets(sizes: Sequence[int], limit: int = BUCKET_ELEMENTS) -> List[Tuple[int, int]]:
+    """Ranges (start, end) of neighbours, each of at most `limit` elements in all (or one larger tensor).
+
+    Args:
+        sizes: elements of each tensor, in gradient order.
+        limit: elements of a message.
+    """
+    buckets, start, filled = [], 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and filled + size > limit:
+            buckets.append((start, i))
+            start, filled = i, 0
+        filled += size
+    return buckets + [(start, len(sizes))] if sizes else []
+
+
+def plan_alike(sizes: Sequence[int], kinds: Sequence[Any]) -> List[Tuple[int, int]]:
+    """`plan_buckets` of `sizes`, each bucket of tensors of one kind; `kinds` has an entry a tensor."""
+    buckets, first = [], 0
+    for _, group in groupby(kinds):
+        last = first + len(list(group))
+        buckets += [(first + start, first + end) for start, end in plan_buckets(sizes[first:last])]
+        first = last
+    return buckets
+
+
+def stretch_of(sizes: Sequence[int], ranks: int) -> int:
+    """Elements that each of `ranks` has of a bucket of tensors of these `sizes`; the last one's may exceed its end."""
+    return -(-sum(sizes) // ranks)

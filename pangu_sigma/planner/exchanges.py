@@ -12,16 +12,15 @@ from typing import Iterator, NamedTuple
 from locmoe_ops.dispatch.geometry import COUNTS, RESULTS
 from locmoe_ops.router_registry import router_spec
 from pangu_sigma.config.derived import has_experts
-from pangu_sigma.model.gradient_buckets import (
+from pangu_sigma.model.parameter_groups import (
     BUCKET_ELEMENTS,
     OVERLAP_BUCKET_ELEMENTS,
     plan_alike,
     plan_buckets,
     stretch_of,
 )
-from pangu_sigma.planner.job import ITEM, PlannedJob
+from pangu_sigma.planner.job import ITEM, PlannedJob, layer_exchanges, layer_slots
 from pangu_sigma.planner.parameters import in_gradient_order, parameters
-from pangu_sigma.planner.slots import layer_exchanges, layer_slots
 
 CAUSES = ("all_to_all", "gradient", "tensor", "other")
 FORWARD, BACKWARD, LAST_BACKWARD, UPDATE = "forward", "backward", "last backward", "update"

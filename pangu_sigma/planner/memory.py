@@ -22,9 +22,8 @@ from pangu_sigma.planner.exchanges import (
     stretches,
 )
 from pangu_sigma.planner.hardware import Hardware
-from pangu_sigma.planner.job import ITEM, PlannedJob
+from pangu_sigma.planner.job import ITEM, PlannedJob, layer_slots
 from pangu_sigma.planner.parameters import parameters
-from pangu_sigma.planner.slots import layer_slots
 
 GB, MB = 1e9, 1e6
 _FLASH_NUMBERS = 16  # that FlashAttentionScore keeps of each row of scores: its largest and its sum, eight times each

@@ -10,11 +10,10 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.planner.cluster import Cluster
 from pangu_sigma.planner.exchanges import Exchange, step_exchanges
 from pangu_sigma.planner.hardware import Hardware
-from pangu_sigma.planner.job import PlannedJob, plan_job
+from pangu_sigma.planner.job import PlannedJob, layer_slots, plan_job
 from pangu_sigma.planner.memory import GB, RankMemory, rank_memory
 from pangu_sigma.planner.parameters import Counts, count_parameters
 from pangu_sigma.planner.predict import DAY, StepTime, model_flops, rank_flops, step_time
-from pangu_sigma.planner.slots import layer_slots
 from pangu_sigma.planner.traffic import Sent, by_cause, sent
 
 

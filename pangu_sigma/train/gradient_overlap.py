@@ -11,9 +11,8 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.tensor_parallel import slice_of
-from pangu_sigma.model.gradient_buckets import OVERLAP_BUCKET_ELEMENTS, plan_buckets
 from pangu_sigma.model.layers import GradientHook, Linear
-from pangu_sigma.model.parameter_groups import ordered_parameters
+from pangu_sigma.model.parameter_groups import OVERLAP_BUCKET_ELEMENTS, ordered_parameters, plan_buckets
 
 
 class OverlappedReduce(nn.Cell):

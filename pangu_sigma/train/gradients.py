@@ -11,8 +11,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 from locmoe_ops.collectives.hierarchical_reduce import HierarchicalAllReduce
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.tensor_parallel import slice_of
-from pangu_sigma.model.gradient_buckets import plan_buckets
-from pangu_sigma.model.parameter_groups import is_expert_parameter
+from pangu_sigma.model.parameter_groups import is_expert_parameter, plan_buckets
 from pangu_sigma.train.gradient_overlap import GradientOverlap, OverlappedGradients
 
 _reshape = ops.Reshape()

@@ -30,8 +30,7 @@ from locmoe_ops.collectives.registry import reduce_tiers
 from locmoe_ops.tensor_parallel import slice_of
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema_run import OptimizerConfig
-from pangu_sigma.model.gradient_buckets import plan_alike, stretch_of
-from pangu_sigma.model.parameter_groups import group_key, is_expert_parameter
+from pangu_sigma.model.parameter_groups import group_key, is_expert_parameter, plan_alike, stretch_of
 from pangu_sigma.train.gradient_overlap import GradientOverlap, OverlappedGradients
 from pangu_sigma.train.gradients import BucketedAllReduce, GradientExchange, flatten, restore, squares_of
 

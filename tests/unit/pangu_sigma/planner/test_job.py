@@ -1,9 +1,15 @@
-"""What a configuration leaves open and the planner must know: ranks, batches, words and domains."""
+"""What a configuration leaves open and the planner must know: ranks, batches, words and domains; and its slots against
+those of the built dispatchers.
+"""
+
+from fractions import Fraction
+from math import ceil
 
 import pytest
 
+from locmoe_ops.dispatch.group_wise import ScatterToTpRegion
 from pangu_sigma.data.dataset import PreparedData
-from pangu_sigma.planner.job import plan_job
+from pangu_sigma.planner.job import layer_slots, plan_job, planned_factor
 
 
 def test_batches(make_job):
@@ -38,3 +44,74 @@ def test_data_to_be_prepared(make_config, data, moe, expected):
     config = make_config(model={"vocab_size": None}, data={"prepare": data}, moe=moe)
     job = plan_job(config, 1, 1)
     assert (job.words, job.domains) == expected
+
+
+FLAT, TIERS = "flat", "hierarchical"
+CASES = [
+    ((2, 2), {"expert": 4}, {"dispatch": {"type": FLAT}}),
+    ((2, 2), {"expert": 4}, {"dispatch": {"type": FLAT, "chunks": 3}, "capacity": {"factor": 1.7}}),
+    ((2, 4), {"expert": 2, "tensor": 4}, {"dispatch": {"type": FLAT, "chunks": 2, "group_wise": True}}),
+    ((1, 1), {}, {"dispatch": {"type": FLAT, "chunks": 4}}),
+    ((2, 2), {"expert": 4}, {"dispatch": {"type": TIERS}, "capacity": {"local_share": 0.75}}),
+    (
+        (2, 2),
+        {"expert": 4},
+        {"dispatch": {"type": TIERS, "chunks": 2}, "capacity": {"local_share": 0.95, "factor": 2.0}},
+    ),
+    ((2, 2), {"expert": 4}, {"dispatch": {"type": TIERS}, "capacity": {"local_share": 1.0}}),
+    ((2, 2), {"expert": 2}, {"dispatch": {"type": TIERS}}),
+    (
+        (2, 4),
+        {"expert": 4, "tensor": 2},
+        {"dispatch": {"type": TIERS, "group_wise": True}, "capacity": {"local_share": 0.9}},
+    ),
+    ((1, 4), {"expert": 4}, {"dispatch": {"type": TIERS}}),
+    ((2, 2), {"expert": 4}, {"dispatch": {"type": "ragged"}}),
+    ((2, 2), {"expert": 4}, {"dispatch": {"type": "ragged", "ragged_limit": 1.5}, "router": {"top_k": 2}}),
+    ((2, 2), {"expert": 4}, {"placement": "node_grouped", "dispatch": {"type": TIERS}}),
+    ((4, 1), {"expert": 4}, {"placement": "node_grouped", "dispatch": {"type": TIERS}}),
+    ((4, 1), {"expert": 4}, {"placement": "node_grouped", "dispatch": {"type": FLAT}}),
+    ((4, 1), {"expert": 4}, {"placement": "node_grouped", "dispatch": {"type": "ragged"}}),
+    # With domain_by_node each rank is a subgroup by itself, but its slots are shared out all the same.
+    ((2, 2), {"expert": 2, "tensor": 2}, {"placement": "node_grouped", "dispatch": {"type": FLAT, "group_wise": True}}),
+]
+
+
+@pytest.mark.parametrize(("cluster", "parallel", "moe"), CASES)
+@pytest.mark.parametrize("placement", ["shuffled", "domain_by_node"])
+def test_slots_are_those_of_the_dispatcher(make_job, build, cluster, parallel, moe, placement):
+    job = make_job(*cluster, parallel=parallel, moe=moe, data={"placement": placement})
+    dispatcher = build(job).blocks[1].feed_forward.dispatcher
+    slots = layer_slots(job)
+    if moe["dispatch"]["type"] == TIERS:
+        assert (slots.capacity, slots.intra_node) == (dispatcher.inter, dispatcher.intra)
+    else:
+        assert slots.capacity == dispatcher.capacity
+    assert dispatcher.expert_rows * slots.shares == slots.expert_rows
+    assert isinstance(dispatcher.own_share, ScatterToTpRegion) == (slots.shares > 1)
+    # Slots of the send buffer: as many as the experts of all ranks that exchange with this one get rows from it.
+    if slots.counted:
+        ranks = job.exchange.ep
+        received = slots.expert_rows * job.experts_per_rank * ranks
+        neighbours, nodes = getattr(dispatcher, "neighbours", 1), getattr(dispatcher, "nodes", 1)
+        assert received == dispatcher.slots.slots * ranks and neighbours * nodes in (1, ranks)
+
+
+def test_rows_by_hand(make_job):
+    """2 nodes x 2 ranks, 2 experts each: 2 rows x 12 tokens; flat 24 x 1.25 / 8 = 4 slots for each source rank; in two
+    tiers with 3/4 at home 24 x 1.25 x 3/4 / 4 = 6 of the own node, 2 of the other, so 4 in the near tier from 2
+    neighbours, 2 in the far tier from 4.
+    """
+    flat = layer_slots(make_job(2, 2, parallel={"expert": 4}))
+    assert (flat.capacity, flat.expert_calls) == (4, (16,))
+    tiers = layer_slots(
+        make_job(2, 2, parallel={"expert": 4}, moe={"dispatch": {"type": TIERS}, "capacity": {"local_share": 0.75}})
+    )
+    assert (tiers.capacity, tiers.intra_node, tiers.expert_calls) == (2, 4, (8, 8))
+
+
+def test_measured_capacities_are_planned_at_their_most(make_job):
+    whole = make_job(moe={"capacity": {"mode": "critical"}})
+    assert planned_factor(whole) == 8.0 and layer_slots(whole).capacity == whole.tokens
+    bounded = make_job(moe={"capacity": {"mode": "adaptive", "maximum_factor": 1.5}})
+    assert layer_slots(bounded).capacity == ceil(Fraction(3, 2) * bounded.tokens / 8)
