@@ -20,8 +20,7 @@ from pangu_sigma.evaluation.measurement import MeasuredFigure, Record
 from pangu_sigma.evaluation.model import EvaluatedModel
 from pangu_sigma.evaluation.prompts import lost_note, prompt_ids, task_header
 from pangu_sigma.evaluation.run_code import ends_well
-from pangu_sigma.evaluation.tasks import Example, Task
-from pangu_sigma.evaluation.templates import Template
+from pangu_sigma.evaluation.tasks import Example, Task, Template
 
 # Writes at most so many tokens after each prompt (prompts, domains, tokens): ids without the prompt's.
 Write = Callable[[List[List[int]], List[int], int], List[List[int]]]

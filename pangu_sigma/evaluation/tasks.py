@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from string import Formatter
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.load import section_from_dict, to_dict
@@ -10,7 +11,6 @@ from pangu_sigma.config.schema import key
 from pangu_sigma.config.strict_yaml import parse_yaml, read_text
 from pangu_sigma.data.jsonl import check_text
 from pangu_sigma.evaluation.readers import READERS
-from pangu_sigma.evaluation.templates import Template
 
 CHOICE_METRICS = ("accuracy", "accuracy_per_byte", "accuracy_per_token")
 GENERATION_METRICS = ("exact_match", "f1", "passes")
@@ -172,6 +172,54 @@ def _require_default(config: TaskConfig, names: Tuple[str, ...], reason: str) ->
     for name in names:
         if getattr(config, name) != getattr(TaskConfig(), name):
             raise InputError(f"{name}: given with {reason}, which does not use it; expected to be left out")
+
+
+class Template:
+    """A text whose fields, `{field}`, are filled in with an example's values. `{{` and `}}` stand for braces.
+
+    Args:
+        text: the template.
+        key: of the task file, for messages.
+
+    Raises InputError: braces that do not match, or more than a name in them.
+    """
+
+    def __init__(self, text: str, key: str) -> None:
+        self._key = key
+        self._parts: List[Tuple[str, str]] = []  # text, then a field's name or nothing
+        try:
+            for before, name, form, conversion in Formatter().parse(text):
+                if name is not None and (form or conversion or not name.isidentifier()):
+                    raise ValueError(f"{{{name}}} holds more than a field's name")
+                self._parts.append((before, name or ""))
+        except ValueError as error:
+            raise InputError(
+                f"{key}: {error}; expected text with fields as in {{question}}, and {{{{ or }}}} for braces"
+            ) from None
+
+    @property
+    def fields(self) -> List[str]:
+        return [name for _, name in self._parts if name]
+
+    def render(self, values: Mapping[str, Any], where: str) -> str:
+        """Raises InputError, which begins with `where`: a field is missing, is neither text nor a number, or holds half
+        of a surrogate pair.
+        """
+        text = "".join(before + (_text(values, name, where, self._key) if name else "") for before, name in self._parts)
+        return check_text(text, f"{where}: {self._key}")
+
+
+def _text(values: Mapping[str, Any], name: str, where: str, key: str) -> str:
+    if name not in values:
+        raise InputError(
+            f"{where}: no field {name}, which {key} asks for; found {', '.join(map(str, values)) or 'none'}"
+        )
+    value = values[name]
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise InputError(
+            f"{where}: field {name}, which {key} asks for, is a {type(value).__name__}; expected text or a number"
+        )
+    return str(value)
 
 
 class _Maker:

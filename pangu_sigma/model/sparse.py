@@ -1,21 +1,25 @@
-"""Builds the sparse feed-forward layer that a configuration asks for, out of the parts of `locmoe_ops`."""
+"""Builds the sparse feed-forward layer that a configuration asks for, out of the parts of `locmoe_ops`, and says where
+locality cannot pay in it.
+"""
 
 from dataclasses import dataclass
-from typing import List, Optional, Set, Tuple
+from typing import Dict, List, Optional, Set, Tuple
 
 import numpy as np
 
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.group_wise import AllGatherSlots, ReduceScatterSlots
-from locmoe_ops.dispatch.registry import load_dispatcher
+from locmoe_ops.dispatch.registry import dispatcher_spec, load_dispatcher
 from locmoe_ops.experts import ExpertBank, ExpertKernels
 from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
+from locmoe_ops.router_registry import router_spec
 from locmoe_ops.routers.base import Router, RouterContext, RoutingShape, make_router
 from locmoe_ops.routers.second import SecondExpert
 from locmoe_ops.routers.selection_bias import BalanceBias, LocalityBias, SelectionBias, Sum
 from locmoe_ops.tensor_parallel import SplitRegion
 from locmoe_ops.topology import ExpertPlacement, Placement, Topology, local_experts_table
+from pangu_sigma.config.derived import experts_per_group
 from pangu_sigma.config.schema import Config
 from pangu_sigma.model.capacity_rules import SlotRules
 from pangu_sigma.model.dims import ModelDims
@@ -163,3 +167,43 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
     if moe.dispatch.overflow == "repick":
         router.offer_second(SecondExpert(shape, layout, layout_placement))
     return router
+
+
+def groups_without_local_experts(context: SparseContext) -> Dict[int, List[int]]:
+    """For each node of the layout that has any: the expert groups its tokens use of which it holds no expert."""
+    moe, layout = context.config.moe, context.layout
+    placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.placement)
+    local = local_experts_table(layout, placement)[:: layout.ranks_per_node]  # (nodes, E)
+    found: Dict[int, List[int]] = {}
+    for node, experts in enumerate(experts_by_node(context)):
+        used = {expert // placement.experts_per_group for expert in experts}
+        held = {expert // placement.experts_per_group for expert in experts if local[node, expert]}
+        if used - held:
+            found[node] = sorted(used - held)
+    return found
+
+
+def locality_advice(context: SparseContext) -> List[str]:
+    """Lines for the user, none where every node can keep its tokens or nothing in the configuration is about locality.
+
+    LocMoE's own losing case (arXiv 2401.13920, 256 devices): where nodes outnumber the experts of a group, a node
+    without one gains nothing, and the hash router is faster.
+    """
+    moe, nodes = context.config.moe, context.layout.nodes
+    wants_locality = (
+        router_spec(moe.router.type).localises
+        or moe.router.local_term.kind != "none"
+        or dispatcher_spec(moe.dispatch.type).localises
+    )
+    without = groups_without_local_experts(context)
+    if nodes == 1 or not wants_locality or not without:
+        return []
+    node, groups = next(iter(without.items()))
+    per_group = experts_per_group(context.config)
+    return [
+        f"warning: {len(without)} of {nodes} nodes hold no expert for some of their tokens (node {node}: group "
+        f"{groups[0]}): these always leave their node, and locality gains nothing there.",
+        f"  moe.num_experts / moe.num_groups is {per_group}; with {nodes} or more every node can hold one. Or let "
+        "nodes specialise: moe.placement=node_grouped with data.placement=domain_by_node. Else moe.router.type=hash "
+        "is the faster choice.",
+    ]

@@ -23,8 +23,8 @@ from pangu_sigma.data.vocabulary import unigram_perplexity, vocabulary
 from pangu_sigma.errors import RunDiverged
 from pangu_sigma.metrics.perplexity import perplexity_of
 from pangu_sigma.metrics.window import summarise
-from pangu_sigma.model.advice import locality_advice
 from pangu_sigma.model.capacity_rules import resolve_layout
+from pangu_sigma.model.sparse import locality_advice
 from pangu_sigma.runtime.files import set_aside
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.launch import read_launch

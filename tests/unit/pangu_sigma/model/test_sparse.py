@@ -18,6 +18,8 @@ from pangu_sigma.model.sparse import (
     build_router,
     build_sparse_layer,
     experts_in_play,
+    groups_without_local_experts,
+    locality_advice,
 )
 
 
@@ -317,3 +319,49 @@ def test_evaluation_has_slots_of_its_own(make_context):
 def test_domains_and_groups_that_do_not_match_are_refused(make_context, groups, domains):
     with pytest.raises(InputError, match="domain_groups"):
         build_sparse_layer(make_context({"num_groups": groups}, domains=domains), 0)
+
+
+@pytest.fixture
+def context_on_nodes(make_context):
+    """Of one rank, with a layout of `nodes` nodes of a rank each."""
+
+    def make(groups, experts, nodes, placement="interleaved", data="shuffled", router="locmoe"):
+        moe = {
+            "num_experts": experts,
+            "num_groups": groups,
+            "placement": placement,
+            "router": {"type": router},
+            "layout": {"world_size": nodes, "ranks_per_node": 1, "expert": nodes},
+        }
+        return make_context(moe, domains=groups, data={"placement": data})
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ((1, 8, 4), {}),
+        ((2, 8, 4), {}),  # four experts a group, one on each node
+        (
+            (4, 8, 4),
+            {0: [2, 3], 1: [0, 1], 2: [2, 3], 3: [0, 1]},
+        ),  # expert j of group g at position 4 j + g, two positions a node
+        ((2, 4, 4), {0: [1], 1: [0], 2: [1], 3: [0]}),  # one expert a node, of one group
+        ((2, 4, 4, "node_grouped"), {0: [1], 1: [1], 2: [0], 3: [0]}),
+        ((4, 8, 4, "node_grouped", "domain_by_node"), {}),  # nodes see only the domain whose group they hold
+    ],
+)
+def test_groups_that_a_node_has_no_expert_of(context_on_nodes, arguments, expected):
+    assert groups_without_local_experts(context_on_nodes(*arguments)) == expected
+
+
+def test_advice_names_node_and_group(context_on_nodes):
+    lines = locality_advice(context_on_nodes(2, 4, 4))
+    assert lines[0].startswith("warning: 4 of 4 nodes hold no expert for some of their tokens (node 0: group 1)")
+    assert "moe.num_experts / moe.num_groups is 2; with 4 or more" in lines[1]
+
+
+@pytest.mark.parametrize("arguments", [(1, 8, 4), (2, 4, 1), (2, 4, 4, "interleaved", "shuffled", "switch")])
+def test_no_advice_where_there_is_none_to_give(context_on_nodes, arguments):
+    assert locality_advice(context_on_nodes(*arguments)) == []
