@@ -20,10 +20,6 @@ from locmoe_ops.topology import Topology
 PartBytes = Callable[[int, int, int], np.ndarray]
 
 
-def _unchanged(shape: Sequence[int], size: int) -> list[int]:
-    return list(shape)
-
-
 def _same_part(elements: int, item: int, size: int) -> np.ndarray:
     """An equal part of the input to each peer."""
     return np.full(size, elements * item // size)
@@ -65,7 +61,7 @@ class CollectiveSpec:
     algorithm: Callable[..., Algorithm]
     adjoint: str | None = None
     primitive: str | None = None
-    output_shape: Callable[[Sequence[int], int], list[int]] | None = _unchanged
+    output_shape: Callable[[Sequence[int], int], list[int]] | None = lambda shape, size: list(shape)
     part_bytes: PartBytes | None = _same_part
     has_root: bool = False
 

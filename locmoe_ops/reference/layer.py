@@ -110,7 +110,19 @@ def moe_layer_gradients(
     for index, plan in enumerate(plans):
         probability_gradient = aux_weight * aux[index] + locality_weight * locality[index]
         output_gradient = output_gradients[index].astype(np.float64)
-        probability_gradient += _add_expert_gradients(spec, parameters, plan, output_gradient, total, total.x[index])
+        weight_gradient = np.zeros(plan.weight.shape)
+        for t, choice, expert in plan.kept_assignments():
+            x = plan.tokens.x[t].astype(np.float64)
+            part = expert_gradients(parameters, spec.activation, expert, x, plan.weight[t, choice] * output_gradient[t])
+            total.x[index][t] += part.x
+            total.w1[expert] += part.w1
+            total.b1[expert] += part.b1
+            total.w2[expert] += part.w2
+            total.b2[expert] += part.b2
+            if spec.scale_by_gate:
+                output = expert_output(parameters, spec.activation, expert, x)
+                weight_gradient[t, choice] = np.dot(output_gradient[t], output)
+        probability_gradient += through_weights(spec, plan.taken, weight_gradient)
         through_gate, gate = gate_gradients(spec, parameters, plan.tokens, plan.routing, probability_gradient)
         total.x[index][:] += through_gate
         if total.gate is not None:
@@ -133,33 +145,6 @@ def _plan(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[RankToke
             taken, kept = replace_choices(spec, routing, moved, second), kept | moved
         plans.append(_Plan(tokens, routing, taken, combine_weight(spec, taken), kept))
     return plans
-
-
-def _add_expert_gradients(
-    spec: LayerSpec,
-    parameters: LayerParameters,
-    plan: _Plan,
-    output_gradient: np.ndarray,
-    total: LayerGradients,
-    x_gradient: np.ndarray,
-) -> np.ndarray:
-    """Add one rank's part to the experts' gradients and to `x_gradient` (T,d).
-
-    Returns the gradient that reaches the probabilities (T,n) through the gate weights.
-    """
-    weight_gradient = np.zeros(plan.weight.shape)
-    for t, choice, expert in plan.kept_assignments():
-        x = plan.tokens.x[t].astype(np.float64)
-        part = expert_gradients(parameters, spec.activation, expert, x, plan.weight[t, choice] * output_gradient[t])
-        x_gradient[t] += part.x
-        total.w1[expert] += part.w1
-        total.b1[expert] += part.b1
-        total.w2[expert] += part.w2
-        total.b2[expert] += part.b2
-        if spec.scale_by_gate:
-            output = expert_output(parameters, spec.activation, expert, x)
-            weight_gradient[t, choice] = np.dot(output_gradient[t], output)
-    return through_weights(spec, plan.taken, weight_gradient)
 
 
 def _statistics(spec: LayerSpec, parameters: LayerParameters, plans: Sequence[_Plan]) -> LayerStats:

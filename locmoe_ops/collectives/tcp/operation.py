@@ -114,16 +114,13 @@ class Operation:
         assert self._result is not None
         if not self._waited:
             self._waited = True
-            self._engine.add_times(self.cause, *self._times(begin, time.monotonic()))
+            end = time.monotonic()
+            flows = [*self._flows, (self.last_first_byte, self._ended)]
+            communication = sum(max(0.0, stop - start) for start, stop in flows)
+            blocked = sum(max(0.0, min(end, stop) - max(begin, start)) for start, stop in flows)
+            idle = max(0.0, min(end, self._ended) - begin - blocked)
+            self._engine.add_times(self.cause, communication, idle, communication - blocked)
         return self._result
-
-    def _times(self, begin: float, end: float) -> tuple[float, float, float]:
-        """Seconds of communication, idle and overlapped, for a caller that was blocked from `begin` to `end`."""
-        flows = [*self._flows, (self.last_first_byte, self._ended)]
-        communication = sum(max(0.0, stop - start) for start, stop in flows)
-        blocked = sum(max(0.0, min(end, stop) - max(begin, start)) for start, stop in flows)
-        idle = max(0.0, min(end, self._ended) - begin - blocked)
-        return communication, idle, communication - blocked
 
     def missing_ranks(self) -> list[int]:
         """Ranks whose data has not arrived whole, else those that do not take this rank's data."""
