@@ -20,7 +20,7 @@ from pangu_sigma.evaluation.measurement import MeasuredFigure, Record
 from pangu_sigma.evaluation.model import EvaluatedModel
 from pangu_sigma.evaluation.prompts import lost_note, prompt_ids, task_header
 from pangu_sigma.evaluation.run_code import ends_well
-from pangu_sigma.evaluation.tasks import Example, Task, Template
+from pangu_sigma.evaluation.tasks import Task, Template
 
 # Writes at most so many tokens after each prompt (prompts, domains, tokens): ids without the prompt's.
 Write = Callable[[List[List[int]], List[int], int], List[List[int]]]
@@ -98,10 +98,20 @@ class GenerationTask:
         whole = [prompt_ids(self._model, self._task, number, self._domain) for number in numbers]
         prompts = [ids if len(ids) <= self._room else ids[:1] + ids[len(ids) - self._room + 1 :] for ids in whole]
         written = self._write(prompts, [self._domain] * len(prompts), self._task.config.max_new_tokens)
-        return [
-            {**self._judge(self._task.examples[number], self._text(ids)), "lost": len(before) - len(after)}
-            for number, ids, before, after in zip(numbers, written, whole, prompts)
-        ]
+        records, metrics = [], self._task.metrics
+        for number, ids, before, after in zip(numbers, written, whole, prompts):
+            example, completion = self._task.examples[number], self._text(ids)
+            found: Record = {"completion": completion}
+            if "exact_match" in metrics:
+                found["exact_match"] = exact_match(completion, example.answers)
+            if "f1" in metrics:
+                found["f1"] = f1(completion, example.answers)
+            if "passes" in metrics:
+                program = Template(self._task.config.program or "", "program")
+                values = {**(example.values or {}), "completion": completion}
+                found["passes"] = ends_well(program.render(values, example.where))
+            records.append({**found, "lost": len(before) - len(after)})
+        return records
 
     def figures(self, records: Sequence[Record]) -> List[MeasuredFigure]:
         domain = self._model.domains[self._domain]
@@ -121,19 +131,6 @@ class GenerationTask:
         return before_stop(
             self._model.tokenizer.decode(ids[: ids.index(end)] if end in ids else ids), self._task.config.stop
         )
-
-    def _judge(self, example: Example, completion: str) -> Record:
-        found: Record = {"completion": completion}
-        if "exact_match" in self._task.metrics:
-            found["exact_match"] = exact_match(completion, example.answers)
-        if "f1" in self._task.metrics:
-            found["f1"] = f1(completion, example.answers)
-        if "passes" in self._task.metrics:
-            values = {**(example.values or {}), "completion": completion}
-            found["passes"] = ends_well(
-                Template(self._task.config.program or "", "program").render(values, example.where)
-            )
-        return found
 
 
 def check_code_allowed(task: Task, run_code: bool) -> None:

@@ -19,7 +19,6 @@ from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup, FixedCapacities
 from locmoe_ops.dispatch.registry import dispatcher_spec
 from locmoe_ops.dispatch.repick import RepickingAssignment
-from locmoe_ops.dispatch.slots import Slots
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
@@ -82,7 +81,12 @@ class TrainedRanks:
         )
         for layer in layers:
             dispatcher = FlatDispatcher(context.collectives, setup, "all_to_all/as trained")
-            self._own_table(dispatcher.slots)
+            slots = dispatcher.slots
+            # What is a constant of each layer's graph becomes one parameter of all.
+            for name in ("table", "room") if isinstance(slots, RepickingAssignment) else ("table",):
+                own = Parameter(getattr(slots, name), name=f"as_trained.{name}", requires_grad=False)
+                delattr(slots, name)
+                setattr(slots, name, self._tables.setdefault(name, own))
             layer.evaluation_dispatcher = dispatcher
 
     def play(self, rank: int) -> None:
@@ -95,17 +99,6 @@ class TrainedRanks:
         self._tables["table"].set_data(Tensor(table))
         if "room" in self._tables:
             self._tables["room"].set_data(Tensor(capacity, dtype.float32))
-
-    def _own_table(self, slots: Slots) -> None:
-        """Makes one parameter of what is a constant of each layer's graph."""
-        for name in ("table", "room") if isinstance(slots, RepickingAssignment) else ("table",):
-            constant = getattr(slots, name)
-            delattr(slots, name)
-            setattr(
-                slots,
-                name,
-                self._tables.setdefault(name, Parameter(constant, name=f"as_trained.{name}", requires_grad=False)),
-            )
 
 
 def trained_capacities(config: Config, shape: ModelDims, topology: Topology) -> np.ndarray:

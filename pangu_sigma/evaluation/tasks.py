@@ -148,24 +148,20 @@ def _check(config: TaskConfig) -> None:
     unused = ("max_new_tokens", "stop", "program") if choice else ("choices", "choices_field", "choice", "labels")
     _require_default(config, unused, f"kind {config.kind}")
     if choice:
-        _check_choices(config)
+        if bool(config.choices) == (config.choices_field is not None):
+            raise InputError("choices and choices_field: expected one of the two")
+        if config.choices and len(config.choices) < 2:
+            raise InputError(f"choices: found {len(config.choices)}, expected at least 2")
+        if config.choices:
+            _require_default(config, ("choice",), "choices")
+        elif config.labels:
+            raise InputError("labels: given with choices_field, expected none")
+        if config.labels and len(config.labels) != len(config.choices):
+            raise InputError(f"labels: found {len(config.labels)} for {len(config.choices)} choices, expected as many")
     elif config.metrics and ("passes" in config.metrics) != (config.program is not None):
         raise InputError("program and the metric passes: found one without the other, expected both or neither")
     if not config.shots:
         _require_default(config, ("shots_data", "seed", "separator"), "shots 0")
-
-
-def _check_choices(config: TaskConfig) -> None:
-    if bool(config.choices) == (config.choices_field is not None):
-        raise InputError("choices and choices_field: expected one of the two")
-    if config.choices and len(config.choices) < 2:
-        raise InputError(f"choices: found {len(config.choices)}, expected at least 2")
-    if config.choices:
-        _require_default(config, ("choice",), "choices")
-    elif config.labels:
-        raise InputError("labels: given with choices_field, expected none")
-    if config.labels and len(config.labels) != len(config.choices):
-        raise InputError(f"labels: found {len(config.labels)} for {len(config.choices)} choices, expected as many")
 
 
 def _require_default(config: TaskConfig, names: Tuple[str, ...], reason: str) -> None:
