@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 from pangu_sigma.doctor.findings import FAILURE, OK, UNKNOWN, WARNING, Finding, failure, ok, unknown, warning
 from pangu_sigma.doctor.machine import Machine, Ran
@@ -215,7 +215,11 @@ def _check_node(machine: Machine, node: Node, remote: Remote, own: Sequence[Find
     except (ValueError, KeyError, TypeError):
         fix = "have this project, its Python and this folder there too"
         return [failure(node.name, f"the doctor did not run there: {_reason(ran)}", fix)]
-    return [*_merge(node.name, findings), *_differences(node.name, skew, findings, own)]
+    # One line for what is well, one each for what is not.
+    well, not_made = (sum(finding.level == level for finding in findings) for level in (OK, UNKNOWN))
+    bad = [replace(f, subject=f"{node.name}: {f.subject}") for f in findings if f.level in (WARNING, FAILURE)]
+    text = f"{well} checks ok, {not_made} not made, {len(bad)} to look at{':' if bad else ''}"
+    return [ok(node.name, text), *bad, *_differences(node.name, skew, findings, own)]
 
 
 def _reason(ran: Ran) -> str:
@@ -228,18 +232,6 @@ def _command(remote: Remote) -> str:
     source = f". {shlex.quote(remote.env_file)} && " if remote.env_file else ""
     path = f"PYTHONPATH={shlex.quote(str(REPOSITORY))}${{PYTHONPATH:+:$PYTHONPATH}}"
     return f"{source}cd {shlex.quote(str(Path.cwd()))} && {path} {shlex.join(words)}"
-
-
-def _merge(name: str, findings: Sequence[Finding]) -> List[Finding]:
-    """One line for what is well, one each for what is not."""
-    counts: Dict[str, int] = {level: sum(finding.level == level for finding in findings) for level in (OK, UNKNOWN)}
-    bad = [
-        replace(finding, subject=f"{name}: {finding.subject}")
-        for finding in findings
-        if finding.level in (WARNING, FAILURE)
-    ]
-    text = f"{counts[OK]} checks ok, {counts[UNKNOWN]} not made, {len(bad)} to look at{':' if bad else ''}"
-    return [ok(name, text), *bad]
 
 
 def _differences(name: str, skew: float, findings: Sequence[Finding], own: Sequence[Finding]) -> List[Finding]:

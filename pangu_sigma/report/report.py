@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import Dict, List, Mapping, Optional
 
 from pangu_sigma.config.derived import tokens_per_step
 from pangu_sigma.metrics.window import TOKENS
 from pangu_sigma.report import collect as c
 from pangu_sigma.report.collect import Collection, Spread
-from pangu_sigma.report.comparison import SINGLE_PHASE, ComparedRun
+from pangu_sigma.report.comparison import SINGLE_PHASE
 from pangu_sigma.report.figures import all_figures
 from pangu_sigma.report.numbers import with_range
 from pangu_sigma.report.page import MARKERS, page, paragraph, section, table
@@ -165,20 +165,14 @@ def _setting(data: Collection) -> str:
             "seeds "
             f"{', '.join(map(str, seeds))}."
         )
-    own_overrides = [[variant, _own_overrides(variant, runs)] for variant in data.plan.variants]
+    first = [run for run in runs if run.seed == runs[0].seed and run.phase == runs[0].phase]
+    common = set.intersection(*(set(run.overrides) for run in first))
+    own_overrides = []
+    for variant in data.plan.variants:
+        found = next(run for run in runs if run.variant == variant).overrides
+        texts = [text for text in found if text not in common and not text.startswith("train.seed=")]
+        own_overrides.append([variant, ", ".join(texts) or "the base as it is"])
     return "\n".join(map(paragraph, sentences)) + table(["variant", "what makes it different"], own_overrides, "words")
-
-
-def _own_overrides(variant: str, runs: Sequence[ComparedRun]) -> str:
-    """Overrides that not all variants share."""
-    common = set.intersection(
-        *(set(run.overrides) for run in runs if run.seed == runs[0].seed and run.phase == runs[0].phase)
-    )
-    own = next(run for run in runs if run.variant == variant)
-    return (
-        ", ".join(text for text in own.overrides if text not in common and not text.startswith("train.seed="))
-        or "the base as it is"
-    )
 
 
 def _numbers(data: Collection) -> List[str]:

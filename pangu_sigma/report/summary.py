@@ -6,7 +6,7 @@ Reads each run's `summary.json`, whose metrics `pangu_sigma.train.metrics` defin
 import json
 import textwrap
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.metrics.perplexity import DIVERGED, perplexity_text, usable_perplexity
@@ -114,7 +114,17 @@ def table(runs: Sequence[RunSummary]) -> str:
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
         for row in rows
     ]
-    return "\n".join([*lines[:2], "-" * len(lines[0]), *lines[2:], "", *_unigram_lines(runs), _LEGEND])
+    lines = [*lines[:2], "-" * len(lines[0]), *lines[2:], ""]
+    unigram = runs[0].unigram_perplexity
+    if unigram:
+        measured = [(run.router, run.metrics[VALIDATION]) for run in runs if VALIDATION in run.metrics]
+        ratios = ", ".join(
+            f"{router} {DIVERGED if perplexity is None else f'{perplexity / unigram:.2f}'}"
+            for router, perplexity in measured
+        )
+        text = f"Unigram perplexity {unigram:.1f}" + (f"; ratio to it: {ratios}" if ratios else "")
+        lines += textwrap.wrap(text, WIDTH)
+    return "\n".join([*lines, _LEGEND])
 
 
 def _cell(column: Column, run: RunSummary) -> str:
@@ -122,19 +132,6 @@ def _cell(column: Column, run: RunSummary) -> str:
     if column.metric == VALIDATION and run.diverged:
         return DIVERGED
     return _NOT_MEASURED if value is None else column.show(value)
-
-
-def _unigram_lines(runs: Sequence[RunSummary]) -> List[str]:
-    unigram = runs[0].unigram_perplexity
-    if not unigram:
-        return []
-    measured = [(run.router, run.metrics[VALIDATION]) for run in runs if VALIDATION in run.metrics]
-    ratios = ", ".join(
-        f"{router} {DIVERGED if perplexity is None else f'{perplexity / unigram:.2f}'}"
-        for router, perplexity in measured
-    )
-    text = f"Unigram perplexity {unigram:.1f}" + (f"; ratio to it: {ratios}" if ratios else "")
-    return textwrap.wrap(text, WIDTH)
 
 
 def _bytes(count: float) -> str:

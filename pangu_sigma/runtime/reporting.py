@@ -69,25 +69,23 @@ def report_error(error: BaseException) -> int:
 
 def announce(error: BaseException) -> None:
     """Reports an error ahead of `report_error`, which then stays silent, from any thread."""
+    expected = (InputError, CollectiveError, OutputNotWritten, RunDiverged, ToolFailed)
     with _reporting:
-        if not getattr(error, "_told", False):
-            error._told = True  # type: ignore[attr-defined]
-            _tell(error)
-
-
-def _tell(error: BaseException) -> None:
-    status, missing = _status(error), missing_package(error)
-    message = missing or " ".join(str(error).split())
-    if not missing and not isinstance(error, (InputError, CollectiveError, OutputNotWritten, RunDiverged, ToolFailed)):
-        traceback.print_exception(type(error), error, error.__traceback__)
-        rank = f"rank {rank_name()}: " if is_worker() else ""
-        message = f"{rank}{type(error).__name__}: {message}"
-    line = f"pangu-sigma: error: {message}"
-    folder = os.environ.get("LOCMOE_LOG_DIR")
-    told = folder and is_worker() and append_line(Path(folder) / "errors.log", rank_name(), str(status), line)
-    # Where the folder's name is left over in a shell, nobody reads that log.
-    if not told or not started_by_launcher():
-        print(line, file=sys.stderr, flush=True)
+        if getattr(error, "_told", False):
+            return
+        error._told = True  # type: ignore[attr-defined]
+        status, missing = _status(error), missing_package(error)
+        message = missing or " ".join(str(error).split())
+        if not missing and not isinstance(error, expected):
+            traceback.print_exception(type(error), error, error.__traceback__)
+            rank = f"rank {rank_name()}: " if is_worker() else ""
+            message = f"{rank}{type(error).__name__}: {message}"
+        line = f"pangu-sigma: error: {message}"
+        folder = os.environ.get("LOCMOE_LOG_DIR")
+        told = folder and is_worker() and append_line(Path(folder) / "errors.log", rank_name(), str(status), line)
+        # Where the folder's name is left over in a shell, nobody reads that log.
+        if not told or not started_by_launcher():
+            print(line, file=sys.stderr, flush=True)
 
 
 def _status(error: BaseException) -> int:
