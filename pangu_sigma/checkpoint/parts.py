@@ -106,20 +106,17 @@ def collect_parts(
     for part in parts:
         for entry in part["tensors"]:
             by_name.setdefault(entry["name"], []).append(entry)
-    tensors = {name: _joined(folder, name, by_name[name]) for name in sorted(by_name)}
+    tensors = {}
+    for name, found in sorted(by_name.items()):
+        axis, _, count, blocks = found[0]["part"] or (0, 0, 1, 1)
+        by_index = sorted((entry["part"][1] if entry["part"] else 0, entry["shard"], entry["crc32"]) for entry in found)
+        indices = [index for index, _, _ in by_index]
+        if indices != list(range(count)):
+            raise CheckpointNotWritten(
+                f"{folder}: of tensor {name} the parts {indices} were written; expected 0 to {count - 1}"
+            )
+        whole = tuple(ShardPart(shard, checksum) for _, shard, checksum in by_index)
+        tensors[name] = TensorEntry(tuple(found[0]["shape"]), found[0]["dtype"], whole, axis, blocks)
     for rank in waited_for:
         (folder / part_name(rank)).unlink()
     return tensors, {shard: size for part in parts for shard, size in part["shards"].items()}
-
-
-def _joined(folder: Path, name: str, found: List[Dict[str, Any]]) -> TensorEntry:
-    """The manifest's entry of a tensor, from what all ranks say of their parts of it."""
-    axis, _, count, blocks = found[0]["part"] or (0, 0, 1, 1)
-    by_index = sorted((entry["part"][1] if entry["part"] else 0, entry["shard"], entry["crc32"]) for entry in found)
-    indices = [index for index, _, _ in by_index]
-    if indices != list(range(count)):
-        raise CheckpointNotWritten(
-            f"{folder}: of tensor {name} the parts {indices} were written; expected 0 to {count - 1}"
-        )
-    parts = tuple(ShardPart(shard, checksum) for _, shard, checksum in by_index)
-    return TensorEntry(tuple(found[0]["shape"]), found[0]["dtype"], parts, axis, blocks)

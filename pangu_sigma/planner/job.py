@@ -125,22 +125,9 @@ def plan_job(config: Config, nodes: int, devices_per_node: int) -> PlannedJob:
     ranks = nodes * devices_per_node
     placed = replace(config, parallel=replace(config.parallel, ranks_per_node=devices_per_node))
     validate(placed, ranks)
-    words, domains = _vocabulary(placed)
-    if words % placed.parallel.tensor:
-        raise InputError(
-            f"parallel.tensor ({placed.parallel.tensor}) does not divide the {words} words of the vocabulary; "
-            "expected a divisor"
-        )
-    parallel = placed.parallel
-    return PlannedJob(placed, Topology(ranks, devices_per_node, parallel.expert, parallel.tensor), words, domains)
-
-
-def _vocabulary(config: Config) -> tuple[int, int]:
-    """Words and domains: as the prepared data says, if there is any, else as the configuration says that it is to be
-    prepared.
-    """
-    model, prepare, folder = config.model, config.data.prepare, Path(config.data.path)
-    if (folder / NAME).is_file():
+    model, moe, prepare = config.model, config.moe, config.data.prepare
+    folder = Path(config.data.path)
+    if (folder / NAME).is_file():  # words and domains are those of the prepared data
         manifest = read_manifest(folder)
         words, domains = model.vocab_size or manifest.vocab_size, len(manifest.domains)
     elif model.vocab_size is None and prepare.tokenizer is not None:
@@ -148,12 +135,18 @@ def _vocabulary(config: Config) -> tuple[int, int]:
             f"model.vocab_size is null, and {config.data.path} holds no data prepared with {prepare.tokenizer}; "
             "expected --set model.vocab_size=N"
         )
-    else:
-        words, groups = model.vocab_size or prepare.vocab_size, config.moe.domain_groups
-        domains = len(prepare.sources) or config.moe.num_groups if groups is None else len(groups)
+    else:  # or as the configuration says that it is to be prepared
+        words, groups = model.vocab_size or prepare.vocab_size, moe.domain_groups
+        domains = len(prepare.sources) or moe.num_groups if groups is None else len(groups)
     if derived.has_experts(config):
-        resolve_domain_groups(config.moe.domain_groups, domains, config.moe.num_groups)
-    return words, domains
+        resolve_domain_groups(moe.domain_groups, domains, moe.num_groups)
+    if words % placed.parallel.tensor:
+        raise InputError(
+            f"parallel.tensor ({placed.parallel.tensor}) does not divide the {words} words of the vocabulary; "
+            "expected a divisor"
+        )
+    parallel = placed.parallel
+    return PlannedJob(placed, Topology(ranks, devices_per_node, parallel.expert, parallel.tensor), words, domains)
 
 
 def layer_slots(job: PlannedJob, factor: float | None = None) -> LayerSlots:

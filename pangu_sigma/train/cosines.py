@@ -47,19 +47,16 @@ def measure_cosines(config: Config, layers: List[RoutedTokens], rows: int, colle
         "layer": len(layers) - 1,
         **{name: CosineHistogram(tuple(counts.tolist())).to_dict() for name, counts in zip(own, parts)},
     }
-    return found if last.gates is None else {**found, **_bounds(config, layers, rows, collectives)}
-
-
-def _bounds(config: Config, layers: List[RoutedTokens], rows: int, collectives: Collectives) -> Dict[str, Any]:
-    """`delta` and `bound` of `cosines.json`."""
-    own = [
+    if last.gates is None:
+        return found
+    per_layer = [
         [
             row_statistics(layer.token_gate(), layer.choice, statistic, config.moe.capacity.quantile, rows)
             for layer in layers
         ]
         for statistic in STATISTICS
     ]
-    means = MeanOverSequences(collectives, "cosines/delta")(np.moveaxis(np.array(own), -1, 0))  # (statistics, M)
+    means = MeanOverSequences(collectives, "cosines/delta")(np.moveaxis(np.array(per_layer), -1, 0))  # (statistics, M)
     delta = {statistic: [as_delta(mean) for mean in row] for statistic, row in zip(STATISTICS, means)}
     size, experts = config.model.hidden_size, experts_per_group(config)
     bound = {
@@ -69,7 +66,7 @@ def _bounds(config: Config, layers: List[RoutedTokens], rows: int, collectives: 
         }
         for form in FORMS
     }
-    return {"delta": delta, "bound": bound}
+    return {**found, "delta": delta, "bound": bound}
 
 
 def _number(value: float) -> Optional[float]:
