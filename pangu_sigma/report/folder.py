@@ -116,16 +116,13 @@ class _GrowingFile:
             return [], 0.0
         whole = new[: new.rfind(b"\n") + 1]
         self._read_bytes += len(whole)
-        self._records = self._records + [record for record in map(_record, whole.splitlines()) if record is not None]
+        self._records = list(self._records)  # who read before keeps what he got
+        for line in whole.splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # no line of metrics
+            step = record.get(STEP) if isinstance(record, dict) else None
+            if isinstance(step, int) and not isinstance(step, bool):
+                self._records.append(record)
         return self._records, status.st_mtime
-
-
-def _record(line: bytes) -> Optional[Dict[str, Any]]:
-    """A step's metrics; None for a line that is none."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or isinstance(record.get(STEP), bool) or not isinstance(record.get(STEP), int):
-        return None
-    return record
