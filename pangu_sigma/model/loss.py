@@ -88,9 +88,8 @@ class SplitCrossEntropy(nn.Cell):
         total = 1.0 / ops.gather_elements(probabilities, 1, ops.cast(best, dtype.int32)).reshape(-1)
         place, here = self._place(targets)
         at_target = ops.gather_elements(logits, 1, place.reshape(-1, 1)).reshape(-1) * here  # (T,) <- (T, w)
-        numbers = self.gather(ops.stack((peak, total, at_target))).reshape(
-            self.num_shards, 3, -1
-        )  # (P, 3, T) <- (P * 3, T)
+        numbers = self.gather(ops.stack((peak, total, at_target)))
+        numbers = numbers.reshape(self.num_shards, 3, -1)  # (P, 3, T) <- (P * 3, T)
         peaks, totals, at_targets = ops.unstack(numbers, 1)  # (P, T) each
         highest = self.highest(peaks, 0)
         whole = (totals * ops.exp(peaks - highest)).sum(0)

@@ -73,7 +73,9 @@ class Objective(nn.Cell):
     def total(
         self, logits: Tensor, reports: List[Dict[str, Tensor]], batch: BatchTensors, loss_scale: Tensor
     ) -> Tuple[Tensor, ObjectiveSums]:
-        """The outputs of `construct` from those of `forward`."""
+        """The outputs of `construct`, from `logits` and `reports`, which `forward` gives, and from `batch` and
+        `loss_scale`, as `construct` takes them.
+        """
         mask = batch["loss_mask"].reshape(-1)  # (T,) <- (B, S)
         targets = batch["targets"].reshape(-1)  # (T,) <- (B, S)
         losses, _ = self.network.token_losses(ops.cast(logits, dtype.float32), targets)
