@@ -20,7 +20,7 @@ MODEL = {
     "hidden_size": 16,
     "num_heads": 2,
     "ffn_hidden_size": 24,
-    "dense_layers": 1,
+    "dense_layers": 0,
     "sparse_layers": 1,
     "sequence_length": 16,
     "vocab_size": 50,
@@ -91,8 +91,7 @@ def test_generation_sums_over_ranks_on_the_device(wrong):
 
 def test_a_step_of_four_ranks_passes(tmp_path, capsys):
     """Group-wise and hierarchical, in chunks, with gradients that set out in the last of two micro-batches, and
-    optimizer state shared
-    out: all that a step can hold.
+    optimizer state shared out: all that a step can hold.
     """
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(GROUP_WISE))
     status = main(
