@@ -49,7 +49,7 @@ def configuration(
             "model": {
                 "hidden_size": 32,
                 "num_heads": 2,
-                "dense_layers": 1,
+                "dense_layers": 0,
                 "sparse_layers": 1,
                 "sequence_length": 32,
                 "attention_dropout": 0.1,
@@ -83,7 +83,7 @@ def configuration(
 def adaptive(data: str, output: Path, expert: int) -> Config:
     """Slots by the bound, measured before the first and the fourth step; two tiers where there are two nodes."""
     given = to_dict(configuration(data, output, expert))
-    given["model"].update(dense_layers=0, attention_dropout=0.0)
+    given["model"].update(attention_dropout=0.0)
     given["moe"]["capacity"] = {"mode": "adaptive", "interval": 3, "buckets": 32, "hysteresis": 0.0}
     given["moe"]["dispatch"]["type"] = "hierarchical"
     given["moe"]["router"].update(balance_rate=0.0)
@@ -96,7 +96,7 @@ def adaptive(data: str, output: Path, expert: int) -> Config:
 def dense(data: str, output: Path, overlap: bool) -> Config:
     """Without sparse layers: gradients are all that ranks exchange."""
     given = to_dict(configuration(data, output, expert=1))
-    given["model"].update(sparse_layers=0)
+    given["model"].update(dense_layers=1, sparse_layers=0)
     given["moe"]["router"].update(type="hash", balance_rate=0.0)
     given["parallel"]["overlap_gradients"] = overlap
     given["train"].update(steps=3, global_batch_size=8 * MICRO_BATCHES, micro_batch_size=2)

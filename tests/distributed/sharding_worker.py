@@ -39,7 +39,7 @@ def sharded(data: str, output: Path, tensor: int = 1, **optimizer: Any) -> Confi
     to compile as will do.
     """
     given = to_dict(configuration(data, output, 2, tensor))
-    given["model"].update(dense_layers=0, attention_dropout=0.0)
+    given["model"].update(attention_dropout=0.0)
     given["moe"]["router"].update(type="hash", balance_rate=0.0)
     given["parallel"]["ranks_per_node"] = 2
     given["optimizer"].update(

@@ -56,7 +56,7 @@ def test_no_layout_loses_a_bit(output, name):
     """
     first, now = saved_tensors(output, "straight", 20), saved_tensors(output, name, 20)
     assert set(first) == set(now)
-    assert {f"adam_v.blocks.1.feed_forward.experts.w_out@{expert}" for expert in range(8)} <= set(now)
+    assert {f"adam_v.blocks.0.feed_forward.experts.w_out@{expert}" for expert in range(8)} <= set(now)
     assert any(
         name.endswith("balance_bias") and value.any() for name, value in now.items() if isinstance(value, np.ndarray)
     )
@@ -77,8 +77,8 @@ def test_each_rank_wrote_its_own(output):
     }
     with CheckpointReader.open(output / "2x2" / "checkpoints" / "step_20") as reader:
         assert len(reader.entry("embedding.word").parts) == 2 and reader.entry("embedding.word").blocks == 2
-        assert len(reader.entry("adam_m.blocks.1.feed_forward.experts.w_in@5").parts) == 2
-        assert len(reader.entry("blocks.1.feed_forward.experts.b_out@5").parts) == 1
+        assert len(reader.entry("adam_m.blocks.0.feed_forward.experts.w_in@5").parts) == 2
+        assert len(reader.entry("blocks.0.feed_forward.experts.b_out@5").parts) == 1
 
 
 def test_all_ranks_leave_a_checkpoint_that_one_finds_damaged(output):
