@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Audits the shipped configurations, scaled to a few ranks, with every router, dispatcher and tensor-parallel degree.
 
-usage: python scripts/check_audit.py [--output FILE] [--ranks N,N] [--only PART ...] [--report]
+usage: python scripts/check_audit.py [--output FILE] [--ranks N,N] [--only PART ...] [--sample N]
+                                      [--report]
 
 A case is a configuration x ranks x tensor-parallel degree x router x dispatcher x micro-batches; sizes shrink,
 everything else stays as shipped. Configurations that gather gradients over micro-batches do so (in two) with the router
 that they ship with, each dispatcher; with the others the step is one micro-batch. Cases that differ in nothing that the
 compiled step depends on, as the 2.6B and the 38B ones when they are scaled, are compiled once. Results go to FILE
 (default runs/audits.jsonl), a line a case; cases that it holds are not made again. --only: configurations whose path
-contains PART. --report: print the table of what FILE holds. Exit status 1 if a case has a problem.
+contains PART. --sample: N of all cases, evenly
+spaced. --report: print the table of what FILE holds. Exit status 1 if a case has a problem.
 """
 
 import argparse
@@ -231,12 +233,15 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "audits.jsonl")
     parser.add_argument("--ranks", default="4,8")
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--sample", type=int, metavar="N")
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if not options.report:
         done = read(options.output)
-        wanted = cases([int(size) for size in options.ranks.split(",")], options.only)
+        wanted = list(cases([int(size) for size in options.ranks.split(",")], options.only))
+        if options.sample:
+            wanted = [wanted[i * len(wanted) // options.sample] for i in range(min(options.sample, len(wanted)))]
         run([case for case in wanted if tuple(case.key) not in done], options.output)
     return report(read(options.output))
 
