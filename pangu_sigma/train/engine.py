@@ -93,6 +93,8 @@ class TrainEngine:
         alike = experts_per_group(config) if config.moe.initial_experts == "copies" else 1
         initialise(self.network, config.train.seed, config.model.init_std, alike)
         self.parameters = ordered_parameters(self.network.trainable_params(), slice_of)
+        # Now: the hooks that overlap gradients put sums of micro-batches into the network, which are no part of a run.
+        self._saved = list(self.network.get_parameters())
         self.statistics = Statistics(
             num_sparse_layers(config),
             config.moe.num_experts,
@@ -135,7 +137,7 @@ class TrainEngine:
     def _without_moments(self) -> List[StateEntry]:
         scale, on_host = self.loss_scale, {} if self.host is None else self.host.weights
         counters = [self.adam.updates, scale.scale, scale.good, scale.skipped, *self.capacity.state()]
-        entries = parameter_entries([*self.network.get_parameters(), *counters])
+        entries = parameter_entries([*self._saved, *counters])
         return [on_host.get(entry.name, entry) for entry in entries]
 
     def set_capacity(self, slots: int, factor: float) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.ports import free_port
+from helpers.traffic import CASES, configuration
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,8 +67,6 @@ def layouts(run_job, tiny_data, tmp_path_factory):
 @pytest.fixture(scope="session")
 def sharding(run_job, tiny_data, tmp_path_factory):
     """The folder that `sharding_worker.py` leaves, of four ranks; with the cases of test_traffic.py."""
-    from test_traffic import CASES, configuration
-
     folder = tmp_path_factory.mktemp("sharding")
     (folder / "cases.json").write_text(json.dumps({name: configuration(name) for name in CASES}))
     run_job(4, 1500, folder, "sharding_worker.py", tiny_data, folder, folder / "cases.json")  # seconds, on slow cores

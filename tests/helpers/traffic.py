@@ -1,0 +1,51 @@
+"""Configurations of four ranks whose bytes are planned and counted."""
+
+MODEL = {
+    "hidden_size": 16,
+    "num_heads": 2,
+    "ffn_hidden_size": 24,
+    "dense_layers": 0,
+    "sparse_layers": 1,
+    "sequence_length": 16,
+    "vocab_size": 50,
+}
+# With the runs of sharding_worker.py, between them: all dispatchers with a fixed number of slots, in chunks and not,
+# group-wise and not; experts with a replica on the other node; domains on two of four nodes each; several
+# micro-batches; optimizer state shared out, of all parameters and of dense ones alone; both types of matmuls; losses
+# over ranks, nodes and all tokens.
+CASES = {
+    "flat": {
+        "moe": {"router": {"type": "switch", "top_k": 2, "statistics": "rank"}, "dispatch": {"chunks": 3}},
+        "parallel": {"expert": 2, "ranks_per_node": 2},
+        "train": {"global_batch_size": 8, "micro_batch_size": 1},
+    },
+    "hierarchical": {
+        "model": {"sparse_query_layer": True},
+        "moe": {
+            "router": {"type": "locmoe"},
+            "dispatch": {"type": "hierarchical", "chunks": 2},
+            "capacity": {"local_share": 0.75},
+        },
+        "parallel": {"expert": 4, "ranks_per_node": 2},
+    },
+    "placed": {
+        "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical"}, "placement": "node_grouped"},
+        "data": {"placement": "domain_by_node"},
+        "parallel": {"expert": 4, "ranks_per_node": 1},
+    },
+    "group-wise": {
+        "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "group_wise": True}},
+        "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2},
+        "runtime": {"precision": "fp16"},
+    },
+}
+
+
+def configuration(name):
+    given = {"optimizer": {"warmup_steps": 1}, "train": {"steps": 2, "global_batch_size": 4}, **CASES[name]}
+    return {
+        **given,
+        "model": {**MODEL, **given.get("model", {})},
+        "moe": {"num_experts": 8, "num_groups": 2, **given["moe"]},
+        "train": {"steps": 2, **given["train"]},
+    }
