@@ -142,8 +142,13 @@ def gate_gradients(
         value_gradient = p * (p_gradient - np.dot(p, p_gradient))
         if spec.router == "locmoe":
             values = locmoe_values(spec, parameters, tokens, t, routing.group[t])
-            if not (spec.ties == "unrectified" and is_undecided(spec, values)):
+            value_gradient = spec.value_scale * value_gradient
+            if _is_rectified(spec, values):
                 value_gradient = np.where(values > 0.0, value_gradient, 0.0)  # through the ReLU
+            if spec.normalise == "token":
+                unit, deviation = _standardised(rows @ x)
+                centred = value_gradient - value_gradient.mean()
+                value_gradient = (centred - unit * (value_gradient * unit).mean()) / deviation
         if spec.router == "etr":  # through the cosines
             units, length = rows / np.linalg.norm(rows, axis=1, keepdims=True), _length(x)
             of_cosines = value_gradient / spec.temperature
@@ -167,8 +172,7 @@ def _token_probability(
     values = rows @ x
     if spec.router == "locmoe":
         values = locmoe_values(spec, parameters, tokens, t, group)
-        if not (spec.ties == "unrectified" and is_undecided(spec, values)):
-            values = np.maximum(values, 0.0)
+        values = spec.value_scale * (np.maximum(values, 0.0) if _is_rectified(spec, values) else values)
     if spec.router == "etr":
         values = values / (np.linalg.norm(rows, axis=1) * _length(x)) / spec.temperature
     exponentials = np.exp(values - values.max())
@@ -176,18 +180,32 @@ def _token_probability(
 
 
 def locmoe_values(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens, t: int, group: int) -> np.ndarray:
-    """(n,) float64: w_i x + eps_i of one token, what enters the ReLU of LocMoE's Eq. 2.
+    """(n,) float64: w_i x + eps_i of one token, what enters the ReLU of LocMoE's Eq. 2; w_i x may be standardised.
 
     Args:
         spec, parameters: of the layer. tokens: of one rank. t: the token. group: its expert group.
     """
     values = _gate_rows(spec, parameters, group) @ tokens.x[t].astype(np.float64)
-    return values + tokens.noise[t] if spec.ties == "noise" and tokens.noise is not None else values
+    if spec.normalise == "token":
+        values, _ = _standardised(values)
+    return values if tokens.noise is None else values + tokens.noise[t]
 
 
 def is_undecided(spec: LayerSpec, values: np.ndarray) -> bool:
-    """Whether fewer than k of a token's values (n,) are above 0, so that ReLU leaves a choice to the rule of ties."""
-    return int((values > 0.0).sum()) < spec.top_k
+    """Whether fewer than k of a token's values (n,) are above 0, so that ReLU leaves a choice to the rule of ties.
+    Without the ReLU no token is undecided.
+    """
+    return spec.rectify and int((values > 0.0).sum()) < spec.top_k
+
+
+def _is_rectified(spec: LayerSpec, values: np.ndarray) -> bool:
+    return spec.rectify and not (spec.ties == "unrectified" and is_undecided(spec, values))
+
+
+def _standardised(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Values (n,) brought to mean 0 and deviation 1; and the deviation, which is never 0."""
+    deviation = math.sqrt(float(values.var()) + 1e-6)
+    return (values - values.mean()) / deviation, deviation
 
 
 def _gate_rows(spec: LayerSpec, parameters: LayerParameters, group: int) -> np.ndarray:

@@ -22,6 +22,7 @@ STATISTICS = ("rank", "node", "global")
 PRIORITIES = ("position", "weight")
 OVERFLOWS = ("drop", "repick")
 TIES = ("first", "unrectified", "noise")
+NORMALISATIONS = ("none", "token")
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,17 @@ class LayerSpec:
     bandwidth_ratio: float = 1.0  # ta_moe: of a link inside a node to one between nodes
     temperature: float = 1.0  # etr: divides cosines
     ties: str = "first"  # locmoe: first | unrectified | noise; what decides tokens with fewer than k values above 0
+    normalise: str = "none"  # locmoe: none | token; token: values to mean 0 and deviation 1 over the group's experts
+    value_scale: float = 1.0  # locmoe: factor on the values before the softmax
+    rectify: bool = True  # locmoe: the ReLU of Eq. 2
 
     def __post_init__(self) -> None:
         _require_choice("router", self.router, ROUTERS)
         _require_choice("gate", self.gate, GATES)
         _require_choice("activation", self.activation, ACTIVATIONS)
         _require_choice("ties", self.ties, TIES if self.router == "locmoe" else TIES[:1])
+        _require_choice("normalise", self.normalise, NORMALISATIONS)
+        _require(self.value_scale > 0.0, "value_scale", self.value_scale, "above 0")
         _require_choice("drop_priority", self.drop_priority, PRIORITIES)
         _require_choice(
             "overflow", self.overflow, OVERFLOWS if self.router not in ("hash", "gshard") else OVERFLOWS[:1]
@@ -141,7 +147,7 @@ class RankTokens:
     domain: np.ndarray  # (T,) int
     home: np.ndarray  # (T,) int; rank of `LayerSpec.layout`
     chance: Optional[np.ndarray] = None  # (T,) float in [0, 1): decides on gshard's second choices; None: all are taken
-    # (T,n) float: eps_i of LocMoE's Eq. 2, for ties `noise`; None: 0, as in evaluation
+    # (T,n) float: eps_i of LocMoE's Eq. 2, of the locmoe router; None: 0, as in evaluation
     noise: Optional[np.ndarray] = None
 
 

@@ -16,6 +16,7 @@ from locmoe_ops.routers.gates import CodeGate, DenseGate, GrAPGate, draw_codes
 from locmoe_ops.routers.specs.locmoe import LocMoEOptions
 
 _SMALL = 1e-12  # a word vector of zeros has no direction
+_LEAST_VARIANCE = 1e-6  # of a token's values, whose variance is of order n / d: keeps equal values from dividing by 0
 
 
 class LocMoERouter(LocalisingRouter):
@@ -24,17 +25,23 @@ class LocMoERouter(LocalisingRouter):
     The gate's input is the layer's, as in the paper; or (ours) the token's word vector, which `tokens` then holds as
     `word`, brought to mean 0 and variance 1; or a fixed code of the token's id (`CodeGate`).
 
-    A token is undecided if fewer than k of its gate values are above 0. Eq. 2's ReLU makes its other values 0, so that
-    at least one of its choices is a tie. `ties` says what is done with it:
+    1. w_i x, by the gate.
+    2. `normalise` token (ours): of each token, (value - mean) / deviation over the n experts of its group.
+    3. In training eps_i of Eq. 2 is added, where `noise_scale` or `ties` ask for it. The paper does not give its
+       distribution. Here it is uniform in [-s, s), our choice, with s the key noise_scale, or else 1 where values are
+       normalised and sqrt(n / d) where not. It is a function of the token's seed, the layer and i, so it is the same at
+       any parallel degree. In evaluation it is 0.
+    4. ReLU, unless `rectify` is false (ours).
+    5. Times `value_scale` (ours; 1 as in the paper), then softmax and choice (`GatedRouter`).
+
+    A token is undecided if fewer than k of its values after step 3 are above 0. Eq. 2's ReLU makes its other values 0,
+    so that at least one of its choices is a tie. Without the ReLU no token is. `ties` says what is done with it:
 
     - `first`: the tie goes to the expert of lowest index. A token without any value above 0 has the weight 1/n, and
       neither its output nor a loss has a gradient with respect to its values.
     - `unrectified` (ours): it is routed as if Eq. 2 had no ReLU. Choice, weight and losses come from the softmax of its
       values as they are, and gradients flow through all of them.
-    - `noise`: in training eps_i is added to value i before the ReLU, as in Eq. 2, and ties that remain go to the lowest
-      index. The paper does not give the distribution of eps_i. Here it is uniform in [-s, s), our choice, with s the
-      key noise_scale or else sqrt(n / d). It is a function of the token's seed, the layer and i, so it is the same at
-      any parallel degree. In evaluation it is 0.
+    - `noise`: there is noise (step 3), and ties that remain go to the lowest index.
 
     Args:
         context: of the router. options: its keys.
@@ -46,14 +53,19 @@ class LocMoERouter(LocalisingRouter):
         self.by_word, self.by_code = options.gate_input == "word", options.gate_input == "code"
         self.needs = ("word",) if self.by_word else ()
         self.counts_undecided = True
-        self.unrectified, self.noisy = options.ties == "unrectified", options.ties == "noise"
-        spread = math.sqrt(context.shape.per_group / context.shape.hidden_size)
+        self.unrectified, self.rectify = options.ties == "unrectified", options.rectify
+        self.normalise, self.value_scale = options.normalise == "token", options.value_scale
+        self.noisy = options.ties == "noise" or options.noise_scale is not None
+        spread = 1.0 if self.normalise else math.sqrt(context.shape.per_group / context.shape.hidden_size)
         self.noise_scale = spread if options.noise_scale is None else options.noise_scale
         self.uniform = SeededUniform(self.per_group, context.rng_stream) if self.noisy else nn.Identity()
 
     def values(self, x: Tensor, tokens: RouterTokens) -> Tensor:
-        """See `GatedRouter.values`: of `x` and `tokens`, in training with noise where that breaks ties."""
+        """See `GatedRouter.values`: what enters Eq. 2's ReLU, of `x` and `tokens`, in training with noise if any."""
         values = self.noiseless_values(x, tokens)
+        if self.normalise:
+            values = values - values.mean(-1, keep_dims=True)
+            values = values * ops.rsqrt((values * values).mean(-1, keep_dims=True) + _LEAST_VARIANCE)
         if not self.noisy or not self.training:
             return values
         return values + self.noise_scale * (2.0 * self.uniform(tokens["seed"]) - 1.0)  # eps_i of Eq. 2
@@ -80,14 +92,20 @@ class LocMoERouter(LocalisingRouter):
 
     def undecided(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """See `Router.undecided`, with the same `x` and `tokens`."""
+        if not self.rectify:
+            return ops.zeros_like(ops.cast(tokens["seed"], dtype.float32))
         # The same product as in `select`, which a compiled graph computes once.
         undecided = self._undecided(ops.stop_gradient(self.values(x, tokens)))
         return ops.cast(undecided, dtype.float32).reshape(-1)  # (T,) <- (T, 1)
 
     def score(self, values: Tensor) -> Tensor:
-        """See `GatedRouter.score`: `values` after Eq. 2's ReLU, but for what `ties` leaves unrectified."""
-        rectified = ops.relu(values)  # Eq. 2
-        return ops.select(self._undecided(values), values, rectified) if self.unrectified else rectified
+        """See `GatedRouter.score`: `values` after Eq. 2's ReLU, but for what is left unrectified, times the scale."""
+        scores = values
+        if self.rectify:
+            scores = ops.relu(values)  # Eq. 2
+        if self.unrectified:
+            scores = ops.select(self._undecided(values), values, scores)
+        return scores if self.value_scale == 1.0 else scores * self.value_scale
 
     def _undecided(self, values: Tensor) -> Tensor:
         """bool[T, 1] <- <float32>[T, n]"""

@@ -126,9 +126,10 @@ def build_router(case: Case, collectives: Collectives, selection_bias: nn.Cell |
     if case.router == "hash":
         return HashRouter(shape, parameters_of(case).table)
     localising = {"locality_loss_weight": spec.mu, "locality_smoothing": spec.smoothing}
-    noise = {"noise_scale": NOISE_SCALE} if case.ties == "noise" else {}
+    noise = {"noise_scale": NOISE_SCALE} if case.noisy else {}
+    values = {"normalise": case.normalise, "value_scale": case.value_scale, "rectify": case.rectify}
     options = {
-        "locmoe": {"gate": case.gate, "ties": case.ties, **noise, **localising},
+        "locmoe": {"gate": case.gate, "ties": case.ties, **noise, **values, **localising},
         "etr": {"temperature": spec.temperature, **localising},
         "faster_moe": {"max_remote_fraction": case.max_remote_fraction},
         "ta_moe": {"bandwidth_ratio": spec.bandwidth_ratio},

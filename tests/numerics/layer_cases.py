@@ -44,6 +44,10 @@ class Case:
     balanced: bool = False
     overflow: str = "drop"
     ties: str = "first"
+    normalise: str = "none"
+    value_scale: float = 1.0
+    rectify: bool = True
+    noisy: bool = False  # noise on the gate's values, whatever `ties` says
     far_capacity: Optional[int] = None  # hierarchical dispatch, with `capacity` slots for experts of the own node
 
     @property
@@ -83,6 +87,9 @@ class Case:
             overflow=self.overflow,
             far_capacity=self.far_capacity,
             ties=self.ties,
+            normalise=self.normalise,
+            value_scale=self.value_scale,
+            rectify=self.rectify,
             source_nodes=tuple(map(self.layout.node_of, range(RANKS))),
         )
 
@@ -146,9 +153,27 @@ ROUTER_CASES = {
         "locmoe", gate="dense", groups=3, top_k=2, capacity=AMPLE, ties="unrectified"
     ),
     "ties noise, grap, top 2, 3 groups, nothing dropped": Case(
-        "locmoe", groups=3, top_k=2, capacity=AMPLE, ties="noise", statistics="node"
+        "locmoe", groups=3, top_k=2, capacity=AMPLE, ties="noise", noisy=True, statistics="node"
     ),
-    "ties noise, dense, 3 groups": Case("locmoe", gate="dense", groups=3, ties="noise"),
+    "ties noise, dense, 3 groups": Case("locmoe", gate="dense", groups=3, ties="noise", noisy=True),
+    "normalised, grap, 3 groups, nothing dropped": Case("locmoe", groups=3, capacity=AMPLE, normalise="token"),
+    "normalised, sharp, dense, top 2, unrectified ties, noise": Case(
+        "locmoe",
+        gate="dense",
+        groups=3,
+        top_k=2,
+        normalise="token",
+        value_scale=4.0,
+        ties="unrectified",
+        noisy=True,
+        statistics="node",
+    ),
+    "no ReLU, sharp, grap, top 2, by weight": Case(
+        "locmoe", top_k=2, priority="weight", rectify=False, value_scale=3.0
+    ),
+    "no ReLU, noise, normalised, grap, 3 groups, nothing dropped": Case(
+        "locmoe", groups=3, capacity=AMPLE, rectify=False, normalise="token", noisy=True, statistics="rank"
+    ),
 }
 
 

@@ -58,7 +58,7 @@ def batch(chance):
     def make(case, draw):
         ranks, gradients = batch_of(case, draw)
         ranks = [replace(tokens, chance=np.full(TOKENS, chance)) for tokens in ranks]
-        if case.ties == "noise":
+        if case.noisy:
             noise = NOISE_SCALE * (2.0 * uniform(SEEDS, case.experts // case.groups) - 1.0)
             ranks = [replace(tokens, noise=own) for tokens, own in zip(ranks, np.split(noise, RANKS))]
         return ranks, gradients
@@ -88,7 +88,7 @@ def uniform(seeds, length):
 
 def run(layer, case, batch):
     tokens, gradients = on_one_rank(*batch)
-    return joined(case, [layer.run(tokens[0], gradients[0], SEEDS if case.ties == "noise" else None)], 1)
+    return joined(case, [layer.run(tokens[0], gradients[0], SEEDS if case.noisy else None)], 1)
 
 
 @pytest.mark.parametrize("name, draw", EVERYTHING)
@@ -138,8 +138,13 @@ def test_cases_hold_what_they_are_for(batch, name):
         moved = (result.expert[0] != free.expert[0]).any(1).mean()
         assert 0.1 < moved < 0.9
     if case.ties != "first":
-        plain = moe_layer(replace(case, ties="first").spec, parameters, ranks)
+        noiseless = [replace(tokens, noise=None) for tokens in ranks]
+        plain = moe_layer(replace(case, ties="first").spec, parameters, noiseless)
         moved = (result.expert[0] != plain.expert[0]).any(1).mean()
         assert 0.02 < moved < 0.9 and 0.02 < plain.stats.undecided_fraction < 0.9
+    changed = {"normalise": "none", "value_scale": 1.0, "rectify": True}
+    for field in (name for name, plain in changed.items() if getattr(case, name) != plain):
+        plain = moe_layer(replace(case, **{field: changed[field]}).spec, parameters, ranks)
+        assert (np.abs(result.weight[0] - plain.weight[0]).max(1) > 0.01).mean() > 0.1, field
     if case.capacity < AMPLE:
         assert result.stats.drop_fraction > 0.05

@@ -53,11 +53,22 @@ class LocMoEOptions:
     )
     noise_scale: Optional[float] = key(
         None,
-        "ties noise: the noise is uniform between minus this and this (our choice, the paper gives "
-        "none); null: sqrt(n / d) for n experts of a group and hidden size d, the standard deviation "
-        "of a block's mean of standardised features",
+        "eps_i of LocMoE Eq. 2, in training: uniform between minus this and this (our choice, the paper gives "
+        "none), whatever `ties` says; null: no noise, but with ties noise the standard deviation of a gate value: "
+        "sqrt(n / d) for n experts of a group and hidden size d, of a block's mean of standardised features; 1 with "
+        "normalise token",
         above=0.0,
     )
+    normalise: str = key(
+        "none",
+        "what is done to w_i x of a token before noise and ReLU: none, as in the paper; token: its values over the "
+        "experts of its group are brought to mean 0 and deviation 1 (ours), so that the largest is above 0",
+        choices=("none", "token"),
+    )
+    value_scale: float = key(
+        1.0, "factor on the values before the softmax; the paper has 1, larger ones make it sharper (ours)", above=0.0
+    )
+    rectify: bool = key(True, "the ReLU of LocMoE Eq. 2; false: the softmax takes the values as they are (ours)")
 
 
 def check(options: LocMoEOptions, sizes: RouterSizes) -> None:
@@ -72,10 +83,15 @@ def check(options: LocMoEOptions, sizes: RouterSizes) -> None:
             f"moe.router.locmoe.blocks is {options.blocks} with moe.router.locmoe.{without_blocks}, which has no "
             "blocks; expected contiguous"
         )
-    if options.noise_scale is not None and options.ties != "noise":
+    if options.noise_scale is not None and options.gate_input == "code":
         raise InputError(
-            f"moe.router.locmoe.noise_scale is {options.noise_scale} with moe.router.locmoe.ties {options.ties}, "
-            "which adds no noise; expected null"
+            f"moe.router.locmoe.noise_scale is {options.noise_scale} with moe.router.locmoe.gate_input code, whose "
+            "routes are fixed; expected null"
+        )
+    if options.ties == "unrectified" and not options.rectify:
+        raise InputError(
+            "moe.router.locmoe.ties is unrectified with moe.router.locmoe.rectify false, which leaves no value "
+            "rectified; expected first"
         )
     if options.ties != "first" and options.gate_input == "code":
         raise InputError(

@@ -46,6 +46,9 @@ def _config(settings):
         (1, {"moe.router.locmoe.ties": "unrectified", "moe.router.locmoe.gate_input": "word"}),
         (1, {"moe.router.locmoe": {"ties": "noise", "gate": "dense", "noise_scale": 0.5}}),
         (1, {"moe.router.locmoe": {"ties": "noise"}, "moe.router.type": "switch"}),
+        (1, {"moe.router.locmoe": {"ties": "unrectified", "noise_scale": 0.5, "normalise": "token"}}),
+        (1, {"moe.router.locmoe": {"rectify": False, "noise_scale": 0.5, "value_scale": 4.0}}),
+        (1, {"moe.router.locmoe": {"gate_input": "code", "rectify": False, "value_scale": 2.0}}),
         (1, {"moe.dispatch.type": "hierarchical", "moe.dispatch.overflow": "repick"}),
         (1, {"moe.dispatch.type": "ragged", "moe.dispatch.ragged_limit": 1.5, "moe.router.top_k": 2}),
         (1, {"train.steps": 10, "optimizer.schedule": "constant"}),
@@ -135,13 +138,13 @@ def test_what_fits_is_accepted(world_size, settings):
         ),
         (
             1,
-            {"moe.router.locmoe.noise_scale": 0.5},
-            ["moe.router.locmoe.noise_scale is 0.5", "moe.router.locmoe.ties first", "expected null"],
+            {"moe.router.locmoe": {"gate_input": "code", "noise_scale": 0.5}},
+            ["moe.router.locmoe.noise_scale is 0.5", "moe.router.locmoe.gate_input code", "expected null"],
         ),
         (
             1,
-            {"moe.router.locmoe": {"ties": "unrectified", "noise_scale": 0.5}},
-            ["noise_scale is 0.5", "ties unrectified", "expected null"],
+            {"moe.router.locmoe": {"ties": "unrectified", "rectify": False}},
+            ["moe.router.locmoe.ties is unrectified", "moe.router.locmoe.rectify false", "expected first"],
         ),
         (
             1,
