@@ -92,9 +92,9 @@ class MoEFeedForward(nn.Cell):
     layer's own, as inference has it, with nothing to report; default: its own.
     Outputs: y <float>[T, d] in x's dtype, and a dict of aux_loss, locality_loss (weighted, equal on all ranks) and this
     rank's sums: assigned <float32>[E] (as chosen, before drops), kept and kept_local <float32> scalars (as finally
-    taken), and undecided <float32>, the assignments of tokens that the router's rule left undecided, where the router
-    counts them; and what was routed: gate_input <float>[T, d] (see `Router.gate_input`) and expert <int32>[T, k], as
-    chosen. What a graph does not use of them costs it nothing.
+    taken); undecided <float32>, the assignments of tokens that the router's rule left undecided, where the router
+    counts them; value_sums <float32>[E], where it sums its gate values; and what was routed: gate_input <float>[T, d]
+    (see `Router.gate_input`) and expert <int32>[T, k], as chosen. What a graph does not use of them costs it nothing.
     """
 
     def __init__(
@@ -159,6 +159,8 @@ class MoEFeedForward(nn.Cell):
         }
         if "undecided" in routing:
             report["undecided"] = routing["undecided"].sum() * self.top_k
+        if "value_sums" in routing:
+            report["value_sums"] = routing["value_sums"]
         return report
 
 

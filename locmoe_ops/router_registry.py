@@ -46,11 +46,13 @@ class RouterCost:
         products: multiply-adds a token in the forward pass.
         statistics: the sets of tokens over which it sums counts and probabilities (`RoutingStatistics`): `none`;
             `asked`, those of `moe.router.statistics`; `node`, the same but never all tokens.
+        sums_values: whether its `Router.sums_values` is set: it then sums its gate values over a step's tokens.
     """
 
     weights: Mapping[str, Tuple[int, ...]] = field(default_factory=dict)
     products: int = 0
     statistics: str = "none"
+    sums_values: bool = False
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def gate_gradients(
             if _is_rectified(spec, values):
                 value_gradient = np.where(values > 0.0, value_gradient, 0.0)  # through the ReLU
             if spec.normalise == "token":
-                unit, deviation = _standardised(rows @ x)
+                unit, deviation = _standardised(_centred(parameters, routing.group[t], rows @ x))
                 centred = value_gradient - value_gradient.mean()
                 value_gradient = (centred - unit * (value_gradient * unit).mean()) / deviation
         if spec.router == "etr":  # through the cosines
@@ -180,12 +180,13 @@ def _token_probability(
 
 
 def locmoe_values(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens, t: int, group: int) -> np.ndarray:
-    """(n,) float64: w_i x + eps_i of one token, what enters the ReLU of LocMoE's Eq. 2; w_i x may be standardised.
+    """(n,) float64: w_i x + eps_i of one token, what enters the ReLU of LocMoE's Eq. 2; w_i x may be centred and
+    standardised.
 
     Args:
         spec, parameters: of the layer. tokens: of one rank. t: the token. group: its expert group.
     """
-    values = _gate_rows(spec, parameters, group) @ tokens.x[t].astype(np.float64)
+    values = _centred(parameters, group, _gate_rows(spec, parameters, group) @ tokens.x[t].astype(np.float64))
     if spec.normalise == "token":
         values, _ = _standardised(values)
     return values if tokens.noise is None else values + tokens.noise[t]
@@ -200,6 +201,13 @@ def is_undecided(spec: LayerSpec, values: np.ndarray) -> bool:
 
 def _is_rectified(spec: LayerSpec, values: np.ndarray) -> bool:
     return spec.rectify and not (spec.ties == "unrectified" and is_undecided(spec, values))
+
+
+def _centred(parameters: LayerParameters, group: int, values: np.ndarray) -> np.ndarray:
+    """Values (n,) of the group's experts less their means over other tokens, where there are any."""
+    if parameters.value_mean is None:
+        return values
+    return values - parameters.value_mean[group * len(values) : (group + 1) * len(values)]
 
 
 def _standardised(values: np.ndarray) -> tuple[np.ndarray, float]:

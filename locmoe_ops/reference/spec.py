@@ -136,6 +136,7 @@ class LayerParameters:
     gate: Optional[np.ndarray] = None  # (E,d) float
     table: Optional[np.ndarray] = None  # (G,V) int; entries 0..n-1
     balance: Optional[np.ndarray] = None  # (E,) float; added to the score that an expert is picked by
+    value_mean: Optional[np.ndarray] = None  # (E,) float; locmoe: subtracted from an expert's w_i x
 
 
 @dataclass(frozen=True)

@@ -140,12 +140,13 @@ class RoutingResult(_Routed, total=False):
     expert <int32>[T, k], global ids; weight <float32>[T, k]; aux_loss and locality_loss, weighted scalars; gate_input
     <float>[T, d], see `Router.gate_input`. A router that was told to offer second experts adds second_expert
     <int32>[T] (E: none) and second_weight <float32>[T]. One that counts undecided tokens adds undecided <float32>[T],
-    see `Router.undecided`.
+    see `Router.undecided`; one that centres its gate values adds value_sums <float32>[E], see `Router.value_sums`.
     """
 
     second_expert: Tensor
     second_weight: Tensor
     undecided: Tensor
+    value_sums: Tensor
 
 
 def one_hot(index: Tensor, depth: int) -> Tensor:
@@ -174,6 +175,7 @@ class Router(nn.Cell):
         self.top_k = shape.top_k
         self.needs: Tuple[str, ...] = ()  # what `tokens` must hold besides the required ones: `word` or nothing
         self.counts_undecided = False  # as its declaration says (`RouterSpec.counts_undecided`)
+        self.sums_values = False  # as its declaration says (`RouterCost.sums_values`)
         self.offers_second = False
         self.second = nn.Identity()
 
@@ -199,6 +201,8 @@ class Router(nn.Cell):
             routing["second_expert"], routing["second_weight"] = second, second_weight
         if self.counts_undecided:
             routing["undecided"] = self.undecided(x, tokens)
+        if self.sums_values:
+            routing["value_sums"] = self.value_sums(x, tokens)
         return routing
 
     def gate_input(self, x: Tensor, tokens: RouterTokens) -> Tensor:
@@ -210,6 +214,12 @@ class Router(nn.Cell):
     def undecided(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """<float32>[T]: 1 for each of `tokens` (with inputs `x`) that the router's rule leaves undecided between
         experts, 0 for the others.
+        """
+        raise NotImplementedError
+
+    def value_sums(self, x: Tensor, tokens: RouterTokens) -> Tensor:
+        """<float32>[E]: of each expert the sum of its gate values over those of `tokens` (with inputs `x`) that are of
+        its group, without noise and as they are before they are centred.
         """
         raise NotImplementedError
 

@@ -11,6 +11,7 @@ from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.random import SeededUniform
 from locmoe_ops.routers.base import Router, RouterContext, RouterTokens, one_hot
+from locmoe_ops.routers.centring import ValueMean
 from locmoe_ops.routers.gated import LocalisingRouter, LossWeights
 from locmoe_ops.routers.gates import CodeGate, DenseGate, GrAPGate, draw_codes
 from locmoe_ops.routers.specs.locmoe import LocMoEOptions
@@ -25,7 +26,7 @@ class LocMoERouter(LocalisingRouter):
     The gate's input is the layer's, as in the paper; or (ours) the token's word vector, which `tokens` then holds as
     `word`, brought to mean 0 and variance 1; or a fixed code of the token's id (`CodeGate`).
 
-    1. w_i x, by the gate.
+    1. w_i x, by the gate; with a `centre_rate` (ours) less its running mean, see `ValueMean`.
     2. `normalise` token (ours): of each token, (value - mean) / deviation over the n experts of its group.
     3. In training eps_i of Eq. 2 is added, where `noise_scale` or `ties` ask for it. The paper does not give its
        distribution. Here it is uniform in [-s, s), our choice, with s the key noise_scale, or else 1 where values are
@@ -57,12 +58,16 @@ class LocMoERouter(LocalisingRouter):
         self.normalise, self.value_scale = options.normalise == "token", options.value_scale
         self.noisy = options.ties == "noise" or options.noise_scale is not None
         spread = 1.0 if self.normalise else math.sqrt(context.shape.per_group / context.shape.hidden_size)
+        self.sums_values = options.centre_rate > 0.0
+        self.centre = ValueMean(context.shape) if self.sums_values else nn.Identity()
         self.noise_scale = spread if options.noise_scale is None else options.noise_scale
         self.uniform = SeededUniform(self.per_group, context.rng_stream) if self.noisy else nn.Identity()
 
     def values(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """See `GatedRouter.values`: what enters Eq. 2's ReLU, of `x` and `tokens`, in training with noise if any."""
-        values = self.noiseless_values(x, tokens)
+        values = self.raw_values(x, tokens)
+        if self.sums_values:
+            values = self.centre(values, tokens["group"])
         if self.normalise:
             values = values - values.mean(-1, keep_dims=True)
             values = values * ops.rsqrt((values * values).mean(-1, keep_dims=True) + _LEAST_VARIANCE)
@@ -70,7 +75,12 @@ class LocMoERouter(LocalisingRouter):
             return values
         return values + self.noise_scale * (2.0 * self.uniform(tokens["seed"]) - 1.0)  # eps_i of Eq. 2
 
-    def noiseless_values(self, x: Tensor, tokens: RouterTokens) -> Tensor:
+    def value_sums(self, x: Tensor, tokens: RouterTokens) -> Tensor:
+        """See `Router.value_sums`, with the same `x` and `tokens`."""
+        sums: Tensor = self.centre.sums(self.raw_values(x, tokens), tokens["group"])
+        return sums
+
+    def raw_values(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """w_i x of Eq. 2: <float32>[T, n] <- `x` <float>[T, d], `tokens`."""
         if self.by_code:
             return self.gate(tokens["ids"], tokens["group"])
@@ -87,7 +97,7 @@ class LocMoERouter(LocalisingRouter):
     def gate_input(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """See `Router.gate_input`: codes, words or `x`, as the gate takes them of `tokens`."""
         if self.by_code:
-            return self.noiseless_values(x, tokens)
+            return self.raw_values(x, tokens)
         return self.prepare(x, tokens) if self.by_word else x
 
     def undecided(self, x: Tensor, tokens: RouterTokens) -> Tensor:

@@ -36,9 +36,11 @@ class ObjectiveSums(_SumsOfAll, total=False):
         assigned: <float32>[M, E], assignments of each expert before drops.
         kept, kept_local: <float32>[M], assignments that found a slot, and those of them on the token's home node.
         undecided: <float32>[M], tokens whose choice the gate left open; only where the network's routers count them.
+        value_sums: <float32>[M, E], of gate values; only where the network's routers sum them.
     """
 
     undecided: Tensor
+    value_sums: Tensor
 
 
 class Objective(nn.Cell):
@@ -102,4 +104,6 @@ class Objective(nn.Cell):
         }
         if self.network.counts_undecided:
             sums["undecided"] = ops.stack([report["undecided"] for report in reports])
+        if self.network.sums_values:
+            sums["value_sums"] = ops.stack([report["value_sums"] for report in reports])  # (M, E) <- M x (E,)
         return total * (loss_scale / self.nominal_tokens), sums

@@ -246,5 +246,7 @@ def _summed(what: str, job: PlannedJob, group: str, size: int, phase: str = UPDA
 def _statistics_size(job: PlannedJob) -> int:
     """Numbers that travel with the dense gradients (see `pangu_sigma.train.step.Statistics`)."""
     layers, experts = (job.sparse_layers, job.config.moe.num_experts) if job.sparse_layers else (1, 1)
-    counts_undecided = job.sparse_layers > 0 and router_spec(job.config.moe.router.type).counts_undecided
-    return 4 + layers * (experts + 2 + counts_undecided)
+    if not job.sparse_layers:
+        return 4 + experts + 2
+    counts_undecided = router_spec(job.config.moe.router.type).counts_undecided
+    return 4 + layers * (experts * (1 + job.router_cost.sums_values) + 2 + counts_undecided)

@@ -5,9 +5,10 @@ from typing import Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from mindspore import Tensor, dtype
+from mindspore import Tensor, dtype, nn
 
 from locmoe_ops.dispatch.base import Dispatcher
+from locmoe_ops.routers.centring import value_means
 from locmoe_ops.routers.selection_bias import balance_biases, set_locality_strength
 from locmoe_ops.tensor_parallel import TensorGroup, slice_of
 from pangu_sigma.checkpoint.state import StateEntry, parameter_entries
@@ -37,7 +38,7 @@ from pangu_sigma.train.offloaded_experts import OffloadedExpertOptimizer
 from pangu_sigma.train.optimizer_state import OptimizerState
 from pangu_sigma.train.schedule import LossScale
 from pangu_sigma.train.sharding import gradient_exchange
-from pangu_sigma.train.statistics import Rebalance, Statistics
+from pangu_sigma.train.statistics import AfterStep, Rebalance, Recentre, Statistics
 from pangu_sigma.train.step import (
     Accumulators,
     ApplyStep,
@@ -99,6 +100,7 @@ class TrainEngine:
             num_sparse_layers(config),
             config.moe.num_experts,
             self.network.counts_undecided,
+            self.network.sums_values,
         )
         nominal = tokens_per_step(config)
         self._objective = Objective(self.network, nominal)
@@ -106,12 +108,10 @@ class TrainEngine:
         self._accumulators = None if self._micro_batches == 1 else Accumulators(self.parameters, self.statistics.size)
         self._overlap = self._gradient_overlap(config, runtime)
         self.loss_scale = LossScale(config.runtime.loss_scale if config.runtime.precision == "fp16" else None)
-        rate = config.moe.router.balance_rate
-        rebalance = Rebalance(balance_biases(self.network), rate, self.statistics) if rate > 0.0 else None
         exchange = gradient_exchange(
             self.parameters, self.statistics.size, runtime.collectives, config.optimizer, self._overlap
         )
-        self.update = Update(exchange, self.loss_scale, config.optimizer, nominal, rebalance)
+        self.update = Update(exchange, self.loss_scale, config.optimizer, nominal, self._after_step(config))
         self.adam = self.update.adam
         host_updates = config.optimizer.experts != "device"
         hosted = [p for p in self.parameters if host_updates and is_expert_parameter(p.name)]
@@ -208,6 +208,15 @@ class TrainEngine:
             return AccumulatedStep(micro, ApplyStep(self._accumulators, self.update))
         last = LastMicroStep(self._objective, self.parameters, self._accumulators, self.update, self._overlap)
         return OverlappedStep(micro, last, self._overlap)
+
+    def _after_step(self, config: Config) -> Optional[nn.Cell]:
+        """What moves the state of the routers that no optimizer touches; None: they have none."""
+        router, moves = config.moe.router, []
+        if balance_biases(self.network):
+            moves.append(Rebalance(balance_biases(self.network), router.balance_rate, self.statistics))
+        if value_means(self.network):
+            moves.append(Recentre(value_means(self.network), router.own.centre_rate, router.top_k, self.statistics))
+        return AfterStep(moves) if len(moves) > 1 else moves[0] if moves else None
 
     def _gradient_overlap(self, config: Config, runtime: Runtime) -> Optional[GradientOverlap]:
         """Set up to sum gradients early with one micro-batch a step; with several, each step switches it."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from mindspore import Tensor, nn, ops
 
+from locmoe_ops.routers.centring import CentreUpdate, ValueMean
 from locmoe_ops.routers.selection_bias import BalanceBias, BalanceUpdate
 from pangu_sigma.model.objective import ObjectiveSums
 
@@ -20,29 +21,40 @@ class Statistics:
         sparse_layers: M; 0 counts as one layer of one expert, as `Objective` reports it.
         num_experts: E.
         counts_undecided: whether the sums hold `undecided`, as the network's `counts_undecided` says.
+        sums_values: whether they hold `value_sums`, as its `sums_values` says.
 
     Attributes:
         size: numbers of the vector.
-        assigned: the range of the vector that holds the tokens of each expert, <float32>[M * E].
+        assigned, value_sums: the ranges of the vector that hold the tokens of each expert, and the sums of its gate
+            values (empty where there are none), <float32>[M * E] each.
         layers, experts: M and E of that range.
     """
 
     SCALARS = ("tokens", "task", "aux", "locality")
 
-    def __init__(self, sparse_layers: int, num_experts: int, counts_undecided: bool = False) -> None:
+    def __init__(
+        self, sparse_layers: int, num_experts: int, counts_undecided: bool = False, sums_values: bool = False
+    ) -> None:
         self.layers, self.experts = (sparse_layers, num_experts) if sparse_layers else (1, 1)
         start = len(self.SCALARS)
         self.assigned = range(start, start + self.layers * self.experts)
         self._per_layer = ("kept", "kept_local", "undecided") if counts_undecided else ("kept", "kept_local")
-        self.size = self.assigned.stop + self.layers * len(self._per_layer)
+        start = self.assigned.stop + self.layers * len(self._per_layer)
+        self.value_sums = range(start, start + sums_values * self.layers * self.experts)
+        self.size = self.value_sums.stop
 
     def unpack(self, vector: np.ndarray) -> Dict[str, np.ndarray]:
-        """Scalars by name; assigned [M, E]; kept, kept_local and, where it is counted, undecided [M]."""
-        assigned = vector[self.assigned.start : self.assigned.stop]
-        per_layer = vector[self.assigned.stop :].reshape(-1, self.layers)
+        """Scalars by name; assigned [M, E]; kept, kept_local and, where it is counted, undecided [M]; value_sums
+        [M, E], where there are any.
+        """
+        by_expert = {"assigned": self.assigned, **({"value_sums": self.value_sums} if self.value_sums else {})}
+        per_layer = vector[self.assigned.stop : self.value_sums.start].reshape(-1, self.layers)
         return {
             **{name: vector[i] for i, name in enumerate(self.SCALARS)},
-            "assigned": assigned.reshape(self.layers, self.experts),
+            **{
+                name: vector[place.start : place.stop].reshape(self.layers, self.experts)
+                for name, place in by_expert.items()
+            },
             **dict(zip(self._per_layer, per_layer)),
         }
 
@@ -54,7 +66,9 @@ def pack_statistics(sums: ObjectiveSums) -> Tensor:
     vectors: Tuple[Tensor, ...] = (scalars, sums["assigned"].reshape(-1), sums["kept"], sums["kept_local"])
     if "undecided" in sums:
         vectors += (sums["undecided"],)
-    return ops.concat(vectors)  # (size,) <- (4,), (M * E,), (M,), (M,), (M,)
+    if "value_sums" in sums:
+        vectors += (sums["value_sums"].reshape(-1),)  # (M * E,) <- (M, E)
+    return ops.concat(vectors)  # (size,) <- (4,), (M * E,), (M,), (M,), (M,), (M * E,)
 
 
 class Rebalance(nn.Cell):
@@ -76,3 +90,46 @@ class Rebalance(nn.Cell):
 
     def construct(self, vector: Tensor, finite: Tensor) -> Tensor:
         return self.update(vector[self.start : self.end].reshape(self.shape), finite)  # (M, E) <- (M * E,)
+
+
+class Recentre(nn.Cell):
+    """Moves the running means of the routers' gate values by those of a step.
+
+    Args:
+        means: of the sparse layers, in order. rate, top_k: see `CentreUpdate`.
+        statistics: where sums and tokens are in the vector.
+
+    Inputs: vector <float32>[size], statistics summed over ranks; finite <bool> scalar. Output: as `CentreUpdate`.
+    """
+
+    def __init__(self, means: Sequence[ValueMean], rate: float, top_k: int, statistics: Statistics) -> None:
+        super().__init__(auto_prefix=False)
+        self.shape = (statistics.layers, statistics.experts)
+        self.assigned = (statistics.assigned.start, statistics.assigned.stop)
+        self.sums = (statistics.value_sums.start, statistics.value_sums.stop)
+        self.update = CentreUpdate(means, rate, top_k)
+
+    def construct(self, vector: Tensor, finite: Tensor) -> Tensor:
+        sums = vector[self.sums[0] : self.sums[1]].reshape(self.shape)  # (M, E) <- (M * E,)
+        assigned = vector[self.assigned[0] : self.assigned[1]].reshape(self.shape)  # (M, E) <- (M * E,)
+        return self.update(sums, assigned, finite)
+
+
+class AfterStep(nn.Cell):
+    """What moves the routers' own state after a step, one after the other.
+
+    Args:
+        moves: `Rebalance`, `Recentre`.
+
+    Inputs: as theirs. Output: the sum of their outputs, <float32> scalar.
+    """
+
+    def __init__(self, moves: Sequence[nn.Cell]) -> None:
+        super().__init__(auto_prefix=False)
+        self.moves = nn.CellList(list(moves), auto_prefix=False)
+
+    def construct(self, vector: Tensor, finite: Tensor) -> Tensor:
+        total = Tensor(0.0, vector.dtype)
+        for move in self.moves:
+            total = total + move(vector, finite)
+        return total

@@ -22,7 +22,7 @@ from pangu_sigma.model.objective import Objective
 from pangu_sigma.train.gradient_overlap import GradientOverlap
 from pangu_sigma.train.optimizer import HostUpdateScalars, HybridAdam, on_device
 from pangu_sigma.train.schedule import LossScale
-from pangu_sigma.train.statistics import Rebalance, pack_statistics
+from pangu_sigma.train.statistics import pack_statistics
 
 
 class UpdateResults(TypedDict):
@@ -177,8 +177,8 @@ class Update(nn.Cell):
     1. Sum gradients and statistics over ranks.
     2. Scale by nominal / (loss scale x unmasked tokens): the gradient of the mean over the global batch.
     3. Clip by the global norm; skip the update, on all ranks alike, if the norm is not finite.
-    4. Hybrid Adam, of this rank's share where `optimizer.shard` says so; loss scale; balance biases, where routers have
-       them.
+    4. Hybrid Adam, of this rank's share where `optimizer.shard` says so; loss scale; balance biases and means of gate
+       values, where routers have them.
 
     With `optimizer.experts` on the host 4 leaves the experts to it (see `pangu_sigma.train.offloaded_experts`).
 
@@ -187,7 +187,8 @@ class Update(nn.Cell):
         loss_scale: its state, which the update changes.
         optimizer: betas, epsilons, decay, clip norm, and who updates the experts.
         nominal_tokens: the constant that the objective was divided by.
-        rebalance: moves the routers' balance biases, if they have any.
+        after: moves the routers' balance biases and means of gate values, if they have any, see
+            `pangu_sigma.train.statistics`.
 
     Inputs: gradients, a tuple of <float32> tensors in the order of the exchange's parameters; statistics
     <float32>[size]; learning_rate <float32> scalar. Output: `UpdateResults`.
@@ -199,12 +200,12 @@ class Update(nn.Cell):
         loss_scale: LossScale,
         optimizer: OptimizerConfig,
         nominal_tokens: int,
-        rebalance: Optional[Rebalance] = None,
+        after: Optional[nn.Cell] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.loss_scale = loss_scale
-        self.rebalances = rebalance is not None
-        self.rebalance = nn.Identity() if rebalance is None else rebalance
+        self.moves_routers = after is not None
+        self.after = nn.Identity() if after is None else after
         self.exchange = exchange
         targets = on_device(exchange.targets, optimizer)
         self.own = len(targets)  # of what is updated here; the rest is for the host
@@ -225,8 +226,8 @@ class Update(nn.Cell):
         updates = self.adam(gradients[: self.own], learning_rate, clip, finite)
         self.exchange.spread_share()
         skipped = ops.depend(self.loss_scale(finite), updates)
-        if self.rebalances:
-            skipped = ops.depend(skipped, self.rebalance(statistics, finite))
+        if self.moves_routers:
+            skipped = ops.depend(skipped, self.after(statistics, finite))
         for_host = ()
         if self.hosted:
             for_host = self.host_scalars(gradients[self.own :], learning_rate, clip, finite, updates)

@@ -127,9 +127,10 @@ def build_router(case: Case, collectives: Collectives, selection_bias: nn.Cell |
         return HashRouter(shape, parameters_of(case).table)
     localising = {"locality_loss_weight": spec.mu, "locality_smoothing": spec.smoothing}
     noise = {"noise_scale": NOISE_SCALE} if case.noisy else {}
+    centred = {"centre_rate": 0.1} if case.centred else {}
     values = {"normalise": case.normalise, "value_scale": case.value_scale, "rectify": case.rectify}
     options = {
-        "locmoe": {"gate": case.gate, "ties": case.ties, **noise, **values, **localising},
+        "locmoe": {"gate": case.gate, "ties": case.ties, **noise, **centred, **values, **localising},
         "etr": {"temperature": spec.temperature, **localising},
         "faster_moe": {"max_remote_fraction": case.max_remote_fraction},
         "ta_moe": {"bandwidth_ratio": spec.bandwidth_ratio},
@@ -159,3 +160,5 @@ def load_parameters(case: Case, layer: MoEFeedForward) -> None:
     layer.experts.b_out.set_data(Tensor(given.b2[held][:, None]))
     if case.spec.learns_gate:
         layer.routing.router.gate.weight.set_data(Tensor(given.gate))
+    if given.value_mean is not None:
+        layer.routing.router.centre.value_mean.set_data(Tensor(given.value_mean.reshape(case.groups, -1)))

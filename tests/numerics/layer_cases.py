@@ -47,6 +47,7 @@ class Case:
     normalise: str = "none"
     value_scale: float = 1.0
     rectify: bool = True
+    centred: bool = False
     noisy: bool = False  # noise on the gate's values, whatever `ties` says
     far_capacity: Optional[int] = None  # hierarchical dispatch, with `capacity` slots for experts of the own node
 
@@ -168,6 +169,8 @@ ROUTER_CASES = {
         noisy=True,
         statistics="node",
     ),
+    "centred, grap, 3 groups, nothing dropped": Case("locmoe", groups=3, capacity=AMPLE, centred=True),
+    "centred, normalised, dense, top 2": Case("locmoe", gate="dense", top_k=2, centred=True, normalise="token"),
     "no ReLU, sharp, grap, top 2, by weight": Case(
         "locmoe", top_k=2, priority="weight", rectify=False, value_scale=3.0
     ),
@@ -192,6 +195,7 @@ def parameters_of(case: Case) -> LayerParameters:
         gate=normal(experts, HIDDEN, scale=0.2),
         table=rng.integers(0, experts // case.groups, (case.groups, VOCABULARY)).astype(np.int32),
         balance=normal(experts, scale=0.1) if case.balanced else None,
+        value_mean=normal(experts, scale=0.5) if case.centred else None,
     )
 
 

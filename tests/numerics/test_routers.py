@@ -142,6 +142,9 @@ def test_cases_hold_what_they_are_for(batch, name):
         plain = moe_layer(replace(case, ties="first").spec, parameters, noiseless)
         moved = (result.expert[0] != plain.expert[0]).any(1).mean()
         assert 0.02 < moved < 0.9 and 0.02 < plain.stats.undecided_fraction < 0.9
+    if case.centred:
+        plain = moe_layer(case.spec, replace(parameters, value_mean=None), ranks)
+        assert 0.1 < (result.expert[0] != plain.expert[0]).any(1).mean() < 0.9
     changed = {"normalise": "none", "value_scale": 1.0, "rectify": True}
     for field in (name for name, plain in changed.items() if getattr(case, name) != plain):
         plain = moe_layer(replace(case, **{field: changed[field]}).spec, parameters, ranks)

@@ -65,6 +65,14 @@ class LocMoEOptions:
         "experts of its group are brought to mean 0 and deviation 1 (ours), so that the largest is above 0",
         choices=("none", "token"),
     )
+    centre_rate: float = key(
+        0.0,
+        "above 0: a running mean over the tokens of a group is subtracted from each expert's w_i x, so that what these "
+        "tokens have in common does not decide, and after a step it moves by this share of the way to the step's mean "
+        "(ours); 0: as in the paper",
+        minimum=0.0,
+        maximum=1.0,
+    )
     value_scale: float = key(
         1.0, "factor on the values before the softmax; the paper has 1, larger ones make it sharper (ours)", above=0.0
     )
@@ -88,6 +96,11 @@ def check(options: LocMoEOptions, sizes: RouterSizes) -> None:
             f"moe.router.locmoe.noise_scale is {options.noise_scale} with moe.router.locmoe.gate_input code, whose "
             "routes are fixed; expected null"
         )
+    if options.centre_rate > 0.0 and options.gate_input == "code":
+        raise InputError(
+            f"moe.router.locmoe.centre_rate is {options.centre_rate} with moe.router.locmoe.gate_input code, whose "
+            "experts already have equal shares; expected 0"
+        )
     if options.ties == "unrectified" and not options.rectify:
         raise InputError(
             "moe.router.locmoe.ties is unrectified with moe.router.locmoe.rectify false, which leaves no value "
@@ -104,11 +117,11 @@ def check(options: LocMoEOptions, sizes: RouterSizes) -> None:
 
 def cost(options: LocMoEOptions, sizes: RouterSizes) -> RouterCost:
     """A dense gate, a product with fixed weights, or a look-up; the locality loss needs sums by node."""
+    sums_values = options.centre_rate > 0.0
     if options.gate == "dense":
-        return replace(dense_gate_cost(options, sizes), statistics="node")
-    return RouterCost(
-        products=0 if options.gate_input == "code" else sizes.per_group * sizes.hidden_size, statistics="node"
-    )
+        return replace(dense_gate_cost(options, sizes), statistics="node", sums_values=sums_values)
+    products = 0 if options.gate_input == "code" else sizes.per_group * sizes.hidden_size
+    return RouterCost(products=products, statistics="node", sums_values=sums_values)
 
 
 ROUTER = RouterSpec(

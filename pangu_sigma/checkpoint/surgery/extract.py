@@ -35,7 +35,7 @@ from pangu_sigma.data.manifest import TOKENIZER
 # Parameters of routers, by the end of their names, and the axis along which groups lie: all rows of one group are
 # neighbours.
 _BY_GROUP = re.compile(
-    r"\.routing\.router\.(?:table|gate\.(?:weight|codes)|preference\.(?:terms\.\d+\.)?balance_bias)$"
+    r"\.routing\.router\.(?:table|gate\.(?:weight|codes)|preference\.(?:terms\.\d+\.)?balance_bias|centre\.value_mean)$"
 )
 
 

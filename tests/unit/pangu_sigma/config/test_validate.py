@@ -143,6 +143,11 @@ def test_what_fits_is_accepted(world_size, settings):
         ),
         (
             1,
+            {"moe.router.locmoe": {"gate_input": "code", "centre_rate": 0.5}},
+            ["moe.router.locmoe.centre_rate is 0.5", "moe.router.locmoe.gate_input code", "expected 0"],
+        ),
+        (
+            1,
             {"moe.router.locmoe": {"ties": "unrectified", "rectify": False}},
             ["moe.router.locmoe.ties is unrectified", "moe.router.locmoe.rectify false", "expected first"],
         ),

@@ -6,8 +6,11 @@ from mindspore import Tensor
 from pangu_sigma.train.statistics import Statistics, pack_statistics
 
 
-@pytest.mark.parametrize("layers, experts, undecided", [(0, 4, False), (1, 4, True), (3, 2, False), (3, 2, True)])
-def test_statistics_come_out_as_they_went_in(layers, experts, undecided):
+@pytest.mark.parametrize(
+    "layers, experts, undecided, values",
+    [(0, 4, False, False), (1, 4, True, True), (3, 2, False, True), (3, 2, True, False)],
+)
+def test_statistics_come_out_as_they_went_in(layers, experts, undecided, values):
     rng = np.random.default_rng(0)
     rows, columns = max(layers, 1), experts if layers else 1
     shapes = {
@@ -19,9 +22,10 @@ def test_statistics_come_out_as_they_went_in(layers, experts, undecided):
         "kept": (rows,),
         "kept_local": (rows,),
         **({"undecided": (rows,)} if undecided else {}),
+        **({"value_sums": (rows, columns)} if values else {}),
     }
     sums = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    statistics = Statistics(layers, experts, undecided)
+    statistics = Statistics(layers, experts, undecided, values)
     vector = pack_statistics({name: Tensor(value) for name, value in sums.items()}).asnumpy()
     assert vector.shape == (statistics.size,)
     found = statistics.unpack(vector)

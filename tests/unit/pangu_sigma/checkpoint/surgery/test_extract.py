@@ -30,6 +30,7 @@ CASES = {
         {"router": {"type": "locmoe", "balance_rate": 0.01}},
     ),
     "locmoe by code": ({}, {"router": {"type": "locmoe", "balance_rate": 0.01, "locmoe": {"gate_input": "code"}}}),
+    "locmoe, centred": ({}, {"router": {"type": "locmoe", "locmoe": {"centre_rate": 0.5}}}),
     "gshard": ({}, {"router": {"type": "gshard", "top_k": 2}}),
     "faster_moe, one group for both": (
         {"domain_embeddings": True},
@@ -46,7 +47,7 @@ def whole(request, workshop):
     found = workshop.random_model(workshop.config({"dense_layers": 1, "sparse_layers": 1, **model}, moe), seed=2)
     rng = np.random.default_rng(3)
     for parameter in found.parts.network.get_parameters():
-        if parameter.name.endswith("balance_bias"):
+        if parameter.name.endswith(("balance_bias", "value_mean")):
             from mindspore import Tensor
 
             parameter.set_data(Tensor((0.2 * rng.standard_normal(parameter.shape)).astype(np.float32)))
