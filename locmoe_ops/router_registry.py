@@ -20,7 +20,13 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.routers import specs
 
 SELECTION_BIASES = ("local_term", "balance_rate")  # keys of `moe.router` that ask for a bias on selection
-_OTHER_KEYS = ("type", "top_k", "statistics", *SELECTION_BIASES)  # of `moe.router`: no names for routers
+_OTHER_KEYS = (
+    "type",
+    "top_k",
+    "statistics",
+    "locality_loss",
+    *SELECTION_BIASES,
+)  # of `moe.router`: no names for routers
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ class RouterContext:
         selection_bias: a `SelectionBias`, where the configuration asks for one and the router takes it.
         vocab_size: number of token ids; None: not known.
         token_counts: <int64>[G, vocab_size], how often each id occurs in a group's training text.
+        locality_loss_changes: whether the weight of its locality loss is to be set from step to step (see
+            `locmoe_ops.routers.gated.set_locality_loss_weight`).
     """
 
     name: str
@@ -80,6 +82,7 @@ class RouterContext:
     selection_bias: Optional[nn.Cell] = None
     vocab_size: Optional[int] = None
     token_counts: Optional[np.ndarray] = None
+    locality_loss_changes: bool = False
 
     @property
     def rng_stream(self) -> int:

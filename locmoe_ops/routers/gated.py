@@ -5,10 +5,11 @@ V nodes.
 """
 
 from dataclasses import dataclass, replace
-from typing import Tuple
+from typing import Tuple, Union
 
-from mindspore import Tensor, dtype, nn, ops
+from mindspore import Parameter, Tensor, dtype, nn, ops
 
+from locmoe_ops.errors import InputError
 from locmoe_ops.routers.base import (
     Router,
     RouterContext,
@@ -19,6 +20,8 @@ from locmoe_ops.routers.base import (
     one_hot,
 )
 from locmoe_ops.routers.losses import load_balancing_loss, locality_loss
+
+LOCALITY_LOSS_WEIGHT = "locality_loss_weight"  # of the parameter that holds mu where it has a schedule
 
 
 class GatedRouter(Router):
@@ -125,7 +128,12 @@ class LocalisingRouter(GatedRouter):
     def __init__(self, context: RouterContext, gate: nn.Cell, weights: LossWeights) -> None:
         super().__init__(context, gate)
         self.aux_loss_weight = weights.aux
-        self.locality_loss_weight = weights.locality
+        # A parameter where it changes from step to step, which then needs no other graph.
+        self.locality_loss_weight: Union[float, Parameter] = weights.locality
+        if context.locality_loss_changes:
+            self.locality_loss_weight = Parameter(
+                Tensor(weights.locality, dtype.float32), name=LOCALITY_LOSS_WEIGHT, requires_grad=False
+            )
         self.smoothing = weights.smoothing
         self.nodes = context.layout.nodes
         self.statistics_groups = count_statistics_groups(context.statistics, context.layout)
@@ -145,3 +153,19 @@ class LocalisingRouter(GatedRouter):
 
     def _coarser(self, sums: Tensor, parts: int) -> Tensor:
         return sums.reshape(parts, -1, self.num_experts).sum(1)  # (parts, E) <- (parts, finer in each, E) <- (finer, E)
+
+
+def set_locality_loss_weight(network: nn.Cell, value: float) -> None:
+    """Gives the locality losses of all routers in `network` the weight `value`. Compiled graphs stay valid.
+
+    Raises InputError where no router has one that can be set (`RouterContext.locality_loss_changes`).
+    """
+    routers = [cell for _, cell in network.cells_and_names() if isinstance(cell, LocalisingRouter)]
+    weights = [one.locality_loss_weight for one in routers if isinstance(one.locality_loss_weight, Parameter)]
+    if not weights:
+        raise InputError(
+            "moe.router.locality_loss.initial_weight: no router of the network has a locality loss whose weight can be "
+            "set; expected null, or a router that is a LocalisingRouter"
+        )
+    for weight in weights:
+        weight.set_data(Tensor(value, dtype.float32))

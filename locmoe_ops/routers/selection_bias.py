@@ -15,7 +15,7 @@ processes that run, so one process computes what many would.
 Shape legend: T tokens of this rank, n experts of a group, G groups, E = G * n experts, V nodes, M sparse layers.
 """
 
-from typing import Iterator, List, Optional, Protocol, Sequence
+from typing import Iterator, List, Optional, Sequence
 
 import numpy as np
 
@@ -180,34 +180,6 @@ class LocalityBias(SelectionBias):
         best = rest.max(-1, keepdims=True)
         near_enough = ops.cast(rest > (1.0 - self.local_strength) * best, dtype.float32)  # none at strength 0
         return rest + 2.0 * near_enough * local
-
-
-class StrengthSchedule(Protocol):
-    """How strength goes from one value to another: linearly, over some steps."""
-
-    @property
-    def strength(self) -> float:
-        """From step start_step + warmup_steps on."""
-
-    @property
-    def initial_strength(self) -> float:
-        """Up to start_step."""
-
-    @property
-    def start_step(self) -> int:
-        """Last step of the initial strength."""
-
-    @property
-    def warmup_steps(self) -> int:
-        """Steps of the way; 0: a jump after start_step."""
-
-
-def locality_strength(step: int, schedule: StrengthSchedule) -> float:
-    """Strength of the locality bias that `schedule` has for optimizer step `step`, counted from 1."""
-    if step <= schedule.start_step:
-        return schedule.initial_strength
-    done = min(1.0, (step - schedule.start_step) / max(1, schedule.warmup_steps))
-    return schedule.initial_strength + done * (schedule.strength - schedule.initial_strength)
 
 
 def set_locality_strength(network: nn.Cell, value: float) -> None:

@@ -68,6 +68,21 @@ class LocalTermConfig:
 
 
 @dataclass(frozen=True)
+class LocalityLossConfig:
+    """How mu, the weight of the locality loss, gets to its final value, `locality_loss_weight` of the router's own
+    section.
+    """
+
+    initial_weight: Optional[float] = key(
+        None, "mu up to start_step; null: the router's locality_loss_weight in every step", minimum=0.0
+    )
+    start_step: int = key(0, "last step of the initial weight", minimum=0)
+    warmup_steps: int = key(
+        0, "steps in which mu goes linearly from the initial to the final weight; 0: a jump", minimum=0
+    )
+
+
+@dataclass(frozen=True)
 class RouterConfig:
     """The keys that all routers share. What a configuration holds is `router_config()`, which has each router's section
     too.
@@ -92,6 +107,9 @@ class RouterConfig:
     )
     local_term: LocalTermConfig = key(
         LocalTermConfig, "preference for local experts in the selection (not for hash and faster_moe)"
+    )
+    locality_loss: LocalityLossConfig = key(
+        LocalityLossConfig, "schedule of the locality loss's weight (of routers that have it: locmoe, etr)"
     )
 
     if TYPE_CHECKING:

@@ -61,6 +61,7 @@ def _check_router(config: Config) -> None:
             "whose experts choose the tokens of largest weight; expected weight"
         )
     _check_local_term(config)
+    _check_locality_loss(config)
     if router.balance_rate > 0.0 and "balance_rate" not in kind.selection_biases:
         balanced = [name for name, one in routers().items() if "balance_rate" in one.spec.selection_biases]
         raise InputError(
@@ -177,4 +178,26 @@ def _check_local_term(config: Config) -> None:
         raise InputError(
             f"moe.router.local_term.start_step ({term.start_step}) is not before the last step, train.steps "
             f"({config.train.steps}): the term would keep its initial strength; expected an earlier step"
+        )
+
+
+def _check_locality_loss(config: Config) -> None:
+    router, loss = config.moe.router, config.moe.router.locality_loss
+    if loss.initial_weight is None:
+        for name in ("start_step", "warmup_steps"):
+            if getattr(loss, name):
+                raise InputError(
+                    f"moe.router.locality_loss.{name} is {getattr(loss, name)} with "
+                    "moe.router.locality_loss.initial_weight null, which leaves mu as it is; expected 0"
+                )
+        return
+    if not hasattr(router.own, "locality_loss_weight"):
+        raise InputError(
+            f"moe.router.locality_loss.initial_weight is {loss.initial_weight} with moe.router.type {router.type}, "
+            "which has no locality loss; expected null"
+        )
+    if loss.start_step >= config.train.steps:
+        raise InputError(
+            f"moe.router.locality_loss.start_step ({loss.start_step}) is not before the last step, train.steps "
+            f"({config.train.steps}): mu would keep its initial weight; expected an earlier step"
         )

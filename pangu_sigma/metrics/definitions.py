@@ -67,6 +67,17 @@ DEFINITIONS: Dict[str, Definition] = {
     "moe/local_strength": Definition(
         "every step of a run with a local term", "the strength of `moe.router.local_term` in the step"
     ),
+    "moe/local_fraction_by_layer": Definition(
+        _EXPERTS, "`moe/local_fraction` of each sparse layer, bottom up: tokens at home over training, by layer"
+    ),
+    "moe/locality_divergence": Definition(
+        "every step of a run whose router has a locality loss of a weight mu above 0",
+        "KL(D_c || D_l) of LocMoE's Eq. 6 in nats, mean over layers: `loss/locality` over mu of the step and over the "
+        "number of layers. A mu of 1e-9 measures it and all but leaves the weights alone",
+    ),
+    "moe/locality_loss_weight": Definition(
+        "every step of a run with moe.router.locality_loss.initial_weight", "mu, the weight of the locality loss"
+    ),
     "moe/capacity_slots": Definition(
         _BOUND,
         "slots per (source rank, expert), the same in all sparse layers, before a dispatcher rounds them to its chunks",

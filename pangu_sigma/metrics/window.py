@@ -45,7 +45,7 @@ def middle_half(records: Sequence[Record]) -> List[Record]:
 def measured(records: Sequence[Record], ignored: int = COMPILING_STEPS) -> Dict[str, Any]:
     """One value for each metric of time, bytes, throughput and routing that the records have, by the rule above.
 
-    A list (tokens of each expert) gives the list of its means. A metric without any finite number is left out.
+    A list, a number or a list a layer (share at home; tokens of each expert), gives the list of its means. A metric without any finite number is left out.
 
     Args:
         records: one a step, from the first on.
@@ -60,7 +60,12 @@ def measured(records: Sequence[Record], ignored: int = COMPILING_STEPS) -> Dict[
         found = [record[name] for record in (records if last else chosen) if number(record.get(name)) is not None]
         lists = [record[name] for record in chosen if isinstance(record.get(name), list)]
         if lists and not last:
-            values[name] = [[round(fmean(counts), 1) for counts in zip(*of_layer)] for of_layer in zip(*lists)]
+            values[name] = [
+                [round(fmean(counts), 1) for counts in zip(*of_layer)]
+                if isinstance(of_layer[0], list)
+                else fmean(of_layer)
+                for of_layer in zip(*lists)
+            ]
         elif found:
             values[name] = found[-1] if last else fmean(found)
     if number(values.get(STEP)) and all(number(record.get(TOKENS)) is not None for record in timed):

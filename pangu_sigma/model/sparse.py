@@ -162,6 +162,7 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
             selection_bias=Sum(biases) if len(biases) > 1 else biases[0] if biases else None,
             vocab_size=context.shape.vocab_size,
             token_counts=context.token_counts,
+            locality_loss_changes=options.locality_loss.initial_weight is not None,
         )
     )
     if moe.dispatch.overflow == "repick":

@@ -9,6 +9,7 @@ from mindspore import Tensor, dtype, nn
 
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.routers.centring import value_means
+from locmoe_ops.routers.gated import set_locality_loss_weight
 from locmoe_ops.routers.selection_bias import balance_biases, set_locality_strength
 from locmoe_ops.tensor_parallel import TensorGroup, slice_of
 from pangu_sigma.checkpoint.state import StateEntry, parameter_entries
@@ -183,6 +184,10 @@ class TrainEngine:
     def set_locality_bias(self, strength: float) -> None:
         """Sets the strength of the routers' local terms, if they have any; 0 turns them off. Needs no other graph."""
         set_locality_strength(self.network, strength)
+
+    def set_locality_loss_weight(self, weight: float) -> None:
+        """Sets mu of the routers' locality losses, where it has a schedule. Needs no other graph."""
+        set_locality_loss_weight(self.network, weight)
 
     def evaluate(self, batches: List[Batch]) -> np.ndarray:
         """This rank's statistics, summed over its validation batches: <float64>[size], see `Statistics`."""

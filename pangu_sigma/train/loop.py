@@ -6,12 +6,12 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
-from typing import Any, Dict, List, Optional, Type
+from typing import Any, Callable, Dict, List, Optional, Type
 
 import numpy as np
 from tqdm import tqdm
 
-from locmoe_ops.routers.selection_bias import current_locality_strength, locality_strength
+from locmoe_ops.routers.selection_bias import current_locality_strength
 from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.state import RANKS, RankLocation, local_tensors
 from pangu_sigma.checkpoint.writer import CheckpointWriter
@@ -37,7 +37,7 @@ from pangu_sigma.train.metrics import (
     validation_metrics,
 )
 from pangu_sigma.train.profile import StepProfile
-from pangu_sigma.train.schedule import learning_rate
+from pangu_sigma.train.schedule import Ramp, learning_rate, local_term_ramp, locality_loss_ramp
 from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
 
 
@@ -108,6 +108,30 @@ class Validation:
         return self._engine.statistics.unpack(self._host_sum.values(own))
 
 
+class Scheduled:
+    """A value of the network that follows a schedule.
+
+    Args:
+        ramp: the schedule; None: there is no such value. set_value: gives it to the network.
+    """
+
+    def __init__(self, ramp: Optional[Ramp], set_value: Callable[[float], None]) -> None:
+        self._ramp, self._set_value = ramp, set_value
+        self._last: Optional[float] = None
+
+    def follow(self, step: int) -> Optional[float]:
+        """The value of optimizer step `step`, counted from 1; the network is given it where it is another than the last
+        one.
+        """
+        if self._ramp is None:
+            return None
+        value = self._ramp.at(step)
+        if value != self._last:
+            self._set_value(value)
+            self._last = value
+        return value
+
+
 @dataclass(frozen=True)
 class Saving:
     """What checkpoints are written with.
@@ -176,7 +200,11 @@ class TrainingLoop:
         measured = runtime.collectives.bytes_sent().counted
         self.stragglers = Stragglers(runtime.rank, runtime.world_size, config.train.log_interval, measured)
         self.profile = StepProfile(config, runtime.rank)
-        self._strength: Optional[float] = None  # of the routers' local terms, as last set
+        router = config.moe.router
+        self._schedules = {
+            "moe/local_strength": Scheduled(local_term_ramp(router), engine.set_locality_bias),
+            "moe/locality_loss_weight": Scheduled(locality_loss_ramp(router), engine.set_locality_loss_weight),
+        }
         rows = loader.validation() if config.train.eval_rows else []
         self.validation = Validation(engine, runtime.topology.tensor, rows, self.host_sum)
 
@@ -218,22 +246,13 @@ class TrainingLoop:
                     self.profile.close()
                     break
 
-    def _set_strength(self, step: int) -> Dict[str, float]:
-        """Follows the schedule of the local term, where routers have one."""
-        term = self.config.moe.router.local_term
-        if term.kind == "none":
-            return {}
-        strength = locality_strength(step, term)
-        if strength != self._strength:
-            self.engine.set_locality_bias(strength)
-            self._strength = strength
-        return {"moe/local_strength": strength}
-
     def _step(self, step: int) -> Dict[str, Any]:
         config = self.config
         batches = self.loader.step(step - 1)
         rate = learning_rate(config.optimizer, config.train.steps, step)
-        strength = self._set_strength(step)
+        followed = {name: one.follow(step) for name, one in self._schedules.items()}
+        scheduled = {name: value for name, value in followed.items() if value is not None}
+        mu = scheduled.get("moe/locality_loss_weight", getattr(config.moe.router.own, "locality_loss_weight", 0.0))
         self.profile.begin(step)
         self.clock.restart()
         started = time.perf_counter()
@@ -253,8 +272,8 @@ class TrainingLoop:
             "optim/grad_norm": result.grad_norm,
             "optim/loss_scale": result.loss_scale,
             "optim/skipped_steps": result.skipped_steps,
-            **routing_metrics(result.sums),
-            **strength,
+            **routing_metrics(result.sums, mu),
+            **scheduled,
             **self.engine.capacity.metrics(),
             **host_metrics(total, self.runtime.world_size, elapsed, tokens),
             **straggler_metrics(total.compute_by_rank),

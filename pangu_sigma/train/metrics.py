@@ -120,19 +120,30 @@ def loss_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, float]:
     return {"loss/total": task + aux + locality, "loss/task": task, "loss/aux": aux, "loss/locality": locality}
 
 
-def routing_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, Any]:
-    """Over all sparse layers and ranks of the step; {} without experts."""
+def routing_metrics(sums: Dict[str, np.ndarray], mu: float = 0.0) -> Dict[str, Any]:
+    """Over all sparse layers and ranks of the step; {} without experts.
+
+    Args:
+        sums: of the step. mu: the weight of its locality loss; 0: there is none to take the divergence from.
+    """
     assigned, kept = sums["assigned"], float(sums["kept"].sum())
     total = float(assigned.sum())
     if total == 0.0:
         return {}
     return {
         "moe/local_fraction": float(sums["kept_local"].sum()) / max(kept, 1.0),
+        "moe/local_fraction_by_layer": (sums["kept_local"] / np.maximum(sums["kept"], 1.0)).tolist(),
         "moe/drop_fraction": 1.0 - kept / total,
         "moe/load_max_over_mean": float((assigned.max(1) / assigned.mean(1)).mean()),
         "moe/tokens_per_expert": assigned.astype(int).tolist(),
+        **({"moe/locality_divergence": _divergence(sums, mu)} if mu > 0.0 else {}),
         **({"moe/undecided_fraction": float(sums["undecided"].sum()) / total} if "undecided" in sums else {}),
     }
+
+
+def _divergence(sums: Dict[str, np.ndarray], mu: float) -> float:
+    """KL(D_c || D_l) in nats, mean over layers, from the loss that has the weight `mu`."""
+    return float(sums["locality"]) / max(float(sums["tokens"]), 1.0) / mu / len(sums["kept"])
 
 
 def host_metrics(total: HostCounters, ranks: int, step_s: float, tokens: int) -> Dict[str, float]:

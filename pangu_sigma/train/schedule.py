@@ -1,10 +1,14 @@
-"""What changes from step to step: the learning rate, on the host, and the loss scale of fp16, in the graph."""
+"""What changes from step to step: the learning rate, and what pulls tokens to their home nodes, on the host; the loss
+scale of fp16, in the graph.
+"""
 
 import math
+from dataclasses import dataclass
 from typing import Optional
 
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
+from pangu_sigma.config.schema import RouterConfig
 from pangu_sigma.config.schema_run import LossScaleConfig, OptimizerConfig
 
 LARGEST_SCALE = 2.0**126  # twice as much is still a float32; infinity would never halve again
@@ -28,6 +32,45 @@ def learning_rate(options: OptimizerConfig, total_steps: int, step: int) -> floa
     progress = min(1.0, (step - options.warmup_steps) / span)
     left = 0.5 * (1.0 + math.cos(math.pi * progress)) if options.schedule == "cosine" else 1.0 - progress
     return options.end_learning_rate + (options.learning_rate - options.end_learning_rate) * left
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A value that goes linearly from one number to another. It follows from the step's number alone, so that a run
+    that is resumed has the value that it would have had.
+
+    Attributes:
+        initial: up to step `start_step`. final: from step `start_step` + `warmup_steps` on.
+        start_step: last step of the initial value. warmup_steps: steps of the way; 0: a jump after start_step.
+    """
+
+    initial: float
+    final: float
+    start_step: int = 0
+    warmup_steps: int = 0
+
+    def at(self, step: int) -> float:
+        """The value of optimizer step `step`, counted from 1."""
+        if step <= self.start_step:
+            return self.initial
+        done = min(1.0, (step - self.start_step) / max(1, self.warmup_steps))
+        return self.initial + done * (self.final - self.initial)
+
+
+def local_term_ramp(router: RouterConfig) -> Optional[Ramp]:
+    """The strength of the local term of `router`; None: it has no such term."""
+    term = router.local_term
+    if term.kind == "none":
+        return None
+    return Ramp(term.initial_strength, term.strength, term.start_step, term.warmup_steps)
+
+
+def locality_loss_ramp(router: RouterConfig) -> Optional[Ramp]:
+    """mu of the locality loss of `router`, where it changes from step to step; else None."""
+    loss = router.locality_loss
+    if loss.initial_weight is None:
+        return None
+    return Ramp(loss.initial_weight, router.own.locality_loss_weight, loss.start_step, loss.warmup_steps)
 
 
 class LossScale(nn.Cell):

@@ -38,6 +38,7 @@ METRICS = {
     "comm/intra_node(B)",
     "comm/inter_node(B)",
     "moe/local_fraction",
+    "moe/local_fraction_by_layer",
     "moe/drop_fraction",
     "moe/load_max_over_mean",
     "moe/tokens_per_expert",
@@ -264,15 +265,31 @@ def test_local_term_follows_its_schedule_and_is_off_in_a_second_validation(train
     assert both == pytest.approx([found[5]["valid/perplexity"], found[5]["valid/local_term_off/perplexity"]], rel=1e-6)
 
 
-def test_balance_biases_are_part_of_what_a_checkpoint_holds(train):
-    whole = train("balanced", *LOCAL)
-    train("balanced parts", *LOCAL, "train.stop_after=3", "checkpoint.interval=3")
-    parts = train("balanced parts", *LOCAL, "checkpoint.resume=auto", "checkpoint.interval=3")
-    assert losses(parts) == losses(whole)
-    bias = next(
-        value for name, value in tensors(parts / "checkpoints" / "step_6").items() if name.endswith("balance_bias")
+def test_the_routers_own_state_is_resumed_and_schedules_follow_from_the_step(train):
+    """A checkpoint holds balance biases and means of gate values. It does not hold mu, which follows from the step."""
+    options = (
+        *LOCAL,
+        "moe.router.locmoe.centre_rate=0.5",
+        "moe.router.locmoe.locality_loss_weight=0.2",
+        "moe.router.locality_loss={initial_weight: 1.0, start_step: 1, warmup_steps: 4}",
     )
-    assert bias.any()
+    whole = train("balanced", *options)
+    train("balanced parts", *options, "train.stop_after=3", "checkpoint.interval=3")
+    parts = train("balanced parts", *options, "checkpoint.resume=auto", "checkpoint.interval=3")
+    assert losses(parts) == losses(whole)
+    held = tensors(parts / "checkpoints" / "step_6")
+    for state in ("balance_bias", "value_mean"):
+        assert next(value for name, value in held.items() if name.endswith(state)).any()
+    assert not [name for name in held if name.endswith("locality_loss_weight")]
+    found = records(parts)
+    mu = [record["moe/locality_loss_weight"] for record in found]
+    assert mu == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2])
+    for record, weight in zip(found, mu):
+        layers = len(record["moe/local_fraction_by_layer"])
+        divergence = record["loss/locality"] / weight / layers
+        # the weight is a float32 in the graph
+        assert record["moe/locality_divergence"] == pytest.approx(divergence, rel=1e-6) and divergence > 0
+        assert min(record["moe/local_fraction_by_layer"]) <= record["moe/local_fraction"] + 1e-9
 
 
 def test_no_graph_is_taken_from_a_compile_cache(train, tmp_path, monkeypatch, capfd):

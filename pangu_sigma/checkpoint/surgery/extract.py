@@ -153,7 +153,7 @@ def config_of_domain(config: Config, domain: Domain, target: str, has_tokenizer:
             num_groups=1,
             domain_groups=None,
             layout=None,
-            router=replace(config.moe.router, local_term=local_term),
+            router=replace(config.moe.router, local_term=local_term),  # on one node the locality loss is 0, too
             dispatch=replace(config.moe.dispatch, group_wise=False),
         ),
         parallel=ParallelConfig(),

@@ -6,8 +6,10 @@ import pytest
 from mindspore import Tensor, nn
 
 from helpers.routers import HIDDEN, OUTPUTS, TOKENS, Opened, batch, context_of, expected_choice, run
+from locmoe_ops.errors import InputError
 from locmoe_ops.random import SeededUniform
 from locmoe_ops.routers.base import RoutingShape, make_router
+from locmoe_ops.routers.gated import set_locality_loss_weight
 from locmoe_ops.routers.gates import grap_weights
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -47,6 +49,23 @@ def test_weight_of_a_loss_scales_it_and_its_gradient(pullback):
         once, (gradient,), _ = pullback(Opened(locmoe(shape, "grap", **{option: 1.0})), inputs, cotangents)
         twice, (double,), _ = pullback(Opened(locmoe(shape, "grap", **{option: 2.0})), inputs, cotangents)
         assert twice[index] == 2 * once[index] > 0 and np.array_equal(double, 2 * gradient) and gradient.any()
+
+
+def test_another_weight_of_the_locality_loss_needs_no_other_graph():
+    router = locmoe(RoutingShape(HIDDEN, 12, 3), "grap", locality_loss_weight=0.5, locality_loss_changes=True)
+    cell, inputs = Opened(router), [Tensor(array) for array in batch(3)]
+    index, found = OUTPUTS.index("locality_loss"), []
+    for weight in (None, 1.0, 0.0, 0.25):
+        if weight is not None:
+            set_locality_loss_weight(cell, weight)
+        found.append(float(cell(*inputs)[index].asnumpy()))
+    assert found[0] > 0 and found == [found[0], 2 * found[0], 0.0, found[0] / 2]  # powers of 2 are exact
+    assert len(cell.compile_cache) == 1
+
+
+def test_a_weight_that_cannot_change_is_not_passed_over():
+    with pytest.raises(InputError, match="moe.router.locality_loss.initial_weight"):
+        set_locality_loss_weight(locmoe(RoutingShape(HIDDEN, 12, 3), "grap"), 0.5)
 
 
 class WithWords(nn.Cell):

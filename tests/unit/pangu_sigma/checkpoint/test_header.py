@@ -84,10 +84,23 @@ def test_a_router_goes_on_with_the_state_that_it_has(reader):
     def saved_with(**keys):
         return SimpleNamespace(folder=reader.folder, config=lambda: with_router(**keys))
 
+    def locmoe(**keys):
+        return {"type": "locmoe", "locmoe": keys}
+
     bias, margin = {"kind": "bias"}, {"kind": "margin", "strength": 0.5}
     for then, now, told in (
         ({}, {"balance_rate": 0.1}, "moe.router.balance_rate is 0.1, but .* trained with 0.0; expected 0,"),
         ({"balance_rate": 0.1}, {}, "moe.router.balance_rate is 0.0, but .* trained with 0.1; expected above 0"),
+        (
+            locmoe(),
+            locmoe(centre_rate=0.5),
+            "moe.router.locmoe.centre_rate is 0.5, but .* trained with 0.0; expected 0, for it has no means",
+        ),
+        (
+            locmoe(centre_rate=0.5),
+            locmoe(),
+            "moe.router.locmoe.centre_rate is 0.0, but .* trained with 0.5; expected above 0",
+        ),
         (
             {},
             {"local_term": bias},
@@ -106,6 +119,8 @@ def test_a_router_goes_on_with_the_state_that_it_has(reader):
         ({"local_term": bias}, {}),
         ({"balance_rate": 0.1}, {"balance_rate": 0.05}),
         ({}, {"switch": {"jitter": 0.1}, "statistics": "rank"}),
+        (locmoe(centre_rate=0.5), locmoe(centre_rate=1e-9, value_scale=2.0, rectify=False)),
+        (locmoe(), {**locmoe(locality_loss_weight=0.1), "locality_loss": {"initial_weight": 0.0}}),
     ):
         check_same_model(saved_with(**then), with_router(**now))
 

@@ -46,6 +46,15 @@ def _config(settings):
         (1, {"moe.router.locmoe.ties": "unrectified", "moe.router.locmoe.gate_input": "word"}),
         (1, {"moe.router.locmoe": {"ties": "noise", "gate": "dense", "noise_scale": 0.5}}),
         (1, {"moe.router.locmoe": {"ties": "noise"}, "moe.router.type": "switch"}),
+        (1, {"moe.router.locality_loss": {"initial_weight": 0.0, "start_step": 10, "warmup_steps": 20}}),
+        (
+            1,
+            {
+                "moe.router.type": "etr",
+                "moe.router.locality_loss.initial_weight": 1.0,
+                "moe.dispatch.drop_priority": "weight",
+            },
+        ),
         (1, {"moe.router.locmoe": {"ties": "unrectified", "noise_scale": 0.5, "normalise": "token"}}),
         (1, {"moe.router.locmoe": {"rectify": False, "noise_scale": 0.5, "value_scale": 4.0}}),
         (1, {"moe.router.locmoe": {"gate_input": "code", "rectify": False, "value_scale": 2.0}}),
@@ -140,6 +149,21 @@ def test_what_fits_is_accepted(world_size, settings):
             1,
             {"moe.router.locmoe": {"gate_input": "code", "noise_scale": 0.5}},
             ["moe.router.locmoe.noise_scale is 0.5", "moe.router.locmoe.gate_input code", "expected null"],
+        ),
+        (
+            1,
+            {"moe.router.locality_loss.warmup_steps": 5},
+            ["moe.router.locality_loss.warmup_steps is 5", "initial_weight null", "expected 0"],
+        ),
+        (
+            1,
+            {"moe.router.type": "switch", "moe.router.locality_loss.initial_weight": 0.5},
+            ["moe.router.locality_loss.initial_weight is 0.5", "moe.router.type switch", "expected null"],
+        ),
+        (
+            1,
+            {"moe.router.locality_loss": {"initial_weight": 0.5, "start_step": 100000}},
+            ["moe.router.locality_loss.start_step (100000)", "train.steps", "earlier"],
         ),
         (
             1,

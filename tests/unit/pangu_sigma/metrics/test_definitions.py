@@ -18,7 +18,7 @@ def computed():
     counters = metrics.HostCounters(1.0, *[metrics.Traffic()] * 4)
     return {
         **metrics.loss_metrics(sums),
-        **metrics.routing_metrics(routing),
+        **metrics.routing_metrics({**sums, **routing}, 0.01),
         **metrics.host_metrics(counters, 1, 1.0, 1),
         **metrics.validation_metrics(sums),
         **metrics.validation_metrics(sums, "valid/local_term_off/"),

@@ -59,6 +59,7 @@ def test_lists_counts_and_what_is_missing():
         4.0,
         **{
             "moe/tokens_per_expert": [[[9, 9]], [[9, 9]], [[1, 4]], [[2, 2]]],
+            "moe/local_fraction_by_layer": [[0.9, 0.9], [0.9, 0.9], [0.25, 0.5], [0.75, 1.0]],
             "moe/graphs": [1, 1, 2, 3],
             "moe/load_max_over_mean": [1.0, 1.0, None, None],
             "throughput/tokens_per_second": [1, 1, 10, 10],
@@ -68,6 +69,7 @@ def test_lists_counts_and_what_is_missing():
         STEP: 3.0,
         "throughput/tokens_per_second": 10.0,
         "moe/tokens_per_expert": [[1.5, 3.0]],
+        "moe/local_fraction_by_layer": [0.5, 0.75],
         "moe/graphs": 3,
     }
 

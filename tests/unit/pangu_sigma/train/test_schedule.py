@@ -6,7 +6,7 @@ import pytest
 from mindspore import Tensor
 
 from pangu_sigma.config.schema_run import LossScaleConfig, OptimizerConfig
-from pangu_sigma.train.schedule import LossScale, learning_rate
+from pangu_sigma.train.schedule import LossScale, Ramp, learning_rate
 
 PEAK, END = 1e-3, 1e-5
 
@@ -114,3 +114,18 @@ def test_without_options_the_scale_is_one_for_good():
     cell = LossScale(None)
     assert [float(cell(Tensor(finite)).asnumpy()) for finite in (True, False, True)] == [0.0, 1.0, 1.0]
     assert float(cell.scale.asnumpy()) == 1.0
+
+
+@pytest.mark.parametrize(
+    "ramp, values",
+    [
+        (Ramp(0.0, 1.0), [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),  # from the first step on
+        (Ramp(0.2, 1.0, start_step=3), [0.2, 0.2, 0.2, 1.0, 1.0, 1.0]),  # a jump
+        (Ramp(0.0, 1.0, start_step=1, warmup_steps=4), [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]),
+        (Ramp(1.0, 0.0, start_step=1, warmup_steps=4), [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]),  # downwards
+        (Ramp(0.0, 0.9, warmup_steps=3), [0.3, 0.6, 0.9, 0.9, 0.9, 0.9]),
+        (Ramp(0.0, 1.0, start_step=4, warmup_steps=10), [0.0, 0.0, 0.0, 0.0, 0.1, 0.2]),  # the run ends on the way
+    ],
+)
+def test_a_ramp_by_hand(ramp, values):
+    assert [ramp.at(step) for step in range(1, 7)] == pytest.approx(values)
