@@ -92,9 +92,12 @@ def capacity_buckets(tokens: int, smallest: int, count: int) -> Tuple[int, ...]:
     return tuple(sorted({round(smallest * ratio ** (i / (count - 1))) for i in range(count)}))
 
 
-def choose_bucket(slots: int, buckets: Sequence[int]) -> int:
-    """The smallest of the increasing `buckets` that holds `slots`. Raises InputError where none does."""
-    require_count("slots", slots)
+def choose_bucket(slots: int, buckets: Sequence[int], least: int = 1) -> int:
+    """The smallest of the increasing `buckets` that holds `slots`. Raises InputError where none does, and for slots
+    below `least`.
+    """
+    if least > 0 or slots != 0:
+        require_count("slots", slots)
     position = bisect_left(buckets, slots)
     if position == len(buckets):
         raise InputError(f"capacity: slots is {slots}, expected at most the largest bucket of {list(buckets)}")
@@ -118,23 +121,31 @@ class AdaptiveCapacity:
         buckets: increasing slot counts, from `capacity_buckets`.
         hysteresis: in [0, 1); 0 follows every change.
         initial: slots wanted before the first observation; default: the largest bucket.
+        least: the smallest number of slots that a bucket may have: 1, or 0 where none may be needed.
 
     Raises: InputError for other arguments.
     """
 
     def __init__(
-        self, interval: int, buckets: Sequence[int], hysteresis: float = 0.1, initial: Optional[int] = None
+        self,
+        interval: int,
+        buckets: Sequence[int],
+        hysteresis: float = 0.1,
+        initial: Optional[int] = None,
+        least: int = 1,
     ) -> None:
         require_count("interval", interval)
-        self._buckets = tuple(buckets)
-        if not buckets or buckets[0] < 1 or any(left >= right for left, right in zip(buckets, buckets[1:])):
-            raise InputError(f"capacity: buckets are {list(buckets)}, expected increasing slot counts of at least 1")
+        self._buckets, self._least = tuple(buckets), least
+        if not buckets or buckets[0] < least or any(left >= right for left, right in zip(buckets, buckets[1:])):
+            raise InputError(
+                f"capacity: buckets are {list(buckets)}, expected increasing slot counts of at least {least}"
+            )
         if not 0.0 <= hysteresis < 1.0:
             raise InputError(f"capacity: hysteresis is {hysteresis!r}, expected a share in [0, 1)")
         self._interval = interval
         # The nearest simple fraction, so that a tenth kept free of 100 slots leaves exactly 90.
         self._usable = 1 - Fraction(hysteresis).limit_denominator(LARGEST_DENOMINATOR)
-        self._bucket = choose_bucket(self._buckets[-1] if initial is None else initial, self._buckets)
+        self._bucket = choose_bucket(self._buckets[-1] if initial is None else initial, self._buckets, least)
         self._used = {self._bucket}
         self._changes = 0
         self._largest_seen = 0
@@ -158,15 +169,15 @@ class AdaptiveCapacity:
     def observe(self, step: int, slots: int) -> int:
         """Takes in the slots that a step's batch asks for; returns the bucket in force from now on.
 
-        Raises: InputError for slots below 1 or above the largest bucket.
+        Raises: InputError for slots below the least or above the largest bucket.
         """
-        choose_bucket(slots, self._buckets)
+        choose_bucket(slots, self._buckets, self._least)
         self._largest_seen = max(self._largest_seen, int(slots))
         if self.is_due(step):
-            wanted = choose_bucket(self._largest_seen, self._buckets)
+            wanted = choose_bucket(self._largest_seen, self._buckets, self._least)
             if wanted < self._bucket:
                 with_room = min(math.ceil(self._largest_seen / self._usable), self._buckets[-1])
-                wanted = min(self._bucket, choose_bucket(with_room, self._buckets))
+                wanted = min(self._bucket, choose_bucket(with_room, self._buckets, self._least))
             self._changes += wanted != self._bucket
             self._bucket, self._largest_seen, self._decided_at = wanted, 0, step
             self._used.add(wanted)
@@ -196,7 +207,7 @@ class AdaptiveCapacity:
             raise InputError(
                 f"capacity: saved state has buckets {list(state['buckets'])}, expected {list(self._buckets)}"
             )
-        self._bucket = choose_bucket(state["bucket"], self._buckets)
+        self._bucket = choose_bucket(state["bucket"], self._buckets, self._least)
         self._used = set(state["used"])
         self._changes = state["changes"]
         self._largest_seen = state["largest_seen"]

@@ -26,7 +26,14 @@ SLOT_KEYS = (
     "dispatch.overflow",
 )
 # Keys of `moe` that a dispatcher may use or not; one that it does not use must keep its default.
-KEYS = ("dispatch.ragged_limit", "dispatch.group_wise", "dispatch.chunks", "capacity.local_share", *SLOT_KEYS)
+KEYS = (
+    "dispatch.ragged_limit",
+    "dispatch.group_wise",
+    "dispatch.chunks",
+    "capacity.local_share",
+    "capacity.measured_share",
+    *SLOT_KEYS,
+)
 
 _DECLARES = re.compile(r"^DISPATCHER\s*[:=]", re.MULTILINE)
 

@@ -42,3 +42,4 @@ def follows_from_step(name: str) -> bool:
 
 
 CAPACITY_STATE = "capacity.state"
+SHARE_STATE = "capacity.measured_share"

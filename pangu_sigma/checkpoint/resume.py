@@ -12,7 +12,7 @@ import numpy as np
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.folders import finished
 from pangu_sigma.checkpoint.header import changes, check_same_ids, check_same_model, differences
-from pangu_sigma.checkpoint.names import CAPACITY_STATE
+from pangu_sigma.checkpoint.names import CAPACITY_STATE, SHARE_STATE
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.state import StateEntry, Values, rank_location, read_values, set_values, weights
 from pangu_sigma.config.schema import Config
@@ -210,9 +210,9 @@ class CheckpointLoader:
                 for line in changes(reader, self._config, self._data, layout):
                     self._warn(f"since {path}: {line}")
             state = self._engine.state() if for_training else weights(self._engine.state())
-            # What the capacity's mode keeps is not there after steps in mode `factor`: it is then measured anew. The
+            # What is measured of capacity or share is not there after steps without: it is then measured anew. The
             # loss scale of fp16 begins anew after steps in another precision, and ends with it.
-            passed_over = set() if CAPACITY_STATE in reader.manifest.tensors else {CAPACITY_STATE}
+            passed_over = {CAPACITY_STATE, SHARE_STATE}.difference(reader.manifest.tensors)
             if (reader.config().runtime.precision == "fp16") != (self._config.runtime.precision == "fp16"):
                 passed_over |= {"loss_scale.scale", "loss_scale.good"}
             state = [entry for entry in state if entry.name not in passed_over]

@@ -186,6 +186,22 @@ class DispatchConfig:
 
 
 @dataclass(frozen=True)
+class MeasuredShareConfig:
+    """The far tier of hierarchical dispatch follows the share of assignments that leave their node, measured in
+    training. What it has room for is one of a few shares: that of an even spread, a half of it, a quarter and so on,
+    and at last none. Each is a graph of its own.
+    """
+
+    interval: int = key(100, "steps between measurements", minimum=1)
+    buckets: int = key(
+        4, "shares that the far tier may have room for, and so most graphs to compile", minimum=2, maximum=MOST_BUCKETS
+    )
+    hysteresis: float = key(
+        0.1, "the far tier shrinks only as far as this share of it would stay free", minimum=0.0, maximum=0.99
+    )
+
+
+@dataclass(frozen=True)
 class CapacityConfig:
     mode: str = key(
         "factor",
@@ -202,6 +218,11 @@ class CapacityConfig:
         "share of the experts",
         above=0.0,
         maximum=1.0,
+    )
+    measured_share: Optional[MeasuredShareConfig] = key(
+        None,
+        "hierarchical dispatch: the share of assignments that leave their node is measured in training, and the tier "
+        "between nodes has slots for so many; null: local_share says how many",
     )
     form: str = key(
         "exact",

@@ -1,5 +1,7 @@
 """Checks across keys: what each key's own type and limits cannot say. All raise `InputError` naming keys and values."""
 
+from dataclasses import is_dataclass
+
 from locmoe_ops.dispatch.registry import KEYS as DISPATCHER_KEYS
 from locmoe_ops.dispatch.registry import dispatcher_spec, names_of
 from locmoe_ops.errors import InputError
@@ -7,7 +9,7 @@ from locmoe_ops.router_registry import RouterSizes, router_spec, routers
 from pangu_sigma.config.ascend import check_runtime
 from pangu_sigma.config.check_parallel import check_parallel, require_divides
 from pangu_sigma.config.check_run import check_checkpoints, check_paths, check_schedule
-from pangu_sigma.config.derived import experts_per_group, has_experts
+from pangu_sigma.config.derived import experts_per_group, has_experts, job_topology
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig
 from pangu_sigma.config.strict_yaml import spelled
 
@@ -24,6 +26,7 @@ def validate(config: Config, world_size: int) -> None:
     _check_dispatch(config)
     _check_capacity(config)
     check_parallel(config, world_size)
+    _check_measured_share(config, world_size)
     check_schedule(config)
     check_checkpoints(config)
     check_runtime(config)
@@ -95,8 +98,9 @@ def _check_dispatch(config: Config) -> None:
         section, _, name = key.partition(".")
         value, default = getattr(getattr(config.moe, section), name), getattr(_MOE_DEFAULTS[section], name)
         if value != default:
+            shown = "a section" if is_dataclass(value) else spelled(value)
             raise InputError(
-                f"moe.{key} is {spelled(value)} with moe.dispatch.type {dispatch.type}, "
+                f"moe.{key} is {shown} with moe.dispatch.type {dispatch.type}, "
                 f"{spec.reasons.get(key, 'which does not use it')}; expected {spelled(default)}"
             )
     if dispatch.chunks > spec.most_chunks and "dispatch.chunks" in spec.keys:
@@ -143,6 +147,11 @@ def _check_capacity(config: Config) -> None:
         raise InputError(
             f"moe.capacity.mode is {capacity.mode} with moe.router.type {config.moe.router.type}, which has no gate "
             "weights to measure cosines with; expected factor"
+        )
+    if capacity.measured_share is not None and capacity.local_share is not None:
+        raise InputError(
+            f"moe.capacity.local_share is {capacity.local_share} with moe.capacity.measured_share, which measures it; "
+            "expected null"
         )
     for name in _UNUSED_BY_MODE[capacity.mode]:
         _require_default(name, capacity, default, f"moe.capacity.mode {capacity.mode}")
@@ -200,4 +209,17 @@ def _check_locality_loss(config: Config) -> None:
         raise InputError(
             f"moe.router.locality_loss.start_step ({loss.start_step}) is not before the last step, train.steps "
             f"({config.train.steps}): mu would keep its initial weight; expected an earlier step"
+        )
+
+
+def _check_measured_share(config: Config, world_size: int) -> None:
+    """What leaves a node of the layout is what the tier between the job's nodes must carry. One node has one tier."""
+    layout, job = config.moe.layout, job_topology(config, world_size)
+    if config.moe.capacity.measured_share is None or layout is None or job.nodes == 1:
+        return
+    if (layout.world_size, layout.ranks_per_node) != (job.data, job.ranks_per_node // job.tensor):
+        raise InputError(
+            f"moe.capacity.measured_share: measured for moe.layout of {layout.world_size} ranks, "
+            f"{layout.ranks_per_node} a node, in a job of {job.data} data-parallel ranks, "
+            f"{job.ranks_per_node // job.tensor} a node; expected moe.layout null, or the job's own"
         )

@@ -13,6 +13,7 @@ _DIVERGED = "summary.json of a run that diverged"
 _OFF = "validations of a run with a local term"
 _BOUND = "moe.capacity.mode critical, adaptive"
 _EXPERTS = "every step, with experts"
+_SHARE = "every step of a run with moe.capacity.measured_share, unless nothing can leave its node"
 _COMPARED = "every train.log_interval steps, several ranks, backend tcp"
 _OF_CAUSE = {
     "all_to_all": "the tokens' way to their experts and back, forward and backward",
@@ -87,6 +88,14 @@ DEFINITIONS: Dict[str, Definition] = {
         _BOUND,
         "different slots used so far in the run, each of which is a graph of the training step (one that a "
         "resumed run compiles again is not counted again)",
+    ),
+    "moe/measured_local_share": Definition(
+        _SHARE,
+        "share of assignments that stay on their node, before drops, of the node and layer with the smallest; as last "
+        "measured, and not below that of an even spread",
+    ),
+    "moe/local_share": Definition(
+        _SHARE, "1 minus the share that the tier between nodes has slots for at capacity factor 1; 1: there is none"
     ),
     "time/step(s)": Definition(_STEP, "wall clock of rank 0, measuring and compiling included where the step does so"),
     "time/compute(s)": Definition(

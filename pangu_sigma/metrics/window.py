@@ -45,7 +45,8 @@ def middle_half(records: Sequence[Record]) -> List[Record]:
 def measured(records: Sequence[Record], ignored: int = COMPILING_STEPS) -> Dict[str, Any]:
     """One value for each metric of time, bytes, throughput and routing that the records have, by the rule above.
 
-    A list, a number or a list a layer (share at home; tokens of each expert), gives the list of its means. A metric without any finite number is left out.
+    A list, a number or a list a layer (share at home; tokens of each expert), gives the list of its means. A metric
+    without any finite number is left out.
 
     Args:
         records: one a step, from the first on.

@@ -3,7 +3,7 @@ job can be planned without it.
 """
 
 from dataclasses import dataclass
-from typing import List, Optional, Set, Tuple
+from typing import List, NamedTuple, Optional, Set, Tuple
 
 from locmoe_ops.capacity.factor import capacity_by_factor
 from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup
@@ -23,6 +23,15 @@ def resolve_layout(config: Config, topology: Topology) -> Topology:
         return Topology(given.world_size, given.ranks_per_node, given.expert)
     tensor = topology.tensor
     return topology if tensor == 1 else Topology(topology.data, topology.ranks_per_node // tensor, topology.expert)
+
+
+class TierShares(NamedTuple):
+    """Shares of a rank's assignments that the tiers of hierarchical dispatch have slots for; None: that of the experts
+    there, as in an even spread.
+    """
+
+    near: Optional[float] = None
+    far: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -87,13 +96,15 @@ class SlotRules:
             return self.placement
         return ExpertSubgroup(self.placement, count, topology.ep_index(rank) * count // topology.expert)
 
-    def dispatch_setup(self, placement: Placement, factor: float, evaluation: bool = False) -> DispatchSetup:
+    def dispatch_setup(
+        self, placement: Placement, factor: float, evaluation: bool = False, bucket: int = 0
+    ) -> DispatchSetup:
         """What fixes the shapes of the job's dispatchers.
 
         Args:
             placement: the ranks that exchange tokens, and their experts. factor: capacity factor, for dispatchers that
                 have slots.
-            evaluation: whether it is for evaluation, see `tier_capacities`.
+            evaluation: whether it is for evaluation, see `tier_capacities`. bucket: see there.
         """
         moe = self.config.moe
         options = DispatchOptions(
@@ -104,7 +115,7 @@ class SlotRules:
             ragged_limit=moe.dispatch.ragged_limit,
             fused_permute=self.config.runtime.fused.permute,
         )
-        capacities = FactorCapacities(self, factor, evaluation)
+        capacities = FactorCapacities(self, factor, evaluation, bucket)
         return DispatchSetup(self.topology, placement, self.tokens, moe.router.top_k, capacities, options)
 
     def experts_by_node(self) -> List[Set[int]]:
@@ -123,7 +134,35 @@ class SlotRules:
         """Experts that share a rank's tokens: all of them, or those of the fewest groups that a node's domains use."""
         return min(len(experts) for experts in self.experts_by_node())
 
-    def tier_capacities(self, placement: ExpertPlacement, factor: float, evaluation: bool = False) -> Tuple[int, int]:
+    def far_shares(self) -> Tuple[float, ...]:
+        """With `moe.capacity.measured_share` the shares of assignments that the far tier may have slots for, falling:
+        that of an even spread at the node of the layout that needs most, halves of it, and 0. Where nothing may leave
+        its node, 0 alone.
+        """
+        moe, layout = self.config.moe, self.layout
+        assert moe.capacity.measured_share is not None
+        placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.placement)
+        local = local_experts_table(layout, placement)[:: layout.ranks_per_node]  # (nodes, E)
+        even = max(
+            1.0 - sum(bool(held[expert]) for expert in experts) / len(experts)
+            for held, experts in zip(local, self.experts_by_node())
+        )
+        halvings = moe.capacity.measured_share.buckets - 1
+        return (*(even / 2**halved for halved in range(halvings)), 0.0) if even > 0.0 else (0.0,)
+
+    def bucket_shares(self, bucket: int) -> TierShares:
+        """The shares of both tiers while the far one has room for `far_shares()[bucket]`. The near tier has room for
+        the most that may stay at home until the far tier shrinks, so that neither is too small for an even spread.
+        """
+        measured, far = self.config.moe.capacity.measured_share, self.far_shares()
+        assert measured is not None
+        if bucket == len(far) - 1:
+            return TierShares(1.0, far[bucket])
+        return TierShares(1.0 - far[bucket + 1] * (1.0 - measured.hysteresis), far[bucket])
+
+    def tier_capacities(
+        self, placement: ExpertPlacement, factor: float, evaluation: bool = False, bucket: int = 0
+    ) -> Tuple[int, int]:
         """Slots per expert of the own node, and of other nodes (see `HierarchicalDispatcher`).
 
         `moe.capacity.local_share` of a rank's assignments spread over the experts of its node that they may go to, the
@@ -134,17 +173,27 @@ class SlotRules:
             placement: experts on the ranks of the job. factor: capacity factor.
             evaluation: True where a local term may be switched off: no share then stays for certain, and there are
                 slots for both.
+            bucket: with a measured share in training, its place in `far_shares`.
 
         Raises InputError: the share is 1, but a node holds none of the experts that its tokens may go to.
         """
-        moe = self.config.moe
-        switched_off = evaluation and moe.router.local_term.kind != "none"
-        shares = {moe.capacity.local_share, None if switched_off else moe.capacity.local_share}
-        intra, inter = zip(*(self._tiers(placement, factor, share) for share in shares))
+        intra, inter = zip(
+            *(self._tiers(placement, factor, shares) for shares in self._tier_shares(evaluation, bucket))
+        )
         return max(intra), max(inter)
 
-    def _tiers(self, placement: ExpertPlacement, factor: float, share: Optional[float]) -> Tuple[int, int]:
-        """See `tier_capacities`; share None: that of the experts."""
+    def _tier_shares(self, evaluation: bool, bucket: int) -> Set[TierShares]:
+        """What the tiers must have room for; of several the larger slots count. See `tier_capacities`."""
+        moe = self.config.moe
+        if moe.capacity.measured_share is not None:
+            # Whatever training measures, evaluation has one graph.
+            return {TierShares(1.0, None)} if evaluation else {self.bucket_shares(bucket)}
+        share = moe.capacity.local_share
+        asked = TierShares() if share is None else TierShares(share, 1.0 - share)
+        return {asked, TierShares()} if evaluation and moe.router.local_term.kind != "none" else {asked}
+
+    def _tiers(self, placement: ExpertPlacement, factor: float, shares: TierShares) -> Tuple[int, int]:
+        """See `tier_capacities`; shares None: those of the experts."""
         tokens, top_k, topology = self.tokens, self.config.moe.router.top_k, self.topology
         local = local_experts_table(topology, placement)[:: topology.ranks_per_node]  # (nodes, E)
         in_play = self.experts_by_node()
@@ -154,15 +203,18 @@ class SlotRules:
         for node, (held, experts) in enumerate(zip(local, in_play)):
             here = sum(bool(held[expert]) for expert in experts)
             elsewhere = len(experts) - here
-            inside = here / len(experts) if share is None else share
-            if share == 1.0 and here == 0:
+            even = here / len(experts)
+            near = even if shares.near is None else shares.near
+            far = 1.0 - even if shares.far is None else shares.far
+            if topology.nodes == 1 and self.config.moe.capacity.measured_share is not None:
+                near = 1.0  # one tier holds all
+            if shares.far == 0.0 and here == 0:
                 raise InputError(
                     f"moe.capacity.local_share is 1.0, but node {node} holds no expert of its tokens; expected less, "
                     "or moe.placement and data.placement that put them there"
                 )
-            intra = capacity_by_factor(tokens, top_k, here, factor * inside) if here and inside > 0.0 else 0
-            outside = factor * (1.0 - inside)
-            inter = capacity_by_factor(tokens, top_k, elsewhere, outside) if elsewhere and inside < 1.0 else 0
+            intra = capacity_by_factor(tokens, top_k, here, factor * near) if here and near > 0.0 else 0
+            inter = capacity_by_factor(tokens, top_k, elsewhere, factor * far) if elsewhere and far > 0.0 else 0
             slots.append((intra, inter))
         most_intra, most_inter = (max(tier) for tier in zip(*slots))
         return (most_intra, most_intra if topology.nodes == 1 else most_inter)  # one node is one tier
@@ -173,12 +225,13 @@ class FactorCapacities:
     """The slots that a capacity factor asks for: `locmoe_ops.dispatch.geometry.Capacities` of a job.
 
     Attributes:
-        rules: of the job. factor: capacity factor. evaluation: see `SlotRules.tier_capacities`.
+        rules: of the job. factor: capacity factor. evaluation, bucket: see `SlotRules.tier_capacities`.
     """
 
     rules: SlotRules
     factor: float
     evaluation: bool = False
+    bucket: int = 0
 
     @property
     def uniform(self) -> int:
@@ -187,7 +240,7 @@ class FactorCapacities:
 
     @property
     def tiers(self) -> Tuple[int, int]:
-        return self.rules.tier_capacities(self.rules.placement, self.factor, self.evaluation)
+        return self.rules.tier_capacities(self.rules.placement, self.factor, self.evaluation, self.bucket)
 
 
 def _experts_of(groups: Set[int], per_group: int) -> Set[int]:

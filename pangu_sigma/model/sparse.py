@@ -64,16 +64,16 @@ def experts_by_node(context: SparseContext) -> List[Set[int]]:
 
 
 def build_dispatcher(
-    context: SparseContext, placement: Placement, factor: float, tag: str, evaluation: bool = False
+    context: SparseContext, placement: Placement, factor: float, tag: str, evaluation: bool = False, bucket: int = 0
 ) -> Dispatcher:
     """The dispatcher that `moe.dispatch.type` names.
 
     Args:
         context: configuration, sizes and collectives. placement: the ranks that exchange tokens, and their experts.
         factor: capacity factor, if it has slots. tag: names its collectives.
-        evaluation: see `SlotRules.tier_capacities`.
+        evaluation, bucket: see `SlotRules.tier_capacities`.
     """
-    setup = context.slot_rules.dispatch_setup(placement, factor, evaluation)
+    setup = context.slot_rules.dispatch_setup(placement, factor, evaluation, bucket)
     dispatcher: Dispatcher = load_dispatcher(context.config.moe.dispatch.type).build(context.collectives, setup, tag)
     return dispatcher
 
@@ -94,15 +94,17 @@ def expert_region(context: SparseContext, layer: int) -> SplitRegion:
     return SplitRegion(tensor, tensor.copy_in(tag), tensor.reduce_out(tag))
 
 
-def training_dispatcher(context: SparseContext, layer: int, factor: float, variant: str = "") -> Dispatcher:
+def training_dispatcher(
+    context: SparseContext, layer: int, factor: float, variant: str = "", bucket: int = 0
+) -> Dispatcher:
     """The dispatcher of a sparse layer in training.
 
     Args:
         context: as in `build_dispatcher`. layer: number of the sparse layer, from 0. factor: capacity factor.
-        variant: distinguishes the tags of several dispatchers of one layer.
+        variant: distinguishes the tags of several dispatchers of one layer. bucket: see `SlotRules.tier_capacities`.
     """
     placement = context.slot_rules.exchange_of(context.collectives.rank)
-    return build_dispatcher(context, placement, factor, f"all_to_all/layer {layer}{variant}")
+    return build_dispatcher(context, placement, factor, f"all_to_all/layer {layer}{variant}", bucket=bucket)
 
 
 def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:

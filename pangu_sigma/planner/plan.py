@@ -67,7 +67,8 @@ class JobPlan:
     def exact_bytes(self) -> bool:
         """False where bytes depend on routing (ragged), or slots on what training measures."""
         config = self.job.config
-        measured = config.moe.capacity.mode != "factor" or not dispatcher_spec(config.moe.dispatch.type).has_slots
+        capacity, dispatch = config.moe.capacity, dispatcher_spec(config.moe.dispatch.type)
+        measured = capacity.mode != "factor" or capacity.measured_share is not None or not dispatch.has_slots
         return not (measured and self.job.sparse_layers)
 
     def days(self, tokens: int) -> float:

@@ -35,6 +35,7 @@ from pangu_sigma.train.capacity import CapacityControl
 from pangu_sigma.train.evaluation import EvaluationStep, RoutedTokens
 from pangu_sigma.train.gradient_overlap import GradientOverlap
 from pangu_sigma.train.graphs import AccumulatedStep, OptimizerStep, OverlappedStep, SingleGraphStep, StepGraph
+from pangu_sigma.train.local_share import LocalShareControl
 from pangu_sigma.train.offloaded_experts import OffloadedExpertOptimizer
 from pangu_sigma.train.optimizer_state import OptimizerState
 from pangu_sigma.train.schedule import LossScale
@@ -82,7 +83,7 @@ class TrainEngine:
         statistics: layout of the sums.
         update: the compiled update; `adam` and `loss_scale` are its state.
         host: updates the experts, unless the compiled step does.
-        capacity: decides the slots of each step, see `CapacityControl`.
+        capacity, local_share: decide the slots of each step, see `CapacityControl` and `LocalShareControl`.
     """
 
     def __init__(self, config: Config, runtime: Runtime, words: Vocabulary) -> None:
@@ -120,10 +121,14 @@ class TrainEngine:
         self.optimizer_state = OptimizerState(self.update, runtime.collectives, self.host)
         self._evaluate = EvaluationStep(self._objective)
         self._step = self._new_step()
-        # By slots: dispatchers of the sparse layers, and the step
-        self._variants: Dict[int, Tuple[List[Dispatcher], OptimizerStep]] = {}
         self._sparse = sparse_layers(self.network)
+        self._capacity, self._bucket = (0, config.moe.capacity.factor), 0  # as configured, which is no measured number
+        # By slots: dispatchers of the sparse layers, and the step
+        self._variants: Dict[Tuple[int, ...], Tuple[List[Dispatcher], OptimizerStep]] = {
+            self._variant(): ([layer.dispatcher for layer in self._sparse], self._step)
+        }
         self.capacity = CapacityControl(self.context, len(self._sparse), self.routed_tokens, self.set_capacity)
+        self.local_share = LocalShareControl(self.context, len(self._sparse), self.routed_tokens, self.set_far_tier)
 
     def state(self) -> List[StateEntry]:
         """Everything that a resumed run needs, to be set: weights, hash maps, Adam's moments, counters, loss scale."""
@@ -137,7 +142,8 @@ class TrainEngine:
 
     def _without_moments(self) -> List[StateEntry]:
         scale, on_host = self.loss_scale, {} if self.host is None else self.host.weights
-        counters = [self.adam.updates, scale.scale, scale.good, scale.skipped, *self.capacity.state()]
+        measured = [*self.capacity.state(), *self.local_share.state()]
+        counters = [self.adam.updates, scale.scale, scale.good, scale.skipped, *measured]
         entries = parameter_entries([*self._saved, *counters])
         return [on_host.get(entry.name, entry) for entry in entries]
 
@@ -147,13 +153,34 @@ class TrainEngine:
         Slots that were set before need no new graph. All variants of the step share parameters, optimizer state and
         accumulators.
         """
-        if slots not in self._variants:
+        self._capacity = slots, factor
+        self._use_variant()
+
+    def set_far_tier(self, bucket: int) -> None:
+        """Trains with the far tier of `SlotRules.far_shares`' place `bucket`, from the next step on; graphs as for
+        `set_capacity`.
+        """
+        self._bucket = bucket
+        self._use_variant()
+
+    def _variant(self) -> Tuple[int, ...]:
+        """What tells one graph of the step from another: the slots that were measured, and those of both tiers."""
+        slots, factor = self._capacity
+        if self._sparse and self.context.config.moe.capacity.measured_share is not None:
+            rules = self.context.slot_rules
+            return slots, *rules.tier_capacities(rules.placement, factor, bucket=self._bucket)
+        return (slots,)
+
+    def _use_variant(self) -> None:
+        variant = self._variant()
+        if variant not in self._variants:
+            name = f"/{' '.join(map(str, variant))} slots"
             dispatchers = [
-                training_dispatcher(self.context, layer, factor, f"/{slots} slots")
+                training_dispatcher(self.context, layer, self._capacity[1], name, self._bucket)
                 for layer in range(len(self._sparse))
             ]
-            self._variants[slots] = dispatchers, self._new_step()
-        dispatchers, self._step = self._variants[slots]
+            self._variants[variant] = dispatchers, self._new_step()
+        dispatchers, self._step = self._variants[variant]
         for layer, dispatcher in zip(self._sparse, dispatchers):
             layer.dispatcher = dispatcher
 

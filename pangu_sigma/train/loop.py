@@ -257,6 +257,7 @@ class TrainingLoop:
         self.clock.restart()
         started = time.perf_counter()
         self.engine.capacity.prepare(step, self.loader.step)
+        self.engine.local_share.prepare(step, self.loader.step)
         result = self.engine.train_step(batches, step, rate)
         elapsed = time.perf_counter() - started
         own = self.clock.elapsed(elapsed)._replace(stops=int(self._stop.requested))
@@ -275,6 +276,7 @@ class TrainingLoop:
             **routing_metrics(result.sums, mu),
             **scheduled,
             **self.engine.capacity.metrics(),
+            **self.engine.local_share.metrics(),
             **host_metrics(total, self.runtime.world_size, elapsed, tokens),
             **straggler_metrics(total.compute_by_rank),
         }

@@ -266,12 +266,16 @@ def test_local_term_follows_its_schedule_and_is_off_in_a_second_validation(train
 
 
 def test_the_routers_own_state_is_resumed_and_schedules_follow_from_the_step(train):
-    """A checkpoint holds balance biases and means of gate values. It does not hold mu, which follows from the step."""
+    """A checkpoint holds balance biases and means of gate values. It does not hold mu, which follows from the step.
+    One process plays two nodes, whose far tier follows what is measured.
+    """
     options = (
         *LOCAL,
         "moe.router.locmoe.centre_rate=0.5",
         "moe.router.locmoe.locality_loss_weight=0.2",
         "moe.router.locality_loss={initial_weight: 1.0, start_step: 1, warmup_steps: 4}",
+        "moe.dispatch.type=hierarchical",
+        "moe.capacity.measured_share={interval: 2}",
     )
     whole = train("balanced", *options)
     train("balanced parts", *options, "train.stop_after=3", "checkpoint.interval=3")
@@ -282,6 +286,11 @@ def test_the_routers_own_state_is_resumed_and_schedules_follow_from_the_step(tra
         assert next(value for name, value in held.items() if name.endswith(state)).any()
     assert not [name for name in held if name.endswith("locality_loss_weight")]
     found = records(parts)
+    for name in ("moe/local_share", "moe/measured_local_share"):
+        shares = [record[name] for record in found]
+        assert shares == [record[name] for record in records(whole)]
+        # measured before steps 1, 3 and 5; from step 5 on the local term keeps every token at home
+        assert shares[0] == shares[1] < 1.0 and shares[4:] == [1.0, 1.0]
     mu = [record["moe/locality_loss_weight"] for record in found]
     assert mu == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2])
     for record, weight in zip(found, mu):

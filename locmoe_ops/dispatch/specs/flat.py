@@ -34,5 +34,9 @@ DISPATCHER = DispatcherSpec(
     flat_slots,
     flat_exchanges,
     keys=(*SLOT_KEYS, "dispatch.chunks", "dispatch.group_wise"),
-    reasons={"dispatch.ragged_limit": "which has slots", "capacity.local_share": "which has one tier"},
+    reasons={
+        "dispatch.ragged_limit": "which has slots",
+        "capacity.local_share": "which has one tier",
+        "capacity.measured_share": "which has one tier",
+    },
 )

@@ -53,7 +53,7 @@ def hierarchical_exchanges(setup: DispatchSetup, slots: LayerSlots) -> List[Disp
 DISPATCHER = DispatcherSpec(
     hierarchical_slots,
     hierarchical_exchanges,
-    keys=(*SLOT_KEYS, "dispatch.chunks", "dispatch.group_wise", "capacity.local_share"),
+    keys=(*SLOT_KEYS, "dispatch.chunks", "dispatch.group_wise", "capacity.local_share", "capacity.measured_share"),
     reasons={"dispatch.ragged_limit": "which has slots", "dispatch.chunks": "which overlaps its two tiers"},
     most_chunks=2,
     localises=True,

@@ -45,6 +45,7 @@ DISPATCHER = DispatcherSpec(
         "dispatch.overflow": "which has none",
         "dispatch.drop_priority": "which drops nothing",
         "capacity.local_share": "which has one tier",
+        "capacity.measured_share": "which has one tier",
     },
     has_slots=False,
     fuses_permute=True,

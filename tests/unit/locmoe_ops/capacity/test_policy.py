@@ -192,3 +192,30 @@ def test_state_is_a_copy():
     state = capacity.state()
     capacity.observe(0, 5)
     assert state["bucket"] == 80 and state["used"] == [80] and state["changes"] == 0
+
+
+@pytest.mark.parametrize(
+    "observed, buckets_in_force",
+    [
+        ([0], [0]),
+        ([100, 0], [100, 0]),
+        ([100, 0, 1], [100, 0, 10]),  # up at once
+        ([100, 9, 10, 8], [100, 10, 10, 10]),  # a tenth of 10 stays free
+        ([100, 10], [100, 100]),  # nothing of 10 would
+    ],
+)
+def test_a_bucket_may_be_none(observed, buckets_in_force):
+    policy = AdaptiveCapacity(1, (0, 10, 100), hysteresis=0.1, least=0)
+    assert [policy.observe(step, slots) for step, slots in enumerate(observed, 1)] == buckets_in_force
+    restored = AdaptiveCapacity(1, (0, 10, 100), hysteresis=0.1, least=0)
+    restored.restore(policy.state())
+    assert restored.bucket == policy.bucket
+
+
+def test_none_is_a_bucket_only_where_it_is_asked_for():
+    with pytest.raises(InputError, match="at least 1"):
+        AdaptiveCapacity(1, (0, 10))
+    with pytest.raises(InputError, match="slots"):
+        AdaptiveCapacity(1, (1, 10)).observe(1, 0)
+    with pytest.raises(InputError, match="slots"):
+        AdaptiveCapacity(1, (0, 10), least=0).observe(1, -1)

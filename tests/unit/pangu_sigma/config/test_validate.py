@@ -46,6 +46,7 @@ def _config(settings):
         (1, {"moe.router.locmoe.ties": "unrectified", "moe.router.locmoe.gate_input": "word"}),
         (1, {"moe.router.locmoe": {"ties": "noise", "gate": "dense", "noise_scale": 0.5}}),
         (1, {"moe.router.locmoe": {"ties": "noise"}, "moe.router.type": "switch"}),
+        (1, {"moe.capacity.measured_share": {"interval": 5}, "moe.dispatch": {"type": "hierarchical", "chunks": 2}}),
         (1, {"moe.router.locality_loss": {"initial_weight": 0.0, "start_step": 10, "warmup_steps": 20}}),
         (
             1,
@@ -191,6 +192,26 @@ def test_what_fits_is_accepted(world_size, settings):
             ["moe.dispatch.chunks is 3", "hierarchical", "1 or 2"],
         ),
         (1, {"moe.capacity.local_share": 0.5}, ["moe.capacity.local_share is 0.5", "moe.dispatch.type flat"]),
+        (
+            1,
+            {"moe.capacity.measured_share": {}},
+            ["moe.capacity.measured_share is a section", "moe.dispatch.type flat"],
+        ),
+        (
+            1,
+            {"moe.capacity": {"measured_share": {}, "local_share": 0.5}, "moe.dispatch.type": "hierarchical"},
+            ["moe.capacity.local_share is 0.5", "moe.capacity.measured_share", "expected null"],
+        ),
+        (
+            4,
+            {
+                "moe.capacity.measured_share": {},
+                "moe.dispatch.type": "hierarchical",
+                "moe.layout": {"world_size": 8, "ranks_per_node": 2},
+                "parallel": {"expert": 4, "ranks_per_node": 2},
+            },
+            ["moe.capacity.measured_share", "8 ranks, 2 a node", "4 data-parallel ranks, 2 a node"],
+        ),
         (
             1,
             {"moe.capacity.local_share": 1.0, "moe.dispatch.type": "hierarchical", "moe.dispatch.chunks": 2},

@@ -136,6 +136,60 @@ def test_evaluation_has_slots_with_the_local_term_on_and_off(share, placement, e
     assert rules.tier_capacities(rules.placement, 1.0, evaluation=True) == expected
 
 
+@pytest.mark.parametrize(
+    "nodes, options, placement, shares",
+    [
+        (2, {}, "shuffled", (0.5, 0.25, 0.125, 0.0)),
+        (2, {"buckets": 2}, "shuffled", (0.5, 0.0)),
+        (4, {"buckets": 3}, "shuffled", (0.75, 0.375, 0.0)),
+        (1, {}, "shuffled", (0.0,)),  # nothing can leave
+        (2, {}, "domain_by_node", (0.0,)),
+    ],
+)
+def test_shares_that_the_far_tier_may_have_room_for(nodes, options, placement, shares):
+    """As many ranks as nodes, or 2 of one node; 8 experts in 2 groups, of which each node of 4 holds one a group."""
+    config = config_from_dict(
+        {
+            "moe": {
+                "num_experts": 8,
+                "num_groups": 2,
+                "placement": {"shuffled": "interleaved", "domain_by_node": "node_grouped"}[placement],
+                "capacity": {"measured_share": options},
+            },
+            "data": {"placement": placement},
+        }
+    )
+    ranks = max(nodes, 2)
+    rules = SlotRules(config, Topology(ranks, ranks // nodes, ranks), domains=2, tokens=96)
+    assert rules.far_shares() == shares
+
+
+@pytest.mark.parametrize(
+    "bucket, expected",
+    [
+        # 96 tokens, 4 experts a node: (near, far) slots an expert. Near: what may stay until the next bucket is taken,
+        # at hysteresis 0.2: 1 - 0.25 * 0.8 = 0.8 of 96 over 4; 1 - 0.125 * 0.8 = 0.9; then all
+        (0, (20, 12)),
+        (1, (22, 6)),
+        (2, (24, 3)),
+        (3, (24, 0)),
+    ],
+)
+def test_slots_of_a_measured_share_by_hand(bucket, expected):
+    """2 nodes of 2 ranks. Evaluation has room for all at home and an even spread elsewhere; a job of one node has one
+    tier.
+    """
+    moe = {"num_experts": 8, "num_groups": 2, "capacity": {"measured_share": {"hysteresis": 0.2}}}
+    config = config_from_dict({"moe": moe})
+    rules = SlotRules(config, Topology(4, 2, 4), domains=2, tokens=96)
+    assert rules.tier_capacities(rules.placement, 1.0, bucket=bucket) == expected
+    assert rules.tier_capacities(rules.placement, 1.0, evaluation=True) == (24, 12)
+    layout = {"world_size": 4, "ranks_per_node": 2, "expert": 4}
+    alone = SlotRules(config_from_dict({"moe": {**moe, "layout": layout}}), Topology(1, 1), domains=2, tokens=96)
+    assert len(alone.far_shares()) == 4
+    assert alone.tier_capacities(alone.placement, 1.0, bucket=bucket) == (12, 12)
+
+
 def test_a_node_that_keeps_its_tokens_holds_experts_for_them():
     """4 nodes of 1 rank, two experts a domain: where a group is spread over all nodes, half of them hold none of their
     domain's.

@@ -110,6 +110,20 @@ def test_rows_by_hand(make_job):
     assert (tiers.capacity, tiers.intra_node, tiers.expert_calls) == (2, 4, (8, 8))
 
 
+def test_a_measured_share_is_planned_with_the_largest_far_tier(make_job):
+    """24 tokens a rank, factor 1.25: 30 over 8 experts elsewhere, as in an even spread; and near 1 - 0.25 * 0.9 of 30
+    over 4.
+    """
+    job = make_job(
+        2,
+        2,
+        parallel={"expert": 4},
+        moe={"dispatch": {"type": TIERS}, "capacity": {"factor": 1.25, "measured_share": {}}},
+    )
+    tiers = layer_slots(job)
+    assert (tiers.capacity, tiers.capacity + tiers.intra_node) == (4, 6)
+
+
 def test_measured_capacities_are_planned_at_their_most(make_job):
     whole = make_job(moe={"capacity": {"mode": "critical"}})
     assert planned_factor(whole) == 8.0 and layer_slots(whole).capacity == whole.tokens
