@@ -67,6 +67,7 @@ class RouterContext:
         token_counts: <int64>[G, vocab_size], how often each id occurs in a group's training text.
         locality_loss_changes: whether the weight of its locality loss is to be set from step to step (see
             `locmoe_ops.routers.gated.set_locality_loss_weight`).
+        rules_change: whether rules of locality are to be switched off at times (see `Router.set_locality_rules`).
     """
 
     name: str
@@ -83,6 +84,7 @@ class RouterContext:
     vocab_size: Optional[int] = None
     token_counts: Optional[np.ndarray] = None
     locality_loss_changes: bool = False
+    rules_change: bool = False
 
     @property
     def rng_stream(self) -> int:
@@ -187,6 +189,11 @@ class Router(nn.Cell):
         has no such thing.
         """
         raise InputError(f"{type(self).__name__} has no second experts for overflow to be re-picked to")
+
+    def set_locality_rules(self, on: bool) -> None:
+        """Switches rules of its own that keep tokens on their node, where it has any, `on` or off. Compiled graphs stay
+        valid. Only where `RouterContext.rules_change`.
+        """
 
     def construct(self, x: Tensor, tokens: RouterTokens) -> RoutingResult:
         choice, weight, probabilities = self.select(x, tokens)

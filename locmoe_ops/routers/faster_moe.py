@@ -16,9 +16,9 @@ On random input 47 of 68 tokens were treated alike.
 Shape legend: T tokens of this rank, k choices, n experts of a group, W ranks of the layout, S sets.
 """
 
-from typing import Tuple
+from typing import Tuple, Union
 
-from mindspore import Tensor, dtype, ops
+from mindspore import Parameter, Tensor, dtype, ops
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers.base import Router, RouterContext, RouterTokens, one_hot
@@ -54,9 +54,19 @@ class FasterMoERouter(SwitchRouter):
         super().__init__(context, SwitchOptions(options.aux_loss_weight))
         if not 0.0 <= options.max_remote_fraction <= 1.0:
             raise InputError(f"max_remote_fraction is {options.max_remote_fraction}, expected 0 to 1")
-        self.max_remote_fraction = options.max_remote_fraction
+        self.max_remote_fraction: Union[float, Parameter] = options.max_remote_fraction
+        self.trained_fraction = options.max_remote_fraction
+        if context.rules_change:  # without another graph
+            self.max_remote_fraction = Parameter(
+                Tensor(options.max_remote_fraction, dtype.float32), name="max_remote_fraction", requires_grad=False
+            )
         self.homes = context.layout.world_size
         self.local_experts = LocalExperts(context.shape, context.layout, context.placement)
+
+    def set_locality_rules(self, on: bool) -> None:
+        """See `Router.set_locality_rules`: the cap is as configured where they are `on`, else no cap."""
+        if isinstance(self.max_remote_fraction, Parameter):
+            self.max_remote_fraction.set_data(Tensor(self.trained_fraction if on else 1.0, dtype.float32))
 
     def select(self, x: Tensor, tokens: RouterTokens) -> Tuple[Tensor, Tensor, Tensor]:
         """See `Router.select`: for `x` and `tokens` the free choice, or the one at home beyond the cap."""

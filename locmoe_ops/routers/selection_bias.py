@@ -15,6 +15,7 @@ processes that run, so one process computes what many would.
 Shape legend: T tokens of this rank, n experts of a group, G groups, E = G * n experts, V nodes, M sparse layers.
 """
 
+from contextlib import contextmanager
 from typing import Iterator, List, Optional, Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers.base import RoutingShape, local_experts_of_nodes
+from locmoe_ops.routers.base import Router, RoutingShape, local_experts_of_nodes
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 # Far above any spread of probabilities that routing should overrule, and low enough that a locality bias at full
@@ -201,6 +202,29 @@ def current_locality_strength(network: nn.Cell) -> Optional[float]:
 def locality_biases(network: nn.Cell) -> Iterator[LocalityBias]:
     """The locality biases of all routers in `network`."""
     return (cell for _, cell in network.cells_and_names() if isinstance(cell, LocalityBias))
+
+
+def switch_off_locality_rules(network: nn.Cell) -> None:
+    """Turns off what keeps tokens on their nodes in `network`: local terms, and rules of the routers' own."""
+    set_locality_strength(network, 0.0)
+    for _, cell in network.cells_and_names():
+        if isinstance(cell, Router):
+            cell.set_locality_rules(False)
+
+
+@contextmanager
+def without_locality_rules(network: nn.Cell) -> Iterator[None]:
+    """As `switch_off_locality_rules` for `network`, and afterwards all is as before."""
+    strength = current_locality_strength(network)
+    switch_off_locality_rules(network)
+    try:
+        yield
+    finally:
+        for _, cell in network.cells_and_names():
+            if isinstance(cell, Router):
+                cell.set_locality_rules(True)
+        if strength is not None:
+            set_locality_strength(network, strength)
 
 
 def _checked(strength: float) -> np.float32:

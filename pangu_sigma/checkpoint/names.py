@@ -34,11 +34,11 @@ def is_training_state(name: str) -> bool:
     return name.startswith(TRAINING_STATE)
 
 
-def follows_from_step(name: str) -> bool:
-    """True for a parameter that every step is given anew, as a schedule says for its number: checkpoints have no such
-    tensor.
+def is_set_anew(name: str) -> bool:
+    """True for a parameter that a run is given anew, by a schedule for the step's number or by the configuration:
+    checkpoints have no such tensor.
     """
-    return name.endswith(".locality_loss_weight")
+    return name.endswith((".locality_loss_weight", ".max_remote_fraction"))
 
 
 CAPACITY_STATE = "capacity.state"

@@ -14,7 +14,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.shard_spec import ShardSpec
 from locmoe_ops.tensor_parallel import slice_of
 from locmoe_ops.topology import ExpertPlacement, Topology
-from pangu_sigma.checkpoint.names import expert_name, follows_from_step, is_training_state
+from pangu_sigma.checkpoint.names import expert_name, is_set_anew, is_training_state
 from pangu_sigma.checkpoint.parts import LocalTensor
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.config.schema import Config
@@ -53,7 +53,7 @@ Values = List[Tuple[StateEntry, np.ndarray]]
 
 
 def parameter_entries(parameters: Iterable[Parameter]) -> List[StateEntry]:
-    """Parameters of MindSpore as entries of their own names, but for those that follow from the step's number."""
+    """Parameters of MindSpore as entries of their own names, but for those that a run is given anew."""
 
     def entry_of(parameter: Parameter) -> StateEntry:
         def set_value(value: np.ndarray) -> None:
@@ -61,7 +61,7 @@ def parameter_entries(parameters: Iterable[Parameter]) -> List[StateEntry]:
 
         return StateEntry(parameter.name, tuple(parameter.shape), slice_of(parameter), parameter.asnumpy, set_value)
 
-    return [entry_of(parameter) for parameter in parameters if not follows_from_step(parameter.name)]
+    return [entry_of(parameter) for parameter in parameters if not is_set_anew(parameter.name)]
 
 
 class RankLocation(NamedTuple):

@@ -289,6 +289,13 @@ class MoEConfig:
         "as after inheritance from a dense model (PanGu-Sigma)",
         choices=("independent", "copies"),
     )
+    evaluation_rules: str = key(
+        "trained",
+        "validation in training, and eval --as-trained. trained: local term, cap on remote choices and slots "
+        "(capacity.evaluation_factor) as in training; none: no such rule, and a slot for every token: the model is "
+        "measured without rules of locality",
+        choices=("trained", "none"),
+    )
     layout: Optional[LayoutConfig] = key(
         None, "cluster that locality and per-node statistics refer to; null: the one that runs the job"
     )

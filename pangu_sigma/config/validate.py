@@ -148,6 +148,8 @@ def _check_capacity(config: Config) -> None:
             f"moe.capacity.mode is {capacity.mode} with moe.router.type {config.moe.router.type}, which has no gate "
             "weights to measure cosines with; expected factor"
         )
+    if config.moe.evaluation_rules == "none":
+        _require_default("evaluation_factor", capacity, default, "moe.evaluation_rules none")
     if capacity.measured_share is not None and capacity.local_share is not None:
         raise InputError(
             f"moe.capacity.local_share is {capacity.local_share} with moe.capacity.measured_share, which measures it; "

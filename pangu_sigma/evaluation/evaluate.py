@@ -61,7 +61,9 @@ def evaluate(config: Config, request: EvaluationRequest) -> int:
         FolderLock(Path(config.data.path), "data.path", shared=True),
         open_model(config, request.as_trained, reads_rows) as model,
     ):
+        without_rules = request.as_trained and model.config.moe.evaluation_rules == "none"
         name = f"step_{model.step}" + ("_as_trained" if request.as_trained else "")
+        name += "_without_rules" if without_rules else ""
         folder = Path(request.output or Path(config.train.output_dir) / "evaluation" / name)
         measured = [_measure(one, model, folder, request) for one in _measurements(model, tasks, request)]
         content = as_json(
@@ -78,7 +80,7 @@ def evaluate(config: Config, request: EvaluationRequest) -> int:
         if request.json:
             print_json(content)
         else:
-            how = "slots as configured" if request.as_trained else "no token dropped"
+            how = "slots as configured" if request.as_trained and not without_rules else "no token dropped"
             notes = [note for one in measured for note in one.notes]
             print(f"{model.checkpoint}: step {model.step}; {how}", "", table(measured), "", *notes, sep="\n")
             print(f"written to {path}")
@@ -134,7 +136,8 @@ def _validation(model: EvaluatedModel, as_trained: bool) -> List[Measurement]:
     batches = validation_batches(config, data, resolve_layout(config, model.runtime.topology), model.data_ranks)
     if not batches:
         raise InputError(f"train.eval_rows is {config.train.eval_rows}; eval expected at least one row")
-    kinds = (True, False) if as_trained and current_locality_strength(model.network) is not None else (True,)
+    has_term = current_locality_strength(model.network) is not None and config.moe.evaluation_rules == "trained"
+    kinds = (True, False) if as_trained and has_term else (True,)
     return [ValidationRows(model, batches, local_term) for local_term in kinds]
 
 
@@ -164,6 +167,8 @@ def generator_of(model: EvaluatedModel) -> Write:
 
 def _measure(measurement: Measurement, model: EvaluatedModel, folder: Path, request: EvaluationRequest) -> Measured:
     header = {"checkpoint": model.identity, "as_trained": request.as_trained, **measurement.header()}
+    if request.as_trained and model.config.moe.evaluation_rules == "none":
+        header["evaluation_rules"] = "none"
     with RecordFile(folder / f"{measurement.name}.jsonl", header, request.fresh) as file:
         missing = [number for number in range(measurement.size) if number not in file.records]
         with tqdm(

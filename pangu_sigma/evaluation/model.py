@@ -9,6 +9,7 @@ from typing import Iterator, List, NamedTuple, Optional, Tuple
 import numpy as np
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.routers.selection_bias import switch_off_locality_rules
 from locmoe_ops.tensor_parallel import TensorGroup
 from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.format import NAME as MANIFEST
@@ -99,7 +100,10 @@ def without_drops(config: Config) -> Config:
     moe = config.moe
     dispatch = replace(DispatchConfig(), drop_priority=moe.dispatch.drop_priority)
     capacity = replace(CapacityConfig(), evaluation_factor=moe.num_experts / moe.router.top_k)
-    return replace(config, moe=replace(moe, layout=LayoutConfig(), dispatch=dispatch, capacity=capacity))
+    return replace(
+        config,
+        moe=replace(moe, layout=LayoutConfig(), dispatch=dispatch, capacity=capacity, evaluation_rules="trained"),
+    )
 
 
 @contextmanager
@@ -136,6 +140,8 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
         network = PanGuSigma(context)
         scorer = Scorer(network, context.shape, slots_for_all=not as_trained)
         start = CheckpointLoader(config, runtime, data, _Weights(network), for_training=False).load(source)
+        if config.moe.evaluation_rules == "none":
+            switch_off_locality_rules(network)
         assert start.checkpoint is not None  # there are candidates, and none of them whole is an error
         identity = hashlib.sha256((start.checkpoint / MANIFEST).read_bytes()).hexdigest()
         ranks = TrainedRanks(network, _context(config, runtime, words), topology) if as_trained else None

@@ -197,7 +197,13 @@ def inference_config(config: Config, ranks: int = 1) -> Config:
         parallel=ParallelConfig(expert=ranks),
         checkpoint=CheckpointConfig(),
         model=replace(config.model, embedding_dropout=0.0, attention_dropout=0.0, hidden_dropout=0.0),
-        moe=replace(config.moe, capacity=slots, dispatch=dispatch, router=replace(router, **sections)),
+        moe=replace(
+            config.moe,
+            capacity=slots,
+            dispatch=dispatch,
+            router=replace(router, **sections),
+            evaluation_rules="trained",
+        ),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Dict, NamedTuple
 CAUSES = ("all_to_all", "gradient", "tensor")
 _STEP, _VALIDATION, _END = "every step", "steps with a validation", "summary.json"
 _DIVERGED = "summary.json of a run that diverged"
-_OFF = "validations of a run with a local term"
+_OFF = "validations of a run with a local term, unless moe.evaluation_rules is none"
 _BOUND = "moe.capacity.mode critical, adaptive"
 _EXPERTS = "every step, with experts"
 _SHARE = "every step of a run with moe.capacity.measured_share, unless nothing can leave its node"
@@ -143,7 +143,9 @@ DEFINITIONS: Dict[str, Definition] = {
         for cause, what in _OF_CAUSE.items()
     },
     "valid/loss": Definition(
-        _VALIDATION, "task loss in nats a token on the fixed validation rows, the model as it is trained"
+        _VALIDATION,
+        "task loss in nats a token on the fixed validation rows, the model as it is trained; with moe.evaluation_rules "
+        "none, without local term, cap on remote choices and drops",
     ),
     "valid/perplexity": Definition(
         _VALIDATION, "exp of `valid/loss`; null where that is beyond float64: the run diverged"

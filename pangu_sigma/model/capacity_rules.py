@@ -177,14 +177,22 @@ class SlotRules:
 
         Raises InputError: the share is 1, but a node holds none of the experts that its tokens may go to.
         """
+        factor = self.asked_factor(factor, evaluation)
         intra, inter = zip(
             *(self._tiers(placement, factor, shares) for shares in self._tier_shares(evaluation, bucket))
         )
         return max(intra), max(inter)
 
+    def asked_factor(self, factor: float, evaluation: bool) -> float:
+        """The capacity factor `factor`, or in evaluation without rules the one that gives every token a slot."""
+        without_rules = evaluation and self.config.moe.evaluation_rules == "none"
+        return float(self.config.moe.num_experts) if without_rules else factor
+
     def _tier_shares(self, evaluation: bool, bucket: int) -> Set[TierShares]:
         """What the tiers must have room for; of several the larger slots count. See `tier_capacities`."""
         moe = self.config.moe
+        if evaluation and moe.evaluation_rules == "none":
+            return {TierShares()}
         if moe.capacity.measured_share is not None:
             # Whatever training measures, evaluation has one graph.
             return {TierShares(1.0, None)} if evaluation else {self.bucket_shares(bucket)}
@@ -236,7 +244,8 @@ class FactorCapacities:
     @property
     def uniform(self) -> int:
         rules, top_k = self.rules, self.rules.config.moe.router.top_k
-        return capacity_by_factor(rules.tokens, top_k, rules.experts_in_play(), self.factor)
+        factor = rules.asked_factor(self.factor, self.evaluation)
+        return capacity_by_factor(rules.tokens, top_k, rules.experts_in_play(), factor)
 
     @property
     def tiers(self) -> Tuple[int, int]:

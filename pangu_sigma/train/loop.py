@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, Optional, Type
 import numpy as np
 from tqdm import tqdm
 
-from locmoe_ops.routers.selection_bias import current_locality_strength
+from locmoe_ops.routers.selection_bias import current_locality_strength, without_locality_rules
 from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.state import RANKS, RankLocation, local_tensors
 from pangu_sigma.checkpoint.writer import CheckpointWriter
@@ -91,10 +91,13 @@ class Validation:
     def measure(self) -> Dict[str, Optional[float]]:
         """`valid/...` of the network as it is trained; where routers prefer local experts also
         `valid/local_term_off/...`: the model's worth where nobody knows which experts are near, as after training on
-        one device.
+        one device. Where `moe.evaluation_rules` is none, `valid/...` alone, without any rule of locality.
         """
         if not self.batches:
             return {}
+        if self._engine.context.config.moe.evaluation_rules == "none":
+            with without_locality_rules(self._engine.network):
+                return validation_metrics(self._sums())
         metrics = validation_metrics(self._sums())
         strength: Optional[float] = current_locality_strength(self._engine.network)
         if strength is not None:

@@ -263,6 +263,14 @@ def test_local_term_follows_its_schedule_and_is_off_in_a_second_validation(train
     both = [shown[name]["all"]["perplexity"]["value"] for name in ("validation", "validation-no-local")]
     # The same graph but for its outputs, in float32
     assert both == pytest.approx([found[5]["valid/perplexity"], found[5]["valid/local_term_off/perplexity"]], rel=1e-6)
+    without_rules = []
+    for options in (["--set", "moe.evaluation_rules=none", "--as-trained"], []):
+        assert main(["eval", str(folder / "config.yaml"), "--set", "checkpoint.resume=auto", "--json", *options]) == 0
+        shown = json.loads(capsys.readouterr().out)["results"]
+        without_rules.append(shown["validation"]["all"]["perplexity"]["value"])
+        assert "validation-no-local" not in shown or not options
+    # On two nodes with the rules off, and where there is one node: sums of a batch of another number of rows
+    assert without_rules[0] == pytest.approx(without_rules[1], rel=1e-6)
 
 
 def test_the_routers_own_state_is_resumed_and_schedules_follow_from_the_step(train):

@@ -20,7 +20,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.format import CheckpointHeader
 from pangu_sigma.checkpoint.header import data_state
-from pangu_sigma.checkpoint.names import expert_name, follows_from_step
+from pangu_sigma.checkpoint.names import expert_name, is_set_anew
 from pangu_sigma.checkpoint.shards import NAMES_OF, PlannedTensor, planned
 from pangu_sigma.checkpoint.surgery.dense import DenseModel
 from pangu_sigma.checkpoint.surgery.rewrite import check_target, write_checkpoint
@@ -103,7 +103,7 @@ def draw_blueprint(config: Config, words: Vocabulary) -> Blueprint:
     initialise(network, config.train.seed, config.model.init_std)
     shared, banks, scalars = {}, {}, {}
     for parameter in network.get_parameters():
-        if follows_from_step(parameter.name):
+        if is_set_anew(parameter.name):
             continue
         if is_expert_parameter(parameter.name):
             banks[parameter.name] = tuple(parameter.shape[1:])

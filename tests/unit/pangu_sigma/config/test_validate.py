@@ -194,6 +194,11 @@ def test_what_fits_is_accepted(world_size, settings):
         (1, {"moe.capacity.local_share": 0.5}, ["moe.capacity.local_share is 0.5", "moe.dispatch.type flat"]),
         (
             1,
+            {"moe.evaluation_rules": "none", "moe.capacity.evaluation_factor": 8.0},
+            ["moe.capacity.evaluation_factor is 8.0", "moe.evaluation_rules none", "expected 2.0"],
+        ),
+        (
+            1,
             {"moe.capacity.measured_share": {}},
             ["moe.capacity.measured_share is a section", "moe.dispatch.type flat"],
         ),

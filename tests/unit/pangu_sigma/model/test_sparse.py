@@ -190,6 +190,27 @@ def test_slots_of_a_measured_share_by_hand(bucket, expected):
     assert alone.tier_capacities(alone.placement, 1.0, bucket=bucket) == (12, 12)
 
 
+@pytest.mark.parametrize(
+    "moe, placement, expected",
+    [
+        ({"capacity": {"local_share": 1.0}}, "shuffled", (96, 96)),
+        ({"router": {"local_term": {"kind": "margin"}}}, "shuffled", (96, 96)),
+        ({"capacity": {"measured_share": {}}}, "shuffled", (96, 96)),
+        ({"router": {"top_k": 2}}, "shuffled", (96, 96)),
+        ({"placement": "node_grouped"}, "domain_by_node", (96, 0)),  # nothing can leave
+    ],
+)
+def test_evaluation_without_rules_has_a_slot_for_every_token(moe, placement, expected):
+    moe = {"num_experts": 8, "num_groups": 2, "evaluation_rules": "none", **moe}
+    config = config_from_dict({"moe": moe, "data": {"placement": placement}})
+    rules = SlotRules(config, Topology(4, 2, 4), domains=2, tokens=96)
+    for factor in (0.1, 2.0):
+        found = rules.dispatch_setup(rules.placement, factor, evaluation=True).capacities
+        assert (found.uniform, found.tiers) == (96, expected)
+    training = rules.dispatch_setup(rules.placement, 1.0).capacities
+    assert training.uniform < 96 and max(training.tiers) < 96
+
+
 def test_a_node_that_keeps_its_tokens_holds_experts_for_them():
     """4 nodes of 1 rank, two experts a domain: where a group is spread over all nodes, half of them hold none of their
     domain's.
