@@ -34,6 +34,7 @@ from pangu_sigma.config.schema import (
     Config,
     DispatchConfig,
     LayoutConfig,
+    LocalityLossConfig,
     LocalTermConfig,
     ParallelConfig,
     RouterConfig,
@@ -104,7 +105,12 @@ def routers_of(config: Config) -> Tuple[List[Candidate], List[str]]:
 
 def _settings(router: RouterConfig, kind: str) -> List[Tuple[str, RouterConfig]]:
     router = replace(
-        router, type=kind, local_term=LocalTermConfig(), balance_rate=0.0, top_k=router_spec(kind).top_k or router.top_k
+        router,
+        type=kind,
+        local_term=LocalTermConfig(),
+        locality_loss=LocalityLossConfig(),
+        balance_rate=0.0,
+        top_k=router_spec(kind).top_k or router.top_k,
     )
     if kind != "locmoe":
         return [(kind, router)]

@@ -63,7 +63,7 @@ DEFINITIONS: Dict[str, Definition] = {
         "every step, with router locmoe",
         "tokens with fewer than `moe.router.top_k` gate values above 0 among the experts of their group, so that the "
         "ReLU of LocMoE's Eq. 2 leaves a choice to `moe.router.locmoe.ties`, of all tokens, mean over layers. Gate "
-        "values are those that enter the ReLU, with noise where `ties` is noise",
+        "values are those that enter the ReLU, with noise if there is any; 0 where `rectify` is false",
     ),
     "moe/local_strength": Definition(
         "every step of a run with a local term", "the strength of `moe.router.local_term` in the step"

@@ -26,7 +26,11 @@ MODEL = {
 CASES = {
     "hash": {"dispatch": {"type": "ragged"}},
     "switch": {"dispatch": {"type": "flat", "chunks": 2}, "router": {"switch": {"jitter": 0.1}}},
-    "locmoe": {"dispatch": {"type": "hierarchical"}, "router": {"locmoe": {"ties": "noise"}}},
+    "locmoe": {
+        "dispatch": {"type": "hierarchical"},
+        "capacity": {"measured_share": {}},
+        "router": {"locmoe": {"ties": "noise", "centre_rate": 0.5}, "locality_loss": {"initial_weight": 1.0}},
+    },
     "gshard": {"dispatch": {"type": "ragged", "ragged_limit": 1.5}, "router": {"top_k": 2}},
     "faster_moe": {"dispatch": {"type": "hierarchical", "chunks": 2}, "capacity": {"local_share": 0.75}},
     "ta_moe": {"dispatch": {"type": "flat", "overflow": "repick"}},
