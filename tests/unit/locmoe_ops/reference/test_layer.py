@@ -199,6 +199,10 @@ def difference_quotients(case, objective, array):
         {"router": "locmoe", "gate": "dense", "top_k": 2, "statistics": "rank", "activation": "gelu_tanh"},
         {"router": "locmoe", "gate": "dense", "scale_by_gate": False, "activation": "fast_gelu"},
         {"router": "switch", "groups": 1, "top_k": 3, "activation": "relu"},
+        {"router": "locmoe", "groups": 1, "normalise": "token", "statistics": "node"},
+        {"router": "locmoe", "gate": "dense", "groups": 1, "top_k": 2, "normalise": "token", "ties": "unrectified"},
+        {"router": "locmoe", "groups": 1, "rectify": False, "value_scale": 3.0},
+        {"router": "locmoe", "gate": "dense", "rectify": False, "normalise": "token", "value_scale": 0.5, "groups": 1},
         {
             "router": "switch",
             "groups": 1,

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.reference.routing import combine_weight, gate_gradients, grap_weights, route
@@ -55,6 +57,45 @@ def test_probabilities_are_a_softmax_over_the_group(make_case, options):
     np.testing.assert_allclose(routing.gate_weight, best, rtol=1e-12)
     assert (routing.expert // 4 == tokens.domain[:, None]).all()
     assert (routing.expert[:, 0] != routing.expert[:, 1]).all()
+
+
+@pytest.mark.parametrize(
+    "options, scores",
+    [
+        ({"rectify": False}, lambda values: values),
+        ({"value_scale": 4.0}, lambda values: 4.0 * values * (values > 0)),
+        ({"rectify": False, "value_scale": 4.0}, lambda values: 4.0 * values),
+        ({"normalise": "token", "rectify": False}, lambda values: stats.zscore(values, 1)),
+        ({"normalise": "token"}, lambda values: np.maximum(stats.zscore(values, 1), 0.0)),
+        # of two values each is one deviation off their mean, whatever they are
+        (
+            {"normalise": "token", "groups": 2, "value_scale": 3.0},
+            lambda values: 3.0 * (values > values.mean(1)[:, None]),
+        ),
+    ],
+    ids=str,
+)
+def test_what_enters_the_softmax_by_hand(make_case, options, scores):
+    """Block means of a group's experts: no noise, no centring."""
+    options = {"groups": 1, **options}
+    case = make_case(experts=4, tokens=20, router="locmoe", **options)
+    x = case.ranks[0].x * 50.0  # a variance far above what keeps the quotient from 0 / 0
+    tokens = replace(case.ranks[0], x=x)
+    per_group = 4 // options["groups"]
+    values = x.reshape(20, per_group, -1).mean(axis=2)
+    found = route(case.spec, case.parameters, tokens).probability
+    np.testing.assert_allclose(found, special.softmax(scores(values), axis=1), rtol=0, atol=1e-6)
+
+
+def test_centring_and_noise_are_added_to_the_values(make_case):
+    """Less a mean of the expert's own, then noise, then the ReLU."""
+    case = make_case(experts=4, groups=2, tokens=20, router="locmoe")
+    rng = np.random.default_rng(3)
+    mean, noise = rng.normal(size=4), rng.normal(size=(20, 2))
+    tokens = replace(case.ranks[0], noise=noise)
+    values = tokens.x.reshape(20, 2, -1).mean(axis=2) - mean.reshape(2, 2)[tokens.domain] + noise
+    found = route(case.spec, replace(case.parameters, value_mean=mean), tokens).probability
+    np.testing.assert_allclose(found, special.softmax(np.maximum(values, 0.0), axis=1), rtol=1e-12)
 
 
 @pytest.mark.parametrize("router", ["switch", "locmoe"])

@@ -23,6 +23,8 @@ from locmoe_ops.topology import Topology
         ({"far_capacity": -1, "source_nodes": (0, 0)}, "far_capacity is -1"),
         ({"far_capacity": 2}, "source_nodes is None"),
         ({"smoothing": 0.0}, "smoothing is 0.0"),
+        ({"normalise": "batch"}, "normalise is 'batch', expected one of none, token"),
+        ({"value_scale": 0.0}, "value_scale is 0.0, expected above 0"),
         ({"domain_groups": (0, 2)}, "domain_groups is (0, 2), expected groups 0..1"),
         ({"layout": Topology(4, 2, expert=2)}, "placement.ep is 4, expected layout.expert = 2"),
     ],
