@@ -14,6 +14,7 @@ from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.schema import Config, LayoutConfig
 from pangu_sigma.config.strict_yaml import spelled
 from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.domains import resolve_domain_groups
 from pangu_sigma.data.manifest import TOKENIZER
 
 
@@ -50,9 +51,12 @@ def data_state(data: PreparedData, vocab_size: int) -> DataState:
     return DataState(manifest.tokenizer_sha256, vocab_size, tuple(data.domains), manifest.fingerprint)
 
 
+_PLACED_BY = "rows placed by"  # of domain_by_node; checkpoints of before do not have it
+
+
 def sampler_state(config: Config, data: PreparedData, step: int) -> Dict[str, Any]:
     """What the rows of the steps after `step` follow from, of `config` and `data`: the sampler holds nothing back."""
-    return {
+    state = {
         "next_step": step,
         "train.seed": config.train.seed,
         "train.global_batch_size": config.train.global_batch_size,
@@ -60,6 +64,7 @@ def sampler_state(config: Config, data: PreparedData, step: int) -> Dict[str, An
         "data.placement": config.data.placement,
         "prepared data": data.manifest.fingerprint,
     }
+    return {**state, _PLACED_BY: "domain"} if config.data.placement == "domain_by_node" else state
 
 
 def random_state(config: Config, step: int) -> Dict[str, Any]:
@@ -78,7 +83,9 @@ def changes(reader: CheckpointReader, config: Config, data: PreparedData, layout
         config, data: of the resumed run.
         layout: the cluster that its homes and locality refer to.
     """
-    before, now = reader.header.sampler, sampler_state(config, data, reader.header.step)
+    before, now = dict(reader.header.sampler), sampler_state(config, data, reader.header.step)
+    same_rows = before.get("data.placement") != "domain_by_node" or _placed_by_group_alike(reader, layout.nodes)
+    before.setdefault(_PLACED_BY, now.get(_PLACED_BY) if same_rows else "expert group")
     found = [
         f"{name} is {value}, was {before.get(name)}: other rows follow than would have"
         for name, value in now.items()
@@ -98,6 +105,15 @@ def changes(reader: CheckpointReader, config: Config, data: PreparedData, layout
             "(moe.layout can keep them)"
         )
     return found
+
+
+def _placed_by_group_alike(reader: CheckpointReader, nodes: int) -> bool:
+    """Whether rows placed by the expert group of their domain, as domain_by_node once did, are those that it places by
+    the domain: each has a group of its own, and nodes divide domains, or domains nodes.
+    """
+    moe, domains = reader.config().moe, len(reader.header.data.domains)
+    groups = resolve_domain_groups(moe.domain_groups, domains, moe.num_groups)
+    return groups == tuple(range(moe.num_groups)) and 0 in (domains % nodes, nodes % domains)
 
 
 # Keys of a router's own section that decide what its state means, or replace it; losses' weights, rates and the like

@@ -32,8 +32,9 @@ class DataConfig:
     path: str = key("data", "folder written by `pangu-sigma prepare`")
     placement: str = key(
         "shuffled",
-        "which rows a rank sees: any, or the domains placed on its node (with moe.placement node_grouped, "
-        "ranks of other domains then get no slots: those that share a domain exchange by themselves)",
+        "which rows a rank sees: any, or (domain_by_node) those of the domains placed on its node, whatever groups the "
+        "experts are in (where moe.placement node_grouped places a group a domain likewise, ranks of other domains get "
+        "no slots: those that share a domain exchange by themselves)",
         choices=("shuffled", "domain_by_node"),
     )
     mixing: str = key(

@@ -1,5 +1,6 @@
-"""Which expert group serves a domain, and which domains' rows a node receives."""
+"""Which expert group serves a domain, and which domains' rows a node receives: neither follows from the other."""
 
+import math
 from typing import Optional, Sequence, Tuple
 
 from locmoe_ops.errors import InputError
@@ -41,13 +42,13 @@ def resolve_domain_groups(domain_groups: Optional[Sequence[int]], num_domains: i
     return tuple(domain_groups)
 
 
-def domains_of_node(node: int, nodes: int, domain_groups: Sequence[int], num_groups: int) -> Tuple[int, ...]:
-    """Domains placed on `node` out of `nodes`, ascending: those whose group, by `domain_groups`, lives there.
+def domains_of_node(node: int, nodes: int, domains: int) -> Tuple[int, ...]:
+    """Domains that rows of `node` may be of, ascending, where `domains` domains are placed on `nodes` nodes.
 
-    Group g of `num_groups` lives on node g * nodes // num_groups. Where there are more nodes than groups, a node
-    without a group serves group node * num_groups // nodes as well.
+    Domains and nodes fall into as many equal zones as both can be divided into. Where that leaves several nodes and
+    several domains to a zone, some domain is on more than one of them.
     """
-    groups = {g for g in range(num_groups) if g * nodes // num_groups == node}
-    if not groups:
-        groups = {node * num_groups // nodes}
-    return tuple(d for d, group in enumerate(domain_groups) if group in groups)
+    zones = math.gcd(domains, nodes)
+    of_zone = domains // zones
+    first = node * zones // nodes * of_zone
+    return tuple(range(first, first + of_zone))

@@ -12,8 +12,9 @@ from pangu_sigma.config.derived import micro_batch_sequences
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch, make_batch
 from pangu_sigma.data.dataset import PreparedData
-from pangu_sigma.data.domains import resolve_domain_groups
-from pangu_sigma.data.sampler import BatchSampler, Zone, make_zones
+from pangu_sigma.data.manifest import SPLITS
+from pangu_sigma.data.placement import RowPlacement, place_rows
+from pangu_sigma.data.sampler import BatchSampler
 
 STEPS_READ_AT_ONCE = 64
 
@@ -77,6 +78,11 @@ class BatchLoader:
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch-loader")
         self._blocks: Dict[int, Future[List[Tuple[LabelledRows, np.ndarray]]]] = {}
 
+    @property
+    def notes(self) -> Tuple[str, ...]:
+        """Lines for the user: what of the rows could not be placed as it was meant."""
+        return self._sampler.placement.notes
+
     def step(self, step: int) -> List[Batch]:
         """This rank's micro-batches of `step` (from 0), in order. Any step may be asked for; later ones come fast."""
         block, index = divmod(step, STEPS_READ_AT_ONCE)
@@ -96,12 +102,12 @@ class BatchLoader:
         chosen = choose_validation_rows(
             [self._data.rows("validation", d) for d in range(len(self._data.domains))],
             self._options.eval_rows,
-            self._sampler.zones,
+            self._sampler.placement,
         )
         if not len(chosen.row):
             return []
         ranks, count = self._world_size, len(chosen.row)
-        owner = chosen.home if self._sampler.layout.world_size == ranks else np.arange(count) * ranks // count
+        owner = chosen.home if self._sampler.placement.layout.world_size == ranks else np.arange(count) * ranks // count
         share = -(-np.bincount(owner).max() // self._options.micro_batch_size) * self._options.micro_batch_size
         own = np.flatnonzero(owner == self._rank)
         last = own[-1] if len(own) else count - 1
@@ -116,7 +122,7 @@ class BatchLoader:
     def _read_block(self, block: int) -> List[Tuple[LabelledRows, np.ndarray]]:
         """Labels and rows (rows a step, S+1) of every step of a block. Runs in the background thread."""
         size, first = self._sampler.global_batch_size, block * STEPS_READ_AT_ONCE
-        home = np.arange(size, dtype=np.int32) // (size // self._sampler.layout.world_size)
+        home = np.arange(size, dtype=np.int32) // (size // self._sampler.placement.layout.world_size)
         share = size // self._world_size
         own = slice(self._rank * share, (self._rank + 1) * share)
         labels = []
@@ -143,17 +149,17 @@ class BatchLoader:
         return [Batch(*(array[start : start + self._options.micro_batch_size] for array in batch)) for start in starts]
 
 
-def choose_validation_rows(available: List[int], wanted: int, zones: List[Zone]) -> LabelledRows:
+def choose_validation_rows(available: List[int], wanted: int, placement: RowPlacement) -> LabelledRows:
     """Validation rows: domains in rotation, passing over one that runs out; a domain's rows spread evenly over its
     split.
 
     Args:
         available: rows of each domain.
         wanted: how many are chosen, if there are as many.
-        zones: which ranks receive which domains.
+        placement: which ranks receive which rows.
 
-    The rows are the same for any zones; their homes are ranks of a zone that has their domain, in equal shares, and
-    they are ordered by home.
+    The rows are the same for any placement; their homes are ranks of a zone that has their domain, in equal shares, or
+    of the node whose training rows they belong to, and they are ordered by home.
     """
     counts = [0] * len(available)
     left = min(wanted, sum(available))
@@ -167,9 +173,16 @@ def choose_validation_rows(available: List[int], wanted: int, zones: List[Zone])
     row = number * np.asarray(available)[domain] // np.asarray(counts)[domain]
     order = np.lexsort((domain, number))
     home = np.empty(len(row), np.int32)
-    for zone in zones:
+    for zone in placement.zones:
         members = order[np.isin(domain[order], zone.domains)]
-        home[members] = np.asarray(zone.ranks)[np.arange(len(members)) * len(zone.ranks) // max(1, len(members))]
+        parts = len(zone.ranks) // placement.layout.ranks_per_node if zone.line else 1
+        part = np.zeros(len(members), np.int64)
+        if zone.line:
+            places = zone.line.places("validation", domain[members], row[members])
+            part = np.clip((places * parts).astype(np.int64), 0, parts - 1)
+        for index, ranks in enumerate(np.array_split(zone.ranks, parts)):
+            of_part = members[part == index]
+            home[of_part] = ranks[np.arange(len(of_part)) * len(ranks) // max(1, len(of_part))]
     order = order[np.argsort(home[order], kind="stable")]
     return LabelledRows(domain[order], row[order].astype(np.int64), home[order])
 
@@ -179,18 +192,12 @@ def create_loader(config: Config, data: PreparedData, layout: Topology, rank: in
     rows.
 
     Raises:
-        InputError: domains, groups, layout and batch sizes that do not fit together.
+        InputError: domains, clusters, layout and batch sizes that do not fit together.
     """
-    train, moe = config.train, config.moe
-    groups = resolve_domain_groups(moe.domain_groups, len(data.domains), moe.num_groups)
-    sampler = BatchSampler(
-        [data.rows("train", domain) for domain in range(len(data.domains))],
-        layout,
-        make_zones(layout, config.data.placement, groups, moe.num_groups),
-        train.global_batch_size,
-        train.seed,
-        config.data.mixing,
-    )
+    train, mixing = config.train, config.data.mixing
+    cells = {split: [(data.rows(split, domain),) for domain in range(len(data.domains))] for split in SPLITS}
+    placement = place_rows(layout, config.data.placement, mixing, data.domains, cells, None)
+    sampler = BatchSampler(cells["train"], placement, train.global_batch_size, train.seed, mixing)
     micro_batch_size = micro_batch_sequences(config, world_size)
     options = LoaderOptions(micro_batch_size, config.data.reset_at_document_end, train.eval_rows)
     return BatchLoader(data, sampler, rank, world_size, options)

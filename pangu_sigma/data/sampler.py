@@ -1,16 +1,15 @@
-"""Which rows make up the global batch of a step: a pure function of seed, step and layout.
+"""Which rows make up the global batch of a step, and which rank reads them: a function of seed, step and placement.
 
 Nothing is replayed on resume: how often a domain was drawn before a step has a closed form, and its rows follow a
 permutation per epoch that depends on seed, domain and epoch alone.
 """
 
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.topology import Topology
-from pangu_sigma.data.domains import domains_of_node
+from pangu_sigma.data.placement import RowPlacement, Zone, on_nodes
 
 _POOL = -1  # stream of the permutation over several domains' rows together
 
@@ -22,40 +21,6 @@ class GlobalBatch(NamedTuple):
     row: np.ndarray  # (global_batch_size,) int64, row number within the domain's training split
 
 
-class Zone(NamedTuple):
-    """Logical ranks that receive the same domains; ascending."""
-
-    ranks: Tuple[int, ...]
-    domains: Tuple[int, ...]
-
-
-def make_zones(layout: Topology, placement: str, domain_groups: Sequence[int], num_groups: int) -> List[Zone]:
-    """Partition of the logical ranks by the domains they receive.
-
-    Args:
-        layout: cluster of the logical ranks.
-        placement: as `data.placement` has it: one zone if `shuffled`, else by node.
-        domain_groups: expert group of each domain.
-        num_groups: of the experts.
-
-    Raises:
-        InputError: a node to which no domain falls.
-    """
-    if placement == "shuffled":
-        return [Zone(tuple(range(layout.world_size)), tuple(range(len(domain_groups))))]
-    ranks: Dict[Tuple[int, ...], List[int]] = {}
-    for rank in range(layout.world_size):
-        node = layout.node_of(rank)
-        domains = domains_of_node(node, layout.nodes, domain_groups, num_groups)
-        if not domains:
-            raise InputError(
-                f"data.placement: domain_by_node leaves node {node} of {layout.nodes} without a domain "
-                f"(moe.domain_groups {list(domain_groups)}, moe.num_groups {num_groups}); expected one at least"
-            )
-        ranks.setdefault(domains, []).append(rank)
-    return [Zone(tuple(members), domains) for domains, members in ranks.items()]
-
-
 class BatchSampler:
     """Draws the global batch of any step.
 
@@ -64,15 +29,15 @@ class BatchSampler:
     mixing `proportional`: the rows of a zone's domains form one pool, walked by one permutation per epoch.
 
     Args:
-        rows: training rows of each domain.
-        layout: cluster whose ranks receive the rows.
-        zones: its ranks by the domains they receive.
+        cells: training rows of each domain, by cluster (one where there are none). An epoch's walk through a domain
+            keeps near the clusters' shares everywhere, so that a step has its part of each.
+        placement: which ranks receive which rows.
         global_batch_size: rows a step.
         seed: of the permutations.
         mixing: `balanced` or `proportional`.
 
     Attributes:
-        layout, zones, global_batch_size: as given.
+        placement, global_batch_size: as given.
 
     Raises:
         InputError: the layout's ranks do not divide `global_batch_size`.
@@ -80,34 +45,39 @@ class BatchSampler:
 
     def __init__(
         self,
-        rows: Sequence[int],
-        layout: Topology,
-        zones: Sequence[Zone],
+        cells: Sequence[Sequence[int]],
+        placement: RowPlacement,
         global_batch_size: int,
         seed: int,
         mixing: str = "balanced",
     ) -> None:
-        if global_batch_size % layout.world_size:
+        ranks = placement.layout.world_size
+        if global_batch_size % ranks:
             raise InputError(
                 f"train.global_batch_size: found {global_batch_size}; expected a multiple of "
-                f"{layout.world_size}, the ranks of moe.layout (or of the job)"
+                f"{ranks}, the ranks of moe.layout (or of the job)"
             )
-        self.layout = layout
-        self.zones = list(zones)
+        self.placement = placement
         self.global_batch_size = global_batch_size
-        self._rows = [int(count) for count in rows]
+        self._cells = [tuple(map(int, of_domain)) for of_domain in cells]
+        self._rows = [sum(of_domain) for of_domain in self._cells]
         self._seed = seed
         self._draw = self._balanced if mixing == "balanced" else self._proportional
         self._permutations: Dict[Tuple[int, int], np.ndarray] = {}
 
     def batch(self, step: int) -> GlobalBatch:
         """Rows of `step`, counted from 0."""
-        share = self.global_batch_size // self.layout.world_size
-        domain = np.empty((self.layout.world_size, share), np.int32)
-        row = np.empty((self.layout.world_size, share), np.int64)
-        for zone in self.zones:
+        layout = self.placement.layout
+        share = self.global_batch_size // layout.world_size
+        domain = np.empty((layout.world_size, share), np.int32)
+        row = np.empty((layout.world_size, share), np.int64)
+        for zone in self.placement.zones:
             draws = len(zone.ranks) * share
             zone_domain, zone_row = self._draw(zone, step, draws)
+            if zone.line is not None:  # within a node the rows stay as they are drawn: domains in turn
+                places = zone.line.places("train", zone_domain, zone_row)
+                order = np.argsort(on_nodes(places, len(zone.ranks) // layout.ranks_per_node), kind="stable")
+                zone_domain, zone_row = zone_domain[order], zone_row[order]
             domain[list(zone.ranks)] = zone_domain.reshape(-1, share)
             row[list(zone.ranks)] = zone_row.reshape(-1, share)
         return GlobalBatch(domain.ravel(), row.ravel())
@@ -123,18 +93,23 @@ class BatchSampler:
         for index, domain in enumerate(zone.domains):
             mine = np.flatnonzero(turn == index)
             before = draws_before(index, count, step, draws)
-            row[mine] = self._walk(domain, self._rows[domain], before + np.arange(len(mine)))
+            row[mine] = self._walk(domain, self._cells[domain], before + np.arange(len(mine)))
         return np.asarray(zone.domains, np.int32)[turn], row
 
     def _proportional(self, zone: Zone, step: int, draws: int) -> Tuple[np.ndarray, np.ndarray]:
         ends = np.cumsum([self._rows[domain] for domain in zone.domains])
-        pooled = self._walk(_POOL - zone.ranks[0], int(ends[-1]), step * draws + np.arange(draws))
+        pool = [count for domain in zone.domains for count in self._cells[domain]]
+        pool = pool if len(pool) > len(zone.domains) else [sum(pool)]  # domains alone are no strata
+        pooled = self._walk(_POOL - zone.ranks[0], pool, step * draws + np.arange(draws))
         index = np.searchsorted(ends, pooled, side="right")
         starts = np.concatenate([[0], ends[:-1]])
         return np.asarray(zone.domains, np.int32)[index], pooled - starts[index]
 
-    def _walk(self, stream: int, size: int, draws: np.ndarray) -> np.ndarray:
-        """Rows of the numbered draws, (n,) int64: draw k is entry k % size of the permutation of epoch k // size."""
+    def _walk(self, stream: int, strata: Sequence[int], draws: np.ndarray) -> np.ndarray:
+        """Rows of the numbered draws, (n,) int64: draw k is entry k % size of the permutation of epoch k // size, where
+        size is the sum of the `strata`.
+        """
+        size = sum(strata)
         epochs, indices = np.divmod(draws, size)
         rows = np.empty(len(draws), np.int64)
         for epoch in np.unique(epochs).tolist():
@@ -142,7 +117,7 @@ class BatchSampler:
             if (stream, epoch) not in self._permutations:  # this epoch's and the one before stay in memory
                 for key in [key for key in self._permutations if key[0] == stream and key[1] != epoch - 1]:
                     del self._permutations[key]
-                self._permutations[(stream, epoch)] = permutation(size, self._seed, stream, epoch)
+                self._permutations[(stream, epoch)] = stratified(strata, self._seed, stream, epoch)
             rows[chosen] = self._permutations[(stream, epoch)][indices[chosen]]
         return rows
 
@@ -159,10 +134,32 @@ def permutation(size: int, *key: int) -> np.ndarray:
 
     Sorted hashes, not NumPy's generator, whose stream may change with its version: a resumed run must find its rows.
     """
+    return np.argsort(_random_bits(size, *key), kind="stable")
+
+
+def stratified(strata: Sequence[int], *key: int) -> np.ndarray:
+    """A permutation of range(sum(strata)), (sum(strata),) int64, a pure function of `key`, of which every stretch holds
+    nearly its share of each stratum; `permutation` where there is but one.
+
+    The k-th row of a stratum of n rows stands at a random place in the k-th of n equal parts of the whole.
+    """
+    if len(strata) == 1:
+        return permutation(strata[0], *key)
+    rows, places, first = [], [], 0
+    for number, size in enumerate(strata):
+        rows.append(first + permutation(size, *key, number))
+        jitter = _random_bits(size, *key, number, 1) / 2.0**64  # without it, ranks would take strata in turn
+        places.append((np.arange(size) + jitter) / max(size, 1))
+        first += size
+    return np.concatenate(rows)[np.argsort(np.concatenate(places), kind="stable")]
+
+
+def _random_bits(size: int, *key: int) -> np.ndarray:
+    """(size,) uint64, a pure function of `key`."""
     state = np.zeros(1, np.uint64)
     for word in key:
         state = _scramble(state ^ np.uint64(word % 2**64))
-    return np.argsort(_scramble(state + np.arange(size, dtype=np.uint64)), kind="stable")
+    return _scramble(state + np.arange(size, dtype=np.uint64))
 
 
 def _scramble(values: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, Pa
 from pangu_sigma.config.schema_run import CheckpointConfig
 from pangu_sigma.config.validate import validate
 from pangu_sigma.data.manifest import TOKENIZER, describe_file
-from pangu_sigma.data.sampler import make_zones
+from pangu_sigma.data.placement import make_zones
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.errors import DamagedCheckpoint
 from pangu_sigma.model.dims import model_dims
@@ -209,9 +209,13 @@ def inference_config(config: Config, ranks: int = 1) -> Config:
 
 def domain_homes(context: SparseContext) -> Tuple[int, ...]:
     """For each domain, the first rank of the layout that its rows may belong to."""
-    config, domains = context.config, context.shape.domains
-    zones = make_zones(context.layout, config.data.placement, context.domain_groups, config.moe.num_groups)
-    return tuple(next(zone.ranks[0] for zone in zones if domain in zone.domains) for domain in range(domains))
+    placement, domains, per_node = context.config.data.placement, context.shape.domains, context.layout.ranks_per_node
+    homes = [0] * domains
+    for zone in make_zones(context.layout, placement, domains):
+        for index, domain in enumerate(zone.domains):
+            node = index * (len(zone.ranks) // per_node) // len(zone.domains) if placement == "domain_by_node" else 0
+            homes[domain] = zone.ranks[node * per_node]
+    return tuple(homes)
 
 
 def checkpoint_of(source: Union[Config, str, Path]) -> Path:

@@ -71,7 +71,7 @@ class SlotRules:
         (`moe.layout`).
         """
         topology, layout = self.topology, self.layout
-        if self.config.data.placement == "shuffled" or (layout.nodes, layout.world_size) != (
+        if self.config.data.placement != "domain_by_node" or (layout.nodes, layout.world_size) != (
             topology.nodes,
             topology.data,
         ):
@@ -120,14 +120,11 @@ class SlotRules:
 
     def experts_by_node(self) -> List[Set[int]]:
         """For each node of the layout, the experts that tokens of its ranks may go to."""
-        moe, layout, groups = self.config.moe, self.layout, self.domain_groups
+        layout, groups = self.layout, self.domain_groups
         per_group = experts_per_group(self.config)
-        if self.config.data.placement == "shuffled":
+        if self.config.data.placement != "domain_by_node":  # clusters may hold text of any domain
             return [_experts_of(set(groups), per_group)] * layout.nodes
-        used = [
-            {groups[d] for d in domains_of_node(node, layout.nodes, groups, moe.num_groups)}
-            for node in range(layout.nodes)
-        ]
+        used = [{groups[d] for d in domains_of_node(node, layout.nodes, self.domains)} for node in range(layout.nodes)]
         return [_experts_of(groups_of_node, per_group) for groups_of_node in used]
 
     def experts_in_play(self) -> int:

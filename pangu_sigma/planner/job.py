@@ -19,7 +19,8 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import router_sizes, validate
 from pangu_sigma.data.domains import resolve_domain_groups
 from pangu_sigma.data.manifest import NAME, read_manifest
-from pangu_sigma.model.capacity_rules import SlotRules
+from pangu_sigma.data.placement import check_placement
+from pangu_sigma.model.capacity_rules import SlotRules, resolve_layout
 
 ITEM = 4  # bytes of float32: parameters, gradients, states, and whatever does not take part in matmuls
 
@@ -125,28 +126,15 @@ def plan_job(config: Config, nodes: int, devices_per_node: int) -> PlannedJob:
     ranks = nodes * devices_per_node
     placed = replace(config, parallel=replace(config.parallel, ranks_per_node=devices_per_node))
     validate(placed, ranks)
-    model, moe, prepare = config.model, config.moe, config.data.prepare
-    folder = Path(config.data.path)
-    if (folder / NAME).is_file():  # words and domains are those of the prepared data
-        manifest = read_manifest(folder)
-        words, domains = model.vocab_size or manifest.vocab_size, len(manifest.domains)
-    elif model.vocab_size is None and prepare.tokenizer is not None:
-        raise InputError(
-            f"model.vocab_size is null, and {config.data.path} holds no data prepared with {prepare.tokenizer}; "
-            "expected --set model.vocab_size=N"
-        )
-    else:  # or as the configuration says that it is to be prepared
-        words, groups = model.vocab_size or prepare.vocab_size, moe.domain_groups
-        domains = len(prepare.sources) or moe.num_groups if groups is None else len(groups)
-    if derived.has_experts(config):
-        resolve_domain_groups(moe.domain_groups, domains, moe.num_groups)
+    parallel = placed.parallel
+    topology = Topology(ranks, devices_per_node, parallel.expert, parallel.tensor)
+    words, domains = _vocabulary(placed, resolve_layout(placed, topology).nodes)
     if words % placed.parallel.tensor:
         raise InputError(
             f"parallel.tensor ({placed.parallel.tensor}) does not divide the {words} words of the vocabulary; "
             "expected a divisor"
         )
-    parallel = placed.parallel
-    return PlannedJob(placed, Topology(ranks, devices_per_node, parallel.expert, parallel.tensor), words, domains)
+    return PlannedJob(placed, topology, words, domains)
 
 
 def layer_slots(job: PlannedJob, factor: float | None = None) -> LayerSlots:
@@ -178,3 +166,27 @@ def planned_factor(job: PlannedJob) -> float:
         return capacity.factor
     whole = rules.experts_in_play() / job.config.moe.router.top_k  # room for every token
     return whole if capacity.maximum_factor is None else min(capacity.maximum_factor, whole)
+
+
+def _vocabulary(config: Config, nodes: int) -> tuple[int, int]:
+    """Words and domains: as the prepared data says, if there is any, else as the configuration says that it is to be
+    prepared. What is known of the data must be such that `data.placement` can place it on the `nodes`.
+    """
+    model, prepare, folder = config.model, config.data.prepare, Path(config.data.path)
+    if (folder / NAME).is_file():
+        manifest = read_manifest(folder)
+        words, domains = model.vocab_size or manifest.vocab_size, len(manifest.domains)
+        check_placement(config.data.placement, nodes, domains, False)
+    elif model.vocab_size is None and prepare.tokenizer is not None:
+        raise InputError(
+            f"model.vocab_size is null, and {config.data.path} holds no data prepared with {prepare.tokenizer}; "
+            "expected --set model.vocab_size=N"
+        )
+    else:
+        words, groups = model.vocab_size or prepare.vocab_size, config.moe.domain_groups
+        domains = len(prepare.sources) or config.moe.num_groups if groups is None else len(groups)
+        if prepare.sources:
+            check_placement(config.data.placement, nodes, domains, clusters=True)
+    if derived.has_experts(config):
+        resolve_domain_groups(config.moe.domain_groups, domains, config.moe.num_groups)
+    return words, domains

@@ -86,7 +86,8 @@ def _run(
         loop = TrainingLoop(config, runtime, engine, loader, Saving(writer, place, data), stop)
         log = _open_log(config, start.step) if runtime.is_first else None
         if log is not None:
-            print("\n".join(_headline(config, engine, data, runtime.world_size, start, source)), flush=True)
+            headline = _headline(config, engine, data, runtime.world_size, start, source)
+            print("\n".join([*headline, *loader.notes]), flush=True)
         loop.run(start.step, log)
         if loop.stopped and loop.verdict is None:
             writer.wait()

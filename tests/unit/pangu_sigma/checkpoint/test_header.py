@@ -62,6 +62,35 @@ def test_what_makes_it_another_run_is_told(reader):
     assert len(found) == 5
 
 
+@pytest.mark.parametrize(
+    ("moe", "domains", "nodes", "same"),
+    [
+        ({"num_groups": 2}, 2, 2, True),
+        ({"num_groups": 2}, 2, 4, True),
+        ({"num_groups": 4}, 4, 2, True),
+        ({"num_groups": 1}, 2, 2, False),  # both domains were on both nodes
+        ({"num_groups": 2, "domain_groups": [1, 0]}, 2, 2, False),
+        ({"num_groups": 2, "domain_groups": [0, 1, 1]}, 3, 2, False),
+        ({"num_groups": 4, "domain_groups": [0, 1, 2]}, 3, 2, False),
+        ({"num_groups": 4}, 4, 3, False),
+    ],
+)
+def test_rows_that_were_placed_by_group(moe, domains, nodes, same):
+    """A checkpoint of before, when rows followed their domain's expert group, resumes silently where they still do."""
+    config = config_from_dict(
+        {**CONFIG, "moe": {**CONFIG["moe"], **moe}, "data": {"placement": "domain_by_node"}},
+    )
+    text, layout = data(domains=tuple("abcd"[:domains])), Topology(nodes, 1)
+    header = training_header(config, layout, text, 320, 100, [])
+    assert header.sampler.pop("rows placed by") == "domain"
+    reader = SimpleNamespace(folder="old", header=header, config=lambda: config_from_dict(header.config))
+    found = changes(reader, config, text, layout)
+    told = "rows placed by is domain, was expert group: other rows follow than would have"
+    assert found == ([] if same else [told])
+    header.sampler["rows placed by"] = "domain"
+    assert changes(reader, config, text, layout) == []
+
+
 def test_the_network_must_be_the_same(reader):
     check_same_model(reader, config_from_dict({**CONFIG, "model": {"hidden_dropout": 0.5}, "parallel": {"expert": 2}}))
     for changed, message in (

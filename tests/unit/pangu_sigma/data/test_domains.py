@@ -17,23 +17,23 @@ def test_groups_that_do_not_fit(groups: object, num_groups: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "groups", "expected"),
+    ("nodes", "domains", "expected"),
     [
-        (2, (0, 1, 2, 3), [(0, 1), (2, 3)]),
-        (4, (0, 1), [(0,), (0,), (1,), (1,)]),
-        (2, (0, 1, 2), [(0, 1), (2,)]),
-        (3, (0, 1), [(0,), (1,), (1,)]),
-        (1, (0, 1, 2), [(0, 1, 2)]),
+        (2, 2, [(0,), (1,)]),
+        (2, 4, [(0, 1), (2, 3)]),
+        (4, 2, [(0,), (0,), (1,), (1,)]),
+        (2, 3, [(0, 1, 2), (0, 1, 2)]),  # the one in the middle is on both, and steps differ in their counts
+        (3, 2, [(0, 1), (0, 1), (0, 1)]),
+        (4, 6, [(0, 1, 2), (0, 1, 2), (3, 4, 5), (3, 4, 5)]),
+        (1, 3, [(0, 1, 2)]),
     ],
 )
-def test_domains_of_each_node_by_hand(nodes: int, groups: tuple, expected: list) -> None:
-    assert [domains_of_node(node, nodes, groups, len(groups)) for node in range(nodes)] == expected
+def test_domains_of_each_node_by_hand(nodes: int, domains: int, expected: list) -> None:
+    assert [domains_of_node(node, nodes, domains) for node in range(nodes)] == expected
 
 
 def test_every_domain_has_a_node() -> None:
     for nodes in range(1, 9):
-        for num_groups in range(1, 9):
-            groups = [d % num_groups for d in range(num_groups + 2)]
-            placed = [domains_of_node(node, nodes, groups, num_groups) for node in range(nodes)]
-            assert {d for domains in placed for d in domains} == set(range(len(groups)))
-            assert all(placed)
+        for domains in range(1, 9):
+            placed = [domains_of_node(node, nodes, domains) for node in range(nodes)]
+            assert {d for of_node in placed for d in of_node} == set(range(domains)) and all(placed)

@@ -1,6 +1,6 @@
 import threading
 from dataclasses import replace
-from typing import List
+from typing import List, Sequence
 
 import numpy as np
 import pytest
@@ -18,15 +18,21 @@ from pangu_sigma.data.loader import (
     choose_validation_rows,
     create_loader,
 )
-from pangu_sigma.data.sampler import BatchSampler, make_zones
+from pangu_sigma.data.manifest import SPLITS
+from pangu_sigma.data.placement import RowPlacement, place_rows
+from pangu_sigma.data.sampler import BatchSampler
 
 LAYOUT = Topology(4, 2)
-GROUPS = (0, 1, 2)
+
+
+def placed(kind: str, rows: Sequence[int] = (9, 9, 9)) -> RowPlacement:
+    cells = {split: [(count,) for count in rows] for split in SPLITS}
+    return place_rows(LAYOUT, kind, "balanced", ["en", "zh", "code"], cells, None)
 
 
 def make_sampler(data: PreparedData, placement: str = "shuffled", size: int = 12) -> BatchSampler:
     rows = [data.rows("train", domain) for domain in range(3)]
-    return BatchSampler(rows, LAYOUT, make_zones(LAYOUT, placement, GROUPS, 3), size, seed=4)
+    return BatchSampler([(count,) for count in rows], placed(placement, rows), size, seed=4)
 
 
 def joined(batches: List[Batch]) -> Batch:
@@ -111,8 +117,9 @@ def test_validation_rows_are_read_at_home(data: PreparedData, placement: str, wa
     """Whatever their number: a rank that got others' rows would need experts that no rank it exchanges tokens with may
     hold.
     """
-    zones = make_zones(LAYOUT, placement, GROUPS, 3)
-    domains = {rank: set(zone.domains) for zone in zones for rank in zone.ranks}
+    domains = {rank: {0, 1} if rank < 2 else {1, 2} for rank in range(4)}
+    if placement == "shuffled":
+        domains = dict.fromkeys(range(4), {0, 1, 2})
     read = 0
     for rank in range(LAYOUT.world_size):
         loader = BatchLoader(
@@ -132,22 +139,22 @@ def test_no_validation_rows_wanted(data: PreparedData) -> None:
 
 
 def test_validation_homes_in_equal_shares() -> None:
-    zones = make_zones(LAYOUT, "shuffled", GROUPS, 3)
-    chosen = choose_validation_rows([9, 9, 9], 12, zones)
+    chosen = choose_validation_rows([9, 9, 9], 12, placed("shuffled"))
     assert chosen.home.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     assert chosen.domain.tolist() == [0, 1, 2] * 4
 
 
 def test_validation_homes_by_node() -> None:
-    zones = make_zones(LAYOUT, "domain_by_node", (0, 1, 1), 2)
-    chosen = choose_validation_rows([9, 9, 9], 12, zones)
-    assert {(int(d), int(h) // 2) for d, h in zip(chosen.domain, chosen.home)} == {(0, 0), (1, 1), (2, 1)}
-    assert np.bincount(chosen.home).tolist() == [2, 2, 4, 4]
+    chosen = choose_validation_rows([9, 9, 9], 12, placed("domain_by_node"))
+    on_node = sorted(zip(chosen.domain.tolist(), (chosen.home // 2).tolist()))
+    # three domains on two nodes: the middle one's rows 0 and 2 lie on the first half of it, 4 and 6 on the second
+    assert on_node == [(0, 0)] * 4 + [(1, 0)] * 2 + [(1, 1)] * 2 + [(2, 1)] * 4
+    assert np.bincount(chosen.home).tolist() == [3, 3, 3, 3]
 
 
 @pytest.mark.parametrize(("wanted", "counts"), [(7, [2, 1, 4]), (3, [1, 1, 1]), (99, [2, 1, 8]), (0, [0, 0, 0])])
 def test_a_domain_that_runs_out_is_passed_over(wanted: int, counts: List[int]) -> None:
-    chosen = choose_validation_rows([2, 1, 8], wanted, make_zones(LAYOUT, "shuffled", GROUPS, 3))
+    chosen = choose_validation_rows([2, 1, 8], wanted, placed("shuffled", (2, 1, 8)))
     assert np.bincount(chosen.domain, minlength=3).tolist() == counts
     assert len(set(zip(chosen.domain.tolist(), chosen.row.tolist()))) == sum(counts)
 

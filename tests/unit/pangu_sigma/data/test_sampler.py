@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 from typing import Dict, List, Tuple
 
@@ -6,7 +7,8 @@ import pytest
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
-from pangu_sigma.data.sampler import BatchSampler, draws_before, make_zones, permutation
+from pangu_sigma.data.placement import place_rows
+from pangu_sigma.data.sampler import BatchSampler, draws_before, permutation, stratified
 
 ROWS = (11, 5, 24)
 
@@ -15,9 +17,11 @@ def make(
     world: int = 4, share: int = 3, mixing: str = "balanced", placement: str = "shuffled", **options: object
 ) -> BatchSampler:
     layout = Topology(world, int(options.pop("ranks_per_node", 2)))
-    groups = tuple(options.pop("groups", (0, 1, 2)))  # type: ignore[arg-type]
-    zones = make_zones(layout, placement, groups, max(groups) + 1)
-    return BatchSampler(ROWS, layout, zones, world * share, int(options.pop("seed", 1)), mixing)
+    rows = options.pop("rows", ROWS)
+    cells = {split: [(count,) for count in rows] for split in ("train", "validation")}  # type: ignore[attr-defined]
+    names = [f"domain {number}" for number in range(len(cells["train"]))]
+    placed = place_rows(layout, placement, mixing, names, cells, None)
+    return BatchSampler(cells["train"], placed, world * share, int(options.pop("seed", 1)), mixing)
 
 
 def pairs(sampler: BatchSampler, step: int) -> List[Tuple[int, int]]:
@@ -105,30 +109,68 @@ def test_proportional_draws_each_row_once_an_epoch() -> None:
 
 @pytest.mark.parametrize("mixing", ["balanced", "proportional"])
 def test_domain_by_node_keeps_domains_at_home(mixing: str) -> None:
-    sampler = make(world=4, share=3, mixing=mixing, placement="domain_by_node", groups=(0, 1, 1))
+    sampler = make(world=4, share=3, mixing=mixing, placement="domain_by_node", rows=(11, 5, 24, 8))
     seen: List[set] = [set(), set()]
     for step in range(20):
         domains = sampler.batch(step).domain.reshape(4, 3)
         for rank in range(4):
             seen[rank // 2] |= set(domains[rank].tolist())
-    assert seen == [{0}, {1, 2}]
+    assert seen == [{0, 1}, {2, 3}]
 
 
 def test_nodes_that_share_a_domain_walk_it_together() -> None:
-    sampler = make(world=4, share=2, placement="domain_by_node", groups=(0, 1, 1), ranks_per_node=1)
+    sampler = make(world=4, share=2, placement="domain_by_node", rows=(11, 5), ranks_per_node=1)
     drawn = [row for step in range(11) for domain, row in pairs(sampler, step) if domain == 0]
     assert sorted(drawn) == sorted(list(range(11)) * 4)  # 11 steps x 4 rows: every row of the domain four times
 
 
-def test_a_node_without_a_domain_is_an_error() -> None:
-    with pytest.raises(InputError, match="leaves node 1 of 2 without a domain"):
-        make_zones(Topology(2, 1), "domain_by_node", (0, 0, 0), 2)
+@pytest.mark.parametrize("mixing", ["balanced", "proportional"])
+@pytest.mark.parametrize(("domains", "nodes"), [(2, 2), (4, 2), (2, 4), (3, 3)])
+def test_placed_rows_are_those_of_one_group_a_domain(mixing: str, domains: int, nodes: int) -> None:
+    """As placement by expert group drew them, one group a domain: every zone by itself, in a loop over its draws."""
+    rows, share, ranks = [11, 5, 24, 8][:domains], 3, 2 * nodes
+    sampler = make(ranks, share, mixing, "domain_by_node", rows=rows)
+    zones = math.gcd(domains, nodes)
+    of_zone = [list(range(z * domains // zones, (z + 1) * domains // zones)) for z in range(zones)]
+    draws, seen = ranks // zones * share, Counter()  # type: ignore[var-annotated]
+    for step in range(15):
+        expected = []
+        for zone, own in enumerate(of_zone):
+            size = sum(rows[d] for d in own)
+            for draw in range(draws):
+                if mixing == "balanced":
+                    domain = own[(step + draw) % len(own)]
+                    epoch, place = divmod(seen[domain], rows[domain])
+                    expected.append((domain, permutation(rows[domain], 1, domain, epoch)[place]))
+                    seen[domain] += 1
+                else:
+                    epoch, place = divmod(step * draws + draw, size)
+                    pooled = permutation(size, 1, -1 - zone * ranks // zones, epoch)[place]
+                    for domain in own:
+                        if pooled < rows[domain]:
+                            break
+                        pooled -= rows[domain]
+                    expected.append((domain, pooled))
+        assert pairs(sampler, step) == expected
+
+
+def test_strata_are_drawn_in_their_shares_everywhere() -> None:
+    strata, stretch = (40, 0, 10, 50), 20
+    order = stratified(strata, 7, 3)
+    assert sorted(order) == list(range(100))
+    assert (order == stratified(strata, 7, 3)).all() and (order != stratified(strata, 7, 4)).any()
+    of_row = np.repeat(np.arange(4), strata)[order]
+    for first in range(0, 101 - stretch):
+        counts = np.bincount(of_row[first : first + stretch], minlength=4)
+        # a stretch begins and ends inside a part of each stratum, and its own ends are where rows of others stand
+        assert (np.abs(counts - stretch * np.array(strata) / 100) <= 3).all()
+    assert stratified((9,), 7, 3).tolist() == permutation(9, 7, 3).tolist()
 
 
 def test_a_batch_that_ranks_do_not_divide_is_an_error() -> None:
     layout = Topology(4, 2)
     with pytest.raises(InputError, match=r"train\.global_batch_size: found 6"):
-        BatchSampler(ROWS, layout, make_zones(layout, "shuffled", (0, 0, 0), 1), 6, 1)
+        BatchSampler([(11,)], place_rows(layout, "shuffled", "balanced", ["en"], {"train": [(11,)]}, None), 6, 1)
 
 
 def test_epoch_counts_passes() -> None:

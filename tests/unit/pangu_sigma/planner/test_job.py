@@ -8,6 +8,7 @@ from math import ceil
 import pytest
 
 from locmoe_ops.dispatch.group_wise import ScatterToTpRegion
+from locmoe_ops.errors import InputError
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.planner.job import layer_slots, plan_job, planned_factor
 
@@ -129,3 +130,24 @@ def test_measured_capacities_are_planned_at_their_most(make_job):
     assert planned_factor(whole) == 8.0 and layer_slots(whole).capacity == whole.tokens
     bounded = make_job(moe={"capacity": {"mode": "adaptive", "maximum_factor": 1.5}})
     assert layer_slots(bounded).capacity == ceil(Fraction(3, 2) * bounded.tokens / 8)
+
+
+@pytest.mark.parametrize(
+    ("sources", "nodes", "layout", "refused"),
+    [
+        (1, 2, None, True),
+        (1, 1, None, False),
+        (1, 1, {"world_size": 2, "ranks_per_node": 1, "expert": 2}, True),
+        (2, 2, None, False),
+        (0, 2, None, False),  # which domains there will be is not known
+    ],
+)
+def test_placement_of_the_only_domain_is_refused(make_config, sources, nodes, layout, refused):
+    prepare = {"sources": {f"domain{i}": "text" for i in range(sources)}}
+    data = {"placement": "domain_by_node", "prepare": prepare}
+    config = make_config(model={"vocab_size": None}, data=data, moe={"num_groups": 1, "layout": layout})
+    if refused:
+        with pytest.raises(InputError, match="domain_by_node places domains on 2 nodes, but the data has one"):
+            plan_job(config, nodes, 1)
+    else:
+        assert plan_job(config, nodes, 1).domains == max(1, sources)

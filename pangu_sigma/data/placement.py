@@ -1,0 +1,207 @@
+"""Which rank reads which rows of a global batch (`data.placement`): it moves rows between nodes, and changes no rate.
+
+Every node reads equally many rows, and every row is read as often as if rows were shuffled. To that end the rows of
+training lie on a line, each as long as its share of the text that is read, alike ones side by side; equal parts of the
+line are the nodes'. Where the nodes do not divide what is placed on them, some of it lies on two or more.
+
+Shape legend: D domains, K clusters of a domain's rows.
+"""
+
+from dataclasses import dataclass
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from locmoe_ops.errors import InputError
+from locmoe_ops.topology import Topology
+from pangu_sigma.data.domains import domains_of_node
+
+# Rows of each domain's clusters by split, in the order in which they lie in the domain's file; one cluster where there
+# are none.
+SplitCells = Mapping[str, Sequence[Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Where the clusters of each domain lie on the line of a zone's rows, which is 1 long.
+
+    Attributes:
+        start, length: <float64>[D, K], of a domain's cluster.
+        cells: rows of the clusters. A row lies in its cluster's part as far along as among the cluster's rows.
+    """
+
+    start: np.ndarray
+    length: np.ndarray
+    cells: SplitCells
+
+    def places(self, split: str, domain: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """Places on the line, <float64>[n], of rows of `split` by their `domain` and number, `row`: <int>[n]."""
+        places = np.empty(len(row))
+        for number in np.unique(domain).tolist():
+            chosen, counts = domain == number, np.asarray(self.cells[split][number])
+            ends = np.cumsum(counts)
+            cluster = np.searchsorted(ends, row[chosen], side="right")
+            along = (row[chosen] - (ends - counts)[cluster] + 0.5) / counts[cluster]
+            places[chosen] = self.start[number, cluster] + along * self.length[number, cluster]
+        return places
+
+
+class Zone(NamedTuple):
+    """Logical ranks that receive the same domains; both ascending.
+
+    Attributes:
+        ranks, domains: of the zone.
+        line: says on which of the zone's nodes a row belongs; None: rows go to ranks as they are drawn.
+    """
+
+    ranks: Tuple[int, ...]
+    domains: Tuple[int, ...]
+    line: Optional[Line] = None
+
+
+@dataclass(frozen=True)
+class RowPlacement:
+    """Which ranks receive which rows.
+
+    Attributes:
+        layout: cluster of the logical ranks.
+        zones: its ranks by the domains that they receive.
+        notes: lines for the user: what could not be placed as it was meant.
+    """
+
+    layout: Topology
+    zones: Tuple[Zone, ...]
+    notes: Tuple[str, ...] = ()
+
+
+def make_zones(layout: Topology, placement: str, domains: int) -> List[Zone]:
+    """Partition of the ranks of `layout` by the domains that they receive, of so many `domains`: one zone, or with
+    `placement` (as `data.placement` has it) domain_by_node as many as nodes and domains can both be divided into.
+    """
+    if placement != "domain_by_node":
+        return [Zone(tuple(range(layout.world_size)), tuple(range(domains)))]
+    ranks: Dict[Tuple[int, ...], List[int]] = {}
+    for rank in range(layout.world_size):
+        ranks.setdefault(domains_of_node(layout.node_of(rank), layout.nodes, domains), []).append(rank)
+    return [Zone(tuple(members), of_zone) for of_zone, members in ranks.items()]
+
+
+def check_placement(placement: str, nodes: int, domains: int, clusters: bool) -> None:
+    """Checks that there is something to place.
+
+    Args:
+        placement: `data.placement`. nodes: to place it on.
+        domains: of the data. clusters: whether it has any.
+
+    Raises InputError: one domain alone is to be placed on several nodes, or there are no clusters.
+    """
+    if placement == "domain_by_node" and domains == 1 and nodes > 1:
+        raise InputError(
+            f"data.placement: domain_by_node places domains on {nodes} nodes, but the data has one, which all of them "
+            "would share; expected shuffled, or clustered with data that has clusters (data.prepare.clusters)"
+        )
+    if placement == "clustered" and not clusters:
+        raise InputError(
+            "data.placement: clustered, but the prepared data has no clusters; expected shuffled or domain_by_node, or "
+            "data prepared anew with data.prepare.clusters.count, as in `pangu-sigma prepare CONFIG --set "
+            f"data.prepare.clusters.count={max(2, nodes)}`"
+        )
+
+
+def place_rows(
+    layout: Topology, placement: str, mixing: str, names: Sequence[str], cells: SplitCells, within: Optional[str]
+) -> RowPlacement:
+    """The placement of rows that a configuration asks for.
+
+    Args:
+        layout: cluster of the logical ranks. placement, mixing: `data.placement` and `data.mixing`.
+        names: of the domains. cells: rows of their clusters.
+        within: what was clustered, see `data.prepare.clusters.within`; None: the data has no clusters.
+
+    Raises:
+        InputError: see `check_placement`.
+    """
+    check_placement(placement, layout.nodes, len(names), within is not None)
+    zones, notes = make_zones(layout, placement, len(names)), []
+    if placement != "shuffled" and layout.nodes == 1:
+        notes.append(f"data.placement: {placement} places nothing on the only node (moe.layout can describe more)")
+    elif placement != "shuffled":
+        order = _ORDERS[str(within)] if placement == "clustered" else "by domain"
+        zones = [_with_line(zone, layout, order, mixing, cells) for zone in zones]
+        spread = [one for zone in zones for one in _spread(zone, layout, order, names)]
+        if spread:
+            shown = "; ".join([*spread[:3], *([f"and {len(spread) - 3} more"] if len(spread) > 3 else [])])
+            notes.append(
+                f"data.placement: the {'clusters' if placement == 'clustered' else 'domains'} do not fill "
+                f"{layout.nodes} nodes evenly; so that the mixture of text stays as it is, {shown}"
+            )
+        if mixing == "proportional" and len(zones) > 1:
+            notes.append(_mixture_note(zones, names, cells))
+    return RowPlacement(layout, tuple(zones), tuple(notes))
+
+
+_ORDERS = {"corpus": "by cluster", "domain": "each domain"}  # of rows on the line, by `data.prepare.clusters.within`
+
+
+def _with_line(zone: Zone, layout: Topology, order: str, mixing: str, cells: SplitCells) -> Zone:
+    """`zone` with the line of its rows, in which all lie `by domain`, all `by cluster`, or those of `each domain` by
+    themselves along the whole of it. One node, or one domain to be placed as a whole, leaves nothing to choose.
+    """
+    if len(zone.ranks) == layout.ranks_per_node or (order == "by domain" and len(zone.domains) == 1):
+        return zone
+    rows = np.array(cells["train"], np.float64)  # (D, K)
+    rows[[d for d in range(len(rows)) if d not in zone.domains]] = 0.0
+    of_domain = rows.sum(axis=1, keepdims=True)
+    length = rows / np.maximum(of_domain, 1.0)
+    if order == "each domain":
+        start = np.cumsum(length, axis=1) - length
+    else:
+        length = length / len(zone.domains) if mixing == "balanced" else rows / rows.sum()
+        along = length if order == "by domain" else length.T
+        start = (np.cumsum(along) - along.ravel()).reshape(along.shape)  # (D, K) or (K, D) <- (D * K,)
+        start = start if order == "by domain" else start.T
+    return zone._replace(line=Line(start, length, cells))
+
+
+def _spread(zone: Zone, layout: Topology, order: str, names: Sequence[str]) -> List[str]:
+    """The domains or clusters of a zone that lie on several of its nodes, with the share on each."""
+    if zone.line is None:
+        return []
+    start, length = zone.line.start, zone.line.length
+    if order == "by domain":
+        named = [(names[d], start[d, 0], length[d].sum()) for d in zone.domains]
+    elif order == "by cluster":
+        named = [(f"cluster {k}", start[0, k], length[:, k].sum()) for k in range(length.shape[1])]
+    else:
+        named = [(f"cluster {k} of {names[d]}", start[d, k], length[d, k]) for d, k in np.ndindex(*length.shape)]
+    nodes = len(zone.ranks) // layout.ranks_per_node
+    first, parts = layout.node_of(zone.ranks[0]), np.arange(nodes) / nodes
+    found = []
+    for name, begins, whole in named:
+        on_node = np.minimum(begins + whole, parts + 1 / nodes) - np.maximum(begins, parts)  # (nodes of the zone,)
+        percent = np.rint(100 * np.maximum(on_node, 0.0) / max(whole, 1e-12)).astype(int)
+        if np.count_nonzero(percent) > 1:
+            shares = [f"{share} % on node {first + node}" for node, share in enumerate(percent.tolist()) if share]
+            found.append(f"{name}: {', '.join(shares)}")
+    return found
+
+
+def _mixture_note(zones: Sequence[Zone], names: Sequence[str], cells: SplitCells) -> str:
+    """Zones read in proportion to their ranks, whatever the size of their domains."""
+    rows = np.array([sum(of_domain) for of_domain in cells["train"]], np.float64)
+    read = np.zeros(len(rows))
+    for zone in zones:
+        chosen, ranks = list(zone.domains), sum(len(other.ranks) for other in zones)
+        read[chosen] = len(zone.ranks) / ranks * rows[chosen] / rows[chosen].sum()
+    shares = [f"{name} {100 * a:.0f} % ({100 * b:.0f} %)" for name, a, b in zip(names, read, rows / rows.sum())]
+    return (
+        "data.placement: with domain_by_node nodes read equally many rows, so that data.mixing proportional holds "
+        f"within a node alone; of all text, and in brackets by size: {', '.join(shares)}"
+    )
+
+
+def on_nodes(places: np.ndarray, nodes: int) -> np.ndarray:
+    """Nodes for rows by their `places` on the line, <float64>[n]: to each of `nodes`, which divide n, equally many."""
+    node = np.empty(len(places), np.int64)
+    node[np.argsort(places, kind="stable")] = np.arange(len(places)) * nodes // len(places)
+    return node
