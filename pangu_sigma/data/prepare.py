@@ -1,6 +1,6 @@
 """`pangu-sigma prepare`: text to tokenizer, packed rows in MindRecord files, and a manifest.
 
-1. survey   read every source once: hash its documents, choose those held out for validation
+1. survey   read every source once: hash its documents, choose those held out for validation (survey.py)
 2. skip     where the folder already holds data of the same inputs and settings
 3. tokenize train a tokenizer on training documents, or take the one given
 4. write    rows per split and domain into a folder in the target
@@ -24,48 +24,18 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.schema_run import PrepareConfig
 from pangu_sigma.data import manifest as manifests
-from pangu_sigma.data.corpus import cut, prefix, read_documents
+from pangu_sigma.data.corpus import prefix
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.manifest import SPLITS, DataManifest
 from pangu_sigma.data.publish import check_target, data_folder, finish_publishing
 from pangu_sigma.data.records import pack_rows, write_rows
-from pangu_sigma.data.sources import SourceCount
+from pangu_sigma.data.survey import Source, passed_over, survey
 from pangu_sigma.data.tokenizer import Tokenizer, train_tokenizer
 from pangu_sigma.errors import OutputNotWritten
 from pangu_sigma.runtime.locks import FolderLock
 
 _DOMAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TRAIN, _VALIDATION = SPLITS
-
-
-class Source(NamedTuple):
-    """A domain's surveyed source.
-
-    A unit is what lies in one split, as a list of pieces: a document, or one piece where the source is one document.
-
-    Attributes:
-        domain, path: its name and place.
-        validates: (units,) bool, which of them are held out.
-        by_piece: whether units are pieces.
-        size: bytes of UTF-8 text.
-        digest: of the text.
-        counted: which files and records were read.
-    """
-
-    domain: str
-    path: str
-    validates: np.ndarray
-    by_piece: bool
-    size: int
-    digest: str
-    counted: SourceCount
-
-    def units(self, settings: PrepareConfig, split: str) -> Iterator[List[str]]:
-        """Those of `split`, cut as `settings` say."""
-        wanted = split == _VALIDATION
-        for unit, validates in zip(_read_units(self.domain, self.path, settings, self.by_piece), self.validates):
-            if validates == wanted:
-                yield unit
 
 
 class SplitRows(NamedTuple):
@@ -108,57 +78,19 @@ def _prepare(config: Config, target: Path) -> None:
             f"data.prepare.tokenizer: '{settings.tokenizer}' has no tag for {', '.join(missing)}; "
             f"expected domains among: {', '.join(given.domains) or 'none'}"
         )
-    sources = [_survey(domain, path, settings) for domain, path in settings.sources.items()]
+    sources = [survey(domain, path, settings) for domain, path in settings.sources.items()]
     fingerprint = _fingerprint(config, sources)
     try:
         is_current = PreparedData.open(str(target), verify=True).manifest.fingerprint == fingerprint
     except InputError:
         is_current = False
     if is_current:
-        print("\n".join([f"{config.data.path}: up to date", *_passed_over(sources)]), flush=True)
+        print("\n".join([f"{config.data.path}: up to date", *passed_over(sources)]), flush=True)
         return
     with _disk_errors(target), data_folder(target) as folder:
         tokenizer = _make_tokenizer(sources, settings, given, folder)
         _write_data(config, sources, tokenizer, fingerprint, folder)
-    print("\n".join([_summary(config.data.path, manifests.read_manifest(target)), *_passed_over(sources)]), flush=True)
-
-
-def _read_units(
-    domain: str, path: str, settings: PrepareConfig, by_piece: bool, count: Optional[SourceCount] = None
-) -> Iterator[List[str]]:
-    for document in read_documents(domain, path, settings.max_bytes_per_domain, count=count):
-        pieces = cut(document.text, settings.document_bytes)
-        if by_piece:
-            yield from ([piece] for piece in pieces)
-        else:
-            yield pieces
-
-
-def _survey(domain: str, path: str, settings: PrepareConfig) -> Source:
-    """A source of one document is split by pieces, for it cannot lie on both sides whole."""
-    count = SourceCount()
-    hashes = [_hash(unit) for unit in _read_units(domain, path, settings, False, count)]
-    by_piece = len(hashes) == 1
-    if by_piece:
-        hashes = [_hash(unit) for unit in _read_units(domain, path, settings, by_piece)]
-    if len(set(hashes)) < 2:
-        count_of, size_of = len(hashes), f"data.prepare.document_bytes ({settings.document_bytes})"
-        found = f"holds {count_of} documents, all with the same text"
-        if by_piece:
-            found = f"is a single document, whose {count_of} pieces of {size_of} are all the same"
-        if count_of == 1:
-            found = f"is a single document of less than {size_of}"
-        raise InputError(
-            f"{path}: domain '{domain}' {found}; expected two different ones, to train on and to validate on"
-        )
-    numbers = np.asarray([int.from_bytes(digest[:8], "big") for digest in hashes], np.uint64)
-    size = sum(len(piece.encode("utf-8")) for unit in _read_units(domain, path, settings, by_piece) for piece in unit)
-    digest = hashlib.sha256(b"".join(hashes)).hexdigest()
-    return Source(domain, path, held_out(numbers, settings.validation_fraction), by_piece, size, digest, count)
-
-
-def _hash(unit: List[str]) -> bytes:
-    return hashlib.sha256("".join(unit).encode("utf-8")).digest()
+    print("\n".join([_summary(config.data.path, manifests.read_manifest(target)), *passed_over(sources)]), flush=True)
 
 
 def _fingerprint(config: Config, sources: List[Source]) -> str:
@@ -173,19 +105,6 @@ def _fingerprint(config: Config, sources: List[Source]) -> str:
         "tokenizer": tokenizer or (settings.vocab_size, settings.tokenizer_training_bytes),
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-
-
-def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
-    """Which documents validate, (n,) bool <- their text hashes, (n,) uint64: those in the lowest `fraction` of hashes.
-
-    Equal texts share a side. With two different texts or more, each side gets at least one.
-    """
-    below = hashes < np.uint64(int(fraction * 2.0**64))
-    if not below.any():
-        return hashes == hashes.min()
-    if below.all():
-        return hashes != hashes.max()
-    return below
 
 
 @contextmanager
@@ -283,12 +202,6 @@ def _write_split(
             "expected more text, a larger data.prepare.validation_fraction or a shorter model.sequence_length"
         )
     return SplitRows(rows, documents, counts)
-
-
-def _passed_over(sources: List[Source]) -> List[str]:
-    """A line for each source that holds more than was read."""
-    described = [(source.domain, source.counted.files, source.counted.describe()) for source in sources]
-    return [f"  {domain}: {files} files read; {others}" for domain, files, others in described if others]
 
 
 def _summary(path: str, manifest: DataManifest) -> str:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Callable, Dict, List
 
-import numpy as np
 import pytest
 
 from locmoe_ops.errors import InputError
@@ -16,7 +15,7 @@ from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data import prepare as prepare_module
 from pangu_sigma.data.dataset import PreparedData
-from pangu_sigma.data.prepare import held_out, prepare
+from pangu_sigma.data.prepare import prepare
 from pangu_sigma.data.tokenizer import Tokenizer, train_tokenizer
 from pangu_sigma.errors import OutputNotWritten
 
@@ -336,15 +335,3 @@ def test_tokenizer_training_text_is_limited(
         whole = "\0".join(path.read_bytes().decode() for path in Path(folder).iterdir())
         by_domain[name] = sum(len(text.encode()) for text in seen if text in whole)
     assert all(0.8 * 1_000 < size <= 1_000 for size in by_domain.values()), by_domain
-
-
-def test_held_out_takes_the_lowest_share_of_hashes() -> None:
-    hashes = np.arange(0, 2**64, 2**60, dtype=np.uint64)  # 16 hashes in equal steps
-    assert held_out(hashes, 0.25).tolist() == [True] * 4 + [False] * 12
-
-
-def test_each_side_gets_a_document() -> None:
-    high = np.array([2**63 + 5, 2**63 + 1, 2**63 + 1], np.uint64)
-    assert held_out(high, 0.1).tolist() == [False, True, True]
-    low = np.array([3, 9, 3], np.uint64)
-    assert held_out(low, 0.1).tolist() == [True, False, True]
