@@ -23,9 +23,11 @@ REQUIREMENTS = [
     "scipy>=1.9",
 ]
 TENSORBOARD = ["tensorboardX>=2.6"]  # TensorBoard's event files without TensorFlow or PyTorch; 90 kB
+CLUSTERS = ["scikit-learn>=1.2"]  # clusters of documents, data.prepare.clusters
 LM_EVAL = ["lm_eval>=0.4.9", "pyarrow<22"]  # newer pyarrow, which lm_eval's datasets would take, needs NumPy 2
 TEST_REQUIREMENTS = [
     *TENSORBOARD,
+    *CLUSTERS,
     "pytest>=7",
     "pytest-xdist>=3",
     "mpmath>=1.3",
@@ -101,6 +103,6 @@ setup(
     package_data={"pangu_sigma": ["py.typed"], "locmoe_ops": ["py.typed"]},
     cmdclass={"build_py": BuildWithResources},
     install_requires=REQUIREMENTS,
-    extras_require={"test": TEST_REQUIREMENTS, "tensorboard": TENSORBOARD, "lm_eval": LM_EVAL},
+    extras_require={"test": TEST_REQUIREMENTS, "tensorboard": TENSORBOARD, "clusters": CLUSTERS, "lm_eval": LM_EVAL},
     entry_points={"console_scripts": ["pangu-sigma = pangu_sigma.__main__:main"]},
 )

@@ -56,7 +56,7 @@ _PLACED_BY = "rows placed by"  # of domain_by_node; checkpoints of before do not
 
 def sampler_state(config: Config, data: PreparedData, step: int) -> Dict[str, Any]:
     """What the rows of the steps after `step` follow from, of `config` and `data`: the sampler holds nothing back."""
-    state = {
+    state: Dict[str, Any] = {
         "next_step": step,
         "train.seed": config.train.seed,
         "train.global_batch_size": config.train.global_batch_size,
@@ -64,7 +64,11 @@ def sampler_state(config: Config, data: PreparedData, step: int) -> Dict[str, An
         "data.placement": config.data.placement,
         "prepared data": data.manifest.fingerprint,
     }
-    return {**state, _PLACED_BY: "domain"} if config.data.placement == "domain_by_node" else state
+    if config.data.placement == "domain_by_node":
+        state[_PLACED_BY] = "domain"
+    if data.manifest.clusters is not None:  # which another version of their library may find otherwise
+        state["clusters of documents"] = data.manifest.clusters.digest
+    return state
 
 
 def random_state(config: Config, step: int) -> Dict[str, Any]:

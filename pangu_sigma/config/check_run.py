@@ -1,12 +1,14 @@
 """Checks of schedule, checkpoints and folders of a run. All raise `InputError` naming keys and values."""
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Optional, Tuple
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.derived import has_experts, last_step
 from pangu_sigma.config.schema import Config
+from pangu_sigma.config.schema_run import ClusterConfig
 
 
 def check_schedule(config: Config) -> None:
@@ -76,6 +78,19 @@ def check_checkpoints(config: Config) -> None:
             f"checkpoint.initial is {options.initial} with checkpoint.resume {options.resume}, which resumes a "
             "run; expected null, or checkpoint.resume null or auto"
         )
+
+
+def check_clusters(clusters: ClusterConfig) -> None:
+    """Checks the section `data.prepare.clusters`. Raises InputError: one cluster, or a key that nothing uses."""
+    if clusters.count == 1:
+        raise InputError("data.prepare.clusters.count is 1, which tells no text apart; expected 0, or 2 and more")
+    for field in fields(clusters):
+        value, default = getattr(clusters, field.name), getattr(ClusterConfig(), field.name)
+        if not clusters.count and value != default:
+            raise InputError(
+                f"data.prepare.clusters.{field.name} is {value} with data.prepare.clusters.count 0, which finds no "
+                f"clusters; expected {default}, its default, or a number of clusters"
+            )
 
 
 def check_paths(config: Config) -> None:

@@ -7,6 +7,23 @@ from locmoe_ops.keys import key
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """Clusters of documents by the token ids in them, for data.placement clustered. Needs scikit-learn."""
+
+    count: int = key(0, "clusters, of equal size as far as whole documents allow; 0: none", minimum=0)
+    within: str = key(
+        "corpus",
+        "documents of all domains clustered together, which needs no domains to tell text apart; or each domain's by "
+        "themselves, so that a node reads its part of every domain",
+        choices=("corpus", "domain"),
+    )
+    dimensions: int = key(
+        64, "features of a document: tf-idf of its ids, reduced by truncated SVD", minimum=2, maximum=4096
+    )
+    seed: int = key(1, "seed of the clustering", minimum=0, maximum=2**32 - 1)
+
+
+@dataclass(frozen=True)
 class PrepareConfig:
     sources: Dict[str, str] = key(
         dict,
@@ -25,6 +42,7 @@ class PrepareConfig:
         20_000, "longer documents are cut at line ends into pieces of about this size", minimum=200
     )
     max_bytes_per_domain: Optional[int] = key(None, "stop reading a domain's source after this much text", minimum=1)
+    clusters: ClusterConfig = key(ClusterConfig, "clusters of documents, which data.placement can place on nodes")
 
 
 @dataclass(frozen=True)
@@ -32,10 +50,11 @@ class DataConfig:
     path: str = key("data", "folder written by `pangu-sigma prepare`")
     placement: str = key(
         "shuffled",
-        "which rows a rank sees: any, or (domain_by_node) those of the domains placed on its node, whatever groups the "
-        "experts are in (where moe.placement node_grouped places a group a domain likewise, ranks of other domains get "
-        "no slots: those that share a domain exchange by themselves)",
-        choices=("shuffled", "domain_by_node"),
+        "which rows a rank sees: any; those of the domains placed on its node (domain_by_node), whatever groups the "
+        "experts are in; or those of clusters of documents placed on its node (clustered, of data prepared with "
+        "data.prepare.clusters). Where moe.placement node_grouped puts a domain's group on the same nodes, ranks "
+        "of other domains get no slots: those that share a domain exchange by themselves",
+        choices=("shuffled", "domain_by_node", "clustered"),
     )
     mixing: str = key(
         "balanced",

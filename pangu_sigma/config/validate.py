@@ -8,7 +8,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import RouterSizes, router_spec, routers
 from pangu_sigma.config.ascend import check_runtime
 from pangu_sigma.config.check_parallel import check_parallel, require_divides
-from pangu_sigma.config.check_run import check_checkpoints, check_paths, check_schedule
+from pangu_sigma.config.check_run import check_checkpoints, check_clusters, check_paths, check_schedule
 from pangu_sigma.config.derived import experts_per_group, has_experts, job_topology
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig
 from pangu_sigma.config.strict_yaml import spelled
@@ -29,6 +29,7 @@ def validate(config: Config, world_size: int) -> None:
     _check_measured_share(config, world_size)
     check_schedule(config)
     check_checkpoints(config)
+    check_clusters(config.data.prepare.clusters)
     check_runtime(config)
     check_paths(config)
 

@@ -103,6 +103,11 @@ class PreparedData:
         """Rows of domain number `domain` in `split` ("train" or "validation")."""
         return self.manifest.rows[split][domain]
 
+    def cells(self, split: str) -> Tuple[Tuple[int, ...], ...]:
+        """Rows of each domain's clusters in `split`, in their order; one cluster where there are none."""
+        clusters, rows = self.manifest.clusters, self.manifest.rows[split]
+        return clusters.rows[split] if clusters is not None else tuple((count,) for count in rows)
+
     def read(self, split: str, domain: int, indices: Sequence[int]) -> np.ndarray:
         """Rows `indices` of domain number `domain` in `split`, in that order: (len(indices), S+1) int32.
 

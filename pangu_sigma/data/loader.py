@@ -195,8 +195,9 @@ def create_loader(config: Config, data: PreparedData, layout: Topology, rank: in
         InputError: domains, clusters, layout and batch sizes that do not fit together.
     """
     train, mixing = config.train, config.data.mixing
-    cells = {split: [(data.rows(split, domain),) for domain in range(len(data.domains))] for split in SPLITS}
-    placement = place_rows(layout, config.data.placement, mixing, data.domains, cells, None)
+    cells, clusters = {split: data.cells(split) for split in SPLITS}, data.manifest.clusters
+    within = clusters.within if clusters is not None else None
+    placement = place_rows(layout, config.data.placement, mixing, data.domains, cells, within)
     sampler = BatchSampler(cells["train"], placement, train.global_batch_size, train.seed, mixing)
     micro_batch_size = micro_batch_sequences(config, world_size)
     options = LoaderOptions(micro_batch_size, config.data.reset_at_document_end, train.eval_rows)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.runtime.strict_json import dumps
@@ -37,9 +37,44 @@ class SourceRecord:
 
 
 @dataclass(frozen=True)
+class Separation:
+    """How well clusters separate.
+
+    Attributes:
+        silhouette: mean over documents of (b - a) / max(a, b), cosine distances to the centres of the nearest other
+            cluster, b, and of the own, a (the simplified silhouette); 1 is best, 0 is none.
+        own_cosine, other_cosine: of a document to the centre of its cluster, and to the nearest other; means.
+    """
+
+    silhouette: float
+    own_cosine: float
+    other_cosine: float
+
+
+@dataclass(frozen=True)
+class ClusterRecord:
+    """Clusters of the documents. A domain's rows lie in its file cluster by cluster; a row in which one ends and the
+    next begins is the next one's.
+
+    Attributes:
+        within: `corpus`, where a cluster has documents of all domains, or `domain`, where each has clusters of its own.
+        rows: of each cluster, by split and domain.
+        pieces: training documents of each cluster, by domain; a long one counts by its pieces.
+        separation: of the corpus' clusters, or one a domain.
+        digest: of the clusters of all documents.
+    """
+
+    within: str
+    rows: Dict[str, Tuple[Tuple[int, ...], ...]]
+    pieces: Tuple[Tuple[int, ...], ...]
+    separation: Tuple[Separation, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
 class DataManifest:
     """Contents of the folder; `rows[split]` holds one count a domain, in the order of `domains`. So does `sources`,
-    which is empty in folders that were written before it was recorded.
+    which is empty in folders that were written before it was recorded. `clusters`: None where there are none.
     """
 
     fingerprint: str  # of inputs and settings: the same fingerprint, the same data
@@ -51,6 +86,7 @@ class DataManifest:
     documents: Dict[str, Tuple[int, ...]]
     files: Dict[str, FileEntry]
     sources: Tuple[SourceRecord, ...] = ()
+    clusters: Optional[ClusterRecord] = None
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -122,6 +158,7 @@ def _from_content(content: Dict[str, Any]) -> DataManifest:
             )
             for entry in content.get("sources", ())
         ),
+        clusters=_clusters(content["clusters"]) if content.get("clusters") is not None else None,
     )
     expected = {
         TOKENIZER,
@@ -134,7 +171,31 @@ def _from_content(content: Dict[str, Any]) -> DataManifest:
         raise ValueError("rows")
     if len(manifest.sources) not in (0, len(manifest.domains)):
         raise ValueError("sources")
+    clusters = manifest.clusters
+    if clusters is not None and any(
+        [sum(of_domain) for of_domain in clusters.rows[split]] != list(manifest.rows[split]) for split in SPLITS
+    ):
+        raise ValueError("clusters")
     return manifest
+
+
+def _clusters(content: Dict[str, Any]) -> ClusterRecord:
+    if content["within"] not in ("corpus", "domain"):
+        raise ValueError("clusters.within")
+    record = ClusterRecord(
+        content["within"],
+        {split: tuple(tuple(map(int, of_domain)) for of_domain in content["rows"][split]) for split in SPLITS},
+        tuple(tuple(map(int, of_domain)) for of_domain in content["pieces"]),
+        tuple(
+            Separation(float(one["silhouette"]), float(one["own_cosine"]), float(one["other_cosine"]))
+            for one in content["separation"]
+        ),
+        str(content["digest"]),
+    )
+    counts = [of_domain for split in SPLITS for of_domain in record.rows[split]]
+    if len({len(of_domain) for of_domain in (*counts, *record.pieces)}) != 1 or min(map(min, counts)) < 0:
+        raise ValueError("clusters.rows")
+    return record
 
 
 def _counts(content: Dict[str, Any]) -> Dict[str, int]:

@@ -3,11 +3,13 @@
 1. survey   read every source once: hash its documents, choose those held out for validation (survey.py)
 2. skip     where the folder already holds data of the same inputs and settings
 3. tokenize train a tokenizer on training documents, or take the one given
-4. write    rows per split and domain into a folder in the target
-5. publish  move the files to their places (publish.py)
+4. cluster  documents, where data.prepare.clusters says so (clusters.py)
+5. write    rows per split and domain, cluster by cluster, into a folder in the target
+6. publish  move the files to their places (publish.py)
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -15,7 +17,7 @@ import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -24,6 +26,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.schema_run import PrepareConfig
 from pangu_sigma.data import manifest as manifests
+from pangu_sigma.data.clusters import SourceClusters, cluster_sources, require_library
 from pangu_sigma.data.corpus import prefix
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.manifest import SPLITS, DataManifest
@@ -39,7 +42,7 @@ _TRAIN, _VALIDATION = SPLITS
 
 
 class SplitRows(NamedTuple):
-    rows: int
+    cells: Tuple[int, ...]  # rows of each cluster; of all where there are none
     documents: int
     counts: np.ndarray  # (vocab_size,) int64 occurrences of each id in the rows
 
@@ -62,6 +65,11 @@ def prepare(config: Config) -> None:
             raise InputError(
                 f"data.prepare.sources: domain name '{domain}'; expected letters, digits, '-' and '_' (at most 64)"
             )
+    if config.data.placement == "clustered" and not config.data.prepare.clusters.count:
+        raise InputError(
+            "data.placement is clustered, but data.prepare.clusters.count is 0; expected a number of clusters, at best "
+            "that of the nodes or a multiple of it"
+        )
     target = Path(os.path.realpath(config.data.path))
     with FolderLock(target, "data.path"):
         finish_publishing(target)
@@ -87,6 +95,7 @@ def _prepare(config: Config, target: Path) -> None:
     if is_current:
         print("\n".join([f"{config.data.path}: up to date", *passed_over(sources)]), flush=True)
         return
+    require_library(settings.clusters)
     with _disk_errors(target), data_folder(target) as folder:
         tokenizer = _make_tokenizer(sources, settings, given, folder)
         _write_data(config, sources, tokenizer, fingerprint, folder)
@@ -104,6 +113,10 @@ def _fingerprint(config: Config, sources: List[Source]) -> str:
         "document_bytes": settings.document_bytes,
         "tokenizer": tokenizer or (settings.vocab_size, settings.tokenizer_training_bytes),
     }
+    clusters = settings.clusters
+    if clusters.count:  # folders without clusters keep the fingerprint that they had before there were any
+        mixing = config.data.mixing if clusters.within == "corpus" else None
+        inputs["clusters"] = (clusters.count, clusters.within, clusters.dimensions, clusters.seed, mixing)
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
@@ -143,8 +156,12 @@ def _make_tokenizer(
 
 
 def _write_data(config: Config, sources: List[Source], tokenizer: Tokenizer, fingerprint: str, folder: Path) -> None:
+    clusters = cluster_sources(config.data.prepare, config.data.mixing, sources, tokenizer)
     splits: Dict[str, List[SplitRows]] = {
-        name: [_write_split(config, source, number, name, tokenizer, folder) for number, source in enumerate(sources)]
+        name: [
+            _write_split(config, source, number, name, tokenizer, clusters, folder)
+            for number, source in enumerate(sources)
+        ]
         for name in SPLITS
     }
     np.save(folder / manifests.TOKEN_COUNTS, np.stack([split.counts for split in splits[_TRAIN]]))
@@ -154,7 +171,7 @@ def _write_data(config: Config, sources: List[Source], tokenizer: Tokenizer, fin
         sequence_length=config.model.sequence_length,
         vocab_size=tokenizer.vocab_size,
         end_of_text=tokenizer.end_of_text,
-        rows={name: tuple(split.rows for split in splits[name]) for name in SPLITS},
+        rows={name: tuple(sum(split.cells) for split in splits[name]) for name in SPLITS},
         documents={name: tuple(split.documents for split in splits[name]) for name in SPLITS},
         files={},
         sources=tuple(
@@ -165,33 +182,65 @@ def _write_data(config: Config, sources: List[Source], tokenizer: Tokenizer, fin
             )
             for source in sources
         ),
+        clusters=None if clusters is None else _cluster_record(clusters, splits),
     )
     files = {path.name: manifests.describe_file(path) for path in sorted(folder.iterdir())}
     manifests.write_manifest(replace(manifest, files=files), folder)
 
 
+def _cluster_record(clusters: SourceClusters, splits: Dict[str, List[SplitRows]]) -> manifests.ClusterRecord:
+    pieces = [np.bincount(labels, minlength=clusters.count) for labels in clusters.labels[_TRAIN]]
+    return manifests.ClusterRecord(
+        clusters.within,
+        {name: tuple(split.cells for split in splits[name]) for name in SPLITS},
+        tuple(tuple(of_domain.tolist()) for of_domain in pieces),
+        clusters.separation,
+        clusters.digest,
+    )
+
+
 def _write_split(
-    config: Config, source: Source, number: int, name: str, tokenizer: Tokenizer, folder: Path
+    config: Config,
+    source: Source,
+    number: int,
+    name: str,
+    tokenizer: Tokenizer,
+    clusters: Optional[SourceClusters],
+    folder: Path,
 ) -> SplitRows:
     settings = config.data.prepare
-    counts = np.zeros(tokenizer.vocab_size, np.int64)
-    documents = 0
+    labels = clusters.labels[name][number] if clusters else None
+    counts, cells = np.zeros(tokenizer.vocab_size, np.int64), [0] * (clusters.count if clusters else 1)
+    documents = int(np.count_nonzero(source.validates == (name == _VALIDATION)))
+    cluster = 0
 
     def encoded() -> Iterator[List[int]]:
-        nonlocal documents
-        units = int(np.count_nonzero(source.validates == (name == _VALIDATION)))
+        """Reads the source once for each cluster, so that no text is held."""
+        nonlocal cluster
         with tqdm(
-            total=units, desc=f"{source.domain} {name}", unit="doc", leave=False, dynamic_ncols=True, disable=None
+            total=documents * len(cells),
+            desc=f"{source.domain} {name}",
+            unit="doc",
+            leave=False,
+            dynamic_ncols=True,
+            disable=None,
         ) as bar:
-            for unit in source.units(settings, name):
-                documents += 1
-                bar.update()
-                for piece in unit:
-                    yield [tokenizer.domain_tags[source.domain], *tokenizer.encode(piece), tokenizer.end_of_text]
+            for cluster in range(len(cells)):
+                place = itertools.count()
+                for unit in source.units(settings, name):
+                    bar.update()
+                    for piece in unit:
+                        if labels is None or labels[next(place)] == cluster:
+                            yield [
+                                tokenizer.domain_tags[source.domain],
+                                *tokenizer.encode(piece),
+                                tokenizer.end_of_text,
+                            ]
 
     def counted() -> Iterator[np.ndarray]:
         for row in pack_rows(encoded(), config.model.sequence_length):
             counts[:] += np.bincount(row[1:], minlength=len(counts))
+            cells[cluster] += 1
             yield row
 
     expected_bytes = 4 * source.size // 3
@@ -201,7 +250,7 @@ def _write_split(
             f"{source.path}: domain '{source.domain}' fills no {name} row of {config.model.sequence_length + 1} ids; "
             "expected more text, a larger data.prepare.validation_fraction or a shorter model.sequence_length"
         )
-    return SplitRows(rows, documents, counts)
+    return SplitRows(tuple(cells), documents, counts)
 
 
 def _summary(path: str, manifest: DataManifest) -> str:
@@ -212,4 +261,25 @@ def _summary(path: str, manifest: DataManifest) -> str:
             for name in SPLITS
         )
         lines.append(f"  {domain}: {counts}")
+    if manifest.clusters is not None:
+        lines += _cluster_lines(manifest.domains, manifest.clusters)
     return "\n".join(lines)
+
+
+def _cluster_lines(domains: Tuple[str, ...], clusters: manifests.ClusterRecord) -> Iterator[str]:
+    """Sizes of the clusters in training rows, and how well they separate."""
+    names = domains if clusters.within == "domain" else ("corpus",)
+    rows, pieces = np.array(clusters.rows[_TRAIN]), np.array(clusters.pieces)  # (domains, clusters)
+    for number, (name, found) in enumerate(zip(names, clusters.separation)):
+        yield (
+            f"  clusters of {name}: silhouette {found.silhouette:.2f}; cosine of a document to its own centre "
+            f"{found.own_cosine:.2f}, to the nearest other {found.other_cosine:.2f}"
+        )
+        chosen = [number] if clusters.within == "domain" else list(range(len(domains)))
+        for cluster in range(rows.shape[1]):
+            of_domains = ", ".join(f"{domains[d]} {rows[d, cluster]}" for d in chosen if rows[d, cluster])
+            which = f" ({of_domains})" if clusters.within == "corpus" else ""
+            yield (
+                f"    {cluster}: train {rows[chosen, cluster].sum()} rows{which} of {pieces[chosen, cluster].sum()} "
+                "documents or pieces"
+            )

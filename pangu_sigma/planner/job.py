@@ -176,7 +176,7 @@ def _vocabulary(config: Config, nodes: int) -> tuple[int, int]:
     if (folder / NAME).is_file():
         manifest = read_manifest(folder)
         words, domains = model.vocab_size or manifest.vocab_size, len(manifest.domains)
-        check_placement(config.data.placement, nodes, domains, False)
+        check_placement(config.data.placement, nodes, domains, manifest.clusters is not None)
     elif model.vocab_size is None and prepare.tokenizer is not None:
         raise InputError(
             f"model.vocab_size is null, and {config.data.path} holds no data prepared with {prepare.tokenizer}; "

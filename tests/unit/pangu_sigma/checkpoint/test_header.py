@@ -17,10 +17,10 @@ CONFIG = {
 LAYOUT = Topology(4, 2, 4)
 
 
-def data(tokenizer="t" * 64, domains=("en", "zh"), fingerprint="f" * 64):
-    return SimpleNamespace(
-        path="data", domains=domains, manifest=SimpleNamespace(tokenizer_sha256=tokenizer, fingerprint=fingerprint)
-    )
+def data(tokenizer="t" * 64, domains=("en", "zh"), fingerprint="f" * 64, clusters=None):
+    record = None if clusters is None else SimpleNamespace(digest=clusters)
+    manifest = SimpleNamespace(tokenizer_sha256=tokenizer, fingerprint=fingerprint, clusters=record)
+    return SimpleNamespace(path="data", domains=domains, manifest=manifest)
 
 
 @pytest.fixture
@@ -89,6 +89,16 @@ def test_rows_that_were_placed_by_group(moe, domains, nodes, same):
     assert found == ([] if same else [told])
     header.sampler["rows placed by"] = "domain"
     assert changes(reader, config, text, layout) == []
+
+
+@pytest.mark.parametrize(("then", "now", "told"), [("a", "a", 0), ("a", "b", 1), (None, "a", 1), (None, None, 0)])
+def test_other_clusters_of_the_same_text_are_told(then, now, told):
+    """Whatever the placement: a step has its part of each cluster."""
+    config = config_from_dict({**CONFIG, "data": {"placement": "clustered"}})
+    header = training_header(config, LAYOUT, data(clusters=then), 320, 100, [])
+    reader = SimpleNamespace(folder="run", header=header, config=lambda: config_from_dict(header.config))
+    found = changes(reader, config, data(clusters=now), LAYOUT)
+    assert len(found) == told and all(line.startswith("clusters of documents is ") for line in found)
 
 
 def test_the_network_must_be_the_same(reader):

@@ -3,13 +3,15 @@
 import re
 from collections import Counter
 from fractions import Fraction
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
+import numpy as np
 import pytest
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.data.loader import choose_validation_rows
 from pangu_sigma.data.placement import RowPlacement, make_zones, place_rows
 from pangu_sigma.data.sampler import BatchSampler
 from pangu_sigma.model.capacity_rules import SlotRules
@@ -122,3 +124,119 @@ def test_what_does_not_divide_is_said(sizes: Sequence[int], nodes: int, mixing: 
 
 def test_shuffled_says_nothing() -> None:
     assert place([(9,)], 1, "shuffled").notes == place([(9,), (4,), (5,)], 2, "shuffled").notes == ()
+
+
+# Rows of four clusters of each of three domains: small, none at all, most; and of their validation.
+CELLS = ((6, 5, 0, 9), (4, 12, 8, 0), (10, 1, 2, 7))
+
+
+def share_of_row(domain: int, mixing: str) -> Fraction:
+    sizes = [sum(of_domain) for of_domain in CELLS]
+    return Fraction(1, 3 * sizes[domain]) if mixing == "balanced" else Fraction(1, sum(sizes))
+
+
+def middles(within: str, mixing: str) -> Dict[Tuple[int, int], Fraction]:
+    """Where the middle of each (domain, row) lies on the line, one row after the other."""
+    cells = [(d, k) for k in range(4) for d in range(3)] if within == "corpus" else np.ndindex(3, 4)
+    place, found = Fraction(0), {}
+    for domain, cluster in cells:
+        if within == "domain" and cluster == 0:
+            place = Fraction(0)
+        first = sum(CELLS[domain][:cluster])
+        for row in range(first, first + CELLS[domain][cluster]):
+            length = share_of_row(domain, mixing) if within == "corpus" else Fraction(1, sum(CELLS[domain]))
+            found[domain, row] = place + length / 2
+            place += length
+    assert abs(place - 1) < Fraction(1, 10**9)
+    return found
+
+
+@pytest.mark.parametrize("mixing", ["balanced", "proportional"])
+@pytest.mark.parametrize("within", ["corpus", "domain"])
+@pytest.mark.parametrize("nodes", [2, 3, 4])
+def test_clusters_on_nodes(within: str, mixing: str, nodes: int) -> None:
+    """Rows of a step are those without placement, and go to nodes in the order of their places: the first part to the
+    first, and so on. Over steps, a row that lies well inside a node's part is read there alone.
+    """
+    placed, plain = (place(CELLS, nodes, kind, within, mixing) for kind in ("clustered", "shuffled"))
+    expected, share, steps = middles(within, mixing), 6, 200
+    per_node = 2 * share
+    samplers = [BatchSampler(CELLS, one, nodes * per_node, 3, mixing) for one in (placed, plain)]
+    elsewhere = 0
+    for step in range(steps):
+        rows, without = (
+            list(zip(batch.domain.tolist(), batch.row.tolist())) for batch in (one.batch(step) for one in samplers)
+        )
+        assert sorted(rows) == sorted(without)
+        by_node = [[expected[row] for row in rows[v * per_node : (v + 1) * per_node]] for v in range(nodes)]
+        assert all(max(left) <= min(right) for left, right in zip(by_node, by_node[1:]))
+        elsewhere += sum(int(at * nodes) != v for v, places in enumerate(by_node) for at in places)
+    # A step has its part of each cluster but for a row or so, of three domains, at each border between nodes.
+    assert elsewhere / steps <= 3 * (nodes - 1)
+
+
+@pytest.mark.parametrize("mixing", ["balanced", "proportional"])
+@pytest.mark.parametrize(("kind", "within"), [("clustered", "corpus"), ("clustered", "domain"), ("shuffled", "corpus")])
+def test_every_row_is_read_as_often_whatever_the_placement(kind: str, within: str, mixing: str) -> None:
+    share, steps = 5, 640  # 20 rows a step, 12,800 in all
+    counts = sum(read_by_node(CELLS, place(CELLS, 2, kind, within, mixing), steps, share, mixing), Counter())
+    assert len(counts) == 64
+    for (domain, _), count in counts.items():
+        assert abs(count - 20 * steps * share_of_row(domain, mixing)) <= 1  # whole passes, and one that is not over
+
+
+def test_rows_of_a_node_stay_as_they_are_drawn() -> None:
+    """Domains in turn, so that no rank or micro-batch of the node gets one alone."""
+    sampler = BatchSampler(CELLS, place(CELLS, 2, "clustered", "domain"), 48, 3)
+    domain = sampler.batch(0).domain.reshape(4, 12)
+    assert all(np.bincount(of_rank, minlength=3).min() >= 3 for of_rank in domain)
+
+
+@pytest.mark.parametrize("within", ["corpus", "domain"])
+def test_validation_rows_are_at_home_where_their_cluster_is(within: str) -> None:
+    """A row stands as far along its cluster's part of the line as among its validation rows."""
+    validation = ((1, 3, 2, 0), (2, 2, 2, 2), (0, 5, 0, 1))
+    layout = Topology(4, 2)
+    cells = {"train": CELLS, "validation": validation}
+    placed = place_rows(layout, "clustered", "balanced", NAMES[:3], cells, within)
+    chosen = choose_validation_rows([sum(rows) for rows in validation], 20, placed)
+    assert len(chosen.row) == 20
+    on_line = middles(within, "balanced")
+    for domain, row, home in zip(chosen.domain.tolist(), chosen.row.tolist(), chosen.home.tolist()):
+        ends = np.cumsum(validation[domain])
+        cluster = int(np.argmax(row < ends))
+        along = Fraction(
+            2 * (row - int(ends[cluster]) + validation[domain][cluster]) + 1, 2 * validation[domain][cluster]
+        )
+        first = sum(CELLS[domain][:cluster])
+        members = [on_line[domain, number] for number in range(first, first + CELLS[domain][cluster])]
+        if members:
+            length = Fraction(1, 3 * sum(CELLS[domain])) if within == "corpus" else Fraction(1, sum(CELLS[domain]))
+            begin, end = members[0] - length / 2, members[-1] + length / 2
+            assert home // 2 == min(1, int(2 * (begin + along * (end - begin))))
+    assert np.bincount(chosen.home // 2).sum() == 20
+    for node in range(2):
+        of_ranks = np.bincount(chosen.home[chosen.home // 2 == node] % 2, minlength=2)
+        assert abs(of_ranks[0] - of_ranks[1]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("cells", "nodes", "within", "notes"),
+    [
+        (((8, 8), (8, 8)), 2, "corpus", []),
+        (((8, 8, 8, 8),), 2, "corpus", []),
+        (
+            ((8, 8, 8),),
+            2,
+            "corpus",
+            ["the clusters do not fill 2 nodes evenly; .* cluster 1: 50 % on node 0, 50 % on node 1$"],
+        ),
+        (((8, 8), (8, 8)), 4, "corpus", ["cluster 0: 50 % on node 0, 50 % on node 1; cluster 1: "]),
+        (((9, 3), (2, 2)), 2, "domain", ["cluster 0 of en: 67 % on node 0, 33 % on node 1$"]),
+        (((9, 3), (2, 2)), 1, "domain", ["clustered places nothing on the only node"]),
+    ],
+)
+def test_clusters_that_do_not_divide_are_told(cells: Cells, nodes: int, within: str, notes: List[str]) -> None:
+    found = place(cells, nodes, "clustered", within).notes
+    assert len(found) == len(notes)
+    assert all(re.search(expected, note) for expected, note in zip(notes, found)), found

@@ -151,3 +151,10 @@ def test_placement_of_the_only_domain_is_refused(make_config, sources, nodes, la
             plan_job(config, nodes, 1)
     else:
         assert plan_job(config, nodes, 1).domains == max(1, sources)
+
+
+def test_placement_of_clusters_that_prepared_data_lack_is_refused(make_config, tiny_data):
+    model, data = {"vocab_size": None, "sequence_length": 32}, {"placement": "clustered"}
+    with pytest.raises(InputError, match=r"the prepared data has no clusters; .*data\.prepare\.clusters\.count=2"):
+        plan_job(make_config(model=model, data={**data, "path": str(tiny_data)}), 2, 1)
+    assert plan_job(make_config(model=model, data=data), 2, 1).slot_rules.num_subgroups() == 1
