@@ -9,6 +9,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.config.derived import ffn_hidden_size, num_blocks, num_sparse_layers, num_word_tables
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.manifest import DataManifest, check_files, read_manifest
+from pangu_sigma.data.placement import check_placement
 from pangu_sigma.doctor.findings import Finding, failure, ok, unknown, warning
 from pangu_sigma.runtime.files import temporary_path
 
@@ -95,11 +96,14 @@ def _check_speed(place: Path) -> Finding:
 
 
 def _check_data(config: Config) -> Finding:
-    """The manifest, the sizes of all files, and a piece of the largest one; checksums are for `train` to compare."""
+    """The manifest, the sizes of all files, and a piece of the largest one; checksums are for `train` to compare. Also
+    whether the data has the clusters that are to be placed.
+    """
     folder = Path(config.data.path)
     try:
         manifest = read_manifest(folder)
         check_files(manifest, folder, checksums=False)
+        check_placement(config.data.placement, 1, len(manifest.domains), manifest.clusters is not None)
         largest = max(manifest.files, key=lambda name: manifest.files[name].size)
         with open(folder / largest, "rb") as file:
             file.read(BLOCK)

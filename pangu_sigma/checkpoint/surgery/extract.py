@@ -27,7 +27,7 @@ from pangu_sigma.checkpoint.surgery.rewrite import check_target, newest, write_c
 from pangu_sigma.config.derived import experts_per_group
 from pangu_sigma.config.load import save_config, to_dict
 from pangu_sigma.config.schema import Config, LocalTermConfig, ParallelConfig
-from pangu_sigma.config.schema_run import CheckpointConfig
+from pangu_sigma.config.schema_run import CheckpointConfig, ClusterConfig
 from pangu_sigma.data.domains import resolve_domain_groups
 from pangu_sigma.data.jsonl import check_text
 from pangu_sigma.data.manifest import TOKENIZER
@@ -144,6 +144,7 @@ def config_of_domain(config: Config, domain: Domain, target: str, has_tokenizer:
         config.data.prepare,
         sources=sources,
         tokenizer=str(Path(target) / TOKENIZER) if has_tokenizer else config.data.prepare.tokenizer,
+        clusters=ClusterConfig(),  # there is one node, on which rows are shuffled
     )
     return replace(
         config,

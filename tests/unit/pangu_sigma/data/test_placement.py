@@ -185,6 +185,18 @@ def test_every_row_is_read_as_often_whatever_the_placement(kind: str, within: st
         assert abs(count - 20 * steps * share_of_row(domain, mixing)) <= 1  # whole passes, and one that is not over
 
 
+@pytest.mark.parametrize("share", [1, 2, 3])
+@pytest.mark.parametrize(("domains", "nodes"), [(2, 2), (4, 2), (2, 4), (3, 2), (3, 4), (6, 4)])
+def test_domains_on_nodes_read_the_rows_that_shuffled_ones_do(domains: int, nodes: int, share: int) -> None:
+    """After every so many steps as there are domains, which nodes take in turn."""
+    cells = [(10 + 7 * d,) for d in range(domains)]
+    counts = []
+    for kind in ("domain_by_node", "shuffled"):
+        by_node = [read_by_node(cells, place(cells, nodes, kind), k * domains, share, "balanced") for k in (1, 2, 7)]
+        counts.append([sum(of_nodes, Counter()) for of_nodes in by_node])
+    assert counts[0] == counts[1]
+
+
 def test_rows_of_a_node_stay_as_they_are_drawn() -> None:
     """Domains in turn, so that no rank or micro-batch of the node gets one alone."""
     sampler = BatchSampler(CELLS, place(CELLS, 2, "clustered", "domain"), 48, 3)

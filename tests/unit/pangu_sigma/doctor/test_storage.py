@@ -104,6 +104,11 @@ def test_data_that_is_not_whole(prepared, spoil, fragment):
     assert finding.level == FAILURE and fragment in finding.found and finding.fix
 
 
+def test_data_without_the_clusters_that_are_placed(prepared):
+    finding = found(config(data={"path": str(prepared), "placement": "clustered"}))["data"]
+    assert finding.level == FAILURE and "no clusters" in finding.found and "prepare" in finding.fix
+
+
 @pytest.mark.parametrize(
     ("amount", "text"),
     [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e8, "250 MB"), (7e10, "70.0 GB"), (3e15, "3000 TB")],

@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ import mindspore as ms
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers.selection_bias import current_locality_strength
+from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.surgery.extract import extract
 from pangu_sigma.config.load import load_config
 from pangu_sigma.errors import DamagedCheckpoint
 from pangu_sigma.inference.generator import Generator
-from pangu_sigma.inference.load import checkpoint_of, load_model
+from pangu_sigma.inference.load import checkpoint_of, domain_homes, load_model
 from pangu_sigma.runtime.launch import Launch
 
 
@@ -68,6 +70,27 @@ def test_another_model_is_refused(run_folder):
     config = load_config(run_folder / "config.yaml", ["moe.router.type=hash"])
     with pytest.raises(InputError, match="moe.router.type is hash, but .* was trained with locmoe"):
         load_model(config)
+
+
+@pytest.mark.parametrize(
+    ("placement", "domains", "nodes", "expected"),
+    [
+        ("domain_by_node", 4, 2, (0, 0, 2, 2)),
+        ("domain_by_node", 2, 4, (0, 4)),
+        ("domain_by_node", 3, 2, (0, 0, 2)),  # the second begins on the first node and ends on the second
+        ("domain_by_node", 2, 3, (0, 2)),
+        ("clustered", 3, 2, (0, 0, 0)),  # clusters may hold text of any domain
+        ("shuffled", 3, 2, (0, 0, 0)),
+    ],
+)
+def test_home_of_a_domain_by_hand(placement, domains, nodes, expected):
+    """Nodes of two ranks."""
+    context = SimpleNamespace(
+        config=SimpleNamespace(data=SimpleNamespace(placement=placement)),
+        shape=SimpleNamespace(domains=domains),
+        layout=Topology(2 * nodes, 2),
+    )
+    assert domain_homes(context) == expected
 
 
 def test_local_terms_are_on_when_asked_for(save_run):
