@@ -89,11 +89,11 @@ def _prepare(config: Config, target: Path) -> None:
     sources = [survey(domain, path, settings) for domain, path in settings.sources.items()]
     fingerprint = _fingerprint(config, sources)
     try:
-        is_current = PreparedData.open(str(target), verify=True).manifest.fingerprint == fingerprint
+        found: Optional[DataManifest] = PreparedData.open(str(target), verify=True).manifest
     except InputError:
-        is_current = False
-    if is_current:
-        print("\n".join([f"{config.data.path}: up to date", *passed_over(sources)]), flush=True)
+        found = None
+    if found is not None and found.fingerprint == fingerprint:
+        print("\n".join([f"{config.data.path}: up to date", *_clusters(found), *passed_over(sources)]), flush=True)
         return
     require_library(settings.clusters)
     with _disk_errors(target), data_folder(target) as folder:
@@ -261,13 +261,14 @@ def _summary(path: str, manifest: DataManifest) -> str:
             for name in SPLITS
         )
         lines.append(f"  {domain}: {counts}")
-    if manifest.clusters is not None:
-        lines += _cluster_lines(manifest.domains, manifest.clusters)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_clusters(manifest)])
 
 
-def _cluster_lines(domains: Tuple[str, ...], clusters: manifests.ClusterRecord) -> Iterator[str]:
-    """Sizes of the clusters in training rows, and how well they separate."""
+def _clusters(manifest: DataManifest) -> Iterator[str]:
+    """Sizes of the clusters in training rows, and how well they separate; nothing where there are none."""
+    domains, clusters = manifest.domains, manifest.clusters
+    if clusters is None:
+        return
     names = domains if clusters.within == "domain" else ("corpus",)
     rows, pieces = np.array(clusters.rows[_TRAIN]), np.array(clusters.pieces)  # (domains, clusters)
     for number, (name, found) in enumerate(zip(names, clusters.separation)):

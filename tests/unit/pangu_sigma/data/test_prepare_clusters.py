@@ -143,7 +143,8 @@ def test_a_change_of_clusters_writes_the_folder_anew(
     folder = shutil.copytree(clustered_folder, tmp_path / "data")
     before = PreparedData.open(str(folder)).manifest.fingerprint
     prepare(configured(make_config, folder, topic_sources, **{"count": 2, **change}))
-    assert ("up to date" in capsys.readouterr().out) != anew
+    told = capsys.readouterr().out
+    assert ("up to date" in told) != anew and ("clusters of " in told) == (change != {"count": 0})
     assert (PreparedData.open(str(folder)).manifest.fingerprint != before) == anew
 
 
