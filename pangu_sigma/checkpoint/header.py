@@ -14,7 +14,7 @@ from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.schema import Config, LayoutConfig
 from pangu_sigma.config.strict_yaml import spelled
 from pangu_sigma.data.dataset import PreparedData
-from pangu_sigma.data.domains import resolve_domain_groups
+from pangu_sigma.data.domains import BY_DOMAIN, resolve_domain_groups
 from pangu_sigma.data.manifest import TOKENIZER
 
 
@@ -64,7 +64,7 @@ def sampler_state(config: Config, data: PreparedData, step: int) -> Dict[str, An
         "data.placement": config.data.placement,
         "prepared data": data.manifest.fingerprint,
     }
-    if config.data.placement == "domain_by_node":
+    if config.data.placement in BY_DOMAIN:
         state[_PLACED_BY] = "domain"
     if data.manifest.clusters is not None:  # which another version of their library may find otherwise
         state["clusters of documents"] = data.manifest.clusters.digest

@@ -51,10 +51,11 @@ class DataConfig:
     placement: str = key(
         "shuffled",
         "which rows a rank sees: any; those of the domains placed on its node (domain_by_node), whatever groups the "
-        "experts are in; or those of clusters of documents placed on its node (clustered, of data prepared with "
-        "data.prepare.clusters). Where moe.placement node_grouped puts a domain's group on the same nodes, ranks "
-        "of other domains get no slots: those that share a domain exchange by themselves",
-        choices=("shuffled", "domain_by_node", "clustered"),
+        "experts are in; those of clusters of documents placed on its node (clustered, of data prepared with "
+        "data.prepare.clusters); or domains placed first, and on the nodes of each its clusters. Where moe.placement "
+        "node_grouped puts a domain's group on the domain's nodes, ranks of other domains get no slots: those that "
+        "share a domain exchange by themselves",
+        choices=("shuffled", "domain_by_node", "clustered", "domain_cluster_by_node"),
     )
     mixing: str = key(
         "balanced",

@@ -5,6 +5,9 @@ from typing import Optional, Sequence, Tuple
 
 from locmoe_ops.errors import InputError
 
+# Values of data.placement that place each domain on nodes of its own, and the ranks there.
+BY_DOMAIN = ("domain_by_node", "domain_cluster_by_node")
+
 
 def resolve_domain_groups(domain_groups: Optional[Sequence[int]], num_domains: int, num_groups: int) -> Tuple[int, ...]:
     """Group of each domain, (num_domains,).

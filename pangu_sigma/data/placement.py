@@ -14,7 +14,7 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
-from pangu_sigma.data.domains import domains_of_node
+from pangu_sigma.data.domains import BY_DOMAIN, domains_of_node
 
 # Rows of each domain's clusters by split, in the order in which they lie in the domain's file; one cluster where there
 # are none.
@@ -75,10 +75,10 @@ class RowPlacement:
 
 
 def make_zones(layout: Topology, placement: str, domains: int) -> List[Zone]:
-    """Partition of the ranks of `layout` by the domains that they receive, of so many `domains`: one zone, or with
-    `placement` (as `data.placement` has it) domain_by_node as many as nodes and domains can both be divided into.
+    """Partition of the ranks of `layout` by the domains that they receive, of so many `domains`: one zone, or, where
+    `placement` (as `data.placement` has it) is by domain, as many as nodes and domains can both be divided into.
     """
-    if placement != "domain_by_node":
+    if placement not in BY_DOMAIN:
         return [Zone(tuple(range(layout.world_size)), tuple(range(domains)))]
     ranks: Dict[Tuple[int, ...], List[int]] = {}
     for rank in range(layout.world_size):
@@ -93,18 +93,24 @@ def check_placement(placement: str, nodes: int, domains: int, clusters: bool) ->
         placement: `data.placement`. nodes: to place it on.
         domains: of the data. clusters: whether it has any.
 
-    Raises InputError: one domain alone is to be placed on several nodes, or there are no clusters.
+    Raises InputError: one domain alone is to be placed on many nodes; there are no clusters; or no domain has several
+    nodes for its clusters.
     """
     if placement == "domain_by_node" and domains == 1 and nodes > 1:
         raise InputError(
             f"data.placement: domain_by_node places domains on {nodes} nodes, but the data has one, which all of them "
             "would share; expected shuffled, or clustered with data that has clusters (data.prepare.clusters)"
         )
-    if placement == "clustered" and not clusters:
+    if placement in ("clustered", "domain_cluster_by_node") and not clusters:
         raise InputError(
-            "data.placement: clustered, but the prepared data has no clusters; expected shuffled or domain_by_node, or "
-            "data prepared anew with data.prepare.clusters.count, as in `pangu-sigma prepare CONFIG --set "
-            f"data.prepare.clusters.count={max(2, nodes)}`"
+            f"data.placement: {placement}, but the prepared data has no clusters; expected shuffled or "
+            "domain_by_node, or data prepared anew with data.prepare.clusters.count, as in `pangu-sigma prepare CONFIG "
+            f"--set data.prepare.clusters.count={max(2, nodes)}`"
+        )
+    if placement == "domain_cluster_by_node" and nodes > 1 and domains % nodes == 0:
+        raise InputError(
+            f"data.placement: domain_cluster_by_node, but each of the {domains} domains has one of {nodes} nodes, "
+            "and all of its clusters there; expected domain_by_node, or clustered"
         )
 
 
@@ -126,26 +132,27 @@ def place_rows(
     if placement != "shuffled" and layout.nodes == 1:
         notes.append(f"data.placement: {placement} places nothing on the only node (moe.layout can describe more)")
     elif placement != "shuffled":
-        order = _ORDERS[str(within)] if placement == "clustered" else "by domain"
+        order = _ORDERS.get(placement, "by cluster" if within == "corpus" else "each domain by cluster")
         zones = [_with_line(zone, layout, order, mixing, cells) for zone in zones]
         spread = [one for zone in zones for one in _spread(zone, layout, order, names)]
         if spread:
+            what = "domains" if order == "by domain" else "clusters"
             shown = "; ".join([*spread[:3], *([f"and {len(spread) - 3} more"] if len(spread) > 3 else [])])
             notes.append(
-                f"data.placement: the {'clusters' if placement == 'clustered' else 'domains'} do not fill "
-                f"{layout.nodes} nodes evenly; so that the mixture of text stays as it is, {shown}"
+                f"data.placement: the {what} do not fill {layout.nodes} nodes evenly; so that the mixture of text "
+                f"stays as it is, {shown}"
             )
         if mixing == "proportional" and len(zones) > 1:
             notes.append(_mixture_note(zones, names, cells))
     return RowPlacement(layout, tuple(zones), tuple(notes))
 
 
-_ORDERS = {"corpus": "by cluster", "domain": "each domain"}  # of rows on the line, by `data.prepare.clusters.within`
+_ORDERS = {"domain_by_node": "by domain", "domain_cluster_by_node": "by domain, then cluster"}  # of rows on the line
 
 
 def _with_line(zone: Zone, layout: Topology, order: str, mixing: str, cells: SplitCells) -> Zone:
-    """`zone` with the line of its rows, in which all lie `by domain`, all `by cluster`, or those of `each domain` by
-    themselves along the whole of it. One node, or one domain to be placed as a whole, leaves nothing to choose.
+    """`zone` with the line of its rows, on which all lie in this `order`; where it is that of each domain, every domain
+    lies along the whole of it. One node, or one domain to be placed as a whole, leaves nothing to choose.
     """
     if len(zone.ranks) == layout.ranks_per_node or (order == "by domain" and len(zone.domains) == 1):
         return zone
@@ -153,14 +160,12 @@ def _with_line(zone: Zone, layout: Topology, order: str, mixing: str, cells: Spl
     rows[[d for d in range(len(rows)) if d not in zone.domains]] = 0.0
     of_domain = rows.sum(axis=1, keepdims=True)
     length = rows / np.maximum(of_domain, 1.0)
-    if order == "each domain":
-        start = np.cumsum(length, axis=1) - length
-    else:
-        length = length / len(zone.domains) if mixing == "balanced" else rows / rows.sum()
-        along = length if order == "by domain" else length.T
-        start = (np.cumsum(along) - along.ravel()).reshape(along.shape)  # (D, K) or (K, D) <- (D * K,)
-        start = start if order == "by domain" else start.T
-    return zone._replace(line=Line(start, length, cells))
+    if order == "each domain by cluster":
+        return zone._replace(line=Line(np.cumsum(length, axis=1) - length, length, cells))
+    length = length / len(zone.domains) if mixing == "balanced" else rows / rows.sum()
+    along = length.T if order == "by cluster" else length
+    start = (np.cumsum(along) - along.ravel()).reshape(along.shape)  # (D, K) or (K, D) <- (D * K,)
+    return zone._replace(line=Line(start.T if order == "by cluster" else start, length, cells))
 
 
 def _spread(zone: Zone, layout: Topology, order: str, names: Sequence[str]) -> List[str]:
@@ -173,7 +178,8 @@ def _spread(zone: Zone, layout: Topology, order: str, names: Sequence[str]) -> L
     elif order == "by cluster":
         named = [(f"cluster {k}", start[0, k], length[:, k].sum()) for k in range(length.shape[1])]
     else:
-        named = [(f"cluster {k} of {names[d]}", start[d, k], length[d, k]) for d, k in np.ndindex(*length.shape)]
+        each = [(d, k) for d in zone.domains for k in range(length.shape[1])]
+        named = [(f"cluster {k} of {names[d]}", start[d, k], length[d, k]) for d, k in each]
     nodes = len(zone.ranks) // layout.ranks_per_node
     first, parts = layout.node_of(zone.ranks[0]), np.arange(nodes) / nodes
     found = []

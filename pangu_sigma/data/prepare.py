@@ -65,10 +65,11 @@ def prepare(config: Config) -> None:
             raise InputError(
                 f"data.prepare.sources: domain name '{domain}'; expected letters, digits, '-' and '_' (at most 64)"
             )
-    if config.data.placement == "clustered" and not config.data.prepare.clusters.count:
+    placement = config.data.placement
+    if placement in ("clustered", "domain_cluster_by_node") and not config.data.prepare.clusters.count:
         raise InputError(
-            "data.placement is clustered, but data.prepare.clusters.count is 0; expected a number of clusters, at best "
-            "that of the nodes or a multiple of it"
+            f"data.placement is {placement}, but data.prepare.clusters.count is 0; expected a number of clusters, at "
+            "best that of the nodes or a multiple of it"
         )
     target = Path(os.path.realpath(config.data.path))
     with FolderLock(target, "data.path"):

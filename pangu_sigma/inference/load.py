@@ -20,6 +20,7 @@ from pangu_sigma.checkpoint.state import parameter_entries, read_values, set_val
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, ParallelConfig
 from pangu_sigma.config.schema_run import CheckpointConfig
 from pangu_sigma.config.validate import validate
+from pangu_sigma.data.domains import BY_DOMAIN
 from pangu_sigma.data.manifest import TOKENIZER, describe_file
 from pangu_sigma.data.placement import make_zones
 from pangu_sigma.data.tokenizer import Tokenizer
@@ -213,7 +214,7 @@ def domain_homes(context: SparseContext) -> Tuple[int, ...]:
     homes = [0] * domains
     for zone in make_zones(context.layout, placement, domains):
         for index, domain in enumerate(zone.domains):
-            node = index * (len(zone.ranks) // per_node) // len(zone.domains) if placement == "domain_by_node" else 0
+            node = index * (len(zone.ranks) // per_node) // len(zone.domains) if placement in BY_DOMAIN else 0
             homes[domain] = zone.ranks[node * per_node]
     return tuple(homes)
 

@@ -11,7 +11,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement, ExpertSubgroup, Placement, Topology, local_experts_table
 from pangu_sigma.config.derived import experts_per_group
 from pangu_sigma.config.schema import Config
-from pangu_sigma.data.domains import domains_of_node, resolve_domain_groups
+from pangu_sigma.data.domains import BY_DOMAIN, domains_of_node, resolve_domain_groups
 
 
 def resolve_layout(config: Config, topology: Topology) -> Topology:
@@ -71,7 +71,7 @@ class SlotRules:
         (`moe.layout`).
         """
         topology, layout = self.topology, self.layout
-        if self.config.data.placement != "domain_by_node" or (layout.nodes, layout.world_size) != (
+        if self.config.data.placement not in BY_DOMAIN or (layout.nodes, layout.world_size) != (
             topology.nodes,
             topology.data,
         ):
@@ -122,7 +122,7 @@ class SlotRules:
         """For each node of the layout, the experts that tokens of its ranks may go to."""
         layout, groups = self.layout, self.domain_groups
         per_group = experts_per_group(self.config)
-        if self.config.data.placement != "domain_by_node":  # clusters may hold text of any domain
+        if self.config.data.placement not in BY_DOMAIN:  # clusters may hold text of any domain
             return [_experts_of(set(groups), per_group)] * layout.nodes
         used = [{groups[d] for d in domains_of_node(node, layout.nodes, self.domains)} for node in range(layout.nodes)]
         return [_experts_of(groups_of_node, per_group) for groups_of_node in used]

@@ -90,6 +90,10 @@ def test_what_cannot_be_placed_is_refused() -> None:
         InputError, match=r"data\.placement: clustered, but .* no clusters; .* --set data\.prepare\.clusters\.count=4"
     ):
         place([(9,), (9,)], 4, "clustered")
+    with pytest.raises(InputError, match=r"domain_cluster_by_node, but .* no clusters; .*clusters\.count=4"):
+        place([(9,), (9,)], 4, "domain_cluster_by_node")
+    with pytest.raises(InputError, match="each of the 4 domains has one of 2 nodes, and all of its clusters"):
+        place([(9, 9)] * 4, 2, "domain_cluster_by_node", "domain")
 
 
 @pytest.mark.parametrize(
@@ -175,6 +179,31 @@ def test_clusters_on_nodes(within: str, mixing: str, nodes: int) -> None:
     assert elsewhere / steps <= 3 * (nodes - 1)
 
 
+@pytest.mark.parametrize("within", ["corpus", "domain"])
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        # two domains on four nodes, and on each of a domain's two the one or the other half of its clusters
+        (((6, 6), (9, 9)), [{(0, 0)}, {(0, 1)}, {(1, 0)}, {(1, 1)}]),
+        (((5, 7, 8, 4), (9, 3, 6, 6)), [{(0, 0), (0, 1)}, {(0, 2), (0, 3)}, {(1, 0), (1, 1)}, {(1, 2), (1, 3)}]),
+        # one domain, whose four clusters are placed
+        (((6, 6, 6, 6),), [{(0, 0)}, {(0, 1)}, {(0, 2)}, {(0, 3)}]),
+    ],
+)
+def test_clusters_on_the_nodes_of_their_domain(cells: Cells, expected: List[set], within: str) -> None:
+    placed = place(cells, 4, "domain_cluster_by_node", within)
+    assert placed.notes == ()
+    of_cell: List[Counter] = [Counter() for _ in range(4)]
+    for node, rows in enumerate(read_by_node(cells, placed, 60, 6, "balanced")):
+        for (domain, row), count in rows.items():
+            of_cell[node][domain, int(np.argmax(row < np.cumsum(cells[domain])))] += count
+    for counts, own in zip(of_cell, expected):
+        assert sum(counts[cell] for cell in own) >= 0.9 * sum(counts.values())  # but for a row or so of a step's twelve
+        assert {domain for domain, _ in counts} == {domain for domain, _ in own}
+    plain = sum(read_by_node(cells, place(cells, 4, "shuffled", within), 60, 6, "balanced"), Counter())
+    assert sum(read_by_node(cells, placed, 60, 6, "balanced"), Counter()) == plain
+
+
 @pytest.mark.parametrize("mixing", ["balanced", "proportional"])
 @pytest.mark.parametrize(("kind", "within"), [("clustered", "corpus"), ("clustered", "domain"), ("shuffled", "corpus")])
 def test_every_row_is_read_as_often_whatever_the_placement(kind: str, within: str, mixing: str) -> None:
@@ -246,9 +275,16 @@ def test_validation_rows_are_at_home_where_their_cluster_is(within: str) -> None
         (((8, 8), (8, 8)), 4, "corpus", ["cluster 0: 50 % on node 0, 50 % on node 1; cluster 1: "]),
         (((9, 3), (2, 2)), 2, "domain", ["cluster 0 of en: 67 % on node 0, 33 % on node 1$"]),
         (((9, 3), (2, 2)), 1, "domain", ["clustered places nothing on the only node"]),
+        (
+            ((9, 9), (2, 2)),
+            3,
+            "by domain",
+            ["clusters do not fill 3 nodes evenly; .* cluster 1 of en: 33 % on node 0"],
+        ),
     ],
 )
 def test_clusters_that_do_not_divide_are_told(cells: Cells, nodes: int, within: str, notes: List[str]) -> None:
-    found = place(cells, nodes, "clustered", within).notes
+    kind, within = ("domain_cluster_by_node", "domain") if within == "by domain" else ("clustered", within)
+    found = place(cells, nodes, kind, within).notes
     assert len(found) == len(notes)
     assert all(re.search(expected, note) for expected, note in zip(notes, found)), found

@@ -79,6 +79,7 @@ def test_another_model_is_refused(run_folder):
         ("domain_by_node", 2, 4, (0, 4)),
         ("domain_by_node", 3, 2, (0, 0, 2)),  # the second begins on the first node and ends on the second
         ("domain_by_node", 2, 3, (0, 2)),
+        ("domain_cluster_by_node", 2, 4, (0, 4)),
         ("clustered", 3, 2, (0, 0, 0)),  # clusters may hold text of any domain
         ("shuffled", 3, 2, (0, 0, 0)),
     ],

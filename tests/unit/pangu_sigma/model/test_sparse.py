@@ -229,6 +229,8 @@ def test_a_node_that_keeps_its_tokens_holds_experts_for_them():
         ((4, 2, 4), 2, "node_grouped", "domain_by_node", None, 2),  # a domain's rows and experts on one of two nodes
         ((4, 1, 4), 2, "node_grouped", "domain_by_node", None, 2),  # on two of four nodes
         ((4, 1, 4), 4, "node_grouped", "domain_by_node", None, 4),
+        ((4, 1, 4), 2, "node_grouped", "domain_cluster_by_node", None, 2),
+        ((4, 2, 4), 2, "node_grouped", "clustered", None, 1),  # a cluster may hold text of both domains
         ((8, 2, 8), 2, "node_grouped", "domain_by_node", None, 2),
         ((8, 4, 4, 2), 2, "node_grouped", "domain_by_node", None, 2),  # a tensor-parallel pair is one place
         ((4, 2, 4), 2, "node_grouped", "shuffled", None, 1),  # any domain on any node
