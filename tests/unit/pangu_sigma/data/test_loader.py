@@ -164,6 +164,15 @@ def test_a_batch_that_does_not_divide_is_an_error(data: PreparedData) -> None:
         BatchLoader(data, make_sampler(data), 0, 2, LoaderOptions(4))
 
 
+@pytest.mark.parametrize(("placement", "notes"), [("shuffled", 0), ("domain_by_node", 1)])
+def test_what_does_not_divide_is_for_the_user_to_read(data: PreparedData, placement: str, notes: int) -> None:
+    config = replace(Config(), train=TrainConfig(global_batch_size=12, eval_rows=0))
+    config = replace(config, data=replace(config.data, placement=placement))
+    loader = create_loader(config, data, LAYOUT, rank=0, world_size=1)
+    loader.close()
+    assert len(loader.notes) == notes and all("zh: 50 % on node 0, 50 % on node 1" in note for note in loader.notes)
+
+
 def test_loader_of_a_config(data: PreparedData) -> None:
     train = TrainConfig(global_batch_size=12, micro_batch_size=3, seed=4, eval_rows=6)
     config = replace(Config(), train=train, moe=MoEConfig(num_groups=3, num_experts=9))

@@ -101,10 +101,11 @@ def test_size_is_what_arithmetic_predicts(workshop, tmp_path):
 
 def test_the_folder_needs_nothing_else(workshop, tmp_path):
     """Configuration, tokenizer and weights; the data's own name leads nowhere."""
+    prepare = {"sources": {"one": "texts/one", "two": "texts/two"}, "clusters": {"count": 4}}
     config = workshop.config(
         {"dense_layers": 0, "sparse_layers": 1},
         {"router": {"type": "hash"}},
-        data={"path": str(workshop.data.path), "prepare": {"sources": {"one": "texts/one", "two": "texts/two"}}},
+        data={"path": str(workshop.data.path), "placement": "domain_cluster_by_node", "prepare": prepare},
         parallel={"expert": 4},
     )
     source = workshop.save(
@@ -118,6 +119,7 @@ def test_the_folder_needs_nothing_else(workshop, tmp_path):
     found = load_config(target / "config.yaml")
     assert (found.moe.num_experts, found.moe.num_groups, found.parallel.expert) == (2, 1, 1)
     assert found.data.prepare.sources == {"two": "texts/two"}
+    assert (found.data.placement, found.data.prepare.clusters.count) == ("shuffled", 0)
     assert Path(found.data.prepare.tokenizer) == target / "tokenizer.model"
     assert describe_file(target / "tokenizer.model").sha256 == workshop.data.manifest.tokenizer_sha256
     assert found.checkpoint.initial == str(target)
