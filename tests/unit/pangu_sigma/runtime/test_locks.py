@@ -5,7 +5,6 @@ import fcntl
 import json
 import multiprocessing
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import time
 
 import pytest
 
+from helpers.contender import contend
 from locmoe_ops.errors import InputError
 from pangu_sigma.runtime.locks import FILE, FolderLock
 
@@ -169,24 +169,6 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys)
     with lock(tmp_path):
         pass
     assert "its file system has no locks; nothing keeps a second job out of it" in capsys.readouterr().err
-
-
-def contend(folder, seed, results):
-    """Takes and leaves the lock at random moments; where it has it, it must be the only one in the folder."""
-    chance = random.Random(seed)
-    entered = 0
-    for _ in range(40):
-        time.sleep(chance.random() * 0.004)
-        try:
-            with FolderLock(folder, "x"):
-                with open(folder / "inside", "x") as file:
-                    file.write(json.dumps(seed))
-                time.sleep(chance.random() * 0.002)
-                (folder / "inside").unlink()
-                entered += 1
-        except InputError:
-            continue
-    results.put(entered)
 
 
 def test_never_two_in_the_folder(tmp_path):
