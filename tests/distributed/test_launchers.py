@@ -6,6 +6,7 @@ In the simulated jobs a stand-in takes the place of training: it joins the other
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -107,7 +108,7 @@ def cluster_command(tmp_path):
         where = "--nodes-file hosts" if script == MSRUN else "--rank-table table.json --set runtime.device=cpu"
         shell = (
             f'master={ADDRESSES[0]}; if [ "$LOCMOE_NODE_RANK" = 1 ]; then {on_node_1}; fi; '
-            f"exec bash {SCRIPTS}/{script} {where} {arguments} config.yaml"
+            f"exec bash {shlex.quote(str(SCRIPTS / script))} {where} {arguments} config.yaml"
         )
         return [
             "bash",
