@@ -24,6 +24,6 @@ if [ "$*" = --quick ]; then
 elif [ $# -gt 0 ]; then
     exec "$python" -m pytest "$@"
 fi
-# Three at a time on two cores: some tests wait more than they compute. Long ones come first.
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$python" -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder \
+# Two files at a time; long ones come first.
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$python" -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder \
     --durations 25 tests/distributed tests/end_to_end tests/numerics tests/unit

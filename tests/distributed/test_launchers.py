@@ -158,7 +158,9 @@ def test_a_wrong_address_is_named_on_both_nodes(cluster_command, environment, tm
         else (f"--rank-table table.json --set runtime.device=cpu --master-addr {NOBODY}")
     )
     done = run(
-        cluster_command(script, f"exec bash {SCRIPTS}/{script} {wrong} {SOON} config.yaml", SOON), environment, tmp_path
+        cluster_command(script, f"exec bash {shlex.quote(str(SCRIPTS / script))} {wrong} {SOON} config.yaml", SOON),
+        environment,
+        tmp_path,
     )
     assert done.returncode == 1
     (first,) = [line for line in printed(tmp_path, 0) if "error" in line]
