@@ -49,6 +49,7 @@ _TOGETHER = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config, items):
     """Groups tests by file, for `--dist loadgroup`. With `--quick`, leaves out tests of whole commands, of several
     ranks, and of files that mention MindSpore.
