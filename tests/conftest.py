@@ -38,26 +38,8 @@ def pytest_addoption(parser):
     )
 
 
-# Files that share a job, or the addresses of simulated nodes.
-_TOGETHER = {
-    "test_checkpoints": "layouts",
-    "test_parity": "layouts",
-    "test_sharding": "sharding",
-    "test_traffic": "sharding",
-    "test_launchers": "simulated nodes",
-    "test_simulated_cluster": "simulated nodes",
-}
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config, items):
-    """Groups tests by file, for `--dist loadgroup`. With `--quick`, leaves out tests of whole commands, of several
-    ranks, and of files that mention MindSpore.
-    """
-    for item in items:
-        folder = item.path.parent.name
-        name = _TOGETHER.get(item.path.stem) if folder == "distributed" else None
-        item.add_marker(pytest.mark.xdist_group(name or str(item.path)))
+    """With `--quick`, leaves out tests of whole commands, of several ranks, and of files that mention MindSpore."""
     if not config.getoption("--quick"):
         return
     unit = Path(__file__).with_name("unit")
