@@ -141,7 +141,13 @@ def test_inter_node_bytes_are_those_of_the_interfaces(tiny_data, environment, tm
                 "parallel": settings["parallel"],
                 "data": {"path": str(tiny_data)},
                 "optimizer": {"schedule": "constant"},
-                "train": {"steps": 3, "global_batch_size": 32, "eval_rows": 0, "output_dir": str(tmp_path / "run")},
+                "train": {
+                    "steps": 3,
+                    "global_batch_size": 32,
+                    "eval_rows": 0,
+                    "cosines": False,  # a forward pass that is no part of a step
+                    "output_dir": str(tmp_path / "run"),
+                },
             }
         )
     )
