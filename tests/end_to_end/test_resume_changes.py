@@ -41,6 +41,10 @@ FREE = {
         "moe.router.locmoe.aux_loss_weight=0.1",
         "moe.router.locmoe.locality_loss_weight=0.1",
         "moe.router.locmoe.locality_smoothing=0.2",
+        "moe.router.locality_loss={initial_weight: 0.1, start_step: 2, warmup_steps: 1}",
+        "moe.router.locmoe.normalise=token",
+        "moe.router.locmoe.value_scale=2.0",
+        "moe.router.locmoe.rectify=false",
         "parallel.overlap_gradients=false",
         "parallel.ranks_per_node=1",
         "runtime.join_timeout=9",
@@ -84,7 +88,8 @@ FREE = {
         "moe.initial_experts=copies",
         "train.steps=4",
     ),
-    "two experts a token, drops by weight, picks anew, another cluster": (
+    "two experts a token, drops by weight, picks anew, another cluster, no rules in evaluation": (
+        "moe.evaluation_rules=none",
         "moe.router.top_k=2",
         "moe.dispatch.drop_priority=weight",
         "moe.dispatch.overflow=repick",
@@ -93,6 +98,10 @@ FREE = {
     "stop": (
         "train.steps=9",
         "train.stop_after=3",
+    ),
+    "share that is measured to leave": (
+        "moe.dispatch.type=hierarchical",
+        "moe.capacity.measured_share={interval: 1, buckets: 2, hysteresis: 0.1}",
     ),
     "profile of steps that are done": ("train.profile=[1, 2]",),
     "critical": (
@@ -181,6 +190,7 @@ REFUSED = [
     ((), "moe.router.type=switch", "moe.router.type is switch", "trained with locmoe"),
     ((), "moe.router.locmoe.gate=dense", "moe.router.locmoe.gate is dense", "trained with grap"),
     ((), "moe.router.locmoe.gate_input=code", "moe.router.locmoe.gate_input is code", "trained with hidden"),
+    ((), "moe.router.locmoe.centre_rate=0.5", "moe.router.locmoe.centre_rate is 0.5", "trained with 0.0"),
     ((), "moe.router.locmoe.blocks=by_layer", "moe.router.locmoe.blocks is by_layer", "trained with contiguous"),
     (
         ("moe.router.type=hash",),
@@ -241,7 +251,8 @@ def test_every_key_is_in_a_case():
         key, value = override.split("=", 1)
         named |= (
             {f"{key}.{name}" for name in yaml.safe_load(value)}
-            if value.startswith("{") and key != "moe.layout"
+            if value.startswith("{")
+            and key not in ("moe.layout", "moe.capacity.measured_share")  # null, or all of them
             else {key}
         )
     missing = (
