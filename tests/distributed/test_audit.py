@@ -7,6 +7,7 @@ import json
 import pytest
 import yaml
 
+from helpers.traffic import MODEL
 from pangu_sigma.audit.audit import audited_job, read_ranks
 from pangu_sigma.audit.checks import check
 from pangu_sigma.audit.graph import read_rank
@@ -16,15 +17,6 @@ from pangu_sigma.planner.exchanges import step_exchanges
 from pangu_sigma.planner.traffic import by_cause
 
 LIMIT = 600  # seconds for the compilations of a job on two slow cores
-MODEL = {
-    "hidden_size": 16,
-    "num_heads": 2,
-    "ffn_hidden_size": 24,
-    "dense_layers": 0,
-    "sparse_layers": 1,
-    "sequence_length": 16,
-    "vocab_size": 50,
-}
 
 
 def configuration(moe, **sections):

@@ -1,65 +1,36 @@
 """A job of two ranks that diverges: all end after the same step, with one line, and nothing of the job is left."""
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 600  # seconds; compilation of two workers on slow cores is most of it
+from helpers.launched import launch_two
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_all_ranks_end_alike(tiny_data, tmp_path, precision):
     """In fp16 it is the loss scale that keeps every step from changing the weights."""
     run = tmp_path / "run"
-    (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "model": {
-                    "hidden_size": 16,
-                    "num_heads": 2,
-                    "dense_layers": 0,
-                    "sparse_layers": 1,
-                    "sequence_length": 32,
-                },
-                "moe": {"num_experts": 4, "num_groups": 2},
-                "parallel": {"expert": 2, "ranks_per_node": 1},
-                "data": {"path": str(tiny_data)},
-                "optimizer": {
-                    "schedule": "constant",
-                    "warmup_steps": 0,
-                    "learning_rate": 1e30 if precision == "fp32" else 1e-3,
-                },
-                "runtime": {"precision": precision, "loss_scale": {"initial": 1e30}},
-                "checkpoint": {"interval": 1},
-                "train": {
-                    "steps": 100,
-                    "global_batch_size": 4,
-                    "eval_rows": 8,
-                    "eval_interval": 3,
-                    "divergence_patience": 3,
-                    "output_dir": str(run),
-                },
-            }
-        )
-    )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    job = subprocess.run(
-        ["bash", str(ROOT / "scripts" / "train_msrun.sh"), "--workers", "2", str(tmp_path / "config.yaml")],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
+    job = launch_two(
+        tmp_path,
+        moe={"num_experts": 4, "num_groups": 2},
+        data={"path": str(tiny_data)},
+        optimizer={
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "learning_rate": 1e30 if precision == "fp32" else 1e-3,
+        },
+        runtime={"precision": precision, "loss_scale": {"initial": 1e30}},
+        checkpoint={"interval": 1},
+        train={
+            "steps": 100,
+            "global_batch_size": 4,
+            "eval_rows": 8,
+            "eval_interval": 3,
+            "divergence_patience": 3,
+            "output_dir": str(run),
+        },
     )
     lines = [line for line in job.stderr.splitlines() if "error: " in line]
     assert job.returncode == 1 and len(lines) == 1 and "Traceback" not in job.stdout + job.stderr, (

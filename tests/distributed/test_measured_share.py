@@ -1,15 +1,9 @@
 """Two ranks on two nodes, whose tier between nodes shrinks to nothing when their tokens stay at home."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-import yaml
+from helpers.launched import launch_two
 
-ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 600  # seconds; compilation of two workers on slow cores is most of it
 STEPS = 4
 
 
@@ -18,43 +12,19 @@ def test_nothing_travels_between_nodes_once_all_tokens_stay(tiny_data, tmp_path)
     those that the ranks' sockets counted.
     """
     run = tmp_path / "run"
-    (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "model": {
-                    "hidden_size": 16,
-                    "num_heads": 2,
-                    "dense_layers": 0,
-                    "sparse_layers": 1,
-                    "sequence_length": 32,
-                },
-                "moe": {
-                    "num_experts": 4,
-                    "num_groups": 2,
-                    "router": {"type": "locmoe", "local_term": {"kind": "margin", "strength": 1.0, "start_step": 2}},
-                    "dispatch": {"type": "hierarchical"},
-                    "capacity": {"factor": 2.0, "measured_share": {"interval": 2}},
-                },
-                "parallel": {"expert": 2, "ranks_per_node": 1},
-                "data": {"path": str(tiny_data)},
-                "optimizer": {"schedule": "constant", "warmup_steps": 0, "learning_rate": 0.01},
-                "train": {
-                    "steps": STEPS,
-                    "global_batch_size": 4,
-                    "eval_rows": 0,
-                    "cosines": False,
-                    "output_dir": str(run),
-                },
-            }
-        )
+    job = launch_two(
+        tmp_path,
+        moe={
+            "num_experts": 4,
+            "num_groups": 2,
+            "router": {"type": "locmoe", "local_term": {"kind": "margin", "strength": 1.0, "start_step": 2}},
+            "dispatch": {"type": "hierarchical"},
+            "capacity": {"factor": 2.0, "measured_share": {"interval": 2}},
+        },
+        data={"path": str(tiny_data)},
+        optimizer={"schedule": "constant", "warmup_steps": 0, "learning_rate": 0.01},
+        train={"steps": STEPS, "global_batch_size": 4, "eval_rows": 0, "cosines": False, "output_dir": str(run)},
     )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    command = ["bash", str(ROOT / "scripts" / "train_msrun.sh"), "--workers", "2", str(tmp_path / "config.yaml")]
-    job = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT)
     assert job.returncode == 0, job.stdout[-2000:] + job.stderr[-2000:]
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     shares = [record["moe/local_share"] for record in found]
