@@ -35,6 +35,7 @@ from pangu_sigma.model.sparse import SparseContext, experts_in_play
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.train.evaluation import RoutedTokens
 
+POLICY_SIZE = 4 + MOST_BUCKETS  # numbers of a policy's state
 _NEVER = sys.maxsize  # steps to the next measurement
 _FINER = 2.0**20  # HostSum keeps 20 bits behind the point; cosines get 40
 
@@ -133,9 +134,7 @@ class CapacityControl:
         self._slots, self._factor = 0, 0.0
         if self._active:
             self._mean = MeanOverSequences(context.collectives, "capacity/delta")
-            self._saved = Parameter(
-                Tensor(np.zeros(4 + MOST_BUCKETS, np.int64)), name=CAPACITY_STATE, requires_grad=False
-            )
+            self._saved = Parameter(Tensor(np.zeros(POLICY_SIZE, np.int64)), name=CAPACITY_STATE, requires_grad=False)
 
     def prepare(self, step: int, load: LoadStep) -> None:
         """Before an optimizer step: measures where it is due, and sets the slots. Every rank must call it.
@@ -152,7 +151,7 @@ class CapacityControl:
             return
         if self._policy.is_due(step):
             self._policy.observe(step, self._measure(step, 1, load))
-        self._saved.set_data(Tensor(_packed(self._policy.state())))
+        self._saved.set_data(Tensor(pack_policy(self._policy.state())))
         slots, rule = self._policy.bucket * self._rows, self._rule
         if slots != self._slots:
             tokens = self._rows * rule.sequence_length
@@ -182,7 +181,7 @@ class CapacityControl:
         saved = self._saved.asnumpy()
         if saved[0]:
             policy = AdaptiveCapacity(interval, buckets, options.hysteresis)
-            policy.restore({**_unpacked(saved, buckets[-1]), "buckets": buckets})
+            policy.restore({**unpack_policy(saved, buckets[-1]), "buckets": buckets})
             return policy
         slots = self._measure(step, options.estimate_steps, load)
         policy = AdaptiveCapacity(interval, buckets, options.hysteresis, slots)
@@ -206,21 +205,32 @@ class CapacityControl:
         return max(self._rule.slots(as_delta(delta)) for delta in self._mean(np.concatenate(of_layers)))
 
 
-def _packed(state: Dict[str, Any]) -> np.ndarray:
-    """<int64>[4 + MOST_BUCKETS]: bucket, step of the last decision (steps count from 1), largest slots seen, changes;
-    buckets used.
+def pack_policy(state: Dict[str, Any], shift: int = 0) -> np.ndarray:
+    """What `AdaptiveCapacity.state` gives, for a checkpoint: bucket, step of the last decision (steps count from 1),
+    largest number seen, changes; buckets used.
+
+    Args:
+        state: of the policy. shift: added to the buckets used, of which 0 stands for none.
+
+    Returns: <int64>[POLICY_SIZE].
     """
-    numbers = [state["bucket"], state["decided_at"] or 0, state["largest_seen"], state["changes"], *state["used"]]
-    return np.array(numbers + [0] * MOST_BUCKETS, np.int64)[: 4 + MOST_BUCKETS]
+    used = [bucket + shift for bucket in state["used"]]
+    numbers = [state["bucket"], state["decided_at"] or 0, state["largest_seen"], state["changes"], *used]
+    return np.array(numbers + [0] * MOST_BUCKETS, np.int64)[:POLICY_SIZE]
 
 
-def _unpacked(saved: np.ndarray, most: int) -> Dict[str, Any]:
-    """The state that was packed; slots beyond `most`, now the largest bucket, become that."""
+def unpack_policy(saved: np.ndarray, most: int, shift: int = 0) -> Dict[str, Any]:
+    """The state that was packed.
+
+    Args:
+        saved: <int64>[POLICY_SIZE]. most: the largest bucket there is now, which what lies beyond becomes. shift: as
+            packed with.
+    """
     bucket, decided_at, largest_seen, changes, *used = (int(number) for number in saved)
     return {
         "bucket": min(bucket, most),
         "decided_at": decided_at or None,
         "largest_seen": min(largest_seen, most),
         "changes": changes,
-        "used": [slots for slots in used if slots],
+        "used": [number - shift for number in used if number],
     }

@@ -24,15 +24,13 @@ from mindspore import Parameter, Tensor
 from locmoe_ops.capacity.policy import AdaptiveCapacity
 from locmoe_ops.topology import ExpertPlacement, local_experts_table
 from pangu_sigma.checkpoint.names import SHARE_STATE
-from pangu_sigma.config.schema import MOST_BUCKETS
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.model.sparse import SparseContext
 from pangu_sigma.runtime.host_sum import HostSum
-from pangu_sigma.train.capacity import LoadStep
+from pangu_sigma.train.capacity import POLICY_SIZE, LoadStep, pack_policy, unpack_policy
 from pangu_sigma.train.evaluation import RoutedTokens
 
 _PARTS = 10**6  # the policy counts shares in millionths
-_FIELDS = 5  # of the state before the buckets used: bucket, step of the decision, largest and last share seen, changes
 
 
 class LocalShareControl:
@@ -67,9 +65,8 @@ class LocalShareControl:
         placement = ExpertPlacement(moe.num_experts, moe.num_groups, self._layout.expert, moe.placement)
         self._local = local_experts_table(self._layout, placement)  # (layout ranks, E)
         self._sum = HostSum(context.collectives, "capacity/measured_share")
-        self._saved = Parameter(
-            Tensor(np.zeros(_FIELDS + MOST_BUCKETS, np.int64)), name=SHARE_STATE, requires_grad=False
-        )
+        # The policy, and the share that was last measured.
+        self._saved = Parameter(Tensor(np.zeros(POLICY_SIZE + 1, np.int64)), name=SHARE_STATE, requires_grad=False)
 
     def prepare(self, step: int, load: LoadStep) -> None:
         """Before an optimizer step: measures where it is due, and sets the bucket. Every rank must call it.
@@ -85,7 +82,8 @@ class LocalShareControl:
         if self._policy.is_due(step):
             self._last = min(math.ceil(self._leaving(step, load) * _PARTS), self._parts[0])
             self._policy.observe(step, self._last)
-            self._saved.set_data(Tensor(self._packed(self._policy.state())))
+            packed = pack_policy(self._policy.state(), shift=1)  # a bucket may be 0
+            self._saved.set_data(Tensor(np.append(packed, self._last)))
         bucket = self._parts.index(self._policy.bucket)
         if bucket != self._bucket:
             self._bucket = bucket
@@ -111,26 +109,11 @@ class LocalShareControl:
         assert self._options is not None
         buckets = sorted(self._parts)
         policy = AdaptiveCapacity(self._options.interval, buckets, self._options.hysteresis, least=0)
-        bucket, decided_at, largest_seen, self._last, changes, *used = (int(n) for n in self._saved.asnumpy())
-        if decided_at:
-            # Of a run with other buckets the next larger one counts, or else the largest.
-            policy.restore(
-                {
-                    "buckets": buckets,
-                    "bucket": min(bucket, buckets[-1]),
-                    "decided_at": decided_at,
-                    "largest_seen": min(largest_seen, buckets[-1]),
-                    "changes": changes,
-                    "used": [number - 1 for number in used if number],
-                }
-            )
+        saved = self._saved.asnumpy()
+        if saved[1]:  # decided. Of a run with other buckets the next larger one counts, or else the largest.
+            policy.restore({**unpack_policy(saved[:-1], buckets[-1], shift=1), "buckets": buckets})
+            self._last = int(saved[-1])
         return policy
-
-    def _packed(self, state: Dict[str, Any]) -> np.ndarray:
-        """<int64>[_FIELDS + MOST_BUCKETS]; a bucket that was used is kept as its share and 1, for one may be 0."""
-        numbers = [state["bucket"], state["decided_at"], state["largest_seen"], self._last, state["changes"]]
-        numbers += [share + 1 for share in state["used"]]
-        return np.array(numbers + [0] * MOST_BUCKETS, np.int64)[: _FIELDS + MOST_BUCKETS]
 
     def _leaving(self, step: int, load: LoadStep) -> float:
         """Share of assignments that leave their node, of the node and layer that has most of them, in the batches of
