@@ -59,15 +59,7 @@ def run_job():
 def layouts(run_job, tiny_data, tmp_path_factory):
     """The folder that `layouts_worker.py` leaves: of four ranks, of two, and of one process."""
     folder = tmp_path_factory.mktemp("layouts")
-    for ranks in (4, 2, 1):
-        run_job(ranks, 1500, folder, "layouts_worker.py", tiny_data, folder)  # seconds, on slow cores
-    return folder
-
-
-@pytest.fixture(scope="session")
-def sharding(run_job, tiny_data, tmp_path_factory):
-    """The folder that `sharding_worker.py` leaves, of four ranks; with the cases of test_traffic.py."""
-    folder = tmp_path_factory.mktemp("sharding")
     (folder / "cases.json").write_text(json.dumps({name: configuration(name) for name in CASES}))
-    run_job(4, 1500, folder, "sharding_worker.py", tiny_data, folder, folder / "cases.json")  # seconds, on slow cores
+    for ranks in (4, 2, 1):  # seconds, on slow cores
+        run_job(ranks, 1500, folder, "layouts_worker.py", tiny_data, folder, folder / "cases.json")
     return folder

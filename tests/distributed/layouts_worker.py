@@ -1,45 +1,52 @@
 """One rank of the layouts job: a run of four ranks that is saved half-way and resumes at several layouts; runs with
 measured capacity, and with gradients summed early and late.
 
-usage: layouts_worker.py DATA OUTPUT      (under msrun with four or two workers, or alone)
+usage: layouts_worker.py DATA OUTPUT CASES     (under msrun with four or two workers, or alone)
+       CASES: JSON, name -> configuration as nested mappings, of which only the bytes that they send are wanted
 
-Leaves `history_NAME_RANK.npy` (see `Run.train`), and checkpoints in OUTPUT/NAME/checkpoints. Two ranks, of two nodes,
-make the runs `adaptive`, `early` and `late`; the process alone `alone` and `adaptive_alone`; four ranks the others.
+Leaves `history_NAME_RANK.npy` (see `Run.train`); checkpoints in OUTPUT/NAME/checkpoints; `held_NAME_RANK.npy`, numbers
+of optimizer state in the compiled step and of experts' state on the host; `NAME.yaml`; and `counted_RANKS.json`, bytes
+of the last step by name and cause. Two ranks, of two nodes, make the runs `adaptive`, `early` and `late`; the process
+alone `alone` and `adaptive_alone`; four ranks, of two nodes, the others.
 """
 
 import dataclasses
+import json
 import os
 import shutil
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import Topology
+from pangu_sigma.bench.step import random_batch
 from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.resume import CheckpointLoader, ResumeSource, find_source
 from pangu_sigma.checkpoint.state import local_tensors, rank_location, writing_ranks
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
-from pangu_sigma.config.load import config_from_dict, to_dict
+from pangu_sigma.config.load import config_from_dict, save_config, to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
-from pangu_sigma.data.vocabulary import vocabulary
+from pangu_sigma.data.vocabulary import Vocabulary, vocabulary
 from pangu_sigma.model.capacity_rules import resolve_layout
+from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.runtime import Runtime, start_runtime
 from pangu_sigma.train.engine import TrainEngine
-from pangu_sigma.train.metrics import CounterClock
+from pangu_sigma.train.metrics import CAUSES, CounterClock, sum_counters
 from pangu_sigma.train.schedule import learning_rate
 
 HALF, STEPS = 20, 40
 MICRO_BATCHES = 3
+Counted = Dict[str, List[int]]  # [inside nodes, between nodes], over all ranks: of everything, and of each cause
 
 
 def configuration(
-    data: str, output: Path, expert: int = 4, tensor: int = 1, placement: str = "interleaved", **checkpoint: Any
+    data: str, output: Path, expert: int = 4, tensor: int = 1, placement: str = "interleaved", **optimizer: Any
 ) -> Config:
     """A network small enough to compile in seconds: homes of a given cluster, slots for every token, so that nothing is
     dropped.
@@ -73,9 +80,17 @@ def configuration(
             # Adam divides a gradient by its own size: where it passes through 0, rounding would become a full step. An
             # epsilon above the rounding of gradients (1e-7 of 0.1) keeps the steps a continuous function of what is
             # compared.
-            "optimizer": {"learning_rate": 0.01, "warmup_steps": 5, "epsilon": 1e-4, "expert_epsilon": 1e-4},
+            # A norm that is summed in another order would clip to other bits.
+            "optimizer": {
+                "learning_rate": 0.01,
+                "warmup_steps": 5,
+                "epsilon": 1e-4,
+                "expert_epsilon": 1e-4,
+                "clip_norm": None,
+                **optimizer,
+            },
             "train": {"steps": STEPS, "global_batch_size": 8, "eval_rows": 0, "output_dir": str(output)},
-            "checkpoint": {"interval": HALF, **checkpoint},
+            "checkpoint": {"interval": HALF},
         }
     )
 
@@ -162,17 +177,48 @@ class Run:
         return history
 
 
+def measure(config: Config, job: Runtime) -> Counted:
+    """Bytes of the last of two steps of a batch of random tokens."""
+    parallel = config.parallel
+    topology = Topology(job.world_size, parallel.ranks_per_node, parallel.expert, parallel.tensor)
+    runtime = dataclasses.replace(job, collectives=create_collectives("tcp", topology, job.rank, job.mesh))
+    words = Vocabulary(config.model.vocab_size, config.moe.num_groups, np.ones(config.model.vocab_size, np.int64))
+    parts = TrainEngine(config, runtime, words)
+    rows = config.train.global_batch_size // topology.data
+    batch = random_batch(rows, config.model.sequence_length, words)
+    batch = batch._replace(home=np.full(rows, runtime.rank // topology.tensor, np.int32))
+    clock = CounterClock(runtime.collectives)
+    for step in (1, 2):
+        clock.restart()
+        parts.train_step([batch], step, 1e-3)
+    return by_cause(runtime, clock.elapsed(1.0))
+
+
+def by_cause(runtime: Runtime, counters: Any) -> Counted:
+    total = sum_counters(HostSum(runtime.collectives, "metrics/counters"), counters)
+    parts = {cause: getattr(total, cause) for cause in ("total", *CAUSES)}
+    return {cause: [int(part.intra_node_bytes), int(part.inter_node_bytes)] for cause, part in parts.items()}
+
+
 class Runs:
     """The job's runs by name, of which each rank saves its history."""
 
     def __init__(self, job: Runtime, data: PreparedData, data_path: str, output: Path) -> None:
         self.job, self.data, self.data_path, self.output = job, data, data_path, output
+        self.counted: Dict[str, Counted] = {}
 
-    def run(self, name: str, *layout: Any, **checkpoint: Any) -> Run:
-        return Run(self.job, self.data, configuration(self.data_path, self.output / name, *layout, **checkpoint))
+    def run(self, name: str, *layout: Any, **optimizer: Any) -> Run:
+        return Run(self.job, self.data, configuration(self.data_path, self.output / name, *layout, **optimizer))
 
     def train(self, run: Run, name: str, start: int, end: int) -> None:
         np.save(self.output / f"history_{name}_{self.job.rank}.npy", np.array(run.train(start, end)))
+        host, state = run.parts.host, run.parts.update.get_parameters()
+        own = sum(p.size for p in state if p.name.startswith(("adam_", "shard.")))
+        on_host = sum(np.prod(bank.shape) for bank in host.moments) if host else 0
+        np.save(self.output / f"held_{name}_{self.job.rank}.npy", np.array([own, on_host]))
+        self.counted[name] = by_cause(run.runtime, run.counters)
+        if self.job.rank == 0:
+            save_config(run.config, self.output / f"{name}.yaml")
 
     def adaptive(self, name: str, expert: int) -> None:
         config = adaptive(self.data_path, self.output / name, expert)
@@ -196,31 +242,41 @@ class Runs:
             assert run.restore(source) == HALF
             self.train(run, name, HALF, STEPS)
 
+        def half_of(name: str) -> Path:
+            return output / name / "checkpoints" / f"step_{HALF}"
+
         straight = self.run("straight")
         self.train(straight, "straight", 0, STEPS)
-        half = straight.root / f"step_{HALF}"
         # As compiled already: that a process of its own resumes to the bit is in tests/end_to_end/test_checkpoints.py.
         straight.root = output / "resumed" / "checkpoints"
-        resume(straight, "resumed", half)
-        resume(self.run("2x2", 2, 2), "2x2", half)
-        resume(self.run("1x1", 1, 1), "1x1", output / "2x2" / "checkpoints" / half.name)  # what 2 x 2 ranks wrote
+        resume(straight, "resumed", half_of("straight"))
+        resume(self.run("2x2", 2, 2, shard="data_parallel", experts="host_dense"), "2x2", half_of("straight"))
+        resume(self.run("whole", 2), "whole", half_of("2x2"))
+        resume(self.run("shared", 2, shard="data_parallel"), "shared", half_of("whole"))
         back = self.run("back", 4, 1, "node_grouped")
-        back.restore(output / "1x1" / "checkpoints" / half.name)
+        back.restore(half_of("shared"))
         back.save(HALF)
         if self.job.rank == 0:
             shutil.copytree(output / "straight", output / "damaged")
             spoil(output / "damaged" / "checkpoints" / f"step_{STEPS}" / "experts_3_0.safetensors")
         straight.runtime.collectives.barrier()
-        found = self.run("damaged", resume="auto").restore()
-        (output / f"agreed_{self.job.rank}").write_text(str(found))
+        damaged = self.run("damaged")
+        damaged.config = dataclasses.replace(
+            damaged.config, checkpoint=dataclasses.replace(damaged.config.checkpoint, resume="auto")
+        )
+        (output / f"agreed_{self.job.rank}").write_text(str(damaged.restore()))
 
 
 def main() -> None:
-    data_path, output = sys.argv[1], Path(sys.argv[2])
+    data_path, output, cases = sys.argv[1], Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text())
     data = PreparedData.open(data_path)
     with start_runtime(configuration(data_path, output, 1)) as job:
         runs = Runs(job, data, data_path, output)
         {1: runs.alone, 2: runs.on_two_ranks, 4: runs.on_four_ranks}[job.world_size]()
+        if job.world_size == 4:
+            runs.counted.update({name: measure(config_from_dict(raw), job) for name, raw in cases.items()})
+        if job.rank == 0:
+            (output / f"counted_{job.world_size}.json").write_text(json.dumps(runs.counted))
 
 
 def spoil(path: Path) -> None:

@@ -1,8 +1,9 @@
 """A run of 4 ranks, saved half-way: it resumes to the bit at its own layout, and to rounding at others, none of which
 lose a bit.
 
-Expert parallel 4; then 2 x tensor parallel 2; then data parallel alone; then expert parallel 4 again, with other
-experts on each rank. Each reads what the one before wrote.
+Expert parallel 4; then 2 x tensor parallel 2, with optimizer state shared out and experts' on the host; then expert
+parallel 2, with it whole and shared out (see test_sharding.py); then expert parallel 4 again, with other experts on
+each rank. Each reads what the one before wrote.
 """
 
 import numpy as np
@@ -35,7 +36,7 @@ def test_the_same_run_goes_on_to_the_bit(output):
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["2x2", "1x1"])
+@pytest.mark.parametrize("name", ["2x2", "whole", "shared"])
 def test_other_layouts_go_on_with_the_same_losses(output, name):
     found, expected = history(output, name), history(output, "straight")
     assert (expected > 0).all()
@@ -49,7 +50,7 @@ def test_the_second_half_trains_every_tensor(output):
     assert kept == {"loss_scale.scale", "loss_scale.good", "loss_scale.skipped"}  # fp32 has no use for them
 
 
-@pytest.mark.parametrize("name", ["2x2", "1x1", "back"])
+@pytest.mark.parametrize("name", ["2x2", "whole", "shared", "back"])
 def test_no_layout_loses_a_bit(output, name):
     """Weights, moments, counters and biases of the selection, each expert under its own id, as the first layout wrote
     them.
@@ -68,11 +69,11 @@ def test_each_rank_wrote_its_own(output):
     """Files and parts as the layouts say: of what two ranks share out, two parts."""
     files = {
         name: sorted(path.stem for path in (output / name / "checkpoints" / "step_20").glob("*.safetensors"))
-        for name in ("straight", "2x2", "1x1")
+        for name in ("straight", "2x2", "whole")
     }
     assert files == {
         "straight": ["dense_0", *(f"experts_{i}_0" for i in range(4))],
-        "1x1": ["dense_0", "experts_0_0"],
+        "whole": ["dense_0", "experts_0_0", "experts_1_0"],
         "2x2": ["dense_0", "dense_1", "experts_0_0", "experts_0_1", "experts_1_0", "experts_1_1"],
     }
     with CheckpointReader.open(output / "2x2" / "checkpoints" / "step_20") as reader:

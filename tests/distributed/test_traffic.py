@@ -12,15 +12,11 @@ from pangu_sigma.planner.exchanges import CAUSES, step_exchanges
 from pangu_sigma.planner.job import plan_job
 from pangu_sigma.planner.traffic import by_cause
 
-
-@pytest.fixture
-def counted(sharding):
-    """Bytes inside and between nodes that the ranks counted in a step, by case and cause."""
-    return json.loads((sharding / "counted.json").read_text())
+RUNS = [(name, 2, 2) for name in ("straight", "2x2", "whole", "shared")] + [("early", 2, 1), ("late", 2, 1)]
 
 
-def check(counted, config):
-    job = plan_job(config, 4 // config.parallel.ranks_per_node, config.parallel.ranks_per_node)
+def check(counted, config, nodes, ranks_per_node):
+    job = plan_job(config, nodes, ranks_per_node)
     planned = by_cause(step_exchanges(job), job.topology)
     for cause in CAUSES[:-1]:
         assert counted[cause] == list(planned[cause]), cause
@@ -29,10 +25,13 @@ def check(counted, config):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bytes_are_as_planned(counted, name):
-    check(counted[name], config_from_dict(configuration(name)))
+def test_bytes_are_as_planned(layouts, name):
+    config = config_from_dict(configuration(name))
+    per_node = config.parallel.ranks_per_node
+    check(json.loads((layouts / "counted_4.json").read_text())[name], config, 4 // per_node, per_node)
 
 
-@pytest.mark.parametrize("name", ["whole", "shared", "other"])
-def test_bytes_of_a_run_on_prepared_data_are_as_planned(counted, sharding, name):
-    check(counted[name], load_config(sharding / f"{name}.yaml"))
+@pytest.mark.parametrize(("name", "nodes", "ranks_per_node"), RUNS)
+def test_bytes_of_a_run_on_prepared_data_are_as_planned(layouts, name, nodes, ranks_per_node):
+    counted = json.loads((layouts / f"counted_{nodes * ranks_per_node}.json").read_text())
+    check(counted[name], load_config(layouts / f"{name}.yaml"), nodes, ranks_per_node)

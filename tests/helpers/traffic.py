@@ -9,25 +9,10 @@ MODEL = {
     "sequence_length": 16,
     "vocab_size": 50,
 }
-# With the runs of sharding_worker.py, between them: all dispatchers with a fixed number of slots, in chunks and not,
-# group-wise and not; experts with a replica on the other node; domains on two of four nodes each; several
-# micro-batches; optimizer state shared out, of all parameters and of dense ones alone; both types of matmuls; losses
-# over ranks, nodes and all tokens.
+# With the runs of layouts_worker.py, between them: flat and hierarchical dispatch, group-wise and not; experts with a
+# replica on the other node; domains on two of four nodes each; several micro-batches; optimizer state shared out, of
+# all parameters and of dense ones alone; both types of matmuls. Every dispatcher: test_dispatch.py.
 CASES = {
-    "flat": {
-        "moe": {"router": {"type": "switch", "top_k": 2, "statistics": "rank"}, "dispatch": {"chunks": 3}},
-        "parallel": {"expert": 2, "ranks_per_node": 2},
-        "train": {"global_batch_size": 8, "micro_batch_size": 1},
-    },
-    "hierarchical": {
-        "model": {"sparse_query_layer": True},
-        "moe": {
-            "router": {"type": "locmoe"},
-            "dispatch": {"type": "hierarchical", "chunks": 2},
-            "capacity": {"local_share": 0.75},
-        },
-        "parallel": {"expert": 4, "ranks_per_node": 2},
-    },
     "placed": {
         "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical"}, "placement": "node_grouped"},
         "data": {"placement": "domain_by_node"},
