@@ -20,10 +20,13 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.audit.checks import check
 from pangu_sigma.audit.graph import RankGraphs, read_rank
 from pangu_sigma.audit.report import as_json, report
+from pangu_sigma.config.check_chip import with_chip
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import ToolFailed
+from pangu_sigma.planner.cluster import default_hardware
 from pangu_sigma.planner.exchanges import step_exchanges
+from pangu_sigma.planner.hardware import load_hardware
 from pangu_sigma.planner.job import PlannedJob, plan_job
 from pangu_sigma.runtime.processes import end_with_children, end_with_parent, with_this_python
 from pangu_sigma.runtime.strict_json import dumps
@@ -40,6 +43,7 @@ def audit(
     as_object: bool,
     keep: Optional[str],
     timeout: float,
+    hardware: Optional[str] = None,
 ) -> int:
     """Prints what the graphs hold and what is wrong with them; returns 0 if nothing is, else 1.
 
@@ -50,11 +54,12 @@ def audit(
         as_object: print JSON in place of text.
         keep: folder to leave the graphs in; None: they are removed.
         timeout: seconds for the ranks to compile.
+        hardware: file of configs/hardware, or a path, that names the chip; None: by `runtime.chip`.
 
     Raises:
         InputError: the configuration does not fit the ranks. ToolFailed: a rank failed, or `timeout` passed.
     """
-    job = audited_job(config, nodes, devices_per_node)
+    job = audited_job(config, nodes, devices_per_node, hardware)
     with tempfile.TemporaryDirectory(prefix="pangu_sigma_audit_") as scratch:
         folder = Path(os.path.realpath(keep or scratch))
         try:
@@ -69,12 +74,14 @@ def audit(
     return 1 if problems else 0
 
 
-def audited_job(config: Config, nodes: Optional[int], devices_per_node: Optional[int]) -> PlannedJob:
+def audited_job(
+    config: Config, nodes: Optional[int], devices_per_node: Optional[int], hardware: Optional[str] = None
+) -> PlannedJob:
     """The job as it is on Ascend with the hccl backend, on as many ranks.
 
     Args:
         config: of the job.
-        nodes, devices_per_node: as in `audit`.
+        nodes, devices_per_node, hardware: as in `audit`.
 
     Raises:
         InputError: the configuration does not fit the ranks, or these are more than `MOST_RANKS`, or only one.
@@ -93,7 +100,9 @@ def audited_job(config: Config, nodes: Optional[int], devices_per_node: Optional
             "--devices-per-node"
         )
     on_ascend = replace(config, runtime=replace(config.runtime, device="ascend", backend="hccl"))
-    return plan_job(on_ascend, wanted, devices)
+    machine = load_hardware(hardware or default_hardware(on_ascend))
+    placed = with_chip(on_ascend, machine.chip, f"hardware '{machine.name}'")
+    return plan_job(placed, wanted, devices)
 
 
 def read_ranks(job: PlannedJob, folder: Path) -> list[RankGraphs]:

@@ -42,7 +42,7 @@ def export_rank(config: Config, rank: int, world_size: int, words: int, domains:
     topology = job_topology(config, world_size)
     collectives = HcclCollectives(rank, topology, job)
     vocabulary = Vocabulary(words, domains, np.ones((config.moe.num_groups, words), np.int64))
-    engine = TrainEngine(config, Runtime(collectives), vocabulary)
+    engine = TrainEngine(config, Runtime(collectives, chip=config.runtime.chip), vocabulary)
     batch = random_batch(micro_batch_sequences(config, topology.data), config.model.sequence_length, vocabulary)
     graphs = []
     for graph in engine.graphs(batch):

@@ -16,6 +16,11 @@ def add_audit(commands: Any) -> None:
     parser.add_argument(
         "--devices-per-node", type=positive, metavar="M", help="ranks a node (default: parallel.ranks_per_node, or all)"
     )
+    parser.add_argument(
+        "--hardware",
+        metavar="NAME",
+        help="file of configs/hardware, or a path, for its chip (default: by runtime.chip)",
+    )
     parser.add_argument("--json", action="store_true", help="print every collective of every rank as JSON")
     parser.add_argument("--keep", metavar="DIR", help="leave the graphs (MindIR) in this new folder")
     parser.add_argument(
@@ -26,4 +31,12 @@ def add_audit(commands: Any) -> None:
 def _audit(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.audit.audit import audit
 
-    return audit(config, options.nodes, options.devices_per_node, options.json, options.keep, options.timeout)
+    return audit(
+        config,
+        options.nodes,
+        options.devices_per_node,
+        options.json,
+        options.keep,
+        options.timeout,
+        options.hardware,
+    )

@@ -23,7 +23,7 @@ def add_plan(commands: Any) -> None:
         "--devices-per-node", type=positive, metavar="M", help="ranks a node (default: parallel.ranks_per_node)"
     )
     parser.add_argument(
-        "--hardware", metavar="NAME", help="file of configs/hardware, or a path (default: by runtime.device)"
+        "--hardware", metavar="NAME", help="file of configs/hardware, or a path (default: by runtime.device and chip)"
     )
     parser.add_argument(
         "--tokens", type=count, metavar="N", help="say how many days N tokens take, as in 329e9 (default: the run's)"

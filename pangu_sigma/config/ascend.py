@@ -36,8 +36,8 @@ def resolve_runtime(config: Config) -> Config:
 
 
 def check_runtime(config: Config) -> None:
-    """Checks the section `runtime`: backend and device, precision, loss scale, and what only Ascend takes (`hccl`,
-    `memory`, `fused`, `jit_level` and `deterministic`).
+    """Checks the section `runtime`: backend and device, precision, loss scale, and what only Ascend takes (`chip`,
+    `hccl`, `memory`, `fused`, `jit_level` and `deterministic`).
 
     Raises:
         InputError: a setting has no effect in this job, or does not fit another key.
@@ -88,6 +88,7 @@ def _refuse_off_ascend(config: Config, backend: str) -> None:
     for name in ("hccl", "memory", "fused"):
         for key in fields(getattr(runtime, name)):
             settings.append((f"runtime.{name}.{key.name}", getattr(getattr(runtime, name), key.name), key.default))
+    settings.append(("runtime.chip", runtime.chip, "auto"))
     settings.append(("runtime.jit_level", runtime.jit_level, None))
     settings.append(("runtime.deterministic", runtime.deterministic, False))
     device = f"runtime.device {runtime.device}" + (", which is a CPU here" if runtime.device == "auto" else "")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Dict, Optional, Tuple
 
 from locmoe_ops.keys import key
+from pangu_sigma.config.chips import CHIPS
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class HcclConfig:
     )
     exec_timeout: Optional[int] = key(
         None,
-        "HCCL_EXEC_TIMEOUT: seconds a collective may wait for its peers; 0: for ever (not on 910A)",
+        "HCCL_EXEC_TIMEOUT: seconds a collective may wait for its peers; 0: for ever (910A: at most 17340, not 0)",
         minimum=0,
         maximum=2147483647,
     )
@@ -225,6 +226,12 @@ class RuntimeConfig:
         choices=("auto", "hccl", "tcp"),
     )
     device: str = key("auto", "auto: Ascend where MindSpore finds one, else CPU", choices=("auto", "ascend", "cpu"))
+    chip: str = key(
+        "auto",
+        "Ascend chip, whose rules hold (pangu_sigma/config/chips.py); auto: as MindSpore finds it on a device; for "
+        "plan and audit as the hardware file says",
+        choices=("auto", *CHIPS),
+    )
     mode: str = key("graph", "compiled steps, or PyNative for debugging", choices=("graph", "pynative"))
     precision: str = key(
         "fp32", "compute type of matmuls; norms, softmax, routers and loss stay fp32", choices=("fp32", "fp16", "bf16")

@@ -13,6 +13,10 @@ import re
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
+from locmoe_ops.errors import InputError
+from pangu_sigma.config.check_chip import with_chip
+from pangu_sigma.config.chips import CHIPS, chip_of_model
+from pangu_sigma.config.schema import Config
 from pangu_sigma.doctor.findings import Finding, failure, ok, unknown, warning
 from pangu_sigma.doctor.machine import Machine
 from pangu_sigma.doctor.software import numbers
@@ -89,15 +93,35 @@ def _check_devices(machine: Machine) -> Finding:
         reason = (ran.errors or ran.output).strip().splitlines() or ["no output"]
         found = f"{len(devices)}; npu-smi info failed: {reason[0]}"
         return warning("devices", found, "put the driver's npu-smi in PATH, see what it says")
-    rows = re.findall(r"^\|\s*\d+\s+(\S+)\s*\|\s*(\w+)\s*\|", ran.output, flags=re.MULTILINE)
+    rows = _rows_of(ran.output)
     models, ill = sorted({model for model, _ in rows}), [health for _, health in rows if health != "OK"]
     if ill:
         found = f"{len(ill)} of {len(rows)} are not in health OK but {ill[0]}"
         return failure("devices", found, "npu-smi info tells which; reset it")
     found = f"{len(devices)} ({', '.join(map(str, devices))}){': ' + ', '.join(models) if models else ''}"
-    if any(model in ("910A", "910ProA", "910ProB") for model in models):
+    chip = chip_of_model(models[0]) if models else None
+    if chip is not None and CHIPS[chip].cluster.value is not None:
         found += "; HCCS joins devices 0-3 and 4-7"
     return ok("devices", found)
+
+
+def _rows_of(table: str) -> List[Tuple[str, str]]:
+    """Name and health of each device in what npu-smi info prints."""
+    return re.findall(r"^\|\s*\d+\s+(\S+)\s*\|\s*(\w+)\s*\|", table, flags=re.MULTILINE)
+
+
+def found_chip(machine: Machine) -> Optional[str]:
+    """The chip of this `machine`'s devices by npu-smi, a name of `CHIPS`; None: no devices, or it does not say."""
+    rows = _rows_of(machine.run(["npu-smi", "info"]).output) if machine.devices else []
+    return chip_of_model(rows[0][0]) if rows else None
+
+
+def check_named_chip(config: Config, chip: Optional[str]) -> Tuple[Config, List[Finding]]:
+    """The configuration for the `chip` that was found, and a finding where `config` names another one."""
+    try:
+        return with_chip(config, chip, "what npu-smi shows"), []
+    except InputError as error:
+        return config, [failure("chip", str(error), "set runtime.chip to what this machine has, or to auto")]
 
 
 def _check_driver(machine: Machine, cann: str) -> List[Finding]:
@@ -179,9 +203,8 @@ def _one_of(*values: str) -> _Rule:
     return _Rule(lambda text: text in values, " or ".join(values))
 
 
-_RULES: Dict[str, _Rule] = {
+_RULES: Dict[str, _Rule] = {  # of any chip; see `_rules_of` for the others
     "HCCL_CONNECT_TIMEOUT": _within(120, 7200),
-    "HCCL_EXEC_TIMEOUT": _within(0, 2147483647),
     "HCCL_BUFFSIZE": _within(1, 1048576),
     "HCCL_IF_BASE_PORT": _within(1024, 65520),
     "HCCL_IF_IP": _Rule(is_own, "an address of this machine"),
@@ -189,18 +212,39 @@ _RULES: Dict[str, _Rule] = {
     "HCCL_WHITELIST_DISABLE": _one_of("0", "1"),
     "HCCL_INTRA_PCIE_ENABLE": _one_of("0", "1"),
     "HCCL_INTRA_ROCE_ENABLE": _one_of("0", "1"),
-    "HCCL_RDMA_TIMEOUT": _within(5, 24),
     "HCCL_RDMA_RETRY_CNT": _within(1, 7),
 }
 
 
-def check_hccl(machine: Machine) -> List[Finding]:
-    """Values that HCCL would refuse; the others are shown, since all nodes must have the same."""
+def _rules_of(chip: Optional[str]) -> Dict[str, _Rule]:
+    """Those of the chip too; where that is not known, what at least one chip takes."""
+    chips = list(CHIPS.values()) if chip is None else [CHIPS[chip]]
+    execution, retransmission = (
+        [each.exec_timeout.value for each in chips],
+        [each.rdma_timeout.value for each in chips],
+    )
+    return {
+        **_RULES,
+        **{
+            name: _within(min(low for low, _ in found), max(high for _, high in found))
+            for name, found in (("HCCL_EXEC_TIMEOUT", execution), ("HCCL_RDMA_TIMEOUT", retransmission))
+        },
+    }
+
+
+def check_hccl(machine: Machine, chip: Optional[str] = None) -> List[Finding]:
+    """Values that HCCL would refuse; the others are shown, since all nodes must have the same.
+
+    Args:
+        machine: the one whose environment it is.
+        chip: that it has; None: not known.
+    """
+    rules = _rules_of(chip)
     found = {name: value for name, value in sorted(machine.environ.items()) if name.startswith("HCCL_")}
     findings = [
-        failure("HCCL", f"{name} is '{value}'", f"set it to {_RULES[name].expected}, or unset it")
+        failure("HCCL", f"{name} is '{value}'", f"set it to {rules[name].expected}, or unset it")
         for name, value in found.items()
-        if name in _RULES and not _RULES[name].holds(value)
+        if name in rules and not rules[name].holds(value)
     ]
     if found.get("HCCL_INTRA_PCIE_ENABLE") == found.get("HCCL_INTRA_ROCE_ENABLE") == "1":
         findings.append(

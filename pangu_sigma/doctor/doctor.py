@@ -12,7 +12,7 @@ from typing import List, Optional, Sequence, Tuple
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
-from pangu_sigma.doctor.ascend import accepted_by_mindspore, check_ascend, check_hccl
+from pangu_sigma.doctor.ascend import accepted_by_mindspore, check_ascend, check_hccl, check_named_chip, found_chip
 from pangu_sigma.doctor.findings import FAILURE, Finding, lines_of, summary_of
 from pangu_sigma.doctor.machine import Machine
 from pangu_sigma.doctor.network import Remote, check_clock, check_hccl_ports, check_names, check_nodes, check_port
@@ -82,11 +82,16 @@ def examine(config: Optional[Config], request: DoctorOptions, machine: Machine) 
         with suppress(InputError):  # the table's own check tells why
             nodes = nodes_of_table(table)
     is_first = not nodes or nodes[0].is_own
+    chip = found_chip(machine)
+    named: List[Finding] = []
+    if config is not None:
+        config, named = check_named_chip(config, chip)
     with ThreadPoolExecutor(1) as pool:
         tried = pool.submit(try_mindspore, machine)
         rest = [
             *check_ascend(machine, accepted_by_mindspore()),
-            *check_hccl(machine),
+            *named,
+            *check_hccl(machine, chip),
             *check_table(machine, table, request.server, config, request.ranks),
             *check_names(nodes, port=request.port),
             check_port(machine, request.port, is_first),

@@ -15,12 +15,13 @@ from typing import Optional
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.ascend import runs_on_ascend
+from pangu_sigma.config.chips import CHIPS, DEFAULT_CHIP
 from pangu_sigma.config.load import section_from_dict
 from pangu_sigma.config.schema import Config, key
 from pangu_sigma.config.strict_yaml import parse_yaml, read_text
 from pangu_sigma.planner.hardware import Hardware, Link, check_figures, load_hardware
 
-_ASCEND, _CPU = "910a", "cpu"  # where neither file nor command line names a kind
+_CPU = "cpu"  # where neither file nor command line names a kind, off Ascend
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class ClusterFile:
 
     nodes: int = key(1, "nodes", minimum=1)
     devices_per_node: Optional[int] = key(None, "ranks a node; null: as the hardware has", minimum=1)
-    hardware: Optional[str] = key(None, "name in configs/hardware, or path of a YAML file; null: by runtime.device")
+    hardware: Optional[str] = key(
+        None, "name in configs/hardware, or path of a YAML file; null: by runtime.device and runtime.chip"
+    )
     network: Optional[Link] = key(None, "links between nodes; null: the hardware's own")
 
 
@@ -79,7 +82,7 @@ def cluster_of(
     Raises:
         InputError: the hardware is unknown, or `devices_per_node` is not what the configuration says.
     """
-    machine = load_hardware(hardware or (_ASCEND if runs_on_ascend(config) else _CPU))
+    machine = load_hardware(hardware or default_hardware(config))
     parallel = config.parallel
     wanted = parallel.ranks_per_node
     if None not in (devices_per_node, wanted) and devices_per_node != wanted:
@@ -88,3 +91,20 @@ def cluster_of(
         )
     devices = devices_per_node or wanted or machine.devices_per_node
     return Cluster(nodes or -(-parallel.expert * parallel.tensor // devices), devices, machine)
+
+
+def default_hardware(config: Config) -> str:
+    """The file of configs/hardware for a configuration alone: by `runtime.device`, and on Ascend by `runtime.chip`.
+
+    Raises InputError: none is shipped for that chip.
+    """
+    if not runs_on_ascend(config):
+        return _CPU
+    chip = DEFAULT_CHIP if config.runtime.chip == "auto" else config.runtime.chip
+    name: Optional[str] = CHIPS[chip].hardware.value
+    if name is None:
+        raise InputError(
+            f"runtime.chip is {chip}, of which no hardware file is shipped; expected --hardware with one that has "
+            f"chip: {chip}"
+        )
+    return name

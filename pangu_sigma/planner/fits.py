@@ -7,6 +7,7 @@ from itertools import combinations, product
 from typing import Any, Optional
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.config.check_chip import with_chip
 from pangu_sigma.config.schema import Config
 from pangu_sigma.planner.cluster import Cluster
 from pangu_sigma.planner.hardware import load_hardware, shipped_hardware
@@ -46,7 +47,10 @@ def nearest_change(config: Config, cluster: Cluster) -> Optional[Change]:
     shipped = [(name, load_hardware(name)) for name in shipped_hardware()]
     for name, hardware in sorted(shipped, key=lambda each: each[1].memory.capacity_gb.value):
         if hardware.memory.capacity_gb.value > capacity and hardware.compute.peak_tflops.of(precision) is not None:
-            machines.append(((f"--hardware {name}",), replace(cluster, hardware=hardware)))
+            named = [f"--hardware {name}"]
+            if config.runtime.chip != "auto" and hardware.chip is not None:
+                named.append(f"--set runtime.chip={hardware.chip}")
+            machines.append((tuple(named), replace(cluster, hardware=hardware)))
     options = _options(config, cluster)
     for words, machine in machines:
         for number in range(0 if words else 1, _MOST_SETTINGS + 1):
@@ -89,6 +93,9 @@ def _tried(
         else:
             config = with_value(config, path, value)
     try:
+        if words and config.runtime.chip != "auto" and cluster.hardware.chip is not None:
+            config = with_value(config, "runtime.chip", cluster.hardware.chip)
+        config = with_chip(config, cluster.hardware.chip, cluster.hardware.name)
         job = plan_job(config, cluster.nodes, cluster.devices_per_node)
     except InputError:
         return None

@@ -14,6 +14,7 @@ from typing import Any, Iterator, Optional
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
+from pangu_sigma.config.chips import CHIPS
 from pangu_sigma.config.load import section_from_dict
 from pangu_sigma.config.schema import key
 from pangu_sigma.config.strict_yaml import parse_yaml, read_text, shown
@@ -109,6 +110,9 @@ class Hardware:
     call_us: HardwareFigure = key(HardwareFigure, "microseconds of a collective besides its messages")
     overlap: HardwareFigure = key(
         HardwareFigure, "of communication that could be overlapped with computation, the share that is"
+    )
+    chip: Optional[str] = key(
+        None, "Ascend chip whose rules hold (runtime.chip); null: it is none, or another", choices=tuple(CHIPS)
     )
 
     def peak_flops(self, precision: str) -> float:

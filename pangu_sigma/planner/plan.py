@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from locmoe_ops.dispatch.registry import dispatcher_spec
+from pangu_sigma.config.check_chip import with_chip
 from pangu_sigma.config.schema import Config
 from pangu_sigma.planner.cluster import Cluster
 from pangu_sigma.planner.exchanges import Exchange, step_exchanges
@@ -82,7 +83,9 @@ def make_plan(config: Config, cluster: Cluster) -> JobPlan:
     Raises:
         InputError: the configuration does not fit the cluster, or the hardware has no figure that it needs.
     """
-    job, hardware = plan_job(config, cluster.nodes, cluster.devices_per_node), cluster.hardware
+    hardware = cluster.hardware
+    placed = with_chip(config, hardware.chip, f"hardware '{hardware.name}'")
+    job = plan_job(placed, cluster.nodes, cluster.devices_per_node)
     exchanges = step_exchanges(job)
     return JobPlan(
         job,

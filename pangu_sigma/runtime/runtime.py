@@ -13,6 +13,8 @@ from locmoe_ops.collectives.tcp.mesh import Mesh, join_mesh
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.ascend import resolve_runtime
+from pangu_sigma.config.check_chip import check_chip, with_chip
+from pangu_sigma.config.chips import chip_of_soc, saturates
 from pangu_sigma.config.derived import job_topology
 from pangu_sigma.config.schema import Config
 from pangu_sigma.runtime.launch import read_launch, why_a_rank
@@ -26,10 +28,20 @@ class Runtime:
 
     On an error the mesh is told first, so that every rank ends with the reason, and the cause of a failed collective is
     raised in place of what compiled code made of it.
+
+    Attributes:
+        collectives: of this rank. mesh: that they run on, with the tcp backend.
+        chip: a name of `pangu_sigma.config.chips.CHIPS`; None: this process has no Ascend device.
     """
 
     collectives: Collectives
     mesh: Optional[Mesh] = None
+    chip: Optional[str] = None
+
+    @property
+    def saturates(self) -> bool:
+        """Whether an overflow leaves no Inf or NaN here, and only the device's status register tells of it."""
+        return saturates(self.chip, os.environ)
 
     def __enter__(self) -> "Runtime":
         return self
@@ -64,8 +76,8 @@ def start_runtime(config: Config) -> Runtime:
     """Sets MindSpore up and joins the other ranks.
 
     Raises:
-        InputError: the launcher's environment is incomplete or contradicts the configuration, or the meeting port is
-            taken.
+        InputError: the launcher's environment is incomplete or contradicts the configuration, the device's chip has
+            not what that asks for, or the meeting port is taken.
         CollectiveError: a rank did not join before `runtime.join_timeout`.
     """
     launch, resolved = read_launch(), resolve_runtime(config)
@@ -73,22 +85,32 @@ def start_runtime(config: Config) -> Runtime:
     switch_off_compile_cache(tell=launch.rank == 0)
     if resolved.runtime.device == "ascend":
         ms.set_device("Ascend", launch.device)
+        resolved = with_chip(resolved, device_chip(), "the device")
+        check_chip(resolved)
     else:
         ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE if config.runtime.mode == "graph" else ms.PYNATIVE_MODE)
     set_context(config.runtime)
     gc.freeze()  # MindSpore collects garbage around every graph that it compiles: what was imported is none
     rank, world_size = launch.rank, launch.world_size
+    chip = None if resolved.runtime.chip == "auto" else resolved.runtime.chip
     topology = job_topology(launch.fit(config), world_size)
     if world_size == 1:
-        return Runtime(create_collectives("local", topology, rank))
+        return Runtime(create_collectives("local", topology, rank), chip=chip)
     if resolved.runtime.backend == "tcp":
         mesh = _join(config, rank, world_size)
         return Runtime(create_collectives("tcp", topology, rank, mesh), mesh)
     from mindspore.communication import init
 
     init()
-    return Runtime(create_collectives("hccl", topology, rank))
+    return Runtime(create_collectives("hccl", topology, rank), chip=chip)
+
+
+def device_chip() -> Optional[str]:
+    """The chip of this process's Ascend device, as MindSpore finds it; None: one that is not in the table."""
+    from mindspore._c_expression import MSContext  # MindSpore's own loss scaling asks it, nothing public does
+
+    return chip_of_soc(MSContext.get_instance().get_ascend_soc_version())
 
 
 def _join(config: Config, rank: int, world_size: int) -> Mesh:

@@ -185,7 +185,7 @@ def test_examples_and_launchers(run, elsewhere):
         name: path.read_bytes() for name, path in shipped_files().items()
     }
     assert "hidden_size: 128" in run("pangu-sigma config configs/quickstart.yaml --ranks 4")
-    assert "910A" in run("pangu-sigma plan configs/ascend/pangu_sigma_38b_128.yaml --nodes 16")
+    assert "910B" in run("pangu-sigma plan configs/ascend/pangu_sigma_38b_128.yaml --nodes 16")
     shown = run("pangu-sigma compare configs/compare/smoke.yaml --dry-run")
     assert "pangu_sigma/shipped/scripts/train_msrun.sh" in shown
     launched = run("bash scripts/train_msrun.sh --workers 4 configs/quickstart.yaml --dry-run")

@@ -64,9 +64,11 @@ def test_tokens_of_the_run_without_being_told(config_file, capsys):
 
 
 def test_what_does_not_fit_is_said_with_a_way_out(capsys):
-    assert main(["plan", "configs/ascend/pangu_sigma_38b_128.yaml", "--nodes", "16"]) == 0
+    assert main(["plan", "configs/ascend/pangu_sigma_38b_128.yaml", "--nodes", "16", "--set", "runtime.chip=910a"]) == 0
     text = capsys.readouterr().out
-    assert "DOES NOT FIT" in text and "the nearest change that fits:\n  --hardware 910b (" in text
+    assert (
+        "DOES NOT FIT" in text and "the nearest change that fits:\n  --hardware 910b --set runtime.chip=910b (" in text
+    )
 
 
 def test_bytes_that_routing_decides_are_marked(config_file, capsys):

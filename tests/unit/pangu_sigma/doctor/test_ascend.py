@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.doctor import ascend as doctor_ascend
 from pangu_sigma.doctor.findings import FAILURE, OK, UNKNOWN, WARNING
 from pangu_sigma.doctor.machine import Machine, Ran
@@ -185,3 +186,32 @@ def test_the_list_is_that_of_the_installed_mindspore():
 def test_hccl_variables(variables, level, fragment):
     (finding,) = doctor_ascend.check_hccl(Machine(environ=variables))
     assert finding.level == level and fragment in finding.found
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "levels_by_chip"),
+    [
+        ("HCCL_EXEC_TIMEOUT", "0", {"910a": FAILURE, "910b": OK, None: OK}),
+        ("HCCL_EXEC_TIMEOUT", "17341", {"910a": FAILURE, "910b": OK}),
+        ("HCCL_EXEC_TIMEOUT", "17340", {"910a": OK, "910b": OK}),
+        ("HCCL_RDMA_TIMEOUT", "24", {"910a": OK, "910b": FAILURE, "910c": FAILURE, None: OK}),
+    ],
+)
+def test_hccl_variables_by_chip(variable, value, levels_by_chip):
+    machine = Machine(environ={variable: value})
+    found = {chip: doctor_ascend.check_hccl(machine, chip)[0].level for chip in levels_by_chip}
+    assert found == levels_by_chip
+
+
+@pytest.mark.parametrize(("name", "chip"), [("910B3", "910b"), ("910A ", "910a"), ("910ProB", "910a"), ("310P ", None)])
+def test_the_chip_by_npu_smi(ascend, name, chip):
+    assert doctor_ascend.found_chip(ascend(npu_smi=Ran(0, NPU_SMI.replace("910B3", name)))) == chip
+
+
+def test_a_chip_that_the_configuration_does_not_name():
+    config = config_from_dict({"runtime": {"device": "ascend", "chip": "910a"}})
+    _, (finding,) = doctor_ascend.check_named_chip(config, "910b")
+    assert finding.level == FAILURE and "runtime.chip is 910a, but what npu-smi shows is 910b" in finding.found
+    auto = config_from_dict({"runtime": {"device": "ascend"}})
+    resolved, findings = doctor_ascend.check_named_chip(auto, "910a")
+    assert resolved.runtime.chip == "910a" and not findings

@@ -27,9 +27,24 @@ def test_clusters_of_the_command_line(given, parallel, expected):
     assert (cluster.nodes, cluster.devices_per_node) == expected
 
 
-def test_hardware_follows_the_device():
-    assert cluster_of(config_from_dict({"runtime": {"device": "ascend"}}), 1, None, None).hardware.name == "Ascend 910A"
-    assert cluster_of(config_from_dict({"runtime": {"device": "cpu"}}), 1, None, None).hardware.name == "2-core CPU"
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        ({"device": "cpu"}, "2-core CPU"),
+        ({"device": "ascend"}, "Ascend 910B"),
+        ({"device": "ascend", "chip": "910a"}, "Ascend 910A"),
+        ({"device": "ascend", "chip": "910b"}, "Ascend 910B"),
+    ],
+)
+def test_hardware_follows_the_device(runtime, expected):
+    assert cluster_of(config_from_dict({"runtime": runtime}), 1, None, None).hardware.name == expected
+
+
+def test_a_chip_without_a_shipped_file_wants_one():
+    with pytest.raises(
+        InputError, match="runtime.chip is 910c, of which no hardware file is shipped; expected --hardw"
+    ):
+        cluster_of(config_from_dict({"runtime": {"device": "ascend", "chip": "910c"}}), 1, None, None)
 
 
 def test_a_cluster_file_may_have_a_network_of_its_own(tmp_path):

@@ -58,12 +58,14 @@ def test_two_settings_where_one_is_not_enough(large):
 
 
 def test_larger_hardware_where_no_setting_is_enough():
-    config = load_config("configs/ascend/pangu_sigma_38b_128.yaml")
-    cluster = cluster_of(config, 16, None, None)
-    assert not make_plan(config, cluster).fits
-    assert nearest_change(config, cluster).settings == ("--hardware 910b",)
-    assert make_plan(config, cluster_of(config, 16, None, "910b")).fits
-    assert advice(config, cluster).startswith("--hardware 910b (")
+    shipped = load_config("configs/ascend/pangu_sigma_38b_128.yaml")
+    for chip, expected in (("auto", ("--hardware 910b",)), ("910a", ("--hardware 910b", "--set runtime.chip=910b"))):
+        config = with_value(shipped, "runtime.chip", chip)
+        cluster = cluster_of(config, 16, None, "910a")
+        assert not make_plan(config, cluster).fits
+        assert nearest_change(config, cluster).settings == expected
+        assert advice(config, cluster).startswith(f"{' '.join(expected)} (")
+    assert make_plan(shipped, cluster_of(shipped, 16, None, None)).fits
 
 
 def test_optimizer_state_elsewhere_where_it_is_most_of_a_rank(make_config):
