@@ -108,7 +108,7 @@ def audited_job(
 def read_ranks(job: PlannedJob, folder: Path) -> list[RankGraphs]:
     """The graphs that all ranks of `job` wrote into `folder`, in the order of ranks."""
     dynamic = not dispatcher_spec(job.config.moe.dispatch.type).has_slots
-    return [read_rank(folder, rank, dynamic) for rank in range(job.topology.world_size)]
+    return [read_rank(folder, rank, dynamic, job.reads_status) for rank in range(job.topology.world_size)]
 
 
 def export(jobs: Sequence[tuple[PlannedJob, Path]], timeout: float) -> None:

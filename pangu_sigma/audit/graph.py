@@ -6,10 +6,11 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from locmoe_ops.collectives.hccl import PHASE, TAG
 from locmoe_ops.collectives.registry import COLLECTIVES
+from pangu_sigma.audit.status import GraphNode, status_faults
 
 OPERATIONS = {spec.primitive: spec.name for spec in COLLECTIVES.values() if spec.primitive}
 # These leave the device, or wait for the host.
@@ -90,23 +91,32 @@ class RankGraphs:
     groups: dict[str, tuple[int, ...]]
 
 
-def read_rank(folder: Path, rank: int, dynamic: bool) -> RankGraphs:
+class Wanted(NamedTuple):
+    """What the graphs of a job hold by its configuration: `dynamic` and `status` of `read_rank`."""
+
+    dynamic: bool
+    status: bool
+
+
+def read_rank(folder: Path, rank: int, dynamic: bool, status: bool = False) -> RankGraphs:
     """What `worker.export_rank` wrote.
 
     Args:
         folder: the one that it wrote into.
         rank: the one to read.
         dynamic: shapes that only the run knows are wanted (`moe.dispatch.type` ragged).
+        status: the job asks its devices' status registers for overflows.
     """
     note = json.loads((folder / f"rank_{rank}.json").read_text())
     groups = {name: tuple(members) for name, members in note["groups"].items()}
     graphs = tuple(
-        _read_graph(folder / f"{name}_{rank}.mindir", name, times, groups, dynamic) for name, times in note["graphs"]
+        _read_graph(folder / f"{name}_{rank}.mindir", name, times, groups, Wanted(dynamic, status))
+        for name, times in note["graphs"]
     )
     return RankGraphs(rank, graphs, groups)
 
 
-def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, ...]], dynamic: bool) -> ExportedGraph:
+def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, ...]], wanted: Wanted) -> ExportedGraph:
     from mindspore.train import mind_ir_pb2
 
     model = mind_ir_pb2.ModelProto()
@@ -115,15 +125,17 @@ def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, 
     collectives, faults = [], []
     if model.functions:
         faults.append(f"{len(model.functions)} subgraphs, expected none: what they exchange would depend on values")
+    nodes = []
     for node in model.graph.node:
         reference = node.op_type.removeprefix("REF::")
         operation = reference.partition(":")[0]
+        nodes.append(GraphNode(operation, tuple(node.input), tuple(node.output)))
         # `Default/a-A/b-B/Op-op1` is Cell b of Cell a.
         where = "/".join(part.partition("-")[0] for part in node.domain.split("/")[1:-1])
         if operation in ON_THE_HOST:
             faults.append(f"{operation} in {where}, which leaves the device")
         shape, type_number = _output(node)
-        if min(shape, default=0) < 0 and not dynamic:
+        if min(shape, default=0) < 0 and not wanted.dynamic:
             faults.append(f"{operation} in {where} has a shape that only the run knows")
         own = attributes.get(reference, {})
         if "group" in own:
@@ -133,6 +145,7 @@ def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, 
             collectives.append(
                 Collective(OPERATIONS[operation], group, groups[group], shape, dtype, item, tag, phase, where)
             )
+    faults += status_faults(nodes, wanted.status)
     return ExportedGraph(name, times, tuple(collectives), tuple(faults))
 
 

@@ -15,6 +15,7 @@ import mindspore as ms
 
 from locmoe_ops.collectives.hccl import HcclCollectives
 from pangu_sigma.bench.step import random_batch
+from pangu_sigma.config.chips import known_chip
 from pangu_sigma.config.derived import job_topology, micro_batch_sequences
 from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
@@ -42,7 +43,7 @@ def export_rank(config: Config, rank: int, world_size: int, words: int, domains:
     topology = job_topology(config, world_size)
     collectives = HcclCollectives(rank, topology, job)
     vocabulary = Vocabulary(words, domains, np.ones((config.moe.num_groups, words), np.int64))
-    engine = TrainEngine(config, Runtime(collectives, chip=config.runtime.chip), vocabulary)
+    engine = TrainEngine(config, Runtime(collectives, chip=known_chip(config.runtime.chip)), vocabulary)
     batch = random_batch(micro_batch_sequences(config, topology.data), config.model.sequence_length, vocabulary)
     graphs = []
     for graph in engine.graphs(batch):

@@ -111,6 +111,11 @@ def chip_of_model(model: str) -> Optional[str]:
     return next((name for name, chip in CHIPS.items() if any(part in model for part in chip.models.value)), None)
 
 
+def known_chip(named: str) -> Optional[str]:
+    """`runtime.chip`, which is `named`, as a name of `CHIPS`; None where it is auto, and nobody has resolved it."""
+    return None if named == "auto" else named
+
+
 def saturates(chip: Optional[str], environment: Mapping[str, str]) -> bool:
     """Whether Inf and NaN do not exist on the chip, so that only its status register tells of an overflow.
 
@@ -122,6 +127,17 @@ def saturates(chip: Optional[str], environment: Mapping[str, str]) -> bool:
         return False
     asked: bool = environment.get("MS_ASCEND_CHECK_OVERFLOW_MODE") == "SATURATION_MODE"
     return asked or bool(CHIPS[chip].always_saturates.value)
+
+
+def reads_status(chip: Optional[str], precision: str, environment: Mapping[str, str]) -> bool:
+    """Whether a step asks the status register of its device for overflows: where the loss is scaled, and an overflow
+    leaves no other trace.
+
+    Args:
+        chip, environment: as in `saturates`.
+        precision: `runtime.precision`.
+    """
+    return precision == "fp16" and saturates(chip, environment)
 
 
 def all_to_all_fault(chip: str, ranks: Sequence[int], ranks_per_node: int) -> Optional[str]:

@@ -129,6 +129,8 @@ def _update(job: PlannedJob) -> Iterator[Exchange]:
     for size in early:
         yield from _summed("dense gradients, early", job, "dp", size, LAST_BACKWARD)
     experts = [p.size for p in found if p.expert]
+    if job.reads_status:
+        yield Exchange("gradient", "overflows", "all_reduce", "world", 1, ITEM, UPDATE)
     if shares_state(job):
         yield from _update_of_shares(job)
         return

@@ -4,6 +4,7 @@ sparse layer, as the job's dispatcher has them.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from locmoe_ops.router_registry import RouterCost, router_spec
 from locmoe_ops.topology import Placement, Topology
 from pangu_sigma.config import derived
 from pangu_sigma.config.ascend import resolve_runtime
+from pangu_sigma.config.chips import known_chip, reads_status
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import router_sizes, validate
 from pangu_sigma.data.domains import resolve_domain_groups
@@ -104,6 +106,12 @@ class PlannedJob:
     def backend(self) -> str:
         """Of the collectives: hccl or tcp."""
         return resolve_runtime(self.config).runtime.backend
+
+    @property
+    def reads_status(self) -> bool:
+        """Whether the step asks its device's status register for overflows."""
+        runtime = self.config.runtime
+        return reads_status(known_chip(runtime.chip), runtime.precision, os.environ)
 
     @property
     def router_cost(self) -> RouterCost:

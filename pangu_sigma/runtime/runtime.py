@@ -14,7 +14,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.ascend import resolve_runtime
 from pangu_sigma.config.check_chip import check_chip, with_chip
-from pangu_sigma.config.chips import chip_of_soc, saturates
+from pangu_sigma.config.chips import chip_of_soc, known_chip
 from pangu_sigma.config.derived import job_topology
 from pangu_sigma.config.schema import Config
 from pangu_sigma.runtime.launch import read_launch, why_a_rank
@@ -37,11 +37,6 @@ class Runtime:
     collectives: Collectives
     mesh: Optional[Mesh] = None
     chip: Optional[str] = None
-
-    @property
-    def saturates(self) -> bool:
-        """Whether an overflow leaves no Inf or NaN here, and only the device's status register tells of it."""
-        return saturates(self.chip, os.environ)
 
     def __enter__(self) -> "Runtime":
         return self
@@ -93,7 +88,7 @@ def start_runtime(config: Config) -> Runtime:
     set_context(config.runtime)
     gc.freeze()  # MindSpore collects garbage around every graph that it compiles: what was imported is none
     rank, world_size = launch.rank, launch.world_size
-    chip = None if resolved.runtime.chip == "auto" else resolved.runtime.chip
+    chip = known_chip(resolved.runtime.chip)
     topology = job_topology(launch.fit(config), world_size)
     if world_size == 1:
         return Runtime(create_collectives("local", topology, rank), chip=chip)

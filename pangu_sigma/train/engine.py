@@ -1,5 +1,6 @@
 """From a configuration to what a run computes with: network, training step, evaluation step."""
 
+import os
 from dataclasses import dataclass
 from typing import Dict, Iterator, List, Optional, Tuple
 
@@ -13,6 +14,7 @@ from locmoe_ops.routers.gated import set_locality_loss_weight
 from locmoe_ops.routers.selection_bias import balance_biases, set_locality_strength
 from locmoe_ops.tensor_parallel import TensorGroup, slice_of
 from pangu_sigma.checkpoint.state import StateEntry, parameter_entries
+from pangu_sigma.config.chips import reads_status
 from pangu_sigma.config.derived import (
     experts_per_group,
     micro_batch_sequences,
@@ -38,6 +40,7 @@ from pangu_sigma.train.graphs import AccumulatedStep, OptimizerStep, OverlappedS
 from pangu_sigma.train.local_share import LocalShareControl
 from pangu_sigma.train.offloaded_experts import OffloadedExpertOptimizer
 from pangu_sigma.train.optimizer_state import OptimizerState
+from pangu_sigma.train.overflow import StatusRegister
 from pangu_sigma.train.schedule import LossScale
 from pangu_sigma.train.sharding import gradient_exchange
 from pangu_sigma.train.statistics import AfterStep, Rebalance, Recentre, Statistics
@@ -107,13 +110,20 @@ class TrainEngine:
         nominal = tokens_per_step(config)
         self._objective = Objective(self.network, nominal)
         self._micro_batches = micro_batches_per_step(config, runtime.topology.data)
-        self._accumulators = None if self._micro_batches == 1 else Accumulators(self.parameters, self.statistics.size)
+        reads = reads_status(runtime.chip, config.runtime.precision, os.environ)
+        self._register = StatusRegister() if reads else None
+        self._accumulators = None
+        if self._micro_batches > 1:
+            self._accumulators = Accumulators(self.parameters, self.statistics.size, overflows=reads)
         self._overlap = self._gradient_overlap(config, runtime)
         self.loss_scale = LossScale(config.runtime.loss_scale if config.runtime.precision == "fp16" else None)
         exchange = gradient_exchange(
             self.parameters, self.statistics.size, runtime.collectives, config.optimizer, self._overlap
         )
-        self.update = Update(exchange, self.loss_scale, config.optimizer, nominal, self._after_step(config))
+        sum_overflows = runtime.collectives.all_reduce("world", "gradient/overflow") if reads else None
+        self.update = Update(
+            exchange, self.loss_scale, config.optimizer, nominal, self._after_step(config), sum_overflows
+        )
         self.adam = self.update.adam
         host_updates = config.optimizer.experts != "device"
         hosted = [p for p in self.parameters if host_updates and is_expert_parameter(p.name)]
@@ -234,11 +244,13 @@ class TrainEngine:
 
     def _new_step(self) -> OptimizerStep:
         if self._accumulators is None:
-            return SingleGraphStep(WholeStep(self._objective, self.parameters, self.update))
-        micro = MicroStep(self._objective, self.parameters, self._accumulators, self.loss_scale)
+            return SingleGraphStep(WholeStep(self._objective, self.parameters, self.update, self._register))
+        micro = MicroStep(self._objective, self.parameters, self._accumulators, self.loss_scale, self._register)
         if self._overlap is None:
             return AccumulatedStep(micro, ApplyStep(self._accumulators, self.update))
-        last = LastMicroStep(self._objective, self.parameters, self._accumulators, self.update, self._overlap)
+        last = LastMicroStep(
+            self._objective, self.parameters, self._accumulators, self.update, self._overlap, self._register
+        )
         return OverlappedStep(micro, last, self._overlap)
 
     def _after_step(self, config: Config) -> Optional[nn.Cell]:

@@ -21,6 +21,7 @@ from pangu_sigma.model.inputs import unpack_batch
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.train.gradient_overlap import GradientOverlap
 from pangu_sigma.train.optimizer import HostUpdateScalars, HybridAdam, on_device
+from pangu_sigma.train.overflow import StatusRegister
 from pangu_sigma.train.schedule import LossScale
 from pangu_sigma.train.statistics import pack_statistics
 
@@ -77,9 +78,10 @@ class Accumulators(nn.Cell):
     Args:
         parameters: whose gradients are accumulated, in order.
         statistics_size: numbers of the statistics.
+        overflows: count overflows too, those that a `StatusRegister` tells of.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], statistics_size: int) -> None:
+    def __init__(self, parameters: Sequence[Parameter], statistics_size: int, overflows: bool = False) -> None:
         super().__init__(auto_prefix=False)
         self.gradients = ParameterTuple(
             [
@@ -90,12 +92,16 @@ class Accumulators(nn.Cell):
         self.statistics = Parameter(
             Tensor(np.zeros(statistics_size, np.float32)), name="statistics", requires_grad=False
         )
+        count = Parameter(Tensor(np.zeros((), np.float32)), name="overflows", requires_grad=False)
+        self.overflows = ParameterTuple([count] if overflows else [])
         self.map = ops.HyperMap()
 
     def clear(self, after: Tensor) -> None:
         """Empties them once `after` has been computed."""
         self.map(ops.partial(_clear, after), self.gradients)
         _clear(after, self.statistics)
+        for count in self.overflows:
+            _clear(after, count)
 
 
 _add = ops.MultitypeFuncGraph("add")
@@ -128,20 +134,32 @@ class BatchGradients(nn.Cell):
     Args:
         objective: what is differentiated.
         parameters: by which, in gradient order.
+        register: tells of overflows that leave no trace in numbers; None: there are none.
 
     Inputs: loss_scale <float32> scalar, then the tensors of `BATCH_FIELDS`. Outputs: this rank's statistics
-    <float32>[size]; its gradients, in the order of `parameters`.
+    <float32>[size]; its gradients, in the order of `parameters`; and where there is a register, in a tuple that is else
+    empty, whether it tells of an overflow <float32>.
     """
 
-    def __init__(self, objective: Objective, parameters: Sequence[Parameter]) -> None:
+    def __init__(
+        self, objective: Objective, parameters: Sequence[Parameter], register: Optional[StatusRegister] = None
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.objective = objective
         self.parameters = ParameterTuple(parameters)
         self.differentiate = ops.value_and_grad(objective, None, self.parameters, has_aux=True)
+        self.registers = register is not None
+        self.register = nn.Identity() if register is None else register
 
-    def construct(self, loss_scale: Tensor, *fields: Tensor) -> Tuple[Tensor, Tuple[Tensor, ...]]:
+    def construct(self, loss_scale: Tensor, *fields: Tensor) -> Tuple[Tensor, Tuple[Tensor, ...], Tuple[Tensor, ...]]:
+        if self.registers:
+            fields = self.register.clear(fields)
         (_, sums), gradients = self.differentiate(unpack_batch(*fields), loss_scale)
-        return pack_statistics(sums), gradients
+        statistics = pack_statistics(sums)
+        overflow: Tuple[Tensor, ...] = ()
+        if self.registers:
+            overflow = (self.register.overflowed(gradients + (statistics,)),)
+        return statistics, gradients, overflow
 
 
 class MicroStep(nn.Cell):
@@ -151,23 +169,31 @@ class MicroStep(nn.Cell):
         objective, parameters: see `BatchGradients`.
         accumulators: what this adds to.
         loss_scale: holds the scale that the objective is multiplied by.
+        register: see `BatchGradients`; the accumulators count its overflows.
 
     Inputs: the tensors of `BATCH_FIELDS`. Output: this rank's statistics <float32>[size], accumulated since the last
     update.
     """
 
     def __init__(
-        self, objective: Objective, parameters: Sequence[Parameter], accumulators: Accumulators, loss_scale: LossScale
+        self,
+        objective: Objective,
+        parameters: Sequence[Parameter],
+        accumulators: Accumulators,
+        loss_scale: LossScale,
+        register: Optional[StatusRegister] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.differentiate = BatchGradients(objective, parameters)
+        self.differentiate = BatchGradients(objective, parameters, register)
         self.accumulators = accumulators
         self.loss_scale = loss_scale
         self.map = ops.HyperMap()
 
     def construct(self, *fields: Tensor) -> Tensor:
-        statistics, gradients = self.differentiate(self.loss_scale.scale, *fields)
+        statistics, gradients, overflow = self.differentiate(self.loss_scale.scale, *fields)
         self.map(_add, self.accumulators.gradients, gradients)
+        if self.accumulators.overflows:
+            self.map(_add, self.accumulators.overflows, overflow)
         return ops.assign_add(self.accumulators.statistics, statistics)
 
 
@@ -176,7 +202,8 @@ class Update(nn.Cell):
 
     1. Sum gradients and statistics over ranks.
     2. Scale by nominal / (loss scale x unmasked tokens): the gradient of the mean over the global batch.
-    3. Clip by the global norm; skip the update, on all ranks alike, if the norm is not finite.
+    3. Clip by the global norm; skip the update, on all ranks alike, if the norm is not finite, or the status register
+       of any rank's device has told of an overflow.
     4. Hybrid Adam, of this rank's share where `optimizer.shard` says so; loss scale; balance biases and means of gate
        values, where routers have them.
 
@@ -189,9 +216,10 @@ class Update(nn.Cell):
         nominal_tokens: the constant that the objective was divided by.
         after: moves the routers' balance biases and means of gate values, if they have any, see
             `pangu_sigma.train.statistics`.
+        sum_overflows: sums over all ranks what their registers tell; None: overflows show in the norm.
 
     Inputs: gradients, a tuple of <float32> tensors in the order of the exchange's parameters; statistics
-    <float32>[size]; learning_rate <float32> scalar. Output: `UpdateResults`.
+    <float32>[size]; learning_rate <float32> scalar; overflow, of `BatchGradients`. Output: `UpdateResults`.
     """
 
     def __init__(
@@ -201,9 +229,12 @@ class Update(nn.Cell):
         optimizer: OptimizerConfig,
         nominal_tokens: int,
         after: Optional[nn.Cell] = None,
+        sum_overflows: Optional[nn.Cell] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.loss_scale = loss_scale
+        self.reads_overflows = sum_overflows is not None
+        self.sum_overflows = nn.Identity() if sum_overflows is None else sum_overflows
         self.moves_routers = after is not None
         self.after = nn.Identity() if after is None else after
         self.exchange = exchange
@@ -215,12 +246,20 @@ class Update(nn.Cell):
         self.clip_norm = optimizer.clip_norm
         self.nominal_tokens = float(nominal_tokens)
 
-    def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor, learning_rate: Tensor) -> UpdateResults:
+    def construct(
+        self,
+        gradients: Tuple[Tensor, ...],
+        statistics: Tensor,
+        learning_rate: Tensor,
+        overflow: Tuple[Tensor, ...] = (),
+    ) -> UpdateResults:
         gradients, statistics, squares = self.exchange(gradients, statistics)
         scale_used = self.loss_scale.scale * 1.0  # a copy: the parameter changes below
         factor = self.nominal_tokens / (scale_used * ops.maximum(statistics[0], 1.0))
         norm = ops.sqrt(squares) * factor
         finite = ops.isfinite(norm)
+        if self.reads_overflows:
+            finite = ops.logical_and(finite, self.sum_overflows(overflow[0].reshape(1)).reshape(()) == 0.0)
         clip = factor if self.clip_norm is None else factor * ops.minimum(self.clip_norm / (norm + 1e-6), 1.0)
         self.exchange.take_share()
         updates = self.adam(gradients[: self.own], learning_rate, clip, finite)
@@ -247,18 +286,25 @@ class WholeStep(nn.Cell):
     Args:
         objective, parameters: see `BatchGradients`.
         update: applies the gradients.
+        register: see `BatchGradients`.
 
     Inputs: learning_rate <float32> scalar, then the tensors of `BATCH_FIELDS`. Outputs: see `step_outputs`.
     """
 
-    def __init__(self, objective: Objective, parameters: Sequence[Parameter], update: Update) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        parameters: Sequence[Parameter],
+        update: Update,
+        register: Optional[StatusRegister] = None,
+    ) -> None:
         super().__init__(auto_prefix=False)
-        self.differentiate = BatchGradients(objective, parameters)
+        self.differentiate = BatchGradients(objective, parameters, register)
         self.update = update
 
     def construct(self, learning_rate: Tensor, *fields: Tensor) -> Tuple[Tensor, ...]:
-        statistics, gradients = self.differentiate(self.update.loss_scale.scale, *fields)
-        return step_outputs(self.update(gradients, statistics, learning_rate))
+        statistics, gradients, overflow = self.differentiate(self.update.loss_scale.scale, *fields)
+        return step_outputs(self.update(gradients, statistics, learning_rate, overflow))
 
 
 class ApplyStep(nn.Cell):
@@ -274,7 +320,10 @@ class ApplyStep(nn.Cell):
 
     def construct(self, learning_rate: Tensor) -> Tuple[Tensor, ...]:
         accumulated = self.accumulators
-        results = self.update(accumulated.gradients[:], accumulated.statistics * 1.0, learning_rate)
+        overflow: Tuple[Tensor, ...] = ()
+        if accumulated.overflows:
+            overflow = (accumulated.overflows[0] * 1.0,)
+        results = self.update(accumulated.gradients[:], accumulated.statistics * 1.0, learning_rate, overflow)
         accumulated.clear(results["skipped_steps"])
         return step_outputs(results)
 
@@ -289,6 +338,7 @@ class LastMicroStep(nn.Cell):
         update: applies the gradients.
         overlap: says how many gradients are summed early, the first ones; they come out of the backward pass with what
             was accumulated before.
+        register: see `BatchGradients`.
 
     Inputs: learning_rate <float32> scalar, then the tensors of `BATCH_FIELDS`. Outputs: see `step_outputs`.
     """
@@ -300,9 +350,10 @@ class LastMicroStep(nn.Cell):
         accumulators: Accumulators,
         update: Update,
         overlap: GradientOverlap,
+        register: Optional[StatusRegister] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.differentiate = BatchGradients(objective, parameters)
+        self.differentiate = BatchGradients(objective, parameters, register)
         self.accumulators = accumulators
         self.update = update
         self.overlapped = len(overlap.parameters)
@@ -310,8 +361,11 @@ class LastMicroStep(nn.Cell):
 
     def construct(self, learning_rate: Tensor, *fields: Tensor) -> Tuple[Tensor, ...]:
         accumulated = self.accumulators
-        statistics, gradients = self.differentiate(self.update.loss_scale.scale, *fields)
+        statistics, gradients, overflow = self.differentiate(self.update.loss_scale.scale, *fields)
         late = self.map(_plus, accumulated.gradients[self.overlapped :], gradients[self.overlapped :])
-        results = self.update(gradients[: self.overlapped] + late, accumulated.statistics + statistics, learning_rate)
+        if accumulated.overflows:
+            overflow = (accumulated.overflows[0] + overflow[0],)
+        summed = gradients[: self.overlapped] + late
+        results = self.update(summed, accumulated.statistics + statistics, learning_rate, overflow)
         accumulated.clear(results["skipped_steps"])
         return step_outputs(results)

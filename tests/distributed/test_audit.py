@@ -37,6 +37,7 @@ GROUP_WISE = configuration(
     optimizer={"warmup_steps": 1, "shard": "data_parallel"},
 )
 SWITCH = configuration({"router": {"type": "switch"}}, parallel={"expert": 2})
+SATURATING = {**SWITCH, "runtime": {"device": "ascend", "precision": "fp16", "chip": "910a"}}
 WRONG = {
     "skips": configuration({"router": {"type": "hash"}}, parallel={"expert": 2}),
     "other_order": configuration({"router": {"type": "switch"}}, parallel={"expert": 2, "overlap_gradients": False}),
@@ -50,7 +51,9 @@ WRONG = {
 def wrong(run_job, tmp_path_factory):
     """The graphs of two ranks, of which the second is configured as in WRONG, in a folder for each case."""
     folder = tmp_path_factory.mktemp("audit")
-    (folder / "cases.json").write_text(json.dumps({name: [SWITCH, other] for name, other in WRONG.items()}))
+    (folder / "cases.json").write_text(
+        json.dumps({**{name: [SWITCH, other] for name, other in WRONG.items()}, "saturating": [SATURATING] * 2})
+    )
     run_job(2, LIMIT, folder, "audit_worker.py", folder / "cases.json")
     return folder
 
@@ -67,6 +70,16 @@ def test_a_rank_with_another_step_is_caught(wrong, name, fragments):
     job = audited_job(config_from_dict(SWITCH), 1, 2)
     problems = check(read_ranks(job, wrong / name), step_exchanges(job), job.topology)
     assert any(all(fragment in line for fragment in fragments) for line in problems), problems
+
+
+def test_a_device_that_saturates_is_asked_for_overflows(wrong):
+    """One clear before all products and one read after them, and the sum of what all ranks read; not elsewhere."""
+    job = audited_job(config_from_dict(SATURATING), 1, 2)
+    ranks = read_ranks(job, wrong / "saturating")
+    assert job.reads_status and check(ranks, step_exchanges(job), job.topology) == []
+    assert [found.tag for found in ranks[0].graphs[0].collectives].count("gradient/overflow") == 1
+    faults = ["0 NPUClearFloatStatusV2, expected 1", "0 NPUGetFloatStatusV2, expected 1"]
+    assert list(read_rank(wrong / "skips", 0, False, status=True).graphs[0].faults) == faults
 
 
 def test_generation_sums_over_ranks_on_the_device(wrong):
