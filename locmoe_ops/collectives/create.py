@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 BACKENDS = ("hccl", "tcp", "local")
 
 
-def create_collectives(backend: str, topology: Topology, rank: int, mesh: Mesh | None = None) -> Collectives:
+def create_collectives(
+    backend: str, topology: Topology, rank: int, mesh: Mesh | None = None, gathered: bool = False
+) -> Collectives:
     """The collectives of this rank.
 
     Args:
@@ -23,6 +25,7 @@ def create_collectives(backend: str, topology: Topology, rank: int, mesh: Mesh |
         topology: the ranks of this job.
         rank: this rank.
         mesh: of `join_mesh`, for `tcp`.
+        gathered: see `Collectives`.
 
     Raises:
         InputError: unknown backend, or a topology that does not fit it.
@@ -36,9 +39,9 @@ def create_collectives(backend: str, topology: Topology, rank: int, mesh: Mesh |
 
         if mesh is None:
             raise InputError("collectives: backend tcp needs a mesh (join_mesh), found none")
-        return TcpCollectives(rank, topology, mesh)
+        return TcpCollectives(rank, topology, mesh, gathered)
     if backend == "hccl":
         from locmoe_ops.collectives.hccl import HcclCollectives
 
-        return HcclCollectives(rank, topology)
+        return HcclCollectives(rank, topology, gathered=gathered)
     raise InputError(f"collectives: unknown backend {backend!r}, expected one of {', '.join(BACKENDS)}")

@@ -39,10 +39,11 @@ class HcclCollectives(Collectives):
         topology: the ranks of this job.
         job: how the names of its process groups begin. MindSpore cannot make a group anew that it has destroyed: a
             process in which several topologies follow each other gives each its own.
+        gathered: see `Collectives`.
     """
 
-    def __init__(self, rank: int, topology: Topology, job: str = "locmoe") -> None:
-        super().__init__(rank, topology)
+    def __init__(self, rank: int, topology: Topology, job: str = "locmoe", gathered: bool = False) -> None:
+        super().__init__(rank, topology, gathered)
         self._job = job
         self._names = {topology.group_of("world", rank): GlobalComm.WORLD_COMM_GROUP}
 

@@ -90,25 +90,43 @@ class Collectives(ABC):
     Args:
         rank: this rank.
         topology: the ranks of this job.
+        gathered: whether `all_to_all` is made of an all-gather (see `locmoe_ops.collectives.gathered`).
+
+    Attributes:
+        used: operation and kind of group of all Cells so far that exchange something, in the order of their firsts.
     """
 
-    def __init__(self, rank: int, topology: Topology) -> None:
+    def __init__(self, rank: int, topology: Topology, gathered: bool = False) -> None:
         if not 0 <= rank < topology.world_size:
             raise InputError(f"collectives: rank {rank} is outside 0..{topology.world_size - 1}")
         self.rank = rank
         self.topology = topology
+        self.gathered = gathered
+        self.used: dict[tuple[str, str], None] = {}
 
     def all_to_all(self, group: str, tag: str) -> nn.Cell:
         """(P, ...) -> (P, ...): slice i goes to the i-th rank of the group. Adjoint: all_to_all."""
+        found = self._group(group)
+        if self.gathered and len(found.ranks) > 1:
+            from locmoe_ops.collectives.gathered import GatheredAllToAll
+
+            return GatheredAllToAll(self.all_gather(group, tag), len(found.ranks), found.ranks.index(self.rank))
         return self._cell_or_identity("all_to_all", group, tag)
 
     def all_to_all_async(self, group: str, tag: str) -> AsyncAllToAll:
-        """`all_to_all` in two Cells. Every start must be followed by one wait, in the order of the starts."""
+        """`all_to_all` in two Cells. Every start must be followed by one wait, in the order of the starts. Gathered,
+        the handle is P times as long, and the gradient's exchange does not overlap.
+        """
         found = self._group(group)
         if len(found.ranks) == 1:
             from mindspore import nn
 
             return AsyncAllToAll(nn.Identity(), nn.Identity())
+        if self.gathered:
+            from locmoe_ops.collectives.gathered import gathered_async
+
+            return gathered_async(self.all_gather(group, tag), len(found.ranks), found.ranks.index(self.rank))
+        self.used[("all_to_all", group)] = None
         return self._all_to_all_async(found, tag)
 
     def all_reduce_async(self, group: str, tag: str, shapes: Sequence[tuple[int, ...]]) -> AsyncAllReduce:
@@ -139,6 +157,9 @@ class Collectives(ABC):
             from locmoe_ops.collectives.rows import KeepRows
 
             return KeepRows(rows, limit)
+        if self.gathered:
+            raise InputError(f"all_to_all_v {tag!r}: unequal parts cannot be gathered; expected a native all-to-all")
+        self.used[("all_to_all_v", group)] = None
         return self._uneven(found, tag, UnevenRows(rows, limit, advice))
 
     def all_gather(self, group: str, tag: str) -> nn.Cell:
@@ -168,6 +189,7 @@ class Collectives(ABC):
             from mindspore import nn
 
             return nn.Identity()
+        self.used[(operation, group)] = None
         return self._cell(operation, found, tag, root)
 
     def _group(self, kind: str) -> RankGroup:

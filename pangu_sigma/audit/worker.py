@@ -41,7 +41,7 @@ def export_rank(config: Config, rank: int, world_size: int, words: int, domains:
         job: how the names of its process groups begin, another one for each job of this process.
     """
     topology = job_topology(config, world_size)
-    collectives = HcclCollectives(rank, topology, job)
+    collectives = HcclCollectives(rank, topology, job, config.parallel.all_to_all == "gathered")
     vocabulary = Vocabulary(words, domains, np.ones((config.moe.num_groups, words), np.int64))
     engine = TrainEngine(config, Runtime(collectives, chip=known_chip(config.runtime.chip)), vocabulary)
     batch = random_batch(micro_batch_sequences(config, topology.data), config.model.sequence_length, vocabulary)

@@ -315,6 +315,12 @@ class ParallelConfig:
     overlap_gradients: bool = key(
         True, "sum gradients of dense weights over ranks while the backward pass continues below them"
     )
+    all_to_all: str = key(
+        "native",
+        "how tokens travel: by the backend's all-to-all, or (gathered) by an all-gather of which each rank keeps its "
+        "part, for groups in which HCCL has no all-to-all (910A); P times the bytes among P ranks",
+        choices=("native", "gathered"),
+    )
     ranks_per_node: Optional[int] = key(
         None, "ranks a node; null: all of them; give it to let one machine play several nodes", minimum=1
     )

@@ -192,6 +192,9 @@ class HcclConfig:
         minimum=0,
         maximum=2147483647,
     )
+    unchecked_all_to_all: bool = key(
+        False, "all-to-all also in groups that HCCL's documentation rules out (910A), where your CANN knows better"
+    )
 
 
 @dataclass(frozen=True)

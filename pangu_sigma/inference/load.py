@@ -156,6 +156,7 @@ def _read(
             )
     context = network_context(config, codec.vocab_size, len(codec.domains), runtime.collectives)
     network = PanGuSigma(context)
+    runtime.check_groups()
     experts = context.slot_rules.placement.local_experts(runtime.topology.ep_index(runtime.rank))
     set_values(
         read_values(reader, parameter_entries(network.get_parameters()), experts, lambda: differences(reader, config))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Iterator, NamedTuple
 
-from locmoe_ops.dispatch.geometry import COUNTS, RESULTS
+from locmoe_ops.dispatch.geometry import COUNTS, RESULTS, DispatchExchange
 from locmoe_ops.router_registry import router_spec
 from pangu_sigma.config.derived import has_experts
 from pangu_sigma.model.parameter_groups import (
@@ -90,12 +90,25 @@ def _dispatch(job: PlannedJob) -> Iterator[Exchange]:
         elements = one.rows if one.carries == COUNTS else one.rows * width
         item = one.item or (job.compute_item if one.carries == RESULTS else ITEM)
         phase = BACKWARD if one.backward else FORWARD
-        yield Exchange("all_to_all", one.name, one.operation, one.group, elements, item, phase)
+        if one.operation == "all_to_all" and job.config.parallel.all_to_all == "gathered":
+            yield _gathered_tokens(job, one, elements, item)
+        else:
+            yield Exchange("all_to_all", one.name, one.operation, one.group, elements, item, phase)
     slots = layer_slots(job)
     for rows in slots.expert_calls if slots.shares == 1 else ():
         elements = job.experts_per_rank * width * rows
         yield _tensor("experts, gradient", "all_reduce", elements, ITEM, BACKWARD)
         yield _tensor("experts, sum", "all_reduce", elements, job.compute_item, FORWARD)
+
+
+def _gathered_tokens(job: PlannedJob, one: DispatchExchange, elements: int, item: int) -> Exchange:
+    """An all-to-all as `locmoe_ops.collectives.gathered` makes it: all parts gathered, and the gradient of all of
+    it scattered.
+    """
+    if not one.backward:
+        return Exchange("all_to_all", one.name, "all_gather", one.group, elements, item, FORWARD)
+    whole = elements * len(job.topology.group_of(one.group, 0))
+    return Exchange("all_to_all", one.name, "reduce_scatter", one.group, whole, item, BACKWARD)
 
 
 # ---- router losses

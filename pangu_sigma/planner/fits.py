@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.check_chip import with_chip
+from pangu_sigma.config.chips import CHIPS
 from pangu_sigma.config.schema import Config
 from pangu_sigma.planner.cluster import Cluster
 from pangu_sigma.planner.hardware import load_hardware, shipped_hardware
@@ -43,22 +44,24 @@ def nearest_change(config: Config, cluster: Cluster) -> Optional[Change]:
     where nothing does.
     """
     capacity, precision = cluster.hardware.memory.capacity_gb.value, config.runtime.precision
-    machines: list[tuple[tuple[str, ...], Cluster]] = [((), cluster)]
+    machines: list[tuple[tuple[str, ...], Config, Cluster]] = [((), config, cluster)]
     shipped = [(name, load_hardware(name)) for name in shipped_hardware()]
     for name, hardware in sorted(shipped, key=lambda each: each[1].memory.capacity_gb.value):
         if hardware.memory.capacity_gb.value > capacity and hardware.compute.peak_tflops.of(precision) is not None:
-            named = [f"--hardware {name}"]
-            if config.runtime.chip != "auto" and hardware.chip is not None:
-                named.append(f"--set runtime.chip={hardware.chip}")
-            machines.append((tuple(named), replace(cluster, hardware=hardware)))
+            changes = _for_chip(config, hardware.chip)
+            words = (f"--hardware {name}", *(f"--set {path}={str(value).lower()}" for path, value in changes.items()))
+            moved = config
+            for path, value in changes.items():
+                moved = with_value(moved, path, value)
+            machines.append((words, moved, replace(cluster, hardware=hardware)))
     options = _options(config, cluster)
-    for words, machine in machines:
+    for words, fitting, machine in machines:
         for number in range(0 if words else 1, _MOST_SETTINGS + 1):
             found = [
                 change
                 for axes in combinations(options, number)
                 for settings in product(*axes)
-                if (change := _tried(config, machine, words, settings)) is not None
+                if (change := _tried(fitting, machine, words, settings)) is not None
             ]
             if found:
                 return min(found, key=lambda change: (change.nodes, change.memory))
@@ -83,6 +86,16 @@ def _options(config: Config, cluster: Cluster) -> list[list[_Setting]]:
     ]
 
 
+def _for_chip(config: Config, chip: Optional[str]) -> dict[str, Any]:
+    """Keys that name the configuration's chip, or are for it alone, with their values for another `chip`."""
+    if config.runtime.chip == "auto" or chip is None:
+        return {}
+    changes: dict[str, Any] = {"runtime.chip": chip}
+    if config.runtime.hccl.unchecked_all_to_all and CHIPS[chip].cluster.value is None:
+        changes["runtime.hccl.unchecked_all_to_all"] = False
+    return changes
+
+
 def _tried(
     config: Config, cluster: Cluster, words: tuple[str, ...], settings: tuple[_Setting, ...]
 ) -> Optional[Change]:
@@ -93,8 +106,6 @@ def _tried(
         else:
             config = with_value(config, path, value)
     try:
-        if words and config.runtime.chip != "auto" and cluster.hardware.chip is not None:
-            config = with_value(config, "runtime.chip", cluster.hardware.chip)
         config = with_chip(config, cluster.hardware.chip, cluster.hardware.name)
         job = plan_job(config, cluster.nodes, cluster.devices_per_node)
     except InputError:

@@ -16,6 +16,7 @@ from locmoe_ops.router_registry import RouterCost, router_spec
 from locmoe_ops.topology import Placement, Topology
 from pangu_sigma.config import derived
 from pangu_sigma.config.ascend import resolve_runtime
+from pangu_sigma.config.check_chip import check_all_to_all
 from pangu_sigma.config.chips import known_chip, reads_status
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import router_sizes, validate
@@ -142,7 +143,11 @@ def plan_job(config: Config, nodes: int, devices_per_node: int) -> PlannedJob:
             f"parallel.tensor ({placed.parallel.tensor}) does not divide the {words} words of the vocabulary; "
             "expected a divisor"
         )
-    return PlannedJob(placed, topology, words, domains)
+    job = PlannedJob(placed, topology, words, domains)
+    if derived.has_experts(config):  # by now the parts that domains make of the group are known
+        exchanged = [one for one in layer_exchanges(job) if one.operation.startswith("all_to_all")]
+        check_all_to_all(placed, topology, {one.group for one in exchanged})
+    return job
 
 
 def layer_slots(job: PlannedJob, factor: float | None = None) -> LayerSlots:

@@ -98,6 +98,7 @@ def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
     if job.sparse_layers:
         # Of one of them: send and receive buffers are float32, those of results have the matmuls' type.
         dispatch = 2.0 * (ITEM + job.compute_item) * expert_rows(job) * job.config.model.hidden_size
+        dispatch += _gathered_bytes(job, exchanges)
     # Of hosted experts, the weights and both moments (see `pangu_sigma.train.offloaded_experts`).
     hosted = 3 * own_experts if job.config.optimizer.experts != "device" else 0
     return RankMemory(
@@ -113,6 +114,15 @@ def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
         fragmentation=memory.fragmentation.value,
         host=hosted,
     )
+
+
+def _gathered_bytes(job: PlannedJob, exchanges: list[Exchange]) -> int:
+    """What all ranks have sent, on each of them, where tokens are gathered: of all chunks, which start together."""
+    if job.config.parallel.all_to_all != "gathered":
+        return 0
+    tokens = [e for e in exchanges if e.cause == "all_to_all" and e.operation == "all_gather" and e.group != "tp"]
+    sizes = [e.elements * e.item * len(job.topology.group_of(e.group, 0)) for e in tokens]
+    return max(sizes, default=0) * job.config.moe.dispatch.chunks
 
 
 def optimizer_bytes(job: PlannedJob) -> int:

@@ -16,7 +16,7 @@ from locmoe_ops.router_registry import router_spec
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import router_sizes
-from pangu_sigma.planner.exchanges import CAUSES, LAST_BACKWARD, Exchange, step_exchanges
+from pangu_sigma.planner.exchanges import BACKWARD, CAUSES, FORWARD, LAST_BACKWARD, Exchange, step_exchanges
 from pangu_sigma.planner.hardware import Hardware, Link
 from pangu_sigma.planner.job import ITEM, PlannedJob
 from pangu_sigma.planner.memory import expert_rows, layer_activations
@@ -67,8 +67,10 @@ def step_time(job: PlannedJob, hardware: Hardware) -> StepTime:
     chunks = job.config.moe.dispatch.chunks
     if chunks > 1 and job.sparse_layers:
         groups = job.exchange.group, f"{job.exchange.group}_rail"
-        tokens = sum(time for e, time in seconds if e.cause == "all_to_all" and e.group in groups)
-        experts = _product_time(rank_flops(job)["experts"], job, hardware)
+        gathered = job.config.parallel.all_to_all == "gathered"  # then the backward pass hides nothing
+        phases = (FORWARD,) if gathered else (FORWARD, BACKWARD)
+        tokens = sum(t for e, t in seconds if e.cause == "all_to_all" and e.group in groups and e.phase in phases)
+        experts = _product_time(rank_flops(job)["experts"], job, hardware) / (3.0 if gathered else 1.0)
         hidden["all_to_all"] = min(tokens, experts) * (chunks - 1) / chunks
     return StepTime(compute, causes, {cause: time * hardware.overlap.value for cause, time in hidden.items()})
 

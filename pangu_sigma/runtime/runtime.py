@@ -9,6 +9,7 @@ import mindspore as ms
 
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.collectives.interface import Collectives
+from locmoe_ops.collectives.rank_numbers import check_rank_numbers
 from locmoe_ops.collectives.tcp.mesh import Mesh, join_mesh
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
@@ -61,6 +62,16 @@ class Runtime:
     def world_size(self) -> int:
         return self.topology.world_size
 
+    def check_groups(self) -> None:
+        """Tries each group of an hccl job once, when this rank has made its Cells; every rank must call it. A mesh
+        needs no trial: it knows what it has received.
+
+        Raises:
+            CollectiveError: a group does not carry what is sent.
+        """
+        if self.mesh is None and self.world_size > 1:
+            check_rank_numbers(self.collectives)
+
     @property
     def is_first(self) -> bool:
         """True on the rank that writes what is written once."""
@@ -81,7 +92,7 @@ def start_runtime(config: Config) -> Runtime:
     if resolved.runtime.device == "ascend":
         ms.set_device("Ascend", launch.device)
         resolved = with_chip(resolved, device_chip(), "the device")
-        check_chip(resolved)
+        check_chip(launch.fit(resolved), launch.world_size)
     else:
         ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE if config.runtime.mode == "graph" else ms.PYNATIVE_MODE)
@@ -90,15 +101,16 @@ def start_runtime(config: Config) -> Runtime:
     rank, world_size = launch.rank, launch.world_size
     chip = known_chip(resolved.runtime.chip)
     topology = job_topology(launch.fit(config), world_size)
+    gathered = config.parallel.all_to_all == "gathered"
     if world_size == 1:
         return Runtime(create_collectives("local", topology, rank), chip=chip)
     if resolved.runtime.backend == "tcp":
         mesh = _join(config, rank, world_size)
-        return Runtime(create_collectives("tcp", topology, rank, mesh), mesh)
+        return Runtime(create_collectives("tcp", topology, rank, mesh, gathered), mesh)
     from mindspore.communication import init
 
     init()
-    return Runtime(create_collectives("hccl", topology, rank), chip=chip)
+    return Runtime(create_collectives("hccl", topology, rank, gathered=gathered), chip=chip)
 
 
 def device_chip() -> Optional[str]:

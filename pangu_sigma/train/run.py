@@ -68,7 +68,9 @@ def train(config: Config) -> int:
             config, data, resolve_layout(config, topology), runtime.rank // topology.tensor, topology.data
         )
         held.enter_context(closing(loader))
-        diverged = _run(config, runtime, data, loader, TrainEngine(config, runtime, words), source)
+        engine = TrainEngine(config, runtime, words)
+        runtime.check_groups()
+        diverged = _run(config, runtime, data, loader, engine, source)
     if diverged:  # raised here, when the ranks have parted in good order
         raise RunDiverged(diverged)
     return 0

@@ -18,6 +18,7 @@ class Case(NamedTuple):
 
     `tensor` neighbouring ranks hold the same tokens and a term of each expert; `share`: they send a share each, else
     all. `parts`: those that exchange by themselves, neighbours.
+    `gathered`: by all-gather, with the tokens of the case of the same name without it.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Case(NamedTuple):
     share: bool = False
     overflow: str = "drop"
     parts: int = 1
+    gathered: bool = False
 
     @property
     def places(self) -> int:
@@ -76,6 +78,8 @@ CASES = {
     ),
     "hierarchical, in parts of a node": Case("hierarchical", 4, 0, placement="node_grouped", groups=2, parts=2),
     "hierarchical, group-wise, in parts": Case("hierarchical", 8, 4, tensor=2, share=True, parts=2),
+    "flat, 3 chunks, gathered": Case("flat", 3, 3, chunks=3, gathered=True),
+    "hierarchical, overlapped, gathered": Case("hierarchical", AMPLE, 12, chunks=2, gathered=True),
     "ragged, in parts": Case("ragged", AMPLE, AMPLE, top_k=2, ranks_per_node=1, parts=2),
     "ragged": Case("ragged", AMPLE, AMPLE, placement="node_grouped"),
     "ragged, top 2": Case("ragged", AMPLE, AMPLE, top_k=2, groups=2),
@@ -107,7 +111,7 @@ def example(name: str, place: int) -> Example:
             np.zeros(TOKENS, np.int32),
             np.zeros(TOKENS, np.float32),
         )
-    rng = np.random.default_rng([list(CASES).index(name), place])
+    rng = np.random.default_rng([list(CASES).index(name.replace(", gathered", "")), place])
     x, dy = rng.standard_normal((2, TOKENS, HIDDEN)).astype(np.float32)
     # One expert more than there are: no assignment. Low numbers are chosen often.
     expert = rng.permuted(np.tile(np.arange(EXPERTS + 1), (TOKENS, 1)), axis=1)[:, : CASES[name].top_k]
@@ -164,7 +168,7 @@ def run_case(name: str, rank: int, mesh) -> dict:
 
     case = CASES.get(name, CASES["ragged"])
     own, topology = example(name, rank // case.tensor), Topology(RANKS, case.ranks_per_node, case.places, case.tensor)
-    collectives = create_collectives("tcp", topology, rank, mesh)
+    collectives = create_collectives("tcp", topology, rank, mesh, case.gathered)
     tensor = TensorGroup(collectives)
 
     class Factors(nn.Cell):

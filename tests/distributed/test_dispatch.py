@@ -136,6 +136,13 @@ def test_outputs_and_gradients_match_a_loop(results, name, monkeypatch):
             )
 
 
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.gathered])
+def test_gathered_tokens_are_the_same_to_the_bit(results, name):
+    for found in results:
+        for key in ("y", "kept", "dx", "dweight", "dfactor"):
+            np.testing.assert_array_equal(found[f"{name}/{key}"], found[f"{name.replace(', gathered', '')}/{key}"])
+
+
 def test_overflow_is_seen():
     """The cases that say so drop on both tiers, and not everything."""
     for name in CASES:
@@ -152,6 +159,11 @@ def test_bytes_between_nodes(results, name):
     case = rounded_up(CASES[name])
     if case.kind == "ragged":
         return check_ragged_bytes(results, name)
+    if case.gathered:  # to each of the others what is meant for all of the group
+        native = results[0][f"{name.replace(', gathered', '')}/between nodes"]
+        ranks = RANKS if case.kind == "flat" else RANKS // case.ranks_per_node  # of those that nodes exchange among
+        assert {int(found[f"{name}/between nodes"]) for found in results} == {int(native) * ranks}
+        return
     places, per_node = case.places // case.parts, case.ranks_per_node // case.tensor
     elsewhere = EXPERTS // case.parts * max(places - per_node, 0) // places
     for rank in range(RANKS):

@@ -50,13 +50,14 @@ class TcpCollectives(Collectives):
         rank: this rank.
         topology: the ranks of this job.
         mesh: of the same rank and as many ranks (`join_mesh`).
+        gathered: see `Collectives`.
 
     Raises:
         InputError: the mesh is that of another rank or job.
     """
 
-    def __init__(self, rank: int, topology: Topology, mesh: Mesh) -> None:
-        super().__init__(rank, topology)
+    def __init__(self, rank: int, topology: Topology, mesh: Mesh, gathered: bool = False) -> None:
+        super().__init__(rank, topology, gathered)
         if (mesh.rank, mesh.world_size) != (rank, topology.world_size):
             raise InputError(
                 f"collectives: rank {rank} of {topology.world_size} was given the mesh of rank "

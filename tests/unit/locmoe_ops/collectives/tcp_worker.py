@@ -22,6 +22,8 @@ CASES = {
     "all_reduce_large": ("all_reduce", "node", (100, 70), "float32", 0),
     "all_reduce_scalar": ("all_reduce", "world", (), "float32", 0),
     "broadcast": ("broadcast", "world", (3,), "float32", 2),
+    "gathered": ("all_to_all", "world", (4, 3, 2), "float32", 0),
+    "gathered_pair": ("all_to_all", "node", (2, 5), "float16", 0),
     "one_rank": ("all_to_all", "tp", (1, 4), "float32", 0),
 }
 
@@ -46,6 +48,7 @@ def run_case(collectives, case, mode):
 
     operation, group, shape, dtype, root = CASES[case]
     extra = {"root": root} if operation == "broadcast" else {}
+    collectives.gathered = case.startswith("gathered")
     cell = getattr(collectives, operation)(group, f"{mode}/{case}", **extra)
     size = len(collectives.topology.group_of(group, collectives.rank))
     x = ms.Tensor(example(case, collectives.rank, "x", shape, dtype))
@@ -59,6 +62,7 @@ def run_case(collectives, case, mode):
     if mode == "graph":
         differentiate = ms.jit(differentiate)
     (_, y), dx = differentiate(x, dy)
+    collectives.gathered = False
     return {f"{mode}/{case}/y": y.asnumpy(), f"{mode}/{case}/dx": dx.asnumpy()}
 
 
@@ -144,6 +148,7 @@ def main():
     import mindspore as ms
 
     from locmoe_ops.collectives.create import create_collectives
+    from locmoe_ops.collectives.rank_numbers import check_rank_numbers
     from locmoe_ops.collectives.tcp.mesh import join_mesh
     from locmoe_ops.topology import Topology
 
@@ -159,6 +164,7 @@ def main():
         results.update(run_uneven(collectives, mode))
     collectives.barrier()
     results["bytes"] = np.array(collectives.bytes_sent()[:2])
+    check_rank_numbers(collectives)  # raises where a group does not carry what is sent
     results["many"] = run_independent(collectives)
     results["times"] = np.array(collectives.times())
     results["lost"] = np.array(fail_inside_a_graph(collectives))

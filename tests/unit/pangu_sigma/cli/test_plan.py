@@ -20,6 +20,8 @@ ASCEND = {
     "pangu_sigma_1085b_512": 512,
 }
 
+ON_910A = ["--set", "runtime.chip=910a", "--set", "runtime.hccl.unchecked_all_to_all=true"]
+
 
 @pytest.fixture
 def config_file(tmp_path, make_config):
@@ -64,11 +66,10 @@ def test_tokens_of_the_run_without_being_told(config_file, capsys):
 
 
 def test_what_does_not_fit_is_said_with_a_way_out(capsys):
-    assert main(["plan", "configs/ascend/pangu_sigma_38b_128.yaml", "--nodes", "16", "--set", "runtime.chip=910a"]) == 0
+    assert main(["plan", "configs/ascend/pangu_sigma_38b_128.yaml", "--nodes", "16", *ON_910A]) == 0
     text = capsys.readouterr().out
-    assert (
-        "DOES NOT FIT" in text and "the nearest change that fits:\n  --hardware 910b --set runtime.chip=910b (" in text
-    )
+    settings = "--hardware 910b --set runtime.chip=910b\n  --set runtime.hccl.unchecked_all_to_all=false ("
+    assert "DOES NOT FIT" in text and f"the nearest change that fits:\n  {settings}" in text
 
 
 def test_bytes_that_routing_decides_are_marked(config_file, capsys):

@@ -149,9 +149,9 @@ def test_bytes_inside_and_between_nodes(job):
     """Counted from the algorithms' message sizes, for forward and backward in both modes."""
     inside = np.zeros(WORLD)
     between = np.zeros(WORLD)
-    for operation, group, shape, dtype, root in worker.CASES.values():
+    for case, (operation, group, shape, dtype, root) in worker.CASES.items():
         for ranks in Topology(WORLD, worker.RANKS_PER_NODE, WORLD).groups(group):
-            for sender, receiver, count in messages(operation, len(ranks), shape, dtype, root):
+            for sender, receiver, count in messages(case, operation, len(ranks), shape, dtype, root):
                 same = ranks[sender] // worker.RANKS_PER_NODE == ranks[receiver] // worker.RANKS_PER_NODE
                 (inside if same else between)[ranks[sender]] += count
     for sender in range(WORLD):
@@ -167,14 +167,16 @@ def test_bytes_inside_and_between_nodes(job):
         assert tuple(job[rank]["bytes"]) == expected
 
 
-def messages(operation, size, shape, dtype, root):
+def messages(case, operation, size, shape, dtype, root):
     """(sender, receiver, bytes) of one forward and one backward run."""
     nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     for sender in range(size):
         for receiver in range(size):
             if sender == receiver:
                 continue
-            if operation == "all_to_all":
+            if case.startswith("gathered"):  # each sends all, and gets all gradients
+                yield sender, receiver, 2 * nbytes
+            elif operation == "all_to_all":
                 yield sender, receiver, 2 * nbytes // size
             elif operation == "all_gather":
                 yield sender, receiver, 2 * nbytes

@@ -1,0 +1,62 @@
+"""Every group exchanges rank numbers once, before anything is trained: a backend that does nothing, or returns zeros
+without an error, must not go unnoticed (a third party has seen HCCL's all-to-all do so on Ascend 910A).
+
+Shape legend: P ranks of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mindspore import Tensor, nn
+
+from locmoe_ops.collectives.interface import Collectives
+from locmoe_ops.errors import CollectiveError
+
+
+class _Numbers(nn.Cell):
+    """One exchange as a graph of its own: HCCL forbids operators by themselves in a group that graphs use."""
+
+    def __init__(self, exchange: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.exchange = exchange
+
+    def construct(self, numbers: Any) -> Any:
+        return self.exchange(numbers)
+
+
+def check_rank_numbers(collectives: Collectives) -> None:
+    """Exchanges numbers in each group that a Cell of `collectives` uses, by all-to-all where one of them does, else by
+    all-gather. Every rank must call it, when it has made its Cells.
+
+    Raises:
+        CollectiveError: other numbers arrive than were sent; names the group and both.
+    """
+    rank, world = collectives.rank, collectives.topology.world_size
+    exchanging = {kind for operation, kind in collectives.used if operation.startswith("all_to_all")}
+    for kind in dict.fromkeys(kind for _, kind in collectives.used):
+        ranks = collectives.topology.group_of(kind, rank)
+        operation = "all_to_all" if kind in exchanging else "all_gather"
+        cell = _Numbers(getattr(collectives, operation)(kind, f"start/{operation} {kind}"))
+        # To the j-th rank of the group, or to all: (P, 1), or (1, 1)
+        sent = np.array([[rank * world + j] for j in range(len(ranks) if kind in exchanging else 1)], np.int32)
+        own = ranks.index(rank) if kind in exchanging else 0
+        expected = [peer * world + own for peer in ranks]
+        fault = numbers_fault(cell(Tensor(sent)).asnumpy().reshape(-1).tolist(), expected)
+        if fault:
+            raise CollectiveError(
+                f"rank {rank}: {operation} among the ranks {', '.join(map(str, ranks))} of group {kind} does not work: "
+                f"{fault}; nothing can be trained over it"
+            )
+
+
+def numbers_fault(received: Sequence[int], expected: Sequence[int]) -> str:
+    """What is wrong with the numbers that were `received`, of which the `expected` ones were sent; "" where nothing
+    is.
+    """
+    if list(received) == list(expected):
+        return ""
+    return f"received {list(received)[:8]} where {list(expected)[:8]} were sent"
