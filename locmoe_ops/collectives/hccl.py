@@ -46,6 +46,7 @@ class HcclCollectives(Collectives):
         super().__init__(rank, topology, gathered)
         self._job = job
         self._names = {topology.group_of("world", rank): GlobalComm.WORLD_COMM_GROUP}
+        self._meeting: nn.Cell | None = None
 
     def _cell(self, operation: str, group: RankGroup, tag: str, root: int) -> nn.Cell:
         name = self._group_name(group)
@@ -81,8 +82,14 @@ class HcclCollectives(Collectives):
         return self._names[ranks]
 
     def barrier(self) -> None:
-        if self.topology.world_size > 1:
-            ops.Barrier(GlobalComm.WORLD_COMM_GROUP)()
+        """Returns when every rank of the world has called it. A sum in a graph of its own: HCCL forbids operators by
+        themselves, as `ops.Barrier` would be, in a group that graphs use too.
+        """
+        if self.topology.world_size == 1:
+            return
+        if self._meeting is None:
+            self._meeting = _Meeting(self.all_reduce("world", "barrier"))
+        self._meeting(Tensor(np.ones(1, np.float32))).asnumpy()
 
     def bytes_sent(self, cause: str | None = None) -> BytesSent:
         """Not counted: the primitives move data without passing through this process's Python."""
@@ -215,6 +222,17 @@ class _Sum(nn.Cell):
 
     def construct(self, x: Any) -> Any:
         return ops.reshape(self.all_reduce(ops.reshape(x, (1,) + x.shape)), x.shape)  # (...) <- (1, ...) <- (...)
+
+
+class _Meeting(nn.Cell):
+    """A collective as a graph."""
+
+    def __init__(self, exchange: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.exchange = exchange
+
+    def construct(self, x: Any) -> Any:
+        return self.exchange(x)
 
 
 class _Broadcast(nn.Cell):

@@ -28,7 +28,6 @@ class Chip:
         always_saturates: whether Inf always becomes the largest number and NaN 0, so that the status register alone
             tells of an overflow; False: the environment may ask for it.
         cluster: devices of a cluster, where HCCL's all-to-all is bound to whole clusters; None: it is not.
-        jit_level: MindSpore's own choice where `jit_level` is left out.
         fused: keys of `runtime.fused` whose kernels it has.
         precisions: of `runtime.precision`.
         exec_timeout, rdma_timeout: smallest and largest HCCL_EXEC_TIMEOUT and HCCL_RDMA_TIMEOUT.
@@ -39,7 +38,6 @@ class Chip:
     hardware: ChipRule
     always_saturates: ChipRule
     cluster: ChipRule
-    jit_level: ChipRule
     fused: ChipRule
     precisions: ChipRule
     exec_timeout: ChipRule
@@ -51,7 +49,6 @@ _SMI = "Huawei: column Name of npu-smi info"
 _FILE = "configs/hardware"
 _OVERFLOW = "CANN 8.0 and Ascend PyTorch 6.0, INF_NAN_MODE_ENABLE; MindSpore 2.10, amp.py: _all_finite"
 _ALL_TO_ALL = "CANN 8.0, HCCL API: HcclAlltoAll and HcclAlltoAllV, Constraints"
-_JIT = "MindSpore 2.10, libmindspore_core.so: jit_level_o2_default_ascend_jit"
 _FUSED = "CANN: FlashAttentionScore, GroupedMatmul and MoeTokenPermute are kernels of Atlas A2 and A3"
 _PRECISION = "CANN 8.5, ToBfloat16 and the data types of HcclAlltoAll: not on Atlas training products"
 _EXEC_TIMEOUT = "CANN 8.5, Environment Variables: HCCL_EXEC_TIMEOUT"
@@ -66,7 +63,6 @@ CHIPS: Mapping[str, Chip] = {
         hardware=ChipRule("910a", _FILE),
         always_saturates=ChipRule(True, _OVERFLOW),
         cluster=ChipRule(4, _ALL_TO_ALL),
-        jit_level=ChipRule("O2", _JIT),
         fused=ChipRule((), _FUSED),
         precisions=ChipRule(("fp32", "fp16"), _PRECISION),
         exec_timeout=ChipRule((1, 17340), _EXEC_TIMEOUT),
@@ -78,7 +74,6 @@ CHIPS: Mapping[str, Chip] = {
         hardware=ChipRule("910b", _FILE),
         always_saturates=ChipRule(False, _OVERFLOW),
         cluster=ChipRule(None, _ALL_TO_ALL),
-        jit_level=ChipRule("O0", _JIT),
         fused=ChipRule(_KERNELS, _FUSED),
         precisions=ChipRule(_PRECISIONS, _PRECISION),
         exec_timeout=ChipRule((0, 2147483647), _EXEC_TIMEOUT),
@@ -90,7 +85,6 @@ CHIPS: Mapping[str, Chip] = {
         hardware=ChipRule(None, _FILE),
         always_saturates=ChipRule(False, _OVERFLOW),
         cluster=ChipRule(None, _ALL_TO_ALL),
-        jit_level=ChipRule("O0", _JIT),
         fused=ChipRule(_KERNELS, _FUSED),
         precisions=ChipRule(_PRECISIONS, _PRECISION),
         exec_timeout=ChipRule((0, 2147483647), _EXEC_TIMEOUT),

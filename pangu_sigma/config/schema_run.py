@@ -244,8 +244,8 @@ class RuntimeConfig:
     loss_scale: LossScaleConfig = key(LossScaleConfig, "dynamic loss scale (precision fp16)")
     jit_level: Optional[str] = key(
         None,
-        "how far Ascend's compiler goes: O0 kernel by kernel, O1 fuses them, O2 whole graphs to the "
-        "device; null: MindSpore's default",
+        "how far Ascend's compiler goes: O0 kernel by kernel, O1 fuses them (O2, whole graphs to the device, is "
+        "deprecated by MindSpore); null: O0",
         choices=("O0", "O1", "O2"),
     )
     deterministic: bool = key(

@@ -96,7 +96,7 @@ def start_runtime(config: Config) -> Runtime:
     else:
         ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE if config.runtime.mode == "graph" else ms.PYNATIVE_MODE)
-    set_context(config.runtime)
+    set_context(resolved.runtime)
     gc.freeze()  # MindSpore collects garbage around every graph that it compiles: what was imported is none
     rank, world_size = launch.rank, launch.world_size
     chip = known_chip(resolved.runtime.chip)

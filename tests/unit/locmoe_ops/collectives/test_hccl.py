@@ -174,6 +174,12 @@ def test_products_of_sums_are_not_rewritten(folder):
         assert name == "AllReduce"  # the gradient of `total`, as it is
 
 
+def test_a_barrier_is_a_graph(folder):
+    """Not an operator by itself, which HCCL does not take in a group that graphs use."""
+    for rank in range(WORLD):
+        assert json.loads((folder / f"graph_{rank}.json").read_text())["meetings"] == 1
+
+
 def test_bytes_are_said_not_to_be_counted(folder):
     for rank in range(WORLD):
         assert json.loads((folder / f"graph_{rank}.json").read_text())["counted"] is False

@@ -15,6 +15,7 @@ from pangu_sigma.runtime.settings import (
     COMPILE_CACHE,
     VARIABLES,
     memory_sizes,
+    set_context,
     set_environment,
     switch_off_compile_cache,
 )
@@ -66,6 +67,22 @@ def test_everything_is_set_before_the_ranks_meet(monkeypatch):
     assert calls[0][1] == ("Ascend", 5)
     assert calls[2][2] == {"jit_config": {"jit_level": "O1"}}
     assert calls[4][2] == {"init_size": "2.000GB", "max_size": "30.000GB"}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        ({"device": "ascend"}, [{"jit_level": "O0"}]),
+        ({"device": "ascend", "jit_level": "O1"}, [{"jit_level": "O1"}]),
+        ({"device": "ascend", "mode": "pynative"}, []),
+        ({"device": "cpu"}, []),
+    ],
+)
+def test_the_level_of_the_compiler_is_named_on_ascend(monkeypatch, runtime, expected):
+    found = []
+    monkeypatch.setattr(ms, "set_context", lambda **options: found.append(options["jit_config"]))
+    set_context(config_from_dict({"runtime": runtime}).runtime)
+    assert found == expected
 
 
 def test_without_settings_nothing_is_touched(monkeypatch):
