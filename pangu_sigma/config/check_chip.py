@@ -2,7 +2,7 @@
 `pangu_sigma.config.chips`.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Iterable, Optional, Sequence, Set
 
 from locmoe_ops.dispatch.geometry import DispatchExchange, DispatchOptions, DispatchSetup, FixedCapacities
@@ -60,6 +60,12 @@ def check_chip(config: Config, world_size: int) -> None:
             f"runtime.hccl.unchecked_all_to_all is true with runtime.chip {name}, where HCCL's all-to-all has no rule; "
             "expected false"
         )
+    for kernel in (field.name for field in fields(runtime.fused) if getattr(runtime.fused, field.name)):
+        if kernel not in chip.fused.value:
+            raise InputError(
+                f"runtime.fused.{kernel} is true with runtime.chip {name}, which has no such kernel "
+                f"({chip.fused.source}); expected false"
+            )
     if has_experts(config):
         topology = job_topology(config, world_size)
         check_all_to_all(config, topology, all_to_all_kinds(config, topology))

@@ -135,6 +135,9 @@ class FlashCore(nn.Cell):
     """`AttentionCore` without dropout as Ascend's FlashAttentionScore, which keeps no scores for the backward pass.
     fp16 and bf16.
 
+    Where all tokens of the rows are there (S = L), it is told that no query sees a later key, and computes the causal
+    half of the scores only; the mask still bars other documents. Told nothing, it computes the full square.
+
     Args:
         dims: sizes.
 
@@ -144,13 +147,16 @@ class FlashCore(nn.Cell):
     def __init__(self, dims: ModelDims) -> None:
         super().__init__()
         self.width = dims.local_heads * dims.head_size
-        self.attention = FlashAttentionScore(
-            dims.local_heads, scale_value=1.0 / math.sqrt(dims.head_size), input_layout="BNSD"
-        )
+        scale = 1.0 / math.sqrt(dims.head_size)
+        self.causal = FlashAttentionScore(dims.local_heads, scale_value=scale, next_tokens=0, input_layout="BNSD")
+        self.cached = FlashAttentionScore(dims.local_heads, scale_value=scale, input_layout="BNSD")
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
         barred = ops.cast(mask < 0.0, dtype.uint8)
-        _, _, _, mixed = self.attention(query, key, value, None, None, None, barred, None)
+        if query.shape[2] == key.shape[2]:
+            _, _, _, mixed = self.causal(query, key, value, None, None, None, barred, None)
+        else:
+            _, _, _, mixed = self.cached(query, key, value, None, None, None, barred, None)
         return mixed.transpose(0, 2, 1, 3).reshape(-1, self.width)  # (T, H * D) <- (B, S, H, D) <- (B, H, S, D)
 
 

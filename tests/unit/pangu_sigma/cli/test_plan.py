@@ -20,7 +20,7 @@ ASCEND = {
     "pangu_sigma_1085b_512": 512,
 }
 
-ON_910A = ["--set", "runtime.chip=910a", "--set", "runtime.hccl.unchecked_all_to_all=true"]
+ON_910A = "--set runtime.chip=910a --set runtime.fused={} --set runtime.hccl.unchecked_all_to_all=true".split()
 
 
 @pytest.fixture

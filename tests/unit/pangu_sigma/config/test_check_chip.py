@@ -7,6 +7,9 @@ from pangu_sigma.config.check_chip import with_chip
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.validate import validate
 
+FP16 = {"precision": "fp16"}
+HEADS = {"model": {"hidden_size": 64, "num_heads": 4}}  # of 16 features, as the kernel wants them
+
 
 def make(runtime, **sections):
     return config_from_dict({"runtime": {"device": "ascend", **runtime}, **sections})
@@ -17,15 +20,21 @@ def make(runtime, **sections):
     [
         ("910a", {"precision": "bf16"}, "runtime.precision is bf16 with runtime.chip 910a, which has none"),
         ("910a", {"hccl": {"exec_timeout": 0}}, "runtime.hccl.exec_timeout is 0 with runtime.chip 910a; expected 1 to"),
+        (
+            "910a",
+            {"fused": {"attention": True}, **FP16},
+            "runtime.fused.attention is true with runtime.chip 910a, which has",
+        ),
+        ("910a", {"fused": {"experts": True}, **FP16}, "Atlas A2 and A3); expected false"),
         ("910a", {"hccl": {"exec_timeout": 17341}}, "expected 1 to 17340 seconds"),
     ],
 )
 def test_what_a_chip_has_not_is_refused(chip, runtime, fragment):
     with pytest.raises(InputError) as caught:
-        validate(make({**runtime, "chip": chip}), 1)
+        validate(make({**runtime, "chip": chip}, **HEADS), 1)
     assert fragment in str(caught.value) and "\n" not in str(caught.value)
     for other in ("auto", "910b"):
-        validate(make({**runtime, "chip": other}), 1)
+        validate(make({**runtime, "chip": other}, **HEADS), 1)
 
 
 def test_a_chip_is_refused_on_cpu():

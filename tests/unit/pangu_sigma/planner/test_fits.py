@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pangu_sigma.config.load import load_config
+from pangu_sigma.config.schema_run import FusedConfig
 from pangu_sigma.planner.cluster import Cluster, cluster_of
 from pangu_sigma.planner.fits import advice, nearest_change, with_value
 from pangu_sigma.planner.hardware import HardwareFigure, load_hardware
@@ -59,7 +60,9 @@ def test_two_settings_where_one_is_not_enough(large):
 
 def test_larger_hardware_where_no_setting_is_enough():
     shipped = load_config("configs/ascend/pangu_sigma_38b_128.yaml")
-    shipped = with_value(shipped, "parallel.all_to_all", "gathered")  # or the 910A would not be planned at all
+    # The 910A would not be planned at all with tokens sent by all-to-all, or with fused kernels.
+    shipped = with_value(shipped, "parallel.all_to_all", "gathered")
+    shipped = with_value(shipped, "runtime.fused", FusedConfig())
     for chip, expected in (("auto", ("--hardware 910b",)), ("910a", ("--hardware 910b", "--set runtime.chip=910b"))):
         config = with_value(shipped, "runtime.chip", chip)
         cluster = cluster_of(config, 16, None, "910a")

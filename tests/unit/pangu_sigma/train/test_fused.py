@@ -3,6 +3,7 @@ attention.
 """
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -62,11 +63,16 @@ def test_the_step_compiles_with_every_kernel(make_config, tmp_path):
 
 
 def test_attention_by_kernel_is_attention(make_config):
-    """Rows of two documents. The kernel as MindSpore documents it: a 1 in its mask bars a key."""
+    """Rows of two documents, whole, and with a query for each row's last token alone, as cached decoding has it. The
+    kernel as MindSpore documents it: a 1 in its mask bars a key, and so does next_tokens 0 with every later one.
+    """
 
-    def kernel(query, key, value, shift, dropped, padding, barred, prefix):
+    def kernel(query, key, value, shift, dropped, padding, barred, prefix, next_tokens=None):
         query, key, value = (one.asnumpy().astype(np.float64) for one in (query, key, value))
-        scores = np.where(barred.asnumpy() > 0, -np.inf, query @ key.transpose(0, 1, 3, 2) / np.sqrt(query.shape[-1]))
+        barred = barred.asnumpy() > 0
+        if next_tokens is not None:
+            barred = barred | ~np.tri(*barred.shape[-2:], next_tokens, dtype=bool)
+        scores = np.where(barred, -np.inf, query @ key.transpose(0, 1, 3, 2) / np.sqrt(query.shape[-1]))
         odds = np.exp(scores - scores.max(-1, keepdims=True))
         return None, None, None, Tensor((odds / odds.sum(-1, keepdims=True) @ value).astype(np.float32))
 
@@ -76,11 +82,16 @@ def test_attention_by_kernel_is_attention(make_config):
     query, key, value = (Tensor(rng.standard_normal((2, 2, length, 16)).astype(np.float32)) for _ in range(3))
     mask = attention_mask(Tensor(np.tile(np.arange(length) // (length // 2), (2, 1)).astype(np.int32)))
     fused = FlashCore(shape)
-    fused.attention = kernel
+    assert (fused.causal.next_tokens, fused.cached.next_tokens) == (0, 2147483647)
+    fused.causal, fused.cached = partial(kernel, next_tokens=fused.causal.next_tokens), kernel
     seeds = Tensor(np.zeros(2, np.int32))
     ms.set_context(mode=ms.PYNATIVE_MODE)
     try:
-        found, expected = (core(query, key, value, mask, seeds).asnumpy() for core in (fused, AttentionCore(shape, 0)))
+        for rows in (slice(None), slice(-1, None)):
+            asking, seen = Tensor(query.asnumpy()[:, :, rows]), Tensor(mask.asnumpy()[:, :, rows])
+            found, expected = (
+                core(asking, key, value, seen, seeds).asnumpy() for core in (fused, AttentionCore(shape, 0))
+            )
+            np.testing.assert_allclose(found, expected, atol=1e-5)  # float32: sums of at most 12 products of order 1
     finally:
         ms.set_context(mode=ms.GRAPH_MODE)
-    np.testing.assert_allclose(found, expected, atol=1e-5)  # float32: sums of at most 12 products of order 1
