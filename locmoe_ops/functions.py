@@ -3,7 +3,9 @@
 import math
 from typing import List, Tuple
 
-from mindspore import Tensor, nn, ops
+import numpy as np
+
+from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.errors import InputError
 
@@ -15,6 +17,33 @@ def log(x: Tensor) -> Tensor:
     which they try out during a run: two runs of the same steps then differ in the last bits. Xlogy is neither.
     """
     return ops.xlogy(ops.ones_like(x), x)
+
+
+_NORMAL, _EXPONENTS, _MANTISSA = 2.0**126, 253, 2.0**23
+# The normal powers of two but the largest, and what they make of their binade: [1, 2); the last also does for the next.
+_POWERS = Tensor(np.exp2(np.arange(-126, 127)).astype(np.float32))
+_SCALES = Tensor(np.exp2(-np.arange(-127.0, 127.0).clip(-126)).astype(np.float32))
+
+
+def sortable_bits(x: Tensor) -> Tensor:
+    """Whole numbers that sort as x does: the bit pattern of a float32 that is 0 or more, as an int32, and the negative
+    of that of -x below. Sorting float32 may lose digits on Ascend (warning of `ops.sort`), sorting int32 does not.
+
+    Graphs cannot look at bits: the exponent is found among the powers of two, and what is left of the number, scaled by
+    one of them, is exact. (Above 2**127 the pattern is another, in the same order.) There is no gradient.
+
+    Args:
+        x: <float32>[n].
+
+    Returns: <int32>[n].
+    """
+    x = ops.stop_gradient(x)
+    size = ops.abs(x)
+    exponent = ops.cast(ops.searchsorted(_POWERS, size, right=True), dtype.int32)  # (n,): 0 below the normal numbers
+    mantissa = (size * ops.gather(_SCALES, exponent, 0) - 1.0) * _MANTISSA
+    small = size * _NORMAL * _MANTISSA
+    bits = ops.cast(ops.select(exponent > 0, mantissa, small), dtype.int32) + exponent * int(_MANTISSA)
+    return ops.select(x < 0.0, -bits, bits)
 
 
 class ErfGeLU(nn.Cell):

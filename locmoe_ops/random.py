@@ -6,6 +6,8 @@ the same at any parallel degree and after any restart, which stateful generators
 Shape legend: R rows of a batch, n numbers of each.
 """
 
+from typing import Tuple
+
 import numpy as np
 
 from mindspore import Tensor, dtype, nn, ops
@@ -13,11 +15,16 @@ from mindspore import Tensor, dtype, nn, ops
 # The 32-bit xorshift-multiply mixer "lowbias32" (C. Wellons, "hash prospector").
 _MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
 _SHIFTS = (16, 15, 16)
-_LOW_24_BITS = 0xFFFFFF
+_HALF, _BYTE, _LOW_15_BITS = 0xFFFF, 0xFF, 0x7FFF
+_PIECES = tuple(tuple(factor >> (8 * place) & _BYTE for place in range(4)) for factor in _MULTIPLIERS)
+_and, _xor, _shift = ops.bitwise_and, ops.bitwise_xor, ops.bitwise_right_shift
 
 
 class SeededUniform(nn.Cell):
     """Uniform numbers in [0, 1), one for each of `length` positions of every seed.
+
+    The mixer is arithmetic modulo 2**32, here on halves of 16 bits in int32 of which no sum or product exceeds 2**25:
+    what int32 does beyond its range is not said of Ascend.
 
     Args:
         length: numbers per seed.
@@ -29,23 +36,56 @@ class SeededUniform(nn.Cell):
 
     def __init__(self, length: int, salt: int, start: int = 0) -> None:
         super().__init__()
-        offsets = position_bits(start + length, salt)[start:]
-        self.offsets = Tensor(offsets.view(np.int32).reshape(1, length))  # (1, n) <- (n,)
-        self.multipliers = tuple(_constant(factor) for factor in _MULTIPLIERS)
-        self.shifts = tuple(_constant(shift) for shift in _SHIFTS)
-        self.low_bits = _constant(_LOW_24_BITS)
+        offsets = position_bits(start + length, salt)[start:].reshape(1, length)  # (1, n) <- (n,)
+        self.high, self.low = (Tensor(half.astype(np.int32)) for half in (offsets >> 16, offsets & _HALF))
 
     def construct(self, seeds: Tensor) -> Tensor:
-        bits = self.offsets + seeds.reshape(-1, 1)  # (R, n) <- (1, n), (R, 1)
-        bits = self._fold(bits, 0) * self.multipliers[0]
-        bits = self._fold(bits, 1) * self.multipliers[1]
-        bits = ops.bitwise_and(self._fold(bits, 2), self.low_bits)
+        high, low = mixed_halves(self.high, self.low, seeds.reshape(-1, 1))  # (R, n) <- (1, n), (R, 1)
+        bits = _and(high, _constant(_BYTE)) * 65536 + low
         return ops.cast(bits, dtype.float32) * (1.0 / 16777216.0)
 
-    def _fold(self, bits: Tensor, step: int) -> Tensor:
-        # The shift is arithmetic on int32: the mixer then sends pairs of inputs to one output, which 24 bits would do
-        # anyway.
-        return ops.bitwise_xor(bits, ops.bitwise_right_shift(bits, self.shifts[step]))
+
+def mixed_halves(high: Tensor, low: Tensor, seeds: Tensor) -> Tuple[Tensor, Tensor]:
+    """The mixer on the sum of an unsigned number, given and returned as its halves of 16 bits, and a seed.
+
+    Args:
+        high, low: <int32>, 0 to 65535. seeds: <int32>, of a shape that goes with theirs.
+    """
+    half = _constant(_HALF)
+    low = low + _and(seeds, half)
+    high = _and(high + _and(_shift(seeds, _constant(16)), half) + _shift(low, _constant(16)), half)
+    high, low = _times(*_fold_16(high, _and(low, half)), _PIECES[0])
+    high, low = _times(*_fold_15(high, low), _PIECES[1])
+    return _fold_16(high, low)
+
+
+def _fold_16(high: Tensor, low: Tensor) -> Tuple[Tensor, Tensor]:
+    """x ^ (x >> 16), the shift being one of signed numbers: the mixer then sends pairs of inputs to one output, which
+    24 bits would do anyway.
+    """
+    return _xor(high, _signs(high)), _xor(low, high)
+
+
+def _fold_15(high: Tensor, low: Tensor) -> Tuple[Tensor, Tensor]:
+    """x ^ (x >> 15), likewise."""
+    shifted = _and(high, _constant(_LOW_15_BITS)) * 2 + _shift(low, _constant(15))
+    return _xor(high, _signs(high)), _xor(low, shifted)
+
+
+def _signs(high: Tensor) -> Tensor:
+    """The highest bit, sixteen times."""
+    return _shift(high, _constant(15)) * _HALF
+
+
+def _times(high: Tensor, low: Tensor, pieces: Tuple[int, ...]) -> Tuple[Tensor, Tensor]:
+    """x * factor modulo 2**32, by bytes of the factor, the lowest first: every product has 24 bits."""
+    half, byte, by_8, by_16 = _constant(_HALF), _constant(_BYTE), _constant(8), _constant(16)
+    first, second = low * pieces[0], low * pieces[1]
+    lower = _and(first, half) + _and(second, byte) * 256
+    carry = _shift(first, by_16) + _shift(second, by_8) + _shift(lower, by_16)
+    upper = _and(high * pieces[0], half) + _and(high * pieces[1], byte) * 256
+    upper = upper + _and(low * pieces[2], half) + _and(low * pieces[3], byte) * 256 + carry
+    return _and(upper, half), _and(lower, half)
 
 
 def position_bits(length: int, salt: int) -> np.ndarray:
@@ -64,7 +104,7 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
 
 
 def _constant(bits: int) -> Tensor:
-    return Tensor(np.array(bits, np.uint32).view(np.int32))
+    return Tensor(bits, dtype.int32)
 
 
 class SeededDropout(nn.Cell):

@@ -12,8 +12,6 @@ from typing import Any
 
 from mindspore import nn
 
-from locmoe_ops.collectives.interface import AsyncAllToAll
-
 
 class OwnSlices(nn.Cell):
     """What a rank keeps of what all have gathered. Its gradient has zeros in the place of the others' slices.
@@ -50,13 +48,3 @@ class GatheredAllToAll(nn.Cell):
 
     def construct(self, x: Any) -> Any:
         return self.own(self.gather(x))
-
-
-def gathered_async(gather: nn.Cell, size: int, index: int) -> AsyncAllToAll:
-    """The same in two Cells: the gather starts the exchange, and its handle is what all have gathered, P times as long
-    as the input. The gradient's exchange is begun and ended where this one is started.
-
-    Args:
-        gather: Cell of an all-gather in the group. size: P. index: of this rank in the group.
-    """
-    return AsyncAllToAll(gather, OwnSlices(size, index))

@@ -123,9 +123,10 @@ class Collectives(ABC):
 
             return AsyncAllToAll(nn.Identity(), nn.Identity())
         if self.gathered:
-            from locmoe_ops.collectives.gathered import gathered_async
+            from locmoe_ops.collectives.gathered import OwnSlices
 
-            return gathered_async(self.all_gather(group, tag), len(found.ranks), found.ranks.index(self.rank))
+            own = OwnSlices(len(found.ranks), found.ranks.index(self.rank))
+            return AsyncAllToAll(self.all_gather(group, tag), own)
         self.used[("all_to_all", group)] = None
         return self._all_to_all_async(found, tag)
 

@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.dispatch.geometry import SlotTable
+from locmoe_ops.functions import sortable_bits
 
 
 class DispatchContext(TypedDict, total=False):
@@ -97,7 +98,7 @@ class Slots(nn.Cell):
             return self.index
         # Equal weights get equal levels, and the index makes keys unique: the order does not rest on how a sort treats
         # ties.
-        weight = ops.cast(weight.T.reshape(-1), dtype.float32)  # (N,) <- (k, T)
+        weight = sortable_bits(ops.cast(weight.T.reshape(-1), dtype.float32))  # (N,) <- (k, T)
         ascending, _ = ops.sort(weight)
         level = ops.searchsorted(ascending, weight)  # (N,) int64: how many weights are smaller
         key = level * self.count + (self.count - 1 - ops.cast(self.index, dtype.int64))

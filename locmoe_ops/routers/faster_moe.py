@@ -21,6 +21,7 @@ from typing import Tuple, Union
 from mindspore import Parameter, Tensor, dtype, ops
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.functions import sortable_bits
 from locmoe_ops.routers.base import Router, RouterContext, RouterTokens, one_hot
 from locmoe_ops.routers.selection_bias import LocalExperts
 from locmoe_ops.routers.specs.faster_moe import FasterMoEOptions
@@ -97,6 +98,7 @@ def rank_by_priority(priority: Tensor, member: Tensor) -> Tensor:
     """
     count = priority.shape[0]
     index = ops.arange(0, count, 1, dtype=dtype.int64)
+    priority = sortable_bits(priority)
     ascending, _ = ops.sort(priority)
     key = ops.searchsorted(ascending, priority) * count + (count - 1 - index)
     ordered, _ = ops.sort(key, descending=True)

@@ -11,6 +11,8 @@ from locmoe_ops.functions import log
 from locmoe_ops.tensor_parallel import TensorGroup
 from pangu_sigma.model.dims import ModelDims
 
+_scatter_add = ops.TensorScatterAdd()  # of the functions both this and tensor_scatter_sub are deprecated
+
 
 def token_losses(shape: ModelDims) -> nn.Cell:
     """The cross-entropy for a network of this `shape`: `TokenCrossEntropy`, or `SplitCrossEntropy` where ranks have
@@ -48,7 +50,7 @@ class TokenCrossEntropy(nn.Cell):
         scale = dout[0]
         rows = ops.arange(0, targets.shape[0], 1, dtype=dtype.int32).reshape(-1, 1)  # (T, 1) <- (T,)
         index = ops.concat((rows, targets.reshape(-1, 1)), 1)  # (T, 2) <- (T, 1), (T, 1)
-        grad = ops.tensor_scatter_sub(out[1] * scale.reshape(-1, 1), index, scale)  # scale (T, 1) <- (T,)
+        grad = _scatter_add(out[1] * scale.reshape(-1, 1), index, -scale)  # scale (T, 1) <- (T,)
         return grad, ops.zeros_like(targets)
 
 
@@ -105,7 +107,7 @@ class SplitCrossEntropy(nn.Cell):
         place, here = self._place(targets)
         rows = ops.arange(0, targets.shape[0], 1, dtype=dtype.int32).reshape(-1, 1)  # (T, 1) <- (T,)
         index = ops.concat((rows, place.reshape(-1, 1)), 1)  # (T, 2) <- (T, 1), (T, 1)
-        grad = ops.tensor_scatter_sub(out[1] * scale.reshape(-1, 1), index, scale * here)  # scale (T, 1) <- (T,)
+        grad = _scatter_add(out[1] * scale.reshape(-1, 1), index, -(scale * here))  # scale (T, 1) <- (T,)
         return grad, ops.zeros_like(targets)
 
     def _place(self, targets: Tensor) -> Tuple[Tensor, Tensor]:

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy import special
 
+from mindspore import Tensor, jit
+
 from locmoe_ops.errors import InputError
-from locmoe_ops.functions import activation
+from locmoe_ops.functions import activation, sortable_bits
 
 pytestmark = pytest.mark.compiles
 
@@ -47,3 +49,22 @@ def test_value_and_slope_match_the_closed_form(pullback, name, closed_form):
 def test_unknown_name_is_told_with_the_choices():
     with pytest.raises(InputError, match="'swish', expected one of gelu, gelu_tanh, fast_gelu, relu"):
         activation("swish")
+
+
+def test_sortable_bits_are_those_of_the_number():
+    """Every binade, its first numbers and its last; neighbours; zeros; below zero the negative of the pattern."""
+    powers = np.exp2(np.arange(-126, 127)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    x = np.concatenate(
+        [powers, np.nextafter(powers, np.float32(np.inf)), np.nextafter(powers[1:], np.float32(0)), rng.random(999)]
+        + [np.exp2(rng.uniform(-126, 127, 2000)), [0.0, -0.0]]
+    ).astype(np.float32)
+    found = jit(sortable_bits)(Tensor(x)).asnumpy()
+    np.testing.assert_array_equal(found, np.where(x == 0, 0, x.view(np.int32)))
+    np.testing.assert_array_equal(jit(sortable_bits)(Tensor(-x)).asnumpy(), -found)
+
+
+def test_sortable_bits_of_the_largest_numbers_keep_the_order():
+    x = np.sort(np.exp2(np.random.default_rng(0).uniform(125, 128, 1000))).astype(np.float32)
+    found = jit(sortable_bits)(Tensor(x)).asnumpy().astype(np.int64)
+    assert np.array_equal(np.sign(np.diff(found)), np.sign(np.diff(x)))

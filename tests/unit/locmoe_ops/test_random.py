@@ -5,6 +5,7 @@ from scipy import stats
 import mindspore as ms
 from mindspore import Tensor
 
+from locmoe_ops import random
 from locmoe_ops.random import SeededDropout, SeededUniform, position_bits
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -40,6 +41,37 @@ def test_numbers_match_integer_arithmetic():
             mixed_by_integers((int(offset) + int(seed)) % 2**32) % 2**24 / 2**24 for offset in position_bits(6, 9)
         ]
         assert found[row].tolist() == expected
+
+
+class Checked(np.ndarray):
+    """int64 whose numbers must stay in the range of int32, whatever is computed with them."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        found = getattr(ufunc, method)(*(np.asarray(each) for each in inputs), **options)
+        assert -(2**31) <= found.min() and found.max() < 2**31, ufunc
+        return found.view(Checked)
+
+
+def test_no_number_on_the_way_leaves_int32(monkeypatch):
+    """The same arithmetic on NumPy numbers that are checked; what comes out is the mixer's number, all bits of it."""
+    for name, function in (("_and", np.bitwise_and), ("_xor", np.bitwise_xor), ("_shift", np.right_shift)):
+        monkeypatch.setattr(random, name, function)
+    monkeypatch.setattr(random, "_constant", lambda bits: np.int64(bits))
+    generator = np.random.default_rng(0)
+    offsets = np.concatenate(
+        [[0, 1, 2**16 - 1, 2**16, 2**31 - 1, 2**31, 2**32 - 1], generator.integers(0, 2**32, 3000)]
+    )
+    seeds = np.concatenate([SEEDS.astype(np.int64), generator.integers(-(2**31), 2**31, 10)])[:, None]
+    high, low = random.mixed_halves(
+        (offsets >> 16).view(Checked), (offsets & 0xFFFF).view(Checked), seeds.view(Checked)
+    )
+    found = np.asarray(high) * 65536 + np.asarray(low)
+    expected = (offsets + seeds) % 2**32
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        signed = np.where(expected >= 2**31, expected - 2**32, expected)
+        product = ((signed ^ (signed >> shift)) % 2**32).astype(np.uint64) * np.uint64(factor)
+        expected = (product % np.uint64(2**32)).astype(np.int64)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_numbers_lie_in_the_half_open_unit_interval_on_a_grid(numbers):
