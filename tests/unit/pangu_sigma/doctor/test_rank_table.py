@@ -3,6 +3,7 @@ degrees.
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -137,3 +138,15 @@ def test_a_table_that_a_variable_names_and_that_is_gone(machine, left_over):
     (finding, *_) = check_table(machine(environ=environ), "/no/such.json", None, None, None)
     assert finding.level == FAILURE and "/no/such.json: cannot be read" in finding.found
     assert ("unset RANK_TABLE_FILE" in finding.fix) == left_over
+
+
+@pytest.mark.parametrize(("chip", "level"), [("910a", FAILURE), ("910b", OK)])
+def test_degrees_that_hccl_rules_out_on_the_chip(machine, table, chip, level):
+    given = config(expert=16, tensor=1)
+    given = replace(given, runtime=replace(given.runtime, device="ascend", chip=chip))
+    given = replace(given, moe=replace(given.moe, dispatch=replace(given.moe.dispatch, type="hierarchical")))
+    finding = found(machine(), table, config=given)["degrees"]
+    assert finding.level == level
+    if level == FAILURE:
+        assert "among ranks 0, 8 on runtime.chip 910a, where HCCL's all-to-all does not do so" in finding.found
+        assert "parallel.all_to_all: gathered" in finding.found
