@@ -58,6 +58,7 @@ class MultiLevelRouting(nn.Cell):
         self.domain_groups = Tensor(np.asarray(domain_groups, np.int32))
         self.router = router
         self.needs_word = "word" in router.needs
+        self.needs_domain = "domain" in router.needs
 
     def construct(self, x: Tensor, tokens: LayerTokens) -> RoutingResult:
         group = ops.gather(self.domain_groups, tokens["domain"], 0)  # (T,) <- domains of tokens (T,)
@@ -69,6 +70,8 @@ class MultiLevelRouting(nn.Cell):
         }
         if self.needs_word:
             level_2["word"] = tokens["word"]
+        if self.needs_domain:
+            level_2["domain"] = tokens["domain"]
         return self.router(x, level_2)
 
 

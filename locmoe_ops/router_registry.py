@@ -53,12 +53,15 @@ class RouterCost:
         statistics: the sets of tokens over which it sums counts and probabilities (`RoutingStatistics`): `none`;
             `asked`, those of `moe.router.statistics`; `node`, the same but never all tokens.
         sums_values: whether its `Router.sums_values` is set: it then sums its gate values over a step's tokens.
+        sums_domains: whether it sums probabilities by domain (`DomainStatistics`), over the sets of
+            `moe.router.statistics`.
     """
 
     weights: Mapping[str, Tuple[int, ...]] = field(default_factory=dict)
     products: int = 0
     statistics: str = "none"
     sums_values: bool = False
+    sums_domains: bool = False
 
 
 @dataclass(frozen=True)

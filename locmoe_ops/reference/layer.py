@@ -66,7 +66,7 @@ def moe_layer(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[Rank
             output[t] += plan.weight[t, choice] * expert_output(parameters, spec.activation, expert, x)
     return LayerResult(
         outputs=outputs,
-        aux_loss=losses.aux_loss(spec, ranks, routings),
+        aux_loss=losses.aux_loss(spec, ranks, routings) + losses.divergence_loss(spec, ranks, routings),
         locality_loss=losses.locality_loss(spec, ranks, routings),
         stats=_statistics(spec, parameters, plans),
         expert=tuple(plan.taken.expert for plan in plans),
@@ -98,6 +98,7 @@ def moe_layer_gradients(
     plans = _plan(spec, parameters, ranks)
     routings = [plan.routing for plan in plans]
     aux = losses.aux_loss_gradient(spec, ranks, routings)
+    divergence = losses.divergence_loss_gradient(spec, ranks, routings)
     locality = losses.locality_loss_gradient(spec, ranks, routings)
     total = LayerGradients(
         x=tuple(np.zeros(tokens.x.shape) for tokens in ranks),
@@ -108,7 +109,7 @@ def moe_layer_gradients(
         gate=np.zeros((spec.num_experts, parameters.w1.shape[1])) if spec.learns_gate else None,
     )
     for index, plan in enumerate(plans):
-        probability_gradient = aux_weight * aux[index] + locality_weight * locality[index]
+        probability_gradient = aux_weight * (aux[index] + divergence[index]) + locality_weight * locality[index]
         output_gradient = output_gradients[index].astype(np.float64)
         weight_gradient = np.zeros(plan.weight.shape)
         for t, choice, expert in plan.kept_assignments():

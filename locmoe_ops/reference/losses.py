@@ -1,6 +1,8 @@
-"""Load-balancing and locality losses of the reference layer, and their gradients for the routing probabilities.
+"""Load-balancing, locality and divergence losses of the reference layer, and their gradients for the routing
+probabilities.
 
-Both are sums over cells. A cell holds the tokens of one expert group within one statistics group, a set of home ranks.
+The first two are sums over cells. A cell holds the tokens of one expert group within one statistics group, a set of
+home ranks.
 """
 
 import math
@@ -59,6 +61,46 @@ def locality_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
         divergence = sum(c * math.log(c / target) for c, target in zip(current, localised) if c > 0.0)
         loss += cell.tokens / total * divergence
     return spec.mu * loss
+
+
+def divergence_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
+    """weight * sum over statistics groups of (share of the tokens) * (H(domain) - JSD), in nats.
+
+    JSD = sum_d w_d KL(p_d || sum_e w_e p_e), with p_d the mean probability of a domain's tokens, w_d their share.
+
+    Args:
+        spec, ranks, routings: as for `aux_loss`.
+    """
+    loss, total = 0.0, _count_tokens(ranks)
+    for of_domains in _domain_means(spec, ranks, routings).values():
+        tokens = sum(count for count, _ in of_domains.values())
+        shares = {domain: count / tokens for domain, (count, _) in of_domains.items()}
+        mixture = np.sum([shares[domain] * mean for domain, (_, mean) in of_domains.items()], axis=0)
+        divergence = sum(
+            shares[domain] * p * math.log(p / m)
+            for domain, (_, mean) in of_domains.items()
+            for p, m in zip(mean, mixture)
+            if p > 0.0
+        )
+        entropy = -sum(share * math.log(share) for share in shares.values())
+        loss += tokens / total * (entropy - divergence)
+    return spec.divergence * loss
+
+
+def divergence_loss_gradient(spec: LayerSpec, ranks: Ranks, routings: Routings) -> list[np.ndarray]:
+    """Gradient of `divergence_loss` with respect to each rank's probabilities (T,n).
+
+    Args:
+        spec, ranks, routings: as for `aux_loss`.
+    """
+    total, means = _count_tokens(ranks), _domain_means(spec, ranks, routings)
+    gradients = [np.zeros(routing.probability.shape) for routing in routings]
+    for tokens, gradient in zip(ranks, gradients):
+        for t in range(len(tokens.x) if spec.divergence else 0):
+            of_domains = means[_statistics_group(spec, spec.statistics, int(tokens.home[t]))]
+            sums = {domain: count * mean for domain, (count, mean) in of_domains.items()}
+            gradient[t] = spec.divergence / total * np.log(sum(sums.values()) / sums[int(tokens.domain[t])])
+    return gradients
 
 
 def aux_loss_gradient(spec: LayerSpec, ranks: Ranks, routings: Routings) -> list[np.ndarray]:
@@ -143,6 +185,19 @@ def _cells(spec: LayerSpec, scope: str, ranks: Ranks, routings: Routings) -> dic
                 cell.chosen[i] += 1.0 / len(counted)
             cells[key] = Cell(cell.tokens + 1, cell.chosen, cell.probability + routing.probability[t])
     return cells
+
+
+def _domain_means(spec: LayerSpec, ranks: Ranks, routings: Routings) -> dict[int, dict[int, tuple[int, np.ndarray]]]:
+    """By statistics group and domain: its tokens, and their mean probability (n,). Nothing without such a loss."""
+    rows: dict[int, dict[int, list[np.ndarray]]] = {}
+    for tokens, routing in zip(ranks, routings):
+        for t in range(len(tokens.x) if spec.divergence else 0):
+            group = _statistics_group(spec, spec.statistics, int(tokens.home[t]))
+            rows.setdefault(group, {}).setdefault(int(tokens.domain[t]), []).append(routing.probability[t])
+    return {
+        group: {domain: (len(found), np.mean(found, axis=0)) for domain, found in of_domains.items()}
+        for group, of_domains in rows.items()
+    }
 
 
 def _spread(

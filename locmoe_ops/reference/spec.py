@@ -61,6 +61,7 @@ class LayerSpec:
     normalise: str = "none"  # locmoe: none | token; token: values to mean 0 and deviation 1 over the group's experts
     value_scale: float = 1.0  # locmoe: factor on the values before the softmax
     rectify: bool = True  # locmoe: the ReLU of Eq. 2
+    divergence: float = 0.0  # locmoe: weight of the divergence loss over domains
 
     def __post_init__(self) -> None:
         _require_choice("router", self.router, ROUTERS)
@@ -167,7 +168,7 @@ class LayerStats:
 class LayerResult:
     """The layer's outputs; tuples hold one array per rank.
 
-    The losses are taken over all ranks and already contain alpha and mu.
+    The losses are taken over all ranks and already contain alpha and mu; a divergence loss is part of aux_loss.
     """
 
     outputs: tuple[np.ndarray, ...]  # (T,d) float64

@@ -1,8 +1,8 @@
 """What every router stands on: what it is told (`RouterContext`), what it gives (`RoutingResult`), and what it does
 around its own choice of experts (`Router`).
 
-Shape legend: T tokens of this rank, d hidden size, k choices, E experts, G groups, n = E / G, V nodes, W ranks, S
-statistics groups: the sets of tokens over which a loss takes its means (one rank's, one node's, or all).
+Shape legend: T tokens of this rank, d hidden size, k choices, E experts, G groups, n = E / G, V nodes, W ranks, D
+domains, S statistics groups: the sets of tokens over which a loss takes its means (one rank's, one node's, or all).
 
 A compiled step cannot pass named tuples (their gradients silently vanish in MindSpore graphs), hence dicts of tensors.
 """
@@ -68,6 +68,7 @@ class RouterContext:
         locality_loss_changes: whether the weight of its locality loss is to be set from step to step (see
             `locmoe_ops.routers.gated.set_locality_loss_weight`).
         rules_change: whether rules of locality are to be switched off at times (see `Router.set_locality_rules`).
+        domains: D, of the text.
     """
 
     name: str
@@ -85,6 +86,7 @@ class RouterContext:
     token_counts: Optional[np.ndarray] = None
     locality_loss_changes: bool = False
     rules_change: bool = False
+    domains: int = 1
 
     @property
     def rng_stream(self) -> int:
@@ -125,10 +127,16 @@ class LayerTokens(_WithWord):
     domain: Tensor
 
 
-class RouterTokens(_WithWord):
-    """What a router is told of its tokens: as `LayerTokens`, with the expert group in place of the domain."""
-
+class _WithGroup(_WithWord):
     group: Tensor
+
+
+class RouterTokens(_WithGroup, total=False):
+    """What a router is told of its tokens: as `LayerTokens`, with the expert group; the domain, like the word vector,
+    where it needs it (`Router.needs`).
+    """
+
+    domain: Tensor
 
 
 class _Routed(TypedDict):
@@ -178,7 +186,7 @@ class Router(nn.Cell):
         self.num_groups = shape.num_groups
         self.per_group = shape.per_group
         self.top_k = shape.top_k
-        self.needs: Tuple[str, ...] = ()  # what `tokens` must hold besides the required ones: `word` or nothing
+        self.needs: Tuple[str, ...] = ()  # of `word` and `domain`, what `tokens` must hold
         self.counts_undecided = False  # as its declaration says (`RouterSpec.counts_undecided`)
         self.sums_values = False  # as its declaration says (`RouterCost.sums_values`)
         self.offers_second = False
@@ -289,6 +297,31 @@ class RoutingStatistics(nn.Cell):
         member = one_hot(ops.floor_div(home, self.ranks_per_statistics_group), self.statistics_groups)  # (T, S)
         sums = self.reduce(self.matmul(member, ops.concat((counts, spread), 1)))  # (S, 2E) <- (T, S), (T, 2E)
         return sums[:, : self.num_experts], sums[:, self.num_experts :]
+
+
+class DomainStatistics(nn.Cell):
+    """Probabilities per domain and expert, summed over the tokens of each statistics group on all ranks; of one expert
+    group.
+
+    Args:
+        context: of the router; its domains, statistics, layout, collectives and tag.
+
+    Inputs: probabilities <float32>[T, E]; domain, home <int32>[T]. Output: <float32>[S, D, E].
+    """
+
+    def __init__(self, context: RouterContext) -> None:
+        super().__init__()
+        self.domains, self.num_experts = context.domains, context.shape.num_experts
+        self.statistics_groups = count_statistics_groups(context.statistics, context.layout)
+        self.ranks_per_statistics_group = context.layout.world_size // self.statistics_groups
+        self.reduce = context.collectives.all_reduce("dp", f"{context.tag}/statistics of domains")
+        self.matmul = ops.MatMul(transpose_a=True)
+
+    def construct(self, probabilities: Tensor, domain: Tensor, home: Tensor) -> Tensor:
+        cell = ops.floor_div(home, self.ranks_per_statistics_group) * self.domains + domain
+        member = one_hot(cell, self.statistics_groups * self.domains)  # (T, S*D)
+        sums = self.reduce(self.matmul(member, probabilities))  # (S*D, E) <- (T, S*D), (T, E)
+        return sums.reshape(self.statistics_groups, self.domains, self.num_experts)  # (S, D, E) <- (S*D, E)
 
 
 def count_statistics_groups(statistics: str, layout: Topology) -> int:

@@ -11,6 +11,7 @@ from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers.base import (
+    DomainStatistics,
     Router,
     RouterContext,
     RouterTokens,
@@ -19,7 +20,7 @@ from locmoe_ops.routers.base import (
     local_experts_of_nodes,
     one_hot,
 )
-from locmoe_ops.routers.losses import load_balancing_loss, locality_loss
+from locmoe_ops.routers.losses import divergence_loss, load_balancing_loss, locality_loss
 
 LOCALITY_LOSS_WEIGHT = "locality_loss_weight"  # of the parameter that holds mu where it has a schedule
 
@@ -108,18 +109,21 @@ class LossWeights:
     Attributes:
         aux: alpha of the load-balancing loss. locality: mu of the locality loss.
         smoothing: of the locality loss's targets (see `losses.locality_loss`).
+        divergence: of the divergence loss over domains (ours, after arXiv 2603.00054).
     """
 
     aux: float = 0.01
     locality: float = 0.01
     smoothing: float = 0.1
+    divergence: float = 0.0
 
 
 class LocalisingRouter(GatedRouter):
     """A gated router with both of LocMoE's losses (arXiv 2401.13920, Eq. 5-7): load balancing and locality.
 
     The load-balancing loss takes its means as `context.statistics` says. The locality loss always takes its
-    distributions over the tokens of one home node.
+    distributions over the tokens of one home node. A divergence loss over domains, where it has a weight, takes its
+    means as the load-balancing loss does and is added to it; the router then needs the tokens' `domain`.
 
     Args:
         context: of the router. gate: see `GatedRouter`. weights: of the losses.
@@ -135,6 +139,8 @@ class LocalisingRouter(GatedRouter):
                 Tensor(weights.locality, dtype.float32), name=LOCALITY_LOSS_WEIGHT, requires_grad=False
             )
         self.smoothing = weights.smoothing
+        self.divergence_loss_weight, self.has_divergence = weights.divergence, weights.divergence > 0.0
+        self.sums_of_domains = DomainStatistics(context) if self.has_divergence else nn.Identity()
         self.nodes = context.layout.nodes
         self.statistics_groups = count_statistics_groups(context.statistics, context.layout)
         # One reduction serves both losses: sums over the finer of the two divisions add up to those over the coarser.
@@ -149,7 +155,11 @@ class LocalisingRouter(GatedRouter):
             self._coarser(counts, self.statistics_groups), self._coarser(sums, self.statistics_groups), self.num_groups
         )
         locality = locality_loss(self._coarser(sums, self.nodes), self.local, self.num_groups, self.smoothing)
-        return aux * self.aux_loss_weight, locality * self.locality_loss_weight
+        aux = aux * self.aux_loss_weight
+        if self.has_divergence:
+            sums = self.sums_of_domains(probabilities, tokens["domain"], tokens["home"])
+            aux = aux + divergence_loss(sums) * self.divergence_loss_weight
+        return aux, locality * self.locality_loss_weight
 
     def _coarser(self, sums: Tensor, parts: int) -> Tensor:
         return sums.reshape(parts, -1, self.num_experts).sum(1)  # (parts, E) <- (parts, finer in each, E) <- (finer, E)

@@ -49,10 +49,15 @@ class LocMoERouter(LocalisingRouter):
     """
 
     def __init__(self, context: RouterContext, options: LocMoEOptions) -> None:
-        weights = LossWeights(options.aux_loss_weight, options.locality_loss_weight, options.locality_smoothing)
+        weights = LossWeights(
+            options.aux_loss_weight,
+            options.locality_loss_weight,
+            options.locality_smoothing,
+            options.divergence_loss_weight,
+        )
         super().__init__(context, locmoe_gate(context, options), weights)
         self.by_word, self.by_code = options.gate_input == "word", options.gate_input == "code"
-        self.needs = ("word",) if self.by_word else ()
+        self.needs = (*(("word",) if self.by_word else ()), *(("domain",) if self.has_divergence else ()))
         self.counts_undecided = True
         self.unrectified, self.rectify = options.ties == "unrectified", options.rectify
         self.normalise, self.value_scale = options.normalise == "token", options.value_scale

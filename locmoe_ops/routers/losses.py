@@ -1,6 +1,7 @@
 """Router losses as pure functions of summed statistics. They return numbers that are the same on every rank.
 
-Shape legend: S statistics groups (sets of tokens over which sums are taken), V nodes, G groups, E experts, n = E / G.
+Shape legend: S statistics groups (sets of tokens over which sums are taken), V nodes, D domains, G groups,
+E experts, n = E / G.
 Sums over ranks are taken by the caller, so the functions mean the same at any parallel degree.
 """
 
@@ -48,6 +49,26 @@ def topology_loss(counts: Tensor, probabilities: Tensor, shares: Tensor, num_gro
     Returns: <float32> scalar.
     """
     return load_balancing_loss(counts, probabilities / (shares * (counts.shape[1] // num_groups)), num_groups)
+
+
+def divergence_loss(probabilities: Tensor) -> Tensor:
+    """`H(domain) - JSD`, in nats: how far the domains' experts are from being different ones (after Expert Divergence
+    Learning, arXiv 2603.00054), averaged over the tokens of all statistics groups.
+
+    JSD is the generalised Jensen-Shannon divergence between the domains' mean probabilities, each weighted by its
+    domain's share of the tokens. It is at most the entropy H of these shares, which no router changes. The difference
+    is the entropy of a token's domain given its expert, and is computed as that: 0 where no two domains share an
+    expert, H where all domains use experts alike.
+
+    Args:
+        probabilities: <float32>[S, D, E], sum over a domain's tokens of each expert's probability.
+
+    Returns: <float32> scalar.
+    """
+    of_all = probabilities.sum(1, keepdims=True)  # (S, 1, E)
+    surprise = log(ops.maximum(of_all, _TINY)) - log(ops.maximum(probabilities, _TINY))
+    tokens = ops.stop_gradient(probabilities.sum())  # probabilities of a token sum to 1
+    return (probabilities * surprise).sum() / ops.maximum(tokens, _TINY)
 
 
 def locality_loss(probabilities: Tensor, local: Tensor, num_groups: int, smoothing: float) -> Tensor:

@@ -4,6 +4,10 @@ import math
 from typing import Optional, Sequence, Tuple
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.router_registry import router_spec
+from pangu_sigma.config.derived import has_experts
+from pangu_sigma.config.schema import Config
+from pangu_sigma.config.validate import router_sizes
 
 # Values of data.placement that place each domain on nodes of its own, and the ranks there.
 BY_DOMAIN = ("domain_by_node", "domain_cluster_by_node")
@@ -43,6 +47,22 @@ def resolve_domain_groups(domain_groups: Optional[Sequence[int]], num_domains: i
         if not 0 <= group < num_groups:
             raise InputError(f"moe.domain_groups: found group {group}; expected 0 to {num_groups - 1} (moe.num_groups)")
     return tuple(domain_groups)
+
+
+def check_domains(config: Config, domains: int) -> None:
+    """Raises InputError where a router's loss drives domains to different experts, and the data has but one.
+
+    Args:
+        config: of a training job. domains: of the data.
+    """
+    router = config.moe.router
+    if not has_experts(config) or domains > 1:
+        return
+    if router_spec(router.type).cost(router.own, router_sizes(config)).sums_domains:
+        raise InputError(
+            f"moe.router.{router.type}: the divergence loss drives domains to different experts, but the data has one "
+            "domain; expected divergence_loss_weight 0, or data of several (data.prepare.sources)"
+        )
 
 
 def domains_of_node(node: int, nodes: int, domains: int) -> Tuple[int, ...]:

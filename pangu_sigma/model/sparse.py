@@ -166,6 +166,7 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
             token_counts=context.token_counts,
             rules_change=moe.evaluation_rules == "none",
             locality_loss_changes=options.locality_loss.initial_weight is not None,
+            domains=context.shape.domains,
         )
     )
     if moe.dispatch.overflow == "repick":

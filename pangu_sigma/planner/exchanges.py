@@ -123,13 +123,21 @@ def _statistics(job: PlannedJob) -> Iterator[Exchange]:
     elements = segments(job) * 2 * job.config.moe.num_experts
     for phase in (FORWARD, BACKWARD):
         yield Exchange("other", "router statistics", "all_reduce", "dp", elements, ITEM, phase)
+        if job.router_cost.sums_domains:
+            of_domains = _sets(job, job.config.moe.router.statistics) * job.domains * job.config.moe.num_experts
+            yield Exchange("other", "router statistics of domains", "all_reduce", "dp", of_domains, ITEM, phase)
 
 
 def segments(job: PlannedJob) -> int:
     """Sets of tokens that a router's losses take their statistics over."""
-    scope, layout = job.config.moe.router.statistics, job.slot_rules.layout
+    scope = job.config.moe.router.statistics
     if job.router_cost.statistics == "node":  # locality is a matter of nodes at least
         scope = "rank" if scope == "rank" else "node"
+    return _sets(job, scope)
+
+
+def _sets(job: PlannedJob, scope: str) -> int:
+    layout = job.slot_rules.layout
     return {"rank": layout.world_size, "node": layout.nodes, "global": 1}[scope]
 
 

@@ -20,7 +20,7 @@ from pangu_sigma.config.check_chip import check_all_to_all
 from pangu_sigma.config.chips import known_chip, reads_status
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import router_sizes, validate
-from pangu_sigma.data.domains import resolve_domain_groups
+from pangu_sigma.data.domains import check_domains, resolve_domain_groups
 from pangu_sigma.data.manifest import NAME, read_manifest
 from pangu_sigma.data.placement import check_placement
 from pangu_sigma.model.capacity_rules import SlotRules, resolve_layout
@@ -190,6 +190,7 @@ def _vocabulary(config: Config, nodes: int) -> tuple[int, int]:
         manifest = read_manifest(folder)
         words, domains = model.vocab_size or manifest.vocab_size, len(manifest.domains)
         check_placement(config.data.placement, nodes, domains, manifest.clusters is not None)
+        check_domains(config, domains)
     elif model.vocab_size is None and prepare.tokenizer is not None:
         raise InputError(
             f"model.vocab_size is null, and {config.data.path} holds no data prepared with {prepare.tokenizer}; "
@@ -200,6 +201,7 @@ def _vocabulary(config: Config, nodes: int) -> tuple[int, int]:
         domains = len(prepare.sources) or config.moe.num_groups if groups is None else len(groups)
         if prepare.sources:
             check_placement(config.data.placement, nodes, domains, clusters=True)
+            check_domains(config, domains)
     if derived.has_experts(config):
         resolve_domain_groups(config.moe.domain_groups, domains, config.moe.num_groups)
     return words, domains

@@ -17,6 +17,7 @@ from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.domains import check_domains
 from pangu_sigma.data.loader import BatchLoader, create_loader
 from pangu_sigma.data.manifest import TOKENIZER
 from pangu_sigma.data.vocabulary import unigram_perplexity, vocabulary
@@ -59,6 +60,7 @@ def train(config: Config) -> int:
         held.enter_context(FolderLock(Path(config.data.path), "data.path", shared=True))
         data = PreparedData.open(config.data.path)
         words = vocabulary(config, data)
+        check_domains(config, words.domains)
         if read_launch().rank == 0:
             held.enter_context(FolderLock(Path(config.train.output_dir), "train.output_dir"))
         source = find_source(config, data)

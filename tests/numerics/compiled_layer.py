@@ -128,9 +128,10 @@ def build_router(case: Case, collectives: Collectives, selection_bias: nn.Cell |
     localising = {"locality_loss_weight": spec.mu, "locality_smoothing": spec.smoothing}
     noise = {"noise_scale": NOISE_SCALE} if case.noisy else {}
     centred = {"centre_rate": 0.1} if case.centred else {}
+    divergence = {"divergence_loss_weight": case.divergence}
     values = {"normalise": case.normalise, "value_scale": case.value_scale, "rectify": case.rectify}
     options = {
-        "locmoe": {"gate": case.gate, "ties": case.ties, **noise, **centred, **values, **localising},
+        "locmoe": {"gate": case.gate, "ties": case.ties, **noise, **centred, **values, **divergence, **localising},
         "etr": {"temperature": spec.temperature, **localising},
         "faster_moe": {"max_remote_fraction": case.max_remote_fraction},
         "ta_moe": {"bandwidth_ratio": spec.bandwidth_ratio},
@@ -145,6 +146,7 @@ def build_router(case: Case, collectives: Collectives, selection_bias: nn.Cell |
             collectives,
             statistics=case.statistics,
             selection_bias=selection_bias,
+            domains=len(spec.domain_groups),
         )
     )
     if case.overflow == "repick":

@@ -48,12 +48,18 @@ class Case:
     value_scale: float = 1.0
     rectify: bool = True
     centred: bool = False
+    divergence: float = 0.0  # with it, three domains share the experts of one group
     noisy: bool = False  # noise on the gate's values, whatever `ties` says
     far_capacity: Optional[int] = None  # hierarchical dispatch, with `capacity` slots for experts of the own node
 
     @property
     def experts(self) -> int:
         return 12 if self.groups == 3 else 8
+
+    @property
+    def domain_groups(self) -> tuple[int, ...]:
+        # Domain ids run against group ids, so that the two cannot be confused.
+        return (0, 0, 0) if self.divergence else tuple(reversed(range(self.groups)))
 
     @property
     def layout(self) -> Topology:
@@ -64,15 +70,13 @@ class Case:
 
     @property
     def spec(self) -> LayerSpec:
-        # Domain ids run against group ids, so that the two cannot be confused.
-        domain_groups = tuple(reversed(range(self.groups)))
         return LayerSpec(
             layout=self.layout,
             placement=self.placed(self.expert_parallel),
             capacity=self.capacity,
             router=self.router,
             gate=self.gate,
-            domain_groups=domain_groups,
+            domain_groups=self.domain_groups,
             top_k=self.top_k,
             scale_by_gate=self.scale_by_gate,
             activation=self.activation,
@@ -91,6 +95,7 @@ class Case:
             normalise=self.normalise,
             value_scale=self.value_scale,
             rectify=self.rectify,
+            divergence=self.divergence,
             source_nodes=tuple(map(self.layout.node_of, range(RANKS))),
         )
 
@@ -174,6 +179,8 @@ ROUTER_CASES = {
     "no ReLU, sharp, grap, top 2, by weight": Case(
         "locmoe", top_k=2, priority="weight", rectify=False, value_scale=3.0
     ),
+    "divergence, grap, nothing dropped": Case("locmoe", capacity=AMPLE, divergence=0.7),
+    "divergence, dense, top 2, by node": Case("locmoe", gate="dense", top_k=2, divergence=0.7, statistics="node"),
     "no ReLU, noise, normalised, grap, 3 groups, nothing dropped": Case(
         "locmoe", groups=3, capacity=AMPLE, rectify=False, normalise="token", noisy=True, statistics="rank"
     ),
@@ -211,7 +218,7 @@ def batch_of(case: Case, draw: str) -> tuple[list[RankTokens], list[np.ndarray]]
     ranks, gradients = [], []
     for rank in range(RANKS):
         x = (2.0 * rng.standard_normal((TOKENS, HIDDEN))).astype(np.float32)
-        ids, domain = rng.integers(0, VOCABULARY, TOKENS), rng.integers(0, case.groups, TOKENS)
+        ids, domain = rng.integers(0, VOCABULARY, TOKENS), rng.integers(0, len(case.domain_groups), TOKENS)
         home = np.full(TOKENS, rank) if draw == "scattered" else rng.integers(0, RANKS, TOKENS)
         gradient = rng.standard_normal((TOKENS, HIDDEN)).astype(np.float32) * (draw != "losses")
         if draw == "crowded":

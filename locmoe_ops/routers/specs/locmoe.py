@@ -44,6 +44,12 @@ class LocMoEOptions:
         above=0.0,
         maximum=1.0,
     )
+    divergence_loss_weight: float = key(
+        0.0,
+        "weight of a loss that drives domains to different experts, over the tokens that moe.router.statistics says "
+        "(ours, after arXiv 2603.00054); it is part of loss/aux; for one expert group of several domains; 0: none",
+        minimum=0.0,
+    )
     ties: str = key(
         "first",
         "what decides tokens whose gate values ReLU makes 0 (docs/routers.md): first: the group's first expert; "
@@ -111,17 +117,28 @@ def check(options: LocMoEOptions, sizes: RouterSizes) -> None:
             f"moe.router.locmoe.ties is {options.ties} with moe.router.locmoe.gate_input code, whose largest value is "
             "always above 0; expected first"
         )
+    if options.divergence_loss_weight > 0.0 and options.gate_input == "code":
+        raise InputError(
+            f"moe.router.locmoe.divergence_loss_weight is {options.divergence_loss_weight} with "
+            "moe.router.locmoe.gate_input code, whose routes no loss can bend; expected 0"
+        )
+    if options.divergence_loss_weight > 0.0 and sizes.num_groups > 1:
+        raise InputError(
+            f"moe.router.locmoe.divergence_loss_weight is {options.divergence_loss_weight} with moe.num_groups "
+            f"{sizes.num_groups}, which gives domains different experts beforehand; expected 0, or moe.num_groups 1"
+        )
     if options.gate == "grap":
         check_blocks("locmoe.gate grap", sizes)
 
 
 def cost(options: LocMoEOptions, sizes: RouterSizes) -> RouterCost:
-    """A dense gate, a product with fixed weights, or a look-up; the locality loss needs sums by node."""
-    sums_values = options.centre_rate > 0.0
-    if options.gate == "dense":
-        return replace(dense_gate_cost(options, sizes), statistics="node", sums_values=sums_values)
+    """A dense gate, a product with fixed weights, or a look-up; the locality loss needs sums by node, a divergence loss
+    sums by domain.
+    """
     products = 0 if options.gate_input == "code" else sizes.per_group * sizes.hidden_size
-    return RouterCost(products=products, statistics="node", sums_values=sums_values)
+    gate = dense_gate_cost(options, sizes) if options.gate == "dense" else RouterCost(products=products)
+    sums_values, sums_domains = options.centre_rate > 0.0, options.divergence_loss_weight > 0.0
+    return replace(gate, statistics="node", sums_values=sums_values, sums_domains=sums_domains)
 
 
 ROUTER = RouterSpec(

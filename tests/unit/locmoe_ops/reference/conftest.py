@@ -30,15 +30,18 @@ def build_case(
     experts: int = 4,
     groups: int = 2,
     ep: int = 4,
+    domains: int = 0,
     **options: Any,
 ) -> Case:
-    """A layer on a cluster of two nodes of two ranks; domain i uses group i; capacity drops nothing unless given."""
+    """A layer on a cluster of two nodes of two ranks; domain i uses group i, or all the only group where `domains` are
+    given; capacity drops nothing unless given.
+    """
     rng = np.random.default_rng(seed)
     spec = LayerSpec(
         layout=Topology(world_size=4, ranks_per_node=2, expert=ep),
         placement=ExpertPlacement(experts, groups, ep, kind=options.pop("kind", "interleaved")),
         capacity=options.pop("capacity", tokens),
-        domain_groups=tuple(range(groups)),
+        domain_groups=(0,) * domains or tuple(range(groups)),
         **options,
     )
     parameters = LayerParameters(
@@ -49,14 +52,14 @@ def build_case(
         gate=rng.normal(size=(experts, hidden)),
         table=rng.integers(0, experts // groups, (groups, VOCABULARY)),
     )
-    return Case(spec, parameters, [_rank_tokens(rng, tokens, hidden, groups) for _ in range(ranks)])
+    return Case(spec, parameters, [_rank_tokens(rng, tokens, hidden, domains or groups) for _ in range(ranks)])
 
 
-def _rank_tokens(rng: np.random.Generator, tokens: int, hidden: int, groups: int) -> RankTokens:
+def _rank_tokens(rng: np.random.Generator, tokens: int, hidden: int, domains: int) -> RankTokens:
     return RankTokens(
         x=rng.normal(size=(tokens, hidden)),
         token_ids=rng.integers(0, VOCABULARY, tokens),
-        domain=rng.integers(0, groups, tokens),
+        domain=rng.integers(0, domains, tokens),
         home=rng.integers(0, 4, tokens),
     )
 

@@ -202,6 +202,8 @@ def difference_quotients(case, objective, array):
         {"router": "locmoe", "groups": 1, "normalise": "token", "statistics": "node"},
         {"router": "locmoe", "gate": "dense", "groups": 1, "top_k": 2, "normalise": "token", "ties": "unrectified"},
         {"router": "locmoe", "groups": 1, "rectify": False, "value_scale": 3.0},
+        {"router": "locmoe", "groups": 1, "domains": 3, "divergence": 0.9},
+        {"router": "locmoe", "gate": "dense", "groups": 1, "domains": 2, "divergence": 0.9, "statistics": "node"},
         {"router": "locmoe", "gate": "dense", "rectify": False, "normalise": "token", "value_scale": 0.5, "groups": 1},
         {
             "router": "switch",

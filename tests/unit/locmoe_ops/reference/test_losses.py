@@ -5,6 +5,8 @@ from scipy import stats
 from locmoe_ops.reference.losses import (
     aux_loss,
     aux_loss_gradient,
+    divergence_loss,
+    divergence_loss_gradient,
     localised_distribution,
     locality_loss,
     locality_loss_gradient,
@@ -12,7 +14,11 @@ from locmoe_ops.reference.losses import (
 from locmoe_ops.reference.routing import route
 from locmoe_ops.reference.spec import RankTokens
 
-LOSSES = {"aux": (aux_loss, aux_loss_gradient), "locality": (locality_loss, locality_loss_gradient)}
+LOSSES = {
+    "aux": (aux_loss, aux_loss_gradient),
+    "locality": (locality_loss, locality_loss_gradient),
+    "divergence": (divergence_loss, divergence_loss_gradient),
+}
 
 
 def routed(case):
@@ -149,3 +155,28 @@ def test_gradients_match_central_differences(make_case, name, scope):
             routing.probability[index] = value
             # Losses of order 1 are rounded to 1e-16, which the division by the step raises to 1e-10.
             assert (above - below) / (2 * step) == pytest.approx(gradient[index], rel=1e-7, abs=1e-9)
+
+
+@pytest.mark.parametrize("scope", ["rank", "node", "global"])
+def test_divergence_loss_is_the_entropy_of_the_domain_given_the_expert(make_case, scope):
+    case = make_case(tokens=9, ranks=3, experts=8, groups=1, domains=3, gate="dense", divergence=0.6, statistics=scope)
+    spec, ranks, routings = routed(case)
+    domain, home = np.concatenate([t.domain for t in ranks]), np.concatenate([t.home for t in ranks])
+    probability = np.concatenate([r.probability for r in routings])
+    segment = {"rank": home, "node": home // 2, "global": 0 * home}[scope]
+    expected = 0.0
+    for s in np.unique(segment):
+        joint = np.stack([probability[(segment == s) & (domain == d)].sum(0) for d in range(3)]) / len(domain)
+        expected += sum(mass * stats.entropy(column) for mass, column in zip(joint.sum(0), joint.T))
+    assert divergence_loss(spec, ranks, routings) == pytest.approx(0.6 * expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("apart, expected", [(True, 0.0), (False, np.log(2.0))])
+def test_divergence_loss_of_domains_apart_and_of_domains_alike(make_case, apart, expected):
+    case = make_case(ranks=1, tokens=4, experts=4, hidden=4, groups=1, domains=2, gate="dense", divergence=1.0)
+    case.parameters.gate[:] = np.eye(4)
+    tokens = case.ranks[0]
+    tokens.domain[:] = [0, 0, 1, 1]
+    tokens.x[:] = 100.0 * np.eye(4)[[0, 1, 2, 3] if apart else [0, 1, 0, 1]]
+    # What a softmax leaves to the other experts at values of 100 is exp(-100).
+    assert divergence_loss(*routed(case)) == pytest.approx(expected, abs=1e-12)

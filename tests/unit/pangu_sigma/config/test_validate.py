@@ -173,6 +173,16 @@ def test_what_fits_is_accepted(world_size, settings):
         ),
         (
             1,
+            {"moe.router.locmoe": {"divergence_loss_weight": 0.1}, "moe.num_groups": 2, "moe.num_experts": 8},
+            ["moe.router.locmoe.divergence_loss_weight is 0.1", "moe.num_groups 2", "expected 0, or moe.num_groups 1"],
+        ),
+        (
+            1,
+            {"moe.router.locmoe": {"divergence_loss_weight": 0.1, "gate_input": "code"}},
+            ["divergence_loss_weight is 0.1", "gate_input code", "no loss can bend"],
+        ),
+        (
+            1,
             {"moe.router.locmoe": {"ties": "unrectified", "rectify": False}},
             ["moe.router.locmoe.ties is unrectified", "moe.router.locmoe.rectify false", "expected first"],
         ),

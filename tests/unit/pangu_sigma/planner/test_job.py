@@ -153,6 +153,18 @@ def test_placement_of_the_only_domain_is_refused(make_config, sources, nodes, la
         assert plan_job(config, nodes, 1).domains == max(1, sources)
 
 
+def test_a_divergence_loss_over_the_only_domain_is_refused(make_config):
+    moe = {"num_groups": 1, "router": {"locmoe": {"divergence_loss_weight": 0.1}}}
+    for sources in (1, 2):
+        data = {"prepare": {"sources": {f"domain{i}": "text" for i in range(sources)}}}
+        config = make_config(model={"vocab_size": None}, data=data, moe=moe)
+        if sources == 1:
+            with pytest.raises(InputError, match=r"moe\.router\.locmoe: .* the data has one domain; expected"):
+                plan_job(config, 1, 1)
+        else:
+            assert plan_job(config, 1, 1).domains == 2
+
+
 def test_placement_of_clusters_that_prepared_data_lack_is_refused(make_config, tiny_data):
     model, data = {"vocab_size": None, "sequence_length": 32}, {"placement": "clustered"}
     with pytest.raises(InputError, match=r"the prepared data has no clusters; .*data\.prepare\.clusters\.count=2"):

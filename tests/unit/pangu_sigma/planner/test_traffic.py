@@ -104,3 +104,14 @@ def test_micro_batches_repeat_forward_and_backward_but_not_the_update(make_job):
     first, second = (by_cause(step_exchanges(job), job.topology) for job in (whole, halves))
     assert first["gradient"] == second["gradient"]
     assert second["other"].inter_node == 2 * first["other"].inter_node > 0
+
+
+@pytest.mark.parametrize(("statistics", "sets"), [("rank", 4), ("node", 2), ("global", 1)])
+def test_a_divergence_loss_sums_the_experts_probabilities_of_each_domain(make_job, statistics, sets):
+    """3 domains x 8 experts of each set of tokens, once forward and once backward."""
+    router = {"statistics": statistics, "locmoe": {"divergence_loss_weight": 0.1}}
+    data = {"prepare": {"sources": {name: "text" for name in ("a", "b", "c")}}}
+    job = make_job(2, 2, parallel={"expert": 4}, moe={"num_groups": 1, "router": router}, data=data)
+    found = [one for one in step_exchanges(job) if one.name == "router statistics of domains"]
+    sparse_layers = job.config.model.sparse_layers
+    assert [one.elements for one in found] == [sets * 3 * 8] * 2 * sparse_layers
