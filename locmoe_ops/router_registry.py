@@ -94,6 +94,11 @@ def check_blocks(what: str, sizes: RouterSizes) -> None:
         )
 
 
+def no_map(options: Any) -> Optional[str]:
+    """The map of a router whose routes follow from more than token ids."""
+    return None
+
+
 @dataclass(frozen=True)
 class RouterSpec:
     """What the program must know of a router besides how to build it.
@@ -112,6 +117,8 @@ class RouterSpec:
         expert_choice: whether experts choose among the tokens that want their slots: then drop priority is `weight`,
             and there are slots.
         localises: whether it seeks to keep tokens on their nodes.
+        map_of_ids: of its keys, the kind of its maps (`locmoe_ops.routers.hash_maps.KINDS`) from token ids to experts,
+            if its routes follow from these alone; such a router has `Router.expert_by_id`.
         check: raises InputError where its keys, and the model's sizes, do not fit together.
         cost: for the planner.
     """
@@ -125,6 +132,7 @@ class RouterSpec:
     counts_undecided: bool = False
     expert_choice: bool = False
     localises: bool = False
+    map_of_ids: Callable[[Any], Optional[str]] = no_map
     check: Callable[[Any, RouterSizes], None] = nothing_to_check
     cost: Callable[[Any, RouterSizes], RouterCost] = no_cost
 

@@ -269,6 +269,17 @@ class ExpertSubgroup:
 Placement = Union[ExpertPlacement, ExpertSubgroup]
 
 
+def nodes_of_experts(topology: Topology, placement: ExpertPlacement) -> np.ndarray:
+    """int (G, n): the node on which a rank would find the expert on its own node; of several such nodes the first. Of
+    an expert that no rank finds so, 0.
+
+    Args:
+        topology, placement: as for `local_experts_table`.
+    """
+    of_nodes = local_experts_table(topology, placement)[:: topology.ranks_per_node]  # (nodes, E)
+    return of_nodes.argmax(0).reshape(placement.num_groups, -1)  # (G, n) <- (E,)
+
+
 def local_experts_table(topology: Topology, placement: ExpertPlacement) -> np.ndarray:
     """bool (W, E): whether the copy of an expert that a rank would use is on the rank's own node.
 

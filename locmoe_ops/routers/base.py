@@ -17,8 +17,8 @@ from mindspore import Tensor, dtype, nn, ops
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import load_router
-from locmoe_ops.routers.hash_maps import layer_hash_tables
-from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
+from locmoe_ops.routers.hash_maps import NodesOfIds, layer_hash_tables
+from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table, nodes_of_experts
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class RouterContext:
             `locmoe_ops.routers.gated.set_locality_loss_weight`).
         rules_change: whether rules of locality are to be switched off at times (see `Router.set_locality_rules`).
         domains: D, of the text.
+        id_nodes: <int>[G, vocab_size], the node of the layout that each id belongs to by the documents it occurs in.
     """
 
     name: str
@@ -87,6 +88,7 @@ class RouterContext:
     locality_loss_changes: bool = False
     rules_change: bool = False
     domains: int = 1
+    id_nodes: Optional[np.ndarray] = None
 
     @property
     def rng_stream(self) -> int:
@@ -96,14 +98,23 @@ class RouterContext:
     def hash_tables(self, kind: str) -> np.ndarray:
         """<int32>[G, vocab_size], the layer's map of kind `kind` (`hash_maps.KINDS`) from ids to experts of a group.
 
+        A network that is built without training text, to be filled from a checkpoint or to be measured, has no
+        `id_nodes`; in place of `cooccurrence` it then balances by frequency alone.
+
         Raises InputError where the number of ids is not known.
         """
         if self.vocab_size is None:
             raise InputError(
                 f"vocab_size: found none, expected the number of token ids that router '{self.name}' maps to experts"
             )
+        nodes = None
+        if self.id_nodes is not None:
+            nodes = NodesOfIds(self.id_nodes, nodes_of_experts(self.layout, self.placement))
+        elif kind == "cooccurrence":
+            kind = "frequency"
+        groups, per_group = self.shape.num_groups, self.shape.per_group
         return layer_hash_tables(
-            kind, self.shape.num_groups, self.shape.per_group, self.vocab_size, self.layer, self.seed, self.token_counts
+            kind, groups, per_group, self.vocab_size, self.layer, self.seed, self.token_counts, nodes
         )
 
 
@@ -238,6 +249,12 @@ class Router(nn.Cell):
     def value_sums(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """<float32>[E]: of each expert the sum of its gate values over those of `tokens` (with inputs `x`) that are of
         its group, without noise and as they are before they are centred.
+        """
+        raise NotImplementedError
+
+    def expert_by_id(self) -> np.ndarray:
+        """<int>[G, V]: the expert within the group that each id goes to. Only of routers whose routes follow from token
+        ids (`RouterSpec.map_of_ids`).
         """
         raise NotImplementedError
 

@@ -35,6 +35,11 @@ class HashRouter(Router):
             )
         self.table = Parameter(Tensor(np.asarray(table, np.int32)), name="table", requires_grad=False)
 
+    def expert_by_id(self) -> np.ndarray:
+        """See `Router.expert_by_id`."""
+        table: np.ndarray = self.table.asnumpy()
+        return table
+
     def select(self, x: Tensor, tokens: RouterTokens) -> Tuple[Tensor, Tensor, Tensor]:
         """See `Router.select`: by the ids and groups of `tokens`; `x` plays no part."""
         index = tokens["group"] * self.vocab_size + tokens["ids"]

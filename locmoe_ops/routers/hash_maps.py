@@ -4,14 +4,26 @@ Nothing here is learned: a map is drawn once, at initialisation, and belongs to 
 V vocabulary size, G expert groups.
 """
 
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 
 from locmoe_ops.errors import InputError
 
 Seed = Union[int, np.random.SeedSequence]
-KINDS = ("uniform", "frequency")
+KINDS = ("uniform", "frequency", "cooccurrence")
+
+
+class NodesOfIds(NamedTuple):
+    """For maps of kind `cooccurrence`.
+
+    Attributes:
+        ids: <int>[G, V], the node of each id (see `locmoe_ops.routers.cooccurrence`).
+        experts: <int>[G, n], the node of each expert of a group.
+    """
+
+    ids: np.ndarray
+    experts: np.ndarray
 
 
 def uniform_hash_map(vocab_size: int, experts: int, seed: Seed) -> np.ndarray:
@@ -69,6 +81,29 @@ def frequency_hash_map(counts: np.ndarray, experts: int, seed: Seed) -> np.ndarr
     return generator.permutation(experts).astype(np.int32)[table]  # of equal rooms the first was taken
 
 
+def cooccurrence_hash_map(
+    counts: np.ndarray, id_nodes: np.ndarray, expert_nodes: np.ndarray, seed: np.random.SeedSequence
+) -> np.ndarray:
+    """(V,) int32: for every id an expert of its node, drawn by `frequency_hash_map` among the node's ids and experts.
+
+    Args:
+        counts: (V,) integers >= 0, occurrences of each id in the training text.
+        id_nodes: (V,) node of each id. expert_nodes: (n,) node of each expert.
+        seed: of the draws.
+
+    Raises:
+        InputError: a node with ids has no expert; and as `frequency_hash_map`.
+    """
+    table = np.empty(len(counts), np.int32)
+    for node in np.unique(id_nodes).tolist():
+        ids, experts = np.flatnonzero(id_nodes == node), np.flatnonzero(expert_nodes == node)
+        if not len(experts):
+            raise InputError(f"hash map: node {node} has {len(ids)} ids and no expert, expected one at least")
+        stream = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, node))
+        table[ids] = experts[frequency_hash_map(counts[ids], len(experts), stream)]
+    return table
+
+
 def layer_hash_tables(
     kind: str,
     num_groups: int,
@@ -77,6 +112,7 @@ def layer_hash_tables(
     layer: int,
     seed: int,
     counts: Optional[np.ndarray] = None,
+    nodes: Optional[NodesOfIds] = None,
 ) -> np.ndarray:
     """(G,V) int32: one sparse layer's maps, an expert 0..experts_per_group-1 within the group for every token id.
 
@@ -84,14 +120,15 @@ def layer_hash_tables(
     there are.
 
     Args:
-        kind: `uniform` or `frequency`.
+        kind: one of `KINDS`.
         num_groups: G. experts_per_group: to choose from. vocab_size: V.
         layer: index of the layer, >= 0.
         seed: of the whole model, >= 0.
-        counts: for `frequency`: occurrences of each id, (V,) for all groups alike or (G,V).
+        counts: unless `uniform`: occurrences of each id, (V,) for all groups alike or (G,V).
+        nodes: for `cooccurrence`: of ids and experts.
 
     Raises:
-        InputError: an unknown kind, sizes below 1, counts missing or of another shape.
+        InputError: an unknown kind, sizes below 1, counts or nodes missing or of another shape.
     """
     if kind not in KINDS:
         raise InputError(f"hash map: kind is {kind!r}, expected one of {', '.join(KINDS)}")
@@ -102,14 +139,24 @@ def layer_hash_tables(
     if kind == "uniform":
         return np.stack([uniform_hash_map(vocab_size, experts_per_group, stream) for stream in streams])
     if counts is None:
-        raise InputError("hash map: counts are missing, expected token counts for kind 'frequency'")
+        raise InputError(f"hash map: counts are missing, expected token counts for kind '{kind}'")
     counts = np.asarray(counts)
     _check_counts(counts, dimensions=(1, 2))
     if counts.shape not in ((vocab_size,), (num_groups, vocab_size)):
         expected = f"({vocab_size},) or ({num_groups}, {vocab_size})"
         raise InputError(f"hash map: counts have shape {counts.shape}, expected {expected}")
     counts = np.broadcast_to(counts, (num_groups, vocab_size))
-    return np.stack([frequency_hash_map(counts[g], experts_per_group, stream) for g, stream in enumerate(streams)])
+    if kind == "frequency":
+        return np.stack([frequency_hash_map(counts[g], experts_per_group, stream) for g, stream in enumerate(streams)])
+    if nodes is None or nodes.ids.shape != counts.shape or nodes.experts.shape != (num_groups, experts_per_group):
+        found = "none" if nodes is None else f"{nodes.ids.shape} and {nodes.experts.shape}"
+        raise InputError(
+            f"hash map: nodes of ids and of experts are {found}, expected {counts.shape} and "
+            f"{(num_groups, experts_per_group)} for kind 'cooccurrence'"
+        )
+    return np.stack(
+        [cooccurrence_hash_map(counts[g], nodes.ids[g], nodes.experts[g], stream) for g, stream in enumerate(streams)]
+    )
 
 
 def _check_counts(counts: np.ndarray, dimensions: tuple[int, ...]) -> None:

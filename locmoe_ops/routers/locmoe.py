@@ -99,6 +99,11 @@ class LocMoERouter(LocalisingRouter):
         word = word - word.mean(-1, keep_dims=True)
         return word * ops.rsqrt((word * word).mean(-1, keep_dims=True) + _SMALL)
 
+    def expert_by_id(self) -> np.ndarray:
+        """See `Router.expert_by_id`: of codes, the first of the largest coordinates."""
+        nearest: np.ndarray = self.gate.codes.asnumpy().argmax(-1)
+        return nearest
+
     def gate_input(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """See `Router.gate_input`: codes, words or `x`, as the gate takes them of `tokens`."""
         if self.by_code:

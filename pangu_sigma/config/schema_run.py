@@ -53,10 +53,12 @@ class DataConfig:
         "shuffled",
         "which rows a rank sees: any; those of the domains placed on its node (domain_by_node), whatever groups the "
         "experts are in; those of clusters of documents placed on its node (clustered, of data prepared with "
-        "data.prepare.clusters); or domains placed first, and on the nodes of each its clusters. Where moe.placement "
+        "data.prepare.clusters); domains placed first, and on the nodes of each its clusters; or (known_routes, ours) "
+        "each global batch's rows, equally many to a node, so that most tokens are at home, with routers that "
+        "follow token ids (hash, locmoe with gate_input code). Where moe.placement "
         "node_grouped puts a domain's group on the domain's nodes, ranks of other domains get no slots: those that "
         "share a domain exchange by themselves",
-        choices=("shuffled", "domain_by_node", "clustered", "domain_cluster_by_node"),
+        choices=("shuffled", "domain_by_node", "clustered", "domain_cluster_by_node", "known_routes"),
     )
     mixing: str = key(
         "balanced",

@@ -24,6 +24,7 @@ def validate(config: Config, world_size: int) -> None:
     require_divides(("model.num_heads", config.model.num_heads), ("model.hidden_size", config.model.hidden_size))
     _check_experts(config)
     _check_router(config)
+    _check_known_routes(config)
     _check_dispatch(config)
     _check_capacity(config)
     check_parallel(config, world_size)
@@ -216,6 +217,30 @@ def _check_locality_loss(config: Config) -> None:
             f"moe.router.locality_loss.start_step ({loss.start_step}) is not before the last step, train.steps "
             f"({config.train.steps}): mu would keep its initial weight; expected an earlier step"
         )
+
+
+def _check_known_routes(config: Config) -> None:
+    """Rows can be placed by routes if these follow from token ids alone."""
+    router, what = config.moe.router, "data.placement is known_routes"
+    if config.data.placement != "known_routes":
+        return
+    if not has_experts(config):
+        raise InputError(f"{what}, but no layer has experts (model.sparse_layers is 0); expected shuffled")
+    if router_spec(router.type).map_of_ids(router.own) is None:
+        raise InputError(
+            f"{what} with moe.router.type {router.type}, whose routes are not known before the step; expected those "
+            "that follow token ids: moe.router.type hash, or locmoe with moe.router.locmoe.gate_input code"
+        )
+    for key, found, expected in (
+        ("top_k", router.top_k, 1),
+        ("balance_rate", router.balance_rate, 0.0),
+        ("local_term.kind", router.local_term.kind, "none"),
+    ):
+        if found != expected:
+            raise InputError(
+                f"moe.router.{key} is {found} with data.placement known_routes, where a token's id alone says its one "
+                f"expert; expected {expected}"
+            )
 
 
 def _check_measured_share(config: Config, world_size: int) -> None:

@@ -2,7 +2,7 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from pangu_sigma.config.derived import micro_batch_sequences
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch, make_batch
 from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.known_routes import KnownRoutes
 from pangu_sigma.data.manifest import SPLITS
 from pangu_sigma.data.placement import RowPlacement, place_rows
 from pangu_sigma.data.sampler import BatchSampler
@@ -83,6 +84,15 @@ class BatchLoader:
         """Lines for the user: what of the rows could not be placed as it was meant."""
         return self._sampler.placement.notes
 
+    @property
+    def by_routes(self) -> bool:
+        """Whether rows are placed by routes: the network's are to be given (`follow`) before rows are asked for."""
+        return self._sampler.placement.by_routes
+
+    def follow(self, routes: KnownRoutes) -> None:
+        """Places rows by `routes` from now on."""
+        self._sampler.routes = routes
+
     def step(self, step: int) -> List[Batch]:
         """This rank's micro-batches of `step` (from 0), in order. Any step may be asked for; later ones come fast."""
         block, index = divmod(step, STEPS_READ_AT_ONCE)
@@ -103,6 +113,7 @@ class BatchLoader:
             [self._data.rows("validation", d) for d in range(len(self._data.domains))],
             self._options.eval_rows,
             self._sampler.placement,
+            self._sampler.routes,
         )
         if not len(chosen.row):
             return []
@@ -125,10 +136,8 @@ class BatchLoader:
         home = np.arange(size, dtype=np.int32) // (size // self._sampler.placement.layout.world_size)
         share = size // self._world_size
         own = slice(self._rank * share, (self._rank + 1) * share)
-        labels = []
-        for step in range(first, first + STEPS_READ_AT_ONCE):
-            batch = self._sampler.batch(step)
-            labels.append(LabelledRows(batch.domain[own], batch.row[own], home[own]))
+        batches = self._sampler.batches(range(first, first + STEPS_READ_AT_ONCE))
+        labels = [LabelledRows(batch.domain[own], batch.row[own], home[own]) for batch in batches]
         domain, row = (np.concatenate([part[field] for part in labels]) for field in (0, 1))
         rows = self._read("train", domain, row)
         return list(zip(labels, rows.reshape(len(labels), -1, rows.shape[1])))  # (steps, rows a step, S+1)
@@ -149,17 +158,19 @@ class BatchLoader:
         return [Batch(*(array[start : start + self._options.micro_batch_size] for array in batch)) for start in starts]
 
 
-def choose_validation_rows(available: List[int], wanted: int, placement: RowPlacement) -> LabelledRows:
+def choose_validation_rows(
+    available: List[int], wanted: int, placement: RowPlacement, routes: Optional[KnownRoutes] = None
+) -> LabelledRows:
     """Validation rows: domains in rotation, passing over one that runs out; a domain's rows spread evenly over its
     split.
 
     Args:
         available: rows of each domain.
         wanted: how many are chosen, if there are as many.
-        placement: which ranks receive which rows.
+        placement: which ranks receive which rows. routes: that place them, if any do.
 
     The rows are the same for any placement; their homes are ranks of a zone that has their domain, in equal shares, or
-    of the node whose training rows they belong to, and they are ordered by home.
+    of the node whose training rows they belong to, or that `routes` assign them, and they are ordered by home.
     """
     counts = [0] * len(available)
     left = min(wanted, sum(available))
@@ -175,11 +186,14 @@ def choose_validation_rows(available: List[int], wanted: int, placement: RowPlac
     home = np.empty(len(row), np.int32)
     for zone in placement.zones:
         members = order[np.isin(domain[order], zone.domains)]
-        parts = len(zone.ranks) // placement.layout.ranks_per_node if zone.line else 1
+        parts = len(zone.ranks) // placement.layout.ranks_per_node if zone.line or placement.by_routes else 1
         part = np.zeros(len(members), np.int64)
         if zone.line:
             places = zone.line.places("validation", domain[members], row[members])
             part = np.clip((places * parts).astype(np.int64), 0, parts - 1)
+        elif placement.by_routes:
+            assert routes is not None, "rows placed by routes before the routes are known"
+            part = routes.nodes("validation", domain[members], row[members])
         for index, ranks in enumerate(np.array_split(zone.ranks, parts)):
             of_part = members[part == index]
             home[of_part] = ranks[np.arange(len(of_part)) * len(ranks) // max(1, len(of_part))]

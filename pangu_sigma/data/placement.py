@@ -67,11 +67,13 @@ class RowPlacement:
         layout: cluster of the logical ranks.
         zones: its ranks by the domains that they receive.
         notes: lines for the user: what could not be placed as it was meant.
+        by_routes: whether rows are placed by routes that are known before the step (`KnownRoutes`).
     """
 
     layout: Topology
     zones: Tuple[Zone, ...]
     notes: Tuple[str, ...] = ()
+    by_routes: bool = False
 
 
 def make_zones(layout: Topology, placement: str, domains: int) -> List[Zone]:
@@ -131,7 +133,7 @@ def place_rows(
     zones, notes = make_zones(layout, placement, len(names)), []
     if placement != "shuffled" and layout.nodes == 1:
         notes.append(f"data.placement: {placement} places nothing on the only node (moe.layout can describe more)")
-    elif placement != "shuffled":
+    elif placement not in ("shuffled", "known_routes"):
         order = _ORDERS.get(placement, "by cluster" if within == "corpus" else "each domain by cluster")
         zones = [_with_line(zone, layout, order, mixing, cells) for zone in zones]
         spread = [one for zone in zones for one in _spread(zone, layout, order, names)]
@@ -144,7 +146,7 @@ def place_rows(
             )
         if mixing == "proportional" and len(zones) > 1:
             notes.append(_mixture_note(zones, names, cells))
-    return RowPlacement(layout, tuple(zones), tuple(notes))
+    return RowPlacement(layout, tuple(zones), tuple(notes), placement == "known_routes" and layout.nodes > 1)
 
 
 _ORDERS = {"domain_by_node": "by domain", "domain_cluster_by_node": "by domain, then cluster"}  # of rows on the line

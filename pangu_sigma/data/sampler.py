@@ -4,11 +4,12 @@ Nothing is replayed on resume: how often a domain was drawn before a step has a 
 permutation per epoch that depends on seed, domain and epoch alone.
 """
 
-from typing import Dict, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.data.known_routes import KnownRoutes, assign_rows
 from pangu_sigma.data.placement import RowPlacement, Zone, on_nodes
 
 _POOL = -1  # stream of the permutation over several domains' rows together
@@ -38,6 +39,7 @@ class BatchSampler:
 
     Attributes:
         placement, global_batch_size: as given.
+        routes: for rows that are placed by them, to be set before the first batch: they are the network's.
 
     Raises:
         InputError: the layout's ranks do not divide `global_batch_size`.
@@ -59,14 +61,23 @@ class BatchSampler:
             )
         self.placement = placement
         self.global_batch_size = global_batch_size
+        self.routes: Optional[KnownRoutes] = None
         self._cells = [tuple(map(int, of_domain)) for of_domain in cells]
         self._rows = [sum(of_domain) for of_domain in self._cells]
         self._seed = seed
         self._draw = self._balanced if mixing == "balanced" else self._proportional
         self._permutations: Dict[Tuple[int, int], np.ndarray] = {}
 
+    def batches(self, steps: Sequence[int]) -> List[GlobalBatch]:
+        """Rows of each of `steps`, counted from 0. Rows that are placed by routes are read for all of them at once."""
+        batches = [self._drawn(step) for step in steps]
+        return self._by_routes(batches) if self.placement.by_routes else batches
+
     def batch(self, step: int) -> GlobalBatch:
         """Rows of `step`, counted from 0."""
+        return self.batches([step])[0]
+
+    def _drawn(self, step: int) -> GlobalBatch:
         layout = self.placement.layout
         share = self.global_batch_size // layout.world_size
         domain = np.empty((layout.world_size, share), np.int32)
@@ -85,6 +96,14 @@ class BatchSampler:
     def epoch(self, step: int) -> float:
         """Rows drawn before `step`, in passes over the training split (some domains may be ahead of others)."""
         return step * self.global_batch_size / sum(self._rows)
+
+    def _by_routes(self, batches: List[GlobalBatch]) -> List[GlobalBatch]:
+        """The `batches` with each row on the node that the routes assign it, in the order in which they are drawn."""
+        assert self.routes is not None, "rows placed by routes before the routes are known"
+        domain, row = (np.concatenate([batch[field] for batch in batches]) for field in (0, 1))
+        at_home = self.routes.tokens_at_home("train", domain, row)
+        orders = [np.argsort(assign_rows(tokens), kind="stable") for tokens in np.split(at_home, len(batches))]
+        return [GlobalBatch(batch.domain[order], batch.row[order]) for batch, order in zip(batches, orders)]
 
     def _balanced(self, zone: Zone, step: int, draws: int) -> Tuple[np.ndarray, np.ndarray]:
         count = len(zone.domains)

@@ -4,7 +4,7 @@ model must beat.
 
 import math
 from dataclasses import dataclass
-from typing import Iterable
+from typing import Iterable, Optional
 
 import numpy as np
 
@@ -23,11 +23,13 @@ class Vocabulary:
         vocab_size: rows of a word table.
         domains: of the data.
         counts: <int64>[groups, vocab_size], how often each id occurs in the training text of a group's domains.
+        id_nodes: <int>[groups, vocab_size], see `pangu_sigma.data.cooccurrence`; None: not asked for.
     """
 
     vocab_size: int
     domains: int
     counts: np.ndarray
+    id_nodes: Optional[np.ndarray] = None
 
 
 def vocabulary(config: Config, data: PreparedData) -> Vocabulary:

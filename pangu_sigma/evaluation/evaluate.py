@@ -133,7 +133,8 @@ def _measurements(model: EvaluatedModel, tasks: Sequence[Task], request: Evaluat
 def _validation(model: EvaluatedModel, as_trained: bool) -> List[Measurement]:
     config, data = model.config, model.data
     assert data is not None  # see _reads_rows
-    batches = validation_batches(config, data, resolve_layout(config, model.runtime.topology), model.data_ranks)
+    layout = resolve_layout(config, model.runtime.topology)
+    batches = validation_batches(config, data, layout, model.data_ranks, model.network)
     if not batches:
         raise InputError(f"train.eval_rows is {config.train.eval_rows}; eval expected at least one row")
     has_term = current_locality_strength(model.network) is not None and config.moe.evaluation_rules == "trained"

@@ -8,7 +8,7 @@ Shape legend: R data-parallel ranks, E experts.
 """
 
 from contextlib import closing
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Optional
 
 import numpy as np
 
@@ -23,10 +23,12 @@ from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.domains import resolve_domain_groups
+from pangu_sigma.data.known_routes import KnownRoutes
 from pangu_sigma.data.loader import create_loader
 from pangu_sigma.model.dims import ModelDims
 from pangu_sigma.model.pangu_sigma import PanGuSigma, sparse_layers
-from pangu_sigma.model.sparse import SparseContext, build_dispatcher
+from pangu_sigma.model.sparse import SparseContext, build_dispatcher, homes_of_ids
 
 
 class RankBatch(NamedTuple):
@@ -36,7 +38,9 @@ class RankBatch(NamedTuple):
     batch: Batch
 
 
-def validation_batches(config: Config, data: PreparedData, layout: Topology, ranks: int) -> List[RankBatch]:
+def validation_batches(
+    config: Config, data: PreparedData, layout: Topology, ranks: int, network: Optional[PanGuSigma] = None
+) -> List[RankBatch]:
     """The validation rows in the micro-batches that the ranks of a job make of them.
 
     Args:
@@ -44,12 +48,16 @@ def validation_batches(config: Config, data: PreparedData, layout: Topology, ran
         data: the prepared rows.
         layout: of expert groups, which rows have their homes in.
         ranks: how many data-parallel ranks share them out.
+        network: whose routes place the rows, where `data.placement` is known_routes.
 
     Raises InputError: see `create_loader`.
     """
     found: List[RankBatch] = []
+    groups = resolve_domain_groups(config.moe.domain_groups, len(data.domains), config.moe.num_groups)
     for rank in range(ranks):
         with closing(create_loader(config, data, layout, rank, ranks)) as loader:
+            if loader.by_routes and network is not None:
+                loader.follow(KnownRoutes(data, groups, homes_of_ids(config.moe, layout, sparse_layers(network))))
             found += [RankBatch(rank, batch) for batch in loader.validation() if batch.loss_mask.any()]
     return found
 

@@ -3,7 +3,7 @@ locality cannot pay in it.
 """
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Set, Tuple
+from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from locmoe_ops.routers.selection_bias import BalanceBias, LocalityBias, Selecti
 from locmoe_ops.tensor_parallel import SplitRegion
 from locmoe_ops.topology import ExpertPlacement, Placement, Topology, local_experts_table
 from pangu_sigma.config.derived import experts_per_group
-from pangu_sigma.config.schema import Config
+from pangu_sigma.config.schema import Config, MoEConfig
 from pangu_sigma.model.capacity_rules import SlotRules
 from pangu_sigma.model.dims import ModelDims
 
@@ -32,12 +32,14 @@ class SparseContext:
     Attributes:
         config: the job's. shape: sizes of the model. collectives: of this rank.
         token_counts: <int64>[G, V], of each group's training text, for maps that balance by it.
+        id_nodes: <int>[G, V], nodes of ids, for maps by cooccurrence.
     """
 
     config: Config
     shape: ModelDims
     collectives: Collectives
     token_counts: Optional[np.ndarray] = None
+    id_nodes: Optional[np.ndarray] = None
 
     @property
     def slot_rules(self) -> SlotRules:
@@ -167,11 +169,25 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
             rules_change=moe.evaluation_rules == "none",
             locality_loss_changes=options.locality_loss.initial_weight is not None,
             domains=context.shape.domains,
+            id_nodes=context.id_nodes,
         )
     )
     if moe.dispatch.overflow == "repick":
         router.offer_second(SecondExpert(shape, layout, layout_placement))
     return router
+
+
+def homes_of_ids(moe: MoEConfig, layout: Topology, layers: Sequence[MoEFeedForward]) -> np.ndarray:
+    """<int64>[nodes, G, V]: in how many of `layers` an id of a group goes to an expert on a node of the layout.
+
+    Args:
+        moe: what the layers were built from. layout: the cluster that homes refer to.
+        layers: with routers whose routes follow from token ids.
+    """
+    placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.placement)
+    local = local_experts_table(layout, placement)[:: layout.ranks_per_node]  # (nodes, E)
+    first = np.arange(moe.num_groups)[:, None] * placement.experts_per_group
+    return np.sum([local[:, first + layer.routing.router.expert_by_id()] for layer in layers], axis=0, dtype=np.int64)
 
 
 def groups_without_local_experts(context: SparseContext) -> Dict[int, List[int]]:

@@ -94,7 +94,7 @@ class TrainEngine:
         shape = model_dims(config, rows, words.vocab_size, words.domains, TensorGroup(runtime.collectives))
         self.words = words
         self.seed = config.train.seed
-        self.context = SparseContext(config, shape, runtime.collectives, words.counts)
+        self.context = SparseContext(config, shape, runtime.collectives, words.counts, words.id_nodes)
         self.network = PanGuSigma(self.context)
         alike = experts_per_group(config) if config.moe.initial_experts == "copies" else 1
         initialise(self.network, config.train.seed, config.model.init_std, alike)

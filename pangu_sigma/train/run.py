@@ -2,6 +2,7 @@
 
 import math
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -16,8 +17,10 @@ from pangu_sigma.config.derived import has_experts, last_step
 from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
+from pangu_sigma.data.cooccurrence import nodes_of_ids
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.domains import check_domains
+from pangu_sigma.data.known_routes import KnownRoutes
 from pangu_sigma.data.loader import BatchLoader, create_loader
 from pangu_sigma.data.manifest import TOKENIZER
 from pangu_sigma.data.vocabulary import unigram_perplexity, vocabulary
@@ -25,7 +28,8 @@ from pangu_sigma.errors import RunDiverged
 from pangu_sigma.metrics.perplexity import perplexity_of
 from pangu_sigma.metrics.window import summarise
 from pangu_sigma.model.capacity_rules import resolve_layout
-from pangu_sigma.model.sparse import locality_advice
+from pangu_sigma.model.pangu_sigma import sparse_layers
+from pangu_sigma.model.sparse import homes_of_ids, locality_advice
 from pangu_sigma.runtime.files import set_aside
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.launch import read_launch
@@ -66,9 +70,9 @@ def train(config: Config) -> int:
         source = find_source(config, data)
         runtime = held.enter_context(start_runtime(config))
         topology = runtime.topology
-        loader = create_loader(
-            config, data, resolve_layout(config, topology), runtime.rank // topology.tensor, topology.data
-        )
+        layout = resolve_layout(config, topology)
+        words = replace(words, id_nodes=nodes_of_ids(config, data, words.vocab_size, layout))
+        loader = create_loader(config, data, layout, runtime.rank // topology.tensor, topology.data)
         held.enter_context(closing(loader))
         engine = TrainEngine(config, runtime, words)
         runtime.check_groups()
@@ -85,6 +89,9 @@ def _run(
     code = code_version() if runtime.is_first else ""  # now: the files may change during the run
     place = rank_location(config, runtime)
     start = CheckpointLoader(config, runtime, data, engine).load(source)
+    if loader.by_routes:  # now: a checkpoint brings its own maps
+        homes = homes_of_ids(config.moe, engine.context.layout, sparse_layers(engine.network))
+        loader.follow(KnownRoutes(data, engine.context.domain_groups, homes))
     folder = Path(config.train.output_dir) / CHECKPOINTS
     with StopRequest() as stop, _checkpoint_writer(config, runtime, data, folder) as writer:
         loop = TrainingLoop(config, runtime, engine, loader, Saving(writer, place, data), stop)

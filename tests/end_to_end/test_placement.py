@@ -52,6 +52,10 @@ def test_placement_changes_no_loss_and_a_run_resumes(run, capsys):
     clustered = run("clustered", "checkpoint.interval=2", "checkpoint.resume=auto")
     out = capsys.readouterr()
     assert "resuming from" in out.out and "other rows follow" not in out.out + out.err
+    known = ["data.placement=known_routes", "checkpoint.interval=2"]
+    run("known", *known, "train.stop_after=2")
+    found = run("known", *known, "checkpoint.resume=auto")
     # Sums over the rows of a batch, float32, are taken in another order.
+    assert found == pytest.approx(shuffled, rel=1e-5)
     assert len(shuffled) == len(clustered) == 3 and not math.isnan(shuffled[-1])
     assert clustered == pytest.approx(shuffled, rel=1e-5)

@@ -131,6 +131,11 @@ def check(options: LocMoEOptions, sizes: RouterSizes) -> None:
         check_blocks("locmoe.gate grap", sizes)
 
 
+def map_of_ids(options: LocMoEOptions) -> Optional[str]:
+    """See `RouterSpec.map_of_ids`: codes lie nearest to experts by frequency, other gates see more than ids."""
+    return "frequency" if options.gate_input == "code" else None
+
+
 def cost(options: LocMoEOptions, sizes: RouterSizes) -> RouterCost:
     """A dense gate, a product with fixed weights, or a look-up; the locality loss needs sums by node, a divergence loss
     sums by domain.
@@ -148,6 +153,7 @@ ROUTER = RouterSpec(
     gate_weights=True,
     counts_undecided=True,
     localises=True,
+    map_of_ids=map_of_ids,
     check=check,
     cost=cost,
 )

@@ -4,7 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.routers.hash_maps import frequency_hash_map, layer_hash_tables, uniform_hash_map
+from locmoe_ops.routers.hash_maps import (
+    NodesOfIds,
+    cooccurrence_hash_map,
+    frequency_hash_map,
+    layer_hash_tables,
+    uniform_hash_map,
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -130,3 +136,37 @@ def test_bad_arguments_are_named(build, fragment):
     with pytest.raises(InputError) as caught:
         build()
     assert fragment in str(caught.value)
+
+
+def test_cooccurrence_map_stays_on_the_node_and_balances_its_experts():
+    rng = np.random.default_rng(0)
+    counts, id_nodes, expert_nodes = rng.integers(0, 100, 200), rng.integers(0, 2, 200), np.array([1, 0, 0, 1, 1])
+    table = cooccurrence_hash_map(counts, id_nodes, expert_nodes, np.random.SeedSequence(3))
+    assert (expert_nodes[table] == id_nodes).all()
+    for node in (0, 1):
+        loads = np.bincount(table, counts, minlength=5)[expert_nodes == node]
+        assert loads.max() - loads.min() <= counts.max()  # as of the frequency map
+
+
+def test_cooccurrence_tables_of_layers_share_nodes_but_not_experts():
+    ids = np.random.default_rng(0).integers(0, 2, (2, 300))
+    nodes = NodesOfIds(ids, np.array([[0, 1, 0, 1], [1, 1, 0, 0]]))
+    counts = np.ones((2, 300), np.int64)
+    tables = [layer_hash_tables("cooccurrence", 2, 4, 300, layer, 1, counts, nodes) for layer in (0, 1, 0)]
+    for table in tables:
+        assert (np.take_along_axis(nodes.experts, table, 1) == ids).all()
+    assert (tables[0] == tables[2]).all()
+    assert 0.3 < (tables[0] == tables[1]).mean() < 0.7  # a half by chance
+
+
+@pytest.mark.parametrize(
+    "nodes, expected",
+    [
+        (None, "nodes of ids and of experts are none"),
+        (NodesOfIds(np.zeros((1, 8), int), np.zeros((1, 3), int)), r"are \(1, 8\) and \(1, 3\), expected .*\(1, 4\)"),
+        (NodesOfIds(np.ones((1, 8), int), np.zeros((1, 4), int)), "node 1 has 8 ids and no expert"),
+    ],
+)
+def test_nodes_that_do_not_fit_are_named(nodes, expected):
+    with pytest.raises(InputError, match=expected):
+        layer_hash_tables("cooccurrence", 1, 4, 8, 0, 1, np.ones(8, np.int64), nodes)

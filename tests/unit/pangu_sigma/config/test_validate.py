@@ -46,6 +46,8 @@ def _config(settings):
         (1, {"moe.router.locmoe.ties": "unrectified", "moe.router.locmoe.gate_input": "word"}),
         (1, {"moe.router.locmoe": {"ties": "noise", "gate": "dense", "noise_scale": 0.5}}),
         (1, {"moe.router.locmoe": {"ties": "noise"}, "moe.router.type": "switch"}),
+        (1, {"data.placement": "known_routes", "moe.router.type": "hash", "moe.router.hash.balance": "cooccurrence"}),
+        (1, {"data.placement": "known_routes", "moe.router.locmoe.gate_input": "code"}),
         (1, {"moe.capacity.measured_share": {"interval": 5}, "moe.dispatch": {"type": "hierarchical", "chunks": 2}}),
         (1, {"moe.router.locality_loss": {"initial_weight": 0.0, "start_step": 10, "warmup_steps": 20}}),
         (
@@ -180,6 +182,24 @@ def test_what_fits_is_accepted(world_size, settings):
             1,
             {"moe.router.locmoe": {"divergence_loss_weight": 0.1, "gate_input": "code"}},
             ["divergence_loss_weight is 0.1", "gate_input code", "no loss can bend"],
+        ),
+        (
+            1,
+            {"data.placement": "known_routes"},
+            ["data.placement is known_routes", "moe.router.type locmoe", "moe.router.type hash"],
+        ),
+        (
+            1,
+            {"data.placement": "known_routes", "moe.router.type": "hash", "model.sparse_layers": 0},
+            ["data.placement is known_routes", "model.sparse_layers is 0", "expected shuffled"],
+        ),
+        *(
+            (
+                1,
+                {"data.placement": "known_routes", "moe.router.locmoe.gate_input": "code", f"moe.router.{key}": value},
+                [f"moe.router.{key} is {value}", "data.placement known_routes"],
+            )
+            for key, value in (("top_k", 2), ("balance_rate", 0.01), ("local_term.kind", "bias"))
         ),
         (
             1,

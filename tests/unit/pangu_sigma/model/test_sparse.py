@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -19,6 +21,7 @@ from pangu_sigma.model.sparse import (
     build_sparse_layer,
     experts_in_play,
     groups_without_local_experts,
+    homes_of_ids,
     locality_advice,
 )
 
@@ -352,6 +355,33 @@ def test_codes_send_ids_where_the_balanced_map_does(make_context, counts):
         placement,
     ).gate.codes
     np.testing.assert_array_equal(codes.asnumpy().argmax(-1), table.asnumpy())
+
+
+def test_homes_of_ids_are_counted_layer_by_layer(make_context):
+    """Two layers of eight experts in two groups, on two nodes of one rank."""
+    layout = {"world_size": 2, "ranks_per_node": 1, "expert": 2}
+    context = make_context({"router": {"type": "hash"}, "layout": layout})
+    layers = [build_sparse_layer(context, number) for number in (0, 1)]
+    found = homes_of_ids(context.config.moe, context.layout, layers)
+    tables = [layer.routing.router.table.asnumpy() for layer in layers]
+    for node, group, token_id in np.ndindex(2, 2, 29):
+        # Interleaved: experts 0 and 1 of each group on rank 0, 2 and 3 on rank 1.
+        expected = sum(table[group, token_id] // 2 == node for table in tables)
+        assert found[node, group, token_id] == expected
+
+
+def test_a_cooccurrence_map_needs_text_to_find_nodes_and_else_balances_by_frequency(make_context):
+    layout = {"world_size": 2, "ranks_per_node": 1, "expert": 2}
+    rng, placement = np.random.default_rng(0), ExpertPlacement(8, 2, 2)
+    counts, nodes = rng.integers(0, 9, (2, 29)), rng.integers(0, 2, (2, 29))
+
+    def table(balance, id_nodes):
+        moe = {"router": {"type": "hash", "hash": {"balance": balance}}, "layout": layout}
+        context = replace(make_context(moe, token_counts=counts), id_nodes=id_nodes)
+        return build_router(context, 0, placement).expert_by_id()
+
+    assert (table("cooccurrence", nodes) // 2 == nodes).all()
+    assert (table("cooccurrence", None) == table("frequency", None)).all()
 
 
 def test_router_options_arrive(make_context):

@@ -1,0 +1,45 @@
+"""Nodes of token ids by the rows they occur in, for `moe.router.hash.balance: cooccurrence`."""
+
+from typing import Optional
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from locmoe_ops.router_registry import router_spec
+from locmoe_ops.routers.cooccurrence import split_by_cooccurrence
+from locmoe_ops.topology import ExpertPlacement, Topology, nodes_of_experts
+from pangu_sigma.config.derived import has_experts
+from pangu_sigma.config.schema import Config
+from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.domains import resolve_domain_groups
+
+MOST_ROWS = 20_000  # of training text that co-occurrence is counted in; every k-th row, if there are more
+
+
+def nodes_of_ids(config: Config, data: PreparedData, vocab_size: int, layout: Topology) -> Optional[np.ndarray]:
+    """<int32>[G, vocab_size]: the node of each id, for the text of each group by itself; the share of the text that a
+    node gets is its share of the group's experts. None where no router asks for it.
+
+    Args:
+        config: of the run. data: its training rows are read.
+        vocab_size: of the model, at least the data's. layout: its nodes.
+    """
+    moe = config.moe
+    if not has_experts(config) or router_spec(moe.router.type).map_of_ids(moe.router.own) != "cooccurrence":
+        return None
+    experts = nodes_of_experts(layout, ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.placement))
+    groups = resolve_domain_groups(moe.domain_groups, len(data.domains), moe.num_groups)
+    stride = -(-sum(data.rows("train", domain) for domain in range(len(groups))) // MOST_ROWS)
+    found = np.zeros((moe.num_groups, vocab_size), np.int32)
+    for group in sorted(set(groups)):
+        domains = [domain for domain, of_domain in enumerate(groups) if of_domain == group]
+        rows = [data.read("train", domain, range(0, data.rows("train", domain), stride)) for domain in domains]
+        shares = np.bincount(experts[group], minlength=layout.nodes).tolist()
+        found[group] = split_by_cooccurrence(_count_ids(np.concatenate(rows)[:, :-1], vocab_size), shares)
+    return found
+
+
+def _count_ids(rows: np.ndarray, vocab_size: int) -> csr_matrix:
+    """<int64>[n, vocab_size] <- ids of `rows` <int>[n, S]"""
+    index = np.repeat(np.arange(len(rows)), rows.shape[1])
+    return csr_matrix((np.ones(rows.size, np.int64), (index, rows.ravel())), shape=(len(rows), vocab_size))
