@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from mindspore import Tensor, dtype, nn, ops
+from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.random import SeededUniform
 from locmoe_ops.routers.base import Router, RouterContext, RouterTokens, one_hot
@@ -24,9 +24,11 @@ class LocMoERouter(LocalisingRouter):
     """LocMoE's router (arXiv 2401.13920, Eq. 1-7): softmax of ReLU'd gate values, load-balancing and locality losses.
 
     The gate's input is the layer's, as in the paper; or (ours) the token's word vector, which `tokens` then holds as
-    `word`, brought to mean 0 and variance 1; or a fixed code of the token's id (`CodeGate`).
+    `word`, brought to mean 0 and variance 1; or a fixed code of the token's id (`CodeGate`), to which the layer's
+    input can be added with a weight that grows in training (ours; see `set_context_weight`).
 
-    1. w_i x, by the gate; with a `centre_rate` (ours) less its running mean, see `ValueMean`.
+    1. w_i x, by the gate; of a code with a context, its coordinate i plus the weighted GrAP value i of the context.
+       With a `centre_rate` (ours) less its running mean, see `ValueMean`.
     2. `normalise` token (ours): of each token, (value - mean) / deviation over the n experts of its group.
     3. In training eps_i of Eq. 2 is added, where `noise_scale` or `ties` ask for it. The paper does not give its
        distribution. Here it is uniform in [-s, s), our choice, with s the key noise_scale, or else 1 where values are
@@ -63,6 +65,14 @@ class LocMoERouter(LocalisingRouter):
         self.normalise, self.value_scale = options.normalise == "token", options.value_scale
         self.noisy = options.ties == "noise" or options.noise_scale is not None
         spread = 1.0 if self.normalise else math.sqrt(context.shape.per_group / context.shape.hidden_size)
+        self.has_context = options.context_weight > 0.0
+        self.context = GrAPGate(context.shape) if self.has_context else nn.Identity()
+        # A parameter, for it grows in training without another graph; checkpoints keep it, since routes follow from it.
+        self.context_weight = (
+            Parameter(Tensor(options.context_weight, dtype.float32), name="context_weight", requires_grad=False)
+            if self.has_context
+            else 0.0
+        )
         self.sums_values = options.centre_rate > 0.0
         self.centre = ValueMean(context.shape) if self.sums_values else nn.Identity()
         self.noise_scale = spread if options.noise_scale is None else options.noise_scale
@@ -88,7 +98,11 @@ class LocMoERouter(LocalisingRouter):
     def raw_values(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """w_i x of Eq. 2: <float32>[T, n] <- `x` <float>[T, d], `tokens`."""
         if self.by_code:
-            return self.gate(tokens["ids"], tokens["group"])
+            codes: Tensor = self.gate(tokens["ids"], tokens["group"])
+            if not self.has_context:
+                return codes
+            group_mask = one_hot(tokens["group"], self.num_groups)
+            return codes + self.context_weight * self.context(ops.cast(x, dtype.float32), group_mask)
         return self.gate(self.prepare(x, tokens), one_hot(tokens["group"], self.num_groups))
 
     def prepare(self, x: Tensor, tokens: RouterTokens) -> Tensor:
@@ -130,6 +144,15 @@ class LocMoERouter(LocalisingRouter):
     def _undecided(self, values: Tensor) -> Tensor:
         """bool[T, 1] <- <float32>[T, n]"""
         return ops.cast(values > 0.0, dtype.float32).sum(-1, keepdims=True) < self.top_k
+
+
+def set_context_weight(network: nn.Cell, value: float) -> None:
+    """Gives the contexts beside codes, of all routers in `network` that have one, the weight `value`. Compiled graphs
+    stay valid.
+    """
+    for _, cell in network.cells_and_names():
+        if isinstance(cell, LocMoERouter) and isinstance(cell.context_weight, Parameter):
+            cell.context_weight.set_data(Tensor(value, dtype.float32))
 
 
 def locmoe_gate(context: RouterContext, options: LocMoEOptions) -> nn.Cell:

@@ -70,6 +70,12 @@ def _check_router(config: Config) -> None:
         )
     _check_local_term(config)
     _check_locality_loss(config)
+    start = getattr(router.own, "context_start_step", 0)
+    if start and start >= config.train.steps:
+        raise InputError(
+            f"moe.router.{router.type}.context_start_step ({start}) is not before the last step, train.steps "
+            f"({config.train.steps}): the context would never have a weight; expected an earlier step"
+        )
     if router.balance_rate > 0.0 and "balance_rate" not in kind.selection_biases:
         balanced = [name for name, one in routers().items() if "balance_rate" in one.spec.selection_biases]
         raise InputError(

@@ -79,6 +79,9 @@ DEFINITIONS: Dict[str, Definition] = {
     "moe/locality_loss_weight": Definition(
         "every step of a run with moe.router.locality_loss.initial_weight", "mu, the weight of the locality loss"
     ),
+    "moe/context_weight": Definition(
+        "every step of a run with moe.router.locmoe.context_weight above 0", "weight of the context beside codes"
+    ),
     "moe/capacity_slots": Definition(
         _BOUND,
         "slots per (source rank, expert), the same in all sparse layers, before a dispatcher rounds them to its chunks",

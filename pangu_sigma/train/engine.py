@@ -11,6 +11,7 @@ from mindspore import Tensor, dtype, nn
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.routers.centring import value_means
 from locmoe_ops.routers.gated import set_locality_loss_weight
+from locmoe_ops.routers.locmoe import set_context_weight
 from locmoe_ops.routers.selection_bias import balance_biases, set_locality_strength
 from locmoe_ops.tensor_parallel import TensorGroup, slice_of
 from pangu_sigma.checkpoint.state import StateEntry, parameter_entries
@@ -225,6 +226,10 @@ class TrainEngine:
     def set_locality_loss_weight(self, weight: float) -> None:
         """Sets mu of the routers' locality losses, where it has a schedule. Needs no other graph."""
         set_locality_loss_weight(self.network, weight)
+
+    def set_context_weight(self, weight: float) -> None:
+        """Sets the weight of the context beside the routers' codes, if they have one. Needs no other graph."""
+        set_context_weight(self.network, weight)
 
     def evaluate(self, batches: List[Batch]) -> np.ndarray:
         """This rank's statistics, summed over its validation batches: <float64>[size], see `Statistics`."""

@@ -37,7 +37,7 @@ from pangu_sigma.train.metrics import (
     validation_metrics,
 )
 from pangu_sigma.train.profile import StepProfile
-from pangu_sigma.train.schedule import Ramp, learning_rate, local_term_ramp, locality_loss_ramp
+from pangu_sigma.train.schedule import Ramp, context_ramp, learning_rate, local_term_ramp, locality_loss_ramp
 from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
 
 
@@ -207,6 +207,7 @@ class TrainingLoop:
         self._schedules = {
             "moe/local_strength": Scheduled(local_term_ramp(router), engine.set_locality_bias),
             "moe/locality_loss_weight": Scheduled(locality_loss_ramp(router), engine.set_locality_loss_weight),
+            "moe/context_weight": Scheduled(context_ramp(router), engine.set_context_weight),
         }
         rows = loader.validation() if config.train.eval_rows else []
         self.validation = Validation(engine, runtime.topology.tensor, rows, self.host_sum)

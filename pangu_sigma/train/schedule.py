@@ -73,6 +73,14 @@ def locality_loss_ramp(router: RouterConfig) -> Optional[Ramp]:
     return Ramp(loss.initial_weight, router.own.locality_loss_weight, loss.start_step, loss.warmup_steps)
 
 
+def context_ramp(router: RouterConfig) -> Optional[Ramp]:
+    """The weight of the context beside codes, of a `router` that has one; else None."""
+    weight = getattr(router.own, "context_weight", 0.0)
+    if weight == 0.0:
+        return None
+    return Ramp(0.0, weight, router.own.context_start_step, router.own.context_warmup_steps)
+
+
 class LossScale(nn.Cell):
     """Dynamic loss scale: halves after an overflow, doubles after `growth_interval` steps without one.
 

@@ -82,6 +82,16 @@ class LocMoEOptions:
     value_scale: float = key(
         1.0, "factor on the values before the softmax; the paper has 1, larger ones make it sharper (ours)", above=0.0
     )
+    context_weight: float = key(
+        0.0,
+        "with gate_input code: weight of the layer's normed input beside the code, whose GrAP values are added to the "
+        "code's coordinates, so that tokens of one id can part by their context (ours); 0: routes follow from ids",
+        minimum=0.0,
+    )
+    context_start_step: int = key(0, "last step in which the context has no weight", minimum=0)
+    context_warmup_steps: int = key(
+        0, "steps in which the context's weight goes linearly from 0 to context_weight; 0: a jump", minimum=0
+    )
     rectify: bool = key(True, "the ReLU of LocMoE Eq. 2; false: the softmax takes the values as they are (ours)")
 
 
@@ -117,7 +127,8 @@ def check(options: LocMoEOptions, sizes: RouterSizes) -> None:
             f"moe.router.locmoe.ties is {options.ties} with moe.router.locmoe.gate_input code, whose largest value is "
             "always above 0; expected first"
         )
-    if options.divergence_loss_weight > 0.0 and options.gate_input == "code":
+    _check_context(options)
+    if options.divergence_loss_weight > 0.0 and options.gate_input == "code" and options.context_weight == 0.0:
         raise InputError(
             f"moe.router.locmoe.divergence_loss_weight is {options.divergence_loss_weight} with "
             "moe.router.locmoe.gate_input code, whose routes no loss can bend; expected 0"
@@ -131,16 +142,34 @@ def check(options: LocMoEOptions, sizes: RouterSizes) -> None:
         check_blocks("locmoe.gate grap", sizes)
 
 
+def _check_context(options: LocMoEOptions) -> None:
+    """Raises InputError where keys of a context term have no part."""
+    if options.context_weight > 0.0 and options.gate_input != "code":
+        raise InputError(
+            f"moe.router.locmoe.context_weight is {options.context_weight} with moe.router.locmoe.gate_input "
+            f"{options.gate_input}, which has no codes to add a context to; expected 0, or gate_input code"
+        )
+    for name in ("context_start_step", "context_warmup_steps"):
+        if options.context_weight == 0.0 and getattr(options, name):
+            raise InputError(
+                f"moe.router.locmoe.{name} is {getattr(options, name)} with moe.router.locmoe.context_weight 0, which "
+                "leaves no weight to lead there; expected 0"
+            )
+
+
 def map_of_ids(options: LocMoEOptions) -> Optional[str]:
-    """See `RouterSpec.map_of_ids`: codes lie nearest to experts by frequency, other gates see more than ids."""
-    return "frequency" if options.gate_input == "code" else None
+    """See `RouterSpec.map_of_ids`: codes lie nearest to experts by frequency; other gates, and codes with a context,
+    see more than ids.
+    """
+    return "frequency" if options.gate_input == "code" and options.context_weight == 0.0 else None
 
 
 def cost(options: LocMoEOptions, sizes: RouterSizes) -> RouterCost:
     """A dense gate, a product with fixed weights, or a look-up; the locality loss needs sums by node, a divergence loss
     sums by domain.
     """
-    products = 0 if options.gate_input == "code" else sizes.per_group * sizes.hidden_size
+    only_ids = options.gate_input == "code" and options.context_weight == 0.0
+    products = 0 if only_ids else sizes.per_group * sizes.hidden_size
     gate = dense_gate_cost(options, sizes) if options.gate == "dense" else RouterCost(products=products)
     sums_values, sums_domains = options.centre_rate > 0.0, options.divergence_loss_weight > 0.0
     return replace(gate, statistics="node", sums_values=sums_values, sums_domains=sums_domains)

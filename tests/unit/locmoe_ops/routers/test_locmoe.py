@@ -11,6 +11,7 @@ from locmoe_ops.random import SeededUniform
 from locmoe_ops.routers.base import RoutingShape, make_router
 from locmoe_ops.routers.gated import set_locality_loss_weight
 from locmoe_ops.routers.gates import grap_weights
+from locmoe_ops.routers.locmoe import set_context_weight
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -129,6 +130,27 @@ def test_a_gate_on_codes_follows_the_ids_and_nothing_else(pullback):
         and not of_x.any()
     )
     np.testing.assert_allclose(weight, probability, rtol=0, atol=1e-6)  # float32, values of order 1
+
+
+def test_a_context_is_added_to_codes_with_a_weight_that_needs_no_other_graph():
+    """Codes plus the weighted means of blocks, then Eq. 1-3. Weight 0 gives the routes of codes alone."""
+    inputs, shape = batch(3), RoutingShape(HIDDEN, 12, 3)
+    rng = np.random.default_rng(5)
+    codes, ids = rng.standard_normal((3, 50, 4)).astype(np.float32), rng.integers(0, 50, TOKENS).astype(np.int32)
+    cell = WithIds(locmoe(shape, "grap", gate_input="code", vocab_size=50, context_weight=1.0))
+    cell.router.gate.codes.set_data(Tensor(codes))
+    means = inputs[0].reshape(TOKENS, 4, HIDDEN // 4).mean(2)  # Eq. 4
+    given, moved = [Tensor(array) for array in (inputs[0], ids, *inputs[1:])], []
+    for context_weight in (1.0, 0.0, 0.3):
+        set_context_weight(cell, context_weight)
+        expert, weight, _ = (output.asnumpy() for output in cell(*given))
+        values = codes[inputs[1], ids].astype(np.float64) + context_weight * means
+        choice, probability = expected_choice(np.maximum(values, 0), 1)
+        assert np.array_equal(expert, choice + 4 * inputs[1][:, None])
+        np.testing.assert_allclose(weight, probability, rtol=0, atol=1e-6)  # float32, values of order 1
+        moved.append((choice != expected_choice(np.maximum(codes[inputs[1], ids], 0), 1)[0]).mean())
+    assert moved[0] > moved[2] > moved[1] == 0
+    assert len(cell.compile_cache) == 1
 
 
 def test_an_order_of_features_is_the_same_as_reordered_features():

@@ -185,6 +185,26 @@ def test_what_fits_is_accepted(world_size, settings):
         ),
         (
             1,
+            {"moe.router.locmoe": {"context_weight": 0.1}},
+            ["moe.router.locmoe.context_weight is 0.1", "gate_input hidden", "gate_input code"],
+        ),
+        (
+            1,
+            {"moe.router.locmoe": {"gate_input": "code", "context_warmup_steps": 5}},
+            ["context_warmup_steps is 5", "moe.router.locmoe.context_weight 0", "expected 0"],
+        ),
+        (
+            1,
+            {"moe.router.locmoe": {"gate_input": "code", "context_weight": 0.1, "context_start_step": 100000}},
+            ["moe.router.locmoe.context_start_step (100000)", "train.steps", "earlier step"],
+        ),
+        (
+            1,
+            {"data.placement": "known_routes", "moe.router.locmoe": {"gate_input": "code", "context_weight": 0.1}},
+            ["data.placement is known_routes", "not known before the step"],
+        ),
+        (
+            1,
             {"data.placement": "known_routes"},
             ["data.placement is known_routes", "moe.router.type locmoe", "moe.router.type hash"],
         ),

@@ -5,8 +5,9 @@ import pytest
 
 from mindspore import Tensor
 
+from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.schema_run import LossScaleConfig, OptimizerConfig
-from pangu_sigma.train.schedule import LossScale, Ramp, learning_rate
+from pangu_sigma.train.schedule import LossScale, Ramp, context_ramp, learning_rate
 
 PEAK, END = 1e-3, 1e-5
 
@@ -129,3 +130,23 @@ def test_without_options_the_scale_is_one_for_good():
 )
 def test_a_ramp_by_hand(ramp, values):
     assert [ramp.at(step) for step in range(1, 7)] == pytest.approx(values)
+
+
+@pytest.mark.parametrize(
+    "options, values",
+    [
+        ({"gate_input": "code"}, None),
+        ({"gate_input": "code", "context_weight": 0.5}, [0.5, 0.5, 0.5, 0.5]),
+        (
+            {"gate_input": "code", "context_weight": 0.5, "context_start_step": 1, "context_warmup_steps": 2},
+            [0.0, 0.25, 0.5, 0.5],
+        ),
+    ],
+)
+def test_the_context_of_codes_grows_as_configured(options, values):
+    ramp = context_ramp(config_from_dict({"moe": {"router": {"locmoe": options}}}).moe.router)
+    assert (ramp and [ramp.at(step) for step in (1, 2, 3, 4)]) == values
+
+
+def test_other_routers_have_no_context():
+    assert context_ramp(config_from_dict({"moe": {"router": {"type": "switch"}}}).moe.router) is None
