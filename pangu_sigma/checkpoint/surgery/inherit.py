@@ -28,6 +28,7 @@ from pangu_sigma.checkpoint.surgery.vocabulary import Rows, match_rows
 from pangu_sigma.config.derived import num_blocks
 from pangu_sigma.config.load import save_config, to_dict
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, ParallelConfig
+from pangu_sigma.data.cooccurrence import nodes_of_ids
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.manifest import TOKENIZER
 from pangu_sigma.data.vocabulary import Vocabulary, vocabulary
@@ -98,7 +99,9 @@ def draw_blueprint(config: Config, words: Vocabulary) -> Blueprint:
     )
     nobody = AbsentPeers(0, Topology(experts, experts, experts))
     network = PanGuSigma(
-        SparseContext(plain, model_dims(plain, 1, words.vocab_size, words.domains), nobody, words.counts)
+        SparseContext(
+            plain, model_dims(plain, 1, words.vocab_size, words.domains), nobody, words.counts, words.id_nodes
+        )
     )
     initialise(network, config.train.seed, config.model.init_std)
     shared, banks, scalars = {}, {}, {}
@@ -139,7 +142,9 @@ def inherit(
     """
     check_target(Path(target))
     data = PreparedData.open(config.data.path)
-    words = vocabulary(config, data)
+    words, layout = vocabulary(config, data), config.moe.layout
+    given = None if layout is None else Topology(layout.world_size, layout.ranks_per_node, layout.expert)
+    words = replace(words, id_nodes=nodes_of_ids(config, data, words.vocab_size, given))
     blueprint = draw_blueprint(config, words)
     _check(dense, config, blueprint)
     rows = match_rows(dense, data, words.vocab_size, source_tokenizer)
