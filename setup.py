@@ -25,7 +25,9 @@ REQUIREMENTS = [
 TENSORBOARD = ["tensorboardX>=2.6"]  # TensorBoard's event files without TensorFlow or PyTorch; 90 kB
 CLUSTERS = ["scikit-learn>=1.2"]  # clusters of documents, data.prepare.clusters
 LM_EVAL = ["lm_eval>=0.4.9", "pyarrow<22"]  # newer pyarrow, which lm_eval's datasets would take, needs NumPy 2
+CPU = ["cmeel-mimalloc>=3; platform_system == 'Linux' and python_version >= '3.10'"]  # scripts/environment.sh preloads it
 TEST_REQUIREMENTS = [
+    *CPU,
     *TENSORBOARD,
     *CLUSTERS,
     "pytest>=7",
@@ -103,6 +105,12 @@ setup(
     package_data={"pangu_sigma": ["py.typed"], "locmoe_ops": ["py.typed"]},
     cmdclass={"build_py": BuildWithResources},
     install_requires=REQUIREMENTS,
-    extras_require={"test": TEST_REQUIREMENTS, "tensorboard": TENSORBOARD, "clusters": CLUSTERS, "lm_eval": LM_EVAL},
+    extras_require={
+        "cpu": CPU,
+        "test": TEST_REQUIREMENTS,
+        "tensorboard": TENSORBOARD,
+        "clusters": CLUSTERS,
+        "lm_eval": LM_EVAL,
+    },
     entry_points={"console_scripts": ["pangu-sigma = pangu_sigma.__main__:main"]},
 )

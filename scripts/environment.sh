@@ -46,6 +46,7 @@ use_environment() {
     check_places
     if [ -x "$environment/bin/python" ]; then
         export VIRTUAL_ENV=$environment PATH=$environment/bin:$PATH
+        use_allocator
     fi
     if command -v python >/dev/null; then
         python=python
@@ -55,6 +56,18 @@ use_environment() {
         echo "$own_name: error: no Python found; expected Python 3.9 to 3.12" >&2
         exit 2
     fi
+}
+
+# MindSpore's compiler spends a quarter of its time in malloc. mimalloc, which the extras `cpu` and `test` bring, makes a small run's
+# compilation a quarter shorter. It is named without its folder, since LD_PRELOAD knows no folder with a blank.
+use_allocator() {
+    local library
+    [ -z "${LD_PRELOAD:-}" ] || return 0
+    for library in "$VIRTUAL_ENV"/lib/python3*/site-packages/cmeel.prefix/lib/libmimalloc.so; do
+        [ -e "$library" ] || continue
+        export LD_PRELOAD=${library##*/} LD_LIBRARY_PATH=${library%/*}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+        return
+    done
 }
 
 check_places() {
@@ -87,6 +100,7 @@ make_environment() {
     # By a name without a folder, of which pip would take brackets for extras; and into this environment, whatever pip's variables say.
     (cd -- "$repository" && env -u PIP_USER -u PIP_TARGET -u PIP_PREFIX "$python" -m pip install --quiet --disable-pip-version-check \
         --editable ".${1:+[$1]}")
+    use_allocator
 }
 
 # In a copy of the scripts without the project's code (pangu-sigma config --copy) that is to be installed already.

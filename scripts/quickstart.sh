@@ -142,8 +142,7 @@ parse_arguments "$@"
 forget_jobs
 cd "$repository"
 announce "Installing (MindSpore alone is a download of 0.8 GB)"
-# shellcheck disable=SC2119 # without extras
-make_environment
+make_environment cpu
 SECONDS=0
 announce "Fetching text"
 fetch_text

@@ -111,7 +111,7 @@ def check_quickstart(done, calls, folder):
     assert (done.returncode, done.stderr.replace("from BASH_ENV\n", "")) == (0, ""), done.stderr
     assert {called_in for called_in, _ in calls} == {str(folder)}
     (install,) = [words for _, words in calls if "pip install" in words]
-    assert install.endswith("--editable .")
+    assert install.endswith("--editable .[cpu]")
     trained = [words for _, words in calls if "--key train.output_dir" in words]
     assert len(trained) == 3 and all("--ranks 4" in words for words in trained)
 
@@ -188,6 +188,21 @@ def test_a_launcher_of_a_link_starts_itself_on_other_nodes(project, call, tmp_pa
     assert f"bash {folder}/scripts/leashed.sh bash {folder}/scripts/train_msrun.sh" in done.stdout.replace("\\", ""), (
         done.stderr
     )
+
+
+@pytest.mark.parametrize("preloaded", [None, "libc.so.6"])
+def test_what_a_launcher_starts_has_the_allocator_of_the_environment(project, call, preloaded):
+    """A library stands in for it; one that the user preloads stays the only one."""
+    folder = project("中文 a b")
+    library = folder / ".venv/lib/python3.11/site-packages/cmeel.prefix/lib/libmimalloc.so"
+    library.parent.mkdir(parents=True)
+    (loaded,) = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libm.so" in line}
+    shutil.copy(loaded, library)
+    script = folder / "scripts" / "show.sh"
+    script.write_text('source "${BASH_SOURCE[0]%/*}/environment.sh"\nuse_environment\ncat /proc/self/maps\n')
+    done, _ = call([script], **({"LD_PRELOAD": preloaded} if preloaded else {}))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (str(library) in done.stdout) == (preloaded is None)
 
 
 def test_an_environment_by_a_relative_name(project, call):
