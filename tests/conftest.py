@@ -38,6 +38,30 @@ def pytest_addoption(parser):
     )
 
 
+# Files of tests/distributed that share a job of ranks, or the addresses of simulated nodes.
+_TOGETHER = {
+    "test_checkpoints": "layouts",
+    "test_parity": "layouts",
+    "test_sharding": "layouts",
+    "test_traffic": "layouts",
+    "test_launchers": "simulated nodes",
+    "test_simulated_cluster": "simulated nodes",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Files as with `--dist loadfile`; those of one job go to one process, which makes the job once."""
+    from xdist.scheduler.loadfile import LoadFileScheduling
+
+    class JobScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return _TOGETHER.get(Path(file).stem, file) if "distributed" in Path(file).parts else file
+
+    return JobScheduling(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
     """With `--quick`, leaves out tests of whole commands, of several ranks, and of files that mention MindSpore."""
     if not config.getoption("--quick"):
