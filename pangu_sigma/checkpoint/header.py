@@ -145,17 +145,18 @@ def check_same_model(reader: CheckpointReader, config: Config) -> None:
             if old.balance_rate == 0.0
             else "above 0 (biases that hardly move have a rate of 1e-9)",
         )
-    rate, old_rate = getattr(router.own, "centre_rate", 0.0), getattr(old.own, "centre_rate", 0.0)
-    if (rate > 0.0) != (old_rate > 0.0):
-        _require_same(
-            reader,
-            f"moe.router.{router.type}.centre_rate",
-            rate,
-            old_rate,
-            "0, for it has no means to continue with"
-            if old_rate == 0.0
-            else "above 0 (means that hardly move have a rate of 1e-9)",
-        )
+    for name, state in (("centre_rate", "means that hardly move"), ("context_weight", "a context that hardly weighs")):
+        value, old_value = getattr(router.own, name, 0.0), getattr(old.own, name, 0.0)
+        if (value > 0.0) != (old_value > 0.0):
+            _require_same(
+                reader,
+                f"moe.router.{router.type}.{name}",
+                value,
+                old_value,
+                "0, for it has no state of it to continue with"
+                if old_value == 0.0
+                else f"above 0 (1e-9 for {state})",
+            )
     now, before = router.local_term.kind, old.local_term.kind
     if before == "none" or (now == "none" and router.balance_rate > 0.0):
         _require_same(

@@ -148,6 +148,18 @@ BEGUN = {
     "balance": (("moe.router.balance_rate=0.01",), ("moe.router.balance_rate=0.02",)),
     "fp16 to fp32": (("runtime.precision=fp16",), ("runtime.precision=fp32",)),
     "ragged to flat": (("moe.dispatch.type=ragged",), ("moe.dispatch.type=flat",)),
+    "divergence": (
+        ("moe.num_groups=1", "data.placement=domain_by_node"),
+        ("moe.router.locmoe.divergence_loss_weight=0.1",),
+    ),
+    "context of codes": (
+        ("moe.router.locmoe.gate_input=code", "moe.router.locmoe.context_weight=0.1"),
+        (
+            "moe.router.locmoe.context_weight=0.3",
+            "moe.router.locmoe.context_start_step=2",
+            "moe.router.locmoe.context_warmup_steps=2",
+        ),
+    ),
     "jitter": (("moe.router.type=switch",), ("moe.router.switch.jitter=0.1", "moe.router.switch.aux_loss_weight=0.1")),
     "gshard": (("moe.router.type=gshard", "moe.router.top_k=2"), ("moe.router.gshard.aux_loss_weight=0.1",)),
     "faster_moe": (
@@ -198,6 +210,12 @@ REFUSED = [
         "moe.router.hash.balance is frequency",
         "trained with uniform",
     ),
+    (
+        ("moe.router.locmoe.gate_input=code",),
+        "moe.router.locmoe.context_weight=0.3",
+        "moe.router.locmoe.context_weight is 0.3",
+        "trained with 0.0",
+    ),
     ((), "moe.router.balance_rate=0.01", "moe.router.balance_rate is 0.01", "trained with 0.0"),
     (
         ("moe.router.balance_rate=0.01",),
@@ -219,6 +237,7 @@ REFUSED = [
 ELSEWHERE = {
     "parallel.expert",
     "parallel.tensor",
+    "parallel.all_to_all",
     "moe.dispatch.group_wise",  # tests/distributed/test_checkpoints.py
     "runtime.mode",  # the last test of this file
     "train.tracker",
@@ -227,6 +246,7 @@ ELSEWHERE = {
     "checkpoint.initial",
     "data.path",
     "runtime.jit_level",
+    "runtime.chip",
     "runtime.deterministic",  # with runtime.hccl, memory and fused: of Ascend
 }
 ELSEWHERE_BELOW = ("data.prepare.", "runtime.hccl.", "runtime.memory.", "runtime.fused.")
