@@ -25,7 +25,8 @@ REQUIREMENTS = [
 TENSORBOARD = ["tensorboardX>=2.6"]  # TensorBoard's event files without TensorFlow or PyTorch; 90 kB
 CLUSTERS = ["scikit-learn>=1.2"]  # clusters of documents, data.prepare.clusters
 LM_EVAL = ["lm_eval>=0.4.9", "pyarrow<22"]  # newer pyarrow, which lm_eval's datasets would take, needs NumPy 2
-CPU = ["cmeel-mimalloc>=3; platform_system == 'Linux' and python_version >= '3.10'"]  # scripts/environment.sh preloads it
+# A faster malloc, which scripts/environment.sh preloads.
+CPU = ["cmeel-mimalloc>=3; platform_system == 'Linux' and python_version >= '3.10'"]
 TEST_REQUIREMENTS = [
     *CPU,
     *TENSORBOARD,

@@ -153,9 +153,7 @@ def check_same_model(reader: CheckpointReader, config: Config) -> None:
                 f"moe.router.{router.type}.{name}",
                 value,
                 old_value,
-                "0, for it has no state of it to continue with"
-                if old_value == 0.0
-                else f"above 0 (1e-9 for {state})",
+                "0, for it has no state of it to continue with" if old_value == 0.0 else f"above 0 (1e-9 for {state})",
             )
     now, before = router.local_term.kind, old.local_term.kind
     if before == "none" or (now == "none" and router.balance_rate > 0.0):
