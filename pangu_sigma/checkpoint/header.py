@@ -145,16 +145,13 @@ def check_same_model(reader: CheckpointReader, config: Config) -> None:
             if old.balance_rate == 0.0
             else "above 0 (biases that hardly move have a rate of 1e-9)",
         )
-    for name, state in (("centre_rate", "means that hardly move"), ("context_weight", "a context that hardly weighs")):
+    for name, state in (("centre_rate", "means"), ("context_weight", "context")):
         value, old_value = getattr(router.own, name, 0.0), getattr(old.own, name, 0.0)
         if (value > 0.0) != (old_value > 0.0):
-            _require_same(
-                reader,
-                f"moe.router.{router.type}.{name}",
-                value,
-                old_value,
-                "0, for it has no state of it to continue with" if old_value == 0.0 else f"above 0 (1e-9 for {state})",
-            )
+            expected = "above 0 (1e-9 has next to no effect)"
+            if old_value == 0.0:
+                expected = f"0, for it has no {state} to continue with"
+            _require_same(reader, f"moe.router.{router.type}.{name}", value, old_value, expected)
     now, before = router.local_term.kind, old.local_term.kind
     if before == "none" or (now == "none" and router.balance_rate > 0.0):
         _require_same(

@@ -9,7 +9,6 @@ Shape legend: n rows, S tokens a row, G groups, V vocabulary size.
 from typing import Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from pangu_sigma.data.dataset import PreparedData
 
@@ -48,6 +47,8 @@ def assign_rows(tokens_at_home: np.ndarray) -> np.ndarray:
     Args:
         tokens_at_home: <int64>[n, nodes].
     """
+    from scipy.optimize import linear_sum_assignment  # a quarter of a second to import, for this placement alone
+
     rows, nodes = tokens_at_home.shape
     places = -(-rows // nodes)
     _, place = linear_sum_assignment(np.repeat(tokens_at_home, places, axis=1), maximize=True)

@@ -43,15 +43,11 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "flat": Case("flat", AMPLE, AMPLE),
     "flat, overflow, by weight": Case("flat", 2, 2, top_k=2, priority="weight"),
     "flat, 3 chunks": Case("flat", 3, 3, chunks=3),
-    "hierarchical": Case("hierarchical", AMPLE, 11, placement="node_grouped", groups=2),
     "hierarchical, overlapped": Case("hierarchical", AMPLE, 12, chunks=2),
-    "hierarchical, overflow": Case("hierarchical", 3, 1, top_k=2, priority="weight", groups=4),
     "hierarchical, overflow, overlapped": Case("hierarchical", 3, 1, chunks=2, top_k=2),
     "hierarchical, nothing near": Case("hierarchical", 2, 2, top_k=2),
-    "hierarchical, nothing far": Case("hierarchical", 3, 0, top_k=2),
     "hierarchical, nothing far, group-wise, re-picked": Case(
         "hierarchical", 4, 0, top_k=2, tensor=2, share=True, overflow="repick"
     ),
@@ -82,7 +78,6 @@ CASES = {
     "hierarchical, overlapped, gathered": Case("hierarchical", AMPLE, 12, chunks=2, gathered=True),
     "ragged, in parts": Case("ragged", AMPLE, AMPLE, top_k=2, ranks_per_node=1, parts=2),
     "ragged": Case("ragged", AMPLE, AMPLE, placement="node_grouped"),
-    "ragged, top 2": Case("ragged", AMPLE, AMPLE, top_k=2, groups=2),
 }
 TIGHT = "ragged, tight"  # a last case, whose rows do not fit
 

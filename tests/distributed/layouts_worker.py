@@ -114,6 +114,7 @@ def dense(data: str, output: Path, overlap: bool) -> Config:
     given["model"].update(dense_layers=1, sparse_layers=0)
     given["moe"]["router"].update(type="hash", balance_rate=0.0)
     given["parallel"]["overlap_gradients"] = overlap
+    given["optimizer"]["warmup_steps"] = 1
     given["train"].update(steps=3, global_batch_size=8 * MICRO_BATCHES, micro_batch_size=2)
     return config_from_dict(given)
 

@@ -6,6 +6,7 @@ In the simulated jobs a stand-in takes the place of training: it joins the other
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -107,7 +108,7 @@ def cluster_command(tmp_path):
         where = "--nodes-file hosts" if script == MSRUN else "--rank-table table.json --set runtime.device=cpu"
         shell = (
             f'master={ADDRESSES[0]}; if [ "$LOCMOE_NODE_RANK" = 1 ]; then {on_node_1}; fi; '
-            f"exec bash {SCRIPTS}/{script} {where} {arguments} config.yaml"
+            f"exec bash {shlex.quote(str(SCRIPTS / script))} {where} {arguments} config.yaml"
         )
         return [
             "bash",
@@ -157,7 +158,9 @@ def test_a_wrong_address_is_named_on_both_nodes(cluster_command, environment, tm
         else (f"--rank-table table.json --set runtime.device=cpu --master-addr {NOBODY}")
     )
     done = run(
-        cluster_command(script, f"exec bash {SCRIPTS}/{script} {wrong} {SOON} config.yaml", SOON), environment, tmp_path
+        cluster_command(script, f"exec bash {shlex.quote(str(SCRIPTS / script))} {wrong} {SOON} config.yaml", SOON),
+        environment,
+        tmp_path,
     )
     assert done.returncode == 1
     (first,) = [line for line in printed(tmp_path, 0) if "error" in line]

@@ -62,7 +62,7 @@ def test_dropout_sits_where_it_should(with_dropout, numpy_model):
 
 def test_no_two_dropouts_draw_the_same_numbers(with_dropout):
     streams = {
-        name: cell.offsets.asnumpy()[0, :64].tobytes()
+        name: (cell.high.asnumpy()[0, :64].tobytes(), cell.low.asnumpy()[0, :64].tobytes())
         for name, cell in with_dropout.network.cells_and_names()
         if name.endswith("uniform")
     }
