@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor, dtype, nn, ops
 from mindspore.communication import GlobalComm, create_group
 
+from locmoe_ops.collectives.graph import ExchangeGraph
 from locmoe_ops.collectives.interface import (
     AsyncAllToAll,
     BytesSent,
@@ -88,7 +89,7 @@ class HcclCollectives(Collectives):
         if self.topology.world_size == 1:
             return
         if self._meeting is None:
-            self._meeting = _Meeting(self.all_reduce("world", "barrier"))
+            self._meeting = ExchangeGraph(self.all_reduce("world", "barrier"))
         self._meeting(Tensor(np.ones(1, np.float32))).asnumpy()
 
     def bytes_sent(self, cause: str | None = None) -> BytesSent:
@@ -222,17 +223,6 @@ class _Sum(nn.Cell):
 
     def construct(self, x: Any) -> Any:
         return ops.reshape(self.all_reduce(ops.reshape(x, (1,) + x.shape)), x.shape)  # (...) <- (1, ...) <- (...)
-
-
-class _Meeting(nn.Cell):
-    """A collective as a graph."""
-
-    def __init__(self, exchange: nn.Cell) -> None:
-        super().__init__(auto_prefix=False)
-        self.exchange = exchange
-
-    def construct(self, x: Any) -> Any:
-        return self.exchange(x)
 
 
 class _Broadcast(nn.Cell):

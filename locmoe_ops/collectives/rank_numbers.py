@@ -7,25 +7,14 @@ Shape legend: P ranks of a group.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
+from locmoe_ops.collectives.graph import ExchangeGraph
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import CollectiveError
-
-
-class _Numbers(nn.Cell):
-    """One exchange as a graph of its own: HCCL forbids operators by themselves in a group that graphs use."""
-
-    def __init__(self, exchange: nn.Cell) -> None:
-        super().__init__(auto_prefix=False)
-        self.exchange = exchange
-
-    def construct(self, numbers: Any) -> Any:
-        return self.exchange(numbers)
 
 
 def check_rank_numbers(collectives: Collectives) -> None:
@@ -40,7 +29,7 @@ def check_rank_numbers(collectives: Collectives) -> None:
     for kind in dict.fromkeys(kind for _, kind in collectives.used):
         ranks = collectives.topology.group_of(kind, rank)
         operation = "all_to_all" if kind in exchanging else "all_gather"
-        cell = _Numbers(getattr(collectives, operation)(kind, f"start/{operation} {kind}"))
+        cell = ExchangeGraph(getattr(collectives, operation)(kind, f"start/{operation} {kind}"))
         # To the j-th rank of the group, or to all: (P, 1), or (1, 1)
         sent = np.array([[rank * world + j] for j in range(len(ranks) if kind in exchanging else 1)], np.int32)
         own = ranks.index(rank) if kind in exchanging else 0
