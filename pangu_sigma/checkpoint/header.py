@@ -135,23 +135,18 @@ def check_same_model(reader: CheckpointReader, config: Config) -> None:
     for name in _ROUTER_KEYS:
         if hasattr(router.own, name) and hasattr(old.own, name):
             _require_same(reader, f"moe.router.{router.type}.{name}", getattr(router.own, name), getattr(old.own, name))
-    if (router.balance_rate > 0.0) != (old.balance_rate > 0.0):
-        _require_same(
-            reader,
-            "moe.router.balance_rate",
-            router.balance_rate,
-            old.balance_rate,
-            "0, for it has no biases to continue with"
-            if old.balance_rate == 0.0
-            else "above 0 (biases that hardly move have a rate of 1e-9)",
-        )
-    for name, state in (("centre_rate", "means"), ("context_weight", "context")):
-        value, old_value = getattr(router.own, name, 0.0), getattr(old.own, name, 0.0)
+    own = f"{router.type}."
+    for prefix, name, state in (
+        ("", "balance_rate", "biases"),
+        (own, "centre_rate", "means"),
+        (own, "context_weight", "context"),
+    ):
+        value, old_value = (getattr(one.own if prefix else one, name, 0.0) for one in (router, old))
         if (value > 0.0) != (old_value > 0.0):
             expected = "above 0 (1e-9 has next to no effect)"
             if old_value == 0.0:
                 expected = f"0, for it has no {state} to continue with"
-            _require_same(reader, f"moe.router.{router.type}.{name}", value, old_value, expected)
+            _require_same(reader, f"moe.router.{prefix}{name}", value, old_value, expected)
     now, before = router.local_term.kind, old.local_term.kind
     if before == "none" or (now == "none" and router.balance_rate > 0.0):
         _require_same(
