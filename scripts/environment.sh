@@ -58,8 +58,8 @@ use_environment() {
     fi
 }
 
-# MindSpore's compiler spends a quarter of its time in malloc. mimalloc, which the extras `cpu` and `test` bring, makes a small run's
-# compilation a quarter shorter. It is named without its folder, since LD_PRELOAD knows no folder with a blank.
+# MindSpore's compiler allocates much. With mimalloc, which the extras `cpu` and `test` bring, a small run takes a quarter less processor
+# time. It is named without its folder, since LD_PRELOAD knows no folder with a blank.
 use_allocator() {
     local library
     [ -z "${LD_PRELOAD:-}" ] || return 0
