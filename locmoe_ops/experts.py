@@ -1,7 +1,7 @@
 """The feed-forward networks of a sparse layer, as one batched matmul over the experts that this rank holds.
 
-Shape legend: L experts of this rank, s slots of each, d hidden size, f inner features, of which a rank of a
-tensor-parallel group holds an equal part.
+Shape legend: L experts of this rank, s slots of each, R rows of all of them, d hidden size, f inner features, of which
+a rank of a tensor-parallel group holds an equal part.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.functions import activation
-from locmoe_ops.fused import GroupedProduct
+from locmoe_ops.fused import GroupedProduct, GroupedRows
 from locmoe_ops.tensor_parallel import SplitRegion, marked, own_part, whole_shape
 
 
@@ -43,6 +43,34 @@ class AddBatchBias(nn.Cell):
         )  # (L, 1, n) <- (L, 1, s), (L, s, n)
 
 
+class AddRowBias(nn.Cell):
+    """`AddBatchBias` for rows of all experts behind each other: a product with the rows' experts, hence so is the
+    gradient.
+
+    Args:
+        terms: see `AddBatchBias`.
+
+    Inputs: x <float>[R, n]; bias <float>[L, 1, n]; member <float>[R, L], 1 where a row is an expert's. Output:
+    <float>[R, n].
+    """
+
+    def __init__(self, terms: int = 1) -> None:
+        super().__init__()
+        self.terms = terms
+        self.matmul, self.transposed = ops.MatMul(), ops.MatMul(transpose_a=True)
+        self.zeros = ops.ZerosLike()
+
+    def construct(self, x: Tensor, bias: Tensor, member: Tensor) -> Tensor:
+        rows = self.matmul(member, bias.reshape(bias.shape[0], -1))  # (R, n) <- (R, L), (L, n) <- (L, 1, n)
+        return x + rows if self.terms == 1 else x + rows * (1.0 / self.terms)
+
+    def bprop(
+        self, x: Tensor, bias: Tensor, member: Tensor, out: Tensor, dout: Tensor
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        """The gradients of `x` and `bias` from that of `out`, `dout`; `member` has none."""
+        return dout, self.transposed(member, dout).reshape(bias.shape), self.zeros(member)  # (L, 1, n) <- (L, n)
+
+
 @dataclass(frozen=True)
 class ExpertKernels:
     """How experts multiply.
@@ -70,7 +98,9 @@ class ExpertBank(nn.Cell):
         region: the group that splits the inner features, with the ways into it and out of it.
 
     Inputs: x <float>[L, s, d], or with `of` <int32>[M] <float>[M, s, d], blocks of which each is for the local expert
-    of that number. Output: <compute_dtype>, as x.
+    of that number; or with fused kernels and `groups` <float>[R, d], rows of one expert behind another's, the groups
+    being sizes <int64>[L], rows of each, and member <float32>[R, L], 1 where a row is an expert's. Output:
+    <compute_dtype>, as x; rows that are nobody's are 0.
     """
 
     def __init__(
@@ -97,6 +127,8 @@ class ExpertBank(nn.Cell):
         self.copy_in = region.copy_in or nn.Identity()
         self.reduce_out = region.reduce_out or nn.Identity()
         self.matmul = GroupedProduct() if kernels.fused else ops.BatchMatMul()
+        self.row_product = GroupedRows() if kernels.fused else nn.Identity()
+        self.add_row_bias, self.add_output_row_bias = AddRowBias(), AddRowBias(tensor.size)
 
     def initialise(self, seed: int, std_in: float = 0.02, std_out: float = 0.02, alike: int = 1) -> None:
         """Draws normal weights; every expert from its own stream, so that they do not depend on which ranks hold it.
@@ -114,13 +146,21 @@ class ExpertBank(nn.Cell):
                 drawn.append(values.reshape(shape))  # (a, b) <- (a * b,), of (d, f) or (f, d)
             parameter.set_data(Tensor(own_part(parameter, np.stack(drawn))))
 
-    def construct(self, x: Tensor, of: Optional[Tensor] = None) -> Tensor:
+    def construct(
+        self, x: Tensor, of: Optional[Tensor] = None, groups: Optional[Tuple[Tensor, Tensor]] = None
+    ) -> Tensor:
         kind = self.compute_dtype
         w_in, b_in, w_out, b_out = self.w_in, self.b_in, self.w_out, self.b_out
         if of is not None:  # (M, ...) <- (L, ...), (M,)
             w_in, b_in = ops.gather(w_in, of, 0), ops.gather(b_in, of, 0)
             w_out, b_out = ops.gather(w_out, of, 0), ops.gather(b_out, of, 0)
         x = ops.cast(self.copy_in(x), kind)
+        if groups is not None:
+            sizes, member, nobodys = groups[0], ops.cast(groups[1], kind), groups[1].sum(1, keepdims=True) < 0.5
+            hidden = self.row_product(x, ops.cast(w_in, kind), sizes, nobodys)
+            hidden = self.act(self.add_row_bias(hidden, ops.cast(b_in, kind), member))
+            y = self.row_product(hidden, ops.cast(w_out, kind), sizes, nobodys)
+            return self.reduce_out(self.add_output_row_bias(y, ops.cast(b_out, kind), member))
         hidden = self.add_bias(self.matmul(x, ops.cast(w_in, kind)), ops.cast(b_in, kind))
         y = self.add_output_bias(self.matmul(self.act(hidden), ops.cast(w_out, kind)), ops.cast(b_out, kind))
         return self.reduce_out(y)

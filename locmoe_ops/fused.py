@@ -2,7 +2,8 @@
 
 Gradients are MindSpore's own for these operators.
 
-Shape legend: L experts of this rank, s slots of each, a and b features, T tokens, k choices a token, d hidden size.
+Shape legend: L experts of this rank, s slots of each, R rows of all of them, a and b features, T tokens, k choices a
+token, d hidden size.
 """
 
 from typing import Tuple
@@ -15,22 +16,21 @@ _ONE_OUTPUT, _BY_ROWS, _SIZES = 3, 0, 1
 _NO_ACTIVATION = 0
 
 
-class GroupedProduct(nn.Cell):
-    """`ops.BatchMatMul` as one GroupedMatmul: each matrix multiplies as many rows.
+class GroupedMatmul(nn.Cell):
+    """The kernel by itself: of the rows of x the first ones are multiplied by the first matrix, the next ones by the
+    second. Rows beyond the sum of sizes are left as their memory was found (CANN, GroupedMatmul: groupList), in the
+    result and in the gradient.
 
-    Inputs: x <float>[L, s, a]; weight <float>[L, a, b]. Output: <float>[L, s, b].
+    Inputs: x <float>[R, a]; weight <float>[L, a, b]; sizes <int64>[L]. Output: <float>[R, b].
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.product = GroupedMatmulV4()
 
-    def construct(self, x: Tensor, weight: Tensor) -> Tensor:
-        groups, rows, width = x.shape
-        sizes = ops.full((groups,), rows, dtype=dtype.int64)
-        rows_of_all = x.reshape(-1, width)  # (L * s, a) <- (L, s, a)
-        y = self.product(
-            [rows_of_all],
+    def construct(self, x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
+        y: Tensor = self.product(
+            [x],
             [weight],
             None,
             None,
@@ -47,7 +47,41 @@ class GroupedProduct(nn.Cell):
             _SIZES,
             _NO_ACTIVATION,
         )[0]
+        return y
+
+
+class GroupedProduct(nn.Cell):
+    """`ops.BatchMatMul` as one GroupedMatmul: each matrix multiplies as many rows.
+
+    Inputs: x <float>[L, s, a]; weight <float>[L, a, b]. Output: <float>[L, s, b].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = GroupedMatmul()
+
+    def construct(self, x: Tensor, weight: Tensor) -> Tensor:
+        groups, rows, width = x.shape
+        sizes = ops.full((groups,), rows, dtype=dtype.int64)
+        y = self.product(x.reshape(-1, width), weight, sizes)  # (L * s, b) <- (L * s, a) <- (L, s, a)
         return y.reshape(groups, rows, -1)  # (L, s, b) <- (L * s, b)
+
+
+class GroupedRows(nn.Cell):
+    """One GroupedMatmul over as many rows as each expert has, with zeros for rows that are nobody's: for these the
+    kernel leaves what it finds, NaN among it, hence a mask on the way out and, for the gradient, on the way in.
+
+    Inputs: x <float>[R, a], one expert's rows behind another's; weight <float>[L, a, b]; sizes <int64>[L], rows of
+    each; nobodys <bool>[R, 1]. Output: <float>[R, b].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = GroupedMatmul()
+
+    def construct(self, x: Tensor, weight: Tensor, sizes: Tensor, nobodys: Tensor) -> Tensor:
+        y = self.product(ops.masked_fill(x, nobodys, 0.0), weight, sizes)
+        return ops.masked_fill(y, nobodys, 0.0)
 
 
 class TokenSort(nn.Cell):

@@ -1,6 +1,6 @@
 """Collectives as MindSpore's own primitives, for Ascend (graphs with them also compile, but do not run, on CPU).
 
-Shape legend: M rows of an uneven exchange, d width.
+Shape legend: M rows of an uneven exchange, P ranks of its group, d width.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspore import Tensor, dtype, nn, ops
+from mindspore import Tensor, __version__, dtype, nn, ops
 from mindspore.communication import GlobalComm, create_group
 
 from locmoe_ops.collectives.graph import ExchangeGraph
@@ -22,7 +22,8 @@ from locmoe_ops.collectives.interface import (
     UnevenRows,
 )
 from locmoe_ops.collectives.registry import COLLECTIVES
-from locmoe_ops.collectives.rows import ExtraRow
+from locmoe_ops.collectives.rows import ExtraRow, within
+from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 
 TAG, PHASE = "locmoe_tag", "locmoe_phase"  # attributes of the primitives
@@ -112,10 +113,18 @@ def _named(primitive: ops.Primitive, tag: str, phase: str) -> ops.Primitive:
 
 
 def _primitive(operation: str, group: str, size: int) -> ops.Primitive:
-    """The primitive of a collective in a process group of `size` ranks."""
+    """The primitive of a collective in a process group of `size` ranks.
+
+    Raises InputError: the installed MindSpore has it not.
+    """
     name = COLLECTIVES[operation].primitive
     assert name is not None, f"hccl has no {operation}"
-    kind = getattr(ops, name)
+    kind = getattr(ops, name, None)
+    if kind is None:  # AlltoAllVC came with 2.7.1
+        raise InputError(
+            f"collectives: backend hccl does {operation} by mindspore.ops.{name}, which MindSpore {__version__} has "
+            "not; expected 2.7.1 or newer"
+        )
     if operation == "all_to_all":
         return kind(split_count=size, split_dim=0, concat_dim=0, group=group)
     if operation == "reduce_scatter":
@@ -127,6 +136,8 @@ def _primitive_and_adjoint(operation: str, group: str, size: int, tag: str) -> t
     adjoint = COLLECTIVES[operation].adjoint
     assert adjoint is not None, f"{operation} has no gradient"
     there, back = _primitive(operation, group, size), _primitive(adjoint, group, size)
+    if operation == "all_to_all_v":
+        back = back.add_prim_attr("transpose", True)  # of the counts, as its own gradient has it
     return _named(there, tag, FORWARD), _named(back, tag, BACKWARD)
 
 
@@ -174,12 +185,19 @@ class _Backward(nn.Cell):
 
 
 class _Uneven(nn.Cell):
-    """AlltoAllV between two gathers, and as its gradient the same with the counts swapped.
+    """AlltoAllVC between two gathers, and as its gradient the same with the counts transposed.
 
-    The primitive's result has as many rows as are received: a shape that only the run knows, which graph compilation
-    level O2 (whole graphs to the device) does not take. The gather after it has a fixed shape again. Each rank sends
-    itself one row more, behind its own, which the gather leaves out: the primitive would return an empty result without
-    its second axis.
+    The primitive takes the counts of all ranks; with those of this rank alone, AlltoAllV, HCCL gathers them first. The
+    host reads them before each call, hence waits for the device (MindSpore 2.10, HcomAlltoAllVCKernel::Resize); the
+    audit counts these calls.
+
+    The primitive's result has as many rows as are received: a shape that only the run knows, which a graph that goes to
+    the device as a whole does not take. The gather after it has a fixed shape again. Each rank sends itself one row
+    more, behind its own, which the gather leaves out: the primitive would return an empty result without its second
+    axis.
+
+    Where more rows may come than there is room for, the counts are cut to it before HCCL sees them: on the way back it
+    would read beyond the buffer's end. What then arrives is void, and so marked (see `Collectives.all_to_all_v`).
     """
 
     def __init__(self, group: str, index: int, ranks: int, size: UnevenRows, tag: str) -> None:
@@ -187,24 +205,31 @@ class _Uneven(nn.Cell):
         self.send = ExtraRow(index, size.rows)
         self.receive = ExtraRow(index, size.limit)
         self.there, self.back = _primitive_and_adjoint("all_to_all_v", group, ranks, tag)
-        self.one_more = Tensor(np.eye(1, ranks, index, dtype=np.int64)[0])
+        self.index, self.limited = index, bool(size.advice)
+        self.most_sent, self.most_received = size.rows, size.limit
+        self.one_more = Tensor(np.eye(ranks, dtype=np.int64))  # of every rank to itself
         self.cast, self.reshape, self.zeros = ops.Cast(), ops.Reshape(), ops.ZerosLike()
 
-    def construct(self, rows: Any, send_counts: Any, receive_counts: Any) -> Any:
-        received = self._exchanged(self.there, self.send.put_in(rows, send_counts), send_counts, receive_counts)
-        return self.receive.take_out(received, receive_counts)
+    def construct(self, rows: Any, counts: Any) -> Any:
+        moved = self._moved(counts)
+        received = self._exchanged(self.there, self.send.put_in(rows, moved[self.index]), moved)
+        return self.receive.take_out(received, moved[:, self.index], counts[:, self.index])
 
-    def bprop(self, rows: Any, send_counts: Any, receive_counts: Any, out: Any, dout: Any) -> tuple[Any, Any, Any]:
-        received = self._exchanged(self.back, self.receive.put_in(dout, receive_counts), receive_counts, send_counts)
-        return self.send.take_out(received, send_counts), self.zeros(send_counts), self.zeros(receive_counts)
+    def bprop(self, rows: Any, counts: Any, out: Any, dout: Any) -> tuple[Any, Any]:
+        moved = self._moved(counts)
+        received = self._exchanged(self.back, self.receive.put_in(dout, moved[:, self.index]), moved)
+        return self.send.take_out(received, moved[self.index], moved[self.index]), self.zeros(counts)
 
-    def _exchanged(self, exchange: ops.Primitive, rows: Any, send_counts: Any, receive_counts: Any) -> Any:
+    def _moved(self, counts: Any) -> Any:
+        if not self.limited:
+            return counts
+        return within(within(counts, 1, self.most_sent), 0, self.most_received)
+
+    def _exchanged(self, exchange: ops.Primitive, rows: Any, counts: Any) -> Any:
         width = rows.shape[1]
-        send, receive = self.cast(send_counts, dtype.int64), self.cast(receive_counts, dtype.int64)
         received = exchange(
             self.reshape(rows, (-1,)),  # (M * d,) <- (M, d)
-            (send + self.one_more) * width,
-            (receive + self.one_more) * width,
+            (self.cast(counts, dtype.int64) + self.one_more) * width,
         )
         return self.reshape(received, (-1, width))  # (M, d) <- (M * d,)
 

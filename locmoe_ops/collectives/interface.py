@@ -144,14 +144,16 @@ class Collectives(ABC):
     def all_to_all_v(self, group: str, tag: str, rows: int, limit: int, advice: str = "") -> nn.Cell:
         """An all-to-all of unequal parts of which only the real rows are sent.
 
-        The Cell maps rows <float>[rows, d], send_counts <int32>[P] and receive_counts <int32>[P] to <float>[limit, d].
-        The first send_counts[0] rows go to the first rank of the group, the next send_counts[1] to the second, further
-        ones nowhere. What is received lies in the order of ranks, with zeros after it. Ranks must agree on the counts:
-        exchange them with `all_to_all` first. Adjoint: the exchange back, with the counts swapped.
+        The Cell maps rows <float>[rows, d] and counts <int32>[P, P] to <float>[limit, d], where the i-th rank of the
+        group sends counts[i, j] rows to the j-th: its first counts[i, 0] ones to the first rank, the next counts[i, 1]
+        to the second, further ones nowhere. What is received lies in the order of ranks, with zeros after it. All ranks
+        must give the same counts: gather them with `all_gather` first. Adjoint: the exchange back, with the counts
+        transposed.
 
         More than `limit` rows to receive: on tcp the job ends with a CollectiveError that names tag, rank and rows and
-        closes with `advice`; hccl, whose graphs cannot stop with a message, returns NaN throughout. No row is dropped
-        in silence.
+        closes with `advice`; hccl, whose graphs cannot stop with a message, returns NaN throughout, or what the device
+        makes of it. Who calls it must therefore compare counts and `limit`, and tell the host (see
+        `locmoe_ops.dispatch.ragged`).
         """
         found = self._group(group)
         if len(found.ranks) == 1:

@@ -72,7 +72,7 @@ COLLECTIVES = {
         # (P, ...) -> (P, ...)
         CollectiveSpec("all_to_all", algorithms.all_to_all, "all_to_all", "AlltoAll"),
         # (M, ...) -> (limit, ...); bytes are those of an even spread
-        CollectiveSpec("all_to_all_v", algorithms.all_to_all_v, "all_to_all_v", "AlltoAllV", output_shape=None),
+        CollectiveSpec("all_to_all_v", algorithms.all_to_all_v, "all_to_all_v", "AlltoAllVC", output_shape=None),
         # (n, ...) -> (P * n, ...)
         CollectiveSpec(
             "all_gather",

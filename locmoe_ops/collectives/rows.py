@@ -21,7 +21,7 @@ class FirstRows(nn.Cell):
         limit: rows of the result.
 
     Inputs: rows <float>[M, d]; source <int32>[limit], row of `rows` for each of the result; count <int32> scalar, how
-    many are real. Output: <float>[limit, d].
+    many are real; wanted <int32> scalar, how many there should be. Output: <float>[limit, d].
     """
 
     def __init__(self, limit: int) -> None:
@@ -32,10 +32,10 @@ class FirstRows(nn.Cell):
         self.gather, self.select, self.cast, self.reshape = ops.Gather(), ops.Select(), ops.Cast(), ops.Reshape()
         self.zeros = ops.ZerosLike()
 
-    def construct(self, rows: Tensor, source: Tensor, count: Tensor) -> Tensor:
+    def construct(self, rows: Tensor, source: Tensor, count: Tensor, wanted: Tensor) -> Tensor:
         real = self.place < count
         source = self.select(real, source, self.zeros(source))
-        mask = self.cast(real, dtype.float32) * self.select(count > self.limit, self.nan, self.one)
+        mask = self.cast(real, dtype.float32) * self.select(wanted > self.limit, self.nan, self.one)
         # (limit, d) <- (M, d) at (limit,), times (limit, 1)
         return self.gather(rows, source, 0) * self.reshape(self.cast(mask, rows.dtype), (-1, 1))
 
@@ -63,10 +63,12 @@ class ExtraRow(nn.Cell):
         source = self.select(self.place > behind, self.place - 1, self.place)
         return self.gather(rows, self.minimum(source, self.limit - 1), 0)
 
-    def take_out(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """<float>[M, d] <- rows <float>[sum of counts + 1, d]; zeros where there are none."""
+    def take_out(self, rows: Tensor, counts: Tensor, wanted: Tensor) -> Tensor:
+        """<float>[M, d] <- rows <float>[sum of counts + 1, d]; zeros where there are none. `wanted` <int32>[P]: the
+        counts before they were cut to what there is room for.
+        """
         source = self.select(self.result_place < self._behind(counts), self.result_place, self.result_place + 1)
-        return self.first(rows, source, total(counts))
+        return self.first(rows, source, total(counts), total(wanted))
 
     def _behind(self, counts: Tensor) -> Tensor:
         """Where the one more lies: behind the rows of ranks up to this one."""
@@ -80,7 +82,7 @@ class KeepRows(nn.Cell):
         rows: M, of the input.
         limit: rows of the output.
 
-    Inputs: rows <float>[M, d]; send_counts, receive_counts <int32>[1], equal. Output: <float>[limit, d].
+    Inputs: rows <float>[M, d]; counts <int32>[1, 1]. Output: <float>[limit, d].
     """
 
     def __init__(self, rows: int, limit: int) -> None:
@@ -92,17 +94,26 @@ class KeepRows(nn.Cell):
         )
         self.zeros = ops.ZerosLike()
 
-    def construct(self, rows: Tensor, send_counts: Tensor, receive_counts: Tensor) -> Tensor:
-        return self.forward_rows(rows, self.forward_source, total(receive_counts))
+    def construct(self, rows: Tensor, counts: Tensor) -> Tensor:
+        count = total(counts)
+        return self.forward_rows(rows, self.forward_source, count, count)
 
-    def bprop(
-        self, rows: Tensor, send_counts: Tensor, receive_counts: Tensor, out: Any, dout: Tensor
-    ) -> Tuple[Tensor, Tensor, Tensor]:
-        """`dout`, the gradient of `out`, put back among `rows`; send_counts and receive_counts have none."""
-        gradient = self.backward_rows(dout, self.backward_source, total(send_counts))
-        return gradient, self.zeros(send_counts), self.zeros(receive_counts)
+    def bprop(self, rows: Tensor, counts: Tensor, out: Any, dout: Tensor) -> Tuple[Tensor, Tensor]:
+        """`dout`, the gradient of `out`, put back among `rows`; counts have none."""
+        count = total(counts)
+        return self.backward_rows(dout, self.backward_source, count, count), self.zeros(counts)
+
+
+def within(counts: Tensor, axis: int, bound: int) -> Tensor:
+    """<int32>[P, P], the `counts` <int32>[P, P] cut so that they sum up to at most `bound` along `axis`: the later ones
+    give way.
+    """
+    numbers = ops.Cast()(counts, dtype.float32)
+    ends = ops.CumSum()(numbers, axis)
+    kept = ops.Minimum()(ends, 1.0 * bound) - ops.Minimum()(ends - numbers, 1.0 * bound)
+    return ops.Cast()(kept, dtype.int32)
 
 
 def total(counts: Tensor) -> Tensor:
-    """<int32> scalar <- <int32>[P]"""
+    """<int32> scalar <- <int32>, any shape"""
     return ops.Cast()(ops.ReduceSum()(counts), dtype.int32)

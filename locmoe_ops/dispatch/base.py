@@ -26,6 +26,7 @@ class Dispatcher(nn.Cell):
     Attributes:
         expert_rows: rows that each of this rank's experts is given for one micro-batch, in one call or several;
             group-wise, of a share.
+        limits_rows: whether more rows may come than there is room for, which the context then tells (`beyond_limit`).
 
     Args:
         collectives: of this rank.
@@ -45,6 +46,7 @@ class Dispatcher(nn.Cell):
         self.expert_rows = sum(layer_slots.expert_calls)
         self.slots = assignment
         self.repicks = isinstance(assignment, RepickingAssignment)
+        self.limits_rows = False
         self.permute = PermuteRows()
         shared = layer_slots.shares > 1
         self.own_share = ScatterToTpRegion(collectives, f"{tag}/share") if shared else nn.Identity()

@@ -30,6 +30,7 @@ class DispatchOptions:
         overflow: `drop` or `repick`: what happens to an assignment without a slot, see `RepickingAssignment`.
         ragged_limit: rows that a rank has room for, over an even load; None: room for all tokens of all ranks.
         fused_permute: sort tokens by Ascend's kernel (`runtime.fused.permute`).
+        fused_experts: the experts multiply by Ascend's kernel (`runtime.fused.experts`), which takes unequal groups.
     """
 
     chunks: int = 1
@@ -38,6 +39,7 @@ class DispatchOptions:
     overflow: str = "drop"
     ragged_limit: Optional[float] = None
     fused_permute: bool = False
+    fused_experts: bool = False
 
 
 class Capacities(Protocol):
@@ -120,6 +122,8 @@ class LayerSlots:
         shares: ranks that a slot is shared out to (group-wise), else 1.
         counted: False where nothing is fixed: then rows travel as routing has it, and `capacity` is what there is room
             for.
+        rows_of_all: rows that there is room for of all of this rank's experts together, where these compute on what has
+            come alone; `expert_calls` are then equal parts of it. None: each computes on all that it has room for.
     """
 
     capacity: int
@@ -128,10 +132,11 @@ class LayerSlots:
     send_rows: int
     shares: int = 1
     counted: bool = True
+    rows_of_all: Optional[int] = None
 
     @property
     def expert_rows(self) -> int:
-        """Rows that each of this rank's experts computes on, all calls and shares together."""
+        """Rows that each of this rank's experts has room for, all calls and shares together."""
         return sum(self.expert_calls) * self.shares
 
 

@@ -24,7 +24,8 @@ class RaggedDispatcher(Dispatcher):
     """No slots, hence no drops: unequal parts are exchanged.
 
     1. Sort the assignments by the place of their expert: rank after rank, expert after expert.
-    2. Send every rank how many rows its experts get from here, in an all-to-all of numbers.
+    2. Gather from every rank how many rows it has for each expert, which also tells whether more come than there is
+       room for: the job ends then, by the host, as a compiled graph cannot (`beyond_limit` of the context).
     3. Exchange the rows; pad on arrival, not on the way.
     4. Copy what arrived into one region for each local expert; experts; copy back.
     5. Return the results, which arrive in the order in which their tokens left.
@@ -32,12 +33,13 @@ class RaggedDispatcher(Dispatcher):
     What it costs: shapes are fixed, so the experts compute on L * S rows however few of them are real, with R rows
     received at most and S = min(R, P * T), as no token comes to an expert twice. Without a limit R is the worst case,
     all tokens of all ranks: then the experts compute on E / k times as many rows as arrive at an even load. With limit
-    f, on L * f times as many.
+    f, on L * f times as many. With Ascend's grouped products (`fused_experts`) they compute on the rows that arrived,
+    one expert's behind another's, and the limit is a matter of memory alone.
 
     Args:
         collectives: backend; its group `setup.placement.group` is the one that exchanges tokens.
         setup: what fixes the shapes; of `options`, `ragged_limit` counts: R over the N rows of an even load, at least
-            1. More than R rows end the job, see `Collectives.all_to_all_v`.
+            1; and `fused_experts`, whether the experts take unequal groups.
         tag: names the collectives in errors and counters.
 
     Raises InputError for a limit below 1.
@@ -47,35 +49,61 @@ class RaggedDispatcher(Dispatcher):
         limit, placement = setup.options.ragged_limit, setup.placement
         if limit is not None and limit < 1.0:
             raise InputError(f"moe.dispatch.ragged_limit is {limit}, expected at least 1, or null")
-        slots, room = ragged_slots(setup), room_for_rows(setup)
+        slots, self.room = ragged_slots(setup), room_for_rows(setup)
         assignment = SortedAssignment(setup.tokens, setup.top_k, placement.position_of, placement.num_experts)
         super().__init__(collectives, setup, slots, assignment, tag)
         self.ranks, self.local_experts, self.capacity = placement.ep, placement.experts_per_rank, slots.capacity
-        self.regions = Regions(self.ranks, self.local_experts, room, self.capacity)
+        self.index = setup.topology.group_of(placement.group, collectives.rank).index(collectives.rank)
+        self.limits_rows = limit is not None
+        self.grouped = setup.options.fused_experts
+        region = None if self.grouped else self.capacity
+        self.regions = Regions(self.ranks, self.local_experts, self.room, region)
         advice = "" if limit is None else f"that is {limit} times an even load, raise moe.dispatch.ragged_limit"
         rows = slots.send_rows
-        self.exchange_counts = collectives.all_to_all(placement.group, f"{tag}/counts")
-        self.dispatch_a2a = collectives.all_to_all_v(placement.group, f"{tag}/dispatch", rows, room, advice)
-        self.combine_a2a = collectives.all_to_all_v(placement.group, f"{tag}/combine", room, rows, advice)
+        self.gather_counts = collectives.all_gather(placement.group, f"{tag}/counts")
+        self.dispatch_a2a = collectives.all_to_all_v(placement.group, f"{tag}/dispatch", rows, self.room, advice)
+        self.combine_a2a = collectives.all_to_all_v(placement.group, f"{tag}/combine", self.room, rows, advice)
 
-    def run_experts(self, buffer: Tensor, context: DispatchContext, experts: Callable[[Tensor], Tensor]) -> Tensor:
-        """`buffer`, `context` and `experts`: see `Dispatcher.run_experts`."""
-        counts = context["counts"].reshape(self.ranks, self.local_experts)  # (P, L) <- (E,)
+    def dispatch(
+        self, x: Tensor, expert: Tensor, gate: Tensor, second: Optional[Tuple[Tensor, Tensor]] = None
+    ) -> Tuple[Tensor, DispatchContext]:
+        """`x`, `expert`, `gate` and `second`: see `Dispatcher.dispatch`."""
+        buffer, context = super().dispatch(x, expert, gate, second)
+        return buffer, self.announced(context)
+
+    def announced(self, context: DispatchContext) -> DispatchContext:
+        """The `context`, with what every rank sends, and how many rows too many come here."""
+        sent = context["counts"].reshape(1, self.ranks, self.local_experts)  # (1, P, L) <- (E,)
+        if self.ranks > 1:
+            sent = ops.stop_gradient(self.gather_counts(sent))  # (P, P, L)
+        context["sent"] = sent
+        arriving = ops.cast(sent[:, self.index], dtype.float32).sum()
+        context["beyond_limit"] = ops.maximum(arriving - float(self.room), 0.0)
+        return context
+
+    def run_experts(self, buffer: Tensor, context: DispatchContext, experts: Callable[..., Tensor]) -> Tensor:
+        """`buffer`, `context` and `experts`: see `Dispatcher.run_experts`; with `fused_experts` they are an
+        `ExpertBank`.
+        """
+        sent = context["sent"]
+        recv_counts = sent[:, self.index]  # (P, L): from each rank, for each expert here
         if self.ranks == 1:
-            return self._with_experts(buffer, counts, experts)
-        recv_counts = ops.stop_gradient(self.exchange_counts(counts))  # (P, L): from each rank, for each expert here
-        send, receive = _whole(counts.sum(1)), _whole(recv_counts.sum(1))  # (P,)
-        arrived = self._with_experts(self.dispatch_a2a(buffer, send, receive), recv_counts, experts)
-        return self.combine_a2a(arrived, receive, send)
+            return self._with_experts(buffer, recv_counts, experts)
+        rows = _whole(sent.sum(2))  # (P, P): from each rank to each
+        arrived = self._with_experts(self.dispatch_a2a(buffer, rows), recv_counts, experts)
+        return self.combine_a2a(arrived, ops.transpose(rows, (1, 0)))
 
-    def _with_experts(self, rows: Tensor, counts: Tensor, experts: Callable[[Tensor], Tensor]) -> Tensor:
+    def _with_experts(self, rows: Tensor, counts: Tensor, experts: Callable[..., Tensor]) -> Tensor:
         """<float>[R, d] in the order of ranks -> the same, through the experts."""
         width, there = rows.shape[-1], self.regions(counts)
-        regions = self.permute(  # (L * S, d) <- (R, d)
+        regions = self.permute(  # (L * S, d) or, without gaps, (R, d) <- (R, d)
             rows, there["assignment"], there["slot_mask"], there["slot"], there["keep_mask"]
         )
-        regions = experts(regions.reshape(self.local_experts, self.capacity, width))  # (L, S, d) <- (L * S, d)
-        regions = regions.reshape(-1, width)  # (L * S, d) <- (L, S, d)
+        if self.grouped:
+            regions = experts(regions, None, (there["sizes"], there["member"]))
+        else:
+            regions = experts(regions.reshape(self.local_experts, self.capacity, width))  # (L, S, d) <- (L * S, d)
+            regions = regions.reshape(-1, width)  # (L * S, d) <- (L, S, d)
         return self.permute(  # (R, d) <- (L * S, d)
             regions, there["slot"], there["keep_mask"], there["assignment"], there["slot_mask"]
         )
@@ -110,32 +138,46 @@ class SortedAssignment(nn.Cell):
 
 
 class Regions(nn.Cell):
-    """From the order of arrival (rank after rank, in each expert after expert) to one region of S rows for each expert.
+    """From the order of arrival (rank after rank, in each expert after expert) to one region of S rows for each expert,
+    or to one expert's rows behind another's.
 
     Args:
-        ranks: P. local_experts: L. room: R. region: S.
+        ranks: P. local_experts: L. room: R. region: S; None: there are no gaps, each region is as long as it need be.
 
-    Inputs: counts <int32>[P, L]. Output: a `DispatchContext`, with R received rows for assignments and L * S slots.
+    Inputs: counts <int32>[P, L]; rows beyond R are left out. Output: a `DispatchContext`, with R received rows for
+    assignments and L * S slots; without gaps R slots, and also sizes <int64>[L], rows of each expert, and member
+    <float32>[R, L], 1 where a slot is an expert's.
     """
 
-    def __init__(self, ranks: int, local_experts: int, room: int, region: int) -> None:
+    def __init__(self, ranks: int, local_experts: int, room: int, region: Optional[int]) -> None:
         super().__init__()
-        self.slots = local_experts * region
-        self.pairs = ranks * local_experts
-        self.first = Tensor(np.arange(local_experts, dtype=np.float32) * region)
+        self.shape = (ranks, local_experts)
+        self.pairs, self.room, self.gaps = ranks * local_experts, float(room), region is not None
+        self.slots = room if region is None else local_experts * region
+        self.first = Tensor(np.arange(local_experts, dtype=np.float32) * (region or 0))
         self.index = Tensor(np.arange(room, dtype=np.int32))
+        self.column = Tensor(np.arange(room, dtype=np.float32).reshape(room, 1))  # (R, 1) <- (R,)
 
     def construct(self, counts: Tensor) -> DispatchContext:
-        counts = ops.cast(counts, dtype.float32)
-        flat = counts.reshape(-1)  # (P * L,) <- (P, L)
-        ends = ops.cumsum(flat, 0)  # (P * L,): where the rows of each pair of rank and expert end on arrival
-        shift = (self.first + exclusive_cumsum(counts)).reshape(-1) - (ends - flat)  # (P * L,) <- (P, L)
-        ends = _whole(ends)
+        arriving = ops.cast(counts, dtype.float32).reshape(-1)  # (P * L,) <- (P, L)
+        ends = ops.cumsum(arriving, 0)  # (P * L,): where the rows of each pair of rank and expert end on arrival
+        starts = ops.minimum(ends - arriving, self.room)
+        ends = ops.minimum(ends, self.room)
+        taken = (ends - starts).reshape(self.shape)  # (P, L) <- (P * L,)
+        sizes = taken.sum(0)  # (L,)
+        last = ops.cumsum(sizes, 0)
+        first = self.first if self.gaps else last - sizes
+        shift = (first + exclusive_cumsum(taken)).reshape(-1) - starts  # (P * L,) <- (P, L)
+        whole_ends = _whole(ends)
         # (R,): a pair without rows ends where it begins and is passed over
-        pair = ops.searchsorted(ends, self.index, right=True)
-        last = ops.full_like(pair, self.pairs - 1)
-        slot = self.index + ops.gather(_whole(shift), ops.minimum(pair, last), 0)  # (R,) <- (P * L,)
-        return slot_permutation(slot, self.index < ends[-1], self.index, self.slots)
+        pair = ops.searchsorted(whole_ends, self.index, right=True)
+        slot = self.index + ops.gather(_whole(shift), ops.minimum(pair, self.pairs - 1), 0)  # (R,) <- (P * L,)
+        context = slot_permutation(slot, self.index < whole_ends[-1], self.index, self.slots)
+        if not self.gaps:
+            inside = ops.logical_and(self.column >= first, self.column < last)  # (R, L) <- (R, 1), (L,)
+            context["sizes"] = ops.cast(sizes, dtype.int64)
+            context["member"] = ops.cast(inside, dtype.float32)
+        return context
 
 
 def _whole(numbers: Tensor) -> Tensor:
@@ -162,7 +204,7 @@ class FusedRaggedDispatcher(RaggedDispatcher):
         self, x: Tensor, expert: Tensor, gate: Tensor, second: Optional[Tuple[Tensor, Tensor]] = None
     ) -> Tuple[Tensor, DispatchContext]:
         """`x`, `expert` and `gate`: see `Dispatcher.dispatch`; `second` is not used."""
-        context = self.slots(expert, gate)
+        context = self.announced(self.slots(expert, gate))
         rows, order = self.sort(x, ops.gather(self.slots.position, expert, 0))  # (N, d) <- (T, d), (T, k)
         context["order"] = order
         return rows, context

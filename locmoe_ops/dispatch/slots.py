@@ -25,6 +25,9 @@ class DispatchContext(TypedDict, total=False):
         expert, repicked: of `RepickingAssignment` alone: <int32>[N], the expert finally wanted; <float32>[N, 1], 1
             where re-picked and kept.
         counts: of `SortedAssignment` alone: <int32>[E], assignments of each expert, by position.
+        sent, beyond_limit: of `RaggedDispatcher` alone: <int32>[P, P, L], rows from each rank to each expert of each
+            rank; <float32> scalar, rows that come to this rank beyond those that it has room for.
+        sizes, member: of `Regions` without gaps alone: see there.
         order: of `FusedRaggedDispatcher` alone: what `TokenUnsort` needs.
         block_expert: at inference alone: <int32>[blocks], the local expert of each block of slots.
     """
@@ -36,6 +39,10 @@ class DispatchContext(TypedDict, total=False):
     expert: Tensor
     repicked: Tensor
     counts: Tensor
+    sent: Tensor
+    beyond_limit: Tensor
+    sizes: Tensor
+    member: Tensor
     order: Tensor
     block_expert: Tensor
 

@@ -13,7 +13,7 @@ from locmoe_ops.collectives.registry import COLLECTIVES
 from pangu_sigma.audit.status import GraphNode, status_faults
 
 OPERATIONS = {spec.primitive: spec.name for spec in COLLECTIVES.values() if spec.primitive}
-# These leave the device, or wait for the host.
+# These leave the device, or wait for the host. The counts of all_to_all_v do so too, by design: they are counted.
 ON_THE_HOST = {"PyExecute", "PyFunc", "Custom", "Print", "Assert", "MoveTo"}
 _TYPES = {1: ("float32", 4), 6: ("int32", 4), 7: ("int64", 8), 9: ("bool", 1), 10: ("float16", 2), 16: ("bfloat16", 2)}
 
@@ -53,6 +53,13 @@ class Collective:
         return self.elements >= 0
 
     @property
+    def counts_on_host(self) -> bool:
+        """Whether the host reads its counts before each call, and hence waits for the device (MindSpore 2.10, kernels
+        of AlltoAllV and AlltoAllVC).
+        """
+        return self.operation == "all_to_all_v"
+
+    @property
     def cause(self) -> str:
         """One of `pangu_sigma.planner.exchanges.CAUSES`."""
         first = self.tag.partition("/")[0]
@@ -78,6 +85,11 @@ class ExportedGraph:
     times: int
     collectives: tuple[Collective, ...]
     faults: tuple[str, ...]
+
+    @property
+    def host_waits(self) -> int:
+        """How often an optimizer step waits in this graph for the host to read counts."""
+        return self.times * sum(found.counts_on_host for found in self.collectives)
 
 
 @dataclass(frozen=True)

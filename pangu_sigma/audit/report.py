@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from dataclasses import asdict
 from typing import Any, Iterator, Sequence
@@ -11,6 +12,11 @@ from pangu_sigma.audit.graph import RankGraphs
 from pangu_sigma.planner.exchanges import CAUSES
 from pangu_sigma.planner.job import PlannedJob
 
+WIDTH = 80
+_ON_HOST = (
+    "what leaves the device are the counts of all_to_all_v, which the host reads {} times a step and rank, waiting for "
+    "the device each time; "
+)
 _HEADER = f"{'graph':17}{'cause':11}{'operation':16}{'phase':9}{'ranks':>5}{'calls':>6}{'bytes put in':>14}"
 
 
@@ -43,14 +49,13 @@ def report(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str]
     if problems:
         return "\n".join([*lines, f"{len(problems)} problems:", *(f"  {problem}" for problem in problems)])
     count = sum(len(graph.collectives) for own in ranks for graph in own.graphs)
-    return "\n".join(
-        [
-            *lines,
-            f"passed: {count} collectives of {len(ranks)} ranks. All meet their peers in the same order, with",
-            "the same sizes; nothing leaves the device; they are those of pangu-sigma plan,",
-            "to the byte.",
-        ]
+    waits = sum(graph.host_waits for graph in ranks[0].graphs)
+    passed = (
+        f"passed: {count} collectives of {len(ranks)} ranks. All meet their peers in the same order, with the same "
+        "sizes; " + (_ON_HOST.format(waits) if waits else "nothing leaves the device; ") + "they are those of "
+        "pangu-sigma plan, to the byte."
     )
+    return "\n".join([*lines, *textwrap.wrap(passed, WIDTH, break_on_hyphens=False)])
 
 
 def _rows(own: RankGraphs) -> Iterator[str]:
@@ -84,6 +89,7 @@ def as_json(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str
                     {
                         "name": graph.name,
                         "times": graph.times,
+                        "host_waits": graph.host_waits,
                         "collectives": [
                             {
                                 **asdict(found),

@@ -128,6 +128,13 @@ class TimedRouting(nn.Cell):
         )
 
 
+class _Nothing(nn.Cell):
+    """Experts that do nothing, in every form that `ExpertBank` takes."""
+
+    def construct(self, x: Tensor, of: Any = None, groups: Any = None) -> Tensor:
+        return x
+
+
 class Dispatch(nn.Cell):
     """There and back with experts that do nothing.
 
@@ -141,7 +148,7 @@ class Dispatch(nn.Cell):
         super().__init__(auto_prefix=False)
         self.dispatcher = dispatcher
         self.second = second
-        self.experts = nn.Identity()
+        self.experts = _Nothing()
 
     def construct(self, x: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
         return self.dispatcher.forward(x, expert, weight, weight, self.experts, self.second)[0]

@@ -158,7 +158,8 @@ class DispatchConfig:
     ragged_limit: Optional[float] = key(
         None,
         "ragged dispatch: rows that a rank has room for, over an even load; more end the job; "
-        "null: room for all tokens of all ranks, at the price of as much computation",
+        "null: room for all tokens of all ranks, at the price of as much computation (of as much memory alone with "
+        "runtime.fused.experts)",
         minimum=1.0,
     )
     chunks: int = key(

@@ -114,6 +114,7 @@ class SlotRules:
             overflow=moe.dispatch.overflow,
             ragged_limit=moe.dispatch.ragged_limit,
             fused_permute=self.config.runtime.fused.permute,
+            fused_experts=self.config.runtime.fused.experts,
         )
         capacities = FactorCapacities(self, factor, evaluation, bucket)
         return DispatchSetup(self.topology, placement, self.tokens, moe.router.top_k, capacities, options)

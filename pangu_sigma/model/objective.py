@@ -37,10 +37,13 @@ class ObjectiveSums(_SumsOfAll, total=False):
         kept, kept_local: <float32>[M], assignments that found a slot, and those of them on the token's home node.
         undecided: <float32>[M], tokens whose choice the gate left open; only where the network's routers count them.
         value_sums: <float32>[M, E], of gate values; only where the network's routers sum them.
+        beyond_limit: <float32> scalar, rows that came to this rank beyond the room for them; only where the network's
+            dispatchers limit that.
     """
 
     undecided: Tensor
     value_sums: Tensor
+    beyond_limit: Tensor
 
 
 class Objective(nn.Cell):
@@ -106,4 +109,6 @@ class Objective(nn.Cell):
             sums["undecided"] = ops.stack([report["undecided"] for report in reports])
         if self.network.sums_values:
             sums["value_sums"] = ops.stack([report["value_sums"] for report in reports])  # (M, E) <- M x (E,)
+        if self.network.limits_rows:
+            sums["beyond_limit"] = ops.stack([report["beyond_limit"] for report in reports]).sum()  # () <- (M,)
         return total * (loss_scale / self.nominal_tokens), sums

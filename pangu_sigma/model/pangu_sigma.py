@@ -59,6 +59,7 @@ class PanGuSigma(nn.Cell):
             isinstance(cell, Router) and cell.counts_undecided for _, cell in self.cells_and_names()
         )
         self.sums_values = any(isinstance(cell, Router) and cell.sums_values for _, cell in self.cells_and_names())
+        self.limits_rows = any(isinstance(cell, Dispatcher) and cell.limits_rows for _, cell in self.cells_and_names())
         self.head = TiedHead(dims, model.domain_embeddings)
         self.token_losses = token_losses(dims)
 

@@ -96,7 +96,7 @@ def _dispatch(job: PlannedJob) -> Iterator[Exchange]:
             yield Exchange("all_to_all", one.name, one.operation, one.group, elements, item, phase)
     slots = layer_slots(job)
     for rows in slots.expert_calls if slots.shares == 1 else ():
-        elements = job.experts_per_rank * width * rows
+        elements = width * (slots.rows_of_all or job.experts_per_rank * rows)
         yield _tensor("experts, gradient", "all_reduce", elements, ITEM, BACKWARD)
         yield _tensor("experts, sum", "all_reduce", elements, job.compute_item, FORWARD)
 
@@ -272,4 +272,6 @@ def _statistics_size(job: PlannedJob) -> int:
     if not job.sparse_layers:
         return 4 + experts + 2
     counts_undecided = router_spec(job.config.moe.router.type).counts_undecided
-    return 4 + layers * (experts * (1 + job.router_cost.sums_values) + 2 + counts_undecided)
+    # One more for rows beyond the room for them, where dispatch limits that
+    limits_rows = job.config.moe.dispatch.ragged_limit is not None
+    return 4 + layers * (experts * (1 + job.router_cost.sums_values) + 2 + counts_undecided) + limits_rows

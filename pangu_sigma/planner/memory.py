@@ -165,8 +165,9 @@ def _scores(job: PlannedJob) -> float:
 
 
 def expert_rows(job: PlannedJob) -> int:
-    """Rows that a rank's experts compute on in one sparse layer, filled or not."""
-    return job.experts_per_rank * layer_slots(job).expert_rows
+    """Rows that a rank's experts have room for in one sparse layer, filled or not."""
+    slots = layer_slots(job)
+    return slots.rows_of_all or job.experts_per_rank * slots.expert_rows
 
 
 def _row_bytes(job: PlannedJob) -> float:

@@ -18,7 +18,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import router_sizes
 from pangu_sigma.planner.exchanges import BACKWARD, CAUSES, FORWARD, LAST_BACKWARD, Exchange, step_exchanges
 from pangu_sigma.planner.hardware import Hardware, Link
-from pangu_sigma.planner.job import ITEM, PlannedJob
+from pangu_sigma.planner.job import ITEM, PlannedJob, layer_slots
 from pangu_sigma.planner.memory import expert_rows, layer_activations
 from pangu_sigma.planner.parameters import count_parameters
 
@@ -112,10 +112,12 @@ def model_flops(job: PlannedJob) -> float:
 
 
 def rank_flops(job: PlannedJob) -> dict[str, float]:
-    """FLOPs that a rank carries out in a step, by part; experts compute on every slot, filled or not."""
+    """FLOPs that a rank carries out in a step, by part; experts compute on every slot, filled or not, unless they take
+    the rows that have come alone.
+    """
     parts = step_flops(job.config, job.tokens * job.micro_batches, job.words)
     tensor = job.topology.tensor
-    if parts["experts"]:
+    if parts["experts"] and layer_slots(job).rows_of_all is None:
         parts["experts"] *= expert_rows(job) / (job.tokens * job.config.moe.router.top_k)
     return {part: flops if part == "routing" else flops / tensor for part, flops in parts.items()}
 

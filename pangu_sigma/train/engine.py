@@ -44,7 +44,7 @@ from pangu_sigma.train.optimizer_state import OptimizerState
 from pangu_sigma.train.overflow import StatusRegister
 from pangu_sigma.train.schedule import LossScale
 from pangu_sigma.train.sharding import gradient_exchange
-from pangu_sigma.train.statistics import AfterStep, Rebalance, Recentre, Statistics
+from pangu_sigma.train.statistics import AfterStep, Rebalance, Recentre, Statistics, check_row_limit
 from pangu_sigma.train.step import (
     Accumulators,
     ApplyStep,
@@ -107,6 +107,7 @@ class TrainEngine:
             config.moe.num_experts,
             self.network.counts_undecided,
             self.network.sums_values,
+            self.network.limits_rows,
         )
         nominal = tokens_per_step(config)
         self._objective = Objective(self.network, nominal)
@@ -206,14 +207,19 @@ class TrainEngine:
             batches: this rank's micro-batches.
             step: its number, from 1, which seeds dropout and jitter.
             learning_rate: of this step.
+
+        Raises:
+            CollectiveError: on all ranks, see `check_row_limit`.
         """
         self.network.set_train(True)
         rate = Tensor(learning_rate, dtype.float32)
         outputs = self._step(rate, [self._pack(batch, step) for batch in batches])
         if self.host is not None and outputs.host_scalars is not None:
             self.host.update(outputs.host_scalars, outputs.expert_gradients)
+        sums = self.statistics.unpack(outputs.statistics.asnumpy())
+        check_row_limit(sums, self.context.config.moe.dispatch.ragged_limit, f"step {step}")
         return StepResult(
-            self.statistics.unpack(outputs.statistics.asnumpy()),
+            sums,
             float(outputs.grad_norm.asnumpy()),
             float(outputs.loss_scale.asnumpy()),
             int(outputs.skipped_steps.asnumpy()),

@@ -38,6 +38,7 @@ from pangu_sigma.train.metrics import (
 )
 from pangu_sigma.train.profile import StepProfile
 from pangu_sigma.train.schedule import Ramp, context_ramp, learning_rate, local_term_ramp, locality_loss_ramp
+from pangu_sigma.train.statistics import check_row_limit
 from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
 
 
@@ -108,7 +109,9 @@ class Validation:
 
     def _sums(self) -> Dict[str, np.ndarray]:
         own = self._engine.evaluate(self.batches) / self._tensor
-        return self._engine.statistics.unpack(self._host_sum.values(own))
+        sums = self._engine.statistics.unpack(self._host_sum.values(own))
+        check_row_limit(sums, self._engine.context.config.moe.dispatch.ragged_limit, "validation")
+        return sums
 
 
 class Scheduled:

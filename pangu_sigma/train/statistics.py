@@ -3,12 +3,13 @@
 Shape legend: M sparse layers, E experts.
 """
 
-from typing import Dict, Sequence, Tuple
+from typing import Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
 from mindspore import Tensor, nn, ops
 
+from locmoe_ops.errors import CollectiveError
 from locmoe_ops.routers.centring import CentreUpdate, ValueMean
 from locmoe_ops.routers.selection_bias import BalanceBias, BalanceUpdate
 from pangu_sigma.model.objective import ObjectiveSums
@@ -22,6 +23,7 @@ class Statistics:
         num_experts: E.
         counts_undecided: whether the sums hold `undecided`, as the network's `counts_undecided` says.
         sums_values: whether they hold `value_sums`, as its `sums_values` says.
+        limits_rows: whether they hold `beyond_limit`, as its `limits_rows` says.
 
     Attributes:
         size: numbers of the vector.
@@ -33,7 +35,12 @@ class Statistics:
     SCALARS = ("tokens", "task", "aux", "locality")
 
     def __init__(
-        self, sparse_layers: int, num_experts: int, counts_undecided: bool = False, sums_values: bool = False
+        self,
+        sparse_layers: int,
+        num_experts: int,
+        counts_undecided: bool = False,
+        sums_values: bool = False,
+        limits_rows: bool = False,
     ) -> None:
         self.layers, self.experts = (sparse_layers, num_experts) if sparse_layers else (1, 1)
         start = len(self.SCALARS)
@@ -41,11 +48,12 @@ class Statistics:
         self._per_layer = ("kept", "kept_local", "undecided") if counts_undecided else ("kept", "kept_local")
         start = self.assigned.stop + self.layers * len(self._per_layer)
         self.value_sums = range(start, start + sums_values * self.layers * self.experts)
-        self.size = self.value_sums.stop
+        self._limits_rows = limits_rows
+        self.size = self.value_sums.stop + limits_rows
 
     def unpack(self, vector: np.ndarray) -> Dict[str, np.ndarray]:
         """Scalars by name; assigned [M, E]; kept, kept_local and, where it is counted, undecided [M]; value_sums
-        [M, E], where there are any.
+        [M, E] and the scalar beyond_limit, where there are any.
         """
         by_expert = {"assigned": self.assigned, **({"value_sums": self.value_sums} if self.value_sums else {})}
         per_layer = vector[self.assigned.stop : self.value_sums.start].reshape(-1, self.layers)
@@ -56,6 +64,7 @@ class Statistics:
                 for name, place in by_expert.items()
             },
             **dict(zip(self._per_layer, per_layer)),
+            **({"beyond_limit": vector[self.value_sums.stop]} if self._limits_rows else {}),
         }
 
 
@@ -68,7 +77,28 @@ def pack_statistics(sums: ObjectiveSums) -> Tensor:
         vectors += (sums["undecided"],)
     if "value_sums" in sums:
         vectors += (sums["value_sums"].reshape(-1),)  # (M * E,) <- (M, E)
-    return ops.concat(vectors)  # (size,) <- (4,), (M * E,), (M,), (M,), (M,), (M * E,)
+    if "beyond_limit" in sums:
+        vectors += (sums["beyond_limit"].reshape(1),)  # (1,) <- ()
+    return ops.concat(vectors)  # (size,) <- (4,), (M * E,), (M,), (M,), (M,), (M * E,), (1,)
+
+
+def check_row_limit(sums: Dict[str, np.ndarray], limit: Optional[float], where: str) -> None:
+    """Ends the job on all ranks alike where more rows came to any of them than it has room for: what was computed with
+    them is void, and a graph cannot say so. On the tcp backend the exchange itself has ended the job by then.
+
+    Args:
+        sums: over all ranks, of `Statistics.unpack`.
+        limit: `moe.dispatch.ragged_limit`. where: step or validation, for the message.
+
+    Raises:
+        CollectiveError: there were such rows.
+    """
+    rows = float(sums.get("beyond_limit", np.zeros(())))
+    if rows != 0.0:  # NaN counts too
+        raise CollectiveError(
+            f"{where}: {rows:,.0f} rows came to ranks beyond the room that moe.dispatch.ragged_limit ({limit}) leaves, "
+            "summed over layers and ranks; raise moe.dispatch.ragged_limit"
+        )
 
 
 class Rebalance(nn.Cell):

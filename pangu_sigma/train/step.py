@@ -3,8 +3,8 @@
 With one micro-batch an optimizer step it is one graph, `WholeStep`: forward, backward, `Update`. With several it is
 two: `MicroStep` (forward, backward, gradients and statistics added to accumulators), then `ApplyStep` (`Update` on the
 accumulators, which it empties) or, where gradients are summed during the last backward pass, `LastMicroStep`, which is
-both in one. No graph has a data-dependent branch or a host round trip: a step that overflowed computes an update of
-zero.
+both in one. No graph has a data-dependent branch: a step that overflowed computes an update of zero. None waits for the
+host, except with ragged dispatch, the counts of which the host reads.
 
 Every graph takes a batch as `pangu_sigma.model.inputs.pack_batch` orders it. `step_outputs` and `read_outputs` are the
 two ends of what it returns.

@@ -3,6 +3,7 @@ caught.
 """
 
 import json
+from collections import Counter
 
 import pytest
 import yaml
@@ -17,6 +18,16 @@ from pangu_sigma.planner.exchanges import step_exchanges
 from pangu_sigma.planner.traffic import by_cause
 
 LIMIT = 600  # seconds for the compilations of a job on two slow cores
+
+
+def model_of(folder):
+    """The one graph of rank 0's step."""
+    from mindspore.train import mind_ir_pb2
+
+    model = mind_ir_pb2.ModelProto()
+    (path,) = folder.glob("*_0.mindir")
+    model.ParseFromString(path.read_bytes())
+    return model
 
 
 def configuration(moe, **sections):
@@ -38,6 +49,11 @@ GROUP_WISE = configuration(
 )
 SWITCH = configuration({"router": {"type": "switch"}}, parallel={"expert": 2})
 SATURATING = {**SWITCH, "runtime": {"device": "ascend", "precision": "fp16", "chip": "910a"}}
+RAGGED = configuration(
+    {"router": {"type": "switch"}, "dispatch": {"type": "ragged", "ragged_limit": 1.5}},
+    parallel={"expert": 2},
+    runtime={"device": "ascend", "precision": "bf16", "chip": "910b", "fused": {"experts": True}},
+)
 WRONG = {
     "skips": configuration({"router": {"type": "hash"}}, parallel={"expert": 2}),
     "other_order": configuration({"router": {"type": "switch"}}, parallel={"expert": 2, "overlap_gradients": False}),
@@ -52,7 +68,13 @@ def wrong(run_job, tmp_path_factory):
     """The graphs of two ranks, of which the second is configured as in WRONG, in a folder for each case."""
     folder = tmp_path_factory.mktemp("audit")
     (folder / "cases.json").write_text(
-        json.dumps({**{name: [SWITCH, other] for name, other in WRONG.items()}, "saturating": [SATURATING] * 2})
+        json.dumps(
+            {
+                **{name: [SWITCH, other] for name, other in WRONG.items()},
+                "saturating": [SATURATING] * 2,
+                "ragged": [RAGGED] * 2,
+            }
+        )
     )
     run_job(2, LIMIT, folder, "audit_worker.py", folder / "cases.json")
     return folder
@@ -80,6 +102,24 @@ def test_a_device_that_saturates_is_asked_for_overflows(wrong):
     assert [found.tag for found in ranks[0].graphs[0].collectives].count("gradient/overflow") == 1
     faults = ["0 NPUClearFloatStatusV2, expected 1", "0 NPUGetFloatStatusV2, expected 1"]
     assert list(read_rank(wrong / "skips", 0, False, status=True).graphs[0].faults) == faults
+
+
+def test_counts_of_ragged_dispatch_are_what_leaves_the_device(wrong):
+    """There and back and the same for gradients, a layer; counts once, gathered. Experts on the rows that arrived: no
+    product of a region's size is left.
+    """
+    job = audited_job(config_from_dict(RAGGED), 1, 2)
+    ranks = read_ranks(job, wrong / "ragged")
+    assert check(ranks, step_exchanges(job), job.topology) == []
+    (graph,) = ranks[0].graphs
+    kinds = Counter(found.operation for found in graph.collectives if found.cause == "all_to_all")
+    assert kinds == {"all_to_all_v": 4 * job.sparse_layers, "all_gather": job.sparse_layers}
+    assert graph.host_waits == 4 * job.sparse_layers
+    operations = Counter(
+        node.op_type.removeprefix("REF::").partition(":")[0] for node in model_of(wrong / "ragged").graph.node
+    )
+    assert operations["AlltoAllVC"] == 4 * job.sparse_layers and operations["AlltoAllV"] == 0
+    assert operations["GroupedMatmulV4"] == 6 * job.sparse_layers and operations["BatchMatMul"] == 0
 
 
 def test_generation_sums_over_ranks_on_the_device(wrong):

@@ -28,7 +28,7 @@ def expected_bytes():
     64 x 1.25 x 3/4 / 4 experts = 15 slots near, 5 far, so 10 in the near tier, which goes to the 1 neighbour; the far
     tier takes 4 experts' slots to the other node, and hands 2 experts' slots of 2 nodes on to the neighbour. Ragged:
     every rank has 64 tokens / 8 experts = 8 rows for each expert, and sends the 16 of a rank's 2 experts there and
-    back, twice; and once to every other rank two int32 numbers. The page's dispatcher: as flat, in float16.
+    back, twice; and once to every other rank eight int32 numbers. The page's dispatcher: as flat, in float16.
     """
     row, node = 4 * HIDDEN, 2 * 4  # bytes of a token; ranks of a node x exchanges
 
@@ -43,7 +43,7 @@ def expected_bytes():
         "hierarchical": hierarchical,
         "hierarchical, 2 chunks": hierarchical,
         OWN["dispatchers.md"]: tuple(number // 2 for number in flat(10)),
-        "ragged": (node * 1 * 16 * row + 2 * 1 * 2 * 4, node * 2 * 16 * row + 2 * 2 * 2 * 4),
+        "ragged": (node * 1 * 16 * row + 2 * 1 * 8 * 4, node * 2 * 16 * row + 2 * 2 * 8 * 4),
     }
 
 

@@ -105,6 +105,7 @@ class TcpCollectives(Collectives):
         return _UnevenCell(
             _uneven_exchange(self.mesh, group, tag, size.limit, size.advice),
             _uneven_exchange(self.mesh, group, f"{tag}/backward", size.rows, size.advice),
+            group.ranks.index(self.rank),
         )
 
     def barrier(self) -> None:
@@ -143,19 +144,19 @@ class _ExchangeCell(nn.Cell):
 
 
 class _UnevenCell(nn.Cell):
-    """An exchange of unequal parts and, as its gradient, the exchange back."""
+    """An exchange of unequal parts and, as its gradient, the exchange back; `index` is this rank's in the group."""
 
-    def __init__(self, forward: ops.Custom, backward: ops.Custom) -> None:
+    def __init__(self, forward: ops.Custom, backward: ops.Custom, index: int) -> None:
         super().__init__()
         self.forward_exchange = forward
         self.backward_exchange = backward
+        self.index = index
 
-    def construct(self, rows: Any, send_counts: Any, receive_counts: Any) -> Any:
-        return self.forward_exchange(rows, send_counts, receive_counts)
+    def construct(self, rows: Any, counts: Any) -> Any:
+        return self.forward_exchange(rows, counts[self.index], counts[:, self.index])
 
-    def bprop(self, rows: Any, send_counts: Any, receive_counts: Any, out: Any, dout: Any) -> tuple[Any, Any, Any]:
-        gradient = self.backward_exchange(dout, receive_counts, send_counts)
-        return gradient, ops.zeros_like(send_counts), ops.zeros_like(receive_counts)
+    def bprop(self, rows: Any, counts: Any, out: Any, dout: Any) -> tuple[Any, Any]:
+        return self.backward_exchange(dout, counts[:, self.index], counts[self.index]), ops.zeros_like(counts)
 
 
 class _Bucket:

@@ -23,15 +23,22 @@ def room_for_rows(setup: DispatchSetup) -> int:
 
 
 def ragged_slots(setup: DispatchSetup) -> LayerSlots:
-    """S = min(R, P * T), as no token comes to an expert twice; what is sent are the N assignments themselves."""
-    region = min(room_for_rows(setup), setup.placement.ep * setup.tokens)
-    return LayerSlots(region, 0, (region,), setup.tokens * setup.top_k, counted=False)
+    """S = min(R, P * T), as no token comes to an expert twice; what is sent are the N assignments themselves.
+
+    A kernel that takes unequal groups needs no regions: then the L experts share the R rows.
+    """
+    room, rows = room_for_rows(setup), setup.tokens * setup.top_k
+    if setup.options.fused_experts:
+        share = -(-room // setup.placement.experts_per_rank)
+        return LayerSlots(room, 0, (share,), rows, counted=False, rows_of_all=room)
+    region = min(room, setup.placement.ep * setup.tokens)
+    return LayerSlots(region, 0, (region,), rows, counted=False)
 
 
 def ragged_exchanges(setup: DispatchSetup, slots: LayerSlots) -> List[DispatchExchange]:
-    """The rows, and how many of them are for which expert."""
+    """The rows, and how many of them each rank has for which expert."""
     group = setup.placement.group
-    counts = DispatchExchange("counts", "all_to_all", group, setup.placement.num_experts, COUNTS)
+    counts = DispatchExchange("counts", "all_gather", group, setup.placement.num_experts, COUNTS)
     return [*there_and_back("tokens", group, slots.send_rows, "all_to_all_v"), counts]
 
 

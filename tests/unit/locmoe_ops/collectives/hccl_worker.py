@@ -103,8 +103,8 @@ def main():
             self.total = collectives.all_reduce("dp", "total")
             self.share = collectives.broadcast("node", "share", root=1)
 
-        def construct(self, x, send, receive):  # (5, 3) -> (4, 3) -> (4, 3) -> (8, 3) -> (4, 3)
-            y = self.exchange(self.uneven(x, send, receive))
+        def construct(self, x, counts):  # (5, 3) -> (4, 3) -> (4, 3) -> (8, 3) -> (4, 3)
+            y = self.exchange(self.uneven(x, counts))
             z = self.gather(y * y)
             w = self.scatter(z * z)
             return self.total(self.share(w * w)).sum()
@@ -114,8 +114,8 @@ def main():
             super().__init__()
             self.differentiate = ms.value_and_grad(network, 0)
 
-        def construct(self, x, send, receive):
-            return self.differentiate(x, send, receive)
+        def construct(self, x, counts):
+            return self.differentiate(x, counts)
 
     class SplitLayer(nn.Cell):
         """A split region, then experts whose inner features are split, behind a group-wise exchange."""
@@ -158,11 +158,10 @@ def main():
         file_name=str(folder / f"split_{rank}"),
         file_format="MINDIR",
     )
-    counts = ms.Tensor(np.ones(size, np.int32))
+    counts = ms.Tensor(np.ones((size, size), np.int32))
     ms.export(
         Backward(All()),
         ms.Tensor(np.ones((5, 3), np.float32)),
-        counts,
         counts,
         file_name=str(folder / f"graph_{rank}"),
         file_format="MINDIR",

@@ -71,10 +71,10 @@ def test_one_process_keeps_its_own_rows(pynative, count):
     ms = pynative
     cell = create_collectives("local", ONE, 0).all_to_all_v("ep", "tag", 5, 7)
     x, dy = (ms.Tensor(np.random.default_rng(rows).standard_normal((rows, 2)).astype(np.float32)) for rows in (5, 7))
-    counts = ms.Tensor(np.array([count], np.int32))
-    y, gradient = ms.value_and_grad(lambda x: (cell(x, counts, counts) * dy).sum())(x)
-    np.testing.assert_array_equal(cell(x, counts, counts).asnumpy()[:count], x.asnumpy()[:count])
-    assert not cell(x, counts, counts).asnumpy()[count:].any()
+    counts = ms.Tensor(np.array([[count]], np.int32))
+    y, gradient = ms.value_and_grad(lambda x: (cell(x, counts) * dy).sum())(x)
+    np.testing.assert_array_equal(cell(x, counts).asnumpy()[:count], x.asnumpy()[:count])
+    assert not cell(x, counts).asnumpy()[count:].any()
     np.testing.assert_array_equal(gradient.asnumpy(), np.where(np.arange(5)[:, None] < count, dy.asnumpy()[:5], 0))
 
 
@@ -82,9 +82,9 @@ def test_more_rows_than_there_is_room_for_are_not_lost_in_silence(pynative):
     ms = pynative
     cell, counts = (
         create_collectives("local", ONE, 0).all_to_all_v("ep", "tag", 5, 4),
-        ms.Tensor(np.array([5], np.int32)),
+        ms.Tensor(np.array([[5]], np.int32)),
     )
-    assert np.isnan(cell(ms.Tensor(np.ones((5, 2), np.float32)), counts, counts).asnumpy()).all()
+    assert np.isnan(cell(ms.Tensor(np.ones((5, 2), np.float32)), counts).asnumpy()).all()
 
 
 def test_broadcast_root_is_an_index_of_the_group():

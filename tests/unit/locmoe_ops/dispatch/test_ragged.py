@@ -123,6 +123,50 @@ def test_regions_match_a_loop(counts):
 
 
 @pytest.mark.parametrize(
+    "counts",
+    [
+        [[2, 0, 1], [0, 3, 1]],
+        [[0, 0, 0], [0, 0, 4]],
+        [[0, 0, 0], [0, 0, 0]],
+        [[4, 1, 0], [4, 0, 3]],  # all places taken
+        [[4, 1, 0], [4, 2, 3]],  # two rows of the last expert more than there is room for
+        [[30, 1, 0], [4, 2, 3]],  # one expert of one rank fills it
+    ],
+)
+def test_rows_of_experts_behind_each_other_match_a_loop(counts):
+    """Without gaps; what does not fit is left out, and no index points outside."""
+    room = 12
+    found = {
+        name: tensor.asnumpy() for name, tensor in Regions(2, 3, room, None)(Tensor(np.array(counts, np.int32))).items()
+    }
+    arrived = [expert for rank in range(2) for expert in range(3) for _ in range(counts[rank][expert])][:room]
+    order = sorted(range(len(arrived)), key=lambda row: (arrived[row], row))
+    assert found["sizes"].tolist() == [arrived.count(expert) for expert in range(3)]
+    assert found["keep_mask"].ravel().tolist() == found["slot_mask"].ravel().tolist()
+    assert found["keep_mask"].ravel().tolist() == [1] * len(arrived) + [0] * (room - len(arrived))
+    assert found["assignment"][: len(arrived)].tolist() == order
+    assert [found["slot"][row] for row in order] == list(range(len(arrived)))
+    expected = np.zeros((room, 3))
+    expected[np.arange(len(arrived)), sorted(arrived)] = 1
+    np.testing.assert_array_equal(found["member"], expected)
+
+
+@pytest.mark.parametrize("sent, too_many", [([[1, 2], [3, 4]], 0), ([[26, 0], [0, 1]], 0), ([[26, 0], [2, 3]], 2)])
+def test_rows_beyond_the_limit_are_counted(sent, too_many):
+    """Those that come to the first of two ranks, of 17 tokens with room for 26; each has one expert."""
+
+    class Told(Unconnected):
+        def _cell(self, *_):
+            return lambda counts: Tensor(np.array(sent, np.int32).reshape(2, 2, 1))
+
+    topology, options = Topology(2, 2, 2), DispatchOptions(ragged_limit=1.5)
+    setup = DispatchSetup(topology, ExpertPlacement(2, 1, 2), TOKENS, 1, options=options)
+    dispatcher = RaggedDispatcher(Told(0, topology), setup, "t")
+    context = dispatcher.announced({"counts": Tensor(np.array(sent[0], np.int32))})
+    assert dispatcher.limits_rows and float(context["beyond_limit"].asnumpy()) == too_many
+
+
+@pytest.mark.parametrize(
     "limit, top_k, rows, region",
     [
         (None, 1, 4 * 17, 4 * 17),  # all tokens of all ranks

@@ -35,6 +35,17 @@ def test_text_by_hand(job):
     assert lines[13].startswith("passed: 12 collectives of 4 ranks.") and max(map(len, lines)) <= 80
 
 
+def test_counts_that_the_host_reads_are_counted(job):
+    """Two calls in a graph that a step runs three times; where there is none, nothing leaves the device."""
+    assert "nothing leaves the device" in " ".join(report(job, graphs(), []).split())
+    whole = graphs()[0].graphs[0]
+    uneven = replace(whole.collectives[0], operation="all_to_all_v", shape=(-1,))
+    step = replace(whole, collectives=(uneven, uneven), times=3)
+    found = " ".join(report(job, [replace(rank, graphs=(step,)) for rank in graphs()], []).split())
+    assert "the host reads 6 times a step and rank" in found and "nothing leaves" not in found
+    assert as_json(job, [replace(graphs()[0], graphs=(step,))], [])["ranks"][0]["graphs"][0]["host_waits"] == 6
+
+
 def test_problems_are_listed(job):
     assert report(job, graphs(), ["one", "another"]).endswith("2 problems:\n  one\n  another")
 

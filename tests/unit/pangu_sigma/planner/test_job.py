@@ -11,6 +11,8 @@ from locmoe_ops.dispatch.group_wise import ScatterToTpRegion
 from locmoe_ops.errors import InputError
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.planner.job import layer_slots, plan_job, planned_factor
+from pangu_sigma.planner.memory import expert_rows
+from pangu_sigma.planner.predict import rank_flops
 
 
 def test_batches(make_job):
@@ -96,6 +98,23 @@ def test_slots_are_those_of_the_dispatcher(make_job, build, cluster, parallel, m
         received = slots.expert_rows * job.experts_per_rank * ranks
         neighbours, nodes = getattr(dispatcher, "neighbours", 1), getattr(dispatcher, "nodes", 1)
         assert received == dispatcher.slots.slots * ranks and neighbours * nodes in (1, ranks)
+
+
+@pytest.mark.parametrize(("limit", "room"), [(None, 2 * 96), (1.5, 72), (1.3, 63), (1.01, 49)])
+def test_experts_with_unequal_groups_share_the_rows_that_there_is_room_for(make_job, build, limit, room):
+    """24 tokens of two choices on each of 4 ranks of 2 experts: 48 rows at an even load. No slots of an expert."""
+    job = make_job(
+        2,
+        2,
+        parallel={"expert": 4},
+        moe={"dispatch": {"type": "ragged", "ragged_limit": limit}, "router": {"top_k": 2}},
+        runtime={"device": "ascend", "chip": "910b", "precision": "fp16", "fused": {"experts": True}},
+    )
+    dispatcher, slots = build(job).blocks[1].feed_forward.dispatcher, layer_slots(job)
+    assert dispatcher.room == room == slots.rows_of_all == expert_rows(job)
+    assert dispatcher.regions.column.shape == (room, 1) and dispatcher.limits_rows == (limit is not None)
+    served = 6 * job.tokens * job.micro_batches * 2 * 2 * 16 * 24  # forward and backward, two products of d x f
+    assert rank_flops(job)["experts"] == served
 
 
 def test_rows_by_hand(make_job):
