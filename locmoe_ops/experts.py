@@ -4,17 +4,17 @@ Shape legend: L experts of this rank, s slots of each, R rows of all of them, d 
 a rank of a tensor-parallel group holds an equal part.
 """
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional, Tuple
 
 import numpy as np
 
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
+from locmoe_ops.draws import normal_part
 from locmoe_ops.functions import activation
 from locmoe_ops.fused import GroupedProduct, GroupedRows
-from locmoe_ops.tensor_parallel import SplitRegion, marked, own_part, whole_shape
+from locmoe_ops.tensor_parallel import SplitRegion, marked, slice_of, whole_shape
 
 
 class AddBatchBias(nn.Cell):
@@ -139,12 +139,13 @@ class ExpertBank(nn.Cell):
                 copies one network within a group.
         """
         for parameter, std, stream in ((self.w_in, std_in, 0), (self.w_out, std_out, 1)):
-            shape, drawn = whole_shape(parameter)[1:], []
-            for expert in self.local_experts:
-                generator = np.random.default_rng(np.random.SeedSequence((seed, stream, expert // alike)))
-                values = (generator.standard_normal(math.prod(shape), dtype=np.float32) * std).astype(np.float32)
-                drawn.append(values.reshape(shape))  # (a, b) <- (a * b,), of (d, f) or (f, d)
-            parameter.set_data(Tensor(own_part(parameter, np.stack(drawn))))
+            shape, part = whole_shape(parameter)[1:], slice_of(parameter)
+            of_expert = None if part is None else replace(part, axis=part.axis - 1)
+            drawn = np.empty(parameter.shape, np.float32)
+            for place, expert in enumerate(self.local_experts):
+                stream_of_expert = np.random.SeedSequence((seed, stream, expert // alike))
+                drawn[place] = normal_part(stream_of_expert, shape, std, of_expert)
+            parameter.set_data(Tensor(drawn))
 
     def construct(
         self, x: Tensor, of: Optional[Tensor] = None, groups: Optional[Tuple[Tensor, Tensor]] = None

@@ -77,8 +77,18 @@ export_environment() {
     [ "$threads" -ge 1 ] || threads=1
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}
     export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-$OMP_NUM_THREADS}
-    export GLOG_v=${GLOG_v:-3}
+    set_log_level
     export PYTHONUNBUFFERED=1
+}
+
+# MindSpore's log level, as pangu_sigma/runtime/log_level.py has it, for msrun too.
+set_log_level() {
+    local of_device='{DEVICE:1}'
+    if compgen -G '/dev/davinci[0-9]*' >/dev/null; then
+        export GLOG_v=${GLOG_v:-2} MS_SUBMODULE_LOG_v=${MS_SUBMODULE_LOG_v:-$of_device}
+    else
+        export GLOG_v=${GLOG_v:-3}
+    fi
 }
 
 # The value of one key of the configuration, which is checked as a whole.
@@ -132,7 +142,7 @@ PYTHON
 
 show_environment() {
     local name
-    for name in OMP_NUM_THREADS OPENBLAS_NUM_THREADS GLOG_v PYTHONUNBUFFERED PYTHONPATH; do
+    for name in OMP_NUM_THREADS OPENBLAS_NUM_THREADS GLOG_v MS_SUBMODULE_LOG_v PYTHONUNBUFFERED PYTHONPATH; do
         [ -z "${!name:-}" ] || printf '%s=%q \\\n' "$name" "${!name}"
     done
 }

@@ -21,7 +21,7 @@ is_own=()       # 1 if it is this machine
 pairs=()        # rank:device of a rank table, separated by spaces
 
 settings_to_pass=() # what the user set that matters on the other nodes too; what this script sets later is for this machine
-for setting in VIRTUAL_ENV OMP_NUM_THREADS GLOG_v LOCMOE_ROUTER_FILES "${!HCCL_@}"; do
+for setting in VIRTUAL_ENV OMP_NUM_THREADS GLOG_v MS_SUBMODULE_LOG_v LOCMOE_ROUTER_FILES "${!HCCL_@}"; do
     [ -z "${!setting:-}" ] || settings_to_pass+=("$(printf 'export %s=%q &&' "$setting" "${!setting}")")
 done
 

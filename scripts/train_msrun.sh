@@ -57,7 +57,8 @@ may come from LOCMOE_WORKERS_PER_NODE, LOCMOE_NODES, LOCMOE_NODE_RANK, LOCMOE_MA
 LOCMOE_PORT.
 
 Uses the active virtual environment, else the project's .venv, else the Python in PATH. OMP_NUM_THREADS (default: cores
-divided by workers) and GLOG_v (MindSpore's log level, default 3: errors) are respected if set.
+divided by workers) and GLOG_v (MindSpore's log level, default 3: errors; on Ascend 2, with MS_SUBMODULE_LOG_v={DEVICE:1}, which
+shows operators that run on the CPU for want of a device's kernel) are respected if set.
 TEXT
 }
 

@@ -57,7 +57,8 @@ required, and LOCMOE_MESH_SECRET must hold the same 64 hexadecimal digits everyw
   --master-addr A       where rank 0's server is reached (default: its host_ip, or else server_id; one server: 127.0.0.1)
 
 Uses the active virtual environment, else the project's .venv, else the Python in PATH. OMP_NUM_THREADS (default: cores
-divided by ranks) and GLOG_v (MindSpore's log level, default 3: errors) are respected if set.
+divided by ranks) and GLOG_v (MindSpore's log level, default 3: errors; on Ascend 2, with MS_SUBMODULE_LOG_v={DEVICE:1}, which
+shows operators that run on the CPU for want of a device's kernel) are respected if set.
 TEXT
 }
 

@@ -105,6 +105,19 @@ def _check(reader: CheckpointReader, config: Config, data: Optional[PreparedData
         check_same_ids(reader, data)
 
 
+def restores_weights(source: ResumeSource, runtime: Runtime) -> bool:
+    """Whether `CheckpointLoader.load` will set all weights, or fail: then none need be drawn. Every rank must call it.
+
+    Args:
+        source: of `find_source`. runtime: this rank, of which the first one's view of the disk counts.
+    """
+    if source.initial is not None or not source.may_fall_back:
+        return source.initial is not None or bool(source.candidates)
+    own = float(runtime.is_first and bool(source.candidates))
+    agreed: float = HostSum(runtime.collectives, "checkpoint/source").values(np.array([own]))[0]
+    return agreed > 0.0
+
+
 class ResumePoint(NamedTuple):
     """Where a run stands when it begins: steps done, and the checkpoint that says so (None: anew)."""
 

@@ -31,11 +31,12 @@ from pangu_sigma.cli.report import add_report
 from pangu_sigma.cli.summary import add_summary
 from pangu_sigma.cli.train import add_train
 from pangu_sigma.cli.watch import add_watch
-from pangu_sigma.config.ascend import resolve_runtime
+from pangu_sigma.config.ascend import has_devices, resolve_runtime
 from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import OutputNotWritten
 from pangu_sigma.runtime.launch import check_launch, is_scheduler, is_worker, rank_name, why_a_rank
+from pangu_sigma.runtime.log_level import set_log_level
 from pangu_sigma.runtime.processes import end_with_parent
 from pangu_sigma.runtime.reporting import SUCCESS, append_line, make_streams_lenient, report_error
 from pangu_sigma.runtime.router_files import use_router_files
@@ -110,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings speak to its developers; its errors still show
+    set_log_level(has_devices())
     logs = os.environ.get("LOCMOE_LOG_DIR")
     if logs and (is_worker() or is_scheduler()):
         if is_worker():  # the launcher learns which process is which rank

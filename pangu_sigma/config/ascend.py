@@ -15,13 +15,18 @@ from pangu_sigma.config.strict_yaml import spelled
 HEAD_MULTIPLE = 16  # of FlashAttentionScore's head sizes
 
 
+def has_devices() -> bool:
+    """Whether the driver shows Ascend devices on this machine."""
+    return any(Path("/dev").glob("davinci[0-9]*"))
+
+
 def runs_on_ascend(config: Config) -> bool:
     """True if the job uses Ascend devices: as `runtime.device` says, or, if that is auto, where the driver shows any.
 
     Needs no MindSpore, so that processes which have nothing to compute can decide quickly.
     """
     if config.runtime.device == "auto":
-        return any(Path("/dev").glob("davinci[0-9]*"))
+        return has_devices()
     return config.runtime.device == "ascend"
 
 

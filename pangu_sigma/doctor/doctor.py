@@ -14,6 +14,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
 from pangu_sigma.doctor.ascend import accepted_by_mindspore, check_ascend, check_hccl, check_named_chip, found_chip
 from pangu_sigma.doctor.findings import FAILURE, Finding, lines_of, summary_of
+from pangu_sigma.doctor.logs import check_logs
 from pangu_sigma.doctor.machine import Machine
 from pangu_sigma.doctor.network import Remote, check_clock, check_hccl_ports, check_names, check_nodes, check_port
 from pangu_sigma.doctor.rank_table import check_table
@@ -98,6 +99,7 @@ def examine(config: Optional[Config], request: DoctorOptions, machine: Machine) 
             check_hccl_ports(machine),
             check_clock(machine, len(nodes)),
             *check_storage(config),
+            *check_logs(config),
         ]
         findings = [*check_software(machine, tried.result), *rest]
     if request.ssh_command is not None:

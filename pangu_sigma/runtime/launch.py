@@ -183,6 +183,25 @@ def read_launch() -> Launch:
     return Launch(rank, table.world_size, device, table)
 
 
+def check_ranks(launch: Launch, rank: int, world_size: int) -> None:
+    """Checks that MindSpore's own cluster is the launcher's: groups are made of ranks as `launch` counts them, and any
+    other order would send tokens to the wrong experts without an error.
+
+    Args:
+        launch: what the launcher said.
+        rank, world_size: what `get_rank` and `get_group_size` say once MindSpore is initialised.
+
+    Raises:
+        InputError: they differ.
+    """
+    if (rank, world_size) != (launch.rank, launch.world_size):
+        raise InputError(
+            f"MindSpore takes this process for rank {rank} of {world_size} (get_rank, get_group_size), the launcher "
+            f"started it as rank {launch.rank} of {launch.world_size}; expected the same: unset RANK_ID, RANK_SIZE, "
+            "MS_WORKER_NUM and RANK_TABLE_FILE where another job has left them, or give every node the same table"
+        )
+
+
 def _by_rank_table() -> bool:
     return not os.environ.get("MS_ROLE") and bool(os.environ.get("RANK_TABLE_FILE")) and "RANK_ID" in os.environ
 

@@ -18,7 +18,7 @@ from pangu_sigma.config.check_chip import check_chip, with_chip
 from pangu_sigma.config.chips import chip_of_soc, known_chip
 from pangu_sigma.config.derived import job_topology
 from pangu_sigma.config.schema import Config
-from pangu_sigma.runtime.launch import read_launch, why_a_rank
+from pangu_sigma.runtime.launch import check_ranks, read_launch, why_a_rank
 from pangu_sigma.runtime.reporting import announce, leave_now
 from pangu_sigma.runtime.settings import set_context, set_environment, switch_off_compile_cache
 
@@ -82,8 +82,8 @@ def start_runtime(config: Config) -> Runtime:
     """Sets MindSpore up and joins the other ranks.
 
     Raises:
-        InputError: the launcher's environment is incomplete or contradicts the configuration, the device's chip has
-            not what that asks for, or the meeting port is taken.
+        InputError: the launcher's environment is incomplete or contradicts the configuration or MindSpore, the
+            device's chip has not what that asks for, or the meeting port is taken.
         CollectiveError: a rank did not join before `runtime.join_timeout`.
     """
     launch, resolved = read_launch(), resolve_runtime(config)
@@ -107,9 +107,10 @@ def start_runtime(config: Config) -> Runtime:
     if resolved.runtime.backend == "tcp":
         mesh = _join(config, rank, world_size)
         return Runtime(create_collectives("tcp", topology, rank, mesh, gathered), mesh)
-    from mindspore.communication import init
+    from mindspore.communication import get_group_size, get_rank, init
 
     init()
+    check_ranks(launch, get_rank(), get_group_size())
     return Runtime(create_collectives("hccl", topology, rank, gathered=gathered), chip=chip)
 
 

@@ -79,8 +79,10 @@ class TrainEngine:
         config: of the run.
         runtime: this rank and its collectives.
         words: sizes of the tables that ids look up.
+        draw: draw initial weights; False: a checkpoint brings them, see `pangu_sigma.checkpoint.resume`.
 
     Attributes:
+        drawn: whether the weights were drawn here.
         context: what sparse layers were built from.
         network: the model.
         parameters: its trainable ones, in gradient order.
@@ -90,15 +92,17 @@ class TrainEngine:
         capacity, local_share: decide the slots of each step, see `CapacityControl` and `LocalShareControl`.
     """
 
-    def __init__(self, config: Config, runtime: Runtime, words: Vocabulary) -> None:
+    def __init__(self, config: Config, runtime: Runtime, words: Vocabulary, draw: bool = True) -> None:
         rows = micro_batch_sequences(config, runtime.topology.data)
         shape = model_dims(config, rows, words.vocab_size, words.domains, TensorGroup(runtime.collectives))
-        self.words = words
+        self.words, self.drawn = words, draw
         self.seed = config.train.seed
         self.context = SparseContext(config, shape, runtime.collectives, words.counts, words.id_nodes)
         self.network = PanGuSigma(self.context)
         alike = experts_per_group(config) if config.moe.initial_experts == "copies" else 1
-        initialise(self.network, config.train.seed, config.model.init_std, alike)
+        if draw:
+            threads = max((os.cpu_count() or 1) // runtime.topology.ranks_per_node, 1)
+            initialise(self.network, config.train.seed, config.model.init_std, alike, threads)
         self.parameters = ordered_parameters(self.network.trainable_params(), slice_of)
         # Now: the hooks that overlap gradients put sums of micro-batches into the network, which are no part of a run.
         self._saved = list(self.network.get_parameters())

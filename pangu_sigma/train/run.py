@@ -10,7 +10,13 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.folders import finished, prune, set_aside_after
-from pangu_sigma.checkpoint.resume import CheckpointLoader, ResumePoint, ResumeSource, find_source
+from pangu_sigma.checkpoint.resume import (
+    CheckpointLoader,
+    ResumePoint,
+    ResumeSource,
+    find_source,
+    restores_weights,
+)
 from pangu_sigma.checkpoint.state import rank_location, writing_ranks
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
 from pangu_sigma.config.derived import has_experts, last_step
@@ -74,7 +80,7 @@ def train(config: Config) -> int:
         words = replace(words, id_nodes=nodes_of_ids(config, data, words.vocab_size, layout))
         loader = create_loader(config, data, layout, runtime.rank // topology.tensor, topology.data)
         held.enter_context(closing(loader))
-        engine = TrainEngine(config, runtime, words)
+        engine = TrainEngine(config, runtime, words, draw=not restores_weights(source, runtime))
         runtime.check_groups()
         diverged = _run(config, runtime, data, loader, engine, source)
     if diverged:  # raised here, when the ranks have parted in good order
@@ -89,6 +95,11 @@ def _run(
     code = code_version() if runtime.is_first else ""  # now: the files may change during the run
     place = rank_location(config, runtime)
     start = CheckpointLoader(config, runtime, data, engine).load(source)
+    if not (engine.drawn or start.checkpoint or source.initial):
+        raise InputError(
+            f"checkpoint.resume: the checkpoints in {config.train.output_dir} were there when the job began and are "
+            "gone; expected nobody to change that folder during a run"
+        )
     if loader.by_routes:  # now: a checkpoint brings its own maps
         homes = homes_of_ids(config.moe, engine.context.layout, sparse_layers(engine.network))
         loader.follow(KnownRoutes(data, engine.context.domain_groups, homes))

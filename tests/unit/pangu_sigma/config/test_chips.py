@@ -147,6 +147,14 @@ def test_all_groups_of_shipped_configurations(path):
             assert (fault is None) == allowed(ranks, per_server), (kind, ranks, fault)
 
 
+@pytest.mark.parametrize("path", sorted(Path("configs/ascend").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_jobs_give_their_ranks_time(path):
+    """HCCL's own 120 s to connect are fewer than drawing weights and compiling may take a slower rank."""
+    hccl = load_config(str(path)).runtime.hccl
+    assert hccl.connect_timeout >= 600 and hccl.exec_timeout >= hccl.connect_timeout
+    assert hccl.exec_timeout % 68 == 0 and hccl.exec_timeout <= 17340  # what 910A takes
+
+
 def test_groups_of_any_ranks():
     generator = np.random.default_rng(1)
     seen = set()

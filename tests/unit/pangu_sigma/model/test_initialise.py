@@ -1,9 +1,11 @@
 import math
+import zlib
 
 import numpy as np
 import pytest
 
-from locmoe_ops.tensor_parallel import slice_of
+from locmoe_ops.experts import ExpertBank
+from locmoe_ops.tensor_parallel import own_part, slice_of, whole_shape
 from locmoe_ops.topology import Topology
 from pangu_sigma.model.initialise import initialise
 
@@ -124,3 +126,51 @@ def test_tensor_parallel_ranks_hold_parts_of_the_same_weights(networks):
         "feed_forward.experts.b_in",
         "feed_forward.experts.w_out",
     }
+
+
+def drawn_whole(network, seed, alike):
+    """Each parameter's numbers as they were drawn at first: the whole in one call, then cut. By name."""
+    residual = STD / math.sqrt(2.0 * (len(network.blocks) + 1))
+    values = {}
+
+    def draw(parameter, stream, std):
+        numbers = np.random.default_rng(stream).standard_normal(whole_shape(parameter), dtype=np.float32) * std
+        values[parameter.name] = own_part(parameter, numbers.astype(np.float32))
+
+    for name, cell in network.cells_and_names():
+        stream = zlib.crc32(f"{seed}/{name}".encode())
+        if isinstance(cell, ExpertBank):
+            for parameter, std, number in ((cell.w_in, STD, 0), (cell.w_out, residual, 1)):
+                experts = []
+                for expert in cell.local_experts:
+                    generator = np.random.default_rng(np.random.SeedSequence((stream, number, expert // alike)))
+                    numbers = generator.standard_normal(whole_shape(parameter)[1:], dtype=np.float32) * std
+                    experts.append(numbers.astype(np.float32))
+                values[parameter.name] = own_part(parameter, np.stack(experts))
+            continue
+        last = name.rsplit(".", 1)[-1]
+        for parameter in cell.get_parameters(expand=False):
+            part = parameter.name.rsplit(".", 1)[-1]
+            if part in ("weight", "word", "top_query"):
+                draw(parameter, stream, residual if last in ("project", "w_out") else STD)
+            elif part == "position":
+                draw(parameter, stream + 1, STD)
+    return values
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("ranks", "expert", "tensor"), [(1, 1, 1), (2, 2, 1), (4, 4, 1), (2, 1, 2), (4, 1, 4), (4, 2, 2), (8, 4, 2)]
+)
+def test_every_rank_draws_the_numbers_that_it_always_drew(networks, ranks, expert, tensor, threads):
+    """Parameters of every kind at any degree, to the bit."""
+    model = {"hidden_size": 64, "num_heads": 4, "ffn_hidden_size": 96, "domain_embeddings": True}
+    config = networks.small_config(model, ROUTER)
+    for rank in range(ranks):
+        collectives = networks.TwinCollectives(rank, Topology(ranks, ranks, expert, tensor))
+        network = networks.build_network(config, collectives=collectives, words=32)
+        initialise(network, 3, STD, experts_alike=2, threads=threads)
+        expected, found = drawn_whole(network, 3, 2), networks.parameter_arrays(network)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+        assert {name for name, value in found.items() if value.std() > 0.0} == set(expected)

@@ -15,6 +15,7 @@ from pangu_sigma.runtime.launch import (
     RANK_VARIABLES,
     Launch,
     check_launch,
+    check_ranks,
     is_worker,
     rank_name,
     read_launch,
@@ -249,3 +250,13 @@ def test_the_scripts_forget_the_same_variables():
     text = (REPOSITORY / "scripts" / "environment.sh").read_text(encoding="utf-8").replace("\\\n", " ")
     forgotten = [set(words.split()) for words in re.findall(r"(?m)^    unset (\w.*)$", text)]
     assert forgotten == [set(RANK_VARIABLES), set(CLUSTER_VARIABLES)]
+
+
+@pytest.mark.parametrize("rank, world_size", [(1, 8), (0, 8), (3, 4), (7, 16), (0, 1)])
+def test_a_cluster_that_is_not_the_launchers_is_refused(rank, world_size):
+    launch = Launch(3, 8)
+    check_ranks(launch, 3, 8)
+    with pytest.raises(InputError) as error:
+        check_ranks(launch, rank, world_size)
+    line = str(error.value)
+    assert f"rank {rank} of {world_size}" in line and "rank 3 of 8" in line and "unset RANK_ID" in line

@@ -39,6 +39,8 @@ def test_everything_is_set_before_the_ranks_meet(monkeypatch):
     monkeypatch.setattr(ms, "set_deterministic", note("deterministic"))
     monkeypatch.setattr(ms.runtime, "set_memory", note("memory"))
     monkeypatch.setattr("mindspore.communication.init", note("init"))
+    monkeypatch.setattr("mindspore.communication.get_rank", lambda: 0)
+    monkeypatch.setattr("mindspore.communication.get_group_size", lambda: 2)
     monkeypatch.setattr(runtime_module, "create_collectives", note("collectives"))
     monkeypatch.setattr(runtime_module, "read_launch", lambda: Launch(0, 2, 5))
     runtime_module.start_runtime(
@@ -67,6 +69,18 @@ def test_everything_is_set_before_the_ranks_meet(monkeypatch):
     assert calls[0][1] == ("Ascend", 5)
     assert calls[2][2] == {"jit_config": {"jit_level": "O1"}}
     assert calls[4][2] == {"init_size": "2.000GB", "max_size": "30.000GB"}
+
+
+def test_ranks_that_mindspore_counts_otherwise_are_refused(monkeypatch):
+    for name in ("set_device", "set_context"):
+        monkeypatch.setattr(ms, name, lambda *args, **options: None)
+    monkeypatch.setattr("mindspore.communication.init", lambda: None)
+    monkeypatch.setattr("mindspore.communication.get_rank", lambda: 1)
+    monkeypatch.setattr("mindspore.communication.get_group_size", lambda: 2)
+    monkeypatch.setattr(runtime_module, "device_chip", lambda: "910b")
+    monkeypatch.setattr(runtime_module, "read_launch", lambda: Launch(0, 2))
+    with pytest.raises(InputError, match="MindSpore takes this process for rank 1 of 2 .* as rank 0 of 2"):
+        runtime_module.start_runtime(config_from_dict({"runtime": {"device": "ascend"}}))
 
 
 @pytest.mark.parametrize(
