@@ -38,7 +38,7 @@ check_stop_timeout() {
 
 # What takes the place of training, if anything does.
 check_task() {
-    [[ -z $bench || $bench == all-to-all ]] || bad_input "--bench: found '$bench', expected all-to-all"
+    [[ -z $bench || $bench == all-to-all || $bench == self-test ]] || bad_input "--bench: found '$bench', expected all-to-all or self-test"
     [ -z "$bench" ] || ! $generate || bad_input "--generate: given with --bench; expected one of them"
     [ -n "$bench" ] || $generate || [ ${#further[@]} -eq 0 ] ||
         bad_input "found '${further[0]}' after --, which --bench and --generate take; expected one of them"
@@ -101,6 +101,7 @@ rank_words() {
     words=(-m pangu_sigma train)
     [ -z "$bench" ] || words=(-m pangu_sigma bench "$bench")
     ! $generate || words=(-m pangu_sigma generate)
+    [[ $bench != self-test ]] || words=(-m pangu_sigma doctor --self-test)
     words+=("$config" ${overrides[@]+"${overrides[@]}"} ${further[@]+"${further[@]}"})
 }
 

@@ -36,6 +36,7 @@ parallel.ranks_per_node follows the table.
   --set KEY.PATH=VALUE  override one key of CONFIG; may be repeated
   --log-dir D           folder of the ranks' logs (default: <train.output_dir>/logs/launch_<n>)
   --bench all-to-all    measure instead of training: pangu-sigma bench all-to-all, with what follows -- as its options
+  --bench self-test     try devices, groups and links instead: pangu-sigma doctor --self-test
   --generate            continue prompts instead of training, with experts spread over the ranks: pangu-sigma generate,
                         with what follows -- as its options
   --env-file F          shell file to read first, such as CANN's set_env.sh (default: none)

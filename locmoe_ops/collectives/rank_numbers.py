@@ -24,22 +24,30 @@ def check_rank_numbers(collectives: Collectives) -> None:
     Raises:
         CollectiveError: other numbers arrive than were sent; names the group and both.
     """
-    rank, world = collectives.rank, collectives.topology.world_size
     exchanging = {kind for operation, kind in collectives.used if operation.startswith("all_to_all")}
     for kind in dict.fromkeys(kind for _, kind in collectives.used):
-        ranks = collectives.topology.group_of(kind, rank)
-        operation = "all_to_all" if kind in exchanging else "all_gather"
-        cell = ExchangeGraph(getattr(collectives, operation)(kind, f"start/{operation} {kind}"))
-        # To the j-th rank of the group, or to all: (P, 1), or (1, 1)
-        sent = np.array([[rank * world + j] for j in range(len(ranks) if kind in exchanging else 1)], np.int32)
-        own = ranks.index(rank) if kind in exchanging else 0
-        expected = [peer * world + own for peer in ranks]
-        fault = numbers_fault(cell(Tensor(sent)).asnumpy().reshape(-1).tolist(), expected)
+        fault = group_fault(collectives, kind, "all_to_all" if kind in exchanging else "all_gather")
         if fault:
-            raise CollectiveError(
-                f"rank {rank}: {operation} among the ranks {', '.join(map(str, ranks))} of group {kind} does not work: "
-                f"{fault}; nothing can be trained over it"
-            )
+            raise CollectiveError(f"rank {collectives.rank}: {fault}; nothing can be trained over it")
+
+
+def group_fault(collectives: Collectives, kind: str, operation: str) -> str:
+    """Exchanges numbers in this rank's group of a kind; returns what is wrong with those that arrive, "" where nothing
+    is. Every rank must call it.
+
+    Args:
+        collectives: of this rank.
+        kind: of the group.
+        operation: all_to_all or all_gather.
+    """
+    rank, world = collectives.rank, collectives.topology.world_size
+    ranks, to_each = collectives.topology.group_of(kind, rank), operation == "all_to_all"
+    cell = ExchangeGraph(getattr(collectives, operation)(kind, f"start/{operation} {kind}"))
+    # To the j-th rank of the group, or to all: (P, 1), or (1, 1)
+    sent = np.array([[rank * world + j] for j in range(len(ranks) if to_each else 1)], np.int32)
+    expected = [peer * world + (ranks.index(rank) if to_each else 0) for peer in ranks]
+    fault = numbers_fault(cell(Tensor(sent)).asnumpy().reshape(-1).tolist(), expected)
+    return fault and f"{operation} among the ranks {', '.join(map(str, ranks))} of group {kind} does not work: {fault}"
 
 
 def numbers_fault(received: Sequence[int], expected: Sequence[int]) -> str:

@@ -39,6 +39,17 @@ class ShowVersion(argparse.Action):
         parser.exit()
 
 
+class RunByRanks(argparse.Action):
+    """A flag with which msrun may start the command, as every rank of a job (see `run_by_ranks`)."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(nargs=0, default=False, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *rest: Any) -> None:
+        setattr(namespace, self.dest, True)
+        namespace.by_ranks = True
+
+
 def add_command(commands: Any, name: str, text: str, action: Action) -> argparse.ArgumentParser:
     """Adds a command that takes a configuration and overrides, and returns its parser, which takes its other arguments.
 

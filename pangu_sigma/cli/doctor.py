@@ -3,7 +3,8 @@
 import argparse
 from typing import Any
 
-from pangu_sigma.cli.arguments import add_overrides, add_plain, positive
+from locmoe_ops.errors import InputError
+from pangu_sigma.cli.arguments import RunByRanks, add_overrides, add_plain, of_this_rank, positive
 from pangu_sigma.config.schema import Config
 
 
@@ -37,9 +38,16 @@ def add_doctor(commands: Any) -> None:
         "--env-file", metavar="FILE", help="shell file to read on them first, such as CANN's set_env.sh"
     )
     doctor.add_argument("--json", action="store_true", help="print the findings as one JSON object")
+    doctor.add_argument(
+        "--self-test",
+        action=RunByRanks,
+        help="try device, groups and links themselves instead; also under msrun (train_msrun.sh --bench self-test)",
+    )
 
 
 def _doctor(config: Config, options: argparse.Namespace) -> int:
+    if options.self_test:
+        return _self_test(config, options)
     from pangu_sigma.doctor.doctor import DoctorOptions, doctor
 
     pairs = (
@@ -65,3 +73,16 @@ def _doctor(config: Config, options: argparse.Namespace) -> int:
         tuple(words),
     )
     return doctor(config if options.config else None, request)
+
+
+def _self_test(config: Config, options: argparse.Namespace) -> int:
+    for name in ("rank_table", "server", "nodes_file", "ranks", "port", "ssh", "env_file"):
+        if getattr(options, name):
+            raise InputError(
+                f"--{name.replace('_', '-')}: given with --self-test, which asks the launcher for its ranks and nodes; "
+                "expected one of them"
+            )
+    config = of_this_rank(config)
+    from pangu_sigma.bench.self_test import self_test
+
+    return self_test(config, options.json)

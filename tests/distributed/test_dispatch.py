@@ -181,8 +181,8 @@ def test_sharing_between_two_halves_the_bytes_between_nodes(results, kind):
 
 
 def check_ragged_bytes(results, name):
-    """Real rows alone, there and back and both again in the backward pass, and the numbers of rows for each expert
-    elsewhere.
+    """Real rows alone, there and back and both again in the backward pass, and to everyone the numbers of rows for all
+    experts.
     """
     case, placement, row = CASES[name], placement_of(CASES[name]), HIDDEN * 4
     flows = np.zeros((RANKS, RANKS), int)  # rows from rank to rank
@@ -197,7 +197,9 @@ def check_ragged_bytes(results, name):
             if part_of(case, peer) == part_of(case, rank) and peer // case.ranks_per_node != rank // case.ranks_per_node
         ]
         real_rows = flows[rank, others].sum() + flows[others, rank].sum()
-        assert results[rank][f"{name}/between nodes"] == 2 * real_rows * row + len(others) * EXPERTS // RANKS * 4
+        exchanging = sum(part_of(case, peer) == part_of(case, rank) for peer in range(RANKS))
+        numbers = len(others) * exchanging * EXPERTS // RANKS
+        assert results[rank][f"{name}/between nodes"] == 2 * real_rows * row + numbers * 4
 
 
 def test_rows_that_do_not_fit_end_the_job_on_all_ranks(results):
