@@ -14,6 +14,8 @@ _OFF = "validations of a run with a local term, unless moe.evaluation_rules is n
 _BOUND = "moe.capacity.mode critical, adaptive"
 _EXPERTS = "every step, with experts"
 _SHARE = "every step of a run with moe.capacity.measured_share, unless nothing can leave its node"
+_ON_DEVICE = "every step on Ascend"
+_KNOWN_PEAK = "every step on Ascend, where the chip has a hardware file with the peak of runtime.precision"
 _COMPARED = "every train.log_interval steps, several ranks, backend tcp"
 _OF_CAUSE = {
     "all_to_all": "the tokens' way to their experts and back, forward and backward",
@@ -37,6 +39,9 @@ class Definition(NamedTuple):
 DEFINITIONS: Dict[str, Definition] = {
     "progress/step": Definition(_STEP, "the optimizer step, from 1"),
     "progress/epoch": Definition(_STEP, "rows drawn so far over the rows of the training data"),
+    "progress/tokens": Definition(
+        _STEP, "tokens seen: steps so far x tokens of the global batch of this run, padding included"
+    ),
     "loss/total": Definition(_STEP, "what is minimised, in nats a token: task + aux + locality"),
     "loss/task": Definition(_STEP, "cross entropy in nats a token, over the tokens of all ranks that count"),
     "loss/aux": Definition(_STEP, "the routers' load-balancing losses, weighted, summed over layers, as nats a token"),
@@ -118,6 +123,22 @@ DEFINITIONS: Dict[str, Definition] = {
     "time/median_rank/compute(s)": Definition(_COMPARED, "the same of the median rank"),
     "throughput/tokens_per_second": Definition(
         _STEP, "tokens of the global batch, padding included, over `time/step(s)`"
+    ),
+    "throughput/mfu": Definition(
+        _KNOWN_PEAK,
+        "model FLOPs utilisation: FLOPs of the model for the global batch, forward and backward, over what all devices "
+        "do at their peak in `time/step(s)`. FLOPs are those of `pangu-sigma plan`: products alone, two a "
+        "multiply-add, backward twice the forward, attention with all S x S scores, experts with the tokens that they "
+        "serve (no empty slots), nothing computed twice; the peak is `compute.peak_tflops` of the chip's file in "
+        "configs/hardware",
+    ),
+    "memory/device_peak(B)": Definition(
+        _ON_DEVICE,
+        "the most that tensors took of MindSpore's memory pool in the step, on rank 0's device "
+        "(`mindspore.runtime.max_memory_allocated`)",
+    ),
+    "memory/process_peak(B)": Definition(
+        _STEP, "the most memory that rank 0's process has had since it began, in the host (resident set)"
     ),
     "comm/intra_node(B)": Definition(
         _STEP, "bytes that all ranks sent inside nodes: tokens, gradients, split layers, statistics, metrics"

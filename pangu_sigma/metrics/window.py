@@ -7,7 +7,7 @@ time.
 - Times, bytes and throughput are means over the middle half of the window by step time: a quarter of its steps, the
   fastest, and as many of the slowest are left out. Like a median such a mean does not follow a step that the machine
   disturbed; unlike medians the pieces of a step still add up. Tokens a second are the tokens of these steps over the
-  time that they took.
+  time that they took, and so is the share of the devices' peak.
 - What only some steps have (`time/slowest_rank`) or what counts up (`moe/graphs`) is the last value.
 """
 
@@ -18,6 +18,7 @@ from pangu_sigma.runtime.strict_json import number
 
 Record = Mapping[str, Any]  # a step's metrics, as metrics.jsonl has them
 STEP, TOKENS, PROGRESS = "time/step(s)", "throughput/tokens_per_second", "progress/step"
+RATES = (TOKENS, "throughput/mfu")  # of a step, by its time
 COMPILING_STEPS = 1  # the first of a run
 _LAST = ("time/slowest_rank", "time/median_rank", "moe/graphs")  # beginnings of names
 
@@ -69,8 +70,9 @@ def measured(records: Sequence[Record], ignored: int = COMPILING_STEPS) -> Dict[
             ]
         elif found:
             values[name] = found[-1] if last else fmean(found)
-    if number(values.get(STEP)) and all(number(record.get(TOKENS)) is not None for record in timed):
-        values[TOKENS] = fmean(record[TOKENS] * record[STEP] for record in timed) / values[STEP]
+    for name in RATES if number(values.get(STEP)) else ():
+        if all(number(record.get(name)) is not None for record in timed):
+            values[name] = fmean(record[name] * record[STEP] for record in timed) / values[STEP]
     return values
 
 

@@ -40,6 +40,7 @@ from pangu_sigma.train.profile import StepProfile
 from pangu_sigma.train.schedule import Ramp, context_ramp, learning_rate, local_term_ramp, locality_loss_ramp
 from pangu_sigma.train.statistics import check_row_limit
 from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
+from pangu_sigma.train.utilisation import Utilisation
 
 
 class StopRequest:
@@ -206,6 +207,7 @@ class TrainingLoop:
         measured = runtime.collectives.bytes_sent().counted
         self.stragglers = Stragglers(runtime.rank, runtime.world_size, config.train.log_interval, measured)
         self.profile = StepProfile(config, runtime.rank)
+        self.utilisation = Utilisation(config, runtime.chip, runtime.world_size, engine.words.vocab_size)
         router = config.moe.router
         self._schedules = {
             "moe/local_strength": Scheduled(local_term_ramp(router), engine.set_locality_bias),
@@ -261,6 +263,7 @@ class TrainingLoop:
         scheduled = {name: value for name, value in followed.items() if value is not None}
         mu = scheduled.get("moe/locality_loss_weight", getattr(config.moe.router.own, "locality_loss_weight", 0.0))
         self.profile.begin(step)
+        self.utilisation.begin()
         self.clock.restart()
         started = time.perf_counter()
         self.engine.capacity.prepare(step, self.loader.step)
@@ -275,6 +278,7 @@ class TrainingLoop:
         return {
             "progress/step": step,
             "progress/epoch": step * config.train.global_batch_size / self.rows_in_training,
+            "progress/tokens": step * tokens,
             **loss_metrics(result.sums),
             "optim/learning_rate": rate,
             "optim/grad_norm": result.grad_norm,
@@ -285,6 +289,7 @@ class TrainingLoop:
             **self.engine.capacity.metrics(),
             **self.engine.local_share.metrics(),
             **host_metrics(total, self.runtime.world_size, elapsed, tokens),
+            **self.utilisation.metrics(elapsed),
             **straggler_metrics(total.compute_by_rank),
         }
 

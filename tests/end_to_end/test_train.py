@@ -45,6 +45,8 @@ METRICS = {
     "throughput/tokens_per_second",
     "progress/step",
     "progress/epoch",
+    "progress/tokens",
+    "memory/process_peak(B)",
 }
 METRICS |= {
     f"{kind}/{cause}{what}"

@@ -33,9 +33,9 @@ def test_what_is_defined_is_computed():
     """By the functions above, or by its name in a line of the loop, the capacity or the run."""
     text = "".join(
         (TRAIN / f"{stem}.py").read_text(encoding="utf-8")
-        for stem in ("loop", "capacity", "local_share", "run", "straggler", "divergence")
+        for stem in ("loop", "capacity", "local_share", "run", "straggler", "divergence", "utilisation")
     )
-    assert set(DEFINITIONS) - set(computed()) <= set(re.findall(r'"([\w/()]+)":', text))
+    assert set(DEFINITIONS) - set(computed()) <= set(re.findall(r'"([\w/()]+)"[\]:]', text))
 
 
 def test_each_says_what_it_is():
