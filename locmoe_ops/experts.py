@@ -155,7 +155,7 @@ class ExpertBank(nn.Cell):
         if of is not None:  # (M, ...) <- (L, ...), (M,)
             w_in, b_in = ops.gather(w_in, of, 0), ops.gather(b_in, of, 0)
             w_out, b_out = ops.gather(w_out, of, 0), ops.gather(b_out, of, 0)
-        x = ops.cast(self.copy_in(x), kind)
+        x = self.copy_in(ops.cast(x, kind))
         if groups is not None:
             sizes, member, nobodys = groups[0], ops.cast(groups[1], kind), groups[1].sum(1, keepdims=True) < 0.5
             hidden = self.row_product(x, ops.cast(w_in, kind), sizes, nobodys)

@@ -13,7 +13,7 @@ from typing import Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.capacity.factor import capacity_by_factor
 from locmoe_ops.collectives.create import create_collectives
@@ -79,9 +79,9 @@ class MoEFeedForward(nn.Cell):
     """A drop-in for a dense FFN on tokens [T, d].
 
     1. routing: experts and weights of each token, and the losses.
-    2. dispatcher: tokens to expert buffers, on whichever rank; experts; back to tokens, scaled by their weights. A
-       dropped token gets 0 and lives on in the residual. Where the dispatcher re-picks overflow, the token's second
-       expert has its own weight.
+    2. dispatcher: tokens to expert buffers, on whichever rank; experts; back to tokens, scaled by their weights. Tokens
+       travel in the type of the experts' matmuls. A dropped token gets 0 and lives on in the residual. Where the
+       dispatcher re-picks overflow, the token's second expert has its own weight.
     3. The report: losses and sums for the objective and the metrics.
 
     Args:
@@ -132,13 +132,15 @@ class MoEFeedForward(nn.Cell):
         routing = self.routing(x, tokens)
         chosen, gate, scale = routing["expert"], ops.stop_gradient(routing["weight"]), self._scale(routing["weight"])
         second = (routing["second_expert"], self._scale(routing["second_weight"])) if self.repicks else None
+        # What is half precision already is not made wider for the way.
+        rows = ops.cast(x, self.experts.compute_dtype) if x.dtype == dtype.float32 else x
         if dispatcher is not None:
-            y, _ = dispatcher.forward(x, chosen, gate, scale, self.experts, second)
+            y, _ = dispatcher.forward(rows, chosen, gate, scale, self.experts, second)
             return ops.cast(y, x.dtype), {}
         if self.training:
-            y, context = self.dispatcher.forward(x, chosen, gate, scale, self.experts, second)
+            y, context = self.dispatcher.forward(rows, chosen, gate, scale, self.experts, second)
         else:
-            y, context = self.evaluation_dispatcher.forward(x, chosen, gate, scale, self.experts, second)
+            y, context = self.evaluation_dispatcher.forward(rows, chosen, gate, scale, self.experts, second)
         return ops.cast(y, x.dtype), self._report(routing, context, tokens["home"])
 
     def _scale(self, weight: Tensor) -> Tensor:

@@ -149,8 +149,7 @@ class DispatchExchange:
             `locmoe_ops.topology.GROUP_KINDS`.
         rows: that this rank puts in, of d numbers; of counts, single numbers. An `all_to_all_v` is listed with the rows
             of an even spread of tokens.
-        carries: `TOKENS`, float32 as the norms give them; `RESULTS`, in the type of the experts' matmuls; `COUNTS`,
-            int32.
+        carries: `TOKENS` or `RESULTS`, in the type of the experts' matmuls; `COUNTS`, int32.
         backward: whether it belongs to the backward pass; gradients have the type of what they are gradients of.
         item: bytes of a number, where it travels in another type than that; None: in that.
     """

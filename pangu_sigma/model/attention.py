@@ -206,6 +206,7 @@ class Attention(nn.Cell):
         super().__init__()
         tag = f"tensor/attention {salt}"
         self.num_heads, self.head_size = dims.local_heads, dims.head_size
+        self.compute_dtype = dims.compute_dtype
         self.copy_in = dims.tensor.copy_in(tag)
         self.copy_in_query = dims.tensor.copy_in(f"{tag}/query") if learned_query else nn.Identity()
         self.query = qkv_projection(dims)
@@ -225,8 +226,9 @@ class Attention(nn.Cell):
     ) -> Tuple[Tensor, Dict[str, Tensor]]:
         sequences, length = context["positions"].shape
         heads = (sequences, length, self.num_heads, self.head_size)
-        x = self.copy_in(x)
-        asking = x if learned_query is None else self.copy_in_query(learned_query)
+        # Cast before the way in, whose gradient is summed over the group: the sum has the type of what it is of.
+        x = self.copy_in(ops.cast(x, self.compute_dtype))
+        asking = x if learned_query is None else self.copy_in_query(ops.cast(learned_query, self.compute_dtype))
         query, key = split_heads(self.query(asking), heads), split_heads(self.key(x), heads)
         value = split_heads(self.value(x), heads)
         kept: Dict[str, Tensor] = {}

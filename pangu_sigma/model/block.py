@@ -31,6 +31,7 @@ class FeedForward(nn.Cell):
         super().__init__()
         tensor, tag = dims.tensor, f"tensor/feed-forward {index}"
         width, inner, kind = dims.hidden_size, dims.ffn_hidden_size, dims.compute_dtype
+        self.compute_dtype = kind
         self.copy_in = tensor.copy_in(tag)
         self.w_in = Linear(width, inner, kind, sharding=column_parallel(tensor))
         self.act = activation(dims.activation)
@@ -39,7 +40,8 @@ class FeedForward(nn.Cell):
     def construct(
         self, x: Tensor, tokens: Dict[str, Tensor], dispatcher: Optional[Dispatcher] = None
     ) -> Tuple[Tensor, Dict[str, Tensor]]:
-        return self.w_out(self.act(self.w_in(self.copy_in(x)))), {}
+        x = self.copy_in(ops.cast(x, self.compute_dtype))  # the sum of its gradient has this type too
+        return self.w_out(self.act(self.w_in(x))), {}
 
 
 class BlockOutput(TypedDict):

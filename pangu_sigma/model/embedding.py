@@ -15,6 +15,9 @@ from pangu_sigma.model.layers import constant
 class Embedding(nn.Cell):
     """Word vector (shared, or one slot per domain) plus learned position vector, then dropout.
 
+    Word vectors are rounded to the matmuls' type, in which a tensor-parallel group sums them, and at every degree, so
+    that all have the same numbers. Their gradients are added up over tokens in float32.
+
     Args:
         dims: sizes. per_domain: whether every domain has its own word vectors.
 
@@ -25,6 +28,7 @@ class Embedding(nn.Cell):
         super().__init__()
         self.tensor, self.part = dims.tensor.size, dims.tensor.index
         self.vocab_size = dims.local_vocab_size
+        self.compute_dtype = dims.compute_dtype
         self.per_domain = per_domain
         slots = dims.domains if per_domain else 1
         self.word = constant((slots * dims.vocab_size, dims.hidden_size), 0.0, "word", dims.tensor.slice(0, slots))
@@ -42,10 +46,10 @@ class Embedding(nn.Cell):
         if self.per_domain:
             row = row + (domain * self.vocab_size).expand_dims(1)  # (B, S) <- (B, S), (B, 1)
         found = ops.gather(self.word, row.reshape(-1), 0)  # (T, d) <- (slots * V, d), (B, S)
-        if self.tensor == 1:
-            return found
-        own = ops.equal(ops.floor_div(ids, self.vocab_size), self.part)  # (B, S)
-        return self.reduce_out(found * ops.cast(own, dtype.float32).reshape(-1, 1))  # (T, 1) <- (B, S)
+        if self.tensor > 1:
+            own = ops.equal(ops.floor_div(ids, self.vocab_size), self.part)  # (B, S)
+            found = found * ops.cast(own, dtype.float32).reshape(-1, 1)  # (T, 1) <- (B, S)
+        return ops.cast(self.reduce_out(ops.cast(found, self.compute_dtype)), dtype.float32)
 
 
 class TiedHead(nn.Cell):
@@ -68,7 +72,7 @@ class TiedHead(nn.Cell):
         self.batch_matmul = ops.BatchMatMul(transpose_b=True)
 
     def construct(self, x: Tensor, word: Tensor, domain: Tensor) -> Tensor:
-        x, word = ops.cast(self.copy_in(x), self.compute_dtype), ops.cast(word, self.compute_dtype)
+        x, word = self.copy_in(ops.cast(x, self.compute_dtype)), ops.cast(word, self.compute_dtype)
         if not self.per_domain:
             return self.matmul(x, word)
         tables = ops.gather(word.reshape(self.table_shape), domain, 0)  # (B, V, d) <- (D, V, d) <- (D * V, d)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Iterator, NamedTuple
 
-from locmoe_ops.dispatch.geometry import COUNTS, RESULTS, DispatchExchange
+from locmoe_ops.dispatch.geometry import COUNTS, DispatchExchange
 from locmoe_ops.router_registry import router_spec
 from pangu_sigma.config.derived import has_experts
 from pangu_sigma.model.parameter_groups import (
@@ -64,15 +64,15 @@ def step_exchanges(job: PlannedJob) -> list[Exchange]:
 
 def _tensor_parallel(job: PlannedJob) -> Iterator[Exchange]:
     """Sums where heads, inner features and words are put together; nothing where the group has one rank."""
-    rows = job.tokens * job.config.model.hidden_size
+    rows, item = job.tokens * job.config.model.hidden_size, job.compute_item
     attentions = job.blocks + 1
-    yield _tensor("attention, sum", "all_reduce", rows, job.compute_item, FORWARD, attentions)
-    yield _tensor("attention, gradient", "all_reduce", rows, ITEM, BACKWARD, attentions)
-    yield _tensor("query, gradient", "all_reduce", rows, ITEM, BACKWARD)
-    yield _tensor("feed-forward, sum", "all_reduce", rows, job.compute_item, FORWARD, job.dense_layers)
-    yield _tensor("feed-forward, gradient", "all_reduce", rows, ITEM, BACKWARD, job.dense_layers)
-    yield _tensor("embedding, sum", "all_reduce", rows, ITEM, FORWARD)
-    yield _tensor("head, gradient", "all_reduce", rows, ITEM, BACKWARD)
+    yield _tensor("attention, sum", "all_reduce", rows, item, FORWARD, attentions)
+    yield _tensor("attention, gradient", "all_reduce", rows, item, BACKWARD, attentions)
+    yield _tensor("query, gradient", "all_reduce", rows, item, BACKWARD)
+    yield _tensor("feed-forward, sum", "all_reduce", rows, item, FORWARD, job.dense_layers)
+    yield _tensor("feed-forward, gradient", "all_reduce", rows, item, BACKWARD, job.dense_layers)
+    yield _tensor("embedding, sum", "all_reduce", rows, item, FORWARD)
+    yield _tensor("head, gradient", "all_reduce", rows, item, BACKWARD)
     yield _tensor("cross-entropy", "all_gather", 3 * job.tokens, ITEM, FORWARD)
 
 
@@ -88,7 +88,7 @@ def _dispatch(job: PlannedJob) -> Iterator[Exchange]:
     width = job.config.model.hidden_size
     for one in layer_exchanges(job):
         elements = one.rows if one.carries == COUNTS else one.rows * width
-        item = one.item or (job.compute_item if one.carries == RESULTS else ITEM)
+        item = one.item or (ITEM if one.carries == COUNTS else job.compute_item)
         phase = BACKWARD if one.backward else FORWARD
         if one.operation == "all_to_all" and job.config.parallel.all_to_all == "gathered":
             yield _gathered_tokens(job, one, elements, item)
@@ -97,7 +97,7 @@ def _dispatch(job: PlannedJob) -> Iterator[Exchange]:
     slots = layer_slots(job)
     for rows in slots.expert_calls if slots.shares == 1 else ():
         elements = width * (slots.rows_of_all or job.experts_per_rank * rows)
-        yield _tensor("experts, gradient", "all_reduce", elements, ITEM, BACKWARD)
+        yield _tensor("experts, gradient", "all_reduce", elements, job.compute_item, BACKWARD)
         yield _tensor("experts, sum", "all_reduce", elements, job.compute_item, FORWARD)
 
 

@@ -96,8 +96,8 @@ def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
     held = memory.activation_factor.value
     dispatch = 0.0
     if job.sparse_layers:
-        # Of one of them: send and receive buffers are float32, those of results have the matmuls' type.
-        dispatch = 2.0 * (ITEM + job.compute_item) * expert_rows(job) * job.config.model.hidden_size
+        # Of one of them: send and receive buffers, of tokens and of results.
+        dispatch = 4.0 * job.compute_item * expert_rows(job) * job.config.model.hidden_size
         dispatch += _gathered_bytes(job, exchanges)
     # Of hosted experts, the weights and both moments (see `pangu_sigma.train.offloaded_experts`).
     hosted = 3 * own_experts if job.config.optimizer.experts != "device" else 0

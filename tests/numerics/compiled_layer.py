@@ -12,7 +12,7 @@ from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup, FixedCapacities
 from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
-from locmoe_ops.experts import ExpertBank
+from locmoe_ops.experts import ExpertBank, ExpertKernels
 from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
 from locmoe_ops.reference.spec import RankTokens
 from locmoe_ops.router_registry import router_spec
@@ -114,7 +114,9 @@ def build_layer(case: Case, collectives: Collectives, tokens: int) -> MoEFeedFor
     return MoEFeedForward(
         routing=MultiLevelRouting(spec.domain_groups, build_router(case, collectives)),
         dispatcher=kind(collectives, setup, "moe"),
-        experts=ExpertBank(local, HIDDEN, INNER, case.activation),
+        experts=ExpertBank(
+            local, HIDDEN, INNER, case.activation, ExpertKernels(ms.float16 if case.half else ms.float32)
+        ),
         scale_by_gate=case.scale_by_gate,
         local=local_experts_table(case.layout, spec.placement),
     )

@@ -50,6 +50,7 @@ class Case:
     centred: bool = False
     divergence: float = 0.0  # with it, three domains share the experts of one group
     noisy: bool = False  # noise on the gate's values, whatever `ties` says
+    half: bool = False  # experts compute in float16, and tokens travel in it
     far_capacity: Optional[int] = None  # hierarchical dispatch, with `capacity` slots for experts of the own node
 
     @property
@@ -132,6 +133,8 @@ CASES = {
         "switch", top_k=2, capacity=4, far_capacity=1, priority="weight", overflow="repick"
     ),
     "grap, 3 groups, re-picked": Case("locmoe", groups=3, overflow="repick"),
+    "half, switch, top 2, 3 groups, by weight": Case("switch", groups=3, top_k=2, priority="weight", half=True),
+    "half, dense, two tiers": Case("locmoe", gate="dense", capacity=4, far_capacity=1, half=True),
 }
 
 # Routers whose choices need no exchange of their own: what is summed over ranks is summed as in the cases above.

@@ -2,6 +2,8 @@
 arithmetic.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -74,11 +76,36 @@ def test_flat_dispatch_by_hand(make_job):
     assert by_cause(step_exchanges(job), job.topology)["all_to_all"] == (4 * 4 * 1 * link, 4 * 4 * 2 * link)
 
 
-def test_half_precision_halves_what_returns(make_job):
-    """Results and their gradients; tokens on their way out stay float32."""
-    job = make_job(2, 2, parallel={"expert": 4}, runtime={"precision": "fp16"})
-    link = 2 * 4 * 16
-    assert by_cause(step_exchanges(job), job.topology)["all_to_all"].inter_node == 4 * 2 * link * (4 + 2 + 2 + 4)
+# Shapes of groups and exchanges: flat, in chunks, hierarchical, group-wise, ragged; experts whole and split.
+LAYOUTS = {
+    "flat": {"parallel": {"expert": 4}},
+    "chunks": {"parallel": {"expert": 4}, "moe": {"dispatch": {"chunks": 2}}},
+    "hierarchical": {"parallel": {"expert": 4}, "moe": {"dispatch": {"type": "hierarchical"}}},
+    "ragged": {"parallel": {"expert": 4}, "moe": {"dispatch": {"type": "ragged"}}},
+    "tensor": {"parallel": {"expert": 2, "tensor": 2}},
+    "group-wise": {"parallel": {"expert": 2, "tensor": 2}, "moe": {"dispatch": {"group_wise": True}}},
+    "two tiers, group-wise": {
+        "parallel": {"expert": 2, "tensor": 2},
+        "moe": {"dispatch": {"type": "hierarchical", "group_wise": True}},
+    },
+    "gathered": {"parallel": {"expert": 4, "all_to_all": "gathered"}},
+    "dense": {"parallel": {"tensor": 2}, "model": {"sparse_layers": 0}},
+}
+APART = ("router statistics", "cross-entropy", "counts")  # of what layers exchange, what is not of the matmuls' type
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_half_precision_halves_all_that_layers_exchange(make_job, name):
+    """The same calls, and of each half the bytes, but for those that are listed; float32 in gradients and update."""
+    single, half = (
+        step_exchanges(make_job(2, 2, **LAYOUTS[name], runtime={"precision": precision}))
+        for precision in ("fp32", "fp16")
+    )
+    assert len(single) == len(half) > 0
+    for one, other in zip(single, half):
+        apart = one.cause == "gradient" or one.name.startswith(APART)
+        assert (one.item, other.item) == (4, 4 if apart else 2), one.name
+        assert replace(one, item=0) == replace(other, item=0)
 
 
 def test_gradients_cross_between_nodes_once(make_job):
