@@ -21,7 +21,7 @@ from locmoe_ops.collectives.interface import (
     RankGroup,
     UnevenRows,
 )
-from locmoe_ops.collectives.registry import COLLECTIVES
+from locmoe_ops.collectives.registry import COLLECTIVES, LAYERS, purpose_of
 from locmoe_ops.collectives.rows import ExtraRow, within
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
@@ -33,8 +33,9 @@ FORWARD, BACKWARD = "forward", "backward"
 class HcclCollectives(Collectives):
     """Cells of communication primitives; `mindspore.communication.init` comes before.
 
-    A process group is created with the first Cell that needs it, since each takes device memory. Every rank must
-    therefore make its Cells in the same order, as ranks that build the same model do.
+    A process group, of ranks and a purpose (see `purpose_of`), is created with the first Cell that needs it, since each
+    takes device memory. Every rank must therefore make its Cells in the same order, as ranks that build the same model
+    do.
 
     Args:
         rank: this rank.
@@ -47,11 +48,11 @@ class HcclCollectives(Collectives):
     def __init__(self, rank: int, topology: Topology, job: str = "locmoe", gathered: bool = False) -> None:
         super().__init__(rank, topology, gathered)
         self._job = job
-        self._names = {topology.group_of("world", rank): GlobalComm.WORLD_COMM_GROUP}
+        self._names = {(topology.group_of("world", rank), LAYERS): GlobalComm.WORLD_COMM_GROUP}
         self._meeting: nn.Cell | None = None
 
     def _cell(self, operation: str, group: RankGroup, tag: str, root: int) -> nn.Cell:
-        name = self._group_name(group)
+        name = self._group_name(group, tag)
         if operation == "broadcast":
             source = group.ranks[root]
             return _Broadcast(source, name, source == self.rank, tag)
@@ -63,25 +64,26 @@ class HcclCollectives(Collectives):
         """The primitive where the exchange is started: on Ascend its stream overlaps the computation until the result
         is used.
         """
-        there, back = _primitive_and_adjoint("all_to_all", self._group_name(group), len(group.ranks), tag)
+        there, back = _primitive_and_adjoint("all_to_all", self._group_name(group, tag), len(group.ranks), tag)
         return AsyncAllToAll(_Forward(there), _Backward(back))
 
     def _uneven(self, group: RankGroup, tag: str, size: UnevenRows) -> nn.Cell:
-        return _Uneven(self._group_name(group), group.ranks.index(self.rank), len(group.ranks), size, tag)
+        return _Uneven(self._group_name(group, tag), group.ranks.index(self.rank), len(group.ranks), size, tag)
 
     @property
     def groups(self) -> dict[str, tuple[int, ...]]:
         """Members of the process groups made so far, by name, in the order in which they were made."""
-        return {name: ranks for ranks, name in self._names.items()}
+        return {name: ranks for (ranks, _), name in self._names.items()}
 
-    def _group_name(self, group: RankGroup) -> str:
-        """MindSpore's name of the process group, which is made if it is not there yet."""
+    def _group_name(self, group: RankGroup, tag: str) -> str:
+        """MindSpore's name of the process group for what `tag` names, which is made if it is not there yet."""
         kind, ranks = group
-        if ranks not in self._names:
-            name = f"{self._job}_{kind}_{ranks[0]}_{len(ranks)}"
+        purpose = purpose_of(kind, tag.partition("/")[0])
+        if (ranks, purpose) not in self._names:
+            name = f"{self._job}_{kind}_{ranks[0]}_{len(ranks)}" + ("" if purpose == LAYERS else f"_{purpose}")
             create_group(name, list(ranks))
-            self._names[ranks] = name
-        return self._names[ranks]
+            self._names[ranks, purpose] = name
+        return self._names[ranks, purpose]
 
     def barrier(self) -> None:
         """Returns when every rank of the world has called it. A sum in a graph of its own: HCCL forbids operators by

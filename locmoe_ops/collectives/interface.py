@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from locmoe_ops.collectives.registry import purpose_of
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 
 if TYPE_CHECKING:  # the mesh and the command line need this module long before MindSpore
-    from mindspore import nn
+    from mindspore import dtype, nn
 
 
 class RankGroup(NamedTuple):
@@ -93,7 +94,8 @@ class Collectives(ABC):
         gathered: whether `all_to_all` is made of an all-gather (see `locmoe_ops.collectives.gathered`).
 
     Attributes:
-        used: operation and kind of group of all Cells so far that exchange something, in the order of their firsts.
+        used: operation, kind of group and purpose (see `locmoe_ops.collectives.registry.purpose_of`) of all Cells so
+            far that exchange something, in the order of their firsts.
     """
 
     def __init__(self, rank: int, topology: Topology, gathered: bool = False) -> None:
@@ -102,7 +104,7 @@ class Collectives(ABC):
         self.rank = rank
         self.topology = topology
         self.gathered = gathered
-        self.used: dict[tuple[str, str], None] = {}
+        self.used: dict[tuple[str, str, str], None] = {}
 
     def all_to_all(self, group: str, tag: str) -> nn.Cell:
         """(P, ...) -> (P, ...): slice i goes to the i-th rank of the group. Adjoint: all_to_all."""
@@ -127,18 +129,20 @@ class Collectives(ABC):
 
             own = OwnSlices(len(found.ranks), found.ranks.index(self.rank))
             return AsyncAllToAll(self.all_gather(group, tag), own)
-        self.used[("all_to_all", group)] = None
+        self._use("all_to_all", group, tag)
         return self._all_to_all_async(found, tag)
 
-    def all_reduce_async(self, group: str, tag: str, shapes: Sequence[tuple[int, ...]]) -> AsyncAllReduce:
-        """Sums over `group` of tensors of these `shapes`, the same bits as `HierarchicalAllReduce`'s. Once all have
-        been started, `wait` must run. `tag` names the call site.
+    def all_reduce_async(
+        self, group: str, tag: str, shapes: Sequence[tuple[int, ...]], wire: dtype.Type | None = None
+    ) -> AsyncAllReduce:
+        """Sums over `group` of tensors of these `shapes`, in one vector. Once all have been started, `wait` must run.
+        `tag` names the call site. Without `wire` the same bits as `HierarchicalAllReduce`'s; with it numbers travel in
+        that type, as in `NarrowAllReduce`.
         """
-        from locmoe_ops.collectives.hierarchical_reduce import HierarchicalAllReduce, StartAllReduce, WaitAllReduce
+        from locmoe_ops.collectives.hierarchical_reduce import StartAllReduce, WaitAllReduce, all_reduce_of
 
         return AsyncAllReduce(
-            tuple(StartAllReduce(HierarchicalAllReduce(self, group, f"{tag}/{i}")) for i in range(len(shapes))),
-            WaitAllReduce(),
+            tuple(StartAllReduce() for _ in shapes), WaitAllReduce(all_reduce_of(self, group, tag, wire), shapes)
         )
 
     def all_to_all_v(self, group: str, tag: str, rows: int, limit: int, advice: str = "") -> nn.Cell:
@@ -162,7 +166,7 @@ class Collectives(ABC):
             return KeepRows(rows, limit)
         if self.gathered:
             raise InputError(f"all_to_all_v {tag!r}: unequal parts cannot be gathered; expected a native all-to-all")
-        self.used[("all_to_all_v", group)] = None
+        self._use("all_to_all_v", group, tag)
         return self._uneven(found, tag, UnevenRows(rows, limit, advice))
 
     def all_gather(self, group: str, tag: str) -> nn.Cell:
@@ -192,8 +196,11 @@ class Collectives(ABC):
             from mindspore import nn
 
             return nn.Identity()
-        self.used[(operation, group)] = None
+        self._use(operation, group, tag)
         return self._cell(operation, found, tag, root)
+
+    def _use(self, operation: str, group: str, tag: str) -> None:
+        self.used[operation, group, purpose_of(group, tag.partition("/")[0])] = None
 
     def _group(self, kind: str) -> RankGroup:
         return RankGroup(kind, self.topology.group_of(kind, self.rank))

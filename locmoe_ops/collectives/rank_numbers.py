@@ -14,24 +14,25 @@ from mindspore import Tensor
 
 from locmoe_ops.collectives.graph import ExchangeGraph
 from locmoe_ops.collectives.interface import Collectives
+from locmoe_ops.collectives.registry import GRADIENTS, LAYERS
 from locmoe_ops.errors import CollectiveError
 
 
 def check_rank_numbers(collectives: Collectives) -> None:
-    """Exchanges numbers in each group that a Cell of `collectives` uses, by all-to-all where one of them does, else by
-    all-gather. Every rank must call it, when it has made its Cells.
+    """Exchanges numbers over each communicator that a Cell of `collectives` uses, by all-to-all where one of them does,
+    else by all-gather. Every rank must call it, when it has made its Cells.
 
     Raises:
         CollectiveError: other numbers arrive than were sent; names the group and both.
     """
-    exchanging = {kind for operation, kind in collectives.used if operation.startswith("all_to_all")}
-    for kind in dict.fromkeys(kind for _, kind in collectives.used):
-        fault = group_fault(collectives, kind, "all_to_all" if kind in exchanging else "all_gather")
+    exchanging = {(kind, why) for operation, kind, why in collectives.used if operation.startswith("all_to_all")}
+    for kind, why in dict.fromkeys((kind, why) for _, kind, why in collectives.used):
+        fault = group_fault(collectives, kind, "all_to_all" if (kind, why) in exchanging else "all_gather", why)
         if fault:
             raise CollectiveError(f"rank {collectives.rank}: {fault}; nothing can be trained over it")
 
 
-def group_fault(collectives: Collectives, kind: str, operation: str) -> str:
+def group_fault(collectives: Collectives, kind: str, operation: str, purpose: str = LAYERS) -> str:
     """Exchanges numbers in this rank's group of a kind; returns what is wrong with those that arrive, "" where nothing
     is. Every rank must call it.
 
@@ -39,10 +40,12 @@ def group_fault(collectives: Collectives, kind: str, operation: str) -> str:
         collectives: of this rank.
         kind: of the group.
         operation: all_to_all or all_gather.
+        purpose: of the communicator, see `locmoe_ops.collectives.registry.purpose_of`.
     """
     rank, world = collectives.rank, collectives.topology.world_size
     ranks, to_each = collectives.topology.group_of(kind, rank), operation == "all_to_all"
-    cell = ExchangeGraph(getattr(collectives, operation)(kind, f"start/{operation} {kind}"))
+    tag = f"{'gradient/' if purpose == GRADIENTS else ''}start/{operation} {kind}"  # of that communicator
+    cell = ExchangeGraph(getattr(collectives, operation)(kind, tag))
     # To the j-th rank of the group, or to all: (P, 1), or (1, 1)
     sent = np.array([[rank * world + j] for j in range(len(ranks) if to_each else 1)], np.int32)
     expected = [peer * world + (ranks.index(rank) if to_each else 0) for peer in ranks]

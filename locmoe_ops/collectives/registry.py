@@ -117,6 +117,24 @@ def reduce_tiers(topology: Topology, group: str, rank: int) -> tuple[str, ...]:
     return tiers if all(len(topology.group_of(kind, rank)) > 1 for kind in tiers) else (group,)
 
 
+GRADIENTS, LAYERS = "gradients", "layers"  # purposes of communicators
+
+
+def purpose_of(group: str, cause: str) -> str:
+    """What a communicator is for: sums over replicas of parameters, or all else.
+
+    HCCL gives each communicator a stream, on which its exchanges queue. Gradients are summed while layers are computed,
+    hence not on the stream of the layers' own exchanges, where these would wait for them, also where the ranks are the
+    same. What the update sums by itself needs no third one, as nothing else is under way then.
+
+    Args:
+        group: kind of the group.
+        cause: how the tag begins, up to its first slash.
+    """
+    of_replicas = group.partition("_")[0] in ("dp", "edp")
+    return GRADIENTS if of_replicas and cause in ("gradient", "checkpoint") else LAYERS
+
+
 def link_bytes(operation: str, elements: int, item: int, size: int) -> np.ndarray:
     """<int64>[P]: bytes that one call of a collective sends over each link for the sake of each place in the group.
 

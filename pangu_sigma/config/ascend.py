@@ -8,10 +8,12 @@ from typing import Any, List, Tuple
 
 from locmoe_ops.dispatch.registry import dispatcher_spec, names_of
 from locmoe_ops.errors import InputError
+from pangu_sigma.config.chips import CHIPS, DEFAULT_CHIP, known_chip
 from pangu_sigma.config.derived import has_experts
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.strict_yaml import spelled
 
+_TCP_BUCKET_MB = 0.5
 HEAD_MULTIPLE = 16  # of FlashAttentionScore's head sizes
 
 
@@ -38,6 +40,18 @@ def resolve_runtime(config: Config) -> Config:
         backend = "hccl" if ascend else "tcp"
     runtime = replace(config.runtime, device="ascend" if ascend else "cpu", backend=backend)
     return replace(config, runtime=runtime)
+
+
+def overlap_bucket(config: Config) -> int:
+    """Most numbers of a message of gradients that leaves during the backward pass: as `parallel.bucket_mb` says, else
+    as suits the backend: large enough to fill a link, small enough that the first leaves soon.
+    """
+    megabytes = config.parallel.bucket_mb
+    if megabytes is None:
+        chip = CHIPS[known_chip(config.runtime.chip) or DEFAULT_CHIP]
+        on_hccl = resolve_runtime(config).runtime.backend == "hccl"
+        megabytes = float(chip.bucket_mb.value) if on_hccl else _TCP_BUCKET_MB
+    return int(megabytes * 2**20) // 4
 
 
 def check_runtime(config: Config) -> None:

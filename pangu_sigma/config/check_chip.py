@@ -2,6 +2,7 @@
 `pangu_sigma.config.chips`.
 """
 
+import os
 from dataclasses import fields, replace
 from typing import Iterable, Optional, Sequence, Set
 
@@ -10,7 +11,7 @@ from locmoe_ops.dispatch.registry import dispatcher_spec, names_of
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.config.ascend import resolve_runtime
-from pangu_sigma.config.chips import CHIPS, all_to_all_fault
+from pangu_sigma.config.chips import CHIPS, all_to_all_fault, reads_status
 from pangu_sigma.config.derived import has_experts, job_topology
 from pangu_sigma.config.schema import Config
 
@@ -66,6 +67,12 @@ def check_chip(config: Config, world_size: int) -> None:
                 f"runtime.fused.{kernel} is true with runtime.chip {name}, which has no such kernel "
                 f"({chip.fused.source}); expected false"
             )
+    if config.parallel.reduce_precision != "fp32" and reads_status(name, runtime.precision, os.environ):
+        raise InputError(
+            f"parallel.reduce_precision is {config.parallel.reduce_precision} on a device that saturates (runtime.chip "
+            f"{name}): a gradient that overflows on its way would become the largest number, and nothing would tell of "
+            "it; expected fp32"
+        )
     if has_experts(config):
         topology = job_topology(config, world_size)
         check_all_to_all(config, topology, all_to_all_kinds(config, topology))

@@ -30,6 +30,7 @@ class Chip:
         cluster: devices of a cluster, where HCCL's all-to-all is bound to whole clusters; None: it is not.
         fused: keys of `runtime.fused` whose kernels it has.
         precisions: of `runtime.precision`.
+        bucket_mb: of float32 gradients in a message that leaves during the backward pass.
         exec_timeout, rdma_timeout: smallest and largest HCCL_EXEC_TIMEOUT and HCCL_RDMA_TIMEOUT.
     """
 
@@ -40,6 +41,7 @@ class Chip:
     cluster: ChipRule
     fused: ChipRule
     precisions: ChipRule
+    bucket_mb: ChipRule
     exec_timeout: ChipRule
     rdma_timeout: ChipRule
 
@@ -51,6 +53,7 @@ _OVERFLOW = "CANN 8.0 and Ascend PyTorch 6.0, INF_NAN_MODE_ENABLE; MindSpore 2.1
 _ALL_TO_ALL = "CANN 8.0, HCCL API: HcclAlltoAll and HcclAlltoAllV, Constraints"
 _FUSED = "CANN: FlashAttentionScore, GroupedMatmul and MoeTokenPermute are kernels of Atlas A2 and A3"
 _PRECISION = "CANN 8.5, ToBfloat16 and the data types of HcclAlltoAll: not on Atlas training products"
+_BUCKET = "assumed: at 25 GB/s a message of 32 MB is under way for 1.3 ms, against some 0.1 ms to start it"
 _EXEC_TIMEOUT = "CANN 8.5, Environment Variables: HCCL_EXEC_TIMEOUT"
 _RDMA_TIMEOUT = "CANN 8.5, Environment Variables: HCCL_RDMA_TIMEOUT"
 
@@ -65,6 +68,7 @@ CHIPS: Mapping[str, Chip] = {
         cluster=ChipRule(4, _ALL_TO_ALL),
         fused=ChipRule((), _FUSED),
         precisions=ChipRule(("fp32", "fp16"), _PRECISION),
+        bucket_mb=ChipRule(32.0, _BUCKET),
         exec_timeout=ChipRule((1, 17340), _EXEC_TIMEOUT),
         rdma_timeout=ChipRule((5, 24), _RDMA_TIMEOUT),
     ),
@@ -76,6 +80,7 @@ CHIPS: Mapping[str, Chip] = {
         cluster=ChipRule(None, _ALL_TO_ALL),
         fused=ChipRule(_KERNELS, _FUSED),
         precisions=ChipRule(_PRECISIONS, _PRECISION),
+        bucket_mb=ChipRule(32.0, _BUCKET),
         exec_timeout=ChipRule((0, 2147483647), _EXEC_TIMEOUT),
         rdma_timeout=ChipRule((5, 20), _RDMA_TIMEOUT),
     ),
@@ -87,6 +92,7 @@ CHIPS: Mapping[str, Chip] = {
         cluster=ChipRule(None, _ALL_TO_ALL),
         fused=ChipRule(_KERNELS, _FUSED),
         precisions=ChipRule(_PRECISIONS, _PRECISION),
+        bucket_mb=ChipRule(32.0, _BUCKET),
         exec_timeout=ChipRule((0, 2147483647), _EXEC_TIMEOUT),
         rdma_timeout=ChipRule((5, 20), _RDMA_TIMEOUT),
     ),

@@ -316,6 +316,20 @@ class ParallelConfig:
     overlap_gradients: bool = key(
         True, "sum gradients of dense weights over ranks while the backward pass continues below them"
     )
+    bucket_mb: Optional[float] = key(
+        None,
+        "most MB of float32 gradients in a message that leaves during the backward pass (or one larger tensor); null: "
+        "0.5 on tcp, on hccl as suits the chip (pangu_sigma/config/chips.py)",
+        minimum=0.01,
+        maximum=4096.0,
+    )
+    reduce_precision: str = key(
+        "fp32",
+        "type in which gradients travel to their sum over ranks: fp32, or runtime.precision, half the bytes. They are "
+        "added in float32 either way (an all-to-all, each rank's own sum, an all-gather), and rounded to that type "
+        "when they are sent",
+        choices=("fp32", "fp16", "bf16"),
+    )
     all_to_all: str = key(
         "native",
         "how tokens travel: by the backend's all-to-all, or (gathered) by an all-gather of which each rank keeps its "

@@ -8,6 +8,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import RouterSizes, router_spec, routers
 from pangu_sigma.config.ascend import check_runtime
 from pangu_sigma.config.check_chip import check_chip, check_gathered
+from pangu_sigma.config.check_gradients import check_gradients
 from pangu_sigma.config.check_parallel import check_parallel, require_divides
 from pangu_sigma.config.check_run import check_checkpoints, check_clusters, check_paths, check_schedule
 from pangu_sigma.config.derived import experts_per_group, has_experts, job_topology
@@ -34,6 +35,7 @@ def validate(config: Config, world_size: int) -> None:
     check_clusters(config.data.prepare.clusters)
     check_runtime(config)
     check_gathered(config, job_topology(config, world_size))
+    check_gradients(config, job_topology(config, world_size))
     check_chip(config, world_size)
     check_paths(config)
 

@@ -11,9 +11,6 @@ from typing import Any, Callable, Iterable, List, Optional, Protocol, Sequence, 
 from locmoe_ops.shard_spec import ShardSpec
 
 BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MB of float32 a message
-# Of gradients that are sent during the backward pass: large enough to fill a link, small enough that the first leaves
-# soon.
-OVERLAP_BUCKET_ELEMENTS = 128 * 1024
 
 _NOT_DECAYING = ("b_", "bias", "gamma", "beta")  # how the last words of biases and norms begin
 _SPLIT_BY_OUTPUT = ("query", "key", "value", "w_in")  # linear maps of which a rank has some outputs, and their biases

@@ -11,10 +11,10 @@ from typing import Iterator, NamedTuple
 
 from locmoe_ops.dispatch.geometry import COUNTS, DispatchExchange
 from locmoe_ops.router_registry import router_spec
+from pangu_sigma.config.ascend import overlap_bucket
 from pangu_sigma.config.derived import has_experts
 from pangu_sigma.model.parameter_groups import (
     BUCKET_ELEMENTS,
-    OVERLAP_BUCKET_ELEMENTS,
     plan_alike,
     plan_buckets,
     stretch_of,
@@ -156,8 +156,11 @@ def _update(job: PlannedJob) -> Iterator[Exchange]:
         yield from _update_of_shares(job)
         return
     late = [p.size for p in found if not p.expert and not (early and p.is_map)]
-    for size in _messages([*late, _statistics_size(job)]):
+    together = job.gradient_item == ITEM  # then statistics travel with gradients
+    for size in _messages([*late, _statistics_size(job)] if together else late):
         yield from _summed("dense gradients", job, "dp", size)
+    if not together:
+        yield from _summed("router statistics and losses", job, "dp", _statistics_size(job), item=ITEM)
     for size in _messages(experts):
         yield from _summed("expert gradients", job, "edp", size)
     yield _norm("norm of dense gradients", "tp")
@@ -195,7 +198,7 @@ def stretches(job: PlannedJob, expert: bool) -> list[Stretch]:
 
 def _update_of_shares(job: PlannedJob) -> Iterator[Exchange]:
     """After the early gradients."""
-    yield from _summed("router statistics and losses", job, "dp", _statistics_size(job))
+    yield from _summed("router statistics and losses", job, "dp", _statistics_size(job), item=ITEM)
     for stretch in stretches(job, expert=False):
         if not stretch.summed:
             yield from _scattered("dense gradients", job, "dp", stretch.size)
@@ -216,31 +219,31 @@ def _tiers(job: PlannedJob, group: str) -> list[tuple[str, int]]:
     return parts if all(size > 1 for _, size in parts) else [(group, len(job.topology.group_of(group, 0)))]
 
 
-def _scattered(what: str, job: PlannedJob, group: str, stretch: int) -> Iterator[Exchange]:
-    elements = stretch * len(job.topology.group_of(group, 0))
+def _scattered(what: str, job: PlannedJob, group: str, stretch: int, phase: str = UPDATE) -> Iterator[Exchange]:
+    """Gradients to the ranks that sum a `stretch` each; narrow ones as `NarrowReduceScatter` has it."""
+    elements, item = stretch * len(job.topology.group_of(group, 0)), job.gradient_item
+    operation = "reduce_scatter" if item == ITEM else "all_to_all"
     for kind, size in _tiers(job, group):
-        yield Exchange("gradient", what, "reduce_scatter", kind, elements, ITEM, UPDATE)
+        yield Exchange("gradient", what, operation, kind, elements, item, phase)
         elements //= size
 
 
-def _gathered(what: str, job: PlannedJob, group: str, stretch: int) -> Iterator[Exchange]:
+def _gathered(
+    what: str, job: PlannedJob, group: str, stretch: int, item: int = ITEM, phase: str = UPDATE
+) -> Iterator[Exchange]:
     elements = stretch
     for kind, size in _tiers(job, group)[::-1]:
-        yield Exchange("gradient", what, "all_gather", kind, elements, ITEM, UPDATE)
+        yield Exchange("gradient", what, "all_gather", kind, elements, item, phase)
         elements *= size
 
 
 def early_messages(job: PlannedJob) -> list[int]:
     """Numbers in each message of gradients that start during the last backward pass; none where that is not asked
     for.
-
-    The tcp backend puts neighbours together; with hccl, whose exchanges are operations of the graph, every tensor goes
-    by itself.
     """
     if not job.config.parallel.overlap_gradients or job.topology.data == 1:
         return []
-    sizes = [p.size for p in in_gradient_order(parameters(job)) if p.is_map]
-    return sizes if job.backend == "hccl" else _messages(sizes, OVERLAP_BUCKET_ELEMENTS)
+    return _messages([p.size for p in in_gradient_order(parameters(job)) if p.is_map], overlap_bucket(job.config))
 
 
 def _messages(sizes: list[int], limit: int = BUCKET_ELEMENTS) -> list[int]:
@@ -251,11 +254,22 @@ def _norm(name: str, group: str) -> Exchange:
     return Exchange("gradient", name, "all_reduce", group, 1, ITEM, UPDATE)
 
 
-def _summed(what: str, job: PlannedJob, group: str, size: int, phase: str = UPDATE) -> Iterator[Exchange]:
-    """One message of gradients; within nodes first (see `HierarchicalAllReduce`)."""
+def _summed(
+    what: str, job: PlannedJob, group: str, size: int, phase: str = UPDATE, item: int | None = None
+) -> Iterator[Exchange]:
+    """One message; within nodes first (see `HierarchicalAllReduce`, and of narrow numbers `NarrowAllReduce`; the mesh,
+    which adds these in float32 itself, sends early ones as it sends others). `item`: bytes of a number; None: as
+    gradients have them.
+    """
+    item = job.gradient_item if item is None else item
+    if item < ITEM and not (phase == LAST_BACKWARD and job.backend == "tcp"):
+        stretch = stretch_of([size], len(job.topology.group_of(group, 0)))
+        yield from _scattered(what, job, group, stretch, phase)
+        yield from _gathered(what, job, group, stretch, item, phase)
+        return
     neighbours, rail = (len(job.topology.group_of(f"{group}_{part}", 0)) for part in ("node", "rail"))
     if neighbours == 1 or rail == 1:
-        yield Exchange("gradient", what, "all_reduce", group, size, ITEM, phase)
+        yield Exchange("gradient", what, "all_reduce", group, size, item, phase)
         return
     share = -(-size // neighbours)
     for name, operation, kind, elements in (
@@ -263,7 +277,7 @@ def _summed(what: str, job: PlannedJob, group: str, size: int, phase: str = UPDA
         ("between nodes", "all_reduce", "rail", share),
         ("whole", "all_gather", "node", share),
     ):
-        yield Exchange("gradient", f"{what}, {name}", operation, f"{group}_{kind}", elements, ITEM, phase)
+        yield Exchange("gradient", f"{what}, {name}", operation, f"{group}_{kind}", elements, item, phase)
 
 
 def _statistics_size(job: PlannedJob) -> int:

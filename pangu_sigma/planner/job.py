@@ -69,6 +69,11 @@ class PlannedJob:
         return ITEM if self.config.runtime.precision == "fp32" else 2
 
     @property
+    def gradient_item(self) -> int:
+        """Bytes of a number of a gradient on its way to its sum over ranks."""
+        return ITEM if self.config.parallel.reduce_precision == "fp32" else 2
+
+    @property
     def inner(self) -> int:
         """f: inner features of a feed-forward network, over all ranks of a tensor-parallel group."""
         return derived.ffn_hidden_size(self.config)

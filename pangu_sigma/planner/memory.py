@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from locmoe_ops.collectives.registry import purpose_of
 from pangu_sigma.planner.exchanges import (
     UPDATE,
     Exchange,
@@ -90,7 +91,8 @@ def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
     own, own_experts = ITEM * sum(p.size for p in found), ITEM * sum(p.size for p in found if p.expert)
     matrices = sum(p.size for p in found if len(p.shape) > 1)
     exchanges = step_exchanges(job)
-    groups = len({exchange.group for exchange in exchanges})
+    # Each has buffers of its own: as many as sets of ranks and purposes (see `HcclCollectives`).
+    groups = len({(job.topology.group_of(e.group, 0), purpose_of(e.group, e.cause)) for e in exchanges})
     buffer_mb = job.config.runtime.hccl.buffer_mb
     group_mb = memory.per_group_mb.value if buffer_mb is None else 2.0 * buffer_mb
     held = memory.activation_factor.value

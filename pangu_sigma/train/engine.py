@@ -15,6 +15,7 @@ from locmoe_ops.routers.locmoe import set_context_weight
 from locmoe_ops.routers.selection_bias import balance_biases, set_locality_strength
 from locmoe_ops.tensor_parallel import TensorGroup, slice_of
 from pangu_sigma.checkpoint.state import StateEntry, parameter_entries
+from pangu_sigma.config.ascend import overlap_bucket
 from pangu_sigma.config.chips import reads_status
 from pangu_sigma.config.derived import (
     experts_per_group,
@@ -121,10 +122,12 @@ class TrainEngine:
         self._accumulators = None
         if self._micro_batches > 1:
             self._accumulators = Accumulators(self.parameters, self.statistics.size, overflows=reads)
+        # What gradients travel in; the checks see to it that it is the matmuls' type.
+        self._wire = None if config.parallel.reduce_precision == "fp32" else shape.compute_dtype
         self._overlap = self._gradient_overlap(config, runtime)
         self.loss_scale = LossScale(config.runtime.loss_scale if config.runtime.precision == "fp16" else None)
         exchange = gradient_exchange(
-            self.parameters, self.statistics.size, runtime.collectives, config.optimizer, self._overlap
+            self.parameters, self.statistics.size, runtime.collectives, config.optimizer, self._overlap, self._wire
         )
         sum_overflows = runtime.collectives.all_reduce("world", "gradient/overflow") if reads else None
         self.update = Update(
@@ -281,12 +284,13 @@ class TrainEngine:
         """Set up to sum gradients early with one micro-batch a step; with several, each step switches it."""
         if not config.parallel.overlap_gradients or runtime.topology.data == 1:
             return None
-        if self._accumulators is None:
-            overlap = GradientOverlap(self.network, runtime.collectives)
+        of_earlier = None
+        if self._accumulators is not None:
+            of_earlier = dict(zip([parameter.name for parameter in self.parameters], self._accumulators.gradients))
+        overlap = GradientOverlap(self.network, runtime.collectives, of_earlier, overlap_bucket(config), self._wire)
+        if of_earlier is None:
             overlap.send(True)
-            return overlap
-        names = [parameter.name for parameter in self.parameters]
-        return GradientOverlap(self.network, runtime.collectives, dict(zip(names, self._accumulators.gradients)))
+        return overlap
 
     def _pack(self, batch: Batch, step: Optional[int] = None) -> List[Tensor]:
         """A batch as the graphs take it, for training step `step`, or None: for evaluation."""

@@ -7,12 +7,12 @@ table, which the embedding uses last; the embeddings of positions, biases and no
 
 from typing import Dict, List, Optional, Tuple
 
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.tensor_parallel import slice_of
 from pangu_sigma.model.layers import GradientHook, Linear
-from pangu_sigma.model.parameter_groups import OVERLAP_BUCKET_ELEMENTS, ordered_parameters, plan_buckets
+from pangu_sigma.model.parameter_groups import BUCKET_ELEMENTS, ordered_parameters, plan_buckets
 
 
 class OverlappedReduce(nn.Cell):
@@ -82,6 +82,8 @@ class GradientOverlap:
         collectives: of this rank.
         accumulators: parameter name -> the sum of its gradients over earlier micro-batches; None: a step has one
             micro-batch.
+        bucket: most numbers of a message, or one larger tensor.
+        wire: type in which they travel; None: float32.
 
     Attributes:
         parameters: whose gradients are overlapped: the first of `ordered_parameters`, in the order of the backward
@@ -91,16 +93,21 @@ class GradientOverlap:
     """
 
     def __init__(
-        self, network: nn.Cell, collectives: Collectives, accumulators: Optional[Dict[str, Parameter]] = None
+        self,
+        network: nn.Cell,
+        collectives: Collectives,
+        accumulators: Optional[Dict[str, Parameter]] = None,
+        bucket: int = BUCKET_ELEMENTS,
+        wire: Optional[dtype.Type] = None,
     ) -> None:
         maps = {id(cell.weight): cell for _, cell in network.cells_and_names() if isinstance(cell, Linear)}
         self.parameters = ordered_parameters(network.trainable_params(), slice_of)[: len(maps)]
         self._maps: List[Linear] = [maps[id(weight)] for weight in self.parameters]
-        self.buckets = plan_buckets([parameter.size for parameter in self.parameters], OVERLAP_BUCKET_ELEMENTS)
-        sums = [
-            collectives.all_reduce_async("dp", f"gradient/overlap {i}", [p.shape for p in self.parameters[start:end]])
-            for i, (start, end) in enumerate(self.buckets)
-        ]
+        self.buckets = plan_buckets([parameter.size for parameter in self.parameters], bucket)
+        sums = []
+        for i, (start, end) in enumerate(self.buckets):
+            shapes = [p.shape for p in self.parameters[start:end]]
+            sums.append(collectives.all_reduce_async("dp", f"gradient/overlap {i}", shapes, wire))
         self.waits = [bucket.wait for bucket in sums]
         starts = [start for bucket in sums for start in bucket.starts]
         self._hooks: List[nn.Cell] = [OverlappedReduce(start) for start in starts]

@@ -8,7 +8,7 @@ from typing import Optional, Sequence, Tuple
 
 from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
-from locmoe_ops.collectives.hierarchical_reduce import HierarchicalAllReduce
+from locmoe_ops.collectives.hierarchical_reduce import HierarchicalAllReduce, all_reduce_of
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.tensor_parallel import slice_of
 from pangu_sigma.model.parameter_groups import is_expert_parameter, plan_buckets
@@ -48,17 +48,25 @@ class BucketedAllReduce(nn.Cell):
         collectives: of this rank.
         group: kind of the group.
         tag: what the buckets' tags begin with.
+        wire: type in which they travel (see `NarrowAllReduce`); None: float32.
 
     Inputs and outputs: a tuple of <float32> tensors of these shapes.
     """
 
-    def __init__(self, shapes: Sequence[Tuple[int, ...]], collectives: Collectives, group: str, tag: str) -> None:
+    def __init__(
+        self,
+        shapes: Sequence[Tuple[int, ...]],
+        collectives: Collectives,
+        group: str,
+        tag: str,
+        wire: Optional[dtype.Type] = None,
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.sizes = tuple(math.prod(shape) for shape in shapes)
         self.alone = len(collectives.topology.group_of(group, collectives.rank)) == 1
         self.buckets = plan_buckets(self.sizes)
         self.reduce = nn.CellList(
-            [HierarchicalAllReduce(collectives, group, f"{tag}/{i}") for i in range(len(self.buckets))]
+            [all_reduce_of(collectives, group, f"{tag}/{i}", wire) for i in range(len(self.buckets))]
         )
         self.concat = ops.Concat()
         self.map = ops.HyperMap()
@@ -112,10 +120,11 @@ class DenseExchange(nn.Cell):
         statistics_size: numbers of the vector of statistics.
         collectives: of this rank.
         overlap: says which sums have been started during the backward pass; None: none.
+        wire: type in which gradients travel; None: float32.
 
     Inputs: gradients, a tuple of <float32> tensors in the order of `parameters`, first the handles of those that have
-    been started (see `AsyncAllReduce`); statistics <float32>[size], which is sent in the last bucket. Outputs: the sums
-    of both.
+    been started (see `AsyncAllReduce`); statistics <float32>[size], which is sent in the last bucket, or by itself
+    where that is of another type. Outputs: the sums of both.
     """
 
     def __init__(
@@ -124,15 +133,24 @@ class DenseExchange(nn.Cell):
         statistics_size: int,
         collectives: Collectives,
         overlap: Optional[GradientOverlap] = None,
+        wire: Optional[dtype.Type] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.overlapped = OverlappedGradients(overlap)
         self.first = self.overlapped.count  # of those that are exchanged here
         self.count = len(parameters) - self.first
-        shapes = [parameter.shape for parameter in parameters[self.first :]] + [(statistics_size,)]
-        self.sum_others = BucketedAllReduce(shapes, collectives, "dp", "gradient/dense")
+        self.together = wire is None
+        shapes = [parameter.shape for parameter in parameters[self.first :]]
+        shapes += [(statistics_size,)] if self.together else []
+        self.sum_others = BucketedAllReduce(shapes, collectives, "dp", "gradient/dense", wire)
+        self.sum_statistics = nn.Identity()
+        if not self.together:
+            self.sum_statistics = HierarchicalAllReduce(collectives, "dp", "gradient/statistics")
 
     def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor) -> Tuple[Tuple[Tensor, ...], Tensor]:
+        if not self.together:
+            statistics = self.sum_statistics(statistics)
+            return self.overlapped(gradients, statistics) + self.sum_others(gradients[self.first :]), statistics
         others = self.sum_others(gradients[self.first :] + (statistics,))
         statistics = others[self.count]
         return self.overlapped(gradients, statistics) + others[: self.count], statistics
@@ -147,6 +165,7 @@ class GradientExchange(nn.Cell):
         statistics_size: numbers of the vector of statistics.
         collectives: of this rank.
         overlap: says which sums have been started during the backward pass; None: none.
+        wire: type in which gradients travel; None: float32.
 
     Attributes:
         targets: what is to be updated by these gradients: the parameters.
@@ -165,6 +184,7 @@ class GradientExchange(nn.Cell):
         statistics_size: int,
         collectives: Collectives,
         overlap: Optional[GradientOverlap] = None,
+        wire: Optional[dtype.Type] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.targets = ParameterTuple(parameters)
@@ -173,8 +193,8 @@ class GradientExchange(nn.Cell):
         experts = [p.shape for p in parameters if is_expert_parameter(p.name)]
         self.dense = len(dense)
         self.has_experts = bool(experts)
-        self.sum_dense = DenseExchange(dense, statistics_size, collectives, overlap)
-        self.sum_experts = BucketedAllReduce(experts, collectives, "edp", "gradient/experts")
+        self.sum_dense = DenseExchange(dense, statistics_size, collectives, overlap, wire)
+        self.sum_experts = BucketedAllReduce(experts, collectives, "edp", "gradient/experts", wire)
         self.sum_squares = collectives.all_reduce("ep", "gradient/norm")
         self.dense_squares = SquaresOfGroup(dense, collectives, "gradient/norm/dense")
         self.expert_squares = SquaresOfGroup(

@@ -105,6 +105,7 @@ class Shards(nn.Cell):
         group: kind of the group.
         tag: of the gradients; that of the updated weights begins with it.
         summed: of how many parameters, the first, gradients come as sums.
+        wire: type in which the other gradients travel; None: float32. Updated weights travel as they are.
 
     Attributes:
         own: one <float32>[n] a bucket: the weights that this rank updates, up to date only between `take` and `spread`;
@@ -114,7 +115,13 @@ class Shards(nn.Cell):
     """
 
     def __init__(
-        self, parameters: Sequence[Parameter], collectives: Collectives, group: str, tag: str, summed: int = 0
+        self,
+        parameters: Sequence[Parameter],
+        collectives: Collectives,
+        group: str,
+        tag: str,
+        summed: int = 0,
+        wire: Optional[dtype.Type] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         topology, rank = collectives.topology, collectives.rank
@@ -138,7 +145,7 @@ class Shards(nn.Cell):
         self.index = Parameter(Tensor([self.place], dtype.int32), name=f"shard_of.{group}", requires_grad=False)
         self.scatters = nn.CellList(
             [
-                nn.Identity() if b.summed else HierarchicalReduceScatter(collectives, group, f"{tag}/{i}")
+                nn.Identity() if b.summed else HierarchicalReduceScatter(collectives, group, f"{tag}/{i}", wire)
                 for i, b in enumerate(self.buckets)
             ]
         )
@@ -192,7 +199,7 @@ class ShardedExchange(nn.Cell):
     """`GradientExchange` for optimizer state that is shared out.
 
     Args:
-        parameters, statistics_size, collectives, overlap: as of `GradientExchange`.
+        parameters, statistics_size, collectives, overlap, wire: as of `GradientExchange`.
         hosted: experts are updated by the host.
 
     Attributes:
@@ -210,6 +217,7 @@ class ShardedExchange(nn.Cell):
         collectives: Collectives,
         hosted: bool,
         overlap: Optional[GradientOverlap] = None,
+        wire: Optional[dtype.Type] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         dense = [p for p in parameters if not is_expert_parameter(p.name)]
@@ -219,13 +227,15 @@ class ShardedExchange(nn.Cell):
         self.overlapped = OverlappedGradients(overlap)
         self.first = self.overlapped.count
         self.sum_statistics = HierarchicalAllReduce(collectives, "dp", "gradient/statistics")
-        self.dense_shards = Shards(dense, collectives, "dp", "gradient/dense", self.first)
+        self.dense_shards = Shards(dense, collectives, "dp", "gradient/dense", self.first, wire)
         self.whole = bool(experts) and (hosted or topology.expert_data == 1)
         self.cut = bool(experts) and not self.whole
-        self.expert_shards = Shards(experts, collectives, "edp", "gradient/experts") if self.cut else nn.Identity()
-        self.sum_experts = nn.Identity()
+        self.expert_shards, self.sum_experts = nn.Identity(), nn.Identity()
+        if self.cut:
+            self.expert_shards = Shards(experts, collectives, "edp", "gradient/experts", wire=wire)
         if self.whole:
-            self.sum_experts = BucketedAllReduce([p.shape for p in experts], collectives, "edp", "gradient/experts")
+            shapes = [p.shape for p in experts]
+            self.sum_experts = BucketedAllReduce(shapes, collectives, "edp", "gradient/experts", wire)
         replicas = topology.expert_data
         self.weights = tuple((1.0 if slice_of(p) is not None else 1.0 / topology.tensor) / replicas for p in experts)
         self.sum_squares = collectives.all_reduce("world", "gradient/norm")
@@ -269,11 +279,12 @@ def gradient_exchange(
     collectives: Collectives,
     options: OptimizerConfig,
     overlap: Optional[GradientOverlap] = None,
+    wire: Optional[dtype.Type] = None,
 ) -> nn.Cell:
     """A `ShardedExchange` where `optimizer.shard` asks for one and there are ranks to share with, else a
-    `GradientExchange`; `parameters`, `statistics_size`, `collectives` and `overlap` as there, `options` the
+    `GradientExchange`; `parameters`, `statistics_size`, `collectives`, `overlap` and `wire` as there, `options` the
     optimizer's.
     """
     if options.shard == "none" or collectives.topology.data == 1:
-        return GradientExchange(parameters, statistics_size, collectives, overlap)
-    return ShardedExchange(parameters, statistics_size, collectives, options.experts != "device", overlap)
+        return GradientExchange(parameters, statistics_size, collectives, overlap, wire)
+    return ShardedExchange(parameters, statistics_size, collectives, options.experts != "device", overlap, wire)

@@ -227,26 +227,28 @@ def sums(rank: int) -> dict:
 
 
 def run_sums(rank: int, mesh) -> dict:
-    from mindspore import Tensor
+    from mindspore import Tensor, dtype
 
     from locmoe_ops.collectives.create import create_collectives
-    from locmoe_ops.collectives.hierarchical_reduce import HierarchicalAllReduce
+    from locmoe_ops.collectives.hierarchical_reduce import HierarchicalReduceScatter, all_reduce_of
     from locmoe_ops.topology import Topology
 
     collectives, found = create_collectives("tcp", Topology(RANKS, 2, RANKS), rank, mesh), {}
-    for size, own in sums(rank).items():
-        before = collectives.bytes_sent("gradient")
-        found[f"sum {size}/values"] = HierarchicalAllReduce(collectives, "dp", f"gradient/{size}")(
-            Tensor(own)
-        ).asnumpy()
-        after = collectives.bytes_sent("gradient")
-        found[f"sum {size}/between nodes"] = np.array(after.inter_node - before.inter_node)
+    for name, wire in (("sum", None), ("narrow", dtype.float16)):
+        for size, own in sums(rank).items():
+            before = collectives.bytes_sent("gradient")
+            cell = all_reduce_of(collectives, "dp", f"gradient/{name} {size}", wire)
+            found[f"{name} {size}/values"] = cell(Tensor(own)).asnumpy()
+            after = collectives.bytes_sent("gradient")
+            found[f"{name} {size}/between nodes"] = np.array(after.inter_node - before.inter_node)
+    stretch = HierarchicalReduceScatter(collectives, "dp", "gradient/stretch", dtype.float16)
+    found["stretch"] = stretch(Tensor(sums(rank)[10001][:10000])).asnumpy()
     return found
 
 
 def run_flight(rank: int, mesh) -> dict:
     """The same vectors, sent one by one while something else is computed, and awaited together."""
-    from mindspore import Tensor, nn
+    from mindspore import Tensor, dtype, nn
 
     from locmoe_ops.collectives.create import create_collectives
     from locmoe_ops.topology import Topology
@@ -262,19 +264,18 @@ def run_flight(rank: int, mesh) -> dict:
             return self.wait((first, second), control), control * 2.0
 
     collectives, own = create_collectives("tcp", Topology(RANKS, 2, RANKS), rank, mesh), sums(rank)
-    cell = AsyncAllToAll(
-        collectives.all_reduce_async("dp", "gradient/flight", [vector.shape for vector in own.values()])
-    )
     tensors, control = tuple(Tensor(vector) for vector in own.values()), Tensor(np.ones(1, np.float32))
-    found = {}
-    for when in ("first", "second"):
-        before = collectives.bytes_sent("gradient")
-        totals, after_all = cell(*tensors, control)
-        found.update(
-            {f"flight {size}/{when}": total.asnumpy() for size, total in zip(own, totals)}
-        )  # waits for the graph
-        found["flight/between nodes"] = np.array(collectives.bytes_sent("gradient").inter_node - before.inter_node)
-        found["flight/control"] = after_all.asnumpy()
+    shapes, found = [vector.shape for vector in own.values()], {}
+    for name, wire in (("flight", None), ("narrow flight", dtype.float16)):
+        cell = AsyncAllToAll(collectives.all_reduce_async("dp", f"gradient/{name}", shapes, wire))
+        for when in ("first", "second"):
+            before = collectives.bytes_sent("gradient")
+            totals, after_all = cell(*tensors, control)
+            found.update(
+                {f"{name} {size}/{when}": total.asnumpy() for size, total in zip(own, totals)}
+            )  # waits for the graph
+            found[f"{name}/between nodes"] = np.array(collectives.bytes_sent("gradient").inter_node - before.inter_node)
+            found[f"{name}/control"] = after_all.asnumpy()
     return found
 
 

@@ -235,3 +235,45 @@ def test_gradients_in_flight_are_the_same_sums(results):
         assert found["flight/control"] == 4.0
         whole = sum(sums(0))
         assert found["flight/between nodes"] == (whole + whole % 2) // 2 * 4
+
+
+def half(numbers):
+    """Rounded as on the wire, to be added in float32."""
+    return numbers.astype(np.float16).astype(np.float32)
+
+
+def narrow_sum(size):
+    """Two nodes of two ranks: each pair's sum of rounded numbers, rounded; their sum. Of two numbers a float32 sum is
+    the same in any order, so that all is to the bit.
+    """
+    first, second = (half(sums(rank)[size]) + half(sums(rank + 1)[size]) for rank in (0, 2))
+    return half(first) + half(second)
+
+
+@pytest.mark.parametrize("size", sums(0))
+def test_narrow_gradients_are_added_in_float32(results, size):
+    """To the bit, the same on all ranks; half the bytes of the sum above, but for the padding to four ranks."""
+    exact = np.sum([sums(rank)[size].astype(np.float64) for rank in range(RANKS)], axis=0)
+    for found in results:
+        np.testing.assert_array_equal(found[f"narrow {size}/values"], half(narrow_sum(size)))
+        # A term, a pair's sum and the sum are rounded to 11 bits, numbers of up to about 8.
+        np.testing.assert_allclose(found[f"narrow {size}/values"], exact, rtol=0, atol=(4 * 4 + 2 * 8 + 8) * 2.0**-11)
+        padded = -(-size // RANKS) * RANKS
+        assert found[f"narrow {size}/between nodes"] == padded // 2 * 2
+
+
+def test_a_stretch_of_a_narrow_sum_is_not_rounded(results):
+    """By place in the node, then by node; what is added in float32 stays so where it is used."""
+    whole = narrow_sum(10001)[:10000].reshape(2, 2, 2500)  # (places, nodes, n)
+    for rank, found in enumerate(results):
+        np.testing.assert_array_equal(found["stretch"], whole[rank % 2, rank // 2])
+
+
+def test_narrow_gradients_in_flight_are_the_same_sums(results):
+    for found in results:
+        for size in sums(0):
+            for when in ("first", "second"):
+                np.testing.assert_array_equal(found[f"narrow flight {size}/{when}"], found[f"narrow {size}/values"])
+        assert found["narrow flight/control"] == 4.0
+        whole = sum(sums(0))
+        assert found["narrow flight/between nodes"] == (whole + whole % 2) // 2 * 2

@@ -11,7 +11,8 @@ MODEL = {
 }
 # With the runs of layouts_worker.py, between them: flat and hierarchical dispatch, group-wise and not; experts with a
 # replica on the other node; domains on two of four nodes each; several micro-batches; optimizer state shared out, of
-# all parameters and of dense ones alone; both types of matmuls. Every dispatcher: test_dispatch.py.
+# all parameters and of dense ones alone; both types of matmuls; gradients that travel in half precision, early and
+# late, whole and to their stretches. Every dispatcher: test_dispatch.py.
 CASES = {
     "placed": {
         "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical"}, "placement": "node_grouped"},
@@ -21,6 +22,17 @@ CASES = {
     "group-wise": {
         "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "group_wise": True}},
         "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2},
+        "runtime": {"precision": "fp16"},
+    },
+    "narrow": {
+        "moe": {"router": {"type": "switch"}},
+        "parallel": {"expert": 2, "ranks_per_node": 2, "reduce_precision": "fp16"},
+        "runtime": {"precision": "fp16"},
+    },
+    "narrow, late, shared": {
+        "moe": {"router": {"type": "switch"}},
+        "parallel": {"expert": 2, "ranks_per_node": 2, "reduce_precision": "fp16", "overlap_gradients": False},
+        "optimizer": {"warmup_steps": 1, "shard": "data_parallel"},
         "runtime": {"precision": "fp16"},
     },
 }

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mindspore import get_context, nn, ops, runtime
+from mindspore import dtype, get_context, nn, ops, runtime
 
 from locmoe_ops.collectives.interface import (
     AsyncAllReduce,
@@ -84,11 +84,15 @@ class TcpCollectives(Collectives):
         # The gradient is started where the result was waited for, and waited for where the exchange was started.
         return AsyncAllToAll(_ExchangeCell(forward.start, backward.wait), _ExchangeCell(forward.wait, backward.start))
 
-    def all_reduce_async(self, group: str, tag: str, shapes: Sequence[tuple[int, ...]]) -> AsyncAllReduce:
-        """One message over `group` for all tensors of these `shapes`, started with the last of them; `tag` as there."""
+    def all_reduce_async(
+        self, group: str, tag: str, shapes: Sequence[tuple[int, ...]], wire: dtype.Type | None = None
+    ) -> AsyncAllReduce:
+        """One message over `group` for all tensors of these `shapes`, started with the last of them; `tag` and `wire`,
+        which may be float16, as there. The mesh adds float16 in float32 and rounds the sum.
+        """
         ranks = self._group(group).ranks
         if len(ranks) == 1:
-            return super().all_reduce_async(group, tag, shapes)
+            return super().all_reduce_async(group, tag, shapes, wire)
         tiers = [self._group(kind).ranks for kind in reduce_tiers(self.topology, group, self.rank)]
 
         def start(vector: np.ndarray) -> Operation:
@@ -97,7 +101,7 @@ class TcpCollectives(Collectives):
             node, rail = tiers
             return self.mesh.start_hierarchical_all_reduce(ranks, tag, vector, node, rail, group=group)
 
-        bucket = _Bucket(shapes, start)
+        bucket = _Bucket(shapes, start, np.float32 if wire is None else np.float16)
         starts = tuple(_StartCell(bucket.adder(i)) for i in range(len(shapes)))
         return AsyncAllReduce(starts, _WaitCell(shapes, bucket.wait))
 
@@ -163,14 +167,17 @@ class _Bucket:
     """Tensors that are sent in one message: copied in one by one, sent with the last, then ready for the next step.
 
     Args:
-        shapes: of the tensors.
+        shapes: of the tensors, which are float32.
         start: begins the sum of the vector of all numbers.
+        wire: type of that vector.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], start: Callable[[np.ndarray], Operation]) -> None:
+    def __init__(
+        self, shapes: Sequence[tuple[int, ...]], start: Callable[[np.ndarray], Operation], wire: type = np.float32
+    ) -> None:
         ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
         self._places = [slice(end - math.prod(shape), end) for shape, end in zip(shapes, ends)]
-        self._vector = np.empty(ends[-1], np.float32)
+        self._vector = np.empty(ends[-1], wire)
         self._start = start
         self._missing = len(shapes)
         self._operation: Operation | None = None
@@ -179,7 +186,8 @@ class _Bucket:
         """The Python operation that takes the tensor of this index and returns its handle."""
 
         def add(array: np.ndarray) -> np.ndarray:
-            self._vector[self._places[index]] = array.reshape(-1)
+            with np.errstate(over="ignore"):  # Inf is how an overflow shows
+                self._vector[self._places[index]] = array.reshape(-1)
             self._missing -= 1
             if not self._missing:
                 self._operation = self._start(self._vector)
@@ -191,7 +199,7 @@ class _Bucket:
         """The Python operation that returns the sums, one after another."""
         assert self._operation is not None, "waited for before all tensors had been started"
         operation, self._operation, self._missing = self._operation, None, len(self._places)
-        return operation.wait()
+        return operation.wait().astype(np.float32, copy=False)
 
 
 class _StartCell(nn.Cell):

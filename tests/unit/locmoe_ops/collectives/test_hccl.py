@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from helpers.ports import free_port
+from locmoe_ops.collectives import hccl
+from locmoe_ops.collectives.interface import RankGroup
+from locmoe_ops.topology import Topology
 
 WORLD = 4
 HERE = Path(__file__).resolve().parent
@@ -192,3 +195,24 @@ def test_jobs_that_follow_each_other_have_groups_of_their_own(folder, rank):
     split = [{f"job{number}_tp_{here[0]}_2": here, f"job{number}_ep_{rail[0]}_2": rail} for number in (0, 2)]
     plain = {f"job1_ep_{here[0]}_2": here, f"job1_edp_{rail[0]}_2": rail}
     assert json.loads((folder / f"graph_{rank}.json").read_text())["jobs"] == [split[0], plain, split[1]]
+
+
+def test_a_communicator_is_of_ranks_and_a_purpose(monkeypatch):
+    """Expert- and data-parallel groups of the same ranks share one for layers; gradients have another; of all ranks the
+    world's is for layers.
+    """
+    made = []
+    monkeypatch.setattr(hccl, "create_group", lambda name, ranks: made.append((name, ranks)))
+    collectives = hccl.HcclCollectives(1, Topology(4, 2, 2, 2))
+
+    def name(kind, tag):
+        return collectives._group_name(RankGroup(kind, collectives.topology.group_of(kind, 1)), tag)
+
+    assert name("ep", "all_to_all/layer 0/dispatch") == name("dp", "layer 0/statistics") == "locmoe_ep_1_2"
+    assert name("dp", "gradient/overlap 0") == name("dp", "gradient/dense/0") == "locmoe_dp_1_2_gradients"
+    assert name("world", "gradient/norm") == hccl.GlobalComm.WORLD_COMM_GROUP
+    assert made == [("locmoe_ep_1_2", [1, 3]), ("locmoe_dp_1_2_gradients", [1, 3])]
+    assert collectives.groups == {hccl.GlobalComm.WORLD_COMM_GROUP: (0, 1, 2, 3), **{n: tuple(r) for n, r in made}}
+    alone = hccl.HcclCollectives(0, Topology(2, 2))
+    whole = RankGroup("dp", (0, 1))
+    assert alone._group_name(whole, "gradient/overlap 0") == "locmoe_dp_0_2_gradients"  # not the world's

@@ -60,6 +60,21 @@ def test_every_group_is_tried(operation, how):
     )
 
 
+def test_every_communicator_is_tried(monkeypatch):
+    """Gradients and layers on the same ranks: the trial of each bears a tag that leads to it."""
+    collectives, tags = PlayedCollectives("works"), []
+    collectives.all_reduce("dp", "gradient/dense/0")
+    collectives.all_reduce("dp", "layer 0/statistics")
+    collectives.all_reduce("dp", "gradient/dense/1")
+    monkeypatch.setattr(
+        PlayedCollectives,
+        "_cell",
+        lambda self, operation, group, tag, root: tags.append(tag) or Played(operation, "works"),
+    )
+    check_rank_numbers(collectives)
+    assert tags == ["gradient/start/all_gather dp", "start/all_gather dp"]
+
+
 def test_groups_that_nobody_uses_are_left_alone():
     collectives = PlayedCollectives("zeros")
     collectives.all_to_all("tp", "alone")  # a group of one rank

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from locmoe_ops.collectives.interface import Collectives
-from locmoe_ops.collectives.registry import COLLECTIVES, link_bytes, reduce_tiers
+from locmoe_ops.collectives.registry import COLLECTIVES, GRADIENTS, LAYERS, link_bytes, purpose_of, reduce_tiers
 from locmoe_ops.collectives.tcp.mesh import Mesh
 from locmoe_ops.topology import Topology
 
@@ -97,3 +97,23 @@ def test_names_are_those_of_the_methods_and_primitives(spec):
         ) == [8, 3]
     assert (spec.primitive is None) == (spec.adjoint is None)
     assert spec.primitive is None or hasattr(ops, spec.primitive)
+
+
+@pytest.mark.parametrize(
+    "group, cause, purpose",
+    [
+        ("dp", "gradient", GRADIENTS),
+        ("edp", "gradient", GRADIENTS),
+        ("dp_node", "gradient", GRADIENTS),
+        ("edp_rail", "gradient", GRADIENTS),
+        ("dp", "checkpoint", GRADIENTS),  # of moments; nothing else is under way
+        ("dp", "layer 0", LAYERS),  # a router's statistics
+        ("ep", "all_to_all", LAYERS),
+        ("tp", "tensor", LAYERS),
+        ("ep", "gradient", LAYERS),  # of the norm: no further communicator for one number
+        ("world", "gradient", LAYERS),
+        ("ep2_rail", "all_to_all", LAYERS),
+    ],
+)
+def test_gradients_have_communicators_of_their_own(group, cause, purpose):
+    assert purpose_of(group, cause) == purpose

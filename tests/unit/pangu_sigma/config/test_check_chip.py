@@ -25,7 +25,7 @@ def make(runtime, **sections):
             {"fused": {"attention": True}, **FP16},
             "runtime.fused.attention is true with runtime.chip 910a, which has",
         ),
-        ("910a", {"fused": {"experts": True}, **FP16}, "Atlas A2 and A3); expected false"),
+        ("910a", {"fused": {"experts": True}, **FP16}, "runtime.fused.experts is true with runtime.chip 910a, which"),
         ("910a", {"hccl": {"exec_timeout": 17341}}, "expected 1 to 17340 seconds"),
     ],
 )
@@ -35,6 +35,25 @@ def test_what_a_chip_has_not_is_refused(chip, runtime, fragment):
     assert fragment in str(caught.value) and "\n" not in str(caught.value)
     for other in ("auto", "910b"):
         validate(make({**runtime, "chip": other}, **HEADS), 1)
+
+
+@pytest.mark.parametrize(
+    ("chip", "precision", "mode", "refused"),
+    [
+        ("910a", "fp16", None, True),  # which always saturates
+        ("910b", "fp16", "SATURATION_MODE", True),
+        ("910b", "fp16", None, False),
+        ("910b", "bf16", "SATURATION_MODE", False),  # which has float32's range
+        ("auto", "fp16", None, False),
+    ],
+)
+def test_gradients_travel_narrow_only_where_an_overflow_shows(monkeypatch, chip, precision, mode, refused):
+    monkeypatch.setenv("MS_ASCEND_CHECK_OVERFLOW_MODE", mode or "")
+    config = make({"chip": chip, "precision": precision}, parallel={"reduce_precision": precision})
+    if not refused:
+        return validate(config, 2)
+    with pytest.raises(InputError, match=f"reduce_precision is fp16 on a device that saturates .runtime.chip {chip}."):
+        validate(config, 2)
 
 
 def test_a_chip_is_refused_on_cpu():

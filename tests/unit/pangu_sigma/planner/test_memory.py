@@ -54,6 +54,21 @@ def test_several_micro_batches_need_accumulators(make_job, device):
     assert two.gradients == 2 * one.gradients
 
 
+def test_communicators_are_of_ranks_and_a_purpose(make_job, device):
+    """Of 4 ranks on one node, expert parallel: one for tokens and statistics, one for gradients, of experts none, and
+    the norm's of the same ranks is the first. Two replicas of experts: a pair for tokens, all ranks for gradients and
+    for statistics, the other pair for gradients of experts.
+    """
+    small = replace(device, memory=replace(device.memory, per_group_mb=HardwareFigure(1.0, source="by hand")))
+    none = replace(device, memory=replace(device.memory, per_group_mb=HardwareFigure(0.0, source="by hand")))
+
+    def communicators(expert):
+        job = make_job(1, 4, parallel={"expert": expert})
+        return (rank_memory(job, small).reserved - rank_memory(job, none).reserved) / 1e6
+
+    assert communicators(4) == pytest.approx(2) and communicators(2) == pytest.approx(4)
+
+
 def test_dense_layers_by_hand(make_job):
     """float32. Attention: norm's input and output, 4 maps of heads, probabilities. FFN: norm's input and output, inner
     features twice. The query layer also has the final norm's input and its queries.

@@ -9,7 +9,7 @@ import pytest
 
 from locmoe_ops.collectives.tcp import algorithms
 from locmoe_ops.topology import Topology
-from pangu_sigma.planner.exchanges import FORWARD, Exchange, step_exchanges
+from pangu_sigma.planner.exchanges import FORWARD, LAST_BACKWARD, Exchange, step_exchanges
 from pangu_sigma.planner.traffic import by_cause, sent
 
 TOPOLOGIES = [
@@ -106,6 +106,86 @@ def test_half_precision_halves_all_that_layers_exchange(make_job, name):
         apart = one.cause == "gradient" or one.name.startswith(APART)
         assert (one.item, other.item) == (4, 4 if apart else 2), one.name
         assert replace(one, item=0) == replace(other, item=0)
+
+
+REDUCED = {"precision": "fp16"}
+
+
+def by_name(job, cause="gradient"):
+    return [(e.operation, e.group, e.elements, e.item) for e in step_exchanges(job) if e.cause == cause]
+
+
+def test_narrow_gradients_by_hand(make_job):
+    """Without layers with experts, 2 nodes x 4 ranks, gradients after the backward pass: one message of n numbers; the
+    parts of 4 neighbours, then of 2 nodes; sums back the other way; statistics by themselves, in float32.
+    """
+    sections = {"model": {"sparse_layers": 0, "dense_layers": 0}, "runtime": REDUCED}
+    parallel = {"overlap_gradients": False}
+    whole = make_job(2, 4, **sections, parallel=parallel)
+    half = make_job(2, 4, **sections, parallel={**parallel, "reduce_precision": "fp16"})
+    statistics = 4 + 3
+    numbers = sum((24 * 16, 12 * 16, 2 * 16, 12 * 16, 2 * 16, 4 * 16 * 16, 3 * 16, 2 * 16, 2 * 24 * 16 + 24 + 16))
+    share = -(-numbers // 8)
+    assert by_name(half)[:4] == [
+        ("all_to_all", "dp_node", 8 * share, 2),
+        ("all_to_all", "dp_rail", 2 * share, 2),
+        ("all_gather", "dp_rail", share, 2),
+        ("all_gather", "dp_node", 2 * share, 2),
+    ]
+    assert [(op, item) for op, _, _, item in by_name(half)[4:7]] == [
+        ("reduce_scatter", 4),
+        ("all_reduce", 4),
+        ("all_gather", 4),
+    ]
+    assert by_name(half)[5][2] == -(-statistics // 4)
+    before, after = (by_cause(step_exchanges(job), job.topology)["gradient"] for job in (whole, half))
+    assert after.inter_node / before.inter_node == pytest.approx(0.5, abs=0.02)  # statistics and padding
+
+
+def test_narrow_gradients_of_shared_state_are_not_gathered(make_job):
+    """A rank adds its own stretch in float32 and updates it; the weights travel as they are."""
+    job = make_job(
+        2,
+        2,
+        parallel={"expert": 2, "reduce_precision": "fp16", "overlap_gradients": False},
+        optimizer={"shard": "data_parallel"},
+        runtime=REDUCED,
+    )
+    found = by_name(job)
+    assert {(op, item) for op, _, _, item in found} == {
+        ("all_to_all", 2),
+        ("all_gather", 4),
+        ("reduce_scatter", 4),
+        ("all_reduce", 4),
+    }
+    small = [elements for op, _, elements, item in found if item == 4 and op != "all_gather"]
+    assert max(small) < 200  # statistics and the norm
+
+
+@pytest.mark.parametrize(
+    ("device", "operations"),
+    [
+        ("cpu", ["reduce_scatter", "all_reduce", "all_gather"]),
+        ("ascend", ["all_to_all", "all_to_all", "all_gather", "all_gather"]),
+    ],
+)
+def test_early_narrow_gradients(make_job, device, operations):
+    """The mesh adds float16 in float32 itself; hccl's are made of all-to-alls."""
+    job = make_job(
+        2, 2, model={"sparse_layers": 0}, parallel={"reduce_precision": "fp16"}, runtime={**REDUCED, "device": device}
+    )
+    early = [e for e in step_exchanges(job) if e.phase == LAST_BACKWARD]
+    assert [e.operation for e in early] == operations
+    assert {e.item for e in early} == {2}
+
+
+@pytest.mark.parametrize(("megabytes", "messages"), [(None, 1), (0.01, 2), (4096.0, 1)])
+def test_early_gradients_go_in_buckets_on_hccl_too(make_job, megabytes, messages):
+    """3 x 4 maps of 16 x 16 and 2 x 2 of 24 x 16: 4,608 numbers in order, of which 2,621 are 0.01 MB."""
+    parallel = {"bucket_mb": megabytes}
+    job = make_job(1, 2, parallel=parallel, runtime={"device": "ascend"}, model={"sparse_layers": 1})
+    early = [e.elements for e in step_exchanges(job) if e.phase == LAST_BACKWARD]
+    assert (len(early), sum(early)) == (messages, 3 * 4 * 256 + 2 * 2 * 384)
 
 
 def test_gradients_cross_between_nodes_once(make_job):
