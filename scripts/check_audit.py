@@ -24,11 +24,9 @@ from pathlib import Path
 from typing import Iterator
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.audit.audit import audited_job, export, read_ranks
-from pangu_sigma.audit.checks import check
+from pangu_sigma.audit.audit import audited_job, export, problems_of, read_ranks
 from pangu_sigma.config.load import load_config, to_dict
 from pangu_sigma.errors import ToolFailed
-from pangu_sigma.planner.exchanges import step_exchanges
 from pangu_sigma.planner.job import PlannedJob, layer_slots
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +66,7 @@ NOT_IN_THE_STEP = {  # read by the host alone, or constants of which only the va
     ),
 }
 AT_ONCE = 8  # cases that ranks compile in one go
+SMALL = 256  # bytes of a call of so small a model, above which the types on the wire are judged
 LIMIT = 3600  # seconds for them
 
 
@@ -185,10 +184,7 @@ def audit(batch: list[tuple[PlannedJob, list[Case]]], output: Path) -> None:
             folders[-1].mkdir()
         try:
             export([(job, folder) for (job, _), folder in zip(batch, folders)], LIMIT)
-            found = [
-                check(read_ranks(job, folder), step_exchanges(job), job.topology)
-                for (job, _), folder in zip(batch, folders)
-            ]
+            found = [problems_of(job, read_ranks(job, folder), SMALL) for (job, _), folder in zip(batch, folders)]
         except ToolFailed as error:
             if len(batch) > 1:
                 for entry in batch:

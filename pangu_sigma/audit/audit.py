@@ -20,6 +20,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.audit.checks import check
 from pangu_sigma.audit.graph import RankGraphs, read_rank
 from pangu_sigma.audit.report import as_json, report
+from pangu_sigma.audit.wires import LIMIT, WireTypes, queued_behind_gradients, wide_wires
 from pangu_sigma.config.check_chip import with_chip
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.schema import Config
@@ -69,7 +70,7 @@ def audit(
             raise InputError(f"--keep: cannot make {keep} ({error.strerror}); {expected}") from None
         export([(job, folder)], timeout)
         ranks = read_ranks(job, folder)
-    problems = check(ranks, step_exchanges(job), job.topology)
+    problems = problems_of(job, ranks)
     print(dumps(as_json(job, ranks, problems), indent=1) if as_object else report(job, ranks, problems))
     return 1 if problems else 0
 
@@ -103,6 +104,13 @@ def audited_job(
     machine = load_hardware(hardware or default_hardware(on_ascend))
     placed = with_chip(on_ascend, machine.chip, f"hardware '{machine.name}'")
     return plan_job(placed, wanted, devices)
+
+
+def problems_of(job: PlannedJob, ranks: Sequence[RankGraphs], limit: int = LIMIT) -> list[str]:
+    """Everything that is wrong with the graphs of all `ranks` of `job`, a line each; `limit`: as in `wide_wires`."""
+    types = WireTypes(job.compute_item, job.gradient_item)
+    problems = check(ranks, step_exchanges(job), job.topology)
+    return [*problems, *wide_wires(ranks, types, limit), *queued_behind_gradients(ranks)]
 
 
 def read_ranks(job: PlannedJob, folder: Path) -> list[RankGraphs]:

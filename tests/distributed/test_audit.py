@@ -4,6 +4,7 @@ caught.
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from helpers.traffic import MODEL
 from pangu_sigma.audit.audit import audited_job, read_ranks
 from pangu_sigma.audit.checks import check
 from pangu_sigma.audit.graph import read_rank
+from pangu_sigma.audit.wires import WireTypes, queued_behind_gradients, wide_wires
 from pangu_sigma.cli.main import main
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.planner.exchanges import step_exchanges
@@ -42,7 +44,7 @@ def configuration(moe, **sections):
 
 GROUP_WISE = configuration(
     {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "group_wise": True, "chunks": 2}},
-    parallel={"expert": 2, "tensor": 2, "ranks_per_node": 2},
+    parallel={"expert": 2, "tensor": 2, "ranks_per_node": 2, "reduce_precision": "bf16"},
     runtime={"precision": "bf16"},
     train={"steps": 2, "global_batch_size": 8, "micro_batch_size": 2},
     optimizer={"warmup_steps": 1, "shard": "data_parallel"},
@@ -135,8 +137,8 @@ def test_generation_sums_over_ranks_on_the_device(wrong):
 
 
 def test_a_step_of_four_ranks_passes(tmp_path, capsys):
-    """Group-wise and hierarchical, in chunks, with gradients that set out in the last of two micro-batches, and
-    optimizer state shared out: all that a step can hold.
+    """Group-wise and hierarchical, in chunks, with gradients that set out in the last of two micro-batches, in half
+    precision, and optimizer state shared out: all that a step can hold.
     """
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(GROUP_WISE))
     status = main(
@@ -147,10 +149,40 @@ def test_a_step_of_four_ranks_passes(tmp_path, capsys):
     job = audited_job(config_from_dict(GROUP_WISE), None, None)
     planned = by_cause(step_exchanges(job), job.topology)
     assert found["bytes"] == {cause: sent._asdict() for cause, sent in planned.items()}
-    assert [graph["name"] for graph in found["ranks"][3]["graphs"]] == ["micro_batch", "last_micro_batch"]
+    names = ["micro_batch", "last_micro_batch"]
+    assert [graph["name"] for graph in found["ranks"][3]["graphs"]] == names
     kinds = {exchange["operation"] for graph in found["ranks"][0]["graphs"] for exchange in graph["collectives"]}
     assert kinds == {"all_to_all", "all_gather", "reduce_scatter", "all_reduce"}
     assert (tmp_path / "graphs" / "last_micro_batch_3.mindir").is_file()
+    check_wires(read_ranks(job, tmp_path / "graphs"))
+
+
+def check_wires(ranks):
+    """Of so small a step: all that is above 256 bytes is of two bytes a number, gradients too, statistics and updated
+    weights apart. Held against fp32's width or another's, all of it, or none, would be too wide. Gradients are summed
+    on communicators of their own, though the same ranks exchange tokens.
+    """
+    assert wide_wires(ranks, WireTypes(2, 2), limit=256) == []
+    assert len(wide_wires(ranks, WireTypes(1, 1), limit=256)) > 20
+    last = ranks[0].graphs[1]
+    tokens, gradients = (
+        {(one.group, one.members) for one in last.collectives if one.tag.startswith(begin)}
+        for begin in ("all_to_all/", "gradient/overlap ")
+    )
+    assert {members for _, members in gradients} <= {members for _, members in tokens}
+    assert not {group for group, _ in gradients} & {group for group, _ in tokens}
+    assert queued_behind_gradients(ranks) == []
+    shared = [
+        replace(
+            own,
+            graphs=tuple(
+                replace(g, collectives=tuple(replace(one, group=str(one.members)) for one in g.collectives))
+                for g in own.graphs
+            ),
+        )
+        for own in ranks
+    ]
+    assert queued_behind_gradients(shared) != []
 
 
 @pytest.mark.parametrize(
