@@ -85,7 +85,8 @@ class ExpertKernels:
 
 class ExpertBank(nn.Cell):
     """`W_out . act(W_in . x + b_in) + b_out` for each local expert (LocMoE Eq. 1). It does not know where its tokens
-    came from.
+    came from. `read_w_in` and its like read the parameters: as they are, unless a training run puts other Cells there,
+    which read copies in `compute_dtype`.
 
     In a tensor-parallel group each rank holds an equal part of every expert's inner features, a split region of its
     own: hence the sum over the group stands here and not in a dispatcher. Its way in and out is given, since slots of
@@ -121,6 +122,8 @@ class ExpertBank(nn.Cell):
         self.b_in = marked(_zeros((count, 1, inner), "b_in"), tensor.slice(2))
         self.w_out = marked(_zeros((count, inner, hidden_size), "w_out"), tensor.slice(1))
         self.b_out = _zeros((count, 1, hidden_size), "b_out")
+        self.read_w_in, self.read_b_in = nn.Identity(), nn.Identity()
+        self.read_w_out, self.read_b_out = nn.Identity(), nn.Identity()
         self.act = activation(act)
         self.add_bias = AddBatchBias()
         self.add_output_bias = AddBatchBias(tensor.size)
@@ -151,7 +154,8 @@ class ExpertBank(nn.Cell):
         self, x: Tensor, of: Optional[Tensor] = None, groups: Optional[Tuple[Tensor, Tensor]] = None
     ) -> Tensor:
         kind = self.compute_dtype
-        w_in, b_in, w_out, b_out = self.w_in, self.b_in, self.w_out, self.b_out
+        w_in, b_in = self.read_w_in(self.w_in), self.read_b_in(self.b_in)
+        w_out, b_out = self.read_w_out(self.w_out), self.read_b_out(self.b_out)
         if of is not None:  # (M, ...) <- (L, ...), (M,)
             w_in, b_in = ops.gather(w_in, of, 0), ops.gather(b_in, of, 0)
             w_out, b_out = ops.gather(w_out, of, 0), ops.gather(b_out, of, 0)

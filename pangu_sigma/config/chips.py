@@ -51,14 +51,18 @@ _SMI = "Huawei: column Name of npu-smi info"
 _FILE = "configs/hardware"
 _OVERFLOW = "CANN 8.0 and Ascend PyTorch 6.0, INF_NAN_MODE_ENABLE; MindSpore 2.10, amp.py: _all_finite"
 _ALL_TO_ALL = "CANN 8.0, HCCL API: HcclAlltoAll and HcclAlltoAllV, Constraints"
-_FUSED = "CANN: FlashAttentionScore, GroupedMatmul and MoeTokenPermute are kernels of Atlas A2 and A3"
+_FUSED = (
+    "CANN: FlashAttentionScore, GroupedMatmul and MoeTokenPermute are kernels of Atlas A2 and A3; so is "
+    "InplaceMatmulAdd by MindSpore's documentation of ops.matmul_add_"
+)
 _PRECISION = "CANN 8.5, ToBfloat16 and the data types of HcclAlltoAll: not on Atlas training products"
 _BUCKET = "assumed: at 25 GB/s a message of 32 MB is under way for 1.3 ms, against some 0.1 ms to start it"
 _EXEC_TIMEOUT = "CANN 8.5, Environment Variables: HCCL_EXEC_TIMEOUT"
 _RDMA_TIMEOUT = "CANN 8.5, Environment Variables: HCCL_RDMA_TIMEOUT"
 
 _PRECISIONS = ("fp32", "fp16", "bf16")
-_KERNELS = ("attention", "experts", "permute")
+_KERNELS = ("attention", "experts", "permute", "accumulate")
+LARGEST_IN_PRODUCT = 10_000_000  # numbers of a gradient, in MindSpore's pass (matmul_assignadd_fusion.cc: shape_limit)
 CHIPS: Mapping[str, Chip] = {
     "910a": Chip(
         soc_version=ChipRule("ascend910", _SOC),

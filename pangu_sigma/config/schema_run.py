@@ -221,6 +221,12 @@ class FusedConfig:
     permute: bool = key(
         False, "MoeTokenPermute and MoeTokenUnpermute for sorting tokens by expert and back (ragged dispatch)"
     )
+    accumulate: bool = key(
+        False,
+        "gradients are added to what earlier micro-batches left without a pass of their own: of weights of up to 10 "
+        "million numbers a rank by their products (InplaceMatmulAdd, by MindSpore's pass matmul_assignadd_fusion, with "
+        "CANN's ATB installed), others in half precision by InplaceAddExt (several micro-batches, fp16 or bf16)",
+    )
 
 
 @dataclass(frozen=True)

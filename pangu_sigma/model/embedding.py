@@ -54,6 +54,7 @@ class Embedding(nn.Cell):
 
 class TiedHead(nn.Cell):
     """Scores of all words: product with the word table (of the row's domain, where slots differ), without bias.
+    `read_word` reads the table, as `Linear.read_weight` its weight.
 
     Args:
         dims: sizes. per_domain: whether every domain has its own word vectors.
@@ -68,11 +69,13 @@ class TiedHead(nn.Cell):
         self.table_shape = (-1, dims.local_vocab_size, dims.hidden_size)
         self.copy_in = dims.tensor.copy_in("tensor/head")
         self.compute_dtype = dims.compute_dtype
+        self.read_word = nn.Identity()
         self.matmul = ops.MatMul(transpose_b=True)
         self.batch_matmul = ops.BatchMatMul(transpose_b=True)
 
     def construct(self, x: Tensor, word: Tensor, domain: Tensor) -> Tensor:
-        x, word = self.copy_in(ops.cast(x, self.compute_dtype)), ops.cast(word, self.compute_dtype)
+        x = self.copy_in(ops.cast(x, self.compute_dtype))
+        word = ops.cast(self.read_word(word), self.compute_dtype)
         if not self.per_domain:
             return self.matmul(x, word)
         tables = ops.gather(word.reshape(self.table_shape), domain, 0)  # (B, V, d) <- (D, V, d) <- (D * V, d)

@@ -79,7 +79,8 @@ def row_parallel(tensor: TensorGroup, tag: str) -> LinearSharding:
 
 
 class Linear(nn.Cell):
-    """`x W^T + b` in `compute_dtype`, or without b.
+    """`x W^T + b` in `compute_dtype`, or without b. `read_weight` and `read_bias` read the parameters: as they are,
+    unless a training run puts copies in their place (see `pangu_sigma.train.half_copies`).
 
     Args:
         in_size, out_size: features of the whole map.
@@ -108,6 +109,7 @@ class Linear(nn.Cell):
         self.weight = constant((out_size, in_size), 0.0, "weight", part)
         if has_bias:
             self.bias = constant((out_size,), 0.0, "bias", part if part is not None and part.axis == 0 else None)
+        self.read_weight, self.read_bias = nn.Identity(), nn.Identity()
         self.reduce_out = sharding.reduce_out or nn.Identity()
         self.grad_hook = GradientHook()
         self.matmul = ops.MatMul(transpose_b=True)
@@ -115,9 +117,9 @@ class Linear(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         kind = self.compute_dtype
-        x, weight = self.grad_hook(x, self.weight)
+        x, weight = self.grad_hook(x, self.read_weight(self.weight))
         y = self.reduce_out(self.matmul(ops.cast(x, kind), ops.cast(weight, kind)))
-        return self.add_bias(y, ops.cast(self.bias, kind)) if self.has_bias else y
+        return self.add_bias(y, ops.cast(self.read_bias(self.bias), kind)) if self.has_bias else y
 
 
 class Normalise(nn.Cell):

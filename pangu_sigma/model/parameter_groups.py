@@ -42,6 +42,14 @@ def is_map_weight(name: str) -> bool:
     return name.endswith(".weight") and ".router." not in name
 
 
+def reads_copy(name: str) -> bool:
+    """True for what products read in the matmuls' type: weights and biases of linear maps and experts, and the word
+    table (see `pangu_sigma.train.half_copies`); other parameters are read in float32 alone.
+    """
+    of_map = name.endswith((".weight", ".bias")) and ".router." not in name
+    return of_map or is_expert_parameter(name) or name == "embedding.word"
+
+
 def split_axis(name: str) -> Optional[int]:
     """The axis along which the ranks of a tensor-parallel group split a parameter; None: each holds the whole of it."""
     *_, owner, last = name.split(".")

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from locmoe_ops.collectives.registry import purpose_of
+from pangu_sigma.model.parameter_groups import reads_copy
 from pangu_sigma.planner.exchanges import (
     UPDATE,
     Exchange,
@@ -106,7 +107,7 @@ def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
     return RankMemory(
         parameters=own,
         optimizer=optimizer_bytes(job),
-        gradients=own * (2 if job.micro_batches > 1 else 1),
+        gradients=own + (_of_micro_batch(job) if job.micro_batches > 1 else 0),
         half_copies=job.compute_item * matrices if job.compute_item < ITEM else 0,
         activations=sum(layers) * held,
         recomputed=(len(layers) * _row_bytes(job) + max(layers)) * held,
@@ -116,6 +117,11 @@ def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
         fragmentation=memory.fragmentation.value,
         host=hosted,
     )
+
+
+def _of_micro_batch(job: PlannedJob) -> int:
+    """Gradients of one of several micro-batches, beside the accumulators: of copies in their own type."""
+    return sum((job.compute_item if reads_copy(p.name) else ITEM) * p.size for p in parameters(job))
 
 
 def _gathered_bytes(job: PlannedJob, exchanges: list[Exchange]) -> int:

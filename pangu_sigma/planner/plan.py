@@ -13,6 +13,7 @@ from pangu_sigma.planner.exchanges import Exchange, step_exchanges
 from pangu_sigma.planner.hardware import Hardware
 from pangu_sigma.planner.job import PlannedJob, layer_slots, plan_job
 from pangu_sigma.planner.memory import GB, RankMemory, rank_memory
+from pangu_sigma.planner.parameter_traffic import parameter_traffic
 from pangu_sigma.planner.parameters import Counts, count_parameters
 from pangu_sigma.planner.predict import DAY, StepTime, model_flops, rank_flops, step_time
 from pangu_sigma.planner.traffic import Sent, by_cause, sent
@@ -103,7 +104,7 @@ def as_json(plan: JobPlan, tokens: int) -> dict[str, Any]:
     """The plan as JSON values: bytes, seconds, FLOPs; fractions in [0, 1]. `tokens`: to say how many days they take."""
     job, memory, time = plan.job, plan.memory, plan.time
     topology = job.topology
-    slots = layer_slots(job) if job.sparse_layers else None
+    slots, moved = layer_slots(job) if job.sparse_layers else None, parameter_traffic(job)
     return {
         "ranks": topology.world_size,
         "nodes": topology.nodes,
@@ -132,8 +133,15 @@ def as_json(plan: JobPlan, tokens: int) -> dict[str, Any]:
         "bytes": {cause: total._asdict() for cause, total in plan.traffic.items()},
         "bytes_exact": plan.exact_bytes,
         "collectives": [{**asdict(e), **sent(e, topology)._asdict()} for e in plan.exchanges],
+        "parameter_traffic": {**asdict(moved), "total": moved.total},
         "flops": {"model": plan.flops, "rank": rank_flops(job)},
-        "seconds": {"step": time.total, "compute": time.compute, **time.causes, "hidden": time.hidden},
+        "seconds": {
+            "step": time.total,
+            "compute": time.compute,
+            "parameters": time.parameters,
+            **time.causes,
+            "hidden": time.hidden,
+        },
         "all_to_all_share": time.all_to_all_share,
         "mfu": plan.mfu,
         "tokens_per_second": plan.tokens_per_second,

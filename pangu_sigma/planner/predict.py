@@ -20,6 +20,7 @@ from pangu_sigma.planner.exchanges import BACKWARD, CAUSES, FORWARD, LAST_BACKWA
 from pangu_sigma.planner.hardware import Hardware, Link
 from pangu_sigma.planner.job import ITEM, PlannedJob, layer_slots
 from pangu_sigma.planner.memory import expert_rows, layer_activations
+from pangu_sigma.planner.parameter_traffic import parameter_traffic
 from pangu_sigma.planner.parameters import count_parameters
 
 MICRO, MILLI, GIGA = 1e-6, 1e-3, 1e9
@@ -39,15 +40,17 @@ class StepTime:
         compute: matmuls, elementwise operations and the update.
         causes: collectives by cause.
         hidden: what of all-to-all and of gradients is overlapped with computation.
+        parameters: what every micro-batch reads and writes of parameters and gradients (see `parameter_traffic`).
     """
 
     compute: float
     causes: dict[str, float]
     hidden: dict[str, float]
+    parameters: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.compute + sum(self.causes.values()) - sum(self.hidden.values())
+        return self.compute + self.parameters + sum(self.causes.values()) - sum(self.hidden.values())
 
     @property
     def all_to_all_share(self) -> float:
@@ -72,7 +75,8 @@ def step_time(job: PlannedJob, hardware: Hardware) -> StepTime:
         tokens = sum(t for e, t in seconds if e.cause == "all_to_all" and e.group in groups and e.phase in phases)
         experts = _product_time(rank_flops(job)["experts"], job, hardware) / (3.0 if gathered else 1.0)
         hidden["all_to_all"] = min(tokens, experts) * (chunks - 1) / chunks
-    return StepTime(compute, causes, {cause: time * hardware.overlap.value for cause, time in hidden.items()})
+    hidden = {cause: time * hardware.overlap.value for cause, time in hidden.items()}
+    return StepTime(compute, causes, hidden, parameter_traffic(job).seconds(hardware, hardware.sharing(job.topology)))
 
 
 # ---- computation
@@ -123,7 +127,7 @@ def rank_flops(job: PlannedJob) -> dict[str, float]:
 
 
 def compute_time(job: PlannedJob, hardware: Hardware) -> float:
-    """Seconds of a step without collectives."""
+    """Seconds of a step without collectives and without the traffic of parameters."""
     rates, share = hardware.compute, hardware.sharing(job.topology)
     products = _product_time(sum(rank_flops(job).values()), job, hardware)
     layers = (job.blocks + 1) * job.micro_batches * rates.layer_ms.value * MILLI

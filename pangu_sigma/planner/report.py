@@ -6,6 +6,7 @@ from textwrap import wrap
 from typing import Iterator, Optional
 
 from pangu_sigma.planner.memory import GB
+from pangu_sigma.planner.parameter_traffic import parameter_traffic
 from pangu_sigma.planner.plan import JobPlan
 from pangu_sigma.planner.predict import rank_flops
 
@@ -97,10 +98,14 @@ def _traffic(plan: JobPlan) -> Iterator[str]:
 def _time(plan: JobPlan, tokens: int) -> Iterator[str]:
     time = plan.time
     yield f"{'predicted step':<44}{'seconds':>18}{'share':>18}"
-    rows = [("computation", time.compute), *((name, time.causes[cause]) for cause, name in _CAUSES.items())]
+    rows = [("computation", time.compute), ("parameters, read and written", time.parameters)]
+    rows += [*((name, time.causes[cause]) for cause, name in _CAUSES.items())]
     rows += [(f"{_CAUSES[cause]} behind computation", -seconds) for cause, seconds in time.hidden.items() if seconds]
     for name, seconds in [*rows, ("step", time.total)]:
         yield f"  {name:<42}{seconds:>18.4f}{seconds / time.total:>18.1%}"
+    moved = parameter_traffic(plan.job)
+    if moved.total:
+        yield f"  parameters: {moved.per_number:.1f} bytes each and micro-batch, {moved.step / GB:.1f} GB once a step"
     yield ""
     share, speed = plan.time.all_to_all_share, plan.tokens_per_second
     yield f"all-to-all share {share:.1%}   MFU {plan.mfu:.1%}   {speed:,.0f} tokens/s"

@@ -15,6 +15,7 @@ VARIABLES = {
     "exec_timeout": "HCCL_EXEC_TIMEOUT",
 }
 JIT_LEVEL = "O0"  # kernel by kernel, each collective on a stream of its group
+GRAPH_FLAGS, ACCUMULATING_PASS = "MS_DEV_GRAPH_KERNEL_FLAGS", "matmul_assignadd_fusion"
 COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
 
 
@@ -34,6 +35,20 @@ def set_environment(hccl: HcclConfig) -> None:
                 "one of them left out"
             )
         os.environ[variable] = str(value)
+
+
+def use_accumulating_products() -> None:
+    """Switches MindSpore's pass on that makes a product add its result to a parameter (`runtime.fused.accumulate`),
+    beside what the environment asks for; before the first graph is compiled. It is off in MindSpore 2.10.
+    """
+    flags, asked = os.environ.get(GRAPH_FLAGS, "").split(), f"--enable_pass={ACCUMULATING_PASS}"
+    for place, flag in enumerate(flags):
+        if flag.startswith("--enable_pass="):
+            passes = flag.partition("=")[2].split(",")
+            asked = f"--enable_pass={','.join(dict.fromkeys([*passes, ACCUMULATING_PASS]))}"
+            del flags[place]
+            break
+    os.environ[GRAPH_FLAGS] = " ".join([*flags, asked])
 
 
 def switch_off_compile_cache(tell: bool = True) -> None:
@@ -75,6 +90,8 @@ def set_context(runtime: RuntimeConfig) -> None:
     """
     if runtime.device == "ascend" and runtime.mode == "graph":
         ms.set_context(jit_config={"jit_level": runtime.jit_level or JIT_LEVEL})
+    if runtime.fused.accumulate:
+        use_accumulating_products()
     if runtime.deterministic:
         ms.set_deterministic(True)
     sizes = memory_sizes(runtime.memory)

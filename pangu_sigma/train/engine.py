@@ -39,6 +39,7 @@ from pangu_sigma.train.capacity import CapacityControl
 from pangu_sigma.train.evaluation import EvaluationStep, RoutedTokens
 from pangu_sigma.train.gradient_overlap import GradientOverlap
 from pangu_sigma.train.graphs import AccumulatedStep, OptimizerStep, OverlappedStep, SingleGraphStep, StepGraph
+from pangu_sigma.train.half_copies import HalfCopies
 from pangu_sigma.train.local_share import LocalShareControl
 from pangu_sigma.train.offloaded_experts import OffloadedExpertOptimizer
 from pangu_sigma.train.optimizer_state import OptimizerState
@@ -49,6 +50,7 @@ from pangu_sigma.train.statistics import AfterStep, Rebalance, Recentre, Statist
 from pangu_sigma.train.step import (
     Accumulators,
     ApplyStep,
+    BatchGradients,
     LastMicroStep,
     MicroStep,
     Update,
@@ -138,6 +140,10 @@ class TrainEngine:
         hosted = [p for p in self.parameters if host_updates and is_expert_parameter(p.name)]
         self.host = OffloadedExpertOptimizer(hosted, config.optimizer) if hosted else None
         self.optimizer_state = OptimizerState(self.update, runtime.collectives, self.host)
+        # After all that looks for the network's own parameters: copies become parts of it too.
+        self._copies = None
+        if self._accumulators is not None and shape.compute_dtype != dtype.float32:
+            self._copies = HalfCopies(self.network, shape.compute_dtype)
         self._evaluate = EvaluationStep(self._objective)
         self._step = self._new_step()
         self._sparse = sparse_layers(self.network)
@@ -205,6 +211,7 @@ class TrainEngine:
 
     def routed_tokens(self, batch: Batch) -> List[RoutedTokens]:
         """What a micro-batch brings to each sparse layer, as in evaluation. Every rank must call it."""
+        self._refresh_copies()
         return self._evaluate.routed(self._pack(batch))
 
     def train_step(self, batches: List[Batch], step: int, learning_rate: float) -> StepResult:
@@ -219,6 +226,7 @@ class TrainEngine:
             CollectiveError: on all ranks, see `check_row_limit`.
         """
         self.network.set_train(True)
+        self._refresh_copies()
         rate = Tensor(learning_rate, dtype.float32)
         outputs = self._step(rate, [self._pack(batch, step) for batch in batches])
         if self.host is not None and outputs.host_scalars is not None:
@@ -247,6 +255,7 @@ class TrainEngine:
     def evaluate(self, batches: List[Batch]) -> np.ndarray:
         """This rank's statistics, summed over its validation batches: <float64>[size], see `Statistics`."""
         self.network.set_train(False)
+        self._refresh_copies()
         total = np.zeros(self.statistics.size, np.float64)
         for batch in batches:
             sums, _, _ = self._evaluate(*self._pack(batch))
@@ -258,18 +267,27 @@ class TrainEngine:
         is taken.
         """
         self.network.set_train(True)
-        return self._step.graphs(Tensor(0.0, dtype.float32), self._pack(batch, 1), self._micro_batches)
+        if self._copies is not None:
+            yield StepGraph("copies", 1, self._copies.refresh, [])
+        yield from self._step.graphs(Tensor(0.0, dtype.float32), self._pack(batch, 1), self._micro_batches)
+
+    def _refresh_copies(self) -> None:
+        """Before the network computes: whatever has changed parameters since, an update, a checkpoint, the host."""
+        if self._copies is not None:
+            self._copies.refresh()
 
     def _new_step(self) -> OptimizerStep:
         if self._accumulators is None:
-            return SingleGraphStep(WholeStep(self._objective, self.parameters, self.update, self._register))
-        micro = MicroStep(self._objective, self.parameters, self._accumulators, self.loss_scale, self._register)
+            return SingleGraphStep(WholeStep(self._gradients(), self.update))
+        fused = self.context.config.runtime.fused.accumulate
+        micro = MicroStep(self._gradients(), self._accumulators, self.loss_scale, fused)
         if self._overlap is None:
             return AccumulatedStep(micro, ApplyStep(self._accumulators, self.update))
-        last = LastMicroStep(
-            self._objective, self.parameters, self._accumulators, self.update, self._overlap, self._register
-        )
+        last = LastMicroStep(self._gradients(self._overlap), self._accumulators, self.update, self._overlap)
         return OverlappedStep(micro, last, self._overlap)
+
+    def _gradients(self, overlap: Optional[GradientOverlap] = None) -> BatchGradients:
+        return BatchGradients(self._objective, self.parameters, self._register, self._copies, overlap)
 
     def _after_step(self, config: Config) -> Optional[nn.Cell]:
         """What moves the state of the routers that no optimizer touches; None: they have none."""

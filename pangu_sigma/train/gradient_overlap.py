@@ -39,7 +39,9 @@ class OverlappedReduce(nn.Cell):
 
 
 class OverlappedTotalReduce(nn.Cell):
-    """`OverlappedReduce` of the gradient and what earlier micro-batches have left in `accumulated`.
+    """`OverlappedReduce` of the gradient and what earlier micro-batches have left in `accumulated`, as whose gradient
+    the handle comes out. The weight's own would not do: of a copy in half precision it has to be half precision, or
+    MindSpore (2.10) takes it for that and drops casts.
 
     Args:
         start: of an `AsyncAllReduce`.
@@ -70,8 +72,8 @@ class _ReduceWithAddend(nn.Cell):
     def bprop(
         self, x: Tensor, weight: Tensor, addend: Tensor, out: Tuple[Tensor, Tensor], dout: Tuple[Tensor, Tensor]
     ) -> Tuple[Tensor, Tensor, Tensor]:
-        handle, dx = self.start(addend + dout[1], dout[0])
-        return dx, handle, self.zeros(addend)
+        handle, dx = self.start(addend + ops.cast(dout[1], dtype.float32), dout[0])
+        return dx, self.zeros(weight), handle
 
 
 class GradientOverlap:
@@ -88,6 +90,7 @@ class GradientOverlap:
     Attributes:
         parameters: whose gradients are overlapped: the first of `ordered_parameters`, in the order of the backward
             pass.
+        carriers: by which to differentiate for the handles: the parameters, or what earlier micro-batches have left.
         buckets: ranges (start, end) of them; each is one `AsyncAllReduce`.
         waits: the wait of each bucket.
     """
@@ -111,10 +114,12 @@ class GradientOverlap:
         self.waits = [bucket.wait for bucket in sums]
         starts = [start for bucket in sums for start in bucket.starts]
         self._hooks: List[nn.Cell] = [OverlappedReduce(start) for start in starts]
+        self.carriers = self.parameters
         if accumulators is not None:
-            self._hooks = [
-                OverlappedTotalReduce(start, accumulators[p.name]) for start, p in zip(starts, self.parameters)
-            ]
+            self.carriers = [accumulators[p.name] for p in self.parameters]
+            for carrier in self.carriers:
+                carrier.requires_grad = True
+            self._hooks = [OverlappedTotalReduce(start, carrier) for start, carrier in zip(starts, self.carriers)]
         self._no_hook = GradientHook()
 
     def send(self, now: bool) -> None:

@@ -14,12 +14,15 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple, TypedDict
 
 import numpy as np
 
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
+from mindspore.ops.auto_generate import InplaceAddExt
 
+from pangu_sigma.config.chips import LARGEST_IN_PRODUCT
 from pangu_sigma.config.schema_run import OptimizerConfig
 from pangu_sigma.model.inputs import unpack_batch
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.train.gradient_overlap import GradientOverlap
+from pangu_sigma.train.half_copies import Differentiated, HalfCopies
 from pangu_sigma.train.optimizer import HostUpdateScalars, HybridAdam, on_device
 from pangu_sigma.train.overflow import StatusRegister
 from pangu_sigma.train.schedule import LossScale
@@ -105,22 +108,32 @@ class Accumulators(nn.Cell):
 
 
 _add = ops.MultitypeFuncGraph("add")
+_add_fused = ops.MultitypeFuncGraph("add_fused")
 _plus = ops.MultitypeFuncGraph("plus")
 _clear = ops.MultitypeFuncGraph("clear")
 _assign = ops.Assign()
 _assign_add = ops.AssignAdd()
+_inplace_add = InplaceAddExt()
 _depend = ops.Depend()
 _zeros_like = ops.ZerosLike()
 
 
 @_add.register("Tensor", "Tensor")
 def _add_one(total: Tensor, gradient: Tensor) -> Tensor:
-    return _assign_add(total, gradient)
+    return _assign_add(total, ops.cast(gradient, dtype.float32))
+
+
+@_add_fused.register("Tensor", "Tensor")
+def _add_fused_one(total: Tensor, gradient: Tensor) -> Tensor:
+    in_product = gradient.ndim == 2 and gradient.size <= LARGEST_IN_PRODUCT
+    if in_product or gradient.dtype == dtype.float32:
+        return _assign_add(total, ops.cast(gradient, dtype.float32))  # as the pass wants it, cast included
+    return _inplace_add(total, gradient)
 
 
 @_plus.register("Tensor", "Tensor")
 def _plus_one(total: Tensor, gradient: Tensor) -> Tensor:
-    return total + gradient
+    return total + ops.cast(gradient, dtype.float32)
 
 
 @_clear.register("Tensor", "Tensor")
@@ -135,18 +148,30 @@ class BatchGradients(nn.Cell):
         objective: what is differentiated.
         parameters: by which, in gradient order.
         register: tells of overflows that leave no trace in numbers; None: there are none.
+        copies: which the objective's network computes with; None: with the parameters themselves.
+        overlap: sums the first gradients during the backward pass, and says by what to differentiate for them; None:
+            gradients come as they are.
 
     Inputs: loss_scale <float32> scalar, then the tensors of `BATCH_FIELDS`. Outputs: this rank's statistics
-    <float32>[size]; its gradients, in the order of `parameters`; and where there is a register, in a tuple that is else
-    empty, whether it tells of an overflow <float32>.
+    <float32>[size]; its gradients, in the order of `parameters` and of the type of what the network reads, float32 or
+    that of a copy; and where there is a register, in a tuple that is else empty, whether it tells of an overflow
+    <float32>.
     """
 
     def __init__(
-        self, objective: Objective, parameters: Sequence[Parameter], register: Optional[StatusRegister] = None
+        self,
+        objective: Objective,
+        parameters: Sequence[Parameter],
+        register: Optional[StatusRegister] = None,
+        copies: Optional[HalfCopies] = None,
+        overlap: Optional[GradientOverlap] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.objective = objective
-        self.parameters = ParameterTuple(parameters)
+        read = Differentiated(list(parameters)) if copies is None else copies.differentiated(parameters)
+        carriers = [] if overlap is None else overlap.carriers
+        self.parameters = ParameterTuple(carriers + read.parameters[len(carriers) :])
+        self.count, self.twice = read.count, read.twice
         self.differentiate = ops.value_and_grad(objective, None, self.parameters, has_aux=True)
         self.registers = register is not None
         self.register = nn.Identity() if register is None else register
@@ -154,7 +179,11 @@ class BatchGradients(nn.Cell):
     def construct(self, loss_scale: Tensor, *fields: Tensor) -> Tuple[Tensor, Tuple[Tensor, ...], Tuple[Tensor, ...]]:
         if self.registers:
             fields = self.register.clear(fields)
-        (_, sums), gradients = self.differentiate(unpack_batch(*fields), loss_scale)
+        (_, sums), found = self.differentiate(unpack_batch(*fields), loss_scale)
+        gradients = found[: self.count]
+        for number, place in enumerate(self.twice):
+            both = _plus_one(gradients[place], found[self.count + number])
+            gradients = gradients[:place] + (both,) + gradients[place + 1 :]
         statistics = pack_statistics(sums)
         overflow: Tuple[Tensor, ...] = ()
         if self.registers:
@@ -166,10 +195,11 @@ class MicroStep(nn.Cell):
     """`BatchGradients`, accumulated.
 
     Args:
-        objective, parameters: see `BatchGradients`.
+        differentiate: whose gradients; the accumulators count the overflows of its register.
         accumulators: what this adds to.
         loss_scale: holds the scale that the objective is multiplied by.
-        register: see `BatchGradients`; the accumulators count its overflows.
+        fused: gradients of copies are added without a pass of their own (`runtime.fused.accumulate`): those of small
+            weights by their products, which is MindSpore's affair, others by an operator that reads both types.
 
     Inputs: the tensors of `BATCH_FIELDS`. Output: this rank's statistics <float32>[size], accumulated since the last
     update.
@@ -177,21 +207,24 @@ class MicroStep(nn.Cell):
 
     def __init__(
         self,
-        objective: Objective,
-        parameters: Sequence[Parameter],
+        differentiate: BatchGradients,
         accumulators: Accumulators,
         loss_scale: LossScale,
-        register: Optional[StatusRegister] = None,
+        fused: bool = False,
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.differentiate = BatchGradients(objective, parameters, register)
+        self.fused = fused
+        self.differentiate = differentiate
         self.accumulators = accumulators
         self.loss_scale = loss_scale
         self.map = ops.HyperMap()
 
     def construct(self, *fields: Tensor) -> Tensor:
         statistics, gradients, overflow = self.differentiate(self.loss_scale.scale, *fields)
-        self.map(_add, self.accumulators.gradients, gradients)
+        if self.fused:
+            self.map(_add_fused, self.accumulators.gradients, gradients)
+        else:
+            self.map(_add, self.accumulators.gradients, gradients)
         if self.accumulators.overflows:
             self.map(_add, self.accumulators.overflows, overflow)
         return ops.assign_add(self.accumulators.statistics, statistics)
@@ -284,22 +317,15 @@ class WholeStep(nn.Cell):
     """Forward, backward and update of a step with one micro-batch, without accumulators.
 
     Args:
-        objective, parameters: see `BatchGradients`.
-        update: applies the gradients.
-        register: see `BatchGradients`.
+        differentiate: whose gradients, all of them float32.
+        update: applies them.
 
     Inputs: learning_rate <float32> scalar, then the tensors of `BATCH_FIELDS`. Outputs: see `step_outputs`.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        parameters: Sequence[Parameter],
-        update: Update,
-        register: Optional[StatusRegister] = None,
-    ) -> None:
+    def __init__(self, differentiate: BatchGradients, update: Update) -> None:
         super().__init__(auto_prefix=False)
-        self.differentiate = BatchGradients(objective, parameters, register)
+        self.differentiate = differentiate
         self.update = update
 
     def construct(self, learning_rate: Tensor, *fields: Tensor) -> Tuple[Tensor, ...]:
@@ -333,27 +359,20 @@ class LastMicroStep(nn.Cell):
     backward pass.
 
     Args:
-        objective, parameters: see `BatchGradients`.
+        differentiate: whose gradients.
         accumulators: hold the sums of earlier micro-batches.
         update: applies the gradients.
         overlap: says how many gradients are summed early, the first ones; they come out of the backward pass with what
             was accumulated before.
-        register: see `BatchGradients`.
 
     Inputs: learning_rate <float32> scalar, then the tensors of `BATCH_FIELDS`. Outputs: see `step_outputs`.
     """
 
     def __init__(
-        self,
-        objective: Objective,
-        parameters: Sequence[Parameter],
-        accumulators: Accumulators,
-        update: Update,
-        overlap: GradientOverlap,
-        register: Optional[StatusRegister] = None,
+        self, differentiate: BatchGradients, accumulators: Accumulators, update: Update, overlap: GradientOverlap
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.differentiate = BatchGradients(objective, parameters, register)
+        self.differentiate = differentiate
         self.accumulators = accumulators
         self.update = update
         self.overlapped = len(overlap.parameters)

@@ -108,13 +108,14 @@ def adaptive(data: str, output: Path, expert: int) -> Config:
     return config_from_dict(given)
 
 
-def dense(data: str, output: Path, overlap: bool) -> Config:
+def dense(data: str, output: Path, overlap: bool, **runtime: Any) -> Config:
     """Without sparse layers: gradients are all that ranks exchange."""
     given = to_dict(configuration(data, output, expert=1))
     given["model"].update(dense_layers=1, sparse_layers=0)
     given["moe"]["router"].update(type="hash", balance_rate=0.0)
     given["parallel"]["overlap_gradients"] = overlap
     given["optimizer"]["warmup_steps"] = 1
+    given["runtime"].update(runtime)
     given["train"].update(steps=3, global_batch_size=8 * MICRO_BATCHES, micro_batch_size=2)
     return config_from_dict(given)
 
@@ -231,8 +232,9 @@ class Runs:
 
     def on_two_ranks(self) -> None:
         self.adaptive("adaptive", 2)
-        for name in ("early", "late"):
-            config = dense(self.data_path, self.output / name, overlap=name == "early")
+        for name in ("early", "late", "early half", "late half"):
+            precision = "fp16" if "half" in name else "fp32"
+            config = dense(self.data_path, self.output / name, overlap="early" in name, precision=precision)
             self.train(Run(self.job, self.data, config), name, 0, 3)
 
     def on_four_ranks(self) -> None:

@@ -60,11 +60,13 @@ def test_ranks_change_their_slots_together(layouts):
 
 
 @pytest.mark.parametrize("step", [1, 3])
-def test_gradients_that_set_out_early_are_the_same(layouts, step):
-    """Sums during the backward pass of the last of three micro-batches against sums after it: the same bits. (With one
-    micro-batch the other runs send them out early, and one process sends nothing.)
+@pytest.mark.parametrize("precision", ["", " half"])
+def test_gradients_that_set_out_early_are_the_same(layouts, precision, step):
+    """Sums during the backward pass of the last of three micro-batches against sums after it: the same bits, also where
+    copies in half precision are differentiated. (With one micro-batch the other runs send them out early, and one
+    process sends nothing.)
     """
-    early, late = (saved_tensors(layouts, name, step) for name in ("early", "late"))
+    early, late = (saved_tensors(layouts, f"{name}{precision}", step) for name in ("early", "late"))
     assert set(early) == set(late)
     for name, value in late.items():
         np.testing.assert_array_equal(early[name], value, err_msg=name)

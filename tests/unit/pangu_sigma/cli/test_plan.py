@@ -66,7 +66,8 @@ def test_tokens_of_the_run_without_being_told(config_file, capsys):
 
 
 def test_what_does_not_fit_is_said_with_a_way_out(capsys):
-    assert main(["plan", "configs/ascend/pangu_sigma_38b_128.yaml", "--nodes", "16", *ON_910A]) == 0
+    rows = ["--set", "train.micro_batch_size=4"]
+    assert main(["plan", "configs/ascend/pangu_sigma_38b_128.yaml", "--nodes", "16", *ON_910A, *rows]) == 0
     text = capsys.readouterr().out
     settings = "--hardware 910b --set runtime.chip=910b\n  --set runtime.hccl.unchecked_all_to_all=false ("
     assert "DOES NOT FIT" in text and f"the nearest change that fits:\n  {settings}" in text

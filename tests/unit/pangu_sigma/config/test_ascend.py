@@ -43,6 +43,7 @@ def test_on_ascend_all_of_it_is_taken():
         ({"fused": {"attention": True}}, "runtime.fused.attention is true with runtime.device cpu"),
         ({"fused": {"experts": True}}, "runtime.fused.experts is true with runtime.device cpu"),
         ({"fused": {"permute": True}}, "runtime.fused.permute is true with runtime.device cpu"),
+        ({"fused": {"accumulate": True}}, "runtime.fused.accumulate is true with runtime.device cpu"),
     ],
 )
 def test_on_cpu_it_is_refused(runtime, fragment):

@@ -11,6 +11,8 @@ from pangu_sigma.config.validate import validate
 __all__ = ["make_config"]
 
 FP16, NARROW = {"precision": "fp16"}, {"reduce_precision": "fp16"}
+ON_ASCEND = {**FP16, "device": "ascend", "fused": {"accumulate": True}}
+SEVERAL = {"micro_batch_size": 1}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,26 @@ FP16, NARROW = {"precision": "fp16"}, {"reduce_precision": "fp16"}
         ),
         (2, {"parallel": {"bucket_mb": 8, "overlap_gradients": False}}, "bucket_mb is 8.0 with parallel.overlap_grad"),
         (1, {"parallel": {"bucket_mb": 8}}, "bucket_mb is 8.0 with one data-parallel rank"),
+        (
+            2,
+            {"runtime": {**ON_ASCEND, "precision": "fp32"}},
+            "accumulate is true with runtime.precision fp32, which the",
+        ),
+        (
+            2,
+            {"runtime": ON_ASCEND},
+            "accumulate is true in a step of one micro-batch (train.global_batch_size 8, 2 data",
+        ),
+        (
+            2,
+            {"runtime": {**ON_ASCEND, "mode": "pynative"}, "train": SEVERAL},
+            "accumulate is true with runtime.mode pyn",
+        ),
+        (
+            2,
+            {"runtime": {**ON_ASCEND, "jit_level": "O2"}, "train": SEVERAL},
+            "accumulate is true with runtime.jit_level",
+        ),
     ],
 )
 def test_what_is_refused(make_config, ranks, sections, fragment):
@@ -54,6 +76,7 @@ def test_what_is_refused(make_config, ranks, sections, fragment):
         (4, {"parallel": {**NARROW, "tensor": 2}, "runtime": FP16}),
         (2, {"parallel": {"reduce_precision": "bf16"}, "runtime": {"precision": "bf16", "device": "ascend"}}),
         (2, {"parallel": {"bucket_mb": 8}}),
+        (2, {"runtime": ON_ASCEND, "train": SEVERAL}),
     ],
 )
 def test_what_is_taken(make_config, ranks, sections):

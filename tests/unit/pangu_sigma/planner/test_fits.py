@@ -62,7 +62,7 @@ def test_larger_hardware_where_no_setting_is_enough():
     shipped = load_config("configs/ascend/pangu_sigma_38b_128.yaml")
     # The 910A would not be planned at all with tokens sent by all-to-all, or with fused kernels.
     shipped = with_value(shipped, "parallel.all_to_all", "gathered")
-    shipped = with_value(shipped, "runtime.fused", FusedConfig())
+    shipped = with_value(with_value(shipped, "runtime.fused", FusedConfig()), "train.micro_batch_size", 4)
     for chip, expected in (("auto", ("--hardware 910b",)), ("910a", ("--hardware 910b", "--set runtime.chip=910b"))):
         config = with_value(shipped, "runtime.chip", chip)
         cluster = cluster_of(config, 16, None, "910a")

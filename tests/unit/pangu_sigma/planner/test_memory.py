@@ -54,6 +54,13 @@ def test_several_micro_batches_need_accumulators(make_job, device):
     assert two.gradients == 2 * one.gradients
 
 
+def test_gradients_of_copies_are_half_as_wide(make_job, device):
+    """Beside the accumulators, which are float32: all but those of norms, positions and learned queries."""
+    job = make_job(train={"micro_batch_size": 4}, runtime={"precision": "fp16"})
+    own, in_float32 = count_parameters(job).rank, 7 * 2 * 16 + 2 * 12 * 16
+    assert rank_memory(job, device).gradients == 4 * own + 2 * (own - in_float32) + 4 * in_float32
+
+
 def test_communicators_are_of_ranks_and_a_purpose(make_job, device):
     """Of 4 ranks on one node, expert parallel: one for tokens and statistics, one for gradients, of experts none, and
     the norm's of the same ranks is the first. Two replicas of experts: a pair for tokens, all ranks for gradients and

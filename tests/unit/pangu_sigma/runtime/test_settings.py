@@ -13,6 +13,7 @@ from pangu_sigma.runtime import runtime as runtime_module
 from pangu_sigma.runtime.launch import Launch
 from pangu_sigma.runtime.settings import (
     COMPILE_CACHE,
+    GRAPH_FLAGS,
     VARIABLES,
     memory_sizes,
     set_context,
@@ -112,6 +113,23 @@ def test_variables():
         "600",
         "0",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, "--enable_pass=matmul_assignadd_fusion"),
+        ("--opt_level=1", "--opt_level=1 --enable_pass=matmul_assignadd_fusion"),
+        ("--enable_pass=other --opt_level=1", "--opt_level=1 --enable_pass=other,matmul_assignadd_fusion"),
+        ("--enable_pass=matmul_assignadd_fusion", "--enable_pass=matmul_assignadd_fusion"),
+    ],
+)
+def test_products_that_add_are_asked_for_beside_what_the_environment_asks(monkeypatch, given, expected):
+    monkeypatch.setenv(GRAPH_FLAGS, given or "")
+    monkeypatch.setattr(ms, "set_context", lambda **options: None)
+    runtime = {"device": "ascend", "precision": "fp16", "fused": {"accumulate": True}}
+    set_context(config_from_dict({"runtime": runtime}).runtime)
+    assert os.environ[GRAPH_FLAGS] == expected
 
 
 def test_two_different_wishes_are_refused(monkeypatch):

@@ -77,7 +77,7 @@ def test_what_earlier_micro_batches_left_is_summed_too(twin):
     accumulators = {name: Parameter(Tensor(array), name=f"gradient.{name}") for name, array in before.items()}
     overlap = GradientOverlap(network, twin, accumulators)
     overlap.send(True)
-    found = Gradients(network, overlap.parameters, overlap)(Tensor(X))
+    found = Gradients(network, overlap.carriers, overlap)(Tensor(X))
     check(found, [2 * (before[p.name] + array) for p, array in zip(overlap.parameters, expected())])
 
 

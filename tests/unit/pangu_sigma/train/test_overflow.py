@@ -14,7 +14,7 @@ from pangu_sigma.model.inputs import BATCH_FIELDS
 from pangu_sigma.train.overflow import StatusRegister
 from pangu_sigma.train.schedule import LossScale
 from pangu_sigma.train.sharding import gradient_exchange
-from pangu_sigma.train.step import Accumulators, ApplyStep, MicroStep, Update, WholeStep, read_outputs
+from pangu_sigma.train.step import Accumulators, ApplyStep, BatchGradients, MicroStep, Update, WholeStep, read_outputs
 
 LARGEST = np.float32(np.finfo(np.float16).max)
 SIZE = 7  # of the statistics of one layer of one expert
@@ -99,8 +99,9 @@ def make(registers, micro_batches, others=None):
     summed = (others or alone.all_reduce("world", "gradient/overflow")) if registers else None
     update = Update(exchange, scale, options, 1, None, summed)
     accumulators = Accumulators(parameters, SIZE, overflows=registers)
-    micro = MicroStep(objective, parameters, accumulators, scale, register)
-    apply, whole = ApplyStep(accumulators, update), WholeStep(objective, parameters, update, register)
+    micro = MicroStep(BatchGradients(objective, parameters, register), accumulators, scale)
+    apply = ApplyStep(accumulators, update)
+    whole = WholeStep(BatchGradients(objective, parameters, register), update)
 
     def run(*values):
         rate, batches = Tensor(0.01, dtype.float32), [batch(value) for value in values]

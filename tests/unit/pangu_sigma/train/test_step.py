@@ -17,6 +17,7 @@ from pangu_sigma.train.statistics import Statistics
 from pangu_sigma.train.step import (
     Accumulators,
     ApplyStep,
+    BatchGradients,
     MicroStep,
     Update,
     WholeStep,
@@ -179,10 +180,10 @@ class NetworkBench:
         self.loss_scale = LossScale(scale)
         self.objective = Objective(self.network, int(NOMINAL))
         self.accumulators = Accumulators(self.parameters, self.statistics.size)
-        self.micro = MicroStep(self.objective, self.parameters, self.accumulators, self.loss_scale)
+        self.micro = MicroStep(BatchGradients(self.objective, self.parameters), self.accumulators, self.loss_scale)
         update = new_update(self.parameters, self.statistics.size, self.loss_scale, OptimizerConfig(clip_norm=None))
         self.first = update.adam.first
-        self.whole = WholeStep(self.objective, self.parameters, update)
+        self.whole = WholeStep(BatchGradients(self.objective, self.parameters), update)
 
     def accumulate(self, batch):
         return self.statistics.unpack(self.micro(*fields(batch)).asnumpy())
