@@ -153,7 +153,8 @@ def _kind(hint: Any, limits: Any) -> str:
     """The type and what limits it, as `integer >= 1`."""
     bare = _bare(hint)
     if "choices" in limits:
-        return ", ".join(f"`{choice}`" for choice in limits["choices"])
+        number = f", or integer >= {limits['minimum']}" if "minimum" in limits else ""
+        return ", ".join(f"`{choice}`" for choice in limits["choices"]) + number
     if get_origin(bare) is tuple:
         return f"list of {_TYPES[get_args(bare)[0]]}s"
     if get_origin(bare) is dict:

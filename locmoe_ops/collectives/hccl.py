@@ -24,6 +24,7 @@ from locmoe_ops.collectives.interface import (
 from locmoe_ops.collectives.registry import COLLECTIVES, LAYERS, purpose_of
 from locmoe_ops.collectives.rows import ExtraRow, within
 from locmoe_ops.errors import InputError
+from locmoe_ops.recompute import once
 from locmoe_ops.topology import Topology
 
 TAG, PHASE = "locmoe_tag", "locmoe_phase"  # attributes of the primitives
@@ -109,9 +110,9 @@ class HcclCollectives(Collectives):
 
 def _named(primitive: ops.Primitive, tag: str, phase: str) -> ops.Primitive:
     """The primitive with `tag` and phase as attributes, by which an exported graph can be read (see
-    `pangu_sigma.audit`).
+    `pangu_sigma.audit`). Where layers are recomputed it does not communicate again.
     """
-    return primitive.add_prim_attr(TAG, tag).add_prim_attr(PHASE, phase)
+    return once(primitive.add_prim_attr(TAG, tag).add_prim_attr(PHASE, phase))
 
 
 def _primitive(operation: str, group: str, size: int) -> ops.Primitive:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Optional, Tuple
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config.derived import has_experts, last_step
+from pangu_sigma.config.derived import has_experts, last_step, num_blocks
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.schema_run import ClusterConfig
 
@@ -56,6 +56,26 @@ def _check_profile(profile: Optional[Tuple[int, ...]], last: int) -> None:
     if profile[1] > last:
         raise InputError(
             f"train.profile ({list(profile)}) goes beyond the last step ({last}); expected steps up to {last}"
+        )
+
+
+def check_recompute(config: Config) -> None:
+    """Checks `train.recompute`. Raises InputError: there are no such layers, or nothing that keeps what is computed."""
+    asked, layers = config.train.recompute, num_blocks(config) + 1
+    if isinstance(asked, int) and asked > layers:
+        raise InputError(
+            f"train.recompute is {asked} in a network of {layers} layers (model.dense_layers "
+            f"{config.model.dense_layers} + model.sparse_layers {config.model.sparse_layers} + the query layer); "
+            f"expected 1 to {layers}, or all"
+        )
+    if asked == "sparse" and not has_experts(config):
+        raise InputError(
+            "train.recompute is sparse in a network without experts (model.sparse_layers 0, model.sparse_query_layer "
+            "false); expected none, attention, all, or a number of layers"
+        )
+    if asked != "none" and config.runtime.mode == "pynative":
+        raise InputError(
+            f"train.recompute is {asked} with runtime.mode pynative, which has no graph to compute anew; expected none"
         )
 
 

@@ -4,6 +4,8 @@ Where a number of ranks plays a part, `data_ranks` is that of data-parallel rank
 (`Topology.data`), a tensor-parallel group being one.
 """
 
+from typing import Tuple
+
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema import Config
 
@@ -27,6 +29,19 @@ def num_blocks(config: Config) -> int:
 def num_sparse_layers(config: Config) -> int:
     """Layers with experts, the query layer's included."""
     return config.model.sparse_layers + config.model.sparse_query_layer
+
+
+def recomputed_parts(config: Config) -> Tuple[str, ...]:
+    """What the backward pass computes anew of each layer, bottom up, the query layer last: `none` of it, its
+    `attention`, or `all` (see `train.recompute`).
+    """
+    asked, model = config.train.recompute, config.model
+    sparse = (False,) * model.dense_layers + (True,) * model.sparse_layers + (model.sparse_query_layer,)
+    if isinstance(asked, int):
+        return tuple("all" if index < asked else "none" for index in range(len(sparse)))
+    if asked == "sparse":
+        return tuple("all" if with_experts else "none" for with_experts in sparse)
+    return (asked,) * len(sparse)
 
 
 def has_experts(config: Config) -> bool:

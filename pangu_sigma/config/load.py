@@ -125,11 +125,15 @@ def key_types(section: Type[Any]) -> Dict[str, Any]:
 
 
 def _convert(hint: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Any:
-    optional = get_origin(hint) is Union
-    if optional:
-        hint = next(arm for arm in get_args(hint) if arm is not type(None))
-        if value is None:
-            return None
+    arms = get_args(hint) if get_origin(hint) is Union else (hint,)
+    optional = type(None) in arms
+    if optional and value is None:
+        return None
+    hint, *others = (arm for arm in arms if arm is not type(None))
+    if others:  # a word or a number, each with limits of its own
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        hint, own = (int, ("minimum", "maximum")) if is_number else (str, ("choices", "hint"))
+        limits = {name: limit for name, limit in limits.items() if name in own}
     if dataclasses.is_dataclass(hint):
         return section_from_dict(hint, {} if value is None else value, path)  # type: ignore[arg-type]
     if get_origin(hint) is tuple:

@@ -1,7 +1,7 @@
 """The keys of how a run is fed, trained, kept and executed; see `pangu_sigma.config.schema`, which has the others."""
 
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from typing import Dict, Optional, Tuple, Union
 
 from locmoe_ops.keys import key
 from pangu_sigma.config.chips import CHIPS
@@ -108,6 +108,15 @@ class TrainConfig:
     global_batch_size: int = key(8, "sequences an optimizer step, over all ranks", minimum=1)
     micro_batch_size: Optional[int] = key(
         None, "sequences a rank processes at once; null: global_batch_size / ranks", minimum=1
+    )
+    recompute: Union[str, int] = key(
+        "none",
+        "what the backward pass computes anew instead of keeping it from the forward pass: nothing; queries, keys, "
+        "values and scores of every layer (attention); all of the layers with experts (sparse); of all layers; or of "
+        "so many of the lowest layers. What a collective brought is kept: nothing is sent twice",
+        choices=("none", "attention", "sparse", "all"),
+        minimum=1,
+        hint="or a number of layers",
     )
     output_dir: str = key("runs/default", "run directory")
     log_interval: int = key(10, "steps between console lines, and between reports of the slowest rank", minimum=1)

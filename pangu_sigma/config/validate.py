@@ -10,7 +10,13 @@ from pangu_sigma.config.ascend import check_runtime
 from pangu_sigma.config.check_chip import check_chip, check_gathered
 from pangu_sigma.config.check_gradients import check_gradients
 from pangu_sigma.config.check_parallel import check_parallel, require_divides
-from pangu_sigma.config.check_run import check_checkpoints, check_clusters, check_paths, check_schedule
+from pangu_sigma.config.check_run import (
+    check_checkpoints,
+    check_clusters,
+    check_paths,
+    check_recompute,
+    check_schedule,
+)
 from pangu_sigma.config.derived import experts_per_group, has_experts, job_topology
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig
 from pangu_sigma.config.strict_yaml import spelled
@@ -31,6 +37,7 @@ def validate(config: Config, world_size: int) -> None:
     check_parallel(config, world_size)
     _check_measured_share(config, world_size)
     check_schedule(config)
+    check_recompute(config)
     check_checkpoints(config)
     check_clusters(config.data.prepare.clusters)
     check_runtime(config)

@@ -14,6 +14,7 @@ from mindspore import Tensor, dtype, nn, ops
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
 from locmoe_ops.random import SeededDropout
+from locmoe_ops.recompute import BackwardPart, ForwardPart, OwnGradient
 from pangu_sigma.model.dims import BatchContext, ModelDims
 from pangu_sigma.model.layers import Linear, column_parallel, row_parallel
 
@@ -82,7 +83,7 @@ def write_rows(cache: Tensor, new: Tensor, places: Tensor) -> Tensor:
     return flat.reshape(cache.shape)  # (B, H, L, D) <- (B * H * L, D)
 
 
-class SoftmaxRows(nn.Cell):
+class SoftmaxRows(OwnGradient):
     """Softmax over the last of two dimensions. The gradient is MindSpore's own formula; in two dimensions its sum over
     rows runs on the CPU kernel that needs no transposed copy.
 
@@ -91,15 +92,29 @@ class SoftmaxRows(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
-        self.softmax = ops.Softmax(-1)
-        self.sum = ops.ReduceSum(keep_dims=True)
+        self.softmax = ForwardPart(ops.Softmax(-1))
+        self.backward = _SoftmaxBackward()
 
     def construct(self, scores: Tensor) -> Tensor:
         return self.softmax(scores)
 
     def bprop(self, scores: Tensor, out: Tensor, dout: Tensor) -> Tuple[Tensor]:
         """The gradient of `scores` <float32>[N, S] from that of `out`, `dout`."""
-        return ((dout - self.sum(dout * out, -1)) * out,)
+        return (self.backward(out, dout),)
+
+
+class _SoftmaxBackward(BackwardPart):
+    """The gradient of `SoftmaxRows`.
+
+    Inputs: out, dout <float32>[N, S], its output and that's gradient. Output: the gradient of the scores.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum = ops.ReduceSum(keep_dims=True)
+
+    def construct(self, out: Tensor, dout: Tensor) -> Tensor:
+        return (dout - self.sum(dout * out, -1)) * out
 
 
 class AttentionCore(nn.Cell):

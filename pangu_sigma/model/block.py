@@ -4,7 +4,7 @@ dense feed-forward network of the lower ones.
 Shape legend: B sequences, S positions, T = B * S tokens, d hidden size.
 """
 
-from typing import Dict, Optional, Tuple, TypedDict
+from typing import Any, Dict, Optional, Tuple, TypedDict
 
 from mindspore import Tensor, dtype, nn, ops
 
@@ -56,6 +56,24 @@ class BlockOutput(TypedDict):
     cache: Dict[str, Tensor]
 
 
+class Normed(nn.Cell):
+    """A sub-layer and the norm before it, which are recomputed together. It owns neither.
+
+    Args:
+        norm, layer: of a block.
+
+    Inputs: x <float32>[T, d]; what else the layer takes. Outputs: the layer's.
+    """
+
+    def __init__(self, norm: nn.Cell, layer: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.norm = norm
+        self.layer = layer
+
+    def construct(self, x: Tensor, *others: Any) -> Any:
+        return self.layer(self.norm(x), *others)
+
+
 class Block(nn.Cell):
     """Pre-norm decoder block.
 
@@ -81,6 +99,9 @@ class Block(nn.Cell):
         row = dims.sequence_length * dims.hidden_size
         self.attention_dropout = SeededDropout(dims.hidden_dropout, row, salt=4 * index + 3)
         self.ffn_dropout = SeededDropout(dims.hidden_dropout, row, salt=4 * index + 4)
+        # Not as children, which would rename the parameters of what they hold.
+        object.__setattr__(self, "normed_attention", Normed(self.attention_norm, self.attention))
+        object.__setattr__(self, "normed_feed_forward", Normed(self.ffn_norm, self.feed_forward))
 
     def construct(
         self,
@@ -89,9 +110,9 @@ class Block(nn.Cell):
         cache: Optional[KeyValueCache] = None,
         dispatcher: Optional[Dispatcher] = None,
     ) -> Tuple[Tensor, BlockOutput]:
-        y, kept = self.attention(self.attention_norm(x), context, self.learned_query(context), cache)
+        y, kept = self.normed_attention(x, context, self.learned_query(context), cache)
         x = x + ops.cast(self.attention_dropout(y, context["seeds"]), dtype.float32)
-        y, report = self.feed_forward(self.ffn_norm(x), context["tokens"], dispatcher)
+        y, report = self.normed_feed_forward(x, context["tokens"], dispatcher)
         x = x + ops.cast(self.ffn_dropout(y, context["seeds"]), dtype.float32)
         return x, {"report": report, "cache": kept}
 

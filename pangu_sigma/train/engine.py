@@ -22,6 +22,7 @@ from pangu_sigma.config.derived import (
     micro_batch_sequences,
     micro_batches_per_step,
     num_sparse_layers,
+    recomputed_parts,
     tokens_per_step,
 )
 from pangu_sigma.config.schema import Config
@@ -33,6 +34,7 @@ from pangu_sigma.model.inputs import pack_batch
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.model.pangu_sigma import PanGuSigma, sparse_layers
 from pangu_sigma.model.parameter_groups import is_expert_parameter, ordered_parameters
+from pangu_sigma.model.recompute import set_recompute
 from pangu_sigma.model.sparse import SparseContext, training_dispatcher
 from pangu_sigma.runtime.runtime import Runtime
 from pangu_sigma.train.capacity import CapacityControl
@@ -106,6 +108,7 @@ class TrainEngine:
         if draw:
             threads = max((os.cpu_count() or 1) // runtime.topology.ranks_per_node, 1)
             initialise(self.network, config.train.seed, config.model.init_std, alike, threads)
+        set_recompute(self.network, recomputed_parts(config))
         self.parameters = ordered_parameters(self.network.trainable_params(), slice_of)
         # Now: the hooks that overlap gradients put sums of micro-batches into the network, which are no part of a run.
         self._saved = list(self.network.get_parameters())

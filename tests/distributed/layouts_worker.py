@@ -262,6 +262,9 @@ class Runs:
         if self.job.rank == 0:
             shutil.copytree(output / "straight", output / "damaged")
             spoil(output / "damaged" / "checkpoints" / f"step_{STEPS}" / "experts_3_0.safetensors")
+        train = dataclasses.replace(straight.config.train, recompute="all", output_dir=str(output / "recomputed"))
+        recomputed = Run(self.job, self.data, dataclasses.replace(straight.config, train=train))
+        self.train(recomputed, "recomputed", 0, 3)
         straight.runtime.collectives.barrier()
         damaged = self.run("damaged")
         damaged.config = dataclasses.replace(

@@ -31,6 +31,7 @@ from locmoe_ops.collectives.registry import COLLECTIVES, reduce_tiers
 from locmoe_ops.collectives.tcp.mesh import Mesh
 from locmoe_ops.collectives.tcp.operation import Operation
 from locmoe_ops.errors import InputError
+from locmoe_ops.recompute import once
 from locmoe_ops.topology import Topology
 
 
@@ -252,7 +253,7 @@ def _exchange(mesh: Mesh, operation: str, group: RankGroup, tag: str, details: d
     def shape(of_input: Any) -> list[int]:
         return output_shape(of_input, len(group.ranks))
 
-    return ops.Custom(run, shape, _same_dtype, func_type="pyfunc")
+    return once(ops.Custom(run, shape, _same_dtype, func_type="pyfunc"))
 
 
 def _uneven_exchange(mesh: Mesh, group: RankGroup, tag: str, limit: int, advice: str) -> ops.Custom:
@@ -270,7 +271,7 @@ def _uneven_exchange(mesh: Mesh, group: RankGroup, tag: str, limit: int, advice:
     def dtype(rows: Any, send_counts: Any, receive_counts: Any) -> Any:
         return rows
 
-    return ops.Custom(run, shape, dtype, func_type="pyfunc")
+    return once(ops.Custom(run, shape, dtype, func_type="pyfunc"))
 
 
 class _StartAndWait(NamedTuple):
@@ -292,7 +293,7 @@ def _start_and_wait(mesh: Mesh, group: RankGroup, tag: str) -> _StartAndWait:
     def wait(handle: np.ndarray) -> np.ndarray:
         return running.popleft().wait()
 
-    return _StartAndWait(*(ops.Custom(run, list, _same_dtype, func_type="pyfunc") for run in (start, wait)))
+    return _StartAndWait(*(once(ops.Custom(run, list, _same_dtype, func_type="pyfunc")) for run in (start, wait)))
 
 
 def _same_dtype(dtype: Any) -> Any:

@@ -55,6 +55,7 @@ def test_choices_and_limits(script):
     assert meaning["optimizer.clip_norm"] == "number > 0, or null"
     assert meaning["moe.capacity.mode"] == "`factor`, `critical`, `adaptive`"
     assert meaning["moe.domain_groups"] == "list of integers, or null"
+    assert meaning["train.recompute"] == "`none`, `attention`, `sparse`, `all`, or integer >= 1"
     assert meaning["moe.layout"] == "a section, [below](#moelayout), or null"
 
 

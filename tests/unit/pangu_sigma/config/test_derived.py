@@ -1,5 +1,7 @@
 """What follows from the keys, against numbers worked out by hand."""
 
+import pytest
+
 from locmoe_ops.topology import Topology
 from pangu_sigma.config import derived
 from pangu_sigma.config.load import config_from_dict
@@ -22,6 +24,28 @@ def test_the_query_layer_counts_where_it_has_experts():
         assert derived.num_blocks(config) == 5 and derived.num_sparse_layers(config) == sparse
     assert not derived.has_experts(make({"sparse_layers": 0}))
     assert derived.has_experts(make({"sparse_layers": 0, "sparse_query_layer": True}))
+
+
+@pytest.mark.parametrize(
+    ("asked", "parts"),
+    [
+        ("none", "none none none none none"),
+        ("attention", "attention attention attention attention attention"),
+        ("sparse", "none none all all all"),
+        ("all", "all all all all all"),
+        (1, "all none none none none"),
+        (5, "all all all all all"),
+    ],
+)
+def test_what_is_recomputed_of_each_layer(asked, parts):
+    """Two dense layers, two with experts, and the query layer, which has experts too."""
+    model = {"dense_layers": 2, "sparse_layers": 2, "sparse_query_layer": True}
+    assert derived.recomputed_parts(make(model, train={"recompute": asked})) == tuple(parts.split())
+
+
+def test_the_query_layer_is_dense_unless_told_otherwise():
+    config = make({"dense_layers": 1, "sparse_layers": 1}, train={"recompute": "sparse"})
+    assert derived.recomputed_parts(config) == ("none", "all", "none")
 
 
 def test_a_group_has_its_share_of_the_experts():

@@ -96,6 +96,8 @@ def plausible(hint, limits):
     """Values of a key's own type, most of them within its limits."""
     if type(None) in get_args(hint):
         return st.none() | plausible(next(arm for arm in get_args(hint) if arm is not type(None)), limits)
+    if int in get_args(hint):
+        return plausible(int, {}) | plausible(str, limits)
     if "choices" in limits:
         return st.sampled_from(limits["choices"])
     if get_origin(hint) is tuple:

@@ -86,6 +86,12 @@ def test_floats_in_every_usual_spelling(write, text, value):
         ("data.prepare.sources=[a]", ["data.prepare.sources: found ['a']", "a mapping"]),
         ("data.prepare.sources={no: a}", ["data.prepare.sources: found the key false", "quotes"]),
         ("data.prepare.sources.en=3", ["data.prepare.sources.en: found 3", "a string"]),
+        ("train.recompute=0", ["train.recompute: found 0", "an integer >= 1"]),
+        ("train.recompute=-3", ["train.recompute: found -3", "an integer >= 1"]),
+        ("train.recompute=al", ["train.recompute: found 'al'", "attention, sparse, all", "or a number of layers"]),
+        ("train.recompute=1.5", ["train.recompute: found 1.5", "one of none, attention, sparse, all"]),
+        ("train.recompute=true", ["train.recompute: found true", "one of none, attention, sparse, all"]),
+        ("train.recompute=null", ["train.recompute: found null", "one of none, attention, sparse, all"]),
         ("train.steps", ["'train.steps'", "expected key.path=value"]),
         ("train..steps=3", ["'train..steps=3'", "expected key.path=value"]),
         ("train.steps=[3", ["--set train.steps=[3", "not valid YAML"]),
@@ -173,6 +179,14 @@ def test_a_missing_file_or_a_folder_is_named(tmp_path):
         load_config(tmp_path / "absent.yaml")
     with pytest.raises(InputError, match=r"cannot be read \(is a directory\)"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "value"), [("all", "all"), ("none", "none"), ("'attention'", "attention"), ("3", 3)])
+def test_a_word_or_a_number(write, tmp_path, text, value):
+    config = load_config(write(f"train: {{recompute: {text}}}"))
+    assert config.train.recompute == value
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
 
 
 def test_a_saved_configuration_reads_back_the_same(tmp_path):

@@ -409,6 +409,10 @@ def test_what_fits_is_accepted(world_size, settings):
         (1, {"runtime.backend": "tcp", "runtime.device": "ascend"}, ["runtime.backend tcp", "runtime.device ascend"]),
         (1, {"runtime.loss_scale": {"initial": 2.0, "minimum": 4.0}}, ["loss_scale.minimum (4.0)", "initial (2.0)"]),
         (1, {"data.path": "x", "train.output_dir": "x"}, ["train.output_dir (x)", "data.path (x)"]),
+        (1, {"train.recompute": 6}, ["train.recompute is 6", "5 layers (model.dense_layers 2", "expected 1 to 5"]),
+        (1, {"train.recompute": "sparse", "model.sparse_layers": 0}, ["train.recompute is sparse", "without experts"]),
+        (1, {"train.recompute": "all", "runtime.mode": "pynative"}, ["train.recompute is all", "expected none"]),
+        (1, {"train.recompute": 1, "runtime.mode": "pynative"}, ["train.recompute is 1", "runtime.mode pynative"]),
     ],
 )
 def test_what_does_not_fit_names_both_keys(world_size, settings, fragments):
