@@ -93,6 +93,11 @@ class PlannedJob:
         """Dense feed-forward networks, the query layer's included."""
         return self.blocks + 1 - self.sparse_layers
 
+    def is_sparse(self, index: int) -> bool:
+        """Whether the layer at `index`, the query layer being the last, has experts."""
+        model = self.config.model
+        return model.sparse_query_layer if index == self.blocks else index >= model.dense_layers
+
     @property
     def experts_per_rank(self) -> int:
         """L: experts that a rank holds of each sparse layer."""

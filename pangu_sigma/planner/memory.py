@@ -11,8 +11,10 @@ E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple, Optional, Sequence
 
 from locmoe_ops.collectives.registry import purpose_of
+from pangu_sigma.config.derived import recomputed_parts
 from pangu_sigma.model.parameter_groups import reads_copy
 from pangu_sigma.planner.exchanges import (
     UPDATE,
@@ -40,7 +42,7 @@ class RankMemory:
         optimizer: both moments; of what is shared out over ranks, the weights that are being updated too.
         gradients: accumulators included, where a step has several micro-batches.
         half_copies: parameters once more in the matmuls' own type, where that is not float32.
-        activations, recomputed: kept for the backward pass; the same if every layer kept its input only.
+        activations, recomputed: kept for the backward pass as `train.recompute` has it; the same with `all`.
         dispatch: send, receive and result buffers of one sparse layer on their way.
         working: logits and their gradient, or a bucket of gradients on its way between ranks, whichever is more.
         reserved: runtime, compiled graphs, buffers of process groups.
@@ -96,7 +98,7 @@ def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
     groups = len({(job.topology.group_of(e.group, 0), purpose_of(e.group, e.cause)) for e in exchanges})
     buffer_mb = job.config.runtime.hccl.buffer_mb
     group_mb = memory.per_group_mb.value if buffer_mb is None else 2.0 * buffer_mb
-    held = memory.activation_factor.value
+    held, every = memory.activation_factor.value, ("all",) * len(layers)
     dispatch = 0.0
     if job.sparse_layers:
         # Of one of them: send and receive buffers, of tokens and of results.
@@ -109,8 +111,8 @@ def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
         optimizer=optimizer_bytes(job),
         gradients=own + (_of_micro_batch(job) if job.micro_batches > 1 else 0),
         half_copies=job.compute_item * matrices if job.compute_item < ITEM else 0,
-        activations=sum(layers) * held,
-        recomputed=(len(layers) * _row_bytes(job) + max(layers)) * held,
+        activations=peak(layer_memory(job)) * held,
+        recomputed=peak(layer_memory(job, every)) * held,
         dispatch=dispatch,
         working=_working(job, exchanges),
         reserved=memory.reserved_gb.value * GB + (len(layers) * memory.per_layer_mb.value + groups * group_mb) * MB,
@@ -144,13 +146,58 @@ def optimizer_bytes(job: PlannedJob) -> int:
     return ITEM * numbers
 
 
+class LayerMemory(NamedTuple):
+    """Bytes of a layer: what it keeps from its forward pass until its backward pass begins, and the most that there is
+    of it then, when one of its halves has been computed anew.
+    """
+
+    kept: float
+    whole: float
+
+
+def layer_memory(job: PlannedJob, parts: Optional[Sequence[str]] = None) -> list[LayerMemory]:
+    """Of each layer, the query layer last.
+
+    Args:
+        job: of the layers.
+        parts: what is recomputed of each; None: as `train.recompute` has it.
+    """
+    row, found = _row_bytes(job), []
+    for index, (part, all_of_it) in enumerate(zip(parts or recomputed_parts(job.config), layer_activations(job))):
+        if part == "none":
+            found.append(LayerMemory(all_of_it, all_of_it))
+            continue
+        # Of the attention remains what its norm reads; in the query layer also what asks, before it is cast, and what
+        # the final norm reads.
+        asks = _query(job) if index == job.blocks else 0.0
+        attention = _attention(job) + (2 * row if asks else 0.0)
+        feed_forward = all_of_it - _attention(job) - asks
+        kept, anew = row * (3 if asks else 1), feed_forward
+        if part == "all" and job.is_sparse(index):
+            inputs = (ITEM - job.compute_item) * expert_rows(job) * job.config.model.hidden_size  # before they are cast
+            anew += inputs
+            feed_forward += inputs - 2 * job.compute_item * expert_rows(job) * (job.inner // job.topology.tensor)
+        elif part == "all":
+            feed_forward = row
+        found.append(LayerMemory(kept + feed_forward, max(kept + anew, attention)))
+    return found
+
+
+def peak(layers: Sequence[LayerMemory]) -> float:
+    """The most at a time: when the backward pass begins, or when it has come down to a layer that is recomputed."""
+    most, below = sum(layer.kept for layer in layers), 0.0
+    for layer in layers:
+        most = max(most, below + layer.whole)
+        below += layer.kept
+    return most
+
+
 def layer_activations(job: PlannedJob) -> list[float]:
-    """Bytes that each layer keeps for its backward pass, the query layer last."""
+    """Bytes that the backward pass of each layer reads of its forward pass, the query layer last."""
     model, item = job.config.model, job.compute_item
     stream = job.tokens * model.hidden_size  # numbers of the residual stream
     inner = job.inner // job.topology.tensor
-    # The norm's input and output; queries, keys, values and what heads found.
-    attention = _row_bytes(job) + item * stream + 4 * item * stream // job.topology.tensor + _scores(job)
+    attention = _attention(job)
     # The norm's input and output; the inner features before and after the activation function.
     dense = _row_bytes(job) + item * (stream + 2 * job.tokens * inner)
     # The norm's input and output; the experts' inputs and inner features, by slot; their results, which gates scale.
@@ -159,8 +206,18 @@ def layer_activations(job: PlannedJob) -> list[float]:
         results = stream * job.config.moe.router.top_k
         sparse = 2 * _row_bytes(job) + item * (expert_rows(job) * (model.hidden_size + 2 * inner) + results)
     blocks = [attention + (sparse if index >= model.dense_layers else dense) for index in range(job.blocks)]
-    query = _row_bytes(job) + item * stream  # final norm's input, and the learned queries
-    return [*blocks, attention + (sparse if model.sparse_query_layer else dense) + query]
+    return [*blocks, attention + (sparse if model.sparse_query_layer else dense) + _query(job)]
+
+
+def _query(job: PlannedJob) -> float:
+    """The final norm's input, and the learned queries."""
+    return _row_bytes(job) + job.compute_item * job.tokens * job.config.model.hidden_size
+
+
+def _attention(job: PlannedJob) -> float:
+    """The norm's input and output; queries, keys, values and what heads found; scores."""
+    numbers = job.compute_item * job.tokens * job.config.model.hidden_size
+    return _row_bytes(job) + numbers + 4 * numbers // job.topology.tensor + _scores(job)
 
 
 def _scores(job: PlannedJob) -> float:

@@ -14,12 +14,13 @@ from typing import NamedTuple
 from locmoe_ops.collectives.tcp.algorithms import SMALL_BYTES
 from locmoe_ops.router_registry import router_spec
 from locmoe_ops.topology import Topology
+from pangu_sigma.config.derived import recomputed_parts
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import router_sizes
 from pangu_sigma.planner.exchanges import BACKWARD, CAUSES, FORWARD, LAST_BACKWARD, Exchange, step_exchanges
 from pangu_sigma.planner.hardware import Hardware, Link
 from pangu_sigma.planner.job import ITEM, PlannedJob, layer_slots
-from pangu_sigma.planner.memory import expert_rows, layer_activations
+from pangu_sigma.planner.memory import expert_rows, layer_activations, layer_memory
 from pangu_sigma.planner.parameter_traffic import parameter_traffic
 from pangu_sigma.planner.parameters import count_parameters
 
@@ -27,6 +28,7 @@ MICRO, MILLI, GIGA = 1e-6, 1e-3, 1e9
 DAY = 86400.0
 # Passes over what a layer keeps: written and read forward; read, and as much of gradients written and read, backward.
 _ACTIVATION_PASSES = 5
+_ANEW_PASSES = 2  # written and read once more, where it is recomputed
 # Numbers that an optimizer step reads and writes for each parameter: gradient (three times: summed, measured, applied),
 # both moments, the parameter; the latter three are written too.
 _UPDATE_PASSES = 9
@@ -123,7 +125,29 @@ def rank_flops(job: PlannedJob) -> dict[str, float]:
     tensor = job.topology.tensor
     if parts["experts"] and layer_slots(job).rows_of_all is None:
         parts["experts"] *= expert_rows(job) / (job.tokens * job.config.moe.router.top_k)
-    return {part: flops if part == "routing" else flops / tensor for part, flops in parts.items()}
+    found = {part: flops if part == "routing" else flops / tensor for part, flops in parts.items()}
+    return {**found, "recomputed": recomputed_flops(job)}
+
+
+def recomputed_flops(job: PlannedJob) -> float:
+    """FLOPs of a rank's step that stand once more in the backward pass.
+
+    Queries, keys, values, scores and mixing; the first map of a feed-forward network. What the last map of either half
+    of a layer gives is not read by the backward pass.
+    """
+    model = job.config.model
+    d, rows = model.hidden_size, job.tokens
+    attention = (3 * d * d + 2 * model.sequence_length * d) * rows
+    total = 0
+    for index, part in enumerate(recomputed_parts(job.config)):
+        if part != "none":
+            total += attention
+        if part == "all":
+            of_experts = expert_rows(job)
+            if job.is_sparse(index) and layer_slots(job).rows_of_all is not None:
+                of_experts = rows * job.config.moe.router.top_k
+            total += job.inner * d * (of_experts if job.is_sparse(index) else rows)
+    return 2.0 * total * job.micro_batches / job.topology.tensor
 
 
 def compute_time(job: PlannedJob, hardware: Hardware) -> float:
@@ -136,8 +160,11 @@ def compute_time(job: PlannedJob, hardware: Hardware) -> float:
 
 def moved_bytes(job: PlannedJob) -> float:
     """Bytes that elementwise operations and the update read and write on a rank in a step."""
-    kept = sum(layer_activations(job)) * job.micro_batches
-    return _ACTIVATION_PASSES * kept + _UPDATE_PASSES * ITEM * count_parameters(job).rank
+    read = sum(layer_activations(job)) * job.micro_batches
+    kept = sum(layer.kept for layer in layer_memory(job)) * job.micro_batches
+    anew = max(read - kept, 0.0)
+    passes = _ACTIVATION_PASSES * read + _ANEW_PASSES * anew
+    return passes + _UPDATE_PASSES * ITEM * count_parameters(job).rank
 
 
 def _product_time(flops: float, job: PlannedJob, hardware: Hardware) -> float:

@@ -48,7 +48,7 @@ def _job(plan: JobPlan) -> Iterator[str]:
 
 def _memory(plan: JobPlan, advice: Optional[str]) -> Iterator[str]:
     memory = plan.memory
-    yield f"{'memory of a rank (GB)':<40}{'':>14}{'all layers recomputed':>26}"
+    yield f"{'memory of a rank (GB)':<40}{'':>14}{'train.recompute: all':>26}"
     for name, value in (
         ("parameters", memory.parameters),
         ("their copies for matmuls", memory.half_copies),
@@ -74,7 +74,7 @@ def _verdict(plan: JobPlan, advice: Optional[str]) -> Iterator[str]:
         yield f"fits; {(plan.capacity - plan.memory.total) / GB:.1f} GB are left"
         return
     yield f"DOES NOT FIT: {(plan.memory.total - plan.capacity) / GB:.1f} GB are missing" + (
-        " (none if all layers were recomputed)" if plan.fits_recomputed else ""
+        " (none with train.recompute: all)" if plan.fits_recomputed else ""
     )
     if advice:
         yield "the nearest change that fits:"
@@ -109,8 +109,10 @@ def _time(plan: JobPlan, tokens: int) -> Iterator[str]:
     yield ""
     share, speed = plan.time.all_to_all_share, plan.tokens_per_second
     yield f"all-to-all share {share:.1%}   MFU {plan.mfu:.1%}   {speed:,.0f} tokens/s"
-    rank = sum(rank_flops(plan.job).values())
-    yield f"{plan.flops:.3e} model FLOPs a step; a rank carries out {rank:.3e}, empty slots included"
+    parts = rank_flops(plan.job)
+    anew = f"; {parts['recomputed']:.3e} of them again" if parts["recomputed"] else ""
+    rank = f"a rank carries out {sum(parts.values()):.3e}, empty slots included"
+    yield from wrap(f"{plan.flops:.3e} model FLOPs a step; {rank}{anew}", WIDTH)
     yield f"{_large(tokens)} tokens take {plan.days(tokens):,.2f} days"
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pangu_sigma.planner.hardware import HardwareFigure, load_hardware
-from pangu_sigma.planner.memory import layer_activations, rank_memory
+from pangu_sigma.planner.memory import LayerMemory, layer_activations, layer_memory, peak, rank_memory
 from pangu_sigma.planner.parameters import count_parameters
 
 # 8 rows x 12 positions; width 16, 4 heads, 24 inner features.
@@ -124,11 +124,78 @@ def test_sparse_layer_by_hand(make_job):
     assert found == attention + 4 * (2 * ROW + 120 * (16 + 48) + ROW)
 
 
-def test_recomputed_layers_keep_their_input(make_job, device):
-    job = make_job(model={"dense_layers": 3})
-    memory, layers = rank_memory(job, device), layer_activations(job)
-    assert memory.activations == sum(layers)
-    assert memory.recomputed == 5 * 4 * ROW + max(layers)
+def kept(job):
+    return [layer.kept for layer in layer_memory(job)]
+
+
+def test_layers_that_are_recomputed_keep_the_inputs_of_their_halves(make_job):
+    """Of dense layers what both norms read; the query layer also what the final norm reads and what asks. Of experts
+    remain the norm's input and output, 120 slots of inputs, and results of 96 assignments.
+    """
+    row = 4 * ROW
+    none = kept(make_job(model={"dense_layers": 2}))
+    found = kept(make_job(model={"dense_layers": 2}, train={"recompute": "all"}))
+    assert found == [2 * row, 2 * row, row + 2 * row + 4 * 120 * 16 + row, 4 * row]
+    assert kept(make_job(model={"dense_layers": 2}, train={"recompute": 1})) == [found[0], *none[1:]]
+    assert kept(make_job(model={"dense_layers": 2}, train={"recompute": "sparse"})) == [*none[:2], found[2], none[3]]
+
+
+def test_attention_that_is_recomputed_keeps_what_its_norm_reads(make_job):
+    """Not the norm's output, 4 maps of heads, and probabilities."""
+    none, attention = (make_job(train={"recompute": part}) for part in ("none", "attention"))
+    lost = [a - b for a, b in zip(kept(none), kept(attention))]
+    assert lost == [4 * (ROW + 4 * ROW + SCORES)] * 2 + [4 * (ROW + 4 * ROW + SCORES)]
+    half = {"runtime": {"precision": "fp16"}}
+    none, attention = (make_job(**half, train={"recompute": part}) for part in ("none", "attention"))
+    lost = [a - b for a, b in zip(kept(none), kept(attention))]
+    # The query layer keeps what asks in float32, of which attention needs a cast copy alone.
+    assert lost == [2 * 5 * ROW + (4 + 2) * SCORES] * 2 + [2 * 5 * ROW + (4 + 2) * SCORES - 2 * ROW]
+
+
+def test_experts_that_are_recomputed_keep_what_was_sent_to_them(make_job):
+    """fp16, but what goes out is float32: of 48 tokens a rank 8 x 2 slots of each of 4 experts, and half of the inner
+    features on each of two ranks.
+    """
+    ranks = {"parallel": {"expert": 2, "tensor": 2}, "runtime": {"precision": "fp16"}}
+    none, sparse = (make_job(1, 4, **ranks, train={"recompute": part}) for part in ("none", "sparse"))
+    tokens, slots = 48, 4 * 2 * 8
+    attention = 2 * tokens * 16 + 4 * 2 * tokens * 16 // 2 + (4 + 2) * SCORES // 2 // 2
+    experts = 2 * slots * 2 * 24 // 2 - (4 - 2) * slots * 16
+    assert kept(none)[1] - kept(sparse)[1] == attention + experts
+
+
+def test_one_half_of_a_layer_is_there_again_at_a_time(make_job):
+    """Of a dense layer: what its attention keeps, with the feed-forward network; or the attention. The inner features
+    decide which is more.
+    """
+    for inner in (24, 400):
+        model = {"dense_layers": 2, "sparse_layers": 0, "ffn_hidden_size": inner}
+        layer = layer_memory(make_job(model=model, train={"recompute": "all"}))[0]
+        attention, feed_forward = 4 * (6 * ROW + SCORES), 4 * (2 * ROW + 2 * TOKENS * inner)
+        assert layer == (2 * 4 * ROW, max(attention, 4 * ROW + feed_forward))
+        half = layer_memory(make_job(model=model, train={"recompute": "attention"}))[0]
+        assert half == (4 * ROW + feed_forward, max(attention, 4 * ROW + feed_forward))
+
+
+@pytest.mark.parametrize(
+    ("layers", "most"),
+    [
+        ([(1, 5), (1, 5), (1, 5)], 7),  # the topmost is computed anew while two others keep their input
+        ([(1, 9), (1, 5), (1, 2)], 9),  # the lowest is the largest
+        ([(1, 5), (1, 5), (5, 5)], 7),  # the topmost keeps everything; or the one below it is computed anew
+        ([(5, 5), (5, 5), (5, 5)], 15),
+    ],
+)
+def test_the_most_at_a_time(layers, most):
+    assert peak([LayerMemory(*layer) for layer in layers]) == most
+
+
+def test_a_plan_has_both(make_job, device):
+    """As the configuration has it, and with everything recomputed."""
+    none, every = (make_job(model={"dense_layers": 3}, train={"recompute": part}) for part in ("none", "all"))
+    memory, other = rank_memory(none, device), rank_memory(every, device)
+    assert memory.activations == sum(layer_activations(none)) and memory.recomputed == other.activations
+    assert other.activations == other.recomputed == peak(layer_memory(every)) < memory.activations
     assert memory.total - memory.total_recomputed == pytest.approx((memory.activations - memory.recomputed) * 1.05)
 
 

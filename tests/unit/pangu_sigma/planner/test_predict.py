@@ -116,6 +116,33 @@ def test_experts_compute_on_empty_slots_too(make_job):
     assert rank_flops(split)["routing"] == model["routing"]
 
 
+def again(job):
+    """Multiply-adds a token of a row, for a width of 16, 24 inner features, 12 positions."""
+    return rank_flops(job)["recomputed"] / 2 / 96
+
+
+def test_products_that_stand_once_more(make_job):
+    """Of a dense layer: three maps of heads, scores and mixing, the first map of the feed-forward network. What the
+    last maps give nobody reads.
+    """
+    dense = {"dense_layers": 2, "sparse_layers": 0}
+    attention = 3 * 16 * 16 + 2 * 12 * 16
+    assert again(make_job(model=dense)) == 0
+    assert again(make_job(model=dense, train={"recompute": "attention"})) == 3 * attention
+    assert again(make_job(model=dense, train={"recompute": "all"})) == 3 * (attention + 16 * 24)
+    assert again(make_job(model=dense, train={"recompute": 1, "micro_batch_size": 4})) == attention + 16 * 24
+    split = make_job(1, 2, model=dense, parallel={"tensor": 2}, train={"recompute": "all"})
+    assert again(split) == 3 * (attention + 16 * 24) / 2
+
+
+def test_products_of_experts_that_stand_once_more(make_job):
+    """120 slots for 96 tokens; of 48 tokens on each of two ranks 8 x 2 slots of each of 4 experts."""
+    attention = 3 * 16 * 16 + 2 * 12 * 16
+    assert again(make_job(train={"recompute": "sparse"})) == attention + 16 * 24 * 120 / 96
+    two = make_job(1, 2, train={"recompute": "sparse"}, parallel={"expert": 2})
+    assert again(two) * 2 == attention + 16 * 24 * 64 / 48
+
+
 def test_a_step_is_the_sum_of_its_parts(make_job, hardware):
     job = make_job(2, 2, parallel={"expert": 4, "overlap_gradients": False})
     time = step_time(job, hardware)
