@@ -17,7 +17,7 @@ import yaml
 
 from locmoe_ops.dispatch.registry import dispatcher_spec
 from locmoe_ops.errors import InputError
-from pangu_sigma.audit.checks import check
+from pangu_sigma.audit.checks import check, recompute_faults
 from pangu_sigma.audit.graph import RankGraphs, read_rank
 from pangu_sigma.audit.report import as_json, report
 from pangu_sigma.audit.wires import LIMIT, WireTypes, queued_behind_gradients, wide_wires
@@ -29,6 +29,7 @@ from pangu_sigma.planner.cluster import default_hardware
 from pangu_sigma.planner.exchanges import step_exchanges
 from pangu_sigma.planner.hardware import load_hardware
 from pangu_sigma.planner.job import PlannedJob, plan_job
+from pangu_sigma.planner.predict import recomputed_flops
 from pangu_sigma.runtime.processes import end_with_children, end_with_parent, with_this_python
 from pangu_sigma.runtime.strict_json import dumps
 
@@ -110,6 +111,7 @@ def problems_of(job: PlannedJob, ranks: Sequence[RankGraphs], limit: int = LIMIT
     """Everything that is wrong with the graphs of all `ranks` of `job`, a line each; `limit`: as in `wide_wires`."""
     types = WireTypes(job.compute_item, job.gradient_item)
     problems = check(ranks, step_exchanges(job), job.topology)
+    problems += recompute_faults(ranks, recomputed_flops(job))
     return [*problems, *wide_wires(ranks, types, limit), *queued_behind_gradients(ranks)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from typing import Iterator, Sequence
 
@@ -133,6 +134,24 @@ def _differences_from_plan(own: RankGraphs, planned: Sequence[Exchange], topolog
 
 def _key(cause: str, operation: str, members: tuple[int, ...], size: int) -> _Key:
     return cause, operation, members, None if operation == "all_to_all_v" else size
+
+
+def recompute_faults(ranks: Sequence[RankGraphs], planned: float) -> list[str]:
+    """Where a step's graphs compute more or less once more than the plan has, a line a rank.
+
+    Args:
+        ranks: of the job, in order.
+        planned: FLOPs of a rank's step (`pangu_sigma.planner.predict.recomputed_flops`).
+    """
+    faults = []
+    for own in ranks:
+        found = sum(graph.times * graph.again for graph in own.graphs)
+        if not math.isclose(found, planned, rel_tol=1e-6):  # sums of whole numbers, in double precision
+            faults.append(
+                f"rank {own.rank}: products of {found:.6e} FLOPs stand once more in a step's graphs, of "
+                f"{planned:.6e} in its plan"
+            )
+    return faults[:SHOWN]
 
 
 def bytes_by_cause(ranks: Sequence[RankGraphs], topology: Topology) -> dict[str, Sent]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from locmoe_ops.collectives.hccl import PHASE, TAG
 from locmoe_ops.collectives.registry import COLLECTIVES
+from pangu_sigma.audit.products import ScopedNode, flops_again
 from pangu_sigma.audit.status import GraphNode, status_faults
 
 OPERATIONS = {spec.primitive: spec.name for spec in COLLECTIVES.values() if spec.primitive}
@@ -79,12 +80,14 @@ class ExportedGraph:
         times: how often an optimizer step runs it.
         collectives: in the order in which the graph runs them.
         faults: what must not be in it, a line each.
+        again: FLOPs of products that stand once more, since layers are recomputed.
     """
 
     name: str
     times: int
     collectives: tuple[Collective, ...]
     faults: tuple[str, ...]
+    again: float = 0.0
 
     @property
     def host_waits(self) -> int:
@@ -137,7 +140,7 @@ def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, 
     collectives, faults = [], []
     if model.functions:
         faults.append(f"{len(model.functions)} subgraphs, expected none: what they exchange would depend on values")
-    nodes = []
+    nodes, scoped = [], []
     for node in model.graph.node:
         reference = node.op_type.removeprefix("REF::")
         operation = reference.partition(":")[0]
@@ -147,6 +150,7 @@ def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, 
         if operation in ON_THE_HOST:
             faults.append(f"{operation} in {where}, which leaves the device")
         shape, type_number = _output(node)
+        scoped.append(ScopedNode(nodes[-1], node.domain, shape))
         if min(shape, default=0) < 0 and not wanted.dynamic:
             faults.append(f"{operation} in {where} has a shape that only the run knows")
         own = attributes.get(reference, {})
@@ -158,7 +162,9 @@ def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, 
                 Collective(OPERATIONS[operation], group, groups[group], shape, dtype, item, tag, phase, where)
             )
     faults += status_faults(nodes, wanted.status)
-    return ExportedGraph(name, times, tuple(collectives), tuple(faults))
+    inputs = [(value.name, value.tensor[0].dims) for value in model.graph.input if value.tensor]
+    given = {each: tuple(dims) for each, dims in [*inputs, *((p.name, p.dims) for p in model.graph.parameter)]}
+    return ExportedGraph(name, times, tuple(collectives), tuple(faults), flops_again(scoped, given))
 
 
 def _output(node: Any) -> tuple[tuple[int, ...], int]:

@@ -17,6 +17,7 @@ from pangu_sigma.audit.wires import WireTypes, queued_behind_gradients, wide_wir
 from pangu_sigma.cli.main import main
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.planner.exchanges import step_exchanges
+from pangu_sigma.planner.predict import recomputed_flops
 from pangu_sigma.planner.traffic import by_cause
 
 LIMIT = 600  # seconds for the compilations of a job on two slow cores
@@ -46,7 +47,7 @@ GROUP_WISE = configuration(
     {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "group_wise": True, "chunks": 2}},
     parallel={"expert": 2, "tensor": 2, "ranks_per_node": 2, "reduce_precision": "bf16"},
     runtime={"precision": "bf16"},
-    train={"steps": 2, "global_batch_size": 8, "micro_batch_size": 2},
+    train={"steps": 2, "global_batch_size": 8, "micro_batch_size": 2, "recompute": "all"},
     optimizer={"warmup_steps": 1, "shard": "data_parallel"},
 )
 SWITCH = configuration({"router": {"type": "switch"}}, parallel={"expert": 2})
@@ -138,7 +139,8 @@ def test_generation_sums_over_ranks_on_the_device(wrong):
 
 def test_a_step_of_four_ranks_passes(tmp_path, capsys):
     """Group-wise and hierarchical, in chunks, with gradients that set out in the last of two micro-batches, in half
-    precision, and optimizer state shared out: all that a step can hold.
+    precision, and optimizer state shared out: all that a step can hold. Layers are recomputed, which repeats products
+    and no exchange.
     """
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(GROUP_WISE))
     status = main(
@@ -151,6 +153,10 @@ def test_a_step_of_four_ranks_passes(tmp_path, capsys):
     assert found["bytes"] == {cause: sent._asdict() for cause, sent in planned.items()}
     names = ["copies", "micro_batch", "last_micro_batch"]
     assert [graph["name"] for graph in found["ranks"][3]["graphs"]] == names
+    ranks = read_ranks(job, tmp_path / "graphs")
+    assert sum(graph.times * graph.again for graph in ranks[0].graphs) == pytest.approx(recomputed_flops(job)) != 0
+    with_nothing = config_from_dict({**GROUP_WISE, "train": {**GROUP_WISE["train"], "recompute": "none"}})
+    assert step_exchanges(job) == step_exchanges(audited_job(with_nothing, None, None))
     kinds = {exchange["operation"] for graph in found["ranks"][0]["graphs"] for exchange in graph["collectives"]}
     assert kinds == {"all_to_all", "all_gather", "reduce_scatter", "all_reduce"}
     assert (tmp_path / "graphs" / "last_micro_batch_3.mindir").is_file()
