@@ -64,6 +64,7 @@ NOT_IN_THE_STEP = {  # read by the host alone, or constants of which only the va
         "epsilon",
         "expert_epsilon",
     ),
+    "parallel": ("nodes",),
 }
 AT_ONCE = 8  # cases that ranks compile in one go
 SMALL = 256  # bytes of a call of so small a model, above which the types on the wire are judged
@@ -160,7 +161,8 @@ def fingerprint(job: PlannedJob) -> str:
     for section, names in NOT_IN_THE_STEP.items():
         for name in names:
             del config[section][name]
-    config["train"] = {name: config["train"][name] for name in ("global_batch_size", "micro_batch_size", "seed")}
+    compiled = ("global_batch_size", "micro_batch_size", "recompute", "seed")
+    config["train"] = {name: config["train"][name] for name in compiled}
     config["moe"]["capacity"] = {
         **config["moe"]["capacity"],
         "factor": None,

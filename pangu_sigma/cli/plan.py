@@ -18,7 +18,12 @@ def add_plan(commands: Any) -> None:
     parser.add_argument(
         "--cluster", metavar="FILE", help="YAML file of nodes and hardware (pangu_sigma/planner/cluster.py)"
     )
-    parser.add_argument("--nodes", type=positive, metavar="N", help="nodes (default: the fewest that hold all experts)")
+    parser.add_argument(
+        "--nodes",
+        type=positive,
+        metavar="N",
+        help="nodes (default: parallel.nodes, else the fewest that hold all experts)",
+    )
     parser.add_argument(
         "--devices-per-node", type=positive, metavar="M", help="ranks a node (default: parallel.ranks_per_node)"
     )

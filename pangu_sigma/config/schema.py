@@ -339,6 +339,12 @@ class ParallelConfig:
     ranks_per_node: Optional[int] = key(
         None, "ranks a node; null: all of them; give it to let one machine play several nodes", minimum=1
     )
+    nodes: Optional[int] = key(
+        None,
+        "nodes that `plan` takes unless told otherwise; null: the fewest that hold all experts. A job runs on as many "
+        "as are started",
+        minimum=1,
+    )
 
 
 @dataclass(frozen=True)

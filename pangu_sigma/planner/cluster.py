@@ -75,7 +75,7 @@ def cluster_of(
 
     Args:
         config: of the job.
-        nodes: None: the fewest that hold one copy of the experts.
+        nodes: None: `parallel.nodes`, else the fewest that hold one copy of the experts.
         devices_per_node: None: `parallel.ranks_per_node`, else as the hardware has.
         hardware: as in `ClusterFile`.
 
@@ -90,7 +90,8 @@ def cluster_of(
             f"--devices-per-node is {devices_per_node} and parallel.ranks_per_node {wanted}; expected the same, or null"
         )
     devices = devices_per_node or wanted or machine.devices_per_node
-    return Cluster(nodes or -(-parallel.expert * parallel.tensor // devices), devices, machine)
+    fewest = -(-parallel.expert * parallel.tensor // devices)
+    return Cluster(nodes or parallel.nodes or fewest, devices, machine)
 
 
 def default_hardware(config: Config) -> str:

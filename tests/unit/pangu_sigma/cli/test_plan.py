@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ import yaml
 from pangu_sigma.cli.main import main
 from pangu_sigma.config.load import load_config
 from pangu_sigma.config.validate import validate
+from pangu_sigma.planner.cluster import cluster_of
+from pangu_sigma.planner.plan import make_plan
 
 ASCEND = {
+    "pangu_sigma_small_8": 8,
     "pangu_sigma_2.6b_8": 8,
     "pangu_sigma_38b_64": 64,
     "pangu_sigma_38b_128": 128,
@@ -38,13 +42,26 @@ def test_shipped_configurations_are_all_tested():
 
 @pytest.mark.parametrize(("name", "ranks"), ASCEND.items())
 def test_shipped_configurations(name, ranks, capsys):
-    """They validate for the ranks in their names, and the plan counts as many; 80 columns."""
+    """They validate for the ranks in their names, and the plan counts as many without being told; 80 columns."""
     path = f"configs/ascend/{name}.yaml"
     validate(load_config(path), ranks)
-    assert main(["plan", path, "--nodes", str(ranks // 8)]) == 0
+    assert main(["plan", path]) == 0
     text = capsys.readouterr().out
     assert f"{ranks} ranks on {ranks // 8} node" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*Path("configs").glob("*.yaml"), *Path("configs/ascend").glob("*.yaml")]), ids=str
+)
+def test_every_shipped_configuration_fits_what_its_header_names(path):
+    """As it is, with the margin for fragmentation; and its header says why its degrees are what they are."""
+    config = load_config(path, ["runtime.device=cpu"] if path.parent.name == "configs" else [])
+    plan = make_plan(config, cluster_of(config, None, None, None))
+    header = "".join(takewhile(lambda line: line.startswith("#"), path.open(encoding="utf-8")))
+    assert plan.hardware.name.rpartition("-core ")[2] in header and "Degrees: " in header
+    assert plan.fits, f"{plan.memory.total / 1e9:.1f} of {plan.capacity / 1e9:.1f} GB"
+    assert plan.memory.fragmentation > 0 or plan.hardware.chip is None
 
 
 def test_a_plan_as_json(config_file, capsys):
@@ -69,7 +86,7 @@ def test_what_does_not_fit_is_said_with_a_way_out(capsys):
     rows = ["--set", "train.micro_batch_size=4"]
     assert main(["plan", "configs/ascend/pangu_sigma_38b_128.yaml", "--nodes", "16", *ON_910A, *rows]) == 0
     text = capsys.readouterr().out
-    settings = "--hardware 910b --set runtime.chip=910b\n  --set runtime.hccl.unchecked_all_to_all=false ("
+    settings = "--set optimizer.shard=data_parallel --set train.recompute=all\n  --set train.micro_batch_size=1 "
     assert "DOES NOT FIT" in text and f"the nearest change that fits:\n  {settings}" in text
 
 

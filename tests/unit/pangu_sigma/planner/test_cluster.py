@@ -17,11 +17,13 @@ from pangu_sigma.planner.hardware import load_hardware
         ((None, 4), {"expert": 8}, (2, 4)),
         ((None, None), {"expert": 4, "tensor": 2, "ranks_per_node": 2}, (4, 2)),
         ((2, 2), {"ranks_per_node": 2}, (2, 2)),
+        ((None, None), {"expert": 4, "ranks_per_node": 2, "nodes": 6}, (6, 2)),
+        ((3, None), {"expert": 4, "ranks_per_node": 2, "nodes": 6}, (3, 2)),
     ],
 )
 def test_clusters_of_the_command_line(given, parallel, expected):
-    """Without numbers: the configuration's ranks a node, else the hardware's; as many nodes as hold the experts
-    once.
+    """Without numbers: the configuration's nodes and ranks a node; else the hardware's, and as many nodes as hold the
+    experts once.
     """
     cluster = cluster_of(config_from_dict({"parallel": parallel}), *given, "cpu")
     assert (cluster.nodes, cluster.devices_per_node) == expected
