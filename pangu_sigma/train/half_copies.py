@@ -110,6 +110,6 @@ class Differentiated(NamedTuple):
     twice: Tuple[int, ...] = ()
 
     @property
-    def count(self) -> int:
+    def gradients(self) -> int:
         """Gradients that there are."""
         return len(self.parameters) - len(self.twice)

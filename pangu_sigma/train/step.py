@@ -171,7 +171,7 @@ class BatchGradients(nn.Cell):
         read = Differentiated(list(parameters)) if copies is None else copies.differentiated(parameters)
         carriers = [] if overlap is None else overlap.carriers
         self.parameters = ParameterTuple(carriers + read.parameters[len(carriers) :])
-        self.count, self.twice = read.count, read.twice
+        self.count, self.twice = read.gradients, read.twice
         self.differentiate = ops.value_and_grad(objective, None, self.parameters, has_aux=True)
         self.registers = register is not None
         self.register = nn.Identity() if register is None else register

@@ -239,12 +239,10 @@ REFUSED = [
 ELSEWHERE = {
     "parallel.expert",
     "parallel.tensor",
-    "parallel.all_to_all",
     "moe.dispatch.group_wise",  # tests/distributed/test_checkpoints.py
     "parallel.all_to_all",
     "parallel.bucket_mb",
     "parallel.reduce_precision",  # how ranks exchange: no part of what a run is
-    "runtime.chip",
     "runtime.mode",  # the last test of this file
     "train.tracker",
     "train.output_dir",

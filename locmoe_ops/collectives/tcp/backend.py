@@ -178,7 +178,7 @@ class _Bucket:
     ) -> None:
         ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
         self._places = [slice(end - math.prod(shape), end) for shape, end in zip(shapes, ends)]
-        self._vector = np.empty(ends[-1], wire)
+        self._vector: np.ndarray = np.empty(ends[-1], wire)
         self._start = start
         self._missing = len(shapes)
         self._operation: Operation | None = None

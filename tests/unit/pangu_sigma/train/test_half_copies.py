@@ -146,7 +146,7 @@ def test_all_that_reads_a_copy_is_differentiated_by_it(networks):
     parameters = network.trainable_params()
     copies = HalfCopies(network, engine_module.dtype.float16)
     read = copies.differentiated(parameters)
-    assert read.count == len(parameters) and len(read.twice) == 1
+    assert read.gradients == len(parameters) and len(read.twice) == 1
     word = parameters[read.twice[0]]
     assert word.name == "embedding.word" and read.parameters[read.twice[0]] is word
     for parameter, other in zip(parameters, read.parameters):
