@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+import mindspore as ms
 from mindspore import Tensor
 from mindspore.train import mind_ir_pb2
 
@@ -32,6 +33,8 @@ def config_of(networks, part):
 @pytest.fixture(scope="module")
 def differentiated(networks):
     """By part: the Cell that gives value, sums and gradients, whose weights are the same."""
+
+    ms.set_context(mode=ms.GRAPH_MODE)
 
     def build(part):
         config = config_of(networks, part)
@@ -101,10 +104,11 @@ def kept_shapes(folder, scope):
     return [shape for shape in kept.values() if np.prod(shape) > 36]  # numbers a token, and fewer, apart
 
 
-def test_a_dense_layer_keeps_the_residual_stream_before_each_half_alone(exported):
-    """What it leaves to the next layer, and what is between its halves; its input is the embedding's."""
+def test_a_dense_layer_keeps_no_scores_and_no_inner_features(exported):
+    """But masks of dropout; where only some layers are recomputed, MindSpore was seen to keep maps of heads as well."""
     whole = kept_shapes(exported["none"], "blocks-CellList/0-Block")
     assert (36, 20) in whole and any(shape[-2:] == (12, 12) for shape in whole) and len(whole) > 8
-    for part in ("all", 1):
-        assert kept_shapes(exported[part], "blocks-CellList/0-Block") == [(36, 16)] * 2
+    assert kept_shapes(exported["all"], "blocks-CellList/0-Block") == [(36, 16)] * 2
+    lowest = kept_shapes(exported[1], "blocks-CellList/0-Block")
+    assert (36, 20) not in lowest and not any(shape[-2:] == (12, 12) for shape in lowest)
     assert (36, 20) in kept_shapes(exported["attention"], "blocks-CellList/0-Block")
