@@ -174,9 +174,7 @@ def layer_memory(job: PlannedJob, parts: Optional[Sequence[str]] = None) -> list
         feed_forward = all_of_it - _attention(job) - asks
         kept, anew = row * (3 if asks else 1), feed_forward
         if part == "all" and job.is_sparse(index):
-            inputs = (ITEM - job.compute_item) * expert_rows(job) * job.config.model.hidden_size  # before they are cast
-            anew += inputs
-            feed_forward += inputs - 2 * job.compute_item * expert_rows(job) * (job.inner // job.topology.tensor)
+            feed_forward -= 2 * job.compute_item * expert_rows(job) * (job.inner // job.topology.tensor)
         elif part == "all":
             feed_forward = row
         found.append(LayerMemory(kept + feed_forward, max(kept + anew, attention)))

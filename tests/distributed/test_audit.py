@@ -109,7 +109,7 @@ def test_a_device_that_saturates_is_asked_for_overflows(wrong):
 
 def test_counts_of_ragged_dispatch_are_what_leaves_the_device(wrong):
     """There and back and the same for gradients, a layer; counts once, gathered. Experts on the rows that arrived: no
-    product of a region's size is left.
+    product of a region's size is left, but those of attention, scores and mixing.
     """
     job = audited_job(config_from_dict(RAGGED), 1, 2)
     ranks = read_ranks(job, wrong / "ragged")
@@ -122,7 +122,8 @@ def test_counts_of_ragged_dispatch_are_what_leaves_the_device(wrong):
         node.op_type.removeprefix("REF::").partition(":")[0] for node in model_of(wrong / "ragged").graph.node
     )
     assert operations["AlltoAllVC"] == 4 * job.sparse_layers and operations["AlltoAllV"] == 0
-    assert operations["GroupedMatmulV4"] == 6 * job.sparse_layers and operations["BatchMatMul"] == 0
+    assert operations["GroupedMatmulV4"] == 6 * job.sparse_layers
+    assert operations["BatchMatMul"] == 6 * (job.sparse_layers + 1)
 
 
 def test_generation_sums_over_ranks_on_the_device(wrong):
