@@ -74,7 +74,7 @@ def test_ragged_by_hand():
     assert (slots.capacity, slots.send_rows, slots.counted) == (40, 20, False)
     assert spec.slots(setup_of(top_k=2, ragged_limit=1.26)).capacity == 26  # 25.2 rows
     *_, counts = spec.exchanges(setup, slots)
-    assert (counts.operation, counts.rows, counts.carries, counts.backward) == ("all_to_all", 8, COUNTS, False)
+    assert (counts.operation, counts.rows, counts.carries, counts.backward) == ("all_gather", 8, COUNTS, False)
 
 
 def test_shares_are_gathered_at_home_and_at_the_experts():

@@ -65,7 +65,8 @@ def every_router():
     network = PanGuSigma(context)
     for index, router in enumerate(ROUTERS):
         own = replace(context, config=_config(router))
-        network.blocks[1 + index].feed_forward = build_sparse_layer(own, index)
+        block = network.blocks[1 + index]
+        block.feed_forward = block.normed_feed_forward.layer = build_sparse_layer(own, index)
     network.routes_by_word = True
     generator = np.random.default_rng(0)
     for parameter in network.trainable_params():

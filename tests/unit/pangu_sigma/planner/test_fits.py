@@ -96,7 +96,7 @@ def test_larger_hardware_where_no_keys_are_enough():
     shipped = load_config("configs/ascend/pangu_sigma_1085b_512.yaml")
     # The 910A would not be planned at all with tokens sent by all-to-all, or with fused kernels.
     shipped = with_value(shipped, "parallel.all_to_all", "gathered")
-    shipped = with_value(with_value(shipped, "runtime.fused", FusedConfig()), "train.micro_batch_size", 4)
+    shipped = with_value(with_value(shipped, "runtime.fused", FusedConfig()), "train.micro_batch_size", 2)
     for chip, expected in (("auto", ("--hardware 910b",)), ("910a", ("--hardware 910b", "--set runtime.chip=910b"))):
         config = with_value(shipped, "runtime.chip", chip)
         cluster = cluster_of(config, 64, None, "910a")
