@@ -12,43 +12,17 @@ import numpy as np
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.draws import normal_part
-from locmoe_ops.functions import activation
 from locmoe_ops.fused import GroupedProduct, GroupedRows
+from locmoe_ops.kernels import CPU, KernelSet
 from locmoe_ops.tensor_parallel import SplitRegion, marked, slice_of, whole_shape
 
 
-class AddBatchBias(nn.Cell):
-    """Adds each expert's bias to its rows. The gradient sums over rows by a product with ones, on CPU ten times as fast
-    as ReduceSum over a middle dimension.
-
-    Args:
-        terms: the result is one of this many terms of a sum, each of which holds an equal part of the bias; as the
-            gradient of a sum is that of each term, each has the bias's whole gradient nevertheless.
-
-    Inputs: x <float>[L, s, n]; bias <float>[L, 1, n]. Output: <float>[L, s, n].
-    """
-
-    def __init__(self, terms: int = 1) -> None:
-        super().__init__()
-        self.terms = terms
-        self.matmul = ops.BatchMatMul()
-
-    def construct(self, x: Tensor, bias: Tensor) -> Tensor:
-        return x + bias if self.terms == 1 else x + bias * (1.0 / self.terms)
-
-    def bprop(self, x: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> Tuple[Tensor, Tensor]:
-        """The gradients of `x` and `bias` from that of `out`, `dout`."""
-        return dout, self.matmul(
-            ops.ones((x.shape[0], 1, x.shape[1]), dout.dtype), dout
-        )  # (L, 1, n) <- (L, 1, s), (L, s, n)
-
-
 class AddRowBias(nn.Cell):
-    """`AddBatchBias` for rows of all experts behind each other: a product with the rows' experts, hence so is the
-    gradient.
+    """`locmoe_ops.kernels.AddBatchBias` for rows of all experts behind each other: a product with the rows' experts,
+    hence so is the gradient.
 
     Args:
-        terms: see `AddBatchBias`.
+        terms: see `locmoe_ops.kernels.AddBatchBias`.
 
     Inputs: x <float>[R, n]; bias <float>[L, 1, n]; member <float>[R, L], 1 where a row is an expert's. Output:
     <float>[R, n].
@@ -77,10 +51,12 @@ class ExpertKernels:
 
     Attributes:
         compute_dtype: of the matmuls; parameters stay float32. fused: by Ascend's fused kernel, see `GroupedProduct`.
+        forms: of the other operations, by device.
     """
 
     compute_dtype: dtype.Type = dtype.float32
     fused: bool = False
+    forms: KernelSet = CPU
 
 
 class ExpertBank(nn.Cell):
@@ -124,9 +100,9 @@ class ExpertBank(nn.Cell):
         self.b_out = _zeros((count, 1, hidden_size), "b_out")
         self.read_w_in, self.read_b_in = nn.Identity(), nn.Identity()
         self.read_w_out, self.read_b_out = nn.Identity(), nn.Identity()
-        self.act = activation(act)
-        self.add_bias = AddBatchBias()
-        self.add_output_bias = AddBatchBias(tensor.size)
+        self.act = kernels.forms.activation(act)
+        self.add_bias = kernels.forms.add_batch_bias(1)
+        self.add_output_bias = kernels.forms.add_batch_bias(tensor.size)
         self.copy_in = region.copy_in or nn.Identity()
         self.reduce_out = region.reduce_out or nn.Identity()
         self.matmul = GroupedProduct() if kernels.fused else ops.BatchMatMul()

@@ -1,13 +1,10 @@
-"""Functions of tensors that need care on some backend, activations of feed-forward networks, order without data."""
+"""Functions of tensors that need care on some backend, and order without data."""
 
-import math
 from typing import List, Tuple
 
 import numpy as np
 
 from mindspore import Tensor, dtype, nn, ops
-
-from locmoe_ops.errors import InputError
 
 
 def log(x: Tensor) -> Tensor:
@@ -46,36 +43,19 @@ def sortable_bits(x: Tensor) -> Tensor:
     return ops.select(x < 0.0, -bits, bits)
 
 
-class ErfGeLU(nn.Cell):
-    """x * Phi(x), the exact GeLU (arXiv 1606.08415)."""
-
-    def construct(self, x: Tensor) -> Tensor:
-        return x * (ops.erf(x * (1.0 / math.sqrt(2.0))) + 1.0) * 0.5
-
-
-class TanhGeLU(nn.Cell):
-    """The tanh form of GeLU; 0.5 * (1 + tanh(u)) is sigmoid(2u), one operator instead of three."""
-
-    def construct(self, x: Tensor) -> Tensor:
-        scale = 2.0 * math.sqrt(2.0 / math.pi)
-        return x * ops.sigmoid(x * (x * x * (0.044715 * scale) + scale))
+def choice_major(values: Tensor) -> Tensor:
+    """(k * T,) <- `values` (T, k): all first choices in the order of tokens, then all second ones."""
+    if values.shape[1] == 1:
+        return values.reshape(-1)  # (T,) <- (T, 1), which is no copy
+    return values.T.reshape(-1)  # (k * T,) <- (k, T) <- (T, k)
 
 
-class FastGeLU(nn.Cell):
-    """x * sigmoid(1.702 x), PanGu-alpha's activation."""
-
-    def construct(self, x: Tensor) -> Tensor:
-        return x * ops.sigmoid(x * 1.702)
-
-
-ACTIVATIONS = {"gelu": ErfGeLU, "gelu_tanh": TanhGeLU, "fast_gelu": FastGeLU, "relu": nn.ReLU}
-
-
-def activation(name: str) -> nn.Cell:
-    """The activation called `name`, elementwise on any shape and float dtype. Raises InputError if there is none."""
-    if name not in ACTIVATIONS:
-        raise InputError(f"activation: found '{name}', expected one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]()
+def swap_first(x: Tensor) -> Tensor:
+    """(b, a, c, d) <- `x` (a, b, c, d); no copy where either is 1."""
+    first, second, rows, width = x.shape
+    if first == 1 or second == 1:
+        return x.reshape(second, first, rows, width)  # (b, a, c, d) <- (a, b, c, d)
+    return x.transpose(1, 0, 2, 3)  # (b, a, c, d) <- (a, b, c, d)
 
 
 class ControlDependency(nn.Cell):

@@ -16,6 +16,7 @@ from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import InputError
+from locmoe_ops.kernels import CPU, KernelSet
 from locmoe_ops.router_registry import load_router
 from locmoe_ops.routers.hash_maps import NodesOfIds, layer_hash_tables
 from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table, nodes_of_experts
@@ -70,6 +71,7 @@ class RouterContext:
         rules_change: whether rules of locality are to be switched off at times (see `Router.set_locality_rules`).
         domains: D, of the text.
         id_nodes: <int>[G, vocab_size], the node of the layout that each id belongs to by the documents it occurs in.
+        kernels: forms of operations for the device.
     """
 
     name: str
@@ -89,6 +91,7 @@ class RouterContext:
     rules_change: bool = False
     domains: int = 1
     id_nodes: Optional[np.ndarray] = None
+    kernels: KernelSet = CPU
 
     @property
     def rng_stream(self) -> int:
@@ -216,7 +219,9 @@ class Router(nn.Cell):
 
     def construct(self, x: Tensor, tokens: RouterTokens) -> RoutingResult:
         choice, weight, probabilities = self.select(x, tokens)
-        expert = choice + (tokens["group"] * self.per_group).reshape(-1, 1)  # (T, k) <- (T, k) + (T, 1)
+        expert = choice
+        if self.num_groups > 1:
+            expert = choice + (tokens["group"] * self.per_group).reshape(-1, 1)  # (T, k) <- (T, k) + (T, 1)
         aux_loss, locality_loss = self.losses(expert, probabilities, tokens)
         routing: RoutingResult = {
             "expert": expert,
@@ -308,12 +313,16 @@ class RoutingStatistics(nn.Cell):
 
     def construct(self, expert: Tensor, probabilities: Tensor, group: Tensor, home: Tensor) -> Tuple[Tensor, Tensor]:
         chosen = one_hot(expert.reshape(-1), self.num_experts)  # (T*k, E) <- (T, k)
-        counts = chosen.reshape(-1, self.top_k, self.num_experts).sum(1) / self.top_k  # (T, E) <- (T, k, E)
-        spread = one_hot(group, self.num_groups).expand_dims(-1) * probabilities.expand_dims(1)  # (T, G, n)
-        spread = spread.reshape(-1, self.num_experts)  # (T, E) <- (T, G, n)
+        counts, spread = chosen, probabilities
+        if self.top_k > 1:
+            counts = chosen.reshape(-1, self.top_k, self.num_experts).sum(1) / self.top_k  # (T, E) <- (T, k, E)
+        if self.num_groups > 1:
+            spread = one_hot(group, self.num_groups).expand_dims(-1) * probabilities.expand_dims(1)  # (T, G, n)
+            spread = spread.reshape(-1, self.num_experts)  # (T, E) <- (T, G, n)
         member = one_hot(ops.floor_div(home, self.ranks_per_statistics_group), self.statistics_groups)  # (T, S)
         sums = self.reduce(self.matmul(member, ops.concat((counts, spread), 1)))  # (S, 2E) <- (T, S), (T, 2E)
-        return sums[:, : self.num_experts], sums[:, self.num_experts :]
+        counts, spread = ops.split(sums, (self.num_experts, self.num_experts), 1)  # (S, E) each <- (S, 2E)
+        return counts, spread
 
 
 class DomainStatistics(nn.Cell):

@@ -66,13 +66,14 @@ def _grouped(out: tuple[int, ...], read: Sequence[tuple[int, ...]]) -> float:
 
 
 def _flash_attention(out: tuple[int, ...], read: Sequence[tuple[int, ...]]) -> float:
-    """Scores and mixing, of queries [B, H, S, D] and keys [B, H, L, D]."""
-    return 2.0 * 2.0 * math.prod(read[0]) * read[1][2]
+    """Scores and mixing, of queries [B, H, S, D] and keys [B, H, L, D], or [B, S, H * D] and [B, L, H * D]."""
+    return 2.0 * 2.0 * math.prod(read[0]) * read[1][-2]
 
 
 _COSTS: dict[str, Any] = {
     "MatMul": _matmul,
     "BatchMatMul": _matmul,
+    "Dense": _matmul,  # of its inputs the first two
     "GroupedMatmulV4": _grouped,
     "GroupedMatmul": _grouped,
     "FlashAttentionScore": _flash_attention,

@@ -11,7 +11,7 @@ from typing import NamedTuple, Sequence
 
 CLEAR, READ = "NPUClearFloatStatusV2", "NPUGetFloatStatusV2"
 PRODUCTS: tuple[str, ...] = ("MatMul", "BatchMatMul", "MatMulExt", "BatchMatMulExt", "GroupedMatmulV4", "GroupedMatmul")
-PRODUCTS += ("FlashAttentionScore", "FlashAttentionScoreGrad")
+PRODUCTS += ("Dense", "FlashAttentionScore", "FlashAttentionScoreGrad")
 
 
 class GraphNode(NamedTuple):

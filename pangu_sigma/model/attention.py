@@ -14,7 +14,6 @@ from mindspore import Tensor, dtype, nn, ops
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
 from locmoe_ops.random import SeededDropout
-from locmoe_ops.recompute import BackwardPart, ForwardPart, OwnGradient
 from pangu_sigma.model.dims import BatchContext, ModelDims
 from pangu_sigma.model.layers import Linear, column_parallel, row_parallel
 
@@ -83,40 +82,6 @@ def write_rows(cache: Tensor, new: Tensor, places: Tensor) -> Tensor:
     return flat.reshape(cache.shape)  # (B, H, L, D) <- (B * H * L, D)
 
 
-class SoftmaxRows(OwnGradient):
-    """Softmax over the last of two dimensions. The gradient is MindSpore's own formula; in two dimensions its sum over
-    rows runs on the CPU kernel that needs no transposed copy.
-
-    Input: scores <float32>[N, S]. Output: <float32>[N, S].
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.softmax = ForwardPart(ops.Softmax(-1))
-        self.backward = _SoftmaxBackward()
-
-    def construct(self, scores: Tensor) -> Tensor:
-        return self.softmax(scores)
-
-    def bprop(self, scores: Tensor, out: Tensor, dout: Tensor) -> Tuple[Tensor]:
-        """The gradient of `scores` <float32>[N, S] from that of `out`, `dout`."""
-        return (self.backward(out, dout),)
-
-
-class _SoftmaxBackward(BackwardPart):
-    """The gradient of `SoftmaxRows`.
-
-    Inputs: out, dout <float32>[N, S], its output and that's gradient. Output: the gradient of the scores.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sum = ops.ReduceSum(keep_dims=True)
-
-    def construct(self, out: Tensor, dout: Tensor) -> Tensor:
-        return (dout - self.sum(dout * out, -1)) * out
-
-
 class AttentionCore(nn.Cell):
     """softmax(Q K^T / sqrt(D) + mask) V; the softmax in float32.
 
@@ -133,7 +98,7 @@ class AttentionCore(nn.Cell):
         self.scale = 1.0 / math.sqrt(dims.head_size)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
-        self.softmax = SoftmaxRows()
+        self.softmax = dims.kernels.softmax_rows()
         length = dims.local_heads * dims.sequence_length**2
         self.dropout = SeededDropout(dims.attention_dropout, length, salt, start=dims.tensor.index * length)
 
@@ -156,15 +121,29 @@ class FlashCore(nn.Cell):
     Args:
         dims: sizes.
 
-    Inputs (query, key, value, mask, seeds) and output: as `AttentionCore`.
+    Inputs (query, key, value, mask, seeds) and output: as `AttentionCore`. Without a cache `mix_rows` takes them as the
+    projections leave them, and no head is transposed.
     """
 
     def __init__(self, dims: ModelDims) -> None:
         super().__init__()
         self.width = dims.local_heads * dims.head_size
         scale = 1.0 / math.sqrt(dims.head_size)
+        self.rows = FlashAttentionScore(dims.local_heads, scale_value=scale, next_tokens=0, input_layout="BSH")
         self.causal = FlashAttentionScore(dims.local_heads, scale_value=scale, next_tokens=0, input_layout="BNSD")
         self.cached = FlashAttentionScore(dims.local_heads, scale_value=scale, input_layout="BNSD")
+
+    def mix_rows(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """<float>[T, H * D]: what `construct` makes of the same query, key and value.
+
+        Args:
+            query, key, value: <float>[T, H * D]. mask: <float32>[B, 1, S, S].
+        """
+        shape = (mask.shape[0], mask.shape[2], self.width)
+        barred = ops.cast(mask < 0.0, dtype.uint8)
+        query, key, value = query.reshape(shape), key.reshape(shape), value.reshape(shape)  # (B, S, H * D) each
+        _, _, _, mixed = self.rows(query, key, value, None, None, None, barred, None)
+        return mixed.reshape(-1, self.width)  # (T, H * D) <- (B, S, H * D)
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
         barred = ops.cast(mask < 0.0, dtype.uint8)
@@ -185,7 +164,7 @@ def qkv_projection(dims: ModelDims, has_bias: bool = True) -> Linear:
     return Linear(
         dims.hidden_size,
         dims.hidden_size,
-        dims.compute_dtype,
+        dims.arithmetic,
         has_bias=has_bias,
         sharding=column_parallel(dims.tensor),
     )
@@ -194,7 +173,7 @@ def qkv_projection(dims: ModelDims, has_bias: bool = True) -> Linear:
 def output_projection(dims: ModelDims, tag: str) -> Linear:
     """From this rank's heads to the residual stream, summed over the tensor-parallel group; `tag` names the sum."""
     return Linear(
-        dims.hidden_size, dims.hidden_size, dims.compute_dtype, residual=True, sharding=row_parallel(dims.tensor, tag)
+        dims.hidden_size, dims.hidden_size, dims.arithmetic, residual=True, sharding=row_parallel(dims.tensor, tag)
     )
 
 
@@ -230,6 +209,7 @@ class Attention(nn.Cell):
         self.key = qkv_projection(dims, has_bias=False)
         self.value = qkv_projection(dims)
         self.core = FlashCore(dims) if dims.flash_attention else AttentionCore(dims, salt)
+        self.mixes_rows = dims.flash_attention
         self.project = output_projection(dims, tag)
 
     def construct(
@@ -244,8 +224,10 @@ class Attention(nn.Cell):
         # Cast before the way in, whose gradient is summed over the group: the sum has the type of what it is of.
         x = self.copy_in(ops.cast(x, self.compute_dtype))
         asking = x if learned_query is None else self.copy_in_query(ops.cast(learned_query, self.compute_dtype))
-        query, key = split_heads(self.query(asking), heads), split_heads(self.key(x), heads)
-        value = split_heads(self.value(x), heads)
+        query, key, value = self.query(asking), self.key(x), self.value(x)
+        if self.mixes_rows and cache is None:
+            return self.project(self.core.mix_rows(query, key, value, context["mask"])), {}
+        query, key, value = split_heads(query, heads), split_heads(key, heads), split_heads(value, heads)
         kept: Dict[str, Tensor] = {}
         if cache is not None:
             kept = extend_cache(cache, key, value)

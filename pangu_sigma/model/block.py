@@ -9,7 +9,6 @@ from typing import Any, Dict, Optional, Tuple, TypedDict
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.dispatch.base import Dispatcher
-from locmoe_ops.functions import activation
 from locmoe_ops.random import SeededDropout
 from pangu_sigma.model.attention import Attention, KeyValueCache
 from pangu_sigma.model.dims import BatchContext, ModelDims
@@ -30,12 +29,12 @@ class FeedForward(nn.Cell):
     def __init__(self, dims: ModelDims, index: int = 0) -> None:
         super().__init__()
         tensor, tag = dims.tensor, f"tensor/feed-forward {index}"
-        width, inner, kind = dims.hidden_size, dims.ffn_hidden_size, dims.compute_dtype
-        self.compute_dtype = kind
+        width, inner, how = dims.hidden_size, dims.ffn_hidden_size, dims.arithmetic
+        self.compute_dtype = dims.compute_dtype
         self.copy_in = tensor.copy_in(tag)
-        self.w_in = Linear(width, inner, kind, sharding=column_parallel(tensor))
-        self.act = activation(dims.activation)
-        self.w_out = Linear(inner, width, kind, residual=True, sharding=row_parallel(tensor, tag))
+        self.w_in = Linear(width, inner, how, sharding=column_parallel(tensor))
+        self.act = dims.kernels.activation(dims.activation)
+        self.w_out = Linear(inner, width, how, residual=True, sharding=row_parallel(tensor, tag))
 
     def construct(
         self, x: Tensor, tokens: Dict[str, Tensor], dispatcher: Optional[Dispatcher] = None
@@ -92,9 +91,9 @@ class Block(nn.Cell):
 
     def __init__(self, dims: ModelDims, index: int, feed_forward: nn.Cell) -> None:
         super().__init__()
-        self.attention_norm = LayerNorm(dims.hidden_size, dims.epsilon)
+        self.attention_norm = LayerNorm(dims.hidden_size, dims.epsilon, dims.kernels)
         self.attention = Attention(dims, 4 * index + 2, self.has_learned_query)
-        self.ffn_norm = LayerNorm(dims.hidden_size, dims.epsilon)
+        self.ffn_norm = LayerNorm(dims.hidden_size, dims.epsilon, dims.kernels)
         self.feed_forward = feed_forward
         row = dims.sequence_length * dims.hidden_size
         self.attention_dropout = SeededDropout(dims.hidden_dropout, row, salt=4 * index + 3)

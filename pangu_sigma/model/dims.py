@@ -9,9 +9,12 @@ from typing import Dict, TypedDict
 
 from mindspore import Tensor, dtype
 
+from locmoe_ops.kernels import CPU, KernelSet, kernel_set
 from locmoe_ops.tensor_parallel import ALONE, TensorGroup
+from pangu_sigma.config.ascend import resolve_runtime
 from pangu_sigma.config.derived import ffn_hidden_size
 from pangu_sigma.config.schema import Config
+from pangu_sigma.model.layers import Arithmetic
 
 _DTYPES = {"fp32": dtype.float32, "fp16": dtype.float16, "bf16": dtype.bfloat16}
 
@@ -46,6 +49,7 @@ class ModelDims:
         compute_dtype: of the matmuls; parameters stay float32.
         flash_attention: Ascend's fused kernel in place of scores, softmax and mixing.
         tensor: the ranks that share out heads, inner features and words among themselves.
+        kernels: forms of elementary operations for the device.
     """
 
     sequences: int
@@ -63,6 +67,12 @@ class ModelDims:
     compute_dtype: dtype.Type
     flash_attention: bool = False
     tensor: TensorGroup = ALONE
+    kernels: KernelSet = CPU
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """Of the linear maps."""
+        return Arithmetic(self.compute_dtype, self.kernels)
 
     @property
     def tokens(self) -> int:
@@ -110,4 +120,5 @@ def model_dims(config: Config, sequences: int, vocab_size: int, domains: int, te
         compute_dtype=_DTYPES[config.runtime.precision],
         flash_attention=config.runtime.fused.attention,
         tensor=tensor,
+        kernels=kernel_set(resolve_runtime(config).runtime.device),
     )

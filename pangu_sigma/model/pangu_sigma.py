@@ -49,7 +49,7 @@ class PanGuSigma(nn.Cell):
             + [Block(dims, dense + i, build_sparse_layer(context, i)) for i in range(sparse)]
         )
         self.norm_before_query = model.final_norm == "before_query"
-        self.final_norm = LayerNorm(dims.hidden_size, dims.epsilon)
+        self.final_norm = LayerNorm(dims.hidden_size, dims.epsilon, dims.kernels)
         top = build_sparse_layer(context, sparse) if model.sparse_query_layer else FeedForward(dims, dense + sparse)
         self.query_layer = QueryBlock(dims, dense + sparse, top)
         self.routes_by_word = any(

@@ -119,7 +119,7 @@ def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
         shape.hidden_size,
         shape.ffn_hidden_size,
         shape.activation,
-        ExpertKernels(shape.compute_dtype, context.config.runtime.fused.experts),
+        ExpertKernels(shape.compute_dtype, context.config.runtime.fused.experts, shape.kernels),
         expert_region(context, layer),
     )
     return MoEFeedForward(
@@ -170,6 +170,7 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
             locality_loss_changes=options.locality_loss.initial_weight is not None,
             domains=context.shape.domains,
             id_nodes=context.id_nodes,
+            kernels=context.shape.kernels,
         )
     )
     if moe.dispatch.overflow == "repick":

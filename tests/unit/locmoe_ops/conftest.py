@@ -15,6 +15,14 @@ def graph_mode():
 
 
 @pytest.fixture
+def pynative_mode(graph_mode):
+    """Cells run operator by operator."""
+    import mindspore as ms
+
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+
+
+@pytest.fixture
 def pullback():
     """`pullback(cell, inputs, cotangents, weights=())`: outputs, and gradients of sum <cotangent, output>.
 

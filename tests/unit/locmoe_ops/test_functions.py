@@ -1,54 +1,13 @@
-import math
-
 import numpy as np
 import pytest
-from scipy import special
 
 from mindspore import Tensor, jit
 
-from locmoe_ops.errors import InputError
-from locmoe_ops.functions import activation, sortable_bits
+from locmoe_ops.functions import choice_major, sortable_bits, swap_first
 
 pytestmark = pytest.mark.compiles
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
-
-X = np.concatenate([np.linspace(-12, 12, 481), [-80.0, 80.0]]).astype(np.float32)
-U = math.sqrt(2 / math.pi)
-
-
-def gelu(x):
-    return x * special.ndtr(x), special.ndtr(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
-
-
-def gelu_tanh(x):
-    tanh = np.tanh(U * (x + 0.044715 * x**3))
-    return 0.5 * x * (1 + tanh), 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * U * (1 + 3 * 0.044715 * x**2)
-
-
-def fast_gelu(x):
-    gate = special.expit(1.702 * x)
-    return x * gate, gate + 1.702 * x * gate * (1 - gate)
-
-
-def relu(x):
-    return np.maximum(x, 0), (x > 0).astype(float)
-
-
-@pytest.mark.parametrize(
-    "name, closed_form", [("gelu", gelu), ("gelu_tanh", gelu_tanh), ("fast_gelu", fast_gelu), ("relu", relu)]
-)
-def test_value_and_slope_match_the_closed_form(pullback, name, closed_form):
-    (found,), (slope,), _ = pullback(activation(name), [X], [np.ones_like(X)])
-    value, expected_slope = closed_form(X.astype(np.float64))
-    # float32 rounds to 6e-8 of the largest term in 1 + erf or 1 + tanh, which |x| <= 12 then scales.
-    np.testing.assert_allclose(found, value, rtol=1e-6, atol=2e-6)
-    np.testing.assert_allclose(slope, expected_slope, rtol=1e-6, atol=4e-6)
-
-
-def test_unknown_name_is_told_with_the_choices():
-    with pytest.raises(InputError, match="'swish', expected one of gelu, gelu_tanh, fast_gelu, relu"):
-        activation("swish")
 
 
 def test_sortable_bits_are_those_of_the_number():
@@ -68,3 +27,15 @@ def test_sortable_bits_of_the_largest_numbers_keep_the_order():
     x = np.sort(np.exp2(np.random.default_rng(0).uniform(125, 128, 1000))).astype(np.float32)
     found = jit(sortable_bits)(Tensor(x)).asnumpy().astype(np.int64)
     assert np.array_equal(np.sign(np.diff(found)), np.sign(np.diff(x)))
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+def test_choice_major_puts_first_choices_first(choices):
+    values = np.arange(4 * choices, dtype=np.int32).reshape(4, choices)
+    np.testing.assert_array_equal(jit(choice_major)(Tensor(values)).asnumpy(), values.T.ravel())
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 3, 4, 5), (2, 1, 4, 5)])
+def test_swap_first_is_a_transposition(shape):
+    values = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
+    np.testing.assert_array_equal(jit(swap_first)(Tensor(values)).asnumpy(), values.transpose(1, 0, 2, 3))

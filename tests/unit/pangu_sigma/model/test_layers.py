@@ -4,7 +4,8 @@ import pytest
 import mindspore as ms
 from mindspore import Tensor, dtype
 
-from pangu_sigma.model.layers import LayerNorm, Linear, Normalise, constant
+from locmoe_ops.kernels import Normalise
+from pangu_sigma.model.layers import Arithmetic, LayerNorm, Linear, constant
 
 
 def test_constant_is_filled_float32():
@@ -15,7 +16,7 @@ def test_constant_is_filled_float32():
 
 @pytest.mark.parametrize("compute_dtype, tolerance", [(dtype.float32, 1e-6), (dtype.float16, 5e-3)])
 def test_linear_matches_numpy(networks, numpy_model, pynative_mode, compute_dtype, tolerance):
-    linear = Linear(16, 5, compute_dtype)
+    linear = Linear(16, 5, Arithmetic(compute_dtype))
     networks.randomise(linear, 0)
     x = np.random.default_rng(1).standard_normal((7, 16)).astype(np.float32)
     expected = x.astype(np.float64) @ linear.weight.asnumpy().T + linear.bias.asnumpy()
@@ -57,7 +58,7 @@ def test_layer_norm_of_equal_features_is_its_bias(networks, pynative_mode):
 
 @pytest.mark.parametrize("kind, tolerance", [(dtype.float32, 1e-6), (dtype.float16, 5e-3)])
 def test_linear_gradients_match_the_closed_form(networks, numpy_model, pynative_mode, kind, tolerance):
-    linear = Linear(16, 5, kind)
+    linear = Linear(16, 5, Arithmetic(kind))
     networks.randomise(linear, 0)
     rng = np.random.default_rng(1)
     x, weights = rng.standard_normal((7, 16)).astype(np.float32), rng.standard_normal((7, 5)).astype(np.float32)

@@ -59,7 +59,7 @@ def test_the_step_compiles_with_every_kernel(make_config, tmp_path):
     assert found["MoeTokenPermute"] == found["MoeTokenPermuteGrad"] == 1
     assert found["MoeTokenUnpermute"] + found["InnerMoeTokenUnpermute"] == found["MoeTokenUnpermuteGrad"] == 1
     assert found["BatchMatMul"] == 0  # no score, no product of experts; biases are of rows behind each other
-    assert found["AdamWeightDecay"] > 0  # one kernel a tensor on every device
+    assert found["AdamWeightDecay"] > 0
 
 
 def test_attention_by_kernel_is_attention(make_config):
@@ -76,13 +76,20 @@ def test_attention_by_kernel_is_attention(make_config):
         odds = np.exp(scores - scores.max(-1, keepdims=True))
         return None, None, None, Tensor((odds / odds.sum(-1, keepdims=True) @ value).astype(np.float32))
 
+    def by_rows(kernel, query, key, value, *others):
+        """The kernel, whose queries, keys and values lie position by position, all heads of one together."""
+        split = [Tensor(one.asnumpy().reshape(2, -1, 2, 16).transpose(0, 2, 1, 3)) for one in (query, key, value)]
+        mixed = kernel(*split, *others)[3].asnumpy()
+        return None, None, None, Tensor(mixed.transpose(0, 2, 1, 3).reshape(2, -1, 32))
+
     config = make_config()
     shape, length = model_dims(config, 2, WORDS, 1), config.model.sequence_length
     rng = np.random.default_rng(0)
     query, key, value = (Tensor(rng.standard_normal((2, 2, length, 16)).astype(np.float32)) for _ in range(3))
     mask = attention_mask(Tensor(np.tile(np.arange(length) // (length // 2), (2, 1)).astype(np.int32)))
     fused = FlashCore(shape)
-    assert (fused.causal.next_tokens, fused.cached.next_tokens) == (0, 2147483647)
+    assert (fused.rows.next_tokens, fused.causal.next_tokens, fused.cached.next_tokens) == (0, 0, 2147483647)
+    rows_kernel = partial(kernel, next_tokens=fused.rows.next_tokens)
     fused.causal, fused.cached = partial(kernel, next_tokens=fused.causal.next_tokens), kernel
     seeds = Tensor(np.zeros(2, np.int32))
     ms.set_context(mode=ms.PYNATIVE_MODE)
@@ -93,5 +100,9 @@ def test_attention_by_kernel_is_attention(make_config):
                 core(asking, key, value, seen, seeds).asnumpy() for core in (fused, AttentionCore(shape, 0))
             )
             np.testing.assert_allclose(found, expected, atol=1e-5)  # float32: sums of at most 12 products of order 1
+        fused.rows = lambda *given: by_rows(rows_kernel, *given)
+        projected = [Tensor(one.asnumpy().transpose(0, 2, 1, 3).reshape(-1, 32)) for one in (query, key, value)]
+        expected = AttentionCore(shape, 0)(query, key, value, mask, seeds).asnumpy()
+        np.testing.assert_allclose(fused.mix_rows(*projected, mask).asnumpy(), expected, atol=1e-5)
     finally:
         ms.set_context(mode=ms.GRAPH_MODE)
