@@ -24,6 +24,7 @@ from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup, FixedCa
 from locmoe_ops.dispatch.slots import DispatchContext
 from locmoe_ops.errors import InputError
 from locmoe_ops.experts import ExpertBank
+from locmoe_ops.functions import choice_major
 from locmoe_ops.router_registry import router_spec
 from locmoe_ops.routers.base import (
     LayerTokens,
@@ -150,7 +151,7 @@ class MoEFeedForward(nn.Cell):
     def _report(self, routing: RoutingResult, context: DispatchContext, home: Tensor) -> Dict[str, Tensor]:
         """Losses, and sums over this rank's assignments; `context` is the dispatcher's, `home` <int32>[T]."""
         kept = context["keep_mask"]  # (N, 1), choice-major
-        chosen = one_hot(routing["expert"].T.reshape(-1), self.num_experts)  # (N, E) <- (N,) <- (T, k)
+        chosen = one_hot(choice_major(routing["expert"]), self.num_experts)  # (N, E) <- (N,) <- (T, k)
         finally_taken = one_hot(context["expert"], self.num_experts) if self.repicks else chosen
         nearby = ops.gather(self.local, home, 0)  # (T, E) <- (layout ranks, E), (T,)
         nearby = nearby if self.top_k == 1 else ops.tile(nearby, (self.top_k, 1))  # (N, E) <- (T, E)
@@ -159,7 +160,7 @@ class MoEFeedForward(nn.Cell):
             "locality_loss": routing["locality_loss"],
             "assigned": chosen.sum(0),
             "kept": kept.sum(),
-            "kept_local": ((finally_taken * nearby).sum(1, keepdims=True) * kept).sum(),
+            "kept_local": (finally_taken * kept * nearby).sum(),
             "gate_input": routing["gate_input"],
             "expert": routing["expert"],
         }

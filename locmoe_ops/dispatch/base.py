@@ -13,6 +13,7 @@ from locmoe_ops.dispatch.geometry import DispatchSetup, LayerSlots
 from locmoe_ops.dispatch.group_wise import GatherFromTpRegion, ScatterToTpRegion
 from locmoe_ops.dispatch.repick import RepickingAssignment
 from locmoe_ops.dispatch.slots import DispatchContext, PermuteRows
+from locmoe_ops.functions import choice_major
 
 
 class Dispatcher(nn.Cell):
@@ -109,7 +110,7 @@ class Dispatcher(nn.Cell):
         rows = self.permute(  # (N, d) <- (M, d)
             self.whole(buffer), context["slot"], context["keep_mask"], context["assignment"], context["slot_mask"]
         )
-        scale = scale.T.reshape(-1, 1)  # (N, 1) <- (T, k)
+        scale = choice_major(scale).reshape(-1, 1)  # (N, 1) <- (N,) <- (T, k)
         if second is not None:
             other = second[1].reshape(-1, 1)  # (T, 1) <- (T,)
             other = other if self.top_k == 1 else ops.tile(other, (self.top_k, 1))  # (N, 1) <- (T, 1)

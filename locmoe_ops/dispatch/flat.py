@@ -18,7 +18,7 @@ from locmoe_ops.dispatch.geometry import (
 from locmoe_ops.dispatch.repick import slot_assignment
 from locmoe_ops.dispatch.slots import DispatchContext
 from locmoe_ops.dispatch.specs.flat import flat_slots
-from locmoe_ops.functions import ControlDependency
+from locmoe_ops.functions import ControlDependency, swap_first
 
 
 class FlatDispatcher(Dispatcher):
@@ -60,11 +60,10 @@ class FlatDispatcher(Dispatcher):
             buffer = buffer.reshape(self.ranks, self.local_experts, self.capacity, width)  # (P, L, C, d) <- (M, d)
             buffer = self._with_experts(self.dispatch_a2a(buffer), experts)
             return self.combine_a2a(buffer).reshape(-1, width)  # (M, d) <- (P, L, C, d)
-        # (chunks, P, L, c, d) <- (P, L, chunks, c, d) <- (M, d)
-        parts = buffer.reshape(self.ranks, self.local_experts, self.chunks, -1, width).transpose(2, 0, 1, 3, 4)
-        parts = self._in_chunks(ops.unstack(parts, 0), experts)
-        # (M, d) <- (P, L, chunks, c, d) <- (chunks, P, L, c, d)
-        return ops.stack(parts, 0).transpose(1, 2, 0, 3, 4).reshape(-1, width)
+        # (P, L, chunks, c, d) <- (M, d)
+        buffer = buffer.reshape(self.ranks, self.local_experts, self.chunks, -1, width)
+        parts = self._in_chunks(ops.unstack(buffer, 2), experts)  # chunks * (P, L, c, d)
+        return ops.stack(parts, 2).reshape(-1, width)  # (M, d) <- (P, L, chunks, c, d) <- chunks * (P, L, c, d)
 
     def _in_chunks(self, parts: List[Tensor], experts: Callable[[Tensor], Tensor]) -> List[Tensor]:
         """(P, L, c, d) each -> the same, overlapped."""
@@ -83,9 +82,9 @@ class FlatDispatcher(Dispatcher):
         """(P, L, c, d) from every rank -> the same, for every rank."""
         width = buffer.shape[-1]
         # (L, P * c, d) <- (L, P, c, d) <- (P, L, c, d): the tokens of all ranks for one expert lie together
-        buffer = experts(buffer.transpose(1, 0, 2, 3).reshape(self.local_experts, -1, width))
+        buffer = experts(swap_first(buffer).reshape(self.local_experts, -1, width))
         # (P, L, c, d) <- (L, P, c, d) <- (L, P * c, d)
-        return buffer.reshape(self.local_experts, self.ranks, -1, width).transpose(1, 0, 2, 3)
+        return swap_first(buffer.reshape(self.local_experts, self.ranks, -1, width))
 
 
 def build(collectives: Collectives, setup: DispatchSetup, tag: str) -> FlatDispatcher:

@@ -25,6 +25,7 @@ from typing import Any
 from mindspore import Tensor, nn
 
 from locmoe_ops.collectives.interface import Collectives
+from locmoe_ops.functions import swap_first
 
 
 class ScatterToTpRegion(nn.Cell):
@@ -96,7 +97,7 @@ class AllGatherSlots(nn.Cell):
     def construct(self, slots: Tensor) -> Tensor:
         shape = slots.shape
         shares = self.gather(slots).reshape((self.ranks,) + shape)  # (P, L, s, d) <- (P * L, s, d) <- (L, s, d)
-        return shares.transpose(1, 0, 2, 3).reshape(shape[0], -1, shape[2])  # (L, P * s, d) <- (L, P, s, d)
+        return swap_first(shares).reshape(shape[0], -1, shape[2])  # (L, P * s, d) <- (L, P, s, d)
 
 
 class ReduceScatterSlots(nn.Cell):
@@ -115,5 +116,5 @@ class ReduceScatterSlots(nn.Cell):
 
     def construct(self, slots: Tensor) -> Tensor:
         experts, width = slots.shape[0], slots.shape[2]
-        shares = slots.reshape(experts, self.ranks, -1, width).transpose(1, 0, 2, 3)  # (P, L, s, d) <- (L, P, s, d)
+        shares = swap_first(slots.reshape(experts, self.ranks, -1, width))  # (P, L, s, d) <- (L, P, s, d)
         return self.scatter(shares.reshape(self.ranks * experts, -1, width))  # (L, s, d) <- (P * L, s, d)

@@ -19,7 +19,7 @@ from locmoe_ops.dispatch.repick import slot_assignment
 from locmoe_ops.dispatch.slots import DispatchContext
 from locmoe_ops.dispatch.specs.hierarchical import chunks_of, hierarchical_slots
 from locmoe_ops.errors import InputError
-from locmoe_ops.functions import ControlDependency
+from locmoe_ops.functions import ControlDependency, swap_first
 
 
 class HierarchicalDispatcher(Dispatcher):
@@ -123,9 +123,9 @@ class HierarchicalDispatcher(Dispatcher):
         # (R, L, a, d) <- (R * L * a, d)
         rows = self.own_node_dispatch[number](rows.reshape(self.neighbours, self.local_experts, -1, width))
         # (L, R * a, d) <- (L, R, a, d) <- (R, L, a, d)
-        rows = experts(rows.transpose(1, 0, 2, 3).reshape(self.local_experts, -1, width))
+        rows = experts(swap_first(rows).reshape(self.local_experts, -1, width))
         # (R, L, a, d) <- (L, R, a, d) <- (L, R * a, d)
-        rows = rows.reshape(self.local_experts, self.neighbours, -1, width).transpose(1, 0, 2, 3)
+        rows = swap_first(rows.reshape(self.local_experts, self.neighbours, -1, width))
         return self.own_node_combine[number](rows).reshape(-1, width)  # (R * L * a, d) <- (R, L, a, d)
 
     def _inter_node(self, handle: Tensor, experts: Callable[[Tensor], Tensor]) -> Tensor:

@@ -13,9 +13,10 @@ from mindspore import Tensor, dtype, nn, ops
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.geometry import DispatchSetup
-from locmoe_ops.dispatch.slots import DispatchContext, exclusive_cumsum, slot_permutation
+from locmoe_ops.dispatch.slots import DispatchContext, SlotPermutation, exclusive_cumsum
 from locmoe_ops.dispatch.specs.ragged import ragged_slots, room_for_rows
 from locmoe_ops.errors import InputError
+from locmoe_ops.functions import choice_major
 from locmoe_ops.fused import TokenSort, TokenUnsort
 from locmoe_ops.routers.base import one_hot
 
@@ -124,15 +125,15 @@ class SortedAssignment(nn.Cell):
         super().__init__()
         self.count, self.experts = tokens * top_k, len(position_of) if experts is None else experts
         self.position = Tensor(np.append(position_of, self.experts).astype(np.int32))
-        self.index = Tensor(np.arange(self.count, dtype=np.int32))
+        self.permutation = SlotPermutation(self.count, self.count)
 
     def construct(self, expert: Tensor, weight: Tensor) -> DispatchContext:
-        position = ops.gather(self.position, expert.T.reshape(-1), 0)  # (N,) <- (k, T) <- (T, k)
+        position = ops.gather(self.position, choice_major(expert), 0)  # (N,) <- (T, k)
         chosen = one_hot(position, self.experts)  # (N, E)
         counts = chosen.sum(0)
         start = ops.cumsum(counts, 0) - counts
         slot = ((exclusive_cumsum(chosen) + start) * chosen).sum(1)
-        context = slot_permutation(_whole(slot), position < self.experts, self.index, self.count)
+        context = self.permutation(_whole(slot), position < self.experts)
         context["counts"] = _whole(counts)
         return context
 
@@ -153,7 +154,7 @@ class Regions(nn.Cell):
         super().__init__()
         self.shape = (ranks, local_experts)
         self.pairs, self.room, self.gaps = ranks * local_experts, float(room), region is not None
-        self.slots = room if region is None else local_experts * region
+        self.permutation = SlotPermutation(room, room if region is None else local_experts * region)
         self.first = Tensor(np.arange(local_experts, dtype=np.float32) * (region or 0))
         self.index = Tensor(np.arange(room, dtype=np.int32))
         self.column = Tensor(np.arange(room, dtype=np.float32).reshape(room, 1))  # (R, 1) <- (R,)
@@ -172,7 +173,7 @@ class Regions(nn.Cell):
         # (R,): a pair without rows ends where it begins and is passed over
         pair = ops.searchsorted(whole_ends, self.index, right=True)
         slot = self.index + ops.gather(_whole(shift), ops.minimum(pair, self.pairs - 1), 0)  # (R,) <- (P * L,)
-        context = slot_permutation(slot, self.index < whole_ends[-1], self.index, self.slots)
+        context = self.permutation(slot, self.index < whole_ends[-1])
         if not self.gaps:
             inside = ops.logical_and(self.column >= first, self.column < last)  # (R, L) <- (R, 1), (L,)
             context["sizes"] = ops.cast(sizes, dtype.int64)

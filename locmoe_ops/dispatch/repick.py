@@ -9,6 +9,7 @@ from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.dispatch.geometry import DispatchSetup, SlotTable
 from locmoe_ops.dispatch.slots import DispatchContext, SlotAssignment, Slots, exclusive_cumsum
+from locmoe_ops.functions import choice_major
 from locmoe_ops.routers.base import one_hot
 
 
@@ -36,7 +37,7 @@ class RepickingAssignment(Slots):
         self.no_expert = Tensor(np.full(tokens * top_k, self.experts, np.int32))
 
     def construct(self, expert: Tensor, weight: Tensor, second: Tensor) -> DispatchContext:
-        expert = expert.T.reshape(-1)  # (N,) <- (T, k)
+        expert = choice_major(expert)
         order = self.order(weight)
         rank, chosen = self.rank(expert, order), one_hot(expert, self.experts)
         lost = ops.logical_and(rank >= self.capacity_of(expert), expert < self.experts)

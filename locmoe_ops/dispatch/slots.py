@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.dispatch.geometry import SlotTable
-from locmoe_ops.functions import sortable_bits
+from locmoe_ops.functions import choice_major, sortable_bits
 
 
 class DispatchContext(TypedDict, total=False):
@@ -52,22 +52,33 @@ def exclusive_cumsum(counts: Tensor) -> Tensor:
     return ops.cumsum(counts, 0) - counts
 
 
-def slot_permutation(slot: Tensor, kept: Tensor, index: Tensor, slots: int) -> DispatchContext:
-    """A map of N assignments into slots, and its inverse, as `PermuteRows` wants them.
+class SlotPermutation(nn.Cell):
+    """A map of N assignments into M slots, and its inverse, as `PermuteRows` wants them.
 
     Args:
-        slot: <int32>[N], distinct where kept. kept: bool[N]. index: <int32>[N], 0, 1, 2, ... slots: M.
+        count: N. slots: M.
+
+    Inputs: slot <int32>[N], distinct where kept; kept bool[N]. Output: a `DispatchContext`.
     """
-    # Assignments that are not kept all land on one spare slot past the end, which is then cut off.
-    landing = ops.select(kept, slot, ops.full_like(slot, slots)).reshape(-1, 1)  # (N, 1) <- (N,)
-    filled_by = ops.scatter_nd(landing, index + 1, (slots + 1,))[:slots]  # (M,) <- (N, 1)
-    filled = filled_by > 0
-    return {
-        "slot": ops.select(kept, slot, ops.zeros_like(slot)),
-        "keep_mask": ops.cast(kept, dtype.float32).reshape(-1, 1),  # (N, 1) <- (N,)
-        "assignment": ops.select(filled, filled_by - 1, ops.zeros_like(filled_by)),
-        "slot_mask": ops.cast(filled, dtype.float32).reshape(-1, 1),  # (M, 1) <- (M,)
-    }
+
+    def __init__(self, count: int, slots: int) -> None:
+        super().__init__()
+        self.slots = slots
+        # Constants, where a graph would fill tensors in every micro-batch.
+        self.number = Tensor(np.arange(1, count + 1, dtype=np.int32))
+        self.nowhere = Tensor(np.full(count, slots, np.int32))
+        self.first = Tensor(np.zeros(count, np.int32))
+
+    def construct(self, slot: Tensor, kept: Tensor) -> DispatchContext:
+        # Assignments that are not kept all land on one spare slot past the end, which is then cut off.
+        landing = ops.select(kept, slot, self.nowhere).reshape(-1, 1)  # (N, 1) <- (N,)
+        filled_by = ops.scatter_nd(landing, self.number, (self.slots + 1,))[: self.slots]  # (M,) <- (N, 1)
+        return {
+            "slot": ops.select(kept, slot, self.first),
+            "keep_mask": ops.cast(kept, dtype.float32).reshape(-1, 1),  # (N, 1) <- (N,)
+            "assignment": ops.maximum(filled_by - 1, 0),
+            "slot_mask": ops.cast(filled_by > 0, dtype.float32).reshape(-1, 1),  # (M, 1) <- (M,)
+        }
 
 
 class Slots(nn.Cell):
@@ -82,22 +93,26 @@ class Slots(nn.Cell):
         super().__init__()
         self.count = tokens * top_k
         self.experts = len(table.capacity)
-        self.slots = table.slots
         self.by_weight = by_weight
-        columns = np.stack([table.start, table.first, table.second, table.capacity], 1)
-        # (E + 1, 4) <- (E, 4): nothing fits expert E
-        self.table = Tensor(np.concatenate([columns, np.zeros((1, 4))]).astype(np.int32))
+        self.start, self.first, self.second, self.capacity = (
+            Tensor(np.append(column, 0).astype(np.int32))  # (E + 1,) <- (E,): nothing fits expert E
+            for column in (table.start, table.first, table.second, table.capacity)
+        )
+        self.has_second = bool((table.first < table.capacity).any())
+        self.permutation = SlotPermutation(self.count, table.slots)
         self.index = Tensor(np.arange(self.count, dtype=np.int32))
 
     def place(self, expert: Tensor, rank: Tensor) -> DispatchContext:
         """expert, rank: <int32>[N], each assignment's expert and its rank among those of it. Returns their slots."""
-        start, first, second, capacity = ops.unstack(ops.gather(self.table, expert, 0), 1)  # 4 x (N,) <- (N, 4)
-        slot = ops.select(rank < first, start + rank, second + rank - first)
-        return slot_permutation(slot, rank < capacity, self.index, self.slots)
+        slot = ops.gather(self.start, expert, 0) + rank  # (N,) <- (E + 1,), (N,)
+        if self.has_second:
+            first, second = ops.gather(self.first, expert, 0), ops.gather(self.second, expert, 0)
+            slot = ops.select(rank < first, slot, second + rank - first)
+        return self.permutation(slot, rank < self.capacity_of(expert))
 
     def capacity_of(self, expert: Tensor) -> Tensor:
         """Capacity of each one's expert, 0 for E: <int32>[N] <- <int32>[N]"""
-        return ops.gather(self.table, expert, 0)[:, 3]  # (N,) <- (N, 4) <- (E + 1, 4)
+        return ops.gather(self.capacity, expert, 0)  # (N,) <- (E + 1,), (N,)
 
     def order(self, weight: Tensor) -> Tensor:
         """Indices of assignments, first come first: <int32>[N] <- <float32>[T, k]"""
@@ -105,7 +120,7 @@ class Slots(nn.Cell):
             return self.index
         # Equal weights get equal levels, and the index makes keys unique: the order does not rest on how a sort treats
         # ties.
-        weight = sortable_bits(ops.cast(weight.T.reshape(-1), dtype.float32))  # (N,) <- (k, T)
+        weight = sortable_bits(ops.cast(choice_major(weight), dtype.float32))
         ascending, _ = ops.sort(weight)
         level = ops.searchsorted(ascending, weight)  # (N,) int64: how many weights are smaller
         key = level * self.count + (self.count - 1 - ops.cast(self.index, dtype.int64))
@@ -140,7 +155,7 @@ class SlotAssignment(Slots):
     """
 
     def construct(self, expert: Tensor, weight: Tensor) -> DispatchContext:
-        expert = expert.T.reshape(-1)  # (N,) <- (T, k)
+        expert = choice_major(expert)
         return self.place(expert, self.rank(expert, self.order(weight)))
 
 

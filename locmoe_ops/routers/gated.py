@@ -20,7 +20,14 @@ from locmoe_ops.routers.base import (
     local_experts_of_nodes,
     one_hot,
 )
-from locmoe_ops.routers.losses import divergence_loss, load_balancing_loss, locality_loss
+from locmoe_ops.routers.losses import (
+    ClosedLosses,
+    coarser,
+    divergence_loss,
+    load_balancing_loss,
+    locality_loss,
+    log_localised,
+)
 
 LOCALITY_LOSS_WEIGHT = "locality_loss_weight"  # of the parameter that holds mu where it has a schedule
 
@@ -42,6 +49,7 @@ class GatedRouter(Router):
         super().__init__(context.shape)
         self.gate = gate
         self.softmax = ops.Softmax(-1)
+        self.argmax = ops.Argmax(-1, dtype.int32)
         self.has_selection_bias = context.selection_bias is not None
         # Checkpoints know the parameters of a selection bias by the name of this attribute.
         self.preference: nn.Cell = context.selection_bias if self.has_selection_bias else nn.Identity()
@@ -86,11 +94,10 @@ class GatedRouter(Router):
         choices, weights = [], []
         rest = scores
         for _ in range(self.top_k):
-            choice = ops.cast(ops.argmax(self.biased_scores(rest, tokens), -1), dtype.int32)
-            chosen = one_hot(choice, self.per_group)
+            choice = self.argmax(self.biased_scores(rest, tokens))
             choices.append(choice.reshape(-1, 1))  # (T, 1) <- (T,)
-            weights.append((probabilities * chosen).sum(-1, keepdims=True))
-            rest = rest - chosen * 4.0  # below every score: never chosen again
+            weights.append(ops.gather_elements(probabilities, 1, choices[-1]))  # (T, 1) <- (T, n)
+            rest = rest - one_hot(choice, self.per_group) * 4.0  # below every score: never chosen again
         if self.top_k == 1:
             return choices[0], weights[0]
         return ops.concat(choices, 1), ops.concat(weights, 1)  # (T, k) <- k * (T, 1)
@@ -146,23 +153,38 @@ class LocalisingRouter(GatedRouter):
         # One reduction serves both losses: sums over the finer of the two divisions add up to those over the coarser.
         finer = "rank" if context.statistics == "rank" else "node"
         self.sums = RoutingStatistics(replace(context, statistics=finer))
-        self.local = Tensor(local_experts_of_nodes(context.layout, context.placement))
+        local = Tensor(local_experts_of_nodes(context.layout, context.placement))
+        # Once, and not in every micro-batch: no graph knows that a result of constants is one.
+        self.log_localised = log_localised(local, self.num_groups, self.smoothing)
+        self.in_closed_form = context.kernels.few_operators
+        self.weight_is_set = context.locality_loss_changes
+        fixed = 1.0 if self.weight_is_set else weights.locality
+        self.both_losses = (
+            ClosedLosses(self.statistics_groups, self.log_localised, weights.aux, fixed)
+            if self.in_closed_form
+            else nn.Identity()
+        )
 
     def losses(self, expert: Tensor, probabilities: Tensor, tokens: RouterTokens) -> Tuple[Tensor, Tensor]:
         """See `Router.losses`, with the same `expert`, `probabilities` and `tokens`."""
         counts, sums = self.sums(expert, probabilities, tokens["group"], tokens["home"])
+        if self.in_closed_form:
+            aux, locality, _, _ = self.both_losses(counts, sums)
+            locality = locality * self.locality_loss_weight if self.weight_is_set else locality
+            return self._with_divergence(aux, probabilities, tokens), locality
         aux = load_balancing_loss(
-            self._coarser(counts, self.statistics_groups), self._coarser(sums, self.statistics_groups), self.num_groups
+            coarser(counts, self.statistics_groups), coarser(sums, self.statistics_groups), self.num_groups
         )
-        locality = locality_loss(self._coarser(sums, self.nodes), self.local, self.num_groups, self.smoothing)
-        aux = aux * self.aux_loss_weight
-        if self.has_divergence:
-            sums = self.sums_of_domains(probabilities, tokens["domain"], tokens["home"])
-            aux = aux + divergence_loss(sums) * self.divergence_loss_weight
+        locality = locality_loss(coarser(sums, self.nodes), self.log_localised)
+        aux = self._with_divergence(aux * self.aux_loss_weight, probabilities, tokens)
         return aux, locality * self.locality_loss_weight
 
-    def _coarser(self, sums: Tensor, parts: int) -> Tensor:
-        return sums.reshape(parts, -1, self.num_experts).sum(1)  # (parts, E) <- (parts, finer in each, E) <- (finer, E)
+    def _with_divergence(self, aux: Tensor, probabilities: Tensor, tokens: RouterTokens) -> Tensor:
+        """The auxiliary loss <float32>, and with it the divergence loss, where it has a weight."""
+        if not self.has_divergence:
+            return aux
+        sums = self.sums_of_domains(probabilities, tokens["domain"], tokens["home"])
+        return aux + divergence_loss(sums) * self.divergence_loss_weight
 
 
 def set_locality_loss_weight(network: nn.Cell, value: float) -> None:

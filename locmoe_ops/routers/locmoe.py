@@ -143,6 +143,8 @@ class LocMoERouter(LocalisingRouter):
 
     def _undecided(self, values: Tensor) -> Tensor:
         """bool[T, 1] <- <float32>[T, n]"""
+        if self.top_k == 1:
+            return ops.amax(values, -1, True) <= 0.0
         return ops.cast(values > 0.0, dtype.float32).sum(-1, keepdims=True) < self.top_k
 
 

@@ -5,11 +5,20 @@ E experts, n = E / G.
 Sums over ranks are taken by the caller, so the functions mean the same at any parallel degree.
 """
 
-from mindspore import Tensor, ops
+from typing import Tuple
+
+from mindspore import Tensor, nn, ops
 
 from locmoe_ops.functions import log
 
 _TINY = 1e-30  # keeps logarithms and quotients finite; far below any probability that matters in float32
+
+
+def coarser(sums: Tensor, sets: int) -> Tensor:
+    """<float32>[sets, E] <- `sums` <float32>[finer, E]: each of `sets` is as many neighbours of the finer ones."""
+    if sums.shape[0] == sets:
+        return sums
+    return sums.reshape(sets, -1, sums.shape[1]).sum(1)  # (sets, E) <- (sets, finer in each, E) <- (finer, E)
 
 
 def load_balancing_loss(counts: Tensor, probabilities: Tensor, num_groups: int) -> Tensor:
@@ -71,31 +80,101 @@ def divergence_loss(probabilities: Tensor) -> Tensor:
     return (probabilities * surprise).sum() / ops.maximum(tokens, _TINY)
 
 
-def locality_loss(probabilities: Tensor, local: Tensor, num_groups: int, smoothing: float) -> Tensor:
-    """`KL(D_c || D_l)` in nats (LocMoE Eq. 6), averaged over the tokens of all nodes and groups.
+def log_localised(local: Tensor, num_groups: int, smoothing: float) -> Tensor:
+    """log D_l of the locality loss, which no training changes: <float32>[V, G, n].
 
-    D_c, the current distribution, is estimated by the mean probability of a node's tokens over the experts of their
-    group. D_l, the localised one, gives `1 - smoothing` to the group's experts on that node in equal parts, and
+    D_l, the localised distribution, gives `1 - smoothing` to the group's experts on a node in equal parts, and
     `smoothing` to all of the group's experts in equal parts (the paper leaves both open; without smoothing the
     divergence is infinite as soon as one token may leave). Where a node has none of the group's experts, D_l is
     uniform.
 
     Args:
-        probabilities: <float32>[V, E], sum over each node's tokens of each expert's probability.
         local: <float32>[V, E], 1 where the expert is on the node.
         num_groups: G. smoothing: in (0, 1].
+    """
+    nodes, experts = local.shape
+    local = local.reshape(nodes, num_groups, experts // num_groups)  # (V, G, n) <- (V, E)
+    held = local.sum(-1, keepdims=True)
+    uniform = num_groups / experts
+    localised = ops.select(held > 0, local / ops.maximum(held, 1.0), ops.full_like(local, uniform))
+    return log(localised * (1.0 - smoothing) + uniform * smoothing)
+
+
+def locality_loss(probabilities: Tensor, log_localised: Tensor) -> Tensor:
+    """`KL(D_c || D_l)` in nats (LocMoE Eq. 6), averaged over the tokens of all nodes and groups.
+
+    D_c, the current distribution, is estimated by the mean probability of a node's tokens over the experts of their
+    group.
+
+    Args:
+        probabilities: <float32>[V, E], sum over each node's tokens of each expert's probability.
+        log_localised: <float32>[V, G, n], see the function of that name.
 
     Returns: <float32> scalar.
     """
-    nodes, experts = probabilities.shape
-    shape = (nodes, num_groups, experts // num_groups)
-    current = probabilities.reshape(shape)  # (V, G, n) <- (V, E)
+    current = probabilities.reshape(log_localised.shape)  # (V, G, n) <- (V, E)
     tokens = ops.stop_gradient(current.sum(-1, keepdims=True))  # (V, G, 1): probabilities of a token sum to 1
     current = current / ops.maximum(tokens, _TINY)
-    local = local.reshape(shape)  # (V, G, n) <- (V, E)
-    held = local.sum(-1, keepdims=True)
-    uniform = 1.0 / shape[-1]
-    localised = ops.select(held > 0, local / ops.maximum(held, 1.0), ops.full_like(local, uniform))
-    localised = localised * (1.0 - smoothing) + uniform * smoothing
-    divergence = current * (log(ops.maximum(current, _TINY)) - log(localised))
+    divergence = current * (log(ops.maximum(current, _TINY)) - log_localised)
     return (divergence * tokens).sum() / ops.maximum(tokens.sum(), _TINY)
+
+
+class ClosedLosses(nn.Cell):
+    """`load_balancing_loss` and `locality_loss` together, with their gradient in closed form: a third of the operators
+    that the two functions and their derivatives take.
+
+    The load-balancing loss is linear in the probabilities, with slope f_i n / tokens. The locality loss has the slope
+    (log D_c - log D_l + 1) / tokens, as its own sums of tokens count as constants; the 1 is left out, for what is the
+    same for all experts of a group does not pass a softmax over them. Both are averaged over the number of assignments
+    divided by top_k, which is the number of tokens.
+
+    Args:
+        sets: S, statistics groups of the load-balancing loss.
+        log_localised: <float32>[V, G, n], see the function of that name.
+        aux_weight, locality_weight: what the losses, and their slopes, are multiplied by.
+
+    Inputs: counts, sums <float32>[F, E], as the two functions take them, over sets at least as fine as both want them.
+    Outputs: both losses, <float32> scalars; their slopes with respect to sums, <float32>[S, E] and <float32>[V, E],
+    which pass no gradient on.
+    """
+
+    def __init__(self, sets: int, log_localised: Tensor, aux_weight: float = 1.0, locality_weight: float = 1.0) -> None:
+        super().__init__()
+        self.sets, self.shape, self.log_localised = sets, tuple(log_localised.shape), log_localised
+        self.aux_weight, self.locality_weight = aux_weight, locality_weight
+
+    def construct(self, counts: Tensor, sums: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        nodes, groups, per_group = self.shape
+        shape = (self.sets, groups, per_group)
+        fractions = coarser(counts, self.sets).reshape(shape)  # (S, G, n) <- (S, E)
+        tokens = fractions.sum(-1, keepdims=True)  # (S, G, 1)
+        some = ops.maximum(tokens, _TINY)
+        total = some if self.sets * groups == 1 else ops.maximum(tokens.sum(), _TINY)
+        slope = fractions / some * (self.aux_weight * per_group / total)
+        slope = slope.reshape(self.sets, 1, -1)  # (S, 1, E) <- (S, G, n)
+        aux = (slope * sums.reshape(self.sets, -1, groups * per_group)).sum()  # (S, F / S, E) <- (F, E)
+        current = coarser(sums, nodes).reshape(self.shape)  # (V, G, n) <- (V, E)
+        shares = current / ops.maximum(current.sum(-1, keepdims=True), _TINY)
+        surprise = log(ops.maximum(shares, _TINY)) - self.log_localised
+        weight = self.locality_weight / total
+        locality = ((current * surprise).sum() * weight).reshape(())  # () <- (1, 1, 1), where one set has one group
+        # (S, E) <- (S, 1, E); (V, E) <- (V, G, n)
+        return aux, locality, slope.reshape(self.sets, -1), (surprise * weight).reshape(nodes, -1)
+
+    def bprop(
+        self, counts: Tensor, sums: Tensor, out: Tuple[Tensor, ...], dout: Tuple[Tensor, ...]
+    ) -> Tuple[Tensor, Tensor]:
+        """The gradient of `sums` from those of the losses, the first two of `dout`, and the slopes, the last two of
+        `out`; zeros for `counts`.
+        """
+        finer = sums.shape[0]
+        of_aux, of_locality = _spread(out[2] * dout[0], finer), _spread(out[3] * dout[1], finer)
+        return ops.zeros_like(counts), of_aux + of_locality  # (F, E): one of the two is as fine
+
+
+def _spread(slopes: Tensor, finer: int) -> Tensor:
+    """(finer, E), or (1, E), which stands for as many, <- (sets, E)"""
+    sets, experts = slopes.shape
+    if sets in (1, finer):
+        return slopes
+    return ops.tile(slopes.expand_dims(1), (1, finer // sets, 1)).reshape(finer, experts)  # (F, E) <- (sets, F/sets, E)

@@ -123,5 +123,5 @@ def trained_capacities(config: Config, shape: ModelDims, topology: Topology) -> 
         dispatcher = build_dispatcher(
             context, context.slot_rules.placement, config.moe.capacity.evaluation_factor, "", evaluation=True
         )
-        found.append(dispatcher.slots.table.asnumpy()[:-1, 3])
+        found.append(dispatcher.slots.capacity.asnumpy()[:-1])
     return np.stack(found).astype(np.int32)

@@ -20,8 +20,9 @@ from mindspore import Tensor, dtype, nn, ops
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.geometry import DispatchSetup, LayerSlots
-from locmoe_ops.dispatch.slots import DispatchContext, exclusive_cumsum, slot_permutation
+from locmoe_ops.dispatch.slots import DispatchContext, SlotPermutation, exclusive_cumsum
 from locmoe_ops.experts import ExpertBank
+from locmoe_ops.functions import choice_major
 from locmoe_ops.routers.base import one_hot
 from locmoe_ops.topology import Placement
 
@@ -75,6 +76,7 @@ class BlockSlots(nn.Cell):
         self.place = Tensor(place)
         self.index = Tensor(np.arange(count, dtype=np.int32))
         self.blocks = most_blocks(count, self.held, size) if size else self.held
+        self.permutation = SlotPermutation(count, self.blocks * size)
         self.block_numbers = Tensor(np.arange(self.blocks, dtype=np.float32).reshape(-1, 1))  # (M, 1)
         # What fills the slots where they are fixed, (M * c,): all tokens for each expert, or one assignment a block.
         source = np.tile(np.arange(tokens), self.held) if size == 0 else np.arange(count)  # (L * T,) <- (T,)
@@ -84,7 +86,7 @@ class BlockSlots(nn.Cell):
         self.tokens = tokens
 
     def construct(self, expert: Tensor, gate: Tensor) -> DispatchContext:
-        held = ops.gather(self.place, expert.T.reshape(-1), 0)  # (N,) <- (E + 1,), (N,) <- (T, k)
+        held = ops.gather(self.place, choice_major(expert), 0)  # (N,) <- (E + 1,), (T, k)
         here, nearest = held < self.held, ops.minimum(held, self.held - 1)
         if self.size > 1:
             return self._places(held, here)
@@ -103,7 +105,7 @@ class BlockSlots(nn.Cell):
         used = ops.ceil(member.sum(0) / self.size)  # (L,) blocks
         end = ops.cumsum(used, 0)
         slot = (member * (end - used)).sum(1) * self.size + rank  # (N,)
-        places = slot_permutation(ops.cast(slot, dtype.int32), here, self.index, self.blocks * self.size)
+        places = self.permutation(ops.cast(slot, dtype.int32), here)
         before = ops.cast(self.block_numbers >= end, dtype.int32).sum(1)  # (M,): experts whose blocks lie before it
         places["block_expert"] = ops.minimum(before, self.held - 1)
         return places

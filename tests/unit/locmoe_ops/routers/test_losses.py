@@ -3,7 +3,7 @@ import pytest
 
 from mindspore import Tensor, nn
 
-from locmoe_ops.routers.losses import load_balancing_loss, locality_loss
+from locmoe_ops.routers.losses import ClosedLosses, coarser, load_balancing_loss, locality_loss, log_localised
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -27,7 +27,7 @@ class Locality(nn.Cell):
         self.local = Tensor(np.asarray(local, np.float32))
 
     def construct(self, probabilities):
-        return locality_loss(probabilities, self.local, self.groups, self.smoothing)
+        return locality_loss(probabilities, log_localised(self.local, self.groups, self.smoothing))
 
 
 def sums_of_tokens(statistics_groups=3, groups=2, per_group=4, seed=0):
@@ -117,3 +117,35 @@ def test_locality_of_a_node_that_always_leaves_is_the_logarithm_of_its_smoothed_
 def test_no_tokens_at_all_give_zero_losses():
     nothing = Tensor(np.zeros((2, 8), np.float32))
     assert Balancing(2)(nothing, nothing).asnumpy() == 0 == Locality(2, np.ones((2, 8)))(nothing).asnumpy()
+
+
+@pytest.mark.parametrize(("finer", "sets", "nodes"), [(1, 1, 1), (4, 1, 4), (4, 4, 4), (4, 4, 2), (4, 2, 4)])
+def test_both_losses_in_closed_form(pullback, finer, sets, nodes):
+    """As the two functions and their derivatives, up to a constant along a group's experts, which no probability
+    sees.
+    """
+    counts, probabilities = sums_of_tokens(finer, seed=3)
+    local = (np.random.default_rng(4).random((nodes, 8)) < 0.5).astype(np.float32)
+    log_target = log_localised(Tensor(local), 2, SMOOTHING)
+    cotangents = [np.float32(0.7), np.float32(-1.3)]
+
+    class Apart(nn.Cell):
+        def construct(self, counts, sums):
+            aux = load_balancing_loss(coarser(counts, sets), coarser(sums, sets), 2)
+            return aux, locality_loss(coarser(sums, nodes), log_target)
+
+    class Closed(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.both = ClosedLosses(sets, log_target, 0.5, 2.0)
+
+        def construct(self, counts, sums):
+            aux, locality, _, _ = self.both(counts, sums)
+            return aux * 2.0, locality * 0.5
+
+    values, (_, gradient), _ = pullback(Closed(), [counts, probabilities], cotangents)
+    expected, (_, slopes), _ = pullback(Apart(), [counts, probabilities], cotangents)
+    np.testing.assert_allclose(values, expected, rtol=3e-6)  # some float32 roundings; logarithms of either sign add up
+    used = counts.reshape(finer, 2, 4).sum(2) > 0
+    difference = (gradient - slopes).reshape(finer, 2, 4)[used]
+    np.testing.assert_allclose(difference - difference.mean(-1, keepdims=True), 0, atol=3e-6 * np.abs(slopes).max())

@@ -42,12 +42,17 @@ def test_products_by_hand(nodes, flops):
     [
         ("BatchMatMul", ["rows", "experts"], (2, 3, 8), 2 * 2 * 3 * 4 * 8),
         ("GroupedMatmulV4", ["flat", "weights"], (6, 8), 2 * 6 * 4 * 8),
+        ("Dense", ["x", "w", "bias"], (6, 8), 2 * 6 * 4 * 8),
         ("FlashAttentionScore", ["query", "key", "key"], (1, 2, 5, 8), 2 * 2 * (2 * 5 * 3) * 7),
+        ("FlashAttentionScore", ["query rows", "key rows", "key rows"], (1, 5, 6), 2 * 2 * (2 * 5 * 3) * 7),
     ],
 )
 def test_products_of_other_kinds(operation, inputs, shape, flops):
-    """Batched; fused, of tuples of tensors; of 2 heads of 3 features, 5 queries by 7 keys."""
-    given = {**GIVEN, "rows": (2, 3, 4), "one": (6, 4), "query": (1, 2, 5, 3), "key": (1, 2, 7, 3)}
+    """Batched; fused, of tuples of tensors; with a bias; of 2 heads of 3 features, 5 queries by 7 keys, in both
+    layouts.
+    """
+    given = {**GIVEN, "rows": (2, 3, 4), "one": (6, 4), "bias": (8,), "query": (1, 2, 5, 3), "key": (1, 2, 7, 3)}
+    given = {**given, "query rows": (1, 5, 6), "key rows": (1, 7, 6)}
     before = [
         node("MakeTuple", ["one"], "flat", LAYER, ()),
         node("MakeTuple", ["experts"], "weights", LAYER, ()),
