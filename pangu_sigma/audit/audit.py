@@ -46,6 +46,7 @@ def audit(
     keep: Optional[str],
     timeout: float,
     hardware: Optional[str] = None,
+    kernels: bool = False,
 ) -> int:
     """Prints what the graphs hold and what is wrong with them; returns 0 if nothing is, else 1.
 
@@ -57,6 +58,7 @@ def audit(
         keep: folder to leave the graphs in; None: they are removed.
         timeout: seconds for the ranks to compile.
         hardware: file of configs/hardware, or a path, that names the chip; None: by `runtime.chip`.
+        kernels: count kernels, too.
 
     Raises:
         InputError: the configuration does not fit the ranks. ToolFailed: a rank failed, or `timeout` passed.
@@ -71,9 +73,9 @@ def audit(
             raise InputError(f"--keep: cannot make {keep} ({error.strerror}); {expected}") from None
         export([(job, folder)], timeout)
         ranks = read_ranks(job, folder)
-    problems = problems_of(job, ranks)
-    print(dumps(as_json(job, ranks, problems), indent=1) if as_object else report(job, ranks, problems))
-    return 1 if problems else 0
+    found = job, ranks, problems_of(job, ranks), kernels
+    print(dumps(as_json(*found), indent=1) if as_object else report(*found))
+    return 1 if found[2] else 0
 
 
 def audited_job(
@@ -121,8 +123,9 @@ def read_ranks(job: PlannedJob, folder: Path) -> list[RankGraphs]:
     return [read_rank(folder, rank, dynamic, job.reads_status) for rank in range(job.topology.world_size)]
 
 
-def export(jobs: Sequence[tuple[PlannedJob, Path]], timeout: float) -> None:
-    """Has every rank of some jobs of equal size write its graphs, each job's into a folder of its own.
+def export(jobs: Sequence[tuple[PlannedJob, Path]], timeout: float, first_only: bool = False) -> None:
+    """Has every rank of some jobs of equal size, or the first one alone, write its graphs, each job's into a folder of
+    its own.
 
     Raises ToolFailed: a rank failed, or all of them took longer than `timeout` seconds.
     """
@@ -138,7 +141,7 @@ def export(jobs: Sequence[tuple[PlannedJob, Path]], timeout: float) -> None:
         environment.setdefault("OMP_NUM_THREADS", "1")
     with open(scratch / "msrun.log", "wb") as log:
         process = subprocess.Popen(
-            _command(ranks, scratch, [str(folder) for _, folder in jobs]),
+            _command(ranks, scratch, [*(["--first"] if first_only else []), *(str(folder) for _, folder in jobs)]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -159,7 +162,7 @@ def export(jobs: Sequence[tuple[PlannedJob, Path]], timeout: float) -> None:
         raise ToolFailed(f"audit: rank {missing[0]} wrote no graph: {_last_error(scratch, missing[0])}")
 
 
-def _command(ranks: int, scratch: Path, folders: Sequence[str]) -> list[str]:
+def _command(ranks: int, scratch: Path, arguments: Sequence[str]) -> list[str]:
     msrun = shutil.which("msrun", path=with_this_python()["PATH"])
     if msrun is None:
         raise InputError("audit: found no msrun beside this Python or on PATH; expected MindSpore's")
@@ -173,7 +176,7 @@ def _command(ranks: int, scratch: Path, folders: Sequence[str]) -> list[str]:
         "--join=True",
         f"--log_dir={scratch / 'log'}",
         str(WORKER),
-        *folders,
+        *arguments,
     ]
 
 

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 from locmoe_ops.collectives.hccl import PHASE, TAG
 from locmoe_ops.collectives.registry import COLLECTIVES
+from pangu_sigma.audit.kernels import GraphOperator
 from pangu_sigma.audit.products import ScopedNode, flops_again
 from pangu_sigma.audit.status import GraphNode, status_faults
 
 OPERATIONS = {spec.primitive: spec.name for spec in COLLECTIVES.values() if spec.primitive}
+UPKEEP = ("Cast", "AssignAdd")  # of parameters
 # These leave the device, or wait for the host. The counts of all_to_all_v do so too, by design: they are counted.
 ON_THE_HOST = {"PyExecute", "PyFunc", "Custom", "Print", "Assert", "MoveTo"}
 _TYPES = {1: ("float32", 4), 6: ("int32", 4), 7: ("int64", 8), 9: ("bool", 1), 10: ("float16", 2), 16: ("bfloat16", 2)}
@@ -81,6 +83,7 @@ class ExportedGraph:
         collectives: in the order in which the graph runs them.
         faults: what must not be in it, a line each.
         again: FLOPs of products that stand once more, since layers are recomputed.
+        operators: all of it.
     """
 
     name: str
@@ -88,6 +91,7 @@ class ExportedGraph:
     collectives: tuple[Collective, ...]
     faults: tuple[str, ...]
     again: float = 0.0
+    operators: tuple[GraphOperator, ...] = ()
 
     @property
     def host_waits(self) -> int:
@@ -142,11 +146,9 @@ def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, 
         faults.append(f"{len(model.functions)} subgraphs, expected none: what they exchange would depend on values")
     nodes, scoped = [], []
     for node in model.graph.node:
-        reference = node.op_type.removeprefix("REF::")
-        operation = reference.partition(":")[0]
+        reference, operation = node.op_type.removeprefix("REF::"), _operation(node)
         nodes.append(GraphNode(operation, tuple(node.input), tuple(node.output)))
-        # `Default/a-A/b-B/Op-op1` is Cell b of Cell a.
-        where = "/".join(part.partition("-")[0] for part in node.domain.split("/")[1:-1])
+        where = _cell_of(node.domain)
         if operation in ON_THE_HOST:
             faults.append(f"{operation} in {where}, which leaves the device")
         shape, type_number = _output(node)
@@ -164,7 +166,32 @@ def _read_graph(path: Path, name: str, times: int, groups: dict[str, tuple[int, 
     faults += status_faults(nodes, wanted.status)
     inputs = [(value.name, value.tensor[0].dims) for value in model.graph.input if value.tensor]
     given = {each: tuple(dims) for each, dims in [*inputs, *((p.name, p.dims) for p in model.graph.parameter)]}
-    return ExportedGraph(name, times, tuple(collectives), tuple(faults), flops_again(scoped, given))
+    again = flops_again(scoped, given)
+    return ExportedGraph(name, times, tuple(collectives), tuple(faults), again, _operators(model))
+
+
+def _operators(model: Any) -> tuple[GraphOperator, ...]:
+    """All operators of a `ModelProto`, in order."""
+    parameters = {parameter.name for parameter in model.graph.parameter}
+    for node in model.graph.node:
+        if _operation(node) == "Load" and node.input[0] in parameters:
+            parameters.update(node.output)
+    return tuple(
+        GraphOperator(name, _cell_of(node.domain), name in UPKEEP and node.input[0] in parameters)
+        for name, node in ((_operation(node), node) for node in model.graph.node)
+    )
+
+
+def _operation(node: Any) -> str:
+    """Name of a node's primitive: `A` of `REF::A:1`."""
+    name: str = node.op_type.removeprefix("REF::")
+    return name.partition(":")[0]
+
+
+def _cell_of(domain: str) -> str:
+    """`a/b` of `Default/a-A/b-B/Op-op1`, Cell b of Cell a; likewise of `Gradients/Default/a-A/b-B/Grad_Op/Op-op1`."""
+    scopes = domain.removeprefix("Gradients/").split("/")[1:-1]
+    return "/".join(scope.partition("-")[0] for scope in scopes if not scope.startswith("Grad_"))
 
 
 def _output(node: Any) -> tuple[tuple[int, ...], int]:

@@ -9,6 +9,7 @@ from typing import Any, Iterator, Sequence
 
 from pangu_sigma.audit.checks import bytes_by_cause
 from pangu_sigma.audit.graph import RankGraphs
+from pangu_sigma.audit.kernels import by_cell, by_operator, launches, pass_launches
 from pangu_sigma.planner.exchanges import CAUSES
 from pangu_sigma.planner.job import PlannedJob
 
@@ -20,13 +21,14 @@ _ON_HOST = (
 _HEADER = f"{'graph':17}{'cause':11}{'operation':16}{'phase':9}{'ranks':>5}{'calls':>6}{'bytes put in':>14}"
 
 
-def report(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str]) -> str:
+def report(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str], kernels: bool = False) -> str:
     """Rank 0's collectives, summed up; bytes of a step by cause and link; what is wrong.
 
     Args:
         job: what was audited.
         ranks: graphs of all ranks, in order.
         problems: a line each.
+        kernels: whether to count them, too.
     """
     topology = job.topology
     degrees = f"expert {topology.expert}, tensor {topology.tensor}, data {topology.data}"
@@ -46,6 +48,8 @@ def report(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str]
             intra_node, inter_node = f"{sent.intra_node:>15,}", f"{sent.inter_node:>15,}"
             lines.append(f"  {cause:11} inside nodes {intra_node}   between nodes {inter_node}")
     lines.append("")
+    if kernels:
+        lines += [*_kernels(ranks[0]), ""]
     if problems:
         return "\n".join([*lines, f"{len(problems)} problems:", *(f"  {problem}" for problem in problems)])
     count = sum(len(graph.collectives) for own in ranks for graph in own.graphs)
@@ -72,11 +76,39 @@ def _rows(own: RankGraphs) -> Iterator[str]:
         yield f"{name:17}{CAUSES[cause]:11}{operation:16}{phase:9}{members:5}{number:6}{size:>14}"
 
 
-def as_json(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str]) -> dict[str, Any]:
-    """Every collective of every rank, the bytes by cause, and the problems. `job`, `ranks`, `problems`: as in
-    `report`.
+def _kernels(own: RankGraphs) -> Iterator[str]:
+    """Kernels of each graph of a rank, by Cell and by operator."""
+    total = sum(graph.times * launches(graph.operators) for graph in own.graphs)
+    yield f"kernels that rank {own.rank} launches, kernel by kernel: {total:,} an optimizer step"
+    for graph in own.graphs:
+        upkeep = launches(graph.operators) - pass_launches(graph.operators)
+        yield f"  {graph.times} x {graph.name}: {launches(graph.operators):,} of {len(graph.operators):,} operators"
+        yield f"    {upkeep:,} of them convert parameters or accumulate gradients"
+        for cell, count in by_cell(graph.operators).items():
+            yield f"    {cell:66}{count:>10,}"
+        names = ", ".join(f"{name} {count}" for name, count in by_operator(graph.operators).items())
+        yield from textwrap.wrap(names, 80, initial_indent="    ", subsequent_indent="    ")
+
+
+def as_json(
+    job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str], kernels: bool = False
+) -> dict[str, Any]:
+    """Every collective of every rank, the bytes by cause, the problems, and rank 0's kernels, if they are counted.
+    `job`, `ranks`, `problems`, `kernels`: as in `report`.
     """
+    counted = {
+        graph.name: {
+            "times": graph.times,
+            "launches": launches(graph.operators),
+            "pass_launches": pass_launches(graph.operators),
+            "cells": by_cell(graph.operators),
+            "operators": by_operator(graph.operators),
+        }
+        for graph in ranks[0].graphs
+        if kernels
+    }
     return {
+        **({"kernels": counted} if kernels else {}),
         "topology": asdict(job.topology),
         "passed": not problems,
         "problems": list(problems),

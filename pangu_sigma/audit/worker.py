@@ -1,7 +1,8 @@
 """One rank of an audit under msrun: compiles the step with hccl's primitives on CPU and writes its graphs; nothing is
 run.
 
-usage: worker.py FOLDER ...     Each folder holds a config.yaml and a words.json: words of the vocabulary, and domains.
+usage: worker.py [--first] FOLDER ...     Each folder holds a config.yaml and a words.json: words of the vocabulary, and
+    domains. --first: only the first rank compiles; the others make their process groups.
 """
 
 import json
@@ -29,7 +30,16 @@ from pangu_sigma.runtime.strict_json import dumps
 from pangu_sigma.train.engine import TrainEngine
 
 
-def export_rank(config: Config, rank: int, world_size: int, words: int, domains: int, folder: Path, job: str) -> None:
+def export_rank(
+    config: Config,
+    rank: int,
+    world_size: int,
+    words: int,
+    domains: int,
+    folder: Path,
+    job: str,
+    compiles: bool = True,
+) -> None:
     """Writes `<graph>_<rank>.mindir` for each graph of the step, then `rank_<rank>.json`: their names and times, and
     the groups.
 
@@ -39,6 +49,7 @@ def export_rank(config: Config, rank: int, world_size: int, words: int, domains:
         words, domains: of the data: rows of one slot of the word table, and domains.
         folder: where the files go.
         job: how the names of its process groups begin, another one for each job of this process.
+        compiles: False writes no graph, and only makes the process groups, which other ranks wait for.
     """
     topology = job_topology(config, world_size)
     collectives = HcclCollectives(rank, topology, job, config.parallel.all_to_all == "gathered")
@@ -46,7 +57,7 @@ def export_rank(config: Config, rank: int, world_size: int, words: int, domains:
     engine = TrainEngine(config, Runtime(collectives, chip=known_chip(config.runtime.chip)), vocabulary)
     batch = random_batch(micro_batch_sequences(config, topology.data), config.model.sequence_length, vocabulary)
     graphs = []
-    for graph in engine.graphs(batch):
+    for graph in engine.graphs(batch) if compiles else ():
         export_graph(graph.cell, graph.inputs, folder / f"{graph.name}_{rank}")
         graphs.append([graph.name, graph.times])
     note = {"graphs": graphs, "groups": collectives.groups}
@@ -62,10 +73,12 @@ def main() -> None:
     init()
     use_router_files(())
     launch = read_launch()
-    for number, folder in enumerate(map(Path, sys.argv[1:])):
+    first, *folders = sys.argv[1:] if sys.argv[1] == "--first" else ("", *sys.argv[1:])
+    for number, folder in enumerate(map(Path, folders)):
         words, domains = json.loads((folder / "words.json").read_text())
         config = load_config(str(folder / "config.yaml"))
-        export_rank(config, launch.rank, launch.world_size, words, domains, folder, f"job{number}")
+        compiles = not first or launch.rank == 0
+        export_rank(config, launch.rank, launch.world_size, words, domains, folder, f"job{number}", compiles)
 
 
 if __name__ == "__main__":

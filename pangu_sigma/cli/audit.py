@@ -21,6 +21,9 @@ def add_audit(commands: Any) -> None:
         metavar="NAME",
         help="file of configs/hardware, or a path, for its chip (default: by runtime.chip)",
     )
+    parser.add_argument(
+        "--kernels", action="store_true", help="count what rank 0 launches in kernel-by-kernel mode, by Cell and graph"
+    )
     parser.add_argument("--json", action="store_true", help="print every collective of every rank as JSON")
     parser.add_argument("--keep", metavar="DIR", help="leave the graphs (MindIR) in this new folder")
     parser.add_argument(
@@ -39,4 +42,5 @@ def _audit(config: Config, options: argparse.Namespace) -> int:
         options.keep,
         options.timeout,
         options.hardware,
+        options.kernels,
     )
