@@ -87,6 +87,9 @@ class Compute:
     efficiency: HardwareFigure = key(HardwareFigure, "share of it that the step's matmuls reach")
     bandwidth_gb_s: HardwareFigure = key(HardwareFigure, "memory bandwidth that elementwise operations reach")
     layer_ms: HardwareFigure = key(HardwareFigure, "milliseconds of a layer, forward and backward, whatever its size")
+    launch_us: Optional[HardwareFigure] = key(
+        None, "microseconds that the host takes to launch a kernel; null: part of the other figures"
+    )
     shared_by: str = key(
         "rank",
         "what the figures are of: one rank (a device); a node or the machine that plays all nodes, whose ranks "

@@ -12,6 +12,7 @@ from pangu_sigma.planner.cluster import Cluster
 from pangu_sigma.planner.exchanges import Exchange, step_exchanges
 from pangu_sigma.planner.hardware import Hardware
 from pangu_sigma.planner.job import PlannedJob, layer_slots, plan_job
+from pangu_sigma.planner.launches import step_launches
 from pangu_sigma.planner.memory import GB, RankMemory, rank_memory
 from pangu_sigma.planner.parameter_traffic import parameter_traffic
 from pangu_sigma.planner.parameters import Counts, count_parameters
@@ -141,7 +142,10 @@ def as_json(plan: JobPlan, tokens: int) -> dict[str, Any]:
             "parameters": time.parameters,
             **time.causes,
             "hidden": time.hidden,
+            "launch": time.launch,
         },
+        "launches": step_launches(job) if time.launch else None,
+        "host_bound": time.host_bound,
         "all_to_all_share": time.all_to_all_share,
         "mfu": plan.mfu,
         "tokens_per_second": plan.tokens_per_second,

@@ -20,6 +20,7 @@ from pangu_sigma.config.validate import router_sizes
 from pangu_sigma.planner.exchanges import BACKWARD, CAUSES, FORWARD, LAST_BACKWARD, Exchange, step_exchanges
 from pangu_sigma.planner.hardware import Hardware, Link
 from pangu_sigma.planner.job import ITEM, PlannedJob, layer_slots
+from pangu_sigma.planner.launches import step_launches
 from pangu_sigma.planner.memory import expert_rows, layer_activations, layer_memory
 from pangu_sigma.planner.parameter_traffic import parameter_traffic
 from pangu_sigma.planner.parameters import count_parameters
@@ -43,16 +44,28 @@ class StepTime:
         causes: collectives by cause.
         hidden: what of all-to-all and of gradients is overlapped with computation.
         parameters: what every micro-batch reads and writes of parameters and gradients (see `parameter_traffic`).
+        launch: of the host, to launch the step's kernels, which it does while the device works on earlier ones.
     """
 
     compute: float
     causes: dict[str, float]
     hidden: dict[str, float]
     parameters: float = 0.0
+    launch: float = 0.0
+
+    @property
+    def device(self) -> float:
+        """Seconds that the device has work for."""
+        return self.compute + self.parameters + sum(self.causes.values()) - sum(self.hidden.values())
+
+    @property
+    def host_bound(self) -> bool:
+        """Whether the device waits for launches."""
+        return self.launch > self.device
 
     @property
     def total(self) -> float:
-        return self.compute + self.parameters + sum(self.causes.values()) - sum(self.hidden.values())
+        return max(self.device, self.launch)
 
     @property
     def all_to_all_share(self) -> float:
@@ -78,7 +91,8 @@ def step_time(job: PlannedJob, hardware: Hardware) -> StepTime:
         experts = _product_time(rank_flops(job)["experts"], job, hardware) / (3.0 if gathered else 1.0)
         hidden["all_to_all"] = min(tokens, experts) * (chunks - 1) / chunks
     hidden = {cause: time * hardware.overlap.value for cause, time in hidden.items()}
-    return StepTime(compute, causes, hidden, parameter_traffic(job).seconds(hardware, hardware.sharing(job.topology)))
+    parameters = parameter_traffic(job).seconds(hardware, hardware.sharing(job.topology))
+    return StepTime(compute, causes, hidden, parameters, launch_time(job, hardware))
 
 
 # ---- computation
@@ -156,6 +170,12 @@ def compute_time(job: PlannedJob, hardware: Hardware) -> float:
     products = _product_time(sum(rank_flops(job).values()), job, hardware)
     layers = (job.blocks + 1) * job.micro_batches * rates.layer_ms.value * MILLI
     return products + (moved_bytes(job) / (rates.bandwidth_gb_s.value * GIGA) + layers) * share
+
+
+def launch_time(job: PlannedJob, hardware: Hardware) -> float:
+    """Seconds in which the host launches a step's kernels; 0 where the hardware has no figure for one of them."""
+    figure = hardware.compute.launch_us
+    return 0.0 if figure is None else step_launches(job) * figure.value * MICRO
 
 
 def moved_bytes(job: PlannedJob) -> float:

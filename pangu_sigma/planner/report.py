@@ -5,6 +5,7 @@ from __future__ import annotations
 from textwrap import wrap
 from typing import Iterator, Optional
 
+from pangu_sigma.planner.launches import step_launches
 from pangu_sigma.planner.memory import GB
 from pangu_sigma.planner.parameter_traffic import parameter_traffic
 from pangu_sigma.planner.plan import JobPlan
@@ -101,11 +102,16 @@ def _time(plan: JobPlan, tokens: int) -> Iterator[str]:
     rows = [("computation", time.compute), ("parameters, read and written", time.parameters)]
     rows += [*((name, time.causes[cause]) for cause, name in _CAUSES.items())]
     rows += [(f"{_CAUSES[cause]} behind computation", -seconds) for cause, seconds in time.hidden.items() if seconds]
+    if time.launch:
+        rows.append(("waiting for launches", time.total - time.device))
     for name, seconds in [*rows, ("step", time.total)]:
         yield f"  {name:<42}{seconds:>18.4f}{seconds / time.total:>18.1%}"
     moved = parameter_traffic(plan.job)
     if moved.total:
         yield f"  parameters: {moved.per_number:.1f} bytes each and micro-batch, {moved.step / GB:.1f} GB once a step"
+    if time.launch:
+        bound = "BOUND BY THE HOST: the device waits" if time.host_bound else "beside the device's work"
+        yield f"the host launches {step_launches(plan.job):,} kernels in {time.launch:.4f} s: {bound}"
     yield ""
     share, speed = plan.time.all_to_all_share, plan.tokens_per_second
     yield f"all-to-all share {share:.1%}   MFU {plan.mfu:.1%}   {speed:,.0f} tokens/s"

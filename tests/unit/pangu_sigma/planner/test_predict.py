@@ -7,6 +7,7 @@ import pytest
 from locmoe_ops.topology import Topology
 from pangu_sigma.planner.exchanges import FORWARD, Exchange, step_exchanges
 from pangu_sigma.planner.hardware import Compute, Hardware, HardwareFigure, Island, Link, Peak
+from pangu_sigma.planner.launches import step_launches
 from pangu_sigma.planner.memory import layer_activations
 from pangu_sigma.planner.parameters import count_parameters
 from pangu_sigma.planner.predict import compute_time, exchange_time, model_flops, rank_flops, step_flops, step_time
@@ -172,3 +173,16 @@ def test_the_last_backward_pass_hides_early_gradients(make_job, hardware, bandwi
     third = compute_time(job, links) / 3
     assert (spent > third) == (bandwidth < 1.0)
     assert step_time(job, links).hidden["gradient"] == pytest.approx(min(spent, third))
+
+
+@pytest.mark.parametrize(("microseconds", "host_bound"), [(1e-3, False), (1e6, True)])
+def test_the_longer_of_launches_and_work_is_the_step(make_job, hardware, microseconds, host_bound):
+    """A device that works faster than its host launches waits for it."""
+    job = make_job(2, 2, parallel={"expert": 4})
+    without = step_time(job, hardware)
+    assert (without.launch, without.host_bound, without.total) == (0.0, False, without.device)
+    rates = replace(hardware.compute, launch_us=figure(microseconds))
+    time = step_time(job, replace(hardware, compute=rates))
+    assert time.launch == pytest.approx(step_launches(job) * microseconds * 1e-6)
+    assert time.device == without.device and time.host_bound == host_bound
+    assert time.total == (time.launch if host_bound else without.total)

@@ -1,0 +1,35 @@
+"""How many kernels an optimizer step launches on Ascend, kernel by kernel (O0).
+
+The numbers are counted in exported graphs (`pangu-sigma audit --kernels`); `tests/distributed/test_kernels.py`
+compares them with graphs of the shipped 38B shape. Other routers and dispatchers cost some tens more or less a sparse
+layer.
+"""
+
+from __future__ import annotations
+
+from pangu_sigma.planner.job import PlannedJob
+from pangu_sigma.planner.parameters import parameters
+
+DENSE_LAYER = 74  # attention and a dense feed-forward network, forward and backward
+SPARSE_LAYER = 176  # attention and experts in one chunk
+CHUNK = 34  # of each further one: its exchanges and its products
+PLAIN_ATTENTION = 22  # more, without the fused kernel: scores, softmax, and transposed heads
+OUTSIDE = 89  # of the layers: embedding, mask, head, loss, statistics
+ACCUMULATION = 1  # for each tensor, where a step has several micro-batches
+UPDATE = 7  # for each tensor: its norm, clipping, Adam, and an emptied accumulator
+
+
+def micro_batch_launches(job: PlannedJob) -> int:
+    """Kernels of a rank for the forward and backward pass of one micro-batch of `job`."""
+    config = job.config
+    layers = job.dense_layers * DENSE_LAYER + job.sparse_layers * SPARSE_LAYER
+    layers += job.sparse_layers * (config.moe.dispatch.chunks - 1) * CHUNK
+    if not config.runtime.fused.attention:
+        layers += (job.blocks + 1) * PLAIN_ATTENTION
+    accumulated = ACCUMULATION * len(parameters(job)) if job.micro_batches > 1 else 0
+    return OUTSIDE + layers + accumulated
+
+
+def step_launches(job: PlannedJob) -> int:
+    """Kernels of a rank in an optimizer step of `job`."""
+    return job.micro_batches * micro_batch_launches(job) + UPDATE * len(parameters(job))

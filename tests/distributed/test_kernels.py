@@ -1,0 +1,64 @@
+"""Kernels that a layer costs in an exported micro-batch, forward and backward: what one layer more adds to the graph,
+conversions of parameters and accumulation of gradients apart.
+
+The shape is that of configs/ascend/pangu_sigma_38b_128.yaml on four ranks: tensor parallel 2, expert parallel 2, one
+expert a rank, group-wise exchange in two chunks, fused kernels, gradients accumulated.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from pangu_sigma.audit.audit import audited_job, export
+from pangu_sigma.audit.graph import read_rank
+from pangu_sigma.audit.kernels import by_operator, launches, pass_launches
+from pangu_sigma.config.load import load_config
+from pangu_sigma.planner.launches import micro_batch_launches
+
+LIMIT = 900  # seconds for the compilations on two slow cores
+SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "ascend" / "pangu_sigma_38b_128.yaml"
+SMALL = (
+    "model.hidden_size=64",  # heads of 16 features, as the kernel wants them
+    "model.num_heads=4",
+    "model.ffn_hidden_size=32",
+    "model.sequence_length=16",
+    "model.vocab_size=64",
+    "moe.num_experts=2",
+    "data.path=none",
+    "parallel.expert=2",
+    "parallel.tensor=2",
+    "parallel.ranks_per_node=2",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=1",
+)
+LAYERS = {"base": (1, 1), "dense": (2, 1), "sparse": (1, 2)}  # dense and sparse blocks, below a sparse query layer
+BUDGETS = {"dense": 90, "sparse": 200}
+
+
+def job(name):
+    dense, sparse = LAYERS[name]
+    layers = (f"model.dense_layers={dense}", f"model.sparse_layers={sparse}")
+    return audited_job(load_config(str(SHIPPED), [*SMALL, *layers]), 2, 2)
+
+
+@pytest.fixture(scope="module")
+def operators(tmp_path_factory):
+    """Operators of a micro-batch's graph, by case of LAYERS."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in LAYERS}
+    export([(job(name), folder) for name, folder in folders.items()], LIMIT, first_only=True)
+    found = {name: read_rank(folder, 0, False).graphs[0] for name, folder in folders.items()}
+    assert [graph.name for graph in found.values()] == ["micro_batch"] * len(LAYERS)
+    return {name: graph.operators for name, graph in found.items()}
+
+
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_a_layer_keeps_its_budget(operators, kind):
+    more, base = by_operator(operators[kind]), by_operator(operators["base"])
+    added = {name: count - base.get(name, 0) for name, count in more.items() if count != base.get(name, 0)}
+    assert 0 < pass_launches(operators[kind]) - pass_launches(operators["base"]) <= BUDGETS[kind], added
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_plan_counts_the_graphs_kernels(operators, name):
+    """Within a tenth: equal operators of two layers are one, which the plan does not know of."""
+    assert micro_batch_launches(job(name)) == pytest.approx(launches(operators[name]), rel=0.1)
