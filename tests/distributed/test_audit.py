@@ -3,8 +3,10 @@ caught.
 """
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -20,6 +22,7 @@ from pangu_sigma.planner.exchanges import step_exchanges
 from pangu_sigma.planner.predict import recomputed_flops
 from pangu_sigma.planner.traffic import by_cause
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "operators.md"
 LIMIT = 600  # seconds for the compilations of a job on two slow cores
 
 
@@ -124,6 +127,14 @@ def test_counts_of_ragged_dispatch_are_what_leaves_the_device(wrong):
     assert operations["AlltoAllVC"] == 4 * job.sparse_layers and operations["AlltoAllV"] == 0
     assert operations["GroupedMatmulV4"] == 6 * job.sparse_layers
     assert operations["BatchMatMul"] == 6 * (job.sparse_layers + 1)
+
+
+def test_operators_of_steps_are_those_of_the_page(wrong):
+    """docs/operators.md, which `python scripts/make_operator_table.py` makes, has whatever is compiled here."""
+    listed = set(re.findall(r"^\| `(\w+)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+    graphs = [graph for name in (*WRONG, "saturating") for graph in read_rank(wrong / name, 1, False).graphs]
+    found = {one.name for graph in graphs for one in graph.operators}
+    assert len(found) > 40 and found <= listed, sorted(found - listed)
 
 
 def test_generation_sums_over_ranks_on_the_device(wrong):
