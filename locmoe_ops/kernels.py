@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Callable, Mapping, Optional, Tuple
 
 from mindspore import Tensor, nn, ops
-from mindspore.ops.auto_generate import AddExt, Dense, GeluExt, LayerNormExt
+from mindspore.ops.auto_generate import AddExt, Dense, GeluExt, LayerNormExt, LayerNormGradExt
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.recompute import BackwardPart, ForwardPart, OwnGradient
@@ -179,8 +179,9 @@ class _NormaliseBackward(BackwardPart):
         return dx, self.sum(dout * rows, 0), self.sum(dout, 0)
 
 
-class FusedNormalise(nn.Cell):
-    """`Normalise` as one operator, and its gradient as another.
+class FusedNormalise(OwnGradient):
+    """`Normalise` as one operator, and its gradient as another, which MindSpore derives, too. It is asked for here as
+    MindSpore makes a cycle of a graph in which it derives this gradient and the operator is computed anew.
 
     Args:
         epsilon: added to the variance.
@@ -191,10 +192,35 @@ class FusedNormalise(nn.Cell):
     def __init__(self, epsilon: float) -> None:
         super().__init__()
         self.epsilon = epsilon
-        self.norm = LayerNormExt()
+        self.norm = ForwardPart(LayerNormExt())
+        self.backward = _FusedNormaliseBackward()
 
     def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         return self.norm(x, gamma.shape, gamma, beta, self.epsilon)
+
+    def bprop(
+        self, x: Tensor, gamma: Tensor, beta: Tensor, out: Tuple[Tensor, ...], dout: Tuple[Tensor, ...]
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        """The gradients of `x`, `gamma` and `beta` from that of the first of `out`, `dout[0]`."""
+        return self.backward(x, gamma, beta, out[1], out[2], dout[0])
+
+
+class _FusedNormaliseBackward(BackwardPart):
+    """The gradients of `FusedNormalise`.
+
+    Inputs: x <float32>[N, n]; gamma, beta <float32>[n]; mean, and the third output <float32>[N, 1]; dout <float32>[N,
+    n]. Outputs: gradients of x, gamma and beta.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradient = LayerNormGradExt()
+
+    def construct(
+        self, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, scale: Tensor, dout: Tensor
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        x = ops.depend(x, dout)  # see `Normalise`
+        return self.gradient(dout, x, gamma.shape, mean, scale, gamma, beta)
 
 
 class SoftmaxRows(OwnGradient):

@@ -15,7 +15,7 @@ from pangu_sigma.audit.products import ScopedNode, flops_again
 from pangu_sigma.audit.status import GraphNode, status_faults
 
 OPERATIONS = {spec.primitive: spec.name for spec in COLLECTIVES.values() if spec.primitive}
-UPKEEP = ("Cast", "AssignAdd")  # of parameters
+UPKEEP = ("Cast", "AssignAdd", "InplaceAddExt")  # of parameters
 # These leave the device, or wait for the host. The counts of all_to_all_v do so too, by design: they are counted.
 ON_THE_HOST = {"PyExecute", "PyFunc", "Custom", "Print", "Assert", "MoveTo"}
 _TYPES = {1: ("float32", 4), 6: ("int32", 4), 7: ("int64", 8), 9: ("bool", 1), 10: ("float16", 2), 16: ("bfloat16", 2)}

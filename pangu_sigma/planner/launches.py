@@ -2,19 +2,23 @@
 
 The numbers are counted in exported graphs (`pangu-sigma audit --kernels`); `tests/distributed/test_kernels.py`
 compares them with graphs of the shipped 38B shape. Other routers and dispatchers cost some tens more or less a sparse
-layer.
+layer. Not counted: what is launched again where layers are recomputed (`train.recompute`), and what
+`runtime.fused.accumulate` saves.
 """
 
 from __future__ import annotations
 
-from pangu_sigma.planner.job import PlannedJob
+from pangu_sigma.model.parameter_groups import reads_copy
+from pangu_sigma.planner.job import ITEM, PlannedJob
 from pangu_sigma.planner.parameters import parameters
 
-DENSE_LAYER = 74  # attention and a dense feed-forward network, forward and backward
-SPARSE_LAYER = 176  # attention and experts in one chunk
+DENSE_LAYER = 61  # attention and a dense feed-forward network, forward and backward
+SPARSE_LAYER = 158  # attention and experts in one chunk
 CHUNK = 34  # of each further one: its exchanges and its products
 PLAIN_ATTENTION = 22  # more, without the fused kernel: scores, softmax, and transposed heads
-OUTSIDE = 89  # of the layers: embedding, mask, head, loss, statistics
+OUTSIDE = 94  # of the layers: embedding, mask, head, loss, statistics
+CONVERSION = 1  # for each tensor that is read in half precision, in a step of one micro-batch
+COPY = 2  # for each such tensor, once a step where it has several: converted and kept
 ACCUMULATION = 1  # for each tensor, where a step has several micro-batches
 UPDATE = 7  # for each tensor: its norm, clipping, Adam, and an emptied accumulator
 
@@ -26,10 +30,17 @@ def micro_batch_launches(job: PlannedJob) -> int:
     layers += job.sparse_layers * (config.moe.dispatch.chunks - 1) * CHUNK
     if not config.runtime.fused.attention:
         layers += (job.blocks + 1) * PLAIN_ATTENTION
-    accumulated = ACCUMULATION * len(parameters(job)) if job.micro_batches > 1 else 0
-    return OUTSIDE + layers + accumulated
+    several = job.micro_batches > 1
+    upkeep = ACCUMULATION * len(parameters(job)) if several else CONVERSION * _tensors_in_half(job)
+    return OUTSIDE + layers + upkeep
 
 
 def step_launches(job: PlannedJob) -> int:
     """Kernels of a rank in an optimizer step of `job`."""
-    return job.micro_batches * micro_batch_launches(job) + UPDATE * len(parameters(job))
+    copies = COPY * _tensors_in_half(job) if job.micro_batches > 1 else 0
+    return job.micro_batches * micro_batch_launches(job) + copies + UPDATE * len(parameters(job))
+
+
+def _tensors_in_half(job: PlannedJob) -> int:
+    """Parameters that products read in half precision."""
+    return sum(reads_copy(one.name) for one in parameters(job)) if job.compute_item < ITEM else 0

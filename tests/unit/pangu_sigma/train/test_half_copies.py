@@ -112,11 +112,8 @@ def test_copies_are_made_once_a_step_in_a_graph_of_their_own(graphs):
     assert (False, "copies") not in graphs
 
 
-def test_gradients_of_maps_are_added_as_mindspores_pass_wants_it(graphs):
-    """MatMul of the transposed first input, Cast, AssignAdd: what matmul_assignadd_fusion makes one kernel of
-    (MindSpore, matmul_assignadd_fusion.cc).
-    """
-    model = graphs[True, "micro_batch"]
+def products_added(model):
+    """Products whose result is cast and added to a parameter, by which of their inputs are transposed."""
     makers = {name: node for node in model.graph.node for name in node.output}
     added = Counter()
     for node in model.graph.node:
@@ -128,6 +125,14 @@ def test_gradients_of_maps_are_added_as_mindspores_pass_wants_it(graphs):
         if product is not None and kind_of(product) == "MatMul":
             transposed = tuple(bool(makers[name].attribute[0].i) for name in product.input[2:4])
             added[transposed] += 1
+    return added
+
+
+def test_gradients_of_maps_are_added_as_mindspores_pass_wants_it(graphs):
+    """MatMul of the transposed first input, Cast, AssignAdd: what matmul_assignadd_fusion makes one kernel of
+    (MindSpore, matmul_assignadd_fusion.cc).
+    """
+    added = products_added(graphs[True, "micro_batch"])
     # Three attentions of four maps, two dense feed-forward networks of two; the word table is added up in two parts.
     assert added == {(True, False): 3 * 4 + 2 * 2}
 
@@ -175,4 +180,5 @@ def test_fused_additions_need_no_cast(networks, tmp_path):
     )
     maps, biases, experts = 3 * 4 + 2 * 2, 3 * 3 + 2 * 2, 4
     assert added["AssignAdd", True] >= maps
+    assert products_added(model) == {(True, False): maps}  # those of Dense are MatMul, too
     assert added["InplaceAddExt", False] == biases + experts and added["InplaceAddExt", True] == 0
