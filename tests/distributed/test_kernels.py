@@ -13,7 +13,10 @@ from pangu_sigma.audit.audit import audited_job, export
 from pangu_sigma.audit.graph import read_rank
 from pangu_sigma.audit.kernels import by_operator, launches, pass_launches
 from pangu_sigma.config.load import load_config
-from pangu_sigma.planner.launches import micro_batch_launches
+from pangu_sigma.model.parameter_groups import reads_copy
+from pangu_sigma.planner.launches import COPY, micro_batch_launches
+from pangu_sigma.planner.parameters import parameters
+from pangu_sigma.planner.predict import recomputed_flops
 
 LIMIT = 900  # seconds for the compilations on two slow cores
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "ascend" / "pangu_sigma_38b_128.yaml"
@@ -32,23 +35,32 @@ SMALL = (
     "train.micro_batch_size=1",
 )
 LAYERS = {"base": (1, 1), "dense": (2, 1), "sparse": (1, 2)}  # dense and sparse blocks, below a sparse query layer
+RECOMPUTED = "base, recomputed"
 BUDGETS = {"dense": 90, "sparse": 200}
 
 
 def job(name):
-    dense, sparse = LAYERS[name]
+    base, _, recomputed = name.partition(", ")
+    dense, sparse = LAYERS[base]
     layers = (f"model.dense_layers={dense}", f"model.sparse_layers={sparse}")
-    return audited_job(load_config(str(SHIPPED), [*SMALL, *layers]), 2, 2)
+    recompute = f"train.recompute={'all' if recomputed else 'none'}"
+    return audited_job(load_config(str(SHIPPED), [*SMALL, *layers, recompute]), 2, 2)
 
 
 @pytest.fixture(scope="module")
-def operators(tmp_path_factory):
-    """Operators of a micro-batch's graph, by case of LAYERS."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in LAYERS}
+def steps(tmp_path_factory):
+    """The graphs of a step by name, of each case of LAYERS and of RECOMPUTED."""
+    folders = {name: tmp_path_factory.mktemp(name.replace(", ", "_")) for name in (*LAYERS, RECOMPUTED)}
     export([(job(name), folder) for name, folder in folders.items()], LIMIT, first_only=True)
-    found = {name: read_rank(folder, 0, False).graphs[0] for name, folder in folders.items()}
-    assert [graph.name for graph in found.values()] == ["micro_batch"] * len(LAYERS)
-    return {name: graph.operators for name, graph in found.items()}
+    return {
+        name: {graph.name: graph for graph in read_rank(folder, 0, False).graphs} for name, folder in folders.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def operators(steps):
+    """Operators of a micro-batch's graph, by case of LAYERS."""
+    return {name: steps[name]["micro_batch"].operators for name in LAYERS}
 
 
 @pytest.mark.parametrize("kind", BUDGETS)
@@ -62,3 +74,16 @@ def test_a_layer_keeps_its_budget(operators, kind):
 def test_the_plan_counts_the_graphs_kernels(operators, name):
     """Within a tenth: equal operators of two layers are one, which the plan does not know of."""
     assert micro_batch_launches(job(name)) == pytest.approx(launches(operators[name]), rel=0.1)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_parameters_are_converted_once_a_step(steps, operators, name):
+    assert not [one for one in operators[name] if one.upkeep and one.name == "Cast"]
+    copied = sum(reads_copy(one.name) for one in parameters(job(name)))
+    assert launches(steps[name]["copies"].operators) == COPY * copied
+
+
+def test_forms_for_ascend_are_recomputed(steps):
+    """Norms, products with a bias, attention by rows and fused experts: as many FLOPs again as planned."""
+    again = sum(graph.times * graph.again for graph in steps[RECOMPUTED].values())
+    assert again == pytest.approx(recomputed_flops(job(RECOMPUTED)), rel=1e-6)  # sums of floats
