@@ -180,8 +180,8 @@ class _NormaliseBackward(BackwardPart):
 
 
 class FusedNormalise(OwnGradient):
-    """`Normalise` as one operator, and its gradient as another, which MindSpore derives, too. It is asked for here as
-    MindSpore makes a cycle of a graph in which it derives this gradient and the operator is computed anew.
+    """`Normalise` as one operator, and its gradient as another, after the first once more: were its mean and deviation
+    read from the forward pass, MindSpore would make a cycle of a graph in which that is computed anew.
 
     Args:
         epsilon: added to the variance.
@@ -193,7 +193,7 @@ class FusedNormalise(OwnGradient):
         super().__init__()
         self.epsilon = epsilon
         self.norm = ForwardPart(LayerNormExt())
-        self.backward = _FusedNormaliseBackward()
+        self.backward = _FusedNormaliseBackward(epsilon)
 
     def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         return self.norm(x, gamma.shape, gamma, beta, self.epsilon)
@@ -202,24 +202,26 @@ class FusedNormalise(OwnGradient):
         self, x: Tensor, gamma: Tensor, beta: Tensor, out: Tuple[Tensor, ...], dout: Tuple[Tensor, ...]
     ) -> Tuple[Tensor, Tensor, Tensor]:
         """The gradients of `x`, `gamma` and `beta` from that of the first of `out`, `dout[0]`."""
-        return self.backward(x, gamma, beta, out[1], out[2], dout[0])
+        return self.backward(x, gamma, beta, dout[0])
 
 
 class _FusedNormaliseBackward(BackwardPart):
     """The gradients of `FusedNormalise`.
 
-    Inputs: x <float32>[N, n]; gamma, beta <float32>[n]; mean, and the third output <float32>[N, 1]; dout <float32>[N,
-    n]. Outputs: gradients of x, gamma and beta.
+    Args:
+        epsilon: as there.
+
+    Inputs: x <float32>[N, n]; gamma, beta <float32>[n]; dout <float32>[N, n]. Outputs: gradients of x, gamma and beta.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, epsilon: float) -> None:
         super().__init__()
-        self.gradient = LayerNormGradExt()
+        self.epsilon = epsilon
+        self.norm, self.gradient = LayerNormExt(), LayerNormGradExt()
 
-    def construct(
-        self, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, scale: Tensor, dout: Tensor
-    ) -> Tuple[Tensor, Tensor, Tensor]:
+    def construct(self, x: Tensor, gamma: Tensor, beta: Tensor, dout: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         x = ops.depend(x, dout)  # see `Normalise`
+        _, mean, scale = self.norm(x, gamma.shape, gamma, beta, self.epsilon)
         return self.gradient(dout, x, gamma.shape, mean, scale, gamma, beta)
 
 

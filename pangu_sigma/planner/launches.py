@@ -2,21 +2,24 @@
 
 The numbers are counted in exported graphs (`pangu-sigma audit --kernels`); `tests/distributed/test_kernels.py`
 compares them with graphs of the shipped 38B shape. Other routers and dispatchers cost some tens more or less a sparse
-layer. Not counted: what is launched again where layers are recomputed (`train.recompute`), and what
-`runtime.fused.accumulate` saves.
+layer. Not counted: what `runtime.fused.accumulate` saves.
 """
 
 from __future__ import annotations
 
+from pangu_sigma.config.derived import recomputed_parts
 from pangu_sigma.model.parameter_groups import reads_copy
 from pangu_sigma.planner.job import ITEM, PlannedJob
 from pangu_sigma.planner.parameters import parameters
 
-DENSE_LAYER = 61  # attention and a dense feed-forward network, forward and backward
-SPARSE_LAYER = 158  # attention and experts in one chunk
+DENSE_LAYER = 63  # attention and a dense feed-forward network, forward and backward
+SPARSE_LAYER = 160  # attention and experts in one chunk
 CHUNK = 34  # of each further one: its exchanges and its products
 PLAIN_ATTENTION = 22  # more, without the fused kernel: scores, softmax, and transposed heads
-OUTSIDE = 94  # of the layers: embedding, mask, head, loss, statistics
+OUTSIDE = 95  # of the layers: embedding, mask, head, loss, statistics
+# Again, where they are recomputed (`train.recompute`): attention and its norm; a dense feed-forward network and its
+# norm; experts, in each chunk.
+ATTENTION_AGAIN, FEED_FORWARD_AGAIN, CHUNK_AGAIN = 8, 4, 3
 CONVERSION = 1  # for each tensor that is read in half precision, in a step of one micro-batch
 COPY = 2  # for each such tensor, once a step where it has several: converted and kept
 ACCUMULATION = 1  # for each tensor, where a step has several micro-batches
@@ -32,7 +35,18 @@ def micro_batch_launches(job: PlannedJob) -> int:
         layers += (job.blocks + 1) * PLAIN_ATTENTION
     several = job.micro_batches > 1
     upkeep = ACCUMULATION * len(parameters(job)) if several else CONVERSION * _tensors_in_half(job)
-    return OUTSIDE + layers + upkeep
+    return OUTSIDE + layers + _launches_again(job) + upkeep
+
+
+def _launches_again(job: PlannedJob) -> int:
+    """Kernels of a micro-batch that stand once more, where layers are recomputed."""
+    found = 0
+    for index, part in enumerate(recomputed_parts(job.config)):
+        if part != "none":
+            found += ATTENTION_AGAIN
+        if part == "all":
+            found += CHUNK_AGAIN * job.config.moe.dispatch.chunks if job.is_sparse(index) else FEED_FORWARD_AGAIN
+    return found
 
 
 def step_launches(job: PlannedJob) -> int:

@@ -59,8 +59,8 @@ def steps(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def operators(steps):
-    """Operators of a micro-batch's graph, by case of LAYERS."""
-    return {name: steps[name]["micro_batch"].operators for name in LAYERS}
+    """Operators of a micro-batch's graph, by case."""
+    return {name: graphs["micro_batch"].operators for name, graphs in steps.items()}
 
 
 @pytest.mark.parametrize("kind", BUDGETS)
@@ -70,7 +70,7 @@ def test_a_layer_keeps_its_budget(operators, kind):
     assert 0 < pass_launches(operators[kind]) - pass_launches(operators["base"]) <= BUDGETS[kind], added
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [*LAYERS, RECOMPUTED])
 def test_the_plan_counts_the_graphs_kernels(operators, name):
     """Within a tenth: equal operators of two layers are one, which the plan does not know of."""
     assert micro_batch_launches(job(name)) == pytest.approx(launches(operators[name]), rel=0.1)
