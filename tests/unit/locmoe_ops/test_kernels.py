@@ -92,20 +92,35 @@ def test_normalisation_matches_the_closed_form(pullback, size):
 
 
 def test_operators_without_a_kernel_here_are_asked_as_documented(pynative_mode):
-    """LayerNormExt(input, normalized_shape, weight, bias, eps) and GeluExt(input, approximate), of mindspore.ops."""
+    """LayerNormExt(input, normalized_shape, weight, bias, eps), LayerNormGradExt(dy, x, normalized_shape, mean,
+    variance, gamma, beta) and GeluExt(input, approximate), of mindspore.ops.
+    """
     x, gamma, beta = drawn(7, 16), drawn(16, seed=1), drawn(16, seed=2)
 
     def layer_norm(rows, shape, weight, bias, eps):
         rows, axes = rows.asnumpy(), tuple(range(rows.ndim - len(shape), rows.ndim))
         centred = rows - rows.mean(axes, keepdims=True)
         scale = 1.0 / np.sqrt(np.mean(centred**2, axes, keepdims=True) + eps)
-        return Tensor(centred * scale * weight.asnumpy() + bias.asnumpy()), None, None
+        mean = Tensor(rows.mean(axes, keepdims=True))
+        return Tensor(centred * scale * weight.asnumpy() + bias.asnumpy()), mean, Tensor(scale)
+
+    def layer_norm_gradient(dy, rows, shape, mean, scale, weight, bias):
+        assert shape == (16,) and bias is inputs[2]
+        dy, normed = dy.asnumpy(), (rows.asnumpy() - mean.asnumpy()) * scale.asnumpy()
+        slope = dy * weight.asnumpy()
+        of_rows = slope - slope.mean(1, keepdims=True) - normed * np.mean(slope * normed, 1, keepdims=True)
+        return of_rows * scale.asnumpy(), np.sum(dy * normed, 0), dy.sum(0)
 
     norm, expected = ASCEND.normalise(1e-5), CPU.normalise(1e-5)
     norm.norm.operator = layer_norm
     inputs = [Tensor(each) for each in (x, gamma, beta)]
     # float32: numbers of order 1, from sums of 16.
     np.testing.assert_allclose(norm(*inputs)[0].asnumpy(), expected(*inputs)[0].asnumpy(), atol=3e-6)
+    norm.backward.norm, norm.backward.gradient = layer_norm, layer_norm_gradient
+    dy = Tensor(drawn(7, 16, seed=3))
+    wanted = expected.backward(inputs[0], inputs[1], layer_norm(inputs[0], (16,), *inputs[1:], 1e-5)[1], dy)
+    for one, other in zip(norm.backward(*inputs, dy), wanted):
+        np.testing.assert_allclose(np.asarray(one), other.asnumpy(), atol=1e-5)  # likewise
     asked = []
     activation = ASCEND.activation("gelu")
     activation.gelu = lambda *given: asked.append(given) or given[0]
