@@ -76,7 +76,7 @@ def test_the_step_has_it_as_a_term_of_its_own(make_job):
     for job, time in zip((one, two, four), times):
         bandwidth = hardware.compute.bandwidth_gb_s.value * 1e9
         assert time.parameters == pytest.approx(parameter_traffic(job).total / bandwidth)
-        assert time.total == pytest.approx(
+        assert time.device == pytest.approx(
             time.compute + time.parameters + sum(time.causes.values()) - sum(time.hidden.values())
         )
     assert times[2].parameters - times[1].parameters == pytest.approx(
