@@ -97,7 +97,7 @@ def test_slots_are_those_of_the_dispatcher(make_job, build, cluster, parallel, m
         ranks = job.exchange.ep
         received = slots.expert_rows * job.experts_per_rank * ranks
         neighbours, nodes = getattr(dispatcher, "neighbours", 1), getattr(dispatcher, "nodes", 1)
-        assert received == dispatcher.slots.slots * ranks and neighbours * nodes in (1, ranks)
+        assert received == dispatcher.slots.permutation.slots * ranks and neighbours * nodes in (1, ranks)
 
 
 @pytest.mark.parametrize(("limit", "room"), [(None, 2 * 96), (1.5, 72), (1.3, 63), (1.01, 49)])

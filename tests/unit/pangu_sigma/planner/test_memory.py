@@ -153,14 +153,14 @@ def test_attention_that_is_recomputed_keeps_what_its_norm_reads(make_job):
 
 
 def test_experts_that_are_recomputed_keep_what_was_sent_to_them(make_job):
-    """fp16, but what goes out is float32: of 48 tokens a rank 8 x 2 slots of each of 4 experts, and half of the inner
-    features on each of two ranks.
+    """In fp16, as what goes out: of 48 tokens a rank 8 x 2 slots of each of 4 experts, and half of the inner features,
+    before and after the activation, on each of two ranks.
     """
     ranks = {"parallel": {"expert": 2, "tensor": 2}, "runtime": {"precision": "fp16"}}
     none, sparse = (make_job(1, 4, **ranks, train={"recompute": part}) for part in ("none", "sparse"))
     tokens, slots = 48, 4 * 2 * 8
     attention = 2 * tokens * 16 + 4 * 2 * tokens * 16 // 2 + (4 + 2) * SCORES // 2 // 2
-    experts = 2 * slots * 2 * 24 // 2 - (4 - 2) * slots * 16
+    experts = 2 * slots * 2 * 24 // 2
     assert kept(none)[1] - kept(sparse)[1] == attention + experts
 
 
