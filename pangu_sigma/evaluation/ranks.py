@@ -91,7 +91,7 @@ class TrainedRanks:
             dispatcher = FlatDispatcher(context.collectives, setup, "all_to_all/as trained")
             slots = dispatcher.slots
             # What is a constant of each layer's graph becomes one parameter of all.
-            for name in ("table", "room") if isinstance(slots, RepickingAssignment) else ("table",):
+            for name in ("capacity", "room") if isinstance(slots, RepickingAssignment) else ("capacity",):
                 own = Parameter(getattr(slots, name), name=f"as_trained.{name}", requires_grad=False)
                 delattr(slots, name)
                 setattr(slots, name, self._tables.setdefault(name, own))
@@ -102,9 +102,7 @@ class TrainedRanks:
         if not self._tables:
             return
         capacity = self._capacities[rank]
-        table = self._tables["table"].asnumpy().copy()
-        table[:-1, 1] = table[:-1, 3] = capacity
-        self._tables["table"].set_data(Tensor(table))
+        self._tables["capacity"].set_data(Tensor(np.append(capacity, 0).astype(np.int32)))  # (E + 1,) <- (E,)
         if "room" in self._tables:
             self._tables["room"].set_data(Tensor(capacity, dtype.float32))
 

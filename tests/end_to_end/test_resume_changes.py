@@ -48,7 +48,6 @@ FREE = {
         "parallel.overlap_gradients=false",
         "parallel.ranks_per_node=1",
         "parallel.nodes=1",
-        "train.recompute=all",
         "runtime.join_timeout=9",
         "runtime.collective_timeout=9",
         "runtime.device=cpu",
@@ -243,7 +242,8 @@ ELSEWHERE = {
     "parallel.all_to_all",
     "parallel.bucket_mb",
     "parallel.reduce_precision",  # how ranks exchange: no part of what a run is
-    "runtime.mode",  # the last test of this file
+    "runtime.mode",  # with train.recompute, which asks for graphs: the last test of this file
+    "train.recompute",
     "train.tracker",
     "train.output_dir",
     "checkpoint.resume",
@@ -383,9 +383,11 @@ def test_a_loss_scale_begins_with_fp16_and_ends_with_it(begun, tmp_path):
     assert scales(("runtime.precision=fp16",), "runtime.precision=fp32") == [1.0]
 
 
-def test_a_run_goes_on_compiled(begun, tmp_path):
+def test_a_run_goes_on_compiled_and_recomputed(begun, tmp_path):
     """Last, since after graphs of the same process PyNative takes fewer kinds of indices."""
     out, step = tmp_path / "run", begun(()) / "run" / "checkpoints" / "step_2"
-    options = as_options(("runtime.mode=graph", f"train.output_dir={out}", f"checkpoint.resume={step}"))
+    options = as_options(
+        ("runtime.mode=graph", "train.recompute=all", f"train.output_dir={out}", f"checkpoint.resume={step}")
+    )
     assert main(["train", str(begun(()) / "base.yaml"), *options]) == 0
     assert (out / "summary.json").is_file()
