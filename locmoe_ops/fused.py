@@ -1,4 +1,5 @@
-"""Ascend's fused kernels behind the interfaces of what they replace. They compile anywhere and run on Ascend only.
+"""Ascend's fused kernels behind the interfaces of what they replace. They compile anywhere, and would run on
+Ascend only, where none was tried.
 
 Gradients are MindSpore's own for these operators.
 

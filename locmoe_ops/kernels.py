@@ -1,9 +1,10 @@
 """Elementary operations by device: the one place where a Cell is written in two forms.
 
-MindSpore's CPU kernels and its Ascend kernels are fast at different things. On CPU some fused gradients are many times
-as slow as the plain sums that they consist of; on Ascend every operator is a launch of its own, and a fused one is a
-single launch. So each operation has a form `CPU`, whose gradients are written out, and a form `ASCEND`, which is
-MindSpore's own operator with MindSpore's own gradient. Both compute the same function, to rounding.
+MindSpore's CPU kernels and its Ascend kernels should be fast at different things. On CPU some fused gradients are many
+times as slow as the plain sums that they consist of (measured); on Ascend, kernel by kernel, every operator is a launch
+of its own, and a fused one is a single launch (counted in compiled graphs). So each operation has a form `CPU`, whose
+gradients are written out, and a form `ASCEND`, which is MindSpore's own operator with MindSpore's own gradient. Both
+compute the same function, to rounding.
 
 The forms for Ascend compile anywhere. None was run on a device.
 

@@ -28,6 +28,7 @@ _CONFIGURATION = """# Configuration reference
 Every key, with its default. A file gives the keys that differ; `--set key.path=value` overrides one on the command
 line, and `pangu-sigma config CONFIG` prints all of them with their values. A key that does not exist, a value of
 another type or outside its limits, or values that do not fit together end the command with one line and status 2.
+What a key does on Ascend is documented or compiled, and was never run there ([ascend.md](ascend.md)).
 
 Numbers are written in decimal digits: `0100`, `0x1F`, `1:30` and `1_000`, which YAML 1.1 reads as 64, 31, 90 and 1000,
 are refused with the decimal number offered. `1e-4` is a number. A text that looks like a number stands in quotes, on
@@ -39,7 +40,7 @@ _METRICS = """# Metrics reference
 
 `metrics.jsonl` of a run folder holds one JSON object a step. A name is `group/name`, with its unit in brackets: `(s)`
 seconds, `(B)` bytes. Fractions are in [0, 1]. Times but `time/step(s)` are means over ranks; bytes are sums over ranks.
-With the hccl backend traffic is not counted, and its bytes and times are 0.
+With the hccl backend traffic is not counted, and its bytes and times are 0. No metric was measured on Ascend.
 
 **Which steps count.** Console lines, `watch`, `summary.json`, `report` and `compare` show the same numbers of a run,
 all by one rule ([`pangu_sigma/metrics/window.py`](../pangu_sigma/metrics/window.py)): of the second half of the steps

@@ -1,4 +1,5 @@
-"""An all-to-all made of an all-gather, for groups in which the backend has no all-to-all (HCCL on Ascend 910A).
+"""An all-to-all made of an all-gather, for groups in which the backend has no all-to-all (HCCL on Ascend 910A, by
+its documentation).
 
 Everybody gets everything, and keeps what was for him: P times the numbers of an all-to-all are sent. The results are
 the same to the bit: nothing is added on the way there, and zeros alone on the way back.

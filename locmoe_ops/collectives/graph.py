@@ -6,7 +6,8 @@ from mindspore import nn
 
 
 class ExchangeGraph(nn.Cell):
-    """One exchange as a graph of its own: HCCL forbids operators by themselves in a group that graphs use too.
+    """One exchange as a graph of its own: HCCL's documentation forbids operators by themselves in a group that graphs
+    use too.
 
     Args:
         exchange: a collective's Cell.

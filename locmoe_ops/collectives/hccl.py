@@ -62,8 +62,8 @@ class HcclCollectives(Collectives):
         return _Exchange(*_primitive_and_adjoint(operation, name, len(group.ranks), tag))
 
     def _all_to_all_async(self, group: RankGroup, tag: str) -> AsyncAllToAll:
-        """The primitive where the exchange is started: on Ascend its stream overlaps the computation until the result
-        is used.
+        """The primitive where the exchange is started. MindSpore launches it on the stream of its communicator, after
+        what was launched before it, and computation waits where the result is used (see `purpose_of`).
         """
         there, back = _primitive_and_adjoint("all_to_all", self._group_name(group, tag), len(group.ranks), tag)
         return AsyncAllToAll(_Forward(there), _Backward(back))
@@ -87,8 +87,8 @@ class HcclCollectives(Collectives):
         return self._names[ranks, purpose]
 
     def barrier(self) -> None:
-        """Returns when every rank of the world has called it. A sum in a graph of its own: HCCL forbids operators by
-        themselves, as `ops.Barrier` would be, in a group that graphs use too.
+        """Returns when every rank of the world has called it. A sum in a graph of its own: HCCL's documentation
+        forbids operators by themselves, as `ops.Barrier` would be, in a group that graphs use too.
         """
         if self.topology.world_size == 1:
             return

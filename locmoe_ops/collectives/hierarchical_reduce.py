@@ -213,8 +213,8 @@ class WaitAllReduce(nn.Cell):
     """Wait of an `AsyncAllReduce` whose handles are the tensors: sums them, all in one vector.
 
     MindSpore's kernel-by-kernel graphs run what is ready in the order of the graph, exchanges first (KernelGraph,
-    EnqueueActiveNodes), and an exchange has a stream of its own: the sum should be under way while the layers below are
-    computed. Read in MindSpore's source; not measured.
+    EnqueueActiveNodes), and each communicator has a stream of its own (see `purpose_of`): the sum should be under way
+    while the layers below are computed. Read in MindSpore's source; not measured.
 
     Args:
         all_reduce: sums a vector <float32>[n].

@@ -123,9 +123,10 @@ GRADIENTS, LAYERS = "gradients", "layers"  # purposes of communicators
 def purpose_of(group: str, cause: str) -> str:
     """What a communicator is for: sums over replicas of parameters, or all else.
 
-    HCCL gives each communicator a stream, on which its exchanges queue. Gradients are summed while layers are computed,
-    hence not on the stream of the layers' own exchanges, where these would wait for them, also where the ranks are the
-    same. What the update sums by itself needs no third one, as nothing else is under way then.
+    On Ascend MindSpore gives each communicator a stream, on which its exchanges queue (acl_stream_assign.cc, default
+    `multi_stream:group`; read in the source, not run). Gradients are summed while layers are computed, hence not on
+    the stream of the layers' own exchanges, where these would wait for them, also where the ranks are the same. What
+    the update sums by itself needs no third one, as nothing else is under way then.
 
     Args:
         group: kind of the group.

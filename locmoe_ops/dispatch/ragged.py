@@ -34,8 +34,8 @@ class RaggedDispatcher(Dispatcher):
     What it costs: shapes are fixed, so the experts compute on L * S rows however few of them are real, with R rows
     received at most and S = min(R, P * T), as no token comes to an expert twice. Without a limit R is the worst case,
     all tokens of all ranks: then the experts compute on E / k times as many rows as arrive at an even load. With limit
-    f, on L * f times as many. With Ascend's grouped products (`fused_experts`) they compute on the rows that arrived,
-    one expert's behind another's, and the limit is a matter of memory alone.
+    f, on L * f times as many. With Ascend's grouped products (`fused_experts`; compiled, not run) they compute on the
+    rows that arrived, one expert's behind another's, and the limit is a matter of memory alone.
 
     Args:
         collectives: backend; its group `setup.placement.group` is the one that exchanges tokens.

@@ -81,7 +81,7 @@ def audit(
 def audited_job(
     config: Config, nodes: Optional[int], devices_per_node: Optional[int], hardware: Optional[str] = None
 ) -> PlannedJob:
-    """The job as it is on Ascend with the hccl backend, on as many ranks.
+    """The job as it is compiled for Ascend with the hccl backend, on as many ranks.
 
     Args:
         config: of the job.

@@ -34,7 +34,7 @@ def groups_to_try(topology: Topology) -> List[str]:
 
 
 def operation_in(topology: Topology, kind: str, chip: Optional[str]) -> str:
-    """all_to_all, or all_gather where HCCL has no all-to-all in groups of this `kind` on the `chip`."""
+    """all_to_all, or all_gather where HCCL's documentation has no all-to-all in groups of this `kind` on the `chip`."""
     ruled_out = chip is not None and any(
         all_to_all_fault(chip, ranks, topology.ranks_per_node) for ranks in topology.groups(kind)
     )

@@ -210,7 +210,7 @@ class HcclConfig:
 
 @dataclass(frozen=True)
 class DeviceMemoryConfig:
-    """MindSpore's memory pool on Ascend (mindspore.runtime.set_memory); null: its default."""
+    """MindSpore's memory pool on Ascend (mindspore.runtime.set_memory; not tried there); null: its default."""
 
     initial_gb: Optional[float] = key(None, "size of the pool at first", minimum=0.1, maximum=1024.0)
     increase_gb: Optional[float] = key(None, "what the pool grows by", minimum=0.1, maximum=1024.0)

@@ -116,7 +116,8 @@ class FlashCore(nn.Cell):
     fp16 and bf16.
 
     Where all tokens of the rows are there (S = L), it is told that no query sees a later key, and computes the causal
-    half of the scores only; the mask still bars other documents. Told nothing, it computes the full square.
+    half of the scores only; the mask still bars other documents. Told nothing, it computes the full square. (By its
+    documentation; compiled, not run.)
 
     Args:
         dims: sizes.

@@ -73,9 +73,9 @@ def row_parallel(tensor: TensorGroup, tag: str) -> LinearSharding:
 
 
 class Linear(nn.Cell):
-    """`x W^T + b` in the compute type, or without b. On Ascend that is one operator where no sum over ranks stands
-    between product and bias. `read_weight` and `read_bias` read the parameters: as they are, unless a training run puts
-    copies in their place (see `pangu_sigma.train.half_copies`).
+    """`x W^T + b` in the compute type, or without b. In graphs compiled for Ascend that is one operator where no sum
+    over ranks stands between product and bias. `read_weight` and `read_bias` read the parameters: as they are, unless a
+    training run puts copies in their place (see `pangu_sigma.train.half_copies`).
 
     Args:
         in_size, out_size: features of the whole map.

@@ -95,7 +95,8 @@ def cluster_of(
 
 
 def default_hardware(config: Config) -> str:
-    """The file of configs/hardware for a configuration alone: by `runtime.device`, and on Ascend by `runtime.chip`.
+    """The file of configs/hardware for a configuration alone: by `runtime.device`, and where that is ascend by
+    `runtime.chip`.
 
     Raises InputError: none is shipped for that chip.
     """

@@ -1,8 +1,8 @@
-"""How many kernels an optimizer step launches on Ascend, kernel by kernel (O0).
+"""How many kernels an optimizer step would launch on Ascend, kernel by kernel (O0).
 
-The numbers are counted in exported graphs (`pangu-sigma audit --kernels`); `tests/distributed/test_kernels.py`
-compares them with graphs of the shipped 38B shape. Other routers and dispatchers cost some tens more or less a sparse
-layer. Not counted: what `runtime.fused.accumulate` saves.
+The numbers are counted in exported graphs, not on a device (`pangu-sigma audit --kernels`);
+`tests/distributed/test_kernels.py` compares them with graphs of the shipped 38B shape. Other routers and dispatchers
+cost some tens more or less a sparse layer. Not counted: what `runtime.fused.accumulate` saves.
 """
 
 from __future__ import annotations

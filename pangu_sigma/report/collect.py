@@ -2,8 +2,8 @@
 
 Of each run: times, bytes and routing by the rule of `pangu_sigma.metrics.window`; validation is the last. Metrics that
 a run does not have are left out. What a run that diverged has in place of a number is infinite here: it never comes
-before one, no mean hides it, files have null for it, and people read `diverged`. On Ascend, where the split of a step's
-time is MindSpore's profiler's, it is the mean over the steps that were profiled.
+before one, no mean hides it, files have null for it, and people read `diverged`. Where the split of a step's time is
+MindSpore's profiler's (on Ascend, not tried), it is the mean over the steps that were profiled.
 """
 
 import csv
@@ -209,7 +209,8 @@ def link_values(counters: Mapping[str, Any]) -> Values:
 
 
 def traced_values(folder: Path) -> Values:
-    """The split of the steps that MindSpore's profiler recorded, if it did: on Ascend nothing else knows it."""
+    """The split of the steps that MindSpore's profiler recorded, if it did: nothing else would know it on
+    Ascend (not tried)."""
     found = read_profile(folder)
     if found is None or not found.traced:
         return {}

@@ -14,7 +14,7 @@ VARIABLES = {
     "connect_timeout": "HCCL_CONNECT_TIMEOUT",
     "exec_timeout": "HCCL_EXEC_TIMEOUT",
 }
-JIT_LEVEL = "O0"  # kernel by kernel, each collective on a stream of its group
+JIT_LEVEL = "O0"  # kernel by kernel, each collective on the stream of its communicator
 GRAPH_FLAGS, ACCUMULATING_PASS = "MS_DEV_GRAPH_KERNEL_FLAGS", "matmul_assignadd_fusion"
 COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
 
@@ -85,8 +85,9 @@ def switch_off_compile_cache(tell: bool = True) -> None:
 def set_context(runtime: RuntimeConfig) -> None:
     """What MindSpore wants to know between naming the device and `init`; `runtime` is resolved for this machine.
 
-    On Ascend the compiler's level is always named: MindSpore's own choice is O2 on 910A, whole graphs to the device,
-    which is deprecated and runs the parts of an exchange one after another.
+    On Ascend the compiler's level is always named: MindSpore's own choice is O2 on 910A (read in its wheel), whole
+    graphs to the device, which is deprecated and ties computation to exchanges that it does not need (inferred, not
+    run).
     """
     if runtime.device == "ascend" and runtime.mode == "graph":
         ms.set_context(jit_config={"jit_level": runtime.jit_level or JIT_LEVEL})

@@ -1,8 +1,8 @@
 """`train.profile`: where the time of some steps goes, on every rank.
 
-On Ascend MindSpore's profiler records them, and leaves a folder of traces for each rank;
-`pangu_sigma.report.step_trace` reads those. On CPU this project's own timers, which run anyway, are written by rank:
-the run's metrics only have their means.
+On Ascend MindSpore's profiler records them, and leaves a folder of traces for each rank, which
+`pangu_sigma.report.step_trace` reads (documented, not tried). On CPU this project's own timers, which run anyway, are
+written by rank: the run's metrics only have their means.
 """
 
 from pathlib import Path
