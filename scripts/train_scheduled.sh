@@ -20,8 +20,8 @@ Starts train_msrun.sh on this node of a scheduler's job, as the node that the sc
   --resolve-timeout S   seconds in which all nodes' names must resolve (default $resolve_s)
   --help                show this text
 
-All else goes to train_msrun.sh; see its --help. Ranks meet on LOCMOE_PORT (default 29500) of the first node, and
-LOCMOE_MESH_SECRET must hold the same 64 hexadecimal digits on every node (openssl rand -hex 32).
+All else goes to train_msrun.sh (--workers N, --env-file F, --dry-run ...); see its --help. Ranks meet on LOCMOE_PORT (default
+29500) of the first node, and LOCMOE_MESH_SECRET must hold the same 64 hexadecimal digits on every node (openssl rand -hex 32).
 TEXT
 }
 
@@ -49,7 +49,7 @@ ask_the_scheduler() {
 wait_for_names() {
     local name deadline=$((SECONDS + resolve_s))
     for name in "${names[@]}"; do
-        until getent hosts "$name" >/dev/null; do
+        until getent ahosts "$name" >/dev/null; do
             [ "$SECONDS" -lt "$deadline" ] || bad_input "the node's name $name does not resolve within $resolve_s s; expected an address for each"
             sleep 1
         done

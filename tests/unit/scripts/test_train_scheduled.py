@@ -10,7 +10,7 @@ from pangu_sigma.config.load import load_config
 
 SCRIPT = "train_scheduled.sh"
 SECRET = "0123456789abcdef" * 4
-NODES = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+NODES = ["192.0.2.2", "192.0.2.3", "192.0.2.4"]  # for documentation (RFC 5737): nobody has them
 JOB = Path(__file__).resolve().parents[3] / "scripts" / "train_volcano.yaml"
 SLURM = {"SLURM_JOB_NODELIST": "far[2-4]", "SLURM_NODEID": "1"}
 VOLCANO = {"VC_WORKER_HOSTS": ",".join(NODES), "VC_TASK_INDEX": "1"}
@@ -33,12 +33,12 @@ def run(run_script, environment, tmp_path):
 
 @pytest.mark.parametrize("scheduler", [SLURM, {**SLURM, "SLURM_STEP_NODELIST": "far[2-4]"}, VOLCANO])
 def test_each_node_is_the_one_that_the_scheduler_says(run, config_file, tmp_path, scheduler):
-    done = run("--workers", "2", "--dry-run", config_file, "--set", "train.seed=7", **scheduler)
+    done = run("--workers", "2", "--dry-run", config_file, "--set", "train.global_batch_size=12", **scheduler)
     assert done.returncode == 0, done.stderr
     command = done.stdout.splitlines()[-1]
-    assert command.startswith("msrun --worker_num=6 --local_worker_num=2 --master_addr=127.0.0.2 --master_port=29500 ")
-    assert "--node_rank=1 " in command and command.rstrip().endswith("--set train.seed=7")
-    assert "LOCMOE_NODE_ADDRESS=127.0.0.3 " in done.stdout and f"{tmp_path}/run/logs/launch_1/node_1 " in command
+    assert command.startswith("msrun --worker_num=6 --local_worker_num=2 --master_addr=192.0.2.2 --master_port=29500 ")
+    assert "--node_rank=1 " in command and command.rstrip().endswith("--set train.global_batch_size=12")
+    assert "LOCMOE_NODE_ADDRESS=192.0.2.3 " in done.stdout and f"{tmp_path}/run/logs/launch_1/node_1 " in command
 
 
 def test_a_job_of_one_node_needs_no_secret(run, config_file):
@@ -54,9 +54,9 @@ def test_a_job_of_one_node_needs_no_secret(run, config_file):
         ({"SLURM_NODEID": "0"}, "neither SLURM_STEP_NODELIST nor SLURM_JOB_NODELIST"),
         ({**SLURM, "SLURM_NODEID": "3"}, "node '3' of 3"),
         ({**SLURM, "SLURM_JOB_NODELIST": "else"}, "node '1' of 0"),
-        ({"VC_WORKER_HOSTS": "127.0.0.2,127.0.0.3"}, "node '' of 2"),
+        ({"VC_WORKER_HOSTS": "192.0.2.2,192.0.2.3"}, "node '' of 2"),
         ({**VOLCANO, "VC_TASK_INDEX": "one"}, "node 'one' of 3"),
-        ({**VOLCANO, "VC_WORKER_HOSTS": "127.0.0.2,no-such-host.invalid"}, "no-such-host.invalid does not resolve"),
+        ({**VOLCANO, "VC_WORKER_HOSTS": "192.0.2.2,no-such-host.invalid"}, "no-such-host.invalid does not resolve"),
         ({**VOLCANO, "LOCMOE_MESH_SECRET": ""}, "LOCMOE_MESH_SECRET: not set"),
     ],
 )
@@ -97,7 +97,7 @@ def test_the_job_for_volcano(run):
     place = arguments.index("--env-file")  # CANN's, which is not here
     here = arguments[:place] + arguments[place + 2 :] + ["--dry-run"]
     here[here.index(config)] = str(JOB.parents[1] / config)
-    hosts = ",".join(f"127.0.1.{number}" for number in range(1, task["replicas"] + 1))
+    hosts = ",".join(f"192.0.2.{number}" for number in range(1, task["replicas"] + 1))
     done = run(*here, VC_WORKER_HOSTS=hosts, VC_TASK_INDEX="15")
     assert done.returncode == 0, done.stderr
     assert re.search(r"msrun --worker_num=128 --local_worker_num=8 .*--node_rank=15 ", done.stdout)
