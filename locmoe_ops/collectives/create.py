@@ -15,17 +15,23 @@ BACKENDS = ("hccl", "tcp", "local")
 
 
 def create_collectives(
-    backend: str, topology: Topology, rank: int, mesh: Mesh | None = None, gathered: bool = False
+    backend: str,
+    topology: Topology,
+    rank: int,
+    mesh: Mesh | None = None,
+    gathered: bool = False,
+    eager: bool = False,
 ) -> Collectives:
     """The collectives of this rank.
 
     Args:
-        backend: `hccl` (MindSpore's primitives; `mindspore.communication.init` has been called), `tcp` (needs
-            `mesh`) or `local` (one process).
+        backend: `hccl` (MindSpore's primitives or functions; `mindspore.communication.init` has been called), `tcp`
+            (needs `mesh`) or `local` (one process).
         topology: the ranks of this job.
         rank: this rank.
         mesh: of `join_mesh`, for `tcp`.
         gathered: see `Collectives`.
+        eager: of `hccl`, see `HcclCollectives`; the others' Cells serve both modes.
 
     Raises:
         InputError: unknown backend, or a topology that does not fit it.
@@ -43,5 +49,5 @@ def create_collectives(
     if backend == "hccl":
         from locmoe_ops.collectives.hccl import HcclCollectives
 
-        return HcclCollectives(rank, topology, gathered=gathered)
+        return HcclCollectives(rank, topology, gathered=gathered, eager=eager)
     raise InputError(f"collectives: unknown backend {backend!r}, expected one of {', '.join(BACKENDS)}")

@@ -1,10 +1,12 @@
-"""Collectives as MindSpore's own primitives, for Ascend (graphs with them also compile, but do not run, on CPU).
+"""Collectives as MindSpore's own primitives, for Ascend (graphs with them also compile, but do not run, on CPU); in
+PyNative mode as its functions (see `locmoe_ops.collectives.hccl_functions`).
 
 Shape legend: M rows of an uneven exchange, P ranks of its group, d width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from mindspore import Tensor, __version__, dtype, nn, ops
 from mindspore.communication import GlobalComm, create_group
 
 from locmoe_ops.collectives.graph import ExchangeGraph
+from locmoe_ops.collectives.hccl_functions import AsyncFunction, ProcessGroup, group_function
 from locmoe_ops.collectives.interface import (
     AsyncAllToAll,
     BytesSent,
@@ -29,10 +32,11 @@ from locmoe_ops.topology import Topology
 
 TAG, PHASE = "locmoe_tag", "locmoe_phase"  # attributes of the primitives
 FORWARD, BACKWARD = "forward", "backward"
+Operator = Callable[..., Any]  # a primitive, or a function that is called like it
 
 
 class HcclCollectives(Collectives):
-    """Cells of communication primitives; `mindspore.communication.init` comes before.
+    """Cells of communication primitives or functions; `mindspore.communication.init` comes before.
 
     A process group, of ranks and a purpose (see `purpose_of`), is created with the first Cell that needs it, since each
     takes device memory. Every rank must therefore make its Cells in the same order, as ranks that build the same model
@@ -44,37 +48,60 @@ class HcclCollectives(Collectives):
         job: how the names of its process groups begin. MindSpore cannot make a group anew that it has destroyed: a
             process in which several topologies follow each other gives each its own.
         gathered: see `Collectives`.
+        eager: Cells call functions, for PyNative mode; False: they hold primitives, for graphs. Not both in one job,
+            which HCCL forbids.
     """
 
-    def __init__(self, rank: int, topology: Topology, job: str = "locmoe", gathered: bool = False) -> None:
+    def __init__(
+        self, rank: int, topology: Topology, job: str = "locmoe", gathered: bool = False, eager: bool = False
+    ) -> None:
         super().__init__(rank, topology, gathered)
-        self._job = job
+        self._job, self._eager = job, eager
         self._names = {(topology.group_of("world", rank), LAYERS): GlobalComm.WORLD_COMM_GROUP}
         self._meeting: nn.Cell | None = None
 
     def _cell(self, operation: str, group: RankGroup, tag: str, root: int) -> nn.Cell:
-        name = self._group_name(group, tag)
+        there, back = self._operators(operation, group, tag, root)
         if operation == "broadcast":
-            source = group.ranks[root]
-            return _Broadcast(source, name, source == self.rank, tag)
+            return _Broadcast(there, _Sum(back), group.ranks[root] == self.rank)
         if operation == "all_reduce":
-            return _Exchange(_Sum(name, tag, FORWARD), _Sum(name, tag, BACKWARD))
-        return _Exchange(*_primitive_and_adjoint(operation, name, len(group.ranks), tag))
+            return _Exchange(_Sum(there), _Sum(back))
+        return _Exchange(there, back)
 
     def _all_to_all_async(self, group: RankGroup, tag: str) -> AsyncAllToAll:
         """The primitive where the exchange is started. MindSpore launches it on the stream of its communicator, after
-        what was launched before it, and computation waits where the result is used (see `purpose_of`).
+        what was launched before it, and computation waits where the result is used (see `purpose_of`). In PyNative mode
+        the wait is a call of its own.
         """
-        there, back = _primitive_and_adjoint("all_to_all", self._group_name(group, tag), len(group.ranks), tag)
-        return AsyncAllToAll(_Forward(there), _Backward(back))
+        if self._eager:
+            there, back = (AsyncFunction(self._process_group(group, tag)) for _ in range(2))
+            return AsyncAllToAll(_Exchange(there.start, back.wait), _Exchange(there.wait, back.start))
+        forward, backward = self._operators("all_to_all", group, tag)
+        return AsyncAllToAll(_Forward(forward), _Backward(backward))
 
     def _uneven(self, group: RankGroup, tag: str, size: UnevenRows) -> nn.Cell:
-        return _Uneven(self._group_name(group, tag), group.ranks.index(self.rank), len(group.ranks), size, tag)
+        operators = self._operators("all_to_all_v", group, tag)
+        return _Uneven(*operators, group.ranks.index(self.rank), len(group.ranks), size)
+
+    def _operators(self, operation: str, group: RankGroup, tag: str, root: int = 0) -> tuple[Operator, Operator]:
+        """What does `operation`, and what does its adjoint."""
+        adjoint = "all_reduce" if operation == "broadcast" else COLLECTIVES[operation].adjoint
+        assert adjoint is not None, f"{operation} has no gradient"
+        place = self._process_group(group, tag)
+        if self._eager:
+            return group_function(operation, place, root), group_function(adjoint, place, backward=True)
+        there, back = _primitive(operation, place, root), _primitive(adjoint, place)
+        if operation == "all_to_all_v":
+            back = back.add_prim_attr("transpose", True)  # of the counts, as its own gradient has it
+        return _named(there, tag, FORWARD), _named(back, tag, BACKWARD)
 
     @property
     def groups(self) -> dict[str, tuple[int, ...]]:
         """Members of the process groups made so far, by name, in the order in which they were made."""
         return {name: ranks for (ranks, _), name in self._names.items()}
+
+    def _process_group(self, group: RankGroup, tag: str) -> ProcessGroup:
+        return ProcessGroup(self._group_name(group, tag), group.ranks, group.ranks.index(self.rank))
 
     def _group_name(self, group: RankGroup, tag: str) -> str:
         """MindSpore's name of the process group for what `tag` names, which is made if it is not there yet."""
@@ -115,8 +142,8 @@ def _named(primitive: ops.Primitive, tag: str, phase: str) -> ops.Primitive:
     return once(primitive.add_prim_attr(TAG, tag).add_prim_attr(PHASE, phase))
 
 
-def _primitive(operation: str, group: str, size: int) -> ops.Primitive:
-    """The primitive of a collective in a process group of `size` ranks.
+def _primitive(operation: str, group: ProcessGroup, root: int = 0) -> ops.Primitive:
+    """The primitive of a collective in a process group; `root`: of a broadcast, its place in the group.
 
     Raises InputError: the installed MindSpore has it not.
     """
@@ -129,19 +156,12 @@ def _primitive(operation: str, group: str, size: int) -> ops.Primitive:
             "not; expected 2.7.1 or newer"
         )
     if operation == "all_to_all":
-        return kind(split_count=size, split_dim=0, concat_dim=0, group=group)
-    if operation == "reduce_scatter":
-        return kind(ops.ReduceOp.SUM, group)
-    return kind(group)
-
-
-def _primitive_and_adjoint(operation: str, group: str, size: int, tag: str) -> tuple[ops.Primitive, ops.Primitive]:
-    adjoint = COLLECTIVES[operation].adjoint
-    assert adjoint is not None, f"{operation} has no gradient"
-    there, back = _primitive(operation, group, size), _primitive(adjoint, group, size)
-    if operation == "all_to_all_v":
-        back = back.add_prim_attr("transpose", True)  # of the counts, as its own gradient has it
-    return _named(there, tag, FORWARD), _named(back, tag, BACKWARD)
+        return kind(split_count=len(group.ranks), split_dim=0, concat_dim=0, group=group.name)
+    if operation == "broadcast":
+        return kind(group.ranks[root], group.name)
+    if operation in ("all_reduce", "reduce_scatter"):
+        return kind(ops.ReduceOp.SUM, group.name)
+    return kind(group.name)
 
 
 class _Exchange(nn.Cell):
@@ -203,11 +223,11 @@ class _Uneven(nn.Cell):
     would read beyond the buffer's end. What then arrives is void, and so marked (see `Collectives.all_to_all_v`).
     """
 
-    def __init__(self, group: str, index: int, ranks: int, size: UnevenRows, tag: str) -> None:
+    def __init__(self, there: Operator, back: Operator, index: int, ranks: int, size: UnevenRows) -> None:
         super().__init__()
         self.send = ExtraRow(index, size.rows)
         self.receive = ExtraRow(index, size.limit)
-        self.there, self.back = _primitive_and_adjoint("all_to_all_v", group, ranks, tag)
+        self.there, self.back = there, back
         self.index, self.limited = index, bool(size.advice)
         self.most_sent, self.most_received = size.rows, size.limit
         self.one_more = Tensor(np.eye(ranks, dtype=np.int64))  # of every rank to itself
@@ -228,7 +248,7 @@ class _Uneven(nn.Cell):
             return counts
         return within(within(counts, 1, self.most_sent), 0, self.most_received)
 
-    def _exchanged(self, exchange: ops.Primitive, rows: Any, counts: Any) -> Any:
+    def _exchanged(self, exchange: Operator, rows: Any, counts: Any) -> Any:
         width = rows.shape[1]
         received = exchange(
             self.reshape(rows, (-1,)),  # (M * d,) <- (M, d)
@@ -245,21 +265,21 @@ class _Sum(nn.Cell):
     reshape between sum and product costs nothing and hides the pattern; a Depend does not, it is removed.
     """
 
-    def __init__(self, group: str, tag: str, phase: str) -> None:
+    def __init__(self, all_reduce: Operator) -> None:
         super().__init__()
-        self.all_reduce = _named(ops.AllReduce(ops.ReduceOp.SUM, group), tag, phase)
+        self.all_reduce = all_reduce
 
     def construct(self, x: Any) -> Any:
         return ops.reshape(self.all_reduce(ops.reshape(x, (1,) + x.shape)), x.shape)  # (...) <- (1, ...) <- (...)
 
 
 class _Broadcast(nn.Cell):
-    """Broadcast from the global rank `root`; its gradient is the sum of all gradients there, zeros elsewhere."""
+    """Broadcast, whose gradient is the sum of all gradients at the root, zeros elsewhere."""
 
-    def __init__(self, root: int, group: str, is_root: bool, tag: str) -> None:
+    def __init__(self, broadcast: Operator, total: nn.Cell, is_root: bool) -> None:
         super().__init__()
-        self.broadcast = _named(ops.Broadcast(root, group), tag, FORWARD)
-        self.sum = _Sum(group, tag, BACKWARD)
+        self.broadcast = broadcast
+        self.sum = total
         self.depend = ops.Depend()
         self.is_root = is_root
 

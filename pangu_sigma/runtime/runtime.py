@@ -111,7 +111,8 @@ def start_runtime(config: Config) -> Runtime:
 
     init()
     check_ranks(launch, get_rank(), get_group_size())
-    return Runtime(create_collectives("hccl", topology, rank, gathered=gathered), chip=chip)
+    eager = config.runtime.mode == "pynative"
+    return Runtime(create_collectives("hccl", topology, rank, gathered=gathered, eager=eager), chip=chip)
 
 
 def device_chip() -> Optional[str]:

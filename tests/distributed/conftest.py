@@ -24,7 +24,7 @@ def run_job():
     def run(ranks, limit, folder, worker, *arguments):
         environment = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),  # tests: what workers share with tests
             "GLOG_v": "3",
             "OMP_NUM_THREADS": "1",
             "LOCMOE_MESH_SECRET": secrets.token_hex(32),

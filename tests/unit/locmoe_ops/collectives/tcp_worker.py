@@ -1,4 +1,5 @@
-"""One rank that runs every Cell forward and backward in both modes and saves what it got, by case name.
+"""One rank that runs every Cell forward and backward in both modes, and once more with the functions of hccl, for which
+`helpers.mesh_functions` stands in, and saves what it got, by case name.
 
 Arguments: rank, world size, port, output file. Inputs come from `example`, which the test shares.
 """
@@ -114,6 +115,40 @@ def run_chain(collectives, mode):
     return {f"{mode}/chain/y": value.asnumpy(), f"{mode}/chain/dx": dx.asnumpy()}
 
 
+def run_async(collectives, mode):
+    """Output and input gradient of two all-to-alls under way at a time, for the objective sum(dy * y)."""
+    import mindspore as ms
+
+    pairs = [collectives.all_to_all_async("world", f"{mode}/async {i}") for i in range(2)]
+    x, dy = (ms.Tensor(example("all_to_all", collectives.rank, what, (4, 3, 2), "float32")) for what in ("x", "dy"))
+
+    def objective(x, dy):
+        handles = [pair.start(x * (i + 1)) for i, pair in enumerate(pairs)]
+        first, second = (pair.wait(handle) for pair, handle in zip(pairs, handles))
+        y = first * second
+        return (y * dy).sum(), y
+
+    (_, y), dx = ms.value_and_grad(objective, 0, None, has_aux=True)(x, dy)
+    return {f"{mode}/async/y": y.asnumpy(), f"{mode}/async/dx": dx.asnumpy()}
+
+
+def run_functions(mesh, topology):
+    """All cases by the functions that hccl has in PyNative mode."""
+    from helpers.mesh_functions import MeshFunctions
+    from locmoe_ops.collectives.hccl import HcclCollectives
+    from locmoe_ops.collectives.rank_numbers import check_rank_numbers
+
+    MeshFunctions(mesh).install()
+    collectives, results = HcclCollectives(mesh.rank, topology, eager=True), {}
+    for case in CASES:
+        results.update(run_case(collectives, case, "functions"))
+    for run in (run_chain, run_uneven, run_async):
+        results.update(run(collectives, "functions"))
+    check_rank_numbers(collectives)
+    collectives.barrier()
+    return results
+
+
 def run_independent(collectives):
     """Many collectives that do not depend on each other, in a graph that ranks start at different times.
 
@@ -152,8 +187,9 @@ def main():
     from locmoe_ops.topology import Topology
 
     ms.set_device("CPU")
+    topology = Topology(world_size, RANKS_PER_NODE, world_size)
     mesh = join_mesh(rank, world_size, ("127.0.0.1", port), os.environ["MESH_SECRET"].encode(), collective_timeout=40.0)
-    collectives = create_collectives("tcp", Topology(world_size, RANKS_PER_NODE, world_size), rank, mesh)
+    collectives = create_collectives("tcp", topology, rank, mesh)
     results = {}
     for mode in ("pynative", "graph"):
         ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
@@ -165,6 +201,10 @@ def main():
     results["bytes"] = np.array(collectives.bytes_sent()[:2])
     check_rank_numbers(collectives)  # raises where a group does not carry what is sent
     results["many"] = run_independent(collectives)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    results.update(run_async(collectives, "pynative"))
+    results.update(run_functions(mesh, topology))
+    ms.set_context(mode=ms.GRAPH_MODE)
     results["times"] = np.array(collectives.times())
     results["lost"] = np.array(fail_inside_a_graph(collectives))
     np.savez(sys.argv[4], **results)

@@ -1,4 +1,5 @@
-"""The Cells of four ranks, in graph mode and PyNative, against NumPy loops for result and adjoint.
+"""The Cells of four ranks, in graph mode and PyNative, against NumPy loops for result and adjoint; and those of hccl in
+PyNative mode, where `helpers.mesh_functions` stands in for MindSpore's functions.
 
 One job of four processes runs all cases, since importing MindSpore and compiling take most of the time.
 """
@@ -29,7 +30,8 @@ def job(tmp_path_factory):
     """What every rank saved."""
     folder = tmp_path_factory.mktemp("tcp")
     port = free_port()
-    environment = {**os.environ, "MESH_SECRET": "right", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[3])}
+    paths = os.pathsep.join(map(str, (HERE.parents[3], HERE.parents[2])))  # of the packages, and of the tests' helpers
+    environment = {**os.environ, "MESH_SECRET": "right", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     processes = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(rank), str(WORLD), str(port), str(folder / f"{rank}.npz")],
@@ -94,18 +96,18 @@ def check(job, mode, case, what, compute, of):
 
 
 @pytest.mark.parametrize("case", list(worker.CASES))
-@pytest.mark.parametrize("mode", ["pynative", "graph"])
+@pytest.mark.parametrize("mode", ["pynative", "graph", "functions"])
 def test_result(job, mode, case):
     check(job, mode, case, "y", forward, "x")
 
 
 @pytest.mark.parametrize("case", list(worker.CASES))
-@pytest.mark.parametrize("mode", ["pynative", "graph"])
+@pytest.mark.parametrize("mode", ["pynative", "graph", "functions"])
 def test_gradient_is_the_adjoint(job, mode, case):
     check(job, mode, case, "dx", adjoint, "dy")
 
 
-@pytest.mark.parametrize("mode", ["pynative", "graph"])
+@pytest.mark.parametrize("mode", ["pynative", "graph", "functions"])
 def test_uneven_parts_and_their_gradient(job, mode):
     """Row by row: each one's new place, from which its gradient comes back."""
     x, dy = (
@@ -127,7 +129,7 @@ def test_uneven_parts_and_their_gradient(job, mode):
         np.testing.assert_array_equal(job[rank][f"{mode}/uneven/dx"], dx[rank])
 
 
-@pytest.mark.parametrize("mode", ["pynative", "graph"])
+@pytest.mark.parametrize("mode", ["pynative", "graph", "functions"])
 def test_chain_of_collectives(job, mode):
     """All-to-all exchanges the rank axis with the first axis; done twice it is the identity."""
     x = np.stack([worker.example("all_to_all", rank, "x", (4, 3, 2), "float32") for rank in range(WORLD)])
@@ -143,6 +145,19 @@ def test_chain_of_collectives(job, mode):
         # Integers below 2**24: float32 is exact.
         assert job[rank][f"{mode}/chain/y"] == value
         np.testing.assert_array_equal(job[rank][f"{mode}/chain/dx"], gradient[rank])
+
+
+@pytest.mark.parametrize("mode", ["pynative", "functions"])
+def test_exchanges_that_are_under_way_together(job, mode):
+    """x, and twice x, exchanged: y is twice the square of what arrives."""
+    x, dy = (
+        np.stack([worker.example("all_to_all", rank, what, (4, 3, 2), "float32") for rank in range(WORLD)])
+        for what in ("x", "dy")
+    )
+    arrived = x.swapaxes(0, 1)
+    for rank in range(WORLD):
+        np.testing.assert_array_equal(job[rank][f"{mode}/async/y"], 2 * arrived[rank] ** 2)
+        np.testing.assert_array_equal(job[rank][f"{mode}/async/dx"], (4 * arrived * dy).swapaxes(0, 1)[rank])
 
 
 def test_bytes_inside_and_between_nodes(job):
