@@ -88,8 +88,14 @@ def audited_job(
         nodes, devices_per_node, hardware: as in `audit`.
 
     Raises:
-        InputError: the configuration does not fit the ranks, or these are more than `MOST_RANKS`, or only one.
+        InputError: the configuration does not fit the ranks, or these are more than `MOST_RANKS`, or only one; or the
+            job compiles nothing.
     """
+    if config.runtime.mode == "pynative":
+        raise InputError(
+            "audit: runtime.mode is pynative, which has no graphs to read; expected graph, which exchanges the same "
+            "(--set runtime.mode=graph)"
+        )
     model_ranks = config.parallel.expert * config.parallel.tensor
     devices = devices_per_node or config.parallel.ranks_per_node or model_ranks
     wanted = nodes or -(-model_ranks // devices)

@@ -252,7 +252,12 @@ class RuntimeConfig:
         "plan and audit as the hardware file says",
         choices=("auto", *CHIPS),
     )
-    mode: str = key("graph", "compiled steps, or PyNative for debugging", choices=("graph", "pynative"))
+    mode: str = key(
+        "graph",
+        "compiled steps, or each operator as it is called (PyNative): the same numbers to rounding, nothing to "
+        "compile, slower steps (docs/versions.md)",
+        choices=("graph", "pynative"),
+    )
     precision: str = key(
         "fp32", "compute type of matmuls; norms, softmax, routers and loss stay fp32", choices=("fp32", "fp16", "bf16")
     )

@@ -112,6 +112,8 @@ def _time(plan: JobPlan, tokens: int) -> Iterator[str]:
     if time.launch:
         bound = "BOUND BY THE HOST: the device waits" if time.host_bound else "beside the device's work"
         yield f"the host launches {step_launches(plan.job):,} kernels in {time.launch:.4f} s: {bound}"
+    if plan.job.config.runtime.mode == "pynative":
+        yield "these are times of graphs; runtime.mode pynative takes longer"
     yield ""
     share, speed = plan.time.all_to_all_share, plan.tokens_per_second
     yield f"all-to-all share {share:.1%}   MFU {plan.mfu:.1%}   {speed:,.0f} tokens/s"

@@ -34,6 +34,11 @@ def test_too_few_or_too_many_ranks(make_config, nodes, devices, fragment):
         audited_job(make_config(), nodes, devices)
 
 
+def test_a_job_that_compiles_nothing(make_config):
+    with pytest.raises(InputError, match="runtime.mode is pynative, which has no graphs to read; expected graph"):
+        audited_job(make_config(parallel={"expert": 2}, runtime={"mode": "pynative"}), None, None)
+
+
 def test_graphs_are_kept_in_a_new_folder_only(make_config, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "export", lambda jobs, timeout: pytest.fail("ranks were started"))
     with pytest.raises(InputError, match="--keep: cannot make .* expected the path of a new folder"):

@@ -51,6 +51,12 @@ def test_shipped_configurations(name, ranks, capsys):
     assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.parametrize(("mode", "said"), [("graph", False), ("pynative", True)])
+def test_predicted_times_are_of_graphs(config_file, capsys, mode, said):
+    assert main(["plan", config_file, "--set", f"runtime.mode={mode}"]) == 0
+    assert ("these are times of graphs" in capsys.readouterr().out) == said
+
+
 @pytest.mark.parametrize(
     "path", sorted([*Path("configs").glob("*.yaml"), *Path("configs/ascend").glob("*.yaml")]), ids=str
 )

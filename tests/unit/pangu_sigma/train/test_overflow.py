@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import mindspore as ms
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives.create import create_collectives
@@ -129,8 +130,25 @@ def step(request):
 
 
 def test_the_scale_falls_until_nothing_overflows(step):
+    scale_falls(*step)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_it_falls_in_pynative_mode(pynative_mode, micro_batches):
+    """Where operators run as they are called, and nothing but their order ties the register to what it watches."""
+    scale_falls(micro_batches, make(True, micro_batches))
+
+
+@pytest.fixture
+def pynative_mode():
+    before = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=before)
+
+
+def scale_falls(micro_batches, made):
     """Gradients are 4 times the scale, of which 65504 is the largest number: 8192 is the first scale that fits."""
-    micro_batches, made = step
     made.device.register[:] = 1  # left by what ran before, which is no business of this step
     before = made.weight.asnumpy().copy()
     values = [0.0] * (micro_batches - 1)  # only the first micro-batch overflows
