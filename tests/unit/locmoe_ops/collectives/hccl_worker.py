@@ -74,6 +74,28 @@ def members_of_jobs(rank, size):
     return jobs
 
 
+def sums_of_functions(rank, size):
+    """Of the functions that hccl calls in PyNative mode MindSpore has two on CPU: a sum and a broadcast of rank
+    numbers, and their gradients for the objective sum(dy * y), where dy is the rank, too.
+    """
+    import mindspore as ms
+
+    from locmoe_ops.collectives.create import create_collectives
+    from locmoe_ops.topology import Topology
+
+    before = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    collectives = create_collectives("hccl", Topology(size, RANKS_PER_NODE, size), rank, eager=True)
+    found, own = {}, ms.Tensor(np.full((2, 3), float(rank), np.float32))
+    for group in ("world", "node"):
+        for cell in (collectives.all_reduce(group, "sum"), collectives.broadcast(group, "share", root=1)):
+            value, gradient = ms.value_and_grad(lambda x, cell=cell: (cell(x) * rank).sum(), 0)(own)
+            numbers = [float(value), *gradient.asnumpy().reshape(-1).tolist()]
+            found.setdefault(group, []).append(numbers)
+    ms.set_context(mode=before)
+    return found
+
+
 def main():
     import mindspore as ms
     from mindspore import nn
@@ -172,6 +194,7 @@ def main():
         "meetings": len(collectives._meeting.compile_cache),
         "counted": collectives.bytes_sent().counted,
         "jobs": members_of_jobs(rank, size),
+        "functions": sums_of_functions(rank, size),
     }
     (folder / f"graph_{rank}.json").write_text(json.dumps(note))
 

@@ -197,6 +197,18 @@ def test_jobs_that_follow_each_other_have_groups_of_their_own(folder, rank):
     assert json.loads((folder / f"graph_{rank}.json").read_text())["jobs"] == [split[0], plain, split[1]]
 
 
+@pytest.mark.parametrize("rank", range(WORLD))
+def test_functions_that_mindspore_has_on_cpu(folder, rank):
+    """Ranks 0 to 3 sum up to 6, those of node 0 to 1 and of node 1 to 5; the second of a group is its root. The value
+    of an objective of 6 numbers, and the gradients of them all.
+    """
+    found = json.loads((folder / f"graph_{rank}.json").read_text())["functions"]
+    node, root_of_node = (1, 1) if rank < 2 else (5, 3)
+    for group, total, root in (("world", 6, 1), ("node", node, root_of_node)):
+        at_root = float(total if rank == root else 0)
+        assert found[group] == [[6.0 * rank * total] + [float(total)] * 6, [6.0 * rank * root] + [at_root] * 6]
+
+
 def test_a_communicator_is_of_ranks_and_a_purpose(monkeypatch):
     """Expert- and data-parallel groups of the same ranks share one for layers; gradients have another; of all ranks the
     world's is for layers.
