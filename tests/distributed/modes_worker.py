@@ -5,7 +5,7 @@ usage: modes_worker.py OUTPUT     (under msrun with four workers)
 
 Leaves `RANK.npz` with arrays `CASE/MODE/WHAT`: `history` <float64>[steps, 4], task loss, balancing loss and locality
 loss a token, and gradient norm; `first/NAME`, Adam's first moment after the first step, which is the gradient times a
-constant; `last/NAME`, each parameter after the last step.
+constant; `last/NAME`, each parameter after the last step. And `called/CASE`, operations of hccl's functions that ran.
 """
 
 import dataclasses
@@ -126,11 +126,14 @@ def of_place(batch: Any, place: int, number: int) -> Any:
 def main() -> None:
     found: Dict[str, np.ndarray] = {}
     with start_runtime(configuration("flat")) as job:
-        MeshFunctions(job.mesh).install()
+        functions = MeshFunctions(job.mesh)
+        functions.install()
         for name in CASES:
             for mode in MODES:
                 for what, array in train(configuration(name), job, mode).items():
                     found[f"{name}/{mode}/{what}"] = array
+            found[f"called/{name}"] = np.array(sorted({operation for operation, *_ in functions.calls}))
+            functions.calls.clear()
         job.collectives.barrier()
         np.savez(Path(sys.argv[1]) / f"{job.rank}.npz", **found)
 

@@ -13,8 +13,15 @@ from modes_worker import CASES, STEPS  # noqa: E402
 
 RANKS = 4
 # float32: other fusions add in another order, a few roundings (6e-8) of the largest term, which four steps of Adam with
-# an epsilon of 1e-4 let grow. float16 rounds at 5e-4: what is rounded to another neighbour differs by that.
-TOLERANCE = {"float32": 2e-5, "float16": 4e-3}
+# an epsilon of 1e-4 let grow (seen: 4e-7). float16 rounds at 5e-4: what is rounded to another neighbour differs by that
+# (seen: 1.4e-3).
+TOLERANCE = {"float32": 5e-6, "float16": 4e-3}
+CALLED = {
+    "flat": {"all_to_all"},
+    "hierarchical, overlapped, half": {"start", "wait"},
+    "ragged": {"all_gather", "all_to_all_v"},
+    "group-wise, shared state": {"start", "wait", "all_gather", "reduce_scatter"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +41,23 @@ def of(found, name, mode, what):
 @pytest.mark.parametrize("name", CASES)
 def test_pynative_mode_equals_graph_mode(ranks, name, what):
     for rank, found in enumerate(ranks):
-        compare(of(found, name, "graph", what), of(found, name, "pynative", what), name, rank)
+        compiled, eager = (of(found, name, mode, what) for mode in ("graph", "pynative"))
+        tolerance = TOLERANCE["float16" if "half" in name else "float32"]
+        assert compiled.keys() == eager.keys() and compiled
+        for key, array in compiled.items():
+            error = relative_error(eager[key], array, 0 if what == "history" else None)
+            assert error < tolerance, f"rank {rank}, {key}: {error}"
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_functions_of_hccl_carry_what_the_mesh_does(ranks, name):
-    """Their stand-ins use the same sums in the same order, but for those of gradients in steps over nodes."""
-    for rank, found in enumerate(ranks):
-        compare(of(found, name, "pynative", ""), of(found, name, "functions", ""), name, rank)
+    """To the bit: their stand-ins add in the mesh's order."""
+    for found in ranks:
+        assert {"all_reduce", *CALLED[name]} <= set(found[f"called/{name}"])
+        mesh, functions = (of(found, name, mode, "") for mode in ("pynative", "functions"))
+        assert mesh.keys() == functions.keys() and mesh
+        for key, array in mesh.items():
+            np.testing.assert_array_equal(functions[key], array, err_msg=key)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -55,13 +71,8 @@ def test_the_comparison_is_of_something(ranks, name):
     assert [key for key, value in moments.items() if not np.any(value)] == []
 
 
-def compare(expected, found, name, rank):
-    """Largest difference beside the largest element of each tensor, or column of losses: rounding is relative to the
-    terms of a sum.
+def relative_error(found, expected, axis):
+    """Largest difference beside the largest number of a tensor, or of each column: rounding is relative to the terms of
+    a sum.
     """
-    tolerance = TOLERANCE["float16" if "half" in name else "float32"]
-    assert expected.keys() == found.keys() and expected
-    for key, array in expected.items():
-        columns = 0 if key == "history" else None
-        error = np.abs(found[key] - array).max(columns) / np.maximum(np.abs(array).max(columns), 1e-12)
-        assert np.max(error) < tolerance, f"rank {rank}, {key}: {error}"
+    return np.max(np.abs(found - expected).max(axis) / np.maximum(np.abs(expected).max(axis), 1e-12))
