@@ -30,6 +30,7 @@ from locmoe_ops.collectives.interface import (
 from locmoe_ops.collectives.registry import COLLECTIVES, reduce_tiers
 from locmoe_ops.collectives.tcp.mesh import Mesh
 from locmoe_ops.collectives.tcp.operation import Operation
+from locmoe_ops.collectives.tcp.python_operator import python_operator
 from locmoe_ops.errors import InputError
 from locmoe_ops.recompute import once
 from locmoe_ops.topology import Topology
@@ -103,8 +104,9 @@ class TcpCollectives(Collectives):
             return self.mesh.start_hierarchical_all_reduce(ranks, tag, vector, node, rail, group=group)
 
         bucket = _Bucket(shapes, start, np.float32 if wire is None else np.float16)
-        starts = tuple(_StartCell(bucket.adder(i)) for i in range(len(shapes)))
-        return AsyncAllReduce(starts, _WaitCell(shapes, bucket.wait))
+        name = f"all_reduce_async {self.rank} {tiers} {tag} {shapes} {wire}"
+        starts = tuple(_StartCell(bucket.adder(i), f"{name} start {i}") for i in range(len(shapes)))
+        return AsyncAllReduce(starts, _WaitCell(shapes, bucket.wait, f"{name} wait"))
 
     def _uneven(self, group: RankGroup, tag: str, size: UnevenRows) -> nn.Cell:
         return _UnevenCell(
@@ -208,9 +210,9 @@ class _StartCell(nn.Cell):
     would leave it for the end, as nothing else waits for it.
     """
 
-    def __init__(self, start: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(self, start: Callable[[np.ndarray], np.ndarray], name: str) -> None:
         super().__init__(auto_prefix=False)
-        self.start = ops.Custom(start, list, _same_dtype, func_type="pyfunc")
+        self.start = python_operator(start, list, _same_dtype, name)
         self.depend = ops.Depend()
 
     def construct(self, tensor: Any, control: Any) -> tuple[Any, Any]:
@@ -229,12 +231,12 @@ def _as_shaped_one(flat: Any, like: Any) -> Any:
 class _WaitCell(nn.Cell):
     """Wait of an `AsyncAllReduce` of tensors of these `shapes`."""
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], wait: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, ...]], wait: Callable[[np.ndarray], np.ndarray], name: str) -> None:
         super().__init__(auto_prefix=False)
         self.sizes = tuple(math.prod(shape) for shape in shapes)
         size = sum(self.sizes)
         self.map = ops.HyperMap()
-        self.wait = ops.Custom(wait, lambda shape: [size], _same_dtype, func_type="pyfunc")
+        self.wait = python_operator(wait, lambda shape: [size], _same_dtype, name)
         self.depend = ops.Depend()
 
     def construct(self, handles: tuple[Any, ...], after: Any) -> tuple[Any, ...]:
@@ -253,7 +255,8 @@ def _exchange(mesh: Mesh, operation: str, group: RankGroup, tag: str, details: d
     def shape(of_input: Any) -> list[int]:
         return output_shape(of_input, len(group.ranks))
 
-    return once(ops.Custom(run, shape, _same_dtype, func_type="pyfunc"))
+    name = f"{operation} {mesh.rank} {group} {tag} {details}"
+    return once(python_operator(run, shape, _same_dtype, name))
 
 
 def _uneven_exchange(mesh: Mesh, group: RankGroup, tag: str, limit: int, advice: str) -> ops.Custom:
@@ -271,7 +274,7 @@ def _uneven_exchange(mesh: Mesh, group: RankGroup, tag: str, limit: int, advice:
     def dtype(rows: Any, send_counts: Any, receive_counts: Any) -> Any:
         return rows
 
-    return once(ops.Custom(run, shape, dtype, func_type="pyfunc"))
+    return once(python_operator(run, shape, dtype, f"all_to_all_v {mesh.rank} {group} {tag} {limit} {advice}"))
 
 
 class _StartAndWait(NamedTuple):
@@ -293,7 +296,11 @@ def _start_and_wait(mesh: Mesh, group: RankGroup, tag: str) -> _StartAndWait:
     def wait(handle: np.ndarray) -> np.ndarray:
         return running.popleft().wait()
 
-    return _StartAndWait(*(once(ops.Custom(run, list, _same_dtype, func_type="pyfunc")) for run in (start, wait)))
+    name = f"all_to_all_async {mesh.rank} {group} {tag}"
+    return _StartAndWait(
+        once(python_operator(start, list, _same_dtype, f"{name} start")),
+        once(python_operator(wait, list, _same_dtype, f"{name} wait")),
+    )
 
 
 def _same_dtype(dtype: Any) -> Any:
