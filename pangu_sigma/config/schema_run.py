@@ -275,6 +275,11 @@ class RuntimeConfig:
         "on Ascend, the same bits from the same input (mindspore.set_deterministic; sets HCCL_DETERMINISTIC, "
         "which may be strict in the environment)",
     )
+    compile_cache: Optional[str] = key(
+        None,
+        "folder in which compiled graphs are kept for later runs, of any configuration (docs/reliability.md, Compile "
+        "cache); null: every run compiles its own",
+    )
     hccl: HcclConfig = key(HcclConfig, "buffers and deadlines of HCCL")
     memory: DeviceMemoryConfig = key(DeviceMemoryConfig, "memory of an Ascend device")
     fused: FusedConfig = key(FusedConfig, "fused kernels of Ascend")

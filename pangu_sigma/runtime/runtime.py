@@ -2,8 +2,12 @@
 
 import gc
 import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Optional, Type
+
+import numpy as np
 
 import mindspore as ms
 
@@ -18,9 +22,14 @@ from pangu_sigma.config.check_chip import check_chip, with_chip
 from pangu_sigma.config.chips import chip_of_soc, known_chip
 from pangu_sigma.config.derived import job_topology
 from pangu_sigma.config.schema import Config
+from pangu_sigma.runtime.compile_cache.executor import CompileCache, cache_in_use, use_compile_cache
+from pangu_sigma.runtime.compile_cache.store import GraphStore
 from pangu_sigma.runtime.launch import check_ranks, read_launch, why_a_rank
 from pangu_sigma.runtime.reporting import announce, leave_now
 from pangu_sigma.runtime.settings import set_context, set_environment, switch_off_compile_cache
+
+COMPILE_CACHE_FOLDER = "PANGU_SIGMA_COMPILE_CACHE"  # in place of runtime.compile_cache, for all processes of a shell
+AGREEMENT = "compile_cache/found"
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,10 @@ class Runtime:
         if error is not None and failure is None and self.mesh is not None:
             self.mesh.abort(" ".join(str(error).split())[:200] or type(error).__name__)
         self.collectives.close()
+        cache = cache_in_use()
+        if cache is not None and self.is_first and error is None:
+            line = f"compiled graphs: {cache.taken} from {cache.folder}, {cache.kept} added to it"
+            print(line, file=sys.stderr, flush=True)  # stdout may be what was generated
         if isinstance(error, Exception) and failure is not None and error is not failure:
             raise failure from error
 
@@ -89,6 +102,7 @@ def start_runtime(config: Config) -> Runtime:
     launch, resolved = read_launch(), resolve_runtime(config)
     set_environment(config.runtime.hccl)
     switch_off_compile_cache(tell=launch.rank == 0)
+    use_compile_cache(None)  # of a job before, in this process
     if resolved.runtime.device == "ascend":
         ms.set_device("Ascend", launch.device)
         resolved = with_chip(resolved, device_chip(), "the device")
@@ -103,16 +117,47 @@ def start_runtime(config: Config) -> Runtime:
     topology = job_topology(launch.fit(config), world_size)
     gathered = config.parallel.all_to_all == "gathered"
     if world_size == 1:
+        keep_graphs(resolved, topology, rank, None)
         return Runtime(create_collectives("local", topology, rank), chip=chip)
     if resolved.runtime.backend == "tcp":
         mesh = _join(config, rank, world_size)
-        return Runtime(create_collectives("tcp", topology, rank, mesh, gathered), mesh)
+        collectives = create_collectives("tcp", topology, rank, mesh, gathered)
+        keep_graphs(resolved, topology, rank, mesh)
+        return Runtime(collectives, mesh)
     from mindspore.communication import get_group_size, get_rank, init
 
     init()
     check_ranks(launch, get_rank(), get_group_size())
     eager = config.runtime.mode == "pynative"
     return Runtime(create_collectives("hccl", topology, rank, gathered=gathered, eager=eager), chip=chip)
+
+
+def keep_graphs(config: Config, topology: Topology, rank: int, mesh: Optional[Mesh]) -> None:
+    """Takes graphs from `runtime.compile_cache`, or the folder that the environment names, from now on.
+
+    Args:
+        config: resolved for this machine.
+        topology, rank: the job's, and this process's.
+        mesh: by which its ranks agree; None: it has one.
+
+    Raises:
+        InputError: the folder cannot be used.
+    """
+    folder = config.runtime.compile_cache
+    if folder is None and (config.runtime.mode, config.runtime.backend) == ("graph", "tcp"):
+        folder = os.environ.get(COMPILE_CACHE_FOLDER)
+    if not folder:
+        return
+
+    def agree(found: bool) -> bool:
+        if mesh is None:
+            return found
+        return int(mesh.all_reduce(range(topology.world_size), AGREEMENT, np.array([found], np.int64))[0]) == world
+
+    world = topology.world_size
+    reaching = [config.model, config.moe, config.parallel, config.optimizer, config.runtime.precision]
+    job = {"rank": rank, "topology": repr(topology), "configuration": repr(reaching)}
+    use_compile_cache(CompileCache(GraphStore(Path(folder)), job, agree, tell=rank == 0))
 
 
 def device_chip() -> Optional[str]:

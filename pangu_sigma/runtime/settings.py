@@ -57,8 +57,7 @@ def switch_off_compile_cache(tell: bool = True) -> None:
 
     MindSpore (2.10) finds a graph again by the Python files of the program and by how many graphs were compiled before
     it. A graph of another configuration, with other constants or shapes, is therefore taken for the same one and
-    computes the other configuration's numbers. A graph with Python functions in it, which are the collectives of
-    several ranks on CPU, cannot be taken up at all: it names them by their addresses in the process that wrote it.
+    computes the other configuration's numbers. `pangu_sigma.runtime.compile_cache` uses it in another way.
 
     Args:
         tell: say so on stderr; of a job one rank should.
@@ -76,7 +75,7 @@ def switch_off_compile_cache(tell: bool = True) -> None:
     if tell:
         print(
             f"pangu-sigma: warning: {asked}, but MindSpore's compile cache is switched off: it takes graphs of "
-            "different configurations for the same",
+            "different configurations for the same; runtime.compile_cache keeps graphs by all that they are made of",
             file=sys.stderr,
             flush=True,
         )

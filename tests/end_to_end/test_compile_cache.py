@@ -1,0 +1,98 @@
+"""Graphs that are kept between runs: the numbers of a run that compiles all of its own, to the bit."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pangu_sigma.checkpoint.reader import CheckpointReader
+from pangu_sigma.runtime.compile_cache.executor import cache_in_use, use_compile_cache
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_cache_afterwards():
+    yield
+    use_compile_cache(None)
+
+
+def counts():
+    """Graphs that the last run took from the folder, and that it added."""
+    cache = cache_in_use()
+    return cache.taken, cache.kept
+
+
+def numbers(folder):
+    """All that a run computed: its records without times, its validation, and every tensor of its checkpoint."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [
+        {k: v for k, v in json.loads(line).items() if k.startswith(("loss/", "optim/", "moe/"))} for line in lines
+    ]
+    (path,) = (folder / "checkpoints").glob("step_6")
+    with CheckpointReader.open(path) as reader:
+        return records, {name: reader.read(name) for name in reader.names()}, reader.header.scalars
+
+
+def assert_equal(left, right):
+    for one, other in zip(numbers(left), numbers(right)):
+        np.testing.assert_equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def kept(train):
+    return f"runtime.compile_cache={train.root / 'kept'}"
+
+
+@pytest.fixture(scope="module")
+def straight(train):
+    return train("straight", "checkpoint.interval=3")
+
+
+@pytest.fixture(scope="module")
+def cold(train, kept, straight):
+    folder = train("cold", "checkpoint.interval=3", kept)
+    taken, added = counts()
+    assert taken == 0 and added == len(list((train.root / "kept").iterdir())) > 1
+    return folder
+
+
+def test_cold_warm_and_without_are_equal_to_the_bit(train, kept, straight, cold):
+    assert_equal(cold, straight)
+    files = {path: path.read_bytes() for path in (train.root / "kept").iterdir()}
+    warm = train("warm", "checkpoint.interval=3", kept)
+    assert counts() == (len(files), 0)
+    assert_equal(warm, straight)
+    assert {path: path.read_bytes() for path in (train.root / "kept").iterdir()} == files
+
+
+def test_a_resumed_run_takes_the_same_graphs(train, kept, straight, cold):
+    resumed = train("resumed", "checkpoint.interval=3", kept, f"checkpoint.resume={cold}/checkpoints/step_3")
+    taken, added = counts()
+    assert taken > 1 and added == 0
+    assert numbers(resumed)[1].keys() == numbers(straight)[1].keys()
+    np.testing.assert_equal(numbers(resumed)[1:], numbers(straight)[1:])
+
+
+OTHERS = {
+    "a number of the router": ("moe.router.switch.jitter=0.3",),
+    "another router, of another seed": ("moe.router.type=hash", "train.seed=7"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_another_run_takes_none_of_them(train, kept, cold, case):
+    options = ("checkpoint.interval=6", "train.eval_rows=0", *OTHERS[case])
+    with_folder = train(f"{case} kept", kept, *options)
+    assert counts()[1] > 0
+    assert_equal(with_folder, train(f"{case} alone", *options))
+
+
+def test_a_damaged_graph_is_compiled_and_told(train, kept, straight, cold, capfd):
+    files = sorted((train.root / "kept").iterdir())
+    for path in files:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    again = train("damaged", "checkpoint.interval=3", kept)
+    assert counts()[0] == 0
+    assert "is damaged and was removed; the graph is compiled" in capfd.readouterr().err
+    assert_equal(again, straight)
