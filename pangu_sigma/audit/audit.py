@@ -109,7 +109,8 @@ def audited_job(
             "audit: one rank exchanges nothing; expected parallel.expert or parallel.tensor above 1, or --nodes, or "
             "--devices-per-node"
         )
-    as_audited = replace(config.runtime, device="ascend", backend="hccl", compile_cache=None)
+    # Each layer's graph by itself: those that share one have the scope of the first.
+    as_audited = replace(config.runtime, device="ascend", backend="hccl", lazy_inline=False, compile_cache=None)
     on_ascend = replace(config, runtime=as_audited)
     machine = load_hardware(hardware or default_hardware(on_ascend))
     placed = with_chip(on_ascend, machine.chip, f"hardware '{machine.name}'")

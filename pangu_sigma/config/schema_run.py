@@ -280,6 +280,11 @@ class RuntimeConfig:
         "folder in which compiled graphs are kept for later runs, of any configuration (docs/reliability.md, Compile "
         "cache); null: every run compiles its own",
     )
+    lazy_inline: bool = key(
+        False,
+        "in training, layers that differ by nothing but their parameters are parsed and differentiated once, which "
+        "shortens the compilation of deep networks",
+    )
     hccl: HcclConfig = key(HcclConfig, "buffers and deadlines of HCCL")
     memory: DeviceMemoryConfig = key(DeviceMemoryConfig, "memory of an Ascend device")
     fused: FusedConfig = key(FusedConfig, "fused kernels of Ascend")

@@ -28,6 +28,7 @@ from pangu_sigma.config.derived import (
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.vocabulary import Vocabulary
+from pangu_sigma.model.alike import share_alike_blocks
 from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.initialise import initialise
 from pangu_sigma.model.inputs import pack_batch
@@ -157,6 +158,8 @@ class TrainEngine:
         }
         self.capacity = CapacityControl(self.context, len(self._sparse), self.routed_tokens, self.set_capacity)
         self.local_share = LocalShareControl(self.context, len(self._sparse), self.routed_tokens, self.set_far_tier)
+        if config.runtime.lazy_inline:  # last: what was put into some blocks tells them apart
+            share_alike_blocks(self.network)
 
     def state(self) -> List[StateEntry]:
         """Everything that a resumed run needs, to be set: weights, hash maps, Adam's moments, counters, loss scale."""

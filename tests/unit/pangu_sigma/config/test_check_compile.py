@@ -6,6 +6,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.validate import validate
 
+SHARED = {"runtime": {"lazy_inline": True}}
 ON_RANKS = {"parallel": {"expert": 2, "overlap_gradients": False}}
 
 
@@ -18,6 +19,9 @@ def make(sections, **model):
     [
         ({"runtime": {"compile_cache": "kept"}}, {}, 1),
         ({"runtime": {"compile_cache": "kept"}, **ON_RANKS}, {}, 2),
+        (SHARED, {"dense_layers": 2}, 1),
+        ({**SHARED, **ON_RANKS}, {"dense_layers": 2}, 2),
+        ({**SHARED, "train": {"recompute": "all"}}, {"dense_layers": 2}, 1),
     ],
 )
 def test_it_is_let_through(sections, model, world_size):
@@ -36,6 +40,28 @@ REFUSED = {
         {},
         1,
         "runtime.compile_cache is kept with runtime.backend hccl, where it was not tried",
+    ),
+    "shared graphs where none are compiled": (
+        {"runtime": {"lazy_inline": True, "mode": "pynative"}},
+        {"dense_layers": 2},
+        1,
+        "runtime.lazy_inline is true with runtime.mode pynative, which compiles nothing; expected false",
+    ),
+    "one dense layer": (SHARED, {"dense_layers": 1}, 1, "with model.dense_layers 1: layers with experts share no"),
+    "dropout": (SHARED, {"dense_layers": 2, "hidden_dropout": 0.1}, 1, "with model.hidden_dropout 0.1: each layer"),
+    "dropout of attention": (
+        SHARED,
+        {"dense_layers": 2, "attention_dropout": 0.1},
+        1,
+        "with model.attention_dropout 0.1: each layer has random numbers",
+    ),
+    "tensor parallelism": ({**SHARED, "parallel": {"tensor": 2}}, {"dense_layers": 2}, 2, "with parallel.tensor 2:"),
+    "overlapped gradients": (
+        {**SHARED, "parallel": {"expert": 2}},
+        {"dense_layers": 2},
+        2,
+        "with parallel.overlap_gradients true: each layer sends gradients of its own; expected false, or "
+        "runtime.lazy_inline=false",
     ),
 }
 
