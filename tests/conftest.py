@@ -98,6 +98,19 @@ def device():
     ms.set_device("CPU")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kept_graphs(request, device):
+    """With PANGU_SIGMA_COMPILE_CACHE=FOLDER tests take compiled graphs from there, and add to it: commands and ranks
+    that they start by themselves (`start_runtime`), graphs of this process here.
+    """
+    folder = os.environ.get("PANGU_SIGMA_COMPILE_CACHE")
+    if folder and not request.config.getoption("--quick"):
+        from pangu_sigma.runtime.compile_cache.executor import CompileCache, use_compile_cache
+        from pangu_sigma.runtime.compile_cache.store import GraphStore
+
+        use_compile_cache(CompileCache(GraphStore(Path(folder)), {"job": "tests"}, lambda found: found))
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """Two domains of made-up words, rows of 32 + 1 ids, prepared with a tokenizer of their own."""
