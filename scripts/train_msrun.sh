@@ -14,6 +14,7 @@ master_addr=${LOCMOE_MASTER_ADDRESS:-127.0.0.1}
 node_addr=${LOCMOE_NODE_ADDRESS:-127.0.0.1}
 port=${LOCMOE_PORT:-}
 nodes_file=
+bind_core= # auto, or a JSON object
 dry_run=false
 given=() # options that place this machine in the job
 
@@ -35,6 +36,8 @@ status (0 success, 2 bad input, 1 any other failure, 130 interrupted). Nothing t
   --env-file F          shell file to read first, such as CANN's set_env.sh (default: none)
   --stop-timeout S      told to end (SIGTERM), the job writes a checkpoint and returns 0; after S seconds without one it is
                         killed and returns 143 (default $stop_timeout)
+  --bind-core W         bind each rank to cores of its own (msrun --bind_core): auto, those near its NPU as npu-smi tells them;
+                        or a JSON object, as in '{"device0": ["0-23"], "device1": ["24-47"]}'. For Ascend (default: not bound)
   --dry-run             show the commands and their environment; start nothing
   --help                show this text
 
@@ -80,13 +83,13 @@ parse_arguments() {
                 return
                 ;;
             --workers | --port | --log-dir | --set | --bench | --nodes | --node-rank | --master-addr | --node-addr | \
-                --nodes-file | --ssh-command | --env-file | --stop-timeout)
+                --nodes-file | --ssh-command | --env-file | --stop-timeout | --bind-core)
                 [ $# -ge 2 ] || bad_input "$1 needs a value"
                 set_option "$1" "$2"
                 shift 2
                 ;;
             --workers=* | --port=* | --log-dir=* | --set=* | --bench=* | --nodes=* | --node-rank=* | --master-addr=* | --node-addr=* | \
-                --nodes-file=* | --ssh-command=* | --env-file=* | --stop-timeout=*)
+                --nodes-file=* | --ssh-command=* | --env-file=* | --stop-timeout=* | --bind-core=*)
                 set_option "${1%%=*}" "${1#*=}"
                 shift
                 ;;
@@ -116,6 +119,7 @@ set_option() {
         --ssh-command) ssh_command=$2 ;;
         --env-file) env_file=$2 ;;
         --stop-timeout) stop_timeout=$2 ;;
+        --bind-core) bind_core=$2 ;;
         --ssh) over_ssh=$2 ;;
         --dry-run) dry_run=$2 ;;
     esac
@@ -128,6 +132,7 @@ check_arguments() {
     check_stop_timeout
     [[ $workers =~ ^[1-9][0-9]{0,3}$ ]] || bad_input "--workers: found '$workers', expected a number from 1 to 9999"
     [ -z "$port" ] || check_port "$port"
+    check_bind_core
     if [ -z "$nodes_file" ]; then
         ! $over_ssh || bad_input "--ssh: given without --nodes-file; expected a file that names the nodes"
         return
@@ -137,6 +142,21 @@ check_arguments() {
             bad_input "$option: given with --nodes-file$($over_ssh && echo " and --ssh"), which says it"
         fi
     done
+}
+
+# msrun would only warn, in its own log, of what it cannot bind. On CPU each rank has threads of its own already (--workers).
+check_bind_core() {
+    [ -n "$bind_core" ] || return 0
+    local cores='"([0-9]+-[0-9]+|[0-9]+(,[0-9]+)*)"' entry object
+    entry="\"(device[0-9]+|scheduler)\": ?\\[$cores(, ?$cores)*\\]"
+    object="^\\{$entry(, ?$entry)*\\}\$"
+    [[ $bind_core == auto || $bind_core =~ $object ]] || bad_input "--bind-core: found '$bind_core', expected auto," \
+        "or a JSON object of cores by device, as in {\"device0\": [\"0-23\"], \"device1\": [\"24-47\"]}"
+    [ "$bind_core" = auto ] || [ "$(grep -o device <<<"$bind_core" | wc -l)" = "$workers" ] ||
+        bad_input "--bind-core: found '$bind_core', expected cores for as many devices as --workers has ranks ($workers)"
+    if $dry_run || $over_ssh; then return; fi # the devices are elsewhere
+    compgen -G '/dev/davinci[0-9]*' >/dev/null || bad_input "--bind-core: found no /dev/davinci0, expected an Ascend device with its driver loaded"
+    command -v taskset >/dev/null || bad_input "--bind-core: taskset not found, which msrun binds with; expected it in PATH (package util-linux)"
 }
 
 # Where the environment does not place this machine in a job as a whole, as simulate_cluster.sh does, a part may be left over.
@@ -197,7 +217,7 @@ match_nodes() {
 options_of_node() {
     node_options=(--workers "$workers" --nodes "$nodes" --node-rank "$1" --master-addr "$master_addr" --node-addr "${addresses[$1]}"
         --port "$port" --log-dir "$log_dir" --stop-timeout "$stop_timeout" ${env_file:+--env-file "$env_file"} ${bench:+--bench "$bench"}
-        "$config" ${overrides[@]+"${overrides[@]}"})
+        ${bind_core:+--bind-core "$bind_core"} "$config" ${overrides[@]+"${overrides[@]}"})
     ! $generate || node_options+=(--generate)
     [ ${#further[@]} -eq 0 ] || node_options+=(-- "${further[@]}")
 }
@@ -206,7 +226,8 @@ build_command() {
     local words # also a rank that there is not: msrun is to show the log of none
     rank_words
     command=(msrun "--worker_num=$total_ranks" "--local_worker_num=$workers" "--master_addr=$master_addr" "--master_port=$port"
-        "--node_rank=$node_rank" --join=True "--log_dir=$log_dir" "--tail_worker_log=$total_ranks" "$python" "${words[@]}")
+        "--node_rank=$node_rank" --join=True "--log_dir=$log_dir" "--tail_worker_log=$total_ranks"
+        ${bind_core:+"--bind_core=${bind_core/#auto/True}"} "$python" "${words[@]}")
 }
 
 show_command() {

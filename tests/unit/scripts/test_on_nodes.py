@@ -183,6 +183,7 @@ def test_dry_run_shows_what_each_node_is_sent_and_runs(launch, config_file, tmp_
         "--port",
         "2345",
         "--dry-run",
+        *(("--bind-core", "auto") if script == MSRUN else ()),
         config_file,
         "--set",
         "train.seed=7",
@@ -198,6 +199,7 @@ def test_dry_run_shows_what_each_node_is_sent_and_runs(launch, config_file, tmp_
         assert "leashed.sh" in text and "HCCL_CONNECT_TIMEOUT=600" in text and SECRET not in text
         assert f"  LOCMOE_LOG_DIR={tmp_path}/run/logs/launch_1/node_{place} \\\n" in text
         assert "train.seed=7" in text.splitlines()[-1]
+        assert ("--bind_core=True " in text.splitlines()[-1]) == (script == MSRUN)
         assert (f"--node_rank={place} " if script == MSRUN else f"RANK_ID={place} DEVICE_ID=0 ") in text.splitlines()[
             -1
         ]

@@ -1,6 +1,8 @@
 """The launcher: its options, and real msrun jobs in which a stand-in takes the place of training."""
 
+import json
 import os
+import shlex
 import signal
 import subprocess
 
@@ -33,6 +35,7 @@ def test_help(launch):
         "--nodes-file F",
         "--ssh ",
         "--ssh-command C",
+        "--bind-core W",
         "--help",
     ):
         assert f"  {option}" in done.stdout
@@ -50,6 +53,36 @@ def test_dry_run_shows_the_command_and_starts_nothing(launch, config_file, tmp_p
     assert "LOCMOE_MESH_SECRET=<random>" in done.stdout
     assert f"--log_dir={tmp_path}/run/logs/launch_1 " in command
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("cores", "passed"),
+    [
+        ("auto", True),
+        ('{"device0": ["0-23"], "device1": ["24-47"]}', {"device0": ["0-23"], "device1": ["24-47"]}),
+        ('{"scheduler":["9"],"device0":["0,2","4-7"],"device1":["8"]}', None),
+    ],
+)
+def test_ranks_are_bound_to_cores_by_msrun(launch, config_file, cores, passed):
+    """What the command line says is what msrun's own parser understands."""
+    from mindspore.parallel.cluster.run import _parse_and_validate_bind_core
+
+    done = launch("--workers", "2", "--bind-core", cores, "--dry-run", config_file)
+    assert done.returncode == 0, done.stderr
+    (given,) = [word[12:] for word in shlex.split(done.stdout.splitlines()[-1]) if word.startswith("--bind_core=")]
+    assert _parse_and_validate_bind_core(given) == (passed or json.loads(cores))
+
+
+def test_nothing_is_bound_unless_asked_for(launch, config_file):
+    assert "bind" not in launch("--workers", "2", "--dry-run", config_file).stdout
+
+
+@pytest.mark.skipif(os.path.exists("/dev/davinci0"), reason="for a machine without NPU")
+def test_ranks_on_cpu_are_not_bound(launch, config_file):
+    done = launch("--workers", "2", "--bind-core", "auto", config_file)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "--bind-core: found no /dev/davinci0, expected an Ascend device" in line
 
 
 def test_generation_takes_the_place_of_training(launch, config_file):
@@ -80,6 +113,13 @@ def test_a_bench_takes_the_place_of_training(launch, config_file):
         (["x.yaml", "--port", "80"], "--port: found '80'"),
         (["x.yaml", "--port=70000"], "--port: found '70000'"),
         (["x.yaml", "--set"], "--set needs a value"),
+        (["x.yaml", "--bind-core", "yes"], "--bind-core: found 'yes', expected auto, or a JSON object"),
+        (["x.yaml", "--bind-core={}"], "--bind-core: found '{}', expected auto, or a JSON object"),
+        (["x.yaml", "--bind-core", '{"device0": ["0-2,5"]}'], "expected auto, or a JSON object of cores by device"),
+        (
+            ["x.yaml", "--bind-core", '{"device0": ["0-2"]}'],
+            "expected cores for as many devices as --workers has ranks",
+        ),
         (["x.yaml", "y.yaml"], "a second configuration file, y.yaml"),
         (["x.yaml"], "x.yaml: cannot be read"),
         (["--workers", "3", "config.yaml"], "data-parallel ranks (3) does not divide train.global_batch_size (8)"),
