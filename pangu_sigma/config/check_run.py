@@ -25,6 +25,7 @@ def check_schedule(config: Config) -> None:
             "model.sparse_query_layer false); expected device"
         )
     _check_profile(train.profile, last_step(config))
+    _check_reading(config)
     if optimizer.schedule == "constant":
         if optimizer.decay_steps is not None:
             raise InputError(
@@ -44,6 +45,19 @@ def check_schedule(config: Config) -> None:
             f"optimizer.end_learning_rate ({optimizer.end_learning_rate}) exceeds "
             f"optimizer.learning_rate ({optimizer.learning_rate}); expected at most as much"
         )
+
+
+def _check_reading(config: Config) -> None:
+    found = f"train.read_results is {config.train.read_results}"
+    if config.train.read_results == "each_step":
+        return
+    if config.optimizer.experts != "device":
+        raise InputError(
+            f"{found} with optimizer.experts {config.optimizer.experts}, where the host waits for every step's "
+            "gradients; expected each_step"
+        )
+    if config.train.read_results == "log_interval" and config.train.log_interval == 1:
+        raise InputError(f"{found} with train.log_interval 1, which is every step; expected each_step")
 
 
 def _check_profile(profile: Optional[Tuple[int, ...]], last: int) -> None:

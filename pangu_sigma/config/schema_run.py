@@ -120,6 +120,15 @@ class TrainConfig:
     )
     output_dir: str = key("runs/default", "run directory")
     log_interval: int = key(10, "steps between console lines, and between reports of the slowest rank", minimum=1)
+    read_results: str = key(
+        "each_step",
+        "when the host reads a step's numbers from the device: before it launches the next step; when it has launched "
+        "that, so that the device need not wait for the host; or those of log_interval steps together. All are read "
+        "before a validation, a checkpoint or a change of a router's scheduled value, and around profiled steps. Read "
+        "later, only times are others: means over what is read together (Ascend). Divergence, rows beyond a limit and "
+        "requests to stop are noticed when steps are read, under their own numbers",
+        choices=("each_step", "next_step", "log_interval"),
+    )
     straggler_margin: float = key(
         0.2,
         "the slowest rank is named in the log if its own computation takes longer than the median rank's by this share",

@@ -105,7 +105,11 @@ DEFINITIONS: Dict[str, Definition] = {
     "moe/local_share": Definition(
         _SHARE, "1 minus the share that the tier between nodes has slots for at capacity factor 1; 1: there is none"
     ),
-    "time/step(s)": Definition(_STEP, "wall clock of rank 0, measuring and compiling included where the step does so"),
+    "time/step(s)": Definition(
+        _STEP,
+        "wall clock of rank 0, measuring and compiling included where the step does so; on Ascend, where "
+        "train.read_results is not each_step, the mean of the steps that were read together",
+    ),
     "time/compute(s)": Definition(
         _STEP, "mean over ranks of what is left: step = compute + communication + idle - overlapped"
     ),

@@ -56,6 +56,7 @@ from pangu_sigma.train.step import (
     BatchGradients,
     LastMicroStep,
     MicroStep,
+    StepOutputs,
     Update,
     WholeStep,
 )
@@ -231,16 +232,27 @@ class TrainEngine:
         Raises:
             CollectiveError: on all ranks, see `check_row_limit`.
         """
+        outputs = self.launch_step(batches, step, learning_rate)
+        result = self.read_step(outputs)
+        check_row_limit(result.sums, self.context.config.moe.dispatch.ragged_limit, f"step {step}")
+        return result
+
+    def launch_step(self, batches: List[Batch], step: int, learning_rate: float) -> StepOutputs:
+        """`train_step` without reading its results, which may still be being computed. Where the host updates the
+        experts, it waits for their gradients.
+        """
         self.network.set_train(True)
         self._refresh_copies()
         rate = Tensor(learning_rate, dtype.float32)
         outputs = self._step(rate, [self._pack(batch, step) for batch in batches])
         if self.host is not None and outputs.host_scalars is not None:
             self.host.update(outputs.host_scalars, outputs.expert_gradients)
-        sums = self.statistics.unpack(outputs.statistics.asnumpy())
-        check_row_limit(sums, self.context.config.moe.dispatch.ragged_limit, f"step {step}")
+        return outputs
+
+    def read_step(self, outputs: StepOutputs) -> StepResult:
+        """What a step reports, from its `outputs`, once they have been computed."""
         return StepResult(
-            sums,
+            self.statistics.unpack(outputs.statistics.asnumpy()),
             float(outputs.grad_norm.asnumpy()),
             float(outputs.loss_scale.asnumpy()),
             int(outputs.skipped_steps.asnumpy()),

@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
-from typing import Any, Callable, Dict, List, Optional, Type
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type
 
 import numpy as np
 from tqdm import tqdm
@@ -26,9 +26,10 @@ from pangu_sigma.model.capacity_rules import resolve_layout
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.runtime import Runtime
 from pangu_sigma.train.divergence import DivergenceWatch, Verdict
-from pangu_sigma.train.engine import TrainEngine
+from pangu_sigma.train.engine import StepResult, TrainEngine
 from pangu_sigma.train.metrics import (
     CounterClock,
+    HostCounters,
     MetricsLog,
     host_metrics,
     loss_metrics,
@@ -37,6 +38,7 @@ from pangu_sigma.train.metrics import (
     validation_metrics,
 )
 from pangu_sigma.train.profile import StepProfile
+from pangu_sigma.train.reading import LaunchedStep, ReadingRule
 from pangu_sigma.train.schedule import Ramp, context_ramp, learning_rate, local_term_ramp, locality_loss_ramp
 from pangu_sigma.train.statistics import check_row_limit
 from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
@@ -44,7 +46,8 @@ from pangu_sigma.train.utilisation import Utilisation
 
 
 class StopRequest:
-    """SIGTERM as a request: the run ends after the step that it is in, with a checkpoint, and exit status 0.
+    """SIGTERM as a request: the run ends after the step that it is in, or after the one after which steps are next read
+    (`train.read_results`), with a checkpoint, and exit status 0.
 
     Notes the signal while it is entered; a second one ends the process as it would have without this. Ranks may be
     signalled at different moments, or only one of them: they agree through the sums of each step
@@ -154,15 +157,28 @@ class Saving:
     data: PreparedData
 
 
+class ReadStep(NamedTuple):
+    """A step whose results the host has read.
+
+    Attributes:
+        step: its number. sums: see `StepResult`. record: its metrics.
+    """
+
+    step: int
+    sums: Dict[str, np.ndarray]
+    record: Dict[str, Any]
+
+
 class TrainingLoop:
     """Runs optimizer steps `start` + 1 to the last one.
 
-    1. A step: its capacity, micro-batches, update, metrics.
+    1. A step: its capacity, micro-batches, update; its metrics, when they are read (see `pangu_sigma.train.reading`).
     2. Validation every `train.eval_interval` steps and after the last one: as trained, and with the local term off, if
        there is one.
     3. Checkpoint every `checkpoint.interval` steps and after the last one, written while later steps run; an error of
        writing it ends the job before the next step. The weights after a step with an unusable loss are not kept.
-    4. An end where the run has diverged (see `pangu_sigma.train.divergence`), after the same step on all ranks.
+    4. An end where the run has diverged (see `pangu_sigma.train.divergence`), after the same step on all ranks. Of
+       steps that were launched after it nothing is kept.
 
     `train.stop_after` leaves what a run cut off there would have left. Where a rank is requested to stop, all end after
     the same step, with a checkpoint.
@@ -199,7 +215,7 @@ class TrainingLoop:
         self.verdict: Optional[Verdict] = None
         self._divergence = DivergenceWatch(config.train.divergence_patience, int(engine.loss_scale.skipped.asnumpy()))
         self._stop = stop
-        self._stops = 0  # ranks with a request, as of the last step
+        self._stops = 0  # ranks with a request, added up over the steps that were read
         data = saving.data
         self.rows_in_training = sum(data.rows("train", domain) for domain in range(len(data.domains)))
         self.clock = CounterClock(runtime.collectives)
@@ -209,11 +225,13 @@ class TrainingLoop:
         self.profile = StepProfile(config, runtime.rank)
         self.utilisation = Utilisation(config, runtime.chip, runtime.world_size, engine.words.vocab_size)
         router = config.moe.router
-        self._schedules = {
-            "moe/local_strength": Scheduled(local_term_ramp(router), engine.set_locality_bias),
-            "moe/locality_loss_weight": Scheduled(locality_loss_ramp(router), engine.set_locality_loss_weight),
-            "moe/context_weight": Scheduled(context_ramp(router), engine.set_context_weight),
-        }
+        ramps = local_term_ramp(router), locality_loss_ramp(router), context_ramp(router)
+        setters = engine.set_locality_bias, engine.set_locality_loss_weight, engine.set_context_weight
+        names = "moe/local_strength", "moe/locality_loss_weight", "moe/context_weight"
+        self._schedules = {name: Scheduled(ramp, setter) for name, ramp, setter in zip(names, ramps, setters)}
+        self._reading = ReadingRule(config, ramps)
+        self._waiting: List[LaunchedStep] = []
+        self._read_at = 0.0  # when steps were last read
         rows = loader.validation() if config.train.eval_rows else []
         self.validation = Validation(engine, runtime.topology.tensor, rows, self.host_sum)
 
@@ -235,19 +253,15 @@ class TrainingLoop:
         ) as bar:
             for step in range(start + 1, last + 1):
                 self.saving.writer.check()
-                record = self._step(step)
-                self.stopped = self._stops > 0 and step < last
+                self._waiting.append(self._launch(step))
                 if step == start + 1:
                     bar.unpause()  # compiling does not count towards the time that is left
                 bar.update()
-                if self._is_due(step, train.eval_interval):
-                    record.update(self.validation.measure())
-                self.verdict = self._divergence.note(record) or (
-                    self._divergence.at_end(record) if step == train.steps else None
-                )
-                if log is not None:
-                    log.write(record)
-                    self._report(log)
+                read = self._read(self._reading.count(step, len(self._waiting)))
+                self.stopped = self._stops > 0 and step < last
+                if self.stopped:
+                    read += self._read(len(self._waiting))
+                self._note(read, step, log)
                 due = self.stopped or self._is_due(step, self.config.checkpoint.interval)
                 if due and self.verdict is None and self._divergence.is_sound:
                     self._save(step)
@@ -255,43 +269,87 @@ class TrainingLoop:
                     self.profile.close()
                     break
 
-    def _step(self, step: int) -> Dict[str, Any]:
+    def _launch(self, step: int) -> LaunchedStep:
         config = self.config
         batches = self.loader.step(step - 1)
         rate = learning_rate(config.optimizer, config.train.steps, step)
         followed = {name: one.follow(step) for name, one in self._schedules.items()}
-        scheduled = {name: value for name, value in followed.items() if value is not None}
-        mu = scheduled.get("moe/locality_loss_weight", getattr(config.moe.router.own, "locality_loss_weight", 0.0))
         self.profile.begin(step)
         self.utilisation.begin()
         self.clock.restart()
         started = time.perf_counter()
         self.engine.capacity.prepare(step, self.loader.step)
         self.engine.local_share.prepare(step, self.loader.step)
-        result = self.engine.train_step(batches, step, rate)
-        elapsed = time.perf_counter() - started
-        own = self.clock.elapsed(elapsed)._replace(stops=int(self._stop.requested))
-        self.profile.end(step, own)
-        total = sum_counters(self.host_sum, self.stragglers.note(own, step))
-        self._stops = total.stops
-        tokens = tokens_per_step(config)
+        outputs = self.engine.launch_step(batches, step, rate)
+        return LaunchedStep(
+            step,
+            outputs,
+            started,
+            self.clock.elapsed(time.perf_counter() - started),
+            rate,
+            {name: value for name, value in followed.items() if value is not None},
+            {**self.engine.capacity.metrics(), **self.engine.local_share.metrics()},
+            self.utilisation.memory(),
+        )
+
+    def _read(self, count: int) -> List["ReadStep"]:
+        """The `count` oldest of the steps that wait; every rank must call it."""
+        chosen, self._waiting = self._waiting[:count], self._waiting[count:]
+        if not chosen:
+            return []
+        results = [self.engine.read_step(one.outputs) for one in chosen]
+        now = time.perf_counter()
+        mean_s = (now - max(chosen[0].started, self._read_at)) / count
+        self._read_at = now
+        own_counters = []
+        for one in chosen:
+            step_s = one.own.step_s if self.runtime.chip is None else mean_s  # on CPU a launch is the step
+            own = one.own._replace(step_s=step_s, stops=int(self._stop.requested))
+            self.profile.end(one.step, own)
+            own_counters.append(self.stragglers.note(own, one.step))
+        totals = sum_counters(self.host_sum, own_counters, self._reading.most)
+        self._stops += sum(total.stops for total in totals)
+        return [
+            ReadStep(one.step, result.sums, self._record(one, result, own.step_s, total))
+            for one, result, own, total in zip(chosen, results, own_counters, totals)
+        ]
+
+    def _record(self, one: LaunchedStep, result: StepResult, step_s: float, total: HostCounters) -> Dict[str, Any]:
+        config, tokens = self.config, tokens_per_step(self.config)
+        own_mu = getattr(config.moe.router.own, "locality_loss_weight", 0.0)
         return {
-            "progress/step": step,
-            "progress/epoch": step * config.train.global_batch_size / self.rows_in_training,
-            "progress/tokens": step * tokens,
+            "progress/step": one.step,
+            "progress/epoch": one.step * config.train.global_batch_size / self.rows_in_training,
+            "progress/tokens": one.step * tokens,
             **loss_metrics(result.sums),
-            "optim/learning_rate": rate,
+            "optim/learning_rate": one.learning_rate,
             "optim/grad_norm": result.grad_norm,
             "optim/loss_scale": result.loss_scale,
             "optim/skipped_steps": result.skipped_steps,
-            **routing_metrics(result.sums, mu),
-            **scheduled,
-            **self.engine.capacity.metrics(),
-            **self.engine.local_share.metrics(),
-            **host_metrics(total, self.runtime.world_size, elapsed, tokens),
-            **self.utilisation.metrics(elapsed),
+            **routing_metrics(result.sums, one.scheduled.get("moe/locality_loss_weight", own_mu)),
+            **one.scheduled,
+            **one.slots,
+            **host_metrics(total, self.runtime.world_size, step_s, tokens),
+            **one.memory,
+            **self.utilisation.mfu(step_s),
             **straggler_metrics(total.compute_by_rank),
         }
+
+    def _note(self, read: List["ReadStep"], step: int, log: "MetricsLog | None") -> None:
+        """Judges and writes the steps that were `read` after `step` was launched, up to one that ends the run."""
+        train, limit = self.config.train, self.config.moe.dispatch.ragged_limit
+        for one in read:
+            check_row_limit(one.sums, limit, f"step {one.step}")
+            if one.step == step and self._is_due(step, train.eval_interval):
+                one.record.update(self.validation.measure())
+            self.verdict = self._divergence.note(one.record) or (
+                self._divergence.at_end(one.record) if one.step == train.steps else None
+            )
+            if log is not None:
+                log.write(one.record)
+                self._report(log)
+            if self.verdict is not None:
+                return
 
     def _is_due(self, step: int, interval: int) -> bool:
         return step == self.config.train.steps or bool(interval and step % interval == 0)

@@ -98,18 +98,35 @@ def _host_counters(step_s: float, rows: np.ndarray) -> HostCounters:
     return HostCounters(step_s, everything, all_to_all, gradient, tensor)
 
 
-def sum_counters(host_sum: HostSum, own: HostCounters) -> HostCounters:
-    """The counters `own` of every rank, summed. Microseconds and bytes travel as int64: up to 2.9e5 years and 9.2e18
-    bytes a step.
+def sum_counters(host_sum: HostSum, steps: Sequence[HostCounters], most: int = 1) -> List[HostCounters]:
+    """Counters of every rank, summed, each step's by themselves, in one exchange.
+
+    Microseconds and bytes travel as int64: up to 2.9e5 years and 9.2e18 bytes a step.
+
+    Args:
+        host_sum: over all ranks.
+        steps: this rank's counters of some steps.
+        most: so many steps travel, empty ones included, so that few or many need one graph.
     """
     scale = np.array([MICROSECONDS] * 3 + [1.0] * 2)
-    traffic = np.rint(np.array([own.total, own.all_to_all, own.gradient, own.tensor]) * scale)
-    compared = np.rint(np.array(own.compute_by_rank) * MICROSECONDS)
-    parts = ([round(own.step_s * MICROSECONDS), own.stops], traffic.reshape(-1), compared)
-    summed = host_sum(Tensor(np.concatenate(parts).astype(np.int64))).asnumpy()
-    (step, stops), of_traffic, by_rank = np.split(summed, (2, 2 + traffic.size))
-    return _host_counters(step / MICROSECONDS, of_traffic.reshape(traffic.shape) / scale)._replace(
-        stops=int(stops), compute_by_rank=(by_rank / MICROSECONDS).tolist()
+    ranks = max(len(own.compute_by_rank) for own in steps)
+    rows = np.zeros((max(most, len(steps)), 2 + (1 + len(CAUSES)) * scale.size + ranks), np.int64)
+    for row, own in zip(rows, steps):
+        traffic = np.rint(np.array([own.total, own.all_to_all, own.gradient, own.tensor]) * scale)
+        compared = np.rint(np.array(own.compute_by_rank) * MICROSECONDS)
+        row[:2] = round(own.step_s * MICROSECONDS), own.stops
+        row[2 : 2 + traffic.size] = traffic.reshape(-1)
+        row[row.size - compared.size :] = compared
+    summed = host_sum(Tensor(rows.reshape(-1))).asnumpy().reshape(rows.shape)
+    return [_summed_counters(row, own, scale) for row, own in zip(summed, steps)]
+
+
+def _summed_counters(row: np.ndarray, own: HostCounters, scale: np.ndarray) -> HostCounters:
+    """From a row of `sum_counters`; `own` says whether ranks are compared, all of them or none."""
+    traffic = row[2 : 2 + (1 + len(CAUSES)) * scale.size].reshape(-1, scale.size) / scale
+    compared = row[row.size - len(own.compute_by_rank) :] / MICROSECONDS
+    return _host_counters(float(row[0]) / MICROSECONDS, traffic)._replace(
+        stops=int(row[1]), compute_by_rank=compared.tolist()
     )
 
 

@@ -16,7 +16,7 @@ KIB = 1024  # Linux's unit of a process's memory
 
 
 class Utilisation:
-    """Of one rank's steps; `begin` each, then ask for its `metrics`.
+    """Of one rank's steps; `begin` each, then ask for its `memory` and `mfu`.
 
     Args:
         config: of the run.
@@ -36,14 +36,16 @@ class Utilisation:
         if self._on_device:
             ms.runtime.reset_peak_memory_stats()
 
-    def metrics(self, step_s: float) -> Dict[str, float]:
-        """Of the step since `begin`, which took `step_s` seconds."""
+    def memory(self) -> Dict[str, float]:
+        """Of the step since `begin`, once it has been launched: the pool gives out memory then."""
         found = {"memory/process_peak(B)": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB)}
         if self._on_device:
             found["memory/device_peak(B)"] = float(ms.runtime.max_memory_allocated())
-        if self._best_s is not None:
-            found["throughput/mfu"] = self._best_s / step_s
         return found
+
+    def mfu(self, step_s: float) -> Dict[str, float]:
+        """Of a step that took `step_s` seconds."""
+        return {} if self._best_s is None else {"throughput/mfu": self._best_s / step_s}
 
 
 def peak_flops(chip: str, precision: str) -> Optional[float]:

@@ -197,7 +197,7 @@ def measure(config: Config, job: Runtime) -> Counted:
 
 
 def by_cause(runtime: Runtime, counters: Any) -> Counted:
-    total = sum_counters(HostSum(runtime.collectives, "metrics/counters"), counters)
+    (total,) = sum_counters(HostSum(runtime.collectives, "metrics/counters"), [counters])
     parts = {cause: getattr(total, cause) for cause in ("total", *CAUSES)}
     return {cause: [int(part.intra_node_bytes), int(part.inter_node_bytes)] for cause, part in parts.items()}
 

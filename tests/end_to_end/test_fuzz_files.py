@@ -151,10 +151,11 @@ def no_graphs(monkeypatch):
     """
     monkeypatch.setattr(doctor_software, "PROGRAM", "")
 
-    def step(self, batches, number, rate):
+    def read(self, outputs):
         return StepResult(self.statistics.unpack(np.ones(self.statistics.size)), 1.0, 1.0, 0)
 
-    monkeypatch.setattr(TrainEngine, "train_step", step)
+    monkeypatch.setattr(TrainEngine, "launch_step", lambda *_: None)
+    monkeypatch.setattr(TrainEngine, "read_step", read)
     monkeypatch.setattr(TrainEngine, "evaluate", lambda self, batches: np.ones(self.statistics.size))
 
 

@@ -42,11 +42,12 @@ def run_job(number: int, job: Job, folder: str, deadline: float) -> None:
     """A process: one job, whose steps take some time and say who made them."""
     chance = random.Random(number)
 
-    def step(self, batches, count, rate):
+    def read(self, outputs):
         time.sleep(chance.random() * 0.02)
         return StepResult(self.statistics.unpack(np.ones(self.statistics.size)), float(number), 1.0, 0)
 
-    TrainEngine.train_step = step
+    TrainEngine.launch_step = lambda *_: None
+    TrainEngine.read_step = read
     TrainEngine.evaluate = lambda self, batches: np.ones(self.statistics.size)
     socket.gethostname = lambda: job.host  # what the note in the lock says
     os.chdir(folder)

@@ -53,12 +53,13 @@ def test_the_log_names_a_rank_beyond_the_margin():
 
 
 def test_sums_keep_what_is_compared():
-    total = sum_counters(
-        HostSum(create_collectives("local", Topology(1, 1), 0), "test"),
-        counters(2.0, 0.25)._replace(stops=1, compute_by_rank=np.array([0.5, 0.0])),
-    )
-    assert (total.step_s, total.total.communication_s, total.stops) == (2.0, 0.25, 1)
-    assert list(total.compute_by_rank) == [0.5, 0.0]
+    """Of several steps at once, also, of which only one compares."""
+    host_sum = HostSum(create_collectives("local", Topology(1, 1), 0), "test")
+    compared = counters(2.0, 0.25)._replace(stops=1, compute_by_rank=np.array([0.5, 0.0]))
+    plain = counters(1.0, 0.125)._replace(tensor=Traffic(inter_node_bytes=2.0**53 - 1))
+    for steps in ([compared], [plain, compared], [compared, plain, plain]):
+        for own, total in zip(steps, sum_counters(host_sum, steps, most=3)):
+            assert total == own._replace(compute_by_rank=[0.5, 0.0] if own is compared else [])
 
 
 def test_a_summary_takes_the_last_comparison():

@@ -50,20 +50,20 @@ def test_mfu_by_hand(pool, chip, tera):
     flops = 6 * 512 * (3 * (4 * d * d + 2 * 64 * d) + 3 * 8 * d * d + d * WORDS)
     found = make(chip)
     found.begin()
-    metrics = found.metrics(0.25)
-    assert metrics["throughput/mfu"] == pytest.approx(flops / (0.25 * tera * 1e12 * RANKS), rel=1e-12)
-    assert metrics["memory/device_peak(B)"] == 12345.0 and pool == ["reset", "asked"]
+    assert found.mfu(0.25)["throughput/mfu"] == pytest.approx(flops / (0.25 * tera * 1e12 * RANKS), rel=1e-12)
+    assert found.memory()["memory/device_peak(B)"] == 12345.0 and pool == ["reset", "asked"]
 
 
 @pytest.mark.parametrize(("chip", "precision"), [("910c", "fp16"), ("910b", "fp32")])
 def test_without_a_known_peak_there_is_no_mfu(pool, chip, precision):
-    assert set(make(chip, precision).metrics(1.0)) == {"memory/device_peak(B)", "memory/process_peak(B)"}
+    found = make(chip, precision)
+    assert set(found.memory()) == {"memory/device_peak(B)", "memory/process_peak(B)"} and found.mfu(1.0) == {}
     assert peak_flops(chip, precision) is None
 
 
 def test_a_cpu_tells_of_its_process_alone(pool):
     found = make(None, "fp32")
     found.begin()
-    assert set(found.metrics(1.0)) == {"memory/process_peak(B)"} and pool == []
+    assert set(found.memory()) == {"memory/process_peak(B)"} and found.mfu(1.0) == {} and pool == []
     resident = [line for line in open("/proc/self/status") if line.startswith("VmHWM")][0]
-    assert found.metrics(1.0)["memory/process_peak(B)"] == pytest.approx(int(resident.split()[1]) * 1024, rel=0.05)
+    assert found.memory()["memory/process_peak(B)"] == pytest.approx(int(resident.split()[1]) * 1024, rel=0.05)
