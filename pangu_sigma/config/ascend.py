@@ -54,6 +54,17 @@ def overlap_bucket(config: Config) -> int:
     return int(megabytes * 2**20) // 4
 
 
+def flattens(config: Config, data_ranks: int) -> bool:
+    """Whether biases and norms are updated in vectors (`optimizer.flat`), in a job of `data_ranks` data-parallel ranks.
+
+    Where optimizer state is shared out over ranks, it is False: there vectors hold all that a rank updates.
+    """
+    optimizer = config.optimizer
+    if optimizer.shard != "none" and data_ranks > 1:
+        return False
+    return runs_on_ascend(config) if optimizer.flat is None else optimizer.flat
+
+
 def check_runtime(config: Config) -> None:
     """Checks the section `runtime`: backend and device, precision, loss scale, and what only Ascend takes (`chip`,
     `hccl`, `memory`, `fused`, `jit_level` and `deterministic`).

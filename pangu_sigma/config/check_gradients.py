@@ -1,11 +1,13 @@
 """Checks of how gradients are summed: over micro-batches (`runtime.fused.accumulate`) and over data-parallel ranks
-(`parallel.reduce_precision`, `parallel.bucket_mb`). What chips rule out is in `check_chip`.
+(`parallel.reduce_precision`, `parallel.bucket_mb`); and of the form of their update (`optimizer.flat`). What chips rule
+out is in `check_chip`.
 """
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.derived import micro_batches_per_step
 from pangu_sigma.config.schema import Config
+from pangu_sigma.config.strict_yaml import spelled
 
 
 def check_gradients(config: Config, topology: Topology) -> None:
@@ -16,6 +18,11 @@ def check_gradients(config: Config, topology: Topology) -> None:
     """
     _check_accumulate(config, topology)
     parallel, alone = config.parallel, topology.data == 1
+    if config.optimizer.flat is not None and config.optimizer.shard != "none" and not alone:
+        raise InputError(
+            f"optimizer.flat is {spelled(config.optimizer.flat)} with optimizer.shard {config.optimizer.shard}, where "
+            "each rank's part of all parameters is in vectors; expected null"
+        )
     if parallel.bucket_mb is not None:
         found = f"parallel.bucket_mb is {parallel.bucket_mb}"
         if not parallel.overlap_gradients:

@@ -93,6 +93,11 @@ class OptimizerConfig:
         "parameters, ZeRO-1; what experts keep on the host is not shared out",
         choices=("none", "data_parallel"),
     )
+    flat: Optional[bool] = key(
+        None,
+        "biases and norms put together in vectors, which are measured, clipped and updated as one: fewer kernels, the "
+        "same update. null: on Ascend. Not where shard gives each rank stretches of all parameters, which are vectors",
+    )
     clip_norm: Optional[float] = key(
         1.0, "global gradient-norm limit over all parameters on all ranks; null: none", above=0.0
     )

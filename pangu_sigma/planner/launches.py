@@ -7,8 +7,10 @@ cost some tens more or less a sparse layer. Not counted: what `runtime.fused.acc
 
 from __future__ import annotations
 
+from pangu_sigma.config.ascend import flattens
 from pangu_sigma.config.derived import recomputed_parts
 from pangu_sigma.model.parameter_groups import reads_copy
+from pangu_sigma.planner.exchanges import shares_experts, shares_state, stretches
 from pangu_sigma.planner.job import ITEM, PlannedJob
 from pangu_sigma.planner.parameters import parameters
 
@@ -23,7 +25,11 @@ ATTENTION_AGAIN, FEED_FORWARD_AGAIN, CHUNK_AGAIN = 8, 4, 3
 CONVERSION = 1  # for each tensor that is read in half precision, in a step of one micro-batch
 COPY = 2  # for each such tensor, once a step where it has several: converted and kept
 ACCUMULATION = 1  # for each tensor, where a step has several micro-batches
-UPDATE = 7  # for each tensor: its norm, clipping, Adam, and an emptied accumulator
+EMPTIED = 1  # for each accumulator
+UPDATE = 6  # for each tensor that is updated by itself: cut out of what was summed over ranks; its norm, clipping, Adam
+IN_VECTOR = 3  # for each that is updated in a vector (`optimizer.flat`): cut out twice, and its new value
+IN_STRETCH = 4  # for each that ranks share out (`optimizer.shard`)
+VECTOR = 10  # for each vector or stretch: put together, gradients and weights; its norm, clipping, Adam
 
 
 def micro_batch_launches(job: PlannedJob) -> int:
@@ -52,7 +58,21 @@ def _launches_again(job: PlannedJob) -> int:
 def step_launches(job: PlannedJob) -> int:
     """Kernels of a rank in an optimizer step of `job`."""
     copies = COPY * _tensors_in_half(job) if job.micro_batches > 1 else 0
-    return job.micro_batches * micro_batch_launches(job) + copies + UPDATE * len(parameters(job))
+    return job.micro_batches * micro_batch_launches(job) + copies + update_launches(job)
+
+
+def update_launches(job: PlannedJob) -> int:
+    """Kernels of a rank for the update of `job`, once a step, without the sums over ranks."""
+    found, each = parameters(job), IN_STRETCH if shares_state(job) else IN_VECTOR
+    if shares_state(job):
+        in_vectors = [one for one in found if not one.expert or shares_experts(job)]
+        vectors = len(stretches(job, False)) + (len(stretches(job, True)) if shares_experts(job) else 0)
+    else:
+        small = [one for one in found if flattens(job.config, job.topology.data) and not one.decays]
+        in_vectors = [one for one in small if not one.expert or job.config.optimizer.experts == "device"]
+        vectors = len({(one.expert, one.split) for one in in_vectors})
+    emptied = EMPTIED * len(found) if job.micro_batches > 1 else 0
+    return emptied + UPDATE * (len(found) - len(in_vectors)) + each * len(in_vectors) + VECTOR * vectors
 
 
 def _tensors_in_half(job: PlannedJob) -> int:

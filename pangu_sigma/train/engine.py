@@ -1,7 +1,7 @@
 """From a configuration to what a run computes with: network, training step, evaluation step."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from locmoe_ops.routers.locmoe import set_context_weight
 from locmoe_ops.routers.selection_bias import balance_biases, set_locality_strength
 from locmoe_ops.tensor_parallel import TensorGroup, slice_of
 from pangu_sigma.checkpoint.state import StateEntry, parameter_entries
-from pangu_sigma.config.ascend import overlap_bucket
+from pangu_sigma.config.ascend import flattens, overlap_bucket
 from pangu_sigma.config.chips import reads_status
 from pangu_sigma.config.derived import (
     experts_per_group,
@@ -40,6 +40,7 @@ from pangu_sigma.model.sparse import SparseContext, training_dispatcher
 from pangu_sigma.runtime.runtime import Runtime
 from pangu_sigma.train.capacity import CapacityControl
 from pangu_sigma.train.evaluation import EvaluationStep, RoutedTokens
+from pangu_sigma.train.flat import gradient_exchange
 from pangu_sigma.train.gradient_overlap import GradientOverlap
 from pangu_sigma.train.graphs import AccumulatedStep, OptimizerStep, OverlappedStep, SingleGraphStep, StepGraph
 from pangu_sigma.train.half_copies import HalfCopies
@@ -48,7 +49,6 @@ from pangu_sigma.train.offloaded_experts import OffloadedExpertOptimizer
 from pangu_sigma.train.optimizer_state import OptimizerState
 from pangu_sigma.train.overflow import StatusRegister
 from pangu_sigma.train.schedule import LossScale
-from pangu_sigma.train.sharding import gradient_exchange
 from pangu_sigma.train.statistics import AfterStep, Rebalance, Recentre, Statistics, check_row_limit
 from pangu_sigma.train.step import (
     Accumulators,
@@ -133,8 +133,9 @@ class TrainEngine:
         self._wire = None if config.parallel.reduce_precision == "fp32" else shape.compute_dtype
         self._overlap = self._gradient_overlap(config, runtime)
         self.loss_scale = LossScale(config.runtime.loss_scale if config.runtime.precision == "fp16" else None)
+        optimizer = replace(config.optimizer, flat=flattens(config, runtime.topology.data))
         exchange = gradient_exchange(
-            self.parameters, self.statistics.size, runtime.collectives, config.optimizer, self._overlap, self._wire
+            self.parameters, self.statistics.size, runtime.collectives, optimizer, self._overlap, self._wire
         )
         sum_overflows = runtime.collectives.all_reduce("world", "gradient/overflow") if reads else None
         self.update = Update(

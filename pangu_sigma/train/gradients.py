@@ -4,7 +4,7 @@ Shape legend: n numbers of a tensor in all, d its last axis.
 """
 
 import math
-from typing import Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
@@ -98,15 +98,26 @@ class SquaresOfGroup(nn.Cell):
     def __init__(self, parameters: Sequence[Parameter], collectives: Collectives, tag: str) -> None:
         super().__init__(auto_prefix=False)
         self.parts = collectives.topology.tensor
-        self.weights = Tensor(
-            [1.0 / self.parts if slice_of(p) is None else 1.0 for p in parameters] or [0.0], dtype.float32
-        )
+        self.weigh(parameters)
         self.sum = collectives.all_reduce("tp", tag)
         self.map = ops.HyperMap()
         self.add = ops.AddN()
 
+    def weigh(self, parameters: Sequence[Parameter]) -> None:
+        """From now on squares are of tensors as these `parameters`."""
+        self.weights = Tensor(
+            [1.0 / self.parts if slice_of(p) is None else 1.0 for p in parameters] or [0.0], dtype.float32
+        )
+
     def construct(self, tensors: Tuple[Tensor, ...]) -> Tensor:
-        squares = self.map(_squares, tensors)
+        return self.total(self.each(tensors))
+
+    def each(self, tensors: Tuple[Tensor, ...]) -> Tuple[Tensor, ...]:
+        """This rank's sum of squares of each of the `tensors`."""
+        return self.map(_squares, tensors)
+
+    def total(self, squares: Tuple[Tensor, ...]) -> Tensor:
+        """The output from `each` of the tensors, given as `squares`."""
         if self.parts == 1:
             return self.add(squares)
         return self.sum((ops.stack(squares) * self.weights).sum().reshape(1)).reshape(())
@@ -169,7 +180,6 @@ class GradientExchange(nn.Cell):
 
     Attributes:
         targets: what is to be updated by these gradients: the parameters.
-        shards: none: every rank updates all it holds.
 
     Inputs: a tuple of <float32> gradients in the order of `parameters`, with handles for those whose sums have been
     started, and a vector of statistics to be summed over `dp`.
@@ -188,7 +198,6 @@ class GradientExchange(nn.Cell):
     ) -> None:
         super().__init__(auto_prefix=False)
         self.targets = ParameterTuple(parameters)
-        self.shards = ()
         dense = [p for p in parameters if not is_expert_parameter(p.name)]
         experts = [p.shape for p in parameters if is_expert_parameter(p.name)]
         self.dense = len(dense)
@@ -200,6 +209,11 @@ class GradientExchange(nn.Cell):
         self.expert_squares = SquaresOfGroup(
             [p for p in parameters if is_expert_parameter(p.name)], collectives, "gradient/norm/experts"
         )
+
+    @property
+    def shards(self) -> List[nn.Cell]:
+        """Parameters that are updated in vectors: none, each is by itself."""
+        return []
 
     def construct(self, gradients: Tuple[Tensor, ...], statistics: Tensor) -> Tuple[Tuple[Tensor, ...], Tensor, Tensor]:
         dense, statistics = self.sum_dense(gradients[: self.dense], statistics)

@@ -1,24 +1,26 @@
 """Where both moments of every parameter are, for checkpoints: set from whole arrays, and read as such."""
 
 from functools import partial
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, Tensor, nn
 
 from locmoe_ops.collectives.hierarchical_reduce import HierarchicalAllGather
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.tensor_parallel import slice_of
 from pangu_sigma.checkpoint.names import MOMENTS
 from pangu_sigma.checkpoint.state import StateEntry, parameter_entries
+from pangu_sigma.train.flat import Bundles
 from pangu_sigma.train.offloaded_experts import OffloadedExpertOptimizer
 from pangu_sigma.train.sharding import Bucket, Shards
 from pangu_sigma.train.step import Update
 
 
 class ShardedMoments:
-    """The moments of parameters that a group's ranks share out: of each bucket a rank holds one stretch.
+    """The moments of parameters that a group's ranks share out: of each bucket a rank holds one stretch, or, of biases
+    and norms that are put together on each rank, all.
 
     Args:
         shards: which parameters, in which buckets.
@@ -27,11 +29,17 @@ class ShardedMoments:
     """
 
     def __init__(
-        self, shards: Shards, first: Sequence[Parameter], second: Sequence[Parameter], collectives: Collectives
+        self,
+        shards: Union[Shards, Bundles],
+        first: Sequence[Parameter],
+        second: Sequence[Parameter],
+        collectives: Collectives,
     ) -> None:
         self._shards = shards
         self._moments = dict(zip(MOMENTS, (first, second)))
-        self._gather = HierarchicalAllGather(collectives, shards.group, f"checkpoint/moments/{shards.group}")
+        self._gather: Optional[nn.Cell] = None
+        if shards.ranks > 1:
+            self._gather = HierarchicalAllGather(collectives, shards.group, f"checkpoint/moments/{shards.group}")
 
     def entries(self) -> List[StateEntry]:
         """To be set: every rank is given all of a moment, and keeps its own stretch. They cannot be read."""
@@ -49,7 +57,7 @@ class ShardedMoments:
         found: List[StateEntry] = []
         for prefix, held in self._moments.items():
             for bucket, stretch in zip(self._shards.buckets, held):
-                whole = self._gather(stretch).asnumpy()
+                whole = (stretch if self._gather is None else self._gather(stretch)).asnumpy()
                 found += self._of_bucket(prefix, bucket, stretch, whole) if keep else []
         return found
 

@@ -29,17 +29,16 @@ from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.collectives.registry import reduce_tiers
 from locmoe_ops.tensor_parallel import slice_of
 from locmoe_ops.topology import Topology
-from pangu_sigma.config.schema_run import OptimizerConfig
 from pangu_sigma.model.parameter_groups import group_key, is_expert_parameter, plan_alike, stretch_of
 from pangu_sigma.train.gradient_overlap import GradientOverlap, OverlappedGradients
-from pangu_sigma.train.gradients import BucketedAllReduce, GradientExchange, flatten, restore, squares_of
+from pangu_sigma.train.gradients import BucketedAllReduce, flatten, restore, squares_of
 
 ROW = 1024
 
-_assign = ops.MultitypeFuncGraph("assign")
+assign = ops.MultitypeFuncGraph("assign")
 
 
-@_assign.register("Tensor", "Tensor")
+@assign.register("Tensor", "Tensor")
 def _assign_one(parameter: Tensor, value: Tensor) -> Tensor:
     return ops.assign(parameter, value)
 
@@ -179,7 +178,7 @@ class Shards(nn.Cell):
         for number, (start, end, sizes, _, _) in enumerate(self.buckets):
             whole = self.gathers[number](self.own[number] * 1.0)
             parts = ops.split(whole[: sum(sizes)], sizes)
-            self.map(_assign, self.parameters[start:end], self.map(restore, parts, self.parameters[start:end]))
+            self.map(assign, self.parameters[start:end], self.map(restore, parts, self.parameters[start:end]))
 
     def flat(self, tensors: Tuple[Tensor, ...], number: int) -> Tensor:
         """The tensors of bucket `number` as one vector <float32>[P * n], with zeros at its end."""
@@ -271,20 +270,3 @@ class ShardedExchange(nn.Cell):
         self.dense_shards.spread()
         if self.cut:
             self.expert_shards.spread()
-
-
-def gradient_exchange(
-    parameters: Sequence[Parameter],
-    statistics_size: int,
-    collectives: Collectives,
-    options: OptimizerConfig,
-    overlap: Optional[GradientOverlap] = None,
-    wire: Optional[dtype.Type] = None,
-) -> nn.Cell:
-    """A `ShardedExchange` where `optimizer.shard` asks for one and there are ranks to share with, else a
-    `GradientExchange`; `parameters`, `statistics_size`, `collectives`, `overlap` and `wire` as there, `options` the
-    optimizer's.
-    """
-    if options.shard == "none" or collectives.topology.data == 1:
-        return GradientExchange(parameters, statistics_size, collectives, overlap, wire)
-    return ShardedExchange(parameters, statistics_size, collectives, options.experts != "device", overlap, wire)

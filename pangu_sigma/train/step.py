@@ -243,7 +243,7 @@ class Update(nn.Cell):
     With `optimizer.experts` on the host 4 leaves the experts to it (see `pangu_sigma.train.offloaded_experts`).
 
     Args:
-        exchange: sums the gradients, see `pangu_sigma.train.sharding.gradient_exchange`; its `targets` are updated.
+        exchange: sums the gradients, see `pangu_sigma.train.flat.gradient_exchange`; its `targets` are updated.
         loss_scale: its state, which the update changes.
         optimizer: betas, epsilons, decay, clip norm, and who updates the experts.
         nominal_tokens: the constant that the objective was divided by.

@@ -2,8 +2,8 @@
 lose a bit.
 
 Expert parallel 4; then 2 x tensor parallel 2, with optimizer state shared out and experts' on the host; then expert
-parallel 2, with it whole and shared out (see test_sharding.py); then expert parallel 4 again, with other experts on
-each rank. Each reads what the one before wrote.
+parallel 2, with it whole, with biases and norms in vectors, and shared out (see test_sharding.py); then expert parallel
+4 again, with other experts on each rank. Each reads what one before it wrote.
 """
 
 import numpy as np
@@ -36,7 +36,7 @@ def test_the_same_run_goes_on_to_the_bit(output):
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["2x2", "whole", "shared"])
+@pytest.mark.parametrize("name", ["2x2", "whole", "flat", "shared"])
 def test_other_layouts_go_on_with_the_same_losses(output, name):
     found, expected = history(output, name), history(output, "straight")
     assert (expected > 0).all()
@@ -50,7 +50,7 @@ def test_the_second_half_trains_every_tensor(output):
     assert kept == {"loss_scale.scale", "loss_scale.good", "loss_scale.skipped"}  # fp32 has no use for them
 
 
-@pytest.mark.parametrize("name", ["2x2", "whole", "shared", "back"])
+@pytest.mark.parametrize("name", ["2x2", "whole", "flat", "shared", "back"])
 def test_no_layout_loses_a_bit(output, name):
     """Weights, moments, counters and biases of the selection, each expert under its own id, as the first layout wrote
     them.

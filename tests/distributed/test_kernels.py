@@ -14,7 +14,7 @@ from pangu_sigma.audit.graph import read_rank
 from pangu_sigma.audit.kernels import by_operator, launches, pass_launches
 from pangu_sigma.config.load import load_config
 from pangu_sigma.model.parameter_groups import reads_copy
-from pangu_sigma.planner.launches import COPY, micro_batch_launches
+from pangu_sigma.planner.launches import COPY, micro_batch_launches, update_launches
 from pangu_sigma.planner.parameters import parameters
 from pangu_sigma.planner.predict import recomputed_flops
 
@@ -35,22 +35,23 @@ SMALL = (
     "train.micro_batch_size=1",
 )
 LAYERS = {"base": (1, 1), "dense": (2, 1), "sparse": (1, 2)}  # dense and sparse blocks, below a sparse query layer
-RECOMPUTED = "base, recomputed"
+RECOMPUTED, EACH = "base, recomputed", "base, each"  # with biases and norms updated one by one
 BUDGETS = {"dense": 90, "sparse": 200}
+VECTORS = 4  # of biases and norms: dense ones and experts', held whole and split
 
 
 def job(name):
-    base, _, recomputed = name.partition(", ")
+    base, _, form = name.partition(", ")
     dense, sparse = LAYERS[base]
     layers = (f"model.dense_layers={dense}", f"model.sparse_layers={sparse}")
-    recompute = f"train.recompute={'all' if recomputed else 'none'}"
-    return audited_job(load_config(str(SHIPPED), [*SMALL, *layers, recompute]), 2, 2)
+    forms = {"recomputed": ["train.recompute=all"], "each": ["optimizer.flat=false"]}
+    return audited_job(load_config(str(SHIPPED), [*SMALL, *layers, *forms.get(form, [])]), 2, 2)
 
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    """The graphs of a step by name, of each case of LAYERS and of RECOMPUTED."""
-    folders = {name: tmp_path_factory.mktemp(name.replace(", ", "_")) for name in (*LAYERS, RECOMPUTED)}
+    """The graphs of a step by name, of each case of LAYERS, of RECOMPUTED and of EACH."""
+    folders = {name: tmp_path_factory.mktemp(name.replace(", ", "_")) for name in (*LAYERS, RECOMPUTED, EACH)}
     export([(job(name), folder) for name, folder in folders.items()], LIMIT, first_only=True)
     return {
         name: {graph.name: graph for graph in read_rank(folder, 0, False).graphs} for name, folder in folders.items()
@@ -74,6 +75,14 @@ def test_a_layer_keeps_its_budget(operators, kind):
 def test_the_plan_counts_the_graphs_kernels(operators, name):
     """Within a tenth: equal operators of two layers are one, which the plan does not know of."""
     assert micro_batch_launches(job(name)) == pytest.approx(launches(operators[name]), rel=0.1)
+
+
+def test_vectors_save_the_update_what_is_planned(steps):
+    """The last micro-batch's graph holds the update. Two kernels more or less a vector: what its length leaves over."""
+    found = {name: launches(steps[name]["last_micro_batch"].operators) for name in ("base", EACH)}
+    planned = {name: update_launches(job(name)) for name in found}
+    assert found["base"] < found[EACH]
+    assert found[EACH] - found["base"] == pytest.approx(planned[EACH] - planned["base"], abs=2 * VECTORS)
 
 
 @pytest.mark.parametrize("name", LAYERS)

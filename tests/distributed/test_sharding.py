@@ -1,5 +1,6 @@
-"""Optimizer state shared out over data-parallel ranks (ZeRO-1), against the same four ranks that each hold all of it.
-That each resumes what the other saved is in test_checkpoints.py.
+"""Optimizer state shared out over data-parallel ranks (ZeRO-1), and updates of biases and norms in vectors
+(`optimizer.flat`), against the same four ranks that each hold all of it, a tensor at a time. That each resumes what
+another saved is in test_checkpoints.py.
 """
 
 import numpy as np
@@ -11,16 +12,17 @@ RANKS = range(4)
 
 
 @pytest.mark.parametrize("step", [20, 40])
-def test_the_same_bits(layouts, step):
+@pytest.mark.parametrize("form", ["shared", "flat"])
+def test_the_same_bits(layouts, form, step):
     """Weights and moments as resumed from, and of twenty steps more."""
-    whole, shared = (saved_tensors(layouts, name, step) for name in ("whole", "shared"))
+    whole, shared = (saved_tensors(layouts, name, step) for name in ("whole", form))
     assert set(whole) == set(shared) and any(
         name.startswith("adam_v.") and value.any() for name, value in whole.items()
     )
     for name, value in whole.items():
         np.testing.assert_array_equal(shared[name], value, err_msg=name)
     for rank in RANKS:
-        of_whole, of_shared = (np.load(layouts / f"history_{name}_{rank}.npy") for name in ("whole", "shared"))
+        of_whole, of_shared = (np.load(layouts / f"history_{name}_{rank}.npy") for name in ("whole", form))
         np.testing.assert_array_equal(of_shared[:, :3], of_whole[:, :3])
         np.testing.assert_allclose(
             of_shared[:, 3], of_whole[:, 3], rtol=1e-6

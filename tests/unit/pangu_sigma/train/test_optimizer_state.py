@@ -32,7 +32,9 @@ def ranks(monkeypatch):
     monkeypatch.setattr(optimizer_state, "HierarchicalAllGather", lambda *_: gather)
     return [
         ShardedMoments(
-            SimpleNamespace(group="dp", parameters=parameters, buckets=buckets, place=place), *held[place], None
+            SimpleNamespace(group="dp", ranks=RANKS, parameters=parameters, buckets=buckets, place=place),
+            *held[place],
+            None,
         )
         for place in range(RANKS)
     ]

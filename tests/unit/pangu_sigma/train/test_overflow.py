@@ -12,9 +12,9 @@ from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.schema_run import LossScaleConfig, OptimizerConfig
 from pangu_sigma.model.inputs import BATCH_FIELDS
+from pangu_sigma.train.flat import gradient_exchange
 from pangu_sigma.train.overflow import StatusRegister
 from pangu_sigma.train.schedule import LossScale
-from pangu_sigma.train.sharding import gradient_exchange
 from pangu_sigma.train.step import Accumulators, ApplyStep, BatchGradients, MicroStep, Update, WholeStep, read_outputs
 
 LARGEST = np.float32(np.finfo(np.float16).max)

@@ -11,8 +11,8 @@ from pangu_sigma.model.inputs import BATCH_FIELDS
 from pangu_sigma.model.objective import Objective
 from pangu_sigma.model.parameter_groups import ordered_parameters
 from pangu_sigma.train.evaluation import EvaluationStep
+from pangu_sigma.train.flat import gradient_exchange
 from pangu_sigma.train.schedule import LossScale
-from pangu_sigma.train.sharding import gradient_exchange
 from pangu_sigma.train.statistics import Statistics
 from pangu_sigma.train.step import (
     Accumulators,
