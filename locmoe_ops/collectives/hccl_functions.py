@@ -25,7 +25,7 @@ class ProcessGroup(NamedTuple):
 
     name: str
     ranks: tuple[int, ...]
-    index: int
+    place: int
 
 
 def group_function(operation: str, group: ProcessGroup, root: int = 0, backward: bool = False) -> Callable[..., Any]:
@@ -46,7 +46,7 @@ def group_function(operation: str, group: ProcessGroup, root: int = 0, backward:
 
     def all_to_all_v(x: Tensor, counts: Tensor) -> Tensor:  # (M,), <int64>[P, P] numbers from each rank to each
         counts_here = counts.asnumpy().T if backward else counts.asnumpy()  # waits for the device
-        sent, arriving = counts_here[group.index].tolist(), counts_here[:, group.index].tolist()
+        sent, arriving = counts_here[group.place].tolist(), counts_here[:, group.place].tolist()
         received = mint.empty((sum(arriving),), dtype=x.dtype)
         distributed.all_to_all_single(received, x[: sum(sent)].contiguous(), arriving, sent, group=name)
         return received
