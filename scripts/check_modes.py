@@ -84,7 +84,7 @@ def measure(path: Path, ranks: int, steps: int) -> Dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MODES_SECRET": secrets.token_hex()}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3", "MODES_SECRET": secrets.token_hex()}
     if ranks > 1:
         environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, __file__, "--steps", str(steps), "--worker", str(path), str(ranks), str(port)]
