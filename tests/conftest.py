@@ -22,6 +22,8 @@ settings.register_profile(
     suppress_health_check=list(HealthCheck),
 )
 
+os.environ.setdefault("GLOG_v", "3")  # MindSpore says errors alone, as in whole commands on CPU
+
 if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 ):  # as shells start what is to run in the background; what tests start must hear it
@@ -92,7 +94,7 @@ def no_compilation(request):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def device():
+def named_device():
     """Named before any test runs a graph: after that MindSpore lets nobody name one, as whole commands in this process
     do.
     """
@@ -102,7 +104,7 @@ def device():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def kept_graphs(request, device):
+def kept_graphs(request, named_device):
     """With PANGU_SIGMA_COMPILE_CACHE=FOLDER tests take compiled graphs from there, and add to it: commands and ranks
     that they start by themselves (`start_runtime`), graphs of this process here.
     """

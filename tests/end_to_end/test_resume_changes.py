@@ -54,6 +54,8 @@ FREE = {
         "runtime.backend=tcp",
         "train.tensorboard=true",
         "train.profile=[3, 3]",
+        "train.read_results=next_step",
+        "optimizer.flat=true",
     ),
     "linear decay, experts' optimizer on the host, rows, sampling, chunks, noise, factors": (
         "optimizer.schedule=linear",
@@ -244,6 +246,8 @@ ELSEWHERE = {
     "parallel.reduce_precision",  # how ranks exchange: no part of what a run is
     "runtime.mode",  # with train.recompute, which asks for graphs: the last test of this file
     "train.recompute",
+    "runtime.compile_cache",
+    "runtime.lazy_inline",  # how graphs are compiled: no part of what a run is
     "train.tracker",
     "train.output_dir",
     "checkpoint.resume",
