@@ -182,6 +182,7 @@ def _command(ranks: int, scratch: Path, arguments: Sequence[str]) -> list[str]:
         f"--local_worker_num={ranks}",
         f"--master_port={port}",
         "--join=True",
+        f"--tail_worker_log={ranks}",  # nobody's: msrun, killed, would leave its `tail` processes behind
         f"--log_dir={scratch / 'log'}",
         str(WORKER),
         *arguments,

@@ -23,6 +23,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.data.vocabulary import Vocabulary
 from pangu_sigma.runtime.launch import read_launch
 from pangu_sigma.runtime.mindir import export_graph
+from pangu_sigma.runtime.processes import end_with_parent
 from pangu_sigma.runtime.router_files import use_router_files
 from pangu_sigma.runtime.runtime import Runtime
 from pangu_sigma.runtime.settings import switch_off_compile_cache
@@ -82,6 +83,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()  # killed outright, msrun leaves its workers behind
+    if os.getppid() == 1:
+        sys.exit("msrun was gone before the audit's rank had started")
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         from mindspore.communication import init
 

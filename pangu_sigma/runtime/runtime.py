@@ -28,7 +28,7 @@ from pangu_sigma.runtime.launch import check_ranks, read_launch, why_a_rank
 from pangu_sigma.runtime.reporting import announce, leave_now
 from pangu_sigma.runtime.settings import set_context, set_environment, switch_off_compile_cache
 
-COMPILE_CACHE_FOLDER = "PANGU_SIGMA_COMPILE_CACHE"  # in place of runtime.compile_cache, for all processes of a shell
+COMPILE_CACHE_FOLDER = "PANGU_SIGMA_COMPILE_CACHE"  # as runtime.compile_cache, for all processes of a shell, silently
 AGREEMENT = "compile_cache/found"
 
 
@@ -57,7 +57,8 @@ class Runtime:
             self.mesh.abort(" ".join(str(error).split())[:200] or type(error).__name__)
         self.collectives.close()
         cache = cache_in_use()
-        if cache is not None and self.is_first and error is None:
+        by_key = cache is not None and str(cache.folder) != os.environ.get(COMPILE_CACHE_FOLDER)
+        if cache is not None and by_key and self.is_first and error is None:
             line = f"compiled graphs: {cache.taken} from {cache.folder}, {cache.kept} added to it"
             print(line, file=sys.stderr, flush=True)  # stdout may be what was generated
         if isinstance(error, Exception) and failure is not None and error is not failure:

@@ -4,6 +4,9 @@ caught.
 
 import json
 import re
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -217,3 +220,38 @@ def test_bad_input(tmp_path, capsys, arguments, fragment):
     assert main(["audit", str(tmp_path / "config.yaml"), *arguments]) == 2
     error = capsys.readouterr().err
     assert fragment in error and error.count("\n") == 1
+
+
+def command_lines_with(text):
+    """Processes that have `text` in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it has ended meanwhile
+            continue
+        if text in line:
+            found.append(line)
+    return found
+
+
+def test_nothing_is_left_of_an_audit_that_is_killed(tmp_path):
+    """msrun is told that the audit is gone, and the ranks that msrun is."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(SWITCH))
+    folder = str(tmp_path / "graphs")
+    command = [sys.executable, "-m", "pangu_sigma", "audit", str(tmp_path / "config.yaml"), "--ranks", "2"]
+    audit = subprocess.Popen(
+        [*command, "--keep", folder], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + LIMIT
+        while sum("worker.py" in line and "msrun" not in line for line in command_lines_with(folder)) < 3:
+            assert audit.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        audit.kill()
+        audit.wait()
+    deadline = time.monotonic() + 60
+    while command_lines_with(folder):
+        assert time.monotonic() < deadline, command_lines_with(folder)
+        time.sleep(0.2)
