@@ -24,10 +24,6 @@ if [ "$*" = --quick ]; then
 elif [ $# -gt 0 ]; then
     exec "$python" -m pytest "$@"
 fi
-# Graphs that several tests compile are compiled once: in a folder of this run's own, which is empty when it begins.
-graphs=$(mktemp -d)
-trap 'rm -rf -- "$graphs"' EXIT
-export PANGU_SIGMA_COMPILE_CACHE=$graphs
 # Three at a time on two cores, since some tests wait more than they compute. Folders of long tests come first.
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$python" -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 25 \
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$python" -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 25 \
     tests/distributed tests/end_to_end tests/numerics tests/unit

@@ -225,10 +225,12 @@ class TrainingLoop:
         self.profile = StepProfile(config, runtime.rank)
         self.utilisation = Utilisation(config, runtime.chip, runtime.world_size, engine.words.vocab_size)
         router = config.moe.router
-        ramps = local_term_ramp(router), locality_loss_ramp(router), context_ramp(router)
-        setters = engine.set_locality_bias, engine.set_locality_loss_weight, engine.set_context_weight
-        names = "moe/local_strength", "moe/locality_loss_weight", "moe/context_weight"
-        self._schedules = {name: Scheduled(ramp, setter) for name, ramp, setter in zip(names, ramps, setters)}
+        term, loss, context = ramps = local_term_ramp(router), locality_loss_ramp(router), context_ramp(router)
+        self._schedules = {
+            "moe/local_strength": Scheduled(term, engine.set_locality_bias),
+            "moe/locality_loss_weight": Scheduled(loss, engine.set_locality_loss_weight),
+            "moe/context_weight": Scheduled(context, engine.set_context_weight),
+        }
         self._reading = ReadingRule(config, ramps)
         self._waiting: List[LaunchedStep] = []
         self._read_at = 0.0  # when steps were last read

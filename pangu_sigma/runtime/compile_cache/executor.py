@@ -74,11 +74,12 @@ class CompileCache:
                 self.kept += 1
             return result
         except Exception as error:  # whatever MindSpore makes of a file that it cannot use
-            if not found:
-                raise
-            self._store.discard(name)
             why = " ".join(str(error).split())[:200]
-            self._say(f"a graph of runtime.compile_cache could not be used and is compiled: {why}")
+            if found:
+                self._store.discard(name)
+                self._say(f"a graph of runtime.compile_cache could not be used and is compiled: {why}")
+            else:  # some operators cannot be written to a file; what is wrong with the Cell itself is raised below
+                self._say(f"{type(cell).__name__} is not kept in runtime.compile_cache: {why}")
             return compiler.compile(cell, inputs, options, phase, jit)
         finally:
             _PRIVATE.clear()
