@@ -24,9 +24,10 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "scripts")]
 from ascend_plugin import Registered, ask, deprecated  # noqa: E402 (the path comes first)
 from check_audit import LIMIT, Case  # noqa: E402
 
-from pangu_sigma.audit.audit import export  # noqa: E402
+from pangu_sigma.audit.audit import audited_job, export  # noqa: E402
 from pangu_sigma.audit.graph import read_rank  # noqa: E402
 from pangu_sigma.audit.kernels import WITHOUT_KERNEL  # noqa: E402
+from pangu_sigma.config.load import config_from_dict  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "operators.md"
 COMMAND = "python scripts/make_operator_table.py"
@@ -42,6 +43,15 @@ SAMPLE = (
     Case("configs/ascend/pangu_sigma_1085b_512.yaml", 4, 1, "faster_moe", "flat", 1),
     Case("configs/two_domains.yaml", 4, 1, "ta_moe", "flat", 1),
 )
+# And a small one as a configuration file without any choice has it: exact GeLU, no fused kernel, on 910A.
+PLAIN = {
+    "model": {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 16},
+    "moe": {"num_experts": 8, "num_groups": 2, "router": {"type": "switch"}},
+    "parallel": {"expert": 4},
+    "optimizer": {"warmup_steps": 1},
+    "train": {"steps": 2, "global_batch_size": 8},
+    "runtime": {"device": "ascend", "precision": "fp16", "chip": "910a"},
+}
 _HEAD = """# Operators on Ascend
 
 <!-- Made by `{command}` from exported graphs and the installed MindSpore; changes here are overwritten. -->
@@ -80,11 +90,12 @@ def exported(folder: Path) -> Set[str]:
 
 
 def export_sample(folder: Path) -> None:
-    """Compiles SAMPLE, each case into a folder of its own in `folder`."""
+    """Compiles SAMPLE and PLAIN, each job into a folder of its own in `folder`."""
     jobs = []
-    for number, case in enumerate(SAMPLE):
+    plain = audited_job(config_from_dict(PLAIN), 1, 4)
+    for number, job in enumerate([*(case.job() for case in SAMPLE), plain]):
         (folder / str(number)).mkdir()
-        jobs.append((case.job(), folder / str(number)))
+        jobs.append((job, folder / str(number)))
     export(jobs, LIMIT, first_only=True)
 
 
@@ -149,6 +160,7 @@ def main() -> int:
         f"micro-batches {case.micro_batches}, scaled to {case.ranks} ranks by `scripts/check_audit.py`"
         for case in SAMPLE
     )
+    sample += "\n- a small job with router switch, without any choice of its own: exact GeLU, no fused kernels, 910A"
     if options.check:
         names, sample = set(operators_of_page()), sample_of_page()
     elif options.graphs:

