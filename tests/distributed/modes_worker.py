@@ -19,6 +19,7 @@ import numpy as np
 import mindspore as ms
 
 from helpers.mesh_functions import MeshFunctions
+from helpers.traffic import MODEL
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.topology import Topology
 from pangu_sigma.bench.step import random_batch
@@ -61,16 +62,7 @@ def configuration(name: str) -> Config:
     given = CASES[name]
     return config_from_dict(
         {
-            "model": {
-                "hidden_size": 16,
-                "num_heads": 2,
-                "ffn_hidden_size": 24,
-                "dense_layers": 0,
-                "sparse_layers": 1,
-                "sequence_length": 16,
-                "vocab_size": VOCABULARY,
-                **given.get("model", {}),
-            },
+            "model": {**MODEL, "vocab_size": VOCABULARY, **given.get("model", {})},
             "moe": {"num_experts": 8, "num_groups": 2, **given["moe"]},
             # An epsilon above the rounding of gradients: else Adam makes a full step of it where a gradient is zero.
             "optimizer": {

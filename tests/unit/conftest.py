@@ -1,4 +1,4 @@
-"""Pages and pictures in a real browser: headless Chromium, where it is in PATH."""
+"""Execution modes; pages and pictures in a real browser: headless Chromium, where it is in PATH."""
 
 import json
 import re
@@ -98,3 +98,22 @@ def measure(browse, tmp_path):
         return [found[str(width)] for width in widths]
 
     return _measure
+
+
+@pytest.fixture
+def graph_mode():
+    """Cells are compiled, as in training."""
+    import mindspore as ms
+
+    before = ms.get_context("mode")
+    ms.set_context(mode=ms.GRAPH_MODE)
+    yield
+    ms.set_context(mode=before)
+
+
+@pytest.fixture
+def pynative_mode(graph_mode):
+    """Cells run operator by operator."""
+    import mindspore as ms
+
+    ms.set_context(mode=ms.PYNATIVE_MODE)

@@ -1,25 +1,6 @@
-"""Execution modes and gradients for the tests of MindSpore cells."""
+"""Gradients for the tests of MindSpore cells."""
 
 import pytest
-
-
-@pytest.fixture
-def graph_mode():
-    """Cells are compiled, as in training."""
-    import mindspore as ms
-
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.GRAPH_MODE)
-    yield
-    ms.set_context(mode=before)
-
-
-@pytest.fixture
-def pynative_mode(graph_mode):
-    """Cells run operator by operator."""
-    import mindspore as ms
-
-    ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
 @pytest.fixture

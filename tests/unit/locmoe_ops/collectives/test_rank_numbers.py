@@ -10,13 +10,7 @@ from locmoe_ops.collectives.rank_numbers import check_rank_numbers, numbers_faul
 from locmoe_ops.errors import CollectiveError
 from locmoe_ops.topology import Topology
 
-
-@pytest.fixture(autouse=True)
-def pynative():
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=before)
+pytestmark = pytest.mark.usefixtures("pynative_mode")
 
 
 class Played(nn.Cell):

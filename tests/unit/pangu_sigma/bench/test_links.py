@@ -2,7 +2,6 @@
 
 import pytest
 
-import mindspore as ms
 from mindspore import nn, ops
 
 from helpers.networks import TwinCollectives
@@ -12,13 +11,7 @@ from pangu_sigma.bench.links import check_groups, check_links, groups_to_try, op
 from pangu_sigma.doctor.findings import FAILURE, OK, UNKNOWN, WARNING
 from pangu_sigma.planner.hardware import HardwareFigure, Link
 
-
-@pytest.fixture(autouse=True)
-def pynative():
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=before)
+pytestmark = pytest.mark.usefixtures("pynative_mode")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import mindspore as ms
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives.create import create_collectives
@@ -137,14 +136,6 @@ def test_the_scale_falls_until_nothing_overflows(step):
 def test_it_falls_in_pynative_mode(pynative_mode, micro_batches):
     """Where operators run as they are called, and nothing but their order ties the register to what it watches."""
     scale_falls(micro_batches, make(True, micro_batches))
-
-
-@pytest.fixture
-def pynative_mode():
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=before)
 
 
 def scale_falls(micro_batches, made):
