@@ -13,51 +13,31 @@ Shape legend: n numbers of a vector.
 
 from typing import List, Optional, Sequence, Tuple
 
-import numpy as np
-
 from mindspore import Parameter, ParameterTuple, Tensor, dtype, nn, ops
 
 from locmoe_ops.collectives.interface import Collectives
 from pangu_sigma.config.schema_run import OptimizerConfig
 from pangu_sigma.model.parameter_groups import decays, is_expert_parameter
 from pangu_sigma.train.gradient_overlap import GradientOverlap
-from pangu_sigma.train.gradients import GradientExchange, flatten, restore
-from pangu_sigma.train.sharding import ShardedExchange, assign, plan_shards, squares_of_vector
+from pangu_sigma.train.gradients import GradientExchange, flatten
+from pangu_sigma.train.sharding import BucketVectors, ShardedExchange, plan_shards, squares_of_vector
 
 
-class Bundles(nn.Cell):
-    """Parameters that are updated alike, one after another in vectors: what `Shards` is for several ranks, of one.
+class Bundles(BucketVectors):
+    """What `Shards` is for several ranks, of one: the vectors are whole.
 
     Args:
-        parameters: in gradient order.
-        group: kind of the group that holds them alike: dp, or edp for experts.
+        parameters, group: as of `BucketVectors`.
 
     Attributes:
-        own: one <float32>[n] a bucket: the weights, up to date only between `take` and `spread`; named after the first
-            of the bucket, as whose kind it is treated.
-        buckets: see `plan_shards`.
-        ranks, place: 1 and 0, the vectors are whole.
+        ranks, place: 1 and 0.
 
     Input: one <float32> tensor a parameter. Output: one <float32>[n] a bucket.
     """
 
     def __init__(self, parameters: Sequence[Parameter], group: str) -> None:
-        super().__init__(auto_prefix=False)
-        self.group, self.ranks, self.place = group, 1, 0
-        self.parameters = ParameterTuple(parameters)
-        self.buckets = plan_shards(parameters, len(parameters), 1)
-        self.own = ParameterTuple(
-            [
-                Parameter(
-                    Tensor(np.zeros(bucket.stretch, np.float32)),
-                    name=f"shard.{parameters[bucket.start].name}",
-                    requires_grad=False,
-                )
-                for bucket in self.buckets
-            ]
-        )
-        self.concat = ops.Concat()
-        self.map = ops.HyperMap()
+        super().__init__(parameters, group, plan_shards(parameters, len(parameters), 1))
+        self.ranks, self.place = 1, 0
 
     @property
     def firsts(self) -> List[Parameter]:
@@ -81,9 +61,8 @@ class Bundles(nn.Cell):
 
     def spread(self) -> None:
         """Gives the parameters the values in `own`."""
-        for number, (start, end, sizes, _, _) in enumerate(self.buckets):
-            parts = ops.split(self.own[number] * 1.0, sizes)
-            self.map(assign, self.parameters[start:end], self.map(restore, parts, self.parameters[start:end]))
+        for number in range(len(self.buckets)):
+            self.write_back(number, self.own[number] * 1.0)
 
 
 class FlatExchange(GradientExchange):

@@ -95,7 +95,45 @@ def squares_of_vector(vector: Tensor) -> Tensor:
     return squares_of(vector[:whole].reshape((-1, ROW))) + squares_of(vector[whole:])  # (whole / ROW, ROW) <- (whole,)
 
 
-class Shards(nn.Cell):
+class BucketVectors(nn.Cell):
+    """Parameters that are updated alike, one after another in vectors.
+
+    Args:
+        parameters: in gradient order.
+        group: kind of the group that holds them alike: dp, or edp for experts.
+        buckets: see `plan_shards`.
+
+    Attributes:
+        own: one <float32>[n] a bucket: the weights that this rank updates, up to date only while they are updated;
+            named after the first of the bucket, as whose kind it is treated.
+        group, parameters, buckets: as given.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], group: str, buckets: Sequence[Bucket]) -> None:
+        super().__init__(auto_prefix=False)
+        self.group, self.buckets = group, buckets
+        self.parameters = ParameterTuple(parameters)
+        self.own = ParameterTuple(
+            [
+                Parameter(
+                    Tensor(np.zeros(b.stretch, np.float32)),
+                    name=f"shard.{parameters[b.start].name}",
+                    requires_grad=False,
+                )
+                for b in buckets
+            ]
+        )
+        self.concat = ops.Concat()
+        self.map = ops.HyperMap()
+
+    def write_back(self, number: int, vector: Tensor) -> None:
+        """Gives the parameters of bucket `number` the values in `vector` <float32>[n], whole."""
+        start, end, sizes, _, _ = self.buckets[number]
+        parts = ops.split(vector, sizes)
+        self.map(assign, self.parameters[start:end], self.map(restore, parts, self.parameters[start:end]))
+
+
+class Shards(BucketVectors):
     """This rank's stretches of parameters that the P ranks of a group hold alike.
 
     Args:
@@ -107,9 +145,7 @@ class Shards(nn.Cell):
         wire: type in which the other gradients travel; None: float32. Updated weights travel as they are.
 
     Attributes:
-        own: one <float32>[n] a bucket: the weights that this rank updates, up to date only between `take` and `spread`;
-            named after the first of the bucket, as whose kind it is treated.
-        buckets: see `plan_shards`.
+        ranks: P.
         place: which stretch is this rank's.
     """
 
@@ -122,23 +158,11 @@ class Shards(nn.Cell):
         summed: int = 0,
         wire: Optional[dtype.Type] = None,
     ) -> None:
-        super().__init__(auto_prefix=False)
         topology, rank = collectives.topology, collectives.rank
-        self.group = group
-        self.ranks = len(topology.group_of(group, rank))
+        ranks = len(topology.group_of(group, rank))
+        super().__init__(parameters, group, plan_shards(parameters, summed, ranks))
+        self.ranks = ranks
         self.place = place_in_order(topology, group, rank)
-        self.buckets = plan_shards(parameters, summed, self.ranks)
-        self.parameters = ParameterTuple(parameters)
-        self.own = ParameterTuple(
-            [
-                Parameter(
-                    Tensor(np.zeros(b.stretch, np.float32)),
-                    name=f"shard.{parameters[b.start].name}",
-                    requires_grad=False,
-                )
-                for b in self.buckets
-            ]
-        )
         # A parameter and not a constant, since the graphs of all ranks must be equal (see
         # `locmoe_ops.collectives.tcp.backend`).
         self.index = Parameter(Tensor([self.place], dtype.int32), name=f"shard_of.{group}", requires_grad=False)
@@ -153,8 +177,6 @@ class Shards(nn.Cell):
         )
         tensor = topology.tensor
         self.weights = tuple(1.0 / tensor if slice_of(parameters[b.start]) is None else 1.0 for b in self.buckets)
-        self.concat = ops.Concat()
-        self.map = ops.HyperMap()
 
     def construct(self, gradients: Tuple[Tensor, ...]) -> Tuple[Tuple[Tensor, ...], Tensor]:
         """This rank's stretches of the summed gradients, and their sum of squares, of which the sum over all ranks of
@@ -175,10 +197,8 @@ class Shards(nn.Cell):
 
     def spread(self) -> None:
         """Gives the parameters the values that all ranks have in `own`."""
-        for number, (start, end, sizes, _, _) in enumerate(self.buckets):
-            whole = self.gathers[number](self.own[number] * 1.0)
-            parts = ops.split(whole[: sum(sizes)], sizes)
-            self.map(assign, self.parameters[start:end], self.map(restore, parts, self.parameters[start:end]))
+        for number, (_, _, sizes, _, _) in enumerate(self.buckets):
+            self.write_back(number, self.gathers[number](self.own[number] * 1.0)[: sum(sizes)])
 
     def flat(self, tensors: Tuple[Tensor, ...], number: int) -> Tensor:
         """The tensors of bucket `number` as one vector <float32>[P * n], with zeros at its end."""
