@@ -21,9 +21,22 @@ REQUIREMENTS = [
     "tqdm>=4.60",
     "safetensors>=0.4",
     "scipy>=1.9",
+    "psutil>=5.9",
 ]
 TENSORBOARD = ["tensorboardX>=2.6"]  # TensorBoard's event files without TensorFlow or PyTorch; 90 kB
 CLUSTERS = ["scikit-learn>=1.2"]  # clusters of documents, data.prepare.clusters
+PLOTS = ["matplotlib>=3.7"]  # figures of reports; without it a report keeps its tables
+PARQUET = ["pyarrow>=12,<22"]  # newer ones need NumPy 2
+TOKENIZERS = ["tokenizers>=0.15"]  # reads Hugging Face's tokenizer.json
+COMPLETION = ["shtab>=1.7"]  # completion of command lines in bash, zsh and tcsh
+DOCS = [
+    "mkdocs-material>=9.5",
+    "mkdocstrings[python]>=0.25",
+    "mkdocs-static-i18n>=1.2",
+    "nbformat>=5.9",
+    "nbclient>=0.9",
+    "ipykernel>=6",
+]
 LM_EVAL = ["lm_eval>=0.4.9", "pyarrow<22"]  # newer pyarrow, which lm_eval's datasets would take, needs NumPy 2
 # A faster malloc, which scripts/environment.sh preloads.
 CPU = ["cmeel-mimalloc>=3; platform_system == 'Linux' and python_version >= '3.10'"]
@@ -31,6 +44,10 @@ TEST_REQUIREMENTS = [
     *CPU,
     *TENSORBOARD,
     *CLUSTERS,
+    *PLOTS,
+    *PARQUET,
+    *TOKENIZERS,
+    *COMPLETION,
     "pytest>=7",
     "pytest-xdist>=3",
     "mpmath>=1.3",
@@ -111,6 +128,12 @@ setup(
         "test": TEST_REQUIREMENTS,
         "tensorboard": TENSORBOARD,
         "clusters": CLUSTERS,
+        "plots": PLOTS,
+        "parquet": PARQUET,
+        "tokenizers": TOKENIZERS,
+        "completion": COMPLETION,
+        "docs": DOCS,
+        "dev": [*TEST_REQUIREMENTS, *DOCS],
         "lm_eval": LM_EVAL,
     },
     entry_points={"console_scripts": ["pangu-sigma = pangu_sigma.__main__:main"]},

@@ -87,7 +87,7 @@ run() {
 check() {
     local own=$folder/${1//[^a-z0-9.]/_}
     if [ ! -x "$own/bin/python" ]; then run "$interpreter" -m venv "$own" || return; fi
-    run "$own/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${repository}[test]" "$1" || return
+    run "$own/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${repository}[dev]" "$1" || return
     run env "VIRTUAL_ENV=$own" "PATH=$own/bin:$PATH" "PYTHONPATH=$repository" "$own/bin/python" -m pytest "${tests[@]}"
 }
 

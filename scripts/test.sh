@@ -15,7 +15,7 @@ case ${1:-} in
 esac
 
 forget_jobs
-make_environment test
+make_environment dev
 cd "$repository"
 "$python" -m ruff check .
 "$python" -m mypy
