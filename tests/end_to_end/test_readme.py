@@ -1,4 +1,4 @@
-"""The README's commands run as they stand there, in their order, in a folder as its quickstart leaves one.
+"""The commands of the README and of docs/commands.md run as they stand there, in a folder as the quickstart leaves one.
 
 The configurations are those that come with the program, made small. Of the quickstart's runs only those that later
 commands look at are made, on one rank; the script itself is tested in tests/unit/scripts/test_environment.py. Jobs of
@@ -19,7 +19,7 @@ import yaml
 from pangu_sigma.cli import main as cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = [(REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "docs/commands.md")]
 SMALL = {
     "configs/quickstart.yaml": {
         "model": {"hidden_size": 32, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32},
@@ -58,7 +58,8 @@ def commands():
     specification = importlib.util.spec_from_file_location("check_docs", REPOSITORY / "scripts" / "check_docs.py")
     check_docs = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(check_docs)
-    return [re.sub(r"\s+#\s.*", "", line).strip() for kind, line in check_docs.steps(README) if kind == "run"]
+    found = [line for page in PAGES for kind, line in check_docs.steps(page) if kind == "run"]
+    return list(dict.fromkeys(re.sub(r"\s+", " ", re.sub(r"\s+#\s.*", "", line)).strip() for line in found))
 
 
 def merged(base, changes):

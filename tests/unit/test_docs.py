@@ -184,7 +184,7 @@ def test_what_is_to_be_installed_can_be():
     found = re.findall(r"pip install ([^`\n#;]+)", pages)
     assert len(found) >= 5
     for word in shlex.split(" ".join(found)):
-        if not word.startswith("-") and not re.fullmatch(r"\.(\[test\])?|\S+\.whl", word):
+        if not word.startswith("-") and not re.fullmatch(r"\.(\[(test|dev)\])?|\S+\.whl", word):
             assert '"' + re.split("[<>=]", word)[0] in setup, f"pip install {word}: nothing that setup.py requires"
     for path in (
         path for folder in ("pangu_sigma", "locmoe_ops", "scripts") for path in (REPOSITORY / folder).rglob("*.py")

@@ -40,7 +40,7 @@ def test_the_citation_names_both_papers():
 
 def test_the_readmes_say_where_the_sample_texts_are_from():
     for name in ("README.md", "README.zh.md"):
-        rows = dict(re.findall(r"(?m)^\| `(en|zh|code)` \| (.*) \|$", read(name)))
+        rows = dict(re.findall(r"(?ms)^- `(en|zh|code)`(.*?)(?=^- |\Z)", read(name)))
         assert set(rows) == {*PACKAGES, "code"}
         for domain, package in PACKAGES.items():
             assert f"`{package.name}` {package.version}" in rows[domain] and "MIT" in rows[domain]

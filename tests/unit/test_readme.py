@@ -1,4 +1,4 @@
-"""The README's example runs as it stands there."""
+"""The README is short and leads to every page; the layer's example runs as it stands in its page."""
 
 import importlib
 import re
@@ -9,17 +9,33 @@ import numpy as np
 import mindspore as ms
 from mindspore import Tensor, ops
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+REPOSITORY = Path(__file__).resolve().parents[2]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_it_fits_a_screen_or_two():
+    lines = README.splitlines()
+    assert len(lines) <= 130
+    assert [line for line in lines if len(line) > 90] == []
+
+
+def test_it_leads_to_every_page():
+    """From docs, those in English; and to what stands beside it."""
+    linked = set(re.findall(r"\]\(([^)#]+)", README))
+    pages = {f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")}
+    assert pages - linked == set()
+    assert {"LICENSE", "CITATION.cff", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "README.zh.md"} <= linked
 
 
 def test_layer_example(tmp_path, monkeypatch):
     """MindSpore reads the source of what it compiles, so the block becomes a file; it must train: a gradient reaches
     x.
     """
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    (tmp_path / "readme_example.py").write_text(block, encoding="utf-8")
+    page = (REPOSITORY / "docs" / "layer.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "layer_example.py").write_text(block, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("readme_example")
+    module = importlib.import_module("layer_example")
 
     ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
     network = module.Network()
