@@ -94,12 +94,22 @@ def test_training_goes_on_and_may_change_what_is_being_written(root, header, mon
 
 
 def test_the_next_one_waits_for_the_one_before(root, header, monkeypatch):
-    gate = Gate(monkeypatch)
+    """While `save` waits, all that is written is the first; of the second there is nothing before the first is whole."""
+    gate, seen = Gate(monkeypatch), []
+
+    def look_and_open():
+        seen.append(sorted(path.name for path in root.iterdir()))
+        gate.opened.set()
+
     with CheckpointWriter(root, ALONE, Retention()) as saver:
         saver.save(header(1), [piece(1.0)])
-        threading.Timer(0.2, gate.opened.set).start()
+        assert gate.reached.wait(30)
+        waiting = threading.Timer(0.2, look_and_open)
+        waiting.start()
         saver.save(header(2), [piece(2.0)])
-        assert [step for step, _ in finished(root)] == [1]
+        waiting.join()
+        assert seen == [["step_1.part"]]
+        assert 1 in [step for step, _ in finished(root)]
         assert saver.stalled_s > 0.1
     assert [step for step, _ in finished(root)] == [1, 2]
 
