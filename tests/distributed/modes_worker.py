@@ -1,11 +1,12 @@
 """One rank of the modes job: each of `CASES` trained in graph mode, in PyNative mode, and in PyNative mode with the
 functions that hccl calls there, for which `helpers.mesh_functions` stands in.
 
-usage: modes_worker.py OUTPUT     (under msrun with four workers)
+usage: modes_worker.py OUTPUT     (under msrun, once with two workers and once with four, of two nodes)
 
-Leaves `RANK.npz` with arrays `CASE/MODE/WHAT`: `history` <float64>[steps, 4], task loss, balancing loss and locality
-loss a token, and gradient norm; `first/NAME`, Adam's first moment after the first step, which is the gradient times a
-constant; `last/NAME`, each parameter after the last step. And `called/CASE`, operations of hccl's functions that ran.
+Leaves `RANKS_RANK.npz` with arrays `CASE/MODE/WHAT`: `history` <float64>[steps, 4], task loss, balancing loss and
+locality loss a token, and gradient norm; `first/NAME`, Adam's first moment after the first step, which is the gradient
+times a constant; `last/NAME`, each parameter after the last step. And `called/CASE`, operations of hccl's functions
+that ran.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from pangu_sigma.data.vocabulary import Vocabulary
 from pangu_sigma.runtime.runtime import Runtime, start_runtime
 from pangu_sigma.train.engine import TrainEngine
 
-STEPS, RANKS_PER_NODE, VOCABULARY = 4, 2, 50
+STEPS, NODES, VOCABULARY = 2, 2, 50
 MODES = ("graph", "pynative", "functions")
 # Every dispatcher and way of travelling; routers with and without weights, losses and statistics; steps of one
 # micro-batch and of several; both types of matmuls; experts with a replica, tensor parallelism.
@@ -38,7 +39,7 @@ CASES: Dict[str, Dict[str, Any]] = {
     "flat": {
         "moe": {"router": {"type": "locmoe", "statistics": "node", "locmoe": {"locality_loss_weight": 0.1}}},
         "model": {"attention_dropout": 0.1},
-        "parallel": {"expert": 4},
+        "parallel": {"expert": 2},
     },
     "hierarchical, overlapped, half": {
         "moe": {"router": {"type": "switch", "top_k": 2}, "dispatch": {"type": "hierarchical", "chunks": 2}},
@@ -48,7 +49,7 @@ CASES: Dict[str, Dict[str, Any]] = {
     },
     "ragged": {
         "moe": {"router": {"type": "hash"}, "dispatch": {"type": "ragged"}},
-        "parallel": {"expert": 4},
+        "parallel": {"expert": 2},
     },
     "group-wise, shared state": {
         "moe": {"router": {"type": "switch"}, "dispatch": {"group_wise": True, "chunks": 2}},
@@ -56,6 +57,12 @@ CASES: Dict[str, Dict[str, Any]] = {
         "optimizer": {"shard": "data_parallel"},
     },
 }
+
+
+def ranks_of(name: str) -> int:
+    """The smallest number of ranks that has all exchanges of a case."""
+    parallel = CASES[name]["parallel"]
+    return parallel["expert"] * parallel.get("tensor", 1)
 
 
 def configuration(name: str) -> Config:
@@ -73,7 +80,7 @@ def configuration(name: str) -> Config:
                 **given.get("optimizer", {}),
             },
             "train": {"steps": STEPS, "global_batch_size": 8, **given.get("train", {})},
-            "parallel": {"ranks_per_node": RANKS_PER_NODE, **given["parallel"]},
+            "parallel": {"ranks_per_node": ranks_of(name) // NODES, **given["parallel"]},
             "runtime": {"device": "cpu", **given.get("runtime", {})},
         }
     )
@@ -83,7 +90,7 @@ def train(config: Config, job: Runtime, mode: str) -> Dict[str, np.ndarray]:
     """What a run of some steps leaves, see the head of this file."""
     ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
     parallel = config.parallel
-    topology = Topology(job.world_size, RANKS_PER_NODE, parallel.expert, parallel.tensor)
+    topology = Topology(job.world_size, parallel.ranks_per_node, parallel.expert, parallel.tensor)
     backend = "hccl" if mode == "functions" else "tcp"
     collectives = create_collectives(backend, topology, job.rank, job.mesh, eager=mode == "functions")
     words = Vocabulary(VOCABULARY, 2, np.ones((2, VOCABULARY), np.int64))
@@ -117,17 +124,17 @@ def of_place(batch: Any, place: int, number: int) -> Any:
 
 def main() -> None:
     found: Dict[str, np.ndarray] = {}
-    with start_runtime(configuration("flat")) as job:
+    with start_runtime(config_from_dict({"runtime": {"device": "cpu"}})) as job:
         functions = MeshFunctions(job.mesh)
         functions.install()
-        for name in CASES:
+        for name in [name for name in CASES if ranks_of(name) == job.world_size]:
             for mode in MODES:
                 for what, array in train(configuration(name), job, mode).items():
                     found[f"{name}/{mode}/{what}"] = array
             found[f"called/{name}"] = np.array(sorted({operation for operation, *_ in functions.calls}))
             functions.calls.clear()
         job.collectives.barrier()
-        np.savez(Path(sys.argv[1]) / f"{job.rank}.npz", **found)
+        np.savez(Path(sys.argv[1]) / f"{job.world_size}_{job.rank}.npz", **found)
 
 
 if __name__ == "__main__" and os.environ.get("MS_ROLE") != "MS_SCHED":

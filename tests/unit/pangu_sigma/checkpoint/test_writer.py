@@ -94,7 +94,7 @@ def test_training_goes_on_and_may_change_what_is_being_written(root, header, mon
 
 
 def test_the_next_one_waits_for_the_one_before(root, header, monkeypatch):
-    """While `save` waits, all that is written is the first; of the second there is nothing before the first is whole."""
+    """While `save` waits there is nothing but the first, unfinished."""
     gate, seen = Gate(monkeypatch), []
 
     def look_and_open():
