@@ -12,12 +12,20 @@ def significant(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
-def time_unit(longest: float) -> Tuple[str, float]:
-    """The unit for durations of up to `longest` seconds, and how many seconds it has."""
+def time_unit(longest: float, milliseconds: bool = False) -> Tuple[str, float]:
+    """The unit for durations of up to `longest` seconds, and how many seconds it has; `milliseconds`: it may be these."""
     for unit, length in (("h", 3600.0), ("min", 60.0)):
         if longest >= 2 * length:
             return unit, length
-    return "s", 1.0
+    return ("ms", 1e-3) if milliseconds and 0 < longest < 1 else ("s", 1.0)
+
+
+def size_unit(largest: float) -> Tuple[str, float]:
+    """The unit for numbers of up to `largest` bytes, and how many bytes it has."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if largest >= scale:
+            return unit, scale
+    return "B", 1.0
 
 
 def seconds(value: float) -> str:
@@ -30,11 +38,10 @@ def seconds(value: float) -> str:
 
 def size(value: float, decimals: Optional[int] = None) -> str:
     """A number of bytes: with so many decimals (none below 1 kB), or else with three significant digits."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= scale:
-            scaled = value / scale
-            return f"{significant(scaled, 3) if decimals is None else f'{scaled:.{decimals}f}'} {unit}"
-    return f"{significant(value, 3) if decimals is None else f'{value:.0f}'} B"
+    unit, scale = size_unit(value)
+    if decimals is None:
+        return f"{significant(value / scale, 3)} {unit}"
+    return f"{value / scale:.{decimals if scale > 1 else 0}f} {unit}"
 
 
 def percent(value: float) -> str:

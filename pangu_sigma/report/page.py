@@ -3,16 +3,12 @@
 from html import escape
 from typing import Optional, Sequence
 
-# Eight colours that stay apart for the colour-blind; the last, grey, is for what is neither gain nor cost.
-_STYLE = """
-:root { color-scheme: light dark; --ground: #fbfbfa; --card: #ffffff; --ink: #1d1f23; --muted: #5f6570; --line: #dfe1e5;
-  --c0: #2a6fc9; --c1: #d9622b; --c2: #12926a; --c3: #8d55c7; --c4: #1390a8; --c5: #b58900; --c6: #c2407e;
-  --c7: #8a919c; }
-@media (prefers-color-scheme: dark) { :root { --ground: #16181c; --card: #1f2227; --ink: #e8eaed; --muted: #a2a8b3;
-  --line: #383c44;
-  --c0: #6aa5f2; --c1: #f08a5a; --c2: #42c296; --c3: #b48ceb; --c4: #4dbfd6; --c5: #dcb63c; --c6: #ea80b0;
-  --c7: #858c98; } }
-* { box-sizing: border-box; }
+from pangu_sigma.report.palette import variables
+
+_STYLE = f"""
+:root {{ color-scheme: light dark; {variables(dark=False)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {variables(dark=True)} }} }}
+""" + """* { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 16px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 16px; }
@@ -24,16 +20,8 @@ p { margin: 6px 0; max-width: 75ch; overflow-wrap: anywhere; } figcaption, .note
 figure { margin: 0; padding: 14px; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   min-width: 0; }
 figcaption { font-size: 0.9rem; margin: 0 0 10px; overflow-wrap: anywhere; }
-figure h4 { margin: 10px 0 4px; font-size: 0.9rem; font-weight: 600; overflow-wrap: anywhere; }
-svg { display: block; width: 100%; height: auto; max-width: 460px; overflow: visible; }
-svg text { font-size: 12px; fill: var(--ink); font-family: inherit; font-variant-numeric: tabular-nums; }
-svg text.muted { fill: var(--muted); }
-.grid { stroke: var(--line); } .frame { fill: none; stroke: var(--line); } .whisker { stroke: var(--ink);
-  stroke-width: 1.5; fill: none; }
-.legend { list-style: none; margin: 0 0 8px; padding: 0; display: flex; flex-wrap: wrap; gap: 2px 14px;
-  font-size: 0.85rem; }
-.legend li { display: flex; align-items: center; gap: 6px; overflow-wrap: anywhere; } .legend svg { width: 24px;
-  flex: none; }
+svg { display: block; width: 100%; height: auto; max-width: 460px; overflow: visible; stroke-linejoin: round; }
+svg text { font-family: inherit; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; background: linear-gradient(to left, var(--card) 8px, transparent 32px) right / 32px 100%
   no-repeat local,
   linear-gradient(to left, var(--line), transparent) right / 16px 100% no-repeat scroll, var(--card);

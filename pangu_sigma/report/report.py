@@ -9,9 +9,11 @@ from pangu_sigma.metrics.window import TOKENS
 from pangu_sigma.report import collect as c
 from pangu_sigma.report.collect import Collection, Spread
 from pangu_sigma.report.comparison import SINGLE_PHASE
+from pangu_sigma.report.embed import embedded
 from pangu_sigma.report.figures import all_figures
 from pangu_sigma.report.numbers import with_range
-from pangu_sigma.report.page import MARKERS, page, paragraph, section, table
+from pangu_sigma.report.page import MARKERS, figure, page, paragraph, section, table
+from pangu_sigma.report.plot import INSTALL, can_draw
 from pangu_sigma.runtime.files import check_output, write_output
 
 # Metrics with names of their own, in the order of the table; others follow under the name that the run gave them.
@@ -67,6 +69,7 @@ class ReportText:
     measured: str
 
 
+NO_FIGURES = f"Figures are not drawn, because matplotlib is not installed: {INSTALL}. The tables hold all numbers."
 REPORT = "report.html"
 
 
@@ -111,10 +114,14 @@ def assemble(data: Collection, words: ReportText, refresh_s: Optional[int] = Non
         section("At a glance", _glance(data)),
         section("What was compared" if len(data.plan.variants) > 1 else "The run", words.setting),
     ]
-    for heading, figures in all_figures(data):
-        drawn = [item for item in figures if item.startswith("<figure")]
-        left_out = [item for item in figures if item not in drawn]
-        parts.append(section(heading, f'<div class="figures">{"".join(drawn)}</div>' if drawn else "", *left_out))
+    if can_draw():
+        for heading, specs in all_figures(data):
+            drawn = [figure(spec.title, spec.sentence, embedded(spec)) for spec in specs if spec.content]
+            left_out = [f"{spec.title}: not drawn, because {spec.missing}." for spec in specs if not spec.content]
+            grid = f'<div class="figures">{"".join(drawn)}</div>' if drawn else ""
+            parts.append(section(heading, grid, *(paragraph(text, "note") for text in left_out)))
+    else:
+        parts.append(section("Figures", paragraph(NO_FIGURES, "note")))
     numbers = section("All numbers", paragraph(words.measured, "note"), *_numbers(data))
     return page(words.title, "\n".join([*parts, numbers]), refresh_s)
 

@@ -1,0 +1,299 @@
+"""Figures drawn by matplotlib, as wide as a column of a paper, with text that can be read there and on a phone.
+
+matplotlib (extra `plots`) is imported when a figure is drawn and not before. pyplot and its state are not used; what
+matplotlib keeps for the whole process, its settings, is set under a lock and put back, so that threads may draw and a
+notebook's own settings neither matter nor change. The same figure is the same bytes each time.
+"""
+
+import importlib.util
+import math
+import threading
+import unicodedata
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Iterator, List, Sequence, Tuple
+
+from pangu_sigma.report import palette
+from pangu_sigma.report.fonts import families
+from pangu_sigma.report.specs import Bars, Content, Curve, Curves, HeatMaps, Panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INSTALL = "pip install 'pangu-sigma[plots]'"
+WIDTH_IN = 3.33  # of a column of a paper in two columns
+FONT_PT = 8.0
+CHARACTER_PT = 5.1  # a wide one of DejaVu Sans, which is wider than most fonts, at 8 pt
+LABEL = 42  # such characters fit into the width
+FEW, SOME = 25, 50  # points of a curve that have large markers, and small ones
+MOST_TICKS = 7
+_LEGEND_ROW_IN = 0.165
+_MARKERS = "os^DvPX"
+_DASHES: Tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+_LOCK = threading.RLock()
+_SETTINGS = {
+    "font.size": FONT_PT,
+    "axes.labelsize": FONT_PT,
+    "axes.titlesize": FONT_PT,
+    "xtick.labelsize": FONT_PT,
+    "ytick.labelsize": FONT_PT,
+    "legend.fontsize": FONT_PT,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": palette.light(palette.MUTED),
+    "axes.labelcolor": palette.light(palette.INK),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": False,
+    "xtick.color": palette.light(palette.MUTED),
+    "ytick.color": palette.light(palette.MUTED),
+    "text.color": palette.light(palette.INK),
+    "grid.color": palette.light(palette.LINE),
+    "grid.linewidth": 0.6,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.4,
+    "legend.frameon": False,
+    "legend.borderaxespad": 0.1,
+    "legend.borderpad": 0.1,
+    "legend.labelspacing": 0.25,
+    "legend.columnspacing": 1.0,
+    "legend.handlelength": 2.2,
+    "legend.handletextpad": 0.5,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.03,
+    "pdf.fonttype": 42,  # text as text, which journals ask for
+}
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is there. It is not imported."""
+    try:
+        return importlib.util.find_spec("matplotlib") is not None
+    except ValueError:  # something else has taken its name
+        return False
+
+
+@contextmanager
+def drawn(content: Content, **settings: Any) -> Iterator["Figure"]:
+    """The figure, as long as the settings hold with which it must be saved, too.
+
+    Args:
+        content: what it shows.
+        settings: further ones of matplotlib, such as `svg.fonttype`, by name with `__` for dots.
+    """
+    with _LOCK:
+        import matplotlib
+        from matplotlib.figure import Figure
+
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            extra = {name.replace("__", "."): value for name, value in settings.items()}
+            matplotlib.rcParams.update({**_SETTINGS, "font.family": families(_texts(content)), **extra})
+            figure = Figure(figsize=(WIDTH_IN, 1.0), layout="constrained")
+            draw = {Curves: _curves, Panels: _panels, Bars: _bars, HeatMaps: _heat_maps}[type(content)]
+            draw(figure, content)
+            yield figure
+
+
+def shortened(label: str, most: int = LABEL) -> str:
+    """Of a label that is too wide its end, where names of folders differ. East Asian characters count twice."""
+    if text_width(label) <= most:
+        return label
+    while text_width(label) > most - 1:
+        label = label[1:]
+    return "\u2026" + label
+
+
+def text_width(text: str) -> int:
+    """In characters of Latin script."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _texts(content: Content) -> List[str]:
+    if isinstance(content, Panels):
+        return [text for name, curves in content.panels for text in (name, *_texts(curves))]
+    if isinstance(content, Curves):
+        return [curve.label for curve in content.curves]
+    return [one.label for one in (content.bars if isinstance(content, Bars) else content.maps)]
+
+
+# ---- kinds of figures
+
+
+def _curves(figure: "Figure", content: Curves) -> None:
+    axes = figure.subplots()
+    _draw_curves(axes, content)
+    axes.set(xlabel=content.x_label, ylabel=content.y_label)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.set_figheight(2.15 + _legend(figure, handles, labels))
+
+
+def _panels(figure: "Figure", content: Panels) -> None:
+    several = figure.subplots(len(content.panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, curves) in zip(several, content.panels):
+        _draw_curves(axes, curves)
+        axes.set_title(shortened(name), loc="left", pad=4)
+        axes.set_ylabel(curves.y_label)
+    several[-1].set_xlabel(content.panels[0][1].x_label)
+    found = {label: line for axes in several for line, label in zip(*axes.get_legend_handles_labels())}
+    figure.set_figheight(0.4 + 0.95 * len(content.panels) + _legend(figure, list(found.values()), list(found)))
+
+
+def _bars(figure: "Figure", content: Bars) -> None:
+    axes, pieces = figure.subplots(), len(content.pieces) or 1
+    colours = palette.tones(content.tones, pieces) if pieces > 1 else []
+    # The axis is so long that behind each bar there is room for its text.
+    shares = [1 - (CHARACTER_PT * text_width(bar.text) + 8) / (72 * (WIDTH_IN - 0.1)) for bar in content.bars]
+    longest = max(max(sum(bar.values), bar.high or 0.0) / share for bar, share in zip(content.bars, shares)) or 1.0
+    for place, bar in enumerate(content.bars):
+        left = 0.0
+        for piece, value in enumerate(bar.values):
+            colour = colours[piece] if colours else palette.hue(bar.number)
+            edge = {"edgecolor": palette.light(palette.MUTED), "linewidth": 0.4} if colours else {}
+            axes.barh(place, value, 0.42, left, color=colour, **edge)
+            left += value
+        if bar.low is not None and bar.high is not None:
+            ends = ([left - bar.low], [bar.high - left])
+            axes.errorbar(left, place, xerr=ends, fmt="none", ecolor=palette.light(palette.INK), capsize=3, lw=1)
+            left = max(left, bar.high)
+        texts = (
+            axes.annotate(shortened(bar.label), (0, place - 0.21), (1, 2), textcoords="offset points", va="bottom"),
+            axes.annotate(bar.text, (left, place), (4, 0), textcoords="offset points", va="center"),
+        )
+        for text in texts:
+            text.set_in_layout(False)
+    axes.set(xlim=(0, longest), ylim=(len(content.bars) - 0.6, -0.85), xlabel=content.x_label, yticks=[])
+    axes.xaxis.set_major_locator(_linear(4))
+    axes.xaxis.set_major_formatter(_compact)
+    there = [place for place in range(len(colours)) if any(bar.values[place] for bar in content.bars)]
+    handles = [axes.barh(0, 0, color=colours[place], edgecolor=palette.light(palette.MUTED), lw=0.4) for place in there]
+    legend = _legend(figure, handles, [content.pieces[place] for place in there])
+    figure.set_figheight(0.45 + 0.42 * len(content.bars) + legend)
+
+
+def _heat_maps(figure: "Figure", content: HeatMaps) -> None:
+    from matplotlib.colors import TwoSlopeNorm
+
+    heights = [min(1.8, max(0.42, 0.07 * len(one.cells))) for one in content.maps]
+    several = figure.subplots(
+        len(content.maps), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )[:, 0]
+    norm = TwoSlopeNorm(1.0, 0.0, content.top)
+    for axes, one in zip(several, content.maps):
+        last = len(one.cells) - 1
+        image = axes.imshow(
+            one.cells,
+            norm=norm,
+            cmap="PuOr_r",
+            aspect="auto",
+            interpolation="none",
+            extent=(one.edges[0], one.edges[-1], last + 0.5, -0.5),
+        )
+        axes.set_title(shortened(one.label), loc="left", pad=4)
+        axes.set(ylabel=content.y_label, yticks=[0, last] if last else [0])
+    several[-1].set_xlabel(content.x_label)
+    several[-1].xaxis.set_major_locator(_linear(5))
+    over = any(value > content.top for one in content.maps for row in one.cells for value in row)
+    bar = figure.colorbar(
+        image, ax=list(several), location="top", label=content.colour_label, extend="max" if over else "neither"
+    )
+    bar.set_ticks([0, 0.5, 1, *range(2, int(content.top) + 1)])
+    bar.ax.xaxis.set_major_formatter(_compact)
+    figure.set_figheight(0.95 + sum(heights) + 0.24 * len(heights))
+
+
+# ---- their pieces
+
+
+def _draw_curves(axes: "Axes", content: Curves) -> None:
+    axes.grid(True)
+    for curve in content.curves:
+        _draw_curve(axes, content, curve)
+    shown = [min(y, content.top) for curve in content.curves for y in (*curve.y, *curve.low, *curve.high)]
+    low, high = min(shown), max(shown)
+    if content.logarithmic and low > 0 and high / low > 3:
+        axes.set_yscale("log")
+        _log_axis(axes, low, high)
+    else:
+        _linear_axis(axes, low, high, content.from_zero)
+    if not content.joined:
+        axes.margins(x=0.12)
+    axes.xaxis.set_major_locator(_linear(5))
+    axes.xaxis.set_major_formatter(_compact)
+
+
+def _draw_curve(axes: "Axes", content: Curves, curve: Curve) -> None:
+    colour = palette.hue(curve.number) if content.hues else palette.light(palette.INK)
+    points = len(curve.x)
+    size = (4.0 if points <= FEW else 2.0 if points <= SOME else 0.0) if content.measured or points == 1 else 0.0
+    marker = _MARKERS[curve.number % len(_MARKERS)] if size else ""
+    # Where there are markers, these tell curves apart without their colour; elsewhere the pattern does.
+    pattern = _DASHES[(curve.number // palette.HUES if marker else curve.number) % len(_DASHES)]
+    style = {"color": colour, "marker": marker, "ls": pattern if content.joined else "", "label": shortened(curve.label)}
+    open_marker = {"mfc": palette.light(palette.CARD)} if curve.number // palette.HUES % 2 else {}
+    if curve.low and points == 1:
+        ends = [[y - low] for y, low in zip(curve.y, curve.low)], [[high - y] for y, high in zip(curve.y, curve.high)]
+        axes.errorbar(curve.x, curve.y, yerr=[ends[0][0], ends[1][0]], capsize=3, elinewidth=1, ms=size, **style)
+        return
+    if curve.low:
+        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, lw=0)
+    axes.plot(curve.x, curve.y, ms=size, **style, **open_marker)
+
+
+def _linear_axis(axes: "Axes", low: float, high: float, from_zero: bool) -> None:
+    air = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    axes.set_ylim(0.0 if from_zero and low >= 0 else low - air, high + air)
+    axes.yaxis.set_major_locator(_linear(5))
+    axes.yaxis.set_major_formatter(_compact)
+
+
+def _log_axis(axes: "Axes", low: float, high: float) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axes.set_ylim(low / 1.06, high * 1.06)
+    axes.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(_compact)
+
+
+def log_ticks(low: float, high: float) -> List[float]:
+    """Round numbers in [low, high], of which there are at most 7.
+
+    Args:
+        low, high: ends of the axis, positive.
+    """
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        every = [factor * 10.0**power for power in powers for factor in factors]
+        inside = [tick for tick in every if low <= tick <= high]
+        if len(inside) <= MOST_TICKS:
+            return inside
+    return inside[:: -(-len(inside) // MOST_TICKS)]
+
+
+def _linear(count: int) -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
+
+
+def _compact(value: float, _place: object = None) -> str:
+    return compact(value)
+
+
+def compact(value: float) -> str:
+    """A tick's number: without trailing zeros, with a power of ten where it is far from 1."""
+    if value and (abs(value) >= 1e6 or abs(value) < 1e-3):
+        mantissa, _, power = f"{value:.2g}".partition("e")
+        return f"{mantissa}e{int(power)}" if power else mantissa
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> float:
+    """Puts the names above the drawing, in as many columns as fit; returns its height in inches."""
+    if not labels:
+        return 0.0
+    most = (72 * WIDTH_IN) / (CHARACTER_PT * max(map(text_width, labels)) + 34)
+    columns = max(1, min(len(labels), int(most)))
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns)
+    return _LEGEND_ROW_IN * math.ceil(len(labels) / columns)
