@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.cli.arguments import add_plain
+from pangu_sigma.cli.report import add_figures, figure_formats, save_figures
 from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import RunFailed
 from pangu_sigma.runtime.reporting import SUCCESS
@@ -33,6 +34,7 @@ def add_compare(commands: Any) -> None:
     )
     compare.add_argument("--dry-run", action="store_true", help="show the runs and their commands; start nothing")
     compare.add_argument("--report-only", action="store_true", help="make no run; report those that are finished")
+    add_figures(compare)
     add_router_option(compare)
 
 
@@ -43,6 +45,7 @@ def _compare(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.report.collect import check_tables, collect, write_tables
     from pangu_sigma.report.report import check_report, write_report
 
+    formats = figure_formats(options)
     plan = load_plan(options.file, options.rate)
     name = Path(options.file).stem + (f"_{options.rate}" if options.rate else "")
     folder = Path(options.output) if options.output else Path("runs") / "compare" / name
@@ -67,6 +70,7 @@ def _compare(config: Config, options: argparse.Namespace) -> int:
     if collection.warning():
         print(f"note: {collection.warning()}", flush=True)
     print(f"report: {write_report(collection, folder)}", flush=True)
+    save_figures(collection, options, formats)
     return SUCCESS
 
 

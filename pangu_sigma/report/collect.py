@@ -46,6 +46,7 @@ class CollectedRun:
     """A run: its numbers, and what the figures over training need."""
 
     run: ComparedRun
+    folder: Path
     values: Values
     records: List[Dict[str, Any]]  # metrics.jsonl, one a step
     cosines: Dict[str, Any]  # cosines.json; empty if the run measured none
@@ -116,6 +117,7 @@ def collect_run(run: ComparedRun, folder: Path, records: List[Dict[str, Any]], i
     }
     return CollectedRun(
         run,
+        folder,
         values,
         records,
         cosines=read_object(folder / "cosines.json"),

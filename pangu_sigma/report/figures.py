@@ -219,7 +219,9 @@ def histogram(label: str, place: int, counted: Mapping[str, Sequence[float]]) ->
 
 def _having(data: Collection, phase: str, metric: str) -> List[Tuple[int, str]]:
     """Variants that have the metric, each with its place among all, which gives its colour."""
-    return [(place, name) for place, name in enumerate(data.plan.variants) if data.mean(phase, name, metric) is not None]
+    return [
+        (place, name) for place, name in enumerate(data.plan.variants) if data.mean(phase, name, metric) is not None
+    ]
 
 
 def _stacked(rows: Sequence[Tuple[str, List[float]]], scale: float, show: Callable[[float], str]) -> List[Bar]:

@@ -1,4 +1,6 @@
-"""Fonts that have the characters of a figure's names, which may be of any script. matplotlib is imported when called."""
+"""Fonts that have the characters of a figure's names, which may be of any script. matplotlib is imported when one asks
+for them.
+"""
 
 from functools import lru_cache
 from typing import FrozenSet, List, Sequence, Tuple

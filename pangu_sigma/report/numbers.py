@@ -13,7 +13,7 @@ def significant(value: float, digits: int = 4) -> str:
 
 
 def time_unit(longest: float, milliseconds: bool = False) -> Tuple[str, float]:
-    """The unit for durations of up to `longest` seconds, and how many seconds it has; `milliseconds`: it may be these."""
+    """The unit for durations of up to `longest` seconds (also `milliseconds`), and how many seconds it has."""
     for unit, length in (("h", 3600.0), ("min", 60.0)):
         if longest >= 2 * length:
             return unit, length

@@ -5,10 +5,11 @@ from typing import Optional, Sequence
 
 from pangu_sigma.report.palette import variables
 
-_STYLE = f"""
+_COLOURS = f"""
 :root {{ color-scheme: light dark; {variables(dark=False)} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {variables(dark=True)} }} }}
-""" + """* { box-sizing: border-box; }
+"""
+_RULES = """* { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 16px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 16px; }
@@ -59,7 +60,7 @@ def page(title: str, body: str, refresh_s: Optional[int] = None) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_GENERATOR}\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{again}<title>{escape(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{escape(title)}</h1>\n"
+        f"<style>{_COLOURS}{_RULES}</style>\n</head>\n<body>\n<main>\n<h1>{escape(title)}</h1>\n"
         f"{body}\n</main>\n</body>\n</html>\n"
     )
 

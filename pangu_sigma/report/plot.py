@@ -10,7 +10,7 @@ import math
 import threading
 import unicodedata
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Iterator, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Sequence, Tuple
 
 from pangu_sigma.report import palette
 from pangu_sigma.report.fonts import families
@@ -175,9 +175,8 @@ def _heat_maps(figure: "Figure", content: HeatMaps) -> None:
     from matplotlib.colors import TwoSlopeNorm
 
     heights = [min(1.8, max(0.42, 0.07 * len(one.cells))) for one in content.maps]
-    several = figure.subplots(
-        len(content.maps), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
-    )[:, 0]
+    ratios = {"height_ratios": heights}
+    several = figure.subplots(len(content.maps), 1, sharex=True, squeeze=False, gridspec_kw=ratios)[:, 0]
     norm = TwoSlopeNorm(1.0, 0.0, content.top)
     for axes, one in zip(several, content.maps):
         last = len(one.cells) - 1
@@ -229,15 +228,16 @@ def _draw_curve(axes: "Axes", content: Curves, curve: Curve) -> None:
     marker = _MARKERS[curve.number % len(_MARKERS)] if size else ""
     # Where there are markers, these tell curves apart without their colour; elsewhere the pattern does.
     pattern = _DASHES[(curve.number // palette.HUES if marker else curve.number) % len(_DASHES)]
-    style = {"color": colour, "marker": marker, "ls": pattern if content.joined else "", "label": shortened(curve.label)}
-    open_marker = {"mfc": palette.light(palette.CARD)} if curve.number // palette.HUES % 2 else {}
-    if curve.low and points == 1:
-        ends = [[y - low] for y, low in zip(curve.y, curve.low)], [[high - y] for y, high in zip(curve.y, curve.high)]
-        axes.errorbar(curve.x, curve.y, yerr=[ends[0][0], ends[1][0]], capsize=3, elinewidth=1, ms=size, **style)
+    style: Dict[str, Any] = {"color": colour, "marker": marker, "ms": size, "label": shortened(curve.label)}
+    if curve.number // palette.HUES % 2:  # the colour comes a second time
+        style["mfc"] = palette.light(palette.CARD)
+    if points == 1 and curve.low:
+        ends = [[curve.y[0] - curve.low[0]], [curve.high[0] - curve.y[0]]]
+        axes.errorbar(curve.x, curve.y, yerr=ends, capsize=3, elinewidth=1, ls="", **style)
         return
     if curve.low:
         axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, lw=0)
-    axes.plot(curve.x, curve.y, ms=size, **style, **open_marker)
+    axes.plot(curve.x, curve.y, ls=pattern if content.joined else "", **style)
 
 
 def _linear_axis(axes: "Axes", low: float, high: float, from_zero: bool) -> None:

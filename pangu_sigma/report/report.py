@@ -10,6 +10,7 @@ from pangu_sigma.report import collect as c
 from pangu_sigma.report.collect import Collection, Spread
 from pangu_sigma.report.comparison import SINGLE_PHASE
 from pangu_sigma.report.embed import embedded
+from pangu_sigma.report.facts import cluster_text, facts_table, run_facts
 from pangu_sigma.report.figures import all_figures
 from pangu_sigma.report.numbers import with_range
 from pangu_sigma.report.page import MARKERS, figure, page, paragraph, section, table
@@ -113,6 +114,7 @@ def assemble(data: Collection, words: ReportText, refresh_s: Optional[int] = Non
         words.progress,
         section("At a glance", _glance(data)),
         section("What was compared" if len(data.plan.variants) > 1 else "The run", words.setting),
+        section("Facts", table(["", "all runs" if len(data.runs) > 1 else "the run"], _facts(data), "words")),
     ]
     if can_draw():
         for heading, specs in all_figures(data):
@@ -155,6 +157,17 @@ def _glance(data: Collection) -> str:
     return table(["variant", *(word for _, name in columns for word in (NAMES[name], *ratio))], rows)
 
 
+def _facts(data: Collection) -> List[List[str]]:
+    """A row a fact of the runs. A comparison starts its runs itself, on clusters of its own; other runs note theirs."""
+    file, several = data.plan.file, len({run.run.seed for run in data.runs}) > 1
+    named = []
+    for one in data.runs:
+        facts = run_facts(one.folder, one.run.config, one.run.cluster if file else None)
+        command = {"command": f"pangu-sigma compare {file}"} if file else {}
+        named.append((one.run.name if several else one.run.variant, {**facts, **command}))
+    return facts_table(named)
+
+
 def _setting(data: Collection) -> str:
     runs = data.plan.runs
     sentences = [f"Base configuration: {data.plan.base}."]
@@ -162,14 +175,12 @@ def _setting(data: Collection) -> str:
         own = [run for run in runs if run.phase == phase]
         name = "" if phase == SINGLE_PHASE else f"Phase {phase}: "
         cluster, config = own[0].cluster, own[0].config
-        machine, workers = "1 node", f"{cluster.workers_per_node} worker{'s' if cluster.workers_per_node > 1 else ''}"
+        places = " or ".join(dict.fromkeys(cluster_text(run.config, run.cluster) for run in own))
         if cluster.nodes > 1:
-            machine = f"{cluster.nodes} simulated nodes"
-            workers += f", links between nodes {f'limited to {cluster.rate}' if cluster.rate else 'not limited'}"
+            places += f"; links between nodes {f'limited to {cluster.rate}' if cluster.rate else 'not limited'}"
         steps, seeds = sorted({run.config.train.steps for run in own}), sorted({run.seed for run in own})
         sentences.append(
-            f"{name}{machine} of {workers}; {', '.join(map(str, steps))} steps of {tokens_per_step(config)} tokens; "
-            "seeds "
+            f"{name}{places}; {', '.join(map(str, steps))} steps of {tokens_per_step(config)} tokens; seeds "
             f"{', '.join(map(str, seeds))}."
         )
     first = [run for run in runs if run.seed == runs[0].seed and run.phase == runs[0].phase]

@@ -86,6 +86,12 @@ def render(states: Sequence[RunState], refresh_s: Optional[int] = None) -> str:
     return assemble(collection(names, states), words, refresh_s)
 
 
+def read_runs(folders: Sequence[str]) -> Collection:
+    """The runs as they are now. `folders`: of one run each. Raises InputError: a folder is not one of a run."""
+    states = [RunFolder(folder).read() for folder in folders]
+    return collection(short_names([state.folder for state in states]), states)
+
+
 def collection(names: Sequence[str], states: Sequence[RunState]) -> Collection:
     """The runs as a comparison of one phase, in which each folder is a variant of its own."""
     collected = []

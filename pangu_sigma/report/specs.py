@@ -56,7 +56,7 @@ class Curves:
 
     def table(self) -> Table:
         """A row a point."""
-        header = ["curve", self.x_label, self.y_label, "lowest seed", "highest seed"]
+        header = ["variant" if self.hues else "curve", self.x_label, self.y_label, "lowest seed", "highest seed"]
         rows: List[List[Union[str, float]]] = []
         for curve in self.curves:
             ends = list(zip(curve.low, curve.high)) or [("", "")] * len(curve.x)

@@ -26,17 +26,18 @@ def temporary_path(folder: Path) -> Path:
     return folder / f".writing-{secrets.token_hex(4)}"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces the file's content by all of `text`, or, where that fails (OSError), leaves everything as it was.
+def write_atomically(path: Path, content: Union[str, bytes]) -> None:
+    """Replaces the file's content by all of `content`, or, where that fails (OSError), leaves everything as it was.
 
-    A symbolic link stays one: what it names is replaced. A lone surrogate, as names of folders in another encoding
-    hold, is written as an escape.
+    A symbolic link stays one: what it names is replaced. A lone surrogate in text, as names of folders in another
+    encoding hold, is written as an escape.
     """
     path = Path(os.path.realpath(path))
     temporary = temporary_path(path.parent)
+    whole = content if isinstance(content, bytes) else content.encode("utf-8", errors="backslashreplace")
     try:
-        with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        with open(temporary, "xb") as file:
+            file.write(whole)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -50,8 +51,8 @@ def check_output(option: str, path: Path, markers: Sequence[bytes]) -> None:
     Args:
         option: what the user gave the path by, for the message.
         path: the file.
-        markers: bytes of which one stands in the first 4 KiB of every file of this kind. An empty file is nobody's
-            loss.
+        markers: bytes of which one stands in the first 4 KiB of every file of this kind (of a PDF file, in the last).
+            An empty file is nobody's loss.
     """
     if not os.path.lexists(path):
         return
@@ -62,6 +63,9 @@ def check_output(option: str, path: Path, markers: Sequence[bytes]) -> None:
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
+            if head.startswith(b"%PDF"):  # which names its maker at its end
+                file.seek(max(0, os.path.getsize(path) - _HEAD_BYTES))
+                head += file.read(_HEAD_BYTES)
     except OSError as error:
         raise InputError(
             f"{option} {path}: cannot be read ({_reason(error)}); expected a file that this program wrote, or a new "
@@ -72,19 +76,19 @@ def check_output(option: str, path: Path, markers: Sequence[bytes]) -> None:
         raise InputError(f"{option} {path}: is there already, and pangu-sigma did not write it; expected another name")
 
 
-def write_output(option: str, path: Path, text: str, markers: Sequence[bytes]) -> None:
+def write_output(option: str, path: Path, content: Union[str, bytes], markers: Sequence[bytes]) -> None:
     """Writes a file that the user named, and the folders above it.
 
     Args:
         option, path, markers: as of `check_output`.
-        text: the whole content.
+        content: all of it; text is written as UTF-8.
 
     Raises InputError: as `check_output`, or the disk refuses.
     """
     check_output(option, path, markers)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
+        write_atomically(path, content)
     except OSError as error:
         raise InputError(
             f"{option} {path}: cannot be written ({_reason(error)}); expected a file name in a writable folder"
