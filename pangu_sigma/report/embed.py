@@ -24,7 +24,7 @@ def embedded(spec: FigureSpec) -> str:
     assert spec.content is not None
     text = io.StringIO()
     # Names of what a drawing refers to inside itself follow from the salt: those of two figures of a page differ.
-    with drawn(spec.content, svg__fonttype="none", svg__hashsalt=spec.name) as figure:
+    with drawn(spec.content, {"svg.fonttype": "none", "svg.hashsalt": spec.name}) as figure:
         width, height = (72 * inches for inches in figure.get_size_inches())
         figure.savefig(text, format="svg", metadata=_NO_METADATA, transparent=True)
     inner = re.sub(r"^.*?<svg [^>]*>|</svg>\s*$", "", text.getvalue(), flags=re.DOTALL)

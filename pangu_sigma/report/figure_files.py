@@ -70,7 +70,7 @@ def figure_bytes(spec: FigureSpec, kind: str) -> bytes:
     """
     assert spec.content is not None
     content = io.BytesIO()
-    with drawn(spec.content, svg__fonttype="path", svg__hashsalt=spec.name) as figure:
+    with drawn(spec.content, {"svg.fonttype": "path", "svg.hashsalt": spec.name}) as figure:
         figure.savefig(content, format=kind, dpi=PNG_DPI, metadata=_METADATA[kind])
     return content.getvalue()
 

@@ -10,7 +10,7 @@ import math
 import threading
 import unicodedata
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from pangu_sigma.report import palette
 from pangu_sigma.report.fonts import families
@@ -61,7 +61,6 @@ _SETTINGS = {
     "legend.handletextpad": 0.5,
     "figure.constrained_layout.h_pad": 0.03,
     "figure.constrained_layout.w_pad": 0.03,
-    "pdf.fonttype": 42,  # text as text, which journals ask for
 }
 
 
@@ -74,12 +73,12 @@ def can_draw() -> bool:
 
 
 @contextmanager
-def drawn(content: Content, **settings: Any) -> Iterator["Figure"]:
+def drawn(content: Content, settings: Mapping[str, Any]) -> Iterator["Figure"]:
     """The figure, as long as the settings hold with which it must be saved, too.
 
     Args:
         content: what it shows.
-        settings: further ones of matplotlib, such as `svg.fonttype`, by name with `__` for dots.
+        settings: further ones of matplotlib, such as `svg.fonttype`.
     """
     with _LOCK:
         import matplotlib
@@ -87,8 +86,10 @@ def drawn(content: Content, **settings: Any) -> Iterator["Figure"]:
 
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
-            extra = {name.replace("__", "."): value for name, value in settings.items()}
-            matplotlib.rcParams.update({**_SETTINGS, "font.family": families(_texts(content)), **extra})
+            fonts = families(_texts(content))
+            # Type 42, which journals ask for, is for TrueType, as matplotlib's own font; others may be of another kind.
+            settings = {"font.family": fonts, "pdf.fonttype": 42 if len(fonts) == 1 else 3, **settings}
+            matplotlib.rcParams.update({**_SETTINGS, **settings})
             figure = Figure(figsize=(WIDTH_IN, 1.0), layout="constrained")
             draw = {Curves: _curves, Panels: _panels, Bars: _bars, HeatMaps: _heat_maps}[type(content)]
             draw(figure, content)

@@ -119,6 +119,8 @@ def _records(place, seed, steps):
             "progress/epoch": number / 500,
             "loss/total": 7.0,
             "loss/task": 5.0 - 0.1 * place + 4 * math.exp(-number / 60),
+            "optim/grad_norm": 1.0 + 0.1 * place + math.exp(-number / 40),
+            "optim/learning_rate": 1e-3 * min(1.0, number / 20),
             "time/step(s)": step + 0.01 * (number % 7),
             "time/communication(s)": communication,
             "time/idle(s)": idle,

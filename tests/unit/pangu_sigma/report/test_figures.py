@@ -1,14 +1,11 @@
 """What the figures say of runs whose numbers are known, and that they say why they are missing."""
 
-import re
+import math
 
 import pytest
 
-from pangu_sigma.report import figures
+from pangu_sigma.report import curves, figures
 from pangu_sigma.report.collect import collect
-
-WIDTHS = re.compile(r'<rect x="[\d.]+" y="[\d.]+" width="([\d.]+)" height="14"')
-PATHS = re.compile(r'd="M([-\d. L]+)" fill="none"')
 
 
 @pytest.fixture
@@ -28,58 +25,78 @@ def step(number=1, seconds=1.0, **more):
     return {"progress/step": number, "time/step(s)": seconds, **more}
 
 
-def heights(figure):
-    """y of the points of each curve, as drawn."""
-    return [[float(pair.split()[1]) for pair in path.split("L")] for path in PATHS.findall(figure)]
-
-
-def across(figure):
-    return [[float(pair.split()[0]) for pair in path.split("L")] for path in PATHS.findall(figure)]
-
-
 def test_every_figure_is_drawn_where_the_runs_have_everything(whole_plan, tmp_path):
-    data = collect(whole_plan, tmp_path / "out")
-    drawn = [figure for _, group in figures.all_figures(data) for figure in group]
-    assert len(drawn) == 10
-    for figure in drawn:
-        assert figure.startswith("<figure>") and "<svg" in figure and "nan" not in figure
-        assert all(f">{variant}<" in figure for variant in whole_plan.variants)
+    specs = [spec for _, group in figures.all_figures(collect(whole_plan, tmp_path / "out")) for spec in group]
+    assert len({spec.name for spec in specs}) == len(specs) == 16
+    for spec in specs:
+        assert spec.content is not None and spec.sentence.endswith("."), spec.name
 
 
 def test_every_figure_says_why_it_is_not_drawn(data_of):
-    data = data_of([{"progress/step": 1, "loss/total": 7.0}])
-    for heading, group in figures.all_figures(data):
-        for figure in group:
-            assert re.fullmatch(r'<p class="note">[^<]+: not drawn, because [^<]+\.</p>', figure), heading
+    for heading, group in figures.all_figures(data_of([{"progress/step": 1, "loss/total": 7.0}])):
+        for spec in group:
+            assert spec.content is None and spec.missing, (heading, spec)
 
 
 def test_step_time_and_epoch(data_of):
     data = data_of({"hash": [step(10, 2.0, **{"progress/epoch": 0.1})], "locmoe": [step(10, 1.0)]})
-    figure = figures.step_time(data)
-    assert "2 s (epoch 3.33 min)" in figure and ">1 s<" in figure  # 100 steps of 2 s an epoch
-    first, second = map(float, WIDTHS.findall(figure))
-    assert first == pytest.approx(2 * second, abs=0.11)
+    content = figures.step_time(data).content
+    assert [(bar.label, bar.values, bar.text) for bar in content.bars] == [
+        ("hash", [2.0], "2 s (epoch 3.33 min)"),  # 100 steps of 2 s an epoch
+        ("locmoe", [1.0], "1 s"),
+    ]
+    assert content.x_label == "step time (s)"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "label", "value"),
+    [(0.25, "step time (ms)", 250.0), (1.0, "step time (s)", 1.0), (300.0, "step time (min)", 5.0)],
+)
+def test_the_axis_has_a_unit_that_fits(data_of, seconds, label, value):
+    content = figures.step_time(data_of([step(1, seconds)])).content
+    assert content.x_label == label and content.bars[0].values == [pytest.approx(value)]
+
+
+@pytest.mark.parametrize(("seeds", "ranged"), [([1], False), ([1, 2], True)])
+def test_a_whisker_and_a_band_need_several_seeds(make_plan, write_run, tmp_path, seeds, ranged):
+    """Steps of 1 s and 2 s, perplexities 11 and 12, by seed; drop fractions 0.1 and 0.2."""
+    plan = make_plan(seeds=seeds)
+    for run in plan.runs:
+        more = {"valid/perplexity": 10.0 + run.seed, "moe/drop_fraction": 0.1 * run.seed}
+        write_run(run, [step(number, float(run.seed), **more) for number in (1, 2)])
+    data = collect(plan, tmp_path / "out")
+    bar = figures.step_time(data).content.bars[0]
+    assert (bar.low, bar.high) == ((1.0, 2.0) if ranged else (None, None))
+    assert ("whisker" in figures.step_time(data).sentence) is ranged
+    for spec, low, high in (
+        (curves.perplexity_over_steps(data), 11.0, 12.0),
+        (curves.over_steps(data, curves.DROPPED), 10.0, 20.0),
+    ):
+        curve = spec.content.curves[0]
+        assert (curve.low, curve.high) == ([low] * 2 if ranged else [], [pytest.approx(high)] * 2 if ranged else [])
+        assert ("band spans the seeds" in spec.sentence) is ranged
 
 
 def test_the_pieces_of_a_step_add_up_to_it(data_of):
     """10 s: of 5 s of communication 3 are hidden behind 7 s of computation; 1 s idle."""
     split = {"time/compute(s)": 7.0, "time/communication(s)": 5.0, "time/overlapped(s)": 3.0, "time/idle(s)": 1.0}
-    figure = figures.time_split(data_of([step(1, 10.0, **split)]))
-    widths = list(map(float, WIDTHS.findall(figure)))[:4]
-    assert [width / sum(widths) for width in widths] == pytest.approx([0.4, 0.3, 0.2, 0.1], abs=1e-3)
-    assert ">10 s<" in figure
-    assert "hash, both at once: 3 s" in figure and "hash, communication alone: 2 s" in figure
+    content = figures.time_split(data_of([step(1, 10.0, **split)])).content
+    assert content.bars[0].values == [4.0, 3.0, 2.0, 1.0] and content.bars[0].text == "10 s"
+    assert content.pieces[:3] == ("computation", "both at once", "communication alone")
 
 
 @pytest.mark.parametrize("by_cause", [True, False])
 def test_bytes_by_cause_where_they_are_known(data_of, by_cause):
     causes = dict(zip(figures.CAUSES, (3e6, 1e6, 2e6, 4e6))) if by_cause else {}
-    figure = figures.bytes_sent(data_of([step(**{"comm/inter_node(B)": 4e6, "comm/intra_node(B)": 6e6}, **causes)]))
-    widths = list(map(float, WIDTHS.findall(figure)))
-    expected = [0.3, 0.1, 0.2, 0.4] if by_cause else [0.4, 0.6]
-    widths = widths[: len(expected)]
-    assert [width / sum(widths) for width in widths] == pytest.approx(expected, abs=1e-3)
-    assert ">10 MB<" in figure and ("by cause" in figure) is by_cause
+    spec = figures.bytes_sent(data_of([step(**{"comm/inter_node(B)": 4e6, "comm/intra_node(B)": 6e6}, **causes)]))
+    assert spec.content.bars[0].values == ([3.0, 1.0, 2.0, 4.0] if by_cause else [4.0, 6.0])
+    assert spec.content.bars[0].text == "10 MB" and spec.content.x_label == "sent in a step (MB)"
+    assert ("by cause" in spec.sentence) is by_cause and len(spec.content.pieces) == len(spec.content.bars[0].values)
+
+
+def test_a_single_rank_sends_nothing(data_of):
+    spec = figures.bytes_sent(data_of([step(**{"comm/inter_node(B)": 0.0, "comm/intra_node(B)": 0.0})]))
+    assert spec.content is None and spec.missing == "a single rank sends nothing"
 
 
 def test_bytes_by_link_are_what_the_interfaces_counted(data_of):
@@ -87,112 +104,44 @@ def test_bytes_by_link_are_what_the_interfaces_counted(data_of):
         {"node": node, "tx_bytes": {"before": 500, "after": 500 + sent}}
         for node, sent in enumerate((3_000_000, 1_000_000))
     ]
-    figure = figures.bytes_by_link(
+    content = figures.bytes_by_link(
         data_of([step()], {"interfaces": {"interfaces": counted}}, cluster={"nodes": 2, "workers_per_node": 1})
-    )
-    first, second, *_ = map(float, WIDTHS.findall(figure))
-    assert first == pytest.approx(3 * second, abs=0.11)
-    assert ">4 MB<" in figure and "hash, node 1: 1 MB" in figure
-
-
-def test_perplexity_over_time_uses_the_time_phase_of_each_variant(make_plan, write_run, tmp_path):
-    """100 steps of 3 s and of 6 s are 5 and 10 minutes, though the quality phase took no time at all."""
-    plan = make_plan(phases={"quality": {}, "time": {}})
-    for run in plan.runs:
-        seconds = {"quality": 0.001, "time": 3.0 if run.variant == "hash" else 6.0}[run.phase]
-        write_run(run, [step(number, seconds, **{"valid/perplexity": 20.0 - number / 10}) for number in (0, 50, 100)])
-    data = collect(plan, tmp_path / "out")
-    fast, slow = across(figures.perplexity_over_time(data))
-    assert fast[-1] - fast[0] == pytest.approx((slow[-1] - slow[0]) / 2, abs=0.2)
-    assert "training time (min)" in figures.perplexity_over_time(data)
-    same, as_well = across(figures.perplexity_over_steps(data))
-    assert same == as_well
-
-
-def test_perplexity_is_that_of_steps_at_which_all_seeds_were_validated(make_plan, write_run, tmp_path):
-    plan = make_plan(seeds=[1, 2], variants={"hash": {"moe.router.type": "hash"}})
-    for run, last in zip(plan.runs, (30, 20)):
-        write_run(run, [step(number, **{"valid/perplexity": 10.0 + run.seed}) for number in range(10, last + 1, 10)])
-    (curve,) = heights(figures.perplexity_over_steps(collect(plan, tmp_path / "out")))
-    assert len(curve) == 2 and curve[0] == curve[1]
-
-
-def test_the_steep_beginning_is_cut_off_but_no_end_is(data_of):
-    """From 1000 down to 100 and 180: cut off at 1.05 x 180 = 189, above 1.5 x 100."""
-    falling = {
-        name: [step(1, **{"valid/perplexity": 1000.0}), step(2, **{"valid/perplexity": end})]
-        for name, end in (("hash", 100.0), ("locmoe", 180.0))
-    }
-    data = data_of(falling)
-    assert "Values above 189, those of the first steps, are cut off." in figures.perplexity_over_steps(data)
-    (above, low), (_, high) = heights(figures.perplexity_over_steps(data))
-    assert above < 24 < high < low < 216
-
-
-def test_a_run_that_diverged_keeps_its_place(data_of):
-    begin, lost = step(1, **{"valid/perplexity": 10.0}), float("nan")
-    ending = {
-        "hash": [begin, step(2, **{"valid/perplexity": 9.0})],
-        "locmoe": [begin, step(2, **{"valid/perplexity": lost})],
-    }
-    data = data_of(ending)
-    found = data.table["all"]["locmoe"]
-    assert found["valid/perplexity"]["mean"] == float("inf") and found["time/step(s)"]["mean"] == 1.0
-    figure = figures.perplexity_over_steps(data)
-    assert (
-        "locmoe: 1, 10" in figure and "nan" not in figure and "Diverged, and not drawn from there on: locmoe." in figure
-    )
-
-
-def test_capacity_as_configured_or_as_measured(data_of):
-    measured = [step(**{"valid/perplexity": 9.0, "moe/capacity_factor": 1.75})]
-    data = data_of(
-        {"hash": [step(**{"valid/perplexity": 10.0})], "locmoe": measured},
-        variants={"hash": {"moe.router.type": "hash", "moe.capacity.factor": 1.5}, "locmoe": {}},
-    )
-    figure = figures.capacity_against_perplexity(data)
-    assert "hash: 1.5, 10" in figure and "locmoe: 1.75, 9" in figure
-
-
-def test_equal_capacities_are_no_figure(data_of):
-    assert "do not differ in capacity" in figures.capacity_against_perplexity(
-        data_of([step(**{"valid/perplexity": 9.0})])
-    )
+    ).content
+    assert [(bar.label, bar.values, bar.text, bar.number) for bar in content.bars] == [
+        ("hash, node 0", [3.0], "3 MB", 0),
+        ("hash, node 1", [1.0], "1 MB", 0),
+        ("locmoe, node 0", [3.0], "3 MB", 1),
+        ("locmoe, node 1", [1.0], "1 MB", 1),
+    ]
 
 
 def test_expert_assignment_of_the_last_layer(data_of):
-    """Of 4 experts one gets all, then each a quarter: strength 0.3 x 4 (at most 1), 0, and 0.3."""
-    data = data_of(
-        [
-            step(1, **{"moe/tokens_per_expert": [[9, 9, 9, 9], [8, 0, 0, 0]]}),
-            step(2, **{"moe/tokens_per_expert": [[9, 9, 9, 9], [2, 2, 2, 2]]}),
-        ]
-    )
-    figure = figures.expert_assignment(data)
-    assert re.findall(r'fill-opacity="([\d.]+)"', figure)[:8] == [
-        "1.00",
-        "0.30",
-        "0.00",
-        "0.30",
-        "0.00",
-        "0.30",
-        "0.00",
-        "0.30",
+    """Of 4 experts one gets all, 4 times an even load; then each its quarter."""
+    records = [
+        step(1, **{"moe/tokens_per_expert": [[9, 9, 9, 9], [8, 0, 0, 0]]}),
+        step(2, **{"moe/tokens_per_expert": [[9, 9, 9, 9], [2, 2, 2, 2]]}),
     ]
-    assert ">step 1<" in figure and ">step 2<" in figure
+    content = figures.expert_assignment(data_of(records)).content
+    assert content.maps[0].cells == [[4.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]
+    assert content.maps[0].edges == [0.0, 1.0, 2.0] and content.top == 4.0
 
 
 def test_expert_assignment_of_a_long_run_is_summed_in_stretches(data_of):
     records = [step(number, **{"moe/tokens_per_expert": [[number % 2, 1 - number % 2]]}) for number in range(1, 401)]
-    assert set(re.findall(r'fill-opacity="([\d.]+)"', figures.expert_assignment(data_of(records)))) == {"0.30"}
+    (found, _) = figures.expert_assignment(data_of(records)).content.maps
+    assert found.cells == [[1.0] * 40] * 2 and found.edges == [10.0 * place for place in range(41)]
 
 
 def test_cosines_are_densities(data_of):
-    """Counts 1 and 3 in bins of 0.5: densities 0.5 and 1.5, so the second step is three times as high above zero."""
-    figure = figures.cosine_histograms(
-        data_of([step()], {"cosines": {"token_gate": {"edges": [0.0, 0.5, 1.0], "counts": [1, 3]}}})
-    )
-    low, same, high, _ = heights(figure)[0]
-    assert low == same
-    # Values from 0.5 to 1.5 with 5 % of air on 192 units: 1.0 is 192 / 1.1 of them.
-    assert low - high == pytest.approx(192 / 1.1, abs=0.11)
+    """Counts 1 and 3 in bins of 0.5: densities 0.5 and 1.5."""
+    data = data_of([step()], {"cosines": {"token_gate": {"edges": [0.0, 0.5, 1.0], "counts": [1, 3]}}})
+    ((name, content), _) = figures.cosine_histograms(data).content.panels
+    (curve,) = content.curves
+    assert (name, curve.label) == ("hash", "token and gate weight")
+    assert (curve.x, curve.y) == ([0.0, 0.5, 0.5, 1.0], [0.5, 0.5, 1.5, 1.5])
+
+
+def test_numbers_that_are_none_are_left_out(data_of):
+    records = [step(number, **{"optim/grad_norm": value}) for number, value in enumerate((1.0, math.nan, None, 2.0), 1)]
+    curve = curves.over_steps(data_of(records), curves.GRADIENT_NORM).content.curves[0]
+    assert (curve.x, curve.y) == ([1, 4], [1.0, 2.0])

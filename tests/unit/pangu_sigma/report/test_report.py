@@ -49,10 +49,12 @@ def test_it_is_whole_and_loads_nothing(report):
     assert found.open == []
     assert not found.tags & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
     names = {name for _, name, _ in found.attributes}
-    assert not names & {"src", "href", "xlink:href", "data", "action", "srcset"} and not [
-        name for name in names if name.startswith("on")
-    ]
-    assert "http" not in report and "@import" not in report
+    assert not names & {"src", "href", "data", "action", "srcset"}
+    assert not [name for name in names if name.startswith("on")]
+    inside = [value for _, name, value in found.attributes if name == "xlink:href"]
+    assert inside and all(value.startswith(("#", "data:image/png;base64,")) for value in inside)
+    assert "http" not in report and "@import" not in report and len(report) < 1_000_000
+    assert report.count("<svg ") == report.count("<figure>") == 16
     assert all(reference.startswith("#") for reference in re.findall(r"url\(([^)]*)\)", report))
 
 
@@ -72,13 +74,10 @@ def test_it_holds_every_variant_metric_and_number(whole_plan, report, tmp_path):
 def test_it_says_what_was_compared(report):
     text = _Page(report).text
     assert (
-        "Phase quality: 2 simulated nodes of 2 workers, links between nodes not limited; 400 steps of 128 tokens; "
-        "seeds 1, 2, 3." in text
+        "Phase quality: 4 ranks on 2 nodes of 2, simulated, expert-parallel 4; links between nodes not limited; 400 "
+        "steps of 128 tokens; seeds 1, 2, 3." in text
     )
-    assert (
-        "Phase time: 2 simulated nodes of 2 workers, links between nodes limited to 200mbit; 60 steps of 128 tokens"
-        in text
-    )
+    assert "simulated, expert-parallel 4; links between nodes limited to 200mbit; 60 steps of 128 tokens" in text
     assert "moe.dispatch.type=hierarchical, moe.dispatch.chunks=2, moe.capacity.factor=1.0" in text
     assert "parallel.expert=4" not in text  # all have it
     assert "Times are without the first 5 steps" in text and "Ratios are to switch" in text
@@ -90,8 +89,18 @@ def test_what_is_not_finished_is_said(make_plan, write_run, tmp_path):
     write_run(plan.runs[0], [STEP])
     text = _Page(render(collect(plan, tmp_path / "out"))).text
     assert "1 of 2 runs are finished; this report shows those." in text
-    assert "the base as it is" not in text and "1 node of 1 worker; 10 steps" in text
+    assert "the base as it is" not in text and "1 rank on 1 node; 10 steps" in text
     assert "Bytes sent in a step: not drawn, because no run here has counted bytes." in text
+
+
+def test_ranks_of_one_machine_may_play_several_nodes(make_plan, write_run, tmp_path):
+    nodes = {"parallel.expert": 4, "parallel.ranks_per_node": 2}
+    plan = make_plan(cluster={"nodes": 1, "workers_per_node": 4}, base_overrides=nodes)
+    for run in plan.runs:
+        write_run(run, [STEP])
+    text = _Page(render(collect(plan, tmp_path / "out"))).text
+    assert text.count("4 ranks on 2 nodes of 2, expert-parallel 4") == 2  # what was compared, and the facts
+    assert "1 node" not in text
 
 
 def test_runs_of_several_states_of_the_code_are_pointed_out(make_plan, write_run, tmp_path):
@@ -158,12 +167,18 @@ def test_it_fits_and_can_be_read(measure, written):
         assert headings == [
             "Step time",
             "Where a step's time goes",
+            "Tokens a second over steps",
             "Training loss over steps",
             "Validation perplexity over steps",
             "Validation perplexity over time",
             "Capacity against perplexity",
             "Bytes sent in a step",
             "Bytes that each node's link carried",
+            "Tokens dropped over steps",
+            "Tokens kept on their own node over steps",
+            "Load balance over steps",
             "Which experts the tokens go to, over training",
             "Angles between tokens, and between tokens and gates",
+            "Gradient norm over steps",
+            "Learning rate over steps",
         ]

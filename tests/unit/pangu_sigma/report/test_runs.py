@@ -71,7 +71,7 @@ def test_a_run_that_diverged_beside_one_that_did_not(write_run_folder, tmp_path)
 @pytest.mark.parametrize(
     "records", [[], [step(1)], [{"progress/step": 1}], [step(1, float("nan"), **{"valid/perplexity": float("inf")})]]
 )
-def test_a_run_that_has_hardly_begun(write_run_folder, records, tmp_path):
+def test_a_run_that_has_hardly_begun(write_run_folder, records, tmp_path, recwarn):
     folder = write_run_folder("run", records)
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"progress/step": 2, "loss/ta')
@@ -79,6 +79,7 @@ def test_a_run_that_has_hardly_begun(write_run_folder, records, tmp_path):
     assert path == tmp_path / "new" / "page.html"
     assert "<title>Run: run</title>" in path.read_text() and "The run is not finished" in text(path)
     assert ("no step of 10 yet" in text(path)) == (not records) and "nan" not in text(path)
+    assert not list(recwarn)  # none of matplotlib's
 
 
 def test_it_is_followed_to_its_end(write_run_folder, monkeypatch, capsys):
