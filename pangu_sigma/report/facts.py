@@ -27,7 +27,7 @@ _MOST_NAMES = 4  # runs that a value names; of more it says how many
 Facts = Dict[str, str]
 
 
-class Vocabulary(NamedTuple):
+class RunVocabulary(NamedTuple):
     """Rows of a word table, the data's domains, and the ranks that homes of tokens refer to, where a checkpoint says
     so.
     """
@@ -66,18 +66,18 @@ def run_facts(folder: Path, config: Config, cluster: Optional[SimulatedCluster] 
     }
 
 
-def find_vocabulary(folder: Path, config: Config) -> Optional[Vocabulary]:
+def find_vocabulary(folder: Path, config: Config) -> Optional[RunVocabulary]:
     """As the run's newest checkpoint says, else the prepared data; None where neither can be read."""
     steps = sorted((folder / "checkpoints").glob("step_*"), key=lambda path: (len(path.name), path.name))
     try:
         if steps:
             header = checkpoint_format.read_manifest(steps[-1]).header
             ranks = header.config["moe"]["layout"]["world_size"] if config.moe.layout is None else None
-            return Vocabulary(header.data.vocab_size, header.data.domains, ranks)
+            return RunVocabulary(header.data.vocab_size, header.data.domains, ranks)
         found = data_manifest.read_manifest(Path(config.data.path))
     except (InputError, DamagedCheckpoint, KeyError, TypeError):
         return None
-    return Vocabulary(config.model.vocab_size or found.vocab_size, found.domains)
+    return RunVocabulary(config.model.vocab_size or found.vocab_size, found.domains)
 
 
 def cluster_text(config: Config, cluster: SimulatedCluster) -> str:
@@ -149,7 +149,7 @@ def _model(config: Config) -> str:
     return text
 
 
-def _parameters(config: Config, vocabulary: Optional[Vocabulary]) -> str:
+def _parameters(config: Config, vocabulary: Optional[RunVocabulary]) -> str:
     if vocabulary is None:
         return NOT_NOTED
     ranks = config.parallel.expert * config.parallel.tensor  # replicas add no parameter
@@ -170,7 +170,7 @@ def _millions(count: int) -> str:
     return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.2f} million"
 
 
-def _data(config: Config, vocabulary: Optional[Vocabulary]) -> str:
+def _data(config: Config, vocabulary: Optional[RunVocabulary]) -> str:
     if vocabulary is None:
         return config.data.path
     return f"{config.data.path}: {', '.join(vocabulary.domains)}; vocabulary {vocabulary.words:,}"

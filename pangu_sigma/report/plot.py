@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Sequence, 
 
 from pangu_sigma.report import palette
 from pangu_sigma.report.fonts import families
-from pangu_sigma.report.specs import Bars, Content, Curve, Curves, HeatMaps, Panels
+from pangu_sigma.report.specs import Bar, Bars, Content, Curve, Curves, HeatMaps, Panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -147,22 +147,7 @@ def _bars(figure: "Figure", content: Bars) -> None:
     shares = [1 - (CHARACTER_PT * text_width(bar.text) + 8) / (72 * (WIDTH_IN - 0.1)) for bar in content.bars]
     longest = max(max(sum(bar.values), bar.high or 0.0) / share for bar, share in zip(content.bars, shares)) or 1.0
     for place, bar in enumerate(content.bars):
-        left = 0.0
-        for piece, value in enumerate(bar.values):
-            colour = colours[piece] if colours else palette.hue(bar.number)
-            edge = {"edgecolor": palette.light(palette.MUTED), "linewidth": 0.4} if colours else {}
-            axes.barh(place, value, 0.42, left, color=colour, **edge)
-            left += value
-        if bar.low is not None and bar.high is not None:
-            ends = ([left - bar.low], [bar.high - left])
-            axes.errorbar(left, place, xerr=ends, fmt="none", ecolor=palette.light(palette.INK), capsize=3, lw=1)
-            left = max(left, bar.high)
-        texts = (
-            axes.annotate(shortened(bar.label), (0, place - 0.21), (1, 2), textcoords="offset points", va="bottom"),
-            axes.annotate(bar.text, (left, place), (4, 0), textcoords="offset points", va="center"),
-        )
-        for text in texts:
-            text.set_in_layout(False)
+        _draw_bar(axes, place, bar, colours)
     axes.set(xlim=(0, longest), ylim=(len(content.bars) - 0.6, -0.85), xlabel=content.x_label, yticks=[])
     axes.xaxis.set_major_locator(_linear(4))
     axes.xaxis.set_major_formatter(_compact)
@@ -170,6 +155,26 @@ def _bars(figure: "Figure", content: Bars) -> None:
     handles = [axes.barh(0, 0, color=colours[place], edgecolor=palette.light(palette.MUTED), lw=0.4) for place in there]
     legend = _legend(figure, handles, [content.pieces[place] for place in there])
     figure.set_figheight(0.45 + 0.42 * len(content.bars) + legend)
+
+
+def _draw_bar(axes: "Axes", place: int, bar: Bar, colours: Sequence[str]) -> None:
+    """With its whisker, its name above it and its text behind it. `colours`: of its pieces; none: its variant's."""
+    left = 0.0
+    edge: Dict[str, Any] = {"edgecolor": palette.light(palette.MUTED), "linewidth": 0.4} if colours else {}
+    for piece, value in enumerate(bar.values):
+        colour = colours[piece] if colours else palette.hue(bar.number)
+        axes.barh(place, value, 0.42, left, color=colour, **edge)
+        left += value
+    if bar.low is not None and bar.high is not None:
+        ends = ([left - bar.low], [bar.high - left])
+        axes.errorbar(left, place, xerr=ends, fmt="none", ecolor=palette.light(palette.INK), capsize=3, lw=1)
+        left = max(left, bar.high)
+    label = shortened(bar.label)
+    for text in (
+        axes.annotate(label, (0, place - 0.21), (1, 2), textcoords="offset points", va="bottom"),
+        axes.annotate(bar.text, (left, place), (4, 0), textcoords="offset points", va="center"),
+    ):
+        text.set_in_layout(False)
 
 
 def _heat_maps(figure: "Figure", content: HeatMaps) -> None:

@@ -20,6 +20,7 @@ from pangu_sigma.runtime.files import check_output, write_output
 from pangu_sigma.runtime.strict_json import read_object
 
 REFRESH_S = 5
+_DRAWING_SHARE = 0.1  # most of a processor's time that a page which is followed may take from the runs beside it
 _ONE_SEED = 0  # every folder stands for itself: all are compared with the first, whatever their seeds
 _OWN_PLACE = ("train.output_dir", "checkpoint.resume")  # differ between runs that are otherwise the same
 MEASURED = RULE + " Ratios are to {first}. An unfinished run is shown as far as it is."
@@ -49,23 +50,28 @@ def report(folders: Sequence[str], output: Optional[str] = None, follow: bool = 
     check_output("--output", path, MARKERS)
     states = [run.read() for run in runs]
     live = follow and not all(state.finished for state in states)
-    write_output("--output", path, render(states, REFRESH_S if live else None), MARKERS)
+    pause = _write(path, states, live)
     print(
-        f"report: {path}"
-        + (f" (written anew every {REFRESH_S} s until all runs are finished; Ctrl-C ends it)" if live else ""),
-        flush=True,
+        f"report: {path}" + (" (written anew until all runs are finished; Ctrl-C ends it)" if live else ""), flush=True
     )
     try:
         while live:
-            time.sleep(REFRESH_S)
+            time.sleep(pause)
             before, states = states, [run.read() for run in runs]
             live = not all(state.finished for state in states)
             if not live or [state.written_s for state in states] != [state.written_s for state in before]:
-                write_output("--output", path, render(states, REFRESH_S if live else None), MARKERS)
+                pause = _write(path, states, live)
     finally:
         if live:  # interrupted, or a folder is gone
             write_output("--output", path, render(states), MARKERS)
     return path
+
+
+def _write(path: Path, states: Sequence[RunState], live: bool) -> float:
+    """Writes the page; returns after how many seconds it may be written again."""
+    begin = time.monotonic()
+    write_output("--output", path, render(states, REFRESH_S if live else None), MARKERS)
+    return max(REFRESH_S, (time.monotonic() - begin) * (1 / _DRAWING_SHARE - 1))
 
 
 def render(states: Sequence[RunState], refresh_s: Optional[int] = None) -> str:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pangu_sigma.config.load import config_from_dict, to_dict
+from pangu_sigma.report.collect import collect
 
 LAST_WRITTEN_S = 1_700_000_000
 
@@ -40,3 +41,18 @@ def write_run_folder(tmp_path):
         return folder
 
     return _write
+
+
+@pytest.fixture
+def data_of(make_plan, write_run, tmp_path):
+    """Collects a comparison of hash and locmoe whose runs have these records (by variant, or for both), and these
+    files.
+    """
+
+    def _collect(records, files=(), **changed):
+        plan = make_plan(**changed)
+        for run in plan.runs:
+            write_run(run, records[run.variant] if isinstance(records, dict) else records, **dict(files))
+        return collect(plan, tmp_path / "out")
+
+    return _collect

@@ -19,19 +19,6 @@ def step(number=1, seconds=1.0, **more):
     return {"progress/step": number, "time/step(s)": seconds, **more}
 
 
-@pytest.fixture
-def data_of(make_plan, write_run, tmp_path):
-    """Collects a comparison of hash and locmoe whose runs have these records (by variant, or for both)."""
-
-    def _collect(records, **changed):
-        plan = make_plan(**changed)
-        for run in plan.runs:
-            write_run(run, records[run.variant] if isinstance(records, dict) else records)
-        return collect(plan, tmp_path / "out")
-
-    return _collect
-
-
 @pytest.mark.parametrize(("measure", "metric", "scale"), MEASURES, ids=lambda one: getattr(one, "name", None))
 def test_what_every_step_measures(data_of, measure, metric, scale):
     """0.5 and 0.25 of one variant, 0.75 of the other."""

@@ -7,7 +7,7 @@ import pytest
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.report import facts as facts_module
 from pangu_sigma.report.comparison import SimulatedCluster
-from pangu_sigma.report.facts import NOT_NOTED, Vocabulary, cluster_text, facts_table, ranks_text, run_facts
+from pangu_sigma.report.facts import NOT_NOTED, RunVocabulary, cluster_text, facts_table, ranks_text, run_facts
 
 LAUNCH = {
     "date": "2026-01-02T03:04:05+00:00",
@@ -123,7 +123,7 @@ def test_parameters_are_of_the_vocabulary(tmp_path, monkeypatch):
     """320 more words are 320 x 16 more numbers."""
     totals = []
     for words in (320, 640):
-        monkeypatch.setattr(facts_module, "find_vocabulary", lambda *_, n=words: Vocabulary(n, ("en",)))
+        monkeypatch.setattr(facts_module, "find_vocabulary", lambda *_, n=words: RunVocabulary(n, ("en",)))
         total, _, rest = run_facts(tmp_path, config())["parameters"].partition(", of which ")
         totals.append(int(total.replace(",", "")))
         assert "in experts; a token passes" in rest

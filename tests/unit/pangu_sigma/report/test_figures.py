@@ -8,19 +8,6 @@ from pangu_sigma.report import curves, figures
 from pangu_sigma.report.collect import collect
 
 
-@pytest.fixture
-def data_of(make_plan, write_run, tmp_path):
-    """Collects a comparison of hash and locmoe whose runs have these records (by variant, or for both)."""
-
-    def _collect(records, files=(), **changed):
-        plan = make_plan(**changed)
-        for run in plan.runs:
-            write_run(run, records[run.variant] if isinstance(records, dict) else records, **dict(files))
-        return collect(plan, tmp_path / "out")
-
-    return _collect
-
-
 def step(number=1, seconds=1.0, **more):
     return {"progress/step": number, "time/step(s)": seconds, **more}
 
