@@ -228,7 +228,7 @@ def _perplexity(data: Collection, spec: FigureSpec, x_label: str, scale: Mapping
     sentences = [spec.sentence, seeds_note(curves, "band")]
     sentences += [f"Diverged, and not drawn from there on: {', '.join(ruined)}."] if ruined else []
     # Curves that fall from far above are cut off, so that their ends, which matter, can be told apart.
-    top = max(1.5 * min(min(curve.y) for curve in curves), 1.05 * max((curve.high or curve.y)[-1] for curve in curves))
+    top = max(2 * min(min(curve.y) for curve in curves), 1.05 * max((curve.high or curve.y)[-1] for curve in curves))
     if top < max(max(curve.high or curve.y) for curve in curves):
         sentences.append(f"Values above {significant(top, 3)}, those of the first steps, are cut off.")
     else:

@@ -30,7 +30,9 @@ def embedded(spec: FigureSpec) -> str:
     inner = re.sub(r"^.*?<svg [^>]*>|</svg>\s*$", "", text.getvalue(), flags=re.DOTALL)
     inner = re.sub(r"<style type=\"text/css\">.*?</style>|<metadata>.*?</metadata>", "", inner, flags=re.DOTALL)
     inner = re.sub(r'<g id="[^"]*"', "<g", inner)
-    inner = re.sub(r"font: [^;\"]*?([\d.]+)px [^;\"]*", r"font-size: \1px", inner)  # the page's family
+    # The page's font: those that matplotlib names the reader may not have.
+    inner = re.sub(r"font: [^;\"]*?([\d.]+)px [^;\"]*", r"font-size: \1px", inner)
+    inner = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", inner)
     inner = _COLOUR.sub(lambda found: f"{found[1]}: {palette.VARIABLE.get(found[2], found[2])}", inner)
     inner = _NUMBERS.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), inner)  # hundredths of a point
     inner = re.sub(r"\s*\n\s*", "\n", inner)

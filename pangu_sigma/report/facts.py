@@ -4,6 +4,7 @@ command. From the configuration, the run's environment.json, and its checkpoint 
 """
 
 import time
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -23,6 +24,7 @@ from pangu_sigma.runtime.strict_json import read_object
 NOT_NOTED = "not noted"
 ENVIRONMENT = "environment.json"
 _MOST_NAMES = 4  # runs that a value names; of more it says how many
+_MOST_CHARACTERS = 300  # of values of runs that differ; one is shown however long it is
 
 Facts = Dict[str, str]
 
@@ -131,8 +133,10 @@ def facts_table(named: Sequence[Tuple[str, Facts]]) -> List[List[str]]:
             f"{value} ({', '.join(names) if len(names) <= _MOST_NAMES else f'{len(names)} runs'})"
             for value, names in by_value.items()
         ]
-        shown = values[:_MOST_NAMES] + ([f"and {len(values) - _MOST_NAMES} more"] if len(values) > _MOST_NAMES else [])
-        rows.append([fact, "; ".join(shown)])
+        ends = list(accumulate(map(len, values)))
+        shown = max(1, sum(end <= _MOST_CHARACTERS for end in ends))
+        more = [f"and {len(values) - shown} more"] if len(values) > shown else []
+        rows.append([fact, "; ".join([*values[:shown], *more])])
     return rows
 
 

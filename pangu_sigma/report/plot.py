@@ -223,7 +223,8 @@ def _draw_curves(axes: "Axes", content: Curves) -> None:
         _linear_axis(axes, low, high, content.from_zero)
     if not content.joined:
         axes.margins(x=0.12)
-    axes.xaxis.set_major_locator(_linear(5))
+    whole = all(float(x).is_integer() for curve in content.curves for x in curve.x)
+    axes.xaxis.set_major_locator(_linear(5, whole))
     axes.xaxis.set_major_formatter(_compact)
 
 
@@ -277,10 +278,11 @@ def log_ticks(low: float, high: float) -> List[float]:
     return inside[:: -(-len(inside) // MOST_TICKS)]
 
 
-def _linear(count: int) -> Any:
+def _linear(count: int, whole: bool = False) -> Any:
+    """About so many round ticks, which may have to be whole numbers, as steps are."""
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
+    return MaxNLocator(count, steps=[1, 2, 5, 10] if whole else [1, 2, 2.5, 5, 10], integer=whole)
 
 
 def _compact(value: float, _place: object = None) -> str:

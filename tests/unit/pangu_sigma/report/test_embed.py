@@ -44,6 +44,10 @@ def test_names_are_text(drawing):
     assert NAME in ["".join(text.itertext()).strip() for text in parsed(drawing).iter("text")]
 
 
+def test_the_font_is_the_page_s(drawing):
+    assert "DejaVu" not in drawing and "font-family" not in drawing and "font-size: 8px" in drawing
+
+
 def test_colours_are_those_of_the_page(drawing):
     ours = {pair[0] for pair in palette.COLOURS.values()}
     assert not ours & set(re.findall(r"#[0-9a-f]{6}", drawing))

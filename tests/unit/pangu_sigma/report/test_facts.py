@@ -113,10 +113,13 @@ def test_values_that_differ_are_each_shown_with_their_runs():
     assert facts_table(runs) == [["model", "m"], ["date", "1 (a, c); 2 (b)"]]
 
 
-def test_of_many_values_some_are_shown():
-    runs = [(f"run_{number}", {"date": str(number // 6)}) for number in range(36)]
+@pytest.mark.parametrize(("length", "shown"), [(1, 6), (91, 3), (1000, 1)])
+def test_of_long_values_some_are_shown(length, shown):
+    """A value and ` (6 runs)` are `length` + 9 characters; up to 300 are shown, and one in any case."""
+    runs = [(f"run_{number}", {"command": str(number // 6) * length}) for number in range(36)]
     ((_, text),) = facts_table(runs)
-    assert text == "0 (6 runs); 1 (6 runs); 2 (6 runs); 3 (6 runs); and 2 more"
+    more = [f"and {6 - shown} more"] if shown < 6 else []
+    assert text.split("; ") == [f"{str(number) * length} (6 runs)" for number in range(shown)] + more
 
 
 def test_parameters_are_of_the_vocabulary(tmp_path, monkeypatch):
