@@ -141,13 +141,18 @@ def test_nothing_in_a_run_is_markup(write_run_folder):
 
 
 def test_it_fits_a_phone_while_a_run_goes_on(write_run_folder, made_up_records, made_up_cosines, measure):
-    """Long names included; the page that reloads itself loads nothing else."""
+    """Long names and other scripts included; the page that reloads itself loads nothing else."""
     folders = [
         write_run_folder(
             "runs/WMWM/a_long_name_of_a_run_folder_that_somebody_made_up_WMWMWMWM", made_up_records(0, 1, 40)
         ),
         write_run_folder(
-            "runs/other/hash", made_up_records(1, 1, 60), True, made_up_cosines(1), train__steps=60, moe__num_experts=16
+            "runs/\u6df7\u5408\u4e13\u5bb6/\u54c8\u5e0c",
+            made_up_records(1, 1, 60),
+            True,
+            made_up_cosines(1),
+            train__steps=60,
+            moe__num_experts=16,
         ),
     ]
     html = page.render([RunFolder(str(folder)).read() for folder in folders], refresh_s=60)
