@@ -8,12 +8,12 @@ notebook's own settings neither matter nor change. The same figure is the same b
 import importlib.util
 import math
 import threading
-import unicodedata
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from pangu_sigma.report import palette
 from pangu_sigma.report.fonts import families
+from pangu_sigma.report.labels import compact, log_ticks, shortened, text_width
 from pangu_sigma.report.specs import Bar, Bars, Content, Curve, Curves, HeatMaps, Panels
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ INSTALL = "pip install 'pangu-sigma[plots]'"
 WIDTH_IN = 3.33  # of a column of a paper in two columns
 FONT_PT = 8.0
 CHARACTER_PT = 5.1  # a wide one of DejaVu Sans, which is wider than most fonts, at 8 pt
-LABEL = 42  # such characters fit into the width
 FEW, SOME = 25, 50  # points of a curve that have large markers, and small ones
-MOST_TICKS = 7
 _LEGEND_ROW_IN = 0.165
 _MARKERS = "os^DvPX"
 _DASHES: Tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
@@ -94,20 +92,6 @@ def drawn(content: Content, settings: Mapping[str, Any]) -> Iterator["Figure"]:
             draw = {Curves: _curves, Panels: _panels, Bars: _bars, HeatMaps: _heat_maps}[type(content)]
             draw(figure, content)
             yield figure
-
-
-def shortened(label: str, most: int = LABEL) -> str:
-    """Of a label that is too wide its end, where names of folders differ. East Asian characters count twice."""
-    if text_width(label) <= most:
-        return label
-    while text_width(label) > most - 1:
-        label = label[1:]
-    return "\u2026" + label
-
-
-def text_width(text: str) -> int:
-    """In characters of Latin script."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def _texts(content: Content) -> List[str]:
@@ -263,21 +247,6 @@ def _log_axis(axes: "Axes", low: float, high: float) -> None:
     axes.yaxis.set_major_formatter(_compact)
 
 
-def log_ticks(low: float, high: float) -> List[float]:
-    """Round numbers in [low, high], of which there are at most 7.
-
-    Args:
-        low, high: ends of the axis, positive.
-    """
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        every = [factor * 10.0**power for power in powers for factor in factors]
-        inside = [tick for tick in every if low <= tick <= high]
-        if len(inside) <= MOST_TICKS:
-            return inside
-    return inside[:: -(-len(inside) // MOST_TICKS)]
-
-
 def _linear(count: int, whole: bool = False) -> Any:
     """About so many round ticks, which may have to be whole numbers, as steps are."""
     from matplotlib.ticker import MaxNLocator
@@ -287,14 +256,6 @@ def _linear(count: int, whole: bool = False) -> Any:
 
 def _compact(value: float, _place: object = None) -> str:
     return compact(value)
-
-
-def compact(value: float) -> str:
-    """A tick's number: without trailing zeros, with a power of ten where it is far from 1."""
-    if value and (abs(value) >= 1e6 or abs(value) < 1e-3):
-        mantissa, _, power = f"{value:.2g}".partition("e")
-        return f"{mantissa}e{int(power)}" if power else mantissa
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def _legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> float:
