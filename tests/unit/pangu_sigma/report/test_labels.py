@@ -13,7 +13,12 @@ def test_long_labels_keep_their_end():
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(1.0, 100.0, [1, 3, 10, 30, 100]), (0.9, 8.0, [1, 1.5, 2, 3, 5, 7]), (1.0, 1e5, [10**n for n in range(6)])],
+    [
+        (1.0, 100.0, [1, 2, 5, 10, 20, 50, 100]),
+        (1.0, 1e3, [1, 3, 10, 30, 100, 300, 1000]),
+        (0.9, 8.0, [1, 1.5, 2, 3, 5, 7]),
+        (1.0, 1e5, [10**n for n in range(6)]),
+    ],
 )
 def test_logarithmic_ticks_are_round(low, high, expected):
     assert log_ticks(low, high) == pytest.approx(expected)

@@ -1,5 +1,6 @@
 """What matplotlib is asked to draw: lengths, whiskers, markers, colours, axes; and that it leaves no trace."""
 
+import io
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -138,8 +139,8 @@ def test_heat_maps_have_one_colour_bar_on_which_an_even_load_is_white(most, exte
         first, second, bar = figure.axes
         (image,) = first.images
         assert np.array_equal(image.get_array(), [[0.0, 1.0], [most, 1.0]]) and image.get_extent() == [0, 20, 1.5, -0.5]
-        assert to_hex(image.cmap(image.norm(1.0))) == "#f6f6f7"  # the middle of PuOr
-        assert image.colorbar.extend == extend and bar.get_xlabel() == "tokens / even load"
+        assert min(image.cmap(image.norm(1.0))) > 0.95 > 0.6 > min(image.cmap(image.norm(0.0)))
+        assert second.images[0].colorbar.extend == extend and bar.get_xlabel() == "tokens / even load"
         assert [text.get_text() for text in bar.get_xticklabels()] == ["0", "0.5", "1", "2"]
 
 
@@ -157,29 +158,32 @@ def test_the_settings_of_others_neither_matter_nor_change():
     with matplotlib.rc_context({"lines.linewidth": 9}), drawn(TWO, {}) as figure:
         assert figure.axes[0].lines[0].get_linewidth() == expected
         assert matplotlib.rcParams["lines.linewidth"] == expected
-    assert "matplotlib.pyplot" not in sys.modules
 
 
 def test_threads_draw_the_same():
     def draw(_):
         with drawn(TWO, {}) as figure:
-            figure.canvas.draw()
-            return bytes(figure.canvas.buffer_rgba())
+            content = io.BytesIO()
+            figure.savefig(content, format="png")
+            return content.getvalue()
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(draw, range(8)))) == 1
 
 
-def test_nothing_is_imported_before_a_figure_is_drawn():
-    code = (
-        "import sys, pangu_sigma.report.runs as r; assert r.can_draw(); print([n for n in ('matplotlib', 'mindspore') "
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace("r.can_draw()", "r") + "if n in sys.modules])"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == "[]", done.stderr
+DRAW = """
+import sys, pangu_sigma.report.runs
+from pangu_sigma.report.embed import embedded
+from pangu_sigma.report.specs import Curve, Curves, FigureSpec
+there = [name for name in ("matplotlib", "mindspore") if name in sys.modules]
+embedded(FigureSpec("a", "a", "a", Curves([Curve("a", 0, [1], [1.0])], "x", "y")))
+print(there, [name for name in ("matplotlib", "matplotlib.pyplot", "mindspore") if name in sys.modules])
+"""
+
+
+def test_nothing_is_imported_before_a_figure_is_drawn_and_pyplot_never():
+    done = subprocess.run([sys.executable, "-c", DRAW], capture_output=True, text=True)
+    assert done.stdout.strip() == "[] ['matplotlib']", done.stderr
 
 
 def test_it_is_known_whether_matplotlib_is_there(monkeypatch):
