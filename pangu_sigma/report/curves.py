@@ -1,6 +1,7 @@
 """What the report draws over training, or against it: curves, a variant each."""
 
 import math
+from dataclasses import replace
 from statistics import fmean
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -92,7 +93,7 @@ AT_HOME = Measure(
     "moe/local_fraction",
     "kept on own node (%)",
     "Assignments to an expert on the token's own node, of all that found a slot. What is kept needs no slow link.",
-    "no run here has experts",
+    "no run here has experts that are not on every node",
     scale=100.0,
 )
 BALANCE = Measure(
@@ -147,7 +148,7 @@ def shared_steps(runs: Sequence[CollectedRun], metric: str, ignored: int = 0) ->
         for record in run.records:
             value = record.get(metric)
             value = usable_perplexity(value) if metric == c.PERPLEXITY else number(value)
-            if value is not None and record["progress/step"] > ignored:
+            if value is not None and (not ignored or record["progress/step"] > ignored):
                 found.setdefault(record["progress/step"], []).append(value)
     steps = sorted(step for step, values in found.items() if len(values) == len(runs))
     return steps, [found[step] for step in steps]
@@ -174,8 +175,10 @@ def with_range(label: str, place: int, x: Sequence[float], values: Sequence[Sequ
 def _one_for_all(curves: Sequence[Curve]) -> Tuple[bool, List[Curve]]:
     """One curve in place of several that are the same, and whether they are: they would hide each other."""
     first = curves[0]
-    same = len(curves) > 1 and all((one.x, one.y) == (first.x, first.y) for one in curves)
-    return same, [Curve("all the same", 0, first.x, first.y)] if same else list(curves)
+    same = len(curves) > 1 and all(
+        replace(one, label="", number=0) == replace(first, label="", number=0) for one in curves
+    )
+    return same, [replace(first, label="all the same", number=0)] if same else list(curves)
 
 
 def seeds_note(curves: Sequence[Curve], mark: str) -> str:
