@@ -1,6 +1,7 @@
 """What the report draws. Each figure comes with a sentence on what it shows; one without data says why not."""
 
 import math
+from statistics import fmean
 from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
 
 from pangu_sigma.report import collect as c
@@ -199,7 +200,7 @@ def cosine_histograms(data: Collection) -> FigureSpec:
 
 
 def histogram(label: str, place: int, counted: Mapping[str, Sequence[float]]) -> Curve:
-    """Counts as a density: a staircase of area 1.
+    """Counts as a density, whose sum over bins times their widths is 1, at the middle of each bin.
 
     Args:
         label: of its curve.
@@ -207,14 +208,9 @@ def histogram(label: str, place: int, counted: Mapping[str, Sequence[float]]) ->
         counted: `edges` of bins, and `counts` in them.
     """
     edges, counts = counted["edges"], counted["counts"]
-    total = sum(counts) or 1
-    heights = [count / total / (right - left) for count, left, right in zip(counts, edges, edges[1:])]
-    return Curve(
-        label,
-        place,
-        [edge for pair in zip(edges, edges[1:]) for edge in pair],
-        [height for height in heights for _ in range(2)],
-    )
+    total, bins = sum(counts) or 1, list(zip(edges, edges[1:]))
+    heights = [count / total / (right - left) for count, (left, right) in zip(counts, bins)]
+    return Curve(label, place, [fmean(both) for both in bins], heights)
 
 
 def _having(data: Collection, phase: str, metric: str) -> List[Tuple[int, str]]:

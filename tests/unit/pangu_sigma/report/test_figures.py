@@ -128,7 +128,7 @@ def test_cosines_are_densities(data_of):
     ((name, content), _) = figures.cosine_histograms(data).content.panels
     (curve,) = content.curves
     assert (name, curve.label) == ("hash", "token and gate weight")
-    assert (curve.x, curve.y) == ([0.0, 0.5, 0.5, 1.0], [0.5, 0.5, 1.5, 1.5])
+    assert (curve.x, curve.y) == ([0.25, 0.75], [0.5, 1.5])
 
 
 def test_numbers_that_are_none_are_left_out(data_of):
