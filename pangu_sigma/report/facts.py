@@ -58,6 +58,7 @@ def run_facts(folder: Path, config: Config, cluster: Optional[SimulatedCluster] 
         ranks = ranks_text(config, noted if isinstance(noted, int) else vocabulary.ranks if vocabulary else None)
     return {
         "model": _model(config),
+        "router": f"{config.moe.router.type}, top-{config.moe.router.top_k}" if derived.has_experts(config) else "none",
         "parameters": _parameters(config, vocabulary),
         "ranks": ranks,
         "data": _data(config, vocabulary),
@@ -149,7 +150,7 @@ def _model(config: Config) -> str:
     )
     if derived.has_experts(config):
         groups = f" in {moe.num_groups} groups" if moe.num_groups > 1 else ""
-        text += f"; {moe.num_experts} experts{groups}, top-{moe.router.top_k} of {moe.router.type}"
+        text += f"; {moe.num_experts} experts{groups} a sparse layer"
     return text
 
 

@@ -54,7 +54,10 @@ def test_what_environment_json_says(tmp_path):
         facts["versions"]
         == "pangu-sigma 0.3.0, Python 3.11.7, mindspore 2.7.0, numpy 1.26.4, commit 0123456789ab, changed since"
     )
-    assert facts["model"].startswith("1 dense + 1 sparse layers and a query layer, hidden 16, 2 heads")
+    assert facts["model"] == (
+        "1 dense + 1 sparse layers and a query layer, hidden 16, 2 heads, sequences of 32; 4 experts a sparse layer"
+    )
+    assert facts["router"] == "locmoe, top-1"
 
 
 def test_a_run_on_ascend_that_was_resumed(tmp_path):
