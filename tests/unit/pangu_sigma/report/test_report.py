@@ -139,18 +139,20 @@ def written(whole_plan, tmp_path):
     return write_report(collect(whole_plan, tmp_path / "out"), tmp_path)
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "light"), (1280, "dark")])
-def test_it_is_drawn(browse, written, tmp_path, width, scheme):
+@pytest.mark.parametrize(
+    ("width", "height", "scheme"), [(1280, 1800, "light"), (400, 3200, "light"), (1280, 1800, "dark")]
+)
+def test_it_is_drawn(browse, written, tmp_path, width, height, scheme):
     """The ground has the scheme's colour; the bars of the first variants, at their place in the page, have theirs."""
     shot = tmp_path / "shot.png"
     browse(
         written,
         f"--screenshot={shot}",
-        f"--window-size={width},1800",
+        f"--window-size={width},{height}",
         f"--blink-settings=preferredColorScheme={('dark', 'light').index(scheme)}",
     )
     image = np.asarray(Image.open(shot).convert("RGB"))
-    assert image.shape == (1800, width, 3)
+    assert image.shape == (height, width, 3)
     assert tuple(image[2, 2]) == GROUND[scheme]
     seen = {f"{colour:06x}" for colour in np.unique(image.astype(np.int32) @ (1 << 16, 1 << 8, 1))}
     bars = {"light": ("2a6fc9", "d9622b", "12926a"), "dark": ("6aa5f2", "f08a5a", "42c296")}[scheme]
