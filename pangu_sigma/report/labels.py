@@ -4,22 +4,37 @@ import math
 import unicodedata
 from typing import List
 
-LABEL = 42  # characters that fit into the width of a figure
+FONT_PT = 8.0
+CHARACTER_PT = 5.1  # digits and most small letters of DejaVu Sans, which is wider than most fonts, at 8 pt
+# Those that are wider: each at least as wide as the widest of its kind.
+_WIDE, _CAPITAL = 1.65, 1.35
 MOST_TICKS = 7
 
 
-def shortened(label: str, most: int = LABEL) -> str:
-    """Of a label that is too wide its end, where names of folders differ. East Asian characters count twice."""
-    if text_width(label) <= most:
+def shortened(label: str, room_pt: float) -> str:
+    """Of a label that is too wide its end, where names of folders differ.
+
+    Args:
+        label: the label.
+        room_pt: how wide it may be, in points.
+    """
+    if text_width(label) <= room_pt:
         return label
-    while text_width(label) > most - 1:
+    while label and text_width("\u2026" + label) > room_pt:
         label = label[1:]
     return "\u2026" + label
 
 
-def text_width(text: str) -> int:
-    """In characters of Latin script."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+def text_width(text: str) -> float:
+    """At most so many points, at 8 pt; before a font is known, which in a page is the reader's."""
+    return CHARACTER_PT * sum(map(_characters, text))
+
+
+def _characters(character: str) -> float:
+    """How many usual characters it is as wide as."""
+    if unicodedata.east_asian_width(character) in "WF" or character in "MWmw@%\u2026":
+        return _WIDE
+    return _CAPITAL if character.isupper() else 1.0
 
 
 def log_ticks(low: float, high: float) -> List[float]:

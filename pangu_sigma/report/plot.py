@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Sequence, 
 
 from pangu_sigma.report import palette
 from pangu_sigma.report.fonts import families
-from pangu_sigma.report.labels import compact, log_ticks, shortened, text_width
+from pangu_sigma.report.labels import FONT_PT, compact, log_ticks, shortened, text_width
 from pangu_sigma.report.specs import Bar, Bars, Content, Curve, Curves, HeatMaps, Panels
 
 if TYPE_CHECKING:
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'pangu-sigma[plots]'"
 WIDTH_IN = 3.33  # of a column of a paper in two columns
-FONT_PT = 8.0
-CHARACTER_PT = 5.1  # a wide one of DejaVu Sans, which is wider than most fonts, at 8 pt
+_WIDTH_PT = 72 * WIDTH_IN
+# What is left of the width for a label: above a bar, behind its sample in a legend, over axes with their labels.
+_BAR_ROOM_PT, _LEGEND_ROOM_PT, _TITLE_ROOM_PT = _WIDTH_PT - 10, _WIDTH_PT - 32, _WIDTH_PT - 50
 FEW, SOME = 25, 50  # points of a curve that have large markers, and small ones
 _LEGEND_ROW_IN = 0.165
 _MARKERS = "os^DvPX"
@@ -117,7 +118,7 @@ def _panels(figure: "Figure", content: Panels) -> None:
     several = figure.subplots(len(content.panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, curves) in zip(several, content.panels):
         _draw_curves(axes, curves)
-        axes.set_title(shortened(name), loc="left", pad=4)
+        axes.set_title(shortened(name, _TITLE_ROOM_PT), loc="left", pad=4)
         axes.set_ylabel(curves.y_label)
     several[-1].set_xlabel(content.panels[0][1].x_label)
     found = {label: line for axes in several for line, label in zip(*axes.get_legend_handles_labels())}
@@ -128,7 +129,7 @@ def _bars(figure: "Figure", content: Bars) -> None:
     axes, pieces = figure.subplots(), len(content.pieces) or 1
     colours = palette.tones(content.tones, pieces) if pieces > 1 else []
     # The axis is so long that behind each bar there is room for its text.
-    shares = [1 - (CHARACTER_PT * text_width(bar.text) + 8) / (72 * (WIDTH_IN - 0.1)) for bar in content.bars]
+    shares = [1 - (text_width(bar.text) + 8) / (_WIDTH_PT - 8) for bar in content.bars]
     longest = max(max(sum(bar.values), bar.high or 0.0) / share for bar, share in zip(content.bars, shares)) or 1.0
     for place, bar in enumerate(content.bars):
         _draw_bar(axes, place, bar, colours)
@@ -153,7 +154,7 @@ def _draw_bar(axes: "Axes", place: int, bar: Bar, colours: Sequence[str]) -> Non
         ends = ([left - bar.low], [bar.high - left])
         axes.errorbar(left, place, xerr=ends, fmt="none", ecolor=palette.light(palette.INK), capsize=3, lw=1)
         left = max(left, bar.high)
-    label = shortened(bar.label)
+    label = shortened(bar.label, _BAR_ROOM_PT)
     for text in (
         axes.annotate(label, (0, place - 0.21), (1, 2), textcoords="offset points", va="bottom"),
         axes.annotate(bar.text, (left, place), (4, 0), textcoords="offset points", va="center"),
@@ -178,7 +179,7 @@ def _heat_maps(figure: "Figure", content: HeatMaps) -> None:
             interpolation="none",
             extent=(one.edges[0], one.edges[-1], last + 0.5, -0.5),
         )
-        axes.set_title(shortened(one.label), loc="left", pad=4)
+        axes.set_title(shortened(one.label, _TITLE_ROOM_PT), loc="left", pad=4)
         axes.set(ylabel=content.y_label, yticks=[0, last] if last else [0])
     several[-1].set_xlabel(content.x_label)
     several[-1].xaxis.set_major_locator(_linear(5))
@@ -219,7 +220,8 @@ def _draw_curve(axes: "Axes", content: Curves, curve: Curve) -> None:
     marker = _MARKERS[curve.number % len(_MARKERS)] if size else ""
     # Where there are markers, these tell curves apart without their colour; elsewhere the pattern does.
     pattern = _DASHES[(curve.number // palette.HUES if marker else curve.number) % len(_DASHES)]
-    style: Dict[str, Any] = {"color": colour, "marker": marker, "ms": size, "label": shortened(curve.label)}
+    style: Dict[str, Any] = {"color": colour, "marker": marker, "ms": size}
+    style["label"] = shortened(curve.label, _LEGEND_ROOM_PT)
     if curve.number // palette.HUES % 2:  # the colour comes a second time
         style["mfc"] = palette.light(palette.CARD)
     if points == 1 and curve.low:
@@ -262,7 +264,7 @@ def _legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> 
     """Puts the names above the drawing, in as many columns as fit; returns its height in inches."""
     if not labels:
         return 0.0
-    most = (72 * WIDTH_IN) / (CHARACTER_PT * max(map(text_width, labels)) + 34)
+    most = _WIDTH_PT / (max(map(text_width, labels)) + 32)
     columns = max(1, min(len(labels), int(most)))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns)
     return _LEGEND_ROW_IN * math.ceil(len(labels) / columns)

@@ -1,14 +1,26 @@
 """Labels that are too long, and ticks that are round."""
 
 import pytest
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
-from pangu_sigma.report.labels import LABEL, compact, log_ticks, shortened, text_width
+from pangu_sigma.report.labels import CHARACTER_PT, compact, log_ticks, shortened, text_width
+
+FONT = FontProperties(family="DejaVu Sans", size=8)
+
+
+@pytest.mark.parametrize("label", ["seed_1", "locmoe.hierarchical+two_chunks", "WMWMWM", "ABCXYZ_QG", "0123456789-/%@"])
+def test_labels_are_no_wider_than_they_are_taken_for(label):
+    assert TextPath((0, 0), label, prop=FONT).get_extents().width <= text_width(label)
 
 
 def test_long_labels_keep_their_end():
-    assert shortened("a" * LABEL) == "a" * LABEL
-    assert shortened("a" * LABEL + "b") == "\u2026" + "a" * (LABEL - 2) + "b"
-    assert text_width(shortened("\u4e13" * 50)) <= LABEL and shortened("\u4e13" * 50).endswith("\u4e13")
+    """Of 20 usual characters' room the sign that something is missing takes 1.65."""
+    room = 20 * CHARACTER_PT
+    assert shortened("a" * 20, room) == "a" * 20
+    assert shortened("a" * 20 + "b", room) == "\u2026" + "a" * 17 + "b"
+    assert shortened("\u4e13" * 50, room) == "\u2026" + "\u4e13" * 11
+    assert shortened("a", 0.0) == "\u2026"
 
 
 @pytest.mark.parametrize(
