@@ -78,6 +78,15 @@ def test_report_only_reports_what_there_is(write_plan, write_run, make_plan, sta
     assert not (tmp_path / "out" / "runs" / "all" / "hash").exists()
 
 
+def test_figures_of_what_there_is(write_plan, write_run, make_plan, stand_in, tmp_path, capsys):
+    write_run(make_plan().runs[1], [RECORD])
+    words = ["compare", write_plan(), "--output", str(tmp_path / "out"), "--report-only"]
+    assert cli.main([*words, "--figures", str(tmp_path / "figures"), "--format", "svg"]) == 0
+    assert "step_time.svg" in {path.name for path in (tmp_path / "figures").iterdir()}
+    assert "and their tables in" in capsys.readouterr().out.splitlines()[-1]
+    assert cli.main([*words, "--figures", str(tmp_path / "figures"), "--format", "gif"]) == 2
+
+
 def test_mindspore_is_not_needed(write_plan, tmp_path):
     program = (
         "import sys; from pangu_sigma.cli.main import main\n"
