@@ -30,7 +30,7 @@ _LEGEND_ROW_IN = 0.165
 _MARKERS = "os^DvPX"
 _DASHES: Tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _LOCK = threading.RLock()
-_SETTINGS = {
+_SETTINGS: Any = {
     "font.size": FONT_PT,
     "axes.labelsize": FONT_PT,
     "axes.titlesize": FONT_PT,
@@ -87,11 +87,11 @@ def drawn(content: Content, settings: Mapping[str, Any]) -> Iterator["Figure"]:
             matplotlib.rcdefaults()
             fonts = families(_texts(content))
             # Type 42, which journals ask for, is for TrueType, as matplotlib's own font; others may be of another kind.
-            settings = {"font.family": fonts, "pdf.fonttype": 42 if len(fonts) == 1 else 3, **settings}
-            matplotlib.rcParams.update({**_SETTINGS, **settings})
+            own: Any = {"font.family": fonts, "pdf.fonttype": 42 if len(fonts) == 1 else 3}
+            matplotlib.rcParams.update({**own, **_SETTINGS, **settings})
             figure = Figure(figsize=(WIDTH_IN, 1.0), layout="constrained")
-            draw = {Curves: _curves, Panels: _panels, Bars: _bars, HeatMaps: _heat_maps}[type(content)]
-            draw(figure, content)
+            kinds: Dict[type, Any] = {Curves: _curves, Panels: _panels, Bars: _bars, HeatMaps: _heat_maps}
+            kinds[type(content)](figure, content)
             yield figure
 
 

@@ -59,8 +59,8 @@ class Curves:
         header = ["variant" if self.hues else "curve", self.x_label, self.y_label, "lowest seed", "highest seed"]
         rows: List[List[Union[str, float]]] = []
         for curve in self.curves:
-            ends = list(zip(curve.low, curve.high)) or [("", "")] * len(curve.x)
-            rows += [[curve.label, x, y, *both] for x, y, both in zip(curve.x, curve.y, ends)]
+            low, high = (ends or [""] * len(curve.x) for ends in (curve.low, curve.high))
+            rows += [[curve.label, *point] for point in zip(curve.x, curve.y, low, high)]
         return header, rows
 
 
