@@ -87,8 +87,9 @@ def drawn(content: Content, settings: Mapping[str, Any]) -> Iterator["Figure"]:
             matplotlib.rcdefaults()
             fonts = families(_texts(content))
             # Type 42, which journals ask for, is for TrueType, as matplotlib's own font; others may be of another kind.
-            own: Any = {"font.family": fonts, "pdf.fonttype": 42 if len(fonts) == 1 else 3}
-            matplotlib.rcParams.update({**own, **_SETTINGS, **settings})
+            own = {"font.family": fonts, "pdf.fonttype": 42 if len(fonts) == 1 else 3}
+            chosen: Any = {**own, **_SETTINGS, **settings}
+            matplotlib.rcParams.update(chosen)
             figure = Figure(figsize=(WIDTH_IN, 1.0), layout="constrained")
             kinds: Dict[type, Any] = {Curves: _curves, Panels: _panels, Bars: _bars, HeatMaps: _heat_maps}
             kinds[type(content)](figure, content)

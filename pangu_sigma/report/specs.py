@@ -59,8 +59,9 @@ class Curves:
         header = ["variant" if self.hues else "curve", self.x_label, self.y_label, "lowest seed", "highest seed"]
         rows: List[List[Union[str, float]]] = []
         for curve in self.curves:
-            low, high = (ends or [""] * len(curve.x) for ends in (curve.low, curve.high))
-            rows += [[curve.label, *point] for point in zip(curve.x, curve.y, low, high)]
+            for place, (x, y) in enumerate(zip(curve.x, curve.y)):
+                ends = [curve.low[place], curve.high[place]] if curve.low else ["", ""]
+                rows.append([curve.label, x, y, *ends])
         return header, rows
 
 
