@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
+
 from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.planner.job import ITEM, plan_job
@@ -102,8 +104,7 @@ def worker(case: str, output: Path) -> None:
 
 def resident() -> int:
     """Bytes of this process in memory."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+    return int(psutil.Process().memory_info().rss)
 
 
 def free_port() -> int:

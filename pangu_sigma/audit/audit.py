@@ -30,7 +30,7 @@ from pangu_sigma.planner.exchanges import step_exchanges
 from pangu_sigma.planner.hardware import load_hardware
 from pangu_sigma.planner.job import PlannedJob, plan_job
 from pangu_sigma.planner.predict import recomputed_flops
-from pangu_sigma.runtime.processes import end_with_children, end_with_parent, with_this_python
+from pangu_sigma.runtime.processes import end_with_children, end_with_parent, usable_cpus, with_this_python
 from pangu_sigma.runtime.strict_json import dumps
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -145,7 +145,7 @@ def export(jobs: Sequence[tuple[PlannedJob, Path]], timeout: float, first_only: 
         **with_this_python(),
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
     }
-    if ranks > (os.cpu_count() or 1):
+    if ranks > usable_cpus():
         environment.setdefault("OMP_NUM_THREADS", "1")
     with open(scratch / "msrun.log", "wb") as log:
         process = subprocess.Popen(

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Set
+
+import psutil
 
 from pangu_sigma.runtime.launch import CLUSTER_VARIABLES, RANK_VARIABLES
 
@@ -41,43 +43,28 @@ def end_with_children(process: "subprocess.Popen[Any]") -> None:
             process.wait(END_WAIT_S)
         except subprocess.TimeoutExpired:
             descendants |= _descendants(process.pid)
-        for pid, born in descendants.items():
-            if _started(pid) == born:  # not a later process of the same id
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for descendant in descendants:
+            with suppress(psutil.NoSuchProcess):  # also where the id is a later process's by now
+                descendant.kill()
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(END_WAIT_S)
 
 
-def _descendants(root: int) -> "Dict[int, str]":
-    """Ids and start times of the processes below `root` in the tree."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        fields = _stat(int(entry.name))
-        if fields:
-            parents[int(entry.name)] = int(fields[1])
-    found: Dict[int, str] = {}
-    frontier = {root}
-    while frontier:
-        frontier = {pid for pid, parent in parents.items() if parent in frontier}
-        found.update((pid, _started(pid)) for pid in frontier)
-    return found
-
-
-def _started(pid: int) -> str:
-    fields = _stat(pid)
-    return fields[19] if fields else ""
-
-
-def _stat(pid: int) -> List[str]:
-    """Fields of /proc/<pid>/stat from the state on (the name before it may hold anything); empty if the process is
-    gone.
-    """
+def _descendants(root: int) -> "Set[psutil.Process]":
+    """The processes below `root` in the tree; none if it is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []
+        return set(psutil.Process(root).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on: a container or a batch system often leaves it fewer than there are."""
+    try:
+        return len(psutil.Process().cpu_affinity())
+    except AttributeError:  # a system without affinities, such as macOS
+        return psutil.cpu_count() or 1
 
 
 def end_with_parent() -> None:

@@ -1,6 +1,7 @@
 """Which code makes a run, and what it needs besides Python: versions, and what to say where a package is missing."""
 
 import hashlib
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,8 +18,19 @@ REQUIREMENTS = {
     "tqdm": "tqdm>=4.60",
     "safetensors": "safetensors>=0.4",
     "scipy": "scipy>=1.9",
+    "psutil": "psutil>=5.9",
 }
-
+# The names of these on the package index, and of what extras add, for a run's record.
+DISTRIBUTIONS = (
+    *(re.split("[<>=]", requirement, maxsplit=1)[0] for requirement in REQUIREMENTS.values()),
+    "matplotlib",
+    "pyarrow",
+    "scikit-learn",
+    "tensorboardX",
+    "tokenizers",
+    "wandb",
+    "swanlab",
+)
 
 PACKAGES = (Path(locmoe_ops.__file__).parent, Path(__file__).parents[1])
 

@@ -37,6 +37,7 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma, sparse_layers
 from pangu_sigma.model.parameter_groups import is_expert_parameter, ordered_parameters
 from pangu_sigma.model.recompute import set_recompute
 from pangu_sigma.model.sparse import SparseContext, training_dispatcher
+from pangu_sigma.runtime.processes import usable_cpus
 from pangu_sigma.runtime.runtime import Runtime
 from pangu_sigma.train.capacity import CapacityControl
 from pangu_sigma.train.evaluation import EvaluationStep, RoutedTokens
@@ -108,7 +109,7 @@ class TrainEngine:
         self.network = PanGuSigma(self.context)
         alike = experts_per_group(config) if config.moe.initial_experts == "copies" else 1
         if draw:
-            threads = max((os.cpu_count() or 1) // runtime.topology.ranks_per_node, 1)
+            threads = max(usable_cpus() // runtime.topology.ranks_per_node, 1)
             initialise(self.network, config.train.seed, config.model.init_std, alike, threads)
         set_recompute(self.network, recomputed_parts(config))
         self.parameters = ordered_parameters(self.network.trainable_params(), slice_of)

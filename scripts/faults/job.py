@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 import numpy as np
+import psutil
 import yaml
 
 from locmoe_ops.errors import InputError
@@ -139,12 +140,7 @@ def whole_steps(run: Path) -> list[int]:
 
 def processes_with(variable: str) -> list[int]:
     """Ids of the running processes whose environment has `NAME=value`."""
-    found, wanted = [], variable.encode()
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdecimal() and wanted in (folder / "environ").read_bytes().split(b"\0"):
-                if (folder / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
-                    found.append(int(folder.name))
-        except OSError:  # it has ended
-            pass
-    return found
+    name, _, value = variable.partition("=")
+    running = psutil.process_iter(["environ", "status"])  # None for what may not be read
+    found = [one for one in running if one.info["status"] != psutil.STATUS_ZOMBIE]
+    return [one.pid for one in found if (one.info["environ"] or {}).get(name) == value]

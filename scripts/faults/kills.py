@@ -16,6 +16,8 @@ from pathlib import Path
 from random import Random
 from typing import Callable
 
+import psutil
+
 from . import clock, job
 from .ledger import Ledger, Outcome, draw
 
@@ -95,8 +97,7 @@ class SupervisedJob:
         workers = self.workers(attempt)
         if target != "msrun":
             return workers[target.split()[1]]
-        stat = Path(f"/proc/{workers['0']}/stat").read_text()
-        return int(stat.rsplit(")", 1)[1].split()[1])
+        return psutil.Process(workers["0"]).ppid()
 
     def has_begun(self, attempt: int) -> bool:
         """True once the metrics hold no step that this attempt is to repeat."""

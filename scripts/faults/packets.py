@@ -6,7 +6,6 @@ to every port that it listens on; the rest come while both train, when nobody li
 the undisturbed run.
 """
 
-import os
 import secrets
 import shutil
 import socket
@@ -15,6 +14,8 @@ import subprocess
 import time
 from pathlib import Path
 from random import Random
+
+import psutil
 
 from . import clock, job
 from .ledger import Ledger, Outcome, draw
@@ -53,14 +54,8 @@ def packet(random: Random) -> bytes:
 
 def listening_ports(pid: int) -> list[int]:
     """TCP ports on which a process listens."""
-    inodes = set()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            inodes.add(os.readlink(descriptor))
-        except OSError:
-            pass
-    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
-    return [int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes]
+    own = [one for one in psutil.net_connections("tcp4") if one.pid == pid]
+    return [one.laddr.port for one in own if one.status == psutil.CONN_LISTEN]
 
 
 class Strangers:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.processes import command_lines_with
 from helpers.traffic import MODEL
 from pangu_sigma.audit.audit import audited_job, read_ranks
 from pangu_sigma.audit.checks import check
@@ -220,19 +221,6 @@ def test_bad_input(tmp_path, capsys, arguments, fragment):
     assert main(["audit", str(tmp_path / "config.yaml"), *arguments]) == 2
     error = capsys.readouterr().err
     assert fragment in error and error.count("\n") == 1
-
-
-def command_lines_with(text):
-    """Processes that have `text` in their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode()
-        except OSError:  # it has ended meanwhile
-            continue
-        if text in line:
-            found.append(line)
-    return found
 
 
 def test_nothing_is_left_of_an_audit_that_is_killed(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from helpers.ports import free_port
+from helpers.processes import is_running
 from pangu_sigma.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,13 +64,6 @@ def wait_for(condition, seconds, what):
         time.sleep(0.1)
 
 
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_a_killed_worker_ends_the_job(config, tmp_path, environment):
     log = tmp_path / "run" / "logs" / "launch_1"
     job = subprocess.Popen(
@@ -93,7 +87,7 @@ def test_a_killed_worker_ends_the_job(config, tmp_path, environment):
     assert "lost rank 1" in errors and any(operation in errors for operation in ("all_to_all", "all_reduce", "barrier"))
     last = (log / "worker_1.log").read_text().splitlines()[-1]
     assert last.startswith("pangu-sigma: error: rank 1: ended without a report of its own; first failure: rank 0: ")
-    assert not any(is_running(pid) for pid in workers.values())
+    assert not any(is_running(int(pid)) for pid in workers.values())
 
 
 def test_a_job_that_is_told_to_stop_ends_well(config, tmp_path, environment):
@@ -119,7 +113,7 @@ def test_a_job_that_is_told_to_stop_ends_well(config, tmp_path, environment):
     assert checkpoint.name == f"step_{steps}"
     assert main(["ckpt", "verify", str(checkpoint)]) == 0
     workers = (tmp_path / "run" / "logs" / "launch_1" / "workers.log").read_text().split()[1::2]
-    assert len(workers) == 2 and not any(is_running(pid) for pid in workers)
+    assert len(workers) == 2 and not any(is_running(int(pid)) for pid in workers)
 
 
 def test_a_rank_that_never_joins_is_named(config, tmp_path, environment):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.processes import is_running
 from locmoe_ops.errors import InputError
 from pangu_sigma.compare import runner
 from pangu_sigma.compare.comparison import load_plan
@@ -67,13 +68,6 @@ def launcher(tmp_path):
 
 def note_of(run, output):
     return json.loads((folder_of(output, run) / "run.json").read_text())
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def wait_until(condition):
@@ -177,7 +171,7 @@ def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(make_plan, la
     with pytest.raises(RunFailed, match=r"took longer than run_timeout \(2 s\) and was ended") as failure:
         run_all(make_plan(run_timeout=2), tmp_path / "out", launcher)
     assert failure.value.status == 1
-    wait_until(lambda: not alive((tmp_path / "calls.child").read_text().strip()))
+    wait_until(lambda: not is_running(int((tmp_path / "calls.child").read_text())))
 
 
 def test_one_comparison_at_a_time_in_a_folder(make_plan, launcher, tmp_path, monkeypatch):

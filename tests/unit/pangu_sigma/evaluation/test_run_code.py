@@ -1,8 +1,8 @@
-import os
 import time
 
 import pytest
 
+from helpers.processes import is_running
 from pangu_sigma.evaluation.run_code import ends_well
 
 # What a model might write, and whether it counts.
@@ -34,14 +34,6 @@ time.sleep(600)
     assert not ends_well(program, seconds=2.0)
     child = int(marker.read_text())
     end = time.monotonic() + 20.0  # a killed process stays until its parent has waited for it
-    while time.monotonic() < end and _runs(child):
+    while time.monotonic() < end and is_running(child):
         time.sleep(0.02)
-    assert not _runs(child)
-
-
-def _runs(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return os.path.exists(f"/proc/{pid}")
+    assert not is_running(child)
