@@ -173,7 +173,8 @@ def measure(case: Case, folder: Path) -> dict:
     subprocess.run(command, check=True, env=environment(folder, case.name), stdout=subprocess.DEVNULL)
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()][IGNORED:]
     peaks = [json.loads(file.read_text()) for file in (folder / "peaks" / case.name).iterdir()]
-    times = {name: median(record[name] for record in records) for name in records[0] if name.startswith("time/")}
+    seconds = [name for name in records[0] if name.startswith("time/") and name.endswith("(s)")]
+    times = {name: median(record[name] for record in records) for name in seconds}
     return {"memory": max(peaks), "seconds": times["time/step(s)"], "load": os.getloadavg()[0], "times": times}
 
 

@@ -40,7 +40,14 @@ _METRICS = """# Metrics reference
 
 `metrics.jsonl` of a run folder holds one JSON object a step. A name is `group/name`, with its unit in brackets: `(s)`
 seconds, `(B)` bytes. Fractions are in [0, 1]. Times but `time/step(s)` are means over ranks; bytes are sums over ranks.
-With the hccl backend traffic is not counted, and its bytes and times are 0. No metric was measured on Ascend.
+No metric was measured on Ascend.
+
+**What cannot occur in a run is left out** of its files and trackers, so that no constant stands there for a
+measurement: bytes between nodes of a run on one node, communication of one process, drops of a dispatcher without
+slots, a loss that the router does not have, a loss scale without fp16. The configuration and the ranks decide it, not
+the values ([`pangu_sigma/metrics/conditions.py`](../pangu_sigma/metrics/conditions.py)): a 0 that is there was
+measured. The column *when* says which runs have a metric. With the hccl backend traffic is not counted, and its bytes
+and times are left out.
 
 **Which steps count.** Console lines, `watch`, `summary.json`, `report` and `compare` show the same numbers of a run,
 all by one rule ([`pangu_sigma/metrics/window.py`](../pangu_sigma/metrics/window.py)): of the second half of the steps
@@ -56,8 +63,10 @@ Sums over ranks do not depend on the number of ranks and cannot wrap: they are e
 2^139.
 
 With `train.tensorboard: true` (`pip install tensorboardX`) the same numbers go to `tensorboard/` of the run folder,
-with `_s` and `_B` in place of the brackets, and as histograms the tokens of each expert and, at the end, the cosines
-of `cosines.json` ([`pangu_sigma/train/events.py`](../pangu_sigma/train/events.py)). `train.tracker` hands them to
+with `_s` and `_B` in place of the brackets and the meanings below as descriptions, and as histograms the tokens of each
+expert and, at the end, the cosines of `cosines.json`
+([`pangu_sigma/train/events.py`](../pangu_sigma/train/events.py)); under *Text* stand the configuration and
+`environment.json`. `train.tracker` hands numbers and configuration to
 Weights & Biases or SwanLab ([`pangu_sigma/train/trackers.py`](../pangu_sigma/train/trackers.py)). `pangu-sigma watch
 RUN` shows a run in the terminal, `pangu-sigma report RUN [RUN ...] --follow` as a page that follows it.
 """
@@ -87,7 +96,7 @@ def metrics() -> str:
     groups: Dict[str, List[Sequence[str]]] = {}
     for name, definition in DEFINITIONS.items():
         group = "summary.json only" if definition.when == "summary.json" else name.partition("/")[0]
-        when = () if definition.when == "summary.json" else (definition.when,)
+        when = () if definition.when == "summary.json" else (definition.where,)
         groups.setdefault(group, []).append((f"`{name}`", *when, definition.meaning))
     parts = [_NOTE.format(source="pangu_sigma/metrics/definitions.py"), _METRICS]
     for group, rows in groups.items():

@@ -1,27 +1,26 @@
-"""Every metric of `metrics.jsonl` and `summary.json`: its name, when it is there, and what it adds up.
+"""Every metric of `metrics.jsonl` and `summary.json`: its name, which records of which runs have it, and what it is.
 
 Where they are computed: `pangu_sigma.train.metrics` (most), `capacity`, `loop`, `run`. `docs/metrics.md` is made of
-this (`python scripts/make_reference.py`); a test fails where a run writes a metric that is not here.
+this (`python scripts/make_reference.py`); a test fails where a run writes a metric that is not here. A run leaves out
+what cannot occur in it (`pangu_sigma.metrics.conditions`): who reads its files has to expect that.
 """
 
-from typing import Dict, NamedTuple
+from typing import Dict, FrozenSet, NamedTuple
+
+from pangu_sigma.metrics import conditions as only
+from pangu_sigma.metrics.conditions import ALWAYS, Condition, RunFacts
 
 # The first parts of the tags of token traffic, of gradients, and of split layers
 CAUSES = ("all_to_all", "gradient", "tensor")
 _STEP, _VALIDATION, _END = "every step", "steps with a validation", "summary.json"
-_DIVERGED = "summary.json of a run that diverged"
-_OFF = "validations of a run with a local term, unless moe.evaluation_rules is none"
-_BOUND = "moe.capacity.mode critical, adaptive"
-_EXPERTS = "every step, with experts"
-_SHARE = "every step of a run with moe.capacity.measured_share, unless nothing can leave its node"
-_ON_DEVICE = "every step on Ascend"
-_KNOWN_PEAK = "every step on Ascend, where the chip has a hardware file with the peak of runtime.precision"
-_COMPARED = "every train.log_interval steps, several ranks, backend tcp"
+_INTERVAL, _DIVERGED = "every train.log_interval steps", "summary.json of a run that diverged"
 _OF_CAUSE = {
     "all_to_all": "the tokens' way to their experts and back, forward and backward",
     "gradient": "the gradients' sums",
     "tensor": "the sums inside layers that are split over a tensor-parallel group",
 }
+# Of the causes whose exchanges can run beside computation; those inside split layers are waited for at once.
+OVERLAPPING = {"all_to_all": only.TOKENS_OVERLAP, "gradient": only.GRADIENTS_OVERLAP}
 
 
 class Definition(NamedTuple):
@@ -30,10 +29,17 @@ class Definition(NamedTuple):
     Attributes:
         when: the records that have the metric.
         meaning: what it is, in one sentence or two.
+        condition: of the runs whose records have it; the others leave it out.
     """
 
     when: str
     meaning: str
+    condition: Condition = ALWAYS
+
+    @property
+    def where(self) -> str:
+        """Records and condition in one phrase."""
+        return f"{self.when}, {self.condition.text}" if self.condition.text else self.when
 
 
 DEFINITIONS: Dict[str, Definition] = {
@@ -44,130 +50,169 @@ DEFINITIONS: Dict[str, Definition] = {
     ),
     "loss/total": Definition(_STEP, "what is minimised, in nats a token: task + aux + locality"),
     "loss/task": Definition(_STEP, "cross entropy in nats a token, over the tokens of all ranks that count"),
-    "loss/aux": Definition(_STEP, "the routers' load-balancing losses, weighted, summed over layers, as nats a token"),
+    "loss/aux": Definition(
+        _STEP,
+        "the routers' load-balancing losses, weighted, summed over layers, as nats a token",
+        only.AUX_LOSS,
+    ),
     "loss/locality": Definition(
-        _STEP, "the locality losses (LocMoE Eq. 6), weighted, summed over layers, as nats a token"
+        _STEP,
+        "the locality losses (LocMoE Eq. 6), weighted, summed over layers, as nats a token",
+        only.LOCALITY_LOSS,
     ),
     "optim/learning_rate": Definition(_STEP, "the learning rate of the step"),
     "optim/grad_norm": Definition(
         _STEP, "norm of the gradient of all parameters on all ranks, before clipping; null where it overflowed"
     ),
-    "optim/loss_scale": Definition(_STEP, "the dynamic loss scale (1 without fp16)"),
+    "optim/loss_scale": Definition(_STEP, "the dynamic loss scale", only.FP16),
     "optim/skipped_steps": Definition(_STEP, "steps so far that an overflow kept from changing the weights"),
     "moe/local_fraction": Definition(
-        _EXPERTS, "assignments that found a slot on the token's home node, of all that found one"
+        _STEP, "assignments that found a slot on the token's home node, of all that found one", only.HOME_NODES
     ),
-    "moe/drop_fraction": Definition(_EXPERTS, "assignments without a slot, of all"),
+    "moe/drop_fraction": Definition(_STEP, "assignments without a slot, of all", only.SLOTS),
     "moe/load_max_over_mean": Definition(
-        _EXPERTS, "tokens of the busiest expert over the mean, before drops, mean over layers"
+        _STEP, "tokens of the busiest expert over the mean, before drops, mean over layers", only.EXPERTS
     ),
     "moe/tokens_per_expert": Definition(
-        _EXPERTS, "assignments of each expert before drops, over all ranks: one list a sparse layer"
+        _STEP, "assignments of each expert before drops, over all ranks: one list a sparse layer", only.EXPERTS
     ),
     "moe/undecided_fraction": Definition(
-        "every step, with router locmoe",
+        _STEP,
         "tokens with fewer than `moe.router.top_k` gate values above 0 among the experts of their group, so that the "
         "ReLU of LocMoE's Eq. 2 leaves a choice to `moe.router.locmoe.ties`, of all tokens, mean over layers. Gate "
-        "values are those that enter the ReLU, with noise if there is any; 0 where `rectify` is false",
+        "values are those that enter the ReLU, with noise if there is any",
+        only.UNDECIDED,
     ),
-    "moe/local_strength": Definition(
-        "every step of a run with a local term", "the strength of `moe.router.local_term` in the step"
-    ),
+    "moe/local_strength": Definition(_STEP, "the strength of `moe.router.local_term` in the step", only.LOCAL_TERM),
     "moe/local_fraction_by_layer": Definition(
-        _EXPERTS, "`moe/local_fraction` of each sparse layer, bottom up: tokens at home over training, by layer"
+        _STEP,
+        "`moe/local_fraction` of each sparse layer, bottom up: tokens at home over training, by layer",
+        only.HOME_NODES,
     ),
     "moe/locality_divergence": Definition(
-        "every step of a run whose router has a locality loss of a weight mu above 0",
+        _STEP,
         "KL(D_c || D_l) of LocMoE's Eq. 6 in nats, mean over layers: `loss/locality` over mu of the step and over the "
-        "number of layers. A mu of 1e-9 measures it and all but leaves the weights alone",
+        "number of layers; not in steps whose mu is 0. A mu of 1e-9 measures it and all but leaves the weights alone",
+        only.LOCALITY_LOSS,
     ),
-    "moe/locality_loss_weight": Definition(
-        "every step of a run with moe.router.locality_loss.initial_weight", "mu, the weight of the locality loss"
-    ),
-    "moe/context_weight": Definition(
-        "every step of a run with moe.router.locmoe.context_weight above 0", "weight of the context beside codes"
-    ),
+    "moe/locality_loss_weight": Definition(_STEP, "mu, the weight of the locality loss", only.LOCALITY_SCHEDULE),
+    "moe/context_weight": Definition(_STEP, "weight of the context beside codes", only.CONTEXT),
     "moe/capacity_slots": Definition(
-        _BOUND,
+        _STEP,
         "slots per (source rank, expert), the same in all sparse layers, before a dispatcher rounds them to its chunks",
+        only.BOUND,
     ),
-    "moe/capacity_factor": Definition(_BOUND, "these slots over the even load"),
+    "moe/capacity_factor": Definition(_STEP, "these slots over the even load", only.BOUND),
     "moe/graphs": Definition(
-        _BOUND,
+        _STEP,
         "different slots used so far in the run, each of which is a graph of the training step (one that a "
         "resumed run compiles again is not counted again)",
+        only.BOUND,
     ),
     "moe/measured_local_share": Definition(
-        _SHARE,
+        _STEP,
         "share of assignments that stay on their node, before drops, of the node and layer with the smallest; as last "
         "measured, and not below that of an even spread",
+        only.MEASURED_SHARE,
     ),
     "moe/local_share": Definition(
-        _SHARE, "1 minus the share that the tier between nodes has slots for at capacity factor 1; 1: there is none"
+        _STEP,
+        "1 minus the share that the tier between nodes has slots for at capacity factor 1; 1: there is none",
+        only.MEASURED_SHARE,
     ),
     "time/step(s)": Definition(
         _STEP,
         "wall clock of rank 0, measuring and compiling included where the step does so; on Ascend, where "
         "train.read_results is not each_step, the mean of the steps that were read together",
     ),
-    "time/compute(s)": Definition(
-        _STEP, "mean over ranks of what is left: step = compute + communication + idle - overlapped"
+    "time/unix": Definition(
+        _STEP,
+        "when rank 0 read the step's results: seconds since 1970-01-01 UTC, by its clock. TensorBoard has it as the "
+        "time of each point",
     ),
-    "time/communication(s)": Definition(_STEP, "mean over ranks of the time in which something travelled"),
-    "time/overlapped(s)": Definition(_STEP, "the part of communication that computation overlapped, mean over ranks"),
-    "time/idle(s)": Definition(_STEP, "waiting for other ranks to arrive at a collective, mean over ranks"),
+    "time/compute(s)": Definition(
+        _STEP,
+        "mean over ranks of what is left: step = compute + communication + idle - overlapped. In a "
+        "run without it all of the step is, or the backend sees no traffic",
+        only.COUNTED,
+    ),
+    "time/communication(s)": Definition(
+        _STEP, "mean over ranks of the time in which something travelled", only.COUNTED
+    ),
+    "time/overlapped(s)": Definition(
+        _STEP, "the part of communication that computation overlapped, mean over ranks", only.COUNTED
+    ),
+    "time/idle(s)": Definition(
+        _STEP, "waiting for other ranks to arrive at a collective, mean over ranks", only.COUNTED
+    ),
     "time/slowest_rank": Definition(
-        _COMPARED,
+        _INTERVAL,
         "the rank whose own computation took longest since the last report; a run's first step, "
         "which compiles, is left out",
+        only.COUNTED,
     ),
     "time/slowest_rank/compute(s)": Definition(
-        _COMPARED, "its own computation a step: wall clock without communication and waiting"
+        _INTERVAL, "its own computation a step: wall clock without communication and waiting", only.COUNTED
     ),
-    "time/median_rank/compute(s)": Definition(_COMPARED, "the same of the median rank"),
+    "time/median_rank/compute(s)": Definition(_INTERVAL, "the same of the median rank", only.COUNTED),
     "throughput/tokens_per_second": Definition(
         _STEP, "tokens of the global batch, padding included, over `time/step(s)`"
     ),
     "throughput/mfu": Definition(
-        _KNOWN_PEAK,
+        _STEP,
         "model FLOPs utilisation: FLOPs of the model for the global batch, forward and backward, over what all devices "
         "do at their peak in `time/step(s)`. FLOPs are those of `pangu-sigma plan`: products alone, two a "
         "multiply-add, backward twice the forward, attention with all S x S scores, experts with the tokens that they "
         "serve (no empty slots), nothing computed twice; the peak is `compute.peak_tflops` of the chip's file in "
         "configs/hardware",
+        only.KNOWN_PEAK,
+    ),
+    "memory/peak(B)": Definition(
+        _STEP,
+        "the most memory that rank 0 has had since it began, where its tensors are: of MindSpore's memory pool on "
+        "Ascend, of its process (resident set) on CPU",
     ),
     "memory/device_peak(B)": Definition(
-        _ON_DEVICE,
+        _STEP,
         "the most that tensors took of MindSpore's memory pool in the step, on rank 0's device "
         "(`mindspore.runtime.max_memory_allocated`)",
+        only.ON_DEVICE,
     ),
     "memory/process_peak(B)": Definition(
         _STEP, "the most memory that rank 0's process has had since it began, in the host (resident set)"
     ),
     "comm/intra_node(B)": Definition(
-        _STEP, "bytes that all ranks sent inside nodes: tokens, gradients, split layers, statistics, metrics"
+        _STEP,
+        "bytes that all ranks sent inside nodes: tokens, gradients, split layers, statistics, metrics",
+        only.INSIDE_NODES,
     ),
-    "comm/inter_node(B)": Definition(_STEP, "bytes that all ranks sent between nodes, likewise"),
+    "comm/inter_node(B)": Definition(_STEP, "bytes that all ranks sent between nodes, likewise", only.BETWEEN_NODES),
     **{
-        f"time/{cause}(s)": Definition(_STEP, f"communication and waiting for it, mean over ranks, of {what}")
-        for cause, what in _OF_CAUSE.items()
-    },
-    **{
-        f"time/{cause}/idle(s)": Definition(_STEP, f"the waiting in it, mean over ranks, of {what}")
-        for cause, what in _OF_CAUSE.items()
-    },
-    **{
-        f"time/{cause}/overlapped(s)": Definition(
-            _STEP, f"the part that computation overlapped, mean over ranks, of {what}"
+        f"time/{cause}(s)": Definition(
+            _STEP, f"communication and waiting for it, mean over ranks, of {what}", only.exchanged(cause)
         )
         for cause, what in _OF_CAUSE.items()
     },
     **{
-        f"comm/{cause}/intra_node(B)": Definition(_STEP, f"bytes inside nodes of {what}")
+        f"time/{cause}/idle(s)": Definition(
+            _STEP, f"the waiting in it, mean over ranks, of {what}", only.exchanged(cause)
+        )
         for cause, what in _OF_CAUSE.items()
     },
     **{
-        f"comm/{cause}/inter_node(B)": Definition(_STEP, f"bytes between nodes of {what}")
+        f"time/{cause}/overlapped(s)": Definition(
+            _STEP, f"the part that computation overlapped, mean over ranks, of {_OF_CAUSE[cause]}", condition
+        )
+        for cause, condition in OVERLAPPING.items()
+    },
+    **{
+        f"comm/{cause}/intra_node(B)": Definition(_STEP, f"bytes inside nodes of {what}", only.exchanged_inside(cause))
+        for cause, what in _OF_CAUSE.items()
+    },
+    **{
+        f"comm/{cause}/inter_node(B)": Definition(
+            _STEP, f"bytes between nodes of {what}", only.exchanged_between(cause)
+        )
         for cause, what in _OF_CAUSE.items()
     },
     "valid/loss": Definition(
@@ -178,8 +223,10 @@ DEFINITIONS: Dict[str, Definition] = {
     "valid/perplexity": Definition(
         _VALIDATION, "exp of `valid/loss`; null where that is beyond float64: the run diverged"
     ),
-    "valid/local_term_off/loss": Definition(_OFF, "the same loss with the local term of the routers at strength 0"),
-    "valid/local_term_off/perplexity": Definition(_OFF, "exp of that"),
+    "valid/local_term_off/loss": Definition(
+        _VALIDATION, "the same loss with the local term of the routers at strength 0", only.TERM_OFF
+    ),
+    "valid/local_term_off/perplexity": Definition(_VALIDATION, "exp of that", only.TERM_OFF),
     "router": Definition(_END, "`moe.router.type`"),
     "status": Definition(_END, "finished, or diverged: the run ended with status 1, see `train.divergence_patience`"),
     "progress/diverged_step": Definition(_DIVERGED, "the first of the steps for which the run ended"),
@@ -198,3 +245,8 @@ DEFINITIONS: Dict[str, Definition] = {
     ),
     "time/checkpoint_writing(s)": Definition(_END, "time in which rank 0 wrote checkpoints, the whole run"),
 }
+
+
+def left_out(facts: RunFacts) -> FrozenSet[str]:
+    """Names of the metrics that cannot occur in a run of which these are the `facts`."""
+    return frozenset(name for name, definition in DEFINITIONS.items() if not definition.condition.holds(facts))

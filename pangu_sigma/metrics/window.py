@@ -18,6 +18,7 @@ from pangu_sigma.runtime.strict_json import number
 
 Record = Mapping[str, Any]  # a step's metrics, as metrics.jsonl has them
 STEP, TOKENS, PROGRESS = "time/step(s)", "throughput/tokens_per_second", "progress/step"
+CLOCK = "time/unix"  # a moment, of which there is no mean
 RATES = (TOKENS, "throughput/mfu")  # of a step, by its time
 COMPILING_STEPS = 1  # the first of a run
 _LAST = ("time/slowest_rank", "time/median_rank", "moe/graphs")  # beginnings of names
@@ -56,7 +57,7 @@ def measured(records: Sequence[Record], ignored: int = COMPILING_STEPS) -> Dict[
     routed, timed = window(records), timed_steps(records, ignored)
     values: Dict[str, Any] = {}
     for name in dict.fromkeys(name for record in records for name in record):
-        if not name.startswith(("time/", "comm/", "moe/")):
+        if name == CLOCK or not name.startswith(("time/", "comm/", "moe/")):
             continue
         last, chosen = name.startswith(_LAST), routed if name.startswith("moe/") else timed
         found = [record[name] for record in (records if last else chosen) if number(record.get(name)) is not None]

@@ -99,8 +99,8 @@ def time_split(data: Collection) -> FigureSpec:
 
 def bytes_sent(data: Collection) -> FigureSpec:
     name, title, phase = "bytes_sent", "Bytes sent in a step", data.plan.time_phase
-    variants = [variant for _, variant in _having(data, phase, c.INTER)]
-    by_cause = all(data.mean(phase, variant, cause) is not None for cause in CAUSES for variant in variants)
+    variants = [variant for _, variant in _having(data, phase, c.INTER, c.INTRA)]  # on one node nothing is between
+    by_cause = all(any(data.mean(phase, variant, cause) is not None for cause in CAUSES) for variant in variants)
     keys, names = (CAUSES, _CAUSE_NAMES) if by_cause else _LINKS
     rows = [(variant, [data.mean(phase, variant, key) or 0.0 for key in keys]) for variant in variants]
     if not rows:
@@ -213,10 +213,12 @@ def histogram(label: str, place: int, counted: Mapping[str, Sequence[float]]) ->
     return Curve(label, place, [fmean(both) for both in bins], heights)
 
 
-def _having(data: Collection, phase: str, metric: str) -> List[Tuple[int, str]]:
-    """Variants that have the metric, each with its place among all, which gives its colour."""
+def _having(data: Collection, phase: str, *metrics: str) -> List[Tuple[int, str]]:
+    """Variants that have one of the metrics, each with its place among all, which gives its colour."""
     return [
-        (place, name) for place, name in enumerate(data.plan.variants) if data.mean(phase, name, metric) is not None
+        (place, name)
+        for place, name in enumerate(data.plan.variants)
+        if any(data.mean(phase, name, metric) is not None for metric in metrics)
     ]
 
 

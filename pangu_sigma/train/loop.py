@@ -20,6 +20,8 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader
+from pangu_sigma.metrics.conditions import RunFacts
+from pangu_sigma.metrics.definitions import left_out
 from pangu_sigma.metrics.perplexity import loss_text, perplexity_text
 from pangu_sigma.metrics.window import TOKENS, measured
 from pangu_sigma.model.capacity_rules import resolve_layout
@@ -220,8 +222,10 @@ class TrainingLoop:
         self.rows_in_training = sum(data.rows("train", domain) for domain in range(len(data.domains)))
         self.clock = CounterClock(runtime.collectives)
         self.host_sum = HostSum(runtime.collectives, "metrics/counters")
-        measured = runtime.collectives.bytes_sent().counted
-        self.stragglers = Stragglers(runtime.rank, runtime.world_size, config.train.log_interval, measured)
+        counted = runtime.collectives.bytes_sent().counted
+        self.stragglers = Stragglers(runtime.rank, runtime.world_size, config.train.log_interval, counted)
+        layout = resolve_layout(config, runtime.topology)
+        self.left_out = left_out(RunFacts(config, runtime.topology, layout, runtime.chip is not None, counted))
         self.profile = StepProfile(config, runtime.rank)
         self.utilisation = Utilisation(config, runtime.chip, runtime.world_size, engine.words.vocab_size)
         router = config.moe.router
@@ -319,7 +323,7 @@ class TrainingLoop:
     def _record(self, one: LaunchedStep, result: StepResult, step_s: float, total: HostCounters) -> Dict[str, Any]:
         config, tokens = self.config, tokens_per_step(self.config)
         own_mu = getattr(config.moe.router.own, "locality_loss_weight", 0.0)
-        return {
+        found = {
             "progress/step": one.step,
             "progress/epoch": one.step * config.train.global_batch_size / self.rows_in_training,
             "progress/tokens": one.step * tokens,
@@ -331,11 +335,13 @@ class TrainingLoop:
             **routing_metrics(result.sums, one.scheduled.get("moe/locality_loss_weight", own_mu)),
             **one.scheduled,
             **one.slots,
+            "time/unix": round(time.time(), 3),
             **host_metrics(total, self.runtime.world_size, step_s, tokens),
             **one.memory,
             **self.utilisation.mfu(step_s),
             **straggler_metrics(total.compute_by_rank),
         }
+        return {name: value for name, value in found.items() if name not in self.left_out}
 
     def _note(self, read: List["ReadStep"], step: int, log: "MetricsLog | None") -> None:
         """Judges and writes the steps that were `read` after `step` was launched, up to one that ends the run."""
@@ -397,8 +403,9 @@ def console_line(record: Dict[str, Any], steps: int, window: Dict[str, Any]) -> 
     if "valid/perplexity" in record:
         parts.append(f"valid ppl {perplexity_text(record['valid/perplexity'])}")
     parts.append(f"lr {record['optim/learning_rate']:.1e}")
-    if "moe/local_fraction" in window:
-        parts.append(f"local {window['moe/local_fraction']:.0%} drop {window['moe/drop_fraction']:.0%}")
+    shares = (("local", "moe/local_fraction"), ("drop", "moe/drop_fraction"))
+    moved = [f"{word} {window[name]:.0%}" for word, name in shares if name in window]
+    parts += [" ".join(moved)] if moved else []
     if TOKENS in window:
         parts.append(f"{window[TOKENS]:,.0f} tok/s")
     return "  ".join(parts)

@@ -3,7 +3,7 @@
 What is not finite is null in every file (see `pangu_sigma.runtime.strict_json`). Fractions are in [0, 1]. Bytes are
 sums over all ranks of what they sent in the step. Of the times, `time/step(s)` is rank 0's wall clock; the others are
 means over ranks and add up to a step: step = compute + communication + idle - overlapped. Every name and its meaning:
-`pangu_sigma.metrics.definitions`, docs/metrics.md.
+`pangu_sigma.metrics.definitions`, docs/metrics.md. What cannot occur in a run the loop leaves out.
 """
 
 import errno
@@ -18,7 +18,7 @@ from mindspore import Tensor
 
 from locmoe_ops.collectives.interface import Collectives
 from pangu_sigma.errors import OutputNotWritten
-from pangu_sigma.metrics.definitions import CAUSES
+from pangu_sigma.metrics.definitions import CAUSES, OVERLAPPING
 from pangu_sigma.metrics.perplexity import perplexity_of
 from pangu_sigma.runtime import files
 from pangu_sigma.runtime.host_sum import HostSum
@@ -187,7 +187,8 @@ def host_metrics(total: HostCounters, ranks: int, step_s: float, tokens: int) ->
         traffic: Traffic = getattr(total, cause)
         metrics[f"time/{cause}(s)"] = (traffic.communication_s + traffic.idle_s) / ranks
         metrics[f"time/{cause}/idle(s)"] = traffic.idle_s / ranks
-        metrics[f"time/{cause}/overlapped(s)"] = traffic.overlapped_s / ranks
+        if cause in OVERLAPPING:
+            metrics[f"time/{cause}/overlapped(s)"] = traffic.overlapped_s / ranks
         metrics[f"comm/{cause}/intra_node(B)"] = traffic.intra_node_bytes
         metrics[f"comm/{cause}/inter_node(B)"] = traffic.inter_node_bytes
     return metrics

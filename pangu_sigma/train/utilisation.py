@@ -27,6 +27,7 @@ class Utilisation:
 
     def __init__(self, config: Config, chip: Optional[str], ranks: int, vocab_size: int) -> None:
         self._on_device = chip is not None
+        self._device_peak = 0.0  # of all steps so far
         peak = None if chip is None else peak_flops(chip, config.runtime.precision)
         flops = sum(step_flops(config, tokens_per_step(config), vocab_size).values())
         self._best_s = None if peak is None else flops / (peak * ranks)  # at the peak of all devices
@@ -38,10 +39,17 @@ class Utilisation:
 
     def memory(self) -> Dict[str, float]:
         """Of the step since `begin`, once it has been launched: the pool gives out memory then."""
-        found = {"memory/process_peak(B)": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB)}
-        if self._on_device:
-            found["memory/device_peak(B)"] = float(ms.runtime.max_memory_allocated())
-        return found
+        # psutil knows no peak on Linux; the standard library does, without a look into /proc.
+        in_process = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB)
+        if not self._on_device:
+            return {"memory/peak(B)": in_process, "memory/process_peak(B)": in_process}
+        of_step = float(ms.runtime.max_memory_allocated())
+        self._device_peak = max(self._device_peak, of_step)
+        return {
+            "memory/peak(B)": self._device_peak,
+            "memory/device_peak(B)": of_step,
+            "memory/process_peak(B)": in_process,
+        }
 
     def mfu(self, step_s: float) -> Dict[str, float]:
         """Of a step that took `step_s` seconds."""

@@ -301,5 +301,6 @@ def test_a_rank_table_trains(tiny_data, tmp_path):
     assert "2 ranks, expert parallel 2" in ended[0][0]
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if "comm/inter_node(B)" in record]
-    assert len(steps) == 2 and all(record["comm/inter_node(B)"] > 0 == record["comm/intra_node(B)"] for record in steps)
+    assert len(steps) == 2 and all(record["comm/inter_node(B)"] > 0 for record in steps)
+    assert not [name for record in steps for name in record if "intra_node" in name]  # a node has one rank
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["parallel"]["ranks_per_node"] == 1

@@ -63,8 +63,10 @@ def test_lists_counts_and_what_is_missing():
             "moe/graphs": [1, 1, 2, 3],
             "moe/load_max_over_mean": [1.0, 1.0, None, None],
             "throughput/tokens_per_second": [1, 1, 10, 10],
+            "time/unix": [1e9, 1e9 + 1, 1e9 + 3, 1e9 + 7],  # moments, of which there is no mean
         },
     )
+    assert summarise(records)["time/unix"] == 1e9 + 7
     assert measured(records) == {
         STEP: 3.0,
         "throughput/tokens_per_second": 10.0,

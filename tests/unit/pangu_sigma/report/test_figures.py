@@ -89,6 +89,12 @@ def test_a_single_rank_sends_nothing(data_of):
     assert spec.content is None and spec.missing == "a single rank sends nothing"
 
 
+def test_bytes_of_a_run_on_one_node_which_has_none_between_nodes(data_of):
+    """And none of tokens: one rank holds all experts."""
+    figure = figures.bytes_sent(data_of([step(**{"comm/intra_node(B)": 4e6, "comm/gradient/intra_node(B)": 4e6})]))
+    assert ">4 MB<" in figure and "by cause" in figure and "gradients, inside nodes: 4 MB" in figure
+
+
 def test_bytes_by_link_are_what_the_interfaces_counted(data_of):
     counted = [
         {"node": node, "tx_bytes": {"before": 500, "after": 500 + sent}}

@@ -9,7 +9,14 @@ import pytest
 
 from pangu_sigma.errors import OutputNotWritten
 from pangu_sigma.runtime.strict_json import dumps
-from pangu_sigma.train.metrics import MetricsLog, validation_metrics, write_atomically
+from pangu_sigma.train.metrics import (
+    HostCounters,
+    MetricsLog,
+    Traffic,
+    host_metrics,
+    validation_metrics,
+    write_atomically,
+)
 
 
 def lines(path):
@@ -72,3 +79,15 @@ def test_a_sum_over_ranks_that_is_no_number_gives_no_number():
         found = validation_metrics({"task": np.float64(task), "tokens": np.float64(64.0)})
         assert found["valid/perplexity"] is None and json.loads(dumps(found))["valid/loss"] == loss
     assert validation_metrics({"task": np.float64(64.0), "tokens": np.float64(64.0)})["valid/perplexity"] == np.exp(1.0)
+
+
+def test_the_pieces_of_a_step_add_up_to_it():
+    """Two ranks of 1.0 and 0.8 s together: 0.5 s something travelled, 0.2 s of it beside computation, 0.1 s idle."""
+    none = Traffic()
+    found = host_metrics(HostCounters(1.8, Traffic(0.5, 0.1, 0.2, 30.0, 4.0), none, none, none), 2, 1.0, 512)
+    names = ("compute", "communication", "idle", "overlapped")
+    compute, communication, idle, overlapped = (found[f"time/{name}(s)"] for name in names)
+    assert (communication, idle, overlapped) == (0.25, 0.05, 0.1) and compute == pytest.approx(0.7)
+    assert compute + communication + idle - overlapped == pytest.approx(0.9)  # the mean of both
+    assert (found["comm/intra_node(B)"], found["comm/inter_node(B)"]) == (30.0, 4.0)
+    assert found["throughput/tokens_per_second"] == 512.0

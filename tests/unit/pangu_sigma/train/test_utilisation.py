@@ -54,16 +54,29 @@ def test_mfu_by_hand(pool, chip, tera):
     assert found.memory()["memory/device_peak(B)"] == 12345.0 and pool == ["reset", "asked"]
 
 
+def test_the_peak_is_of_all_steps_on_a_device(monkeypatch, pool):
+    found, taken = make("910b"), []
+    for of_step in (300, 500, 200):
+        monkeypatch.setattr(ms.runtime, "max_memory_allocated", lambda size=of_step: size)
+        found.begin()
+        memory = found.memory()
+        taken.append((memory["memory/device_peak(B)"], memory["memory/peak(B)"]))
+    assert taken == [(300.0, 300.0), (500.0, 500.0), (200.0, 500.0)]
+
+
 @pytest.mark.parametrize(("chip", "precision"), [("910c", "fp16"), ("910b", "fp32")])
 def test_without_a_known_peak_there_is_no_mfu(pool, chip, precision):
     found = make(chip, precision)
-    assert set(found.memory()) == {"memory/device_peak(B)", "memory/process_peak(B)"} and found.mfu(1.0) == {}
+    assert set(found.memory()) == {"memory/peak(B)", "memory/device_peak(B)", "memory/process_peak(B)"}
+    assert found.mfu(1.0) == {}
     assert peak_flops(chip, precision) is None
 
 
 def test_a_cpu_tells_of_its_process_alone(pool):
     found = make(None, "fp32")
     found.begin()
-    assert set(found.memory()) == {"memory/process_peak(B)"} and found.mfu(1.0) == {} and pool == []
+    memory = found.memory()
+    assert set(memory) == {"memory/peak(B)", "memory/process_peak(B)"} and found.mfu(1.0) == {} and pool == []
+    assert memory["memory/peak(B)"] == memory["memory/process_peak(B)"]
     resident = [line for line in open("/proc/self/status") if line.startswith("VmHWM")][0]
     assert found.memory()["memory/process_peak(B)"] == pytest.approx(int(resident.split()[1]) * 1024, rel=0.05)

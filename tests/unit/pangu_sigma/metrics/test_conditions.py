@@ -1,0 +1,149 @@
+"""Which metrics a run can have, by its configuration and ranks: the expectation is written out by hand for each job."""
+
+import pytest
+
+from locmoe_ops.topology import Topology
+from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.metrics.conditions import RunFacts
+from pangu_sigma.metrics.definitions import DEFINITIONS, left_out
+
+SPLIT = {f"time/{name}(s)" for name in ("compute", "communication", "idle", "overlapped")}
+SLOWEST = {"time/slowest_rank", "time/slowest_rank/compute(s)", "time/median_rank/compute(s)"}
+HOME = {"moe/local_fraction", "moe/local_fraction_by_layer"}
+TRAFFIC = {name for name in DEFINITIONS if name.startswith("comm/") or name.count("/") == 2 and name[:5] == "time/"}
+TRAFFIC = (TRAFFIC | {f"time/{cause}(s)" for cause in ("all_to_all", "gradient", "tensor")}) - SLOWEST
+
+
+def job(ranks=1, a_node=None, layout=None, device=False, counted=True, **sections):
+    """What such a run leaves out."""
+    config = config_from_dict(sections)
+    degrees = config.parallel
+    topology = Topology(ranks, a_node or ranks, degrees.expert, degrees.tensor)
+    return left_out(RunFacts(config, topology, layout or topology, device, counted))
+
+
+def parts(cause, *links, overlapped=False):
+    names = {f"time/{cause}(s)", f"time/{cause}/idle(s)", *(f"comm/{cause}/{link}_node(B)" for link in links)}
+    return names | {f"time/{cause}/overlapped(s)"} if overlapped else names
+
+
+def test_one_process_has_no_traffic_and_one_node():
+    absent = job()
+    assert absent >= SPLIT | SLOWEST | HOME | TRAFFIC | {"optim/loss_scale", "throughput/mfu"}
+    assert not absent & {"loss/total", "loss/task", "loss/aux", "moe/drop_fraction", "time/step(s)", "memory/peak(B)"}
+    assert not absent & {"progress/tokens", "time/unix", "optim/skipped_steps", "moe/load_max_over_mean"}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "a_node", "sections", "travels"),
+    [
+        # data parallel alone, on one node
+        (2, 2, {}, {"comm/intra_node(B)"} | parts("gradient", "intra", overlapped=True)),
+        # one rank a node: nothing inside
+        (2, 1, {}, {"comm/inter_node(B)"} | parts("gradient", "inter", overlapped=True)),
+        # experts over two nodes of two ranks
+        (
+            4,
+            2,
+            {"parallel": {"expert": 4}},
+            {"comm/intra_node(B)", "comm/inter_node(B)"}
+            | parts("gradient", "intra", "inter", overlapped=True)
+            | parts("all_to_all", "intra", "inter"),
+        ),
+        # experts over the ranks of a node, replicas on the other: tokens stay inside
+        (
+            4,
+            2,
+            {"parallel": {"expert": 2, "overlap_gradients": False}},
+            {"comm/intra_node(B)", "comm/inter_node(B)"}
+            | parts("gradient", "intra", "inter")
+            | parts("all_to_all", "intra"),
+        ),
+        # tensor parallel inside each node, experts across: tokens inside nodes only where ranks share them out
+        (
+            4,
+            2,
+            {"parallel": {"expert": 2, "tensor": 2}, "moe": {"dispatch": {"chunks": 2}}},
+            {"comm/intra_node(B)", "comm/inter_node(B)"}
+            | parts("gradient", "intra", "inter", overlapped=True)
+            | parts("all_to_all", "inter", overlapped=True)
+            | parts("tensor", "intra"),
+        ),
+        (
+            4,
+            2,
+            {"parallel": {"expert": 2, "tensor": 2}, "moe": {"dispatch": {"group_wise": True}}},
+            {"comm/intra_node(B)", "comm/inter_node(B)"}
+            | parts("gradient", "intra", "inter", overlapped=True)
+            | parts("all_to_all", "intra", "inter")
+            | parts("tensor", "intra"),
+        ),
+        # a dense network sends no tokens
+        (
+            2,
+            2,
+            {"model": {"sparse_layers": 0}, "parallel": {"expert": 2}},
+            {"comm/intra_node(B)"} | parts("gradient", "intra", overlapped=True),
+        ),
+    ],
+)
+def test_what_travels(ranks, a_node, sections, travels):
+    absent = job(ranks, a_node, **sections)
+    assert TRAFFIC - absent == travels and not absent & (SPLIT | SLOWEST)
+
+
+def test_a_backend_that_sees_no_traffic_says_nothing_of_it():
+    absent = job(8, 4, device=True, counted=False, parallel={"expert": 8})
+    assert absent >= TRAFFIC | SPLIT | SLOWEST and not absent & HOME
+    assert not absent & {"memory/device_peak(B)", "throughput/mfu"}
+
+
+def test_the_layout_says_which_nodes_are_home():
+    assert not job(layout=Topology(4, 2, 4)) & HOME and job(4, 2, layout=Topology(4, 4)) >= HOME
+
+
+@pytest.mark.parametrize(
+    ("moe", "absent", "present"),
+    [
+        ({"router": {"type": "hash"}}, {"loss/aux", "loss/locality", "moe/undecided_fraction"}, {"moe/drop_fraction"}),
+        ({"router": {"type": "switch"}}, {"loss/locality", "moe/locality_divergence"}, {"loss/aux"}),
+        ({"router": {"type": "switch", "switch": {"aux_loss_weight": 0.0}}}, {"loss/aux"}, set()),
+        ({"router": {"type": "locmoe"}}, set(), {"loss/aux", "loss/locality", "moe/undecided_fraction"}),
+        ({"router": {"locmoe": {"rectify": False}}}, {"moe/undecided_fraction"}, {"loss/aux"}),
+        ({"router": {"locmoe": {"locality_loss_weight": 0.0}}}, {"loss/locality"}, {"loss/aux"}),
+        (
+            {"router": {"locmoe": {"locality_loss_weight": 0.0}, "locality_loss": {"initial_weight": 0.1}}},
+            set(),
+            {"loss/locality", "moe/locality_loss_weight"},
+        ),
+        (
+            {"router": {"locmoe": {"aux_loss_weight": 0.0, "divergence_loss_weight": 0.1}}},
+            {"moe/local_strength"},
+            {"loss/aux"},
+        ),
+        ({"router": {"local_term": {"kind": "bias"}}}, set(), {"moe/local_strength", "valid/local_term_off/loss"}),
+        (
+            {"router": {"local_term": {"kind": "bias"}}, "evaluation_rules": "none"},
+            {"valid/local_term_off/loss"},
+            {"moe/local_strength"},
+        ),
+        ({"dispatch": {"type": "ragged"}}, {"moe/drop_fraction", "moe/graphs"}, {"moe/tokens_per_expert"}),
+        ({"capacity": {"mode": "adaptive"}}, {"moe/local_share"}, {"moe/graphs", "moe/capacity_slots"}),
+    ],
+)
+def test_routers_dispatchers_and_capacity(moe, absent, present):
+    found = job(moe=moe)
+    assert absent <= found and not present & found
+
+
+def test_a_dense_network_has_nothing_of_experts():
+    assert {name for name in DEFINITIONS if name.startswith("moe/")} | {"loss/aux"} <= job(model={"sparse_layers": 0})
+
+
+def test_a_loss_scale_with_fp16():
+    assert "optim/loss_scale" not in job(runtime={"precision": "fp16"})
+
+
+def test_the_reference_says_the_condition():
+    assert DEFINITIONS["loss/task"].where == "every step"
+    assert DEFINITIONS["comm/inter_node(B)"].where == "every step, several nodes, backend tcp"
