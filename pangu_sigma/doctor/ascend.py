@@ -20,10 +20,10 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.doctor.findings import Finding, failure, ok, unknown, warning
 from pangu_sigma.doctor.machine import Machine
 from pangu_sigma.doctor.software import numbers
+from pangu_sigma.runtime.environment import DRIVER_INFO, driver_version, find_cann
 from pangu_sigma.runtime.nodes import is_own
 
-CANN_HOMES = ("/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann")
-DRIVER_INFO, FIRMWARE_INFO = "/usr/local/Ascend/driver/version.info", "/usr/local/Ascend/firmware/version.info"
+FIRMWARE_INFO = "/usr/local/Ascend/firmware/version.info"
 HELPERS = ("davinci_manager", "devmm_svm", "hisi_hdc")  # device files that every process on Ascend opens
 OLDEST_DRIVERS: Dict[Tuple[int, ...], Tuple[int, ...]] = {
     (8, 2): (24, 1),
@@ -42,13 +42,7 @@ def check_ascend(machine: Machine, accepted: Optional[Tuple[str, ...]]) -> List[
     """
     if not machine.devices:
         return [unknown(subject, NO_DEVICE) for subject in ("devices", "driver", "CANN")]
-    named = machine.environ.get("ASCEND_HOME_PATH") or machine.environ.get("ASCEND_TOOLKIT_HOME")
-    cann, home = "", named or CANN_HOMES[0]  # no version: not found
-    for place in (named,) if named else CANN_HOMES:
-        found = machine.fields(f"{place}/compiler/version.info").get("Version", "")  # where MindSpore reads it
-        if found:
-            cann, home = found, place
-            break
+    home, cann = find_cann(machine.environ, machine.fields)
     return [_check_devices(machine), *_check_driver(machine, cann), _check_cann(machine, home, cann, accepted)]
 
 
@@ -125,8 +119,7 @@ def check_named_chip(config: Config, chip: Optional[str]) -> Tuple[Config, List[
 
 
 def _check_driver(machine: Machine, cann: str) -> List[Finding]:
-    info = machine.fields(DRIVER_INFO)
-    found = info.get("package_version") or info.get("Version")
+    found = driver_version(machine.fields)
     if not found:
         fix = "install the driver, or mount that file into the container"
         return [failure("driver", f"no version in {DRIVER_INFO}", fix)]
@@ -138,7 +131,7 @@ def _check_driver(machine: Machine, cann: str) -> List[Finding]:
     elif oldest and numbers(found)[:2] < oldest:
         text = f"{found}, which is too old for CANN {cann}"
         findings = [failure("driver", text, f"install driver {oldest[0]}.{oldest[1]} or newer")]
-    return [*findings, _check_firmware(machine, info.get("compatible_version_fw", ""))]
+    return [*findings, _check_firmware(machine, machine.fields(DRIVER_INFO).get("compatible_version_fw", ""))]
 
 
 def _check_firmware(machine: Machine, limits: str) -> Finding:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, Mapping, Optional, Sequence, Tuple
 
+from pangu_sigma.runtime.environment import name_values
+
 COMMAND_S = 20.0
 
 
@@ -62,8 +64,7 @@ class Machine:
 
     def fields(self, absolute: str) -> Dict[str, str]:
         """The `name=value` lines of a file; none if it cannot be read."""
-        lines = (line.partition("=") for line in (self.read(absolute) or "").splitlines())
-        return {name.strip(): value.strip().strip('"') for name, equals, value in lines if equals}
+        return name_values(str(self.path(absolute)))
 
     @property
     def devices(self) -> Tuple[int, ...]:

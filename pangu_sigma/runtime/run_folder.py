@@ -10,11 +10,13 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.runtime.files import check_output
 
 CHECKPOINTS, CONFIG, METRICS, SUMMARY = "checkpoints", "config.yaml", "metrics.jsonl", "summary.json"
+ENVIRONMENT = "environment.json"
 # What training writes there, besides the logs, which launchers keep under names of their own.
-_WRITTEN = (METRICS, CHECKPOINTS, SUMMARY, CONFIG, "cosines.json", "profile", "tensorboard")
+_WRITTEN = (METRICS, CHECKPOINTS, SUMMARY, CONFIG, ENVIRONMENT, "cosines.json", "profile", "tensorboard")
 _MARKERS = {
     METRICS: (b'"progress/step"',),
     SUMMARY: (b'"router"',),
+    ENVIRONMENT: (b'"launches"',),
     "cosines.json": (b'"token_token_within"',),
 }  # within the first 4 KiB
 SAVED_CONFIG = "# Every key of a configuration, as pangu-sigma resolved it."  # first line of such a file

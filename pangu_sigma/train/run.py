@@ -4,7 +4,7 @@ import math
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
 
@@ -36,11 +36,12 @@ from pangu_sigma.metrics.window import summarise
 from pangu_sigma.model.capacity_rules import resolve_layout
 from pangu_sigma.model.pangu_sigma import sparse_layers
 from pangu_sigma.model.sparse import homes_of_ids, locality_advice
+from pangu_sigma.runtime.environment import add_launch, describe_launch
 from pangu_sigma.runtime.files import set_aside
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.launch import read_launch
 from pangu_sigma.runtime.locks import FolderLock
-from pangu_sigma.runtime.run_folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY, is_saved_config
+from pangu_sigma.runtime.run_folder import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, SUMMARY, is_saved_config
 from pangu_sigma.runtime.runtime import Runtime, start_runtime
 from pangu_sigma.runtime.strict_json import dumps
 from pangu_sigma.runtime.versions import code_version
@@ -106,7 +107,8 @@ def _run(
     folder = Path(config.train.output_dir) / CHECKPOINTS
     with StopRequest() as stop, _checkpoint_writer(config, runtime, data, folder) as writer:
         loop = TrainingLoop(config, runtime, engine, loader, Saving(writer, place, data), stop)
-        log = _open_log(config, start.step) if runtime.is_first else None
+        launch = describe_launch(runtime.topology, runtime.chip, code, start.step) if runtime.is_first else {}
+        log = _open_log(config, start.step, launch) if runtime.is_first else None
         if log is not None:
             headline = _headline(config, engine, data, runtime.world_size, start, source)
             print("\n".join([*headline, *loader.notes]), flush=True)
@@ -192,7 +194,7 @@ def _cosines(config: Config, runtime: Runtime, loader: BatchLoader, engine: Trai
     return measure_cosines(config, engine.routed_tokens(batch), len(batch.ids), runtime.collectives)
 
 
-def _open_log(config: Config, start: int) -> MetricsLog:
+def _open_log(config: Config, start: int, launch: Mapping[str, Any]) -> MetricsLog:
     output = Path(config.train.output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -206,7 +208,8 @@ def _open_log(config: Config, start: int) -> MetricsLog:
         if (output / CONFIG).exists() and not is_saved_config(output / CONFIG):
             print(f"{set_aside(output / CONFIG)}: the configuration that was there, set aside", flush=True)
         save_config(config, output / CONFIG)
-        return MetricsLog(output / METRICS, start, open_trackers(config, start))
+        add_launch(output / ENVIRONMENT, launch)
+        return MetricsLog(output / METRICS, start, open_trackers(config, start, launch))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(

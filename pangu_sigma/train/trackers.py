@@ -66,11 +66,13 @@ def check_trackers(config: Config) -> None:
             raise InputError(f"{key}, but {module} is not installed; expected it, as {command} does, or {other}")
 
 
-def open_trackers(config: Config, start: int) -> List[Tracker]:
-    """The trackers that `config` names, of a run that begins after step `start`."""
+def open_trackers(config: Config, start: int, launch: Mapping[str, Any]) -> List[Tracker]:
+    """The trackers that `config` names, of a run that begins after step `start`; `launch`: its entry in
+    environment.json.
+    """
     trackers: List[Tracker] = []
     if config.train.tensorboard:
-        trackers.append(EventLog(config, start))
+        trackers.append(EventLog(config, start, launch))
     if config.train.tracker != "none":
         trackers.append(LibraryTracker(config))
     return trackers

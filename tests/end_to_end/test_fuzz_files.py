@@ -38,6 +38,7 @@ NAMES = (
     "results.json",
     "validation.jsonl",
     "cosines.json",
+    "environment.json",
     "runs.csv",
     ".pangu-sigma.lock",
     "model.safetensors",

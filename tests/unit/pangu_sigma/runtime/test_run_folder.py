@@ -40,7 +40,17 @@ def test_a_folder_holds_a_run_if_training_wrote_in_it(tmp_path, files, expected)
 
 
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "metrics.jsonl", "summary.json", "cosines.json", "profile", "tensorboard", "checkpoints"]
+    "name",
+    [
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "summary.json",
+        "cosines.json",
+        "profile",
+        "tensorboard",
+        "checkpoints",
+    ],
 )
 @pytest.mark.parametrize("check", [check_new, check_own])
 def test_what_is_in_the_way_of_a_new_run_is_named(tmp_path, name, check):
@@ -57,7 +67,7 @@ def test_other_files_are_in_nobodys_way(tmp_path):
     check_own(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json", "cosines.json"])
+@pytest.mark.parametrize("name", ["environment.json", "metrics.jsonl", "summary.json", "cosines.json"])
 def test_a_file_of_others_in_a_run_is_not_overwritten_by_its_resuming(tmp_path, name):
     put(tmp_path, **{**RUN, name: "my own table"})
     with pytest.raises(InputError, match=f"{name}: is there already, and pangu-sigma did not write it"):

@@ -2,13 +2,18 @@
 buffer.
 """
 
+import json
 import struct
 
 import pytest
+import yaml
 
-from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.config.load import config_from_dict, to_dict
+from pangu_sigma.metrics.definitions import DEFINITIONS
 from pangu_sigma.train.events import FOLDER, EventLog, tag
 from pangu_sigma.train.metrics import MetricsLog
+
+LAUNCH = {"host": "node-7", "command": "pangu-sigma train größe.yaml"}
 
 
 def crc32c(data):
@@ -52,6 +57,18 @@ def scalars(folder):
     ]
 
 
+def texts(folder):
+    """By tag and step; what TensorBoard's Text tab shows as code, without its indentation."""
+    return {
+        (event.step, value.tag): "".join(
+            line[4:] + "\n" for line in value.tensor.string_val[0].decode("utf-8").splitlines()
+        )
+        for event in events(folder)
+        for value in event.summary.value
+        if value.metadata.plugin_data.plugin_name == "text"
+    }
+
+
 def histograms(folder):
     return {
         (event.step, value.tag): value.histo
@@ -76,7 +93,7 @@ def record(step):
 
 
 def test_a_run_and_its_cosines(config, tmp_path):
-    log = MetricsLog(tmp_path / "metrics.jsonl", 0, [EventLog(config, 0)])
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0, [EventLog(config, 0, LAUNCH)])
     for step in range(1, 6):
         log.write(record(step))
     log.close({"layer": 1, "token_gate": {"edges": [-1.0, 0.0, 1.0], "counts": [2, 6]}, "delta": {"maximum": [0.1]}})
@@ -94,13 +111,40 @@ def test_a_run_and_its_cosines(config, tmp_path):
 
 def test_a_resumed_run_hides_the_steps_that_it_makes_again(config, tmp_path):
     for start in (0, 3):
-        log = MetricsLog(tmp_path / "metrics.jsonl", start, [EventLog(config, start)])
+        log = MetricsLog(tmp_path / "metrics.jsonl", start, [EventLog(config, start, LAUNCH)])
         log.write(record(start + 1))
         log.close()
     begun = [
         event.step for event in events(tmp_path) if event.HasField("session_log") and event.session_log.status == 1
     ]  # START
     assert begun == [1, 4]
+
+
+def test_curves_are_described_once_a_file_and_have_the_times_of_their_steps(config, tmp_path):
+    """TensorBoard takes a description from a curve's first point. `time/unix` is an axis there, no curve."""
+    for start in (0, 2):
+        log = MetricsLog(tmp_path / "metrics.jsonl", start, [EventLog(config, start, LAUNCH)])
+        for step in (start + 1, start + 2):
+            log.write({**record(step), "time/unix": 1e9 + step, "of/nobody": 1.0})
+        log.close()
+    points = [(event, value) for event in events(tmp_path) for value in event.summary.value if value.simple_value]
+    assert {value.tag for _, value in points} == {"progress/step", "time/step_s", "of/nobody"}
+    assert all(event.wall_time == 1e9 + event.step for event, _ in points)
+    described = [
+        (event.step, value.tag, value.metadata.summary_description)
+        for event, value in points
+        if value.metadata.summary_description
+    ]
+    meanings = {tag(name): DEFINITIONS[name].meaning for name in ("progress/step", "time/step(s)")}
+    assert described == [(step, name, meaning) for step in (1, 3) for name, meaning in meanings.items()]
+
+
+def test_configuration_and_environment_are_texts(config, tmp_path):
+    EventLog(config, 3, LAUNCH).close()
+    found = texts(tmp_path)
+    assert set(found) == {(3, "configuration/text_summary"), (3, "environment/text_summary")}
+    assert yaml.safe_load(found[3, "configuration/text_summary"]) == to_dict(config)
+    assert json.loads(found[3, "environment/text_summary"]) == LAUNCH
 
 
 def test_tags():

@@ -34,7 +34,7 @@ def test_a_tracker_gets_the_numbers_of_each_step(monkeypatch, tmp_path, tracker,
     monkeypatch.setitem(sys.modules, tracker, module)
     config = config_of(folder, tracker=tracker)
     check_trackers(config)
-    log = MetricsLog(folder / "metrics.jsonl", 0, open_trackers(config, 0))
+    log = MetricsLog(folder / "metrics.jsonl", 0, open_trackers(config, 0, {}))
     for step in (1, 2):  # a number that is none goes nowhere
         log.write(
             {
@@ -55,8 +55,8 @@ def test_a_tracker_gets_the_numbers_of_each_step(monkeypatch, tmp_path, tracker,
 
 def test_none_unless_asked_for(tmp_path):
     check_trackers(config_of(tmp_path))
-    assert open_trackers(config_of(tmp_path), 0) == []
-    (only,) = open_trackers(config_of(tmp_path, tensorboard=True), 0)
+    assert open_trackers(config_of(tmp_path), 0, {}) == []
+    (only,) = open_trackers(config_of(tmp_path, tensorboard=True), 0, {})
     assert isinstance(only, EventLog) and not isinstance(only, LibraryTracker)
     only.close()
 
