@@ -37,6 +37,7 @@ def add_doctor(commands: Any) -> None:
     doctor.add_argument(
         "--env-file", metavar="FILE", help="shell file to read on them first, such as CANN's set_env.sh"
     )
+    doctor.add_argument("--verbose", action="store_true", help="list the checks that do not apply here, too")
     doctor.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     doctor.add_argument(
         "--self-test",
@@ -71,6 +72,7 @@ def _doctor(config: Config, options: argparse.Namespace) -> int:
         options.env_file,
         options.json,
         tuple(words),
+        options.verbose,
     )
     return doctor(config if options.config else None, request)
 

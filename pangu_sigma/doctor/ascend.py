@@ -17,7 +17,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.config.check_chip import with_chip
 from pangu_sigma.config.chips import CHIPS, chip_of_model
 from pangu_sigma.config.schema import Config
-from pangu_sigma.doctor.findings import Finding, failure, ok, unknown, warning
+from pangu_sigma.doctor.findings import Finding, failure, not_applicable, ok, unknown, warning
 from pangu_sigma.doctor.machine import Machine
 from pangu_sigma.doctor.software import numbers
 from pangu_sigma.runtime.environment import DRIVER_INFO, driver_version, find_cann
@@ -41,7 +41,7 @@ def check_ascend(machine: Machine, accepted: Optional[Tuple[str, ...]]) -> List[
         accepted: CANN versions that MindSpore accepts, as in 8.5; None if that could not be found out.
     """
     if not machine.devices:
-        return [unknown(subject, NO_DEVICE) for subject in ("devices", "driver", "CANN")]
+        return [not_applicable(subject, "no Ascend device", NO_DEVICE) for subject in ("devices", "driver", "CANN")]
     home, cann = find_cann(machine.environ, machine.fields)
     return [_check_devices(machine), *_check_driver(machine, cann), _check_cann(machine, home, cann, accepted)]
 

@@ -13,7 +13,7 @@ from typing import List, Optional, Sequence, Tuple
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
 from pangu_sigma.doctor.ascend import accepted_by_mindspore, check_ascend, check_hccl, check_named_chip, found_chip
-from pangu_sigma.doctor.findings import FAILURE, Finding, lines_of, summary_of
+from pangu_sigma.doctor.findings import FAILURE, Finding, lines_of, shown, summary_of
 from pangu_sigma.doctor.logs import check_logs
 from pangu_sigma.doctor.machine import Machine
 from pangu_sigma.doctor.network import Remote, check_clock, check_hccl_ports, check_names, check_nodes, check_port
@@ -37,6 +37,7 @@ class DoctorOptions:
         env_file: shell file to read on them first.
         as_json: print JSON in place of text.
         words: this command line's arguments, for the doctor of another node.
+        verbose: list the checks that do not apply, too.
     """
 
     rank_table: Optional[str]
@@ -48,10 +49,12 @@ class DoctorOptions:
     env_file: Optional[str]
     as_json: bool
     words: Tuple[str, ...]
+    verbose: bool = False
 
 
 def doctor(config: Optional[Config], request: DoctorOptions, machine: Optional[Machine] = None) -> int:
-    """Prints a line a finding, the bad ones with their fix; returns 1 if something failed, else 0.
+    """Prints a line a finding, the bad ones with their fix, and one for all checks that do not apply; returns 1 if
+    something failed, else 0.
 
     Args:
         config: of the job; None: its degrees, data and disk are not checked.
@@ -67,9 +70,9 @@ def doctor(config: Optional[Config], request: DoctorOptions, machine: Optional[M
         print(dumps({"time": time.time(), "findings": [finding.to_dict() for finding in findings]}))
     else:
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        for finding in findings:
+        for finding in shown(findings, request.verbose):
             print("\n".join(lines_of(finding, colour)))
-        print(f"\n{summary_of(findings)}")
+        print(f"\n{summary_of(findings, request.verbose)}")
     return 1 if any(finding.level == FAILURE for finding in findings) else 0
 
 
@@ -95,7 +98,7 @@ def examine(config: Optional[Config], request: DoctorOptions, machine: Machine) 
             *check_hccl(machine, chip),
             *check_table(machine, table, request.server, config, request.ranks),
             *check_names(nodes, port=request.port),
-            check_port(machine, request.port, is_first),
+            check_port(machine, request.port, is_first, len(nodes)),
             check_hccl_ports(machine),
             check_clock(machine, len(nodes)),
             *check_storage(config),

@@ -2,9 +2,9 @@
 
 import textwrap
 from dataclasses import dataclass
-from typing import Dict, List, Sequence
+from typing import Any, Dict, List, Sequence
 
-WIDTH = 80
+WIDTH = 79  # of 80 columns: some terminals break a line that fills the last one
 _LABEL, _SUBJECT = 5, 13
 OK, UNKNOWN, WARNING, FAILURE = "ok", "skip", "warn", "FAIL"
 _COLOURS = {OK: "32", UNKNOWN: "33", WARNING: "33", FAILURE: "31"}
@@ -19,21 +19,24 @@ class Finding:
         subject: what was looked at, in a word or two.
         found: what is there, or why it could not be checked.
         fix: what to do, where there is something to do.
+        without: for want of what the check does not apply, in a few words, as in "no CONFIG"; empty: it applies.
     """
 
     level: str
     subject: str
     found: str
     fix: str = ""
+    without: str = ""
 
-    def to_dict(self) -> Dict[str, str]:
-        """As `doctor --json` prints it, where the fix is called `mend`."""
-        return {"level": self.level, "subject": self.subject, "found": self.found, "mend": self.fix}
+    def to_dict(self) -> Dict[str, Any]:
+        """As `doctor --json` prints it, where the fix is called `mend`, and `applies` tells whether the check does."""
+        known = {"level": self.level, "subject": self.subject, "found": self.found, "mend": self.fix}
+        return {**known, "applies": not self.without, **({"without": self.without} if self.without else {})}
 
     @classmethod
-    def from_dict(cls, entry: Dict[str, str]) -> "Finding":
+    def from_dict(cls, entry: Dict[str, Any]) -> "Finding":
         """The inverse of `to_dict`. Raises KeyError or TypeError where `entry` is something else."""
-        return cls(entry["level"], entry["subject"], entry["found"], entry["mend"])
+        return cls(entry["level"], entry["subject"], entry["found"], entry["mend"], entry.get("without", ""))
 
 
 def ok(subject: str, found: str) -> Finding:
@@ -44,6 +47,18 @@ def ok(subject: str, found: str) -> Finding:
 def unknown(subject: str, reason: str, fix: str = "") -> Finding:
     """A `subject` that could not be checked here, the `reason`, and the `fix` that would let it be checked."""
     return Finding(UNKNOWN, subject, f"not checked: {reason}", fix)
+
+
+def not_applicable(subject: str, without: str, reason: str, fix: str = "") -> Finding:
+    """A `subject` that is nothing to check in this job or on this machine.
+
+    Args:
+        subject: what would be looked at.
+        without: for want of what, in a few words: all such findings are summed up in one line of these.
+        reason: the same in full.
+        fix: what would let it be checked.
+    """
+    return Finding(UNKNOWN, subject, f"not checked: {reason}", fix, without)
 
 
 def warning(subject: str, found: str, fix: str) -> Finding:
@@ -57,7 +72,7 @@ def failure(subject: str, found: str, fix: str) -> Finding:
 
 
 def lines_of(finding: Finding, colour: bool) -> List[str]:
-    """The `finding` within 80 columns: label (in colour if `colour`), subject, text, and the fix below it."""
+    """The `finding` within `WIDTH` columns: label (in colour if `colour`), subject, text, and the fix below it."""
     label = finding.level.ljust(_LABEL)
     if colour:
         label = f"\033[{_COLOURS[finding.level]}m{label}\033[0m"
@@ -65,12 +80,27 @@ def lines_of(finding: Finding, colour: bool) -> List[str]:
     text = textwrap.wrap(finding.found, width, break_on_hyphens=False)
     fix = textwrap.wrap(finding.fix, width - 3, break_on_hyphens=False)
     below = [("-> " if number == 0 else "   ") + line for number, line in enumerate(fix)]
-    if len(finding.subject) >= _SUBJECT:  # a long subject stands alone
-        return [label + finding.subject, *(indent + line for line in text + below)]
+    if len(finding.subject) >= _SUBJECT:  # a long subject stands alone; a node's name may be longer than a line
+        first, *more = textwrap.wrap(finding.subject, WIDTH - _LABEL, break_on_hyphens=False)
+        return [label + first, *(" " * _LABEL + line for line in more), *(indent + line for line in text + below)]
     return [label + finding.subject.ljust(_SUBJECT) + text[0], *(indent + line for line in text[1:] + below)]
 
 
-def summary_of(findings: Sequence[Finding]) -> str:
-    """How many of the `findings` are of each level, as the last line of the text says it."""
-    counts = {level: sum(finding.level == level for finding in findings) for level in _COLOURS}
-    return f"{counts[OK]} ok, {counts[WARNING]} to look at, {counts[FAILURE]} failed, {counts[UNKNOWN]} not checked"
+def shown(findings: Sequence[Finding], verbose: bool) -> List[Finding]:
+    """The findings that a reader is shown: in place of the checks that do not apply one finding that says for want of
+    what, or (`verbose`) all of them.
+    """
+    others = [finding for finding in findings if not finding.without]
+    absent = len(findings) - len(others)
+    if verbose or not absent:
+        return list(findings)
+    causes = dict.fromkeys(finding.without for finding in findings if finding.without)
+    return [*others, Finding(UNKNOWN, f"{absent} check{'s' if absent > 1 else ''}", ", ".join(causes))]
+
+
+def summary_of(findings: Sequence[Finding], verbose: bool = False) -> str:
+    """How many of all `findings` are of each level, as the last line of the text says it. `verbose`: see `shown`."""
+    levels = [finding.level for finding in findings if not finding.without]
+    absent, hint = len(findings) - len(levels), "" if verbose else " (--verbose)"
+    text = f"{levels.count(OK)} ok, {levels.count(WARNING)} to look at, {levels.count(FAILURE)} failed"
+    return f"{text}, {levels.count(UNKNOWN)} not checked" + (f"; {absent} do not apply{hint}" if absent else "")

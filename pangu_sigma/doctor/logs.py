@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Iterable, List, Optional
 
 from pangu_sigma.config.schema import Config
-from pangu_sigma.doctor.findings import Finding, ok, unknown, warning
+from pangu_sigma.doctor.findings import Finding, not_applicable, ok, warning
 from pangu_sigma.runtime.log_level import BACKOFF, REDUCED
 
 SUBJECT = "kernels"
@@ -18,12 +18,12 @@ _CAST = re.compile(r"\[([^\]\s]+)\][^\[]*" + REDUCED + r"\s+(\w+)\s+to\s+(\w+)")
 def check_logs(config: Optional[Config]) -> List[Finding]:
     """Findings on the newest launch's logs in `train.output_dir`; `config` None: nothing says where they are."""
     if config is None:
-        return [unknown(SUBJECT, "no CONFIG is given, whose runs have logs")]
+        return [not_applicable(SUBJECT, "no CONFIG", "no CONFIG is given, whose runs have logs")]
     folder = Path(config.train.output_dir) / "logs"
     launches = [path for path in folder.glob("launch_*") if path.is_dir()]
     logs = sorted(max(launches, key=lambda path: path.stat().st_mtime).rglob("worker_*.log")) if launches else []
     if not logs:
-        return [unknown(SUBJECT, f"no logs of ranks in {folder}")]
+        return [not_applicable(SUBJECT, "no logs yet", f"no logs of ranks in {folder}")]
     fallen, cast = Counter[str](), Counter[str]()
     for log in logs:
         with open(log, encoding="utf-8", errors="replace") as lines:

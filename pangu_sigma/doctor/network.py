@@ -12,7 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
-from pangu_sigma.doctor.findings import FAILURE, OK, UNKNOWN, WARNING, Finding, failure, ok, unknown, warning
+from pangu_sigma.doctor.findings import (
+    FAILURE,
+    OK,
+    UNKNOWN,
+    WARNING,
+    Finding,
+    failure,
+    not_applicable,
+    ok,
+    unknown,
+    warning,
+)
 from pangu_sigma.doctor.machine import Machine, Ran
 from pangu_sigma.runtime.nodes import Node
 
@@ -23,6 +34,7 @@ ANSWER_S, SSH_S = 2.0, 180.0
 SKEW_S, LARGE_SKEW_S = 1.0, 60.0
 SAME_EVERYWHERE = ("Python", "NumPy", "MindSpore", "CANN", "driver", "firmware", "HCCL")
 REPOSITORY = Path(__file__).resolve().parents[2]
+ONE_MACHINE = "one machine"  # why there is nothing to check between nodes
 PROBE_PORT = 22  # where a node is asked whether it answers, if no port of the job is known
 
 
@@ -51,7 +63,7 @@ def check_names(nodes: Sequence[Node], port: Optional[int] = None, probe: Probe 
         probe: asks an address on a port, as `answer_of` does.
     """
     if len(nodes) < 2:
-        return [unknown("names", "no other node is known", "give --rank-table or --nodes-file")]
+        return [not_applicable("names", ONE_MACHINE, "no other node is known", "give --rank-table or --nodes-file")]
     nameless = [node.name for node in nodes if node.address is None]
     if nameless:
         found = f"{nameless[0]} does not resolve ({len(nameless)} of {len(nodes)})"
@@ -94,17 +106,20 @@ def _check_answers(nodes: Sequence[Node], probe: Probe, port: int) -> Finding:
 # ---- ports
 
 
-def check_port(machine: Machine, port: Optional[int], is_first: bool) -> Finding:
+def check_port(machine: Machine, port: Optional[int], is_first: bool, nodes: int = 1) -> Finding:
     """The port on which ranks meet.
 
     Args:
         machine: whose settings say which ports the system hands out.
         port: the one that the job is to use; None: no job names one.
         is_first: whether this is node 0, the only one that needs it.
+        nodes: of the job.
     """
+    if port is None and nodes > 1:
+        return unknown("port", "none is given", "give --port, on which the ranks are to meet")
     if port is None:
         found = "none is given, and one machine takes a free one"
-        return unknown("port", found, "give --port for a job on several nodes")
+        return not_applicable("port", ONE_MACHINE, found, "give --port for a job on several nodes")
     if not is_first:
         return ok("port", f"{port}, which node 0 needs, not this one")
     if not _is_free(port):
@@ -123,7 +138,7 @@ def check_port(machine: Machine, port: Optional[int], is_first: bool) -> Finding
 def check_hccl_ports(machine: Machine) -> Finding:
     """The ports that HCCL takes on a `machine` with devices."""
     if not machine.devices:
-        return unknown("HCCL's ports", "this machine has no Ascend device")
+        return not_applicable("HCCL's ports", "no Ascend device", "this machine has no Ascend device")
     text = machine.environ.get("HCCL_IF_BASE_PORT", "")
     base = int(text) if text.isdigit() and 1024 <= int(text) <= 65520 else HCCL_BASE_PORT
     wanted = range(base, min(base + HCCL_PORTS, 65536))
@@ -156,7 +171,7 @@ def _is_reserved(machine: Machine, wanted: range) -> bool:
 def check_clock(machine: Machine, nodes: int) -> Finding:
     """Whether the clock of `machine` is synchronised, for a job on that many `nodes`."""
     if nodes < 2:
-        return unknown("clock", "one machine has no other to differ from")
+        return not_applicable("clock", ONE_MACHINE, "one machine has no other to differ from")
     state = machine.clock()
     if state is None:
         return unknown("clock", "the kernel does not say whether it is synchronised")

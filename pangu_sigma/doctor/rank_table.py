@@ -7,7 +7,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.rank_table import RankTable, Server, read_rank_table
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
-from pangu_sigma.doctor.findings import Finding, failure, ok, unknown, warning
+from pangu_sigma.doctor.findings import Finding, failure, not_applicable, ok, unknown, warning
 from pangu_sigma.doctor.machine import Machine
 from pangu_sigma.runtime.launch import Launch
 from pangu_sigma.runtime.nodes import is_own, resolve
@@ -30,7 +30,12 @@ def check_table(
     """
     if not path:
         return [
-            unknown("rank table", "none is given", "give --rank-table, or RANK_TABLE_FILE, if the job is to use one"),
+            not_applicable(
+                "rank table",
+                "no rank table",
+                "none is given",
+                "give --rank-table, or RANK_TABLE_FILE, if the job is to use one",
+            ),
             *_check_degrees(config, Launch(world_size=ranks) if ranks else None),
         ]
     try:
@@ -64,7 +69,7 @@ def _check_server(machine: Machine, table: RankTable, name: Optional[str]) -> Li
         ]
     findings = [ok("server", f"this is {own.name}, ranks {own.ranks[0]} to {own.ranks[-1]}")]
     if not machine.devices:
-        return [*findings, unknown("table, devices", "this machine has no Ascend device")]
+        return [*findings, not_applicable("table, devices", "no Ascend device", "this machine has no Ascend device")]
     if machine.environ.get("ASCEND_RT_VISIBLE_DEVICES"):
         findings.append(
             failure(
@@ -117,14 +122,10 @@ def _check_addresses(machine: Machine, own: Server) -> Finding:
 
 
 def _check_degrees(config: Optional[Config], launch: Optional[Launch]) -> List[Finding]:
-    if config is None or launch is None:
-        return [
-            unknown(
-                "degrees",
-                "no CONFIG is given" if config is None else "how many ranks there are is not known",
-                "" if config is None else "give --rank-table or --ranks",
-            )
-        ]
+    if config is None:
+        return [not_applicable("degrees", "no CONFIG", "no CONFIG is given")]
+    if launch is None:
+        return [unknown("degrees", "how many ranks there are is not known", "give --rank-table or --ranks")]
     try:
         fitting = launch.fit(config)
         validate(fitting, launch.world_size)

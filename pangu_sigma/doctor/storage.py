@@ -10,7 +10,7 @@ from pangu_sigma.config.derived import ffn_hidden_size, num_blocks, num_sparse_l
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.manifest import DataManifest, check_files, read_manifest
 from pangu_sigma.data.placement import check_placement
-from pangu_sigma.doctor.findings import Finding, failure, ok, unknown, warning
+from pangu_sigma.doctor.findings import Finding, failure, not_applicable, ok, warning
 from pangu_sigma.runtime.files import temporary_path
 
 BLOCK = 8 << 20  # bytes
@@ -22,7 +22,7 @@ BYTES_A_PARAMETER = 12  # weight and both moments of Adam in fp32
 def check_storage(config: Optional[Config]) -> List[Finding]:
     """Findings on disk and data; `config` None: nothing says where checkpoints and data are."""
     if config is None:
-        return [unknown(subject, "no CONFIG is given") for subject in ("disk", "data")]
+        return [not_applicable(subject, "no CONFIG", "no CONFIG is given") for subject in ("disk", "data")]
     try:
         manifest: Optional[DataManifest] = read_manifest(Path(config.data.path))
     except InputError:

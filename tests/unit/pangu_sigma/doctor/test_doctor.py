@@ -20,7 +20,9 @@ from pangu_sigma.doctor.findings import (
     Finding,
     failure,
     lines_of,
+    not_applicable,
     ok,
+    shown,
     summary_of,
     unknown,
     warning,
@@ -62,17 +64,19 @@ def request(**changed):
         failure("table, devices", LONG, LONG),
         warning("10.0.0.1: MindSpore", LONG, LONG),
         unknown("CANN", "why", "fix"),
+        not_applicable("clock", "one machine", LONG, LONG),
         ok("x", "a" * 30),
+        warning(f"{'compute-rack-17-' * 6}host.example.org: clock skew", "1 s", "ntpd"),
     ],
 )
 @pytest.mark.parametrize("colour", [False, True])
-def test_lines_fit_80_columns_and_keep_every_word(finding, colour):
+def test_lines_fit_79_columns_and_keep_every_word(finding, colour):
     lines = [re.sub(r"\033\[\d+m", "", line) for line in lines_of(finding, colour)]
-    assert max(map(len, lines)) <= 80
-    words = " ".join(lines).split()
-    for text in (finding.subject, finding.found, finding.fix):
+    assert max(map(len, lines)) <= 79
+    words, letters = " ".join(lines).split(), "".join("".join(lines).split())
+    for text in (finding.found, finding.fix):
         assert set(text.split()) <= set(words)
-    assert words[0] == finding.level
+    assert "".join(finding.subject.split()) in letters and words[0] == finding.level
 
 
 def test_only_the_label_is_coloured():
@@ -88,15 +92,38 @@ def test_only_the_label_is_coloured():
 def test_the_summary_counts():
     findings = [ok("a", "b")] * 3 + [warning("a", "b", "c")] * 2 + [failure("a", "b", "c")] + [unknown("a", "b")] * 4
     assert summary_of(findings) == "3 ok, 2 to look at, 1 failed, 4 not checked"
+    findings += [not_applicable("a", "no CONFIG", "b")] * 11
+    counted = "3 ok, 2 to look at, 1 failed, 4 not checked; 11 do not apply"
+    assert [summary_of(findings, verbose) for verbose in (False, True)] == [f"{counted} (--verbose)", counted]
+
+
+def test_what_does_not_apply_is_one_line():
+    """Whatever the order: for want of what, each once, after what was found."""
+    some = [not_applicable("a", "no CONFIG", "x"), ok("b", "fine"), not_applicable("c", "one machine", "y")]
+    some += [unknown("d", "z"), not_applicable("e", "no CONFIG", "w")]
+    found = shown(some, verbose=False)
+    assert [finding.subject for finding in found] == ["b", "d", "3 checks"]
+    assert lines_of(found[-1], colour=False) == ["skip 3 checks     no CONFIG, one machine"]
+    assert shown(some, verbose=True) == some and shown(some[1:2], verbose=False) == some[1:2]
+    assert shown(some[:1], verbose=False)[0].subject == "1 check"
 
 
 # ---- the command
 
 
-def test_without_anything_it_says_what_it_could_not_check(machine, capsys):
+def test_on_a_laptop_one_line_says_what_does_not_apply(machine, capsys):
     assert command.doctor(None, request(), machine) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80 and "\033" not in "".join(lines)
+    assert max(map(len, lines)) <= 79 and len(lines) == 7
+    (skipped,) = [line for line in lines if line.startswith(UNKNOWN)]
+    assert skipped == "skip 12 checks    no Ascend device, no rank table, no CONFIG, one machine"
+    assert lines[-1] == "4 ok, 0 to look at, 0 failed, 0 not checked; 12 do not apply (--verbose)"
+
+
+def test_verbosely_it_says_of_each_check_why_it_does_not_apply(machine, capsys):
+    assert command.doctor(None, request(verbose=True), machine) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 79 and "\033" not in "".join(lines)
     subjects = {
         line[5:18].strip(): line[:4].strip() for line in lines if line[:5].strip() in (OK, UNKNOWN, WARNING, FAILURE)
     }
@@ -117,6 +144,17 @@ def test_json_has_the_same_findings(machine, capsys):
     found = json.loads(capsys.readouterr().out)
     findings = [Finding.from_dict(entry) for entry in found["findings"]]
     assert [finding.subject for finding in findings][:3] == ["Python", "NumPy", "MindSpore"] and found["time"] > 1e9
+    applies = {entry["subject"]: entry["applies"] for entry in found["findings"]}
+    assert applies["Python"] and not applies["clock"] and not applies["disk"]
+    assert [finding.to_dict() for finding in findings] == found["findings"]
+
+
+def test_a_job_on_several_nodes_is_asked_for_its_port(machine, tmp_path, capsys):
+    """There the missing port is no matter of course."""
+    (tmp_path / "hosts").write_text("10.254.254.1\n10.254.254.2\n")
+    command.doctor(None, request(nodes_file=str(tmp_path / "hosts")), machine)
+    out = capsys.readouterr().out
+    assert "skip port         not checked: none is given" in out and "one machine" not in out
 
 
 def test_an_unreadable_nodes_file_is_bad_input(machine, tmp_path):
