@@ -150,9 +150,10 @@ def _time_split(now: Mapping[str, Any]) -> List[str]:
 
 
 def _bytes(now: Mapping[str, Any]) -> List[str]:
-    if not now.get(c.INTRA, 0.0) + now.get(c.INTER, 0.0) or not {c.INTRA, c.INTER} <= now.keys():
-        return []
-    return [f"bytes     {size(now[c.INTRA])} inside nodes, {size(now[c.INTER])} between nodes a step"]
+    """Of the links that the run has."""
+    sent = [(now[name], where) for name, where in ((c.INTRA, "inside"), (c.INTER, "between")) if name in now]
+    text = ", ".join(f"{size(bytes_sent)} {where} nodes" for bytes_sent, where in sent)
+    return [f"bytes     {text} a step"] if any(bytes_sent for bytes_sent, _ in sent) else []
 
 
 def _routing(now: Mapping[str, Any]) -> List[str]:
