@@ -84,7 +84,7 @@ def differences(whole: Path, resumed: Path) -> list[str]:
         f"step {a['progress/step']}: {name}"
         for a, b in zip(left[20:], right, strict=True)
         for name in names
-        if a[name] != b[name]
+        if a.get(name) != b.get(name)  # a loss scale with fp16 only
     ]
     readers = [CheckpointReader.open(folder / "checkpoints" / "step_40") for folder in (whole, resumed)]
     with readers[0] as one, readers[1] as other:

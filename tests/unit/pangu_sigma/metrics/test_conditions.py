@@ -2,6 +2,8 @@
 
 import pytest
 
+from locmoe_ops.dispatch.registry import add_dispatcher_file, remove_dispatcher
+from locmoe_ops.router_registry import add_router_file, remove_router
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.metrics.conditions import RunFacts
@@ -138,6 +140,31 @@ def test_routers_dispatchers_and_capacity(moe, absent, present):
 
 def test_a_dense_network_has_nothing_of_experts():
     assert {name for name in DEFINITIONS if name.startswith("moe/")} | {"loss/aux"} <= job(model={"sparse_layers": 0})
+
+
+OWN_ROUTER = "from locmoe_ops.router_registry import RouterSpec\nROUTER = RouterSpec()\ndef build(context): ...\n"
+OWN_DISPATCHER = """
+from locmoe_ops.dispatch.registry import DispatcherSpec
+DISPATCHER = DispatcherSpec(lambda setup: None, lambda setup, slots: [])
+def build(collectives, setup, tag): ...
+"""
+
+
+@pytest.fixture
+def own_files(tmp_path):
+    """A router and a dispatcher of the user's, which declare nothing of their losses and groups."""
+    (tmp_path / "own_router.py").write_text(OWN_ROUTER)
+    (tmp_path / "own_dispatcher.py").write_text(OWN_DISPATCHER)
+    names = add_router_file(str(tmp_path / "own_router.py")), add_dispatcher_file(str(tmp_path / "own_dispatcher.py"))
+    yield names
+    remove_router(names[0])
+    remove_dispatcher(names[1])
+
+
+def test_what_a_user_adds_may_have_any_loss_and_exchange_anywhere(own_files):
+    router, dispatcher = own_files
+    absent = job(2, 1, moe={"router": {"type": router}, "dispatch": {"type": dispatcher}})
+    assert not absent & ({"loss/aux", "loss/locality"} | parts("all_to_all", "inter", overlapped=True))
 
 
 def test_a_loss_scale_with_fp16():
