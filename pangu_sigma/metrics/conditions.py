@@ -62,8 +62,16 @@ FP16 = Condition("precision fp16", lambda facts: facts.config.runtime.precision 
 # ---- experts, routers, capacity
 
 EXPERTS = Condition("with experts", lambda facts: has_experts(facts.config))
+
+
+def _leaves_home(facts: RunFacts) -> bool:
+    """Whether the ranks that share out a layer's experts are on several nodes; else every token is at home."""
+    layout = facts.layout
+    return any(len({layout.node_of(rank) for rank in group}) > 1 for group in layout.groups("ep"))
+
+
 HOME_NODES = all_of(
-    EXPERTS, Condition("several nodes (of moe.layout, where it is given)", lambda facts: facts.layout.nodes > 1)
+    EXPERTS, Condition("a layer's experts on several nodes (of moe.layout, where it is given)", _leaves_home)
 )
 
 

@@ -104,6 +104,10 @@ def test_the_layout_says_which_nodes_are_home():
     assert not job(layout=Topology(4, 2, 4)) & HOME and job(4, 2, layout=Topology(4, 4)) >= HOME
 
 
+def test_where_each_node_has_all_experts_every_token_is_at_home():
+    assert job(4, 2, parallel={"expert": 2}) >= HOME and not job(4, 2, parallel={"expert": 4}) & HOME
+
+
 @pytest.mark.parametrize(
     ("moe", "absent", "present"),
     [
