@@ -80,8 +80,9 @@ def add_launch(path: Path, launch: Mapping[str, Any]) -> None:
 def launches(path: Path) -> List[Dict[str, Any]]:
     """The entries of `environment.json` at `path`, the oldest first; none if it is missing or something else."""
     found = read_object(path).get(LAUNCHES)
-    is_whole = isinstance(found, list) and all(isinstance(one, dict) for one in found)
-    return found if is_whole else []
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        return []
+    return found
 
 
 def command_line(words: List[str]) -> str:
