@@ -51,7 +51,7 @@ DISPATCHERS = {
     "hierarchical, group-wise": ("moe.dispatch={type: hierarchical, group_wise: true, chunks: 2}",),
 }
 NOT_IN_THE_STEP = {  # read by the host alone, or constants of which only the value enters
-    "data": ("path", "prepare", "mixing"),
+    "data": ("path", "prepare", "mixing", "weights"),
     "model": ("init_std",),
     "moe": ("initial_experts",),
     "optimizer": (

@@ -168,7 +168,7 @@ def _kind(hint: Any, limits: Any) -> str:
     if get_origin(bare) is tuple:
         return f"list of {_TYPES[get_args(bare)[0]]}s"
     if get_origin(bare) is dict:
-        return "mapping of text to text"
+        return f"mapping of text to {_TYPES[get_args(bare)[1]]}"
     signs = (("minimum", ">="), ("above", ">"), ("maximum", "<="))
     bounds = ", ".join(f"{sign} {limits[name]:g}" for name, sign in signs if name in limits)
     return f"{_TYPES[bare]} {bounds}".strip()

@@ -38,6 +38,7 @@ _WRITTEN = (
     "part_*.json.writing",
     NAME,
     "tokenizer.model",
+    "tokenizer.json",
     "config.yaml",
 )
 

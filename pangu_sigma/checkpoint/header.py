@@ -15,7 +15,7 @@ from pangu_sigma.config.schema import Config, LayoutConfig
 from pangu_sigma.config.strict_yaml import spelled
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.domains import BY_DOMAIN, resolve_domain_groups
-from pangu_sigma.data.manifest import TOKENIZER
+from pangu_sigma.data.manifest import find_tokenizer
 
 
 def training_header(
@@ -64,6 +64,8 @@ def sampler_state(config: Config, data: PreparedData, step: int) -> Dict[str, An
         "data.placement": config.data.placement,
         "prepared data": data.manifest.fingerprint,
     }
+    if config.data.weights is not None:
+        state["data.weights"] = dict(sorted(config.data.weights.items()))
     if config.data.placement in BY_DOMAIN:
         state[_PLACED_BY] = "domain"
     if data.manifest.clusters is not None:  # which another version of their library may find otherwise
@@ -196,11 +198,11 @@ def check_same_ids(reader: CheckpointReader, data: PreparedData) -> None:
     """
     then = reader.header.data
     if then.tokenizer_sha256 not in (None, data.manifest.tokenizer_sha256):
-        own = Path(reader.folder) / TOKENIZER
+        own = find_tokenizer(Path(reader.folder))
         again = (
             "to resume, prepare the data with the checkpoint's: pangu-sigma prepare CONFIG --set "
             f"data.prepare.tokenizer={own}, and another data.path where this one is still needed"
-            if own.is_file()
+            if own is not None
             else "expected the data it was trained on, or data prepared with their tokenizer (data.prepare.tokenizer), "
             "which a checkpoint of this age does not hold"
         )

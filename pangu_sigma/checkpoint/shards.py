@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, Type
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -50,9 +50,11 @@ def planned(key: str, array: np.ndarray) -> PlannedTensor:
     return PlannedTensor(key, array.shape, NAMES_OF[array.dtype], lambda: array)
 
 
-def write_shard(path: Path, tensors: Sequence[PlannedTensor]) -> Dict[str, str]:
+def write_shard(
+    path: Path, tensors: Sequence[PlannedTensor], metadata: Optional[Mapping[str, str]] = None
+) -> Dict[str, str]:
     """Writes and syncs a safetensors file at `path`; of its `tensors`, one is in memory at a time. Returns the CRC-32
-    of each by key.
+    of each by key. `metadata`: what the file's header says besides, if anything.
 
     Raises OSError as the file system does.
     """
@@ -60,7 +62,7 @@ def write_shard(path: Path, tensors: Sequence[PlannedTensor]) -> Dict[str, str]:
     ordered = sorted(tensors, key=lambda tensor: (-DTYPES[tensor.dtype], tensor.key))
     checksums = {}
     with open(path, "wb") as file:
-        file.write(_header(ordered))
+        file.write(_header(ordered, metadata))
         for tensor in ordered:
             data = raw_bytes(tensor.load())
             checksums[tensor.key] = crc32(data)
@@ -70,11 +72,11 @@ def write_shard(path: Path, tensors: Sequence[PlannedTensor]) -> Dict[str, str]:
     return checksums
 
 
-def _header(tensors: Sequence[PlannedTensor]) -> bytes:
+def _header(tensors: Sequence[PlannedTensor], metadata: Optional[Mapping[str, str]]) -> bytes:
     """Length of the JSON text (8 bytes, little-endian), then the text, padded so that tensors begin at a multiple of
     8.
     """
-    entries: Dict[str, Any] = {}
+    entries: Dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     start = 0
     for tensor in tensors:
         end = start + int(np.prod(tensor.shape, dtype=np.int64)) * DTYPES[tensor.dtype]

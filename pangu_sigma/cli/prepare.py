@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from pangu_sigma.cli.arguments import add_command
+from pangu_sigma.config.check_data import check_data
 from pangu_sigma.config.check_run import check_paths
 from pangu_sigma.config.schema import Config
 from pangu_sigma.runtime.reporting import SUCCESS
@@ -15,6 +16,7 @@ def add_prepare(commands: Any) -> None:
 
 
 def _prepare(config: Config, options: argparse.Namespace) -> int:
+    check_data(config)
     check_paths(config)
     from pangu_sigma.data.prepare import prepare
 

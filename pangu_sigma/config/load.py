@@ -143,17 +143,22 @@ def _convert(hint: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Any
         return tuple(_convert(element, item, f"{path}[{index}]", limits) for index, item in enumerate(value))
     if get_origin(hint) is dict:
         if not isinstance(value, Mapping):
-            raise InputError(f"{path}: found {shown(value)}, expected a mapping of names to paths")
+            what = "paths" if get_args(hint)[1] is str else "numbers"
+            raise InputError(f"{path}: found {shown(value)}, expected a mapping of names to {what}")
         for name, item in value.items():
             # An unquoted `no:` is a boolean in YAML.
             if not isinstance(name, str):
                 raise InputError(f"{path}: found the key {shown(name)}, expected a string (put it in quotes)")
+            if get_args(hint)[1] is not str:
+                continue
             if not isinstance(item, str):
                 raise InputError(f"{path}.{name}: found {shown(item)}, expected a string{_how_to_write(str, item)}")
             if not (_is_text(name) and _is_text(item)):
                 raise InputError(
                     f"{path}: found {shown(name)}: {shown(item)}, expected characters that UTF-8 can hold, and no NUL"
                 )
+        if get_args(hint)[1] is not str:
+            return {name: _convert(get_args(hint)[1], item, f"{path}.{name}", limits) for name, item in value.items()}
         return dict(value)
     converted = _convert_scalar(hint, value, path, limits, optional)
     if not _within(converted, limits):

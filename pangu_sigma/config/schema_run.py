@@ -28,11 +28,23 @@ class ClusterConfig:
 class PrepareConfig:
     sources: Dict[str, str] = key(
         dict,
-        "domain name -> folder of text files, or one file; a JSONL file has a `text` field (and perhaps "
-        "`domain`) on each line. docs/tutorial.md says which files of a folder are read",
+        "domain name -> folder of text files, or one file; a JSONL file has a document on each line, a Parquet file "
+        "(needs pyarrow) one in each row, in the field text_key, and perhaps its domain in domain_key. "
+        "docs/tutorial.md says which files of a folder are read",
+    )
+    text_key: str = key("text", "field of a JSONL record, or column of a Parquet file, that holds a document's text")
+    domain_key: str = key(
+        "domain",
+        "field or column that names a document's domain: a source takes those of its own domain, and those that name "
+        "none",
     )
     vocab_size: int = key(8000, "pieces of the tokenizer to train", minimum=300)
-    tokenizer: Optional[str] = key(None, "existing SentencePiece model to use instead of training one")
+    tokenizer: Optional[str] = key(
+        None,
+        "existing tokenizer to use instead of training one: a SentencePiece model that has <|endoftext|> and a tag for "
+        "each domain, as prepare trains it; or Hugging Face's tokenizer.json (needs tokenizers), byte-level or with "
+        "byte fallback, to which those that are missing are added",
+    )
     tokenizer_training_bytes: int = key(
         20_000_000, "at most this much text, evenly over domains, trains the tokenizer", minimum=10_000
     )
@@ -62,8 +74,14 @@ class DataConfig:
     )
     mixing: str = key(
         "balanced",
-        "domains in equal shares within every rank's rows, or in proportion to their size",
-        choices=("balanced", "proportional"),
+        "domains in equal shares within every rank's rows, in proportion to their size, or in proportion to "
+        "data.weights. Validation takes equally many rows of each domain in any case",
+        choices=("balanced", "proportional", "weighted"),
+    )
+    weights: Optional[Dict[str, float]] = key(
+        None,
+        "domain name -> its weight in what training reads, for data.mixing weighted: {en: 1, zh: 3} reads three rows "
+        "of zh for one of en, however much text there is of each; a domain that runs out is read again",
     )
     reset_at_document_end: bool = key(True, "restart positions and block attention at document ends")
     prepare: PrepareConfig = key(PrepareConfig, "used by `pangu-sigma prepare` only")

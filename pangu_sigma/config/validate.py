@@ -9,6 +9,7 @@ from locmoe_ops.router_registry import RouterSizes, router_spec, routers
 from pangu_sigma.config.ascend import check_runtime
 from pangu_sigma.config.check_chip import check_chip, check_gathered
 from pangu_sigma.config.check_compile import check_compile
+from pangu_sigma.config.check_data import check_data
 from pangu_sigma.config.check_gradients import check_gradients
 from pangu_sigma.config.check_parallel import check_parallel, require_divides
 from pangu_sigma.config.check_run import (
@@ -40,6 +41,7 @@ def validate(config: Config, world_size: int) -> None:
     check_schedule(config)
     check_recompute(config)
     check_checkpoints(config)
+    check_data(config)
     check_clusters(config.data.prepare.clusters)
     check_runtime(config)
     check_compile(config, world_size)

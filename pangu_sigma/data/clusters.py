@@ -212,14 +212,19 @@ def _separation(cosines: np.ndarray, labels: np.ndarray) -> Separation:
 
 
 def cluster_sources(
-    settings: PrepareConfig, mixing: str, sources: Sequence[Source], tokenizer: Tokenizer
+    settings: PrepareConfig,
+    mixing: str,
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    weights: Sequence[float] = (),
 ) -> Optional[SourceClusters]:
     """Clusters of all documents that `settings` ask for; None where they ask for none. Validation does not shape them.
 
     Args:
         settings: what is read of a source, and which clusters are wanted.
-        mixing: `data.mixing`: whether the corpus is every domain in equal shares, or all text as it is.
-        sources: of the domains. tokenizer: whose ids are counted.
+        mixing: `data.mixing`: whether the corpus is every domain in equal shares, in those of `weights`, or all text as
+            it is.
+        sources: of the domains. tokenizer: whose ids are counted. weights: shares of the domains, if any.
 
     Raises:
         InputError: there are fewer documents than clusters.
@@ -236,7 +241,8 @@ def cluster_sources(
     separation = []
     parts = [[d] for d in range(len(sources))] if wanted.within == "domain" else [list(range(len(sources)))]
     for part in parts:
-        share = [sizes[d] / sizes[d].sum() if mixing == "balanced" else sizes[d] for d in part]
+        share = [sizes[d] if mixing == "proportional" else sizes[d] / sizes[d].sum() for d in part]
+        share = [of_domain * weights[d] for d, of_domain in zip(part, share)] if weights else share
         of_what = f"domain '{sources[part[0]].domain}'" if len(part) == 1 else "the corpus"
         found = find_clusters(vstack([counts[train][d] for d in part], "csr"), np.concatenate(share), wanted, of_what)
         labels[train] += np.split(found.labels, np.cumsum([len(sizes[d]) for d in part])[:-1])

@@ -1,11 +1,14 @@
-"""Reads a domain's documents from a folder of text files, one text file, or JSONL; and cuts long ones into pieces."""
+"""Reads a domain's documents from a folder of text files, one text file, JSONL or Parquet; and cuts long ones into
+pieces.
+"""
 
+import unicodedata
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Optional, Set
+from typing import Iterable, Iterator, List, NamedTuple, Optional, Set
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import read_text
-from pangu_sigma.data import jsonl, sources
+from pangu_sigma.data import jsonl, parquet, sources
 from pangu_sigma.data.sources import SourceCount, list_files
 
 
@@ -14,23 +17,35 @@ class Document(NamedTuple):
     where: str  # file, or file:line, for messages
 
 
+class RecordKeys(NamedTuple):
+    """Names of the fields of a JSONL record, or the columns of a Parquet file, that hold a document and its domain."""
+
+    text: str = "text"
+    domain: str = "domain"
+
+
+NAMED_TEXT = RecordKeys()
+
+
 def read_documents(
     domain: str,
     source: str,
     max_bytes: Optional[int] = None,
     key: str = "data.prepare.sources.",
     count: Optional[SourceCount] = None,
+    keys: RecordKeys = NAMED_TEXT,
 ) -> Iterator[Document]:
-    """Documents of `source` in a fixed order: files by path, JSONL by line. `pangu_sigma.data.sources` says which
-    files.
+    """Documents of `source` in a fixed order: files by path, JSONL by line, Parquet by row. `pangu_sigma.data.sources`
+    says which files.
 
     Args:
-        domain: whose documents. Records of a JSONL file that name another one are passed over, so that one file can
-            serve several.
+        domain: whose documents. Records of a JSONL or Parquet file that name another one are passed over, so that one
+            file can serve several.
         source: path of a folder or a file.
         max_bytes: end after this many bytes of UTF-8 text; the document that reaches the limit is cut there.
         key: stands before the domain in messages, where the user named the source.
         count: takes how many files were read, and what was passed over.
+        keys: the fields of a record that are read.
 
     Raises:
         InputError: a missing, unreadable or malformed file (named, with its line), or no document at all.
@@ -41,7 +56,7 @@ def read_documents(
     remaining = max_bytes
     found = False
     for number, path in enumerate(files):
-        for document in _read_file(path, domain, others, count):
+        for document in _read_file(path, domain, others, count, keys):
             found = True
             if remaining is None:
                 yield document
@@ -89,11 +104,16 @@ def prefix(text: str, limit: int) -> str:
     return text[:limit].encode("utf-8")[:limit].decode("utf-8", errors="ignore") or text[:1]
 
 
-def _read_file(path: Path, domain: str, others: Set[str], count: SourceCount) -> Iterator[Document]:
+def _read_file(path: Path, domain: str, others: Set[str], count: SourceCount, keys: RecordKeys) -> Iterator[Document]:
     """The documents of one file, which counts as read, or as passed over where there is neither text nor a record in
     it.
     """
-    if not jsonl.is_jsonl(path):
+    records: Iterable[jsonl.Record]
+    if jsonl.is_jsonl(path):
+        records = jsonl.read_records(path, f"one object with a `{keys.text}` field")
+    elif parquet.is_parquet(path):
+        records = parquet.read_records(path, keys.text, keys.domain)
+    else:
         text = read_text(path, "UTF-8 text")
         if text.strip():
             count.files += 1
@@ -102,22 +122,26 @@ def _read_file(path: Path, domain: str, others: Set[str], count: SourceCount) ->
             count.files_passed_over.add(sources.EMPTY, path.name)
         return
     any_record = False
-    for record in jsonl.read_records(path, "one object with a `text` field"):
+    for record in records:
         count.files += not any_record
         any_record = True
-        yield from _document(record, domain, others, count)
+        yield from _document(record, domain, others, count, keys)
     if not any_record:
         count.files_passed_over.add(sources.EMPTY, path.name)
 
 
-def _document(record: jsonl.Record, domain: str, others: Set[str], count: SourceCount) -> Iterator[Document]:
+def _document(
+    record: jsonl.Record, domain: str, others: Set[str], count: SourceCount, keys: RecordKeys
+) -> Iterator[Document]:
     """The document of a record, unless it is another domain's or holds no text. A domain that is null is none."""
-    named = record.optional_text("domain")
-    if named not in (None, domain):
+    named = record.optional_text(keys.domain)
+    count.records += 1
+    count.labelled_records += named is not None
+    if named is not None and unicodedata.normalize("NFC", named) != domain:  # as prepare has its domains' names
         others.add(str(named))
         count.records_passed_over.add(sources.OTHER_DOMAIN, record.where)
         return
-    text = record.text("text")
+    text = record.text(keys.text)
     if text.strip():
         yield Document(text, record.where)
     else:

@@ -10,7 +10,6 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.data.manifest import (
     NAME,
     TOKEN_COUNTS,
-    TOKENIZER,
     DataManifest,
     check_files,
     read_manifest,
@@ -74,7 +73,7 @@ class PreparedData:
 
     @property
     def tokenizer_path(self) -> str:
-        return str(self.path / TOKENIZER)
+        return str(self.path / self.manifest.tokenizer_name)
 
     def read_tokenizer(self) -> bytes:
         """The tokenizer's file, as it was when the folder was opened. Raises InputError where it is another one by

@@ -1,7 +1,8 @@
 """Which expert group serves a domain, and which domains' rows a node receives: neither follows from the other."""
 
 import math
-from typing import Optional, Sequence, Tuple
+import unicodedata
+from typing import Mapping, Optional, Sequence, Tuple
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import router_spec
@@ -47,6 +48,43 @@ def resolve_domain_groups(domain_groups: Optional[Sequence[int]], num_domains: i
         if not 0 <= group < num_groups:
             raise InputError(f"moe.domain_groups: found group {group}; expected 0 to {num_groups - 1} (moe.num_groups)")
     return tuple(domain_groups)
+
+
+DOMAIN_NAMES = (
+    "letters and digits of any script, '-' and '_' (at most 64 characters and 200 bytes; composed, as NFC has it)"
+)
+
+
+def is_domain_name(name: str) -> bool:
+    """Whether a domain may be called so: its name is part of file names, of a tag in the tokenizer, and of keys. See
+    `DOMAIN_NAMES`.
+    """
+    kinds = [unicodedata.category(character)[0] for character in name]  # Letter, Mark, Number, ...
+    return (
+        all(kind in "LMN" or character in "-_" for kind, character in zip(kinds, name))
+        and kinds[:1] not in ([], ["M"])
+        and len(name) <= 64
+        and len(name.encode("utf-8")) <= 200
+        and unicodedata.is_normalized("NFC", name)
+    )
+
+
+def domain_weights(weights: Optional[Mapping[str, float]], names: Sequence[str]) -> Tuple[float, ...]:
+    """Each domain's share of what is read, in the order of `names`; they add up to 1. Empty without weights.
+
+    Args:
+        weights: `data.weights`. names: of the data's domains.
+
+    Raises InputError: a domain without a weight, or a weight of no domain.
+    """
+    if weights is None:
+        return ()
+    missing, unknown = [name for name in names if name not in weights], [name for name in weights if name not in names]
+    if missing or unknown:
+        wrong = f"has no weight for {', '.join(missing)}" if missing else f"has one for {', '.join(unknown)}"
+        raise InputError(f"data.weights: {wrong}; expected one for each domain of the data: {', '.join(names)}")
+    total = math.fsum(weights.values())
+    return tuple(weights[name] / total for name in names)
 
 
 def check_domains(config: Config, domains: int) -> None:

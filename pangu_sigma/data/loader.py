@@ -12,6 +12,7 @@ from pangu_sigma.config.derived import micro_batch_sequences
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch, make_batch
 from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.domains import domain_weights
 from pangu_sigma.data.known_routes import KnownRoutes
 from pangu_sigma.data.manifest import SPLITS
 from pangu_sigma.data.placement import RowPlacement, place_rows
@@ -206,13 +207,14 @@ def create_loader(config: Config, data: PreparedData, layout: Topology, rank: in
     rows.
 
     Raises:
-        InputError: domains, clusters, layout and batch sizes that do not fit together.
+        InputError: domains, weights, clusters, layout and batch sizes that do not fit together.
     """
     train, mixing = config.train, config.data.mixing
     cells, clusters = {split: data.cells(split) for split in SPLITS}, data.manifest.clusters
     within = clusters.within if clusters is not None else None
-    placement = place_rows(layout, config.data.placement, mixing, data.domains, cells, within)
-    sampler = BatchSampler(cells["train"], placement, train.global_batch_size, train.seed, mixing)
+    weights = domain_weights(config.data.weights, data.domains)
+    placement = place_rows(layout, config.data.placement, mixing, data.domains, cells, within, weights)
+    sampler = BatchSampler(cells["train"], placement, train.global_batch_size, train.seed, mixing, weights)
     micro_batch_size = micro_batch_sequences(config, world_size)
     options = LoaderOptions(micro_batch_size, config.data.reset_at_document_end, train.eval_rows)
     return BatchLoader(data, sampler, rank, world_size, options)

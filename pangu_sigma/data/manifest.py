@@ -4,15 +4,16 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Collection, Dict, Optional, Tuple
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.data.pieces import HUGGING_FACE_FILE, SENTENCEPIECE_FILE
 from pangu_sigma.runtime.strict_json import dumps
 
 FORMAT = "pangu-sigma data"
 VERSION = 1
 NAME = "manifest.json"
-TOKENIZER = "tokenizer.model"
+TOKENIZERS = (SENTENCEPIECE_FILE, HUGGING_FACE_FILE)  # a folder of data, or a checkpoint, holds one of them
 TOKEN_COUNTS = "token_counts.npy"
 SPLITS = ("train", "validation")
 
@@ -89,8 +90,22 @@ class DataManifest:
     clusters: Optional[ClusterRecord] = None
 
     @property
+    def tokenizer_name(self) -> str:
+        return tokenizer_among(self.files) or SENTENCEPIECE_FILE
+
+    @property
     def tokenizer_sha256(self) -> str:
-        return self.files[TOKENIZER].sha256
+        return self.files[self.tokenizer_name].sha256
+
+
+def tokenizer_among(names: Collection[str]) -> Optional[str]:
+    """Which of the files of a folder is its tokenizer, None: none."""
+    return next((name for name in TOKENIZERS if name in names), None)
+
+
+def find_tokenizer(folder: Path) -> Optional[Path]:
+    """The tokenizer's file in a folder, None: there is none."""
+    return next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
 
 
 def records_name(split: str, domain: str) -> str:
@@ -161,7 +176,7 @@ def _from_content(content: Dict[str, Any]) -> DataManifest:
         clusters=_clusters(content["clusters"]) if content.get("clusters") is not None else None,
     )
     expected = {
-        TOKENIZER,
+        manifest.tokenizer_name,
         TOKEN_COUNTS,
         *(records_name(s, d) + e for s in SPLITS for d in manifest.domains for e in ("", ".db")),
     }

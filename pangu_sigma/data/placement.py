@@ -117,7 +117,13 @@ def check_placement(placement: str, nodes: int, domains: int, clusters: bool) ->
 
 
 def place_rows(
-    layout: Topology, placement: str, mixing: str, names: Sequence[str], cells: SplitCells, within: Optional[str]
+    layout: Topology,
+    placement: str,
+    mixing: str,
+    names: Sequence[str],
+    cells: SplitCells,
+    within: Optional[str],
+    weights: Sequence[float] = (),
 ) -> RowPlacement:
     """The placement of rows that a configuration asks for.
 
@@ -125,6 +131,7 @@ def place_rows(
         layout: cluster of the logical ranks. placement, mixing: `data.placement` and `data.mixing`.
         names: of the domains. cells: rows of their clusters.
         within: what was clustered, see `data.prepare.clusters.within`; None: the data has no clusters.
+        weights: shares of the domains where `mixing` is weighted, else none.
 
     Raises:
         InputError: see `check_placement`.
@@ -135,7 +142,7 @@ def place_rows(
         notes.append(f"data.placement: {placement} places nothing on the only node (moe.layout can describe more)")
     elif placement not in ("shuffled", "known_routes"):
         order = _ORDERS.get(placement, "by cluster" if within == "corpus" else "each domain by cluster")
-        zones = [_with_line(zone, layout, order, mixing, cells) for zone in zones]
+        zones = [_with_line(zone, layout, order, mixing, cells, weights) for zone in zones]
         spread = [one for zone in zones for one in _spread(zone, layout, order, names)]
         if spread:
             what = "domains" if order == "by domain" else "clusters"
@@ -144,15 +151,18 @@ def place_rows(
                 f"data.placement: the {what} do not fill {layout.nodes} nodes evenly; so that the mixture of text "
                 f"stays as it is, {shown}"
             )
-        if mixing == "proportional" and len(zones) > 1:
-            notes.append(_mixture_note(zones, names, cells))
+        if mixing != "balanced" and len(zones) > 1:
+            sizes = np.array([sum(of_domain) for of_domain in cells["train"]], np.float64)
+            notes.append(_mixture_note(zones, names, mixing, np.asarray(weights) if weights else sizes))
     return RowPlacement(layout, tuple(zones), tuple(notes), placement == "known_routes" and layout.nodes > 1)
 
 
 _ORDERS = {"domain_by_node": "by domain", "domain_cluster_by_node": "by domain, then cluster"}  # of rows on the line
 
 
-def _with_line(zone: Zone, layout: Topology, order: str, mixing: str, cells: SplitCells) -> Zone:
+def _with_line(
+    zone: Zone, layout: Topology, order: str, mixing: str, cells: SplitCells, weights: Sequence[float]
+) -> Zone:
     """`zone` with the line of its rows, on which all lie in this `order`; where it is that of each domain, every domain
     lies along the whole of it. One node, or one domain to be placed as a whole, leaves nothing to choose.
     """
@@ -164,7 +174,11 @@ def _with_line(zone: Zone, layout: Topology, order: str, mixing: str, cells: Spl
     length = rows / np.maximum(of_domain, 1.0)
     if order == "each domain by cluster":
         return zone._replace(line=Line(np.cumsum(length, axis=1) - length, length, cells))
-    length = length / len(zone.domains) if mixing == "balanced" else rows / rows.sum()
+    if mixing == "weighted":
+        share = np.array([weights[d] if d in zone.domains else 0.0 for d in range(len(rows))])
+        length = length * (share / share.sum())[:, None]
+    else:
+        length = length / len(zone.domains) if mixing == "balanced" else rows / rows.sum()
     along = length.T if order == "by cluster" else length
     start = (np.cumsum(along) - along.ravel()).reshape(along.shape)  # (D, K) or (K, D) <- (D * K,)
     return zone._replace(line=Line(start.T if order == "by cluster" else start, length, cells))
@@ -194,17 +208,17 @@ def _spread(zone: Zone, layout: Topology, order: str, names: Sequence[str]) -> L
     return found
 
 
-def _mixture_note(zones: Sequence[Zone], names: Sequence[str], cells: SplitCells) -> str:
-    """Zones read in proportion to their ranks, whatever the size of their domains."""
-    rows = np.array([sum(of_domain) for of_domain in cells["train"]], np.float64)
-    read = np.zeros(len(rows))
+def _mixture_note(zones: Sequence[Zone], names: Sequence[str], mixing: str, wanted: np.ndarray) -> str:
+    """Zones read in proportion to their ranks, whatever the size or weight of their domains, `wanted`: <float64>[D]."""
+    read = np.zeros(len(wanted))
     for zone in zones:
         chosen, ranks = list(zone.domains), sum(len(other.ranks) for other in zones)
-        read[chosen] = len(zone.ranks) / ranks * rows[chosen] / rows[chosen].sum()
-    shares = [f"{name} {100 * a:.0f} % ({100 * b:.0f} %)" for name, a, b in zip(names, read, rows / rows.sum())]
+        read[chosen] = len(zone.ranks) / ranks * wanted[chosen] / wanted[chosen].sum()
+    shares = [f"{name} {100 * a:.0f} % ({100 * b:.0f} %)" for name, a, b in zip(names, read, wanted / wanted.sum())]
+    what = "weight" if mixing == "weighted" else "size"
     return (
-        "data.placement: with domain_by_node nodes read equally many rows, so that data.mixing proportional holds "
-        f"within a node alone; of all text, and in brackets by size: {', '.join(shares)}"
+        "data.placement: with domain_by_node nodes read equally many rows, so that "
+        f"data.mixing {mixing} holds within a node alone; of all text, and in brackets by {what}: {', '.join(shares)}"
     )
 
 

@@ -12,8 +12,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
-import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,15 +27,17 @@ from pangu_sigma.data import manifest as manifests
 from pangu_sigma.data.clusters import SourceClusters, cluster_sources, require_library
 from pangu_sigma.data.corpus import prefix
 from pangu_sigma.data.dataset import PreparedData
+from pangu_sigma.data.domains import DOMAIN_NAMES, domain_weights, is_domain_name
 from pangu_sigma.data.manifest import SPLITS, DataManifest
+from pangu_sigma.data.outcome import cluster_lines, summary, warn
+from pangu_sigma.data.pieces import SENTENCEPIECE_FILE
 from pangu_sigma.data.publish import check_target, data_folder, finish_publishing
 from pangu_sigma.data.records import pack_rows, write_rows
-from pangu_sigma.data.survey import Source, passed_over, survey
-from pangu_sigma.data.tokenizer import Tokenizer, train_tokenizer
+from pangu_sigma.data.survey import Source, check_keys, passed_over, survey
+from pangu_sigma.data.tokenizer import Tokenizer, given_tokenizer, train_tokenizer
 from pangu_sigma.errors import OutputNotWritten
 from pangu_sigma.runtime.locks import FolderLock
 
-_DOMAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TRAIN, _VALIDATION = SPLITS
 
 
@@ -59,12 +59,10 @@ def prepare(config: Config) -> None:
     """
     sources = config.data.prepare.sources
     if not sources:
-        raise InputError("data.prepare.sources: found none; expected domain name -> folder or JSONL file")
+        raise InputError("data.prepare.sources: found none; expected domain name -> folder or file")
     for domain in sources:
-        if not _DOMAIN_NAME.fullmatch(domain):
-            raise InputError(
-                f"data.prepare.sources: domain name '{domain}'; expected letters, digits, '-' and '_' (at most 64)"
-            )
+        if not is_domain_name(domain):
+            raise InputError(f"data.prepare.sources: domain name {domain!r}; expected {DOMAIN_NAMES}")
     placement = config.data.placement
     if placement in ("clustered", "domain_cluster_by_node") and not config.data.prepare.clusters.count:
         raise InputError(
@@ -80,27 +78,25 @@ def prepare(config: Config) -> None:
 
 def _prepare(config: Config, target: Path) -> None:
     settings = config.data.prepare
-    given = Tokenizer.load(settings.tokenizer) if settings.tokenizer is not None else None
-    missing = [domain for domain in settings.sources if given is not None and domain not in given.domain_tags]
-    if given is not None and missing:
-        raise InputError(
-            f"data.prepare.tokenizer: '{settings.tokenizer}' has no tag for {', '.join(missing)}; "
-            f"expected domains among: {', '.join(given.domains) or 'none'}"
-        )
+    given = given_tokenizer(settings.tokenizer, list(settings.sources)) if settings.tokenizer is not None else None
     sources = [survey(domain, path, settings) for domain, path in settings.sources.items()]
+    check_keys(settings, sources)
     fingerprint = _fingerprint(config, sources)
     try:
         found: Optional[DataManifest] = PreparedData.open(str(target), verify=True).manifest
     except InputError:
         found = None
     if found is not None and found.fingerprint == fingerprint:
-        print("\n".join([f"{config.data.path}: up to date", *_clusters(found), *passed_over(sources)]), flush=True)
+        print("\n".join([f"{config.data.path}: up to date", *cluster_lines(found), *passed_over(sources)]), flush=True)
+        warn(found, settings)
         return
     require_library(settings.clusters)
     with _disk_errors(target), data_folder(target) as folder:
         tokenizer = _make_tokenizer(sources, settings, given, folder)
         _write_data(config, sources, tokenizer, fingerprint, folder)
-    print("\n".join([_summary(config.data.path, manifests.read_manifest(target)), *passed_over(sources)]), flush=True)
+    written = manifests.read_manifest(target)
+    print("\n".join([summary(config.data.path, written), *passed_over(sources)]), flush=True)
+    warn(written, settings)
 
 
 def _fingerprint(config: Config, sources: List[Source]) -> str:
@@ -118,6 +114,8 @@ def _fingerprint(config: Config, sources: List[Source]) -> str:
     if clusters.count:  # folders without clusters keep the fingerprint that they had before there were any
         mixing = config.data.mixing if clusters.within == "corpus" else None
         inputs["clusters"] = (clusters.count, clusters.within, clusters.dimensions, clusters.seed, mixing)
+        if mixing == "weighted":
+            inputs["weights"] = config.data.weights
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
@@ -138,9 +136,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 def _make_tokenizer(
     sources: List[Source], settings: PrepareConfig, given: Optional[Tokenizer], folder: Path
 ) -> Tokenizer:
-    path = folder / manifests.TOKENIZER
     if given is not None:
-        shutil.copyfile(str(settings.tokenizer), path)
+        (folder / given.file_name).write_bytes(given.model)
         return given
     share = settings.tokenizer_training_bytes // len(sources)
     texts: List[str] = []
@@ -153,11 +150,14 @@ def _make_tokenizer(
                 taken += len(texts[-1].encode("utf-8"))
             seen += len(piece.encode("utf-8"))
     print(f"training a tokenizer on {sum(map(len, texts)) / 1e6:.1f} M characters", flush=True)
-    return train_tokenizer(texts, [source.domain for source in sources], settings.vocab_size, str(path))
+    return train_tokenizer(
+        texts, [source.domain for source in sources], settings.vocab_size, str(folder / SENTENCEPIECE_FILE)
+    )
 
 
 def _write_data(config: Config, sources: List[Source], tokenizer: Tokenizer, fingerprint: str, folder: Path) -> None:
-    clusters = cluster_sources(config.data.prepare, config.data.mixing, sources, tokenizer)
+    weights = domain_weights(config.data.weights, [source.domain for source in sources])
+    clusters = cluster_sources(config.data.prepare, config.data.mixing, sources, tokenizer, weights)
     splits: Dict[str, List[SplitRows]] = {
         name: [
             _write_split(config, source, number, name, tokenizer, clusters, folder)
@@ -252,36 +252,3 @@ def _write_split(
             "expected more text, a larger data.prepare.validation_fraction or a shorter model.sequence_length"
         )
     return SplitRows(tuple(cells), documents, counts)
-
-
-def _summary(path: str, manifest: DataManifest) -> str:
-    lines = [f"{path}: rows of {manifest.sequence_length} + 1 ids, vocabulary {manifest.vocab_size}"]
-    for number, domain in enumerate(manifest.domains):
-        counts = ", ".join(
-            f"{name} {manifest.rows[name][number]} rows of {manifest.documents[name][number]} documents"
-            for name in SPLITS
-        )
-        lines.append(f"  {domain}: {counts}")
-    return "\n".join([*lines, *_clusters(manifest)])
-
-
-def _clusters(manifest: DataManifest) -> Iterator[str]:
-    """Sizes of the clusters in training rows, and how well they separate; nothing where there are none."""
-    domains, clusters = manifest.domains, manifest.clusters
-    if clusters is None:
-        return
-    names = domains if clusters.within == "domain" else ("corpus",)
-    rows, pieces = np.array(clusters.rows[_TRAIN]), np.array(clusters.pieces)  # (domains, clusters)
-    for number, (name, found) in enumerate(zip(names, clusters.separation)):
-        yield (
-            f"  clusters of {name}: silhouette {found.silhouette:.2f}; cosine of a document to its own centre "
-            f"{found.own_cosine:.2f}, to the nearest other {found.other_cosine:.2f}"
-        )
-        chosen = [number] if clusters.within == "domain" else list(range(len(domains)))
-        for cluster in range(rows.shape[1]):
-            of_domains = ", ".join(f"{domains[d]} {rows[d, cluster]}" for d in chosen if rows[d, cluster])
-            which = f" ({of_domains})" if clusters.within == "corpus" else ""
-            yield (
-                f"    {cluster}: train {rows[chosen, cluster].sum()} rows{which} of {pieces[chosen, cluster].sum()} "
-                "documents or pieces"
-            )

@@ -20,7 +20,7 @@ from pangu_sigma.data.manifest import (
     NAME,
     SPLITS,
     TOKEN_COUNTS,
-    TOKENIZER,
+    TOKENIZERS,
     FileEntry,
     describe_file,
     records_name,
@@ -29,12 +29,12 @@ from pangu_sigma.runtime.files import remove_folder, set_aside, sync_folder, wri
 
 OWN = (
     NAME,
-    TOKENIZER,
+    *TOKENIZERS,
     TOKEN_COUNTS,
     "*.mindrecord",
     "*.mindrecord.db",
     "*.mindrecord.db-journal",
-    f"{TOKENIZER}.writing",
+    *(f"{name}.writing" for name in TOKENIZERS),
 )
 _COMMITTED = ".publish-"
 
@@ -46,7 +46,7 @@ def check_target(target: Path, domains: Sequence[str]) -> None:
     """
     listed = listed_files(target)
     records = [records_name(split, domain) + end for split in SPLITS for domain in domains for end in ("", ".db")]
-    for name in (NAME, TOKENIZER, TOKEN_COUNTS, *records):
+    for name in (NAME, *TOKENIZERS, TOKEN_COUNTS, *records):
         if name not in listed and os.path.lexists(target / name):
             raise InputError(_in_the_way(target / name))
 

@@ -4,6 +4,7 @@ Nothing is replayed on resume: how often a domain was drawn before a step has a 
 permutation per epoch that depends on seed, domain and epoch alone.
 """
 
+import functools
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -12,6 +13,8 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.data.known_routes import KnownRoutes, assign_rows
 from pangu_sigma.data.placement import RowPlacement, Zone, on_nodes
 
+ROTATION = 4093  # places of a weighted rotation, prime: weights are met to one in so many
+STRIDE = 2530  # from step to step, by the golden section of it: no rank keeps to the same places of a pattern in it
 _POOL = -1  # stream of the permutation over several domains' rows together
 
 
@@ -28,6 +31,8 @@ class BatchSampler:
     mixing `balanced`: the rows of a rank rotate through its zone's domains; the rotation starts one further every step
     and runs on from rank to rank, so that over as many steps as domains every rank has equal shares of them.
     mixing `proportional`: the rows of a zone's domains form one pool, walked by one permutation per epoch.
+    mixing `weighted`: as balanced, but the rotation has 4093 places, of which each domain has its weight's share,
+    evenly spread, and steps begin all over it; over as many steps as places, ranks have equal shares.
 
     Args:
         cells: training rows of each domain, by cluster (one where there are none). An epoch's walk through a domain
@@ -35,7 +40,8 @@ class BatchSampler:
         placement: which ranks receive which rows.
         global_batch_size: rows a step.
         seed: of the permutations.
-        mixing: `balanced` or `proportional`.
+        mixing: `balanced`, `proportional` or `weighted`.
+        weights: shares of the domains, for `weighted`.
 
     Attributes:
         placement, global_batch_size: as given.
@@ -52,6 +58,7 @@ class BatchSampler:
         global_batch_size: int,
         seed: int,
         mixing: str = "balanced",
+        weights: Sequence[float] = (),
     ) -> None:
         ranks = placement.layout.world_size
         if global_batch_size % ranks:
@@ -65,7 +72,9 @@ class BatchSampler:
         self._cells = [tuple(map(int, of_domain)) for of_domain in cells]
         self._rows = [sum(of_domain) for of_domain in self._cells]
         self._seed = seed
-        self._draw = self._balanced if mixing == "balanced" else self._proportional
+        draw = {"balanced": self._balanced, "proportional": self._proportional, "weighted": self._weighted}
+        self._draw = draw[mixing]
+        self._weights = tuple(weights)
         self._permutations: Dict[Tuple[int, int], np.ndarray] = {}
 
     def batches(self, steps: Sequence[int]) -> List[GlobalBatch]:
@@ -115,6 +124,17 @@ class BatchSampler:
             row[mine] = self._walk(domain, self._cells[domain], before + np.arange(len(mine)))
         return np.asarray(zone.domains, np.int32)[turn], row
 
+    def _weighted(self, zone: Zone, step: int, draws: int) -> Tuple[np.ndarray, np.ndarray]:
+        rotation, drawn = weighted_rotation(tuple(self._weights[domain] for domain in zone.domains), draws)
+        turn = rotation[(step * STRIDE + np.arange(draws)) % ROTATION]
+        whole, steps = divmod(step, ROTATION)
+        before = whole * drawn[-1] + drawn[steps]
+        row = np.empty(draws, np.int64)
+        for index, domain in enumerate(zone.domains):
+            mine = np.flatnonzero(turn == index)
+            row[mine] = self._walk(domain, self._cells[domain], before[index] + np.arange(len(mine)))
+        return np.asarray(zone.domains, np.int32)[turn], row
+
     def _proportional(self, zone: Zone, step: int, draws: int) -> Tuple[np.ndarray, np.ndarray]:
         ends = np.cumsum([self._rows[domain] for domain in zone.domains])
         pool = [count for domain in zone.domains for count in self._cells[domain]]
@@ -146,6 +166,40 @@ def draws_before(index: int, count: int, step: int, draws: int) -> int:
     whole, rest = divmod(step, count)  # over `count` steps every entry comes up equally often
     partial = sum((t + draws - 1 - index) // count - (t - 1 - index) // count for t in range(rest))
     return whole * draws + partial
+
+
+@functools.lru_cache(maxsize=64)
+def weighted_rotation(weights: Tuple[float, ...], draws: int) -> Tuple[np.ndarray, np.ndarray]:
+    """A rotation in which each of some entries has its share of the places to within one, but at least one; and of the
+    first places, however many, too. In turn comes whoever must come first lest it fall behind by one, of those that are
+    not ahead (Tijdeman 1980, "The chairman assignment problem").
+
+    Args:
+        weights: of the entries. draws: places that a step takes; step t begins at place t * STRIDE.
+
+    Returns: the entry at each place, <int64>[ROTATION]; and how often each was drawn before step t, of the first
+    ROTATION of them, <int64>[ROTATION + 1, entries].
+    """
+    exact = np.asarray(weights) / sum(weights) * ROTATION
+    counts = np.maximum(np.floor(exact).astype(np.int64), 1)
+    while counts.sum() < ROTATION:  # a place for whoever lacks most
+        counts[np.argmax(exact - counts)] += 1
+    while counts.sum() > ROTATION:  # one off whoever has most beyond its share, and others besides
+        counts[np.argmax(np.where(counts > 1, counts - exact, -np.inf))] -= 1
+    share, slack = counts / ROTATION, 1.0 / max(2 * len(counts) - 2, 1)
+    seen, rotation = np.zeros(len(counts), np.int64), np.empty(ROTATION, np.int64)
+    for place in range(ROTATION):
+        may_come = share * (place + 1) - seen >= slack - 1e-9
+        rotation[place] = np.argmin(np.where(may_come, (seen + 1 - slack) / share, np.inf))
+        seen[rotation[place]] += 1
+    until = np.cumsum(rotation[:, None] == np.arange(len(counts)), axis=0)  # (ROTATION, entries)
+    until = np.concatenate([np.zeros_like(until[:1]), until, counts + until])  # twice round
+    starts = np.arange(ROTATION) * STRIDE % ROTATION
+    of_step = until[starts + draws % ROTATION] - until[starts] + draws // ROTATION * counts
+    drawn = np.cumsum(np.concatenate([np.zeros_like(of_step[:1]), of_step]), axis=0)
+    for table in (rotation, drawn):
+        table.setflags(write=False)  # all callers share them
+    return rotation, drawn
 
 
 def permutation(size: int, *key: int) -> np.ndarray:

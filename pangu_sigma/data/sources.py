@@ -2,7 +2,7 @@
 
 - A source is a file, or a folder with all that lies below it. Linked files and folders are followed; a folder that
   several paths lead to, or that lies inside itself, is gone through once.
-- Files of known types are read (TEXT_SUFFIXES, and JSON of one object a line), by path.
+- Files of known types are read (TEXT_SUFFIXES, JSON of one object a line, and Parquet), by path.
 - Passed over, below the folder that the source names: what is hidden (its name, or that of a folder around it, begins
   with a dot), files of other types, broken links, pipes and other things that are no files, and further paths to a file
   that is read already.
@@ -21,7 +21,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Set
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import printable
-from pangu_sigma.data import jsonl
+from pangu_sigma.data import jsonl, parquet
 
 TEXT_SUFFIXES = frozenset(
     ".txt .text .md .rst .tex .html .py .c .h .cc .cpp .hpp .cu .java .js .ts .go .rs .rb .sh .sql".split()
@@ -66,14 +66,19 @@ class Tally:
 
 @dataclass
 class SourceCount:
-    """What became of the files of a source, and of the records of its JSONL files.
+    """What became of the files of a source, and of the records of its JSONL and Parquet files.
 
-    Attributes: files: that documents were read from. files_passed_over, records_passed_over: the others.
+    Attributes:
+        files: that documents were read from.
+        files_passed_over, records_passed_over: the others.
+        records, labelled_records: of JSONL and Parquet files that were looked at, and those of them that name a domain.
     """
 
     files: int = 0
     files_passed_over: Tally = field(default_factory=Tally)
     records_passed_over: Tally = field(default_factory=Tally)
+    records: int = 0
+    labelled_records: int = 0
 
     def describe(self) -> str:
         """Everything that was passed over, or nothing where nothing was."""
@@ -115,7 +120,8 @@ def list_files(key: str, source: str, passed_over: Optional[Tally] = None) -> Li
             )
         if _type(str(root)):
             raise InputError(
-                f"{key}: '{root}' has an unknown type; expected a folder, a .jsonl file or a text file such as .txt"
+                f"{key}: '{root}' has an unknown type; expected a folder, a .jsonl or .parquet file, or a text file "
+                "such as .txt"
             )
         return [root]
     entries = list(_entries(key, root, with_hidden=passed_over is not None))
@@ -135,7 +141,9 @@ def list_files(key: str, source: str, passed_over: Optional[Tally] = None) -> Li
             files.append(entry.path)
     if not files:
         others = f" (passed over: {passed_over.describe()})" if passed_over.total else ""
-        raise InputError(f"{key}: no text files in '{source}'; expected *.txt, *.md, *.py, *.jsonl ...{others}")
+        raise InputError(
+            f"{key}: no text files in '{source}'; expected *.txt, *.md, *.py, *.jsonl, *.parquet ...{others}"
+        )
     return [root / name for name in sorted(files)]
 
 
@@ -184,6 +192,6 @@ def _reason(entry: _Entry) -> str:
 def _type(path: str) -> str:
     """What is said of a file of another type; nothing of one that is read."""
     suffix = os.path.splitext(path)[1].lower()
-    if suffix in TEXT_SUFFIXES | jsonl.SUFFIXES:
+    if suffix in TEXT_SUFFIXES | jsonl.SUFFIXES | parquet.SUFFIXES:
         return ""
     return f"{OTHER_TYPE}, {suffix}" if _SUFFIX.fullmatch(suffix) and len(suffix) <= 12 else OTHER_TYPE

@@ -7,7 +7,7 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema_run import PrepareConfig
-from pangu_sigma.data.corpus import cut, read_documents
+from pangu_sigma.data.corpus import RecordKeys, cut, read_documents
 from pangu_sigma.data.manifest import SPLITS
 from pangu_sigma.data.sources import SourceCount
 
@@ -45,7 +45,8 @@ class Source(NamedTuple):
 def _read_units(
     domain: str, path: str, settings: PrepareConfig, by_piece: bool, count: Optional[SourceCount] = None
 ) -> Iterator[List[str]]:
-    for document in read_documents(domain, path, settings.max_bytes_per_domain, count=count):
+    keys = RecordKeys(settings.text_key, settings.domain_key)
+    for document in read_documents(domain, path, settings.max_bytes_per_domain, count=count, keys=keys):
         pieces = cut(document.text, settings.document_bytes)
         if by_piece:
             yield from ([piece] for piece in pieces)
@@ -99,6 +100,24 @@ def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
     if below.all():
         return hashes != hashes.max()
     return below
+
+
+def check_keys(settings: PrepareConfig, sources: List[Source]) -> None:
+    """Raises InputError where `settings` name fields of records that no source has."""
+    text, domain = RecordKeys(settings.text_key, settings.domain_key), RecordKeys()
+    records = sum(source.counted.records for source in sources)
+    named = {"text_key": (text.text, domain.text), "domain_key": (text.domain, domain.domain)}
+    for name, (found, default) in named.items():
+        if found != default and not records:
+            raise InputError(
+                f"data.prepare.{name} is {found}, but no source is a JSONL or Parquet file; expected {default}, its "
+                "default"
+            )
+    if text.domain != domain.domain and not any(source.counted.labelled_records for source in sources):
+        raise InputError(
+            f"data.prepare.domain_key is {text.domain}, but none of the {records} records of data.prepare.sources "
+            "names its domain there; expected a field that they have, or a source a domain without it"
+        )
 
 
 def passed_over(sources: List[Source]) -> List[str]:

@@ -1,4 +1,4 @@
-"""SentencePiece with byte fallback: every text round-trips, and special ids come from the model file."""
+"""Text to ids and back: every text round-trips, and special ids come from the tokenizer's file."""
 
 import os
 import re
@@ -11,15 +11,17 @@ import sentencepiece
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.data.jsonl import check_text
+from pangu_sigma.data.pieces import SPACE_SYMBOL, add_special_tokens, is_hugging_face, read_pieces
 
 END_OF_TEXT = "<|endoftext|>"
 CHARACTER_COVERAGE = 0.995
 MAX_TRAINING_LINE = 1000
 
-# SentencePiece writes a space as U+2581, so this character itself can only travel as its three UTF-8 bytes.
-SPACE_SYMBOL = "\u2581"
 _DOMAIN_TAG = re.compile(r"<\|domain:(.+)\|>")
-_PROBE = f"  a \t\r\n\n\u4e2d\u6587\u3000\uff21 e\u0301 \ufb01 \U0001f600\0 {SPACE_SYMBOL} {END_OF_TEXT} "
+_PROBES = (
+    f"  a \t\r\n\n\u4e2d\u6587\u3000\uff21 e\u0301 \ufb01 \U0001f600\0 {SPACE_SYMBOL} {END_OF_TEXT} ",
+    "a",  # to which a space might be put
+)
 
 
 def domain_tag(domain: str) -> str:
@@ -30,10 +32,12 @@ class Tokenizer:
     """Text <-> ids. `decode(encode(text)) == text` for every text that UTF-8 can hold; special ids decode to nothing.
 
     Args:
-        model: bytes of a SentencePiece model.
+        model: bytes of a SentencePiece model, or of Hugging Face's `tokenizer.json`.
         source: names it in messages.
 
     Attributes:
+        model: as given.
+        file_name: the usual name of a file of its kind.
         vocab_size: number of ids.
         end_of_text: id that closes a document.
         domain_tags: domain name -> id that opens its documents, in id order.
@@ -42,26 +46,19 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes, source: str = "tokenizer") -> None:
-        self._processor = sentencepiece.SentencePieceProcessor()
-        try:
-            is_model = bool(model) and self._processor.LoadFromSerializedProto(model) and self._processor.vocab_size()
-        except (RuntimeError, OSError, ValueError):
-            is_model = False
-        if not is_model:
-            raise InputError(f"{source}: is no SentencePiece model ({len(model)} bytes); expected a whole .model file")
-        ids = range(self._processor.vocab_size())
-        self._bytes_of = [_bytes_of(self._processor, i) for i in ids]
-        special = {self._processor.id_to_piece(i): i for i in ids if self._processor.is_control(i)}
-        if END_OF_TEXT not in special:
+        self.model = model
+        self._pieces = pieces = read_pieces(model, source)
+        self.file_name = pieces.file_name
+        if END_OF_TEXT not in pieces.special:
             raise InputError(f"{source}: has no control symbol {END_OF_TEXT}; expected one to close documents")
-        self.vocab_size = len(ids)
-        self.end_of_text = special[END_OF_TEXT]
-        tags = {_DOMAIN_TAG.fullmatch(piece): i for piece, i in special.items()}
+        self.vocab_size = len(pieces.texts)
+        self.end_of_text = pieces.special[END_OF_TEXT]
+        tags = {_DOMAIN_TAG.fullmatch(piece): i for piece, i in pieces.special.items()}
         self.domain_tags: Dict[str, int] = {match.group(1): i for match, i in tags.items() if match}
-        self._space_symbol = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_SYMBOL.encode("utf-8")]
-        if not all(self._processor.is_byte(i) for i in self._space_symbol):
+        self._space_symbol = pieces.byte_ids(SPACE_SYMBOL) if pieces.marks_spaces else []
+        if self._space_symbol is None:
             raise InputError(f"{source}: has no byte pieces; expected a model trained with byte fallback")
-        if self.decode(self.encode(_PROBE)) != _PROBE:
+        if any(self.decode(self.encode(probe)) != probe for probe in _PROBES):
             raise InputError(
                 f"{source}: changes text; expected byte fallback, identity normalisation, no dummy prefix, "
                 "and whitespace kept"
@@ -69,14 +66,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str) -> "Tokenizer":
-        """Raises InputError naming `path` where it is missing, is no SentencePiece model, or lacks what is needed."""
-        try:
-            model = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"tokenizer {path}: cannot be read ({error.strerror}); expected a SentencePiece model"
-            ) from None
-        return cls(model, f"tokenizer {path}")
+        """Raises InputError naming `path` where it is missing, is no tokenizer's file, or lacks what is needed."""
+        return cls(read_model(path), f"tokenizer {path}")
 
     @property
     def domains(self) -> Tuple[str, ...]:
@@ -84,18 +75,20 @@ class Tokenizer:
 
     @property
     def byte_lengths(self) -> List[int]:
-        return [len(text) for text in self._bytes_of]
+        return [len(text) for text in self._pieces.texts]
 
     def encode(self, text: str) -> List[int]:
         """Ids of `text`, without special ids. Raises InputError: half of a surrogate pair is in it, which no bytes
         stand for.
         """
         check_text(text, "text to be encoded")
+        if not self._space_symbol:
+            return self._pieces.encode(text)
         ids: List[int] = []
         for number, part in enumerate(text.split(SPACE_SYMBOL)):
             if number:
                 ids.extend(self._space_symbol)
-            ids.extend(self._processor.encode(part))
+            ids.extend(self._pieces.encode(part))
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -108,17 +101,40 @@ class Tokenizer:
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"token id {i} is outside 0..{self.vocab_size - 1}")
-            parts.append(self._bytes_of[i])
+            parts.append(self._pieces.texts[i])
         return b"".join(parts).decode("utf-8", errors="replace")
 
 
-def _bytes_of(processor: sentencepiece.SentencePieceProcessor, i: int) -> bytes:
-    if processor.is_control(i) or processor.is_unknown(i):
-        return b""
-    piece = processor.id_to_piece(i)
-    if processor.is_byte(i):
-        return bytes([int(piece[3:5], 16)])
-    return piece.replace(SPACE_SYMBOL, " ").encode("utf-8")
+def read_model(path: str) -> bytes:
+    """The content of a tokenizer's file. Raises InputError naming `path` where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"tokenizer {path}: cannot be read ({error.strerror}); expected a SentencePiece model, or Hugging Face's "
+            "tokenizer.json"
+        ) from None
+
+
+def given_tokenizer(path: str, domains: Sequence[str]) -> Tokenizer:
+    """The tokenizer in a file that a user brings along, with a tag for each of `domains`.
+
+    A SentencePiece model must hold the tags; to a `tokenizer.json` those that are missing, and `<|endoftext|>`, are
+    added (`pangu_sigma.data.pieces.add_special_tokens`).
+
+    Raises InputError: see `Tokenizer.load`; a model without the tags.
+    """
+    model, source = read_model(path), f"tokenizer {path}"
+    if is_hugging_face(model):
+        model = add_special_tokens(model, source, [END_OF_TEXT, *map(domain_tag, domains)])
+    tokenizer = Tokenizer(model, source)
+    missing = [domain for domain in domains if domain not in tokenizer.domain_tags]
+    if missing:
+        raise InputError(
+            f"data.prepare.tokenizer: '{path}' has no tag for {', '.join(missing)}; expected domains among: "
+            f"{', '.join(tokenizer.domains) or 'none'}"
+        )
+    return tokenizer
 
 
 def train_tokenizer(texts: Sequence[str], domains: Sequence[str], vocab_size: int, path: str) -> Tokenizer:

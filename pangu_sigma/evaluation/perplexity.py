@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 
 from locmoe_ops.routers.selection_bias import set_locality_strength
-from pangu_sigma.data.corpus import cut, read_documents
+from pangu_sigma.data.corpus import RecordKeys, cut, read_documents
 from pangu_sigma.data.sources import SourceCount
 from pangu_sigma.evaluation import intervals
 from pangu_sigma.evaluation.measurement import MeasuredFigure, Record, finite_or_nan
@@ -110,7 +110,7 @@ class ValidationRows:
 
 
 class TextPieces:
-    """Text of one domain: a file, a folder or JSONL, read and cut into pieces as `prepare` does it.
+    """Text of one domain: a file, a folder, JSONL or Parquet, read and cut into pieces as `prepare` does it.
 
     A piece is scored as a document: after its domain's tag, its end-of-text token included.
 
@@ -126,9 +126,10 @@ class TextPieces:
 
     def __init__(self, model: EvaluatedModel, domain: str, path: str) -> None:
         self._model, self._domain = model, model.domain(domain, f"--text {domain}={path}")
-        limit = model.config.data.prepare.document_bytes
+        settings = model.config.data.prepare
+        limit, keys = settings.document_bytes, RecordKeys(settings.text_key, settings.domain_key)
         self._count = SourceCount()
-        documents = read_documents(domain, path, key="--text ", count=self._count)
+        documents = read_documents(domain, path, key="--text ", count=self._count, keys=keys)
         self._pieces = [piece for document in documents for piece in cut(document.text, limit)]
         digest = hashlib.sha256("\0".join(self._pieces).encode()).hexdigest()
         self.name = f"text-{domain}-{digest[:8]}"

@@ -3,11 +3,11 @@
 Either way a new folder with the tokenizer in it. MindIR: the prefill and the decode graph of `cells` for one number of
 rows and one length, each with all weights, and `generation.json`, which says what goes in and comes out. safetensors:
 `model.safetensors` with the checkpoint's weights, each bank of experts one tensor, by global id; and `config.yaml`.
+`pangu_sigma.inference.export_dense` writes dense models for programs that know PanGu-alpha.
 """
 
 import json
 import os
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Union
@@ -24,7 +24,8 @@ from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.shards import PlannedTensor, planned, write_shard
 from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
-from pangu_sigma.data.manifest import TOKENIZER
+from pangu_sigma.data.manifest import TOKENIZERS, find_tokenizer
+from pangu_sigma.data.pieces import file_name_of
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.inference.cells import Decode, Prefill, empty_caches
 from pangu_sigma.inference.generator import Generator
@@ -35,7 +36,7 @@ from pangu_sigma.runtime.strict_json import dumps
 
 FORMAT, VERSION = "pangu-sigma generation", 1
 DESCRIPTION, WEIGHTS = "generation.json", "model.safetensors"
-OWN = (DESCRIPTION, WEIGHTS, TOKENIZER, "config.yaml", "prefill*", "decode*")
+OWN = (DESCRIPTION, WEIGHTS, *TOKENIZERS, "config.yaml", "config.json", "*.ckpt", "prefill*", "decode*")
 _INPUTS = {
     "prefill": ("ids", "positions", "last", "domain", "home"),
     "decode": ("ids", "positions", "places", "domain", "home"),
@@ -60,7 +61,7 @@ def export_mindir(
     Raises InputError: as `load_model`; the target is there already or cannot be made; `length` exceeds the model's.
     """
     target = Path(target)
-    _check_target(target)
+    check_export_target(target)
     model = load_model(config, tokenizer, local_term)
     most = model.codec.sequence_length
     length = length or most
@@ -75,9 +76,9 @@ def export_mindir(
         export_graph(decode, [column, column, column, row, row, *caches], folder / "decode")
         description = _description(model, rows, length, caches)
         (folder / DESCRIPTION).write_text(dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        shutil.copyfile(model.codec.tokenizer_path, folder / TOKENIZER)
+        copy_tokenizer(Path(model.codec.tokenizer_path), folder)
 
-    _write_folder(target, fill)
+    write_export(target, fill)
 
 
 def export_safetensors(config: Config, target: Union[str, Path], tokenizer: Union[str, Path, None] = None) -> None:
@@ -89,16 +90,16 @@ def export_safetensors(config: Config, target: Union[str, Path], tokenizer: Unio
     Raises InputError: as `export_mindir`; a damaged checkpoint.
     """
     target = Path(target)
-    _check_target(target)
+    check_export_target(target)
     with CheckpointReader.open(resolve(checkpoint_of(config))[-1]) as reader:
         vocabulary = tokenizer_file(reader, config, tokenizer)
 
         def fill(folder: Path) -> None:
             write_shard(folder / WEIGHTS, _weights(reader))
             save_config(reader.config(), folder / "config.yaml")
-            shutil.copyfile(vocabulary, folder / TOKENIZER)
+            copy_tokenizer(vocabulary, folder)
 
-        _write_folder(target, fill)
+        write_export(target, fill)
 
 
 def load_exported(folder: Union[str, Path]) -> Generator:
@@ -118,7 +119,7 @@ def load_exported(folder: Union[str, Path]) -> Generator:
         VERSION,
     ):
         raise InputError(f"{folder / DESCRIPTION}: not of this release; expected format {FORMAT!r}, version {VERSION}")
-    path = str(folder / TOKENIZER)
+    path = str(find_tokenizer(folder) or folder / TOKENIZERS[0])
     codec = TextCodec(
         Tokenizer.load(path),
         path,
@@ -146,8 +147,8 @@ class ExportedGraphs:
         return self._pair
 
 
-def _check_target(target: Path) -> None:
-    """Tells what stands in the way of a new folder before a model is read. Raises InputError."""
+def check_export_target(target: Path) -> None:
+    """Tells what stands in the way of the new folder `target` before a model is read. Raises InputError."""
     try:
         if os.path.lexists(target):
             raise InputError(f"--output {target}: is there already; expected the name of a new folder")
@@ -218,8 +219,14 @@ def _stacked(reader: CheckpointReader, names: List[str]) -> np.ndarray:
     return np.stack([reader.read(name) for name in names])
 
 
-def _write_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """A new folder that appears whole or not at all."""
+def copy_tokenizer(path: Path, folder: Path) -> None:
+    """Puts the tokenizer's file at `path` into `folder`, under the usual name of its kind."""
+    content = path.read_bytes()
+    (folder / file_name_of(content)).write_bytes(content)
+
+
+def write_export(target: Path, fill: Callable[[Path], None]) -> None:
+    """The new folder `target` with what `fill` puts into it, which appears whole or not at all. Raises InputError."""
     if os.path.lexists(target):
         raise InputError(f"--output {target}: is there already; expected the name of a new folder")
     with new_checkpoint_folder(target, OWN) as folder:

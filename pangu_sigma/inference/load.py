@@ -21,7 +21,7 @@ from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, Pa
 from pangu_sigma.config.schema_run import CheckpointConfig
 from pangu_sigma.config.validate import validate
 from pangu_sigma.data.domains import BY_DOMAIN
-from pangu_sigma.data.manifest import TOKENIZER, describe_file
+from pangu_sigma.data.manifest import TOKENIZERS, describe_file, find_tokenizer, tokenizer_among
 from pangu_sigma.data.placement import make_zones
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.errors import DamagedCheckpoint
@@ -260,11 +260,15 @@ def tokenizer_file(reader: CheckpointReader, config: Config, given: Union[str, P
     Raises InputError where there is none, or another; DamagedCheckpoint where the checkpoint's own is not as it was
     written.
     """
-    expected, carries = reader.header.data, TOKENIZER in reader.manifest.files
-    if given is None and carries:
-        reader.read_file(TOKENIZER)
-    places = [Path(given)] if given is not None else [reader.folder / TOKENIZER, Path(config.data.path) / TOKENIZER]
-    path = next((place for place in places if place.is_file()), None)
+    expected, carries = reader.header.data, tokenizer_among(reader.manifest.files)
+    if given is None and carries is not None:
+        reader.read_file(carries)
+    prepared = Path(config.data.path)
+    if given is not None:
+        places, path = [Path(given)], Path(given) if Path(given).is_file() else None
+    else:
+        places = [reader.folder / TOKENIZERS[0], prepared / TOKENIZERS[0]]
+        path = reader.folder / carries if carries else find_tokenizer(reader.folder) or find_tokenizer(prepared)
     if path is None:
         raise InputError(
             f"no tokenizer at {' or '.join(map(str, places))}; expected the file that the model was trained with "

@@ -28,7 +28,6 @@ from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.domains import check_domains
 from pangu_sigma.data.known_routes import KnownRoutes
 from pangu_sigma.data.loader import BatchLoader, create_loader
-from pangu_sigma.data.manifest import TOKENIZER
 from pangu_sigma.data.vocabulary import unigram_perplexity, vocabulary
 from pangu_sigma.errors import RunDiverged
 from pangu_sigma.metrics.perplexity import perplexity_of
@@ -154,7 +153,7 @@ def _checkpoint_writer(config: Config, runtime: Runtime, data: PreparedData, fol
     least = 2 if config.train.divergence_patience else 1
     retention = Retention(max(options.keep_last, least), options.keep_every)
     # Read now: data.path may be prepared anew during the run.
-    files = {TOKENIZER: data.read_tokenizer()} if runtime.is_first else None
+    files = {data.manifest.tokenizer_name: data.read_tokenizer()} if runtime.is_first else None
     return CheckpointWriter(folder, job, retention, options.asynchronous, files)
 
 

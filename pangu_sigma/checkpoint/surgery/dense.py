@@ -21,7 +21,7 @@ from pangu_sigma.checkpoint.names import is_training_state
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.surgery.rewrite import newest
 from pangu_sigma.config.schema import Config, ModelConfig
-from pangu_sigma.data.manifest import TOKENIZER
+from pangu_sigma.data.manifest import tokenizer_among
 
 # This project's name within a block -> PanGu-alpha's, and whether the stored matrix is the transpose of ours.
 BLOCK = {
@@ -82,11 +82,13 @@ class DenseModel(ABC):
         origin: a line on what it is.
         tokenizer_sha256: if known.
         tokenizer_file: if the model carries it.
+        is_foreign: whether another program wrote it, so that a dense model may be made of it as it is.
     """
 
     origin: str
     tokenizer_sha256: Optional[str] = None
     tokenizer_file: Optional[Path] = None
+    is_foreign: bool = False
 
     @abstractmethod
     def names(self) -> List[str]:
@@ -122,7 +124,8 @@ class OwnModel(DenseModel):
             )
         self.origin = f"inherited from {self._reader.folder}, step {header.step}"
         self.tokenizer_sha256 = header.data.tokenizer_sha256
-        self.tokenizer_file = self._reader.folder / TOKENIZER if TOKENIZER in self._reader.manifest.files else None
+        name = tokenizer_among(self._reader.manifest.files)
+        self.tokenizer_file = None if name is None else self._reader.folder / name
 
     def names(self) -> List[str]:
         return [name for name in self._reader.names() if not is_training_state(name)]
@@ -132,7 +135,7 @@ class OwnModel(DenseModel):
 
     def check(self, config: Config) -> Optional[str]:
         for key in ("num_heads", "activation", "layer_norm_epsilon", "final_norm"):
-            _require_same(key, getattr(config.model, key), getattr(self._model, key), str(self._reader.folder))
+            require_same(key, getattr(config.model, key), getattr(self._model, key), str(self._reader.folder))
         return None
 
 
@@ -144,6 +147,8 @@ class PanguAlpha(DenseModel):
         final_norm: `before_query` for a model trained without pipeline parallelism, `after_query` for one trained with
             it; the file does not say.
     """
+
+    is_foreign = True
 
     def __init__(self, path: Path, final_norm: str) -> None:
         self._path = path
@@ -176,7 +181,7 @@ class PanguAlpha(DenseModel):
 
     def check(self, config: Config) -> Optional[str]:
         for key, value in {**PANGU_ALPHA, "final_norm": self._final_norm}.items():
-            _require_same(key, getattr(config.model, key), value, str(self._path))
+            require_same(key, getattr(config.model, key), value, str(self._path))
         found = config.model.activation
         if found not in PANGU_ALPHA_ACTIVATIONS:
             raise InputError(
@@ -217,6 +222,11 @@ class PanguAlpha(DenseModel):
         return found
 
 
-def _require_same(key: str, found: object, expected: object, source: str) -> None:
+def require_same(key: str, found: object, expected: object, source: str) -> None:
+    """Raises InputError where a key of the new model's configuration is not what the dense one is.
+
+    Args:
+        key: of the section `model`. found: its value. expected: the dense model's. source: its name in messages.
+    """
     if found != expected:
         raise InputError(f"model.{key} is {found}, but {source} is a network with {expected}; expected the same")

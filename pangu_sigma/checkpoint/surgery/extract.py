@@ -28,9 +28,10 @@ from pangu_sigma.config.derived import experts_per_group
 from pangu_sigma.config.load import save_config, to_dict
 from pangu_sigma.config.schema import Config, LocalTermConfig, ParallelConfig
 from pangu_sigma.config.schema_run import CheckpointConfig, ClusterConfig
-from pangu_sigma.data.domains import resolve_domain_groups
+from pangu_sigma.data.domains import DOMAIN_NAMES, is_domain_name, resolve_domain_groups
 from pangu_sigma.data.jsonl import check_text
-from pangu_sigma.data.manifest import TOKENIZER
+from pangu_sigma.data.manifest import find_tokenizer, tokenizer_among
+from pangu_sigma.data.pieces import file_name_of
 
 # Parameters of routers, by the end of their names, and the axis along which groups lie: all rows of one group are
 # neighbours.
@@ -92,7 +93,8 @@ def extract(
     with CheckpointReader.open(newest(source)) as reader:
         kept = find_domain(reader, domain)
         vocabulary = _tokenizer(reader, tokenizer)
-        config = config_of_domain(reader.config(), kept, target, vocabulary is not None)
+        files = {} if vocabulary is None else {file_name_of(vocabulary): vocabulary}
+        config = config_of_domain(reader.config(), kept, target, next(iter(files), None))
         tensors = [
             tensor
             for name, entry in reader.manifest.tensors.items()
@@ -103,7 +105,6 @@ def extract(
         def add_files(folder: Path) -> None:
             save_config(config, folder / "config.yaml")
 
-        files = None if vocabulary is None else {TOKENIZER: vocabulary}
         write_checkpoint(Path(target), _header(reader, kept, config, keep_optimizer), tensors, shards, add_files, files)
         _report(reader, kept, target, tensors, vocabulary is not None)
 
@@ -118,17 +119,16 @@ def find_domain(reader: CheckpointReader, given: str) -> Domain:
         raise InputError(
             f"--domain {given}: expected one of {', '.join(names)}, or a number from 0 to {len(names) - 1}"
         )
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", names[number]):
+    if not is_domain_name(names[number]):
         raise InputError(
-            f"{reader.folder}: domain {number} has the name {names[number][:80]!r}; expected letters, digits, '-' and "
-            "'_'"
+            f"{reader.folder}: domain {number} has the name {names[number][:80]!r}; expected {DOMAIN_NAMES}"
         )
     moe = config.moe
     groups = resolve_domain_groups(moe.domain_groups, len(names), moe.num_groups)
     return Domain(number, names[number], groups[number], len(names), moe.num_groups, experts_per_group(config))
 
 
-def config_of_domain(config: Config, domain: Domain, target: str, has_tokenizer: bool) -> Config:
+def config_of_domain(config: Config, domain: Domain, target: str, tokenizer: Optional[str]) -> Config:
     """The configuration of the model that is left: one domain, one group, one process unless told otherwise, all
     experts at home.
 
@@ -136,14 +136,14 @@ def config_of_domain(config: Config, domain: Domain, target: str, has_tokenizer:
         config: of the model that is cut.
         domain: what is kept.
         target: the checkpoint folder of the new model.
-        has_tokenizer: whether the tokenizer lies there.
+        tokenizer: name of the tokenizer's file there; None: there is none.
     """
     local_term = LocalTermConfig()  # on one node every expert is local, and a preference for local ones is none
     sources = {name: path for name, path in config.data.prepare.sources.items() if name == domain.name}
     prepare = replace(
         config.data.prepare,
         sources=sources,
-        tokenizer=str(Path(target) / TOKENIZER) if has_tokenizer else config.data.prepare.tokenizer,
+        tokenizer=config.data.prepare.tokenizer if tokenizer is None else str(Path(target) / tokenizer),
         clusters=ClusterConfig(),  # there is one node, on which rows are shuffled
     )
     return replace(
@@ -158,7 +158,14 @@ def config_of_domain(config: Config, domain: Domain, target: str, has_tokenizer:
             dispatch=replace(config.moe.dispatch, group_wise=False),
         ),
         parallel=ParallelConfig(),
-        data=replace(config.data, path=f"{config.data.path}-{domain.name}", placement="shuffled", prepare=prepare),
+        data=replace(
+            config.data,
+            path=f"{config.data.path}-{domain.name}",
+            placement="shuffled",
+            mixing="balanced" if config.data.weights is not None else config.data.mixing,  # there is nothing to weigh
+            weights=None,
+            prepare=prepare,
+        ),
         train=replace(config.train, output_dir=f"{config.train.output_dir}-{domain.name}"),
         checkpoint=CheckpointConfig(
             config.checkpoint.interval,
@@ -240,16 +247,16 @@ def _tokenizer(reader: CheckpointReader, given: Optional[str]) -> Optional[bytes
     DamagedCheckpoint.
     """
     expected = reader.header.data.tokenizer_sha256
-    own = reader.read_file(TOKENIZER) if given is None else None
-    if own is not None:
-        return own
-    paths = (
-        [Path(given)] if given is not None else [reader.folder / TOKENIZER, Path(reader.config().data.path) / TOKENIZER]
-    )
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        if given is not None:
+    carried = tokenizer_among(reader.manifest.files)
+    if given is None and carried is not None:
+        return reader.read_file(carried)
+    if given is not None:
+        if not Path(given).is_file():
             raise InputError(f"--tokenizer {given}: no such file")
+        path: Optional[Path] = Path(given)
+    else:
+        path = find_tokenizer(reader.folder) or find_tokenizer(Path(reader.config().data.path))
+    if path is None:
         return None
     content = path.read_bytes()
     same = hashlib.sha256(content).hexdigest() == expected

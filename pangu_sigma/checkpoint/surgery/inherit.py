@@ -1,9 +1,9 @@
 """`pangu-sigma ckpt inherit`: a PanGu-Sigma that begins as the dense model it is grown from.
 
 The feed-forward network of each layer that becomes sparse is copied into every one of its experts, and word rows into
-every domain's slot; everything else is copied as it is. Whichever expert a token is sent to, and whatever its domain,
-it finds the dense network: with `moe.scale_by_gate` false, the new model computes what the old one did. Gates and hash
-maps are drawn as for any new run.
+every domain's slot; everything else is copied as it is. Of another program's model, a dense one may be made as well.
+Whichever expert a token is sent to, and whatever its domain, it finds the dense network: with `moe.scale_by_gate`
+false, the new model computes what the old one did. Gates and hash maps are drawn as for any new run.
 """
 
 import sys
@@ -30,7 +30,6 @@ from pangu_sigma.config.load import save_config, to_dict
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, ParallelConfig
 from pangu_sigma.data.cooccurrence import nodes_of_ids
 from pangu_sigma.data.dataset import PreparedData
-from pangu_sigma.data.manifest import TOKENIZER
 from pangu_sigma.data.vocabulary import Vocabulary, vocabulary
 from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.initialise import initialise
@@ -162,12 +161,13 @@ def inherit(
         tensors,
         shards,
         lambda folder: save_config(config, folder / "config.yaml"),
-        {TOKENIZER: data.read_tokenizer()},
+        {data.manifest.tokenizer_name: data.read_tokenizer()},
     )
-    print(
-        f"{target}: {dense.origin}; {config.moe.num_experts} experts in each of {len(blueprint.banks) // 4} sparse "
-        f"layers{f', noise {noise.share:g}' if noise.share else ''}"
-    )
+    grown = "a dense model as it was"
+    if blueprint.banks:
+        grown = f"{config.moe.num_experts} experts in each of {len(blueprint.banks) // 4} sparse layers"
+        grown += f", noise {noise.share:g}" if noise.share else ""
+    print(f"{target}: {dense.origin}; {grown}")
     print(
         f"{rows.inherited} of {words.vocab_size} word rows inherited, {words.vocab_size - rows.inherited} drawn anew; "
         f"begin with checkpoint.initial={target}"
@@ -182,7 +182,7 @@ def _check(dense: DenseModel, config: Config, blueprint: Blueprint) -> None:
             f"model.dense_layers ({config.model.dense_layers}) + model.sparse_layers ({config.model.sparse_layers}): "
             f"the dense model has {layers} layers below its query layer; expected as many in all"
         )
-    if not blueprint.banks:
+    if not blueprint.banks and not dense.is_foreign:
         raise InputError(
             "model.sparse_layers is 0 and model.sparse_query_layer false; inherit expected a sparse layer to grow"
         )

@@ -1,15 +1,16 @@
 """Which row of a dense model's word table belongs to which word of the new model."""
 
 from pathlib import Path
-from typing import List, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
-import sentencepiece
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.surgery.dense import DenseModel
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.manifest import describe_file
+from pangu_sigma.data.pieces import piece_keys
+from pangu_sigma.data.tokenizer import read_model
 
 
 class Rows(NamedTuple):
@@ -41,7 +42,7 @@ def match_rows(dense: DenseModel, data: PreparedData, vocab_size: int, source_to
         source_tokenizer: file of the old model's tokenizer; None: none is given.
 
     Raises InputError: the tokenizers are known to differ and none is given; the one given is not the model's or no
-    SentencePiece model.
+    tokenizer's file.
     """
     source_size = len(dense.read("embedding.word"))
     own = data.manifest.tokenizer_sha256
@@ -57,26 +58,17 @@ def match_rows(dense: DenseModel, data: PreparedData, vocab_size: int, source_to
         path_sha = describe_file(Path(source_tokenizer)).sha256
     except OSError as error:
         raise InputError(
-            f"--source-tokenizer {source_tokenizer}: cannot be read ({error.strerror}); expected a SentencePiece model"
+            f"--source-tokenizer {source_tokenizer}: cannot be read ({error.strerror}); expected a SentencePiece "
+            "model, or Hugging Face's tokenizer.json"
         ) from None
     if dense.tokenizer_sha256 not in (None, path_sha):
         raise InputError(
             f"--source-tokenizer {source_tokenizer}: not the file that the dense model was trained with (sha256 "
             f"{str(dense.tokenizer_sha256)[:12]}...)"
         )
-    theirs = {piece: number for number, piece in enumerate(_pieces(source_tokenizer)[:source_size])}
-    pairs = [(number, theirs[piece]) for number, piece in enumerate(_pieces(data.tokenizer_path)) if piece in theirs]
+    old = piece_keys(read_model(source_tokenizer), f"--source-tokenizer {source_tokenizer}")
+    new = piece_keys(read_model(data.tokenizer_path), data.tokenizer_path)
+    theirs = {piece: number for number, piece in enumerate(old[:source_size])}
+    pairs = [(number, theirs[piece]) for number, piece in enumerate(new) if piece in theirs]
     ours = np.array([number for number, _ in pairs], np.int64)
     return Rows(ours, np.array([number for _, number in pairs], np.int64), vocab_size, source_size)
-
-
-def _pieces(path: str) -> List[str]:
-    """The tokenizer's pieces in the order of ids. Any SentencePiece model will do: nothing is encoded with it."""
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.Load(path)
-    except (OSError, RuntimeError, ValueError):
-        raise InputError(
-            f"--source-tokenizer {path}: is no SentencePiece model; expected a whole .model file"
-        ) from None
-    return [processor.id_to_piece(number) for number in range(processor.vocab_size())]

@@ -1,15 +1,20 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Callable, Dict, List
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+from helpers.hugging_face import byte_fallback, byte_level
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
@@ -193,6 +198,30 @@ def test_a_given_tokenizer_is_used(tmp_path: Path, corpora: Corpora, make_config
     assert data.read("train", 1, [0])[0, 0] == Tokenizer.load(str(path)).domain_tags["zh"]
 
 
+@pytest.mark.parametrize("make_tokenizer", [byte_level, byte_fallback])
+def test_a_tokenizer_of_hugging_face_is_given_tags_and_used(
+    tmp_path: Path, corpora: Corpora, make_config: MakeConfig, make_tokenizer: Callable[..., Path]
+) -> None:
+    texts = [path.read_text() for source in corpora.values() for path in Path(source).iterdir()]
+    given = make_tokenizer(tmp_path / "any name", texts, 450)
+    prepare(make_config(tmp_path / "data", corpora, tokenizer=str(given)))
+    data = PreparedData.open(str(tmp_path / "data"), verify=True)
+    assert data.tokenizer_path == str(tmp_path / "data" / "tokenizer.json")
+    assert not (tmp_path / "data" / "tokenizer.model").exists()
+    tokenizer = Tokenizer(data.read_tokenizer())
+    assert data.vocab_size == tokenizer.vocab_size and data.end_of_text == tokenizer.end_of_text
+    for number, name in enumerate(data.domains):
+        assert documents(data, "validation", number)[0] in {p.read_text() for p in Path(corpora[name]).iterdir()}
+    # The file that it wrote can be given, as a checkpoint's is, and is kept to the byte; and data of SentencePiece
+    # replace those of this kind.
+    prepare(make_config(tmp_path / "again", corpora, tokenizer=data.tokenizer_path))
+    again = PreparedData.open(str(tmp_path / "again"))
+    assert again.manifest.tokenizer_sha256 == data.manifest.tokenizer_sha256
+    prepare(make_config(tmp_path / "data", corpora))
+    assert PreparedData.open(str(tmp_path / "data")).manifest.tokenizer_name == "tokenizer.model"
+    assert not (tmp_path / "data" / "tokenizer.json").exists()
+
+
 def test_a_given_tokenizer_without_the_tags_is_refused(
     tmp_path: Path, corpora: Corpora, make_config: MakeConfig
 ) -> None:
@@ -206,6 +235,14 @@ def test_bad_settings_are_named(tmp_path: Path, corpora: Corpora, make_config: M
     cases = [
         ({"sources": {}}, r"data\.prepare\.sources: found none"),
         ({"sources": {"a/b": corpora["en"]}}, "domain name 'a/b'"),
+        ({"sources": {"中 文": corpora["zh"]}}, "domain name '中 文'; expected letters and digits of any script"),
+        ({"sources": {"cafe\u0301": corpora["en"]}}, "domain name 'cafe\u0301'; .*NFC"),
+        ({"sources": {"\u200ben": corpora["en"]}}, r"domain name '\\u200ben'"),
+        ({"sources": {"a.b": corpora["en"]}}, "domain name 'a.b'"),
+        ({"sources": {"": corpora["en"]}}, "domain name ''"),
+        ({"sources": {"中" * 65: corpora["en"]}}, "at most 64 characters"),
+        ({"text_key": "body"}, "data.prepare.text_key is body, but no source is a JSONL or Parquet file"),
+        ({"domain_key": "来源"}, "data.prepare.domain_key is 来源, but no source is a JSONL or Parquet file"),
         ({"sources": {"en": str(tmp_path / "none")}}, r"data\.prepare\.sources\.en"),
         ({"sequence_length": 100_000}, "fills no train row of 100001 ids"),
         ({"sequence_length": 1_200}, "fills no validation row of 1201 ids"),
@@ -335,3 +372,74 @@ def test_tokenizer_training_text_is_limited(
         whole = "\0".join(path.read_bytes().decode() for path in Path(folder).iterdir())
         by_domain[name] = sum(len(text.encode()) for text in seen if text in whole)
     assert all(0.8 * 1_000 < size <= 1_000 for size in by_domain.values()), by_domain
+
+
+def test_domains_have_names_of_any_script(
+    tmp_path: Path, corpora: Corpora, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["百科", "हिन्दी", "Ελληνικά_2-b", "𠮷" * 50]
+    sources = dict(zip(names, [*corpora.values(), corpora["en"]]))
+    prepare(make_config(tmp_path / "数据", sources))
+    data = PreparedData.open(str(tmp_path / "数据"), verify=True)
+    assert data.domains == tuple(names)
+    tokenizer, said = Tokenizer.load(data.tokenizer_path), capsys.readouterr().out
+    for number, name in enumerate(names):
+        assert stream(data, "train", number)[0] == tokenizer.domain_tags[name]
+        assert (data.path / f"validation-{name}.mindrecord").is_file()
+        assert f"  {name}: train " in said
+
+
+def test_records_are_read_by_the_fields_that_are_named(
+    tmp_path: Path, corpora: Corpora, make_config: MakeConfig
+) -> None:
+    labels = {"en": "english", "zh": "caf\u00e9"}
+    records = [
+        # One spelling of the name in the file, another in the configuration.
+        {"content": path.read_text(), "meta": unicodedata.normalize("NFD", labels[domain]), "text": "not this"}
+        for domain in labels
+        for path in sorted(Path(corpora[domain]).iterdir())
+    ]
+    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, records)))
+    table = pyarrow.table({name: [record[name] for record in records] for name in records[0]})
+    pyarrow.parquet.write_table(table, tmp_path / "all.parquet")
+    found = []
+    for source in ("all.jsonl", "all.parquet"):
+        sources = dict.fromkeys(labels.values(), str(tmp_path / source))
+        prepare(make_config(tmp_path / source[4:], sources, text_key="content", domain_key="meta"))
+        found.append(PreparedData.open(str(tmp_path / source[4:])))
+    prepare(make_config(tmp_path / "plain", {labels[domain]: corpora[domain] for domain in labels}))
+    plain = PreparedData.open(str(tmp_path / "plain"))
+    for data in found:
+        for number in range(2):
+            assert stream(data, "train", number) == stream(plain, "train", number)
+    wrong = make_config(tmp_path / "wrong", sources, text_key="content", domain_key="source")
+    with pytest.raises(InputError, match="domain_key is source, but none of the 160 records .* names its domain there"):
+        prepare(wrong)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "told"), [(0.2, ""), (0.4, ""), (0.01, r"domain 'en': .* asks for 1 %: .* drawn, 1 of 2 here")]
+)
+def test_a_split_far_from_its_fraction_is_told(
+    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str], fraction: float, told: str
+) -> None:
+    count = 2 if fraction == 0.01 else 300
+    lines = [json.dumps({"text": f"{number} " + "words of text " * 20}) for number in range(count)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    config = make_config(tmp_path / "data", {"en": str(tmp_path / "a.jsonl")}, validation_fraction=fraction)
+    for _ in range(2):  # of data that are up to date as well
+        prepare(config)
+        error = capsys.readouterr().err
+        warned = [line for line in error.splitlines() if "% of its rows validate" in line]
+        assert (len(warned) == 1 and re.search(told, warned[0])) if fraction == 0.01 else not warned
+
+
+def test_a_vocabulary_smaller_than_asked_for_is_told(
+    tmp_path: Path, corpora: Corpora, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(make_config(tmp_path / "data", corpora, vocab_size=8000))
+    found = PreparedData.open(str(tmp_path / "data")).vocab_size
+    told = f"the tokenizer has {found} pieces, where data.prepare.vocab_size asks for 8000"
+    assert found < 8000 and told in capsys.readouterr().err
+    prepare(make_config(tmp_path / "400", corpora, vocab_size=400))
+    assert "pieces, where" not in capsys.readouterr().err

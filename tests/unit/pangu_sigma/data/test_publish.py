@@ -9,13 +9,13 @@ import pytest
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.data import publish
-from pangu_sigma.data.manifest import FORMAT, NAME, SPLITS, TOKEN_COUNTS, TOKENIZER, describe_file, records_name
+from pangu_sigma.data.manifest import FORMAT, NAME, SPLITS, TOKEN_COUNTS, TOKENIZERS, describe_file, records_name
 
 
 def fill(folder, domains, text):
     """A stand-in for prepared data: as many files, with a manifest of them."""
     records = [records_name(split, domain) + end for split in SPLITS for domain in domains for end in ("", ".db")]
-    for name in (TOKENIZER, TOKEN_COUNTS, *records):
+    for name in (TOKENIZERS[0], TOKEN_COUNTS, *records):
         (folder / name).write_text(f"{name} {text}")
     listed = {path.name: vars(describe_file(path)) for path in folder.iterdir()}
     (folder / NAME).write_text(json.dumps({"format": FORMAT, "version": 1, "files": listed, "text": text}))
@@ -33,7 +33,7 @@ def is_whole(target, domains, text):
     """The folder holds these data, and its manifest says so of every file."""
     content = json.loads((target / NAME).read_text())
     assert content["text"] == text and sorted(content["files"]) == sorted(
-        [TOKENIZER, TOKEN_COUNTS, *(records_name(s, d) + e for s in SPLITS for d in domains for e in ("", ".db"))]
+        [TOKENIZERS[0], TOKEN_COUNTS, *(records_name(s, d) + e for s in SPLITS for d in domains for e in ("", ".db"))]
     )
     assert all(vars(describe_file(target / name)) == entry for name, entry in content["files"].items())
     return sorted(path.name for path in target.iterdir() if path.name not in content["files"] and path.name != NAME)
@@ -89,12 +89,12 @@ def test_what_is_in_the_way_is_named_and_stays(tmp_path, kind, when):
 def test_a_listed_file_that_is_another_by_now_is_set_aside(tmp_path, capsys):
     target = tmp_path / "data"
     put(target, ["en"], "first")
-    (target / TOKENIZER).write_text("a tokenizer of my own")
+    (target / TOKENIZERS[0]).write_text("a tokenizer of my own")
     (target / TOKEN_COUNTS).unlink()
     (target / TOKEN_COUNTS).symlink_to("nowhere")
     put(target, ["en"], "second")
-    assert is_whole(target, ["en"], "second") == [TOKEN_COUNTS + ".aside", TOKENIZER + ".aside"]
-    assert (target / (TOKENIZER + ".aside")).read_text() == "a tokenizer of my own"
+    assert is_whole(target, ["en"], "second") == [TOKEN_COUNTS + ".aside", TOKENIZERS[0] + ".aside"]
+    assert (target / (TOKENIZERS[0] + ".aside")).read_text() == "a tokenizer of my own"
     assert "is not as prepare wrote it; it is now tokenizer.model.aside" in capsys.readouterr().err
 
 

@@ -8,7 +8,15 @@ import pytest
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import Topology
 from pangu_sigma.data.placement import place_rows
-from pangu_sigma.data.sampler import BatchSampler, draws_before, permutation, stratified
+from pangu_sigma.data.sampler import (
+    ROTATION,
+    STRIDE,
+    BatchSampler,
+    draws_before,
+    permutation,
+    stratified,
+    weighted_rotation,
+)
 
 ROWS = (11, 5, 24)
 
@@ -20,8 +28,9 @@ def make(
     rows = options.pop("rows", ROWS)
     cells = {split: [(count,) for count in rows] for split in ("train", "validation")}  # type: ignore[attr-defined]
     names = [f"domain {number}" for number in range(len(cells["train"]))]
-    placed = place_rows(layout, placement, mixing, names, cells, None)
-    return BatchSampler(cells["train"], placed, world * share, int(options.pop("seed", 1)), mixing)
+    weights = tuple(options.pop("weights", (0.5, 0.1, 0.4))) if mixing == "weighted" else ()  # type: ignore[arg-type]
+    placed = place_rows(layout, placement, mixing, names, cells, None, weights)
+    return BatchSampler(cells["train"], placed, world * share, int(options.pop("seed", 1)), mixing, weights)
 
 
 def pairs(sampler: BatchSampler, step: int) -> List[Tuple[int, int]]:
@@ -61,7 +70,7 @@ def test_draws_before_against_counting(count: int, draws: int) -> None:
         seen.update((step + q) % count for q in range(draws))
 
 
-@pytest.mark.parametrize("mixing", ["balanced", "proportional"])
+@pytest.mark.parametrize("mixing", ["balanced", "proportional", "weighted"])
 @pytest.mark.parametrize("placement", ["shuffled", "domain_by_node"])
 def test_any_step_without_the_steps_before(mixing: str, placement: str) -> None:
     walked = make(mixing=mixing, placement=placement)
@@ -175,3 +184,60 @@ def test_a_batch_that_ranks_do_not_divide_is_an_error() -> None:
 
 def test_epoch_counts_passes() -> None:
     assert make(world=2, share=4).epoch(5) == 1.0
+
+
+@pytest.mark.parametrize(
+    "weights", [(1.0,), (0.5, 0.5), (0.5, 0.1, 0.4), (0.99999, 0.00001), (0.7, *[0.03] * 10), (1 / 3, 2 / 3)]
+)
+def test_a_weighted_rotation_has_everybodys_share_in_every_stretch(weights: Tuple[float, ...]) -> None:
+    rotation, drawn = weighted_rotation(weights, 24)
+    assert len(rotation) == ROTATION
+    for index, weight in enumerate(weights):
+        seen = np.cumsum(np.concatenate([[0], rotation == index]))
+        # To within a place; those of rare entries, which have one at least, come off the others.
+        assert abs(seen[-1] - weight * ROTATION) < 2.0 and seen[-1] >= 1
+        # Within one of the share from the start to any place (Tijdeman's bound), so within two in any stretch.
+        assert np.abs(seen - np.arange(ROTATION + 1) * seen[-1] / ROTATION).max() < 1.0
+        assert drawn[-1, index] == 24 * seen[-1]
+
+
+@pytest.mark.parametrize("draws", [1, 7, ROTATION - 1, ROTATION, 2 * ROTATION + 5])
+def test_draws_before_a_step_against_counting(draws: int) -> None:
+    rotation, drawn = weighted_rotation((0.5, 0.1, 0.4), draws)
+    seen = np.zeros(3, np.int64)
+    for step in range(40):
+        np.testing.assert_array_equal(drawn[step], seen)
+        places = [(step * STRIDE + place) % ROTATION for place in range(draws)]
+        seen += np.bincount(rotation[places], minlength=3)
+
+
+@pytest.mark.parametrize(("world", "share"), [(4, 3), (2, 4), (1, 5)])
+def test_weighted_walks_each_domain_epoch_by_epoch_in_its_share(world: int, share: int) -> None:
+    sampler, weights = make(world, share, mixing="weighted", ranks_per_node=1), (0.5, 0.1, 0.4)
+    drawn: Dict[int, List[int]] = {0: [], 1: [], 2: []}
+    by_rank = np.zeros((world, 3))
+    steps = 400
+    for step in range(steps):
+        batch = sampler.batch(step)
+        np.add.at(by_rank, (np.repeat(np.arange(world), share), batch.domain), 1)
+        for domain, row in pairs(sampler, step):
+            drawn[domain].append(row)
+    for domain, rows in drawn.items():
+        size = ROWS[domain]
+        epochs = [rows[start : start + size] for start in range(0, len(rows), size)]
+        assert all(sorted(epoch) == list(range(size)) for epoch in epochs[:-1])
+        # Each step is within two rows of the share, and the steps, which begin all over the rotation, cancel.
+        assert abs(len(rows) / (steps * world * share) - weights[domain]) < 0.005
+    # Steps begin all over the rotation: a rank's own shares are met as well.
+    np.testing.assert_allclose(by_rank / by_rank.sum(1, keepdims=True), [weights] * world, atol=0.005)
+
+
+def test_weights_within_the_domains_of_a_node() -> None:
+    sampler = make(4, 5, "weighted", "domain_by_node", rows=(11, 5, 24, 7), weights=(0.3, 0.1, 0.15, 0.45))
+    found = np.zeros((2, 4))
+    for step in range(300):
+        np.add.at(found, (np.repeat([0, 1], 10), sampler.batch(step).domain), 1)
+    # Equally many rows to a node; on each its own two domains, three to one.
+    np.testing.assert_allclose(found / found.sum(), [[0.375, 0.125, 0, 0], [0, 0, 0.125, 0.375]], atol=0.002)
+    assert "data.mixing weighted holds within a node alone" in sampler.placement.notes[0]
+    assert "domain 1 12 % (10 %), domain 2 12 % (15 %), domain 3 38 % (45 %)" in sampler.placement.notes[0]

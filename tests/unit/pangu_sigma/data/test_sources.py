@@ -118,7 +118,7 @@ def test_a_source_may_itself_be_hidden_or_a_link(tmp_path):
         (
             ["p.png", "q.png", ".x.txt"],
             "",
-            "no text files in '{}'; expected *.txt, *.md, *.py, *.jsonl ... "
+            "no text files in '{}'; expected *.txt, *.md, *.py, *.jsonl, *.parquet ... "
             "(passed over: 2 of another type, .png (p.png, q.png); 1 hidden (.x.txt))",
         ),
         (["d/"], "d", "no text files in '{}'"),
