@@ -57,9 +57,14 @@ def _add_shards(parser: argparse.ArgumentParser, required: bool = False) -> None
 
 
 def _add_inherit(parsers: Any) -> None:
-    inherit = add_command(parsers, "inherit", "a PanGu-Sigma that begins as a dense PanGu-alpha", _inherit)
+    inherit = add_command(
+        parsers, "inherit", "a model that begins as a dense PanGu-alpha, of whatever program", _inherit
+    )
     inherit.add_argument(
-        "source", metavar="SOURCE", help="checkpoint folder or run of a dense model, or PanGu-alpha's .ckpt file"
+        "source",
+        metavar="SOURCE",
+        help="checkpoint folder or run of a dense model; PanGu-alpha's or MindFormers' .ckpt file; or a folder of a "
+        "PyTorch port of PanGu-alpha (config.json and model.safetensors)",
     )
     inherit.add_argument("target", metavar="TARGET", help="new checkpoint folder")
     _add_shards(inherit)
@@ -130,6 +135,7 @@ def _inherit(config: Config, options: argparse.Namespace) -> int:
 
     validate(config, _ranks(config))
     from pangu_sigma.checkpoint.surgery.dense import DenseModel, OwnModel, PanguAlpha
+    from pangu_sigma.checkpoint.surgery.hugging_face import HuggingFaceModel, is_hugging_face_folder
     from pangu_sigma.checkpoint.surgery.inherit import Noise, inherit
 
     source = Path(options.source)
@@ -147,7 +153,7 @@ def _inherit(config: Config, options: argparse.Namespace) -> int:
                 f"--final-norm {options.final_norm}: {source} is no .ckpt file, and says itself where the final norm "
                 "stands"
             )
-        dense = OwnModel(options.source)
+        dense = HuggingFaceModel(source) if is_hugging_face_folder(source) else OwnModel(options.source)
     inherit(
         dense,
         options.target,

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from locmoe_ops.errors import InputError
 from pangu_sigma.cli.main import main
 from pangu_sigma.inference.export import export_mindir, export_safetensors, load_exported
+from pangu_sigma.inference.export_dense import export_hf_pangu_alpha, export_mindformers
 from pangu_sigma.inference.generator import SamplingSettings
 from pangu_sigma.inference.load import load_model
 
@@ -57,7 +58,15 @@ def test_the_description_says_how_to_run_the_graphs(exported, generator):
         ("", "is there already"),
     ],
 )
-@pytest.mark.parametrize("export", [lambda config, target: export_mindir(config, target, 1, None), export_safetensors])
+@pytest.mark.parametrize(
+    "export",
+    [
+        lambda config, target: export_mindir(config, target, 1, None),
+        export_safetensors,
+        export_hf_pangu_alpha,
+        export_mindformers,
+    ],
+)
 def test_a_folder_that_cannot_be_made_is_told_before_a_model_is_read(tmp_path, monkeypatch, export, output, told):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
@@ -99,6 +108,11 @@ def test_safetensors_hold_every_weight(run_folder, tmp_path):
     [
         (["--format", "safetensors", "--rows", "2"], "--rows is given with --format safetensors"),
         (["--format", "mindir", "--length", "33"], "--length is 33; expected 2 to 32"),
+        (["--format", "safetensors", "--dense-part"], "--dense-part is given with --format safetensors"),
+        (["--format", "mindir", "--dense-part"], "--dense-part is given with --format mindir"),
+        (["--format", "hf-pangu-alpha", "--length", "9"], "--length is given with --format hf-pangu-alpha"),
+        (["--format", "hf-pangu-alpha"], "have experts, for which --format hf-pangu-alpha has no place"),
+        (["--format", "mindformers-pangu-alpha"], "have experts, for which --format mindformers-pangu-alpha has no"),
         (["--format", "mindir", "--output", "."], "--output .: is there already"),
     ],
 )

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from scipy import special
 
-from mindspore import Tensor, save_checkpoint
+from mindspore import Tensor, load_checkpoint, save_checkpoint
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.surgery.dense import PanguAlpha
 from pangu_sigma.checkpoint.surgery.inherit import inherit
+from pangu_sigma.inference.export_dense import export_mindformers
 
 D, HEADS, INNER, WORDS, LENGTH, LAYERS = 16, 2, 20, 320, 48, 2
 BACKBONE = "backbone.embedding."
@@ -208,3 +209,26 @@ def test_tables_beside_are_arrays_of_numbers_and_no_code(alpha, tmp_path):
     np.save(tmp_path / "position_embedding.npy", np.array([{"a": 1}], object), allow_pickle=True)
     with pytest.raises(InputError, match="position_embedding.npy: cannot be read .*expected an array of numbers"):
         PanguAlpha(write(tmp_path / "alpha.ckpt", less), "before_query")
+
+
+@pytest.mark.parametrize("final_norm", ["before_query", "after_query"])
+def test_an_export_for_mindformers_has_its_names_and_its_function(workshop, alpha, tmp_path, final_norm):
+    keys = {"dense_layers": 2, "sparse_layers": 0, "activation": "gelu_tanh", "final_norm": final_norm}
+    model = workshop.random_model(workshop.config(keys))
+    saved = workshop.save(model, tmp_path)
+    export_mindformers(workshop.config(keys, checkpoint={"resume": str(saved)}), tmp_path / "out")
+    stored = {n: v.asnumpy() for n, v in load_checkpoint(str(tmp_path / "out" / "pangu_alpha.ckpt")).items()}
+    assert {name: value.shape for name, value in stored.items()} == {name: v.shape for name, v in alpha.items()}
+    ids = np.random.default_rng(1).integers(0, WORDS, (3, LENGTH)).astype(np.int32)
+    found, expected = (
+        one_document(model, ids).reshape(3, LENGTH, WORDS),
+        logits(stored, ids[1], final_norm, "gelu_tanh"),
+    )
+    # As above: float32 against float64, a few layers deep.
+    assert np.abs(found[1] - expected).max() < 1e-5 * np.abs(expected).max()
+    # And back, to the bit.
+    back = PanguAlpha(tmp_path / "out" / "pangu_alpha.ckpt", final_norm)
+    own = {parameter.name: parameter.asnumpy() for parameter in model.parts.network.trainable_params()}
+    assert sorted(back.names()) == sorted(own)
+    for name, value in own.items():
+        np.testing.assert_array_equal(back.read(name), value, err_msg=name)
