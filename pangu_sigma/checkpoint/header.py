@@ -11,6 +11,7 @@ from pangu_sigma.checkpoint.format import CheckpointHeader, DataState
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.state import StateEntry, scalars
 from pangu_sigma.config.load import to_dict
+from pangu_sigma.config.renamed import with_new_names
 from pangu_sigma.config.schema import Config, LayoutConfig
 from pangu_sigma.config.strict_yaml import spelled
 from pangu_sigma.data.dataset import PreparedData
@@ -173,7 +174,7 @@ def differences(reader: CheckpointReader, config: Config) -> str:
     """The keys of the network and of its training by which `config` differs from the checkpoint's, for a message; ""
     where none does.
     """
-    then, now = dict(_leaves(reader.header.config)), dict(_leaves(to_dict(config)))
+    then, now = dict(_leaves(with_new_names(reader.header.config))), dict(_leaves(to_dict(config)))
     found = [
         f"{path} ({spelled(now[path])}, was {spelled(then[path])})"
         for path in now

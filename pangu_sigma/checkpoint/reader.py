@@ -11,6 +11,7 @@ from locmoe_ops.shard_spec import ShardSpec
 from pangu_sigma.checkpoint.format import CheckpointHeader, CheckpointManifest, TensorEntry, crc32, read_manifest
 from pangu_sigma.checkpoint.shards import NAMES_OF, ShardFiles
 from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.config.renamed import with_new_names
 from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import DamagedCheckpoint
 
@@ -65,11 +66,11 @@ class CheckpointReader:
         return self.manifest.header
 
     def config(self) -> Config:
-        """The configuration it was written with; keys that are newer take their defaults. Raises InputError where it is
-        none.
+        """The configuration it was written with; keys that are newer take their defaults, and those that were renamed
+        have their present names. Raises InputError where it is none.
         """
         try:
-            return config_from_dict(self.header.config)
+            return config_from_dict(with_new_names(self.header.config))
         except InputError as error:
             raise InputError(f"{self.folder}: its configuration is not one of this release: {error}") from None
 

@@ -16,6 +16,7 @@ import yaml
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import has_lone_surrogate
+from pangu_sigma.config.renamed import new_name, with_new_names
 from pangu_sigma.config.schema import Config, RouterConfig, router_config
 from pangu_sigma.config.strict_yaml import is_lost, one_line, parse_yaml, read_text, shown
 from pangu_sigma.runtime.files import write_atomically
@@ -27,33 +28,71 @@ _LARGEST = 2**63 - 1  # no setting counts further, and Python does not print an 
 _EXPECTED = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 
 
-def load_config(path: Union[str, "os.PathLike[str]"], overrides: Sequence[str] = ()) -> Config:
-    """Reads the YAML file at `path`, applies `key.path=value` `overrides` in order, and converts.
+Overrides = Union[Sequence[str], Mapping[str, Any]]  # `key.path=value` texts as of `--set`, or values by key.path
+
+
+def load_config(path: Union[str, "os.PathLike[str]"], overrides: Overrides = ()) -> Config:
+    """Reads the YAML file at `path`, applies `overrides` in order, and converts.
+
+    Args:
+        path: the file.
+        overrides: texts `key.path=value`, as of `--set`; or a mapping of `key.path` to values.
 
     Raises:
         InputError: the file is missing, not UTF-8, not YAML or not a mapping; a key is unknown, or its value has the
             wrong type or lies outside its limits.
     """
-    raw = parse_yaml(read_text(path), str(path))
+    return config_with(read_sections(path), overrides)
+
+
+def read_sections(path: Union[str, "os.PathLike[str]"]) -> Dict[str, Any]:
+    """The YAML file at `path` as nested mappings; one that this program saved has its keys' present names.
+
+    Raises InputError: as `load_config`, but for keys and values.
+    """
+    text = read_text(path)
+    raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise InputError(
             f"{path}: found {shown(raw)} at top level, expected a mapping of sections ({', '.join(_names(Config))})"
         )
-    for override in overrides:
-        keys, equals, text = override.partition("=")
-        names = keys.strip().split(".")
-        if not equals or not all(names):
-            raise InputError(f"--set {shown(override)}: expected key.path=value, as in model.hidden_size=256")
-        section, where = raw, f"--set {one_line(override)[:200]}"
-        for depth, name in enumerate(names[:-1], start=1):
-            # null stands for an optional section that is off; setting one of its keys turns it on.
-            section[name] = child = {} if section.get(name) is None else section[name]
-            if not isinstance(child, dict):
-                key = one_line(".".join(names[:depth]))[:200]
-                raise InputError(f"{where}: {key} holds {shown(child)}, which has no keys")
-            section = child
-        section[names[-1]] = parse_yaml(text, where)
+    return with_new_names(raw) if text.startswith(SAVED_CONFIG) else raw
+
+
+def config_with(raw: Dict[str, Any], *layers: Overrides) -> Config:
+    """Converts a nested mapping, whose values are those of `layers` of overrides where these have any.
+
+    Args:
+        raw: as `read_sections` gives it; is changed.
+        layers: each as `load_config` takes them, applied in order.
+
+    Raises InputError: as `load_config`.
+    """
+    for overrides in layers:
+        if isinstance(overrides, Mapping):
+            for path, value in overrides.items():
+                value = list(value) if isinstance(value, tuple) else value
+                _set(raw, path.split("."), value, f"override {one_line(path)[:200]}")
+            continue
+        for override in overrides:
+            keys, equals, text = override.partition("=")
+            names, where = keys.strip().split("."), f"--set {one_line(override)[:200]}"
+            if not equals or not all(names):
+                raise InputError(f"--set {shown(override)}: expected key.path=value, as in model.hidden_size=256")
+            _set(raw, names, parse_yaml(text, where), where)
     return config_from_dict(raw)
+
+
+def _set(raw: Dict[str, Any], names: Sequence[str], value: Any, where: str) -> None:
+    section = raw
+    for depth, name in enumerate(names[:-1], start=1):
+        # null stands for an optional section that is off; setting one of its keys turns it on.
+        section[name] = child = {} if section.get(name) is None else section[name]
+        if not isinstance(child, dict):
+            key = one_line(".".join(names[:depth]))[:200]
+            raise InputError(f"{where}: {key} holds {shown(child)}, which has no keys")
+        section = child
+    section[names[-1]] = value
 
 
 def config_from_dict(raw: Mapping[str, Any]) -> Config:
@@ -239,16 +278,22 @@ def _how_to_write(kind: type, value: Any) -> str:
 def _unknown_key(section: Type[Any], name: Any, path: str) -> InputError:
     name = name if isinstance(name, str) and len(name) <= 80 else shown(name)
     where = f"{path}.{name}" if path else name
+    if new_name(where) is not None and _is_configuration(section, path):
+        return InputError(f"{where}: this key is now {new_name(where)}; expected that name")
     near = difflib.get_close_matches(name, _names(section), n=1)
     # The reader may know the key but not its place: full paths of the keys of that very name in any section.
-    # (Sections of other files, as of a machine, have no such keys.)
-    is_key = section.__module__.startswith(Config.__module__) or path.startswith("moe.router.")
+    is_key = _is_configuration(section, path)
     elsewhere = [full for full in _all_paths(Config, "") if full.rpartition(".")[2] == name] if is_key else []
     suggestions = [f"{path}.{near[0]}" if path else near[0]] if near else elsewhere
     if suggestions:
         return InputError(f"{one_line(where)}: unknown key, did you mean {' or '.join(suggestions)}?")
     expected = f"one of {', '.join(_names(section))}" if _names(section) else "none"
     return InputError(f"{one_line(where)}: unknown key, expected {expected}")
+
+
+def _is_configuration(section: Type[Any], path: str) -> bool:
+    """Whether a section is one of a configuration, and not of another file, such as that of a machine."""
+    return section.__module__.startswith(Config.__module__) or path.startswith("moe.router.")
 
 
 def _all_paths(section: Type[Any], prefix: str) -> List[str]:
