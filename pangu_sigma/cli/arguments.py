@@ -6,6 +6,7 @@ from typing import Any, Callable, NoReturn, Tuple
 
 from locmoe_ops.errors import InputError
 from pangu_sigma import __version__
+from pangu_sigma.checkpoint.locate import MODEL, SETTINGS, TRAINING
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
 from pangu_sigma.runtime.launch import read_launch, why_a_rank
@@ -13,6 +14,11 @@ from pangu_sigma.runtime.router_files import add_router_option
 from pangu_sigma.runtime.versions import version_line
 
 Action = Callable[[Config, argparse.Namespace], int]
+_SOURCES = {
+    SETTINGS: ("CONFIG", "YAML configuration file, or a run or checkpoint folder: its own"),
+    TRAINING: ("CONFIG", "YAML configuration file, or a run folder: its own"),
+    MODEL: ("RUN", "run folder (its newest checkpoint), checkpoint folder, or YAML configuration of a run"),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +56,7 @@ class RunByRanks(argparse.Action):
         namespace.by_ranks = True
 
 
-def add_command(commands: Any, name: str, text: str, action: Action) -> argparse.ArgumentParser:
+def add_command(commands: Any, name: str, text: str, action: Action, use: str = SETTINGS) -> argparse.ArgumentParser:
     """Adds a command that takes a configuration and overrides, and returns its parser, which takes its other arguments.
 
     Args:
@@ -58,9 +64,13 @@ def add_command(commands: Any, name: str, text: str, action: Action) -> argparse
         name: the word on the command line.
         text: what it does, for `--help`.
         action: gets the configuration, with the overrides in it, and all options; returns the exit status.
+        use: what the configuration is for, see `read_configuration`: a command of MODEL or SETTINGS takes a run or a
+            checkpoint as well.
     """
     command = add_plain(commands, name, text, action)
-    command.add_argument("config", metavar="CONFIG", help="YAML configuration file")
+    word, what = _SOURCES[use]
+    command.set_defaults(use=use)
+    command.add_argument("config", metavar=word, help=what)
     add_overrides(command)
     return command
 

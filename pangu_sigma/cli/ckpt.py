@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.checkpoint.locate import all_checkpoints_named, checkpoints_named
 from pangu_sigma.cli.arguments import add_command, add_family, add_plain, positive
 from pangu_sigma.config.schema import Config
 from pangu_sigma.runtime.reporting import SUCCESS
@@ -14,12 +15,12 @@ def add_ckpt(commands: Any) -> None:
     """Adds `ckpt` and what belongs to it to the program's parser."""
     parsers = add_family(commands, "ckpt", "look at checkpoints, and make one out of another")
     inspect = add_plain(parsers, "inspect", "what a checkpoint holds", _inspect)
-    inspect.add_argument("path", metavar="PATH", help="checkpoint folder, or a run directory: its newest")
+    inspect.add_argument("path", metavar="PATH", help="checkpoint folder, or a run: its newest")
     inspect.add_argument("--tensors", action="store_true", help="list every tensor")
     verify = add_plain(parsers, "verify", "every byte against its checksum; status 2 where one differs", _verify)
-    verify.add_argument("paths", metavar="PATH", nargs="+", help="checkpoint folders, or run directories: all of each")
+    verify.add_argument("paths", metavar="PATH", nargs="+", help="checkpoint folders, or runs: all of each")
     diff = add_plain(parsers, "diff", "where two checkpoints differ; status 1 where they do", _diff)
-    diff.add_argument("left", metavar="PATH", help="checkpoint folder, or a run directory: its newest")
+    diff.add_argument("left", metavar="PATH", help="checkpoint folder, or a run: its newest")
     diff.add_argument("right", metavar="PATH", help="the other one")
     reshard = add_plain(
         parsers, "reshard", "the same tensors, each whole, in other files; memory of the largest tensor", _reshard
@@ -39,7 +40,7 @@ def add_ckpt(commands: Any) -> None:
 
 
 def _add_ends(parser: argparse.ArgumentParser, required: bool = False) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="checkpoint folder, or a run directory: its newest")
+    parser.add_argument("source", metavar="SOURCE", help="checkpoint folder, or a run: its newest")
     parser.add_argument("target", metavar="TARGET", help="new checkpoint folder")
     _add_shards(parser, required)
 
@@ -99,34 +100,35 @@ _share.__name__ = "number from 0"
 def _inspect(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.checkpoint.surgery.inspect import inspect
 
-    inspect(options.path, options.tensors)
+    inspect(checkpoints_named(options.path), options.tensors)
     return SUCCESS
 
 
 def _verify(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.checkpoint.surgery.inspect import verify
 
-    verify(options.paths)
+    verify(all_checkpoints_named(options.paths))
     return SUCCESS
 
 
 def _diff(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.checkpoint.surgery.difference import diff
 
-    return diff(options.left, options.right)
+    return diff(checkpoints_named(options.left), checkpoints_named(options.right))
 
 
 def _reshard(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.checkpoint.surgery.reshard import reshard
 
-    reshard(options.source, options.target, options.shards, options.weights_only)
+    reshard(checkpoints_named(options.source), options.target, options.shards, options.weights_only)
     return SUCCESS
 
 
 def _extract(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.checkpoint.surgery.extract import extract
 
-    extract(options.source, options.target, options.domain, options.shards, options.optimizer, options.tokenizer)
+    source = checkpoints_named(options.source)
+    extract(source, options.target, options.domain, options.shards, options.optimizer, options.tokenizer)
     return SUCCESS
 
 
@@ -153,7 +155,7 @@ def _inherit(config: Config, options: argparse.Namespace) -> int:
                 f"--final-norm {options.final_norm}: {source} is no .ckpt file, and says itself where the final norm "
                 "stands"
             )
-        dense = HuggingFaceModel(source) if is_hugging_face_folder(source) else OwnModel(options.source)
+        dense = HuggingFaceModel(source) if is_hugging_face_folder(source) else OwnModel(checkpoints_named(options.source))
     inherit(
         dense,
         options.target,

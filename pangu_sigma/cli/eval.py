@@ -3,6 +3,7 @@
 import argparse
 from typing import Any, Tuple
 
+from pangu_sigma.checkpoint.locate import MODEL
 from pangu_sigma.cli.arguments import add_command, positive
 from pangu_sigma.config.schema import Config
 
@@ -10,7 +11,11 @@ from pangu_sigma.config.schema import Config
 def add_eval(commands: Any) -> None:
     """Adds the command to the program's parser."""
     command = add_command(
-        commands, "eval", "perplexity, multiple choice and generation tasks of a checkpoint, in one process", _eval
+        commands,
+        "eval",
+        "perplexity, multiple choice and generation tasks of a run's newest checkpoint, in one process",
+        _eval,
+        MODEL,
     )
     command.add_argument(
         "--validation",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.checkpoint.locate import MODEL
 from pangu_sigma.cli.arguments import add_command, positive
 from pangu_sigma.config.schema import Config
 from pangu_sigma.runtime.reporting import SUCCESS
@@ -15,7 +16,11 @@ _DENSE = ("hf-pangu-alpha", "mindformers-pangu-alpha")
 def add_export(commands: Any) -> None:
     """Adds the command to the program's parser."""
     parser = add_command(
-        commands, "export", "a checkpoint's model as MindIR graphs for generation, or as one file of weights", _export
+        commands,
+        "export",
+        "a run's newest checkpoint as MindIR graphs for generation, or as one file of weights",
+        _export,
+        MODEL,
     )
     parser.add_argument(
         "--format",

@@ -3,13 +3,14 @@
 import argparse
 from typing import Any
 
+from pangu_sigma.checkpoint.locate import MODEL
 from pangu_sigma.cli.arguments import add_command, positive, run_by_ranks
 from pangu_sigma.config.schema import Config
 
 
 def add_generate(commands: Any) -> None:
     """Adds the command to the program's parser."""
-    parser = add_command(commands, "generate", "let a checkpoint continue texts", _generate)
+    parser = add_command(commands, "generate", "let a run's newest checkpoint continue texts", _generate, MODEL)
     run_by_ranks(parser)
     what = parser.add_argument_group("prompts")
     what.add_argument(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.checkpoint.locate import SETTINGS, read_configuration
 from pangu_sigma.cli.arguments import Parser, ShowVersion
 from pangu_sigma.cli.audit import add_audit
 from pangu_sigma.cli.bench import add_bench
@@ -32,7 +33,6 @@ from pangu_sigma.cli.summary import add_summary
 from pangu_sigma.cli.train import add_train
 from pangu_sigma.cli.watch import add_watch
 from pangu_sigma.config.ascend import has_devices, resolve_runtime
-from pangu_sigma.config.load import load_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import OutputNotWritten
 from pangu_sigma.runtime.launch import check_launch, is_scheduler, is_worker, rank_name, why_a_rank
@@ -102,7 +102,7 @@ def _nobody_reads() -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pangu-sigma", description="PanGu-Sigma with LocMoE routing on MindSpore")
-    parser.set_defaults(by_ranks=False)
+    parser.set_defaults(by_ranks=False, use=SETTINGS)
     parser.add_argument("--version", action=ShowVersion, help="show the versions of this program, MindSpore and Python")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in ADD_COMMANDS:
@@ -127,7 +127,8 @@ def _run(options: argparse.Namespace) -> int:
 def _read_config(options: argparse.Namespace) -> Config:
     """The configuration, if the command takes one, with the routers that the user brings along."""
     use_router_files(getattr(options, "router_files", ()))
-    return load_config(options.config, options.overrides) if getattr(options, "config", None) else Config()
+    given = getattr(options, "config", None)
+    return read_configuration(given, options.overrides, options.use) if given else Config()
 
 
 def _be_scheduler(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence, Tuple
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.checkpoint.locate import runs_named
 from pangu_sigma.cli.arguments import add_plain
 from pangu_sigma.config.schema import Config
 from pangu_sigma.runtime.reporting import SUCCESS
@@ -18,7 +19,10 @@ def add_report(commands: Any) -> None:
     text = "one HTML page of some runs, with compare's figures; with --follow while they continue"
     report = add_plain(commands, "report", text, _report)
     report.add_argument(
-        "runs", metavar="RUN", nargs="+", help="run directory, also of an unfinished run; ratios are to the first"
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="run folder, also of an unfinished run, or a folder of runs: all of them; ratios are to the first",
     )
     report.add_argument(
         "--output", metavar="FILE", help="the page (default: report.html in RUN, or in the folder that the RUNs share)"
@@ -65,6 +69,7 @@ def _report(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.report.runs import read_runs, report
 
     formats = figure_formats(options)
-    report(options.runs, options.output, options.follow)
-    save_figures(read_runs(options.runs), options, formats)
+    runs = runs_named(options.runs)
+    report(runs, options.output, options.follow)
+    save_figures(read_runs(runs), options, formats)
     return SUCCESS

@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from tqdm import tqdm
 
-from pangu_sigma.config.load import load_config
+from pangu_sigma.checkpoint.locate import MODEL, read_configuration
 from pangu_sigma.config.validate import validate
 from pangu_sigma.evaluation.evaluate import generator_of
 from pangu_sigma.evaluation.generation import Write, before_stop
@@ -95,18 +95,18 @@ class PanguSigmaLM(LM):
 
 @contextmanager
 def opened(
-    config: Union[str, Path], domain: Optional[str] = None, overrides: Sequence[str] = ("checkpoint.resume=auto",)
+    source: Union[str, Path], domain: Optional[str] = None, overrides: Sequence[str] = ()
 ) -> Iterator[PanguSigmaLM]:
-    """The model of a configuration file's checkpoint.
+    """The model of a run's newest checkpoint, or of the checkpoint that is named.
 
     Args:
-        config: the file.
+        source: a run folder, a checkpoint folder, or a configuration file.
         domain: name of the domain; None: the first.
         overrides: as `--set`.
 
     Raises InputError: as `pangu-sigma eval`.
     """
-    settings = on_one_process(load_config(config, overrides))
+    settings = on_one_process(read_configuration(source, overrides, MODEL))
     validate(settings, 1)
     with open_model(settings, as_trained=False, prepared_rows=False) as model:
         yield PanguSigmaLM(model, 0 if domain is None else model.domain(domain, "domain"))

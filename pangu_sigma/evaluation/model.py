@@ -88,7 +88,8 @@ def on_one_process(config: Config) -> Config:
     refer to.
     """
     parallel = replace(config.parallel, expert=1, tensor=1, ranks_per_node=None)
-    checkpoint = replace(config.checkpoint, initial=None)  # where that run once began
+    resume = config.checkpoint.resume or "auto"  # who asks for a run's model means its newest
+    checkpoint = replace(config.checkpoint, resume=resume, initial=None)  # `initial` is where that run once began
     return replace(config, parallel=parallel, checkpoint=checkpoint)
 
 
@@ -117,17 +118,14 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
             mean is in the checkpoint.
 
     Raises:
-        InputError: no checkpoint is named or found, or it does not fit the configuration or the data.
+        InputError: no checkpoint is found, or it does not fit the configuration or the data.
     """
-    if config.checkpoint.resume is None:
-        raise InputError(
-            "checkpoint.resume is null; eval expected auto (the newest of train.output_dir) or a checkpoint folder"
-        )
     data = PreparedData.open(config.data.path) if prepared_rows else None
     source = find_source(config, data, for_training=False)
     if not source.candidates:
         raise InputError(
-            f"train.output_dir: {config.train.output_dir} holds no checkpoint; expected one for checkpoint.resume=auto"
+            f"train.output_dir: {config.train.output_dir} holds no checkpoint; expected the folder of a run that has "
+            "written one, or checkpoint.resume=FOLDER"
         )
     trained = _trained(config, source)
     config, topology = trained.cluster(config) if as_trained else (without_drops(config), Topology(1, 1))

@@ -106,7 +106,9 @@ ARGUMENTS = [
 
 CONFIGURATION = [
     Case("train absent.yaml", "absent.yaml: cannot be read", own_process=True),
-    Case("train texts", "texts: cannot be read (is a directory)"),
+    Case("train texts", "texts: found neither run nor checkpoint in this folder; expected a YAML configuration"),
+    Case("eval data", "data: found neither run nor checkpoint in this folder"),
+    Case("train kept/checkpoints/step_2", "step_2: found a checkpoint; expected a configuration or a run"),
     Case("train config.yaml", "config.yaml: the file is empty", _write("config.yaml", " \n")),
     Case("train config.yaml", "config.yaml: not UTF-8 text", _write("config.yaml", b"train: \xff")),
     Case("train config.yaml", "config.yaml: line 2 not valid YAML", _write("config.yaml", "a: b\n  c: d\n")),
