@@ -20,6 +20,7 @@ from pangu_sigma.cli.audit import add_audit
 from pangu_sigma.cli.bench import add_bench
 from pangu_sigma.cli.ckpt import add_ckpt
 from pangu_sigma.cli.compare import add_compare
+from pangu_sigma.cli.completion import PrintCompletion
 from pangu_sigma.cli.config import add_config
 from pangu_sigma.cli.doctor import add_doctor
 from pangu_sigma.cli.eval import add_eval
@@ -104,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pangu-sigma", description="PanGu-Sigma with LocMoE routing on MindSpore")
     parser.set_defaults(by_ranks=False, use=SETTINGS)
     parser.add_argument("--version", action=ShowVersion, help="show the versions of this program, MindSpore and Python")
+    parser.add_argument(
+        "--print-completion", action=PrintCompletion, help="print what bash or zsh needs to complete this command"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in ADD_COMMANDS:
         add(commands)
