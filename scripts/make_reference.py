@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/configuration.md and docs/metrics.md from where keys and metrics are defined.
+"""Writes docs/configuration.md, docs/metrics.md and configs/schema.json from where keys and metrics are defined.
 
 Usage: python scripts/make_reference.py [--check]. With --check it writes nothing; exit status 1 if a page is not what
 it would write.
@@ -16,7 +16,8 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from pangu_sigma.config.load import key_types, to_dict  # noqa: E402 (the path comes first)
+from pangu_sigma.config.json_schema import FILE, schema_text  # noqa: E402 (the path comes first)
+from pangu_sigma.config.load import key_types, to_dict  # noqa: E402
 from pangu_sigma.config.schema import Config  # noqa: E402
 from pangu_sigma.metrics.definitions import DEFINITIONS  # noqa: E402
 
@@ -108,7 +109,7 @@ def metrics() -> str:
     return "".join([*parts, _AFTER_METRICS])
 
 
-PAGES = {"docs/configuration.md": configuration, "docs/metrics.md": metrics}
+PAGES = {"docs/configuration.md": configuration, "docs/metrics.md": metrics, FILE: schema_text}
 
 
 def stale() -> List[str]:

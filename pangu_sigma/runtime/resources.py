@@ -11,7 +11,7 @@ from typing import Dict, Iterator, Tuple
 FOLDER = "shipped"  # in the package, of a wheel
 # Of each folder, what a wheel holds. The other scripts check the project itself and need its checkout.
 SHIPPED = {
-    "configs": ("**/*.yaml",),
+    "configs": ("**/*.yaml", "schema.json"),
     "scripts": (
         "cluster_network.sh",
         "environment.sh",
