@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from tqdm import tqdm
 
@@ -42,6 +42,23 @@ class EvaluationRequest:
     json: bool = False
 
 
+class EvaluationResults(NamedTuple):
+    """What a model gave.
+
+    Attributes:
+        checkpoint, step: whose model it is.
+        measured: what was measured of it, and how many tokens were dropped in doing so, in words (`how`).
+        content, path: the same as `results.json` has it, and that file.
+    """
+
+    checkpoint: Path
+    step: int
+    measured: List[Measured]
+    how: str
+    content: Dict[str, Any]
+    path: Path
+
+
 def evaluate(config: Config, request: EvaluationRequest) -> int:
     """Measures, prints and writes; returns 0.
 
@@ -49,9 +66,26 @@ def evaluate(config: Config, request: EvaluationRequest) -> int:
         config: as `on_one_process` gives it.
         request: what to measure and how.
 
-    Raises:
-        InputError: checkpoint, data, text, task or output folder are unusable, or do not fit together.
-        RunDiverged: the model gives no finite number; the results are written, and have null there.
+    Raises InputError, RunDiverged: as `measure` and `check_finite`.
+    """
+    found = measure(config, request)
+    if request.json:
+        print_json(found.content)
+    else:
+        notes = [note for one in found.measured for note in one.notes]
+        print(f"{found.checkpoint}: step {found.step}; {found.how}", "", table(found.measured), "", *notes, sep="\n")
+        print(f"written to {found.path}")
+    check_finite(found)
+    return 0
+
+
+def measure(config: Config, request: EvaluationRequest) -> EvaluationResults:
+    """Measures and writes `results.json`.
+
+    Args:
+        config, request: as of `evaluate`.
+
+    Raises InputError: checkpoint, data, text, task or output folder are unusable, or do not fit together.
     """
     examples = None if request.task_data is None else str(request.task_data)
     tasks = [load_task(str(path), examples, request.limit) for path in request.tasks]  # the model takes its time
@@ -77,20 +111,18 @@ def evaluate(config: Config, request: EvaluationRequest) -> int:
             measured,
         )
         path = write_results(folder, content)
-        if request.json:
-            print_json(content)
-        else:
-            how = "slots as configured" if request.as_trained and not without_rules else "no token dropped"
-            notes = [note for one in measured for note in one.notes]
-            print(f"{model.checkpoint}: step {model.step}; {how}", "", table(measured), "", *notes, sep="\n")
-            print(f"written to {path}")
-        diverged = [one.name for one in measured if not all(math.isfinite(f.estimate.value) for f in one.figures)]
-        if diverged:
-            raise RunDiverged(
-                f"{model.checkpoint} is of a run that diverged: {', '.join(diverged)} gave no finite number; try an "
-                "earlier checkpoint"
-            )
-    return 0
+    how = "slots as configured" if request.as_trained and not without_rules else "no token dropped"
+    return EvaluationResults(model.checkpoint, model.step, measured, how, content, path)
+
+
+def check_finite(found: EvaluationResults) -> None:
+    """Raises RunDiverged where a model gave no finite number; the results have null there."""
+    diverged = [one.name for one in found.measured if not all(math.isfinite(f.estimate.value) for f in one.figures)]
+    if diverged:
+        raise RunDiverged(
+            f"{found.checkpoint} is of a run that diverged: {', '.join(diverged)} gave no finite number; try an "
+            "earlier checkpoint"
+        )
 
 
 def _check_tasks(tasks: Sequence[Task], request: EvaluationRequest) -> None:
