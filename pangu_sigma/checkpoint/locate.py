@@ -39,9 +39,11 @@ class Located(NamedTuple):
 def locate(path: StrPath) -> Located:
     """Says what stands at `path`; `UNKNOWN` where nothing does that a command could take."""
     place = Path(path)
-    if not place.is_dir():
+    if not os.path.isdir(place):  # unlike Path.is_dir, False for a name that is too long
         return Located(FILE if os.path.lexists(place) else UNKNOWN, place)
-    if (place / MANIFEST).is_file() and not (place / TOKEN_COUNTS).exists():  # prepared data have a manifest, too
+    if os.path.isfile(place / MANIFEST) and not os.path.exists(
+        place / TOKEN_COUNTS
+    ):  # prepared data have a manifest, too
         return Located(CHECKPOINT, place)
     if is_run(place):
         return Located(RUN, place)
@@ -54,11 +56,10 @@ def locate(path: StrPath) -> Located:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether training wrote in the folder: a configuration that it saved, or beside another one what it leaves."""
-    if not (folder / CONFIG).is_file():
+    """Whether training wrote in the folder. A configuration alone is none: `ckpt` and `export` leave one as well."""
+    if not os.path.isfile(folder / CONFIG):
         return bool(finished(folder / CHECKPOINTS))
-    left = (METRICS, SUMMARY, CHECKPOINTS)
-    return is_saved_config(folder / CONFIG) or any((folder / name).exists() for name in left)
+    return any(os.path.exists(folder / name) for name in (METRICS, SUMMARY, CHECKPOINTS))
 
 
 def runs_below(folder: Path) -> List[Path]:
@@ -69,7 +70,7 @@ def runs_below(folder: Path) -> List[Path]:
         if here != folder and is_run(here):
             found.append(here)
             inner.clear()
-        if len(here.relative_to(folder).parts) >= _DEEPEST or (here / MANIFEST).is_file():
+        if len(here.relative_to(folder).parts) >= _DEEPEST or os.path.isfile(here / MANIFEST):
             inner.clear()
         inner[:] = sorted(name for name in inner if not name.startswith("."))
     return sorted(found)
@@ -93,7 +94,7 @@ def read_configuration(path: StrPath, overrides: Overrides = (), use: str = SETT
     Raises InputError: as `load_config`; `path` is none of these, or holds several runs; a damaged checkpoint.
     """
     kind, place = _one(path)
-    if use == MODEL and kind == FILE and place.name == CONFIG and is_saved_config(place) and is_run(place.parent):
+    if use == MODEL and kind == FILE and _is_of_run(place):
         kind, place = RUN, place.parent
     if kind == RUN:
         own: Dict[str, Any] = {"train.output_dir": str(place)}
@@ -107,16 +108,22 @@ def read_configuration(path: StrPath, overrides: Overrides = (), use: str = SETT
                 f"{path}: found a checkpoint; expected a configuration or a run, and checkpoint.resume={path} to "
                 f"resume there, or checkpoint.initial={path} to begin a new run with its weights"
             )
-        own = {"train.output_dir": str(home_of(place))}
+        home = home_of(place)
+        own = {} if home == place and use != MODEL else {"train.output_dir": str(home)}
         if use == MODEL:
             own.update({"checkpoint.resume": str(place), "checkpoint.initial": None})
         return config_with(_sections_of(place), own, overrides)
-    if place.is_dir():
+    if os.path.isdir(place):
         raise InputError(
             f"{path}: found neither run nor checkpoint in this folder; expected a YAML configuration, the folder of a "
             "run (train.output_dir), or a checkpoint folder such as RUN/checkpoints/step_100"
         )
     return load_config(path, overrides)
+
+
+def _is_of_run(file: Path) -> bool:
+    """Whether a configuration is the one that a run saved in its folder."""
+    return file.name == CONFIG and is_saved_config(file) and is_run(file.parent)
 
 
 def home_of(checkpoint: Path) -> Path:
@@ -169,8 +176,7 @@ def runs_named(paths: Sequence[StrPath]) -> List[str]:
         if kind == RUNS:
             found += map(str, runs_below(place))
         elif kind == FILE:
-            saved = place.name == CONFIG and is_saved_config(place) and is_run(place.parent)
-            found.append(str(place.parent) if saved else load_config(place).train.output_dir)
+            found.append(str(place.parent) if _is_of_run(place) else load_config(path).train.output_dir)
         elif kind == CHECKPOINT:
             if home_of(place) == place:
                 raise InputError(f"{path}: found a checkpoint that belongs to no run; expected the folder of a run")

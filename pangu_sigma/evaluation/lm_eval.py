@@ -3,7 +3,7 @@
     import lm_eval
     from pangu_sigma.evaluation.lm_eval import opened
 
-    with opened("runs/quickstart/locmoe/config.yaml", domain="en") as model:
+    with opened("runs/quickstart/locmoe", domain="en") as model:
         results = lm_eval.simple_evaluate(model=model, tasks=["lambada_openai"])
 
 Texts are scored as `pangu-sigma eval` scores them: after the domain's tag, no token dropped.

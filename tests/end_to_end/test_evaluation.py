@@ -30,9 +30,7 @@ def evaluate(run, tmp_path, capsys):
     def call(*options, status=0):
         words = [
             "eval",
-            str(run / "config.yaml"),
-            "--set",
-            "checkpoint.resume=auto",
+            str(run),
             "--output",
             str(tmp_path / "results"),
             *options,
@@ -61,11 +59,7 @@ def test_the_pages_example_works_as_written_and_goes_on_where_it_was_cut_off(run
     for name, text in FILES.items():
         Path(name).write_text(text, encoding="utf-8")
     line = next(line for line in COMMANDS if "capitals.yaml" in line)
-    words = shlex.split(
-        line.replace("runs/quickstart/locmoe/config.yaml", str(run / "config.yaml")).replace(
-            "--domain en", "--domain one"
-        )
-    )
+    words = shlex.split(line.replace("runs/quickstart/locmoe", str(run)).replace("--domain en", "--domain one"))
     assert main(words[1:]) == 0
     shown = capsys.readouterr().out
     assert all(len(row) <= 80 for row in shown.splitlines() if row.startswith("task-"))

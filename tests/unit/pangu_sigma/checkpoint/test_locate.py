@@ -38,6 +38,9 @@ KINDS = [
     (".", RUNS, "."),
     ("alone", CHECKPOINT, "alone"),
     ("moved", CHECKPOINT, "moved/step_3"),
+    ("cut", CHECKPOINT, "cut"),  # with the configuration of a run that begins there, as of `ckpt extract`
+    ("cut/config.yaml", FILE, "cut/config.yaml"),
+    ("exported", UNKNOWN, "exported"),
     ("project", RUNS, "project"),  # a configuration that a user wrote, and below it the run
     ("data", UNKNOWN, "data"),
     ("texts", UNKNOWN, "texts"),
@@ -61,6 +64,14 @@ def workspace(tmp_path, monkeypatch, job, random_tensors):
     for root, step in (("runs/a/checkpoints", 3), ("runs/bare/checkpoints", 3), ("moved", 3), ("moved", 2)):
         job(Path(root), step, random_tensors(0))
     os.rename("moved/step_2", "alone")
+    job(Path("cut"), 2, random_tensors(0))
+    for path in Path("cut/step_2").iterdir():
+        path.rename(Path("cut") / path.name)
+    Path("cut/step_2").rmdir()
+    Path("exported").mkdir()
+    begun = {"train": {"output_dir": "later"}, "checkpoint": {"initial": "cut"}}
+    for folder in ("cut", "exported"):
+        save_config(config_from_dict(begun), Path(folder) / "config.yaml")
     Path("mine.yaml").write_text("train: {steps: 5, output_dir: runs/a}\n")
     Path("project/config.yaml").write_text("train: {steps: 6, output_dir: project/run}\n")
     for folder in ("data", "texts"):
@@ -90,6 +101,11 @@ CONFIGURATIONS = [
     ("runs/old", MODEL, 9, "runs/old", "auto"),
     ("alone", MODEL, 1000, "alone", "alone"),  # what is made of it goes into it
     ("moved", MODEL, 1000, "moved/step_3", "moved/step_3"),
+    ("cut", MODEL, 1000, "cut", "cut"),
+    ("cut", SETTINGS, 1000, "runs/default", None),
+    ("cut/config.yaml", MODEL, 1000, "later", None),
+    ("cut/config.yaml", TRAINING, 1000, "later", None),
+    ("exported/config.yaml", TRAINING, 1000, "later", None),
     ("project", MODEL, 7, "project/run", "auto"),  # the only run there is
 ]
 
@@ -110,6 +126,7 @@ def test_the_configuration_of_a_path(workspace, path, use, steps, output, resume
         ("texts", MODEL, "texts: found neither run nor checkpoint in this folder; expected a YAML configuration"),
         ("data", MODEL, "data: found neither run nor checkpoint"),
         ("absent", MODEL, "absent: cannot be read"),
+        ("x" * 300, MODEL, r"cannot be read \(file name too long\)"),
         ("alone", TRAINING, "alone: found a checkpoint; expected .* checkpoint.resume=alone to resume there"),
     ],
 )

@@ -68,9 +68,9 @@ def test_nothing_is_overwritten(run, tmp_path):
     ("arguments", "fragment"),
     [
         (["config"], "no configuration given; expected a YAML file, or --list"),
-        (["config", REPOSITORY / "configs" / "quickstart.yaml", "--list"], "--list and --copy stand alone"),
-        (["config", "--list", "--copy", "x"], "--list and --copy stand alone"),
-        (["config", "--copy", "x", "--set", "train.steps=1"], "--list and --copy stand alone"),
+        (["config", REPOSITORY / "configs" / "quickstart.yaml", "--list"], "--list, --copy and --schema stand alone"),
+        (["config", "--list", "--copy", "x"], "--list, --copy and --schema stand alone"),
+        (["config", "--copy", "x", "--set", "train.steps=1"], "--list, --copy and --schema stand alone"),
         (["config", "--copy", "/dev/null/x"], "expected a writable folder"),
     ],
 )
