@@ -27,8 +27,11 @@ _TYPES = {int: "integer", float: "number", str: "text", bool: "true or false"}
 _CONFIGURATION = """# Configuration reference
 
 Every key, with its default. A file gives the keys that differ; `--set key.path=value` overrides one on the command
-line, and `pangu-sigma config CONFIG` prints all of them with their values. A key that does not exist, a value of
-another type or outside its limits, or values that do not fit together end the command with one line and status 2.
+line, and `pangu-sigma config CONFIG` prints all of them with their values, with `--changed` those that are not the
+default. A key that does not exist, a value of another type or outside its limits, or values that do not fit together
+end the command with one line and status 2. Editors with a YAML language server complete keys, explain them and check
+values by [`configs/schema.json`](../configs/schema.json) where a file has the line `# yaml-language-server:
+$schema=PATH`, as those in `configs` have; `pangu-sigma config --schema` prints the schema.
 What a key does on Ascend is documented or compiled, and was never run there ([ascend.md](ascend.md)).
 
 Numbers are written in decimal digits: `0100`, `0x1F`, `1:30` and `1_000`, which YAML 1.1 reads as 64, 31, 90 and 1000,

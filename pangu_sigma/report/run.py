@@ -1,6 +1,8 @@
 """A run as Python sees it: what it was configured to be, what each step measured, what it came to, its page."""
 
 import os
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
@@ -65,4 +67,5 @@ class Run:
         """
         from pangu_sigma.report.runs import report
 
-        return report([str(self.folder)], None if output is None else os.fspath(output))
+        with redirect_stdout(StringIO()):  # the command prints where the page is, the caller is told
+            return report([str(self.folder)], None if output is None else os.fspath(output))

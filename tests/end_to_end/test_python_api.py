@@ -30,14 +30,16 @@ CONFIG = {
 def ran(tmp_path_factory):
     """The page's code, run in a folder with a small configuration and texts; what it printed, and the folder."""
     folder = tmp_path_factory.mktemp("python")
-    words = np.random.default_rng(0).choice([f"w{n}" for n in range(60)], (2, 8, 300))
+    generator = np.random.default_rng(0)
+    vocabulary = ["".join(generator.choice(list("abcdefghij"), 4)) for _ in range(120)]
+    words = generator.choice(vocabulary, (2, 8, 400))
     for domain, documents in zip(("one", "two"), words):
         (folder / domain).mkdir()
         for number, document in enumerate(documents):
             (folder / domain / f"{number}.txt").write_text(" ".join(document))
     data = {
         "path": "data",
-        "prepare": {"sources": {"one": "one", "two": "two"}, "vocab_size": 400, "validation_fraction": 0.2},
+        "prepare": {"sources": {"one": "one", "two": "two"}, "vocab_size": 320, "validation_fraction": 0.2},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "data": data}))
     environment = {name: value for name, value in os.environ.items() if name != "GLOG_v"}
@@ -67,7 +69,9 @@ def test_it_says_nothing_that_is_not_meant_for_its_user(ran):
 
 def test_what_the_page_prints(ran, run):
     done, folder = ran
-    losses, summary, page, perplexity, *text = done.stdout.splitlines()[-5:]
+    lines = done.stdout.splitlines()
+    first = max(number for number, line in enumerate(lines) if line.startswith("["))
+    losses, summary, page, perplexity, *text = lines[first:]
     records = [json.loads(line) for line in (folder / "runs/mine/metrics.jsonl").read_text().splitlines()]
     assert json.loads(losses) == [record["loss/task"] for record in records] and len(records) == 4
     assert summary.split()[1:] == ["locmoe", "runs/mine/checkpoints/step_4"]
@@ -115,13 +119,13 @@ def test_a_run_that_was_moved_is_read_where_it_is(ran, run, tmp_path):
 
 
 def test_generation_is_that_of_the_command(ran, run, capsys):
-    words = "--prompt w3 --domain one --max-new-tokens 4 --temperature 0 --json".split()
+    words = "--prompt ab --domain one --max-new-tokens 4 --temperature 0 --json".split()
     assert main(["generate", "runs/mine", *words]) == 0
     from pangu_sigma import SamplingSettings
 
     settings = SamplingSettings(max_new_tokens=4, temperature=0.0)
     with Generator.load(run, batch_size=1) as generator:
-        assert generator.generate_text(["w3"], ["one"], settings) == [json.loads(capsys.readouterr().out)["text"]]
+        assert generator.generate_text(["ab"], ["one"], settings) == [json.loads(capsys.readouterr().out)["text"]]
 
 
 def test_errors_are_those_of_the_commands(ran, run, tmp_path):
