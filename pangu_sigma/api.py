@@ -16,13 +16,11 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Union
 
-from pangu_sigma.checkpoint.locate import MODEL, read_configuration
+from pangu_sigma.checkpoint.locate import MODEL, StrPath, read_configuration
 from pangu_sigma.config.ascend import has_devices
 from pangu_sigma.config.load import Overrides
 from pangu_sigma.config.schema import Config
 from pangu_sigma.runtime.log_level import set_log_level
-
-StrPath = Union[str, "os.PathLike[str]"]
 
 
 def quieten() -> None:

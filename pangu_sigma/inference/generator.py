@@ -13,6 +13,7 @@ from mindspore import Tensor
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.moe import check_token_ids
+from pangu_sigma.checkpoint.locate import StrPath
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import make_batch
 from pangu_sigma.inference.decoding import Continuation, DecodedRow, decode
@@ -63,13 +64,13 @@ class Generator:
     @classmethod
     def load(
         cls,
-        source: Union[Config, str, Path],
+        source: Union[Config, StrPath],
         tokenizer: Union[str, Path, None] = None,
         local_term: bool = False,
         batch_size: int = 8,
     ) -> "Generator":
-        """The model of a configuration's checkpoint, a run directory, or a checkpoint folder. Graphs are compiled when
-        first used. Processes that msrun or a rank table started share the experts, in equal parts.
+        """The model of a configuration's run, a run directory, or a checkpoint folder. Graphs are compiled when first
+        used. Processes that msrun or a rank table started share the experts, in equal parts.
 
         Args:
             source, tokenizer, local_term: see `load_model`.

@@ -15,6 +15,7 @@ from locmoe_ops.routers.selection_bias import set_locality_strength
 from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.folders import finished, resolve
 from pangu_sigma.checkpoint.header import check_same_model, differences
+from pangu_sigma.checkpoint.locate import FILE, MODEL, StrPath, checkpoints_named, locate, read_configuration
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.state import parameter_entries, read_values, set_values
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, ParallelConfig
@@ -98,7 +99,7 @@ class Model:
 
 
 def load_model(
-    source: Union[Config, str, Path],
+    source: Union[Config, StrPath],
     tokenizer: Union[str, Path, None] = None,
     local_term: bool = False,
     spread: bool = False,
@@ -106,7 +107,7 @@ def load_model(
     """The newest whole checkpoint's model.
 
     Args:
-        source: a configuration (`checkpoint.resume` names the checkpoint; null or auto: the newest of
+        source: a configuration or its file (`checkpoint.resume` names the checkpoint; null or auto: the newest of
             `train.output_dir`, or, where there is none, `checkpoint.initial`), a run directory, or a checkpoint folder.
             The last two say themselves what their configuration is.
         tokenizer: its file; None: the one in the checkpoint, or else (of a checkpoint that holds none) in the folder of
@@ -124,6 +125,8 @@ def load_model(
         raise InputError(
             f"found a job of {ranks} ranks; expected one process, as only generation spreads experts over ranks"
         )
+    if not isinstance(source, Config) and locate(source).kind == FILE:
+        source = read_configuration(source, use=MODEL)
     candidates = resolve(checkpoint_of(source))
     for path in reversed(candidates):
         try:
@@ -220,10 +223,10 @@ def domain_homes(context: SparseContext) -> Tuple[int, ...]:
     return tuple(homes)
 
 
-def checkpoint_of(source: Union[Config, str, Path]) -> Path:
+def checkpoint_of(source: Union[Config, StrPath]) -> Path:
     """The checkpoint, or folder of checkpoints, that is meant; see `load_model`."""
     if not isinstance(source, Config):
-        return Path(source)
+        return Path(checkpoints_named(source))
     resume, run, initial = source.checkpoint.resume, Path(source.train.output_dir), source.checkpoint.initial
     if resume not in (None, "auto"):
         return Path(str(resume))

@@ -13,6 +13,7 @@ import yaml
 
 from pangu_sigma import Generator, InputError, Run, evaluate, load_config, prepare, train
 from pangu_sigma.cli.main import main
+from pangu_sigma.inference.load import load_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
@@ -116,6 +117,24 @@ def test_a_run_that_was_moved_is_read_where_it_is(ran, run, tmp_path):
         assert load_config(moved).train.output_dir == str(moved)
     finally:
         os.rename(moved, folder / "runs/mine")
+
+
+def test_a_generator_takes_what_the_commands_take(ran, run):
+    _, folder = ran
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings["train"]["output_dir"] = "runs/mine"
+    (folder / "mine.yaml").write_text(yaml.safe_dump(settings))
+    for source in (
+        run,
+        "runs/mine",
+        "runs",
+        run.checkpoints[-1],
+        "mine.yaml",
+        Path("runs/mine/config.yaml"),
+        run.config,
+    ):
+        model = load_model(source)
+        assert (model.step, model.checkpoint.name) == (4, "step_4")
 
 
 def test_generation_is_that_of_the_command(ran, run, capsys):

@@ -8,7 +8,10 @@ import pytest
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.shard_spec import ShardSpec
+from pangu_sigma.checkpoint.header import differences
 from pangu_sigma.checkpoint.reader import CheckpointReader
+from pangu_sigma.config import renamed
+from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.errors import DamagedCheckpoint
 
 
@@ -20,6 +23,14 @@ def test_every_tensor_comes_back_whole(saved, tensors):
             assert found.dtype == whole.dtype
             np.testing.assert_array_equal(found, whole, err_msg=name)
         assert reader.header.step == 3 and reader.header.scalars["loss_scale.scale"] == 65536.0
+
+
+def test_a_key_that_was_renamed_since_is_read_under_its_new_name(saved, monkeypatch):
+    """Made up: what the manifest calls model.hidden_size is called model.num_heads now."""
+    monkeypatch.setattr(renamed, "RENAMED", {"model.hidden_size": "model.num_heads"})
+    with CheckpointReader.open(saved) as reader:
+        assert reader.config().model.num_heads == 4 and reader.config().model.hidden_size == 256
+        assert "model.num_heads (5, was 4)" in differences(reader, config_from_dict({"model": {"num_heads": 5}}))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 6])
