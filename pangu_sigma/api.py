@@ -107,7 +107,7 @@ def evaluate(
     request = EvaluationRequest(
         validation=validation,
         texts=tuple((name, os.fspath(path)) for name, path in (texts or {}).items()),
-        tasks=tuple(map(os.fspath, tasks)),
+        tasks=tuple(os.fspath(task) for task in tasks),
         task_data=None if task_data is None else os.fspath(task_data),
         domain=domain,
         limit=limit,

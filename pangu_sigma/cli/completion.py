@@ -31,7 +31,7 @@ class PrintCompletion(argparse.Action):
         for action in every_argument(parser):
             for names, what in ((FILES, shtab.FILE), (FOLDERS, shtab.DIRECTORY)):
                 if action.metavar in names:
-                    action.complete = what  # type: ignore[attr-defined] (shtab looks for it)
+                    action.complete = what  # type: ignore[attr-defined]
         print(shtab.complete(parser, shell=rest[0]))
         parser.exit()
 

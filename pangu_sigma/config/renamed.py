@@ -26,12 +26,14 @@ def with_new_names(raw: Mapping[str, Any]) -> Dict[str, Any]:
         section = _opened(found, above)
         if section is None or name not in section:
             continue
-        value = section.pop(name)
+        value = section.pop(name)  # first: opening the new place copies what lies on the way to it
         place = _opened(found, target)
-        if place is None or now in place:
-            _opened(found, above)[name] = value  # type: ignore[index] (it was there)
-        else:
+        if place is not None and now not in place:
             place[now] = value
+            continue
+        section = _opened(found, above)
+        assert section is not None  # it was there
+        section[name] = value
     return found
 
 
