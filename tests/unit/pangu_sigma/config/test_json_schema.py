@@ -11,6 +11,7 @@ import yaml
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.json_schema import FILE, json_schema, schema_text
 from pangu_sigma.config.load import config_from_dict, to_dict
+from pangu_sigma.config.renamed import RENAMED
 from pangu_sigma.config.schema import Config
 
 jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema, which the docs extra brings")
@@ -102,6 +103,13 @@ def test_a_shipped_configuration_with_one_thing_wrong(validator, file, path, val
     assert message in error.message
 
 
+def test_a_former_name_says_what_it_is_now(monkeypatch):
+    monkeypatch.setitem(RENAMED, "train.number", "train.steps")
+    validator = jsonschema.Draft7Validator(json_schema())
+    assert not validator.is_valid({"train": {"number": 3}}) and validator.is_valid({"train": {"steps": 3}})
+    assert json_schema()["properties"]["train"]["properties"]["number"]["description"] == "is now train.steps"
+
+
 def leaves(tree, prefix=""):
     for name, value in tree.items():
         yield f"{prefix}{name}"
@@ -131,7 +139,8 @@ def test_defaults_and_meanings_are_those_of_the_keys():
 
     def defaults(schema):
         if "properties" in schema and "default" not in schema:
-            return {name: defaults(inner) for name, inner in schema["properties"].items()}
+            keys = {name: inner for name, inner in schema["properties"].items() if "not" not in inner}  # former names
+            return {name: defaults(inner) for name, inner in keys.items()}
         return schema["default"]
 
     schema = json.loads(schema_text())
