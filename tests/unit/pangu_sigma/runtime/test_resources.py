@@ -67,7 +67,7 @@ def test_nothing_is_overwritten(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        (["config"], "no configuration given; expected a YAML file, or --list"),
+        (["config"], "no configuration given; expected a YAML file or a run, or --list"),
         (["config", REPOSITORY / "configs" / "quickstart.yaml", "--list"], "--list, --copy and --schema stand alone"),
         (["config", "--list", "--copy", "x"], "--list, --copy and --schema stand alone"),
         (["config", "--copy", "x", "--set", "train.steps=1"], "--list, --copy and --schema stand alone"),
