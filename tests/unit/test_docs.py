@@ -14,7 +14,7 @@ import pytest
 from pangu_sigma.cli import main as cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
+PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
 OURS = re.compile(r"(configs|scripts|tests|docs|locmoe_ops|pangu_sigma)/[\w./-]*\w")
 ASCEND_ONLY = re.compile(
     r"\b(npu-smi|hccn_tool)\b|/usr/local/Ascend|configs/ascend|train_rank_table\.sh|--nodes-file .*--env-file"
@@ -184,8 +184,10 @@ def test_what_is_to_be_installed_can_be():
     found = re.findall(r"pip install ([^`\n#;]+)", pages)
     assert len(found) >= 5
     for word in shlex.split(" ".join(found)):
-        if not word.startswith("-") and not re.fullmatch(r"\.(\[(test|dev)\])?|\S+\.whl", word):
-            assert '"' + re.split("[<>=]", word)[0] in setup, f"pip install {word}: nothing that setup.py requires"
+        if not word.startswith("-") and not re.fullmatch(r"\.|\S+\.whl", word):
+            extras = re.fullmatch(r"\.\[([\w,]+)\]", word)
+            names = extras[1].split(",") if extras else [re.split("[<>=]", word)[0]]
+            assert all(f'"{name}' in setup for name in names), f"pip install {word}: nothing that setup.py requires"
     for path in (
         path for folder in ("pangu_sigma", "locmoe_ops", "scripts") for path in (REPOSITORY / folder).rglob("*.py")
     ):
