@@ -19,7 +19,7 @@ from pangu_sigma.planner.cluster import cluster_of
 from pangu_sigma.planner.plan import make_plan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = sorted([*REPOSITORY.glob("README*.md"), *(REPOSITORY / "docs").glob("*.md")])
+PAGES = sorted([*REPOSITORY.glob("README*.md"), *(REPOSITORY / "docs").rglob("*.md")])
 CONFIGS = sorted((REPOSITORY / "configs" / "ascend").glob("*.yaml"))
 MODULES = sorted(
     path for folder in ("pangu_sigma", "locmoe_ops", "scripts") for path in (REPOSITORY / folder).rglob("*.py")
@@ -28,7 +28,7 @@ NAMED = re.compile(r"\b(Ascend|910[ABC]|HCCL|CANN|NPUs?)\b|昇腾")
 MARK = re.compile(
     r"\b(measured|compile[ds]?|exported|predict\w+|by plan|assum\w+|inferred|document\w*|third party|read (in|off)|"
     r"(not|never|none was|nothing was|could not be) (run|tried|seen|measured))\b|needs Ascend|[Ss]ource|warning of|"
-    r"未测量|未试过|从未运行|没有昇腾设备|编译",
+    r"未测量|未试过|从未运行|没有昇腾设备|编译|预测|实测|假设|读自|文档|需要昇腾|没有在设备上",
     re.IGNORECASE,
 )
 CLAIM = re.compile(r"\bon (Ascend|910[ABC]|a device)\b|\bHCCL (gives|forbids|has no)\b", re.IGNORECASE)
