@@ -65,7 +65,7 @@ def other_words(text: str) -> List[str]:
 RULES = (hard_breaks, blanks_before_percent, unclosed_emphasis, other_words)
 
 
-@pages
+@pytest.mark.parametrize("page", [*PAGES, REPOSITORY / "README.zh.md"], ids=lambda page: page.name)
 @pytest.mark.parametrize("rule", RULES)
 def test_text(page, rule):
     assert not rule(page.read_text(encoding="utf-8"))
