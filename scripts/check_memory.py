@@ -181,7 +181,7 @@ def check_checkpoints(folder: Path, steps: "int | None") -> bool:
     command = [
         "bash",
         str(ROOT / "scripts" / "train_msrun.sh"),
-        "--workers",
+        "--ranks-per-node",
         str(RANKS),
         QUICKSTART,
         *(word for override in overrides for word in ("--set", override)),

@@ -153,7 +153,7 @@ def measure(case: Case, folder: Path) -> dict:
         cluster = [
             "--nodes",
             str(case.nodes),
-            "--workers-per-node",
+            "--ranks-per-node",
             str(case.workers),
             "--rate",
             f"{case.rate}mbit",

@@ -67,7 +67,7 @@ def train(folder: Path, ranks: int, overrides: list[str]) -> None:
     command = (
         [sys.executable, "-m", "pangu_sigma", "train", config, *words]
         if ranks == 1
-        else ["bash", str(ROOT / "scripts" / "train_msrun.sh"), "--workers", str(ranks), config, *words]
+        else ["bash", str(ROOT / "scripts" / "train_msrun.sh"), "--ranks-per-node", str(ranks), config, *words]
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=ROOT, check=True, env=environment, timeout=LIMIT, stdout=subprocess.DEVNULL)

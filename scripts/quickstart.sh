@@ -123,7 +123,7 @@ train() {
     fi
     # Should this script be killed, the launcher is told to end, and ends its workers.
     if setpriv --pdeathsig TERM true 2>/dev/null; then bond=(setpriv --pdeathsig TERM); fi
-    ${bond[@]+"${bond[@]}"} bash "$scripts_folder/train_msrun.sh" --workers "$workers" "$config" ${overrides[@]+"${overrides[@]}"} \
+    ${bond[@]+"${bond[@]}"} bash "$scripts_folder/train_msrun.sh" --ranks-per-node "$workers" "$config" ${overrides[@]+"${overrides[@]}"} \
         --set "moe.router.type=$router" --set "train.output_dir=$output/$router" --set checkpoint.resume=auto || status=$?
     if [ "$status" -ne 0 ]; then
         [ "$status" -eq 130 ] || echo "quickstart.sh: error: training with router $router failed (status $status)" >&2

@@ -9,7 +9,7 @@ source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/environment.sh"
 source "$scripts_folder/cluster_network.sh"
 
 nodes=
-workers=
+ranks_per_node=
 rate=
 pin=false
 keep_logs=
@@ -28,14 +28,14 @@ tees=()
 
 usage() {
     cat <<'TEXT'
-usage: bash scripts/simulate_cluster.sh --nodes N --workers-per-node W [OPTION ...] -- COMMAND [ARGUMENT ...]
+usage: bash scripts/simulate_cluster.sh --nodes N --ranks-per-node M [OPTION ...] -- COMMAND [ARGUMENT ...]
 
 Runs COMMAND once on each of N simulated nodes of this machine and returns the first failing node's exit status (0 success,
 2 bad input, 130 interrupted). A node is a namespace with processes and a network of its own; a bridge joins the nodes.
 Shows what node 0 prints, then the bytes that each node sent and received. Nothing that it made outlives it.
 
   --nodes N             simulated nodes, 1 to 99
-  --workers-per-node W  workers that COMMAND is to start on a node
+  --ranks-per-node M    ranks that COMMAND is to start on a node
   --rate R              limit of each node's link in either direction, as in 200mbit (kbit, mbit, gbit; default: none)
   --pin                 keep each node's processes on its own, equal share of the cores
   --keep-logs D         folder for node_<R>.log, what each node printed (default: removed at the end)
@@ -43,10 +43,10 @@ Shows what node 0 prints, then the bytes that each node sent and received. Nothi
   --dry-run             show the nodes and what runs on them; start nothing
   --help                show this text
 
-COMMAND finds its place in LOCMOE_NODES, LOCMOE_NODE_RANK, LOCMOE_WORKERS_PER_NODE, LOCMOE_MASTER_ADDRESS (node 0's),
+COMMAND finds its place in LOCMOE_NODES, LOCMOE_NODE_RANK, LOCMOE_RANKS_PER_NODE, LOCMOE_MASTER_ADDRESS (node 0's),
 LOCMOE_NODE_ADDRESS (its own), LOCMOE_PORT and LOCMOE_MESH_SECRET, so that scripts/train_msrun.sh runs there as it is:
-  bash scripts/simulate_cluster.sh --nodes 2 --workers-per-node 2 --rate 200mbit -- bash scripts/train_msrun.sh CONFIG
-OMP_NUM_THREADS is set, unless it is already, to a worker's share of the cores.
+  bash scripts/simulate_cluster.sh --nodes 2 --ranks-per-node 2 --rate 200mbit -- bash scripts/train_msrun.sh CONFIG
+OMP_NUM_THREADS is set, unless it is already, to a rank's share of the cores.
 
 When COMMAND fails on one node, the others may end by themselves for 10 s; then they are told to (SIGTERM), and killed
 after 5 s more. Needs Linux, root, iproute2 (ip, tc) and util-linux (unshare, nsenter, setpriv, taskset).
@@ -74,12 +74,12 @@ parse_arguments() {
                 set_option "$1" true
                 shift
                 ;;
-            --nodes | --workers-per-node | --rate | --keep-logs | --counters)
+            --nodes | --ranks-per-node | --rate | --keep-logs | --counters)
                 [ $# -ge 2 ] || bad_input "$1 needs a value"
                 set_option "$1" "$2"
                 shift 2
                 ;;
-            --nodes=* | --workers-per-node=* | --rate=* | --keep-logs=* | --counters=*)
+            --nodes=* | --ranks-per-node=* | --rate=* | --keep-logs=* | --counters=*)
                 set_option "${1%%=*}" "${1#*=}"
                 shift
                 ;;
@@ -88,6 +88,7 @@ parse_arguments() {
                 command=("$@")
                 return
                 ;;
+            --workers-per-node | --workers-per-node=*) bad_input "--workers-per-node is called --ranks-per-node now; expected that" ;;
             -*) bad_input "unknown option $1" ;;
             *) bad_input "found '$1', expected an option, or -- before the command" ;;
         esac
@@ -97,7 +98,7 @@ parse_arguments() {
 set_option() {
     case $1 in
         --nodes) nodes=$2 ;;
-        --workers-per-node) workers=$2 ;;
+        --ranks-per-node) ranks_per_node=$2 ;;
         --rate) rate=$2 ;;
         --pin) pin=$2 ;;
         --keep-logs) keep_logs=$2 ;;
@@ -108,7 +109,7 @@ set_option() {
 
 check_arguments() {
     [[ $nodes =~ ^[1-9][0-9]?$ ]] || bad_input "--nodes: found '$nodes', expected a number from 1 to 99"
-    [[ $workers =~ ^[1-9][0-9]{0,3}$ ]] || bad_input "--workers-per-node: found '$workers', expected a number from 1 to 9999"
+    [[ $ranks_per_node =~ ^[1-9][0-9]{0,3}$ ]] || bad_input "--ranks-per-node: found '$ranks_per_node', expected a number from 1 to 9999"
     [[ -z $rate || $rate =~ ^[1-9][0-9]{0,5}(kbit|mbit|gbit)$ ]] ||
         bad_input "--rate: found '$rate', expected a whole number and kbit, mbit or gbit, as in 200mbit"
     [ ${#command[@]} -gt 0 ] || bad_input "no command given; expected it after --"
@@ -135,9 +136,9 @@ cores_of() {
 }
 
 export_environment() {
-    local threads=$((${#cores[@]} / (nodes * workers)))
+    local threads=$((${#cores[@]} / (nodes * ranks_per_node)))
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
-    export LOCMOE_NODES=$nodes LOCMOE_WORKERS_PER_NODE=$workers LOCMOE_PORT=$port
+    export LOCMOE_NODES=$nodes LOCMOE_RANKS_PER_NODE=$ranks_per_node LOCMOE_PORT=$port
     LOCMOE_MASTER_ADDRESS=$(address_of 0)
     LOCMOE_MESH_SECRET=$(od -An -v -tx1 -N32 /dev/urandom | tr -d ' \n')
     export LOCMOE_MASTER_ADDRESS LOCMOE_MESH_SECRET
@@ -149,7 +150,7 @@ show_plan() {
     for ((node = 0; node < nodes; node++)); do
         echo "node $node: address $(address_of "$node"), cores $(cores_of "$node"), link ${limit:-not limited}"
     done
-    for name in OMP_NUM_THREADS LOCMOE_NODES LOCMOE_WORKERS_PER_NODE LOCMOE_MASTER_ADDRESS LOCMOE_PORT; do
+    for name in OMP_NUM_THREADS LOCMOE_NODES LOCMOE_RANKS_PER_NODE LOCMOE_MASTER_ADDRESS LOCMOE_PORT; do
         printf '%s=%q \\\n' "$name" "${!name}"
     done
     printf 'LOCMOE_MESH_SECRET=<random> \\\nLOCMOE_NODE_RANK=<R> \\\nLOCMOE_NODE_ADDRESS=%s.<R+1> \\\n' "$network"
@@ -245,7 +246,7 @@ show_counters() {
 write_counters() {
     local node sent received sent_before received_before comma='' quoted=null
     [ -z "$rate" ] || quoted=\"$rate\"
-    printf '{"nodes": %d, "workers_per_node": %d, "rate": %s, "interfaces": [' "$nodes" "$workers" "$quoted"
+    printf '{"nodes": %d, "ranks_per_node": %d, "rate": %s, "interfaces": [' "$nodes" "$ranks_per_node" "$quoted"
     while read -r node sent_before received_before _ sent received; do
         printf '%s\n  {"node": %d, "address": "%s", ' "$comma" "$node" "$(address_of "$node")"
         printf '"tx_bytes": {"before": %d, "after": %d}, ' "$sent_before" "$sent"

@@ -7,7 +7,7 @@ source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/environment.sh"
 # shellcheck source=scripts/nodes.sh
 source "$scripts_folder/nodes.sh"
 
-workers=${LOCMOE_WORKERS_PER_NODE:-4}
+workers=${LOCMOE_RANKS_PER_NODE:-4}
 nodes=${LOCMOE_NODES:-1}
 node_rank=${LOCMOE_NODE_RANK:-0}
 master_addr=${LOCMOE_MASTER_ADDRESS:-127.0.0.1}
@@ -22,10 +22,10 @@ usage() {
     cat <<TEXT
 usage: bash scripts/train_msrun.sh [OPTION ...] CONFIG [--set KEY.PATH=VALUE ...] [-- FURTHER_OPTION ...]
 
-Trains CONFIG with N msrun workers on this machine, shows the output of its first rank, and returns the job's exit
+Trains CONFIG with M ranks on this machine, which msrun starts, shows the output of its first rank, and returns the job's exit
 status (0 success, 2 bad input, 1 any other failure, 130 interrupted). Nothing that it started outlives it.
 
-  --workers N           ranks on this machine (default 4)
+  --ranks-per-node M    ranks on this machine (default 4)
   --set KEY.PATH=VALUE  override one key of CONFIG; may be repeated
   --port P              port on which the ranks meet (default: a free one; with several nodes, without --ssh: none)
   --log-dir D           folder of the ranks' logs (default: <train.output_dir>/logs/launch_<n>)
@@ -44,7 +44,7 @@ status (0 success, 2 bad input, 1 any other failure, 130 interrupted). Nothing t
 On several machines start it once on each, with the same arguments but for node's rank and address; rank 0's output,
 which is the job's, shows on node 0. Logs go to a folder node_<R> of their own.
 
-  --nodes M             machines, each with N workers (default 1)
+  --nodes N             machines, each with M ranks (default 1)
   --node-rank R         which of them this one is, from 0 (default 0)
   --master-addr A       node 0's address (default 127.0.0.1)
   --node-addr B         this machine's own address, on which its ranks listen for the others (default 127.0.0.1)
@@ -57,7 +57,7 @@ which is the job's, shows on node 0. Logs go to a folder node_<R> of their own.
 
 With several nodes --port is required, and LOCMOE_MESH_SECRET must hold the same 64 hexadecimal digits everywhere
 (\`openssl rand -hex 32\` makes some): the ranks prove it to each other. With --ssh both are drawn unless given. Defaults
-may come from LOCMOE_WORKERS_PER_NODE, LOCMOE_NODES, LOCMOE_NODE_RANK, LOCMOE_MASTER_ADDRESS, LOCMOE_NODE_ADDRESS and
+may come from LOCMOE_RANKS_PER_NODE, LOCMOE_NODES, LOCMOE_NODE_RANK, LOCMOE_MASTER_ADDRESS, LOCMOE_NODE_ADDRESS and
 LOCMOE_PORT.
 
 Uses the active virtual environment, else the project's .venv, else the Python in PATH. OMP_NUM_THREADS (default: cores
@@ -82,17 +82,18 @@ parse_arguments() {
                 further=("$@")
                 return
                 ;;
-            --workers | --port | --log-dir | --set | --bench | --nodes | --node-rank | --master-addr | --node-addr | \
+            --ranks-per-node | --port | --log-dir | --set | --bench | --nodes | --node-rank | --master-addr | --node-addr | \
                 --nodes-file | --ssh-command | --env-file | --stop-timeout | --bind-core)
                 [ $# -ge 2 ] || bad_input "$1 needs a value"
                 set_option "$1" "$2"
                 shift 2
                 ;;
-            --workers=* | --port=* | --log-dir=* | --set=* | --bench=* | --nodes=* | --node-rank=* | --master-addr=* | --node-addr=* | \
+            --ranks-per-node=* | --port=* | --log-dir=* | --set=* | --bench=* | --nodes=* | --node-rank=* | --master-addr=* | --node-addr=* | \
                 --nodes-file=* | --ssh-command=* | --env-file=* | --stop-timeout=* | --bind-core=*)
                 set_option "${1%%=*}" "${1#*=}"
                 shift
                 ;;
+            --workers | --workers=*) bad_input "--workers is called --ranks-per-node now; expected that" ;;
             -*) bad_input "unknown option $1" ;;
             *)
                 [ -z "$config" ] || bad_input "found a second configuration file, $1, after $config; expected one"
@@ -105,7 +106,7 @@ parse_arguments() {
 
 set_option() {
     case $1 in
-        --workers) workers=$2 ;;
+        --ranks-per-node) workers=$2 ;;
         --port) port=$2 ;;
         --log-dir) log_dir=$2 ;;
         --set) overrides+=(--set "$2") ;;
@@ -127,10 +128,12 @@ set_option() {
 
 check_arguments() {
     local option
+    [ -z "${LOCMOE_WORKERS_PER_NODE:-}" ] ||
+        bad_input "environment variable LOCMOE_WORKERS_PER_NODE is called LOCMOE_RANKS_PER_NODE now; expected that"
     [ -n "$config" ] || bad_input "no configuration file given"
     check_task
     check_stop_timeout
-    [[ $workers =~ ^[1-9][0-9]{0,3}$ ]] || bad_input "--workers: found '$workers', expected a number from 1 to 9999"
+    [[ $workers =~ ^[1-9][0-9]{0,3}$ ]] || bad_input "--ranks-per-node: found '$workers', expected a number from 1 to 9999"
     [ -z "$port" ] || check_port "$port"
     check_bind_core
     if [ -z "$nodes_file" ]; then
@@ -144,7 +147,7 @@ check_arguments() {
     done
 }
 
-# msrun would only warn, in its own log, of what it cannot bind. On CPU each rank has threads of its own already (--workers).
+# msrun would only warn, in its own log, of what it cannot bind. On CPU each rank has threads of its own already (--ranks-per-node).
 check_bind_core() {
     [ -n "$bind_core" ] || return 0
     local cores='"([0-9]+-[0-9]+|[0-9]+(,[0-9]+)*)"' entry object
@@ -153,7 +156,7 @@ check_bind_core() {
     [[ $bind_core == auto || $bind_core =~ $object ]] || bad_input "--bind-core: found '$bind_core', expected auto," \
         "or a JSON object of cores by device, as in {\"device0\": [\"0-23\"], \"device1\": [\"24-47\"]}"
     [ "$bind_core" = auto ] || [ "$(grep -o device <<<"$bind_core" | wc -l)" = "$workers" ] ||
-        bad_input "--bind-core: found '$bind_core', expected cores for as many devices as --workers has ranks ($workers)"
+        bad_input "--bind-core: found '$bind_core', expected cores for as many devices as --ranks-per-node has ranks ($workers)"
     if $dry_run || $over_ssh; then return; fi # the devices are elsewhere
     compgen -G '/dev/davinci[0-9]*' >/dev/null || bad_input "--bind-core: found no /dev/davinci0, expected an Ascend device with its driver loaded"
     command -v taskset >/dev/null || bad_input "--bind-core: taskset not found, which msrun binds with; expected it in PATH (package util-linux)"
@@ -161,7 +164,7 @@ check_bind_core() {
 
 # Where the environment does not place this machine in a job as a whole, as simulate_cluster.sh does, a part may be left over.
 note_cluster() {
-    local name whole=true variables=(LOCMOE_NODES LOCMOE_NODE_RANK LOCMOE_WORKERS_PER_NODE LOCMOE_MASTER_ADDRESS LOCMOE_NODE_ADDRESS LOCMOE_PORT)
+    local name whole=true variables=(LOCMOE_NODES LOCMOE_NODE_RANK LOCMOE_RANKS_PER_NODE LOCMOE_MASTER_ADDRESS LOCMOE_NODE_ADDRESS LOCMOE_PORT)
     [ -z "${RANK_TABLE_FILE:-}" ] || [ -r "$RANK_TABLE_FILE" ] || bad_input "environment variable RANK_TABLE_FILE: cannot read" \
         "'$RANK_TABLE_FILE'; expected an Ascend rank table, which says where the nodes are, or none (unset RANK_TABLE_FILE)"
     for name in "${variables[@]}"; do [ -n "${!name:-}" ] || whole=false; done
@@ -208,14 +211,14 @@ match_nodes() {
     if [ "$ranks_per_node" = null ]; then
         overrides+=(--set "parallel.ranks_per_node=$workers")
     elif [ "$ranks_per_node" != "$workers" ]; then
-        bad_input "parallel.ranks_per_node: found $ranks_per_node, expected $workers (--workers) or null, with --nodes $nodes"
+        bad_input "parallel.ranks_per_node: found $ranks_per_node, expected $workers (--ranks-per-node) or null, with --nodes $nodes"
     fi
 }
 
 # Options for the launcher of one node, which is told everything. Sets `node_options`.
 # shellcheck disable=SC2317,SC2329 # nodes.sh calls it
 options_of_node() {
-    node_options=(--workers "$workers" --nodes "$nodes" --node-rank "$1" --master-addr "$master_addr" --node-addr "${addresses[$1]}"
+    node_options=(--ranks-per-node "$workers" --nodes "$nodes" --node-rank "$1" --master-addr "$master_addr" --node-addr "${addresses[$1]}"
         --port "$port" --log-dir "$log_dir" --stop-timeout "$stop_timeout" ${env_file:+--env-file "$env_file"} ${bench:+--bench "$bench"}
         ${bind_core:+--bind-core "$bind_core"} "$config" ${overrides[@]+"${overrides[@]}"})
     ! $generate || node_options+=(--generate)

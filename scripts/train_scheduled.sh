@@ -20,7 +20,7 @@ Starts train_msrun.sh on this node of a scheduler's job, as the node that the sc
   --resolve-timeout S   seconds in which all nodes' names must resolve (default $resolve_s)
   --help                show this text
 
-All else goes to train_msrun.sh (--workers N, --env-file F, --dry-run ...); see its --help. Ranks meet on LOCMOE_PORT (default
+All else goes to train_msrun.sh (--ranks-per-node N, --env-file F, --dry-run ...); see its --help. Ranks meet on LOCMOE_PORT (default
 29500) of the first node, and LOCMOE_MESH_SECRET must hold the same 64 hexadecimal digits on every node (openssl rand -hex 32).
 TEXT
 }

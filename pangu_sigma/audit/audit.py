@@ -41,7 +41,7 @@ MOST_RANKS = 64  # each is a process of this machine, with the rank's whole part
 def audit(
     config: Config,
     nodes: Optional[int],
-    devices_per_node: Optional[int],
+    ranks_per_node: Optional[int],
     as_object: bool,
     keep: Optional[str],
     timeout: float,
@@ -52,7 +52,7 @@ def audit(
 
     Args:
         config: of the job; what it says of device and backend is replaced (see `audited_job`).
-        nodes, devices_per_node: of the job; None: the fewest nodes that hold all experts; `parallel.ranks_per_node`,
+        nodes, ranks_per_node: of the job; None: the fewest nodes that hold all experts; `parallel.ranks_per_node`,
             else all ranks.
         as_object: print JSON in place of text.
         keep: folder to leave the graphs in; None: they are removed.
@@ -63,7 +63,7 @@ def audit(
     Raises:
         InputError: the configuration does not fit the ranks. ToolFailed: a rank failed, or `timeout` passed.
     """
-    job = audited_job(config, nodes, devices_per_node, hardware)
+    job = audited_job(config, nodes, ranks_per_node, hardware)
     with tempfile.TemporaryDirectory(prefix="pangu_sigma_audit_") as scratch:
         folder = Path(os.path.realpath(keep or scratch))
         try:
@@ -79,13 +79,13 @@ def audit(
 
 
 def audited_job(
-    config: Config, nodes: Optional[int], devices_per_node: Optional[int], hardware: Optional[str] = None
+    config: Config, nodes: Optional[int], ranks_per_node: Optional[int], hardware: Optional[str] = None
 ) -> PlannedJob:
     """The job as it is compiled for Ascend with the hccl backend, on as many ranks.
 
     Args:
         config: of the job.
-        nodes, devices_per_node, hardware: as in `audit`.
+        nodes, ranks_per_node, hardware: as in `audit`.
 
     Raises:
         InputError: the configuration does not fit the ranks, or these are more than `MOST_RANKS`, or only one; or the
@@ -97,17 +97,17 @@ def audited_job(
             "(--set runtime.mode=graph)"
         )
     model_ranks = config.parallel.expert * config.parallel.tensor
-    devices = devices_per_node or config.parallel.ranks_per_node or model_ranks
+    devices = ranks_per_node or config.parallel.ranks_per_node or model_ranks
     wanted = nodes or -(-model_ranks // devices)
     if wanted * devices > MOST_RANKS:
         raise InputError(
             f"audit: {wanted} nodes of {devices} ranks are {wanted * devices} processes on this machine, expected at "
-            f"most {MOST_RANKS}: scale the configuration with --set, or give --nodes and --devices-per-node"
+            f"most {MOST_RANKS}: scale the configuration with --set, or give --nodes and --ranks-per-node"
         )
     if wanted * devices < 2:
         raise InputError(
             "audit: one rank exchanges nothing; expected parallel.expert or parallel.tensor above 1, or --nodes, or "
-            "--devices-per-node"
+            "--ranks-per-node"
         )
     # Each layer's graph by itself: those that share one have the scope of the first.
     as_audited = replace(config.runtime, device="ascend", backend="hccl", lazy_inline=False, compile_cache=None)

@@ -56,6 +56,18 @@ class RunByRanks(argparse.Action):
         namespace.by_ranks = True
 
 
+class _OldName(argparse.Action):
+    """An option that has another name now: it is refused, with that name."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *rest: Any) -> NoReturn:
+        raise InputError(f"{self.option_strings[0]} is called {self.const} now; expected that")
+
+
+def refuse_old_name(command: argparse.ArgumentParser, old: str, new: str) -> None:
+    """Has `command` refuse the option `old` with a line that names `new`, of which `--help` alone speaks."""
+    command.add_argument(old, action=_OldName, const=new, dest="old_name", nargs="?", help=argparse.SUPPRESS)
+
+
 def add_command(commands: Any, name: str, text: str, action: Action, use: str = SETTINGS) -> argparse.ArgumentParser:
     """Adds a command that takes a configuration and overrides, and returns its parser, which takes its other arguments.
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from pangu_sigma.cli.arguments import add_command, positive
+from pangu_sigma.cli.arguments import add_command, positive, refuse_old_name
 from pangu_sigma.config.schema import Config
 
 
@@ -14,8 +14,9 @@ def add_audit(commands: Any) -> None:
     )
     parser.add_argument("--nodes", type=positive, metavar="N", help="nodes (default: the fewest that hold all experts)")
     parser.add_argument(
-        "--devices-per-node", type=positive, metavar="M", help="ranks a node (default: parallel.ranks_per_node, or all)"
+        "--ranks-per-node", type=positive, metavar="M", help="ranks a node (default: parallel.ranks_per_node, or all)"
     )
+    refuse_old_name(parser, "--devices-per-node", "--ranks-per-node")
     parser.add_argument(
         "--hardware",
         metavar="NAME",
@@ -37,7 +38,7 @@ def _audit(config: Config, options: argparse.Namespace) -> int:
     return audit(
         config,
         options.nodes,
-        options.devices_per_node,
+        options.ranks_per_node,
         options.json,
         options.keep,
         options.timeout,

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.cli.arguments import add_command, count, positive
+from pangu_sigma.cli.arguments import add_command, count, positive, refuse_old_name
 from pangu_sigma.config.schema import Config
 from pangu_sigma.runtime.reporting import SUCCESS
 from pangu_sigma.runtime.strict_json import dumps
@@ -25,8 +25,9 @@ def add_plan(commands: Any) -> None:
         help="nodes (default: parallel.nodes, else the fewest that hold all experts)",
     )
     parser.add_argument(
-        "--devices-per-node", type=positive, metavar="M", help="ranks a node (default: parallel.ranks_per_node)"
+        "--ranks-per-node", type=positive, metavar="M", help="ranks a node (default: parallel.ranks_per_node)"
     )
+    refuse_old_name(parser, "--devices-per-node", "--ranks-per-node")
     parser.add_argument(
         "--hardware", metavar="NAME", help="file of configs/hardware, or a path (default: by runtime.device and chip)"
     )
@@ -55,12 +56,12 @@ def plan(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.planner.sweep import parse_axes, sweep, sweep_json, table
 
     if options.cluster is None:
-        cluster = cluster_of(config, options.nodes, options.devices_per_node, options.hardware)
-    elif options.nodes is None and options.devices_per_node is None:
+        cluster = cluster_of(config, options.nodes, options.ranks_per_node, options.hardware)
+    elif options.nodes is None and options.ranks_per_node is None:
         cluster = cluster_from_file(config, options.cluster, options.hardware)
     else:
         raise InputError(
-            "--cluster names a file, which says how many nodes there are; expected no --nodes or --devices-per-node "
+            "--cluster names a file, which says how many nodes there are; expected no --nodes or --ranks-per-node "
             "with it"
         )
     if options.sweep:

@@ -7,7 +7,7 @@
       locmoe: {moe.router.type: locmoe}
     baseline: switch                          # what ratios refer to; left out: the first variant
     seeds: [1, 2, 3]
-    cluster: {nodes: 2, workers_per_node: 2, rate: 200mbit, pin: true}
+    cluster: {nodes: 2, ranks_per_node: 2, rate: 200mbit, pin: true}
     warmup_steps_ignored: 10                  # first steps of each run that count for no time and no byte
     run_timeout: 3600                         # seconds
     phases:                                   # left out: each run gives both perplexity and time
@@ -48,7 +48,7 @@ KEYS = (
     "warmup_steps_ignored",
     "run_timeout",
 )
-CLUSTER_KEYS = ("nodes", "workers_per_node", "rate", "pin")
+CLUSTER_KEYS = ("nodes", "ranks_per_node", "rate", "pin")
 PHASE_KEYS = ("overrides", "rate", "seeds")
 PHASES = ("quality", "time")
 # What the comparison sets itself for each run, and what would keep a run from ever being finished.
@@ -149,7 +149,7 @@ def _order(phases: Sequence[_Phase], variants: List[str]) -> List[Tuple[_Phase, 
 def _run(base: str, variant: str, phase: _Phase, seed: int, layers: Sequence[Mapping[str, Any]]) -> ComparedRun:
     """`layers` override the base in order: what all share, then the phase's, then the variant's own."""
     cluster = phase.cluster
-    values: Dict[str, Any] = {"parallel.ranks_per_node": cluster.workers_per_node} if cluster.nodes > 1 else {}
+    values: Dict[str, Any] = {"parallel.ranks_per_node": cluster.ranks_per_node} if cluster.nodes > 1 else {}
     for layer in layers:
         for key in layer:  # a later layer also takes the later place: a section set as a whole must not undo its keys
             values.pop(key, None)
@@ -158,11 +158,11 @@ def _run(base: str, variant: str, phase: _Phase, seed: int, layers: Sequence[Map
     where = f"variants.{variant}" + ("" if phase.name == SINGLE_PHASE else f" in phases.{phase.name}")
     try:
         config = load_config(base, overrides)
-        validate(config, cluster.nodes * cluster.workers_per_node)
-        if cluster.nodes > 1 and config.parallel.ranks_per_node != cluster.workers_per_node:
+        validate(config, cluster.nodes * cluster.ranks_per_node)
+        if cluster.nodes > 1 and config.parallel.ranks_per_node != cluster.ranks_per_node:
             raise InputError(
-                f"parallel.ranks_per_node is {config.parallel.ranks_per_node}, but cluster.workers_per_node "
-                f"{cluster.workers_per_node}; expected the same, or the key left out"
+                f"parallel.ranks_per_node is {config.parallel.ranks_per_node}, but cluster.ranks_per_node "
+                f"{cluster.ranks_per_node}; expected the same, or the key left out"
             )
         if config.train.stop_after is not None:
             raise InputError(
@@ -184,7 +184,7 @@ def _settings(config: Config, cluster: SimulatedCluster) -> str:
     files = [found.origin for found in (router, dispatcher) if found.external]
     code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
     text = json.dumps(
-        [plain, [cluster.nodes, cluster.workers_per_node, cluster.rate, cluster.pin], data, *code], sort_keys=True
+        [plain, [cluster.nodes, cluster.ranks_per_node, cluster.rate, cluster.pin], data, *code], sort_keys=True
     )
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -228,7 +228,7 @@ def _cluster(raw: Any) -> SimulatedCluster:
         raise InputError(f"cluster.pin: found {shown(pin)}, expected true or false")
     if pin and nodes == 1:
         raise InputError("cluster.pin is true with cluster.nodes 1; expected false: the one node has all cores")
-    workers = as_whole(section.get("workers_per_node", 1), "cluster.workers_per_node", 1)
+    workers = as_whole(section.get("ranks_per_node", 1), "cluster.ranks_per_node", 1)
     return SimulatedCluster(nodes, workers, as_rate(section.get("rate"), "cluster.rate", nodes), pin)
 
 

@@ -36,8 +36,8 @@ def command_of(run: ComparedRun, base: str, folder: Path) -> List[str]:
     ]
     cluster, train = run.cluster, str(SCRIPTS / "train_msrun.sh")
     if cluster.nodes == 1:
-        return ["bash", train, "--workers", str(cluster.workers_per_node), base, *overrides]
-    options = ["--nodes", str(cluster.nodes), "--workers-per-node", str(cluster.workers_per_node)]
+        return ["bash", train, "--ranks-per-node", str(cluster.ranks_per_node), base, *overrides]
+    options = ["--nodes", str(cluster.nodes), "--ranks-per-node", str(cluster.ranks_per_node)]
     options += ["--rate", cluster.rate] if cluster.rate else []
     options += ["--pin"] if cluster.pin else []
     options += ["--counters", str(folder / COUNTERS)]

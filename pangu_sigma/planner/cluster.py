@@ -1,7 +1,7 @@
 """How many nodes, of how many devices, of which kind: from the command line or from a YAML file.
 
 nodes: 16
-devices_per_node: 8
+ranks_per_node: 8
 hardware: 910a            # a file of configs/hardware, or a path
 network:                  # in place of the hardware's own, where a cluster's network is another
   bandwidth_gb_s: {value: 5.0, source: "hccl_test on this cluster"}
@@ -29,7 +29,7 @@ class ClusterFile:
     """Keys of the YAML file."""
 
     nodes: int = key(1, "nodes", minimum=1)
-    devices_per_node: Optional[int] = key(None, "ranks a node; null: as the hardware has", minimum=1)
+    ranks_per_node: Optional[int] = key(None, "ranks a node; null: as the hardware has", minimum=1)
     hardware: Optional[str] = key(
         None, "name in configs/hardware, or path of a YAML file; null: by runtime.device and runtime.chip"
     )
@@ -38,10 +38,10 @@ class ClusterFile:
 
 @dataclass(frozen=True)
 class Cluster:
-    """`nodes` of `devices_per_node` ranks each, and what they are."""
+    """`nodes` of `ranks_per_node` ranks each, and what they are."""
 
     nodes: int
-    devices_per_node: int
+    ranks_per_node: int
     hardware: Hardware
 
 
@@ -62,34 +62,32 @@ def cluster_from_file(config: Config, path: str, hardware: Optional[str]) -> Clu
             check_figures(given.network, "network.")
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
-    cluster = cluster_of(config, given.nodes, given.devices_per_node, hardware or given.hardware)
+    cluster = cluster_of(config, given.nodes, given.ranks_per_node, hardware or given.hardware)
     if given.network is None:
         return cluster
     return replace(cluster, hardware=replace(cluster.hardware, network=given.network))
 
 
-def cluster_of(
-    config: Config, nodes: Optional[int], devices_per_node: Optional[int], hardware: Optional[str]
-) -> Cluster:
+def cluster_of(config: Config, nodes: Optional[int], ranks_per_node: Optional[int], hardware: Optional[str]) -> Cluster:
     """A cluster without a file.
 
     Args:
         config: of the job.
         nodes: None: `parallel.nodes`, else the fewest that hold one copy of the experts.
-        devices_per_node: None: `parallel.ranks_per_node`, else as the hardware has.
+        ranks_per_node: None: `parallel.ranks_per_node`, else as the hardware has.
         hardware: as in `ClusterFile`.
 
     Raises:
-        InputError: the hardware is unknown, or `devices_per_node` is not what the configuration says.
+        InputError: the hardware is unknown, or `ranks_per_node` is not what the configuration says.
     """
     machine = load_hardware(hardware or default_hardware(config))
     parallel = config.parallel
     wanted = parallel.ranks_per_node
-    if None not in (devices_per_node, wanted) and devices_per_node != wanted:
+    if None not in (ranks_per_node, wanted) and ranks_per_node != wanted:
         raise InputError(
-            f"--devices-per-node is {devices_per_node} and parallel.ranks_per_node {wanted}; expected the same, or null"
+            f"--ranks-per-node is {ranks_per_node} and parallel.ranks_per_node {wanted}; expected the same, or null"
         )
-    devices = devices_per_node or wanted or machine.devices_per_node
+    devices = ranks_per_node or wanted or machine.ranks_per_node
     fewest = -(-parallel.expert * parallel.tensor // devices)
     return Cluster(nodes or parallel.nodes or fewest, devices, machine)
 

@@ -74,7 +74,7 @@ class _Search:
         hardware = cluster.hardware
         try:
             config = with_chip(config, hardware.chip, hardware.name)
-            job = plan_job(config, cluster.nodes, cluster.devices_per_node)
+            job = plan_job(config, cluster.nodes, cluster.ranks_per_node)
         except InputError:
             return None
         total = rank_memory(job, hardware).total
@@ -87,7 +87,7 @@ class _Search:
     def options(self) -> list[list[_Setting]]:
         """The other values of each setting; degrees first, nodes last."""
         config, nodes = self.config, self.cluster.nodes
-        rows = plan_job(config, nodes, self.cluster.devices_per_node).rows
+        rows = plan_job(config, nodes, self.cluster.ranks_per_node).rows
         parallel, capacity, layers = config.parallel, config.moe.capacity, num_blocks(config) + 1
         parts: list[Any] = ["attention", "sparse", *sorted({layers * i // 4 for i in (1, 2, 3)} - {0}), "all"]
         return [

@@ -103,7 +103,7 @@ class Hardware:
     """A cluster's devices and links."""
 
     name: str = key("", "what it is called in tables")
-    devices_per_node: int = key(8, "ranks a node, where neither configuration nor command line says", minimum=1)
+    ranks_per_node: int = key(8, "ranks a node, where neither configuration nor command line says", minimum=1)
     compute: Compute = key(Compute, "rates")
     memory: Memory = key(Memory, "sizes")
     node: Link = key(Link, "between ranks of a node")

@@ -136,17 +136,17 @@ class PlannedJob:
         return SlotRules(self.config, self.topology, self.domains, self.tokens)
 
 
-def plan_job(config: Config, nodes: int, devices_per_node: int) -> PlannedJob:
-    """The job of `config` on `nodes` of `devices_per_node` ranks each.
+def plan_job(config: Config, nodes: int, ranks_per_node: int) -> PlannedJob:
+    """The job of `config` on `nodes` of `ranks_per_node` ranks each.
 
     Raises:
         InputError: the configuration does not fit the ranks, or its vocabulary is not known.
     """
-    ranks = nodes * devices_per_node
-    placed = replace(config, parallel=replace(config.parallel, ranks_per_node=devices_per_node))
+    ranks = nodes * ranks_per_node
+    placed = replace(config, parallel=replace(config.parallel, ranks_per_node=ranks_per_node))
     validate(placed, ranks)
     parallel = placed.parallel
-    topology = Topology(ranks, devices_per_node, parallel.expert, parallel.tensor)
+    topology = Topology(ranks, ranks_per_node, parallel.expert, parallel.tensor)
     words, domains = _vocabulary(placed, resolve_layout(placed, topology).nodes)
     if words % placed.parallel.tensor:
         raise InputError(

@@ -87,7 +87,7 @@ def make_plan(config: Config, cluster: Cluster) -> JobPlan:
     """
     hardware = cluster.hardware
     placed = with_chip(config, hardware.chip, f"hardware '{hardware.name}'")
-    job = plan_job(placed, cluster.nodes, cluster.devices_per_node)
+    job = plan_job(placed, cluster.nodes, cluster.ranks_per_node)
     exchanges = step_exchanges(job)
     return JobPlan(
         job,

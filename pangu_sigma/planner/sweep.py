@@ -82,7 +82,7 @@ def _value(axis: str, word: str, text: str) -> Any:
 
 
 def _defaults(axis: str, config: Config, cluster: Cluster) -> list[Any]:
-    ranks = cluster.nodes * cluster.devices_per_node
+    ranks = cluster.nodes * cluster.ranks_per_node
     doublings = [1 << i for i in range(ranks.bit_length())]
     if axis == "ep":
         return [degree for degree in doublings if config.moe.num_experts % degree == 0]
@@ -90,7 +90,7 @@ def _defaults(axis: str, config: Config, cluster: Cluster) -> list[Any]:
         return [
             degree
             for degree in doublings
-            if cluster.devices_per_node % degree == 0 and config.model.num_heads % degree == 0
+            if cluster.ranks_per_node % degree == 0 and config.model.num_heads % degree == 0
         ]
     if axis == "dp":
         return [ranks // config.parallel.tensor * 2**i // 2 for i in range(4)]
@@ -135,11 +135,9 @@ def _changed(config: Config, cluster: Cluster, values: dict[str, Any]) -> tuple[
         config = with_value(config, path, value)
     if "dp" in values:
         ranks = values["dp"] * config.parallel.tensor
-        if ranks % cluster.devices_per_node:
-            raise InputError(
-                f"--sweep dp={values['dp']}: {ranks} ranks do not fill nodes of {cluster.devices_per_node}"
-            )
-        cluster = replace(cluster, nodes=ranks // cluster.devices_per_node)
+        if ranks % cluster.ranks_per_node:
+            raise InputError(f"--sweep dp={values['dp']}: {ranks} ranks do not fill nodes of {cluster.ranks_per_node}")
+        cluster = replace(cluster, nodes=ranks // cluster.ranks_per_node)
     return config, cluster
 
 

@@ -17,7 +17,7 @@ class SimulatedCluster:
     """
 
     nodes: int
-    workers_per_node: int
+    ranks_per_node: int
     rate: Optional[str]
     pin: bool
 

@@ -90,7 +90,7 @@ def cluster_text(config: Config, cluster: SimulatedCluster) -> str:
         config: of the run.
         cluster: that it is started on.
     """
-    return ranks_text(config, cluster.nodes * cluster.workers_per_node, cluster.nodes if cluster.nodes > 1 else None)
+    return ranks_text(config, cluster.nodes * cluster.ranks_per_node, cluster.nodes if cluster.nodes > 1 else None)
 
 
 def ranks_text(config: Config, ranks: Optional[int], simulated_nodes: Optional[int] = None) -> str:

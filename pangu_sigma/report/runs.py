@@ -103,7 +103,7 @@ def collection(names: Sequence[str], states: Sequence[RunState]) -> Collection:
     collected = []
     for name, state in zip(names, states):
         nodes = len(read_object(state.folder / COUNTERS).get("interfaces", [])) or 1
-        cluster = SimulatedCluster(nodes, workers_per_node=1, rate=None, pin=False)
+        cluster = SimulatedCluster(nodes, ranks_per_node=1, rate=None, pin=False)
         run = ComparedRun(SINGLE_PHASE, name, _ONE_SEED, cluster, overrides=(), config=state.config, settings="")
         collected.append(collect_run(run, state.folder, state.records, COMPILING_STEPS))
     plan = Comparison(

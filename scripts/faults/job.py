@@ -85,7 +85,7 @@ def words(config: Path, run: Path, ranks: int, steps: int, *overrides: str) -> l
 
 def command(script: str, ranks: int, arguments: Sequence[str], *options: str) -> list[str]:
     """A launcher with so many workers."""
-    return ["bash", str(ROOT / "scripts" / script), *options, "--workers", str(ranks), *arguments]
+    return ["bash", str(ROOT / "scripts" / script), *options, "--ranks-per-node", str(ranks), *arguments]
 
 
 def alone(arguments: Sequence[str]) -> list[str]:

@@ -52,7 +52,7 @@ def one(folder: Path, kind: str, down: Optional[float], number: int, random: Ran
         str(scripts / "simulate_cluster.sh"),
         "--nodes",
         "2",
-        "--workers-per-node",
+        "--ranks-per-node",
         "1",
         "--keep-logs",
         str(logs),

@@ -210,10 +210,11 @@ def check_wires(ranks):
 @pytest.mark.parametrize(
     "arguments, fragment",
     [
-        (["--nodes", "40", "--devices-per-node", "2"], "80 processes on this machine, expected at most 64"),
+        (["--nodes", "40", "--ranks-per-node", "2"], "80 processes on this machine, expected at most 64"),
         (["--set", "parallel={expert: 1}"], "one rank exchanges nothing"),
+        (["--devices-per-node", "2"], "--devices-per-node is called --ranks-per-node now"),
         (["--keep", "."], "--keep: cannot make ."),
-        (["--nodes", "3", "--devices-per-node", "1"], "parallel.expert"),
+        (["--nodes", "3", "--ranks-per-node", "1"], "parallel.expert"),
     ],
 )
 def test_bad_input(tmp_path, capsys, arguments, fragment):

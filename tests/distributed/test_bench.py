@@ -70,7 +70,7 @@ def test_dispatchers(tmp_path):
         [
             "bash",
             str(SCRIPT),
-            "--workers",
+            "--ranks-per-node",
             str(RANKS),
             "--bench",
             "all-to-all",

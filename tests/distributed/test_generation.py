@@ -37,7 +37,7 @@ def test_two_ranks_say_what_one_process_says(save_run, tmp_path, capsys):
         [
             "bash",
             str(SCRIPT),
-            "--workers",
+            "--ranks-per-node",
             "2",
             "--generate",
             config,
@@ -66,7 +66,7 @@ def test_ranks_that_do_not_divide_the_experts(save_run, tmp_path):
         [
             "bash",
             str(SCRIPT),
-            "--workers",
+            "--ranks-per-node",
             "3",
             "--generate",
             config,

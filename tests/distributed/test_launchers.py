@@ -115,7 +115,7 @@ def cluster_command(tmp_path):
             str(SCRIPTS / "simulate_cluster.sh"),
             "--nodes",
             "2",
-            "--workers-per-node",
+            "--ranks-per-node",
             "2",
             "--keep-logs",
             "printed",
@@ -153,7 +153,7 @@ def test_every_node_finds_its_place(cluster_command, environment, tmp_path, scri
 def test_a_wrong_address_is_named_on_both_nodes(cluster_command, environment, tmp_path, script):
     """The second node takes another machine for the first: its ranks reach nobody, and rank 0 misses them."""
     wrong = (
-        f"--nodes 2 --workers 2 --node-rank 1 --master-addr {NOBODY} --node-addr {ADDRESSES[1]}"
+        f"--nodes 2 --ranks-per-node 2 --node-rank 1 --master-addr {NOBODY} --node-addr {ADDRESSES[1]}"
         if script == MSRUN
         else (f"--rank-table table.json --set runtime.device=cpu --master-addr {NOBODY}")
     )

@@ -11,7 +11,7 @@ def test_four_ranks_try_their_groups_and_links(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(given))
     script = str(ROOT / "scripts" / "train_msrun.sh")
     done = run_command(
-        tmp_path, "bash", script, "--workers", "4", "--bench", "self-test", str(tmp_path / "config.yaml")
+        tmp_path, "bash", script, "--ranks-per-node", "4", "--bench", "self-test", str(tmp_path / "config.yaml")
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     text = " ".join(done.stdout.split())

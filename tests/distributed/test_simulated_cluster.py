@@ -70,8 +70,8 @@ def simulate(environment, folder, *arguments):
 
 
 def test_launcher_on_two_nodes_of_two_workers(environment, tmp_path):
-    """`--workers` and `parallel.ranks_per_node` come from the cluster; each node shows its first rank, keeps its own
-    logs, and tells of a rank that fails.
+    """`--ranks-per-node` and `parallel.ranks_per_node` come from the cluster; each node shows its first rank, keeps
+    its own logs, and tells of a rank that fails.
     """
     (tmp_path / "sitecustomize.py").write_text(STAND_IN)
     (tmp_path / "config.yaml").write_text(f"train: {{output_dir: {tmp_path}/run}}\nruntime: {{join_timeout: 60}}\n")
@@ -80,7 +80,7 @@ def test_launcher_on_two_nodes_of_two_workers(environment, tmp_path):
         tmp_path,
         "--nodes",
         "2",
-        "--workers-per-node",
+        "--ranks-per-node",
         "2",
         "--keep-logs",
         "logs",
@@ -147,7 +147,7 @@ def test_inter_node_bytes_are_those_of_the_interfaces(tiny_data, environment, tm
         tmp_path,
         "--nodes",
         "2",
-        "--workers-per-node",
+        "--ranks-per-node",
         str(workers),
         "--rate",
         "1gbit",

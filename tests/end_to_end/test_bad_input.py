@@ -306,7 +306,7 @@ def _plan(**changed: object) -> Callable[[Path], None]:
     return _write("plan.yaml", {"base": "config.yaml", "variants": {"a": {"moe.router.type": "hash"}}, **changed})
 
 
-TWO_NODES = {"nodes": 2, "workers_per_node": 1}
+TWO_NODES = {"nodes": 2, "ranks_per_node": 1}
 COMPARISON = [
     Case("compare", "required: FILE", own_process=True),
     Case("compare absent.yaml", "absent.yaml: cannot be read"),

@@ -67,7 +67,7 @@ def wait_for(condition, seconds, what):
 def test_a_killed_worker_ends_the_job(config, tmp_path, environment):
     log = tmp_path / "run" / "logs" / "launch_1"
     job = subprocess.Popen(
-        ["bash", str(LAUNCHER), "--workers", "2", str(config)],
+        ["bash", str(LAUNCHER), "--ranks-per-node", "2", str(config)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -93,7 +93,7 @@ def test_a_killed_worker_ends_the_job(config, tmp_path, environment):
 def test_a_job_that_is_told_to_stop_ends_well(config, tmp_path, environment):
     """The launcher hands SIGTERM to its ranks, which agree on the step that is the last."""
     job = subprocess.Popen(
-        ["bash", str(LAUNCHER), "--workers", "2", str(config)],
+        ["bash", str(LAUNCHER), "--ranks-per-node", "2", str(config)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -151,7 +151,7 @@ def test_a_port_in_use_is_named(config, tmp_path, environment):
         taken.listen()
         port = taken.getsockname()[1]
         job = subprocess.run(
-            ["bash", str(LAUNCHER), "--workers", "2", "--port", str(port), str(config)],
+            ["bash", str(LAUNCHER), "--ranks-per-node", "2", "--port", str(port), str(config)],
             env=environment,
             cwd=tmp_path,
             capture_output=True,

@@ -158,7 +158,7 @@ def test_command(run, command):
 def test_a_run_is_refused_where_one_is_and_leaves_nothing(run, folder):
     """One line, and no log folder of a job that did not run."""
     before = sorted(str(path) for path in (folder / "runs" / "quickstart").rglob("*"))
-    done = run("bash scripts/train_msrun.sh --workers 2 configs/quickstart.yaml --set parallel.expert=2")
+    done = run("bash scripts/train_msrun.sh --ranks-per-node 2 configs/quickstart.yaml --set parallel.expert=2")
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and "holds an earlier run" in line
     assert sorted(str(path) for path in (folder / "runs" / "quickstart").rglob("*")) == before

@@ -188,11 +188,11 @@ def test_examples_and_launchers(run, elsewhere):
     assert "910B" in run("pangu-sigma plan configs/ascend/pangu_sigma_38b_128.yaml --nodes 16")
     shown = run("pangu-sigma compare configs/compare/smoke.yaml --dry-run")
     assert "pangu_sigma/shipped/scripts/train_msrun.sh" in shown
-    launched = run("bash scripts/train_msrun.sh --workers 4 configs/quickstart.yaml --dry-run")
+    launched = run("bash scripts/train_msrun.sh --ranks-per-node 4 configs/quickstart.yaml --dry-run")
     assert "-m pangu_sigma train configs/quickstart.yaml" in launched and "PYTHONPATH" not in launched
     assert "usage: bash scripts/quickstart.sh" in run("bash scripts/quickstart.sh --help")
     run(
-        "bash scripts/simulate_cluster.sh --nodes 2 --workers-per-node 2 --dry-run -- bash scripts/train_msrun.sh "
+        "bash scripts/simulate_cluster.sh --nodes 2 --ranks-per-node 2 --dry-run -- bash scripts/train_msrun.sh "
         "configs/quickstart.yaml"
     )
 

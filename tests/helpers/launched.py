@@ -27,4 +27,4 @@ def launch_two(folder, **sections):
     given = {"model": MODEL, "parallel": {"expert": 2, "ranks_per_node": 1}, **sections}
     (folder / "config.yaml").write_text(yaml.safe_dump(given))
     script = str(ROOT / "scripts" / "train_msrun.sh")
-    return run_command(folder, "bash", script, "--workers", "2", str(folder / "config.yaml"))
+    return run_command(folder, "bash", script, "--ranks-per-node", "2", str(folder / "config.yaml"))

@@ -68,7 +68,7 @@ def whole_plan(make_plan, write_run, made_up_records, made_up_cosines):
         seeds=[1, 2, 3],
         baseline="switch",
         warmup_steps_ignored=5,
-        cluster={"nodes": 2, "workers_per_node": 2, "rate": "200mbit"},
+        cluster={"nodes": 2, "ranks_per_node": 2, "rate": "200mbit"},
         base_overrides={"parallel.expert": 4, "moe.capacity.factor": 1.5},
         variants={
             "switch": {"moe.router.type": "switch"},

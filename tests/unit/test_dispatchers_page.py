@@ -151,7 +151,7 @@ def test_plan_shows_half_the_bytes(file, config, capsys):
         cluster = [
             "--nodes",
             "2",
-            "--devices-per-node",
+            "--ranks-per-node",
             "2",
             "--set",
             "parallel.expert=4",

@@ -245,6 +245,11 @@ def test_what_cannot_work_is_said_before_anything_is_installed(project, call, na
         ("train_msrun.sh", {"LOCMOE_NODE_RANK": "3"}, ["--node-rank: found '3'", "LOCMOE_NODE_RANK=3"]),
         (
             "train_msrun.sh",
+            {"LOCMOE_WORKERS_PER_NODE": "2"},
+            ["LOCMOE_WORKERS_PER_NODE is called LOCMOE_RANKS_PER_NODE now"],
+        ),
+        (
+            "train_msrun.sh",
             {"LOCMOE_NODE_ADDRESS": "10.0.0.1"},
             ["--node-addr: found '10.0.0.1'", "LOCMOE_NODE_ADDRESS=10.0.0.1"],
         ),
@@ -264,10 +269,10 @@ def test_what_the_shell_has_left_over_is_named(run_script, config_file, script, 
 def test_what_the_shell_says_of_a_job_is_shown(run_script, config_file):
     """A default of the environment is meant by some and left over for others."""
     done = run_script(
-        "train_msrun.sh", config_file, "--dry-run", LOCMOE_WORKERS_PER_NODE="2", MS_ROLE="MS_WORKER", RANK_ID="7"
+        "train_msrun.sh", config_file, "--dry-run", LOCMOE_RANKS_PER_NODE="2", MS_ROLE="MS_WORKER", RANK_ID="7"
     )
     assert done.returncode == 0 and "--worker_num=2" in done.stdout, done.stderr
-    assert "from the environment: LOCMOE_WORKERS_PER_NODE=2" in done.stdout
+    assert "from the environment: LOCMOE_RANKS_PER_NODE=2" in done.stdout
 
 
 @pytest.mark.parametrize("earlier", [False, True])
@@ -277,6 +282,6 @@ def test_a_refusal_leaves_no_log_folder(run_script, config_file, tmp_path, earli
         (tmp_path / "run" / "logs").mkdir(parents=True)
         (tmp_path / "run" / "logs" / "note.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    done = run_script("train_msrun.sh", "--workers", "2", config_file, stand_in="refused")
+    done = run_script("train_msrun.sh", "--ranks-per-node", "2", config_file, stand_in="refused")
     assert done.returncode == 2 and "data: found nothing" in done.stderr
     assert sorted(tmp_path.rglob("*")) == before

@@ -47,7 +47,11 @@ def launch(run_script, nodes_file, write_table, tmp_path):
 
     def _launch(script, *arguments, **settings):
         on_cpu = ("--set", "runtime.device=cpu")
-        where = ("--rank-table", table, *on_cpu) if script == TABLE else ("--nodes-file", nodes_file, "--workers", "1")
+        where = (
+            ("--rank-table", table, *on_cpu)
+            if script == TABLE
+            else ("--nodes-file", nodes_file, "--ranks-per-node", "1")
+        )
         return run_script(script, *where, *arguments, CALLS=str(tmp_path / "calls"), **settings)
 
     return _launch
@@ -119,7 +123,7 @@ def test_a_given_place_in_the_file(run_script, nodes_file, tmp_path):
         nodes_file,
         "--node-rank",
         "1",
-        "--workers",
+        "--ranks-per-node",
         "2",
         "--port",
         "2345",

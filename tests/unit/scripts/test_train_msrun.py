@@ -21,7 +21,7 @@ def test_help(launch):
     assert done.returncode == 0
     assert max(map(len, done.stdout.splitlines())) <= 128
     for option in (
-        "--workers N",
+        "--ranks-per-node N",
         "--set KEY.PATH=VALUE",
         "--port P",
         "--log-dir D",
@@ -43,7 +43,7 @@ def test_help(launch):
 
 def test_dry_run_shows_the_command_and_starts_nothing(launch, config_file, tmp_path):
     before = sorted(tmp_path.iterdir())
-    done = launch("--workers", "2", "--dry-run", "--port=2345", config_file, "--set", "train.seed=7")
+    done = launch("--ranks-per-node", "2", "--dry-run", "--port=2345", config_file, "--set", "train.seed=7")
     assert done.returncode == 0, done.stderr
     command = done.stdout.splitlines()[-1]
     assert command.startswith("msrun --worker_num=2 --local_worker_num=2 ")
@@ -67,19 +67,19 @@ def test_ranks_are_bound_to_cores_by_msrun(launch, config_file, cores, passed):
     """What the command line says is what msrun's own parser understands."""
     from mindspore.parallel.cluster.run import _parse_and_validate_bind_core
 
-    done = launch("--workers", "2", "--bind-core", cores, "--dry-run", config_file)
+    done = launch("--ranks-per-node", "2", "--bind-core", cores, "--dry-run", config_file)
     assert done.returncode == 0, done.stderr
     (given,) = [word[12:] for word in shlex.split(done.stdout.splitlines()[-1]) if word.startswith("--bind_core=")]
     assert _parse_and_validate_bind_core(given) == (passed or json.loads(cores))
 
 
 def test_nothing_is_bound_unless_asked_for(launch, config_file):
-    assert "bind" not in launch("--workers", "2", "--dry-run", config_file).stdout
+    assert "bind" not in launch("--ranks-per-node", "2", "--dry-run", config_file).stdout
 
 
 @pytest.mark.skipif(os.path.exists("/dev/davinci0"), reason="for a machine without NPU")
 def test_ranks_on_cpu_are_not_bound(launch, config_file):
-    done = launch("--workers", "2", "--bind-core", "auto", config_file)
+    done = launch("--ranks-per-node", "2", "--bind-core", "auto", config_file)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "--bind-core: found no /dev/davinci0, expected an Ascend device" in line
@@ -107,9 +107,11 @@ def test_a_bench_takes_the_place_of_training(launch, config_file):
             "--generate: given with --bench; expected one of them",
         ),
         (["--wokers", "2", "x.yaml"], "unknown option --wokers"),
+        (["--workers", "2", "x.yaml"], "--workers is called --ranks-per-node now; expected that"),
+        (["--workers=2", "x.yaml"], "--workers is called --ranks-per-node now; expected that"),
         ([], "no configuration file given"),
-        (["--workers", "none", "x.yaml"], "--workers: found 'none'"),
-        (["--workers", "0", "x.yaml"], "--workers: found '0'"),
+        (["--ranks-per-node", "none", "x.yaml"], "--ranks-per-node: found 'none'"),
+        (["--ranks-per-node", "0", "x.yaml"], "--ranks-per-node: found '0'"),
         (["x.yaml", "--port", "80"], "--port: found '80'"),
         (["x.yaml", "--port=70000"], "--port: found '70000'"),
         (["x.yaml", "--set"], "--set needs a value"),
@@ -118,11 +120,14 @@ def test_a_bench_takes_the_place_of_training(launch, config_file):
         (["x.yaml", "--bind-core", '{"device0": ["0-2,5"]}'], "expected auto, or a JSON object of cores by device"),
         (
             ["x.yaml", "--bind-core", '{"device0": ["0-2"]}'],
-            "expected cores for as many devices as --workers has ranks",
+            "expected cores for as many devices as --ranks-per-node has ranks",
         ),
         (["x.yaml", "y.yaml"], "a second configuration file, y.yaml"),
         (["x.yaml"], "x.yaml: cannot be read"),
-        (["--workers", "3", "config.yaml"], "data-parallel ranks (3) does not divide train.global_batch_size (8)"),
+        (
+            ["--ranks-per-node", "3", "config.yaml"],
+            "data-parallel ranks (3) does not divide train.global_batch_size (8)",
+        ),
         (["config.yaml", "--set", "train.step=3"], "train.step: unknown key"),
         (["config.yaml", "--log-dir", "config.yaml/logs"], "cannot make the log folder"),
     ],
@@ -138,7 +143,7 @@ def test_bad_input_is_one_line_before_anything_starts(launch, tmp_path, argument
 
 def test_a_job_that_succeeds_shows_rank_0(launch, config_file, tmp_path):
     for number in (1, 2):
-        done = launch("--workers", "2", config_file, "--set", "train.seed=7")
+        done = launch("--ranks-per-node", "2", config_file, "--set", "train.seed=7")
         logs = tmp_path / "run" / "logs" / f"launch_{number}"
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == f"logs: {logs}\nrank 0 of 2 seed 7\n"
@@ -168,7 +173,7 @@ def test_a_job_that_fails_shows_the_first_failure_once(
     launch, processes_of, config_file, tmp_path, stand_in, status, shown, logged
 ):
     logs = tmp_path / "logs"
-    done = launch("--workers", "2", "--log-dir", "logs", config_file, stand_in=stand_in)
+    done = launch("--ranks-per-node", "2", "--log-dir", "logs", config_file, stand_in=stand_in)
     assert done.returncode == status
     assert done.stdout == f"logs: {logs}\nrank 0 of 2 seed 1\n"
     (line,) = done.stderr.splitlines()
@@ -192,7 +197,7 @@ def test_nothing_outlives_the_launcher(
 ):
     logs = tmp_path / "logs"
     launcher = subprocess.Popen(
-        ["bash", str(scripts / "train_msrun.sh"), "--workers", "2", "--log-dir", str(logs), config_file],
+        ["bash", str(scripts / "train_msrun.sh"), "--ranks-per-node", "2", "--log-dir", str(logs), config_file],
         stdout=subprocess.DEVNULL,
         env={**environment, "STAND_IN": "sleep"},
     )
@@ -222,7 +227,7 @@ def test_ranks_are_told_to_stop_and_given_time(
     command = [
         "bash",
         str(scripts / "train_msrun.sh"),
-        "--workers",
+        "--ranks-per-node",
         "2",
         "--log-dir",
         str(logs),

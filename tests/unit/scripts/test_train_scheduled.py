@@ -33,7 +33,7 @@ def run(run_script, environment, tmp_path):
 
 @pytest.mark.parametrize("scheduler", [SLURM, {**SLURM, "SLURM_STEP_NODELIST": "far[2-4]"}, VOLCANO])
 def test_each_node_is_the_one_that_the_scheduler_says(run, config_file, tmp_path, scheduler):
-    done = run("--workers", "2", "--dry-run", config_file, "--set", "train.global_batch_size=12", **scheduler)
+    done = run("--ranks-per-node", "2", "--dry-run", config_file, "--set", "train.global_batch_size=12", **scheduler)
     assert done.returncode == 0, done.stderr
     command = done.stdout.splitlines()[-1]
     assert command.startswith("msrun --worker_num=6 --local_worker_num=2 --master_addr=192.0.2.2 --master_port=29500 ")
@@ -43,7 +43,7 @@ def test_each_node_is_the_one_that_the_scheduler_says(run, config_file, tmp_path
 
 def test_a_job_of_one_node_needs_no_secret(run, config_file):
     alone = {"VC_WORKER_HOSTS": "no-such-host.invalid", "VC_TASK_INDEX": "0", "LOCMOE_MESH_SECRET": ""}
-    done = run("--workers", "2", "--dry-run", config_file, **alone)
+    done = run("--ranks-per-node", "2", "--dry-run", config_file, **alone)
     assert done.returncode == 0 and "--worker_num=2 --local_worker_num=2 " in done.stdout, done.stderr
 
 
@@ -61,7 +61,7 @@ def test_a_job_of_one_node_needs_no_secret(run, config_file):
     ],
 )
 def test_what_the_scheduler_did_not_say_is_one_line(run, config_file, settings, fragment):
-    done = run("--resolve-timeout", "0", "--workers", "2", config_file, **settings)
+    done = run("--resolve-timeout", "0", "--ranks-per-node", "2", config_file, **settings)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert fragment in line

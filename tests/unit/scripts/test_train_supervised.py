@@ -17,7 +17,7 @@ def supervise(run_script, config_file):
             "--back-off",
             "0",
             *options,
-            "--workers",
+            "--ranks-per-node",
             "2",
             "--set",
             "parallel.expert=2",
@@ -79,7 +79,7 @@ def test_a_signal_ends_the_job_for_good(scripts, environment, config_file, tmp_p
     command = [
         "bash",
         str(scripts / "train_supervised.sh"),
-        "--workers",
+        "--ranks-per-node",
         "1",
         "--set",
         "checkpoint.interval=5",

@@ -134,7 +134,7 @@ def test_plan(name, nodes, capsys):
     options = {
         "cluster": None,
         "nodes": nodes,
-        "devices_per_node": nodes,
+        "ranks_per_node": nodes,
         "hardware": hardware,
         "tokens": None,
         "sweep": [],

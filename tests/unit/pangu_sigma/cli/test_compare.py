@@ -65,7 +65,7 @@ def test_dry_run_shows_everything_and_starts_nothing(write_plan, write_run, make
     assert (
         words[0] == "bash"
         and words[1].endswith("/train_msrun.sh")
-        and words[2:4] == ["--workers", "1"]
+        and words[2:4] == ["--ranks-per-node", "1"]
         and Path(words[1]).is_file()
     )
     assert sorted(tmp_path.rglob("*")) == before

@@ -71,7 +71,7 @@ def test_every_shipped_configuration_fits_what_its_header_names(path):
 
 
 def test_a_plan_as_json(config_file, capsys):
-    assert main(["plan", config_file, "--nodes", "2", "--devices-per-node", "2", "--tokens", "1e9", "--json"]) == 0
+    assert main(["plan", config_file, "--nodes", "2", "--ranks-per-node", "2", "--tokens", "1e9", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["ranks"], plan["nodes"], plan["tokens"]) == (4, 2, 10**9)
     assert plan["days"] == pytest.approx(1e9 / plan["tokens_per_second"] / 86400)
@@ -84,7 +84,7 @@ def test_a_plan_as_json(config_file, capsys):
 
 
 def test_tokens_of_the_run_without_being_told(config_file, capsys):
-    assert main(["plan", config_file, "--nodes", "1", "--devices-per-node", "4"]) == 0
+    assert main(["plan", config_file, "--nodes", "1", "--ranks-per-node", "4"]) == 0
     assert "384 tokens take" in capsys.readouterr().out  # 4 steps of 8 rows of 12
 
 
@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_said_with_a_way_out(capsys):
 
 def test_bytes_that_routing_decides_are_marked(config_file, capsys):
     assert (
-        main(["plan", config_file, "--nodes", "1", "--devices-per-node", "4", "--set", "moe.dispatch.type=ragged"]) == 0
+        main(["plan", config_file, "--nodes", "1", "--ranks-per-node", "4", "--set", "moe.dispatch.type=ragged"]) == 0
     )
     assert "as far as known before training" in capsys.readouterr().out
 
@@ -109,7 +109,7 @@ def test_a_sweep(config_file, capsys):
         config_file,
         "--nodes",
         "2",
-        "--devices-per-node",
+        "--ranks-per-node",
         "2",
         "--sweep",
         "ep=2,4",
@@ -141,11 +141,13 @@ def test_no_mindspore_is_needed(arguments):
     ("arguments", "fragment"),
     [
         (["--nodes", "0"], "argument --nodes: invalid positive integer value: '0'"),
-        (["--nodes", "3", "--devices-per-node", "1"], "does not divide the number of ranks (3)"),
+        (["--nodes", "3", "--ranks-per-node", "1"], "does not divide the number of ranks (3)"),
+        (["--devices-per-node", "2"], "--devices-per-node is called --ranks-per-node now; expected that"),
+        (["--devices-per-node=2"], "--devices-per-node is called --ranks-per-node now; expected that"),
         (["--tokens", "few"], "argument --tokens: invalid number, as in 329e9, value: 'few'"),
         (["--hardware", "tpu"], "hardware 'tpu': expected one of"),
         (["--cluster", "absent.yaml"], "absent.yaml: cannot be read"),
-        (["--cluster", "absent.yaml", "--nodes", "2"], "expected no --nodes or --devices-per-node with it"),
+        (["--cluster", "absent.yaml", "--nodes", "2"], "expected no --nodes or --ranks-per-node with it"),
         (["--sweep", "width"], "--sweep 'width': expected one of ep, tp, dp, capacity, router"),
         (
             ["--set", "model.vocab_size=null", "--set", "data.prepare.tokenizer=given.model"],
@@ -156,7 +158,7 @@ def test_no_mindspore_is_needed(arguments):
             "null gives each domain a group of its own, but the data has 3",
         ),
         (
-            ["--nodes", "4", "--devices-per-node", "2", "--set", "model.vocab_size=25", "--set", "parallel.tensor=2"],
+            ["--nodes", "4", "--ranks-per-node", "2", "--set", "model.vocab_size=25", "--set", "parallel.tensor=2"],
             "parallel.tensor (2) does not divide the 25 words",
         ),
         (["--set", "runtime.precision=fp16"], "hardware '2-core CPU' gives no peak_tflops; expected fp32"),

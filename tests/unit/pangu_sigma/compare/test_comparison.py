@@ -8,7 +8,7 @@ from locmoe_ops.errors import InputError
 from pangu_sigma.compare.comparison import load_plan
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs" / "compare"
-TWO_NODES = {"nodes": 2, "workers_per_node": 2}
+TWO_NODES = {"nodes": 2, "ranks_per_node": 2}
 
 
 def names(plan):
@@ -55,7 +55,7 @@ def test_phases_have_their_own_seeds_rates_and_overrides(make_plan):
 
 
 def test_another_rate_leaves_the_phases_at_full_speed_out(write_plan):
-    cluster = {"nodes": 2, "workers_per_node": 2, "rate": "200mbit"}
+    cluster = {"nodes": 2, "ranks_per_node": 2, "rate": "200mbit"}
     path = write_plan(cluster=cluster, phases={"quality": {"rate": None}, "time": None})
     plan = load_plan(path, "90mbit")
     assert plan.phases == ("time",) and {run.cluster.rate for run in plan.runs} == {"90mbit"}
@@ -63,7 +63,7 @@ def test_another_rate_leaves_the_phases_at_full_speed_out(write_plan):
     with pytest.raises(InputError, match="--rate: found '90', expected null or a rate"):
         load_plan(path, "90")
     with pytest.raises(InputError, match="--rate: no phase of the comparison has a rate"):
-        load_plan(write_plan(cluster={"nodes": 2, "workers_per_node": 2}), "90mbit")
+        load_plan(write_plan(cluster={"nodes": 2, "ranks_per_node": 2}), "90mbit")
 
 
 def test_one_phase_gives_both(make_plan):
@@ -129,7 +129,7 @@ def test_settings_tell_what_decides_the_outcome(make_plan, tmp_path):
 
 def test_simulated_nodes_say_how_many_ranks_they_have(make_plan):
     assert make_plan(cluster=TWO_NODES).runs[0].config.parallel.ranks_per_node == 2
-    assert make_plan(cluster={"workers_per_node": 2}).runs[0].config.parallel.ranks_per_node is None
+    assert make_plan(cluster={"ranks_per_node": 2}).runs[0].config.parallel.ranks_per_node is None
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,12 @@ def test_simulated_nodes_say_how_many_ranks_they_have(make_plan):
         ),
         (
             {"cluster": {"node": 2}},
-            "cluster.node: unknown key, expected one of nodes, workers_per_node, rate, pin (did you mean nodes?)",
+            "cluster.node: unknown key, expected one of nodes, ranks_per_node, rate, pin (did you mean nodes?)",
+        ),
+        (
+            {"cluster": {"nodes": 2, "workers_per_node": 2}},
+            "cluster.workers_per_node: unknown key, expected one of nodes, ranks_per_node, rate, pin "
+            "(did you mean ranks_per_node?)",
         ),
         ({"phases": {"times": {}}}, "phases.times: unknown key, expected one of quality, time (did you mean time?)"),
         ({"phases": {"time": {"override": {}}}}, "phases.time.override: unknown key"),
@@ -167,7 +172,7 @@ def test_simulated_nodes_say_how_many_ranks_they_have(make_plan):
         (
             {
                 "variants": {"a": {"moe.num_experts": 3, "moe.router.type": "hash"}},
-                "cluster": {"workers_per_node": 2},
+                "cluster": {"ranks_per_node": 2},
                 "base_overrides": {"parallel.expert": 2},
             },
             "variants.a: parallel.expert (2) does not divide moe.num_experts (3)",
@@ -188,7 +193,7 @@ def test_simulated_nodes_say_how_many_ranks_they_have(make_plan):
         ({"cluster": {**TWO_NODES, "pin": "yes"}}, "cluster.pin: found 'yes', expected true or false"),
         (
             {"cluster": TWO_NODES, "base_overrides": {"parallel.ranks_per_node": 4}},
-            "parallel.ranks_per_node is 4, but cluster.workers_per_node 2",
+            "parallel.ranks_per_node is 4, but cluster.ranks_per_node 2",
         ),
         ({"run_timeout": 0}, "run_timeout: found 0, expected seconds > 0"),
         ({"run_timeout": "long"}, "run_timeout: found 'long'"),

@@ -236,10 +236,14 @@ def test_the_folder_must_be_writable(make_plan, launcher, tmp_path):
 
 def test_commands(make_plan, tmp_path):
     """One node: the launcher. Several: the simulated cluster around it, with this phase's rate."""
-    plan = make_plan(cluster={"workers_per_node": 2})
+    plan = make_plan(cluster={"ranks_per_node": 2})
     folder = tmp_path / "a b"
     words = command_of(plan.runs[0], plan.base, folder)
-    assert words[:2] == ["bash", str(runner.SCRIPTS / "train_msrun.sh")] and words[2:5] == ["--workers", "2", plan.base]
+    assert words[:2] == ["bash", str(runner.SCRIPTS / "train_msrun.sh")] and words[2:5] == [
+        "--ranks-per-node",
+        "2",
+        plan.base,
+    ]
     assert words[5:] == [
         "--set",
         "moe.router.type=hash",
@@ -249,12 +253,12 @@ def test_commands(make_plan, tmp_path):
         f'train.output_dir="{folder}"',
     ]
     plan = make_plan(
-        cluster={"nodes": 2, "workers_per_node": 3, "rate": "200mbit", "pin": True},
+        cluster={"nodes": 2, "ranks_per_node": 3, "rate": "200mbit", "pin": True},
         base_overrides={"train.global_batch_size": 6},
         phases={"quality": {"rate": None}, "time": {}},
     )
     quality, time_run = (command_of(run, plan.base, folder) for run in (plan.runs[0], plan.runs[2]))
-    begin = ["bash", f"{runner.SCRIPTS}/simulate_cluster.sh", "--nodes", "2", "--workers-per-node", "3"]
+    begin = ["bash", f"{runner.SCRIPTS}/simulate_cluster.sh", "--nodes", "2", "--ranks-per-node", "3"]
     end = [
         "--pin",
         "--counters",

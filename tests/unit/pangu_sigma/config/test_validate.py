@@ -472,7 +472,11 @@ def test_too_few_ranks_for_a_group_names_three_ways_out(ranks, expert, tensor, e
     assert (
         f"parallel.expert x parallel.tensor ({expert * tensor}) does not divide the number of ranks ({ranks})" in text
     )
-    for way in (f"`bash scripts/train_msrun.sh --workers {enough}`", f"product divides {ranks}", f"--ranks {enough}"):
+    for way in (
+        f"`bash scripts/train_msrun.sh --ranks-per-node {enough}`",
+        f"product divides {ranks}",
+        f"--ranks {enough}",
+    ):
         assert way in text
     try:  # the first way out leads out: what is refused next, if anything, is another matter
         validate(_config({"parallel.expert": expert, "parallel.tensor": tensor}), enough)

@@ -26,7 +26,7 @@ def test_clusters_of_the_command_line(given, parallel, expected):
     experts once.
     """
     cluster = cluster_of(config_from_dict({"parallel": parallel}), *given, "cpu")
-    assert (cluster.nodes, cluster.devices_per_node) == expected
+    assert (cluster.nodes, cluster.ranks_per_node) == expected
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,11 @@ def test_a_chip_without_a_shipped_file_wants_one():
 def test_a_cluster_file_may_have_a_network_of_its_own(tmp_path):
     file = tmp_path / "cluster.yaml"
     file.write_text(
-        "nodes: 4\ndevices_per_node: 8\nhardware: 910b\n"
+        "nodes: 4\nranks_per_node: 8\nhardware: 910b\n"
         "network: {bandwidth_gb_s: {value: 5, source: measured}, latency_us: {value: 9, assumption: true}}\n"
     )
     cluster = cluster_from_file(Config(), str(file), None)
-    assert (cluster.nodes, cluster.devices_per_node, cluster.hardware.name) == (4, 8, "Ascend 910B")
+    assert (cluster.nodes, cluster.ranks_per_node, cluster.hardware.name) == (4, 8, "Ascend 910B")
     assert cluster.hardware.network.bandwidth_gb_s.value == 5.0
     assert cluster.hardware.node == load_hardware("910b").node
 
@@ -66,6 +66,7 @@ def test_a_cluster_file_may_have_a_network_of_its_own(tmp_path):
     [
         ("nodes: 0", "nodes: found 0, expected an integer >= 1"),
         ("node: 1", "node: unknown key, did you mean nodes?"),
+        ("nodes: 2\ndevices_per_node: 8", "devices_per_node: unknown key, did you mean ranks_per_node?"),
         ("nodes: 2\nhardware: 910c", "hardware '910c': expected one of"),
         ("[1]", "found [1], expected a section"),
         ("network: {bandwidth_gb_s: {value: 5}}", "network.bandwidth_gb_s: found neither"),
@@ -80,5 +81,5 @@ def test_wrong_cluster_files_are_refused(tmp_path, text, fragment):
 
 
 def test_degrees_of_a_node_must_agree():
-    with pytest.raises(InputError, match="--devices-per-node is 4 and parallel.ranks_per_node 2; expected the same"):
+    with pytest.raises(InputError, match="--ranks-per-node is 4 and parallel.ranks_per_node 2; expected the same"):
         cluster_of(config_from_dict({"parallel": {"ranks_per_node": 2}}), 1, 4, "cpu")

@@ -101,7 +101,7 @@ def test_bytes_by_link_are_what_the_interfaces_counted(data_of):
         for node, sent in enumerate((3_000_000, 1_000_000))
     ]
     content = figures.bytes_by_link(
-        data_of([step()], {"interfaces": {"interfaces": counted}}, cluster={"nodes": 2, "workers_per_node": 1})
+        data_of([step()], {"interfaces": {"interfaces": counted}}, cluster={"nodes": 2, "ranks_per_node": 1})
     ).content
     assert [(bar.label, bar.values, bar.text, bar.number) for bar in content.bars] == [
         ("hash, node 0", [3.0], "3 MB", 0),

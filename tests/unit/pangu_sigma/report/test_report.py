@@ -95,7 +95,7 @@ def test_what_is_not_finished_is_said(make_plan, write_run, tmp_path):
 
 def test_ranks_of_one_machine_may_play_several_nodes(make_plan, write_run, tmp_path):
     nodes = {"parallel.expert": 4, "parallel.ranks_per_node": 2}
-    plan = make_plan(cluster={"nodes": 1, "workers_per_node": 4}, base_overrides=nodes)
+    plan = make_plan(cluster={"nodes": 1, "ranks_per_node": 4}, base_overrides=nodes)
     for run in plan.runs:
         write_run(run, [STEP])
     text = _Page(render(collect(plan, tmp_path / "out"))).text
