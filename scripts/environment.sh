@@ -103,6 +103,24 @@ make_environment() {
     use_allocator
 }
 
+# The project's code of this checkout, else what is installed; its environment, without making one.
+use_project() {
+    if [ ! -d "$repository/pangu_sigma" ]; then
+        use_installed
+        return
+    fi
+    use_environment
+    if [[ :${PYTHONPATH:-}: != ":$repository:"* ]]; then # first, lest another checkout that is in it be run
+        export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
+    fi
+}
+
+# Becomes `pangu-sigma launch`. Arguments: its own.
+become_launcher() {
+    use_project
+    exec "$python" -m pangu_sigma launch "$@"
+}
+
 # In a copy of the scripts without the project's code (pangu-sigma config --copy) that is to be installed already.
 use_installed() {
     use_environment

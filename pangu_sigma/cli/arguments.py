@@ -27,6 +27,16 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Leaves what follows a first `--` alone, for a command that hands it on (`takes_further`)."""
+        if not self.get_default("takes_further"):
+            return super().parse_known_args(args, namespace)
+        words = list(args)
+        place = words.index("--") if "--" in words else len(words)
+        found, unknown = super().parse_known_args(words[:place], namespace)
+        found.further = words[place + 1 :]
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         option = re.fullmatch(r"argument (--[a-z-]+): expected one argument", message)
         if option:  # argparse takes a value that begins with a dash for another option

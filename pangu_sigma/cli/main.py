@@ -26,6 +26,7 @@ from pangu_sigma.cli.doctor import add_doctor
 from pangu_sigma.cli.eval import add_eval
 from pangu_sigma.cli.export import add_export
 from pangu_sigma.cli.generate import add_generate
+from pangu_sigma.cli.launch import add_launch
 from pangu_sigma.cli.plan import add_plan
 from pangu_sigma.cli.prepare import add_prepare
 from pangu_sigma.cli.profile import add_profile
@@ -45,6 +46,7 @@ from pangu_sigma.runtime.router_files import use_router_files
 ADD_COMMANDS = (
     add_prepare,
     add_train,
+    add_launch,
     add_config,
     add_eval,
     add_generate,
@@ -103,7 +105,7 @@ def _nobody_reads() -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pangu-sigma", description="PanGu-Sigma with LocMoE routing on MindSpore")
-    parser.set_defaults(by_ranks=False, use=SETTINGS)
+    parser.set_defaults(by_ranks=False, starts_ranks=False, use=SETTINGS)
     parser.add_argument("--version", action=ShowVersion, help="show the versions of this program, MindSpore and Python")
     parser.add_argument(
         "--print-completion", action=PrintCompletion, help="print what bash or zsh needs to complete this command"
@@ -115,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.starts_ranks:  # and is none, whatever a shell has left over of another job
+        return int(options.action(Config(), options))
     set_log_level(has_devices())
     logs = os.environ.get("LOCMOE_LOG_DIR")
     if logs and (is_worker() or is_scheduler()):

@@ -3,7 +3,8 @@
 On Ascend an operator without a kernel for the device runs on the CPU, with copies there and back, and nothing but a
 line of level INFO of the module DEVICE says so (MindSpore's TryBackoffCpu; read in its source, not seen on a device).
 Casts to a smaller type, which kernels ask for, are warnings. `pangu-sigma doctor CONFIG` looks for both in the logs of
-ranks. With MS_DISABLE_KERNEL_BACKOFF=1 such an operator ends the job instead. `scripts/job.sh` sets the same for msrun.
+ranks. With MS_DISABLE_KERNEL_BACKOFF=1 such an operator ends the job instead. The launcher sets the
+same for msrun.
 """
 
 import os

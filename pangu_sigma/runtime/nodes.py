@@ -1,22 +1,18 @@
 """The machines of a job: from a nodes file or a rank table; how each is reached, and which of them this one is.
 
 A nodes file has one machine a line, node 0 first: its address or name, then, if it differs, the destination for ssh.
-`#` begins a comment. `python -m pangu_sigma.runtime.nodes` tells the launchers' scripts what they need to know.
+`#` begins a comment.
 """
 
-import argparse
 import ipaddress
 import os
 import socket
-import sys
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import read_text
 from locmoe_ops.rank_table import read_rank_table
-
-UNKNOWN = "-"
 
 
 @dataclass(frozen=True)
@@ -100,29 +96,3 @@ def is_own(address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Prints a line a node, words separated by tabs: place, name, address, destination, 1 if it is this machine,
-    rank:device ...
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m pangu_sigma.runtime.nodes", description="show the machines of a job"
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--nodes-file", metavar="FILE")
-    source.add_argument("--rank-table", metavar="FILE")
-    options = parser.parse_args(arguments)
-    try:
-        nodes = read_nodes(options.nodes_file) if options.nodes_file else nodes_of_table(options.rank_table)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for place, node in enumerate(nodes):
-        pairs = (f"{rank}:{device}" for rank, device in node.ranks)
-        print(place, node.name, node.address or UNKNOWN, node.ssh, int(node.is_own), " ".join(pairs), sep="\t")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -67,13 +67,13 @@ def usable_cpus() -> int:
         return psutil.cpu_count() or 1
 
 
-def end_with_parent() -> None:
-    """Asks Linux to end this process when the one that started it dies, however it dies: a launcher with its
-    comparison, a rank with its launcher.
+def end_with_parent(by: int = signal.SIGTERM) -> None:
+    """Asks Linux to end this process, by a signal, when the one that started it dies, however it dies: a launcher with
+    its comparison, a rank with its launcher.
     """
     set_parent_death_signal = 1
     with suppress(OSError, AttributeError):  # another system; there the mesh notices that the parent is gone
-        _LIBC.prctl(set_parent_death_signal, signal.SIGTERM)
+        _LIBC.prctl(set_parent_death_signal, by)
 
 
 _LIBC = ctypes.CDLL(None)  # looked up here: between fork and exec nothing may be imported

@@ -15,10 +15,7 @@ SHIPPED = {
     "scripts": (
         "cluster_network.sh",
         "environment.sh",
-        "job.sh",
-        "leashed.sh",
         "make_rank_table.py",
-        "nodes.sh",
         "quickstart.sh",
         "simulate_cluster.sh",
         "train_msrun.sh",

@@ -31,6 +31,7 @@ ROWS: Tuple[Tuple[str, ...], ...] = (
         "pangu_sigma.bench",
         "pangu_sigma.report",
         "pangu_sigma.compare",
+        "pangu_sigma.launcher",
     ),
     ("pangu_sigma.cli", "pangu_sigma.api", "pangu_sigma.__main__"),
 )
@@ -150,7 +151,7 @@ def test_packages_hold_a_docstring_only():
     assert light <= {"importlib", "typing", "sys", "types"}
 
 
-@pytest.mark.parametrize("row", ["config", "metrics", "planner", "doctor", "report", "compare", "cli"])
+@pytest.mark.parametrize("row", ["config", "metrics", "planner", "doctor", "report", "compare", "launcher", "cli"])
 def test_mindspore_is_not_imported_by(row):
     """By no module of these packages, nor by one that they import as they are imported themselves.
 

@@ -77,6 +77,15 @@ if "LOCMOE_LOG_DIR" in os.environ:
 """
 
 
+def command_of(entry):
+    """The words of a script, or of the program's command, such as "launch --supervise"."""
+    return (
+        ["bash", str(SCRIPTS / entry)]
+        if entry.endswith(".sh")
+        else [sys.executable, "-m", "pangu_sigma", *entry.split()]
+    )
+
+
 @pytest.fixture
 def scripts():
     return SCRIPTS
@@ -108,11 +117,13 @@ def config_file(tmp_path):
 
 @pytest.fixture
 def run_script(environment, config_file, tmp_path):
-    """Runs a launcher in the temporary folder, which holds `config.yaml`; returns what it did."""
+    """Runs a script, or a command of the program (see `command_of`), in the temporary folder, which holds
+    `config.yaml`; returns what it did.
+    """
 
     def _run(script, *arguments, stand_in="success", **variables):
         return subprocess.run(
-            ["bash", str(SCRIPTS / script), *arguments],
+            [*command_of(script), *arguments],
             cwd=tmp_path,
             capture_output=True,
             text=True,

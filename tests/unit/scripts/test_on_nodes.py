@@ -4,9 +4,11 @@ import os
 import re
 import signal
 import subprocess
+import sys
 
 import pytest
 
+from locmoe_ops.errors import InputError
 from pangu_sigma.runtime import nodes
 
 DEADLINE_S = 120.0
@@ -91,20 +93,21 @@ def test_names_are_resolved(tmp_path):
         (b"\xff\n", "not UTF-8 text (byte 0)"),
     ],
 )
-def test_bad_nodes_files_are_named(tmp_path, capsys, text, fragment):
+def test_bad_nodes_files_are_named(tmp_path, text, fragment):
     path = tmp_path / "hosts"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert nodes.main(["--nodes-file", str(path)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{path}: ") and fragment in line
+    with pytest.raises(InputError) as error:
+        nodes.read_nodes(path)
+    assert str(error.value).startswith(f"{path}: ") and fragment in str(error.value)
 
 
-def test_what_the_scripts_are_told(nodes_file, write_table, capsys):
-    assert nodes.main(["--nodes-file", nodes_file]) == 0
-    first, second = ELSEWHERE
-    assert capsys.readouterr().out == f"0\t{first}\t{first}\t{first}\t0\t\n1\t{second}\t{second}\tme@second\t0\t\n"
-    assert nodes.main(["--rank-table", write_table({"a": "127.0.0.1", "b": first}, 2)]) == 0
-    assert capsys.readouterr().out == f"0\ta\t127.0.0.1\t127.0.0.1\t1\t0:0 1:1\n1\tb\t{first}\t{first}\t0\t2:0 3:1\n"
+def test_servers_of_a_rank_table(write_table):
+    found = nodes.nodes_of_table(write_table({"a": "127.0.0.1", "b": ELSEWHERE[0]}, 2))
+    assert found == [
+        nodes.Node("a", "127.0.0.1", "127.0.0.1", ((0, 0), (1, 1))),
+        nodes.Node("b", ELSEWHERE[0], ELSEWHERE[0], ((2, 0), (3, 1))),
+    ]
+    assert [node.is_own for node in found] == [True, False]
 
 
 def test_a_node_finds_its_place_in_the_file(run_script, tmp_path):
@@ -200,7 +203,7 @@ def test_dry_run_shows_what_each_node_is_sent_and_runs(launch, config_file, tmp_
     assert first.startswith(f"# node 0: {ELSEWHERE[0] if script == MSRUN else 'node_0'}\n{plain_ssh} {ELSEWHERE[0]} ")
     assert second.startswith(f"{plain_ssh} {'me@second' if script == MSRUN else ELSEWHERE[1]} ")
     for place, text in enumerate((first, second)):
-        assert "leashed.sh" in text and "HCCL_CONNECT_TIMEOUT=600" in text and SECRET not in text
+        assert "--leash" in text and "HCCL_CONNECT_TIMEOUT=600" in text and SECRET not in text
         assert f"  LOCMOE_LOG_DIR={tmp_path}/run/logs/launch_1/node_{place} \\\n" in text
         assert "train.seed=7" in text.splitlines()[-1]
         assert ("--bind_core=True " in text.splitlines()[-1]) == (script == MSRUN)
@@ -244,8 +247,7 @@ def test_a_failure_elsewhere_ends_the_job_and_is_shown(launch, ssh, processes_of
     logs = tmp_path / "run" / "logs" / "launch_1"
     assert done.returncode == 1
     assert done.stderr.splitlines()[0] == (
-        "train_rank_table.sh: error: node 1 (node_1) ended with status 1: "
-        "pangu-sigma: error: rank 1: ZeroDivisionError: oh"
+        "pangu-sigma: error: node 1 (node_1) ended with status 1: pangu-sigma: error: rank 1: ZeroDivisionError: oh"
     )
     assert processes_of(logs / "node_0") == [] == processes_of(logs / "node_1")
 
@@ -254,7 +256,7 @@ def test_a_node_that_cannot_be_reached_ends_the_job(launch, ssh, processes_of, c
     done = launch(TABLE, "--ssh", "--ssh-command", ssh, config_file, stand_in="sleep", UNREACHABLE=ELSEWHERE[1])
     assert done.returncode == 1
     assert done.stderr.splitlines()[0] == (
-        "train_rank_table.sh: error: node 1 (node_1) ended with status 255: "
+        "pangu-sigma: error: node 1 (node_1) ended with status 255: "
         f"ssh: connect to host {ELSEWHERE[1]} port 22: Connection refused"
     )
     assert processes_of(tmp_path / "run" / "logs" / "launch_1" / "node_0") == []
@@ -320,21 +322,36 @@ def test_logs_of_a_node_with_a_disk_of_its_own_are_fetched(launch, ssh, config_f
         assert (folder / "node_1" / "worker_1.log").read_text() == "rank 1 of 2 seed 1\n"
 
 
-def test_the_leash_hands_over_the_secret_and_ends_the_command(scripts):
-    def start(program):
-        held = subprocess.Popen(
-            ["bash", str(scripts / "leashed.sh"), "bash", "-c", program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        held.stdin.write("abc\n")
+@pytest.mark.usefixtures("config_file")
+@pytest.mark.parametrize("stand_in", ["deaf", "sleep"])
+def test_the_end_of_the_leash_stops_the_job(environment, processes_of, wait_until, write_table, tmp_path, stand_in):
+    """What ssh started ends with ssh, and has the secret from there."""
+    table, logs = write_table({"node_0": ELSEWHERE[0]}, 1), tmp_path / "logs"
+    command = [sys.executable, "-m", "pangu_sigma", "launch", "--leash", "--rank-table", table, "--log-dir", str(logs)]
+    held = subprocess.Popen(
+        [*command, "--stop-timeout", "3", "config.yaml", "--set", "runtime.device=cpu"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        cwd=tmp_path,
+        env={**environment, "STAND_IN": stand_in},
+    )
+    try:
+        held.stdin.write(f"{SECRET}\n".encode())
         held.stdin.flush()
-        return held
+        log = logs / "worker_0.log"
+        wait_until(lambda: log.is_file() and ("ready" if stand_in == "deaf" else "seed") in log.read_text())
+        held.stdin.close()
+        assert held.wait(DEADLINE_S) == 143
+        wait_until(lambda: not processes_of(logs))
+    finally:
+        held.kill()
+        held.wait()
 
-    with start("cat; echo $LOCMOE_MESH_SECRET; exit 3") as by_itself:
-        assert (by_itself.stdout.readline(), by_itself.wait(DEADLINE_S)) == ("abc\n", 3)
-    with start("echo $LOCMOE_MESH_SECRET; exec sleep 600") as on_leash:
-        assert on_leash.stdout.readline() == "abc\n"
-        on_leash.stdin.close()
-        assert on_leash.wait(DEADLINE_S) == 143
+
+def test_a_leash_that_says_nothing_starts_nothing(config_file, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    with subprocess.Popen(
+        [sys.executable, "-m", "pangu_sigma", "launch", "--leash", config_file], stdin=subprocess.DEVNULL, cwd=tmp_path
+    ) as held:
+        assert held.wait(DEADLINE_S) == 143
+    assert sorted(tmp_path.iterdir()) == before

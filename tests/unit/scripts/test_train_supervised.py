@@ -32,13 +32,13 @@ def supervise(run_script, config_file):
 def test_a_job_that_fails_goes_on_from_its_newest_checkpoint(supervise, tmp_path):
     done = supervise("lost step_5 step_10 success")
     assert done.returncode == 0
-    said = [line for line in done.stderr.splitlines() if line.startswith("train_supervised.sh: ")]
+    said = [line for line in done.stderr.splitlines() if line.startswith("pangu-sigma launch: ")]
     assert said == [
-        "train_supervised.sh: the job ended with status 1; again from the start in 0 s "
+        "pangu-sigma launch: the job ended with status 1; again from the start in 0 s "
         "(restart 1 of at most 5 without a new checkpoint)",
-        "train_supervised.sh: the job ended with status 1; again from step 5 in 0 s "
+        "pangu-sigma launch: the job ended with status 1; again from step 5 in 0 s "
         "(restart 1 of at most 5 without a new checkpoint)",
-        "train_supervised.sh: the job ended with status 1; again from step 10 in 0 s "
+        "pangu-sigma launch: the job ended with status 1; again from step 10 in 0 s "
         "(restart 1 of at most 5 without a new checkpoint)",
     ]
     assert done.stderr.count("rank 0: all_to_all: lost rank 7") == 3  # the launcher says what failed, each time
@@ -51,7 +51,7 @@ def test_it_gives_up_when_restarts_bring_no_new_checkpoint(supervise):
     started = time.monotonic()
     done = supervise("step_5 lost lost success", "--max-restarts", "2", "--back-off=1")
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == (
-        "train_supervised.sh: giving up: status 1, and no new checkpoint in 2 restarts"
+        "pangu-sigma launch: giving up: status 1, and no new checkpoint in 2 restarts"
     )
     assert "in 1 s" in done.stderr and "in 2 s" in done.stderr and time.monotonic() - started >= 3
 
@@ -59,7 +59,7 @@ def test_it_gives_up_when_restarts_bring_no_new_checkpoint(supervise):
 def test_a_run_that_diverged_is_not_tried_again(supervise):
     done = supervise("step_5 diverged success")
     assert done.returncode == 1 and done.stderr.count("(restart ") == 1
-    assert done.stderr.splitlines()[-1] == "train_supervised.sh: the run diverged, and would again: not started again"
+    assert done.stderr.splitlines()[-1] == "pangu-sigma launch: the run diverged, and would again: not started again"
 
 
 def test_that_it_diverged_before_keeps_no_run_from_another_start(supervise, tmp_path):
@@ -113,12 +113,12 @@ def test_a_signal_ends_the_job_for_good(scripts, environment, config_file, tmp_p
         ),
         (["--max-restarts", "-1"], "--max-restarts: found '-1', expected a number"),
         (["--back-off", "x"], "--back-off: found 'x', expected seconds"),
-        (["--launcher", "sh"], "--launcher: found 'sh', expected train_msrun.sh or train_rank_table.sh"),
+        (["--launcher", "sh"], "--launcher: found 'sh', expected msrun or rank-table"),
         (["--dry-run"], "--dry-run: is not training"),
-        (["--max-restarts"], "--max-restarts needs a value"),
+        (["--max-restarts"], "argument --max-restarts: expected one argument"),
     ],
 )
 def test_bad_arguments(run_script, config_file, arguments, expected):
     done = run_script("train_supervised.sh", config_file, *arguments)
     lines = done.stderr.splitlines()
-    assert done.returncode == 2 and len(lines) == 1 and f"train_supervised.sh: error: {expected}" in lines[0]
+    assert done.returncode == 2 and len(lines) == 1 and f"pangu-sigma: error: {expected}" in lines[0]

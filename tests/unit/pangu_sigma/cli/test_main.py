@@ -140,6 +140,7 @@ def test_what_needs_no_mindspore_runs_where_there_is_none(tmp_path):
     commands = [
         ["config", "configs/quickstart.yaml", "--ranks", "4"],
         ["config", "--list"],
+        ["launch", "configs/quickstart.yaml", "--dry-run"],
         ["plan", "configs/quickstart.yaml"],
         ["report", str(run)],
         ["watch", str(run)],

@@ -1,0 +1,1 @@
+"""`pangu-sigma launch`: starts a job's ranks, on this machine or on several, and ends with them."""
