@@ -17,7 +17,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
 OURS = re.compile(r"(configs|scripts|tests|docs|locmoe_ops|pangu_sigma)/[\w./-]*\w")
 ASCEND_ONLY = re.compile(
-    r"\b(npu-smi|hccn_tool)\b|/usr/local/Ascend|configs/ascend|train_rank_table\.sh|--nodes-file .*--env-file"
+    r"\b(npu-smi|hccn_tool)\b|/usr/local/Ascend|configs/ascend|(train_rank_table\.sh|launch) --rank-table|"
+    r"--nodes-file .*--env-file"
 )
 ANYWHERE = ("--dry-run", "pangu-sigma plan", "pangu-sigma config", "pangu-sigma audit", "pangu-sigma doctor")
 MARK = re.compile(r"needs Ascend|需要昇腾")
@@ -118,6 +119,8 @@ def test_command(words):
             cli._parser().parse_args(words[1:])
     elif words[0] in ("bash", "python") and words[1].startswith("scripts/"):
         text = (REPOSITORY / words[1]).read_text(encoding="utf-8")
+        if "become_launcher" in text:
+            return described(["launch", *(word for word in words[2:] if word.startswith("--"))])
         options = {word.partition("=")[0] for word in words if word.startswith("--")}
         missing = {option for option in options if not re.search(rf"{option}(?![\w-])", text)}
         assert not missing, f"{words[1]} has no {', '.join(sorted(missing))}"
