@@ -50,7 +50,7 @@ def check_groups(collectives: Collectives, chip: Optional[str]) -> Finding:
     """
     kinds = groups_to_try(collectives.topology)
     if not kinds:
-        return unknown("groups", "one rank has no peers", "start it by scripts/train_msrun.sh --bench self-test")
+        return unknown("groups", "one rank has no peers", "start it by pangu-sigma launch --bench self-test")
     faults = [group_fault(collectives, kind, operation_in(collectives.topology, kind, chip)) for kind in kinds]
     wrong = [fault for fault in faults if fault]
     if wrong:

@@ -17,7 +17,7 @@ def add_bench(commands: Any) -> None:
     all_to_all = add_command(
         benches,
         "all-to-all",
-        "dispatchers versus the link's limit; under msrun (train_msrun.sh --bench all-to-all)",
+        "dispatchers versus the link's limit; by ranks of a job (launch --bench all-to-all)",
         _all_to_all,
     )
     run_by_ranks(all_to_all)
@@ -50,7 +50,7 @@ def _step(config: Config, options: argparse.Namespace) -> int:
 def _all_to_all(config: Config, options: argparse.Namespace) -> int:
     if not is_worker():
         raise InputError(
-            "bench all-to-all measures ranks of a job; expected to run under msrun, as scripts/train_msrun.sh "
+            "bench all-to-all measures ranks of a job; expected to run under msrun, as pangu-sigma launch "
             "--bench all-to-all does, or with a rank table"
         )
     config = of_this_rank(config)

@@ -22,7 +22,7 @@ def add_doctor(commands: Any) -> None:
         "--server", metavar="NAME", help="this machine's server_id in it (default: found by its address)"
     )
     doctor.add_argument(
-        "--nodes-file", metavar="FILE", help="the nodes, as for train_msrun.sh (default: the rank table's servers)"
+        "--nodes-file", metavar="FILE", help="the nodes, as for launch (default: the rank table's servers)"
     )
     doctor.add_argument("--port", type=positive, metavar="P", help="port on which the ranks are to meet on node 0")
     doctor.add_argument(
@@ -42,7 +42,7 @@ def add_doctor(commands: Any) -> None:
     doctor.add_argument(
         "--self-test",
         action=RunByRanks,
-        help="try device, groups and links themselves instead; also under msrun (train_msrun.sh --bench self-test)",
+        help="try device, groups and links themselves instead; also by ranks of a job (launch --bench self-test)",
     )
 
 

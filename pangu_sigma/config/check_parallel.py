@@ -22,7 +22,7 @@ def check_parallel(config: Config, world_size: int) -> None:
     require_divides(
         ("parallel.expert x parallel.tensor", group),
         ranks,
-        f"start {enough} ranks (`bash scripts/train_msrun.sh --ranks-per-node {enough}` on one machine), or set "
+        f"start {enough} ranks (`pangu-sigma launch --ranks-per-node {enough}` on one machine), or set "
         f"parallel.expert and parallel.tensor so that their product divides {world_size}, or, for a command that only "
         f"checks, give it --ranks {enough}",
     )

@@ -1,7 +1,7 @@
 """What the launcher told this process through its environment: which rank it is, of how many, on which device.
 
-Two launchers: msrun sets MS_ROLE, MS_WORKER_NUM and RANK_ID; scripts/train_rank_table.sh starts a process a device of a
-rank table and sets RANK_TABLE_FILE, RANK_ID, RANK_SIZE and DEVICE_ID, as MindSpore expects them without msrun
+Two ways: msrun sets MS_ROLE, MS_WORKER_NUM and RANK_ID; `pangu-sigma launch --rank-table` starts a process a device of
+a rank table and sets RANK_TABLE_FILE, RANK_ID, RANK_SIZE and DEVICE_ID, as MindSpore expects them without msrun
 (mindspore.cn, tutorials, "rank table startup"). Under msrun RANK_TABLE_FILE may be set too: it then says where the
 nodes are.
 """
@@ -84,7 +84,7 @@ def is_scheduler() -> bool:
 
 
 def started_by_launcher() -> bool:
-    """True if one of the project's launchers started this process; msrun alone, or a shell with variables of another
+    """True if `pangu-sigma launch` started this process; msrun alone, or a shell with variables of another
     job, sets less.
     """
     return "LOCMOE_JOB" in os.environ

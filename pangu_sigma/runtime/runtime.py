@@ -189,7 +189,7 @@ def _from_launcher(name: str) -> str:
     value: Optional[str] = os.environ.get(name)
     if not value:
         raise InputError(
-            f"environment variable {name} is not set; expected it from scripts/train_msrun.sh or "
-            f"scripts/train_rank_table.sh, which start ranks on CPU{why_a_rank()}"
+            f"environment variable {name} is not set; expected it from pangu-sigma launch, which "
+            f"starts ranks on CPU{why_a_rank()}"
         )
     return value

@@ -90,9 +90,7 @@ ARGUMENTS = [
     Case("train config.yaml --set train.steps=[", "--set train.steps=[: not valid YAML"),
     Case("bench", "required: WHAT"),
     Case("bench stpe config.yaml", "invalid choice: 'stpe'"),
-    Case(
-        "bench all-to-all config.yaml", "expected to run under msrun, as scripts/train_msrun.sh --bench all-to-all does"
-    ),
+    Case("bench all-to-all config.yaml", "expected to run under msrun, as pangu-sigma launch --bench all-to-all does"),
     Case("bench all-to-all config.yaml --rate fast", "argument --rate: invalid rate, as in 200mbit, value: 'fast'"),
     Case(
         "bench all-to-all config.yaml --tokens 64,x",

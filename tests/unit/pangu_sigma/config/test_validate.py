@@ -473,7 +473,7 @@ def test_too_few_ranks_for_a_group_names_three_ways_out(ranks, expert, tensor, e
         f"parallel.expert x parallel.tensor ({expert * tensor}) does not divide the number of ranks ({ranks})" in text
     )
     for way in (
-        f"`bash scripts/train_msrun.sh --ranks-per-node {enough}`",
+        f"`pangu-sigma launch --ranks-per-node {enough}`",
         f"product divides {ranks}",
         f"--ranks {enough}",
     ):
