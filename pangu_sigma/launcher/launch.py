@@ -34,23 +34,23 @@ def launch(request: LaunchRequest, supervision: Optional[Supervision]) -> int:
     check_command(request.command)
     if supervision is not None:
         return supervise(request, supervision, launch_once)
-    with Signals() as signals:
-        return launch_once(request, signals)
+    return launch_once(request, Signals())
 
 
 def launch_once(request: LaunchRequest, signals: Signals) -> int:
-    """As `launch`, without restarts. `signals`: those that come while it runs."""
+    """As `launch`, without restarts. `signals`: those that come while there is a job to end."""
     settings = settings_to_pass()
     read_env_file(request.env_file)
     method = rank_table if request.launcher == RANK_TABLE else msrun
     plan = method.make_plan(request)
     logs = LogFolder(plan.config.train.output_dir, request.log_dir, plan.node_folder)
-    if signals.status is not None:  # it came before there was anything to end
+    if signals.status is not None:  # one came before there was anything to end
         return signals.status
     if request.ssh:
         nodes = NodesOverSsh(request, plan, logs, method.options_of_node, settings)
         if not request.dry_run:
-            return nodes.run(signals)
+            with signals:
+                return nodes.run(signals)
         print("\n".join(nodes.shown()))
         return SUCCESS
     job: RankJob
@@ -63,4 +63,5 @@ def launch_once(request: LaunchRequest, signals: Signals) -> int:
     if request.dry_run:
         print("\n".join(job.shown()))
         return SUCCESS
-    return job.run(signals)
+    with signals:
+        return job.run(signals)

@@ -19,7 +19,8 @@ class EndNow(Exception):
 
 
 class Signals:
-    """A context in which signals are noted. One that was ignored before, as by nohup, stays ignored.
+    """A context, which may be entered again within, in which signals are noted. One that was ignored before, as by
+    nohup, stays ignored.
 
     Args:
         interrupt_stops: whether SIGINT stops the job, as SIGTERM does, in place of ending it.
@@ -29,9 +30,11 @@ class Signals:
         self._interrupt_stops = interrupt_stops
         self._came: List[int] = []
         self._before: Dict[int, Any] = {}
+        self._entered = 0
 
     def __enter__(self) -> "Signals":
-        for number in _HEEDED:
+        self._entered += 1
+        for number in _HEEDED if self._entered == 1 else ():
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)
         return self
@@ -39,9 +42,9 @@ class Signals:
     def __exit__(
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        for number, handler in self._before.items():
+        self._entered -= 1
+        for number, handler in self._before.items() if self._entered == 0 else ():
             signal.signal(number, handler)
-        self._before = {}
 
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
         self._came.append(number)

@@ -20,7 +20,7 @@ import yaml
 from helpers.ports import free_port
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-MSRUN, TABLE = "train_msrun.sh", "train_rank_table.sh"
+MSRUN, TABLE = "launch", "train_rank_table.sh"  # the command itself, and a script that becomes it
 LIMIT = 240.0  # importing MindSpore on slow cores is most of it
 ADDRESSES = ("198.18.0.1", "198.18.0.2")  # of simulate_cluster.sh
 NOBODY = "198.18.0.9"
@@ -97,6 +97,11 @@ def write_table(folder, hosts, devices):
     )
 
 
+def entry(script):
+    """Shell words that start it."""
+    return "python -m pangu_sigma launch" if script == MSRUN else f"bash {shlex.quote(str(SCRIPTS / script))}"
+
+
 @pytest.fixture
 def cluster_command(tmp_path):
     """The command of a job on two nodes of two ranks; `on_node_1` is shell that runs first on the second."""
@@ -108,7 +113,7 @@ def cluster_command(tmp_path):
         where = "--nodes-file hosts" if script == MSRUN else "--rank-table table.json --set runtime.device=cpu"
         shell = (
             f'master={ADDRESSES[0]}; if [ "$LOCMOE_NODE_RANK" = 1 ]; then {on_node_1}; fi; '
-            f"exec bash {shlex.quote(str(SCRIPTS / script))} {where} {arguments} config.yaml"
+            f"exec {entry(script)} {where} {arguments} config.yaml"
         )
         return [
             "bash",
@@ -158,7 +163,7 @@ def test_a_wrong_address_is_named_on_both_nodes(cluster_command, environment, tm
         else (f"--rank-table table.json --set runtime.device=cpu --master-addr {NOBODY}")
     )
     done = run(
-        cluster_command(script, f"exec bash {shlex.quote(str(SCRIPTS / script))} {wrong} {SOON} config.yaml", SOON),
+        cluster_command(script, f"exec {entry(script)} {wrong} {SOON} config.yaml", SOON),
         environment,
         tmp_path,
     )

@@ -170,6 +170,8 @@ def test_metadata(run):
             "910A",
         ),  # a file that comes with the program
         ("pangu-sigma report run", "report.html"),
+        ("pangu-sigma launch mine.yaml --ranks-per-node 4 --dry-run", "-m pangu_sigma train mine.yaml"),
+        ("pangu-sigma launch mine.yaml --supervise --help", "--max-restarts"),
         ("pangu-sigma config --list", "configs/quickstart.yaml"),
         ("python -m pangu_sigma --help", "usage: pangu-sigma"),
     ],
