@@ -36,8 +36,8 @@ forget_ranks() {
 # For a script that starts jobs of its own, on this machine alone: also forgets what a user may tell a launcher (CLUSTER_VARIABLES).
 forget_jobs() {
     forget_ranks
-    unset RANK_TABLE_FILE LOCMOE_NODES LOCMOE_NODE_RANK LOCMOE_RANKS_PER_NODE LOCMOE_MASTER_ADDRESS LOCMOE_NODE_ADDRESS LOCMOE_PORT \
-        LOCMOE_MESH_SECRET
+    unset RANK_TABLE_FILE LOCMOE_NODES LOCMOE_NODE_RANK LOCMOE_RANKS_PER_NODE LOCMOE_WORKERS_PER_NODE LOCMOE_MASTER_ADDRESS \
+        LOCMOE_NODE_ADDRESS LOCMOE_PORT LOCMOE_MESH_SECRET
 }
 
 # Puts the active virtual environment, else the project's .venv, first in PATH; sets `python`, the name msrun is to start.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One task of a scheduler's job, which has one a node: asks the scheduler for the nodes, and starts train_msrun.sh as one of them.
+# One task of a scheduler's job, which has one a node: asks the scheduler for the nodes, and becomes `pangu-sigma launch` on one of them.
 set -euo pipefail
 
 # shellcheck source=scripts/environment.sh
@@ -13,15 +13,16 @@ usage() {
     cat <<TEXT
 usage: bash scripts/train_scheduled.sh [--resolve-timeout S] [LAUNCHER_OPTION ...] CONFIG [--set KEY.PATH=VALUE ...]
 
-Starts train_msrun.sh on this node of a scheduler's job, as the node that the scheduler says it is. Run it once on every node.
+Starts pangu-sigma launch on this node of a scheduler's job, as the node that this says it is. Run it once on every node.
 
   Slurm                 inside srun with one task a node: SLURM_STEP_NODELIST (else SLURM_JOB_NODELIST) and SLURM_NODEID
   Volcano, ModelArts    in every container of the task worker: VC_WORKER_HOSTS and VC_TASK_INDEX
   --resolve-timeout S   seconds in which all nodes' names must resolve (default $resolve_s)
   --help                show this text
 
-All else goes to train_msrun.sh (--ranks-per-node N, --env-file F, --dry-run ...); see its --help. Ranks meet on LOCMOE_PORT (default
-29500) of the first node, and LOCMOE_MESH_SECRET must hold the same 64 hexadecimal digits on every node (openssl rand -hex 32).
+All else goes to pangu-sigma launch (--ranks-per-node M, --env-file F, --dry-run ...); see its --help. Ranks meet on
+LOCMOE_PORT (default 29500) of the first node, and LOCMOE_MESH_SECRET must hold the same 64 hexadecimal digits on every node
+(openssl rand -hex 32).
 TEXT
 }
 
@@ -40,7 +41,7 @@ ask_the_scheduler() {
         IFS=, read -r -a names <<<"$VC_WORKER_HOSTS"
         place=${VC_TASK_INDEX:-}
     else
-        bad_input "no scheduler: neither SLURM_NODEID nor VC_WORKER_HOSTS is set; expected one, or train_msrun.sh itself"
+        bad_input "no scheduler: neither SLURM_NODEID nor VC_WORKER_HOSTS is set; expected one, or pangu-sigma launch itself"
     fi
     [[ ${#names[@]} -gt 0 && $place =~ ^[0-9]+$ && $place -lt ${#names[@]} ]] ||
         bad_input "the scheduler says that this is node '$place' of ${#names[@]}; expected a number from 0, below that of the nodes"
@@ -69,7 +70,6 @@ case ${1:-} in
 esac
 
 ask_the_scheduler
-launcher=(bash "$scripts_folder/train_msrun.sh")
-[ ${#names[@]} -gt 1 ] || exec "${launcher[@]}" "$@"
+[ ${#names[@]} -gt 1 ] || become_launcher --launcher msrun "$@"
 wait_for_names
-exec "${launcher[@]}" --nodes-file <(printf '%s\n' "${names[@]}") --node-rank "$place" --port "${LOCMOE_PORT:-29500}" "$@"
+become_launcher --launcher msrun --nodes-file <(printf '%s\n' "${names[@]}") --node-rank "$place" --port "${LOCMOE_PORT:-29500}" "$@"
