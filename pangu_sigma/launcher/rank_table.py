@@ -167,11 +167,10 @@ def _read_table(request: LaunchRequest) -> Tuple[Node, ...]:
 def _place(nodes: Tuple[Node, ...], server: Optional[str], path: str) -> int:
     """The server that this machine is: the one named, the only one, or the one that has its address."""
     if server is not None:
-        for place, node in enumerate(nodes):
-            if node.name == server:
-                return place
-        names = ",".join(node.name for node in nodes)
-        raise InputError(f"--server: found '{server}', expected a server_id of {path} ({names})")
+        names = [node.name for node in nodes]
+        if server not in names:
+            raise InputError(f"--server: found '{server}', expected a server_id of {path} ({','.join(names)})")
+        return names.index(server)
     place = 0 if len(nodes) == 1 else own_place(nodes, "--server")
     if place is None:
         raise InputError(f"--server: not given; expected it, since no server of {path} has an address of this machine")
