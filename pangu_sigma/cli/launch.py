@@ -39,7 +39,7 @@ def add_launch(commands: Any) -> None:
     """Adds the command to the program's parser."""
     parser = add_plain(commands, "launch", "start the ranks of a job, on one machine or on several", _launch)
     parser.description, parser.epilog = " ".join(_TEXT.split()), " ".join(_EPILOG.split())
-    parser.usage = "pangu-sigma launch [OPTION ...] CONFIG [--set KEY.PATH=VALUE ...] [-- FURTHER_OPTION ...]"
+    parser.usage = "pangu-sigma launch [OPTION ...] CONFIG [--set KEY.PATH=VALUE ...]\n       [-- FURTHER_OPTION ...]"
     parser.set_defaults(starts_ranks=True, takes_further=True, further=[])
     parser.add_argument("config", metavar="CONFIG", help="YAML configuration file")
     add_overrides(parser)
