@@ -17,7 +17,7 @@ from pangu_sigma.runtime.router_files import VARIABLE
 
 PYTHON = Path(sys.executable).name  # found in PATH, where `rank_environment` puts its folder first
 # What the user may set that matters on the other nodes too.
-_TO_PASS = ("VIRTUAL_ENV", "OMP_NUM_THREADS", "GLOG_v", VARIABLE)
+_TO_PASS = ("VIRTUAL_ENV", "OMP_NUM_THREADS", "GLOG_v", "MS_SUBMODULE_LOG_v", "PANGU_SIGMA_LOG_LEVEL", VARIABLE)
 # What a dry run shows of the environment.
 _SHOWN = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GLOG_v", "MS_SUBMODULE_LOG_v", "PYTHONUNBUFFERED", "PYTHONPATH")
 

@@ -96,7 +96,8 @@ class LogFolder:
         shown = self.log_of(first_rank)
         if not self._made or (shown.exists() and shown.stat().st_size > 0):
             return
-        for path in (*(self.path / file for file in _OF_A_JOB), *self.path.glob("worker_*.log")):
+        of_ranks = (*self.path.glob("worker_*.log"), *self.path.glob("rank_*.log"))
+        for path in (*(self.path / file for file in _OF_A_JOB), *of_ranks):
             path.unlink(missing_ok=True)
         launch = self.path.parent if self._node else self.path
         # Of nodes that share the launch's folder, the last one to leave finds it empty, whichever made it.

@@ -113,6 +113,7 @@ def test_what_goes_to_other_nodes(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HCCL_IF_IP", "a b'c")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("MS_SUBMODULE_LOG_v", "{DEVICE:1}")
     monkeypatch.setenv("LOCMOE_MESH_SECRET", "0123")
     done = subprocess.run(
         ["bash", "-c", f"{' '.join(environment.settings_to_pass())} env"],
@@ -120,7 +121,7 @@ def test_what_goes_to_other_nodes(monkeypatch):
         capture_output=True,
         text=True,
     )
-    assert {"HCCL_IF_IP=a b'c", "OMP_NUM_THREADS=3"} <= set(done.stdout.splitlines())
+    assert {"HCCL_IF_IP=a b'c", "OMP_NUM_THREADS=3", "MS_SUBMODULE_LOG_v={DEVICE:1}"} <= set(done.stdout.splitlines())
     assert "LOCMOE_MESH_SECRET" not in done.stdout and "PYTHONPATH=" in done.stdout
 
 

@@ -57,7 +57,7 @@ def test_what_has_nothing_to_show_is_removed(tmp_path, shown, node):
     (tmp_path / "run").mkdir()
     logs = folder(tmp_path, node=node)
     logs.make()
-    for name in ("errors.log", "workers.log", "worker_3.log"):
+    for name in ("errors.log", "workers.log", "worker_3.log", "rank_2.log"):
         (logs.path / name).write_text("x")
     logs.log_of(2).write_bytes(shown)
     logs.remove_if_empty(2)
