@@ -155,7 +155,7 @@ def _inherit(config: Config, options: argparse.Namespace) -> int:
                 f"--final-norm {options.final_norm}: {source} is no .ckpt file, and says itself where the final norm "
                 "stands"
             )
-        dense = HuggingFaceModel(source) if is_hugging_face_folder(source) else OwnModel(checkpoints_named(options.source))
+        dense = HuggingFaceModel(source) if is_hugging_face_folder(source) else OwnModel(checkpoints_named(source))
     inherit(
         dense,
         options.target,
