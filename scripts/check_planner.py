@@ -29,6 +29,7 @@ from pangu_sigma.planner.hardware import HardwareFigure
 from pangu_sigma.planner.memory import layer_activations
 from pangu_sigma.planner.plan import make_plan
 from pangu_sigma.planner.predict import moved_bytes, rank_flops
+from pangu_sigma.runtime.text_table import TableColumn, text_table
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = 2000
@@ -214,18 +215,19 @@ def planned(case: Case, folder: Path) -> Planned:
 def report(measured: dict, folder: Path) -> None:
     """Both sides by case, and the figures that fit the calibrating cases best."""
     plans = {case.name: planned(case, folder) for case in CASES}
-    print(f"{'case':<8}{'role':<11}{'memory GB':>10}{'planned':>9}{'':>7}{'step s':>9}{'planned':>9}{'':>7}{'load':>6}")
+    rows = []
     for case in CASES:
         found, plan = measured.get(case.name), plans[case.name]
         if found is None:
-            print(f"{case.name:<8}{case.role:<11}{'not measured':>14}")
+            rows.append([case.name, case.role, "not measured", *[""] * 6])
             continue
         memory, seconds = found["memory"], found["seconds"]
-        print(
-            f"{case.name:<8}{case.role:<11}{memory / 1e9:>10.3f}"
-            f"{plan.memory / 1e9:>9.3f}{plan.memory / memory - 1:>+7.1%}"
-            f"{seconds:>9.3f}{plan.seconds:>9.3f}{plan.seconds / seconds - 1:>+7.1%}{found['load']:>6.1f}"
-        )
+        of_memory = [f"{memory / 1e9:.3f}", f"{plan.memory / 1e9:.3f}", f"{plan.memory / memory - 1:+.1%}"]
+        of_time = [f"{seconds:.3f}", f"{plan.seconds:.3f}", f"{plan.seconds / seconds - 1:+.1%}"]
+        rows.append([case.name, case.role, *of_memory, *of_time, f"{found['load']:.1f}"])
+    words, numbers = ("case", "role"), ("memory GB", "planned", "", "step s", "planned", "", "load")
+    columns = [*(TableColumn(title, "<") for title in words), *map(TableColumn, numbers)]
+    print("\n".join(text_table(columns, rows, rule=False)))
     known = [case.name for case in CASES if case.role == "calibrate" and case.name in measured]
     if len(known) >= 4:
         _fit(known, measured, plans)

@@ -1,24 +1,29 @@
-"""What an audit found, as text for 80 columns and as JSON."""
+"""What an audit found, as text of at most 79 columns and as JSON."""
 
 from __future__ import annotations
 
 import textwrap
 from collections import Counter
 from dataclasses import asdict
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, List, Sequence
 
 from pangu_sigma.audit.checks import bytes_by_cause
 from pangu_sigma.audit.graph import RankGraphs
 from pangu_sigma.audit.kernels import by_cell, by_operator, launches, pass_launches
 from pangu_sigma.planner.exchanges import CAUSES
 from pangu_sigma.planner.job import PlannedJob
+from pangu_sigma.runtime.text_table import WIDTH, TableColumn, text_table
 
-WIDTH = 80
 _ON_HOST = (
     "what leaves the device are the counts of all_to_all_v, which the host reads {} times a step and rank, waiting for "
     "the device each time; "
 )
-_HEADER = f"{'graph':17}{'cause':11}{'operation':16}{'phase':9}{'ranks':>5}{'calls':>6}{'bytes put in':>14}"
+_CALLS = (
+    *(TableColumn(title, "<") for title in ("graph", "cause", "operation", "phase")),
+    *(TableColumn(title) for title in ("ranks", "calls", "bytes put in")),
+)
+_BYTES = (TableColumn("bytes of a step, all ranks", "<"), TableColumn("inside nodes"), TableColumn("between nodes"))
+_CELLS = (TableColumn("cell", "<", wraps=True), TableColumn("kernels"))
 
 
 def report(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str], kernels: bool = False) -> str:
@@ -37,17 +42,19 @@ def report(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str]
         f"{topology.world_size} ranks on {topology.nodes} nodes, {degrees}",
         "",
         f"rank 0, an optimizer step ({graphs})",
-        _HEADER,
-        "-" * len(_HEADER),
-        *_rows(ranks[0]),
+        *text_table(_CALLS, _rows(ranks[0])),
         "",
-        "bytes of a step, all ranks",
+        *text_table(
+            _BYTES,
+            [
+                (f"  {cause}", f"{sent.intra_node:,}", f"{sent.inter_node:,}")
+                for cause, sent in bytes_by_cause(ranks, topology).items()
+                if sent.total
+            ],
+            rule=False,
+        ),
+        "",
     ]
-    for cause, sent in bytes_by_cause(ranks, topology).items():
-        if sent.total:
-            intra_node, inter_node = f"{sent.intra_node:>15,}", f"{sent.inter_node:>15,}"
-            lines.append(f"  {cause:11} inside nodes {intra_node}   between nodes {inter_node}")
-    lines.append("")
     if kernels:
         lines += [*_kernels(ranks[0]), ""]
     if problems:
@@ -62,7 +69,7 @@ def report(job: PlannedJob, ranks: Sequence[RankGraphs], problems: Sequence[str]
     return "\n".join([*lines, *textwrap.wrap(passed, WIDTH, break_on_hyphens=False)])
 
 
-def _rows(own: RankGraphs) -> Iterator[str]:
+def _rows(own: RankGraphs) -> Iterator[List[str]]:
     calls: Counter[tuple[Any, ...]] = Counter()
     sizes: Counter[tuple[Any, ...]] = Counter()
     for graph in own.graphs:
@@ -73,7 +80,7 @@ def _rows(own: RankGraphs) -> Iterator[str]:
     for key, number in calls.items():
         name, cause, operation, phase, members = key
         size = f"{sizes[key]:,}" if operation != "all_to_all_v" else "by the run"
-        yield f"{name:17}{CAUSES[cause]:11}{operation:16}{phase:9}{members:5}{number:6}{size:>14}"
+        yield [name, CAUSES[cause], operation, phase, str(members), str(number), size]
 
 
 def _kernels(own: RankGraphs) -> Iterator[str]:
@@ -84,10 +91,10 @@ def _kernels(own: RankGraphs) -> Iterator[str]:
         upkeep = launches(graph.operators) - pass_launches(graph.operators)
         yield f"  {graph.times} x {graph.name}: {launches(graph.operators):,} of {len(graph.operators):,} operators"
         yield f"    {upkeep:,} of them convert parameters or accumulate gradients"
-        for cell, count in by_cell(graph.operators).items():
-            yield f"    {cell:66}{count:>10,}"
+        cells = [(cell, f"{count:,}") for cell, count in by_cell(graph.operators).items()]
+        yield from text_table(_CELLS, cells, indent=4, rule=False)
         names = ", ".join(f"{name} {count}" for name, count in by_operator(graph.operators).items())
-        yield from textwrap.wrap(names, 80, initial_indent="    ", subsequent_indent="    ")
+        yield from textwrap.wrap(names, WIDTH, initial_indent="    ", subsequent_indent="    ")
 
 
 def as_json(

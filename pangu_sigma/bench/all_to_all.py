@@ -35,7 +35,17 @@ from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.sparse import SparseContext, build_dispatcher
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.runtime import Runtime, start_runtime
+from pangu_sigma.runtime.text_table import TableColumn, text_table
 
+_COLUMNS = (  # of fixed widths, since rows are shown as they are measured
+    TableColumn("tokens", least=6),
+    TableColumn("dispatcher", "<", least=22),
+    TableColumn("ms", least=7),
+    TableColumn("inside (B)", least=11),
+    TableColumn("between (B)", least=12),
+    TableColumn("limit ms", least=8),
+    TableColumn("reached", least=7),
+)
 SMALLEST = 64
 CAUSE = "all_to_all"
 EXCHANGES = 4  # of a pass at least, one after another: to the experts and back, and the same for the gradient
@@ -215,16 +225,13 @@ def _head(config: Config, runtime: Runtime, rate: Optional[float]) -> str:
         f"{topology.world_size} ranks on {topology.nodes} {'nodes' if topology.nodes > 1 else 'node'}, hidden size "
         f"{config.model.hidden_size}, {moe.num_experts} experts, capacity factor {moe.capacity.factor:g}, "
         f"{config.runtime.precision}\n"
-        f"bytes: of the node that sends most, a pass; limit: {limit}\n\n"
-        f"{'tokens':>6} {'dispatcher':<22} {'ms':>7} {'inside (B)':>12} {'between (B)':>12} {'limit ms':>8} "
-        f"{'reached':>7}\n{'-' * 80}"
+        f"bytes: of the node that sends most, a pass; limit: {limit}\n\n" + "\n".join(text_table(_COLUMNS, []))
     )
 
 
 def line_of(row: ExchangeTiming) -> str:
-    """The row as 80 characters; `reached` is the limit over the time, and a dash stands for what is not known."""
+    """The row as 79 characters; `reached` is the limit over the time, and a dash stands for what is not known."""
     inside, between = ("-", "-") if row.sent is None else (f"{row.sent.inside:,}", f"{row.sent.between:,}")
     limit, reached = ("-", "-") if not row.limit else (f"{row.limit * 1e3:.2f}", f"{row.limit / row.seconds:.0%}")
-    return (
-        f"{row.tokens:>6} {row.name:<22} {row.seconds * 1e3:>7.2f} {inside:>12} {between:>12} {limit:>8} {reached:>7}"
-    )
+    cells = (str(row.tokens), row.name, f"{row.seconds * 1e3:.2f}", inside, between, limit, reached)
+    return text_table(_COLUMNS, [cells])[-1]

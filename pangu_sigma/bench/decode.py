@@ -23,9 +23,21 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.parameter_groups import is_expert_parameter
 from pangu_sigma.model.sparse import SparseContext
 from pangu_sigma.runtime.runtime import start_runtime
+from pangu_sigma.runtime.text_table import TableColumn, text_table
 
 PROBE = (4096, 16384)  # of float32: 256 MiB, beyond any processor's caches
 _ITEM = 4
+_TITLES = (
+    "rows",
+    "ms a step",
+    "tokens/s",
+    "a row",
+    "limit by\nmemory",
+    "share",
+    "weights\nread, MB",
+    "cache, MB\npredicted",
+    "cache, MB\nheld",
+)
 
 
 class StepBytes(NamedTuple):
@@ -124,16 +136,12 @@ class _Product(nn.Cell):
 
 def _print(context: SparseContext, steps: List[_Step], taken: List[float], bandwidth: float) -> None:
     print(f"memory: {bandwidth / 1e9:.1f} GB/s; rows of {context.shape.sequence_length} tokens, every cache full")
-    print(f"{'':>5} {'':>9} {'':>9} {'':>7} {'limit by':>9} {'':>6} {'weights':>9} {'cache, MB':>19}")
-    print(
-        f"{'rows':>5} {'ms a step':>9} {'tokens/s':>9} {'a row':>7} {'memory':>9} {'share':>6} {'read, MB':>9} "
-        f"{'predicted':>10} {'held':>8}"
-    )
+    rows = []
     for step, time in zip(steps, taken):
         found = step_bytes(step.network, context, step.domain)
         limit = step.rows * bandwidth / (found.weights + found.cache)
         rate = step.rows / time
-        print(
-            f"{step.rows:5d} {1e3 * time:9.2f} {rate:9.0f} {1 / time:7.0f} {limit:9.0f} {rate / limit:6.1%} "
-            f"{found.weights / 1e6:9.3f} {found.cache / 1e6:10.2f} {step.held() / 1e6:8.2f}"
-        )
+        speeds = [f"{1e3 * time:.2f}", f"{rate:.0f}", f"{1 / time:.0f}", f"{limit:.0f}", f"{rate / limit:.1%}"]
+        sizes = [f"{found.weights / 1e6:.3f}", f"{found.cache / 1e6:.2f}", f"{step.held() / 1e6:.2f}"]
+        rows.append([str(step.rows), *speeds, *sizes])
+    print("\n".join(text_table([*map(TableColumn, _TITLES)], rows, rule=False)))

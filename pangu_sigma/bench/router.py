@@ -43,6 +43,7 @@ from pangu_sigma.config.validate import validate
 from pangu_sigma.model.dims import ModelDims, model_dims
 from pangu_sigma.model.sparse import SparseContext, build_router
 from pangu_sigma.runtime.runtime import start_runtime
+from pangu_sigma.runtime.text_table import TableColumn, text_table
 
 DENSE_GATE = "switch"
 
@@ -191,9 +192,12 @@ def _print(config: Config, names: List[str], spent: List[float], sent: List[int]
         f"{shape.hidden_size}, {moe.num_experts} experts in {moe.num_groups} groups, {config.runtime.precision}\n"
         "statistics: bytes that enter all-reduces of a forward pass, as many of a backward pass\n"
     )
-    print(f"{'router':<22} {'ms':>9} {'of ' + DENSE_GATE:>11} {'statistics (B)':>15}\n" + "-" * 60)
     dense = spent[names.index(DENSE_GATE)]
-    for name, second, size in zip(names, spent, sent):
-        print(f"{name:<22} {second * 1e3:>9.3f} {second / dense:>11.2f} {size:>15,}")
+    titles = ("ms", f"of {DENSE_GATE}", "statistics (B)")
+    rows = [
+        (name, f"{second * 1e3:.3f}", f"{second / dense:.2f}", f"{size:,}")
+        for name, second, size in zip(names, spent, sent)
+    ]
+    print("\n".join(text_table([TableColumn("router", "<"), *map(TableColumn, titles)], rows)))
     for reason in left_out:
         print(f"left out: {reason}")

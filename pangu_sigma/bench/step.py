@@ -33,6 +33,7 @@ from pangu_sigma.model.attention import attention_mask
 from pangu_sigma.model.loss import TokenCrossEntropy
 from pangu_sigma.planner.predict import step_flops
 from pangu_sigma.runtime.runtime import start_runtime
+from pangu_sigma.runtime.text_table import TableColumn, text_table
 from pangu_sigma.train.engine import TrainEngine
 from pangu_sigma.train.step import step_outputs
 
@@ -219,17 +220,21 @@ def _print(
     flops: Dict[str, float] = step_flops(config, tokens, words.vocab_size)
     machine = 2.0 * MATMUL_SIZE**3 / matmul / 1e9
     model = sum(flops.values()) / step / 1e9
-    print(f"matmul {MATMUL_SIZE} x {MATMUL_SIZE} x {MATMUL_SIZE}, fp32   {machine:8.1f} GFLOP/s")
-    print(f"compiled step, {config.runtime.precision}, {tokens} tokens   {model:8.1f} GFLOP/s")
-    print(f"{step:.3f} s a step, {tokens / step:,.0f} tokens/s; model over machine {model / machine:.1%}")
-    print()
-    print(f"{'part':<16}{'times':>6}{'ms each':>10}{'share of step':>15}")
-    left = step
+    speeds = [
+        (f"matmul {MATMUL_SIZE} x {MATMUL_SIZE} x {MATMUL_SIZE}, fp32", f"{machine:.1f}"),
+        (f"compiled step, {config.runtime.precision}, {tokens} tokens", f"{model:.1f}"),
+    ]
+    lines = text_table((TableColumn("", "<"), TableColumn("GFLOP/s")), speeds, rule=False)
+    lines += [f"{step:.3f} s a step, {tokens / step:,.0f} tokens/s; model over machine {model / machine:.1%}", ""]
+    rows, left = [], step
     for part in sorted(pieces, key=lambda p: -p.seconds * p.times):
         times = part.times * (micro_batches if part.name != "update" else 1)
         left -= part.seconds * times
-        print(f"{part.name:<16}{times:>6}{part.seconds * 1e3:>10.1f}{part.seconds * times / step:>15.1%}")
-    print(f"{'other':<16}{'':>6}{'':>10}{left / step:>15.1%}")
+        rows.append((part.name, str(times), f"{part.seconds * 1e3:.1f}", f"{part.seconds * times / step:.1%}"))
+    rows.append(("other", "", "", f"{left / step:.1%}"))
+    titles = ("times", "ms each", "share of step")
+    lines += text_table([TableColumn("part", "<"), *map(TableColumn, titles)], rows, rule=False)
     routing = sum(p.seconds * p.times for p in pieces if p.name in ("routing", "dispatch")) * micro_batches
     if has_experts(config):
-        print(f"routing and dispatch together: {routing / step:.1%} of the step")
+        lines.append(f"routing and dispatch together: {routing / step:.1%} of the step")
+    print("\n".join(lines))

@@ -16,6 +16,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
 from pangu_sigma.runtime.reporting import SUCCESS
 from pangu_sigma.runtime.resources import shipped_files
+from pangu_sigma.runtime.text_table import TableColumn, text_table
 
 
 def add_config(commands: Any) -> None:
@@ -92,10 +93,13 @@ def _show_examples(options: argparse.Namespace) -> int:
     if options.copy is not None:
         _copy_files(Path(options.copy))
         return SUCCESS
-    for name, path in shipped_files().items():
-        if name.startswith("configs/") and name.endswith(".yaml"):
-            first = path.read_text(encoding="utf-8").splitlines()[0]
-            print(f"{name:42}{shorten(first.lstrip('# '), 86, placeholder=' ...')}")
+    rows = [
+        (name, shorten(path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "), 72, placeholder=" ..."))
+        for name, path in shipped_files().items()
+        if name.startswith("configs/") and name.endswith(".yaml")
+    ]
+    columns = (TableColumn("configuration", "<"), TableColumn("what it is", "<", wraps=True))
+    print("\n".join(text_table(columns, rows)))
     print("\npangu-sigma config --copy FOLDER puts them into a folder, with the launchers.")
     return SUCCESS
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: a file of records for each measurement, `results.json`, and a table of 80 columns."""
+"""What an evaluation leaves: a file of records for each measurement, `results.json`, and a table."""
 
 import json
 import math
@@ -13,10 +13,18 @@ from pangu_sigma.evaluation.measurement import MeasuredFigure, Record
 from pangu_sigma.metrics.perplexity import DIVERGED
 from pangu_sigma.runtime.files import check_output, write_atomically
 from pangu_sigma.runtime.strict_json import dumps, read_object
+from pangu_sigma.runtime.text_table import TableColumn, text_table
 
 RESULTS = "results.json"
 _MARKERS = (b'{"checkpoint": ', b'{\n "checkpoint": ')  # how our files begin
-WIDTH = 80
+_COLUMNS = (
+    TableColumn("", "<", wraps=True),
+    TableColumn("domain", "<", wraps=True),
+    TableColumn("metric", "<"),
+    TableColumn("value"),
+    TableColumn(f"{CONFIDENCE:.0%} interval"),
+    TableColumn("number"),
+)
 
 
 class RecordFile:
@@ -96,25 +104,16 @@ def as_json(heading: Dict[str, Any], measured: Sequence[Measured]) -> Dict[str, 
 
 def table(measured: Sequence[Measured]) -> str:
     """A line a figure; `number` is that of its examples."""
-    lines = [_row("", "domain", "metric", "value", f"{CONFIDENCE:.0%} interval", "number")]
-    lines.append("-" * len(lines[0]))
+    rows = []
     for name, figures, _ in measured:
         shown = ""
         for figure in figures:
             value, low, high = figure.estimate
             interval = "-" if low is None or high is None else f"{_number(low)} to {_number(high)}"
-            lines.append(
-                _row(
-                    name if name != shown else "",
-                    figure.domain,
-                    figure.metric,
-                    _number(value),
-                    interval,
-                    str(figure.examples),
-                )
-            )
+            own = name if name != shown else ""
+            rows.append((own, figure.domain, figure.metric, _number(value), interval, str(figure.examples)))
             shown = name
-    return "\n".join(lines)
+    return "\n".join(text_table(_COLUMNS, rows))
 
 
 def write_results(folder: Path, content: Dict[str, Any]) -> Path:
@@ -128,14 +127,6 @@ def write_results(folder: Path, content: Dict[str, Any]) -> Path:
         content.update(results={**kept, **content["results"]}, notes={**notes, **content["notes"]})
     write_atomically(path, printable(dumps(content, indent=1, ensure_ascii=False)) + "\n")
     return path
-
-
-def _row(name: str, domain: str, metric: str, value: str, interval: str, examples: str) -> str:
-    return f"{_fit(name, 19):<19} {_fit(domain, 8):<8} {metric:<18} {value:>8} {interval:>16} {examples:>6}"
-
-
-def _fit(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 2] + ".."
 
 
 def _number(value: float) -> str:

@@ -1,18 +1,19 @@
-"""A plan as text of 80 columns."""
+"""A plan as text of at most 79 columns."""
 
 from __future__ import annotations
 
 from textwrap import wrap
-from typing import Iterator, Optional
+from typing import Iterator, List, Optional, Tuple
 
 from pangu_sigma.planner.launches import step_launches
 from pangu_sigma.planner.memory import GB
 from pangu_sigma.planner.parameter_traffic import parameter_traffic
 from pangu_sigma.planner.plan import JobPlan
 from pangu_sigma.planner.predict import rank_flops
+from pangu_sigma.runtime.text_table import WIDTH, TableColumn, text_table
 
 _CAUSES = {"all_to_all": "all-to-all", "gradient": "gradients", "tensor": "tensor parallel", "other": "other"}
-WIDTH = 80
+_LABELS, _NUMBERS = 41, 17  # widths that the three tables have in common, so that they stand below each other
 
 
 def report(plan: JobPlan, tokens: int, advice: Optional[str]) -> str:
@@ -24,7 +25,13 @@ def report(plan: JobPlan, tokens: int, advice: Optional[str]) -> str:
         advice: what would make it fit, if it does not.
     """
     parts = _job(plan), _memory(plan, advice), _traffic(plan), _time(plan, tokens), _assumptions(plan)
-    return "\n\n".join("\n".join(lines) for lines in parts)
+    return "\n\n".join("\n".join(short for line in lines for short in _wrapped(line)) for lines in parts)
+
+
+def _wrapped(line: str) -> List[str]:
+    """A line of words that is too long continues at the same depth; the tables fit by themselves."""
+    depth = line[: len(line) - len(line.lstrip())]
+    return wrap(line, WIDTH, subsequent_indent=depth, break_on_hyphens=False) if len(line) > WIDTH else [line]
 
 
 def _job(plan: JobPlan) -> Iterator[str]:
@@ -49,24 +56,24 @@ def _job(plan: JobPlan) -> Iterator[str]:
 
 def _memory(plan: JobPlan, advice: Optional[str]) -> Iterator[str]:
     memory = plan.memory
-    yield f"{'memory of a rank (GB)':<40}{'':>14}{'train.recompute: all':>26}"
-    for name, value in (
-        ("parameters", memory.parameters),
-        ("their copies for matmuls", memory.half_copies),
-        ("gradients", memory.gradients),
-        ("optimizer state", memory.optimizer),
-    ):
-        yield _row(name, value, value)
-    yield _row("activations", memory.activations, memory.recomputed)
-    for name, value in (("dispatch buffers", memory.dispatch), ("logits, or gradients under way", memory.working)):
-        yield _row(name, value, value)
     recomputed_tensors = memory.total_recomputed - memory.reserved
     recomputed_margin = recomputed_tensors * memory.fragmentation / (1.0 + memory.fragmentation)
-    yield _row(f"fragmentation margin, {memory.fragmentation:.0%}", memory.margin, recomputed_margin)
-    yield _row("runtime and process groups", memory.reserved, memory.reserved)
-    yield _row(f"total, of {plan.capacity / GB:.1f}", memory.total, memory.total_recomputed)
+    rows = [
+        ("parameters", memory.parameters, memory.parameters),
+        ("their copies for matmuls", memory.half_copies, memory.half_copies),
+        ("gradients", memory.gradients, memory.gradients),
+        ("optimizer state", memory.optimizer, memory.optimizer),
+        ("activations", memory.activations, memory.recomputed),
+        ("dispatch buffers", memory.dispatch, memory.dispatch),
+        ("logits, or gradients under way", memory.working, memory.working),
+        (f"fragmentation margin, {memory.fragmentation:.0%}", memory.margin, recomputed_margin),
+        ("runtime and process groups", memory.reserved, memory.reserved),
+        (f"total, of {plan.capacity / GB:.1f}", memory.total, memory.total_recomputed),
+    ]
     if memory.host:
-        yield _row("in host memory, of experts", memory.host, memory.host)
+        rows.append(("in host memory, of experts", memory.host, memory.host))
+    shown = [(f"  {name}", f"{value / GB:.2f}", f"{recomputed / GB:.2f}") for name, value, recomputed in rows]
+    yield from _table(("memory of a rank (GB)", "", "train.recompute:\nall"), shown)
     yield from _verdict(plan, advice)
 
 
@@ -83,29 +90,33 @@ def _verdict(plan: JobPlan, advice: Optional[str]) -> Iterator[str]:
         yield from (f"  {line}".replace("\u00a0", " ") for line in wrap(whole, WIDTH - 2, break_on_hyphens=False))
 
 
-def _row(name: str, value: float, recomputed: float) -> str:
-    return f"  {name:<38}{value / GB:>14.2f}{recomputed / GB:>26.2f}"
+def _table(titles: Tuple[str, str, str], rows: List[Tuple[str, str, str]]) -> List[str]:
+    columns = (
+        TableColumn(titles[0], "<", least=_LABELS),
+        *(TableColumn(title, least=_NUMBERS) for title in titles[1:]),
+    )
+    return text_table(columns, rows, rule=False)
 
 
 def _traffic(plan: JobPlan) -> Iterator[str]:
-    yield f"{'bytes a step, all ranks':<44}{'inside nodes':>18}{'between nodes':>18}"
-    if not plan.exact_bytes:
-        yield "  (as far as known before training)"
-    for cause, name in _CAUSES.items():
-        total = plan.traffic[cause]
-        yield f"  {name:<42}{total.intra_node:>18,}{total.inter_node:>18,}"
+    rows = [
+        (f"  {name}", f"{plan.traffic[cause].intra_node:,}", f"{plan.traffic[cause].inter_node:,}")
+        for cause, name in _CAUSES.items()
+    ]
+    known = [] if plan.exact_bytes else [("  (as far as known before training)", "", "")]
+    yield from _table(("bytes a step, all ranks", "inside nodes", "between nodes"), known + rows)
 
 
 def _time(plan: JobPlan, tokens: int) -> Iterator[str]:
     time = plan.time
-    yield f"{'predicted step':<44}{'seconds':>18}{'share':>18}"
     rows = [("computation", time.compute), ("parameters, read and written", time.parameters)]
     rows += [*((name, time.causes[cause]) for cause, name in _CAUSES.items())]
     rows += [(f"{_CAUSES[cause]} behind computation", -seconds) for cause, seconds in time.hidden.items() if seconds]
     if time.launch:
         rows.append(("waiting for launches", time.total - time.device))
-    for name, seconds in [*rows, ("step", time.total)]:
-        yield f"  {name:<42}{seconds:>18.4f}{seconds / time.total:>18.1%}"
+    rows.append(("step", time.total))
+    shown = [(f"  {name}", f"{seconds:.4f}", f"{seconds / time.total:.1%}") for name, seconds in rows]
+    yield from _table(("predicted step", "seconds", "share"), shown)
     moved = parameter_traffic(plan.job)
     if moved.total:
         yield f"  parameters: {moved.per_number:.1f} bytes each and micro-batch, {moved.step / GB:.1f} GB once a step"
@@ -120,7 +131,7 @@ def _time(plan: JobPlan, tokens: int) -> Iterator[str]:
     parts = rank_flops(plan.job)
     anew = f"; {parts['recomputed']:.3e} of them again" if parts["recomputed"] else ""
     rank = f"a rank carries out {sum(parts.values()):.3e}, empty slots included"
-    yield from wrap(f"{plan.flops:.3e} model FLOPs a step; {rank}{anew}", WIDTH)
+    yield f"{plan.flops:.3e} model FLOPs a step; {rank}{anew}"
     yield f"{_large(tokens)} tokens take {plan.days(tokens):,.2f} days"
 
 

@@ -16,6 +16,7 @@ from pangu_sigma.planner.cluster import Cluster
 from pangu_sigma.planner.fits import with_value
 from pangu_sigma.planner.memory import GB
 from pangu_sigma.planner.plan import JobPlan, make_plan
+from pangu_sigma.runtime.text_table import TableColumn, text_table
 
 AXES = ("ep", "tp", "dp", "capacity", "router")
 _KEYS = {
@@ -160,17 +161,14 @@ def _costs(plan: JobPlan) -> tuple[float, float, float, float]:
 
 
 def table(found: Sweep, everything: bool = False) -> str:
-    """What was `found`, in 80 columns: the Pareto front, or all points where nothing fits or `everything` is asked
+    """What was `found`, as text: the Pareto front, or all points where nothing fits or `everything` is asked
     for.
     """
     best = [point for point in found.points if point.best]
     shown_points = found.points if everything or not best else best
-    lines = [
-        f"{'router':<10} {'ep':>4} {'tp':>3} {'dp':>4} {'nodes':>5} {'capac.':>6} {'GB':>6} {'fits':>4} "
-        f"{'step s':>8} {'a2a':>5} {'MFU':>5} {'GB out':>8}",
-        "-" * 80,
-    ]
-    lines += [_line(point.plan) for point in shown_points]
+    titles = ("ep", "tp", "dp", "nodes", "capac.", "GB", "fits", "step s", "a2a", "MFU", "GB out")
+    columns = [TableColumn("router", "<"), *map(TableColumn, titles)]
+    lines = text_table(columns, [_cells(point.plan) for point in shown_points])
     kept = f"none of {len(found.points)} plans fits"
     if best:
         kept = f"{len(best)} of {len(found.points)} plans are on the Pareto front"
@@ -183,15 +181,20 @@ def table(found: Sweep, everything: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _line(plan: JobPlan) -> str:
+def _cells(plan: JobPlan) -> list[str]:
     topology, config = plan.job.topology, plan.job.config
     between = sum(total.inter_node for total in plan.traffic.values()) / GB
-    return (
-        f"{config.moe.router.type:<10} {topology.expert:>4} {topology.tensor:>3} {topology.data:>4} "
-        f"{topology.nodes:>5} {config.moe.capacity.factor:>6.2f} {plan.memory.total / GB:>6.1f} "
-        f"{'yes' if plan.fits else 'no':>4} {plan.time.total:>8.3f} {plan.time.all_to_all_share:>5.0%} "
-        f"{plan.mfu:>5.1%} {between:>8.1f}"
-    )
+    return [
+        config.moe.router.type,
+        *map(str, (topology.expert, topology.tensor, topology.data, topology.nodes)),
+        f"{config.moe.capacity.factor:.2f}",
+        f"{plan.memory.total / GB:.1f}",
+        "yes" if plan.fits else "no",
+        f"{plan.time.total:.3f}",
+        f"{plan.time.all_to_all_share:.0%}",
+        f"{plan.mfu:.1%}",
+        f"{between:.1f}",
+    ]
 
 
 def sweep_json(found: Sweep) -> list[dict[str, Any]]:

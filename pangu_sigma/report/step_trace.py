@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import Any, NamedTuple, Sequence
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.runtime.text_table import RULE, TableColumn, text_table
 
 TRACE = "ASCEND_PROFILER_OUTPUT/step_trace_time.csv"
 STEP, COMPUTING, COMMUNICATION, OVERLAPPED, ALONE, FREE = COLUMNS = (
@@ -130,8 +131,7 @@ def _number(row: dict[str, Any], name: str, path: Path) -> float:
 
 
 def profile_table(run: Path) -> list[str]:
-    """What `pangu-sigma profile` shows of a run's folder, or of a folder of traces: a line a rank, and their mean, at
-    most 80 columns wide.
+    """What `pangu-sigma profile` shows of a run's folder, or of a folder of traces: a line a rank, and their mean.
 
     Raises InputError: there is no profile.
     """
@@ -139,28 +139,19 @@ def profile_table(run: Path) -> list[str]:
     if found is None:
         raise InputError(f"{run}: no profile in it, expected the folder of a run with train.profile")
 
-    def line(name: str, split: TimeSplit) -> str:
+    def row(name: str, split: TimeSplit) -> list[str]:
         alone = split.communication - split.overlapped
         pieces = (split.step, split.compute, split.communication, split.overlapped, split.idle)
-        return (
-            f"{name:<6}"
-            + "".join(f"{1e3 * piece:>13.3f}" for piece in pieces)
-            + f"{alone / split.step if split.step else 0.0:>9.1%}"
-        )
+        return [name, *(f"{1e3 * piece:.3f}" for piece in pieces), f"{alone / split.step if split.step else 0.0:.1%}"]
 
     steps = max(map(len, found.ranks.values()))
     source = "MindSpore's profiler" if found.traced else "this project's timers"
-    lines = [
+    titles = ("step", "computation", "communication", "overlapped", "idle", "exposed")
+    rows = [row(str(rank), mean(own)) for rank, own in found.ranks.items()]
+    return [
         f"{steps} steps of {len(found.ranks)} ranks, by {source}; milliseconds a step",
         "",
-        f"{'rank':<6}{'step':>13}{'computation':>13}{'communicat.':>13}{'overlapped':>13}{'idle':>13}{'exposed':>9}",
-        "-" * 80,
-    ]
-    lines += [line(str(rank), mean(own)) for rank, own in found.ranks.items()]
-    return [
-        *lines,
-        "-" * 80,
-        line("mean", found.mean()),
+        *text_table([TableColumn("rank", "<"), *map(TableColumn, titles)], [*rows, RULE, row("mean", found.mean())]),
         "",
         "step = computation + communication - overlapped + idle",
         "exposed: share of the step that is communication alone",

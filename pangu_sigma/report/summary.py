@@ -13,10 +13,10 @@ from pangu_sigma.metrics.perplexity import DIVERGED, perplexity_text, usable_per
 from pangu_sigma.report.numbers import size
 from pangu_sigma.runtime.files import write_output
 from pangu_sigma.runtime.strict_json import dumps, number
+from pangu_sigma.runtime.text_table import WIDTH, TableColumn, text_table
 
 NAME = "summary.json"
 VALIDATION = "valid/perplexity"
-WIDTH = 79
 _NOT_MEASURED = "-"
 _LEGEND = "All but validation is of each run's second half. Bytes: all ranks, one step."
 
@@ -106,15 +106,9 @@ def combine(runs: Sequence[RunSummary]) -> Dict[str, Any]:
 
 def table(runs: Sequence[RunSummary]) -> str:
     """One line a run under a header of two, at most 79 columns wide, and the line that any trained model must beat."""
-    headers = [("", "router"), *(column.header.split("\n") for column in COLUMNS)]
-    rows = [[line[number] for line in headers] for number in range(2)]
-    rows += [[run.router, *(_cell(column, run) for column in COLUMNS)] for run in runs]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(headers))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
-        for row in rows
-    ]
-    lines = [*lines[:2], "-" * len(lines[0]), *lines[2:], ""]
+    columns = [TableColumn("router", "<"), *(TableColumn(column.header) for column in COLUMNS)]
+    lines = text_table(columns, [[run.router, *(_cell(column, run) for column in COLUMNS)] for run in runs])
+    lines.append("")
     unigram = runs[0].unigram_perplexity
     if unigram:
         measured = [(run.router, run.metrics[VALIDATION]) for run in runs if VALIDATION in run.metrics]

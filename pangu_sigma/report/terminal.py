@@ -15,8 +15,8 @@ from pangu_sigma.report import collect as c
 from pangu_sigma.report.folder import RunFolder, RunState
 from pangu_sigma.report.numbers import percent, seconds, significant, size
 from pangu_sigma.runtime.strict_json import number
+from pangu_sigma.runtime.text_table import WIDTH
 
-WIDTH = 79
 BAR = 56  # marks of a bar, and most experts of a line that have a mark each
 REFRESH_S = 2.0
 MOST_LAYERS = 12

@@ -12,6 +12,7 @@ from pangu_sigma.checkpoint.names import MOMENTS, is_training_state, split_name
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.surgery.rewrite import newest
 from pangu_sigma.errors import DamagedCheckpoint
+from pangu_sigma.runtime.text_table import TableColumn, text_table
 
 KINDS: Dict[str, Callable[[str], bool]] = {
     "weights of experts": lambda name: not is_training_state(name) and split_name(name)[1] is not None,
@@ -30,12 +31,15 @@ def inspect(path: str, list_tensors: bool = False) -> None:
         lines = [f"{reader.folder}", *describe_header(reader.header)]
         lines.append(f"{len(tensors)} tensors in {len(shards)} shards, {megabytes(sum(shards.values()))}")
         lines += [f"{name}: {file.bytes:,} bytes" for name, file in reader.manifest.files.items()]
+        kinds = []
         for kind, belongs in KINDS.items():
             members = [entry for name, entry in tensors.items() if belongs(name)]
             if members:
-                lines.append(f"  {kind}: {len(members)} tensors, {megabytes(sum(entry.bytes for entry in members))}")
+                kinds.append((kind, f"{len(members):,}", megabytes(sum(entry.bytes for entry in members))))
+        lines += ["", *text_table((TableColumn("part", "<"), TableColumn("tensors"), TableColumn("size")), kinds)]
         if list_tensors:
-            lines += [_line(name, entry) for name, entry in tensors.items()]
+            columns = [TableColumn(title, "<") for title in ("tensor", "type", "shape", "cut", "shards")]
+            lines += ["", *text_table(columns, [_cells(name, entry) for name, entry in tensors.items()])]
         print("\n".join(lines))
 
 
@@ -63,9 +67,9 @@ def describe_header(header: CheckpointHeader) -> List[str]:
     return [*lines, *(f"origin: {line}" for line in header.origin)]
 
 
-def _line(name: str, entry: TensorEntry) -> str:
-    cut = f" in {len(entry.parts)} parts along axis {entry.axis}" if len(entry.parts) > 1 else ""
-    return f"{name}  {entry.dtype} {list(entry.shape)}{cut}  {', '.join(part.shard for part in entry.parts)}"
+def _cells(name: str, entry: TensorEntry) -> List[str]:
+    cut = f"{len(entry.parts)} on axis {entry.axis}" if len(entry.parts) > 1 else ""
+    return [name, entry.dtype, str(list(entry.shape)), cut, ", ".join(part.shard for part in entry.parts)]
 
 
 def verify(paths: Sequence[str]) -> None:

@@ -55,7 +55,7 @@ def test_rows_fit_the_screen():
     widest = ExchangeTiming(
         65536, max((name for name, _ in variants()), key=len), 9.999, NodeBytes(999_999_999, 999_999_999), 9.9
     )
-    assert len(line_of(widest)) == 80  # 10 s, a gigabyte
+    assert len(line_of(widest)) == 79  # 10 s, a gigabyte
 
 
 def test_one_rank_has_nobody_to_send_to():

@@ -91,4 +91,4 @@ def test_plan_shows_it(make_config):
     assert "parameters, read and written" in text and "bytes each and micro-batch" in text
     assert found["seconds"]["parameters"] == plan.time.parameters > 0
     assert found["parameter_traffic"]["total"] == parameter_traffic(plan.job).total
-    assert all(len(line) <= 80 for line in text.splitlines())
+    assert all(len(line) <= 79 for line in text.splitlines())

@@ -87,7 +87,7 @@ def test_routers_bring_the_keys_that_they_ask_for(config, cluster):
     assert len(found.points) == 7 and found.impossible == 0
 
 
-def test_the_table_has_80_columns(config, cluster):
+def test_the_table_fits_a_terminal(config, cluster):
     lines = table(sweep(config, cluster, {"ep": [2, 4], "router": ["faster_moe", "hash"]})).splitlines()
-    assert max(map(len, lines)) == 80
+    assert max(map(len, lines)) <= 79
     assert lines[0].split()[:6] == ["router", "ep", "tp", "dp", "nodes", "capac."]

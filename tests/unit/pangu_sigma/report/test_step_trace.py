@@ -102,7 +102,7 @@ def test_the_table_by_rank(tmp_path, capsys):
     write(tmp_path / "profile", "rank_1_5_20261126120000000_ascend_ms", rows=["0,5000,0,0,0,1000,0,0,0,0"])
     assert main(["profile", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert all(len(line) <= 80 for line in lines)
+    assert all(len(line) <= 79 for line in lines)
     assert lines[0] == "2 steps of 2 ranks, by MindSpore's profiler; milliseconds a step"
     assert lines[4].split() == ["0", "7.750", "6.500", "3.500", "2.500", "0.250", "12.9%"]
     assert lines[5].split() == ["1", "6.000", "5.000", "0.000", "0.000", "1.000", "0.0%"]

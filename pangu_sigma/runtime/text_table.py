@@ -1,0 +1,116 @@
+"""The one layout of tables in the terminal: columns as wide as what they hold, at most 79 columns together."""
+
+import textwrap
+import unicodedata
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Iterable, List, Optional, Sequence
+
+WIDTH = 79
+RULE = None  # in place of a row: a line across the table
+_GAP = 2  # blanks between columns, where there is room; else 1
+_NARROWEST = 12  # of a column whose text is wrapped
+
+Row = Optional[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class TableColumn:
+    """What is known of a column before its rows are.
+
+    Attributes:
+        title: what stands above it; a line break in it makes further lines.
+        align: "<" for words, ">" for numbers.
+        wraps: whether long texts continue on further lines where the table would be too wide.
+        least: width that it has at least, for tables whose rows are printed as they come.
+    """
+
+    title: str = ""
+    align: str = ">"
+    wraps: bool = False
+    least: int = 0
+
+
+def text_table(columns: Sequence[TableColumn], rows: Iterable[Row], indent: int = 0, rule: bool = True) -> List[str]:
+    """The lines of a table: titles, a rule, and the rows.
+
+    Where that is wider than 79 columns, the gaps become one blank, and then the columns that wrap share what is left.
+    What does not wrap is never cut: a name of a tensor can be copied, and found by `grep`.
+
+    Args:
+        columns: of the table. Without any title there is no head.
+        rows: a text a column each; or `RULE`.
+        indent: blanks before every line.
+        rule: whether a rule stands below the titles.
+    """
+    rows = list(rows)
+    titles = [column.title for column in columns]
+    head: List[Row] = [titles, *([RULE] * rule)] if any(titles) else []
+    widths = [
+        max([column.least, *(display_width(line) for row in [titles, *rows] if row for line in row[place].split("\n"))])
+        for place, column in enumerate(columns)
+    ]
+    room = WIDTH - indent
+    gap = _GAP if _total(widths, _GAP) <= room else 1
+    widths = _narrowed(columns, widths, room, gap)
+    lines: List[str] = []
+    for row in [*head, *rows]:
+        if row is RULE:
+            lines.append("-" * min(_total(widths, gap), room))
+        else:
+            lines += _row_lines(columns, row, widths, " " * gap, bottom=row is titles)
+    return [" " * indent + line for line in lines]
+
+
+def display_width(text: str) -> int:
+    """Columns that a terminal takes for `text`: two for a Chinese character, none for a combining mark."""
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+    )
+
+
+def pad(text: str, width: int, align: str = "<") -> str:
+    """`text` with blanks to `width` columns of a terminal, behind it (align "<") or before it (">")."""
+    blanks = " " * (width - display_width(text))
+    return text + blanks if align == "<" else blanks + text
+
+
+def _total(widths: Sequence[int], gap: int) -> int:
+    return sum(widths) + gap * (len(widths) - 1)
+
+
+def _narrowed(columns: Sequence[TableColumn], widths: List[int], room: int, gap: int) -> List[int]:
+    """With the widest of the columns that wrap made narrower, until the table fits or none can be."""
+    widths = list(widths)
+    while _total(widths, gap) > room:
+        widest = max((place for place, column in enumerate(columns) if column.wraps), key=widths.__getitem__, default=0)
+        if not columns[widest].wraps or widths[widest] <= _NARROWEST:
+            break
+        widths[widest] -= 1
+    return widths
+
+
+def _row_lines(
+    columns: Sequence[TableColumn], row: Sequence[str], widths: Sequence[int], gap: str, bottom: bool
+) -> List[str]:
+    """A row as lines; the shorter ones of its texts stand at their top, or of titles at their `bottom`."""
+    cells = [
+        [part for line in text.split("\n") for part in (_wrapped(line, width) if column.wraps else [line])]
+        for column, text, width in zip(columns, row, widths)
+    ]
+    if bottom:
+        height = max(map(len, cells))
+        cells = [[""] * (height - len(cell)) + cell for cell in cells]
+    return [
+        gap.join(pad(part, width, column.align) for column, part, width in zip(columns, parts, widths)).rstrip()
+        for parts in zip_longest(*cells, fillvalue="")
+    ]
+
+
+def _wrapped(text: str, width: int) -> List[str]:
+    """`textwrap` counts characters; of wide ones only half as many fit."""
+    if display_width(text) <= width:
+        return [text]
+    characters = width if display_width(text) == len(text) else width // 2
+    return textwrap.wrap(text, characters) or [""]
