@@ -6,6 +6,7 @@ from typing import Any
 from pangu_sigma.checkpoint.locate import MODEL
 from pangu_sigma.cli.arguments import add_command, positive, run_by_ranks
 from pangu_sigma.config.schema import Config
+from pangu_sigma.inference.sampling import SamplingSettings
 
 
 def add_generate(commands: Any) -> None:
@@ -45,42 +46,22 @@ def add_generate(commands: Any) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """The options that make `SamplingSettings`, which checks them."""
+    """The options that make `SamplingSettings`, which checks them and has the defaults."""
     group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--max-new-tokens", type=positive, default=64, metavar="N", help="tokens a text at most (default 64)"
-    )
-    group.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0: the likeliest token (default); else logits / T"
-    )
-    group.add_argument(
-        "--top-k", type=int, default=0, metavar="K", help="only the K likeliest tokens; 0: all (default)"
-    )
-    group.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="only the likeliest tokens that make up P (default 1: all)",
-    )
-    group.add_argument(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="R",
-        help="tokens in prompt or output; 1: none (default)",
-    )
-    group.add_argument(
-        "--frequency-penalty",
-        type=float,
-        default=0.0,
-        metavar="F",
-        help="each time a token is in the output (default 0)",
-    )
-    group.add_argument(
-        "--presence-penalty", type=float, default=0.0, metavar="F", help="once a token is in the output (default 0)"
-    )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the random numbers (default 0)")
+    default = SamplingSettings()
+    for name, kind, metavar, text in (
+        ("max_new_tokens", positive, "N", "tokens a text at most"),
+        ("temperature", float, "T", "logits / T; 0: always the likeliest token"),
+        ("top_k", int, "K", "only the K likeliest tokens; 0: all"),
+        ("top_p", float, "P", "only the likeliest tokens that make up P; 1: all"),
+        ("repetition_penalty", float, "R", "tokens in prompt or output; 1: none"),
+        ("frequency_penalty", float, "F", "each time a token is in the output"),
+        ("presence_penalty", float, "F", "once a token is in the output"),
+        ("seed", int, "N", "of the random numbers"),
+    ):
+        value = getattr(default, name)
+        option, text = "--" + name.replace("_", "-"), f"{text} (default {value:g})"
+        group.add_argument(option, type=kind, default=value, metavar=metavar, help=text)
     group.add_argument(
         "--ignore-end", dest="stop_at_end", action="store_false", help="continue with another document at end-of-text"
     )

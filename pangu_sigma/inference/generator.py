@@ -1,7 +1,7 @@
 """Generation from Python.
 
 generator = Generator.load("runs/quickstart/locmoe")
-print(generator.generate_text(["The President"], ["en"], SamplingSettings(temperature=0.8, top_p=0.95))[0])
+print(generator.generate_text(["The President"], ["en"], SamplingSettings(max_new_tokens=100))[0])
 """
 
 from pathlib import Path

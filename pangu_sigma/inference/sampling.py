@@ -19,7 +19,8 @@ from locmoe_ops.errors import InputError
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How tokens are chosen, and when a row ends. By default the likeliest token, up to 64, ending at end-of-text.
+    """How tokens are chosen, and when a row ends. By default they are drawn, up to 64, ending at end-of-text: the
+    likeliest token each time (temperature 0) makes a small model repeat itself.
 
     Attributes:
         max_new_tokens: at most this many; fewer where the model's `sequence_length` leaves less room.
@@ -35,9 +36,9 @@ class SamplingSettings:
     """
 
     max_new_tokens: int = 64
-    temperature: float = 0.0
+    temperature: float = 0.8
     top_k: int = 0
-    top_p: float = 1.0
+    top_p: float = 0.95
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0

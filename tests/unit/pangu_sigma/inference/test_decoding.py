@@ -41,7 +41,9 @@ class Recorder:
 def _run(recorder, resets, stop_at_end, room=(4, 3)):
     prompts = [[3, 4], [7, END, 6]]
     rows = [
-        DecodedRow(prompt, domain, home, most, RowSampler(SamplingSettings(), prompt, np.random.default_rng(0)))
+        DecodedRow(
+            prompt, domain, home, most, RowSampler(SamplingSettings(temperature=0.0), prompt, np.random.default_rng(0))
+        )
         for prompt, domain, home, most in zip(prompts, (1, 0), (4, 5), room)
     ]
     return list(decode(recorder.pair, rows, Continuation(END, resets), WORDS, stop_at_end))

@@ -6,7 +6,7 @@ import pytest
 from locmoe_ops.errors import InputError
 from pangu_sigma.inference.generator import Generator, SamplingSettings
 
-GREEDY = SamplingSettings(max_new_tokens=9, stop_at_end=False)
+GREEDY = SamplingSettings(max_new_tokens=9, temperature=0.0, stop_at_end=False)
 WARM = SamplingSettings(max_new_tokens=9, temperature=1.5, top_p=0.9, seed=5, repetition_penalty=1.2, stop_at_end=False)
 
 

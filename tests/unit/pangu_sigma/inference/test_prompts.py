@@ -1,14 +1,16 @@
 """`pangu-sigma generate` around a generator that is compiled already."""
 
+import argparse
 import io
 import json
 
 import pytest
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.cli.generate import add_sampling
 from pangu_sigma.cli.main import main
 from pangu_sigma.inference.generator import Generator, SamplingSettings
-from pangu_sigma.inference.prompts import read_prompts
+from pangu_sigma.inference.prompts import read_prompts, sampling_settings
 
 SETTINGS = SamplingSettings(max_new_tokens=5, temperature=1.5, seed=3, stop_at_end=False)
 WORDS = ["--max-new-tokens", "5", "--temperature", "1.5", "--seed", "3", "--ignore-end"]
@@ -43,6 +45,25 @@ def test_prompts_of_a_file_as_json(run, generator, tmp_path):
         {"prompt": "abcd", "domain": "two", "text": texts[0], "tokens": 5},
         {"prompt": "", "domain": "one", "text": texts[1], "tokens": 5},
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        ([], SamplingSettings()),
+        (["--temperature", "0"], SamplingSettings(temperature=0.0)),
+        (["--top-p", "1", "--top-k", "3", "--max-new-tokens", "7"], SamplingSettings(7, top_k=3, top_p=1.0)),
+        (["--repetition-penalty", "1.5", "--seed", "4"], SamplingSettings(repetition_penalty=1.5, seed=4)),
+        (
+            ["--frequency-penalty", "0.5", "--presence-penalty", "0.25"],
+            SamplingSettings(64, 0.8, 0, 0.95, 1.0, 0.5, 0.25),
+        ),
+    ],
+)
+def test_options_and_python_have_the_same_defaults(words, settings):
+    parser = argparse.ArgumentParser()
+    add_sampling(parser)
+    assert sampling_settings(parser.parse_args(words)) == settings
 
 
 def test_several_prompts_and_answers_to_questions(run, generator):

@@ -13,7 +13,7 @@ LOGITS = np.log([1 / 16, 1 / 2, 1 / 8, 1 / 4, 1 / 16])
 
 
 def _settings(**values):
-    return SamplingSettings(**{"temperature": 1.0, **values})
+    return SamplingSettings(**{"temperature": 1.0, "top_p": 1.0, **values})
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,17 @@ def test_probabilities(settings, expected):
 def test_large_logits_do_not_overflow():
     found = probabilities(np.array([1e4, 1e4 - math.log(3), -1e4]), _settings())
     np.testing.assert_allclose(found, [3 / 4, 1 / 4, 0], rtol=1e-11)
+
+
+def test_by_default_tokens_are_drawn():
+    """Of a model that prefers one word for ever: greedy decoding repeats it, and draws of 0.8 and 0.95 do not."""
+    logits = np.log([0.5, 0.3, 0.19, 0.01])  # the last is beyond 0.95 of (logits / 0.8), 0.6 % of them
+    drawn, greedy = (
+        RowSampler(s, [0], np.random.default_rng(0)) for s in (SamplingSettings(), _settings(temperature=0))
+    )
+    assert {drawn.next(logits) for _ in range(200)} == {0, 1, 2}
+    assert {greedy.next(logits) for _ in range(20)} == {0}
+    assert (SamplingSettings().temperature, SamplingSettings().top_p) == (0.8, 0.95)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -86,7 +97,7 @@ def test_penalties():
 
 
 def test_penalties_see_what_was_chosen():
-    sampler = RowSampler(SamplingSettings(frequency_penalty=1.0), [3], np.random.default_rng(0))
+    sampler = RowSampler(SamplingSettings(temperature=0.0, frequency_penalty=1.0), [3], np.random.default_rng(0))
     logits = np.array([0.0, 2.5, 1.0, 0.0])
     assert [sampler.next(logits) for _ in range(5)] == [
         1,
