@@ -8,7 +8,6 @@ that fit the processor's own caches may come faster than that limit.
 from typing import Any, Callable, List, NamedTuple, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from mindspore import Tensor, nn, ops
 
@@ -22,6 +21,7 @@ from pangu_sigma.model.initialise import initialise
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.parameter_groups import is_expert_parameter
 from pangu_sigma.model.sparse import SparseContext
+from pangu_sigma.runtime.progress import progress_bar
 from pangu_sigma.runtime.runtime import start_runtime
 from pangu_sigma.runtime.text_table import TableColumn, text_table
 
@@ -66,7 +66,7 @@ def bench_decode(config: Config, batch_sizes: Sequence[int]) -> int:
         lambda: product_of(left, right),
         lambda: np.copyto(target, matrix),
     ]
-    with tqdm(total=len(launches), desc="compiling", ncols=79, leave=False, disable=None) as bar:
+    with progress_bar(len(launches), "compiling") as bar:
         for launch in launches:
             for _ in range(WARM_UP):
                 seconds(launch)

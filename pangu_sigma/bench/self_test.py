@@ -17,6 +17,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.doctor.findings import FAILURE, Finding, failure, lines_of, ok, summary_of
 from pangu_sigma.planner.hardware import Hardware, load_hardware
 from pangu_sigma.runtime.host_sum import HostSum
+from pangu_sigma.runtime.messages import log
 from pangu_sigma.runtime.runtime import Runtime, start_runtime
 from pangu_sigma.runtime.strict_json import dumps
 
@@ -85,9 +86,7 @@ def _show(runtime: Runtime, findings: Sequence[Finding], as_json: bool) -> int:
     if not runtime.is_first:
         for finding in findings:
             if finding.level == FAILURE:
-                print(
-                    f"pangu-sigma: rank {runtime.rank}: {finding.subject}: {finding.found}", file=sys.stderr, flush=True
-                )
+                log.warning("%s: %s", finding.subject, finding.found)
     elif as_json:
         print(dumps({"time": time.time(), "findings": [finding.to_dict() for finding in findings]}), flush=True)
     else:

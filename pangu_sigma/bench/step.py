@@ -8,7 +8,6 @@ they leave of it (norms, residuals, embeddings, sums of gradients).
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import numpy as np
-from tqdm import trange
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
@@ -32,6 +31,7 @@ from pangu_sigma.data.vocabulary import Vocabulary
 from pangu_sigma.model.attention import attention_mask
 from pangu_sigma.model.loss import TokenCrossEntropy
 from pangu_sigma.planner.predict import step_flops
+from pangu_sigma.runtime.progress import progress_bar
 from pangu_sigma.runtime.runtime import start_runtime
 from pangu_sigma.runtime.text_table import TableColumn, text_table
 from pangu_sigma.train.engine import TrainEngine
@@ -67,10 +67,12 @@ def bench_step(config: Config) -> int:
     left, right = (random_tensor((MATMUL_SIZE, MATMUL_SIZE)) for _ in range(2))
     product, update_alone, no_rate = _Product(), _UpdateAlone(parts), Tensor(0.0, ms.float32)
     measured: List[Tuple[float, float, float]] = []
-    for round_number in trange(WARM_UP + ROUNDS, desc="measuring", ncols=79, leave=False, disable=None):
-        matmul = min(seconds(product, left, right) for _ in range(5))
-        step = seconds(parts.train_step, batches, round_number + 1, 1e-5)
-        measured.append((matmul, step, seconds(update_alone, no_rate)))
+    with progress_bar(WARM_UP + ROUNDS, "measuring") as bar:
+        for round_number in range(WARM_UP + ROUNDS):
+            matmul = min(seconds(product, left, right) for _ in range(5))
+            step = seconds(parts.train_step, batches, round_number + 1, 1e-5)
+            measured.append((matmul, step, seconds(update_alone, no_rate)))
+            bar.update()
     matmul, step, update = np.median(measured[WARM_UP:], axis=0)
     pieces = _parts(parts, config, batches[0]) + [TimedPart("update", update, 1)]
     _print(config, words, matmul, step, pieces, len(batches))

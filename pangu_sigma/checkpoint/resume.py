@@ -1,7 +1,6 @@
 """From which checkpoint a run resumes, and putting it into the network on all ranks alike."""
 
 import os
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.errors import DamagedCheckpoint
 from pangu_sigma.model.capacity_rules import resolve_layout
 from pangu_sigma.runtime.host_sum import HostSum
+from pangu_sigma.runtime.messages import log
 from pangu_sigma.runtime.run_folder import CHECKPOINTS, check_new, check_own, holds_run
 from pangu_sigma.runtime.runtime import Runtime
 
@@ -211,7 +211,7 @@ class CheckpointLoader:
             set_values(values)
             return None
         if problem is not None and not self._runtime.is_first:
-            print(f"pangu-sigma: warning: rank {self._runtime.rank}: {problem}", file=sys.stderr, flush=True)
+            log.warning("%s", problem)
         return problem or f"{path}: damaged, as {failed} other ranks found"
 
     def _read(self, path: Path, for_training: bool) -> Tuple[int, Values]:
@@ -234,4 +234,4 @@ class CheckpointLoader:
 
     def _warn(self, text: str) -> None:
         if self._runtime.is_first:
-            print(f"pangu-sigma: warning: {text}", file=sys.stderr, flush=True)
+            log.warning("%s", text)

@@ -10,6 +10,7 @@ from pangu_sigma.checkpoint.locate import MODEL, SETTINGS, TRAINING
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
 from pangu_sigma.runtime.launch import read_launch, why_a_rank
+from pangu_sigma.runtime.messages import LEVEL_VARIABLE, LEVELS
 from pangu_sigma.runtime.router_files import add_router_option
 from pangu_sigma.runtime.versions import version_line
 
@@ -106,6 +107,11 @@ def add_plain(commands: Any, name: str, text: str, action: Action) -> argparse.A
     """
     command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     command.set_defaults(action=action)
+    command.add_argument(
+        "--log-level",
+        choices=LEVELS,
+        help=f"least messages that are shown and logged (default: info, or as {LEVEL_VARIABLE} says)",
+    )
     return command
 
 
@@ -131,6 +137,11 @@ def add_overrides(command: argparse.ArgumentParser, what: str = "one key") -> No
         help=f"override {what}; may be repeated",
     )
     add_router_option(command)
+
+
+def tells_on_stdout(command: argparse.ArgumentParser) -> None:
+    """Says that what the command prints are messages, so that these may go to stdout; of others it is output alone."""
+    command.set_defaults(messages_on_stdout=True)
 
 
 def run_by_ranks(command: argparse.ArgumentParser) -> None:

@@ -2,15 +2,15 @@
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.cli.arguments import add_plain
+from pangu_sigma.cli.arguments import add_plain, tells_on_stdout
 from pangu_sigma.cli.report import add_figures, figure_formats, save_figures
 from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import RunFailed
+from pangu_sigma.runtime.messages import log
 from pangu_sigma.runtime.reporting import SUCCESS
 from pangu_sigma.runtime.router_files import add_router_option
 
@@ -36,6 +36,7 @@ def add_compare(commands: Any) -> None:
     compare.add_argument("--report-only", action="store_true", help="make no run; report those that are finished")
     add_figures(compare)
     add_router_option(compare)
+    tells_on_stdout(compare)
 
 
 def _compare(config: Config, options: argparse.Namespace) -> int:
@@ -58,7 +59,7 @@ def _compare(config: Config, options: argparse.Namespace) -> int:
         try:
             run_all(plan, folder)
         except RunFailed as failure:  # reported by its own command's line, whose status becomes this command's
-            print(f"pangu-sigma: error: {failure}", file=sys.stderr, flush=True)
+            log.error("%s", failure)
             return failure.status
     collection = collect(plan, folder)
     if not collection.runs:
@@ -68,7 +69,7 @@ def _compare(config: Config, options: argparse.Namespace) -> int:
         )
     write_tables(collection, folder)
     if collection.warning():
-        print(f"note: {collection.warning()}", flush=True)
+        log.warning("%s", collection.warning())
     print(f"report: {write_report(collection, folder)}", flush=True)
     save_figures(collection, options, formats)
     return SUCCESS

@@ -39,6 +39,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import OutputNotWritten
 from pangu_sigma.runtime.launch import check_launch, is_scheduler, is_worker, rank_name, why_a_rank
 from pangu_sigma.runtime.log_level import set_log_level
+from pangu_sigma.runtime.messages import set_up_messages
 from pangu_sigma.runtime.processes import end_with_parent
 from pangu_sigma.runtime.reporting import SUCCESS, append_line, make_streams_lenient, report_error
 from pangu_sigma.runtime.router_files import use_router_files
@@ -70,6 +71,13 @@ CLOSED_PIPE = 141  # what a shell reports of a program that this ends by its sig
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs one command (`sys.argv` if None) and returns its exit status; errors are reported, never raised."""
     make_streams_lenient()
+    try:
+        return _run_reported(arguments)
+    finally:
+        set_up_messages("info")  # for whoever goes on in this process
+
+
+def _run_reported(arguments: Optional[Sequence[str]]) -> int:
     try:
         try:
             return _run(_parser().parse_args(arguments))
@@ -105,7 +113,7 @@ def _nobody_reads() -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pangu-sigma", description="PanGu-Sigma with LocMoE routing on MindSpore")
-    parser.set_defaults(by_ranks=False, starts_ranks=False, use=SETTINGS)
+    parser.set_defaults(by_ranks=False, starts_ranks=False, messages_on_stdout=False, use=SETTINGS)
     parser.add_argument("--version", action=ShowVersion, help="show the versions of this program, MindSpore and Python")
     parser.add_argument(
         "--print-completion", action=PrintCompletion, help="print what bash or zsh needs to complete this command"
@@ -117,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    set_up_messages(options.log_level, options.messages_on_stdout)
     if options.starts_ranks:  # and is none, whatever a shell has left over of another job
         return int(options.action(Config(), options))
     set_log_level(has_devices())

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from pangu_sigma.cli.arguments import add_command
+from pangu_sigma.cli.arguments import add_command, tells_on_stdout
 from pangu_sigma.config.check_data import check_data
 from pangu_sigma.config.check_run import check_paths
 from pangu_sigma.config.schema import Config
@@ -12,7 +12,7 @@ from pangu_sigma.runtime.reporting import SUCCESS
 
 def add_prepare(commands: Any) -> None:
     """Adds the command to the program's parser."""
-    add_command(commands, "prepare", "train the tokenizer and write the data folder", _prepare)
+    tells_on_stdout(add_command(commands, "prepare", "train the tokenizer and write the data folder", _prepare))
 
 
 def _prepare(config: Config, options: argparse.Namespace) -> int:

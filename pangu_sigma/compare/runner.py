@@ -18,6 +18,7 @@ from pangu_sigma.metrics.perplexity import DIVERGED
 from pangu_sigma.report.comparison import COUNTERS, NOTE, SUMMARY, ComparedRun, Comparison, folder_of, is_finished
 from pangu_sigma.runtime.files import write_atomically
 from pangu_sigma.runtime.locks import FolderLock
+from pangu_sigma.runtime.messages import log
 from pangu_sigma.runtime.processes import end_with_children, end_with_parent, with_this_python
 from pangu_sigma.runtime.resources import resource
 from pangu_sigma.runtime.strict_json import dumps, read_object
@@ -45,7 +46,7 @@ def command_of(run: ComparedRun, base: str, folder: Path) -> List[str]:
 
 
 def run_all(plan: Comparison, output: Path, command: CommandOf = command_of) -> None:
-    """Makes every run that does not stand yet, in the plan's order; says on stdout which and how long each took.
+    """Makes every run that does not stand yet, in the plan's order; says which and how long each took.
 
     Args:
         plan: the comparison.
@@ -60,12 +61,12 @@ def run_all(plan: Comparison, output: Path, command: CommandOf = command_of) -> 
         for number, run in enumerate(plan.runs, start=1):
             label, folder = f"[{number}/{len(plan.runs)}] {run.name}", folder_of(output, run)
             if is_finished(run, folder):
-                print(f"{label}: finished earlier", flush=True)
+                log.info("%s: finished earlier", label)
                 continue
             _clear(run, folder, output)
-            print(f"{label} ...", flush=True)
+            log.info("%s ...", label)
             seconds = _make(run, folder, command(run, plan.base, folder), plan.run_timeout, lock.descriptor)
-            print(f"{label}: {seconds:.0f} s", flush=True)
+            log.info("%s: %.0f s", label, seconds)
 
 
 def _make(run: ComparedRun, folder: Path, command: Sequence[str], timeout: float, lock: Optional[int]) -> float:
@@ -78,7 +79,7 @@ def _make(run: ComparedRun, folder: Path, command: Sequence[str], timeout: float
     if failure and read_object(folder / SUMMARY).get("status") == DIVERGED:  # a result: the variant does not train
         note.update(seconds=time.monotonic() - started, status=DIVERGED, error=failure[1])
         _write_note(folder, note)
-        print(f"{run.name}: {failure[1]}", flush=True)
+        log.warning("%s: %s", run.name, failure[1])
         return note["seconds"]
     if failure is None and not read_object(folder / SUMMARY):
         failure = (1, f"ended with status 0 but left no whole {SUMMARY}, see {folder / 'stdout.log'}")
@@ -139,7 +140,8 @@ def _clear(run: ComparedRun, folder: Path, output: Path) -> None:
         number += 1
     aside.parent.mkdir(parents=True, exist_ok=True)
     os.rename(folder, aside)
-    print(f"{run.name} was {'made with other settings' if whole else 'not finished'}; it is now in {aside}", flush=True)
+    state = "made with other settings" if whole else "not finished"
+    log.info("%s was %s; it is now in %s", run.name, state, aside)
 
 
 def _write_note(folder: Path, note: Dict[str, Any]) -> None:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
-from tqdm import tqdm
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema import Config
@@ -37,6 +36,8 @@ from pangu_sigma.data.survey import Source, check_keys, passed_over, survey
 from pangu_sigma.data.tokenizer import Tokenizer, given_tokenizer, train_tokenizer
 from pangu_sigma.errors import OutputNotWritten
 from pangu_sigma.runtime.locks import FolderLock
+from pangu_sigma.runtime.messages import log
+from pangu_sigma.runtime.progress import progress_bar
 
 _TRAIN, _VALIDATION = SPLITS
 
@@ -149,7 +150,7 @@ def _make_tokenizer(
                 texts.append(prefix(piece, share - taken))
                 taken += len(texts[-1].encode("utf-8"))
             seen += len(piece.encode("utf-8"))
-    print(f"training a tokenizer on {sum(map(len, texts)) / 1e6:.1f} M characters", flush=True)
+    log.info("training a tokenizer on %.1f M characters", sum(map(len, texts)) / 1e6)
     return train_tokenizer(
         texts, [source.domain for source in sources], settings.vocab_size, str(folder / SENTENCEPIECE_FILE)
     )
@@ -218,14 +219,7 @@ def _write_split(
     def encoded() -> Iterator[List[int]]:
         """Reads the source once for each cluster, so that no text is held."""
         nonlocal cluster
-        with tqdm(
-            total=documents * len(cells),
-            desc=f"{source.domain} {name}",
-            unit="doc",
-            leave=False,
-            dynamic_ncols=True,
-            disable=None,
-        ) as bar:
+        with progress_bar(documents * len(cells), f"{source.domain} {name}", unit="doc") as bar:
             for cluster in range(len(cells)):
                 place = itertools.count()
                 for unit in source.units(settings, name):

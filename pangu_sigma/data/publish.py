@@ -9,7 +9,6 @@ Cut off in 1, the next `prepare` removes what is left; cut off in 3, it finishes
 
 import json
 import os
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Dict, Iterator, Sequence
@@ -26,6 +25,7 @@ from pangu_sigma.data.manifest import (
     records_name,
 )
 from pangu_sigma.runtime.files import remove_folder, set_aside, sync_folder, writing_folder
+from pangu_sigma.runtime.messages import log
 
 OWN = (
     NAME,
@@ -115,7 +115,7 @@ def _move(committed: Path, target: Path) -> None:
             raise InputError(_in_the_way(target / name))
     for name in waiting[:-1]:
         if os.path.lexists(target / name) and not _is_as_listed(target / name, old[name]):
-            _warn(f"{target / name} is not as prepare wrote it; it is now {set_aside(target / name).name}")
+            log.warning("%s is not as prepare wrote it; it is now %s", target / name, set_aside(target / name).name)
         os.replace(committed / name, target / name)
     for name in old.keys() - new.keys():
         if _is_as_listed(target / name, old[name]):
@@ -136,7 +136,3 @@ def _in_the_way(path: Path) -> str:
     return (
         f"data.path: '{path}' is in the way, and prepare did not write it; expected another folder, or that moved away"
     )
-
-
-def _warn(text: str) -> None:
-    print(f"pangu-sigma: warning: {text}", file=sys.stderr, flush=True)

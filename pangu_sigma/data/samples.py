@@ -21,6 +21,7 @@ from typing import Callable, Dict, List, NamedTuple, Tuple
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.runtime.files import new_folder
+from pangu_sigma.runtime.messages import log
 
 MAX_BYTES = 4_000_000  # of text a domain, so that the quickstart is quick
 DOWNLOAD_SECONDS = 180.0
@@ -73,7 +74,7 @@ def fetch_samples(folder: str) -> Dict[str, str]:
             found[domain] = str(target)
         except (OSError, ValueError, zipfile.BadZipFile, KeyError, subprocess.SubprocessError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(f"sample corpus '{domain}' left out: {reason}", flush=True)
+            log.warning("sample corpus '%s' left out: %s", domain, reason)
     if not found:
         raise InputError(f"{folder}: no sample corpus could be written there; expected a writable folder")
     return found

@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from tqdm import tqdm
-
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers.selection_bias import current_locality_strength
 from pangu_sigma.config.schema import Config
@@ -22,6 +20,7 @@ from pangu_sigma.evaluation.results import Measured, RecordFile, as_json, table,
 from pangu_sigma.evaluation.tasks import Task, load_task
 from pangu_sigma.model.capacity_rules import resolve_layout
 from pangu_sigma.runtime.locks import FolderLock
+from pangu_sigma.runtime.progress import progress_bar
 from pangu_sigma.runtime.reporting import print_json
 
 
@@ -204,13 +203,8 @@ def _measure(measurement: Measurement, model: EvaluatedModel, folder: Path, requ
         header["evaluation_rules"] = "none"
     with RecordFile(folder / f"{measurement.name}.jsonl", header, request.fresh) as file:
         missing = [number for number in range(measurement.size) if number not in file.records]
-        with tqdm(
-            total=measurement.size,
-            initial=measurement.size - len(missing),
-            desc=measurement.name,
-            leave=False,
-            disable=None,
-        ) as bar:
+        done = measurement.size - len(missing)
+        with progress_bar(measurement.size, measurement.name, initial=done) as bar:
             for start in range(0, len(missing), measurement.chunk):
                 numbers = missing[start : start + measurement.chunk]
                 file.add(numbers, measurement.measure(numbers))

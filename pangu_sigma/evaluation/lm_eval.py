@@ -63,7 +63,7 @@ class PanguSigmaLM(LM):
         if self._write is None:
             self._write = generator_of(self._model)
         texts: List[str] = []
-        for request in tqdm(requests, disable=disable_tqdm, desc="generate_until"):
+        for request in tqdm(requests, disable=disable_tqdm or None, desc="generate_until"):
             context, options = request.args
             texts.append(self._generate(self._write, context, options))
         return texts
@@ -88,7 +88,7 @@ class PanguSigmaLM(LM):
 
     def _scores(self, asked: Sequence[ScoreRequest], disable_tqdm: bool) -> List[Any]:
         found: List[Any] = []
-        for start in tqdm(range(0, len(asked), _AT_ONCE), disable=disable_tqdm, desc="loglikelihood"):
+        for start in tqdm(range(0, len(asked), _AT_ONCE), disable=disable_tqdm or None, desc="loglikelihood"):
             found += self._model.scorer.score(asked[start : start + _AT_ONCE])
         return found
 

@@ -1,6 +1,5 @@
 """A checkpoint's network, ready to be asked; nothing of training comes along."""
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
@@ -31,6 +30,7 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.sparse import SparseContext
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.launch import read_launch
+from pangu_sigma.runtime.messages import log
 from pangu_sigma.runtime.runtime import Runtime, start_runtime
 
 ALONE = Topology(1, 1)
@@ -137,7 +137,7 @@ def load_model(
         except DamagedCheckpoint as error:
             if len(candidates) == 1 or ranks > 1:  # each rank reads other files, and might end at another step
                 raise
-            print(f"pangu-sigma: warning: {error}; trying the checkpoint before it", file=sys.stderr, flush=True)
+            log.warning("%s; trying the checkpoint before it", error)
     raise InputError(f"{candidates[-1].parent}: none of the {len(candidates)} checkpoints there is whole; expected one")
 
 

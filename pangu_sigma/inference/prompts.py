@@ -13,6 +13,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.data.jsonl import check_text, is_jsonl, read_lines, read_records, shorten
 from pangu_sigma.inference.sampling import SamplingSettings
 from pangu_sigma.runtime.launch import is_worker
+from pangu_sigma.runtime.messages import log
 from pangu_sigma.runtime.reporting import print_json
 
 
@@ -155,4 +156,4 @@ def _answer(generator: Any, domain: int, settings: SamplingSettings) -> None:
         try:
             _stream(generator, check_text(text, "the prompt"), domain, settings)
         except InputError as error:
-            print(error, file=sys.stderr)
+            log.error("%s", error)

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import socket
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import List, Optional, Type
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.runtime.files import make_folders
+from pangu_sigma.runtime.messages import log
 from pangu_sigma.runtime.strict_json import dumps
 
 FILE = ".pangu-sigma.lock"
@@ -100,7 +100,7 @@ class FolderLock:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                _warn(f"{self._folder}: its file system has no locks; nothing keeps a second job out of it")
+                log.warning("%s: its file system has no locks; nothing keeps a second job out of it", self._folder)
                 self.descriptor = descriptor
                 return True
             os.close(descriptor)
@@ -160,7 +160,3 @@ def _read_note(content: bytes) -> Optional[str]:
         return f"process {int(note['process'])} on {note['host']} since {note['since']}"
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _warn(text: str) -> None:
-    print(f"pangu-sigma: warning: {text}", file=sys.stderr, flush=True)

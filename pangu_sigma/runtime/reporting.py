@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from locmoe_ops.errors import CollectiveError, InputError
 from pangu_sigma.errors import OutputNotWritten, RunDiverged, ToolFailed
 from pangu_sigma.runtime.launch import is_worker, rank_name, started_by_launcher
+from pangu_sigma.runtime.messages import note_error
 from pangu_sigma.runtime.strict_json import dumps
 from pangu_sigma.runtime.versions import missing_package
 
@@ -76,7 +77,9 @@ def announce(error: BaseException) -> None:
         error._told = True  # type: ignore[attr-defined]
         status, missing = _status(error), missing_package(error)
         message = missing or " ".join(str(error).split())
-        if not missing and not isinstance(error, expected):
+        is_expected = bool(missing) or isinstance(error, expected)
+        note_error(message, error, is_expected)
+        if not is_expected:
             traceback.print_exception(type(error), error, error.__traceback__)
             rank = f"rank {rank_name()}: " if is_worker() else ""
             message = f"{rank}{type(error).__name__}: {message}"

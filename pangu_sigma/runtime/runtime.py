@@ -2,7 +2,6 @@
 
 import gc
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Type
@@ -25,6 +24,7 @@ from pangu_sigma.config.schema import Config
 from pangu_sigma.runtime.compile_cache.executor import CompileCache, cache_in_use, use_compile_cache
 from pangu_sigma.runtime.compile_cache.store import GraphStore
 from pangu_sigma.runtime.launch import check_ranks, read_launch, why_a_rank
+from pangu_sigma.runtime.messages import log
 from pangu_sigma.runtime.reporting import announce, leave_now
 from pangu_sigma.runtime.settings import set_context, set_environment, switch_off_compile_cache
 
@@ -59,8 +59,7 @@ class Runtime:
         cache = cache_in_use()
         by_key = cache is not None and str(cache.folder) != os.environ.get(COMPILE_CACHE_FOLDER)
         if cache is not None and by_key and self.is_first and error is None:
-            line = f"compiled graphs: {cache.taken} from {cache.folder}, {cache.kept} added to it"
-            print(line, file=sys.stderr, flush=True)  # stdout may be what was generated
+            log.info("compiled graphs: %d from %s, %d added to it", cache.taken, cache.folder, cache.kept)
         if isinstance(error, Exception) and failure is not None and error is not failure:
             raise failure from error
 

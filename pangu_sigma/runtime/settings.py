@@ -1,13 +1,13 @@
 """`runtime` settings that MindSpore and HCCL take from their context and environment, put there before either looks."""
 
 import os
-import sys
 from typing import Dict
 
 import mindspore as ms
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.schema_run import DeviceMemoryConfig, HcclConfig, RuntimeConfig
+from pangu_sigma.runtime.messages import log
 
 VARIABLES = {
     "buffer_mb": "HCCL_BUFFSIZE",
@@ -73,11 +73,10 @@ def switch_off_compile_cache(tell: bool = True) -> None:
     if by_context:
         ms.set_context(enable_compile_cache=False)
     if tell:
-        print(
-            f"pangu-sigma: warning: {asked}, but MindSpore's compile cache is switched off: it takes graphs of "
-            "different configurations for the same; runtime.compile_cache keeps graphs by all that they are made of",
-            file=sys.stderr,
-            flush=True,
+        log.warning(
+            "%s, but MindSpore's compile cache is switched off: it takes graphs of different configurations for the "
+            "same; runtime.compile_cache keeps graphs by all that they are made of",
+            asked,
         )
 
 

@@ -1,15 +1,15 @@
 """The training loop: steps, validation, checkpoints, and what rank 0 prints and writes."""
 
+import logging
 import signal
-import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type
 
 import numpy as np
-from tqdm import tqdm
 
 from locmoe_ops.routers.selection_bias import current_locality_strength, without_locality_rules
 from pangu_sigma.checkpoint.header import training_header
@@ -22,11 +22,13 @@ from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader
 from pangu_sigma.metrics.conditions import RunFacts
 from pangu_sigma.metrics.definitions import left_out
-from pangu_sigma.metrics.perplexity import loss_text, perplexity_text
-from pangu_sigma.metrics.window import TOKENS, measured
+from pangu_sigma.metrics.window import measured
 from pangu_sigma.model.capacity_rules import resolve_layout
 from pangu_sigma.runtime.host_sum import HostSum
+from pangu_sigma.runtime.messages import log as messages
+from pangu_sigma.runtime.progress import progress_bar, waiting_for
 from pangu_sigma.runtime.runtime import Runtime
+from pangu_sigma.train.console import console_line
 from pangu_sigma.train.divergence import DivergenceWatch, Verdict
 from pangu_sigma.train.engine import StepResult, TrainEngine
 from pangu_sigma.train.metrics import (
@@ -238,6 +240,7 @@ class TrainingLoop:
         self._reading = ReadingRule(config, ramps)
         self._waiting: List[LaunchedStep] = []
         self._read_at = 0.0  # when steps were last read
+        self._validated = False
         rows = loader.validation() if config.train.eval_rows else []
         self.validation = Validation(engine, runtime.topology.tensor, rows, self.host_sum)
 
@@ -245,23 +248,17 @@ class TrainingLoop:
         """Trains from step `start` (0: anew). `log` is None on every rank but the first."""
         train = self.config.train
         last = last_step(self.config)
-        if log is not None and self.config.runtime.mode == "graph" and start < last:
-            print("compiling the step, which the first one waits for", flush=True)
-        with tqdm(
-            total=train.steps,
-            initial=start,
-            desc=self.config.moe.router.type,
-            unit="step",
-            ncols=79,
-            mininterval=1.0,
-            disable=not self.runtime.is_first,
-            file=sys.stdout,
-        ) as bar:
+        first: Optional[LaunchedStep] = None
+        if start < last:
+            self.saving.writer.check()
+            with waiting_for("compiling the step") if self.config.runtime.mode == "graph" else nullcontext():
+                first = self._launch(start + 1)
+        # Begun now: compiling is no step, and does not count towards the time that is left.
+        with progress_bar(train.steps, self.config.moe.router.type, initial=start, unit="step") as bar:
             for step in range(start + 1, last + 1):
                 self.saving.writer.check()
-                self._waiting.append(self._launch(step))
-                if step == start + 1:
-                    bar.unpause()  # compiling does not count towards the time that is left
+                self._waiting.append(first or self._launch(step))
+                first = None
                 bar.update()
                 read = self._read(self._reading.count(step, len(self._waiting)))
                 self.stopped = self._stops > 0 and step < last
@@ -349,7 +346,7 @@ class TrainingLoop:
         for one in read:
             check_row_limit(one.sums, limit, f"step {one.step}")
             if one.step == step and self._is_due(step, train.eval_interval):
-                one.record.update(self.validation.measure())
+                one.record.update(self._validate())
             self.verdict = self._divergence.note(one.record) or (
                 self._divergence.at_end(one.record) if one.step == train.steps else None
             )
@@ -358,6 +355,13 @@ class TrainingLoop:
                 self._report(log)
             if self.verdict is not None:
                 return
+
+    def _validate(self) -> Dict[str, Optional[float]]:
+        if self._validated or not self.validation.batches or self.config.runtime.mode != "graph":
+            return self.validation.measure()
+        self._validated = True
+        with waiting_for("compiling the validation"):
+            return self.validation.measure()
 
     def _is_due(self, step: int, interval: int) -> bool:
         return step == self.config.train.steps or bool(interval and step % interval == 0)
@@ -378,34 +382,12 @@ class TrainingLoop:
         self.saved_step = step
 
     def _report(self, log: MetricsLog) -> None:
+        """The step's line: a message where it is due, and else for `--log-level debug`."""
         record = log.records[-1]
-        if (
-            "valid/perplexity" in record
-            or self.verdict
-            or self._is_due(record["progress/step"], self.config.train.log_interval)
-        ):
-            tqdm.write(console_line(record, self.config.train.steps, measured(log.records)), file=sys.stdout)
+        due = self._is_due(record["progress/step"], self.config.train.log_interval)
+        level = logging.INFO if "valid/perplexity" in record or self.verdict or due else logging.DEBUG
+        if messages.isEnabledFor(level):
+            messages.log(level, "%s", console_line(record, self.config.train.steps, measured(log.records)))
         slow = straggler_line(record, self.config.train.straggler_margin)
         if slow:
-            tqdm.write(slow, file=sys.stdout)
-
-
-def console_line(record: Dict[str, Any], steps: int, window: Dict[str, Any]) -> str:
-    """One line for a step.
-
-    Args:
-        record: the step's metrics.
-        steps: of the whole run.
-        window: the run's numbers so far, as `measured` has them: of single steps they jump, and every other place
-            shows these.
-    """
-    parts = [f"step {record['progress/step']:>{len(str(steps))}}/{steps}", f"loss {loss_text(record['loss/task'])}"]
-    if "valid/perplexity" in record:
-        parts.append(f"valid ppl {perplexity_text(record['valid/perplexity'])}")
-    parts.append(f"lr {record['optim/learning_rate']:.1e}")
-    shares = (("local", "moe/local_fraction"), ("drop", "moe/drop_fraction"))
-    moved = [f"{word} {window[name]:.0%}" for word, name in shares if name in window]
-    parts += [" ".join(moved)] if moved else []
-    if TOKENS in window:
-        parts.append(f"{window[TOKENS]:,.0f} tok/s")
-    return "  ".join(parts)
+            messages.info("%s", slow)

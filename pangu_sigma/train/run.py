@@ -40,10 +40,13 @@ from pangu_sigma.runtime.files import set_aside
 from pangu_sigma.runtime.host_sum import HostSum
 from pangu_sigma.runtime.launch import read_launch
 from pangu_sigma.runtime.locks import FolderLock
+from pangu_sigma.runtime.messages import end_log, keep_log
+from pangu_sigma.runtime.messages import log as messages
 from pangu_sigma.runtime.run_folder import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, SUMMARY, is_saved_config
 from pangu_sigma.runtime.runtime import Runtime, start_runtime
 from pangu_sigma.runtime.strict_json import dumps
 from pangu_sigma.runtime.versions import code_version
+from pangu_sigma.train.console import next_lines
 from pangu_sigma.train.cosines import FILE as COSINES
 from pangu_sigma.train.cosines import measure_cosines
 from pangu_sigma.train.divergence import Verdict
@@ -85,6 +88,7 @@ def train(config: Config) -> int:
         diverged = _run(config, runtime, data, loader, engine, source)
     if diverged:  # raised here, when the ranks have parted in good order
         raise RunDiverged(diverged)
+    end_log()
     return 0
 
 
@@ -108,9 +112,10 @@ def _run(
         loop = TrainingLoop(config, runtime, engine, loader, Saving(writer, place, data), stop)
         launch = describe_launch(runtime.topology, runtime.chip, code, start.step) if runtime.is_first else {}
         log = _open_log(config, start.step, launch) if runtime.is_first else None
+        keep_log(config.train.output_dir)
         if log is not None:
-            headline = _headline(config, engine, data, runtime.world_size, start, source)
-            print("\n".join([*headline, *loader.notes]), flush=True)
+            for line in (*_headline(config, engine, data, runtime.world_size, start, source), *loader.notes):
+                messages.info("%s", line)
         loop.run(start.step, log)
         if loop.stopped and loop.verdict is None:
             writer.wait()
@@ -137,6 +142,9 @@ def _run(
                 "time/checkpoint_writing(s)": writer.written_s,
             }
             _write_results(config, log.records, of_run, cosines, loop.verdict)
+            if not loop.verdict:
+                for line in next_lines(config.train.output_dir, data.domains):
+                    messages.info("%s", line)
         return message
 
 
@@ -164,7 +172,7 @@ def _close_stopped(config: Config, log: MetricsLog, saved_step: int) -> None:
     then = "checkpoint.resume=auto continues from there"
     if saved_step != step:
         then = "without a checkpoint, as its loss is not usable"
-    print(f"stopped after step {step}, as requested; {then}", flush=True)
+    messages.info("stopped after step %d, as requested; %s", step, then)
     _tidy(config, None)
 
 
@@ -181,7 +189,7 @@ def _tidy(config: Config, verdict: Optional[Verdict]) -> None:
         prune(folder, config.checkpoint.keep_last, config.checkpoint.keep_every)
     elif not verdict.skipped:
         for path in set_aside_after(folder, verdict.last_good - 1):
-            print(f"{path}: written when the run had diverged, set aside", flush=True)
+            messages.info("%s: written when the run had diverged, set aside", path)
 
 
 def _cosines(config: Config, runtime: Runtime, loader: BatchLoader, engine: TrainEngine) -> Optional[Dict[str, Any]]:
@@ -203,9 +211,9 @@ def _open_log(config: Config, start: int, launch: Mapping[str, Any]) -> MetricsL
         ) from None
     try:
         for path in set_aside_after(output / CHECKPOINTS, start):
-            print(f"{path}: of a later step than this run resumes from, set aside", flush=True)
+            messages.info("%s: of a later step than this run resumes from, set aside", path)
         if (output / CONFIG).exists() and not is_saved_config(output / CONFIG):
-            print(f"{set_aside(output / CONFIG)}: the configuration that was there, set aside", flush=True)
+            messages.info("%s: the configuration that was there, set aside", set_aside(output / CONFIG))
         save_config(config, output / CONFIG)
         add_launch(output / ENVIRONMENT, launch)
         return MetricsLog(output / METRICS, start, open_trackers(config, start, launch))

@@ -32,6 +32,7 @@ from pangu_sigma.data.domains import DOMAIN_NAMES, is_domain_name, resolve_domai
 from pangu_sigma.data.jsonl import check_text
 from pangu_sigma.data.manifest import find_tokenizer, tokenizer_among
 from pangu_sigma.data.pieces import file_name_of
+from pangu_sigma.runtime.messages import log
 
 # Parameters of routers, by the end of their names, and the axis along which groups lie: all rows of one group are
 # neighbours.
@@ -280,7 +281,7 @@ def _report(
         f"{before:,} parameters"
     )
     if not has_tokenizer:
-        print(
-            f"the tokenizer was not found (data.path {reader.config().data.path}); --tokenizer FILE puts it beside the "
-            "model"
+        log.warning(
+            "the tokenizer was not found (data.path %s); --tokenizer FILE puts it beside the model",
+            reader.config().data.path,
         )

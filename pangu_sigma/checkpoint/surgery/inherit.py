@@ -6,7 +6,6 @@ Whichever expert a token is sent to, and whatever its domain, it finds the dense
 false, the new model computes what the old one did. Gates and hash maps are drawn as for any new run.
 """
 
-import sys
 import zlib
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +35,7 @@ from pangu_sigma.model.initialise import initialise
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.parameter_groups import is_expert_parameter
 from pangu_sigma.model.sparse import SparseContext
+from pangu_sigma.runtime.messages import log
 
 # A bank's parameter -> the dense network's, transposed or not; the shapes differ by a leading 1 in biases.
 _FROM_DENSE = {
@@ -187,7 +187,7 @@ def _check(dense: DenseModel, config: Config, blueprint: Blueprint) -> None:
             "model.sparse_layers is 0 and model.sparse_query_layer false; inherit expected a sparse layer to grow"
         )
     if warning is not None:
-        print(f"pangu-sigma: warning: {warning}", file=sys.stderr, flush=True)
+        log.warning("%s", warning)
 
 
 class _Plan:

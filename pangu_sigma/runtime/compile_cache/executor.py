@@ -9,7 +9,6 @@ import atexit
 import os
 import re
 import shutil
-import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from mindspore.graph import api
 
 from pangu_sigma.runtime.compile_cache.key import CACHE_VARIABLES, graph_key
 from pangu_sigma.runtime.compile_cache.store import DamagedGraph, GraphStore
+from pangu_sigma.runtime.messages import log
 
 GRAPHS = "rank_0/graph_cache"  # below its folder, where it has one process
 ENABLE, FOLDER, FORCE = CACHE_VARIABLES  # the last: whatever the program's Python files are, which the key has
@@ -96,7 +96,7 @@ class CompileCache:
     def _say(self, line: str) -> None:
         if self._tell and line not in self._told:
             self._told.add(line)
-            print(f"pangu-sigma: {line}", file=sys.stderr, flush=True)
+            log.warning("%s", line)
 
 
 class _PrivateFolder:
