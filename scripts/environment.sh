@@ -97,9 +97,12 @@ make_environment() {
         "$interpreter" -m venv "$repository/.venv"
     fi
     use_environment
+    # Pip shows how far it is where there is much to wait for: MindSpore is a download of 0.8 GB. Else it has nothing to tell.
+    local package quiet=()
+    for package in "$VIRTUAL_ENV"/lib/python3*/site-packages/mindspore; do [ ! -e "$package" ] || quiet=(--quiet); done
     # By a name without a folder, of which pip would take brackets for extras; and into this environment, whatever pip's variables say.
-    (cd -- "$repository" && env -u PIP_USER -u PIP_TARGET -u PIP_PREFIX "$python" -m pip install --quiet --disable-pip-version-check \
-        --editable ".${1:+[$1]}")
+    (cd -- "$repository" && env -u PIP_USER -u PIP_TARGET -u PIP_PREFIX "$python" -m pip install ${quiet[@]+"${quiet[@]}"} \
+        --disable-pip-version-check --editable ".${1:+[$1]}")
     use_allocator
 }
 

@@ -10,6 +10,9 @@ output=runs/quickstart
 samples=data/samples
 routers=(hash switch locmoe)
 all_domains=(en zh code)
+domains=() # of these, those whose text could be fetched
+declare -A prompts=([en]="My fellow" [zh]="话说" [code]="def main(")
+sample_tokens=48
 workers=4
 experts_per_group=4
 fresh=false
@@ -21,9 +24,10 @@ usage: bash scripts/quickstart.sh [OPTION ...]
 
 Installs the project (into the active virtual environment, else .venv), fetches a few MB of English, Chinese and code,
 trains a tokenizer, writes MindRecord, trains configs/quickstart.yaml on 4 msrun workers once with each router (hash,
-switch, locmoe) and prints how they compare. Runs go to runs/quickstart/<router>, the comparison to
-runs/quickstart/summary.json. Run again, it resumes where it was interrupted and trains nothing twice; with other options or
-data it trains anew, and the earlier runs are kept in runs/quickstart_<n>.
+switch, locmoe), prints how they compare, and lets the last model write a text of each domain. Runs go to
+runs/quickstart/<router>, the comparison to report.html and summary.json in runs/quickstart. Run again, it resumes where
+it was interrupted and trains nothing twice; with other options or data it trains anew, and the earlier runs are kept in
+runs/quickstart_<n>.
 
   --steps N             optimizer steps of each run, the first fifth of them warm-up (default: as in the configuration)
   --set KEY.PATH=VALUE  override one key of the configuration for all routers; may be repeated
@@ -76,16 +80,16 @@ announce() {
 # Fetches what can be fetched. Where a domain is left out, the model gets one expert group less.
 fetch_text() {
     "$python" -m pangu_sigma.data.samples "$samples"
-    local domain found=() sources=
+    local domain sources=
     for domain in "${all_domains[@]}"; do
         [ -d "$samples/$domain" ] || continue
-        found+=("$domain")
+        domains+=("$domain")
         sources+="${sources:+, }$domain: $samples/$domain"
     done
-    if [ ${#found[@]} -lt ${#all_domains[@]} ]; then
-        echo "continuing with: ${found[*]}"
-        overrides=(--set "data.prepare.sources={$sources}" --set "moe.num_groups=${#found[@]}"
-            --set "moe.num_experts=$((experts_per_group * ${#found[@]}))" ${overrides[@]+"${overrides[@]}"})
+    if [ ${#domains[@]} -lt ${#all_domains[@]} ]; then
+        echo "continuing with: ${domains[*]}"
+        overrides=(--set "data.prepare.sources={$sources}" --set "moe.num_groups=${#domains[@]}"
+            --set "moe.num_experts=$((experts_per_group * ${#domains[@]}))" ${overrides[@]+"${overrides[@]}"})
     fi
 }
 
@@ -97,7 +101,7 @@ put_outdated_runs_aside() {
     if [ -e "$output/settings" ]; then
         grep -q '"format": "pangu-sigma data"' "$output/settings" ||
             bad_input "$output/settings is there, and this script did not write it; expected it moved away"
-        for name in settings summary.json "${routers[@]}"; do
+        for name in settings summary.json report.html prompts.jsonl "${routers[@]}"; do
             [ ! -e "$output/$name" ] || made+=("$output/$name")
         done
         while [ -e "${output}_$number" ]; do number=$((number + 1)); done
@@ -135,7 +139,31 @@ compare() {
     local router folders=()
     for router in "${routers[@]}"; do folders+=("$output/$router"); done
     "$python" -m pangu_sigma summary "${folders[@]}" --output "$output/summary.json"
-    echo "also in $output/summary.json; took $((SECONDS / 60)) min $((SECONDS % 60)) s after installation"
+    echo
+    "$python" -m pangu_sigma report "${folders[@]}" --output "$output/report.html"
+}
+
+# A text of each domain, drawn from the last router's model (generate's defaults), by one process.
+show_samples() {
+    local domain
+    for domain in "${domains[@]}"; do
+        printf '{"prompt": "%s", "domain": "%s"}\n' "${prompts[$domain]}" "$domain"
+    done >"$output/prompts.jsonl"
+    "$python" -m pangu_sigma generate "$output/${routers[-1]}/config.yaml" --prompt-file "$output/prompts.jsonl" \
+        --max-new-tokens "$sample_tokens"
+}
+
+# What to type next, in the environment that this script used.
+show_next() {
+    local run=$output/${routers[-1]} environment=${VIRTUAL_ENV:-}
+    echo "took $((SECONDS / 60)) min $((SECONDS % 60)) s after installation; next:"
+    [ -z "$environment" ] || printf '  source %q\n' "${environment#"$PWD"/}/bin/activate"
+    cat <<TEXT
+  pangu-sigma generate $run --domain ${domains[0]} --prompt "${prompts[${domains[0]}]}"
+  pangu-sigma eval $run
+  pangu-sigma compare configs/compare/smoke.yaml
+Your own text: docs/tutorial.md
+TEXT
 }
 
 parse_arguments "$@"
@@ -155,3 +183,7 @@ for number in "${!routers[@]}"; do
 done
 announce "Comparison"
 compare
+announce "What the model with router ${routers[-1]} writes"
+show_samples
+announce "Done"
+show_next

@@ -4,12 +4,16 @@ They run in a copy of their folder, with stand-ins for Python and msrun that not
 environment but the case's.
 """
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from pangu_sigma.cli.main import _parser
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 # What stands for which options of `pangu-sigma launch`.
@@ -116,6 +120,25 @@ def check_quickstart(done, calls, folder):
     assert install.endswith("--editable .[cpu]")
     trained = [words for _, words in calls if "-m pangu_sigma launch --launcher msrun " in words]
     assert len(trained) == 3 and all("--ranks-per-node 4" in words for words in trained)
+    runs = [f"runs/quickstart/{router}" for router in ("hash", "switch", "locmoe")]
+    assert [words for _, words in calls][-3:] == [  # the table, the page, a text of each domain
+        f"-m pangu_sigma summary {' '.join(runs)} --output runs/quickstart/summary.json",
+        f"-m pangu_sigma report {' '.join(runs)} --output runs/quickstart/report.html",
+        f"-m pangu_sigma generate {runs[-1]}/config.yaml --prompt-file runs/quickstart/prompts.jsonl "
+        "--max-new-tokens 48",
+    ]
+    prompts = (folder / "runs/quickstart/prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["domain"] for line in prompts] == ["en", "zh", "code"]
+    check_next(done.stdout.splitlines())
+
+
+def check_next(lines):
+    """The last lines are three commands, each one of the program's."""
+    assert max(map(len, lines[-6:])) <= 79 and lines[-1] == "Your own text: docs/tutorial.md"
+    commands = [shlex.split(line) for line in lines[-4:-1]]
+    assert [words[:2] for words in commands] == [["pangu-sigma", what] for what in ("generate", "eval", "compare")]
+    for _, *words in commands:
+        _parser().parse_args(words)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -183,6 +206,16 @@ def test_every_script_answers_through_a_link(project, call, tmp_path, entry):
         assert [words for _, words in calls] == [f"-m pangu_sigma launch {LAUNCHERS[entry]} --help"]
     else:
         assert done.stdout.startswith(f"usage: bash scripts/{entry}")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_pip_shows_how_far_it_is_where_mindspore_is_to_be_downloaded(project, call, there):
+    folder = project("a b")
+    (folder / ".venv/lib/python3.11/site-packages" / ("mindspore" if there else "numpy")).mkdir(parents=True)
+    done, calls = call(["scripts/quickstart.sh", "--steps", "2"], folder)
+    check_quickstart(done, calls, folder)
+    (install,) = [words for _, words in calls if "pip install" in words]
+    assert ("--quiet" in install) == there
 
 
 @pytest.mark.parametrize("preloaded", [None, "libc.so.6"])

@@ -53,6 +53,8 @@ def test_the_configuration_fits_four_workers_with_each_router(router):
     config = load_config(REPOSITORY / "configs" / "quickstart.yaml", [f"moe.router.type={router}"])
     validate(config, RANKS)
     assert config.moe.num_groups == len(config.data.prepare.sources) == DOMAINS
+    # Curves of validation are curves: several points before the last.
+    assert config.train.eval_interval == 50 and config.train.steps // config.train.eval_interval >= 4
     # Each worker's rows are of each domain equally often.
     assert config.train.global_batch_size % (RANKS * DOMAINS) == 0
 
