@@ -20,7 +20,7 @@ def check_logs(config: Optional[Config]) -> List[Finding]:
     if config is None:
         return [not_applicable(SUBJECT, "no CONFIG", "no CONFIG is given, whose runs have logs")]
     folder = Path(config.train.output_dir) / "logs"
-    launches = [path for path in folder.glob("launch_*") if path.is_dir()]
+    launches = [path for path in folder.glob("launch_*") if any(path.rglob("worker_*.log"))]  # not of a process alone
     logs = sorted(max(launches, key=lambda path: path.stat().st_mtime).rglob("worker_*.log")) if launches else []
     if not logs:
         return [not_applicable(SUBJECT, "no logs yet", f"no logs of ranks in {folder}")]

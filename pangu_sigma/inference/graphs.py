@@ -3,11 +3,13 @@
 Shapes are static: rows of any length share the graphs of a few lengths, the buckets.
 """
 
+import logging
 from typing import Any, Callable, Dict, NamedTuple, Protocol, Tuple
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.inference.cells import Decode, Prefill
 from pangu_sigma.inference.load import Model
+from pangu_sigma.runtime.progress import waiting_for
 
 SHORTEST = 32  # positions of the smallest bucket: shorter ones would save little and cost a compilation each
 
@@ -53,6 +55,26 @@ class Graphs(Protocol):
         """Graphs for rows of so many positions."""
 
 
+class CompiledAtFirst:
+    """A Cell whose first call compiles it, for which a user on a terminal sees the seconds.
+
+    Args:
+        cell: it.
+    """
+
+    def __init__(self, cell: Callable[..., Any]) -> None:
+        self._cell = cell
+        self._is_compiled = False
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self._is_compiled:
+            return self._cell(*inputs)
+        with waiting_for("compiling", logging.DEBUG):
+            outputs = self._cell(*inputs)
+        self._is_compiled = True
+        return outputs
+
+
 class CompiledGraphs:
     """Graphs of a network; a pair is compiled when first used, for a bucket of positions. Raises InputError for too
     many.
@@ -71,5 +93,6 @@ class CompiledGraphs:
         length = bucket_of(positions, context.shape.sequence_length)
         if length not in self._pairs:
             shape = self.rows, length
-            self._pairs[length] = GraphPair(*shape, Prefill(network, context, *shape), Decode(network, context, *shape))
+            cells = Prefill(network, context, *shape), Decode(network, context, *shape)
+            self._pairs[length] = GraphPair(*shape, *(CompiledAtFirst(cell) for cell in cells))
         return self._pairs[length]

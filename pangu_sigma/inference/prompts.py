@@ -135,7 +135,9 @@ def _domain(generator: Any, prompt: Prompt) -> int:
 
 def _stream(generator: Any, text: str, domain: int, settings: SamplingSettings) -> None:
     pieces = generator.stream_text(text, domain, settings)
-    print(text, end="", flush=True)
+    # The first piece before anything is shown: it may wait for the compiler, whose seconds are counted on a line of
+    # their own.
+    print(text, next(pieces, ""), sep="", end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()

@@ -27,13 +27,14 @@ def progress_bar(total: int, what: str, **options: Any) -> "tqdm[Any]":
 
 
 @contextmanager
-def waiting_for(what: str) -> Iterator[None]:
+def waiting_for(what: str, level: int = logging.INFO) -> Iterator[None]:
     """Says that something takes long, and then how long it took. On a terminal one line counts the seconds.
 
     Args:
         what: is done, as in "compiling the step".
+        level: of the messages before and after; the line that counts is there for info.
     """
-    log.info("%s ...", what, extra={"shown_live": True})
+    log.log(level, "%s ...", what, extra={"shown_live": True})
     started, over = time.monotonic(), threading.Event()
     stream = console.stream()
     form = "{desc} ... {elapsed_s:.0f} s"
@@ -45,7 +46,7 @@ def waiting_for(what: str) -> Iterator[None]:
         finally:
             over.set()
             ticking.join()
-    log.info("%s ... %.0f s", what, time.monotonic() - started)
+    log.log(level, "%s ... %.0f s", what, time.monotonic() - started)
 
 
 def _hidden() -> Any:

@@ -51,6 +51,15 @@ def test_operators_are_counted_by_kind_over_all_ranks(tmp_path, write):
     assert "1 operators" in cast.found and "GatherD int64 to int32 (1)" in cast.found
 
 
+def test_a_process_alone_has_no_log_of_the_device(tmp_path, write):
+    """Its own messages are in rank_0.log; MindSpore's went to its terminal."""
+    launched = write("launch_1", "worker_0.log", INFO.format("TopK-op12"))
+    write("launch_2", "rank_0.log")
+    os.utime(launched.parent, (1, 1))
+    (found,) = findings(tmp_path)
+    assert found.level == WARNING and "launch_1" in found.found
+
+
 def test_only_the_newest_launch_counts(tmp_path, write):
     old = write("launch_1", "worker_0.log", INFO.format("TopK-op12"))
     write("launch_2", "worker_0.log")

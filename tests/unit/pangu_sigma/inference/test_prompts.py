@@ -47,6 +47,21 @@ def test_prompts_of_a_file_as_json(run, generator, tmp_path):
     ]
 
 
+def test_nothing_is_shown_while_a_graph_is_compiled(run, generator, monkeypatch, capsys):
+    """The seconds are counted on a line of their own."""
+    before = []
+
+    def pieces(*_):
+        before.append(capsys.readouterr().out)
+        yield "efgh"
+        yield "ijkl"
+
+    monkeypatch.setattr(generator, "stream_text", pieces)
+    assert run("--prompt", "abcd", "--domain", "two")[:2] == (0, "abcdefghijkl\n") and before == [""]
+    monkeypatch.setattr(generator, "stream_text", lambda *_: iter(()))
+    assert run("--prompt", "abcd", "--domain", "two")[:2] == (0, "abcd\n")
+
+
 @pytest.mark.parametrize(
     ("words", "settings"),
     [

@@ -15,6 +15,7 @@ from pangu_sigma.bench.step import random_batch
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.config.validate import validate
 from pangu_sigma.data.vocabulary import Vocabulary
+from pangu_sigma.runtime.messages import set_up_messages
 from pangu_sigma.runtime.runtime import Runtime
 from pangu_sigma.train.engine import StepResult, TrainEngine
 from pangu_sigma.train.loop import TrainingLoop
@@ -60,7 +61,7 @@ class Job:
         self.loop = TrainingLoop(config, runtime, engine, loader, saving, self.stop)
         self.loop.host_sum = lambda tensor: tensor
         self.loop.utilisation = SimpleNamespace(begin=lambda: None, memory=dict, mfu=lambda step_s: {})
-        self.loop.validation = SimpleNamespace(measure=self._validate)
+        self.loop.validation = SimpleNamespace(measure=self._validate, batches=[0])
         self.loop._save = self._save
         self._log = MetricsLog(folder / "metrics.jsonl", 0)
 
@@ -256,3 +257,24 @@ def test_outputs_keep_their_numbers_while_later_steps_run(networks):
         np.testing.assert_equal(vars(other), vars(one))
     for entry in engine.state():
         np.testing.assert_array_equal(entry.get(), ended[entry.name], err_msg=entry.name)
+
+
+@pytest.mark.parametrize(("level", "told"), [("info", (3, 4, 6, 8, 9, 12)), ("debug", range(1, 13)), ("warning", ())])
+def test_what_the_console_says(level, told, tmp_path, capsys):
+    """Steps of a validation or of the interval, compiling and its seconds; nothing of a bar, since this is no
+    terminal. A debug level tells every step.
+    """
+    set_up_messages(level)
+    try:
+        Job(tmp_path, config_of("each_step", eval_interval=3)).run()
+    finally:
+        set_up_messages("info")
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    steps = [line for line in lines if line.startswith("step ")]
+    assert [int(line.split()[1].partition("/")[0]) for line in steps] == list(told)
+    assert {int(line.split()[1].partition("/")[0]) for line in steps if " ppl " in line} <= {3, 6, 9, 12}
+    assert all(len(line) <= 79 and " loss " in line and " norm " in line for line in steps)
+    rest = [line for line in lines if line not in steps]
+    waits = ["compiling the step", "compiling the validation"]
+    assert rest == ([f"{what} ...{end}" for what in waits for end in ("", " 0 s")] if told else []) and shown.err == ""
