@@ -1,5 +1,6 @@
 """`pangu-sigma eval`: opens the checkpoint, makes what is missing of each measurement, and shows what they come to."""
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from pangu_sigma.evaluation.results import Measured, RecordFile, as_json, table,
 from pangu_sigma.evaluation.tasks import Task, load_task
 from pangu_sigma.model.capacity_rules import resolve_layout
 from pangu_sigma.runtime.locks import FolderLock
-from pangu_sigma.runtime.progress import progress_bar
+from pangu_sigma.runtime.progress import progress_bar, waiting_for
 from pangu_sigma.runtime.reporting import print_json
 
 
@@ -203,10 +204,13 @@ def _measure(measurement: Measurement, model: EvaluatedModel, folder: Path, requ
         header["evaluation_rules"] = "none"
     with RecordFile(folder / f"{measurement.name}.jsonl", header, request.fresh) as file:
         missing = [number for number in range(measurement.size) if number not in file.records]
-        done = measurement.size - len(missing)
-        with progress_bar(measurement.size, measurement.name, initial=done) as bar:
-            for start in range(0, len(missing), measurement.chunk):
-                numbers = missing[start : start + measurement.chunk]
+        chunks = [missing[start : start + measurement.chunk] for start in range(0, len(missing), measurement.chunk)]
+        for first in chunks[:1]:  # before there is a bar, which would stand still meanwhile
+            with waiting_for(f"{measurement.name}, compiling", logging.DEBUG):
+                file.add(first, measurement.measure(first))
+        left = sum(map(len, chunks[1:]))
+        with progress_bar(measurement.size, measurement.name, initial=measurement.size - left) as bar:
+            for numbers in chunks[1:]:
                 file.add(numbers, measurement.measure(numbers))
                 bar.update(len(numbers))
         records = [file.records[number] for number in range(measurement.size)]

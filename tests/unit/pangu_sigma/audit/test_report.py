@@ -1,11 +1,13 @@
 """The audit's text and JSON of graphs written by hand."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from helpers.jobs import make_config, make_job
 from helpers.rank_graphs import graphs
+from pangu_sigma.audit.kernels import GraphOperator
 from pangu_sigma.audit.report import as_json, report
 
 __all__ = ["make_config", "make_job"]
@@ -34,6 +36,17 @@ def test_text_by_hand(job):
         ["gradient", "80", "80"],
     ]
     assert lines[13].startswith("passed: 12 collectives of 4 ranks.") and max(map(len, lines)) <= 79
+
+
+def test_kernels_of_cells_with_long_names_fit_the_terminal(job):
+    """Two operators of a Cell whose name is longer than a line: it continues below, and its count stands beside it."""
+    where = "objective/network/" + "/".join(["a_cell_of_a_name_that_nobody_would_like_to_type"] * 4)
+    operators = (GraphOperator("MatMul", where), GraphOperator("Add" * 40, where))
+    ranks = [replace(rank, graphs=(replace(rank.graphs[0], operators=operators),)) for rank in graphs()]
+    lines = report(job, ranks, [], kernels=True).splitlines()
+    cell = next(line for line in lines if "a_cell" in line)
+    assert cell.split()[-1] == "2" and all(len(line) <= 79 for line in lines if "Add" not in line)
+    assert re.sub(r"\s", "", "".join(lines)).count("a_cell_of_a_name_that_nobody_would_like_to_type") <= 4
 
 
 def test_counts_that_the_host_reads_are_counted(job):

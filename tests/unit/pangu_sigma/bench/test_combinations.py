@@ -179,7 +179,9 @@ def test_bench_step_compiled(capsys):
 def check_bench_step(config, capsys):
     validate(config, 1)
     assert bench.bench_step(config) == 0
-    rows = dict(re.findall(r"^([^\d\n]+?) +(\d+) +[\d.]+ +-?[\d.]+%$", capsys.readouterr().out, re.MULTILINE))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 79
+    rows = dict(re.findall(r"^([^\d\n]+?) +(\d+) +[\d.]+ +-?[\d.]+%$", shown, re.MULTILINE))
     sparse = config.model.sparse_layers + config.model.sparse_query_layer
     expected = {
         "head and loss": 1,

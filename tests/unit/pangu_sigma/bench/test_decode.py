@@ -63,6 +63,7 @@ def test_the_table(monkeypatch, capsys):
     monkeypatch.setattr(bench, "PROBE", (64, 64))
     assert bench.bench_decode(_config(dense_layers=0), [2]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 79
     rows, step, rate, of_row, limit, _, weights, predicted, held = lines[-1].split()
     assert rows == "2" and predicted == held == f"{2 * 2 * 2 * 16 * 8 * 4 / 1e6:.2f}"
     assert re.fullmatch(r"memory: [0-9.]+ GB/s; rows of 16 tokens, every cache full", lines[0])

@@ -1,12 +1,15 @@
 """Messages: where they go, from which level and rank on, and what a log file holds."""
 
+import ast
 import logging
 import os
 import re
 import resource
+from pathlib import Path
 
 import pytest
 
+import pangu_sigma
 from locmoe_ops.errors import InputError
 from pangu_sigma.cli import main as cli
 from pangu_sigma.runtime import messages
@@ -159,3 +162,50 @@ def test_an_error_without_a_log_makes_none(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     announce(InputError("data: gone"))
     assert os.listdir(tmp_path) == []
+
+
+# Modules that print what a command was asked for. All else is a message.
+PRINTS = {
+    "audit.audit",
+    "bench.all_to_all",
+    "bench.decode",
+    "bench.router",
+    "bench.self_test",
+    "bench.step",
+    "checkpoint.surgery.difference",
+    "checkpoint.surgery.extract",
+    "checkpoint.surgery.inherit",
+    "checkpoint.surgery.inspect",
+    "checkpoint.surgery.reshard",
+    "data.prepare",
+    "data.samples",
+    "doctor.doctor",
+    "evaluation.evaluate",
+    "inference.prompts",
+    "report.runs",
+    "report.summary",
+    "report.terminal",
+    "runtime.nodes",
+    "runtime.reporting",
+}
+# Errors that end the program; the others' output is read by scripts, or they run before anything is set up.
+PRINTS_ERRORS = {"__main__", "data.samples", "runtime.nodes", "runtime.reporting"}
+
+
+def test_what_is_no_output_is_a_message():
+    root = Path(pangu_sigma.__file__).parent
+    printing, to_stderr, writing = set(), set(), set()
+    for path in root.rglob("*.py"):
+        name = ".".join(path.relative_to(root).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called == "print":
+                printing.add(name)
+                to_stderr.update([name] * any(ast.unparse(word.value) == "sys.stderr" for word in node.keywords))
+            elif called in ("tqdm.write", "sys.stdout.write", "sys.stderr.write", "warnings.warn"):
+                writing.add(name)
+    # `launcher` stands in for a shell script: what it prints is its own.
+    ours = {name for name in printing if not name.startswith(("cli.", "launcher", "launch"))}
+    assert ours - {"__main__", *PRINTS} == set()
+    assert {name for name in to_stderr if not name.startswith("launch")} <= PRINTS_ERRORS
+    assert writing <= {"runtime.messages"}

@@ -85,4 +85,4 @@ def test_the_list(run):
     assert status == 0 and named == sorted(
         path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("configs/**/*.yaml")
     )
-    assert max(map(len, output.splitlines())) <= 140
+    assert max(map(len, output.splitlines())) <= 79
