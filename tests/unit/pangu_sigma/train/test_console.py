@@ -11,6 +11,7 @@ import pytest
 from pangu_sigma.cli.main import _parser
 from pangu_sigma.train.console import MEMORY, console_line, next_lines
 
+BAD = (math.nan, math.inf, -math.inf, None)
 TINY, HUGE = sys.float_info.min, sys.float_info.max
 
 
@@ -28,6 +29,12 @@ def test_a_usual_line():
     assert line(step=20) == "step  20/200  loss 5.231  norm 1.23  1234 tok/s  0.821 s  1.23 GB"
 
 
+@pytest.mark.parametrize("value", BAD)
+def test_a_run_that_diverged_shows_no_number_that_is_none(value):
+    shown = line(loss=value, ppl=value, norm=value)
+    assert shown.startswith("step 200/200  loss diverged  ppl diverged  norm -  1234 tok/s")
+
+
 def test_what_was_not_measured_is_left_out():
     assert console_line({"progress/step": 3, "loss/task": None}, 10, {}) == "step  3/10  loss diverged"
 
@@ -40,7 +47,6 @@ def test_memory_is_that_of_the_device_where_there_is_one(name):
 
 
 EXTREMES = (0.0, TINY, 1e-9, 0.00099951, 0.99951, 9.9996, 99.996, 999.96, 9999.6, 99_999.6, 999_999.6, 1e9, 1e15, HUGE)
-BAD = (math.nan, math.inf, -math.inf, None)
 
 
 @pytest.mark.parametrize("steps", [1, 200, 99_999, 9_999_999, 10**9])
