@@ -1,7 +1,7 @@
 """`pangu-sigma generate`: a checkpoint continues texts."""
 
 import argparse
-from typing import Any
+from typing import Any, Callable, Tuple
 
 from pangu_sigma.checkpoint.locate import MODEL
 from pangu_sigma.cli.arguments import add_command, positive, run_by_ranks
@@ -49,7 +49,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """The options that make `SamplingSettings`, which checks them and has the defaults."""
     group = parser.add_argument_group("sampling")
     default = SamplingSettings()
-    for name, kind, metavar, text in (
+    options: Tuple[Tuple[str, Callable[[str], Any], str, str], ...] = (
         ("max_new_tokens", positive, "N", "tokens a text at most"),
         ("temperature", float, "T", "logits / T; 0: always the likeliest token"),
         ("top_k", int, "K", "only the K likeliest tokens; 0: all"),
@@ -58,7 +58,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         ("frequency_penalty", float, "F", "each time a token is in the output"),
         ("presence_penalty", float, "F", "once a token is in the output"),
         ("seed", int, "N", "of the random numbers"),
-    ):
+    )
+    for name, kind, metavar, text in options:
         value = getattr(default, name)
         option, text = "--" + name.replace("_", "-"), f"{text} (default {value:g})"
         group.add_argument(option, type=kind, default=value, metavar=metavar, help=text)

@@ -55,7 +55,7 @@ def text_table(columns: Sequence[TableColumn], rows: Iterable[Row], indent: int 
     widths = _narrowed(columns, widths, room, gap)
     lines: List[str] = []
     for row in [*head, *rows]:
-        if row is RULE:
+        if row is None:
             lines.append("-" * min(_total(widths, gap), room))
         else:
             lines += _row_lines(columns, row, widths, " " * gap, bottom=row is titles)
