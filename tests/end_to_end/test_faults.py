@@ -3,6 +3,7 @@ left.
 """
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -88,6 +89,17 @@ def test_a_killed_worker_ends_the_job(config, tmp_path, environment):
     last = (log / "worker_1.log").read_text().splitlines()[-1]
     assert last.startswith("pangu-sigma: error: rank 1: ended without a report of its own; first failure: rank 0: ")
     assert not any(is_running(int(pid)) for pid in workers.values())
+    told = [line for line in lines_of_rank(log, 0) if " ERROR " in line]
+    assert len(told) == 1 and "lost rank 1" in told[0]
+
+
+def lines_of_rank(log, rank):
+    """The lines of a rank's log file, each of which has its time and the rank."""
+    lines = (log / f"rank_{rank}.log").read_text().splitlines()
+    assert lines
+    for line in lines:
+        assert re.match(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\d{{3}} rank {rank} (INFO|WARNING|ERROR) ", line), line
+    return lines
 
 
 def test_a_job_that_is_told_to_stop_ends_well(config, tmp_path, environment):
@@ -114,6 +126,9 @@ def test_a_job_that_is_told_to_stop_ends_well(config, tmp_path, environment):
     assert main(["ckpt", "verify", str(checkpoint)]) == 0
     workers = (tmp_path / "run" / "logs" / "launch_1" / "workers.log").read_text().split()[1::2]
     assert len(workers) == 2 and not any(is_running(int(pid)) for pid in workers)
+    first, second = (lines_of_rank(tmp_path / "run" / "logs" / "launch_1", rank) for rank in (0, 1))
+    assert f"stopped after step {steps}, as requested" in first[-1] and "|" not in output  # no bar in a file
+    assert any("compiling the step" in line for line in second)
 
 
 def test_a_rank_that_never_joins_is_named(config, tmp_path, environment):
