@@ -19,7 +19,7 @@ from locmoe_ops.declared import Declared, Registry
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers import specs
 
-SELECTION_BIASES = ("local_term", "balance_rate")  # keys of `moe.router` that ask for a bias on selection
+SELECTION_BIASES = ("locality_bias", "balance_rate")  # keys of `moe.router` that ask for a bias on selection
 _OTHER_KEYS = (
     "type",
     "top_k",

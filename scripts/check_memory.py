@@ -44,10 +44,10 @@ WIDER = [
 ]
 CASES = {
     "device": [],
-    "sharded": ["optimizer.shard=data_parallel"],
-    "experts on the host": ["optimizer.experts=host_dense"],
-    "experts on the host, lazily": ["optimizer.experts=host_lazy"],
-    "experts on the host, the rest sharded": ["optimizer.experts=host_dense", "optimizer.shard=data_parallel"],
+    "sharded": ["optimizer.zero=data_parallel"],
+    "experts on the host": ["optimizer.expert_state=host_dense"],
+    "experts on the host, lazily": ["optimizer.expert_state=host_lazy"],
+    "experts on the host, the rest sharded": ["optimizer.expert_state=host_dense", "optimizer.zero=data_parallel"],
 }
 MB = 1e6
 

@@ -167,7 +167,7 @@ class LocalityBias(SelectionBias):
     ) -> None:
         super().__init__()
         if kind not in LOCALITY_KINDS:
-            raise InputError(f"local_term: found '{kind}', expected one of {', '.join(LOCALITY_KINDS)}")
+            raise InputError(f"locality_bias: found '{kind}', expected one of {', '.join(LOCALITY_KINDS)}")
         self.by_margin = kind == "margin"
         self.local = LocalExperts(shape, layout, placement)
         self.local_strength = Parameter(
@@ -229,5 +229,5 @@ def without_locality_rules(network: nn.Cell) -> Iterator[None]:
 
 def _checked(strength: float) -> np.float32:
     if not 0.0 <= strength <= 1.0:
-        raise InputError(f"local_term: strength is {strength}, expected 0 to 1")
+        raise InputError(f"locality_bias: strength is {strength}, expected 0 to 1")
     return np.float32(strength)

@@ -165,7 +165,7 @@ def _launch(config: Config, runtime: Runtime, tokens: int, name: str, dispatch: 
     )
     shape = replace(model_dims(config, 1, 1, even_vocabulary(config).domains), sequence_length=tokens)
     context = SparseContext(replace(config, moe=moe), shape, runtime.collectives)
-    placement = ExpertPlacement(moe.num_experts, moe.num_groups, runtime.topology.expert, moe.placement)
+    placement = ExpertPlacement(moe.num_experts, moe.num_groups, runtime.topology.expert, moe.expert_placement)
     dispatcher = build_dispatcher(context, placement, moe.capacity.factor, f"{CAUSE}/{name}/{tokens}")
     generator = np.random.default_rng(runtime.rank)
     x = random_tensor((tokens, shape.hidden_size), shape.compute_dtype)

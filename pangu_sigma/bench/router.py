@@ -1,7 +1,7 @@
 """`pangu-sigma bench router`: every router alone, forward and backward, on the tokens of one rank.
 
-The rank is one of the smallest job that the configuration fits, or of `moe.layout`. Times are given against that of the
-dense gate, the switch router's. The local term and the balance bias are off: not all routers can have them.
+The rank is one of the smallest job that the configuration fits, or of `moe.logical_topology`. Times are given against
+that of the dense gate, the switch router's. The local term and the balance bias are off: not all routers can have them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from pangu_sigma.config.schema import (
     CapacityConfig,
     Config,
     DispatchConfig,
-    LayoutConfig,
+    LocalityBiasConfig,
     LocalityLossConfig,
-    LocalTermConfig,
+    LogicalTopologyConfig,
     ParallelConfig,
     RouterConfig,
 )
@@ -69,17 +69,19 @@ def bench_router(config: Config) -> int:
 
 
 def one_rank_of(config: Config) -> Config:
-    """The configuration for one process that does what one rank of its job does; its cluster becomes `moe.layout`."""
-    parallel, layout = config.parallel, config.moe.layout
+    """The configuration for one process that does what one rank of its job does; its cluster becomes
+    `moe.logical_topology`.
+    """
+    parallel, layout = config.parallel, config.moe.logical_topology
     if layout is None:
         ranks_per_node = parallel.ranks_per_node or parallel.expert
-        layout = LayoutConfig(max(parallel.expert, ranks_per_node), ranks_per_node, parallel.expert)
+        layout = LogicalTopologyConfig(max(parallel.expert, ranks_per_node), ranks_per_node, parallel.expert)
     rows = micro_batch_sequences(config, layout.world_size)
     # The rank's own rows are its batch; those of the layout only tell how many that is.
     return replace(
         config,
         parallel=ParallelConfig(),
-        moe=replace(config.moe, layout=layout),
+        moe=replace(config.moe, logical_topology=layout),
         train=replace(config.train, global_batch_size=rows * layout.world_size, micro_batch_size=rows),
     )
 
@@ -108,7 +110,7 @@ def _settings(router: RouterConfig, kind: str) -> List[Tuple[str, RouterConfig]]
     router = replace(
         router,
         type=kind,
-        local_term=LocalTermConfig(),
+        locality_bias=LocalityBiasConfig(),
         locality_loss=LocalityLossConfig(),
         balance_rate=0.0,
         top_k=router_spec(kind).top_k or router.top_k,
@@ -137,7 +139,7 @@ def _routing(config: Config, collectives: LocalCollectives) -> Tuple[nn.Cell, Li
     shape, moe = _shape_of(config), config.moe
     generator = np.random.default_rng(0)
     context = SparseContext(config, shape, collectives, even_vocabulary(config).counts)
-    placement = ExpertPlacement(moe.num_experts, moe.num_groups, context.layout.expert, moe.placement)
+    placement = ExpertPlacement(moe.num_experts, moe.num_groups, context.layout.expert, moe.expert_placement)
     cell = TimedRouting(MultiLevelRouting(context.domain_groups, build_router(context, 0, placement)))
     ids, domain = (
         Tensor(generator.integers(0, limit, shape.tokens).astype(np.int32))
@@ -188,7 +190,8 @@ class _Noted(nn.Cell):
 def _print(config: Config, names: List[str], spent: List[float], sent: List[int], left_out: List[str]) -> None:
     shape, moe = _shape_of(config), config.moe
     print(
-        f"{shape.tokens} tokens of one of {moe.layout.world_size if moe.layout else 1} ranks, hidden size "
+        f"{shape.tokens} tokens of one of {moe.logical_topology.world_size if moe.logical_topology else 1} ranks, "
+        "hidden size "
         f"{shape.hidden_size}, {moe.num_experts} experts in {moe.num_groups} groups, {config.runtime.precision}\n"
         "statistics: bytes that enter all-reduces of a forward pass, as many of a backward pass\n"
     )

@@ -12,7 +12,7 @@ from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.state import StateEntry, scalars
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.renamed import with_new_names
-from pangu_sigma.config.schema import Config, LayoutConfig
+from pangu_sigma.config.schema import Config, LogicalTopologyConfig
 from pangu_sigma.config.strict_yaml import spelled
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.domains import BY_DOMAIN, resolve_domain_groups
@@ -33,8 +33,8 @@ def training_header(
         step: optimizer steps done.
         state: whose single numbers the header holds.
     """
-    given = LayoutConfig(layout.world_size, layout.ranks_per_node, layout.expert)
-    resolved = replace(config, moe=replace(config.moe, layout=given))
+    given = LogicalTopologyConfig(layout.world_size, layout.ranks_per_node, layout.expert)
+    resolved = replace(config, moe=replace(config.moe, logical_topology=given))
     return CheckpointHeader(
         step,
         "training",
@@ -99,17 +99,17 @@ def changes(reader: CheckpointReader, config: Config, data: PreparedData, layout
         if before.get(name) != value
     ]
     then = reader.config()
-    if (then.optimizer.experts == "host_lazy") != (config.optimizer.experts == "host_lazy"):
+    if (then.optimizer.expert_state == "host_lazy") != (config.optimizer.expert_state == "host_lazy"):
         found.append(
-            f"optimizer.experts is {config.optimizer.experts}, was {then.optimizer.experts}: idle experts are updated "
-            "otherwise"
+            f"optimizer.expert_state is {config.optimizer.expert_state}, was {then.optimizer.expert_state}: idle "
+            "experts are updated otherwise"
         )
-    old = then.moe.layout
-    if old is not None and old != LayoutConfig(layout.world_size, layout.ranks_per_node, layout.expert):
+    old = then.moe.logical_topology
+    if old is not None and old != LogicalTopologyConfig(layout.world_size, layout.ranks_per_node, layout.expert):
         found.append(
             f"homes and locality refer to {layout.world_size} ranks on {layout.nodes} nodes, expert parallel "
             f"{layout.expert}; before to {old.world_size} on {old.world_size // old.ranks_per_node}, {old.expert} "
-            "(moe.layout can keep them)"
+            "(moe.logical_topology can keep them)"
         )
     return found
 
@@ -150,16 +150,16 @@ def check_same_model(reader: CheckpointReader, config: Config) -> None:
             if old_value == 0.0:
                 expected = f"0, for it has no {state} to continue with"
             _require_same(reader, f"moe.router.{prefix}{name}", value, old_value, expected)
-    now, before = router.local_term.kind, old.local_term.kind
+    now, before = router.locality_bias.kind, old.locality_bias.kind
     if before == "none" or (now == "none" and router.balance_rate > 0.0):
         _require_same(
             reader,
-            "moe.router.local_term.kind",
+            "moe.router.locality_bias.kind",
             now,
             before,
-            "none (a run that is to begin without the term has moe.router.local_term.start_step)"
+            "none (a run that is to begin without the term has moe.router.locality_bias.start_step)"
             if before == "none"
-            else "bias or margin (moe.router.local_term.strength 0 turns the term off)",
+            else "bias or margin (moe.router.locality_bias.strength 0 turns the term off)",
         )
 
 

@@ -75,7 +75,9 @@ class RankLocation(NamedTuple):
 def rank_location(config: Config, runtime: Runtime) -> RankLocation:
     """This rank and the experts that it holds."""
     topology = runtime.topology
-    placement = ExpertPlacement(config.moe.num_experts, config.moe.num_groups, topology.expert, config.moe.placement)
+    placement = ExpertPlacement(
+        config.moe.num_experts, config.moe.num_groups, topology.expert, config.moe.expert_placement
+    )
     return RankLocation(topology, runtime.rank, placement.local_experts(topology.ep_index(runtime.rank)))
 
 

@@ -37,7 +37,7 @@ def add_generate(commands: Any) -> None:
     how.add_argument(
         "--local-term",
         action="store_true",
-        help="let routers prefer experts near the home of the domain, as trained (moe.router.local_term)",
+        help="let routers prefer experts near the home of the domain, as trained (moe.router.locality_bias)",
     )
     how.add_argument(
         "--tokenizer", metavar="FILE", help="the tokenizer (default: the checkpoint's own, or data.path's)"

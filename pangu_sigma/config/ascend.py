@@ -60,7 +60,7 @@ def flattens(config: Config, data_ranks: int) -> bool:
     Where optimizer state is shared out over ranks, it is False: there vectors hold all that a rank updates.
     """
     optimizer = config.optimizer
-    if optimizer.shard != "none" and data_ranks > 1:
+    if optimizer.zero != "none" and data_ranks > 1:
         return False
     return runs_on_ascend(config) if optimizer.flat is None else optimizer.flat
 

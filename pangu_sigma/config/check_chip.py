@@ -89,8 +89,8 @@ def all_to_all_kinds(config: Config, topology: Topology) -> Set[str]:
 def _exchanges(config: Config, topology: Topology) -> Sequence[DispatchExchange]:
     """What the dispatcher exchanges, for some capacity; only operations and groups mean anything."""
     moe = config.moe
-    placement = ExpertPlacement(moe.num_experts, moe.num_groups, topology.expert, moe.placement)
-    stays = moe.capacity.local_share == 1.0 and moe.router.local_term.kind == "none"  # nothing leaves its node
+    placement = ExpertPlacement(moe.num_experts, moe.num_groups, topology.expert, moe.expert_placement)
+    stays = moe.capacity.local_share == 1.0 and moe.router.locality_bias.kind == "none"  # nothing leaves its node
     capacities = FixedCapacities(1, (2, 0 if stays else 1))
     options = DispatchOptions(chunks=moe.dispatch.chunks, group_wise=moe.dispatch.group_wise)
     setup = DispatchSetup(topology, placement, moe.num_experts, moe.router.top_k, capacities, options)

@@ -18,9 +18,9 @@ def check_gradients(config: Config, topology: Topology) -> None:
     """
     _check_accumulate(config, topology)
     parallel, alone = config.parallel, topology.data == 1
-    if config.optimizer.flat is not None and config.optimizer.shard != "none" and not alone:
+    if config.optimizer.flat is not None and config.optimizer.zero != "none" and not alone:
         raise InputError(
-            f"optimizer.flat is {spelled(config.optimizer.flat)} with optimizer.shard {config.optimizer.shard}, where "
+            f"optimizer.flat is {spelled(config.optimizer.flat)} with optimizer.zero {config.optimizer.zero}, where "
             "each rank's part of all parameters is in vectors; expected null"
         )
     if parallel.bucket_mb is not None:

@@ -8,7 +8,8 @@ from pangu_sigma.config.schema import Config
 
 
 def check_parallel(config: Config, world_size: int) -> None:
-    """Checks degrees and batch sizes of a job of `world_size` ranks, and the cluster that `moe.layout` describes.
+    """Checks degrees and batch sizes of a job of `world_size` ranks, and the cluster that `moe.logical_topology`
+    describes.
 
     Raises:
         InputError: two of them do not fit; names both.
@@ -33,11 +34,11 @@ def check_parallel(config: Config, world_size: int) -> None:
     require_divides(tensor, ("model.num_heads", model.num_heads))
     name = "4 x model.hidden_size" if model.ffn_hidden_size is None else "model.ffn_hidden_size"
     require_divides(tensor, (name, ffn_hidden_size(config)))
-    layout = config.moe.layout
+    layout = config.moe.logical_topology
     if layout is not None:
-        ranks = ("moe.layout.world_size", layout.world_size)
-        node = ("moe.layout.ranks_per_node", layout.ranks_per_node)
-        _check_cluster("moe.layout", ranks, node, layout.expert, config.moe.num_experts)
+        ranks = ("moe.logical_topology.world_size", layout.world_size)
+        node = ("moe.logical_topology.ranks_per_node", layout.ranks_per_node)
+        _check_cluster("moe.logical_topology", ranks, node, layout.expert, config.moe.num_experts)
         require_divides(ranks, ("train.global_batch_size", config.train.global_batch_size))
     sequences = config.train.global_batch_size
     replicas = world_size // parallel.tensor

@@ -19,9 +19,9 @@ def check_schedule(config: Config) -> None:
             f"train.stop_after ({train.stop_after}) is beyond train.steps ({train.steps}); expected at most "
             f"{train.steps}"
         )
-    if optimizer.experts != "device" and not has_experts(config):
+    if optimizer.expert_state != "device" and not has_experts(config):
         raise InputError(
-            f"optimizer.experts is {optimizer.experts} in a network without experts (model.sparse_layers 0, "
+            f"optimizer.expert_state is {optimizer.expert_state} in a network without experts (model.sparse_layers 0, "
             "model.sparse_query_layer false); expected device"
         )
     _check_profile(train.profile, last_step(config))
@@ -51,10 +51,10 @@ def _check_reading(config: Config) -> None:
     found = f"train.read_results is {config.train.read_results}"
     if config.train.read_results == "each_step":
         return
-    if config.optimizer.experts != "device":
+    if config.optimizer.expert_state != "device":
         raise InputError(
-            f"{found} with optimizer.experts {config.optimizer.experts}, where the host waits for every step's "
-            "gradients; expected each_step"
+            f"{found} with optimizer.expert_state {config.optimizer.expert_state}, where the host waits for every "
+            "step's gradients; expected each_step"
         )
     if config.train.read_results == "log_interval" and config.train.log_interval == 1:
         raise InputError(f"{found} with train.log_interval 1, which is every step; expected each_step")

@@ -7,7 +7,13 @@ they are read under their new names, so that older runs and checkpoints open as 
 
 from typing import Any, Dict, Mapping, Optional, Sequence
 
-RENAMED: Dict[str, str] = {}  # full path of a key, or of a section with all that is in it -> what it is now
+RENAMED: Dict[str, str] = {  # full path of a key, or of a section with all that is in it -> what it is now
+    "moe.placement": "moe.expert_placement",
+    "moe.layout": "moe.logical_topology",
+    "moe.router.local_term": "moe.router.locality_bias",
+    "optimizer.shard": "optimizer.zero",
+    "optimizer.experts": "optimizer.expert_state",
+}
 
 
 def new_name(path: str) -> Optional[str]:

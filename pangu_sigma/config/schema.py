@@ -48,7 +48,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class LocalTermConfig:
+class LocalityBiasConfig:
     """Preference for experts on a token's home node when experts are picked; ours, beyond the papers."""
 
     kind: str = key(
@@ -105,8 +105,8 @@ class RouterConfig:
         minimum=0.0,
         maximum=0.1,
     )
-    local_term: LocalTermConfig = key(
-        LocalTermConfig, "preference for local experts in the selection (not for hash and faster_moe)"
+    locality_bias: LocalityBiasConfig = key(
+        LocalityBiasConfig, "preference for local experts in the selection (not for hash and faster_moe)"
     )
     locality_loss: LocalityLossConfig = key(
         LocalityLossConfig, "schedule of the locality loss's weight (of routers that have it: locmoe, etr)"
@@ -261,7 +261,7 @@ class CapacityConfig:
 
 
 @dataclass(frozen=True)
-class LayoutConfig:
+class LogicalTopologyConfig:
     """A cluster that losses and statistics refer to, whatever number of processes runs the job."""
 
     world_size: int = key(1, "ranks", minimum=1)
@@ -276,7 +276,7 @@ class MoEConfig:
     domain_groups: Optional[Tuple[int, ...]] = key(
         None, "group of each domain; null: domain i uses group i, or 0 if there is one group"
     )
-    placement: str = key(
+    expert_placement: str = key(
         "interleaved",
         "interleaved: each group spread over all ranks; node_grouped: a group's experts side by side",
         choices=("interleaved", "node_grouped"),
@@ -297,7 +297,7 @@ class MoEConfig:
         "measured without rules of locality",
         choices=("trained", "none"),
     )
-    layout: Optional[LayoutConfig] = key(
+    logical_topology: Optional[LogicalTopologyConfig] = key(
         None, "cluster that locality and per-node statistics refer to; null: the one that runs the job"
     )
     router: RouterConfig = key(lambda: router_config()(), "level-2 routing")

@@ -67,7 +67,7 @@ class DataConfig:
         "experts are in; those of clusters of documents placed on its node (clustered, of data prepared with "
         "data.prepare.clusters); domains placed first, and on the nodes of each its clusters; or (known_routes, ours) "
         "each global batch's rows, equally many to a node, so that most tokens are at home, with routers that "
-        "follow token ids (hash, locmoe with gate_input code). Where moe.placement "
+        "follow token ids (hash, locmoe with gate_input code). Where moe.expert_placement "
         "node_grouped puts a domain's group on the domain's nodes, ranks of other domains get no slots: those that "
         "share a domain exchange by themselves",
         choices=("shuffled", "domain_by_node", "clustered", "domain_cluster_by_node", "known_routes"),
@@ -99,13 +99,13 @@ class OptimizerConfig:
     epsilon: float = key(1e-8, "Adam epsilon outside experts", above=0.0)
     expert_epsilon: float = key(1e-20, "Adam epsilon inside experts (hybrid Adam of PanGu-Sigma)", above=0.0)
     weight_decay: float = key(0.01, "decoupled weight decay of matrices (not biases, norms)", minimum=0.0)
-    experts: str = key(
+    expert_state: str = key(
         "device",
         "where experts' optimizer state is and whom a step updates: device (all); host_dense (all, the state in "
         "host memory); host_lazy (likewise, but idle experts stay as they are)",
         choices=("device", "host_dense", "host_lazy"),
     )
-    shard: str = key(
+    zero: str = key(
         "none",
         "optimizer state whole on every rank, or (data_parallel) shared out over the ranks that hold the same "
         "parameters, ZeRO-1; what experts keep on the host is not shared out",
@@ -114,7 +114,7 @@ class OptimizerConfig:
     flat: Optional[bool] = key(
         None,
         "biases and norms put together in vectors, which are measured, clipped and updated as one: fewer kernels, the "
-        "same update. null: on Ascend. Not where shard gives each rank stretches of all parameters, which are vectors",
+        "same update. null: on Ascend. Not where zero gives each rank stretches of all parameters, which are vectors",
     )
     clip_norm: Optional[float] = key(
         1.0, "global gradient-norm limit over all parameters on all ranks; null: none", above=0.0

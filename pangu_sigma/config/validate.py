@@ -81,7 +81,7 @@ def _check_router(config: Config) -> None:
             f"moe.dispatch.drop_priority is {config.moe.dispatch.drop_priority} with moe.router.type {router.type}, "
             "whose experts choose the tokens of largest weight; expected weight"
         )
-    _check_local_term(config)
+    _check_locality_bias(config)
     _check_locality_loss(config)
     start = getattr(router.own, "context_start_step", 0)
     if start and start >= config.train.steps:
@@ -199,19 +199,19 @@ def _require_default(name: str, found: CapacityConfig, default: CapacityConfig, 
         )
 
 
-def _check_local_term(config: Config) -> None:
-    router, term = config.moe.router, config.moe.router.local_term
+def _check_locality_bias(config: Config) -> None:
+    router, term = config.moe.router, config.moe.router.locality_bias
     if term.kind == "none":
         return
     kind = router_spec(router.type)
-    if "local_term" not in kind.selection_biases:
+    if "locality_bias" not in kind.selection_biases:
         raise InputError(
-            f"moe.router.local_term.kind is {term.kind} with moe.router.type {router.type}, which "
+            f"moe.router.locality_bias.kind is {term.kind} with moe.router.type {router.type}, which "
             f"{kind.selection_rule}; expected none"
         )
     if term.start_step >= config.train.steps:
         raise InputError(
-            f"moe.router.local_term.start_step ({term.start_step}) is not before the last step, train.steps "
+            f"moe.router.locality_bias.start_step ({term.start_step}) is not before the last step, train.steps "
             f"({config.train.steps}): the term would keep its initial strength; expected an earlier step"
         )
 
@@ -253,7 +253,7 @@ def _check_known_routes(config: Config) -> None:
     for key, found, expected in (
         ("top_k", router.top_k, 1),
         ("balance_rate", router.balance_rate, 0.0),
-        ("local_term.kind", router.local_term.kind, "none"),
+        ("locality_bias.kind", router.locality_bias.kind, "none"),
     ):
         if found != expected:
             raise InputError(
@@ -264,12 +264,12 @@ def _check_known_routes(config: Config) -> None:
 
 def _check_measured_share(config: Config, world_size: int) -> None:
     """What leaves a node of the layout is what the tier between the job's nodes must carry. One node has one tier."""
-    layout, job = config.moe.layout, job_topology(config, world_size)
+    layout, job = config.moe.logical_topology, job_topology(config, world_size)
     if config.moe.capacity.measured_share is None or layout is None or job.nodes == 1:
         return
     if (layout.world_size, layout.ranks_per_node) != (job.data, job.ranks_per_node // job.tensor):
         raise InputError(
-            f"moe.capacity.measured_share: measured for moe.layout of {layout.world_size} ranks, "
+            f"moe.capacity.measured_share: measured for moe.logical_topology of {layout.world_size} ranks, "
             f"{layout.ranks_per_node} a node, in a job of {job.data} data-parallel ranks, "
-            f"{job.ranks_per_node // job.tensor} a node; expected moe.layout null, or the job's own"
+            f"{job.ranks_per_node // job.tensor} a node; expected moe.logical_topology null, or the job's own"
         )

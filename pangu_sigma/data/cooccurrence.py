@@ -36,9 +36,11 @@ def nodes_of_ids(
     if layout is None:
         raise InputError(
             "moe.router.hash.balance is cooccurrence, whose maps follow from the nodes of a job that is not there yet; "
-            "expected moe.layout, the cluster that locality refers to"
+            "expected moe.logical_topology, the cluster that locality refers to"
         )
-    experts = nodes_of_experts(layout, ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.placement))
+    experts = nodes_of_experts(
+        layout, ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.expert_placement)
+    )
     groups = resolve_domain_groups(moe.domain_groups, len(data.domains), moe.num_groups)
     stride = -(-sum(data.rows("train", domain) for domain in range(len(groups))) // MOST_ROWS)
     found = np.zeros((moe.num_groups, vocab_size), np.int32)

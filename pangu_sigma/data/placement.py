@@ -139,7 +139,9 @@ def place_rows(
     check_placement(placement, layout.nodes, len(names), within is not None)
     zones, notes = make_zones(layout, placement, len(names)), []
     if placement != "shuffled" and layout.nodes == 1:
-        notes.append(f"data.placement: {placement} places nothing on the only node (moe.layout can describe more)")
+        notes.append(
+            f"data.placement: {placement} places nothing on the only node (moe.logical_topology can describe more)"
+        )
     elif placement not in ("shuffled", "known_routes"):
         order = _ORDERS.get(placement, "by cluster" if within == "corpus" else "each domain by cluster")
         zones = [_with_line(zone, layout, order, mixing, cells, weights) for zone in zones]

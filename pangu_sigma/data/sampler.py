@@ -64,7 +64,7 @@ class BatchSampler:
         if global_batch_size % ranks:
             raise InputError(
                 f"train.global_batch_size: found {global_batch_size}; expected a multiple of "
-                f"{ranks}, the ranks of moe.layout (or of the job)"
+                f"{ranks}, the ranks of moe.logical_topology (or of the job)"
             )
         self.placement = placement
         self.global_batch_size = global_batch_size

@@ -18,7 +18,7 @@ from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.resume import CheckpointLoader, ResumeSource, find_source
 from pangu_sigma.checkpoint.state import RANKS, StateEntry, parameter_entries
 from pangu_sigma.config.derived import job_topology, micro_batch_sequences
-from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, LayoutConfig
+from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, LogicalTopologyConfig
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import Vocabulary, vocabulary
@@ -103,7 +103,13 @@ def without_drops(config: Config) -> Config:
     capacity = replace(CapacityConfig(), evaluation_factor=moe.num_experts / moe.router.top_k)
     return replace(
         config,
-        moe=replace(moe, layout=LayoutConfig(), dispatch=dispatch, capacity=capacity, evaluation_rules="trained"),
+        moe=replace(
+            moe,
+            logical_topology=LogicalTopologyConfig(),
+            dispatch=dispatch,
+            capacity=capacity,
+            evaluation_rules="trained",
+        ),
     )
 
 
@@ -193,16 +199,16 @@ class _Trained(NamedTuple):
         """`config` with the layout that the checkpoint names, if it names none itself; and the job that wrote the
         checkpoint.
         """
-        layout, ranks = config.moe.layout or self.config.moe.layout, self.ranks
+        layout, ranks = config.moe.logical_topology or self.config.moe.logical_topology, self.ranks
         if ranks is None:  # a layout that nobody gave was that of the job
-            ranks = layout.world_size if config.moe.layout is None and layout is not None else 1
+            ranks = layout.world_size if config.moe.logical_topology is None and layout is not None else 1
         parallel = self.config.parallel
         world = ranks * parallel.tensor
         if world % (parallel.expert * parallel.tensor):  # an older version, and one process with a layout of its own
             topology = Topology(ranks, ranks)
         else:
             topology = job_topology(self.config, world)
-        return replace(config, moe=replace(config.moe, layout=layout)), topology
+        return replace(config, moe=replace(config.moe, logical_topology=layout)), topology
 
 
 def _trained(config: Config, source: ResumeSource) -> _Trained:

@@ -145,8 +145,8 @@ def _read(
     reader: CheckpointReader, config: Config, tokenizer: Union[str, Path, None], local_term: bool, ranks: int
 ) -> Model:
     check_same_model(reader, config)
-    layout = config.moe.layout or reader.config().moe.layout
-    config = inference_config(replace(config, moe=replace(config.moe, layout=layout)), ranks)
+    layout = config.moe.logical_topology or reader.config().moe.logical_topology
+    config = inference_config(replace(config, moe=replace(config.moe, logical_topology=layout)), ranks)
     validate(config, ranks)
     codec = _codec(reader, config, tokenizer)
     runtime, step = start_runtime(config), reader.header.step

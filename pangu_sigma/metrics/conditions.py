@@ -24,7 +24,7 @@ class RunFacts:
     Attributes:
         config: of the run.
         topology: its ranks.
-        layout: the cluster that locality refers to: `moe.layout`, or else that of `topology`.
+        layout: the cluster that locality refers to: `moe.logical_topology`, or else that of `topology`.
         on_device: whether its ranks have Ascend devices.
         counts_traffic: whether the backend sees bytes and times of its exchanges.
     """
@@ -71,7 +71,7 @@ def _leaves_home(facts: RunFacts) -> bool:
 
 
 HOME_NODES = all_of(
-    EXPERTS, Condition("a layer's experts on several nodes (of moe.layout, where it is given)", _leaves_home)
+    EXPERTS, Condition("a layer's experts on several nodes (of moe.logical_topology, where it is given)", _leaves_home)
 )
 
 
@@ -102,7 +102,9 @@ SLOTS = all_of(EXPERTS, Condition("a dispatcher with slots (not ragged)", _drops
 AUX_LOSS = all_of(EXPERTS, Condition("a router with such a loss of a weight above 0", _has_aux_loss))
 LOCALITY_LOSS = all_of(EXPERTS, Condition("a router with a locality loss of a weight mu above 0", _has_locality_loss))
 UNDECIDED = all_of(EXPERTS, Condition("router locmoe with rectify", _leaves_undecided))
-LOCAL_TERM = all_of(EXPERTS, Condition("a local term", lambda facts: facts.config.moe.router.local_term.kind != "none"))
+LOCAL_TERM = all_of(
+    EXPERTS, Condition("a local term", lambda facts: facts.config.moe.router.locality_bias.kind != "none")
+)
 TERM_OFF = all_of(
     LOCAL_TERM,
     Condition("unless moe.evaluation_rules is none", lambda facts: facts.config.moe.evaluation_rules != "none"),

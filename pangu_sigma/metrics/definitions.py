@@ -83,7 +83,7 @@ DEFINITIONS: Dict[str, Definition] = {
         "values are those that enter the ReLU, with noise if there is any",
         only.UNDECIDED,
     ),
-    "moe/local_strength": Definition(_STEP, "the strength of `moe.router.local_term` in the step", only.LOCAL_TERM),
+    "moe/local_strength": Definition(_STEP, "the strength of `moe.router.locality_bias` in the step", only.LOCAL_TERM),
     "moe/local_fraction_by_layer": Definition(
         _STEP,
         "`moe/local_fraction` of each sparse layer, bottom up: tokens at home over training, by layer",

@@ -15,10 +15,10 @@ from pangu_sigma.data.domains import BY_DOMAIN, domains_of_node, resolve_domain_
 
 
 def resolve_layout(config: Config, topology: Topology) -> Topology:
-    """`moe.layout` where given, else the topology of the job, in which a tensor-parallel group is one place: its ranks
-    hold the same rows.
+    """`moe.logical_topology` where given, else the topology of the job, in which a tensor-parallel group is one place:
+    its ranks hold the same rows.
     """
-    given = config.moe.layout
+    given = config.moe.logical_topology
     if given is not None:
         return Topology(given.world_size, given.ranks_per_node, given.expert)
     tensor = topology.tensor
@@ -61,14 +61,14 @@ class SlotRules:
     def placement(self) -> ExpertPlacement:
         """Experts on the ranks that run the job."""
         moe = self.config.moe
-        return ExpertPlacement(moe.num_experts, moe.num_groups, self.topology.expert, moe.placement)
+        return ExpertPlacement(moe.num_experts, moe.num_groups, self.topology.expert, moe.expert_placement)
 
     def num_subgroups(self) -> int:
         """Equal subgroups of the expert-parallel group between which no token of training moves: the most that data
         and experts allow.
 
         1 where any token may go anywhere: with mixed data, or where rows are placed on the nodes of another cluster
-        (`moe.layout`).
+        (`moe.logical_topology`).
         """
         topology, layout = self.topology, self.layout
         if self.config.data.placement not in BY_DOMAIN or (layout.nodes, layout.world_size) != (
@@ -139,7 +139,7 @@ class SlotRules:
         """
         moe, layout = self.config.moe, self.layout
         assert moe.capacity.measured_share is not None
-        placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.placement)
+        placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.expert_placement)
         local = local_experts_table(layout, placement)[:: layout.ranks_per_node]  # (nodes, E)
         even = max(
             1.0 - sum(bool(held[expert]) for expert in experts) / len(experts)
@@ -196,7 +196,7 @@ class SlotRules:
             return {TierShares(1.0, None)} if evaluation else {self.bucket_shares(bucket)}
         share = moe.capacity.local_share
         asked = TierShares() if share is None else TierShares(share, 1.0 - share)
-        return {asked, TierShares()} if evaluation and moe.router.local_term.kind != "none" else {asked}
+        return {asked, TierShares()} if evaluation and moe.router.locality_bias.kind != "none" else {asked}
 
     def _tiers(self, placement: ExpertPlacement, factor: float, shares: TierShares) -> Tuple[int, int]:
         """See `tier_capacities`; shares None: those of the experts."""
@@ -217,7 +217,7 @@ class SlotRules:
             if shares.far == 0.0 and here == 0:
                 raise InputError(
                     f"moe.capacity.local_share is 1.0, but node {node} holds no expert of its tokens; expected less, "
-                    "or moe.placement and data.placement that put them there"
+                    "or moe.expert_placement and data.placement that put them there"
                 )
             intra = capacity_by_factor(tokens, top_k, here, factor * near) if here and near > 0.0 else 0
             inter = capacity_by_factor(tokens, top_k, elsewhere, factor * far) if elsewhere and far > 0.0 else 0

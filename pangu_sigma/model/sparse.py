@@ -113,7 +113,7 @@ def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
     """A sparse layer for this rank; `layer` numbers the sparse layers from 0."""
     moe, shape, topology = context.config.moe, context.shape, context.collectives.topology
     placement, tag = context.slot_rules.placement, f"all_to_all/layer {layer} evaluation"
-    layout_placement = ExpertPlacement(moe.num_experts, moe.num_groups, context.layout.expert, moe.placement)
+    layout_placement = ExpertPlacement(moe.num_experts, moe.num_groups, context.layout.expert, moe.expert_placement)
     experts = ExpertBank(
         placement.local_experts(topology.ep_index(context.collectives.rank)),
         shape.hidden_size,
@@ -146,8 +146,8 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
     moe, options, layout = context.config.moe, context.config.moe.router, context.layout
     shape = RoutingShape(context.shape.hidden_size, moe.num_experts, moe.num_groups, options.top_k)
     biases: List[SelectionBias] = []
-    if options.local_term.kind != "none":
-        local_term = options.local_term
+    if options.locality_bias.kind != "none":
+        local_term = options.locality_bias
         biases.append(LocalityBias(local_term.kind, shape, layout, layout_placement, local_term.strength))
     if options.balance_rate > 0.0:
         biases.append(BalanceBias(shape))
@@ -185,7 +185,7 @@ def homes_of_ids(moe: MoEConfig, layout: Topology, layers: Sequence[MoEFeedForwa
         moe: what the layers were built from. layout: the cluster that homes refer to.
         layers: with routers whose routes follow from token ids.
     """
-    placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.placement)
+    placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.expert_placement)
     local = local_experts_table(layout, placement)[:: layout.ranks_per_node]  # (nodes, E)
     first = np.arange(moe.num_groups)[:, None] * placement.experts_per_group
     return np.sum([local[:, first + layer.routing.router.expert_by_id()] for layer in layers], axis=0, dtype=np.int64)
@@ -194,7 +194,7 @@ def homes_of_ids(moe: MoEConfig, layout: Topology, layers: Sequence[MoEFeedForwa
 def groups_without_local_experts(context: SparseContext) -> Dict[int, List[int]]:
     """For each node of the layout that has any: the expert groups its tokens use of which it holds no expert."""
     moe, layout = context.config.moe, context.layout
-    placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.placement)
+    placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.expert_placement)
     local = local_experts_table(layout, placement)[:: layout.ranks_per_node]  # (nodes, E)
     found: Dict[int, List[int]] = {}
     for node, experts in enumerate(experts_by_node(context)):
@@ -214,7 +214,7 @@ def locality_advice(context: SparseContext) -> List[str]:
     moe, nodes = context.config.moe, context.layout.nodes
     wants_locality = (
         router_spec(moe.router.type).localises
-        or moe.router.local_term.kind != "none"
+        or moe.router.locality_bias.kind != "none"
         or dispatcher_spec(moe.dispatch.type).localises
     )
     without = groups_without_local_experts(context)
@@ -226,6 +226,6 @@ def locality_advice(context: SparseContext) -> List[str]:
         f"warning: {len(without)} of {nodes} nodes hold no expert for some of their tokens (node {node}: group "
         f"{groups[0]}): these always leave their node, and locality gains nothing there.",
         f"  moe.num_experts / moe.num_groups is {per_group}; with {nodes} or more every node can hold one. Or let "
-        "nodes specialise: moe.placement=node_grouped with data.placement=domain_by_node. Else moe.router.type=hash "
-        "is the faster choice.",
+        "nodes specialise: moe.expert_placement=node_grouped with data.placement=domain_by_node. Else "
+        "moe.router.type=hash is the faster choice.",
     ]

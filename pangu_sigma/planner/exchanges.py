@@ -171,12 +171,12 @@ def _update(job: PlannedJob) -> Iterator[Exchange]:
 
 def shares_state(job: PlannedJob) -> bool:
     """True where data-parallel ranks share optimizer state out (see `pangu_sigma.train.sharding`)."""
-    return job.config.optimizer.shard != "none" and job.topology.data > 1
+    return job.config.optimizer.zero != "none" and job.topology.data > 1
 
 
 def shares_experts(job: PlannedJob) -> bool:
     """True where that of experts is shared out too: they have several replicas, and it is not on the host."""
-    return shares_state(job) and job.topology.expert_data > 1 and job.config.optimizer.experts == "device"
+    return shares_state(job) and job.topology.expert_data > 1 and job.config.optimizer.expert_state == "device"
 
 
 class Stretch(NamedTuple):

@@ -19,7 +19,7 @@ from pangu_sigma.planner.predict import step_time
 
 _MOST_NODES = 4  # times as many as there are
 _MOST_SETTINGS = 2  # of which all combinations are tried
-_UNKNOWN_PRICE = ("moe.capacity.factor", "optimizer.experts")  # dropped tokens, and the host's time
+_UNKNOWN_PRICE = ("moe.capacity.factor", "optimizer.expert_state")  # dropped tokens, and the host's time
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class _Search:
             [("train.recompute", part) for part in parts if part != config.train.recompute],
             [("train.micro_batch_size", value) for value in range(rows - 1, 0, -1) if rows % value == 0],
             [("moe.capacity.factor", 1.0)] if capacity.mode == "factor" and capacity.factor > 1.0 else [],
-            [("optimizer.shard", "data_parallel")] if config.optimizer.shard == "none" else [],
-            [("optimizer.experts", "host_dense")] if config.optimizer.experts == "device" else [],
+            [("optimizer.zero", "data_parallel")] if config.optimizer.zero == "none" else [],
+            [("optimizer.expert_state", "host_dense")] if config.optimizer.expert_state == "device" else [],
             [("nodes", nodes << i) for i in range(1, _MOST_NODES.bit_length())],
         ]
 

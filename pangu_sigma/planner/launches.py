@@ -28,7 +28,7 @@ ACCUMULATION = 1  # for each tensor, where a step has several micro-batches
 EMPTIED = 1  # for each accumulator
 UPDATE = 6  # for each tensor that is updated by itself: cut out of what was summed over ranks; its norm, clipping, Adam
 IN_VECTOR = 3  # for each that is updated in a vector (`optimizer.flat`): cut out twice, and its new value
-IN_STRETCH = 4  # for each that ranks share out (`optimizer.shard`)
+IN_STRETCH = 4  # for each that ranks share out (`optimizer.zero`)
 VECTOR = 10  # for each vector or stretch: put together, gradients and weights; its norm, clipping, Adam
 
 
@@ -69,7 +69,7 @@ def update_launches(job: PlannedJob) -> int:
         vectors = len(stretches(job, False)) + (len(stretches(job, True)) if shares_experts(job) else 0)
     else:
         small = [one for one in found if flattens(job.config, job.topology.data) and not one.decays]
-        in_vectors = [one for one in small if not one.expert or job.config.optimizer.experts == "device"]
+        in_vectors = [one for one in small if not one.expert or job.config.optimizer.expert_state == "device"]
         vectors = len({(one.expert, one.split) for one in in_vectors})
     emptied = EMPTIED * len(found) if job.micro_batches > 1 else 0
     return emptied + UPDATE * (len(found) - len(in_vectors)) + each * len(in_vectors) + VECTOR * vectors

@@ -105,7 +105,7 @@ def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
         dispatch = 4.0 * job.compute_item * expert_rows(job) * job.config.model.hidden_size
         dispatch += _gathered_bytes(job, exchanges)
     # Of hosted experts, the weights and both moments (see `pangu_sigma.train.offloaded_experts`).
-    hosted = 3 * own_experts if job.config.optimizer.experts != "device" else 0
+    hosted = 3 * own_experts if job.config.optimizer.expert_state != "device" else 0
     return RankMemory(
         parameters=own,
         optimizer=optimizer_bytes(job),
@@ -141,7 +141,7 @@ def optimizer_bytes(job: PlannedJob) -> int:
     for expert, shared in ((False, shares_state(job)), (True, shares_experts(job))):
         if shared:
             numbers += 3 * sum(stretch.size for stretch in stretches(job, expert))
-        elif not (expert and job.config.optimizer.experts != "device"):
+        elif not (expert and job.config.optimizer.expert_state != "device"):
             numbers += 2 * sum(p.size for p in parameters(job) if p.expert == expert)
     return ITEM * numbers
 

@@ -75,7 +75,9 @@ def find_vocabulary(folder: Path, config: Config) -> Optional[RunVocabulary]:
     try:
         if steps:
             header = checkpoint_format.read_manifest(steps[-1]).header
-            ranks = header.config["moe"]["layout"]["world_size"] if config.moe.layout is None else None
+            ranks = (
+                header.config["moe"]["logical_topology"]["world_size"] if config.moe.logical_topology is None else None
+            )
             return RunVocabulary(header.data.vocab_size, header.data.domains, ranks)
         found = data_manifest.read_manifest(Path(config.data.path))
     except (InputError, DamagedCheckpoint, KeyError, TypeError):
@@ -103,7 +105,7 @@ def ranks_text(config: Config, ranks: Optional[int], simulated_nodes: Optional[i
     """
     if ranks is None:
         return NOT_NOTED
-    parallel, layout = config.parallel, config.moe.layout
+    parallel, layout = config.parallel, config.moe.logical_topology
     per_node = parallel.ranks_per_node or ranks
     nodes = simulated_nodes or (ranks // per_node if ranks % per_node == 0 else 1)
     text = f"{ranks} rank{'s' if ranks > 1 else ''} on {nodes} node{'s' if nodes > 1 else ''}"

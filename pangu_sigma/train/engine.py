@@ -143,7 +143,7 @@ class TrainEngine:
             exchange, self.loss_scale, config.optimizer, nominal, self._after_step(config), sum_overflows
         )
         self.adam = self.update.adam
-        host_updates = config.optimizer.experts != "device"
+        host_updates = config.optimizer.expert_state != "device"
         hosted = [p for p in self.parameters if host_updates and is_expert_parameter(p.name)]
         self.host = OffloadedExpertOptimizer(hosted, config.optimizer) if hosted else None
         self.optimizer_state = OptimizerState(self.update, runtime.collectives, self.host)

@@ -161,11 +161,11 @@ def gradient_exchange(
         parameters, statistics_size, collectives, overlap, wire: as of `GradientExchange`.
         options: the optimizer's; `flat` is resolved, where it is null nothing is put together.
 
-    Returns: a `ShardedExchange` where `optimizer.shard` asks for one and there are ranks to share with; else a
+    Returns: a `ShardedExchange` where `optimizer.zero` asks for one and there are ranks to share with; else a
         `FlatExchange` or a `GradientExchange`.
     """
-    hosted = options.experts != "device"
-    if options.shard != "none" and collectives.topology.data > 1:
+    hosted = options.expert_state != "device"
+    if options.zero != "none" and collectives.topology.data > 1:
         return ShardedExchange(parameters, statistics_size, collectives, hosted, overlap, wire)
     if options.flat:
         return FlatExchange(parameters, statistics_size, collectives, hosted, overlap, wire)

@@ -62,7 +62,7 @@ class LocalShareControl:
         self._far = context.slot_rules.far_shares()
         self._parts = [math.ceil(share * _PARTS) for share in self._far]  # falling, as they
         self._layout = context.layout
-        placement = ExpertPlacement(moe.num_experts, moe.num_groups, self._layout.expert, moe.placement)
+        placement = ExpertPlacement(moe.num_experts, moe.num_groups, self._layout.expert, moe.expert_placement)
         self._local = local_experts_table(self._layout, placement)  # (layout ranks, E)
         self._sum = HostSum(context.collectives, "capacity/measured_share")
         # The policy, and the share that was last measured.

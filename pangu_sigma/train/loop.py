@@ -43,7 +43,7 @@ from pangu_sigma.train.metrics import (
 )
 from pangu_sigma.train.profile import StepProfile
 from pangu_sigma.train.reading import LaunchedStep, ReadingRule
-from pangu_sigma.train.schedule import Ramp, context_ramp, learning_rate, local_term_ramp, locality_loss_ramp
+from pangu_sigma.train.schedule import Ramp, context_ramp, learning_rate, locality_bias_ramp, locality_loss_ramp
 from pangu_sigma.train.statistics import check_row_limit
 from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
 from pangu_sigma.train.utilisation import Utilisation
@@ -231,7 +231,7 @@ class TrainingLoop:
         self.profile = StepProfile(config, runtime.rank)
         self.utilisation = Utilisation(config, runtime.chip, runtime.world_size, engine.words.vocab_size)
         router = config.moe.router
-        term, loss, context = ramps = local_term_ramp(router), locality_loss_ramp(router), context_ramp(router)
+        term, loss, context = ramps = locality_bias_ramp(router), locality_loss_ramp(router), context_ramp(router)
         self._schedules = {
             "moe/local_strength": Scheduled(term, engine.set_locality_bias),
             "moe/locality_loss_weight": Scheduled(loss, engine.set_locality_loss_weight),
@@ -376,7 +376,8 @@ class TrainingLoop:
             step,
             state,
         )
-        # Ranks that the rows were spread over: `eval --as-trained` needs them, and a given `moe.layout` does not tell.
+        # Ranks that the rows were spread over: `eval --as-trained` needs them, and a given `moe.logical_topology` does
+        # not tell.
         header = replace(header, sampler={**header.sampler, RANKS: self.runtime.topology.data})
         saving.writer.save(header, local_tensors(state, saving.place))
         self.saved_step = step

@@ -49,7 +49,7 @@ class OffloadedExpertOptimizer:
     """
 
     def __init__(self, parameters: Sequence[Parameter], options: OptimizerConfig) -> None:
-        self.lazy = options.experts == "host_lazy"
+        self.lazy = options.expert_state == "host_lazy"
         self._banks = [_HostBank(parameter, options) for parameter in parameters]
         self._layers: Dict[str, List[int]] = {}  # by layer, the output bias first: indices of parameters
         for index, parameter in enumerate(parameters):

@@ -13,8 +13,10 @@ from pangu_sigma.model.parameter_groups import group_key, is_expert_parameter
 
 
 def on_device(parameters: Sequence[Parameter], options: OptimizerConfig) -> List[Parameter]:
-    """Those that the compiled step updates: with `optimizer.experts` on the host all but experts, which come last."""
-    return [p for p in parameters if options.experts == "device" or not is_expert_parameter(p.name)]
+    """Those that the compiled step updates: with `optimizer.expert_state` on the host all but experts, which come
+    last.
+    """
+    return [p for p in parameters if options.expert_state == "device" or not is_expert_parameter(p.name)]
 
 
 _adam = ops.AdamWeightDecay()

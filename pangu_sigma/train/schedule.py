@@ -57,9 +57,9 @@ class Ramp:
         return self.initial + done * (self.final - self.initial)
 
 
-def local_term_ramp(router: RouterConfig) -> Optional[Ramp]:
+def locality_bias_ramp(router: RouterConfig) -> Optional[Ramp]:
     """The strength of the local term of `router`; None: it has no such term."""
-    term = router.local_term
+    term = router.locality_bias
     if term.kind == "none":
         return None
     return Ramp(term.initial_strength, term.strength, term.start_step, term.warmup_steps)

@@ -237,10 +237,10 @@ class Update(nn.Cell):
     2. Scale by nominal / (loss scale x unmasked tokens): the gradient of the mean over the global batch.
     3. Clip by the global norm; skip the update, on all ranks alike, if the norm is not finite, or the status register
        of any rank's device has told of an overflow.
-    4. Hybrid Adam, of this rank's share where `optimizer.shard` says so; loss scale; balance biases and means of gate
+    4. Hybrid Adam, of this rank's share where `optimizer.zero` says so; loss scale; balance biases and means of gate
        values, where routers have them.
 
-    With `optimizer.experts` on the host 4 leaves the experts to it (see `pangu_sigma.train.offloaded_experts`).
+    With `optimizer.expert_state` on the host 4 leaves the experts to it (see `pangu_sigma.train.offloaded_experts`).
 
     Args:
         exchange: sums the gradients, see `pangu_sigma.train.flat.gradient_exchange`; its `targets` are updated.

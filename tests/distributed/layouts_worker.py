@@ -65,8 +65,8 @@ def configuration(
             "moe": {
                 "num_experts": 8,
                 "num_groups": 2,
-                "layout": {"world_size": 4, "ranks_per_node": 2, "expert": 4},
-                "placement": placement,
+                "logical_topology": {"world_size": 4, "ranks_per_node": 2, "expert": 4},
+                "expert_placement": placement,
                 "capacity": {"factor": 8.0},
                 "router": {
                     "type": "locmoe",
@@ -253,10 +253,10 @@ class Runs:
         # As compiled already: that a process of its own resumes to the bit is in tests/end_to_end/test_checkpoints.py.
         straight.root = output / "resumed" / "checkpoints"
         resume(straight, "resumed", half_of("straight"))
-        resume(self.run("2x2", 2, 2, shard="data_parallel", experts="host_dense"), "2x2", half_of("straight"))
+        resume(self.run("2x2", 2, 2, zero="data_parallel", expert_state="host_dense"), "2x2", half_of("straight"))
         resume(self.run("whole", 2), "whole", half_of("2x2"))
         resume(self.run("flat", 2, flat=True), "flat", half_of("2x2"))
-        resume(self.run("shared", 2, shard="data_parallel"), "shared", half_of("flat"))
+        resume(self.run("shared", 2, zero="data_parallel"), "shared", half_of("flat"))
         back = self.run("back", 4, 1, "node_grouped")
         back.restore(half_of("shared"))
         back.save(HALF)

@@ -54,7 +54,7 @@ CASES: Dict[str, Dict[str, Any]] = {
     "group-wise, shared state": {
         "moe": {"router": {"type": "switch"}, "dispatch": {"group_wise": True, "chunks": 2}},
         "parallel": {"expert": 2, "tensor": 2},
-        "optimizer": {"shard": "data_parallel"},
+        "optimizer": {"zero": "data_parallel"},
     },
 }
 

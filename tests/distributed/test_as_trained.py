@@ -10,7 +10,7 @@ import pytest
 from helpers.launched import launch_two, run_command
 
 TWO_TIERS = {
-    "router": {"type": "locmoe", "local_term": {"kind": "margin", "strength": 0.5}},
+    "router": {"type": "locmoe", "locality_bias": {"kind": "margin", "strength": 0.5}},
     "dispatch": {"type": "hierarchical"},
     "capacity": {"mode": "adaptive", "evaluation_factor": 1.0, "local_share": 0.7},
 }

@@ -55,7 +55,7 @@ GROUP_WISE = configuration(
     parallel={"expert": 2, "tensor": 2, "ranks_per_node": 2, "reduce_precision": "bf16"},
     runtime={"precision": "bf16"},
     train={"steps": 2, "global_batch_size": 8, "micro_batch_size": 2, "recompute": "all"},
-    optimizer={"warmup_steps": 1, "shard": "data_parallel"},
+    optimizer={"warmup_steps": 1, "zero": "data_parallel"},
 )
 SWITCH = configuration({"router": {"type": "switch"}}, parallel={"expert": 2})
 SATURATING = {**SWITCH, "runtime": {"device": "ascend", "precision": "fp16", "chip": "910a"}}

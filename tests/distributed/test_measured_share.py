@@ -17,7 +17,7 @@ def test_nothing_travels_between_nodes_once_all_tokens_stay(tiny_data, tmp_path)
         moe={
             "num_experts": 4,
             "num_groups": 2,
-            "router": {"type": "locmoe", "local_term": {"kind": "margin", "strength": 1.0, "start_step": 2}},
+            "router": {"type": "locmoe", "locality_bias": {"kind": "margin", "strength": 1.0, "start_step": 2}},
             "dispatch": {"type": "hierarchical"},
             "capacity": {"factor": 2.0, "measured_share": {"interval": 2}},
         },

@@ -143,7 +143,10 @@ CONFIGURATION = [
     ),
     Case("config config.yaml --set moe.domain_groups=[0,2]", "moe.domain_groups[1] is 2"),
     Case("config config.yaml --set parallel.expert=2", "parallel.expert x parallel.tensor (2) does not divide"),
-    Case("config config.yaml --set moe.layout.world_size=3", "moe.layout.world_size (3) does not divide train.global"),
+    Case(
+        "config config.yaml --set moe.logical_topology.world_size=3",
+        "moe.logical_topology.world_size (3) does not divide train.global",
+    ),
     Case("config config.yaml --ranks 4", "data-parallel ranks (4) does not divide train.global_batch_size (2)"),
     Case("config config.yaml --set train.stop_after=9", "train.stop_after (9) is beyond train.steps (2)"),
     Case("config config.yaml --set optimizer.warmup_steps=9", "optimizer.warmup_steps (9) is beyond the end of decay"),

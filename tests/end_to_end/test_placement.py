@@ -10,7 +10,7 @@ from pangu_sigma.cli.main import main
 
 pytestmark = pytest.mark.compiles
 
-LAYOUT = "moe.layout={world_size: 2, ranks_per_node: 1, expert: 2}"
+LAYOUT = "moe.logical_topology={world_size: 2, ranks_per_node: 1, expert: 2}"
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ FREE = {
     "linear decay, experts' optimizer on the host, rows, sampling, chunks, noise, factors": (
         "optimizer.schedule=linear",
         "optimizer.decay_steps=9",
-        "optimizer.experts=host_dense",
+        "optimizer.expert_state=host_dense",
         "train.global_batch_size=6",
         "train.micro_batch_size=3",
         "data.mixing=proportional",
@@ -74,19 +74,19 @@ FREE = {
     ),
     "no decay, idle experts stay, shards, hierarchical, placed with domains, undecided by the value": (
         "optimizer.schedule=constant",
-        "optimizer.experts=host_lazy",
-        "optimizer.shard=data_parallel",
+        "optimizer.expert_state=host_lazy",
+        "optimizer.zero=data_parallel",
         "moe.dispatch.type=hierarchical",
         "moe.dispatch.chunks=2",
         "moe.capacity.local_share=0.5",
         "data.placement=domain_by_node",
-        "moe.placement=node_grouped",
+        "moe.expert_placement=node_grouped",
         "moe.router.locmoe.ties=unrectified",
     ),
     "ragged, experts placed, gate weights unused, more steps": (
         "moe.dispatch.type=ragged",
         "moe.dispatch.ragged_limit=4.0",
-        "moe.placement=node_grouped",
+        "moe.expert_placement=node_grouped",
         "moe.scale_by_gate=false",
         "moe.initial_experts=copies",
         "train.steps=4",
@@ -96,7 +96,7 @@ FREE = {
         "moe.router.top_k=2",
         "moe.dispatch.drop_priority=weight",
         "moe.dispatch.overflow=repick",
-        "moe.layout={world_size: 2, ranks_per_node: 1, expert: 2}",
+        "moe.logical_topology={world_size: 2, ranks_per_node: 1, expert: 2}",
     ),
     "stop": (
         "train.steps=9",
@@ -144,10 +144,13 @@ BEGUN = {
         ("moe.capacity.buckets=2", "moe.capacity.maximum_factor=0.5"),
     ),
     "bias to margin": (
-        ("moe.router.local_term.kind=bias",),
-        ("moe.router.local_term={kind: margin, strength: 0.5, initial_strength: 0.2, start_step: 2, warmup_steps: 2}",),
+        ("moe.router.locality_bias.kind=bias",),
+        (
+            "moe.router.locality_bias={kind: margin, strength: 0.5, initial_strength: 0.2, start_step: 2, "
+            "warmup_steps: 2}",
+        ),
     ),
-    "local term off": (("moe.router.local_term.kind=bias",), ("moe.router.local_term.kind=none",)),
+    "local term off": (("moe.router.locality_bias.kind=bias",), ("moe.router.locality_bias.kind=none",)),
     "balance": (("moe.router.balance_rate=0.01",), ("moe.router.balance_rate=0.02",)),
     "fp16 to fp32": (("runtime.precision=fp16",), ("runtime.precision=fp32",)),
     "ragged to flat": (("moe.dispatch.type=ragged",), ("moe.dispatch.type=flat",)),
@@ -226,12 +229,12 @@ REFUSED = [
         "moe.router.balance_rate is 0.0",
         "trained with 0.01",
     ),
-    ((), "moe.router.local_term.kind=bias", "moe.router.local_term.kind is bias", "trained with none"),
-    ((), "moe.router.local_term.kind=margin", "moe.router.local_term.kind is margin", "trained with none"),
+    ((), "moe.router.locality_bias.kind=bias", "moe.router.locality_bias.kind is bias", "trained with none"),
+    ((), "moe.router.locality_bias.kind=margin", "moe.router.locality_bias.kind is margin", "trained with none"),
     (
-        ("moe.router.balance_rate=0.01", "moe.router.local_term.kind=bias"),
-        "moe.router.local_term.kind=none",
-        "moe.router.local_term.kind is none",
+        ("moe.router.balance_rate=0.01", "moe.router.locality_bias.kind=bias"),
+        "moe.router.locality_bias.kind=none",
+        "moe.router.locality_bias.kind is none",
         "trained with bias",
     ),
     ((), "train.steps=1", "train.steps (1)", "at step 2"),
@@ -280,7 +283,7 @@ def test_every_key_is_in_a_case():
         named |= (
             {f"{key}.{name}" for name in yaml.safe_load(value)}
             if value.startswith("{")
-            and key not in ("moe.layout", "moe.capacity.measured_share")  # null, or all of them
+            and key not in ("moe.logical_topology", "moe.capacity.measured_share")  # null, or all of them
             else {key}
         )
     missing = (

@@ -217,9 +217,9 @@ def test_half_precision_scales_its_loss(train):
 
 LOCAL = (
     "moe.router.type=locmoe",
-    "moe.layout={world_size: 2, ranks_per_node: 1, expert: 2}",
+    "moe.logical_topology={world_size: 2, ranks_per_node: 1, expert: 2}",
     "moe.router.balance_rate=0.01",
-    "moe.router.local_term={kind: margin, strength: 1.0, start_step: 2, warmup_steps: 2}",
+    "moe.router.locality_bias={kind: margin, strength: 1.0, start_step: 2, warmup_steps: 2}",
 )
 
 

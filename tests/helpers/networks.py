@@ -99,11 +99,11 @@ def layer_spec(config: Config, rows: int, training: bool) -> LayerSpec:
     own = router.switch if router.type == "switch" else router.locmoe
     factor = moe.capacity.factor if training else moe.capacity.evaluation_factor
     tokens = rows * config.model.sequence_length
-    ranks = moe.layout
+    ranks = moe.logical_topology
     layout = Topology(1, 1) if ranks is None else Topology(ranks.world_size, ranks.ranks_per_node, ranks.expert)
     return LayerSpec(
         layout=layout,
-        placement=ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.placement),
+        placement=ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.expert_placement),
         capacity=min(tokens, ceil(factor * router.top_k * tokens / moe.num_experts)),
         router=router.type,
         gate=router.locmoe.gate,
@@ -206,7 +206,7 @@ class SmallNetwork:
 
     def batch(self, seed: int = 0) -> Dict[str, np.ndarray]:
         """A batch whose homes are ranks of the layout that the sparse layers refer to."""
-        layout = self.config.moe.layout
+        layout = self.config.moe.logical_topology
         return make_batch(seed, self.rows, 1 if layout is None else layout.world_size)
 
     def logits(self, batch: Mapping[str, np.ndarray], training: bool = False) -> np.ndarray:

@@ -15,7 +15,7 @@ MODEL = {
 # late, whole and to their stretches. Every dispatcher: test_dispatch.py.
 CASES = {
     "placed": {
-        "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical"}, "placement": "node_grouped"},
+        "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical"}, "expert_placement": "node_grouped"},
         "data": {"placement": "domain_by_node"},
         "parallel": {"expert": 4, "ranks_per_node": 1},
     },
@@ -32,7 +32,7 @@ CASES = {
     "narrow, late, shared": {
         "moe": {"router": {"type": "switch"}},
         "parallel": {"expert": 2, "ranks_per_node": 2, "reduce_precision": "fp16", "overlap_gradients": False},
-        "optimizer": {"warmup_steps": 1, "shard": "data_parallel"},
+        "optimizer": {"warmup_steps": 1, "zero": "data_parallel"},
         "runtime": {"precision": "fp16"},
     },
 }

@@ -11,4 +11,6 @@ class GShardOptions:
     aux_loss_weight: float = key(0.01, "weight of the load-balancing loss of first choices", minimum=0.0)
 
 
-ROUTER = RouterSpec(GShardOptions, top_k=2, selection_biases=("local_term",), gate_weights=True, cost=dense_gate_cost)
+ROUTER = RouterSpec(
+    GShardOptions, top_k=2, selection_biases=("locality_bias",), gate_weights=True, cost=dense_gate_cost
+)

@@ -21,7 +21,7 @@ def cost(options: TAMoEOptions, sizes: RouterSizes) -> RouterCost:
 
 ROUTER = RouterSpec(
     TAMoEOptions,
-    selection_biases=("local_term",),
+    selection_biases=("locality_bias",),
     second_experts=True,
     gate_weights=True,
     localises=True,

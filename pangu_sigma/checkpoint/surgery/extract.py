@@ -26,7 +26,7 @@ from pangu_sigma.checkpoint.surgery.reshard import without_training_state
 from pangu_sigma.checkpoint.surgery.rewrite import check_target, newest, write_checkpoint
 from pangu_sigma.config.derived import experts_per_group
 from pangu_sigma.config.load import save_config, to_dict
-from pangu_sigma.config.schema import Config, LocalTermConfig, ParallelConfig
+from pangu_sigma.config.schema import Config, LocalityBiasConfig, ParallelConfig
 from pangu_sigma.config.schema_run import CheckpointConfig, ClusterConfig
 from pangu_sigma.data.domains import DOMAIN_NAMES, is_domain_name, resolve_domain_groups
 from pangu_sigma.data.jsonl import check_text
@@ -139,7 +139,7 @@ def config_of_domain(config: Config, domain: Domain, target: str, tokenizer: Opt
         target: the checkpoint folder of the new model.
         tokenizer: name of the tokenizer's file there; None: there is none.
     """
-    local_term = LocalTermConfig()  # on one node every expert is local, and a preference for local ones is none
+    local_term = LocalityBiasConfig()  # on one node every expert is local, and a preference for local ones is none
     sources = {name: path for name, path in config.data.prepare.sources.items() if name == domain.name}
     prepare = replace(
         config.data.prepare,
@@ -154,8 +154,8 @@ def config_of_domain(config: Config, domain: Domain, target: str, tokenizer: Opt
             num_experts=domain.experts,
             num_groups=1,
             domain_groups=None,
-            layout=None,
-            router=replace(config.moe.router, local_term=local_term),  # on one node the locality loss is 0, too
+            logical_topology=None,
+            router=replace(config.moe.router, locality_bias=local_term),  # on one node the locality loss is 0, too
             dispatch=replace(config.moe.dispatch, group_wise=False),
         ),
         parallel=ParallelConfig(),

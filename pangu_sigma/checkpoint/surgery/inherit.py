@@ -141,7 +141,7 @@ def inherit(
     """
     check_target(Path(target))
     data = PreparedData.open(config.data.path)
-    words, layout = vocabulary(config, data), config.moe.layout
+    words, layout = vocabulary(config, data), config.moe.logical_topology
     given = None if layout is None else Topology(layout.world_size, layout.ranks_per_node, layout.expert)
     words = replace(words, id_nodes=nodes_of_ids(config, data, words.vocab_size, given))
     blueprint = draw_blueprint(config, words)

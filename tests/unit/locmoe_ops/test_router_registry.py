@@ -101,7 +101,7 @@ def test_costs(name, values, weights, products, statistics):
         ),
         (
             HEAD + "ROUTER = RouterSpec(selection_biases=('speed',))\n",
-            "selection_biases hold 'speed', expected some of local_term, balance_rate",
+            "selection_biases hold 'speed', expected some of locality_bias, balance_rate",
         ),
     ],
 )

@@ -43,7 +43,7 @@ def test_every_key_with_a_default_that_the_loader_takes(script, tmp_path):
     found = {row[0].strip("`"): row[2].strip("`") for row in rows(script.configuration())}
     assert set(flat(to_dict(Config()))) <= set(found)
     (tmp_path / "empty.yaml").write_text("{}")
-    null = ("moe.layout.", "moe.capacity.measured_share.")  # sections that are null
+    null = ("moe.logical_topology.", "moe.capacity.measured_share.")  # sections that are null
     defaults = [f"{key}={value}" for key, value in found.items() if not key.startswith(null)]
     assert load_config(tmp_path / "empty.yaml", defaults) == Config()
 
@@ -56,7 +56,7 @@ def test_choices_and_limits(script):
     assert meaning["moe.capacity.mode"] == "`factor`, `critical`, `adaptive`"
     assert meaning["moe.domain_groups"] == "list of integers, or null"
     assert meaning["train.recompute"] == "`none`, `attention`, `sparse`, `all`, or integer >= 1"
-    assert meaning["moe.layout"] == "a section, [below](#moelayout), or null"
+    assert meaning["moe.logical_topology"] == "a section, [below](#moelogical_topology), or null"
 
 
 def test_every_metric(script):

@@ -51,20 +51,20 @@ SETTINGS = {
     "codes of three domains": {"moe.router.locmoe.gate_input": "code", "moe.domain_groups": [0, 1, 1]},
     "words": {"moe.router.locmoe.gate_input": "word", "moe.router.locmoe.blocks": "by_layer"},
     "local term and bias": {
-        "moe.router.local_term": {"kind": "margin", "strength": 0.5},
+        "moe.router.locality_bias": {"kind": "margin", "strength": 0.5},
         "moe.router.balance_rate": 0.01,
     },
     "sparse query layer": {"model.sparse_query_layer": True, "model.sparse_layers": 0, "model.dense_layers": 1},
     "word tables of domains": {"model.domain_embeddings": True, "moe.domain_groups": [1, 0, 0]},
     "half precision, ragged": {"runtime.precision": "fp16", "moe.dispatch.type": "ragged"},
     "another layout": {
-        "moe.layout": {"world_size": 2, "ranks_per_node": 1, "expert": 2},
-        "moe.placement": "node_grouped",
+        "moe.logical_topology": {"world_size": 2, "ranks_per_node": 1, "expert": 2},
+        "moe.expert_placement": "node_grouped",
         "data.placement": "domain_by_node",
         "moe.dispatch.type": "hierarchical",
     },
-    "experts on the host, in micro-batches": {"optimizer.experts": "host_dense", "train.micro_batch_size": 1},
-    "sharded": {"optimizer.shard": "data_parallel"},
+    "experts on the host, in micro-batches": {"optimizer.expert_state": "host_dense", "train.micro_batch_size": 1},
+    "sharded": {"optimizer.zero": "data_parallel"},
     "no experts": {"model.sparse_layers": 0, "model.dense_layers": 1},
 }
 
@@ -105,7 +105,7 @@ STEPS = {
         **pair_of("switch", "flat"),
         "moe.dispatch.chunks": 3,
         "train.micro_batch_size": 2,
-        "optimizer.experts": "host_dense",
+        "optimizer.expert_state": "host_dense",
     },
     "locmoe": {
         **pair_of("locmoe", "hierarchical"),

@@ -34,12 +34,16 @@ def config_of(**sections):
             (4, 4, 4),
             1,
         ),
-        ({"moe": {"num_experts": 8, "layout": {"world_size": 8, "ranks_per_node": 2, "expert": 4}}}, (8, 2, 4), 1),
+        (
+            {"moe": {"num_experts": 8, "logical_topology": {"world_size": 8, "ranks_per_node": 2, "expert": 4}}},
+            (8, 2, 4),
+            1,
+        ),
     ],
 )
 def test_tokens_are_those_of_one_rank(sections, layout, rows):
     config = bench.one_rank_of(config_of(**sections))
-    found = config.moe.layout
+    found = config.moe.logical_topology
     assert (found.world_size, found.ranks_per_node, found.expert) == layout
     assert config.train.micro_batch_size == rows
     bench.validate(config, 1)
@@ -49,7 +53,10 @@ def test_every_router_has_a_row_or_a_reason():
     """16 features are no 3 equal blocks, so no averaging gate; a local term, which hash refuses, is left off."""
     config = bench.one_rank_of(
         config_of(
-            moe={"num_experts": 6, "router": {"type": "locmoe", "local_term": {"kind": "bias"}, "balance_rate": 0.01}}
+            moe={
+                "num_experts": 6,
+                "router": {"type": "locmoe", "locality_bias": {"kind": "bias"}, "balance_rate": 0.01},
+            }
         )
     )
     found, left_out = bench.routers_of(config)
@@ -62,7 +69,7 @@ def test_every_router_has_a_row_or_a_reason():
         "ta_moe",
     ]
     assert [reason.partition(":")[0] for reason in left_out] == ["etr", "locmoe, grap gate"]
-    assert {candidate.config.moe.router.local_term.kind for candidate in found} == {"none"}
+    assert {candidate.config.moe.router.locality_bias.kind for candidate in found} == {"none"}
     assert [candidate.config.moe.router.top_k for candidate in found] == [1, 1, 2, 1, 1, 1]
 
 

@@ -41,7 +41,7 @@ def test_the_header_says_where_sampling_and_randomness_stand(reader):
         and header.data.domains == ("en", "zh")
         and header.data.tokenizer_sha256 == "t" * 64
     )
-    assert header.config["moe"]["layout"] == {"world_size": 4, "ranks_per_node": 2, "expert": 4}
+    assert header.config["moe"]["logical_topology"] == {"world_size": 4, "ranks_per_node": 2, "expert": 4}
 
 
 def test_the_same_run_changes_nothing(reader):
@@ -142,20 +142,20 @@ def test_a_router_goes_on_with_the_state_that_it_has(reader):
         ),
         (
             {},
-            {"local_term": bias},
-            "moe.router.local_term.kind is bias, but .* trained with none; expected none .*start_step",
+            {"locality_bias": bias},
+            "moe.router.locality_bias.kind is bias, but .* trained with none; expected none .*start_step",
         ),
         (
-            {"local_term": bias, "balance_rate": 0.1},
+            {"locality_bias": bias, "balance_rate": 0.1},
             {"balance_rate": 0.1},
-            "moe.router.local_term.kind is none, but .* trained with bias; expected bias or margin .*strength 0",
+            "moe.router.locality_bias.kind is none, but .* trained with bias; expected bias or margin .*strength 0",
         ),
     ):
         with pytest.raises(InputError, match=told):
             check_same_model(saved_with(**then), with_router(**now))
     for then, now in (
-        ({"local_term": bias}, {"local_term": margin}),
-        ({"local_term": bias}, {}),
+        ({"locality_bias": bias}, {"locality_bias": margin}),
+        ({"locality_bias": bias}, {}),
         ({"balance_rate": 0.1}, {"balance_rate": 0.05}),
         ({}, {"switch": {"jitter": 0.1}, "statistics": "rank"}),
         (locmoe(centre_rate=0.5), locmoe(centre_rate=1e-9, value_scale=2.0, rectify=False)),

@@ -62,8 +62,8 @@ def build(networks):
             {"domain_embeddings": True, "num_heads": 4},
             {
                 "router": {"type": "switch", "balance_rate": 0.01},
-                "placement": placement,
-                "layout": {"world_size": 4, "ranks_per_node": 2, "expert": 4},
+                "expert_placement": placement,
+                "logical_topology": {"world_size": 4, "ranks_per_node": 2, "expert": 4},
             },
             parallel={"expert": topology.expert, "tensor": topology.tensor, "ranks_per_node": topology.ranks_per_node},
             train={"global_batch_size": 24},

@@ -20,9 +20,9 @@ SHIPPED = {name: path for name, path in shipped_files().items() if name.startswi
         ("train: {steps: 1000}", [], {}),  # the default, written out
         ("train: {steps: 200}", ["--set", "train.seed=7"], {"train": {"steps": 200, "seed": 7}}),
         (
-            "moe: {layout: {world_size: 2}}",
+            "moe: {logical_topology: {world_size: 2}}",
             [],
-            {"moe": {"layout": {"world_size": 2, "ranks_per_node": 1, "expert": 1}}},
+            {"moe": {"logical_topology": {"world_size": 2, "ranks_per_node": 1, "expert": 1}}},
         ),
         ("data: {prepare: {sources: {en: x}}}", [], {"data": {"prepare": {"sources": {"en": "x"}}}}),
         ("optimizer: {clip_norm: null}", [], {"optimizer": {"clip_norm": None}}),

@@ -92,7 +92,7 @@ def test_what_does_not_fit_is_said_with_a_way_out(capsys):
     rows = ["--set", "train.micro_batch_size=4"]
     assert main(["plan", "configs/ascend/pangu_sigma_38b_128.yaml", "--nodes", "16", *ON_910A, *rows]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    settings = "--set train.micro_batch_size=1 --set optimizer.shard=data_parallel --set train.recompute=all ("
+    settings = "--set train.micro_batch_size=1 --set optimizer.zero=data_parallel --set train.recompute=all ("
     assert "DOES NOT FIT" in text and f"the nearest change that fits: {settings}" in text
 
 

@@ -43,8 +43,8 @@ SEVERAL = {"micro_batch_size": 1}
         (1, {"parallel": {"bucket_mb": 8}}, "bucket_mb is 8.0 with one data-parallel rank"),
         (
             2,
-            {"optimizer": {"flat": False, "shard": "data_parallel"}},
-            "optimizer.flat is false with optimizer.shard data_parallel, where each rank's part of all parameters is",
+            {"optimizer": {"flat": False, "zero": "data_parallel"}},
+            "optimizer.flat is false with optimizer.zero data_parallel, where each rank's part of all parameters is",
         ),
         (
             2,

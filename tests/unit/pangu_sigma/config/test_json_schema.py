@@ -146,7 +146,7 @@ def test_defaults_and_meanings_are_those_of_the_keys():
     schema = json.loads(schema_text())
     found = defaults(schema)
     expected = to_dict(Config())
-    for path in ("moe.layout", "moe.capacity.measured_share"):  # sections that are off
+    for path in ("moe.logical_topology", "moe.capacity.measured_share"):  # sections that are off
         *above, name = path.split(".")
         for tree in (found, expected):
             for one in above:

@@ -21,9 +21,9 @@ def test_keys_left_out_take_their_defaults(write):
 
 def test_overrides_apply_in_order_and_open_optional_sections(write):
     config = load_config(
-        write("moe: {layout: null}"),
+        write("moe: {logical_topology: null}"),
         [
-            "moe.layout.world_size=4",
+            "moe.logical_topology.world_size=4",
             "train.steps=5",
             "train.steps=7",
             "moe.domain_groups=[0, 1]",
@@ -32,7 +32,7 @@ def test_overrides_apply_in_order_and_open_optional_sections(write):
             "data.path=a=b",
         ],
     )
-    assert config.moe.layout.world_size == 4
+    assert config.moe.logical_topology.world_size == 4
     assert config.train.steps == 7
     assert config.moe.domain_groups == (0, 1)
     assert config.data.prepare.sources == {"zh": "texts/zh"}
@@ -192,7 +192,7 @@ def test_a_word_or_a_number(write, tmp_path, text, value):
 def test_a_saved_configuration_reads_back_the_same(tmp_path):
     config = config_from_dict(
         {
-            "moe": {"layout": {"world_size": 4}, "domain_groups": [0, 0]},
+            "moe": {"logical_topology": {"world_size": 4}, "domain_groups": [0, 0]},
             "data": {"prepare": {"sources": {"中文": "文/本"}}},
         }
     )

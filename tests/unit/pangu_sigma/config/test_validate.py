@@ -35,7 +35,7 @@ def _config(settings):
         (4, {"parallel.expert": 2, "parallel.tensor": 2, "parallel.ranks_per_node": 2}),
         (4, {"parallel.expert": 2, "parallel.tensor": 2, "moe.dispatch.group_wise": True, "moe.dispatch.chunks": 3}),
         (8, {"parallel.expert": 2, "parallel.tensor": 4, "parallel.ranks_per_node": 4, "model.ffn_hidden_size": 12}),
-        (1, {"moe.layout": {"world_size": 8, "ranks_per_node": 4, "expert": 8}}),
+        (1, {"moe.logical_topology": {"world_size": 8, "ranks_per_node": 4, "expert": 8}}),
         (3, {"train.global_batch_size": 12, "train.micro_batch_size": 2}),
         (1, {"model.sparse_layers": 0, "moe.num_experts": 3}),
         (1, {"model.sparse_layers": 0, "model.dense_layers": 0}),
@@ -110,18 +110,18 @@ def test_what_fits_is_accepted(world_size, settings):
         (1, {"moe.router.type": "etr"}, ["moe.dispatch.drop_priority is position", "moe.router.type etr"]),
         (
             1,
-            {"moe.router.type": "hash", "moe.router.local_term.kind": "bias"},
-            ["moe.router.local_term.kind is bias", "by token id alone"],
+            {"moe.router.type": "hash", "moe.router.locality_bias.kind": "bias"},
+            ["moe.router.locality_bias.kind is bias", "by token id alone"],
         ),
         (
             1,
-            {"moe.router.type": "faster_moe", "moe.router.local_term.kind": "margin"},
-            ["local_term.kind is margin", "its own cap"],
+            {"moe.router.type": "faster_moe", "moe.router.locality_bias.kind": "margin"},
+            ["locality_bias.kind is margin", "its own cap"],
         ),
         (
             1,
-            {"moe.router.local_term": {"kind": "bias", "start_step": 1000}},
-            ["moe.router.local_term.start_step (1000)", "train.steps (1000)"],
+            {"moe.router.locality_bias": {"kind": "bias", "start_step": 1000}},
+            ["moe.router.locality_bias.start_step (1000)", "train.steps (1000)"],
         ),
         (
             1,
@@ -219,7 +219,7 @@ def test_what_fits_is_accepted(world_size, settings):
                 {"data.placement": "known_routes", "moe.router.locmoe.gate_input": "code", f"moe.router.{key}": value},
                 [f"moe.router.{key} is {value}", "data.placement known_routes"],
             )
-            for key, value in (("top_k", 2), ("balance_rate", 0.01), ("local_term.kind", "bias"))
+            for key, value in (("top_k", 2), ("balance_rate", 0.01), ("locality_bias.kind", "bias"))
         ),
         (
             1,
@@ -262,7 +262,7 @@ def test_what_fits_is_accepted(world_size, settings):
             {
                 "moe.capacity.measured_share": {},
                 "moe.dispatch.type": "hierarchical",
-                "moe.layout": {"world_size": 8, "ranks_per_node": 2},
+                "moe.logical_topology": {"world_size": 8, "ranks_per_node": 2},
                 "parallel": {"expert": 4, "ranks_per_node": 2},
             },
             ["moe.capacity.measured_share", "8 ranks, 2 a node", "4 data-parallel ranks, 2 a node"],
@@ -380,12 +380,24 @@ def test_what_fits_is_accepted(world_size, settings):
         ),
         (
             1,
-            {"moe.layout": {"world_size": 4, "ranks_per_node": 3}},
-            ["moe.layout.ranks_per_node (3)", "world_size (4)"],
+            {"moe.logical_topology": {"world_size": 4, "ranks_per_node": 3}},
+            ["moe.logical_topology.ranks_per_node (3)", "world_size (4)"],
         ),
-        (1, {"moe.layout": {"world_size": 4, "expert": 3}}, ["moe.layout.expert (3)", "moe.layout.world_size (4)"]),
-        (1, {"moe.layout": {"world_size": 3, "expert": 3}}, ["moe.layout.expert (3)", "moe.num_experts (8)"]),
-        (1, {"moe.layout": {"world_size": 16}}, ["moe.layout.world_size (16)", "train.global_batch_size (8)"]),
+        (
+            1,
+            {"moe.logical_topology": {"world_size": 4, "expert": 3}},
+            ["moe.logical_topology.expert (3)", "moe.logical_topology.world_size (4)"],
+        ),
+        (
+            1,
+            {"moe.logical_topology": {"world_size": 3, "expert": 3}},
+            ["moe.logical_topology.expert (3)", "moe.num_experts (8)"],
+        ),
+        (
+            1,
+            {"moe.logical_topology": {"world_size": 16}},
+            ["moe.logical_topology.world_size (16)", "train.global_batch_size (8)"],
+        ),
         (3, {}, ["data-parallel ranks (3)", "train.global_batch_size (8)"]),
         (2, {"train.micro_batch_size": 3}, ["train.micro_batch_size (3)", "train.global_batch_size (8)"]),
         (1, {"train.stop_after": 2000}, ["train.stop_after (2000)", "train.steps (1000)"]),

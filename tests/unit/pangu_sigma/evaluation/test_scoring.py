@@ -20,8 +20,8 @@ CASES = {
     },
     "switch": {
         "moe": {
-            "router": {"type": "switch", "top_k": 2, "local_term": {"kind": "margin", "strength": 1.0}},
-            "layout": {"world_size": 2, "ranks_per_node": 1, "expert": 2},
+            "router": {"type": "switch", "top_k": 2, "locality_bias": {"kind": "margin", "strength": 1.0}},
+            "logical_topology": {"world_size": 2, "ranks_per_node": 1, "expert": 2},
             "capacity": {"evaluation_factor": 0.3},
         }
     },
@@ -137,10 +137,20 @@ def test_a_greedy_continuation_is_known_as_one(small, numpy_model):
 FAR = {"world_size": 4, "ranks_per_node": 1, "expert": 4}  # every node has one expert, of one group
 # Settings under which, without `without_drops`, what a token gets depends on the others, or on where it is.
 OTHERS = {
-    "locmoe": {"router": {"type": "locmoe", "local_term": {"kind": "bias", "strength": 0.5}}, "layout": FAR},
+    "locmoe": {
+        "router": {"type": "locmoe", "locality_bias": {"kind": "bias", "strength": 0.5}},
+        "logical_topology": FAR,
+    },
     "gshard": {"router": {"type": "gshard", "top_k": 2}, "dispatch": {"type": "hierarchical"}},
-    "faster_moe": {"router": {"type": "faster_moe", "faster_moe": {"max_remote_fraction": 0.1}}, "layout": FAR},
-    "ta_moe": {"router": {"type": "ta_moe", "statistics": "node"}, "layout": FAR, "dispatch": {"overflow": "repick"}},
+    "faster_moe": {
+        "router": {"type": "faster_moe", "faster_moe": {"max_remote_fraction": 0.1}},
+        "logical_topology": FAR,
+    },
+    "ta_moe": {
+        "router": {"type": "ta_moe", "statistics": "node"},
+        "logical_topology": FAR,
+        "dispatch": {"overflow": "repick"},
+    },
     "etr": {"router": {"type": "etr"}, "dispatch": {"drop_priority": "weight"}, "capacity": {"mode": "critical"}},
     "ragged": {"router": {"type": "switch"}, "dispatch": {"type": "ragged"}},
 }

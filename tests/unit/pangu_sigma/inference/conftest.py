@@ -23,11 +23,11 @@ ROUTERS = (
     {"type": "hash"},
     {"type": "switch", "switch": {"jitter": 0.1}, "balance_rate": 0.01},
     {"type": "locmoe"},
-    {"type": "locmoe", "locmoe": {"gate_input": "word", "blocks": "by_layer"}, "local_term": MARGIN},
+    {"type": "locmoe", "locmoe": {"gate_input": "word", "blocks": "by_layer"}, "locality_bias": MARGIN},
     {"type": "locmoe", "locmoe": {"gate_input": "code"}},
     {"type": "gshard", "top_k": 2},
     {"type": "faster_moe"},
-    {"type": "ta_moe", "local_term": {"kind": "bias", "strength": 0.5}},
+    {"type": "ta_moe", "locality_bias": {"kind": "bias", "strength": 0.5}},
     {"type": "etr", "top_k": 2},
 )
 
@@ -52,7 +52,7 @@ def _config(router, **model):
                     "domain_embeddings": True,
                     **model,
                 },
-                "moe": {"num_experts": 8, "num_groups": 2, "layout": LAYOUT, "router": router},
+                "moe": {"num_experts": 8, "num_groups": 2, "logical_topology": LAYOUT, "router": router},
             }
         )
     )

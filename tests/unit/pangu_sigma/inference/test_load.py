@@ -98,7 +98,11 @@ def test_local_terms_are_on_when_asked_for(save_run):
     """Domain i's rows belong to node i, whose first rank is 2 * i."""
     layout = {"world_size": 4, "ranks_per_node": 2, "expert": 2}
     folder = save_run(
-        {"layout": layout, "placement": "node_grouped", "router": {"local_term": {"kind": "bias", "strength": 0.5}}},
+        {
+            "logical_topology": layout,
+            "expert_placement": "node_grouped",
+            "router": {"locality_bias": {"kind": "bias", "strength": 0.5}},
+        },
         data={"placement": "domain_by_node"},
         train={"steps": 2, "global_batch_size": 4, "output_dir": "elsewhere"},
     )

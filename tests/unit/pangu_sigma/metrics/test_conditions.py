@@ -127,9 +127,9 @@ def test_where_each_node_has_all_experts_every_token_is_at_home():
             {"moe/local_strength"},
             {"loss/aux"},
         ),
-        ({"router": {"local_term": {"kind": "bias"}}}, set(), {"moe/local_strength", "valid/local_term_off/loss"}),
+        ({"router": {"locality_bias": {"kind": "bias"}}}, set(), {"moe/local_strength", "valid/local_term_off/loss"}),
         (
-            {"router": {"local_term": {"kind": "bias"}}, "evaluation_rules": "none"},
+            {"router": {"locality_bias": {"kind": "bias"}}, "evaluation_rules": "none"},
             {"valid/local_term_off/loss"},
             {"moe/local_strength"},
         ),

@@ -21,7 +21,7 @@ CASES = {
         "model": {"activation": "relu"},
         "moe": {
             "router": {"type": "switch", "top_k": 2, "statistics": "rank", "switch": {"aux_loss_weight": 0.7}},
-            "layout": LAYOUT,
+            "logical_topology": LAYOUT,
             "num_groups": 1,
             "dispatch": {"drop_priority": "weight"},
             "capacity": {"factor": 0.9, "evaluation_factor": 4.0},
@@ -31,8 +31,8 @@ CASES = {
         "model": {"dense_layers": 0, "sparse_query_layer": True, "domain_embeddings": True},
         "moe": {
             "router": {"type": "locmoe", "locmoe": {"aux_loss_weight": 0.8, "locality_loss_weight": 0.5}},
-            "layout": LAYOUT,
-            "placement": "node_grouped",
+            "logical_topology": LAYOUT,
+            "expert_placement": "node_grouped",
             "capacity": {"factor": 1.0},
         },
     },
@@ -43,7 +43,7 @@ CASES = {
                 "statistics": "node",
                 "locmoe": {"gate": "dense", "aux_loss_weight": 0.8, "locality_loss_weight": 0.5},
             },
-            "layout": LAYOUT,
+            "logical_topology": LAYOUT,
             "scale_by_gate": False,
         },
     },

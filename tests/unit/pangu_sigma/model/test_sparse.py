@@ -39,7 +39,7 @@ def make_context(networks):
 def test_layout_is_the_job_unless_given(networks):
     job = Topology(2, 2, 2)
     assert resolve_layout(networks.small_config(), job) == job
-    given = {"layout": {"world_size": 8, "ranks_per_node": 4, "expert": 4}}
+    given = {"logical_topology": {"world_size": 8, "ranks_per_node": 4, "expert": 4}}
     assert resolve_layout(networks.small_config(None, given), job) == Topology(8, 4, 4)
 
 
@@ -100,11 +100,15 @@ def test_domain_groups(make_context, moe, domains, expected):
         ({"capacity": {"factor": 1.0}}, "shuffled", (12, 12)),  # as many here as there: 96 over 8
         ({"capacity": {"factor": 1.0, "local_share": 1.0}}, "shuffled", (24, 0)),
         (
-            {"capacity": {"factor": 1.0}, "placement": "node_grouped"},
+            {"capacity": {"factor": 1.0}, "expert_placement": "node_grouped"},
             "domain_by_node",
             (24, 0),
         ),  # all experts of its domain
-        ({"capacity": {"factor": 1.0, "local_share": 0.75}, "placement": "node_grouped"}, "domain_by_node", (18, 0)),
+        (
+            {"capacity": {"factor": 1.0, "local_share": 0.75}, "expert_placement": "node_grouped"},
+            "domain_by_node",
+            (18, 0),
+        ),
     ],
 )
 def test_slots_of_two_tiers(moe, placement, expected):
@@ -130,9 +134,9 @@ def test_evaluation_has_slots_with_the_local_term_on_and_off(share, placement, e
     moe = {
         "num_experts": 8,
         "num_groups": 2,
-        "placement": experts,
+        "expert_placement": experts,
         "capacity": {"local_share": share},
-        "router": {"type": "locmoe", "local_term": {"kind": "margin"}},
+        "router": {"type": "locmoe", "locality_bias": {"kind": "margin"}},
     }
     config = config_from_dict({"moe": moe, "data": {"placement": placement}})
     rules = SlotRules(config, Topology(4, 2, 4), domains=2, tokens=96)
@@ -156,7 +160,7 @@ def test_shares_that_the_far_tier_may_have_room_for(nodes, options, placement, s
             "moe": {
                 "num_experts": 8,
                 "num_groups": 2,
-                "placement": {"shuffled": "interleaved", "domain_by_node": "node_grouped"}[placement],
+                "expert_placement": {"shuffled": "interleaved", "domain_by_node": "node_grouped"}[placement],
                 "capacity": {"measured_share": options},
             },
             "data": {"placement": placement},
@@ -188,7 +192,9 @@ def test_slots_of_a_measured_share_by_hand(bucket, expected):
     assert rules.tier_capacities(rules.placement, 1.0, bucket=bucket) == expected
     assert rules.tier_capacities(rules.placement, 1.0, evaluation=True) == (24, 12)
     layout = {"world_size": 4, "ranks_per_node": 2, "expert": 4}
-    alone = SlotRules(config_from_dict({"moe": {**moe, "layout": layout}}), Topology(1, 1), domains=2, tokens=96)
+    alone = SlotRules(
+        config_from_dict({"moe": {**moe, "logical_topology": layout}}), Topology(1, 1), domains=2, tokens=96
+    )
     assert len(alone.far_shares()) == 4
     assert alone.tier_capacities(alone.placement, 1.0, bucket=bucket) == (12, 12)
 
@@ -197,10 +203,10 @@ def test_slots_of_a_measured_share_by_hand(bucket, expected):
     "moe, placement, expected",
     [
         ({"capacity": {"local_share": 1.0}}, "shuffled", (96, 96)),
-        ({"router": {"local_term": {"kind": "margin"}}}, "shuffled", (96, 96)),
+        ({"router": {"locality_bias": {"kind": "margin"}}}, "shuffled", (96, 96)),
         ({"capacity": {"measured_share": {}}}, "shuffled", (96, 96)),
         ({"router": {"top_k": 2}}, "shuffled", (96, 96)),
-        ({"placement": "node_grouped"}, "domain_by_node", (96, 0)),  # nothing can leave
+        ({"expert_placement": "node_grouped"}, "domain_by_node", (96, 0)),  # nothing can leave
     ],
 )
 def test_evaluation_without_rules_has_a_slot_for_every_token(moe, placement, expected):
@@ -259,7 +265,7 @@ def test_a_node_that_keeps_its_tokens_holds_experts_for_them():
     ],
 )
 def test_parts_that_exchange_by_themselves(topology, groups, placement, data, layout, parts):
-    moe = {"num_experts": 24, "num_groups": groups, "placement": placement, "layout": layout}
+    moe = {"num_experts": 24, "num_groups": groups, "expert_placement": placement, "logical_topology": layout}
     rules = SlotRules(
         config_from_dict({"moe": moe, "data": {"placement": data}}), Topology(*topology), domains=groups, tokens=96
     )
@@ -276,7 +282,7 @@ def test_parts_that_exchange_by_themselves(topology, groups, placement, data, la
             assert exchange.position_of[expert] < exchange.num_experts
 
 
-NODES_OF_ONE = {"layout": {"world_size": 4, "ranks_per_node": 1, "expert": 4}}
+NODES_OF_ONE = {"logical_topology": {"world_size": 4, "ranks_per_node": 1, "expert": 4}}
 
 
 @pytest.mark.parametrize(
@@ -360,7 +366,7 @@ def test_codes_send_ids_where_the_balanced_map_does(make_context, counts):
 def test_homes_of_ids_are_counted_layer_by_layer(make_context):
     """Two layers of eight experts in two groups, on two nodes of one rank."""
     layout = {"world_size": 2, "ranks_per_node": 1, "expert": 2}
-    context = make_context({"router": {"type": "hash"}, "layout": layout})
+    context = make_context({"router": {"type": "hash"}, "logical_topology": layout})
     layers = [build_sparse_layer(context, number) for number in (0, 1)]
     found = homes_of_ids(context.config.moe, context.layout, layers)
     tables = [layer.routing.router.table.asnumpy() for layer in layers]
@@ -376,7 +382,7 @@ def test_a_cooccurrence_map_needs_text_to_find_nodes_and_else_balances_by_freque
     counts, nodes = rng.integers(0, 9, (2, 29)), rng.integers(0, 2, (2, 29))
 
     def table(balance, id_nodes):
-        moe = {"router": {"type": "hash", "hash": {"balance": balance}}, "layout": layout}
+        moe = {"router": {"type": "hash", "hash": {"balance": balance}}, "logical_topology": layout}
         context = replace(make_context(moe, token_counts=counts), id_nodes=id_nodes)
         return build_router(context, 0, placement).expert_by_id()
 
@@ -436,9 +442,9 @@ def context_on_nodes(make_context):
         moe = {
             "num_experts": experts,
             "num_groups": groups,
-            "placement": placement,
+            "expert_placement": placement,
             "router": {"type": router},
-            "layout": {"world_size": nodes, "ranks_per_node": 1, "expert": nodes},
+            "logical_topology": {"world_size": nodes, "ranks_per_node": 1, "expert": nodes},
         }
         return make_context(moe, domains=groups, data={"placement": data})
 

@@ -41,7 +41,7 @@ SINGLE = {
     "train.micro_batch_size": (1, 2, 4),
     "train.recompute": ("attention", "sparse", 1, 2, 3, "all"),
     "moe.capacity.factor": (1.0,),
-    "optimizer.experts": ("host_dense",),
+    "optimizer.expert_state": ("host_dense",),
 }
 
 
@@ -118,10 +118,10 @@ def test_optimizer_state_elsewhere_where_it_is_most_of_a_rank(make_config):
         runtime={"precision": "fp16", "device": "ascend"},
     )
     cluster = with_memory(9.0, devices=2)
-    shared = memory_of(with_value(config, "optimizer.shard", "data_parallel"), cluster)
+    shared = memory_of(with_value(config, "optimizer.zero", "data_parallel"), cluster)
     assert shared < memory_of(config, cluster) * 0.95
     assert nearest_change(config, with_memory(shared * 1.001, devices=2)).settings == (
-        "--set optimizer.shard=data_parallel",
+        "--set optimizer.zero=data_parallel",
     )
 
 

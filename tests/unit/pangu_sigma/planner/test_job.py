@@ -71,12 +71,16 @@ CASES = [
     ((1, 4), {"expert": 4}, {"dispatch": {"type": TIERS}}),
     ((2, 2), {"expert": 4}, {"dispatch": {"type": "ragged"}}),
     ((2, 2), {"expert": 4}, {"dispatch": {"type": "ragged", "ragged_limit": 1.5}, "router": {"top_k": 2}}),
-    ((2, 2), {"expert": 4}, {"placement": "node_grouped", "dispatch": {"type": TIERS}}),
-    ((4, 1), {"expert": 4}, {"placement": "node_grouped", "dispatch": {"type": TIERS}}),
-    ((4, 1), {"expert": 4}, {"placement": "node_grouped", "dispatch": {"type": FLAT}}),
-    ((4, 1), {"expert": 4}, {"placement": "node_grouped", "dispatch": {"type": "ragged"}}),
+    ((2, 2), {"expert": 4}, {"expert_placement": "node_grouped", "dispatch": {"type": TIERS}}),
+    ((4, 1), {"expert": 4}, {"expert_placement": "node_grouped", "dispatch": {"type": TIERS}}),
+    ((4, 1), {"expert": 4}, {"expert_placement": "node_grouped", "dispatch": {"type": FLAT}}),
+    ((4, 1), {"expert": 4}, {"expert_placement": "node_grouped", "dispatch": {"type": "ragged"}}),
     # With domain_by_node each rank is a subgroup by itself, but its slots are shared out all the same.
-    ((2, 2), {"expert": 2, "tensor": 2}, {"placement": "node_grouped", "dispatch": {"type": FLAT, "group_wise": True}}),
+    (
+        (2, 2),
+        {"expert": 2, "tensor": 2},
+        {"expert_placement": "node_grouped", "dispatch": {"type": FLAT, "group_wise": True}},
+    ),
 ]
 
 
@@ -164,7 +168,7 @@ def test_measured_capacities_are_planned_at_their_most(make_job):
 def test_placement_of_the_only_domain_is_refused(make_config, sources, nodes, layout, refused):
     prepare = {"sources": {f"domain{i}": "text" for i in range(sources)}}
     data = {"placement": "domain_by_node", "prepare": prepare}
-    config = make_config(model={"vocab_size": None}, data=data, moe={"num_groups": 1, "layout": layout})
+    config = make_config(model={"vocab_size": None}, data=data, moe={"num_groups": 1, "logical_topology": layout})
     if refused:
         with pytest.raises(InputError, match="domain_by_node places domains on 2 nodes, but the data has one"):
             plan_job(config, nodes, 1)

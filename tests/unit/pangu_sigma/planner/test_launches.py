@@ -23,7 +23,7 @@ ONE_BY_ONE = UPDATE * (MATRICES + SMALL)
         ({"train": {"micro_batch_size": 2}}, ONE_BY_ONE + EMPTIED * (MATRICES + SMALL)),
         # Linear maps, whose gradients are summed early; tables; biases and norms.
         (
-            {"runtime": ASCEND, "optimizer": {"shard": "data_parallel"}},
+            {"runtime": ASCEND, "optimizer": {"zero": "data_parallel"}},
             IN_STRETCH * (MATRICES + SMALL) + 3 * VECTOR,
         ),
     ],
@@ -47,6 +47,6 @@ def test_experts_have_a_vector_unless_the_host_updates_them(make_job, experts, a
         model={"dense_layers": 1, "sparse_layers": 1, "sparse_query_layer": False},
         moe={"router": {"type": "hash"}},
         runtime=ASCEND,
-        optimizer={"experts": experts},
+        optimizer={"expert_state": experts},
     )
     assert update_launches(job) == UPDATE * alone + IN_VECTOR * small + VECTOR * vectors

@@ -39,13 +39,13 @@ def test_shared_and_hosted_state_by_hand(make_job, device):
 
     dense, experts = 7440 - 1616, 2 * 1616  # see below
     assert held() == (4 * 2 * (dense + experts), 0)
-    assert held(shard="data_parallel") == (4 * 3 * (dense // 4 + experts // 2), 0)
-    assert held(experts="host_lazy") == (4 * 2 * dense, 4 * 3 * experts)
-    assert held(shard="data_parallel", experts="host_dense") == (4 * 3 * dense // 4, 4 * 3 * experts)
+    assert held(zero="data_parallel") == (4 * 3 * (dense // 4 + experts // 2), 0)
+    assert held(expert_state="host_lazy") == (4 * 2 * dense, 4 * 3 * experts)
+    assert held(zero="data_parallel", expert_state="host_dense") == (4 * 3 * dense // 4, 4 * 3 * experts)
 
 
 def test_one_rank_shares_nothing(make_job, device):
-    whole, alone = (rank_memory(make_job(optimizer={"shard": shard}), device) for shard in ("none", "data_parallel"))
+    whole, alone = (rank_memory(make_job(optimizer={"zero": shard}), device) for shard in ("none", "data_parallel"))
     assert alone == whole
 
 

@@ -44,7 +44,12 @@ CASES = [
     ),
     *(({"model": {"sparse_query_layer": True, "domain_embeddings": True}}, degree) for degree in DEGREES),
     (
-        {"moe": {"router": {"balance_rate": 0.01, "local_term": {"kind": "bias"}}, "dispatch": {"overflow": "repick"}}},
+        {
+            "moe": {
+                "router": {"balance_rate": 0.01, "locality_bias": {"kind": "bias"}},
+                "dispatch": {"overflow": "repick"},
+            }
+        },
         (4, 1),
     ),
 ]

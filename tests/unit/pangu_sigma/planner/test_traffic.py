@@ -148,7 +148,7 @@ def test_narrow_gradients_of_shared_state_are_not_gathered(make_job):
         2,
         2,
         parallel={"expert": 2, "reduce_precision": "fp16", "overlap_gradients": False},
-        optimizer={"shard": "data_parallel"},
+        optimizer={"zero": "data_parallel"},
         runtime=REDUCED,
     )
     found = by_name(job)

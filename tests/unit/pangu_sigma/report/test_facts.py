@@ -31,7 +31,7 @@ LAUNCH = {
 def config(**parallel):
     raw = {
         "model": {"hidden_size": 16, "num_heads": 2, "sequence_length": 32, "dense_layers": 1, "sparse_layers": 1},
-        "moe": {"num_experts": 4, "layout": parallel.pop("layout", None)},
+        "moe": {"num_experts": 4, "logical_topology": parallel.pop("layout", None)},
         "optimizer": {"warmup_steps": 1},
         "train": {"steps": 10, "global_batch_size": 4},
         "data": {"path": "absent"},
@@ -93,7 +93,7 @@ def test_what_is_not_known_is_said(tmp_path, content):
         ({"tensor": 2, "ranks_per_node": 2}, 2, "2 ranks on 1 node, tensor-parallel 2"),
         ({"ranks_per_node": 2}, 3, "3 ranks on 1 node"),
         (
-            {"layout": {"world_size": 4, "ranks_per_node": 2, "expert": 4}},
+            {"logical_topology": {"world_size": 4, "ranks_per_node": 2, "expert": 4}},
             1,
             "1 rank on 1 node; locality as on 4 ranks on 2 nodes",
         ),

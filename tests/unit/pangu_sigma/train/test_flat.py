@@ -192,5 +192,5 @@ def test_what_is_split_and_what_is_whole_lie_in_vectors_of_their_own(make_parame
     ],
 )
 def test_which_form_a_job_has(device, flat, shard, ranks, expected):
-    config = config_from_dict({"runtime": {"device": device}, "optimizer": {"flat": flat, "shard": shard}})
+    config = config_from_dict({"runtime": {"device": device}, "optimizer": {"flat": flat, "zero": shard}})
     assert flattens(config, ranks) is expected

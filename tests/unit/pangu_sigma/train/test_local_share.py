@@ -26,7 +26,8 @@ class Bench:
 
     def __init__(self, networks, steps, layout=LAYOUT, **options):
         config = networks.small_config(
-            {}, {"layout": layout, "dispatch": {"type": "hierarchical"}, "capacity": {"measured_share": options}}
+            {},
+            {"logical_topology": layout, "dispatch": {"type": "hierarchical"}, "capacity": {"measured_share": options}},
         )
         collectives = create_collectives("local", Topology(1, 1), 0)
         context = SparseContext(config, model_dims(config, 2, networks.VOCABULARY, networks.DOMAINS), collectives)
@@ -128,7 +129,7 @@ def test_where_nothing_can_leave_nothing_is_measured(networks):
 
 
 def test_without_the_section_it_does_nothing(networks):
-    config = networks.small_config({}, {"layout": LAYOUT})
+    config = networks.small_config({}, {"logical_topology": LAYOUT})
     collectives = create_collectives("local", Topology(1, 1), 0)
     context = SparseContext(config, model_dims(config, 2, networks.VOCABULARY, networks.DOMAINS), collectives)
     control = LocalShareControl(context, 2, lambda batch: [], lambda bucket: None)

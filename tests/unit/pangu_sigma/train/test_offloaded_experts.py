@@ -23,7 +23,7 @@ class Bench:
     """A layer's experts on the host, and the same in NumPy (float64), which takes one expert at a time."""
 
     def __init__(self, kind):
-        self.options, rng = OptimizerConfig(weight_decay=0.1, experts=kind), np.random.default_rng(0)
+        self.options, rng = OptimizerConfig(weight_decay=0.1, expert_state=kind), np.random.default_rng(0)
         start = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
         self.parameters = [
             Parameter(Tensor(value), name=f"blocks.1.feed_forward.experts.{name}") for name, value in start.items()
@@ -49,7 +49,7 @@ class Bench:
         self.host.update(
             Tensor(np.array([counts, *kernel], np.float32)), [Tensor(gradient) for gradient in gradients.values()]
         )
-        for expert in (touched if options.experts == "host_lazy" else range(3)) if counts else ():
+        for expert in (touched if options.expert_state == "host_lazy" else range(3)) if counts else ():
             for name, gradient in gradients.items():
                 first, second, value = self.first[name][expert], self.second[name][expert], self.values[name][expert]
                 first += (1 - options.beta1) * (gradient[expert] - first)
@@ -122,7 +122,7 @@ class Run:
             {"dense_layers": 0},
             {"router": {"type": "switch"}},
             train={"global_batch_size": ROWS, "micro_batch_size": 2, "steps": 20},
-            optimizer={"experts": kind, "warmup_steps": 0},
+            optimizer={"expert_state": kind, "warmup_steps": 0},
             runtime={"precision": "fp16", "loss_scale": {"initial": 2.0**26, "growth_interval": 100}},
         )
         self.parts = TrainEngine(config, Runtime(create_collectives("local", Topology(1, 1), 0)), WORDS)

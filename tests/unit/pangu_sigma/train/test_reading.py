@@ -173,7 +173,7 @@ def test_a_step_is_launched_before_an_earlier_one_is_read(tmp_path, rule, chip):
 def test_what_changes_or_keeps_the_network_comes_after_all_that_was_launched(tmp_path, rule):
     """A schedule that begins after step 5 and takes three steps; validations, checkpoints and profiled steps."""
     term = {"kind": "margin", "strength": 0.5, "start_step": 5, "warmup_steps": 3}
-    job = Job(tmp_path, config_of(rule, router={"local_term": term}, eval_interval=4, interval=3, profile=[11, 11]))
+    job = Job(tmp_path, config_of(rule, router={"locality_bias": term}, eval_interval=4, interval=3, profile=[11, 11]))
     job.loop.profile = SimpleNamespace(
         begin=lambda step: job.events.append(("begin", step)) if step == 11 else None,
         end=lambda step, own: job.events.append(("end", step)) if step == 11 else None,
@@ -223,7 +223,7 @@ def test_times_on_a_device_add_up_to_the_time_that_passed(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"optimizer": {"experts": "host_dense"}}, "with optimizer.experts host_dense, where the host waits"),
+        ({"optimizer": {"expert_state": "host_dense"}}, "with optimizer.expert_state host_dense, where the host waits"),
         ({"train": {"log_interval": 1}}, "with train.log_interval 1, which is every step; expected each_step"),
     ],
 )

@@ -23,7 +23,10 @@ CASES = {
     "hash, a slot a domain": ({"domain_embeddings": True}, {"router": {"type": "hash"}}),
     "switch, groups crosswise": (
         {},
-        {"router": {"type": "switch", "balance_rate": 0.01, "local_term": {"kind": "bias"}}, "domain_groups": [1, 0]},
+        {
+            "router": {"type": "switch", "balance_rate": 0.01, "locality_bias": {"kind": "bias"}},
+            "domain_groups": [1, 0],
+        },
     ),
     "locmoe": (
         {"domain_embeddings": True, "sparse_query_layer": True},
@@ -36,7 +39,10 @@ CASES = {
         {"domain_embeddings": True},
         {"router": {"type": "faster_moe"}, "num_groups": 1},
     ),
-    "etr": ({}, {"router": {"type": "etr"}, "dispatch": {"drop_priority": "weight"}, "placement": "node_grouped"}),
+    "etr": (
+        {},
+        {"router": {"type": "etr"}, "dispatch": {"drop_priority": "weight"}, "expert_placement": "node_grouped"},
+    ),
 }
 
 

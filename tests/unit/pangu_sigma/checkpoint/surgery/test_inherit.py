@@ -22,8 +22,11 @@ ROUTERS = {
     "hash by frequency": {"router": {"type": "hash", "hash": {"balance": "frequency"}}},
     "switch": {"router": {"type": "switch", "balance_rate": 0.01}},
     "switch top 2": {"router": {"type": "switch", "top_k": 2}},
-    "locmoe": {"router": {"type": "locmoe", "local_term": {"kind": "margin"}}},
-    "locmoe dense gate": {"router": {"type": "locmoe", "locmoe": {"gate": "dense"}}, "placement": "node_grouped"},
+    "locmoe": {"router": {"type": "locmoe", "locality_bias": {"kind": "margin"}}},
+    "locmoe dense gate": {
+        "router": {"type": "locmoe", "locmoe": {"gate": "dense"}},
+        "expert_placement": "node_grouped",
+    },
     "locmoe by word": {"router": {"type": "locmoe", "locmoe": {"gate_input": "word"}}},
     "locmoe by code": {"router": {"type": "locmoe", "balance_rate": 0.01, "locmoe": {"gate_input": "code"}}},
     "gshard": {"router": {"type": "gshard", "top_k": 2}},
