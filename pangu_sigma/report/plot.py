@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INSTALL = "pip install 'pangu-sigma[plots]'"
+INSTALL = "pip install matplotlib"
 WIDTH_IN = 3.33  # of a column of a paper in two columns
 _WIDTH_PT = 72 * WIDTH_IN
 # What is left of the width for a label: above a bar, behind its sample in a legend, over axes with their labels.
