@@ -56,7 +56,7 @@ def _key(hint: Any, default: Any, limits: Mapping[str, Any], path: str) -> Dict[
         section = _section(inner, inner() if default is None else default, path)  # type: ignore[arg-type, operator]
         return {**section, "type": ["object", "null"]}
     if get_origin(inner) is dict:
-        found: Dict[str, Any] = {"type": "object", "additionalProperties": {"type": "string"}}
+        found: Dict[str, Any] = {"type": "object", "additionalProperties": _scalar(get_args(inner)[1], limits)}
     elif get_origin(inner) is tuple:
         found = {"type": "array", "items": _scalar(get_args(inner)[0], limits)}
     elif len(kinds) > 1:  # a word or a number, each with limits of its own

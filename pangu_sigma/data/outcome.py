@@ -1,12 +1,12 @@
 """What `prepare` says of the data that it wrote or found: what there is, and what came out otherwise than asked for."""
 
-import sys
 from typing import Iterator
 
 import numpy as np
 
 from pangu_sigma.config.schema_run import PrepareConfig
 from pangu_sigma.data.manifest import SPLITS, DataManifest
+from pangu_sigma.runtime.messages import log
 
 FAR = 2.0  # so many times more, or less, text in validation than asked for is worth a warning
 _TRAIN, _VALIDATION = SPLITS
@@ -17,7 +17,7 @@ def warn(manifest: DataManifest, settings: PrepareConfig) -> None:
     far more or less of a domain's text, or the tokenizer that was trained fewer pieces.
     """
     for line in [*_uneven_splits(manifest, settings.validation_fraction), *_small_vocabulary(manifest, settings)]:
-        print(f"pangu-sigma: warning: {line}", file=sys.stderr, flush=True)
+        log.warning("%s", line)
 
 
 def _uneven_splits(manifest: DataManifest, wanted: float) -> Iterator[str]:

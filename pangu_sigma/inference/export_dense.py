@@ -31,6 +31,7 @@ from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.inference.export import check_export_target, copy_tokenizer, write_export
 from pangu_sigma.inference.load import checkpoint_of, tokenizer_file
+from pangu_sigma.runtime.messages import log
 from pangu_sigma.runtime.strict_json import dumps
 
 MINDFORMERS_FILE = "pangu_alpha.ckpt"
@@ -117,7 +118,7 @@ def _dense_names(reader: CheckpointReader, form: str, dense_part: bool) -> List[
             f"--dense-part: {reader.folder} has no experts to leave out; expected it for a model with some"
         )
     if sparse:
-        print(f"the feed-forward networks of {', '.join(sparse)} have experts and are left out", flush=True)
+        log.warning("the feed-forward networks of %s have experts and are left out", ", ".join(sparse))
     return kept
 
 

@@ -5,7 +5,7 @@ from typing import List, Optional, Tuple
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import whole_number
-from pangu_sigma.config.load import load_config
+from pangu_sigma.checkpoint.locate import MODEL, SETTINGS, TRAINING, read_configuration
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
 
@@ -46,7 +46,8 @@ class RankCommand:
 
     def read_config(self, ranks: int) -> Config:
         """The configuration, checked for so many ranks. Raises InputError: it does not fit."""
-        config = load_config(self.config, self.overrides)
+        use = MODEL if self.generate else SETTINGS if self.bench else TRAINING
+        config = read_configuration(self.config, self.overrides, use)
         validate(config, ranks)
         return config
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config.load import load_config
+from pangu_sigma.checkpoint.locate import TRAINING, read_configuration
 from pangu_sigma.launcher.request import LaunchRequest
 from pangu_sigma.launcher.signals import Signals
 from pangu_sigma.metrics.perplexity import DIVERGED
@@ -104,7 +104,7 @@ def _output_of(request: LaunchRequest) -> Path:
     for override in command.overrides:
         if override.startswith(_RESUME):
             raise InputError(f"--set {override}: given where restarts need {_RESUME}auto")
-    config = load_config(command.config, command.overrides)
+    config = read_configuration(command.config, command.overrides, TRAINING)
     if config.checkpoint.interval == 0:
         raise InputError(
             "checkpoint.interval is 0, which leaves nothing to resume from before the end; expected steps between "

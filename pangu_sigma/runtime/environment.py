@@ -17,6 +17,7 @@ import psutil
 from locmoe_ops.topology import Topology
 from pangu_sigma import __version__
 from pangu_sigma.runtime.files import set_aside, write_atomically
+from pangu_sigma.runtime.messages import log
 from pangu_sigma.runtime.processes import usable_cpus
 from pangu_sigma.runtime.strict_json import dumps, read_object
 from pangu_sigma.runtime.versions import DISTRIBUTIONS, PACKAGES, installed_version
@@ -73,7 +74,7 @@ def add_launch(path: Path, launch: Mapping[str, Any]) -> None:
     """
     before = launches(path)
     if not before and path.exists():
-        print(f"{set_aside(path)}: an {path.name} without a list of launches, set aside", flush=True)
+        log.warning("%s: an %s without a list of launches, set aside", set_aside(path), path.name)
     write_atomically(path, dumps({LAUNCHES: [*before, launch]}, indent=1) + "\n")
 
 

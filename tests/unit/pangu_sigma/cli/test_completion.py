@@ -65,7 +65,10 @@ def offers(printed, tmp_path):
         ("pangu-sigma ckpt inspect runs/a/", {"runs/a/checkpoints"}),
         ("pangu-sigma eval runs/a --outp", {"--output"}),
         ("pangu-sigma eval runs/a --output re", {"results"}),
-        ("pangu-sigma export runs/a --format ''", {"mindir", "safetensors"}),
+        (
+            "pangu-sigma export runs/a --format ''",
+            {"mindir", "safetensors", "hf-pangu-alpha", "mindformers-pangu-alpha"},
+        ),
     ],
 )
 def test_what_bash_offers(offers, words, offered):

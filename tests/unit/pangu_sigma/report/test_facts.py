@@ -31,7 +31,7 @@ LAUNCH = {
 def config(**parallel):
     raw = {
         "model": {"hidden_size": 16, "num_heads": 2, "sequence_length": 32, "dense_layers": 1, "sparse_layers": 1},
-        "moe": {"num_experts": 4, "logical_topology": parallel.pop("layout", None)},
+        "moe": {"num_experts": 4, "logical_topology": parallel.pop("logical_topology", None)},
         "optimizer": {"warmup_steps": 1},
         "train": {"steps": 10, "global_batch_size": 4},
         "data": {"path": "absent"},

@@ -98,7 +98,7 @@ def test_what_is_no_list_of_entries_is_set_aside(tmp_path, text, capsys):
     path.write_text(text)
     add_launch(path, {"host": "b"})
     assert launches(path) == [{"host": "b"}]
-    assert (tmp_path / f"{ENVIRONMENT}.aside").read_text() == text and "set aside" in capsys.readouterr().out
+    assert (tmp_path / f"{ENVIRONMENT}.aside").read_text() == text and "set aside" in capsys.readouterr().err
 
 
 def test_a_file_of_others_is_in_the_way(tmp_path):

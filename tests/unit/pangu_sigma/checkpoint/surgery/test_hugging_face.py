@@ -239,7 +239,7 @@ def test_what_has_no_place_there_is_refused(export, model, told):
 
 def test_the_dense_part_of_a_model_with_experts(export, capsys):
     made, _, folder = export({"dense_layers": 1, "sparse_layers": 1}, {"router": {"type": "switch"}}, dense_part=True)
-    assert "the feed-forward networks of blocks.1 have experts and are left out" in capsys.readouterr().out
+    assert "the feed-forward networks of blocks.1 have experts and are left out" in capsys.readouterr().err
     state, config = files_of(folder)
     own = {parameter.name: parameter.asnumpy() for parameter in made.parts.network.get_parameters()}
     assert config["num_layers"] == 3
