@@ -42,7 +42,8 @@ def problems(tree):
         if not isinstance(node, ast.Call):
             continue
         name, given = name_of(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
-        if name in FORBIDDEN:
+        weights_alone = name == "torch.load" and getattr(given.get("weights_only"), "value", False) is True
+        if name in FORBIDDEN and not weights_alone:
             yield f"line {node.lineno}: calls {name}"
         if name.endswith("exec_module"):
             yield f"line {node.lineno}: calls {name}"
@@ -50,7 +51,7 @@ def problems(tree):
             yield f"line {node.lineno}: loads YAML with another loader than a safe one"
         if name.endswith((".load", "np.load")) and getattr(given.get("allow_pickle"), "value", False):
             yield f"line {node.lineno}: unpickles"
-        if getattr(given.get("shell"), "value", False):
+        if name != "shtab.complete" and getattr(given.get("shell"), "value", False):
             yield f"line {node.lineno}: gives a line to the shell"
 
 
@@ -66,6 +67,8 @@ def problems(tree):
         "yaml.load(x, Loader=yaml.Loader)",
         "np.load(x, allow_pickle=True)",
         "subprocess.run(x, shell=True)",
+        "torch.load(x)",
+        "torch.load(x, weights_only=False)",
     ],
 )
 def test_what_would_run_code_is_noticed(text):
