@@ -1,6 +1,7 @@
 """Execution modes; pages and pictures in a real browser: headless Chromium, where it is in PATH."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -71,6 +72,7 @@ def browse(tmp_path):
             capture_output=True,
             text=True,
             timeout=120,
+            env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},  # it has its own malloc
         )
         assert done.returncode == 0, done.stderr
         assert "CONSOLE" not in done.stderr, done.stderr
