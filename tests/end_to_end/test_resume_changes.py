@@ -83,12 +83,14 @@ FREE = {
         "moe.expert_placement=node_grouped",
         "moe.router.locmoe.ties=unrectified",
     ),
-    "ragged, experts placed, gate weights unused, more steps": (
+    "ragged, experts placed, gate weights unused, domains weighted, more steps": (
         "moe.dispatch.type=ragged",
         "moe.dispatch.ragged_limit=4.0",
         "moe.expert_placement=node_grouped",
         "moe.scale_by_gate=false",
         "moe.initial_experts=copies",
+        "data.mixing=weighted",
+        "data.weights={one: 1.0, two: 3.0}",
         "train.steps=4",
     ),
     "two experts a token, drops by weight, picks anew, another cluster, no rules in evaluation": (
@@ -283,7 +285,7 @@ def test_every_key_is_in_a_case():
         named |= (
             {f"{key}.{name}" for name in yaml.safe_load(value)}
             if value.startswith("{")
-            and key not in ("moe.logical_topology", "moe.capacity.measured_share")  # null, or all of them
+            and key not in ("moe.logical_topology", "moe.capacity.measured_share", "data.weights")  # null, or all
             else {key}
         )
     missing = (

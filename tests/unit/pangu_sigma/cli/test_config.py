@@ -68,8 +68,8 @@ def test_the_schema(capsys):
 )
 def test_what_stands_alone(tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)
-    words = words.replace("@", str(shipped_files()["configs/quickstart.yaml"])).split()
-    assert main(["config", *words]) == 2
+    shipped = str(shipped_files()["configs/quickstart.yaml"])
+    assert main(["config", *(word.replace("@", shipped) for word in words.split())]) == 2
     assert "--list, --copy and --schema stand alone; expected one of them and nothing else" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

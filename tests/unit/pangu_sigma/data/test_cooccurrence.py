@@ -49,5 +49,5 @@ def test_nobody_asks(data: PreparedData) -> None:
 
 
 def test_nodes_that_are_not_known_are_asked_for(data: PreparedData) -> None:
-    with pytest.raises(InputError, match=r"balance is cooccurrence, .* expected moe\.layout"):
+    with pytest.raises(InputError, match=r"balance is cooccurrence, .* expected moe\.logical_topology"):
         nodes_of_ids(config_of("cooccurrence"), data, data.vocab_size, None)
