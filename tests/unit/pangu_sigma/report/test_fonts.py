@@ -20,8 +20,8 @@ def installed(monkeypatch):
     """Four fonts beside matplotlib's own, one of them bold."""
     entries = [SimpleNamespace(name=name, fname=name, style="normal", weight=400) for name in MADE_UP]
     entries.append(SimpleNamespace(name="A Bold Sans", fname="Serif", style="normal", weight=700))
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*entries, *font_manager.fontManager.ttflist[:0]])
-    own = fonts._characters(fonts._file(fonts.LATIN))
+    own = fonts._characters(fonts._file(fonts.LATIN))  # matplotlib may search for it, among real fonts
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", entries)
     monkeypatch.setattr(fonts, "_file", lambda family: family)
     monkeypatch.setattr(fonts, "_characters", lambda path: frozenset(MADE_UP.get(path, "")) or own)
     fonts._others.cache_clear()

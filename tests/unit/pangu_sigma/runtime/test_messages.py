@@ -113,10 +113,12 @@ def test_a_process_alone_has_a_folder_of_its_own_for_each_launch(tmp_path):
 
 def test_text_that_is_none_in_utf_8_is_escaped(tmp_path, monkeypatch):
     """As a file's name in another encoding; the terminal's stream escapes it by itself (`make_streams_lenient`)."""
-    monkeypatch.setattr(messages.console, "emit", lambda record: None)
-    monkeypatch.setattr(log, "propagate", False)  # pytest keeps the text, and its workers cannot send it
-    keep_log(str(tmp_path))
-    log.info("caf\udce9")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            log, "handlers", [messages.log_file]
+        )  # pytest's own keeps the text, and its workers cannot send it
+        keep_log(str(tmp_path))
+        log.info("caf\udce9")
     assert (tmp_path / "logs" / "launch_1" / "rank_0.log").read_text().endswith("INFO caf\\udce9\n")
 
 
