@@ -9,12 +9,12 @@ config=configs/quickstart.yaml
 output=runs/quickstart
 samples=data/samples
 routers=(hash switch locmoe)
-all_domains=(en zh code)
-domains=() # of these, those whose text could be fetched
+wanted_domains=(en code) # a node each
+substitutes=(zh)         # for one whose text could not be fetched
+domains=()               # those that are trained on
 declare -A prompts=([en]="My fellow" [zh]="话说" [code]="def main(")
 sample_tokens=48
 workers=4
-experts_per_group=4
 fresh=false
 overrides=()
 
@@ -22,20 +22,27 @@ usage() {
     cat <<'TEXT'
 usage: bash scripts/quickstart.sh [OPTION ...]
 
-Installs the project (into the active virtual environment, else .venv), fetches a few MB of English, Chinese and code,
-trains a tokenizer, writes MindRecord, trains configs/quickstart.yaml on 4 msrun workers once with each router (hash,
-switch, locmoe), prints how they compare, and lets the last model write a text of each domain. Runs go to
-runs/quickstart/<router>, the comparison to report.html and summary.json in runs/quickstart. Run again, it resumes where
-it was interrupted and trains nothing twice; with other options or data it trains anew, and the earlier runs are kept in
-runs/quickstart_<n>.
+Installs the project (into the active virtual environment, else .venv), fetches
+a few MB of English, Chinese and code, trains a tokenizer, writes MindRecord,
+and trains configs/quickstart.yaml on 4 msrun workers, which play two nodes of
+a domain each, once with each router (hash, switch, locmoe). The routers take
+turns: half of the steps, then a quarter in reverse order, then a quarter, so
+that a machine whose speed drifts favours none. Prints how they compare, and
+lets the last model write a text of each domain. Runs go to
+runs/quickstart/<router>, the comparison to report.html and summary.json in
+runs/quickstart. Run again, it resumes where it was interrupted and trains
+nothing twice; with other options or data it trains anew, and the earlier runs
+are kept in runs/quickstart_<n>.
 
-  --steps N             optimizer steps of each run, the first fifth of them warm-up (default: as in the configuration)
-  --set KEY.PATH=VALUE  override one key of the configuration for all routers; may be repeated
+  --steps N             optimizer steps of each run, the first fifth of them
+                        warm-up (default: as in the configuration)
+  --set KEY.PATH=VALUE  override one key of the configuration for all routers;
+                        may be repeated
   --fresh               train all routers anew, even if they are finished
   --help                show this text
 
-Exit status: 0 success, 2 bad input, else that of the step that failed. Needs Python 3.9 to 3.12 with pip, 2 cores, 10 GB of
-memory and 4 GB of disk.
+Exit status: 0 success, 2 bad input, else that of the step that failed. Needs
+Python 3.9 to 3.12 with pip, 2 cores, 10 GB of memory and 4 GB of disk.
 TEXT
 }
 
@@ -59,7 +66,8 @@ parse_arguments() {
             --steps=* | --set=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
             --steps)
                 [[ ${2:-} =~ ^[1-9][0-9]{0,8}$ ]] || bad_input "--steps: found '${2:-}', expected a number of at least 1"
-                overrides+=(--set "train.steps=$2" --set "optimizer.warmup_steps=$(($2 / 5))")
+                overrides+=(--set "train.steps=$2" --set "optimizer.warmup_steps=$(($2 / 5))"
+                    --set "checkpoint.interval=$((($2 + 3) / 4))")
                 shift 2
                 ;;
             --set)
@@ -77,20 +85,19 @@ announce() {
     printf '\n== %s\n' "$*"
 }
 
-# Fetches what can be fetched. Where a domain is left out, the model gets one expert group less.
+# Fetches what can be fetched, and takes two domains of it, so that each node has one of its own.
 fetch_text() {
     "$python" -m pangu_sigma.data.samples "$samples"
     local domain sources=
-    for domain in "${all_domains[@]}"; do
-        [ -d "$samples/$domain" ] || continue
+    for domain in "${wanted_domains[@]}" "${substitutes[@]}"; do
+        if [ ! -d "$samples/$domain" ] || [ ${#domains[@]} -eq ${#wanted_domains[@]} ]; then continue; fi
         domains+=("$domain")
         sources+="${sources:+, }$domain: $samples/$domain"
     done
-    if [ ${#domains[@]} -lt ${#all_domains[@]} ]; then
-        echo "continuing with: ${domains[*]}"
-        overrides=(--set "data.prepare.sources={$sources}" --set "moe.num_groups=${#domains[@]}"
-            --set "moe.num_experts=$((experts_per_group * ${#domains[@]}))" ${overrides[@]+"${overrides[@]}"})
-    fi
+    if [ "${domains[*]}" = "${wanted_domains[*]}" ]; then return; fi
+    echo "continuing with: ${domains[*]}"
+    [ ${#domains[@]} -gt 1 ] || echo "both nodes read the same domain: there is little for a router to keep near"
+    overrides=(--set "data.prepare.sources={$sources}" ${overrides[@]+"${overrides[@]}"})
 }
 
 # Runs stand only while nothing they come from has changed: configuration, options, data. Others are put aside, not lost.
@@ -119,20 +126,47 @@ pangu_sigma() {
     "$python" -m pangu_sigma "$1" "$config" ${overrides[@]+"${overrides[@]}"} "${@:2}"
 }
 
+# Trains with one router until a step; what was compiled for the turn before is taken from there.
 train() {
-    local router=$1 status=0 bond=()
-    if [ -e "$output/$router/summary.json" ]; then
-        echo "finished earlier"
-        return
-    fi
+    local router=$1 last_step=$2 status=0 bond=()
     # Should this script be killed, the launcher is told to end, and ends its workers.
     if setpriv --pdeathsig TERM true 2>/dev/null; then bond=(setpriv --pdeathsig TERM); fi
-    ${bond[@]+"${bond[@]}"} bash "$scripts_folder/train_msrun.sh" --ranks-per-node "$workers" "$config" ${overrides[@]+"${overrides[@]}"} \
-        --set "moe.router.type=$router" --set "train.output_dir=$output/$router" --set checkpoint.resume=auto || status=$?
+    PANGU_SIGMA_COMPILE_CACHE=$output/graphs ${bond[@]+"${bond[@]}"} bash "$scripts_folder/train_msrun.sh" \
+        --ranks-per-node "$workers" "$config" ${overrides[@]+"${overrides[@]}"} --set "moe.router.type=$router" \
+        --set "train.output_dir=$output/$router" --set "train.stop_after=$last_step" --set checkpoint.resume=auto || status=$?
     if [ "$status" -ne 0 ]; then
         [ "$status" -eq 130 ] || echo "quickstart.sh: error: training with router $router failed (status $status)" >&2
         exit "$status"
     fi
+}
+
+# The routers by turns, to and fro. A turn ends at a checkpoint, from which the next one resumes.
+train_by_turns() {
+    local steps interval router back=()
+    steps=$(pangu_sigma config --ranks "$workers" --key train.steps)
+    interval=$(pangu_sigma config --ranks "$workers" --key checkpoint.interval)
+    if [ "$interval" = null ] || [ "$interval" -eq 0 ]; then interval=$steps; fi
+    for router in "${routers[@]}"; do back=("$router" ${back[@]+"${back[@]}"}); done
+    take_turn $((steps / 2 / interval * interval)) "${routers[@]}"
+    take_turn $((steps * 3 / 4 / interval * interval)) "${back[@]}"
+    take_turn "$steps" "${routers[@]}"
+}
+
+# Trains the routers that are named, in this order, to the same step, if they are not there yet.
+take_turn() {
+    local last_step=$1 router
+    for router in "${@:2}"; do
+        if [ -e "$output/$router/summary.json" ] || [ "$(reached "$router")" -ge "$last_step" ]; then continue; fi
+        announce "Training with router $router, to step $last_step"
+        train "$router" "$last_step"
+    done
+}
+
+# The last step in a router's metrics, 0 where there is none.
+reached() {
+    local last
+    last=$(tail -n 1 "$output/$1/metrics.jsonl" 2>/dev/null) || last=
+    if [[ $last =~ \"progress/step\":\ *([0-9]+) ]]; then echo "${BASH_REMATCH[1]}"; else echo 0; fi
 }
 
 compare() {
@@ -177,10 +211,7 @@ fetch_text
 announce "Preparing data"
 pangu_sigma prepare
 put_outdated_runs_aside
-for number in "${!routers[@]}"; do
-    announce "Training with router ${routers[number]} ($((number + 1)) of ${#routers[@]})"
-    train "${routers[number]}"
-done
+train_by_turns
 announce "Comparison"
 compare
 announce "What the model with router ${routers[-1]} writes"

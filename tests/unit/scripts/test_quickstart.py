@@ -9,7 +9,7 @@ from pangu_sigma.config.load import load_config
 from pangu_sigma.config.validate import validate
 
 REPOSITORY = Path(__file__).parents[3]
-DOMAINS, RANKS = 3, 4
+RANKS = 4
 
 
 @pytest.fixture
@@ -45,22 +45,93 @@ def test_help_names_every_option(run):
     status, output, errors = run("--help")
     assert (status, errors) == (0, [])
     assert all(option in output for option in ("--steps", "--set", "--fresh", "--help"))
-    assert max(map(len, output.splitlines())) <= 128
+    assert max(map(len, output.splitlines())) <= 79
 
 
 @pytest.mark.parametrize("router", ["hash", "switch", "locmoe"])
 def test_the_configuration_fits_four_workers_with_each_router(router):
     config = load_config(REPOSITORY / "configs" / "quickstart.yaml", [f"moe.router.type={router}"])
     validate(config, RANKS)
-    assert config.moe.num_groups == len(config.data.prepare.sources) == DOMAINS
+    # A node has a domain of its own, and all experts are open to it: nearness is the router's to learn.
+    assert RANKS // config.parallel.ranks_per_node == len(config.data.prepare.sources) == 2
+    assert (config.data.placement, config.moe.num_groups) == ("domain_by_node", 1)
     # Curves of validation are curves: several points before the last.
     assert config.train.eval_interval == 50 and config.train.steps // config.train.eval_interval >= 4
-    # Each worker's rows are of each domain equally often.
-    assert config.train.global_batch_size % (RANKS * DOMAINS) == 0
+    assert config.train.global_batch_size % RANKS == 0
+    # The turns in which routers are trained end where a checkpoint is.
+    assert config.train.steps % (4 * config.checkpoint.interval) == 0
 
 
-@pytest.mark.parametrize("domains", [1, 2])
-def test_the_configuration_fits_fewer_domains(domains):
-    """What the script sets where only some of the sample corpora can be had: as many groups, of four experts."""
-    overrides = [f"moe.num_groups={domains}", f"moe.num_experts={4 * domains}"]
+@pytest.mark.parametrize("sources", ["{zh: x}", "{en: x, zh: y}"])
+def test_the_configuration_fits_other_domains(sources):
+    """What the script sets where only some of the sample corpora can be had."""
+    overrides = [f"data.prepare.sources={sources}"]
     validate(load_config(REPOSITORY / "configs" / "quickstart.yaml", overrides), RANKS)
+
+
+@pytest.fixture
+def script(tmp_path):
+    """`script(words)`: runs a line of bash after the script's functions, in an empty folder; its output."""
+    text = (REPOSITORY / "scripts" / "quickstart.sh").read_text(encoding="utf-8")
+    functions = text[text.index("\nconfig=") : text.index('\nparse_arguments "$@"')]
+
+    def _script(words):
+        done = subprocess.run(
+            ["bash", "-euc", f"{functions}\n{words}"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return done.stdout.splitlines()
+
+    return _script
+
+
+@pytest.mark.parametrize(
+    ("fetched", "domains", "overridden"),
+    [
+        ("en zh code", "en code", 0),
+        ("en zh", "en zh", 2),
+        ("zh code", "code zh", 2),
+        ("code", "code", 2),
+    ],
+)
+def test_two_domains_of_those_that_could_be_fetched(script, fetched, domains, overridden):
+    *said, found = script(
+        f'mkdir -p $(printf "data/samples/%s " {fetched})\npython=true fetch_text\n'
+        'echo "${domains[*]} ${#overrides[@]}"'
+    )
+    assert found == f"{domains} {overridden}"
+    expected = [
+        "continuing with: " + domains,
+        "both nodes read the same domain: there is little for a router to keep near",
+    ]
+    assert said == expected[: 0 if not overridden else 2 if domains == "code" else 1]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "step"),
+    [
+        (None, 0),
+        ("", 0),
+        ('{"progress/step": 1}\n{"progress/step": 50, "loss/task": 3.5}\n', 50),
+        ('{"progress/step":150}\n', 150),
+    ],
+)
+def test_how_far_a_router_is(script, tmp_path, metrics, step):
+    folder = tmp_path / "runs/quickstart/hash"
+    folder.mkdir(parents=True)
+    if metrics is not None:
+        (folder / "metrics.jsonl").write_text(metrics)
+    assert script("reached hash") == [str(step)]
+
+
+def test_an_interrupted_quickstart_trains_only_what_is_left(script, tmp_path):
+    """A finished router, one that was in its second turn, and one that has not begun."""
+    for router, name, text in (("hash", "summary.json", "{}"), ("switch", "metrics.jsonl", '{"progress/step": 120}')):
+        (tmp_path / "runs/quickstart" / router).mkdir(parents=True)
+        (tmp_path / "runs/quickstart" / router / name).write_text(text)
+    lines = script(
+        "pangu_sigma() { case $* in *train.steps) echo 200 ;; *) echo 50 ;; esac; }\n"
+        'train() { echo "$@"; }\ntrain_by_turns'
+    )
+    trained = [line for line in lines if line and not line.startswith("==")]
+    assert trained == ["locmoe 100", "locmoe 150", "switch 150", "switch 200", "locmoe 200"]
