@@ -14,7 +14,7 @@ substitutes=(zh)         # for one whose text could not be fetched
 domains=()               # those that are trained on
 declare -A prompts=([en]="My fellow" [zh]="话说" [code]="def main(")
 sample_tokens=48
-workers=4
+workers=2
 fresh=false
 overrides=()
 
@@ -24,7 +24,7 @@ usage: bash scripts/quickstart.sh [OPTION ...]
 
 Installs the project (into the active virtual environment, else .venv), fetches
 a few MB of English, Chinese and code, trains a tokenizer, writes MindRecord,
-and trains configs/quickstart.yaml on 4 msrun workers, which play two nodes of
+and trains configs/quickstart.yaml on 2 msrun workers, which play two nodes of
 a domain each, once with each router (hash, switch, locmoe). The routers take
 turns: half of the steps, then a quarter in reverse order, then a quarter, so
 that a machine whose speed drifts favours none. Prints how they compare, and
