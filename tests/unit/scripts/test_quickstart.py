@@ -56,7 +56,7 @@ def test_the_configuration_fits_two_workers_with_each_router(router):
     assert RANKS // config.parallel.ranks_per_node == len(config.data.prepare.sources) == 2
     assert (config.data.placement, config.moe.num_groups) == ("domain_by_node", 1)
     # Curves of validation are curves: several points before the last.
-    assert config.train.eval_interval == 50 and config.train.steps // config.train.eval_interval >= 4
+    assert config.train.eval_interval == 40 and config.train.steps // config.train.eval_interval >= 4
     assert config.train.global_batch_size % RANKS == 0
     # The turns in which routers are trained end where a checkpoint is.
     assert config.train.steps % (4 * config.checkpoint.interval) == 0
