@@ -12,7 +12,7 @@ from pangu_sigma.planner.exchanges import CAUSES, step_exchanges
 from pangu_sigma.planner.job import plan_job
 from pangu_sigma.planner.traffic import by_cause
 
-RUNS = [(name, 2, 2) for name in ("straight", "2x2", "whole", "shared", "recomputed")] + [
+RUNS = [(name, 2, 2) for name in ("straight", "2x2", "flat", "shared")] + [
     ("early", 2, 1),
     ("late", 2, 1),
 ]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
+from helpers.merged import merged
 from pangu_sigma.cli import main as cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -60,14 +61,6 @@ def commands():
     specification.loader.exec_module(check_docs)
     found = [line for page in PAGES for kind, line in check_docs.steps(page) if kind == "run"]
     return list(dict.fromkeys(re.sub(r"\s+", " ", re.sub(r"\s+#\s.*", "", line)).strip() for line in found))
-
-
-def merged(base, changes):
-    for name, value in changes.items():
-        base[name] = (
-            merged(base[name], value) if isinstance(value, dict) and isinstance(base.get(name), dict) else value
-        )
-    return base
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,11 @@
 run.
 """
 
-from typing import Any, Callable, Dict, Mapping
+from typing import Callable
 
 import pytest
 
+from helpers.merged import merged
 from locmoe_ops.collectives.local import AbsentPeers
 from locmoe_ops.tensor_parallel import TensorGroup
 from locmoe_ops.topology import Topology
@@ -32,17 +33,6 @@ BASE = {
     "train": {"steps": 4, "global_batch_size": 8},
     "data": {"path": "no such folder"},
 }
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Dict[str, Any]:
-    result = dict(base)
-    for name, value in changes.items():
-        result[name] = (
-            merged(result[name], value)
-            if isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
-            else value
-        )
-    return result
 
 
 @pytest.fixture

@@ -10,25 +10,10 @@ MODEL = {
     "vocab_size": 50,
 }
 # With the runs of layouts_worker.py, between them: flat and hierarchical dispatch, group-wise and not; experts with a
-# replica on the other node; domains on two of four nodes each; several micro-batches; optimizer state shared out, of
-# all parameters and of dense ones alone; both types of matmuls; gradients that travel in half precision, early and
-# late, whole and to their stretches. Every dispatcher: test_dispatch.py.
+# replica on the other node; several micro-batches; optimizer state shared out, of all parameters and of dense ones
+# alone; layers recomputed; both types of matmuls; gradients that travel in half precision, early and late, whole and to
+# their stretches over both tiers. Every dispatcher: test_dispatch.py. Rows placed on nodes: the planner's own tests.
 CASES = {
-    "placed": {
-        "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical"}, "expert_placement": "node_grouped"},
-        "data": {"placement": "domain_by_node"},
-        "parallel": {"expert": 4, "ranks_per_node": 1},
-    },
-    "group-wise": {
-        "moe": {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "group_wise": True}},
-        "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2},
-        "runtime": {"precision": "fp16"},
-    },
-    "narrow": {
-        "moe": {"router": {"type": "switch"}},
-        "parallel": {"expert": 2, "ranks_per_node": 2, "reduce_precision": "fp16"},
-        "runtime": {"precision": "fp16"},
-    },
     "narrow, late, shared": {
         "moe": {"router": {"type": "switch"}},
         "parallel": {"expert": 2, "ranks_per_node": 2, "reduce_precision": "fp16", "overlap_gradients": False},
