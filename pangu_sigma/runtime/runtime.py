@@ -13,8 +13,7 @@ import mindspore as ms
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.collectives.rank_numbers import check_rank_numbers
-from locmoe_ops.collectives.tcp.mesh import Mesh, join_mesh
-from locmoe_ops.errors import InputError
+from locmoe_ops.collectives.tcp.mesh import Mesh
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.ascend import resolve_runtime
 from pangu_sigma.config.check_chip import check_chip, with_chip
@@ -23,9 +22,9 @@ from pangu_sigma.config.derived import job_topology
 from pangu_sigma.config.schema import Config
 from pangu_sigma.runtime.compile_cache.executor import CompileCache, cache_in_use, use_compile_cache
 from pangu_sigma.runtime.compile_cache.store import GraphStore
-from pangu_sigma.runtime.launch import check_ranks, read_launch, why_a_rank
+from pangu_sigma.runtime.join import join_ranks
+from pangu_sigma.runtime.launch import check_ranks, read_launch
 from pangu_sigma.runtime.messages import log
-from pangu_sigma.runtime.reporting import announce, leave_now
 from pangu_sigma.runtime.settings import set_context, set_environment, switch_off_compile_cache
 
 COMPILE_CACHE_FOLDER = "PANGU_SIGMA_COMPILE_CACHE"  # as runtime.compile_cache, for all processes of a shell, silently
@@ -120,7 +119,7 @@ def start_runtime(config: Config) -> Runtime:
         keep_graphs(resolved, topology, rank, None)
         return Runtime(create_collectives("local", topology, rank), chip=chip)
     if resolved.runtime.backend == "tcp":
-        mesh = _join(config, rank, world_size)
+        mesh = join_ranks(config, rank, world_size)
         collectives = create_collectives("tcp", topology, rank, mesh, gathered)
         keep_graphs(resolved, topology, rank, mesh)
         return Runtime(collectives, mesh)
@@ -165,30 +164,3 @@ def device_chip() -> Optional[str]:
     from mindspore._c_expression import MSContext  # MindSpore's own loss scaling asks it, nothing public does
 
     return chip_of_soc(MSContext.get_instance().get_ascend_soc_version())
-
-
-def _join(config: Config, rank: int, world_size: int) -> Mesh:
-    root = os.environ.get("MS_SCHED_HOST") or _from_launcher("LOCMOE_MASTER_ADDRESS")
-    mesh = join_mesh(
-        rank,
-        world_size,
-        (root, int(_from_launcher("LOCMOE_MESH_PORT"))),
-        bytes.fromhex(_from_launcher("LOCMOE_MESH_SECRET")),
-        bind=os.environ.get("LOCMOE_NODE_ADDRESS", root),
-        join_timeout=config.runtime.join_timeout,
-        collective_timeout=config.runtime.collective_timeout,
-        parent_pid=os.getppid(),
-    )
-    mesh.on_failure = announce
-    mesh.on_unnoticed = leave_now  # the main thread is deep in compiled code, or waits for something else
-    return mesh
-
-
-def _from_launcher(name: str) -> str:
-    value: Optional[str] = os.environ.get(name)
-    if not value:
-        raise InputError(
-            f"environment variable {name} is not set; expected it from pangu-sigma launch, which "
-            f"starts ranks on CPU{why_a_rank()}"
-        )
-    return value

@@ -1,56 +1,33 @@
 """Starts the jobs whose results the tests of this folder look at."""
 
 import json
-import os
 import secrets
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from helpers.ports import free_port
+from helpers.ranks import run_ranks
 from helpers.traffic import CASES, configuration
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
 def run_job():
-    """`run_job(ranks, limit, folder, worker, *arguments)` runs a worker file of this folder to its end: one process, or
-    several under msrun. Files and logs are in `folder`; it may take `limit` seconds.
+    """`run_job(ranks, limit, folder, worker, *arguments)` runs a worker file of this folder as ranks whose runtime
+    begins as under the launcher. Files and logs are in `folder`; it may take `limit` seconds.
     """
 
     def run(ranks, limit, folder, worker, *arguments):
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),  # tests: what workers share with tests
-            "GLOG_v": "3",
-            "OMP_NUM_THREADS": "1",
-            "LOCMOE_MESH_SECRET": secrets.token_hex(32),
+        command = [Path(__file__).with_name(worker), *arguments]
+        as_ranks = {
+            "MS_ROLE": "MS_WORKER",
+            "MS_WORKER_NUM": str(ranks),
+            "RANK_ID": [str(rank) for rank in range(ranks)],
+            "MS_SCHED_HOST": "127.0.0.1",
             "LOCMOE_MESH_PORT": str(free_port()),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "LOCMOE_MESH_SECRET": secrets.token_hex(32),
         }
-        command = [str(Path(__file__).with_name(worker)), *map(str, arguments)]
-        launcher = [
-            "msrun",
-            f"--worker_num={ranks}",
-            f"--local_worker_num={ranks}",
-            "--master_addr=127.0.0.1",
-            f"--master_port={free_port()}",
-            "--join=True",
-            f"--log_dir={folder / 'logs'}",
-            "python",
-        ]
-        job = subprocess.run(
-            [*(launcher if ranks > 1 else [sys.executable]), *command],
-            env=environment,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=limit,
-        )
-        assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
+        run_ranks([command] * ranks, limit, folder, **(as_ranks if ranks > 1 else {}))
 
     return run
 

@@ -3,6 +3,7 @@
 Arguments: rank, port, launcher's process id, output file. Inputs come from `example`, which the test shares.
 """
 
+import gc
 import os
 import sys
 from typing import NamedTuple
@@ -45,7 +46,6 @@ class Case(NamedTuple):
 CASES = {
     "flat, overflow, by weight": Case("flat", 2, 2, top_k=2, priority="weight"),
     "flat, 3 chunks": Case("flat", 3, 3, chunks=3),
-    "hierarchical, overlapped": Case("hierarchical", AMPLE, 12, chunks=2),
     "hierarchical, overflow, overlapped": Case("hierarchical", 3, 1, chunks=2, top_k=2),
     "hierarchical, nothing near": Case("hierarchical", 2, 2, top_k=2),
     "hierarchical, nothing far, group-wise, re-picked": Case(
@@ -54,19 +54,14 @@ CASES = {
     "hierarchical, one rank a node": Case("hierarchical", 4, 2, ranks_per_node=1, chunks=2),
     "hierarchical, one node": Case("hierarchical", 5, 1, ranks_per_node=4),
     "flat, tensor parallel": Case("flat", 4, 4, top_k=2, tensor=2),
-    "flat, group-wise": Case("flat", 4, 4, top_k=2, tensor=2, share=True),
-    "flat, group-wise, overflow, 2 chunks": Case(
-        "flat", 2, 2, chunks=2, top_k=2, priority="weight", tensor=2, share=True
-    ),
-    "hierarchical, tensor parallel": Case("hierarchical", 8, 4, tensor=2, placement="node_grouped", groups=2),
-    "hierarchical, group-wise": Case("hierarchical", 8, 4, tensor=2, share=True, placement="node_grouped", groups=2),
+    "flat, group-wise": Case("flat", 4, 4, chunks=2, top_k=2, tensor=2, share=True),
     "hierarchical, group-wise, overflow, overlapped": Case(
         "hierarchical", 5, 2, chunks=2, top_k=2, tensor=2, share=True
     ),
     "flat, re-picked": Case("flat", 2, 2, top_k=2, overflow="repick"),
-    "hierarchical, re-picked": Case("hierarchical", 3, 1, top_k=2, priority="weight", groups=4, overflow="repick"),
-    "hierarchical, re-picked, overlapped": Case("hierarchical", 3, 1, chunks=2, overflow="repick"),
-    "hierarchical, group-wise, re-picked": Case("hierarchical", 4, 2, top_k=2, tensor=2, share=True, overflow="repick"),
+    "hierarchical, re-picked, overlapped": Case(
+        "hierarchical", 3, 1, chunks=2, top_k=2, priority="weight", groups=4, overflow="repick"
+    ),
     "flat, in parts": Case("flat", 5, 5, top_k=2, ranks_per_node=1, placement="node_grouped", groups=2, parts=2),
     "flat, every rank by itself": Case("flat", 4, 4, top_k=2, parts=4),
     "hierarchical, in parts, overlapped": Case(
@@ -75,7 +70,6 @@ CASES = {
     "hierarchical, in parts of a node": Case("hierarchical", 4, 0, placement="node_grouped", groups=2, parts=2),
     "hierarchical, group-wise, in parts": Case("hierarchical", 8, 4, tensor=2, share=True, parts=2),
     "flat, 3 chunks, gathered": Case("flat", 3, 3, chunks=3, gathered=True),
-    "hierarchical, overlapped, gathered": Case("hierarchical", AMPLE, 12, chunks=2, gathered=True),
     "ragged, in parts": Case("ragged", AMPLE, AMPLE, top_k=2, ranks_per_node=1, parts=2),
     "ragged": Case("ragged", AMPLE, AMPLE, placement="node_grouped"),
 }
@@ -283,6 +277,7 @@ def main() -> None:
     rank, port, parent, output = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     from locmoe_ops.collectives.tcp.mesh import join_mesh
 
+    gc.freeze()  # MindSpore collects garbage before every graph: what was imported is none
     mesh = join_mesh(
         rank,
         RANKS,

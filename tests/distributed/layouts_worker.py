@@ -1,7 +1,7 @@
 """One rank of the layouts job: a run of four ranks that is saved half-way and resumes at several layouts; a measured
 capacity; and gradients summed early and late.
 
-usage: layouts_worker.py DATA OUTPUT CASES     (under msrun with four or two workers, or alone)
+usage: layouts_worker.py DATA OUTPUT CASES     (as one of four ranks or of two, or alone)
        CASES: JSON, name -> configuration as nested mappings, of which only the bytes that they send are wanted
 
 Leaves `history_NAME_RANK.npy` (see `Run.train`); checkpoints in OUTPUT/NAME/checkpoints; `held_NAME_RANK.npy`, numbers
@@ -15,7 +15,6 @@ where they do not depend on each other.
 
 import dataclasses
 import json
-import os
 import shutil
 import sys
 from contextlib import closing
@@ -296,5 +295,5 @@ def spoil(path: Path) -> None:
     path.write_bytes(content)
 
 
-if __name__ == "__main__" and os.environ.get("MS_ROLE") != "MS_SCHED":
+if __name__ == "__main__":
     main()

@@ -1,7 +1,7 @@
 """One rank of the modes job: each of `CASES` trained in graph mode, in PyNative mode, and in PyNative mode with the
 functions that hccl calls there, for which `helpers.mesh_functions` stands in.
 
-usage: modes_worker.py OUTPUT     (under msrun, once with two workers and once with four, of two nodes)
+usage: modes_worker.py OUTPUT     (as one of two ranks, and of four, of two nodes)
 
 Leaves `RANKS_RANK.npz` with arrays `CASE/MODE/WHAT`: `history` <float64>[steps, 4], task loss, balancing loss and
 locality loss a token, and gradient norm; `first/NAME`, Adam's first moment after the first step, which is the gradient
@@ -10,7 +10,6 @@ that ran.
 """
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Any, Dict
@@ -36,23 +35,22 @@ MODES = ("graph", "pynative", "functions")
 # Every dispatcher and way of travelling; routers with and without weights, losses and statistics; steps of one
 # micro-batch and of several; both types of matmuls; experts with a replica, tensor parallelism.
 CASES: Dict[str, Dict[str, Any]] = {
-    "flat": {
-        "moe": {"router": {"type": "locmoe", "statistics": "node", "locmoe": {"locality_loss_weight": 0.1}}},
-        "model": {"attention_dropout": 0.1},
-        "parallel": {"expert": 2},
-    },
     "hierarchical, overlapped, half": {
         "moe": {"router": {"type": "switch", "top_k": 2}, "dispatch": {"type": "hierarchical", "chunks": 2}},
-        "parallel": {"expert": 4},
-        "train": {"micro_batch_size": 1},
+        "parallel": {"expert": 2},
+        "train": {"micro_batch_size": 2},
         "runtime": {"precision": "fp16"},
     },
     "ragged": {
         "moe": {"router": {"type": "hash"}, "dispatch": {"type": "ragged"}},
         "parallel": {"expert": 2},
     },
-    "group-wise, shared state": {
-        "moe": {"router": {"type": "switch"}, "dispatch": {"group_wise": True, "chunks": 2}},
+    "flat, group-wise, shared state": {
+        "moe": {
+            "router": {"type": "locmoe", "statistics": "node", "locmoe": {"locality_loss_weight": 0.1}},
+            "dispatch": {"group_wise": True},
+        },
+        "model": {"attention_dropout": 0.1},
         "parallel": {"expert": 2, "tensor": 2},
         "optimizer": {"zero": "data_parallel"},
     },
@@ -137,5 +135,5 @@ def main() -> None:
         np.savez(Path(sys.argv[1]) / f"{job.world_size}_{job.rank}.npz", **found)
 
 
-if __name__ == "__main__" and os.environ.get("MS_ROLE") != "MS_SCHED":
+if __name__ == "__main__":
     main()

@@ -21,7 +21,7 @@ from helpers.ports import free_port
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 MSRUN, TABLE = "launch", "train_rank_table.sh"  # the command itself, and a script that becomes it
-LIMIT = 240.0  # importing MindSpore on slow cores is most of it
+LIMIT = 240.0  # a launcher's processes, or the compilation of two ranks, on slow cores
 ADDRESSES = ("198.18.0.1", "198.18.0.2")  # of simulate_cluster.sh
 NOBODY = "198.18.0.9"
 # Said by whichever rank of node 0 speaks first: rank 0 tells the other why they may not continue.
@@ -49,9 +49,9 @@ import os, sys, time, types
 
 def train(config):
     from pangu_sigma.runtime.launch import read_launch
-    from pangu_sigma.runtime.runtime import _join
+    from pangu_sigma.runtime.join import join_ranks
     launch = read_launch()
-    mesh = _join(config, launch.rank, launch.world_size)
+    mesh = join_ranks(config, launch.rank, launch.world_size)
     print("rank", launch.rank, "of", launch.world_size, "at", os.environ["LOCMOE_NODE_ADDRESS"], "ranks a node",
           config.parallel.ranks_per_node, flush=True)
     if os.environ["STAND_IN"] == "wait":
@@ -279,7 +279,13 @@ def test_a_rank_table_trains(tiny_data, tmp_path):
                 "data": {"path": str(tiny_data)},
                 "optimizer": {"schedule": "constant"},
                 "runtime": {"join_timeout": 60, "device": "cpu"},
-                "train": {"steps": 2, "global_batch_size": 4, "output_dir": str(tmp_path / "run"), "cosines": False},
+                "train": {
+                    "steps": 2,
+                    "global_batch_size": 4,
+                    "eval_rows": 0,
+                    "output_dir": str(tmp_path / "run"),
+                    "cosines": False,
+                },
             }
         )
     )

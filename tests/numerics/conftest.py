@@ -2,50 +2,20 @@
 
 import os
 import secrets
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from helpers.ports import free_port
+from helpers.ranks import run_ranks
 
 FOLDER = Path(__file__).parent
-ROOT = FOLDER.parents[1]
 LIMIT = 900  # seconds; about a minute on two free cores
 
 # The helpers beside this file are imported by tests and by the ranks of the job alike.
 sys.path.insert(0, str(FOLDER))
-
-
-def _run_job(folder, ranks):
-    """Runs all ranks to their end; a rank that fails ends the job with its last words."""
-    settings = {"MESH_SECRET": secrets.token_hex(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    arguments = [str(free_port()), str(os.getpid()), str(folder)]
-    logs = [folder / f"rank_{rank}.log" for rank in range(ranks)]
-    processes = []
-    try:
-        for rank, log in enumerate(logs):
-            with log.open("w") as output:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, str(FOLDER / "layer_worker.py"), str(rank), *arguments],
-                        cwd=folder,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        env={**os.environ, **settings},
-                    )
-                )
-        deadline = time.monotonic() + LIMIT
-        for rank, process in enumerate(processes):
-            status = process.wait(max(deadline - time.monotonic(), 0.1))
-            assert status == 0, f"rank {rank} ended with status {status}:\n{logs[rank].read_text()[-3000:]}"
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +24,9 @@ def four_ranks(tmp_path_factory):
     from layer_cases import RANKS
 
     folder = tmp_path_factory.mktemp("four_ranks")
-    _run_job(folder, RANKS)
+    place = [free_port(), os.getpid(), folder]
+    commands = [[FOLDER / "layer_worker.py", rank, *place] for rank in range(RANKS)]
+    run_ranks(commands, LIMIT, folder, MESH_SECRET=secrets.token_hex())
     results = []
     for rank in range(RANKS):
         with np.load(folder / f"rank_{rank}.npz") as arrays:

@@ -3,6 +3,7 @@
 Leaves `rank_R.npz` in the folder, with arrays named `CASE/DRAW/NAME`.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from locmoe_ops.collectives.tcp.mesh import join_mesh
 def main() -> None:
     rank, port, parent = (int(argument) for argument in sys.argv[1:4])
     ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
+    gc.freeze()  # MindSpore collects garbage before every graph: what was imported is none
     secret = os.environ["MESH_SECRET"].encode()
     mesh = join_mesh(
         rank, RANKS, ("127.0.0.1", port), secret, join_timeout=300.0, collective_timeout=600.0, parent_pid=parent
