@@ -1,13 +1,14 @@
 """One rank of jobs whose second rank compiles another step than the first: what an audit must catch; and the graphs of
 generation.
 
-usage: audit_worker.py CASES   (under msrun)    CASES: JSON, name -> [configuration of rank 0, of rank 1]; graphs go
-    beside it
+usage: audit_worker.py CASES   (under msrun)    CASES: JSON, name -> [configurations of both ranks, ranks that compile];
+    graphs go beside it
 
 The first case's model is also compiled for generation with its experts spread over the ranks, into the folder
 `generation`.
 """
 
+import gc
 import json
 import os
 import sys
@@ -52,13 +53,14 @@ def main() -> None:
     ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE)
     init()
+    gc.freeze()  # MindSpore collects garbage before every graph: what was imported is none
     launch, cases = read_launch(), json.loads(path.read_text())
     (path.parent / "generation").mkdir(exist_ok=True)
-    export_generation(config_from_dict(next(iter(cases.values()))[0]), launch, path.parent / "generation")
-    for name, configs in cases.items():
-        folder = path.parent / name
+    export_generation(config_from_dict(next(iter(cases.values()))[0][0]), launch, path.parent / "generation")
+    for name, (configs, compiling) in cases.items():
+        folder, own = path.parent / name, config_from_dict(configs[launch.rank])
         folder.mkdir(exist_ok=True)
-        export_rank(config_from_dict(configs[launch.rank]), launch.rank, launch.world_size, 50, 2, folder, name)
+        export_rank(own, launch.rank, launch.world_size, 50, 2, folder, name, launch.rank in compiling)
 
 
 if __name__ == "__main__":

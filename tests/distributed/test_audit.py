@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.exported import both_like_the_first
 from helpers.processes import command_lines_with
+from helpers.ranks import run_under_msrun
 from helpers.traffic import MODEL
 from pangu_sigma.audit.audit import audited_job, read_ranks
 from pangu_sigma.audit.checks import check
@@ -28,6 +30,19 @@ from pangu_sigma.planner.traffic import by_cause
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operators.md"
 LIMIT = 600  # seconds for the compilations of a job on two slow cores
+
+
+def in_job(own, name, other):
+    """A rank's graphs with the groups of job `name` called as those of job `other`."""
+
+    def called(group):
+        return re.sub(f"^{name}_", f"{other}_", group)
+
+    graphs = tuple(
+        replace(graph, collectives=tuple(replace(one, group=called(one.group)) for one in graph.collectives))
+        for graph in own.graphs
+    )
+    return replace(own, graphs=graphs, groups={called(group): ranks for group, ranks in own.groups.items()})
 
 
 def model_of(folder):
@@ -64,6 +79,7 @@ RAGGED = configuration(
     parallel={"expert": 2},
     runtime={"device": "ascend", "precision": "bf16", "chip": "910b", "fused": {"experts": True}},
 )
+ALIKE = {"saturating": SATURATING, "ragged": RAGGED}
 WRONG = {
     "skips": configuration({"router": {"type": "hash"}}, parallel={"expert": 2}),
     "other_order": configuration({"router": {"type": "switch"}}, parallel={"expert": 2, "overlap_gradients": False}),
@@ -74,19 +90,17 @@ WRONG = {
 
 
 @pytest.fixture(scope="module")
-def wrong(run_job, tmp_path_factory):
-    """The graphs of two ranks, of which the second is configured as in WRONG, in a folder for each case."""
+def wrong(tmp_path_factory):
+    """The graphs of two ranks, of which the second is configured as in WRONG, in a folder for each case. Those of the
+    first rank are the same in all of them, and compiled for `skips`; of two equal ranks the first compiles.
+    """
     folder = tmp_path_factory.mktemp("audit")
-    (folder / "cases.json").write_text(
-        json.dumps(
-            {
-                **{name: [SWITCH, other] for name, other in WRONG.items()},
-                "saturating": [SATURATING] * 2,
-                "ragged": [RAGGED] * 2,
-            }
-        )
-    )
-    run_job(2, LIMIT, folder, "audit_worker.py", folder / "cases.json")
+    cases = {name: ([SWITCH, other], [0, 1] if name == "skips" else [1]) for name, other in WRONG.items()}
+    cases.update({name: ([config] * 2, [0]) for name, config in ALIKE.items()})
+    (folder / "cases.json").write_text(json.dumps(cases))
+    worker = Path(__file__).with_name("audit_worker.py")
+    done = run_under_msrun(2, LIMIT, folder, worker, folder / "cases.json")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
 
 
@@ -100,14 +114,15 @@ def wrong(run_job, tmp_path_factory):
 )
 def test_a_rank_with_another_step_is_caught(wrong, name, fragments):
     job = audited_job(config_from_dict(SWITCH), 1, 2)
-    problems = check(read_ranks(job, wrong / name), step_exchanges(job), job.topology)
+    first = in_job(read_rank(wrong / "skips", 0, False), "skips", name)
+    problems = check([first, read_rank(wrong / name, 1, False)], step_exchanges(job), job.topology)
     assert any(all(fragment in line for fragment in fragments) for line in problems), problems
 
 
 def test_a_device_that_saturates_is_asked_for_overflows(wrong):
     """One clear before all products and one read after them, and the sum of what all ranks read; not elsewhere."""
     job = audited_job(config_from_dict(SATURATING), 1, 2)
-    ranks = read_ranks(job, wrong / "saturating")
+    ranks = both_like_the_first(job, wrong / "saturating")
     assert job.reads_status and check(ranks, step_exchanges(job), job.topology) == []
     assert [found.tag for found in ranks[0].graphs[0].collectives].count("gradient/overflow") == 1
     faults = ["0 NPUClearFloatStatusV2, expected 1", "0 NPUGetFloatStatusV2, expected 1"]
@@ -119,7 +134,7 @@ def test_counts_of_ragged_dispatch_are_what_leaves_the_device(wrong):
     product of a region's size is left, but those of attention, scores and mixing.
     """
     job = audited_job(config_from_dict(RAGGED), 1, 2)
-    ranks = read_ranks(job, wrong / "ragged")
+    ranks = both_like_the_first(job, wrong / "ragged")
     assert check(ranks, step_exchanges(job), job.topology) == []
     (graph,) = ranks[0].graphs
     kinds = Counter(found.operation for found in graph.collectives if found.cause == "all_to_all")
@@ -136,7 +151,7 @@ def test_counts_of_ragged_dispatch_are_what_leaves_the_device(wrong):
 def test_operators_of_steps_are_those_of_the_page(wrong):
     """docs/operators.md, which `python scripts/make_operator_table.py` makes, has whatever is compiled here."""
     listed = set(re.findall(r"^\| `(\w+)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-    graphs = read_rank(wrong / "saturating", 1, False).graphs  # the others are made of a CPU's forms of operations
+    graphs = read_rank(wrong / "saturating", 0, False).graphs  # the others are made of a CPU's forms of operations
     found = {one.name for graph in graphs for one in graph.operators}
     assert len(found) > 40 and found <= listed, sorted(found - listed)
 

@@ -1,15 +1,11 @@
 """The HCCL graph of four ranks, compiled on CPU under msrun and read back: every rank must run the same exchanges."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from helpers.ports import free_port
+from helpers.ranks import run_under_msrun
 from locmoe_ops.collectives import hccl
 from locmoe_ops.collectives.interface import RankGroup
 from locmoe_ops.topology import Topology
@@ -54,27 +50,7 @@ EXPECTED_SPLIT = [
 def folder(tmp_path_factory):
     """Where the workers wrote their graphs."""
     folder = tmp_path_factory.mktemp("hccl")
-    beside_python = Path(sys.executable).with_name("msrun")
-    msrun = str(beside_python) if beside_python.exists() else shutil.which("msrun")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    command = [
-        msrun,
-        f"--worker_num={WORLD}",
-        f"--local_worker_num={WORLD}",
-        f"--master_port={free_port()}",
-        "--join=True",
-        f"--log_dir={folder / 'log'}",
-        str(HERE / "hccl_worker.py"),
-        str(folder),
-    ]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        timeout=400,
-        text=True,
-        capture_output=True,
-        env={**os.environ, "PATH": path, "PYTHONPATH": str(HERE.parents[3]), "OMP_NUM_THREADS": "1"},
-    )
+    done = run_under_msrun(WORLD, 400, folder, HERE / "hccl_worker.py", folder)
     # What counts is that every rank has written all of its graphs, the last file of which is this one: MindSpore 2.10
     # was seen to crash on a rank while it shut its cluster down.
     missing = [rank for rank in range(WORLD) if not (folder / f"graph_{rank}.json").exists()]
