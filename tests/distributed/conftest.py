@@ -1,14 +1,23 @@
 """Starts the jobs whose results the tests of this folder look at."""
 
 import json
+import os
 import secrets
 from pathlib import Path
 
 import pytest
 
 from helpers.ports import free_port
-from helpers.ranks import run_ranks
+from helpers.ranks import LIGHT_MSRUN, run_ranks
 from helpers.traffic import CASES, configuration
+
+
+@pytest.fixture(scope="module", autouse=True)
+def light_msrun():
+    """What tests of this folder launch finds it, unless they say where Python is to look."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(LIGHT_MSRUN), prepend=os.pathsep)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from helpers.ports import free_port
+from helpers.ranks import LIGHT_MSRUN
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 MSRUN, TABLE = "launch", "train_rank_table.sh"  # the command itself, and a script that becomes it
@@ -69,7 +70,7 @@ if "LOCMOE_LOG_DIR" in os.environ and os.environ.get("MS_ROLE") != "MS_SCHED":
 
 @pytest.fixture
 def environment(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(STAND_IN)
+    (tmp_path / "sitecustomize.py").write_text((LIGHT_MSRUN / "sitecustomize.py").read_text() + STAND_IN)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MS_", "LOCMOE_", "RANK_"))}
     return {
         **kept,

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.ranks import LIGHT_MSRUN
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 DEADLINE_S = 240.0  # compilation on slow cores is most of it
 
@@ -73,7 +75,7 @@ def test_launcher_on_two_nodes_of_two_workers(environment, tmp_path):
     """`--ranks-per-node` and `parallel.ranks_per_node` come from the cluster; each node shows its first rank, keeps
     its own logs, and tells of a rank that fails.
     """
-    (tmp_path / "sitecustomize.py").write_text(STAND_IN)
+    (tmp_path / "sitecustomize.py").write_text((LIGHT_MSRUN / "sitecustomize.py").read_text() + STAND_IN)
     (tmp_path / "config.yaml").write_text(f"train: {{output_dir: {tmp_path}/run}}\nruntime: {{join_timeout: 60}}\n")
     done = simulate(
         {**environment, "PYTHONPATH": str(tmp_path)},

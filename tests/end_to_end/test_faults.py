@@ -16,6 +16,7 @@ import yaml
 
 from helpers.ports import free_port
 from helpers.processes import is_running
+from helpers.ranks import LIGHT_MSRUN
 from pangu_sigma.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +54,7 @@ def config(tiny_data, tmp_path):
 def environment():
     return {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{LIGHT_MSRUN}",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from helpers.ranks import LIGHT_MSRUN
+
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 600  # seconds; compilation of two workers on slow cores is most of it
 MODEL = {"hidden_size": 16, "num_heads": 2, "dense_layers": 0, "sparse_layers": 1, "sequence_length": 32}
@@ -16,7 +18,7 @@ def run_command(folder, *command):
     """Runs a command in `folder` to its end, with this environment's programs."""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{LIGHT_MSRUN}",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=LIMIT)

@@ -12,8 +12,9 @@ from pathlib import Path
 from helpers.ports import free_port
 
 TESTS = Path(__file__).resolve().parents[1]
+LIGHT_MSRUN = Path(__file__).with_name("light_msrun")
 OF_ALL = {
-    "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS))),  # tests: what ranks share with them
+    "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS, LIGHT_MSRUN))),  # tests: what ranks share with them
     "OMP_NUM_THREADS": "1",
     "GLOG_v": "3",
 }

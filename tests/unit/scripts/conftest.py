@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.ranks import LIGHT_MSRUN
+
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 DEADLINE_S = 120.0
 
@@ -93,7 +95,7 @@ def scripts():
 
 @pytest.fixture
 def environment(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(STAND_IN)
+    (tmp_path / "sitecustomize.py").write_text((LIGHT_MSRUN / "sitecustomize.py").read_text() + STAND_IN)
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("MS_", "LOCMOE_", "RANK_", "HCCL_"))
     }
