@@ -156,7 +156,8 @@ def keep_graphs(config: Config, topology: Topology, rank: int, mesh: Optional[Me
     world = topology.world_size
     reaching = [config.model, config.moe, config.parallel, config.optimizer, config.runtime.precision]
     job = {"rank": rank, "topology": repr(topology), "configuration": repr(reaching)}
-    use_compile_cache(CompileCache(GraphStore(Path(folder)), job, agree, tell=rank == 0))
+    told = rank == 0 and config.runtime.compile_cache is not None
+    use_compile_cache(CompileCache(GraphStore(Path(folder)), job, agree, tell=told))
 
 
 def device_chip() -> Optional[str]:

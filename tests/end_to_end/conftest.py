@@ -1,9 +1,28 @@
 """`pangu-sigma train` on a small model, as several files of this folder run it."""
 
+import os
+
 import pytest
 import yaml
 
 from pangu_sigma.cli.main import main
+from pangu_sigma.runtime.compile_cache.executor import cache_in_use, use_compile_cache
+from pangu_sigma.runtime.runtime import COMPILE_CACHE_FOLDER
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept_graphs_of_runs(tmp_path_factory):
+    """Runs take graphs that an earlier run of these tests has compiled, by all that they are made of, such as those of
+    the run that they resume. That this changes nothing: test_compile_cache.py, which does not use it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # of all processes of this call of pytest
+    before = cache_in_use()
+    with pytest.MonkeyPatch.context() as patch:
+        if COMPILE_CACHE_FOLDER not in os.environ:
+            patch.setenv(COMPILE_CACHE_FOLDER, str(shared / "graphs"))
+        yield
+    use_compile_cache(before)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,17 @@ import pytest
 
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.runtime.compile_cache.executor import cache_in_use, use_compile_cache
+from pangu_sigma.runtime.runtime import COMPILE_CACHE_FOLDER
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_cache_afterwards():
-    yield
-    use_compile_cache(None)
+def kept_graphs_of_runs():
+    """None but those of a test's own folder."""
+    before = cache_in_use()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(COMPILE_CACHE_FOLDER, raising=False)
+        yield
+    use_compile_cache(before)
 
 
 def counts():
