@@ -4,6 +4,7 @@ others.
 `pytest --hypothesis-profile fuzz` runs property tests on FUZZ_EXAMPLES inputs each (20,000); see scripts/check_fuzz.py.
 """
 
+import gc
 import os
 import re
 import signal
@@ -101,6 +102,7 @@ def named_device():
     import mindspore as ms
 
     ms.set_device("CPU")
+    gc.freeze()  # MindSpore collects garbage before each graph: what was imported is none
 
 
 @pytest.fixture(scope="session", autouse=True)

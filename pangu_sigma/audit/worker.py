@@ -5,6 +5,7 @@ usage: worker.py [--first] FOLDER ...     Each folder holds a config.yaml and a 
     domains. --first: only the first rank compiles; the others make their process groups.
 """
 
+import gc
 import json
 import os
 import sys
@@ -73,6 +74,7 @@ def main() -> None:
     ms.set_context(mode=ms.GRAPH_MODE)
     init()
     use_router_files(())
+    gc.freeze()  # MindSpore collects garbage around every graph that it compiles: what was imported is none
     launch = read_launch()
     first, *folders = sys.argv[1:] if sys.argv[1] == "--first" else ("", *sys.argv[1:])
     for number, folder in enumerate(map(Path, folders)):

@@ -2,7 +2,7 @@
 
 The configurations are those that come with the program, made small. Of the quickstart's runs only those that later
 commands look at are made, on one rank; the script itself is tested in tests/unit/scripts/test_environment.py. Jobs of
-several ranks that tests/distributed starts itself are shown here to be understood, by a dry run.
+several ranks that tests/distributed starts itself are shown here to be understood, by a dry run; others have two ranks.
 """
 
 import importlib.util
@@ -40,7 +40,7 @@ SMALL = {
             "train.steps": 3,
             "train.eval_interval": 3,
             "train.eval_rows": 12,
-            "optimizer.warmup_steps": 1,
+            "optimizer.warmup_steps": 2,  # as above: the graphs of the same ranks are taken
         },
         "variants": None,
         "warmup_steps_ignored": 1,
@@ -49,8 +49,11 @@ SMALL = {
 # Everything else is tried elsewhere: the tests themselves, which are running; words that stand for something.
 NOT_RUN = re.compile(r"^source |^bash scripts/(test|quickstart)\.sh|\b[A-Z]{4,}\b(?![=.])")
 ALONE = "--set parallel.expert=1 --set parallel.ranks_per_node=1"
-DRY = {  # test_bench.py and test_simulated_cluster.py start such jobs
-    "train_msrun.sh --bench": "train_msrun.sh --dry-run --bench",
+ON_TWO = "--ranks-per-node 2 configs/quickstart.yaml --set parallel.expert=2 --set parallel.ranks_per_node=1"
+INSTEAD = {
+    "launch --ranks-per-node 4 configs/quickstart.yaml": f"launch {ON_TWO}",  # as the comparison's ranks
+    # test_bench.py and test_simulated_cluster.py start such jobs
+    "launch --bench": "launch --dry-run --bench",
     "simulate_cluster.sh": "simulate_cluster.sh --dry-run",
 }
 
@@ -141,8 +144,8 @@ def test_nearly_all_commands_are_run():
 @pytest.mark.parametrize("command", RUN)
 @pytest.mark.usefixtures("after_quickstart")
 def test_command(run, command):
-    for start, dry in DRY.items():
-        command = command.replace(start, dry)
+    for written, smaller in INSTEAD.items():
+        command = command.replace(written, smaller)
     done = run(command)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 

@@ -102,7 +102,6 @@ class Case:
 
 
 CASES = {
-    "hash, 3 groups": Case("hash", groups=3),
     "hash, by weight, 2 replicas": Case("hash", priority="weight", expert_parallel=2, activation="relu"),
     "switch, nothing dropped": Case("switch", capacity=AMPLE),
     "switch, top 2, 3 groups, by weight": Case(
@@ -132,7 +131,6 @@ CASES = {
     "switch, top 2, two tiers, re-picked by weight": Case(
         "switch", top_k=2, capacity=4, far_capacity=1, priority="weight", overflow="repick"
     ),
-    "grap, 3 groups, re-picked": Case("locmoe", groups=3, overflow="repick"),
     "half, switch, top 2, 3 groups, by weight": Case("switch", groups=3, top_k=2, priority="weight", half=True),
     "half, dense, two tiers": Case("locmoe", gate="dense", capacity=4, far_capacity=1, half=True),
 }
