@@ -18,12 +18,19 @@ forget_jobs
 make_environment dev
 cd "$repository"
 "$python" -m ruff check .
-"$python" -m mypy
-if [ "$*" = --quick ]; then
-    exec "$python" -m pytest --quick --numprocesses 2 --dist loadfile tests/unit
-elif [ $# -gt 0 ]; then
+if [ $# -gt 0 ]; then
+    "$python" -m mypy
+    [ "$*" != --quick ] || set -- --quick --numprocesses 2 --dist loadfile tests/unit
     exec "$python" -m pytest "$@"
 fi
+# Types are checked beside the first tests.
+report=$(mktemp)
+"$python" -m mypy >"$report" 2>&1 &
+types=$!
+trap 'kill "$types" 2>/dev/null || true; rm -f -- "$report"' EXIT
 # Three at a time on two cores, since some tests wait more than they compute. Folders of long tests come first.
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$python" -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 25 \
-    tests/distributed tests/end_to_end tests/numerics tests/unit
+status=0
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$python" -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 25 \
+    tests/distributed tests/end_to_end tests/numerics tests/unit || status=$?
+wait "$types" || { status=1; cat -- "$report" >&2; }
+exit "$status"

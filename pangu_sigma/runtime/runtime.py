@@ -2,9 +2,9 @@
 
 import gc
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Optional, Type
+from typing import Any, Dict, Optional, Type
 
 import numpy as np
 
@@ -29,6 +29,14 @@ from pangu_sigma.runtime.settings import set_context, set_environment, switch_of
 
 COMPILE_CACHE_FOLDER = "PANGU_SIGMA_COMPILE_CACHE"  # as runtime.compile_cache, for all processes of a shell, silently
 AGREEMENT = "compile_cache/found"
+# What a step's graph is given with each step, the learning rate, comes from these keys; they are no part of the graph.
+GIVEN: Dict[str, Any] = {
+    "learning_rate": 1.0,
+    "end_learning_rate": 0.0,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "decay_steps": None,
+}
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,8 @@ def keep_graphs(config: Config, topology: Topology, rank: int, mesh: Optional[Me
         return int(mesh.all_reduce(range(topology.world_size), AGREEMENT, np.array([found], np.int64))[0]) == world
 
     world = topology.world_size
-    reaching = [config.model, config.moe, config.parallel, config.optimizer, config.runtime.precision]
+    optimizer = replace(config.optimizer, **GIVEN)
+    reaching = [config.model, config.moe, config.parallel, optimizer, config.runtime.precision]
     job = {"rank": rank, "topology": repr(topology), "configuration": repr(reaching)}
     told = rank == 0 and config.runtime.compile_cache is not None
     use_compile_cache(CompileCache(GraphStore(Path(folder)), job, agree, tell=told))

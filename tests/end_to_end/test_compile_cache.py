@@ -77,6 +77,15 @@ def test_a_resumed_run_takes_the_same_graphs(train, kept, straight, cold):
     np.testing.assert_equal(numbers(resumed)[1:], numbers(straight)[1:])
 
 
+def test_a_run_with_another_learning_rate_takes_the_same_graphs(train, kept, straight, cold):
+    """Which are given the rate of each step: equal losses until an update by another rate has been made."""
+    rates = ("optimizer.learning_rate=0.02", "optimizer.warmup_steps=0", "optimizer.schedule=linear")
+    other = train("another rate", "checkpoint.interval=6", kept, *rates)
+    assert counts()[0] > 1 and counts()[1] == 0
+    found, expected = ([record["loss/total"] for record in numbers(folder)[0]] for folder in (other, straight))
+    assert found[0] == expected[0] and set(found[1:]).isdisjoint(expected[1:])
+
+
 OTHERS = {
     "a number of the router": ("moe.router.switch.jitter=0.3",),
     "another router, of another seed": ("moe.router.type=hash", "train.seed=7"),

@@ -183,8 +183,8 @@ def test_adaptive_capacity_changes_graphs_and_survives_a_resume(train):
         assert [record[name] for record in resumed] == [record[name] for record in whole[2:]], name
 
 
-def test_accumulation_and_pynative_are_the_same_function(train):
-    """One micro-batch of 4 rows in a graph, two of 2 rows in a graph, one of 4 step by step: losses over 3 steps.
+def test_accumulation_is_the_same_function(train):
+    """One micro-batch of 4 rows, and two of 2 rows: losses over 3 steps. (PyNative mode: tests/distributed/test_modes.)
 
     Statistics of the balancing loss are those of a micro-batch: its weight is 0 here, and slots are enough for all.
     """
@@ -198,7 +198,6 @@ def test_accumulation_and_pynative_are_the_same_function(train):
     whole = losses(train("whole", *same))
     # fp32 sums in another order: 1e-7 relative, and three steps of Adam behind them
     assert losses(train("halves", *same, "train.micro_batch_size=2")) == pytest.approx(whole, rel=1e-5)
-    assert losses(train("eager", *same, "runtime.mode=pynative")) == pytest.approx(whole, rel=1e-5)
 
 
 def test_half_precision_scales_its_loss(train):

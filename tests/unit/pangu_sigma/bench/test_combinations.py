@@ -99,7 +99,7 @@ def pair_of(router, dispatcher):
 
 
 EVERYTHING = {**{f"{router}, {dispatcher}": pair_of(router, dispatcher) for router, dispatcher in PAIRS}, **SETTINGS}
-# Each dispatcher, with a few settings each: a case takes seconds even operation by operation.
+# Each dispatcher, with a few settings each: a case takes seconds even operation by operation. One is compiled.
 STEPS = {
     "switch": {
         **pair_of("switch", "flat"),
@@ -165,18 +165,9 @@ def test_what_trains_can_also_answer(name):
     validate(inference_config(config), 1)
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_bench_step(name, capsys):
-    check_bench_step(config_of(STEPS[name]), capsys)
-
-
-def test_bench_step_compiled(capsys):
-    check_bench_step(
-        config_of({"moe.dispatch.type": "hierarchical", "moe.dispatch.overflow": "repick"}, "graph"), capsys
-    )
-
-
-def check_bench_step(config, capsys):
+@pytest.mark.parametrize("name, mode", [("switch", "pynative"), ("locmoe", "graph"), ("gshard", "pynative")])
+def test_bench_step(name, mode, capsys):
+    config = config_of(STEPS[name], mode)
     validate(config, 1)
     assert bench.bench_step(config) == 0
     shown = capsys.readouterr().out
