@@ -69,7 +69,7 @@ GROUP_WISE = configuration(
     {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "group_wise": True, "chunks": 2}},
     parallel={"expert": 2, "tensor": 2, "ranks_per_node": 2, "reduce_precision": "bf16"},
     runtime={"precision": "bf16"},
-    train={"steps": 2, "global_batch_size": 8, "micro_batch_size": 2, "recompute": "all"},
+    train={"steps": 2, "global_batch_size": 8, "recompute": "all"},
     optimizer={"warmup_steps": 1, "zero": "data_parallel"},
 )
 SWITCH = configuration({"router": {"type": "switch"}}, parallel={"expert": 2})
@@ -169,9 +169,9 @@ def test_generation_sums_over_ranks_on_the_device(wrong):
 
 
 def test_a_step_of_four_ranks_passes(tmp_path, capsys):
-    """Group-wise and hierarchical, in chunks, with gradients that set out in the last of two micro-batches, in half
-    precision, and optimizer state shared out: all that a step can hold. Layers are recomputed, which repeats products
-    and no exchange.
+    """Group-wise and hierarchical, in chunks, with gradients that set out early, in half precision, and optimizer state
+    shared out. Layers are recomputed, which repeats products and no exchange. Several micro-batches:
+    test_combinations.py.
     """
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(GROUP_WISE))
     status = main(
@@ -182,15 +182,14 @@ def test_a_step_of_four_ranks_passes(tmp_path, capsys):
     job = audited_job(config_from_dict(GROUP_WISE), None, None)
     planned = by_cause(step_exchanges(job), job.topology)
     assert found["bytes"] == {cause: sent._asdict() for cause, sent in planned.items()}
-    names = ["copies", "micro_batch", "last_micro_batch"]
-    assert [graph["name"] for graph in found["ranks"][3]["graphs"]] == names
+    assert [graph["name"] for graph in found["ranks"][3]["graphs"]] == ["step"]
     ranks = read_ranks(job, tmp_path / "graphs")
     assert sum(graph.times * graph.again for graph in ranks[0].graphs) == pytest.approx(recomputed_flops(job)) != 0
     with_nothing = config_from_dict({**GROUP_WISE, "train": {**GROUP_WISE["train"], "recompute": "none"}})
     assert step_exchanges(job) == step_exchanges(audited_job(with_nothing, None, None))
     kinds = {exchange["operation"] for graph in found["ranks"][0]["graphs"] for exchange in graph["collectives"]}
     assert kinds == {"all_to_all", "all_gather", "reduce_scatter", "all_reduce"}
-    assert (tmp_path / "graphs" / "last_micro_batch_3.mindir").is_file()
+    assert (tmp_path / "graphs" / "step_3.mindir").is_file()
     check_wires(read_ranks(job, tmp_path / "graphs"))
 
 
@@ -201,9 +200,9 @@ def check_wires(ranks):
     """
     assert wide_wires(ranks, WireTypes(2, 2), limit=256) == []
     assert len(wide_wires(ranks, WireTypes(1, 1), limit=256)) > 20
-    last = ranks[0].graphs[2]
+    (step,) = ranks[0].graphs
     tokens, gradients = (
-        {(one.group, one.members) for one in last.collectives if one.tag.startswith(begin)}
+        {(one.group, one.members) for one in step.collectives if one.tag.startswith(begin)}
         for begin in ("all_to_all/", "gradient/overlap ")
     )
     assert {members for _, members in gradients} <= {members for _, members in tokens}

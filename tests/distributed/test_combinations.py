@@ -42,6 +42,16 @@ CASES = {
 }
 
 
+# Gradients that set out in the last of two micro-batches, in half precision, as tokens travel.
+MICRO_BATCHES = {
+    "gshard": {
+        "train": {"steps": 2, "global_batch_size": 4, "micro_batch_size": 1},
+        "parallel": {"expert": 2, "ranks_per_node": 1, "reduce_precision": "bf16"},
+        "runtime": {"precision": "bf16"},
+    }
+}
+
+
 def job_of(name):
     moe = {"num_experts": 4, "num_groups": 2, **CASES[name], "router": {"type": name, **CASES[name].get("router", {})}}
     return audited_job(
@@ -53,6 +63,7 @@ def job_of(name):
                 "train": {"steps": 2, "global_batch_size": 2},
                 "parallel": {"expert": 2, "ranks_per_node": 1},
                 "data": {"path": "no such folder"},
+                **MICRO_BATCHES.get(name, {}),
             }
         ),
         2,
@@ -93,6 +104,8 @@ def test_audit(graphs, name):
     job = job_of(name)
     ranks = both_like_the_first(job, graphs / name)
     assert check(ranks, step_exchanges(job), job.topology) == []
+    names = ["copies", "micro_batch", "last_micro_batch"] if name in MICRO_BATCHES else ["step"]
+    assert [graph.name for graph in ranks[0].graphs] == names
     assert (
         sum("all_to_all" in collective.operation for graph in ranks[0].graphs for collective in graph.collectives) >= 4
     )

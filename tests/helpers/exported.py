@@ -50,8 +50,10 @@ def export_first(job, folder, names=None):
         words = Vocabulary(job.words, job.domains, np.ones((config.moe.num_groups, job.words), np.int64))
         engine = TrainEngine(config, Runtime(collectives, chip=known_chip(config.runtime.chip)), words)
         batch = random_batch(micro_batch_sequences(config, topology.data), config.model.sequence_length, words)
-        graphs = [graph for graph in engine.graphs(batch) if names is None or graph.name in names]
-        for graph in graphs:
-            export_graph(graph.cell, graph.inputs, folder / f"{graph.name}_0")
-    note = {"graphs": [[graph.name, graph.times] for graph in graphs], "groups": collectives.groups}
+        graphs = []
+        for graph in engine.graphs(batch):
+            if names is None or graph.name in names:
+                export_graph(graph.cell, graph.inputs, folder / f"{graph.name}_0")
+                graphs.append([graph.name, graph.times])
+    note = {"graphs": graphs, "groups": collectives.groups}
     (folder / "rank_0.json").write_text(json.dumps(note))
