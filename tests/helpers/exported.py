@@ -6,6 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import mindspore as ms
+from mindspore.ops.operations import comm_ops
+
 from locmoe_ops.collectives import hccl
 from locmoe_ops.dispatch.registry import dispatcher_spec
 from pangu_sigma.audit.graph import read_rank
@@ -37,9 +40,8 @@ def export_first(job, folder, names=None):
     Args:
         names: of the graphs that are wanted; None: all.
     """
-    from mindspore.ops.operations import comm_ops
-
-    topology, config = job.topology, job.config
+    topology, config, mode = job.topology, job.config, ms.get_context("mode")
+    ms.set_context(mode=ms.GRAPH_MODE)
     members = {hccl.GlobalComm.WORLD_COMM_GROUP: list(range(topology.world_size))}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hccl, "create_group", members.__setitem__)
@@ -55,5 +57,6 @@ def export_first(job, folder, names=None):
             if names is None or graph.name in names:
                 export_graph(graph.cell, graph.inputs, folder / f"{graph.name}_0")
                 graphs.append([graph.name, graph.times])
+    ms.set_context(mode=mode)
     note = {"graphs": graphs, "groups": collectives.groups}
     (folder / "rank_0.json").write_text(json.dumps(note))
