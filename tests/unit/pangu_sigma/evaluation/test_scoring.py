@@ -164,7 +164,7 @@ def test_whatever_the_router_a_score_does_not_depend_on_the_batch(networks, name
     network = networks.build_network(config)
     networks.randomise(network, 4)
     scorer = Scorer(network, model_dims(config, 3, networks.VOCABULARY, networks.DOMAINS))
-    wanted = requests()[:9]
+    wanted = requests()[2:7]
     together, alone = scorer.score(wanted), [scorer.score([request])[0] for request in wanted]
     np.testing.assert_allclose(
         [score.nats for score in together], [score.nats for score in alone], rtol=1e-5
