@@ -279,7 +279,7 @@ class Runs:
 def main() -> None:
     data_path, output, cases = sys.argv[1], Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text())
     data = PreparedData.open(data_path)
-    with start_runtime(configuration(data_path, output)) as job:
+    with start_runtime(configuration(data_path, output, 1)) as job:
         runs = Runs(job, data, data_path, output)
         {1: runs.alone, 2: runs.on_two_ranks, 4: runs.on_four_ranks}[job.world_size]()
         if job.world_size == 4:
