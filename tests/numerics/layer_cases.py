@@ -52,6 +52,7 @@ class Case:
     noisy: bool = False  # noise on the gate's values, whatever `ties` says
     half: bool = False  # experts compute in float16, and tokens travel in it
     far_capacity: Optional[int] = None  # hierarchical dispatch, with `capacity` slots for experts of the own node
+    compiled: bool = True  # by four ranks; one process compiles all. Those that are not exchange as another that is
 
     @property
     def experts(self) -> int:
@@ -103,18 +104,25 @@ class Case:
 
 CASES = {
     "hash, by weight, 2 replicas": Case("hash", priority="weight", expert_parallel=2, activation="relu"),
-    "switch, nothing dropped": Case("switch", capacity=AMPLE),
+    "switch, nothing dropped": Case("switch", capacity=AMPLE, compiled=False),
     "switch, top 2, 3 groups, by weight": Case(
         "switch", groups=3, top_k=2, priority="weight", statistics="rank", placement="node_grouped"
     ),
     "switch, top 2, unscaled, 2 replicas": Case(
-        "switch", top_k=2, capacity=3, expert_parallel=2, scale_by_gate=False, statistics="node", activation="fast_gelu"
+        "switch",
+        top_k=2,
+        capacity=3,
+        expert_parallel=2,
+        scale_by_gate=False,
+        statistics="node",
+        activation="fast_gelu",
+        compiled=False,
     ),
-    "grap, 3 groups, by weight": Case("locmoe", groups=3, priority="weight", statistics="rank"),
+    "grap, 3 groups, by weight": Case("locmoe", groups=3, priority="weight", statistics="rank", compiled=False),
     "grap, top 2, 2 replicas over 4 nodes": Case(
         "locmoe", top_k=2, capacity=3, statistics="node", expert_parallel=2, ranks_per_node=1
     ),
-    "grap, 3 groups, nothing dropped": Case("locmoe", groups=3, capacity=AMPLE, statistics="node"),
+    "grap, 3 groups, nothing dropped": Case("locmoe", groups=3, capacity=AMPLE, statistics="node", compiled=False),
     "dense, top 2, 3 groups, by weight": Case(
         "locmoe", gate="dense", groups=3, top_k=2, priority="weight", placement="node_grouped"
     ),
@@ -127,11 +135,14 @@ CASES = {
         statistics="rank",
         expert_parallel=2,
         activation="gelu_tanh",
+        compiled=False,
     ),
     "switch, top 2, two tiers, re-picked by weight": Case(
         "switch", top_k=2, capacity=4, far_capacity=1, priority="weight", overflow="repick"
     ),
-    "half, switch, top 2, 3 groups, by weight": Case("switch", groups=3, top_k=2, priority="weight", half=True),
+    "half, switch, top 2, 3 groups, by weight": Case(
+        "switch", groups=3, top_k=2, priority="weight", half=True, compiled=False
+    ),
     "half, dense, two tiers": Case("locmoe", gate="dense", capacity=4, far_capacity=1, half=True),
 }
 
