@@ -27,6 +27,7 @@ def test_two_ranks(tiny_data, tmp_path):
         data={"path": str(tiny_data)},
         optimizer={"schedule": "constant", "warmup_steps": 0, "learning_rate": 0.01},
         train={"steps": 2, "global_batch_size": 4, "eval_rows": 10, "cosines": False, "output_dir": str(run)},
+        runtime={"mode": "pynative"},  # `eval` too, which is compiled in tests/end_to_end/test_train.py
     )
     assert job.returncode == 0, job.stdout[-2000:] + job.stderr[-2000:]
     evaluate = [
