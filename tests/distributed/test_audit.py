@@ -11,38 +11,34 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from helpers.exported import both_like_the_first
+from mindspore import Tensor
+
+from helpers.exported import both_like_the_first, without_peers
 from helpers.processes import command_lines_with
-from helpers.ranks import run_under_msrun
 from helpers.traffic import MODEL
+from locmoe_ops.collectives.hccl import HcclCollectives
+from locmoe_ops.topology import Topology
 from pangu_sigma.audit.audit import audited_job, read_ranks
 from pangu_sigma.audit.checks import check
 from pangu_sigma.audit.graph import read_rank
 from pangu_sigma.audit.wires import WireTypes, queued_behind_gradients, wide_wires
+from pangu_sigma.audit.worker import export_rank
 from pangu_sigma.cli.main import main
 from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.inference.cells import Decode, Prefill, empty_caches
+from pangu_sigma.inference.load import inference_config, network_context
+from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.planner.exchanges import step_exchanges
 from pangu_sigma.planner.predict import recomputed_flops
 from pangu_sigma.planner.traffic import by_cause
+from pangu_sigma.runtime.mindir import export_graph
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operators.md"
 LIMIT = 600  # seconds for the compilations of a job on two slow cores
-
-
-def in_job(own, name, other):
-    """A rank's graphs with the groups of job `name` called as those of job `other`."""
-
-    def called(group):
-        return re.sub(f"^{name}_", f"{other}_", group)
-
-    graphs = tuple(
-        replace(graph, collectives=tuple(replace(one, group=called(one.group)) for one in graph.collectives))
-        for graph in own.graphs
-    )
-    return replace(own, graphs=graphs, groups={called(group): ranks for group, ranks in own.groups.items()})
 
 
 def model_of(folder):
@@ -90,18 +86,38 @@ WRONG = {
 
 
 @pytest.fixture(scope="module")
-def wrong(tmp_path_factory):
-    """The graphs of two ranks, of which the second is configured as in WRONG, in a folder for each case. Those of the
-    first rank are the same in all of them, and compiled for `skips`; of two equal ranks the first compiles.
+def compiled(tmp_path_factory):
+    """A folder for each case with the graphs that are looked at: of `SWITCH` on the first of two ranks and of `WRONG`
+    on the second, of ALIKE on the first, of generation on both. Compiled in this process, one by one.
     """
     folder = tmp_path_factory.mktemp("audit")
-    cases = {name: ([SWITCH, other], [0, 1] if name == "skips" else [1]) for name, other in WRONG.items()}
-    cases.update({name: ([config] * 2, [0]) for name, config in ALIKE.items()})
-    (folder / "cases.json").write_text(json.dumps(cases))
-    worker = Path(__file__).with_name("audit_worker.py")
-    done = run_under_msrun(2, LIMIT, folder, worker, folder / "cases.json")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    cases = {"switch": (0, SWITCH), **{name: (1, config) for name, config in WRONG.items()}}
+    cases.update({name: (0, config) for name, config in ALIKE.items()})
+    for name, (rank, config) in cases.items():
+        (folder / name).mkdir()
+        with without_peers(rank, 2):
+            export_rank(config_from_dict(config), rank, 2, 50, 2, folder / name, "job")
+    (folder / "generation").mkdir()
+    for rank in (0, 1):
+        with without_peers(rank, 2):
+            export_generation(config_from_dict(SWITCH), rank, folder / "generation")
     return folder
+
+
+def export_generation(config, rank, folder):
+    """As `export_rank` does it for training: both graphs, for two rows of eight tokens, and what they are."""
+    collectives = HcclCollectives(rank, Topology(2, 2, 2))
+    context = network_context(inference_config(config, 2), 50, 2, collectives)
+    network = PanGuSigma(context)
+    row, column, whole = (Tensor(np.zeros(shape, np.int32)) for shape in ((2,), (2, 1), (2, 8)))
+    inputs = {
+        "prefill": (whole, whole, row, row, row),
+        "decode": (column, column, column, row, row, *empty_caches(network, 2, 8)),
+    }
+    for name, kind in (("prefill", Prefill), ("decode", Decode)):
+        export_graph(kind(network, context, 2, 8), inputs[name], folder / f"{name}_{rank}")
+    note = {"graphs": [[name, 1] for name in inputs], "groups": collectives.groups}
+    (folder / f"rank_{rank}.json").write_text(json.dumps(note))
 
 
 @pytest.mark.parametrize(
@@ -112,55 +128,55 @@ def wrong(tmp_path_factory):
         ("other_capacity", ["rank 0 runs all_to_all 'all_to_all/layer 0/dispatch'", "where rank 1 runs all_to_all"]),
     ],
 )
-def test_a_rank_with_another_step_is_caught(wrong, name, fragments):
+def test_a_rank_with_another_step_is_caught(compiled, name, fragments):
     job = audited_job(config_from_dict(SWITCH), 1, 2)
-    first = in_job(read_rank(wrong / "skips", 0, False), "skips", name)
-    problems = check([first, read_rank(wrong / name, 1, False)], step_exchanges(job), job.topology)
+    ranks = [read_rank(compiled / "switch", 0, False), read_rank(compiled / name, 1, False)]
+    problems = check(ranks, step_exchanges(job), job.topology)
     assert any(all(fragment in line for fragment in fragments) for line in problems), problems
 
 
-def test_a_device_that_saturates_is_asked_for_overflows(wrong):
+def test_a_device_that_saturates_is_asked_for_overflows(compiled):
     """One clear before all products and one read after them, and the sum of what all ranks read; not elsewhere."""
     job = audited_job(config_from_dict(SATURATING), 1, 2)
-    ranks = both_like_the_first(job, wrong / "saturating")
+    ranks = both_like_the_first(job, compiled / "saturating")
     assert job.reads_status and check(ranks, step_exchanges(job), job.topology) == []
     assert [found.tag for found in ranks[0].graphs[0].collectives].count("gradient/overflow") == 1
     faults = ["0 NPUClearFloatStatusV2, expected 1", "0 NPUGetFloatStatusV2, expected 1"]
-    assert list(read_rank(wrong / "skips", 0, False, status=True).graphs[0].faults) == faults
+    assert list(read_rank(compiled / "switch", 0, False, status=True).graphs[0].faults) == faults
 
 
-def test_counts_of_ragged_dispatch_are_what_leaves_the_device(wrong):
+def test_counts_of_ragged_dispatch_are_what_leaves_the_device(compiled):
     """There and back and the same for gradients, a layer; counts once, gathered. Experts on the rows that arrived: no
     product of a region's size is left, but those of attention, scores and mixing.
     """
     job = audited_job(config_from_dict(RAGGED), 1, 2)
-    ranks = both_like_the_first(job, wrong / "ragged")
+    ranks = both_like_the_first(job, compiled / "ragged")
     assert check(ranks, step_exchanges(job), job.topology) == []
     (graph,) = ranks[0].graphs
     kinds = Counter(found.operation for found in graph.collectives if found.cause == "all_to_all")
     assert kinds == {"all_to_all_v": 4 * job.sparse_layers, "all_gather": job.sparse_layers}
     assert graph.host_waits == 4 * job.sparse_layers
     operations = Counter(
-        node.op_type.removeprefix("REF::").partition(":")[0] for node in model_of(wrong / "ragged").graph.node
+        node.op_type.removeprefix("REF::").partition(":")[0] for node in model_of(compiled / "ragged").graph.node
     )
     assert operations["AlltoAllVC"] == 4 * job.sparse_layers and operations["AlltoAllV"] == 0
     assert operations["GroupedMatmulV4"] == 6 * job.sparse_layers
     assert operations["BatchMatMul"] == 6 * (job.sparse_layers + 1)
 
 
-def test_operators_of_steps_are_those_of_the_page(wrong):
+def test_operators_of_steps_are_those_of_the_page(compiled):
     """docs/operators.md, which `python scripts/make_operator_table.py` makes, has whatever is compiled here."""
     listed = set(re.findall(r"^\| `(\w+)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-    graphs = read_rank(wrong / "saturating", 0, False).graphs  # the others are made of a CPU's forms of operations
+    graphs = read_rank(compiled / "saturating", 0, False).graphs  # the others are made of a CPU's forms of operations
     found = {one.name for graph in graphs for one in graph.operators}
     assert len(found) > 40 and found <= listed, sorted(found - listed)
 
 
-def test_generation_sums_over_ranks_on_the_device(wrong):
+def test_generation_sums_over_ranks_on_the_device(compiled):
     """Its graphs compile with hccl's primitives: a sum for each sparse layer, the first rank's logits at the end, and
     nothing else between ranks, none of it through the host.
     """
-    ranks = [read_rank(wrong / "generation", rank, False) for rank in (0, 1)]
+    ranks = [read_rank(compiled / "generation", rank, False) for rank in (0, 1)]
     for rank in ranks:
         for graph, tokens in zip(rank.graphs, (16, 2)):
             found = [(collective.operation, collective.shape) for collective in graph.collectives]
