@@ -119,7 +119,12 @@ def over_steps(data: Collection, measure: Measure) -> FigureSpec:
             curves.append(_stretches(Curve(variant, place, steps, ()), by_seed, measure.scale))
     if not curves:
         return FigureSpec(measure.name, measure.title, missing=measure.missing)
-    same, curves = _one_for_all(curves)
+    first = curves[0]  # stands for several that are the same, which would hide each other
+    same = len(curves) > 1 and all(
+        replace(one, label="", number=0) == replace(first, label="", number=0) for one in curves
+    )
+    if same:
+        curves = [replace(first, label="all the same", number=0)]
     content = Curves(
         curves,
         STEPS,
@@ -170,15 +175,6 @@ def with_range(label: str, place: int, x: Sequence[float], values: Sequence[Sequ
     several = len(values[0]) > 1
     low, high = ([end(of) for of in values] if several else [] for end in (min, max))
     return Curve(label, place, list(x), [fmean(of) for of in values], low, high)
-
-
-def _one_for_all(curves: Sequence[Curve]) -> Tuple[bool, List[Curve]]:
-    """One curve in place of several that are the same, and whether they are: they would hide each other."""
-    first = curves[0]
-    same = len(curves) > 1 and all(
-        replace(one, label="", number=0) == replace(first, label="", number=0) for one in curves
-    )
-    return same, [replace(first, label="all the same", number=0)] if same else list(curves)
 
 
 def seeds_note(curves: Sequence[Curve], mark: str) -> str:

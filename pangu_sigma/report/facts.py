@@ -56,6 +56,8 @@ def run_facts(folder: Path, config: Config, cluster: Optional[SimulatedCluster] 
     else:
         noted = last.get("ranks")
         ranks = ranks_text(config, noted if isinstance(noted, int) else vocabulary.ranks if vocabulary else None)
+    of_comparison = read_object(folder / "run.json").get("command")  # what `compare` started the run by
+    command = " ".join(map(str, of_comparison)) if isinstance(of_comparison, list) else ""
     return {
         "model": _model(config),
         "router": f"{config.moe.router.type}, top-{config.moe.router.top_k}" if derived.has_experts(config) else "none",
@@ -65,7 +67,7 @@ def run_facts(folder: Path, config: Config, cluster: Optional[SimulatedCluster] 
         "date": _date(folder, entries),
         "machine": _machine(last),
         "versions": _versions(last, str(read_object(folder / "summary.json").get("code", ""))),
-        "command": _text(last.get("command")) or _command_of_comparison(folder) or NOT_NOTED,
+        "command": _text(last.get("command")) or command or NOT_NOTED,
     }
 
 
@@ -224,12 +226,6 @@ def _versions(launch: Mapping[str, Any], code: str) -> str:
     elif code:
         parts.append(f"code {code}")
     return ", ".join(filter(None, parts)) or NOT_NOTED
-
-
-def _command_of_comparison(folder: Path) -> str:
-    """What `compare` started the run by, as it notes it."""
-    words = read_object(folder / "run.json").get("command")
-    return " ".join(map(str, words)) if isinstance(words, list) else ""
 
 
 def _text(value: Any) -> str:

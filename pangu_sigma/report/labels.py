@@ -1,8 +1,12 @@
-"""What is written at the axes of a figure and beside its curves and bars."""
+"""What is written at the axes of a figure and beside its curves and bars, and the fonts that draw names of any script.
+
+matplotlib is imported when fonts are asked for.
+"""
 
 import math
 import unicodedata
-from typing import List
+from functools import lru_cache
+from typing import FrozenSet, List, Sequence, Tuple
 
 FONT_PT = 8.0
 CHARACTER_PT = 5.1  # digits and most small letters of DejaVu Sans, which is wider than most fonts, at 8 pt
@@ -27,10 +31,10 @@ def shortened(label: str, room_pt: float) -> str:
 
 def text_width(text: str) -> float:
     """At most so many points, at 8 pt; before a font is known, which in a page is the reader's."""
-    return CHARACTER_PT * sum(map(_characters, text))
+    return CHARACTER_PT * sum(map(_usual_characters, text))
 
 
-def _characters(character: str) -> float:
+def _usual_characters(character: str) -> float:
     """How many usual characters it is as wide as."""
     if unicodedata.east_asian_width(character) in "WF" or character in "MWmw@%\u2026":
         return _WIDE
@@ -58,3 +62,55 @@ def compact(value: float) -> str:
         mantissa, _, power = f"{value:.2g}".partition("e")
         return f"{mantissa}e{int(power)}" if power else mantissa
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+LATIN = "DejaVu Sans"  # comes with matplotlib
+
+
+def families(texts: Sequence[str]) -> List[str]:
+    """Families that together have all the characters of the texts, as far as installed ones do: the first that has a
+    character draws it.
+    """
+    needed = frozenset(character for text in texts for character in text if ord(character) > 0x7F)
+    return [LATIN, *_others(needed - _characters(_file(LATIN)))] if needed else [LATIN]
+
+
+@lru_cache(maxsize=64)
+def _others(missing: FrozenSet[str]) -> Tuple[str, ...]:
+    """Further families for characters that the first does not have."""
+    from matplotlib.font_manager import fontManager
+
+    left, found = set(missing), []
+    # Those without serifs first, as the figures' own, with simplified characters before others of the Chinese script;
+    # by name, so that a machine draws the same each time.
+    for entry in sorted(
+        fontManager.ttflist,
+        key=lambda one: ("Sans" not in one.name, "Mono" in one.name, not one.name.endswith(" SC"), one.name),
+    ):
+        if not left:
+            break
+        if entry.style != "normal" or entry.weight not in (400, "normal", "regular", "book") or entry.name in found:
+            continue
+        if "Last Resort" in entry.name:  # has a box for every character
+            continue
+        own = left & _characters(entry.fname)
+        if own:
+            found.append(entry.name)
+            left -= own
+    return tuple(found)
+
+
+def _file(family: str) -> str:
+    from matplotlib.font_manager import FontProperties, findfont
+
+    return str(findfont(FontProperties(family=family)))
+
+
+@lru_cache(maxsize=64)
+def _characters(path: str) -> FrozenSet[str]:
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(map(chr, FT2Font(path).get_charmap()))
+    except (OSError, RuntimeError):  # a font that cannot be read has none
+        return frozenset()

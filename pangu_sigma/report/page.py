@@ -1,9 +1,14 @@
-"""The report's page: its style, its skeleton and its tables. Nothing is loaded from anywhere."""
+"""The report's page: its style, its skeleton, its tables and drawings. Nothing is loaded from anywhere."""
 
+import io
+import re
 from html import escape
 from typing import Optional, Sequence
 
+from pangu_sigma.report import palette
 from pangu_sigma.report.palette import variables
+from pangu_sigma.report.plot import drawn
+from pangu_sigma.report.specs import FigureSpec
 
 _COLOURS = f"""
 :root {{ color-scheme: light dark; {variables(dark=False)} }}
@@ -99,3 +104,34 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "num
         f'<div class="wide {kind}" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>'
         "</table></div>"
     )
+
+
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+_COLOUR = re.compile(r"(fill|stroke): (#[0-9a-f]{6})")
+_NUMBERS = re.compile(r' (?:d|x|y|width|height)="[^"]*"')
+
+
+def embedded(spec: FigureSpec) -> str:
+    """The figure as `<svg>`, without what a page has no use for: text is text, colours are the page's variables, and
+    nothing is named outside it.
+
+    Args:
+        spec: with a content.
+    """
+    assert spec.content is not None
+    text = io.StringIO()
+    # Names of what a drawing refers to inside itself follow from the salt: those of two figures of a page differ.
+    with drawn(spec.content, {"svg.fonttype": "none", "svg.hashsalt": spec.name}) as figure:
+        width, height = (72 * inches for inches in figure.get_size_inches())
+        figure.savefig(text, format="svg", metadata=_NO_METADATA, transparent=True)
+    inner = re.sub(r"^.*?<svg [^>]*>|</svg>\s*$", "", text.getvalue(), flags=re.DOTALL)
+    inner = re.sub(r"<style type=\"text/css\">.*?</style>|<metadata>.*?</metadata>", "", inner, flags=re.DOTALL)
+    inner = re.sub(r'<g id="[^"]*"', "<g", inner)
+    # The page's font: those that matplotlib names the reader may not have.
+    inner = re.sub(r"font: [^;\"]*?([\d.]+)px [^;\"]*", r"font-size: \1px", inner)
+    inner = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", inner)
+    inner = _COLOUR.sub(lambda found: f"{found[1]}: {palette.VARIABLE.get(found[2], found[2])}", inner)
+    inner = _NUMBERS.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), inner)  # hundredths of a point
+    inner = re.sub(r"\s*\n\s*", "\n", inner)
+    name = escape(spec.title, quote=True)
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{name}">{inner}</svg>'

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from pangu_sigma.report import palette
-from pangu_sigma.report.fonts import families
-from pangu_sigma.report.labels import FONT_PT, compact, log_ticks, shortened, text_width
+from pangu_sigma.report.labels import FONT_PT, compact, families, log_ticks, shortened, text_width
 from pangu_sigma.report.specs import Bar, Bars, Content, Curve, Curves, HeatMaps, Panels
 
 if TYPE_CHECKING:
@@ -197,6 +196,8 @@ def _heat_maps(figure: "Figure", content: HeatMaps) -> None:
 
 
 def _draw_curves(axes: "Axes", content: Curves) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
     axes.grid(True)
     for curve in content.curves:
         _draw_curve(axes, content, curve)
@@ -204,9 +205,14 @@ def _draw_curves(axes: "Axes", content: Curves) -> None:
     low, high = min(shown), max(shown)
     if content.logarithmic and low > 0 and high / low > 3:
         axes.set_yscale("log")
-        _log_axis(axes, low, high)
+        axes.set_ylim(low / 1.06, high * 1.06)
+        axes.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
-        _linear_axis(axes, low, high, content.from_zero)
+        air = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+        axes.set_ylim(0.0 if content.from_zero and low >= 0 else low - air, high + air)
+        axes.yaxis.set_major_locator(_linear(5))
+    axes.yaxis.set_major_formatter(_compact)
     if not content.joined:
         axes.margins(x=0.12)
     whole = all(float(x).is_integer() for curve in content.curves for x in curve.x)
@@ -232,22 +238,6 @@ def _draw_curve(axes: "Axes", content: Curves, curve: Curve) -> None:
     if curve.low:
         axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, lw=0)
     axes.plot(curve.x, curve.y, ls=pattern if content.joined else "", **style)
-
-
-def _linear_axis(axes: "Axes", low: float, high: float, from_zero: bool) -> None:
-    air = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-    axes.set_ylim(0.0 if from_zero and low >= 0 else low - air, high + air)
-    axes.yaxis.set_major_locator(_linear(5))
-    axes.yaxis.set_major_formatter(_compact)
-
-
-def _log_axis(axes: "Axes", low: float, high: float) -> None:
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    axes.set_ylim(low / 1.06, high * 1.06)
-    axes.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(_compact)
 
 
 def _linear(count: int, whole: bool = False) -> Any:

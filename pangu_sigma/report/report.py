@@ -9,11 +9,10 @@ from pangu_sigma.metrics.window import TOKENS
 from pangu_sigma.report import collect as c
 from pangu_sigma.report.collect import Collection, Spread
 from pangu_sigma.report.comparison import SINGLE_PHASE
-from pangu_sigma.report.embed import embedded
 from pangu_sigma.report.facts import cluster_text, facts_table, run_facts
 from pangu_sigma.report.figures import all_figures
 from pangu_sigma.report.numbers import with_range
-from pangu_sigma.report.page import MARKERS, figure, page, paragraph, section, table
+from pangu_sigma.report.page import MARKERS, embedded, figure, page, paragraph, section, table
 from pangu_sigma.report.plot import INSTALL, can_draw
 from pangu_sigma.runtime.files import check_output, write_output
 
@@ -109,12 +108,19 @@ def assemble(data: Collection, words: ReportText, refresh_s: Optional[int] = Non
         words: what is said around the figures and tables.
         refresh_s: seconds after which the page loads itself again; None: never.
     """
+    plan, several = data.plan, len({run.run.seed for run in data.runs}) > 1
+    facts = []
+    for one in data.runs:  # a comparison starts its runs itself, on clusters of its own; other runs note theirs
+        found = run_facts(one.folder, one.run.config, one.run.cluster if plan.file else None)
+        command = {"command": f"pangu-sigma compare {plan.file}"} if plan.file else {}
+        facts.append((one.run.name if several else one.run.variant, {**found, **command}))
+    header = ["", "all runs" if len(data.runs) > 1 else "the run"]
     parts = [
         paragraph(words.introduction),
         words.progress,
         section("At a glance", _glance(data)),
-        section("What was compared" if len(data.plan.variants) > 1 else "The run", words.setting),
-        section("Facts", table(["", "all runs" if len(data.runs) > 1 else "the run"], _facts(data), "words")),
+        section("What was compared" if len(plan.variants) > 1 else "The run", words.setting),
+        section("Facts", table(header, facts_table(facts), "words")),
     ]
     if can_draw():
         for heading, specs in all_figures(data):
@@ -155,17 +161,6 @@ def _glance(data: Collection) -> str:
         rows.append(cells)
     ratio = [f"/ {data.plan.baseline}'s"] if several else []
     return table(["variant", *(word for _, name in columns for word in (NAMES[name], *ratio))], rows)
-
-
-def _facts(data: Collection) -> List[List[str]]:
-    """A row a fact of the runs. A comparison starts its runs itself, on clusters of its own; other runs note theirs."""
-    file, several = data.plan.file, len({run.run.seed for run in data.runs}) > 1
-    named = []
-    for one in data.runs:
-        facts = run_facts(one.folder, one.run.config, one.run.cluster if file else None)
-        command = {"command": f"pangu-sigma compare {file}"} if file else {}
-        named.append((one.run.name if several else one.run.variant, {**facts, **command}))
-    return facts_table(named)
 
 
 def _setting(data: Collection) -> str:

@@ -1,9 +1,13 @@
-"""Labels that are too long, and ticks that are round."""
+"""Labels that are too long, ticks that are round, and which fonts draw a text, with fonts made up."""
+
+from types import SimpleNamespace
 
 import pytest
+from matplotlib import font_manager
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
+from pangu_sigma.report import labels
 from pangu_sigma.report.labels import CHARACTER_PT, compact, log_ticks, shortened, text_width
 
 FONT = FontProperties(family="DejaVu Sans", size=8)
@@ -54,3 +58,40 @@ def test_enormous_ranges_have_few_ticks():
 )
 def test_compact_numbers(value, text):
     assert compact(value) == text
+
+
+MADE_UP = {
+    "Serif": "\u4e13\u5bb6",
+    "Big Sans TC": "\u4e13\u5bb6",
+    "Big Sans SC": "\u4e13\u5bb6",
+    "Other Sans": "\uac00",
+}
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Four fonts beside matplotlib's own, one of them bold."""
+    entries = [SimpleNamespace(name=name, fname=name, style="normal", weight=400) for name in MADE_UP]
+    entries.append(SimpleNamespace(name="A Bold Sans", fname="Serif", style="normal", weight=700))
+    own = labels._characters(labels._file(labels.LATIN))  # matplotlib may search for it, among real fonts
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", entries)
+    monkeypatch.setattr(labels, "_file", lambda family: family)
+    monkeypatch.setattr(labels, "_characters", lambda path: frozenset(MADE_UP.get(path, "")) or own)
+    labels._others.cache_clear()
+    yield
+    labels._others.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ([], []),
+        (["locmoe", "switch_1"], []),
+        (["\u03b1\u0431"], []),  # Greek and Cyrillic are in matplotlib's own
+        (["locmoe", "\u4e13\u5bb6"], ["Big Sans SC"]),
+        (["\u4e13", "\uac00"], ["Big Sans SC", "Other Sans"]),
+        (["\U0001f980"], []),  # nobody has it
+    ],
+)
+def test_the_fewest_fonts_that_have_all_characters(installed, texts, expected):
+    assert labels.families(texts) == [labels.LATIN, *expected]

@@ -173,7 +173,7 @@ def test_threads_draw_the_same():
 
 DRAW = """
 import sys, pangu_sigma.report.runs
-from pangu_sigma.report.embed import embedded
+from pangu_sigma.report.page import embedded
 from pangu_sigma.report.specs import Curve, Curves, FigureSpec
 there = [name for name in ("matplotlib", "mindspore") if name in sys.modules]
 embedded(FigureSpec("a", "a", "a", Curves([Curve("a", 0, [1], [1.0])], "x", "y")))
