@@ -20,7 +20,7 @@ from pangu_sigma.checkpoint.locate import MODEL, StrPath, read_configuration
 from pangu_sigma.config.ascend import has_devices
 from pangu_sigma.config.load import Overrides
 from pangu_sigma.config.schema import Config
-from pangu_sigma.runtime.log_level import set_log_level
+from pangu_sigma.runtime.messages import set_log_level
 
 
 def quieten() -> None:

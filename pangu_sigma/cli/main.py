@@ -38,8 +38,7 @@ from pangu_sigma.config.ascend import has_devices, resolve_runtime
 from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import OutputNotWritten
 from pangu_sigma.runtime.launch import check_launch, is_scheduler, is_worker, rank_name, why_a_rank
-from pangu_sigma.runtime.log_level import set_log_level
-from pangu_sigma.runtime.messages import set_up_messages
+from pangu_sigma.runtime.messages import set_log_level, set_up_messages
 from pangu_sigma.runtime.processes import end_with_parent
 from pangu_sigma.runtime.reporting import SUCCESS, append_line, make_streams_lenient, report_error
 from pangu_sigma.runtime.router_files import use_router_files

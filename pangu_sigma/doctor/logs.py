@@ -7,7 +7,7 @@ from typing import Iterable, List, Optional
 
 from pangu_sigma.config.schema import Config
 from pangu_sigma.doctor.findings import Finding, not_applicable, ok, warning
-from pangu_sigma.runtime.log_level import BACKOFF, REDUCED
+from pangu_sigma.runtime.messages import BACKOFF, REDUCED
 
 SUBJECT = "kernels"
 SHOWN = 5

@@ -3,7 +3,7 @@
 Output is what a command was asked for - a table, JSON, a generated text - and is printed. Messages tell what it is
 doing and what to mind. They go to the terminal as plain lines (warnings on stderr, behind "pangu-sigma: warning: ";
 from other ranks than the first only these), and with time and rank into the log file, where one is kept (`keep_log`).
-`--log-level` decides about both.
+`--log-level` decides about both. What MindSpore says beside it, stands at the end.
 """
 
 import logging
@@ -11,7 +11,7 @@ import os
 import sys
 from collections import deque
 from pathlib import Path
-from typing import Deque, Optional, TextIO
+from typing import Deque, Mapping, Optional, TextIO
 
 from tqdm import tqdm
 
@@ -178,3 +178,30 @@ def _new_launch_folder(logs: Path) -> Path:
             return folder
         except FileExistsError:
             number += 1
+
+
+# ---- what MindSpore says
+#
+# Its log level is in the environment, which it reads when it is imported. On Ascend an operator without a kernel for
+# the device runs on the CPU, with copies there and back, and nothing but a line of level INFO of the module DEVICE says
+# so (MindSpore's TryBackoffCpu; read in its source, not seen on a device). Casts to a smaller type, which kernels ask
+# for, are warnings. `pangu-sigma doctor CONFIG` looks for both in the logs of ranks. With MS_DISABLE_KERNEL_BACKOFF=1
+# such an operator ends the job instead. The launcher sets the same for msrun.
+
+ERRORS, WARNINGS = "3", "2"
+DEVICE_MODULE = "{DEVICE:1}"  # level INFO
+BACKOFF = "Try to use backoff CPU kernel, node:"  # how the line begins that tells of an operator on the CPU
+REDUCED = "reduce precision from"  # how that of a cast goes on
+
+
+def log_levels(on_device: bool) -> Mapping[str, str]:
+    """What to set of the environment where it says nothing: errors alone, for warnings speak to MindSpore's developers;
+    on a device also what a user may want to know of his operators.
+    """
+    return {"GLOG_v": WARNINGS, "MS_SUBMODULE_LOG_v": DEVICE_MODULE} if on_device else {"GLOG_v": ERRORS}
+
+
+def set_log_level(on_device: bool) -> None:
+    """Sets `log_levels`, before MindSpore is imported. `on_device`: whether this machine has Ascend devices."""
+    for name, level in log_levels(on_device).items():
+        os.environ.setdefault(name, level)

@@ -39,7 +39,12 @@ def waiting_for(what: str, level: int = logging.INFO) -> Iterator[None]:
     stream = console.stream()
     form = "{desc} ... {elapsed_s:.0f} s"
     with tqdm(desc=what, bar_format=form, ncols=WIDTH, leave=False, file=stream, disable=_hidden()) as line:
-        ticking = threading.Thread(target=_tick, args=(line, over), daemon=True)
+
+        def tick() -> None:
+            while not over.wait(_TICK_S):
+                line.refresh()
+
+        ticking = threading.Thread(target=tick, daemon=True)
         ticking.start()
         try:
             yield
@@ -52,8 +57,3 @@ def waiting_for(what: str, level: int = logging.INFO) -> Iterator[None]:
 def _hidden() -> Any:
     """What tqdm's `disable` is to be; None leaves it to whether the stream is a terminal."""
     return True if is_other_rank() or not log.isEnabledFor(logging.INFO) else None
-
-
-def _tick(line: "tqdm[Any]", over: threading.Event) -> None:
-    while not over.wait(_TICK_S):
-        line.refresh()

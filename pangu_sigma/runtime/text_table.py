@@ -52,7 +52,11 @@ def text_table(columns: Sequence[TableColumn], rows: Iterable[Row], indent: int 
     ]
     room = WIDTH - indent
     gap = _GAP if _total(widths, _GAP) <= room else 1
-    widths = _narrowed(columns, widths, room, gap)
+    while _total(widths, gap) > room:  # the widest of the columns that wrap becomes narrower
+        widest = max((place for place, column in enumerate(columns) if column.wraps), key=widths.__getitem__, default=0)
+        if not columns[widest].wraps or widths[widest] <= _NARROWEST:
+            break
+        widths[widest] -= 1
     lines: List[str] = []
     for row in [*head, *rows]:
         if row is None:
@@ -78,17 +82,6 @@ def pad(text: str, width: int, align: str = "<") -> str:
 
 def _total(widths: Sequence[int], gap: int) -> int:
     return sum(widths) + gap * (len(widths) - 1)
-
-
-def _narrowed(columns: Sequence[TableColumn], widths: List[int], room: int, gap: int) -> List[int]:
-    """With the widest of the columns that wrap made narrower, until the table fits or none can be."""
-    widths = list(widths)
-    while _total(widths, gap) > room:
-        widest = max((place for place, column in enumerate(columns) if column.wraps), key=widths.__getitem__, default=0)
-        if not columns[widest].wraps or widths[widest] <= _NARROWEST:
-            break
-        widths[widest] -= 1
-    return widths
 
 
 def _row_lines(

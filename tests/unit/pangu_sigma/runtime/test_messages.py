@@ -13,7 +13,15 @@ import pangu_sigma
 from locmoe_ops.errors import InputError
 from pangu_sigma.cli import main as cli
 from pangu_sigma.runtime import messages
-from pangu_sigma.runtime.messages import LEVEL_VARIABLE, end_log, keep_log, log, set_up_messages
+from pangu_sigma.runtime.messages import (
+    LEVEL_VARIABLE,
+    end_log,
+    keep_log,
+    log,
+    log_levels,
+    set_log_level,
+    set_up_messages,
+)
 from pangu_sigma.runtime.reporting import announce
 
 LINE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} rank 0 "
@@ -212,3 +220,17 @@ def test_what_is_no_output_is_a_message():
     assert ours - {"__main__", *PRINTS} == set()
     assert {name for name in to_stderr if not name.startswith("launch")} <= PRINTS_ERRORS
     assert writing <= {"runtime.messages"}
+
+
+@pytest.mark.parametrize(
+    ("on_device", "expected"), [(False, {"GLOG_v": "3"}), (True, {"GLOG_v": "2", "MS_SUBMODULE_LOG_v": "{DEVICE:1}"})]
+)
+def test_what_is_set(monkeypatch, on_device, expected):
+    for name in ("GLOG_v", "MS_SUBMODULE_LOG_v"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    set_log_level(on_device)
+    assert {name: os.environ[name] for name in expected} == expected == dict(log_levels(on_device))
+    monkeypatch.setenv("GLOG_v", "0")
+    set_log_level(on_device)
+    assert os.environ["GLOG_v"] == "0"
