@@ -10,7 +10,7 @@ from typing import Dict, List, Optional
 from locmoe_ops.errors import InputError
 from pangu_sigma.config.ascend import has_devices
 from pangu_sigma.runtime.launch import RANK_VARIABLES
-from pangu_sigma.runtime.log_level import log_levels
+from pangu_sigma.runtime.messages import log_levels
 from pangu_sigma.runtime.processes import with_this_python
 from pangu_sigma.runtime.resources import FOLDER, resource
 from pangu_sigma.runtime.router_files import VARIABLE
@@ -78,7 +78,14 @@ def rank_environment(local_ranks: int) -> Dict[str, str]:
     for name, level in log_levels(has_devices()).items():  # for msrun too, which is none of this program's
         environment[name] = environment.get(name) or level
     environment["PYTHONUNBUFFERED"] = "1"
-    return {**environment, **_python_path(), **_allocator(environment)}
+    # MindSpore's compiler allocates much. With mimalloc, which the extras `cpu` and `dev` bring, a small run takes a
+    # quarter less processor time. It is named without its folder, since LD_PRELOAD knows no folder with a blank.
+    libraries = sorted(Path(sys.prefix).glob("lib/python3*/site-packages/cmeel.prefix/lib/libmimalloc.so"))
+    if libraries and not environment.get("LD_PRELOAD"):
+        before = environment.get("LD_LIBRARY_PATH")
+        environment["LD_PRELOAD"] = libraries[0].name
+        environment["LD_LIBRARY_PATH"] = str(libraries[0].parent) + (os.pathsep + before if before else "")
+    return {**environment, **_python_path()}
 
 
 def shown_environment(environment: Dict[str, str]) -> List[str]:
@@ -93,16 +100,3 @@ def _python_path() -> Dict[str, str]:
     if root.name == FOLDER or (first and os.path.exists(first) and os.path.samefile(first, root)):
         return {"PYTHONPATH": given} if given else {}
     return {"PYTHONPATH": str(root) + (os.pathsep + given if given else "")}
-
-
-def _allocator(environment: Dict[str, str]) -> Dict[str, str]:
-    """MindSpore's compiler allocates much. With mimalloc, which the extras `cpu` and `dev` bring, a small run takes a
-    quarter less processor time. It is named without its folder, since LD_PRELOAD knows no folder with a blank.
-    """
-    if environment.get("LD_PRELOAD"):
-        return {}
-    for library in sorted(Path(sys.prefix).glob("lib/python3*/site-packages/cmeel.prefix/lib/libmimalloc.so")):
-        before = environment.get("LD_LIBRARY_PATH")
-        folders = str(library.parent) + (os.pathsep + before if before else "")
-        return {"LD_PRELOAD": library.name, "LD_LIBRARY_PATH": folders}
-    return {}

@@ -160,27 +160,23 @@ class RankJob(ABC):
         """
         if status == SUCCESS:
             return SUCCESS
-        if self._stop_at is not None and not self.logs.failures():
+        reported, ranks = self.logs.failures(), self.plan.own_ranks
+        if self._stop_at is not None and not reported:
             return 128 + signal.SIGTERM
-        status, line = self._first_failure()
-        ranks = self.plan.own_ranks
+        if reported:
+            status, line = reported[0][1:]
+        else:  # no rank said anything: how their processes ended is all there is
+            status, found = FAILURE, self.first_exit()
+            line = error_line(f"the ranks could not be started, see {self.logs.path}")
+            if found is not None:
+                rank, code = found
+                how = f"killed by signal {-code}" if code < 0 else f"ended with status {code}"
+                line = error_line(f"rank {rank}: {how}, see {self.logs.path}")
         if status == BAD_INPUT:
             self.logs.remove_if_empty(ranks[0])
         self.logs.complete(ranks, without_prefix(line))
         print(line, file=sys.stderr, flush=True)
         return status
-
-    def _first_failure(self) -> Tuple[int, str]:
-        """The exit status and line of what failed first: from the ranks' own reports, else from their processes."""
-        reported = self.logs.failures()
-        if reported:
-            return reported[0][1:]
-        found = self.first_exit()
-        if found is None:
-            return FAILURE, error_line(f"the ranks could not be started, see {self.logs.path}")
-        rank, code = found
-        how = f"killed by signal {-code}" if code < 0 else f"ended with status {code}"
-        return FAILURE, error_line(f"rank {rank}: {how}, see {self.logs.path}")
 
 
 def kill_with_parent() -> None:

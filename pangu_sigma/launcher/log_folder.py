@@ -5,6 +5,7 @@ anything to show.
 """
 
 import os
+from itertools import count
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -32,15 +33,12 @@ class LogFolder:
 
     def _choose(self) -> Path:
         """On a file system that they share the nodes of a launch find the same folder."""
-        number = 1
-        while self._is_taken(launch := Path(self._output_dir, "logs", f"launch_{number}")):
-            number += 1
+        for number in count(1):
+            launch = Path(self._output_dir, "logs", f"launch_{number}")
+            own = (launch / self._node, launch / MSRUN_LOG) if self._node else (launch,)  # else other nodes' are there
+            if not any(map(os.path.lexists, own)):
+                break
         return self._absolute(launch)
-
-    def _is_taken(self, launch: Path) -> bool:
-        if not os.path.lexists(launch):
-            return False
-        return not self._node or os.path.lexists(launch / self._node) or os.path.lexists(launch / MSRUN_LOG)
 
     def _absolute(self, launch: Path) -> Path:
         """The ranks write there by this name whatever their working directory."""

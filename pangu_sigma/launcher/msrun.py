@@ -23,7 +23,7 @@ from pangu_sigma.launcher.plan import (
     require_addresses,
     with_hint,
 )
-from pangu_sigma.launcher.request import LaunchRequest, Placement, number_of, port_of
+from pangu_sigma.launcher.request import LaunchRequest, number_of, port_of
 from pangu_sigma.runtime.nodes import Node, read_nodes
 
 # Defaults may come from these: option, variable, default.
@@ -47,31 +47,26 @@ def make_plan(request: LaunchRequest) -> LaunchPlan:
     """The job of a request. Raises InputError: something of it is wrong, or does not fit together."""
     placement = request.placement
     _check_options(request)
-    given = _with_defaults(placement)
+    found = {name: os.environ.get(variable) or default for name, (variable, default) in _VARIABLES.items()}
+    named = {name: getattr(placement, name) for name in _VARIABLES}
+    given = {**found, **{name: text for name, text in named.items() if text is not None}}
     ranks = number_of("--ranks-per-node", given["ranks_per_node"], 1, 9999)
     port_text = request.port or os.environ.get(_PORT)
     port = port_of(port_text) if port_text else None
     _check_bind_core(request, ranks)
-    nodes: Tuple[Node, ...] = ()
-    if placement.nodes_file is not None:
-        nodes = _read_nodes_file(placement.nodes_file)
-        given.update(nodes=str(len(nodes)), master_addr=str(nodes[0].address))
-        if request.ssh:
-            given["node_rank"] = "0"
-        elif placement.node_rank is None:
-            given["node_rank"] = _place_in_file(nodes, placement.nodes_file)
+    nodes = () if placement.nodes_file is None else _nodes_of_file(request, placement.nodes_file, given)
     hint = _note_environment()
     with_hint(hint, lambda: _check_nodes(request, given, nodes, port))
     count, place = int(given["nodes"]), int(given["node_rank"])
     command, config = request.command, request.command.read_config(count * ranks)
     if count > 1:  # several machines are as many nodes to the routers and byte counters too
-        found = config.parallel.ranks_per_node
-        if found not in (None, ranks):
+        per_node = config.parallel.ranks_per_node
+        if per_node not in (None, ranks):
             raise InputError(
-                f"parallel.ranks_per_node: found {found}, expected {ranks} (--ranks-per-node) or null, with --nodes "
+                f"parallel.ranks_per_node: found {per_node}, expected {ranks} (--ranks-per-node) or null, with --nodes "
                 f"{count}"
             )
-        if found is None:
+        if per_node is None:
             command = replace(command, overrides=(*command.overrides, f"parallel.ranks_per_node={ranks}"))
     meeting = meeting_of(given["master_addr"], given["node_addr"], port, count > 1)
     own = None if request.ssh else place
@@ -167,28 +162,26 @@ def _check_options(request: LaunchRequest) -> None:
             raise InputError(f"--{name.replace('_', '-')}: given with --nodes-file{also}, which says it")
 
 
-def _with_defaults(placement: Placement) -> Dict[str, str]:
-    found = {name: os.environ.get(variable) or default for name, (variable, default) in _VARIABLES.items()}
-    given = {name: getattr(placement, name) for name in _VARIABLES}
-    return {**found, **{name: text for name, text in given.items() if text is not None}}
-
-
-def _read_nodes_file(path: str) -> Tuple[Node, ...]:
+def _nodes_of_file(request: LaunchRequest, path: str, given: Dict[str, str]) -> Tuple[Node, ...]:
+    """The nodes of the file; puts what follows from them into `given`: their number, the address of the first one, and
+    which of them this machine is.
+    """
     try:
         nodes = tuple(read_nodes(path))
     except InputError as error:
         raise InputError(f"--nodes-file: {error}") from None
     require_addresses(nodes)
+    given.update(nodes=str(len(nodes)), master_addr=str(nodes[0].address))
+    if request.ssh:
+        given["node_rank"] = "0"
+    elif request.placement.node_rank is None:
+        place = own_place(nodes, "--node-rank")
+        if place is None:
+            raise InputError(
+                f"--nodes-file: none of the nodes in {path} is this machine; expected one, or --node-rank, or --ssh"
+            )
+        given["node_rank"] = str(place)
     return nodes
-
-
-def _place_in_file(nodes: Tuple[Node, ...], path: str) -> str:
-    place = own_place(nodes, "--node-rank")
-    if place is None:
-        raise InputError(
-            f"--nodes-file: none of the nodes in {path} is this machine; expected one, or --node-rank, or --ssh"
-        )
-    return str(place)
 
 
 def _note_environment() -> str:

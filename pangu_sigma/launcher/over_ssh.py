@@ -154,16 +154,13 @@ class NodesOverSsh:
                     end = end or time.monotonic() + OWN_END_S
             if end is not None and time.monotonic() > end:
                 return status
-            self._heed(signals)
+            if signals.stops() and self._stop_at is None:  # so are the nodes, which stop their ranks, and are awaited
+                self._stop_at = time.monotonic() + self._request.stop_timeout + TOLD_END_S
+                self._tell_to_stop()
+            if self._stop_at is not None and time.monotonic() >= self._stop_at:
+                raise EndNow(_STOPPED)
             time.sleep(POLL_S)
         return status
-
-    def _heed(self, signals: Signals) -> None:
-        if signals.stops() and self._stop_at is None:  # so are the nodes, which stop their ranks, and are awaited
-            self._stop_at = time.monotonic() + self._request.stop_timeout + TOLD_END_S
-            self._tell_to_stop()
-        if self._stop_at is not None and time.monotonic() >= self._stop_at:
-            raise EndNow(_STOPPED)
 
     def _tell_to_stop(self) -> None:
         """Those elsewhere by the end of their leash, those here by a signal."""

@@ -38,7 +38,11 @@ def make_plan(request: LaunchRequest) -> LaunchPlan:
     port_text = request.port or os.environ.get(_PORT)
     port = port_of(port_text) if port_text else None
     path = table_of(request)
-    nodes = _read_table(request)
+    try:
+        nodes = tuple(nodes_of_table(_named_table(request)))
+    except InputError as error:
+        from_shell = f"; the table is {_TABLE}'s; expected --rank-table, or {_TABLE} to name one"
+        raise InputError(f"--rank-table: {error}{'' if placement.rank_table else from_shell}") from None
     ranks = len(nodes[0].ranks)
     # One server's ranks meet on loopback, whatever its own address.
     addresses = ["127.0.0.1"] if len(nodes) == 1 else [node.address for node in nodes]
@@ -153,15 +157,6 @@ def _named_table(request: LaunchRequest) -> str:
     if not path:
         raise InputError(f"--rank-table: not given, nor {_TABLE} set; expected an Ascend rank table")
     return path
-
-
-def _read_table(request: LaunchRequest) -> Tuple[Node, ...]:
-    """The servers of the table."""
-    try:
-        return tuple(nodes_of_table(_named_table(request)))
-    except InputError as error:
-        from_shell = f"; the table is {_TABLE}'s; expected --rank-table, or {_TABLE} to name one"
-        raise InputError(f"--rank-table: {error}{'' if request.placement.rank_table else from_shell}") from None
 
 
 def _place(nodes: Tuple[Node, ...], server: Optional[str], path: str) -> int:

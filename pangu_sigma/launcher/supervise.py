@@ -66,7 +66,8 @@ def supervise(request: LaunchRequest, supervision: Supervision, attempt: Attempt
             after = newest_step(output)
             now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
             append_line(output / "restarts.log", now, str(status), f"{time.monotonic() - started:.0f}", str(after))
-            if _summary_time(output) != summarised and _has_diverged(output):
+            ended = read_object(output / "summary.json").get("status")
+            if _summary_time(output) != summarised and ended == DIVERGED:  # the same steps give the same numbers
                 _say("the run diverged, and would again: not started again")
                 return status
             if after > before:
@@ -122,11 +123,6 @@ def _summary_time(output: Path) -> Optional[int]:
     with suppress(OSError):
         return os.stat(output / "summary.json").st_mtime_ns
     return None
-
-
-def _has_diverged(output: Path) -> bool:
-    """The same steps give the same numbers: it would again."""
-    return read_object(output / "summary.json").get("status") == DIVERGED
 
 
 def _pause(seconds: float, signals: Signals) -> None:
