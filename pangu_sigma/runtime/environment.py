@@ -15,12 +15,11 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 import psutil
 
 from locmoe_ops.topology import Topology
-from pangu_sigma import __version__
 from pangu_sigma.runtime.files import set_aside, write_atomically
 from pangu_sigma.runtime.messages import log
 from pangu_sigma.runtime.processes import usable_cpus
 from pangu_sigma.runtime.strict_json import dumps, read_object
-from pangu_sigma.runtime.versions import DISTRIBUTIONS, PACKAGES, installed_version
+from pangu_sigma.runtime.versions import DISTRIBUTIONS, PACKAGES, installed_version, program_version
 
 LAUNCHES = "launches"
 CANN_HOMES = ("/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann")
@@ -57,7 +56,7 @@ def describe_launch(topology: Topology, chip: Optional[str], code: str, resumed_
         "driver": None if chip is None else driver_version(name_values),
         "python": platform.python_version(),
         "packages": {name: found for name in DISTRIBUTIONS for found in [installed_version(name)] if found},
-        "version": __version__,
+        "version": program_version(),
         "code": code,
         **commit(PACKAGES[1].parent),
     }

@@ -47,6 +47,14 @@ def code_version() -> str:
     return digest.hexdigest()[:12]
 
 
+def program_version() -> str:
+    """The version of this program. It is read where it stands, as setup.py does: the package's own file is above this
+    one, and names what is above it.
+    """
+    text = (PACKAGES[1] / "__init__.py").read_text(encoding="utf-8")
+    return str(re.findall(r'^__version__ = "(.*)"$', text, re.MULTILINE)[0])
+
+
 def installed_version(package: str) -> Optional[str]:
     """The version of an installed package, which is not imported; None if there is none. `package` is its name on the
     package index.

@@ -138,6 +138,11 @@ def test_nobody_takes_training_for_a_library():
     )
 
 
+def test_only_commands_import_what_users_import_from():
+    """`pangu_sigma` names, for type checkers, what stands far above: a module below that imports it closes a circle."""
+    assert not wrong_imports(lambda name, target: target == "pangu_sigma" and not is_in(name, ("pangu_sigma.cli",)))
+
+
 def test_packages_hold_a_docstring_only():
     """Importing one module of a package imports nothing else of it. (`pangu_sigma.train` can be called, too.)"""
     wrong = []

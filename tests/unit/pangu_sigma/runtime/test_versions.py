@@ -14,7 +14,7 @@ import pytest
 
 from pangu_sigma import __version__
 from pangu_sigma.runtime import versions
-from pangu_sigma.runtime.versions import REQUIREMENTS, code_version, missing_package
+from pangu_sigma.runtime.versions import REQUIREMENTS, code_version, missing_package, program_version
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 # Python imports `sitecustomize` at start-up; this one hides packages as if they were not installed.
@@ -114,6 +114,7 @@ def test_version(without, hidden, mindspore):
 
 def test_the_versions_are_one():
     assert f'__version__ = "{__version__}"' in (REPOSITORY / "pangu_sigma" / "__init__.py").read_text()
+    assert program_version() == __version__
     assert __version__ not in (REPOSITORY / "setup.py").read_text()  # which reads it from there
 
 
