@@ -138,7 +138,12 @@ def find_clusters(
         labels, centres = _settle(features, sizes, first.cluster_centers_)
         order = leaves_list(linkage(centres, "average", optimal_ordering=True))
     labels, centres = np.argsort(order)[labels], centres[order]
-    return DocumentClusters(labels, centres, _separation(features @ centres.T, labels), steps)
+    cosines, own = features @ centres.T, np.eye(len(centres), dtype=bool)[labels]  # (N, K)
+    to_own, to_other = cosines[own], np.where(own, -np.inf, cosines).max(axis=1)
+    near, far = 1.0 - to_own, 1.0 - to_other
+    silhouette = (far - near) / np.maximum(np.maximum(near, far), 1e-12)
+    separation = Separation(float(silhouette.mean()), float(to_own.mean()), float(to_other.mean()))
+    return DocumentClusters(labels, centres, separation, steps)
 
 
 def _features(steps: Sequence[Any], counts: csr_matrix) -> np.ndarray:
@@ -201,14 +206,6 @@ def assign_evenly(cosines: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         labels[waiting[:taken]] = vacant[choice[:taken]]
         room[vacant] -= filled[taken - 1]
     return labels
-
-
-def _separation(cosines: np.ndarray, labels: np.ndarray) -> Separation:
-    own = np.eye(cosines.shape[1], dtype=bool)[labels]  # (N, K)
-    to_own, to_other = cosines[own], np.where(own, -np.inf, cosines).max(axis=1)
-    near, far = 1.0 - to_own, 1.0 - to_other
-    silhouette = (far - near) / np.maximum(np.maximum(near, far), 1e-12)
-    return Separation(float(silhouette.mean()), float(to_own.mean()), float(to_other.mean()))
 
 
 def cluster_sources(

@@ -47,12 +47,9 @@ def nodes_of_ids(
     for group in sorted(set(groups)):
         domains = [domain for domain, of_domain in enumerate(groups) if of_domain == group]
         rows = [data.read("train", domain, range(0, data.rows("train", domain), stride)) for domain in domains]
+        ids = np.concatenate(rows)[:, :-1]  # (n, S)
+        index = np.repeat(np.arange(len(ids)), ids.shape[1])
+        counts = csr_matrix((np.ones(ids.size, np.int64), (index, ids.ravel())), shape=(len(ids), vocab_size))
         shares = np.bincount(experts[group], minlength=layout.nodes).tolist()
-        found[group] = split_by_cooccurrence(_count_ids(np.concatenate(rows)[:, :-1], vocab_size), shares)
+        found[group] = split_by_cooccurrence(counts, shares)
     return found
-
-
-def _count_ids(rows: np.ndarray, vocab_size: int) -> csr_matrix:
-    """<int64>[n, vocab_size] <- ids of `rows` <int>[n, S]"""
-    index = np.repeat(np.arange(len(rows)), rows.shape[1])
-    return csr_matrix((np.ones(rows.size, np.int64), (index, rows.ravel())), shape=(len(rows), vocab_size))

@@ -16,30 +16,22 @@ def warn(manifest: DataManifest, settings: PrepareConfig) -> None:
     """Warns, a line each, of data of this `manifest` that came out otherwise than `settings` ask for: validation has
     far more or less of a domain's text, or the tokenizer that was trained fewer pieces.
     """
-    for line in [*_uneven_splits(manifest, settings.validation_fraction), *_small_vocabulary(manifest, settings)]:
-        log.warning("%s", line)
-
-
-def _uneven_splits(manifest: DataManifest, wanted: float) -> Iterator[str]:
-    """A line for each domain of whose rows another share than `wanted` validates: whole documents are drawn, which may
-    be few, or differ in length.
-    """
+    wanted = settings.validation_fraction
     for number, domain in enumerate(manifest.domains):
         train, validation = (manifest.rows[split][number] for split in SPLITS)
         share = validation / (train + validation)
-        if not wanted / FAR <= share <= wanted * FAR:
+        if (
+            not wanted / FAR <= share <= wanted * FAR
+        ):  # whole documents are drawn, which may be few, or differ in length
             drawn = manifest.documents[_VALIDATION][number]
             documents = drawn + manifest.documents[_TRAIN][number]
-            yield (
+            log.warning(
                 f"domain '{domain}': {100 * share:.2g} % of its rows validate, where data.prepare.validation_fraction "
                 f"asks for {100 * wanted:.2g} %: whole documents are drawn, {drawn} of {documents} here, one at least; "
                 "more documents, or documents alike in length, come nearer"
             )
-
-
-def _small_vocabulary(manifest: DataManifest, settings: PrepareConfig) -> Iterator[str]:
     if settings.tokenizer is None and manifest.vocab_size < settings.vocab_size:
-        yield (
+        log.warning(
             f"the tokenizer has {manifest.vocab_size} pieces, where data.prepare.vocab_size asks for "
             f"{settings.vocab_size}: the text that trained it yields no more; more text, or more of it "
             f"(data.prepare.tokenizer_training_bytes, {settings.tokenizer_training_bytes}), would"

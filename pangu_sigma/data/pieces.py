@@ -210,16 +210,11 @@ def _steps(section: Any, inner: str) -> Iterator[Mapping[str, Any]]:
             yield section
 
 
-def _byte_alphabet() -> Dict[str, int]:
-    """The character of each byte in byte-level vocabularies, as GPT-2's public code lays them out: printable ones of
-    Latin-1 stand for themselves, the others are numbered from 256.
-    """
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {**{chr(byte): byte for byte in plain}, **{chr(256 + n): byte for n, byte in enumerate(others)}}
-
-
-_BYTE_OF = _byte_alphabet()
+# The character of each byte in byte-level vocabularies, as GPT-2's public code lays them out: printable ones of Latin-1
+# stand for themselves, the others are numbered from 256.
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_NUMBERED = sorted({*range(256)} - {*_PRINTABLE})
+_BYTE_OF = {**{chr(byte): byte for byte in _PRINTABLE}, **{chr(256 + n): byte for n, byte in enumerate(_NUMBERED)}}
 
 
 def piece_keys(model: bytes, source: str) -> List[object]:

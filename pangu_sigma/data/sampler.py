@@ -80,7 +80,14 @@ class BatchSampler:
     def batches(self, steps: Sequence[int]) -> List[GlobalBatch]:
         """Rows of each of `steps`, counted from 0. Rows that are placed by routes are read for all of them at once."""
         batches = [self._drawn(step) for step in steps]
-        return self._by_routes(batches) if self.placement.by_routes else batches
+        if not self.placement.by_routes:
+            return batches
+        assert self.routes is not None, "rows placed by routes before the routes are known"
+        domain, row = (np.concatenate([batch[field] for batch in batches]) for field in (0, 1))
+        at_home = self.routes.tokens_at_home("train", domain, row)
+        # Each row on the node that the routes assign it, in the order in which they are drawn.
+        orders = [np.argsort(assign_rows(tokens), kind="stable") for tokens in np.split(at_home, len(batches))]
+        return [GlobalBatch(batch.domain[order], batch.row[order]) for batch, order in zip(batches, orders)]
 
     def batch(self, step: int) -> GlobalBatch:
         """Rows of `step`, counted from 0."""
@@ -105,14 +112,6 @@ class BatchSampler:
     def epoch(self, step: int) -> float:
         """Rows drawn before `step`, in passes over the training split (some domains may be ahead of others)."""
         return step * self.global_batch_size / sum(self._rows)
-
-    def _by_routes(self, batches: List[GlobalBatch]) -> List[GlobalBatch]:
-        """The `batches` with each row on the node that the routes assign it, in the order in which they are drawn."""
-        assert self.routes is not None, "rows placed by routes before the routes are known"
-        domain, row = (np.concatenate([batch[field] for batch in batches]) for field in (0, 1))
-        at_home = self.routes.tokens_at_home("train", domain, row)
-        orders = [np.argsort(assign_rows(tokens), kind="stable") for tokens in np.split(at_home, len(batches))]
-        return [GlobalBatch(batch.domain[order], batch.row[order]) for batch, order in zip(batches, orders)]
 
     def _balanced(self, zone: Zone, step: int, draws: int) -> Tuple[np.ndarray, np.ndarray]:
         count = len(zone.domains)

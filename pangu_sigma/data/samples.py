@@ -70,7 +70,10 @@ def fetch_samples(folder: str) -> Dict[str, str]:
         target = Path(folder) / domain
         try:
             if not target.is_dir():
-                _write_folder(target, _spread(read(), MAX_BYTES))
+                texts = _spread(read(), MAX_BYTES)
+                with new_folder(target, [glob.escape(name) for name, _ in texts]) as unfinished:
+                    for name, text in texts:
+                        (unfinished / name).write_bytes(text.encode("utf-8"))
             found[domain] = str(target)
         except (OSError, ValueError, zipfile.BadZipFile, KeyError, subprocess.SubprocessError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -150,12 +153,6 @@ def _spread(texts: List[NamedText], limit: int) -> List[NamedText]:
     if not kept:
         raise ValueError("found no text")
     return kept
-
-
-def _write_folder(target: Path, texts: List[NamedText]) -> None:
-    with new_folder(target, [glob.escape(name) for name, _ in texts]) as folder:
-        for name, text in texts:
-            (folder / name).write_bytes(text.encode("utf-8"))
 
 
 def main(arguments: List[str]) -> int:
