@@ -8,7 +8,8 @@ cross-entropy; and updated weights, which are state. Gradients have a key of the
 from __future__ import annotations
 
 import math
-from typing import Iterator, NamedTuple, Sequence
+from itertools import chain
+from typing import NamedTuple, Sequence
 
 from pangu_sigma.audit.graph import Collective, RankGraphs
 
@@ -34,25 +35,19 @@ def wide_wires(ranks: Sequence[RankGraphs], types: WireTypes, limit: int = LIMIT
         types: how wide numbers may be.
         limit: bytes that a rank puts into a call, or gets from it, up to which any width will do.
     """
-    return list(dict.fromkeys(line for own in ranks for line in _of_rank(own, types, limit)))
-
-
-def _of_rank(own: RankGraphs, types: WireTypes, limit: int) -> Iterator[str]:
-    for graph in own.graphs:
+    lines: dict[str, None] = {}
+    for graph in chain.from_iterable(own.graphs for own in ranks):
         for found in graph.collectives:
-            widest = _widest(found, types)
+            widest = types.gradients if found.cause == "gradient" else types.compute  # bytes that a number may have
+            if any(part in found.tag for part in _APART):
+                widest = FLOAT32
             if found.dtype in _FLOATS and found.item > widest and _bytes(found) > limit:
-                yield (
+                line = (
                     f"graph {graph.name}: {found.operation} '{found.tag}' ({found.phase}, in {found.where}) carries "
                     f"{_bytes(found):,} bytes of {found.dtype}, expected at most {widest} bytes a number"
                 )
-
-
-def _widest(found: Collective, types: WireTypes) -> int:
-    """Bytes that a number of this collective may have."""
-    if any(part in found.tag for part in _APART):
-        return FLOAT32
-    return types.gradients if found.cause == "gradient" else types.compute
+                lines[line] = None
+    return list(lines)
 
 
 def _bytes(found: Collective) -> float:
