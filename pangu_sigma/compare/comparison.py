@@ -154,7 +154,11 @@ def _run(base: str, variant: str, phase: _Phase, seed: int, layers: Sequence[Map
         for key in layer:  # a later layer also takes the later place: a section set as a whole must not undo its keys
             values.pop(key, None)
         values.update(layer)
-    overrides = (*(f"{key}={_inline(value)}" for key, value in values.items()), f"train.seed={seed}")
+    overrides = []
+    for key, value in values.items():  # on one line, from which YAML reads the same value
+        plain = isinstance(value, str) and _PLAIN.fullmatch(value) and yaml.safe_load(value) == value
+        overrides.append(f"{key}={value if plain else json.dumps(value, ensure_ascii=False)}")
+    overrides.append(f"train.seed={seed}")
     where = f"variants.{variant}" + ("" if phase.name == SINGLE_PHASE else f" in phases.{phase.name}")
     try:
         config = load_config(base, overrides)
@@ -170,7 +174,7 @@ def _run(base: str, variant: str, phase: _Phase, seed: int, layers: Sequence[Map
             )
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    return ComparedRun(phase.name, variant, seed, cluster, overrides, config, _settings(config, cluster))
+    return ComparedRun(phase.name, variant, seed, cluster, tuple(overrides), config, _settings(config, cluster))
 
 
 def _settings(config: Config, cluster: SimulatedCluster) -> str:
@@ -187,13 +191,6 @@ def _settings(config: Config, cluster: SimulatedCluster) -> str:
         [plain, [cluster.nodes, cluster.ranks_per_node, cluster.rate, cluster.pin], data, *code], sort_keys=True
     )
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _inline(value: Any) -> str:
-    """The value on one line that YAML reads back as the same."""
-    if isinstance(value, str) and _PLAIN.fullmatch(value) and yaml.safe_load(value) == value:
-        return value
-    return json.dumps(value, ensure_ascii=False)
 
 
 # ---- sections
