@@ -28,7 +28,19 @@ def check_logs(config: Optional[Config]) -> List[Finding]:
     for log in logs:
         with open(log, encoding="utf-8", errors="replace") as lines:
             _count(lines, fallen, cast)
-    return _findings(logs[0].parent, len(logs), fallen, cast)
+    place, findings = logs[0].parent, []
+    if fallen:
+        found = (
+            f"{sum(fallen.values())} operators of {place} run on the CPU, with copies there and back: {_most(fallen)}"
+        )
+        fix = "report them; MS_DISABLE_KERNEL_BACKOFF=1 ends a job at the first one, with the reason"
+        findings.append(warning(SUBJECT, found, fix))
+    if cast:
+        found = (
+            f"{sum(cast.values())} operators of {place} compute in a smaller type than they are given: {_most(cast)}"
+        )
+        findings.append(warning("kernels' types", found, "report them, with the first lines of the log"))
+    return findings or [ok(SUBJECT, f"{len(logs)} logs in {place} name no operator that fell back to the CPU")]
 
 
 def _count(lines: Iterable[str], fallen: "Counter[str]", cast: "Counter[str]") -> None:
@@ -44,22 +56,6 @@ def _count(lines: Iterable[str], fallen: "Counter[str]", cast: "Counter[str]") -
 
 def _kind(node: str) -> str:
     return node.rsplit("/", 1)[-1].rsplit("-op", 1)[0]
-
-
-def _findings(place: Path, logs: int, fallen: "Counter[str]", cast: "Counter[str]") -> List[Finding]:
-    findings = []
-    if fallen:
-        found = (
-            f"{sum(fallen.values())} operators of {place} run on the CPU, with copies there and back: {_most(fallen)}"
-        )
-        fix = "report them; MS_DISABLE_KERNEL_BACKOFF=1 ends a job at the first one, with the reason"
-        findings.append(warning(SUBJECT, found, fix))
-    if cast:
-        found = (
-            f"{sum(cast.values())} operators of {place} compute in a smaller type than they are given: {_most(cast)}"
-        )
-        findings.append(warning("kernels' types", found, "report them, with the first lines of the log"))
-    return findings or [ok(SUBJECT, f"{logs} logs in {place} name no operator that fell back to the CPU")]
 
 
 def _most(counts: "Counter[str]") -> str:
