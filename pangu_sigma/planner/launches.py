@@ -39,20 +39,14 @@ def micro_batch_launches(job: PlannedJob) -> int:
     layers += job.sparse_layers * (config.moe.dispatch.chunks - 1) * CHUNK
     if not config.runtime.fused.attention:
         layers += (job.blocks + 1) * PLAIN_ATTENTION
+    for index, part in enumerate(recomputed_parts(config)):  # these stand once more
+        if part != "none":
+            layers += ATTENTION_AGAIN
+        if part == "all":
+            layers += CHUNK_AGAIN * config.moe.dispatch.chunks if job.is_sparse(index) else FEED_FORWARD_AGAIN
     several = job.micro_batches > 1
     upkeep = ACCUMULATION * len(parameters(job)) if several else CONVERSION * _tensors_in_half(job)
-    return OUTSIDE + layers + _launches_again(job) + upkeep
-
-
-def _launches_again(job: PlannedJob) -> int:
-    """Kernels of a micro-batch that stand once more, where layers are recomputed."""
-    found = 0
-    for index, part in enumerate(recomputed_parts(job.config)):
-        if part != "none":
-            found += ATTENTION_AGAIN
-        if part == "all":
-            found += CHUNK_AGAIN * job.config.moe.dispatch.chunks if job.is_sparse(index) else FEED_FORWARD_AGAIN
-    return found
+    return OUTSIDE + layers + upkeep
 
 
 def step_launches(job: PlannedJob) -> int:
