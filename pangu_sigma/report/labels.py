@@ -31,14 +31,11 @@ def shortened(label: str, room_pt: float) -> str:
 
 def text_width(text: str) -> float:
     """At most so many points, at 8 pt; before a font is known, which in a page is the reader's."""
-    return CHARACTER_PT * sum(map(_usual_characters, text))
-
-
-def _usual_characters(character: str) -> float:
-    """How many usual characters it is as wide as."""
-    if unicodedata.east_asian_width(character) in "WF" or character in "MWmw@%\u2026":
-        return _WIDE
-    return _CAPITAL if character.isupper() else 1.0
+    usual = 0.0  # characters that it is as wide as
+    for character in text:
+        wide = unicodedata.east_asian_width(character) in "WF" or character in "MWmw@%\u2026"
+        usual += _WIDE if wide else _CAPITAL if character.isupper() else 1.0
+    return CHARACTER_PT * usual
 
 
 def log_ticks(low: float, high: float) -> List[float]:
