@@ -43,7 +43,8 @@ class EventLog:
         self._described: Set[str] = set()  # curves whose description this file has
         settings = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
         for name, text in (("configuration", settings), ("environment", dumps(launch, indent=1))):
-            self._writer.add_text(name, _as_code(text), start)
+            # TensorBoard takes Markdown: as code it shows text line by line.
+            self._writer.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()), start)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """A step's metrics, as metrics.jsonl has them."""
@@ -92,8 +93,3 @@ class EventLog:
 def tag(name: str) -> str:
     """A metric's name in TensorBoard: `time/step(s)` -> `time/step_s`."""
     return re.sub(r"\((\w+)\)", r"_\1", name)
-
-
-def _as_code(text: str) -> str:
-    """Text that TensorBoard, which takes Markdown, shows line by line."""
-    return "".join(f"    {line}\n" for line in text.splitlines())

@@ -118,16 +118,14 @@ def sum_counters(host_sum: HostSum, steps: Sequence[HostCounters], most: int = 1
         row[2 : 2 + traffic.size] = traffic.reshape(-1)
         row[row.size - compared.size :] = compared
     summed = host_sum(Tensor(rows.reshape(-1))).asnumpy().reshape(rows.shape)
-    return [_summed_counters(row, own, scale) for row, own in zip(summed, steps)]
-
-
-def _summed_counters(row: np.ndarray, own: HostCounters, scale: np.ndarray) -> HostCounters:
-    """From a row of `sum_counters`; `own` says whether ranks are compared, all of them or none."""
-    traffic = row[2 : 2 + (1 + len(CAUSES)) * scale.size].reshape(-1, scale.size) / scale
-    compared = row[row.size - len(own.compute_by_rank) :] / MICROSECONDS
-    return _host_counters(float(row[0]) / MICROSECONDS, traffic)._replace(
-        stops=int(row[1]), compute_by_rank=compared.tolist()
-    )
+    totals = []
+    for row, own in zip(summed, steps):
+        traffic = row[2 : 2 + (1 + len(CAUSES)) * scale.size].reshape(-1, scale.size) / scale
+        total = _host_counters(float(row[0]) / MICROSECONDS, traffic)
+        # Ranks are compared in all steps or in none, which their own counters say.
+        compared = row[row.size - len(own.compute_by_rank) :] / MICROSECONDS
+        totals.append(total._replace(stops=int(row[1]), compute_by_rank=compared.tolist()))
+    return totals
 
 
 def loss_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, float]:

@@ -69,10 +69,8 @@ class ReadingRule:
 
     def count(self, step: int, waiting: int) -> int:
         """How many are read, the oldest, of `waiting` ones, of which `step` is the last."""
-        if self._rule == "each_step" or self._needs_all(step):
+        due = step == self._last or any(step % interval == 0 for interval in self._intervals)
+        due |= step in self._profiled or any(ramp.at(step) != ramp.at(step + 1) for ramp in self._ramps)
+        if self._rule == "each_step" or due:
             return waiting
         return waiting - 1 if self._rule == "next_step" else 0
-
-    def _needs_all(self, step: int) -> bool:
-        due = step == self._last or any(step % interval == 0 for interval in self._intervals)
-        return due or step in self._profiled or any(ramp.at(step) != ramp.at(step + 1) for ramp in self._ramps)
