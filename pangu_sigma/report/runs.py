@@ -142,18 +142,20 @@ def _setting(names: Sequence[str], states: Sequence[RunState]) -> str:
     rows = []
     for name, state, different in zip(names, states, own):
         tokens = tokens_per_step(state.config)
-        if state.diverged:
-            far = f"{DIVERGED}: ended after step {state.step} of {state.steps}"
-        elif state.finished:
-            far = f"finished: {state.steps} steps"
-        elif not state.records:
-            far = f"no step of {state.steps} yet"
-        else:
-            written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.written_s))
-            far = f"step {state.step} of {state.steps}, written {written}"
-        row = [name, far, state.config.moe.router.type, f"{tokens:,}"]
+        row = [name, _how_far(state), state.config.moe.router.type, f"{tokens:,}"]
         rows.append([*row, ", ".join(different) or "nothing but its folder"] if len(states) > 1 else row)
     return table(header, rows, "words")
+
+
+def _how_far(state: RunState) -> str:
+    if state.diverged:
+        return f"{DIVERGED}: ended after step {state.step} of {state.steps}"
+    if state.finished:
+        return f"finished: {state.steps} steps"
+    if not state.records:
+        return f"no step of {state.steps} yet"
+    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.written_s))
+    return f"step {state.step} of {state.steps}, written {written}"
 
 
 def differences(configs: Sequence[Any]) -> List[List[str]]:
