@@ -50,14 +50,14 @@ def run_facts(folder: Path, config: Config, cluster: Optional[SimulatedCluster] 
     launches = read_object(folder / ENVIRONMENT).get("launches")
     entries = [one for one in launches if isinstance(one, dict)] if isinstance(launches, list) else []
     last: Mapping[str, Any] = entries[-1] if entries else {}
+    of_comparison = read_object(folder / "run.json").get("command")  # what `compare` started the run by
+    command = " ".join(map(str, of_comparison)) if isinstance(of_comparison, list) else ""
     vocabulary = find_vocabulary(folder, config)
     if cluster is not None:
         ranks = cluster_text(config, cluster)
     else:
         noted = last.get("ranks")
         ranks = ranks_text(config, noted if isinstance(noted, int) else vocabulary.ranks if vocabulary else None)
-    of_comparison = read_object(folder / "run.json").get("command")  # what `compare` started the run by
-    command = " ".join(map(str, of_comparison)) if isinstance(of_comparison, list) else ""
     return {
         "model": _model(config),
         "router": f"{config.moe.router.type}, top-{config.moe.router.top_k}" if derived.has_experts(config) else "none",

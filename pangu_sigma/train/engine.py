@@ -57,10 +57,9 @@ from pangu_sigma.train.step import (
     BatchGradients,
     LastMicroStep,
     MicroStep,
-    StepOutputs,
-    Update,
     WholeStep,
 )
+from pangu_sigma.train.update import StepOutputs, Update
 
 
 @dataclass(frozen=True)

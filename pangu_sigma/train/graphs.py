@@ -5,7 +5,8 @@ from typing import Iterator, List, NamedTuple, Protocol
 from mindspore import Tensor, nn
 
 from pangu_sigma.train.gradient_overlap import GradientOverlap
-from pangu_sigma.train.step import ApplyStep, LastMicroStep, MicroStep, StepOutputs, WholeStep, read_outputs
+from pangu_sigma.train.step import ApplyStep, LastMicroStep, MicroStep, WholeStep
+from pangu_sigma.train.update import StepOutputs, read_outputs
 
 
 class StepGraph(NamedTuple):

@@ -11,13 +11,11 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type
 
 import numpy as np
 
-from locmoe_ops.routers.selection_bias import current_locality_strength, without_locality_rules
 from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.state import RANKS, RankLocation, local_tensors
 from pangu_sigma.checkpoint.writer import CheckpointWriter
 from pangu_sigma.config.derived import last_step, tokens_per_step
 from pangu_sigma.config.schema import Config
-from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader
 from pangu_sigma.metrics.conditions import RunFacts
@@ -39,7 +37,6 @@ from pangu_sigma.train.metrics import (
     loss_metrics,
     routing_metrics,
     sum_counters,
-    validation_metrics,
 )
 from pangu_sigma.train.profile import StepProfile
 from pangu_sigma.train.reading import LaunchedStep, ReadingRule
@@ -47,6 +44,7 @@ from pangu_sigma.train.schedule import Ramp, context_ramp, learning_rate, locali
 from pangu_sigma.train.statistics import check_row_limit
 from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
 from pangu_sigma.train.utilisation import Utilisation
+from pangu_sigma.train.validation import Validation
 
 
 class StopRequest:
@@ -79,47 +77,6 @@ class StopRequest:
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
         self.requested = True
         signal.signal(signal.SIGTERM, self._before)
-
-
-class Validation:
-    """Perplexity on the fixed validation rows; all ranks take part and get the same numbers.
-
-    Args:
-        engine: whose network is measured.
-        tensor: ranks of a tensor-parallel group, which read the same rows.
-        batches: this rank's share of the rows; may be empty on all ranks: then there is nothing to measure.
-        host_sum: over all ranks.
-    """
-
-    def __init__(self, engine: TrainEngine, tensor: int, batches: List[Batch], host_sum: HostSum) -> None:
-        self.batches = batches
-        self._engine = engine
-        self._tensor = tensor
-        self._host_sum = host_sum
-
-    def measure(self) -> Dict[str, Optional[float]]:
-        """`valid/...` of the network as it is trained; where routers prefer local experts also
-        `valid/local_term_off/...`: the model's worth where nobody knows which experts are near, as after training on
-        one device. Where `moe.evaluation_rules` is none, `valid/...` alone, without any rule of locality.
-        """
-        if not self.batches:
-            return {}
-        if self._engine.context.config.moe.evaluation_rules == "none":
-            with without_locality_rules(self._engine.network):
-                return validation_metrics(self._sums())
-        metrics = validation_metrics(self._sums())
-        strength: Optional[float] = current_locality_strength(self._engine.network)
-        if strength is not None:
-            self._engine.set_locality_bias(0.0)
-            metrics.update(validation_metrics(self._sums(), "valid/local_term_off/"))
-            self._engine.set_locality_bias(strength)
-        return metrics
-
-    def _sums(self) -> Dict[str, np.ndarray]:
-        own = self._engine.evaluate(self.batches) / self._tensor
-        sums = self._engine.statistics.unpack(self._host_sum.values(own))
-        check_row_limit(sums, self._engine.context.config.moe.dispatch.ragged_limit, "validation")
-        return sums
 
 
 class Scheduled:

@@ -15,7 +15,7 @@ from pangu_sigma.checkpoint.state import StateEntry, parameter_entries
 from pangu_sigma.train.flat import Bundles
 from pangu_sigma.train.offloaded_experts import OffloadedExpertOptimizer
 from pangu_sigma.train.sharding import Bucket, Shards
-from pangu_sigma.train.step import Update
+from pangu_sigma.train.update import Update
 
 
 class ShardedMoments:

@@ -15,7 +15,7 @@ from pangu_sigma.config.derived import last_step
 from pangu_sigma.config.schema import Config
 from pangu_sigma.train.metrics import HostCounters
 from pangu_sigma.train.schedule import Ramp
-from pangu_sigma.train.step import StepOutputs
+from pangu_sigma.train.update import StepOutputs
 
 
 class LaunchedStep(NamedTuple):

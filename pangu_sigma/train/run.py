@@ -1,12 +1,9 @@
 """One training run, from configuration to summary: `pangu-sigma train`."""
 
-import math
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
-
-import numpy as np
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.folders import finished, prune, set_aside_after
@@ -22,15 +19,13 @@ from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJo
 from pangu_sigma.config.derived import has_experts, last_step
 from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
-from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.cooccurrence import nodes_of_ids
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.domains import check_domains
 from pangu_sigma.data.known_routes import KnownRoutes
 from pangu_sigma.data.loader import BatchLoader, create_loader
-from pangu_sigma.data.vocabulary import unigram_perplexity, vocabulary
+from pangu_sigma.data.vocabulary import vocabulary
 from pangu_sigma.errors import RunDiverged
-from pangu_sigma.metrics.perplexity import perplexity_of
 from pangu_sigma.metrics.window import summarise
 from pangu_sigma.model.capacity_rules import resolve_layout
 from pangu_sigma.model.pangu_sigma import sparse_layers
@@ -54,6 +49,7 @@ from pangu_sigma.train.engine import TrainEngine
 from pangu_sigma.train.loop import Saving, StopRequest, TrainingLoop
 from pangu_sigma.train.metrics import MetricsLog, write_atomically
 from pangu_sigma.train.trackers import check_trackers, open_trackers
+from pangu_sigma.train.validation import validation_unigram
 
 FINISHED = "finished"  # the status of a run in summary.json, or else `divergence.DIVERGED`
 
@@ -123,7 +119,7 @@ def _run(
                 _close_stopped(config, log, loop.saved_step)
             return ""
         cosines = None if loop.verdict else _cosines(config, runtime, loader, engine)
-        unigram = _unigram(data, loop.validation.batches, HostSum(runtime.collectives, "metrics/unigram"))
+        unigram = validation_unigram(data, loop.validation.batches, HostSum(runtime.collectives, "metrics/unigram"))
         writer.wait()
         message = ""
         if loop.verdict:
@@ -247,14 +243,6 @@ def _headline(
     elif source.initial is not None:
         lines.append(f"beginning with the weights of {source.initial}")
     return lines + (locality_advice(engine.context) if has_experts(config) else [])
-
-
-def _unigram(data: PreparedData, batches: List[Batch], host_sum: HostSum) -> Optional[float]:
-    """Perplexity of training frequencies on the validation rows of all ranks, the line any model must beat."""
-    tokens = sum(float(b.loss_mask.sum()) for b in batches)
-    nats = math.log(unigram_perplexity(data.token_counts, batches)) * tokens if tokens else 0.0
-    nats, tokens = host_sum.values(np.array([nats, tokens]))
-    return perplexity_of(nats / tokens) if tokens else None
 
 
 def _write_results(

@@ -20,7 +20,8 @@ from pangu_sigma.train.engine import TrainEngine
 from pangu_sigma.train.flat import Bundles, FlatExchange, gradient_exchange
 from pangu_sigma.train.optimizer_state import OptimizerState
 from pangu_sigma.train.schedule import LossScale
-from pangu_sigma.train.step import Accumulators, ApplyStep, Update, read_outputs
+from pangu_sigma.train.step import Accumulators, ApplyStep
+from pangu_sigma.train.update import Update, read_outputs
 
 pytestmark = pytest.mark.compiles
 

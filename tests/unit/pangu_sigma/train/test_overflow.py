@@ -14,7 +14,8 @@ from pangu_sigma.model.inputs import BATCH_FIELDS
 from pangu_sigma.train.flat import gradient_exchange
 from pangu_sigma.train.overflow import StatusRegister
 from pangu_sigma.train.schedule import LossScale
-from pangu_sigma.train.step import Accumulators, ApplyStep, BatchGradients, MicroStep, Update, WholeStep, read_outputs
+from pangu_sigma.train.step import Accumulators, ApplyStep, BatchGradients, MicroStep, WholeStep
+from pangu_sigma.train.update import Update, read_outputs
 
 LARGEST = np.float32(np.finfo(np.float16).max)
 SIZE = 7  # of the statistics of one layer of one expert

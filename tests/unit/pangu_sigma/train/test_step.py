@@ -19,10 +19,9 @@ from pangu_sigma.train.step import (
     ApplyStep,
     BatchGradients,
     MicroStep,
-    Update,
     WholeStep,
-    read_outputs,
 )
+from pangu_sigma.train.update import Update, read_outputs
 
 NOMINAL = 50.0
 

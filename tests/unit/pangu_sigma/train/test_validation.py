@@ -12,8 +12,8 @@ from locmoe_ops.routers.base import RoutingShape, make_router
 from locmoe_ops.routers.selection_bias import LocalityBias, current_locality_strength, set_locality_strength
 from locmoe_ops.topology import ExpertPlacement
 from pangu_sigma.config.load import config_from_dict
-from pangu_sigma.train.loop import Validation
 from pangu_sigma.train.statistics import Statistics
+from pangu_sigma.train.validation import Validation
 
 SHAPE = RoutingShape(HIDDEN, 8)
 STRENGTH, FRACTION = 0.75, 0.25
