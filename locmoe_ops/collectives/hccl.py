@@ -14,7 +14,6 @@ import numpy as np
 from mindspore import Tensor, __version__, dtype, nn, ops
 from mindspore.communication import GlobalComm, create_group
 
-from locmoe_ops.collectives.graph import ExchangeGraph
 from locmoe_ops.collectives.hccl_functions import AsyncFunction, ProcessGroup, group_function
 from locmoe_ops.collectives.interface import (
     AsyncAllToAll,
@@ -24,6 +23,7 @@ from locmoe_ops.collectives.interface import (
     RankGroup,
     UnevenRows,
 )
+from locmoe_ops.collectives.rank_numbers import ExchangeGraph
 from locmoe_ops.collectives.registry import COLLECTIVES, LAYERS, purpose_of
 from locmoe_ops.collectives.rows import ExtraRow, within
 from locmoe_ops.errors import InputError

@@ -1,5 +1,6 @@
 """Every group exchanges rank numbers once, before anything is trained: a backend that does nothing, or returns zeros
-without an error, must not go unnoticed (a third party has seen HCCL's all-to-all do so on Ascend 910A).
+without an error, must not go unnoticed (a third party has seen HCCL's all-to-all do so on Ascend 910A). And the graph
+in which an exchange outside of a step runs, as this one does.
 
 Shape legend: P ranks of a group.
 """
@@ -7,15 +8,33 @@ Shape legend: P ranks of a group.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
-from locmoe_ops.collectives.graph import ExchangeGraph
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.collectives.registry import GRADIENTS, LAYERS
 from locmoe_ops.errors import CollectiveError
+
+
+class ExchangeGraph(nn.Cell):
+    """An exchange that is called outside of a step, as a graph of its own: HCCL's documentation forbids operators by
+    themselves in a group that graphs use too.
+
+    Args:
+        exchange: a collective's Cell.
+
+    Input and output: those of `exchange`.
+    """
+
+    def __init__(self, exchange: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.exchange = exchange
+
+    def construct(self, x: Any) -> Any:
+        return self.exchange(x)
 
 
 def check_rank_numbers(collectives: Collectives) -> None:

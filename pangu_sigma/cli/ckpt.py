@@ -118,7 +118,7 @@ def _diff(config: Config, options: argparse.Namespace) -> int:
 
 
 def _reshard(config: Config, options: argparse.Namespace) -> int:
-    from pangu_sigma.checkpoint.surgery.reshard import reshard
+    from pangu_sigma.checkpoint.surgery.rewrite import reshard
 
     reshard(checkpoints_named(options.source), options.target, options.shards, options.weights_only)
     return SUCCESS

@@ -22,8 +22,7 @@ from pangu_sigma.checkpoint.format import CheckpointHeader, DataState, TensorEnt
 from pangu_sigma.checkpoint.names import expert_name, is_training_state, split_name, without_moment
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.shards import PlannedTensor
-from pangu_sigma.checkpoint.surgery.reshard import without_training_state
-from pangu_sigma.checkpoint.surgery.rewrite import check_target, newest, write_checkpoint
+from pangu_sigma.checkpoint.surgery.rewrite import check_target, newest, without_training_state, write_checkpoint
 from pangu_sigma.config.derived import experts_per_group
 from pangu_sigma.config.load import save_config, to_dict
 from pangu_sigma.config.schema import Config, LocalityBiasConfig, ParallelConfig

@@ -56,7 +56,7 @@ READS_A_CHECKPOINT = [
     ("ckpt inspect @", "pangu_sigma.checkpoint.surgery.inspect.inspect"),
     ("ckpt verify @", "pangu_sigma.checkpoint.surgery.inspect.verify"),
     ("ckpt diff @ @", "pangu_sigma.checkpoint.surgery.difference.diff"),
-    ("ckpt reshard @ out --shards 2", "pangu_sigma.checkpoint.surgery.reshard.reshard"),
+    ("ckpt reshard @ out --shards 2", "pangu_sigma.checkpoint.surgery.rewrite.reshard"),
     ("ckpt extract @ out --domain 0", "pangu_sigma.checkpoint.surgery.extract.extract"),
     ("ckpt inherit mine.yaml @ out", "pangu_sigma.checkpoint.surgery.dense.OwnModel"),
 ]

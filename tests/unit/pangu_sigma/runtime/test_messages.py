@@ -187,7 +187,7 @@ PRINTS = {
     "checkpoint.surgery.extract",
     "checkpoint.surgery.inherit",
     "checkpoint.surgery.inspect",
-    "checkpoint.surgery.reshard",
+    "checkpoint.surgery.rewrite",
     "data.prepare",
     "data.samples",
     "doctor.doctor",

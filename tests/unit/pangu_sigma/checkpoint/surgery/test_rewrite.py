@@ -13,8 +13,7 @@ from pangu_sigma.checkpoint.parts import LocalTensor
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.shards import planned
 from pangu_sigma.checkpoint.surgery.inspect import verify
-from pangu_sigma.checkpoint.surgery.reshard import reshard
-from pangu_sigma.checkpoint.surgery.rewrite import pack, planned_bytes
+from pangu_sigma.checkpoint.surgery.rewrite import pack, planned_bytes, reshard
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
 
 SCALARS = {"loss_scale.scale": 4.0, "optimizer.updates": 5.0, "blocks.0.local_strength": 0.5}
