@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from pangu_sigma.metrics.perplexity import DIVERGED, is_usable, usable_perplexity
 from pangu_sigma.metrics.window import STEP, measured, timed_steps
@@ -136,9 +136,16 @@ def has_diverged(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any
 
 
 def collection_of(plan: Comparison, runs: Sequence[CollectedRun]) -> Collection:
-    """The runs with their tables."""
-    ratios = _table(plan, runs, lambda run: _ratios(plan, run, runs))
-    return Collection(plan, tuple(runs), _table(plan, runs, lambda run: run.values), ratios)
+    """The runs with their tables. Ratios are to the baseline's run of the same seed, which ran next to the other one;
+    there are none where there is no such run, it diverged, or it has 0.
+    """
+    ratios = []
+    for own in runs:
+        names = (own.run.phase, plan.baseline, own.run.seed)
+        beside = next((one.values for one in runs if (one.run.phase, one.run.variant, one.run.seed) == names), {})
+        base = {name: value for name, value in beside.items() if value and math.isfinite(value)}
+        ratios.append({name: value / base[name] for name, value in own.values.items() if name in base})
+    return Collection(plan, tuple(runs), _table(plan, runs, [run.values for run in runs]), _table(plan, runs, ratios))
 
 
 _CSV_COLUMNS = ("phase", "variant", "seed")
@@ -226,11 +233,12 @@ def traced_values(folder: Path) -> Values:
     }
 
 
-def _table(plan: Comparison, runs: Sequence[CollectedRun], values_of: Callable[[CollectedRun], Values]) -> Table:
+def _table(plan: Comparison, runs: Sequence[CollectedRun], found: Sequence[Values]) -> Table:
+    """Means over seeds and their ranges of what was `found` of each of the runs."""
     table: Table = {}
     for phase in plan.phases:
         for variant in plan.variants:
-            own = [values_of(r) for r in runs if (r.run.phase, r.run.variant) == (phase, variant)]
+            own = [values for r, values in zip(runs, found) if (r.run.phase, r.run.variant) == (phase, variant)]
             if own:
                 names = sorted({name for values in own for name in values})
                 table.setdefault(phase, {})[variant] = {
@@ -244,14 +252,3 @@ def spread(values: Sequence[float]) -> Spread:
     diverged = sum(map(math.isinf, values))
     found: Spread = {"mean": fmean(values), "min": min(values), "max": max(values), "seeds": len(values)}
     return {**found, "diverged": diverged} if diverged else found
-
-
-def _ratios(plan: Comparison, own: CollectedRun, runs: Sequence[CollectedRun]) -> Values:
-    """To the baseline's run of the same seed, which ran next to this one; nothing where there is none, it diverged, or
-    it has 0.
-    """
-    for other in runs:
-        if (other.run.phase, other.run.variant, other.run.seed) == (own.run.phase, plan.baseline, own.run.seed):
-            base = {name: value for name, value in other.values.items() if value and math.isfinite(value)}
-            return {name: value / base[name] for name, value in own.values.items() if name in base}
-    return {}
