@@ -6,13 +6,12 @@ from html import escape
 from typing import Optional, Sequence
 
 from pangu_sigma.report import palette
-from pangu_sigma.report.palette import variables
 from pangu_sigma.report.plot import drawn
 from pangu_sigma.report.specs import FigureSpec
 
 _COLOURS = f"""
-:root {{ color-scheme: light dark; {variables(dark=False)} }}
-@media (prefers-color-scheme: dark) {{ :root {{ {variables(dark=True)} }} }}
+:root {{ color-scheme: light dark; {palette.variables(dark=False)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {palette.variables(dark=True)} }} }}
 """
 _RULES = """* { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
