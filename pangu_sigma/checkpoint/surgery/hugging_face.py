@@ -104,8 +104,8 @@ class HuggingFaceModel(DenseModel):
                 f"{folder / 'config.json'}: its model_type is {self._config.get('model_type')}; expected {_EXPECTED}"
             )
         self._layers = self._number("num_layers") - 1
+        self._pickled: Dict[Path, Mapping[str, Any]] = {}  # the file that was read last
         self._files = self._locate()
-        self._pickled: Dict[Path, Mapping[str, Any]] = {}
         self._found = self._find()
         self.origin = f"inherited from {folder}, a PanGu-alpha of {self._layers + 1} layers in Hugging Face's layout"
         names = ("tokenizer.model", "tokenizer.json", "vocab.model")  # the last one is the ports'
@@ -164,24 +164,22 @@ class HuggingFaceModel(DenseModel):
     def _locate(self) -> Dict[str, Path]:
         """The file of each stored tensor."""
         for name in (SAFETENSORS, PICKLED):
-            if (self._folder / name).is_file():
-                return dict.fromkeys(self._stored_names(self._folder / name), self._folder / name)
+            path = self._folder / name
+            if path.is_file() and name == PICKLED:
+                self._pickled = {path: _load_pickled(path)}
+                return dict.fromkeys(self._pickled[path], path)
+            if path.is_file():
+                try:
+                    with safe_open(path, framework="numpy") as stored:
+                        return dict.fromkeys(stored.keys(), path)
+                except (SafetensorError, OSError) as error:
+                    raise _unreadable(path, error) from None
             if (self._folder / f"{name}.index.json").is_file():
                 shards = self._read_object(f"{name}.index.json").get("weight_map")
                 if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
                     raise InputError(f"{self._folder / name}.index.json: holds no weight_map; expected {_EXPECTED}")
-                return {stored: self._folder / shard for stored, shard in shards.items()}
+                return {tensor: self._folder / shard for tensor, shard in shards.items()}
         raise InputError(f"{self._folder}: holds no weights; expected {_EXPECTED}")
-
-    def _stored_names(self, path: Path) -> List[str]:
-        if path.name != SAFETENSORS:
-            self._pickled = {path: _load_pickled(path)}
-            return list(self._pickled[path])
-        try:
-            with safe_open(path, framework="numpy") as stored:
-                return list(stored.keys())
-        except (SafetensorError, OSError) as error:
-            raise _unreadable(path, error) from None
 
     def _find(self) -> Dict[str, str]:
         """Our name -> the stored one. Raises InputError for a tensor that has no counterpart here."""
