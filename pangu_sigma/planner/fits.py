@@ -209,22 +209,17 @@ def _larger_machines(config: Config, cluster: Cluster) -> list[_Search]:
     for name, hardware in sorted(shipped, key=lambda each: each[1].memory.capacity_gb.value):
         if hardware.memory.capacity_gb.value <= capacity or hardware.compute.peak_tflops.of(precision) is None:
             continue
-        changes, moved = _for_chip(config, hardware.chip), config
+        changes: dict[str, Any] = {}  # keys that name the chip, or are for it alone
+        if config.runtime.chip != "auto" and hardware.chip is not None:
+            changes["runtime.chip"] = hardware.chip
+            if config.runtime.hccl.unchecked_all_to_all and CHIPS[hardware.chip].cluster.value is None:
+                changes["runtime.hccl.unchecked_all_to_all"] = False
+        moved = config
         for path, value in changes.items():
             moved = with_value(moved, path, value)
         words = (f"--hardware {name}", *(f"--set {path}={str(value).lower()}" for path, value in changes.items()))
         found.append(_Search(moved, replace(cluster, hardware=hardware), words))
     return found
-
-
-def _for_chip(config: Config, chip: Optional[str]) -> dict[str, Any]:
-    """Keys that name the configuration's chip, or are for it alone, with their values for another `chip`."""
-    if config.runtime.chip == "auto" or chip is None:
-        return {}
-    changes: dict[str, Any] = {"runtime.chip": chip}
-    if config.runtime.hccl.unchecked_all_to_all and CHIPS[chip].cluster.value is None:
-        changes["runtime.hccl.unchecked_all_to_all"] = False
-    return changes
 
 
 def _best(changes: Sequence[Change]) -> Optional[Change]:
