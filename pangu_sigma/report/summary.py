@@ -139,6 +139,6 @@ COLUMNS = (
     Column("kept on\nown node", "moe/local_fraction", "{:.1%}".format),
     Column("dropped\ntokens", "moe/drop_fraction", "{:.1%}".format),
     Column("load max\n/ mean", "moe/load_max_over_mean", "{:.2f}".format),
-    Column("inside\nnodes", "comm/intra_node(B)", _bytes),
     Column("between\nnodes", "comm/inter_node(B)", _bytes),
+    Column("of it\ntokens", "comm/all_to_all/inter_node(B)", _bytes),
 )

@@ -17,8 +17,8 @@ METRICS = {
     "moe/drop_fraction": 0.0214,
     "moe/load_max_over_mean": 1.456,
     "moe/tokens_per_expert": [[1.0, 2.0]],
-    "comm/intra_node(B)": 25_502_480.0,
-    "comm/inter_node(B)": 999.0,
+    "comm/inter_node(B)": 25_502_480.0,
+    "comm/all_to_all/inter_node(B)": 999.0,
 }
 
 
@@ -48,7 +48,7 @@ def test_each_metric_stands_in_its_column(write_run, capsys):
     assert lines[4].split()[:2] == ["switch", "624.1"]
     ends = [lines[3].index(cell) + len(cell) for cell in ("312.0", "2346", "50.0%", "2.1%", "1.46", "25.5 MB", "999 B")]
     # Headers are right-aligned over their columns.
-    for end, header in zip(ends, ("perplexity", "per s", "own node", "tokens", "/ mean", "nodes", "nodes")):
+    for end, header in zip(ends, ("perplexity", "per s", "own node", "tokens", "/ mean", "nodes", "tokens")):
         assert lines[1][:end].endswith(header)
     # 312.04 and 624.08 are a quarter and half of 1248.16.
     assert lines[6] == "Unigram perplexity 1248.2; ratio to it: hash 0.25, switch 0.50"
@@ -61,8 +61,8 @@ def test_the_table_fits_a_terminal_at_its_widest():
         "moe/local_fraction": 1.0,
         "moe/drop_fraction": 1.0,
         "moe/load_max_over_mean": 640.0,
-        "comm/intra_node(B)": 999.9e9,
         "comm/inter_node(B)": 999.9e9,
+        "comm/all_to_all/inter_node(B)": 999.9e9,
     }
     runs = [_run(f"routing{number}", **widest) for number in range(7)]
     assert max(len(line) for line in table(runs).splitlines()) <= 79
