@@ -96,8 +96,11 @@ fetch_text() {
     done
     if [ "${domains[*]}" = "${wanted_domains[*]}" ]; then return; fi
     echo "continuing with: ${domains[*]}"
-    [ ${#domains[@]} -gt 1 ] || echo "both nodes read the same domain: there is little for a router to keep near"
     overrides=(--set "data.prepare.sources={$sources}" ${overrides[@]+"${overrides[@]}"})
+    if [ ${#domains[@]} -eq 1 ]; then
+        echo "both nodes read the same domain: there is little for a router to keep near"
+        overrides=(--set data.placement=shuffled ${overrides[@]+"${overrides[@]}"})
+    fi
 }
 
 # Runs stand only while nothing they come from has changed: configuration, options, data. Others are put aside, not lost.
