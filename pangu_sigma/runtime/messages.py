@@ -3,7 +3,8 @@
 Output is what a command was asked for - a table, JSON, a generated text - and is printed. Messages tell what it is
 doing and what to mind. They go to the terminal as plain lines (warnings on stderr, behind "pangu-sigma: warning: ";
 from other ranks than the first only these), and with time and rank into the log file, where one is kept (`keep_log`).
-`--log-level` decides about both. What MindSpore says beside it, stands at the end.
+`--log-level` decides about both. What MindSpore says beside it stands at the end; what it says on Ascend was read in
+its source and not seen on a device.
 """
 
 import logging
