@@ -37,7 +37,7 @@ from locmoe_ops.routers.base import (
     one_hot,
 )
 from locmoe_ops.routers.gates import DenseGate
-from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
+from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table, most_nodes, numbered_nodes
 
 
 class MultiLevelRouting(nn.Cell):
@@ -98,8 +98,10 @@ class MoEFeedForward(nn.Cell):
     rank's sums: assigned <float32>[E] (as chosen, before drops), kept and kept_local <float32> scalars (as finally
     taken); undecided <float32>, the assignments of tokens that the router's rule left undecided, where the router
     counts them; value_sums <float32>[E], where it sums its gate values; beyond_limit <float32>, rows that came here
-    beyond the room for them, where a dispatcher limits that; and what was routed: gate_input <float>[T, d]
-    (see `Router.gate_input`) and expert <int32>[T, k], as chosen. What a graph does not use of them costs it nothing.
+    beyond the room for them, where a dispatcher limits that; tokens_by_nodes <float32>[Q], tokens whose experts are on
+    1, 2, ... Q nodes, Q = `most_nodes`, where k > 1 and a layer's experts are on several; and what was routed:
+    gate_input <float>[T, d] (see `Router.gate_input`), and expert <int32>[T, k] and weight <float32>[T, k], as chosen.
+    What a graph does not use of them costs it nothing.
     """
 
     def __init__(
@@ -126,6 +128,12 @@ class MoEFeedForward(nn.Cell):
         self.top_k = routing.router.top_k
         self.num_experts = routing.router.num_experts
         self.local = Tensor(np.asarray(local, np.float32))
+        self.most_nodes = most_nodes(self.top_k, np.asarray(local))
+        if self.most_nodes:
+            of_node = np.eye(int(numbered_nodes(local).max()) + 1, dtype=np.float32)[numbered_nodes(local)]
+            self.of_node = Tensor(of_node)  # (E, V), V nodes
+            self.node_counts = Tensor(np.arange(1, self.most_nodes + 1, dtype=np.float32))
+            self.matmul = ops.MatMul()
 
     def construct(
         self, x: Tensor, tokens: Dict[str, Tensor], dispatcher: Optional[Dispatcher] = None
@@ -163,7 +171,10 @@ class MoEFeedForward(nn.Cell):
             "kept_local": (finally_taken * kept * nearby).sum(),
             "gate_input": routing["gate_input"],
             "expert": routing["expert"],
+            "weight": routing["weight"],
         }
+        if self.most_nodes:
+            report["tokens_by_nodes"] = self._tokens_by_nodes(chosen)
         if "undecided" in routing:
             report["undecided"] = routing["undecided"].sum() * self.top_k
         if "value_sums" in routing:
@@ -171,6 +182,13 @@ class MoEFeedForward(nn.Cell):
         if "beyond_limit" in context:
             report["beyond_limit"] = context["beyond_limit"]
         return report
+
+    def _tokens_by_nodes(self, chosen: Tensor) -> Tensor:
+        """<float32>[Q] <- `chosen` <float32>[N, E], one-hot: tokens by the number of nodes that hold their experts."""
+        of_token = chosen.reshape(self.top_k, -1, self.num_experts).sum(0)  # (T, E) <- (k, T, E) <- (N, E)
+        touched = ops.cast(self.matmul(of_token, self.of_node) > 0.5, dtype.float32).sum(1)  # (T,) <- (T, V)
+        is_count = ops.equal(touched.expand_dims(1), self.node_counts)  # (T, Q) <- (T, 1), (Q,)
+        return ops.cast(is_count, dtype.float32).sum(0)
 
 
 def build_moe(

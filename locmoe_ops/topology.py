@@ -305,6 +305,25 @@ def local_experts_table(topology: Topology, placement: ExpertPlacement) -> np.nd
     return table
 
 
+def numbered_nodes(local: np.ndarray) -> np.ndarray:
+    """int (E,): which experts share a node, as numbers of nodes from 0.
+
+    Args:
+        local: bool (W, E), a `local_experts_table`. Experts of one node are local to the same ranks.
+    """
+    return np.asarray(np.unique(local.argmax(0), return_inverse=True)[1]).reshape(-1)
+
+
+def most_nodes(top_k: int, local: np.ndarray) -> int:
+    """On how many nodes the experts of one token can be at most; 0 where every token has its experts on one.
+
+    Args:
+        top_k: experts a token. local: bool (W, E), a `local_experts_table`.
+    """
+    nodes = int(numbered_nodes(local).max()) + 1
+    return min(top_k, nodes) if top_k > 1 and nodes > 1 else 0
+
+
 def _read_only(array: np.ndarray) -> np.ndarray:
     array.setflags(write=False)
     return array

@@ -171,4 +171,17 @@ def _statistics(spec: LayerSpec, parameters: LayerParameters, plans: Sequence[_P
         local_fraction=local / kept if kept else 0.0,
         load_max_over_mean=float(tokens_per_expert.max() / tokens_per_expert.mean()) if assignments else 0.0,
         undecided_fraction=sum(undecided) / len(undecided) if undecided else 0.0,
+        tokens_by_nodes=_tokens_by_nodes(spec, plans),
     )
+
+
+def _tokens_by_nodes(spec: LayerSpec, plans: Sequence[_Plan]) -> np.ndarray:
+    """See `LayerStats.tokens_by_nodes`: by the ranks of the first expert-parallel group, and their nodes."""
+    ranks = spec.layout.groups("ep")[0]
+    most = min(spec.top_k, len({spec.layout.node_of(rank) for rank in ranks}))
+    counts = np.zeros(most if most > 1 else 0, np.int64)
+    for plan in plans if most > 1 else ():
+        for chosen in plan.routing.expert:
+            holders = [spec.placement.ep_index_of(int(expert)) for expert in chosen if expert < spec.num_experts]
+            counts[len({spec.layout.node_of(ranks[holder]) for holder in holders}) - 1] += 1
+    return counts

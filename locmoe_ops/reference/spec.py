@@ -162,6 +162,8 @@ class LayerStats:
     local_fraction: float  # kept assignments whose expert is on the node of the token's home / kept assignments
     load_max_over_mean: float  # of tokens_per_expert
     undecided_fraction: float  # locmoe: tokens with fewer than k values above 0 / all tokens
+    # (Q,) int64; tokens whose experts are on 1, ... Q nodes, Q the smaller of k and the nodes; empty where Q is 1
+    tokens_by_nodes: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,11 @@ HOME_NODES = all_of(
 )
 
 
+SEVERAL_NODES = all_of(
+    HOME_NODES, Condition("moe.router.top_k above 1", lambda facts: facts.config.moe.router.top_k > 1)
+)
+
+
 def _drops(facts: RunFacts) -> bool:
     return dispatchers()[facts.config.moe.dispatch.type].spec.has_slots
 
@@ -101,7 +106,7 @@ def _leaves_undecided(facts: RunFacts) -> bool:
 SLOTS = all_of(EXPERTS, Condition("a dispatcher with slots (not ragged)", _drops))
 AUX_LOSS = all_of(EXPERTS, Condition("a router with such a loss of a weight above 0", _has_aux_loss))
 LOCALITY_LOSS = all_of(EXPERTS, Condition("a router with a locality loss of a weight mu above 0", _has_locality_loss))
-UNDECIDED = all_of(EXPERTS, Condition("router locmoe with rectify", _leaves_undecided))
+UNDECIDED = all_of(EXPERTS, Condition("router locmoe with rectify, or replay", _leaves_undecided))
 LOCAL_TERM = all_of(
     EXPERTS, Condition("a local term", lambda facts: facts.config.moe.router.locality_bias.kind != "none")
 )

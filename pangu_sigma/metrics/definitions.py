@@ -73,6 +73,35 @@ DEFINITIONS: Dict[str, Definition] = {
     "moe/load_max_over_mean": Definition(
         _STEP, "tokens of the busiest expert over the mean, before drops, mean over layers", only.EXPERTS
     ),
+    "moe/max_violation": Definition(
+        _STEP,
+        "MaxVio: load of the busiest expert over the mean, less 1, before drops, mean over layers; 0 is an even load "
+        "(of the step's batch, as in arXiv 2408.15664; `moe/load_max_over_mean` less 1)",
+        only.EXPERTS,
+    ),
+    "moe/min_violation": Definition(
+        _STEP,
+        "MinVio: 1 less the load of the idlest expert over the mean, before drops, mean over layers; 0 is an even "
+        "load, 1 an expert without a token",
+        only.EXPERTS,
+    ),
+    "moe/load_entropy": Definition(
+        _STEP,
+        "entropy of the experts' shares of the load over its largest value, ln of the number of experts, before drops, "
+        "mean over layers; 1 is an even load, 0 one expert that has all",
+        only.EXPERTS,
+    ),
+    "moe/tokens_by_nodes": Definition(
+        _STEP,
+        "shares of tokens whose experts are on 1, 2, ... different nodes, as chosen, before drops, mean over layers: "
+        "one list that ends where `moe.router.top_k` or the nodes do, and adds up to 1",
+        only.SEVERAL_NODES,
+    ),
+    "moe/nodes_per_token": Definition(
+        _STEP,
+        "the mean of that: different nodes that a token's experts are on, its home or not",
+        only.SEVERAL_NODES,
+    ),
     "moe/tokens_per_expert": Definition(
         _STEP, "assignments of each expert before drops, over all ranks: one list a sparse layer", only.EXPERTS
     ),
@@ -80,7 +109,8 @@ DEFINITIONS: Dict[str, Definition] = {
         _STEP,
         "tokens with fewer than `moe.router.top_k` gate values above 0 among the experts of their group, so that the "
         "ReLU of LocMoE's Eq. 2 leaves a choice to `moe.router.locmoe.ties`, of all tokens, mean over layers. Gate "
-        "values are those that enter the ReLU, with noise if there is any",
+        "values are those that enter the ReLU, with noise if there is any. Of router replay: tokens that the trace "
+        "does not hold",
         only.UNDECIDED,
     ),
     "moe/local_strength": Definition(_STEP, "the strength of `moe.router.locality_bias` in the step", only.LOCAL_TERM),

@@ -39,11 +39,14 @@ class ObjectiveSums(_SumsOfAll, total=False):
         value_sums: <float32>[M, E], of gate values; only where the network's routers sum them.
         beyond_limit: <float32> scalar, rows that came to this rank beyond the room for them; only where the network's
             dispatchers limit that.
+        tokens_by_nodes: <float32>[M, Q], tokens whose experts are on 1, 2, ... Q nodes; only where `most_nodes` of the
+            network, Q, is not 0.
     """
 
     undecided: Tensor
     value_sums: Tensor
     beyond_limit: Tensor
+    tokens_by_nodes: Tensor
 
 
 class Objective(nn.Cell):
@@ -111,4 +114,7 @@ class Objective(nn.Cell):
             sums["value_sums"] = ops.stack([report["value_sums"] for report in reports])  # (M, E) <- M x (E,)
         if self.network.limits_rows:
             sums["beyond_limit"] = ops.stack([report["beyond_limit"] for report in reports]).sum()  # () <- (M,)
+        if self.network.most_nodes:
+            by_nodes = [report["tokens_by_nodes"] for report in reports]
+            sums["tokens_by_nodes"] = ops.stack(by_nodes)  # (M, Q) <- M x (Q,)
         return total * (loss_scale / self.nominal_tokens), sums

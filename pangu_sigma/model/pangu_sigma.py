@@ -60,6 +60,8 @@ class PanGuSigma(nn.Cell):
         )
         self.sums_values = any(isinstance(cell, Router) and cell.sums_values for _, cell in self.cells_and_names())
         self.limits_rows = any(isinstance(cell, Dispatcher) and cell.limits_rows for _, cell in self.cells_and_names())
+        layers = {layer.most_nodes for layer in sparse_layers(self)}
+        self.most_nodes = layers.pop() if len(layers) == 1 else 0  # 0: tokens are not counted by nodes
         self.head = TiedHead(dims, model.domain_embeddings)
         self.token_losses = token_losses(dims)
 

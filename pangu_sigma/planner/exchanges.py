@@ -11,6 +11,7 @@ from typing import Iterator, NamedTuple
 
 from locmoe_ops.dispatch.geometry import COUNTS, DispatchExchange
 from locmoe_ops.router_registry import router_spec
+from locmoe_ops.topology import ExpertPlacement, local_experts_table, most_nodes
 from pangu_sigma.config.ascend import overlap_bucket
 from pangu_sigma.config.derived import has_experts
 from pangu_sigma.model.parameter_groups import (
@@ -285,7 +286,10 @@ def _statistics_size(job: PlannedJob) -> int:
     layers, experts = (job.sparse_layers, job.config.moe.num_experts) if job.sparse_layers else (1, 1)
     if not job.sparse_layers:
         return 4 + experts + 2
-    counts_undecided = router_spec(job.config.moe.router.type).counts_undecided
+    moe, layout = job.config.moe, job.slot_rules.layout
+    counts_undecided = router_spec(moe.router.type).counts_undecided
+    placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.expert_placement)
+    by_nodes = most_nodes(moe.router.top_k, local_experts_table(layout, placement))
     # One more for rows beyond the room for them, where dispatch limits that
-    limits_rows = job.config.moe.dispatch.ragged_limit is not None
-    return 4 + layers * (experts * (1 + job.router_cost.sums_values) + 2 + counts_undecided) + limits_rows
+    limits_rows = moe.dispatch.ragged_limit is not None
+    return 4 + layers * (experts * (1 + job.router_cost.sums_values) + 2 + counts_undecided + by_nodes) + limits_rows

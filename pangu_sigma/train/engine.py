@@ -120,6 +120,7 @@ class TrainEngine:
             self.network.counts_undecided,
             self.network.sums_values,
             self.network.limits_rows,
+            self.network.most_nodes,
         )
         nominal = tokens_per_step(config)
         self._objective = Objective(self.network, nominal)

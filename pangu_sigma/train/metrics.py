@@ -19,6 +19,7 @@ from mindspore import Tensor
 from locmoe_ops.collectives.interface import Collectives
 from pangu_sigma.errors import OutputNotWritten
 from pangu_sigma.metrics.definitions import CAUSES, OVERLAPPING
+from pangu_sigma.metrics.load import load_entropy, max_violation, min_violation
 from pangu_sigma.metrics.perplexity import perplexity_of
 from pangu_sigma.runtime import files
 from pangu_sigma.runtime.host_sum import HostSum
@@ -150,9 +151,25 @@ def routing_metrics(sums: Dict[str, np.ndarray], mu: float = 0.0) -> Dict[str, A
         "moe/local_fraction_by_layer": (sums["kept_local"] / np.maximum(sums["kept"], 1.0)).tolist(),
         "moe/drop_fraction": 1.0 - kept / total,
         "moe/load_max_over_mean": float((assigned.max(1) / assigned.mean(1)).mean()),
+        "moe/max_violation": float(max_violation(assigned).mean()),
+        "moe/min_violation": float(min_violation(assigned).mean()),
+        "moe/load_entropy": float(load_entropy(assigned).mean()),
+        **_nodes_metrics(sums),
         "moe/tokens_per_expert": assigned.astype(int).tolist(),
         **({"moe/locality_divergence": _divergence(sums, mu)} if mu > 0.0 else {}),
         **({"moe/undecided_fraction": float(sums["undecided"].sum()) / total} if "undecided" in sums else {}),
+    }
+
+
+def _nodes_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, Any]:
+    """Tokens by the number of nodes that their experts are on, where they are counted."""
+    if "tokens_by_nodes" not in sums:
+        return {}
+    counts = sums["tokens_by_nodes"]
+    shares = (counts / np.maximum(counts.sum(1, keepdims=True), 1.0)).mean(0)
+    return {
+        "moe/tokens_by_nodes": shares.tolist(),
+        "moe/nodes_per_token": float(shares @ np.arange(1, len(shares) + 1)),
     }
 
 

@@ -1,6 +1,6 @@
 """The sums of a step as one vector, which is accumulated over micro-batches and summed over ranks with the gradients.
 
-Shape legend: M sparse layers, E experts.
+Shape legend: M sparse layers, E experts, Q nodes that the experts of one token can be on.
 """
 
 from typing import Dict, Optional, Sequence, Tuple
@@ -24,6 +24,7 @@ class Statistics:
         counts_undecided: whether the sums hold `undecided`, as the network's `counts_undecided` says.
         sums_values: whether they hold `value_sums`, as its `sums_values` says.
         limits_rows: whether they hold `beyond_limit`, as its `limits_rows` says.
+        most_nodes: Q, as its `most_nodes` says; 0: they do not hold `tokens_by_nodes`.
 
     Attributes:
         size: numbers of the vector.
@@ -41,6 +42,7 @@ class Statistics:
         counts_undecided: bool = False,
         sums_values: bool = False,
         limits_rows: bool = False,
+        most_nodes: int = 0,
     ) -> None:
         self.layers, self.experts = (sparse_layers, num_experts) if sparse_layers else (1, 1)
         start = len(self.SCALARS)
@@ -49,14 +51,17 @@ class Statistics:
         start = self.assigned.stop + self.layers * len(self._per_layer)
         self.value_sums = range(start, start + sums_values * self.layers * self.experts)
         self._limits_rows = limits_rows
-        self.size = self.value_sums.stop + limits_rows
+        start = self.value_sums.stop + limits_rows
+        self._by_nodes = range(start, start + self.layers * most_nodes)
+        self.size = self._by_nodes.stop
 
     def unpack(self, vector: np.ndarray) -> Dict[str, np.ndarray]:
         """Scalars by name; assigned [M, E]; kept, kept_local and, where it is counted, undecided [M]; value_sums
-        [M, E] and the scalar beyond_limit, where there are any.
+        [M, E], the scalar beyond_limit and tokens_by_nodes [M, Q], where there are any.
         """
         by_expert = {"assigned": self.assigned, **({"value_sums": self.value_sums} if self.value_sums else {})}
         per_layer = vector[self.assigned.stop : self.value_sums.start].reshape(-1, self.layers)
+        by_nodes = vector[self._by_nodes.start : self._by_nodes.stop].reshape(self.layers, -1)  # (M, Q) <- (M * Q,)
         return {
             **{name: vector[i] for i, name in enumerate(self.SCALARS)},
             **{
@@ -65,6 +70,7 @@ class Statistics:
             },
             **dict(zip(self._per_layer, per_layer)),
             **({"beyond_limit": vector[self.value_sums.stop]} if self._limits_rows else {}),
+            **({"tokens_by_nodes": by_nodes} if by_nodes.size else {}),
         }
 
 
@@ -79,7 +85,9 @@ def pack_statistics(sums: ObjectiveSums) -> Tensor:
         vectors += (sums["value_sums"].reshape(-1),)  # (M * E,) <- (M, E)
     if "beyond_limit" in sums:
         vectors += (sums["beyond_limit"].reshape(1),)  # (1,) <- ()
-    return ops.concat(vectors)  # (size,) <- (4,), (M * E,), (M,), (M,), (M,), (M * E,), (1,)
+    if "tokens_by_nodes" in sums:
+        vectors += (sums["tokens_by_nodes"].reshape(-1),)  # (M * Q,) <- (M, Q)
+    return ops.concat(vectors)  # (size,) <- (4,), (M * E,), (M,), (M,), (M,), (M * E,), (1,), (M * Q,)
 
 
 def check_row_limit(sums: Dict[str, np.ndarray], limit: Optional[float], where: str) -> None:

@@ -35,6 +35,9 @@ METRICS = {
     "time/unix",
     "moe/drop_fraction",
     "moe/load_max_over_mean",
+    "moe/max_violation",
+    "moe/min_violation",
+    "moe/load_entropy",
     "moe/tokens_per_expert",
     "throughput/tokens_per_second",
     "progress/step",
@@ -93,6 +96,8 @@ def test_metrics_add_up(straight):
         assigned = np.array(record["moe/tokens_per_expert"])
         assert assigned.sum() == 4 * 32  # rows x positions, one sparse layer, one choice
         assert record["moe/load_max_over_mean"] == pytest.approx(assigned.max() / assigned.mean())
+        assert record["moe/max_violation"] == pytest.approx(assigned.max() / assigned.mean() - 1.0)
+        assert record["moe/min_violation"] == pytest.approx(1.0 - assigned.min() / assigned.mean())
 
 
 def test_cosines_are_those_of_the_last_batch(straight, tiny_data):

@@ -87,13 +87,14 @@ class NumpyModel:
 
     def losses(self, batch: Arrays) -> Dict[str, Any]:
         """tokens, task, aux and locality (both times tokens), assigned [M, E], kept, kept_local [M]; of locmoe
-        undecided [M].
+        undecided [M]; of k > 1 and experts on several nodes tokens_by_nodes [M, Q].
         """
         logits, layers = self.forward(batch)
         mask, targets = batch["loss_mask"].reshape(-1).astype(np.float64), batch["targets"].reshape(-1)
         tokens = mask.sum()
         kept = [layer.kept[0].sum() for layer in layers]
         undecided = [layer.stats.undecided_fraction * layer.expert[0].size for layer in layers]
+        by_nodes = np.array([layer.stats.tokens_by_nodes for layer in layers])
         return {
             "tokens": tokens,
             "task": np.sum(mask * token_losses(logits, targets)),
@@ -103,6 +104,7 @@ class NumpyModel:
             "kept": np.array(kept),
             "kept_local": np.array([layer.stats.local_fraction * k for layer, k in zip(layers, kept)]),
             **({"undecided": np.array(undecided)} if layers and self.options.spec.router == "locmoe" else {}),
+            **({"tokens_by_nodes": by_nodes} if by_nodes.size else {}),
         }
 
     def _words(self, domain: int) -> np.ndarray:
@@ -204,5 +206,5 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 def split_sums(sums: Dict[str, Any]) -> Tuple[Dict[str, float], Dict[str, np.ndarray]]:
     """Floating-point sums, which agree to rounding, and counts, which agree exactly."""
-    counted = ("tokens", "assigned", "kept", "kept_local", "undecided")
+    counted = ("tokens", "assigned", "kept", "kept_local", "undecided", "tokens_by_nodes")
     return {k: v for k, v in sums.items() if k not in counted}, {k: np.asarray(sums[k]) for k in counted if k in sums}

@@ -29,8 +29,8 @@ OUTPUTS = (
     "assigned",
     "kept",
     "kept_local",
-    "undecided",
-)  # the last one of locmoe alone
+)
+SOMETIMES = ("undecided", "tokens_by_nodes")  # of locmoe alone; where a token's experts can be on several nodes
 
 
 class Objective(nn.Cell):
@@ -48,7 +48,7 @@ class Objective(nn.Cell):
 
 
 class Differentiated(nn.Cell):
-    """Outputs in the order of `OUTPUTS` and all gradients, in one graph.
+    """Outputs in the order of `OUTPUTS` and `SOMETIMES`, and all gradients, in one graph.
 
     Tensors come and go one by one: a dict that enters a graph is a constant of it, one that leaves it makes MindSpore
     run parts of it in Python.
@@ -72,6 +72,8 @@ class Differentiated(nn.Cell):
         )
         if "undecided" in report:
             outputs += (report["undecided"],)
+        if "tokens_by_nodes" in report:
+            outputs += (report["tokens_by_nodes"],)
         return outputs, gradients
 
 
@@ -95,11 +97,14 @@ class CompiledLayer:
         outputs, (x_gradient, gradients) = self.step(
             Tensor(tokens.x), *(Tensor(array, ms.int32) for array in given), Tensor(gradient)
         )
+        layer = self.step.objective.layer
+        there = (layer.routing.router.counts_undecided, layer.most_nodes > 0)
+        names = OUTPUTS + tuple(name for name, is_there in zip(SOMETIMES, there) if is_there)
         named = {
             f"gradient/{parameter.name.rsplit('.', 1)[-1]}": array
             for parameter, array in zip(self.step.parameters, gradients)
         }
-        results = {**dict(zip(OUTPUTS, outputs)), "gradient/x": x_gradient, **named}
+        results = {**dict(zip(names, outputs)), "gradient/x": x_gradient, **named}
         return {name: tensor.asnumpy() for name, tensor in results.items()}
 
 

@@ -18,7 +18,7 @@ TOLERANCE = 1e-5
 # sum of two of them, and the gradients of each: twenty roundings at most on the way to any number. Gates and losses are
 # float32 throughout.
 HALF_TOLERANCE = 20 * 2.0**-11
-COUNTS = ("assigned", "kept", "kept_local", "undecided")
+COUNTS = ("assigned", "kept", "kept_local", "undecided", "tokens_by_nodes")
 EXPERT_PARAMETERS = {"w_in": "w1", "b_in": "b1", "w_out": "w2", "b_out": "b2"}
 EVERYTHING = [(name, draw) for name in CASES for draw in DRAWS]
 NOTHING_DROPPED = [(name, draw) for name, draw in EVERYTHING if CASES[name].capacity == AMPLE]
@@ -55,6 +55,8 @@ def from_reference(case, ranks, output_gradients):
         expected["undecided"] = (
             round(result.stats.undecided_fraction * sum(len(tokens.x) for tokens in ranks)) * case.top_k
         )
+    if result.stats.tokens_by_nodes.size:
+        expected["tokens_by_nodes"] = result.stats.tokens_by_nodes
     if gradients.gate is not None:
         expected["gradient/weight"] = gradients.gate
     for name, theirs in EXPERT_PARAMETERS.items():

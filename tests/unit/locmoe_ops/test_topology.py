@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.topology import GROUP_KINDS, ExpertPlacement, ExpertSubgroup, Topology, local_experts_table
+from locmoe_ops.topology import (
+    GROUP_KINDS,
+    ExpertPlacement,
+    ExpertSubgroup,
+    Topology,
+    local_experts_table,
+    most_nodes,
+    numbered_nodes,
+)
 
 LAYOUTS = [(1, 1, 1, 1), (4, 2, 4, 1), (8, 4, 4, 1), (8, 2, 2, 2), (8, 4, 4, 2), (16, 4, 8, 2), (8, 8, 2, 1)]
 
@@ -162,3 +170,20 @@ def test_replicas_on_every_node_make_all_experts_local():
 def test_local_experts_need_matching_degrees():
     with pytest.raises(InputError, match="degree 2 of the topology differs from 4"):
         local_experts_table(Topology(4, 2, 2), ExpertPlacement(8, 2, 4))
+
+
+@pytest.mark.parametrize(
+    ("topology", "placement", "nodes", "most"),
+    [
+        (Topology(4, 2, 4), ExpertPlacement(8, 2, 4, "node_grouped"), [0, 0, 0, 0, 1, 1, 1, 1], {1: 0, 2: 2, 8: 2}),
+        (Topology(4, 2, 4), ExpertPlacement(8, 2, 4), [0, 0, 1, 1, 0, 0, 1, 1], {2: 2}),
+        (Topology(4, 1, 4), ExpertPlacement(8, 1, 4), [0, 0, 1, 1, 2, 2, 3, 3], {2: 2, 3: 3, 8: 4}),
+        (Topology(4, 4, 4), ExpertPlacement(8, 2, 4), [0] * 8, {2: 0, 8: 0}),
+        (Topology(4, 2, 2), ExpertPlacement(8, 2, 2), [0] * 8, {8: 0}),  # each node has all experts
+        (Topology(4, 1, 2), ExpertPlacement(4, 1, 2), [0, 0, 1, 1], {2: 2}),  # two replicas over two nodes each
+    ],
+)
+def test_on_how_many_nodes_a_token_s_experts_can_be(topology, placement, nodes, most):
+    table = local_experts_table(topology, placement)
+    assert numbered_nodes(table).tolist() == nodes
+    assert {k: most_nodes(k, table) for k in most} == most

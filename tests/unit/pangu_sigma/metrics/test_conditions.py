@@ -11,6 +11,7 @@ from pangu_sigma.metrics.definitions import DEFINITIONS, left_out
 
 SPLIT = {f"time/{name}(s)" for name in ("compute", "communication", "idle", "overlapped")}
 SLOWEST = {"time/slowest_rank", "time/slowest_rank/compute(s)", "time/median_rank/compute(s)"}
+NODES = {"moe/tokens_by_nodes", "moe/nodes_per_token"}
 HOME = {"moe/local_fraction", "moe/local_fraction_by_layer"}
 TRAFFIC = {name for name in DEFINITIONS if name.startswith("comm/") or name.count("/") == 2 and name[:5] == "time/"}
 TRAFFIC = (TRAFFIC | {f"time/{cause}(s)" for cause in ("all_to_all", "gradient", "tensor")}) - SLOWEST
@@ -102,6 +103,15 @@ def test_a_backend_that_sees_no_traffic_says_nothing_of_it():
 
 def test_the_layout_says_which_nodes_are_home():
     assert not job(layout=Topology(4, 2, 4)) & HOME and job(4, 2, layout=Topology(4, 4)) >= HOME
+
+
+@pytest.mark.parametrize(
+    ("ranks", "a_node", "expert", "top_k", "there"),
+    [(4, 2, 4, 2, True), (4, 2, 4, 1, False), (4, 2, 2, 2, False), (4, 4, 4, 2, False), (4, 1, 2, 2, True)],
+)
+def test_tokens_are_counted_by_nodes_where_their_experts_can_be_on_several(ranks, a_node, expert, top_k, there):
+    absent = job(ranks, a_node, parallel={"expert": expert}, moe={"router": {"type": "switch", "top_k": top_k}})
+    assert NODES - absent == (NODES if there else set())
 
 
 def test_where_each_node_has_all_experts_every_token_is_at_home():

@@ -14,7 +14,13 @@ ONE = np.ones(1)
 
 def computed():
     sums = {name: np.float64(1.0) for name in ("tokens", "task", "aux", "locality")}
-    routing = {"assigned": np.ones((1, 2)), "kept": ONE, "kept_local": ONE, "undecided": ONE}
+    routing = {
+        "assigned": np.ones((1, 2)),
+        "kept": ONE,
+        "kept_local": ONE,
+        "undecided": ONE,
+        "tokens_by_nodes": np.ones((1, 2)),
+    }
     counters = metrics.HostCounters(1.0, *[metrics.Traffic()] * 4)
     return {
         **metrics.loss_metrics(sums),

@@ -14,9 +14,27 @@ from pangu_sigma.train.metrics import (
     MetricsLog,
     Traffic,
     host_metrics,
+    routing_metrics,
     validation_metrics,
     write_atomically,
 )
+
+
+def test_routing_of_two_layers_by_hand():
+    """Loads 8, 4, 4, 0 and 4, 4, 4, 4; of the 8 tokens of two choices 2 and 8 have both on one node."""
+    sums = {
+        "assigned": np.array([[8.0, 4.0, 4.0, 0.0], [4.0, 4.0, 4.0, 4.0]]),
+        "kept": np.array([12.0, 16.0]),
+        "kept_local": np.array([6.0, 8.0]),
+        "tokens_by_nodes": np.array([[2.0, 6.0], [8.0, 0.0]]),
+    }
+    found = routing_metrics(sums)
+    assert (found["moe/max_violation"], found["moe/min_violation"]) == (0.5, 0.5)  # means of 1, 0 and of 1, 0
+    assert found["moe/load_entropy"] == pytest.approx((0.75 + 1.0) / 2)  # 1.5 of 2 bits, and 2 of 2
+    assert found["moe/tokens_by_nodes"] == [0.625, 0.375] and found["moe/nodes_per_token"] == 1.375
+    assert found["moe/load_max_over_mean"] == found["moe/max_violation"] + 1.0
+    del sums["tokens_by_nodes"]
+    assert not {"moe/tokens_by_nodes", "moe/nodes_per_token"} & set(routing_metrics(sums))
 
 
 def lines(path):

@@ -8,16 +8,17 @@ from pangu_sigma.train.statistics import Statistics, check_row_limit, pack_stati
 
 
 @pytest.mark.parametrize(
-    "layers, experts, undecided, values, limited",
+    "layers, experts, undecided, values, limited, nodes",
     [
-        (0, 4, False, False, False),
-        (1, 4, True, True, True),
-        (3, 2, False, True, False),
-        (3, 2, True, False, True),
-        (3, 2, False, False, True),
+        (0, 4, False, False, False, 0),
+        (1, 4, True, True, True, 2),
+        (3, 2, False, True, False, 0),
+        (3, 2, True, False, True, 4),
+        (3, 2, False, False, True, 0),
+        (3, 2, False, False, False, 2),
     ],
 )
-def test_statistics_come_out_as_they_went_in(layers, experts, undecided, values, limited):
+def test_statistics_come_out_as_they_went_in(layers, experts, undecided, values, limited, nodes):
     rng = np.random.default_rng(0)
     rows, columns = max(layers, 1), experts if layers else 1
     shapes = {
@@ -31,9 +32,10 @@ def test_statistics_come_out_as_they_went_in(layers, experts, undecided, values,
         **({"undecided": (rows,)} if undecided else {}),
         **({"value_sums": (rows, columns)} if values else {}),
         **({"beyond_limit": ()} if limited else {}),
+        **({"tokens_by_nodes": (rows, nodes)} if nodes else {}),
     }
     sums = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    statistics = Statistics(layers, experts, undecided, values, limited)
+    statistics = Statistics(layers, experts, undecided, values, limited, nodes)
     vector = pack_statistics({name: Tensor(value) for name, value in sums.items()}).asnumpy()
     assert vector.shape == (statistics.size,)
     found = statistics.unpack(vector)
