@@ -31,11 +31,14 @@ _OTHER_KEYS = (
 
 @dataclass(frozen=True)
 class RouterSizes:
-    """What a declaration is told of the model: d, E and G."""
+    """What a declaration is told of the model: d, E and G; k, M and S where they are known."""
 
     hidden_size: int
     num_experts: int
     num_groups: int = 1
+    top_k: Optional[int] = None
+    sparse_layers: Optional[int] = None
+    sequence_length: Optional[int] = None
 
     @property
     def per_group(self) -> int:
@@ -116,6 +119,7 @@ class RouterSpec:
             left it undecided.
         expert_choice: whether experts choose among the tokens that want their slots: then drop priority is `weight`,
             and there are slots.
+        whole_rows: whether it must be given whole rows of text, so that there is no cached decoding with it.
         localises: whether it seeks to keep tokens on their nodes.
         map_of_ids: of its keys, the kind of its maps (`locmoe_ops.routers.hash_maps.KINDS`) from token ids to experts,
             if its routes follow from these alone; such a router has `Router.expert_by_id`.
@@ -131,6 +135,7 @@ class RouterSpec:
     gate_weights: bool = False
     counts_undecided: bool = False
     expert_choice: bool = False
+    whole_rows: bool = False
     localises: bool = False
     map_of_ids: Callable[[Any], Optional[str]] = no_map
     check: Callable[[Any, RouterSizes], None] = nothing_to_check

@@ -129,11 +129,17 @@ _ROUTER_KEYS = ("gate", "gate_input", "blocks", "balance")
 
 
 def check_same_model(reader: CheckpointReader, config: Config) -> None:
-    """Weights mean something only in the network, and with the router, that they were trained in. Raises InputError."""
+    """Weights mean something only in the network, and with the router, that they were trained in. Raises InputError.
+
+    A router that replays a trace needs nothing of the one that was trained: its decisions are all in the trace.
+    """
     then = reader.config()
     keys = [f"model.{field.name}" for field in fields(config.model) if not field.name.endswith("dropout")]
-    for path in (*keys, "moe.num_experts", "moe.num_groups", "moe.domain_groups", "moe.router.type"):
+    for path in (*keys, "moe.num_experts", "moe.num_groups", "moe.domain_groups"):
         _require_same(reader, path, attrgetter(path)(config), attrgetter(path)(then))
+    if config.moe.router.type == "replay":
+        return
+    _require_same(reader, "moe.router.type", config.moe.router.type, then.moe.router.type)
     router, old = config.moe.router, then.moe.router
     for name in _ROUTER_KEYS:
         if hasattr(router.own, name) and hasattr(old.own, name):

@@ -19,7 +19,7 @@ from pangu_sigma.config.check_run import (
     check_recompute,
     check_schedule,
 )
-from pangu_sigma.config.derived import experts_per_group, has_experts, job_topology
+from pangu_sigma.config.derived import experts_per_group, has_experts, job_topology, num_sparse_layers
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig
 from pangu_sigma.config.strict_yaml import spelled
 
@@ -106,7 +106,15 @@ def _check_router(config: Config) -> None:
 
 def router_sizes(config: Config) -> RouterSizes:
     """What the router's declaration is told of the model."""
-    return RouterSizes(config.model.hidden_size, config.moe.num_experts, config.moe.num_groups)
+    moe, model = config.moe, config.model
+    return RouterSizes(
+        model.hidden_size,
+        moe.num_experts,
+        moe.num_groups,
+        moe.router.top_k,
+        num_sparse_layers(config),
+        model.sequence_length,
+    )
 
 
 def _check_dispatch(config: Config) -> None:

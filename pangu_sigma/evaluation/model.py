@@ -11,7 +11,7 @@ import numpy as np
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers.selection_bias import switch_off_locality_rules
 from locmoe_ops.tensor_parallel import TensorGroup
-from locmoe_ops.topology import Topology
+from locmoe_ops.topology import ExpertPlacement, Topology, nodes_of_experts
 from pangu_sigma.checkpoint.format import NAME as MANIFEST
 from pangu_sigma.checkpoint.format import DataState
 from pangu_sigma.checkpoint.reader import CheckpointReader
@@ -26,6 +26,7 @@ from pangu_sigma.errors import DamagedCheckpoint
 from pangu_sigma.evaluation.ranks import TrainedRanks
 from pangu_sigma.evaluation.scoring import Scorer
 from pangu_sigma.inference.load import tokenizer_file
+from pangu_sigma.model.capacity_rules import resolve_layout
 from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.sparse import SparseContext
@@ -47,6 +48,7 @@ class EvaluatedModel:
         network, scorer, runtime: in evaluation mode, on this process.
         data_ranks: among how many data-parallel ranks the rows are shared out.
         ranks: as trained: plays each of them.
+        expert_nodes: where routes are traced, the node of each expert in the cluster of the configuration.
     """
 
     config: Config
@@ -61,6 +63,7 @@ class EvaluatedModel:
     scorer: Scorer
     data_ranks: int = 1
     ranks: Optional[TrainedRanks] = None
+    expert_nodes: Tuple[int, ...] = ()
 
     def domain(self, name: str, asked: str) -> int:
         """Number of a domain. Raises InputError, which begins with `asked`."""
@@ -114,7 +117,9 @@ def without_drops(config: Config) -> Config:
 
 
 @contextmanager
-def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> Iterator[EvaluatedModel]:
+def open_model(
+    config: Config, as_trained: bool, prepared_rows: bool = True, traces: bool = False
+) -> Iterator[EvaluatedModel]:
     """The model of the checkpoint that `checkpoint.resume` names.
 
     Args:
@@ -122,6 +127,7 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
         as_trained: as validation during training: slots, homes and local terms as configured. False: `without_drops`.
         prepared_rows: whether validation rows will be asked for. Without them no prepared data need be there: what ids
             mean is in the checkpoint.
+        traces: whether the scores of batches are to say what the routers chose.
 
     Raises:
         InputError: no checkpoint is found, or it does not fit the configuration or the data.
@@ -134,6 +140,7 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
             "written one, or checkpoint.resume=FOLDER"
         )
     trained = _trained(config, source)
+    expert_nodes = _expert_nodes(*trained.cluster(config)) if traces else ()
     config, topology = trained.cluster(config) if as_trained else (without_drops(config), Topology(1, 1))
     rows = micro_batch_sequences(config, topology.data) if as_trained else _rows(config)
     config = replace(config, train=replace(config.train, micro_batch_size=rows))
@@ -142,7 +149,7 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
         # Network and scorer alone: evaluation needs no optimizer, whose state is twice as large as the weights.
         context = _context(config, runtime, words)
         network = PanGuSigma(context)
-        scorer = Scorer(network, context.shape, slots_for_all=not as_trained)
+        scorer = Scorer(network, context.shape, slots_for_all=not as_trained, traces=traces)
         start = CheckpointLoader(config, runtime, data, _Weights(network), for_training=False).load(source)
         if config.moe.evaluation_rules == "none":
             switch_off_locality_rules(network)
@@ -162,7 +169,15 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
             scorer=scorer,
             data_ranks=topology.data,
             ranks=ranks,
+            expert_nodes=expert_nodes,
         )
+
+
+def _expert_nodes(config: Config, topology: Topology) -> Tuple[int, ...]:
+    """The node of each expert in the cluster of `config`, whose job was of `topology`."""
+    moe, layout = config.moe, resolve_layout(config, topology)
+    placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.expert_placement)
+    return tuple(map(int, nodes_of_experts(layout, placement).reshape(-1)))  # (E,) <- (G, n)
 
 
 def _context(config: Config, runtime: Runtime, words: Vocabulary) -> SparseContext:

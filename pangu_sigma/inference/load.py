@@ -10,6 +10,7 @@ from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import whole_number
+from locmoe_ops.router_registry import router_spec
 from locmoe_ops.routers.selection_bias import set_locality_strength
 from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.folders import finished, resolve
@@ -17,6 +18,7 @@ from pangu_sigma.checkpoint.header import check_same_model, differences
 from pangu_sigma.checkpoint.locate import FILE, MODEL, StrPath, checkpoints_named, locate, read_configuration
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.state import parameter_entries, read_values, set_values
+from pangu_sigma.config.derived import has_experts
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, ParallelConfig
 from pangu_sigma.config.schema_run import CheckpointConfig
 from pangu_sigma.config.validate import validate
@@ -191,8 +193,15 @@ def inference_config(config: Config, ranks: int = 1) -> Config:
 
     No dropout. Slots for all tokens with any expert, so that none is dropped. No cap on tokens that leave their node
     (faster_moe), since it compares the tokens of a batch with each other.
+
+    Raises InputError for a router that must be given whole rows.
     """
     router = config.moe.router
+    if has_experts(config) and router_spec(router.type).whole_rows:
+        raise InputError(
+            f"moe.router.type is {router.type}, which routes whole rows of text alone, and decoding goes token by "
+            "token; expected the router that the model was trained with"
+        )
     sections: Dict[str, Any] = {"faster_moe": replace(router.faster_moe, max_remote_fraction=1.0)}
     slots = CapacityConfig(evaluation_factor=float(config.moe.num_experts))
     # Nothing is dropped, but etr asks for a priority of its own.

@@ -13,6 +13,7 @@ from pangu_sigma.metrics.conditions import ALWAYS, Condition, RunFacts
 # The first parts of the tags of token traffic, of gradients, and of split layers
 CAUSES = ("all_to_all", "gradient", "tensor")
 _STEP, _VALIDATION, _END = "every step", "steps with a validation", "summary.json"
+_TRACE, _TRACES = "pangu-sigma trace", "pangu-sigma trace, of two traces"
 _INTERVAL, _DIVERGED = "every train.log_interval steps", "summary.json of a run that diverged"
 _OF_CAUSE = {
     "all_to_all": "the tokens' way to their experts and back, forward and backward",
@@ -257,6 +258,38 @@ DEFINITIONS: Dict[str, Definition] = {
         _VALIDATION, "the same loss with the local term of the routers at strength 0", only.TERM_OFF
     ),
     "valid/local_term_off/perplexity": Definition(_VALIDATION, "exp of that", only.TERM_OFF),
+    "trace/max_violation": Definition(_TRACE, "MaxVio of a layer, over all tokens of the trace"),
+    "trace/min_violation": Definition(_TRACE, "MinVio of a layer, likewise"),
+    "trace/load_entropy": Definition(
+        _TRACE, "entropy of the load of a layer, likewise, over ln of the number of experts"
+    ),
+    "trace/specialisation": Definition(
+        _TRACE,
+        "of a layer, the mutual information of a token's domain and its expert over the entropy of the domain: 0 where "
+        "every domain uses the experts alike, 1 where no two domains share an expert (so it is with an expert group a "
+        "domain); null of one domain. Each of a token's k experts counts",
+    ),
+    "trace/effective_experts": Definition(
+        _TRACE,
+        "of a layer and domain, exp of the entropy of its tokens' load: as many experts, used alike, have the same",
+    ),
+    "trace/tokens_by_nodes": Definition(
+        _TRACE, "of a layer, shares of tokens whose experts are on 1, 2, ... different nodes of the run's cluster"
+    ),
+    "trace/same_expert": Definition(
+        _TRACES,
+        "of a layer, share of choices in which the second trace has the expert of the same number for the same token: "
+        "what is left of the routes between two checkpoints of one run",
+    ),
+    "trace/matched_expert": Definition(
+        _TRACES,
+        "the same share where experts of the second trace are matched to those of the first, one to one, so that most "
+        "choices agree (Hungarian method): how alike the routes of two seeds are. Matched on every other row, counted "
+        "on the rest, as are `trace/same_expert` and `trace/chance`",
+    ),
+    "trace/chance": Definition(
+        _TRACES, "what `trace/matched_expert` would be of two routings with these loads that know nothing of each other"
+    ),
     "router": Definition(_END, "`moe.router.type`"),
     "status": Definition(_END, "finished, or diverged: the run ended with status 1, see `train.divergence_patience`"),
     "progress/diverged_step": Definition(_DIVERGED, "the first of the steps for which the run ended"),

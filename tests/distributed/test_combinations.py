@@ -8,8 +8,10 @@ import pytest
 
 from helpers.exported import both_like_the_first, export_first
 from helpers.pages import OWN, write_own
+from helpers.traces import made_up_trace
 from locmoe_ops.dispatch.registry import remove_dispatcher
 from locmoe_ops.router_registry import remove_router, routers
+from locmoe_ops.routing_trace import to_bytes
 from pangu_sigma.audit.audit import audited_job
 from pangu_sigma.audit.checks import check
 from pangu_sigma.config.load import config_from_dict
@@ -37,6 +39,7 @@ CASES = {
     "faster_moe": {"dispatch": {"type": "hierarchical", "chunks": 2}, "capacity": {"local_share": 0.75}},
     "ta_moe": {"dispatch": {"type": "flat", "overflow": "repick"}},
     "etr": {"dispatch": {"type": "hierarchical", "drop_priority": "weight"}},
+    "replay": {"router": {"top_k": 2}},
     OWN["routers.md"]: {"dispatch": {"type": OWN["dispatchers.md"]}},
 }
 
@@ -51,8 +54,13 @@ MICRO_BATCHES = {
 }
 
 
+TRACE = made_up_trace(length=MODEL["sequence_length"], layers=1)  # of eight experts in one group
+
+
 def job_of(name):
-    moe = {"num_experts": 4, "num_groups": 2, **CASES[name], "router": {"type": name, **CASES[name].get("router", {})}}
+    experts = TRACE.num_experts if name == "replay" else 4
+    router = {"type": name, **CASES[name].get("router", {})}
+    moe = {"num_experts": experts, "num_groups": 2, **CASES[name], "router": router}
     return audited_job(
         config_from_dict(
             {
@@ -76,6 +84,8 @@ def own_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, "")
+        (folder / "trace.safetensors").write_bytes(to_bytes(TRACE))
+        patch.setitem(CASES["replay"]["router"], "replay", {"trace": str(folder / "trace.safetensors")})
         use_router_files([str(write_own(page, folder)) for page in OWN])
         yield
     remove_router(OWN["routers.md"])

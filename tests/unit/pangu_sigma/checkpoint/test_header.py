@@ -44,6 +44,24 @@ def test_the_header_says_where_sampling_and_randomness_stand(reader):
     assert header.config["moe"]["logical_topology"] == {"world_size": 4, "ranks_per_node": 2, "expert": 4}
 
 
+@pytest.mark.parametrize(
+    ("router", "problem"),
+    [
+        ({"type": "switch"}, None),
+        ({"type": "hash"}, "moe.router.type is hash, but .* was trained with switch"),
+        ({"type": "replay", "replay": {"trace": "a"}}, None),  # whose decisions are the trace's
+        ({"type": "replay", "balance_rate": 0.0}, None),
+    ],
+)
+def test_with_which_router_weights_go(reader, router, problem):
+    config = config_from_dict({**CONFIG, "moe": {**CONFIG["moe"], "router": router}})
+    if problem is None:
+        check_same_model(reader, config)
+    else:
+        with pytest.raises(InputError, match=problem):
+            check_same_model(reader, config)
+
+
 def test_the_same_run_changes_nothing(reader):
     assert changes(reader, config_from_dict(CONFIG), data(), LAYOUT) == []
 

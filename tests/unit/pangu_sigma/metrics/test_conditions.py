@@ -143,6 +143,7 @@ def test_where_each_node_has_all_experts_every_token_is_at_home():
             {"valid/local_term_off/loss"},
             {"moe/local_strength"},
         ),
+        ({"router": {"type": "replay"}}, {"loss/aux", "loss/locality"}, {"moe/undecided_fraction"}),
         ({"dispatch": {"type": "ragged"}}, {"moe/drop_fraction", "moe/graphs"}, {"moe/tokens_per_expert"}),
         ({"capacity": {"mode": "adaptive"}}, {"moe/local_share"}, {"moe/graphs", "moe/capacity_slots"}),
     ],
