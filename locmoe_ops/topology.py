@@ -22,6 +22,8 @@ GROUP_KINDS = (*BASE_KINDS, "node", "rail", *(f"{kind}_{part}" for kind in BASE_
 # consecutive ranks; so for any divisor of its size.
 _SUBGROUP_OF_EP = re.compile(r"ep(\d+)(?=$|_)")
 PLACEMENT_KINDS = ("interleaved", "node_grouped")
+# Sets of consecutive ranks over whose tokens a router's loss may take its means (see `Topology.count_sets`).
+STATISTICS = ("rank", "node", "expert_parallel", "global")
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,14 @@ class Topology:
     def expert_data(self) -> int:
         """Replicas of every expert."""
         return self.world_size // self.model_ranks
+
+    def count_sets(self, statistics: str) -> int:
+        """Into how many sets of consecutive ranks `statistics` (one of `STATISTICS`) divides the world: single ranks,
+        nodes, expert-parallel groups with their tensor-parallel ranks, or one set of all.
+        """
+        return {"rank": self.world_size, "node": self.nodes, "expert_parallel": self.expert_data, "global": 1}[
+            statistics
+        ]
 
     def node_of(self, rank: int) -> int:
         return self._checked(rank) // self.ranks_per_node

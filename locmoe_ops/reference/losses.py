@@ -143,7 +143,8 @@ def meant_shares(spec: LayerSpec, statistics_group: int, group: int) -> np.ndarr
     size = spec.experts_per_group
     if spec.router != "ta_moe":
         return np.full(size, 1.0 / size)
-    node = spec.layout.node_of(statistics_group) if spec.statistics == "rank" else statistics_group
+    ranks = {"rank": 1, "node": spec.layout.ranks_per_node, "expert_parallel": spec.layout.expert}[_aux_scope(spec)]
+    node = spec.layout.node_of(statistics_group * ranks)
     bandwidth = np.array([spec.bandwidth_ratio if spec.is_local(node, group * size + i) else 1.0 for i in range(size)])
     return bandwidth / bandwidth.sum()
 
@@ -165,11 +166,15 @@ def localised_distribution(spec: LayerSpec, node: int, group: int) -> np.ndarray
 
 def _aux_scope(spec: LayerSpec) -> str:
     """The targets of ta_moe belong to nodes: its statistics cannot be wider."""
-    return "node" if spec.router == "ta_moe" and spec.statistics == "global" else spec.statistics
+    wider = spec.statistics == "global" or (
+        spec.statistics == "expert_parallel" and spec.layout.expert > spec.layout.ranks_per_node
+    )
+    return "node" if spec.router == "ta_moe" and wider else spec.statistics
 
 
 def _statistics_group(spec: LayerSpec, scope: str, home: int) -> int:
-    return {"rank": home, "node": spec.layout.node_of(home), "global": 0}[scope]
+    group = home // spec.layout.expert  # the layout has no tensor-parallel ranks
+    return {"rank": home, "node": spec.layout.node_of(home), "expert_parallel": group, "global": 0}[scope]
 
 
 def _cells(spec: LayerSpec, scope: str, ranks: Ranks, routings: Routings) -> dict[CellKey, Cell]:

@@ -18,7 +18,7 @@ ROUTERS = ("hash", "switch", "locmoe", "gshard", "faster_moe", "ta_moe", "etr")
 GATES = ("grap", "dense")
 ACTIVATIONS = ("gelu", "gelu_tanh", "fast_gelu", "relu")
 LOCAL_TERMS = ("none", "bias", "margin")
-STATISTICS = ("rank", "node", "global")
+STATISTICS = ("rank", "node", "expert_parallel", "global")
 PRIORITIES = ("position", "weight")
 OVERFLOWS = ("drop", "repick")
 TIES = ("first", "unrectified", "noise")
@@ -48,7 +48,7 @@ class LayerSpec:
     overflow: str = "drop"
     far_capacity: Optional[int] = None  # slots for an expert on another node than its source rank; None: `capacity`
     source_nodes: Optional[tuple[int, ...]] = None  # node of each simulated source rank; needed with far_capacity
-    statistics: str = "global"  # rank | node | global
+    statistics: str = "global"  # rank | node | expert_parallel | global
     alpha: float = 0.01  # weight of L_aux
     mu: float = 0.01  # weight of L_loc
     smoothing: float = 0.1  # share of D_l that is spread over all experts of the group

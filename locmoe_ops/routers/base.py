@@ -19,7 +19,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.kernels import CPU, KernelSet
 from locmoe_ops.router_registry import load_router
 from locmoe_ops.routers.hash_maps import NodesOfIds, layer_hash_tables
-from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table, nodes_of_experts
+from locmoe_ops.topology import STATISTICS, ExpertPlacement, Topology, local_experts_table, nodes_of_experts
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class RouterContext:
         layout, placement: the cluster that homes and locality refer to, and the experts' places in it. They are given,
             not derived from the processes that run.
         collectives: of the job. tag: names the router's own among them.
-        statistics: tokens over which a loss takes its means: those of one `rank` or one `node`, or all (`global`).
+        statistics: tokens over which a loss takes its means: those of one `rank`, one `node` or one `expert_parallel`
+            group, or all (`global`).
         layer: number of the sparse layer, from 0. seed: of the run.
         selection_bias: a `SelectionBias`, where the configuration asks for one and the router takes it.
         vocab_size: number of token ids; None: not known.
@@ -351,11 +352,17 @@ class DomainStatistics(nn.Cell):
 
 
 def count_statistics_groups(statistics: str, layout: Topology) -> int:
-    """S: into how many sets `statistics` (`rank`, `node` or `global`) divides the tokens of the cluster `layout`."""
-    counts = {"rank": layout.world_size, "node": layout.nodes, "global": 1}
-    if statistics not in counts:
-        raise InputError(f"statistics: found '{statistics}', expected one of {', '.join(counts)}")
-    return counts[statistics]
+    """S: into how many sets `statistics` (one of `STATISTICS`) divides the tokens of the cluster `layout`. Each is of
+    consecutive ranks.
+    """
+    if statistics not in STATISTICS:
+        raise InputError(f"statistics: found '{statistics}', expected one of {', '.join(STATISTICS)}")
+    return layout.count_sets(statistics)
+
+
+def statistics_by_node(statistics: str, layout: Topology) -> str:
+    """`statistics`, or `node` where its sets are larger than the nodes of `layout`: for what is a matter of nodes."""
+    return statistics if count_statistics_groups(statistics, layout) >= layout.nodes else "node"
 
 
 def local_experts_of_nodes(layout: Topology, placement: ExpertPlacement) -> np.ndarray:

@@ -19,6 +19,7 @@ from locmoe_ops.routers.base import (
     count_statistics_groups,
     local_experts_of_nodes,
     one_hot,
+    statistics_by_node,
 )
 from locmoe_ops.routers.losses import (
     ClosedLosses,
@@ -151,7 +152,7 @@ class LocalisingRouter(GatedRouter):
         self.nodes = context.layout.nodes
         self.statistics_groups = count_statistics_groups(context.statistics, context.layout)
         # One reduction serves both losses: sums over the finer of the two divisions add up to those over the coarser.
-        finer = "rank" if context.statistics == "rank" else "node"
+        finer = statistics_by_node(context.statistics, context.layout)
         self.sums = RoutingStatistics(replace(context, statistics=finer))
         local = Tensor(local_experts_of_nodes(context.layout, context.placement))
         # Once, and not in every micro-batch: no graph knows that a result of constants is one.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Optional, Tuple, Type
 from locmoe_ops.dispatch.registry import DispatcherNames
 from locmoe_ops.keys import key
 from locmoe_ops.router_registry import RegisteredRouter, routers
+from locmoe_ops.topology import STATISTICS
 from pangu_sigma.config.schema_run import CheckpointConfig, DataConfig, OptimizerConfig, RuntimeConfig, TrainConfig
 
 MOST_BUCKETS = 32  # that the adaptive capacity can choose from; what a checkpoint keeps of it has room for as many
@@ -94,9 +95,10 @@ class RouterConfig:
     top_k: int = key(1, "experts a token is sent to (hash: 1, gshard: 2)", minimum=1)
     statistics: str = key(
         "global",
-        "tokens over which a loss's statistics are taken: of one rank, one node, or all ranks "
-        "(ta_moe: one node, its targets being those of a node)",
-        choices=("rank", "node", "global"),
+        "tokens over which a loss's statistics are taken: of one rank, one node, one expert-parallel group (as Pangu "
+        "Ultra MoE has it, arXiv 2505.04519), or all ranks (ta_moe: one node at most, its targets being those of a "
+        "node)",
+        choices=STATISTICS,
     )
     balance_rate: float = key(
         0.0,

@@ -131,15 +131,13 @@ def _statistics(job: PlannedJob) -> Iterator[Exchange]:
 
 def segments(job: PlannedJob) -> int:
     """Sets of tokens that a router's losses take their statistics over."""
-    scope = job.config.moe.router.statistics
-    if job.router_cost.statistics == "node":  # locality is a matter of nodes at least
-        scope = "rank" if scope == "rank" else "node"
-    return _sets(job, scope)
+    sets = _sets(job, job.config.moe.router.statistics)
+    # Locality is a matter of nodes at least.
+    return max(sets, _sets(job, "node")) if job.router_cost.statistics == "node" else sets
 
 
 def _sets(job: PlannedJob, scope: str) -> int:
-    layout = job.slot_rules.layout
-    return {"rank": layout.world_size, "node": layout.nodes, "global": 1}[scope]
+    return job.slot_rules.layout.count_sets(scope)
 
 
 # ---- the optimizer step
