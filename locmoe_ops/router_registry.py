@@ -18,6 +18,7 @@ from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Type
 from locmoe_ops.declared import Declared, Registry
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers import specs
+from locmoe_ops.topology import ExpertPlacement, Topology
 
 SELECTION_BIASES = ("locality_bias", "balance_rate")  # keys of `moe.router` that ask for a bias on selection
 _OTHER_KEYS = (
@@ -31,14 +32,17 @@ _OTHER_KEYS = (
 
 @dataclass(frozen=True)
 class RouterSizes:
-    """What a declaration is told of the model: d, E and G; k, M and S where they are known."""
+    """What a declaration is told of the model: d, E, G and k; M and S where they are known; and whether the outputs of
+    experts are scaled by weights.
+    """
 
     hidden_size: int
     num_experts: int
     num_groups: int = 1
-    top_k: Optional[int] = None
+    top_k: int = 1
     sparse_layers: Optional[int] = None
     sequence_length: Optional[int] = None
+    scale_by_gate: bool = True
 
     @property
     def per_group(self) -> int:
@@ -58,6 +62,7 @@ class RouterCost:
         sums_values: whether its `Router.sums_values` is set: it then sums its gate values over a step's tokens.
         sums_domains: whether it sums probabilities by domain (`DomainStatistics`), over the sets of
             `moe.router.statistics`.
+        sums_losses: whether it sums a number over all tokens for its `Router.token_losses`.
     """
 
     weights: Mapping[str, Tuple[int, ...]] = field(default_factory=dict)
@@ -65,6 +70,7 @@ class RouterCost:
     statistics: str = "none"
     sums_values: bool = False
     sums_domains: bool = False
+    sums_losses: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,15 @@ class NoOptions:
 
 def nothing_to_check(options: Any, sizes: RouterSizes) -> None:
     """The check of a router that goes with all sizes and all values of its keys."""
+
+
+def fits_any_placement(options: Any, sizes: RouterSizes, layout: Topology, placement: ExpertPlacement) -> None:
+    """The check of a router for which it is of no account who holds which expert."""
+
+
+def nothing_to_pin(options: Any, sizes: RouterSizes, layout: Topology, placement: ExpertPlacement) -> Any:
+    """The keys of a router of which none follows from who holds which expert."""
+    return options
 
 
 def no_cost(options: Any, sizes: RouterSizes) -> RouterCost:
@@ -124,6 +139,9 @@ class RouterSpec:
         map_of_ids: of its keys, the kind of its maps (`locmoe_ops.routers.hash_maps.KINDS`) from token ids to experts,
             if its routes follow from these alone; such a router has `Router.expert_by_id`.
         check: raises InputError where its keys, and the model's sizes, do not fit together.
+        check_placement: the same, told the cluster that homes refer to, and the experts' places in it.
+        pin: its keys with a number in place of what follows from the experts' places, so that the router picks the same
+            experts in another cluster. Where a model is evaluated or extracted, its cluster becomes one rank.
         cost: for the planner.
     """
 
@@ -139,6 +157,8 @@ class RouterSpec:
     localises: bool = False
     map_of_ids: Callable[[Any], Optional[str]] = no_map
     check: Callable[[Any, RouterSizes], None] = nothing_to_check
+    check_placement: Callable[[Any, RouterSizes, Topology, ExpertPlacement], None] = fits_any_placement
+    pin: Callable[[Any, RouterSizes, Topology, ExpertPlacement], Any] = nothing_to_pin
     cost: Callable[[Any, RouterSizes], RouterCost] = no_cost
 
 

@@ -279,6 +279,34 @@ class ExpertSubgroup:
 Placement = Union[ExpertPlacement, ExpertSubgroup]
 
 
+def count_blocks(owners: np.ndarray) -> int:
+    """Into how many blocks of neighbours an expert group's experts fall by who holds them.
+
+    Args:
+        owners: int (G, n), node or device of each expert.
+
+    Raises:
+        InputError: the blocks of a group are not equal, or not as many as another group's.
+    """
+    groups, per_group = owners.shape
+    starts = owners[:, 1:] != owners[:, :-1]  # (G, n - 1): an expert with another owner than the one before
+    blocks = 1 + int(starts[0].sum())
+    expected = np.arange(1, per_group) % max(per_group // blocks, 1) == 0
+    if per_group % blocks or not (starts == expected).all():
+        raise InputError(
+            f"the {per_group} experts of a group do not lie in equal blocks on their owners ({owners[0].tolist()} for "
+            "the first group); expected moe.num_experts, moe.num_groups, moe.expert_placement and the "
+            "expert-parallel degree to be such that each holds as many neighbours of every group"
+        )
+    return blocks
+
+
+def devices_of_experts(placement: ExpertPlacement) -> np.ndarray:
+    """int (G, n): the expert-parallel index of the ranks that hold each expert of `placement`."""
+    holder = placement.position_of // placement.experts_per_rank
+    return holder.reshape(placement.num_groups, -1)  # (G, n) <- (E,)
+
+
 def nodes_of_experts(topology: Topology, placement: ExpertPlacement) -> np.ndarray:
     """int (G, n): the node on which a rank would find the expert on its own node; of several such nodes the first. Of
     an expert that no rank finds so, 0.

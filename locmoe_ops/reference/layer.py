@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from locmoe_ops.reference import losses
+from locmoe_ops.reference import losses, token_losses, topk
 from locmoe_ops.reference.experts import expert_gradients, expert_output
 from locmoe_ops.reference.routing import (
     Routing,
@@ -66,7 +66,10 @@ def moe_layer(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[Rank
             output[t] += plan.weight[t, choice] * expert_output(parameters, spec.activation, expert, x)
     return LayerResult(
         outputs=outputs,
-        aux_loss=losses.aux_loss(spec, ranks, routings) + losses.divergence_loss(spec, ranks, routings),
+        aux_loss=losses.aux_loss(spec, ranks, routings)
+        + losses.divergence_loss(spec, ranks, routings)
+        + token_losses.sequence_loss(spec, routings)
+        + token_losses.z_loss(spec, routings),
         locality_loss=losses.locality_loss(spec, ranks, routings),
         stats=_statistics(spec, parameters, plans),
         expert=tuple(plan.taken.expert for plan in plans),
@@ -100,6 +103,7 @@ def moe_layer_gradients(
     aux = losses.aux_loss_gradient(spec, ranks, routings)
     divergence = losses.divergence_loss_gradient(spec, ranks, routings)
     locality = losses.locality_loss_gradient(spec, ranks, routings)
+    sequence, partition = token_losses.sequence_gradient(spec, routings), token_losses.z_gradient(spec, routings)
     total = LayerGradients(
         x=tuple(np.zeros(tokens.x.shape) for tokens in ranks),
         w1=np.zeros(parameters.w1.shape),
@@ -123,7 +127,15 @@ def moe_layer_gradients(
             if spec.scale_by_gate:
                 output = expert_output(parameters, spec.activation, expert, x)
                 weight_gradient[t, choice] = np.dot(output_gradient[t], output)
-        probability_gradient += through_weights(spec, plan.taken, weight_gradient)
+        of_weights = through_weights(spec, plan.taken, weight_gradient)
+        if spec.router in topk.ROUTERS:
+            of_shares = probability_gradient + aux_weight * sequence[index]
+            probability_gradient = aux_weight * partition[index]
+            for t, score in enumerate(plan.routing.score):
+                of_score = of_weights[t] + topk.shares_gradient(score, of_shares[t])
+                probability_gradient[t] += topk.values_gradient(spec.topk_rules, plan.routing.values[t], of_score)
+        else:
+            probability_gradient += of_weights
         through_gate, gate = gate_gradients(spec, parameters, plan.tokens, plan.routing, probability_gradient)
         total.x[index][:] += through_gate
         if total.gate is not None:

@@ -6,6 +6,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.reference import topk
 from locmoe_ops.reference.spec import LayerParameters, LayerSpec, RankTokens
 
 
@@ -18,6 +19,9 @@ class Routing(NamedTuple):
     expert: np.ndarray  # (T,k) int64; global expert ids of the same; E where a choice is not taken up
     # (T,k) float64; the chosen experts' probabilities; gshard: over their sum, 0 if not taken up
     gate_weight: np.ndarray
+    # (T,n) float64: topk, node_limited, moge: gate values, and scores, of which probabilities are shares; others: empty
+    values: np.ndarray = np.zeros((0, 0))
+    score: np.ndarray = np.zeros((0, 0))
 
 
 def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> Routing:
@@ -30,13 +34,13 @@ def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> R
     """
     count, size = len(tokens.x), spec.experts_per_group
     group = np.array([spec.domain_groups[domain] for domain in tokens.domain], np.int64)
+    if spec.router in topk.ROUTERS:
+        return _route_topk(spec, parameters, tokens, group)
     probability = np.zeros((count, size))
     choice = np.zeros((count, spec.top_k), np.int64)
     for t in range(count):
         probability[t] = _token_probability(spec, parameters, tokens, t, group[t])
-        score = probability[t]
-        if parameters.balance is not None:
-            score = score + parameters.balance[group[t] * size : (group[t] + 1) * size].astype(np.float64)
+        score = probability[t] + _balance_of(parameters, group[t], size)
         choice[t] = _select_top_k(spec, probability[t], score, _local_to(spec, tokens, t, group[t]))
     if spec.router == "faster_moe":
         _keep_home(spec, tokens, group, probability, choice)
@@ -47,6 +51,51 @@ def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> R
         absent = np.zeros(count, bool) if tokens.chance is None else 2.0 * gate_weight[:, 1] <= tokens.chance
         expert[absent, 1], gate_weight[absent, 1] = spec.num_experts, 0.0
     return Routing(group, probability, choice, expert, gate_weight)
+
+
+def _route_topk(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens, group: np.ndarray) -> Routing:
+    """As `route`, of topk, node_limited and moge, given the tokens' groups (T,)."""
+    count, size = len(tokens.x), spec.experts_per_group
+    values, score, weight = np.zeros((count, size)), np.zeros((count, size)), np.zeros((count, spec.top_k))
+    choice = np.zeros((count, spec.top_k), np.int64)
+    nodes = [_nodes_of(spec, one) for one in range(spec.num_groups)] if spec.router == "node_limited" else []
+    for t in range(count):
+        values[t] = _gate_rows(spec, parameters, group[t]) @ tokens.x[t].astype(np.float64)
+        score[t] = topk.scores_of(spec.topk_rules, values[t])
+        biased, local = score[t] + _balance_of(parameters, group[t], size), np.zeros(size, bool)
+        if spec.local_term != "none":
+            local = _local_to(spec, tokens, t, group[t])
+        among = [list(range(size))]
+        if spec.router == "node_limited":
+            favour = biased + spec.local_strength * local if spec.local_term == "bias" else biased
+            among = [topk.open_experts(spec.topk_rules, favour, nodes[group[t]], spec.top_k)]
+        if spec.router == "moge":
+            among = _device_groups(spec, group[t])
+        picked = [_select_top_k(spec, score[t], biased, local, part, spec.top_k // len(among)) for part in among]
+        choice[t] = [expert for rank in zip(*picked) for expert in rank]  # the best of every part first
+        weight[t] = topk.weights_of(spec.topk_rules, score[t], choice[t])
+    shares = score / score.sum(axis=1, keepdims=True)
+    return Routing(group, shares, choice, choice + (group * size)[:, None], weight, values, score)
+
+
+def _nodes_of(spec: LayerSpec, group: int) -> list[int]:
+    """The node that holds each expert of the group, of several the first."""
+    first = group * spec.experts_per_group
+    return [
+        next(node for node in range(spec.layout.nodes) if spec.is_local(node, first + i))
+        for i in range(spec.experts_per_group)
+    ]
+
+
+def _device_groups(spec: LayerSpec, group: int) -> list[list[int]]:
+    """The group's experts, as indices into it, by the device that holds them, or in `device_groups` equal parts."""
+    size, parts = spec.experts_per_group, spec.topk_rules.device_groups
+    if parts is not None:
+        return [list(range(part * size // parts, (part + 1) * size // parts)) for part in range(parts)]
+    held: dict[int, list[int]] = {}
+    for i in range(size):
+        held.setdefault(spec.placement.ep_index_of(group * size + i), []).append(i)
+    return list(held.values())
 
 
 def second_choices(spec: LayerSpec, tokens: RankTokens, routing: Routing) -> np.ndarray:
@@ -92,12 +141,17 @@ def combine_weight(spec: LayerSpec, routing: Routing) -> np.ndarray:
 
 
 def through_weights(spec: LayerSpec, routing: Routing, weight_gradient: np.ndarray) -> np.ndarray:
-    """From the gradient of the gate weights to that of the probabilities, (T,n) float64.
+    """From the gradient of the gate weights to that of the probabilities, of topk, node_limited and moge to that of the
+    scores: (T,n) float64.
 
     Args:
         spec: of the layer. routing: of one rank. weight_gradient: (T,k), 0 where a choice is not taken up.
     """
     gradient = np.zeros(routing.probability.shape)
+    if spec.router in topk.ROUTERS:
+        for t, chosen in enumerate(routing.choice):
+            gradient[t] = topk.through_weights(spec.topk_rules, routing.score[t], chosen, weight_gradient[t])
+        return gradient
     for t, chosen in enumerate(routing.choice):
         of_chosen = weight_gradient[t]
         if spec.router == "gshard":
@@ -128,7 +182,8 @@ def gate_gradients(
     """From the gradient of the probabilities to those of the tokens (T,d) and of the gate (E,d).
 
     Args:
-        spec, parameters: of the layer. tokens, routing: of one rank. probability_gradient: (T,n).
+        spec, parameters: of the layer. tokens, routing: of one rank. probability_gradient: (T,n); of topk, node_limited
+            and moge that of the gate's values.
 
     Returns: both float64; None for the gate where none is learned.
     """
@@ -140,6 +195,8 @@ def gate_gradients(
         rows, x = _gate_rows(spec, parameters, routing.group[t]), tokens.x[t].astype(np.float64)
         p, p_gradient = routing.probability[t], probability_gradient[t]
         value_gradient = p * (p_gradient - np.dot(p, p_gradient))
+        if spec.router in topk.ROUTERS:
+            value_gradient = probability_gradient[t]
         if spec.router == "locmoe":
             values = locmoe_values(spec, parameters, tokens, t, routing.group[t])
             value_gradient = spec.value_scale * value_gradient
@@ -235,14 +292,28 @@ def _local_to(spec: LayerSpec, tokens: RankTokens, t: int, group: int) -> np.nda
     return np.array([spec.is_local(node, first + i) for i in range(spec.experts_per_group)])
 
 
-def _select_top_k(spec: LayerSpec, probability: np.ndarray, score: np.ndarray, local: np.ndarray) -> list[int]:
+def _balance_of(parameters: LayerParameters, group: int, size: int) -> np.ndarray:
+    """(n,) float64: what is added to the scores of the group's experts; zeros without such a bias."""
+    if parameters.balance is None:
+        return np.zeros(size)
+    return parameters.balance[group * size : (group + 1) * size].astype(np.float64)
+
+
+def _select_top_k(
+    spec: LayerSpec,
+    probability: np.ndarray,
+    score: np.ndarray,
+    local: np.ndarray,
+    among: Optional[list[int]] = None,
+    count: Optional[int] = None,
+) -> list[int]:
     """The k experts of one token, one after another: by `score` (n,), with the locality bias for those that are
-    `local` (n,) bool.
+    `local` (n,) bool. Or `count` experts, `among` some alone.
     """
-    left, chosen = list(range(len(probability))), []
+    left, chosen = list(range(len(probability))) if among is None else list(among), []
     if spec.local_term == "bias":
         score = score + spec.local_strength * local
-    for _ in range(spec.top_k):
+    for _ in range(spec.top_k if count is None else count):
         candidates = left
         if spec.local_term == "margin":
             enough = (1.0 - spec.local_strength) * max(probability[i] for i in left)

@@ -12,9 +12,11 @@ from typing import Any, Optional
 import numpy as np
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.reference import topk
 from locmoe_ops.topology import ExpertPlacement, Topology
 
-ROUTERS = ("hash", "switch", "locmoe", "gshard", "faster_moe", "ta_moe", "etr")
+ROUTERS = ("hash", "switch", "locmoe", "gshard", "faster_moe", "ta_moe", "etr", *topk.ROUTERS)
+WITHOUT_SECOND = ("hash", "gshard", *topk.ROUTERS)
 GATES = ("grap", "dense")
 ACTIVATIONS = ("gelu", "gelu_tanh", "fast_gelu", "relu")
 LOCAL_TERMS = ("none", "bias", "margin")
@@ -62,6 +64,7 @@ class LayerSpec:
     value_scale: float = 1.0  # locmoe: factor on the values before the softmax
     rectify: bool = True  # locmoe: the ReLU of Eq. 2
     divergence: float = 0.0  # locmoe: weight of the divergence loss over domains
+    topk_rules: topk.TopKRules = topk.TopKRules()  # topk, node_limited, moge
 
     def __post_init__(self) -> None:
         _require_choice("router", self.router, ROUTERS)
@@ -71,9 +74,7 @@ class LayerSpec:
         _require_choice("normalise", self.normalise, NORMALISATIONS)
         _require(self.value_scale > 0.0, "value_scale", self.value_scale, "above 0")
         _require_choice("drop_priority", self.drop_priority, PRIORITIES)
-        _require_choice(
-            "overflow", self.overflow, OVERFLOWS if self.router not in ("hash", "gshard") else OVERFLOWS[:1]
-        )
+        _require_choice("overflow", self.overflow, OVERFLOWS if self.router not in WITHOUT_SECOND else OVERFLOWS[:1])
         _require_choice("statistics", self.statistics, STATISTICS)
         _require_choice("local_term", self.local_term, LOCAL_TERMS)
         least, most = {"hash": (1, 1), "gshard": (2, 2)}.get(self.router, (1, self.experts_per_group))
@@ -105,7 +106,7 @@ class LayerSpec:
     @property
     def learns_gate(self) -> bool:
         """Whether the router owns a weight matrix (E,d)."""
-        return self.router in ("switch", "gshard", "faster_moe", "ta_moe") or (
+        return self.router in ("switch", "gshard", "faster_moe", "ta_moe", *topk.ROUTERS) or (
             self.router == "locmoe" and self.gate == "dense"
         )
 

@@ -67,6 +67,7 @@ class RouterContext:
         selection_bias: a `SelectionBias`, where the configuration asks for one and the router takes it.
         vocab_size: number of token ids; None: not known.
         token_counts: <int64>[G, vocab_size], how often each id occurs in a group's training text.
+        sequence_length: tokens of a sequence, whose tokens are neighbours; None: a call has one sequence.
         locality_loss_changes: whether the weight of its locality loss is to be set from step to step (see
             `locmoe_ops.routers.gated.set_locality_loss_weight`).
         rules_change: whether rules of locality are to be switched off at times (see `Router.set_locality_rules`).
@@ -87,6 +88,7 @@ class RouterContext:
     seed: int = 1
     selection_bias: Optional[nn.Cell] = None
     vocab_size: Optional[int] = None
+    sequence_length: Optional[int] = None
     token_counts: Optional[np.ndarray] = None
     locality_loss_changes: bool = False
     rules_change: bool = False
@@ -182,6 +184,14 @@ def one_hot(index: Tensor, depth: int) -> Tensor:
     return ops.one_hot(index, depth, Tensor(1.0, dtype.float32), Tensor(0.0, dtype.float32))
 
 
+def spread_over_groups(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """<float32>[T, E], zeros for the experts of other groups, <- `values` <float32>[T, n] of those of the token's
+    `group` <int32>[T], one of `num_groups`.
+    """
+    spread = one_hot(group, num_groups).expand_dims(-1) * values.expand_dims(1)  # (T, G, n)
+    return spread.reshape(spread.shape[0], -1)  # (T, E) <- (T, G, n)
+
+
 class Router(nn.Cell):
     """Chooses k experts of its group for each token. Subclasses override `select`.
 
@@ -204,6 +214,7 @@ class Router(nn.Cell):
         self.needs: Tuple[str, ...] = ()  # of `word` and `domain`, what `tokens` must hold
         self.counts_undecided = False  # as its declaration says (`RouterSpec.counts_undecided`)
         self.sums_values = False  # as its declaration says (`RouterCost.sums_values`)
+        self.sums_losses = False  # as its declaration says (`RouterCost.sums_losses`)
         self.offers_second = False
         self.second = nn.Identity()
 
@@ -224,6 +235,8 @@ class Router(nn.Cell):
         if self.num_groups > 1:
             expert = choice + (tokens["group"] * self.per_group).reshape(-1, 1)  # (T, k) <- (T, k) + (T, 1)
         aux_loss, locality_loss = self.losses(expert, probabilities, tokens)
+        if self.sums_losses:
+            aux_loss = aux_loss + self.token_losses(x, tokens)
         routing: RoutingResult = {
             "expert": expert,
             "weight": weight,
@@ -258,6 +271,12 @@ class Router(nn.Cell):
         """
         raise NotImplementedError
 
+    def token_losses(self, x: Tensor, tokens: RouterTokens) -> Tensor:
+        """What is added to the auxiliary loss: a mean over all tokens on all ranks, of what needs no counts of tokens
+        elsewhere; weighted, a <float32> scalar. Of `tokens` with inputs `x`.
+        """
+        raise NotImplementedError
+
     def expert_by_id(self) -> np.ndarray:
         """<int>[G, V]: the expert within the group that each id goes to. Only of routers whose routes follow from token
         ids (`RouterSpec.map_of_ids`).
@@ -284,7 +303,7 @@ class Router(nn.Cell):
 def make_router(context: RouterContext) -> Router:
     """The router that `context` names.
 
-    Raises InputError where there is none of the name, or its `build` returns something else.
+    Raises InputError where there is none of the name, or its `build` returns something else than was declared.
     """
     module = load_router(context.name)
     router = module.build(context)
@@ -318,8 +337,7 @@ class RoutingStatistics(nn.Cell):
         if self.top_k > 1:
             counts = chosen.reshape(-1, self.top_k, self.num_experts).sum(1) / self.top_k  # (T, E) <- (T, k, E)
         if self.num_groups > 1:
-            spread = one_hot(group, self.num_groups).expand_dims(-1) * probabilities.expand_dims(1)  # (T, G, n)
-            spread = spread.reshape(-1, self.num_experts)  # (T, E) <- (T, G, n)
+            spread = spread_over_groups(probabilities, group, self.num_groups)
         member = one_hot(ops.floor_div(home, self.ranks_per_statistics_group), self.statistics_groups)  # (T, S)
         sums = self.reduce(self.matmul(member, ops.concat((counts, spread), 1)))  # (S, 2E) <- (T, S), (T, 2E)
         counts, spread = ops.split(sums, (self.num_experts, self.num_experts), 1)  # (S, E) each <- (S, 2E)

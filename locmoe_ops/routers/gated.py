@@ -51,6 +51,7 @@ class GatedRouter(Router):
         self.gate = gate
         self.softmax = ops.Softmax(-1)
         self.argmax = ops.Argmax(-1, dtype.int32)
+        self.out_of_play = 4.0  # below every score: what a chosen expert's is lowered by
         self.has_selection_bias = context.selection_bias is not None
         # Checkpoints know the parameters of a selection bias by the name of this attribute.
         self.preference: nn.Cell = context.selection_bias if self.has_selection_bias else nn.Identity()
@@ -98,7 +99,7 @@ class GatedRouter(Router):
             choice = self.argmax(self.biased_scores(rest, tokens))
             choices.append(choice.reshape(-1, 1))  # (T, 1) <- (T,)
             weights.append(ops.gather_elements(probabilities, 1, choices[-1]))  # (T, 1) <- (T, n)
-            rest = rest - one_hot(choice, self.per_group) * 4.0  # below every score: never chosen again
+            rest = rest - one_hot(choice, self.per_group) * self.out_of_play  # never chosen again
         if self.top_k == 1:
             return choices[0], weights[0]
         return ops.concat(choices, 1), ops.concat(weights, 1)  # (T, k) <- k * (T, 1)

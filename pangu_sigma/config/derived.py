@@ -16,6 +16,17 @@ def job_topology(config: Config, world_size: int) -> Topology:
     return Topology(world_size, parallel.ranks_per_node or world_size, parallel.expert, parallel.tensor)
 
 
+def resolve_layout(config: Config, topology: Topology) -> Topology:
+    """`moe.logical_topology` where given, else the topology of the job, in which a tensor-parallel group is one place:
+    its ranks hold the same rows.
+    """
+    given = config.moe.logical_topology
+    if given is not None:
+        return Topology(given.world_size, given.ranks_per_node, given.expert)
+    tensor = topology.tensor
+    return topology if tensor == 1 else Topology(topology.data, topology.ranks_per_node // tensor, topology.expert)
+
+
 def ffn_hidden_size(config: Config) -> int:
     """f: inner width of a dense feed-forward network and of an expert, over all ranks of a tensor-parallel group."""
     return config.model.ffn_hidden_size or 4 * config.model.hidden_size

@@ -102,8 +102,8 @@ class RouterConfig:
     )
     balance_rate: float = key(
         0.0,
-        "ours (switch, locmoe, etr): after each step an expert's selection bias moves by at most this much "
-        "towards an even load; 0: none",
+        "ours (not for hash, gshard, faster_moe, ta_moe): after each step an expert's selection bias moves by at most "
+        "this much towards an even load; 0: none",
         minimum=0.0,
         maximum=0.1,
     )

@@ -1,11 +1,12 @@
 """Checks across keys: what each key's own type and limits cannot say. All raise `InputError` naming keys and values."""
 
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 
 from locmoe_ops.dispatch.registry import KEYS as DISPATCHER_KEYS
 from locmoe_ops.dispatch.registry import dispatcher_spec, names_of
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import RouterSizes, router_spec, routers
+from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.config.ascend import check_runtime
 from pangu_sigma.config.check_chip import check_chip, check_gathered
 from pangu_sigma.config.check_compile import check_compile
@@ -19,7 +20,7 @@ from pangu_sigma.config.check_run import (
     check_recompute,
     check_schedule,
 )
-from pangu_sigma.config.derived import experts_per_group, has_experts, job_topology, num_sparse_layers
+from pangu_sigma.config.derived import experts_per_group, has_experts, job_topology, num_sparse_layers, resolve_layout
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig
 from pangu_sigma.config.strict_yaml import spelled
 
@@ -37,6 +38,7 @@ def validate(config: Config, world_size: int) -> None:
     _check_dispatch(config)
     _check_capacity(config)
     check_parallel(config, world_size)
+    _check_router_placement(config, world_size)
     _check_measured_share(config, world_size)
     check_schedule(config)
     check_recompute(config)
@@ -114,7 +116,29 @@ def router_sizes(config: Config) -> RouterSizes:
         moe.router.top_k,
         num_sparse_layers(config),
         model.sequence_length,
+        moe.scale_by_gate,
     )
+
+
+def pin_router(config: Config, layout: Topology) -> Config:
+    """`config` with what its router makes of the cluster `layout` written out, so that it picks the same experts in any
+    other (see `RouterSpec.pin`).
+    """
+    if not has_experts(config):
+        return config
+    moe = config.moe
+    placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.expert_placement)
+    section = router_spec(moe.router.type).pin(moe.router.own, router_sizes(config), layout, placement)
+    return replace(config, moe=replace(moe, router=replace(moe.router, **{moe.router.type: section})))
+
+
+def _check_router_placement(config: Config, world_size: int) -> None:
+    """Some routers need experts to lie on devices or nodes in a certain way."""
+    if not has_experts(config):
+        return
+    moe, layout = config.moe, resolve_layout(config, job_topology(config, world_size))
+    placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.expert_placement)
+    router_spec(moe.router.type).check_placement(moe.router.own, router_sizes(config), layout, placement)
 
 
 def _check_dispatch(config: Config) -> None:

@@ -17,8 +17,9 @@ from pangu_sigma.checkpoint.format import DataState
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.resume import CheckpointLoader, ResumeSource, find_source
 from pangu_sigma.checkpoint.state import RANKS, StateEntry, parameter_entries
-from pangu_sigma.config.derived import job_topology, micro_batch_sequences
+from pangu_sigma.config.derived import job_topology, micro_batch_sequences, resolve_layout
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, LogicalTopologyConfig
+from pangu_sigma.config.validate import pin_router
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import Vocabulary, vocabulary
@@ -140,8 +141,11 @@ def open_model(
             "written one, or checkpoint.resume=FOLDER"
         )
     trained = _trained(config, source)
-    expert_nodes = _expert_nodes(*trained.cluster(config)) if traces else ()
-    config, topology = trained.cluster(config) if as_trained else (without_drops(config), Topology(1, 1))
+    placed, topology = trained.cluster(config)
+    expert_nodes = _expert_nodes(placed, topology) if traces else ()
+    if not as_trained:
+        placed, topology = without_drops(pin_router(config, resolve_layout(placed, topology))), Topology(1, 1)
+    config = placed
     rows = micro_batch_sequences(config, topology.data) if as_trained else _rows(config)
     config = replace(config, train=replace(config.train, micro_batch_size=rows))
     words = trained.words(config) if data is None else vocabulary(config, data)

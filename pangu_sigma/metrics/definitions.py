@@ -53,7 +53,7 @@ DEFINITIONS: Dict[str, Definition] = {
     "loss/task": Definition(_STEP, "cross entropy in nats a token, over the tokens of all ranks that count"),
     "loss/aux": Definition(
         _STEP,
-        "the routers' load-balancing losses, weighted, summed over layers, as nats a token",
+        "the routers' load-balancing losses, and z-losses, weighted, summed over layers, as nats a token",
         only.AUX_LOSS,
     ),
     "loss/locality": Definition(

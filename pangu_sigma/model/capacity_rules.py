@@ -9,20 +9,9 @@ from locmoe_ops.capacity.factor import capacity_by_factor
 from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement, ExpertSubgroup, Placement, Topology, local_experts_table
-from pangu_sigma.config.derived import experts_per_group
+from pangu_sigma.config.derived import experts_per_group, resolve_layout
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.domains import BY_DOMAIN, domains_of_node, resolve_domain_groups
-
-
-def resolve_layout(config: Config, topology: Topology) -> Topology:
-    """`moe.logical_topology` where given, else the topology of the job, in which a tensor-parallel group is one place:
-    its ranks hold the same rows.
-    """
-    given = config.moe.logical_topology
-    if given is not None:
-        return Topology(given.world_size, given.ranks_per_node, given.expert)
-    tensor = topology.tensor
-    return topology if tensor == 1 else Topology(topology.data, topology.ranks_per_node // tensor, topology.expert)
 
 
 class TierShares(NamedTuple):

@@ -165,6 +165,7 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
             seed=context.config.train.seed,
             selection_bias=Sum(biases) if len(biases) > 1 else biases[0] if biases else None,
             vocab_size=context.shape.vocab_size,
+            sequence_length=context.shape.sequence_length,
             token_counts=context.token_counts,
             rules_change=moe.evaluation_rules == "none",
             locality_loss_changes=options.locality_loss.initial_weight is not None,

@@ -116,14 +116,15 @@ def _gathered_tokens(job: PlannedJob, one: DispatchExchange, elements: int, item
 
 
 def _statistics(job: PlannedJob) -> Iterator[Exchange]:
-    """Counts and probabilities of each expert, summed over ranks for the losses (see `RoutingStatistics`), by routers
-    that have any.
+    """Counts and probabilities of each expert (see `RoutingStatistics`), and what else a loss is made of, summed over
+    ranks by routers that have any.
     """
-    if job.router_cost.statistics == "none":
-        return
     elements = segments(job) * 2 * job.config.moe.num_experts
     for phase in (FORWARD, BACKWARD):
-        yield Exchange("other", "router statistics", "all_reduce", "dp", elements, ITEM, phase)
+        if job.router_cost.statistics != "none":
+            yield Exchange("other", "router statistics", "all_reduce", "dp", elements, ITEM, phase)
+        if job.router_cost.sums_losses:
+            yield Exchange("other", "router losses of tokens", "all_reduce", "dp", 1, ITEM, phase)
         if job.router_cost.sums_domains:
             of_domains = _sets(job, job.config.moe.router.statistics) * job.domains * job.config.moe.num_experts
             yield Exchange("other", "router statistics of domains", "all_reduce", "dp", of_domains, ITEM, phase)

@@ -127,7 +127,7 @@ class Rebalance(nn.Cell):
         self.update = BalanceUpdate(biases, rate)
 
     def construct(self, vector: Tensor, finite: Tensor) -> Tensor:
-        return self.update(vector[self.start : self.end].reshape(self.shape), finite)  # (M, E) <- (M * E,)
+        return self.update(vector[self.start : self.end].reshape(self.layers, -1), finite)  # (M, E...) <- (M * E...,)
 
 
 class Recentre(nn.Cell):

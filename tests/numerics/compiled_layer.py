@@ -142,6 +142,7 @@ def build_router(case: Case, collectives: Collectives, selection_bias: nn.Cell |
         "etr": {"temperature": spec.temperature, **localising},
         "faster_moe": {"max_remote_fraction": case.max_remote_fraction},
         "ta_moe": {"bandwidth_ratio": spec.bandwidth_ratio},
+        **topk_options(case),
     }.get(case.router, {})
     router = make_router(
         RouterContext(
@@ -153,12 +154,30 @@ def build_router(case: Case, collectives: Collectives, selection_bias: nn.Cell |
             collectives,
             statistics=case.statistics,
             selection_bias=selection_bias,
+            sequence_length=case.rules.sequence_length,
             domains=len(spec.domain_groups),
         )
     )
     if case.overflow == "repick":
         router.offer_second(SecondExpert(shape, case.layout, spec.placement))
     return router
+
+
+def topk_options(case: Case) -> dict[str, dict]:
+    """The keys of `topk`, `node_limited` and `moge`, by their names."""
+    rules = case.rules
+    shared = {
+        "score_function": rules.score_function,
+        "normalise_weights": rules.normalise_weights,
+        "weight_scale": rules.weight_scale,
+        "sequence_loss_weight": rules.sequence_loss,
+        "z_loss_weight": rules.z_loss,
+    }
+    return {
+        "topk": shared,
+        "node_limited": {**shared, "max_nodes": rules.max_nodes},
+        "moge": {**shared, "device_groups": rules.device_groups},
+    }
 
 
 def load_parameters(case: Case, layer: MoEFeedForward) -> None:

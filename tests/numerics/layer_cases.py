@@ -5,12 +5,13 @@ Shape legend: R logical ranks, T tokens a logical rank, d hidden size, f inner w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Optional
 
 import numpy as np
 
 from locmoe_ops.reference.spec import LayerParameters, LayerSpec, RankTokens
+from locmoe_ops.reference.topk import TopKRules
 from locmoe_ops.topology import ExpertPlacement, Topology
 
 RANKS = 4
@@ -51,12 +52,15 @@ class Case:
     divergence: float = 0.0  # with it, three domains share the experts of one group
     noisy: bool = False  # noise on the gate's values, whatever `ties` says
     half: bool = False  # experts compute in float16, and tokens travel in it
+    num_experts: int = 8
+    rules: TopKRules = TopKRules()  # of topk, node_limited and moge
+    tied: bool = False  # experts in pairs of equal scores: small whole numbers, for which products are exact
     far_capacity: Optional[int] = None  # hierarchical dispatch, with `capacity` slots for experts of the own node
     compiled: bool = True  # by four ranks; one process compiles all. Those that are not exchange as another that is
 
     @property
     def experts(self) -> int:
-        return 12 if self.groups == 3 else 8
+        return 12 if self.groups == 3 else self.num_experts
 
     @property
     def domain_groups(self) -> tuple[int, ...]:
@@ -98,6 +102,7 @@ class Case:
             value_scale=self.value_scale,
             rectify=self.rectify,
             divergence=self.divergence,
+            topk_rules=self.rules,
             source_nodes=tuple(map(self.layout.node_of, range(RANKS))),
         )
 
@@ -144,6 +149,94 @@ CASES = {
         "switch", groups=3, top_k=2, priority="weight", half=True, compiled=False
     ),
     "half, dense, two tiers": Case("locmoe", gate="dense", capacity=4, far_capacity=1, half=True),
+    "topk, 8 of 64, all losses, 2 replicas": Case(
+        "topk",
+        num_experts=64,
+        top_k=8,
+        expert_parallel=2,
+        statistics="expert_parallel",
+        rules=TopKRules("sigmoid", True, 2.5, sequence_loss=0.4, z_loss=0.05, sequence_length=TOKENS),
+    ),
+    "node limited, 2 of 4 nodes, nothing dropped": Case(
+        "node_limited",
+        num_experts=16,
+        top_k=3,
+        capacity=AMPLE,
+        ranks_per_node=1,
+        statistics="node",
+        rules=TopKRules("sqrt_softplus", True, max_nodes=2, z_loss=0.02),
+    ),
+    "grouped, one of each device, 2 groups": Case("moge", num_experts=16, groups=2, top_k=4, capacity=3),
+}
+
+# The same routers by every key, uncompiled: top 1, 2 and 8, ties, biases. In one process that stands for four ranks.
+_LOSSES = {"sequence_loss": 0.4, "z_loss": 0.05, "sequence_length": TOKENS}
+TOPK_CASES = {
+    "softmax, top 1": Case("topk"),
+    "softmax, top 2, 3 groups, normalised, all losses": Case(
+        "topk",
+        groups=3,
+        top_k=2,
+        priority="weight",
+        statistics="node",
+        rules=TopKRules(normalise_weights=True, **_LOSSES),
+    ),
+    "softmax, 8 of 64, local margin": Case(
+        "topk", num_experts=64, top_k=8, local_term="margin", local_strength=0.6, rules=TopKRules(weight_scale=3.0)
+    ),
+    "sigmoid, top 1, scaled": Case("topk", capacity=AMPLE, rules=TopKRules("sigmoid", weight_scale=0.5, **_LOSSES)),
+    "sigmoid, top 2, 3 groups, balanced, sequence loss without the bias": Case(
+        "topk", groups=3, top_k=2, balanced=True, statistics="rank", rules=TopKRules("sigmoid", True, **_LOSSES)
+    ),
+    "sigmoid, top 3, tied": Case("topk", top_k=3, tied=True, rules=TopKRules("sigmoid", **_LOSSES)),
+    "softmax, top 1, tied, by weight": Case("topk", tied=True, priority="weight"),
+    "square root, 8 of 64, balanced, local bias": Case(
+        "topk",
+        num_experts=64,
+        top_k=8,
+        capacity=AMPLE,
+        balanced=True,
+        local_term="bias",
+        local_strength=0.2,
+        statistics="expert_parallel",
+        expert_parallel=2,
+        rules=TopKRules("sqrt_softplus", True, 1.5, **_LOSSES),
+    ),
+    "square root, top 2, unscaled outputs": Case(
+        "topk", top_k=2, scale_by_gate=False, rules=TopKRules("sqrt_softplus", z_loss=0.1)
+    ),
+    "node limited, top 1": Case("node_limited", rules=TopKRules(max_nodes=1)),
+    "node limited, top 2 on one of 2 nodes, 3 groups, balanced": Case(
+        "node_limited", groups=3, top_k=2, balanced=True, rules=TopKRules("sigmoid", True, max_nodes=1)
+    ),
+    "node limited, 8 of 64 on 2 of 4 nodes, all losses": Case(
+        "node_limited",
+        num_experts=64,
+        top_k=8,
+        ranks_per_node=1,
+        rules=TopKRules("sigmoid", True, 2.5, max_nodes=2, **_LOSSES),
+    ),
+    "node limited, top 3 on 1 of 4 nodes, tied, local bias": Case(
+        "node_limited",
+        num_experts=16,
+        top_k=3,
+        ranks_per_node=1,
+        capacity=AMPLE,
+        tied=True,
+        local_term="bias",
+        local_strength=0.25,
+        rules=TopKRules("sigmoid", True, max_nodes=1),
+    ),
+    "grouped, top 1 of one part": Case("moge", rules=TopKRules(device_groups=1)),
+    "grouped, top 2 by devices, 2 replicas, 3 groups": Case(
+        "moge", groups=3, top_k=2, expert_parallel=2, rules=TopKRules("sigmoid", True)
+    ),
+    "grouped, 8 of 64, one of each eighth, balanced": Case(
+        "moge", num_experts=64, top_k=8, balanced=True, rules=TopKRules(weight_scale=2.0, device_groups=8, **_LOSSES)
+    ),
+    "grouped, 4 of 16, one of each device, tied": Case(
+        "moge", num_experts=16, top_k=4, tied=True, placement="node_grouped", rules=TopKRules("sqrt_softplus")
+    ),
 }
 
 # Routers whose choices need no exchange of their own: what is summed over ranks is summed as in the cases above.
@@ -197,6 +290,17 @@ ROUTER_CASES = {
         "locmoe", groups=3, capacity=AMPLE, rectify=False, normalise="token", noisy=True, statistics="rank"
     ),
 }
+# A loss's means over expert-parallel groups, which are smaller or larger than nodes.
+STATISTICS_CASES = {
+    "locmoe, groups of a node": Case("locmoe", gate="dense", capacity=AMPLE, ranks_per_node=4, expert_parallel=2),
+    "locmoe, groups of 2 nodes, 3 expert groups": Case(
+        "locmoe", groups=3, gate="dense", ranks_per_node=1, expert_parallel=2
+    ),
+    "ta_moe, groups of a node": Case("ta_moe", capacity=AMPLE, ranks_per_node=4, expert_parallel=2),
+    "ta_moe, one group of 2 nodes": Case("ta_moe", top_k=2),
+    "switch, groups of 2 nodes": Case("switch", capacity=AMPLE, ranks_per_node=1, expert_parallel=2),
+}
+STATISTICS_CASES = {name: replace(case, statistics="expert_parallel") for name, case in STATISTICS_CASES.items()}
 
 
 def parameters_of(case: Case) -> LayerParameters:
@@ -206,12 +310,19 @@ def parameters_of(case: Case) -> LayerParameters:
     def normal(*shape: int, scale: float) -> np.ndarray:
         return (rng.standard_normal(shape) * scale).astype(np.float32)
 
+    def gate() -> np.ndarray:
+        drawn = normal(experts, HIDDEN, scale=0.2)
+        if case.tied:
+            drawn = np.round(8.0 * drawn) / 8.0
+            drawn[1::2] = drawn[::2]
+        return drawn
+
     return LayerParameters(
         w1=normal(experts, HIDDEN, INNER, scale=0.3),
         b1=normal(experts, INNER, scale=0.5),
         w2=normal(experts, INNER, HIDDEN, scale=0.3),
         b2=normal(experts, HIDDEN, scale=0.5),
-        gate=normal(experts, HIDDEN, scale=0.2),
+        gate=gate(),
         table=rng.integers(0, experts // case.groups, (case.groups, VOCABULARY)).astype(np.int32),
         balance=normal(experts, scale=0.1) if case.balanced else None,
         value_mean=normal(experts, scale=0.5) if case.centred else None,
@@ -230,6 +341,7 @@ def batch_of(case: Case, draw: str) -> tuple[list[RankTokens], list[np.ndarray]]
     ranks, gradients = [], []
     for rank in range(RANKS):
         x = (2.0 * rng.standard_normal((TOKENS, HIDDEN))).astype(np.float32)
+        x = np.round(x) if case.tied else x
         ids, domain = rng.integers(0, VOCABULARY, TOKENS), rng.integers(0, len(case.domain_groups), TOKENS)
         home = np.full(TOKENS, rank) if draw == "scattered" else rng.integers(0, RANKS, TOKENS)
         gradient = rng.standard_normal((TOKENS, HIDDEN)).astype(np.float32) * (draw != "losses")

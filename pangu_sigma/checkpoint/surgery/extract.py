@@ -18,15 +18,17 @@ import numpy as np
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import printable, whole_number
 from locmoe_ops.shard_spec import ShardSpec
+from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.format import CheckpointHeader, DataState, TensorEntry
 from pangu_sigma.checkpoint.names import expert_name, is_training_state, split_name, without_moment
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.shards import PlannedTensor
 from pangu_sigma.checkpoint.surgery.rewrite import check_target, newest, without_training_state, write_checkpoint
-from pangu_sigma.config.derived import experts_per_group
+from pangu_sigma.config.derived import experts_per_group, resolve_layout
 from pangu_sigma.config.load import save_config, to_dict
 from pangu_sigma.config.schema import Config, LocalityBiasConfig, ParallelConfig
 from pangu_sigma.config.schema_run import CheckpointConfig, ClusterConfig
+from pangu_sigma.config.validate import pin_router
 from pangu_sigma.data.domains import DOMAIN_NAMES, is_domain_name, resolve_domain_groups
 from pangu_sigma.data.jsonl import check_text
 from pangu_sigma.data.manifest import find_tokenizer, tokenizer_among
@@ -138,6 +140,7 @@ def config_of_domain(config: Config, domain: Domain, target: str, tokenizer: Opt
         target: the checkpoint folder of the new model.
         tokenizer: name of the tokenizer's file there; None: there is none.
     """
+    config = pin_router(config, resolve_layout(config, Topology(1, 1)))  # the checkpoint names the layout
     local_term = LocalityBiasConfig()  # on one node every expert is local, and a preference for local ones is none
     sources = {name: path for name, path in config.data.prepare.sources.items() if name == domain.name}
     prepare = replace(

@@ -76,6 +76,8 @@ def test_a_configuration_is_read_without_mindspore():
         ("locmoe", {"gate_input": "code"}, {}, 0, "node"),
         ("etr", {}, {}, 128, "node"),
         ("ta_moe", {}, {"gate.weight": (8, 32)}, 256, "node"),
+        ("topk", {}, {"gate.weight": (8, 32)}, 256, "asked"),
+        ("moge", {"aux_loss_weight": 0.0}, {"gate.weight": (8, 32)}, 256, "none"),
     ],
 )
 def test_costs(name, values, weights, products, statistics):

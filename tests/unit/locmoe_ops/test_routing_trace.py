@@ -85,7 +85,7 @@ def test_what_cannot_be_read_is_said(tmp_path):
 def test_a_trace_of_another_network_does_not_fit():
     trace = made_up_trace()
     check_fits(trace, RouterSizes(16, 8, 1, 2, 2, 6), "x")
-    check_fits(trace, RouterSizes(16, 8), "x")
+    check_fits(trace, RouterSizes(16, 8, 1, 2), "x")
     for sizes, problem in (
         (RouterSizes(16, 4), "written with moe.num_experts 8; expected 4"),
         (RouterSizes(16, 8, 1, 1), "written with moe.router.top_k 2; expected 1"),

@@ -28,6 +28,7 @@ DISPATCHERS = ("flat", "hierarchical", "ragged")
 ASKED_FOR = {
     "gshard": {"moe.router.top_k": 2},
     "etr": {"moe.dispatch.drop_priority": "weight"},
+    "moge": {"moe.router.top_k": 2},  # one from each of two devices
 }  # by routers, of other keys
 PAIRS = [  # ("etr", "ragged") is refused: experts need slots to choose for; replay needs a trace of the very text
     pair for pair in product(sorted(set(routers()) - {"replay"}), DISPATCHERS) if pair != ("etr", "ragged")
@@ -200,7 +201,7 @@ def test_bench_router_has_the_same_rows_whatever_the_dispatcher(name):
     config = bench_router.one_rank_of(config_of(EVERYTHING[name]))
     found, left_out = bench_router.routers_of(config)
     repick = config.moe.dispatch.overflow == "repick"
-    refused = {"replay", *({"hash", "gshard"} if repick else set())}
+    refused = {"replay", *({"hash", "gshard", "topk", "node_limited", "moge"} if repick else set())}
     if config.moe.router.locmoe.ties != "first" or config.moe.router.locmoe.gate_input == "code":
         assert {candidate.config.moe.router.locmoe.ties for candidate in found} == {config.moe.router.locmoe.ties}
     if config.moe.router.locmoe.gate_input == "code":

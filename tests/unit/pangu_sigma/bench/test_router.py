@@ -66,11 +66,14 @@ def test_every_router_has_a_row_or_a_reason():
         "gshard",
         "hash",
         "locmoe, dense gate",
+        "moge",
+        "node_limited",
         "ta_moe",
+        "topk",
     ]
     assert [reason.partition(":")[0] for reason in left_out] == ["etr", "locmoe, grap gate"]
     assert {candidate.config.moe.router.locality_bias.kind for candidate in found} == {"none"}
-    assert [candidate.config.moe.router.top_k for candidate in found] == [1, 1, 2, 1, 1, 1]
+    assert [candidate.config.moe.router.top_k for candidate in found] == [1, 1, 2, 1, 1, 1, 1, 1, 1]
 
 
 def test_what_fits_no_router_is_bad_input():

@@ -21,7 +21,7 @@ from pangu_sigma.data.vocabulary import Vocabulary
 
 CASES = {
     "hash, a slot a domain": ({"domain_embeddings": True}, {"router": {"type": "hash"}}),
-    "switch, groups crosswise": (
+    "topk, groups crosswise": (
         {},
         {
             "router": {"type": "switch", "balance_rate": 0.01, "locality_bias": {"kind": "bias"}},
