@@ -97,11 +97,12 @@ class MoEFeedForward(nn.Cell):
     Outputs: y <float>[T, d] in x's dtype, and a dict of aux_loss, locality_loss (weighted, equal on all ranks) and this
     rank's sums: assigned <float32>[E] (as chosen, before drops), kept and kept_local <float32> scalars (as finally
     taken); undecided <float32>, the assignments of tokens that the router's rule left undecided, where the router
-    counts them; value_sums <float32>[E], where it sums its gate values; beyond_limit <float32>, rows that came here
-    beyond the room for them, where a dispatcher limits that; tokens_by_nodes <float32>[Q], tokens whose experts are on
-    1, 2, ... Q nodes, Q = `most_nodes`, where k > 1 and a layer's experts are on several; and what was routed:
-    gate_input <float>[T, d] (see `Router.gate_input`), and expert <int32>[T, k] and weight <float32>[T, k], as chosen.
-    What a graph does not use of them costs it nothing.
+    counts them; value_sums <float32>[E], where it sums its gate values; required <float32>[E * B], where a bias follows
+    quantiles (see `Router.required`); beyond_limit <float32>, rows that came here beyond the room for them, where a
+    dispatcher limits that; tokens_by_nodes <float32>[Q], tokens whose experts are on 1, 2, ... Q nodes,
+    Q = `most_nodes`, where k > 1 and a layer's experts are on several; and what was routed: gate_input <float>[T, d]
+    (see `Router.gate_input`), and expert <int32>[T, k] and weight <float32>[T, k], as chosen. What a graph does not use
+    of them costs it nothing.
     """
 
     def __init__(
@@ -179,6 +180,8 @@ class MoEFeedForward(nn.Cell):
             report["undecided"] = routing["undecided"].sum() * self.top_k
         if "value_sums" in routing:
             report["value_sums"] = routing["value_sums"]
+        if "required" in routing:
+            report["required"] = routing["required"]
         if "beyond_limit" in context:
             report["beyond_limit"] = context["beyond_limit"]
         return report

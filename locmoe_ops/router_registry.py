@@ -20,12 +20,16 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.routers import specs
 from locmoe_ops.topology import ExpertPlacement, Topology
 
-SELECTION_BIASES = ("locality_bias", "balance_rate")  # keys of `moe.router` that ask for a bias on selection
+# Biases on selection that keys of `moe.router` ask for: a local term; a bias that is moved by loads (`balance_rate`,
+# and `balance.kind` sign and pid); one that is moved by quantiles (`balance.kind` quantile).
+SELECTION_BIASES = ("locality_bias", "balance_rate", "quantile_balance")
+BALANCE_KINDS = ("none", "sign", "quantile", "pid")  # rules by which `moe.router.balance` moves biases
 _OTHER_KEYS = (
     "type",
     "top_k",
     "statistics",
     "locality_loss",
+    "balance",
     *SELECTION_BIASES,
 )  # of `moe.router`: no names for routers
 

@@ -38,6 +38,9 @@ ROUTERS = {
     "faster_moe": [],
     "ta_moe": ["moe.router.statistics=node"],
     "etr": ["moe.dispatch.drop_priority=weight"],
+    "topk": ["moe.router.top_k=2", "moe.router.topk.score_function=sigmoid", "moe.router.balance.kind=pid"],
+    "node_limited": ["moe.router.top_k=2", "moe.router.balance.kind=sign"],
+    "moge": ["moe.router.top_k=2", "moe.router.moge.device_groups=2"],
 }
 PRECISIONS = {"fp32": [], "fp16": ["runtime.loss_scale={initial: 1e8, growth_interval: 7}"]}
 LIMIT = 900  # seconds for a run

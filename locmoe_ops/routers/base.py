@@ -170,13 +170,15 @@ class RoutingResult(_Routed, total=False):
     expert <int32>[T, k], global ids; weight <float32>[T, k]; aux_loss and locality_loss, weighted scalars; gate_input
     <float>[T, d], see `Router.gate_input`. A router that was told to offer second experts adds second_expert
     <int32>[T] (E: none) and second_weight <float32>[T]. One that counts undecided tokens adds undecided <float32>[T],
-    see `Router.undecided`; one that centres its gate values adds value_sums <float32>[E], see `Router.value_sums`.
+    see `Router.undecided`; one that centres its gate values adds value_sums <float32>[E], see `Router.value_sums`; one
+    whose selection bias is moved by quantiles adds required <float32>[E * B], see `Router.required`.
     """
 
     second_expert: Tensor
     second_weight: Tensor
     undecided: Tensor
     value_sums: Tensor
+    required: Tensor
 
 
 def one_hot(index: Tensor, depth: int) -> Tensor:
@@ -215,6 +217,7 @@ class Router(nn.Cell):
         self.counts_undecided = False  # as its declaration says (`RouterSpec.counts_undecided`)
         self.sums_values = False  # as its declaration says (`RouterCost.sums_values`)
         self.sums_losses = False  # as its declaration says (`RouterCost.sums_losses`)
+        self.required_bins = 0  # of the histograms that a bias by quantiles is moved by; 0: there is none
         self.offers_second = False
         self.second = nn.Identity()
 
@@ -251,6 +254,8 @@ class Router(nn.Cell):
             routing["undecided"] = self.undecided(x, tokens)
         if self.sums_values:
             routing["value_sums"] = self.value_sums(x, tokens)
+        if self.required_bins:
+            routing["required"] = self.required(x, tokens)
         return routing
 
     def gate_input(self, x: Tensor, tokens: RouterTokens) -> Tensor:
@@ -274,6 +279,12 @@ class Router(nn.Cell):
     def token_losses(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """What is added to the auxiliary loss: a mean over all tokens on all ranks, of what needs no counts of tokens
         elsewhere; weighted, a <float32> scalar. Of `tokens` with inputs `x`.
+        """
+        raise NotImplementedError
+
+    def required(self, x: Tensor, tokens: RouterTokens) -> Tensor:
+        """<float32>[E * B]: of each expert a histogram, over those of `tokens` (with inputs `x`) that are of its group,
+        of the balance bias with which it would be chosen (see `balance.QuantileBias`).
         """
         raise NotImplementedError
 
@@ -309,6 +320,11 @@ def make_router(context: RouterContext) -> Router:
     router = module.build(context)
     if not isinstance(router, Router):
         raise InputError(f"{module.__file__}: build returned a {type(router).__name__}, expected a Router")
+    if getattr(context.selection_bias, "bins", 0) != router.required_bins:
+        raise InputError(
+            f"{module.__file__}: ROUTER's selection_biases hold 'quantile_balance', but its Router has no "
+            "required_bins and makes no histograms (see Router.required); expected a GatedRouter, or no such bias"
+        )
     return router
 
 

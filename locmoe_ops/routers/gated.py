@@ -55,6 +55,7 @@ class GatedRouter(Router):
         self.has_selection_bias = context.selection_bias is not None
         # Checkpoints know the parameters of a selection bias by the name of this attribute.
         self.preference: nn.Cell = context.selection_bias if self.has_selection_bias else nn.Identity()
+        self.required_bins = getattr(context.selection_bias, "bins", 0)
 
     def offer_second(self, second: nn.Cell) -> None:
         """See `Router.offer_second`; `second` needs probabilities, which a gated router has."""
@@ -72,6 +73,17 @@ class GatedRouter(Router):
     def probabilities(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """<float32>[T, n] <- `x` <float>[T, d], `tokens`."""
         return self.softmax(self.score(self.values(x, tokens)))
+
+    def selection_scores(self, x: Tensor, tokens: RouterTokens) -> Tensor:
+        """What biases on selection are added to, <float32>[T, n], of `x` and `tokens`."""
+        return self.probabilities(x, tokens)
+
+    def required(self, x: Tensor, tokens: RouterTokens) -> Tensor:
+        """See `Router.required`, with the same `x` and `tokens`."""
+        # The same scores as in `select`, which a compiled graph computes once.
+        scores = self.biased_scores(ops.stop_gradient(self.selection_scores(x, tokens)), tokens)
+        counts: Tensor = self.preference.required(scores, tokens["group"])
+        return counts
 
     def values(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """The gate's values <float32>[T, n] <- `x` <float>[T, d], `tokens`."""

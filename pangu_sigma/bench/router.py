@@ -30,6 +30,7 @@ from pangu_sigma.bench.timing import (
 )
 from pangu_sigma.config.derived import micro_batch_sequences
 from pangu_sigma.config.schema import (
+    BalanceConfig,
     CapacityConfig,
     Config,
     DispatchConfig,
@@ -113,6 +114,7 @@ def _settings(router: RouterConfig, kind: str) -> List[Tuple[str, RouterConfig]]
         locality_bias=LocalityBiasConfig(),
         locality_loss=LocalityLossConfig(),
         balance_rate=0.0,
+        balance=BalanceConfig(),
         top_k=router_spec(kind).top_k or router.top_k,
     )
     if kind != "locmoe":

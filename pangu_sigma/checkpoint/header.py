@@ -157,7 +157,8 @@ def check_same_model(reader: CheckpointReader, config: Config) -> None:
                 expected = f"0, for it has no {state} to continue with"
             _require_same(reader, f"moe.router.{prefix}{name}", value, old_value, expected)
     now, before = router.locality_bias.kind, old.locality_bias.kind
-    if before == "none" or (now == "none" and router.balance_rate > 0.0):
+    _require_same(reader, "moe.router.balance.kind", router.balance.kind, old.balance.kind)
+    if before == "none" or (now == "none" and (router.balance_rate > 0.0 or router.balance.kind != "none")):
         _require_same(
             reader,
             "moe.router.locality_bias.kind",

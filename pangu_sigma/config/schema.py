@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional, Tuple, Type
 
 from locmoe_ops.dispatch.registry import DispatcherNames
 from locmoe_ops.keys import key
-from locmoe_ops.router_registry import RegisteredRouter, routers
+from locmoe_ops.router_registry import BALANCE_KINDS, RegisteredRouter, routers
 from locmoe_ops.topology import STATISTICS
 from pangu_sigma.config.schema_run import CheckpointConfig, DataConfig, OptimizerConfig, RuntimeConfig, TrainConfig
 
@@ -84,6 +84,33 @@ class LocalityLossConfig:
 
 
 @dataclass(frozen=True)
+class BalanceConfig:
+    """Loss-free balance by a published rule: a bias on the choice, for each expert, that follows the load."""
+
+    kind: str = key(
+        "none",
+        "what moves an expert's selection bias after each step: sign = a fixed amount against its excess "
+        "(DeepSeek-V3); pid = a PID controller on its load; quantile = to what would have given it its share of the "
+        "step's tokens (Kimi K3; not for node_limited and moge). Losses of balance keep their weights beside it",
+        choices=BALANCE_KINDS,
+    )
+    rate: float = key(
+        0.001, "sign: what a bias moves by; pid: gain of the integral (DeepSeek-V3: 0.001)", above=0.0, maximum=0.1
+    )
+    proportional: float = key(0.0, "pid: gain of the error of the last step", minimum=0.0, maximum=1.0)
+    derivative: float = key(
+        0.0, "pid: gain of what the error has changed by since the step before", minimum=0.0, maximum=1.0
+    )
+    bins: int = key(
+        1000,
+        "quantile: bins of each expert's histogram (Kimi K3: 1000); so many numbers an expert and sparse layer are "
+        "summed over ranks in each step",
+        minimum=10,
+        maximum=10000,
+    )
+
+
+@dataclass(frozen=True)
 class RouterConfig:
     """The keys that all routers share. What a configuration holds is `router_config()`, which has each router's section
     too.
@@ -107,6 +134,7 @@ class RouterConfig:
         minimum=0.0,
         maximum=0.1,
     )
+    balance: BalanceConfig = key(BalanceConfig, "loss-free balance by a published rule, in place of balance_rate")
     locality_bias: LocalityBiasConfig = key(
         LocalityBiasConfig, "preference for local experts in the selection (not for hash and faster_moe)"
     )

@@ -21,7 +21,7 @@ from pangu_sigma.config.check_run import (
     check_schedule,
 )
 from pangu_sigma.config.derived import experts_per_group, has_experts, job_topology, num_sparse_layers, resolve_layout
-from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig
+from pangu_sigma.config.schema import BalanceConfig, CapacityConfig, Config, DispatchConfig
 from pangu_sigma.config.strict_yaml import spelled
 
 
@@ -91,6 +91,7 @@ def _check_router(config: Config) -> None:
             f"moe.router.{router.type}.context_start_step ({start}) is not before the last step, train.steps "
             f"({config.train.steps}): the context would never have a weight; expected an earlier step"
         )
+    _check_balance(config)
     if router.balance_rate > 0.0 and "balance_rate" not in kind.selection_biases:
         balanced = [name for name, one in routers().items() if "balance_rate" in one.spec.selection_biases]
         raise InputError(
@@ -104,6 +105,48 @@ def _check_router(config: Config) -> None:
             f"{experts}"
         )
     kind.check(router.own, router_sizes(config))
+
+
+# Keys of moe.router.balance that a kind makes use of.
+_OF_BALANCE = {"none": (), "sign": ("rate",), "pid": ("rate", "proportional", "derivative"), "quantile": ("bins",)}
+
+
+def _check_balance(config: Config) -> None:
+    router, balance = config.moe.router, config.moe.router.balance
+    what = f"moe.router.balance.kind {balance.kind}"
+    for name in ("rate", "proportional", "derivative", "bins"):
+        value, default = getattr(balance, name), getattr(BalanceConfig(), name)
+        if name not in _OF_BALANCE[balance.kind] and value != default:
+            raise InputError(
+                f"moe.router.balance.{name} is {value} with {what}, which does not use it; expected {default}, its "
+                "default"
+            )
+    if balance.kind == "none":
+        return
+    if router.balance_rate > 0.0:
+        raise InputError(
+            f"moe.router.balance_rate is {router.balance_rate} with {what}: both would move the same biases; expected "
+            "0, or moe.router.balance.kind none"
+        )
+    needed = "quantile_balance" if balance.kind == "quantile" else "balance_rate"
+    if needed not in router_spec(router.type).selection_biases:
+        able = [name for name, one in routers().items() if needed in one.spec.selection_biases]
+        raise InputError(
+            f"{what} with moe.router.type {router.type}; expected none, or one of {', '.join(able)}, whose selection "
+            "takes such a bias"
+        )
+    if balance.kind != "quantile":
+        return
+    if router.top_k >= experts_per_group(config):
+        raise InputError(
+            f"{what} with moe.router.top_k {router.top_k} of {experts_per_group(config)} experts of a group, where "
+            "every token goes to all; expected none"
+        )
+    if router.locality_bias.kind == "margin":
+        raise InputError(
+            f"{what} with moe.router.locality_bias.kind margin, under which the best scores are not what is chosen; "
+            "expected bias or none"
+        )
 
 
 def router_sizes(config: Config) -> RouterSizes:
@@ -285,6 +328,7 @@ def _check_known_routes(config: Config) -> None:
     for key, found, expected in (
         ("top_k", router.top_k, 1),
         ("balance_rate", router.balance_rate, 0.0),
+        ("balance.kind", router.balance.kind, "none"),
         ("locality_bias.kind", router.locality_bias.kind, "none"),
     ):
         if found != expected:

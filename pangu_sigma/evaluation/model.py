@@ -27,7 +27,6 @@ from pangu_sigma.errors import DamagedCheckpoint
 from pangu_sigma.evaluation.ranks import TrainedRanks
 from pangu_sigma.evaluation.scoring import Scorer
 from pangu_sigma.inference.load import tokenizer_file
-from pangu_sigma.model.capacity_rules import resolve_layout
 from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.sparse import SparseContext

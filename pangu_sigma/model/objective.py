@@ -37,6 +37,8 @@ class ObjectiveSums(_SumsOfAll, total=False):
         kept, kept_local: <float32>[M], assignments that found a slot, and those of them on the token's home node.
         undecided: <float32>[M], tokens whose choice the gate left open; only where the network's routers count them.
         value_sums: <float32>[M, E], of gate values; only where the network's routers sum them.
+        required: <float32>[M, E * B], histograms of the balance biases that tokens required; only where the network's
+            biases follow quantiles.
         beyond_limit: <float32> scalar, rows that came to this rank beyond the room for them; only where the network's
             dispatchers limit that.
         tokens_by_nodes: <float32>[M, Q], tokens whose experts are on 1, 2, ... Q nodes; only where `most_nodes` of the
@@ -45,6 +47,7 @@ class ObjectiveSums(_SumsOfAll, total=False):
 
     undecided: Tensor
     value_sums: Tensor
+    required: Tensor
     beyond_limit: Tensor
     tokens_by_nodes: Tensor
 
@@ -112,6 +115,8 @@ class Objective(nn.Cell):
             sums["undecided"] = ops.stack([report["undecided"] for report in reports])
         if self.network.sums_values:
             sums["value_sums"] = ops.stack([report["value_sums"] for report in reports])  # (M, E) <- M x (E,)
+        if self.network.required_bins:
+            sums["required"] = ops.stack([report["required"] for report in reports])  # (M, E * B) <- M x (E * B,)
         if self.network.limits_rows:
             sums["beyond_limit"] = ops.stack([report["beyond_limit"] for report in reports]).sum()  # () <- (M,)
         if self.network.most_nodes:

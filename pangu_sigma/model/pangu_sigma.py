@@ -59,6 +59,9 @@ class PanGuSigma(nn.Cell):
             isinstance(cell, Router) and cell.counts_undecided for _, cell in self.cells_and_names()
         )
         self.sums_values = any(isinstance(cell, Router) and cell.sums_values for _, cell in self.cells_and_names())
+        self.required_bins = max(
+            (cell.required_bins for _, cell in self.cells_and_names() if isinstance(cell, Router)), default=0
+        )
         self.limits_rows = any(isinstance(cell, Dispatcher) and cell.limits_rows for _, cell in self.cells_and_names())
         layers = {layer.most_nodes for layer in sparse_layers(self)}
         self.most_nodes = layers.pop() if len(layers) == 1 else 0  # 0: tokens are not counted by nodes

@@ -14,6 +14,7 @@ from locmoe_ops.dispatch.registry import dispatcher_spec, load_dispatcher
 from locmoe_ops.experts import ExpertBank, ExpertKernels
 from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
 from locmoe_ops.router_registry import router_spec
+from locmoe_ops.routers.balance import make_balance_bias
 from locmoe_ops.routers.base import Router, RouterContext, RoutingShape, make_router
 from locmoe_ops.routers.second import SecondExpert
 from locmoe_ops.routers.selection_bias import BalanceBias, LocalityBias, SelectionBias, Sum
@@ -151,6 +152,8 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
         biases.append(LocalityBias(local_term.kind, shape, layout, layout_placement, local_term.strength))
     if options.balance_rate > 0.0:
         biases.append(BalanceBias(shape))
+    elif options.balance.kind != "none":
+        biases.append(make_balance_bias(options.balance.kind, shape, options.balance.bins))
     router = make_router(
         RouterContext(
             options.type,

@@ -291,4 +291,6 @@ def _statistics_size(job: PlannedJob) -> int:
     by_nodes = most_nodes(moe.router.top_k, local_experts_table(layout, placement))
     # One more for rows beyond the room for them, where dispatch limits that
     limits_rows = moe.dispatch.ragged_limit is not None
-    return 4 + layers * (experts * (1 + job.router_cost.sums_values) + 2 + counts_undecided + by_nodes) + limits_rows
+    balance = moe.router.balance
+    of_expert = 1 + job.router_cost.sums_values + (balance.bins if balance.kind == "quantile" else 0)
+    return 4 + layers * (experts * of_expert + 2 + counts_undecided + by_nodes) + limits_rows

@@ -50,7 +50,15 @@ from pangu_sigma.train.offloaded_experts import OffloadedExpertOptimizer
 from pangu_sigma.train.optimizer_state import OptimizerState
 from pangu_sigma.train.overflow import StatusRegister
 from pangu_sigma.train.schedule import LossScale
-from pangu_sigma.train.statistics import AfterStep, Rebalance, Recentre, Statistics, check_row_limit
+from pangu_sigma.train.statistics import (
+    AfterStep,
+    ExtraSums,
+    Rebalance,
+    Recentre,
+    Statistics,
+    balance_update,
+    check_row_limit,
+)
 from pangu_sigma.train.step import (
     Accumulators,
     ApplyStep,
@@ -114,14 +122,7 @@ class TrainEngine:
         self.parameters = ordered_parameters(self.network.trainable_params(), slice_of)
         # Now: the hooks that overlap gradients put sums of micro-batches into the network, which are no part of a run.
         self._saved = list(self.network.get_parameters())
-        self.statistics = Statistics(
-            num_sparse_layers(config),
-            config.moe.num_experts,
-            self.network.counts_undecided,
-            self.network.sums_values,
-            self.network.limits_rows,
-            self.network.most_nodes,
-        )
+        self.statistics = Statistics(num_sparse_layers(config), config.moe.num_experts, ExtraSums.of(self.network))
         nominal = tokens_per_step(config)
         self._objective = Objective(self.network, nominal)
         self._micro_batches = micro_batches_per_step(config, runtime.topology.data)
@@ -313,7 +314,9 @@ class TrainEngine:
         """What moves the state of the routers that no optimizer touches; None: they have none."""
         router, moves = config.moe.router, []
         if balance_biases(self.network):
-            moves.append(Rebalance(balance_biases(self.network), router.balance_rate, self.statistics))
+            update = balance_update(balance_biases(self.network), router)
+            sums = self.statistics.required or self.statistics.assigned
+            moves.append(Rebalance(update, sums, self.statistics.layers))
         if value_means(self.network):
             moves.append(Recentre(value_means(self.network), router.own.centre_rate, router.top_k, self.statistics))
         return AfterStep(moves) if len(moves) > 1 else moves[0] if moves else None

@@ -40,6 +40,24 @@ CASES = {
     "ta_moe": {"dispatch": {"type": "flat", "overflow": "repick"}},
     "etr": {"dispatch": {"type": "hierarchical", "drop_priority": "weight"}},
     "replay": {"router": {"top_k": 2}},
+    "topk": {
+        "dispatch": {"type": "flat"},
+        "router": {
+            "balance": {"kind": "quantile", "bins": 20},
+            "statistics": "expert_parallel",
+            "topk": {"score_function": "sqrt_softplus", "sequence_loss_weight": 0.1, "z_loss_weight": 0.1},
+        },
+    },
+    "node_limited": {
+        "dispatch": {"type": "hierarchical"},
+        "num_groups": 1,
+        "router": {
+            "top_k": 2,
+            "balance": {"kind": "pid"},
+            "node_limited": {"max_nodes": 1, "aux_loss_weight": 0.0, "score_function": "sigmoid"},
+        },
+    },
+    "moge": {"dispatch": {"type": "flat"}, "router": {"top_k": 2, "balance": {"kind": "sign"}}},
     OWN["routers.md"]: {"dispatch": {"type": OWN["dispatchers.md"]}},
 }
 

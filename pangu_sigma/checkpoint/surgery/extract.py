@@ -38,7 +38,7 @@ from pangu_sigma.runtime.messages import log
 # Parameters of routers, by the end of their names, and the axis along which groups lie: all rows of one group are
 # neighbours.
 _BY_GROUP = re.compile(
-    r"\.routing\.router\.(?:table|gate\.(?:weight|codes)|preference\.(?:terms\.\d+\.)?balance_bias|centre\.value_mean)$"
+    r"\.routing\.router\.(?:table|gate\.(?:weight|codes)|preference\.(?:terms\.\d+\.)?balance_(?:bias|integral|error)|centre\.value_mean)$"
 )
 
 
@@ -232,7 +232,7 @@ def _rows(reader: CheckpointReader, weight: str, domain: Domain) -> Optional[Tup
     if _BY_GROUP.search(weight):
         # The bias is alone where there is no local term with it.
         return (
-            re.sub(r"preference\.terms\.\d+\.balance_bias$", "preference.balance_bias", weight),
+            re.sub(r"preference\.terms\.\d+\.balance_(\w+)$", r"preference.balance_\1", weight),
             domain.group,
             domain.groups,
         )

@@ -53,6 +53,7 @@ SETTINGS = {
         "moe.router.locality_bias": {"kind": "margin", "strength": 0.5},
         "moe.router.balance_rate": 0.01,
     },
+    "balance by quantiles": {"moe.router": {"type": "topk", "balance": {"kind": "quantile", "bins": 20}}},
     "sparse query layer": {"model.sparse_query_layer": True, "model.sparse_layers": 0, "model.dense_layers": 1},
     "word tables of domains": {"model.domain_embeddings": True, "moe.domain_groups": [1, 0, 0]},
     "half precision, ragged": {"runtime.precision": "fp16", "moe.dispatch.type": "ragged"},
@@ -112,6 +113,11 @@ STEPS = {
         "moe.router.locmoe.ties": "noise",
     },
     "gshard": {**pair_of("gshard", "ragged"), "runtime.precision": "fp16"},
+    "topk": {
+        **pair_of("topk", "flat"),
+        "moe.router.balance": {"kind": "quantile", "bins": 20},
+        "moe.router.topk": {"score_function": "sigmoid", "sequence_loss_weight": 0.1, "z_loss_weight": 0.1},
+    },
 }
 
 

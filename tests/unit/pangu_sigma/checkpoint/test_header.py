@@ -148,6 +148,17 @@ def test_a_router_goes_on_with_the_state_that_it_has(reader):
     for then, now, told in (
         ({}, {"balance_rate": 0.1}, "moe.router.balance_rate is 0.1, but .* trained with 0.0; expected 0,"),
         ({"balance_rate": 0.1}, {}, "moe.router.balance_rate is 0.0, but .* trained with 0.1; expected above 0"),
+        ({}, {"balance": {"kind": "sign"}}, "moe.router.balance.kind is sign, but .* trained with none"),
+        (
+            {"balance": {"kind": "pid"}},
+            {"balance": {"kind": "quantile"}},
+            "moe.router.balance.kind is quantile, but .* trained with pid; expected the same",
+        ),
+        (
+            {"locality_bias": bias, "balance": {"kind": "sign"}},
+            {"balance": {"kind": "sign"}},
+            "moe.router.locality_bias.kind is none, but .* trained with bias",
+        ),
         (
             locmoe(),
             locmoe(centre_rate=0.5),
@@ -175,6 +186,7 @@ def test_a_router_goes_on_with_the_state_that_it_has(reader):
         ({"locality_bias": bias}, {"locality_bias": margin}),
         ({"locality_bias": bias}, {}),
         ({"balance_rate": 0.1}, {"balance_rate": 0.05}),
+        ({"balance": {"kind": "pid"}}, {"balance": {"kind": "pid", "rate": 0.01, "derivative": 0.1}}),
         ({}, {"switch": {"jitter": 0.1}, "statistics": "rank"}),
         (locmoe(centre_rate=0.5), locmoe(centre_rate=1e-9, value_scale=2.0, rectify=False)),
         (locmoe(), {**locmoe(locality_loss_weight=0.1), "locality_loss": {"initial_weight": 0.0}}),

@@ -62,6 +62,13 @@ def _config(settings):
         (1, {"moe.router.locmoe": {"rectify": False, "noise_scale": 0.5, "value_scale": 4.0}}),
         (1, {"moe.router.locmoe": {"gate_input": "code", "rectify": False, "value_scale": 2.0}}),
         (1, {"moe.dispatch.type": "hierarchical", "moe.dispatch.overflow": "repick"}),
+        (1, {"moe.router": {"type": "topk", "top_k": 2, "topk": {"normalise_weights": True, "weight_scale": 2.5}}}),
+        (1, {"moe.router": {"type": "topk", "balance": {"kind": "quantile", "bins": 50}}}),
+        (1, {"moe.router": {"type": "locmoe", "balance": {"kind": "pid", "rate": 0.01, "derivative": 0.1}}}),
+        (1, {"moe.router": {"type": "node_limited", "top_k": 4, "balance": {"kind": "sign"}}}),
+        (4, {"moe.router": {"type": "moge", "top_k": 4}, "parallel": {"expert": 4, "ranks_per_node": 2}}),
+        (4, {"moe.router": {"type": "moge", "moge": {"device_groups": 1}}, "parallel.expert": 4}),
+        (4, {"moe.router": {"type": "switch", "statistics": "expert_parallel"}, "parallel.expert": 2}),
         (1, {"moe.dispatch.type": "ragged", "moe.dispatch.ragged_limit": 1.5, "moe.router.top_k": 2}),
         (1, {"train.steps": 10, "optimizer.schedule": "constant"}),
         (
@@ -131,7 +138,89 @@ def test_what_fits_is_accepted(world_size, settings):
         (
             1,
             {"moe.router.type": "ta_moe", "moe.router.balance_rate": 0.01},
-            ["moe.router.balance_rate is 0.01", "etr, locmoe, switch"],
+            ["moe.router.balance_rate is 0.01", "etr, locmoe, moge, node_limited, switch, topk"],
+        ),
+        (
+            1,
+            {"moe.router": {"type": "ta_moe", "balance": {"kind": "sign"}}},
+            ["moe.router.balance.kind sign", "moe.router.type ta_moe", "etr, locmoe, moge, node_limited, switch, topk"],
+        ),
+        (
+            1,
+            {"moe.router": {"type": "moge", "balance": {"kind": "quantile"}}},
+            ["moe.router.balance.kind quantile", "moe.router.type moge", "one of etr, locmoe, switch, topk"],
+        ),
+        (
+            1,
+            {"moe.router": {"type": "topk", "balance_rate": 0.01, "balance": {"kind": "pid"}}},
+            ["moe.router.balance_rate is 0.01", "moe.router.balance.kind pid", "the same biases"],
+        ),
+        *(
+            (
+                1,
+                {"moe.router.balance": {"kind": kind, key: value}},
+                [f"moe.router.balance.{key} is {value}", f"moe.router.balance.kind {kind}", "does not use it"],
+            )
+            for kind, key, value in (
+                ("none", "rate", 0.01),
+                ("none", "bins", 50),
+                ("sign", "proportional", 0.1),
+                ("sign", "bins", 50),
+                ("pid", "bins", 50),
+                ("quantile", "rate", 0.01),
+                ("quantile", "derivative", 0.1),
+            )
+        ),
+        (
+            1,
+            {"moe.router": {"type": "topk", "top_k": 8, "balance": {"kind": "quantile"}}},
+            ["balance.kind quantile", "moe.router.top_k 8 of 8 experts"],
+        ),
+        (
+            1,
+            {"moe.router": {"balance": {"kind": "quantile"}, "locality_bias": {"kind": "margin"}}},
+            ["balance.kind quantile", "moe.router.locality_bias.kind margin", "expected bias or none"],
+        ),
+        *(
+            (
+                1,
+                {"moe.router": {"type": name, name: {"normalise_weights": True}}},
+                [f"moe.router.{name}.normalise_weights is true", "moe.router.top_k 1", "every weight would be 1"],
+            )
+            for name in ("topk", "node_limited", "moge")
+        ),
+        (
+            1,
+            {"moe.router": {"type": "topk", "topk": {"weight_scale": 2.5}}, "moe.scale_by_gate": False},
+            ["moe.router.topk.weight_scale is 2.5", "moe.scale_by_gate false", "expected 1.0"],
+        ),
+        (
+            4,
+            {
+                "moe.router": {"type": "node_limited", "top_k": 4, "node_limited": {"max_nodes": 1}},
+                "parallel": {"expert": 4, "ranks_per_node": 1},
+            },
+            ["moe.router.node_limited.max_nodes is 1", "hold 2 experts", "moe.router.top_k (4)"],
+        ),
+        (
+            4,
+            {"moe.router": {"type": "moge", "top_k": 2}, "parallel.expert": 4},
+            ["moe.router.top_k (2)", "each of 4 device groups", "moe.router.moge.device_groups"],
+        ),
+        (
+            1,
+            {"moe.router": {"type": "moge", "moge": {"device_groups": 3}}},
+            ["moe.router.moge.device_groups (3)", "the 8 experts of a group"],
+        ),
+        (
+            2,
+            {
+                "moe.router": {"type": "node_limited"},
+                "moe.num_experts": 6,
+                "moe.num_groups": 2,
+                "parallel": {"expert": 2, "ranks_per_node": 1},
+            },
+            ["moe.router.type node_limited", "do not lie in equal blocks"],
         ),
         (
             1,
@@ -219,7 +308,12 @@ def test_what_fits_is_accepted(world_size, settings):
                 {"data.placement": "known_routes", "moe.router.locmoe.gate_input": "code", f"moe.router.{key}": value},
                 [f"moe.router.{key} is {value}", "data.placement known_routes"],
             )
-            for key, value in (("top_k", 2), ("balance_rate", 0.01), ("locality_bias.kind", "bias"))
+            for key, value in (
+                ("top_k", 2),
+                ("balance_rate", 0.01),
+                ("balance.kind", "pid"),
+                ("locality_bias.kind", "bias"),
+            )
         ),
         (
             1,

@@ -26,6 +26,9 @@ ROUTERS = {
     "faster_moe": {},
     "ta_moe": {},
     "etr": {},
+    "topk": {"top_k": 2, "balance": {"kind": "pid"}},
+    "node_limited": {"top_k": 2},
+    "moge": {"top_k": 2},
 }
 DEGREES = [(1, 1), (4, 1), (2, 2), (1, 4)]  # expert, tensor
 CASES = [

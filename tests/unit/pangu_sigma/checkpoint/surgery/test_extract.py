@@ -24,7 +24,7 @@ CASES = {
     "topk, groups crosswise": (
         {},
         {
-            "router": {"type": "switch", "balance_rate": 0.01, "locality_bias": {"kind": "bias"}},
+            "router": {"type": "topk", "balance": {"kind": "pid"}, "locality_bias": {"kind": "bias"}},
             "domain_groups": [1, 0],
         },
     ),
