@@ -32,6 +32,12 @@ def softplus(x: Tensor) -> Tensor:
     return (0.5 * x + 0.5 * size) + 2.0 * ratio * series  # in this order: what is below 0 cancels exactly
 
 
+def root_softplus(x: Tensor) -> Tensor:
+    """sqrt(log(1 + exp x)) of x <float32>, whose slope is finite also where the logarithm vanishes."""
+    return ops.sqrt(ops.maximum(softplus(x), _LEAST_SOFTPLUS))
+
+
+_LEAST_SOFTPLUS = 1e-30  # whose root has a finite slope; far below any score that a choice depends on
 _NORMAL, _EXPONENTS, _MANTISSA = 2.0**126, 253, 2.0**23
 # The normal powers of two but the largest, and what they make of their binade: [1, 2); the last also does for the next.
 _POWERS = Tensor(np.exp2(np.arange(-126, 127)).astype(np.float32))

@@ -140,8 +140,8 @@ class RouterSpec:
             and there are slots.
         whole_rows: whether it must be given whole rows of text, so that there is no cached decoding with it.
         localises: whether it seeks to keep tokens on their nodes.
-        map_of_ids: of its keys, the kind of its maps (`locmoe_ops.routers.hash_maps.KINDS`) from token ids to experts,
-            if its routes follow from these alone; such a router has `Router.expert_by_id`.
+        map_of_ids: of its keys, the kind of its maps (`locmoe_ops.routers.hash_maps.KINDS`, or `file`) from token ids
+            to experts, if its routes follow from these alone; such a router has `Router.expert_by_id`.
         check: raises InputError where its keys, and the model's sizes, do not fit together.
         check_placement: the same, told the cluster that homes refer to, and the experts' places in it.
         pin: its keys with a number in place of what follows from the experts' places, so that the router picks the same

@@ -14,10 +14,11 @@ class Routing(NamedTuple):
     """The choices for one rank's tokens, before capacity."""
 
     group: np.ndarray  # (T,) int64; expert group of the token's domain
-    probability: np.ndarray  # (T,n) float64 over the experts of the token's group; hash: 1 on the chosen one
+    # (T,n) float64 over the experts of the token's group; hash: 1/k on the chosen ones, or all scores of its gate
+    probability: np.ndarray
     choice: np.ndarray  # (T,k) int64; chosen experts as indices into the group, best first
     expert: np.ndarray  # (T,k) int64; global expert ids of the same; E where a choice is not taken up
-    # (T,k) float64; the chosen experts' probabilities; gshard: over their sum, 0 if not taken up
+    # (T,k) float64; the chosen experts' probabilities; gshard: over their sum, 0 if not taken up; hash: of its scores
     gate_weight: np.ndarray
     # (T,n) float64: topk, node_limited, moge: gate values, and scores, of which probabilities are shares; others: empty
     values: np.ndarray = np.zeros((0, 0))
@@ -40,12 +41,18 @@ def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> R
     choice = np.zeros((count, spec.top_k), np.int64)
     for t in range(count):
         probability[t] = _token_probability(spec, parameters, tokens, t, group[t])
+        if spec.router == "hash":
+            choice[t] = _experts_of_id(parameters, tokens, t, group[t])
+            continue
         score = probability[t] + _balance_of(parameters, group[t], size)
         choice[t] = _select_top_k(spec, probability[t], score, _local_to(spec, tokens, t, group[t]))
     if spec.router == "faster_moe":
         _keep_home(spec, tokens, group, probability, choice)
     expert = choice + (group * size)[:, None]
     gate_weight = np.take_along_axis(probability, choice, axis=1)
+    if spec.router == "hash" and spec.hash_score != "none":
+        rules = _weight_rules(spec)
+        gate_weight = np.stack([topk.weights_of(rules, probability[t], choice[t]) for t in range(count)])
     if spec.router == "gshard":
         gate_weight /= gate_weight.sum(axis=1, keepdims=True)
         absent = np.zeros(count, bool) if tokens.chance is None else 2.0 * gate_weight[:, 1] <= tokens.chance
@@ -152,6 +159,10 @@ def through_weights(spec: LayerSpec, routing: Routing, weight_gradient: np.ndarr
         for t, chosen in enumerate(routing.choice):
             gradient[t] = topk.through_weights(spec.topk_rules, routing.score[t], chosen, weight_gradient[t])
         return gradient
+    if spec.router == "hash" and spec.hash_score != "none":
+        for t, chosen in enumerate(routing.choice):
+            gradient[t] = topk.through_weights(_weight_rules(spec), routing.probability[t], chosen, weight_gradient[t])
+        return gradient
     for t, chosen in enumerate(routing.choice):
         of_chosen = weight_gradient[t]
         if spec.router == "gshard":
@@ -189,7 +200,7 @@ def gate_gradients(
     """
     x_gradient = np.zeros(tokens.x.shape)
     gate_gradient = np.zeros((spec.num_experts, tokens.x.shape[1])) if spec.learns_gate else None
-    if spec.router == "hash":
+    if spec.router == "hash" and spec.hash_score == "none":
         return x_gradient, gate_gradient
     for t in range(len(tokens.x)):
         rows, x = _gate_rows(spec, parameters, routing.group[t]), tokens.x[t].astype(np.float64)
@@ -197,6 +208,8 @@ def gate_gradients(
         value_gradient = p * (p_gradient - np.dot(p, p_gradient))
         if spec.router in topk.ROUTERS:
             value_gradient = probability_gradient[t]
+        if spec.router == "hash":
+            value_gradient = topk.values_gradient(_weight_rules(spec), rows @ x, p_gradient)
         if spec.router == "locmoe":
             values = locmoe_values(spec, parameters, tokens, t, routing.group[t])
             value_gradient = spec.value_scale * value_gradient
@@ -223,17 +236,31 @@ def _token_probability(
 ) -> np.ndarray:
     """(n,) float64 over the experts of `group`, for token t."""
     if spec.router == "hash":
-        assert parameters.table is not None
-        return np.eye(spec.experts_per_group)[parameters.table[group, tokens.token_ids[t]]]
+        chosen = _experts_of_id(parameters, tokens, t, group)
+        if spec.hash_score == "none":
+            return np.eye(spec.experts_per_group)[chosen].sum(0) / spec.top_k
     rows, x = _gate_rows(spec, parameters, group), tokens.x[t].astype(np.float64)
     values = rows @ x
     if spec.router == "locmoe":
         values = locmoe_values(spec, parameters, tokens, t, group)
         values = spec.value_scale * (np.maximum(values, 0.0) if _is_rectified(spec, values) else values)
+    if spec.router == "hash":
+        return topk.scores_of(_weight_rules(spec), values)
     if spec.router == "etr":
         values = values / (np.linalg.norm(rows, axis=1) * _length(x)) / spec.temperature
     exponentials = np.exp(values - values.max())
     return exponentials / exponentials.sum()
+
+
+def _experts_of_id(parameters: LayerParameters, tokens: RankTokens, t: int, group: int) -> np.ndarray:
+    """(k,) int: the experts within `group` that the map gives token t."""
+    assert parameters.table is not None
+    return np.atleast_1d(parameters.table[group, tokens.token_ids[t]])
+
+
+def _weight_rules(spec: LayerSpec) -> topk.TopKRules:
+    """How hash's gate gives weights: as the gate of topk does."""
+    return topk.TopKRules(spec.hash_score, spec.hash_renormalise, spec.hash_scale)
 
 
 def locmoe_values(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens, t: int, group: int) -> np.ndarray:

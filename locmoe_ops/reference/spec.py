@@ -25,6 +25,7 @@ PRIORITIES = ("position", "weight")
 OVERFLOWS = ("drop", "repick")
 TIES = ("first", "unrectified", "noise")
 NORMALISATIONS = ("none", "token")
+HASH_SCORES = ("none", *topk.SCORE_FUNCTIONS)
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class LayerSpec:
     rectify: bool = True  # locmoe: the ReLU of Eq. 2
     divergence: float = 0.0  # locmoe: weight of the divergence loss over domains
     topk_rules: topk.TopKRules = topk.TopKRules()  # topk, node_limited, moge
+    hash_score: str = "none"  # hash: none | softmax | sigmoid | sqrt_softplus: of a gate; none: weights 1/k
+    hash_renormalise: bool = True  # hash: scores over their sum over a token's experts
+    hash_scale: float = 1.0  # hash: factor on weights by scores
 
     def __post_init__(self) -> None:
         _require_choice("router", self.router, ROUTERS)
@@ -77,7 +81,8 @@ class LayerSpec:
         _require_choice("overflow", self.overflow, OVERFLOWS if self.router not in WITHOUT_SECOND else OVERFLOWS[:1])
         _require_choice("statistics", self.statistics, STATISTICS)
         _require_choice("local_term", self.local_term, LOCAL_TERMS)
-        least, most = {"hash": (1, 1), "gshard": (2, 2)}.get(self.router, (1, self.experts_per_group))
+        _require_choice("hash_score", self.hash_score, HASH_SCORES if self.router == "hash" else HASH_SCORES[:1])
+        least, most = {"gshard": (2, 2)}.get(self.router, (1, self.experts_per_group))
         _require(least <= self.top_k <= most, "top_k", self.top_k, f"{least}..{most} ({self.router} router)")
         _require(self.capacity >= 1, "capacity", self.capacity, "at least 1")
         _require(0.0 < self.smoothing <= 1.0, "smoothing", self.smoothing, "above 0, at most 1")
@@ -106,8 +111,10 @@ class LayerSpec:
     @property
     def learns_gate(self) -> bool:
         """Whether the router owns a weight matrix (E,d)."""
-        return self.router in ("switch", "gshard", "faster_moe", "ta_moe", *topk.ROUTERS) or (
-            self.router == "locmoe" and self.gate == "dense"
+        return (
+            self.router in ("switch", "gshard", "faster_moe", "ta_moe", *topk.ROUTERS)
+            or (self.router == "locmoe" and self.gate == "dense")
+            or (self.router == "hash" and self.hash_score != "none")
         )
 
     def capacities(self, source: int) -> list[int]:
@@ -136,7 +143,7 @@ class LayerParameters:
     w2: np.ndarray  # (E,f,d) float
     b2: np.ndarray  # (E,d) float
     gate: Optional[np.ndarray] = None  # (E,d) float
-    table: Optional[np.ndarray] = None  # (G,V) int; entries 0..n-1
+    table: Optional[np.ndarray] = None  # (G,V) int, with k above 1 (G,V,k); entries 0..n-1
     balance: Optional[np.ndarray] = None  # (E,) float; added to the score that an expert is picked by
     value_mean: Optional[np.ndarray] = None  # (E,) float; locmoe: subtracted from an expert's w_i x
 
@@ -210,6 +217,8 @@ def check_inputs(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[R
     if spec.router == "hash":
         found = None if parameters.table is None else parameters.table.shape[:1]
         _require(found == (spec.num_groups,), "table.shape[:1]", found, f"(G,) = ({spec.num_groups},)")
+        choices = None if parameters.table is None else parameters.table.shape[2:] or (1,)
+        _require(choices == (spec.top_k,), "table.shape[2:]", choices, f"(k,) = ({spec.top_k},)")
     for index, tokens in enumerate(ranks):
         _check_ids(f"ranks[{index}].domain", tokens.domain, len(spec.domain_groups))
         _check_ids(f"ranks[{index}].home", tokens.home, spec.layout.world_size)

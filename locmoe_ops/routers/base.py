@@ -73,6 +73,8 @@ class RouterContext:
         rules_change: whether rules of locality are to be switched off at times (see `Router.set_locality_rules`).
         domains: D, of the text.
         id_nodes: <int>[G, vocab_size], the node of the layout that each id belongs to by the documents it occurs in.
+        id_map: <int32>[G, vocab_size], or [G, vocab_size, k]: the layer's experts within the group of each id, where a
+            file says them.
         kernels: forms of operations for the device.
     """
 
@@ -94,6 +96,7 @@ class RouterContext:
     rules_change: bool = False
     domains: int = 1
     id_nodes: Optional[np.ndarray] = None
+    id_map: Optional[np.ndarray] = None
     kernels: KernelSet = CPU
 
     @property
@@ -101,8 +104,9 @@ class RouterContext:
         """The stream of the layer's random numbers in a step, unlike all others (see `locmoe_ops.random`)."""
         return 4 * self.layer + 5
 
-    def hash_tables(self, kind: str) -> np.ndarray:
-        """<int32>[G, vocab_size], the layer's map of kind `kind` (`hash_maps.KINDS`) from ids to experts of a group.
+    def hash_tables(self, kind: str, top_k: int = 1) -> np.ndarray:
+        """<int32>[G, vocab_size], or [G, vocab_size, k] for `top_k` experts an id above 1: the layer's map of kind
+        `kind` (`hash_maps.KINDS`) from ids to experts of a group.
 
         A network that is built without training text, to be filled from a checkpoint or to be measured, has no
         `id_nodes`; in place of `cooccurrence` it then balances by frequency alone.
@@ -120,7 +124,7 @@ class RouterContext:
             kind = "frequency"
         groups, per_group = self.shape.num_groups, self.shape.per_group
         return layer_hash_tables(
-            kind, groups, per_group, self.vocab_size, self.layer, self.seed, self.token_counts, nodes
+            kind, groups, per_group, self.vocab_size, self.layer, self.seed, self.token_counts, nodes, top_k
         )
 
 
@@ -289,8 +293,8 @@ class Router(nn.Cell):
         raise NotImplementedError
 
     def expert_by_id(self) -> np.ndarray:
-        """<int>[G, V]: the expert within the group that each id goes to. Only of routers whose routes follow from token
-        ids (`RouterSpec.map_of_ids`).
+        """<int>[G, V], or [G, V, k]: the experts within the group that each id goes to. Only of routers whose routes
+        follow from token ids (`RouterSpec.map_of_ids`).
         """
         raise NotImplementedError
 

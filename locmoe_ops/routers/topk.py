@@ -9,7 +9,6 @@ from typing import Tuple
 from mindspore import Tensor, dtype, nn, ops
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.functions import softplus
 from locmoe_ops.router_registry import RouterSizes
 from locmoe_ops.routers.base import (
     Router,
@@ -21,13 +20,12 @@ from locmoe_ops.routers.base import (
     spread_over_groups,
 )
 from locmoe_ops.routers.gated import GatedRouter
-from locmoe_ops.routers.gates import DenseGate
+from locmoe_ops.routers.gates import DenseGate, GateScores
 from locmoe_ops.routers.losses import load_balancing_loss, squared_log_partition
 from locmoe_ops.routers.specs.topk import TopKOptions
 
 OUT_OF_PLAY = 1e4  # lowers a score, or a sum of a few of them, below all others
 _TINY = 1e-20  # keeps a quotient finite where all scores of a token vanish, as Megatron-Core has it
-_LEAST_SOFTPLUS = 1e-30  # whose root has a finite slope; far below any score that a choice depends on
 
 
 class TopKRouter(GatedRouter):
@@ -54,6 +52,7 @@ class TopKRouter(GatedRouter):
         super().__init__(context, DenseGate(context.shape))
         self.out_of_play = OUT_OF_PLAY  # scores of `sqrt_softplus` have no bound
         self.score_function = options.score_function
+        self.gate_scores = GateScores(options.score_function)
         self.normalise_weights, self.weight_scale = options.normalise_weights, options.weight_scale
         self.aux_loss_weight = options.aux_loss_weight
         self.sums = RoutingStatistics(context) if options.aux_loss_weight > 0.0 else nn.Identity()
@@ -94,12 +93,7 @@ class TopKRouter(GatedRouter):
 
     def selection_scores(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """s of step 2, <float32>[T, n], of `x` and `tokens`."""
-        values = self.values(x, tokens)
-        if self.score_function == "softmax":
-            return self.softmax(values)
-        if self.score_function == "sigmoid":
-            return ops.sigmoid(values)
-        return ops.sqrt(ops.maximum(softplus(values), _LEAST_SOFTPLUS))
+        return self.gate_scores(self.values(x, tokens))
 
     def probabilities(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """See `GatedRouter.probabilities`: the shares of step 5, of `x` and `tokens`."""

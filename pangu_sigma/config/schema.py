@@ -119,7 +119,7 @@ class RouterConfig:
     type: str = key(
         "locmoe", "which level-2 router picks the expert; a section of its name holds each router's own keys"
     )
-    top_k: int = key(1, "experts a token is sent to (hash: 1, gshard: 2)", minimum=1)
+    top_k: int = key(1, "experts a token is sent to (gshard: 2)", minimum=1)
     statistics: str = key(
         "global",
         "tokens over which a loss's statistics are taken: of one rank, one node, one expert-parallel group (as Pangu "
@@ -312,7 +312,7 @@ class MoEConfig:
         choices=("interleaved", "node_grouped"),
     )
     scale_by_gate: bool = key(
-        True, "multiply expert outputs by their gate weight (hash never does); false: by 1 / top_k"
+        True, "multiply expert outputs by their gate weight (hash without a gate: 1 / top_k); false: by 1 / top_k"
     )
     initial_experts: str = key(
         "independent",

@@ -19,6 +19,7 @@ from locmoe_ops.router_registry import router_spec
 from locmoe_ops.routers.base import Router, RouterContext, RoutingShape, make_router
 from locmoe_ops.routers.hash import HashRouter
 from locmoe_ops.routers.second import SecondExpert
+from locmoe_ops.routers.specs.hash import HashOptions
 from locmoe_ops.topology import local_experts_table
 
 NOISE_SCALE = 0.7  # a gate value of the cases is of order 1
@@ -131,7 +132,10 @@ def build_router(case: Case, collectives: Collectives, selection_bias: nn.Cell |
     """The router of the case, with weights of its own."""
     spec, shape = case.spec, RoutingShape(HIDDEN, case.experts, case.groups, case.top_k)
     if case.router == "hash":
-        return HashRouter(shape, parameters_of(case).table)
+        by_gate = case.hash_score != "none"
+        score = {"score": case.hash_score, "renormalise": case.hash_renormalise, "scale": case.hash_scale}
+        weights = HashOptions(weights="gate", **score) if by_gate else HashOptions()
+        return HashRouter(shape, parameters_of(case).table, weights)
     localising = {"locality_loss_weight": spec.mu, "locality_smoothing": spec.smoothing}
     noise = {"noise_scale": NOISE_SCALE} if case.noisy else {}
     centred = {"centre_rate": 0.1} if case.centred else {}

@@ -50,6 +50,9 @@ class Case:
     rectify: bool = True
     centred: bool = False
     divergence: float = 0.0  # with it, three domains share the experts of one group
+    hash_score: str = "none"
+    hash_renormalise: bool = True
+    hash_scale: float = 1.0
     noisy: bool = False  # noise on the gate's values, whatever `ties` says
     half: bool = False  # experts compute in float16, and tokens travel in it
     num_experts: int = 8
@@ -103,12 +106,18 @@ class Case:
             rectify=self.rectify,
             divergence=self.divergence,
             topk_rules=self.rules,
+            hash_score=self.hash_score,
+            hash_renormalise=self.hash_renormalise,
+            hash_scale=self.hash_scale,
             source_nodes=tuple(map(self.layout.node_of, range(RANKS))),
         )
 
 
 CASES = {
-    "hash, by weight, 2 replicas": Case("hash", priority="weight", expert_parallel=2, activation="relu"),
+    "hash, top 2, by a gate, 3 groups": Case("hash", groups=3, top_k=2, hash_score="sqrt_softplus", hash_scale=1.5),
+    "hash, top 3, by a gate, by weight, 2 replicas": Case(
+        "hash", top_k=3, capacity=4, priority="weight", expert_parallel=2, activation="relu", hash_score="softmax"
+    ),
     "switch, nothing dropped": Case("switch", capacity=AMPLE, compiled=False),
     "switch, top 2, 3 groups, by weight": Case(
         "switch", groups=3, top_k=2, priority="weight", statistics="rank", placement="node_grouped"
@@ -241,6 +250,13 @@ TOPK_CASES = {
 
 # Routers whose choices need no exchange of their own: what is summed over ranks is summed as in the cases above.
 ROUTER_CASES = {
+    "hash, 3 groups": Case("hash", groups=3),
+    "hash, by weight, 2 replicas": Case("hash", priority="weight", expert_parallel=2, activation="relu"),
+    "hash, top 2, equal weights": Case("hash", top_k=2),
+    "hash, top 8 of 8, sigmoid": Case("hash", top_k=8, capacity=AMPLE, hash_score="sigmoid", hash_scale=2.5),
+    "hash, top 1, sigmoid, 3 groups, by weight": Case(
+        "hash", groups=3, priority="weight", hash_score="sigmoid", hash_renormalise=False
+    ),
     "gshard, 3 groups": Case("gshard", groups=3, top_k=2),
     "gshard, by weight, nothing dropped": Case("gshard", top_k=2, capacity=AMPLE, priority="weight", statistics="node"),
     "capped, nothing dropped": Case("faster_moe", capacity=AMPLE, max_remote_fraction=0.3, statistics="rank"),
@@ -305,7 +321,7 @@ STATISTICS_CASES = {name: replace(case, statistics="expert_parallel") for name, 
 
 def parameters_of(case: Case) -> LayerParameters:
     rng = np.random.default_rng(7)
-    experts = case.experts
+    experts, per_group = case.experts, case.experts // case.groups
 
     def normal(*shape: int, scale: float) -> np.ndarray:
         return (rng.standard_normal(shape) * scale).astype(np.float32)
@@ -317,13 +333,19 @@ def parameters_of(case: Case) -> LayerParameters:
             drawn[1::2] = drawn[::2]
         return drawn
 
+    def table() -> np.ndarray:
+        if case.router != "hash" or case.top_k == 1:
+            return rng.integers(0, per_group, (case.groups, VOCABULARY)).astype(np.int32)
+        shuffled = rng.random((case.groups, VOCABULARY, per_group)).argsort(-1)  # an id's experts are different ones
+        return shuffled[..., : case.top_k].astype(np.int32)
+
     return LayerParameters(
         w1=normal(experts, HIDDEN, INNER, scale=0.3),
         b1=normal(experts, INNER, scale=0.5),
         w2=normal(experts, INNER, HIDDEN, scale=0.3),
         b2=normal(experts, HIDDEN, scale=0.5),
         gate=gate(),
-        table=rng.integers(0, experts // case.groups, (case.groups, VOCABULARY)).astype(np.int32),
+        table=table(),
         balance=normal(experts, scale=0.1) if case.balanced else None,
         value_mean=normal(experts, scale=0.5) if case.centred else None,
     )

@@ -50,9 +50,16 @@ def build_case(
         w2=rng.normal(size=(experts, inner, hidden)),
         b2=rng.normal(size=(experts, hidden)),
         gate=rng.normal(size=(experts, hidden)),
-        table=rng.integers(0, experts // groups, (groups, VOCABULARY)),
+        table=_table(rng, spec),
     )
     return Case(spec, parameters, [_rank_tokens(rng, tokens, hidden, domains or groups) for _ in range(ranks)])
+
+
+def _table(rng: np.random.Generator, spec: LayerSpec) -> np.ndarray:
+    """Experts of each id: any, or, for several an id, different ones."""
+    if spec.router != "hash" or spec.top_k == 1:
+        return rng.integers(0, spec.experts_per_group, (spec.num_groups, VOCABULARY))
+    return rng.random((spec.num_groups, VOCABULARY, spec.experts_per_group)).argsort(-1)[..., : spec.top_k]
 
 
 def _rank_tokens(rng: np.random.Generator, tokens: int, hidden: int, domains: int) -> RankTokens:

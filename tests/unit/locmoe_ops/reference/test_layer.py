@@ -12,6 +12,7 @@ from locmoe_ops.topology import local_experts_table
 FIELDS = ("x", "token_ids", "domain", "home")
 ROUTERS = [
     {"router": "hash"},
+    {"router": "hash", "top_k": 2, "hash_score": "sqrt_softplus"},
     {"router": "switch"},
     {"router": "switch", "top_k": 2},
     {"router": "locmoe"},
@@ -193,6 +194,10 @@ def difference_quotients(case, objective, array):
     "options",
     [
         {"router": "hash", "capacity": 2},
+        {"router": "hash", "top_k": 2, "capacity": 3},
+        {"router": "hash", "top_k": 2, "capacity": 3, "hash_score": "sqrt_softplus", "hash_scale": 1.5},
+        {"router": "hash", "groups": 1, "top_k": 3, "hash_score": "softmax", "drop_priority": "weight"},
+        {"router": "hash", "groups": 1, "top_k": 2, "hash_score": "sigmoid", "hash_renormalise": False},
         {"router": "switch", "statistics": "rank"},
         {"router": "switch", "top_k": 2, "capacity": 2, "drop_priority": "weight", "statistics": "node"},
         {"router": "locmoe", "statistics": "global"},
@@ -235,6 +240,7 @@ def test_gradients_match_central_differences(make_case, options):
     "options, learned",
     [
         ({"router": "hash"}, False),
+        ({"router": "hash", "hash_score": "sigmoid"}, True),
         ({"router": "locmoe"}, False),
         ({"router": "switch"}, True),
         ({"router": "locmoe", "gate": "dense"}, True),
