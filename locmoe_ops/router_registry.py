@@ -23,15 +23,18 @@ from locmoe_ops.topology import ExpertPlacement, Topology
 # Biases on selection that keys of `moe.router` ask for: a local term; a bias that is moved by loads (`balance_rate`,
 # and `balance.kind` sign and pid); one that is moved by quantiles (`balance.kind` quantile).
 SELECTION_BIASES = ("locality_bias", "balance_rate", "quantile_balance")
-BALANCE_KINDS = ("none", "sign", "quantile", "pid")  # rules by which `moe.router.balance` moves biases
+# Rules by which `moe.router.balance` moves biases, and the bias that each needs.
+BALANCE_BIASES = {"none": None, "sign": "balance_rate", "quantile": "quantile_balance", "pid": "balance_rate"}
+BALANCE_KINDS = tuple(BALANCE_BIASES)
 _OTHER_KEYS = (
     "type",
     "top_k",
     "statistics",
     "locality_loss",
     "balance",
+    "layers",
     *SELECTION_BIASES,
-)  # of `moe.router`: no names for routers
+)  # of `moe.router` and of entries of `moe.routers`: no names for routers
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ BASE = [
 ]
 ROUTERS = {
     "hash": [],
+    "hash by a gate": ["moe.router.top_k=2", "moe.router.hash.weights=gate"],
+    "switch above hash": ["moe.router.balance_rate=0.01", "moe.routers=[{layers: [0], type: hash}]"],
     "switch": ["moe.router.switch.jitter=0.1"],
     "locmoe": ["moe.router.balance_rate=0.01"],
     "locmoe on codes": ["moe.router.locmoe.gate_input=code"],

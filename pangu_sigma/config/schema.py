@@ -153,25 +153,61 @@ class RouterConfig:
         return getattr(self, self.type)
 
 
+@dataclass(frozen=True)
+class LayerRouterConfig:
+    """An entry of `moe.routers`. What a configuration holds is `layer_router_config()`, which has each router's section
+    too, null where it is that of `moe.router`.
+    """
+
+    layers: Tuple[int, ...] = key(
+        (),
+        "the sparse layers that it is for, counted from 0, bottom up, the query layer last if it is sparse",
+        minimum=0,
+    )
+    type: Optional[str] = key(
+        None, "the router of these layers, with a section of its name as in moe.router; null: moe.router.type"
+    )
+    locality_bias: bool = key(True, "false: these layers' routers are without moe.router.locality_bias")
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """A router's section, or null."""
+
+
 def router_config() -> Type[RouterConfig]:
     """`RouterConfig` with a section for each router that there is now."""
-    return _with_sections(tuple(routers().values()))
+    found: Type[RouterConfig] = _with_sections(RouterConfig, tuple(routers().values()))
+    return found
+
+
+def layer_router_config() -> Type[LayerRouterConfig]:
+    """`LayerRouterConfig` with a section for each router that there is now."""
+    found: Type[LayerRouterConfig] = _with_sections(LayerRouterConfig, tuple(routers().values()))
+    return found
 
 
 @cache
-def _with_sections(known: Tuple[RegisteredRouter, ...]) -> Type[RouterConfig]:
-    shared = next(one for one in fields(RouterConfig) if one.name == "type")
+def _with_sections(base: Type[Any], known: Tuple[RegisteredRouter, ...]) -> Type[Any]:
+    """`base` with sections for the routers `known`; those of an entry of `moe.routers` may be null."""
+    shared, of_entry = next(one for one in fields(base) if one.name == "type"), base is LayerRouterConfig
     chosen = key(
         shared.default,
         shared.metadata["help"],
         choices=tuple(one.name for one in known),
         hint="for one of your own, --router-file FILE",
     )
-    sections: Any = [
-        (one.name, one.spec.options, key(one.spec.options, f"keys of the {one.name} router", external=one.external))
-        for one in known
-    ]
-    found = make_dataclass("RouterConfig", [("type", str, chosen), *sections], bases=(RouterConfig,), frozen=True)
+    sections: Any = []
+    for one in known:
+        options: Any = one.spec.options
+        help = f"keys of the {one.name} router"
+        limits = {"external": one.external, "of_entry": of_entry}
+        if of_entry:
+            sections.append((one.name, Optional[options], key(None, f"{help}; those left out are as there", **limits)))
+        else:
+            sections.append((one.name, options, key(options, help, **limits)))
+    kind = Optional[str] if of_entry else str
+    found = make_dataclass(base.__name__, [("type", kind, chosen), *sections], bases=(base,), frozen=True)
     found.__module__ = __name__
     return found
 
@@ -331,6 +367,12 @@ class MoEConfig:
         None, "cluster that locality and per-node statistics refer to; null: the one that runs the job"
     )
     router: RouterConfig = key(lambda: router_config()(), "level-2 routing")
+    routers: Tuple[LayerRouterConfig, ...] = key(
+        (),
+        "routers of single layers, a list of entries such as {layers: [0, 1], type: hash}; layers that no entry names "
+        "have moe.router. An entry's section holds what differs from moe.router's of the same name; the keys that all "
+        "routers share are those of moe.router, and hold in the layers whose routers take them",
+    )
     dispatch: DispatchConfig = key(DispatchConfig, "how tokens reach their experts")
     capacity: CapacityConfig = key(CapacityConfig, "slots per expert")
 

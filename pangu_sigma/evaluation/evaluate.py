@@ -8,6 +8,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers.selection_bias import current_locality_strength
+from pangu_sigma.config.derived import router_names
 from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import RunDiverged
 from pangu_sigma.evaluation.choice import ChoiceTask
@@ -111,7 +112,7 @@ def measure(config: Config, request: EvaluationRequest) -> EvaluationResults:
                 "checkpoint": str(model.checkpoint),
                 "sha256": model.identity,
                 "step": model.step,
-                "router": config.moe.router.type,
+                "router": router_names(config),
                 "as_trained": request.as_trained,
             },
             measured,

@@ -17,9 +17,13 @@ from pangu_sigma.checkpoint.format import DataState
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.resume import CheckpointLoader, ResumeSource, find_source
 from pangu_sigma.checkpoint.state import RANKS, StateEntry, parameter_entries
-from pangu_sigma.config.derived import job_topology, micro_batch_sequences, resolve_layout
+from pangu_sigma.config.derived import (
+    job_topology,
+    micro_batch_sequences,
+    pin_routers,
+    resolve_layout,
+)
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, LogicalTopologyConfig
-from pangu_sigma.config.validate import pin_router
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.tokenizer import Tokenizer
 from pangu_sigma.data.vocabulary import Vocabulary, vocabulary
@@ -143,7 +147,7 @@ def open_model(
     placed, topology = trained.cluster(config)
     expert_nodes = _expert_nodes(placed, topology) if traces else ()
     if not as_trained:
-        placed, topology = without_drops(pin_router(config, resolve_layout(placed, topology))), Topology(1, 1)
+        placed, topology = without_drops(pin_routers(config, resolve_layout(placed, topology))), Topology(1, 1)
     config = placed
     rows = micro_batch_sequences(config, topology.data) if as_trained else _rows(config)
     config = replace(config, train=replace(config.train, micro_batch_size=rows))
@@ -187,7 +191,7 @@ def _context(config: Config, runtime: Runtime, words: Vocabulary) -> SparseConte
     shape = model_dims(
         config, micro_batch_sequences(config, 1), words.vocab_size, words.domains, TensorGroup(runtime.collectives)
     )
-    return SparseContext(config, shape, runtime.collectives, words.counts)
+    return SparseContext(config, shape, runtime.collectives, words.counts, reads_maps=False)
 
 
 def _rows(config: Config) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.routing_trace import MARKER, RoutingTrace, bytes_a_token, size_text, to_bytes
-from pangu_sigma.config.derived import has_experts, num_sparse_layers
+from pangu_sigma.config.derived import has_experts, num_sparse_layers, router_names
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.evaluation.model import EvaluatedModel
@@ -124,7 +124,7 @@ def _trace(model: EvaluatedModel, batches: List[RankBatch], places: List[_Place]
             "checkpoint": str(model.checkpoint),
             "sha256": model.identity,
             "step": str(model.step),
-            "router": model.config.moe.router.type,
+            "router": router_names(model.config),
             "rows": rows,
         },
     )

@@ -18,7 +18,7 @@ from pangu_sigma.checkpoint.header import check_same_model, differences
 from pangu_sigma.checkpoint.locate import FILE, MODEL, StrPath, checkpoints_named, locate, read_configuration
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.state import parameter_entries, read_values, set_values
-from pangu_sigma.config.derived import has_experts
+from pangu_sigma.config.check_routers import routers_in_use
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, ParallelConfig
 from pangu_sigma.config.schema_run import CheckpointConfig
 from pangu_sigma.config.validate import validate
@@ -185,7 +185,8 @@ def network_context(
     """
     counts = np.ones((config.moe.num_groups, vocab_size), np.int64)
     collectives = collectives or create_collectives("local", ALONE, 0)
-    return SparseContext(config, model_dims(config, 1, vocab_size, domains), collectives, counts)
+    dims = model_dims(config, 1, vocab_size, domains)
+    return SparseContext(config, dims, collectives, counts, reads_maps=False)
 
 
 def inference_config(config: Config, ranks: int = 1) -> Config:
@@ -197,12 +198,19 @@ def inference_config(config: Config, ranks: int = 1) -> Config:
     Raises InputError for a router that must be given whole rows.
     """
     router = config.moe.router
-    if has_experts(config) and router_spec(router.type).whole_rows:
-        raise InputError(
-            f"moe.router.type is {router.type}, which routes whole rows of text alone, and decoding goes token by "
-            "token; expected the router that the model was trained with"
-        )
+    for where, used in routers_in_use(config).items():
+        if router_spec(used.type).whole_rows:
+            raise InputError(
+                f"{where}.type is {used.type}, which routes whole rows of text alone, and decoding goes token by "
+                "token; expected the router that the model was trained with"
+            )
     sections: Dict[str, Any] = {"faster_moe": replace(router.faster_moe, max_remote_fraction=1.0)}
+    routers = tuple(
+        entry
+        if entry.faster_moe is None
+        else replace(entry, **{"faster_moe": replace(entry.faster_moe, max_remote_fraction=1.0)})  # type: ignore[arg-type]
+        for entry in config.moe.routers
+    )
     slots = CapacityConfig(evaluation_factor=float(config.moe.num_experts))
     # Nothing is dropped, but etr asks for a priority of its own.
     dispatch = DispatchConfig(drop_priority=config.moe.dispatch.drop_priority)
@@ -216,6 +224,7 @@ def inference_config(config: Config, ranks: int = 1) -> Config:
             capacity=slots,
             dispatch=dispatch,
             router=replace(router, **sections),
+            routers=routers,
             evaluation_rules="trained",
         ),
     )

@@ -8,7 +8,7 @@ what cannot occur in it (`pangu_sigma.metrics.conditions`): who reads its files 
 from typing import Dict, FrozenSet, NamedTuple
 
 from pangu_sigma.metrics import conditions as only
-from pangu_sigma.metrics.conditions import ALWAYS, Condition, RunFacts
+from pangu_sigma.metrics.conditions import ALWAYS, Condition, RunFacts, all_of
 
 # The first parts of the tags of token traffic, of gradients, and of split layers
 CAUSES = ("all_to_all", "gradient", "tensor")
@@ -109,9 +109,9 @@ DEFINITIONS: Dict[str, Definition] = {
     "moe/undecided_fraction": Definition(
         _STEP,
         "tokens with fewer than `moe.router.top_k` gate values above 0 among the experts of their group, so that the "
-        "ReLU of LocMoE's Eq. 2 leaves a choice to `moe.router.locmoe.ties`, of all tokens, mean over layers. Gate "
-        "values are those that enter the ReLU, with noise if there is any. Of router replay: tokens that the trace "
-        "does not hold",
+        "ReLU of LocMoE's Eq. 2 leaves a choice to `moe.router.locmoe.ties`, of all tokens, mean over layers with such "
+        "a router. Gate values are those that enter the ReLU, with noise if there is any. Of router replay: tokens "
+        "that the trace does not hold",
         only.UNDECIDED,
     ),
     "moe/local_strength": Definition(_STEP, "the strength of `moe.router.locality_bias` in the step", only.LOCAL_TERM),
@@ -120,10 +120,17 @@ DEFINITIONS: Dict[str, Definition] = {
         "`moe/local_fraction` of each sparse layer, bottom up: tokens at home over training, by layer",
         only.HOME_NODES,
     ),
+    "moe/drop_fraction_by_layer": Definition(
+        _STEP, "`moe/drop_fraction` of each sparse layer, bottom up", all_of(only.SLOTS, only.MIXED)
+    ),
+    "moe/load_max_over_mean_by_layer": Definition(
+        _STEP, "`moe/load_max_over_mean` of each sparse layer, bottom up", only.MIXED
+    ),
     "moe/locality_divergence": Definition(
         _STEP,
-        "KL(D_c || D_l) of LocMoE's Eq. 6 in nats, mean over layers: `loss/locality` over mu of the step and over the "
-        "number of layers; not in steps whose mu is 0. A mu of 1e-9 measures it and all but leaves the weights alone",
+        "KL(D_c || D_l) of LocMoE's Eq. 6 in nats, mean over layers with a locality loss: `loss/locality` over mu of "
+        "the step and over their number (of layers with different mu: weighted by it); not in steps whose mu is 0. A "
+        "mu of 1e-9 measures it and all but leaves the weights alone",
         only.LOCALITY_LOSS,
     ),
     "moe/locality_loss_weight": Definition(_STEP, "mu, the weight of the locality loss", only.LOCALITY_SCHEDULE),
@@ -290,7 +297,7 @@ DEFINITIONS: Dict[str, Definition] = {
     "trace/chance": Definition(
         _TRACES, "what `trace/matched_expert` would be of two routings with these loads that know nothing of each other"
     ),
-    "router": Definition(_END, "`moe.router.type`"),
+    "router": Definition(_END, "`moe.router.type`; with `moe.routers` every router with its layers"),
     "status": Definition(_END, "finished, or diverged: the run ended with status 1, see `train.divergence_patience`"),
     "progress/diverged_step": Definition(_DIVERGED, "the first of the steps for which the run ended"),
     "progress/last_usable_step": Definition(_DIVERGED, "the last step before with a usable loss; 0: none"),

@@ -112,14 +112,26 @@ class Objective(nn.Cell):
             "kept_local": kept_local,
         }
         if self.network.counts_undecided:
-            sums["undecided"] = ops.stack([report["undecided"] for report in reports])
+            sums["undecided"] = ops.stack(_of_layers(reports, "undecided", kept[0]))  # (M,) <- M x ()
         if self.network.sums_values:
-            sums["value_sums"] = ops.stack([report["value_sums"] for report in reports])  # (M, E) <- M x (E,)
+            sums["value_sums"] = ops.stack(_of_layers(reports, "value_sums", assigned[0]))  # (M, E) <- M x (E,)
         if self.network.required_bins:
-            sums["required"] = ops.stack([report["required"] for report in reports])  # (M, E * B) <- M x (E * B,)
+            none = ops.tile(ops.zeros_like(assigned[0]), (self.network.required_bins,))  # (E * B,) <- (E,)
+            sums["required"] = ops.stack(_of_layers(reports, "required", none))  # (M, E * B) <- M x (E * B,)
         if self.network.limits_rows:
             sums["beyond_limit"] = ops.stack([report["beyond_limit"] for report in reports]).sum()  # () <- (M,)
         if self.network.most_nodes:
             by_nodes = [report["tokens_by_nodes"] for report in reports]
             sums["tokens_by_nodes"] = ops.stack(by_nodes)  # (M, Q) <- M x (Q,)
         return total * (loss_scale / self.nominal_tokens), sums
+
+
+def _of_layers(reports: List[Dict[str, Tensor]], name: str, like: Tensor) -> List[Tensor]:
+    """What each layer reports under `name`, in a graph; of a layer whose router has no such thing, zeros as `like`."""
+    found = []
+    for report in reports:
+        if name in report:
+            found.append(report[name])
+        else:
+            found.append(ops.zeros_like(like))
+    return found

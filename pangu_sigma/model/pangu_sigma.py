@@ -55,6 +55,7 @@ class PanGuSigma(nn.Cell):
         self.routes_by_word = any(
             isinstance(cell, Router) and "word" in cell.needs for _, cell in self.cells_and_names()
         )
+        self.routers_differ = len(context.config.moe.routers) > 0
         self.counts_undecided = any(
             isinstance(cell, Router) and cell.counts_undecided for _, cell in self.cells_and_names()
         )

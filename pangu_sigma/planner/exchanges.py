@@ -7,13 +7,13 @@ sparse layers.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Iterator, NamedTuple
+from typing import Iterator, NamedTuple, Sequence
 
 from locmoe_ops.dispatch.geometry import COUNTS, DispatchExchange
-from locmoe_ops.router_registry import router_spec
+from locmoe_ops.router_registry import RouterCost, router_spec
 from locmoe_ops.topology import ExpertPlacement, local_experts_table, most_nodes
 from pangu_sigma.config.ascend import overlap_bucket
-from pangu_sigma.config.derived import has_experts
+from pangu_sigma.config.derived import has_experts, layer_routers
 from pangu_sigma.model.parameter_groups import (
     BUCKET_ELEMENTS,
     plan_alike,
@@ -54,8 +54,8 @@ def step_exchanges(job: PlannedJob) -> list[Exchange]:
     """All collectives of an optimizer step; those in groups of one rank, which nothing carries out, are left out."""
     micro_batch = [*_tensor_parallel(job)]
     if has_experts(job.config):
-        layer = [*_dispatch(job), *_statistics(job)]
-        micro_batch += [replace(one, times=one.times * job.sparse_layers) for one in layer]
+        micro_batch += [replace(one, times=one.times * job.sparse_layers) for one in _dispatch(job)]
+        micro_batch += _statistics(job)
     found = [*(replace(one, times=one.times * job.micro_batches) for one in micro_batch), *_update(job)]
     return [one for one in found if len(job.topology.group_of(one.group, 0)) > 1]
 
@@ -117,24 +117,35 @@ def _gathered_tokens(job: PlannedJob, one: DispatchExchange, elements: int, item
 
 def _statistics(job: PlannedJob) -> Iterator[Exchange]:
     """Counts and probabilities of each expert (see `RoutingStatistics`), and what else a loss is made of, summed over
-    ranks by routers that have any.
+    ranks by the layers' routers that have any.
     """
-    elements = segments(job) * 2 * job.config.moe.num_experts
-    for phase in (FORWARD, BACKWARD):
-        if job.router_cost.statistics != "none":
-            yield Exchange("other", "router statistics", "all_reduce", "dp", elements, ITEM, phase)
-        if job.router_cost.sums_losses:
-            yield Exchange("other", "router losses of tokens", "all_reduce", "dp", 1, ITEM, phase)
-        if job.router_cost.sums_domains:
-            of_domains = _sets(job, job.config.moe.router.statistics) * job.domains * job.config.moe.num_experts
-            yield Exchange("other", "router statistics of domains", "all_reduce", "dp", of_domains, ITEM, phase)
+    for cost, layers in _alike(job.router_costs):
+        elements = segments(job, cost) * 2 * job.config.moe.num_experts
+        for phase in (FORWARD, BACKWARD):
+            if cost.statistics != "none":
+                yield Exchange("other", "router statistics", "all_reduce", "dp", elements, ITEM, phase, layers)
+            if cost.sums_losses:
+                yield Exchange("other", "router losses of tokens", "all_reduce", "dp", 1, ITEM, phase, layers)
+            if cost.sums_domains:
+                of_domains = _sets(job, job.config.moe.router.statistics) * job.domains * job.config.moe.num_experts
+                what = "router statistics of domains"
+                yield Exchange("other", what, "all_reduce", "dp", of_domains, ITEM, phase, layers)
 
 
-def segments(job: PlannedJob) -> int:
-    """Sets of tokens that a router's losses take their statistics over."""
+def _alike(costs: Sequence[RouterCost]) -> list[tuple[RouterCost, int]]:
+    """Costs that differ, and how many layers have each."""
+    found: list[tuple[RouterCost, int]] = []
+    for cost in costs:
+        if not any(cost == one for one, _ in found):
+            found.append((cost, sum(cost == other for other in costs)))
+    return found
+
+
+def segments(job: PlannedJob, cost: RouterCost) -> int:
+    """Sets of tokens that the losses of a router with this `cost` take their statistics over."""
     sets = _sets(job, job.config.moe.router.statistics)
     # Locality is a matter of nodes at least.
-    return max(sets, _sets(job, "node")) if job.router_cost.statistics == "node" else sets
+    return max(sets, _sets(job, "node")) if cost.statistics == "node" else sets
 
 
 def _sets(job: PlannedJob, scope: str) -> int:
@@ -286,11 +297,12 @@ def _statistics_size(job: PlannedJob) -> int:
     if not job.sparse_layers:
         return 4 + experts + 2
     moe, layout = job.config.moe, job.slot_rules.layout
-    counts_undecided = router_spec(moe.router.type).counts_undecided
+    counts_undecided = any(router_spec(one.type).counts_undecided for one in layer_routers(job.config))
+    sums_values = any(cost.sums_values for cost in job.router_costs)
     placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.expert_placement)
     by_nodes = most_nodes(moe.router.top_k, local_experts_table(layout, placement))
     # One more for rows beyond the room for them, where dispatch limits that
     limits_rows = moe.dispatch.ragged_limit is not None
     balance = moe.router.balance
-    of_expert = 1 + job.router_cost.sums_values + (balance.bins if balance.kind == "quantile" else 0)
+    of_expert = 1 + sums_values + (balance.bins if balance.kind == "quantile" else 0)
     return 4 + layers * (experts * of_expert + 2 + counts_undecided + by_nodes) + limits_rows

@@ -58,9 +58,10 @@ def run_facts(folder: Path, config: Config, cluster: Optional[SimulatedCluster] 
     else:
         noted = last.get("ranks")
         ranks = ranks_text(config, noted if isinstance(noted, int) else vocabulary.ranks if vocabulary else None)
+    names = derived.router_names(config)
     return {
         "model": _model(config),
-        "router": f"{config.moe.router.type}, top-{config.moe.router.top_k}" if derived.has_experts(config) else "none",
+        "router": f"{names}, top-{config.moe.router.top_k}" if derived.has_experts(config) else "none",
         "parameters": _parameters(config, vocabulary),
         "ranks": ranks,
         "data": _data(config, vocabulary),

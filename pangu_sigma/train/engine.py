@@ -19,6 +19,7 @@ from pangu_sigma.config.ascend import flattens, overlap_bucket
 from pangu_sigma.config.chips import reads_status
 from pangu_sigma.config.derived import (
     experts_per_group,
+    layer_routers,
     micro_batch_sequences,
     micro_batches_per_step,
     num_sparse_layers,
@@ -55,6 +56,7 @@ from pangu_sigma.train.statistics import (
     ExtraSums,
     Rebalance,
     Recentre,
+    RowsOfLayers,
     Statistics,
     balance_update,
     check_row_limit,
@@ -112,7 +114,7 @@ class TrainEngine:
         shape = model_dims(config, rows, words.vocab_size, words.domains, TensorGroup(runtime.collectives))
         self.words, self.drawn = words, draw
         self.seed = config.train.seed
-        self.context = SparseContext(config, shape, runtime.collectives, words.counts, words.id_nodes)
+        self.context = SparseContext(config, shape, runtime.collectives, words.counts, words.id_nodes, reads_maps=draw)
         self.network = PanGuSigma(self.context)
         alike = experts_per_group(config) if config.moe.initial_experts == "copies" else 1
         if draw:
@@ -312,13 +314,16 @@ class TrainEngine:
 
     def _after_step(self, config: Config) -> Optional[nn.Cell]:
         """What moves the state of the routers that no optimizer touches; None: they have none."""
-        router, moves = config.moe.router, []
-        if balance_biases(self.network):
+        router, moves, layers = config.moe.router, [], sparse_layers(self.network)
+        balanced = [number for number, layer in enumerate(layers) if balance_biases(layer)]
+        if balanced:
             update = balance_update(balance_biases(self.network), router)
             sums = self.statistics.required or self.statistics.assigned
-            moves.append(Rebalance(update, sums, self.statistics.layers))
-        if value_means(self.network):
-            moves.append(Recentre(value_means(self.network), router.own.centre_rate, router.top_k, self.statistics))
+            moves.append(Rebalance(update, sums, RowsOfLayers(balanced, self.statistics.layers)))
+        centred = [number for number, layer in enumerate(layers) if value_means(layer)]
+        if centred:
+            rate = layer_routers(config)[centred[0]].own.centre_rate  # all layers have one
+            moves.append(Recentre(value_means(self.network), rate, router.top_k, self.statistics, centred))
         return AfterStep(moves) if len(moves) > 1 else moves[0] if moves else None
 
     def _gradient_overlap(self, config: Config, runtime: Runtime) -> Optional[GradientOverlap]:

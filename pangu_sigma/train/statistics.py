@@ -136,7 +136,7 @@ def balance_update(biases: Sequence[BalanceBias], router: RouterConfig) -> nn.Ce
     """What moves the balance biases of all layers after a step, by the rule that `router` asks for.
 
     Args:
-        biases: of the sparse layers, in order. router: `moe.router`, which they were made by.
+        biases: of the sparse layers that have one, in order. router: `moe.router`, which they were made by.
     """
     balance = router.balance
     if balance.kind == "sign":
@@ -146,38 +146,62 @@ def balance_update(biases: Sequence[BalanceBias], router: RouterConfig) -> nn.Ce
     return QuantileUpdate(biases) if balance.kind == "quantile" else BalanceUpdate(biases, router.balance_rate)
 
 
+class RowsOfLayers(nn.Cell):
+    """Of what is known of all sparse layers, the rows of some.
+
+    Args:
+        layers: their numbers, ascending. of: M, how many there are.
+
+    Input: <float32>[M, E]. Output: <float32>[len(layers), E]; or with other rows, as long.
+    """
+
+    def __init__(self, layers: Sequence[int], of: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.every, self.of = len(layers) == of, of
+        self.layers = Tensor(np.asarray(layers, np.int32))
+
+    def construct(self, values: Tensor) -> Tensor:
+        return values if self.every else ops.gather(values, self.layers, 0)  # (len(layers), E) <- (M, E)
+
+
 class Rebalance(nn.Cell):
     """Moves the routers' balance biases by what a step's tokens did.
 
     Args:
-        update: moves the biases of all layers by one of the sums of `Statistics`, row by row of a layer, as
-            `BalanceUpdate` does by the loads.
-        place: the range of the vector with these sums. layers: M.
+        update: moves the biases of all layers that have one by one of the sums of `Statistics`, row by row of a layer,
+            as `BalanceUpdate` does by the loads.
+        place: the range of the vector with these sums, of all layers.
+        rows: takes those of the layers that have a bias.
 
     Inputs: vector <float32>[size], statistics summed over ranks; finite <bool> scalar. Output: as `BalanceUpdate`.
     """
 
-    def __init__(self, update: nn.Cell, place: range, layers: int) -> None:
+    def __init__(self, update: nn.Cell, place: range, rows: RowsOfLayers) -> None:
         super().__init__(auto_prefix=False)
-        self.start, self.end, self.layers = place.start, place.stop, layers
-        self.update = update
+        self.start, self.end, self.layers = place.start, place.stop, rows.of
+        self.update, self.rows = update, rows
 
     def construct(self, vector: Tensor, finite: Tensor) -> Tensor:
-        return self.update(vector[self.start : self.end].reshape(self.layers, -1), finite)  # (M, E...) <- (M * E...,)
+        sums = vector[self.start : self.end].reshape(self.layers, -1)  # (M, E...) <- (M * E...,)
+        return self.update(self.rows(sums), finite)
 
 
 class Recentre(nn.Cell):
     """Moves the running means of the routers' gate values by those of a step.
 
     Args:
-        means: of the sparse layers, in order. rate, top_k: see `CentreUpdate`.
+        means: of the sparse layers that have one, in order. rate, top_k: see `CentreUpdate`.
         statistics: where sums and tokens are in the vector.
+        layers: numbers of these layers.
 
     Inputs: vector <float32>[size], statistics summed over ranks; finite <bool> scalar. Output: as `CentreUpdate`.
     """
 
-    def __init__(self, means: Sequence[ValueMean], rate: float, top_k: int, statistics: Statistics) -> None:
+    def __init__(
+        self, means: Sequence[ValueMean], rate: float, top_k: int, statistics: Statistics, layers: Sequence[int]
+    ) -> None:
         super().__init__(auto_prefix=False)
+        self.rows = RowsOfLayers(layers, statistics.layers)
         self.shape = (statistics.layers, statistics.experts)
         self.assigned = (statistics.assigned.start, statistics.assigned.stop)
         self.sums = (statistics.value_sums.start, statistics.value_sums.stop)
@@ -186,7 +210,7 @@ class Recentre(nn.Cell):
     def construct(self, vector: Tensor, finite: Tensor) -> Tensor:
         sums = vector[self.sums[0] : self.sums[1]].reshape(self.shape)  # (M, E) <- (M * E,)
         assigned = vector[self.assigned[0] : self.assigned[1]].reshape(self.shape)  # (M, E) <- (M * E,)
-        return self.update(sums, assigned, finite)
+        return self.update(self.rows(sums), self.rows(assigned), finite)
 
 
 class AfterStep(nn.Cell):

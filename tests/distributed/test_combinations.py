@@ -28,7 +28,7 @@ MODEL = {
     "vocab_size": 50,
 }
 CASES = {
-    "hash": {"dispatch": {"type": "ragged"}},
+    "hash": {"dispatch": {"type": "ragged"}, "router": {"top_k": 2, "hash": {"weights": "gate"}}},
     "switch": {"dispatch": {"type": "flat", "chunks": 2}, "router": {"switch": {"jitter": 0.1}}},
     "locmoe": {
         "dispatch": {"type": "hierarchical"},
@@ -60,6 +60,12 @@ CASES = {
     "moge": {"dispatch": {"type": "flat"}, "router": {"top_k": 2, "balance": {"kind": "sign"}}},
     OWN["routers.md"]: {"dispatch": {"type": OWN["dispatchers.md"]}},
 }
+# A model of two sparse layers, the query layer being one, with a router each.
+BY_LAYER = {
+    "dispatch": {"type": "flat"},
+    "router": {"type": "locmoe", "statistics": "node", "balance_rate": 0.01},
+    "routers": [{"layers": [0], "type": "hash"}],
+}
 
 
 # Gradients that set out in the last of two micro-batches, in half precision, as tokens travel.
@@ -76,13 +82,14 @@ TRACE = made_up_trace(length=MODEL["sequence_length"], layers=1)  # of eight exp
 
 
 def job_of(name):
+    own = CASES.get(name, BY_LAYER)
     experts = TRACE.num_experts if name == "replay" else 4
-    router = {"type": name, **CASES[name].get("router", {})}
-    moe = {"num_experts": experts, "num_groups": 2, **CASES[name], "router": router}
+    router = {"type": name, **own.get("router", {})}
+    moe = {"num_experts": experts, "num_groups": 2, **own, "router": router}
     return audited_job(
         config_from_dict(
             {
-                "model": MODEL,
+                "model": {**MODEL, "sparse_query_layer": own is BY_LAYER},
                 "moe": moe,
                 "optimizer": {"warmup_steps": 1},
                 "train": {"steps": 2, "global_batch_size": 2},
@@ -114,7 +121,7 @@ def own_files(tmp_path_factory):
 def graphs(own_files, tmp_path_factory):
     """All cases, compiled as by the first of two ranks on two nodes."""
     folder = tmp_path_factory.mktemp("graphs")
-    for name in CASES:
+    for name in (*CASES, "by layer"):
         (folder / name).mkdir()
         export_first(job_of(name), folder / name)
     return folder
@@ -125,7 +132,7 @@ def test_each_router_is_there():
     assert set(CASES) == set(routers())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, "by layer"])
 def test_audit(graphs, name):
     job = job_of(name)
     ranks = both_like_the_first(job, graphs / name)

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 
@@ -24,11 +24,10 @@ from pangu_sigma.checkpoint.names import expert_name, is_training_state, split_n
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.shards import PlannedTensor
 from pangu_sigma.checkpoint.surgery.rewrite import check_target, newest, without_training_state, write_checkpoint
-from pangu_sigma.config.derived import experts_per_group, resolve_layout
+from pangu_sigma.config.derived import experts_per_group, pin_routers, resolve_layout
 from pangu_sigma.config.load import save_config, to_dict
-from pangu_sigma.config.schema import Config, LocalityBiasConfig, ParallelConfig
+from pangu_sigma.config.schema import Config, LayerRouterConfig, LocalityBiasConfig, ParallelConfig, RouterConfig
 from pangu_sigma.config.schema_run import CheckpointConfig, ClusterConfig
-from pangu_sigma.config.validate import pin_router
 from pangu_sigma.data.domains import DOMAIN_NAMES, is_domain_name, resolve_domain_groups
 from pangu_sigma.data.jsonl import check_text
 from pangu_sigma.data.manifest import find_tokenizer, tokenizer_among
@@ -140,7 +139,7 @@ def config_of_domain(config: Config, domain: Domain, target: str, tokenizer: Opt
         target: the checkpoint folder of the new model.
         tokenizer: name of the tokenizer's file there; None: there is none.
     """
-    config = pin_router(config, resolve_layout(config, Topology(1, 1)))  # the checkpoint names the layout
+    config = pin_routers(config, resolve_layout(config, Topology(1, 1)))  # the checkpoint names the layout
     local_term = LocalityBiasConfig()  # on one node every expert is local, and a preference for local ones is none
     sources = {name: path for name, path in config.data.prepare.sources.items() if name == domain.name}
     prepare = replace(
@@ -157,7 +156,9 @@ def config_of_domain(config: Config, domain: Domain, target: str, tokenizer: Opt
             num_groups=1,
             domain_groups=None,
             logical_topology=None,
-            router=replace(config.moe.router, locality_bias=local_term),  # on one node the locality loss is 0, too
+            # On one node the locality loss is 0, too. Maps are in the checkpoint; a file's are of all groups.
+            router=replace(config.moe.router, locality_bias=local_term, **_without_map_file(config.moe.router)),
+            routers=tuple(replace(entry, **_without_map_file(entry)) for entry in config.moe.routers),
             dispatch=replace(config.moe.dispatch, group_wise=False),
         ),
         parallel=ParallelConfig(),
@@ -178,6 +179,11 @@ def config_of_domain(config: Config, domain: Domain, target: str, tokenizer: Opt
             initial=target,
         ),
     )
+
+
+def _without_map_file(router: Union[RouterConfig, LayerRouterConfig]) -> Dict[str, Any]:
+    """The section `hash` of a `router`, where it has one, without `map`."""
+    return {} if router.hash is None else {"hash": replace(router.hash, map=None)}
 
 
 def _header(reader: CheckpointReader, domain: Domain, config: Config, keep_optimizer: bool) -> CheckpointHeader:

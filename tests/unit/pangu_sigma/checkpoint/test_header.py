@@ -132,6 +132,40 @@ def test_the_network_must_be_the_same(reader):
             check_same_model(reader, config_from_dict({**CONFIG, **changed}))
 
 
+def test_each_layer_goes_on_with_its_router(reader):
+    """Whether an entry names it or `moe.router` does."""
+
+    def configured(router, *entries):
+        moe = {**CONFIG["moe"], "router": router, "routers": list(entries)}
+        return config_from_dict({**CONFIG, "model": {"sparse_layers": 2}, "moe": moe})
+
+    hashed = {"type": "hash", "hash": {"balance": "frequency"}}
+    mixed = configured({"type": "switch", "balance_rate": 0.01}, {"layers": [0], **hashed})
+    saved = SimpleNamespace(folder=reader.folder, config=lambda: mixed)
+    check_same_model(saved, mixed)
+    check_same_model(saved, configured({**hashed, "balance_rate": 0.02}, {"layers": [1], "type": "switch"}))
+    for router, entries, told in (
+        ({"type": "switch", "balance_rate": 0.01}, [], "sparse layer 0: moe.router.type is switch, but .* with hash"),
+        (
+            {"type": "switch", "balance_rate": 0.01},
+            [{"layers": [0], "type": "hash"}],
+            r"sparse layer 0: moe.routers\[0\].hash.balance is uniform, but .* trained with frequency",
+        ),
+        (
+            {"type": "switch"},
+            [{"layers": [0], **hashed}],
+            "moe.router.balance_rate is 0.0, but .* trained with 0.01; expected above 0",
+        ),
+        (
+            {"type": "switch", "balance_rate": 0.01},
+            [{"layers": [1], **hashed}],
+            "sparse layer 0: moe.router.type is switch, but .* trained with hash",
+        ),
+    ):
+        with pytest.raises(InputError, match=told):
+            check_same_model(saved, configured(router, *entries))
+
+
 def test_a_router_goes_on_with_the_state_that_it_has(reader):
     """Each refusal names the key and both values; what may change changes no state."""
 
@@ -146,6 +180,12 @@ def test_a_router_goes_on_with_the_state_that_it_has(reader):
 
     bias, margin = {"kind": "bias"}, {"kind": "margin", "strength": 0.5}
     for then, now, told in (
+        ({"type": "hash"}, {"type": "hash", "top_k": 2}, "moe.router.top_k is 2, but .* trained with 1"),
+        (
+            {"type": "hash"},
+            {"type": "hash", "hash": {"map": "m"}},
+            "moe.router.hash.map is m, but .* trained with null",
+        ),
         ({}, {"balance_rate": 0.1}, "moe.router.balance_rate is 0.1, but .* trained with 0.0; expected 0,"),
         ({"balance_rate": 0.1}, {}, "moe.router.balance_rate is 0.0, but .* trained with 0.1; expected above 0"),
         ({}, {"balance": {"kind": "sign"}}, "moe.router.balance.kind is sign, but .* trained with none"),

@@ -48,6 +48,8 @@ def _config(settings):
         (1, {"moe.router.locmoe": {"ties": "noise"}, "moe.router.type": "switch"}),
         (1, {"data.placement": "known_routes", "moe.router.type": "hash", "moe.router.hash.balance": "cooccurrence"}),
         (1, {"data.placement": "known_routes", "moe.router.locmoe.gate_input": "code"}),
+        (1, {"data.placement": "known_routes", "moe.router.locmoe.gate_input": "code", "moe.router.top_k": 2}),
+        (1, {"moe.router.type": "hash", "moe.router.top_k": 2, "moe.router.hash.weights": "gate"}),
         (1, {"moe.capacity.measured_share": {"interval": 5}, "moe.dispatch": {"type": "hierarchical", "chunks": 2}}),
         (1, {"moe.router.locality_loss": {"initial_weight": 0.0, "start_step": 10, "warmup_steps": 20}}),
         (
@@ -111,7 +113,7 @@ def test_what_fits_is_accepted(world_size, settings):
         (1, {"moe.domain_groups": []}, ["moe.domain_groups", "empty"]),
         (1, {"moe.domain_groups": [0, 1]}, ["moe.domain_groups[1] is 1", "moe.num_groups is 1"]),
         (1, {"moe.domain_groups": [-1]}, ["moe.domain_groups[0] is -1"]),
-        (1, {"moe.router.type": "hash", "moe.router.top_k": 2}, ["moe.router.top_k is 2", "moe.router.type hash"]),
+        (1, {"moe.router.type": "gshard", "moe.router.top_k": 3}, ["moe.router.top_k is 3", "moe.router.type gshard"]),
         (1, {"moe.num_groups": 4, "moe.router.top_k": 3}, ["moe.router.top_k (3)", "2 experts", "moe.num_groups 4"]),
         (1, {"moe.router.type": "gshard"}, ["moe.router.top_k is 1", "moe.router.type gshard", "expected 2"]),
         (1, {"moe.router.type": "etr"}, ["moe.dispatch.drop_priority is position", "moe.router.type etr"]),
@@ -308,12 +310,7 @@ def test_what_fits_is_accepted(world_size, settings):
                 {"data.placement": "known_routes", "moe.router.locmoe.gate_input": "code", f"moe.router.{key}": value},
                 [f"moe.router.{key} is {value}", "data.placement known_routes"],
             )
-            for key, value in (
-                ("top_k", 2),
-                ("balance_rate", 0.01),
-                ("balance.kind", "pid"),
-                ("locality_bias.kind", "bias"),
-            )
+            for key, value in (("balance_rate", 0.01), ("balance.kind", "pid"), ("locality_bias.kind", "bias"))
         ),
         (
             1,

@@ -21,6 +21,7 @@ HOMES = (0, 3)  # on different nodes
 MARGIN = {"kind": "margin", "strength": 0.9}
 ROUTERS = (
     {"type": "hash"},
+    {"type": "hash", "top_k": 2, "hash": {"weights": "gate", "score": "sigmoid"}},
     {"type": "switch", "switch": {"jitter": 0.1}, "balance_rate": 0.01},
     {"type": "locmoe"},
     {"type": "locmoe", "locmoe": {"gate_input": "word", "blocks": "by_layer"}, "locality_bias": MARGIN},

@@ -368,7 +368,7 @@ def test_homes_of_ids_are_counted_layer_by_layer(make_context):
     layout = {"world_size": 2, "ranks_per_node": 1, "expert": 2}
     context = make_context({"router": {"type": "hash"}, "logical_topology": layout})
     layers = [build_sparse_layer(context, number) for number in (0, 1)]
-    found = homes_of_ids(context.config.moe, context.layout, layers)
+    found = homes_of_ids(context.config, context.layout, layers)
     tables = [layer.routing.router.table.asnumpy() for layer in layers]
     for node, group, token_id in np.ndindex(2, 2, 29):
         # Interleaved: experts 0 and 1 of each group on rank 0, 2 and 3 on rank 1.

@@ -46,6 +46,17 @@ CASES = [
         for kind, own in ROUTERS.items()
     ),
     *(({"model": {"sparse_query_layer": True, "domain_embeddings": True}}, degree) for degree in DEGREES),
+    *(({"moe": {"router": {"type": "hash", "top_k": 2, "hash": {"weights": "gate"}}}}, degree) for degree in DEGREES),
+    (
+        {
+            "model": {"sparse_query_layer": True},
+            "moe": {
+                "router": {"type": "switch", "balance_rate": 0.01},
+                "routers": [{"layers": [0], "type": "hash"}, {"layers": [2], "type": "locmoe"}],
+            },
+        },
+        (2, 2),
+    ),
     (
         {
             "moe": {

@@ -4,7 +4,16 @@ import pytest
 from mindspore import Tensor
 
 from locmoe_ops.errors import CollectiveError
-from pangu_sigma.train.statistics import ExtraSums, Statistics, check_row_limit, pack_statistics
+from locmoe_ops.routers.base import RoutingShape
+from locmoe_ops.routers.selection_bias import BalanceBias, BalanceUpdate
+from pangu_sigma.train.statistics import (
+    ExtraSums,
+    Rebalance,
+    RowsOfLayers,
+    Statistics,
+    check_row_limit,
+    pack_statistics,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +68,15 @@ def test_rows_beyond_the_limit_end_the_job_with_the_advice(rows):
 @pytest.mark.parametrize("sums", [{}, {"beyond_limit": np.float32(0)}])
 def test_rows_within_the_limit_pass(sums):
     check_row_limit(sums, 1.5, "step 7")
+
+
+def test_only_the_layers_that_have_a_bias_are_moved_by_their_loads():
+    """Layers 0 and 2 of three have one; two experts, rate 0.1: by 1 - load / mean load, at most 1."""
+    shape = RoutingShape(4, 2)
+    biases, statistics = [BalanceBias(shape), BalanceBias(shape)], Statistics(3, 2)
+    assigned = np.array([[3.0, 1.0], [0.0, 4.0], [4.0, 0.0]], np.float32)
+    vector = np.concatenate([np.zeros(4), assigned.ravel(), np.zeros(6)]).astype(np.float32)
+    rebalance = Rebalance(BalanceUpdate(biases, 0.1), statistics.assigned, RowsOfLayers([0, 2], 3))
+    rebalance(Tensor(vector), Tensor(True))
+    found = [bias.balance_bias.asnumpy()[0] for bias in biases]
+    np.testing.assert_allclose(found, [[-0.05, 0.05], [-0.1, 0.1]], rtol=1e-6)

@@ -21,6 +21,13 @@ from pangu_sigma.data.vocabulary import Vocabulary
 
 CASES = {
     "hash, a slot a domain": ({"domain_embeddings": True}, {"router": {"type": "hash"}}),
+    "hash by a gate, below switch": (
+        {"sparse_layers": 2},
+        {
+            "router": {"type": "switch", "top_k": 2, "balance_rate": 0.01},
+            "routers": [{"layers": [0], "type": "hash", "hash": {"weights": "gate"}}],
+        },
+    ),
     "topk, groups crosswise": (
         {},
         {

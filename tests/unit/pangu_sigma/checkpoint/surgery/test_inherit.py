@@ -20,6 +20,7 @@ GROW = {"dense_layers": 1, "sparse_layers": 1}
 ROUTERS = {
     "hash": {"router": {"type": "hash"}},
     "hash by frequency": {"router": {"type": "hash", "hash": {"balance": "frequency"}}},
+    "hash top 2": {"router": {"type": "hash", "top_k": 2}},
     "switch": {"router": {"type": "switch", "balance_rate": 0.01}},
     "switch top 2": {"router": {"type": "switch", "top_k": 2}},
     "locmoe": {"router": {"type": "locmoe", "locality_bias": {"kind": "margin"}}},
@@ -80,6 +81,21 @@ def test_logits_are_the_dense_models(grow, workshop, dense, router, slots):
 def test_any_layers_may_become_sparse(grow, workshop, dense, model):
     grown = grow(workshop.config(model, {"scale_by_gate": False, "num_groups": 1, "router": {"type": "hash"}}))
     np.testing.assert_array_equal(grown.logits((0, 1, 0)), dense.logits((0, 1, 0)))
+
+
+def test_each_layer_has_its_router(grow, workshop, dense):
+    moe = {"router": {"type": "locmoe"}, "routers": [{"layers": [0], "type": "hash"}]}
+    grown = grow(workshop.config({"dense_layers": 0, "sparse_layers": 2}, {"scale_by_gate": False, **moe}))
+    routers = [type(block.feed_forward.routing.router).__name__ for block in grown.parts.network.blocks]
+    assert routers == ["HashRouter", "LocMoERouter"]
+    np.testing.assert_array_equal(grown.logits((0, 1, 0)), dense.logits((0, 1, 0)))
+
+
+def test_weights_of_a_hash_gate_add_up_to_one(grow, workshop, dense):
+    """So outputs may be scaled by them. Two weights and a sum are rounded, in float32, and what follows of them."""
+    moe = {"router": {"type": "hash", "top_k": 2, "hash": {"weights": "gate"}}}
+    grown = grow(workshop.config(GROW, moe))
+    np.testing.assert_allclose(grown.logits((0, 1, 0)), dense.logits((0, 1, 0)), rtol=0, atol=1e-5)
 
 
 def test_the_comparison_is_of_something(grow, workshop, dense):
