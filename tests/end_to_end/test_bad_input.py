@@ -296,6 +296,8 @@ CKPT = [
     ),
     Case("ckpt extract kept new", "required: --domain"),
     Case("ckpt extract kept new --domain fr", "--domain fr: expected one of en, zh, or a number from 0 to 1"),
+    Case("ckpt export-map kept", "required: TARGET"),
+    Case("ckpt export-map nowhere new", "nowhere: no manifest.json"),
     Case("ckpt inherit config.yaml kept new", "has 1 sparse layers"),
     Case(
         "ckpt inherit config.yaml a.ckpt new",

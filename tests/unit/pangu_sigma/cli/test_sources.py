@@ -58,6 +58,7 @@ READS_A_CHECKPOINT = [
     ("ckpt diff @ @", "pangu_sigma.checkpoint.surgery.difference.diff"),
     ("ckpt reshard @ out --shards 2", "pangu_sigma.checkpoint.surgery.rewrite.reshard"),
     ("ckpt extract @ out --domain 0", "pangu_sigma.checkpoint.surgery.extract.extract"),
+    ("ckpt export-map @ out", "pangu_sigma.checkpoint.surgery.export_map.newest"),
     ("ckpt inherit mine.yaml @ out", "pangu_sigma.checkpoint.surgery.dense.OwnModel"),
 ]
 
