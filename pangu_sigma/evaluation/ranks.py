@@ -84,7 +84,7 @@ def _loader(
     loader = create_loader(config, data, layout, *of)
     if loader.by_routes and network is not None:
         groups = resolve_domain_groups(config.moe.domain_groups, len(data.domains), config.moe.num_groups)
-        loader.follow(KnownRoutes(data, groups, homes_of_ids(config.moe, layout, sparse_layers(network))))
+        loader.follow(KnownRoutes(data, groups, homes_of_ids(config, layout, sparse_layers(network))))
     return loader
 
 

@@ -31,6 +31,8 @@ def configuration(router=None, routers=(), moe=None, **sections):
         {"router": {"type": "switch", "top_k": 2}, "routers": [{**HASH, "hash": {"weights": "gate"}}]},
         {"router": {"balance_rate": 0.01, **BIAS}, "routers": [HASH]},
         {"router": {"type": "hash", "balance_rate": 0.01}, "routers": [{"layers": [3], "type": "switch"}]},
+        {"router": {"type": "switch", "balance": {"kind": "quantile"}}, "routers": [HASH]},
+        {"router": {"type": "hash", "balance": {"kind": "pid"}}, "routers": [{"layers": [3], "type": "topk"}]},
         {"router": BIAS, "routers": [{"layers": [0, 1, 2], "locality_bias": False}]},
         {"router": {"locality_loss": {"initial_weight": 1.0}}, "routers": [HASH]},
         {
@@ -102,6 +104,15 @@ def test_layers_may_have_routers_of_their_own(given):
         (
             {"router": {"type": "hash", "balance_rate": 0.01}, "routers": [{"layers": [0], "type": "faster_moe"}]},
             "moe.router.balance_rate is 0.01, which the router of no layer takes (faster_moe (0), hash (1-3))",
+        ),
+        (
+            {"router": {"type": "hash", "balance": {"kind": "pid"}}, "routers": [{"layers": [0], "type": "ta_moe"}]},
+            "moe.router.balance.kind is pid, which the router of no layer takes (ta_moe (0), hash (1-3)); expected "
+            "none",
+        ),
+        (
+            {"routers": [{"layers": [1], "type": "moge", "moge": {"device_groups": 3}}]},
+            "moe.routers[0].moge.device_groups (3)",
         ),
         (
             {"router": BIAS, "routers": [{"layers": [0, 1, 2, 3], "locality_bias": False}]},

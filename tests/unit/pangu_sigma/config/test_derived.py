@@ -103,6 +103,28 @@ def test_each_layer_has_the_router_that_names_it():
     assert derived.router_names(config) == "hash (0-1, 4), switch (2-3, 5)"
 
 
+def test_layers_take_the_balance_that_their_router_has_a_bias_for():
+    moe = {
+        "router": {"type": "switch", "balance": {"kind": "quantile"}},
+        "routers": [{"layers": [0], "type": "hash"}, {"layers": [1], "type": "moge"}],
+    }
+    found = derived.layer_routers(make({"sparse_layers": 3}, moe))
+    assert [one.balance.kind for one in found] == ["none", "none", "quantile"]  # moge takes sign and pid
+
+
+def test_routers_of_layers_are_pinned_each():
+    """Eight experts on four ranks of two nodes: a device group a rank, a block a node."""
+    moe = {
+        "num_experts": 8,
+        "router": {"type": "moge", "top_k": 4},
+        "routers": [{"layers": [0], "type": "node_limited"}, {"layers": [1], "type": "hash"}],
+    }
+    config = make({"sparse_layers": 3}, moe)
+    first, second, third = derived.layer_routers(derived.pin_routers(config, Topology(4, 2, 4)))
+    assert first.own.node_groups == 2 and third.own.device_groups == 4
+    assert second == derived.layer_routers(config)[1]
+
+
 def test_without_entries_all_layers_have_the_one_router():
     config = make({"sparse_layers": 3}, {"router": MIXED["router"]})
     assert derived.layer_routers(config) == (config.moe.router,) * 3
