@@ -1,7 +1,7 @@
 """The MoE layer over N simulated ranks: route, keep what fits, compute the experts, combine; and the same way back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from locmoe_ops.reference.spec import (
     LayerSpec,
     LayerStats,
     RankTokens,
+    SharedWeights,
     check_inputs,
 )
 
@@ -49,7 +50,7 @@ def moe_layer(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[Rank
     """Outputs, losses and statistics of the layer.
 
     A token's output is the sum over its kept choices of weight * expert(token); a token that lost all its choices gets
-    0. Router jitter is not part of the reference.
+    0. Shared experts are added to that, for every token. Router jitter is not part of the reference.
 
     Args:
         spec, parameters: of the layer. ranks: its tokens, one entry a simulated rank.
@@ -64,6 +65,8 @@ def moe_layer(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[Rank
         for t, choice, expert in plan.kept_assignments():
             x = plan.tokens.x[t].astype(np.float64)
             output[t] += plan.weight[t, choice] * expert_output(parameters, spec.activation, expert, x)
+    if parameters.shared is not None:
+        _add_shared(parameters.shared, spec.activation, ranks, outputs)
     return LayerResult(
         outputs=outputs,
         aux_loss=losses.aux_loss(spec, ranks, routings)
@@ -140,6 +143,39 @@ def moe_layer_gradients(
         total.x[index][:] += through_gate
         if total.gate is not None:
             total.gate[:] += gate
+    if parameters.shared is None:
+        return total
+    return replace(total, shared=_through_shared(parameters.shared, spec.activation, ranks, output_gradients, total.x))
+
+
+def _add_shared(
+    shared: SharedWeights, activation: str, ranks: Sequence[RankTokens], outputs: Sequence[np.ndarray]
+) -> None:
+    """Adds to the `outputs` (T,d) of each rank what every shared expert makes of every token."""
+    for tokens, output in zip(ranks, outputs):
+        for t, x in enumerate(tokens.x.astype(np.float64)):
+            for expert in range(len(shared.w1)):
+                output[t] += expert_output(shared, activation, expert, x)
+
+
+def _through_shared(
+    shared: SharedWeights,
+    activation: str,
+    ranks: Sequence[RankTokens],
+    output_gradients: Sequence[np.ndarray],
+    through: Sequence[np.ndarray],
+) -> SharedWeights:
+    """The gradients of the shared experts' weights; adds to the tokens' own, `through` (T,d), what comes by them."""
+    total = SharedWeights(*(np.zeros(whole.shape) for whole in (shared.w1, shared.b1, shared.w2, shared.b2)))
+    for tokens, output_gradient, of_x in zip(ranks, output_gradients, through):
+        for t, x in enumerate(tokens.x.astype(np.float64)):
+            for expert in range(len(shared.w1)):
+                part = expert_gradients(shared, activation, expert, x, output_gradient[t].astype(np.float64))
+                of_x[t] += part.x
+                total.w1[expert] += part.w1
+                total.b1[expert] += part.b1
+                total.w2[expert] += part.w2
+                total.b2[expert] += part.b2
     return total
 
 

@@ -1,8 +1,8 @@
 """What goes into the reference MoE layer and what comes out of it.
 
 Shape legend: T tokens of one rank, d hidden size, f inner width of an expert, E experts in all, G expert groups,
-n = E/G experts of a group, k experts a token is sent to, V vocabulary size. Floating-point inputs may have any
-precision; all work is done in float64.
+n = E/G experts of a group, k experts a token is sent to, m shared experts, V vocabulary size. Floating-point inputs
+may have any precision; all work is done in float64.
 """
 
 from collections.abc import Sequence
@@ -135,6 +135,16 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class SharedWeights:
+    """Weights of the experts that every token passes through, one by one, or their gradients."""
+
+    w1: np.ndarray  # (m,d,f) float
+    b1: np.ndarray  # (m,f) float
+    w2: np.ndarray  # (m,f,d) float
+    b2: np.ndarray  # (m,d) float
+
+
+@dataclass(frozen=True)
 class LayerParameters:
     """Weights of all experts, and the router's own: `gate` where it is learned, `table` for the hash router."""
 
@@ -146,6 +156,7 @@ class LayerParameters:
     table: Optional[np.ndarray] = None  # (G,V) int, with k above 1 (G,V,k); entries 0..n-1
     balance: Optional[np.ndarray] = None  # (E,) float; added to the score that an expert is picked by
     value_mean: Optional[np.ndarray] = None  # (E,) float; locmoe: subtracted from an expert's w_i x
+    shared: Optional[SharedWeights] = None  # of experts beside those that the router picks; None: there are none
 
 
 @dataclass(frozen=True)
@@ -201,6 +212,7 @@ class LayerGradients:
     w2: np.ndarray  # (E,f,d) float64
     b2: np.ndarray  # (E,d) float64
     gate: Optional[np.ndarray]  # (E,d) float64; None where no gate is learned
+    shared: Optional[SharedWeights] = None  # float64; None where there are no shared experts
 
 
 def check_inputs(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[RankTokens]) -> None:

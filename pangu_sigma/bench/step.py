@@ -209,7 +209,7 @@ def _sparse_parts(
     ]
     second = (chosen["second_expert"], chosen["second_weight"]) if layer.repicks else None
     buffers = random_tensor((config.moe.num_experts, layer.dispatcher.expert_rows, config.model.hidden_size))
-    return [
+    found = [
         TimedPart("experts", _time(layer.experts, buffers, buffers), len(sparse)),
         *routing,
         TimedPart(
@@ -218,6 +218,9 @@ def _sparse_parts(
             len(sparse),
         ),
     ]
+    if layer.has_shared_experts:
+        found.append(TimedPart("shared experts", _time(layer.shared_experts, x, dy), len(sparse)))
+    return found
 
 
 def _time(part: nn.Cell, *inputs: Any, positions: Tuple[int, ...] = (0,)) -> float:

@@ -136,7 +136,8 @@ def check_same_model(reader: CheckpointReader, config: Config) -> None:
     """
     then = reader.config()
     keys = [f"model.{field.name}" for field in fields(config.model) if not field.name.endswith("dropout")]
-    for path in (*keys, "moe.num_experts", "moe.num_groups", "moe.domain_groups"):
+    experts = ("moe.num_experts", "moe.shared_experts", "moe.num_groups", "moe.domain_groups")
+    for path in (*keys, *experts):
         _require_same(reader, path, attrgetter(path)(config), attrgetter(path)(then))
     if not (config.moe.routers or then.moe.routers):
         _check_same_router(reader, "moe.router", config.moe.router, then.moe.router)

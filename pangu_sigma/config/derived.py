@@ -41,6 +41,13 @@ def ffn_hidden_size(config: Config) -> int:
     return config.model.ffn_hidden_size or 4 * config.model.hidden_size
 
 
+def shared_ffn_hidden_size(config: Config) -> int:
+    """Inner width of the shared experts of a sparse layer, all together, over all ranks of a tensor-parallel group; 0
+    where there are none.
+    """
+    return config.moe.shared_experts * ffn_hidden_size(config)
+
+
 def num_blocks(config: Config) -> int:
     """Decoder blocks below the query layer."""
     return config.model.dense_layers + config.model.sparse_layers

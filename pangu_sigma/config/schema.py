@@ -338,6 +338,12 @@ class LogicalTopologyConfig:
 @dataclass(frozen=True)
 class MoEConfig:
     num_experts: int = key(8, "experts a sparse layer, over all groups", minimum=1)
+    shared_experts: int = key(
+        0,
+        "further experts of a sparse layer, which every token passes through beside those that its router picks: one "
+        "network of so many times model.ffn_hidden_size, which every rank holds. num_experts does not count them",
+        minimum=0,
+    )
     num_groups: int = key(1, "expert groups of level 1 (domain -> group); must divide num_experts", minimum=1)
     domain_groups: Optional[Tuple[int, ...]] = key(
         None, "group of each domain; null: domain i uses group i, or 0 if there is one group"

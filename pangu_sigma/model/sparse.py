@@ -2,7 +2,7 @@
 locality cannot pay in it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
@@ -20,9 +20,10 @@ from locmoe_ops.routers.second import SecondExpert
 from locmoe_ops.routers.selection_bias import BalanceBias, LocalityBias, SelectionBias, Sum
 from locmoe_ops.tensor_parallel import SplitRegion
 from locmoe_ops.topology import ExpertPlacement, Placement, Topology, local_experts_table
-from pangu_sigma.config.derived import experts_per_group, layer_router, layer_routers
+from pangu_sigma.config.derived import experts_per_group, layer_router, layer_routers, shared_ffn_hidden_size
 from pangu_sigma.config.schema import Config, RouterConfig
 from pangu_sigma.data.map_file import MapSizes, read_map
+from pangu_sigma.model.block import SharedExperts
 from pangu_sigma.model.capacity_rules import SlotRules
 from pangu_sigma.model.dims import ModelDims
 
@@ -127,7 +128,7 @@ def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
         ExpertKernels(shape.compute_dtype, context.config.runtime.fused.experts, shape.kernels),
         expert_region(context, layer),
     )
-    return MoEFeedForward(
+    built = MoEFeedForward(
         routing=MultiLevelRouting(context.domain_groups, build_router(context, layer, layout_placement)),
         dispatcher=training_dispatcher(context, layer, moe.capacity.factor),
         experts=experts,
@@ -137,6 +138,10 @@ def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
             context, placement, moe.capacity.evaluation_factor, tag, evaluation=True
         ),
     )
+    if moe.shared_experts:
+        of_all = replace(shape, ffn_hidden_size=shared_ffn_hidden_size(context.config))
+        built.add_shared_experts(SharedExperts(of_all, context.config.model.dense_layers + layer))
+    return built
 
 
 def build_router(context: SparseContext, layer: int, layout_placement: ExpertPlacement) -> Router:

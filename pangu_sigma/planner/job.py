@@ -79,6 +79,11 @@ class PlannedJob:
         return derived.ffn_hidden_size(self.config)
 
     @property
+    def shared_inner(self) -> int:
+        """Inner features of the shared experts of a sparse layer, as `inner`; 0 where there are none."""
+        return derived.shared_ffn_hidden_size(self.config)
+
+    @property
     def blocks(self) -> int:
         """Decoder blocks below the query layer."""
         return derived.num_blocks(self.config)

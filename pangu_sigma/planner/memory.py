@@ -175,6 +175,7 @@ def layer_memory(job: PlannedJob, parts: Optional[Sequence[str]] = None) -> list
         kept, anew = row * (3 if asks else 1), feed_forward
         if part == "all" and job.is_sparse(index):
             feed_forward -= 2 * job.compute_item * expert_rows(job) * (job.inner // job.topology.tensor)
+            feed_forward -= _shared_inner_bytes(job)
         elif part == "all":
             feed_forward = row
         found.append(LayerMemory(kept + feed_forward, max(kept + anew, attention)))
@@ -203,8 +204,16 @@ def layer_activations(job: PlannedJob) -> list[float]:
     if job.sparse_layers:
         results = stream * job.config.moe.router.top_k
         sparse = 2 * _row_bytes(job) + item * (expert_rows(job) * (model.hidden_size + 2 * inner) + results)
+        sparse += _shared_inner_bytes(job)
+        if job.shared_inner and item < ITEM:
+            sparse += item * stream  # what shared experts read; in float32 that is the norm's output itself
     blocks = [attention + (sparse if index >= model.dense_layers else dense) for index in range(job.blocks)]
     return [*blocks, attention + (sparse if model.sparse_query_layer else dense) + _query(job)]
+
+
+def _shared_inner_bytes(job: PlannedJob) -> int:
+    """Inner features of shared experts before and after the activation function."""
+    return 2 * job.compute_item * job.tokens * (job.shared_inner // job.topology.tensor)
 
 
 def _query(job: PlannedJob) -> float:

@@ -89,8 +89,8 @@ class Counts:
 
 
 def count_parameters(job: PlannedJob) -> Counts:
-    """Counts of trainable numbers. A token passes through `top_k` experts of each sparse layer and one slot of the word
-    table.
+    """Counts of trainable numbers. Of each sparse layer a token passes through `top_k` experts and all shared ones, and
+    through one slot of the word table.
     """
     found = parameters(job)
     total, experts = sum(p.total for p in found), sum(p.total for p in found if p.expert)
@@ -151,10 +151,16 @@ def _block(job: PlannedJob, name: str, router: RouterCost | None) -> _Shapes:
             "b_out": (held, 1, d),
         }.items():
             yield f"{name}.feed_forward.experts.{part}", shape
-        return
+        if job.shared_inner:
+            yield from _feed_forward(f"{name}.feed_forward.shared_experts", d, job.shared_inner)
+    else:
+        yield from _feed_forward(f"{name}.feed_forward", d, f)
+
+
+def _feed_forward(name: str, d: int, f: int) -> _Shapes:
     for part, rows, columns in (("w_in", f, d), ("w_out", d, f)):
-        yield f"{name}.feed_forward.{part}.weight", (rows, columns)
-        yield f"{name}.feed_forward.{part}.bias", (rows,)
+        yield f"{name}.{part}.weight", (rows, columns)
+        yield f"{name}.{part}.bias", (rows,)
 
 
 def _norm(job: PlannedJob, name: str) -> _Shapes:

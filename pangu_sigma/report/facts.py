@@ -155,7 +155,8 @@ def _model(config: Config) -> str:
     )
     if derived.has_experts(config):
         groups = f" in {moe.num_groups} groups" if moe.num_groups > 1 else ""
-        text += f"; {moe.num_experts} experts{groups} a sparse layer"
+        shared = f" and {moe.shared_experts} shared" if moe.shared_experts else ""
+        text += f"; {moe.num_experts} experts{groups}{shared} a sparse layer"
     return text
 
 
