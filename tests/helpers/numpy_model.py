@@ -9,7 +9,7 @@ import numpy as np
 from scipy import special
 
 from locmoe_ops.reference.layer import moe_layer
-from locmoe_ops.reference.spec import LayerParameters, LayerResult, LayerSpec, RankTokens
+from locmoe_ops.reference.spec import LayerParameters, LayerResult, LayerSpec, RankTokens, SharedWeights
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -174,6 +174,19 @@ class NumpyModel:
             b2=parameters[f"{name}.experts.b_out"][place, 0],
             gate=parameters.get(f"{name}.routing.router.gate.weight"),
             table=parameters.get(f"{name}.routing.router.table"),
+            shared=self._shared(f"{name}.shared_experts"),
+        )
+
+    def _shared(self, name: str) -> Optional[SharedWeights]:
+        """The layer's shared experts, seen as one; None where there are none."""
+        own = {part: self.parameters.get(f"{name}.{part}") for part in ("w_in.weight", "w_in.bias", "w_out.weight")}
+        if own["w_in.weight"] is None:
+            return None
+        return SharedWeights(
+            own["w_in.weight"].T[None],
+            own["w_in.bias"][None],
+            own["w_out.weight"].T[None],
+            self.parameters[f"{name}.w_out.bias"][None],
         )
 
 

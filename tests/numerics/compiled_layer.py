@@ -13,8 +13,8 @@ from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup, FixedCapacities
 from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
 from locmoe_ops.experts import ExpertBank, ExpertKernels
-from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
-from locmoe_ops.reference.spec import RankTokens
+from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting, shared_network
+from locmoe_ops.reference.spec import RankTokens, SharedWeights
 from locmoe_ops.router_registry import router_spec
 from locmoe_ops.routers.base import Router, RouterContext, RoutingShape, make_router
 from locmoe_ops.routers.hash import HashRouter
@@ -102,11 +102,28 @@ class CompiledLayer:
         there = (layer.routing.router.counts_undecided, layer.most_nodes > 0)
         names = OUTPUTS + tuple(name for name, is_there in zip(SOMETIMES, there) if is_there)
         named = {
-            f"gradient/{parameter.name.rsplit('.', 1)[-1]}": array
-            for parameter, array in zip(self.step.parameters, gradients)
+            f"gradient/{short_name(parameter.name)}": array for parameter, array in zip(self.step.parameters, gradients)
         }
         results = {**dict(zip(names, outputs)), "gradient/x": x_gradient, **named}
         return {name: tensor.asnumpy() for name, tensor in results.items()}
+
+
+def short_name(name: str) -> str:
+    """The last word of a parameter's name; of shared experts, whose network is a sequence, the last two."""
+    return name.rpartition(".shared_experts.")[2] if ".shared_experts." in name else name.rsplit(".", 1)[-1]
+
+
+def as_one_network(shared: SharedWeights) -> dict[str, np.ndarray]:
+    """Weights of m networks of f inner features as those of one of m f, by the names of its sequence, or gradients of
+    weights; of the output's bias, which they share, each network's own gradient is the whole one's.
+    """
+    count, hidden, inner = shared.w1.shape
+    return {
+        "0.weight": shared.w1.transpose(0, 2, 1).reshape(count * inner, hidden),
+        "0.bias": shared.b1.reshape(-1),
+        "2.weight": shared.w2.transpose(2, 0, 1).reshape(hidden, count * inner),
+        "2.bias": shared.b2.sum(0),
+    }
 
 
 def build_layer(case: Case, collectives: Collectives, tokens: int) -> MoEFeedForward:
@@ -117,7 +134,7 @@ def build_layer(case: Case, collectives: Collectives, tokens: int) -> MoEFeedFor
     setup = DispatchSetup(topology, placement, tokens, case.top_k, capacities, options)
     kind = FlatDispatcher if case.far_capacity is None else HierarchicalDispatcher
     local = placement.local_experts(topology.ep_index(collectives.rank))
-    return MoEFeedForward(
+    layer = MoEFeedForward(
         routing=MultiLevelRouting(spec.domain_groups, build_router(case, collectives)),
         dispatcher=kind(collectives, setup, "moe"),
         experts=ExpertBank(
@@ -126,6 +143,9 @@ def build_layer(case: Case, collectives: Collectives, tokens: int) -> MoEFeedFor
         scale_by_gate=case.scale_by_gate,
         local=local_experts_table(case.layout, spec.placement),
     )
+    if case.shared:
+        layer.add_shared_experts(shared_network(HIDDEN, case.shared * INNER, case.activation, seed=0))
+    return layer
 
 
 def build_router(case: Case, collectives: Collectives, selection_bias: nn.Cell | None = None) -> Router:
@@ -192,5 +212,9 @@ def load_parameters(case: Case, layer: MoEFeedForward) -> None:
     layer.experts.b_out.set_data(Tensor(given.b2[held][:, None]))
     if case.spec.learns_gate:
         layer.routing.router.gate.weight.set_data(Tensor(given.gate))
+    if given.shared is not None:
+        whole = as_one_network(given.shared)
+        for parameter in layer.shared_experts.trainable_params():
+            parameter.set_data(Tensor(whole[".".join(parameter.name.split(".")[-2:])]))
     if given.value_mean is not None:
         layer.routing.router.centre.value_mean.set_data(Tensor(given.value_mean.reshape(case.groups, -1)))

@@ -10,7 +10,7 @@ from typing import Optional
 
 import numpy as np
 
-from locmoe_ops.reference.spec import LayerParameters, LayerSpec, RankTokens
+from locmoe_ops.reference.spec import LayerParameters, LayerSpec, RankTokens, SharedWeights
 from locmoe_ops.reference.topk import TopKRules
 from locmoe_ops.topology import ExpertPlacement, Topology
 
@@ -58,6 +58,7 @@ class Case:
     num_experts: int = 8
     rules: TopKRules = TopKRules()  # of topk, node_limited and moge
     tied: bool = False  # experts in pairs of equal scores: small whole numbers, for which products are exact
+    shared: int = 0  # experts that every token passes through
     far_capacity: Optional[int] = None  # hierarchical dispatch, with `capacity` slots for experts of the own node
     compiled: bool = True  # by four ranks; one process compiles all. Those that are not exchange as another that is
 
@@ -149,8 +150,10 @@ CASES = {
         statistics="rank",
         expert_parallel=2,
         activation="gelu_tanh",
+        shared=1,
         compiled=False,
     ),
+    "switch, top 8, two shared": Case("switch", top_k=8, capacity=11, shared=2, activation="relu"),
     "switch, top 2, two tiers, re-picked by weight": Case(
         "switch", top_k=2, capacity=4, far_capacity=1, priority="weight", overflow="repick"
     ),
@@ -339,6 +342,15 @@ def parameters_of(case: Case) -> LayerParameters:
         shuffled = rng.random((case.groups, VOCABULARY, per_group)).argsort(-1)  # an id's experts are different ones
         return shuffled[..., : case.top_k].astype(np.int32)
 
+    def shared() -> SharedWeights:
+        count = case.shared
+        return SharedWeights(
+            w1=normal(count, HIDDEN, INNER, scale=0.3),
+            b1=normal(count, INNER, scale=0.5),
+            w2=normal(count, INNER, HIDDEN, scale=0.3),
+            b2=normal(count, HIDDEN, scale=0.5),
+        )
+
     return LayerParameters(
         w1=normal(experts, HIDDEN, INNER, scale=0.3),
         b1=normal(experts, INNER, scale=0.5),
@@ -348,6 +360,7 @@ def parameters_of(case: Case) -> LayerParameters:
         table=table(),
         balance=normal(experts, scale=0.1) if case.balanced else None,
         value_mean=normal(experts, scale=0.5) if case.centred else None,
+        shared=shared() if case.shared else None,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from compiled_layer import as_one_network
 from layer_cases import AMPLE, CASES, DRAWS, batch_of, on_one_rank, parameters_of
 
 from locmoe_ops.reference.layer import moe_layer, moe_layer_gradients
@@ -59,6 +60,9 @@ def from_reference(case, ranks, output_gradients):
         expected["tokens_by_nodes"] = result.stats.tokens_by_nodes
     if gradients.gate is not None:
         expected["gradient/weight"] = gradients.gate
+    if gradients.shared is not None:
+        expected.update({f"gradient/{name}": array for name, array in as_one_network(gradients.shared).items()})
+        expected["gradient/2.bias"] = gradients.shared.b2[0]
     for name, theirs in EXPERT_PARAMETERS.items():
         expected[f"gradient/{name}"] = getattr(gradients, theirs)
     return expected
@@ -74,7 +78,8 @@ def joined(case, results, expert_parallel):
     for name in ("aux_loss", "locality_loss"):
         whole[name] = results[0][name]
         assert all(result[name] == whole[name] for result in results), f"{name} differs between ranks"
-    for name in (*COUNTS, "gradient/weight"):
+    shared = [name for name in results[0] if name.startswith(("gradient/0.", "gradient/2."))]
+    for name in (*COUNTS, "gradient/weight", *shared):
         if name in results[0]:
             whole[name] = sum(result[name] for result in results)
     for name in EXPERT_PARAMETERS:

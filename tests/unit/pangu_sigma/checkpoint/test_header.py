@@ -125,6 +125,7 @@ def test_the_network_must_be_the_same(reader):
         ({"model": {"hidden_size": 32}}, "model.hidden_size is 32, but run/checkpoints/step_100 was trained with 256"),
         ({"model": {"final_norm": "after_query"}}, "model.final_norm is after_query"),
         ({"moe": {**CONFIG["moe"], "num_experts": 8}}, "moe.num_experts is 8"),
+        ({"moe": {**CONFIG["moe"], "shared_experts": 1}}, "moe.shared_experts is 1, but .* trained with 0"),
         ({"moe": {**CONFIG["moe"], "domain_groups": [1, 0]}}, r"moe.domain_groups is \(1, 0\)"),
         ({"moe": {**CONFIG["moe"], "router": {"type": "hash"}}}, "moe.router.type is hash, but"),
     ):

@@ -38,7 +38,7 @@ def graph_mode():
     ms.set_context(mode=ms.GRAPH_MODE)
 
 
-def _config(router, **model):
+def _config(router, shared=0, **model):
     return inference_config(
         config_from_dict(
             {
@@ -53,7 +53,13 @@ def _config(router, **model):
                     "domain_embeddings": True,
                     **model,
                 },
-                "moe": {"num_experts": 8, "num_groups": 2, "logical_topology": LAYOUT, "router": router},
+                "moe": {
+                    "num_experts": 8,
+                    "shared_experts": shared,
+                    "num_groups": 2,
+                    "logical_topology": LAYOUT,
+                    "router": router,
+                },
             }
         )
     )
@@ -65,7 +71,7 @@ def every_router():
     context = network_context(_config({"type": "switch"}), VOCABULARY, DOMAINS)
     network = PanGuSigma(context)
     for index, router in enumerate(ROUTERS):
-        own = replace(context, config=_config(router))
+        own = replace(context, config=_config(router, shared=2 * (router["type"] == "gshard")))
         block = network.blocks[1 + index]
         block.feed_forward = block.normed_feed_forward.layer = build_sparse_layer(own, index)
     network.routes_by_word = True

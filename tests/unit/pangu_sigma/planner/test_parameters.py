@@ -57,6 +57,7 @@ CASES = [
         },
         (2, 2),
     ),
+    *(({"model": {"sparse_query_layer": True}, "moe": {"shared_experts": 2}}, degree) for degree in ((1, 1), (2, 2))),
     (
         {
             "moe": {
@@ -93,6 +94,13 @@ def test_totals_are_those_of_the_whole_network(make_job, build, degree):
         == sum(p.size for p in build(make_job(moe={"router": {"type": "switch"}})).trainable_params())
     )
     assert counts.rank == sum(p.size for p in built)
+
+
+def test_all_shared_experts_are_active(make_job):
+    plain, shared = (count_parameters(make_job(moe={"shared_experts": count})) for count in (0, 3))
+    network = 16 * 3 * 24 + 3 * 24 + 3 * 24 * 16 + 16  # of three times 24 inner features, with one bias of the output
+    assert shared.total - plain.total == shared.active - plain.active == network
+    assert shared.experts == plain.experts
 
 
 def test_a_token_passes_through_some_experts_and_one_word_table(make_job):

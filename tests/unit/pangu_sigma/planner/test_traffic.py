@@ -76,6 +76,17 @@ def test_flat_dispatch_by_hand(make_job):
     assert by_cause(step_exchanges(job), job.topology)["all_to_all"] == (4 * 4 * 1 * link, 4 * 4 * 2 * link)
 
 
+def test_a_tensor_parallel_group_sums_shared_experts(make_job):
+    """As a dense network: once each way in every layer, for all of them together. Nothing else is exchanged."""
+    sections = {"model": {"sparse_query_layer": True}, "parallel": {"expert": 2, "tensor": 2}}
+    plain, shared = (step_exchanges(make_job(1, 4, **sections, moe={"shared_experts": count})) for count in (0, 3))
+    names = ("feed-forward, sum", "feed-forward, gradient")
+    assert [one.times for one in plain if one.name in names] == [1, 1]  # of the dense block
+    assert [one.times for one in shared if one.name in names] == [3, 3]  # and of two sparse layers
+    rest = [[one for one in found if one.name not in names and one.cause != "gradient"] for found in (plain, shared)]
+    assert rest[0] == rest[1]
+
+
 # Shapes of groups and exchanges: flat, in chunks, hierarchical, group-wise, ragged; experts whole and split.
 LAYOUTS = {
     "flat": {"parallel": {"expert": 4}},

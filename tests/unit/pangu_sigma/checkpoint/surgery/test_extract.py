@@ -42,6 +42,11 @@ CASES = {
     "locmoe by code": ({}, {"router": {"type": "locmoe", "balance_rate": 0.01, "locmoe": {"gate_input": "code"}}}),
     "locmoe, centred": ({}, {"router": {"type": "locmoe", "locmoe": {"centre_rate": 0.5}}}),
     "gshard": ({}, {"router": {"type": "gshard", "top_k": 2}}),
+    "switch, two shared": ({}, {"router": {"type": "switch", "top_k": 2}, "shared_experts": 2}),
+    "switch, top 8 of 8 a group, one shared": (
+        {},
+        {"router": {"type": "switch", "top_k": 8}, "num_experts": 16, "shared_experts": 1},
+    ),
     "faster_moe, one group for both": (
         {"domain_embeddings": True},
         {"router": {"type": "faster_moe"}, "num_groups": 1},

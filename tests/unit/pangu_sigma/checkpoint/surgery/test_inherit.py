@@ -23,6 +23,7 @@ ROUTERS = {
     "hash top 2": {"router": {"type": "hash", "top_k": 2}},
     "switch": {"router": {"type": "switch", "balance_rate": 0.01}},
     "switch top 2": {"router": {"type": "switch", "top_k": 2}},
+    "switch top 2, two shared": {"router": {"type": "switch", "top_k": 2}, "shared_experts": 2},
     "locmoe": {"router": {"type": "locmoe", "locality_bias": {"kind": "margin"}}},
     "locmoe dense gate": {
         "router": {"type": "locmoe", "locmoe": {"gate": "dense"}},
@@ -96,6 +97,25 @@ def test_weights_of_a_hash_gate_add_up_to_one(grow, workshop, dense):
     moe = {"router": {"type": "hash", "top_k": 2, "hash": {"weights": "gate"}}}
     grown = grow(workshop.config(GROW, moe))
     np.testing.assert_allclose(grown.logits((0, 1, 0)), dense.logits((0, 1, 0)), rtol=0, atol=1e-5)
+
+
+def test_eight_of_eight_beside_shared_experts_are_the_dense_model(grow, workshop, dense):
+    """Eight eighths, which need not add up to the bit: 8 roundings in one layer, and what follows from them."""
+    moe = {"num_experts": 8, "num_groups": 1, "shared_experts": 1, "router": {"type": "locmoe", "top_k": 8}}
+    grown = grow(workshop.config(GROW, {"scale_by_gate": False, **moe}))
+    found, expected = grown.logits((0, 1, 0)), dense.logits((0, 1, 0))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=20 * np.finfo(np.float32).eps * np.abs(expected).max())
+
+
+def test_shared_experts_are_drawn_but_for_their_output(workshop, source, tmp_path, capsys):
+    config = workshop.config({**GROW, "init_std": 0.05}, {"router": {"type": "switch"}, "shared_experts": 3})
+    inherit(OwnModel(str(source)), str(tmp_path / "grown"), config)
+    assert "4 experts in each of 1 sparse layers, beside 3 shared with an output of 0" in capsys.readouterr().out
+    with CheckpointReader.open(tmp_path / "grown") as reader:
+        name = "blocks.1.feed_forward.shared_experts"
+        found = {part: reader.read(f"{name}.{part}") for part in ("w_in.weight", "w_in.bias", "w_out.weight")}
+    assert found["w_in.weight"].shape == (60, 16) and 0.045 < found["w_in.weight"].std() < 0.055  # 960 draws
+    assert found["w_out.weight"].shape == (16, 60) and not found["w_out.weight"].any() and not found["w_in.bias"].any()
 
 
 def test_the_comparison_is_of_something(grow, workshop, dense):
