@@ -104,6 +104,7 @@ STEPS = {
     "switch": {
         **pair_of("switch", "flat"),
         "moe.dispatch.chunks": 3,
+        "moe.shared_experts": 2,
         "train.micro_batch_size": 2,
         "optimizer.expert_state": "host_dense",
     },
@@ -183,6 +184,7 @@ def test_bench_step(name, mode, capsys):
         "head and loss": 1,
         "update": 1,
         "experts": sparse,
+        "shared experts": sparse if config.moe.shared_experts else 0,
         "routing": sparse,
         "dispatch": sparse,
         "dense FFN": config.model.dense_layers + 1 - config.model.sparse_query_layer,
