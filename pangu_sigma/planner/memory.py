@@ -252,7 +252,7 @@ def _working(job: PlannedJob, exchanges: list[Exchange]) -> float:
     item, parts = job.compute_item, job.topology.tensor
     # Logits, probabilities and gradient of the loss; gradients of the widest layer's inner features.
     loss = job.tokens * job.words // parts * (3 * ITEM + (2 * item if item < ITEM else 0))
-    loss += 2 * item * job.tokens * job.inner // parts
+    loss += 2 * item * job.tokens * max(job.inner, job.shared_inner) // parts
     # The largest bucket of gradients: put together, summed, and cut again; 0 on one rank. The tcp backend has buffers
     # for early ones, where hccl's sums take the gradients' own place.
     buckets = [e.elements for e in exchanges if e.cause == "gradient" and e.phase == UPDATE]
