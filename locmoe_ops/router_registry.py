@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Type
 from locmoe_ops.declared import Declared, Registry
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers import specs
-from locmoe_ops.topology import ExpertPlacement, Topology
+from locmoe_ops.topology import ExpertPlacement, Topology, devices_of_experts, nodes_of_experts
 
 # Biases on selection that keys of `moe.router` ask for: a local term; a bias that is moved by loads (`balance_rate`,
 # and `balance.kind` sign and pid); one that is moved by quantiles (`balance.kind` quantile).
@@ -117,6 +117,47 @@ def check_blocks(what: str, sizes: RouterSizes) -> None:
             f"(moe.num_experts {sizes.num_experts} / moe.num_groups {sizes.num_groups}) do not divide "
             f"model.hidden_size ({sizes.hidden_size})"
         )
+
+
+def check_stretches(
+    key: str, count: Optional[int], sizes: RouterSizes, least: Tuple[int, str] = (1, "an expert in each")
+) -> None:
+    """Raises InputError where a group's experts do not fall into equal stretches of neighbours, large enough.
+
+    Args:
+        key: that says how many stretches there are. count: its value; None: the group is whole.
+        sizes: of the model. least: experts that a stretch needs, and why.
+    """
+    if count is not None and sizes.per_group % count:
+        raise InputError(
+            f"moe.router.{key} ({count}) does not divide the {sizes.per_group} experts of a group (moe.num_experts "
+            f"{sizes.num_experts} / moe.num_groups {sizes.num_groups}); expected a divisor"
+        )
+    size = sizes.per_group // (count or 1)
+    if size < least[0]:
+        raise InputError(
+            f"moe.router.{key} is {count}, which leaves {size} of the {sizes.per_group} experts of a group in each; "
+            f"expected at least {least[0]}, {least[1]}"
+        )
+
+
+def check_together(key: str, count: int, unit: str, layout: Topology, placement: ExpertPlacement) -> None:
+    """Raises InputError where the experts of one of `count` equal stretches of a group are not together.
+
+    Args:
+        key: of `moe.router` that says how many stretches there are. count: its value, a divisor of a group's experts.
+        unit: `node` or `device`, on one of which they should be. layout, placement: who holds which expert.
+    """
+    places = nodes_of_experts(layout, placement) if unit == "node" else devices_of_experts(placement)  # (G, n)
+    for group, row in enumerate(places):
+        for index, stretch in enumerate(row.reshape(count, -1)):
+            spread, first = len(set(stretch.tolist())), index * len(stretch)
+            if spread > 1:
+                raise InputError(
+                    f"moe.router.{key} is {count}, but experts {first} to {first + len(stretch) - 1} of group {group} "
+                    f"are on {spread} {unit}s; expected {len(set(row.tolist()))} (or a moe.logical_topology in which "
+                    "they are together, to go on with a router that was trained so)"
+                )
 
 
 def no_map(options: Any) -> Optional[str]:

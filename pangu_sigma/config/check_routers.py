@@ -80,6 +80,12 @@ def _check_router(config: Config, where: str, router: RouterConfig) -> None:
         )
     _check_locality_bias(config, where, router)
     _check_locality_loss(config, where, router)
+    late = getattr(router.own, "expert_choice_start_step", None)
+    if late is not None and late >= config.train.steps:
+        raise InputError(
+            f"{where}.{router.type}.expert_choice_start_step ({late}) is not before the last step, train.steps "
+            f"({config.train.steps}): experts would never choose; expected an earlier step, or null"
+        )
     start = getattr(router.own, "context_start_step", 0)
     if start and start >= config.train.steps:
         raise InputError(
