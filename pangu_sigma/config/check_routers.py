@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Dict, Iterator
+from typing import Dict, Iterator, Optional
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import BALANCE_BIASES, router_spec, routers
@@ -202,18 +202,21 @@ def _check_shared_keys(config: Config) -> None:
         alike.append("locality_loss_weight")
     for key in alike:
         _require_alike(config, key)
+    _require_alike(config, "expert_choice_start_step", off=None)
 
 
 def _has_bias(router: RouterConfig) -> bool:
     return router.locality_bias.kind != "none"
 
 
-def _require_alike(config: Config, key: str) -> None:
-    """Raises InputError where two layers' routers have different values other than 0 of the `key` in their sections."""
+def _require_alike(config: Config, key: str, off: Optional[int] = 0) -> None:
+    """Raises InputError where two layers' routers have different values other than `off` of the `key` in their
+    sections.
+    """
     values = {
-        f"{where}.{router.type}.{key}": getattr(router.own, key, 0)
+        f"{where}.{router.type}.{key}": getattr(router.own, key, off)
         for where, router in routers_in_use(config).items()
-        if getattr(router.own, key, 0)
+        if getattr(router.own, key, off) != off
     }
     (first, value), *others = values.items() or [("", 0)]
     for other, found in others:

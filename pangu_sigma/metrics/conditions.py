@@ -133,6 +133,13 @@ CONTEXT = all_of(
         in_a_layer(lambda router: getattr(router.own, "context_weight", 0.0) > 0.0),
     ),
 )
+EXPERT_CHOICE = all_of(
+    EXPERTS,
+    Condition(
+        "moe.router.etr.expert_choice_start_step",
+        in_a_layer(lambda router: getattr(router.own, "expert_choice_start_step", None) is not None),
+    ),
+)
 BOUND = all_of(
     EXPERTS,
     Condition(

@@ -135,6 +135,9 @@ DEFINITIONS: Dict[str, Definition] = {
     ),
     "moe/locality_loss_weight": Definition(_STEP, "mu, the weight of the locality loss", only.LOCALITY_SCHEDULE),
     "moe/context_weight": Definition(_STEP, "weight of the context beside codes", only.CONTEXT),
+    "moe/expert_choice": Definition(
+        _STEP, "1 where experts chose their tokens in the step, 0 where tokens chose", only.EXPERT_CHOICE
+    ),
     "moe/capacity_slots": Definition(
         _STEP,
         "slots per (source rank, expert), the same in all sparse layers, before a dispatcher rounds them to its chunks",

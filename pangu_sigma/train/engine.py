@@ -10,6 +10,7 @@ from mindspore import Tensor, dtype, nn
 
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.routers.centring import value_means
+from locmoe_ops.routers.etr import set_expert_choice
 from locmoe_ops.routers.gated import set_locality_loss_weight
 from locmoe_ops.routers.locmoe import set_context_weight
 from locmoe_ops.routers.selection_bias import balance_biases, set_locality_strength
@@ -274,6 +275,10 @@ class TrainEngine:
     def set_context_weight(self, weight: float) -> None:
         """Sets the weight of the context beside the routers' codes, if they have one. Needs no other graph."""
         set_context_weight(self.network, weight)
+
+    def set_expert_choice(self, value: float) -> None:
+        """Says whether experts choose (1) or tokens (0), where that changes in training. Needs no other graph."""
+        set_expert_choice(self.network, value)
 
     def evaluate(self, batches: List[Batch]) -> np.ndarray:
         """This rank's statistics, summed over its validation batches: <float64>[size], see `Statistics`."""

@@ -41,7 +41,14 @@ from pangu_sigma.train.metrics import (
 )
 from pangu_sigma.train.profile import StepProfile
 from pangu_sigma.train.reading import LaunchedStep, ReadingRule
-from pangu_sigma.train.schedule import Ramp, context_ramp, learning_rate, locality_bias_ramp, locality_loss_ramp
+from pangu_sigma.train.schedule import (
+    Ramp,
+    context_ramp,
+    expert_choice_ramp,
+    learning_rate,
+    locality_bias_ramp,
+    locality_loss_ramp,
+)
 from pangu_sigma.train.statistics import check_row_limit
 from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
 from pangu_sigma.train.utilisation import Utilisation
@@ -201,12 +208,13 @@ class TrainingLoop:
         self.left_out = left_out(RunFacts(config, runtime.topology, layout, runtime.chip is not None, counted))
         self.profile = StepProfile(config, runtime.rank)
         self.utilisation = Utilisation(config, runtime.chip, runtime.world_size, engine.words.vocab_size)
-        ramps = [_ramp_of(config, ramp) for ramp in (locality_bias_ramp, locality_loss_ramp, context_ramp)]
-        term, loss, context = ramps
+        followed = (locality_bias_ramp, locality_loss_ramp, context_ramp, expert_choice_ramp)
+        term, loss, context, late = ramps = [_ramp_of(config, ramp) for ramp in followed]
         self._schedules = {
             "moe/local_strength": Scheduled(term, engine.set_locality_bias),
             "moe/locality_loss_weight": Scheduled(loss, engine.set_locality_loss_weight),
             "moe/context_weight": Scheduled(context, engine.set_context_weight),
+            "moe/expert_choice": Scheduled(late, engine.set_expert_choice),
         }
         self._measured = _measured_layers(config)
         self._reading = ReadingRule(config, ramps)

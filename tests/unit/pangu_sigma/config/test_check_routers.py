@@ -132,6 +132,17 @@ def test_layers_may_have_routers_of_their_own(given):
         ),
         (
             {
+                "router": {"type": "etr", "etr": {"expert_choice_start_step": 0}},
+                "routers": [
+                    {"layers": [0], "etr": {"expert_choice_start_step": None}},
+                    {"layers": [1], "etr": {"expert_choice_start_step": 5}},
+                ],
+                "moe": {"dispatch": {"drop_priority": "weight"}},
+            },
+            "moe.routers[1].etr.expert_choice_start_step is 5 and moe.router.etr.expert_choice_start_step 0",
+        ),
+        (
+            {
                 "router": {"locality_loss": {"initial_weight": 1.0}},
                 "routers": [{"layers": [0], "locmoe": {"locality_loss_weight": 0.5}}],
             },
