@@ -126,7 +126,19 @@ def _placed_by_group_alike(reader: CheckpointReader, nodes: int) -> bool:
 
 # Keys of a router's own section that decide what its state means, or replace it; losses' weights, rates and the like
 # may change.
-_ROUTER_KEYS = ("gate", "gate_input", "blocks", "balance", "map", "weights", "score")
+_ROUTER_KEYS = (
+    "gate",
+    "gate_input",
+    "blocks",
+    "balance",
+    "map",
+    "weights",
+    "score",
+    "num_nodes",
+    "num_devices",
+    "partners",
+    "table",
+)
 
 
 def check_same_model(reader: CheckpointReader, config: Config) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import printable, whole_number
+from locmoe_ops.routers.specs.c2r import trained
 from locmoe_ops.shard_spec import ShardSpec
 from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.format import CheckpointHeader, DataState, TensorEntry
@@ -37,7 +38,8 @@ from pangu_sigma.runtime.messages import log
 # Parameters of routers, by the end of their names, and the axis along which groups lie: all rows of one group are
 # neighbours.
 _BY_GROUP = re.compile(
-    r"\.routing\.router\.(?:table|gate\.(?:weight|codes)|preference\.(?:terms\.\d+\.)?balance_(?:bias|integral|error)|centre\.value_mean)$"
+    r"\.routing\.router\.(?:table|partners|gate\.(?:weight|codes)"
+    r"|preference\.(?:terms\.\d+\.)?balance_(?:bias|integral|error)|centre\.value_mean)$"
 )
 
 
@@ -156,9 +158,10 @@ def config_of_domain(config: Config, domain: Domain, target: str, tokenizer: Opt
             num_groups=1,
             domain_groups=None,
             logical_topology=None,
-            # On one node the locality loss is 0, too. Maps are in the checkpoint; a file's are of all groups.
-            router=replace(config.moe.router, locality_bias=local_term, **_without_map_file(config.moe.router)),
-            routers=tuple(replace(entry, **_without_map_file(entry)) for entry in config.moe.routers),
+            # On one node the locality loss is 0, too. What follows from a file is in the checkpoint; a file is of
+            # all groups.
+            router=replace(config.moe.router, locality_bias=local_term, **_without_files(config.moe.router)),
+            routers=tuple(replace(entry, **_without_files(entry)) for entry in config.moe.routers),
             dispatch=replace(config.moe.dispatch, group_wise=False),
         ),
         parallel=ParallelConfig(),
@@ -181,9 +184,14 @@ def config_of_domain(config: Config, domain: Domain, target: str, tokenizer: Opt
     )
 
 
-def _without_map_file(router: Union[RouterConfig, LayerRouterConfig]) -> Dict[str, Any]:
-    """The section `hash` of a `router`, where it has one, without `map`."""
-    return {} if router.hash is None else {"hash": replace(router.hash, map=None)}
+def _without_files(router: Union[RouterConfig, LayerRouterConfig]) -> Dict[str, Any]:
+    """The sections of a `router`, of those that it has, which may name a file: without it."""
+    found: Dict[str, Any] = {}
+    if router.hash is not None:
+        found["hash"] = replace(router.hash, map=None)
+    if router.c2r is not None:
+        found["c2r"] = trained(router.c2r)
+    return found
 
 
 def _header(reader: CheckpointReader, domain: Domain, config: Config, keep_optimizer: bool) -> CheckpointHeader:
