@@ -113,7 +113,7 @@ def moe_layer_gradients(
         b1=np.zeros(parameters.b1.shape),
         w2=np.zeros(parameters.w2.shape),
         b2=np.zeros(parameters.b2.shape),
-        gate=np.zeros((spec.num_experts, parameters.w1.shape[1])) if spec.learns_gate else None,
+        gate=np.zeros((spec.gate_rows, parameters.w1.shape[1])) if spec.learns_gate else None,
     )
     for index, plan in enumerate(plans):
         probability_gradient = aux_weight * (aux[index] + divergence[index]) + locality_weight * locality[index]

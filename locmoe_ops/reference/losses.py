@@ -31,7 +31,7 @@ def aux_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
     """L_aux = alpha * sum over cells of (share of the tokens) * sum_i f_i P_i / c_i.
 
     c is the share of a cell's tokens meant for expert i: 1/n (LocMoE Eq. 5 within each cell), or as the links say
-    (ta_moe).
+    (ta_moe). Of smile the sum is over nodes, and with beta in place of alpha another one over the experts inside them.
 
     Args:
         spec: of the layer. ranks, routings: tokens and their choices, one entry a simulated rank.
@@ -41,9 +41,8 @@ def aux_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
     total = _count_tokens(ranks)
     loss = 0.0
     for key, cell in _cells(spec, _aux_scope(spec), ranks, routings).items():
-        fraction, mean = cell.chosen / cell.tokens, cell.probability / cell.tokens
-        loss += cell.tokens / total * float(np.dot(fraction / meant_shares(spec, *key), mean))
-    return spec.alpha * loss
+        loss += cell.tokens / total * float(np.dot(_penalties(spec, key, cell), cell.probability / cell.tokens))
+    return loss
 
 
 def locality_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
@@ -113,7 +112,7 @@ def aux_loss_gradient(spec: LayerSpec, ranks: Ranks, routings: Routings) -> list
     total = _count_tokens(ranks)
     if spec.router != "hash":
         for key, cell in _cells(spec, _aux_scope(spec), ranks, routings).items():
-            slopes[key] = spec.alpha * cell.chosen / meant_shares(spec, *key) / (cell.tokens * total)
+            slopes[key] = _penalties(spec, key, cell) / total
     return _spread(spec, _aux_scope(spec), ranks, routings, slopes)
 
 
@@ -132,6 +131,17 @@ def locality_loss_gradient(spec: LayerSpec, ranks: Ranks, routings: Routings) ->
             safe = np.where(current > 0.0, current, 1.0)
             slopes[key] = spec.mu / total * (np.log(safe / localised) + 1.0)
     return _spread(spec, "node", ranks, routings, slopes)
+
+
+def _penalties(spec: LayerSpec, key: CellKey, cell: Cell) -> np.ndarray:
+    """(n,) float64: what a mean probability of each expert adds to the load-balancing loss of a cell."""
+    fraction = cell.chosen / cell.tokens
+    if spec.router != "smile":
+        return spec.alpha * fraction / meant_shares(spec, *key)
+    of_levels = fraction.reshape(spec.num_nodes, -1)  # (V, m) <- (n,)
+    of_nodes, of_places = of_levels.sum(1, keepdims=True), of_levels.sum(0, keepdims=True)
+    both = spec.alpha * spec.num_nodes * of_nodes + spec.beta * of_levels.shape[1] * of_places
+    return both.reshape(-1)  # (n,) <- (V, m)
 
 
 def meant_shares(spec: LayerSpec, statistics_group: int, group: int) -> np.ndarray:
@@ -185,7 +195,7 @@ def _cells(spec: LayerSpec, scope: str, ranks: Ranks, routings: Routings) -> dic
         for t in range(len(tokens.x)):
             key = _statistics_group(spec, scope, int(tokens.home[t])), int(routing.group[t])
             cell = cells.get(key, Cell(0, np.zeros(size), np.zeros(size)))
-            counted = routing.choice[t, :1] if spec.router == "gshard" else routing.choice[t]
+            counted = routing.choice[t] if routing.counted is None else routing.counted[t]
             for i in counted:
                 cell.chosen[i] += 1.0 / len(counted)
             cells[key] = Cell(cell.tokens + 1, cell.chosen, cell.probability + routing.probability[t])

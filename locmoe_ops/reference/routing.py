@@ -7,6 +7,7 @@ import numpy as np
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.reference import topk
+from locmoe_ops.reference.competition import expert_choice, library_cap
 from locmoe_ops.reference.spec import LayerParameters, LayerSpec, RankTokens
 
 
@@ -18,11 +19,13 @@ class Routing(NamedTuple):
     probability: np.ndarray
     choice: np.ndarray  # (T,k) int64; chosen experts as indices into the group, best first
     expert: np.ndarray  # (T,k) int64; global expert ids of the same; E where a choice is not taken up
-    # (T,k) float64; the chosen experts' probabilities; gshard: over their sum, 0 if not taken up; hash: of its scores
+    # (T,k) float64; the chosen experts' probabilities; of some over their sum; 0 if not taken up; hash: of its scores
     gate_weight: np.ndarray
     # (T,n) float64: topk, node_limited, moge: gate values, and scores, of which probabilities are shares; others: empty
     values: np.ndarray = np.zeros((0, 0))
     score: np.ndarray = np.zeros((0, 0))
+    # (T,c) int64; indices into the group that the load-balancing loss counts, where these are not the choices
+    counted: Optional[np.ndarray] = None
 
 
 def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> Routing:
@@ -44,20 +47,30 @@ def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> R
         if spec.router == "hash":
             choice[t] = _experts_of_id(parameters, tokens, t, group[t])
             continue
-        score = probability[t] + _balance_of(parameters, group[t], size)
-        choice[t] = _select_top_k(spec, probability[t], score, _local_to(spec, tokens, t, group[t]))
-    if spec.router == "faster_moe":
+        score, local = probability[t] + _balance_of(parameters, group[t], size), _local_to(spec, tokens, t, group[t])
+        partners = None if parameters.partners is None else parameters.partners[group[t] * size : (group[t] + 1) * size]
+        choice[t] = _select_top_k(spec, probability[t], score, local, partners=partners)
+    counted, absent = choice[:, :1].copy() if spec.renormalises else None, np.zeros(choice.shape, bool)
+    if spec.router == "faster_moe" and not spec.library_cap:
         _keep_home(spec, tokens, group, probability, choice)
-    expert = choice + (group * size)[:, None]
-    gate_weight = np.take_along_axis(probability, choice, axis=1)
+    elif spec.router == "faster_moe":
+        local = np.array([_local_to(spec, tokens, t, group[t]) for t in range(count)])
+        values = [_gate_rows(spec, parameters, one) @ x for one, x in zip(group, tokens.x.astype(np.float64))]
+        choice = library_cap(np.array(values), local, tokens.home, spec.max_remote_fraction)
+    elif spec.expert_choice:
+        counted = choice
+        choice, absent = expert_choice(probability, tokens.home * spec.num_groups + group, spec.top_k)
+    expert = np.where(absent, spec.num_experts, choice + (group * size)[:, None])
+    gate_weight = np.where(absent, 0.0, np.take_along_axis(probability, choice, axis=1))
     if spec.router == "hash" and spec.hash_score != "none":
         rules = _weight_rules(spec)
         gate_weight = np.stack([topk.weights_of(rules, probability[t], choice[t]) for t in range(count)])
-    if spec.router == "gshard":
+    if spec.renormalises:
         gate_weight /= gate_weight.sum(axis=1, keepdims=True)
-        absent = np.zeros(count, bool) if tokens.chance is None else 2.0 * gate_weight[:, 1] <= tokens.chance
-        expert[absent, 1], gate_weight[absent, 1] = spec.num_experts, 0.0
-    return Routing(group, probability, choice, expert, gate_weight)
+    if spec.router == "gshard":
+        by_chance = np.zeros(count, bool) if tokens.chance is None else 2.0 * gate_weight[:, 1] <= tokens.chance
+        expert[by_chance, 1], gate_weight[by_chance, 1] = spec.num_experts, 0.0
+    return Routing(group, probability, choice, expert, gate_weight, counted)
 
 
 def _route_topk(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens, group: np.ndarray) -> Routing:
@@ -165,7 +178,7 @@ def through_weights(spec: LayerSpec, routing: Routing, weight_gradient: np.ndarr
         return gradient
     for t, chosen in enumerate(routing.choice):
         of_chosen = weight_gradient[t]
-        if spec.router == "gshard":
+        if spec.renormalises:
             # w_i = p_i / s with s the sum over the chosen: dw_j/dp_i = (1 if i = j) / s - p_j / s^2
             p = routing.probability[t, chosen]
             of_chosen = of_chosen / p.sum() - np.dot(of_chosen, p) / p.sum() ** 2
@@ -199,7 +212,7 @@ def gate_gradients(
     Returns: both float64; None for the gate where none is learned.
     """
     x_gradient = np.zeros(tokens.x.shape)
-    gate_gradient = np.zeros((spec.num_experts, tokens.x.shape[1])) if spec.learns_gate else None
+    gate_gradient = np.zeros((spec.gate_rows, tokens.x.shape[1])) if spec.learns_gate else None
     if spec.router == "hash" and spec.hash_score == "none":
         return x_gradient, gate_gradient
     for t in range(len(tokens.x)):
@@ -210,6 +223,8 @@ def gate_gradients(
             value_gradient = probability_gradient[t]
         if spec.router == "hash":
             value_gradient = topk.values_gradient(_weight_rules(spec), rows @ x, p_gradient)
+        if spec.router == "smile":
+            value_gradient = _through_levels(rows @ x, spec.num_nodes, p_gradient)
         if spec.router == "locmoe":
             values = locmoe_values(spec, parameters, tokens, t, routing.group[t])
             value_gradient = spec.value_scale * value_gradient
@@ -226,8 +241,8 @@ def gate_gradients(
             continue
         x_gradient[t] = rows.T @ value_gradient
         if gate_gradient is not None:
-            first = routing.group[t] * spec.experts_per_group
-            gate_gradient[first : first + spec.experts_per_group] += np.outer(value_gradient, x)
+            first = routing.group[t] * len(rows)
+            gate_gradient[first : first + len(rows)] += np.outer(value_gradient, x)
     return x_gradient, gate_gradient
 
 
@@ -246,10 +261,12 @@ def _token_probability(
         values = spec.value_scale * (np.maximum(values, 0.0) if _is_rectified(spec, values) else values)
     if spec.router == "hash":
         return topk.scores_of(_weight_rules(spec), values)
+    if spec.router == "smile":
+        of_node, of_expert = _levels(values, spec.num_nodes)
+        return np.outer(of_node, of_expert).reshape(-1)
     if spec.router == "etr":
         values = values / (np.linalg.norm(rows, axis=1) * _length(x)) / spec.temperature
-    exponentials = np.exp(values - values.max())
-    return exponentials / exponentials.sum()
+    return topk.softmax(values)
 
 
 def _experts_of_id(parameters: LayerParameters, tokens: RankTokens, t: int, group: int) -> np.ndarray:
@@ -261,6 +278,21 @@ def _experts_of_id(parameters: LayerParameters, tokens: RankTokens, t: int, grou
 def _weight_rules(spec: LayerSpec) -> topk.TopKRules:
     """How hash's gate gives weights: as the gate of topk does."""
     return topk.TopKRules(spec.hash_score, spec.hash_renormalise, spec.hash_scale)
+
+
+def _levels(values: np.ndarray, nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """smile: the probabilities of nodes (V,) and of the experts inside one (m,), given a token's values (V+m,)."""
+    return topk.softmax(values[:nodes]), topk.softmax(values[nodes:])
+
+
+def _through_levels(values: np.ndarray, nodes: int, gradient: np.ndarray) -> np.ndarray:
+    """smile: from the gradient of the products p_v q_j (n,) to that of the values (V+m,) behind them."""
+    of_node, of_expert = _levels(values, nodes)
+    gradient = gradient.reshape(nodes, -1)
+    parts = []
+    for p, p_gradient in ((of_node, gradient @ of_expert), (of_expert, of_node @ gradient)):
+        parts.append(p * (p_gradient - np.dot(p, p_gradient)))
+    return np.concatenate(parts)
 
 
 def locmoe_values(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens, t: int, group: int) -> np.ndarray:
@@ -302,7 +334,7 @@ def _standardised(values: np.ndarray) -> tuple[np.ndarray, float]:
 
 def _gate_rows(spec: LayerSpec, parameters: LayerParameters, group: int) -> np.ndarray:
     """(n,d) float64: the gate weights of one group's experts; GrAP has the same rows for every group."""
-    size = spec.experts_per_group
+    size = spec.gate_rows // spec.num_groups
     if not spec.learns_gate:
         return grap_weights(size, parameters.w1.shape[1])
     assert parameters.gate is not None
@@ -333,11 +365,17 @@ def _select_top_k(
     local: np.ndarray,
     among: Optional[list[int]] = None,
     count: Optional[int] = None,
+    partners: Optional[np.ndarray] = None,
 ) -> list[int]:
     """The k experts of one token, one after another: by `score` (n,), with the locality bias for those that are
-    `local` (n,) bool. Or `count` experts, `among` some alone.
+    `local` (n,) bool. Or `count` experts, `among` some alone. Of c2r, those after the first are among the `partners`
+    (n,n) bool of that; of smile, all are on the likeliest node.
     """
     left, chosen = list(range(len(probability))) if among is None else list(among), []
+    if spec.router == "smile":
+        of_nodes = probability.reshape(spec.num_nodes, -1).sum(1)
+        inside = len(probability) // spec.num_nodes
+        left = [i for i in left if i // inside == int(of_nodes.argmax())]
     if spec.local_term == "bias":
         score = score + spec.local_strength * local
     for _ in range(spec.top_k if count is None else count):
@@ -347,6 +385,9 @@ def _select_top_k(
             candidates = [i for i in left if local[i] and probability[i] > enough] or left
         chosen.append(min(candidates, key=lambda i: (-score[i], i)))
         left.remove(chosen[-1])
+        if spec.router == "c2r":
+            assert partners is not None
+            left = [i for i in left if partners[chosen[0], i]]
     return chosen
 
 

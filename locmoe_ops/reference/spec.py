@@ -15,7 +15,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.reference import topk
 from locmoe_ops.topology import ExpertPlacement, Topology
 
-ROUTERS = ("hash", "switch", "locmoe", "gshard", "faster_moe", "ta_moe", "etr", *topk.ROUTERS)
+ROUTERS = ("hash", "switch", "locmoe", "gshard", "faster_moe", "ta_moe", "etr", "smile", "c2r", *topk.ROUTERS)
 WITHOUT_SECOND = ("hash", "gshard", *topk.ROUTERS)
 GATES = ("grap", "dense")
 ACTIVATIONS = ("gelu", "gelu_tanh", "fast_gelu", "relu")
@@ -69,6 +69,10 @@ class LayerSpec:
     hash_score: str = "none"  # hash: none | softmax | sigmoid | sqrt_softplus: of a gate; none: weights 1/k
     hash_renormalise: bool = True  # hash: scores over their sum over a token's experts
     hash_scale: float = 1.0  # hash: factor on weights by scores
+    expert_choice: bool = False  # etr: experts choose among the tokens of a home, each its even share
+    library_cap: bool = False  # faster_moe: the fastmoe library's rule
+    num_nodes: int = 1  # smile: stretches of a group's experts that the first router chooses among
+    beta: float = 0.01  # smile: weight of the loss inside nodes; alpha is that over nodes
 
     def __post_init__(self) -> None:
         _require_choice("router", self.router, ROUTERS)
@@ -82,7 +86,7 @@ class LayerSpec:
         _require_choice("statistics", self.statistics, STATISTICS)
         _require_choice("local_term", self.local_term, LOCAL_TERMS)
         _require_choice("hash_score", self.hash_score, HASH_SCORES if self.router == "hash" else HASH_SCORES[:1])
-        least, most = {"gshard": (2, 2)}.get(self.router, (1, self.experts_per_group))
+        least, most = (2, 2) if self.renormalises else (1, self.experts_per_group)
         _require(least <= self.top_k <= most, "top_k", self.top_k, f"{least}..{most} ({self.router} router)")
         _require(self.capacity >= 1, "capacity", self.capacity, "at least 1")
         _require(0.0 < self.smoothing <= 1.0, "smoothing", self.smoothing, "above 0, at most 1")
@@ -112,10 +116,24 @@ class LayerSpec:
     def learns_gate(self) -> bool:
         """Whether the router owns a weight matrix (E,d)."""
         return (
-            self.router in ("switch", "gshard", "faster_moe", "ta_moe", *topk.ROUTERS)
+            self.router in ("switch", "gshard", "faster_moe", "ta_moe", "smile", "c2r", *topk.ROUTERS)
             or (self.router == "locmoe" and self.gate == "dense")
             or (self.router == "hash" and self.hash_score != "none")
         )
+
+    @property
+    def gate_rows(self) -> int:
+        """Rows of the learned gate, those of a group being neighbours: one an expert; of smile one for each node and
+        each expert inside one.
+        """
+        if self.router != "smile":
+            return self.num_experts
+        return self.num_groups * (self.num_nodes + self.experts_per_group // self.num_nodes)
+
+    @property
+    def renormalises(self) -> bool:
+        """Whether the weights of a token's experts are their probabilities over the sum of these."""
+        return self.router == "gshard" or (self.router == "faster_moe" and self.library_cap)
 
     def capacities(self, source: int) -> list[int]:
         """Slots for each expert at simulated rank `source`; E numbers."""
@@ -152,10 +170,11 @@ class LayerParameters:
     b1: np.ndarray  # (E,f) float
     w2: np.ndarray  # (E,f,d) float
     b2: np.ndarray  # (E,d) float
-    gate: Optional[np.ndarray] = None  # (E,d) float
+    gate: Optional[np.ndarray] = None  # (E,d) float; of smile (`LayerSpec.gate_rows`,d)
     table: Optional[np.ndarray] = None  # (G,V) int, with k above 1 (G,V,k); entries 0..n-1
     balance: Optional[np.ndarray] = None  # (E,) float; added to the score that an expert is picked by
     value_mean: Optional[np.ndarray] = None  # (E,) float; locmoe: subtracted from an expert's w_i x
+    partners: Optional[np.ndarray] = None  # (E,n) bool; c2r: the group's experts that may follow a first one
     shared: Optional[SharedWeights] = None  # of experts beside those that the router picks; None: there are none
 
 
@@ -211,7 +230,7 @@ class LayerGradients:
     b1: np.ndarray  # (E,f) float64
     w2: np.ndarray  # (E,f,d) float64
     b2: np.ndarray  # (E,d) float64
-    gate: Optional[np.ndarray]  # (E,d) float64; None where no gate is learned
+    gate: Optional[np.ndarray]  # as of `LayerParameters`, float64; None where no gate is learned
     shared: Optional[SharedWeights] = None  # float64; None where there are no shared experts
 
 
@@ -225,7 +244,10 @@ def check_inputs(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[R
     _require(parameters.w1.shape[0] == experts, "w1.shape", parameters.w1.shape, f"(E = {experts}, d, f)")
     if spec.learns_gate:
         found = None if parameters.gate is None else parameters.gate.shape
-        _require(found == (experts, hidden), "gate.shape", found, f"(E, d) = {(experts, hidden)}")
+        _require(found == (spec.gate_rows, hidden), "gate.shape", found, f"(E, d) = {(spec.gate_rows, hidden)}")
+    if spec.router == "c2r":
+        found, expected = None if parameters.partners is None else parameters.partners.shape, spec.experts_per_group
+        _require(found == (experts, expected), "partners.shape", found, f"(E, n) = {(experts, expected)}")
     if spec.router == "hash":
         found = None if parameters.table is None else parameters.table.shape[:1]
         _require(found == (spec.num_groups,), "table.shape[:1]", found, f"(G,) = ({spec.num_groups},)")

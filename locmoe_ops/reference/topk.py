@@ -30,6 +30,12 @@ class TopKRules:
     sequence_length: int = 1  # tokens of each sequence, which are neighbours on their rank
 
 
+def softmax(values: np.ndarray) -> np.ndarray:
+    """(n,) float64 of `values` (n,)."""
+    exponentials = np.exp(values - values.max())
+    return exponentials / exponentials.sum()
+
+
 def scores_of(rules: TopKRules, values: np.ndarray) -> np.ndarray:
     """(n,) float64: the scores of one token's experts.
 
@@ -37,8 +43,7 @@ def scores_of(rules: TopKRules, values: np.ndarray) -> np.ndarray:
         rules: of the router. values: (n,), of the gate.
     """
     if rules.score_function == "softmax":
-        exponentials = np.exp(values - values.max())
-        return exponentials / exponentials.sum()
+        return softmax(values)
     if rules.score_function == "sigmoid":
         return 1.0 / (1.0 + np.exp(-values))
     if rules.score_function == "sqrt_softplus":

@@ -163,15 +163,24 @@ def build_router(case: Case, collectives: Collectives, selection_bias: nn.Cell |
     values = {"normalise": case.normalise, "value_scale": case.value_scale, "rectify": case.rectify}
     options = {
         "locmoe": {"gate": case.gate, "ties": case.ties, **noise, **centred, **values, **divergence, **localising},
-        "etr": {"temperature": spec.temperature, **localising},
-        "faster_moe": {"max_remote_fraction": case.max_remote_fraction},
+        "etr": {
+            "temperature": spec.temperature,
+            "expert_choice_start_step": 0 if case.expert_choice else None,
+            **localising,
+        },
+        "faster_moe": {
+            "max_remote_fraction": case.max_remote_fraction,
+            "rule": "fastmoe" if case.library_cap else "ours",
+        },
+        "smile": {"num_nodes": case.num_nodes, "node_loss_weight": spec.alpha, "expert_loss_weight": spec.beta},
         "ta_moe": {"bandwidth_ratio": spec.bandwidth_ratio},
         **topk_options(case),
     }.get(case.router, {})
+    balance = {} if case.router == "smile" else {"aux_loss_weight": spec.alpha}
     router = make_router(
         RouterContext(
             case.router,
-            router_spec(case.router).options(aux_loss_weight=spec.alpha, **options),
+            router_spec(case.router).options(**balance, **options),
             shape,
             case.layout,
             spec.placement,
@@ -216,5 +225,7 @@ def load_parameters(case: Case, layer: MoEFeedForward) -> None:
         whole = as_one_network(given.shared)
         for parameter in layer.shared_experts.trainable_params():
             parameter.set_data(Tensor(whole[".".join(parameter.name.split(".")[-2:])]))
+    if given.partners is not None:
+        layer.routing.router.partners.set_data(Tensor(given.partners.astype(np.float32)))
     if given.value_mean is not None:
         layer.routing.router.centre.value_mean.set_data(Tensor(given.value_mean.reshape(case.groups, -1)))

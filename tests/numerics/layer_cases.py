@@ -60,6 +60,10 @@ class Case:
     tied: bool = False  # experts in pairs of equal scores: small whole numbers, for which products are exact
     shared: int = 0  # experts that every token passes through
     far_capacity: Optional[int] = None  # hierarchical dispatch, with `capacity` slots for experts of the own node
+    expert_choice: bool = False  # etr: experts choose
+    library_cap: bool = False  # faster_moe: the fastmoe library's rule
+    num_nodes: int = 1  # smile
+    num_partners: int = 0  # c2r: of each expert, on one of two devices; 0: all others of the group
     compiled: bool = True  # by four ranks; one process compiles all. Those that are not exchange as another that is
 
     @property
@@ -110,6 +114,10 @@ class Case:
             hash_score=self.hash_score,
             hash_renormalise=self.hash_renormalise,
             hash_scale=self.hash_scale,
+            expert_choice=self.expert_choice,
+            library_cap=self.library_cap,
+            num_nodes=self.num_nodes,
+            beta=0.4,
             source_nodes=tuple(map(self.layout.node_of, range(RANKS))),
         )
 
@@ -156,6 +164,16 @@ CASES = {
     "switch, top 8, two shared": Case("switch", top_k=8, capacity=11, shared=2, activation="relu"),
     "switch, top 2, two tiers, re-picked by weight": Case(
         "switch", top_k=2, capacity=4, far_capacity=1, priority="weight", overflow="repick"
+    ),
+    "experts choose, etr, top 2, 3 groups, by weight": Case(
+        "etr", groups=3, top_k=2, priority="weight", expert_choice=True, statistics="rank"
+    ),
+    "library cap, 3 groups, 2 replicas": Case(
+        "faster_moe", groups=3, top_k=2, max_remote_fraction=0.4, library_cap=True, expert_parallel=2, ranks_per_node=1
+    ),
+    "smile, top 2, 3 groups": Case("smile", groups=3, top_k=2, num_nodes=2, statistics="node"),
+    "c2r, top 3, nothing dropped, 2 replicas": Case(
+        "c2r", top_k=3, num_partners=2, capacity=AMPLE, expert_parallel=2, statistics="rank"
     ),
     "half, switch, top 2, 3 groups, by weight": Case(
         "switch", groups=3, top_k=2, priority="weight", half=True, compiled=False
@@ -322,6 +340,44 @@ STATISTICS_CASES = {
 STATISTICS_CASES = {name: replace(case, statistics="expert_parallel") for name, case in STATISTICS_CASES.items()}
 
 
+# Rarer cases, which run in PyNative mode: nothing is compiled for them.
+PYNATIVE_CASES = {
+    "resonance, experts choose": Case("etr", priority="weight", expert_choice=True, statistics="node"),
+    "resonance, experts choose all 8": Case(
+        "etr", top_k=8, priority="weight", capacity=AMPLE, expert_choice=True, statistics="rank"
+    ),
+    "capped as the library does": Case(
+        "faster_moe", top_k=2, capacity=AMPLE, max_remote_fraction=0.3, library_cap=True, statistics="node"
+    ),
+    "the library's rule without a cap": Case("faster_moe", top_k=2, capacity=4, library_cap=True),
+    "two levels, nothing dropped": Case("smile", num_nodes=4, capacity=AMPLE),
+    "two levels, top 2 of 4, by weight": Case(
+        "smile", top_k=2, num_nodes=2, priority="weight", overflow="repick", statistics="rank"
+    ),
+    "two levels, all of 8": Case("smile", top_k=8, capacity=8, statistics="node"),
+    "collaboration, top 1": Case("c2r", num_partners=1, statistics="node"),
+    "collaboration, 3 groups, biases": Case(
+        "c2r", groups=3, top_k=2, num_partners=1, local_term="bias", local_strength=0.25, balanced=True
+    ),
+    "collaboration, margin": Case("c2r", top_k=2, num_partners=2, local_term="margin", local_strength=0.8),
+    "collaboration, all of 8": Case("c2r", top_k=8, capacity=8),
+}
+
+
+def partners_of(case: Case) -> np.ndarray:
+    """bool (E, n): who may follow each expert, some of the other experts of its half of the group, or all others."""
+    size = case.experts // case.groups
+    table = np.zeros((case.experts, size), bool)
+    rng = np.random.default_rng(5)
+    for expert in range(case.experts):
+        own = expert % size
+        others = [
+            i for i in range(size) if i != own and (case.num_partners == 0 or i // (size // 2) == own // (size // 2))
+        ]
+        table[expert, rng.permutation(others)[: case.num_partners or None]] = True
+    return table
+
+
 def parameters_of(case: Case) -> LayerParameters:
     rng = np.random.default_rng(7)
     experts, per_group = case.experts, case.experts // case.groups
@@ -330,7 +386,7 @@ def parameters_of(case: Case) -> LayerParameters:
         return (rng.standard_normal(shape) * scale).astype(np.float32)
 
     def gate() -> np.ndarray:
-        drawn = normal(experts, HIDDEN, scale=0.2)
+        drawn = normal(case.spec.gate_rows, HIDDEN, scale=0.2)
         if case.tied:
             drawn = np.round(8.0 * drawn) / 8.0
             drawn[1::2] = drawn[::2]
@@ -360,6 +416,7 @@ def parameters_of(case: Case) -> LayerParameters:
         table=table(),
         balance=normal(experts, scale=0.1) if case.balanced else None,
         value_mean=normal(experts, scale=0.5) if case.centred else None,
+        partners=partners_of(case) if case.router == "c2r" else None,
         shared=shared() if case.shared else None,
     )
 
