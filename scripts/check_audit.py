@@ -40,7 +40,9 @@ ROUTERS = {
     "faster_moe": (),
     "gshard": ("moe.router.top_k=2",),
     "ta_moe": ("moe.router.statistics=node",),
-    "etr": ("moe.dispatch.drop_priority=weight",),
+    "etr": ("moe.dispatch.drop_priority=weight", "moe.router.etr.expert_choice_start_step=1"),
+    "smile": ("moe.router.smile.num_nodes=2",),
+    "c2r": ("moe.router.top_k=2",),
 }
 DISPATCHERS = {
     "flat": ("moe.dispatch={type: flat}",),

@@ -36,9 +36,18 @@ CASES = {
         "router": {"locmoe": {"ties": "noise", "centre_rate": 0.5}, "locality_loss": {"initial_weight": 1.0}},
     },
     "gshard": {"dispatch": {"type": "ragged", "ragged_limit": 1.5}, "router": {"top_k": 2}},
-    "faster_moe": {"dispatch": {"type": "hierarchical", "chunks": 2}, "capacity": {"local_share": 0.75}},
+    "faster_moe": {
+        "dispatch": {"type": "hierarchical", "chunks": 2},
+        "capacity": {"local_share": 0.75},
+        "router": {"top_k": 2, "faster_moe": {"rule": "fastmoe"}},
+    },
+    "smile": {"dispatch": {"type": "hierarchical"}, "router": {"smile": {"num_nodes": 2}}},
+    "c2r": {"dispatch": {"type": "flat"}, "num_groups": 1, "router": {"top_k": 2, "c2r": {"num_devices": 2}}},
     "ta_moe": {"dispatch": {"type": "flat", "overflow": "repick"}},
-    "etr": {"dispatch": {"type": "hierarchical", "drop_priority": "weight"}},
+    "etr": {
+        "dispatch": {"type": "hierarchical", "drop_priority": "weight"},
+        "router": {"etr": {"expert_choice_start_step": 1}},
+    },
     "replay": {"router": {"top_k": 2}},
     "topk": {
         "dispatch": {"type": "flat"},

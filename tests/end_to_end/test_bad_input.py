@@ -132,7 +132,10 @@ CONFIGURATION = [
     Case("train config.yaml --set train.steps=0", "train.steps: found 0, expected an integer >= 1"),
     Case("train config.yaml --set train.output_dir=null", "train.output_dir: found null, expected a string"),
     Case("train config.yaml --set optimizer.beta1=2", "optimizer.beta1: found 2, expected a number >= 0.0 and <="),
-    Case("train config.yaml --set moe.router.type=swich", "moe.router.type: found 'swich', expected one of etr, fast"),
+    Case(
+        "train config.yaml --set moe.router.type=swich",
+        "moe.router.type: found 'swich', expected one of c2r, etr, fast",
+    ),
     Case("train config.yaml --set moe.domain_groups=0", "moe.domain_groups: found 0, expected a list"),
     Case("config config.yaml --set model.num_heads=3", "model.num_heads (3) does not divide model.hidden_size (16)"),
     Case("config config.yaml --set moe.num_groups=3", "moe.num_groups (3) does not divide moe.num_experts (4)"),

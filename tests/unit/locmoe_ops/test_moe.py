@@ -229,7 +229,7 @@ def test_shared_experts_serve_every_token(top_k, capacity_factor):
 @pytest.mark.parametrize(
     "change, fragment",
     [
-        ({"router": "best"}, "expected one of etr, faster_moe"),
+        ({"router": "best"}, "expected one of c2r, etr, faster_moe"),
         ({"router": "hash"}, "vocab_size"),
         ({"num_experts": 5}, "do not divide hidden size 16"),
         ({"top_k": 9}, "expected 1 to 4"),

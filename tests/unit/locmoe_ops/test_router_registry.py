@@ -78,6 +78,9 @@ def test_a_configuration_is_read_without_mindspore():
         ("ta_moe", {}, {"gate.weight": (8, 32)}, 256, "node"),
         ("topk", {}, {"gate.weight": (8, 32)}, 256, "asked"),
         ("moge", {"aux_loss_weight": 0.0}, {"gate.weight": (8, 32)}, 256, "none"),
+        ("smile", {"num_nodes": 2}, {"gate.weight": (8, 32)}, 256, "asked"),  # of each group two nodes, two experts
+        ("smile", {}, {"gate.weight": (10, 32)}, 320, "asked"),
+        ("c2r", {}, {"gate.weight": (8, 32)}, 256, "asked"),
     ],
 )
 def test_costs(name, values, weights, products, statistics):

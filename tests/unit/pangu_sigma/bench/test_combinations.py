@@ -29,6 +29,8 @@ ASKED_FOR = {
     "gshard": {"moe.router.top_k": 2},
     "etr": {"moe.dispatch.drop_priority": "weight"},
     "moge": {"moe.router.top_k": 2},  # one from each of two devices
+    "smile": {"moe.router.smile.num_nodes": 2},
+    "c2r": {"moe.router.top_k": 2},
 }  # by routers, of other keys
 PAIRS = [  # ("etr", "ragged") is refused: experts need slots to choose for; replay needs a trace of the very text
     pair for pair in product(sorted(set(routers()) - {"replay"}), DISPATCHERS) if pair != ("etr", "ragged")
@@ -48,6 +50,16 @@ SETTINGS = {
     "mu by a schedule": {"moe.router.locality_loss": {"initial_weight": 1.0, "warmup_steps": 1}},
     "unrectified": {"moe.router.locmoe.ties": "unrectified"},
     "codes of three domains": {"moe.router.locmoe.gate_input": "code", "moe.domain_groups": [0, 1, 1]},
+    "experts choose late": {
+        "moe.router.type": "etr",
+        "moe.router.etr.expert_choice_start_step": 1,
+        "moe.dispatch.drop_priority": "weight",
+    },
+    "the fastmoe library's cap": {
+        "moe.router.type": "faster_moe",
+        "moe.router.top_k": 2,
+        "moe.router.faster_moe.rule": "fastmoe",
+    },
     "words": {"moe.router.locmoe.gate_input": "word", "moe.router.locmoe.blocks": "by_layer"},
     "local term and bias": {
         "moe.router.locality_bias": {"kind": "margin", "strength": 0.5},
@@ -91,6 +103,7 @@ def config_of(settings, mode="pynative"):
         for part in sections:
             section = section.setdefault(part, {})
         section[name] = value
+    raw["moe"].setdefault("router", {}).setdefault("smile", {"num_nodes": 2})  # for the routers of `bench router`
     return config_from_dict(raw)
 
 
@@ -209,7 +222,9 @@ def test_bench_router_has_the_same_rows_whatever_the_dispatcher(name):
     config = bench_router.one_rank_of(config_of(EVERYTHING[name]))
     found, left_out = bench_router.routers_of(config)
     repick = config.moe.dispatch.overflow == "repick"
-    refused = {"replay", *({"hash", "gshard", "topk", "node_limited", "moge"} if repick else set())}
+    # smile: of two nodes with an expert of a group each
+    refused = {"replay", *({"smile"} if config.moe.router.top_k > 1 else set())}
+    refused |= {"hash", "gshard", "c2r", "topk", "node_limited", "moge"} if repick else set()
     if config.moe.router.locmoe.ties != "first" or config.moe.router.locmoe.gate_input == "code":
         assert {candidate.config.moe.router.locmoe.ties for candidate in found} == {config.moe.router.locmoe.ties}
     if config.moe.router.locmoe.gate_input == "code":

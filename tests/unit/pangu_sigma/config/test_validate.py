@@ -95,6 +95,16 @@ def _config(settings):
             },
         ),
         (1, {"model.sparse_layers": 0, "moe.capacity.buckets": 3}),
+        (1, {"model.sparse_layers": 0, "moe.router.type": "smile", "moe.router.smile.num_nodes": 3}),
+        (
+            4,
+            {
+                "moe.router.type": "smile",
+                "moe.router.smile.num_nodes": 2,
+                "parallel.expert": 4,
+                "parallel.ranks_per_node": 2,
+            },
+        ),
         (1, {"train.steps": 100, "optimizer.decay_steps": 5000}),
         (1, {"runtime.precision": "bf16", "runtime.device": "ascend"}),
         (1, {"data.path": "runs/a/data", "train.output_dir": "runs/a"}),
@@ -119,6 +129,36 @@ def test_what_fits_is_accepted(world_size, settings):
         (1, {"moe.router.type": "etr"}, ["moe.dispatch.drop_priority is position", "moe.router.type etr"]),
         (
             1,
+            {
+                "moe.router.type": "etr",
+                "moe.dispatch.drop_priority": "weight",
+                "moe.router.etr.expert_choice_start_step": 7,
+                "train.steps": 7,
+            },
+            ["moe.router.etr.expert_choice_start_step (7)", "train.steps (7)", "expected an earlier step, or null"],
+        ),
+        (
+            1,
+            {"moe.router.type": "faster_moe", "moe.router.faster_moe.rule": "fastmoe"},
+            ["moe.router.top_k is 1", "moe.router.faster_moe.rule fastmoe", "expected 2, or rule ours"],
+        ),
+        (
+            4,
+            {"moe.router.type": "smile", "parallel.expert": 4, "parallel.ranks_per_node": 2},
+            ["moe.router.smile.num_nodes is 1", "are on 2 nodes", "expected 2"],
+        ),
+        (
+            4,
+            {
+                "moe.router.type": "c2r",
+                "moe.router.top_k": 2,
+                "moe.router.c2r.num_devices": 2,
+                "parallel.expert": 4,
+            },
+            ["moe.router.c2r.num_devices is 2", "are on 4 devices", "expected 4"],
+        ),
+        (
+            1,
             {"moe.router.type": "hash", "moe.router.locality_bias.kind": "bias"},
             ["moe.router.locality_bias.kind is bias", "by token id alone"],
         ),
@@ -140,12 +180,16 @@ def test_what_fits_is_accepted(world_size, settings):
         (
             1,
             {"moe.router.type": "ta_moe", "moe.router.balance_rate": 0.01},
-            ["moe.router.balance_rate is 0.01", "etr, locmoe, moge, node_limited, switch, topk"],
+            ["moe.router.balance_rate is 0.01", "c2r, etr, locmoe, moge, node_limited, switch, topk"],
         ),
         (
             1,
             {"moe.router": {"type": "ta_moe", "balance": {"kind": "sign"}}},
-            ["moe.router.balance.kind sign", "moe.router.type ta_moe", "etr, locmoe, moge, node_limited, switch, topk"],
+            [
+                "moe.router.balance.kind sign",
+                "moe.router.type ta_moe",
+                "c2r, etr, locmoe, moge, node_limited, switch, topk",
+            ],
         ),
         (
             1,

@@ -30,6 +30,8 @@ ROUTERS = (
     {"type": "faster_moe"},
     {"type": "ta_moe", "locality_bias": {"kind": "bias", "strength": 0.5}},
     {"type": "etr", "top_k": 2},
+    {"type": "smile"},
+    {"type": "c2r", "top_k": 2},
 )
 
 

@@ -29,6 +29,8 @@ ROUTERS = {
     "topk": {"top_k": 2, "balance": {"kind": "pid"}},
     "node_limited": {"top_k": 2},
     "moge": {"top_k": 2},
+    "smile": {"smile": {"num_nodes": 2}},
+    "c2r": {},
 }
 DEGREES = [(1, 1), (4, 1), (2, 2), (1, 4)]  # expert, tensor
 CASES = [

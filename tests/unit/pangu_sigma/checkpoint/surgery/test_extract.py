@@ -51,6 +51,8 @@ CASES = {
         {"domain_embeddings": True},
         {"router": {"type": "faster_moe"}, "num_groups": 1},
     ),
+    "smile": ({}, {"router": {"type": "smile", "smile": {"num_nodes": 2}}}),
+    "c2r": ({}, {"router": {"type": "c2r", "top_k": 2, "c2r": {"num_devices": 1}}}),
     "etr": (
         {},
         {"router": {"type": "etr"}, "dispatch": {"drop_priority": "weight"}, "expert_placement": "node_grouped"},

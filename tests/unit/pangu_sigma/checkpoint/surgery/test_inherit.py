@@ -34,6 +34,8 @@ ROUTERS = {
     "gshard": {"router": {"type": "gshard", "top_k": 2}},
     "faster_moe": {"router": {"type": "faster_moe"}},
     "ta_moe": {"router": {"type": "ta_moe"}},
+    "smile": {"router": {"type": "smile", "smile": {"num_nodes": 2}}},
+    "c2r": {"router": {"type": "c2r", "top_k": 2}},
     "etr": {"router": {"type": "etr"}, "dispatch": {"drop_priority": "weight"}},
     "ragged": {"router": {"type": "switch"}, "dispatch": {"type": "ragged"}, "capacity": {}},
 }
