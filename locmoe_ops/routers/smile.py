@@ -56,8 +56,7 @@ class SmileRouter(GatedRouter):
         probabilities = self.probabilities(x, tokens)
         by_node = ops.stop_gradient(probabilities).reshape(-1, self.nodes, self.inside)  # (T, V, m) <- (T, n)
         node = one_hot(self.argmax(by_node.sum(2)), self.nodes)  # (T, V); the q_j sum to 1, which leaves p
-        there = ops.broadcast_to(node.expand_dims(2), by_node.shape).reshape(-1, self.per_group)  # (T, n) <- (T, V, m)
-        scores = ops.stop_gradient(probabilities) + 2.0 * there
+        scores = (by_node + 2.0 * node.expand_dims(2)).reshape(-1, self.per_group)  # (T, n) <- (T, V, m) + (T, V, 1)
         choice, weight = self.select_top_k(scores, probabilities, tokens)
         return choice, weight, probabilities
 

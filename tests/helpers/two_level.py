@@ -33,10 +33,8 @@ class TwoGates(nn.Cell):
         super().__init__()
         self.shape = (-1, shape.num_groups, rows)
         drawn = np.random.default_rng(seed).normal(0.0, 0.02, (shape.num_groups * rows, shape.hidden_size))
-        self.weight, self.matmul = (
-            Parameter(Tensor(drawn.astype(np.float32)), name="weight"),
-            ops.MatMul(transpose_b=True),
-        )
+        self.weight = Parameter(Tensor(drawn.astype(np.float32)), name="weight")
+        self.matmul = ops.MatMul(transpose_b=True)
 
     def construct(self, x, group_mask):
         values = self.matmul(x, self.weight).reshape(self.shape)  # (T, G, V + m) <- (T, G * (V + m))
@@ -45,30 +43,32 @@ class TwoGates(nn.Cell):
 
 class TwoLevelRouter(GatedRouter):
     def __init__(self, context, options):
-        self_nodes, inside = options.nodes, context.shape.per_group // options.nodes
-        super().__init__(context, TwoGates(context.shape, self_nodes + inside, (context.seed, context.layer)))
-        self.nodes, self.inside = self_nodes, inside
-        self.weights, self.sums = (options.node_weight, options.expert_weight), RoutingStatistics(context)
+        nodes, inside = options.nodes, context.shape.per_group // options.nodes
+        super().__init__(context, TwoGates(context.shape, nodes + inside, (context.seed, context.layer)))
+        self.nodes, self.by_level = nodes, (-1, context.shape.num_groups, nodes, inside)
+        self.node_weight, self.expert_weight = options.node_weight, options.expert_weight
+        self.sums = RoutingStatistics(context)
 
     def select(self, x, tokens):
         values = self.values(x, tokens)  # (T, V + m)
         of_node, of_expert = self.softmax(values[:, : self.nodes]), self.softmax(values[:, self.nodes :])
-        both = (of_node.expand_dims(2) * of_expert.expand_dims(1)).reshape(-1, self.per_group)  # (T, n) <- (T, V, m)
-        node = one_hot(ops.argmax(of_node, -1), self.nodes)  # (T, V)
-        there = node.repeat(self.inside, 1)  # (T, n)
-        choice, weight = self.select_top_k(ops.stop_gradient(both) + there, both, tokens)
+        both = of_node.expand_dims(2) * of_expert.expand_dims(1)  # (T, V, m)
+        node = one_hot(self.argmax(of_node), self.nodes).expand_dims(2)  # (T, V, 1)
+        scores, both = (both + node).reshape(-1, self.per_group), both.reshape(-1, self.per_group)  # (T, n)
+        choice, weight = self.select_top_k(ops.stop_gradient(scores), both, tokens)
         return choice, weight, both
 
     def losses(self, expert, probabilities, tokens):
-        sums = [
-            part.reshape(-1, self.num_groups, self.nodes, self.inside)
-            for part in self.sums(expert, probabilities, tokens["group"], tokens["home"])
-        ]  # counts, probabilities: (S, G, V, m)
-        levels = [
-            load_balancing_loss(*(part.sum(axis).flatten(start_dim=1) for part in sums), self.num_groups)
-            for axis in (3, 2)
-        ]
-        return levels[0] * self.weights[0] + levels[1] * self.weights[1], Tensor(0.0)
+        counts, sums = self.sums(expert, probabilities, tokens["group"], tokens["home"])
+        counts, sums = counts.reshape(self.by_level), sums.reshape(self.by_level)  # (S, G, V, m)
+        return self.level(counts, sums, 3) * self.node_weight + self.level(
+            counts, sums, 2
+        ) * self.expert_weight, Tensor(0.0)
+
+    def level(self, counts, sums, axis):
+        return load_balancing_loss(
+            counts.sum(axis).flatten(start_dim=1), sums.sum(axis).flatten(start_dim=1), self.num_groups
+        )
 
 
 def build(context):
