@@ -22,16 +22,6 @@ def co_activation(expert: np.ndarray, num_experts: int) -> np.ndarray:
     return pairs
 
 
-def together_fraction(pairs: np.ndarray, places: np.ndarray) -> float:
-    """The share of pairs of experts of a token that are in the same place, such as a device; 0 where there is no pair.
-
-    Args:
-        pairs: <int>[E, E], of `co_activation`. places: <int>[E], the place of each expert.
-    """
-    same = places[:, None] == places[None, :]
-    return float(pairs[same].sum() / max(int(pairs.sum()), 1))
-
-
 def partner_table(
     num_experts: int, num_groups: int, num_stretches: int, partners: Optional[int], pairs: Optional[np.ndarray]
 ) -> np.ndarray:

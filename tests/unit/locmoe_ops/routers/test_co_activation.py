@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from locmoe_ops.routers.co_activation import co_activation, partner_table, together_fraction
+from locmoe_ops.routers.co_activation import co_activation, partner_table
 
 # Four tokens, three experts a token of five; expert 5 stands for a choice that was not taken up.
 EXPERT = np.array([[0, 1, 2], [1, 0, 4], [3, 1, 5], [5, 5, 2]])
@@ -17,19 +17,6 @@ def test_pairs_are_counted_by_token():
         [0, 1, 0, 0, 0],
         [1, 1, 0, 0, 0],
     ]
-
-
-@pytest.mark.parametrize(
-    ("places", "share"),
-    [([0, 0, 0, 0, 0], 1.0), ([0, 0, 1, 1, 1], 2 / 7), ([0, 1, 2, 3, 4], 0.0), ([0, 1, 0, 1, 1], 3 / 7)],
-)
-def test_the_share_of_pairs_in_one_place(places, share):
-    """Seven pairs: 0-1 twice; 0-2, 1-2, 0-4, 1-4 and 1-3 once each."""
-    assert together_fraction(co_activation(EXPERT, 5), np.array(places)) == pytest.approx(share)
-
-
-def test_no_pairs_without_a_second_choice():
-    assert together_fraction(co_activation(EXPERT[:, :1], 5), np.zeros(5, int)) == 0.0
 
 
 PAIRS = np.array(  # two groups of four: of the first, 0 goes with 3 most often, 1 with 2 and 3 alike
