@@ -68,18 +68,20 @@ def pairs_of_trace(path: str, context: RouterContext) -> np.ndarray:
     Raises:
         InputError: the file is no trace, is of other experts or fewer layers, or has one expert a token.
     """
-    from locmoe_ops.routing_trace import check_fits, read_trace
+    from locmoe_ops.routing_trace import read_trace
 
-    key, experts = "moe.router.c2r.table", context.shape.num_experts
+    key, shape = "moe.router.c2r.table", context.shape
     trace = read_trace(path, key)
-    check_fits(trace, experts, f"{key} {path}")
-    if trace.num_groups != context.shape.num_groups or context.layer >= trace.layers or trace.top_k < 2:
+    found, wanted = (trace.num_experts, trace.num_groups), (shape.num_experts, shape.num_groups)
+    if found != wanted or context.layer >= trace.layers or trace.top_k < 2:
         raise InputError(
-            f"{key} {path}: is of {trace.layers} sparse layers, moe.num_groups {trace.num_groups} and moe.router.top_k "
-            f"{trace.top_k}; expected at least {context.layer + 1}, {context.shape.num_groups}, and 2 or more, since "
-            "experts go together where a token has several"
+            f"{key} {path}: is of moe.num_experts {trace.num_experts}, moe.num_groups {trace.num_groups}, "
+            f"{trace.layers} sparse layers and moe.router.top_k {trace.top_k}; expected {shape.num_experts}, "
+            f"{shape.num_groups}, at least {context.layer + 1}, and 2 or more, since experts go together where a token "
+            "has several"
         )
-    return co_activation(trace.expert[context.layer].reshape(-1, trace.top_k), experts)  # (N, k) <- (R, S, k)
+    choices = trace.expert[context.layer].reshape(-1, trace.top_k)  # (N, k) <- (R, S, k)
+    return co_activation(choices, shape.num_experts)
 
 
 def build(context: RouterContext) -> Router:

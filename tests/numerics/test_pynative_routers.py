@@ -31,7 +31,15 @@ def layers():
     ms.set_context(mode=before)
 
 
-@pytest.mark.parametrize("name, draw", [(name, draw) for name in PYNATIVE_CASES for draw in DRAWS])
+def draws_of(case):
+    """Where all experts are chosen, the loss of the last draw has no gradient, and rounding is all there is."""
+    return DRAWS if case.top_k < case.experts // case.groups or case.router == "etr" else DRAWS[:-1]
+
+
+EVERYTHING = [(name, draw) for name, case in PYNATIVE_CASES.items() for draw in draws_of(case)]
+
+
+@pytest.mark.parametrize("name, draw", EVERYTHING)
 def test_layer_matches_the_reference(layers, name, draw):
     case = PYNATIVE_CASES[name]
     tokens, gradients = on_one_rank(*batch_of(case, draw))

@@ -77,10 +77,20 @@ def test_without_constraints_it_is_top_k():
 @pytest.mark.parametrize(
     ("expert", "experts", "groups", "fragment"),
     [
-        (np.zeros((1, 1, 2, 2)), 8, 1, "is of 1 sparse layers, moe.num_groups 1 and moe.router.top_k 2; expected at"),
-        (np.zeros((2, 1, 2, 1)), 8, 1, "and moe.router.top_k 1; expected at least 2, 1, and 2 or more"),
+        (
+            np.zeros((1, 1, 2, 2)),
+            8,
+            1,
+            "moe.num_groups 1, 1 sparse layers and moe.router.top_k 2; expected 8, 1, at least 2, and 2",
+        ),
+        (
+            np.zeros((2, 1, 2, 1)),
+            8,
+            1,
+            "2 sparse layers and moe.router.top_k 1; expected 8, 1, at least 2, and 2 or more",
+        ),
         (np.zeros((2, 1, 2, 2)), 8, 2, "moe.num_groups 2"),
-        (np.zeros((2, 1, 2, 2)), 4, 1, "is of moe.num_experts 4, the configuration has 8"),
+        (np.zeros((2, 1, 2, 2)), 4, 1, "is of moe.num_experts 4, moe.num_groups 1"),
     ],
     ids=["too few layers", "one expert a token", "other groups", "other experts"],
 )
