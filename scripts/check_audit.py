@@ -48,6 +48,7 @@ DISPATCHERS = {
     "flat": ("moe.dispatch={type: flat}",),
     "flat, chunks": ("moe.dispatch={type: flat, chunks: 2}",),
     "hierarchical": ("moe.dispatch={type: hierarchical}",),
+    "node_dedup": ("moe.dispatch={type: node_dedup}", "moe.router.top_k=2"),
     "ragged": ("moe.dispatch={type: ragged}", "moe.capacity={}"),
     "flat, group-wise": ("moe.dispatch={type: flat, group_wise: true}",),
     "hierarchical, group-wise": ("moe.dispatch={type: hierarchical, group_wise: true, chunks: 2}",),

@@ -18,7 +18,7 @@ from locmoe_ops.reference.routing import (
     second_choices,
     through_weights,
 )
-from locmoe_ops.reference.slots import keep_within_capacity, repick
+from locmoe_ops.reference.slots import keep_within_capacity, repick, share_copies
 from locmoe_ops.reference.spec import (
     LayerGradients,
     LayerParameters,
@@ -192,6 +192,11 @@ def _plan(spec: LayerSpec, parameters: LayerParameters, ranks: Sequence[RankToke
             second_expert = np.where(second < 0, -1, routing.group * spec.experts_per_group + second)
             moved = repick(*ranked, kept, second_expert, capacity, spec.drop_priority)
             taken, kept = replace_choices(spec, routing, moved, second), kept | moved
+        if spec.copies is not None:
+            assert spec.source_nodes is not None
+            own = spec.source_nodes[source]
+            nodes = [spec.node_of_expert(own, expert) for expert in range(spec.num_experts)]
+            kept = share_copies(taken.expert, routing.gate_weight, kept, nodes, own, spec.copies, spec.drop_priority)
         plans.append(_Plan(tokens, routing, taken, combine_weight(spec, taken), kept))
     return plans
 

@@ -50,7 +50,11 @@ class LayerSpec:
     # drop | repick: what finds no slot goes to the token's best local expert left, if that has one
     overflow: str = "drop"
     far_capacity: Optional[int] = None  # slots for an expert on another node than its source rank; None: `capacity`
-    source_nodes: Optional[tuple[int, ...]] = None  # node of each simulated source rank; needed with far_capacity
+    # a token travels to another node once, and each has room for so many of a source rank's; None: each assignment
+    # travels by itself
+    copies: Optional[int] = None
+    # node of each simulated source rank; needed with far_capacity and with copies
+    source_nodes: Optional[tuple[int, ...]] = None
     statistics: str = "global"  # rank | node | expert_parallel | global
     alpha: float = 0.01  # weight of L_aux
     mu: float = 0.01  # weight of L_loc
@@ -92,8 +96,14 @@ class LayerSpec:
         _require(0.0 < self.smoothing <= 1.0, "smoothing", self.smoothing, "above 0, at most 1")
         if self.far_capacity is not None:
             _require(self.far_capacity >= 0, "far_capacity", self.far_capacity, "at least 0")
+        if self.copies is not None:
+            _require(self.copies >= 0, "copies", self.copies, "at least 0")
+        if self.far_capacity is not None or self.copies is not None:
             _require(
-                self.source_nodes is not None, "source_nodes", None, "a node for each source rank, for far_capacity"
+                self.source_nodes is not None,
+                "source_nodes",
+                None,
+                "a node for each source rank, for far_capacity and copies",
             )
         known = all(0 <= group < self.num_groups for group in self.domain_groups)
         _require(known, "domain_groups", self.domain_groups, f"groups 0..{self.num_groups - 1}")
@@ -145,11 +155,14 @@ class LayerSpec:
             self.capacity if self.is_local(node, expert) else self.far_capacity for expert in range(self.num_experts)
         ]
 
-    def is_local(self, node: int, expert: int) -> bool:
-        """Whether a rank of `node` finds `expert` on its own node, within its own expert-parallel group."""
+    def node_of_expert(self, node: int, expert: int) -> int:
+        """The node on which a rank of `node` finds `expert`, within its own expert-parallel group."""
         rank = node * self.layout.ranks_per_node
-        holder = self.layout.group_of("ep", rank)[self.placement.ep_index_of(expert)]
-        return self.layout.node_of(holder) == node
+        return self.layout.node_of(self.layout.group_of("ep", rank)[self.placement.ep_index_of(expert)])
+
+    def is_local(self, node: int, expert: int) -> bool:
+        """Whether a rank of `node` finds `expert` on its own node."""
+        return self.node_of_expert(node, expert) == node
 
 
 @dataclass(frozen=True)

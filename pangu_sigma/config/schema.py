@@ -217,8 +217,9 @@ class DispatchConfig:
     type: str = key(
         "flat",
         "how tokens travel: flat = one padded all-to-all over the expert-parallel group; hierarchical = own-node "
-        "tokens stay inside the node, the rest crosses along rails with slots of its own; ragged = unequal parts, no "
-        "slots: nothing is dropped, no padding travels (moe.capacity plays no part)",
+        "tokens stay inside the node, the rest crosses along rails with slots of its own; node_dedup = the same, but a "
+        "token that wants several experts of a node (router.top_k above 1) travels there once; ragged = unequal parts, "
+        "no slots: nothing is dropped, no padding travels (moe.capacity plays no part)",
         choices=DispatcherNames(),
     )
     ragged_limit: Optional[float] = key(
@@ -230,7 +231,8 @@ class DispatchConfig:
     )
     chunks: int = key(
         1,
-        "slices that travel while others are with the experts; hierarchical: 1 or 2 (2 overlaps the two tiers)",
+        "slices that travel while others are with the experts; hierarchical, node_dedup: 1 or 2 (2 overlaps the two "
+        "tiers)",
         minimum=1,
         maximum=16,
     )
@@ -280,7 +282,7 @@ class CapacityConfig:
     evaluation_factor: float = key(2.0, "capacity factor in evaluation", above=0.0)
     local_share: Optional[float] = key(
         None,
-        "hierarchical dispatch: share of a rank's assignments that its node's experts get slots "
+        "hierarchical, node_dedup dispatch: share of a rank's assignments that its node's experts get slots "
         "for, the rest being for the other nodes'; 1: nothing leaves its node; null: the node's "
         "share of the experts",
         above=0.0,
@@ -288,8 +290,16 @@ class CapacityConfig:
     )
     measured_share: Optional[MeasuredShareConfig] = key(
         None,
-        "hierarchical dispatch: the share of assignments that leave their node is measured in training, and the tier "
-        "between nodes has slots for so many; null: local_share says how many",
+        "hierarchical, node_dedup dispatch: the share of assignments that leave their node is measured in training, "
+        "and the tier between nodes has slots for so many; null: local_share says how many",
+    )
+    node_share: Optional[float] = key(
+        None,
+        "node_dedup dispatch: share of a rank's tokens that each other node has slots for copies of, at capacity "
+        "factor 1; M / V is enough for a router that sends a token to M of V nodes; null: that of an even spread of "
+        "choices",
+        above=0.0,
+        maximum=1.0,
     )
     form: str = key(
         "exact",

@@ -89,7 +89,7 @@ def _dispatch(job: PlannedJob) -> Iterator[Exchange]:
     """The dispatcher's exchanges, and the sums of experts whose inner features a tensor-parallel group shares out."""
     width = job.config.model.hidden_size
     for one in layer_exchanges(job):
-        elements = one.rows if one.carries == COUNTS else one.rows * width
+        elements = one.rows if one.carries == COUNTS else one.rows * (width + one.extra)
         item = one.item or (ITEM if one.carries == COUNTS else job.compute_item)
         phase = BACKWARD if one.backward else FORWARD
         if one.operation == "all_to_all" and job.config.parallel.all_to_all == "gathered":

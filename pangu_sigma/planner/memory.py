@@ -101,8 +101,9 @@ def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
     held, every = memory.activation_factor.value, ("all",) * len(layers)
     dispatch = 0.0
     if job.sparse_layers:
-        # Of one of them: send and receive buffers, of tokens and of results.
-        dispatch = 4.0 * job.compute_item * expert_rows(job) * job.config.model.hidden_size
+        # Of one of them: send and receive buffers, of tokens and of results; and of copies on the rail.
+        rows = expert_rows(job) + copied_rows(job)
+        dispatch = 4.0 * job.compute_item * rows * job.config.model.hidden_size
         dispatch += _gathered_bytes(job, exchanges)
     # Of hosted experts, the weights and both moments (see `pangu_sigma.train.offloaded_experts`).
     hosted = 3 * own_experts if job.config.optimizer.expert_state != "device" else 0
@@ -234,6 +235,11 @@ def _scores(job: PlannedJob) -> float:
     if job.config.runtime.fused.attention:
         return scores // model.sequence_length * _FLASH_NUMBERS * ITEM
     return scores * (ITEM + (item if item < ITEM else 0) + (item if model.attention_dropout else 0))
+
+
+def copied_rows(job: PlannedJob) -> int:
+    """Rows that travel along the rail of one sparse layer before they are expanded into rows of experts, or 0."""
+    return layer_slots(job).copies * len(job.topology.group_of(f"{job.exchange.group}_rail", 0))
 
 
 def expert_rows(job: PlannedJob) -> int:

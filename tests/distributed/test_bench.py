@@ -39,12 +39,18 @@ def expected_bytes():
         return node * 1 * 2 * slots * row, node * 2 * 2 * slots * row
 
     hierarchical = node * (2 * 10 + 2 * 2 * 5) * row, node * 4 * 5 * row
+    # One copy a node, of one choice: 15 slots near (16 in two chunks), and 5 of each expert of the other node that are
+    # handed on; a quarter of 64 tokens x 1.25 = 20 copies, with a weight each on the way out, and a map of 4 experts' 5
+    # slots.
+    rail = 2 * (2 * 20 * (row + 4) + 2 * 20 * row + 4 * 5 * 4)
     return {
         "flat": flat(10),
         "flat, 2 chunks": flat(10),
         "flat, 4 chunks": flat(12),
         "hierarchical": hierarchical,
         "hierarchical, 2 chunks": hierarchical,
+        "node_dedup": (node * (2 * 15 + 2 * 5) * row, rail),
+        "node_dedup, 2 chunks": (node * (2 * 16 + 2 * 5) * row, rail),
         OWN["dispatchers.md"]: tuple(number // 2 for number in flat(10)),
         "ragged": (4 * 64 * row + 2 * 1 * 8 * 4, 2 * 64 * row + 2 * 2 * 8 * 4),
     }

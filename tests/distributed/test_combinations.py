@@ -45,8 +45,8 @@ CASES = {
     "c2r": {"dispatch": {"type": "flat"}, "num_groups": 1, "router": {"top_k": 2, "c2r": {"num_devices": 2}}},
     "ta_moe": {"dispatch": {"type": "flat", "overflow": "repick"}},
     "etr": {
-        "dispatch": {"type": "hierarchical", "drop_priority": "weight"},
-        "router": {"etr": {"expert_choice_start_step": 1}},
+        "dispatch": {"type": "node_dedup", "drop_priority": "weight"},
+        "router": {"top_k": 2, "etr": {"expert_choice_start_step": 1}},
     },
     "replay": {"router": {"top_k": 2}},
     "topk": {

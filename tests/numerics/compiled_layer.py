@@ -12,6 +12,7 @@ from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup, FixedCapacities
 from locmoe_ops.dispatch.hierarchical import HierarchicalDispatcher
+from locmoe_ops.dispatch.node_dedup import NodeDedupDispatcher
 from locmoe_ops.experts import ExpertBank, ExpertKernels
 from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting, shared_network
 from locmoe_ops.reference.spec import RankTokens, SharedWeights
@@ -129,10 +130,11 @@ def as_one_network(shared: SharedWeights) -> dict[str, np.ndarray]:
 def build_layer(case: Case, collectives: Collectives, tokens: int) -> MoEFeedForward:
     topology = collectives.topology
     placement, spec = case.placed(topology.expert), case.spec
-    capacities = FixedCapacities(case.capacity, (case.capacity, case.far_capacity or 0))
+    capacities = FixedCapacities(case.capacity, (case.capacity, case.far_capacity or 0), case.copies)
     options = DispatchOptions(drop_priority=case.priority, overflow=case.overflow)
     setup = DispatchSetup(topology, placement, tokens, case.top_k, capacities, options)
     kind = FlatDispatcher if case.far_capacity is None else HierarchicalDispatcher
+    kind = kind if case.copies is None else NodeDedupDispatcher
     local = placement.local_experts(topology.ep_index(collectives.rank))
     layer = MoEFeedForward(
         routing=MultiLevelRouting(spec.domain_groups, build_router(case, collectives)),

@@ -60,6 +60,7 @@ class Case:
     tied: bool = False  # experts in pairs of equal scores: small whole numbers, for which products are exact
     shared: int = 0  # experts that every token passes through
     far_capacity: Optional[int] = None  # hierarchical dispatch, with `capacity` slots for experts of the own node
+    copies: Optional[int] = None  # then a token travels to another node once, and so many do
     expert_choice: bool = False  # etr: experts choose
     library_cap: bool = False  # faster_moe: the fastmoe library's rule
     num_nodes: int = 1  # smile
@@ -105,6 +106,7 @@ class Case:
             temperature=0.2,
             overflow=self.overflow,
             far_capacity=self.far_capacity,
+            copies=self.copies,
             ties=self.ties,
             normalise=self.normalise,
             value_scale=self.value_scale,
@@ -165,6 +167,7 @@ CASES = {
     "switch, top 2, two tiers, re-picked by weight": Case(
         "switch", top_k=2, capacity=4, far_capacity=1, priority="weight", overflow="repick"
     ),
+    "switch, top 4, one copy a node": Case("switch", top_k=4, capacity=6, far_capacity=5, copies=10),
     "experts choose, etr, top 2, 3 groups, by weight": Case(
         "etr", groups=3, top_k=2, priority="weight", expert_choice=True, statistics="rank"
     ),

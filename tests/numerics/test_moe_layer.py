@@ -101,7 +101,7 @@ def of_four_ranks(four_ranks, name, draw):
 
 @pytest.mark.parametrize("name, draw", EVERYTHING)
 def test_one_process_matches_the_reference(one_process, name, draw):
-    case = replace(CASES[name], far_capacity=None)  # one process is one node
+    case = replace(CASES[name], far_capacity=None, copies=None)  # one process is one node
     expected = from_reference(case, *on_one_rank(*batch_of(case, draw)))
     assert_equal(joined(case, [one_process(name, draw)], 1), expected, tolerance_of(case))
 

@@ -40,6 +40,7 @@ SETTINGS = {
     "two tiers in chunks": {"moe.dispatch": {"type": "hierarchical", "chunks": 2}},
     "two tiers, none leaves": {"moe.dispatch.type": "hierarchical", "moe.capacity.local_share": 1.0},
     "two tiers, re-picked": {"moe.dispatch": {"type": "hierarchical", "overflow": "repick"}},
+    "one copy a node": {"moe.dispatch": {"type": "node_dedup", "chunks": 2}, "moe.router.top_k": 2},
     "re-picked": {"moe.dispatch.overflow": "repick"},
     "ragged, limited": {"moe.dispatch": {"type": "ragged", "ragged_limit": 1.5}},
     "critical": {"moe.capacity.mode": "critical"},

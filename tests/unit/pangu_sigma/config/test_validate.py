@@ -377,6 +377,28 @@ def test_what_fits_is_accepted(world_size, settings):
             ["moe.dispatch.chunks is 3", "hierarchical", "1 or 2"],
         ),
         (1, {"moe.capacity.local_share": 0.5}, ["moe.capacity.local_share is 0.5", "moe.dispatch.type flat"]),
+        *(
+            (
+                1,
+                {"moe.capacity.node_share": 0.5, "moe.dispatch.type": kind},
+                ["moe.capacity.node_share is 0.5", f"type {kind}, where each assignment travels by itself", "null"],
+            )
+            for kind in ("flat", "hierarchical", "ragged")
+        ),
+        (
+            4,
+            {
+                "moe.dispatch": {"type": "node_dedup", "group_wise": True},
+                "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2},
+            },
+            ["moe.dispatch.group_wise is true", "type node_dedup, where the slots of a share", "expected false"],
+        ),
+        (1, {"moe.dispatch": {"type": "node_dedup", "chunks": 3}}, ["chunks is 3", "node_dedup", "1 or 2"]),
+        (
+            1,
+            {"moe.dispatch": {"type": "node_dedup", "ragged_limit": 2.0}},
+            ["ragged_limit is 2.0", "which has slots", "expected null"],
+        ),
         (
             1,
             {"moe.evaluation_rules": "none", "moe.capacity.evaluation_factor": 8.0},
