@@ -103,10 +103,10 @@ class MoEFeedForward(nn.Cell):
     taken); undecided <float32>, the assignments of tokens that the router's rule left undecided, where the router
     counts them; value_sums <float32>[E], where it sums its gate values; required <float32>[E * B], where a bias follows
     quantiles (see `Router.required`); beyond_limit <float32>, rows that came here beyond the room for them, where a
-    dispatcher limits that; tokens_by_nodes <float32>[Q], tokens whose experts are on 1, 2, ... Q nodes,
-    Q = `most_nodes`, where k > 1 and a layer's experts are on several; and what was routed: gate_input <float>[T, d]
-    (see `Router.gate_input`), and expert <int32>[T, k] and weight <float32>[T, k], as chosen. What a graph does not use
-    of them costs it nothing.
+    dispatcher limits that; copies <float32>, of tokens that are sent to other nodes, where a dispatcher counts them;
+    tokens_by_nodes <float32>[Q], tokens whose experts are on 1, 2, ... Q nodes, Q = `most_nodes`, where k > 1 and a
+    layer's experts are on several; and what was routed: gate_input <float>[T, d] (see `Router.gate_input`), and
+    expert <int32>[T, k] and weight <float32>[T, k], as chosen. What a graph does not use of them costs it nothing.
     """
 
     def __init__(
@@ -203,6 +203,8 @@ class MoEFeedForward(nn.Cell):
             report["required"] = routing["required"]
         if "beyond_limit" in context:
             report["beyond_limit"] = context["beyond_limit"]
+        if "copies" in context:
+            report["copies"] = context["copies"]
         return report
 
     def _tokens_by_nodes(self, chosen: Tensor) -> Tensor:

@@ -80,6 +80,25 @@ SEVERAL_NODES = all_of(
 )
 
 
+def _sends_copies(facts: RunFacts) -> bool:
+    """Whether a layer's experts are on several nodes of the job, and it is known which assignments leave theirs: homes
+    of another layout do not tell.
+    """
+    topology, moe = facts.topology, facts.config.moe
+    counts = dispatchers()[moe.dispatch.type].spec.counts_copies
+    nodes = [{topology.node_of(rank) for rank in group} for group in topology.groups("ep")]
+    return any(len(own) > 1 for own in nodes) and (counts or moe.logical_topology is None)
+
+
+COPIES = all_of(
+    EXPERTS,
+    Condition(
+        "a layer's experts on several nodes (of the job; without moe.logical_topology or with dispatcher node_dedup)",
+        _sends_copies,
+    ),
+)
+
+
 def _drops(facts: RunFacts) -> bool:
     return dispatchers()[facts.config.moe.dispatch.type].spec.has_slots
 

@@ -70,6 +70,13 @@ DEFINITIONS: Dict[str, Definition] = {
     "moe/local_fraction": Definition(
         _STEP, "assignments that found a slot on the token's home node, of all that found one", only.HOME_NODES
     ),
+    "moe/copies_between_nodes": Definition(
+        _STEP,
+        "copies of a token that are sent to other nodes, mean over tokens, padding included, and sparse layers: one "
+        "for each node with dispatcher node_dedup, one for each assignment with the others; filled slots alone, while "
+        "`comm/all_to_all/inter_node(B)` has the empty ones, too",
+        only.COPIES,
+    ),
     "moe/drop_fraction": Definition(_STEP, "assignments without a slot, of all", only.SLOTS),
     "moe/load_max_over_mean": Definition(
         _STEP, "tokens of the busiest expert over the mean, before drops, mean over layers", only.EXPERTS

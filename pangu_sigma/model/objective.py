@@ -43,6 +43,8 @@ class ObjectiveSums(_SumsOfAll, total=False):
             dispatchers limit that.
         tokens_by_nodes: <float32>[M, Q], tokens whose experts are on 1, 2, ... Q nodes; only where `most_nodes` of the
             network, Q, is not 0.
+        copies: <float32>[M], copies of tokens that this rank sent to other nodes; only where the network's dispatchers
+            count them.
     """
 
     undecided: Tensor
@@ -50,6 +52,7 @@ class ObjectiveSums(_SumsOfAll, total=False):
     required: Tensor
     beyond_limit: Tensor
     tokens_by_nodes: Tensor
+    copies: Tensor
 
 
 class Objective(nn.Cell):
@@ -113,6 +116,8 @@ class Objective(nn.Cell):
         }
         if self.network.counts_undecided:
             sums["undecided"] = ops.stack(_of_layers(reports, "undecided", kept[0]))  # (M,) <- M x ()
+        if self.network.counts_copies:
+            sums["copies"] = ops.stack([report["copies"] for report in reports])  # (M,) <- M x ()
         if self.network.sums_values:
             sums["value_sums"] = ops.stack(_of_layers(reports, "value_sums", assigned[0]))  # (M, E) <- M x (E,)
         if self.network.required_bins:

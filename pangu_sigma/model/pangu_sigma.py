@@ -63,7 +63,9 @@ class PanGuSigma(nn.Cell):
         self.required_bins = max(
             (cell.required_bins for _, cell in self.cells_and_names() if isinstance(cell, Router)), default=0
         )
-        self.limits_rows = any(isinstance(cell, Dispatcher) and cell.limits_rows for _, cell in self.cells_and_names())
+        dispatchers = [cell for _, cell in self.cells_and_names() if isinstance(cell, Dispatcher)]
+        self.limits_rows = any(cell.limits_rows for cell in dispatchers)
+        self.counts_copies = any(cell.counts_copies for cell in dispatchers)
         layers = {layer.most_nodes for layer in sparse_layers(self)}
         self.most_nodes = layers.pop() if len(layers) == 1 else 0  # 0: tokens are not counted by nodes
         self.head = TiedHead(dims, model.domain_embeddings)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Iterator, NamedTuple, Sequence
 
 from locmoe_ops.dispatch.geometry import COUNTS, DispatchExchange
+from locmoe_ops.dispatch.registry import dispatcher_spec
 from locmoe_ops.router_registry import RouterCost, router_spec
 from locmoe_ops.topology import ExpertPlacement, local_experts_table, most_nodes
 from pangu_sigma.config.ascend import overlap_bucket
@@ -306,4 +307,5 @@ def _statistics_size(job: PlannedJob) -> int:
     limits_rows = moe.dispatch.ragged_limit is not None
     balance = moe.router.balance
     of_expert = 1 + sums_values + (balance.bins if balance.kind == "quantile" else 0)
-    return 4 + layers * (experts * of_expert + 2 + counts_undecided + by_nodes) + limits_rows
+    of_layer = 2 + counts_undecided + dispatcher_spec(moe.dispatch.type).counts_copies + by_nodes
+    return 4 + layers * (experts * of_expert + of_layer) + limits_rows

@@ -308,7 +308,7 @@ class TrainingLoop:
             "optim/grad_norm": result.grad_norm,
             "optim/loss_scale": result.loss_scale,
             "optim/skipped_steps": result.skipped_steps,
-            **routing_metrics(result.sums, one.scheduled.get("moe/locality_loss_weight"), self._measured),
+            **routing_metrics(result.sums, one.scheduled.get("moe/locality_loss_weight"), self._measured, tokens),
             **one.scheduled,
             **one.slots,
             "time/unix": round(time.time(), 3),

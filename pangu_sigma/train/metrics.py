@@ -149,14 +149,17 @@ class MeasuredLayers(NamedTuple):
 
 
 def routing_metrics(
-    sums: Dict[str, np.ndarray], mu: Optional[float] = 0.0, measured: Optional[MeasuredLayers] = None
+    sums: Dict[str, np.ndarray],
+    mu: Optional[float] = 0.0,
+    measured: Optional[MeasuredLayers] = None,
+    tokens: int = 1,
 ) -> Dict[str, Any]:
     """Over all sparse layers and ranks of the step; {} without experts.
 
     Args:
         sums: of the step. mu: the weight of its locality loss, 0: there is none to take the divergence from; None: as
             `measured` has it.
-        measured: layers that have single metrics; None: all.
+        measured: layers that have single metrics; None: all. tokens: of the global batch, padding included.
     """
     assigned, kept = sums["assigned"], float(sums["kept"].sum())
     total = float(assigned.sum())
@@ -166,9 +169,12 @@ def routing_metrics(
     of_layers, counted = assigned.sum(1), list(measured.counted)
     localised = [weight for weight in measured.mu if weight > 0.0]
     mu = float(np.mean(localised or [0.0])) if mu is None else mu
+    # Where a dispatcher does not count its copies, each assignment travels by itself.
+    copies = sums["copies"] if "copies" in sums else sums["kept"] - sums["kept_local"]
     return {
         "moe/local_fraction": float(sums["kept_local"].sum()) / max(kept, 1.0),
         "moe/local_fraction_by_layer": (sums["kept_local"] / np.maximum(sums["kept"], 1.0)).tolist(),
+        "moe/copies_between_nodes": float(copies.sum()) / tokens / len(copies),
         "moe/drop_fraction": 1.0 - kept / total,
         "moe/drop_fraction_by_layer": (1.0 - sums["kept"] / np.maximum(of_layers, 1.0)).tolist(),
         "moe/load_max_over_mean": float((assigned.max(1) / assigned.mean(1)).mean()),

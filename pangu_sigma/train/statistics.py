@@ -28,7 +28,7 @@ class ExtraSums:
         counts_undecided: whether there is `undecided`. sums_values: whether there is `value_sums`.
         limits_rows: whether there is `beyond_limit`.
         required_bins: B, of the histograms of `required`; 0: there are none.
-        most_nodes: Q, of `tokens_by_nodes`; 0: there is none.
+        most_nodes: Q, of `tokens_by_nodes`; 0: there is none. counts_copies: whether there is `copies`.
     """
 
     counts_undecided: bool = False
@@ -36,6 +36,7 @@ class ExtraSums:
     limits_rows: bool = False
     required_bins: int = 0
     most_nodes: int = 0
+    counts_copies: bool = False
 
     @classmethod
     def of(cls, network: PanGuSigma) -> "ExtraSums":
@@ -65,7 +66,12 @@ class Statistics:
         self.layers, self.experts = (sparse_layers, num_experts) if sparse_layers else (1, 1)
         start = len(self.SCALARS)
         self.assigned = range(start, start + self.layers * self.experts)
-        self._per_layer = ("kept", "kept_local", *["undecided"] * extra.counts_undecided)
+        self._per_layer = (
+            "kept",
+            "kept_local",
+            *["undecided"] * extra.counts_undecided,
+            *["copies"] * extra.counts_copies,
+        )
         start = self.assigned.stop + self.layers * len(self._per_layer)
         self.value_sums = range(start, start + extra.sums_values * self.layers * self.experts)
         start = self.value_sums.stop
@@ -76,9 +82,9 @@ class Statistics:
         self.size = self._by_nodes.stop
 
     def unpack(self, vector: np.ndarray) -> Dict[str, np.ndarray]:
-        """Scalars by name; assigned [M, E]; kept, kept_local and, where it is counted, undecided [M]; value_sums
-        [M, E], the scalar beyond_limit and tokens_by_nodes [M, Q], where there are any. Histograms are for the step
-        alone, and left out.
+        """Scalars by name; assigned [M, E]; kept, kept_local and, where they are counted, undecided and copies [M];
+        value_sums [M, E], the scalar beyond_limit and tokens_by_nodes [M, Q], where there are any. Histograms are for
+        the step alone, and left out.
         """
         by_expert = {"assigned": self.assigned, **({"value_sums": self.value_sums} if self.value_sums else {})}
         per_layer = vector[self.assigned.stop : self.value_sums.start].reshape(-1, self.layers)
@@ -102,6 +108,8 @@ def pack_statistics(sums: ObjectiveSums) -> Tensor:
     vectors: Tuple[Tensor, ...] = (scalars, sums["assigned"].reshape(-1), sums["kept"], sums["kept_local"])
     if "undecided" in sums:
         vectors += (sums["undecided"],)
+    if "copies" in sums:
+        vectors += (sums["copies"],)
     if "value_sums" in sums:
         vectors += (sums["value_sums"].reshape(-1),)  # (M * E,) <- (M, E)
     if "required" in sums:
@@ -110,7 +118,8 @@ def pack_statistics(sums: ObjectiveSums) -> Tensor:
         vectors += (sums["beyond_limit"].reshape(1),)  # (1,) <- ()
     if "tokens_by_nodes" in sums:
         vectors += (sums["tokens_by_nodes"].reshape(-1),)  # (M * Q,) <- (M, Q)
-    return ops.concat(vectors)  # (size,) <- (4,), (M * E,), (M,), (M,), (M,), (M * E,), (M * E * B,), (1,), (M * Q,)
+    # (size,) <- (4,), (M * E,), (M,), (M,), (M,), (M,), (M * E,), (M * E * B,), (1,), (M * Q,)
+    return ops.concat(vectors)
 
 
 def check_row_limit(sums: Dict[str, np.ndarray], limit: Optional[float], where: str) -> None:

@@ -114,6 +114,32 @@ def test_tokens_are_counted_by_nodes_where_their_experts_can_be_on_several(ranks
     assert NODES - absent == (NODES if there else set())
 
 
+COPIES = {"moe/copies_between_nodes"}
+LOGICAL = {"world_size": 4, "ranks_per_node": 2, "expert": 4}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "a_node", "sections", "present"),
+    [
+        (4, 2, {"parallel": {"expert": 4}}, True),
+        (4, 2, {"parallel": {"expert": 2}}, False),  # each node has all experts
+        (4, 4, {"parallel": {"expert": 4}}, False),
+        (1, 1, {}, False),
+        (4, 2, {"parallel": {"expert": 4}, "moe": {"logical_topology": LOGICAL}}, False),
+        (
+            4,
+            2,
+            {"parallel": {"expert": 4}, "moe": {"logical_topology": LOGICAL, "dispatch": {"type": "node_dedup"}}},
+            True,
+        ),
+        (4, 2, {"parallel": {"expert": 4}, "model": {"sparse_layers": 0}}, False),
+    ],
+)
+def test_copies_between_nodes(ranks, a_node, sections, present):
+    """Counted by the dispatcher, or what leaves home, where a home is a rank of the job."""
+    assert bool(COPIES & job(ranks, a_node, **sections)) != present
+
+
 def test_where_each_node_has_all_experts_every_token_is_at_home():
     assert job(4, 2, parallel={"expert": 2}) >= HOME and not job(4, 2, parallel={"expert": 4}) & HOME
 

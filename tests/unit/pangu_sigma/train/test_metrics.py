@@ -131,3 +131,13 @@ def test_what_some_layers_have_is_a_mean_over_these():
     scheduled = routing_metrics(sums, 0.3, MeasuredLayers((0.0, 0.1, 0.2), (True,) * 3))
     assert scheduled["moe/locality_divergence"] == pytest.approx(1.0)  # of two layers with mu 0.3
     assert "moe/locality_divergence" not in routing_metrics(sums, 0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("counted", "expected"), [({}, (30 + 20) / 40 / 2), ({"copies": [16, 12]}, (16 + 12) / 40 / 2)]
+)
+def test_copies_between_nodes_are_means_over_tokens_and_layers(counted, expected):
+    """40 tokens, two layers; without a dispatcher that counts copies each assignment away from home is one."""
+    numbers = {"kept": [70, 80], "kept_local": [40, 60], **counted}
+    sums = {"assigned": np.full((2, 4), 20.0), **{name: np.array(values, float) for name, values in numbers.items()}}
+    assert routing_metrics(sums, tokens=40)["moe/copies_between_nodes"] == pytest.approx(expected)
