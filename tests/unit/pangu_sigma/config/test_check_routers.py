@@ -139,7 +139,7 @@ def test_layers_may_have_routers_of_their_own(given):
                 ],
                 "moe": {"dispatch": {"drop_priority": "weight"}},
             },
-            "moe.routers[1].etr.expert_choice_start_step is 5 and moe.router.etr.expert_choice_start_step 0",
+            "moe.router.etr.expert_choice_start_step is 0 and moe.routers[1].etr.expert_choice_start_step 5",
         ),
         (
             {
