@@ -236,5 +236,6 @@ def _tokens_by_nodes(spec: LayerSpec, plans: Sequence[_Plan]) -> np.ndarray:
     for plan in plans if most > 1 else ():
         for chosen in plan.routing.expert:
             holders = [spec.placement.ep_index_of(int(expert)) for expert in chosen if expert < spec.num_experts]
-            counts[len({spec.layout.node_of(ranks[holder]) for holder in holders}) - 1] += 1
+            if holders:  # else no expert took the token
+                counts[len({spec.layout.node_of(ranks[holder]) for holder in holders}) - 1] += 1
     return counts
