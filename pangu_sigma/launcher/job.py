@@ -143,17 +143,12 @@ class RankJob(ABC):
 
     def _end_all(self) -> None:
         """Kills every process of this job that is left."""
-        wanted, deadline = f"{_TAG}={self._tag}".encode(), time.monotonic() + END_WAIT_S
-        left = True
-        while left and time.monotonic() < deadline:
-            left = False
-            for entry in Path("/proc").glob("[0-9]*"):
-                with suppress(OSError):  # it has ended meanwhile, or is not ours
-                    if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                        left = True
-                        os.kill(int(entry.name), signal.SIGKILL)
-            if left:
-                time.sleep(POLL_S)
+        deadline = time.monotonic() + END_WAIT_S
+        while (left := _processes_tagged(self._tag)) and time.monotonic() < deadline:
+            for process in left:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(POLL_S)
         self.kill_children()
         for child in self._children:
             with suppress(subprocess.TimeoutExpired):
@@ -186,6 +181,16 @@ class RankJob(ABC):
 
 def kill_with_parent() -> None:
     end_with_parent(signal.SIGKILL)
+
+
+def _processes_tagged(tag: str) -> List[int]:
+    """Ids of the processes that have the job's tag in their environment."""
+    wanted, found = f"{_TAG}={tag}".encode(), []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile, or is not ours
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
 
 
 class LogFollower(threading.Thread):

@@ -80,12 +80,7 @@ class LocalShareControl:
         if self._policy is None:
             self._policy = self._begin()
         if self._policy.is_due(step):
-            counts: Any = 0  # (V, M, 2): assignments, and those that leave their node
-            for batch in load(step - 1):
-                counts = counts + np.stack([self._counts(batch, layer) for layer in self._routed(batch)], 1)
-            total = self._sum.values(counts.astype(np.float64).reshape(-1)).reshape(counts.shape)  # (V * M * 2,)
-            leaving = float((total[..., 1] / np.maximum(total[..., 0], 1.0)).max())  # of the node and layer with most
-            self._last = min(math.ceil(leaving * _PARTS), self._parts[0])
+            self._last = min(math.ceil(self._leaving(step, load) * _PARTS), self._parts[0])
             self._policy.observe(step, self._last)
             packed = pack_policy(self._policy.state(), shift=1)  # a bucket may be 0
             self._saved.set_data(Tensor(np.append(packed, self._last)))
@@ -119,6 +114,16 @@ class LocalShareControl:
             policy.restore({**unpack_policy(saved[:-1], buckets[-1], shift=1), "buckets": buckets})
             self._last = int(saved[-1])
         return policy
+
+    def _leaving(self, step: int, load: LoadStep) -> float:
+        """Share of assignments that leave their node, of the node and layer that has most of them, in the batches of
+        `step`.
+        """
+        counts: Any = 0  # (V, M, 2): assignments, and those that leave
+        for batch in load(step - 1):
+            counts = counts + np.stack([self._counts(batch, layer) for layer in self._routed(batch)], 1)
+        total = self._sum.values(counts.astype(np.float64).reshape(-1)).reshape(counts.shape)  # (V * M * 2,)
+        return float((total[..., 1] / np.maximum(total[..., 0], 1.0)).max())
 
     def _counts(self, batch: Batch, layer: RoutedTokens) -> np.ndarray:
         """<int64>[V, 2] of one micro-batch and layer."""
