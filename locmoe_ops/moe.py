@@ -3,7 +3,7 @@ composes.
 
 1. `MultiLevelRouting`: the token's domain picks an expert group (level 1), a router by name picks experts of it (level
    2).
-2. `MoEFeedForward`: routing, dispatch to the experts, combine.
+2. `MoEFeedForward`: routing, dispatch to the experts, combine; beside them shared experts, where there are any.
 3. `build_moe`: such a layer from a handful of sizes, for use in any network.
 
 Shape legend: T tokens of this rank, d hidden size, k choices a token, N = k * T assignments, E experts.
@@ -22,9 +22,11 @@ from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.flat import FlatDispatcher
 from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup, FixedCapacities
 from locmoe_ops.dispatch.slots import DispatchContext
+from locmoe_ops.draws import normal_part
 from locmoe_ops.errors import InputError
 from locmoe_ops.experts import ExpertBank
 from locmoe_ops.functions import choice_major
+from locmoe_ops.kernels import CPU
 from locmoe_ops.router_registry import router_spec
 from locmoe_ops.routers.base import (
     LayerTokens,
@@ -37,7 +39,7 @@ from locmoe_ops.routers.base import (
     one_hot,
 )
 from locmoe_ops.routers.gates import DenseGate
-from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table
+from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table, most_nodes, numbered_nodes
 
 
 class MultiLevelRouting(nn.Cell):
@@ -83,7 +85,9 @@ class MoEFeedForward(nn.Cell):
     2. dispatcher: tokens to expert buffers, on whichever rank; experts; back to tokens, scaled by their weights. Tokens
        travel in the type of the experts' matmuls. A dropped token gets 0 and lives on in the residual. Where the
        dispatcher re-picks overflow, the token's second expert has its own weight.
-    3. The report: losses and sums for the objective and the metrics.
+    3. Shared experts, where there are any: what they make of every token, dropped or not, is added (DeepSeekMoE, arXiv
+       2401.06066, Eq. 9). They have no weight of the router, no slot, and no place in its losses and statistics.
+    4. The report: losses and sums for the objective and the metrics.
 
     Args:
         routing, dispatcher, experts: the parts.
@@ -97,9 +101,12 @@ class MoEFeedForward(nn.Cell):
     Outputs: y <float>[T, d] in x's dtype, and a dict of aux_loss, locality_loss (weighted, equal on all ranks) and this
     rank's sums: assigned <float32>[E] (as chosen, before drops), kept and kept_local <float32> scalars (as finally
     taken); undecided <float32>, the assignments of tokens that the router's rule left undecided, where the router
-    counts them; value_sums <float32>[E], where it sums its gate values; beyond_limit <float32>, rows that came here
-    beyond the room for them, where a dispatcher limits that; and what was routed: gate_input <float>[T, d]
-    (see `Router.gate_input`) and expert <int32>[T, k], as chosen. What a graph does not use of them costs it nothing.
+    counts them; value_sums <float32>[E], where it sums its gate values; required <float32>[E * B], where a bias follows
+    quantiles (see `Router.required`); beyond_limit <float32>, rows that came here beyond the room for them, where a
+    dispatcher limits that; copies <float32>, of tokens that are sent to other nodes, where a dispatcher counts them;
+    tokens_by_nodes <float32>[Q], tokens whose experts are on 1, 2, ... Q nodes, Q = `most_nodes`, where k > 1 and a
+    layer's experts are on several; and what was routed: gate_input <float>[T, d] (see `Router.gate_input`), and
+    expert <int32>[T, k] and weight <float32>[T, k], as chosen. What a graph does not use of them costs it nothing.
     """
 
     def __init__(
@@ -126,6 +133,22 @@ class MoEFeedForward(nn.Cell):
         self.top_k = routing.router.top_k
         self.num_experts = routing.router.num_experts
         self.local = Tensor(np.asarray(local, np.float32))
+        self.most_nodes = most_nodes(self.top_k, np.asarray(local))
+        if self.most_nodes:
+            of_node = np.eye(int(numbered_nodes(local).max()) + 1, dtype=np.float32)[numbered_nodes(local)]
+            self.of_node = Tensor(of_node)  # (E, V), V nodes
+            self.node_counts = Tensor(np.arange(1, self.most_nodes + 1, dtype=np.float32))
+            self.matmul = ops.MatMul()
+        self.has_shared_experts = False
+        self.shared_experts: nn.Cell = nn.Identity()
+
+    def add_shared_experts(self, network: nn.Cell) -> None:
+        """Lets every token pass through `network` too, all shared experts in one, which every rank holds whole (but for
+        its part in a tensor-parallel group): <float>[T, d] -> <float>[T, d].
+        """
+        self.has_shared_experts = True
+        # Checkpoints know its parameters by the name of this attribute.
+        self.shared_experts = network
 
     def construct(
         self, x: Tensor, tokens: Dict[str, Tensor], dispatcher: Optional[Dispatcher] = None
@@ -137,12 +160,17 @@ class MoEFeedForward(nn.Cell):
         rows = ops.cast(x, self.experts.compute_dtype) if x.dtype == dtype.float32 else x
         if dispatcher is not None:
             y, _ = dispatcher.forward(rows, chosen, gate, scale, self.experts, second)
-            return ops.cast(y, x.dtype), {}
+            return self._with_shared(y, rows, x), {}
         if self.training:
             y, context = self.dispatcher.forward(rows, chosen, gate, scale, self.experts, second)
         else:
             y, context = self.evaluation_dispatcher.forward(rows, chosen, gate, scale, self.experts, second)
-        return ops.cast(y, x.dtype), self._report(routing, context, tokens["home"])
+        return self._with_shared(y, rows, x), self._report(routing, context, tokens["home"])
+
+    def _with_shared(self, routed: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+        """<float>[T, d] in the type of `x`: `routed`, and what shared experts make of `rows`, added in that type."""
+        y = ops.cast(routed, x.dtype)
+        return y + ops.cast(self.shared_experts(rows), x.dtype) if self.has_shared_experts else y
 
     def _scale(self, weight: Tensor) -> Tensor:
         """What outputs of experts are multiplied by, given the router's weights: the same shape."""
@@ -163,14 +191,28 @@ class MoEFeedForward(nn.Cell):
             "kept_local": (finally_taken * kept * nearby).sum(),
             "gate_input": routing["gate_input"],
             "expert": routing["expert"],
+            "weight": routing["weight"],
         }
+        if self.most_nodes:
+            report["tokens_by_nodes"] = self._tokens_by_nodes(chosen)
         if "undecided" in routing:
             report["undecided"] = routing["undecided"].sum() * self.top_k
         if "value_sums" in routing:
             report["value_sums"] = routing["value_sums"]
+        if "required" in routing:
+            report["required"] = routing["required"]
         if "beyond_limit" in context:
             report["beyond_limit"] = context["beyond_limit"]
+        if "copies" in context:
+            report["copies"] = context["copies"]
         return report
+
+    def _tokens_by_nodes(self, chosen: Tensor) -> Tensor:
+        """<float32>[Q] <- `chosen` <float32>[N, E], one-hot: tokens by the number of nodes that hold their experts."""
+        of_token = chosen.reshape(self.top_k, -1, self.num_experts).sum(0)  # (T, E) <- (k, T, E) <- (N, E)
+        touched = ops.cast(self.matmul(of_token, self.of_node) > 0.5, dtype.float32).sum(1)  # (T,) <- (T, V)
+        is_count = ops.equal(touched.expand_dims(1), self.node_counts)  # (T, Q) <- (T, 1), (Q,)
+        return ops.cast(is_count, dtype.float32).sum(0)
 
 
 def build_moe(
@@ -186,6 +228,7 @@ def build_moe(
     seed: int = 1,
     collectives: Optional[Collectives] = None,
     tag: str = "moe",
+    shared_experts: int = 0,
 ) -> MoEFeedForward:
     """An initialised MoE layer with one expert group.
 
@@ -197,6 +240,7 @@ def build_moe(
         capacity_factor: slots per expert = ceil(factor * top_k * T / num_experts).
         activation: nonlinearity of the experts (`locmoe_ops.functions`). seed: of all initial weights.
         collectives: of a job with several ranks; default: this process alone. tag: unique among the job's layers.
+        shared_experts: further ones of the same width, which every token passes through (see `shared_network`).
 
     Raises InputError where the sizes do not fit together or the router is unknown.
     """
@@ -219,12 +263,32 @@ def build_moe(
     capacities = FixedCapacities(capacity_by_factor(tokens, top_k, num_experts, capacity_factor))
     options = DispatchOptions(drop_priority="weight" if spec.expert_choice else "position")
     setup = DispatchSetup(group.topology, placement, tokens, top_k, capacities, options)
-    return MoEFeedForward(
+    layer = MoEFeedForward(
         MultiLevelRouting((0,), chosen),
         FlatDispatcher(group, setup, tag),
         experts,
         local_experts_table(group.topology, placement),
     )
+    if shared_experts:
+        layer.add_shared_experts(shared_network(hidden_size, shared_experts * ffn_hidden_size, activation, seed))
+    return layer
+
+
+def shared_network(hidden_size: int, inner: int, activation: str, seed: int) -> nn.Cell:
+    """`W_out . act(W_in . x + b_in) + b_out`, all shared experts of a layer in one: n networks of f inner features add
+    up to one of n f. The same on every rank; summing its gradients over ranks is the caller's, as of the router's.
+
+    Args:
+        hidden_size: d. inner: inner features of all of them together.
+        activation: name of the nonlinearity. seed: of the weights, drawn as an expert's are.
+    """
+
+    def linear(inputs: int, outputs: int, stream: int) -> nn.Cell:
+        drawn = normal_part(np.random.SeedSequence((seed, stream)), (outputs, inputs), 0.02)
+        return nn.Dense(inputs, outputs, weight_init=Tensor(drawn), bias_init="zeros")
+
+    # An expert's matrices have the streams 0 and 1, with a number behind.
+    return nn.SequentialCell(linear(hidden_size, inner, 2), CPU.activation(activation), linear(inner, hidden_size, 3))
 
 
 def check_token_ids(ids: np.ndarray, domain: np.ndarray, vocab_size: int, domains: int) -> None:

@@ -18,24 +18,38 @@ from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Type
 from locmoe_ops.declared import Declared, Registry
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers import specs
+from locmoe_ops.topology import ExpertPlacement, Topology, devices_of_experts, nodes_of_experts
 
-SELECTION_BIASES = ("locality_bias", "balance_rate")  # keys of `moe.router` that ask for a bias on selection
+# Biases on selection that keys of `moe.router` ask for: a local term; a bias that is moved by loads (`balance_rate`,
+# and `balance.kind` sign and pid); one that is moved by quantiles (`balance.kind` quantile).
+SELECTION_BIASES = ("locality_bias", "balance_rate", "quantile_balance")
+# Rules by which `moe.router.balance` moves biases, and the bias that each needs.
+BALANCE_BIASES = {"none": None, "sign": "balance_rate", "quantile": "quantile_balance", "pid": "balance_rate"}
+BALANCE_KINDS = tuple(BALANCE_BIASES)
 _OTHER_KEYS = (
     "type",
     "top_k",
     "statistics",
     "locality_loss",
+    "balance",
+    "layers",
     *SELECTION_BIASES,
-)  # of `moe.router`: no names for routers
+)  # of `moe.router` and of entries of `moe.routers`: no names for routers
 
 
 @dataclass(frozen=True)
 class RouterSizes:
-    """What a declaration is told of the model: d, E and G."""
+    """What a declaration is told of the model: d, E, G and k; M and S where they are known; and whether the outputs of
+    experts are scaled by weights.
+    """
 
     hidden_size: int
     num_experts: int
     num_groups: int = 1
+    top_k: int = 1
+    sparse_layers: Optional[int] = None
+    sequence_length: Optional[int] = None
+    scale_by_gate: bool = True
 
     @property
     def per_group(self) -> int:
@@ -55,6 +69,7 @@ class RouterCost:
         sums_values: whether its `Router.sums_values` is set: it then sums its gate values over a step's tokens.
         sums_domains: whether it sums probabilities by domain (`DomainStatistics`), over the sets of
             `moe.router.statistics`.
+        sums_losses: whether it sums a number over all tokens for its `Router.token_losses`.
     """
 
     weights: Mapping[str, Tuple[int, ...]] = field(default_factory=dict)
@@ -62,6 +77,7 @@ class RouterCost:
     statistics: str = "none"
     sums_values: bool = False
     sums_domains: bool = False
+    sums_losses: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,15 @@ class NoOptions:
 
 def nothing_to_check(options: Any, sizes: RouterSizes) -> None:
     """The check of a router that goes with all sizes and all values of its keys."""
+
+
+def fits_any_placement(options: Any, sizes: RouterSizes, layout: Topology, placement: ExpertPlacement) -> None:
+    """The check of a router for which it is of no account who holds which expert."""
+
+
+def nothing_to_pin(options: Any, sizes: RouterSizes, layout: Topology, placement: ExpertPlacement) -> Any:
+    """The keys of a router of which none follows from who holds which expert."""
+    return options
 
 
 def no_cost(options: Any, sizes: RouterSizes) -> RouterCost:
@@ -92,6 +117,47 @@ def check_blocks(what: str, sizes: RouterSizes) -> None:
             f"(moe.num_experts {sizes.num_experts} / moe.num_groups {sizes.num_groups}) do not divide "
             f"model.hidden_size ({sizes.hidden_size})"
         )
+
+
+def check_stretches(
+    key: str, count: Optional[int], sizes: RouterSizes, least: Tuple[int, str] = (1, "an expert in each")
+) -> None:
+    """Raises InputError where a group's experts do not fall into equal stretches of neighbours, large enough.
+
+    Args:
+        key: that says how many stretches there are. count: its value; None: the group is whole.
+        sizes: of the model. least: experts that a stretch needs, and why.
+    """
+    if count is not None and sizes.per_group % count:
+        raise InputError(
+            f"moe.router.{key} ({count}) does not divide the {sizes.per_group} experts of a group (moe.num_experts "
+            f"{sizes.num_experts} / moe.num_groups {sizes.num_groups}); expected a divisor"
+        )
+    size = sizes.per_group // (count or 1)
+    if size < least[0]:
+        raise InputError(
+            f"moe.router.{key} is {count}, which leaves {size} of the {sizes.per_group} experts of a group in each; "
+            f"expected at least {least[0]}, {least[1]}"
+        )
+
+
+def check_together(key: str, count: int, unit: str, layout: Topology, placement: ExpertPlacement) -> None:
+    """Raises InputError where the experts of one of `count` equal stretches of a group are not together.
+
+    Args:
+        key: of `moe.router` that says how many stretches there are. count: its value, a divisor of a group's experts.
+        unit: `node` or `device`, on one of which they should be. layout, placement: who holds which expert.
+    """
+    places = nodes_of_experts(layout, placement) if unit == "node" else devices_of_experts(placement)  # (G, n)
+    for group, row in enumerate(places):
+        for index, stretch in enumerate(row.reshape(count, -1)):
+            spread, first = len(set(stretch.tolist())), index * len(stretch)
+            if spread > 1:
+                raise InputError(
+                    f"moe.router.{key} is {count}, but experts {first} to {first + len(stretch) - 1} of group {group} "
+                    f"are on {spread} {unit}s; expected {len(set(row.tolist()))} (or a moe.logical_topology in which "
+                    "they are together, to go on with a router that was trained so)"
+                )
 
 
 def no_map(options: Any) -> Optional[str]:
@@ -116,10 +182,14 @@ class RouterSpec:
             left it undecided.
         expert_choice: whether experts choose among the tokens that want their slots: then drop priority is `weight`,
             and there are slots.
+        whole_rows: whether it must be given whole rows of text, so that there is no cached decoding with it.
         localises: whether it seeks to keep tokens on their nodes.
-        map_of_ids: of its keys, the kind of its maps (`locmoe_ops.routers.hash_maps.KINDS`) from token ids to experts,
-            if its routes follow from these alone; such a router has `Router.expert_by_id`.
+        map_of_ids: of its keys, the kind of its maps (`locmoe_ops.routers.hash_maps.KINDS`, or `file`) from token ids
+            to experts, if its routes follow from these alone; such a router has `Router.expert_by_id`.
         check: raises InputError where its keys, and the model's sizes, do not fit together.
+        check_placement: the same, told the cluster that homes refer to, and the experts' places in it.
+        pin: its keys with a number in place of what follows from the experts' places, so that the router picks the same
+            experts in another cluster. Where a model is evaluated or extracted, its cluster becomes one rank.
         cost: for the planner.
     """
 
@@ -131,9 +201,12 @@ class RouterSpec:
     gate_weights: bool = False
     counts_undecided: bool = False
     expert_choice: bool = False
+    whole_rows: bool = False
     localises: bool = False
     map_of_ids: Callable[[Any], Optional[str]] = no_map
     check: Callable[[Any, RouterSizes], None] = nothing_to_check
+    check_placement: Callable[[Any, RouterSizes, Topology, ExpertPlacement], None] = fits_any_placement
+    pin: Callable[[Any, RouterSizes, Topology, ExpertPlacement], Any] = nothing_to_pin
     cost: Callable[[Any, RouterSizes], RouterCost] = no_cost
 
 

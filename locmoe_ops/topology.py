@@ -22,6 +22,8 @@ GROUP_KINDS = (*BASE_KINDS, "node", "rail", *(f"{kind}_{part}" for kind in BASE_
 # consecutive ranks; so for any divisor of its size.
 _SUBGROUP_OF_EP = re.compile(r"ep(\d+)(?=$|_)")
 PLACEMENT_KINDS = ("interleaved", "node_grouped")
+# Sets of consecutive ranks over whose tokens a router's loss may take its means (see `Topology.count_sets`).
+STATISTICS = ("rank", "node", "expert_parallel", "global")
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,14 @@ class Topology:
     def expert_data(self) -> int:
         """Replicas of every expert."""
         return self.world_size // self.model_ranks
+
+    def count_sets(self, statistics: str) -> int:
+        """Into how many sets of consecutive ranks `statistics` (one of `STATISTICS`) divides the world: single ranks,
+        nodes, expert-parallel groups with their tensor-parallel ranks, or one set of all.
+        """
+        return {"rank": self.world_size, "node": self.nodes, "expert_parallel": self.expert_data, "global": 1}[
+            statistics
+        ]
 
     def node_of(self, rank: int) -> int:
         return self._checked(rank) // self.ranks_per_node
@@ -269,6 +279,34 @@ class ExpertSubgroup:
 Placement = Union[ExpertPlacement, ExpertSubgroup]
 
 
+def count_blocks(owners: np.ndarray) -> int:
+    """Into how many blocks of neighbours an expert group's experts fall by who holds them.
+
+    Args:
+        owners: int (G, n), node or device of each expert.
+
+    Raises:
+        InputError: the blocks of a group are not equal, or not as many as another group's.
+    """
+    groups, per_group = owners.shape
+    starts = owners[:, 1:] != owners[:, :-1]  # (G, n - 1): an expert with another owner than the one before
+    blocks = 1 + int(starts[0].sum())
+    expected = np.arange(1, per_group) % max(per_group // blocks, 1) == 0
+    if per_group % blocks or not (starts == expected).all():
+        raise InputError(
+            f"the {per_group} experts of a group do not lie in equal blocks on their owners ({owners[0].tolist()} for "
+            "the first group); expected moe.num_experts, moe.num_groups, moe.expert_placement and the "
+            "expert-parallel degree to be such that each holds as many neighbours of every group"
+        )
+    return blocks
+
+
+def devices_of_experts(placement: ExpertPlacement) -> np.ndarray:
+    """int (G, n): the expert-parallel index of the ranks that hold each expert of `placement`."""
+    holder = placement.position_of // placement.experts_per_rank
+    return holder.reshape(placement.num_groups, -1)  # (G, n) <- (E,)
+
+
 def nodes_of_experts(topology: Topology, placement: ExpertPlacement) -> np.ndarray:
     """int (G, n): the node on which a rank would find the expert on its own node; of several such nodes the first. Of
     an expert that no rank finds so, 0.
@@ -303,6 +341,25 @@ def local_experts_table(topology: Topology, placement: ExpertPlacement) -> np.nd
         members = np.array(group)
         table[members] = nodes[members[holder]][None, :] == nodes[members][:, None]
     return table
+
+
+def numbered_nodes(local: np.ndarray) -> np.ndarray:
+    """int (E,): which experts share a node, as numbers of nodes from 0.
+
+    Args:
+        local: bool (W, E), a `local_experts_table`. Experts of one node are local to the same ranks.
+    """
+    return np.asarray(np.unique(local.argmax(0), return_inverse=True)[1]).reshape(-1)
+
+
+def most_nodes(top_k: int, local: np.ndarray) -> int:
+    """On how many nodes the experts of one token can be at most; 0 where every token has its experts on one.
+
+    Args:
+        top_k: experts a token. local: bool (W, E), a `local_experts_table`.
+    """
+    nodes = int(numbered_nodes(local).max()) + 1
+    return min(top_k, nodes) if top_k > 1 and nodes > 1 else 0
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

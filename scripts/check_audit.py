@@ -40,12 +40,15 @@ ROUTERS = {
     "faster_moe": (),
     "gshard": ("moe.router.top_k=2",),
     "ta_moe": ("moe.router.statistics=node",),
-    "etr": ("moe.dispatch.drop_priority=weight",),
+    "etr": ("moe.dispatch.drop_priority=weight", "moe.router.etr.expert_choice_start_step=1"),
+    "smile": ("moe.router.smile.num_nodes=2",),
+    "c2r": ("moe.router.top_k=2",),
 }
 DISPATCHERS = {
     "flat": ("moe.dispatch={type: flat}",),
     "flat, chunks": ("moe.dispatch={type: flat, chunks: 2}",),
     "hierarchical": ("moe.dispatch={type: hierarchical}",),
+    "node_dedup": ("moe.dispatch={type: node_dedup}", "moe.router.top_k=2"),
     "ragged": ("moe.dispatch={type: ragged}", "moe.capacity={}"),
     "flat, group-wise": ("moe.dispatch={type: flat, group_wise: true}",),
     "hierarchical, group-wise": ("moe.dispatch={type: hierarchical, group_wise: true, chunks: 2}",),

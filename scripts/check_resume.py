@@ -31,13 +31,20 @@ BASE = [
 ]
 ROUTERS = {
     "hash": [],
+    "hash by a gate": ["moe.router.top_k=2", "moe.router.hash.weights=gate"],
+    "switch above hash": ["moe.router.balance_rate=0.01", "moe.routers=[{layers: [0], type: hash}]"],
     "switch": ["moe.router.switch.jitter=0.1"],
     "locmoe": ["moe.router.balance_rate=0.01"],
     "locmoe on codes": ["moe.router.locmoe.gate_input=code"],
     "gshard": ["moe.router.top_k=2"],
     "faster_moe": [],
     "ta_moe": ["moe.router.statistics=node"],
-    "etr": ["moe.dispatch.drop_priority=weight"],
+    "etr": ["moe.dispatch.drop_priority=weight", "moe.router.etr.expert_choice_start_step=10"],
+    "smile": ["moe.router.smile.num_nodes=2"],
+    "c2r": ["moe.router.top_k=2"],
+    "topk": ["moe.router.top_k=2", "moe.router.topk.score_function=sigmoid", "moe.router.balance.kind=pid"],
+    "node_limited": ["moe.router.top_k=2", "moe.router.balance.kind=sign"],
+    "moge": ["moe.router.top_k=2", "moe.router.moge.device_groups=2"],
 }
 PRECISIONS = {"fp32": [], "fp16": ["runtime.loss_scale={initial: 1e8, growth_interval: 7}"]}
 LIMIT = 900  # seconds for a run

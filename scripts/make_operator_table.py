@@ -42,6 +42,8 @@ SAMPLE = (
     Case(_2_6B, 4, 1, "etr", "hierarchical", 1),
     Case("configs/ascend/pangu_sigma_1085b_512.yaml", 4, 1, "faster_moe", "flat", 1),
     Case("configs/two_domains.yaml", 4, 1, "ta_moe", "flat", 1),
+    Case("configs/two_domains.yaml", 4, 1, "smile", "hierarchical", 1),
+    Case("configs/two_domains.yaml", 4, 1, "c2r", "flat", 1),
 )
 # And a small one as a configuration file without any choice has it: exact GeLU, no fused kernel, on 910A.
 PLAIN = {

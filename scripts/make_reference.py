@@ -143,9 +143,11 @@ def _sections(section: Any, path: str, help: str = "") -> Iterator[Tuple[str, st
         yield path, help, section
     hints = key_types(section)
     for field in fields(section):
-        inner = _bare(hints[field.name])
-        if is_dataclass(inner):
+        inner, entry = _bare(hints[field.name]), _entry(hints[field.name])
+        if is_dataclass(inner) and not field.metadata.get("of_entry"):
             yield from _sections(inner, f"{path}.{field.name}".lstrip("."), field.metadata["help"])
+        elif entry is not None:
+            yield from _sections(entry, f"{path}.{field.name}[]", "an entry of the list")
 
 
 def _keys(section: Any, path: str) -> Iterator[Sequence[str]]:
@@ -153,14 +155,18 @@ def _keys(section: Any, path: str) -> Iterator[Sequence[str]]:
     for field in fields(section):
         hint = hints[field.name]
         if not is_dataclass(hint):
-            default = getattr(defaults, field.name)
-            kind = (
-                f"a section, [below](#{_anchor(f'{path}.{field.name}')})"
-                if is_dataclass(_bare(hint))
-                else _kind(hint, field.metadata)
-            )
+            default, place = getattr(defaults, field.name), f"{path}.{field.name}"
+            if field.metadata.get("of_entry"):  # of an entry of moe.routers
+                shared = f"moe.router.{field.name}"
+                kind = f"a section with keys as [`{shared}`](#{_anchor(shared)})"
+            elif is_dataclass(_bare(hint)):
+                kind = f"a section, [below](#{_anchor(place)})"
+            elif _entry(hint) is not None:
+                kind = f"list of sections, [below](#{_anchor(place + '[]')})"
+            else:
+                kind = _kind(hint, field.metadata)
             kind += ", or null" if type(None) in get_args(hint) else ""
-            yield f"`{path}.{field.name}`", kind, f"`{_yaml(default)}`", field.metadata["help"]
+            yield f"`{place}`", kind, f"`{_yaml(default)}`", field.metadata["help"]
 
 
 def _kind(hint: Any, limits: Any) -> str:
@@ -185,6 +191,12 @@ def _bare(hint: Any) -> Any:
     return hint
 
 
+def _entry(hint: Any) -> Any:
+    """The section that entries of a list are, None where they are none."""
+    element = get_args(hint)[0] if get_origin(hint) is tuple else None
+    return element if is_dataclass(element) else None
+
+
 def _yaml(value: Any) -> str:
     plain = to_dict(value) if is_dataclass(value) else list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(plain, default_flow_style=True, width=1000).replace("\n...", "").strip()
@@ -201,7 +213,7 @@ def _sentence(text: str) -> str:
 
 
 def _anchor(path: str) -> str:
-    return path.replace(".", "")
+    return path.replace(".", "").replace("[]", "")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -35,6 +35,41 @@ def capacity_by_factor(tokens: int, top_k: int, experts_in_play: int, factor: fl
     return max(1, min(int(tokens), slots))
 
 
+def share_of_tokens(top_k: int, experts: int, held: float) -> float:
+    """Share of tokens with a choice among the `held` of their `experts`, where each token makes `top_k` distinct ones
+    and all sets of them are as likely: 1 - C(experts - held, top_k) / C(experts, top_k), of the hypergeometric
+    distribution, and so the share that sends a copy to a node with that many experts.
+
+    A `held` that is no whole number stands for as large a share of the assignments; then too there are not more such
+    tokens than assignments.
+
+    Args:
+        top_k: choices of a token. experts: that it chooses among. held: those of them that are counted.
+    """
+    missed = 1.0
+    for chosen in range(top_k):
+        missed *= max(0.0, 1.0 - held / (experts - chosen))
+    return min(1.0 - missed, top_k * held / experts, 1.0)
+
+
+def copies_by_factor(tokens: int, share: float, factor: float) -> int:
+    """Slots for copies of tokens to a node: min(tokens, ceil(factor * share * tokens)), at least 1.
+
+    Args:
+        tokens: tokens of one rank. share: of them, those that want an expert there. factor: slots over that.
+
+    Raises:
+        InputError: no tokens; a factor that is not a finite number above 0.
+    """
+    require_count("tokens", tokens)
+    if not (math.isfinite(factor) and factor > 0.0):
+        raise InputError(f"capacity: factor is {factor!r}, expected a finite number above 0")
+    exact = Fraction(factor).limit_denominator(LARGEST_DENOMINATOR) * Fraction(share).limit_denominator(
+        LARGEST_DENOMINATOR
+    )
+    return max(1, min(int(tokens), math.ceil(exact * int(tokens))))
+
+
 def factor_of_slots(slots: int, tokens: int, top_k: int, experts_in_play: int) -> float:
     """The capacity factor that asks `capacity_by_factor` for exactly these slots: slots over the even load.
 

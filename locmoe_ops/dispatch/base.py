@@ -28,6 +28,7 @@ class Dispatcher(nn.Cell):
         expert_rows: rows that each of this rank's experts is given for one micro-batch, in one call or several;
             group-wise, of a share.
         limits_rows: whether more rows may come than there is room for, which the context then tells (`beyond_limit`).
+        counts_copies: whether the context tells how many copies of tokens are sent to other nodes (`copies`).
 
     Args:
         collectives: of this rank.
@@ -48,6 +49,7 @@ class Dispatcher(nn.Cell):
         self.slots = assignment
         self.repicks = isinstance(assignment, RepickingAssignment)
         self.limits_rows = False
+        self.counts_copies = False
         self.permute = PermuteRows()
         shared = layer_slots.shares > 1
         self.own_share = ScatterToTpRegion(collectives, f"{tag}/share") if shared else nn.Identity()
@@ -84,12 +86,31 @@ class Dispatcher(nn.Cell):
         """x, expert, gate, second: as in `forward`. Returns this rank's share of the send buffer <float>[m, d], and
         what `run_experts` and `combine` need to know of it.
         """
-        context = self.slots(expert, gate) if second is None else self.slots(expert, gate, second[0])
+        context = self.assign(expert, gate, second)
         rows = x if self.top_k == 1 else ops.tile(x, (self.top_k, 1))  # (N, d) <- (T, d)
         buffer = self.permute(  # (M, d) <- (N, d)
             rows, context["assignment"], context["slot_mask"], context["slot"], context["keep_mask"]
         )
         return self.own_share(buffer), context
+
+    def assign(self, expert: Tensor, gate: Tensor, second: Optional[Tuple[Tensor, Tensor]] = None) -> DispatchContext:
+        """Which slot of its expert each assignment gets; `expert`, `gate` and `second`: as in `forward`."""
+        return self.slots(expert, gate) if second is None else self.slots(expert, gate, second[0])
+
+    def weights(
+        self, context: DispatchContext, scale: Tensor, second: Optional[Tuple[Tensor, Tensor]] = None
+    ) -> Tensor:
+        """<float32>[N, 1]: what each assignment's result is multiplied by, re-picked ones by that of their expert.
+
+        Args:
+            context: of `assign`. scale, second: as in `forward`.
+        """
+        scale = choice_major(scale).reshape(-1, 1)  # (N, 1) <- (N,) <- (T, k)
+        if second is None:
+            return scale
+        other = second[1].reshape(-1, 1)  # (T, 1) <- (T,)
+        other = other if self.top_k == 1 else ops.tile(other, (self.top_k, 1))  # (N, 1) <- (T, 1)
+        return ops.select(context["repicked"] > 0.5, other, scale)
 
     def run_experts(self, buffer: Tensor, context: DispatchContext, experts: Callable[[Tensor], Tensor]) -> Tensor:
         """<float>[m, d] -> <float>[m, d]: row i is what its expert makes of row i.
@@ -110,12 +131,7 @@ class Dispatcher(nn.Cell):
         rows = self.permute(  # (N, d) <- (M, d)
             self.whole(buffer), context["slot"], context["keep_mask"], context["assignment"], context["slot_mask"]
         )
-        scale = choice_major(scale).reshape(-1, 1)  # (N, 1) <- (N,) <- (T, k)
-        if second is not None:
-            other = second[1].reshape(-1, 1)  # (T, 1) <- (T,)
-            other = other if self.top_k == 1 else ops.tile(other, (self.top_k, 1))  # (N, 1) <- (T, 1)
-            scale = ops.select(context["repicked"] > 0.5, other, scale)
-        rows = rows * ops.cast(scale, rows.dtype)
+        rows = rows * ops.cast(self.weights(context, scale, second), rows.dtype)
         if self.top_k == 1:
             return rows
         return rows.reshape(self.top_k, self.tokens, -1).sum(0)  # (T, d) <- (k, T, d) <- (N, d)

@@ -55,6 +55,10 @@ class Capacities(Protocol):
     def tiers(self) -> tuple[int, int]:
         """For each expert of the own node, and for each of another."""
 
+    @property
+    def copies(self) -> Optional[int]:
+        """For each other node, where a token travels to a node once; None: as many as the other slots can use."""
+
 
 @dataclass(frozen=True)
 class FixedCapacities:
@@ -62,6 +66,7 @@ class FixedCapacities:
 
     uniform: int = 0
     tiers: tuple[int, int] = (0, 0)
+    copies: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,16 @@ class DispatchSetup:
         """R."""
         return len(self.topology.group_of(self.intra_node, 0))
 
+    @property
+    def experts_per_node(self) -> int:
+        """E / V."""
+        return self.placement.num_experts // self.nodes
+
+    def node_of(self, rank: int) -> int:
+        """Which of the V nodes `rank` is on, as the rail's groups count them."""
+        place = self.topology.group_of(self.placement.group, rank).index(rank)
+        return place * self.nodes // self.placement.ep
+
 
 @dataclass(frozen=True)
 class LayerSlots:
@@ -124,6 +139,8 @@ class LayerSlots:
             for.
         rows_of_all: rows that there is room for of all of this rank's experts together, where these compute on what has
             come alone; `expert_calls` are then equal parts of it. None: each computes on all that it has room for.
+        copies: slots for copies of tokens to each node, where a token travels to a node once; 0: each assignment
+            travels for itself.
     """
 
     capacity: int
@@ -133,6 +150,7 @@ class LayerSlots:
     shares: int = 1
     counted: bool = True
     rows_of_all: Optional[int] = None
+    copies: int = 0
 
     @property
     def expert_rows(self) -> int:
@@ -152,6 +170,7 @@ class DispatchExchange:
         carries: `TOKENS` or `RESULTS`, in the type of the experts' matmuls; `COUNTS`, int32.
         backward: whether it belongs to the backward pass; gradients have the type of what they are gradients of.
         item: bytes of a number, where it travels in another type than that; None: in that.
+        extra: numbers of a row beside its d, such as weights that travel with a token.
     """
 
     name: str
@@ -161,20 +180,23 @@ class DispatchExchange:
     carries: str
     backward: bool = False
     item: Optional[int] = None
+    extra: int = 0
 
 
 def there_and_back(
-    name: str, group: str, rows: int, operation: str = "all_to_all", item: Optional[int] = None
+    name: str, group: str, rows: int, operation: str = "all_to_all", item: Optional[int] = None, extra: int = 0
 ) -> list[DispatchExchange]:
     """Tokens to their experts and results back, and their gradients: four calls of an exchange that is its own adjoint.
 
     Args:
-        name, group, rows, operation, item: as in `DispatchExchange`.
+        name, group, rows, operation, item: as in `DispatchExchange`. extra: likewise, of tokens; results have none.
     """
-    ways = ((name, TOKENS), (f"{name}, back", RESULTS))
+    ways = ((name, TOKENS, extra), (f"{name}, back", RESULTS, 0))
     return [
-        DispatchExchange(f"{way}, gradient" if backward else way, operation, group, rows, carries, backward, item)
-        for way, carries in ways
+        DispatchExchange(
+            f"{way}, gradient" if backward else way, operation, group, rows, carries, backward, item, beside
+        )
+        for way, carries, beside in ways
         for backward in (False, True)
     ]
 
@@ -247,21 +269,21 @@ def uniform_slots(position_of: np.ndarray, capacity: int, experts: Optional[int]
     return SlotTable(start, every, start, every, experts * capacity)
 
 
-def two_tier_slots(setup: DispatchSetup, rank: int, intra: int, inter: int) -> SlotTable:
+def two_tier_slots(setup: DispatchSetup, rank: int, intra: int, inter: int, in_both: bool = True) -> SlotTable:
     """Slots of one rank's send buffer: first those for experts of its own node (E / V of them), then those of every
     expert that the group has. Both parts are in the order of positions, which is node after node, rank after rank.
 
     Args:
         setup: topology and placement. rank: whose buffer it is.
         intra: slots of an expert in the first part. inter: in the second.
+        in_both: whether experts of the own node use their slots in the second part, too; else these stay empty.
     """
-    placement, nodes = setup.placement, setup.nodes
-    here = setup.topology.group_of(placement.group, rank).index(rank) * nodes // placement.ep
-    on_node = placement.num_experts // nodes
+    placement, on_node = setup.placement, setup.experts_per_node
     position = np.asarray(placement.position_of)
-    own = position // on_node == here
+    own = position // on_node == setup.node_of(rank)
     second = (on_node * intra + position * inter).astype(np.int32)
     start = np.where(own, position % on_node * intra, second).astype(np.int32)
     first = np.where(own, intra, 0).astype(np.int32)
-    capacity = np.where(position < placement.num_experts, first + inter, 0).astype(np.int32)
+    further = np.where(own, inter if in_both else 0, inter)
+    capacity = np.where(position < placement.num_experts, first + further, 0).astype(np.int32)
     return SlotTable(start, first, second, capacity, on_node * intra + placement.num_experts * inter)

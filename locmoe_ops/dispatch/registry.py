@@ -32,6 +32,7 @@ KEYS = (
     "dispatch.chunks",
     "capacity.local_share",
     "capacity.measured_share",
+    "capacity.node_share",
     *SLOT_KEYS,
 )
 
@@ -52,6 +53,7 @@ class DispatcherSpec:
         has_slots: False where rows travel as routing has it: shapes that only the run knows, and nothing is dropped.
         localises: whether it gains where tokens stay on their nodes.
         fuses_permute: whether it takes `runtime.fused.permute`.
+        counts_copies: whether it counts the copies of tokens that it sends to other nodes (`Dispatcher.counts_copies`).
     """
 
     slots: Callable[[DispatchSetup], LayerSlots]
@@ -62,6 +64,7 @@ class DispatcherSpec:
     has_slots: bool = True
     localises: bool = False
     fuses_permute: bool = False
+    counts_copies: bool = False
 
 
 RegisteredDispatcher = Declared[DispatcherSpec]

@@ -29,6 +29,10 @@ class DispatchContext(TypedDict, total=False):
             rank; <float32> scalar, rows that come to this rank beyond those that it has room for.
         sizes, member: of `Regions` without gaps alone: see there.
         order: of `FusedRaggedDispatcher` alone: what `TokenUnsort` needs.
+        sent_mask, pilot_mask: of `NodeDedupDispatcher` alone, as what follows: <float32>[N, 1], 1 of an assignment that
+            travels by itself, and of one that is the pilot of a copy; keep_mask also has those that share its copy.
+        copy_map, weight_of_slot: <int32>, what the slots of another node are for, as sent and as arrived.
+        copies: <float32> scalar, copies of tokens that are sent to other nodes.
         block_expert: at inference alone: <int32>[blocks], the local expert of each block of slots.
     """
 
@@ -44,6 +48,11 @@ class DispatchContext(TypedDict, total=False):
     sizes: Tensor
     member: Tensor
     order: Tensor
+    sent_mask: Tensor
+    pilot_mask: Tensor
+    copy_map: Tensor
+    weight_of_slot: Tensor
+    copies: Tensor
     block_expert: Tensor
 
 

@@ -1,15 +1,17 @@
 """One expert on one token: y = act(x @ W1 + b1) @ W2 + b2, forward and backward, all in float64."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 import numpy as np
 
-from locmoe_ops.reference.spec import LayerParameters
+from locmoe_ops.reference.spec import LayerParameters, SharedWeights
 
 TANH_SCALE = math.sqrt(2.0 / math.pi)
 TANH_CUBIC = 0.044715
 SIGMOID_SCALE = 1.702
+
+ExpertWeights = Union[LayerParameters, SharedWeights]  # each has w1, b1, w2 and b2
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -57,19 +59,19 @@ class ExpertGradients(NamedTuple):
     b2: np.ndarray  # (d,) float64
 
 
-def expert_output(parameters: LayerParameters, activation: str, expert: int, x: np.ndarray) -> np.ndarray:
+def expert_output(parameters: ExpertWeights, activation: str, expert: int, x: np.ndarray) -> np.ndarray:
     """The output (d,) float64 of one expert for one token.
 
     Args:
-        parameters: of the layer. activation: one of `spec.ACTIVATIONS`.
-        expert: its global id. x: (d,), the token.
+        parameters: of the layer, or of its shared experts. activation: one of `spec.ACTIVATIONS`.
+        expert: its global id, or its number among the shared. x: (d,), the token.
     """
     inner = activate(activation, _before_activation(parameters, expert, x))
     return inner @ parameters.w2[expert].astype(np.float64) + parameters.b2[expert]
 
 
 def expert_gradients(
-    parameters: LayerParameters, activation: str, expert: int, x: np.ndarray, output_gradient: np.ndarray
+    parameters: ExpertWeights, activation: str, expert: int, x: np.ndarray, output_gradient: np.ndarray
 ) -> ExpertGradients:
     """Gradients of one expert for one token.
 
@@ -89,5 +91,5 @@ def expert_gradients(
     )
 
 
-def _before_activation(parameters: LayerParameters, expert: int, x: np.ndarray) -> np.ndarray:
+def _before_activation(parameters: ExpertWeights, expert: int, x: np.ndarray) -> np.ndarray:
     return x @ parameters.w1[expert].astype(np.float64) + parameters.b1[expert]

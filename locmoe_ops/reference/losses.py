@@ -31,7 +31,7 @@ def aux_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
     """L_aux = alpha * sum over cells of (share of the tokens) * sum_i f_i P_i / c_i.
 
     c is the share of a cell's tokens meant for expert i: 1/n (LocMoE Eq. 5 within each cell), or as the links say
-    (ta_moe).
+    (ta_moe). Of smile the sum is over nodes, and with beta in place of alpha another one over the experts inside them.
 
     Args:
         spec: of the layer. ranks, routings: tokens and their choices, one entry a simulated rank.
@@ -41,9 +41,8 @@ def aux_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
     total = _count_tokens(ranks)
     loss = 0.0
     for key, cell in _cells(spec, _aux_scope(spec), ranks, routings).items():
-        fraction, mean = cell.chosen / cell.tokens, cell.probability / cell.tokens
-        loss += cell.tokens / total * float(np.dot(fraction / meant_shares(spec, *key), mean))
-    return spec.alpha * loss
+        loss += cell.tokens / total * float(np.dot(_penalties(spec, key, cell), cell.probability / cell.tokens))
+    return loss
 
 
 def locality_loss(spec: LayerSpec, ranks: Ranks, routings: Routings) -> float:
@@ -113,7 +112,7 @@ def aux_loss_gradient(spec: LayerSpec, ranks: Ranks, routings: Routings) -> list
     total = _count_tokens(ranks)
     if spec.router != "hash":
         for key, cell in _cells(spec, _aux_scope(spec), ranks, routings).items():
-            slopes[key] = spec.alpha * cell.chosen / meant_shares(spec, *key) / (cell.tokens * total)
+            slopes[key] = _penalties(spec, key, cell) / total
     return _spread(spec, _aux_scope(spec), ranks, routings, slopes)
 
 
@@ -134,6 +133,17 @@ def locality_loss_gradient(spec: LayerSpec, ranks: Ranks, routings: Routings) ->
     return _spread(spec, "node", ranks, routings, slopes)
 
 
+def _penalties(spec: LayerSpec, key: CellKey, cell: Cell) -> np.ndarray:
+    """(n,) float64: what a mean probability of each expert adds to the load-balancing loss of a cell."""
+    fraction = cell.chosen / cell.tokens
+    if spec.router != "smile":
+        return spec.alpha * fraction / meant_shares(spec, *key)
+    of_levels = fraction.reshape(spec.num_nodes, -1)  # (V, m) <- (n,)
+    of_nodes, of_places = of_levels.sum(1, keepdims=True), of_levels.sum(0, keepdims=True)
+    both = spec.alpha * spec.num_nodes * of_nodes + spec.beta * of_levels.shape[1] * of_places
+    return both.reshape(-1)  # (n,) <- (V, m)
+
+
 def meant_shares(spec: LayerSpec, statistics_group: int, group: int) -> np.ndarray:
     """c (n,) float64: equal shares; of ta_moe, in proportion to the bandwidth between the tokens' node and the experts.
 
@@ -143,7 +153,8 @@ def meant_shares(spec: LayerSpec, statistics_group: int, group: int) -> np.ndarr
     size = spec.experts_per_group
     if spec.router != "ta_moe":
         return np.full(size, 1.0 / size)
-    node = spec.layout.node_of(statistics_group) if spec.statistics == "rank" else statistics_group
+    ranks = {"rank": 1, "node": spec.layout.ranks_per_node, "expert_parallel": spec.layout.expert}[_aux_scope(spec)]
+    node = spec.layout.node_of(statistics_group * ranks)
     bandwidth = np.array([spec.bandwidth_ratio if spec.is_local(node, group * size + i) else 1.0 for i in range(size)])
     return bandwidth / bandwidth.sum()
 
@@ -165,11 +176,15 @@ def localised_distribution(spec: LayerSpec, node: int, group: int) -> np.ndarray
 
 def _aux_scope(spec: LayerSpec) -> str:
     """The targets of ta_moe belong to nodes: its statistics cannot be wider."""
-    return "node" if spec.router == "ta_moe" and spec.statistics == "global" else spec.statistics
+    wider = spec.statistics == "global" or (
+        spec.statistics == "expert_parallel" and spec.layout.expert > spec.layout.ranks_per_node
+    )
+    return "node" if spec.router == "ta_moe" and wider else spec.statistics
 
 
 def _statistics_group(spec: LayerSpec, scope: str, home: int) -> int:
-    return {"rank": home, "node": spec.layout.node_of(home), "global": 0}[scope]
+    group = home // spec.layout.expert  # the layout has no tensor-parallel ranks
+    return {"rank": home, "node": spec.layout.node_of(home), "expert_parallel": group, "global": 0}[scope]
 
 
 def _cells(spec: LayerSpec, scope: str, ranks: Ranks, routings: Routings) -> dict[CellKey, Cell]:
@@ -180,7 +195,7 @@ def _cells(spec: LayerSpec, scope: str, ranks: Ranks, routings: Routings) -> dic
         for t in range(len(tokens.x)):
             key = _statistics_group(spec, scope, int(tokens.home[t])), int(routing.group[t])
             cell = cells.get(key, Cell(0, np.zeros(size), np.zeros(size)))
-            counted = routing.choice[t, :1] if spec.router == "gshard" else routing.choice[t]
+            counted = routing.choice[t] if routing.counted is None else routing.counted[t]
             for i in counted:
                 cell.chosen[i] += 1.0 / len(counted)
             cells[key] = Cell(cell.tokens + 1, cell.chosen, cell.probability + routing.probability[t])

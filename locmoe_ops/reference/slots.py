@@ -60,6 +60,40 @@ def repick(
     return moved
 
 
+def share_copies(
+    expert: np.ndarray,
+    gate_weight: np.ndarray,
+    kept: np.ndarray,
+    node_of: Sequence[int],
+    own_node: int,
+    copies: int,
+    priority: str,
+) -> np.ndarray:
+    """(T,k) bool: of the assignments of one rank that found a slot with their expert, those whose token gets there.
+
+    A token travels to another node once, for all of its assignments there, and each other node has room for so many
+        tokens of the rank. The first of a token's assignments to a node takes its place there, in the order of
+        `priority`. What stays on the own node needs none.
+
+    Args:
+        expert, gate_weight, priority: as `keep_within_capacity`.
+        kept: (T,k) bool, what found a slot.
+        node_of: node of each expert, as the rank finds it. own_node: of the rank.
+        copies: tokens that each other node has room for.
+    """
+    carried = np.zeros(expert.shape, bool)
+    travels: dict[int, set[int]] = {node: set() for node in node_of}
+    for t, choice in _in_priority_order(gate_weight, priority):
+        if not kept[t, choice]:
+            continue
+        node = node_of[int(expert[t, choice])]
+        there = travels[node]
+        if node != own_node and t not in there and len(there) < copies:
+            there.add(t)
+        carried[t, choice] = node == own_node or t in there
+    return carried
+
+
 def _slots_of(capacity: Capacity, expert: int) -> int:
     if isinstance(capacity, int):
         return capacity

@@ -19,7 +19,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.kernels import CPU, KernelSet
 from locmoe_ops.router_registry import load_router
 from locmoe_ops.routers.hash_maps import NodesOfIds, layer_hash_tables
-from locmoe_ops.topology import ExpertPlacement, Topology, local_experts_table, nodes_of_experts
+from locmoe_ops.topology import STATISTICS, ExpertPlacement, Topology, local_experts_table, nodes_of_experts
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,20 @@ class RouterContext:
         layout, placement: the cluster that homes and locality refer to, and the experts' places in it. They are given,
             not derived from the processes that run.
         collectives: of the job. tag: names the router's own among them.
-        statistics: tokens over which a loss takes its means: those of one `rank` or one `node`, or all (`global`).
+        statistics: tokens over which a loss takes its means: those of one `rank`, one `node` or one `expert_parallel`
+            group, or all (`global`).
         layer: number of the sparse layer, from 0. seed: of the run.
         selection_bias: a `SelectionBias`, where the configuration asks for one and the router takes it.
         vocab_size: number of token ids; None: not known.
         token_counts: <int64>[G, vocab_size], how often each id occurs in a group's training text.
+        sequence_length: tokens of a sequence, whose tokens are neighbours; None: a call has one sequence.
         locality_loss_changes: whether the weight of its locality loss is to be set from step to step (see
             `locmoe_ops.routers.gated.set_locality_loss_weight`).
         rules_change: whether rules of locality are to be switched off at times (see `Router.set_locality_rules`).
         domains: D, of the text.
         id_nodes: <int>[G, vocab_size], the node of the layout that each id belongs to by the documents it occurs in.
+        id_map: <int32>[G, vocab_size], or [G, vocab_size, k]: the layer's experts within the group of each id, where a
+            file says them.
         kernels: forms of operations for the device.
     """
 
@@ -86,11 +90,13 @@ class RouterContext:
     seed: int = 1
     selection_bias: Optional[nn.Cell] = None
     vocab_size: Optional[int] = None
+    sequence_length: Optional[int] = None
     token_counts: Optional[np.ndarray] = None
     locality_loss_changes: bool = False
     rules_change: bool = False
     domains: int = 1
     id_nodes: Optional[np.ndarray] = None
+    id_map: Optional[np.ndarray] = None
     kernels: KernelSet = CPU
 
     @property
@@ -98,8 +104,9 @@ class RouterContext:
         """The stream of the layer's random numbers in a step, unlike all others (see `locmoe_ops.random`)."""
         return 4 * self.layer + 5
 
-    def hash_tables(self, kind: str) -> np.ndarray:
-        """<int32>[G, vocab_size], the layer's map of kind `kind` (`hash_maps.KINDS`) from ids to experts of a group.
+    def hash_tables(self, kind: str, top_k: int = 1) -> np.ndarray:
+        """<int32>[G, vocab_size], or [G, vocab_size, k] for `top_k` experts an id above 1: the layer's map of kind
+        `kind` (`hash_maps.KINDS`) from ids to experts of a group.
 
         A network that is built without training text, to be filled from a checkpoint or to be measured, has no
         `id_nodes`; in place of `cooccurrence` it then balances by frequency alone.
@@ -117,7 +124,7 @@ class RouterContext:
             kind = "frequency"
         groups, per_group = self.shape.num_groups, self.shape.per_group
         return layer_hash_tables(
-            kind, groups, per_group, self.vocab_size, self.layer, self.seed, self.token_counts, nodes
+            kind, groups, per_group, self.vocab_size, self.layer, self.seed, self.token_counts, nodes, top_k
         )
 
 
@@ -167,18 +174,28 @@ class RoutingResult(_Routed, total=False):
     expert <int32>[T, k], global ids; weight <float32>[T, k]; aux_loss and locality_loss, weighted scalars; gate_input
     <float>[T, d], see `Router.gate_input`. A router that was told to offer second experts adds second_expert
     <int32>[T] (E: none) and second_weight <float32>[T]. One that counts undecided tokens adds undecided <float32>[T],
-    see `Router.undecided`; one that centres its gate values adds value_sums <float32>[E], see `Router.value_sums`.
+    see `Router.undecided`; one that centres its gate values adds value_sums <float32>[E], see `Router.value_sums`; one
+    whose selection bias is moved by quantiles adds required <float32>[E * B], see `Router.required`.
     """
 
     second_expert: Tensor
     second_weight: Tensor
     undecided: Tensor
     value_sums: Tensor
+    required: Tensor
 
 
 def one_hot(index: Tensor, depth: int) -> Tensor:
     """<float32>[T, depth] <- index <int32>[T]; an index out of range gives a row of zeros."""
     return ops.one_hot(index, depth, Tensor(1.0, dtype.float32), Tensor(0.0, dtype.float32))
+
+
+def spread_over_groups(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """<float32>[T, E], zeros for the experts of other groups, <- `values` <float32>[T, n] of those of the token's
+    `group` <int32>[T], one of `num_groups`.
+    """
+    spread = one_hot(group, num_groups).expand_dims(-1) * values.expand_dims(1)  # (T, G, n)
+    return spread.reshape(spread.shape[0], -1)  # (T, E) <- (T, G, n)
 
 
 class Router(nn.Cell):
@@ -203,6 +220,8 @@ class Router(nn.Cell):
         self.needs: Tuple[str, ...] = ()  # of `word` and `domain`, what `tokens` must hold
         self.counts_undecided = False  # as its declaration says (`RouterSpec.counts_undecided`)
         self.sums_values = False  # as its declaration says (`RouterCost.sums_values`)
+        self.sums_losses = False  # as its declaration says (`RouterCost.sums_losses`)
+        self.required_bins = 0  # of the histograms that a bias by quantiles is moved by; 0: there is none
         self.offers_second = False
         self.second = nn.Identity()
 
@@ -223,6 +242,8 @@ class Router(nn.Cell):
         if self.num_groups > 1:
             expert = choice + (tokens["group"] * self.per_group).reshape(-1, 1)  # (T, k) <- (T, k) + (T, 1)
         aux_loss, locality_loss = self.losses(expert, probabilities, tokens)
+        if self.sums_losses:
+            aux_loss = aux_loss + self.token_losses(x, tokens)
         routing: RoutingResult = {
             "expert": expert,
             "weight": weight,
@@ -237,6 +258,8 @@ class Router(nn.Cell):
             routing["undecided"] = self.undecided(x, tokens)
         if self.sums_values:
             routing["value_sums"] = self.value_sums(x, tokens)
+        if self.required_bins:
+            routing["required"] = self.required(x, tokens)
         return routing
 
     def gate_input(self, x: Tensor, tokens: RouterTokens) -> Tensor:
@@ -257,9 +280,21 @@ class Router(nn.Cell):
         """
         raise NotImplementedError
 
+    def token_losses(self, x: Tensor, tokens: RouterTokens) -> Tensor:
+        """What is added to the auxiliary loss: a mean over all tokens on all ranks, of what needs no counts of tokens
+        elsewhere; weighted, a <float32> scalar. Of `tokens` with inputs `x`.
+        """
+        raise NotImplementedError
+
+    def required(self, x: Tensor, tokens: RouterTokens) -> Tensor:
+        """<float32>[E * B]: of each expert a histogram, over those of `tokens` (with inputs `x`) that are of its group,
+        of the balance bias with which it would be chosen (see `balance.QuantileBias`).
+        """
+        raise NotImplementedError
+
     def expert_by_id(self) -> np.ndarray:
-        """<int>[G, V]: the expert within the group that each id goes to. Only of routers whose routes follow from token
-        ids (`RouterSpec.map_of_ids`).
+        """<int>[G, V], or [G, V, k]: the experts within the group that each id goes to. Only of routers whose routes
+        follow from token ids (`RouterSpec.map_of_ids`).
         """
         raise NotImplementedError
 
@@ -283,12 +318,17 @@ class Router(nn.Cell):
 def make_router(context: RouterContext) -> Router:
     """The router that `context` names.
 
-    Raises InputError where there is none of the name, or its `build` returns something else.
+    Raises InputError where there is none of the name, or its `build` returns something else than was declared.
     """
     module = load_router(context.name)
     router = module.build(context)
     if not isinstance(router, Router):
         raise InputError(f"{module.__file__}: build returned a {type(router).__name__}, expected a Router")
+    if getattr(context.selection_bias, "bins", 0) != router.required_bins:
+        raise InputError(
+            f"{module.__file__}: ROUTER's selection_biases hold 'quantile_balance', but its Router has no "
+            "required_bins and makes no histograms (see Router.required); expected a GatedRouter, or no such bias"
+        )
     return router
 
 
@@ -317,8 +357,7 @@ class RoutingStatistics(nn.Cell):
         if self.top_k > 1:
             counts = chosen.reshape(-1, self.top_k, self.num_experts).sum(1) / self.top_k  # (T, E) <- (T, k, E)
         if self.num_groups > 1:
-            spread = one_hot(group, self.num_groups).expand_dims(-1) * probabilities.expand_dims(1)  # (T, G, n)
-            spread = spread.reshape(-1, self.num_experts)  # (T, E) <- (T, G, n)
+            spread = spread_over_groups(probabilities, group, self.num_groups)
         member = one_hot(ops.floor_div(home, self.ranks_per_statistics_group), self.statistics_groups)  # (T, S)
         sums = self.reduce(self.matmul(member, ops.concat((counts, spread), 1)))  # (S, 2E) <- (T, S), (T, 2E)
         counts, spread = ops.split(sums, (self.num_experts, self.num_experts), 1)  # (S, E) each <- (S, 2E)
@@ -351,11 +390,17 @@ class DomainStatistics(nn.Cell):
 
 
 def count_statistics_groups(statistics: str, layout: Topology) -> int:
-    """S: into how many sets `statistics` (`rank`, `node` or `global`) divides the tokens of the cluster `layout`."""
-    counts = {"rank": layout.world_size, "node": layout.nodes, "global": 1}
-    if statistics not in counts:
-        raise InputError(f"statistics: found '{statistics}', expected one of {', '.join(counts)}")
-    return counts[statistics]
+    """S: into how many sets `statistics` (one of `STATISTICS`) divides the tokens of the cluster `layout`. Each is of
+    consecutive ranks.
+    """
+    if statistics not in STATISTICS:
+        raise InputError(f"statistics: found '{statistics}', expected one of {', '.join(STATISTICS)}")
+    return layout.count_sets(statistics)
+
+
+def statistics_by_node(statistics: str, layout: Topology) -> str:
+    """`statistics`, or `node` where its sets are larger than the nodes of `layout`: for what is a matter of nodes."""
+    return statistics if count_statistics_groups(statistics, layout) >= layout.nodes else "node"
 
 
 def local_experts_of_nodes(layout: Topology, placement: ExpertPlacement) -> np.ndarray:

@@ -19,6 +19,7 @@ from locmoe_ops.routers.base import (
     count_statistics_groups,
     local_experts_of_nodes,
     one_hot,
+    statistics_by_node,
 )
 from locmoe_ops.routers.losses import (
     ClosedLosses,
@@ -50,9 +51,11 @@ class GatedRouter(Router):
         self.gate = gate
         self.softmax = ops.Softmax(-1)
         self.argmax = ops.Argmax(-1, dtype.int32)
+        self.out_of_play = 4.0  # below every score: what a chosen expert's is lowered by
         self.has_selection_bias = context.selection_bias is not None
         # Checkpoints know the parameters of a selection bias by the name of this attribute.
         self.preference: nn.Cell = context.selection_bias if self.has_selection_bias else nn.Identity()
+        self.required_bins = getattr(context.selection_bias, "bins", 0)
 
     def offer_second(self, second: nn.Cell) -> None:
         """See `Router.offer_second`; `second` needs probabilities, which a gated router has."""
@@ -70,6 +73,17 @@ class GatedRouter(Router):
     def probabilities(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """<float32>[T, n] <- `x` <float>[T, d], `tokens`."""
         return self.softmax(self.score(self.values(x, tokens)))
+
+    def selection_scores(self, x: Tensor, tokens: RouterTokens) -> Tensor:
+        """What biases on selection are added to, <float32>[T, n], of `x` and `tokens`."""
+        return self.probabilities(x, tokens)
+
+    def required(self, x: Tensor, tokens: RouterTokens) -> Tensor:
+        """See `Router.required`, with the same `x` and `tokens`."""
+        # The same scores as in `select`, which a compiled graph computes once.
+        scores = self.biased_scores(ops.stop_gradient(self.selection_scores(x, tokens)), tokens)
+        counts: Tensor = self.preference.required(scores, tokens["group"])
+        return counts
 
     def values(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """The gate's values <float32>[T, n] <- `x` <float>[T, d], `tokens`."""
@@ -97,7 +111,7 @@ class GatedRouter(Router):
             choice = self.argmax(self.biased_scores(rest, tokens))
             choices.append(choice.reshape(-1, 1))  # (T, 1) <- (T,)
             weights.append(ops.gather_elements(probabilities, 1, choices[-1]))  # (T, 1) <- (T, n)
-            rest = rest - one_hot(choice, self.per_group) * 4.0  # below every score: never chosen again
+            rest = rest - one_hot(choice, self.per_group) * self.out_of_play  # never chosen again
         if self.top_k == 1:
             return choices[0], weights[0]
         return ops.concat(choices, 1), ops.concat(weights, 1)  # (T, k) <- k * (T, 1)
@@ -151,7 +165,7 @@ class LocalisingRouter(GatedRouter):
         self.nodes = context.layout.nodes
         self.statistics_groups = count_statistics_groups(context.statistics, context.layout)
         # One reduction serves both losses: sums over the finer of the two divisions add up to those over the coarser.
-        finer = "rank" if context.statistics == "rank" else "node"
+        finer = statistics_by_node(context.statistics, context.layout)
         self.sums = RoutingStatistics(replace(context, statistics=finer))
         local = Tensor(local_experts_of_nodes(context.layout, context.placement))
         # Once, and not in every micro-batch: no graph knows that a result of constants is one.

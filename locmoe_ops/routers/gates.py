@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.errors import InputError
+from locmoe_ops.functions import root_softplus
 from locmoe_ops.routers.base import RoutingShape
 
 
@@ -28,6 +29,26 @@ def grap_weights(experts: int, hidden_size: int) -> np.ndarray:
         )
     block = hidden_size // experts
     return np.kron(np.eye(experts, dtype=np.float32), np.full((1, block), experts / hidden_size, np.float32))
+
+
+class GateScores(nn.Cell):
+    """Scores of gate values v.
+
+    Args:
+        function: `softmax` over the experts of the group (DeepSeek-V2, Switch); `sigmoid` of each (DeepSeek-V3,
+            arXiv 2412.19437, Eq. 15); `sqrt_softplus`, sqrt(log(1 + exp v)) of each (DeepSeek-V4).
+
+    Input: <float32>[T, n]. Output: <float32>[T, n].
+    """
+
+    def __init__(self, function: str) -> None:
+        super().__init__()
+        self.function, self.softmax = function, ops.Softmax(-1)
+
+    def construct(self, values: Tensor) -> Tensor:
+        if self.function == "softmax":
+            return self.softmax(values)
+        return ops.sigmoid(values) if self.function == "sigmoid" else root_softplus(values)
 
 
 class GrAPGate(nn.Cell):

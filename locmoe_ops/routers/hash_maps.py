@@ -1,10 +1,10 @@
 """Fixed random maps from token id to expert: level 2 of PanGu-Sigma's RRE (arXiv 2303.10845) and of Hash Layers.
 
 Nothing here is learned: a map is drawn once, at initialisation, and belongs to the checkpoint. Shape legend:
-V vocabulary size, G expert groups.
+V vocabulary size, G expert groups, k experts of an id. A map of one expert an id has no axis for k.
 """
 
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, List, NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -26,28 +26,30 @@ class NodesOfIds(NamedTuple):
     experts: np.ndarray
 
 
-def uniform_hash_map(vocab_size: int, experts: int, seed: Seed) -> np.ndarray:
-    """(V,) int32: shuffle the ids and deal them out, so that expert shares differ by at most one id.
+def uniform_hash_map(vocab_size: int, experts: int, seed: Seed, top_k: int = 1) -> np.ndarray:
+    """(V,) int32, or (V,k): shuffle the ids and deal them out, so that expert shares differ by at most one id.
 
-    The balanced random map of Random Routed Experts (arXiv 2303.10845) and of Hash Layers (arXiv 2106.04426).
+    The balanced random map of Random Routed Experts (arXiv 2303.10845) and of Hash Layers (arXiv 2106.04426). With k
+    above 1 an id's experts differ, and any k of them may come together.
 
     Args:
-        vocab_size: V. experts: to choose from. seed: of the shuffle.
+        vocab_size: V. experts: to choose from. seed: of the shuffle. top_k: k.
 
     Raises:
-        InputError: sizes below 1, a negative seed.
+        InputError: sizes below 1, fewer experts than k, a negative seed.
     """
     _require_at_least("vocab_size", vocab_size, 1)
-    _require_at_least("experts", experts, 1)
-    order = _generator(seed).permutation(vocab_size)
-    table = np.empty(vocab_size, np.int32)
-    table[order] = np.arange(vocab_size) % experts
-    return table
+    _check_choices(experts, top_k)
+    generator = _generator(seed)
+    table = np.empty((vocab_size, top_k), np.int32)
+    order = generator.permutation(vocab_size)
+    table[order] = _deal(vocab_size, experts, top_k, generator)
+    return table[:, 0] if top_k == 1 else table
 
 
-def frequency_hash_map(counts: np.ndarray, experts: int, seed: Seed) -> np.ndarray:
-    """(V,) int32: draw an expert for every id, the most frequent first, so that in the end all have an equal share of
-    the text.
+def frequency_hash_map(counts: np.ndarray, experts: int, seed: Seed, top_k: int = 1) -> np.ndarray:
+    """(V,) int32, or (V,k): draw an expert for every id, the most frequent first, so that in the end all have an equal
+    share of the text. With k above 1 an id draws k different ones, one after another.
 
     An expert is drawn with the probability of the room that its share still has, among those whose room the id does not
     exceed; if there is none, the one with the most room is taken. The greedy assignment of Hash Layers (arXiv
@@ -59,49 +61,70 @@ def frequency_hash_map(counts: np.ndarray, experts: int, seed: Seed) -> np.ndarr
         counts: (V,) integers >= 0, occurrences of each id in the training text.
         experts: experts to choose from.
         seed: of the draws.
+        top_k: k.
 
     Raises:
-        InputError: counts of another shape, type or sign; `experts` below 1; a negative seed.
+        InputError: counts of another shape, type or sign; `experts` below 1 or below k; a negative seed.
     """
     counts = np.asarray(counts)
     _check_counts(counts, dimensions=(1,))
-    _require_at_least("experts", experts, 1)
+    _check_choices(experts, top_k)
     generator = _generator(seed)
     shuffled = generator.permutation(len(counts))
     order = shuffled[np.argsort(counts[shuffled], kind="stable")[::-1]]
     seen = int(np.count_nonzero(counts))
-    table = np.empty(len(counts), np.int32)
-    room = np.full(experts, counts.sum() / experts)
-    for token_id, draw in zip(order[:seen], generator.random(seen)):
-        bounds = np.where(room >= counts[token_id], room, 0.0).cumsum()
-        expert = np.searchsorted(bounds, draw * bounds[-1], "right") if bounds[-1] > 0.0 else room.argmax()
-        table[token_id] = expert
-        room[expert] -= counts[token_id]
-    table[order[seen:]] = np.arange(len(counts) - seen) % experts
-    return generator.permutation(experts).astype(np.int32)[table]  # of equal rooms the first was taken
+    table = np.empty((len(counts), top_k), np.int32)
+    room = np.full(experts, counts.sum() * top_k / experts)
+    for token_id, draws in zip(order[:seen], generator.random((seen, top_k))):
+        left = room.copy()
+        for choice, draw in enumerate(draws):
+            bounds = np.where(left >= counts[token_id], left, 0.0).cumsum()
+            expert = np.searchsorted(bounds, draw * bounds[-1], "right") if bounds[-1] > 0.0 else left.argmax()
+            table[token_id, choice] = expert
+            room[expert] -= counts[token_id]
+            left[expert] = -np.inf  # an id has an expert once
+    table[order[seen:]] = _deal(len(counts) - seen, experts, top_k, generator)
+    table = generator.permutation(experts).astype(np.int32)[table]  # of equal rooms the first was taken
+    return table[:, 0] if top_k == 1 else table
 
 
 def cooccurrence_hash_map(
-    counts: np.ndarray, id_nodes: np.ndarray, expert_nodes: np.ndarray, seed: np.random.SeedSequence
+    counts: np.ndarray, id_nodes: np.ndarray, expert_nodes: np.ndarray, seed: np.random.SeedSequence, top_k: int = 1
 ) -> np.ndarray:
-    """(V,) int32: for every id an expert of its node, drawn by `frequency_hash_map` among the node's ids and experts.
+    """(V,) int32, or (V,k): for every id experts of its node, drawn by `frequency_hash_map` among the node's ids and
+    experts.
 
     Args:
         counts: (V,) integers >= 0, occurrences of each id in the training text.
         id_nodes: (V,) node of each id. expert_nodes: (n,) node of each expert.
-        seed: of the draws.
+        seed: of the draws. top_k: k.
 
     Raises:
-        InputError: a node with ids has no expert; and as `frequency_hash_map`.
+        InputError: a node with ids has fewer than k experts; and as `frequency_hash_map`.
     """
-    table = np.empty(len(counts), np.int32)
+    table = np.empty(len(counts) if top_k == 1 else (len(counts), top_k), np.int32)
     for node in np.unique(id_nodes).tolist():
         ids, experts = np.flatnonzero(id_nodes == node), np.flatnonzero(expert_nodes == node)
-        if not len(experts):
-            raise InputError(f"hash map: node {node} has {len(ids)} ids and no expert, expected one at least")
+        if len(experts) < top_k:
+            least = "one" if top_k == 1 else f"{top_k} (moe.router.top_k)"
+            raise InputError(
+                f"hash map: node {node} has {len(ids)} ids and {len(experts) or 'no'} "
+                f"expert{'s' if len(experts) > 1 else ''}, expected {least} at least"
+            )
         stream = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, node))
-        table[ids] = experts[frequency_hash_map(counts[ids], len(experts), stream)]
+        table[ids] = experts[frequency_hash_map(counts[ids], len(experts), stream, top_k)]
     return table
+
+
+def experts_of_codes(codes: np.ndarray, top_k: int) -> np.ndarray:
+    """(G,V) int, or (G,V,k): the experts that codes lie nearest to, those of their largest coordinates; of equal ones
+    the first.
+
+    Args:
+        codes: (G,V,n) float, see `locmoe_ops.routers.gates.draw_codes`. top_k: k.
+    """
+    order: np.ndarray = np.argsort(-codes, axis=-1, kind="stable")
+    return order[..., 0] if top_k == 1 else order[..., :top_k]
 
 
 def layer_hash_tables(
@@ -113,8 +136,10 @@ def layer_hash_tables(
     seed: int,
     counts: Optional[np.ndarray] = None,
     nodes: Optional[NodesOfIds] = None,
+    top_k: int = 1,
 ) -> np.ndarray:
-    """(G,V) int32: one sparse layer's maps, an expert 0..experts_per_group-1 within the group for every token id.
+    """(G,V) int32, or (G,V,k): one sparse layer's maps, experts 0..experts_per_group-1 within the group for every token
+    id.
 
     Every layer and every group draws from a random stream of its own, so that a map does not depend on how many others
     there are.
@@ -126,6 +151,7 @@ def layer_hash_tables(
         seed: of the whole model, >= 0.
         counts: unless `uniform`: occurrences of each id, (V,) for all groups alike or (G,V).
         nodes: for `cooccurrence`: of ids and experts.
+        top_k: k, the experts of an id.
 
     Raises:
         InputError: an unknown kind, sizes below 1, counts or nodes missing or of another shape.
@@ -137,7 +163,7 @@ def layer_hash_tables(
     _require_at_least("seed", seed, 0)
     streams = [np.random.SeedSequence(seed, spawn_key=(layer, group)) for group in range(num_groups)]
     if kind == "uniform":
-        return np.stack([uniform_hash_map(vocab_size, experts_per_group, stream) for stream in streams])
+        return np.stack([uniform_hash_map(vocab_size, experts_per_group, stream, top_k) for stream in streams])
     if counts is None:
         raise InputError(f"hash map: counts are missing, expected token counts for kind '{kind}'")
     counts = np.asarray(counts)
@@ -147,7 +173,9 @@ def layer_hash_tables(
         raise InputError(f"hash map: counts have shape {counts.shape}, expected {expected}")
     counts = np.broadcast_to(counts, (num_groups, vocab_size))
     if kind == "frequency":
-        return np.stack([frequency_hash_map(counts[g], experts_per_group, stream) for g, stream in enumerate(streams)])
+        return np.stack(
+            [frequency_hash_map(counts[g], experts_per_group, stream, top_k) for g, stream in enumerate(streams)]
+        )
     if nodes is None or nodes.ids.shape != counts.shape or nodes.experts.shape != (num_groups, experts_per_group):
         found = "none" if nodes is None else f"{nodes.ids.shape} and {nodes.experts.shape}"
         raise InputError(
@@ -155,8 +183,32 @@ def layer_hash_tables(
             f"{(num_groups, experts_per_group)} for kind 'cooccurrence'"
         )
     return np.stack(
-        [cooccurrence_hash_map(counts[g], nodes.ids[g], nodes.experts[g], stream) for g, stream in enumerate(streams)]
+        [
+            cooccurrence_hash_map(counts[g], nodes.ids[g], nodes.experts[g], stream, top_k)
+            for g, stream in enumerate(streams)
+        ]
     )
+
+
+def _deal(rows: int, experts: int, top_k: int, generator: np.random.Generator) -> np.ndarray:
+    """(rows,k) int: experts dealt out so that their shares differ by at most one, and no row has one twice.
+
+    For one expert a row they are dealt in order. For more they come in rounds, each a random order of all of them:
+    dealt in order, the same k would always come together, and be one expert of k times the width.
+    """
+    if top_k == 1:
+        return np.arange(rows)[:, None] % experts
+    dealt = np.empty((rows, top_k), np.int64)
+    pile: List[int] = []
+    for row in dealt:
+        taken, pile = pile[:top_k], pile[top_k:]
+        if len(taken) < top_k:  # the next round, in which what the row has already comes last
+            order = generator.permutation(experts).tolist()
+            fresh = [one for one in order if one not in taken] + [one for one in order if one in taken]
+            missing = top_k - len(taken)
+            taken, pile = taken + fresh[:missing], fresh[missing:]
+        row[:] = taken
+    return dealt
 
 
 def _check_counts(counts: np.ndarray, dimensions: tuple[int, ...]) -> None:
@@ -166,6 +218,13 @@ def _check_counts(counts: np.ndarray, dimensions: tuple[int, ...]) -> None:
         raise InputError(f"hash map: counts are of type {counts.dtype}, expected integers")
     if counts.min() < 0:
         raise InputError(f"hash map: counts go down to {counts.min()}, expected none below 0")
+
+
+def _check_choices(experts: int, top_k: int) -> None:
+    _require_at_least("experts", experts, 1)
+    _require_at_least("top_k", top_k, 1)
+    if top_k > experts:
+        raise InputError(f"hash map: top_k is {top_k}, expected at most {experts}, the experts to choose from")
 
 
 def _require_at_least(name: str, found: Any, least: int) -> None:

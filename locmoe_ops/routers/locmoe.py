@@ -14,6 +14,7 @@ from locmoe_ops.routers.base import Router, RouterContext, RouterTokens, one_hot
 from locmoe_ops.routers.centring import ValueMean
 from locmoe_ops.routers.gated import LocalisingRouter, LossWeights
 from locmoe_ops.routers.gates import CodeGate, DenseGate, GrAPGate, draw_codes
+from locmoe_ops.routers.hash_maps import experts_of_codes
 from locmoe_ops.routers.specs.locmoe import LocMoEOptions
 
 _SMALL = 1e-12  # a word vector of zeros has no direction
@@ -114,9 +115,8 @@ class LocMoERouter(LocalisingRouter):
         return word * ops.rsqrt((word * word).mean(-1, keep_dims=True) + _SMALL)
 
     def expert_by_id(self) -> np.ndarray:
-        """See `Router.expert_by_id`: of codes, the first of the largest coordinates."""
-        nearest: np.ndarray = self.gate.codes.asnumpy().argmax(-1)
-        return nearest
+        """See `Router.expert_by_id`: of codes, those of the k largest coordinates; of equal ones, the first."""
+        return experts_of_codes(self.gate.codes.asnumpy(), self.top_k)
 
     def gate_input(self, x: Tensor, tokens: RouterTokens) -> Tensor:
         """See `Router.gate_input`: codes, words or `x`, as the gate takes them of `tokens`."""

@@ -80,6 +80,15 @@ def divergence_loss(probabilities: Tensor) -> Tensor:
     return (probabilities * surprise).sum() / ops.maximum(tokens, _TINY)
 
 
+def squared_log_partition(values: Tensor) -> Tensor:
+    """(log sum_i exp v_i)^2 of each token: <float32>[T] <- gate `values` <float32>[T, n]. Its mean is the router z-loss
+    of ST-MoE (arXiv 2202.08906, Eq. 5).
+    """
+    largest = ops.stop_gradient(values.max(-1, keepdims=True))  # (T, 1); what it is plays no part in the gradient
+    partition = log(ops.exp(values - largest).sum(-1, keepdims=True)) + largest
+    return (partition * partition).reshape(-1)  # (T,) <- (T, 1)
+
+
 def log_localised(local: Tensor, num_groups: int, smoothing: float) -> Tensor:
     """log D_l of the locality loss, which no training changes: <float32>[V, G, n].
 

@@ -37,7 +37,16 @@ class SelectionBias(nn.Cell):
 
     Inputs: rest <float32>[T, n], probabilities of the experts that may still be picked, negative ones for the others;
     home, group <int32>[T]. Output: <float32>[T, n]; the largest is picked.
+
+    Attributes:
+        bins: B, of the histograms that `required` gives; 0 for a bias that does not follow quantiles.
     """
+
+    bins = 0
+
+    def required(self, biased: Tensor, group: Tensor) -> Tensor:
+        """See `balance.QuantileBias.required`, with the same `biased` and `group`; of biases with `bins` alone."""
+        raise NotImplementedError
 
     def construct(self, rest: Tensor, home: Tensor, group: Tensor) -> Tensor:
         """The biased scores for `rest` and the tokens' `home` and `group`."""
@@ -56,6 +65,15 @@ class Sum(SelectionBias):
     def __init__(self, terms: Sequence[SelectionBias]) -> None:
         super().__init__()
         self.terms = nn.CellList(list(terms))
+        self.bins = max((term.bins for term in terms), default=0)
+
+    def required(self, biased: Tensor, group: Tensor) -> Tensor:
+        """See `SelectionBias.required`: that of the one of the terms that has it, for `biased` and `group`."""
+        found = Tensor(0.0, dtype.float32)
+        for term in self.terms:
+            if term.bins:
+                found = term.required(biased, group)
+        return found
 
     def construct(self, rest: Tensor, home: Tensor, group: Tensor) -> Tensor:
         total = rest

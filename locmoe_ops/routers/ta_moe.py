@@ -17,6 +17,7 @@ from locmoe_ops.routers.base import (
     RouterTokens,
     count_statistics_groups,
     local_experts_of_nodes,
+    statistics_by_node,
 )
 from locmoe_ops.routers.losses import topology_loss
 from locmoe_ops.routers.specs.switch import SwitchOptions
@@ -44,8 +45,8 @@ class TAMoERouter(SwitchRouter):
     """Switch's choice with TA-MoE's loss: it is least where a node's tokens go to experts in proportion to the links'
     bandwidth.
 
-    Targets differ between nodes, so the loss takes f and P over the tokens of one home rank (`statistics` rank) or of
-    one home node (node, global). All links inside nodes are taken to be alike, and all between nodes.
+    Targets differ between nodes, so the loss takes f and P over the tokens of one home node, or of the sets of
+    `statistics` where these are smaller. All links inside nodes are taken to be alike, and all between nodes.
 
     Args:
         context: of the router; layout and placement say which experts are on a token's node.
@@ -56,8 +57,8 @@ class TAMoERouter(SwitchRouter):
         if options.bandwidth_ratio <= 0.0:
             raise InputError(f"bandwidth_ratio is {options.bandwidth_ratio}, expected above 0")
         layout, num_groups = context.layout, context.shape.num_groups
-        groups = max(count_statistics_groups(context.statistics, layout), layout.nodes)
-        statistics = "rank" if context.statistics == "rank" else "node"
+        statistics = statistics_by_node(context.statistics, layout)
+        groups = count_statistics_groups(statistics, layout)
         super().__init__(replace(context, statistics=statistics), SwitchOptions(options.aux_loss_weight))
         local = local_experts_of_nodes(layout, context.placement)
         shares = bandwidth_shares(local, num_groups, options.bandwidth_ratio)

@@ -3,6 +3,9 @@
 Next to each stands what the link allows: the bytes that a node sends to others, in one direction, at the link's rate;
 or, where no rate is given, as many bytes in plain exchanges of the mesh, without packing, graphs and kernels, measured
 in turn with it. All ranks start a launch together; times are means over ranks.
+
+Which experts the tokens want is `pangu_sigma.bench.routing`'s. Slots are the same whatever they want: only `ragged`
+sends more where more want the same expert; the others drop what finds no slot.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from locmoe_ops.collectives.tcp.mesh import Mesh
 from locmoe_ops.dispatch.registry import dispatchers
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement
+from pangu_sigma.bench.routing import BalancedRouting, BenchRouting, TokensOfRank, busiest_over_mean
 from pangu_sigma.bench.timing import (
     ROUNDS,
     WARM_UP,
@@ -75,16 +79,22 @@ class ExchangeTiming:
     limit: Optional[float]
 
 
-def bench_all_to_all(config: Config, tokens: Sequence[int] = (), rate: Optional[float] = None) -> int:
+def bench_all_to_all(
+    config: Config,
+    tokens: Sequence[int] = (),
+    rate: Optional[float] = None,
+    routing: BenchRouting = BalancedRouting(),  # noqa: B008 (frozen, without state)
+) -> int:
     """Prints the table on rank 0; returns 0. Every rank of a job runs it.
 
     Args:
         config: the job's. tokens: tokens a rank; none: powers of two from SMALLEST up to the configuration's own.
         rate: bits a second of a node's link to the others, in one direction; None: see the head of this file.
+        routing: which experts the tokens want.
 
     Raises:
-        InputError: the job's expert-parallel groups have one rank, its slots are measured while it trains, or `rate` is
-            given and all its ranks are on one node.
+        InputError: the job's expert-parallel groups have one rank, its slots are measured while it trains, `rate` is
+            given and all its ranks are on one node, or `routing` is a trace of other experts.
     """
     if config.parallel.expert == 1:
         raise InputError("parallel.expert is 1, so that no token leaves its rank; bench all-to-all expects at least 2")
@@ -101,10 +111,13 @@ def bench_all_to_all(config: Config, tokens: Sequence[int] = (), rate: Optional[
         sizes = tuple(tokens) or sizes_up_to(
             micro_batch_sequences(config, runtime.topology.data) * config.model.sequence_length
         )
+        wanted = TokensOfRank(
+            max(sizes), config.moe.router.top_k, config.moe.num_experts, runtime.rank, runtime.world_size
+        )
         if runtime.is_first:
-            print(_head(config, runtime, rate), flush=True)
+            print(_head(config, runtime, rate, busiest_over_mean(routing, wanted)), flush=True)
         for size in sizes:
-            for row in _measure(config, runtime, size, rate):
+            for row in _measure(config, runtime, replace(wanted, tokens=size), rate, routing):
                 if runtime.is_first:
                     print(line_of(row), flush=True)
     return 0
@@ -131,9 +144,11 @@ def variants() -> List[Tuple[str, DispatchConfig]]:
     return found
 
 
-def _measure(config: Config, runtime: Runtime, tokens: int, rate: Optional[float]) -> List[ExchangeTiming]:
-    names = [name for name, _ in variants()]
-    launches = [_launch(config, runtime, tokens, name, dispatch) for name, dispatch in variants()]
+def _measure(
+    config: Config, runtime: Runtime, wanted: TokensOfRank, rate: Optional[float], routing: BenchRouting
+) -> List[ExchangeTiming]:
+    names, tokens = [name for name, _ in variants()], wanted.tokens
+    launches = [_launch(config, runtime, name, dispatch, wanted, routing) for name, dispatch in variants()]
     barrier, total = runtime.collectives.barrier, HostSum(runtime.collectives, f"bench/{tokens}")
     in_turn(launches, WARM_UP, barrier)
     sent = [_bytes_of(launch, runtime, total) for launch in launches]
@@ -156,34 +171,25 @@ def link_limit(sent: Optional[NodeBytes], rate: float) -> Optional[float]:
     return None if sent is None else sent.between * 8 / rate
 
 
-def _launch(config: Config, runtime: Runtime, tokens: int, name: str, dispatch: DispatchConfig) -> Callable[[], Any]:
-    """A dispatcher's pass over random tokens, see `even_choices`."""
+def _launch(
+    config: Config, runtime: Runtime, name: str, dispatch: DispatchConfig, wanted: TokensOfRank, routing: BenchRouting
+) -> Callable[[], Any]:
+    """A dispatcher's pass over random tokens that want the experts of `routing`."""
     # Nobody offers second experts here, hence no re-picking.
     moe = replace(
         config.moe,
         dispatch=replace(config.moe.dispatch, type=dispatch.type, chunks=dispatch.chunks, overflow="drop"),
     )
+    tokens = wanted.tokens
     shape = replace(model_dims(config, 1, 1, even_vocabulary(config).domains), sequence_length=tokens)
     context = SparseContext(replace(config, moe=moe), shape, runtime.collectives)
     placement = ExpertPlacement(moe.num_experts, moe.num_groups, runtime.topology.expert, moe.expert_placement)
     dispatcher = build_dispatcher(context, placement, moe.capacity.factor, f"{CAUSE}/{name}/{tokens}")
     generator = np.random.default_rng(runtime.rank)
     x = random_tensor((tokens, shape.hidden_size), shape.compute_dtype)
-    expert = even_choices(generator, tokens, moe.router.top_k, moe.num_experts)
+    expert = routing.choices(wanted, generator)
     launch, weight = ForwardBackward(Dispatch(dispatcher)), Tensor(generator.random(expert.shape).astype(np.float32))
     return lambda: launch(x, Tensor(expert), weight, x)
-
-
-def even_choices(generator: np.random.Generator, tokens: int, top_k: int, experts: int) -> np.ndarray:
-    """<int32>[tokens, top_k]: distinct experts of each token, in random order of tokens. Each expert is chosen as often
-    as any other, give or take one for each of the top_k, so that a `moe.dispatch.ragged_limit` of an even load is
-    enough but for that rest.
-
-    Args:
-        generator: draws the order. tokens, top_k, experts: how many there are.
-    """
-    first = generator.permutation(np.arange(tokens) * experts // tokens)
-    return ((first[:, None] + np.arange(top_k) * (experts // top_k)) % experts).astype(np.int32)
 
 
 def _bytes_of(launch: Callable[[], Any], runtime: Runtime, total: HostSum) -> Optional[NodeBytes]:
@@ -218,14 +224,15 @@ def _exchange(mesh: Mesh, ranks: Sequence[int], tag: str, array: np.ndarray) -> 
 # ---- table
 
 
-def _head(config: Config, runtime: Runtime, rate: Optional[float]) -> str:
+def _head(config: Config, runtime: Runtime, rate: Optional[float], busiest: float) -> str:
     moe, topology = config.moe, runtime.topology
     limit = "the same bytes in plain exchanges" if rate is None else f"bytes between nodes at {rate / 1e6:g} Mbit/s"
     return (
         f"{topology.world_size} ranks on {topology.nodes} {'nodes' if topology.nodes > 1 else 'node'}, hidden size "
         f"{config.model.hidden_size}, {moe.num_experts} experts, capacity factor {moe.capacity.factor:g}, "
         f"{config.runtime.precision}\n"
-        f"bytes: of the node that sends most, a pass; limit: {limit}\n\n" + "\n".join(text_table(_COLUMNS, []))
+        f"bytes: of the node that sends most, a pass; limit: {limit}\n"
+        f"busiest expert: {busiest:.2f} times the mean load\n\n" + "\n".join(text_table(_COLUMNS, []))
     )
 
 

@@ -30,6 +30,7 @@ from pangu_sigma.bench.timing import (
 )
 from pangu_sigma.config.derived import micro_batch_sequences
 from pangu_sigma.config.schema import (
+    BalanceConfig,
     CapacityConfig,
     Config,
     DispatchConfig,
@@ -93,7 +94,7 @@ def routers_of(config: Config) -> Tuple[List[Candidate], List[str]]:
         for name, router in _settings(config.moe.router, kind):
             # No token moves here, so of dispatch and capacity only whether second experts are offered matters.
             dispatch = DispatchConfig(drop_priority="weight", overflow=config.moe.dispatch.overflow)
-            moe = replace(config.moe, router=router, dispatch=dispatch, capacity=CapacityConfig())
+            moe = replace(config.moe, router=router, routers=(), dispatch=dispatch, capacity=CapacityConfig())
             candidate = Candidate(name, replace(config, moe=moe))
             try:
                 validate(candidate.config, 1)
@@ -113,6 +114,7 @@ def _settings(router: RouterConfig, kind: str) -> List[Tuple[str, RouterConfig]]
         locality_bias=LocalityBiasConfig(),
         locality_loss=LocalityLossConfig(),
         balance_rate=0.0,
+        balance=BalanceConfig(),
         top_k=router_spec(kind).top_k or router.top_k,
     )
     if kind != "locmoe":
@@ -138,7 +140,7 @@ def _routing(config: Config, collectives: LocalCollectives) -> Tuple[nn.Cell, Li
     """Routing of the first sparse layer, and inputs for it."""
     shape, moe = _shape_of(config), config.moe
     generator = np.random.default_rng(0)
-    context = SparseContext(config, shape, collectives, even_vocabulary(config).counts)
+    context = SparseContext(config, shape, collectives, even_vocabulary(config).counts, reads_maps=False)
     placement = ExpertPlacement(moe.num_experts, moe.num_groups, context.layout.expert, moe.expert_placement)
     cell = TimedRouting(MultiLevelRouting(context.domain_groups, build_router(context, 0, placement)))
     ids, domain = (

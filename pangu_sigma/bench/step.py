@@ -24,7 +24,13 @@ from pangu_sigma.bench.timing import (
     random_tensor,
     seconds,
 )
-from pangu_sigma.config.derived import has_experts, micro_batch_sequences, micro_batches_per_step, tokens_per_step
+from pangu_sigma.config.derived import (
+    has_experts,
+    micro_batch_sequences,
+    micro_batches_per_step,
+    router_keys,
+    tokens_per_step,
+)
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.vocabulary import Vocabulary
@@ -190,21 +196,31 @@ def _parts(parts: TrainEngine, config: Config, batch: Batch) -> List[TimedPart]:
 def _sparse_parts(
     sparse: List[nn.Cell], config: Config, x: Tensor, ids: Tensor, domain: Tensor, dy: Tensor
 ) -> List[TimedPart]:
-    layer, k = sparse[0], config.moe.router.top_k
+    layer, gradient = sparse[0], random_tensor((x.shape[0], config.moe.router.top_k))
     chosen = layer.routing(x, {"ids": ids, "domain": domain, "home": domain * 0, "seed": ids, "word": x})
+    keys = router_keys(config)
+    routing = [
+        TimedPart(
+            f"routing, {key}" if config.moe.routers else "routing",
+            _time(TimedRouting(sparse[keys.index(key)].routing), x, ids, domain, gradient),
+            keys.count(key),
+        )
+        for key in dict.fromkeys(keys)  # each once, bottom up
+    ]
     second = (chosen["second_expert"], chosen["second_weight"]) if layer.repicks else None
     buffers = random_tensor((config.moe.num_experts, layer.dispatcher.expert_rows, config.model.hidden_size))
-    return [
+    found = [
         TimedPart("experts", _time(layer.experts, buffers, buffers), len(sparse)),
-        TimedPart(
-            "routing", _time(TimedRouting(layer.routing), x, ids, domain, random_tensor((x.shape[0], k))), len(sparse)
-        ),
+        *routing,
         TimedPart(
             "dispatch",
             _time(Dispatch(layer.dispatcher, second), x, chosen["expert"], chosen["weight"], dy),
             len(sparse),
         ),
     ]
+    if layer.has_shared_experts:
+        found.append(TimedPart("shared experts", _time(layer.shared_experts, x, dy), len(sparse)))
+    return found
 
 
 def _time(part: nn.Cell, *inputs: Any, positions: Tuple[int, ...] = (0,)) -> float:
@@ -236,7 +252,7 @@ def _print(
     rows.append(("other", "", "", f"{left / step:.1%}"))
     titles = ("times", "ms each", "share of step")
     lines += text_table([TableColumn("part", "<"), *map(TableColumn, titles)], rows, rule=False)
-    routing = sum(p.seconds * p.times for p in pieces if p.name in ("routing", "dispatch")) * micro_batches
+    routing = sum(p.seconds * p.times for p in pieces if p.name.startswith(("routing", "dispatch"))) * micro_batches
     if has_experts(config):
         lines.append(f"routing and dispatch together: {routing / step:.1%} of the step")
     print("\n".join(lines))

@@ -10,9 +10,10 @@ from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.format import CheckpointHeader, DataState
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.state import StateEntry, scalars
+from pangu_sigma.config.derived import layer_routers, router_keys
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.renamed import with_new_names
-from pangu_sigma.config.schema import Config, LogicalTopologyConfig
+from pangu_sigma.config.schema import Config, LogicalTopologyConfig, RouterConfig
 from pangu_sigma.config.strict_yaml import spelled
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.domains import BY_DOMAIN, resolve_domain_groups
@@ -125,33 +126,63 @@ def _placed_by_group_alike(reader: CheckpointReader, nodes: int) -> bool:
 
 # Keys of a router's own section that decide what its state means, or replace it; losses' weights, rates and the like
 # may change.
-_ROUTER_KEYS = ("gate", "gate_input", "blocks", "balance")
+_ROUTER_KEYS = (
+    "gate",
+    "gate_input",
+    "blocks",
+    "balance",
+    "map",
+    "weights",
+    "score",
+    "num_nodes",
+    "num_devices",
+    "partners",
+    "table",
+)
 
 
 def check_same_model(reader: CheckpointReader, config: Config) -> None:
-    """Weights mean something only in the network, and with the router, that they were trained in. Raises InputError."""
+    """Weights mean something only in the network, and with the router, that they were trained in. Raises InputError.
+
+    A router that replays a trace needs nothing of the one that was trained: its decisions are all in the trace.
+    """
     then = reader.config()
     keys = [f"model.{field.name}" for field in fields(config.model) if not field.name.endswith("dropout")]
-    for path in (*keys, "moe.num_experts", "moe.num_groups", "moe.domain_groups", "moe.router.type"):
+    experts = ("moe.num_experts", "moe.shared_experts", "moe.num_groups", "moe.domain_groups")
+    for path in (*keys, *experts):
         _require_same(reader, path, attrgetter(path)(config), attrgetter(path)(then))
-    router, old = config.moe.router, then.moe.router
+    if not (config.moe.routers or then.moe.routers):
+        _check_same_router(reader, "moe.router", config.moe.router, then.moe.router)
+        return
+    for layer, (router, old) in enumerate(zip(layer_routers(config), layer_routers(then))):
+        _check_same_router(reader, f"sparse layer {layer}: {router_keys(config)[layer]}", router, old)
+
+
+def _check_same_router(reader: CheckpointReader, where: str, router: RouterConfig, old: RouterConfig) -> None:
+    """The part of `check_same_model` that is about a layer's router, which is named at `where`."""
+    if router.type == "replay":
+        return
+    _require_same(reader, f"{where}.type", router.type, old.type)
+    if router.type == "hash":  # whose maps have so many experts an id
+        _require_same(reader, "moe.router.top_k", router.top_k, old.top_k)
     for name in _ROUTER_KEYS:
         if hasattr(router.own, name) and hasattr(old.own, name):
-            _require_same(reader, f"moe.router.{router.type}.{name}", getattr(router.own, name), getattr(old.own, name))
-    own = f"{router.type}."
-    for prefix, name, state in (
-        ("", "balance_rate", "biases"),
+            _require_same(reader, f"{where}.{router.type}.{name}", getattr(router.own, name), getattr(old.own, name))
+    own = f"{where}.{router.type}"
+    for place, name, state in (
+        ("moe.router", "balance_rate", "biases"),
         (own, "centre_rate", "means"),
         (own, "context_weight", "context"),
     ):
-        value, old_value = (getattr(one.own if prefix else one, name, 0.0) for one in (router, old))
+        value, old_value = (getattr(one.own if place == own else one, name, 0.0) for one in (router, old))
         if (value > 0.0) != (old_value > 0.0):
             expected = "above 0 (1e-9 has next to no effect)"
             if old_value == 0.0:
                 expected = f"0, for it has no {state} to continue with"
-            _require_same(reader, f"moe.router.{prefix}{name}", value, old_value, expected)
+            _require_same(reader, f"{place}.{name}", value, old_value, expected)
     now, before = router.locality_bias.kind, old.locality_bias.kind
-    if before == "none" or (now == "none" and router.balance_rate > 0.0):
+    _require_same(reader, "moe.router.balance.kind", router.balance.kind, old.balance.kind)
+    if before == "none" or (now == "none" and (router.balance_rate > 0.0 or router.balance.kind != "none")):
         _require_same(
             reader,
             "moe.router.locality_bias.kind",

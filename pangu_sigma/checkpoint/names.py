@@ -38,7 +38,7 @@ def is_set_anew(name: str) -> bool:
     """True for a parameter that a run is given anew, by a schedule for the step's number or by the configuration:
     checkpoints have no such tensor.
     """
-    return name.endswith((".locality_loss_weight", ".max_remote_fraction"))
+    return name.endswith((".locality_loss_weight", ".max_remote_fraction", ".expert_choice"))
 
 
 CAPACITY_STATE = "capacity.state"

@@ -170,6 +170,13 @@ def positive(text: str) -> int:
     return value
 
 
+def from_zero(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
 def count(text: str) -> int:
     value = float(text)
     if not 1.0 <= value <= 1e18:
@@ -190,6 +197,7 @@ def rate(text: str) -> float:
 
 
 positive.__name__ = "positive integer"
+from_zero.__name__ = "integer from 0"
 count.__name__ = "number, as in 329e9,"
 sizes.__name__ = "list of positive integers, as in 64,256,"
 rate.__name__ = "rate, as in 200mbit,"

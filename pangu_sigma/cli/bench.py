@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.cli.arguments import add_command, add_family, of_this_rank, rate, run_by_ranks, sizes
+from pangu_sigma.cli.arguments import add_command, add_family, from_zero, of_this_rank, rate, run_by_ranks, sizes
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
 from pangu_sigma.runtime.launch import is_worker
@@ -31,6 +31,15 @@ def add_bench(commands: Any) -> None:
     all_to_all.add_argument(
         "--rate", type=rate, metavar="R", help="rate of a node's link, as in 200mbit (default: measure plain exchanges)"
     )
+    all_to_all.add_argument(
+        "--routing",
+        default="balanced",
+        metavar="R",
+        help="the tokens' experts: balanced (default), skewed:S (shares as r ** -S) or trace:FILE (of eval --trace)",
+    )
+    all_to_all.add_argument(
+        "--layer", type=from_zero, metavar="N", help="with --routing trace: sparse layer, from 0 (default: the lowest)"
+    )
     decode = add_command(
         benches, "decode", "tokens a second by batch size, versus the limit of memory; bytes of the caches", _decode
     )
@@ -55,8 +64,9 @@ def _all_to_all(config: Config, options: argparse.Namespace) -> int:
         )
     config = of_this_rank(config)
     from pangu_sigma.bench.all_to_all import bench_all_to_all
+    from pangu_sigma.bench.routing import routing_of
 
-    return bench_all_to_all(config, options.tokens, options.rate)
+    return bench_all_to_all(config, options.tokens, options.rate, routing_of(options.routing, options.layer))
 
 
 def _router(config: Config, options: argparse.Namespace) -> int:

@@ -36,6 +36,15 @@ def add_ckpt(commands: Any) -> None:
     extract.add_argument(
         "--tokenizer", metavar="FILE", help="tokenizer to put into it (default: SOURCE's own, or data.path's)"
     )
+    export_map = add_plain(
+        parsers, "export-map", "the maps from token ids to experts, in a file that others can read", _export_map
+    )
+    export_map.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="checkpoint folder, or a run: its newest; or a configuration: of its run, or else the maps it will draw",
+    )
+    export_map.add_argument("target", metavar="TARGET", help="new file, such as maps.safetensors (docs/hash_maps.md)")
     _add_inherit(parsers)
 
 
@@ -129,6 +138,13 @@ def _extract(config: Config, options: argparse.Namespace) -> int:
 
     source = checkpoints_named(options.source)
     extract(source, options.target, options.domain, options.shards, options.optimizer, options.tokenizer)
+    return SUCCESS
+
+
+def _export_map(config: Config, options: argparse.Namespace) -> int:
+    from pangu_sigma.checkpoint.surgery.export_map import export_map
+
+    export_map(options.source, options.target)
     return SUCCESS
 
 

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any, Tuple
 
+from locmoe_ops.errors import InputError
+from locmoe_ops.routing_trace import MOST_TOKENS, ROWS
 from pangu_sigma.checkpoint.locate import MODEL
 from pangu_sigma.cli.arguments import add_command, positive
 from pangu_sigma.config.schema import Config
@@ -54,6 +56,17 @@ def add_eval(commands: Any) -> None:
     command.add_argument(
         "--fresh", action="store_true", help="make all records anew (default: continue after those that are there)"
     )
+    command.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="also write which experts the tokens of prepared rows go to, with which weights, to this safetensors file",
+    )
+    command.add_argument(
+        "--trace-rows", choices=ROWS, help="the rows to trace (default: validation; training: of the first steps)"
+    )
+    command.add_argument(
+        "--trace-tokens", type=positive, metavar="N", help=f"tokens to trace at most (default: {MOST_TOKENS:,})"
+    )
     command.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
@@ -71,7 +84,10 @@ def _eval(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.config.validate import validate
     from pangu_sigma.evaluation.evaluate import EvaluationRequest, evaluate
     from pangu_sigma.evaluation.model import on_one_process
+    from pangu_sigma.evaluation.trace import TraceRequest
 
+    if options.trace is None and (options.trace_rows or options.trace_tokens):
+        raise InputError("--trace-rows and --trace-tokens say what --trace FILE is to hold; expected that option too")
     config = on_one_process(config)
     validate(config, 1)
     return evaluate(
@@ -88,5 +104,8 @@ def _eval(config: Config, options: argparse.Namespace) -> int:
             output=options.output,
             fresh=options.fresh,
             json=options.json,
+            trace=None
+            if options.trace is None
+            else TraceRequest(options.trace, options.trace_rows or ROWS[0], options.trace_tokens or MOST_TOKENS),
         ),
     )

@@ -32,6 +32,7 @@ from pangu_sigma.cli.prepare import add_prepare
 from pangu_sigma.cli.profile import add_profile
 from pangu_sigma.cli.report import add_report
 from pangu_sigma.cli.summary import add_summary
+from pangu_sigma.cli.trace import add_trace
 from pangu_sigma.cli.train import add_train
 from pangu_sigma.cli.watch import add_watch
 from pangu_sigma.config.ascend import has_devices, resolve_runtime
@@ -52,6 +53,7 @@ ADD_COMMANDS = (
     add_generate,
     add_export,
     add_summary,
+    add_trace,
     add_compare,
     add_report,
     add_watch,

@@ -31,6 +31,7 @@ from locmoe_ops.dispatch.registry import dispatchers
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import registered
 from pangu_sigma.compare.values import as_rate, as_section, as_seeds, as_text, as_timeout, as_whole, one_of
+from pangu_sigma.config.derived import layer_routers
 from pangu_sigma.config.load import load_config, to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.strict_yaml import parse_yaml, read_text, shown
@@ -184,8 +185,9 @@ def _settings(config: Config, cluster: SimulatedCluster) -> str:
     plain = to_dict(replace(config, train=replace(config.train, output_dir="")))
     manifest = Path(config.data.path) / "manifest.json"
     data = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
-    router, dispatcher = registered(config.moe.router.type), dispatchers()[config.moe.dispatch.type]
-    files = [found.origin for found in (router, dispatcher) if found.external]
+    names = {config.moe.router.type, *(router.type for router in layer_routers(config))}
+    found = [*map(registered, sorted(names)), dispatchers()[config.moe.dispatch.type]]
+    files = [one.origin for one in found if one.external]
     code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
     text = json.dumps(
         [plain, [cluster.nodes, cluster.ranks_per_node, cluster.rate, cluster.pin], data, *code], sort_keys=True

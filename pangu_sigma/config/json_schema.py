@@ -58,7 +58,12 @@ def _key(hint: Any, default: Any, limits: Mapping[str, Any], path: str) -> Dict[
     if get_origin(inner) is dict:
         found: Dict[str, Any] = {"type": "object", "additionalProperties": _scalar(get_args(inner)[1], limits)}
     elif get_origin(inner) is tuple:
-        found = {"type": "array", "items": _scalar(get_args(inner)[0], limits)}
+        element = get_args(inner)[0]
+        of_section = dataclasses.is_dataclass(element)
+        found = {
+            "type": "array",
+            "items": _section(element, element(), path) if of_section else _scalar(element, limits),
+        }
     elif len(kinds) > 1:  # a word or a number, each with limits of its own
         number = {name: limits[name] for name in ("minimum", "maximum") if name in limits}
         word = {"choices": limits["choices"]} if "choices" in limits else {}

@@ -10,14 +10,15 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence, Type, Union, get_args, get_origin, get_type_hints
+from typing import Any, Dict, List, Mapping, Sequence, Tuple, Type, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import has_lone_surrogate
+from locmoe_ops.router_registry import routers
 from pangu_sigma.config.renamed import new_name, with_new_names
-from pangu_sigma.config.schema import Config, RouterConfig, router_config
+from pangu_sigma.config.schema import Config, LayerRouterConfig, RouterConfig, layer_router_config, router_config
 from pangu_sigma.config.strict_yaml import is_lost, one_line, parse_yaml, read_text, shown
 from pangu_sigma.runtime.files import write_atomically
 from pangu_sigma.runtime.run_folder import SAVED_CONFIG
@@ -97,25 +98,50 @@ def _set(raw: Dict[str, Any], names: Sequence[str], value: Any, where: str) -> N
 
 def config_from_dict(raw: Mapping[str, Any]) -> Config:
     """Converts a nested mapping (as parsed from YAML) into a `Config`; keys left out take their defaults."""
-    config: Config = section_from_dict(Config, raw, "")
+    config: Config = section_from_dict(Config, _with_layer_sections(raw), "")
     return config
+
+
+def _with_layer_sections(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration in which each entry of `moe.routers` names its router and has its section, with what `moe.router`
+    has for keys that the entry leaves out. What is no configuration is left as it is, for the conversion to say so.
+    """
+    moe = raw.get("moe") if isinstance(raw, Mapping) else None
+    if not isinstance(moe, Mapping) or not isinstance(moe.get("routers"), list):
+        return raw
+    shared = moe.get("router") if isinstance(moe.get("router"), Mapping) else {}
+
+    def completed(entry: Any) -> Any:
+        if not isinstance(entry, Mapping):
+            return entry
+        name = entry.get("type") or shared.get("type") or RouterConfig.type
+        if not isinstance(name, str) or name not in routers():
+            return entry
+        below, own = shared.get(name), entry.get(name)
+        if own is not None and not isinstance(own, Mapping):
+            return entry
+        return {**entry, "type": name, name: {**(below if isinstance(below, Mapping) else {}), **(own or {})}}
+
+    return {**raw, "moe": {**moe, "routers": [completed(entry) for entry in moe["routers"]]}}
 
 
 def to_dict(config: Any) -> Dict[str, Any]:
     """The configuration as nested dicts and lists that YAML can hold; `config_from_dict` is its inverse.
 
     The section of a router that a user brought along is left out unless that router is used: who reads the result may
-    not have it.
+    not have it. So is what an entry of `moe.routers` has of other routers than its own, which is nothing.
     """
     found: Dict[str, Any] = {}
     for field in dataclasses.fields(config):
-        if field.metadata.get("external") and field.name != config.type:
-            continue
         value = getattr(config, field.name)
+        if field.metadata.get("of_entry") and value is None:
+            continue
+        if field.metadata.get("external") and not field.metadata["of_entry"] and field.name != config.type:
+            continue
         if dataclasses.is_dataclass(value):
             value = to_dict(value)
         elif isinstance(value, tuple):
-            value = list(value)
+            value = [to_dict(one) if dataclasses.is_dataclass(one) else one for one in value]
         elif isinstance(value, dict):
             value = dict(value)
         found[field.name] = value
@@ -159,8 +185,16 @@ def section_from_dict(section: Type[Any], raw: Any, path: str) -> Any:
 
 
 def key_types(section: Type[Any]) -> Dict[str, Any]:
-    """The types of a section's keys by name; that of `moe.router` has a section for each router that there is now."""
-    return {name: router_config() if hint is RouterConfig else hint for name, hint in get_type_hints(section).items()}
+    """The types of a section's keys by name; those of `moe.router` and of the entries of `moe.routers` have a section
+    for each router that there is now.
+    """
+    found = get_type_hints(section)
+    for name, hint in found.items():
+        if hint is RouterConfig:
+            found[name] = router_config()
+        elif hint == Tuple[LayerRouterConfig, ...]:
+            found[name] = Tuple[layer_router_config(), ...]  # type: ignore[misc]
+    return found
 
 
 def _convert(hint: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Any:
@@ -177,7 +211,8 @@ def _convert(hint: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Any
         return section_from_dict(hint, {} if value is None else value, path)  # type: ignore[arg-type]
     if get_origin(hint) is tuple:
         if not isinstance(value, list):
-            raise InputError(f"{path}: found {shown(value)}, expected a list, as in [0, 1]")
+            example = "[{layers: [0, 1], type: hash}]" if path == "moe.routers" else "[0, 1]"
+            raise InputError(f"{path}: found {shown(value)}, expected a list, as in {example}")
         element = get_args(hint)[0]
         return tuple(_convert(element, item, f"{path}[{index}]", limits) for index, item in enumerate(value))
     if get_origin(hint) is dict:
@@ -293,13 +328,14 @@ def _unknown_key(section: Type[Any], name: Any, path: str) -> InputError:
 
 def _is_configuration(section: Type[Any], path: str) -> bool:
     """Whether a section is one of a configuration, and not of another file, such as that of a machine."""
-    return section.__module__.startswith(Config.__module__) or path.startswith("moe.router.")
+    return section.__module__.startswith(Config.__module__) or path.startswith(("moe.router.", "moe.routers["))
 
 
 def _all_paths(section: Type[Any], prefix: str) -> List[str]:
     paths = []
     for name, hint in key_types(section).items():
-        arms = [arm for arm in (get_args(hint) or (hint,)) if dataclasses.is_dataclass(arm)]
+        plain = () if get_origin(hint) is tuple else get_args(hint) or (hint,)  # entries of a list have no path
+        arms = [arm for arm in plain if dataclasses.is_dataclass(arm)]
         inner = [path for arm in arms for path in _all_paths(arm, f"{prefix}{name}.")]  # type: ignore[arg-type]
         paths += [prefix + name, *inner]
     return paths

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Optional, Tuple, Type
 
 from locmoe_ops.dispatch.registry import DispatcherNames
 from locmoe_ops.keys import key
-from locmoe_ops.router_registry import RegisteredRouter, routers
+from locmoe_ops.router_registry import BALANCE_KINDS, RegisteredRouter, routers
+from locmoe_ops.topology import STATISTICS
 from pangu_sigma.config.schema_run import CheckpointConfig, DataConfig, OptimizerConfig, RuntimeConfig, TrainConfig
 
 MOST_BUCKETS = 32  # that the adaptive capacity can choose from; what a checkpoint keeps of it has room for as many
@@ -83,6 +84,33 @@ class LocalityLossConfig:
 
 
 @dataclass(frozen=True)
+class BalanceConfig:
+    """Loss-free balance by a published rule: a bias on the choice, for each expert, that follows the load."""
+
+    kind: str = key(
+        "none",
+        "what moves an expert's selection bias after each step: sign = a fixed amount against its excess "
+        "(DeepSeek-V3); pid = a PID controller on its load; quantile = to what would have given it its share of the "
+        "step's tokens (Kimi K3; not for node_limited and moge). Losses of balance keep their weights beside it",
+        choices=BALANCE_KINDS,
+    )
+    rate: float = key(
+        0.001, "sign: what a bias moves by; pid: gain of the integral (DeepSeek-V3: 0.001)", above=0.0, maximum=0.1
+    )
+    proportional: float = key(0.0, "pid: gain of the error of the last step", minimum=0.0, maximum=1.0)
+    derivative: float = key(
+        0.0, "pid: gain of what the error has changed by since the step before", minimum=0.0, maximum=1.0
+    )
+    bins: int = key(
+        1000,
+        "quantile: bins of each expert's histogram (Kimi K3: 1000); so many numbers an expert and sparse layer are "
+        "summed over ranks in each step",
+        minimum=10,
+        maximum=10000,
+    )
+
+
+@dataclass(frozen=True)
 class RouterConfig:
     """The keys that all routers share. What a configuration holds is `router_config()`, which has each router's section
     too.
@@ -91,20 +119,22 @@ class RouterConfig:
     type: str = key(
         "locmoe", "which level-2 router picks the expert; a section of its name holds each router's own keys"
     )
-    top_k: int = key(1, "experts a token is sent to (hash: 1, gshard: 2)", minimum=1)
+    top_k: int = key(1, "experts a token is sent to (gshard: 2)", minimum=1)
     statistics: str = key(
         "global",
-        "tokens over which a loss's statistics are taken: of one rank, one node, or all ranks "
-        "(ta_moe: one node, its targets being those of a node)",
-        choices=("rank", "node", "global"),
+        "tokens over which a loss's statistics are taken: of one rank, one node, one expert-parallel group (as Pangu "
+        "Ultra MoE has it, arXiv 2505.04519), or all ranks (ta_moe: one node at most, its targets being those of a "
+        "node)",
+        choices=STATISTICS,
     )
     balance_rate: float = key(
         0.0,
-        "ours (switch, locmoe, etr): after each step an expert's selection bias moves by at most this much "
-        "towards an even load; 0: none",
+        "ours (not for hash, gshard, faster_moe, ta_moe): after each step an expert's selection bias moves by at most "
+        "this much towards an even load; 0: none",
         minimum=0.0,
         maximum=0.1,
     )
+    balance: BalanceConfig = key(BalanceConfig, "loss-free balance by a published rule, in place of balance_rate")
     locality_bias: LocalityBiasConfig = key(
         LocalityBiasConfig, "preference for local experts in the selection (not for hash and faster_moe)"
     )
@@ -123,25 +153,61 @@ class RouterConfig:
         return getattr(self, self.type)
 
 
+@dataclass(frozen=True)
+class LayerRouterConfig:
+    """An entry of `moe.routers`. What a configuration holds is `layer_router_config()`, which has each router's section
+    too, null where it is that of `moe.router`.
+    """
+
+    layers: Tuple[int, ...] = key(
+        (),
+        "the sparse layers that it is for, counted from 0, bottom up, the query layer last if it is sparse",
+        minimum=0,
+    )
+    type: Optional[str] = key(
+        None, "the router of these layers, with a section of its name as in moe.router; null: moe.router.type"
+    )
+    locality_bias: bool = key(True, "false: these layers' routers are without moe.router.locality_bias")
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """A router's section, or null."""
+
+
 def router_config() -> Type[RouterConfig]:
     """`RouterConfig` with a section for each router that there is now."""
-    return _with_sections(tuple(routers().values()))
+    found: Type[RouterConfig] = _with_sections(RouterConfig, tuple(routers().values()))
+    return found
+
+
+def layer_router_config() -> Type[LayerRouterConfig]:
+    """`LayerRouterConfig` with a section for each router that there is now."""
+    found: Type[LayerRouterConfig] = _with_sections(LayerRouterConfig, tuple(routers().values()))
+    return found
 
 
 @cache
-def _with_sections(known: Tuple[RegisteredRouter, ...]) -> Type[RouterConfig]:
-    shared = next(one for one in fields(RouterConfig) if one.name == "type")
+def _with_sections(base: Type[Any], known: Tuple[RegisteredRouter, ...]) -> Type[Any]:
+    """`base` with sections for the routers `known`; those of an entry of `moe.routers` may be null."""
+    shared, of_entry = next(one for one in fields(base) if one.name == "type"), base is LayerRouterConfig
     chosen = key(
         shared.default,
         shared.metadata["help"],
         choices=tuple(one.name for one in known),
         hint="for one of your own, --router-file FILE",
     )
-    sections: Any = [
-        (one.name, one.spec.options, key(one.spec.options, f"keys of the {one.name} router", external=one.external))
-        for one in known
-    ]
-    found = make_dataclass("RouterConfig", [("type", str, chosen), *sections], bases=(RouterConfig,), frozen=True)
+    sections: Any = []
+    for one in known:
+        options: Any = one.spec.options
+        help = f"keys of the {one.name} router"
+        limits = {"external": one.external, "of_entry": of_entry}
+        if of_entry:
+            sections.append((one.name, Optional[options], key(None, f"{help}; those left out are as there", **limits)))
+        else:
+            sections.append((one.name, options, key(options, help, **limits)))
+    kind = Optional[str] if of_entry else str
+    found = make_dataclass(base.__name__, [("type", kind, chosen), *sections], bases=(base,), frozen=True)
     found.__module__ = __name__
     return found
 
@@ -151,8 +217,9 @@ class DispatchConfig:
     type: str = key(
         "flat",
         "how tokens travel: flat = one padded all-to-all over the expert-parallel group; hierarchical = own-node "
-        "tokens stay inside the node, the rest crosses along rails with slots of its own; ragged = unequal parts, no "
-        "slots: nothing is dropped, no padding travels (moe.capacity plays no part)",
+        "tokens stay inside the node, the rest crosses along rails with slots of its own; node_dedup = the same, but a "
+        "token that wants several experts of a node (router.top_k above 1) travels there once; ragged = unequal parts, "
+        "no slots: nothing is dropped, no padding travels (moe.capacity plays no part)",
         choices=DispatcherNames(),
     )
     ragged_limit: Optional[float] = key(
@@ -164,7 +231,8 @@ class DispatchConfig:
     )
     chunks: int = key(
         1,
-        "slices that travel while others are with the experts; hierarchical: 1 or 2 (2 overlaps the two tiers)",
+        "slices that travel while others are with the experts; hierarchical, node_dedup: 1 or 2 (2 overlaps the two "
+        "tiers)",
         minimum=1,
         maximum=16,
     )
@@ -214,7 +282,7 @@ class CapacityConfig:
     evaluation_factor: float = key(2.0, "capacity factor in evaluation", above=0.0)
     local_share: Optional[float] = key(
         None,
-        "hierarchical dispatch: share of a rank's assignments that its node's experts get slots "
+        "hierarchical, node_dedup dispatch: share of a rank's assignments that its node's experts get slots "
         "for, the rest being for the other nodes'; 1: nothing leaves its node; null: the node's "
         "share of the experts",
         above=0.0,
@@ -222,8 +290,16 @@ class CapacityConfig:
     )
     measured_share: Optional[MeasuredShareConfig] = key(
         None,
-        "hierarchical dispatch: the share of assignments that leave their node is measured in training, and the tier "
-        "between nodes has slots for so many; null: local_share says how many",
+        "hierarchical, node_dedup dispatch: the share of assignments that leave their node is measured in training, "
+        "and the tier between nodes has slots for so many; null: local_share says how many",
+    )
+    node_share: Optional[float] = key(
+        None,
+        "node_dedup dispatch: share of a rank's tokens that each other node has slots for copies of, at capacity "
+        "factor 1; M / V is enough for a router that sends a token to M of V nodes; null: that of an even spread of "
+        "choices",
+        above=0.0,
+        maximum=1.0,
     )
     form: str = key(
         "exact",
@@ -272,6 +348,12 @@ class LogicalTopologyConfig:
 @dataclass(frozen=True)
 class MoEConfig:
     num_experts: int = key(8, "experts a sparse layer, over all groups", minimum=1)
+    shared_experts: int = key(
+        0,
+        "further experts of a sparse layer, which every token passes through beside those that its router picks: one "
+        "network of so many times model.ffn_hidden_size, which every rank holds. num_experts does not count them",
+        minimum=0,
+    )
     num_groups: int = key(1, "expert groups of level 1 (domain -> group); must divide num_experts", minimum=1)
     domain_groups: Optional[Tuple[int, ...]] = key(
         None, "group of each domain; null: domain i uses group i, or 0 if there is one group"
@@ -282,7 +364,7 @@ class MoEConfig:
         choices=("interleaved", "node_grouped"),
     )
     scale_by_gate: bool = key(
-        True, "multiply expert outputs by their gate weight (hash never does); false: by 1 / top_k"
+        True, "multiply expert outputs by their gate weight (hash without a gate: 1 / top_k); false: by 1 / top_k"
     )
     initial_experts: str = key(
         "independent",
@@ -301,6 +383,12 @@ class MoEConfig:
         None, "cluster that locality and per-node statistics refer to; null: the one that runs the job"
     )
     router: RouterConfig = key(lambda: router_config()(), "level-2 routing")
+    routers: Tuple[LayerRouterConfig, ...] = key(
+        (),
+        "routers of single layers, a list of entries such as {layers: [0, 1], type: hash}; layers that no entry names "
+        "have moe.router. An entry's section holds what differs from moe.router's of the same name; the keys that all "
+        "routers share are those of moe.router, and hold in the layers whose routers take them",
+    )
     dispatch: DispatchConfig = key(DispatchConfig, "how tokens reach their experts")
     capacity: CapacityConfig = key(CapacityConfig, "slots per expert")
 

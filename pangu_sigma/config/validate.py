@@ -5,13 +5,14 @@ from dataclasses import is_dataclass
 from locmoe_ops.dispatch.registry import KEYS as DISPATCHER_KEYS
 from locmoe_ops.dispatch.registry import dispatcher_spec, names_of
 from locmoe_ops.errors import InputError
-from locmoe_ops.router_registry import RouterSizes, router_spec, routers
+from locmoe_ops.router_registry import router_spec
 from pangu_sigma.config.ascend import check_runtime
 from pangu_sigma.config.check_chip import check_chip, check_gathered
 from pangu_sigma.config.check_compile import check_compile
 from pangu_sigma.config.check_data import check_data
 from pangu_sigma.config.check_gradients import check_gradients
 from pangu_sigma.config.check_parallel import check_parallel, require_divides
+from pangu_sigma.config.check_routers import check_known_routes, check_router_placement, check_routers, routers_in_use
 from pangu_sigma.config.check_run import (
     check_checkpoints,
     check_clusters,
@@ -19,7 +20,7 @@ from pangu_sigma.config.check_run import (
     check_recompute,
     check_schedule,
 )
-from pangu_sigma.config.derived import experts_per_group, has_experts, job_topology
+from pangu_sigma.config.derived import has_experts, job_topology
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig
 from pangu_sigma.config.strict_yaml import spelled
 
@@ -32,11 +33,12 @@ def validate(config: Config, world_size: int) -> None:
     """
     require_divides(("model.num_heads", config.model.num_heads), ("model.hidden_size", config.model.hidden_size))
     _check_experts(config)
-    _check_router(config)
-    _check_known_routes(config)
+    check_routers(config)
+    check_known_routes(config)
     _check_dispatch(config)
     _check_capacity(config)
     check_parallel(config, world_size)
+    check_router_placement(config, world_size)
     _check_measured_share(config, world_size)
     check_schedule(config)
     check_recompute(config)
@@ -66,58 +68,15 @@ def _check_experts(config: Config) -> None:
             )
 
 
-def _check_router(config: Config) -> None:
-    router, experts = config.moe.router, experts_per_group(config)
-    if not has_experts(config):
-        return
-    kind = router_spec(router.type)
-    if kind.top_k is not None and router.top_k != kind.top_k:
-        raise InputError(
-            f"moe.router.top_k is {router.top_k} with moe.router.type {router.type}, which sends a token to "
-            f"{kind.top_k} expert{'s' if kind.top_k > 1 else ''}; expected {kind.top_k}"
-        )
-    if kind.expert_choice and config.moe.dispatch.drop_priority != "weight":
-        raise InputError(
-            f"moe.dispatch.drop_priority is {config.moe.dispatch.drop_priority} with moe.router.type {router.type}, "
-            "whose experts choose the tokens of largest weight; expected weight"
-        )
-    _check_locality_bias(config)
-    _check_locality_loss(config)
-    start = getattr(router.own, "context_start_step", 0)
-    if start and start >= config.train.steps:
-        raise InputError(
-            f"moe.router.{router.type}.context_start_step ({start}) is not before the last step, train.steps "
-            f"({config.train.steps}): the context would never have a weight; expected an earlier step"
-        )
-    if router.balance_rate > 0.0 and "balance_rate" not in kind.selection_biases:
-        balanced = [name for name, one in routers().items() if "balance_rate" in one.spec.selection_biases]
-        raise InputError(
-            f"moe.router.balance_rate is {router.balance_rate} with moe.router.type {router.type}; expected 0, or one "
-            f"of {', '.join(balanced)}, whose selection takes a bias"
-        )
-    if router.top_k > experts:
-        raise InputError(
-            f"moe.router.top_k ({router.top_k}) exceeds the {experts} experts of a group "
-            f"(moe.num_experts {config.moe.num_experts} / moe.num_groups {config.moe.num_groups}); expected at most "
-            f"{experts}"
-        )
-    kind.check(router.own, router_sizes(config))
-
-
-def router_sizes(config: Config) -> RouterSizes:
-    """What the router's declaration is told of the model."""
-    return RouterSizes(config.model.hidden_size, config.moe.num_experts, config.moe.num_groups)
-
-
 def _check_dispatch(config: Config) -> None:
     dispatch, capacity, parallel = config.moe.dispatch, config.moe.capacity, config.parallel
-    spec, router = dispatcher_spec(dispatch.type), router_spec(config.moe.router.type)
-    if router.expert_choice and not spec.has_slots:
-        raise InputError(
-            f"moe.dispatch.type is {dispatch.type} with moe.router.type {config.moe.router.type}, whose experts "
-            "choose among "
-            f"the tokens that want their slots; expected {' or '.join(names_of(lambda one: one.has_slots))}"
-        )
+    spec, named = dispatcher_spec(dispatch.type), routers_in_use(config) or {"moe.router": config.moe.router}
+    for where, router in named.items():
+        if router_spec(router.type).expert_choice and not spec.has_slots:
+            raise InputError(
+                f"moe.dispatch.type is {dispatch.type} with {where}.type {router.type}, whose experts choose among "
+                f"the tokens that want their slots; expected {' or '.join(names_of(lambda one: one.has_slots))}"
+            )
     for key in (key for key in DISPATCHER_KEYS if key not in spec.keys):
         section, _, name = key.partition(".")
         value, default = getattr(getattr(config.moe, section), name), getattr(_MOE_DEFAULTS[section], name)
@@ -139,11 +98,12 @@ def _check_dispatch(config: Config) -> None:
             f"{parallel.expert}, where no two ranks send the same tokens to others; expected false, or both degrees "
             "above 1"
         )
-    if dispatch.overflow == "repick" and not router.second_experts:
-        raise InputError(
-            f"moe.dispatch.overflow is repick with moe.router.type {config.moe.router.type}, which has no weight for "
-            "another expert; expected drop"
-        )
+    for where, router in named.items():
+        if dispatch.overflow == "repick" and not router_spec(router.type).second_experts:
+            raise InputError(
+                f"moe.dispatch.overflow is repick with {where}.type {router.type}, which has no weight for "
+                "another expert; expected drop"
+            )
     if dispatch.chunks > 1 and capacity.local_share == 1.0:
         raise InputError(
             f"moe.dispatch.chunks is {dispatch.chunks} with moe.capacity.local_share 1.0, which leaves one tier and "
@@ -167,11 +127,12 @@ def _check_capacity(config: Config) -> None:
     capacity, default = config.moe.capacity, CapacityConfig()
     if not has_experts(config):
         return
-    if capacity.mode != "factor" and not router_spec(config.moe.router.type).gate_weights:
-        raise InputError(
-            f"moe.capacity.mode is {capacity.mode} with moe.router.type {config.moe.router.type}, which has no gate "
-            "weights to measure cosines with; expected factor"
-        )
+    for where, router in routers_in_use(config).items():
+        if capacity.mode != "factor" and not router_spec(router.type).gate_weights:
+            raise InputError(
+                f"moe.capacity.mode is {capacity.mode} with {where}.type {router.type}, which has no gate "
+                "weights to measure cosines with; expected factor"
+            )
     if config.moe.evaluation_rules == "none":
         _require_default("evaluation_factor", capacity, default, "moe.evaluation_rules none")
     if capacity.measured_share is not None and capacity.local_share is not None:
@@ -197,69 +158,6 @@ def _require_default(name: str, found: CapacityConfig, default: CapacityConfig, 
         raise InputError(
             f"moe.capacity.{name} is {value} with {reason}, which does not use it; expected {shown}, its default"
         )
-
-
-def _check_locality_bias(config: Config) -> None:
-    router, term = config.moe.router, config.moe.router.locality_bias
-    if term.kind == "none":
-        return
-    kind = router_spec(router.type)
-    if "locality_bias" not in kind.selection_biases:
-        raise InputError(
-            f"moe.router.locality_bias.kind is {term.kind} with moe.router.type {router.type}, which "
-            f"{kind.selection_rule}; expected none"
-        )
-    if term.start_step >= config.train.steps:
-        raise InputError(
-            f"moe.router.locality_bias.start_step ({term.start_step}) is not before the last step, train.steps "
-            f"({config.train.steps}): the term would keep its initial strength; expected an earlier step"
-        )
-
-
-def _check_locality_loss(config: Config) -> None:
-    router, loss = config.moe.router, config.moe.router.locality_loss
-    if loss.initial_weight is None:
-        for name in ("start_step", "warmup_steps"):
-            if getattr(loss, name):
-                raise InputError(
-                    f"moe.router.locality_loss.{name} is {getattr(loss, name)} with "
-                    "moe.router.locality_loss.initial_weight null, which leaves mu as it is; expected 0"
-                )
-        return
-    if not hasattr(router.own, "locality_loss_weight"):
-        raise InputError(
-            f"moe.router.locality_loss.initial_weight is {loss.initial_weight} with moe.router.type {router.type}, "
-            "which has no locality loss; expected null"
-        )
-    if loss.start_step >= config.train.steps:
-        raise InputError(
-            f"moe.router.locality_loss.start_step ({loss.start_step}) is not before the last step, train.steps "
-            f"({config.train.steps}): mu would keep its initial weight; expected an earlier step"
-        )
-
-
-def _check_known_routes(config: Config) -> None:
-    """Rows can be placed by routes if these follow from token ids alone."""
-    router, what = config.moe.router, "data.placement is known_routes"
-    if config.data.placement != "known_routes":
-        return
-    if not has_experts(config):
-        raise InputError(f"{what}, but no layer has experts (model.sparse_layers is 0); expected shuffled")
-    if router_spec(router.type).map_of_ids(router.own) is None:
-        raise InputError(
-            f"{what} with moe.router.type {router.type}, whose routes are not known before the step; expected those "
-            "that follow token ids: moe.router.type hash, or locmoe with moe.router.locmoe.gate_input code"
-        )
-    for key, found, expected in (
-        ("top_k", router.top_k, 1),
-        ("balance_rate", router.balance_rate, 0.0),
-        ("locality_bias.kind", router.locality_bias.kind, "none"),
-    ):
-        if found != expected:
-            raise InputError(
-                f"moe.router.{key} is {found} with data.placement known_routes, where a token's id alone says its one "
-                f"expert; expected {expected}"
-            )
 
 
 def _check_measured_share(config: Config, world_size: int) -> None:

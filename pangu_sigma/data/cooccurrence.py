@@ -9,7 +9,7 @@ from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import router_spec
 from locmoe_ops.routers.cooccurrence import split_by_cooccurrence
 from locmoe_ops.topology import ExpertPlacement, Topology, nodes_of_experts
-from pangu_sigma.config.derived import has_experts
+from pangu_sigma.config.derived import layer_routers
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.domains import resolve_domain_groups
@@ -31,7 +31,8 @@ def nodes_of_ids(
     Raises InputError: a router asks for it, and the nodes are not known.
     """
     moe = config.moe
-    if not has_experts(config) or router_spec(moe.router.type).map_of_ids(moe.router.own) != "cooccurrence":
+    kinds = [router_spec(one.type).map_of_ids(one.own) for one in layer_routers(config)]
+    if "cooccurrence" not in kinds:
         return None
     if layout is None:
         raise InputError(

@@ -5,10 +5,8 @@ import unicodedata
 from typing import Mapping, Optional, Sequence, Tuple
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.router_registry import router_spec
-from pangu_sigma.config.derived import has_experts
+from pangu_sigma.config.derived import has_experts, layer_routers, router_costs, router_keys
 from pangu_sigma.config.schema import Config
-from pangu_sigma.config.validate import router_sizes
 
 # Values of data.placement that place each domain on nodes of its own, and the ranks there.
 BY_DOMAIN = ("domain_by_node", "domain_cluster_by_node")
@@ -93,12 +91,13 @@ def check_domains(config: Config, domains: int) -> None:
     Args:
         config: of a training job. domains: of the data.
     """
-    router = config.moe.router
     if not has_experts(config) or domains > 1:
         return
-    if router_spec(router.type).cost(router.own, router_sizes(config)).sums_domains:
+    for where, router, cost in zip(router_keys(config), layer_routers(config), router_costs(config)):
+        if not cost.sums_domains:
+            continue
         raise InputError(
-            f"moe.router.{router.type}: the divergence loss drives domains to different experts, but the data has one "
+            f"{where}.{router.type}: the divergence loss drives domains to different experts, but the data has one "
             "domain; expected divergence_loss_weight 0, or data of several (data.prepare.sources)"
         )
 

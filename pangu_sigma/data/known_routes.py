@@ -18,7 +18,8 @@ class KnownRoutes:
 
     Args:
         data: where rows are read. domain_groups: expert group of each domain.
-        homes: <int64>[nodes, G, V], in how many sparse layers an id of a group goes to an expert on a node.
+        homes: <int64>[nodes, G, V], how many of the experts of an id of a group are on a node, summed over the sparse
+            layers whose routes follow from token ids.
     """
 
     def __init__(self, data: PreparedData, domain_groups: Sequence[int], homes: np.ndarray) -> None:
@@ -29,8 +30,8 @@ class KnownRoutes:
         return assign_rows(self.tokens_at_home(split, domain, row))
 
     def tokens_at_home(self, split: str, domain: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """<int64>[n, nodes]: of each row of `split`, by its `domain` and number `row`, <int>[n], the tokens whose
-        expert is on a node, summed over sparse layers.
+        """<int64>[n, nodes]: of each row of `split`, by its `domain` and number `row`, <int>[n], the assignments of its
+        tokens whose expert is on a node, summed over the sparse layers whose routes follow from token ids.
         """
         counts = np.empty((len(row), len(self._homes)), np.int64)
         for number in np.unique(domain).tolist():

@@ -36,7 +36,7 @@ def checkpoint_bytes(config: Config, vocab_size: int) -> int:
     d, ffn = model.hidden_size, ffn_hidden_size(config)
     layers = num_blocks(config) + 1  # and the query layer
     sparse = num_sparse_layers(config)
-    networks = layers - sparse + sparse * config.moe.num_experts
+    networks = layers - sparse + sparse * (config.moe.num_experts + config.moe.shared_experts)
     words = vocab_size * num_word_tables(config, config.moe.num_groups) + 2 * model.sequence_length
     return BYTES_A_PARAMETER * (layers * 4 * d * d + networks * 2 * d * ffn + words * d)
 

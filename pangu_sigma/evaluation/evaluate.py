@@ -8,6 +8,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers.selection_bias import current_locality_strength
+from pangu_sigma.config.derived import router_names
 from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import RunDiverged
 from pangu_sigma.evaluation.choice import ChoiceTask
@@ -19,6 +20,7 @@ from pangu_sigma.evaluation.prompts import task_domain
 from pangu_sigma.evaluation.ranks import validation_batches
 from pangu_sigma.evaluation.results import Measured, RecordFile, as_json, table, write_results
 from pangu_sigma.evaluation.tasks import Task, load_task
+from pangu_sigma.evaluation.trace import TraceRequest, check_trace_request, write_trace
 from pangu_sigma.model.capacity_rules import resolve_layout
 from pangu_sigma.runtime.locks import FolderLock
 from pangu_sigma.runtime.progress import progress_bar, waiting_for
@@ -40,6 +42,7 @@ class EvaluationRequest:
     output: Union[str, Path, None] = None  # None: step_<N> in evaluation in train.output_dir
     fresh: bool = False
     json: bool = False
+    trace: Optional[TraceRequest] = None
 
 
 class EvaluationResults(NamedTuple):
@@ -49,6 +52,7 @@ class EvaluationResults(NamedTuple):
         checkpoint, step: whose model it is.
         measured: what was measured of it, and how many tokens were dropped in doing so, in words (`how`).
         content, path: the same as `results.json` has it, and that file.
+        trace: what the routing trace holds, in words; empty where none was asked for.
     """
 
     checkpoint: Path
@@ -57,6 +61,7 @@ class EvaluationResults(NamedTuple):
     how: str
     content: Dict[str, Any]
     path: Path
+    trace: str = ""
 
 
 def evaluate(config: Config, request: EvaluationRequest) -> int:
@@ -74,7 +79,7 @@ def evaluate(config: Config, request: EvaluationRequest) -> int:
     else:
         notes = [note for one in found.measured for note in one.notes]
         print(f"{found.checkpoint}: step {found.step}; {found.how}", "", table(found.measured), "", *notes, sep="\n")
-        print(f"written to {found.path}")
+        print(*filter(None, (f"written to {found.path}", found.trace)), sep="\n")
     check_finite(found)
     return 0
 
@@ -90,10 +95,12 @@ def measure(config: Config, request: EvaluationRequest) -> EvaluationResults:
     examples = None if request.task_data is None else str(request.task_data)
     tasks = [load_task(str(path), examples, request.limit) for path in request.tasks]  # the model takes its time
     _check_tasks(tasks, request)
-    reads_rows = _reads_rows(request)
+    reads_rows = _reads_rows(request) or request.trace is not None
+    if request.trace is not None:
+        check_trace_request(config, request.trace)
     with (
         FolderLock(Path(config.data.path), "data.path", shared=True),
-        open_model(config, request.as_trained, reads_rows) as model,
+        open_model(config, request.as_trained, reads_rows, request.trace is not None) as model,
     ):
         without_rules = request.as_trained and model.config.moe.evaluation_rules == "none"
         name = f"step_{model.step}" + ("_as_trained" if request.as_trained else "")
@@ -105,14 +112,15 @@ def measure(config: Config, request: EvaluationRequest) -> EvaluationResults:
                 "checkpoint": str(model.checkpoint),
                 "sha256": model.identity,
                 "step": model.step,
-                "router": config.moe.router.type,
+                "router": router_names(config),
                 "as_trained": request.as_trained,
             },
             measured,
         )
         path = write_results(folder, content)
+        trace = "" if request.trace is None else write_trace(model, request.trace)
     how = "slots as configured" if request.as_trained and not without_rules else "no token dropped"
-    return EvaluationResults(model.checkpoint, model.step, measured, how, content, path)
+    return EvaluationResults(model.checkpoint, model.step, measured, how, content, path, trace)
 
 
 def check_finite(found: EvaluationResults) -> None:

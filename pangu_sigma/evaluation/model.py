@@ -11,13 +11,18 @@ import numpy as np
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers.selection_bias import switch_off_locality_rules
 from locmoe_ops.tensor_parallel import TensorGroup
-from locmoe_ops.topology import Topology
+from locmoe_ops.topology import ExpertPlacement, Topology, nodes_of_experts
 from pangu_sigma.checkpoint.format import NAME as MANIFEST
 from pangu_sigma.checkpoint.format import DataState
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.resume import CheckpointLoader, ResumeSource, find_source
 from pangu_sigma.checkpoint.state import RANKS, StateEntry, parameter_entries
-from pangu_sigma.config.derived import job_topology, micro_batch_sequences
+from pangu_sigma.config.derived import (
+    job_topology,
+    micro_batch_sequences,
+    pin_routers,
+    resolve_layout,
+)
 from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, LogicalTopologyConfig
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.tokenizer import Tokenizer
@@ -47,6 +52,7 @@ class EvaluatedModel:
         network, scorer, runtime: in evaluation mode, on this process.
         data_ranks: among how many data-parallel ranks the rows are shared out.
         ranks: as trained: plays each of them.
+        expert_nodes: where routes are traced, the node of each expert in the cluster of the configuration.
     """
 
     config: Config
@@ -61,6 +67,7 @@ class EvaluatedModel:
     scorer: Scorer
     data_ranks: int = 1
     ranks: Optional[TrainedRanks] = None
+    expert_nodes: Tuple[int, ...] = ()
 
     def domain(self, name: str, asked: str) -> int:
         """Number of a domain. Raises InputError, which begins with `asked`."""
@@ -114,7 +121,9 @@ def without_drops(config: Config) -> Config:
 
 
 @contextmanager
-def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> Iterator[EvaluatedModel]:
+def open_model(
+    config: Config, as_trained: bool, prepared_rows: bool = True, traces: bool = False
+) -> Iterator[EvaluatedModel]:
     """The model of the checkpoint that `checkpoint.resume` names.
 
     Args:
@@ -122,6 +131,7 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
         as_trained: as validation during training: slots, homes and local terms as configured. False: `without_drops`.
         prepared_rows: whether validation rows will be asked for. Without them no prepared data need be there: what ids
             mean is in the checkpoint.
+        traces: whether the scores of batches are to say what the routers chose.
 
     Raises:
         InputError: no checkpoint is found, or it does not fit the configuration or the data.
@@ -134,7 +144,11 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
             "written one, or checkpoint.resume=FOLDER"
         )
     trained = _trained(config, source)
-    config, topology = trained.cluster(config) if as_trained else (without_drops(config), Topology(1, 1))
+    placed, topology = trained.cluster(config)
+    expert_nodes = _expert_nodes(placed, topology) if traces else ()
+    if not as_trained:
+        placed, topology = without_drops(pin_routers(config, resolve_layout(placed, topology))), Topology(1, 1)
+    config = placed
     rows = micro_batch_sequences(config, topology.data) if as_trained else _rows(config)
     config = replace(config, train=replace(config.train, micro_batch_size=rows))
     words = trained.words(config) if data is None else vocabulary(config, data)
@@ -142,7 +156,7 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
         # Network and scorer alone: evaluation needs no optimizer, whose state is twice as large as the weights.
         context = _context(config, runtime, words)
         network = PanGuSigma(context)
-        scorer = Scorer(network, context.shape, slots_for_all=not as_trained)
+        scorer = Scorer(network, context.shape, slots_for_all=not as_trained, traces=traces)
         start = CheckpointLoader(config, runtime, data, _Weights(network), for_training=False).load(source)
         if config.moe.evaluation_rules == "none":
             switch_off_locality_rules(network)
@@ -162,14 +176,22 @@ def open_model(config: Config, as_trained: bool, prepared_rows: bool = True) -> 
             scorer=scorer,
             data_ranks=topology.data,
             ranks=ranks,
+            expert_nodes=expert_nodes,
         )
+
+
+def _expert_nodes(config: Config, topology: Topology) -> Tuple[int, ...]:
+    """The node of each expert in the cluster of `config`, whose job was of `topology`."""
+    moe, layout = config.moe, resolve_layout(config, topology)
+    placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.expert_placement)
+    return tuple(map(int, nodes_of_experts(layout, placement).reshape(-1)))  # (E,) <- (G, n)
 
 
 def _context(config: Config, runtime: Runtime, words: Vocabulary) -> SparseContext:
     shape = model_dims(
         config, micro_batch_sequences(config, 1), words.vocab_size, words.domains, TensorGroup(runtime.collectives)
     )
-    return SparseContext(config, shape, runtime.collectives, words.counts)
+    return SparseContext(config, shape, runtime.collectives, words.counts, reads_maps=False)
 
 
 def _rows(config: Config) -> int:

@@ -8,7 +8,7 @@ Shape legend: R data-parallel ranks, E experts.
 """
 
 from contextlib import closing
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from pangu_sigma.data.batch import Batch
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.domains import resolve_domain_groups
 from pangu_sigma.data.known_routes import KnownRoutes
-from pangu_sigma.data.loader import create_loader
+from pangu_sigma.data.loader import BatchLoader, create_loader
 from pangu_sigma.model.dims import ModelDims
 from pangu_sigma.model.pangu_sigma import PanGuSigma, sparse_layers
 from pangu_sigma.model.sparse import SparseContext, build_dispatcher, homes_of_ids
@@ -53,13 +53,39 @@ def validation_batches(
     Raises InputError: see `create_loader`.
     """
     found: List[RankBatch] = []
-    groups = resolve_domain_groups(config.moe.domain_groups, len(data.domains), config.moe.num_groups)
     for rank in range(ranks):
-        with closing(create_loader(config, data, layout, rank, ranks)) as loader:
-            if loader.by_routes and network is not None:
-                loader.follow(KnownRoutes(data, groups, homes_of_ids(config.moe, layout, sparse_layers(network))))
+        with closing(_loader(config, data, layout, (rank, ranks), network)) as loader:
             found += [RankBatch(rank, batch) for batch in loader.validation() if batch.loss_mask.any()]
     return found
+
+
+def training_batches(
+    config: Config, data: PreparedData, layout: Topology, ranks: int, network: Optional[PanGuSigma], rows: int
+) -> List[RankBatch]:
+    """The micro-batches of the first training steps, of whole steps, until they hold `rows` rows or the data has begun
+    anew.
+
+    Args:
+        config, data, layout, ranks, network: see `validation_batches`. rows: how many are wanted.
+    """
+    available = sum(data.rows("train", domain) for domain in range(len(data.domains)))
+    steps = -(-min(rows, available) // config.train.global_batch_size)
+    by_rank: List[List[List[Batch]]] = []  # of each rank, of each step
+    for rank in range(ranks):
+        with closing(_loader(config, data, layout, (rank, ranks), network)) as loader:
+            by_rank.append([loader.step(step) for step in range(steps)])
+    return [RankBatch(rank, batch) for step in range(steps) for rank in range(ranks) for batch in by_rank[rank][step]]
+
+
+def _loader(
+    config: Config, data: PreparedData, layout: Topology, of: Tuple[int, int], network: Optional[PanGuSigma]
+) -> BatchLoader:
+    """The loader of one of several data-parallel ranks: `of`, its number and how many there are."""
+    loader = create_loader(config, data, layout, *of)
+    if loader.by_routes and network is not None:
+        groups = resolve_domain_groups(config.moe.domain_groups, len(data.domains), config.moe.num_groups)
+        loader.follow(KnownRoutes(data, groups, homes_of_ids(config, layout, sparse_layers(network))))
+    return loader
 
 
 class TrainedRanks:

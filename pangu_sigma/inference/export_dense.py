@@ -9,7 +9,8 @@
   gives its parameters.
 
 Both are read back by `ckpt inherit`. Experts have no place in either: `dense_part` leaves their layers' feed-forward
-networks out, and the file is not a whole model then.
+networks out, and the file is not a whole model then. A shared expert has one, if it is the only one of its layer: it
+is of a dense network's width, and stands there in place of all that the layer has.
 """
 
 from functools import partial
@@ -37,6 +38,7 @@ from pangu_sigma.runtime.strict_json import dumps
 MINDFORMERS_FILE = "pangu_alpha.ckpt"
 _MASKED = -1e4  # what masked scores become in the ports
 _HEADS, _CONFIG = "transformer.h.", "config.json"
+_SHARED, _DENSE = ".feed_forward.shared_experts.", ".feed_forward."
 
 
 def export_hf_pangu_alpha(
@@ -46,7 +48,7 @@ def export_hf_pangu_alpha(
 
     Args:
         config: of a run; says which checkpoint. target: the new folder. tokenizer: see `load_model`.
-        dense_part: of a model with experts, what all experts share.
+        dense_part: of a model with experts, what all experts share, and a shared expert that is alone.
 
     Raises InputError: as `export_safetensors`; a model with experts, without `dense_part`; word slots by domain; a
     final norm that the ports do not have.
@@ -96,17 +98,20 @@ def export_mindformers(
         write_export(target, fill)
 
 
-def _dense_names(reader: CheckpointReader, form: str, dense_part: bool) -> List[str]:
-    """What of a checkpoint has a place in a dense PanGu-alpha; says on the way what is left out."""
+def _dense_names(reader: CheckpointReader, form: str, dense_part: bool) -> Dict[str, str]:
+    """What of a checkpoint has a place in a dense PanGu-alpha: the name that it has in a dense model -> its own. Says
+    on the way what is left out.
+    """
     model, domains = reader.config().model, len(reader.header.data.domains)
     if model.domain_embeddings and domains > 1:
         raise InputError(
             f"{reader.folder}: has a word table for each of {domains} domains (model.domain_embeddings), and --format "
             f"{form} has place for one; expected the model of one domain, as `ckpt extract --domain D` makes it"
         )
-    layers = num_blocks(reader.config())
+    layers, alone = num_blocks(reader.config()), reader.config().moe.shared_experts == 1
     names = [name for name in reader.names() if not is_training_state(name)]
-    kept = [name for name in names if hugging_face.their_name(name, layers) is not None]
+    as_dense = {name.replace(_SHARED, _DENSE) if alone else name: name for name in names}
+    kept = {name: own for name, own in as_dense.items() if hugging_face.their_name(name, layers) is not None}
     sparse = sorted({name.split(".feed_forward.")[0] for name in names if ".experts." in name})
     if sparse and not dense_part:
         raise InputError(
@@ -117,17 +122,19 @@ def _dense_names(reader: CheckpointReader, form: str, dense_part: bool) -> List[
         raise InputError(
             f"--dense-part: {reader.folder} has no experts to leave out; expected it for a model with some"
         )
-    if sparse:
+    if sparse and alone:
+        log.warning("of %s the shared expert alone is written: the routed ones are left out", ", ".join(sparse))
+    elif sparse:
         log.warning("the feed-forward networks of %s have experts and are left out", ", ".join(sparse))
     return kept
 
 
-def _hugging_face_tensors(reader: CheckpointReader, config: Config, names: List[str]) -> List[PlannedTensor]:
+def _hugging_face_tensors(reader: CheckpointReader, config: Config, names: Dict[str, str]) -> List[PlannedTensor]:
     layers, found = num_blocks(config), []
-    for name in names:
-        theirs, entry = hugging_face.their_name(name, layers), reader.entry(name)
+    for name, own in names.items():
+        theirs, entry = hugging_face.their_name(name, layers), reader.entry(own)
         assert theirs is not None, name
-        found.append(PlannedTensor(theirs, entry.shape, entry.dtype, partial(reader.read, name)))
+        found.append(PlannedTensor(theirs, entry.shape, entry.dtype, partial(reader.read, own)))
         if name == "embedding.word":
             found.append(PlannedTensor(hugging_face.HEAD, entry.shape, entry.dtype, partial(reader.read, name)))
     length, width = config.model.sequence_length, config.model.hidden_size
@@ -172,11 +179,11 @@ def _hugging_face_config(config: Config, reader: CheckpointReader) -> Dict[str, 
     }
 
 
-def _mindformers_tensors(reader: CheckpointReader, config: Config, names: List[str]) -> List[Dict[str, Any]]:
+def _mindformers_tensors(reader: CheckpointReader, config: Config, names: Dict[str, str]) -> List[Dict[str, Any]]:
     found: List[Tuple[str, np.ndarray]] = []
-    for name in names:
+    for name, own in names.items():
         theirs, transposed = _mindformers_name(name)
-        value = reader.read(name)
+        value = reader.read(own)
         found.append((theirs, np.ascontiguousarray(value.T) if transposed else value))
     blocks = [f"backbone.blocks.{layer}." for layer in range(num_blocks(config))]
     for block in [*blocks, "backbone.top_query_layer."]:

@@ -10,14 +10,24 @@ from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import whole_number
+from locmoe_ops.router_registry import router_spec
 from locmoe_ops.routers.selection_bias import set_locality_strength
+from locmoe_ops.routers.specs.c2r import trained
 from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.folders import finished, resolve
 from pangu_sigma.checkpoint.header import check_same_model, differences
 from pangu_sigma.checkpoint.locate import FILE, MODEL, StrPath, checkpoints_named, locate, read_configuration
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.state import parameter_entries, read_values, set_values
-from pangu_sigma.config.schema import CapacityConfig, Config, DispatchConfig, ParallelConfig
+from pangu_sigma.config.check_routers import routers_in_use
+from pangu_sigma.config.schema import (
+    CapacityConfig,
+    Config,
+    DispatchConfig,
+    LayerRouterConfig,
+    ParallelConfig,
+    RouterConfig,
+)
 from pangu_sigma.config.schema_run import CheckpointConfig
 from pangu_sigma.config.validate import validate
 from pangu_sigma.data.domains import BY_DOMAIN
@@ -183,7 +193,8 @@ def network_context(
     """
     counts = np.ones((config.moe.num_groups, vocab_size), np.int64)
     collectives = collectives or create_collectives("local", ALONE, 0)
-    return SparseContext(config, model_dims(config, 1, vocab_size, domains), collectives, counts)
+    dims = model_dims(config, 1, vocab_size, domains)
+    return SparseContext(config, dims, collectives, counts, reads_maps=False)
 
 
 def inference_config(config: Config, ranks: int = 1) -> Config:
@@ -191,9 +202,15 @@ def inference_config(config: Config, ranks: int = 1) -> Config:
 
     No dropout. Slots for all tokens with any expert, so that none is dropped. No cap on tokens that leave their node
     (faster_moe), since it compares the tokens of a batch with each other.
+
+    Raises InputError for a router that must be given whole rows.
     """
-    router = config.moe.router
-    sections: Dict[str, Any] = {"faster_moe": replace(router.faster_moe, max_remote_fraction=1.0)}
+    for where, used in routers_in_use(config).items():
+        if router_spec(used.type).whole_rows:
+            raise InputError(
+                f"{where}.type is {used.type}, which routes whole rows of text alone, and decoding goes token by "
+                "token; expected the router that the model was trained with"
+            )
     slots = CapacityConfig(evaluation_factor=float(config.moe.num_experts))
     # Nothing is dropped, but etr asks for a priority of its own.
     dispatch = DispatchConfig(drop_priority=config.moe.dispatch.drop_priority)
@@ -206,10 +223,21 @@ def inference_config(config: Config, ranks: int = 1) -> Config:
             config.moe,
             capacity=slots,
             dispatch=dispatch,
-            router=replace(router, **sections),
+            router=replace(config.moe.router, **_for_answers(config.moe.router)),
+            routers=tuple(replace(entry, **_for_answers(entry)) for entry in config.moe.routers),
             evaluation_rules="trained",
         ),
     )
+
+
+def _for_answers(router: Union[RouterConfig, LayerRouterConfig]) -> Dict[str, Any]:
+    """The sections of a `router`, of those that it has, which `inference_config` changes."""
+    found: Dict[str, Any] = {}
+    if router.faster_moe is not None:
+        found["faster_moe"] = replace(router.faster_moe, max_remote_fraction=1.0)
+    if router.c2r is not None:
+        found["c2r"] = trained(router.c2r)  # whose table comes with the weights
+    return found
 
 
 def domain_homes(context: SparseContext) -> Tuple[int, ...]:

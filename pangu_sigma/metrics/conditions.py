@@ -10,8 +10,8 @@ from typing import Callable, NamedTuple, Tuple
 from locmoe_ops.dispatch.registry import dispatchers
 from locmoe_ops.router_registry import registered
 from locmoe_ops.topology import Topology
-from pangu_sigma.config.derived import has_experts
-from pangu_sigma.config.schema import Config
+from pangu_sigma.config.derived import has_experts, layer_routers
+from pangu_sigma.config.schema import Config, RouterConfig
 
 LOCALITY_WEIGHT = "locality_loss_weight"  # of a router's section; every other key that ends so is of `loss/aux`
 LOSS_WEIGHT = "loss_weight"
@@ -75,33 +75,62 @@ HOME_NODES = all_of(
 )
 
 
+SEVERAL_NODES = all_of(
+    HOME_NODES, Condition("moe.router.top_k above 1", lambda facts: facts.config.moe.router.top_k > 1)
+)
+
+
+def _sends_copies(facts: RunFacts) -> bool:
+    """Whether a layer's experts are on several nodes of the job, and it is known which assignments leave theirs: homes
+    of another layout do not tell.
+    """
+    topology, moe = facts.topology, facts.config.moe
+    counts = dispatchers()[moe.dispatch.type].spec.counts_copies
+    nodes = [{topology.node_of(rank) for rank in group} for group in topology.groups("ep")]
+    return any(len(own) > 1 for own in nodes) and (counts or moe.logical_topology is None)
+
+
+COPIES = all_of(
+    EXPERTS,
+    Condition(
+        "a layer's experts on several nodes (of the job; without moe.logical_topology or with dispatcher node_dedup)",
+        _sends_copies,
+    ),
+)
+
+
 def _drops(facts: RunFacts) -> bool:
     return dispatchers()[facts.config.moe.dispatch.type].spec.has_slots
 
 
-def _has_aux_loss(facts: RunFacts) -> bool:
+def in_a_layer(holds: Callable[[RouterConfig], bool]) -> Callable[[RunFacts], bool]:
+    """Whether the router of some sparse layer `holds`."""
+    return lambda facts: any(holds(router) for router in layer_routers(facts.config))
+
+
+def _has_aux_loss(router: RouterConfig) -> bool:
     """A router of the user's may have any loss."""
-    router = facts.config.moe.router
     weights = [one.name for one in fields(router.own) if one.name.endswith(LOSS_WEIGHT) and one.name != LOCALITY_WEIGHT]
     return registered(router.type).external or any(getattr(router.own, name) > 0.0 for name in weights)
 
 
-def _has_locality_loss(facts: RunFacts) -> bool:
-    router = facts.config.moe.router
+def _has_locality_loss(router: RouterConfig) -> bool:
     weights = (getattr(router.own, LOCALITY_WEIGHT, 0.0), router.locality_loss.initial_weight or 0.0)
     return registered(router.type).external or max(weights) > 0.0
 
 
-def _leaves_undecided(facts: RunFacts) -> bool:
+def leaves_undecided(router: RouterConfig) -> bool:
     """LocMoE's ReLU does, where there is one; a router of the user's says so itself."""
-    router = facts.config.moe.router
     return registered(router.type).spec.counts_undecided and getattr(router.own, "rectify", True)
 
 
 SLOTS = all_of(EXPERTS, Condition("a dispatcher with slots (not ragged)", _drops))
-AUX_LOSS = all_of(EXPERTS, Condition("a router with such a loss of a weight above 0", _has_aux_loss))
-LOCALITY_LOSS = all_of(EXPERTS, Condition("a router with a locality loss of a weight mu above 0", _has_locality_loss))
-UNDECIDED = all_of(EXPERTS, Condition("router locmoe with rectify", _leaves_undecided))
+AUX_LOSS = all_of(EXPERTS, Condition("a router with such a loss of a weight above 0", in_a_layer(_has_aux_loss)))
+LOCALITY_LOSS = all_of(
+    EXPERTS, Condition("a router with a locality loss of a weight mu above 0", in_a_layer(_has_locality_loss))
+)
+UNDECIDED = all_of(EXPERTS, Condition("router locmoe with rectify, or replay", in_a_layer(leaves_undecided)))
+MIXED = all_of(EXPERTS, Condition("moe.routers", lambda facts: bool(facts.config.moe.routers)))
 LOCAL_TERM = all_of(
     EXPERTS, Condition("a local term", lambda facts: facts.config.moe.router.locality_bias.kind != "none")
 )
@@ -120,7 +149,14 @@ CONTEXT = all_of(
     EXPERTS,
     Condition(
         "moe.router.locmoe.context_weight above 0",
-        lambda facts: getattr(facts.config.moe.router.own, "context_weight", 0.0) > 0.0,
+        in_a_layer(lambda router: getattr(router.own, "context_weight", 0.0) > 0.0),
+    ),
+)
+EXPERT_CHOICE = all_of(
+    EXPERTS,
+    Condition(
+        "moe.router.etr.expert_choice_start_step",
+        in_a_layer(lambda router: getattr(router.own, "expert_choice_start_step", None) is not None),
     ),
 )
 BOUND = all_of(

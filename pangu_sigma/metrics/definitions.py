@@ -8,11 +8,12 @@ what cannot occur in it (`pangu_sigma.metrics.conditions`): who reads its files 
 from typing import Dict, FrozenSet, NamedTuple
 
 from pangu_sigma.metrics import conditions as only
-from pangu_sigma.metrics.conditions import ALWAYS, Condition, RunFacts
+from pangu_sigma.metrics.conditions import ALWAYS, Condition, RunFacts, all_of
 
 # The first parts of the tags of token traffic, of gradients, and of split layers
 CAUSES = ("all_to_all", "gradient", "tensor")
 _STEP, _VALIDATION, _END = "every step", "steps with a validation", "summary.json"
+_TRACE, _TRACES = "pangu-sigma trace", "pangu-sigma trace, of two traces"
 _INTERVAL, _DIVERGED = "every train.log_interval steps", "summary.json of a run that diverged"
 _OF_CAUSE = {
     "all_to_all": "the tokens' way to their experts and back, forward and backward",
@@ -52,7 +53,7 @@ DEFINITIONS: Dict[str, Definition] = {
     "loss/task": Definition(_STEP, "cross entropy in nats a token, over the tokens of all ranks that count"),
     "loss/aux": Definition(
         _STEP,
-        "the routers' load-balancing losses, weighted, summed over layers, as nats a token",
+        "the routers' load-balancing losses, and z-losses, weighted, summed over layers, as nats a token",
         only.AUX_LOSS,
     ),
     "loss/locality": Definition(
@@ -69,9 +70,45 @@ DEFINITIONS: Dict[str, Definition] = {
     "moe/local_fraction": Definition(
         _STEP, "assignments that found a slot on the token's home node, of all that found one", only.HOME_NODES
     ),
+    "moe/copies_between_nodes": Definition(
+        _STEP,
+        "copies of a token that are sent to other nodes, mean over tokens, padding included, and sparse layers: one "
+        "for each node with dispatcher node_dedup, one for each assignment with the others; filled slots alone, while "
+        "`comm/all_to_all/inter_node(B)` has the empty ones, too",
+        only.COPIES,
+    ),
     "moe/drop_fraction": Definition(_STEP, "assignments without a slot, of all", only.SLOTS),
     "moe/load_max_over_mean": Definition(
         _STEP, "tokens of the busiest expert over the mean, before drops, mean over layers", only.EXPERTS
+    ),
+    "moe/max_violation": Definition(
+        _STEP,
+        "MaxVio: load of the busiest expert over the mean, less 1, before drops, mean over layers; 0 is an even load "
+        "(of the step's batch, as in arXiv 2408.15664; `moe/load_max_over_mean` less 1)",
+        only.EXPERTS,
+    ),
+    "moe/min_violation": Definition(
+        _STEP,
+        "MinVio: 1 less the load of the idlest expert over the mean, before drops, mean over layers; 0 is an even "
+        "load, 1 an expert without a token",
+        only.EXPERTS,
+    ),
+    "moe/load_entropy": Definition(
+        _STEP,
+        "entropy of the experts' shares of the load over its largest value, ln of the number of experts, before drops, "
+        "mean over layers; 1 is an even load, 0 one expert that has all",
+        only.EXPERTS,
+    ),
+    "moe/tokens_by_nodes": Definition(
+        _STEP,
+        "shares of tokens whose experts are on 1, 2, ... different nodes, as chosen, before drops, mean over layers: "
+        "one list that ends where `moe.router.top_k` or the nodes do, and adds up to 1",
+        only.SEVERAL_NODES,
+    ),
+    "moe/nodes_per_token": Definition(
+        _STEP,
+        "the mean of that: different nodes that a token's experts are on, its home or not",
+        only.SEVERAL_NODES,
     ),
     "moe/tokens_per_expert": Definition(
         _STEP, "assignments of each expert before drops, over all ranks: one list a sparse layer", only.EXPERTS
@@ -79,8 +116,9 @@ DEFINITIONS: Dict[str, Definition] = {
     "moe/undecided_fraction": Definition(
         _STEP,
         "tokens with fewer than `moe.router.top_k` gate values above 0 among the experts of their group, so that the "
-        "ReLU of LocMoE's Eq. 2 leaves a choice to `moe.router.locmoe.ties`, of all tokens, mean over layers. Gate "
-        "values are those that enter the ReLU, with noise if there is any",
+        "ReLU of LocMoE's Eq. 2 leaves a choice to `moe.router.locmoe.ties`, of all tokens, mean over layers with such "
+        "a router. Gate values are those that enter the ReLU, with noise if there is any. Of router replay: tokens "
+        "that the trace does not hold",
         only.UNDECIDED,
     ),
     "moe/local_strength": Definition(_STEP, "the strength of `moe.router.locality_bias` in the step", only.LOCAL_TERM),
@@ -89,14 +127,24 @@ DEFINITIONS: Dict[str, Definition] = {
         "`moe/local_fraction` of each sparse layer, bottom up: tokens at home over training, by layer",
         only.HOME_NODES,
     ),
+    "moe/drop_fraction_by_layer": Definition(
+        _STEP, "`moe/drop_fraction` of each sparse layer, bottom up", all_of(only.SLOTS, only.MIXED)
+    ),
+    "moe/load_max_over_mean_by_layer": Definition(
+        _STEP, "`moe/load_max_over_mean` of each sparse layer, bottom up", only.MIXED
+    ),
     "moe/locality_divergence": Definition(
         _STEP,
-        "KL(D_c || D_l) of LocMoE's Eq. 6 in nats, mean over layers: `loss/locality` over mu of the step and over the "
-        "number of layers; not in steps whose mu is 0. A mu of 1e-9 measures it and all but leaves the weights alone",
+        "KL(D_c || D_l) of LocMoE's Eq. 6 in nats, mean over layers with a locality loss: `loss/locality` over mu of "
+        "the step and over their number (of layers with different mu: weighted by it); not in steps whose mu is 0. A "
+        "mu of 1e-9 measures it and all but leaves the weights alone",
         only.LOCALITY_LOSS,
     ),
     "moe/locality_loss_weight": Definition(_STEP, "mu, the weight of the locality loss", only.LOCALITY_SCHEDULE),
     "moe/context_weight": Definition(_STEP, "weight of the context beside codes", only.CONTEXT),
+    "moe/expert_choice": Definition(
+        _STEP, "1 where experts chose their tokens in the step, 0 where tokens chose", only.EXPERT_CHOICE
+    ),
     "moe/capacity_slots": Definition(
         _STEP,
         "slots per (source rank, expert), the same in all sparse layers, before a dispatcher rounds them to its chunks",
@@ -227,7 +275,39 @@ DEFINITIONS: Dict[str, Definition] = {
         _VALIDATION, "the same loss with the local term of the routers at strength 0", only.TERM_OFF
     ),
     "valid/local_term_off/perplexity": Definition(_VALIDATION, "exp of that", only.TERM_OFF),
-    "router": Definition(_END, "`moe.router.type`"),
+    "trace/max_violation": Definition(_TRACE, "MaxVio of a layer, over all tokens of the trace"),
+    "trace/min_violation": Definition(_TRACE, "MinVio of a layer, likewise"),
+    "trace/load_entropy": Definition(
+        _TRACE, "entropy of the load of a layer, likewise, over ln of the number of experts"
+    ),
+    "trace/specialisation": Definition(
+        _TRACE,
+        "of a layer, the mutual information of a token's domain and its expert over the entropy of the domain: 0 where "
+        "every domain uses the experts alike, 1 where no two domains share an expert (so it is with an expert group a "
+        "domain); null of one domain. Each of a token's k experts counts",
+    ),
+    "trace/effective_experts": Definition(
+        _TRACE,
+        "of a layer and domain, exp of the entropy of its tokens' load: as many experts, used alike, have the same",
+    ),
+    "trace/tokens_by_nodes": Definition(
+        _TRACE, "of a layer, shares of tokens whose experts are on 1, 2, ... different nodes of the run's cluster"
+    ),
+    "trace/same_expert": Definition(
+        _TRACES,
+        "of a layer, share of choices in which the second trace has the expert of the same number for the same token: "
+        "what is left of the routes between two checkpoints of one run",
+    ),
+    "trace/matched_expert": Definition(
+        _TRACES,
+        "the same share where experts of the second trace are matched to those of the first, one to one, so that most "
+        "choices agree (Hungarian method): how alike the routes of two seeds are. Matched on every other row, counted "
+        "on the rest, as are `trace/same_expert` and `trace/chance`",
+    ),
+    "trace/chance": Definition(
+        _TRACES, "what `trace/matched_expert` would be of two routings with these loads that know nothing of each other"
+    ),
+    "router": Definition(_END, "`moe.router.type`; with `moe.routers` every router with its layers"),
     "status": Definition(_END, "finished, or diverged: the run ended with status 1, see `train.divergence_patience`"),
     "progress/diverged_step": Definition(_DIVERGED, "the first of the steps for which the run ended"),
     "progress/last_usable_step": Definition(_DIVERGED, "the last step before with a usable loss; 0: none"),

@@ -1,5 +1,5 @@
-"""Decoder blocks: attention and a feed-forward network, each normed before and added to the residual stream; and the
-dense feed-forward network of the lower ones.
+"""Decoder blocks: attention and a feed-forward network, each normed before and added to the residual stream; the dense
+feed-forward network of the lower ones, and the shared experts of the upper ones.
 
 Shape legend: B sequences, S positions, T = B * S tokens, d hidden size.
 """
@@ -41,6 +41,21 @@ class FeedForward(nn.Cell):
     ) -> Tuple[Tensor, Dict[str, Tensor]]:
         x = self.copy_in(ops.cast(x, self.compute_dtype))  # the sum of its gradient has this type too
         return self.w_out(self.act(self.w_in(x))), {}
+
+
+class SharedExperts(FeedForward):
+    """The experts of a sparse layer that every token passes through, in one: n networks of f inner features add up to a
+    network of n f.
+
+    Args:
+        dims: sizes, `ffn_hidden_size` being n f. index: as `FeedForward`.
+
+    Inputs: x <float>[T, d]. Output: <compute_dtype>[T, d].
+    """
+
+    def construct(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        y, _ = super().construct(x, {})
+        return y
 
 
 class BlockOutput(TypedDict):

@@ -2,27 +2,17 @@
 job can be planned without it.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import List, NamedTuple, Optional, Set, Tuple
 
-from locmoe_ops.capacity.factor import capacity_by_factor
+from locmoe_ops.capacity.factor import capacity_by_factor, copies_by_factor, share_of_tokens
 from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup
 from locmoe_ops.errors import InputError
 from locmoe_ops.topology import ExpertPlacement, ExpertSubgroup, Placement, Topology, local_experts_table
-from pangu_sigma.config.derived import experts_per_group
+from pangu_sigma.config.derived import experts_per_group, resolve_layout
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.domains import BY_DOMAIN, domains_of_node, resolve_domain_groups
-
-
-def resolve_layout(config: Config, topology: Topology) -> Topology:
-    """`moe.logical_topology` where given, else the topology of the job, in which a tensor-parallel group is one place:
-    its ranks hold the same rows.
-    """
-    given = config.moe.logical_topology
-    if given is not None:
-        return Topology(given.world_size, given.ranks_per_node, given.expert)
-    tensor = topology.tensor
-    return topology if tensor == 1 else Topology(topology.data, topology.ranks_per_node // tensor, topology.expert)
 
 
 class TierShares(NamedTuple):
@@ -181,6 +171,51 @@ class SlotRules:
         )
         return max(intra), max(inter)
 
+    def copies_to_a_node(
+        self, placement: ExpertPlacement, factor: float, evaluation: bool = False, bucket: int = 0
+    ) -> int:
+        """Slots for copies of tokens to each other node, where a token travels to a node once (see
+        `NodeDedupDispatcher`): `factor` times the tokens of a rank that are expected to want an expert there;
+        in evaluation without rules one for each.
+
+        That share is `moe.capacity.node_share`, or what follows from an even spread of each token's choices over the
+        experts of its group, less or more as the tier between nodes has slots for less or more than an even spread.
+        All ranks get the same, that of the nodes that need most; each group counts alike.
+
+        Args:
+            placement, factor, evaluation, bucket: as for `tier_capacities`.
+        """
+        given = self.config.moe.capacity.node_share
+        if evaluation and self.config.moe.evaluation_rules == "none":
+            return self.tokens
+        if given is not None:
+            return copies_by_factor(self.tokens, given, factor)
+        shares = [self._copied_share(placement, asked.far) for asked in self._tier_shares(evaluation, bucket)]
+        return copies_by_factor(self.tokens, max(shares), factor)
+
+    def _copied_share(self, placement: ExpertPlacement, far: Optional[float]) -> float:
+        """Share of a rank's tokens that want an expert of another node; the largest of any pair of nodes. far: share of
+        assignments that leave their node; None: as in an even spread.
+        """
+        topology, top_k, per_group = self.topology, self.config.moe.router.top_k, placement.experts_per_group
+        per_node = placement.num_experts // len(topology.group_of("ep_rail", 0))
+        local = local_experts_table(topology, placement)[:: topology.ranks_per_node]  # (nodes, E)
+        in_play = self.experts_by_node()
+        if len(in_play) != len(local):  # as in `_tiers`
+            in_play = [set.union(*in_play)] * len(local)
+        largest = 0.0
+        for held, experts in zip(local, in_play):
+            away = [expert for expert in experts if not held[expert]]
+            scale = 1.0 if far is None or not away else far * len(experts) / len(away)
+            groups = len(experts) // per_group
+            there = Counter((int(placement.position_of[e]) // per_node, e // per_group) for e in away)  # by node, group
+            for node in {node for node, _ in there}:
+                shares = [
+                    share_of_tokens(top_k, per_group, scale * count) for (to, _), count in there.items() if to == node
+                ]
+                largest = max(largest, sum(shares) / groups)
+        return largest
+
     def asked_factor(self, factor: float, evaluation: bool) -> float:
         """The capacity factor `factor`, or in evaluation without rules the one that gives every token a slot."""
         without_rules = evaluation and self.config.moe.evaluation_rules == "none"
@@ -248,6 +283,10 @@ class FactorCapacities:
     @property
     def tiers(self) -> Tuple[int, int]:
         return self.rules.tier_capacities(self.rules.placement, self.factor, self.evaluation, self.bucket)
+
+    @property
+    def copies(self) -> int:
+        return self.rules.copies_to_a_node(self.rules.placement, self.factor, self.evaluation, self.bucket)
 
 
 def _experts_of(groups: Set[int], per_group: int) -> Set[int]:

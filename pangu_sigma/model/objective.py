@@ -37,13 +37,22 @@ class ObjectiveSums(_SumsOfAll, total=False):
         kept, kept_local: <float32>[M], assignments that found a slot, and those of them on the token's home node.
         undecided: <float32>[M], tokens whose choice the gate left open; only where the network's routers count them.
         value_sums: <float32>[M, E], of gate values; only where the network's routers sum them.
+        required: <float32>[M, E * B], histograms of the balance biases that tokens required; only where the network's
+            biases follow quantiles.
         beyond_limit: <float32> scalar, rows that came to this rank beyond the room for them; only where the network's
             dispatchers limit that.
+        tokens_by_nodes: <float32>[M, Q], tokens whose experts are on 1, 2, ... Q nodes; only where `most_nodes` of the
+            network, Q, is not 0.
+        copies: <float32>[M], copies of tokens that this rank sent to other nodes; only where the network's dispatchers
+            count them.
     """
 
     undecided: Tensor
     value_sums: Tensor
+    required: Tensor
     beyond_limit: Tensor
+    tokens_by_nodes: Tensor
+    copies: Tensor
 
 
 class Objective(nn.Cell):
@@ -106,9 +115,28 @@ class Objective(nn.Cell):
             "kept_local": kept_local,
         }
         if self.network.counts_undecided:
-            sums["undecided"] = ops.stack([report["undecided"] for report in reports])
+            sums["undecided"] = ops.stack(_of_layers(reports, "undecided", kept[0]))  # (M,) <- M x ()
+        if self.network.counts_copies:
+            sums["copies"] = ops.stack([report["copies"] for report in reports])  # (M,) <- M x ()
         if self.network.sums_values:
-            sums["value_sums"] = ops.stack([report["value_sums"] for report in reports])  # (M, E) <- M x (E,)
+            sums["value_sums"] = ops.stack(_of_layers(reports, "value_sums", assigned[0]))  # (M, E) <- M x (E,)
+        if self.network.required_bins:
+            none = ops.tile(ops.zeros_like(assigned[0]), (self.network.required_bins,))  # (E * B,) <- (E,)
+            sums["required"] = ops.stack(_of_layers(reports, "required", none))  # (M, E * B) <- M x (E * B,)
         if self.network.limits_rows:
             sums["beyond_limit"] = ops.stack([report["beyond_limit"] for report in reports]).sum()  # () <- (M,)
+        if self.network.most_nodes:
+            by_nodes = [report["tokens_by_nodes"] for report in reports]
+            sums["tokens_by_nodes"] = ops.stack(by_nodes)  # (M, Q) <- M x (Q,)
         return total * (loss_scale / self.nominal_tokens), sums
+
+
+def _of_layers(reports: List[Dict[str, Tensor]], name: str, like: Tensor) -> List[Tensor]:
+    """What each layer reports under `name`, in a graph; of a layer whose router has no such thing, zeros as `like`."""
+    found = []
+    for report in reports:
+        if name in report:
+            found.append(report[name])
+        else:
+            found.append(ops.zeros_like(like))
+    return found

@@ -55,11 +55,19 @@ class PanGuSigma(nn.Cell):
         self.routes_by_word = any(
             isinstance(cell, Router) and "word" in cell.needs for _, cell in self.cells_and_names()
         )
+        self.routers_differ = len(context.config.moe.routers) > 0
         self.counts_undecided = any(
             isinstance(cell, Router) and cell.counts_undecided for _, cell in self.cells_and_names()
         )
         self.sums_values = any(isinstance(cell, Router) and cell.sums_values for _, cell in self.cells_and_names())
-        self.limits_rows = any(isinstance(cell, Dispatcher) and cell.limits_rows for _, cell in self.cells_and_names())
+        self.required_bins = max(
+            (cell.required_bins for _, cell in self.cells_and_names() if isinstance(cell, Router)), default=0
+        )
+        dispatchers = [cell for _, cell in self.cells_and_names() if isinstance(cell, Dispatcher)]
+        self.limits_rows = any(cell.limits_rows for cell in dispatchers)
+        self.counts_copies = any(cell.counts_copies for cell in dispatchers)
+        layers = {layer.most_nodes for layer in sparse_layers(self)}
+        self.most_nodes = layers.pop() if len(layers) == 1 else 0  # 0: tokens are not counted by nodes
         self.head = TiedHead(dims, model.domain_embeddings)
         self.token_losses = token_losses(dims)
 

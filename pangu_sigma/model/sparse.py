@@ -2,7 +2,7 @@
 locality cannot pay in it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
@@ -14,13 +14,16 @@ from locmoe_ops.dispatch.registry import dispatcher_spec, load_dispatcher
 from locmoe_ops.experts import ExpertBank, ExpertKernels
 from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
 from locmoe_ops.router_registry import router_spec
+from locmoe_ops.routers.balance import make_balance_bias
 from locmoe_ops.routers.base import Router, RouterContext, RoutingShape, make_router
 from locmoe_ops.routers.second import SecondExpert
 from locmoe_ops.routers.selection_bias import BalanceBias, LocalityBias, SelectionBias, Sum
 from locmoe_ops.tensor_parallel import SplitRegion
 from locmoe_ops.topology import ExpertPlacement, Placement, Topology, local_experts_table
-from pangu_sigma.config.derived import experts_per_group
-from pangu_sigma.config.schema import Config, MoEConfig
+from pangu_sigma.config.derived import experts_per_group, layer_router, layer_routers, shared_ffn_hidden_size
+from pangu_sigma.config.schema import Config, RouterConfig
+from pangu_sigma.data.map_file import MapSizes, read_map
+from pangu_sigma.model.block import SharedExperts
 from pangu_sigma.model.capacity_rules import SlotRules
 from pangu_sigma.model.dims import ModelDims
 
@@ -33,6 +36,8 @@ class SparseContext:
         config: the job's. shape: sizes of the model. collectives: of this rank.
         token_counts: <int64>[G, V], of each group's training text, for maps that balance by it.
         id_nodes: <int>[G, V], nodes of ids, for maps by cooccurrence.
+        reads_maps: whether maps that the configuration names files of are read; False: a checkpoint brings them, or
+            they do not matter.
     """
 
     config: Config
@@ -40,6 +45,7 @@ class SparseContext:
     collectives: Collectives
     token_counts: Optional[np.ndarray] = None
     id_nodes: Optional[np.ndarray] = None
+    reads_maps: bool = True
 
     @property
     def slot_rules(self) -> SlotRules:
@@ -122,7 +128,7 @@ def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
         ExpertKernels(shape.compute_dtype, context.config.runtime.fused.experts, shape.kernels),
         expert_region(context, layer),
     )
-    return MoEFeedForward(
+    built = MoEFeedForward(
         routing=MultiLevelRouting(context.domain_groups, build_router(context, layer, layout_placement)),
         dispatcher=training_dispatcher(context, layer, moe.capacity.factor),
         experts=experts,
@@ -132,10 +138,14 @@ def build_sparse_layer(context: SparseContext, layer: int) -> MoEFeedForward:
             context, placement, moe.capacity.evaluation_factor, tag, evaluation=True
         ),
     )
+    if moe.shared_experts:
+        of_all = replace(shape, ffn_hidden_size=shared_ffn_hidden_size(context.config))
+        built.add_shared_experts(SharedExperts(of_all, context.config.model.dense_layers + layer))
+    return built
 
 
 def build_router(context: SparseContext, layer: int, layout_placement: ExpertPlacement) -> Router:
-    """The level-2 router that `moe.router.type` names.
+    """The level-2 router of a layer, as `moe.router` or an entry of `moe.routers` names it.
 
     A locality bias has its final strength until a schedule sets another.
 
@@ -143,7 +153,7 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
         context: of the sparse layers. layer: number of the sparse layer, from 0.
         layout_placement: experts on the cluster that locality refers to.
     """
-    moe, options, layout = context.config.moe, context.config.moe.router, context.layout
+    moe, options, layout = context.config.moe, layer_router(context.config, layer), context.layout
     shape = RoutingShape(context.shape.hidden_size, moe.num_experts, moe.num_groups, options.top_k)
     biases: List[SelectionBias] = []
     if options.locality_bias.kind != "none":
@@ -151,6 +161,8 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
         biases.append(LocalityBias(local_term.kind, shape, layout, layout_placement, local_term.strength))
     if options.balance_rate > 0.0:
         biases.append(BalanceBias(shape))
+    elif options.balance.kind != "none":
+        biases.append(make_balance_bias(options.balance.kind, shape, options.balance.bins))
     router = make_router(
         RouterContext(
             options.type,
@@ -165,11 +177,13 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
             seed=context.config.train.seed,
             selection_bias=Sum(biases) if len(biases) > 1 else biases[0] if biases else None,
             vocab_size=context.shape.vocab_size,
+            sequence_length=context.shape.sequence_length,
             token_counts=context.token_counts,
             rules_change=moe.evaluation_rules == "none",
             locality_loss_changes=options.locality_loss.initial_weight is not None,
             domains=context.shape.domains,
             id_nodes=context.id_nodes,
+            id_map=_map_of_file(context, layer, options, shape),
             kernels=context.shape.kernels,
         )
     )
@@ -178,17 +192,34 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
     return router
 
 
-def homes_of_ids(moe: MoEConfig, layout: Topology, layers: Sequence[MoEFeedForward]) -> np.ndarray:
-    """<int64>[nodes, G, V]: in how many of `layers` an id of a group goes to an expert on a node of the layout.
+def _map_of_file(context: SparseContext, layer: int, router: RouterConfig, shape: RoutingShape) -> Optional[np.ndarray]:
+    """The map of a layer whose `router` names a file of maps; None: it names none, or it is not to be read."""
+    path = getattr(router.own, "map", None)
+    if path is None or not context.reads_maps:
+        return None
+    return read_map(path, layer, MapSizes(shape.num_experts, shape.num_groups, shape.top_k, context.shape.vocab_size))
+
+
+def homes_of_ids(config: Config, layout: Topology, layers: Sequence[MoEFeedForward]) -> np.ndarray:
+    """<int64>[nodes, G, V]: how many of an id's experts of a group are on a node of the layout, summed over those of
+    `layers` whose routes follow from token ids.
 
     Args:
-        moe: what the layers were built from. layout: the cluster that homes refer to.
-        layers: with routers whose routes follow from token ids.
+        config: what the layers were built from. layout: the cluster that homes refer to.
+        layers: all sparse ones.
     """
+    moe = config.moe
     placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.expert_placement)
     local = local_experts_table(layout, placement)[:: layout.ranks_per_node]  # (nodes, E)
-    first = np.arange(moe.num_groups)[:, None] * placement.experts_per_group
-    return np.sum([local[:, first + layer.routing.router.expert_by_id()] for layer in layers], axis=0, dtype=np.int64)
+    first = np.arange(moe.num_groups)[:, None, None] * placement.experts_per_group
+    found: List[np.ndarray] = []
+    for number, layer in enumerate(layers):
+        router = layer_router(config, number)
+        if router_spec(router.type).map_of_ids(router.own) is not None:
+            experts = layer.routing.router.expert_by_id()
+            experts = first + experts.reshape(*experts.shape[:2], -1)  # (G, V, k) <- (G, V) or (G, V, k)
+            found.append(local[:, experts].sum(-1))  # (nodes, G, V) <- (nodes, G, V, k)
+    return np.sum(found, axis=0, dtype=np.int64)
 
 
 def groups_without_local_experts(context: SparseContext) -> Dict[int, List[int]]:
@@ -213,7 +244,7 @@ def locality_advice(context: SparseContext) -> List[str]:
     """
     moe, nodes = context.config.moe, context.layout.nodes
     wants_locality = (
-        router_spec(moe.router.type).localises
+        any(router_spec(router.type).localises for router in layer_routers(context.config))
         or moe.router.locality_bias.kind != "none"
         or dispatcher_spec(moe.dispatch.type).localises
     )

@@ -7,12 +7,14 @@ sparse layers.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Iterator, NamedTuple
+from typing import Iterator, NamedTuple, Sequence
 
 from locmoe_ops.dispatch.geometry import COUNTS, DispatchExchange
-from locmoe_ops.router_registry import router_spec
+from locmoe_ops.dispatch.registry import dispatcher_spec
+from locmoe_ops.router_registry import RouterCost, router_spec
+from locmoe_ops.topology import ExpertPlacement, local_experts_table, most_nodes
 from pangu_sigma.config.ascend import overlap_bucket
-from pangu_sigma.config.derived import has_experts
+from pangu_sigma.config.derived import has_experts, layer_routers
 from pangu_sigma.model.parameter_groups import (
     BUCKET_ELEMENTS,
     plan_alike,
@@ -53,8 +55,8 @@ def step_exchanges(job: PlannedJob) -> list[Exchange]:
     """All collectives of an optimizer step; those in groups of one rank, which nothing carries out, are left out."""
     micro_batch = [*_tensor_parallel(job)]
     if has_experts(job.config):
-        layer = [*_dispatch(job), *_statistics(job)]
-        micro_batch += [replace(one, times=one.times * job.sparse_layers) for one in layer]
+        micro_batch += [replace(one, times=one.times * job.sparse_layers) for one in _dispatch(job)]
+        micro_batch += _statistics(job)
     found = [*(replace(one, times=one.times * job.micro_batches) for one in micro_batch), *_update(job)]
     return [one for one in found if len(job.topology.group_of(one.group, 0)) > 1]
 
@@ -69,8 +71,9 @@ def _tensor_parallel(job: PlannedJob) -> Iterator[Exchange]:
     yield _tensor("attention, sum", "all_reduce", rows, item, FORWARD, attentions)
     yield _tensor("attention, gradient", "all_reduce", rows, item, BACKWARD, attentions)
     yield _tensor("query, gradient", "all_reduce", rows, item, BACKWARD)
-    yield _tensor("feed-forward, sum", "all_reduce", rows, item, FORWARD, job.dense_layers)
-    yield _tensor("feed-forward, gradient", "all_reduce", rows, item, BACKWARD, job.dense_layers)
+    networks = job.dense_layers + (job.sparse_layers if job.shared_inner else 0)
+    yield _tensor("feed-forward, sum", "all_reduce", rows, item, FORWARD, networks)
+    yield _tensor("feed-forward, gradient", "all_reduce", rows, item, BACKWARD, networks)
     yield _tensor("embedding, sum", "all_reduce", rows, item, FORWARD)
     yield _tensor("head, gradient", "all_reduce", rows, item, BACKWARD)
     yield _tensor("cross-entropy", "all_gather", 3 * job.tokens, ITEM, FORWARD)
@@ -87,7 +90,7 @@ def _dispatch(job: PlannedJob) -> Iterator[Exchange]:
     """The dispatcher's exchanges, and the sums of experts whose inner features a tensor-parallel group shares out."""
     width = job.config.model.hidden_size
     for one in layer_exchanges(job):
-        elements = one.rows if one.carries == COUNTS else one.rows * width
+        elements = one.rows if one.carries == COUNTS else one.rows * (width + one.extra)
         item = one.item or (ITEM if one.carries == COUNTS else job.compute_item)
         phase = BACKWARD if one.backward else FORWARD
         if one.operation == "all_to_all" and job.config.parallel.all_to_all == "gathered":
@@ -115,30 +118,40 @@ def _gathered_tokens(job: PlannedJob, one: DispatchExchange, elements: int, item
 
 
 def _statistics(job: PlannedJob) -> Iterator[Exchange]:
-    """Counts and probabilities of each expert, summed over ranks for the losses (see `RoutingStatistics`), by routers
-    that have any.
+    """Counts and probabilities of each expert (see `RoutingStatistics`), and what else a loss is made of, summed over
+    ranks by the layers' routers that have any.
     """
-    if job.router_cost.statistics == "none":
-        return
-    elements = segments(job) * 2 * job.config.moe.num_experts
-    for phase in (FORWARD, BACKWARD):
-        yield Exchange("other", "router statistics", "all_reduce", "dp", elements, ITEM, phase)
-        if job.router_cost.sums_domains:
-            of_domains = _sets(job, job.config.moe.router.statistics) * job.domains * job.config.moe.num_experts
-            yield Exchange("other", "router statistics of domains", "all_reduce", "dp", of_domains, ITEM, phase)
+    for cost, layers in _alike(job.router_costs):
+        elements = segments(job, cost) * 2 * job.config.moe.num_experts
+        for phase in (FORWARD, BACKWARD):
+            if cost.statistics != "none":
+                yield Exchange("other", "router statistics", "all_reduce", "dp", elements, ITEM, phase, layers)
+            if cost.sums_losses:
+                yield Exchange("other", "router losses of tokens", "all_reduce", "dp", 1, ITEM, phase, layers)
+            if cost.sums_domains:
+                of_domains = _sets(job, job.config.moe.router.statistics) * job.domains * job.config.moe.num_experts
+                what = "router statistics of domains"
+                yield Exchange("other", what, "all_reduce", "dp", of_domains, ITEM, phase, layers)
 
 
-def segments(job: PlannedJob) -> int:
-    """Sets of tokens that a router's losses take their statistics over."""
-    scope = job.config.moe.router.statistics
-    if job.router_cost.statistics == "node":  # locality is a matter of nodes at least
-        scope = "rank" if scope == "rank" else "node"
-    return _sets(job, scope)
+def _alike(costs: Sequence[RouterCost]) -> list[tuple[RouterCost, int]]:
+    """Costs that differ, and how many layers have each."""
+    found: list[tuple[RouterCost, int]] = []
+    for cost in costs:
+        if not any(cost == one for one, _ in found):
+            found.append((cost, sum(cost == other for other in costs)))
+    return found
+
+
+def segments(job: PlannedJob, cost: RouterCost) -> int:
+    """Sets of tokens that the losses of a router with this `cost` take their statistics over."""
+    sets = _sets(job, job.config.moe.router.statistics)
+    # Locality is a matter of nodes at least.
+    return max(sets, _sets(job, "node")) if cost.statistics == "node" else sets
 
 
 def _sets(job: PlannedJob, scope: str) -> int:
-    layout = job.slot_rules.layout
-    return {"rank": layout.world_size, "node": layout.nodes, "global": 1}[scope]
+    return job.slot_rules.layout.count_sets(scope)
 
 
 # ---- the optimizer step
@@ -285,7 +298,14 @@ def _statistics_size(job: PlannedJob) -> int:
     layers, experts = (job.sparse_layers, job.config.moe.num_experts) if job.sparse_layers else (1, 1)
     if not job.sparse_layers:
         return 4 + experts + 2
-    counts_undecided = router_spec(job.config.moe.router.type).counts_undecided
+    moe, layout = job.config.moe, job.slot_rules.layout
+    counts_undecided = any(router_spec(one.type).counts_undecided for one in layer_routers(job.config))
+    sums_values = any(cost.sums_values for cost in job.router_costs)
+    placement = ExpertPlacement(moe.num_experts, moe.num_groups, layout.expert, moe.expert_placement)
+    by_nodes = most_nodes(moe.router.top_k, local_experts_table(layout, placement))
     # One more for rows beyond the room for them, where dispatch limits that
-    limits_rows = job.config.moe.dispatch.ragged_limit is not None
-    return 4 + layers * (experts * (1 + job.router_cost.sums_values) + 2 + counts_undecided) + limits_rows
+    limits_rows = moe.dispatch.ragged_limit is not None
+    balance = moe.router.balance
+    of_expert = 1 + sums_values + (balance.bins if balance.kind == "quantile" else 0)
+    of_layer = 2 + counts_undecided + dispatcher_spec(moe.dispatch.type).counts_copies + by_nodes
+    return 4 + layers * (experts * of_expert + of_layer) + limits_rows

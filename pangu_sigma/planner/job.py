@@ -12,14 +12,14 @@ from pathlib import Path
 from locmoe_ops.dispatch.geometry import DispatchExchange, LayerSlots, gateway_exchanges, share_exchanges
 from locmoe_ops.dispatch.registry import dispatcher_spec
 from locmoe_ops.errors import InputError
-from locmoe_ops.router_registry import RouterCost, router_spec
+from locmoe_ops.router_registry import RouterCost
 from locmoe_ops.topology import Placement, Topology
 from pangu_sigma.config import derived
 from pangu_sigma.config.ascend import resolve_runtime
 from pangu_sigma.config.check_chip import check_all_to_all
 from pangu_sigma.config.chips import known_chip, reads_status
 from pangu_sigma.config.schema import Config
-from pangu_sigma.config.validate import router_sizes, validate
+from pangu_sigma.config.validate import validate
 from pangu_sigma.data.domains import check_domains, resolve_domain_groups
 from pangu_sigma.data.manifest import NAME, read_manifest
 from pangu_sigma.data.placement import check_placement
@@ -79,6 +79,11 @@ class PlannedJob:
         return derived.ffn_hidden_size(self.config)
 
     @property
+    def shared_inner(self) -> int:
+        """Inner features of the shared experts of a sparse layer, as `inner`; 0 where there are none."""
+        return derived.shared_ffn_hidden_size(self.config)
+
+    @property
     def blocks(self) -> int:
         """Decoder blocks below the query layer."""
         return derived.num_blocks(self.config)
@@ -124,11 +129,10 @@ class PlannedJob:
         runtime = self.config.runtime
         return reads_status(known_chip(runtime.chip), runtime.precision, os.environ)
 
-    @property
-    def router_cost(self) -> RouterCost:
-        """What the router costs a sparse layer, as its file declares."""
-        router = self.config.moe.router
-        return router_spec(router.type).cost(router.own, router_sizes(self.config))
+    @cached_property
+    def router_costs(self) -> tuple[RouterCost, ...]:
+        """What each sparse layer's router costs, bottom up."""
+        return derived.router_costs(self.config)
 
     @property
     def slot_rules(self) -> SlotRules:

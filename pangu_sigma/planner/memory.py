@@ -101,8 +101,9 @@ def rank_memory(job: PlannedJob, hardware: Hardware) -> RankMemory:
     held, every = memory.activation_factor.value, ("all",) * len(layers)
     dispatch = 0.0
     if job.sparse_layers:
-        # Of one of them: send and receive buffers, of tokens and of results.
-        dispatch = 4.0 * job.compute_item * expert_rows(job) * job.config.model.hidden_size
+        # Of one of them: send and receive buffers, of tokens and of results; and of copies on the rail.
+        rows = expert_rows(job) + copied_rows(job)
+        dispatch = 4.0 * job.compute_item * rows * job.config.model.hidden_size
         dispatch += _gathered_bytes(job, exchanges)
     # Of hosted experts, the weights and both moments (see `pangu_sigma.train.offloaded_experts`).
     hosted = 3 * own_experts if job.config.optimizer.expert_state != "device" else 0
@@ -175,6 +176,7 @@ def layer_memory(job: PlannedJob, parts: Optional[Sequence[str]] = None) -> list
         kept, anew = row * (3 if asks else 1), feed_forward
         if part == "all" and job.is_sparse(index):
             feed_forward -= 2 * job.compute_item * expert_rows(job) * (job.inner // job.topology.tensor)
+            feed_forward -= _shared_inner_bytes(job)
         elif part == "all":
             feed_forward = row
         found.append(LayerMemory(kept + feed_forward, max(kept + anew, attention)))
@@ -203,8 +205,16 @@ def layer_activations(job: PlannedJob) -> list[float]:
     if job.sparse_layers:
         results = stream * job.config.moe.router.top_k
         sparse = 2 * _row_bytes(job) + item * (expert_rows(job) * (model.hidden_size + 2 * inner) + results)
+        sparse += _shared_inner_bytes(job)
+        if job.shared_inner and item < ITEM:
+            sparse += item * stream  # what shared experts read; in float32 that is the norm's output itself
     blocks = [attention + (sparse if index >= model.dense_layers else dense) for index in range(job.blocks)]
     return [*blocks, attention + (sparse if model.sparse_query_layer else dense) + _query(job)]
+
+
+def _shared_inner_bytes(job: PlannedJob) -> int:
+    """Inner features of shared experts before and after the activation function."""
+    return 2 * job.compute_item * job.tokens * (job.shared_inner // job.topology.tensor)
 
 
 def _query(job: PlannedJob) -> float:
@@ -227,6 +237,11 @@ def _scores(job: PlannedJob) -> float:
     return scores * (ITEM + (item if item < ITEM else 0) + (item if model.attention_dropout else 0))
 
 
+def copied_rows(job: PlannedJob) -> int:
+    """Rows that travel along the rail of one sparse layer before they are expanded into rows of experts, or 0."""
+    return layer_slots(job).copies * len(job.topology.group_of(f"{job.exchange.group}_rail", 0))
+
+
 def expert_rows(job: PlannedJob) -> int:
     """Rows that a rank's experts have room for in one sparse layer, filled or not."""
     slots = layer_slots(job)
@@ -243,7 +258,7 @@ def _working(job: PlannedJob, exchanges: list[Exchange]) -> float:
     item, parts = job.compute_item, job.topology.tensor
     # Logits, probabilities and gradient of the loss; gradients of the widest layer's inner features.
     loss = job.tokens * job.words // parts * (3 * ITEM + (2 * item if item < ITEM else 0))
-    loss += 2 * item * job.tokens * job.inner // parts
+    loss += 2 * item * job.tokens * max(job.inner, job.shared_inner) // parts
     # The largest bucket of gradients: put together, summed, and cut again; 0 on one rank. The tcp backend has buffers
     # for early ones, where hccl's sums take the gradients' own place.
     buckets = [e.elements for e in exchanges if e.cause == "gradient" and e.phase == UPDATE]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Iterator
 
+from locmoe_ops.router_registry import RouterCost
 from locmoe_ops.shard_spec import ShardSpec
 from pangu_sigma.model.parameter_groups import (
     decays,
@@ -88,8 +89,8 @@ class Counts:
 
 
 def count_parameters(job: PlannedJob) -> Counts:
-    """Counts of trainable numbers. A token passes through `top_k` experts of each sparse layer and one slot of the word
-    table.
+    """Counts of trainable numbers. Of each sparse layer a token passes through `top_k` experts and all shared ones, and
+    through one slot of the word table.
     """
     found = parameters(job)
     total, experts = sum(p.total for p in found), sum(p.total for p in found if p.expert)
@@ -123,14 +124,16 @@ def _whole_shapes(job: PlannedJob) -> _Shapes:
     d, length = model.hidden_size, model.sequence_length
     yield "embedding.word", (job.word_slots * job.words, d)
     yield "embedding.position", (length, d)
+    costs = iter(job.router_costs)
     for index in range(job.blocks):
-        yield from _block(job, f"blocks.{index}", index >= model.dense_layers)
+        yield from _block(job, f"blocks.{index}", next(costs) if index >= model.dense_layers else None)
     yield from _norm(job, "final_norm")
     yield "query_layer.top_query", (length, d)
-    yield from _block(job, "query_layer", model.sparse_query_layer)
+    yield from _block(job, "query_layer", next(costs) if model.sparse_query_layer else None)
 
 
-def _block(job: PlannedJob, name: str, sparse: bool) -> _Shapes:
+def _block(job: PlannedJob, name: str, router: RouterCost | None) -> _Shapes:
+    """`router`: of a block with experts; None: it is dense."""
     d, f, held = job.config.model.hidden_size, job.inner, job.experts_per_rank
     yield from _norm(job, f"{name}.attention_norm")
     for part in ("query", "key", "value", "project"):
@@ -138,8 +141,8 @@ def _block(job: PlannedJob, name: str, sparse: bool) -> _Shapes:
         if part != "key":  # a bias of the keys changes no attention
             yield f"{name}.attention.{part}.bias", (d,)
     yield from _norm(job, f"{name}.ffn_norm")
-    if sparse:
-        for weight, shape in job.router_cost.weights.items():
+    if router is not None:
+        for weight, shape in router.weights.items():
             yield f"{name}.feed_forward.routing.router.{weight}", shape
         for part, shape in {
             "w_in": (held, d, f),
@@ -148,10 +151,16 @@ def _block(job: PlannedJob, name: str, sparse: bool) -> _Shapes:
             "b_out": (held, 1, d),
         }.items():
             yield f"{name}.feed_forward.experts.{part}", shape
-        return
+        if job.shared_inner:
+            yield from _feed_forward(f"{name}.feed_forward.shared_experts", d, job.shared_inner)
+    else:
+        yield from _feed_forward(f"{name}.feed_forward", d, f)
+
+
+def _feed_forward(name: str, d: int, f: int) -> _Shapes:
     for part, rows, columns in (("w_in", f, d), ("w_out", d, f)):
-        yield f"{name}.feed_forward.{part}.weight", (rows, columns)
-        yield f"{name}.feed_forward.{part}.bias", (rows,)
+        yield f"{name}.{part}.weight", (rows, columns)
+        yield f"{name}.{part}.bias", (rows,)
 
 
 def _norm(job: PlannedJob, name: str) -> _Shapes:

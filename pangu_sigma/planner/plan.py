@@ -130,7 +130,12 @@ def as_json(plan: JobPlan, tokens: int) -> dict[str, Any]:
         "fits_recomputed": plan.fits_recomputed,
         "slots": None
         if slots is None
-        else {"expert": slots.capacity, "near": slots.intra_node, "rows_of_expert": slots.expert_rows},
+        else {
+            "expert": slots.capacity,
+            "near": slots.intra_node,
+            "copies": slots.copies,
+            "rows_of_expert": slots.expert_rows,
+        },
         "bytes": {cause: total._asdict() for cause, total in plan.traffic.items()},
         "bytes_exact": plan.exact_bytes,
         "collectives": [{**asdict(e), **sent(e, topology)._asdict()} for e in plan.exchanges],

@@ -12,11 +12,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from locmoe_ops.collectives.tcp.algorithms import SMALL_BYTES
-from locmoe_ops.router_registry import router_spec
 from locmoe_ops.topology import Topology
-from pangu_sigma.config.derived import recomputed_parts
+from pangu_sigma.config.derived import recomputed_parts, router_costs, shared_ffn_hidden_size
 from pangu_sigma.config.schema import Config
-from pangu_sigma.config.validate import router_sizes
 from pangu_sigma.planner.exchanges import BACKWARD, CAUSES, FORWARD, LAST_BACKWARD, Exchange, step_exchanges
 from pangu_sigma.planner.hardware import Hardware, Link
 from pangu_sigma.planner.job import ITEM, PlannedJob, layer_slots
@@ -115,14 +113,16 @@ def step_flops(config: Config, tokens: int, vocab_size: int) -> dict[str, float]
     sparse = model.sparse_layers + model.sparse_query_layer
     dense = blocks + 1 - sparse
     attention = (blocks + 1) * (4 * d * d + 2 * model.sequence_length * d)
-    gate = router_spec(config.moe.router.type).cost(config.moe.router.own, router_sizes(config)).products
+    gates = sum(cost.products for cost in router_costs(config))
     forward = {
         "attention": attention,
         "dense FFN": dense * 2 * d * ffn,
         "experts": sparse * config.moe.router.top_k * 2 * d * ffn,
-        "routing": gate * sparse,
+        "routing": gates,
         "head": d * vocab_size,
     }
+    if config.moe.shared_experts:
+        forward["shared experts"] = sparse * 2 * d * shared_ffn_hidden_size(config)
     return {part: 3.0 * 2.0 * tokens * count for part, count in forward.items()}
 
 
@@ -160,7 +160,8 @@ def recomputed_flops(job: PlannedJob) -> float:
             of_experts = expert_rows(job)
             if job.is_sparse(index) and layer_slots(job).rows_of_all is not None:
                 of_experts = rows * job.config.moe.router.top_k
-            total += job.inner * d * (of_experts if job.is_sparse(index) else rows)
+            of_layer = job.inner * of_experts + job.shared_inner * rows if job.is_sparse(index) else job.inner * rows
+            total += of_layer * d
     return 2.0 * total * job.micro_batches / job.topology.tensor
 
 

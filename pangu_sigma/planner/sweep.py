@@ -10,6 +10,7 @@ from typing import Any, Sequence
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import router_spec, routers
+from pangu_sigma.config.derived import router_names
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.strict_yaml import shown
 from pangu_sigma.planner.cluster import Cluster
@@ -152,7 +153,7 @@ def _is_pareto_optimal(plan: JobPlan, others: Sequence[JobPlan]) -> bool:
 
 
 def _router(plan: JobPlan) -> str:
-    return plan.job.config.moe.router.type
+    return router_names(plan.job.config)
 
 
 def _costs(plan: JobPlan) -> tuple[float, float, float, float]:
@@ -185,7 +186,7 @@ def _cells(plan: JobPlan) -> list[str]:
     topology, config = plan.job.topology, plan.job.config
     between = sum(total.inter_node for total in plan.traffic.values()) / GB
     return [
-        config.moe.router.type,
+        router_names(config),
         *map(str, (topology.expert, topology.tensor, topology.data, topology.nodes)),
         f"{config.moe.capacity.factor:.2f}",
         f"{plan.memory.total / GB:.1f}",

@@ -58,9 +58,10 @@ def run_facts(folder: Path, config: Config, cluster: Optional[SimulatedCluster] 
     else:
         noted = last.get("ranks")
         ranks = ranks_text(config, noted if isinstance(noted, int) else vocabulary.ranks if vocabulary else None)
+    names = derived.router_names(config)
     return {
         "model": _model(config),
-        "router": f"{config.moe.router.type}, top-{config.moe.router.top_k}" if derived.has_experts(config) else "none",
+        "router": f"{names}, top-{config.moe.router.top_k}" if derived.has_experts(config) else "none",
         "parameters": _parameters(config, vocabulary),
         "ranks": ranks,
         "data": _data(config, vocabulary),
@@ -154,7 +155,8 @@ def _model(config: Config) -> str:
     )
     if derived.has_experts(config):
         groups = f" in {moe.num_groups} groups" if moe.num_groups > 1 else ""
-        text += f"; {moe.num_experts} experts{groups} a sparse layer"
+        shared = f" and {moe.shared_experts} shared" if moe.shared_experts else ""
+        text += f"; {moe.num_experts} experts{groups}{shared} a sparse layer"
     return text
 
 

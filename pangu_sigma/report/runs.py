@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.config.derived import tokens_per_step
+from pangu_sigma.config.derived import router_names, tokens_per_step
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.strict_yaml import shown
 from pangu_sigma.metrics.perplexity import DIVERGED
@@ -142,7 +142,7 @@ def _setting(names: Sequence[str], states: Sequence[RunState]) -> str:
     rows = []
     for name, state, different in zip(names, states, own):
         tokens = tokens_per_step(state.config)
-        row = [name, _how_far(state), state.config.moe.router.type, f"{tokens:,}"]
+        row = [name, _how_far(state), router_names(state.config), f"{tokens:,}"]
         rows.append([*row, ", ".join(different) or "nothing but its folder"] if len(states) > 1 else row)
     return table(header, rows, "words")
 

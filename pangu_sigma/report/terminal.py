@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any, List, Mapping, Optional, Sequence, TextIO
 
+from pangu_sigma.config.derived import router_names
 from pangu_sigma.metrics.perplexity import DIVERGED, usable_perplexity
 from pangu_sigma.metrics.window import TOKENS, measured, window
 from pangu_sigma.report import collect as c
@@ -62,7 +63,7 @@ def view(state: RunState, now_s: float) -> str:
         age = "nothing written yet"
     lines = [
         folder if len(folder) <= WIDTH else "..." + folder[len(folder) - WIDTH + 3 :],
-        f"{moe.router.type}, {moe.num_experts} experts a sparse layer; {age}",
+        f"{router_names(state.config)}, {moe.num_experts} experts a sparse layer; {age}",
         "",
     ]
     if not state.records:

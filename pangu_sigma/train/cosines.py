@@ -5,7 +5,8 @@ Keys: `layer`, the sparse layer (from 0; the last one) that the histograms are o
 `token_token_across`, pairs of tokens of one rank that go to the same expert and to different ones (first choices);
 `token_gate`, tokens and the gate weights of their group; each with `edges` and `counts`, summed over ranks. `delta`: by
 statistic, a list of the layers' values. `bound`: by form and statistic, tokens per expert of a sequence, a list
-likewise, null where the number is too large. The last three are left out where the router has no gate weights.
+likewise, null where the number is too large. A layer whose router has no gate weights has null in these lists; where no
+layer's has, they are left out, and `token_gate` where the last one's has none.
 """
 
 from typing import Any, Dict, List, Optional
@@ -47,21 +48,27 @@ def measure_cosines(config: Config, layers: List[RoutedTokens], rows: int, colle
         "layer": len(layers) - 1,
         **{name: CosineHistogram(tuple(counts.tolist())).to_dict() for name, counts in zip(own, parts)},
     }
-    if last.gates is None:
+    with_gates = [number for number, layer in enumerate(layers) if layer.gates is not None]
+    if not with_gates:
         return found
     per_layer = [
         [
             row_statistics(layer.token_gate(), layer.choice, statistic, config.moe.capacity.quantile, rows)
-            for layer in layers
+            for layer in (layers[number] for number in with_gates)
         ]
         for statistic in STATISTICS
     ]
     means = MeanOverSequences(collectives, "cosines/delta")(np.moveaxis(np.array(per_layer), -1, 0))  # (statistics, M)
-    delta = {statistic: [as_delta(mean) for mean in row] for statistic, row in zip(STATISTICS, means)}
+    delta: Dict[str, List[Optional[float]]] = {statistic: [None] * len(layers) for statistic in STATISTICS}
+    for statistic, row in zip(STATISTICS, means):
+        for number, mean in zip(with_gates, row):
+            delta[statistic][number] = as_delta(mean)
     size, experts = config.model.hidden_size, experts_per_group(config)
     bound = {
         form: {
-            statistic: [_number(minimum_capacity(value, size, experts, form)) for value in row]
+            statistic: [
+                None if value is None else _number(minimum_capacity(value, size, experts, form)) for value in row
+            ]
             for statistic, row in delta.items()
         }
         for form in FORMS

@@ -10,6 +10,7 @@ from mindspore import Tensor, dtype, nn
 
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.routers.centring import value_means
+from locmoe_ops.routers.etr import set_expert_choice
 from locmoe_ops.routers.gated import set_locality_loss_weight
 from locmoe_ops.routers.locmoe import set_context_weight
 from locmoe_ops.routers.selection_bias import balance_biases, set_locality_strength
@@ -19,6 +20,7 @@ from pangu_sigma.config.ascend import flattens, overlap_bucket
 from pangu_sigma.config.chips import reads_status
 from pangu_sigma.config.derived import (
     experts_per_group,
+    layer_routers,
     micro_batch_sequences,
     micro_batches_per_step,
     num_sparse_layers,
@@ -50,7 +52,16 @@ from pangu_sigma.train.offloaded_experts import OffloadedExpertOptimizer
 from pangu_sigma.train.optimizer_state import OptimizerState
 from pangu_sigma.train.overflow import StatusRegister
 from pangu_sigma.train.schedule import LossScale
-from pangu_sigma.train.statistics import AfterStep, Rebalance, Recentre, Statistics, check_row_limit
+from pangu_sigma.train.statistics import (
+    AfterStep,
+    ExtraSums,
+    Rebalance,
+    Recentre,
+    RowsOfLayers,
+    Statistics,
+    balance_update,
+    check_row_limit,
+)
 from pangu_sigma.train.step import (
     Accumulators,
     ApplyStep,
@@ -104,7 +115,7 @@ class TrainEngine:
         shape = model_dims(config, rows, words.vocab_size, words.domains, TensorGroup(runtime.collectives))
         self.words, self.drawn = words, draw
         self.seed = config.train.seed
-        self.context = SparseContext(config, shape, runtime.collectives, words.counts, words.id_nodes)
+        self.context = SparseContext(config, shape, runtime.collectives, words.counts, words.id_nodes, reads_maps=draw)
         self.network = PanGuSigma(self.context)
         alike = experts_per_group(config) if config.moe.initial_experts == "copies" else 1
         if draw:
@@ -114,13 +125,7 @@ class TrainEngine:
         self.parameters = ordered_parameters(self.network.trainable_params(), slice_of)
         # Now: the hooks that overlap gradients put sums of micro-batches into the network, which are no part of a run.
         self._saved = list(self.network.get_parameters())
-        self.statistics = Statistics(
-            num_sparse_layers(config),
-            config.moe.num_experts,
-            self.network.counts_undecided,
-            self.network.sums_values,
-            self.network.limits_rows,
-        )
+        self.statistics = Statistics(num_sparse_layers(config), config.moe.num_experts, ExtraSums.of(self.network))
         nominal = tokens_per_step(config)
         self._objective = Objective(self.network, nominal)
         self._micro_batches = micro_batches_per_step(config, runtime.topology.data)
@@ -271,6 +276,10 @@ class TrainEngine:
         """Sets the weight of the context beside the routers' codes, if they have one. Needs no other graph."""
         set_context_weight(self.network, weight)
 
+    def set_expert_choice(self, value: float) -> None:
+        """Says whether experts choose (1) or tokens (0), where that changes in training. Needs no other graph."""
+        set_expert_choice(self.network, value)
+
     def evaluate(self, batches: List[Batch]) -> np.ndarray:
         """This rank's statistics, summed over its validation batches: <float64>[size], see `Statistics`."""
         self.network.set_train(False)
@@ -310,11 +319,16 @@ class TrainEngine:
 
     def _after_step(self, config: Config) -> Optional[nn.Cell]:
         """What moves the state of the routers that no optimizer touches; None: they have none."""
-        router, moves = config.moe.router, []
-        if balance_biases(self.network):
-            moves.append(Rebalance(balance_biases(self.network), router.balance_rate, self.statistics))
-        if value_means(self.network):
-            moves.append(Recentre(value_means(self.network), router.own.centre_rate, router.top_k, self.statistics))
+        router, moves, layers = config.moe.router, [], sparse_layers(self.network)
+        balanced = [number for number, layer in enumerate(layers) if balance_biases(layer)]
+        if balanced:
+            update = balance_update(balance_biases(self.network), router)
+            sums = self.statistics.required or self.statistics.assigned
+            moves.append(Rebalance(update, sums, RowsOfLayers(balanced, self.statistics.layers)))
+        centred = [number for number, layer in enumerate(layers) if value_means(layer)]
+        if centred:
+            rate = layer_routers(config)[centred[0]].own.centre_rate  # all layers have one
+            moves.append(Recentre(value_means(self.network), rate, router.top_k, self.statistics, centred))
         return AfterStep(moves) if len(moves) > 1 else moves[0] if moves else None
 
     def _gradient_overlap(self, config: Config, runtime: Runtime) -> Optional[GradientOverlap]:

@@ -5,7 +5,7 @@ Shape legend: M sparse layers, T tokens of this rank, d hidden size, k choices, 
 """
 
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -56,7 +56,8 @@ class EvaluationStep(nn.Cell):
     capacity and cosines.
 
     Inputs: the tensors of `BATCH_FIELDS`. Outputs: this rank's statistics <float32>[size]; x <float32>[M, T, d], what
-    enters the routers; expert <int32>[M, T, k]. A dense network has one layer, of no tokens.
+    enters the routers; expert <int32>[M, T, k]. A dense network has one layer, of no tokens. Where layers have routers
+    of their own (`moe.routers`), what enters them may have other sizes: x is then a tuple of M tensors.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -69,15 +70,25 @@ class EvaluationStep(nn.Cell):
         _, sums = self.objective.total(logits, reports, batch, Tensor(1.0, dtype.float32))
         x, expert = ops.zeros((1, 0, 1), dtype.float32), ops.zeros((1, 0, 1), dtype.int32)
         if reports:
-            x = ops.stack([report["gate_input"] for report in reports])  # (M, T, d) <- M x (T, d)
+            x = self.gate_inputs(reports)
             expert = ops.stack([report["expert"] for report in reports])  # (M, T, k) <- M x (T, k)
         return pack_statistics(sums), x, expert
+
+    def gate_inputs(self, reports: List[Dict[str, Tensor]]) -> Union[Tensor, Tuple[Tensor, ...]]:
+        """What enters the routers of the layers that `reports` are of."""
+        if self.objective.network.routers_differ:
+            apart: Tuple[Tensor, ...] = ()
+            for report in reports:
+                apart += (report["gate_input"],)
+            return apart
+        return ops.stack([report["gate_input"] for report in reports])  # (M, T, d) <- M x (T, d)
 
     def routed(self, fields: Sequence[Tensor]) -> List[RoutedTokens]:
         """The layers' tokens, bottom up; of a network with experts. Every rank must call it: tokens travel."""
         network = self.objective.network
         network.set_train(False)
-        _, x, expert = (output.asnumpy() for output in self(*fields))
+        _, inputs, chosen = self(*fields)
+        x, expert = [layer.asnumpy() for layer in inputs], chosen.asnumpy()
         routers = [layer.routing.router for layer in sparse_layers(network)]
         return [
             RoutedTokens(_finite(x[i]), expert[i], gate_weights(router), router.per_group)

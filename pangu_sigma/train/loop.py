@@ -14,11 +14,11 @@ import numpy as np
 from pangu_sigma.checkpoint.header import training_header
 from pangu_sigma.checkpoint.state import RANKS, RankLocation, local_tensors
 from pangu_sigma.checkpoint.writer import CheckpointWriter
-from pangu_sigma.config.derived import last_step, tokens_per_step
-from pangu_sigma.config.schema import Config
+from pangu_sigma.config.derived import last_step, layer_routers, router_names, tokens_per_step
+from pangu_sigma.config.schema import Config, RouterConfig
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import BatchLoader
-from pangu_sigma.metrics.conditions import RunFacts
+from pangu_sigma.metrics.conditions import LOCALITY_WEIGHT, RunFacts, leaves_undecided
 from pangu_sigma.metrics.definitions import left_out
 from pangu_sigma.metrics.window import measured
 from pangu_sigma.model.capacity_rules import resolve_layout
@@ -32,6 +32,7 @@ from pangu_sigma.train.engine import StepResult, TrainEngine
 from pangu_sigma.train.metrics import (
     CounterClock,
     HostCounters,
+    MeasuredLayers,
     MetricsLog,
     host_metrics,
     loss_metrics,
@@ -40,7 +41,14 @@ from pangu_sigma.train.metrics import (
 )
 from pangu_sigma.train.profile import StepProfile
 from pangu_sigma.train.reading import LaunchedStep, ReadingRule
-from pangu_sigma.train.schedule import Ramp, context_ramp, learning_rate, locality_bias_ramp, locality_loss_ramp
+from pangu_sigma.train.schedule import (
+    Ramp,
+    context_ramp,
+    expert_choice_ramp,
+    learning_rate,
+    locality_bias_ramp,
+    locality_loss_ramp,
+)
 from pangu_sigma.train.statistics import check_row_limit
 from pangu_sigma.train.straggler import Stragglers, straggler_line, straggler_metrics
 from pangu_sigma.train.utilisation import Utilisation
@@ -130,6 +138,19 @@ class ReadStep(NamedTuple):
     record: Dict[str, Any]
 
 
+def _ramp_of(config: Config, wanted: Callable[[RouterConfig], Optional[Ramp]]) -> Optional[Ramp]:
+    """What `wanted` says of the first layer's router that has such a value; the checks see to it that all others have
+    the same.
+    """
+    return next((ramp for ramp in map(wanted, layer_routers(config)) if ramp is not None), None)
+
+
+def _measured_layers(config: Config) -> MeasuredLayers:
+    routers = layer_routers(config)
+    mu = tuple(router.locality_loss.initial_weight or getattr(router.own, LOCALITY_WEIGHT, 0.0) for router in routers)
+    return MeasuredLayers(mu, tuple(map(leaves_undecided, routers)))
+
+
 class TrainingLoop:
     """Runs optimizer steps `start` + 1 to the last one.
 
@@ -187,13 +208,15 @@ class TrainingLoop:
         self.left_out = left_out(RunFacts(config, runtime.topology, layout, runtime.chip is not None, counted))
         self.profile = StepProfile(config, runtime.rank)
         self.utilisation = Utilisation(config, runtime.chip, runtime.world_size, engine.words.vocab_size)
-        router = config.moe.router
-        term, loss, context = ramps = locality_bias_ramp(router), locality_loss_ramp(router), context_ramp(router)
+        followed = (locality_bias_ramp, locality_loss_ramp, context_ramp, expert_choice_ramp)
+        term, loss, context, late = ramps = [_ramp_of(config, ramp) for ramp in followed]
         self._schedules = {
             "moe/local_strength": Scheduled(term, engine.set_locality_bias),
             "moe/locality_loss_weight": Scheduled(loss, engine.set_locality_loss_weight),
             "moe/context_weight": Scheduled(context, engine.set_context_weight),
+            "moe/expert_choice": Scheduled(late, engine.set_expert_choice),
         }
+        self._measured = _measured_layers(config)
         self._reading = ReadingRule(config, ramps)
         self._waiting: List[LaunchedStep] = []
         self._read_at = 0.0  # when steps were last read
@@ -211,7 +234,7 @@ class TrainingLoop:
             with waiting_for("compiling the step") if self.config.runtime.mode == "graph" else nullcontext():
                 first = self._launch(start + 1)
         # Begun now: compiling is no step, and does not count towards the time that is left.
-        with progress_bar(train.steps, self.config.moe.router.type, initial=start, unit="step") as bar:
+        with progress_bar(train.steps, router_names(self.config), initial=start, unit="step") as bar:
             for step in range(start + 1, last + 1):
                 self.saving.writer.check()
                 self._waiting.append(first or self._launch(step))
@@ -276,7 +299,6 @@ class TrainingLoop:
 
     def _record(self, one: LaunchedStep, result: StepResult, step_s: float, total: HostCounters) -> Dict[str, Any]:
         config, tokens = self.config, tokens_per_step(self.config)
-        own_mu = getattr(config.moe.router.own, "locality_loss_weight", 0.0)
         found = {
             "progress/step": one.step,
             "progress/epoch": one.step * config.train.global_batch_size / self.rows_in_training,
@@ -286,7 +308,7 @@ class TrainingLoop:
             "optim/grad_norm": result.grad_norm,
             "optim/loss_scale": result.loss_scale,
             "optim/skipped_steps": result.skipped_steps,
-            **routing_metrics(result.sums, one.scheduled.get("moe/locality_loss_weight", own_mu)),
+            **routing_metrics(result.sums, one.scheduled.get("moe/locality_loss_weight"), self._measured, tokens),
             **one.scheduled,
             **one.slots,
             "time/unix": round(time.time(), 3),

@@ -10,7 +10,7 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from mindspore import Tensor
 from locmoe_ops.collectives.interface import Collectives
 from pangu_sigma.errors import OutputNotWritten
 from pangu_sigma.metrics.definitions import CAUSES, OVERLAPPING
+from pangu_sigma.metrics.load import load_entropy, max_violation, min_violation
 from pangu_sigma.metrics.perplexity import perplexity_of
 from pangu_sigma.runtime import files
 from pangu_sigma.runtime.host_sum import HostSum
@@ -135,30 +136,78 @@ def loss_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, float]:
     return {"loss/total": task + aux + locality, "loss/task": task, "loss/aux": aux, "loss/locality": locality}
 
 
-def routing_metrics(sums: Dict[str, np.ndarray], mu: float = 0.0) -> Dict[str, Any]:
+class MeasuredLayers(NamedTuple):
+    """Which of the sparse layers, bottom up, have what only some routers have.
+
+    Attributes:
+        mu: each layer's weight of the locality loss; 0 where there is none.
+        counted: those that count undecided tokens.
+    """
+
+    mu: Tuple[float, ...]
+    counted: Tuple[bool, ...]
+
+
+def routing_metrics(
+    sums: Dict[str, np.ndarray],
+    mu: Optional[float] = 0.0,
+    measured: Optional[MeasuredLayers] = None,
+    tokens: int = 1,
+) -> Dict[str, Any]:
     """Over all sparse layers and ranks of the step; {} without experts.
 
     Args:
-        sums: of the step. mu: the weight of its locality loss; 0: there is none to take the divergence from.
+        sums: of the step. mu: the weight of its locality loss, 0: there is none to take the divergence from; None: as
+            `measured` has it.
+        measured: layers that have single metrics; None: all. tokens: of the global batch, padding included.
     """
     assigned, kept = sums["assigned"], float(sums["kept"].sum())
     total = float(assigned.sum())
     if total == 0.0:
         return {}
+    measured = measured or MeasuredLayers((1.0,) * len(assigned), (True,) * len(assigned))
+    of_layers, counted = assigned.sum(1), list(measured.counted)
+    localised = [weight for weight in measured.mu if weight > 0.0]
+    mu = float(np.mean(localised or [0.0])) if mu is None else mu
+    # Where a dispatcher does not count its copies, each assignment travels by itself.
+    copies = sums["copies"] if "copies" in sums else sums["kept"] - sums["kept_local"]
     return {
         "moe/local_fraction": float(sums["kept_local"].sum()) / max(kept, 1.0),
         "moe/local_fraction_by_layer": (sums["kept_local"] / np.maximum(sums["kept"], 1.0)).tolist(),
+        "moe/copies_between_nodes": float(copies.sum()) / tokens / len(copies),
         "moe/drop_fraction": 1.0 - kept / total,
+        "moe/drop_fraction_by_layer": (1.0 - sums["kept"] / np.maximum(of_layers, 1.0)).tolist(),
         "moe/load_max_over_mean": float((assigned.max(1) / assigned.mean(1)).mean()),
+        "moe/max_violation": float(max_violation(assigned).mean()),
+        "moe/min_violation": float(min_violation(assigned).mean()),
+        "moe/load_entropy": float(load_entropy(assigned).mean()),
+        **_nodes_metrics(sums),
+        "moe/load_max_over_mean_by_layer": (assigned.max(1) / assigned.mean(1)).tolist(),
         "moe/tokens_per_expert": assigned.astype(int).tolist(),
-        **({"moe/locality_divergence": _divergence(sums, mu)} if mu > 0.0 else {}),
-        **({"moe/undecided_fraction": float(sums["undecided"].sum()) / total} if "undecided" in sums else {}),
+        **({"moe/locality_divergence": _divergence(sums, mu, len(localised))} if mu > 0.0 and localised else {}),
+        **(
+            {"moe/undecided_fraction": float(sums["undecided"].sum()) / max(float(of_layers[counted].sum()), 1.0)}
+            if "undecided" in sums
+            else {}
+        ),
     }
 
 
-def _divergence(sums: Dict[str, np.ndarray], mu: float) -> float:
-    """KL(D_c || D_l) in nats, mean over layers, from the loss that has the weight `mu`."""
-    return float(sums["locality"]) / max(float(sums["tokens"]), 1.0) / mu / len(sums["kept"])
+def _nodes_metrics(sums: Dict[str, np.ndarray]) -> Dict[str, Any]:
+    """Tokens by the number of nodes that their experts are on, where they are counted."""
+    if "tokens_by_nodes" not in sums:
+        return {}
+    counts = sums["tokens_by_nodes"]
+    shares = (counts / np.maximum(counts.sum(1, keepdims=True), 1.0)).mean(0)
+    return {
+        "moe/tokens_by_nodes": shares.tolist(),
+        "moe/nodes_per_token": float(shares @ np.arange(1, len(shares) + 1)),
+    }
+
+
+def _divergence(sums: Dict[str, np.ndarray], mu: float, layers: int) -> float:
+    """KL(D_c || D_l) in nats, mean over the `layers` that have the loss, which has the weight `mu` on average."""
+    return float(sums["locality"]) / max(float(sums["tokens"]), 1.0) / mu / layers
 
 
 def host_metrics(total: HostCounters, ranks: int, step_s: float, tokens: int) -> Dict[str, float]:

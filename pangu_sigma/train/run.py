@@ -16,7 +16,7 @@ from pangu_sigma.checkpoint.resume import (
 )
 from pangu_sigma.checkpoint.state import rank_location, writing_ranks
 from pangu_sigma.checkpoint.writer import CheckpointWriter, Retention, WritingJob
-from pangu_sigma.config.derived import has_experts, last_step
+from pangu_sigma.config.derived import has_experts, last_step, router_names
 from pangu_sigma.config.load import save_config
 from pangu_sigma.config.schema import Config
 from pangu_sigma.data.cooccurrence import nodes_of_ids
@@ -101,7 +101,7 @@ def _run(
             "gone; expected nobody to change that folder during a run"
         )
     if loader.by_routes:  # now: a checkpoint brings its own maps
-        homes = homes_of_ids(config.moe, engine.context.layout, sparse_layers(engine.network))
+        homes = homes_of_ids(config, engine.context.layout, sparse_layers(engine.network))
         loader.follow(KnownRoutes(data, engine.context.domain_groups, homes))
     folder = Path(config.train.output_dir) / CHECKPOINTS
     with StopRequest() as stop, _checkpoint_writer(config, runtime, data, folder) as writer:
@@ -233,7 +233,7 @@ def _headline(
     model = config.model
     tensor = f", tensor parallel {config.parallel.tensor}" if config.parallel.tensor > 1 else ""
     lines = [
-        f"{config.moe.router.type}: {model.dense_layers} dense + {model.sparse_layers} sparse layers, "
+        f"{router_names(config)}: {model.dense_layers} dense + {model.sparse_layers} sparse layers, "
         f"hidden {model.hidden_size}, {config.moe.num_experts} experts",
         f"{own:.1f}M parameters on this rank; {', '.join(data.domains)}; "
         f"{world_size} ranks, expert parallel {config.parallel.expert}{tensor}",
@@ -259,7 +259,7 @@ def _write_results(
     if cosines is not None:
         write_atomically(output / COSINES, dumps(cosines) + "\n")
     summary = {
-        "router": config.moe.router.type,
+        "router": router_names(config),
         "status": FINISHED,
         **of_run,
         **summarise(records),

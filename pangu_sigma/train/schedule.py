@@ -81,6 +81,12 @@ def context_ramp(router: RouterConfig) -> Optional[Ramp]:
     return Ramp(0.0, weight, router.own.context_start_step, router.own.context_warmup_steps)
 
 
+def expert_choice_ramp(router: RouterConfig) -> Optional[Ramp]:
+    """Whether experts choose (1) or tokens (0) under a `router` that goes from the one to the other; else None."""
+    start = getattr(router.own, "expert_choice_start_step", None)
+    return None if start is None else Ramp(0.0, 1.0, start)
+
+
 class LossScale(nn.Cell):
     """Dynamic loss scale: halves after an overflow, doubles after `growth_interval` steps without one.
 

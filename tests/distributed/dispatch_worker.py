@@ -6,11 +6,11 @@ Arguments: rank, port, launcher's process id, output file. Inputs come from `exa
 import gc
 import os
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 
-RANKS, TOKENS, HIDDEN, EXPERTS, AMPLE = 4, 11, 6, 8, 22
+RANKS, TOKENS, HIDDEN, EXPERTS, AMPLE = 4, 11, 16, 8, 22
 
 
 class Case(NamedTuple):
@@ -19,8 +19,9 @@ class Case(NamedTuple):
 
     `tensor` neighbouring ranks hold the same tokens and a term of each expert; `share`: they send a share each, else
     all. `parts`: those that exchange by themselves, neighbours.
-    `gathered`: by all-gather, with the tokens of the case of the same name without it. `compiled`: in a graph; those
-    that are not have another in which the same exchanges are compiled.
+    `gathered`: by all-gather, with the tokens of the case of the same name without it. `copies`: tokens a rank may send
+    to another node, where each travels there once; None: as many as there are. `compiled`: in a graph; those that are
+    not have another in which the same exchanges are compiled.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Case(NamedTuple):
     overflow: str = "drop"
     parts: int = 1
     gathered: bool = False
+    copies: Optional[int] = None
     compiled: bool = True
 
     @property
@@ -76,6 +78,17 @@ CASES = {
     ),
     "hierarchical, group-wise, in parts": Case("hierarchical", 8, 4, tensor=2, share=True, parts=2, compiled=False),
     "flat, 3 chunks, gathered": Case("flat", 3, 3, chunks=3, gathered=True),
+    "flat, top 4": Case("flat", 6, 6, top_k=4, compiled=False),
+    "node_dedup, top 4": Case("node_dedup", 6, 6, top_k=4),
+    "node_dedup, top 2, copies overflow, overlapped": Case("node_dedup", 3, 3, chunks=2, top_k=2, copies=4),
+    "node_dedup, top 8, copies overflow, by weight": Case(
+        "node_dedup", 7, 6, top_k=8, priority="weight", copies=7, compiled=False
+    ),
+    "node_dedup, one rank a node, re-picked": Case(
+        "node_dedup", 2, 2, ranks_per_node=1, top_k=2, copies=3, overflow="repick"
+    ),
+    "node_dedup, tensor parallel, top 1": Case("node_dedup", 4, 3, tensor=2, ranks_per_node=2, copies=5),
+    "node_dedup, one node": Case("node_dedup", 5, 1, ranks_per_node=4, top_k=2, compiled=False),
     "ragged, in parts": Case("ragged", AMPLE, AMPLE, top_k=2, ranks_per_node=1, parts=2),
     "ragged": Case("ragged", AMPLE, AMPLE, placement="node_grouped"),
 }
@@ -95,6 +108,11 @@ class Example(NamedTuple):
     second_weight: np.ndarray
 
 
+def same_tokens(name: str) -> str:
+    """The case whose tokens a case has."""
+    return name.replace(", gathered", "").replace("node_dedup, top 4", "flat, top 4")
+
+
 def example(name: str, place: int) -> Example:
     if name == TIGHT:  # everybody wants the first expert, of rank 0: four even loads
         zeros = np.zeros((TOKENS, HIDDEN), np.float32)
@@ -106,16 +124,19 @@ def example(name: str, place: int) -> Example:
             np.zeros(TOKENS, np.int32),
             np.zeros(TOKENS, np.float32),
         )
-    rng = np.random.default_rng([list(CASES).index(name.replace(", gathered", "")), place])
+    rng = np.random.default_rng([list(CASES).index(same_tokens(name)), place])
     x, dy = rng.standard_normal((2, TOKENS, HIDDEN)).astype(np.float32)
     # One expert more than there are: no assignment. Low numbers are chosen often.
     expert = rng.permuted(np.tile(np.arange(EXPERTS + 1), (TOKENS, 1)), axis=1)[:, : CASES[name].top_k]
     expert = np.where(rng.uniform(size=expert.shape) < 0.3, np.arange(CASES[name].top_k), expert).astype(np.int32)
-    expert[:, 1:][expert[:, 1:] == expert[:, :1]] = EXPERTS  # no token goes to an expert twice
+    for choice in range(1, CASES[name].top_k):  # no token goes to an expert twice
+        expert[(expert[:, choice : choice + 1] == expert[:, :choice]).any(1), choice] = EXPERTS
     weight = rng.uniform(size=expert.shape).astype(np.float32)
     # Any expert that the token has not chosen, or none.
     left = [[e for e in range(EXPERTS) if e not in chosen] for chosen in expert]
-    second = np.array([EXPERTS if rng.uniform() < 0.2 else rng.choice(experts) for experts in left], np.int32)
+    second = np.array(
+        [EXPERTS if rng.uniform() < 0.2 or not experts else rng.choice(experts) for experts in left], np.int32
+    )
     return Example(x, dy, expert, weight, second, rng.uniform(size=TOKENS).astype(np.float32))
 
 
@@ -147,7 +168,7 @@ def build(case: Case, name: str, collectives):
     options = DispatchOptions(
         case.chunks, case.share, case.priority, case.overflow, ragged_limit=3.5 if name == TIGHT else None
     )
-    capacities = FixedCapacities(case.near, (case.near, case.far))
+    capacities = FixedCapacities(case.near, (case.near, case.far), case.copies)
     setup = DispatchSetup(collectives.topology, placement, TOKENS, case.top_k, capacities, options)
     return load_dispatcher(case.kind).build(collectives, setup, name)
 
@@ -192,7 +213,8 @@ def run_case(name: str, rank: int, mesh) -> dict:
         def construct(self, x, weight, second_weight, expert, second, dy):
             seconds = (second, second_weight) if self.repicks else None
             y, context = self.dispatcher.forward(x, expert, weight, weight, self.experts, seconds)
-            return (y * dy).sum(), y, context["keep_mask"]
+            copies = context["copies"] if self.dispatcher.counts_copies else context["keep_mask"].sum()
+            return (y * dy).sum(), y, context["keep_mask"], copies
 
     class Differentiated(nn.Cell):
         def __init__(self):
@@ -203,10 +225,10 @@ def run_case(name: str, rank: int, mesh) -> dict:
             )
 
         def construct(self, x, weight, second_weight, expert, second, dy):
-            (_, y, kept), ((dx, dweight, dsecond), (dfactor,)) = self.differentiate(
+            (_, y, kept, copies), ((dx, dweight, dsecond), (dfactor,)) = self.differentiate(
                 x, weight, second_weight, expert, second, dy
             )
-            return y, kept, dx, dweight, dsecond, dfactor
+            return y, kept, copies, dx, dweight, dsecond, dfactor
 
     ms.set_context(mode=ms.GRAPH_MODE if case.compiled else ms.PYNATIVE_MODE)
     step, before = Differentiated(), collectives.bytes_sent()
@@ -216,7 +238,7 @@ def run_case(name: str, rank: int, mesh) -> dict:
         )
         arrays = [tensor.asnumpy() for tensor in results]
     sent = collectives.bytes_sent()
-    found = dict(zip(("y", "kept", "dx", "dweight", "dsecond", "dfactor"), arrays))
+    found = dict(zip(("y", "kept", "copies", "dx", "dweight", "dsecond", "dfactor"), arrays))
     found["between nodes"] = np.array((sent.inter_node - before.inter_node) // 2)
     return {f"{name}/{key}": array for key, array in found.items()}
 

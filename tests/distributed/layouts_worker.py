@@ -62,6 +62,7 @@ BASE = {
     "moe": {
         "num_experts": 8,
         "num_groups": 2,
+        "shared_experts": 1,
         "logical_topology": {"world_size": 4, "ranks_per_node": 2, "expert": 4},
         "expert_placement": "interleaved",
         "capacity": {"factor": 8.0},

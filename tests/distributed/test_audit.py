@@ -62,7 +62,11 @@ def configuration(moe, **sections):
 
 
 GROUP_WISE = configuration(
-    {"router": {"type": "locmoe"}, "dispatch": {"type": "hierarchical", "group_wise": True, "chunks": 2}},
+    {
+        "shared_experts": 2,
+        "router": {"type": "locmoe"},
+        "dispatch": {"type": "hierarchical", "group_wise": True, "chunks": 2},
+    },
     parallel={"expert": 2, "tensor": 2, "ranks_per_node": 2, "reduce_precision": "bf16"},
     runtime={"precision": "bf16"},
     train={"steps": 2, "global_batch_size": 8, "recompute": "all"},
@@ -71,7 +75,12 @@ GROUP_WISE = configuration(
 SWITCH = configuration({"router": {"type": "switch"}}, parallel={"expert": 2})
 SATURATING = {**SWITCH, "runtime": {"device": "ascend", "precision": "fp16", "chip": "910a"}}
 RAGGED = configuration(
-    {"router": {"type": "switch"}, "dispatch": {"type": "ragged", "ragged_limit": 1.5}},
+    {
+        "num_groups": 1,
+        "shared_experts": 1,
+        "router": {"type": "switch", "top_k": 8},
+        "dispatch": {"type": "ragged", "ragged_limit": 1.5},
+    },
     parallel={"expert": 2},
     runtime={"device": "ascend", "precision": "bf16", "chip": "910b", "fused": {"experts": True}},
 )

@@ -1,5 +1,5 @@
-"""`bench all-to-all` on four ranks that play two nodes, with the dispatcher of docs/dispatchers.md among the others:
-its bytes against hand arithmetic. Times are only looked for.
+"""`bench all-to-all` on four ranks that play two nodes, with the dispatcher of docs/dispatchers.md among the others, on
+the loads of a trace: its bytes against hand arithmetic. Times are only looked for.
 """
 
 import os
@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from helpers.pages import OWN, write_own
+from locmoe_ops.routing_trace import RoutingTrace, to_bytes
 from pangu_sigma.bench.all_to_all import variants
 from pangu_sigma.runtime.router_files import VARIABLE
 
@@ -27,8 +29,9 @@ def expected_bytes():
     experts' slots to each other rank, 1 on its node and 2 on the other. Hierarchical, with 3/4 of the tokens at home:
     64 x 1.25 x 3/4 / 4 experts = 15 slots near, 5 far, so 10 in the near tier, which goes to the 1 neighbour; the far
     tier takes 4 experts' slots to the other node, and hands 2 experts' slots of 2 nodes on to the neighbour. Ragged:
-    every rank has 64 tokens / 8 experts = 8 rows for each expert, and sends the 16 of a rank's 2 experts there and
-    back, twice; and once to every other rank eight int32 numbers. The page's dispatcher: as flat, in float16.
+    what `WANTED` says, there and back, twice: inside node 0, which sends most there, rank 0's 64 rows to rank 1, and
+    between the nodes 32 rows of either of ranks 2 and 3 (at an even load it were 32 and 128 rows a way); and once to
+    every other rank eight int32 numbers. The page's dispatcher: as flat, in float16.
     """
     row, node = 4 * HIDDEN, 2 * 4  # bytes of a token; ranks of a node x exchanges
 
@@ -36,18 +39,44 @@ def expected_bytes():
         return node * 1 * 2 * slots * row, node * 2 * 2 * slots * row
 
     hierarchical = node * (2 * 10 + 2 * 2 * 5) * row, node * 4 * 5 * row
+    # One copy a node, of one choice: 15 slots near (16 in two chunks), and 5 of each expert of the other node that are
+    # handed on; a quarter of 64 tokens x 1.25 = 20 copies, with a weight each on the way out, and a map of 4 experts' 5
+    # slots.
+    rail = 2 * (2 * 20 * (row + 4) + 2 * 20 * row + 4 * 5 * 4)
     return {
         "flat": flat(10),
         "flat, 2 chunks": flat(10),
         "flat, 4 chunks": flat(12),
         "hierarchical": hierarchical,
         "hierarchical, 2 chunks": hierarchical,
+        "node_dedup": (node * (2 * 15 + 2 * 5) * row, rail),
+        "node_dedup, 2 chunks": (node * (2 * 16 + 2 * 5) * row, rail),
         OWN["dispatchers.md"]: tuple(number // 2 for number in flat(10)),
-        "ragged": (node * 1 * 16 * row + 2 * 1 * 8 * 4, node * 2 * 16 * row + 2 * 2 * 8 * 4),
+        "ragged": (4 * 64 * row + 2 * 1 * 8 * 4, 2 * 64 * row + 2 * 2 * 8 * 4),
     }
 
 
+# Experts of each rank's tokens, half and half. Rank i has experts i and 4 + i; ranks 0 and 1 are node 0.
+WANTED = [(1, 1), (5, 5), (0, 7), (1, 3)]
+
+
+def trace():
+    """Four rows of 16 tokens at home on each rank, in an order that is not that of the ranks."""
+    home = np.tile(np.arange(RANKS), 4).astype(np.int32)
+    expert = np.array([[WANTED[rank][row // (2 * RANKS)]] * 16 for row, rank in enumerate(home)], np.int32)
+    return RoutingTrace(
+        token=np.arange(256, dtype=np.int32).reshape(16, 16),
+        domain=np.zeros(16, np.int32),
+        home=home,
+        expert=expert[None, ..., None],
+        weight=np.ones((1, 16, 16, 1), np.float32),
+        node=np.array([0, 0, 1, 1] * 2, np.int32),
+        num_groups=2,
+    )
+
+
 def test_dispatchers(tmp_path):
+    (tmp_path / "trace.safetensors").write_bytes(to_bytes(trace()))
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump(
             {
@@ -78,6 +107,8 @@ def test_dispatchers(tmp_path):
             "--",
             "--tokens",
             str(TOKENS),
+            "--routing",
+            "trace:trace.safetensors",
         ],
         cwd=tmp_path,
         capture_output=True,
@@ -91,8 +122,9 @@ def test_dispatchers(tmp_path):
         },
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    _, head, _, _, titles, _, *lines = done.stdout.splitlines()
+    _, head, _, load, _, titles, _, *lines = done.stdout.splitlines()
     assert head == "4 ranks on 2 nodes, hidden size 16, 8 experts, capacity factor 1.25, fp32"
+    assert load == "busiest expert: 3.00 times the mean load"  # 96 of 256 tokens, of 8 experts
     assert titles.split() == ["tokens", "dispatcher", "ms", "inside", "(B)", "between", "(B)", "limit", "ms", "reached"]
     assert [len(line) for line in lines] == [79] * (len(variants()) + 1)
     found = {}

@@ -185,6 +185,7 @@ BEGUN = {
             "moe.router.etr.aux_loss_weight=0.1",
             "moe.router.etr.locality_loss_weight=0.1",
             "moe.router.etr.locality_smoothing=0.2",
+            "moe.router.etr.expert_choice_start_step=1",
         ),
     ),
 }
@@ -211,6 +212,8 @@ REFUSED = [
     ((), "moe.router.locmoe.gate=dense", "moe.router.locmoe.gate is dense", "trained with grap"),
     ((), "moe.router.locmoe.gate_input=code", "moe.router.locmoe.gate_input is code", "trained with hidden"),
     ((), "moe.router.locmoe.centre_rate=0.5", "moe.router.locmoe.centre_rate is 0.5", "trained with 0.0"),
+    (("moe.router.type=smile",), "moe.router.smile.num_nodes=2", "smile.num_nodes is 2", "trained with 1"),
+    (("moe.router.type=c2r",), "moe.router.c2r.num_devices=2", "c2r.num_devices is 2", "trained with null"),
     ((), "moe.router.locmoe.blocks=by_layer", "moe.router.locmoe.blocks is by_layer", "trained with contiguous"),
     (
         ("moe.router.type=hash",),

@@ -35,6 +35,9 @@ METRICS = {
     "time/unix",
     "moe/drop_fraction",
     "moe/load_max_over_mean",
+    "moe/max_violation",
+    "moe/min_violation",
+    "moe/load_entropy",
     "moe/tokens_per_expert",
     "throughput/tokens_per_second",
     "progress/step",
@@ -93,6 +96,8 @@ def test_metrics_add_up(straight):
         assigned = np.array(record["moe/tokens_per_expert"])
         assert assigned.sum() == 4 * 32  # rows x positions, one sparse layer, one choice
         assert record["moe/load_max_over_mean"] == pytest.approx(assigned.max() / assigned.mean())
+        assert record["moe/max_violation"] == pytest.approx(assigned.max() / assigned.mean() - 1.0)
+        assert record["moe/min_violation"] == pytest.approx(1.0 - assigned.min() / assigned.mean())
 
 
 def test_cosines_are_those_of_the_last_batch(straight, tiny_data):
@@ -249,11 +254,12 @@ def test_local_term_follows_its_schedule_and_is_off_in_a_second_validation(train
 
 
 def test_the_routers_own_state_is_resumed_and_schedules_follow_from_the_step(train):
-    """A checkpoint holds balance biases and means of gate values. It does not hold mu, which follows from the step.
-    One process plays two nodes, whose far tier follows what is measured.
+    """A checkpoint holds balance biases, what moves them, and means of gate values. It does not hold mu, which follows
+    from the step. One process plays two nodes, whose far tier follows what is measured.
     """
     options = (
-        *LOCAL,
+        *(option for option in LOCAL if "balance_rate" not in option),
+        "moe.router.balance={kind: pid, rate: 0.01, proportional: 0.02, derivative: 0.02}",
         "moe.router.locmoe.centre_rate=0.5",
         "moe.router.locmoe.locality_loss_weight=0.2",
         "moe.router.locality_loss={initial_weight: 1.0, start_step: 1, warmup_steps: 4}",
@@ -266,7 +272,7 @@ def test_the_routers_own_state_is_resumed_and_schedules_follow_from_the_step(tra
     parts = train("balanced parts", *options, "checkpoint.resume=auto", "checkpoint.interval=3")
     assert losses(parts) == losses(whole)
     held = tensors(parts / "checkpoints" / "step_6")
-    for state in ("balance_bias", "value_mean"):
+    for state in ("balance_bias", "balance_integral", "balance_error", "value_mean"):
         assert next(value for name, value in held.items() if name.endswith(state)).any()
     assert not [name for name in held if name.endswith("locality_loss_weight")]
     found = records(parts)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import special
 
 from locmoe_ops.reference.layer import moe_layer
-from locmoe_ops.reference.spec import LayerParameters, LayerResult, LayerSpec, RankTokens
+from locmoe_ops.reference.spec import LayerParameters, LayerResult, LayerSpec, RankTokens, SharedWeights
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -87,13 +87,14 @@ class NumpyModel:
 
     def losses(self, batch: Arrays) -> Dict[str, Any]:
         """tokens, task, aux and locality (both times tokens), assigned [M, E], kept, kept_local [M]; of locmoe
-        undecided [M].
+        undecided [M]; of k > 1 and experts on several nodes tokens_by_nodes [M, Q].
         """
         logits, layers = self.forward(batch)
         mask, targets = batch["loss_mask"].reshape(-1).astype(np.float64), batch["targets"].reshape(-1)
         tokens = mask.sum()
         kept = [layer.kept[0].sum() for layer in layers]
         undecided = [layer.stats.undecided_fraction * layer.expert[0].size for layer in layers]
+        by_nodes = np.array([layer.stats.tokens_by_nodes for layer in layers])
         return {
             "tokens": tokens,
             "task": np.sum(mask * token_losses(logits, targets)),
@@ -103,6 +104,7 @@ class NumpyModel:
             "kept": np.array(kept),
             "kept_local": np.array([layer.stats.local_fraction * k for layer, k in zip(layers, kept)]),
             **({"undecided": np.array(undecided)} if layers and self.options.spec.router == "locmoe" else {}),
+            **({"tokens_by_nodes": by_nodes} if by_nodes.size else {}),
         }
 
     def _words(self, domain: int) -> np.ndarray:
@@ -172,6 +174,19 @@ class NumpyModel:
             b2=parameters[f"{name}.experts.b_out"][place, 0],
             gate=parameters.get(f"{name}.routing.router.gate.weight"),
             table=parameters.get(f"{name}.routing.router.table"),
+            shared=self._shared(f"{name}.shared_experts"),
+        )
+
+    def _shared(self, name: str) -> Optional[SharedWeights]:
+        """The layer's shared experts, seen as one; None where there are none."""
+        own = {part: self.parameters.get(f"{name}.{part}") for part in ("w_in.weight", "w_in.bias", "w_out.weight")}
+        if own["w_in.weight"] is None:
+            return None
+        return SharedWeights(
+            own["w_in.weight"].T[None],
+            own["w_in.bias"][None],
+            own["w_out.weight"].T[None],
+            self.parameters[f"{name}.w_out.bias"][None],
         )
 
 
@@ -204,5 +219,5 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 def split_sums(sums: Dict[str, Any]) -> Tuple[Dict[str, float], Dict[str, np.ndarray]]:
     """Floating-point sums, which agree to rounding, and counts, which agree exactly."""
-    counted = ("tokens", "assigned", "kept", "kept_local", "undecided")
+    counted = ("tokens", "assigned", "kept", "kept_local", "undecided", "tokens_by_nodes")
     return {k: v for k, v in sums.items() if k not in counted}, {k: np.asarray(sums[k]) for k in counted if k in sums}

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from compiled_layer import as_one_network
 from layer_cases import AMPLE, CASES, DRAWS, batch_of, on_one_rank, parameters_of
 
 from locmoe_ops.reference.layer import moe_layer, moe_layer_gradients
@@ -18,7 +19,7 @@ TOLERANCE = 1e-5
 # sum of two of them, and the gradients of each: twenty roundings at most on the way to any number. Gates and losses are
 # float32 throughout.
 HALF_TOLERANCE = 20 * 2.0**-11
-COUNTS = ("assigned", "kept", "kept_local", "undecided")
+COUNTS = ("assigned", "kept", "kept_local", "undecided", "tokens_by_nodes")
 EXPERT_PARAMETERS = {"w_in": "w1", "b_in": "b1", "w_out": "w2", "b_out": "b2"}
 EVERYTHING = [(name, draw) for name in CASES for draw in DRAWS]
 NOTHING_DROPPED = [(name, draw) for name, draw in EVERYTHING if CASES[name].capacity == AMPLE]
@@ -55,8 +56,13 @@ def from_reference(case, ranks, output_gradients):
         expected["undecided"] = (
             round(result.stats.undecided_fraction * sum(len(tokens.x) for tokens in ranks)) * case.top_k
         )
+    if result.stats.tokens_by_nodes.size:
+        expected["tokens_by_nodes"] = result.stats.tokens_by_nodes
     if gradients.gate is not None:
         expected["gradient/weight"] = gradients.gate
+    if gradients.shared is not None:
+        expected.update({f"gradient/{name}": array for name, array in as_one_network(gradients.shared).items()})
+        expected["gradient/2.bias"] = gradients.shared.b2[0]
     for name, theirs in EXPERT_PARAMETERS.items():
         expected[f"gradient/{name}"] = getattr(gradients, theirs)
     return expected
@@ -72,7 +78,8 @@ def joined(case, results, expert_parallel):
     for name in ("aux_loss", "locality_loss"):
         whole[name] = results[0][name]
         assert all(result[name] == whole[name] for result in results), f"{name} differs between ranks"
-    for name in (*COUNTS, "gradient/weight"):
+    shared = [name for name in results[0] if name.startswith(("gradient/0.", "gradient/2."))]
+    for name in (*COUNTS, "gradient/weight", *shared):
         if name in results[0]:
             whole[name] = sum(result[name] for result in results)
     for name in EXPERT_PARAMETERS:
@@ -94,7 +101,7 @@ def of_four_ranks(four_ranks, name, draw):
 
 @pytest.mark.parametrize("name, draw", EVERYTHING)
 def test_one_process_matches_the_reference(one_process, name, draw):
-    case = replace(CASES[name], far_capacity=None)  # one process is one node
+    case = replace(CASES[name], far_capacity=None, copies=None)  # one process is one node
     expected = from_reference(case, *on_one_rank(*batch_of(case, draw)))
     assert_equal(joined(case, [one_process(name, draw)], 1), expected, tolerance_of(case))
 

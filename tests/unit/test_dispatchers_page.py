@@ -232,7 +232,7 @@ def test_in_the_package_no_other_file_changes(file, config, tmp_path, monkeypatc
     monkeypatch.setattr(dispatch, "__path__", [*dispatch.__path__, str(folder)])
     registry._REGISTRY.__dict__.pop("shipped", None)
     try:
-        assert set(dispatchers()) == {"flat", NAME, "hierarchical", "ragged"}
+        assert set(dispatchers()) == {"flat", NAME, "hierarchical", "node_dedup", "ragged"}
         assert load_config(config, [TYPE]).moe.dispatch.type == NAME
         assert load_dispatcher(NAME).__name__ == f"locmoe_ops.dispatch.{'specs.' * (files == 1)}{NAME}"
     finally:

@@ -38,5 +38,6 @@ DISPATCHER = DispatcherSpec(
         "dispatch.ragged_limit": "which has slots",
         "capacity.local_share": "which has one tier",
         "capacity.measured_share": "which has one tier",
+        "capacity.node_share": "where each assignment travels by itself",
     },
 )

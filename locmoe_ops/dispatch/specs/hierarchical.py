@@ -54,7 +54,11 @@ DISPATCHER = DispatcherSpec(
     hierarchical_slots,
     hierarchical_exchanges,
     keys=(*SLOT_KEYS, "dispatch.chunks", "dispatch.group_wise", "capacity.local_share", "capacity.measured_share"),
-    reasons={"dispatch.ragged_limit": "which has slots", "dispatch.chunks": "which overlaps its two tiers"},
+    reasons={
+        "dispatch.ragged_limit": "which has slots",
+        "dispatch.chunks": "which overlaps its two tiers",
+        "capacity.node_share": "where each assignment travels by itself",
+    },
     most_chunks=2,
     localises=True,
 )

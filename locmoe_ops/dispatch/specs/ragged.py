@@ -53,6 +53,7 @@ DISPATCHER = DispatcherSpec(
         "dispatch.drop_priority": "which drops nothing",
         "capacity.local_share": "which has one tier",
         "capacity.measured_share": "which has one tier",
+        "capacity.node_share": "where each assignment travels by itself",
     },
     has_slots=False,
     fuses_permute=True,

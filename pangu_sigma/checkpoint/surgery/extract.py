@@ -11,21 +11,23 @@ import re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.json_file import printable, whole_number
+from locmoe_ops.routers.specs.c2r import trained
 from locmoe_ops.shard_spec import ShardSpec
+from locmoe_ops.topology import Topology
 from pangu_sigma.checkpoint.format import CheckpointHeader, DataState, TensorEntry
 from pangu_sigma.checkpoint.names import expert_name, is_training_state, split_name, without_moment
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.shards import PlannedTensor
 from pangu_sigma.checkpoint.surgery.rewrite import check_target, newest, without_training_state, write_checkpoint
-from pangu_sigma.config.derived import experts_per_group
+from pangu_sigma.config.derived import experts_per_group, pin_routers, resolve_layout
 from pangu_sigma.config.load import save_config, to_dict
-from pangu_sigma.config.schema import Config, LocalityBiasConfig, ParallelConfig
+from pangu_sigma.config.schema import Config, LayerRouterConfig, LocalityBiasConfig, ParallelConfig, RouterConfig
 from pangu_sigma.config.schema_run import CheckpointConfig, ClusterConfig
 from pangu_sigma.data.domains import DOMAIN_NAMES, is_domain_name, resolve_domain_groups
 from pangu_sigma.data.jsonl import check_text
@@ -36,7 +38,8 @@ from pangu_sigma.runtime.messages import log
 # Parameters of routers, by the end of their names, and the axis along which groups lie: all rows of one group are
 # neighbours.
 _BY_GROUP = re.compile(
-    r"\.routing\.router\.(?:table|gate\.(?:weight|codes)|preference\.(?:terms\.\d+\.)?balance_bias|centre\.value_mean)$"
+    r"\.routing\.router\.(?:table|partners|gate\.(?:weight|codes)"
+    r"|preference\.(?:terms\.\d+\.)?balance_(?:bias|integral|error)|centre\.value_mean)$"
 )
 
 
@@ -138,6 +141,7 @@ def config_of_domain(config: Config, domain: Domain, target: str, tokenizer: Opt
         target: the checkpoint folder of the new model.
         tokenizer: name of the tokenizer's file there; None: there is none.
     """
+    config = pin_routers(config, resolve_layout(config, Topology(1, 1)))  # the checkpoint names the layout
     local_term = LocalityBiasConfig()  # on one node every expert is local, and a preference for local ones is none
     sources = {name: path for name, path in config.data.prepare.sources.items() if name == domain.name}
     prepare = replace(
@@ -154,7 +158,10 @@ def config_of_domain(config: Config, domain: Domain, target: str, tokenizer: Opt
             num_groups=1,
             domain_groups=None,
             logical_topology=None,
-            router=replace(config.moe.router, locality_bias=local_term),  # on one node the locality loss is 0, too
+            # On one node the locality loss is 0, too. What follows from a file is in the checkpoint; a file is of
+            # all groups.
+            router=replace(config.moe.router, locality_bias=local_term, **_without_files(config.moe.router)),
+            routers=tuple(replace(entry, **_without_files(entry)) for entry in config.moe.routers),
             dispatch=replace(config.moe.dispatch, group_wise=False),
         ),
         parallel=ParallelConfig(),
@@ -175,6 +182,16 @@ def config_of_domain(config: Config, domain: Domain, target: str, tokenizer: Opt
             initial=target,
         ),
     )
+
+
+def _without_files(router: Union[RouterConfig, LayerRouterConfig]) -> Dict[str, Any]:
+    """The sections of a `router`, of those that it has, which may name a file: without it."""
+    found: Dict[str, Any] = {}
+    if router.hash is not None:
+        found["hash"] = replace(router.hash, map=None)
+    if router.c2r is not None:
+        found["c2r"] = trained(router.c2r)
+    return found
 
 
 def _header(reader: CheckpointReader, domain: Domain, config: Config, keep_optimizer: bool) -> CheckpointHeader:
@@ -229,7 +246,7 @@ def _rows(reader: CheckpointReader, weight: str, domain: Domain) -> Optional[Tup
     if _BY_GROUP.search(weight):
         # The bias is alone where there is no local term with it.
         return (
-            re.sub(r"preference\.terms\.\d+\.balance_bias$", "preference.balance_bias", weight),
+            re.sub(r"preference\.terms\.\d+\.balance_(\w+)$", r"preference.balance_\1", weight),
             domain.group,
             domain.groups,
         )

@@ -3,7 +3,8 @@
 The feed-forward network of each layer that becomes sparse is copied into every one of its experts, and word rows into
 every domain's slot; everything else is copied as it is. Of another program's model, a dense one may be made as well.
 Whichever expert a token is sent to, and whatever its domain, it finds the dense network: with `moe.scale_by_gate`
-false, the new model computes what the old one did. Gates and hash maps are drawn as for any new run.
+false, the new model computes what the old one did. Gates and hash maps are drawn as for any new run. Shared experts
+begin with an output of 0, their other weights drawn, so that they change nothing of this until they are trained.
 """
 
 import zlib
@@ -167,6 +168,8 @@ def inherit(
     if blueprint.banks:
         grown = f"{config.moe.num_experts} experts in each of {len(blueprint.banks) // 4} sparse layers"
         grown += f", noise {noise.share:g}" if noise.share else ""
+        shared = config.moe.shared_experts
+        grown += f", beside {shared} shared with an output of 0" if shared else ""
     print(f"{target}: {dense.origin}; {grown}")
     print(
         f"{rows.inherited} of {words.vocab_size} word rows inherited, {words.vocab_size - rows.inherited} drawn anew; "
@@ -201,11 +204,13 @@ class _Plan:
         self._known = set(dense.names())
 
     def shared(self, name: str, initial: np.ndarray) -> PlannedTensor:
-        """What experts share; `initial`: its value in a new run, which stays where the dense model has no such
-        parameter.
+        """What routed experts share; `initial`: its value in a new run, which stays where the dense model has no such
+        parameter, but for what makes shared experts' output.
         """
         if name == "embedding.word":
             return PlannedTensor(name, initial.shape, "F32", partial(self._word_table, initial))
+        if ".shared_experts." in name:
+            return planned(name, np.zeros_like(initial) if ".w_out." in name else initial)
         if name not in self._known and ".routing." in name:
             return planned(name, initial)
         shape = initial.shape

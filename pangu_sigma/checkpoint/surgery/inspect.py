@@ -48,12 +48,14 @@ def describe_header(header: CheckpointHeader) -> List[str]:
     data, scalars = header.data, header.scalars
     model, moe, parallel = (header.config.get(section, {}) for section in ("model", "moe", "parallel"))
     router = moe.get("router") if isinstance(moe.get("router"), dict) else {}
+    others = [one for one in moe.get("routers") or [] if isinstance(one, dict)]
     lines = [f"step {header.step}, {header.contents}; format version {VERSION}"]
     if model:
         lines.append(
             f"hidden {model.get('hidden_size')}, {model.get('dense_layers')} dense + {model.get('sparse_layers')} "
             f"sparse layers, {moe.get('num_experts')} experts in {moe.get('num_groups')} groups, router "
             f"{router.get('type')}"
+            + "".join(f", {one.get('type')} in {', '.join(map(str, one.get('layers') or []))}" for one in others)
         )
     if parallel:
         lines.append(f"written at expert parallel {parallel.get('expert')}, tensor parallel {parallel.get('tensor')}")

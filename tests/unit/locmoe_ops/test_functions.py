@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from mindspore import Tensor, jit
+from mindspore import Tensor, jit, ops
 
-from locmoe_ops.functions import choice_major, sortable_bits, swap_first
+from locmoe_ops.functions import choice_major, softplus, sortable_bits, swap_first
 
 pytestmark = pytest.mark.compiles
 
@@ -27,6 +27,16 @@ def test_sortable_bits_of_the_largest_numbers_keep_the_order():
     x = np.sort(np.exp2(np.random.default_rng(0).uniform(125, 128, 1000))).astype(np.float32)
     found = jit(sortable_bits)(Tensor(x)).asnumpy().astype(np.int64)
     assert np.array_equal(np.sign(np.diff(found)), np.sign(np.diff(x)))
+
+
+def test_softplus_and_its_slope_to_rounding():
+    """From where it is the exponential to where it is x, and at 0, against float64."""
+    x = np.concatenate([np.linspace(-80, 80, 1601), [0.0, 1e-6, -1e-6, 0.3, -0.3]]).astype(np.float32)
+    found, slope = jit(softplus)(Tensor(x)).asnumpy(), jit(ops.grad(lambda x: softplus(x).sum()))(Tensor(x)).asnumpy()
+    wide = x.astype(np.float64)
+    # A few roundings of 6e-8; those of |x| <= 80 are in the exponential.
+    np.testing.assert_allclose(found, np.logaddexp(0, wide), rtol=1e-5, atol=0)
+    np.testing.assert_allclose(slope, 1 / (1 + np.exp(-wide)), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("choices", [1, 3])

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import special
 
+import mindspore as ms
 from mindspore import Tensor
 
 from helpers.routers import LAYOUT, context_of
@@ -201,10 +202,34 @@ def test_layer_equals_reference(router):
     assert np.array_equal(report["assigned"].asnumpy(), expected.stats.tokens_per_expert)
 
 
+@pytest.mark.parametrize("top_k, capacity_factor", [(1, 0.25), (4, 1.0)])
+def test_shared_experts_serve_every_token(top_k, capacity_factor):
+    """Dropped ones too, and beside whichever dispatcher; the report is that of the routed experts."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    sizes = (24, 16, 20, 4, "switch", top_k, capacity_factor)
+    plain, layer = build_moe(*sizes), build_moe(*sizes, shared_experts=3)
+    network = layer.shared_experts
+    for parameter in network.trainable_params():
+        parameter.set_data(Tensor(np.random.default_rng(1).standard_normal(parameter.shape).astype(np.float32)))
+    w_in, b_in, w_out, b_out = (parameter.asnumpy().astype(np.float64) for parameter in network.trainable_params())
+    assert w_in.shape == (3 * 20, 16) and w_out.shape == (16, 3 * 20)
+    x = np.random.default_rng(3).standard_normal((24, 16)).astype(np.float32)
+    fields = {name: Tensor(np.zeros(24, np.int32)) for name in ("ids", "domain", "home", "seed")}
+    hidden = x @ w_in.T + b_in
+    added = hidden * special.ndtr(hidden) @ w_out.T + b_out
+    (routed, report), (found, its_report) = plain(Tensor(x), fields), layer(Tensor(x), fields)
+    # float32; sums of 60 products of order 10.
+    np.testing.assert_allclose(found.asnumpy() - routed.asnumpy(), added, rtol=0, atol=1e-5 * np.abs(added).max())
+    assert report.keys() == its_report.keys()
+    assert all(np.array_equal(report[name].asnumpy(), its_report[name].asnumpy()) for name in report)
+    assert report["kept"] < 24 * top_k or top_k == 4  # some tokens have shared experts alone
+    np.testing.assert_array_equal(layer(Tensor(x), fields, layer.dispatcher)[0].asnumpy(), found.asnumpy())
+
+
 @pytest.mark.parametrize(
     "change, fragment",
     [
-        ({"router": "best"}, "expected one of etr, faster_moe"),
+        ({"router": "best"}, "expected one of c2r, etr, faster_moe"),
         ({"router": "hash"}, "vocab_size"),
         ({"num_experts": 5}, "do not divide hidden size 16"),
         ({"top_k": 9}, "expected 1 to 4"),

@@ -40,7 +40,8 @@ ROUTER = RouterSpec(Own, top_k=2)
 
 
 def test_every_router_of_the_reference_is_registered_and_loads():
-    assert sorted(routers()) == sorted(ROUTERS)
+    """But for `replay`, which has no rule: its twin is `locmoe_ops.reference.replay`."""
+    assert sorted(routers()) == sorted([*ROUTERS, "replay"])
     for name in routers():
         assert callable(load_router(name).build)
 
@@ -75,6 +76,11 @@ def test_a_configuration_is_read_without_mindspore():
         ("locmoe", {"gate_input": "code"}, {}, 0, "node"),
         ("etr", {}, {}, 128, "node"),
         ("ta_moe", {}, {"gate.weight": (8, 32)}, 256, "node"),
+        ("topk", {}, {"gate.weight": (8, 32)}, 256, "asked"),
+        ("moge", {"aux_loss_weight": 0.0}, {"gate.weight": (8, 32)}, 256, "none"),
+        ("smile", {"num_nodes": 2}, {"gate.weight": (8, 32)}, 256, "asked"),  # of each group two nodes, two experts
+        ("smile", {}, {"gate.weight": (10, 32)}, 320, "asked"),
+        ("c2r", {}, {"gate.weight": (8, 32)}, 256, "asked"),
     ],
 )
 def test_costs(name, values, weights, products, statistics):

@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 
 from locmoe_ops.errors import InputError
-from locmoe_ops.topology import GROUP_KINDS, ExpertPlacement, ExpertSubgroup, Topology, local_experts_table
+from locmoe_ops.topology import (
+    GROUP_KINDS,
+    STATISTICS,
+    ExpertPlacement,
+    ExpertSubgroup,
+    Topology,
+    count_blocks,
+    devices_of_experts,
+    local_experts_table,
+    most_nodes,
+    nodes_of_experts,
+    numbered_nodes,
+)
 
 LAYOUTS = [(1, 1, 1, 1), (4, 2, 4, 1), (8, 4, 4, 1), (8, 2, 2, 2), (8, 4, 4, 2), (16, 4, 8, 2), (8, 8, 2, 1)]
 
@@ -162,3 +174,61 @@ def test_replicas_on_every_node_make_all_experts_local():
 def test_local_experts_need_matching_degrees():
     with pytest.raises(InputError, match="degree 2 of the topology differs from 4"):
         local_experts_table(Topology(4, 2, 2), ExpertPlacement(8, 2, 4))
+
+
+@pytest.mark.parametrize(
+    ("topology", "placement", "nodes", "most"),
+    [
+        (Topology(4, 2, 4), ExpertPlacement(8, 2, 4, "node_grouped"), [0, 0, 0, 0, 1, 1, 1, 1], {1: 0, 2: 2, 8: 2}),
+        (Topology(4, 2, 4), ExpertPlacement(8, 2, 4), [0, 0, 1, 1, 0, 0, 1, 1], {2: 2}),
+        (Topology(4, 1, 4), ExpertPlacement(8, 1, 4), [0, 0, 1, 1, 2, 2, 3, 3], {2: 2, 3: 3, 8: 4}),
+        (Topology(4, 4, 4), ExpertPlacement(8, 2, 4), [0] * 8, {2: 0, 8: 0}),
+        (Topology(4, 2, 2), ExpertPlacement(8, 2, 2), [0] * 8, {8: 0}),  # each node has all experts
+        (Topology(4, 1, 2), ExpertPlacement(4, 1, 2), [0, 0, 1, 1], {2: 2}),  # two replicas over two nodes each
+    ],
+)
+def test_on_how_many_nodes_a_token_s_experts_can_be(topology, placement, nodes, most):
+    table = local_experts_table(topology, placement)
+    assert numbered_nodes(table).tolist() == nodes
+    assert {k: most_nodes(k, table) for k in most} == most
+
+
+@pytest.mark.parametrize(
+    ("arguments", "counts"),
+    [
+        ((8, 2, 4), {"rank": 8, "node": 4, "expert_parallel": 2, "global": 1}),
+        ((8, 4, 2), {"rank": 8, "node": 2, "expert_parallel": 4, "global": 1}),
+        ((8, 4, 1), {"rank": 8, "node": 2, "expert_parallel": 8, "global": 1}),
+        ((8, 4, 2, 2), {"rank": 8, "node": 2, "expert_parallel": 2, "global": 1}),
+    ],
+)
+def test_sets_of_ranks_for_statistics(arguments, counts):
+    assert {name: Topology(*arguments).count_sets(name) for name in STATISTICS} == counts
+
+
+@pytest.mark.parametrize(
+    ("owners", "blocks"),
+    [
+        ([[0, 0, 1, 1]], 2),
+        ([[3, 3, 3]], 1),
+        ([[0, 1, 2], [5, 4, 3]], 3),
+        ([[0, 0, 1, 1], [2, 2, 2, 2]], None),
+        ([[0, 1, 1, 1]], None),
+        ([[0, 0, 1]], None),
+        ([[0, 1, 1, 0]], None),
+    ],
+)
+def test_blocks_of_experts(owners, blocks):
+    if blocks is None:
+        with pytest.raises(InputError, match="do not lie in equal blocks"):
+            count_blocks(np.array(owners))
+    else:
+        assert count_blocks(np.array(owners)) == blocks
+
+
+def test_devices_and_nodes_of_experts():
+    """Eight experts of two groups on four ranks, two a node: a group's experts go round, or lie side by side."""
+    interleaved, grouped = ExpertPlacement(8, 2, 4), ExpertPlacement(8, 2, 4, "node_grouped")
+    assert devices_of_experts(interleaved).tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
+    assert devices_of_experts(grouped).tolist() == [[0, 0, 1, 1], [2, 2, 3, 3]]
+    assert nodes_of_experts(Topology(4, 2, 4), grouped).tolist() == [[0, 0, 0, 0], [1, 1, 1, 1]]

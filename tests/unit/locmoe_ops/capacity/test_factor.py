@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locmoe_ops.capacity.factor import capacity_by_factor, factor_of_slots
+from locmoe_ops.capacity.factor import capacity_by_factor, copies_by_factor, factor_of_slots, share_of_tokens
 from locmoe_ops.errors import InputError
 
 
@@ -75,6 +75,30 @@ def test_factor_of_slots_asks_for_these_slots(tokens, top_k, experts, data):
     factor = factor_of_slots(slots, tokens, top_k, experts)
     assert factor == pytest.approx(slots / (top_k * tokens / experts))
     assert capacity_by_factor(tokens, top_k, experts, factor) == slots
+
+
+@pytest.mark.parametrize(("top_k", "experts", "held"), [(1, 8, 2), (2, 4, 2), (4, 8, 4), (8, 64, 8), (3, 3, 1)])
+def test_share_of_tokens_with_a_choice_on_a_node(top_k, experts, held):
+    expected = 1.0 - math.comb(experts - held, top_k) / math.comb(experts, top_k)
+    assert share_of_tokens(top_k, experts, held) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("top_k", "held", "expected"), [(4, 0.1, 0.1), (4, 0.0, 0.0), (2, 9.0, 1.0)])
+def test_no_more_tokens_than_assignments_or_than_there_are(top_k, held, expected):
+    assert share_of_tokens(top_k, 4, held) == expected
+
+
+@pytest.mark.parametrize(
+    ("share", "factor", "expected"), [(0.3, 1.0, 3), (0.25, 1.0, 3), (0.3, 1.25, 4), (0.9, 2.0, 10), (0.0, 1.0, 1)]
+)
+def test_copies_of_ten_tokens(share, factor, expected):
+    assert copies_by_factor(10, share, factor) == expected
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
+def test_a_factor_of_copies_is_a_finite_number_above_zero(factor):
+    with pytest.raises(InputError, match="factor is .*, expected a finite number above 0"):
+        copies_by_factor(10, 0.5, factor)
 
 
 def test_more_slots_than_tokens_have_no_factor():

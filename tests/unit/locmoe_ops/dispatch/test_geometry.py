@@ -24,9 +24,9 @@ from locmoe_ops.topology import ExpertPlacement, ExpertSubgroup, Topology
 EXPERTS = ExpertPlacement(8, 1, 4, "node_grouped")
 
 
-def setup_of(topology=None, placement=EXPERTS, uniform=0, tiers=(0, 0), top_k=1, **options):
-    topology = topology or Topology(4, 2, 4)
-    return DispatchSetup(topology, placement, 10, top_k, FixedCapacities(uniform, tiers), DispatchOptions(**options))
+def setup_of(topology=None, placement=EXPERTS, uniform=0, tiers=(0, 0), top_k=1, copies=None, **options):
+    topology, capacities = topology or Topology(4, 2, 4), FixedCapacities(uniform, tiers, copies)
+    return DispatchSetup(topology, placement, 10, top_k, capacities, DispatchOptions(**options))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,40 @@ def test_hierarchical_where_a_tier_is_empty():
     assert {e.group for e in spec.exchanges(inside, spec.slots(inside))} == {"ep_node"}
     assert spec.slots(outside).expert_calls == (16,)
     assert len(spec.exchanges(outside, spec.slots(outside))) == 8
+
+
+def test_one_copy_a_node_by_hand():
+    """C_in = 9, 10 in two chunks; C_out = 4 and 6 copies of 3 weights: the far tier has slots for the other node's 2
+    ranks' rails alone, 4 experts of 4 slots each.
+    """
+    setup, spec = setup_of(tiers=(9, 4), copies=6, top_k=3, chunks=2), dispatcher_spec("node_dedup")
+    slots = spec.slots(setup)
+    assert (slots.capacity, slots.intra_node, slots.copies, slots.expert_calls) == (4, 10, 6, (10, 10, 8))
+    assert slots.send_rows == 4 * 10 + 2 * 6
+    found = [(e.group, e.rows, e.extra, e.carries, e.backward) for e in spec.exchanges(setup, slots)]
+    ways = [(carries, backward) for carries in (TOKENS, RESULTS) for backward in (False, True)]
+    assert found[:4] == [("ep_rail", 12, 3 * (carries == TOKENS), carries, backward) for carries, backward in ways]
+    assert found[4] == ("ep_rail", 2 * 16, 0, COUNTS, False)
+    assert found[5:9] == [("ep_node", 16, 0, *way) for way in ways]
+    assert found[9:] == [("ep_node", 20, 0, *way) for way in ways] * 2
+
+
+@pytest.mark.parametrize(
+    ("tiers", "copies", "found"),
+    [((9, 4), None, 10), ((9, 4), 99, 10), ((9, 2), 9, 8), ((9, 4), 7, 7), ((9, 0), 7, 0)],
+)
+def test_copies_are_at_most_tokens_and_slots(tiers, copies, found):
+    """10 tokens; 4 experts on a node."""
+    slots = dispatcher_spec("node_dedup").slots(setup_of(tiers=tiers, copies=copies, top_k=2))
+    assert slots.copies == found and slots.send_rows == 4 * 9 + 2 * found
+
+
+def test_one_node_has_one_tier():
+    setup = setup_of(Topology(4, 4, 4), tiers=(5, 5), copies=9, top_k=2)
+    spec = dispatcher_spec("node_dedup")
+    slots = spec.slots(setup)
+    assert (slots.capacity, slots.intra_node, slots.copies, slots.expert_calls) == (0, 5, 0, (20,))
+    assert {e.group for e in spec.exchanges(setup, slots)} == {"ep_node"}
 
 
 def test_ragged_by_hand():
@@ -112,6 +146,15 @@ def test_two_tier_table_of_each_node():
         assert [table.slot(own[0], place) for place in range(3)] == [0, 1, 8 + own[0]]
 
 
+def test_own_experts_may_have_slots_in_the_first_part_alone():
+    for rank in range(4):
+        table, own = two_tier_slots(setup_of(), rank, 2, 1, in_both=False), range(rank // 2 * 4, rank // 2 * 4 + 4)
+        assert table.capacity.tolist() == [2 if expert in own else 1 for expert in range(8)]
+        taken = [table.slot(expert, place) for expert in range(8) for place in range(table.capacity[expert])]
+        empty = {8 + expert for expert in own}
+        assert sorted(taken) == sorted(set(range(16)) - empty) and table.slots == 16
+
+
 def test_a_subgroup_has_slots_for_its_own_experts():
     setup = setup_of(placement=ExpertSubgroup(EXPERTS, 2, 1), tiers=(3, 0))
     table = two_tier_slots(setup, 2, 3, 0)
@@ -120,7 +163,7 @@ def test_a_subgroup_has_slots_for_its_own_experts():
 
 def test_geometry_needs_no_mindspore():
     code = (
-        "import sys; from locmoe_ops.dispatch.registry import dispatchers; assert len(dispatchers()) == 3; "
+        "import sys; from locmoe_ops.dispatch.registry import dispatchers; assert len(dispatchers()) == 4; "
         "assert 'mindspore' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +10,11 @@ from locmoe_ops.reference.routing import grap_weights
 from locmoe_ops.reference.spec import LayerResult, RankTokens
 from locmoe_ops.topology import local_experts_table
 
+SHARED = ("w1", "b1", "w2", "b2")
 FIELDS = ("x", "token_ids", "domain", "home")
 ROUTERS = [
     {"router": "hash"},
+    {"router": "hash", "top_k": 2, "hash_score": "sqrt_softplus"},
     {"router": "switch"},
     {"router": "switch", "top_k": 2},
     {"router": "locmoe"},
@@ -128,6 +131,19 @@ def test_a_node_without_another_expert_cannot_repick(make_case):
     assert result.kept[0].tolist() == dropping.kept[0].tolist() and not result.kept[0].all()
 
 
+@pytest.mark.parametrize("options", [{"capacity": 1}, {"top_k": 2, "groups": 1, "scale_by_gate": False}], ids=str)
+def test_shared_experts_add_the_same_whatever_is_routed(make_case, options):
+    """To dropped tokens too, without a weight; and losses, choices and counts do not know of them."""
+    case = make_case(router="switch", tokens=8, shared=3, **options)
+    alone = case._replace(parameters=replace(case.parameters, shared=None))
+    found, routed = moe_layer(*case), moe_layer(*alone)
+    for tokens, with_shared, without in zip(case.ranks, found.outputs, routed.outputs):
+        added = all_expert_outputs(case.parameters.shared, tokens.x).sum(1)
+        np.testing.assert_allclose(with_shared, without + added, rtol=1e-10)
+    assert found.aux_loss == routed.aux_loss and found.stats.drop_fraction == routed.stats.drop_fraction
+    assert found.stats.tokens_per_expert.tolist() == routed.stats.tokens_per_expert.tolist()
+
+
 def test_rank_without_tokens(make_case):
     case = make_case(router="switch", ranks=2)
     empty = RankTokens(*(getattr(case.ranks[0], name)[:0] for name in FIELDS))
@@ -193,6 +209,10 @@ def difference_quotients(case, objective, array):
     "options",
     [
         {"router": "hash", "capacity": 2},
+        {"router": "hash", "top_k": 2, "capacity": 3},
+        {"router": "hash", "top_k": 2, "capacity": 3, "hash_score": "sqrt_softplus", "hash_scale": 1.5},
+        {"router": "hash", "groups": 1, "top_k": 3, "hash_score": "softmax", "drop_priority": "weight"},
+        {"router": "hash", "groups": 1, "top_k": 2, "hash_score": "sigmoid", "hash_renormalise": False},
         {"router": "switch", "statistics": "rank"},
         {"router": "switch", "top_k": 2, "capacity": 2, "drop_priority": "weight", "statistics": "node"},
         {"router": "locmoe", "statistics": "global"},
@@ -200,6 +220,7 @@ def difference_quotients(case, objective, array):
         {"router": "locmoe", "gate": "dense", "top_k": 2, "statistics": "rank", "activation": "gelu_tanh"},
         {"router": "locmoe", "gate": "dense", "scale_by_gate": False, "activation": "fast_gelu"},
         {"router": "switch", "groups": 1, "top_k": 3, "activation": "relu"},
+        {"router": "switch", "experts": 8, "groups": 1, "top_k": 8, "capacity": 3, "shared": 2},
         {"router": "locmoe", "groups": 1, "normalise": "token", "statistics": "node"},
         {"router": "locmoe", "gate": "dense", "groups": 1, "top_k": 2, "normalise": "token", "ties": "unrectified"},
         {"router": "locmoe", "groups": 1, "rectify": False, "value_scale": 3.0},
@@ -226,6 +247,8 @@ def test_gradients_match_central_differences(make_case, options):
     pairs += [(getattr(case.parameters, name), getattr(gradients, name)) for name in ("w1", "b1", "w2", "b2")]
     if gradients.gate is not None:
         pairs.append((case.parameters.gate, gradients.gate))
+    if gradients.shared is not None:
+        pairs += [(getattr(case.parameters.shared, name), getattr(gradients.shared, name)) for name in SHARED]
     for array, gradient in pairs:
         # Truncation is of order step^2 = 1e-10, rounding of values up to 100 leaves 100 * 1e-16 / step = 1e-9.
         np.testing.assert_allclose(gradient, difference_quotients(case, objective, array), rtol=1e-6, atol=1e-7)
@@ -235,6 +258,7 @@ def test_gradients_match_central_differences(make_case, options):
     "options, learned",
     [
         ({"router": "hash"}, False),
+        ({"router": "hash", "hash_score": "sigmoid"}, True),
         ({"router": "locmoe"}, False),
         ({"router": "switch"}, True),
         ({"router": "locmoe", "gate": "dense"}, True),

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from locmoe_ops.reference.slots import keep_within_capacity, repick
+from locmoe_ops.reference.slots import keep_within_capacity, repick, share_copies
 
 
 def test_first_come_first_served():
@@ -71,3 +71,28 @@ def test_one_choice_of_a_token_is_repicked():
     assert kept.tolist() == [[True, False], [False, False], [True, False]]
     moved = repick(expert, np.ones((3, 2)), kept, np.array([2, 2, -1]), [1, 1, 9], "position")
     assert moved.tolist() == [[False, True], [True, False], [False, False]]
+
+
+@pytest.mark.parametrize(
+    ("copies", "priority", "carried"),
+    [
+        (3, "position", [[1, 1, 1], [1, 1, 1], [1, 1, 0]]),  # room for every token; what lost its slot stays lost
+        (2, "position", [[1, 1, 1], [1, 1, 0], [1, 1, 0]]),  # token 1 wants node 1 by a third choice alone
+        (1, "position", [[1, 1, 1], [1, 1, 0], [0, 1, 0]]),
+        (1, "weight", [[0, 1, 0], [1, 1, 0], [1, 1, 0]]),  # token 2 wants it most
+        (0, "position", [[0, 1, 0], [1, 1, 0], [0, 1, 0]]),
+    ],
+)
+def test_one_copy_carries_all_that_a_token_wants_of_a_node(copies, priority, carried):
+    """Experts 0 and 1 are on the own node, 2 and 3 on node 1, which tokens 0 and 2 want by their first choices."""
+    expert = np.array([[2, 0, 3], [0, 1, 2], [3, 1, 2]])
+    weight = np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.6, 0.3, 0.1]])
+    kept = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 0]], bool)
+    found = share_copies(expert, weight, kept, [0, 0, 1, 1], 0, copies, priority)
+    assert found.tolist() == np.array(carried, bool).tolist()
+
+
+def test_each_other_node_has_room_of_its_own():
+    expert = np.array([[0, 2], [1, 3], [2, 1]])
+    found = share_copies(expert, np.ones((3, 2)), np.ones((3, 2), bool), [1, 1, 2, 2], 0, 1, "position")
+    assert found.tolist() == [[True, False], [False, False], [True, False]]

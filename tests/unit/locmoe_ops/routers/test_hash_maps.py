@@ -97,6 +97,37 @@ def test_layer_tables_differ_by_layer_group_and_seed_and_repeat(kind):
             assert abs((maps[i] == maps[j]).sum() - 100) < 55
 
 
+@settings(max_examples=100, deadline=None)
+@given(vocab_size=st.integers(1, 200), experts=st.integers(1, 20), top_k=st.integers(1, 20), seed=st.integers(0, 2**64))
+def test_several_experts_an_id_are_different_ones_in_equal_shares(vocab_size, experts, top_k, seed):
+    top_k = min(top_k, experts)
+    table = uniform_hash_map(vocab_size, experts, seed, top_k).reshape(vocab_size, top_k)
+    shares = np.bincount(table.ravel(), minlength=experts)
+    assert len(shares) == experts and shares.max() - shares.min() <= 1
+    assert all(len(set(row)) == top_k for row in table.tolist())
+
+
+@pytest.mark.parametrize("kind", ["uniform", "frequency"])
+def test_any_experts_may_come_together_and_layers_differ(kind):
+    """28 pairs of 8 experts, 2,800 ids: 100 ids a pair, give or take sqrt(100) = 10 (less, for experts have equal
+    shares); 6 of these are allowed for. Two layers agree on a pair of both experts for 100 ids likewise.
+    """
+    first, other = (
+        np.sort(layer_hash_tables(kind, 1, 8, 2800, at, 5, np.ones(2800, int), top_k=2)[0]) for at in (0, 1)
+    )
+    pairs = np.bincount(first[:, 0] * 8 + first[:, 1], minlength=64)
+    assert (pairs > 0).sum() == 28 and abs(pairs[pairs > 0] - 100).max() < 60
+    assert abs((first == other).all(1).sum() - 100) < 60
+
+
+def test_text_is_shared_out_equally_among_several_experts_an_id():
+    counts = (1e6 / np.arange(1, 5001)).astype(int)
+    table = frequency_hash_map(counts, 8, 0, top_k=3)
+    assert (np.diff(np.sort(table), axis=1) > 0).all()
+    loads = np.bincount(table.ravel(), weights=np.repeat(counts, 3), minlength=8)
+    assert loads.max() / loads.mean() < 1.001  # as of one expert an id, see above
+
+
 def test_map_of_a_group_does_not_depend_on_the_number_of_groups():
     few, many = (layer_hash_tables("uniform", groups, 4, 50, layer=2, seed=1) for groups in (2, 5))
     assert few.tolist() == many[:2].tolist()
@@ -124,6 +155,9 @@ COUNTS = np.ones(4, int)
         (lambda: frequency_hash_map(np.ones(4), 2, 0), "type float64"),
         (lambda: frequency_hash_map(np.array([1, -2]), 2, 0), "down to -2"),
         (lambda: frequency_hash_map(COUNTS, 0, 0), "experts is 0"),
+        (lambda: uniform_hash_map(4, 2, 0, 0), "top_k is 0, expected an integer of at least 1"),
+        (lambda: uniform_hash_map(4, 2, 0, 3), "top_k is 3, expected at most 2, the experts to choose from"),
+        (lambda: frequency_hash_map(COUNTS, 2, 0, 3), "top_k is 3, expected at most 2"),
         (lambda: layer_hash_tables("random", 1, 2, 4, 0, 0), "kind is 'random', expected one of uniform, frequency"),
         (lambda: layer_hash_tables("uniform", 0, 2, 4, 0, 0), "num_groups is 0"),
         (lambda: layer_hash_tables("uniform", 1, 2, 4, -1, 0), "layer is -1"),

@@ -9,7 +9,6 @@ import re
 from argparse import Namespace
 from itertools import product
 
-import numpy as np
 import pytest
 
 from locmoe_ops.errors import InputError
@@ -17,7 +16,6 @@ from locmoe_ops.router_registry import routers
 from pangu_sigma.bench import decode as bench_decode
 from pangu_sigma.bench import router as bench_router
 from pangu_sigma.bench import step as bench
-from pangu_sigma.bench.all_to_all import even_choices
 from pangu_sigma.bench.timing import even_vocabulary
 from pangu_sigma.cli.plan import plan
 from pangu_sigma.config.load import config_from_dict
@@ -30,15 +28,19 @@ DISPATCHERS = ("flat", "hierarchical", "ragged")
 ASKED_FOR = {
     "gshard": {"moe.router.top_k": 2},
     "etr": {"moe.dispatch.drop_priority": "weight"},
+    "moge": {"moe.router.top_k": 2},  # one from each of two devices
+    "smile": {"moe.router.smile.num_nodes": 2},
+    "c2r": {"moe.router.top_k": 2},
 }  # by routers, of other keys
-PAIRS = [
-    pair for pair in product(sorted(routers()), DISPATCHERS) if pair != ("etr", "ragged")
-]  # refused: experts need slots to choose for
+PAIRS = [  # ("etr", "ragged") is refused: experts need slots to choose for; replay needs a trace of the very text
+    pair for pair in product(sorted(set(routers()) - {"replay"}), DISPATCHERS) if pair != ("etr", "ragged")
+]
 SETTINGS = {
     "chunks": {"moe.dispatch.chunks": 3},
     "two tiers in chunks": {"moe.dispatch": {"type": "hierarchical", "chunks": 2}},
     "two tiers, none leaves": {"moe.dispatch.type": "hierarchical", "moe.capacity.local_share": 1.0},
     "two tiers, re-picked": {"moe.dispatch": {"type": "hierarchical", "overflow": "repick"}},
+    "one copy a node": {"moe.dispatch": {"type": "node_dedup", "chunks": 2}, "moe.router.top_k": 2},
     "re-picked": {"moe.dispatch.overflow": "repick"},
     "ragged, limited": {"moe.dispatch": {"type": "ragged", "ragged_limit": 1.5}},
     "critical": {"moe.capacity.mode": "critical"},
@@ -49,11 +51,22 @@ SETTINGS = {
     "mu by a schedule": {"moe.router.locality_loss": {"initial_weight": 1.0, "warmup_steps": 1}},
     "unrectified": {"moe.router.locmoe.ties": "unrectified"},
     "codes of three domains": {"moe.router.locmoe.gate_input": "code", "moe.domain_groups": [0, 1, 1]},
+    "experts choose late": {
+        "moe.router.type": "etr",
+        "moe.router.etr.expert_choice_start_step": 1,
+        "moe.dispatch.drop_priority": "weight",
+    },
+    "the fastmoe library's cap": {
+        "moe.router.type": "faster_moe",
+        "moe.router.top_k": 2,
+        "moe.router.faster_moe.rule": "fastmoe",
+    },
     "words": {"moe.router.locmoe.gate_input": "word", "moe.router.locmoe.blocks": "by_layer"},
     "local term and bias": {
         "moe.router.locality_bias": {"kind": "margin", "strength": 0.5},
         "moe.router.balance_rate": 0.01,
     },
+    "balance by quantiles": {"moe.router": {"type": "topk", "balance": {"kind": "quantile", "bins": 20}}},
     "sparse query layer": {"model.sparse_query_layer": True, "model.sparse_layers": 0, "model.dense_layers": 1},
     "word tables of domains": {"model.domain_embeddings": True, "moe.domain_groups": [1, 0, 0]},
     "half precision, ragged": {"runtime.precision": "fp16", "moe.dispatch.type": "ragged"},
@@ -91,6 +104,7 @@ def config_of(settings, mode="pynative"):
         for part in sections:
             section = section.setdefault(part, {})
         section[name] = value
+    raw["moe"].setdefault("router", {}).setdefault("smile", {"num_nodes": 2})  # for the routers of `bench router`
     return config_from_dict(raw)
 
 
@@ -104,6 +118,7 @@ STEPS = {
     "switch": {
         **pair_of("switch", "flat"),
         "moe.dispatch.chunks": 3,
+        "moe.shared_experts": 2,
         "train.micro_batch_size": 2,
         "optimizer.expert_state": "host_dense",
     },
@@ -113,6 +128,11 @@ STEPS = {
         "moe.router.locmoe.ties": "noise",
     },
     "gshard": {**pair_of("gshard", "ragged"), "runtime.precision": "fp16"},
+    "topk": {
+        **pair_of("topk", "flat"),
+        "moe.router.balance": {"kind": "quantile", "bins": 20},
+        "moe.router.topk": {"score_function": "sigmoid", "sequence_loss_weight": 0.1, "z_loss_weight": 0.1},
+    },
 }
 
 
@@ -178,6 +198,7 @@ def test_bench_step(name, mode, capsys):
         "head and loss": 1,
         "update": 1,
         "experts": sparse,
+        "shared experts": sparse if config.moe.shared_experts else 0,
         "routing": sparse,
         "dispatch": sparse,
         "dense FFN": config.model.dense_layers + 1 - config.model.sparse_query_layer,
@@ -202,23 +223,15 @@ def test_bench_router_has_the_same_rows_whatever_the_dispatcher(name):
     config = bench_router.one_rank_of(config_of(EVERYTHING[name]))
     found, left_out = bench_router.routers_of(config)
     repick = config.moe.dispatch.overflow == "repick"
-    refused = {"hash", "gshard"} if repick else set()
+    # smile: of two nodes with an expert of a group each
+    refused = {"replay", *({"smile"} if config.moe.router.top_k > 1 else set())}
+    refused |= {"hash", "gshard", "c2r", "topk", "node_limited", "moge"} if repick else set()
     if config.moe.router.locmoe.ties != "first" or config.moe.router.locmoe.gate_input == "code":
         assert {candidate.config.moe.router.locmoe.ties for candidate in found} == {config.moe.router.locmoe.ties}
     if config.moe.router.locmoe.gate_input == "code":
         refused |= {"locmoe, dense gate"}
     assert {reason.partition(":")[0] for reason in left_out} == refused
     assert {candidate.config.moe.router.type for candidate in found} == set(routers()) - refused
-
-
-@pytest.mark.parametrize(("tokens", "top_k", "experts"), [(64, 1, 8), (64, 2, 8), (65, 3, 4), (8, 2, 640), (64, 4, 4)])
-def test_choices_of_the_all_to_all_benchmark(tokens, top_k, experts):
-    """Distinct in each token, and as even as whole numbers allow."""
-    found = even_choices(np.random.default_rng(1), tokens, top_k, experts)
-    assert found.shape == (tokens, top_k) and found.min() >= 0 and found.max() < experts
-    assert all(len(set(row)) == top_k for row in found.tolist())
-    counts = np.bincount(found.reshape(-1), minlength=experts)
-    assert counts.max() <= -(-tokens // experts) * top_k and counts.max() - counts.min() <= top_k
 
 
 @pytest.mark.parametrize(

@@ -62,15 +62,20 @@ def test_every_router_has_a_row_or_a_reason():
     found, left_out = bench.routers_of(config)
     assert [candidate.name for candidate in found] == [
         "switch",
+        "c2r",
         "faster_moe",
         "gshard",
         "hash",
         "locmoe, dense gate",
+        "moge",
+        "node_limited",
+        "smile",
         "ta_moe",
+        "topk",
     ]
-    assert [reason.partition(":")[0] for reason in left_out] == ["etr", "locmoe, grap gate"]
+    assert [reason.partition(":")[0] for reason in left_out] == ["etr", "locmoe, grap gate", "replay"]
     assert {candidate.config.moe.router.locality_bias.kind for candidate in found} == {"none"}
-    assert [candidate.config.moe.router.top_k for candidate in found] == [1, 1, 2, 1, 1, 1]
+    assert [candidate.config.moe.router.top_k for candidate in found] == [1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1]
 
 
 def test_what_fits_no_router_is_bad_input():
@@ -86,12 +91,19 @@ def test_table(monkeypatch, capsys):
         bench.bench_router(
             config_of(
                 parallel={"expert": 4, "ranks_per_node": 2},
-                moe={"router": {"locmoe": {"gate_input": "word", "blocks": "by_layer"}}},
+                moe={
+                    "router": {
+                        "locmoe": {"gate_input": "word", "blocks": "by_layer"},
+                        "smile": {"num_nodes": 2},
+                        "moge": {"device_groups": 1},
+                    }
+                },
             )
         )
         == 0
     )
-    head, _, _, titles, _, *rows = capsys.readouterr().out.splitlines()
+    head, _, _, titles, _, *rows, left_out = capsys.readouterr().out.splitlines()
+    assert left_out.startswith("left out: replay: moe.router.replay.trace is null")
     assert head == "16 tokens of one of 4 ranks, hidden size 16, 8 experts in 2 groups, fp32"
     assert titles.split() == ["router", "ms", "of", "switch", "statistics", "(B)"]
     assert all(len(row) <= 79 for row in rows)
@@ -111,5 +123,10 @@ def test_table(monkeypatch, capsys):
         "faster_moe": whole,
         "ta_moe": by_node,
         "etr": by_node,
+        "smile": whole,
+        "c2r": whole,
+        "topk": whole,
+        "node_limited": whole,
+        "moge": whole,
     }
     assert found["switch"][1] == 1.0 and all(ms > 0 for ms, *_ in found.values())

@@ -44,6 +44,24 @@ def test_the_header_says_where_sampling_and_randomness_stand(reader):
     assert header.config["moe"]["logical_topology"] == {"world_size": 4, "ranks_per_node": 2, "expert": 4}
 
 
+@pytest.mark.parametrize(
+    ("router", "problem"),
+    [
+        ({"type": "switch"}, None),
+        ({"type": "hash"}, "moe.router.type is hash, but .* was trained with switch"),
+        ({"type": "replay", "replay": {"trace": "a"}}, None),  # whose decisions are the trace's
+        ({"type": "replay", "balance_rate": 0.0}, None),
+    ],
+)
+def test_with_which_router_weights_go(reader, router, problem):
+    config = config_from_dict({**CONFIG, "moe": {**CONFIG["moe"], "router": router}})
+    if problem is None:
+        check_same_model(reader, config)
+    else:
+        with pytest.raises(InputError, match=problem):
+            check_same_model(reader, config)
+
+
 def test_the_same_run_changes_nothing(reader):
     assert changes(reader, config_from_dict(CONFIG), data(), LAYOUT) == []
 
@@ -107,11 +125,46 @@ def test_the_network_must_be_the_same(reader):
         ({"model": {"hidden_size": 32}}, "model.hidden_size is 32, but run/checkpoints/step_100 was trained with 256"),
         ({"model": {"final_norm": "after_query"}}, "model.final_norm is after_query"),
         ({"moe": {**CONFIG["moe"], "num_experts": 8}}, "moe.num_experts is 8"),
+        ({"moe": {**CONFIG["moe"], "shared_experts": 1}}, "moe.shared_experts is 1, but .* trained with 0"),
         ({"moe": {**CONFIG["moe"], "domain_groups": [1, 0]}}, r"moe.domain_groups is \(1, 0\)"),
         ({"moe": {**CONFIG["moe"], "router": {"type": "hash"}}}, "moe.router.type is hash, but"),
     ):
         with pytest.raises(InputError, match=message):
             check_same_model(reader, config_from_dict({**CONFIG, **changed}))
+
+
+def test_each_layer_goes_on_with_its_router(reader):
+    """Whether an entry names it or `moe.router` does."""
+
+    def configured(router, *entries):
+        moe = {**CONFIG["moe"], "router": router, "routers": list(entries)}
+        return config_from_dict({**CONFIG, "model": {"sparse_layers": 2}, "moe": moe})
+
+    hashed = {"type": "hash", "hash": {"balance": "frequency"}}
+    mixed = configured({"type": "switch", "balance_rate": 0.01}, {"layers": [0], **hashed})
+    saved = SimpleNamespace(folder=reader.folder, config=lambda: mixed)
+    check_same_model(saved, mixed)
+    check_same_model(saved, configured({**hashed, "balance_rate": 0.02}, {"layers": [1], "type": "switch"}))
+    for router, entries, told in (
+        ({"type": "switch", "balance_rate": 0.01}, [], "sparse layer 0: moe.router.type is switch, but .* with hash"),
+        (
+            {"type": "switch", "balance_rate": 0.01},
+            [{"layers": [0], "type": "hash"}],
+            r"sparse layer 0: moe.routers\[0\].hash.balance is uniform, but .* trained with frequency",
+        ),
+        (
+            {"type": "switch"},
+            [{"layers": [0], **hashed}],
+            "moe.router.balance_rate is 0.0, but .* trained with 0.01; expected above 0",
+        ),
+        (
+            {"type": "switch", "balance_rate": 0.01},
+            [{"layers": [1], **hashed}],
+            "sparse layer 0: moe.router.type is switch, but .* trained with hash",
+        ),
+    ):
+        with pytest.raises(InputError, match=told):
+            check_same_model(saved, configured(router, *entries))
 
 
 def test_a_router_goes_on_with_the_state_that_it_has(reader):
@@ -128,8 +181,25 @@ def test_a_router_goes_on_with_the_state_that_it_has(reader):
 
     bias, margin = {"kind": "bias"}, {"kind": "margin", "strength": 0.5}
     for then, now, told in (
+        ({"type": "hash"}, {"type": "hash", "top_k": 2}, "moe.router.top_k is 2, but .* trained with 1"),
+        (
+            {"type": "hash"},
+            {"type": "hash", "hash": {"map": "m"}},
+            "moe.router.hash.map is m, but .* trained with null",
+        ),
         ({}, {"balance_rate": 0.1}, "moe.router.balance_rate is 0.1, but .* trained with 0.0; expected 0,"),
         ({"balance_rate": 0.1}, {}, "moe.router.balance_rate is 0.0, but .* trained with 0.1; expected above 0"),
+        ({}, {"balance": {"kind": "sign"}}, "moe.router.balance.kind is sign, but .* trained with none"),
+        (
+            {"balance": {"kind": "pid"}},
+            {"balance": {"kind": "quantile"}},
+            "moe.router.balance.kind is quantile, but .* trained with pid; expected the same",
+        ),
+        (
+            {"locality_bias": bias, "balance": {"kind": "sign"}},
+            {"balance": {"kind": "sign"}},
+            "moe.router.locality_bias.kind is none, but .* trained with bias",
+        ),
         (
             locmoe(),
             locmoe(centre_rate=0.5),
@@ -157,6 +227,7 @@ def test_a_router_goes_on_with_the_state_that_it_has(reader):
         ({"locality_bias": bias}, {"locality_bias": margin}),
         ({"locality_bias": bias}, {}),
         ({"balance_rate": 0.1}, {"balance_rate": 0.05}),
+        ({"balance": {"kind": "pid"}}, {"balance": {"kind": "pid", "rate": 0.01, "derivative": 0.1}}),
         ({}, {"switch": {"jitter": 0.1}, "statistics": "rank"}),
         (locmoe(centre_rate=0.5), locmoe(centre_rate=1e-9, value_scale=2.0, rectify=False)),
         (locmoe(), {**locmoe(locality_loss_weight=0.1), "locality_loss": {"initial_weight": 0.0}}),

@@ -1,6 +1,6 @@
 """Every command takes a run, a checkpoint or a configuration, whichever one has, and means the same by each.
 
-`compare` alone takes a file of its own kind.
+`compare` and `trace` alone take files of their own kind.
 """
 
 import importlib
@@ -58,6 +58,7 @@ READS_A_CHECKPOINT = [
     ("ckpt diff @ @", "pangu_sigma.checkpoint.surgery.difference.diff"),
     ("ckpt reshard @ out --shards 2", "pangu_sigma.checkpoint.surgery.rewrite.reshard"),
     ("ckpt extract @ out --domain 0", "pangu_sigma.checkpoint.surgery.extract.extract"),
+    ("ckpt export-map @ out", "pangu_sigma.checkpoint.surgery.export_map.newest"),
     ("ckpt inherit mine.yaml @ out", "pangu_sigma.checkpoint.surgery.dense.OwnModel"),
 ]
 
@@ -170,4 +171,4 @@ def test_where_one_run_is_meant_a_folder_of_several_is_refused(workspace, monkey
 def test_every_command_is_in_these_tables():
     tables = (*READS_SETTINGS, *ASKS_A_MODEL, *READS_A_RUN, *READS_A_CHECKPOINT)
     names = {words.split()[0] for words, _ in tables}
-    assert names | {"compare", "launch"} == {add.__name__.partition("_")[2] for add in ADD_COMMANDS}
+    assert names | {"compare", "launch", "trace"} == {add.__name__.partition("_")[2] for add in ADD_COMMANDS}

@@ -77,3 +77,62 @@ def test_a_job_is_on_one_node_unless_told_otherwise():
 def test_the_last_step_is_that_of_the_run_or_where_it_is_cut_off():
     assert derived.last_step(make({}, train={"steps": 9})) == 9
     assert derived.last_step(make({}, train={"steps": 9, "stop_after": 4})) == 4
+
+
+MIXED = {
+    "router": {"type": "switch", "top_k": 2, "balance_rate": 0.01, "locality_bias": {"kind": "bias"}},
+    "routers": [
+        {"layers": [4, 0, 1], "type": "hash", "hash": {"weights": "gate"}},
+        {"layers": [2], "switch": {"jitter": 0.1}, "locality_bias": False},
+    ],
+}
+
+
+def test_each_layer_has_the_router_that_names_it():
+    config = make({"sparse_layers": 5, "sparse_query_layer": True}, MIXED)
+    found = derived.layer_routers(config)
+    assert [one.type for one in found] == ["hash", "hash", "switch", "switch", "hash", "switch"]
+    first, second = "moe.routers[0]", "moe.routers[1]"
+    assert derived.router_keys(config) == (first, first, second, "moe.router", first, "moe.router")
+    assert [one.own.weights for one in found if one.type == "hash"] == ["gate"] * 3
+    assert [one.own.jitter for one in found if one.type == "switch"] == [0.1, 0.0, 0.0]
+    # What all share holds where it is taken.
+    assert [one.balance_rate for one in found] == [0.0, 0.0, 0.01, 0.01, 0.0, 0.01]
+    assert [one.locality_bias.kind for one in found] == ["none", "none", "none", "bias", "none", "bias"]
+    assert {one.top_k for one in found} == {2}
+    assert derived.router_names(config) == "hash (0-1, 4), switch (2-3, 5)"
+
+
+def test_layers_take_the_balance_that_their_router_has_a_bias_for():
+    moe = {
+        "router": {"type": "switch", "balance": {"kind": "quantile"}},
+        "routers": [{"layers": [0], "type": "hash"}, {"layers": [1], "type": "moge"}],
+    }
+    found = derived.layer_routers(make({"sparse_layers": 3}, moe))
+    assert [one.balance.kind for one in found] == ["none", "none", "quantile"]  # moge takes sign and pid
+
+
+def test_routers_of_layers_are_pinned_each():
+    """Eight experts on four ranks of two nodes: a device group a rank, a block a node."""
+    moe = {
+        "num_experts": 8,
+        "router": {"type": "moge", "top_k": 4},
+        "routers": [{"layers": [0], "type": "node_limited"}, {"layers": [1], "type": "hash"}],
+    }
+    config = make({"sparse_layers": 3}, moe)
+    first, second, third = derived.layer_routers(derived.pin_routers(config, Topology(4, 2, 4)))
+    assert first.own.node_groups == 2 and third.own.device_groups == 4
+    assert second == derived.layer_routers(config)[1]
+
+
+def test_without_entries_all_layers_have_the_one_router():
+    config = make({"sparse_layers": 3}, {"router": MIXED["router"]})
+    assert derived.layer_routers(config) == (config.moe.router,) * 3
+    assert derived.router_names(config) == "switch" == derived.router_names(make({"sparse_layers": 0}, MIXED))
+
+
+def test_costs_are_those_of_each_layer_s_router():
+    moe = {"num_experts": 8, "router": {"type": "switch"}, "routers": [{"layers": [1], "type": "hash"}]}
+    config = make({"sparse_layers": 3, "hidden_size": 32}, moe)
+    gate, none = (8 * 32, "asked"), (0, "none")
+    assert [(cost.products, cost.statistics) for cost in derived.router_costs(config)] == [gate, none, gate]

@@ -212,3 +212,31 @@ def test_any_value_survives_yaml(rate, path, domain):
     assert math.isclose(config.optimizer.learning_rate, rate, rel_tol=0.0)
     assert config.data.path == path
     assert config.data.prepare.sources == {domain: path}
+
+
+def test_what_an_entry_leaves_out_is_as_in_moe_router():
+    config = config_from_dict(
+        {
+            "model": {"sparse_layers": 3},
+            "moe": {
+                "router": {"type": "switch", "hash": {"balance": "frequency"}, "switch": {"jitter": 0.2}},
+                "routers": [{"layers": [0], "type": "hash", "hash": {"weights": "gate"}}, {"layers": [2]}],
+            },
+        }
+    )
+    hashed, other = config.moe.routers
+    assert (hashed.hash.balance, hashed.hash.weights) == ("frequency", "gate")
+    assert (other.type, other.switch.jitter, other.hash) == ("switch", 0.2, None)
+    written = to_dict(config)["moe"]["routers"]
+    assert [sorted(entry) for entry in written] == [
+        ["hash", "layers", "locality_bias", "type"],
+        ["layers", "locality_bias", "switch", "type"],
+    ]
+    assert config_from_dict(to_dict(config)) == config  # the same once more, whatever moe.router has then
+
+
+def test_entries_can_be_given_on_the_command_line(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("model: {sparse_layers: 2}\n")
+    config = load_config(path, ["moe.routers=[{layers: [1], type: hash, hash: {balance: frequency}}]"])
+    assert config.moe.routers[0].hash.balance == "frequency" and config.moe.routers[0].layers == (1,)

@@ -48,6 +48,8 @@ def _config(settings):
         (1, {"moe.router.locmoe": {"ties": "noise"}, "moe.router.type": "switch"}),
         (1, {"data.placement": "known_routes", "moe.router.type": "hash", "moe.router.hash.balance": "cooccurrence"}),
         (1, {"data.placement": "known_routes", "moe.router.locmoe.gate_input": "code"}),
+        (1, {"data.placement": "known_routes", "moe.router.locmoe.gate_input": "code", "moe.router.top_k": 2}),
+        (1, {"moe.router.type": "hash", "moe.router.top_k": 2, "moe.router.hash.weights": "gate"}),
         (1, {"moe.capacity.measured_share": {"interval": 5}, "moe.dispatch": {"type": "hierarchical", "chunks": 2}}),
         (1, {"moe.router.locality_loss": {"initial_weight": 0.0, "start_step": 10, "warmup_steps": 20}}),
         (
@@ -62,6 +64,13 @@ def _config(settings):
         (1, {"moe.router.locmoe": {"rectify": False, "noise_scale": 0.5, "value_scale": 4.0}}),
         (1, {"moe.router.locmoe": {"gate_input": "code", "rectify": False, "value_scale": 2.0}}),
         (1, {"moe.dispatch.type": "hierarchical", "moe.dispatch.overflow": "repick"}),
+        (1, {"moe.router": {"type": "topk", "top_k": 2, "topk": {"normalise_weights": True, "weight_scale": 2.5}}}),
+        (1, {"moe.router": {"type": "topk", "balance": {"kind": "quantile", "bins": 50}}}),
+        (1, {"moe.router": {"type": "locmoe", "balance": {"kind": "pid", "rate": 0.01, "derivative": 0.1}}}),
+        (1, {"moe.router": {"type": "node_limited", "top_k": 4, "balance": {"kind": "sign"}}}),
+        (4, {"moe.router": {"type": "moge", "top_k": 4}, "parallel": {"expert": 4, "ranks_per_node": 2}}),
+        (4, {"moe.router": {"type": "moge", "moge": {"device_groups": 1}}, "parallel.expert": 4}),
+        (4, {"moe.router": {"type": "switch", "statistics": "expert_parallel"}, "parallel.expert": 2}),
         (1, {"moe.dispatch.type": "ragged", "moe.dispatch.ragged_limit": 1.5, "moe.router.top_k": 2}),
         (1, {"train.steps": 10, "optimizer.schedule": "constant"}),
         (
@@ -86,6 +95,16 @@ def _config(settings):
             },
         ),
         (1, {"model.sparse_layers": 0, "moe.capacity.buckets": 3}),
+        (1, {"model.sparse_layers": 0, "moe.router.type": "smile", "moe.router.smile.num_nodes": 3}),
+        (
+            4,
+            {
+                "moe.router.type": "smile",
+                "moe.router.smile.num_nodes": 2,
+                "parallel.expert": 4,
+                "parallel.ranks_per_node": 2,
+            },
+        ),
         (1, {"train.steps": 100, "optimizer.decay_steps": 5000}),
         (1, {"runtime.precision": "bf16", "runtime.device": "ascend"}),
         (1, {"data.path": "runs/a/data", "train.output_dir": "runs/a"}),
@@ -104,10 +123,40 @@ def test_what_fits_is_accepted(world_size, settings):
         (1, {"moe.domain_groups": []}, ["moe.domain_groups", "empty"]),
         (1, {"moe.domain_groups": [0, 1]}, ["moe.domain_groups[1] is 1", "moe.num_groups is 1"]),
         (1, {"moe.domain_groups": [-1]}, ["moe.domain_groups[0] is -1"]),
-        (1, {"moe.router.type": "hash", "moe.router.top_k": 2}, ["moe.router.top_k is 2", "moe.router.type hash"]),
+        (1, {"moe.router.type": "gshard", "moe.router.top_k": 3}, ["moe.router.top_k is 3", "moe.router.type gshard"]),
         (1, {"moe.num_groups": 4, "moe.router.top_k": 3}, ["moe.router.top_k (3)", "2 experts", "moe.num_groups 4"]),
         (1, {"moe.router.type": "gshard"}, ["moe.router.top_k is 1", "moe.router.type gshard", "expected 2"]),
         (1, {"moe.router.type": "etr"}, ["moe.dispatch.drop_priority is position", "moe.router.type etr"]),
+        (
+            1,
+            {
+                "moe.router.type": "etr",
+                "moe.dispatch.drop_priority": "weight",
+                "moe.router.etr.expert_choice_start_step": 7,
+                "train.steps": 7,
+            },
+            ["moe.router.etr.expert_choice_start_step (7)", "train.steps (7)", "expected an earlier step, or null"],
+        ),
+        (
+            1,
+            {"moe.router.type": "faster_moe", "moe.router.faster_moe.rule": "fastmoe"},
+            ["moe.router.top_k is 1", "moe.router.faster_moe.rule fastmoe", "expected 2, or rule ours"],
+        ),
+        (
+            4,
+            {"moe.router.type": "smile", "parallel.expert": 4, "parallel.ranks_per_node": 2},
+            ["moe.router.smile.num_nodes is 1", "are on 2 nodes", "expected 2"],
+        ),
+        (
+            4,
+            {
+                "moe.router.type": "c2r",
+                "moe.router.top_k": 2,
+                "moe.router.c2r.num_devices": 2,
+                "parallel.expert": 4,
+            },
+            ["moe.router.c2r.num_devices is 2", "are on 4 devices", "expected 4"],
+        ),
         (
             1,
             {"moe.router.type": "hash", "moe.router.locality_bias.kind": "bias"},
@@ -131,7 +180,93 @@ def test_what_fits_is_accepted(world_size, settings):
         (
             1,
             {"moe.router.type": "ta_moe", "moe.router.balance_rate": 0.01},
-            ["moe.router.balance_rate is 0.01", "etr, locmoe, switch"],
+            ["moe.router.balance_rate is 0.01", "c2r, etr, locmoe, moge, node_limited, switch, topk"],
+        ),
+        (
+            1,
+            {"moe.router": {"type": "ta_moe", "balance": {"kind": "sign"}}},
+            [
+                "moe.router.balance.kind sign",
+                "moe.router.type ta_moe",
+                "c2r, etr, locmoe, moge, node_limited, switch, topk",
+            ],
+        ),
+        (
+            1,
+            {"moe.router": {"type": "moge", "balance": {"kind": "quantile"}}},
+            ["moe.router.balance.kind quantile", "moe.router.type moge", "one of etr, locmoe, switch, topk"],
+        ),
+        (
+            1,
+            {"moe.router": {"type": "topk", "balance_rate": 0.01, "balance": {"kind": "pid"}}},
+            ["moe.router.balance_rate is 0.01", "moe.router.balance.kind pid", "the same biases"],
+        ),
+        *(
+            (
+                1,
+                {"moe.router.balance": {"kind": kind, key: value}},
+                [f"moe.router.balance.{key} is {value}", f"moe.router.balance.kind {kind}", "does not use it"],
+            )
+            for kind, key, value in (
+                ("none", "rate", 0.01),
+                ("none", "bins", 50),
+                ("sign", "proportional", 0.1),
+                ("sign", "bins", 50),
+                ("pid", "bins", 50),
+                ("quantile", "rate", 0.01),
+                ("quantile", "derivative", 0.1),
+            )
+        ),
+        (
+            1,
+            {"moe.router": {"type": "topk", "top_k": 8, "balance": {"kind": "quantile"}}},
+            ["balance.kind quantile", "moe.router.top_k 8 of 8 experts"],
+        ),
+        (
+            1,
+            {"moe.router": {"balance": {"kind": "quantile"}, "locality_bias": {"kind": "margin"}}},
+            ["balance.kind quantile", "moe.router.locality_bias.kind margin", "expected bias or none"],
+        ),
+        *(
+            (
+                1,
+                {"moe.router": {"type": name, name: {"normalise_weights": True}}},
+                [f"moe.router.{name}.normalise_weights is true", "moe.router.top_k 1", "every weight would be 1"],
+            )
+            for name in ("topk", "node_limited", "moge")
+        ),
+        (
+            1,
+            {"moe.router": {"type": "topk", "topk": {"weight_scale": 2.5}}, "moe.scale_by_gate": False},
+            ["moe.router.topk.weight_scale is 2.5", "moe.scale_by_gate false", "expected 1.0"],
+        ),
+        (
+            4,
+            {
+                "moe.router": {"type": "node_limited", "top_k": 4, "node_limited": {"max_nodes": 1}},
+                "parallel": {"expert": 4, "ranks_per_node": 1},
+            },
+            ["moe.router.node_limited.max_nodes is 1", "hold 2 experts", "moe.router.top_k (4)"],
+        ),
+        (
+            4,
+            {"moe.router": {"type": "moge", "top_k": 2}, "parallel.expert": 4},
+            ["moe.router.top_k (2)", "each of 4 device groups", "moe.router.moge.device_groups"],
+        ),
+        (
+            1,
+            {"moe.router": {"type": "moge", "moge": {"device_groups": 3}}},
+            ["moe.router.moge.device_groups (3)", "the 8 experts of a group"],
+        ),
+        (
+            2,
+            {
+                "moe.router": {"type": "node_limited"},
+                "moe.num_experts": 6,
+                "moe.num_groups": 2,
+                "parallel": {"expert": 2, "ranks_per_node": 1},
+            },
+            ["moe.router.type node_limited", "do not lie in equal blocks"],
         ),
         (
             1,
@@ -219,7 +354,7 @@ def test_what_fits_is_accepted(world_size, settings):
                 {"data.placement": "known_routes", "moe.router.locmoe.gate_input": "code", f"moe.router.{key}": value},
                 [f"moe.router.{key} is {value}", "data.placement known_routes"],
             )
-            for key, value in (("top_k", 2), ("balance_rate", 0.01), ("locality_bias.kind", "bias"))
+            for key, value in (("balance_rate", 0.01), ("balance.kind", "pid"), ("locality_bias.kind", "bias"))
         ),
         (
             1,
@@ -242,6 +377,28 @@ def test_what_fits_is_accepted(world_size, settings):
             ["moe.dispatch.chunks is 3", "hierarchical", "1 or 2"],
         ),
         (1, {"moe.capacity.local_share": 0.5}, ["moe.capacity.local_share is 0.5", "moe.dispatch.type flat"]),
+        *(
+            (
+                1,
+                {"moe.capacity.node_share": 0.5, "moe.dispatch.type": kind},
+                ["moe.capacity.node_share is 0.5", f"type {kind}, where each assignment travels by itself", "null"],
+            )
+            for kind in ("flat", "hierarchical", "ragged")
+        ),
+        (
+            4,
+            {
+                "moe.dispatch": {"type": "node_dedup", "group_wise": True},
+                "parallel": {"expert": 2, "tensor": 2, "ranks_per_node": 2},
+            },
+            ["moe.dispatch.group_wise is true", "type node_dedup, where the slots of a share", "expected false"],
+        ),
+        (1, {"moe.dispatch": {"type": "node_dedup", "chunks": 3}}, ["chunks is 3", "node_dedup", "1 or 2"]),
+        (
+            1,
+            {"moe.dispatch": {"type": "node_dedup", "ragged_limit": 2.0}},
+            ["ragged_limit is 2.0", "which has slots", "expected null"],
+        ),
         (
             1,
             {"moe.evaluation_rules": "none", "moe.capacity.evaluation_factor": 8.0},

@@ -42,6 +42,8 @@ def test_a_checkpoint_by_hand():
     """Width 8, inner width 32: attention 4 x 64 in 4 layers; 2 dense networks and 2 x 4 experts of 2 x 256; 100 words
     and 64 positions of 8."""
     assert doctor_storage.checkpoint_bytes(config(), 100) == 12 * (4 * 256 + 10 * 512 + 164 * 8)
+    shared = config(moe={"num_experts": 4, "shared_experts": 3})
+    assert doctor_storage.checkpoint_bytes(shared, 100) == 12 * (4 * 256 + 16 * 512 + 164 * 8)
 
 
 def test_checkpoints_at_a_time():

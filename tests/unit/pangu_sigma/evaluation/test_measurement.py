@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import yaml
 
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.errors import InputError
+from locmoe_ops.routers.specs.replay import ReplayOptions
+from locmoe_ops.routing_trace import read_trace
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.load import config_from_dict
+from pangu_sigma.config.validate import validate
 from pangu_sigma.data.corpus import cut
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.tokenizer import Tokenizer
@@ -24,6 +28,9 @@ from pangu_sigma.evaluation.prompts import prompt_text, task_domain
 from pangu_sigma.evaluation.ranks import validation_batches
 from pangu_sigma.evaluation.scoring import Scorer
 from pangu_sigma.evaluation.tasks import load_task
+from pangu_sigma.evaluation.trace import TraceRequest, check_trace_request, chosen_rows, write_trace
+from pangu_sigma.inference.load import inference_config
+from pangu_sigma.model.dims import model_dims
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.runtime.runtime import Runtime
 
@@ -45,7 +52,7 @@ def model(tiny_data, networks):
     runtime = Runtime(create_collectives("local", Topology(1, 1), 0))
     context = _context(config, runtime, vocabulary(config, data))
     network = PanGuSigma(context)
-    scorer = Scorer(network, context.shape)
+    scorer = Scorer(network, context.shape, traces=True)
     networks.randomise(network, 2)
     return EvaluatedModel(
         config,
@@ -58,14 +65,15 @@ def model(tiny_data, networks):
         "0" * 64,
         network,
         scorer,
+        expert_nodes=(0, 1, 0, 1),
     )
 
 
 @pytest.fixture(scope="module")
-def nats(model, networks, numpy_model):
-    """`nats(ids, domain)`: of each id after the first, by the NumPy model reading them as one document."""
+def double(model, networks, numpy_model):
+    """The same network in NumPy."""
     options = model.config.model
-    double = numpy_model.NumpyModel(
+    return numpy_model.NumpyModel(
         numpy_model.NumpyOptions(
             options.dense_layers,
             options.sparse_layers,
@@ -79,6 +87,11 @@ def nats(model, networks, numpy_model):
         ),
         networks.parameter_arrays(model.network),
     )
+
+
+@pytest.fixture(scope="module")
+def nats(double, numpy_model):
+    """`nats(ids, domain)`: of each id after the first, by the NumPy model reading them as one document."""
 
     def read(ids, domain):
         n = len(ids) - 1
@@ -148,6 +161,91 @@ def test_perplexity_of_validation_rows_by_domain(model, nats):
     both = sums[0] + sums[1]
     assert figures["all", "perplexity"] == pytest.approx(math.exp(both[0] / both[1]), rel=2e-4)
     assert rows.measure([4]) == records[5:] and rows.notes(records) == []
+
+
+@pytest.fixture(scope="module")
+def traced(model, tmp_path_factory):
+    """The path of a trace of all validation rows, and what `eval` says of it."""
+    path = tmp_path_factory.mktemp("trace") / "a.safetensors"
+    return str(path), write_trace(model, TraceRequest(str(path), "validation", 6 * 32))
+
+
+def test_a_trace_holds_what_the_routers_chose(model, double, traced):
+    """Row by row, by the NumPy model reading each row alone."""
+    path, told = traced
+    trace = read_trace(path, "--trace")
+    assert told.startswith("routing trace: 192 tokens in 6 rows, 1 sparse layers, 1 experts a token; ")
+    rows = {
+        (batch.ids[row].tobytes(), int(batch.domain[row])): (batch, row)
+        for _, batch in validation_batches(model.config, model.data, Topology(1, 1), 1)
+        for row in np.flatnonzero(batch.loss_mask.any(1))
+    }
+    assert {(ids.tobytes(), int(domain)) for ids, domain in zip(trace.token, trace.domain)} == set(rows)
+    for number, ids in enumerate(trace.token):
+        batch, row = rows[ids.tobytes(), int(trace.domain[number])]
+        alone = {name: array[row : row + 1] for name, array in batch._asdict().items()}
+        (layer,) = double.forward(alone).layers
+        np.testing.assert_array_equal(trace.expert[0, number], layer.expert[0])
+        # float32 probabilities behind a few layers, as above
+        np.testing.assert_allclose(trace.weight[0, number], layer.weight[0], rtol=2e-5)
+    assert trace.node.tolist() == [0, 1, 0, 1] and trace.domains == model.domains
+    assert trace.source == {
+        "checkpoint": "checkpoint",
+        "sha256": "0" * 64,
+        "step": "7",
+        "router": "switch",
+        "rows": "validation",
+    }
+
+
+def test_a_replayed_trace_scores_as_the_router_did(model, networks, traced):
+    """Another network, with the same weights but for the gate, which it does not have. Bit for bit: the same operators
+    get the same experts and the same weights.
+    """
+    router = replace(model.config.moe.router, type="replay", replay=ReplayOptions(traced[0]))
+    config = replace(model.config, moe=replace(model.config.moe, router=router))
+    validate(config, 1)
+    network = PanGuSigma(_context(config, model.runtime, vocabulary(config, model.data)))
+    own = {parameter.name: parameter for parameter in model.network.get_parameters()}
+    assert {name for name in own if "gate" in name} == set(own) - {one.name for one in network.get_parameters()}
+    for parameter in network.get_parameters():
+        parameter.set_data(own[parameter.name])
+    scorer = Scorer(network, model_dims(config, model.scorer.rows, model.data.vocab_size, 2), traces=True)
+    for _, batch in validation_batches(config, model.data, Topology(1, 1), 1):
+        before, found = model.scorer.tokens(batch), scorer.tokens(batch)
+        np.testing.assert_array_equal(found.routed.expert, before.routed.expert)
+        np.testing.assert_array_equal(found.routed.weight, before.routed.weight)
+        np.testing.assert_array_equal(found.losses, before.losses)
+    with pytest.raises(InputError, match="moe.router.type is replay, which routes whole rows of text alone"):
+        inference_config(config)
+
+
+def test_rows_that_are_traced_are_the_same_each_time_and_of_all_batches(model):
+    batches = [batch for _, batch in validation_batches(model.config, model.data, Topology(1, 1), 1)]
+    found = chosen_rows(batches, 4)
+    assert len(set(found)) == 4 and found == chosen_rows(batches, 4) == sorted(found)
+    assert set(found) < set(chosen_rows(batches, 99)) and len(chosen_rows(batches, 99)) == 6
+    assert chosen_rows([*batches, *batches], 99) == chosen_rows(batches, 99)  # each text once
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens", "problem"),
+    [
+        ({}, 31, "--trace-tokens 31: a row has 32 tokens; expected at least one row"),
+        ({}, 10**9, r"the trace would take 12,000,000,000 bytes; expected at most 4,294,967,296"),
+        ({"sparse_layers": 0}, 64, "the model has no experts"),
+    ],
+)
+def test_traces_that_cannot_be(model, tmp_path, changes, tokens, problem):
+    config = replace(model.config, model=replace(model.config.model, **changes))
+    with pytest.raises(InputError, match=problem):
+        check_trace_request(config, TraceRequest(str(tmp_path / "a"), "validation", tokens))
+
+
+def test_a_trace_replaces_no_other_file(model, tmp_path):
+    (tmp_path / "mine.safetensors").write_bytes(b"weights")
+    with pytest.raises(InputError, match="--trace .*mine.safetensors: is there already, and pangu-sigma did not write"):
+        check_trace_request(model.config, TraceRequest(str(tmp_path / "mine.safetensors"), "validation", 64))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from locmoe_ops.topology import Topology
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
-from pangu_sigma.evaluation.ranks import trained_capacities, validation_batches
+from pangu_sigma.evaluation.ranks import trained_capacities, training_batches, validation_batches
 from pangu_sigma.model.dims import model_dims
 
 
@@ -78,3 +78,18 @@ def test_rows_are_those_of_the_ranks(tiny_data, ranks, layout):
             assert all(np.array_equal(a, b) for a, b in zip(batch, other))
         rows += [batch.ids[row].tobytes() for batch in own for row in np.flatnonzero(batch.loss_mask.any(1))]
     assert len(set(rows)) == len(rows) == 10
+
+
+@pytest.mark.parametrize("rows", [3, 8, 9, 10**6])
+def test_training_rows_are_those_of_whole_steps(tiny_data, rows):
+    """In the order of steps; of no more steps than an epoch has, whatever is asked for."""
+    config, data, layout = config_of(tiny_data), PreparedData.open(str(tiny_data)), Topology(2, 1, 2)
+    available = sum(data.rows("train", domain) for domain in range(2))
+    steps = -(-min(rows, available) // 8)
+    found = training_batches(config, data, layout, 2, None, rows)
+    assert len(found) == steps * 4 and [rank for rank, _ in found] == [0, 0, 1, 1] * steps  # 8 rows in batches of 2
+    for rank in range(2):
+        with closing(create_loader(config, data, layout, rank, 2)) as loader:
+            expected = [batch for step in range(steps) for batch in loader.step(step)]
+        for (_, batch), other in zip([one for one in found if one.rank == rank], expected):
+            assert all(np.array_equal(a, b) for a, b in zip(batch, other))

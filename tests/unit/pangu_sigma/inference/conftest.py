@@ -21,6 +21,7 @@ HOMES = (0, 3)  # on different nodes
 MARGIN = {"kind": "margin", "strength": 0.9}
 ROUTERS = (
     {"type": "hash"},
+    {"type": "hash", "top_k": 2, "hash": {"weights": "gate", "score": "sigmoid"}},
     {"type": "switch", "switch": {"jitter": 0.1}, "balance_rate": 0.01},
     {"type": "locmoe"},
     {"type": "locmoe", "locmoe": {"gate_input": "word", "blocks": "by_layer"}, "locality_bias": MARGIN},
@@ -29,6 +30,8 @@ ROUTERS = (
     {"type": "faster_moe"},
     {"type": "ta_moe", "locality_bias": {"kind": "bias", "strength": 0.5}},
     {"type": "etr", "top_k": 2},
+    {"type": "smile"},
+    {"type": "c2r", "top_k": 2},
 )
 
 
@@ -37,7 +40,7 @@ def graph_mode():
     ms.set_context(mode=ms.GRAPH_MODE)
 
 
-def _config(router, **model):
+def _config(router, shared=0, **model):
     return inference_config(
         config_from_dict(
             {
@@ -52,7 +55,13 @@ def _config(router, **model):
                     "domain_embeddings": True,
                     **model,
                 },
-                "moe": {"num_experts": 8, "num_groups": 2, "logical_topology": LAYOUT, "router": router},
+                "moe": {
+                    "num_experts": 8,
+                    "shared_experts": shared,
+                    "num_groups": 2,
+                    "logical_topology": LAYOUT,
+                    "router": router,
+                },
             }
         )
     )
@@ -64,7 +73,7 @@ def every_router():
     context = network_context(_config({"type": "switch"}), VOCABULARY, DOMAINS)
     network = PanGuSigma(context)
     for index, router in enumerate(ROUTERS):
-        own = replace(context, config=_config(router))
+        own = replace(context, config=_config(router, shared=2 * (router["type"] == "gshard")))
         block = network.blocks[1 + index]
         block.feed_forward = block.normed_feed_forward.layer = build_sparse_layer(own, index)
     network.routes_by_word = True

@@ -11,6 +11,7 @@ from pangu_sigma.metrics.definitions import DEFINITIONS, left_out
 
 SPLIT = {f"time/{name}(s)" for name in ("compute", "communication", "idle", "overlapped")}
 SLOWEST = {"time/slowest_rank", "time/slowest_rank/compute(s)", "time/median_rank/compute(s)"}
+NODES = {"moe/tokens_by_nodes", "moe/nodes_per_token"}
 HOME = {"moe/local_fraction", "moe/local_fraction_by_layer"}
 TRAFFIC = {name for name in DEFINITIONS if name.startswith("comm/") or name.count("/") == 2 and name[:5] == "time/"}
 TRAFFIC = (TRAFFIC | {f"time/{cause}(s)" for cause in ("all_to_all", "gradient", "tensor")}) - SLOWEST
@@ -104,6 +105,41 @@ def test_the_layout_says_which_nodes_are_home():
     assert not job(layout=Topology(4, 2, 4)) & HOME and job(4, 2, layout=Topology(4, 4)) >= HOME
 
 
+@pytest.mark.parametrize(
+    ("ranks", "a_node", "expert", "top_k", "there"),
+    [(4, 2, 4, 2, True), (4, 2, 4, 1, False), (4, 2, 2, 2, False), (4, 4, 4, 2, False), (4, 1, 2, 2, True)],
+)
+def test_tokens_are_counted_by_nodes_where_their_experts_can_be_on_several(ranks, a_node, expert, top_k, there):
+    absent = job(ranks, a_node, parallel={"expert": expert}, moe={"router": {"type": "switch", "top_k": top_k}})
+    assert NODES - absent == (NODES if there else set())
+
+
+COPIES = {"moe/copies_between_nodes"}
+LOGICAL = {"world_size": 4, "ranks_per_node": 2, "expert": 4}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "a_node", "sections", "present"),
+    [
+        (4, 2, {"parallel": {"expert": 4}}, True),
+        (4, 2, {"parallel": {"expert": 2}}, False),  # each node has all experts
+        (4, 4, {"parallel": {"expert": 4}}, False),
+        (1, 1, {}, False),
+        (4, 2, {"parallel": {"expert": 4}, "moe": {"logical_topology": LOGICAL}}, False),
+        (
+            4,
+            2,
+            {"parallel": {"expert": 4}, "moe": {"logical_topology": LOGICAL, "dispatch": {"type": "node_dedup"}}},
+            True,
+        ),
+        (4, 2, {"parallel": {"expert": 4}, "model": {"sparse_layers": 0}}, False),
+    ],
+)
+def test_copies_between_nodes(ranks, a_node, sections, present):
+    """Counted by the dispatcher, or what leaves home, where a home is a rank of the job."""
+    assert bool(COPIES & job(ranks, a_node, **sections)) != present
+
+
 def test_where_each_node_has_all_experts_every_token_is_at_home():
     assert job(4, 2, parallel={"expert": 2}) >= HOME and not job(4, 2, parallel={"expert": 4}) & HOME
 
@@ -133,6 +169,7 @@ def test_where_each_node_has_all_experts_every_token_is_at_home():
             {"valid/local_term_off/loss"},
             {"moe/local_strength"},
         ),
+        ({"router": {"type": "replay"}}, {"loss/aux", "loss/locality"}, {"moe/undecided_fraction"}),
         ({"dispatch": {"type": "ragged"}}, {"moe/drop_fraction", "moe/graphs"}, {"moe/tokens_per_expert"}),
         ({"capacity": {"mode": "adaptive"}}, {"moe/local_share"}, {"moe/graphs", "moe/capacity_slots"}),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pangu_sigma.metrics.definitions import CAUSES, DEFINITIONS
+from pangu_sigma.report import traces
 from pangu_sigma.train import metrics
 
 TRAIN = Path(metrics.__file__).parent
@@ -14,7 +15,13 @@ ONE = np.ones(1)
 
 def computed():
     sums = {name: np.float64(1.0) for name in ("tokens", "task", "aux", "locality")}
-    routing = {"assigned": np.ones((1, 2)), "kept": ONE, "kept_local": ONE, "undecided": ONE}
+    routing = {
+        "assigned": np.ones((1, 2)),
+        "kept": ONE,
+        "kept_local": ONE,
+        "undecided": ONE,
+        "tokens_by_nodes": np.ones((1, 2)),
+    }
     counters = metrics.HostCounters(1.0, *[metrics.Traffic()] * 4)
     return {
         **metrics.loss_metrics(sums),
@@ -30,11 +37,12 @@ def test_what_is_computed_is_defined():
 
 
 def test_what_is_defined_is_computed():
-    """By the functions above, or by its name in a line of the loop, the capacity or the run."""
+    """By the functions above, or by its name in a line of the loop, the capacity, the run, or what shows traces."""
     text = "".join(
         (TRAIN / f"{stem}.py").read_text(encoding="utf-8")
         for stem in ("loop", "capacity", "local_share", "run", "straggler", "divergence", "utilisation")
     )
+    text += Path(traces.__file__).read_text(encoding="utf-8")
     assert set(DEFINITIONS) - set(computed()) <= set(re.findall(r'"([\w/()]+)"[\]:]', text))
 
 

@@ -9,8 +9,8 @@ import pytest
 import mindspore as ms
 
 LAYOUT = {"world_size": 4, "ranks_per_node": 2, "expert": 4}
-# Between them: every router, every activation, every statistics scope, overflow by either priority, blocks of one kind
-# only.
+# Between them: every router, every activation, every statistics scope, overflow by either priority, shared experts,
+# blocks of one kind only.
 CASES = {
     "dense": {"model": {"sparse_layers": 0, "dense_layers": 2, "activation": "fast_gelu"}},
     "hash": {
@@ -45,6 +45,7 @@ CASES = {
             },
             "logical_topology": LAYOUT,
             "scale_by_gate": False,
+            "shared_experts": 2,
         },
     },
     "query layer alone": {"model": {"dense_layers": 0, "sparse_layers": 0, "final_norm": "after_query"}},

@@ -25,7 +25,7 @@ PARTS = ("none", "attention", "sparse", "all", 1)
 def config_of(networks, part):
     return networks.small_config(
         {"attention_dropout": 0.1, "hidden_dropout": 0.1, "vocab_size": networks.VOCABULARY},
-        {"router": {"type": "switch"}},
+        {"router": {"type": "switch"}, "shared_experts": 2},
         train={"recompute": part, "global_batch_size": len(networks.DOCUMENTS), "steps": 200},
     )
 

@@ -1,4 +1,6 @@
+import math
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -117,6 +119,39 @@ def test_slots_of_two_tiers(moe, placement, expected):
     rules = SlotRules(config, Topology(4, 2, 4), domains=2, tokens=96)
     for evaluation in (False, True):
         assert rules.tier_capacities(rules.placement, config.moe.capacity.factor, evaluation) == expected
+
+
+def _chance(top_k, experts, held):
+    """Of all sets of `top_k` of so many experts, the share that has one of those held."""
+    sets = list(combinations(range(experts), top_k))
+    return sum(any(expert < held for expert in one) for one in sets) / len(sets)
+
+
+@pytest.mark.parametrize(
+    ("moe", "nodes", "share"),
+    [
+        ({}, 2, _chance(1, 4, 2)),  # each node has 2 of a group's 4 experts
+        ({"router": {"top_k": 2}}, 2, _chance(2, 4, 2)),
+        ({"router": {"top_k": 4}}, 2, 1.0),
+        ({"router": {"top_k": 2}}, 4, _chance(2, 4, 1)),
+        ({"num_groups": 1, "router": {"top_k": 4}}, 2, _chance(4, 8, 4)),
+        ({"num_groups": 1, "router": {"top_k": 8}}, 4, 1.0),
+        # A group's four experts lie on one node: half of the tokens go there, each with all of its choices.
+        ({"router": {"top_k": 2}, "expert_placement": "node_grouped"}, 2, 0.5),
+        ({"router": {"top_k": 2}, "capacity": {"node_share": 0.3}}, 2, 0.3),
+        # A quarter of the assignments leaves in place of a half: as if there were half as many experts.
+        ({"router": {"top_k": 2}, "capacity": {"local_share": 0.75}}, 2, 1 - (1 - 1 / 4) * (1 - 1 / 3)),
+    ],
+)
+def test_copies_to_a_node(moe, nodes, share):
+    """8 experts, 2 groups, 96 tokens; factor 1, or one that makes room for all."""
+    config = config_from_dict({"moe": {"num_experts": 8, "num_groups": 2, "dispatch": {"type": "node_dedup"}, **moe}})
+    rules = SlotRules(config, Topology(4, 4 // nodes, 4), domains=2, tokens=96)
+    assert rules.dispatch_setup(rules.placement, 1.0).capacities.copies == math.ceil(round(96 * share, 6))
+    assert rules.dispatch_setup(rules.placement, 4.0).capacities.copies == 96
+    unruled = replace(config, moe=replace(config.moe, evaluation_rules="none"))
+    rules = SlotRules(unruled, Topology(4, 4 // nodes, 4), domains=2, tokens=96)
+    assert rules.dispatch_setup(rules.placement, 0.1, evaluation=True).capacities.copies == 96
 
 
 @pytest.mark.parametrize(
@@ -368,7 +403,7 @@ def test_homes_of_ids_are_counted_layer_by_layer(make_context):
     layout = {"world_size": 2, "ranks_per_node": 1, "expert": 2}
     context = make_context({"router": {"type": "hash"}, "logical_topology": layout})
     layers = [build_sparse_layer(context, number) for number in (0, 1)]
-    found = homes_of_ids(context.config.moe, context.layout, layers)
+    found = homes_of_ids(context.config, context.layout, layers)
     tables = [layer.routing.router.table.asnumpy() for layer in layers]
     for node, group, token_id in np.ndindex(2, 2, 29):
         # Interleaved: experts 0 and 1 of each group on rank 0, 2 and 3 on rank 1.

@@ -124,6 +124,31 @@ def test_sparse_layer_by_hand(make_job):
     assert found == attention + 4 * (2 * ROW + 120 * (16 + 48) + ROW)
 
 
+@pytest.mark.parametrize("precision, item", [("fp32", 4), ("fp16", 2)])
+def test_shared_experts_by_hand(make_job, precision, item):
+    """Inner features of two networks of 24, twice, in each of two tensor-parallel ranks a half. Their input is the
+    norm's output, of which half precision has a copy. Recomputed, the input alone is left.
+    """
+    copy = item * ROW if item < 4 else 0
+    for tensor in (1, 2):
+        inner = 2 * item * TOKENS * 2 * 24 // tensor
+        for recompute, expected in (("none", inner + copy), ("all", copy)):
+            plain, shared = (
+                kept(
+                    make_job(
+                        1,
+                        tensor,
+                        moe={"shared_experts": count},
+                        runtime={"precision": precision},
+                        parallel={"tensor": tensor},
+                        train={"recompute": recompute},
+                    )
+                )[1]
+                for count in (0, 2)
+            )
+            assert shared - plain == expected, (tensor, recompute)
+
+
 def kept(job):
     return [layer.kept for layer in layer_memory(job)]
 

@@ -26,6 +26,11 @@ ROUTERS = {
     "faster_moe": {},
     "ta_moe": {},
     "etr": {},
+    "topk": {"top_k": 2, "balance": {"kind": "pid"}},
+    "node_limited": {"top_k": 2},
+    "moge": {"top_k": 2},
+    "smile": {"smile": {"num_nodes": 2}},
+    "c2r": {},
 }
 DEGREES = [(1, 1), (4, 1), (2, 2), (1, 4)]  # expert, tensor
 CASES = [
@@ -43,6 +48,18 @@ CASES = [
         for kind, own in ROUTERS.items()
     ),
     *(({"model": {"sparse_query_layer": True, "domain_embeddings": True}}, degree) for degree in DEGREES),
+    *(({"moe": {"router": {"type": "hash", "top_k": 2, "hash": {"weights": "gate"}}}}, degree) for degree in DEGREES),
+    (
+        {
+            "model": {"sparse_query_layer": True},
+            "moe": {
+                "router": {"type": "switch", "balance_rate": 0.01},
+                "routers": [{"layers": [0], "type": "hash"}, {"layers": [2], "type": "locmoe"}],
+            },
+        },
+        (2, 2),
+    ),
+    *(({"model": {"sparse_query_layer": True}, "moe": {"shared_experts": 2}}, degree) for degree in ((1, 1), (2, 2))),
     (
         {
             "moe": {
@@ -79,6 +96,13 @@ def test_totals_are_those_of_the_whole_network(make_job, build, degree):
         == sum(p.size for p in build(make_job(moe={"router": {"type": "switch"}})).trainable_params())
     )
     assert counts.rank == sum(p.size for p in built)
+
+
+def test_all_shared_experts_are_active(make_job):
+    plain, shared = (count_parameters(make_job(moe={"shared_experts": count})) for count in (0, 3))
+    network = 16 * 3 * 24 + 3 * 24 + 3 * 24 * 16 + 16  # of three times 24 inner features, with one bias of the output
+    assert shared.total - plain.total == shared.active - plain.active == network
+    assert shared.experts == plain.experts
 
 
 def test_a_token_passes_through_some_experts_and_one_word_table(make_job):

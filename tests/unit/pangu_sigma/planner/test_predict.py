@@ -117,6 +117,17 @@ def test_experts_compute_on_empty_slots_too(make_job):
     assert rank_flops(split)["routing"] == model["routing"]
 
 
+def test_shared_experts_compute_once_for_every_token(make_job):
+    """Forward and backward, two a multiply-add, of two networks of 24 inner features on 96 tokens; no slot is empty."""
+    alone, shared = make_job(), make_job(moe={"shared_experts": 2})
+    split = make_job(1, 2, moe={"shared_experts": 2}, parallel={"tensor": 2})
+    products = 3 * 2 * 96 * 2 * 16 * 2 * 24
+    assert model_flops(shared) - model_flops(alone) == pytest.approx(products)
+    assert rank_flops(shared)["shared experts"] == pytest.approx(products)
+    assert rank_flops(split)["shared experts"] == pytest.approx(products / 2)
+    assert "shared experts" not in rank_flops(alone)
+
+
 def again(job):
     """Multiply-adds a token of a row, for a width of 16, 24 inner features, 12 positions."""
     return rank_flops(job)["recomputed"] / 2 / 96
@@ -142,6 +153,8 @@ def test_products_of_experts_that_stand_once_more(make_job):
     assert again(make_job(train={"recompute": "sparse"})) == attention + 16 * 24 * 120 / 96
     two = make_job(1, 2, train={"recompute": "sparse"}, parallel={"expert": 2})
     assert again(two) * 2 == attention + 16 * 24 * 64 / 48
+    shared = make_job(train={"recompute": "sparse"}, moe={"shared_experts": 2})
+    assert again(shared) == attention + 16 * 24 * (120 / 96 + 2)
 
 
 def test_a_step_is_the_sum_of_its_parts(make_job, hardware):

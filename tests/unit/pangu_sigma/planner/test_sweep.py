@@ -41,7 +41,7 @@ def test_axes(config, cluster, texts, expected):
         (["dp=0"], "found '0'"),
         (["capacity=nan"], "found 'nan'"),
         (["ep=2.5"], "found '2.5'"),
-        (["router=hash,best"], "found 'best', expected some of etr, faster_moe"),
+        (["router=hash,best"], "found 'best', expected some of c2r, etr, faster_moe"),
     ],
 )
 def test_wrong_axes_are_refused(config, cluster, texts, fragment):

@@ -76,12 +76,42 @@ def test_flat_dispatch_by_hand(make_job):
     assert by_cause(step_exchanges(job), job.topology)["all_to_all"] == (4 * 4 * 1 * link, 4 * 4 * 2 * link)
 
 
+def test_a_tensor_parallel_group_sums_shared_experts(make_job):
+    """As a dense network: once each way in every layer, for all of them together. Nothing else is exchanged."""
+    sections = {"model": {"sparse_query_layer": True}, "parallel": {"expert": 2, "tensor": 2}}
+    plain, shared = (step_exchanges(make_job(1, 4, **sections, moe={"shared_experts": count})) for count in (0, 3))
+    names = ("feed-forward, sum", "feed-forward, gradient")
+    assert [one.times for one in plain if one.name in names] == [1, 1]  # of the dense block
+    assert [one.times for one in shared if one.name in names] == [3, 3]  # and of two sparse layers
+    rest = [[one for one in found if one.name not in names and one.cause != "gradient"] for found in (plain, shared)]
+    assert rest[0] == rest[1]
+
+
+@pytest.mark.parametrize(("hidden", "most"), [(32, 0.6), (512, 0.51)])
+@pytest.mark.parametrize("plain", ["flat", "hierarchical"])
+def test_one_copy_a_node_saves_half_of_the_bytes_between_nodes(make_job, plain, hidden, most):
+    """Four choices among 8 experts on 2 x 2 nodes at capacity factor 1: two of a token's assignments leave, with one
+    copy (1 - 1/70 of the tokens send one). Weights and maps weigh less, the longer the rows.
+    """
+    planned = {}
+    for kind in (plain, "node_dedup"):
+        moe = {"num_groups": 1, "dispatch": {"type": kind}, "router": {"top_k": 4}, "capacity": {"factor": 1.0}}
+        job = make_job(2, 2, moe=moe, model={"hidden_size": hidden}, parallel={"expert": 4})
+        planned[kind] = by_cause(step_exchanges(job), job.topology)["all_to_all"]
+    tokens, ranks = 24, 4  # all of a rank's 24 tokens have room
+    rows = 4 * 12 * 4 * hidden  # a rank's slots of the other node's 4 experts, 12 each
+    assert planned[plain].inter_node == ranks * 4 * rows
+    copies = tokens * 4 * (4 * hidden + 2 * 4) + 4 * 12 * 4
+    assert planned["node_dedup"].inter_node == ranks * copies <= most * planned[plain].inter_node
+
+
 # Shapes of groups and exchanges: flat, in chunks, hierarchical, group-wise, ragged; experts whole and split.
 LAYOUTS = {
     "flat": {"parallel": {"expert": 4}},
     "chunks": {"parallel": {"expert": 4}, "moe": {"dispatch": {"chunks": 2}}},
     "hierarchical": {"parallel": {"expert": 4}, "moe": {"dispatch": {"type": "hierarchical"}}},
     "ragged": {"parallel": {"expert": 4}, "moe": {"dispatch": {"type": "ragged"}}},
+    "one copy a node": {"parallel": {"expert": 4}, "moe": {"dispatch": {"type": "node_dedup"}, "router": {"top_k": 2}}},
     "tensor": {"parallel": {"expert": 2, "tensor": 2}},
     "group-wise": {"parallel": {"expert": 2, "tensor": 2}, "moe": {"dispatch": {"group_wise": True}}},
     "two tiers, group-wise": {
@@ -91,7 +121,8 @@ LAYOUTS = {
     "gathered": {"parallel": {"expert": 4, "all_to_all": "gathered"}},
     "dense": {"parallel": {"tensor": 2}, "model": {"sparse_layers": 0}},
 }
-APART = ("router statistics", "cross-entropy", "counts")  # of what layers exchange, what is not of the matmuls' type
+# Of what layers exchange, what is not of the matmuls' type
+APART = ("router statistics", "cross-entropy", "counts", "slots of copies")
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

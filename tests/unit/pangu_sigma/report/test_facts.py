@@ -60,6 +60,13 @@ def test_what_environment_json_says(tmp_path):
     assert facts["router"] == "locmoe, top-1"
 
 
+def test_shared_experts_are_told(tmp_path):
+    moe = {"num_experts": 16, "num_groups": 2, "shared_experts": 2, "router": {"top_k": 8}}
+    facts = run_facts(tmp_path, config_from_dict({"moe": moe}))
+    assert facts["model"].endswith("; 16 experts in 2 groups and 2 shared a sparse layer")
+    assert facts["router"] == "locmoe, top-8"
+
+
 def test_a_run_on_ascend_that_was_resumed(tmp_path):
     later = {**LAUNCH, "date": "2026-02-02T00:00:00+00:00", "chip": "910B", "cann": "8.0", "cpu": None}
     facts = noted(tmp_path, LAUNCH, later)

@@ -107,3 +107,13 @@ def test_report_reads_it(measure):
     for name in ("token_token_within", "token_token_across", "token_gate"):
         curve = histogram(name, 0, found[name])
         assert np.diff(found[name]["edges"]) @ curve.y == pytest.approx(1.0)
+
+
+def test_a_layer_without_gates_has_null_among_those_that_have(measure):
+    found, alone = measure([layer(0), layer(1, gates=False), layer(2)]), measure([layer(0), layer(2)])
+    for statistic, values in alone["delta"].items():
+        assert found["delta"][statistic] == [values[0], None, values[1]]
+        first, last = alone["bound"]["exact"][statistic]
+        assert found["bound"]["exact"][statistic] == [first, None, last]
+    below = measure([layer(0), layer(1, gates=False)])
+    assert "token_gate" not in below and below["delta"]["mean"] == [alone["delta"]["mean"][0], None]

@@ -93,3 +93,17 @@ def test_a_gate_on_word_vectors_sees_those(networks):
     np.testing.assert_allclose(found.x, seen, rtol=1e-4, atol=1e-5)  # float32
     halves = np.maximum(seen.reshape(-1, 2, 8).mean(2), 0.0)  # the gate's values, after Eq. 2
     np.testing.assert_array_equal(found.choice[:, 0], halves.argmax(1))
+
+
+@pytest.mark.usefixtures("pynative_mode")
+def test_layers_with_routers_of_their_own_are_shown_apart(networks):
+    """A router on codes of two coordinates, and one by a map, which is given hidden states of 16."""
+    moe = {"router": {"type": "hash"}, "routers": [{"layers": [0], "type": "locmoe", "locmoe": {"gate_input": "code"}}]}
+    network = networks.build_network(networks.small_config({"dense_layers": 0, "sparse_layers": 2}, moe))
+    batch = networks.make_batch()
+    by_code, by_map = EvaluationStep(Objective(network, 1)).routed([Tensor(batch[name]) for name in BATCH_FIELDS])
+    ids, group = batch["ids"].reshape(-1), np.repeat(batch["domain"], 12)
+    assert (by_code.x.shape, by_map.x.shape) == ((len(ids), 2), (len(ids), 16))
+    for found, block in zip((by_code, by_map), network.blocks):
+        table = block.feed_forward.routing.router.expert_by_id()
+        np.testing.assert_array_equal(found.choice[:, 0], table[group, ids])

@@ -11,12 +11,31 @@ from pangu_sigma.errors import OutputNotWritten
 from pangu_sigma.runtime.strict_json import dumps
 from pangu_sigma.train.metrics import (
     HostCounters,
+    MeasuredLayers,
     MetricsLog,
     Traffic,
     host_metrics,
+    routing_metrics,
     validation_metrics,
     write_atomically,
 )
+
+
+def test_routing_of_two_layers_by_hand():
+    """Loads 8, 4, 4, 0 and 4, 4, 4, 4; of the 8 tokens of two choices 2 and 8 have both on one node."""
+    sums = {
+        "assigned": np.array([[8.0, 4.0, 4.0, 0.0], [4.0, 4.0, 4.0, 4.0]]),
+        "kept": np.array([12.0, 16.0]),
+        "kept_local": np.array([6.0, 8.0]),
+        "tokens_by_nodes": np.array([[2.0, 6.0], [8.0, 0.0]]),
+    }
+    found = routing_metrics(sums)
+    assert (found["moe/max_violation"], found["moe/min_violation"]) == (0.5, 0.5)  # means of 1, 0 and of 1, 0
+    assert found["moe/load_entropy"] == pytest.approx((0.75 + 1.0) / 2)  # 1.5 of 2 bits, and 2 of 2
+    assert found["moe/tokens_by_nodes"] == [0.625, 0.375] and found["moe/nodes_per_token"] == 1.375
+    assert found["moe/load_max_over_mean"] == found["moe/max_violation"] + 1.0
+    del sums["tokens_by_nodes"]
+    assert not {"moe/tokens_by_nodes", "moe/nodes_per_token"} & set(routing_metrics(sums))
 
 
 def lines(path):
@@ -91,3 +110,34 @@ def test_the_pieces_of_a_step_add_up_to_it():
     assert compute + communication + idle - overlapped == pytest.approx(0.9)  # the mean of both
     assert (found["comm/intra_node(B)"], found["comm/inter_node(B)"]) == (30.0, 4.0)
     assert found["throughput/tokens_per_second"] == 512.0
+
+
+def test_what_some_layers_have_is_a_mean_over_these():
+    """Three layers of 8 assignments: the first has no locality loss, and the last counts no undecided tokens."""
+    sums = {
+        "tokens": np.float64(4.0),
+        "locality": np.float64(4.0 * 0.6),
+        "assigned": np.array([[8.0, 0.0], [4.0, 4.0], [6.0, 2.0]]),
+        "kept": np.array([4.0, 8.0, 6.0]),
+        "kept_local": np.array([1.0, 8.0, 3.0]),
+        "undecided": np.array([2.0, 6.0, 0.0]),
+    }
+    found = routing_metrics(sums, None, MeasuredLayers((0.0, 0.1, 0.2), (True, True, False)))
+    assert found["moe/undecided_fraction"] == 0.5
+    assert found["moe/locality_divergence"] == pytest.approx(2.0)  # 0.6 = 0.1 x 2 + 0.2 x 2
+    assert found["moe/drop_fraction_by_layer"] == [0.5, 0.0, 0.25] and found["moe/drop_fraction"] == 0.25
+    assert found["moe/load_max_over_mean_by_layer"] == [2.0, 1.0, 1.5]
+    assert found["moe/local_fraction_by_layer"] == [0.25, 1.0, 0.5]
+    scheduled = routing_metrics(sums, 0.3, MeasuredLayers((0.0, 0.1, 0.2), (True,) * 3))
+    assert scheduled["moe/locality_divergence"] == pytest.approx(1.0)  # of two layers with mu 0.3
+    assert "moe/locality_divergence" not in routing_metrics(sums, 0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("counted", "expected"), [({}, (30 + 20) / 40 / 2), ({"copies": [16, 12]}, (16 + 12) / 40 / 2)]
+)
+def test_copies_between_nodes_are_means_over_tokens_and_layers(counted, expected):
+    """40 tokens, two layers; without a dispatcher that counts copies each assignment away from home is one."""
+    numbers = {"kept": [70, 80], "kept_local": [40, 60], **counted}
+    sums = {"assigned": np.full((2, 4), 20.0), **{name: np.array(values, float) for name, values in numbers.items()}}
+    assert routing_metrics(sums, tokens=40)["moe/copies_between_nodes"] == pytest.approx(expected)

@@ -20,11 +20,11 @@ from pangu_sigma.runtime.runtime import Runtime
 from pangu_sigma.train.engine import StepResult, TrainEngine
 from pangu_sigma.train.loop import TrainingLoop
 from pangu_sigma.train.metrics import MetricsLog
-from pangu_sigma.train.statistics import Statistics
+from pangu_sigma.train.statistics import ExtraSums, Statistics
 
 RULES = ("each_step", "next_step", "log_interval")
 STEPS, INTERVAL = 12, 4
-STATISTICS = Statistics(1, 4, limits_rows=True)
+STATISTICS = Statistics(1, 4, ExtraSums(limits_rows=True))
 CHIPS = {"cpu": None, "910b": "910b"}
 
 

@@ -21,10 +21,17 @@ from pangu_sigma.data.vocabulary import Vocabulary
 
 CASES = {
     "hash, a slot a domain": ({"domain_embeddings": True}, {"router": {"type": "hash"}}),
-    "switch, groups crosswise": (
+    "hash by a gate, below switch": (
+        {"sparse_layers": 2},
+        {
+            "router": {"type": "switch", "top_k": 2, "balance_rate": 0.01},
+            "routers": [{"layers": [0], "type": "hash", "hash": {"weights": "gate"}}],
+        },
+    ),
+    "topk, groups crosswise": (
         {},
         {
-            "router": {"type": "switch", "balance_rate": 0.01, "locality_bias": {"kind": "bias"}},
+            "router": {"type": "topk", "balance": {"kind": "pid"}, "locality_bias": {"kind": "bias"}},
             "domain_groups": [1, 0],
         },
     ),
@@ -35,10 +42,17 @@ CASES = {
     "locmoe by code": ({}, {"router": {"type": "locmoe", "balance_rate": 0.01, "locmoe": {"gate_input": "code"}}}),
     "locmoe, centred": ({}, {"router": {"type": "locmoe", "locmoe": {"centre_rate": 0.5}}}),
     "gshard": ({}, {"router": {"type": "gshard", "top_k": 2}}),
+    "switch, two shared": ({}, {"router": {"type": "switch", "top_k": 2}, "shared_experts": 2}),
+    "switch, top 8 of 8 a group, one shared": (
+        {},
+        {"router": {"type": "switch", "top_k": 8}, "num_experts": 16, "shared_experts": 1},
+    ),
     "faster_moe, one group for both": (
         {"domain_embeddings": True},
         {"router": {"type": "faster_moe"}, "num_groups": 1},
     ),
+    "smile": ({}, {"router": {"type": "smile", "smile": {"num_nodes": 2}}}),
+    "c2r": ({}, {"router": {"type": "c2r", "top_k": 2, "c2r": {"num_devices": 1}}}),
     "etr": (
         {},
         {"router": {"type": "etr"}, "dispatch": {"drop_priority": "weight"}, "expert_placement": "node_grouped"},

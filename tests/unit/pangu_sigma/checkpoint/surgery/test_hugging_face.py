@@ -246,5 +246,23 @@ def test_the_dense_part_of_a_model_with_experts(export, capsys):
     assert {name.split(".")[2] for name in state if ".mlp." in name} == {"0", "2"}
     np.testing.assert_array_equal(state["transformer.h.1.attn.c_proj.weight"], own["blocks.1.attention.project.weight"])
     np.testing.assert_array_equal(state["transformer.wqe.weight"], own["query_layer.top_query"])
+    assert "shared" not in "".join(state)
     with pytest.raises(InputError, match="--dense-part: .* has no experts to leave out"):
         export(DENSE, dense_part=True)
+
+
+@pytest.mark.parametrize("shared", [1, 2])
+def test_a_shared_expert_that_is_alone_is_a_dense_network(export, capsys, shared):
+    """Two are of another width than the dense layers' networks, for which `config.json` has one number."""
+    moe = {"router": {"type": "switch", "top_k": 2}, "shared_experts": shared}
+    made, _, folder = export({"dense_layers": 1, "sparse_layers": 1}, moe, dense_part=True)
+    told = "of blocks.1 the shared expert alone is written" if shared == 1 else "have experts and are left out"
+    assert told in capsys.readouterr().err
+    state, _ = files_of(folder)
+    assert {name.split(".")[2] for name in state if ".mlp." in name} == ({"0", "1", "2"} if shared == 1 else {"0", "2"})
+    if shared == 1:
+        own = made.parts.network.blocks[1].feed_forward.shared_experts
+        for theirs, ours in (("c_fc", own.w_in), ("c_proj", own.w_out)):
+            for part in ("weight", "bias"):
+                found = state[f"transformer.h.1.mlp.{theirs}.{part}"]
+                np.testing.assert_array_equal(found, getattr(ours, part).asnumpy())

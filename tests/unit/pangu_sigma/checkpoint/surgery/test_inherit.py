@@ -20,8 +20,10 @@ GROW = {"dense_layers": 1, "sparse_layers": 1}
 ROUTERS = {
     "hash": {"router": {"type": "hash"}},
     "hash by frequency": {"router": {"type": "hash", "hash": {"balance": "frequency"}}},
+    "hash top 2": {"router": {"type": "hash", "top_k": 2}},
     "switch": {"router": {"type": "switch", "balance_rate": 0.01}},
     "switch top 2": {"router": {"type": "switch", "top_k": 2}},
+    "switch top 2, two shared": {"router": {"type": "switch", "top_k": 2}, "shared_experts": 2},
     "locmoe": {"router": {"type": "locmoe", "locality_bias": {"kind": "margin"}}},
     "locmoe dense gate": {
         "router": {"type": "locmoe", "locmoe": {"gate": "dense"}},
@@ -32,6 +34,8 @@ ROUTERS = {
     "gshard": {"router": {"type": "gshard", "top_k": 2}},
     "faster_moe": {"router": {"type": "faster_moe"}},
     "ta_moe": {"router": {"type": "ta_moe"}},
+    "smile": {"router": {"type": "smile", "smile": {"num_nodes": 2}}},
+    "c2r": {"router": {"type": "c2r", "top_k": 2}},
     "etr": {"router": {"type": "etr"}, "dispatch": {"drop_priority": "weight"}},
     "ragged": {"router": {"type": "switch"}, "dispatch": {"type": "ragged"}, "capacity": {}},
 }
@@ -80,6 +84,40 @@ def test_logits_are_the_dense_models(grow, workshop, dense, router, slots):
 def test_any_layers_may_become_sparse(grow, workshop, dense, model):
     grown = grow(workshop.config(model, {"scale_by_gate": False, "num_groups": 1, "router": {"type": "hash"}}))
     np.testing.assert_array_equal(grown.logits((0, 1, 0)), dense.logits((0, 1, 0)))
+
+
+def test_each_layer_has_its_router(grow, workshop, dense):
+    moe = {"router": {"type": "locmoe"}, "routers": [{"layers": [0], "type": "hash"}]}
+    grown = grow(workshop.config({"dense_layers": 0, "sparse_layers": 2}, {"scale_by_gate": False, **moe}))
+    routers = [type(block.feed_forward.routing.router).__name__ for block in grown.parts.network.blocks]
+    assert routers == ["HashRouter", "LocMoERouter"]
+    np.testing.assert_array_equal(grown.logits((0, 1, 0)), dense.logits((0, 1, 0)))
+
+
+def test_weights_of_a_hash_gate_add_up_to_one(grow, workshop, dense):
+    """So outputs may be scaled by them. Two weights and a sum are rounded, in float32, and what follows of them."""
+    moe = {"router": {"type": "hash", "top_k": 2, "hash": {"weights": "gate"}}}
+    grown = grow(workshop.config(GROW, moe))
+    np.testing.assert_allclose(grown.logits((0, 1, 0)), dense.logits((0, 1, 0)), rtol=0, atol=1e-5)
+
+
+def test_eight_of_eight_beside_shared_experts_are_the_dense_model(grow, workshop, dense):
+    """Eight eighths, which need not add up to the bit: 8 roundings in one layer, and what follows from them."""
+    moe = {"num_experts": 8, "num_groups": 1, "shared_experts": 1, "router": {"type": "locmoe", "top_k": 8}}
+    grown = grow(workshop.config(GROW, {"scale_by_gate": False, **moe}))
+    found, expected = grown.logits((0, 1, 0)), dense.logits((0, 1, 0))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=20 * np.finfo(np.float32).eps * np.abs(expected).max())
+
+
+def test_shared_experts_are_drawn_but_for_their_output(workshop, source, tmp_path, capsys):
+    config = workshop.config({**GROW, "init_std": 0.05}, {"router": {"type": "switch"}, "shared_experts": 3})
+    inherit(OwnModel(str(source)), str(tmp_path / "grown"), config)
+    assert "4 experts in each of 1 sparse layers, beside 3 shared with an output of 0" in capsys.readouterr().out
+    with CheckpointReader.open(tmp_path / "grown") as reader:
+        name = "blocks.1.feed_forward.shared_experts"
+        found = {part: reader.read(f"{name}.{part}") for part in ("w_in.weight", "w_in.bias", "w_out.weight")}
+    assert found["w_in.weight"].shape == (60, 16) and 0.045 < found["w_in.weight"].std() < 0.055  # 960 draws
+    assert found["w_out.weight"].shape == (16, 60) and not found["w_out.weight"].any() and not found["w_in.bias"].any()
 
 
 def test_the_comparison_is_of_something(grow, workshop, dense):
