@@ -70,7 +70,7 @@ def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> R
     if spec.router == "gshard":
         by_chance = np.zeros(count, bool) if tokens.chance is None else 2.0 * gate_weight[:, 1] <= tokens.chance
         expert[by_chance, 1], gate_weight[by_chance, 1] = spec.num_experts, 0.0
-    return Routing(group, probability, choice, expert, gate_weight, counted)
+    return Routing(group, probability, choice, expert, gate_weight, counted=counted)
 
 
 def _route_topk(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens, group: np.ndarray) -> Routing:

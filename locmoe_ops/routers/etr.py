@@ -3,7 +3,7 @@
 Shape legend: T tokens, d hidden size, k choices, E experts, G groups, n = E / G, W ranks of the layout.
 """
 
-from typing import Tuple, Union
+from typing import Any, Tuple
 
 import numpy as np
 
@@ -80,7 +80,7 @@ class ETRRouter(LocalisingRouter):
         start = options.expert_choice_start_step
         self.experts_choose = start is not None
         # A parameter, for it changes in training without another graph: 1 once experts choose.
-        self.expert_choice: Union[float, Parameter] = 0.0
+        self.expert_choice: Any = None
         if self.experts_choose:
             self.expert_choice = Parameter(
                 Tensor(float(start == 0), dtype.float32), name="expert_choice", requires_grad=False

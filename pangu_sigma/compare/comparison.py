@@ -27,6 +27,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import yaml
 
+from locmoe_ops.declared import Declared
 from locmoe_ops.dispatch.registry import dispatchers
 from locmoe_ops.errors import InputError
 from locmoe_ops.router_registry import registered
@@ -186,7 +187,7 @@ def _settings(config: Config, cluster: SimulatedCluster) -> str:
     manifest = Path(config.data.path) / "manifest.json"
     data = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
     names = {config.moe.router.type, *(router.type for router in layer_routers(config))}
-    found = [*map(registered, sorted(names)), dispatchers()[config.moe.dispatch.type]]
+    found: List[Declared[Any]] = [*map(registered, sorted(names)), dispatchers()[config.moe.dispatch.type]]
     files = [one.origin for one in found if one.external]
     code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
     text = json.dumps(

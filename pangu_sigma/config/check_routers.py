@@ -36,7 +36,8 @@ def _check_entries(config: Config) -> None:
     """Raises InputError where an entry of `moe.routers` names no layer, one that is not there, or another's, or has a
     section that is not its router's.
     """
-    layers, named = num_sparse_layers(config), {}
+    layers = num_sparse_layers(config)
+    named: Dict[int, str] = {}
     for index, entry in enumerate(config.moe.routers):
         where = f"moe.routers[{index}]"
         if not entry.layers:

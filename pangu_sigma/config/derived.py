@@ -120,7 +120,8 @@ def layer_router(config: Config, layer: int) -> RouterConfig:
 
 def _as_taken(router: RouterConfig) -> RouterConfig:
     """`router` without the shared keys that it does not take."""
-    biases, changes = router_spec(router.type).selection_biases, {}
+    biases = router_spec(router.type).selection_biases
+    changes: Dict[str, Any] = {}
     if "locality_bias" not in biases:
         changes["locality_bias"] = LocalityBiasConfig()
     if "balance_rate" not in biases:

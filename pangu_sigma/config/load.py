@@ -109,7 +109,8 @@ def _with_layer_sections(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     moe = raw.get("moe") if isinstance(raw, Mapping) else None
     if not isinstance(moe, Mapping) or not isinstance(moe.get("routers"), list):
         return raw
-    shared = moe.get("router") if isinstance(moe.get("router"), Mapping) else {}
+    router = moe.get("router")
+    shared: Mapping[str, Any] = router if isinstance(router, Mapping) else {}
 
     def completed(entry: Any) -> Any:
         if not isinstance(entry, Mapping):
@@ -193,7 +194,7 @@ def key_types(section: Type[Any]) -> Dict[str, Any]:
         if hint is RouterConfig:
             found[name] = router_config()
         elif hint == Tuple[LayerRouterConfig, ...]:
-            found[name] = Tuple[layer_router_config(), ...]  # type: ignore[misc]
+            found[name] = Tuple[layer_router_config(), ...]
     return found
 
 

@@ -155,7 +155,7 @@ def test_what_fits_is_accepted(world_size, settings):
                 "moe.router.c2r.num_devices": 2,
                 "parallel.expert": 4,
             },
-            ["moe.router.c2r.num_devices is 2", "are on 4 devices", "expected 4"],
+            ["moe.router.c2r.num_devices is 2", "experts 0 to 3", "are on 2 devices", "expected 4"],
         ),
         (
             1,
