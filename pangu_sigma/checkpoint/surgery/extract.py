@@ -28,12 +28,15 @@ from pangu_sigma.checkpoint.surgery.rewrite import check_target, newest, without
 from pangu_sigma.config.derived import experts_per_group, pin_routers, resolve_layout
 from pangu_sigma.config.load import save_config, to_dict
 from pangu_sigma.config.schema import Config, LayerRouterConfig, LocalityBiasConfig, ParallelConfig, RouterConfig
-from pangu_sigma.config.schema_run import CheckpointConfig, ClusterConfig
+from pangu_sigma.config.schema_run import CheckpointConfig, ClusterConfig, PrepareConfig
+from pangu_sigma.data.corpus import RecordKeys, read_documents
 from pangu_sigma.data.domains import DOMAIN_NAMES, is_domain_name, resolve_domain_groups
 from pangu_sigma.data.jsonl import check_text
 from pangu_sigma.data.manifest import find_tokenizer, tokenizer_among
 from pangu_sigma.data.pieces import file_name_of
+from pangu_sigma.data.sources import SourceCount
 from pangu_sigma.runtime.messages import log
+from pangu_sigma.runtime.text_table import wrapped
 
 # Parameters of routers, by the end of their names, and the axis along which groups lie: all rows of one group are
 # neighbours.
@@ -171,7 +174,7 @@ def config_of_domain(config: Config, domain: Domain, target: str, tokenizer: Opt
             placement="shuffled",
             mixing="balanced" if config.data.weights is not None else config.data.mixing,  # there is nothing to weigh
             weights=None,
-            prepare=prepare,
+            prepare=_without_foreign_keys(prepare, domain.name),
         ),
         train=replace(config.train, output_dir=f"{config.train.output_dir}-{domain.name}"),
         checkpoint=CheckpointConfig(
@@ -181,6 +184,26 @@ def config_of_domain(config: Config, domain: Domain, target: str, tokenizer: Opt
             config.checkpoint.asynchronous,
             initial=target,
         ),
+    )
+
+
+def _without_foreign_keys(prepare: PrepareConfig, domain: str) -> PrepareConfig:
+    """Fields of records that only other domains' sources have get their default names: `prepare` refuses a name that
+    nothing is read by. A source that cannot be read, as it is not on this machine, is no reason to change them.
+    """
+    keys, default = RecordKeys(prepare.text_key, prepare.domain_key), RecordKeys()
+    if keys == default or domain not in prepare.sources:
+        return prepare
+    count = SourceCount()
+    try:
+        for _ in read_documents(domain, prepare.sources[domain], prepare.max_bytes_per_domain, count=count, keys=keys):
+            pass
+    except InputError:
+        return prepare
+    return replace(
+        prepare,
+        text_key=keys.text if count.records else default.text,
+        domain_key=keys.domain if count.labelled_records else default.domain,
     )
 
 
@@ -292,10 +315,11 @@ def _report(
 
     before = elements({name: entry.shape for name, entry in reader.manifest.tensors.items()})
     after = elements({tensor.key: tensor.shape for tensor in tensors})
-    print(
+    said = (
         f"{target}: domain {domain.name} (group {domain.group}, {domain.experts} experts a layer); {after:,} of "
         f"{before:,} parameters"
     )
+    print("\n".join(wrapped(said, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)))
     if not has_tokenizer:
         log.warning(
             "the tokenizer was not found (data.path %s); --tokenizer FILE puts it beside the model",

@@ -5,6 +5,7 @@ Bits are compared at sizes that leave no rest in matrix products (see test_inher
 other domains gone, an expert's slots are shared by other tokens.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import pytest
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.checkpoint.reader import CheckpointReader
-from pangu_sigma.checkpoint.surgery.extract import extract
+from pangu_sigma.checkpoint.surgery.extract import Domain, config_of_domain, extract
 from pangu_sigma.config.load import load_config
 from pangu_sigma.config.validate import validate
 from pangu_sigma.data.manifest import describe_file
+from pangu_sigma.data.survey import check_keys, survey
 from pangu_sigma.data.vocabulary import Vocabulary
 
 CASES = {
@@ -148,6 +150,31 @@ def test_the_folder_needs_nothing_else(workshop, tmp_path):
         assert (header.contents, header.step, header.data.domains) == ("weights", 7, ("two",))
         assert header.origin == (f"domain two of {source}, step 7",)
         assert [name for name in reader.names() if name.startswith(("adam", "capacity"))] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("texts", ("text", "domain")),  # no record is left that a name of a field could be of
+        ("plain.jsonl", ("\u6b63\u6587", "domain")),
+        ("labelled.jsonl", ("\u6b63\u6587", "\u7c7b\u522b")),
+        ("not here", ("\u6b63\u6587", "\u7c7b\u522b")),
+    ],
+)
+def test_prepare_takes_the_configuration_whatever_fields_the_other_domains_have(workshop, tmp_path, name, keys):
+    (tmp_path / "texts").mkdir()
+    for place in ("a", "b"):
+        (tmp_path / "texts" / f"{place}.txt").write_text(place)
+    for file, label in (("plain", {}), ("labelled", {"\u7c7b\u522b": "one"})):
+        records = [json.dumps({"\u6b63\u6587": text, **label}) for text in "ab"]
+        (tmp_path / f"{file}.jsonl").write_text("\n".join(records))
+    sources = {"one": str(tmp_path / name), "two": str(tmp_path / "labelled.jsonl")}
+    prepare = {"sources": sources, "text_key": "\u6b63\u6587", "domain_key": "\u7c7b\u522b"}
+    config = workshop.config({}, {"router": {"type": "hash"}}, data={"path": "data", "prepare": prepare})
+    found = config_of_domain(config, Domain(0, "one", 0, 2, 2, 2), "part", None).data.prepare
+    assert (found.text_key, found.domain_key) == keys
+    if name != "not here":
+        check_keys(found, [survey("one", found.sources["one"], found)])
 
 
 def test_moments_go_with_their_weights(workshop, tmp_path):
