@@ -141,7 +141,7 @@ def _document(
         others.add(str(named))
         count.records_passed_over.add(sources.OTHER_DOMAIN, record.where)
         return
-    text = record.text(keys.text)
+    text = record.text(keys.text, "data.prepare.text_key")
     if text.strip():
         yield Document(text, record.where)
     else:

@@ -20,15 +20,20 @@ class Record(NamedTuple):
     values: Dict[str, Any]
     where: str
 
-    def text(self, name: str) -> str:
+    def text(self, name: str, named_by: Optional[str] = None) -> str:
         """A field that must be there and hold text.
+
+        Args:
+            name: the field.
+            named_by: the configuration key that names another field, for the message; None: there is none.
 
         Raises InputError: it is missing or no string, or holds half of a surrogate pair.
         """
         if name not in self.values:
             fields = ", ".join(self.values) or "none"
+            another = f"; {named_by} names another" if named_by else ""
             raise InputError(
-                f"{self.where}: field `{name}` is missing; expected a string (fields found: {shorten(fields)})"
+                f"{self.where}: field `{name}` is missing; expected a string (fields found: {shorten(fields)}){another}"
             )
         value = self.values[name]
         if not isinstance(value, str):
