@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Dict, List, Sequence, Tuple
 
 from locmoe_ops.errors import InputError
+from pangu_sigma.data.jsonl import shorten
 from pangu_sigma.report.collect import Collection
 from pangu_sigma.report.figures import all_figures
-from pangu_sigma.report.plot import INSTALL, can_draw, drawn
+from pangu_sigma.report.labels import fonts_for
+from pangu_sigma.report.plot import INSTALL, can_draw, drawn, texts
 from pangu_sigma.report.specs import FigureSpec
 from pangu_sigma.runtime.files import check_output, write_output
+from pangu_sigma.runtime.messages import log
 
 OPTION = "--figures"
 FORMATS = ("pdf", "svg", "png")
@@ -38,7 +41,7 @@ def check_formats(text: str) -> Tuple[str, ...]:
 
 def write_figures(data: Collection, folder: Path, formats: Sequence[str]) -> List[Path]:
     """Writes every figure that the runs have data for, as wide as a column, and beside each a CSV file of what it
-    shows; returns the figures' files.
+    shows; returns the figures' files. Warns of characters that no installed font has: they are drawn as boxes.
 
     Args:
         data: the runs.
@@ -52,6 +55,7 @@ def write_figures(data: Collection, folder: Path, formats: Sequence[str]) -> Lis
         for one in formats:
             check_output(OPTION, folder / f"{spec.name}.{one}", (_MAKER.encode(),))
         check_output(OPTION, folder / f"{spec.name}.csv", _CSV_MARKERS)
+    _warn_of_boxes(specs)
     written = []
     for spec in specs:
         for one in formats:
@@ -59,6 +63,17 @@ def write_figures(data: Collection, folder: Path, formats: Sequence[str]) -> Lis
             write_output(OPTION, written[-1], figure_bytes(spec, one), (_MAKER.encode(),))
         write_output(OPTION, folder / f"{spec.name}.csv", csv_text(spec), _CSV_MARKERS)
     return written
+
+
+def _warn_of_boxes(specs: Sequence[FigureSpec]) -> None:
+    missing = fonts_for(text for spec in specs if spec.content is not None for text in texts(spec.content)).missing
+    if missing:
+        log.warning(
+            "%s: no installed font has the characters %s, which are drawn as boxes; install a font that has them "
+            "(for Chinese, the package fonts-noto-cjk) and repeat the command",
+            OPTION,
+            shorten(missing, most=40),
+        )
 
 
 def figure_bytes(spec: FigureSpec, kind: str) -> bytes:

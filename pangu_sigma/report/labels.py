@@ -5,8 +5,9 @@ matplotlib is imported when fonts are asked for.
 
 import math
 import unicodedata
+from contextlib import suppress
 from functools import lru_cache
-from typing import FrozenSet, List, Sequence, Tuple
+from typing import FrozenSet, Iterable, List, NamedTuple, Set, Tuple
 
 FONT_PT = 8.0
 CHARACTER_PT = 5.1  # digits and most small letters of DejaVu Sans, which is wider than most fonts, at 8 pt
@@ -64,20 +65,38 @@ def compact(value: float) -> str:
 LATIN = "DejaVu Sans"  # comes with matplotlib
 
 
-def families(texts: Sequence[str]) -> List[str]:
-    """Families that together have all the characters of the texts, as far as installed ones do: the first that has a
-    character draws it.
-    """
+class Fonts(NamedTuple):
+    """Families that draw a text: the first that has a character draws it. `missing`: what none has."""
+
+    families: Tuple[str, ...]
+    missing: str = ""
+
+
+def fonts_for(texts: Iterable[str]) -> Fonts:
+    """Installed families that together have all the characters of the texts, as far as any has them."""
     needed = frozenset(character for text in texts for character in text if ord(character) > 0x7F)
-    return [LATIN, *_others(needed - _characters(_file(LATIN)))] if needed else [LATIN]
+    if not needed:
+        return Fonts((LATIN,))
+    others = _others(needed - _characters(_file(LATIN)))
+    return Fonts((LATIN, *others.families), others.missing)
 
 
 @lru_cache(maxsize=64)
-def _others(missing: FrozenSet[str]) -> Tuple[str, ...]:
+def _others(missing: FrozenSet[str]) -> Fonts:
     """Further families for characters that the first does not have."""
+    left = set(missing)
+    found = _choose(left)
+    if left and _add_new_fonts():
+        left = set(missing)
+        found = _choose(left)
+    return Fonts(tuple(found), "".join(sorted(left)))
+
+
+def _choose(left: Set[str]) -> List[str]:
+    """Families for the characters `left`, of which it takes away those that they have."""
     from matplotlib.font_manager import fontManager
 
-    left, found = set(missing), []
+    found: List[str] = []
     # Those without serifs first, as the figures' own, with simplified characters before others of the Chinese script;
     # by name, so that a machine draws the same each time.
     for entry in sorted(
@@ -94,7 +113,20 @@ def _others(missing: FrozenSet[str]) -> Tuple[str, ...]:
         if own:
             found.append(entry.name)
             left -= own
-    return tuple(found)
+    return found
+
+
+def _add_new_fonts() -> bool:
+    """Tells matplotlib of fonts that were installed after it wrote its list into its cache, which it does not look
+    after again; whether there are any.
+    """
+    from matplotlib.font_manager import findSystemFonts, fontManager
+
+    new = sorted(set(findSystemFonts()) - {entry.fname for entry in fontManager.ttflist})
+    for path in new:
+        with suppress(OSError, RuntimeError):  # a font that cannot be read
+            fontManager.addfont(path)
+    return bool(new)
 
 
 def _file(family: str) -> str:

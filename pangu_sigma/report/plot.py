@@ -8,11 +8,12 @@ notebook's own settings neither matter nor change. The same figure is the same b
 import importlib.util
 import math
 import threading
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from pangu_sigma.report import palette
-from pangu_sigma.report.labels import FONT_PT, compact, families, log_ticks, shortened, text_width
+from pangu_sigma.report.labels import FONT_PT, compact, fonts_for, log_ticks, shortened, text_width
 from pangu_sigma.report.specs import Bar, Bars, Content, Curve, Curves, HeatMaps, Panels
 
 if TYPE_CHECKING:
@@ -82,11 +83,13 @@ def drawn(content: Content, settings: Mapping[str, Any]) -> Iterator["Figure"]:
         import matplotlib
         from matplotlib.figure import Figure
 
-        with matplotlib.rc_context():
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            # In a page the reader's fonts draw the text; of files `write_figures` warns, once.
+            warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from", UserWarning)
             matplotlib.rcdefaults()
-            fonts = families(_texts(content))
+            fonts = fonts_for(texts(content)).families
             # Type 42, which journals ask for, is for TrueType, as matplotlib's own font; others may be of another kind.
-            own = {"font.family": fonts, "pdf.fonttype": 42 if len(fonts) == 1 else 3}
+            own = {"font.family": list(fonts), "pdf.fonttype": 42 if len(fonts) == 1 else 3}
             chosen: Any = {**own, **_SETTINGS, **settings}
             matplotlib.rcParams.update(chosen)
             figure = Figure(figsize=(WIDTH_IN, 1.0), layout="constrained")
@@ -95,9 +98,10 @@ def drawn(content: Content, settings: Mapping[str, Any]) -> Iterator["Figure"]:
             yield figure
 
 
-def _texts(content: Content) -> List[str]:
+def texts(content: Content) -> List[str]:
+    """The names in a figure that are the user's own: of variants, of runs."""
     if isinstance(content, Panels):
-        return [text for name, curves in content.panels for text in (name, *_texts(curves))]
+        return [text for name, curves in content.panels for text in (name, *texts(curves))]
     if isinstance(content, Curves):
         return [curve.label for curve in content.curves]
     return [one.label for one in (content.bars if isinstance(content, Bars) else content.maps)]

@@ -2,12 +2,14 @@
 
 import csv
 import sys
+import warnings
 
 import pytest
 from PIL import Image  # comes with MindSpore
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.cli.main import main
+from pangu_sigma.report import labels
 from pangu_sigma.report.figure_files import PNG_DPI, csv_text, figure_bytes
 from pangu_sigma.report.plot import WIDTH_IN
 from pangu_sigma.report.specs import Bar, Bars, Curve, Curves, FigureSpec, HeatMap, HeatMaps, Panels
@@ -38,6 +40,17 @@ def test_each_format_and_a_table_beside_it(run, tmp_path, capsys):
     assert rows[0] == ["variant", "optimizer steps", "training loss (nats/token)", "lowest seed", "highest seed"]
     assert [float(row[2]) for row in rows[1:]] == [7.0 - number for number in range(1, 11)]
     assert "<text" not in (folder / "training_loss.svg").read_text()  # paths: it needs no font
+
+
+@pytest.mark.parametrize(("name", "warns"), [("\u4e13\u5bb6", True), ("locmoe", False)])
+def test_characters_that_no_font_has_are_told_once(write_run_folder, tmp_path, capsys, monkeypatch, name, warns):
+    monkeypatch.setattr(labels, "_others", lambda missing: labels.Fonts((), "".join(sorted(missing))))
+    run = write_run_folder(name, [step(number) for number in range(1, 11)], finished=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib's own, one for each character and figure
+        assert main(["report", str(run), "--figures", str(tmp_path / "f"), "--format", "pdf,svg,png"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("warning") == warns and ("no installed font has the characters \u4e13\u5bb6, " in said) == warns
 
 
 def test_a_second_time_gives_the_same_files(run, tmp_path):

@@ -75,6 +75,7 @@ def installed(monkeypatch):
     entries.append(SimpleNamespace(name="A Bold Sans", fname="Serif", style="normal", weight=700))
     own = labels._characters(labels._file(labels.LATIN))  # matplotlib may search for it, among real fonts
     monkeypatch.setattr(font_manager.fontManager, "ttflist", entries)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
     monkeypatch.setattr(labels, "_file", lambda family: family)
     monkeypatch.setattr(labels, "_characters", lambda path: frozenset(MADE_UP.get(path, "")) or own)
     labels._others.cache_clear()
@@ -83,15 +84,32 @@ def installed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("texts", "expected"),
+    ("texts", "expected", "missing"),
     [
-        ([], []),
-        (["locmoe", "switch_1"], []),
-        (["\u03b1\u0431"], []),  # Greek and Cyrillic are in matplotlib's own
-        (["locmoe", "\u4e13\u5bb6"], ["Big Sans SC"]),
-        (["\u4e13", "\uac00"], ["Big Sans SC", "Other Sans"]),
-        (["\U0001f980"], []),  # nobody has it
+        ([], [], ""),
+        (["locmoe", "switch_1"], [], ""),
+        (["\u03b1\u0431"], [], ""),  # Greek and Cyrillic are in matplotlib's own
+        (["locmoe", "\u4e13\u5bb6"], ["Big Sans SC"], ""),
+        (["\u4e13", "\uac00"], ["Big Sans SC", "Other Sans"], ""),
+        (["\U0001f980"], [], "\U0001f980"),
+        (["\u4e13\U0001f980", "\u56ed"], ["Big Sans SC"], "\u56ed\U0001f980"),
     ],
 )
-def test_the_fewest_fonts_that_have_all_characters(installed, texts, expected):
-    assert labels.families(texts) == [labels.LATIN, *expected]
+def test_the_fewest_fonts_that_have_all_characters(installed, texts, expected, missing):
+    assert labels.fonts_for(texts) == ((labels.LATIN, *expected), missing)
+
+
+def test_a_font_that_was_installed_after_matplotlib_wrote_its_list(installed, monkeypatch):
+    """Its list lies in a cache for good: without another look a font that was installed since is never found."""
+    monkeypatch.setitem(MADE_UP, "/fonts/new.ttc", "\u56ed")
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/fonts/new.ttc", "/fonts/broken.ttf", "Serif"])
+
+    def add(path):
+        if "broken" in path:
+            raise RuntimeError("Can not load face")
+        font_manager.fontManager.ttflist.append(
+            SimpleNamespace(name="New Sans", fname=path, style="normal", weight=400)
+        )
+
+    monkeypatch.setattr(font_manager.fontManager, "addfont", add)
+    assert labels.fonts_for(["\u4e13\u56ed"]) == ((labels.LATIN, "Big Sans SC", "New Sans"), "")
