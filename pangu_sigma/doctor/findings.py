@@ -1,8 +1,9 @@
 """What the doctor found: one line a check, in the colours of a traffic light, with the fix where there is one."""
 
-import textwrap
 from dataclasses import dataclass
 from typing import Any, Dict, List, Sequence
+
+from pangu_sigma.runtime.text_table import display_width, pad, wrapped
 
 WIDTH = 79  # of 80 columns: some terminals break a line that fills the last one
 _LABEL, _SUBJECT = 5, 13
@@ -77,13 +78,15 @@ def lines_of(finding: Finding, colour: bool) -> List[str]:
     if colour:
         label = f"\033[{_COLOURS[finding.level]}m{label}\033[0m"
     indent, width = " " * (_LABEL + _SUBJECT), WIDTH - _LABEL - _SUBJECT
-    text = textwrap.wrap(finding.found, width, break_on_hyphens=False)
-    fix = textwrap.wrap(finding.fix, width - 3, break_on_hyphens=False)
+    text = wrapped(finding.found, width, break_on_hyphens=False)
+    fix = wrapped(finding.fix, width - 3, break_on_hyphens=False)
     below = [("-> " if number == 0 else "   ") + line for number, line in enumerate(fix)]
-    if len(finding.subject) >= _SUBJECT:  # a long subject stands alone; a node's name may be longer than a line
-        first, *more = textwrap.wrap(finding.subject, WIDTH - _LABEL, break_on_hyphens=False)
+    if (
+        display_width(finding.subject) >= _SUBJECT
+    ):  # a long subject stands alone; a node's name may be longer than a line
+        first, *more = wrapped(finding.subject, WIDTH - _LABEL, break_on_hyphens=False)
         return [label + first, *(" " * _LABEL + line for line in more), *(indent + line for line in text + below)]
-    return [label + finding.subject.ljust(_SUBJECT) + text[0], *(indent + line for line in text[1:] + below)]
+    return [label + pad(finding.subject, _SUBJECT) + text[0], *(indent + line for line in text[1:] + below)]
 
 
 def shown(findings: Sequence[Finding], verbose: bool) -> List[Finding]:

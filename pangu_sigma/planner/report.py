@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from textwrap import wrap
 from typing import Iterator, List, Optional, Tuple
 
 from pangu_sigma.planner.launches import step_launches
@@ -10,7 +9,7 @@ from pangu_sigma.planner.memory import GB
 from pangu_sigma.planner.parameter_traffic import parameter_traffic
 from pangu_sigma.planner.plan import JobPlan
 from pangu_sigma.planner.predict import rank_flops
-from pangu_sigma.runtime.text_table import WIDTH, TableColumn, text_table
+from pangu_sigma.runtime.text_table import WIDTH, TableColumn, display_width, text_table, wrapped
 
 _CAUSES = {"all_to_all": "all-to-all", "gradient": "gradients", "tensor": "tensor parallel", "other": "other"}
 _LABELS, _NUMBERS = 41, 17  # widths that the three tables have in common, so that they stand below each other
@@ -31,7 +30,9 @@ def report(plan: JobPlan, tokens: int, advice: Optional[str]) -> str:
 def _wrapped(line: str) -> List[str]:
     """A line of words that is too long continues at the same depth; the tables fit by themselves."""
     depth = line[: len(line) - len(line.lstrip())]
-    return wrap(line, WIDTH, subsequent_indent=depth, break_on_hyphens=False) if len(line) > WIDTH else [line]
+    if display_width(line) <= WIDTH:
+        return [line]
+    return wrapped(line, subsequent_indent=depth, break_on_hyphens=False)
 
 
 def _job(plan: JobPlan) -> Iterator[str]:
@@ -87,7 +88,7 @@ def _verdict(plan: JobPlan, advice: Optional[str]) -> Iterator[str]:
     if advice:
         yield "the nearest change that fits:"
         whole = advice.replace("--set ", "--set\u00a0")  # a setting stays on one line
-        yield from (f"  {line}".replace("\u00a0", " ") for line in wrap(whole, WIDTH - 2, break_on_hyphens=False))
+        yield from (f"  {line}".replace("\u00a0", " ") for line in wrapped(whole, WIDTH - 2, break_on_hyphens=False))
 
 
 def _table(titles: Tuple[str, str, str], rows: List[Tuple[str, str, str]]) -> List[str]:

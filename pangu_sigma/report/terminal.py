@@ -16,7 +16,7 @@ from pangu_sigma.report import collect as c
 from pangu_sigma.report.folder import RunFolder, RunState
 from pangu_sigma.report.numbers import percent, seconds, significant, size
 from pangu_sigma.runtime.strict_json import number
-from pangu_sigma.runtime.text_table import WIDTH
+from pangu_sigma.runtime.text_table import WIDTH, display_width
 
 BAR = 56  # marks of a bar, and most experts of a line that have a mark each
 REFRESH_S = 2.0
@@ -62,7 +62,7 @@ def view(state: RunState, now_s: float) -> str:
     else:
         age = "nothing written yet"
     lines = [
-        folder if len(folder) <= WIDTH else "..." + folder[len(folder) - WIDTH + 3 :],
+        _end_of(folder),
         f"{router_names(state.config)}, {moe.num_experts} experts a sparse layer; {age}",
         "",
     ]
@@ -80,6 +80,14 @@ def view(state: RunState, now_s: float) -> str:
         *_loads(now),
     ]
     return "\n".join(line[:WIDTH].rstrip() for line in lines)
+
+
+def _end_of(folder: str) -> str:
+    """A path, of which the end is shown where it is too wide: there the names differ."""
+    end = folder
+    while display_width(end) > WIDTH - 3 * (end != folder):
+        end = end[1:]
+    return folder if end == folder else "..." + end
 
 
 def _steps(state: RunState, now: Mapping[str, Any]) -> str:

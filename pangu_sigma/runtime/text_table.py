@@ -1,15 +1,16 @@
-"""The one layout of tables in the terminal: columns as wide as what they hold, at most 79 columns together."""
+"""The one layout of tables and long lines in the terminal: columns as wide as what they hold, at most 79 columns."""
 
 import textwrap
 import unicodedata
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Iterable, List, Optional, Sequence
+from typing import Any, Iterable, List, Optional, Sequence
 
 WIDTH = 79
 RULE = None  # in place of a row: a line across the table
 _GAP = 2  # blanks between columns, where there is room; else 1
 _NARROWEST = 12  # of a column whose text is wrapped
+_FILLER = "\0"  # stands before a wide character while lines are broken
 
 Row = Optional[Sequence[str]]
 
@@ -74,6 +75,20 @@ def display_width(text: str) -> int:
     )
 
 
+def wrapped(text: str, width: int = WIDTH, **options: Any) -> List[str]:
+    """The lines of `textwrap.wrap`, which counts characters, for a terminal, where a Chinese one takes two columns.
+
+    Args:
+        text: what is to be broken into lines.
+        width: most columns of a line.
+        options: further ones of `textwrap.wrap`.
+    """
+    filled = "".join(_FILLER * (display_width(character) - 1) + character for character in text)
+    if filled != text:
+        width -= 1  # a line may end between a filler and its character
+    return [line.replace(_FILLER, "") for line in textwrap.wrap(filled, width, **options)]
+
+
 def pad(text: str, width: int, align: str = "<") -> str:
     """`text` with blanks to `width` columns of a terminal, behind it (align "<") or before it (">")."""
     blanks = " " * (width - display_width(text))
@@ -102,8 +117,4 @@ def _row_lines(
 
 
 def _wrapped(text: str, width: int) -> List[str]:
-    """`textwrap` counts characters; of wide ones only half as many fit."""
-    if display_width(text) <= width:
-        return [text]
-    characters = width if display_width(text) == len(text) else width // 2
-    return textwrap.wrap(text, characters) or [""]
+    return [text] if display_width(text) <= width else wrapped(text, width) or [""]

@@ -12,7 +12,7 @@ from pangu_sigma.checkpoint.names import MOMENTS, is_training_state, split_name
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.checkpoint.surgery.rewrite import newest
 from pangu_sigma.errors import DamagedCheckpoint
-from pangu_sigma.runtime.text_table import TableColumn, text_table
+from pangu_sigma.runtime.text_table import TableColumn, text_table, wrapped
 
 KINDS: Dict[str, Callable[[str], bool]] = {
     "weights of experts": lambda name: not is_training_state(name) and split_name(name)[1] is not None,
@@ -28,7 +28,9 @@ def inspect(path: str, list_tensors: bool = False) -> None:
     """
     with CheckpointReader.open(newest(path)) as reader:
         tensors, shards = reader.manifest.tensors, reader.manifest.shards
-        lines = [f"{reader.folder}", *describe_header(reader.header)]
+        lines = [f"{reader.folder}"]
+        for line in describe_header(reader.header):
+            lines += wrapped(line, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
         lines.append(f"{len(tensors)} tensors in {len(shards)} shards, {megabytes(sum(shards.values()))}")
         lines += [f"{name}: {file.bytes:,} bytes" for name, file in reader.manifest.files.items()]
         kinds = []

@@ -8,6 +8,7 @@ import pytest
 from pangu_sigma.cli.main import main
 from pangu_sigma.report import terminal
 from pangu_sigma.report.folder import RunFolder
+from pangu_sigma.runtime.text_table import display_width
 
 NOW_S = 1_700_000_030  # half a minute after the last line
 
@@ -66,7 +67,8 @@ def test_every_number(write_run_folder):
     assert max(map(len, lines)) <= 79
 
 
-def test_it_fits_whatever_a_run_holds(write_run_folder):
+@pytest.mark.parametrize("name", ["a/very" + "/long" * 30, "\u6211\u7684 \u5de5\u4f5c/" * 15])
+def test_it_fits_whatever_a_run_holds(write_run_folder, name):
     huge = {
         name: 1.23456789e14
         for name in record(1)
@@ -79,8 +81,8 @@ def test_it_fits_whatever_a_run_holds(write_run_folder):
         "valid/perplexity": 1e300,
         "moe/tokens_per_expert": [[number % 7 for number in range(640)] for _ in range(40)],
     }
-    found = shown(write_run_folder("a/very" + "/long" * 30, [many, many], train__steps=987_654_321))
-    assert max(map(len, found.splitlines())) <= 79 and len(found.splitlines()) <= 30
+    found = shown(write_run_folder(name, [many, many], train__steps=987_654_321))
+    assert max(map(display_width, found.splitlines())) <= 79 and len(found.splitlines()) <= 30
     assert "a mark the busiest of 12 experts" in found and "(28 lower layers are not shown)" in found
 
 

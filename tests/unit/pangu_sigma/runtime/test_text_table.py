@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from pangu_sigma.runtime.text_table import RULE, TableColumn, display_width, text_table
+from pangu_sigma.runtime.text_table import RULE, TableColumn, display_width, text_table, wrapped
 
 WORDS, NUMBER, PROSE = TableColumn("name", "<"), TableColumn("tokens\nper s"), TableColumn("what", "<", wraps=True)
 
@@ -50,6 +50,20 @@ WIDE = "话说天下大势"  # six characters of two columns
 @pytest.mark.parametrize(("text", "columns"), [("abc", 3), (WIDE, 12), ("e\u0301", 1), ("", 0), ("ｆ", 2)])
 def test_columns_of_a_terminal(text, columns):
     assert display_width(text) == columns
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("one two three", ["one two", "  three"]),
+        ("天下 大势 分久", ["天下", "  大势", "  分久"]),  # a wide line ends a column earlier: 8 - 1
+        ("天下大势", ["天下大", "  势"]),
+        ("a天下大势", ["a天下大", "  势"]),
+        ("", []),
+    ],
+)
+def test_lines_are_broken_by_columns_of_a_terminal(text, expected):
+    assert wrapped(text, 8, subsequent_indent="  ") == expected
 
 
 def test_chinese_names_keep_the_numbers_below_each_other():

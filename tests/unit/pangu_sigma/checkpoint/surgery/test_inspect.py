@@ -21,6 +21,7 @@ def test_inspect_shows_the_newest_of_a_run(source, tmp_path, capsys):
     assert lines[1] == "step 20, training; format version 2"
     assert "0 dense + 1 sparse layers, 4 experts in 2 groups, router hash" in lines[2]
     assert "vocabulary 320, domains one, two" in lines[4]
+    assert max(map(len, lines[1 : lines.index("")])) <= 79
     assert any(line.startswith("numbers: ") and "loss_scale.scale 1" in line for line in lines)
     experts = 4 * 4 * (2 * 16 * 20 + 20 + 16)  # bytes: experts x float32 x an expert's numbers
     words = [" ".join(line.split()) for line in lines]
