@@ -3,7 +3,7 @@
 import argparse
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Sequence
 
 from locmoe_ops.errors import InputError
 from pangu_sigma.cli.arguments import add_plain, tells_on_stdout
@@ -82,4 +82,11 @@ def _show(plan: "Comparison", output: Path) -> None:
     for number, run in enumerate(plan.runs, start=1):
         folder = folder_of(output, run)
         state = "finished" if is_finished(run, folder) else "to do"
-        print(f"[{number}/{len(plan.runs)}] {run.name} ({state})\n  {shlex.join(command_of(run, plan.base, folder))}")
+        print(f"[{number}/{len(plan.runs)}] {run.name} ({state})\n  {_in_lines(command_of(run, plan.base, folder))}")
+
+
+def _in_lines(words: Sequence[str]) -> str:
+    """A command as a shell reads it, with a line for each of its settings."""
+    starts = [0, *(place for place, word in enumerate(words) if word == "--set")]
+    ends = [*starts[1:], len(words)]
+    return " \\\n    ".join(shlex.join(words[start:end]) for start, end in zip(starts, ends))

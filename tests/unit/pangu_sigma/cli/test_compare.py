@@ -1,7 +1,6 @@
 """`pangu-sigma compare` from the command line: what it starts, writes and says, and its exit status."""
 
 import json
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 from pangu_sigma.cli import main as cli
 from pangu_sigma.compare import runner
+from pangu_sigma.report.comparison import folder_of
 
 RECORD = {"progress/step": 1, "time/step(s)": 1.0, "valid/perplexity": 9.0}
 
@@ -59,9 +59,14 @@ def test_dry_run_shows_everything_and_starts_nothing(write_plan, write_run, make
     write_run(make_plan().runs[0], [RECORD])
     before = sorted(tmp_path.rglob("*"))
     assert cli.main(["compare", write_plan(), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "[1/2] all/hash/seed_1 (finished)" and lines[2] == "[2/2] all/locmoe/seed_1 (to do)"
-    words = shlex.split(lines[3])  # to be pasted into a shell, whatever blanks the project's folder has
+    first, second = capsys.readouterr().out.split("[2/2] ")
+    assert first.startswith("[1/2] all/hash/seed_1 (finished)\n") and second.startswith("all/locmoe/seed_1 (to do)\n")
+    command = second.partition("\n")[2]  # to be pasted into a shell, whatever blanks the project's folder has
+    shell = subprocess.run(["bash", "-c", f"printf '%s\\n' {command}"], stdout=subprocess.PIPE, text=True, check=True)
+    words = shell.stdout.splitlines()
+    run = make_plan().runs[1]
+    assert words == runner.command_of(run, words[4], folder_of(tmp_path / "out", run))
+    assert command.count("\n") == words.count("--set") + 1  # a line each, which fits 80 columns where a path is short
     assert (
         words[0] == "bash"
         and words[1].endswith("/train_msrun.sh")
