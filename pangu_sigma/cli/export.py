@@ -46,6 +46,14 @@ def add_export(commands: Any) -> None:
 
 
 def _export(config: Config, options: argparse.Namespace) -> int:
+    _write(config, options)
+    files = [file for file in Path(options.output).iterdir() if file.is_file()]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    print(f"exported: {len(files)} files, {size:,.1f} MB, in {options.output}", flush=True)
+    return SUCCESS
+
+
+def _write(config: Config, options: argparse.Namespace) -> None:
     from pangu_sigma.inference.export import export_mindir, export_safetensors
 
     if options.dense_part and options.format not in _DENSE:
@@ -57,7 +65,7 @@ def _export(config: Config, options: argparse.Namespace) -> int:
         export_mindir(
             config, Path(options.output), options.rows or 1, options.length, options.tokenizer, options.local_term
         )
-        return SUCCESS
+        return
     for name in ("rows", "length", "local_term"):
         if getattr(options, name):
             raise InputError(
@@ -66,9 +74,8 @@ def _export(config: Config, options: argparse.Namespace) -> int:
             )
     if options.format == "safetensors":
         export_safetensors(config, Path(options.output), options.tokenizer)
-        return SUCCESS
+        return
     from pangu_sigma.inference.export_dense import export_hf_pangu_alpha, export_mindformers
 
     export = export_hf_pangu_alpha if options.format == "hf-pangu-alpha" else export_mindformers
     export(config, Path(options.output), options.tokenizer, options.dense_part)
-    return SUCCESS

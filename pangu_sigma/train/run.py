@@ -236,7 +236,7 @@ def _headline(
         f"{router_names(config)}: {model.dense_layers} dense + {model.sparse_layers} sparse layers, "
         f"hidden {model.hidden_size}, {config.moe.num_experts} experts",
         f"{own:.1f}M parameters on this rank; {', '.join(data.domains)}; "
-        f"{world_size} ranks, expert parallel {config.parallel.expert}{tensor}",
+        f"{world_size} rank{'s' * (world_size != 1)}, expert parallel {config.parallel.expert}{tensor}",
     ]
     if start.checkpoint is not None:
         lines.append(f"resuming from {start.checkpoint}")

@@ -88,9 +88,11 @@ def test_a_name_that_begins_with_a_dash_is_told_how_to_be_given(run_folder, caps
     assert "expected one argument; one that begins with a dash is given as --output=-NAME" in capsys.readouterr().err
 
 
-def test_safetensors_hold_every_weight(run_folder, tmp_path):
+def test_safetensors_hold_every_weight(run_folder, tmp_path, capsys):
     folder = tmp_path / "weights"
     assert main(["export", str(run_folder / "config.yaml"), "--format", "safetensors", "--output", str(folder)]) == 0
+    size = sum(len(file.read_bytes()) for file in folder.iterdir()) / 1e6
+    assert capsys.readouterr().out == f"exported: 3 files, {size:.1f} MB, in {folder}\n"
     found = load_file(str(folder / "model.safetensors"))
     model = load_model(run_folder)
     by_id = np.argsort(
