@@ -28,7 +28,7 @@ from pangu_sigma.bench.timing import (
     in_turn,
     random_tensor,
 )
-from pangu_sigma.config.derived import micro_batch_sequences
+from pangu_sigma.config.derived import has_experts, micro_batch_sequences
 from pangu_sigma.config.schema import (
     BalanceConfig,
     CapacityConfig,
@@ -71,7 +71,7 @@ def bench_router(config: Config) -> int:
 
 def one_rank_of(config: Config) -> Config:
     """The configuration for one process that does what one rank of its job does; its cluster becomes
-    `moe.logical_topology`.
+    `moe.logical_topology`. A model without experts gets a sparse layer, for there is nothing to route in it.
     """
     parallel, layout = config.parallel, config.moe.logical_topology
     if layout is None:
@@ -81,6 +81,7 @@ def one_rank_of(config: Config) -> Config:
     # The rank's own rows are its batch; those of the layout only tell how many that is.
     return replace(
         config,
+        model=config.model if has_experts(config) else replace(config.model, sparse_layers=1),
         parallel=ParallelConfig(),
         moe=replace(config.moe, logical_topology=layout),
         train=replace(config.train, global_batch_size=rows * layout.world_size, micro_batch_size=rows),

@@ -316,11 +316,11 @@ def _unknown_key(section: Type[Any], name: Any, path: str) -> InputError:
     where = f"{path}.{name}" if path else name
     if new_name(where) is not None and _is_configuration(section, path):
         return InputError(f"{where}: this key is now {new_name(where)}; expected that name")
-    near = difflib.get_close_matches(name, _names(section), n=1)
     # The reader may know the key but not its place: full paths of the keys of that very name in any section.
     is_key = _is_configuration(section, path)
     elsewhere = [full for full in _all_paths(Config, "") if full.rpartition(".")[2] == name] if is_key else []
-    suggestions = [f"{path}.{near[0]}" if path else near[0]] if near else elsewhere
+    near = [] if elsewhere else difflib.get_close_matches(name, _names(section), n=1)
+    suggestions = [f"{path}.{one}" if path else one for one in near] or elsewhere
     if suggestions:
         return InputError(f"{one_line(where)}: unknown key, did you mean {' or '.join(suggestions)}?")
     expected = f"one of {', '.join(_names(section))}" if _names(section) else "none"

@@ -113,7 +113,7 @@ def test_command(words):
         assert (REPOSITORY / path).exists(), f"{path} does not exist"
     words = [word for word in words if word != "..."]
     if words[0] == "pangu-sigma":
-        if set(words) & HOLDERS or len(words) < 3:
+        if set(words) & HOLDERS or all(re.fullmatch(r"[a-z-]+", word) for word in words):
             described(words[1:])
         else:
             cli._parser().parse_args(words[1:])

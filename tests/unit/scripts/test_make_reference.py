@@ -44,7 +44,8 @@ def test_every_key_with_a_default_that_the_loader_takes(script, tmp_path):
     assert set(flat(to_dict(Config()))) <= set(found)
     (tmp_path / "empty.yaml").write_text("{}")
     null = ("moe.logical_topology.", "moe.capacity.measured_share.")  # sections that are null
-    defaults = [f"{key}={value}" for key, value in found.items() if not key.startswith(null)]
+    # Entries of a list have keys, but there are none by default.
+    defaults = [f"{key}={value}" for key, value in found.items() if not key.startswith(null) and "[]" not in key]
     assert load_config(tmp_path / "empty.yaml", defaults) == Config()
 
 

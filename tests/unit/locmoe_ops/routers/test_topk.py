@@ -96,8 +96,9 @@ def test_topk_by_hand(name):
     function = "softmax" if name.startswith("softmax") else "sigmoid"
     expert, weight, _ = route("topk", [values], top_k, bias, **{"score_function": function, **options})
     assert expert.tolist() == [experts]
-    # float32 logits of order 4 are rounded by 2e-7, which is the relative error of their exponentials, as of a sum.
-    np.testing.assert_allclose(weight, [weights], rtol=3e-6, atol=0)
+    # float32 logits of order 4 are rounded by 2e-7, which is the relative error of their exponentials, as of a sum; on
+    # some processors that of -40 is off by 1e-5 (tests/unit/locmoe_ops/test_functions.py).
+    np.testing.assert_allclose(weight, [weights], rtol=1e-5 if "far below" in name else 3e-6, atol=0)
 
 
 EIGHT = [LOGIT[s] for s in (0.9, 0.1, 0.6, 0.5, 0.2, 0.3, 0.7, 0.05)]  # two experts on each of four nodes

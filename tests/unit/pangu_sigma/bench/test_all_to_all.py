@@ -30,6 +30,8 @@ def test_every_dispatcher_has_a_row_for_each_number_of_chunks_that_it_takes():
         "flat, 4 chunks",
         "hierarchical",
         "hierarchical, 2 chunks",
+        "node_dedup",
+        "node_dedup, 2 chunks",
         "ragged",
     ]
 

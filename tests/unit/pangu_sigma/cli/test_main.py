@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from locmoe_ops.errors import CollectiveError, InputError
+from pangu_sigma.bench.routing import BalancedRouting, SkewedRouting
 from pangu_sigma.cli import main as cli
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.schema import Config
@@ -217,7 +218,11 @@ def test_the_scheduler_does_not_train(install, config_file, monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [([], ((), None)), (["--tokens", "64,8", "--rate", "200mbit"], ((64, 8), 200e6)), (["--rate", "5kbit"], ((), 5e3))],
+    [
+        ([], ((), None, BalancedRouting())),
+        (["--tokens", "64,8", "--rate", "200mbit"], ((64, 8), 200e6, BalancedRouting())),
+        (["--rate", "5kbit", "--routing", "skewed:1.5"], ((), 5e3, SkewedRouting(1.5))),
+    ],
 )
 def test_dispatchers_are_measured_by_the_ranks_of_a_job(install, config_file, as_rank, options, expected):
     calls = install("pangu_sigma.bench.all_to_all.bench_all_to_all", 0)

@@ -54,7 +54,7 @@ CASES = [
             "model": {"sparse_query_layer": True},
             "moe": {
                 "router": {"type": "switch", "balance_rate": 0.01},
-                "routers": [{"layers": [0], "type": "hash"}, {"layers": [2], "type": "locmoe"}],
+                "routers": [{"layers": [0], "type": "hash"}, {"layers": [1], "type": "locmoe"}],
             },
         },
         (2, 2),

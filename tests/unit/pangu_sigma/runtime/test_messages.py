@@ -184,6 +184,7 @@ PRINTS = {
     "bench.self_test",
     "bench.step",
     "checkpoint.surgery.difference",
+    "checkpoint.surgery.export_map",
     "checkpoint.surgery.extract",
     "checkpoint.surgery.inherit",
     "checkpoint.surgery.inspect",
@@ -196,6 +197,7 @@ PRINTS = {
     "report.runs",
     "report.summary",
     "report.terminal",
+    "report.traces",
     "runtime.nodes",
     "runtime.reporting",
 }

@@ -67,6 +67,7 @@ OTHERS = {
     "checkpoint/format.py",
     "tcp/wire.py",
     "locmoe_ops/json_file.py",
+    "locmoe_ops/routing_trace.py",
 }
 
 

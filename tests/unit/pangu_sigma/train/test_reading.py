@@ -52,6 +52,7 @@ class Job:
             set_locality_bias=lambda value: self.events.append(("set", value)),
             set_locality_loss_weight=None,
             set_context_weight=None,
+            set_expert_choice=None,
         )
         saving = SimpleNamespace(
             data=SimpleNamespace(rows=lambda *_: 100, domains=("en",)), writer=SimpleNamespace(check=lambda: None)
