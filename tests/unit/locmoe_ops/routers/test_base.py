@@ -71,9 +71,7 @@ def test_sums_of_statistics_groups_match_a_loop_over_tokens(pullback, scope, top
 
 
 def test_unknown_scope_is_told_with_the_choices():
-    with pytest.raises(
-        InputError, match="found 'world', expected one of rank, node, expert_parallel, global"
-    ):
+    with pytest.raises(InputError, match="found 'world', expected one of rank, node, expert_parallel, global"):
         count_statistics_groups("world", LAYOUT)
 
 
