@@ -8,9 +8,9 @@ scope of its Cell, like a forward operator: what it reads of the forward pass wo
 
 from __future__ import annotations
 
-from typing import Any, Optional, TypeVar
+from typing import Any, Optional, Tuple, TypeVar
 
-from mindspore import nn, ops
+from mindspore import Tensor, nn, ops
 
 _MARK = "recompute_"
 _Operator = TypeVar("_Operator", bound=ops.Primitive)
@@ -48,6 +48,33 @@ class BackwardPart(nn.Cell):
     def get_scope(self) -> str:
         """That of the Cell, as of a gradient that MindSpore has derived."""
         return f"Gradients/{super().get_scope()}"
+
+
+class BackwardFromHere(OwnGradient):
+    """Passes `x` on; its gradient becomes an operator of the backward pass, if it was not one: a product with 1.
+
+    What is computed anew waits for the first such operator that enters its layer. A gradient that a `bprop` with a
+    parameter returns is none: MindSpore ties it to its reading of the parameter by a `Depend` of the Cell's own scope.
+    What is computed anew would then wait for a later one, which may be made of it: a cycle.
+
+    Inputs: x, a tensor. Output: x.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backward = _Gradient()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> Tuple[Tensor]:
+        """The gradient of `x`: `dout`, that of `out`."""
+        return (self.backward(dout),)
+
+
+class _Gradient(BackwardPart):
+    def construct(self, dout: Tensor) -> Tensor:
+        return dout * 1.0
 
 
 def once(operator: _Operator) -> _Operator:

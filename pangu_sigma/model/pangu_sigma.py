@@ -10,6 +10,7 @@ from mindspore import Tensor, nn, ops
 
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.moe import MoEFeedForward
+from locmoe_ops.recompute import BackwardFromHere
 from locmoe_ops.routers.base import Router
 from pangu_sigma.model.attention import KeyValueCache, attention_mask
 from pangu_sigma.model.block import Block, BlockOutput, FeedForward, QueryBlock
@@ -50,6 +51,8 @@ class PanGuSigma(nn.Cell):
         )
         self.norm_before_query = model.final_norm == "before_query"
         self.final_norm = LayerNorm(dims.hidden_size, dims.epsilon, dims.kernels)
+        # Its gradient is all that the block below gets; elsewhere that of the residual stream is added.
+        self.below_final_norm = BackwardFromHere()
         top = build_sparse_layer(context, sparse) if model.sparse_query_layer else FeedForward(dims, dense + sparse)
         self.query_layer = QueryBlock(dims, dense + sparse, top)
         self.routes_by_word = any(
@@ -125,12 +128,12 @@ class PanGuSigma(nn.Cell):
             dispatcher = None if dispatchers is None else dispatchers[index]
             x, output = block(x, context, cache, dispatcher)
             outputs.append(output)
-        x = self.final_norm(x) if self.norm_before_query else x
+        x = self.final_norm(self.below_final_norm(x)) if self.norm_before_query else x
         cache = None if caches is None else caches[top]
         dispatcher = None if dispatchers is None else dispatchers[top]
         x, output = self.query_layer(x, context, cache, dispatcher)
         outputs.append(output)
-        return x if self.norm_before_query else self.final_norm(x), outputs
+        return x if self.norm_before_query else self.final_norm(self.below_final_norm(x)), outputs
 
     def all_blocks(self) -> List[Block]:
         """The blocks bottom up, the query layer last."""
