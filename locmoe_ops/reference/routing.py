@@ -55,7 +55,7 @@ def route(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens) -> R
         _keep_home(spec, tokens, group, probability, choice)
     elif spec.router == "faster_moe":
         local = np.array([_local_to(spec, tokens, t, group[t]) for t in range(count)])
-        values = [_gate_rows(spec, parameters, one) @ x for one, x in zip(group, tokens.x.astype(np.float64))]
+        values = [_products(_gate_rows(spec, parameters, one), x) for one, x in zip(group, tokens.x)]
         choice = library_cap(np.array(values), local, tokens.home, spec.max_remote_fraction)
     elif spec.expert_choice:
         counted = choice
@@ -80,7 +80,7 @@ def _route_topk(spec: LayerSpec, parameters: LayerParameters, tokens: RankTokens
     choice = np.zeros((count, spec.top_k), np.int64)
     nodes = [_nodes_of(spec, one) for one in range(spec.num_groups)] if spec.router == "node_limited" else []
     for t in range(count):
-        values[t] = _gate_rows(spec, parameters, group[t]) @ tokens.x[t].astype(np.float64)
+        values[t] = _products(_gate_rows(spec, parameters, group[t]), tokens.x[t])
         score[t] = topk.scores_of(spec.topk_rules, values[t])
         biased, local = score[t] + _balance_of(parameters, group[t], size), np.zeros(size, bool)
         if spec.local_term != "none":
@@ -255,7 +255,7 @@ def _token_probability(
         if spec.hash_score == "none":
             return np.eye(spec.experts_per_group)[chosen].sum(0) / spec.top_k
     rows, x = _gate_rows(spec, parameters, group), tokens.x[t].astype(np.float64)
-    values = rows @ x
+    values = _products(rows, x)
     if spec.router == "locmoe":
         values = locmoe_values(spec, parameters, tokens, t, group)
         values = spec.value_scale * (np.maximum(values, 0.0) if _is_rectified(spec, values) else values)
@@ -302,7 +302,7 @@ def locmoe_values(spec: LayerSpec, parameters: LayerParameters, tokens: RankToke
     Args:
         spec, parameters: of the layer. tokens: of one rank. t: the token. group: its expert group.
     """
-    values = _centred(parameters, group, _gate_rows(spec, parameters, group) @ tokens.x[t].astype(np.float64))
+    values = _centred(parameters, group, _products(_gate_rows(spec, parameters, group), tokens.x[t]))
     if spec.normalise == "token":
         values, _ = _standardised(values)
     return values if tokens.noise is None else values + tokens.noise[t]
@@ -341,8 +341,15 @@ def _gate_rows(spec: LayerSpec, parameters: LayerParameters, group: int) -> np.n
     return parameters.gate[group * size : (group + 1) * size].astype(np.float64)
 
 
+def _products(rows: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """(n,) float64: of each of (n,d) `rows` with (d,) `x`. BLAS rounds by where in memory x is, and equal tokens must
+    have equal values: who of them comes first is decided by their order.
+    """
+    return (rows.astype(np.float64) * x.astype(np.float64)).sum(axis=1)
+
+
 def _length(x: np.ndarray) -> float:
-    return math.sqrt(float(x @ x) + 1e-12)  # a token of zeros has cosine 0 to everything
+    return math.sqrt(float(_products(x[None], x)[0]) + 1e-12)  # a token of zeros has cosine 0 to everything
 
 
 def _local_to(spec: LayerSpec, tokens: RankTokens, t: int, group: int) -> np.ndarray:

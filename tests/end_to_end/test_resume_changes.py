@@ -204,10 +204,15 @@ BEGUN = {
         ("moe.router.type=topk", "moe.router.balance.kind=pid"),
         ("moe.router.balance.rate=0.1", "moe.router.balance.proportional=0.1", "moe.router.balance.derivative=0.1"),
     ),
+    "balance by quantiles": (
+        ("moe.router.type=topk", "moe.router.balance.kind=quantile"),
+        ("moe.router.balance.bins=50",),
+    ),
     "node_limited": (
         ("moe.router.type=node_limited", "moe.router.top_k=2"),
         (
             "moe.router.node_limited.max_nodes=2",
+            "moe.router.node_limited.node_groups=2",
             "moe.router.node_limited.score_function=softmax",
             "moe.router.node_limited.normalise_weights=false",
             "moe.router.node_limited.weight_scale=2.0",
@@ -219,6 +224,7 @@ BEGUN = {
     "moge": (
         ("moe.router.type=moge", "moe.router.top_k=2"),
         (
+            "moe.router.moge.device_groups=2",
             "moe.router.moge.score_function=sigmoid",
             "moe.router.moge.normalise_weights=true",
             "moe.router.moge.weight_scale=2.0",
@@ -234,7 +240,7 @@ BEGUN = {
     "c2r": (("moe.router.type=c2r",), ("moe.router.c2r.aux_loss_weight=0.1",)),
     "gate of a hash": (
         ("moe.router.type=hash", "moe.router.top_k=2", "moe.router.hash.weights=gate"),
-        ("moe.router.hash.score=sigmoid", "moe.router.hash.renormalise=false", "moe.router.hash.scale=2.0"),
+        ("moe.router.hash.renormalise=false", "moe.router.hash.scale=2.0"),
     ),
     "the library's cap": (
         ("moe.router.type=faster_moe", "moe.router.top_k=2"),
@@ -305,32 +311,25 @@ REFUSED = [
         "trained with sign",
     ),
     (
-        ("moe.router.type=topk", "moe.router.balance.kind=quantile"),
-        "moe.router.balance.bins=50",
-        "moe.router.balance.bins is 50",
-        "trained with",
-    ),
-    (("moe.router.type=hash",), "moe.router.hash.weights=gate", "hash.weights is gate", "trained with equal"),
-    (
-        ("moe.router.type=node_limited", "moe.router.top_k=2"),
-        "moe.router.node_limited.node_groups=2",
-        "node_limited.node_groups is 2",
-        "trained with",
+        ("moe.router.type=hash", "moe.router.top_k=2", "moe.router.hash.weights=gate"),
+        "moe.router.hash.score=sigmoid",
+        "hash.score is sigmoid",
+        "trained with sqrt_softplus",
     ),
     (
-        ("moe.router.type=moge", "moe.router.top_k=2"),
-        "moe.router.moge.device_groups=2",
-        "moge.device_groups is 2",
-        "trained with",
+        ("moe.router.type=hash", "moe.router.top_k=2"),
+        "moe.router.hash.weights=gate",
+        "hash.weights is gate",
+        "trained with equal",
     ),
-    (("moe.router.type=c2r",), "moe.router.c2r.partners=1", "c2r.partners is 1", "trained with null"),
     ((), "moe.shared_experts=1", "moe.shared_experts is 1", "trained with 0"),
-    ((), "moe.routers=[{layers: [0], type: switch}]", "moe.routers is", "trained with"),
+    ((), "moe.routers=[{layers: [0], type: switch}]", "moe.routers[0].type is switch", "trained with locmoe"),
     ((), "train.steps=1", "train.steps (1)", "at step 2"),
 ]
 # Keys that need other ranks, a device or a library, and those that say what a run resumes from or where it is.
 ELSEWHERE = {
     "moe.router.c2r.table",
+    "moe.router.c2r.partners",
     "moe.router.hash.map",
     "moe.router.replay.trace",  # files
     "parallel.expert",

@@ -272,8 +272,10 @@ def test_the_routers_own_state_is_resumed_and_schedules_follow_from_the_step(tra
     parts = train("balanced parts", *options, "checkpoint.resume=auto", "checkpoint.interval=3")
     assert losses(parts) == losses(whole)
     held = tensors(parts / "checkpoints" / "step_6")
-    for state in ("balance_bias", "balance_integral", "balance_error", "value_mean"):
+    for state in ("balance_bias", "balance_integral", "value_mean"):
         assert next(value for name, value in held.items() if name.endswith(state)).any()
+    # with every token at home each expert has as many: the last error is 0
+    assert any(name.endswith("balance_error") for name in held)
     assert not [name for name in held if name.endswith("locality_loss_weight")]
     found = records(parts)
     for name in ("moe/local_share", "moe/measured_local_share"):

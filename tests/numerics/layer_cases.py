@@ -163,7 +163,7 @@ CASES = {
         shared=1,
         compiled=False,
     ),
-    "switch, top 8, two shared": Case("switch", top_k=8, capacity=11, shared=2, activation="relu"),
+    "switch, top 8 of 16, two shared": Case("switch", num_experts=16, top_k=8, capacity=5, shared=2, activation="relu"),
     "switch, top 2, two tiers, re-picked by weight": Case(
         "switch", top_k=2, capacity=4, far_capacity=1, priority="weight", overflow="repick"
     ),
