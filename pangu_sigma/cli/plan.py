@@ -32,7 +32,7 @@ def add_plan(commands: Any) -> None:
         "--hardware", metavar="NAME", help="file of configs/hardware, or a path (default: by runtime.device and chip)"
     )
     parser.add_argument(
-        "--tokens", type=count, metavar="N", help="say how many days N tokens take, as in 329e9 (default: the run's)"
+        "--tokens", type=count, metavar="N", help="say how long N tokens take, as in 329e9 (default: the run's)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(

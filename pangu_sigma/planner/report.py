@@ -133,7 +133,15 @@ def _time(plan: JobPlan, tokens: int) -> Iterator[str]:
     anew = f"; {parts['recomputed']:.3e} of them again" if parts["recomputed"] else ""
     rank = f"a rank carries out {sum(parts.values()):.3e}, empty slots included"
     yield f"{plan.flops:.3e} model FLOPs a step; {rank}{anew}"
-    yield f"{_large(tokens)} tokens take {plan.days(tokens):,.2f} days"
+    yield f"{_large(tokens)} tokens take {_span(plan.days(tokens))}"
+
+
+def _span(days: float) -> str:
+    """A time in the largest unit of which it has at least one."""
+    for unit, length in (("days", 1.0), ("hours", 24.0), ("minutes", 24.0 * 60.0)):
+        if days * length >= 1.0:
+            return f"{days * length:,.2f} {unit}"
+    return f"{days * 24.0 * 3600.0:,.2f} seconds"
 
 
 def _assumptions(plan: JobPlan) -> Iterator[str]:

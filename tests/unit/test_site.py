@@ -79,6 +79,12 @@ def test_menus_have_every_page_and_are_translated(site, pages):
         assert not {name for name in ENGLISH if page_of(site, name, language).parent.resolve() not in menu}
     text = page_of(site, "index", "zh").read_text(encoding="utf-8")
     assert "入门" in text and "First steps" not in text
+    settings = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
+    titles = re.findall(
+        r"(?m)^ +- (.+?):(?: \w+\.md)?$", settings[settings.index("\nnav:") : settings.index("\nplugins:")]
+    )
+    found = [title for title in titles if re.search(rf">\s*{re.escape(title)}\s*<", text)]
+    assert len(titles) > len(ENGLISH) and not found, f"without a Chinese name in mkdocs.yml: {found}"
 
 
 def test_links_lead_somewhere(site, pages):

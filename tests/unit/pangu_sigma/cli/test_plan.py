@@ -1,6 +1,7 @@
 """The command: what it prints, in which shape, and that no MindSpore is needed for it."""
 
 import json
+import re
 import subprocess
 import sys
 from itertools import takewhile
@@ -85,7 +86,10 @@ def test_a_plan_as_json(config_file, capsys):
 
 def test_tokens_of_the_run_without_being_told(config_file, capsys):
     assert main(["plan", config_file, "--nodes", "1", "--ranks-per-node", "4"]) == 0
-    assert "384 tokens take" in capsys.readouterr().out  # 4 steps of 8 rows of 12
+    said = capsys.readouterr().out
+    speed = float(re.search(r"([\d,]+) tokens/s", said)[1].replace(",", ""))
+    seconds = float(re.search(r"384 tokens take ([\d.]+) seconds", said)[1])  # 4 steps of 8 rows of 12
+    assert seconds == pytest.approx(384 / speed, rel=1 / speed, abs=0.006)  # both are rounded
 
 
 def test_what_does_not_fit_is_said_with_a_way_out(capsys):
