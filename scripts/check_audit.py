@@ -5,25 +5,32 @@ usage: python scripts/check_audit.py [--output FILE] [--ranks N,N] [--only PART 
                                       [--report]
 
 A case is a configuration x ranks x tensor-parallel degree x router x dispatcher x micro-batches; sizes shrink,
-everything else stays as shipped. Configurations that gather gradients over micro-batches do so (in two) with the router
-that they ship with, each dispatcher; with the others the step is one micro-batch. Cases that differ in nothing that the
-compiled step depends on, as the 2.6B and the 38B ones when they are scaled, are compiled once. Results go to FILE
-(default runs/audits.jsonl), a line a case; cases that it holds are not made again. --only: configurations whose path
-contains PART. --sample: N of all cases, evenly
-spaced. --report: print the table of what FILE holds. Exit status 1 if a case has a problem.
+everything else stays as shipped. A router's name may have more behind a comma: shared experts, another router in the
+lowest sparse layer. replay takes a trace that is made up here. Configurations that gather gradients over micro-batches
+do so (in two) with the router that they ship with, each dispatcher; with the others the step is one micro-batch. Cases
+that differ in nothing that the compiled step depends on, as the 2.6B and the 38B ones when they are scaled, are
+compiled once. Results go to FILE (default runs/audits.jsonl), a line a case; cases that it holds are not made again.
+--only: configurations whose path contains PART. --sample: N of all cases, evenly spaced. --report: print the table of
+what FILE holds. Exit status 1 if a case has a problem.
 """
 
 import argparse
+import atexit
 import json
+import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Iterator
 
+import numpy as np
+
 from locmoe_ops.errors import InputError
+from locmoe_ops.routing_trace import RoutingTrace, to_bytes
 from pangu_sigma.audit.audit import audited_job, export, problems_of, read_ranks
 from pangu_sigma.config.load import load_config, to_dict
 from pangu_sigma.errors import ToolFailed
@@ -43,6 +50,21 @@ ROUTERS = {
     "etr": ("moe.dispatch.drop_priority=weight", "moe.router.etr.expert_choice_start_step=1"),
     "smile": ("moe.router.smile.num_nodes=2",),
     "c2r": ("moe.router.top_k=2",),
+    "topk": (
+        "moe.router.top_k=2",
+        "moe.router.balance.kind=quantile",
+        "moe.router.topk={score_function: sqrt_softplus, normalise_weights: true, sequence_loss_weight: 0.1}",
+    ),
+    "topk, shared experts": ("moe.router.top_k=2", "moe.router.balance.kind=sign", "moe.shared_experts=1"),
+    "node_limited": (
+        "moe.router.top_k=2",
+        "moe.router.balance.kind=pid",
+        "moe.router.node_limited={max_nodes: 1, score_function: sigmoid, z_loss_weight: 0.1}",
+    ),
+    "moge": ("moe.router.top_k=2", "moe.router.moge.device_groups=2"),
+    "hash, gate": ("moe.router.top_k=2", "moe.router.hash.weights=gate"),
+    "switch, hash below": ("moe.routers=[{layers: [0], type: hash}]",),
+    "replay": ("moe.router.top_k=2",),
 }
 DISPATCHERS = {
     "flat": ("moe.dispatch={type: flat}",),
@@ -72,6 +94,7 @@ NOT_IN_THE_STEP = {  # read by the host alone, or constants of which only the va
 AT_ONCE = 8  # cases that ranks compile in one go
 SMALL = 256  # bytes of a call of so small a model, above which the types on the wire are judged
 LIMIT = 3600  # seconds for them
+EXPERTS, LENGTH, WORDS = 8, 16, 64  # of every case
 
 
 @dataclass(frozen=True)
@@ -96,11 +119,11 @@ class Case:
             f"model.hidden_size={64 if shipped.runtime.fused.attention else 16}",  # the kernel's heads have 16 features
             "model.num_heads=4",
             "model.ffn_hidden_size=32",
-            "model.sequence_length=16",
-            "model.vocab_size=64",
+            f"model.sequence_length={LENGTH}",
+            f"model.vocab_size={WORDS}",
             f"model.dense_layers={min(shipped.model.dense_layers, 1)}",
             f"model.sparse_layers={min(shipped.model.sparse_layers, 1)}",
-            "moe.num_experts=8",
+            f"moe.num_experts={EXPERTS}",
             f"moe.num_groups={groups}",
             f"moe.domain_groups={[*range(groups)]}",
             "data.path=none",
@@ -109,12 +132,39 @@ class Case:
             f"parallel.ranks_per_node={self.ranks // 2}",
             f"train.global_batch_size={data * self.micro_batches}",
             f"train.micro_batch_size={1 if self.micro_batches > 1 else 'null'}",
-            f"moe.router.type={self.router}",
+            f"moe.router.type={self.router.partition(',')[0]}",
             "moe.router.top_k=1",
             *DISPATCHERS[self.dispatcher],
             *ROUTERS[self.router],
         ]
+        if self.router == "replay":
+            layers = min(shipped.model.sparse_layers, 1) + shipped.model.sparse_query_layer
+            overrides.append(f"moe.router.replay.trace={trace_file(layers, groups)}")
         return audited_job(load_config(str(ROOT / self.config), overrides), 2, self.ranks // 2)
+
+
+@cache
+def trace_file(layers: int, groups: int) -> Path:
+    """A routing trace of four rows in two domains, two experts a token, drawn; gone when the program ends."""
+    folder = Path(tempfile.mkdtemp(prefix="check_audit_trace_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    rng, rows, size = np.random.default_rng(0), 4, EXPERTS // groups
+    domain = np.arange(rows, dtype=np.int32) % 2
+    drawn = np.argsort(rng.random((layers, rows, LENGTH, size)), -1)[..., :2]
+    first = domain % groups * size  # of the group of each row's domain
+    trace = RoutingTrace(
+        token=rng.integers(0, WORDS, (rows, LENGTH), np.int32),
+        domain=domain,
+        home=np.zeros(rows, np.int32),
+        expert=(drawn + first[:, None, None]).astype(np.int32),
+        weight=rng.random((layers, rows, LENGTH, 2), np.float32),
+        node=np.zeros(EXPERTS, np.int32),
+        num_groups=groups,
+        domains=("first", "second"),
+    )
+    path = folder / "trace.safetensors"
+    path.write_bytes(to_bytes(trace))
+    return path
 
 
 def cases(ranks: list[int], only: list[str]) -> Iterator[Case]:

@@ -44,6 +44,12 @@ SAMPLE = (
     Case("configs/two_domains.yaml", 4, 1, "ta_moe", "flat", 1),
     Case("configs/two_domains.yaml", 4, 1, "smile", "hierarchical", 1),
     Case("configs/two_domains.yaml", 4, 1, "c2r", "flat", 1),
+    Case(_38B, 4, 2, "topk, shared experts", "node_dedup", 1),
+    Case("configs/two_domains.yaml", 4, 1, "topk", "flat", 1),
+    Case("configs/two_domains.yaml", 4, 1, "node_limited", "node_dedup", 1),
+    Case("configs/two_domains.yaml", 4, 1, "moge", "flat", 1),
+    Case("configs/two_domains.yaml", 4, 1, "hash, gate", "flat", 1),
+    Case("configs/two_domains.yaml", 4, 1, "replay", "flat", 1),
 )
 # And a small one as a configuration file without any choice has it: exact GeLU, no fused kernel, on 910A.
 PLAIN = {

@@ -139,9 +139,54 @@ class NodeDedupDispatcher(TwoTierDispatcher):
         return self.start_inter_combine(sums)
 
 
-class CopySlots(Slots):
+class SharedCopies(Slots):
     """Which assignments share a copy, and which copies find a slot: step 2 at the head of this file. To `Slots` nodes
     are what experts are elsewhere, and pilots are the assignments.
+
+    Args:
+        tokens, top_k, by_weight: as `Slots`. nodes: V. copies: C.
+    """
+
+    def __init__(self, tokens: int, top_k: int, nodes: int, copies: int, by_weight: bool) -> None:
+        super().__init__(tokens, top_k, uniform_slots(np.arange(nodes), copies), by_weight)
+        self.top_k, self.nodes, self.copies = top_k, nodes, copies
+        self.no_node = Tensor(np.full(self.count, nodes, np.int32))
+
+    def share(self, node: Tensor, weight: Tensor) -> Tuple[DispatchContext, Tensor]:
+        """The slots of copies, by their pilots; and <float32>[k, k, T], 1 where of a token's two choices the second is
+        the pilot of a copy that the first goes by.
+
+        Args:
+            node: <int32>[N], to which each assignment leaves; V: to none. weight: <float32>[T, k], what priority goes
+                by.
+        """
+        order = self.order(weight)
+        together = self._together(node)
+        pilot = ops.logical_and(node < self.nodes, self._first(together, order))
+        wanted = ops.select(pilot, node, self.no_node)
+        copies = self.place(wanted, self.rank(wanted, order))
+        return copies, together * copies["keep_mask"].reshape(1, self.top_k, -1)  # (k, k, T) <- (N, 1)
+
+    def carried(self, node: Tensor, mine: Tensor) -> Tensor:
+        """bool[N], assignments that have a copy to their node; `node` and what it gives, `mine`: see `share`."""
+        return ops.logical_and(node < self.nodes, mine.sum(1).reshape(-1) > 0.5)  # (N,) <- (k, T) <- (k, k, T)
+
+    def _together(self, node: Tensor) -> Tensor:
+        """<float32>[k, k, T], 1 where two choices of a token want the same node; `node` <int32>[N], V: none."""
+        of_tokens = node.reshape(self.top_k, -1)  # (k, T) <- (N,)
+        return ops.cast(of_tokens.expand_dims(1) == of_tokens.expand_dims(0), dtype.float32)
+
+    def _first(self, together: Tensor, order: Tensor) -> Tensor:
+        """bool[N]: assignments that come before those of their token that they are `together` with, in `order`."""
+        if self.by_weight:
+            order = ops.scatter_nd(order.reshape(-1, 1), self.index, (self.count,))  # (N,) <- (N, 1), (N,)
+        place = order.reshape(self.top_k, -1)  # (k, T) <- (N,)
+        earlier = ops.cast(place.expand_dims(0) < place.expand_dims(1), dtype.float32)  # (k, k, T): second before first
+        return (together * earlier).sum(1).reshape(-1) < 0.5  # (N,) <- (k, T) <- (k, k, T)
+
+
+class CopySlots(SharedCopies):
+    """Where copies and their assignments lie in the buffers.
 
     Args:
         setup: tokens, choices, nodes and options. slots: those of `node_dedup_slots`.
@@ -152,17 +197,10 @@ class CopySlots(Slots):
     """
 
     def __init__(self, setup: DispatchSetup, slots: LayerSlots) -> None:
-        nodes = setup.nodes
-        super().__init__(
-            setup.tokens,
-            setup.top_k,
-            uniform_slots(np.arange(nodes), slots.copies),
-            setup.options.drop_priority == "weight",
-        )
-        self.top_k, self.nodes, self.copies = setup.top_k, nodes, slots.copies
+        by_weight = setup.options.drop_priority == "weight"
+        super().__init__(setup.tokens, setup.top_k, setup.nodes, slots.copies, by_weight)
         self.near_rows = setup.experts_per_node * slots.intra_node  # M_in
         self.node_slots = setup.experts_per_node * slots.capacity  # X
-        self.no_node = Tensor(np.full(self.count, nodes, np.int32))
         self.nothing = Tensor(np.zeros(self.count, np.int32))
         # 1 + the number of the choice: what a map says of a copy's first weight, second weight ...
         self.weight_place = Tensor(np.repeat(np.arange(1, setup.top_k + 1, dtype=np.int32), setup.tokens))
@@ -171,14 +209,10 @@ class CopySlots(Slots):
         found, far = context["keep_mask"].reshape(-1) > 0.5, context["slot"] >= self.near_rows  # (N,) <- (N, 1)
         leaves, stays = ops.logical_and(found, far), ops.logical_and(found, ops.logical_not(far))
         node = ops.floor_div(context["slot"] - self.near_rows, self.node_slots)
-        node, order = ops.select(leaves, node, self.no_node), self.order(weight)
-        together = self._together(node)
-        pilot = ops.logical_and(leaves, self._first(together, order))
-        wanted = ops.select(pilot, node, self.no_node)
-        copies = self.place(wanted, self.rank(wanted, order))
-        # Everyone's pilot: what it has found, and where among the copies to its node.
-        mine = together * copies["keep_mask"].reshape(1, self.top_k, -1)  # (k, k, T) <- (N, 1)
-        carried = ops.logical_and(leaves, mine.sum(1).reshape(-1) > 0.5)  # (N,) <- (k, T)
+        node = ops.select(leaves, node, self.no_node)
+        copies, mine = self.share(node, weight)
+        carried = self.carried(node, mine)
+        # Where everyone's pilot is among the copies to its node.
         slot = ops.cast(copies["slot"], dtype.float32).reshape(1, self.top_k, -1)  # (1, k, T) <- (N,); exact < 2**24
         copy = ops.cast((mine * slot).sum(1).reshape(-1), dtype.int32) - node * self.copies  # (N,) <- (k, T)
         entry = ops.select(carried, copy * self.top_k + self.weight_place, self.nothing)
@@ -193,19 +227,6 @@ class CopySlots(Slots):
         context["pilot_mask"], context["sent_mask"] = copies["keep_mask"], self._mask(stays) + copies["keep_mask"]
         context["copies"] = copies["keep_mask"].sum()
         return context
-
-    def _together(self, node: Tensor) -> Tensor:
-        """<float32>[k, k, T], 1 where two choices of a token want the same node; `node` <int32>[N], V: none."""
-        of_tokens = node.reshape(self.top_k, -1)  # (k, T) <- (N,)
-        return ops.cast(of_tokens.expand_dims(1) == of_tokens.expand_dims(0), dtype.float32)
-
-    def _first(self, together: Tensor, order: Tensor) -> Tensor:
-        """bool[N]: assignments that come before those of their token that they are `together` with, in `order`."""
-        if self.by_weight:
-            order = ops.scatter_nd(order.reshape(-1, 1), self.index, (self.count,))  # (N,) <- (N, 1), (N,)
-        place = order.reshape(self.top_k, -1)  # (k, T) <- (N,)
-        earlier = ops.cast(place.expand_dims(0) < place.expand_dims(1), dtype.float32)  # (k, k, T): second before first
-        return (together * earlier).sum(1).reshape(-1) < 0.5  # (N,) <- (k, T) <- (k, k, T)
 
     def _map(self, context: DispatchContext, entry: Tensor) -> Tensor:
         """<int32>[V, X]: for each slot of another node's experts the `entry` <int32>[N] of what fills it, or 0."""

@@ -75,6 +75,8 @@ class RouterContext:
         id_nodes: <int>[G, vocab_size], the node of the layout that each id belongs to by the documents it occurs in.
         id_map: <int32>[G, vocab_size], or [G, vocab_size, k]: the layer's experts within the group of each id, where a
             file says them.
+        reads_files: whether files that its options name are read; False: a checkpoint brings what follows from them, or
+            it does not matter.
         kernels: forms of operations for the device.
     """
 
@@ -97,6 +99,7 @@ class RouterContext:
     domains: int = 1
     id_nodes: Optional[np.ndarray] = None
     id_map: Optional[np.ndarray] = None
+    reads_files: bool = True
     kernels: KernelSet = CPU
 
     @property

@@ -33,7 +33,8 @@ class C2RRouter(SwitchRouter):
 
     Args:
         context: of the router; its layer is that of the table. options: its keys.
-        pairs: <int>[E, E], C of this layer; None: there is none, and `partners` is None.
+        pairs: <int>[E, E], C of this layer; None: there is none, and `partners` is None or a checkpoint brings the
+            table.
     """
 
     def __init__(self, context: RouterContext, options: C2ROptions, pairs: Optional[np.ndarray] = None) -> None:
@@ -87,4 +88,5 @@ def pairs_of_trace(path: str, context: RouterContext) -> np.ndarray:
 def build(context: RouterContext) -> Router:
     """The router of `context`."""
     options = context.options
-    return C2RRouter(context, options, None if options.table is None else pairs_of_trace(options.table, context))
+    counts = options.table is not None and context.reads_files
+    return C2RRouter(context, options, pairs_of_trace(options.table, context) if counts else None)

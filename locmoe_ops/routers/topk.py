@@ -62,7 +62,8 @@ class TopKRouter(GatedRouter):
         self.ranks = context.collectives.topology.data
         self.reduce = nn.Identity()
         if self.sums_losses:
-            self.reduce = context.collectives.all_reduce("dp", f"{context.tag}/statistics of losses")
+            sum_over_ranks = context.collectives.all_reduce("dp", f"{context.tag}/statistics of losses")
+            self.reduce = LossOverRanks(sum_over_ranks, self.ranks)
 
     def offer_second(self, second: nn.Cell) -> None:
         """Raises InputError: there is no place for `second`."""
@@ -140,6 +141,30 @@ class TopKRouter(GatedRouter):
         counts = counts.reshape(-1, length, self.num_experts).sum(1)  # (Q, E) <- (Q, L, E) <- (T, E)
         shares = shares.reshape(-1, length, self.num_experts).sum(1)  # (Q, E) <- (Q, L, E) <- (T, E)
         return load_balancing_loss(counts, shares, self.num_groups)
+
+
+class LossOverRanks(nn.Cell):
+    """A loss of each rank's own tokens, summed over ranks without an exchange in the backward pass.
+
+    The adjoint of the sum adds up what reaches it on all ranks. That is a loss's weight and scale, the same on each of
+    them and in every layer, so that it is a multiple of the rank's own.
+
+    Args:
+        reduce: all-reduce of the ranks. ranks: how many there are.
+
+    Inputs: loss <float32>[1], of this rank's tokens. Output: <float32>[1], of all ranks'.
+    """
+
+    def __init__(self, reduce: nn.Cell, ranks: int) -> None:
+        super().__init__()
+        self.reduce, self.ranks = reduce, ranks
+
+    def construct(self, loss: Tensor) -> Tensor:
+        return self.reduce(loss)
+
+    def bprop(self, loss: Tensor, out: Tensor, dout: Tensor) -> Tuple[Tensor]:
+        """The gradient of `loss` from that of `out`, `dout`."""
+        return (dout * float(self.ranks),)
 
 
 def sizes_of(shape: RoutingShape) -> RouterSizes:

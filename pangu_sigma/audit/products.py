@@ -1,6 +1,7 @@
 """Products that an exported graph computes twice, since `train.recompute` asks for it.
 
-A product stands once more where its Cell holds one that waits for no gradient, the forward pass's, and one that does.
+A product stands once more where its Cell holds two of the same shapes, one that waits for no gradient, the forward
+pass's, and one that does. One of other shapes is a gradient, of a Cell that writes its own.
 """
 
 from __future__ import annotations
@@ -32,19 +33,20 @@ def flops_again(nodes: Sequence[ScopedNode], given: Mapping[str, tuple[int, ...]
     shapes = {**given, **{name: one.shape for one in nodes for name in one.node.outputs}}
     maker = {name: one.node for one in nodes for name in one.node.outputs}
     late: set[str] = set()  # results that wait for a gradient
-    flops: dict[str, list[tuple[bool, float]]] = defaultdict(list)  # of each Cell's products in the forward pass
+    # Of each Cell's products of some shapes, those outside of derived gradients: whether they wait, and their FLOPs.
+    flops: dict[Any, list[tuple[bool, float]]] = defaultdict(list)
     for one in nodes:
         waits = one.scope.startswith(BACKWARD) or not late.isdisjoint(one.node.inputs)
         if waits:
             late.update(one.node.outputs)
         if one.node.operation in _COSTS and not one.scope.startswith(BACKWARD):
-            read = [_first(name, maker) for name in one.node.inputs]
-            cost = _COSTS[one.node.operation](one.shape, [shapes.get(name, ()) for name in read])
-            flops[one.scope.rpartition("/")[0]].append((waits, cost))
+            read = [shapes.get(_first(name, maker), ()) for name in one.node.inputs]
+            alike = (one.scope.rpartition("/")[0], one.node.operation, one.shape, *read[:2])
+            flops[alike].append((waits, _COSTS[one.node.operation](one.shape, read)))
     found = 0.0
-    for of_cell in flops.values():
-        if not all(waits for waits, _ in of_cell):
-            found += sum(cost for waits, cost in of_cell if waits)
+    for of_product in flops.values():
+        if not all(waits for waits, _ in of_product):
+            found += sum(cost for waits, cost in of_product if waits)
     return found
 
 

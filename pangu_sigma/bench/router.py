@@ -141,7 +141,7 @@ def _routing(config: Config, collectives: LocalCollectives) -> Tuple[nn.Cell, Li
     """Routing of the first sparse layer, and inputs for it."""
     shape, moe = _shape_of(config), config.moe
     generator = np.random.default_rng(0)
-    context = SparseContext(config, shape, collectives, even_vocabulary(config).counts, reads_maps=False)
+    context = SparseContext(config, shape, collectives, even_vocabulary(config).counts, reads_files=False)
     placement = ExpertPlacement(moe.num_experts, moe.num_groups, context.layout.expert, moe.expert_placement)
     cell = TimedRouting(MultiLevelRouting(context.domain_groups, build_router(context, 0, placement)))
     ids, domain = (

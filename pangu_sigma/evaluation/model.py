@@ -191,7 +191,7 @@ def _context(config: Config, runtime: Runtime, words: Vocabulary) -> SparseConte
     shape = model_dims(
         config, micro_batch_sequences(config, 1), words.vocab_size, words.domains, TensorGroup(runtime.collectives)
     )
-    return SparseContext(config, shape, runtime.collectives, words.counts, reads_maps=False)
+    return SparseContext(config, shape, runtime.collectives, words.counts, reads_files=False)
 
 
 def _rows(config: Config) -> int:

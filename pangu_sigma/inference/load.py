@@ -194,7 +194,7 @@ def network_context(
     counts = np.ones((config.moe.num_groups, vocab_size), np.int64)
     collectives = collectives or create_collectives("local", ALONE, 0)
     dims = model_dims(config, 1, vocab_size, domains)
-    return SparseContext(config, dims, collectives, counts, reads_maps=False)
+    return SparseContext(config, dims, collectives, counts, reads_files=False)
 
 
 def inference_config(config: Config, ranks: int = 1) -> Config:

@@ -36,8 +36,8 @@ class SparseContext:
         config: the job's. shape: sizes of the model. collectives: of this rank.
         token_counts: <int64>[G, V], of each group's training text, for maps that balance by it.
         id_nodes: <int>[G, V], nodes of ids, for maps by cooccurrence.
-        reads_maps: whether maps that the configuration names files of are read; False: a checkpoint brings them, or
-            they do not matter.
+        reads_files: whether maps and tables that the configuration names files of are read; False: a checkpoint brings
+            them, or they do not matter.
     """
 
     config: Config
@@ -45,7 +45,7 @@ class SparseContext:
     collectives: Collectives
     token_counts: Optional[np.ndarray] = None
     id_nodes: Optional[np.ndarray] = None
-    reads_maps: bool = True
+    reads_files: bool = True
 
     @property
     def slot_rules(self) -> SlotRules:
@@ -184,6 +184,7 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
             domains=context.shape.domains,
             id_nodes=context.id_nodes,
             id_map=_map_of_file(context, layer, options, shape),
+            reads_files=context.reads_files,
             kernels=context.shape.kernels,
         )
     )
@@ -195,7 +196,7 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
 def _map_of_file(context: SparseContext, layer: int, router: RouterConfig, shape: RoutingShape) -> Optional[np.ndarray]:
     """The map of a layer whose `router` names a file of maps; None: it names none, or it is not to be read."""
     path = getattr(router.own, "map", None)
-    if path is None or not context.reads_maps:
+    if path is None or not context.reads_files:
         return None
     return read_map(path, layer, MapSizes(shape.num_experts, shape.num_groups, shape.top_k, context.shape.vocab_size))
 

@@ -119,14 +119,14 @@ def _gathered_tokens(job: PlannedJob, one: DispatchExchange, elements: int, item
 
 def _statistics(job: PlannedJob) -> Iterator[Exchange]:
     """Counts and probabilities of each expert (see `RoutingStatistics`), and what else a loss is made of, summed over
-    ranks by the layers' routers that have any.
+    ranks by the layers' routers that have any. The gradient of a sum of losses is the same on all ranks.
     """
     for cost, layers in _alike(job.router_costs):
         elements = segments(job, cost) * 2 * job.config.moe.num_experts
         for phase in (FORWARD, BACKWARD):
             if cost.statistics != "none":
                 yield Exchange("other", "router statistics", "all_reduce", "dp", elements, ITEM, phase, layers)
-            if cost.sums_losses:
+            if cost.sums_losses and phase == FORWARD:
                 yield Exchange("other", "router losses of tokens", "all_reduce", "dp", 1, ITEM, phase, layers)
             if cost.sums_domains:
                 of_domains = _sets(job, job.config.moe.router.statistics) * job.domains * job.config.moe.num_experts

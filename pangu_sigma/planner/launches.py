@@ -7,8 +7,10 @@ cost some tens more or less a sparse layer. Not counted: what `runtime.fused.acc
 
 from __future__ import annotations
 
+from locmoe_ops.router_registry import router_spec
 from pangu_sigma.config.ascend import flattens
-from pangu_sigma.config.derived import recomputed_parts
+from pangu_sigma.config.derived import has_experts, layer_routers, recomputed_parts
+from pangu_sigma.config.schema import RouterConfig
 from pangu_sigma.model.parameter_groups import reads_copy
 from pangu_sigma.planner.exchanges import shares_experts, shares_state, stretches
 from pangu_sigma.planner.job import ITEM, PlannedJob
@@ -17,6 +19,9 @@ from pangu_sigma.planner.parameters import parameters
 DENSE_LAYER = 63  # attention and a dense feed-forward network, forward and backward
 SPARSE_LAYER = 160  # attention and experts in one chunk
 CHUNK = 34  # of each further one: its exchanges and its products
+# More of a sparse layer whose tokens have several experts: their copies and sums, then what a gate takes to find each
+# further choice and what losses and counts make of it, forward and backward.
+SEVERAL, CHOICE = 19, 4
 PLAIN_ATTENTION = 22  # more, without the fused kernel: scores, softmax, and transposed heads
 OUTSIDE = 95  # of the layers: embedding, mask, head, loss, statistics
 # Again, where they are recomputed (`train.recompute`): attention and its norm; a dense feed-forward network and its
@@ -37,6 +42,9 @@ def micro_batch_launches(job: PlannedJob) -> int:
     config = job.config
     layers = job.dense_layers * DENSE_LAYER + job.sparse_layers * SPARSE_LAYER
     layers += job.sparse_layers * (config.moe.dispatch.chunks - 1) * CHUNK
+    if has_experts(config) and config.moe.router.top_k > 1:
+        layers += job.sparse_layers * SEVERAL
+        layers += sum(map(chooses, layer_routers(config))) * (config.moe.router.top_k - 1) * CHOICE
     if not config.runtime.fused.attention:
         layers += (job.blocks + 1) * PLAIN_ATTENTION
     for index, part in enumerate(recomputed_parts(config)):  # these stand once more
@@ -47,6 +55,12 @@ def micro_batch_launches(job: PlannedJob) -> int:
     several = job.micro_batches > 1
     upkeep = ACCUMULATION * len(parameters(job)) if several else CONVERSION * _tensors_in_half(job)
     return OUTSIDE + layers + upkeep
+
+
+def chooses(router: RouterConfig) -> bool:
+    """Whether a layer's `router` finds a token's experts one after the other, and not in a table."""
+    spec = router_spec(router.type)
+    return spec.map_of_ids(router.own) is None and not spec.whole_rows
 
 
 def step_launches(job: PlannedJob) -> int:

@@ -115,7 +115,7 @@ class TrainEngine:
         shape = model_dims(config, rows, words.vocab_size, words.domains, TensorGroup(runtime.collectives))
         self.words, self.drawn = words, draw
         self.seed = config.train.seed
-        self.context = SparseContext(config, shape, runtime.collectives, words.counts, words.id_nodes, reads_maps=draw)
+        self.context = SparseContext(config, shape, runtime.collectives, words.counts, words.id_nodes, reads_files=draw)
         self.network = PanGuSigma(self.context)
         alike = experts_per_group(config) if config.moe.initial_experts == "copies" else 1
         if draw:

@@ -9,21 +9,34 @@ import pytest
 
 from helpers.launched import launch_two, run_command
 
-TWO_TIERS = {
-    "router": {"type": "locmoe", "locality_bias": {"kind": "margin", "strength": 0.5}},
-    "dispatch": {"type": "hierarchical"},
-    "capacity": {"mode": "adaptive", "evaluation_factor": 1.0, "local_share": 0.7},
+LOCAL_TERM = {"kind": "margin", "strength": 0.5}
+CASES = {
+    "two tiers": {
+        "num_experts": 4,
+        "router": {"type": "locmoe", "locality_bias": LOCAL_TERM},
+        "dispatch": {"type": "hierarchical"},
+        "capacity": {"mode": "adaptive", "evaluation_factor": 1.0, "local_share": 0.7},
+    },
+    # Of the four experts of a group two are on each node: a token with three leaves its own. There are slots of experts
+    # for all and of copies for few, so that what is dropped has no copy.
+    "one copy a node": {
+        "num_experts": 8,
+        "router": {"type": "switch", "top_k": 3, "locality_bias": LOCAL_TERM},
+        "dispatch": {"type": "node_dedup"},
+        "capacity": {"evaluation_factor": 4.0, "node_share": 0.05},
+    },
 }
 
 
-def test_two_ranks(tiny_data, tmp_path):
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks(tiny_data, tmp_path, name):
     """Ten rows: five a rank, in micro-batches of two, the last of which are filled up. Float32 sums in another order
     are all that differs: 1e-6 of a loss, whose exponential is compared.
     """
     run = tmp_path / "run"
     job = launch_two(
         tmp_path,
-        moe={"num_experts": 4, "num_groups": 2, **TWO_TIERS},
+        moe={"num_groups": 2, **CASES[name]},
         data={"path": str(tiny_data)},
         optimizer={"schedule": "constant", "warmup_steps": 0, "learning_rate": 0.01},
         train={"steps": 2, "global_batch_size": 4, "eval_rows": 10, "cosines": False, "output_dir": str(run)},

@@ -69,7 +69,8 @@ CASES = {
     "moge": {"dispatch": {"type": "flat"}, "router": {"top_k": 2, "balance": {"kind": "sign"}}},
     OWN["routers.md"]: {"dispatch": {"type": OWN["dispatchers.md"]}},
 }
-# A model of two sparse layers, the query layer being one, with a router each.
+# Two sparse layers, the query layer being one: with losses that are summed in both, and with a router each.
+TWO_LAYERS = ("topk", "by layer")
 BY_LAYER = {
     "dispatch": {"type": "flat"},
     "router": {"type": "locmoe", "statistics": "node", "balance_rate": 0.01},
@@ -98,7 +99,7 @@ def job_of(name):
     return audited_job(
         config_from_dict(
             {
-                "model": {**MODEL, "sparse_query_layer": own is BY_LAYER},
+                "model": {**MODEL, "sparse_query_layer": name in TWO_LAYERS},
                 "moe": moe,
                 "optimizer": {"warmup_steps": 1},
                 "train": {"steps": 2, "global_batch_size": 2},

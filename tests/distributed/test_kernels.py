@@ -35,6 +35,14 @@ SMALL = (
 )
 LAYERS = {"base": (1, 1), "dense": (2, 1), "sparse": (1, 2)}  # dense and sparse blocks, below a sparse query layer
 RECOMPUTED, EACH = "base, recomputed", "base, each"  # with biases and norms updated one by one
+# Two ranks, each with eight experts; one choice of a token, and several.
+CHOICES = (
+    "moe.num_experts=16",
+    "moe.dispatch={type: flat}",
+    "moe.router.type=topk",
+    "parallel.tensor=1",
+    "parallel.ranks_per_node=1",
+)
 BUDGETS = {"dense": 90, "sparse": 200}
 VECTORS = 4  # of biases and norms: dense ones and experts', held whole and split
 
@@ -77,6 +85,20 @@ def test_a_layer_keeps_its_budget(operators, kind):
 def test_the_plan_counts_the_graphs_kernels(operators, name):
     """Within a tenth: equal operators of two layers are one, which the plan does not know of."""
     assert micro_batch_launches(job(name)) == pytest.approx(launches(operators[name]), rel=0.1)
+
+
+def test_the_plan_counts_what_further_choices_add(tmp_path):
+    """Within a tenth, in two sparse layers: the query layer is one."""
+    found, planned = {}, {}
+    for top_k in (1, 2, 8):
+        keys = [*SMALL, *CHOICES, "model.dense_layers=1", "model.sparse_layers=1", f"moe.router.top_k={top_k}"]
+        of_choices, folder = audited_job(load_config(str(SHIPPED), keys), 2, 1), tmp_path / str(top_k)
+        folder.mkdir()
+        export_first(of_choices, folder, ["micro_batch"])
+        found[top_k] = launches(first_rank(of_choices, folder).graphs[0].operators)
+        planned[top_k] = micro_batch_launches(of_choices)
+    for top_k in (2, 8):
+        assert planned[top_k] - planned[1] == pytest.approx(found[top_k] - found[1], rel=0.1)
 
 
 def test_vectors_save_the_update_what_is_planned(steps):

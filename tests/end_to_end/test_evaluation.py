@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.traces import made_up_trace
+from locmoe_ops.routing_trace import to_bytes
 from pangu_sigma.cli.main import _parser, main
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.evaluation.tasks import TaskConfig
@@ -90,6 +92,20 @@ def test_as_trained_finds_what_training_found(run, evaluate):
     found = json.loads(evaluate("--as-trained", "--json"))["results"]
     assert set(found) == {"validation"}  # no local term, nothing else to see
     assert found["validation"]["all"]["perplexity"]["value"] == pytest.approx(last["valid/perplexity"], rel=1e-5)
+
+
+def test_a_c2r_run_is_evaluated_without_its_table(train, tmp_path, capsys):
+    """Its checkpoint has which experts go together; the trace that they were counted in is gone."""
+    table = tmp_path / "trace.safetensors"
+    table.write_bytes(to_bytes(made_up_trace(groups=2)))
+    router = ("moe.router.type=c2r", "moe.router.top_k=2", f"moe.router.c2r={{partners: 1, table: {table}}}")
+    run = train("c2r", "train.steps=2", "train.eval_rows=12", "moe.num_experts=8", *router)
+    table.unlink()
+    capsys.readouterr()
+    assert main(["eval", str(run), "--as-trained", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["results"]["validation"]["all"]["perplexity"]["value"]
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert found == pytest.approx(last["valid/perplexity"], rel=1e-5)
 
 
 def test_texts_and_validation_in_one_call(evaluate, tmp_path):

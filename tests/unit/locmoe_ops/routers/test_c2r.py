@@ -1,5 +1,7 @@
 """C2R: further experts among the partners of the first; where its table comes from."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -99,6 +101,12 @@ def test_traces_of_other_networks_are_refused(tmp_path, expert, experts, groups,
     with pytest.raises(InputError, match="moe.router.c2r.table") as caught:
         make_router(context_of("c2r", RoutingShape(8, 8, 1, 2), layer=1, partners=1, table=path))
     assert fragment in str(caught.value) and path in str(caught.value)
+
+
+def test_a_table_that_a_checkpoint_brings_is_not_read(tmp_path):
+    context = context_of("c2r", RoutingShape(8, 8, 1, 2), partners=1, table=str(tmp_path / "absent"))
+    router = make_router(replace(context, reads_files=False))
+    assert router.partners.shape == (8, 8)
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -30,6 +30,10 @@ ANEW = node("MatMul", ["again", "w"], "y2", LAYER, (6, 8))
         ([FORWARD, LOSS, TIED, ANEW], 2 * 6 * 4 * 8),
         ([FORWARD, LOSS, node("MatMul", ["dy", "w"], "dx", f"Gradients/{LAYER}", (6, 4))], 0),  # a gradient
         ([FORWARD, LOSS, node("MatMul", ["dy", "w"], "dx", f"{LAYER}/bias-AddBias", (6, 4))], 0),  # of a Cell's bprop
+        (
+            [FORWARD, LOSS, node("MatMul", ["dy", "w"], "dx", LAYER, (6, 4))],
+            0,
+        ),  # of the Cell's own bprop
         ([FORWARD, LOSS, node("MatMul", ["x", "w"], "y2", LAYER, (6, 8))], 0),  # waits for nothing: not recomputed
     ],
 )

@@ -5,11 +5,22 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from locmoe_ops.topology import Topology
+from mindspore import Tensor
+
+from locmoe_ops.dispatch.geometry import DispatchOptions, DispatchSetup, FixedCapacities, uniform_slots
+from locmoe_ops.dispatch.repick import slot_assignment
+from locmoe_ops.reference.slots import keep_within_capacity, share_copies
+from locmoe_ops.topology import ExpertPlacement, Topology
 from pangu_sigma.config.load import config_from_dict
 from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
-from pangu_sigma.evaluation.ranks import trained_capacities, training_batches, validation_batches
+from pangu_sigma.evaluation.ranks import (
+    LimitedCopies,
+    TrainedSlots,
+    trained_slots,
+    training_batches,
+    validation_batches,
+)
 from pangu_sigma.model.dims import model_dims
 
 
@@ -53,13 +64,48 @@ FOUR = Topology(4, 2, 4)  # two nodes of two, each rank two of the eight experts
 )
 def test_slots_of_each_rank(moe, topology, expected):
     config = config_of(**moe)
-    found = trained_capacities(config, model_dims(config, 2, 320, 2), topology)
+    found = trained_slots(config, model_dims(config, 2, 320, 2), topology)
     if len(expected[0]) == 2:  # experts on the first node, and on the second
         first = np.array(
             [expert % 4 < 2 for expert in range(8)]
         )  # interleaved: of each group of four, two on each node
         expected = [np.where(first, *pair).tolist() for pair in expected]
-    assert found.tolist() == expected
+    assert found.capacity.tolist() == expected and found.copies == 0
+
+
+def test_copies_of_each_rank():
+    """Four choices of a group of four are all of its experts, two on each node: all 64 tokens leave, and one of four
+    has a copy's slot. Experts are dealt out to ranks in turn, group by group.
+    """
+    capacity = {"evaluation_factor": 1.0, "node_share": 0.25}
+    config = config_of(dispatch={"type": "node_dedup"}, capacity=capacity, router={"type": "switch", "top_k": 4})
+    found = trained_slots(config, model_dims(config, 2, 320, 2), FOUR)
+    assert (found.copies, found.nodes) == (16, 2)
+    own, other = [[2, 2, 1, 1], [0, 0, 2, 2]], 2  # of a rank of the first node, and of the second, in each group
+    assert found.node.tolist() == [own[rank // other] * 2 for rank in range(4)]
+
+
+@pytest.mark.parametrize("priority", ["position", "weight"])
+def test_limited_copies_match_a_loop(priority):
+    """Six experts of three nodes, of which the second is the rank's own; a flat buffer of one process."""
+    experts, tokens, top_k, capacity, copies, own = 6, 20, 3, 7, 5, 1
+    node = np.array([0, 1, 2, 0, 1, 2])
+    options = DispatchOptions(drop_priority=priority)
+    setup = DispatchSetup(
+        Topology(1, 1), ExpertPlacement(experts, 1, 1), tokens, top_k, FixedCapacities(capacity), options
+    )
+    slots = slot_assignment(setup, uniform_slots(np.arange(experts), capacity))
+    limit = TrainedSlots(np.full((1, experts), capacity), copies, np.where(node == own, 3, node)[None], 3)
+    cell = LimitedCopies(slots, setup, limit)
+    cell.node = Tensor(np.append(limit.node[0], 3).astype(np.int32))
+    rng = np.random.default_rng(0)
+    expert = rng.permuted(np.tile(np.arange(experts), (tokens, 1)), axis=1)[:, :top_k].astype(np.int32)
+    expert[rng.uniform(size=expert.shape) < 0.1] = experts  # no assignment
+    weight = rng.choice(np.float32([0, 0.25, 0.5, 0.75]), expert.shape)  # many ties
+    kept = keep_within_capacity(expert, weight, [capacity] * experts, priority)
+    carried = share_copies(expert, weight, kept, node, own, copies, priority)
+    found = cell(Tensor(expert), Tensor(weight))["keep_mask"].asnumpy()
+    assert np.array_equal(found.reshape(top_k, tokens).T > 0.5, carried) and 0 < carried.sum() < kept.sum()
 
 
 @pytest.mark.parametrize(

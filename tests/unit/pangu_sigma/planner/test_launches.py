@@ -2,7 +2,17 @@
 
 import pytest
 
-from pangu_sigma.planner.launches import EMPTIED, IN_STRETCH, IN_VECTOR, UPDATE, VECTOR, update_launches
+from pangu_sigma.planner.launches import (
+    CHOICE,
+    EMPTIED,
+    IN_STRETCH,
+    IN_VECTOR,
+    SEVERAL,
+    UPDATE,
+    VECTOR,
+    micro_batch_launches,
+    update_launches,
+)
 
 # Of a layer's tensors 6 are matrices, 4 of norms and 5 biases, since keys have none. Outside: three tables, one norm.
 MATRICES, SMALL = 3 * 6 + 3, 3 * 9 + 2
@@ -50,3 +60,22 @@ def test_experts_have_a_vector_unless_the_host_updates_them(make_job, experts, a
         optimizer={"expert_state": experts},
     )
     assert update_launches(job) == UPDATE * alone + IN_VECTOR * small + VECTOR * vectors
+
+
+@pytest.mark.parametrize(
+    ("top_k", "routers", "expected"),
+    [
+        (1, [], 0),
+        (4, [], 2 * SEVERAL + 2 * 3 * CHOICE),
+        (4, [{"layers": [1], "type": "hash"}], 2 * SEVERAL + 3 * CHOICE),  # whose choices a table has
+    ],
+)
+def test_further_choices_of_two_sparse_layers(make_job, top_k, routers, expected):
+    model = {"dense_layers": 1, "sparse_layers": 2, "sparse_query_layer": False}
+    found = [
+        micro_batch_launches(
+            make_job(1, 1, model=model, moe={"router": {"type": "topk", "top_k": count}, "routers": routers})
+        )
+        for count in (1, top_k)
+    ]
+    assert found[1] - found[0] == expected
