@@ -120,7 +120,6 @@ def _context(monkeypatch):
 PROCESS = {
     "version of MindSpore": lambda patch: patch.setattr(ms, "__version__", "2.9.0"),
     "version of NumPy": lambda patch: patch.setattr(np, "__version__", "1.0"),
-    "code": lambda patch: patch.setattr(key_module, "code_version", lambda: "0123456789ab"),
     "a variable of MindSpore": lambda patch: patch.setenv("MS_DEV_GRAPH_KERNEL_FLAGS", "--enable_pass=x"),
     "context": _context,
     "a constant of the module": lambda patch: patch.setattr(sys.modules[__name__], "FACTOR", 3.0),
