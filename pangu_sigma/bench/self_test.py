@@ -38,7 +38,7 @@ def self_test(config: Config, as_json: bool) -> int:
         InputError: the ranks do not fit the configuration. CollectiveError: a rank was lost.
     """
     started = time.perf_counter()
-    compiling = replace(config, runtime=replace(config.runtime, compile_cache=NONE))  # which is tried, too
+    compiling = replace(config, runtime=replace(config.runtime, compile_cache=NONE))  # that is tried, too
     with start_runtime(compiling) as runtime:
         findings = [_place(runtime), *check_device(runtime.chip)]
         groups = check_groups(runtime.collectives, runtime.chip)
