@@ -44,7 +44,7 @@ SIZES = {  # many tokens of a narrow network: little but what layers keep
     "moe": {"num_experts": 4, "router": {"type": "switch"}},
     "optimizer": {"warmup_steps": 1},
     "train": {"steps": STEPS, "global_batch_size": 512},
-    "runtime": {"device": "cpu"},
+    "runtime": {"device": "cpu", "compile_cache": "none"},
 }
 CASES = ("none", "attention", "sparse", "4", "all")
 PEAK = re.compile(r"Common mem pool info:.*?peak used mem:(\d+)M")

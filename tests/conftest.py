@@ -24,6 +24,8 @@ settings.register_profile(
 )
 
 os.environ.setdefault("GLOG_v", "3")  # MindSpore says errors alone, as in whole commands on CPU
+if not os.environ.get("PANGU_SIGMA_COMPILE_CACHE"):
+    os.environ["PANGU_SIGMA_COMPILE_CACHE"] = "none"  # commands that tests start leave the user's own graphs alone
 
 if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN
@@ -110,8 +112,8 @@ def kept_graphs(request, named_device):
     """With PANGU_SIGMA_COMPILE_CACHE=FOLDER tests take compiled graphs from there, and add to it: commands and ranks
     that they start by themselves (`start_runtime`), graphs of this process here.
     """
-    folder = os.environ.get("PANGU_SIGMA_COMPILE_CACHE")
-    if folder and not request.config.getoption("--quick"):
+    folder = os.environ["PANGU_SIGMA_COMPILE_CACHE"]
+    if folder != "none" and not request.config.getoption("--quick"):
         from pangu_sigma.runtime.compile_cache.executor import CompileCache, use_compile_cache
         from pangu_sigma.runtime.compile_cache.store import GraphStore
 

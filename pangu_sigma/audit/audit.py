@@ -22,6 +22,7 @@ from pangu_sigma.audit.graph import RankGraphs, read_rank
 from pangu_sigma.audit.report import as_json, report
 from pangu_sigma.audit.wires import LIMIT, WireTypes, queued_behind_gradients, wide_wires
 from pangu_sigma.config.check_chip import with_chip
+from pangu_sigma.config.check_compile import NONE
 from pangu_sigma.config.load import to_dict
 from pangu_sigma.config.schema import Config
 from pangu_sigma.errors import ToolFailed
@@ -110,7 +111,7 @@ def audited_job(
             "--ranks-per-node"
         )
     # Each layer's graph by itself: those that share one have the scope of the first.
-    as_audited = replace(config.runtime, device="ascend", backend="hccl", lazy_inline=False, compile_cache=None)
+    as_audited = replace(config.runtime, device="ascend", backend="hccl", lazy_inline=False, compile_cache=NONE)
     on_ascend = replace(config, runtime=as_audited)
     machine = load_hardware(hardware or default_hardware(on_ascend))
     placed = with_chip(on_ascend, machine.chip, f"hardware '{machine.name}'")

@@ -5,6 +5,7 @@ in about a minute; alone, or as every rank of a job.
 import os
 import sys
 import time
+from dataclasses import replace
 from typing import List, Optional, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from locmoe_ops.errors import InputError
 from pangu_sigma.bench.device import check_device
 from pangu_sigma.bench.links import check_groups, check_links
+from pangu_sigma.config.check_compile import NONE
 from pangu_sigma.config.chips import CHIPS
 from pangu_sigma.config.schema import Config
 from pangu_sigma.doctor.findings import FAILURE, Finding, failure, lines_of, ok, summary_of
@@ -36,7 +38,8 @@ def self_test(config: Config, as_json: bool) -> int:
         InputError: the ranks do not fit the configuration. CollectiveError: a rank was lost.
     """
     started = time.perf_counter()
-    with start_runtime(config) as runtime:
+    compiling = replace(config, runtime=replace(config.runtime, compile_cache=NONE))  # that is tried, too
+    with start_runtime(compiling) as runtime:
         findings = [_place(runtime), *check_device(runtime.chip)]
         groups = check_groups(runtime.collectives, runtime.chip)
         findings.append(groups)

@@ -5,6 +5,8 @@ from pangu_sigma.config.ascend import resolve_runtime
 from pangu_sigma.config.derived import job_topology
 from pangu_sigma.config.schema import Config
 
+AUTO, NONE = "auto", "none"  # of runtime.compile_cache; null is none, too
+
 
 def check_compile(config: Config, world_size: int) -> None:
     """Checks both keys for a job of `world_size` ranks.
@@ -13,20 +15,20 @@ def check_compile(config: Config, world_size: int) -> None:
         InputError: one of them would have no effect, or was not tried with the others.
     """
     runtime = config.runtime
-    for name, value, default in (
-        ("compile_cache", runtime.compile_cache, None),
-        ("lazy_inline", runtime.lazy_inline, False),
+    names_folder = (runtime.compile_cache or NONE) not in (AUTO, NONE)
+    for name, value, has_effect, expected in (
+        ("compile_cache", runtime.compile_cache, names_folder, f"{AUTO} or {NONE}"),
+        ("lazy_inline", "true", runtime.lazy_inline, "false"),
     ):
-        if value != default and runtime.mode == "pynative":
+        if has_effect and runtime.mode == "pynative":
             raise InputError(
-                f"runtime.{name} is {str(value).lower() if value is True else value} with runtime.mode pynative, which "
-                f"compiles nothing; expected {'null' if default is None else 'false'}"
+                f"runtime.{name} is {value} with runtime.mode pynative, which compiles nothing; expected {expected}"
             )
-    if runtime.compile_cache is not None and resolve_runtime(config).runtime.backend == "hccl":
+    if names_folder and resolve_runtime(config).runtime.backend == "hccl":
         raise InputError(
             f"runtime.compile_cache is {runtime.compile_cache} with runtime.backend hccl, where it was not tried: "
             "ranks have no way to agree whether all of them have a graph, and a kept one may run in another order; "
-            "expected null"
+            f"expected {AUTO} or {NONE}"
         )
     if runtime.lazy_inline:
         _check_lazy_inline(config, world_size)

@@ -308,9 +308,10 @@ class RuntimeConfig:
         "which may be strict in the environment)",
     )
     compile_cache: Optional[str] = key(
-        None,
+        "auto",
         "folder in which compiled graphs are kept for later runs, of any configuration (docs/reliability.md, Compile "
-        "cache); null: every run compiles its own",
+        "cache); auto: PANGU_SIGMA_COMPILE_CACHE, else pangu_sigma/graphs in the user's folder of caches, on CPU in "
+        "graph mode; none or null: every run compiles its own",
     )
     lazy_inline: bool = key(
         False,

@@ -17,13 +17,14 @@ from typing import Iterator, List, Optional, Sequence, Union
 
 from locmoe_ops.errors import InputError
 
-_TEMPORARY = re.compile(r"\.writing-[0-9a-f]{8}")
+TEMPORARY = ".writing-"  # how temporary names begin
+_TEMPORARY = re.compile(rf"{re.escape(TEMPORARY)}[0-9a-f]{{8}}")
 _HEAD_BYTES = 4096  # a marker stands at the beginning of a file
 
 
 def temporary_path(folder: Path) -> Path:
     """A name in `folder` that nobody has."""
-    return folder / f".writing-{secrets.token_hex(4)}"
+    return folder / f"{TEMPORARY}{secrets.token_hex(4)}"
 
 
 def write_atomically(path: Path, content: Union[str, bytes]) -> None:
@@ -183,7 +184,7 @@ def writing_folder(parent: Path, own: Sequence[str]) -> Iterator[Path]:
 def abandoned(parent: Path) -> List[Path]:
     """Folders in `parent` under temporary names whose writers are gone."""
     found = []
-    for path in sorted(parent.glob(".writing-*")):
+    for path in sorted(parent.glob(f"{TEMPORARY}*")):
         if _TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             holder = _hold(path)
             if holder is not None:

@@ -3,7 +3,6 @@
 import gc
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Dict, Optional, Type
 
 import numpy as np
@@ -17,17 +16,16 @@ from locmoe_ops.collectives.tcp.mesh import Mesh
 from locmoe_ops.topology import Topology
 from pangu_sigma.config.ascend import resolve_runtime
 from pangu_sigma.config.check_chip import check_chip, with_chip
+from pangu_sigma.config.check_compile import AUTO
 from pangu_sigma.config.chips import chip_of_soc, known_chip
 from pangu_sigma.config.derived import job_topology
 from pangu_sigma.config.schema import Config
 from pangu_sigma.runtime.compile_cache.executor import CompileCache, cache_in_use, use_compile_cache
-from pangu_sigma.runtime.compile_cache.store import GraphStore
+from pangu_sigma.runtime.compile_cache.folder import open_store
 from pangu_sigma.runtime.join import join_ranks
 from pangu_sigma.runtime.launch import check_ranks, read_launch
-from pangu_sigma.runtime.messages import log
 from pangu_sigma.runtime.settings import set_context, set_environment, switch_off_compile_cache
 
-COMPILE_CACHE_FOLDER = "PANGU_SIGMA_COMPILE_CACHE"  # as runtime.compile_cache, for all processes of a shell, silently
 AGREEMENT = "compile_cache/found"
 # What a step's graph is given with each step, the learning rate, comes from these keys; they are no part of the graph.
 GIVEN: Dict[str, Any] = {
@@ -64,9 +62,8 @@ class Runtime:
             self.mesh.abort(" ".join(str(error).split())[:200] or type(error).__name__)
         self.collectives.close()
         cache = cache_in_use()
-        by_key = cache is not None and str(cache.folder) != os.environ.get(COMPILE_CACHE_FOLDER)
-        if cache is not None and by_key and self.is_first and error is None:
-            log.info("compiled graphs: %d from %s, %d added to it", cache.taken, cache.folder, cache.kept)
+        if cache is not None and self.is_first and error is None:
+            cache.tell_counts()
         if isinstance(error, Exception) and failure is not None and error is not failure:
             raise failure from error
 
@@ -140,7 +137,10 @@ def start_runtime(config: Config) -> Runtime:
 
 
 def keep_graphs(config: Config, topology: Topology, rank: int, mesh: Optional[Mesh]) -> None:
-    """Takes graphs from `runtime.compile_cache`, or the folder that the environment names, from now on.
+    """Takes graphs from the folder of `runtime.compile_cache` from now on, and adds to it.
+
+    Every rank must call it. Ranks that keep graphs ask each other before each one that exchanges tensors, but the
+    folder of auto may be writable for some ranks alone: all of them keep graphs, or none does.
 
     Args:
         config: resolved for this machine.
@@ -148,25 +148,22 @@ def keep_graphs(config: Config, topology: Topology, rank: int, mesh: Optional[Me
         mesh: by which its ranks agree; None: it has one.
 
     Raises:
-        InputError: the folder cannot be used.
+        InputError: a folder that the configuration or the environment names cannot be used.
     """
-    folder = config.runtime.compile_cache
-    if folder is None and (config.runtime.mode, config.runtime.backend) == ("graph", "tcp"):
-        folder = os.environ.get(COMPILE_CACHE_FOLDER)
-    if not folder:
-        return
+    world = topology.world_size
 
     def agree(found: bool) -> bool:
         if mesh is None:
             return found
-        return int(mesh.all_reduce(range(topology.world_size), AGREEMENT, np.array([found], np.int64))[0]) == world
+        return int(mesh.all_reduce(range(world), AGREEMENT, np.array([found], np.int64))[0]) == world
 
-    world = topology.world_size
+    store = open_store(config.runtime, os.environ)
+    if not agree(store is not None) or store is None:
+        return
     optimizer = replace(config.optimizer, **GIVEN)
     reaching = [config.model, config.moe, config.parallel, optimizer, config.runtime.precision]
     job = {"rank": rank, "topology": repr(topology), "configuration": repr(reaching)}
-    told = rank == 0 and config.runtime.compile_cache is not None
-    use_compile_cache(CompileCache(GraphStore(Path(folder)), job, agree, tell=told))
+    use_compile_cache(CompileCache(store, job, agree, tell=rank == 0 and config.runtime.compile_cache != AUTO))
 
 
 def device_chip() -> Optional[str]:

@@ -62,6 +62,7 @@ def make_config(folder: Path) -> Path:
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MS_", "LOCMOE_", "RANK_"))}
     return {
+        "PANGU_SIGMA_COMPILE_CACHE": "none",  # jobs are killed while they compile, too
         **kept,
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",

@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from pangu_sigma.cli.main import main
+from pangu_sigma.config.check_compile import NONE
 from pangu_sigma.runtime.compile_cache.executor import cache_in_use, use_compile_cache
-from pangu_sigma.runtime.runtime import COMPILE_CACHE_FOLDER
+from pangu_sigma.runtime.compile_cache.folder import VARIABLE
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -19,8 +20,8 @@ def kept_graphs_of_runs(tmp_path_factory):
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # of all processes of this call of pytest
     before = cache_in_use()
     with pytest.MonkeyPatch.context() as patch:
-        if COMPILE_CACHE_FOLDER not in os.environ:
-            patch.setenv(COMPILE_CACHE_FOLDER, str(shared / "graphs"))
+        if os.environ[VARIABLE] == NONE:
+            patch.setenv(VARIABLE, str(shared / "graphs"))
         yield
     use_compile_cache(before)
 

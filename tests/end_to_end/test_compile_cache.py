@@ -7,7 +7,7 @@ import pytest
 
 from pangu_sigma.checkpoint.reader import CheckpointReader
 from pangu_sigma.runtime.compile_cache.executor import cache_in_use, use_compile_cache
-from pangu_sigma.runtime.runtime import COMPILE_CACHE_FOLDER
+from pangu_sigma.runtime.compile_cache.folder import VARIABLE
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -15,7 +15,7 @@ def kept_graphs_of_runs():
     """None but those of a test's own folder."""
     before = cache_in_use()
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(COMPILE_CACHE_FOLDER, raising=False)
+        patch.setenv(VARIABLE, "none")
         yield
     use_compile_cache(before)
 
@@ -104,3 +104,21 @@ def test_a_damaged_graph_is_compiled_and_told(train, kept, straight, cold, capfd
     assert counts()[0] == 0
     assert "is damaged and was removed; the graph is compiled" in capfd.readouterr().err
     assert_equal(again, straight)
+
+
+def test_by_default_the_users_folder_of_caches_has_them(train, straight, tmp_path, monkeypatch, capfd):
+    """Without a word; nor is there one of graphs that are damaged."""
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "pangu_sigma" / "graphs"
+    assert_equal(train("default cold", "checkpoint.interval=3"), straight)
+    files = sorted(folder.iterdir())
+    assert counts() == (0, len(files)) and len(files) > 1
+    assert_equal(train("default warm", "checkpoint.interval=3"), straight)
+    assert counts() == (len(files), 0)
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-100])
+    assert_equal(train("default damaged", "checkpoint.interval=3"), straight)
+    assert counts() == (0, len(files)) and sorted(folder.iterdir()) == files
+    printed = "".join(capfd.readouterr())
+    assert "compiled graphs" not in printed and "compile_cache" not in printed

@@ -18,8 +18,9 @@ from pangu_sigma.data.dataset import PreparedData
 from pangu_sigma.data.loader import create_loader
 from pangu_sigma.data.vocabulary import vocabulary
 from pangu_sigma.metrics.definitions import DEFINITIONS
+from pangu_sigma.runtime.compile_cache.folder import VARIABLE
 from pangu_sigma.runtime.environment import launches
-from pangu_sigma.runtime.runtime import COMPILE_CACHE_FOLDER, start_runtime
+from pangu_sigma.runtime.runtime import start_runtime
 from pangu_sigma.runtime.versions import code_version
 from pangu_sigma.train.engine import TrainEngine
 
@@ -295,7 +296,7 @@ def test_the_routers_own_state_is_resumed_and_schedules_follow_from_the_step(tra
 
 def test_no_graph_is_taken_from_a_compile_cache(train, tmp_path, monkeypatch, capfd):
     """MindSpore would find this run's graphs again for any other configuration, and compute this one's numbers."""
-    monkeypatch.delenv(COMPILE_CACHE_FOLDER, raising=False)
+    monkeypatch.setenv(VARIABLE, "none")
     monkeypatch.setenv("MS_COMPILER_CACHE_ENABLE", "1")
     monkeypatch.setenv("MS_COMPILER_CACHE_PATH", str(tmp_path))
     train("cached", "train.steps=1", "optimizer.warmup_steps=1", "train.eval_rows=0")

@@ -6,6 +6,7 @@ is compiled next, if one is kept under its key.
 """
 
 import atexit
+import logging
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from mindspore.graph import api
 from pangu_sigma.runtime.compile_cache.key import CACHE_VARIABLES, graph_key
 from pangu_sigma.runtime.compile_cache.store import DamagedGraph, GraphStore
 from pangu_sigma.runtime.messages import log
+from pangu_sigma.runtime.versions import code_version
 
 GRAPHS = "rank_0/graph_cache"  # below its folder, where it has one process
 ENABLE, FOLDER, FORCE = CACHE_VARIABLES  # the last: whatever the program's Python files are, which the key has
@@ -32,7 +34,7 @@ class CompileCache:
         store: where they are kept.
         job: what all graphs of this process depend on besides themselves: rank, topology, configuration.
         agree: whether all ranks have what this one says it has; they ask together, each for the same graph.
-        tell: whether this process says what is wrong with kept graphs.
+        tell: whether a user is shown what this process says of kept graphs; else only one who asks for debug messages.
 
     Attributes:
         taken, kept: how many graphs came from the store, and how many were added.
@@ -43,7 +45,9 @@ class CompileCache:
         self, store: GraphStore, job: Dict[str, Any], agree: Callable[[bool], bool], tell: bool = True
     ) -> None:
         self.taken, self.kept, self.folder = 0, 0, store.folder
-        self._store, self._job, self._agree, self._tell = store, job, agree, tell
+        self._store, self._agree, self._tell = store, agree, tell
+        self._code = code_version()  # what this process runs, though files may change from now on
+        self._facts = {"job": job, "code": self._code}
         self._told: set = set()
 
     def compile(self, compiler: Any, cell: ms.nn.Cell, inputs: Any, options: Any, phase: str, jit: Any) -> Any:
@@ -55,23 +59,25 @@ class CompileCache:
         """
         cell.generate_scope()  # as the compiler does, which has nothing to do with a graph that is taken
         try:
-            key = graph_key(cell, inputs, options, {"job": self._job, "jit": jit})
+            key = graph_key(cell, inputs, options, {**self._facts, "jit": jit})
         except Exception as error:  # `Unkeyed`, or whatever an attribute of a new kind makes of being looked at
             self._say(f"{type(cell).__name__} is not kept in runtime.compile_cache: {error}")
             return compiler.compile(cell, inputs, options, phase, jit)
         name = key.hexdigest()
-        found = self._fetch(name, _PRIVATE.next_graph())
+        target = self._target()
+        found = target is not None and self._fetch(name, target)
         if key.exchanges and not self._agree(found):
             found = False
             _PRIVATE.clear()
+        if target is None:
+            return compiler.compile(cell, inputs, options, phase, jit)
         try:
             with _PRIVATE.in_use():
                 result = compiler.compile(cell, inputs, options, phase, jit)
             written = _PRIVATE.written()
             self.taken += found
             if written is not None and not found:
-                self._store.keep(name, written)
-                self.kept += 1
+                self._keep(name, written)
             return result
         except Exception as error:  # whatever MindSpore makes of a file that it cannot use
             why = " ".join(str(error).split())[:200]
@@ -84,19 +90,39 @@ class CompileCache:
         finally:
             _PRIVATE.clear()
 
+    def _target(self) -> Optional[Path]:
+        try:
+            return _PRIVATE.next_graph()
+        except OSError as error:  # the folder of temporary files is full, or gone
+            self._say(f"no graphs are taken from runtime.compile_cache, or added to it: {error}")
+            return None
+
     def _fetch(self, name: str, target: Path) -> bool:
         try:
             return self._store.fetch(name, target)
         except DamagedGraph as error:
             self._say(f"runtime.compile_cache: {error} is damaged and was removed; the graph is compiled")
         except OSError as error:
+            _PRIVATE.clear()  # of what was written until then
             self._say(f"runtime.compile_cache: {error}; the graph is compiled")
         return False
 
+    def _keep(self, name: str, written: Path) -> None:
+        if code_version() != self._code:  # MindSpore compiles what it finds in the files now
+            self._say("files of the program have changed since it started; its graphs are not kept")
+            return
+        self._store.keep(name, written)
+        self.kept += 1
+
+    def tell_counts(self) -> None:
+        """Says how many graphs were taken and added."""
+        line = "compiled graphs: %d from %s, %d added to it"
+        log.log(logging.INFO if self._tell else logging.DEBUG, line, self.taken, self.folder, self.kept)
+
     def _say(self, line: str) -> None:
-        if self._tell and line not in self._told:
+        if line not in self._told:
             self._told.add(line)
-            log.warning("%s", line)
+            log.log(logging.WARNING if self._tell else logging.DEBUG, "%s", line)
 
 
 class _PrivateFolder:

@@ -26,7 +26,6 @@ from mindspore._c_expression import ms_ctx_param
 from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.collectives.tcp.python_operator import is_named
 from pangu_sigma.runtime.launch import CLUSTER_VARIABLES, RANK_VARIABLES
-from pangu_sigma.runtime.versions import code_version
 
 # Attributes of every Cell that MindSpore keeps its books in: they tell when the Cell was made, how often it ran, and
 # what its parameters are called, which the parameters themselves say too.
@@ -262,7 +261,7 @@ def graph_key(cell: nn.Cell, inputs: Sequence[Any], options: Dict[str, Any], fac
     Args:
         cell: of which.
         inputs, options: its positional and named inputs, of which a tensor's numbers do not count.
-        facts: what else it depends on, besides this process (`process_facts`).
+        facts: what else it depends on, besides this process (`process_facts`): the program's code, the job.
 
     Raises:
         Unkeyed: it cannot be told from others, or could not be taken up in another process.
@@ -287,7 +286,7 @@ def _kind_of(value: Any) -> Any:
 
 
 def process_facts() -> Dict[str, Any]:
-    """What all graphs of this process have in common: versions, code, MindSpore's context and its environment."""
+    """What all graphs of this process have in common: versions, MindSpore's context and its environment."""
     holder, members = ms.context._context(), ms_ctx_param.__members__
     context = {name: repr(holder.get_param(member)) for name, member in members.items() if name not in _OWN_CONTEXT}
     variables = {
@@ -300,7 +299,6 @@ def process_facts() -> Dict[str, Any]:
         "numpy": np.__version__,
         "python": sys.version,
         "machine": platform.machine(),
-        "code": code_version(),
         "context": {**context, "jit_config": repr(ms.context.get_jit_config())},
         "environment": variables,
     }

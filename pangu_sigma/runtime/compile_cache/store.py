@@ -2,7 +2,7 @@
 
 A file appears whole or not at all, and is checked when it is read, so that any number of processes, of any jobs, may
 use a folder at the same time. What is beyond `LARGEST_FOLDER` is removed when a graph is added, what was not used for
-longest first.
+longest first, and with it what killed writers left.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import List, Tuple
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.runtime.files import make_folders, temporary_path
+from pangu_sigma.runtime.files import TEMPORARY, make_folders, temporary_path
 
 SUFFIX = ".graph"
 MAGIC = b"pangu-sigma compiled graph 1\n"
@@ -46,7 +46,7 @@ class GraphStore:
         except OSError as error:
             raise InputError(
                 f"runtime.compile_cache {folder}: cannot be written ({error.strerror or error}); expected a writable "
-                "folder, or null"
+                "folder, auto or none"
             ) from None
 
     def fetch(self, key: str, target: Path) -> bool:
@@ -94,11 +94,14 @@ class GraphStore:
 
     def _make_room(self) -> None:
         found: List[Tuple[float, int, Path]] = []
-        for path in self.folder.glob(f"*{SUFFIX}"):
-            with suppress(OSError), open(path, "rb") as file:
-                if file.read(len(MAGIC)) == MAGIC:  # else it is somebody else's
-                    about = os.fstat(file.fileno())
+        for pattern in (f"*{SUFFIX}", f"{TEMPORARY}*"):
+            for path in self.folder.glob(pattern):
+                with suppress(OSError):
+                    about = path.stat()
                     found.append((about.st_mtime, about.st_size, path))
+        if sum(size for _, size, _ in found) <= self._limit:
+            return
+        found = [entry for entry in found if _is_own(entry[2])]
         beyond = sum(size for _, size, _ in found) - self._limit
         for _, size, path in sorted(found):
             if beyond <= 0:
@@ -106,3 +109,11 @@ class GraphStore:
             with suppress(OSError):
                 path.unlink()
                 beyond -= size
+
+
+def _is_own(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False

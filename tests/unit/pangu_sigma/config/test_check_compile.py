@@ -19,6 +19,10 @@ def make(sections, **model):
     [
         ({"runtime": {"compile_cache": "kept"}}, {}, 1),
         ({"runtime": {"compile_cache": "kept"}, **ON_RANKS}, {}, 2),
+        ({"runtime": {"compile_cache": "auto", "mode": "pynative"}}, {}, 1),
+        ({"runtime": {"compile_cache": "none", "mode": "pynative"}}, {}, 1),
+        ({"runtime": {"compile_cache": None, "mode": "pynative"}}, {}, 1),
+        ({"runtime": {"compile_cache": "none", "device": "ascend"}}, {}, 1),
         (SHARED, {"dense_layers": 2}, 1),
         ({**SHARED, **ON_RANKS}, {"dense_layers": 2}, 2),
         ({**SHARED, "train": {"recompute": "all"}}, {"dense_layers": 2}, 1),
@@ -33,7 +37,7 @@ REFUSED = {
         {"runtime": {"compile_cache": "kept", "mode": "pynative"}},
         {},
         1,
-        "runtime.compile_cache is kept with runtime.mode pynative, which compiles nothing; expected null",
+        "runtime.compile_cache is kept with runtime.mode pynative, which compiles nothing; expected auto or none",
     ),
     "kept graphs on Ascend": (
         {"runtime": {"compile_cache": "kept", "device": "ascend"}},

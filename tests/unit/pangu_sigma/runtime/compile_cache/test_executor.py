@@ -1,5 +1,8 @@
 """Graphs taken from a folder compute what compiled ones do, and never another's numbers."""
 
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
 from locmoe_ops.collectives.tcp.python_operator import python_operator
+from pangu_sigma.runtime.compile_cache import executor
 from pangu_sigma.runtime.compile_cache.executor import CompileCache, use_compile_cache
 from pangu_sigma.runtime.compile_cache.key import GraphKey
 from pangu_sigma.runtime.compile_cache.store import MAGIC, GraphStore
@@ -121,6 +125,14 @@ def test_another_job_takes_none(start, changed):
     assert run() == expected() and (other.taken, other.kept) == (0, 1)
 
 
+def test_other_code_takes_none_and_code_that_changed_meanwhile_leaves_none(start, monkeypatch):
+    """Graphs of a process are those of the files that it started with."""
+    for versions, expected_counts in (("aa", (0, 1)), ("bc", (0, 0)), ("bb", (0, 1)), ("ac", (1, 0))):
+        monkeypatch.setattr(executor, "code_version", partial(next, iter(versions)))
+        cache = start()
+        assert run() == expected() and (cache.taken, cache.kept) == expected_counts
+
+
 def _without_numbers_of_tensors(self, value):
     self._put("tensor", f"{value.shape} {value.dtype}")
     if isinstance(value, Parameter):
@@ -180,6 +192,31 @@ def test_a_file_that_mindspore_cannot_read_is_compiled(start, tmp_path, case):
     store.keep(path.stem, source)
     start()
     assert run() == expected()
+
+
+@pytest.mark.parametrize("failing", ["next_graph", "write"])
+def test_without_room_for_temporary_files_graphs_are_compiled(start, monkeypatch, failing):
+    """Nothing is left of the half of a graph that was written."""
+    start()
+    run()
+    cache = start()
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    def half(path, content):
+        with open(path, "wb") as file:
+            file.write(content[: len(content) // 2])
+        full()
+
+    with monkeypatch.context() as patch:
+        if failing == "next_graph":
+            patch.setattr(executor._PRIVATE, "next_graph", full)
+        else:
+            patch.setattr(Path, "write_bytes", half)
+        assert run() == expected() and cache.taken == 0
+    warm = start()
+    assert run() == expected() and warm.taken == 1
 
 
 def test_a_graph_that_another_rank_does_not_have_is_compiled(start):

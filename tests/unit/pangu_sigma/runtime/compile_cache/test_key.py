@@ -120,7 +120,6 @@ def _context(monkeypatch):
 PROCESS = {
     "version of MindSpore": lambda patch: patch.setattr(ms, "__version__", "2.9.0"),
     "version of NumPy": lambda patch: patch.setattr(np, "__version__", "1.0"),
-    "code": lambda patch: patch.setattr(key_module, "code_version", lambda: "0123456789ab"),
     "a variable of MindSpore": lambda patch: patch.setenv("MS_DEV_GRAPH_KERNEL_FLAGS", "--enable_pass=x"),
     "context": _context,
     "a constant of the module": lambda patch: patch.setattr(sys.modules[__name__], "FACTOR", 3.0),
@@ -223,3 +222,10 @@ def test_a_parameter_that_mindspore_would_not_find_again():
     outside = Parameter(Tensor(np.ones(2, np.float32)), name="outside")
     with pytest.raises(Unkeyed, match="the parameter outside is not among those of the Cell"):
         key(Net(act=lambda x: x + outside))
+
+
+def test_a_graph_from_a_file_has_no_key(tmp_path):
+    """What is in it cannot be seen; two files would have the same."""
+    ms.export(Net(), *X, file_name=str(tmp_path / "net"), file_format="MINDIR")
+    with pytest.raises(Unkeyed, match="GraphCell.graph"):
+        key(nn.GraphCell(ms.load(str(tmp_path / "net.mindir"))))

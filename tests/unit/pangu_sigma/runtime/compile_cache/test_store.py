@@ -68,6 +68,20 @@ def test_what_was_not_used_for_longest_makes_room_and_files_of_others_stay(tmp_p
     assert "1" not in names and {"0", "3", "m"} <= names and other.read_bytes() == b"a drawing"
 
 
+def test_what_a_killed_writer_left_makes_room_too(tmp_path):
+    size = 1000 + len(MAGIC) + 32
+    store = GraphStore(tmp_path / "kept", limit=2 * size)
+    left, other = (store.folder / f".writing-{digit * 8}" for digit in "01")
+    left.write_bytes(MAGIC + b"x" * 900)
+    other.write_bytes(b"a drawing")
+    for path in (left, other):
+        os.utime(path, (1, 1))
+    keep(store, "0" * 64, b"x" * 1000, tmp_path)
+    assert left.exists()  # there is room for it
+    keep(store, "1" * 64, b"x" * 1000, tmp_path)
+    assert sorted(path.name[0] for path in store.folder.iterdir()) == [".", "0", "1"] and other.exists()
+
+
 def test_many_writers_and_readers_of_one_folder(store, tmp_path):
     """Every fetch gives all of one writer's content, or nothing."""
     wrong = []
