@@ -178,7 +178,7 @@ def test_compare_lists_its_runs_and_minds_its_file(file, config, tmp_path, capsy
 def test_bench_has_a_row_for_it(file):
     add_dispatcher_file(str(file))
     rows = [(label, dispatch.type, dispatch.chunks) for label, dispatch in variants()]
-    assert rows[-1] == (NAME, NAME, 1) and len(rows) == 7
+    assert rows[-1] == (NAME, NAME, 1) and len(rows) == 9
 
 
 def test_trains_and_is_named_in_the_run(file, config, tmp_path):
@@ -211,7 +211,7 @@ def test_keys_that_it_does_not_use_are_refused(file, config, capsys, words, frag
 
 def test_without_the_file_its_name_is_refused(config, capsys):
     assert main(["config", config, "--set", TYPE]) == 2
-    assert "expected one of flat, hierarchical, ragged" in capsys.readouterr().err
+    assert "expected one of flat, hierarchical, node_dedup, ragged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("files", [1, 2])
