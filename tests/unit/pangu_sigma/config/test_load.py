@@ -80,7 +80,7 @@ def test_floats_in_every_usual_spelling(write, text, value):
         ("optimizer.clip_norm=-1", ["optimizer.clip_norm: found -1", "> 0.0 or null"]),
         ("model.domain_embeddings=1", ["model.domain_embeddings: found 1", "true or false"]),
         ("data.path=3", ["data.path: found 3", "a string"]),
-        ("moe.router.type=localmoe", ["moe.router.type: found 'localmoe'", "hash, locmoe, switch", "mean locmoe?"]),
+        ("moe.router.type=localmoe", ["moe.router.type: found 'localmoe'", "hash, locmoe, moge", "mean locmoe?"]),
         ("moe.domain_groups=1", ["moe.domain_groups: found 1", "a list"]),
         ("moe.domain_groups=[0, a]", ["moe.domain_groups[1]: found 'a'", "an integer"]),
         ("data.prepare.sources=[a]", ["data.prepare.sources: found ['a']", "a mapping"]),
