@@ -94,7 +94,7 @@ def test_as_trained_finds_what_training_found(run, evaluate):
     assert found["validation"]["all"]["perplexity"]["value"] == pytest.approx(last["valid/perplexity"], rel=1e-5)
 
 
-def test_a_c2r_run_is_evaluated_without_its_table(train, tmp_path, capsys):
+def test_a_c2r_run_is_evaluated_and_resumed_without_its_table(train, tmp_path, capsys):
     """Its checkpoint has which experts go together; the trace that they were counted in is gone."""
     table = tmp_path / "trace.safetensors"
     table.write_bytes(to_bytes(made_up_trace(groups=2)))
@@ -106,6 +106,8 @@ def test_a_c2r_run_is_evaluated_without_its_table(train, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)["results"]["validation"]["all"]["perplexity"]["value"]
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert found == pytest.approx(last["valid/perplexity"], rel=1e-5)
+    train("c2r", "train.steps=3", "train.eval_rows=12", "moe.num_experts=8", "checkpoint.resume=auto", *router)
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 def test_texts_and_validation_in_one_call(evaluate, tmp_path):

@@ -24,7 +24,7 @@ class HashOptions:
     )
     map: Optional[str] = key(
         None,
-        "file of maps that `pangu-sigma ckpt export-map` writes, or anyone (docs/hash_maps.md); each layer takes its "
+        "file of maps that `ckpt export-map` writes, or anyone (docs/hash_maps.md); each layer takes its "
         "own. A checkpoint brings its maps along and no longer needs the file; null: maps are drawn as `balance` says",
     )
     weights: str = key(

@@ -51,7 +51,7 @@ CASES = [
     *(({"moe": {"router": {"type": "hash", "top_k": 2, "hash": {"weights": "gate"}}}}, degree) for degree in DEGREES),
     (
         {
-            "model": {"sparse_query_layer": True},
+            "model": {"sparse_layers": 2, "sparse_query_layer": True},
             "moe": {
                 "router": {"type": "switch", "balance_rate": 0.01},
                 "routers": [{"layers": [0], "type": "hash"}, {"layers": [1], "type": "locmoe"}],
