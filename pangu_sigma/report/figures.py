@@ -12,6 +12,7 @@ from pangu_sigma.report.specs import Bar, Bars, Curve, Curves, FigureSpec, HeatM
 
 HEAT_COLUMNS = 40
 MOST_LOAD = 4.0  # the highest end of the colour bar, in even loads: above it differences matter little
+_WAITS = ("computation", "waiting for tokens", "waiting for gradients", "waiting for the rest")
 _PIECES = ("computation", "both at once", "communication alone", "idle: waiting for others")
 CAUSES = (
     "comm/all_to_all/inter_node(B)",
@@ -31,7 +32,7 @@ _COSINES = (
 def all_figures(data: Collection) -> List[Tuple[str, List[FigureSpec]]]:
     """Headings, each with its figures."""
     return [
-        ("Time", [step_time(data), time_split(data), curves.over_steps(data, curves.SPEED)]),
+        ("Time", [step_time(data), time_by_cause(data), time_split(data), curves.over_steps(data, curves.SPEED)]),
         (
             "Quality",
             [
@@ -95,6 +96,41 @@ def time_split(data: Collection) -> FigureSpec:
         "nothing), waiting for what travels, and waiting for other ranks to arrive.",
         Bars(_stacked(rows, scale, seconds), f"time of a step ({unit})", _PIECES, "time"),
     )
+
+
+def time_by_cause(data: Collection) -> FigureSpec:
+    """step = compute + what computation does not hide of each cause's communication and waiting."""
+    name, title, phase, bars = "time_by_cause", "What a step waits for", data.plan.time_phase, []
+    found = _having(data, phase, *(f"time/{cause}(s)" for cause in ("all_to_all", "gradient")))
+    rows = [(place, variant, _waits(data, phase, variant)) for place, variant in found]
+    if not rows:
+        return FigureSpec(name, title, missing="no run here has exchanged anything")
+    unit, scale = time_unit(max(data.table[phase][variant][c.STEP]["max"] for _, variant, _ in rows), milliseconds=True)
+    several = False
+    for place, variant, values in rows:
+        spread = data.table[phase][variant][c.STEP]
+        several = several or spread["seeds"] > 1
+        ends = (spread["min"] / scale, spread["max"] / scale) if spread["seeds"] > 1 else (None, None)
+        shown = [max(value, 0.0) / scale for value in values]  # a piece that rounding made negative is none
+        bars.append(Bar(variant, shown, seconds(spread["mean"]), place, *ends))
+    return FigureSpec(
+        name,
+        title,
+        "Mean over ranks: computation, and what it does not hide of the all-to-all that moves tokens, of the sums of "
+        "gradients, and of all else that ranks exchange, waiting for each other included."
+        + (" The whisker spans the seeds." if several else ""),
+        Bars(bars, f"time of a step ({unit})", _WAITS, "time"),
+    )
+
+
+def _waits(data: Collection, phase: str, variant: str) -> List[float]:
+    """Seconds of a step: of computation, and those that each cause adds to it."""
+    mean = {name: data.mean(phase, variant, name) or 0.0 for name in (c.STEP, c.COMPUTE)}
+    added = []
+    for cause in ("all_to_all", "gradient"):  # a cause's time has its waiting in it
+        whole, hidden = (data.mean(phase, variant, f"time/{cause}{part}(s)") or 0.0 for part in ("", "/overlapped"))
+        added.append(whole - hidden)
+    return [mean[c.COMPUTE], *added, mean[c.STEP] - mean[c.COMPUTE] - sum(added)]
 
 
 def bytes_sent(data: Collection) -> FigureSpec:

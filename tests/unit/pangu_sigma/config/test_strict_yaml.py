@@ -184,3 +184,8 @@ def test_a_merge_key_is_overridden_by_the_mapping_itself(model, hidden_size, num
     read = parse_yaml(f"{MERGED}model: {model}\nagain: *wide\n", "config.yaml")
     assert read["model"] == {"hidden_size": hidden_size, "num_heads": num_heads}
     assert read["again"] == {"hidden_size": 16, "num_heads": 2}
+
+
+def test_a_mapping_that_merged_another_is_merged_again():
+    read = parse_yaml("all: [{one: &m {<<: {a: 1, b: 1}, a: 2}}, {<<: *m}, {<<: *m, a: 3}]\nmore: {<<: *m}\n", "c.yaml")
+    assert read == {"all": [{"one": {"a": 2, "b": 1}}, {"a": 2, "b": 1}, {"a": 3, "b": 1}], "more": {"a": 2, "b": 1}}

@@ -14,7 +14,7 @@ def step(number=1, seconds=1.0, **more):
 
 def test_every_figure_is_drawn_where_the_runs_have_everything(whole_plan, tmp_path):
     specs = [spec for _, group in figures.all_figures(collect(whole_plan, tmp_path / "out")) for spec in group]
-    assert len({spec.name for spec in specs}) == len(specs) == 16
+    assert len({spec.name for spec in specs}) == len(specs) == 17
     for spec in specs:
         assert spec.content is not None and spec.sentence.endswith("."), spec.name
 
@@ -73,6 +73,17 @@ def test_the_pieces_of_a_step_add_up_to_it(data_of):
     content = figures.time_split(data_of([step(1, 10.0, **split)])).content
     assert content.bars[0].values == [4.0, 3.0, 2.0, 1.0] and content.bars[0].text == "10 s"
     assert content.pieces[:3] == ("computation", "both at once", "communication alone")
+
+
+def test_what_a_step_waits_for_adds_up_to_it(data_of):
+    """10 s, 7 of them computation: of 4 s for tokens 2 are hidden, of 1.5 s for gradients 1; the rest are 0.5 s."""
+    split = {"time/all_to_all(s)": 4.0, "time/all_to_all/overlapped(s)": 2.0}
+    split |= {"time/gradient(s)": 1.5, "time/gradient/overlapped(s)": 1.0, "time/compute(s)": 7.0}
+    content = figures.time_by_cause(data_of([step(1, 10.0, **split)])).content
+    assert content.bars[0].values == [7.0, 2.0, 0.5, 0.5] and content.bars[0].text == "10 s"
+    assert content.pieces[1] == "waiting for tokens" and content.bars[0].low is None
+    alone = figures.time_by_cause(data_of([step(1, 10.0, **{"time/compute(s)": 10.0})]))
+    assert alone.content is None and "exchanged" in alone.missing
 
 
 @pytest.mark.parametrize("by_cause", [True, False])

@@ -168,6 +168,7 @@ def test_it_fits_and_can_be_read(measure, written):
         assert found == {"width": width, "out": [], "overlapping": [], "leaving": [], "small": 0, "requests": 0}
         assert headings == [
             "Step time",
+            "What a step waits for",
             "Where a step's time goes",
             "Tokens a second over steps",
             "Training loss over steps",
