@@ -24,8 +24,9 @@ class HashOptions:
     )
     map: Optional[str] = key(
         None,
-        "file of maps that `pangu-sigma ckpt export-map` writes, or anyone (docs/hash_maps.md); each layer takes its "
-        "own. A checkpoint brings its maps along and no longer needs the file; null: maps are drawn as `balance` says",
+        "file of maps that `pangu-sigma ckpt export-map SOURCE TARGET` writes, or anyone (docs/hash_maps.md); each "
+        "layer takes its own. A checkpoint brings its maps along and no longer needs the file; null: maps are drawn as "
+        "`balance` says",
     )
     weights: str = key(
         "equal",
