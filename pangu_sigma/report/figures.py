@@ -110,8 +110,9 @@ def time_by_cause(data: Collection) -> FigureSpec:
     for place, variant, values in rows:
         spread = data.table[phase][variant][c.STEP]
         several = several or spread["seeds"] > 1
-        ends = (spread["min"] / scale, spread["max"] / scale) if spread["seeds"] > 1 else (None, None)
         shown = [max(value, 0.0) / scale for value in values]  # a piece that rounding made negative is none
+        least, most = min(spread["min"] / scale, sum(shown)), max(spread["max"] / scale, sum(shown))
+        ends = (least, most) if spread["seeds"] > 1 else (None, None)
         bars.append(Bar(variant, shown, seconds(spread["mean"]), place, *ends))
     return FigureSpec(
         name,

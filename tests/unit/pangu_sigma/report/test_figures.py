@@ -82,6 +82,9 @@ def test_what_a_step_waits_for_adds_up_to_it(data_of):
     content = figures.time_by_cause(data_of([step(1, 10.0, **split)])).content
     assert content.bars[0].values == [7.0, 2.0, 0.5, 0.5] and content.bars[0].text == "10 s"
     assert content.pieces[1] == "waiting for tokens" and content.bars[0].low is None
+
+
+def test_a_single_rank_waits_for_nothing(data_of):
     alone = figures.time_by_cause(data_of([step(1, 10.0, **{"time/compute(s)": 10.0})]))
     assert alone.content is None and "exchanged" in alone.missing
 
