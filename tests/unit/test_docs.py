@@ -126,6 +126,17 @@ def test_command(words):
         assert not missing, f"{words[1]} has no {', '.join(sorted(missing))}"
 
 
+def test_whose_rule_faster_moe_follows_is_said():
+    """By default it is neither the published gate nor the fastmoe library's, and nothing here says so."""
+    page = (REPOSITORY / "docs/routers.md").read_text(encoding="utf-8")
+    assert "is by default a cap after FasterMoE's (PPoPP 2022), not its published gate" in page
+    for row in ("who may leave", "experts and weights", "loss"):
+        assert re.search(rf"^\| {row}\b.*\|.*\|.*\|$", page, re.MULTILINE), row
+    for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("configs/**/*.yaml")]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"peers?,? (each )?as (its|their) papers? ha", text, re.IGNORECASE), path
+
+
 def described(words):
     """A command whose arguments are names of what they stand for: its subcommands and options exist."""
     parser = cli._parser()
