@@ -141,7 +141,7 @@ CONFIGURATION = [
     Case("config config.yaml --set moe.num_groups=3", "moe.num_groups (3) does not divide moe.num_experts (4)"),
     Case("config config.yaml --set moe.num_experts=6", "the 3 experts of a group (moe.num_experts 6"),
     Case("config config.yaml --set moe.router.top_k=3", "moe.router.top_k (3) exceeds the 2 experts"),
-    Case("config config.yaml --set moe.router={type:\u00a0switch,top_k:\u00a02}", "moe.router.top_k is 2 with"),
+    Case("config config.yaml --set moe.router={type:\u00a0gshard,top_k:\u00a01}", "moe.router.top_k is 1 with"),
     Case(
         "config config.yaml --set moe={router:\u00a0{type:\u00a0hash},dispatch:\u00a0{overflow:\u00a0repick}}",
         "overflow is repick with",

@@ -1,5 +1,6 @@
 """The tutorial's notebook, run from its first cell to its last, in a smaller size."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,7 @@ SMALLER = {
     "  interval: 30": "  interval: 2\nruntime: {mode: pynative}",
     "  hash: {moe.router.type: hash}\n": "",
     "warmup_steps_ignored: 5": "warmup_steps_ignored: 1",
-    "train.steps=10 --set optimizer.warmup_steps=2": "train.steps=2 --set optimizer.warmup_steps=1",
+    "train.steps=10 \\\n    --set optimizer.warmup_steps=2": "train.steps=2 \\\n    --set optimizer.warmup_steps=1",
 }
 
 
@@ -36,7 +37,7 @@ def executed(tmp_path_factory):
         shutil.copy(REPOSITORY / "docs" / name, place / "docs")
     text = (REPOSITORY / "docs" / "tutorial.ipynb").read_text(encoding="utf-8")
     for found, smaller in SMALLER.items():
-        found, smaller = (part.replace("\n", "\\n") for part in (found, smaller))
+        found, smaller = (json.dumps(part, ensure_ascii=False)[1:-1] for part in (found, smaller))
         assert text.count(found) == 1, f"{found}: in the notebook {text.count(found)} times, expected once"
         text = text.replace(found, smaller)
     notebook = nbformat.reads(text, as_version=4)

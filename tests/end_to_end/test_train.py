@@ -291,7 +291,8 @@ def test_the_routers_own_state_is_resumed_and_schedules_follow_from_the_step(tra
         divergence = record["loss/locality"] / weight / layers
         # the weight is a float32 in the graph
         assert record["moe/locality_divergence"] == pytest.approx(divergence, rel=1e-6) and divergence > 0
-        assert min(record["moe/local_fraction_by_layer"]) <= record["moe/local_fraction"] + 1e-9
+        # a layer's is a quotient in float32
+        assert min(record["moe/local_fraction_by_layer"]) <= record["moe/local_fraction"] + 1e-7
 
 
 def test_no_graph_is_taken_from_a_compile_cache(train, tmp_path, monkeypatch, capfd):
