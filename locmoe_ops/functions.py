@@ -19,17 +19,19 @@ def log(x: Tensor) -> Tensor:
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp x) of x <float32>, to rounding, also where it is next to nothing; and its slope, at 0 too.
 
-    It is x / 2 plus an even function, |x| / 2 + log(1 + u) with u = exp(-|x|) in (0, 1]; log(1 + u) is the series of
-    2 artanh(u / (2 + u)), whose argument is at most 1/3: after eight terms 2e-9 of it is missing. A logarithm of 1 + u
-    has lost what is below the rounding of 1, and so has MindSpore's Log1p on CPU: of 1e-18 it makes 0.
+    It is max(x, 0) + log(1 + u) with u = exp(-|x|) in (0, 1]; log(1 + u) is the series of 2 artanh(u / (2 + u)), whose
+    argument is at most 1/3: after eight terms 2e-9 of it is missing. A logarithm of 1 + u has lost what is below the
+    rounding of 1, and so has MindSpore's Log1p on CPU: of 1e-18 it makes 0. The slope is 1 / (1 + exp -x); made of the
+    terms' own slopes, of which some are 1/2 and cancel, it would be lost below -18.
     """
-    size = ops.abs(x)
-    u = ops.exp(-size)
+    fixed = ops.stop_gradient(x)
+    u = ops.exp(-ops.abs(fixed))
     ratio = u / (u + 2.0)
     square, series = ratio * ratio, ops.zeros_like(ratio)
     for power in (15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0):
         series = series * square + 1.0 / power
-    return (0.5 * x + 0.5 * size) + 2.0 * ratio * series  # in this order: what is below 0 cancels exactly
+    slope = ops.select(fixed < 0.0, u, ops.ones_like(u)) / (u + 1.0)
+    return ops.maximum(fixed, 0.0) + 2.0 * ratio * series + ops.stop_gradient(slope) * (x - fixed)  # x - fixed is 0
 
 
 def root_softplus(x: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ def test_softplus_and_its_slope_to_rounding():
     summed = ops.grad(_sum_of_softplus)
     found, slope = jit(softplus)(Tensor(x)).asnumpy(), jit(summed)(Tensor(x)).asnumpy()
     wide = x.astype(np.float64)
-    # MindSpore's exponential on CPU is off by up to 3e-7 |x|, by processor: 2.2e-5 at -75 on one.
-    most = 3e-6 + 4e-7 * np.abs(wide)
+    # MindSpore's exponential on CPU is off by up to 5e-7 |x|, by processor: 2.2e-5 at -75 on one.
+    most = 2e-6 + 6e-7 * np.abs(wide)
     assert (np.abs(found / np.logaddexp(0, wide) - 1) <= most).all()
     assert (np.abs(slope * (1 + np.exp(-wide)) - 1) <= most).all()
 
