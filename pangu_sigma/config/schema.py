@@ -24,8 +24,8 @@ class ModelConfig:
     hidden_size: int = key(256, "width d of the residual stream", minimum=1)
     num_heads: int = key(4, "attention heads; must divide hidden_size", minimum=1)
     ffn_hidden_size: Optional[int] = key(None, "inner width of dense FFN and experts; null: 4 x hidden_size", minimum=1)
-    dense_layers: int = key(2, "lower decoder layers with a dense FFN", minimum=0)
-    sparse_layers: int = key(2, "upper decoder layers with experts", minimum=0)
+    dense_layers: int = key(2, "lower decoder layers with a dense FFN", minimum=0, maximum=10000)
+    sparse_layers: int = key(2, "upper decoder layers with experts", minimum=0, maximum=10000)
     sparse_query_layer: bool = key(False, "give the query layer on top experts instead of a dense FFN")
     sequence_length: int = key(256, "tokens a sequence; rows on disk hold one more", minimum=2)
     vocab_size: Optional[int] = key(
@@ -347,7 +347,7 @@ class LogicalTopologyConfig:
 
 @dataclass(frozen=True)
 class MoEConfig:
-    num_experts: int = key(8, "experts a sparse layer, over all groups", minimum=1)
+    num_experts: int = key(8, "experts a sparse layer, over all groups", minimum=1, maximum=1000000)
     shared_experts: int = key(
         0,
         "further experts of a sparse layer, which every token passes through beside those that its router picks: one "

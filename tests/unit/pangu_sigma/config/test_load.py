@@ -73,6 +73,10 @@ def test_floats_in_every_usual_spelling(write, text, value):
         ("model.hidden_size=0", ["model.hidden_size: found 0", ">= 1"]),
         ("model.hidden_size.x=1", ["model.hidden_size", "an integer"]),
         ("model.hidden_dropout=0.95", ["model.hidden_dropout: found 0.95", ">= 0.0 and <= 0.9"]),
+        # A number of these that nobody means would fill the memory before it is found to fit nothing.
+        ("model.sparse_layers=300000000", ["model.sparse_layers: found 300000000", "<= 10000"]),
+        ("model.dense_layers=300000000", ["model.dense_layers: found 300000000", "<= 10000"]),
+        ("moe.num_experts=1000000000", ["moe.num_experts: found 1000000000", "<= 1000000"]),
         ("model.init_std=0", ["model.init_std: found 0", "> 0.0"]),
         ("optimizer.learning_rate=.nan", ["optimizer.learning_rate: found nan", "a number > 0.0"]),
         ("optimizer.learning_rate=.inf", ["optimizer.learning_rate: found inf"]),
