@@ -20,7 +20,7 @@ from pangu_sigma.config.check_compile import AUTO
 from pangu_sigma.config.chips import chip_of_soc, known_chip
 from pangu_sigma.config.derived import job_topology
 from pangu_sigma.config.schema import Config
-from pangu_sigma.runtime.compile_cache.executor import CompileCache, cache_in_use, use_compile_cache
+from pangu_sigma.runtime.compile_cache.executor import SUPPORTED, CompileCache, cache_in_use, use_compile_cache
 from pangu_sigma.runtime.compile_cache.folder import open_store
 from pangu_sigma.runtime.join import join_ranks
 from pangu_sigma.runtime.launch import check_ranks, read_launch
@@ -157,13 +157,14 @@ def keep_graphs(config: Config, topology: Topology, rank: int, mesh: Optional[Me
             return found
         return int(mesh.all_reduce(range(world), AGREEMENT, np.array([found], np.int64))[0]) == world
 
-    store = open_store(config.runtime, os.environ)
+    by_default = config.runtime.compile_cache == AUTO
+    store = open_store(config.runtime, os.environ) if SUPPORTED or not by_default else None
     if not agree(store is not None) or store is None:
         return
     optimizer = replace(config.optimizer, **GIVEN)
     reaching = [config.model, config.moe, config.parallel, optimizer, config.runtime.precision]
     job = {"rank": rank, "topology": repr(topology), "configuration": repr(reaching)}
-    use_compile_cache(CompileCache(store, job, agree, tell=rank == 0 and config.runtime.compile_cache != AUTO))
+    use_compile_cache(CompileCache(store, job, agree, tell=rank == 0 and not by_default))
 
 
 def device_chip() -> Optional[str]:

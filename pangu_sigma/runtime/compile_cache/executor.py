@@ -16,13 +16,18 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import mindspore as ms
-from mindspore.graph import api
+
+try:
+    from mindspore.graph import api
+except ModuleNotFoundError:  # MindSpore 2.7.0: its compiler is elsewhere, and graphs are not kept
+    api = None
 
 from pangu_sigma.runtime.compile_cache.key import CACHE_VARIABLES, graph_key
 from pangu_sigma.runtime.compile_cache.store import DamagedGraph, GraphStore
 from pangu_sigma.runtime.messages import log
 from pangu_sigma.runtime.versions import code_version
 
+SUPPORTED = api is not None
 GRAPHS = "rank_0/graph_cache"  # below its folder, where it has one process
 ENABLE, FOLDER, FORCE = CACHE_VARIABLES  # the last: whatever the program's Python files are, which the key has
 
@@ -200,11 +205,17 @@ class _Compiler:
 
 def cache_in_use() -> Optional[CompileCache]:
     """What `use_compile_cache` was given last."""
-    return getattr(api._cell_graph_executor._graph_executor, "cache", None)
+    return getattr(api._cell_graph_executor._graph_executor, "cache", None) if SUPPORTED else None
 
 
 def use_compile_cache(cache: Optional[CompileCache]) -> None:
     """From now on graphs of Cells are taken from this `cache`; None: from none."""
+    if not SUPPORTED:
+        if cache is not None:
+            log.warning(
+                "runtime.compile_cache: no graphs are kept with MindSpore %s; expected a newer one", ms.__version__
+            )
+        return
     executor = api._cell_graph_executor
     if not isinstance(executor._graph_executor, _Compiler):
         if cache is None:

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -253,3 +254,14 @@ def test_what_has_no_key_is_compiled_and_told_once(start, capsys, tmp_path):
     told = capsys.readouterr().err
     assert told.count("is not kept in runtime.compile_cache") == 1 and "Python function" in told
     assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_a_compiler_that_is_not_known_keeps_no_graphs(monkeypatch, caplog):
+    """MindSpore 2.7.0's is elsewhere: one line, and everything else goes on."""
+    monkeypatch.setattr(executor, "SUPPORTED", False)
+    with caplog.at_level("WARNING", logger="pangu_sigma"):
+        use_compile_cache(None)
+        assert caplog.messages == []
+        use_compile_cache(SimpleNamespace())
+    assert "no graphs are kept with MindSpore" in caplog.text
+    assert executor.cache_in_use() is None
