@@ -20,7 +20,7 @@ from mindspore import Parameter, Tensor, dtype, nn, ops
 
 from locmoe_ops.errors import InputError
 from locmoe_ops.routers.base import RoutingShape
-from locmoe_ops.routers.selection_bias import LIMIT, BalanceBias
+from locmoe_ops.routers.selection_bias import LIMIT, BalanceBias, BalanceUpdate
 
 
 class PIDBias(BalanceBias):
@@ -88,7 +88,7 @@ def histogram_range(bias: Tensor, bins: int) -> Tuple[Tensor, Tensor]:
     return low, (bias.max() + 1.0 - low) / bins
 
 
-class SignUpdate(nn.Cell):
+class SignUpdate(BalanceUpdate):
     """Moves the biases of all layers after a step: `b += rate * sign(mean load - load)`, then |b| <= LIMIT (ours).
 
     Args:
@@ -97,21 +97,9 @@ class SignUpdate(nn.Cell):
     Inputs and output: as of `BalanceUpdate`.
     """
 
-    def __init__(self, biases: Sequence[BalanceBias], rate: float) -> None:
-        super().__init__(auto_prefix=False)
-        self.biases = nn.CellList(list(biases), auto_prefix=False)
-        self.rate = rate
-
-    def construct(self, assigned: Tensor, finite: Tensor) -> Tensor:
-        largest = Tensor(0.0, dtype.float32)
-        rate = self.rate * ops.cast(finite, dtype.float32)
-        for layer, bias in enumerate(self.biases):
-            load = assigned[layer].reshape(bias.balance_bias.shape)  # (G, n) <- (E,)
-            lacking = ops.sign(load.mean(-1, keep_dims=True) - load)
-            moved = ops.clamp(bias.balance_bias + rate * lacking, -LIMIT, LIMIT)
-            ops.assign(bias.balance_bias, moved)
-            largest = ops.maximum(largest, ops.abs(moved).max())
-        return largest
+    def error(self, load: Tensor) -> Tensor:
+        """<float32>[G, n]: 1 where an expert has less than its group's mean `load` <float32>[G, n], -1 where more."""
+        return ops.sign(load.mean(-1, keep_dims=True) - load)
 
 
 class PIDUpdate(nn.Cell):

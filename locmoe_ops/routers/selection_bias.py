@@ -127,11 +127,14 @@ class BalanceUpdate(nn.Cell):
         rate = self.rate * ops.cast(finite, dtype.float32)
         for layer, bias in enumerate(self.biases):
             load = assigned[layer].reshape(bias.balance_bias.shape)  # (G, n) <- (E,)
-            lacking = 1.0 - load / ops.maximum(load.mean(-1, keep_dims=True), 1.0)
-            moved = ops.clamp(bias.balance_bias + rate * ops.clamp(lacking, -1.0, 1.0), -LIMIT, LIMIT)
+            moved = ops.clamp(bias.balance_bias + rate * self.error(load), -LIMIT, LIMIT)
             ops.assign(bias.balance_bias, moved)
             largest = ops.maximum(largest, ops.abs(moved).max())
         return largest
+
+    def error(self, load: Tensor) -> Tensor:
+        """<float32>[G, n], in [-1, 1]: how much each expert lacks at this `load` <float32>[G, n]."""
+        return ops.clamp(1.0 - load / ops.maximum(load.mean(-1, keep_dims=True), 1.0), -1.0, 1.0)
 
 
 def balance_biases(network: nn.Cell) -> List[BalanceBias]:
