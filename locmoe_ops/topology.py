@@ -112,6 +112,10 @@ class Topology:
         self._checked(rank)
         return next(group for group in self.groups(kind) if rank in group)
 
+    def group_size(self, kind: str) -> int:
+        """How many ranks the first rank's group of `kind` has."""
+        return len(self.groups(kind)[0])
+
     def _checked(self, rank: int) -> int:
         if not 0 <= rank < self.world_size:
             raise InputError(f"topology: rank {rank} is outside 0..{self.world_size - 1}")

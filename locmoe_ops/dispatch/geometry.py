@@ -106,12 +106,12 @@ class DispatchSetup:
     @property
     def nodes(self) -> int:
         """V."""
-        return len(self.topology.group_of(self.inter_node, 0))
+        return self.topology.group_size(self.inter_node)
 
     @property
     def neighbours(self) -> int:
         """R."""
-        return len(self.topology.group_of(self.intra_node, 0))
+        return self.topology.group_size(self.intra_node)
 
     @property
     def experts_per_node(self) -> int:

@@ -198,7 +198,7 @@ class SlotRules:
         assignments that leave their node; None: as in an even spread.
         """
         topology, top_k, per_group = self.topology, self.config.moe.router.top_k, placement.experts_per_group
-        per_node = placement.num_experts // len(topology.group_of("ep_rail", 0))
+        per_node = placement.num_experts // topology.group_size("ep_rail")
         local = local_experts_table(topology, placement)[:: topology.ranks_per_node]  # (nodes, E)
         in_play = self.experts_by_node()
         if len(in_play) != len(local):  # as in `_tiers`

@@ -7,6 +7,7 @@ sparse layers.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Iterator, NamedTuple, Sequence
 
 from locmoe_ops.dispatch.geometry import COUNTS, DispatchExchange
@@ -22,7 +23,7 @@ from pangu_sigma.model.parameter_groups import (
     stretch_of,
 )
 from pangu_sigma.planner.job import ITEM, PlannedJob, layer_exchanges, layer_slots
-from pangu_sigma.planner.parameters import in_gradient_order, parameters
+from pangu_sigma.planner.parameters import in_gradient_order
 
 CAUSES = ("all_to_all", "gradient", "tensor", "other")
 FORWARD, BACKWARD, LAST_BACKWARD, UPDATE = "forward", "backward", "last backward", "update"
@@ -51,14 +52,15 @@ class Exchange:
     times: int = 1
 
 
-def step_exchanges(job: PlannedJob) -> list[Exchange]:
+@lru_cache(maxsize=4)  # time, memory and bytes of a plan ask for them
+def step_exchanges(job: PlannedJob) -> tuple[Exchange, ...]:
     """All collectives of an optimizer step; those in groups of one rank, which nothing carries out, are left out."""
     micro_batch = [*_tensor_parallel(job)]
     if has_experts(job.config):
         micro_batch += [replace(one, times=one.times * job.sparse_layers) for one in _dispatch(job)]
         micro_batch += _statistics(job)
     found = [*(replace(one, times=one.times * job.micro_batches) for one in micro_batch), *_update(job)]
-    return [one for one in found if len(job.topology.group_of(one.group, 0)) > 1]
+    return tuple(one for one in found if job.topology.group_size(one.group) > 1)
 
 
 # ---- layers that a tensor-parallel group shares out
@@ -110,7 +112,7 @@ def _gathered_tokens(job: PlannedJob, one: DispatchExchange, elements: int, item
     """
     if not one.backward:
         return Exchange("all_to_all", one.name, "all_gather", one.group, elements, item, FORWARD)
-    whole = elements * len(job.topology.group_of(one.group, 0))
+    whole = elements * job.topology.group_size(one.group)
     return Exchange("all_to_all", one.name, "reduce_scatter", one.group, whole, item, BACKWARD)
 
 
@@ -158,7 +160,7 @@ def _sets(job: PlannedJob, scope: str) -> int:
 
 
 def _update(job: PlannedJob) -> Iterator[Exchange]:
-    found = in_gradient_order(parameters(job))
+    found = in_gradient_order(job)
     early = early_messages(job)
     for size in early:
         yield from _summed("dense gradients, early", job, "dp", size, LAST_BACKWARD)
@@ -202,7 +204,7 @@ class Stretch(NamedTuple):
 def stretches(job: PlannedJob, expert: bool) -> list[Stretch]:
     """The buckets of dense parameters or of experts, as they are shared out."""
     early = bool(early_messages(job))
-    found = [p for p in in_gradient_order(parameters(job)) if p.expert == expert]
+    found = [p for p in in_gradient_order(job) if p.expert == expert]
     ranks = job.topology.expert_data if expert else job.topology.data
     sizes = [p.size for p in found]
     cuts = plan_alike(sizes, [(early and p.is_map, p.decays, p.split) for p in found])
@@ -221,20 +223,20 @@ def _update_of_shares(job: PlannedJob) -> Iterator[Exchange]:
             yield from _scattered("expert gradients", job, "edp", stretch.size)
             yield from _gathered("updated experts", job, "edp", stretch.size)
     else:
-        for size in _messages([p.size for p in in_gradient_order(parameters(job)) if p.expert]):
+        for size in _messages([p.size for p in in_gradient_order(job) if p.expert]):
             yield from _summed("expert gradients", job, "edp", size)
     yield _norm("norm", "world")
 
 
 def _tiers(job: PlannedJob, group: str) -> list[tuple[str, int]]:
     """Groups of a reduce-scatter's steps, with their sizes: inside nodes, then along rails, where there are both."""
-    parts = [(kind, len(job.topology.group_of(kind, 0))) for kind in (f"{group}_node", f"{group}_rail")]
-    return parts if all(size > 1 for _, size in parts) else [(group, len(job.topology.group_of(group, 0)))]
+    parts = [(kind, job.topology.group_size(kind)) for kind in (f"{group}_node", f"{group}_rail")]
+    return parts if all(size > 1 for _, size in parts) else [(group, job.topology.group_size(group))]
 
 
 def _scattered(what: str, job: PlannedJob, group: str, stretch: int, phase: str = UPDATE) -> Iterator[Exchange]:
     """Gradients to the ranks that sum a `stretch` each; narrow ones as `NarrowReduceScatter` has it."""
-    elements, item = stretch * len(job.topology.group_of(group, 0)), job.gradient_item
+    elements, item = stretch * job.topology.group_size(group), job.gradient_item
     operation = "reduce_scatter" if item == ITEM else "all_to_all"
     for kind, size in _tiers(job, group):
         yield Exchange("gradient", what, operation, kind, elements, item, phase)
@@ -256,7 +258,7 @@ def early_messages(job: PlannedJob) -> list[int]:
     """
     if not job.config.parallel.overlap_gradients or job.topology.data == 1:
         return []
-    return _messages([p.size for p in in_gradient_order(parameters(job)) if p.is_map], overlap_bucket(job.config))
+    return _messages([p.size for p in in_gradient_order(job) if p.is_map], overlap_bucket(job.config))
 
 
 def _messages(sizes: list[int], limit: int = BUCKET_ELEMENTS) -> list[int]:
@@ -276,11 +278,11 @@ def _summed(
     """
     item = job.gradient_item if item is None else item
     if item < ITEM and not (phase == LAST_BACKWARD and job.backend == "tcp"):
-        stretch = stretch_of([size], len(job.topology.group_of(group, 0)))
+        stretch = stretch_of([size], job.topology.group_size(group))
         yield from _scattered(what, job, group, stretch, phase)
         yield from _gathered(what, job, group, stretch, item, phase)
         return
-    neighbours, rail = (len(job.topology.group_of(f"{group}_{part}", 0)) for part in ("node", "rail"))
+    neighbours, rail = (job.topology.group_size(f"{group}_{part}") for part in ("node", "rail"))
     if neighbours == 1 or rail == 1:
         yield Exchange("gradient", what, "all_reduce", group, size, item, phase)
         return

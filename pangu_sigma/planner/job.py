@@ -28,7 +28,7 @@ from pangu_sigma.model.capacity_rules import SlotRules, resolve_layout
 ITEM = 4  # bytes of float32: parameters, gradients, states, and whatever does not take part in matmuls
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # itself a key of what is derived from it once
 class PlannedJob:
     """A configuration that `plan_job` has checked.
 
@@ -134,7 +134,7 @@ class PlannedJob:
         """What each sparse layer's router costs, bottom up."""
         return derived.router_costs(self.config)
 
-    @property
+    @cached_property
     def slot_rules(self) -> SlotRules:
         """The rules by which slots are shared out to experts."""
         return SlotRules(self.config, self.topology, self.domains, self.tokens)

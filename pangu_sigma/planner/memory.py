@@ -127,12 +127,12 @@ def _of_micro_batch(job: PlannedJob) -> int:
     return sum((job.compute_item if reads_copy(p.name) else ITEM) * p.size for p in parameters(job))
 
 
-def _gathered_bytes(job: PlannedJob, exchanges: list[Exchange]) -> int:
+def _gathered_bytes(job: PlannedJob, exchanges: Sequence[Exchange]) -> int:
     """What all ranks have sent, on each of them, where tokens are gathered: of all chunks, which start together."""
     if job.config.parallel.all_to_all != "gathered":
         return 0
     tokens = [e for e in exchanges if e.cause == "all_to_all" and e.operation == "all_gather" and e.group != "tp"]
-    sizes = [e.elements * e.item * len(job.topology.group_of(e.group, 0)) for e in tokens]
+    sizes = [e.elements * e.item * job.topology.group_size(e.group) for e in tokens]
     return max(sizes, default=0) * job.config.moe.dispatch.chunks
 
 
@@ -239,7 +239,7 @@ def _scores(job: PlannedJob) -> float:
 
 def copied_rows(job: PlannedJob) -> int:
     """Rows that travel along the rail of one sparse layer before they are expanded into rows of experts, or 0."""
-    return layer_slots(job).copies * len(job.topology.group_of(f"{job.exchange.group}_rail", 0))
+    return layer_slots(job).copies * job.topology.group_size(f"{job.exchange.group}_rail")
 
 
 def expert_rows(job: PlannedJob) -> int:
@@ -253,7 +253,7 @@ def _row_bytes(job: PlannedJob) -> float:
     return ITEM * job.tokens * job.config.model.hidden_size
 
 
-def _working(job: PlannedJob, exchanges: list[Exchange]) -> float:
+def _working(job: PlannedJob, exchanges: Sequence[Exchange]) -> float:
     """See `RankMemory`."""
     item, parts = job.compute_item, job.topology.tensor
     # Logits, probabilities and gradient of the loss; gradients of the widest layer's inner features.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from operator import attrgetter
 from typing import Iterator
 
@@ -42,7 +43,7 @@ class PlannedParameter:
     shard: ShardSpec | None = None
     copies: int = 1
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Numbers that one rank holds."""
         return math.prod(self.shape)
@@ -53,15 +54,15 @@ class PlannedParameter:
         whole = self.shape if self.shard is None else self.shard.whole_shape(self.shape)
         return math.prod(whole) * self.copies
 
-    @property
+    @cached_property
     def expert(self) -> bool:
         return is_expert_parameter(self.name)
 
-    @property
+    @cached_property
     def decays(self) -> bool:
         return decays(self.name)
 
-    @property
+    @cached_property
     def is_map(self) -> bool:
         """True where the gradient may be sent during the backward pass."""
         return is_map_weight(self.name)
@@ -100,7 +101,8 @@ def count_parameters(job: PlannedJob) -> Counts:
     return Counts(total, active, experts, sum(p.size for p in found), sum(p.size for p in found if p.expert))
 
 
-def parameters(job: PlannedJob) -> list[PlannedParameter]:
+@lru_cache(maxsize=4)  # a job's parts ask for them some twenty times
+def parameters(job: PlannedJob) -> tuple[PlannedParameter, ...]:
     """All trainable tensors in the network's own order, the word table first."""
     found, tensor = [], job.topology.tensor
     for name, whole in _whole_shapes(job):
@@ -108,12 +110,13 @@ def parameters(job: PlannedJob) -> list[PlannedParameter]:
         shard = None if axis is None or tensor == 1 else ShardSpec(axis, 0, tensor)
         copies = job.topology.expert if is_expert_parameter(name) else 1
         found.append(PlannedParameter(name, whole if shard is None else shard.shape_of(whole), shard, copies))
-    return found
+    return tuple(found)
 
 
-def in_gradient_order(found: list[PlannedParameter]) -> list[PlannedParameter]:
+@lru_cache(maxsize=4)
+def in_gradient_order(job: PlannedJob) -> tuple[PlannedParameter, ...]:
     """See `pangu_sigma.model.parameter_groups.ordered_parameters`."""
-    return ordered_parameters(found, attrgetter("shard"))
+    return tuple(ordered_parameters(parameters(job), attrgetter("shard")))
 
 
 _Shapes = Iterator[tuple[str, tuple[int, ...]]]  # name, and shape without tensor parallelism

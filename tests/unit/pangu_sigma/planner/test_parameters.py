@@ -80,7 +80,7 @@ def test_every_tensor_is_that_of_the_network(make_job, build, changes, degree):
     found = parameters(job)
     assert [(p.name, p.shape) for p in found] == [(p.name, tuple(p.shape)) for p in built]
     assert [p.shard and p.shard.axis for p in found] == [slice_of(p) and slice_of(p).axis for p in built]
-    assert [p.name for p in in_gradient_order(found)] == [p.name for p in ordered_parameters(built, slice_of)]
+    assert [p.name for p in in_gradient_order(job)] == [p.name for p in ordered_parameters(built, slice_of)]
 
 
 @pytest.mark.parametrize("degree", DEGREES)
