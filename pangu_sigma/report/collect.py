@@ -33,6 +33,7 @@ ALL_TO_ALL = "time/all_to_all(s)"
 ALL_TO_ALL_SHARE, OVERLAPPED_SHARE = "time/all_to_all_share", "time/overlapped_share"
 PERPLEXITY = "valid/perplexity"
 INTRA, INTER = "comm/intra_node(B)", "comm/inter_node(B)"
+TOKENS_INTER = "comm/all_to_all/inter_node(B)"
 PER_EXPERT = "moe/tokens_per_expert"
 LINK = "link/node_{node}(B)"  # sent by a simulated node in the whole run, as its interface counted
 Values = Dict[str, float]

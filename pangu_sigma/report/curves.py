@@ -8,7 +8,7 @@ from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 from pangu_sigma.metrics.perplexity import usable_perplexity
 from pangu_sigma.report import collect as c
 from pangu_sigma.report.collect import CollectedRun, Collection
-from pangu_sigma.report.numbers import significant, time_unit
+from pangu_sigma.report.numbers import significant, size_unit, time_unit
 from pangu_sigma.report.specs import Curve, Curves, FigureSpec
 from pangu_sigma.runtime.strict_json import number
 
@@ -236,13 +236,78 @@ def _perplexity(data: Collection, spec: FigureSpec, x_label: str, scale: Mapping
     return FigureSpec(spec.name, spec.title, " ".join(filter(None, sentences)), content)
 
 
+def perplexity_against_step(data: Collection) -> FigureSpec:
+    spec = FigureSpec(
+        "perplexity_against_step",
+        "Quality against step time",
+        "The last validation perplexity against the mean time of a step: further left is faster, lower is better.",
+        missing="no two variants here were validated and timed",
+    )
+    steps = _means(data, c.STEP)
+    unit, scale = time_unit(max(steps.values(), default=0.0), milliseconds=True)
+    return _trade_off(data, spec, f"step time ({unit})", {name: step / scale for name, step in steps.items()})
+
+
+def perplexity_against_bytes(data: Collection) -> FigureSpec:
+    spec = FigureSpec(
+        "perplexity_against_bytes",
+        "Quality against bytes between nodes",
+        "The last validation perplexity against the bytes of tokens that all ranks send to other nodes in a step: "
+        "further left is less, lower is better.",
+        missing="no two variants here were validated and differ in the bytes of tokens that they send between nodes",
+    )
+    sent = _means(data, c.TOKENS_INTER)
+    if len(set(sent.values())) < 2:
+        return spec
+    unit, scale = size_unit(max(sent.values()))
+    return _trade_off(data, spec, f"tokens sent between nodes ({unit}/step)", {v: b / scale for v, b in sent.items()})
+
+
+def _means(data: Collection, metric: str) -> Dict[str, float]:
+    """Of the variants that have the metric in the phase that measures time."""
+    found = {variant: data.mean(data.plan.time_phase, variant, metric) for variant in data.plan.variants}
+    return {variant: value for variant, value in found.items() if value is not None}
+
+
+def _trade_off(data: Collection, spec: FigureSpec, x_label: str, costs: Mapping[str, float]) -> FigureSpec:
+    """A point a variant: its cost, as `costs` has it, and its last perplexity. `spec`: with the reason for none."""
+    points = []
+    for place, variant in enumerate(data.plan.variants):
+        values = _last_perplexities(data, variant)
+        if variant in costs and values:
+            points.append(with_range(variant, place, [costs[variant]], [values]))
+    if len(points) < 2:
+        return spec
+    sentences = [spec.sentence, f"No variant is both further left and lower than {', '.join(pareto_front(points))}."]
+    sentences.append(seeds_note(points, "whisker"))
+    content = Curves(points, x_label, "validation perplexity", joined=False)
+    return FigureSpec(spec.name, spec.title, " ".join(filter(None, sentences)), content)
+
+
+def pareto_front(points: Sequence[Curve]) -> List[str]:
+    """Labels of those of the points (of one place each) that no other one beats: none is as far left and as low."""
+    front: List[str] = []
+    best = math.inf
+    for _x, y, label in sorted((one.x[0], one.y[0], one.label) for one in points):
+        if y < best:
+            front.append(label)
+            best = y
+    return front
+
+
+def _last_perplexities(data: Collection, variant: str) -> List[float]:
+    """Of each seed; none where one has none that is finite."""
+    runs = data.of(data.plan.quality_phase, variant)
+    values = [run.values[c.PERPLEXITY] for run in runs if c.PERPLEXITY in run.values]
+    return values if all(map(math.isfinite, values)) else []
+
+
 def capacity_against_perplexity(data: Collection) -> FigureSpec:
     name, title, phase, points = "capacity", "Capacity against perplexity", data.plan.quality_phase, []
     for place, variant in enumerate(data.plan.variants):
-        runs = data.of(phase, variant)
-        values = [run.values[c.PERPLEXITY] for run in runs if c.PERPLEXITY in run.values]
+        runs, values = data.of(phase, variant), _last_perplexities(data, variant)
         capacity = capacity_factor(runs[0]) if runs else None
-        if capacity is not None and values and all(map(math.isfinite, values)):
+        if capacity is not None and values:
             points.append(with_range(variant, place, [capacity], [values]))
     if len({curve.x[0] for curve in points}) < 2:
         return FigureSpec(name, title, missing="the variants do not differ in capacity")

@@ -15,7 +15,7 @@ MOST_LOAD = 4.0  # the highest end of the colour bar, in even loads: above it di
 _WAITS = ("computation", "waiting for tokens", "waiting for gradients", "waiting for the rest")
 _PIECES = ("computation", "both at once", "communication alone", "idle: waiting for others")
 CAUSES = (
-    "comm/all_to_all/inter_node(B)",
+    c.TOKENS_INTER,
     "comm/gradient/inter_node(B)",
     "comm/all_to_all/intra_node(B)",
     "comm/gradient/intra_node(B)",
@@ -39,6 +39,8 @@ def all_figures(data: Collection) -> List[Tuple[str, List[FigureSpec]]]:
                 curves.over_steps(data, curves.LOSS),
                 curves.perplexity_over_steps(data),
                 curves.perplexity_over_time(data),
+                curves.perplexity_against_step(data),
+                curves.perplexity_against_bytes(data),
                 curves.capacity_against_perplexity(data),
             ],
         ),

@@ -126,3 +126,44 @@ def test_equal_capacities_are_no_figure(data_of):
         "do not differ in capacity"
         in curves.capacity_against_perplexity(data_of([step(**{"valid/perplexity": 9.0})])).missing
     )
+
+
+COSTS = {"hash": (2.0, 4e6, 10.0), "switch": (3.0, 4e6, 9.0), "locmoe": (1.0, 1e6, 9.5), "ta_moe": (1.0, 2e6, 11.0)}
+
+
+def of_costs(data_of, costs):
+    """A run of each router, of a step's seconds and bytes of tokens between nodes, and a perplexity."""
+    names = ("time/step(s)", "comm/all_to_all/inter_node(B)", "valid/perplexity")
+    records = {router: [step(**dict(zip(names, values)))] for router, values in costs.items()}
+    return data_of(records, variants={router: {"moe.router.type": router} for router in costs})
+
+
+def test_a_point_a_variant_and_those_that_none_beats(data_of):
+    """switch is the best, locmoe the cheapest; hash is slower than locmoe and worse, ta_moe as fast and worse."""
+    data = of_costs(data_of, COSTS)
+    for draw, place, scale, front in (
+        (curves.perplexity_against_step, 0, 1.0, "locmoe, switch"),
+        (curves.perplexity_against_bytes, 1, 1e6, "locmoe, switch"),
+    ):
+        spec = draw(data)
+        assert {curve.label: (curve.x, curve.y) for curve in spec.content.curves} == {
+            router: ([values[place] / scale], [values[2]]) for router, values in COSTS.items()
+        }
+        assert f"No variant is both further left and lower than {front}." in spec.sentence and not spec.content.joined
+
+
+def test_a_front_of_equals_is_one_of_them(data_of):
+    data = of_costs(data_of, {"hash": (1.0, 5.0, 10.0), "switch": (1.0, 5.0, 10.0), "locmoe": (2.0, 4.0, 10.0)})
+    assert "lower than hash." in curves.perplexity_against_step(data).sentence
+    assert "lower than locmoe." in curves.perplexity_against_bytes(data).sentence
+
+
+@pytest.mark.parametrize(
+    ("draw", "costs", "missing"),
+    [
+        (curves.perplexity_against_step, {"hash": COSTS["hash"]}, "no two variants"),
+        (curves.perplexity_against_bytes, {"hash": (1.0, 5.0, 10.0), "switch": (2.0, 5.0, 9.0)}, "differ in the bytes"),
+    ],
+)
+def test_no_figure_of_one_variant_or_of_equal_bytes(data_of, draw, costs, missing):
+    assert missing in draw(of_costs(data_of, costs)).missing

@@ -14,7 +14,7 @@ def step(number=1, seconds=1.0, **more):
 
 def test_every_figure_is_drawn_where_the_runs_have_everything(whole_plan, tmp_path):
     specs = [spec for _, group in figures.all_figures(collect(whole_plan, tmp_path / "out")) for spec in group]
-    assert len({spec.name for spec in specs}) == len(specs) == 17
+    assert len({spec.name for spec in specs}) == len(specs) == 19
     for spec in specs:
         assert spec.content is not None and spec.sentence.endswith("."), spec.name
 

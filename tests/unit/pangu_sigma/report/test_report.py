@@ -54,7 +54,7 @@ def test_it_is_whole_and_loads_nothing(report):
     inside = [value for _, name, value in found.attributes if name == "xlink:href"]
     assert inside and all(value.startswith(("#", "data:image/png;base64,")) for value in inside)
     assert "http" not in report and "@import" not in report and len(report) < 1_000_000
-    assert report.count("<svg ") == report.count("<figure>") == 17
+    assert report.count("<svg ") == report.count("<figure>") == 19
     assert all(reference.startswith("#") for reference in re.findall(r"url\(([^)]*)\)", report))
 
 
@@ -174,6 +174,8 @@ def test_it_fits_and_can_be_read(measure, written):
             "Training loss over steps",
             "Validation perplexity over steps",
             "Validation perplexity over time",
+            "Quality against step time",
+            "Quality against bytes between nodes",
             "Capacity against perplexity",
             "Bytes sent in a step",
             "Bytes that each node's link carried",
