@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from pangu_sigma.cli import main as cli
+from pangu_sigma.config.load import load_config
+from pangu_sigma.config.validate import validate
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
@@ -116,7 +118,7 @@ def test_command(words):
         if set(words) & HOLDERS or all(re.fullmatch(r"[a-z-]+", word) for word in words):
             described(words[1:])
         else:
-            cli._parser().parse_args(words[1:])
+            check_keys(cli._parser().parse_args(words[1:]))
     elif words[0] in ("bash", "python") and words[1].startswith("scripts/"):
         text = (REPOSITORY / words[1]).read_text(encoding="utf-8")
         if "become_launcher" in text:
@@ -124,6 +126,15 @@ def test_command(words):
         options = {word.partition("=")[0] for word in words if word.startswith("--")}
         missing = {option for option in options if not re.search(rf"{option}(?![\w-])", text)}
         assert not missing, f"{words[1]} has no {', '.join(sorted(missing))}"
+
+
+def check_keys(given):
+    """A shipped configuration with a command's `--set` is one that the command takes, on as few ranks as hold it."""
+    config = getattr(given, "config", None)
+    if not config or not config.startswith("configs/") or given.command == "compare" or given.router_files:
+        return
+    changed = load_config(REPOSITORY / config, given.overrides)
+    validate(changed, changed.parallel.expert * changed.parallel.tensor)
 
 
 def test_whose_rule_faster_moe_follows_is_said():
