@@ -70,7 +70,8 @@ class GroupedProduct(nn.Cell):
 
 class GroupedRows(nn.Cell):
     """One GroupedMatmul over as many rows as each expert has, with zeros for rows that are nobody's: for these the
-    kernel leaves what it finds, NaN among it, hence a mask on the way out and, for the gradient, on the way in.
+    kernel leaves what it finds, NaN among it, hence a mask on the way out and, for the gradient, on the way in. It
+    chooses, since the gradient of `masked_fill` multiplies in MindSpore 2.7, and 0 times NaN is NaN.
 
     Inputs: x <float>[R, a], one expert's rows behind another's; weight <float>[L, a, b]; sizes <int64>[L], rows of
     each; nobodys <bool>[R, 1]. Output: <float>[R, b].
@@ -81,8 +82,8 @@ class GroupedRows(nn.Cell):
         self.product = GroupedMatmul()
 
     def construct(self, x: Tensor, weight: Tensor, sizes: Tensor, nobodys: Tensor) -> Tensor:
-        y = self.product(ops.masked_fill(x, nobodys, 0.0), weight, sizes)
-        return ops.masked_fill(y, nobodys, 0.0)
+        y = self.product(ops.where(nobodys, 0.0, x), weight, sizes)
+        return ops.where(nobodys, 0.0, y)
 
 
 class TokenSort(nn.Cell):
