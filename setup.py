@@ -38,6 +38,7 @@ DOCS = [
     "ipykernel>=6",
 ]
 LM_EVAL = ["lm_eval>=0.4.9", "pyarrow<22"]  # newer pyarrow, which lm_eval's datasets would take, needs NumPy 2
+BENCH = ["torch>=2.1"]  # its gloo stands beside the mesh in `bench mesh`
 # A faster malloc, which scripts/environment.sh preloads.
 CPU = ["cmeel-mimalloc>=3; platform_system == 'Linux' and python_version >= '3.10'"]
 TEST_REQUIREMENTS = [
@@ -124,6 +125,7 @@ setup(
     cmdclass={"build_py": BuildWithResources},
     install_requires=REQUIREMENTS,
     extras_require={
+        "bench": BENCH,
         "cpu": CPU,
         "test": TEST_REQUIREMENTS,
         "tensorboard": TENSORBOARD,

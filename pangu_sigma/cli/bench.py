@@ -4,7 +4,16 @@ import argparse
 from typing import Any
 
 from locmoe_ops.errors import InputError
-from pangu_sigma.cli.arguments import add_command, add_family, from_zero, of_this_rank, rate, run_by_ranks, sizes
+from pangu_sigma.cli.arguments import (
+    add_command,
+    add_family,
+    add_plain,
+    from_zero,
+    of_this_rank,
+    rate,
+    run_by_ranks,
+    sizes,
+)
 from pangu_sigma.config.schema import Config
 from pangu_sigma.config.validate import validate
 from pangu_sigma.runtime.launch import is_worker
@@ -46,6 +55,17 @@ def add_bench(commands: Any) -> None:
     decode.add_argument(
         "--batch-sizes", type=sizes, default=(1, 2, 4, 8, 16), metavar="N,N,...", help="default: 1,2,4,8,16"
     )
+    mesh = add_plain(
+        benches, "mesh", "all-to-all and all-reduce of this machine's processes, beside plain sockets and gloo", _mesh
+    )
+    mesh.add_argument("--ranks", type=sizes, default=(2, 4), metavar="N,N,...", help="processes (default: 2,4)")
+    mesh.add_argument(
+        "--sizes",
+        type=sizes,
+        default=tuple(4 << 10 << 2 * place for place in range(7)),
+        metavar="N,N,...",
+        help="bytes of each rank's array (default: 4 KB to 16 MB)",
+    )
     add_command(benches, "router", "routers versus the dense gate: time, and bytes of their statistics", _router)
 
 
@@ -73,6 +93,12 @@ def _router(config: Config, options: argparse.Namespace) -> int:
     from pangu_sigma.bench.router import bench_router
 
     return bench_router(config)
+
+
+def _mesh(config: Config, options: argparse.Namespace) -> int:
+    from pangu_sigma.bench.mesh import bench_mesh
+
+    return bench_mesh(options.ranks, options.sizes)
 
 
 def _decode(config: Config, options: argparse.Namespace) -> int:
