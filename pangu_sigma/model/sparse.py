@@ -11,16 +11,23 @@ from locmoe_ops.collectives.interface import Collectives
 from locmoe_ops.dispatch.base import Dispatcher
 from locmoe_ops.dispatch.group_wise import AllGatherSlots, ReduceScatterSlots
 from locmoe_ops.dispatch.registry import dispatcher_spec, load_dispatcher
+from locmoe_ops.errors import InputError
 from locmoe_ops.experts import ExpertBank, ExpertKernels
 from locmoe_ops.moe import MoEFeedForward, MultiLevelRouting
-from locmoe_ops.router_registry import router_spec
+from locmoe_ops.router_registry import RouterSizes, router_spec
 from locmoe_ops.routers.balance import make_balance_bias
 from locmoe_ops.routers.base import Router, RouterContext, RoutingShape, make_router
 from locmoe_ops.routers.second import SecondExpert
 from locmoe_ops.routers.selection_bias import BalanceBias, LocalityBias, SelectionBias, Sum
 from locmoe_ops.tensor_parallel import SplitRegion
 from locmoe_ops.topology import ExpertPlacement, Placement, Topology, local_experts_table
-from pangu_sigma.config.derived import experts_per_group, layer_router, layer_routers, shared_ffn_hidden_size
+from pangu_sigma.config.derived import (
+    experts_per_group,
+    layer_router,
+    layer_routers,
+    router_sizes,
+    shared_ffn_hidden_size,
+)
 from pangu_sigma.config.schema import Config, RouterConfig
 from pangu_sigma.data.map_file import MapSizes, read_map
 from pangu_sigma.model.block import SharedExperts
@@ -188,9 +195,22 @@ def build_router(context: SparseContext, layer: int, layout_placement: ExpertPla
             kernels=context.shape.kernels,
         )
     )
+    _check_cost(options, router_sizes(context.config), router)
     if moe.dispatch.overflow == "repick":
         router.offer_second(SecondExpert(shape, layout, layout_placement))
     return router
+
+
+def _check_cost(options: RouterConfig, sizes: RouterSizes, router: Router) -> None:
+    """Raises InputError: the weights that the router's `cost` declares, by which plans are made, are not its own."""
+    declared = router_spec(options.type).cost(options.own, sizes).weights
+    planned = {name: tuple(shape) for name, shape in declared.items()}
+    built = {weight.name: tuple(weight.shape) for weight in router.trainable_params()}
+    if planned != built:
+        raise InputError(
+            f"moe.router.type {options.type}: its cost declares the weights {planned}, and it has {built}; expected "
+            "the same names and shapes"
+        )
 
 
 def _map_of_file(context: SparseContext, layer: int, router: RouterConfig, shape: RoutingShape) -> Optional[np.ndarray]:

@@ -15,7 +15,7 @@ import yaml
 import mindspore as ms
 from mindspore import Tensor
 
-from helpers.pages import OWN, write_own
+from helpers.pages import OWN, python_blocks, write_own
 from locmoe_ops import router_registry, routers
 from locmoe_ops.collectives.create import create_collectives
 from locmoe_ops.errors import InputError
@@ -85,6 +85,15 @@ def test_forward_equals_numpy(file):
     expected = 0.01 * 4 * (counts / 12) @ probabilities.mean(0)
     # float32: the rows' lengths are of order 0.1, so that 1e-12 under the root is 1e-10 of their squares
     assert float(report["aux_loss"].asnumpy()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_layer_from_python_runs_as_the_page_has_it(file, capsys, monkeypatch):
+    """Equal tokens want one expert."""
+    monkeypatch.chdir(file.parent)
+    found = {}
+    exec(python_blocks("routers.md")[1], found)
+    assert "CosineGate" in capsys.readouterr().out and found["y"].shape == (12, 16)
+    assert len(set(found["report"]["expert"].asnumpy()[:, 0].tolist())) == 1
 
 
 def test_trains_and_is_named_in_the_run(file, config, tmp_path):
@@ -227,3 +236,17 @@ def test_a_file_is_added_once_and_under_its_own_name(file, tmp_path):
     (other / file.name).write_text(file.read_text())
     with pytest.raises(InputError, match="there is a router xmoe already"):
         add_router_file(str(other / file.name))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [('"gate.wrong": (width, d)', '"gate.project": (width, d)'), ("(d, width)", "(width, d)")]
+)
+def test_a_cost_of_other_weights_than_the_routers_is_refused(file, config, wrong, right, tmp_path, capsys):
+    text = file.read_text(encoding="utf-8")
+    assert text.count(right) >= 1
+    head, _, rest = text.partition("weights = {")
+    file.write_text(f"{head}weights = {{{rest.replace(right, wrong, 1)}", encoding="utf-8")
+    words = ["--set", f"moe.router.type={NAME}", "--set", f"train.output_dir={tmp_path / 'run'}"]
+    assert main(["train", config, *use(file), *words]) == 2
+    told = capsys.readouterr().err
+    assert "xmoe: its cost declares the weights" in told and "expected the same names and shapes" in told
