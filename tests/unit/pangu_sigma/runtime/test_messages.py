@@ -180,6 +180,7 @@ PRINTS = {
     "audit.audit",
     "bench.all_to_all",
     "bench.decode",
+    "bench.mesh",
     "bench.router",
     "bench.self_test",
     "bench.step",
