@@ -86,13 +86,16 @@ class PlainSockets:
         found[self._rank] = array[self._rank]
         others = [(place, peer) for place, peer in enumerate(self._peers) if peer is not None]
         senders = [Thread(target=peer.sendall, args=(memoryview(array[place]).cast("B"),)) for place, peer in others]
+        buffered = array[0].nbytes <= _BUFFERED
         for sender in senders:
-            sender.run() if array[0].nbytes <= _BUFFERED else sender.start()
+            if buffered:
+                sender.run()
+            else:
+                sender.start()
         for place, peer in others:
             _receive(peer, memoryview(found[place]).cast("B"))
-        for sender in senders:
-            if sender.ident is not None:
-                sender.join()
+        for sender in [] if buffered else senders:
+            sender.join()
         return found
 
     def all_reduce(self, array: np.ndarray) -> np.ndarray:
